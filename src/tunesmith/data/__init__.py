@@ -1,0 +1,1 @@
+"""Rows: read and check them, split them, pack them. Imports no torch."""

@@ -1,0 +1,78 @@
+"""Everything that can go wrong for a user, as one tree.
+
+    TunesmithError            3   anything below, never raised itself
+    |-- RecipeError           4   the recipe file
+    |-- DataError             5   the rows
+    |-- ModelError            6   the base model or its tokenizer
+    |-- RunError              7   the run directory: missing stage, changed input, no permission
+    |-- TrainingError         8   non-finite loss, nothing to train
+    |-- ExportError           9   merging, conversion, quantisation, the deployed engine
+    `-- MissingPackage       20   an extra that is not installed
+
+The number is the exit code of the command line. Verdicts have their own (``evaluate/gate.py``): 0 deploy,
+10 prompting is enough, 11 not better, 12 too little data to tell. 2 is a usage error, 130 an interrupt.
+
+A message says what was found and what was expected, and where; ``hint`` says what to do next. Programmers get
+assertions; users get these.
+"""
+
+
+class TunesmithError(Exception):
+    """Base of all errors that a user can cause and mend.
+
+    Args:
+        message: what was found, what was expected, and where (file, line, row id, key).
+        hint: the next thing to do.
+    """
+
+    exit_code = 3
+
+    def __init__(self, message: str, hint: str = ""):
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\nhint: {self.hint}" if self.hint else self.message
+
+
+class RecipeError(TunesmithError):
+    """The recipe is not valid YAML, has an unknown key or a value out of range."""
+
+    exit_code = 4
+
+
+class DataError(TunesmithError):
+    """The data cannot be read, or a row is wrong."""
+
+    exit_code = 5
+
+
+class ModelError(TunesmithError):
+    """The base model or its tokenizer is missing, damaged or unsuitable."""
+
+    exit_code = 6
+
+
+class RunError(TunesmithError):
+    """The run directory lacks a stage's output, was made from other inputs, or cannot be written."""
+
+    exit_code = 7
+
+
+class TrainingError(TunesmithError):
+    """Training cannot go on: non-finite loss, no target modules, nothing supervised."""
+
+    exit_code = 8
+
+
+class ExportError(TunesmithError):
+    """Merging, conversion, quantisation or the deployed engine failed."""
+
+    exit_code = 9
+
+
+class MissingPackage(TunesmithError):
+    """A verb needs an extra that is not installed."""
+
+    exit_code = 20

@@ -1,0 +1,173 @@
+"""Find the base model, whatever the recipe calls it, and load it.
+
+A hub id, a directory and a ``.gguf`` file all become a Hugging Face directory of safetensors. A GGUF is dequantised
+once and the result is kept in the cache under the file's sha256; the second run starts from there (1 s instead of 25).
+transformers refuses ``save_pretrained`` on a model that it loaded from a GGUF, so the weights are copied into a fresh
+model built from the same configuration.
+
+Nothing is substituted: the model that is named is loaded, or it is an error. No remote code, no pickle.
+"""
+
+import contextlib
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from tunesmith import hardware
+from tunesmith.errors import ModelError
+from tunesmith.models.attention import PACKED
+from tunesmith.rundir import sha256_file, whole_directory
+from tunesmith.track import say
+
+transformers.utils.logging.disable_progress_bar()
+transformers.utils.logging.set_verbosity_error()
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def find_model(model: str, revision: str | None = None, sha256: str | None = None) -> Path:
+    """The local directory of a model, converted or downloaded when need be.
+
+    Args:
+        model: hub id, directory or ``.gguf`` file.
+        revision: commit of a hub id.
+        sha256: expected hash of a ``.gguf`` file.
+
+    Raises:
+        ModelError: nothing there, a damaged file, another hash, or no way to the hub.
+    """
+    path = Path(model)
+    if model.endswith(".gguf"):
+        return _convert_gguf(path, sha256)
+    if sha256 is not None:
+        raise ModelError(f"{model}: model_sha256 is for .gguf files", "use revision for a hub id")
+    if path.is_absolute():
+        if not path.is_dir():
+            raise ModelError(f"{model}: no such model", "give a directory with config.json, a .gguf file or a hub id")
+        if not (path / "config.json").exists():
+            raise ModelError(f"{model}: no config.json there", "give the directory that save_pretrained wrote")
+        return path
+    return _download(model, revision)
+
+
+def load_tokenizer(directory: Path) -> Tokenizer:
+    """The tokenizer of a model directory.
+
+    Raises:
+        ModelError: none there, or damaged.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(directory)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{directory}: the tokenizer cannot be loaded: {error}", "is tokenizer.json there?") from error
+
+
+def load_model(directory: Path, dtype: str) -> PreTrainedModel:
+    """A stock causal language model, frozen, with packed attention at hand.
+
+    Args:
+        directory: Hugging Face model directory with safetensors.
+        dtype: ``fp32`` or ``bf16``.
+
+    Raises:
+        ModelError: no safetensors, unknown architecture, damaged file.
+    """
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{directory}: the model cannot be loaded: {error}", "are the safetensors complete?") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{directory}: {len(missing)} weights are not in the checkpoint, first {missing[0]}",
+            "they would be random numbers; get the whole checkpoint",
+        )
+    return model.requires_grad_(False).eval()
+
+
+@contextlib.contextmanager
+def packed(model: PreTrainedModel):  # noqa: ANN201 - a context manager of nothing
+    """Within the block the model attends per document and takes ``cu_seqlens``; afterwards as before."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(PACKED)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def decoder(model: PreTrainedModel) -> torch.nn.Module:
+    """The part of a causal language model that turns ids into the last hidden states (everything but the head)."""
+    return model.base_model
+
+
+def head_weight(model: PreTrainedModel) -> torch.Tensor:
+    """Output embedding, shape (V, D)."""
+    head = model.get_output_embeddings()
+    assert isinstance(head, torch.nn.Linear) and head.bias is None
+    return head.weight
+
+
+def _convert_gguf(path: Path, expected: str | None) -> Path:
+    if not path.is_file():
+        raise ModelError(f"{path}: no such model file", "check the path; it is relative to the recipe file")
+    digest = sha256_file(path)
+    if expected is not None and digest != expected:
+        raise ModelError(f"{path}: sha256 is {digest}, the recipe expects {expected}", "get the file again")
+    target = hardware.cache_dir() / "models" / digest[:16]
+    if target.exists():
+        return target
+    _check_gguf_is_whole(path)
+    say(f"converting {path.name} to safetensors (once; kept in {target})")
+    try:
+        folder, name = str(path.parent), path.name
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+        )
+        config = AutoConfig.from_pretrained(folder, gguf_file=name)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{path}: cannot be read as a GGUF model: {error}", "get the file again") from error
+    tokenizer.model_max_length = config.max_position_embeddings
+    fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    fresh.load_state_dict(loaded.state_dict(), strict=True)
+    fresh.generation_config = loaded.generation_config
+    try:
+        with whole_directory(target) as temporary:
+            fresh.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+    except OSError as error:
+        raise ModelError(f"{target}: cannot be written: {error.strerror}", "set XDG_CACHE_HOME") from error
+    return target
+
+
+def _check_gguf_is_whole(path: Path) -> None:
+    """Refuse a GGUF whose tensors reach beyond the end of the file (a download cut short)."""
+    import gguf
+
+    try:
+        gguf.GGUFReader(path)
+    except (ValueError, IndexError, KeyError, OSError) as error:
+        raise ModelError(
+            f"{path}: not a whole GGUF file ({path.stat().st_size:,} bytes): {error}", "get the file again"
+        ) from error
+
+
+def _download(model: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        patterns = ["*.safetensors", "*.json", "*.jinja", "*.model"]
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"{model}: no such file or directory, and the hub does not have it either: {reason}",
+            "check the spelling; a local path starts with ./ or / or ends in .gguf",
+        ) from error

