@@ -54,6 +54,10 @@ class Renderer:
         """Token ids of a prompt that the assistant is to answer."""
         return self._encode(self.text(messages, generate=True))["input_ids"]
 
+    def answer_ids(self, messages: list[Message]) -> list[int]:
+        """Token ids of the last turn's content alone, plus one for its end of turn."""
+        return [*self._encode(messages[-1]["content"])["input_ids"], self.stop_ids[0]]
+
     def render(self, messages: list[Message]) -> Rendered:
         """Token ids and supervision of a conversation that ends with an answer.
 

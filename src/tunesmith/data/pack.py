@@ -9,18 +9,12 @@ finds its place by counting.
 """
 
 import random
-from dataclasses import dataclass
+
+Pack = tuple[int, ...]  # documents of one micro-batch
+Step = tuple[int, list[Pack]]  # epoch, and the micro-batches of one optimizer step
 
 
-@dataclass(frozen=True)
-class Step:
-    """One optimizer step: micro-batches of document indices."""
-
-    epoch: int
-    packs: tuple[tuple[int, ...], ...]
-
-
-def pack_documents(documents: list[int], lengths: list[int], max_length: int) -> list[tuple[int, ...]]:
+def pack_documents(documents: list[int], lengths: list[int], max_length: int) -> list[Pack]:
     """Best-fit-decreasing packs of at most ``max_length`` tokens.
 
     Args:
@@ -53,8 +47,8 @@ def plan_steps(lengths: list[int], epochs: int, tokens_per_step: int, max_length
             documents.append(document)
             tokens += lengths[document]
             if tokens >= tokens_per_step:
-                steps.append(Step(epoch, tuple(pack_documents(documents, lengths, max_length))))
+                steps.append((epoch, pack_documents(documents, lengths, max_length)))
                 documents, tokens = [], 0
         if documents:
-            steps.append(Step(epoch, tuple(pack_documents(documents, lengths, max_length))))
+            steps.append((epoch, pack_documents(documents, lengths, max_length)))
     return steps

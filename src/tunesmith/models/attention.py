@@ -17,7 +17,27 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from tunesmith.errors import ModelError
+
 PACKED = "tunesmith_packed"
+
+
+def refuse_variants(variants: dict[str, Any], longest: int) -> None:
+    """Refuse attention that is not plain causal: what a layer asks for is never left out in silence.
+
+    Args:
+        variants: the keywords that a stock layer hands to its attention function.
+        longest: tokens of the longest document; a sliding window that covers it changes nothing.
+
+    Raises:
+        ModelError: soft-capped scores, attention sinks, or a window shorter than a document.
+    """
+    window = variants.get("sliding_window")
+    if window is not None and longest > window:
+        raise ModelError(f"sliding-window attention ({window}) is not supported for {longest} tokens", "lower max_length")
+    for name in ("softcap", "s_aux"):
+        if variants.get(name) is not None:
+            raise ModelError(f"attention with {name} is not supported yet", "choose a model with plain causal attention")
 
 
 def packed_attention(
@@ -29,7 +49,7 @@ def packed_attention(
     *,
     scaling: float,
     cu_seqlens: list[int],
-    **_: Any,
+    **variants: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each document of a pack.
 
@@ -44,6 +64,7 @@ def packed_attention(
     """
     assert attention_mask is None, "packed attention takes document borders, not a mask"
     lengths = [b - a for a, b in zip(cu_seqlens, cu_seqlens[1:], strict=False)]
+    refuse_variants(variants, longest=max(lengths))
     groups = query_1HTK.shape[1] // key_1GTK.shape[1]
     if groups > 1:
         key_1GTK = key_1GTK.repeat_interleave(groups, dim=1)

@@ -9,6 +9,7 @@ Nothing is substituted: the model that is named is loaded, or it is an error. No
 """
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -18,7 +19,6 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from tunesmith import hardware
 from tunesmith.errors import ModelError
-from tunesmith.models.attention import PACKED
 from tunesmith.rundir import sha256_file, whole_directory
 from tunesmith.track import say
 
@@ -91,10 +91,10 @@ def load_model(directory: Path, dtype: str) -> PreTrainedModel:
 
 
 @contextlib.contextmanager
-def packed(model: PreTrainedModel):  # noqa: ANN201 - a context manager of nothing
-    """Within the block the model attends per document and takes ``cu_seqlens``; afterwards as before."""
+def attention(model: PreTrainedModel, implementation: str) -> Iterator[None]:
+    """Within the block the model uses another attention function of ours; afterwards its own again."""
     before = model.config._attn_implementation
-    model.set_attn_implementation(PACKED)
+    model.set_attn_implementation(implementation)
     try:
         yield
     finally:

@@ -19,16 +19,19 @@ import torch
 from transformers import PreTrainedModel
 
 from tunesmith import hardware
-from tunesmith.data.pack import Step, pack_documents, plan_steps
 from tunesmith.errors import TrainingError
 from tunesmith.kernels.cross_entropy import linear_cross_entropy
 from tunesmith.layers.lora import LoRALinear
-from tunesmith.models.load import decoder, head_weight, packed
+from tunesmith.models.attention import PACKED
+from tunesmith.models.load import attention, decoder, head_weight
 from tunesmith.recipe import Recipe
 from tunesmith.track import MetricsLog, progress, say
 from tunesmith.train.checkpoint import Progress, checkpoint_path, load_checkpoint, newest_checkpoint, save_checkpoint
 from tunesmith.train.documents import Documents, Pack, make_pack
 from tunesmith.train.schedule import learning_rate
+
+
+Step = tuple[int, list[tuple[int, ...]]]  # epoch, and documents of each micro-batch: as data/pack.py plans them
 
 
 @dataclass(frozen=True)
@@ -73,12 +76,12 @@ def step_gradients(model: PreTrainedModel, packs: list[Pack]) -> tuple[float, fl
 
 
 @torch.no_grad()
-def mean_loss(model: PreTrainedModel, documents: Documents, max_length: int) -> float:
-    """Mean cross-entropy (nats a supervised token) over documents, without dropout."""
+def mean_loss(model: PreTrainedModel, documents: Documents, packs: list[tuple[int, ...]]) -> float:
+    """Mean cross-entropy (nats a supervised token) over packs of documents, without dropout."""
     was_training = model.training
     model.eval()
     loss, total = 0.0, 0
-    for chosen in pack_documents(list(range(len(documents))), documents.lengths, max_length):
+    for chosen in packs:
         pack = make_pack(documents, chosen)
         loss += float(pack_loss(model, pack)[0])
         total += len(pack.target_N)
@@ -99,7 +102,9 @@ def fit(
     model: PreTrainedModel,
     layers: dict[str, LoRALinear],
     train: Documents,
+    steps: list[Step],
     dev: Documents,
+    dev_packs: list[tuple[int, ...]],
     recipe: Recipe,
     checkpoints: Path,
     metrics: MetricsLog,
@@ -108,6 +113,8 @@ def fit(
     """Train the adapter, keep a checkpoint per dev loss, and name the best.
 
     Args:
+        steps: all optimizer steps in order, documents of ``train`` by index.
+        dev_packs: documents of ``dev`` by index, packed.
         inputs: fingerprint of data, model and recipe; only checkpoints that carry it are resumed from.
 
     Raises:
@@ -116,13 +123,10 @@ def fit(
     hardware.keep_freed_memory()
     parameters = [p for layer in layers.values() for p in (layer.lora_A, layer.lora_B)]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.train.learning_rate, weight_decay=0.0)
-    steps = plan_steps(
-        train.lengths, recipe.train.num_train_epochs, recipe.train.tokens_per_step, recipe.train.max_length, recipe.seed
-    )
     eval_steps = _eval_steps(steps, recipe.train.evals_per_epoch)
     done = _resume(checkpoints, inputs, layers, optimizer, metrics)
     seconds, tokens, since_eval = 0.0, 0, []
-    with packed(model.train()), progress("training", len(steps)) as bar:
+    with attention(model.train(), PACKED), progress("training", len(steps)) as bar:
         bar.advance(done.step)
         while done.step < len(steps):
             started = time.perf_counter()
@@ -133,13 +137,13 @@ def fit(
             since_eval.append(record["loss"])
             note = f"loss {record['loss']:.3f}  {tokens / seconds:,.0f} tokens/s"
             if done.step in eval_steps:
-                dev_loss = mean_loss(model, dev, recipe.train.max_length)
+                dev_loss = mean_loss(model, dev, dev_packs)
                 done.dev_losses.append((done.step, dev_loss, sum(since_eval) / len(since_eval)))
                 since_eval = []
                 record["dev_loss"] = dev_loss
                 note += f"  dev {dev_loss:.3f}"
                 save_checkpoint(checkpoints, layers, optimizer, done)
-            metrics.append({"step": done.step, "epoch": steps[done.step - 1].epoch, **record})
+            metrics.append({"step": done.step, "epoch": steps[done.step - 1][0], **record})
             bar.advance(note=note)
     overfit = is_overfitting(done.dev_losses)
     if overfit:
@@ -160,12 +164,12 @@ def _optimizer_step(
     rate = learning_rate(recipe.train, number, total_steps)
     for group in optimizer.param_groups:
         group["lr"] = rate
-    packs = [make_pack(train, chosen) for chosen in step.packs]
+    packs = [make_pack(train, chosen) for chosen in step[1]]
     loss, accuracy = step_gradients(model, packs)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, recipe.train.max_grad_norm))
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-        documents = sorted(d for chosen in step.packs for d in chosen)
+        documents = sorted(d for chosen in step[1] for d in chosen)
         raise TrainingError(
             f"step {number + 1}: loss {loss}, gradient norm {grad_norm} on train documents {documents[:20]}",
             "lower train.learning_rate, or use base: fp32",
@@ -179,8 +183,8 @@ def _optimizer_step(
 def _eval_steps(steps: list[Step], evals_per_epoch: int) -> set[int]:
     """Numbers of steps done after which the dev loss is taken: evenly in each epoch, its end included."""
     chosen: set[int] = set()
-    for epoch in {step.epoch for step in steps}:
-        members = [number for number, step in enumerate(steps, start=1) if step.epoch == epoch]
+    for epoch in {epoch for epoch, _ in steps}:
+        members = [number for number, step in enumerate(steps, start=1) if step[0] == epoch]
         for part in range(1, evals_per_epoch + 1):
             chosen.add(members[max(0, round(len(members) * part / evals_per_epoch) - 1)])
     return chosen

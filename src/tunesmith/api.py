@@ -1,0 +1,442 @@
+"""One function per verb; each composes the stages and keeps the run directory's books.
+
+A stage is imported by the verb that needs it, so that ``check`` and ``--help`` start without torch. A verb whose inputs
+did not change is skipped; one whose predecessor is missing says which to run.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunesmith import hardware
+from tunesmith.errors import DataError, RunError
+from tunesmith.recipe import PROMPT_ARMS, Recipe, load_recipe
+from tunesmith.rundir import (
+    RunDir,
+    fingerprint,
+    git_state,
+    package_versions,
+    read_json,
+    read_rows,
+    sha256_file,
+    whole_directory,
+    write_json,
+    write_rows,
+)
+from tunesmith.track import MetricsLog, say, write_csv
+
+if TYPE_CHECKING:
+    from tunesmith.chat.render import Renderer
+    from tunesmith.infer.engine import Engine
+    from tunesmith.infer.in_process import InProcessEngine
+
+
+def open_run(target: Path, out: Path | None = None) -> RunDir:
+    """The run of a target: an existing run directory, or a recipe, whose run is ``runs/<name>`` unless ``out`` is given."""
+    if target.is_dir():
+        return RunDir.open(target)
+    recipe = load_recipe(target)
+    return RunDir.create(out or Path("runs") / str(recipe.name), recipe)
+
+
+def check(path: Path) -> dict[str, int]:
+    """Check a data file without a recipe. Returns rows, messages, and rows whose prompt stands in an earlier row."""
+    from tunesmith.data.read import read_rows as read_messages
+    from tunesmith.data.split import repeated_prompts
+
+    rows = read_messages(path)
+    return {
+        "rows": len(rows),
+        "messages": sum(len(row.messages) for row in rows),
+        "repeated_prompts": repeated_prompts(rows),
+    }
+
+
+def data(run: RunDir) -> None:
+    """Read, check and split the rows into ``data/{train,dev,test}.jsonl``."""
+    from tunesmith.data.read import read_rows as read_messages
+    from tunesmith.data.split import repeated_prompts, split_rows
+
+    recipe = run.recipe()
+    rows = read_messages(recipe.data.path)
+    digest = sha256_file(recipe.data.path)
+    key = fingerprint(digest, recipe.data.test_fraction, recipe.data.dev_fraction, recipe.seed)
+    with _stage(run, "data", key) as needed:
+        if not needed:
+            return
+        parts = split_rows(rows, recipe.data.test_fraction, recipe.data.dev_fraction, recipe.seed)
+        for part, members in parts.items():
+            write_rows(run.data / f"{part}.jsonl", [row.as_dict() for row in members])
+        write_json(run.data / "split.json", {part: [row.id for row in members] for part, members in parts.items()})
+        counts = {part: len(members) for part, members in parts.items()}
+        repeated = repeated_prompts(rows)
+        write_json(run.data / "report.json", {"rows": len(rows), **counts, "repeated_prompts": repeated})
+        run.add_to_manifest(
+            data={"path": str(recipe.data.path), "sha256": digest},
+            seed=recipe.seed,
+            packages=package_versions(),
+            git=git_state(Path.cwd()),
+            hardware=hardware.describe(),
+        )
+        say(f"data: {len(rows)} rows, {counts['train']} train, {counts['dev']} dev, {counts['test']} test (sealed)")
+        if repeated:
+            say(f"data: {repeated} rows repeat an earlier prompt and stay on its side of the split")
+
+
+def render(run: RunDir) -> None:
+    """Render train and dev with the model's template into ``data/rendered.safetensors``."""
+    from tunesmith.chat.render import with_system
+    from tunesmith.train.documents import make_documents, save_documents
+
+    recipe = run.recipe()
+    directory, renderer = _renderer(recipe)
+    max_length = recipe.train.max_length
+    key = fingerprint(run.key_of("data"), _model_key(directory), recipe.task.short_prompt, max_length)
+    with _stage(run, "render", key) as needed:
+        if not needed:
+            return
+        parts, lengths, longest_answer = {}, {}, 0
+        for part in ("train", "dev"):
+            rendered = []
+            for row in read_rows(run.data / f"{part}.jsonl"):
+                document = renderer.render(with_system(row["messages"], recipe.task.short_prompt))
+                rendered.append((document.ids, document.supervised))
+                lengths[row["id"]] = len(document.ids)
+                if part == "train":
+                    longest_answer = max(longest_answer, len(renderer.answer_ids(row["messages"])))
+            parts[part] = make_documents(rendered)
+        _refuse_too_long(lengths, max_length)
+        save_documents(run.rendered_file, parts)
+        supervised = int(parts["train"].supervised_T.sum())
+        tokens = len(parts["train"].ids_T)
+        budget = recipe.task.max_new_tokens or longest_answer + longest_answer // 4
+        write_json(
+            run.data / "rendered.json",
+            {"train_tokens": tokens, "supervised": supervised, "longest": max(lengths.values()), "max_new_tokens": budget},
+        )
+        template = str(renderer.tokenizer.chat_template)
+        run.add_to_manifest(model=_model_facts(recipe, directory), template_sha256=fingerprint(template))
+        say(f"render: {tokens:,} train tokens, {100 * supervised / tokens:.0f} % supervised, longest row {max(lengths.values())}")
+        derived = "given" if recipe.task.max_new_tokens else f"longest train answer {longest_answer} + 25 %"
+        say(f"render: at most {budget} new tokens an answer ({derived})")
+
+
+def train(run: RunDir) -> None:
+    """Train the adapter and write the best one to ``adapter/``."""
+    from tunesmith.data.pack import pack_documents, plan_steps
+    from tunesmith.models.adapter import load_adapter_state, read_adapter, save_adapter
+    from tunesmith.models.load import load_model
+    from tunesmith.models.swap import add_lora
+    from tunesmith.train.documents import load_documents
+    from tunesmith.train.loop import fit
+
+    recipe = run.recipe()
+    directory = _model_directory(recipe)
+    key = fingerprint(run.key_of("render"), recipe.base, recipe.lora.model_dump(), recipe.train.model_dump(), recipe.seed)
+    with _stage(run, "train", key) as needed:
+        if not needed:
+            return
+        model = load_model(directory, recipe.base)
+        layers = add_lora(model, recipe.lora, recipe.seed)
+        trained_weights = sum(layer.lora_A.numel() + layer.lora_B.numel() for layer in layers.values())
+        say(f"train: LoRA on {len(layers)} linear layers, {trained_weights:,} weights, base {recipe.base}")
+        documents = {part: load_documents(run.rendered_file, part) for part in ("train", "dev")}
+        settings = recipe.train
+        steps = plan_steps(
+            documents["train"].lengths, settings.num_train_epochs, settings.tokens_per_step, settings.max_length, recipe.seed
+        )
+        dev = documents["dev"]
+        dev_packs = pack_documents(list(range(len(dev))), dev.lengths, settings.max_length)
+        trained = fit(
+            model, layers, documents["train"], steps, dev, dev_packs, recipe, run.checkpoints, MetricsLog(run.metrics_file), key
+        )
+        load_adapter_state(layers, read_adapter(trained.checkpoint))
+        with whole_directory(run.adapter) as temporary:
+            save_adapter(temporary, layers, recipe.lora, recipe.model)
+        write_csv(run.metrics_file, run.metrics_file.with_suffix(".csv"))
+        best = min(trained.progress.dev_losses, key=lambda entry: entry[1])
+        facts = {
+            "steps": len(steps),
+            "best_step": best[0],
+            "best_dev_loss": best[1],
+            "tokens_per_second": round(trained.tokens_per_second, 1),
+            "overfit": trained.overfit,
+            "trained_weights": trained_weights,
+            "target_layers": len(layers),
+        }
+        run.add_to_manifest(training=facts)
+        say(f"train: best dev loss {best[1]:.4f} at step {best[0]} of {len(steps)}, {trained.tokens_per_second:,.0f} tokens/s")
+
+
+def export(run: RunDir) -> None:
+    """Merge the adapter and write the GGUF files of the recipe."""
+    from tunesmith.export import gguf
+    from tunesmith.export.merge import merge
+
+    recipe = run.recipe()
+    key = fingerprint(run.key_of("train"), recipe.export.model_dump())
+    with _stage(run, "export", key) as needed:
+        if not needed:
+            return
+        merge(_model_directory(recipe), run.adapter, run.merged)
+        f16 = _gguf_path(run, "F16")
+        say("export: converting to GGUF (F16) with llama.cpp's converter")
+        gguf.convert(run.merged, f16)
+        files = {"F16": gguf.describe(f16)}
+        for file_type in recipe.export.gguf:
+            if file_type != "F16":
+                files[file_type] = gguf.quantize(f16, _gguf_path(run, file_type), file_type)
+        if "F16" not in recipe.export.gguf:
+            f16.unlink()
+            del files["F16"]
+        write_json(run.export / "export.json", files)
+        for file_type, facts in files.items():
+            say(f"export: {file_type} {facts['bytes'] / 1e6:.0f} MB, {facts['bits_per_weight']:.2f} bits a weight")
+
+
+def evaluate(run: RunDir, arms: tuple[str, ...] | None = None) -> None:
+    """Score arms (all of the recipe's when not named) on the sealed test part."""
+    from tunesmith.evaluate import prompts
+    from tunesmith.evaluate.arms import run_arm
+    from tunesmith.evaluate.metrics import make_scorer
+
+    recipe = run.recipe()
+    run.key_of("render")
+    unknown = set(arms or ()) - set(recipe.evaluate.arms)
+    if unknown:
+        raise RunError(f"{sorted(unknown)[0]}: not an arm of this recipe", f"arms: {', '.join(recipe.evaluate.arms)}")
+    budget = read_json(run.data / "rendered.json")["max_new_tokens"]
+    scorer = make_scorer(recipe.task.metric, recipe.task.json_schema)
+    parts = {part: read_rows(run.data / f"{part}.jsonl") for part in ("train", "dev", "test")}
+    _check_references(parts["test"] + parts["dev"], scorer)
+    by_id = {row["id"]: row for row in parts["train"]}
+    base = _Once(lambda: _in_process(recipe, None))
+    for arm in arms or recipe.evaluate.arms:
+        demonstrations: list[dict[str, Any]] = []
+        if arm in PROMPT_ARMS:
+            choice = _selection(run, recipe, base, parts, scorer, budget)
+            demonstrations = [by_id[row_id] for row_id in choice["few_shot"]] if arm == "few_shot" else []
+            asked = [prompts.prompted(recipe, row, demonstrations) for row in parts["test"]]
+        else:
+            asked = [prompts.tuned(recipe, row) for row in parts["test"]]
+        model_key, engine = _engine_of(run, recipe, arm, base, asked, budget)
+        scoring = (recipe.task.metric, recipe.task.json_schema and sha256_file(recipe.task.json_schema))
+        arm_key = fingerprint(model_key, asked, scoring, budget)
+        with _stage(run, f"evaluate {arm}", arm_key) as needed:
+            if needed:
+                run_arm(run.evaluation / arm, engine, arm_key, parts["test"], asked, scorer, budget)
+                _log_reading(run, arm, arm_key)
+
+
+def verdict(run: RunDir) -> dict[str, Any]:
+    """Decide from the arms' outputs; writes and returns ``evaluation/verdict.json``."""
+    from tunesmith.evaluate import gate
+
+    recipe = run.recipe()
+    outputs = {}
+    for arm in recipe.evaluate.arms:
+        run.key_of(f"evaluate {arm}")
+        outputs[arm] = read_rows(run.evaluation / arm / "outputs.jsonl")
+    choice = read_json(run.evaluation / "selection.json")
+    result = gate.verdict(outputs, choice["best_prompt"], recipe.task.min_gain)
+    result["selection"] = choice
+    write_json(run.verdict_file, result)
+    return result
+
+
+def report(run: RunDir) -> Path:
+    """Write ``report.html`` from what the run directory holds; needs a verdict."""
+    from tunesmith.report.page import write_report
+
+    if not run.verdict_file.exists():
+        raise RunError(f"{run.path}: no verdict yet", f"run: tunesmith verdict {run.path}")
+    write_report(run)
+    return run.report_file
+
+
+def run(directory: RunDir) -> dict[str, Any]:
+    """All stages in order, prompts first: they cost no training and may already be enough. Returns the verdict."""
+    arms = directory.recipe().evaluate.arms
+    data(directory)
+    render(directory)
+    evaluate(directory, tuple(arm for arm in arms if arm in PROMPT_ARMS))
+    train(directory)
+    if "tuned" in arms:
+        evaluate(directory, ("tuned",))
+    export(directory)
+    if "deployed" in arms:
+        evaluate(directory, ("deployed",))
+    result = verdict(directory)
+    report(directory)
+    return result
+
+
+def chat(run: RunDir, compare: bool = False) -> Callable[[list[dict[str, str]]], dict[str, str]]:
+    """The tuned model (and with ``compare`` the base) to talk to.
+
+    Returns:
+        A function from a conversation to ``{"tuned": answer}``, or with the base's answer beside it.
+    """
+    from tunesmith.chat.render import with_system
+
+    recipe = run.recipe()
+    run.key_of("train")
+    engines = {"base": _in_process(recipe, None)} if compare else {}
+    engines["tuned"] = _in_process(recipe, run.adapter)
+    budget = read_json(run.data / "rendered.json")["max_new_tokens"]
+    system = {"base": recipe.task.prompt, "tuned": recipe.task.short_prompt}
+
+    def answer(conversation: list[dict[str, str]]) -> dict[str, str]:
+        return {
+            name: engine.generate([with_system(conversation, system[name])], budget, lambda _: None)[0].text
+            for name, engine in engines.items()
+        }
+
+    return answer
+
+
+@contextmanager
+def _stage(run: RunDir, name: str, key: str) -> Iterator[bool]:
+    """Run a block as a stage: skipped (False) when done with this key, else timed and recorded when it ends well."""
+    if run.is_done(name, key):
+        say(f"{name}: up to date")
+        yield False
+        return
+    hardware.reset_peak_memory()
+    started = time.perf_counter()
+    yield True
+    run.mark_done(name, key, time.perf_counter() - started, hardware.peak_memory())
+
+
+class _Once:
+    """A value made when first asked for."""
+
+    def __init__(self, make: "Callable[[], InProcessEngine]"):
+        self._make = make
+        self._value: InProcessEngine | None = None
+
+    def __call__(self) -> "InProcessEngine":
+        if self._value is None:
+            self._value = self._make()
+        return self._value
+
+
+def _model_directory(recipe: Recipe) -> Path:
+    from tunesmith.models.load import find_model
+
+    return find_model(recipe.model, recipe.revision, recipe.model_sha256)
+
+
+def _renderer(recipe: Recipe) -> "tuple[Path, Renderer]":
+    from tunesmith.chat.render import Renderer
+    from tunesmith.models.load import load_tokenizer
+
+    directory = _model_directory(recipe)
+    return directory, Renderer(load_tokenizer(directory))
+
+
+def _model_key(directory: Path) -> str:
+    """Fingerprint of a model directory: names, sizes and (for small files) contents."""
+    facts = []
+    for file in sorted(directory.iterdir()):
+        if file.is_file():
+            small = file.suffix in {".json", ".jinja"}
+            facts.append((file.name, file.stat().st_size, sha256_file(file) if small else file.stat().st_mtime_ns))
+    return fingerprint(facts)
+
+
+def _model_facts(recipe: Recipe, directory: Path) -> dict[str, Any]:
+    hashes = {file.name: sha256_file(file) for file in sorted(directory.iterdir()) if file.is_file()}
+    return {"id": recipe.model, "revision": recipe.revision, "sha256": recipe.model_sha256, "files": hashes}
+
+
+def _in_process(recipe: Recipe, adapter: Path | None) -> "InProcessEngine":
+    from tunesmith.infer.in_process import InProcessEngine
+    from tunesmith.models.adapter import load_adapter_state, read_adapter
+    from tunesmith.models.load import load_model
+    from tunesmith.models.swap import add_lora
+
+    directory, renderer = _renderer(recipe)
+    model = load_model(directory, recipe.base)
+    if adapter is not None:
+        load_adapter_state(add_lora(model, recipe.lora, recipe.seed), read_adapter(adapter))
+    return InProcessEngine(model, renderer, recipe.evaluate.batch_size)
+
+
+def _engine_of(
+    run: RunDir, recipe: Recipe, arm: str, base: _Once, asked: list[list[dict[str, str]]], budget: int
+) -> "tuple[str, Callable[[], Engine]]":
+    """Fingerprint of an arm's weights, and how to make its engine."""
+    if arm in PROMPT_ARMS:
+        return fingerprint(_model_key(_model_directory(recipe)), recipe.base), base
+    if arm == "tuned":
+        return run.key_of("train"), lambda: _in_process(recipe, run.adapter)
+    gguf = _gguf_path(run, recipe.export.gguf[-1])
+
+    def llama_cpp() -> "Engine":
+        from tunesmith.infer.llama_cpp import LlamaCppEngine
+
+        _, renderer = _renderer(recipe)
+        longest = max(len(renderer.prompt_ids(prompt)) for prompt in asked)
+        return LlamaCppEngine(gguf, longest + budget + 64)
+
+    return run.key_of("export"), llama_cpp
+
+
+def _selection(
+    run: RunDir, recipe: Recipe, base: _Once, parts: dict[str, list[dict[str, Any]]], scorer: Any, budget: int
+) -> dict[str, Any]:
+    from tunesmith.evaluate.select import select_prompt
+
+    target = run.evaluation / "selection.json"
+    key = fingerprint(
+        run.key_of("data"),
+        _model_key(_model_directory(recipe)),
+        recipe.base,
+        recipe.task.model_dump(mode="json"),
+        recipe.evaluate.model_dump(mode="json"),
+        budget,
+    )
+    with _stage(run, "select prompt", key) as needed:
+        if needed:
+            choice = select_prompt(recipe, base(), parts["train"], parts["dev"], scorer, budget, target)
+            say(f"select prompt: {choice['best_prompt']} leads on dev" + (f" ({choice['few_shot_name']})" if choice["few_shot"] else ""))
+    return read_json(target)
+
+
+def _gguf_path(run: RunDir, file_type: str) -> Path:
+    return run.export / f"{run.recipe().name}-{file_type}.gguf"
+
+
+def _log_reading(run: RunDir, arm: str, key: str) -> None:
+    """The test part is sealed; every reading of it is written down."""
+    with (run.evaluation / "test_readings.jsonl").open("a", encoding="utf-8") as file:
+        file.write(f'{{"arm": "{arm}", "key": "{key[:16]}", "at": "{datetime.now(UTC).isoformat(timespec="seconds")}"}}\n')
+
+
+def _refuse_too_long(lengths: dict[str, int], max_length: int) -> None:
+    too_long = {row_id: length for row_id, length in lengths.items() if length > max_length}
+    if too_long:
+        shown = ", ".join(f"{row_id} ({length})" for row_id, length in list(too_long.items())[:20])
+        raise DataError(
+            f"{len(too_long)} rows are longer than train.max_length {max_length} tokens: {shown}",
+            f"train.max_length: {max(lengths.values())} keeps all rows; nothing is ever cut",
+        )
+
+
+def _check_references(rows: list[dict[str, Any]], scorer: Any) -> None:
+    """Every reference must score 1 against itself, or the metric does not fit the data."""
+    for row in rows:
+        reference = row["messages"][-1]["content"]
+        try:
+            fits = scorer(reference, reference)["score"] == 1.0
+        except ValueError:
+            fits = False
+        if not fits:
+            raise DataError(
+                f"row {row['id']}, line {row['line']}: its own reference does not score under task.metric: {reference[:80]!r}",
+                "choose another metric, or mend the row",
+            )

@@ -1,0 +1,1 @@
+"""Score the arms on the sealed test part and decide."""

@@ -1,0 +1,1 @@
+"""From the best checkpoint to the forms that are deployed."""

@@ -1,0 +1,1 @@
+"""Generate text: transformers in process, and llama.cpp in process, behind one small interface."""

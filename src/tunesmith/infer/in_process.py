@@ -1,0 +1,126 @@
+"""Greedy decoding with transformers: batched, left-padded, the prompts' common beginning computed once.
+
+Of a few-shot prompt of a thousand tokens some thirty differ from row to row; the rest is computed once for all batches
+(``infer/shared_prefix.py``). Rows leave the batch when they end, so one rambling answer does not keep thirty finished
+ones computing. ``model.generate`` does neither; it is the oracle in the tests.
+
+Shape suffixes: B rows of the batch, S new tokens of a step (the suffix, then 1), C own tokens so far.
+"""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tunesmith import hardware
+from tunesmith.chat.render import Renderer
+from tunesmith.errors import RunError
+from tunesmith.infer.engine import Answer, Message
+from tunesmith.infer.shared_prefix import SHARED_PREFIX, Prefix, RowCache, compute_prefix
+from tunesmith.models.load import attention
+
+MIN_SHARED = 8  # tokens of common prefix from which sharing it is worth a forward pass of its own
+
+
+class InProcessEngine:
+    """A transformers model and its renderer."""
+
+    def __init__(self, model: PreTrainedModel, renderer: Renderer, batch_size: int):
+        self.model = model.eval()
+        self.renderer = renderer
+        self.batch_size = batch_size
+
+    @torch.inference_mode()
+    def generate(
+        self, prompts: list[list[Message]], max_new_tokens: int, advance: Callable[[int], None]
+    ) -> list[Answer]:
+        """See ``Engine``.
+
+        Raises:
+            RunError: a prompt and its answer do not fit the model's context.
+        """
+        ids = [self.renderer.prompt_ids(prompt) for prompt in prompts]
+        limit = self.model.config.max_position_embeddings
+        longest = max(len(prompt) for prompt in ids)
+        if longest + max_new_tokens > limit:
+            raise RunError(
+                f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's context of {limit}",
+                "lower evaluate.few_shot.k or task.max_new_tokens",
+            )
+        shared = _common_prefix(ids)
+        shared = shared if shared >= MIN_SHARED else 0
+        prefix = compute_prefix(self.model, ids[0][:shared]) if shared else []
+        hardware.keep_freed_memory()
+        answers: dict[int, Answer] = {}
+        order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            started = time.perf_counter()
+            with attention(self.model, SHARED_PREFIX):
+                new_ids = self._decode([ids[i][shared:] for i in batch], prefix, shared, max_new_tokens)
+            seconds = (time.perf_counter() - started) / len(batch)
+            for index, new in zip(batch, new_ids, strict=True):
+                answers[index] = self._answer(len(ids[index]), new, seconds)
+            advance(len(batch))
+        return [answers[index] for index in range(len(ids))]
+
+    def _answer(self, prompt_tokens: int, new_ids: list[int], seconds: float) -> Answer:
+        finished = bool(new_ids) and new_ids[-1] in self.renderer.stop_ids
+        said = new_ids[:-1] if finished else new_ids
+        text = self.renderer.tokenizer.decode(said, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return Answer(text, prompt_tokens, len(new_ids), seconds, finished)
+
+    def _decode(self, suffixes: list[list[int]], prefix: Prefix, shared: int, max_new_tokens: int) -> list[list[int]]:
+        """New token ids of each row, its stop token included."""
+        width = max(len(suffix) for suffix in suffixes)
+        input_BS = torch.tensor([[0] * (width - len(suffix)) + suffix for suffix in suffixes])
+        real_BC = torch.tensor([[0] * (width - len(suffix)) + [1] * len(suffix) for suffix in suffixes], dtype=torch.bool)
+        position_BS = (real_BC.cumsum(1) - 1).clamp(min=0) + shared
+        # A padding position may see itself: its output is never used, but a softmax over nothing is NaN.
+        causal_SC = torch.ones(width, width, dtype=torch.bool).tril()
+        allowed_BSC = (real_BC[:, None, :] & causal_SC) | torch.eye(width, dtype=torch.bool)
+        cache = RowCache(len(suffixes), width + max_new_tokens)
+        stop = torch.tensor(self.renderer.stop_ids)
+        rows = list(range(len(suffixes)))
+        new_ids: list[list[int]] = [[] for _ in suffixes]
+        for _ in range(max_new_tokens):
+            next_B = self._next(input_BS, position_BS, cache, prefix, allowed_BSC)
+            for row, token in zip(rows, next_B.tolist(), strict=True):
+                new_ids[row].append(token)
+            keep = (~torch.isin(next_B, stop)).nonzero()[:, 0]
+            if len(keep) == 0:
+                break
+            if len(keep) < len(rows):
+                cache.keep_rows(keep)
+                rows = [rows[index] for index in keep.tolist()]
+                next_B, real_BC, position_BS = next_B[keep], real_BC[keep], position_BS[keep]
+            input_BS = next_B[:, None]
+            real_BC = torch.cat([real_BC, torch.ones_like(input_BS, dtype=torch.bool)], dim=1)
+            allowed_BSC = real_BC[:, None, :]
+            position_BS = position_BS[:, -1:] + 1
+        return new_ids
+
+    def _next(self, input_BS: Tensor, position_BS: Tensor, cache: RowCache, prefix: Prefix, allowed_BSC: Tensor) -> Tensor:
+        logits = self.model(
+            input_ids=input_BS,
+            position_ids=position_BS,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+            prefix=prefix,
+            allowed_BSC=allowed_BSC,
+        ).logits
+        cache.filled += input_BS.shape[1]
+        return logits[:, -1].argmax(-1)
+
+
+def _common_prefix(ids: list[list[int]]) -> int:
+    """Length of the beginning that all prompts share, leaving at least one token of each."""
+    first, last = min(ids), max(ids)  # lexicographic extremes share what all share
+    length = 0
+    while length < min(len(first), len(last)) and first[length] == last[length]:
+        length += 1
+    return min(length, min(len(prompt) for prompt in ids) - 1)
