@@ -119,7 +119,8 @@ def render(run: RunDir) -> None:
         )
         template = str(renderer.tokenizer.chat_template)
         run.add_to_manifest(model=_model_facts(recipe, directory), template_sha256=fingerprint(template))
-        say(f"render: {tokens:,} train tokens, {100 * supervised / tokens:.0f} % supervised, longest row {max(lengths.values())}")
+        share = 100 * supervised / tokens
+        say(f"render: {tokens:,} train tokens, {share:.0f} % supervised, longest row {max(lengths.values())}")
         derived = "given" if recipe.task.max_new_tokens else f"longest train answer {longest_answer} + 25 %"
         say(f"render: at most {budget} new tokens an answer ({derived})")
 
@@ -403,7 +404,10 @@ def _selection(
     with _stage(run, "select prompt", key) as needed:
         if needed:
             choice = select_prompt(recipe, base(), parts["train"], parts["dev"], scorer, budget, target)
-            say(f"select prompt: {choice['best_prompt']} leads on dev" + (f" ({choice['few_shot_name']})" if choice["few_shot"] else ""))
+            say(
+                f"select prompt: {choice['best_prompt']} leads on dev"
+                + (f" ({choice['few_shot_name']})" if choice["few_shot"] else "")
+            )
     return read_json(target)
 
 

@@ -172,7 +172,9 @@ def main() -> None:
         name = (error.name or "").split(".")[0]
         if name not in EXTRAS:
             raise
-        _fail(MissingPackage(f"this needs the package {name}, which is not installed", f"pip install 'tunesmith[{EXTRAS[name]}]'"))
+        _fail(
+            MissingPackage(f"this needs the package {name}, which is not installed", f"pip install 'tunesmith[{EXTRAS[name]}]'")
+        )
     except KeyboardInterrupt:
         say("interrupted; the same command goes on from the last checkpoint")
         sys.exit(130)

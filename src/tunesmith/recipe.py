@@ -11,7 +11,6 @@ the recipe; everything else is a hub id.
 
 import difflib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,22 +34,22 @@ class Data(_Section):
     """The examples, and how they are split."""
 
     path: Path = Field(description="messages JSONL file")
-    test_fraction: Fraction = Field(0.15, description="share of the rows sealed for the verdict")
-    dev_fraction: Fraction = Field(0.10, description="share of the rows on which everything is chosen")
+    test_fraction: Fraction = Field(default=0.15, description="share of the rows sealed for the verdict")
+    dev_fraction: Fraction = Field(default=0.10, description="share of the rows on which everything is chosen")
 
 
 class Task(_Section):
     """What is asked, and what counts as a right answer."""
 
     metric: Literal["exact_match", "json"] = Field(description="how an answer is scored against the reference")
-    json_schema: Path | None = Field(None, description="JSON schema file that every answer should meet (metric: json)")
-    prompt: str | None = Field(None, description="the full instruction, given as system turn to the prompt arms")
-    short_prompt: str | None = Field(None, description="the system turn that the tuned model is trained and asked with")
+    json_schema: Path | None = Field(default=None, description="JSON schema file that every answer should meet (metric: json)")
+    prompt: str | None = Field(default=None, description="the full instruction, given as system turn to the prompt arms")
+    short_prompt: str | None = Field(default=None, description="the system turn that the tuned model is trained and asked with")
     min_gain: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.03, description="smallest gain over the best prompt that is worth deploying"
+        default=0.03, description="smallest gain over the best prompt that is worth deploying"
     )
     max_new_tokens: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="answer budget; derived from the longest answer of the training part when not given"
+        default=None, description="answer budget; derived from the longest answer of the training part when not given"
     )
 
     @model_validator(mode="after")
@@ -67,7 +66,7 @@ class Lora(_Section):
     alpha: Annotated[float, Field(gt=0.0)] = 32
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
     target_modules: str | tuple[str, ...] = Field(
-        "all-linear",
+        default="all-linear",
         description="all-linear | peft-default (attention only, as PEFT chooses) | a list of names | a regular expression",
     )
 
@@ -80,17 +79,21 @@ class Train(_Section):
     warmup_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
     max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
     num_train_epochs: Annotated[int, Field(ge=1)] = 2
-    tokens_per_step: Annotated[int, Field(ge=1)] = Field(8192, description="tokens of one optimizer step, about")
-    max_length: Annotated[int, Field(ge=2)] = Field(2048, description="longest row, and the tokens of one packed micro-batch")
-    evals_per_epoch: Annotated[int, Field(ge=1)] = Field(2, description="dev losses (and checkpoints) an epoch")
+    tokens_per_step: Annotated[int, Field(ge=1)] = Field(default=8192, description="tokens of one optimizer step, about")
+    max_length: Annotated[int, Field(ge=2)] = Field(
+        default=2048, description="longest row, and the tokens of one packed micro-batch"
+    )
+    evals_per_epoch: Annotated[int, Field(ge=1)] = Field(default=2, description="dev losses (and checkpoints) an epoch")
 
 
 class FewShot(_Section):
     """The search for the best demonstrations; it sees train and dev only."""
 
-    k: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 3, 5), min_length=1, description="numbers of examples to try")
-    draws: Annotated[int, Field(ge=1)] = Field(2, description="random draws of examples for each k")
-    dev_rows: Annotated[int, Field(ge=1)] = Field(64, description="dev rows on which a choice is scored")
+    k: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(1, 3, 5), min_length=1, description="numbers of examples to try"
+    )
+    draws: Annotated[int, Field(ge=1)] = Field(default=2, description="random draws of examples for each k")
+    dev_rows: Annotated[int, Field(ge=1)] = Field(default=64, description="dev rows on which a choice is scored")
 
 
 class Evaluate(_Section):
@@ -114,7 +117,7 @@ class Export(_Section):
     """The forms that are deployed."""
 
     gguf: tuple[Literal["F16", "Q8_0", "Q4_K_M"], ...] = Field(
-        ("Q8_0", "Q4_K_M"), min_length=1, description="llama.cpp file types to write; the last one is the deployed arm"
+        default=("Q8_0", "Q4_K_M"), min_length=1, description="llama.cpp file types to write; the last one is the deployed arm"
     )
 
 
@@ -122,14 +125,14 @@ class Recipe(_Section):
     """A whole run."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] | None = Field(
-        None, description="name of the run directory; the recipe's file name when not given"
+        default=None, description="name of the run directory; the recipe's file name when not given"
     )
     model: str = Field(description="hub id, directory, or .gguf file")
-    revision: str | None = Field(None, description="commit of a hub id")
+    revision: str | None = Field(default=None, description="commit of a hub id")
     model_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
-        None, description="expected sha256 of a .gguf file; another file is refused"
+        default=None, description="expected sha256 of a .gguf file; another file is refused"
     )
-    base: Literal["fp32", "bf16"] = Field("bf16", description="dtype of the frozen base weights and of the products")
+    base: Literal["fp32", "bf16"] = Field(default="bf16", description="dtype of the frozen base weights and of the products")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     data: Data
     task: Task
@@ -216,7 +219,7 @@ def _explain(path: Path, error: ValidationError) -> tuple[str, str]:
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    fields: Mapping[str, Any] = Recipe.model_fields
+    section: Any = Recipe
     for part in location:
-        fields = fields[str(part)].annotation.model_fields
-    return list(fields)
+        section = section.model_fields[str(part)].annotation
+    return list(section.model_fields)

@@ -116,7 +116,7 @@ def with_system(messages: list[Message], instruction: str | None) -> list[Messag
     return [{"role": "system", "content": instruction}, *messages]
 
 
-def _as_ids(value: int | list[int] | None) -> list[int]:
+def _as_ids(value: Any) -> list[int]:
     if value is None:
         return []
     return [value] if isinstance(value, int) else value

@@ -104,7 +104,8 @@ def verdict(arms: dict[str, Outputs], best_prompt: str, min_gain: float) -> dict
 
 
 def _reason(decision: str, c: Comparison, candidate: str, best_prompt: str, min_gain: float) -> str:
-    gain = f"{candidate} gains {100 * c.gain:+.1f} points over {best_prompt}, 95 % interval {100 * c.low:+.1f} to {100 * c.high:+.1f}"
+    interval = f"95 % interval {100 * c.low:+.1f} to {100 * c.high:+.1f}"
+    gain = f"{candidate} gains {100 * c.gain:+.1f} points over {best_prompt}, {interval}"
     why = {
         "deploy": f"above zero, and at least the {100 * min_gain:.1f} points asked for",
         "not better": f"a gain of {100 * min_gain:.1f} points is ruled out, and there is none",

@@ -69,4 +69,4 @@ def minimum_detectable_effect(only_a: int, only_b: int, n: int) -> float:
 
     if lacking(1.0) < 0.0:
         return 1.0
-    return float(optimize.brentq(lacking, 1e-9, 1.0))
+    return optimize.brentq(lacking, 1e-9, 1.0)  # pyright: ignore[reportReturnType] - without full_output it is a float

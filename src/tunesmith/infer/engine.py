@@ -28,8 +28,6 @@ class Answer:
 class Engine(Protocol):
     """Greedy decoding with the model's own chat template."""
 
-    def generate(
-        self, prompts: list[list[Message]], max_new_tokens: int, advance: Callable[[int], None]
-    ) -> list[Answer]:
+    def generate(self, prompts: list[list[Message]], max_new_tokens: int, advance: Callable[[int], None]) -> list[Answer]:
         """Answer every prompt, in order; ``advance(n)`` is called as answers are done."""
         ...

@@ -33,9 +33,7 @@ class InProcessEngine:
         self.batch_size = batch_size
 
     @torch.inference_mode()
-    def generate(
-        self, prompts: list[list[Message]], max_new_tokens: int, advance: Callable[[int], None]
-    ) -> list[Answer]:
+    def generate(self, prompts: list[list[Message]], max_new_tokens: int, advance: Callable[[int], None]) -> list[Answer]:
         """See ``Engine``.
 
         Raises:

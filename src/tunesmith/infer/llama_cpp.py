@@ -27,7 +27,7 @@ class LlamaCppEngine:
     """
 
     def __init__(self, gguf: Path, context: int):
-        params = xllamacpp.CommonParams()
+        params = xllamacpp.CommonParams()  # pyright: ignore[reportAttributeAccessIssue] - compiled, no stubs
         params.model.path = str(gguf)
         params.n_ctx = context
         params.n_parallel = 1
@@ -36,13 +36,11 @@ class LlamaCppEngine:
         params.use_jinja = True
         params.verbosity = 0
         try:
-            self._server = xllamacpp.Server(params)
+            self._server = xllamacpp.Server(params)  # pyright: ignore[reportAttributeAccessIssue]
         except (RuntimeError, ValueError) as error:
             raise ExportError(f"{gguf}: llama.cpp cannot load it: {error}", "run: tunesmith export RUN") from error
 
-    def generate(
-        self, prompts: list[list[Message]], max_new_tokens: int, advance: Callable[[int], None]
-    ) -> list[Answer]:
+    def generate(self, prompts: list[list[Message]], max_new_tokens: int, advance: Callable[[int], None]) -> list[Answer]:
         """See ``Engine``."""
         answers: list[Answer] = []
         for prompt in prompts:

@@ -83,15 +83,16 @@ def shared_prefix_attention(
     query = query_BHSK.reshape(B, G, H // G, S, K) * scaling
     own = torch.einsum("bghsk,bgck->bghsc", query, key_BGCK)
     own = own.masked_fill(~allowed_BSC[:, None, None], float("-inf"))
-    scores, shared = own, 0
-    if prefix:
-        prefix_keys, prefix_values = prefix[module.layer_idx]  # type: ignore[index]
-        shared = prefix_keys.shape[2]
-        scores = torch.cat([torch.einsum("bghsk,gpk->bghsp", query, prefix_keys[0]), own], dim=-1)
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    out = torch.einsum("bghsc,bgck->bghsk", weights[..., shared:], value_BGCK)
-    if prefix:
-        out = out + torch.einsum("bghsp,gpk->bghsk", weights[..., :shared], prefix_values[0])
+    if not prefix:
+        weights = torch.softmax(own, dim=-1, dtype=torch.float32).to(query.dtype)
+        out = torch.einsum("bghsc,bgck->bghsk", weights, value_BGCK)
+    else:
+        keys_GPK, values_GPK = (shared[0] for shared in prefix[module.layer_idx])  # type: ignore[index]
+        scores = torch.cat([torch.einsum("bghsk,gpk->bghsp", query, keys_GPK), own], dim=-1)
+        weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+        of_prefix, of_own = weights.split([keys_GPK.shape[1], own.shape[-1]], dim=-1)
+        out = torch.einsum("bghsp,gpk->bghsk", of_prefix, values_GPK)
+        out = out + torch.einsum("bghsc,bgck->bghsk", of_own, value_BGCK)
     return out.reshape(B, H, S, K).transpose(1, 2).contiguous(), None
 
 

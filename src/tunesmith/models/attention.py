@@ -9,6 +9,7 @@ exact. It is registered under transformers' public ``AttentionInterface``; the b
 Shape suffixes: H query heads, G key/value heads, T tokens, K head dimension.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ def packed_attention(
         Output of shape (1, T, H, K), and None in the place of the attention weights.
     """
     assert attention_mask is None, "packed attention takes document borders, not a mask"
-    lengths = [b - a for a, b in zip(cu_seqlens, cu_seqlens[1:], strict=False)]
+    lengths = [b - a for a, b in pairwise(cu_seqlens)]
     refuse_variants(variants, longest=max(lengths))
     groups = query_1HTK.shape[1] // key_1GTK.shape[1]
     if groups > 1:

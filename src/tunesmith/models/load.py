@@ -11,6 +11,7 @@ Nothing is substituted: the model that is named is loaded, or it is an error. No
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -76,11 +77,12 @@ def load_model(directory: Path, dtype: str) -> PreTrainedModel:
         ModelError: no safetensors, unknown architecture, damaged file.
     """
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{directory}: the model cannot be loaded: {error}", "are the safetensors complete?") from error
+    model, info = loaded
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelError(
@@ -93,7 +95,7 @@ def load_model(directory: Path, dtype: str) -> PreTrainedModel:
 @contextlib.contextmanager
 def attention(model: PreTrainedModel, implementation: str) -> Iterator[None]:
     """Within the block the model uses another attention function of ours; afterwards its own again."""
-    before = model.config._attn_implementation
+    before = model.config._attn_implementation or "sdpa"
     model.set_attn_implementation(implementation)
     try:
         yield

@@ -78,7 +78,7 @@ def merge_lora(model: PreTrainedModel, layers: dict[str, LoRALinear]) -> None:
         weight = (layer.weight.float() + layer.delta_OI()).to(layer.weight.dtype)
         plain = nn.Linear(weight.shape[1], weight.shape[0], bias=layer.bias is not None, device="meta")
         plain.weight = nn.Parameter(weight, requires_grad=False)
-        plain.bias = layer.bias
+        plain.register_parameter("bias", layer.bias)
         _set(model, name, plain)
 
 

@@ -63,9 +63,7 @@ def save_checkpoint(
         write_json(directory / STATE, {**asdict(progress), "sha256": hashes})
 
 
-def load_checkpoint(
-    directory: Path, layers: dict[str, LoRALinear], optimizer: torch.optim.Optimizer
-) -> Progress:
+def load_checkpoint(directory: Path, layers: dict[str, LoRALinear], optimizer: torch.optim.Optimizer) -> Progress:
     """Restore adapter, optimizer and progress."""
     state = read_json(directory / STATE)
     load_adapter_state(layers, load_file(directory / WEIGHTS))

@@ -5,6 +5,7 @@ The supervised positions are those whose *next* token is supervised; the last to
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -34,7 +35,7 @@ class Documents:
     @property
     def lengths(self) -> list[int]:
         """Tokens of each document."""
-        return [b - a for a, b in zip(self.offsets, self.offsets[1:], strict=False)]
+        return [b - a for a, b in pairwise(self.offsets)]
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,6 @@ from tunesmith.train.checkpoint import Progress, checkpoint_path, load_checkpoin
 from tunesmith.train.documents import Documents, Pack, make_pack
 from tunesmith.train.schedule import learning_rate
 
-
 Step = tuple[int, list[tuple[int, ...]]]  # epoch, and documents of each micro-batch: as data/pack.py plans them
 
 

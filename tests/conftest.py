@@ -1,0 +1,167 @@
+"""Fixtures: the real tokenizer and template, a tiny random model that wears them, and one whole tiny run.
+
+What is expensive is made once a session and shared by the workers under a file lock.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from filelock import FileLock
+
+from tunesmith import api
+from tunesmith.models.load import find_model, load_tokenizer
+from tunesmith.recipe import Recipe, load_recipe
+from tunesmith.rundir import RunDir
+
+ROOT = Path(__file__).resolve().parents[1]
+GGUF = ROOT / "assets" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+torch.set_num_threads(1)
+
+COLOURS = ["red", "green", "blue", "black", "white", "brown", "pink", "grey"]
+THINGS = ["car", "house", "river", "bird", "table", "cloud", "door", "stone"]
+
+
+def toy_rows() -> list[dict[str, Any]]:
+    """64 rows: "a red car" -> {"colour": "red", "thing": "car"}."""
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": f"a {colour} {thing}"},
+                {"role": "assistant", "content": json.dumps({"colour": colour, "thing": thing})},
+            ]
+        }
+        for colour in COLOURS
+        for thing in THINGS
+    ]
+
+
+def _shared(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A directory made once for all workers."""
+    worker = tmp_path_factory.getbasetemp()
+    base = worker.parent if worker.name.startswith("popen-") else worker
+    target = base / name
+    with FileLock(f"{target}.lock"):
+        if not target.exists():
+            temporary = base / f"{name}.making"
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            make(temporary)
+            temporary.rename(target)
+    return target
+
+
+@pytest.fixture(scope="session")
+def tokenizer_dir(tmp_path_factory):
+    assert GGUF.exists(), f"{GGUF} is missing; run: make {GGUF.relative_to(ROOT)}"
+
+    def make(directory: Path) -> None:
+        from transformers import AutoTokenizer
+
+        AutoTokenizer.from_pretrained(str(GGUF.parent), gguf_file=GGUF.name).save_pretrained(directory)
+
+    return _shared(tmp_path_factory, "tokenizer", make)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_dir):
+    return load_tokenizer(tokenizer_dir)
+
+
+@pytest.fixture(scope="session")
+def tiny_dir(tmp_path_factory, tokenizer_dir):
+    """A random two-layer Llama with SmolLM2's tokenizer and template, grouped-query attention, tied head."""
+
+    def make(directory: Path) -> None:
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=16,
+            vocab_size=49152,
+            max_position_embeddings=1024,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=2,
+            tie_word_embeddings=True,
+            initializer_range=0.1,
+        )
+        LlamaForCausalLM(config).save_pretrained(directory)
+        for file in tokenizer_dir.iterdir():
+            shutil.copy(file, directory / file.name)
+
+    return _shared(tmp_path_factory, "tiny", make)
+
+
+@pytest.fixture
+def tiny_model(tiny_dir):
+    from tunesmith.models.load import load_model
+
+    return load_model(tiny_dir, "fp32")
+
+
+def write_recipe(directory: Path, model: Path, changes: dict[str, Any] | None = None) -> Path:
+    """A tiny recipe in ``directory``; ``changes`` are merged in, dotted keys reach into sections."""
+    (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in toy_rows()))
+    schema = {"type": "object", "required": ["colour", "thing"], "additionalProperties": {"type": "string"}}
+    (directory / "schema.json").write_text(json.dumps(schema))
+    recipe: dict[str, Any] = {
+        "model": str(model),
+        "base": "fp32",
+        "data": {"path": "rows.jsonl", "test_fraction": 0.25, "dev_fraction": 0.2},
+        "task": {"metric": "json", "json_schema": "schema.json", "prompt": "Colour and thing, as JSON.", "max_new_tokens": 12},
+        "lora": {"r": 4, "alpha": 8},
+        "train": {"tokens_per_step": 256, "max_length": 128, "num_train_epochs": 1, "learning_rate": 0.002},
+        "evaluate": {"few_shot": {"k": [2], "draws": 2, "dev_rows": 4}, "batch_size": 8},
+    }
+    for key, value in (changes or {}).items():
+        *sections, last = key.split(".")
+        place = recipe
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = value
+    path = directory / "toy.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+@pytest.fixture
+def make_recipe(tmp_path, tiny_dir) -> Callable[..., Recipe]:
+    """``make_recipe({"train.schedule": "linear"})`` -> resolved recipe."""
+
+    def make(changes: dict[str, Any] | None = None) -> Recipe:
+        return load_recipe(write_recipe(tmp_path, tiny_dir, changes))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory, tiny_dir) -> RunDir:
+    """Every stage on the tiny model, GGUF and llama.cpp included. To be read, not written."""
+
+    def make(directory: Path) -> None:
+        recipe = write_recipe(directory, tiny_dir)
+        api.run(api.open_run(recipe, directory / "run"))
+
+    directory = _shared(tmp_path_factory, "tiny_run", make)
+    # The directory was renamed after it was made; the resolved recipe holds absolute paths.
+    run = RunDir(directory / "run")
+    text = run.recipe_file.read_text()
+    run.recipe_file.write_text(text.replace("tiny_run.making", "tiny_run"))
+    return run
+
+
+@pytest.fixture(scope="session")
+def real_dir() -> Path:
+    """SmolLM2-135M-Instruct, converted once and kept in the user's cache."""
+    return find_model(str(GGUF))

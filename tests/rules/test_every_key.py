@@ -1,0 +1,184 @@
+"""Rule 6: every recipe key changes behaviour. One observation per key; a key without one fails."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+
+from conftest import toy_rows, write_recipe
+from tunesmith import api
+from tunesmith.data.pack import pack_documents, plan_steps
+from tunesmith.data.read import read_rows
+from tunesmith.data.split import split_rows
+from tunesmith.errors import ModelError
+from tunesmith.evaluate import gate, prompts
+from tunesmith.evaluate.metrics import make_scorer
+from tunesmith.evaluate.select import select_prompt
+from tunesmith.infer.engine import Answer
+from tunesmith.infer.in_process import InProcessEngine
+from tunesmith.models.adapter import adapter_state
+from tunesmith.models.load import find_model, load_model
+from tunesmith.models.swap import add_lora
+from tunesmith.recipe import Recipe, load_recipe
+from tunesmith.track import MetricsLog, read_metrics
+from tunesmith.train.documents import make_documents
+from tunesmith.train.loop import fit
+from tunesmith.train.schedule import learning_rate
+
+ROWS = [{"id": str(i), "line": i, **row} for i, row in enumerate(toy_rows())]
+
+
+def _find(recipe, tmp):
+    try:
+        return find_model(recipe.model, recipe.revision, recipe.model_sha256)
+    except ModelError as error:
+        return error.message
+
+
+def _split(recipe, tmp):
+    parts = split_rows(read_rows(recipe.data.path), recipe.data.test_fraction, recipe.data.dev_fraction, recipe.seed)
+    return {part: [row.id for row in rows] for part, rows in parts.items()}
+
+
+def _fit(recipe, tmp):
+    folder = tmp / hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:8]
+    folder.mkdir(exist_ok=True)
+    model = load_model(find_model(recipe.model), recipe.base)
+    layers = add_lora(model, recipe.lora, recipe.seed)
+    generator = torch.Generator().manual_seed(0)
+    documents = make_documents([(torch.randint(5, 900, (20,), generator=generator).tolist(), [0] * 10 + [1] * 10)] * 8)
+    t = recipe.train
+    steps = plan_steps(documents.lengths, t.num_train_epochs, t.tokens_per_step, t.max_length, recipe.seed)
+    packs = pack_documents([0, 1], documents.lengths, t.max_length)
+    fit(model, layers, documents, steps, documents, packs, recipe, folder / "checkpoints", MetricsLog(folder / "m.jsonl"), "x")
+    weights = [float(t.double().sum()) for t in adapter_state(layers).values()]
+    records = [(r["loss"], r.get("dev_loss")) for r in read_metrics(folder / "m.jsonl")]
+    return weights, records, [len(packs) for _, packs in steps]
+
+
+def _adapter(recipe, tmp):
+    model = load_model(find_model(recipe.model), "fp32")
+    layers = add_lora(model, recipe.lora, recipe.seed)
+    first = next(iter(layers.values())).train()
+    torch.manual_seed(0)
+    first.lora_B.data.normal_()
+    return list(layers), first.lora_A.shape, first.scale, float(first(torch.ones(1, first.weight.shape[1])).sum())
+
+
+class _Echo:
+    def generate(self, asked, max_new_tokens, advance):
+        return [Answer("{}", 1, 1, 0.0, True) for _ in asked]
+
+
+def _selection(recipe, tmp):
+    choice = select_prompt(recipe, _Echo(), ROWS[:40], ROWS[40:], make_scorer("json", None), 4, tmp / "selection.json")
+    return [(c["name"], c["n"]) for c in choice["candidates"]]
+
+
+def _batches(recipe, tmp):
+    from tunesmith.chat.render import Renderer
+    from tunesmith.models.load import load_tokenizer
+
+    directory = find_model(recipe.model)
+    done = []
+    engine = InProcessEngine(load_model(directory, "fp32"), Renderer(load_tokenizer(directory)), recipe.evaluate.batch_size)
+    engine.generate([[{"role": "user", "content": "a"}]] * 6, 1, done.append)
+    return done
+
+
+def _budget(recipe, tmp):
+    run = api.open_run(tmp / "toy.yaml", tmp / f"run-{recipe.task.max_new_tokens}")
+    api.data(run)
+    api.render(run)
+    return json.loads((run.data / "rendered.json").read_text())["max_new_tokens"]
+
+
+def _downloads(recipe, tmp):
+    asked = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.snapshot_download", lambda model, revision, **_: asked.update(r=revision) or str(tmp))
+        find_model("org/name", recipe.revision)
+    return asked
+
+
+def _exported(recipe, tmp):
+    run = api.open_run(tmp / "toy.yaml", tmp / "run")
+    written = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "key_of", lambda stage: "x")
+        patch.setattr("tunesmith.export.merge.merge", lambda *_: None)
+        patch.setattr("tunesmith.export.gguf.convert", lambda model, target: (run.export.mkdir(), target.touch()))
+        patch.setattr("tunesmith.export.gguf.describe", lambda _: {"bytes": 1, "bits_per_weight": 1.0})
+        patch.setattr(
+            "tunesmith.export.gguf.quantize", lambda s, t, kind: written.append(kind) or {"bytes": 1, "bits_per_weight": 1.0}
+        )
+        api.export(run)
+    return written
+
+
+SCHEMA = "schema.json"
+OBSERVE = {
+    "name": ("other", lambda r, t: api.open_run(t / "toy.yaml").path),
+    "model": ("elsewhere.gguf", _find),
+    "revision": ("abc", _downloads),
+    "model_sha256": ("0" * 64, _find),
+    "base": ("bf16", lambda r, t: load_model(find_model(r.model), r.base).dtype),
+    "seed": (1, _split),
+    "data.path": ("fewer.jsonl", _split),
+    "data.test_fraction": (0.5, _split),
+    "data.dev_fraction": (0.5, _split),
+    "task.metric": ("exact_match", lambda r, t: make_scorer(r.task.metric, None)('{"a":1}', '{"a": 1}')),
+    "task.json_schema": (None, lambda r, t: make_scorer("json", r.task.json_schema)("{}", "{}")),
+    "task.prompt": ("Other.", lambda r, t: prompts.prompted(r, ROWS[0], [])),
+    "task.short_prompt": ("Other.", lambda r, t: prompts.tuned(r, ROWS[0])),
+    "task.min_gain": (0.2, lambda r, t: gate.decide(gate.Comparison(0.1, 0.05, 0.15, 0.01, 9, 1, 0.1), r.task.min_gain)),
+    "task.max_new_tokens": (None, _budget),
+    "lora.r": (2, _adapter),
+    "lora.alpha": (3, _adapter),
+    "lora.dropout": (0.5, _adapter),
+    "lora.target_modules": ("peft-default", _adapter),
+    "train.learning_rate": (0.1, lambda r, t: learning_rate(r.train, 3, 9)),
+    "train.schedule": ("linear", lambda r, t: learning_rate(r.train, 3, 9)),
+    "train.warmup_ratio": (0.9, lambda r, t: learning_rate(r.train, 3, 9)),
+    "train.max_grad_norm": (1e-6, _fit),
+    "train.num_train_epochs": (2, _fit),
+    "train.tokens_per_step": (20, _fit),
+    "train.max_length": (30, _fit),
+    "train.evals_per_epoch": (1, _fit),
+    "evaluate.arms": (["zero_shot", "tuned"], lambda r, t: [c.name for c in prompts.candidates(r, ROWS)]),
+    "evaluate.few_shot.k": ([1, 2], _selection),
+    "evaluate.few_shot.draws": (1, _selection),
+    "evaluate.few_shot.dev_rows": (3, _selection),
+    "evaluate.batch_size": (2, _batches),
+    "export.gguf": (["F16", "Q8_0"], _exported),
+}
+
+
+def _keys(section=Recipe, prefix=""):
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and hasattr(field.annotation, "model_fields"):
+            yield from _keys(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def test_every_key_has_an_observation():
+    assert set(_keys()) == set(OBSERVE)
+
+
+@pytest.mark.parametrize("key", sorted(OBSERVE))
+def test_key_changes_behaviour(key, tiny_dir, tmp_path):
+    value, observe = OBSERVE[key]
+    fixed = {"train.tokens_per_step": 80} if key.startswith("train.") else {}
+    if key == "model_sha256":
+        (tmp_path / "x.gguf").write_bytes(b"no model")
+        fixed = {"model": "./x.gguf"}
+    (tmp_path / "fewer.jsonl").write_text("".join(json.dumps(row) + "\n" for row in toy_rows()[:40]))
+    seen = []
+    for changes in (fixed, {**fixed, key: value}):
+        recipe = load_recipe(write_recipe(tmp_path, tiny_dir, changes))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(tmp_path)
+            seen.append(observe(recipe, tmp_path))
+    assert seen[0] != seen[1], f"{key}: {value!r} changes nothing"

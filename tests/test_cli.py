@@ -1,0 +1,88 @@
+"""The command line as a new user meets it: wrong input gives one message, a hint and an exit code, never a traceback."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from conftest import GGUF, write_recipe
+from tunesmith import cli
+
+
+def _main(*arguments, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["tunesmith", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return stop.value.code or 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows", "code", "words"),
+    [
+        ({"data.path": "none.jsonl"}, None, 5, "no such file"),
+        ({}, "", 5, "is empty"),
+        ({"data.path": "."}, None, 5, "is a directory"),
+        ({"trian": {}}, None, 4, "did you mean train"),
+        ({"model": "./none"}, None, 6, "no such model"),
+        (
+            {},
+            '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n' * 3,
+            5,
+            "3 rows cannot be split",
+        ),
+        ({}, "{}\n", 5, "line 1, $"),
+    ],
+)
+def test_wrong_input(tmp_path, tiny_dir, changes, rows, code, words, monkeypatch, capsys):
+    recipe = write_recipe(tmp_path, tiny_dir, changes)
+    if rows is not None:
+        (tmp_path / "rows.jsonl").write_text(rows)
+    assert _main("run", recipe, "--out", tmp_path / "run", monkeypatch=monkeypatch) == code
+    talk = capsys.readouterr()
+    assert words in talk.err and "hint:" in talk.err and "Traceback" not in talk.err and talk.out == ""
+    left = (
+        {str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*")} if (tmp_path / "run").exists() else set()
+    )
+    assert not {name for name in left if ".tmp" in name or name.startswith(("adapter", "export", "evaluation"))}
+
+
+def test_gguf_cut_in_half(tmp_path, monkeypatch, capsys):
+    with GGUF.open("rb") as file:
+        (tmp_path / "half.gguf").write_bytes(file.read(GGUF.stat().st_size // 2))
+    recipe = write_recipe(tmp_path, tmp_path, {"model": "half.gguf"})
+    assert _main("run", recipe, "--out", tmp_path / "run", monkeypatch=monkeypatch) == 6
+    assert "not a whole GGUF file" in capsys.readouterr().err
+
+
+def test_place_without_permission(tmp_path, tiny_dir, monkeypatch, capsys):
+    recipe = write_recipe(tmp_path, tiny_dir)
+    # Root may write anywhere; a place below a file is refused to everyone, as is the kernel's own tree.
+    for place in (recipe / "run", "/proc/run"):
+        assert _main("data", recipe, "--out", place, monkeypatch=monkeypatch) == 7
+        assert "cannot be written" in capsys.readouterr().err
+    if os.geteuid() != 0:
+        (tmp_path / "closed").mkdir(mode=0o500)
+        assert _main("data", recipe, "--out", tmp_path / "closed" / "run", monkeypatch=monkeypatch) == 7
+
+
+def test_missing_extra_is_named(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')")
+    recipe = write_recipe(tmp_path, tmp_path)
+    arguments = ["tunesmith", "render", str(recipe), "--out", str(tmp_path / "run")]
+    code = f"import sys; sys.argv = {arguments!r}; from tunesmith import cli; cli.main()"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 20, done.stderr
+    assert "pip install 'tunesmith[train]'" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_verdict_is_printed_on_stdout_with_its_exit_code(tiny_run, monkeypatch, capsys):
+    from tunesmith.rundir import read_json
+
+    verdict = read_json(tiny_run.verdict_file)
+    assert _main("verdict", tiny_run.path, monkeypatch=monkeypatch) == verdict["exit_code"]
+    printed = capsys.readouterr().out
+    assert f"verdict: {verdict['verdict']}" in printed and verdict["reason"][:40] in printed
+    for arm in ("zero_shot", "few_shot", "tuned", "deployed"):
+        assert arm in printed

@@ -1,0 +1,53 @@
+"""The real model on real rows: a shortened demo. Slow; `make test-all`."""
+
+import json
+
+import pytest
+import yaml
+
+from conftest import GGUF, ROOT
+from tunesmith import api
+from tunesmith.rundir import read_json, read_rows
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, real_dir):
+    folder = tmp_path_factory.mktemp("real")
+    source = ROOT / "recipes" / "us_addresses.yaml"
+    recipe = yaml.safe_load(source.read_text())
+    rows = (ROOT / "recipes" / "us_addresses" / "us_addresses.jsonl").read_text().splitlines()[:400]
+    (folder / "rows.jsonl").write_text("\n".join(rows))
+    recipe["model"] = str(GGUF)
+    recipe["data"] = {"path": "rows.jsonl", "test_fraction": 0.15, "dev_fraction": 0.1}
+    recipe["task"]["json_schema"] = str(ROOT / "recipes" / "us_addresses" / "schema.json")
+    recipe["train"] |= {"learning_rate": 5.0e-4, "num_train_epochs": 1}
+    recipe["evaluate"] = {"few_shot": {"k": [3], "draws": 1, "dev_rows": 8}, "batch_size": 32}
+    (folder / "short.yaml").write_text(yaml.safe_dump(recipe))
+    run = api.open_run(folder / "short.yaml", folder / "run")
+    return run, api.run(run)
+
+
+def test_tuning_helps_and_the_deployed_form_keeps_it(run):
+    _, verdict = run
+    arms = {arm["arm"]: arm for arm in verdict["arms"]}
+    assert arms["tuned"]["parse"] > 0.9 and arms["deployed"]["parse"] > 0.9
+    assert arms["tuned"]["field_f1"] > arms["few_shot"]["field_f1"] + 0.2
+    assert abs(arms["deployed"]["field_f1"] - arms["tuned"]["field_f1"]) < 0.1
+    assert verdict["verdict"] in {"deploy", "too little data to tell"}
+
+
+def test_the_tuned_model_stops_by_itself(run):
+    directory, _ = run
+    outputs = read_rows(directory.evaluation / "deployed" / "outputs.jsonl")
+    assert sum(row["finished"] for row in outputs) > 0.9 * len(outputs)
+
+
+def test_training_went_down_and_memory_stays_under_six_gigabytes(run):
+    directory, _ = run
+    losses = [json.loads(line)["loss"] for line in directory.metrics_file.read_text().splitlines()]
+    assert sum(losses[-3:]) < 0.5 * sum(losses[:3])
+    assert max(stage["peak_bytes"] for stage in directory.stages().values()) < 6e9
+    facts = read_json(directory.export / "export.json")
+    assert 6.0 < facts["Q4_K_M"]["bits_per_weight"] < 6.6 and 8.4 < facts["Q8_0"]["bits_per_weight"] < 8.6

@@ -1,0 +1,175 @@
+"""The training step against stock transformers + PEFT, and the invariances that a run rests on."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from conftest import toy_rows
+from tunesmith.chat.render import Renderer
+from tunesmith.data.pack import pack_documents, plan_steps
+from tunesmith.errors import TrainingError
+from tunesmith.models.adapter import adapter_state
+from tunesmith.models.attention import PACKED
+from tunesmith.models.load import attention, load_model
+from tunesmith.models.swap import add_lora
+from tunesmith.track import MetricsLog, read_metrics
+from tunesmith.train import loop
+from tunesmith.train.documents import make_documents, make_pack
+
+
+@pytest.fixture(scope="module")
+def documents(tokenizer):
+    renderer = Renderer(tokenizer)
+    turns = [row["messages"] for row in toy_rows()[:24]]
+    turns[3] = turns[3] + turns[4] + turns[5]  # a multi-turn row
+    rendered = [renderer.render(messages) for messages in turns]
+    return make_documents([(r.ids, r.supervised) for r in rendered])
+
+
+def _gradients(tiny_dir, recipe, documents, packs):
+    """Loss and every gradient of one optimizer step, adapters made non-trivial."""
+    model = load_model(tiny_dir, "fp32")
+    layers = add_lora(model, recipe.lora, seed=0)
+    _perturb(layers)
+    with attention(model.eval(), PACKED):
+        loss, accuracy = loop.step_gradients(model, [make_pack(documents, pack) for pack in packs])
+    grads = {f"{n}.{k}": getattr(layer, k).grad for n, layer in layers.items() for k in ("lora_A", "lora_B")}
+    return loss, accuracy, grads, layers
+
+
+def _perturb(layers):
+    generator = torch.Generator().manual_seed(9)
+    for layer in layers.values():
+        layer.lora_B.data.normal_(std=0.05, generator=generator)
+
+
+def test_loss_and_every_gradient_equal_stock_transformers_and_peft(tiny_dir, make_recipe, documents):
+    import peft
+
+    recipe, chosen = make_recipe(), (0, 3, 7, 1, 2)
+    loss, accuracy, grads, layers = _gradients(tiny_dir, recipe, documents, [chosen])
+    config = peft.LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    oracle = peft.get_peft_model(load_model(tiny_dir, "fp32"), config)
+    peft.set_peft_model_state_dict(oracle, adapter_state(layers))
+    total, correct, count = torch.zeros(()), 0, 0
+    for d in chosen:
+        span = slice(documents.offsets[d], documents.offsets[d + 1])
+        ids, labels = documents.ids_T[span], documents.ids_T[span].masked_fill(~documents.supervised_T[span], -100)
+        logits = oracle(input_ids=ids[None]).logits[0, :-1]
+        total = total + F.cross_entropy(logits, labels[1:], ignore_index=-100, reduction="sum")
+        correct += int((logits.argmax(-1) == labels[1:]).sum())
+        count += int((labels[1:] != -100).sum())
+    (total / count).backward()
+    assert loss == pytest.approx(float(total / count), rel=1e-5) and accuracy == pytest.approx(correct / count)
+    for name, parameter in oracle.named_parameters():
+        if parameter.requires_grad:
+            ours = grads[name.removeprefix("base_model.model.").removesuffix(".default.weight")]
+            scale = float(parameter.grad.abs().max())
+            torch.testing.assert_close(ours, parameter.grad, rtol=1e-5, atol=1e-5 * scale, msg=lambda m, n=name: f"{n}: {m}")
+    assert len(grads) == sum(p.requires_grad for p in oracle.parameters())
+
+
+def test_accumulation_is_exact(tiny_dir, make_recipe, documents):
+    recipe = make_recipe()
+    one = _gradients(tiny_dir, recipe, documents, [tuple(range(8))])
+    two = _gradients(tiny_dir, recipe, documents, [(0, 1, 2, 3), (4, 5, 6, 7)])
+    many = _gradients(tiny_dir, recipe, documents, [(7,), (5, 0), (2, 1, 3, 4), (6,)])
+    for other in (two, many):
+        assert other[0] == pytest.approx(one[0], rel=1e-6)
+        for name, grad in one[2].items():
+            torch.testing.assert_close(other[2][name], grad, rtol=1e-6, atol=1e-6 * float(grad.abs().max()))
+
+
+def _fit(tiny_dir, recipe, documents, folder, inputs="x", steps=None, stop_after=None):
+    model = load_model(tiny_dir, recipe.base)
+    layers = add_lora(model, recipe.lora, recipe.seed)
+    t = recipe.train
+    steps = steps or plan_steps(documents.lengths, t.num_train_epochs, t.tokens_per_step, t.max_length, recipe.seed)
+    dev = pack_documents(list(range(6)), documents.lengths, t.max_length)
+    metrics = MetricsLog(folder / "metrics.jsonl")
+    trained = loop.fit(
+        model, layers, documents, steps[:stop_after], documents, dev, recipe, folder / "checkpoints", metrics, inputs
+    )
+    return trained, layers
+
+
+def test_same_seed_same_bytes_and_resume_to_the_bit(tiny_dir, make_recipe, documents, tmp_path, capsys):
+    recipe = make_recipe({"train.num_train_epochs": 2, "train.evals_per_epoch": 1})
+    folders = [tmp_path / name for name in ("whole", "again", "cut")]
+    for folder in folders:
+        folder.mkdir()
+    whole, layers = _fit(tiny_dir, recipe, documents, folders[0])
+    again, same = _fit(tiny_dir, recipe, documents, folders[1])
+    steps = plan_steps(documents.lengths, 2, recipe.train.tokens_per_step, recipe.train.max_length, recipe.seed)
+    first_epoch = sum(epoch == 0 for epoch, _ in steps)
+    # A kill in the second epoch: the checkpoint of the first is there, and some metrics past it. The whole plan's length
+    # sets the learning rate, so the cut run is given the whole plan and stopped by an exception.
+    original, calls = loop._optimizer_step, []
+
+    def dying(*args):
+        calls.append(1)
+        if len(calls) == first_epoch + 2:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    loop._optimizer_step = dying
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            _fit(tiny_dir, recipe, documents, folders[2])
+    finally:
+        loop._optimizer_step = original
+    resumed, other = _fit(tiny_dir, recipe, documents, folders[2])
+    assert "resuming after step" in capsys.readouterr().err
+    for key, tensor in adapter_state(layers).items():
+        assert torch.equal(tensor, adapter_state(same)[key]), key
+        assert torch.equal(tensor, adapter_state(other)[key]), key
+    assert whole.progress.dev_losses == again.progress.dev_losses == resumed.progress.dev_losses
+    drop = {"tokens"}
+    records = [[{k: v for k, v in r.items() if k not in drop} for r in read_metrics(f / "metrics.jsonl")] for f in folders]
+    assert records[0] == records[1] == records[2]
+
+
+def test_a_run_learns_keeps_the_best_and_other_inputs_do_not_resume(tiny_dir, make_recipe, documents, tmp_path, capsys):
+    recipe = make_recipe({"train.num_train_epochs": 3, "train.learning_rate": 0.01, "train.schedule": "constant"})
+    trained, _ = _fit(tiny_dir, recipe, documents, tmp_path)
+    losses = [r["loss"] for r in read_metrics(tmp_path / "metrics.jsonl")]
+    assert losses[-1] < 0.7 * losses[0]
+    best = min(trained.progress.dev_losses, key=lambda entry: entry[1])
+    assert trained.checkpoint.name == f"step-{best[0]:06d}" and (trained.checkpoint / "state.json").exists()
+    _fit(tiny_dir, recipe, documents, tmp_path, inputs="other", stop_after=1)
+    assert "resuming" not in capsys.readouterr().err
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 1
+
+
+def test_damaged_checkpoint_is_named_and_passed_over(tiny_dir, make_recipe, documents, tmp_path, capsys):
+    recipe = make_recipe({"train.num_train_epochs": 2, "train.evals_per_epoch": 1})
+    _fit(tiny_dir, recipe, documents, tmp_path)
+    newest = sorted((tmp_path / "checkpoints").iterdir())[-1]
+    content = bytearray((newest / "optimizer.safetensors").read_bytes())
+    content[-1] ^= 1
+    (newest / "optimizer.safetensors").write_bytes(content)
+    _fit(tiny_dir, recipe, documents, tmp_path)
+    talk = capsys.readouterr().err
+    assert "damaged" in talk and newest.name in talk.replace("\n", "") and "resuming after step" in talk
+
+
+def test_overfitting_is_said_aloud():
+    assert loop.is_overfitting([(1, 2.0, 2.0), (2, 1.0, 1.5), (3, 1.2, 0.9)])
+    assert not loop.is_overfitting([(1, 2.0, 2.0), (2, 1.0, 1.5), (3, 0.9, 0.9)])
+    assert not loop.is_overfitting([(1, 2.0, 2.0), (2, 1.0, 1.5), (3, 1.2, 1.6)])  # both rise: not over-fitting
+    assert not loop.is_overfitting([(1, 2.0, 2.0)])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny_dir, make_recipe, documents, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "step_gradients", lambda *_: (float("nan"), 0.0))
+    with pytest.raises(TrainingError, match="step 1: loss nan"):
+        _fit(tiny_dir, make_recipe(), documents, tmp_path)
+
+
+def test_bf16_base_trains_near_fp32(tiny_dir, make_recipe, documents, tmp_path):
+    losses = {}
+    for base in ("fp32", "bf16"):
+        (tmp_path / base).mkdir()
+        _fit(tiny_dir, make_recipe({"base": base}), documents, tmp_path / base)
+        losses[base] = [r["loss"] for r in read_metrics(tmp_path / base / "metrics.jsonl")]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=2e-2)
