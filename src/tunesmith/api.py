@@ -224,8 +224,7 @@ def evaluate(run: RunDir, arms: tuple[str, ...] | None = None) -> None:
         else:
             asked = [prompts.tuned(recipe, row) for row in parts["test"]]
         model_key, engine = _engine_of(run, recipe, arm, base, asked, budget)
-        scoring = (recipe.task.metric, recipe.task.json_schema and sha256_file(recipe.task.json_schema))
-        arm_key = fingerprint(model_key, asked, scoring, budget)
+        arm_key = fingerprint(model_key, asked, _scoring(recipe), budget)
         with _stage(run, f"evaluate {arm}", arm_key) as needed:
             if needed:
                 run_arm(run.evaluation / arm, engine, arm_key, parts["test"], asked, scorer, budget)
@@ -397,8 +396,10 @@ def _selection(
         run.key_of("data"),
         _model_key(_model_directory(recipe)),
         recipe.base,
-        recipe.task.model_dump(mode="json"),
-        recipe.evaluate.model_dump(mode="json"),
+        _scoring(recipe),
+        recipe.task.prompt,
+        recipe.evaluate.few_shot.model_dump(),
+        [arm for arm in recipe.evaluate.arms if arm in PROMPT_ARMS],
         budget,
     )
     with _stage(run, "select prompt", key) as needed:
@@ -409,6 +410,12 @@ def _selection(
                 + (f" ({choice['few_shot_name']})" if choice["few_shot"] else "")
             )
     return read_json(target)
+
+
+def _scoring(recipe: Recipe) -> tuple[str, str | None]:
+    """What decides a score: the metric, and the content of the schema."""
+    schema = recipe.task.json_schema
+    return recipe.task.metric, None if schema is None else sha256_file(schema)
 
 
 def _gguf_path(run: RunDir, file_type: str) -> Path:

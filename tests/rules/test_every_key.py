@@ -63,7 +63,7 @@ def _adapter(recipe, tmp):
     first = next(iter(layers.values())).train()
     torch.manual_seed(0)
     first.lora_B.data.normal_()
-    return list(layers), first.lora_A.shape, first.scale, float(first(torch.ones(1, first.weight.shape[1])).sum())
+    return list(layers), first.lora_A.shape, first.scale, first(torch.ones(1, first.weight.shape[1])).sum().item()
 
 
 class _Echo:
@@ -108,7 +108,7 @@ def _exported(recipe, tmp):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "key_of", lambda stage: "x")
         patch.setattr("tunesmith.export.merge.merge", lambda *_: None)
-        patch.setattr("tunesmith.export.gguf.convert", lambda model, target: (run.export.mkdir(), target.touch()))
+        patch.setattr("tunesmith.export.gguf.convert", lambda model, target: (run.export.mkdir(exist_ok=True), target.touch()))
         patch.setattr("tunesmith.export.gguf.describe", lambda _: {"bytes": 1, "bits_per_weight": 1.0})
         patch.setattr(
             "tunesmith.export.gguf.quantize", lambda s, t, kind: written.append(kind) or {"bytes": 1, "bits_per_weight": 1.0}
@@ -171,6 +171,8 @@ def test_every_key_has_an_observation():
 def test_key_changes_behaviour(key, tiny_dir, tmp_path):
     value, observe = OBSERVE[key]
     fixed = {"train.tokens_per_step": 80} if key.startswith("train.") else {}
+    if key == "task.metric":
+        fixed = {"task.json_schema": None}
     if key == "model_sha256":
         (tmp_path / "x.gguf").write_bytes(b"no model")
         fixed = {"model": "./x.gguf"}

@@ -67,7 +67,7 @@ def add_lora(model: PreTrainedModel, lora: Lora, seed: int) -> dict[str, LoRALin
     for name in target_names(model, lora.target_modules):
         base = model.get_submodule(name)
         assert isinstance(base, nn.Linear)
-        layers[name] = LoRALinear(base, lora.r, lora.alpha, lora.dropout, generator)
+        layers[name] = LoRALinear(base, lora.r, lora.alpha, lora.dropout, generator).train(base.training)
         _set(model, name, layers[name])
     return layers
 
