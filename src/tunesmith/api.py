@@ -357,12 +357,15 @@ def _in_process(recipe: Recipe, adapter: Path | None) -> "InProcessEngine":
     from tunesmith.infer.in_process import InProcessEngine
     from tunesmith.models.adapter import load_adapter_state, read_adapter
     from tunesmith.models.load import load_model
-    from tunesmith.models.swap import add_lora
+    from tunesmith.models.swap import add_lora, merge_lora
 
     directory, renderer = _renderer(recipe)
     model = load_model(directory, recipe.base)
     if adapter is not None:
-        load_adapter_state(add_lora(model, recipe.lora, recipe.seed), read_adapter(adapter))
+        layers = add_lora(model, recipe.lora, recipe.seed)
+        load_adapter_state(layers, read_adapter(adapter))
+        if recipe.base == "fp32":  # exact to fp32 rounding, and decoding runs as fast as the base
+            merge_lora(model, layers)
     return InProcessEngine(model, renderer, recipe.evaluate.batch_size)
 
 

@@ -1,15 +1,19 @@
 """What the machine is, and the only place that reads the environment.
 
 Peak memory is the kernel's own high-water mark of this process (``VmHWM``), which Linux lets us reset, so that every
-stage reports its own peak and not its predecessors'. Where it cannot be reset the mark of the whole process is given.
+stage reports its own peak and not its predecessors'. Child processes are counted in. Where it cannot be reset the mark
+of the whole process is given.
 """
 
 import ctypes
 import os
 import platform
+import resource
+import subprocess
 from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
+_largest_child = 0  # bytes, since the last reset
 
 
 def cache_dir() -> Path:
@@ -42,6 +46,12 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TOP_PAD, 256 * 2**20)
 
 
+def release_freed_memory() -> None:
+    """Give blocks that ``keep_freed_memory`` kept back to the system, between stages."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def describe() -> dict[str, object]:
     """CPU model, cores, memory in bytes, operating system and Python version, for the manifest."""
     model = platform.processor()
@@ -61,6 +71,8 @@ def describe() -> dict[str, object]:
 
 def reset_peak_memory() -> None:
     """Set the process's high-water mark to its present size. Does nothing where the kernel has no such switch."""
+    global _largest_child
+    _largest_child = 0
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -68,12 +80,35 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory() -> int:
-    """Largest resident size of this process since the last reset, in bytes."""
-    status = Path("/proc/self/status")
+    """Largest resident size since the last reset, in bytes.
+
+    The largest child process (converter, llama.cpp) is added: an upper bound, since the two peaks need not have met.
+    """
+    own = _high_water("self") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return own + _largest_child
+
+
+def note_child(pid: int) -> None:
+    """Take a living child's high-water mark into account. (Its rusage will not do: it inherits the parent's mark.)"""
+    global _largest_child
+    _largest_child = max(_largest_child, _high_water(str(pid)))
+
+
+def run_child(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end, off the network, with its memory counted; stdout and stderr are captured together."""
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=child_environment())
+    while True:
+        try:
+            said, _ = child.communicate(timeout=0.2)
+            return subprocess.CompletedProcess(command, child.returncode, said)
+        except subprocess.TimeoutExpired:
+            note_child(child.pid)
+
+
+def _high_water(pid: str) -> int:
+    status = Path(f"/proc/{pid}/status")
     if status.exists():
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return 0

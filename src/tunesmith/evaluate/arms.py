@@ -69,6 +69,10 @@ def run_arm(
     """
     references = [row["messages"][-1]["content"] for row in rows]
     ids = [row["id"] for row in rows]
-    outputs = ask(folder.name, make_engine(), ids, prompts, references, scorer, max_new_tokens)
+    engine = make_engine()
+    try:
+        outputs = ask(folder.name, engine, ids, prompts, references, scorer, max_new_tokens)
+    finally:
+        engine.close()
     write_rows(folder / "outputs.jsonl", outputs)
     write_json(folder / "scores.json", {"key": key, **summary(outputs)})

@@ -13,7 +13,6 @@ so a small model's "Q4_K_M" may be six bits a weight. That is why bits per weigh
 
 import ctypes
 import importlib.util
-import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -59,10 +58,10 @@ def convert(model: Path, target: Path) -> None:
     script = Path(spec.origin).parent / "llama.cpp" / "convert_hf_to_gguf.py"
     temporary = target.with_name(f".{target.name}.tmp")
     command = [sys.executable, str(script), str(model), "--outfile", str(temporary), "--outtype", "f16"]
-    done = subprocess.run(command, capture_output=True, text=True, env=hardware.child_environment(), check=False)
+    done = hardware.run_child(command)
     if done.returncode != 0 or not temporary.exists():
         temporary.unlink(missing_ok=True)
-        last = "\n".join((done.stderr or done.stdout).strip().splitlines()[-8:])
+        last = "\n".join(done.stdout.strip().splitlines()[-8:])
         raise ExportError(f"{model}: llama.cpp's converter failed:\n{last}", "does llama.cpp know this architecture?")
     temporary.replace(target)
 

@@ -31,3 +31,7 @@ class Engine(Protocol):
     def generate(self, prompts: list[list[Message]], max_new_tokens: int, advance: Callable[[int], None]) -> list[Answer]:
         """Answer every prompt, in order; ``advance(n)`` is called as answers are done."""
         ...
+
+    def close(self) -> None:
+        """Give back what the engine holds beside its own object; it answers no more."""
+        ...

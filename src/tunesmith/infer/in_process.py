@@ -64,6 +64,10 @@ class InProcessEngine:
             advance(len(batch))
         return [answers[index] for index in range(len(ids))]
 
+    def close(self) -> None:
+        """Give freed memory back to the system; the model goes with the object."""
+        hardware.release_freed_memory()
+
     def _answer(self, prompt_tokens: int, new_ids: list[int], seconds: float) -> Answer:
         finished = bool(new_ids) and new_ids[-1] in self.renderer.stop_ids
         said = new_ids[:-1] if finished else new_ids

@@ -1,25 +1,31 @@
-"""Greedy decoding with llama.cpp in process: the deployed form of the model, run by its own engine.
+"""Greedy decoding with llama.cpp: the deployed form of the model, run by its own engine.
 
 The chat template is the one inside the GGUF and the tokenizer is llama.cpp's: what is measured here is what a user of
 Ollama, LM Studio or llama-server will get. Prompts are answered one after another, so that the time of an answer is its
-own. The server object listens on a loopback port of its own choosing as long as it lives.
+own.
+
+llama.cpp runs in a child process (``infer/llama_cpp_worker.py``). In one process with PyTorch the two thread pools share
+one OpenMP runtime, which then sees more threads than cores and puts them to sleep at every barrier: half of the time
+went into futexes and decoding took more than twice as long. A crash of the engine also stays the engine's.
 """
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import Any
-
-import xllamacpp
 
 from tunesmith import hardware
 from tunesmith.errors import ExportError
 from tunesmith.infer.engine import Answer, Message
+from tunesmith.track import say
 
 
 class LlamaCppEngine:
-    """A GGUF file loaded by llama.cpp.
+    """A GGUF file loaded by llama.cpp in a process of its own, which ends with ``close`` or the ``with`` block.
 
     Args:
         gguf: the model file.
@@ -27,21 +33,35 @@ class LlamaCppEngine:
     """
 
     def __init__(self, gguf: Path, context: int):
-        params = xllamacpp.CommonParams()  # pyright: ignore[reportAttributeAccessIssue] - compiled, no stubs
-        params.model.path = str(gguf)
-        params.n_ctx = context
-        params.n_parallel = 1
-        params.cpuparams.n_threads = hardware.cpu_count()
-        params.cpuparams_batch.n_threads = hardware.cpu_count()
-        params.use_jinja = True
-        params.verbosity = 0
-        try:
-            self._server = xllamacpp.Server(params)  # pyright: ignore[reportAttributeAccessIssue]
-        except (RuntimeError, ValueError) as error:
-            raise ExportError(f"{gguf}: llama.cpp cannot load it: {error}", "run: tunesmith export RUN") from error
+        self._gguf = gguf
+        command = [sys.executable, "-m", "tunesmith.infer.llama_cpp_worker", str(gguf), str(context)]
+        self._worker = subprocess.Popen(
+            [*command, str(hardware.cpu_count())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=hardware.child_environment(),
+        )
+        self._read()  # the worker says that the model is loaded
+
+    def __enter__(self) -> "LlamaCppEngine":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process."""
+        hardware.note_child(self._worker.pid)
+        self._worker.communicate()
 
     def generate(self, prompts: list[list[Message]], max_new_tokens: int, advance: Callable[[int], None]) -> list[Answer]:
-        """See ``Engine``."""
+        """See ``Engine``.
+
+        Raises:
+            ExportError: the engine refused a prompt or died.
+        """
         answers: list[Answer] = []
         for prompt in prompts:
             started = time.perf_counter()
@@ -61,8 +81,22 @@ class LlamaCppEngine:
         return answers
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        reply = self._server.handle_chat_completions(request)
-        parsed = json.loads(reply) if isinstance(reply, str | bytes) else reply
-        if "choices" not in parsed:
-            raise ExportError(f"llama.cpp refused a prompt: {json.dumps(parsed)[:300]}", "is the context large enough?")
-        return parsed
+        assert self._worker.stdin is not None
+        try:
+            self._worker.stdin.write(json.dumps(request) + "\n")
+            self._worker.stdin.flush()
+        except BrokenPipeError:
+            say("llama.cpp has stopped")  # its last words are read below
+        reply = self._read()
+        if "choices" not in reply:
+            raise ExportError(f"llama.cpp refused a prompt: {json.dumps(reply)[:300]}", "is the context large enough?")
+        return reply
+
+    def _read(self) -> dict[str, Any]:
+        assert self._worker.stdout is not None
+        line = self._worker.stdout.readline()
+        if not line:
+            _, said = self._worker.communicate()
+            last = "\n".join(said.strip().splitlines()[-5:])
+            raise ExportError(f"{self._gguf}: llama.cpp cannot run it:\n{last}", "run: tunesmith export RUN")
+        return json.loads(line)

@@ -144,6 +144,7 @@ def fit(
                 save_checkpoint(checkpoints, layers, optimizer, done)
             metrics.append({"step": done.step, "epoch": steps[done.step - 1][0], **record})
             bar.advance(note=note)
+    hardware.release_freed_memory()
     overfit = is_overfitting(done.dev_losses)
     if overfit:
         say(f"over-fitting: dev loss was lowest at step {done.best_step} and rose while train loss fell")
