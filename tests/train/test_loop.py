@@ -60,7 +60,7 @@ def test_loss_and_every_gradient_equal_stock_transformers_and_peft(tiny_dir, mak
         correct += int((logits.argmax(-1) == labels[1:]).sum())
         count += int((labels[1:] != -100).sum())
     (total / count).backward()
-    assert loss == pytest.approx(float(total / count), rel=1e-5) and accuracy == pytest.approx(correct / count)
+    assert loss == pytest.approx((total / count).item(), rel=1e-5) and accuracy == pytest.approx(correct / count)
     for name, parameter in oracle.named_parameters():
         if parameter.requires_grad:
             ours = grads[name.removeprefix("base_model.model.").removesuffix(".default.weight")]

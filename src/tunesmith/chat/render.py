@@ -63,12 +63,13 @@ class Renderer:
 
         Raises:
             ModelError: the template rewrites earlier turns or writes no end-of-turn token.
-            DataError: a token straddles the border between the prompt and the answer.
+            DataError: a token straddles the border between the prompt and the answer, or a character has no token.
         """
         text = self.text(messages)
         encoded = self._encode(text)
         ids: list[int] = encoded["input_ids"]
         offsets: list[tuple[int, int]] = encoded["offset_mapping"]
+        self._refuse_lost_characters(text, ids)
         supervised = [0] * len(ids)
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
@@ -89,6 +90,16 @@ class Renderer:
             for token in inside:
                 supervised[token] = int(token <= stops[-1])
         return Rendered(ids, supervised)
+
+    def _refuse_lost_characters(self, text: str, ids: list[int]) -> None:
+        """Refuse text that does not come back: some byte-level vocabularies lack bytes and drop them in silence."""
+        back = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        assert isinstance(back, str)
+        written, read = "".join(text.split()), "".join(back.split())
+        if written != read:
+            place = next((i for i, (a, b) in enumerate(zip(written, read, strict=False)) if a != b), len(read))
+            lost = written[place : place + 1]
+            raise DataError(f"the tokenizer cannot represent {lost!r}; it would be lost", "remove it from the row")
 
     def _turn(self, text: str, messages: list[Message], index: int) -> tuple[int, int]:
         """Character span of the assistant turn ``index`` in the text of the whole conversation."""
