@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 
 from tunesmith import api
 from tunesmith.models.load import find_model, load_tokenizer
@@ -22,6 +23,9 @@ from tunesmith.rundir import RunDir
 ROOT = Path(__file__).resolve().parents[1]
 GGUF = ROOT / "assets" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 torch.set_num_threads(1)
+# Same examples on every run, and no verdict on a busy machine's speed: a red test means a wrong program.
+settings.register_profile("tunesmith", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tunesmith")
 
 COLOURS = ["red", "green", "blue", "black", "white", "brown", "pink", "grey"]
 THINGS = ["car", "house", "river", "bird", "table", "cloud", "door", "stone"]
@@ -151,14 +155,12 @@ def tiny_run(tmp_path_factory, tiny_dir) -> RunDir:
 
     def make(directory: Path) -> None:
         recipe = write_recipe(directory, tiny_dir)
-        api.run(api.open_run(recipe, directory / "run"))
+        run = api.open_run(recipe, directory / "run")
+        api.run(run)
+        # The directory is renamed when it is whole; the resolved recipe holds absolute paths.
+        run.recipe_file.write_text(run.recipe_file.read_text().replace("tiny_run.making", "tiny_run"))
 
-    directory = _shared(tmp_path_factory, "tiny_run", make)
-    # The directory was renamed after it was made; the resolved recipe holds absolute paths.
-    run = RunDir(directory / "run")
-    text = run.recipe_file.read_text()
-    run.recipe_file.write_text(text.replace("tiny_run.making", "tiny_run"))
-    return run
+    return RunDir(_shared(tmp_path_factory, "tiny_run", make) / "run")
 
 
 @pytest.fixture(scope="session")

@@ -89,12 +89,13 @@ def data(run: RunDir) -> None:
 def render(run: RunDir) -> None:
     """Render train and dev with the model's template into ``data/rendered.safetensors``."""
     from tunesmith.chat.render import with_system
+    from tunesmith.models.load import model_hashes, model_key
     from tunesmith.train.documents import make_documents, save_documents
 
     recipe = run.recipe()
     directory, renderer = _renderer(recipe)
     max_length = recipe.train.max_length
-    key = fingerprint(run.key_of("data"), _model_key(directory), recipe.task.short_prompt, max_length)
+    key = fingerprint(run.key_of("data"), model_key(directory), recipe.task.short_prompt, max_length)
     with _stage(run, "render", key) as needed:
         if not needed:
             return
@@ -118,7 +119,8 @@ def render(run: RunDir) -> None:
             {"train_tokens": tokens, "supervised": supervised, "longest": max(lengths.values()), "max_new_tokens": budget},
         )
         template = str(renderer.tokenizer.chat_template)
-        run.add_to_manifest(model=_model_facts(recipe, directory), template_sha256=fingerprint(template))
+        model = {"id": recipe.model, "revision": recipe.revision, "sha256": recipe.model_sha256}
+        run.add_to_manifest(model={**model, "files": model_hashes(directory)}, template_sha256=fingerprint(template))
         share = 100 * supervised / tokens
         say(f"render: {tokens:,} train tokens, {share:.0f} % supervised, longest row {max(lengths.values())}")
         derived = "given" if recipe.task.max_new_tokens else f"longest train answer {longest_answer} + 25 %"
@@ -227,8 +229,9 @@ def evaluate(run: RunDir, arms: tuple[str, ...] | None = None) -> None:
         arm_key = fingerprint(model_key, asked, _scoring(recipe), budget)
         with _stage(run, f"evaluate {arm}", arm_key) as needed:
             if needed:
-                run_arm(run.evaluation / arm, engine, arm_key, parts["test"], asked, scorer, budget)
+                figures = run_arm(run.evaluation / arm, engine, arm_key, parts["test"], asked, scorer, budget)
                 _log_reading(run, arm, arm_key)
+                say(f"evaluate: {arm} gets {100 * figures['score']:.1f} of 100 right, {figures['ms']:.0f} ms an example")
 
 
 def verdict(run: RunDir) -> dict[str, Any]:
@@ -330,27 +333,18 @@ def _model_directory(recipe: Recipe) -> Path:
     return find_model(recipe.model, recipe.revision, recipe.model_sha256)
 
 
+def _model_key(recipe: Recipe) -> str:
+    from tunesmith.models.load import model_key
+
+    return model_key(_model_directory(recipe))
+
+
 def _renderer(recipe: Recipe) -> "tuple[Path, Renderer]":
     from tunesmith.chat.render import Renderer
     from tunesmith.models.load import load_tokenizer
 
     directory = _model_directory(recipe)
     return directory, Renderer(load_tokenizer(directory))
-
-
-def _model_key(directory: Path) -> str:
-    """Fingerprint of a model directory: names, sizes and (for small files) contents."""
-    facts = []
-    for file in sorted(directory.iterdir()):
-        if file.is_file():
-            small = file.suffix in {".json", ".jinja"}
-            facts.append((file.name, file.stat().st_size, sha256_file(file) if small else file.stat().st_mtime_ns))
-    return fingerprint(facts)
-
-
-def _model_facts(recipe: Recipe, directory: Path) -> dict[str, Any]:
-    hashes = {file.name: sha256_file(file) for file in sorted(directory.iterdir()) if file.is_file()}
-    return {"id": recipe.model, "revision": recipe.revision, "sha256": recipe.model_sha256, "files": hashes}
 
 
 def _in_process(recipe: Recipe, adapter: Path | None) -> "InProcessEngine":
@@ -374,7 +368,7 @@ def _engine_of(
 ) -> "tuple[str, Callable[[], Engine]]":
     """Fingerprint of an arm's weights, and how to make its engine."""
     if arm in PROMPT_ARMS:
-        return fingerprint(_model_key(_model_directory(recipe)), recipe.base), base
+        return fingerprint(_model_key(recipe), recipe.base), base
     if arm == "tuned":
         return run.key_of("train"), lambda: _in_process(recipe, run.adapter)
     gguf = _gguf_path(run, recipe.export.gguf[-1])
@@ -397,7 +391,7 @@ def _selection(
     target = run.evaluation / "selection.json"
     key = fingerprint(
         run.key_of("data"),
-        _model_key(_model_directory(recipe)),
+        _model_key(recipe),
         recipe.base,
         _scoring(recipe),
         recipe.task.prompt,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -133,33 +134,40 @@ def schema() -> None:
 
 
 def _print_verdict(result: dict[str, Any]) -> None:
-    """The table of arms and the verdict, on stdout."""
+    """The tables of arms and the verdict, on stdout."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+    title = f"{result['n']} sealed test rows; gains against {result['best_prompt']}, the best prompt on dev"
+    gains = Table("arm", "right", "95 %", "gain", "95 % of gain", "p", "won/lost", title=title, box=box.SIMPLE)
     finer = [name for name in ("strict", "parse", "schema", "field_f1") if name in result["arms"][0]]
-    table = Table(title=f"{result['n']} sealed test rows; gains against {result['best_prompt']}, the best prompt on dev")
-    for name in ("arm", "right", "95 %", "gain", "95 % of gain", "p", "won/lost", *finer, "prompt tokens", "ms"):
-        table.add_column(name, justify="left" if name == "arm" else "right", no_wrap=True)
+    costs = Table("arm", *finer, "prompt tokens", "new tokens", "ms", box=box.SIMPLE)
+    for table in (gains, costs):
+        for column in table.columns[1:]:
+            column.justify = "right"
     for arm in result["arms"]:
-        against = arm["against"]
-        gain = ("", "", "", "")
-        if against:
-            p = f"{against['p']:.3f}" if against["p"] >= 0.001 else "<.001"
-            interval = f"{100 * against['low']:+.1f} to {100 * against['high']:+.1f}"
-            gain = (f"{100 * against['gain']:+.1f}", interval, p, f"{against['won']}/{against['lost']}")
-        table.add_row(
-            arm["arm"],
-            f"{100 * arm['score']:.1f}",
-            f"{100 * arm['low']:.1f}-{100 * arm['high']:.1f}",
-            *gain,
-            *(f"{100 * arm[name]:.1f}" for name in finer),
-            f"{arm['prompt_tokens']:.0f}",
-            f"{arm['ms']:.0f}",
+        gains.add_row(
+            arm["arm"], _points(arm["score"]), f"{_points(arm['low'])}-{_points(arm['high'])}", *_gain(arm["against"])
         )
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
-    console.print(table)
+        figures = (f"{arm[name]:.0f}" for name in ("prompt_tokens", "new_tokens", "ms"))
+        costs.add_row(arm["arm"], *(_points(arm[name]) for name in finer), *figures)
+    console.print(gains)
+    console.print(costs)
     console.print(f"[bold]verdict: {result['verdict']}[/bold]")
     console.print(result["reason"], soft_wrap=True)
-    detectable = 100 * result["comparison"]["detectable"]
-    console.print(f"{result['n']} such rows find a gain of {detectable:.1f} points four times in five")
+    detectable = _points(result["comparison"]["detectable"])
+    console.print(f"{result['n']} such rows find a gain of {detectable} points four times in five")
+
+
+def _gain(against: dict[str, Any] | None) -> tuple[str, str, str, str]:
+    """Gain, interval, p and discordant rows of an arm; blank for the arm that the others are compared with."""
+    if against is None:
+        return "", "", "", ""
+    p = f"{against['p']:.3f}" if against["p"] >= 0.001 else "<.001"
+    interval = f"{100 * against['low']:+.1f} to {100 * against['high']:+.1f}"
+    return f"{100 * against['gain']:+.1f}", interval, p, f"{against['won']}/{against['lost']}"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:.1f}"
 
 
 def main() -> None:

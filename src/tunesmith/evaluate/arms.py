@@ -61,11 +61,14 @@ def run_arm(
     prompts: list[list[Message]],
     scorer: Scorer,
     max_new_tokens: int,
-) -> None:
+) -> dict[str, float]:
     """Ask an arm all test rows; writes ``outputs.jsonl`` and ``scores.json`` into ``folder`` (``evaluation/<arm>``).
 
     Args:
         key: fingerprint of everything the outputs follow from.
+
+    Returns:
+        The arm's ``summary``.
     """
     references = [row["messages"][-1]["content"] for row in rows]
     ids = [row["id"] for row in rows]
@@ -75,4 +78,6 @@ def run_arm(
     finally:
         engine.close()
     write_rows(folder / "outputs.jsonl", outputs)
-    write_json(folder / "scores.json", {"key": key, **summary(outputs)})
+    figures = summary(outputs)
+    write_json(folder / "scores.json", {"key": key, **figures})
+    return figures

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from tunesmith import hardware
 from tunesmith.errors import ModelError
-from tunesmith.rundir import sha256_file, whole_directory
+from tunesmith.rundir import fingerprint, sha256_file, whole_directory
 from tunesmith.track import say
 
 transformers.utils.logging.disable_progress_bar()
@@ -101,6 +101,21 @@ def attention(model: PreTrainedModel, implementation: str) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(before)
+
+
+def model_hashes(directory: Path) -> dict[str, str]:
+    """sha256 of every file of a model directory, for the manifest."""
+    return {file.name: sha256_file(file) for file in sorted(directory.iterdir()) if file.is_file()}
+
+
+def model_key(directory: Path) -> str:
+    """Fingerprint of a model directory without reading its weights: small files by content, large ones by size and time."""
+    facts = []
+    for file in sorted(directory.iterdir()):
+        if file.is_file():
+            small = file.suffix in {".json", ".jinja"}
+            facts.append((file.name, file.stat().st_size, sha256_file(file) if small else file.stat().st_mtime_ns))
+    return fingerprint(facts)
 
 
 def decoder(model: PreTrainedModel) -> torch.nn.Module:
