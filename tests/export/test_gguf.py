@@ -1,3 +1,6 @@
+import json
+from pathlib import Path
+
 import gguf
 import numpy as np
 import pytest
@@ -36,6 +39,15 @@ def test_rows_that_no_block_of_256_divides_fall_back():
     assert types["token_embd.weight"] == Type.Q8_0
     assert plan_types(_model(40), "Q4_K_M", FACTS)["blk.0.attn_q.weight"] == Type.F16
     assert set(plan_types(_model(576), "Q8_0", FACTS).values()) == {Type.Q8_0, Type.F32}
+
+
+def test_types_of_the_real_model_are_those_that_llama_quantize_wrote():
+    """Name, shape, type before and after ``llama-quantize SmolLM2-135M-F16.gguf Q4_K_M`` (llama.cpp b10605)."""
+    listed = json.loads((Path(__file__).parent / "llama_quantize_types.json").read_text())
+    sources = [Source(name, tuple(shape), Type[before]) for name, shape, before, _ in listed]
+    facts = {"general.architecture": "llama", "llama.block_count": 30, "llama.attention.head_count": 9}
+    types = plan_types(sources, "Q4_K_M", {**facts, "llama.attention.head_count_kv": 3})
+    assert types == {name: Type[after] for name, _, _, after in listed} and len(types) == 272
 
 
 def test_experts_are_refused():
