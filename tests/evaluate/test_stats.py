@@ -35,6 +35,27 @@ def test_bootstrap_agrees_with_scipy_and_covers():
     assert 0.90 <= hits / 200 <= 0.99  # 95 % nominal; three standard errors of 200 trials
 
 
+def test_rows_that_all_agree_rule_out_no_small_gain():
+    same = np.zeros(16)
+    assert stats.paired_bootstrap(same, same) == (0.0, 0.0)
+    low, high = stats.gain_interval(same, same)
+    assert low == -high and 0.08 < high < 0.20  # the exact bound for 0 of 16 is 0.17 one-sided
+    many = np.zeros(3000)
+    assert stats.gain_interval(many, many)[1] < 0.002
+
+
+def test_adjusted_wald_covers_where_the_bootstrap_does_not():
+    covered = {"bootstrap": 0, "gain": 0}
+    for trial in range(300):
+        rng = np.random.default_rng(trial)
+        kinds = rng.choice(3, size=30, p=[0.06, 0.02, 0.92])
+        a, b = (kinds == 0).astype(float), (kinds == 1).astype(float)
+        for name, interval in (("bootstrap", stats.paired_bootstrap), ("gain", stats.gain_interval)):
+            low, high = interval(a, b)
+            covered[name] += low <= 0.04 <= high
+    assert covered["bootstrap"] < 0.90 * 300 and covered["gain"] >= 0.93 * 300
+
+
 def test_detectable_effect_has_the_power_it_claims():
     n, share = 300, 0.2
     delta = stats.minimum_detectable_effect(40, 20, n)

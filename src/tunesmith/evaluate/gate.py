@@ -1,6 +1,7 @@
 """The verdict: is the tuned model, in the form it will be deployed in, worth it over the best prompt?
 
-The gain is the paired difference on the sealed test part, with a bootstrap interval [low, high]. Four verdicts, decided
+The gain is the paired difference on the sealed test part, with an interval [low, high]
+(paired bootstrap, kept honest when few rows differ: ``stats.gain_interval``). Four verdicts, decided
 in this order by nothing but these numbers and ``task.min_gain``:
 
     deploy                    gain >= min_gain and low > 0: better for certain, and by enough
@@ -30,7 +31,7 @@ class Comparison:
 
     Attributes:
         gain: difference of the headline scores.
-        low, high: 95 % paired bootstrap interval of the gain.
+        low, high: 95 % interval of the gain.
         p: two-sided McNemar mid-p.
         won, lost: discordant rows: right only here, right only with the best prompt.
         detectable: smallest gain that these rows would find with 80 % power.
@@ -56,7 +57,7 @@ def compare(arm: Outputs, baseline: Outputs) -> Comparison:
     a = np.array([row[HEADLINE] for row in arm])
     b = np.array([row[HEADLINE] for row in baseline])
     won, lost = stats.discordant(a, b)
-    low, high = stats.paired_bootstrap(a, b)
+    low, high = stats.gain_interval(a, b)
     detectable = stats.minimum_detectable_effect(won, lost, len(a))
     return Comparison(float(a.mean() - b.mean()), low, high, stats.mcnemar_midp(won, lost), won, lost, detectable)
 
