@@ -4,6 +4,7 @@ A stage is imported by the verb that needs it, so that ``check`` and ``--help`` 
 did not change is skipped; one whose predecessor is missing says which to run.
 """
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -216,7 +217,7 @@ def evaluate(run: RunDir, arms: tuple[str, ...] | None = None) -> None:
     parts = {part: read_rows(run.data / f"{part}.jsonl") for part in ("train", "dev", "test")}
     _check_references(parts["test"] + parts["dev"], scorer)
     by_id = {row["id"]: row for row in parts["train"]}
-    base = _Once(lambda: _in_process(recipe, None))
+    base = functools.cache(lambda: _in_process(recipe, None))  # loaded when an arm first asks
     for arm in arms or recipe.evaluate.arms:
         demonstrations: list[dict[str, Any]] = []
         if arm in PROMPT_ARMS:
@@ -314,19 +315,6 @@ def _stage(run: RunDir, name: str, key: str) -> Iterator[bool]:
     run.mark_done(name, key, time.perf_counter() - started, hardware.peak_memory())
 
 
-class _Once:
-    """A value made when first asked for."""
-
-    def __init__(self, make: "Callable[[], InProcessEngine]"):
-        self._make = make
-        self._value: InProcessEngine | None = None
-
-    def __call__(self) -> "InProcessEngine":
-        if self._value is None:
-            self._value = self._make()
-        return self._value
-
-
 def _model_directory(recipe: Recipe) -> Path:
     from tunesmith.models.load import find_model
 
@@ -364,7 +352,7 @@ def _in_process(recipe: Recipe, adapter: Path | None) -> "InProcessEngine":
 
 
 def _engine_of(
-    run: RunDir, recipe: Recipe, arm: str, base: _Once, asked: list[list[dict[str, str]]], budget: int
+    run: RunDir, recipe: Recipe, arm: str, base: "Callable[[], InProcessEngine]", asked: list[list[dict[str, str]]], budget: int
 ) -> "tuple[str, Callable[[], Engine]]":
     """Fingerprint of an arm's weights, and how to make its engine."""
     if arm in PROMPT_ARMS:
@@ -384,7 +372,12 @@ def _engine_of(
 
 
 def _selection(
-    run: RunDir, recipe: Recipe, base: _Once, parts: dict[str, list[dict[str, Any]]], scorer: Any, budget: int
+    run: RunDir,
+    recipe: Recipe,
+    base: "Callable[[], InProcessEngine]",
+    parts: dict[str, list[dict[str, Any]]],
+    scorer: Any,
+    budget: int,
 ) -> dict[str, Any]:
     from tunesmith.evaluate.select import select_prompt
 
