@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from tunesmith.chat.render import Renderer, with_system
 from tunesmith.errors import DataError, ModelError
 
-text = st.text(alphabet=st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=30).filter(
+text = st.text(alphabet=st.characters(exclude_categories=["Cs", "Cc", "Co"]), min_size=1, max_size=30).filter(
     lambda t: t.strip() and not t[0].isspace() and "<|" not in t
 )
 
@@ -16,9 +16,14 @@ def _turns(parts, system=None):
     return [{"role": "system", "content": system}, *turns] if system else turns
 
 
+@pytest.fixture(scope="module")
+def renderer(tokenizer):
+    return Renderer(tokenizer)
+
+
 @given(st.lists(text, min_size=2, max_size=6).filter(lambda p: len(p) % 2 == 0), st.none() | text)
-def test_ids_are_the_templates_and_supervision_is_answer_plus_end_of_turn(tokenizer, parts, system):
-    renderer, messages = Renderer(tokenizer), _turns(parts, system)
+def test_ids_are_the_templates_and_supervision_is_answer_plus_end_of_turn(tokenizer, renderer, parts, system):
+    messages = _turns(parts, system)
     try:
         rendered = renderer.render(messages)
     except DataError as error:
@@ -55,8 +60,6 @@ def test_generation_prompt_is_a_prefix_of_the_training_text(tokenizer):
 
 
 def test_refusals(tokenizer, tokenizer_dir):
-    with pytest.raises(DataError, match="begins before the answer"):
-        Renderer(tokenizer).render(_turns(["q", "\n\nanswer"]))
     for turns in (["q", "a\x16b"], ["\x16", "a"]):  # a byte that this vocabulary lacks; stock tokenization drops it
         with pytest.raises(DataError, match=r"cannot represent '\\x16'"):
             Renderer(tokenizer).render(_turns(turns))

@@ -1,127 +1,317 @@
-"""Render a conversation with the model's own chat template, and mark what is supervised.
+"""Render conversations to token ids, and mark what is supervised: one renderer for training, evaluation and serving.
 
-Supervised is what the assistant says and the token that ends its turn: nothing else, and never less. A peer that masks
-by ``pad == eos`` loses the end of turn (in many models they are one token) and trains a model that never stops; one
-that searches for marker strings trains on tool results. Here the template itself is asked: an assistant turn is the
-text between what the template writes up to the generation prompt and what it writes once the turn is added. The first
-must be a prefix of the second, which is checked for every turn; a template that rewrites earlier turns is refused.
+Supervised is what the assistant says (text, reasoning, tool calls) and the token that ends its turn, in the turns of
+weight 1: nothing else, and never less. A peer that masks by ``pad == eos`` loses the end of turn (in many models they
+are one token) and trains a model that never stops; one that searches for marker strings trains on tool results.
 
-The end of a turn is the last added (special) token in that text; the line break that some templates put after it
-belongs to nobody. Ids are those of ``apply_chat_template`` on the whole conversation.
+The template says where everything stands (``chat/layout.py``); its text is cut at its control tokens and at the start of
+each supervised turn; the pieces between are encoded without any control token (``chat/vocabulary.py``). Three things
+follow by construction: ids are those of ``apply_chat_template`` on ordinary text, no text forges a control token, and a
+generation prompt's ids are how the training ids of that turn begin. The last holds even where an answer begins with
+white space, and there alone the ids differ from the stock ones, which melt the header's line break and the answer's
+first characters into a token that no generation could begin with.
+
+The price against a bare tokenizer is one run of the template for each row.
 """
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from tunesmith.chat.layout import Laid, Message, Template, Tools
+from tunesmith.chat.vocabulary import AFTER, MIDDLE, START, Vocabulary
 from tunesmith.errors import DataError, ModelError
 
-Message = dict[str, str]
+_ZEROS, _ONES = [0] * 4096, [1] * 4096
+BATCH = 256  # conversations that are encoded together, while the next ones go through the template
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What is rendered: OpenAI messages, declared tools, or a plain text in a single assistant turn (kind ``text``)."""
+
+    messages: list[Message]
+    tools: Tools = None
+    kind: Literal["chat", "text"] = "chat"
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> "Conversation":
+        """The conversation of a row as the run directory holds it."""
+        return cls(row["messages"], row.get("tools"), row.get("kind", "chat"))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of rendered text with one role.
+
+    Attributes:
+        text: the text, control tokens of messages as they were written.
+        kind: ``control`` (a token of the template), ``supervised`` or ``context``; a supervised control token is
+            ``control`` with ``supervised`` set.
+        ids: its token ids.
+    """
+
+    text: str
+    control: bool
+    supervised: bool
+    ids: list[int]
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """Token ids of a conversation, and which of them are supervised (1) or context (0)."""
+    """Token ids of a conversation.
+
+    Attributes:
+        ids: token ids.
+        supervised: 1 for a supervised token, 0 for context, as long as ``ids``.
+        notes: what the template left out or took as plain text, for people: ``chat template leaves out name``, ...
+    """
 
     ids: list[int]
     supervised: list[int]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def last_answer(self) -> int:
+        """Tokens of the last supervised turn, its end of turn included."""
+        end = len(self.supervised) - self.supervised[::-1].index(1)
+        before = self.supervised[:end][::-1]
+        return before.index(0) if 0 in before else end
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Laid-out text cut into pieces: (text, control id or None, supervised, where it begins)."""
+
+    pieces: list[tuple[str, int | None, bool, str]]
+    notes: tuple[str, ...]
 
 
 class Renderer:
-    """A tokenizer's chat template, checked once.
+    """A tokenizer and a chat template, checked once.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        template: Jinja text that takes the place of the tokenizer's own.
 
     Attributes:
-        stop_ids: the tokens that end an answer: the template's end of turn and the tokenizer's eos.
+        tokenizer: as given.
+        template: the Jinja text in use.
+        stop_ids: the tokens that end an answer: the template's end of turn (of a text, and of a tool call where the
+            template knows them) and the tokenizer's eos.
+
+    Raises:
+        ModelError: no template, one that never ends a turn, one that writes the beginning-of-text token twice, or a
+            vocabulary in which plain text can forge a control token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        if not tokenizer.chat_template:
-            raise ModelError("the tokenizer has no chat template", "choose an instruction-tuned model")
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None = None):
+        source = template or tokenizer.chat_template
+        if not isinstance(source, str):
+            raise ModelError("the tokenizer has no chat template", "choose an instruction-tuned model, or name chat.template")
         self.tokenizer = tokenizer
-        self._added = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-        probe = self.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
-        end_of_turn = [i for i, s in zip(probe.ids, probe.supervised, strict=True) if s][-1]
-        self.stop_ids = sorted({end_of_turn, *_as_ids(tokenizer.eos_token_id)})
+        self.template = source
+        self._vocabulary = Vocabulary(tokenizer, source)
+        self._template = Template(tokenizer, source, self._vocabulary)
+        asked = {"role": "user", "content": "a"}
+        try:
+            probe = self.render([asked, {"role": "assistant", "content": "b"}])
+        except DataError as error:
+            raise ModelError(f"the chat template cannot be used: {error.message}", error.hint) from error
+        bos = tokenizer.bos_token
+        if isinstance(bos, str) and self.text([asked], generate=True).startswith(2 * bos):
+            raise ModelError("the chat template writes the beginning-of-text token twice", "name another chat.template")
+        stops = [probe.ids[-1 - probe.supervised[::-1].index(1)], *self._tool_stops(asked)]
+        self.stop_ids = sorted({*stops, *_as_ids(tokenizer.eos_token_id)})
 
-    def text(self, messages: list[Message], *, generate: bool = False) -> str:
+    def text(self, messages: list[Message], tools: Tools = None, *, generate: bool = False) -> str:
         """The conversation as the template writes it; with ``generate``, up to where the assistant begins to speak."""
-        rendered = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
-        assert isinstance(rendered, str)
-        return rendered
+        return self._vocabulary.restored(self._template.run(*self._template.neutral(messages, tools), generate=generate))
 
-    def prompt_ids(self, messages: list[Message]) -> list[int]:
+    def prompt_ids(self, messages: list[Message], tools: Tools = None) -> list[int]:
         """Token ids of a prompt that the assistant is to answer."""
-        return self._encode(self.text(messages, generate=True))["input_ids"]
+        text = self._template.run(*self._template.neutral(messages, tools), generate=True)
+        return [token for ids in self._encode([self._cut(Laid(text, [], []))])[0] for token in ids]
 
-    def answer_ids(self, messages: list[Message]) -> list[int]:
-        """Token ids of the last turn's content alone, plus one for its end of turn."""
-        return [*self._encode(messages[-1]["content"])["input_ids"], self.stop_ids[0]]
-
-    def render(self, messages: list[Message]) -> Rendered:
-        """Token ids and supervision of a conversation that ends with an answer.
+    def render(self, messages: list[Message], tools: Tools = None, kind: Literal["chat", "text"] = "chat") -> Rendered:
+        """Token ids and supervision of a conversation.
 
         Raises:
-            ModelError: the template rewrites earlier turns or writes no end-of-turn token.
-            DataError: a token straddles the border between the prompt and the answer, or a character has no token.
+            DataError: see ``Template.lay``; or a character has no token; or no token is supervised.
+            ModelError: the template ends an answer without a control token.
         """
-        text = self.text(messages)
-        encoded = self._encode(text)
-        ids: list[int] = encoded["input_ids"]
-        offsets: list[tuple[int, int]] = encoded["offset_mapping"]
-        self._refuse_lost_characters(text, ids)
-        supervised = [0] * len(ids)
-        for index, message in enumerate(messages):
-            if message["role"] != "assistant":
+        rendered = self._finish(self._prepare([Conversation(messages, tools, kind)]))[0]
+        if isinstance(rendered, DataError):
+            raise rendered
+        return rendered
+
+    def pieces(self, messages: list[Message], tools: Tools = None, kind: Literal["chat", "text"] = "chat") -> list[Piece]:
+        """The same, piece by piece, for people to look at. Raises what ``render`` raises."""
+        cut = self._prepare([Conversation(messages, tools, kind)])[0]
+        if isinstance(cut, DataError):
+            raise cut
+        tokens = self._encode([cut])[0]
+        return [Piece(text, c is not None, s, ids) for (text, c, s, _), ids in zip(cut.pieces, tokens, strict=True)]
+
+    def render_batch(self, conversations: Sequence[Conversation]) -> list[Rendered | DataError]:
+        """Many conversations at once: the template runs for some while others are encoded.
+
+        Returns:
+            For each conversation its ids, or the error that keeps it from being rendered.
+        """
+        results: list[Rendered | DataError] = []
+        waiting = None
+        with ThreadPoolExecutor(1) as pool:
+            for start in range(0, len(conversations), BATCH):
+                cuts = self._prepare(conversations[start : start + BATCH])
+                if waiting is not None:
+                    results += waiting.result()
+                waiting = pool.submit(self._finish, cuts)
+            results += waiting.result() if waiting is not None else []
+        return results
+
+    def _finish(self, cuts: list[_Cut | DataError]) -> list[Rendered | DataError]:
+        good = [cut for cut in cuts if isinstance(cut, _Cut)]
+        encoded = iter(self._encode(good))
+        results: list[Rendered | DataError] = []
+        for cut in cuts:
+            if isinstance(cut, DataError):
+                results.append(cut)
                 continue
-            start, end = self._turn(text, messages, index)
-            inside = [t for t, (a, b) in enumerate(offsets) if a < end and b > start]
-            if offsets[inside[0]][0] < start:
-                raise DataError(
-                    f"messages[{index}]: its first token begins before the answer does",
-                    "the answer begins with white space that the template's line break swallows; remove it",
+            ids: list[int] = []
+            supervised: list[int] = []
+            for (_, _, taught, _), tokens in zip(cut.pieces, next(encoded), strict=True):
+                ids += tokens
+                supervised += (
+                    (_ONES if taught else _ZEROS)[: len(tokens)] if len(tokens) <= 4096 else [int(taught)] * len(tokens)
                 )
-            stops = [t for t in inside if ids[t] in self._added]
-            if not stops:
-                raise ModelError(
-                    "the chat template ends an answer without a special token, so a tuned model would never stop",
-                    "choose a model whose template has an end-of-turn token",
-                )
-            for token in inside:
-                supervised[token] = int(token <= stops[-1])
-        return Rendered(ids, supervised)
+            results.append(Rendered(ids, supervised, cut.notes))
+        return results
 
-    def _refuse_lost_characters(self, text: str, ids: list[int]) -> None:
-        """Refuse text that does not come back: some byte-level vocabularies lack bytes and drop them in silence."""
-        back = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        assert isinstance(back, str)
-        written, read = "".join(text.split()), "".join(back.split())
-        if written != read:
-            place = next((i for i, (a, b) in enumerate(zip(written, read, strict=False)) if a != b), len(read))
-            lost = written[place : place + 1]
-            raise DataError(f"the tokenizer cannot represent {lost!r}; it would be lost", "remove it from the row")
+    def _prepare(self, conversations: Sequence[Conversation]) -> list[_Cut | DataError]:
+        """Run the template and cut its text; plain chats go through it together."""
+        cuts: list[_Cut | DataError | None] = [None] * len(conversations)
+        plain: list[tuple[int, list[Message]]] = []
+        for number, conversation in enumerate(conversations):
+            try:
+                if conversation.kind == "text":
+                    cuts[number] = self._cut_text(conversation.messages[0]["content"])
+                    continue
+                messages, tools = self._template.neutral(conversation.messages, conversation.tools)
+                if tools is None:
+                    plain.append((number, messages))
+                else:
+                    cuts[number] = self._lay(conversation, messages, tools, self._template.run(messages, tools))
+            except DataError as error:
+                cuts[number] = error
+        for (number, messages), text in zip(plain, self._run([messages for _, messages in plain]), strict=True):
+            try:
+                cuts[number] = text if isinstance(text, DataError) else self._lay(conversations[number], messages, None, text)
+            except DataError as error:
+                cuts[number] = error
+        return [cut for cut in cuts if cut is not None]
 
-    def _turn(self, text: str, messages: list[Message], index: int) -> tuple[int, int]:
-        """Character span of the assistant turn ``index`` in the text of the whole conversation."""
-        before = self.text(messages[:index], generate=True)
-        after = self.text(messages[: index + 1])
-        if not (after.startswith(before) and text.startswith(after)):
-            raise ModelError(
-                f"the chat template rewrites earlier turns (seen at messages[{index}]), so supervision cannot be placed",
-                "split the conversation into single-turn rows",
-            )
-        return len(before), len(after)
+    def _run(self, conversations: list[list[Message]]) -> list[str | DataError]:
+        try:
+            return list(self._template.run_many(conversations))
+        except DataError as error:
+            if len(conversations) == 1:
+                return [error]
+        return [text for messages in conversations for text in self._run([messages])]
 
-    def _encode(self, text: str) -> dict[str, Any]:
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        return {"input_ids": list(encoded["input_ids"]), "offset_mapping": list(encoded["offset_mapping"])}
+    def _lay(self, conversation: Conversation, messages: list[Message], tools: Tools, text: str) -> _Cut:
+        taught = [
+            number
+            for number, message in enumerate(conversation.messages)
+            if message["role"] == "assistant" and message.get("weight", 1) == 1
+        ]
+        if not taught:
+            raise DataError("no token is supervised", "give an assistant turn weight 1, or remove the row")
+        return self._cut(self._template.lay(messages, tools, text, taught))
+
+    def _cut(self, laid: Laid) -> _Cut:
+        pieces: list[tuple[str, int | None, bool, str]] = []
+        position, spans, begins = 0, iter(laid.spans), START
+        start, end = next(spans, (len(laid.text), len(laid.text)))
+        parts = self._vocabulary.split(laid.text)
+        for number, (text, control) in enumerate(parts):
+            if control is not None:
+                pieces.append((text, control, start <= position < end, begins))
+                position += len(text)
+                begins = AFTER
+                if position >= end:
+                    start, end = next(spans, (len(laid.text), len(laid.text)))
+                continue
+            whole = position + len(text)
+            if position < start < whole:
+                self._add(pieces, text[: start - position], False, begins, parts, number)
+                text, position, begins = text[start - position :], start, MIDDLE
+            self._add(pieces, text, start <= position < end, begins, parts, number)
+            position = whole
+        for text, control, _, _ in pieces:
+            if control is None:
+                self._vocabulary.refuse_lost(text)
+        forged = not laid.text.isascii() and laid.text != self._vocabulary.restored(laid.text)
+        notes = [f"the chat template leaves out {path.rsplit('.', 1)[-1]}" for path in laid.dropped]
+        return _Cut(pieces, (*notes, *(["text that looks like a control token is encoded as plain text"] if forged else [])))
+
+    def _add(
+        self,
+        pieces: list[tuple[str, int | None, bool, str]],
+        text: str,
+        supervised: bool,
+        begins: str,
+        parts: list[tuple[str, int | None]],
+        number: int,
+    ) -> None:
+        """Append plain text, restored, without what the control tokens beside it swallow."""
+        before = parts[number - 1][0] if begins == AFTER else None
+        after = parts[number + 1][0] if number + 1 < len(parts) else None
+        text = self._vocabulary.swallowed(text, before, after)
+        if text:
+            pieces.append((self._vocabulary.restored(text), None, supervised, begins))
+
+    def _cut_text(self, text: str) -> _Cut:
+        """A plain text: bos where the tokenizer puts one, the text, eos; all but bos supervised."""
+        self._vocabulary.neutral(text)
+        self._vocabulary.refuse_lost(text)
+        eos = self.tokenizer.eos_token
+        if eos is None:
+            raise DataError("the tokenizer has no end-of-text token, so a plain text would have no end", "use messages")
+        bos = self.tokenizer.bos_token
+        starts = bos is not None and self.tokenizer("a")["input_ids"][0] == self.tokenizer.bos_token_id
+        head = [(str(bos), self._vocabulary.control[str(bos)], False, START)] if starts else []
+        body = (text, None, True, AFTER if starts else START)
+        return _Cut([*head, body, (str(eos), self._vocabulary.control[str(eos)], True, MIDDLE)], ())
+
+    def _encode(self, cuts: list[_Cut]) -> list[list[list[int]]]:
+        """Token ids of every piece."""
+        plain = [(text, begins) for cut in cuts for text, control, _, begins in cut.pieces if control is None]
+        encoded = iter(self._vocabulary.encode(plain))
+        return [[next(encoded) if control is None else [control] for _, control, _, _ in cut.pieces] for cut in cuts]
+
+    def _tool_stops(self, asked: Message) -> list[int]:
+        """The token that ends a tool call, where the template has tool calls."""
+        function = {"name": "f", "arguments": {"a": "b"}}
+        call = {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"id": "call00000", "type": "function", "function": function}],
+        }
+        parameters = {"type": "object", "properties": {"a": {"type": "string", "description": "c"}}, "required": ["a"]}
+        declared = {"type": "function", "function": {"name": "f", "description": "d", "parameters": parameters}}
+        probe = self._prepare([Conversation([asked, call], [declared])])[0]
+        return [] if isinstance(probe, DataError) else [c for _, c, taught, _ in probe.pieces if taught and c is not None][-1:]
 
 
 def with_system(messages: list[Message], instruction: str | None) -> list[Message]:
     """The conversation with ``instruction`` as its system turn, in front of a system turn of its own."""
     if instruction is None:
         return messages
-    if messages[0]["role"] == "system":
+    if messages[0]["role"] in ("system", "developer"):
         own = messages[0]["content"]
         return [{"role": "system", "content": f"{instruction}\n\n{own}"}, *messages[1:]]
     return [{"role": "system", "content": instruction}, *messages]

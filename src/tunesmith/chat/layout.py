@@ -1,0 +1,332 @@
+"""Where a chat template puts each text, and which spans of the result the assistant is taught.
+
+A template is a program; its output is one string in which the turns have drowned. Peers find them again by searching
+for marker strings (and train on tool results that hold them), by the difference of two renderings (and break where a
+template rewrites earlier turns), or by ``{% generation %}``, which no published template of Gemma or Llama has. Here the
+template is run a second time with every text of the conversation wrapped in two private-use characters that stand for
+that text alone. What lies between is that text as the template wrote it, whatever it did with it; what lies outside is
+the template's own. Without the marks the second run must equal the first, or the template is refused.
+
+An assistant's turn starts where the template's generation prompt for the turns before it ends: that prompt must be a
+prefix of the whole, character for character, or the turn could not be asked for in deployment as it was trained. It
+ends with the last control token that the template writes when the conversation stops there (end of turn, or Gemma 4's
+handing over to a tool).
+
+A plain conversation (texts only) has a layout that depends on its roles alone. It is found once and filled in; the
+result must equal the template's, which is run for every row. So the common case costs one run, and no case is guessed.
+
+Not marked, because templates compare them: roles, ids, the keys of arguments, tool declarations. They are neutral
+(``Vocabulary.neutral``) all the same.
+"""
+
+import copy
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from tunesmith.chat.vocabulary import MARK, Vocabulary
+from tunesmith.errors import DataError, ModelError
+
+Message = dict[str, Any]
+Tools = list[dict[str, Any]] | None
+Span = tuple[int, int]
+
+_MARKS = re.compile(f"[{chr(MARK)}-\U0010fffd]")
+_REWRITES = "give the earlier turns weight 0, split the conversation into single-turn rows, or name another chat.template"
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One text of a conversation: the message it belongs to, and its JSON path."""
+
+    message: int
+    path: str
+
+
+@dataclass(frozen=True)
+class Laid:
+    """A rendered conversation.
+
+    Attributes:
+        text: what the template wrote, control tokens that stood in messages still neutral.
+        spans: the supervised character spans, one for each assistant turn of weight 1, in order.
+        dropped: JSON paths of texts that the template left out although they may be left out (names, old reasoning).
+    """
+
+    text: str
+    spans: list[Span]
+    dropped: list[str]
+
+
+@dataclass(frozen=True)
+class _Marked:
+    """Outcome of a run with marks: the text without them, each leaf's first span in it, the leaves in order."""
+
+    text: str
+    where: dict[int, Span]
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """Layout of a plain conversation: the template's text before each message's and after the last, spans by gap.
+
+    Attributes:
+        order: message whose text follows gap n.
+        turns: for each assistant message: (message, offset of its start from the end of the text before it, offset of
+            its end from the end of its own text).
+    """
+
+    gaps: list[str]
+    order: list[int]
+    turns: list[tuple[int, int, int]]
+
+
+class Template:
+    """A chat template and the two ways of running it.
+
+    Attributes:
+        source: the Jinja text.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str, vocabulary: Vocabulary):
+        self.source = source
+        self._vocabulary = vocabulary
+        self._special = dict(tokenizer.special_tokens_map)
+        self._plain = lru_cache(maxsize=512)(self._find_plain)
+        self._system = "developer" if "developer" in source else "system"
+
+    def run(self, messages: list[Message], tools: Tools = None, *, generate: bool = False) -> str:
+        """The template's text; with ``generate``, up to where the assistant begins to speak.
+
+        Raises:
+            DataError: the template refuses the conversation.
+        """
+        return self.run_many([messages], tools, generate=generate)[0]
+
+    def run_many(self, conversations: list[list[Message]], tools: Tools = None, *, generate: bool = False) -> list[str]:
+        """The same for many conversations with the same tools, which is cheaper than one at a time."""
+        special: dict[str, Any] = self._special
+        try:
+            texts: Any = render_jinja_template(
+                conversations=conversations,
+                tools=tools,
+                chat_template=self.source,
+                add_generation_prompt=generate,
+                **special,
+            )[0]
+        except (jinja2.TemplateError, TypeError, KeyError, ValueError, AttributeError) as error:
+            raise DataError(f"the chat template refuses the conversation: {error}", "see what it expects") from error
+        return texts
+
+    def neutral(self, messages: list[Message], tools: Tools) -> tuple[list[Message], Tools]:
+        """The conversation as the template may see it: no control token in any text, no weights, a role it knows."""
+        neutral = self._vocabulary.neutral
+        made: list[Message] = []
+        for message in messages:
+            role = self._system if message["role"] == "developer" else message["role"]
+            if len(message) == 2:
+                made.append({"role": role, "content": neutral(message["content"])})
+            else:
+                changed = _map_strings({k: v for k, v in message.items() if k not in {"weight", "role"}}, neutral)
+                made.append({"role": role, **changed})
+        return made, None if tools is None else _map_strings(tools, neutral)
+
+    def lay(self, messages: list[Message], tools: Tools, text: str, taught: list[int]) -> Laid:
+        """Find the supervised spans of a conversation.
+
+        Args:
+            messages, tools: as ``neutral`` made them.
+            text: what ``run`` made of them.
+            taught: the assistant turns of weight 1.
+
+        Raises:
+            DataError: the template drops or reorders a part of this conversation, or writes a supervised turn otherwise
+                than it asks for it.
+            ModelError: the template ends an answer without a control token.
+        """
+        if tools is None and all(len(message) == 2 and message["content"].strip() for message in messages):
+            spans = self._fill(messages, text, taught)
+            if spans is not None:
+                return Laid(text, spans, [])
+        return self._lay_marked(messages, tools, text, taught)
+
+    def _fill(self, messages: list[Message], text: str, taught: list[int]) -> list[Span] | None:
+        """Spans by the layout of the roles, or None when the template's text is not what that layout gives."""
+        plain = self._plain(tuple(message["role"] for message in messages), tuple(taught))
+        if plain is None:
+            return None
+        for trimmed in (False, True):
+            position, ends = len(plain.gaps[0]), {}
+            parts = [plain.gaps[0]]
+            for gap, message in zip(plain.gaps[1:], plain.order, strict=True):
+                content = messages[message]["content"].strip() if trimmed else messages[message]["content"]
+                ends[message] = (position, position + len(content))
+                parts += (content, gap)
+                position += len(content) + len(gap)
+            if "".join(parts) == text:
+                return [(ends[m][0] - start, ends[m][1] + end) for m, start, end in plain.turns]
+        return None
+
+    def _find_plain(self, roles: tuple[str, ...], taught: tuple[int, ...]) -> _Plain | None:
+        """The layout of a plain conversation, from one whose texts are single letters; None if it cannot be had so."""
+        messages = [{"role": role, "content": "x"} for role in roles]
+        marked, leaves = self._run_marked(messages, None)
+        if len(marked.where) < len(leaves):
+            return None
+        order = sorted(marked.where, key=lambda leaf: marked.where[leaf])
+        borders = [0, *(border for leaf in order for border in marked.where[leaf]), len(marked.text)]
+        gaps = [marked.text[a:b] for a, b in zip(borders[::2], borders[1::2], strict=True)]
+        spans = self._spans(messages, None, marked, leaves, list(taught))
+        turns = [(m, marked.where[m][0] - a, b - marked.where[m][1]) for m, (a, b) in zip(taught, spans, strict=True)]
+        return _Plain(gaps, [leaves[leaf].message for leaf in order], turns)
+
+    def _lay_marked(self, messages: list[Message], tools: Tools, text: str, taught: list[int]) -> Laid:
+        marked, leaves = self._run_marked(messages, tools)
+        if marked.text != text:
+            raise DataError(
+                "the chat template writes the texts of this conversation differently depending on what they hold",
+                "name another chat.template",
+            )
+        dropped = self._dropped(messages, leaves, marked)
+        if tools:
+            without = self.run(messages, None)
+            missing = [f"$.tools[{i}]" for i, tool in enumerate(tools) if tool["function"]["name"] not in text]
+            if without == text or missing:
+                raise DataError("the chat template leaves the tool declarations out", "choose a model whose template has tools")
+        return Laid(text, self._spans(messages, tools, marked, leaves, taught), dropped)
+
+    def _run_marked(self, messages: list[Message], tools: Tools) -> tuple[_Marked, list[Leaf]]:
+        leaves: list[Leaf] = []
+
+        def mark(text: str, path: str, message: int) -> str:
+            core = text.strip()
+            if not core:
+                return text
+            start = text.index(core)
+            first = MARK + 2 * len(leaves)
+            if first + 1 > 0x10FFFD:
+                raise DataError("the conversation has more than 32,000 texts", "split it")
+            leaves.append(Leaf(message, path))
+            return f"{text[:start]}{chr(first)}{core}{chr(first + 1)}{text[start + len(core) :]}"
+
+        wrapped = [_mark_message(message, number, mark) for number, message in enumerate(messages)]
+        text = self.run(wrapped, tools)
+        where: dict[int, Span] = {}
+        opened: dict[int, int] = {}
+        for count, match in enumerate(_MARKS.finditer(text)):
+            leaf, closes = divmod(ord(match.group()) - MARK, 2)
+            if closes:
+                where.setdefault(leaf, (opened[leaf], match.start() - count))
+            else:
+                opened[leaf] = match.start() - count
+        return _Marked(_MARKS.sub("", text), where), leaves
+
+    def _dropped(self, messages: list[Message], leaves: list[Leaf], marked: _Marked) -> list[str]:
+        """Paths of texts that the template left out.
+
+        Raises:
+            DataError: one of them is more than a name, an id or the reasoning of an earlier turn.
+        """
+        dropped = []
+        for number, leaf in enumerate(leaves):
+            if number in marked.where:
+                continue
+            name = leaf.path.endswith(".name") and "function" not in leaf.path
+            old_reasoning = leaf.path.endswith(".reasoning_content") and leaf.message < len(messages) - 1
+            dropped.append(leaf.path)
+            if not (name or old_reasoning):
+                raise DataError(
+                    f"the chat template leaves {leaf.path} out", "remove it from the row, or name another chat.template"
+                )
+        return dropped
+
+    def _spans(
+        self, messages: list[Message], tools: Tools, marked: _Marked, leaves: list[Leaf], taught: list[int]
+    ) -> list[Span]:
+        return [self._span(messages, tools, marked, leaves, index) for index in taught]
+
+    def _span(self, messages: list[Message], tools: Tools, marked: _Marked, leaves: list[Leaf], index: int) -> Span:
+        """Character span of the assistant turn ``index``: from the end of its generation prompt to its end of turn."""
+        mine = [marked.where[n] for n, leaf in enumerate(leaves) if leaf.message == index and n in marked.where]
+        if not mine:
+            raise DataError(f"the assistant turn $.messages[{index}] is empty", "fill it, give it weight 0, or remove the row")
+        others = [span for n, span in marked.where.items() if leaves[n].message != index]
+        first, last = min(span[0] for span in mine), max(span[1] for span in mine)
+        if any(first < span[0] < last for span in others):
+            raise DataError(
+                f"the chat template writes other turns inside $.messages[{index}]",
+                "an assistant turn with both content and tool_calls may have to be two turns",
+            )
+        prompt = self.run(messages[:index], tools, generate=True)
+        if not marked.text.startswith(prompt) or len(prompt) > first:
+            raise DataError(
+                f"the chat template rewrites earlier turns: what it writes to ask for $.messages[{index}] is not how the "
+                "whole conversation begins",
+                _REWRITES,
+            )
+        closing = self._closing(messages[: index + 1], tools)
+        rest = marked.text[last:]
+        blank = len(rest) - len(rest.lstrip())
+        lead = len(closing) - len(closing.lstrip())
+        if not rest[blank:].startswith(closing[lead:]):
+            raise DataError(f"the chat template closes $.messages[{index}] in two ways", _REWRITES)
+        return len(prompt), last + blank + len(closing) - lead
+
+    def _closing(self, messages: list[Message], tools: Tools) -> str:
+        """What the template writes after the last text of a conversation's last turn, its end of turn included.
+
+        Raises:
+            ModelError: there is no control token in it.
+        """
+        marked, leaves = self._run_marked(messages, tools)
+        last = max(span[1] for n, span in marked.where.items() if leaves[n].message == len(messages) - 1)
+        pieces = self._vocabulary.split(marked.text[last:])
+        stops = [number for number, (_, control) in enumerate(pieces) if control is not None]
+        if not stops:
+            raise ModelError(
+                "the chat template ends an answer without a special token, so a tuned model would never stop",
+                "choose a model whose template has an end-of-turn token",
+            )
+        return "".join(piece for piece, _ in pieces[: stops[-1] + 1])
+
+
+def _mark_message(message: Message, number: int, mark: Callable[[str, str, int], str]) -> Message:
+    """A copy of a message whose texts are marked: content, reasoning, names, and the strings of arguments."""
+    marked = copy.deepcopy(message)
+    root = f"$.messages[{number}]"
+    for key in ("reasoning_content", "content", "name"):
+        if isinstance(marked.get(key), str):
+            marked[key] = mark(marked[key], f"{root}.{key}", number)
+    for position, call in enumerate(marked.get("tool_calls") or []):
+        path = f"{root}.tool_calls[{position}].function"
+        function = call["function"]
+        function["name"] = mark(function["name"], f"{path}.name", number)
+        function["arguments"] = _mark_values(function["arguments"], f"{path}.arguments", number, mark)
+    return marked
+
+
+def _mark_values(value: Any, path: str, number: int, mark: Callable[[str, str, int], str]) -> Any:
+    if isinstance(value, str):
+        return mark(value, path, number)
+    if isinstance(value, dict):
+        return {key: _mark_values(part, f"{path}.{key}", number, mark) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_mark_values(part, f"{path}[{i}]", number, mark) for i, part in enumerate(value)]
+    return value
+
+
+def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
+    """``value`` with every string in it changed, keys included."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {change(key): _map_strings(part, change) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_map_strings(part, change) for part in value]
+    return value

@@ -1,0 +1,266 @@
+"""Control tokens, and the encoding of text that must never become one.
+
+A control token is a token that steers: end of turn, a role header, ``<think>``, an image slot. Written in a user's
+text, the same letters are only letters. Stock tokenization does not know the difference: whatever stands in a message,
+``<|im_end|>`` becomes the token that ends a turn, and who writes a message can write the other turns too (forging).
+
+Here control tokens come from the template alone. Text is encoded by a second tokenizer: the same model, normaliser and
+pre-tokenizer, with the control tokens taken out of the list of added tokens. It cannot produce one, which is checked
+for every control token when a vocabulary is made. ``encode_special_tokens`` of the library was refused: it leaves added
+tokens that are not flagged special (``<think>``, ``<tool_call>``) as they are.
+
+Two further duties. *Places*: a template may look for control tokens in a message (Qwen 3 splits at ``</think>``), so
+before it runs each of them is replaced by one private-use character, and put back before encoding. *Loss*: text that
+does not survive encoding (a byte that the vocabulary lacks, a normaliser that rewrites) is refused by name.
+
+Cost: making the second tokenizer takes 0.1 s for 49 k tokens, 2 s for Gemma's 262 k; encoding costs what it did.
+"""
+
+import json
+import re
+import unicodedata
+from functools import cached_property
+from typing import Any
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from tunesmith.errors import DataError, ModelError
+
+PLACE = 0xF0000  # first of the characters that stand for control tokens; one plane of 65,534
+MARK = 0x100000  # first of the characters that mark where a template puts a text (chat/layout.py)
+_PRIVATE = re.compile(f"[{chr(PLACE)}-\U0010ffff]")
+_ANCHOR = "\U000ffffd"  # a control token of the second tokenizer alone: what follows it is encoded as after any other
+# Control tokens have one of these forms almost always, and neither form can hide the other. A vocabulary can hold
+# thousands; one alternation of all of them, needed where a token has another form, is slow.
+_COMMON = re.compile(r"<[^<>\[\]]*>|\[[^<>\[\]]*\]")
+_HTML = re.compile(r"</?[a-z][a-z0-9]*>")
+# How the beginning of a text is encoded: at the very start, after a control token, or in the middle of text.
+START, AFTER, MIDDLE = "start", "after", "middle"
+
+
+class Vocabulary:
+    """What a tokenizer does with text, and which of its tokens steer.
+
+    Attributes:
+        control: text of each control token -> id. Special added tokens, and the others except runs of white space and
+            plain HTML tags (Gemma has both as ordinary vocabulary) that the chat template does not write itself.
+
+    Raises:
+        ModelError: not a fast tokenizer, or a control token that plain text can produce.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str):
+        if not tokenizer.is_fast:
+            raise ModelError(f"{tokenizer.name_or_path}: no tokenizer.json", "convert the tokenizer to its fast form")
+        stock = tokenizer.backend_tokenizer
+        assert isinstance(stock, Tokenizer)
+        self._stock = stock
+        added = tokenizer.added_tokens_decoder
+        self.control = {
+            token.content: index
+            for index, token in added.items()
+            if token.special or token.content in template or not (token.content.isspace() or _is_plain(token.content))
+        }
+        self.control_ids = frozenset(self.control.values())
+        self._strips = {
+            token.content: (token.lstrip, token.rstrip) for token in added.values() if token.content in self.control
+        }
+        self._place = {text: chr(PLACE + number) for number, text in enumerate(self.control)}
+        self._restored = {place: text for text, place in self._place.items()}
+        self._find = _COMMON
+        if not all(_COMMON.fullmatch(text) for text in self.control):
+            self._find = re.compile("|".join(re.escape(text) for text in sorted(self.control, key=len, reverse=True)))
+        description = json.loads(self._stock.to_str())
+        self._after = _without(description, self.control)
+        prefix_free = {**description, **{step: _no_prefix(description[step]) for step in ("normalizer", "pre_tokenizer")}}
+        self._middle = self._after if prefix_free == description else _without(prefix_free, self.control)
+        self._missing_bytes = _missing_bytes(description)
+        self._unknown = _unknown_token(description)
+        self._cache: dict[tuple[str, str], list[int]] = {}
+        self._refuse_moved([text for text in (token.content for token in added.values()) if text not in self.control])
+        self._refuse_forgeable()
+
+    def neutral(self, text: str) -> str:
+        """``text`` with each control token in it replaced by its private-use character.
+
+        Raises:
+            DataError: the text holds characters of the private-use planes 15 or 16.
+        """
+        if not text.isascii() and _PRIVATE.search(text):
+            raise DataError(
+                "the text holds characters of the private-use planes 15 or 16, which are kept for marks",
+                "no font and no vocabulary knows them; remove them",
+            )
+        return self._find.sub(self._placed, text)
+
+    def _placed(self, match: re.Match[str]) -> str:
+        return self._place.get(match.group(), match.group())
+
+    def restored(self, text: str) -> str:
+        """The opposite of ``neutral``."""
+        return text if text.isascii() else _PRIVATE.sub(lambda match: self._restored[match.group()], text)
+
+    def split(self, text: str) -> list[tuple[str, int | None]]:
+        """A template's text as (piece, id of the control token or None for plain text), in order, nothing lost."""
+        pieces: list[tuple[str, int | None]] = []
+        cursor = 0
+        for match in self._find.finditer(text):
+            index = self.control.get(match.group())
+            if index is not None:
+                if match.start() > cursor:
+                    pieces.append((text[cursor : match.start()], None))
+                pieces.append((match.group(), index))
+                cursor = match.end()
+        if cursor < len(text):
+            pieces.append((text[cursor:], None))
+        return pieces
+
+    def swallowed(self, text: str, before: str | None, after: str | None) -> str:
+        """``text`` without the white space that the control tokens around it take with them (their lstrip, rstrip)."""
+        if before is not None and self._strips[before][1]:
+            text = text.lstrip()
+        if after is not None and self._strips[after][0]:
+            text = text.rstrip()
+        return text
+
+    def encode(self, texts: list[tuple[str, str]]) -> list[list[int]]:
+        """Token ids of plain texts, none of them a control token.
+
+        Args:
+            texts: (text, where it begins: ``START``, ``AFTER`` or ``MIDDLE``). Short ones are remembered: headers and
+                line breaks come back in every row.
+        """
+        found: list[list[int] | None] = [self._cache.get(key) for key in texts]
+        missing = [number for number, ids in enumerate(found) if ids is None]
+        for place, tokenizer, anchor in self._ways:
+            mine = [n for n in missing if self._prefix_free or texts[n][1] == place]
+            encoded = tokenizer.encode_batch_fast([anchor + texts[n][0] for n in mine], add_special_tokens=False)
+            for number, encoding in zip(mine, encoded, strict=True):
+                ids = encoding.ids
+                found[number] = ids = ids[1:] if anchor else ids
+                if len(texts[number][0]) <= 32 and len(self._cache) < 4096:
+                    self._cache[texts[number]] = ids
+            if self._prefix_free:
+                break
+        every = [ids for ids in found if ids is not None]
+        if not all(map(self.control_ids.isdisjoint, every)):
+            raise ModelError("plain text became a control token", "use the tokenizer as its authors published it")
+        return every
+
+    @cached_property
+    def _ways(self) -> list[tuple[str, Tokenizer, str]]:
+        return [(MIDDLE, self._middle, ""), (START, self._after, ""), (AFTER, self._after, _ANCHOR)]
+
+    @cached_property
+    def _prefix_free(self) -> bool:
+        """Whether a text is encoded the same wherever it begins, as in every byte-level vocabulary."""
+        encoded = [t.encode(anchor + "a b", add_special_tokens=False).ids for _, t, anchor in self._ways]
+        return encoded[0] == encoded[1] == encoded[2][1:]
+
+    def refuse_lost(self, text: str) -> None:
+        """Refuse text that would not come back from its token ids.
+
+        Raises:
+            DataError: a byte without a token (byte-level vocabularies drop it in silence), a character that becomes
+                the unknown token, or a normaliser that writes it differently.
+        """
+        if self._missing_bytes and (lost := set(text.encode()) & self._missing_bytes):
+            letter = next(c for c in text if set(c.encode()) & lost)
+            raise DataError(f"the tokenizer cannot represent {letter!r}; it would be lost", "remove it from the row")
+        if self._unknown is not None and self._unknown in self._middle.encode(text, add_special_tokens=False).ids:
+            letter = next((c for c in text if self._unknown in self._middle.encode(c, add_special_tokens=False).ids), "")
+            raise DataError(f"the tokenizer has no token for {letter!r}; it would be lost", "remove it from the row")
+        if self._normalizer is None or (text.isascii() and self._spares_ascii):
+            return
+        written = self._normalizer.normalize_str(text)
+        back = written.replace("▁", " ") if " " not in written else written
+        if back != text:
+            place = next((i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), min(len(text), len(back)))
+            form = "" if unicodedata.is_normalized("NFC", text) else " (the text is not in Unicode's NFC form)"
+            raise DataError(
+                f"the tokenizer rewrites {text[place : place + 2]!r} as {back[place : place + 2]!r}{form}",
+                "write the row as the tokenizer does",
+            )
+
+    @cached_property
+    def _normalizer(self) -> Any:
+        return self._middle.normalizer
+
+    @cached_property
+    def _spares_ascii(self) -> bool:
+        sample = "".join(chr(c) for c in range(32, 127))
+        return self._normalizer.normalize_str(sample).replace("▁", " ") == sample
+
+    def _refuse_moved(self, ordinary: list[str]) -> None:
+        for text in ordinary:
+            if self._middle.token_to_id(text) != self._stock.token_to_id(text):
+                raise ModelError(f"the added token {text!r} has no place in the model's vocabulary", "use another tokenizer")
+
+    def _refuse_forgeable(self) -> None:
+        for tokenizer in (self._middle, self._after):
+            encoded = tokenizer.encode_batch_fast(list(self.control), add_special_tokens=False)
+            for text, encoding in zip(self.control, encoded, strict=True):
+                if not self.control_ids.isdisjoint(encoding.ids):
+                    raise ModelError(
+                        f"plain text {text!r} becomes a control token in this vocabulary, so turns could be forged",
+                        "use the tokenizer as its authors published it",
+                    )
+
+
+def _is_plain(text: str) -> bool:
+    """HTML tags such as ``<b>``: single tokens in Gemma's vocabulary that steer nothing."""
+    return _HTML.fullmatch(text) is not None and text not in {"<s>", "</s>"}
+
+
+def _without(description: dict[str, Any], control: dict[str, int]) -> Tokenizer:
+    """The tokenizer of a ``tokenizer.json`` that knows no control token.
+
+    Ids of added tokens that are not in the model's vocabulary follow from their order in the list. Such control tokens
+    stay in it under a private name, so that the others keep their ids.
+    """
+    vocabulary = description["model"]["vocab"]
+    known = set(vocabulary) if isinstance(vocabulary, dict) else {entry[0] for entry in vocabulary}
+    kept = []
+    for token in description["added_tokens"]:
+        if token["content"] not in control:
+            kept.append(token)
+        elif token["content"] not in known:
+            kept.append({**token, "content": f"{_ANCHOR}{token['id']}"})
+    last = max([len(known) - 1, *(token["id"] for token in description["added_tokens"])])
+    plain = {"special": True, "normalized": False, "single_word": False, "lstrip": False, "rstrip": False}
+    kept.append({"id": last + 1, "content": _ANCHOR, **plain})
+    made = {**description, "added_tokens": kept, "post_processor": None, "truncation": None, "padding": None}
+    return Tokenizer.from_str(json.dumps(made))
+
+
+def _no_prefix(step: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A normaliser or pre-tokenizer that puts nothing in front of the text."""
+    if step is None or step["type"] == "Prepend":
+        return None
+    if step["type"] == "Sequence":
+        key = "normalizers" if "normalizers" in step else "pretokenizers"
+        kept = [changed for part in step[key] if (changed := _no_prefix(part)) is not None]
+        return {**step, key: kept}
+    if step["type"] == "Metaspace":
+        return {**step, "prepend_scheme": "never"}
+    return {**step, "add_prefix_space": False} if "add_prefix_space" in step else step
+
+
+def _missing_bytes(description: dict[str, Any]) -> frozenset[int]:
+    """Bytes that a byte-level vocabulary has no token for (SmolLM2 lacks some)."""
+    if "ByteLevel" not in json.dumps([description["pre_tokenizer"], description["decoder"]]):
+        return frozenset()
+    # GPT-2's table: printable bytes are written as themselves, the others as letters from 256 on.
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = {**{byte: chr(byte) for byte in printable}, **{byte: chr(256 + n) for n, byte in enumerate(others)}}
+    return frozenset(byte for byte, letter in letters.items() if letter not in description["model"]["vocab"])
+
+
+def _unknown_token(description: dict[str, Any]) -> int | None:
+    """Id that stands for what a vocabulary without byte fallback does not know."""
+    model = description["model"]
+    if model.get("byte_fallback") or not model.get("unk_token"):
+        return None
+    return model["vocab"].get(model["unk_token"])
