@@ -8,9 +8,9 @@ import torch
 
 from conftest import toy_rows, write_recipe
 from tunesmith import api
-from tunesmith.data.pack import pack_documents, plan_steps
-from tunesmith.data.read import read_rows
-from tunesmith.data.split import split_rows
+from tunesmith.data.pack import Plan, pack_documents
+from tunesmith.data.read import Reader
+from tunesmith.data.split import SplitFacts, answer_key, group_key, split
 from tunesmith.errors import ModelError
 from tunesmith.evaluate import gate, prompts
 from tunesmith.evaluate.metrics import make_scorer
@@ -37,8 +37,11 @@ def _find(recipe, tmp):
 
 
 def _split(recipe, tmp):
-    parts = split_rows(read_rows(recipe.data.path), recipe.data.test_fraction, recipe.data.dev_fraction, recipe.seed)
-    return {part: [row.id for row in rows] for part, rows in parts.items()}
+    facts = SplitFacts()
+    for row in Reader(recipe.data.path):
+        facts.add(row.id, group_key(row), answer_key(row))
+    parts = split(facts, recipe.data.test_fraction, recipe.data.dev_fraction, recipe.seed)
+    return dict(zip(facts.ids.tolist(), parts.tolist(), strict=True))
 
 
 def _fit(recipe, tmp):
@@ -49,7 +52,7 @@ def _fit(recipe, tmp):
     generator = torch.Generator().manual_seed(0)
     documents = make_documents([(torch.randint(5, 900, (20,), generator=generator).tolist(), [0] * 10 + [1] * 10)] * 8)
     t = recipe.train
-    steps = plan_steps(documents.lengths, t.num_train_epochs, t.tokens_per_step, t.max_length, recipe.seed)
+    steps = Plan(documents.lengths, t.num_train_epochs, t.tokens_per_step, t.max_length, recipe.seed)
     packs = pack_documents([0, 1], documents.lengths, t.max_length)
     fit(model, layers, documents, steps, documents, packs, recipe, folder / "checkpoints", MetricsLog(folder / "m.jsonl"), "x")
     weights = [float(t.double().sum()) for t in adapter_state(layers).values()]

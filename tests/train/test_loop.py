@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from conftest import toy_rows
 from tunesmith.chat.render import Renderer
-from tunesmith.data.pack import pack_documents, plan_steps
+from tunesmith.data.pack import Plan, pack_documents
 from tunesmith.errors import TrainingError
 from tunesmith.models.adapter import adapter_state
 from tunesmith.models.attention import PACKED
@@ -53,8 +53,10 @@ def test_loss_and_every_gradient_equal_stock_transformers_and_peft(tiny_dir, mak
     peft.set_peft_model_state_dict(oracle, adapter_state(layers))
     total, correct, count = torch.zeros(()), 0, 0
     for d in chosen:
-        span = slice(documents.offsets[d], documents.offsets[d + 1])
-        ids, labels = documents.ids_T[span], documents.ids_T[span].masked_fill(~documents.supervised_T[span], -100)
+        ids = torch.from_numpy(documents.ids(d).astype("int64"))
+        labels = torch.full_like(ids, -100)
+        for start, end in documents.spans(d):
+            labels[start:end] = ids[start:end]
         logits = oracle(input_ids=ids[None]).logits[0, :-1]
         total = total + F.cross_entropy(logits, labels[1:], ignore_index=-100, reduction="sum")
         correct += int((logits.argmax(-1) == labels[1:]).sum())
@@ -80,16 +82,14 @@ def test_accumulation_is_exact(tiny_dir, make_recipe, documents):
             torch.testing.assert_close(other[2][name], grad, rtol=1e-6, atol=1e-6 * float(grad.abs().max()))
 
 
-def _fit(tiny_dir, recipe, documents, folder, inputs="x", steps=None, stop_after=None):
+def _fit(tiny_dir, recipe, documents, folder, inputs="x", epochs=None):
     model = load_model(tiny_dir, recipe.base)
     layers = add_lora(model, recipe.lora, recipe.seed)
     t = recipe.train
-    steps = steps or plan_steps(documents.lengths, t.num_train_epochs, t.tokens_per_step, t.max_length, recipe.seed)
+    steps = Plan(documents.lengths, epochs or t.num_train_epochs, t.tokens_per_step, t.max_length, recipe.seed)
     dev = pack_documents(list(range(6)), documents.lengths, t.max_length)
     metrics = MetricsLog(folder / "metrics.jsonl")
-    trained = loop.fit(
-        model, layers, documents, steps[:stop_after], documents, dev, recipe, folder / "checkpoints", metrics, inputs
-    )
+    trained = loop.fit(model, layers, documents, steps, documents, dev, recipe, folder / "checkpoints", metrics, inputs)
     return trained, layers
 
 
@@ -100,8 +100,7 @@ def test_same_seed_same_bytes_and_resume_to_the_bit(tiny_dir, make_recipe, docum
         folder.mkdir()
     whole, layers = _fit(tiny_dir, recipe, documents, folders[0])
     again, same = _fit(tiny_dir, recipe, documents, folders[1])
-    steps = plan_steps(documents.lengths, 2, recipe.train.tokens_per_step, recipe.train.max_length, recipe.seed)
-    first_epoch = sum(epoch == 0 for epoch, _ in steps)
+    first_epoch, _ = Plan(documents.lengths, 2, recipe.train.tokens_per_step, recipe.train.max_length, recipe.seed).epoch_ends
     # A kill in the second epoch: the checkpoint of the first is there, and some metrics past it. The whole plan's length
     # sets the learning rate, so the cut run is given the whole plan and stopped by an exception.
     original, calls = loop._optimizer_step, []
@@ -136,9 +135,10 @@ def test_a_run_learns_keeps_the_best_and_other_inputs_do_not_resume(tiny_dir, ma
     assert losses[-1] < 0.7 * losses[0]
     best = min(trained.progress.dev_losses, key=lambda entry: entry[1])
     assert trained.checkpoint.name == f"step-{best[0]:06d}" and (trained.checkpoint / "state.json").exists()
-    _fit(tiny_dir, recipe, documents, tmp_path, inputs="other", stop_after=1)
+    _fit(tiny_dir, recipe, documents, tmp_path, inputs="other", epochs=1)
     assert "resuming" not in capsys.readouterr().err
-    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 1
+    records = read_metrics(tmp_path / "metrics.jsonl")  # those of the other inputs are gone
+    assert [r["step"] for r in records] == list(range(1, len(records) + 1)) and {r["epoch"] for r in records} == {0}
 
 
 def test_damaged_checkpoint_is_named_and_passed_over(tiny_dir, make_recipe, documents, tmp_path, capsys):

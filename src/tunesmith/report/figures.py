@@ -1,11 +1,12 @@
-"""The two pictures of a report, as inline SVG drawn by matplotlib: arms with intervals, and loss curves.
+"""The two pictures of a run's report (arms with intervals, loss curves) and what all pictures share: inline SVG by matplotlib.
 
 Text stays text (searchable, and in the reader's font); colours are chosen to tell apart in print and for the
 colour-blind (Okabe and Ito 2008).
 """
 
 import io
-from typing import Any
+import re
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -15,6 +16,7 @@ from matplotlib.ticker import PercentFormatter
 matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "tunesmith", "font.family": "sans-serif", "font.size": 11})
 
 INK, QUIET, PROMPT, TUNED, DEV = "#1b1b1f", "#8a8f98", "#0072b2", "#d55e00", "#009e73"
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
 def arms_figure(arms: list[dict[str, Any]], best_prompt: str) -> str:
@@ -35,7 +37,7 @@ def arms_figure(arms: list[dict[str, Any]], best_prompt: str) -> str:
     axes.set_xlim(-0.03, 1.03)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlabel("right answers on the sealed test part, 95 % interval")
-    return _svg(figure, axes)
+    return svg(figure, axes)
 
 
 def loss_figure(metrics: list[dict[str, Any]], best_step: int) -> str:
@@ -54,14 +56,17 @@ def loss_figure(metrics: list[dict[str, Any]], best_step: int) -> str:
     axes.set_ylabel("loss (nats a supervised token)")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
-    return _svg(figure, axes)
+    return svg(figure, axes)
 
 
-def _svg(figure: Figure, axes: Axes) -> str:
+def svg(figure: Figure, axes: Axes, grid: Literal["x", "y"] = "x") -> str:
+    """The figure as an element for a page, with grid lines across one axis."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    axes.grid(axis="x", color="#e6e6ea", linewidth=0.8)
+    axes.grid(axis=grid, color="#e6e6ea", linewidth=0.8)
     axes.set_axisbelow(True)
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
-    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
+    figure.savefig(buffer, format="svg", metadata=_NO_METADATA, transparent=True)
+    text = buffer.getvalue()
+    # Names of groups (axes_1 ...) would stand in a page once for each of its figures; nothing refers to them.
+    return re.sub(r'<g id="[^"]*">', "<g>", text[text.index("<svg") :])

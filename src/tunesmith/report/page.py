@@ -1,12 +1,10 @@
 """Gather what a run directory holds and fill the page (``page.html.j2``). Reads files only; computes nothing new."""
 
 import json
-from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-
 from tunesmith.report.figures import arms_figure, loss_figure
+from tunesmith.report.template import render
 from tunesmith.rundir import RunDir, read_json, read_rows, write_text
 from tunesmith.track import read_metrics
 
@@ -25,12 +23,9 @@ def write_report(run: RunDir) -> None:
     manifest = read_json(run.manifest_file)
     outputs = {arm["arm"]: read_rows(run.evaluation / arm["arm"] / "outputs.jsonl") for arm in verdict["arms"]}
     exported = run.export / "export.json"
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["points"] = lambda value: f"{100 * value:+.1f}"
-    environment.filters["percent"] = lambda value: f"{100 * value:.1f}"
-    source = resources.files("tunesmith.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     finer = [name for name in ("strict", "parse", "schema", "field_f1") if name in verdict["arms"][0]]
-    page = environment.from_string(source).render(
+    page = render(
+        "page.html.j2",
         name=run.recipe().name,
         verdict=verdict,
         meaning=MEANING[verdict["verdict"]],

@@ -1,41 +1,53 @@
-"""Rendered documents as tensors: on disk as one safetensors file, in memory as packs.
+"""Rendered documents: on disk as a memory-mapped Arrow file, in training as packs.
+
+The file is Arrow's IPC file format, uncompressed: whatever speaks Arrow can read it, and the system pages in what a
+pack touches and drops it again, so the data may be larger than memory. One row a document:
+
+    row         string        id of the row
+    ids         list<int32>   its tokens
+    supervised  list<int32>   its supervised spans: start, end, start, end, ... (end excluded), ascending
+
+Spans and not flags: a document has a handful of them, so counting what is supervised reads next to nothing. Every
+record batch carries the CRC-32 of its columns. It is checked when a file comes from the cache, where it may have lain for
+months; the file of the run directory is opened at once, and only its footer tells that it is whole.
+
+Rendered tokens follow from rows, template and tokenizer alone. ``cached_tokens`` keeps them under the hash of the three
+and hard-links them into run directories, so runs that differ in anything else tokenise nothing and store nothing twice.
+Nothing in the cache is ever needed: it may be deleted at any time, and only deleting makes it smaller.
 
 A pack is one row of T tokens: documents one after another, positions restarting at each, borders in ``cu_seqlens``.
-The supervised positions are those whose *next* token is supervised; the last token of a document predicts nothing.
+The positions that predict are those whose *next* token is supervised; the last token of a document predicts nothing.
 """
 
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
+from types import TracebackType
 
+import numpy as np
+import pyarrow as pa
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tunesmith import hardware
 from tunesmith.errors import RunError
+from tunesmith.track import say
 
+SCHEMA = pa.schema(
+    [
+        pa.field("row", pa.string(), nullable=False),
+        pa.field("ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("supervised", pa.list_(pa.int32()), nullable=False),
+    ],
+    metadata={"tunesmith": "documents 1"},
+)
+BATCH_ROWS, BATCH_TOKENS = 4096, 1 << 22  # a record batch closes with whichever comes first: 16 MB of tokens
 
-@dataclass(frozen=True)
-class Documents:
-    """Token ids and supervision of many documents, end to end.
-
-    Attributes:
-        ids_T: int64, all documents one after another.
-        supervised_T: bool, which of them are supervised.
-        offsets: document borders in both, one more than there are documents.
-    """
-
-    ids_T: Tensor
-    supervised_T: Tensor
-    offsets: list[int]
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each document."""
-        return [b - a for a, b in pairwise(self.offsets)]
+TokenList = Sequence[int] | np.ndarray
+RenderedRow = tuple[str, TokenList, TokenList]  # row id, token ids, and 1 or 0 (supervised or not) for each
 
 
 @dataclass(frozen=True)
@@ -56,50 +68,255 @@ class Pack:
     target_N: Tensor
 
 
-def make_documents(rendered: list[tuple[list[int], list[int]]]) -> Documents:
-    """Documents from pairs of (ids, supervised)."""
-    offsets = [0]
-    for ids, _ in rendered:
-        offsets.append(offsets[-1] + len(ids))
-    flat_ids = [token for ids, _ in rendered for token in ids]
-    flat_supervised = [flag for _, supervised in rendered for flag in supervised]
-    return Documents(torch.tensor(flat_ids), torch.tensor(flat_supervised, dtype=torch.bool), offsets)
+class Documents:
+    """Token ids and supervised spans of many documents; nothing of them is copied before it is packed.
+
+    Attributes:
+        lengths: tokens of each document, int64.
+        supervised_tokens: how many of them are supervised, all documents together.
+    """
+
+    def __init__(self, batches: list[pa.RecordBatch]):
+        self._batches = batches
+        self._ids = [_lists(batch, "ids") for batch in batches]
+        self._spans = [_lists(batch, "supervised") for batch in batches]
+        self._first = np.cumsum([0, *(batch.num_rows for batch in batches)])  # document that a batch begins with
+        self.lengths = np.concatenate([np.zeros(0, np.int64), *(np.diff(offsets) for offsets, _ in self._ids)])
+        self.supervised_tokens = sum(int(spans[1::2].sum() - spans[::2].sum()) for _, spans in self._spans)
+
+    @classmethod
+    def open(cls, path: Path) -> "Documents":
+        """Map a file of documents into memory.
+
+        Raises:
+            RunError: the render stage has not been run, or the file is damaged.
+        """
+        if not path.exists():
+            raise RunError(f"{path}: no rendered documents", "run: tunesmith render RUN")
+        try:
+            return cls([batch for batch, _ in _batches(pa.memory_map(str(path)))])
+        except (pa.ArrowException, OSError) as error:
+            raise RunError(f"{path}: damaged: {error}", "delete it and run: tunesmith render RUN") from error
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    @property
+    def row_ids(self) -> list[str]:
+        """Row id of each document."""
+        return [row_id for batch in self._batches for row_id in batch.column("row").to_pylist()]
+
+    def ids(self, document: int) -> np.ndarray:
+        """Token ids of a document, int32, not to be written to."""
+        return _element(self._ids, *self._place(document))
+
+    def spans(self, document: int) -> np.ndarray:
+        """Supervised spans of a document, int32, shape (spans, 2): start and end (excluded)."""
+        return _element(self._spans, *self._place(document)).reshape(-1, 2)
+
+    def _place(self, document: int) -> tuple[int, int]:
+        assert 0 <= document < len(self), f"document {document} of {len(self)}"
+        batch = int(np.searchsorted(self._first, document, side="right")) - 1
+        return batch, document - int(self._first[batch])
 
 
-def make_pack(documents: Documents, chosen: tuple[int, ...]) -> Pack:
+def make_documents(rendered: Iterable[tuple[TokenList, TokenList]]) -> Documents:
+    """Documents in memory, from pairs of (ids, supervised); their number is their row id."""
+    rows = [(str(number), ids, supervised) for number, (ids, supervised) in enumerate(rendered)]
+    return Documents([_record_batch(rows)] if rows else [])
+
+
+def make_pack(documents: Documents, chosen: Sequence[int]) -> Pack:
     """The chosen documents as one micro-batch."""
-    spans = [(documents.offsets[d], documents.offsets[d + 1]) for d in chosen]
-    cu_seqlens = [0]
-    for a, b in spans:
-        cu_seqlens.append(cu_seqlens[-1] + b - a)
-    ids_T = torch.cat([documents.ids_T[a:b] for a, b in spans])
-    supervised_T = torch.cat([documents.supervised_T[a:b] for a, b in spans])
-    position_T = torch.cat([torch.arange(b - a) for a, b in spans])
-    next_supervised_T = supervised_T.roll(-1)
-    next_supervised_T[torch.tensor(cu_seqlens[1:]) - 1] = False
-    predict_N = next_supervised_T.nonzero()[:, 0]
+    parts = [documents.ids(document) for document in chosen]
+    cu_seqlens = [0, *np.cumsum([len(ids) for ids in parts]).tolist()]
+    predict = [
+        np.arange(start + max(int(a), 1) - 1, start + int(b) - 1)
+        for start, document in zip(cu_seqlens, chosen, strict=False)
+        for a, b in documents.spans(document)
+    ]
+    ids_T = torch.from_numpy(np.concatenate(parts, dtype=np.int64))
+    position_T = torch.from_numpy(np.concatenate([np.arange(len(ids)) for ids in parts]))
+    predict_N = torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *predict]))
     return Pack(ids_T[None], position_T[None], cu_seqlens, predict_N, ids_T[predict_N + 1])
 
 
-def save_documents(path: Path, parts: dict[str, Documents]) -> None:
-    """Write the documents of several parts as one file, whole or not at all."""
-    tensors: dict[str, Tensor] = {}
-    for part, documents in parts.items():
-        tensors[f"{part}.ids"] = documents.ids_T
-        tensors[f"{part}.supervised"] = documents.supervised_T
-        tensors[f"{part}.offsets"] = torch.tensor(documents.offsets)
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file(tensors, temporary)
-    temporary.replace(path)
+class DocumentWriter:
+    """Write a file of documents as they are rendered, whole or not at all.
 
-
-def load_documents(path: Path, part: str) -> Documents:
-    """Read one part's documents.
+    A context manager. The file takes its name when the block ends well, and vanishes when it does not. At most one
+    record batch is held in memory.
 
     Raises:
-        RunError: the render stage has not been run.
+        RunError: the place cannot be written to.
     """
-    if not path.exists():
-        raise RunError(f"{path}: no rendered documents", "run: tunesmith render RUN")
-    tensors = load_file(path)
-    return Documents(tensors[f"{part}.ids"], tensors[f"{part}.supervised"], tensors[f"{part}.offsets"].tolist())
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two runs may fill one cache
+        self._rows: list[RenderedRow] = []
+        self._tokens = 0
+
+    def __enter__(self) -> "DocumentWriter":
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._temporary.open("wb")
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        self._writer = pa.ipc.new_file(self._file, SCHEMA)
+        return self
+
+    def add(self, rows: Iterable[RenderedRow]) -> None:
+        """Append documents: row id, token ids (at least one), and for each token whether it is supervised."""
+        for row in rows:
+            self._rows.append(row)
+            self._tokens += len(row[1])
+            if len(self._rows) >= BATCH_ROWS or self._tokens >= BATCH_TOKENS:
+                self._flush()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                self._flush()
+                self._close()
+                self._temporary.replace(self.path)
+        finally:
+            self._file.close()
+            self._temporary.unlink(missing_ok=True)
+
+    def _flush(self) -> None:
+        if self._rows:
+            batch = _record_batch(self._rows)
+            try:
+                self._writer.write_batch(batch, custom_metadata={"crc32": f"{_crc32(batch):08x}"})
+            except OSError as error:
+                raise _unwritable(self.path, error) from error
+            self._rows, self._tokens = [], 0
+
+    def _close(self) -> None:
+        try:
+            self._writer.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+
+
+def cached_tokens(key: str, target: Path, make: Callable[[Path], None]) -> bool:
+    """Put the documents of ``key`` at ``target``: from the cache, else by ``make``, which fills the cache too.
+
+    ``target`` is a hard link to the file in the cache, or a copy where that lies on another file system. Both are
+    replaced, never written to.
+
+    Args:
+        key: hash of all that the tokens follow from: rows, template, tokenizer, instruction.
+        target: where the run directory wants them.
+        make: writes the documents to the path given, with ``DocumentWriter``.
+
+    Returns:
+        Whether they were there already and nothing was made.
+
+    Raises:
+        RunError: cache or run directory cannot be written to.
+    """
+    cached = hardware.cache_dir() / "tokens" / f"{key}.arrow"
+    found = cached.exists()
+    if found and (damage := _damage(cached)):
+        say(f"{cached}: damaged ({damage}); making it again")
+        found = False
+    if not found:
+        make(cached)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
+        try:
+            temporary.hardlink_to(cached)
+        except OSError:  # another device, or a file system without links
+            shutil.copyfile(cached, temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        temporary.replace(target)
+        temporary.unlink(missing_ok=True)  # rename does nothing where both names are one file already
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    return found
+
+
+def _record_batch(rows: list[RenderedRow]) -> pa.RecordBatch:
+    lengths = np.array([len(ids) for _, ids, _ in rows])
+    assert lengths.all(), "a document without tokens"
+    assert all(len(ids) == len(supervised) for _, ids, supervised in rows), "not one flag a token"
+    ids = np.concatenate([_as_array(ids, np.int32) for _, ids, _ in rows], dtype=np.int32, casting="same_kind")
+    # Flags of all documents with one 0 before and after each: a span begins where 0 turns to 1 and ends where 1 turns to 0.
+    starts = np.cumsum(lengths + 1) - lengths
+    flags = np.zeros(int(lengths.sum()) + len(rows) + 1, np.int8)
+    for start, (_, _, supervised) in zip(starts.tolist(), rows, strict=True):
+        flags[start : start + len(supervised)] = _as_array(supervised, np.int8)
+    assert flags.min() >= 0 and flags.max() <= 1, "a flag that is neither 0 nor 1"
+    turns = np.diff(flags)
+    begins, ends = np.flatnonzero(turns == 1) + 1, np.flatnonzero(turns == -1) + 1
+    document = np.searchsorted(starts, begins, side="right") - 1
+    spans = np.stack([begins - starts[document], ends - starts[document]], axis=1).astype(np.int32)
+    columns = [
+        pa.array([row_id for row_id, _, _ in rows], pa.string()),
+        _list_array(lengths, ids),
+        _list_array(2 * np.bincount(document, minlength=len(rows)), spans.ravel()),
+    ]
+    return pa.record_batch(columns, schema=SCHEMA)
+
+
+def _as_array(values: TokenList, dtype: type[np.int32] | type[np.int8]) -> np.ndarray:
+    """A list as numbers; half the time of ``np.asarray``, which looks at every value twice."""
+    if isinstance(values, np.ndarray):
+        return values
+    return np.frombuffer(bytes(values), np.int8) if dtype is np.int8 else np.fromiter(values, dtype, len(values))
+
+
+def _list_array(lengths: np.ndarray, values: np.ndarray) -> pa.ListArray:
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+
+
+def _lists(batch: pa.RecordBatch, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets and values of a list column, as views."""
+    column = batch.column(name)
+    return column.offsets.to_numpy(), column.values.to_numpy()
+
+
+def _element(lists: list[tuple[np.ndarray, np.ndarray]], batch: int, index: int) -> np.ndarray:
+    offsets, values = lists[batch]
+    return values[offsets[index] : offsets[index + 1]]
+
+
+def _batches(file: pa.NativeFile) -> Iterable[tuple[pa.RecordBatch, dict[bytes, bytes]]]:
+    """Record batches of a file and their metadata. Raises pyarrow's errors where it is not a whole file of ours."""
+    reader = pa.ipc.open_file(file)
+    if not reader.schema.equals(SCHEMA, check_metadata=True):
+        raise pa.ArrowInvalid("not a file of rendered documents")
+    for number in range(reader.num_record_batches):
+        batch, metadata = reader.get_batch_with_custom_metadata(number)
+        yield batch, dict(metadata or {})
+
+
+def _crc32(batch: pa.RecordBatch) -> int:
+    crc = 0
+    for column in batch.columns:
+        for buffer in column.buffers():
+            crc = crc if buffer is None else zlib.crc32(buffer, crc)
+    return crc
+
+
+def _damage(path: Path) -> str:
+    """What is wrong with a cached file, nothing if it is whole. Reads all of it, one record batch at a time."""
+    try:
+        for number, (batch, metadata) in enumerate(_batches(pa.OSFile(str(path)))):
+            if metadata.get(b"crc32") != f"{_crc32(batch):08x}".encode():
+                return f"record batch {number} has another checksum"
+    except (pa.ArrowException, OSError) as error:
+        return str(error)
+    return ""
+
+
+def _unwritable(path: Path, error: OSError) -> RunError:
+    return RunError(f"{path}: cannot be written: {error.strerror or error}", "free space, or mend the permissions")

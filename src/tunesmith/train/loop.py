@@ -13,7 +13,9 @@ A loss that is not finite stops the run with the documents that caused it; peers
 import math
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from transformers import PreTrainedModel
@@ -30,7 +32,17 @@ from tunesmith.train.checkpoint import Progress, checkpoint_path, load_checkpoin
 from tunesmith.train.documents import Documents, Pack, make_pack
 from tunesmith.train.schedule import learning_rate
 
-Step = tuple[int, list[tuple[int, ...]]]  # epoch, and documents of each micro-batch: as data/pack.py plans them
+Step = tuple[int, list[tuple[int, ...]]]  # epoch, and documents of each micro-batch
+
+
+class Steps(Protocol):
+    """All optimizer steps of a run, as ``data/pack.py`` plans them."""
+
+    epoch_ends: list[int]  # number of steps done at the end of each epoch
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, step: int, /) -> Step: ...
 
 
 @dataclass(frozen=True)
@@ -101,7 +113,7 @@ def fit(
     model: PreTrainedModel,
     layers: dict[str, LoRALinear],
     train: Documents,
-    steps: list[Step],
+    steps: Steps,
     dev: Documents,
     dev_packs: list[tuple[int, ...]],
     recipe: Recipe,
@@ -122,7 +134,7 @@ def fit(
     hardware.keep_freed_memory()
     parameters = [p for layer in layers.values() for p in (layer.lora_A, layer.lora_B)]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.train.learning_rate, weight_decay=0.0)
-    eval_steps = _eval_steps(steps, recipe.train.evals_per_epoch)
+    eval_steps = _eval_steps(steps.epoch_ends, recipe.train.evals_per_epoch)
     done = _resume(checkpoints, inputs, layers, optimizer, metrics)
     seconds, tokens, since_eval = 0.0, 0, []
     with attention(model.train(), PACKED), progress("training", len(steps)) as bar:
@@ -180,13 +192,12 @@ def _optimizer_step(
     return {"loss": loss, "accuracy": accuracy, "learning_rate": rate, "grad_norm": grad_norm, "tokens": tokens}
 
 
-def _eval_steps(steps: list[Step], evals_per_epoch: int) -> set[int]:
+def _eval_steps(epoch_ends: list[int], evals_per_epoch: int) -> set[int]:
     """Numbers of steps done after which the dev loss is taken: evenly in each epoch, its end included."""
     chosen: set[int] = set()
-    for epoch in {epoch for epoch, _ in steps}:
-        members = [number for number, step in enumerate(steps, start=1) if step[0] == epoch]
+    for start, end in pairwise([0, *epoch_ends]):
         for part in range(1, evals_per_epoch + 1):
-            chosen.add(members[max(0, round(len(members) * part / evals_per_epoch) - 1)])
+            chosen.add(start + max(1, round((end - start) * part / evals_per_epoch)))
     return chosen
 
 

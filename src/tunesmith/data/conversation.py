@@ -1,0 +1,312 @@
+"""What a conversation must be, and the one form in which the program keeps it.
+
+The rules are OpenAI's for fine-tuning files, read strictly: at most one system (or developer) turn, and only first;
+then the user; user and assistant in turn; tool results after the assistant's calls, and the assistant after them; the
+last turn is the assistant's. Templates differ in what they do with anything else (drop it, raise, forge a turn), which
+is why it is refused here and not left to them.
+
+Nearly all rows of most files are plain: ``role`` and ``content``, nothing else. ``is_plain`` settles these in about a
+microsecond; whatever it is unsure of goes the general way, which finds the fault and names it. Refused: one general
+way for all (a schema validator took 40 us a row).
+
+Form kept: nulls are absent, text parts are joined without a separator, ``arguments`` is the parsed object, ``weight`` is
+an int, an empty ``tool_calls`` is absent, and ``content`` is always there (empty where only calls stand).
+"""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+from tunesmith.data.problems import Bad
+from tunesmith.data.row import Message
+from tunesmith.data.strict_json import has_surrogate, loads_text, lone_surrogate, sound
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+SYSTEM = ("system", "developer")
+KEYS = ("role", "content", "name", "weight", "reasoning_content", "tool_calls", "tool_call_id")
+_ONLY = {"reasoning_content": "assistant", "tool_calls": "assistant", "tool_call_id": "tool"}
+_MEDIA = ("image", "image_url", "input_image", "audio", "input_audio", "video", "file")
+
+
+def is_plain(messages: Any) -> bool:
+    """Whether every turn is just ``role`` and ``content`` and all is right. False: ask ``check_messages``."""
+    if type(messages) is not list or not messages:
+        return False
+    expected = ""  # the first turn: of the user, or a system turn
+    for message in messages:
+        if type(message) is not dict or len(message) != 2:
+            return False
+        content = message.get("content")
+        if type(content) is not str or not content or content.isspace():
+            return False
+        if not content.isascii() and has_surrogate(content):
+            return False
+        role = message.get("role")
+        if role != expected:
+            if expected:
+                return False
+            if role == "system" or role == "developer":
+                expected = "user"
+                continue
+            if role != "user":
+                return False
+        expected = "assistant" if role == "user" else "user"
+    return expected == "user" and messages[-1]["role"] == "assistant"
+
+
+def check_messages(messages: Any) -> list[Message]:
+    """The conversation in the form kept.
+
+    Args:
+        messages: as parsed from the file, of any type.
+
+    Raises:
+        Bad: the first thing wrong, with a path under ``$.messages``.
+    """
+    if not isinstance(messages, list) or not messages:
+        found = "an empty list" if messages == [] else type(messages).__name__
+        raise Bad("$.messages", "no-messages", f"expected a list of turns, found {found}", "add a user and an assistant turn")
+    kept = [_message(message, f"$.messages[{index}]") for index, message in enumerate(messages)]
+    _check_roles([message["role"] for message in kept])
+    _check_turns(kept)
+    weights = [message.get("weight", 1) for message in kept if message["role"] == "assistant"]
+    if not any(weights):
+        raise Bad("$.messages", "all-weights-zero", "every assistant turn has weight 0", "give weight 1 to a turn to learn")
+    return kept
+
+
+def check_text(messages: Any) -> list[Message]:
+    """A plain text: one assistant turn of ``role`` and ``content``.
+
+    Raises:
+        Bad: it is something else, or empty.
+    """
+    turn = messages[0]
+    if not isinstance(turn, dict) or turn.get("role") != "assistant" or set(turn) != {"role", "content"}:
+        raise Bad("$.messages[0]", "not-text", f"expected one assistant turn, found {turn!s:.60}", "remove format: text")
+    if not _text(turn["content"], "$.messages[0].content").strip():
+        raise Bad("$.messages[0].content", "empty-turn", "empty text", "fill it or remove the row")
+    return messages
+
+
+def check_tools(tools: Any, path: str = "$.tools") -> list[dict[str, Any]] | None:
+    """The declared functions, each ``{"type": "function", "function": {...}}``; None when there are none.
+
+    Args:
+        tools: a list of these, or of bare functions (``name``, ``parameters``), or either as JSON text.
+        path: where they stand.
+
+    Raises:
+        Bad: code ``bad-tools``, or what is wrong with the JSON.
+    """
+    if isinstance(tools, str):
+        tools = loads_text(tools, path) if tools.strip() else None
+    if tools is None or tools == []:
+        return None
+    hint = 'write [{"type": "function", "function": {"name": ..., "parameters": {...}}}]'
+    if not isinstance(tools, list):
+        raise Bad(path, "bad-tools", f"expected a list of functions, found {type(tools).__name__}", hint)
+    kept = []
+    for index, tool in enumerate(tools):
+        where = f"{path}[{index}]"
+        function = tool.get("function") if isinstance(tool, dict) and "function" in tool else tool
+        if not isinstance(tool, dict) or not isinstance(function, dict):
+            raise Bad(where, "bad-tools", "expected an object that describes a function", hint)
+        if function is not tool:
+            extra = [key for key in tool if key not in ("type", "function") and tool[key] is not None]
+            if extra or tool.get("type", "function") not in ("function", None):
+                raise Bad(where, "bad-tools", f"only functions are known, found {extra or tool['type']!r:.60}", hint)
+        kept.append({"type": "function", "function": {k: v for k, v in function.items() if v is not None}})
+        function = kept[-1]["function"]
+        if not isinstance(function.get("name"), str) or not function["name"]:
+            raise Bad(f"{where}.name", "bad-tools", "the function has no name", hint)
+        if not isinstance(function.get("parameters", {}), dict):
+            raise Bad(f"{where}.parameters", "bad-tools", "parameters are a JSON schema, an object", hint)
+        sound(function, where)
+    return kept
+
+
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """``; did you mean x?``, or nothing when no known word is as near as ``cutoff`` (1: the same)."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _message(raw: Any, path: str) -> Message:
+    if not isinstance(raw, dict):
+        raise Bad(path, "not-object", f"expected an object, found {type(raw).__name__}", "write role and content")
+    given = {key: value for key, value in raw.items() if value is not None and not (key == "tool_calls" and value == [])}
+    role = _role(given, path)
+    for key in given:
+        if key not in KEYS:
+            raise Bad(f"{path}.{key}", "unknown-key", f"unknown key in a message{nearest(key, KEYS)}", "nothing would read it")
+        if key in _ONLY and role != _ONLY[key]:
+            raise Bad(f"{path}.{key}", "misplaced-key", f"{key} on a turn of {role}", f"it belongs to {_ONLY[key]} turns")
+    kept: Message = {"role": role, "content": _content(given, path)}
+    for key in ("name", "reasoning_content", "tool_call_id"):
+        if key in given:
+            kept[key] = _text(given[key], f"{path}.{key}")
+            if not kept[key] and key != "reasoning_content":
+                raise Bad(f"{path}.{key}", "empty-text", f"{key} is empty", "fill it, or leave it out")
+    if "tool_calls" in given:
+        kept["tool_calls"] = _tool_calls(given["tool_calls"], f"{path}.tool_calls")
+    if "weight" in given:
+        weight = given["weight"]
+        if isinstance(weight, bool) or weight not in (0, 1):
+            raise Bad(f"{path}.weight", "bad-weight", f"weight {weight!r:.40}, expected 0 or 1", "0: context, 1: learned")
+        if role != "assistant":
+            raise Bad(f"{path}.weight", "bad-weight", f"weight on a turn of {role}", "only assistant turns are learned")
+        kept["weight"] = int(weight)
+    if role in ("user", "assistant") and not kept["content"].strip() and "tool_calls" not in kept:
+        raise Bad(f"{path}.content", "empty-turn", f"empty {role} turn", "fill it or remove the row")
+    return kept
+
+
+def _role(given: Message, path: str) -> str:
+    if "role" not in given:
+        raise Bad(path, "no-role", f"role is missing, found {', '.join(map(str, given)) or 'no keys'}", "a message has a role")
+    role = given["role"]
+    if "function_call" in given or role == "function":
+        hint = 'write tool_calls: [{"type": "function", "function": {"name": ..., "arguments": ...}}] and the role tool'
+        raise Bad(path, "legacy-function-call", "function_call is OpenAI's form of 2023, replaced by tool_calls", hint)
+    if role not in ROLES:
+        raise Bad(
+            f"{path}.role", "unknown-role", f"unknown role {role!r:.40}{nearest(str(role), ROLES)}", f"use {', '.join(ROLES)}"
+        )
+    return role
+
+
+def _text(value: Any, path: str) -> str:
+    if not isinstance(value, str):
+        raise Bad(path, "not-text", f"expected text, found {type(value).__name__}", "write a string")
+    if has_surrogate(value):
+        raise lone_surrogate(path)
+    return value
+
+
+def _content(given: Message, path: str) -> str:
+    where = f"{path}.content"
+    content = given.get("content")
+    if content is None:
+        if "tool_calls" in given:
+            return ""
+        raise Bad(path, "no-content", "content is missing", "a message has role and content")
+    if not isinstance(content, list):
+        return _text(content, where)
+    texts = []
+    for index, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in _MEDIA:
+            raise Bad(f"{where}[{index}]", "not-text", f"a part of type {kind}; tunesmith reads text only", "remove the row")
+        if kind != "text" or {key for key, value in part.items() if value is not None} != {"type", "text"}:
+            hint = 'write {"type": "text", "text": "..."}'
+            raise Bad(f"{where}[{index}]", "not-text", f"expected a text part, found {part!s:.60}", hint)
+        texts.append(_text(part["text"], f"{where}[{index}].text"))
+    return "".join(texts)
+
+
+def _tool_calls(calls: Any, path: str) -> list[dict[str, Any]]:
+    hint = 'write [{"type": "function", "function": {"name": ..., "arguments": "{...}"}}]'
+    if not isinstance(calls, list):
+        raise Bad(path, "bad-tool-call", f"expected a list of calls, found {type(calls).__name__}", hint)
+    kept = []
+    for index, call in enumerate(calls):
+        where = f"{path}[{index}]"
+        given = {k: v for k, v in call.items() if v is not None} if isinstance(call, dict) else {}
+        function = given.get("function")
+        if (
+            not isinstance(function, dict)
+            or given.get("type", "function") != "function"
+            or set(given) - {"id", "type", "function"}
+        ):
+            raise Bad(where, "bad-tool-call", f"expected id, type and function, found {call!s:.60}", hint)
+        function = {k: v for k, v in function.items() if v is not None}
+        if set(function) - {"name", "arguments"} or not isinstance(function.get("name"), str) or not function["name"]:
+            raise Bad(f"{where}.function", "bad-tool-call", f"expected name and arguments, found {function!s:.60}", hint)
+        whole: dict[str, Any] = {}
+        if "id" in given:
+            whole["id"] = _text(given["id"], f"{where}.id")
+        name = _text(function["name"], f"{where}.function.name")
+        arguments = _arguments(function.get("arguments"), f"{where}.function.arguments")
+        kept.append({**whole, "type": "function", "function": {"name": name, "arguments": arguments}})
+    ids = [call["id"] for call in kept if "id" in call]
+    if len(set(ids)) != len(ids):
+        raise Bad(path, "bad-tool-call", "two calls of one turn have the same id", "give each call its own id")
+    return kept
+
+
+def _arguments(arguments: Any, path: str) -> dict[str, Any]:
+    if isinstance(arguments, str):
+        try:
+            arguments = loads_text(arguments, path)
+        except Bad as bad:
+            if bad.code == "not-json":
+                raise Bad(path, "arguments-not-json", bad.message, 'write an object as JSON text: "{}" for none') from None
+            raise
+    if not isinstance(arguments, dict):
+        found = "nothing" if arguments is None else type(arguments).__name__
+        raise Bad(path, "arguments-not-object", f"expected an object of arguments, found {found}", 'write "{}" for none')
+    sound(arguments, path)
+    return arguments
+
+
+def _check_roles(roles: list[str]) -> None:
+    if "assistant" not in roles:
+        raise Bad("$.messages", "no-assistant", "no turn of the assistant: nothing to learn", "add the answer to learn")
+    systems = [index for index, role in enumerate(roles) if role in SYSTEM]
+    if len(systems) > 1:
+        path = f"$.messages[{systems[1]}].role"
+        raise Bad(
+            path, "two-systems", f"{len(systems)} system or developer turns, expected at most one", "join them into the first"
+        )
+    if systems and systems[0]:
+        path = f"$.messages[{systems[0]}].role"
+        raise Bad(path, "system-not-first", f"a {roles[systems[0]]} turn after others", "put it first, or make it a user turn")
+    if roles[len(systems)] == "assistant":
+        path = f"$.messages[{len(systems)}].role"
+        raise Bad(
+            path, "assistant-first", "the assistant speaks before the user", "begin with a user turn, or remove that turn"
+        )
+
+
+def _check_turns(messages: list[Message]) -> None:
+    """Order from the first user turn on, and which result answers which call."""
+    previous = "system"
+    calls: list[str | None] = []  # ids of the calls without a result, None where a call has no id
+    results = 0
+    for index, message in enumerate(messages):
+        role = message["role"]
+        path = f"$.messages[{index}]"
+        if role == "tool":
+            _take_result(message, calls, previous, path)
+            results += 1
+        elif role not in SYSTEM:
+            # One result without an id may answer several calls; with ids each call has its own.
+            if calls and (not results or any(call is not None for call in calls)):
+                told = f"{len(calls)} calls have no result before this {role} turn"
+                raise Bad(path, "call-without-result", told, "add a tool turn for each call, or remove the calls")
+            expected = {"system": "user", "user": "assistant", "assistant": "user", "tool": "assistant"}[previous]
+            if role != expected:
+                told = f"expected {expected} after {previous}, found {role}"
+                raise Bad(f"{path}.role", "role-order", told, "user and assistant take turns; the assistant speaks after tool")
+            calls = [call.get("id") for call in message.get("tool_calls", [])]
+            results = 0
+        previous = "system" if role in SYSTEM else role
+    if previous != "assistant":
+        raise Bad(
+            "$.messages", "no-answer", f"the last turn is of {previous}, not the assistant's", "end with the answer to learn"
+        )
+
+
+def _take_result(message: Message, calls: list[str | None], previous: str, path: str) -> None:
+    if not calls:
+        told = "a tool result without a call" if previous != "tool" else "more tool results than calls"
+        raise Bad(path, "result-without-call", told, "add tool_calls to the assistant turn before it, or remove it")
+    given = message.get("tool_call_id")
+    if given is None:
+        calls.pop(0)
+    elif given in calls:
+        calls.remove(given)
+    else:
+        told = f"tool_call_id {given!r:.40} names none of the calls before it"
+        raise Bad(f"{path}.tool_call_id", "unknown-call-id", told, "use the id of the call, or leave both out")

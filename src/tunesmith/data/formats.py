@@ -1,0 +1,294 @@
+"""From the formats people have to the one the program knows: a row of any kind becomes turns, tools and their origins.
+
+The kind is decided for each row by its keys, and the reader counts kinds over the whole file: a sample of the first
+rows would call a file ``messages`` whose row 10,000 is not. Naming a format forces it, and a row that does not fit is
+then a bad row. Nothing is checked here but what must be known to convert; ``conversation.py`` has the rules.
+
+kind               a row has                                      becomes
+messages           messages or conversations, with role/content   itself; system and tools beside it are used
+sharegpt           conversations or messages, with from/value     the same turns; function_call becomes tool_calls
+alpaca             instruction, output (input, system, history)   user: instruction, line break, input; history before it
+prompt_completion  prompt, completion (system, tools)             user and assistant; lists of turns are joined
+text               text                                           a single assistant turn of kind ``text``
+
+Null values are absent values: a table has a null in every column that a row does not use.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tunesmith.data.conversation import nearest
+from tunesmith.data.problems import Bad
+from tunesmith.data.strict_json import loads_text
+
+KINDS = ("messages", "sharegpt", "alpaca", "prompt_completion", "text")
+COLUMNS = (
+    *("messages", "conversations", "tools", "system"),
+    *("instruction", "input", "output", "history", "prompt", "completion", "text"),
+)
+# Not ours to use, but to know: preference data, OpenAI's old calls, and our own mark of a plain text.
+KNOWN = frozenset(
+    (*COLUMNS, "chosen", "rejected", "chosen_messages", "rejected_messages", "functions", "function_call", "format")
+)
+MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+NOTES = {
+    "sharegpt": "sharegpt: from/value turns are read as role/content, function_call as tool_calls",
+    "alpaca": "alpaca: instruction and input are joined by a line break",
+    "prompt_completion": "prompt_completion: prompt is the user's turn, completion the assistant's; "
+    "assistant turns inside a prompt list get weight 0",
+    "text": "text: each text is a single assistant turn, nobody asks",
+}
+_SHAREGPT = {
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bing", "bard", "model", "function_call"), "assistant"),
+    **dict.fromkeys(("tool", "observation", "function_response", "function"), "tool"),
+    **{"system": "system", "developer": "developer"},
+}
+_USED = {
+    "messages": ("tools", "system"),
+    "sharegpt": ("tools", "system"),
+    "alpaca": ("instruction", "input", "output", "system", "history"),
+    "prompt_completion": ("prompt", "completion", "system", "tools"),
+    "text": ("text",),
+    "preference": (),
+}
+
+
+@dataclass(slots=True)
+class Draft:
+    """A row's turns in OpenAI's shape, not yet checked.
+
+    Attributes:
+        messages: the turns, of whatever type the file held when it is not a list.
+        tools: as in the file, or None.
+        text: whether the row is one plain text.
+        origins: where each turn came from, when that is not ``$.messages[i]``, and whether a whole turn stands there
+            (True) or the one value that it was made of (False).
+        whole: where the list of turns came from.
+        tools_path: where the tools came from.
+    """
+
+    messages: Any
+    tools: Any = None
+    text: bool = False
+    origins: list[tuple[str, bool]] = field(default_factory=list)
+    whole: str = "$.messages"
+    tools_path: str = "$.tools"
+
+    def locate(self, path: str) -> str:
+        """The path in the file of a path under ``$.messages``."""
+        if not path.startswith("$.messages"):
+            return path
+        if not path.startswith("$.messages[") or not self.origins:
+            return self.whole + path.removeprefix("$.messages")
+        index, _, rest = path.removeprefix("$.messages[").partition("]")
+        origin, is_turn = self.origins[int(index)]
+        return origin + rest if is_turn else origin
+
+
+def kind_of(row: Mapping[str, Any]) -> str | None:
+    """The kind of a row without nulls: one of ``KINDS``, ``preference`` (which is refused), or None when unknown."""
+    if "chosen" in row and "rejected" in row:
+        return "preference"
+    if "messages" in row or "conversations" in row:
+        if _is_written_text(row):
+            return "text"
+        key = _turns_key(row)
+        turns = _listed(row[key], f"$.{key}")
+        first = turns[0] if isinstance(turns, list) and turns else None
+        return "sharegpt" if isinstance(first, dict) and ("from" in first or "value" in first) else "messages"
+    if "instruction" in row:
+        return "alpaca"
+    if "prompt" in row and "completion" in row:
+        return "prompt_completion"
+    if "text" in row:
+        return "text"
+    if "prompt" in row or "completion" in row:
+        return "prompt_completion"
+    return "preference" if "chosen_messages" in row and "rejected_messages" in row else None
+
+
+def unknown_keys(row: Mapping[str, Any], kind: str, group_by: str | None) -> list[str]:
+    """The keys that a row of this kind has and that nothing reads."""
+    used = {*_USED[kind], group_by}
+    if kind in ("messages", "sharegpt"):
+        used.add(_turns_key(row))
+    if kind == "text" and _is_written_text(row):
+        used |= {"messages", "format"}
+    return [key for key in row if key not in used]
+
+
+def draft(row: Mapping[str, Any], kind: str, columns: Mapping[str, str]) -> Draft:
+    """The turns of a row.
+
+    Args:
+        row: keys are ours (after ``rename``), without nulls.
+        kind: one of ``KINDS``.
+        columns: our names to the file's, for the paths in problems.
+
+    Raises:
+        Bad: codes ``missing-column``, ``not-text``, ``not-object``, ``unknown-role``, ``bad-tool-call``, ``no-content``.
+    """
+    if kind == "text":
+        return _text_row(row, columns)
+    if kind == "alpaca":
+        made = _alpaca(row, columns)
+    elif kind == "prompt_completion":
+        made = _prompt_completion(row, columns)
+    else:
+        made = _turns_row(row, kind, columns)
+    made.tools = row.get("tools") if "tools" in _USED[kind] else None
+    made.tools_path = _path("tools", columns)
+    return made
+
+
+def rename(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """The named columns of a row under our names; nothing else is read."""
+    return {ours: row[theirs] for ours, theirs in columns.items() if row.get(theirs) is not None}
+
+
+def unknown_format(row: Mapping[str, Any]) -> Bad:
+    """The problem of a row whose keys make none of the kinds."""
+    found = ", ".join(map(str, row)) or "no keys"
+    meant = next(filter(None, (nearest(str(key)[:40], COLUMNS, 0.8) for key in row)), "")
+    told = f"found {found:.200}{meant}; expected messages, conversations, instruction, prompt and completion, or text"
+    return Bad(
+        "$", "unknown-format", told, "name the columns in data.columns, for example {prompt: question, completion: answer}"
+    )
+
+
+def _path(name: str, columns: Mapping[str, str]) -> str:
+    return f"$.{columns.get(name, name)}"
+
+
+def _turns_key(row: Mapping[str, Any]) -> str:
+    return "messages" if "messages" in row else "conversations"
+
+
+def _is_written_text(row: Mapping[str, Any]) -> bool:
+    """Whether this is how ``convert`` writes a plain text."""
+    turns = row.get("messages") if row.get("format") == "text" else None
+    return isinstance(turns, list) and len(turns) == 1
+
+
+def _listed(value: Any, path: str) -> Any:
+    """Lists stand as JSON text in a table that has no lists."""
+    return loads_text(value, path) if isinstance(value, str) and value.lstrip().startswith("[") else value
+
+
+def _needed(row: Mapping[str, Any], name: str, columns: Mapping[str, str]) -> Any:
+    if name not in row:
+        found = ", ".join(columns.get(key, key) for key in row)
+        told = f"no {columns.get(name, name)} in this row, found {found or 'nothing'}"
+        raise Bad(_path(name, columns), "missing-column", told, "fill the column or remove the row")
+    return row[name]
+
+
+def _string(row: Mapping[str, Any], name: str, columns: Mapping[str, str]) -> str:
+    value = _needed(row, name, columns)
+    if not isinstance(value, str):
+        found = type(value).__name__
+        raise Bad(_path(name, columns), "not-text", f"expected text, found {found}", "write a string")
+    return value
+
+
+def _system(row: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[list[Any], list[tuple[str, bool]]]:
+    """The system turn from a column, where it is filled."""
+    if "system" not in row or row["system"] == "":
+        return [], []
+    return [{"role": "system", "content": _string(row, "system", columns)}], [(_path("system", columns), False)]
+
+
+def _text_row(row: Mapping[str, Any], columns: Mapping[str, str]) -> Draft:
+    if _is_written_text(row):
+        return Draft(row["messages"], text=True, whole=_path("messages", columns))
+    path = _path("text", columns)
+    turn = {"role": "assistant", "content": _string(row, "text", columns)}
+    return Draft([turn], text=True, origins=[(path, False)], whole=path)
+
+
+def _turns_row(row: Mapping[str, Any], kind: str, columns: Mapping[str, str]) -> Draft:
+    key = _turns_key(row)
+    path = _path(key, columns)
+    turns = _listed(_needed(row, key, columns), path)
+    for name in ("functions", "function_call"):
+        if name in row:
+            told = f"{name} is OpenAI's form of 2023, replaced by tools and tool_calls"
+            raise Bad(f"$.{name}", "legacy-function-call", told, "write tools, and tool_calls in the assistant's turns")
+    before, origins = _system(row, columns)
+    if not isinstance(turns, list) or not turns:
+        return Draft(turns, whole=path)
+    if kind == "messages":
+        origins += [(f"{path}[{index}]", True) for index in range(len(turns))]
+        return Draft(before + turns, origins=origins, whole=path)
+    made = [_sharegpt(turn, f"{path}[{index}]") for index, turn in enumerate(turns)]
+    origins += [(f"{path}[{index}].value", False) for index in range(len(turns))]
+    return Draft(before + made, origins=origins, whole=path)
+
+
+def _sharegpt(turn: Any, path: str) -> dict[str, Any]:
+    if not isinstance(turn, dict):
+        raise Bad(path, "not-object", f"expected an object, found {type(turn).__name__}", "write from and value")
+    given = {key: value for key, value in turn.items() if value is not None}
+    extra = [key for key in given if key not in ("from", "value", "weight", "name")]
+    if extra:
+        told = f"unknown key in a turn{nearest(str(extra[0]), ('from', 'value', 'weight', 'name'))}"
+        raise Bad(f"{path}.{extra[0]}", "unknown-key", told, "nothing would read it")
+    speaker = given.pop("from", None)
+    if not isinstance(speaker, str) or speaker not in _SHAREGPT:
+        told = f"unknown speaker {speaker!r:.40}{nearest(str(speaker), _SHAREGPT)}"
+        raise Bad(f"{path}.from", "unknown-role", told, "use human, gpt, system, function_call or observation")
+    if "value" not in given:
+        raise Bad(path, "no-content", "value is missing", "a turn has from and value")
+    value = given.pop("value")
+    made = {"role": _SHAREGPT[speaker], **given}
+    if speaker != "function_call":
+        return {**made, "content": value}
+    calls = loads_text(value, f"{path}.value") if isinstance(value, str) else value
+    wrapped = []
+    for call in calls if isinstance(calls, list) else [calls]:
+        if not isinstance(call, dict) or "name" not in call:
+            hint = 'write {"name": ..., "arguments": {...}}, or a list of these'
+            raise Bad(f"{path}.value", "bad-tool-call", f"expected name and arguments, found {call!s:.60}", hint)
+        wrapped.append({"type": "function", "function": call})
+    if not wrapped:
+        raise Bad(f"{path}.value", "bad-tool-call", "an empty list of calls", "remove the turn")
+    return {**made, "content": "", "tool_calls": wrapped}
+
+
+def _alpaca(row: Mapping[str, Any], columns: Mapping[str, str]) -> Draft:
+    turns, origins = _system(row, columns)
+    path = _path("history", columns)
+    history = _listed(row.get("history", []), path)
+    if not isinstance(history, list) and history != "":
+        raise Bad(
+            path, "not-object", f"expected a list of pairs, found {type(history).__name__}", "write [[asked, answered], ...]"
+        )
+    for index, pair in enumerate(history):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise Bad(f"{path}[{index}]", "not-object", f"expected a pair, found {pair!s:.60}", "write [asked, answered]")
+        turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+        origins += [(f"{path}[{index}][0]", False), (f"{path}[{index}][1]", False)]
+    asked = [_string(row, "instruction", columns)] + ([_string(row, "input", columns)] if "input" in row else [])
+    turns.append({"role": "user", "content": "\n".join(part for part in asked if part)})
+    turns.append({"role": "assistant", "content": _string(row, "output", columns)})
+    origins += [(_path("instruction", columns), False), (_path("output", columns), False)]
+    return Draft(turns, origins=origins, whole="$")
+
+
+def _prompt_completion(row: Mapping[str, Any], columns: Mapping[str, str]) -> Draft:
+    turns, origins = _system(row, columns)
+    for name, role in (("prompt", "user"), ("completion", "assistant")):
+        path = _path(name, columns)
+        value = _needed(row, name, columns)
+        if not isinstance(value, list):
+            turns.append({"role": role, "content": _string(row, name, columns)})
+            origins.append((path, False))
+            continue
+        for index, turn in enumerate(value):
+            if name == "prompt" and isinstance(turn, dict) and turn.get("role") == "assistant" and turn.get("weight") is None:
+                turn = {**turn, "weight": 0}
+            turns.append(turn)
+            origins.append((f"{path}[{index}]", True))
+    return Draft(turns, origins=origins, whole="$")

@@ -1,0 +1,163 @@
+"""Rows of a ``.json`` file, which may be three things: an array, an object with one list, or lines of JSON.
+
+Which one it is, is read off the beginning. An array is cut into its elements by a scanner that knows only strings and
+brackets, so that a file of any size is read in pieces; the elements are then parsed one by one like lines, and a fault
+in one is that row's problem. Refused: parsing the file whole, which takes several times its size in memory.
+"""
+
+import itertools
+import re
+from collections.abc import Iterator, Set
+from pathlib import Path
+
+from tunesmith.data.problems import Bad
+from tunesmith.data.strict_json import MAX_LINE, loads
+from tunesmith.errors import DataError
+
+# A whole string, a bracket, or the quote of a string whose end has not been read yet. Possessive: no backtracking.
+_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["\[\]{}]', re.DOTALL)
+_HINT = "mend the JSON there, or write one object a line (JSONL)"
+
+
+def json_rows(blocks: Iterator[bytes], path: Path, wanted: Set[str]) -> tuple[str, Iterator[bytes]]:
+    """What a JSON file holds.
+
+    Args:
+        blocks: the file's text in pieces.
+        path: for messages.
+        wanted: names that make an object a row, and not a holder of rows.
+
+    Returns:
+        ``line`` and the file's blocks where it is lines of JSON; ``row`` and the elements otherwise, one JSON text each.
+
+    Raises:
+        DataError: the brackets do not close, an element is past 8 MB, or there is no list or more than one.
+    """
+    head = next(blocks, b"")
+    while not head.strip() and (block := next(blocks, b"")):
+        head += block
+    if head.lstrip()[:1] != b"{":
+        is_array = head.lstrip()[:1] == b"["
+        everything = itertools.chain([head], blocks)
+        return ("row", _elements(everything, path, 1)) if is_array else ("line", everything)
+    while b"\n" not in head.lstrip() and len(head) <= MAX_LINE and (block := next(blocks, b"")):
+        head += block
+    first = head.lstrip().split(b"\n")[0]
+    kind = _first_line(first, wanted)
+    if kind == "part":
+        while len(head) <= MAX_LINE and (block := next(blocks, b"")):
+            head += block
+        if len(head) <= MAX_LINE and _first_line(head, wanted) == "row":
+            return "row", iter([head])
+    everything = itertools.chain([head], blocks)
+    return ("line", everything) if kind == "row" else ("row", _elements(everything, path, 2))
+
+
+def _first_line(text: bytes, wanted: Set[str]) -> str:
+    """``row``: an object by itself; ``holder``: an object with lists of rows; ``part``: not a whole JSON text."""
+    try:
+        value = loads(text)
+    except Bad as bad:
+        opened = closed = 0
+        for token in _TOKEN.finditer(text):
+            opened += token[0] in b"[{"
+            closed += token[0] in b"]}"
+        return "part" if bad.code in ("not-json", "line-too-long") and opened > closed else "row"
+    if any(name in value for name in wanted):
+        return "row"
+    return "holder" if any(isinstance(v, list) and v and isinstance(v[0], dict) for v in value.values()) else "row"
+
+
+def _elements(blocks: Iterator[bytes], path: Path, base: int) -> Iterator[bytes]:
+    """The objects of the list whose brackets open at depth ``base``: 1 for an array, 2 for a list in an object."""
+    scan = _Scan(path, base)
+    for block in blocks:
+        yield from scan.feed(block)
+    scan.finish()
+
+
+class _Scan:
+    """Cuts a list into its objects, block by block."""
+
+    def __init__(self, path: Path, base: int):
+        self.path = path
+        self.base = base
+        self.buffer = b""
+        self.depth = 0
+        self.count = 0  # objects found
+        self.lists = 0  # lists begun
+        self.inside = False  # between the brackets of the list
+        self.start = -1  # of the object at hand
+        self.after = 0  # end of the object before it
+        self.position = 0
+
+    def feed(self, block: bytes) -> Iterator[bytes]:
+        """The objects that this block completes."""
+        self.buffer += block
+        for token in _TOKEN.finditer(self.buffer, self.position):
+            self.position = token.end()
+            first = token[0][0]
+            if first == 0x22:  # a quote
+                if token.end() - token.start() == 1:
+                    self.position = token.start()
+                    break
+            elif first in b"[{":
+                self._open(token.start(), first)
+            else:
+                found = self._close(token.end())
+                if found is not None:
+                    yield found
+        else:
+            self.position = len(self.buffer)
+        keep = self.start if self.start >= 0 else self.after if self.inside else self.position
+        if len(self.buffer) - keep > MAX_LINE:
+            raise DataError(f"{self.path}: row {self.count + 1} is past {MAX_LINE:,} bytes, or a quote is left open", _HINT)
+        self.buffer = self.buffer[keep:]
+        self.position -= keep
+        self.after = max(self.after - keep, 0)
+        self.start = 0 if self.start >= 0 else -1
+
+    def finish(self) -> None:
+        """Check that all is closed."""
+        if self.depth or self.buffer[self.position :].strip():
+            raise DataError(f"{self.path}: the JSON ends after row {self.count} with brackets or quotes left open", _HINT)
+        if not self.lists:
+            raise DataError(f"{self.path}: a JSON object without a list of rows", "write an array, or one object a line")
+
+    def _open(self, at: int, first: int) -> None:
+        if self.inside and self.depth == self.base:
+            self._between(at, b"," if self.count else b"")
+            if first != 0x7B:
+                raise DataError(f"{self.path}: row {self.count + 1} is a list, expected an object", _HINT)
+            self.start = at
+        self.depth += 1
+        if first == 0x5B and self.depth == self.base and not self.inside:
+            self.lists += 1
+            if self.lists > 1:
+                raise DataError(
+                    f"{self.path}: more than one list, expected one list of rows", "write one of them to its own file"
+                )
+            self.inside = True
+            self.after = at + 1
+
+    def _close(self, end: int) -> bytes | None:
+        if self.depth == 0:
+            raise DataError(f"{self.path}: a closing bracket too many after row {self.count}", _HINT)
+        if self.inside and self.depth == self.base:
+            self._between(end - 1, b"")
+            self.inside = False
+        self.depth -= 1
+        if not self.inside or self.depth != self.base or self.start < 0:
+            return None
+        found = self.buffer[self.start : end]
+        self.start = -1
+        self.after = end
+        self.count += 1
+        return found
+
+    def _between(self, end: int, expected: bytes) -> None:
+        found = self.buffer[self.after : end].strip()
+        if found != expected:
+            text = found.decode("utf-8", "backslashreplace")
+            told = f"{self.path}: {text!r:.60} after row {self.count}, expected {expected.decode() or 'nothing'} and an object"
+            raise DataError(told, _HINT)

@@ -1,0 +1,313 @@
+"""Where rows come from: files of any format, directories, the hub; read in pieces whatever their size.
+
+What comes out are chunks of raw rows: bytes of one JSON text each (parsed by the reader, where it is fast), or values
+where the file is a table. Nothing here knows what a row means. No file is held in memory: lines and array elements past
+8 MB are not held either, tables come in batches (``tables.py``). Refused: reading everything through ``datasets``, which
+guesses a schema from the first rows, fills what others lack, and tells a bad line without its number.
+
+A fault of a row is one row's problem. A fault of a file (a gzip cut short, a Parquet footer that is not there, JSON
+whose brackets do not close) ends the reading whatever ``on_bad_row`` says: what is lost behind it cannot be counted.
+"""
+
+import csv
+import gzip
+import re
+import zlib
+from collections.abc import Iterator, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tunesmith.data.json_file import json_rows
+from tunesmith.data.problems import Bad, Unreadable
+from tunesmith.data.strict_json import MAX_LINE, too_long
+from tunesmith.errors import DataError
+
+# A block, its lines and their values should stay in the processor's cache: 1 MB at a time was a fifth slower.
+BLOCK = 1 << 18
+CHUNK_ROWS = 2048
+SUFFIXES = {
+    **{".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv"},
+    **{".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow"},
+}
+COMPRESSED = (".gz", ".zst")
+# What datasets.save_to_disk and hub downloads put beside the rows.
+METADATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+_HUB = re.compile(r"[\w.-]+/[\w.-]+(?::[\w.-]+){0,2}")
+_KNOWN = f"{', '.join(SUFFIXES)}; {' and '.join(COMPRESSED)} of the text ones"
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file of rows: its path, the name it has in places (empty for a single file), its format."""
+
+    path: Path
+    name: str
+    format: str
+
+    def size(self) -> int:
+        """Bytes on disk."""
+        return self.path.stat().st_size
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Up to 2,048 rows that stand one after another.
+
+    Attributes:
+        prefix: of the places, e.g. ``part-1.jsonl line``.
+        numbers: of the rows, from 1.
+        items: bytes (one JSON text), a dict (a row of a table, nulls dropped), or ``Unreadable``.
+        read: bytes of the file on disk that this chunk took.
+        unread: names of a table's columns that were left out.
+    """
+
+    prefix: str
+    numbers: range | list[int]
+    items: list[Any]
+    read: int
+    unread: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """What ``data.path`` named."""
+
+    label: str
+    files: list[File] = field(default_factory=list)
+    hub: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def find(source: str | Path) -> Source:
+    """The files behind a path, or a hub id where no such path is.
+
+    Raises:
+        DataError: nothing there, or nothing that can be read.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return _directory(path)
+    if path.exists():
+        kind = _format(path)
+        if kind is None:
+            raise DataError(f"{path}: cannot tell the format from the name, known are {_KNOWN}", "rename the file")
+        return Source(str(path), [File(path, "", kind)])
+    if _HUB.fullmatch(str(source)) and _format(path) is None:
+        return Source(str(source), hub=str(source))
+    raise DataError(f"{path}: no such file", "data.path is relative to the recipe file; a hub id reads owner/name:split")
+
+
+def chunks(source: Source, wanted: Set[str]) -> Iterator[Chunk]:
+    """All rows of a source.
+
+    Args:
+        source: from ``find``.
+        wanted: names of the columns to read. An object in a JSON file that has one of them is a row, not a holder of rows.
+
+    Raises:
+        DataError: a file cannot be read to its end.
+    """
+    if source.hub is not None:
+        from tunesmith.data.tables import hub_chunks
+
+        yield from hub_chunks(source.hub, wanted)
+    for file in source.files:
+        try:
+            yield from _file_chunks(file, wanted)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise DataError(f"{file.path}: the compressed file is damaged or cut short ({error})", "copy it again") from error
+        except OSError as error:
+            told = error.strerror or str(error)
+            raise DataError(f"{file.path}: cannot be read: {told}", "check its permissions, or copy it again") from error
+
+
+def _format(path: Path) -> str | None:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSED:
+        found = SUFFIXES.get(suffixes[-2]) if len(suffixes) > 1 else None
+        return None if found in ("parquet", "arrow") else found
+    return SUFFIXES.get(suffixes[-1]) if suffixes else None
+
+
+def _directory(path: Path) -> Source:
+    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    files = [
+        File(entry, entry.name, kind)
+        for entry in entries
+        if entry.is_file() and entry.name not in METADATA and (kind := _format(entry)) is not None
+    ]
+    taken = {file.name for file in files}
+    skipped = [f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries if entry.name not in taken]
+    if not files:
+        found = ", ".join(skipped[:10]) or "nothing"
+        raise DataError(f"{path}: no file of rows in this directory, found {found}; known are {_KNOWN}", "name one of them")
+    notes = [f"not read in {path}: {', '.join(skipped)}"] if skipped else []
+    return Source(str(path), files, notes=notes)
+
+
+def _file_chunks(file: File, wanted: Set[str]) -> Iterator[Chunk]:
+    prefix = f"{file.name} " if file.name else ""
+    if file.format in ("parquet", "arrow"):
+        from tunesmith.data.tables import table_chunks
+
+        yield from table_chunks(file.path, file.format, f"{prefix}row", wanted)
+        return
+    with file.path.open("rb") as raw:
+        stream = _decompressed(raw, file.path)  # held here: pyarrow closes the file when it lets go of it
+        before = 0
+        for unit, numbers, items in _text_rows(_blocks(stream, file.path), file, wanted):
+            for start in range(0, len(items), CHUNK_ROWS):
+                now = raw.tell()
+                part = slice(start, start + CHUNK_ROWS)
+                yield Chunk(f"{prefix}{unit}", numbers[part], items[part], now - before)
+                before = now
+        yield Chunk(f"{prefix}line", range(0), [], file.size() - before)
+
+
+def _text_rows(blocks: Iterator[bytes], file: File, wanted: Set[str]) -> Iterator[tuple[str, Any, list[Any]]]:
+    """(unit, numbers, items) of a text file."""
+    if file.format == "jsonl":
+        yield from _numbered("line", _lines(blocks))
+    elif file.format == "json":
+        unit, found = json_rows(blocks, file.path, wanted)
+        yield from _numbered(unit, _lines(found) if unit == "line" else ([element] for element in found))
+    else:
+        yield from _csv_rows(blocks, file)
+
+
+def _numbered(unit: str, lists: Iterator[list[Any]]) -> Iterator[tuple[str, range, list[Any]]]:
+    """Lists of rows with their numbers from 1, gathered where they are small."""
+    start = 1
+    held: list[Any] = []
+    size = 0
+    for items in lists:
+        held += items
+        size += len(items[-1]) if unit == "row" and isinstance(items[-1], bytes) else BLOCK
+        if len(held) >= CHUNK_ROWS or size >= BLOCK:
+            yield unit, range(start, start + len(held)), held
+            start += len(held)
+            held, size = [], 0
+    if held:
+        yield unit, range(start, start + len(held)), held
+
+
+def _decompressed(raw: BinaryIO, path: Path) -> Any:
+    if path.suffix.lower() == ".gz":
+        return gzip.GzipFile(fileobj=raw)
+    if path.suffix.lower() == ".zst":
+        import pyarrow
+
+        # Not zstandard's own reader: it takes a frame that is cut short for the end of the file.
+        return pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), "zstd")
+    return raw
+
+
+def _blocks(stream: Any, path: Path) -> Iterator[bytes]:
+    """The text of a file in pieces, without a byte order mark."""
+    block = stream.read(BLOCK)
+    if block.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(f"{path}: the file is UTF-16 (it begins with its byte order mark)", "save it as UTF-8")
+    block = block.removeprefix(b"\xef\xbb\xbf")
+    while block:
+        yield block
+        block = stream.read(BLOCK)
+
+
+def _lines(blocks: Iterator[bytes]) -> Iterator[list[Any]]:
+    """Lists of lines without their line break; a line past the limit is not held, only counted."""
+    tail = b""
+    skipped = 0  # bytes of the long line so far
+    begin = b""
+    for block in blocks:
+        found: list[Any] = []
+        if skipped:
+            head, newline, block = block.partition(b"\n")
+            skipped += len(head)
+            if not newline:
+                continue
+            found.append(Unreadable(too_long(skipped), begin))
+            skipped = 0
+        lines = (tail + block).split(b"\n")
+        tail = lines.pop()
+        found += lines
+        if len(tail) > MAX_LINE:
+            skipped, begin, tail = len(tail), tail[:200], b""
+        if found:
+            yield found
+    if skipped:
+        yield [Unreadable(too_long(skipped), begin)]
+    elif tail:
+        yield [tail]
+
+
+def _csv_rows(blocks: Iterator[bytes], file: File) -> Iterator[tuple[str, list[int], list[Any]]]:
+    delimiter = "," if file.format == "csv" else "\t"
+    # The module's own limit (131,072 characters) is for a whole process, and too small for a conversation.
+    csv.field_size_limit(MAX_LINE)
+    reader = csv.reader(_text_lines(blocks, file.path), delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    numbers: list[int] = []
+    items: list[Any] = []
+    while True:
+        number = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            break
+        except csv.Error as error:
+            if header is None or "field limit" in str(error):
+                told = f"{file.path}: line {number}: {error}; a quote is probably left open there"
+                raise DataError(told, "close it, and double the quotes inside a cell") from error
+            hint = "double the quotes inside a quoted cell, and close every one"
+            cells, fault = [], Bad("$", "bad-csv", f"{error}, in the row that begins here", hint)
+            items.append(Unreadable(fault, b""))
+        else:
+            if header is None:
+                header = _header(cells, file.path, delimiter) if cells else None
+                continue
+            items.append(_csv_row(header, cells))
+        numbers.append(number)
+        if len(items) == CHUNK_ROWS:
+            yield "line", numbers, items
+            numbers, items = [], []
+    if items:
+        yield "line", numbers, items
+
+
+def _text_lines(blocks: Iterator[bytes], path: Path) -> Iterator[str]:
+    """Lines with their line breaks; a byte that is not UTF-8 becomes half a surrogate pair, found cell by cell."""
+    for lines in _lines(blocks):
+        for line in lines:
+            if isinstance(line, Unreadable):
+                raise DataError(f"{path}: {line.bad.message}", line.bad.hint)
+            yield line.decode("utf-8", "surrogateescape") + "\n"
+
+
+def _header(cells: list[str], path: Path, delimiter: str) -> list[str]:
+    twice = sorted({cell for cell in cells if cells.count(cell) > 1})
+    if twice:
+        raise DataError(f"{path}: column {twice[0]!r} stands twice in the first line", "rename one of the two")
+    if len(cells) == 1 and any(other in cells[0] for other in ",;\t"):
+        told = f"{path}: the first line is one column, {cells[0]!r:.80}; expected names with {delimiter!r} between"
+        raise DataError(told, "save it with commas as .csv, or with tabs as .tsv")
+    return cells
+
+
+def _csv_row(header: list[str], cells: list[str]) -> Any:
+    if not cells:
+        return b""  # an empty line, counted as in the other formats
+    raw = ",".join(cells)
+    if len(cells) != len(header):
+        told = f"{len(cells)} cells, the first line names {len(header)} columns"
+        bad = Bad("$", "ragged-row", told, "put quotes around text that holds the separator or a line break")
+        return Unreadable(bad, raw.encode("utf-8", "surrogateescape"))
+    if not raw.isascii() or "\0" in raw:
+        for name, cell in zip(header, cells, strict=True):
+            if "\0" in cell:
+                bad = Bad(f"$.{name}", "nul-byte", "NUL byte in the cell", "the file was damaged, or is UTF-16; write it again")
+                return Unreadable(bad, raw.encode("utf-8", "surrogateescape"))
+            if any("\udc80" <= letter <= "\udcff" for letter in cell):
+                bad = Bad(f"$.{name}", "not-utf8", "the cell is not UTF-8", "save the file as UTF-8; it may be Latin-1")
+                return Unreadable(bad, raw.encode("utf-8", "surrogateescape"))
+    return {name: cell for name, cell in zip(header, cells, strict=True) if cell}

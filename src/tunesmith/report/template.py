@@ -1,0 +1,43 @@
+"""Fill a page: one self-contained file that shows other people's text.
+
+What stands in a page was written by data sets and models, so it is treated as hostile: markup is escaped, characters
+that cannot be seen (control characters, marks that reverse the direction of writing, tag characters that spell hidden
+words) are shown as escapes, and the page forbids itself scripts and the network. The alternative, trusting each
+template to filter each value, fails at the first value that somebody forgets; here a value must be marked safe to
+escape the treatment, and only our own SVG is.
+"""
+
+import re
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+# Joiners (U+200C, U+200D) stay: Persian, Indic scripts and emoji are wrong without them.
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e007f]"
+)
+
+
+def visible(value: Any) -> Any:
+    """Text with unseen characters and lone surrogates written as escapes; any other value as it is."""
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), value)
+
+
+def render(template: str, **values: Any) -> str:
+    """The page of a template of this folder. A value that the template names and ``values`` lacks is an error."""
+    environment = Environment(
+        loader=PackageLoader("tunesmith", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["points"] = lambda value: f"{100 * value:+.1f}"
+    environment.filters["percent"] = lambda value: f"{100 * value:.1f}"
+    environment.filters["grouped"] = lambda value: f"{value:,}"
+    return environment.get_template(template).render(**values)
