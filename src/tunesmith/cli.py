@@ -6,16 +6,23 @@ Data goes to stdout, talk and errors to stderr. Exit codes: 0 done (or verdict d
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from tunesmith import api, recipe
 from tunesmith.errors import MissingPackage, TunesmithError
-from tunesmith.track import say
+from tunesmith.rundir import write_json
+from tunesmith.track import say, visible
+
+if TYPE_CHECKING:
+    from tunesmith.data.read import ReadOptions
+
+SUPERVISED, CONTEXT, CONTROL = "bold green", "default", "reverse"
 
 app = typer.Typer(
     help="Fine-tune open-weights language models, and prove whether it was worth it.",
@@ -34,6 +41,8 @@ EXTRAS = {
     "gguf": "gguf",
     "xllamacpp": "gguf",
     "matplotlib": "report",
+    "jinja2": "report",
+    "datasets": "hub",
 }
 
 
@@ -47,11 +56,102 @@ def run(target: Target, out: Out = None) -> None:
     raise typer.Exit(result["exit_code"])
 
 
+Source = Annotated[str, typer.Argument(metavar="DATA", help="File, directory or hub id (owner/name:split).")]
+Format = Annotated[str | None, typer.Option("--format", help="Format of the rows, when it is not to be told from them.")]
+Columns = Annotated[
+    list[str] | None, typer.Option("--column", metavar="NAME=COLUMN", help="Our name for a column, e.g. prompt=question.")
+]
+Quarantine = Annotated[
+    Path | None, typer.Option("--quarantine", metavar="FILE", help="Keep bad rows in FILE with their reasons, and go on.")
+]
+Model = Annotated[
+    str | None, typer.Option("--model", help="Hub id, directory or .gguf file: render every row with its template.")
+]
+Template = Annotated[Path | None, typer.Option("--template", help="Jinja file in place of the model's chat template.")]
+
+
 @app.command()
-def check(path: Annotated[Path, typer.Argument(metavar="DATA", help="A messages JSONL file.")]) -> None:
-    """Check a data file and count what is in it."""
-    counts = api.check(path)
-    print(f"{counts['rows']} rows, {counts['messages']} messages, {counts['repeated_prompts']} repeat an earlier prompt")
+def check(
+    source: Source,
+    model: Model = None,
+    template: Template = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens above which a row is too long (with --model).", min=2)] = None,
+    format: Format = None,
+    column: Columns = None,
+    quarantine: Quarantine = None,
+    near: Annotated[bool, typer.Option(help="Search for near duplicates.")] = True,
+    benchmark: Annotated[Path | None, typer.Option(help="Data whose passages must not stand in these rows.")] = None,
+    page: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the whole report as an HTML page.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the whole report as JSON.")] = None,
+) -> None:
+    """Look at data: bad rows, duplicates, lengths, labels, secrets. Needs no recipe."""
+    if model is None and (max_length is not None or template is not None):
+        raise typer.BadParameter("--max-length and --template need --model", param_hint="--model")
+    result = api.check(
+        source,
+        _read_options(format, column, quarantine),
+        model=model,
+        template=template,
+        max_length=max_length,
+        near=near,
+        benchmark=benchmark,
+        rejected=quarantine,
+    )
+    for line in api.check_lines(result):
+        print(visible(line))
+    if json_file is not None:
+        write_json(json_file, result)
+    if page is not None:
+        api.check_page(result, page)
+        say(f"page: {page}")
+
+
+@app.command()
+def convert(
+    source: Source,
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="The .jsonl file to write.")],
+    format: Format = None,
+    column: Columns = None,
+    quarantine: Quarantine = None,
+) -> None:
+    """Write data of any format as messages JSONL."""
+    summary = api.convert(source, target, _read_options(format, column, quarantine), quarantine)
+    for note in api.reading_lines(summary):
+        say(note)
+    print(f"{summary['rows']} rows written to {target}")
+
+
+@app.command()
+def preview(
+    source: Source,
+    model: Annotated[str, typer.Option("--model", help="Hub id, directory or .gguf file.")],
+    template: Template = None,
+    rows: Annotated[int, typer.Option(help="How many rows.", min=1)] = 3,
+    ids: Annotated[bool, typer.Option("--ids", help="Show token ids.")] = False,
+    format: Format = None,
+    column: Columns = None,
+) -> None:
+    """Show rows as a model's template writes them: what is supervised, what is context, what are control tokens."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(Text.assemble(("supervised", SUPERVISED), " ", ("context", CONTEXT), " ", ("control token", CONTROL)))
+    if not console.is_terminal:
+        console.print("without colours: «supervised», ‹control token›")
+    for row_id, place, pieces in api.preview(source, model, _read_options(format, column, None), template=template, rows=rows):
+        console.rule(f"{row_id}, {place}")
+        if isinstance(pieces, TunesmithError):
+            console.print(Text(f"cannot be rendered: {pieces}", "red"))
+            continue
+        for piece in pieces:
+            style = SUPERVISED if piece.supervised else CONTEXT
+            text = visible(piece.text)
+            if not console.is_terminal:
+                text = f"‹{text}›" if piece.control else text
+                text = f"«{text}»" if piece.supervised else text
+            console.print(Text(text, f"{style} {CONTROL}" if piece.control else style), end="")
+            if ids:
+                console.print(Text(f" {piece.ids} ", "dim cyan"), end="")
+        supervised = sum(len(piece.ids) for piece in pieces if piece.supervised)
+        console.print(f"\n{sum(len(piece.ids) for piece in pieces)} tokens, {supervised} supervised", style="dim")
 
 
 @app.command()
@@ -131,6 +231,18 @@ def chat(
 def schema() -> None:
     """Print the JSON schema of a recipe, for editors."""
     print(recipe.json_schema())
+
+
+def _read_options(format: str | None, columns: list[str] | None, quarantine: Path | None) -> "ReadOptions":
+    from tunesmith.data.read import ReadOptions
+
+    named = {}
+    for column in columns or []:
+        name, equals, theirs = column.partition("=")
+        if not (name and equals and theirs):
+            raise typer.BadParameter(f"expected NAME=COLUMN, found {column!r}", param_hint="--column")
+        named[name] = theirs
+    return ReadOptions(format, named or None, None, "refuse" if quarantine is None else "quarantine")
 
 
 def _print_verdict(result: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from tunesmith.errors import RecipeError
 
 ARMS = ("zero_shot", "few_shot", "tuned", "deployed")
 PROMPT_ARMS = ("zero_shot", "few_shot")
+FILE_SUFFIXES = {".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst"}  # no hub id ends so
 GGUF_TYPES = ("F16", "Q8_0", "Q4_K_M")
 
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -31,11 +32,37 @@ class _Section(BaseModel):
 
 
 class Data(_Section):
-    """The examples, and how they are split."""
+    """The examples, how they are read, and how they are split."""
 
-    path: Path = Field(description="messages JSONL file")
+    path: str = Field(description="file, directory, or hub id (owner/name, owner/name:split)")
+    format: Literal["messages", "sharegpt", "alpaca", "prompt_completion", "text"] | None = Field(
+        default=None, description="format of the rows; told from the whole file when not given"
+    )
+    columns: dict[str, str] | None = Field(
+        default=None, description="our names to the file's columns, for example {prompt: question, completion: answer}"
+    )
+    group_by: str | None = Field(default=None, description="column whose value holds rows together in the split")
+    on_bad_row: Literal["refuse", "quarantine"] = Field(
+        default="refuse", description="refuse the data, or keep bad rows aside in data/rejected.jsonl"
+    )
+    on_too_long: Literal["refuse", "drop", "drop_oldest_turns"] = Field(
+        default="refuse",
+        description="what happens to a train or dev row above train.max_length; none is ever cut",
+    )
+    on_leak: Literal["report", "move", "refuse"] = Field(
+        default="report", description="what happens to test rows that have a near duplicate in train"
+    )
+    earlier_split: Path | None = Field(
+        default=None, description="data/split.json of an earlier run, whose test rows stay test rows"
+    )
     test_fraction: Fraction = Field(default=0.15, description="share of the rows sealed for the verdict")
     dev_fraction: Fraction = Field(default=0.10, description="share of the rows on which everything is chosen")
+
+
+class Chat(_Section):
+    """How conversations become text."""
+
+    template: Path | None = Field(default=None, description="Jinja file that takes the place of the model's own chat template")
 
 
 class Task(_Section):
@@ -135,6 +162,7 @@ class Recipe(_Section):
     base: Literal["fp32", "bf16"] = Field(default="bf16", description="dtype of the frozen base weights and of the products")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     data: Data
+    chat: Chat = Chat()
     task: Task
     lora: Lora = Lora()
     train: Train = Train()
@@ -185,14 +213,27 @@ def json_schema() -> str:
 
 def _resolved(recipe: Recipe, path: Path) -> Recipe:
     base = path.resolve().parent
-    data = recipe.data.model_copy(update={"path": _absolute(base, recipe.data.path)})
+    source = recipe.data.path
+    if source.count("/") != 1 or Path(source).suffix in FILE_SUFFIXES or _is_path(base, source):
+        source = str(_absolute(base, Path(source)))
+    earlier = recipe.data.earlier_split
+    data = recipe.data.model_copy(update={"path": source, "earlier_split": earlier and _absolute(base, earlier)})
+    template = recipe.chat.template
+    chat = recipe.chat.model_copy(update={"template": template and _absolute(base, template)})
     task = recipe.task
     if task.json_schema is not None:
         task = task.model_copy(update={"json_schema": _absolute(base, task.json_schema)})
     model = recipe.model
-    if model.endswith(".gguf") or model[:1] in {".", "/", "~"} or (base / model).exists():
+    if model.endswith(".gguf") or _is_path(base, model):
         model = str(_absolute(base, Path(model)))
-    return recipe.model_copy(update={"name": recipe.name or path.stem, "data": data, "task": task, "model": model})
+    return recipe.model_copy(
+        update={"name": recipe.name or path.stem, "data": data, "chat": chat, "task": task, "model": model}
+    )
+
+
+def _is_path(base: Path, name: str) -> bool:
+    """Whether a name that could be a hub id is a place on the disk."""
+    return name[:1] in {".", "/", "~"} or (base / name).exists()
 
 
 def _absolute(base: Path, path: Path) -> Path:

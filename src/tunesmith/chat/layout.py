@@ -2,24 +2,29 @@
 
 A template is a program; its output is one string in which the turns have drowned. Peers find them again by searching
 for marker strings (and train on tool results that hold them), by the difference of two renderings (and break where a
-template rewrites earlier turns), or by ``{% generation %}``, which no published template of Gemma or Llama has. Here the
+template rewrites earlier turns), or by ``{% generation %}``, which few published templates have. Here the
 template is run a second time with every text of the conversation wrapped in two private-use characters that stand for
 that text alone. What lies between is that text as the template wrote it, whatever it did with it; what lies outside is
-the template's own. Without the marks the second run must equal the first, or the template is refused.
+the template's own. Without the marks the second run must equal the first, and hold no control token more: a name that
+ends in ``<|im_end|`` before a ``>`` of the template would make one. A text must be written as it is, without the white
+space around it, or as JSON writes it; a template that does anything else with it is refused.
 
 An assistant's turn starts where the template's generation prompt for the turns before it ends: that prompt must be a
 prefix of the whole, character for character, or the turn could not be asked for in deployment as it was trained. It
-ends with the last control token that the template writes when the conversation stops there (end of turn, or Gemma 4's
-handing over to a tool).
+ends with the last control token that the template writes when the conversation stops there (end of turn, or handing
+over to a tool), as far as it writes the same when the conversation goes on.
 
 A plain conversation (texts only) has a layout that depends on its roles alone. It is found once and filled in; the
 result must equal the template's, which is run for every row. So the common case costs one run, and no case is guessed.
 
 Not marked, because templates compare them: roles, ids, the keys of arguments, tool declarations. They are neutral
-(``Vocabulary.neutral``) all the same.
+(``Vocabulary.neutral``) all the same, and broken by a mark where they begin or end like a control token.
+
+Cost: one more run for a conversation with tools, names or reasoning, one for each supervised turn of a layout that is
+new, and one for each kind of turn whose end has not been seen.
 """
 
-import copy
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,14 +35,17 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from tunesmith.chat.vocabulary import MARK, Vocabulary
+from tunesmith.chat.vocabulary import BREAK, MARK, Vocabulary
 from tunesmith.errors import DataError, ModelError
 
 Message = dict[str, Any]
 Tools = list[dict[str, Any]] | None
 Span = tuple[int, int]
 
-_MARKS = re.compile(f"[{chr(MARK)}-\U0010fffd]")
+_MARKS = re.compile(f"[{chr(MARK)}-{BREAK}]")
+_DEVELOPER = re.compile(r"""(["'])developer\1""")
+_DEEPEST = 64  # levels of lists and dictionaries in a message or a tool declaration; templates recurse too
+_REFUSED = (jinja2.TemplateError, TypeError, LookupError, ValueError, AttributeError, ArithmeticError, RecursionError)
 _REWRITES = "give the earlier turns weight 0, split the conversation into single-turn rows, or name another chat.template"
 
 
@@ -57,19 +65,28 @@ class Laid:
         text: what the template wrote, control tokens that stood in messages still neutral.
         spans: the supervised character spans, one for each assistant turn of weight 1, in order.
         dropped: JSON paths of texts that the template left out although they may be left out (names, old reasoning).
+        control: the control tokens that the template wrote by itself, in order; None when no text could add one.
     """
 
     text: str
     spans: list[Span]
     dropped: list[str]
+    control: list[str] | None = None
 
 
 @dataclass(frozen=True)
 class _Marked:
-    """Outcome of a run with marks: the text without them, each leaf's first span in it, the leaves in order."""
+    """Outcome of a run with marks.
+
+    Attributes:
+        text: what the template wrote, without the marks.
+        where: number of a leaf -> the first span of ``text`` that it takes; a leaf that was left out is missing.
+        control: the control tokens that the template wrote by itself, in order.
+    """
 
     text: str
     where: dict[int, Span]
+    control: list[str]
 
 
 @dataclass(frozen=True)
@@ -80,11 +97,13 @@ class _Plain:
         order: message whose text follows gap n.
         turns: for each assistant message: (message, offset of its start from the end of the text before it, offset of
             its end from the end of its own text).
+        control: the control tokens of the gaps.
     """
 
     gaps: list[str]
     order: list[int]
     turns: list[tuple[int, int, int]]
+    control: list[str]
 
 
 class Template:
@@ -99,7 +118,8 @@ class Template:
         self._vocabulary = vocabulary
         self._special = dict(tokenizer.special_tokens_map)
         self._plain = lru_cache(maxsize=512)(self._find_plain)
-        self._system = "developer" if "developer" in source else "system"
+        self._system = "developer" if _DEVELOPER.search(source) else "system"
+        self._closings: dict[tuple[Any, ...], str] = {}
 
     def run(self, messages: list[Message], tools: Tools = None, *, generate: bool = False) -> str:
         """The template's text; with ``generate``, up to where the assistant begins to speak.
@@ -120,22 +140,45 @@ class Template:
                 add_generation_prompt=generate,
                 **special,
             )[0]
-        except (jinja2.TemplateError, TypeError, KeyError, ValueError, AttributeError) as error:
+        except _REFUSED as error:
             raise DataError(f"the chat template refuses the conversation: {error}", "see what it expects") from error
         return texts
 
     def neutral(self, messages: list[Message], tools: Tools) -> tuple[list[Message], Tools]:
-        """The conversation as the template may see it: no control token in any text, no weights, a role it knows."""
+        """The conversation as the template may see it: no control token in any text, no weights, a role it knows.
+
+        Raises:
+            DataError: a message or a tool is not of OpenAI's form, or ``Vocabulary.neutral`` refuses a text.
+        """
         neutral = self._vocabulary.neutral
         made: list[Message] = []
-        for message in messages:
-            role = self._system if message["role"] == "developer" else message["role"]
-            if len(message) == 2:
-                made.append({"role": role, "content": neutral(message["content"])})
+        for number, message in enumerate(messages):
+            role = message.get("role")
+            if not isinstance(role, str) or not role.isidentifier():
+                raise DataError(f"$.messages[{number}].role is {role!r}", "expected system, user, assistant or tool")
+            role = self._system if role == "developer" else role
+            content = message.get("content")
+            if len(message) == 2 and isinstance(content, str):
+                made.append({"role": role, "content": neutral(content)})
             else:
+                _check_message(message, number)
                 changed = _map_strings({k: v for k, v in message.items() if k not in {"weight", "role"}}, neutral)
-                made.append({"role": role, **changed})
+                # No content beside tool calls means that the turn has no text; templates print None as a word.
+                made.append({"role": role, **changed, "content": changed.get("content") or ""})
+        for number, tool in enumerate(tools or []):
+            _named(tool, f"$.tools[{number}]")
         return made, None if tools is None else _map_strings(tools, neutral)
+
+    def prompt(self, messages: list[Message], tools: Tools) -> Laid:
+        """A prompt that the assistant is to answer; ``messages`` and ``tools`` as ``neutral`` made them."""
+        text = self.run(messages, tools, generate=True)
+        broken = _map_strings(messages, self._vocabulary.broken), _map_strings(tools, self._vocabulary.broken)
+        if broken == (messages, tools):
+            return Laid(text, [], [])
+        marked = self.run(*broken, generate=True)
+        if _MARKS.sub("", marked) != text:
+            raise _unsteady()
+        return Laid(text, [], [], self._vocabulary.tokens(marked))
 
     def lay(self, messages: list[Message], tools: Tools, text: str, taught: list[int]) -> Laid:
         """Find the supervised spans of a conversation.
@@ -151,14 +194,16 @@ class Template:
             ModelError: the template ends an answer without a control token.
         """
         if tools is None and all(len(message) == 2 and message["content"].strip() for message in messages):
-            spans = self._fill(messages, text, taught)
-            if spans is not None:
-                return Laid(text, spans, [])
+            laid = self._fill(messages, text, taught)
+            if laid is not None:
+                return laid
         return self._lay_marked(messages, tools, text, taught)
 
-    def _fill(self, messages: list[Message], text: str, taught: list[int]) -> list[Span] | None:
+    def _fill(self, messages: list[Message], text: str, taught: list[int]) -> Laid | None:
         """Spans by the layout of the roles, or None when the template's text is not what that layout gives."""
         plain = self._plain(tuple(message["role"] for message in messages), tuple(taught))
+        if isinstance(plain, DataError):
+            raise DataError(plain.message, plain.hint)
         if plain is None:
             return None
         for trimmed in (False, True):
@@ -170,39 +215,45 @@ class Template:
                 parts += (content, gap)
                 position += len(content) + len(gap)
             if "".join(parts) == text:
-                return [(ends[m][0] - start, ends[m][1] + end) for m, start, end in plain.turns]
+                spans = [(ends[m][0] - start, ends[m][1] + end) for m, start, end in plain.turns]
+                return Laid(text, spans, [], plain.control)
         return None
 
-    def _find_plain(self, roles: tuple[str, ...], taught: tuple[int, ...]) -> _Plain | None:
-        """The layout of a plain conversation, from one whose texts are single letters; None if it cannot be had so."""
+    def _find_plain(self, roles: tuple[str, ...], taught: tuple[int, ...]) -> _Plain | DataError | None:
+        """The layout of a plain conversation, from one whose texts are single letters; None if it cannot be had so.
+
+        An error is returned, not raised, so that it is remembered as a layout is.
+        """
         messages = [{"role": role, "content": "x"} for role in roles]
-        marked, leaves = self._run_marked(messages, None)
-        if len(marked.where) < len(leaves):
-            return None
+        try:
+            marked, leaves = self._run_marked(messages, None)
+            if len(marked.where) < len(leaves):
+                return None
+            spans = self._spans(messages, None, marked, leaves, list(taught))
+        except DataError as error:
+            return error
         order = sorted(marked.where, key=lambda leaf: marked.where[leaf])
         borders = [0, *(border for leaf in order for border in marked.where[leaf]), len(marked.text)]
         gaps = [marked.text[a:b] for a, b in zip(borders[::2], borders[1::2], strict=True)]
-        spans = self._spans(messages, None, marked, leaves, list(taught))
         turns = [(m, marked.where[m][0] - a, b - marked.where[m][1]) for m, (a, b) in zip(taught, spans, strict=True)]
-        return _Plain(gaps, [leaves[leaf].message for leaf in order], turns)
+        control = [token for gap in gaps for token in self._vocabulary.tokens(gap)]
+        return _Plain(gaps, [leaves[leaf].message for leaf in order], turns, control)
 
     def _lay_marked(self, messages: list[Message], tools: Tools, text: str, taught: list[int]) -> Laid:
         marked, leaves = self._run_marked(messages, tools)
         if marked.text != text:
-            raise DataError(
-                "the chat template writes the texts of this conversation differently depending on what they hold",
-                "name another chat.template",
-            )
+            raise _unsteady()
         dropped = self._dropped(messages, leaves, marked)
         if tools:
             without = self.run(messages, None)
             missing = [f"$.tools[{i}]" for i, tool in enumerate(tools) if tool["function"]["name"] not in text]
             if without == text or missing:
                 raise DataError("the chat template leaves the tool declarations out", "choose a model whose template has tools")
-        return Laid(text, self._spans(messages, tools, marked, leaves, taught), dropped)
+        return Laid(text, self._spans(messages, tools, marked, leaves, taught), dropped, marked.control)
 
     def _run_marked(self, messages: list[Message], tools: Tools) -> tuple[_Marked, list[Leaf]]:
         leaves: list[Leaf] = []
+        cores: list[str] = []
 
         def mark(text: str, path: str, message: int) -> str:
             core = text.strip()
@@ -210,22 +261,34 @@ class Template:
                 return text
             start = text.index(core)
             first = MARK + 2 * len(leaves)
-            if first + 1 > 0x10FFFD:
+            if first + 1 >= ord(BREAK):
                 raise DataError("the conversation has more than 32,000 texts", "split it")
             leaves.append(Leaf(message, path))
+            cores.append(core.replace(BREAK, ""))
             return f"{text[:start]}{chr(first)}{core}{chr(first + 1)}{text[start + len(core) :]}"
 
-        wrapped = [_mark_message(message, number, mark) for number, message in enumerate(messages)]
-        text = self.run(wrapped, tools)
+        broken = self._vocabulary.broken
+        wrapped = [_mark_message(_map_strings(message, broken), number, mark) for number, message in enumerate(messages)]
+        text = self.run(wrapped, _map_strings(tools, broken))
+        bare = _MARKS.sub("", text)
         where: dict[int, Span] = {}
         opened: dict[int, int] = {}
         for count, match in enumerate(_MARKS.finditer(text)):
+            if match.group() == BREAK:
+                continue
             leaf, closes = divmod(ord(match.group()) - MARK, 2)
-            if closes:
-                where.setdefault(leaf, (opened[leaf], match.start() - count))
-            else:
+            if not closes:
                 opened[leaf] = match.start() - count
-        return _Marked(_MARKS.sub("", text), where), leaves
+                continue
+            if leaf not in opened:
+                raise _apart(leaves[leaf].path)
+            span = opened.pop(leaf), match.start() - count
+            if not _is_written(bare[slice(*span)], cores[leaf]):
+                raise DataError(f"the chat template rewrites {leaves[leaf].path}", "name another chat.template")
+            where.setdefault(leaf, span)
+        if opened:
+            raise _apart(leaves[min(opened)].path)
+        return _Marked(bare, where, self._vocabulary.tokens(text)), leaves
 
     def _dropped(self, messages: list[Message], leaves: list[Leaf], marked: _Marked) -> list[str]:
         """Paths of texts that the template left out.
@@ -270,35 +333,97 @@ class Template:
                 "whole conversation begins",
                 _REWRITES,
             )
-        closing = self._closing(messages[: index + 1], tools)
-        rest = marked.text[last:]
-        blank = len(rest) - len(rest.lstrip())
-        lead = len(closing) - len(closing.lstrip())
-        if not rest[blank:].startswith(closing[lead:]):
-            raise DataError(f"the chat template closes $.messages[{index}] in two ways", _REWRITES)
-        return len(prompt), last + blank + len(closing) - lead
+        return len(prompt), last + self._closing(messages, tools, index, marked.text[last:])
 
-    def _closing(self, messages: list[Message], tools: Tools) -> str:
-        """What the template writes after the last text of a conversation's last turn, its end of turn included.
+    def _closing(self, messages: list[Message], tools: Tools, index: int, rest: str) -> int:
+        """Length of what belongs to the assistant turn ``index`` after its last text, where the template goes on with
+        ``rest``: as much of what it writes when the conversation stops there as ``rest`` begins with.
+
+        Closings are remembered by the form of the turn, since only what follows its last text counts. That text can
+        hold numbers of the arguments; then ``rest`` does not begin so, and the closing is found afresh.
+        """
+        if index == len(messages) - 1:
+            return len(self._ends(rest)[-1])
+        message = messages[index]
+        form = tuple(sorted(key for key, value in message.items() if value)), len(message.get("tool_calls") or [])
+        known = self._closings.get((tools is None, *form))
+        if known is not None and (length := _begins(rest, known)):
+            return length
+        marked, leaves = self._run_marked(messages[: index + 1], tools)
+        last = max((span[1] for n, span in marked.where.items() if leaves[n].message == index), default=0)
+        for closing in reversed(self._ends(marked.text[last:])):
+            if length := _begins(rest, closing):
+                self._closings[(tools is None, *form)] = closing
+                return length
+        raise DataError(f"the chat template closes $.messages[{index}] in two ways", _REWRITES)
+
+    def _ends(self, text: str) -> list[str]:
+        """The beginnings of ``text`` that end in a control token, shortest first.
 
         Raises:
             ModelError: there is no control token in it.
         """
-        marked, leaves = self._run_marked(messages, tools)
-        last = max(span[1] for n, span in marked.where.items() if leaves[n].message == len(messages) - 1)
-        pieces = self._vocabulary.split(marked.text[last:])
+        pieces = self._vocabulary.split(text)
         stops = [number for number, (_, control) in enumerate(pieces) if control is not None]
         if not stops:
             raise ModelError(
                 "the chat template ends an answer without a special token, so a tuned model would never stop",
                 "choose a model whose template has an end-of-turn token",
             )
-        return "".join(piece for piece, _ in pieces[: stops[-1] + 1])
+        return ["".join(piece for piece, _ in pieces[: stop + 1]) for stop in stops]
 
 
-def _mark_message(message: Message, number: int, mark: Callable[[str, str, int], str]) -> Message:
-    """A copy of a message whose texts are marked: content, reasoning, names, and the strings of arguments."""
-    marked = copy.deepcopy(message)
+def _begins(rest: str, closing: str) -> int:
+    """Length of ``closing`` at the beginning of ``rest``, whatever white space either begins with; 0 if it is not there."""
+    blank = len(rest) - len(rest.lstrip())
+    core = closing.lstrip()
+    return blank + len(core) if rest.startswith(core, blank) else 0
+
+
+def _is_written(written: str, text: str) -> bool:
+    """Whether a template wrote ``text`` as it is or as a JSON string writes it."""
+    if written == text:
+        return True
+    try:
+        return json.loads(f'"{written}"') == text
+    except ValueError:
+        return False
+
+
+def _apart(path: str) -> DataError:
+    return DataError(f"the chat template takes {path} apart", "name another chat.template, or reword the text")
+
+
+def _unsteady() -> DataError:
+    return DataError(
+        "the chat template writes the texts of this conversation differently depending on what they hold",
+        "name another chat.template",
+    )
+
+
+def _check_message(message: Message, number: int) -> None:
+    """Refuse a message whose content is no text, or a tool call without name and arguments."""
+    root, content, calls = f"$.messages[{number}]", message.get("content"), message.get("tool_calls")
+    if not isinstance(content, str) and not (content is None and calls):
+        raise DataError(f"{root}.content is {type(content).__name__}", "expected a text")
+    if calls is not None and not isinstance(calls, list):
+        raise DataError(f"{root}.tool_calls is {type(calls).__name__}", "expected a list")
+    for position, call in enumerate(calls or []):
+        path = f"{root}.tool_calls[{position}]"
+        if "arguments" not in _named(call, path):
+            raise DataError(f"{path}.function has no arguments", "expected a dictionary, {} where there are none")
+
+
+def _named(value: Any, path: str) -> dict[str, Any]:
+    """The ``function`` of a tool or of a tool call, which must have a name."""
+    function = value.get("function") if isinstance(value, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise DataError(f"{path}.function.name is missing", 'expected {"type": "function", "function": {"name": ...}}')
+    return function
+
+
+def _mark_message(marked: Message, number: int, mark: Callable[[str, str, int], str]) -> Message:
+    """Mark, in place, the texts of a message: content, reasoning, names, and the strings of arguments."""
     root = f"$.messages[{number}]"
     for key in ("reasoning_content", "content", "name"):
         if isinstance(marked.get(key), str):
@@ -321,12 +446,18 @@ def _mark_values(value: Any, path: str, number: int, mark: Callable[[str, str, i
     return value
 
 
-def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
-    """``value`` with every string in it changed, keys included."""
+def _map_strings(value: Any, change: Callable[[str], str], depth: int = 0) -> Any:
+    """A copy of ``value`` with every string in it changed, keys included.
+
+    Raises:
+        DataError: more than ``_DEEPEST`` levels.
+    """
     if isinstance(value, str):
         return change(value)
+    if depth > _DEEPEST:
+        raise DataError(f"a message or a tool is nested more than {_DEEPEST} levels deep", "make it flatter")
     if isinstance(value, dict):
-        return {change(key): _map_strings(part, change) for key, part in value.items()}
+        return {change(key): _map_strings(part, change, depth + 1) for key, part in value.items()}
     if isinstance(value, list):
-        return [_map_strings(part, change) for part in value]
+        return [_map_strings(part, change, depth + 1) for part in value]
     return value

@@ -7,9 +7,10 @@ are one token) and trains a model that never stops; one that searches for marker
 The template says where everything stands (``chat/layout.py``); its text is cut at its control tokens and at the start of
 each supervised turn; the pieces between are encoded without any control token (``chat/vocabulary.py``). Three things
 follow by construction: ids are those of ``apply_chat_template`` on ordinary text, no text forges a control token, and a
-generation prompt's ids are how the training ids of that turn begin. The last holds even where an answer begins with
-white space, and there alone the ids differ from the stock ones, which melt the header's line break and the answer's
-first characters into a token that no generation could begin with.
+generation prompt's ids are how the training ids of that turn begin. The last costs the first in one place: where a
+supervised turn begins in the middle of plain text, and the stock tokenizer has a token that spans that border. So it is
+where an answer begins with white space after a header's line break, and where a template writes more than its own
+generation prompt before the answer (reasoning templates do). No generation could begin inside such a token.
 
 The price against a bare tokenizer is one run of the template for each row.
 """
@@ -49,8 +50,8 @@ class Piece:
 
     Attributes:
         text: the text, control tokens of messages as they were written.
-        kind: ``control`` (a token of the template), ``supervised`` or ``context``; a supervised control token is
-            ``control`` with ``supervised`` set.
+        control: whether it is a control token of the template.
+        supervised: whether it is trained on.
         ids: its token ids.
     """
 
@@ -118,13 +119,17 @@ class Renderer:
         self._template = Template(tokenizer, source, self._vocabulary)
         asked = {"role": "user", "content": "a"}
         try:
-            probe = self.render([asked, {"role": "assistant", "content": "b"}])
+            probe = self.pieces([asked, {"role": "assistant", "content": "b"}])
         except DataError as error:
             raise ModelError(f"the chat template cannot be used: {error.message}", error.hint) from error
         bos = tokenizer.bos_token
         if isinstance(bos, str) and self.text([asked], generate=True).startswith(2 * bos):
             raise ModelError("the chat template writes the beginning-of-text token twice", "name another chat.template")
-        stops = [probe.ids[-1 - probe.supervised[::-1].index(1)], *self._tool_stops(asked)]
+        # The last control token of the turn, and the first after the answer: a template may end a conversation with more
+        # than a turn.
+        answer = next(number for number, piece in enumerate(probe) if piece.supervised and "b" in piece.text)
+        ends = [piece.ids[0] for piece in probe[answer:] if piece.supervised and piece.control]
+        stops = [ends[0], ends[-1], *self._tool_stops(asked)]
         self.stop_ids = sorted({*stops, *_as_ids(tokenizer.eos_token_id)})
 
     def text(self, messages: list[Message], tools: Tools = None, *, generate: bool = False) -> str:
@@ -133,8 +138,8 @@ class Renderer:
 
     def prompt_ids(self, messages: list[Message], tools: Tools = None) -> list[int]:
         """Token ids of a prompt that the assistant is to answer."""
-        text = self._template.run(*self._template.neutral(messages, tools), generate=True)
-        return [token for ids in self._encode([self._cut(Laid(text, [], []))])[0] for token in ids]
+        laid = self._template.prompt(*self._template.neutral(messages, tools))
+        return [token for ids in self._encode([self._cut(laid)])[0] for token in ids]
 
     def render(self, messages: list[Message], tools: Tools = None, kind: Literal["chat", "text"] = "chat") -> Rendered:
         """Token ids and supervision of a conversation.
@@ -237,6 +242,10 @@ class Renderer:
         position, spans, begins = 0, iter(laid.spans), START
         start, end = next(spans, (len(laid.text), len(laid.text)))
         parts = self._vocabulary.split(laid.text)
+        if laid.control is not None and laid.control != [text for text, control in parts if control is not None]:
+            raise DataError(
+                "a text of the conversation joins with the template's text into a control token", "remove or change the text"
+            )
         for number, (text, control) in enumerate(parts):
             if control is not None:
                 pieces.append((text, control, start <= position < end, begins))
@@ -246,10 +255,13 @@ class Renderer:
                     start, end = next(spans, (len(laid.text), len(laid.text)))
                 continue
             whole = position + len(text)
+            before = parts[number - 1][0] if number else None
+            after = parts[number + 1][0] if number + 1 < len(parts) else None
             if position < start < whole:
-                self._add(pieces, text[: start - position], False, begins, parts, number)
-                text, position, begins = text[start - position :], start, MIDDLE
-            self._add(pieces, text, start <= position < end, begins, parts, number)
+                if self._add(pieces, text[: start - position], False, begins, before, None):
+                    begins = MIDDLE
+                text, position = text[start - position :], start
+            self._add(pieces, text, start <= position < end, begins, before, after)
             position = whole
         for text, control, _, _ in pieces:
             if control is None:
@@ -264,15 +276,14 @@ class Renderer:
         text: str,
         supervised: bool,
         begins: str,
-        parts: list[tuple[str, int | None]],
-        number: int,
-    ) -> None:
-        """Append plain text, restored, without what the control tokens beside it swallow."""
-        before = parts[number - 1][0] if begins == AFTER else None
-        after = parts[number + 1][0] if number + 1 < len(parts) else None
-        text = self._vocabulary.swallowed(text, before, after)
+        before: str | None,
+        after: str | None,
+    ) -> bool:
+        """Append plain text, restored, without what the control tokens beside it swallow; False if nothing is left."""
+        text = self._vocabulary.swallowed(text, before if begins == AFTER else None, after)
         if text:
             pieces.append((self._vocabulary.restored(text), None, supervised, begins))
+        return bool(text)
 
     def _cut_text(self, text: str) -> _Cut:
         """A plain text: bos where the tokenizer puts one, the text, eos; all but bos supervised."""

@@ -9,11 +9,11 @@ pre-tokenizer, with the control tokens taken out of the list of added tokens. It
 for every control token when a vocabulary is made. ``encode_special_tokens`` of the library was refused: it leaves added
 tokens that are not flagged special (``<think>``, ``<tool_call>``) as they are.
 
-Two further duties. *Places*: a template may look for control tokens in a message (Qwen 3 splits at ``</think>``), so
+Two further duties. *Places*: a template may look for control tokens in a message (many split at ``</think>``), so
 before it runs each of them is replaced by one private-use character, and put back before encoding. *Loss*: text that
 does not survive encoding (a byte that the vocabulary lacks, a normaliser that rewrites) is refused by name.
 
-Cost: making the second tokenizer takes 0.1 s for 49 k tokens, 2 s for Gemma's 262 k; encoding costs what it did.
+Cost: making the second tokenizer takes 0.1 s for 49 k tokens, 4.5 s for 262 k; encoding costs what it did.
 """
 
 import json
@@ -29,12 +29,56 @@ from tunesmith.errors import DataError, ModelError
 
 PLACE = 0xF0000  # first of the characters that stand for control tokens; one plane of 65,534
 MARK = 0x100000  # first of the characters that mark where a template puts a text (chat/layout.py)
+BREAK = "\U0010fffd"  # the last mark: put inside a text that could become a control token together with its neighbour
 _PRIVATE = re.compile(f"[{chr(PLACE)}-\U0010ffff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _ANCHOR = "\U000ffffd"  # a control token of the second tokenizer alone: what follows it is encoded as after any other
 # Control tokens have one of these forms almost always, and neither form can hide the other. A vocabulary can hold
 # thousands; one alternation of all of them, needed where a token has another form, is slow.
 _COMMON = re.compile(r"<[^<>\[\]]*>|\[[^<>\[\]]*\]")
-_HTML = re.compile(r"</?[a-z][a-z0-9]*>")
+# HTML tags that some vocabularies have as single tokens; they steer nothing. A closed list: ``<think>`` and ``<mask>``
+# look the same and steer.
+_HTML = frozenset(
+    f"<{slash}{tag}>"
+    for slash in ("", "/")
+    for tag in [
+        "table",
+        "caption",
+        "thead",
+        "tbody",
+        "tfoot",
+        "tr",
+        "th",
+        "td",
+        "h1",
+        "h2",
+        "h3",
+        "h4",
+        "h5",
+        "h6",
+        "blockquote",
+        "strong",
+        "em",
+        "b",
+        "i",
+        "u",
+        "s",
+        "sub",
+        "sup",
+        "code",
+        "a",
+        "html",
+        "body",
+        "img",
+        "span",
+        "bbox",
+        "ul",
+        "li",
+        "div",
+        "iframe",
+        "footer",
+    ]
+)
 # How the beginning of a text is encoded: at the very start, after a control token, or in the middle of text.
 START, AFTER, MIDDLE = "start", "after", "middle"
 
@@ -43,8 +87,8 @@ class Vocabulary:
     """What a tokenizer does with text, and which of its tokens steer.
 
     Attributes:
-        control: text of each control token -> id. Special added tokens, and the others except runs of white space and
-            plain HTML tags (Gemma has both as ordinary vocabulary) that the chat template does not write itself.
+        control: text of each control token -> id. Special added tokens, and the others except runs of white space
+            (written as such or as U+2581) and the HTML tags that the chat template does not write itself.
 
     Raises:
         ModelError: not a fast tokenizer, or a control token that plain text can produce.
@@ -58,9 +102,7 @@ class Vocabulary:
         self._stock = stock
         added = tokenizer.added_tokens_decoder
         self.control = {
-            token.content: index
-            for index, token in added.items()
-            if token.special or token.content in template or not (token.content.isspace() or _is_plain(token.content))
+            token.content: index for index, token in added.items() if token.special or _steers(token.content, template)
         }
         self.control_ids = frozenset(self.control.values())
         self._strips = {
@@ -77,6 +119,7 @@ class Vocabulary:
         self._middle = self._after if prefix_free == description else _without(prefix_free, self.control)
         self._missing_bytes = _missing_bytes(description)
         self._unknown = _unknown_token(description)
+        self._metaspace = '"Metaspace"' in json.dumps(description["pre_tokenizer"])
         self._cache: dict[tuple[str, str], list[int]] = {}
         self._refuse_moved([text for text in (token.content for token in added.values()) if text not in self.control])
         self._refuse_forgeable()
@@ -85,9 +128,13 @@ class Vocabulary:
         """``text`` with each control token in it replaced by its private-use character.
 
         Raises:
-            DataError: the text holds characters of the private-use planes 15 or 16.
+            DataError: the text holds characters of the private-use planes 15 or 16, or half a surrogate pair.
         """
-        if not text.isascii() and _PRIVATE.search(text):
+        if text.isascii():
+            return self._find.sub(self._placed, text)
+        if half := _SURROGATE.search(text):
+            raise DataError(f"the text holds {half.group()!r}, half a surrogate pair, which is no character", "remove it")
+        if _PRIVATE.search(text):
             raise DataError(
                 "the text holds characters of the private-use planes 15 or 16, which are kept for marks",
                 "no font and no vocabulary knows them; remove them",
@@ -115,6 +162,29 @@ class Vocabulary:
         if cursor < len(text):
             pieces.append((text[cursor:], None))
         return pieces
+
+    def tokens(self, text: str) -> list[str]:
+        """The control tokens in a template's text, in order."""
+        return [piece for piece, control in self.split(text) if control is not None]
+
+    def broken(self, text: str) -> str:
+        """``text`` with a mark at its end if that is how a control token begins, at its beginning if that is how one ends."""
+        core = text.strip()
+        heads, tails, longest = self._fragments
+        lengths = range(1, min(len(core), longest) + 1)
+        first = BREAK if any(core[:n] in tails for n in lengths) else ""
+        last = BREAK if any(core[-n:] in heads for n in lengths) else ""
+        if not (first or last):
+            return text
+        start = text.index(core)
+        return f"{text[:start]}{first}{core}{last}{text[start + len(core) :]}"
+
+    @cached_property
+    def _fragments(self) -> tuple[frozenset[str], frozenset[str], int]:
+        """Proper beginnings and ends of the control tokens, and the length of the longest."""
+        heads = frozenset(text[:n] for text in self.control for n in range(1, len(text)))
+        tails = frozenset(text[n:] for text in self.control for n in range(1, len(text)))
+        return heads, tails, max(map(len, heads), default=0)
 
     def swallowed(self, text: str, before: str | None, after: str | None) -> str:
         """``text`` without the white space that the control tokens around it take with them (their lstrip, rstrip)."""
@@ -171,6 +241,8 @@ class Vocabulary:
         if self._unknown is not None and self._unknown in self._middle.encode(text, add_special_tokens=False).ids:
             letter = next((c for c in text if self._unknown in self._middle.encode(c, add_special_tokens=False).ids), "")
             raise DataError(f"the tokenizer has no token for {letter!r}; it would be lost", "remove it from the row")
+        if self._metaspace and "▁" in text:
+            raise DataError("the tokenizer rewrites '▁' (U+2581) as ' '", "write the row as the tokenizer does")
         if self._normalizer is None or (text.isascii() and self._spares_ascii):
             return
         written = self._normalizer.normalize_str(text)
@@ -189,7 +261,7 @@ class Vocabulary:
 
     @cached_property
     def _spares_ascii(self) -> bool:
-        sample = "".join(chr(c) for c in range(32, 127))
+        sample = "".join(map(chr, range(128))) + " a  b   c\r\n\r\n\n\n\t\td \n e  "
         return self._normalizer.normalize_str(sample).replace("▁", " ") == sample
 
     def _refuse_moved(self, ordinary: list[str]) -> None:
@@ -208,9 +280,12 @@ class Vocabulary:
                     )
 
 
-def _is_plain(text: str) -> bool:
-    """HTML tags such as ``<b>``: single tokens in Gemma's vocabulary that steer nothing."""
-    return _HTML.fullmatch(text) is not None and text not in {"<s>", "</s>"}
+def _steers(text: str, template: str) -> bool:
+    """Whether an added token that is not flagged special is a control token all the same.
+
+    A run of line breaks is not, although every template writes line breaks.
+    """
+    return not text.replace("▁", " ").isspace() and (text in template or text not in _HTML)
 
 
 def _without(description: dict[str, Any], control: dict[str, int]) -> Tokenizer:
@@ -248,7 +323,7 @@ def _no_prefix(step: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _missing_bytes(description: dict[str, Any]) -> frozenset[int]:
-    """Bytes that a byte-level vocabulary has no token for (SmolLM2 lacks some)."""
+    """Bytes that a byte-level vocabulary has no token for (some published ones lack a few)."""
     if "ByteLevel" not in json.dumps([description["pre_tokenizer"], description["decoder"]]):
         return frozenset()
     # GPT-2's table: printable bytes are written as themselves, the others as letters from 256 on.

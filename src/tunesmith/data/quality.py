@@ -76,11 +76,28 @@ class Places:
         return found
 
 
+class PlaceColumn(Sequence[str]):
+    """Ids (or places) of all rows as a sequence, each looked up when asked for."""
+
+    def __init__(self, places: Places, name: str, rows: int):
+        self._places, self._name, self._rows = places, name, rows
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __getitem__(self, row: int) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]  # no slices
+        return self._places.find({row})[row][self._name]
+
+
 class Quality:
-    """Collects the report: ``add`` for each batch of rows as they are read, then ``report`` once."""
+    """Collects the report: ``add`` for each batch of rows as they are read, then ``report`` once.
+
+    Attributes:
+        places: ids and places of the rows.
+    """
 
     def __init__(self) -> None:
-        self._places = Places()
+        self.places = Places()
         self._answers = Answers()
         self._personal = Personal()
         self._sample = Sample()
@@ -104,7 +121,7 @@ class Quality:
         self._asks.extend([talks and len(row.messages) > 1 for row, talks in zip(rows, chat, strict=True)])
         self._conversations.update(compress(conversations, chat))
         self._supervised_length += sum(supervised_length)
-        self._places.add(rows)
+        self.places.add(rows)
         self._personal.add(rows, as_binary(texts), first)
         self._answers.add(answers, called, as_binary([answer or "" for answer in answers]))
         for number, row in enumerate(rows):
@@ -191,7 +208,7 @@ class Quality:
         shown = {example.row for finding in found for example in finding.examples}
         shown |= {example.same_as for finding in found for example in finding.examples if example.same_as is not None}
         shown |= {row for length in lengths.values() for row, _ in length["longest"]}
-        places = self._places.find(shown)
+        places = self.places.find(shown)
         for length in lengths.values():
             length["longest"] = [{**places[row], "value": value} for row, value in length["longest"]]
         turns, supervised_turns = Counter(), Counter()

@@ -23,7 +23,7 @@ from tunesmith.data.problems import Bad, Unreadable
 from tunesmith.data.strict_json import MAX_LINE, too_long
 from tunesmith.errors import DataError
 
-# A block, its lines and their values should stay in the processor's cache: 1 MB at a time was a fifth slower.
+# A block, its lines and their values should stay in the processor's cache: 1 MB at a time was a tenth slower.
 BLOCK = 1 << 18
 CHUNK_ROWS = 2048
 SUFFIXES = {

@@ -7,24 +7,17 @@ template to filter each value, fails at the first value that somebody forgets; h
 escape the treatment, and only our own SVG is.
 """
 
-import re
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-# Joiners (U+200C, U+200D) stay: Persian, Indic scripts and emoji are wrong without them.
-_UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
-    "\U000e0000-\U000e007f]"
-)
+from tunesmith.track import visible
 
 
-def visible(value: Any) -> Any:
-    """Text with unseen characters and lone surrogates written as escapes; any other value as it is."""
-    if isinstance(value, Markup) or not isinstance(value, str):
-        return value
-    return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), value)
+def _visible(value: Any) -> Any:
+    """Text with unseen characters written as escapes; any other value, and markup of our own, as it is."""
+    return value if isinstance(value, Markup) or not isinstance(value, str) else visible(value)
 
 
 def render(template: str, **values: Any) -> str:
@@ -33,7 +26,7 @@ def render(template: str, **values: Any) -> str:
         loader=PackageLoader("tunesmith", "report"),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=visible,
+        finalize=_visible,
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -5,32 +5,27 @@ did not change is skipped; one whose predecessor is missing says which to run.
 """
 
 import functools
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith import hardware
+from tunesmith.api.examples import data, render
+from tunesmith.api.stage import model_directory, model_key, renderer, stage
 from tunesmith.errors import DataError, RunError
 from tunesmith.recipe import PROMPT_ARMS, Recipe, load_recipe
 from tunesmith.rundir import (
     RunDir,
     fingerprint,
-    git_state,
-    package_versions,
     read_json,
     read_rows,
     sha256_file,
     whole_directory,
     write_json,
-    write_rows,
 )
 from tunesmith.track import MetricsLog, say, write_csv
 
 if TYPE_CHECKING:
-    from tunesmith.chat.render import Renderer
     from tunesmith.infer.engine import Engine
     from tunesmith.infer.in_process import InProcessEngine
 
@@ -43,114 +38,32 @@ def open_run(target: Path, out: Path | None = None) -> RunDir:
     return RunDir.create(out or Path("runs") / str(recipe.name), recipe)
 
 
-def check(path: Path) -> dict[str, int]:
-    """Check a data file without a recipe. Returns rows, messages, and rows whose prompt stands in an earlier row."""
-    from tunesmith.data.read import read_rows as read_messages
-    from tunesmith.data.split import repeated_prompts
-
-    rows = read_messages(path)
-    return {
-        "rows": len(rows),
-        "messages": sum(len(row.messages) for row in rows),
-        "repeated_prompts": repeated_prompts(rows),
-    }
-
-
-def data(run: RunDir) -> None:
-    """Read, check and split the rows into ``data/{train,dev,test}.jsonl``."""
-    from tunesmith.data.read import read_rows as read_messages
-    from tunesmith.data.split import repeated_prompts, split_rows
-
-    recipe = run.recipe()
-    rows = read_messages(recipe.data.path)
-    digest = sha256_file(recipe.data.path)
-    key = fingerprint(digest, recipe.data.test_fraction, recipe.data.dev_fraction, recipe.seed)
-    with _stage(run, "data", key) as needed:
-        if not needed:
-            return
-        parts = split_rows(rows, recipe.data.test_fraction, recipe.data.dev_fraction, recipe.seed)
-        for part, members in parts.items():
-            write_rows(run.data / f"{part}.jsonl", [row.as_dict() for row in members])
-        write_json(run.data / "split.json", {part: [row.id for row in members] for part, members in parts.items()})
-        counts = {part: len(members) for part, members in parts.items()}
-        repeated = repeated_prompts(rows)
-        write_json(run.data / "report.json", {"rows": len(rows), **counts, "repeated_prompts": repeated})
-        run.add_to_manifest(
-            data={"path": str(recipe.data.path), "sha256": digest},
-            seed=recipe.seed,
-            packages=package_versions(),
-            git=git_state(Path.cwd()),
-            hardware=hardware.describe(),
-        )
-        say(f"data: {len(rows)} rows, {counts['train']} train, {counts['dev']} dev, {counts['test']} test (sealed)")
-        if repeated:
-            say(f"data: {repeated} rows repeat an earlier prompt and stay on its side of the split")
-
-
-def render(run: RunDir) -> None:
-    """Render train and dev with the model's template into ``data/rendered.safetensors``."""
-    from tunesmith.chat.render import with_system
-    from tunesmith.models.load import model_hashes, model_key
-    from tunesmith.train.documents import make_documents, save_documents
-
-    recipe = run.recipe()
-    directory, renderer = _renderer(recipe)
-    max_length = recipe.train.max_length
-    key = fingerprint(run.key_of("data"), model_key(directory), recipe.task.short_prompt, max_length)
-    with _stage(run, "render", key) as needed:
-        if not needed:
-            return
-        parts, lengths, longest_answer = {}, {}, 0
-        for part in ("train", "dev"):
-            rendered = []
-            for row in read_rows(run.data / f"{part}.jsonl"):
-                document = renderer.render(with_system(row["messages"], recipe.task.short_prompt))
-                rendered.append((document.ids, document.supervised))
-                lengths[row["id"]] = len(document.ids)
-                if part == "train":
-                    longest_answer = max(longest_answer, len(renderer.answer_ids(row["messages"])))
-            parts[part] = make_documents(rendered)
-        _refuse_too_long(lengths, max_length)
-        save_documents(run.rendered_file, parts)
-        supervised = int(parts["train"].supervised_T.sum())
-        tokens = len(parts["train"].ids_T)
-        budget = recipe.task.max_new_tokens or longest_answer + longest_answer // 4
-        write_json(
-            run.data / "rendered.json",
-            {"train_tokens": tokens, "supervised": supervised, "longest": max(lengths.values()), "max_new_tokens": budget},
-        )
-        template = str(renderer.tokenizer.chat_template)
-        model = {"id": recipe.model, "revision": recipe.revision, "sha256": recipe.model_sha256}
-        run.add_to_manifest(model={**model, "files": model_hashes(directory)}, template_sha256=fingerprint(template))
-        share = 100 * supervised / tokens
-        say(f"render: {tokens:,} train tokens, {share:.0f} % supervised, longest row {max(lengths.values())}")
-        derived = "given" if recipe.task.max_new_tokens else f"longest train answer {longest_answer} + 25 %"
-        say(f"render: at most {budget} new tokens an answer ({derived})")
-
-
 def train(run: RunDir) -> None:
     """Train the adapter and write the best one to ``adapter/``."""
-    from tunesmith.data.pack import pack_documents, plan_steps
+    from tunesmith.data.pack import Plan, pack_documents
     from tunesmith.models.adapter import load_adapter_state, read_adapter, save_adapter
     from tunesmith.models.load import load_model
     from tunesmith.models.swap import add_lora
-    from tunesmith.train.documents import load_documents
+    from tunesmith.train.documents import Documents
     from tunesmith.train.loop import fit
 
     recipe = run.recipe()
-    directory = _model_directory(recipe)
+    directory = model_directory(recipe)
     key = fingerprint(run.key_of("render"), recipe.base, recipe.lora.model_dump(), recipe.train.model_dump(), recipe.seed)
-    with _stage(run, "train", key) as needed:
+    with stage(run, "train", key) as needed:
         if not needed:
             return
         model = load_model(directory, recipe.base)
         layers = add_lora(model, recipe.lora, recipe.seed)
         trained_weights = sum(layer.lora_A.numel() + layer.lora_B.numel() for layer in layers.values())
         say(f"train: LoRA on {len(layers)} linear layers, {trained_weights:,} weights, base {recipe.base}")
-        documents = {part: load_documents(run.rendered_file, part) for part in ("train", "dev")}
+        documents = {part: Documents.open(run.tokens(part)) for part in ("train", "dev")}
         settings = recipe.train
-        steps = plan_steps(
+        steps = Plan(
             documents["train"].lengths, settings.num_train_epochs, settings.tokens_per_step, settings.max_length, recipe.seed
+        )
+        say(
+            f"train: {len(steps)} steps of {steps.packs_per_step} packs, each {100 * steps.fill:.1f} % of {steps.capacity} tokens"
         )
         dev = documents["dev"]
         dev_packs = pack_documents(list(range(len(dev))), dev.lengths, settings.max_length)
@@ -164,6 +77,7 @@ def train(run: RunDir) -> None:
         best = min(trained.progress.dev_losses, key=lambda entry: entry[1])
         facts = {
             "steps": len(steps),
+            "fill": round(steps.fill, 4),
             "best_step": best[0],
             "best_dev_loss": best[1],
             "tokens_per_second": round(trained.tokens_per_second, 1),
@@ -182,10 +96,10 @@ def export(run: RunDir) -> None:
 
     recipe = run.recipe()
     key = fingerprint(run.key_of("train"), recipe.export.model_dump())
-    with _stage(run, "export", key) as needed:
+    with stage(run, "export", key) as needed:
         if not needed:
             return
-        merge(_model_directory(recipe), run.adapter, run.merged)
+        merge(model_directory(recipe), run.adapter, run.merged)
         f16 = _gguf_path(run, "F16")
         say("export: converting to GGUF (F16) with llama.cpp's converter")
         gguf.convert(run.merged, f16)
@@ -228,7 +142,7 @@ def evaluate(run: RunDir, arms: tuple[str, ...] | None = None) -> None:
             asked = [prompts.tuned(recipe, row) for row in parts["test"]]
         model_key, engine = _engine_of(run, recipe, arm, base, asked, budget)
         arm_key = fingerprint(model_key, asked, _scoring(recipe), budget)
-        with _stage(run, f"evaluate {arm}", arm_key) as needed:
+        with stage(run, f"evaluate {arm}", arm_key) as needed:
             if needed:
                 figures = run_arm(run.evaluation / arm, engine, arm_key, parts["test"], asked, scorer, budget)
                 _log_reading(run, arm, arm_key)
@@ -302,53 +216,20 @@ def chat(run: RunDir, compare: bool = False) -> Callable[[list[dict[str, str]]],
     return answer
 
 
-@contextmanager
-def _stage(run: RunDir, name: str, key: str) -> Iterator[bool]:
-    """Run a block as a stage: skipped (False) when done with this key, else timed and recorded when it ends well."""
-    if run.is_done(name, key):
-        say(f"{name}: up to date")
-        yield False
-        return
-    hardware.reset_peak_memory()
-    started = time.perf_counter()
-    yield True
-    run.mark_done(name, key, time.perf_counter() - started, hardware.peak_memory())
-
-
-def _model_directory(recipe: Recipe) -> Path:
-    from tunesmith.models.load import find_model
-
-    return find_model(recipe.model, recipe.revision, recipe.model_sha256)
-
-
-def _model_key(recipe: Recipe) -> str:
-    from tunesmith.models.load import model_key
-
-    return model_key(_model_directory(recipe))
-
-
-def _renderer(recipe: Recipe) -> "tuple[Path, Renderer]":
-    from tunesmith.chat.render import Renderer
-    from tunesmith.models.load import load_tokenizer
-
-    directory = _model_directory(recipe)
-    return directory, Renderer(load_tokenizer(directory))
-
-
 def _in_process(recipe: Recipe, adapter: Path | None) -> "InProcessEngine":
     from tunesmith.infer.in_process import InProcessEngine
     from tunesmith.models.adapter import load_adapter_state, read_adapter
     from tunesmith.models.load import load_model
     from tunesmith.models.swap import add_lora, merge_lora
 
-    directory, renderer = _renderer(recipe)
+    directory, made = renderer(recipe)
     model = load_model(directory, recipe.base)
     if adapter is not None:
         layers = add_lora(model, recipe.lora, recipe.seed)
         load_adapter_state(layers, read_adapter(adapter))
         if recipe.base == "fp32":  # exact to fp32 rounding, and decoding runs as fast as the base
             merge_lora(model, layers)
-    return InProcessEngine(model, renderer, recipe.evaluate.batch_size)
+    return InProcessEngine(model, made, recipe.evaluate.batch_size)
 
 
 def _engine_of(
@@ -356,7 +237,7 @@ def _engine_of(
 ) -> "tuple[str, Callable[[], Engine]]":
     """Fingerprint of an arm's weights, and how to make its engine."""
     if arm in PROMPT_ARMS:
-        return fingerprint(_model_key(recipe), recipe.base), base
+        return fingerprint(model_key(recipe), recipe.base), base
     if arm == "tuned":
         return run.key_of("train"), lambda: _in_process(recipe, run.adapter)
     gguf = _gguf_path(run, recipe.export.gguf[-1])
@@ -364,8 +245,8 @@ def _engine_of(
     def llama_cpp() -> "Engine":
         from tunesmith.infer.llama_cpp import LlamaCppEngine
 
-        _, renderer = _renderer(recipe)
-        longest = max(len(renderer.prompt_ids(prompt)) for prompt in asked)
+        _, made = renderer(recipe)
+        longest = max(len(made.prompt_ids(prompt)) for prompt in asked)
         return LlamaCppEngine(gguf, longest + budget + 64)
 
     return run.key_of("export"), llama_cpp
@@ -384,7 +265,7 @@ def _selection(
     target = run.evaluation / "selection.json"
     key = fingerprint(
         run.key_of("data"),
-        _model_key(recipe),
+        model_key(recipe),
         recipe.base,
         _scoring(recipe),
         recipe.task.prompt,
@@ -392,7 +273,7 @@ def _selection(
         [arm for arm in recipe.evaluate.arms if arm in PROMPT_ARMS],
         budget,
     )
-    with _stage(run, "select prompt", key) as needed:
+    with stage(run, "select prompt", key) as needed:
         if needed:
             choice = select_prompt(recipe, base(), parts["train"], parts["dev"], scorer, budget, target)
             say(
@@ -418,19 +299,14 @@ def _log_reading(run: RunDir, arm: str, key: str) -> None:
         file.write(f'{{"arm": "{arm}", "key": "{key[:16]}", "at": "{datetime.now(UTC).isoformat(timespec="seconds")}"}}\n')
 
 
-def _refuse_too_long(lengths: dict[str, int], max_length: int) -> None:
-    too_long = {row_id: length for row_id, length in lengths.items() if length > max_length}
-    if too_long:
-        shown = ", ".join(f"{row_id} ({length})" for row_id, length in list(too_long.items())[:20])
-        raise DataError(
-            f"{len(too_long)} rows are longer than train.max_length {max_length} tokens: {shown}",
-            f"train.max_length: {max(lengths.values())} keeps all rows; nothing is ever cut",
-        )
-
-
 def _check_references(rows: list[dict[str, Any]], scorer: Any) -> None:
     """Every reference must score 1 against itself, or the metric does not fit the data."""
     for row in rows:
+        if row.get("kind") == "text" or "tool_calls" in row["messages"][-1]:
+            what = "a plain text, which asks nothing" if row.get("kind") == "text" else "ended by a tool call"
+            raise DataError(
+                f"row {row['id']}, {row['place']}: {what}, so no arm can be scored", "train and preview such rows alone"
+            )
         reference = row["messages"][-1]["content"]
         try:
             fits = scorer(reference, reference)["score"] == 1.0
@@ -438,6 +314,6 @@ def _check_references(rows: list[dict[str, Any]], scorer: Any) -> None:
             fits = False
         if not fits:
             raise DataError(
-                f"row {row['id']}, line {row['line']}: its own reference does not score under task.metric: {reference[:80]!r}",
+                f"row {row['id']}, {row['place']}: its own reference does not score under task.metric: {reference[:80]!r}",
                 "choose another metric, or mend the row",
             )
