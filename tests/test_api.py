@@ -24,7 +24,9 @@ def test_a_run_leaves_what_the_contract_says(tiny_run):
         "metrics.csv",
         "data/train.jsonl",
         "data/split.json",
-        "data/rendered.safetensors",
+        "data/train.arrow",
+        "data/dev.arrow",
+        "data/report.json",
         "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors",
         "export/merged/model.safetensors",
@@ -37,7 +39,7 @@ def test_a_run_leaves_what_the_contract_says(tiny_run):
     assert not [name for name in names if ".tmp" in name] and "export/toy-F16.gguf" not in names
     split = read_json(tiny_run.data / "split.json")
     for arm in arms:
-        assert [row["id"] for row in read_rows(tiny_run.evaluation / arm / "outputs.jsonl")] == split["test"]
+        assert [row["id"] for row in read_rows(tiny_run.evaluation / arm / "outputs.jsonl")] == split["parts"]["test"]
     readings = [json.loads(line)["arm"] for line in (tiny_run.evaluation / "test_readings.jsonl").read_text().splitlines()]
     assert readings == list(arms)
     stages = tiny_run.stages()
@@ -100,7 +102,7 @@ def test_rows_that_are_too_long_or_do_not_fit_the_metric_are_refused(tmp_path, t
     api.data(run)
     with pytest.raises(DataError, match=r"longer than train.max_length 20 tokens: [0-9a-f]{12} \(\d+\)") as caught:
         api.render(run)
-    assert "keeps all rows" in caught.value.hint
+    assert "48 keeps 100 %" in caught.value.hint
     plain = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "not json"}]}
     recipe = write_recipe(tmp_path, tiny_dir)
     rows = [json.dumps({"messages": [{"role": "user", "content": str(i)}, plain["messages"][1]]}) for i in range(60)]

@@ -50,7 +50,7 @@ def test_files_that_are_no_recipe(tmp_path, text, words):
 
 def test_resolved_recipe_writes_every_default_and_reads_back_the_same(tmp_path):
     recipe = load_recipe(write_recipe(tmp_path, tmp_path, {"train.learning_rate": "2e-4"}))
-    assert recipe.name == "toy" and recipe.data.path == tmp_path / "rows.jsonl" and recipe.train.learning_rate == 2e-4
+    assert recipe.name == "toy" and recipe.data.path == str(tmp_path / "rows.jsonl") and recipe.train.learning_rate == 2e-4
     again = tmp_path / "elsewhere" / "recipe.yaml"
     again.parent.mkdir()
     again.write_text(dump_recipe(recipe))

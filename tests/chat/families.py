@@ -55,6 +55,9 @@ LLAMA = (
 )
 GEMMA4_TOOLS = ("<|tool>", "<tool|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>')
 GEMMA4 = ("<pad>", "<eos>", "<bos>", "<|turn>", "<turn|>", "<|think|>", "<|channel>", "<channel|>", *GEMMA4_TOOLS)
+# Added tokens of Gemma that are not flagged special: runs of white space and HTML tags steer nothing, the others do.
+ORDINARY = ("\n", "\n\n", "▁▁", "<b>")
+GEMMA_PLAIN = (*ORDINARY, "<mask>", "<unused5>")
 MISTRAL = ("<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]")
 
 FAMILIES = {
@@ -74,11 +77,11 @@ FAMILIES = {
         "gemma3",
         "pieces",
         ("<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"),
-        ("\n\n", "<b>"),
+        GEMMA_PLAIN,
         "<bos>",
         "<end_of_turn>",
     ),
-    "gemma4": Family("gemma4_v5", "pieces", GEMMA4, ("\n\n", "<b>"), "<bos>", "<turn|>", tools=True),
+    "gemma4": Family("gemma4_v5", "pieces", GEMMA4, GEMMA_PLAIN, "<bos>", "<turn|>", tools=True),
     "mistral": Family(
         "mistral", "pieces-prefix", (*MISTRAL, "[/TOOL_RESULTS]"), (), "<s>", "</s>", tools=True, moves_last=True
     ),

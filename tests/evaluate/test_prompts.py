@@ -1,14 +1,12 @@
 import json
 
 from conftest import toy_rows
-from tunesmith.data.read import Row
-from tunesmith.data.split import prompt_key
 from tunesmith.evaluate import prompts
 from tunesmith.evaluate.metrics import make_scorer
 from tunesmith.evaluate.select import select_prompt
 from tunesmith.infer.engine import Answer
 
-ROWS = [{"id": str(i), "line": i, **row} for i, row in enumerate(toy_rows())]
+ROWS = [{"id": str(i), "place": f"line {i}", **row} for i, row in enumerate(toy_rows())]
 
 
 class Parrot:
@@ -45,9 +43,7 @@ def test_selection_takes_the_best_on_dev_and_shows_train_rows_alone(make_recipe,
     assert choice["best_prompt"] == "few_shot" and len(choice["few_shot"]) == 3
     assert len(choice["candidates"]) == 5 and all(c["n"] == 5 for c in choice["candidates"])
     assert choice == json.loads((tmp_path / "selection.json").read_text())
-    sealed = {prompt_key(Row(r["id"], 0, r["messages"])) for r in test}
-    shown = {
-        " ".join(f"user: {m['content']}".split()).casefold() for asked in engine.asked for m in asked if m["role"] == "user"
-    }
+    sealed = {r["messages"][0]["content"] for r in test}
+    shown = {m["content"] for asked in engine.asked for m in asked if m["role"] == "user"}
     assert not sealed & shown
     assert select_prompt(recipe, Parrot(0), train, dev, scorer, 8, tmp_path / "s.json")["best_prompt"] == "zero_shot"

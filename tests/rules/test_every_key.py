@@ -8,10 +8,14 @@ import torch
 
 from conftest import toy_rows, write_recipe
 from tunesmith import api
+from tunesmith.api.examples import _refuse_left_out
+from tunesmith.api.stage import renderer
+from tunesmith.chat.fit import fit as fit_lengths
+from tunesmith.chat.render import Conversation
 from tunesmith.data.pack import Plan, pack_documents
 from tunesmith.data.read import Reader
 from tunesmith.data.split import SplitFacts, answer_key, group_key, split
-from tunesmith.errors import ModelError
+from tunesmith.errors import DataError, ModelError, RunError
 from tunesmith.evaluate import gate, prompts
 from tunesmith.evaluate.metrics import make_scorer
 from tunesmith.evaluate.select import select_prompt
@@ -20,13 +24,15 @@ from tunesmith.infer.in_process import InProcessEngine
 from tunesmith.models.adapter import adapter_state
 from tunesmith.models.load import find_model, load_model
 from tunesmith.models.swap import add_lora
-from tunesmith.recipe import Recipe, load_recipe
+from tunesmith.recipe import Recipe, dump_recipe, load_recipe
 from tunesmith.track import MetricsLog, read_metrics
 from tunesmith.train.documents import make_documents
 from tunesmith.train.loop import fit
 from tunesmith.train.schedule import learning_rate
 
-ROWS = [{"id": str(i), "line": i, **row} for i, row in enumerate(toy_rows())]
+TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
+OTHER = TURNS + "{{ '<|im_start|>assistant: ' if add_generation_prompt }}"
+ROWS = [{"id": str(i), "place": f"line {i}", **row} for i, row in enumerate(toy_rows())]
 
 
 def _find(recipe, tmp):
@@ -120,6 +126,39 @@ def _exported(recipe, tmp):
     return written
 
 
+def _data(recipe, tmp):
+    """What the data stage says or writes for rows made to meet every policy."""
+    turns = [{"role": "user", "content": "What is the colour of the third house on the left side of the road?"}]
+    kinds = {"question": "a red car", "answer": "red", "prompt": "a red car", "completion": "red", "kind": "x"}
+    rows = [{**kinds, "prompt": f"{i} {i * i} a {i % 7} thing", "question": f"q{i}", "kind": f"k{i % 9}"} for i in range(60)]
+    rows += [{**kinds, "prompt": f"{turns[0]['content']} {'!' * i}", "question": f"r{i}"} for i in range(30)]
+    rows += [{**kinds, "prompt": ""}] * (recipe.data.on_bad_row == "quarantine")
+    (tmp / "every.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = api.open_run(tmp / "toy.yaml", tmp / f"run-{hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:8]}")
+    changed = recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": str(tmp / "every.jsonl")})})
+    run.recipe_file.write_text(dump_recipe(changed))
+    try:
+        api.data(run)
+    except (DataError, RunError) as error:
+        return error.message.replace(str(tmp), "")
+    return [(run.data / f"{part}.jsonl").read_text() for part in ("train", "test")], (run.data / "rejected.jsonl").exists()
+
+
+def _rendered(recipe, tmp):
+    """Rows around the limit, rendered under the recipe's policy and template."""
+    turns = [m for i in range(4) for m in ({"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"})]
+    fitted = fit_lengths(renderer(recipe)[1], [Conversation(turns), Conversation(turns[:2])], 60, recipe.data.on_too_long)
+    return [(f.rendered and f.rendered.ids, f.dropped_turns) for f in fitted]
+
+
+def _refused(recipe, tmp):
+    try:
+        _refuse_left_out(recipe, "train", [{"id": "a", "place": "line 1", "reason": "", "hint": "", "tokens": 9}], [9])
+    except DataError as error:
+        return error.message
+    return None
+
+
 SCHEMA = "schema.json"
 OBSERVE = {
     "name": ("other", lambda r, t: api.open_run(t / "toy.yaml").path),
@@ -129,6 +168,14 @@ OBSERVE = {
     "base": ("bf16", lambda r, t: load_model(find_model(r.model), r.base).dtype),
     "seed": (1, _split),
     "data.path": ("fewer.jsonl", _split),
+    "data.format": ("alpaca", _data),
+    "data.columns": ({"prompt": "question", "completion": "answer"}, _data),
+    "data.group_by": ("kind", _data),
+    "data.on_bad_row": ("quarantine", _data),
+    "data.on_too_long": ("drop_oldest_turns", lambda r, t: (_rendered(r, t), _refused(r, t))),
+    "data.on_leak": ("refuse", _data),
+    "data.earlier_split": ("none.json", _data),
+    "chat.template": ("other.jinja", _rendered),
     "data.test_fraction": (0.5, _split),
     "data.dev_fraction": (0.5, _split),
     "task.metric": ("exact_match", lambda r, t: make_scorer(r.task.metric, None)('{"a":1}', '{"a": 1}')),
@@ -179,6 +226,7 @@ def test_key_changes_behaviour(key, tiny_dir, tmp_path):
     if key == "model_sha256":
         (tmp_path / "x.gguf").write_bytes(b"no model")
         fixed = {"model": "./x.gguf"}
+    (tmp_path / "other.jinja").write_text(OTHER)
     (tmp_path / "fewer.jsonl").write_text("".join(json.dumps(row) + "\n" for row in toy_rows()[:40]))
     seen = []
     for changes in (fixed, {**fixed, key: value}):

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tunesmith import hardware
 from tunesmith.api.stage import find_base, load_renderer, model_key, renderer, stage
 from tunesmith.errors import DataError
@@ -32,6 +30,8 @@ from tunesmith.rundir import (
 from tunesmith.track import progress, say
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from tunesmith.chat.render import Piece, Renderer
     from tunesmith.data.near import NearDuplicates
     from tunesmith.data.quality import Quality
@@ -151,9 +151,10 @@ def data(run: RunDir) -> None:
     reader = Reader(settings.path, options, run.data / "rejected.jsonl")
     digests = {str(file.path): sha256_file(file.path) for file in reader.source.files}
     earlier = None if settings.earlier_split is None else sha256_file(_split_named(settings.earlier_split))
-    key = fingerprint(
-        digests or settings.path, settings.model_dump(exclude={"path", "earlier_split", "on_too_long"}), earlier, recipe.seed
-    )
+    content = sorted(digests.values()) or settings.path
+    # Where the rows lie does not matter, and what is too long is render's business.
+    policy = settings.model_dump(exclude={"path", "earlier_split", "on_too_long"})
+    key = fingerprint(content, policy, earlier, recipe.seed)
     with stage(run, "data", key) as needed:
         if not needed:
             return
@@ -183,7 +184,9 @@ def data(run: RunDir) -> None:
             say(f"data: {leaks} test rows have a near duplicate in train; {moved[settings.on_leak]}")
 
 
-def _read_and_split(run: RunDir, recipe: Recipe, reader: "Reader", everything: Path) -> tuple[np.ndarray, int, dict[str, Any]]:
+def _read_and_split(
+    run: RunDir, recipe: Recipe, reader: "Reader", everything: Path
+) -> "tuple[np.ndarray, int, dict[str, Any]]":
     """Read all rows into one file; decide each row's part. Returns parts, leaking test rows, and the check's report."""
     from tunesmith.data.near import NearDuplicates
     from tunesmith.data.quality import Quality, headlines
@@ -328,6 +331,8 @@ def _refuse_left_out(recipe: Recipe, part: str, left_out: list[dict[str, Any]], 
 
 def keeping(lengths: list[int]) -> dict[str, int]:
     """The ``max_length`` that keeps 95, 99 and 100 % of the rows."""
+    import numpy as np
+
     found = np.percentile(np.array(lengths or [0]), [95, 99, 100], method="inverted_cdf").astype(int).tolist()
     return dict(zip(("95", "99", "100"), found, strict=True))
 
@@ -405,6 +410,8 @@ class _Tokens:
 
     def report(self, quality: "Quality") -> dict[str, Any]:
         """The part ``tokens`` of a check's result."""
+        import numpy as np
+
         from tunesmith.data.quality import histogram, summary
 
         lengths, supervised, rows = np.array(self._lengths), np.array(self._supervised), np.array(self._rows)

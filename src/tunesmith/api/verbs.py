@@ -63,7 +63,7 @@ def train(run: RunDir) -> None:
             documents["train"].lengths, settings.num_train_epochs, settings.tokens_per_step, settings.max_length, recipe.seed
         )
         say(
-            f"train: {len(steps)} steps of {steps.packs_per_step} packs, each {100 * steps.fill:.1f} % of {steps.capacity} tokens"
+            f"train: {len(steps)} steps of {steps.packs_per_step} packs of {steps.capacity} tokens, {100 * steps.fill:.1f} % full"
         )
         dev = documents["dev"]
         dev_packs = pack_documents(list(range(len(dev))), dev.lengths, settings.max_length)

@@ -132,10 +132,11 @@ class Template:
     def run_many(self, conversations: list[list[Message]], tools: Tools = None, *, generate: bool = False) -> list[str]:
         """The same for many conversations with the same tools, which is cheaper than one at a time."""
         special: dict[str, Any] = self._special
+        declared: Any = tools
         try:
             texts: Any = render_jinja_template(
                 conversations=conversations,
-                tools=tools,
+                tools=declared,
                 chat_template=self.source,
                 add_generation_prompt=generate,
                 **special,

@@ -38,47 +38,12 @@ _ANCHOR = "\U000ffffd"  # a control token of the second tokenizer alone: what fo
 _COMMON = re.compile(r"<[^<>\[\]]*>|\[[^<>\[\]]*\]")
 # HTML tags that some vocabularies have as single tokens; they steer nothing. A closed list: ``<think>`` and ``<mask>``
 # look the same and steer.
-_HTML = frozenset(
-    f"<{slash}{tag}>"
-    for slash in ("", "/")
-    for tag in [
-        "table",
-        "caption",
-        "thead",
-        "tbody",
-        "tfoot",
-        "tr",
-        "th",
-        "td",
-        "h1",
-        "h2",
-        "h3",
-        "h4",
-        "h5",
-        "h6",
-        "blockquote",
-        "strong",
-        "em",
-        "b",
-        "i",
-        "u",
-        "s",
-        "sub",
-        "sup",
-        "code",
-        "a",
-        "html",
-        "body",
-        "img",
-        "span",
-        "bbox",
-        "ul",
-        "li",
-        "div",
-        "iframe",
-        "footer",
-    ]
+_TAGS = (
+    *("table", "caption", "thead", "tbody", "tfoot", "tr", "th", "td", "h1", "h2", "h3", "h4", "h5", "h6", "blockquote"),
+    *("strong", "em", "b", "i", "u", "s", "sub", "sup", "code", "a", "html", "body", "img", "span", "bbox", "ul", "li"),
+    *("div", "iframe", "footer"),
 )
+_HTML = frozenset(f"<{slash}{tag}>" for slash in ("", "/") for tag in _TAGS)
 # How the beginning of a text is encoded: at the very start, after a control token, or in the middle of text.
 START, AFTER, MIDDLE = "start", "after", "middle"
 

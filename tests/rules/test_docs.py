@@ -4,6 +4,7 @@ import io
 import re
 import shlex
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -50,7 +51,7 @@ def test_every_documented_command_runs(command, tiny_run, monkeypatch, capsys):
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_recipe_is_valid_and_its_files_are_there(path):
     recipe = load_recipe(path)
-    assert recipe.data.path.exists() and recipe.name == path.stem
+    assert Path(recipe.data.path).exists() and recipe.name == path.stem
     assert recipe.task.json_schema is None or recipe.task.json_schema.exists()
 
 
