@@ -62,9 +62,8 @@ def train(run: RunDir) -> None:
         steps = Plan(
             documents["train"].lengths, settings.num_train_epochs, settings.tokens_per_step, settings.max_length, recipe.seed
         )
-        say(
-            f"train: {len(steps)} steps of {steps.packs_per_step} packs of {steps.capacity} tokens, {100 * steps.fill:.1f} % full"
-        )
+        size = f"{steps.packs_per_step} packs of {steps.capacity} tokens"
+        say(f"train: {len(steps)} steps of {size}, {100 * steps.fill:.1f} % full")
         dev = documents["dev"]
         dev_packs = pack_documents(list(range(len(dev))), dev.lengths, settings.max_length)
         trained = fit(

@@ -104,7 +104,7 @@ def _chunks(table: pa.RecordBatch | pa.Table, prefix: str, number: int, wanted: 
     columns = [name for name in table.column_names if name in wanted]
     if not columns:
         found = ", ".join(table.column_names) or "none"
-        hint = "name the columns in data.columns, for example {prompt: question, completion: answer}"
+        hint = "name the columns: --column prompt=question, or data.columns: {prompt: question, completion: answer}"
         raise DataError(f"{label}: no known column, found {found:.300}", hint)
     unread = tuple(name for name in table.column_names if name not in wanted)
     read = table.select(columns)
