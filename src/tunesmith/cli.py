@@ -81,6 +81,7 @@ def check(
     quarantine: Quarantine = None,
     near: Annotated[bool, typer.Option(help="Search for near duplicates.")] = True,
     benchmark: Annotated[Path | None, typer.Option(help="Data whose passages must not stand in these rows.")] = None,
+    benchmark_column: Annotated[str | None, typer.Option(help="Its column that holds the questions.")] = None,
     page: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the whole report as an HTML page.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the whole report as JSON.")] = None,
 ) -> None:
@@ -95,6 +96,7 @@ def check(
         max_length=max_length,
         near=near,
         benchmark=benchmark,
+        benchmark_column=benchmark_column,
         rejected=quarantine,
     )
     for line in api.check_lines(result):

@@ -27,7 +27,7 @@ def _commands():
 
 
 @pytest.mark.parametrize("command", list(_commands()))
-def test_every_documented_command_runs(command, tiny_run, monkeypatch, capsys):
+def test_every_documented_command_runs(command, tiny_run, tiny_dir, tmp_path, monkeypatch, capsys):
     words = shlex.split(command)
     if words[0] == "make":
         for target in words[1:]:
@@ -37,7 +37,10 @@ def test_every_documented_command_runs(command, tiny_run, monkeypatch, capsys):
         "runs/us_addresses": str(tiny_run.path),
         "recipes/us_addresses.yaml": str(tiny_run.path / "recipe.yaml"),
         "recipes/us_addresses/us_addresses.jsonl": str(tiny_run.path.parent / "rows.jsonl"),
+        "assets/SmolLM2-135M-Instruct.Q4_1.gguf": str(tiny_dir),
     }
+    (tmp_path / "answers.csv").write_text("question,answer\na red car,red\n")
+    monkeypatch.chdir(tmp_path)
     arguments = [here.get(word, word) for word in words[1:]]
     if any(word.endswith("recipe.yaml") for word in arguments) and words[1] != "schema":
         arguments += ["--out", str(tiny_run.path)]

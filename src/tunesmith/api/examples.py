@@ -49,6 +49,7 @@ def check(
     max_length: int | None = None,
     near: bool = True,
     benchmark: Path | None = None,
+    benchmark_column: str | None = None,
     rejected: Path | None = None,
 ) -> dict[str, Any]:
     """Look at data without a recipe.
@@ -61,6 +62,7 @@ def check(
         max_length: tokens above which a row is too long; with ``model`` alone.
         near: search for near duplicates.
         benchmark: data whose passages must not stand in the rows.
+        benchmark_column: its column that holds the questions, where it is not in a format of ours.
         rejected: file for bad rows, with ``on_bad_row: quarantine``.
 
     Returns:
@@ -76,7 +78,7 @@ def check(
     from tunesmith.data.read import AS_FOUND, Reader
 
     quality, duplicates = Quality(), NearDuplicates() if near else None
-    contamination = None if benchmark is None else Contamination(_texts(benchmark))
+    contamination = None if benchmark is None else Contamination(_texts(benchmark, benchmark_column))
     tokens = None if model is None else _Tokens(load_renderer(find_base(model), template), max_length)
     reader = Reader(source, options or AS_FOUND, rejected)
     for batch in _with_bar(reader):
@@ -367,12 +369,12 @@ def _near_report(near: "NearDuplicates", quality: "Quality") -> dict[str, Any]:
     return dataclasses.asdict(near.report(PlaceColumn(quality.places, "id", rows), PlaceColumn(quality.places, "place", rows)))
 
 
-def _texts(benchmark: Path) -> Iterator[tuple[str, str]]:
-    """Id and text of each item of a benchmark file; rows of any readable format, or any table of texts."""
+def _texts(benchmark: Path, column: str | None) -> Iterator[tuple[str, str]]:
+    """Id and question of each item of a benchmark file."""
     from tunesmith.data.near import question
-    from tunesmith.data.read import Reader
+    from tunesmith.data.read import Reader, ReadOptions
 
-    for row in Reader(benchmark):
+    for row in Reader(benchmark, ReadOptions(columns=None if column is None else {"text": column})):
         yield row.id, question(row)
 
 

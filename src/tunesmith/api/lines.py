@@ -37,7 +37,7 @@ def reading_lines(reading: dict[str, Any]) -> list[str]:
     lines += reading["notes"]
     for name, found in reading["ignored_columns"].items():
         near = f"; did you mean {found['nearest']}?" if found["nearest"] else ""
-        lines.append(f"column {name} is ignored ({found['rows']:,} rows){near}")
+        lines.append(f"column {name or 'without a name'} is ignored ({found['rows']:,} rows){near}")
     if reading["bad_rows"]:
         codes = ", ".join(f"{code} {count:,}" for code, count in reading["problems_by_code"].items())
         lines.append(f"wrong: {reading['bad_rows']:,} bad rows set aside ({codes})")

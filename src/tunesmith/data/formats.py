@@ -153,9 +153,8 @@ def unknown_format(row: Mapping[str, Any]) -> Bad:
     found = ", ".join(map(str, row)) or "no keys"
     meant = next(filter(None, (nearest(str(key)[:40], COLUMNS, 0.8) for key in row)), "")
     told = f"found {found:.200}{meant}; expected messages, conversations, instruction, prompt and completion, or text"
-    return Bad(
-        "$", "unknown-format", told, "name the columns in data.columns, for example {prompt: question, completion: answer}"
-    )
+    hint = "name the columns: --column prompt=question, or data.columns: {prompt: question, completion: answer}"
+    return Bad("$", "unknown-format", told, hint)
 
 
 def _path(name: str, columns: Mapping[str, str]) -> str:

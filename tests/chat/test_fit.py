@@ -1,0 +1,45 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunesmith.chat.fit import fit
+from tunesmith.chat.render import Conversation, Renderer
+
+SYSTEM = {"role": "system", "content": "Be short."}
+
+
+@pytest.fixture(scope="module")
+def renderer(tokenizer):
+    return Renderer(tokenizer)
+
+
+def _conversation(exchanges, weights=None):
+    turns = [SYSTEM]
+    for number, words in enumerate(exchanges):
+        turns += [{"role": "user", "content": f"q{number}"}, {"role": "assistant", "content": "a " * words + "end"}]
+        if weights:
+            turns[-1]["weight"] = weights[number]
+    return Conversation(turns)
+
+
+@settings(max_examples=20)
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=5), st.integers(20, 120))
+def test_oldest_exchanges_go_until_the_rest_fits(renderer, exchanges, limit):
+    conversation = _conversation(exchanges)
+    [fitted] = fit(renderer, [conversation], limit, "drop_oldest_turns")
+    whole = renderer.render(conversation.messages)
+    assert fitted.tokens == len(whole.ids)
+    suffixes = [renderer.render([SYSTEM, *conversation.messages[1 + 2 * n :]]) for n in range(len(exchanges))]
+    fits = [n for n, rendered in enumerate(suffixes) if len(rendered.ids) <= limit]
+    if fits:
+        assert fitted.rendered == suffixes[fits[0]] and fitted.dropped_turns == 2 * fits[0]
+    else:
+        assert fitted.rendered is None
+    for policy in ("refuse", "drop"):
+        [kept] = fit(renderer, [conversation], limit, policy)
+        assert kept.rendered == (whole if len(whole.ids) <= limit else None) and kept.dropped_turns == 0
+
+
+def test_a_row_is_not_shortened_to_one_without_a_supervised_token(renderer):
+    [fitted] = fit(renderer, [_conversation([5, 5], weights=[1, 0])], 30, "drop_oldest_turns")
+    assert fitted.rendered is None and fitted.refused is None and fitted.tokens > 30
