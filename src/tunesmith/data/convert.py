@@ -7,15 +7,16 @@ group of a row is a column of the old file and is left out: it decides the split
 
 import json
 from collections.abc import Callable
-from json.encoder import encode_basestring
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from tunesmith.data.read import AS_FOUND, Reader, ReadOptions
 from tunesmith.data.row import Message, Row
 from tunesmith.errors import DataError
 
-_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 def as_messages(row: Row) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def convert(
         raise DataError(f"{target}: is also the source", "write to another file")
     temporary = target.with_name(f"{target.name}.part")
     try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+        with temporary.open("wb") as file:
             for batch in reader.batches():
                 file.writelines(_line(row) for row in batch)
         temporary.rename(target)
@@ -68,12 +69,12 @@ def convert(
     return {**reader.summary(), "written": str(target)}
 
 
-def _line(row: Row) -> str:
-    if row.tools is None and row.kind == "chat" and all(len(message) == 2 for message in row.messages):
-        # The same text as below in two thirds of the time: nearly all rows of most files are plain.
-        turns = [f'{{"role": "{turn["role"]}", "content": {encode_basestring(turn["content"])}}}' for turn in row.messages]
-        return f'{{"messages": [{", ".join(turns)}]}}\n'
-    return _encode(as_messages(row)) + "\n"
+def _line(row: Row) -> bytes:
+    if row.tools is None and row.kind == "chat" and all([len(message) == 2 for message in row.messages]):
+        # The same bytes as below in a quarter of the time: nearly all rows of most files are plain.
+        return orjson.dumps({"messages": row.messages}, option=orjson.OPT_APPEND_NEWLINE)
+    # Not orjson here: whole numbers past 64 bits are legal in arguments, and it has no place for them.
+    return _encode(as_messages(row)).encode() + b"\n"
 
 
 def _message(message: Message) -> Message:

@@ -46,7 +46,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from tunesmith.data.finding import excerpt
-from tunesmith.data.row import Message, Row, folded
+from tunesmith.data.fold import folded_all
+from tunesmith.data.row import Message, Row
 from tunesmith.track import progress
 
 WINDOW = 8  # bytes; one unsigned 64-bit number
@@ -144,8 +145,8 @@ class NearDuplicates:
         assert self._groups is None, "rows added after the result was asked for"
         questions = [question(row) for row in rows]
         self._openings += [text[:OPENING] for text in questions]
-        texts = [folded(text) for text in questions]
-        answers = [folded(_spoken(row.messages[-1])) for row in rows]
+        texts = folded_all(questions)
+        answers = folded_all([_spoken(row.messages[-1]) for row in rows])
         # Question and answer side by side: 16 bytes a row.
         self._digests.append(b"".join(_digest(part) for pair in zip(texts, answers, strict=True) for part in pair))
         self._keep(texts)

@@ -18,7 +18,6 @@ import zlib
 from array import array
 from collections import Counter
 from collections.abc import Sequence
-from itertools import compress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,12 +26,13 @@ import pyarrow as pa
 from tunesmith.data.advice import advice
 from tunesmith.data.answers import Answers
 from tunesmith.data.finding import SHOWN, Example, Finding
+from tunesmith.data.fold import folded_all
 from tunesmith.data.language import languages
 from tunesmith.data.personal import PATTERNS, SECRETS, Personal, texts_of
-from tunesmith.data.row import Row, content_hash, folded
+from tunesmith.data.row import Row
 from tunesmith.data.sample import Sample, diversity, diversity_finding, openings
 
-_BLOCK = 2048  # rows whose ids and places are compressed together
+_BLOCK = 2048  # rows that are looked at together, and whose ids and places are compressed together
 _MAX_ROLES = 4096  # sequences of roles remembered
 _SEVERITIES = ("wrong", "suspect", "note")
 
@@ -43,7 +43,6 @@ class _Roles(NamedTuple):
     turns: int
     users: int
     assistants: tuple[int, ...]
-    last_user: int
     asking: tuple[str, ...]
 
 
@@ -107,44 +106,54 @@ class Quality:
         self._asks = bytearray()  # 1 where the row has a prompt: chat rows of two turns or more
         self._conversations: Counter[tuple[int, int, int]] = Counter()  # (turns, user turns, supervised turns) of chat rows
         self._supervised_length = 0
+        self._waiting: list[Row] = []  # patterns are compiled for each look, which should be at many rows
 
     def add(self, rows: list[Row]) -> None:
-        """Take in the next rows (any number; 2,048 at a time is fast). The rows are not kept."""
+        """Take in the next rows, any number. None is kept for longer than until there are 2,048 to be looked at together."""
+        self.places.add(rows)
+        self._waiting.extend(rows)
+        if len(self._waiting) >= _BLOCK:
+            self._look()
+
+    def _look(self) -> None:
+        rows, self._waiting = self._waiting, []
         if not rows:
             return
-        first = len(self._content)
-        columns = zip(*map(self._measure, rows), strict=True)
-        for kept in (self._content, self._prompt, self._last, self._prompt_length, self._answer_length, self._whole_length):
-            kept.extend(next(columns))
-        conversations, supervised_length, answers, called, texts, asked = columns
-        chat = [row.kind == "chat" for row in rows]
-        self._asks.extend([talks and len(row.messages) > 1 for row, talks in zip(rows, chat, strict=True)])
-        self._conversations.update(compress(conversations, chat))
-        self._supervised_length += sum(supervised_length)
-        self.places.add(rows)
+        first = len(self._whole_length)
+        measured = [self._measure(row) for row in rows]
+        whole, before, size, supervised, last, asking, prompts, answers, called, texts = zip(*measured, strict=True)
+        self._content.extend([int(row.id[:12], 16) for row in rows])
+        # Built-in hashes differ from run to run, but they are only compared with each other, and cost a third of blake2b.
+        self._prompt.extend([hash(pair) for pair in zip(asking, folded_all(prompts), strict=True)])
+        self._last.extend(last)
+        self._prompt_length.extend(before)
+        self._answer_length.extend(size)
+        self._whole_length.extend(whole)
+        self._supervised_length += sum(supervised)
         self._personal.add(rows, as_binary(texts), first)
         self._answers.add(answers, called, as_binary([answer or "" for answer in answers]))
         for number, row in enumerate(rows):
             if row.id < self._sample.threshold:
-                self._sample.add(self._content[first + number], row.id, first + number, asked[number], answers[number])
+                asked = next((turn["content"] for turn in reversed(row.messages) if turn["role"] == "user"), "")
+                asked = row.messages[0]["content"] if row.kind == "text" else asked
+                self._sample.add(self._content[first + number], row.id, first + number, asked, answers[number])
 
     def _measure(self, row: Row) -> tuple[Any, ...]:
-        """The row's keys, lengths, counts and texts, in the order in which ``add`` takes them."""
+        """What ``_look`` needs of a row, in its order; counts what can be counted here."""
         messages = row.messages
         contents = [message["content"] for message in messages]
         names = tuple([message["role"] for message in messages])
         roles = self._roles.get(names) or self._read_roles(names)
-        assistants = roles.assistants
-        if row.tools is None and sum(map(len, messages)) == 2 * len(messages):
-            text, extra, called = "\0".join(contents), "", False
-            key = hash((row.kind, names, tuple(contents)))
+        assistants, extra, called = roles.assistants, "", False
+        last: Any = contents[-1].strip()
+        if row.tools is None and sum([len(message) for message in messages]) == 2 * len(messages):
+            text = "\0".join(contents)
             whole = len(text) - len(contents) + 1
             supervised = sum([len(contents[turn]) for turn in assistants])
             before = whole - len(contents[-1])
         else:
             parts = [texts_of(message) for message in messages]
             text = "\0".join(["\0".join(part) for part in parts])
-            key = int.from_bytes(content_hash(messages, row.tools, row.kind)[:8], "big", signed=True)
             assistants = tuple(turn for turn in assistants if messages[turn].get("weight", 1) != 0)
             lengths = [sum(map(len, part)) for part in parts]
             whole = sum(lengths)
@@ -153,30 +162,27 @@ class Quality:
             called = bool(assistants) and "tool_calls" in messages[assistants[-1]]
             calls = [message.get("tool_calls") for message in messages[:-1]]
             extra = json.dumps([calls, row.tools], sort_keys=True) if row.tools or any(calls) else ""
-        last: Any = contents[-1].strip()
-        if "tool_calls" in messages[-1]:
-            last = (last, json.dumps(messages[-1]["tool_calls"], sort_keys=True))
+            if "tool_calls" in messages[-1]:
+                last = (last, json.dumps(messages[-1]["tool_calls"], sort_keys=True))
         if row.kind == "text":
-            return key, 0, 0, -1, -1, whole, (1, 0, 1), whole, None, False, text, contents[0]
-        # Built-in hashes differ from run to run, but they are only compared with each other, and cost a third of blake2b.
-        prompt = hash((roles.asking, folded("\1".join(contents[:-1])), extra))
+            self._asks.append(False)
+            return whole, -1, -1, whole, 0, None, "", None, False, text
         answer = None
         if assistants:
             answer = contents[assistants[-1]]
             if assistants[-1] != len(contents) - 1:
                 before = sum(map(len, contents[: assistants[-1]]))
+        self._asks.append(len(contents) > 1)
+        self._conversations[roles.turns, roles.users, len(assistants)] += 1
         size = -1 if answer is None else len(answer)
-        asked = contents[roles.last_user] if roles.last_user >= 0 else ""
-        turns = (roles.turns, roles.users, len(assistants))
-        return key, prompt, hash(last), before, size, whole, turns, supervised, answer, called, text, asked
+        prompt = "\1".join(contents[:-1])
+        return whole, before, size, supervised, hash(last), (roles.asking, extra), prompt, answer, called, text
 
     def _read_roles(self, names: tuple[str, ...]) -> _Roles:
-        users = [turn for turn, name in enumerate(names) if name == "user"]
         roles = _Roles(
             turns=sum(name not in ("system", "developer") for name in names),
-            users=len(users),
+            users=names.count("user"),
             assistants=tuple(turn for turn, name in enumerate(names) if name == "assistant"),
-            last_user=users[-1] if users else -1,
             asking=names[:-1],
         )
         if len(self._roles) < _MAX_ROLES:
@@ -194,6 +200,7 @@ class Quality:
             ``findings``, the worst first, each with ``code``, ``severity``, ``text``, ``count``, ``of``, ``share``,
             ``hint`` and up to 20 ``examples`` (``id``, ``place``, and where useful ``excerpt`` and ``same_as``).
         """
+        self._look()
         rows = len(self._content)
         sampled = self._sample.rows()
         duplicates, distinct, found = self._duplicates()

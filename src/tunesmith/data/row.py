@@ -13,6 +13,8 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tunesmith.data.fold import folded
+
 Message = dict[str, Any]
 
 
@@ -74,6 +76,9 @@ class Problem:
 
 def content_hash(messages: list[Message], tools: list[dict[str, Any]] | None = None, kind: str = "chat") -> bytes:
     """16 bytes that are equal for equal examples. Plain turns take a fast path: JSON only where there is structure."""
+    if not tools and all([len(message) == 2 for message in messages]):
+        text = kind + "".join([f"\0{message['role']}\1{message['content']}" for message in messages])
+        return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
     hashed = hashlib.blake2b(kind.encode(), digest_size=16)
     for message in messages:
         if len(message) == 2:
@@ -83,16 +88,6 @@ def content_hash(messages: list[Message], tools: list[dict[str, Any]] | None = N
     if tools:
         hashed.update(b"\3" + json.dumps(tools, sort_keys=True).encode())
     return hashed.digest()
-
-
-_FOLD = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ", b"abcdefghijklmnopqrstuvwxyz")
-
-
-def folded(text: str) -> bytes:
-    """``text`` as UTF-8 without case and white space: two texts that fold alike are the same to a reader."""
-    if text.isascii():
-        return text.encode().translate(_FOLD, b" \t\n\r\v\f")
-    return "".join(text.split()).casefold().encode("utf-8", "surrogatepass")
 
 
 def prompt_hash(messages: list[Message], tools: list[dict[str, Any]] | None = None) -> bytes:

@@ -32,7 +32,8 @@ from typing import Literal
 
 import numpy as np
 
-from tunesmith.data.row import Row, content_hash, folded, prompt_hash
+from tunesmith.data.fold import folded
+from tunesmith.data.row import Row, content_hash, prompt_hash
 from tunesmith.errors import DataError, RunError
 from tunesmith.rundir import read_json, write_json
 
