@@ -70,7 +70,7 @@ def convert(
 
 
 def _line(row: Row) -> bytes:
-    if row.tools is None and row.kind == "chat" and all([len(message) == 2 for message in row.messages]):
+    if row.tools is None and row.kind == "chat" and sum(map(len, row.messages)) == 2 * len(row.messages):
         # The same bytes as below in a quarter of the time: nearly all rows of most files are plain.
         return orjson.dumps({"messages": row.messages}, option=orjson.OPT_APPEND_NEWLINE)
     # Not orjson here: whole numbers past 64 bits are legal in arguments, and it has no place for them.

@@ -46,7 +46,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from tunesmith.data.finding import excerpt
-from tunesmith.data.fold import folded_all
+from tunesmith.data.fold import as_binary, folded_all
 from tunesmith.data.row import Message, Row
 from tunesmith.track import progress
 
@@ -145,8 +145,8 @@ class NearDuplicates:
         assert self._groups is None, "rows added after the result was asked for"
         questions = [question(row) for row in rows]
         self._openings += [text[:OPENING] for text in questions]
-        texts = folded_all(questions)
-        answers = folded_all([_spoken(row.messages[-1]) for row in rows])
+        texts = folded_all(as_binary(questions))
+        answers = folded_all(as_binary([_spoken(row.messages[-1]) for row in rows]))
         # Question and answer side by side: 16 bytes a row.
         self._digests.append(b"".join(_digest(part) for pair in zip(texts, answers, strict=True) for part in pair))
         self._keep(texts)

@@ -228,16 +228,17 @@ class Personal:
     def __init__(self) -> None:
         self.found: dict[str, Found] = {}
 
-    def add(self, rows: Sequence[Row], texts: pa.Array, first: int) -> None:
+    def add(self, rows: Sequence[Row], texts: pa.Array, owners: np.ndarray, first: int) -> None:
         """Search one batch.
 
         Args:
             rows: the batch.
-            texts: per row, all that it says, as one binary value (what RE2 reads).
+            texts: large_binary (what RE2 reads), all that the rows say.
+            owners: int, for each of ``texts`` the position of its row in ``rows``.
             first: number of ``rows[0]`` in reading order.
         """
         perhaps = pc.call_function("match_substring_regex", [texts], pc.MatchSubstringOptions(_PERHAPS))
-        for position in np.flatnonzero(perhaps.to_numpy(zero_copy_only=False)).tolist():
+        for position in np.unique(owners[perhaps.to_numpy(zero_copy_only=False)]).tolist():
             self._look(rows[position], first + position)
 
     def _look(self, row: Row, number: int) -> None:

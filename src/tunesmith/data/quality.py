@@ -13,37 +13,26 @@ Findings are sorted by severity, then by share. All figures depend on the rows a
 were cut into batches.
 """
 
-import json
 import zlib
 from array import array
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from tunesmith.data.advice import advice
 from tunesmith.data.answers import Answers
+from tunesmith.data.columns import columns
 from tunesmith.data.finding import SHOWN, Example, Finding
-from tunesmith.data.fold import folded_all
 from tunesmith.data.language import languages
-from tunesmith.data.personal import PATTERNS, SECRETS, Personal, texts_of
+from tunesmith.data.personal import PATTERNS, SECRETS, Personal
 from tunesmith.data.row import Row
 from tunesmith.data.sample import Sample, diversity, diversity_finding, openings
 
-_BLOCK = 2048  # rows that are looked at together, and whose ids and places are compressed together
-_MAX_ROLES = 4096  # sequences of roles remembered
+_BLOCK = 2048  # rows whose ids and places are compressed together
+_TOGETHER = 512  # rows looked at together: fewer, and patterns are compiled too often; more, and they leave the cache
 _SEVERITIES = ("wrong", "suspect", "note")
-
-
-class _Roles(NamedTuple):
-    """What a sequence of roles says of a conversation whose turns all count."""
-
-    turns: int
-    users: int
-    assistants: tuple[int, ...]
-    asking: tuple[str, ...]
 
 
 class Places:
@@ -100,7 +89,6 @@ class Quality:
         self._answers = Answers()
         self._personal = Personal()
         self._sample = Sample()
-        self._roles: dict[tuple[str, ...], _Roles] = {}
         self._content, self._prompt, self._last = array("q"), array("q"), array("q")
         self._prompt_length, self._answer_length, self._whole_length = array("i"), array("i"), array("i")
         self._asks = bytearray()  # 1 where the row has a prompt: chat rows of two turns or more
@@ -109,85 +97,33 @@ class Quality:
         self._waiting: list[Row] = []  # patterns are compiled for each look, which should be at many rows
 
     def add(self, rows: list[Row]) -> None:
-        """Take in the next rows, any number. None is kept for longer than until there are 2,048 to be looked at together."""
+        """Take in the next rows, any number. None is kept for longer than until there are 512 to be looked at together."""
         self.places.add(rows)
         self._waiting.extend(rows)
-        if len(self._waiting) >= _BLOCK:
+        if len(self._waiting) >= _TOGETHER:
             self._look()
 
     def _look(self) -> None:
         rows, self._waiting = self._waiting, []
         if not rows:
             return
-        first = len(self._whole_length)
-        measured = [self._measure(row) for row in rows]
-        whole, before, size, supervised, last, asking, prompts, answers, called, texts = zip(*measured, strict=True)
-        self._content.extend([int(row.id[:12], 16) for row in rows])
-        # Built-in hashes differ from run to run, but they are only compared with each other, and cost a third of blake2b.
-        self._prompt.extend([hash(pair) for pair in zip(asking, folded_all(prompts), strict=True)])
-        self._last.extend(last)
-        self._prompt_length.extend(before)
-        self._answer_length.extend(size)
-        self._whole_length.extend(whole)
-        self._supervised_length += sum(supervised)
-        self._personal.add(rows, as_binary(texts), first)
-        self._answers.add(answers, called, as_binary([answer or "" for answer in answers]))
+        first, batch = len(self._content), columns(rows)
+        self._content.extend(batch.content)
+        self._prompt.extend(batch.prompt)
+        self._last.extend(batch.last)
+        self._asks.extend(batch.asks)
+        self._prompt_length.extend(batch.prompt_length)
+        self._answer_length.extend(batch.answer_length)
+        self._whole_length.extend(batch.whole_length)
+        self._supervised_length += batch.supervised_length
+        self._conversations.update(batch.conversations)
+        self._personal.add(rows, batch.texts, batch.owners, first)
+        self._answers.add(batch.answers, batch.called, batch.answer_texts)
         for number, row in enumerate(rows):
             if row.id < self._sample.threshold:
                 asked = next((turn["content"] for turn in reversed(row.messages) if turn["role"] == "user"), "")
                 asked = row.messages[0]["content"] if row.kind == "text" else asked
-                self._sample.add(self._content[first + number], row.id, first + number, asked, answers[number])
-
-    def _measure(self, row: Row) -> tuple[Any, ...]:
-        """What ``_look`` needs of a row, in its order; counts what can be counted here."""
-        messages = row.messages
-        contents = [message["content"] for message in messages]
-        names = tuple([message["role"] for message in messages])
-        roles = self._roles.get(names) or self._read_roles(names)
-        assistants, extra, called = roles.assistants, "", False
-        last: Any = contents[-1].strip()
-        if row.tools is None and sum([len(message) for message in messages]) == 2 * len(messages):
-            text = "\0".join(contents)
-            whole = len(text) - len(contents) + 1
-            supervised = sum([len(contents[turn]) for turn in assistants])
-            before = whole - len(contents[-1])
-        else:
-            parts = [texts_of(message) for message in messages]
-            text = "\0".join(["\0".join(part) for part in parts])
-            assistants = tuple(turn for turn in assistants if messages[turn].get("weight", 1) != 0)
-            lengths = [sum(map(len, part)) for part in parts]
-            whole = sum(lengths)
-            supervised = sum(lengths[turn] for turn in assistants)
-            before = whole - lengths[-1]
-            called = bool(assistants) and "tool_calls" in messages[assistants[-1]]
-            calls = [message.get("tool_calls") for message in messages[:-1]]
-            extra = json.dumps([calls, row.tools], sort_keys=True) if row.tools or any(calls) else ""
-            if "tool_calls" in messages[-1]:
-                last = (last, json.dumps(messages[-1]["tool_calls"], sort_keys=True))
-        if row.kind == "text":
-            self._asks.append(False)
-            return whole, -1, -1, whole, 0, None, "", None, False, text
-        answer = None
-        if assistants:
-            answer = contents[assistants[-1]]
-            if assistants[-1] != len(contents) - 1:
-                before = sum(map(len, contents[: assistants[-1]]))
-        self._asks.append(len(contents) > 1)
-        self._conversations[roles.turns, roles.users, len(assistants)] += 1
-        size = -1 if answer is None else len(answer)
-        prompt = "\1".join(contents[:-1])
-        return whole, before, size, supervised, hash(last), (roles.asking, extra), prompt, answer, called, text
-
-    def _read_roles(self, names: tuple[str, ...]) -> _Roles:
-        roles = _Roles(
-            turns=sum(name not in ("system", "developer") for name in names),
-            users=names.count("user"),
-            assistants=tuple(turn for turn, name in enumerate(names) if name == "assistant"),
-            asking=names[:-1],
-        )
-        if len(self._roles) < _MAX_ROLES:
-            self._roles[names] = roles
-        return roles
+                self._sample.add(self._content[first + number], row.id, first + number, asked, batch.answers[number])
 
     def report(self) -> dict[str, Any]:
         """Everything found, as plain values for JSON.
@@ -338,14 +274,6 @@ class Quality:
             severity = "wrong" if secret else "suspect"
             found.append(Finding(pattern.code, severity, text, seen.rows, len(self._content), hint, shown))
         return found
-
-
-def as_binary(texts: Sequence[str]) -> pa.Array:
-    """The texts as UTF-8 in one large_binary array; a lone surrogate, which UTF-8 lacks, is encoded as its three bytes."""
-    try:
-        return pa.array(texts, pa.large_binary())
-    except UnicodeEncodeError:
-        return pa.array([text.encode("utf-8", "surrogatepass") for text in texts], pa.large_binary())
 
 
 def _groups(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

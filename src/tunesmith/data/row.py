@@ -76,9 +76,6 @@ class Problem:
 
 def content_hash(messages: list[Message], tools: list[dict[str, Any]] | None = None, kind: str = "chat") -> bytes:
     """16 bytes that are equal for equal examples. Plain turns take a fast path: JSON only where there is structure."""
-    if not tools and all([len(message) == 2 for message in messages]):
-        text = kind + "".join([f"\0{message['role']}\1{message['content']}" for message in messages])
-        return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
     hashed = hashlib.blake2b(kind.encode(), digest_size=16)
     for message in messages:
         if len(message) == 2:
