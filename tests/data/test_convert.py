@@ -94,7 +94,7 @@ def test_arguments_are_written_as_text_as_openai_does(tmp_path):
     call = {"type": "function", "function": {"name": "f", "arguments": {"é": 1}}}
     path.write_text(json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call]}]}))
     written = as_messages(read_rows(path)[0])["messages"][1]
-    assert written["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"é": 1}'}
+    assert written["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"é":1}'}
 
 
 def test_the_target_appears_whole_or_not_at_all(tmp_path):

@@ -1,3 +1,4 @@
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -52,7 +53,7 @@ CLEAN = [
 def found(text, role="user"):
     personal = Personal()
     rows = [Row("0", "line 1", [{"role": role, "content": text}])]
-    personal.add(rows, pa.array([text.encode("utf-8", "surrogatepass")], pa.large_binary()), 0)
+    personal.add(rows, pa.array([text.encode("utf-8", "surrogatepass")], pa.large_binary()), np.zeros(1, int), 0)
     return personal.found
 
 
@@ -96,7 +97,7 @@ def test_tool_calls_are_searched_too():
     call = {"type": "function", "function": {"name": "f", "arguments": {"deep": [{"key": key}]}}}
     message = {"role": "assistant", "content": "", "tool_calls": [call]}
     personal = Personal()
-    personal.add([Row("0", "line 1", [message])], pa.array([key.encode()], pa.large_binary()), 5)
+    personal.add([Row("0", "line 1", [message])], pa.array([key.encode()], pa.large_binary()), np.zeros(1, int), 5)
     assert personal.found["openai-key"].examples == [(5, "assistant", mask(key))]
 
 

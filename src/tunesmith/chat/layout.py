@@ -90,7 +90,7 @@ class _Marked:
 
 
 @dataclass(frozen=True)
-class _Plain:
+class Plain:
     """Layout of a plain conversation: the template's text before each message's and after the last, spans by gap.
 
     Attributes:
@@ -111,13 +111,14 @@ class Template:
 
     Attributes:
         source: the Jinja text.
+        plain: (roles, supervised turns) of a plain conversation -> its layout, the error that it leads to, or None.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str, vocabulary: Vocabulary):
         self.source = source
         self._vocabulary = vocabulary
         self._special = dict(tokenizer.special_tokens_map)
-        self._plain = lru_cache(maxsize=512)(self._find_plain)
+        self.plain = lru_cache(maxsize=512)(self._find_plain)
         self._system = "developer" if _DEVELOPER.search(source) else "system"
         self._closings: dict[tuple[Any, ...], str] = {}
 
@@ -202,7 +203,7 @@ class Template:
 
     def _fill(self, messages: list[Message], text: str, taught: list[int]) -> Laid | None:
         """Spans by the layout of the roles, or None when the template's text is not what that layout gives."""
-        plain = self._plain(tuple(message["role"] for message in messages), tuple(taught))
+        plain = self.plain(tuple(message["role"] for message in messages), tuple(taught))
         if isinstance(plain, DataError):
             raise DataError(plain.message, plain.hint)
         if plain is None:
@@ -220,7 +221,7 @@ class Template:
                 return Laid(text, spans, [], plain.control)
         return None
 
-    def _find_plain(self, roles: tuple[str, ...], taught: tuple[int, ...]) -> _Plain | DataError | None:
+    def _find_plain(self, roles: tuple[str, ...], taught: tuple[int, ...]) -> Plain | DataError | None:
         """The layout of a plain conversation, from one whose texts are single letters; None if it cannot be had so.
 
         An error is returned, not raised, so that it is remembered as a layout is.
@@ -238,7 +239,7 @@ class Template:
         gaps = [marked.text[a:b] for a, b in zip(borders[::2], borders[1::2], strict=True)]
         turns = [(m, marked.where[m][0] - a, b - marked.where[m][1]) for m, (a, b) in zip(taught, spans, strict=True)]
         control = [token for gap in gaps for token in self._vocabulary.tokens(gap)]
-        return _Plain(gaps, [leaves[leaf].message for leaf in order], turns, control)
+        return Plain(gaps, [leaves[leaf].message for leaf in order], turns, control)
 
     def _lay_marked(self, messages: list[Message], tools: Tools, text: str, taught: list[int]) -> Laid:
         marked, leaves = self._run_marked(messages, tools)

@@ -15,18 +15,19 @@ generation prompt before the answer (reasoning templates do). No generation coul
 The price against a bare tokenizer is one run of the template for each row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from tunesmith.chat.layout import Laid, Message, Template, Tools
+from tunesmith.chat.frame import BRACKETS, Encodable, Filled, Frame, Slot
+from tunesmith.chat.layout import Laid, Message, Plain, Template, Tools
 from tunesmith.chat.vocabulary import AFTER, MIDDLE, START, Vocabulary
 from tunesmith.errors import DataError, ModelError
 
-_ZEROS, _ONES = [0] * 4096, [1] * 4096
 BATCH = 256  # conversations that are encoded together, while the next ones go through the template
 
 
@@ -90,6 +91,18 @@ class _Cut:
     pieces: list[tuple[str, int | None, bool, str]]
     notes: tuple[str, ...]
 
+    def texts(self) -> list[Encodable]:
+        return [(text, begins) for text, control, _, begins in self.pieces if control is None]
+
+    def assemble(self, encoded: Iterator[list[int]]) -> tuple[list[int], list[int]]:
+        ids: list[int] = []
+        supervised: list[int] = []
+        for _, control, taught, _ in self.pieces:
+            tokens = next(encoded) if control is None else [control]
+            ids += tokens
+            supervised += [int(taught)] * len(tokens)
+        return ids, supervised
+
 
 class Renderer:
     """A tokenizer and a chat template, checked once.
@@ -117,6 +130,7 @@ class Renderer:
         self.template = source
         self._vocabulary = Vocabulary(tokenizer, source)
         self._template = Template(tokenizer, source, self._vocabulary)
+        self._frame = lru_cache(maxsize=512)(self._find_frame)
         asked = {"role": "user", "content": "a"}
         try:
             probe = self.pieces([asked, {"role": "assistant", "content": "b"}])
@@ -138,8 +152,8 @@ class Renderer:
 
     def prompt_ids(self, messages: list[Message], tools: Tools = None) -> list[int]:
         """Token ids of a prompt that the assistant is to answer."""
-        laid = self._template.prompt(*self._template.neutral(messages, tools))
-        return [token for ids in self._encode([self._cut(laid)])[0] for token in ids]
+        cut = self._cut(self._template.prompt(*self._template.neutral(messages, tools)))
+        return cut.assemble(iter(self._vocabulary.encode(cut.texts())))[0]
 
     def render(self, messages: list[Message], tools: Tools = None, kind: Literal["chat", "text"] = "chat") -> Rendered:
         """Token ids and supervision of a conversation.
@@ -155,11 +169,17 @@ class Renderer:
 
     def pieces(self, messages: list[Message], tools: Tools = None, kind: Literal["chat", "text"] = "chat") -> list[Piece]:
         """The same, piece by piece, for people to look at. Raises what ``render`` raises."""
-        cut = self._prepare([Conversation(messages, tools, kind)])[0]
-        if isinstance(cut, DataError):
-            raise cut
-        tokens = self._encode([cut])[0]
-        return [Piece(text, c is not None, s, ids) for (text, c, s, _), ids in zip(cut.pieces, tokens, strict=True)]
+        conversation = Conversation(messages, tools, kind)
+        if kind == "text":
+            cut = self._cut_text(messages[0]["content"])
+        else:
+            neutral = self._template.neutral(messages, tools)
+            cut = self._cut(self._lay(conversation, *neutral, self._template.run(*neutral)))
+        encoded = iter(self._vocabulary.encode(cut.texts()))
+        return [
+            Piece(text, control is not None, taught, next(encoded) if control is None else [control])
+            for text, control, taught, _ in cut.pieces
+        ]
 
     def render_batch(self, conversations: Sequence[Conversation]) -> list[Rendered | DataError]:
         """Many conversations at once: the template runs for some while others are encoded.
@@ -178,27 +198,17 @@ class Renderer:
             results += waiting.result() if waiting is not None else []
         return results
 
-    def _finish(self, cuts: list[_Cut | DataError]) -> list[Rendered | DataError]:
-        good = [cut for cut in cuts if isinstance(cut, _Cut)]
-        encoded = iter(self._encode(good))
-        results: list[Rendered | DataError] = []
-        for cut in cuts:
-            if isinstance(cut, DataError):
-                results.append(cut)
-                continue
-            ids: list[int] = []
-            supervised: list[int] = []
-            for (_, _, taught, _), tokens in zip(cut.pieces, next(encoded), strict=True):
-                ids += tokens
-                supervised += (
-                    (_ONES if taught else _ZEROS)[: len(tokens)] if len(tokens) <= 4096 else [int(taught)] * len(tokens)
-                )
-            results.append(Rendered(ids, supervised, cut.notes))
-        return results
+    def _finish(self, cuts: list[_Cut | Filled | DataError]) -> list[Rendered | DataError]:
+        texts = [text for cut in cuts if not isinstance(cut, DataError) for text in cut.texts()]
+        encoded = iter(self._vocabulary.encode(texts))
+        return [
+            cut if isinstance(cut, DataError) else Rendered(*cut.assemble(encoded), cut.notes)  # in this order
+            for cut in cuts
+        ]
 
-    def _prepare(self, conversations: Sequence[Conversation]) -> list[_Cut | DataError]:
-        """Run the template and cut its text; plain chats go through it together."""
-        cuts: list[_Cut | DataError | None] = [None] * len(conversations)
+    def _prepare(self, conversations: Sequence[Conversation]) -> list[_Cut | Filled | DataError]:
+        """Run the template and take its text apart; plain chats go through it together."""
+        cuts: list[_Cut | Filled | DataError | None] = [None] * len(conversations)
         plain: list[tuple[int, list[Message]]] = []
         for number, conversation in enumerate(conversations):
             try:
@@ -209,12 +219,14 @@ class Renderer:
                 if tools is None:
                     plain.append((number, messages))
                 else:
-                    cuts[number] = self._lay(conversation, messages, tools, self._template.run(messages, tools))
+                    cuts[number] = self._take_apart(conversation, messages, tools, self._template.run(messages, tools))
             except DataError as error:
                 cuts[number] = error
         for (number, messages), text in zip(plain, self._run([messages for _, messages in plain]), strict=True):
             try:
-                cuts[number] = text if isinstance(text, DataError) else self._lay(conversations[number], messages, None, text)
+                cuts[number] = (
+                    text if isinstance(text, DataError) else self._take_apart(conversations[number], messages, None, text)
+                )
             except DataError as error:
                 cuts[number] = error
         return [cut for cut in cuts if cut is not None]
@@ -227,15 +239,54 @@ class Renderer:
                 return [error]
         return [text for messages in conversations for text in self._run([messages])]
 
-    def _lay(self, conversation: Conversation, messages: list[Message], tools: Tools, text: str) -> _Cut:
-        taught = [
-            number
-            for number, message in enumerate(conversation.messages)
-            if message["role"] == "assistant" and message.get("weight", 1) == 1
-        ]
+    def _take_apart(self, conversation: Conversation, messages: list[Message], tools: Tools, text: str) -> _Cut | Filled:
+        if tools is None and all(len(message) == 2 and message["content"].strip() for message in messages):
+            contents = "\n".join([message["content"] for message in conversation.messages])
+            frame = self._frame(tuple([message["role"] for message in messages]), tuple(_taught(conversation.messages)))
+            if frame is not None and not any(bracket in contents for bracket in BRACKETS):
+                filled = frame.fill(messages, text)
+                if filled is not None:
+                    self._vocabulary.refuse_lost(contents)
+                    return filled
+        return self._cut(self._lay(conversation, messages, tools, text))
+
+    def _lay(self, conversation: Conversation, messages: list[Message], tools: Tools, text: str) -> Laid:
+        taught = _taught(conversation.messages)
         if not taught:
             raise DataError("no token is supervised", "give an assistant turn weight 1, or remove the row")
-        return self._cut(self._template.lay(messages, tools, text, taught))
+        return self._template.lay(messages, tools, text, taught)
+
+    def _find_frame(self, roles: tuple[str, ...], taught: tuple[int, ...]) -> Frame | None:
+        """The frame of a plain conversation; None where a text is not all that changes from row to row."""
+        plain = self._template.plain(roles, taught) if taught else None
+        if not isinstance(plain, Plain) or not self._vocabulary.bracketed or self._vocabulary.strips(plain.control):
+            return None
+        text, spans, places = plain.gaps[0], {}, []
+        for gap, message in zip(plain.gaps[1:], plain.order, strict=True):
+            places.append(len(text))
+            text += f"x{gap}"
+            spans[message] = (places[-1], places[-1] + 1)
+        turns = [(spans[m][0] - start, spans[m][1] + end) for m, start, end in plain.turns]
+        cut = self._cut(Laid(text, turns, [], plain.control))
+        slots: list[Slot] = []
+        ids: list[list[int]] = [[]]
+        supervised: list[list[int]] = [[]]
+        position, encoded = 0, iter(self._vocabulary.encode(cut.texts()))
+        for piece, control, is_taught, begins in cut.pieces:
+            tokens = next(encoded) if control is None else [control]
+            inside = [place - position for place in places if position <= place < position + len(piece)]
+            position += len(piece)
+            if not inside:
+                ids[-1] += tokens
+                supervised[-1] += [int(is_taught)] * len(tokens)
+                continue
+            before, after = piece[: inside[0]], piece[inside[0] + 1 :]
+            if len(inside) > 1 or any(bracket in before + after for bracket in BRACKETS):
+                return None
+            slots.append(Slot(plain.order[len(slots)], before, after, begins, int(is_taught)))
+            ids.append([])
+            supervised.append([])
+        return Frame(plain.gaps, slots, ids, supervised) if position == len(text) else None
 
     def _cut(self, laid: Laid) -> _Cut:
         pieces: list[tuple[str, int | None, bool, str]] = []
@@ -298,12 +349,6 @@ class Renderer:
         body = (text, None, True, AFTER if starts else START)
         return _Cut([*head, body, (str(eos), self._vocabulary.control[str(eos)], True, MIDDLE)], ())
 
-    def _encode(self, cuts: list[_Cut]) -> list[list[list[int]]]:
-        """Token ids of every piece."""
-        plain = [(text, begins) for cut in cuts for text, control, _, begins in cut.pieces if control is None]
-        encoded = iter(self._vocabulary.encode(plain))
-        return [[next(encoded) if control is None else [control] for _, control, _, _ in cut.pieces] for cut in cuts]
-
     def _tool_stops(self, asked: Message) -> list[int]:
         """The token that ends a tool call, where the template has tool calls."""
         function = {"name": "f", "arguments": {"a": "b"}}
@@ -314,8 +359,11 @@ class Renderer:
         }
         parameters = {"type": "object", "properties": {"a": {"type": "string", "description": "c"}}, "required": ["a"]}
         declared = {"type": "function", "function": {"name": "f", "description": "d", "parameters": parameters}}
-        probe = self._prepare([Conversation([asked, call], [declared])])[0]
-        return [] if isinstance(probe, DataError) else [c for _, c, taught, _ in probe.pieces if taught and c is not None][-1:]
+        try:
+            probe = self.pieces([asked, call], [declared])
+        except DataError:
+            return []
+        return [piece.ids[0] for piece in probe if piece.supervised and piece.control][-1:]
 
 
 def with_system(messages: list[Message], instruction: str | None) -> list[Message]:
@@ -326,6 +374,11 @@ def with_system(messages: list[Message], instruction: str | None) -> list[Messag
         own = messages[0]["content"]
         return [{"role": "system", "content": f"{instruction}\n\n{own}"}, *messages[1:]]
     return [{"role": "system", "content": instruction}, *messages]
+
+
+def _taught(messages: list[Message]) -> list[int]:
+    """Numbers of the assistant turns of weight 1."""
+    return [n for n, message in enumerate(messages) if message["role"] == "assistant" and message.get("weight", 1) == 1]
 
 
 def _as_ids(value: Any) -> list[int]:

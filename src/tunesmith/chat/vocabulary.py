@@ -31,7 +31,6 @@ PLACE = 0xF0000  # first of the characters that stand for control tokens; one pl
 MARK = 0x100000  # first of the characters that mark where a template puts a text (chat/layout.py)
 BREAK = "\U0010fffd"  # the last mark: put inside a text that could become a control token together with its neighbour
 _PRIVATE = re.compile(f"[{chr(PLACE)}-\U0010ffff]")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _ANCHOR = "\U000ffffd"  # a control token of the second tokenizer alone: what follows it is encoded as after any other
 # Control tokens have one of these forms almost always, and neither form can hide the other. A vocabulary can hold
 # thousands; one alternation of all of them, needed where a token has another form, is slow.
@@ -44,6 +43,7 @@ _TAGS = (
     *("div", "iframe", "footer"),
 )
 _HTML = frozenset(f"<{slash}{tag}>" for slash in ("", "/") for tag in _TAGS)
+_REMEMBERED = 32  # characters up to which the ids of a text are remembered
 # How the beginning of a text is encoded: at the very start, after a control token, or in the middle of text.
 START, AFTER, MIDDLE = "start", "after", "middle"
 
@@ -54,6 +54,7 @@ class Vocabulary:
     Attributes:
         control: text of each control token -> id. Special added tokens, and the others except runs of white space
             (written as such or as U+2581) and the HTML tags that the chat template does not write itself.
+        bracketed: whether every control token is something in angle or square brackets.
 
     Raises:
         ModelError: not a fast tokenizer, or a control token that plain text can produce.
@@ -76,7 +77,8 @@ class Vocabulary:
         self._place = {text: chr(PLACE + number) for number, text in enumerate(self.control)}
         self._restored = {place: text for text, place in self._place.items()}
         self._find = _COMMON
-        if not all(_COMMON.fullmatch(text) for text in self.control):
+        self.bracketed = all(_COMMON.fullmatch(text) for text in self.control)
+        if not self.bracketed:
             self._find = re.compile("|".join(re.escape(text) for text in sorted(self.control, key=len, reverse=True)))
         description = json.loads(self._stock.to_str())
         self._after = _without(description, self.control)
@@ -95,16 +97,20 @@ class Vocabulary:
         Raises:
             DataError: the text holds characters of the private-use planes 15 or 16, or half a surrogate pair.
         """
-        if text.isascii():
-            return self._find.sub(self._placed, text)
-        if half := _SURROGATE.search(text):
-            raise DataError(f"the text holds {half.group()!r}, half a surrogate pair, which is no character", "remove it")
-        if _PRIVATE.search(text):
-            raise DataError(
-                "the text holds characters of the private-use planes 15 or 16, which are kept for marks",
-                "no font and no vocabulary knows them; remove them",
-            )
-        return self._find.sub(self._placed, text)
+        if not text.isascii():
+            try:
+                raw = text.encode()
+            except UnicodeEncodeError as error:
+                half = text[error.start]
+                told = f"the text holds {half!r}, half a surrogate pair, which is no character"
+                raise DataError(told, "remove it") from None
+            # Planes 12 to 16 begin with these bytes; searching all text for the characters takes ten times as long.
+            if (b"\xf3" in raw or b"\xf4" in raw) and _PRIVATE.search(text):
+                raise DataError(
+                    "the text holds characters of the private-use planes 15 or 16, which are kept for marks",
+                    "no font and no vocabulary knows them; remove them",
+                )
+        return text if self.bracketed and "<" not in text and "[" not in text else self._find.sub(self._placed, text)
 
     def _placed(self, match: re.Match[str]) -> str:
         return self._place.get(match.group(), match.group())
@@ -151,6 +157,10 @@ class Vocabulary:
         tails = frozenset(text[n:] for text in self.control for n in range(1, len(text)))
         return heads, tails, max(map(len, heads), default=0)
 
+    def strips(self, control: list[str]) -> bool:
+        """Whether one of these control tokens takes white space beside it with it."""
+        return any(True in self._strips[text] for text in control)
+
     def swallowed(self, text: str, before: str | None, after: str | None) -> str:
         """``text`` without the white space that the control tokens around it take with them (their lstrip, rstrip)."""
         if before is not None and self._strips[before][1]:
@@ -166,7 +176,7 @@ class Vocabulary:
             texts: (text, where it begins: ``START``, ``AFTER`` or ``MIDDLE``). Short ones are remembered: headers and
                 line breaks come back in every row.
         """
-        found: list[list[int] | None] = [self._cache.get(key) for key in texts]
+        found = [self._cache.get(key) if len(key[0]) <= _REMEMBERED else None for key in texts]
         missing = [number for number, ids in enumerate(found) if ids is None]
         for place, tokenizer, anchor in self._ways:
             mine = [n for n in missing if self._prefix_free or texts[n][1] == place]
@@ -174,7 +184,7 @@ class Vocabulary:
             for number, encoding in zip(mine, encoded, strict=True):
                 ids = encoding.ids
                 found[number] = ids = ids[1:] if anchor else ids
-                if len(texts[number][0]) <= 32 and len(self._cache) < 4096:
+                if len(texts[number][0]) <= _REMEMBERED and len(self._cache) < 4096:
                     self._cache[texts[number]] = ids
             if self._prefix_free:
                 break
@@ -200,8 +210,9 @@ class Vocabulary:
             DataError: a byte without a token (byte-level vocabularies drop it in silence), a character that becomes
                 the unknown token, or a normaliser that writes it differently.
         """
-        if self._missing_bytes and (lost := set(text.encode()) & self._missing_bytes):
-            letter = next(c for c in text if set(c.encode()) & lost)
+        raw = text.encode()
+        if self._missing_bytes and len(raw.translate(None, self._missing_bytes)) < len(raw):
+            letter = next(c for c in text if any(byte in self._missing_bytes for byte in c.encode()))
             raise DataError(f"the tokenizer cannot represent {letter!r}; it would be lost", "remove it from the row")
         if self._unknown is not None and self._unknown in self._middle.encode(text, add_special_tokens=False).ids:
             letter = next((c for c in text if self._unknown in self._middle.encode(c, add_special_tokens=False).ids), "")
@@ -287,15 +298,15 @@ def _no_prefix(step: dict[str, Any] | None) -> dict[str, Any] | None:
     return {**step, "add_prefix_space": False} if "add_prefix_space" in step else step
 
 
-def _missing_bytes(description: dict[str, Any]) -> frozenset[int]:
+def _missing_bytes(description: dict[str, Any]) -> bytes:
     """Bytes that a byte-level vocabulary has no token for (some published ones lack a few)."""
     if "ByteLevel" not in json.dumps([description["pre_tokenizer"], description["decoder"]]):
-        return frozenset()
+        return b""
     # GPT-2's table: printable bytes are written as themselves, the others as letters from 256 on.
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     letters = {**{byte: chr(byte) for byte in printable}, **{byte: chr(256 + n) for n, byte in enumerate(others)}}
-    return frozenset(byte for byte, letter in letters.items() if letter not in description["model"]["vocab"])
+    return bytes(byte for byte, letter in letters.items() if letter not in description["model"]["vocab"])
 
 
 def _unknown_token(description: dict[str, Any]) -> int | None:
