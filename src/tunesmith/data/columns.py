@@ -1,14 +1,16 @@
 """What the quality report keeps of rows, as columns: hashes, lengths and roles of a batch at a time.
 
 Texts are encoded once, into one Arrow array, and everything that can be asked of all of them together (patterns, words,
-folding) is asked of that array: it is a third of the size of the strings and stays in the processor's cache.
+folding) is asked of that array: it is a third of the size of the strings and stays in the processor's cache. A row of
+plain turns costs Python two lists and a look-up: what its roles say is remembered, and lengths are sums over all turns
+of the batch.
 """
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -16,29 +18,44 @@ import pyarrow as pa
 
 from tunesmith.data.fold import as_binary, folded_all
 from tunesmith.data.personal import texts_of
-from tunesmith.data.row import Row
+from tunesmith.data.row import Message, Row
 
 
-class _Roles(NamedTuple):
-    """What a sequence of roles says of a conversation whose turns all count."""
+class _Shape(NamedTuple):
+    """What a sequence of turns is, but for its texts.
 
-    turns: int
-    users: int
-    assistants: tuple[int, ...]
-    asking: tuple[str, ...]
+    Attributes:
+        counted: number of turns without system ones, of user turns, of supervised turns.
+        supervised: for each turn, whether it is trained on.
+        answer: turn that is the answer, -1 without one.
+        asks: whether there is a prompt: chat rows of two turns or more.
+        called: whether the answer calls tools.
+        asking: equal for prompts that differ in their texts alone.
+        calls: the tool calls of the last turn.
+        chat: False for a plain text.
+    """
+
+    counted: tuple[int, int, int]
+    supervised: tuple[bool, ...]
+    answer: int
+    asks: bool
+    called: bool
+    asking: int
+    calls: str | None
+    chat: bool
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Columns:
     """A batch of rows, measured.
 
     Attributes:
-        content: equal for rows with equal content.
-        prompt: equal for rows that ask the same up to case and white space; of rows with ``asks`` only.
-        last: equal for rows whose last turn says the same.
-        asks: whether the row has a prompt: chat rows of two turns or more.
-        prompt_length, answer_length: characters before the last supervised turn, and of it; -1 without one.
-        whole_length: characters of all turns, with reasoning and tool calls.
+        content: int64, equal for rows with equal content.
+        prompt: int64, equal for rows that ask the same up to case and white space; of rows with ``asks`` only.
+        last: int64, equal for rows whose last turn says the same.
+        asks: bool, whether the row has a prompt: chat rows of two turns or more.
+        prompt_length, answer_length: int32, characters before the last supervised turn, and of it; -1 without one.
+        whole_length: int32, characters of all turns, with reasoning and tool calls.
         supervised_length: characters of all supervised turns of the batch.
         conversations: (turns, user turns, supervised turns) of chat rows -> rows.
         answers: content of the last supervised turn, None where there is none.
@@ -48,98 +65,116 @@ class Columns:
         owners: int, for each of ``texts`` the number of its row in the batch.
     """
 
-    content: list[int]
-    prompt: list[int] = field(default_factory=list)
-    last: list[int] = field(default_factory=list)
-    asks: list[bool] = field(default_factory=list)
-    prompt_length: list[int] = field(default_factory=list)
-    answer_length: list[int] = field(default_factory=list)
-    whole_length: list[int] = field(default_factory=list)
-    supervised_length: int = 0
-    conversations: Counter[tuple[int, int, int]] = field(default_factory=Counter)
-    answers: list[str | None] = field(default_factory=list)
-    called: list[bool] = field(default_factory=list)
-    answer_texts: pa.Array = None
-    texts: pa.Array = None
-    owners: np.ndarray = None  # pyright: ignore[reportAssignmentType]  # set before anybody sees it
+    content: np.ndarray
+    prompt: np.ndarray
+    last: np.ndarray
+    asks: np.ndarray
+    prompt_length: np.ndarray
+    answer_length: np.ndarray
+    whole_length: np.ndarray
+    supervised_length: int
+    conversations: Counter[tuple[int, int, int]]
+    answers: list[str | None]
+    called: list[bool]
+    answer_texts: pa.Array
+    texts: pa.Array
+    owners: np.ndarray
 
 
 def columns(rows: list[Row]) -> Columns:
-    """Measure a batch; some 2,000 rows at a time are fast, since patterns and arrays cost the same for one."""
-    batch = Columns([int(row.id[:12], 16) for row in rows])
-    turns: list[str] = []  # of all rows
+    """Measure a batch; some hundred rows at a time are fast, since patterns and arrays cost the same for one."""
+    turns: list[str] = []  # contents, of all rows
     others: list[str] = []  # reasoning and tool calls
-    owners: list[int] = []  # rows of ``others``
-    counts: list[int] = []
-    spoken: list[int] = []  # where the answers stand in ``turns``, -1 without one
-    asking: list[tuple[tuple[str, ...], str | None]] = []
-    calls: list[str | None] = []
-    for number, row in enumerate(rows):
+    owners: list[int] = []  # for each of ``others``, its turn
+    shapes: list[_Shape] = []
+    for row in rows:
         messages = row.messages
-        contents = [message["content"] for message in messages]
-        roles = _roles(tuple([message["role"] for message in messages]))
-        assistants, lengths = roles.assistants, list(map(len, contents))
-        called, declared, last_calls = False, None, None
-        if row.tools is not None or sum(map(len, messages)) != 2 * len(messages):
-            extra = [texts_of(message)[1:] for message in messages]
-            for turn, texts in enumerate(extra):
-                lengths[turn] += sum(map(len, texts))
+        if row.tools is None and row.kind == "chat" and sum(map(len, messages)) == 2 * len(messages):
+            shapes.append(_plain(tuple([message["role"] for message in messages])))
+        else:
+            for turn, message in enumerate(messages, len(turns)):
+                texts = texts_of(message)[1:]
                 others += texts
-                owners += [number] * len(texts)
-            assistants = tuple([turn for turn in assistants if messages[turn].get("weight", 1) != 0])
-            called = bool(assistants) and "tool_calls" in messages[assistants[-1]]
-            declared, last_calls = _structure(row)
-        is_chat = row.kind == "chat"
-        answer = assistants[-1] if assistants and is_chat else None
-        spoken.append(-1 if answer is None else len(turns) + answer)
-        turns += contents
-        counts.append(len(contents))
-        asking.append((roles.asking, declared))
-        calls.append(last_calls)
-        batch.asks.append(is_chat and len(contents) > 1)
-        batch.called.append(called)
-        batch.answers.append(None if answer is None else contents[answer])
-        batch.answer_length.append(-1 if answer is None else len(contents[answer]))
-        batch.prompt_length.append(sum(lengths[:answer]) if answer is not None else sum(lengths[:-1]))
-        batch.whole_length.append(sum(lengths))
-        batch.supervised_length += sum([lengths[turn] for turn in assistants])
-        if is_chat:
-            batch.conversations[roles.turns, roles.users, len(assistants)] += 1
-    # An empty text at the end is the answer of rows without one.
-    batch.texts = as_binary([*turns, *others, ""])
-    batch.answer_texts = batch.texts.take(pa.array(np.array(spoken) % len(batch.texts)))
-    batch.owners = np.concatenate([np.repeat(np.arange(len(rows)), counts), np.array([*owners, 0], np.int64)])
+                owners += [turn] * len(texts)
+            shapes.append(_structured(row))
+        turns += [message["content"] for message in messages]
+    counts = np.array([len(shape.supervised) for shape in shapes])
     ends = np.cumsum(counts)
-    _compare(batch, batch.texts.slice(0, len(turns)), ends, asking, calls)
-    return batch
+    starts = ends - counts
+    spoken = np.fromiter(map(len, turns), np.int64, len(turns))
+    lengths = spoken.copy()
+    np.add.at(lengths, np.array(owners, np.int64), np.fromiter(map(len, others), np.int64, len(others)))
+    before = np.concatenate([[0], np.cumsum(lengths)])
+    answer = np.array([shape.answer for shape in shapes])
+    answered = answer >= 0
+    answer += starts
+    answers = [turns[turn] if there else None for turn, there in zip(answer.tolist(), answered.tolist(), strict=True)]
+    texts = as_binary([*turns, *others, ""])  # the last is the answer of rows without one
+    row_of_turn = np.repeat(np.arange(len(rows)), counts)
+    supervised = np.concatenate([shape.supervised for shape in shapes])
+    last = [hash((turns[end - 1].strip(), shape.calls)) for end, shape in zip(ends.tolist(), shapes, strict=True)]
+    return Columns(
+        content=np.array([int(row.id[:12], 16) for row in rows]),
+        prompt=_prompts(texts.slice(0, len(turns)), starts, ends, [shape.asking for shape in shapes]),
+        last=np.array(last),
+        asks=np.array([shape.asks for shape in shapes]),
+        prompt_length=(before[np.where(answered, answer, ends - 1)] - before[starts]).astype(np.int32),
+        answer_length=np.where(answered, spoken[answer], -1).astype(np.int32),
+        whole_length=(before[ends] - before[starts]).astype(np.int32),
+        supervised_length=int(lengths[supervised].sum()),
+        conversations=Counter([shape.counted for shape in shapes if shape.chat]),
+        answers=answers,
+        called=[shape.called for shape in shapes],
+        answer_texts=texts.take(pa.array(np.where(answered, answer, len(texts) - 1))),
+        texts=texts,
+        owners=np.concatenate([row_of_turn, row_of_turn[owners] if owners else [], [0]]).astype(np.int64),
+    )
 
 
-def _compare(
-    batch: Columns, turns: pa.Array, ends: np.ndarray, asking: list[tuple[tuple[str, ...], str | None]], calls: list[str | None]
-) -> None:
-    """Set ``prompt`` and ``last``. Built-in hashes differ from run to run, but are only compared with each other, and
-    cost a third of blake2b."""
-    said_last = turns.take(pa.array(ends - 1)).to_pylist()
-    batch.last = [hash((text.strip(), called)) for text, called in zip(said_last, calls, strict=True)]
-    before = np.ones(len(turns), bool)
-    before[ends - 1] = False
-    keys = iter([hash(text) for text in folded_all(turns.filter(pa.array(before)))])
-    sizes = np.diff(ends, prepend=0) - 1
-    batch.prompt = [hash((asked, *islice(keys, size))) for asked, size in zip(asking, sizes.tolist(), strict=True)]
+def _prompts(turns: pa.Array, starts: np.ndarray, ends: np.ndarray, asking: Sequence[int]) -> np.ndarray:
+    """int64 per row: every turn but the last, folded, and what else the prompt is.
 
-
-def _structure(row: Row) -> tuple[str | None, str | None]:
-    """The tool calls before the last turn with the declared tools, and those of the last turn, as JSON; None without."""
-    calls = [message.get("tool_calls") for message in row.messages]
-    declared = json.dumps([calls[:-1], row.tools], sort_keys=True) if row.tools or any(calls[:-1]) else None
-    return declared, json.dumps(calls[-1], sort_keys=True) if calls[-1] else None
+    Built-in hashes differ from run to run, but are only compared with each other, and cost a third of blake2b. Those of
+    a row's turns are added, each times a number of its place.
+    """
+    asked = np.ones(len(turns), bool)
+    asked[ends - 1] = False
+    keys = np.zeros(len(turns), np.int64)
+    keys[asked] = [hash(text) for text in folded_all(turns.filter(pa.array(asked)))]
+    places = np.arange(1, len(turns) + 1) - np.repeat(starts, ends - starts)
+    keys *= places * -7046029254386353131 | 1  # 2^64 over the golden ratio, as signed
+    return np.add.reduceat(keys, starts) + np.array(asking)
 
 
 @lru_cache(4096)
-def _roles(names: tuple[str, ...]) -> _Roles:
-    return _Roles(
-        turns=sum(name not in ("system", "developer") for name in names),
-        users=names.count("user"),
-        assistants=tuple(turn for turn, name in enumerate(names) if name == "assistant"),
-        asking=names[:-1],
+def _plain(roles: tuple[str, ...]) -> _Shape:
+    """Of a chat whose turns are texts only."""
+    supervised = tuple([role == "assistant" for role in roles])
+    return _shape(roles, supervised, None, None)
+
+
+def _structured(row: Row) -> _Shape:
+    """Of any row."""
+    roles = tuple([message["role"] for message in row.messages])
+    supervised = tuple([message["role"] == "assistant" and message.get("weight", 1) != 0 for message in row.messages])
+    calls = [message.get("tool_calls") for message in row.messages]
+    declared = json.dumps([calls[:-1], row.tools], sort_keys=True) if row.tools or any(calls[:-1]) else None
+    shape = _shape(roles, supervised, declared, json.dumps(calls[-1], sort_keys=True) if calls[-1] else None)
+    if row.kind == "text":
+        return shape._replace(answer=-1, asks=False, chat=False)
+    answer: Message = row.messages[shape.answer] if shape.answer >= 0 else {}
+    return shape._replace(called="tool_calls" in answer)
+
+
+def _shape(roles: tuple[str, ...], supervised: tuple[bool, ...], declared: str | None, calls: str | None) -> _Shape:
+    turns = sum(role not in ("system", "developer") for role in roles)
+    return _Shape(
+        counted=(turns, roles.count("user"), sum(supervised)),
+        supervised=supervised,
+        answer=max((turn for turn, taught in enumerate(supervised) if taught), default=-1),
+        asks=len(roles) > 1,
+        called=False,
+        asking=hash((roles[:-1], declared)),
+        calls=calls,
+        chat=True,
     )

@@ -108,13 +108,13 @@ class Quality:
         if not rows:
             return
         first, batch = len(self._content), columns(rows)
-        self._content.extend(batch.content)
-        self._prompt.extend(batch.prompt)
-        self._last.extend(batch.last)
-        self._asks.extend(batch.asks)
-        self._prompt_length.extend(batch.prompt_length)
-        self._answer_length.extend(batch.answer_length)
-        self._whole_length.extend(batch.whole_length)
+        self._content.frombytes(batch.content.tobytes())
+        self._prompt.frombytes(batch.prompt.tobytes())
+        self._last.frombytes(batch.last.tobytes())
+        self._asks += batch.asks.tobytes()
+        self._prompt_length.frombytes(batch.prompt_length.tobytes())
+        self._answer_length.frombytes(batch.answer_length.tobytes())
+        self._whole_length.frombytes(batch.whole_length.tobytes())
         self._supervised_length += batch.supervised_length
         self._conversations.update(batch.conversations)
         self._personal.add(rows, batch.texts, batch.owners, first)

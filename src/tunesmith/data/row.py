@@ -76,15 +76,15 @@ class Problem:
 
 def content_hash(messages: list[Message], tools: list[dict[str, Any]] | None = None, kind: str = "chat") -> bytes:
     """16 bytes that are equal for equal examples. Plain turns take a fast path: JSON only where there is structure."""
-    hashed = hashlib.blake2b(kind.encode(), digest_size=16)
+    parts = [kind]
     for message in messages:
         if len(message) == 2:
-            hashed.update(f"\0{message['role']}\1{message['content']}".encode("utf-8", "surrogatepass"))
+            parts.append(f"\0{message['role']}\1{message['content']}")
         else:
-            hashed.update(b"\2" + json.dumps(message, sort_keys=True).encode())
+            parts.append(f"\2{json.dumps(message, sort_keys=True)}")
     if tools:
-        hashed.update(b"\3" + json.dumps(tools, sort_keys=True).encode())
-    return hashed.digest()
+        parts.append(f"\3{json.dumps(tools, sort_keys=True)}")
+    return hashlib.blake2b("".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def prompt_hash(messages: list[Message], tools: list[dict[str, Any]] | None = None) -> bytes:
