@@ -4,7 +4,9 @@ Rows stream through all of them: what is kept of a row is its hashes and lengths
 file of rows, learns from it what the split needs, and hands the rows out to the parts in a second pass.
 """
 
+import contextlib
 import dataclasses
+import gc
 import itertools
 from collections import Counter
 from collections.abc import Iterator
@@ -357,9 +359,21 @@ def _batched(rows: Path) -> Iterator[tuple[list[dict[str, Any]], int]]:
 
 def _with_bar(reader: "Reader") -> Iterator[list[Any]]:
     """The reader's batches, with a bar over its bytes."""
-    with progress("reading", reader.total_bytes) as bar:
+    with progress("reading", reader.total_bytes) as bar, _no_cycles():
         reader.progress = bar.advance
         yield from reader.batches()
+
+
+@contextlib.contextmanager
+def _no_cycles() -> Iterator[None]:
+    """Without Python's search for cycles: rows are trees, and looking at millions of them is a tenth of a check."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _near_report(near: "NearDuplicates", quality: "Quality") -> dict[str, Any]:

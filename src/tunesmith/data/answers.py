@@ -73,6 +73,11 @@ _PHRASE_FORMS = {code: re.compile(form, re.IGNORECASE) for code, (form, _, _) in
 _ANY_PHRASE = "(?i)" + "|".join(form for form, _, _ in PHRASES.values())
 
 
+def _is_prose(first: str, last: str) -> bool:
+    """Whether an answer that begins and ends so, and is too long for a class or a number, is text and nothing else."""
+    return first not in "{[`" and not first.isspace() and not last.isspace()
+
+
 def shape_of(value: Any) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
     """Kind, sorted keys and types of a JSON object's values; of an array, the set of its items' types."""
     if isinstance(value, dict):
@@ -138,7 +143,14 @@ class Answers:
 
     def _add_one(self, row: int, answer: str | None, calls: bool, words: int) -> None:
         form, shape, short = NONE, -1, -1
-        if answer is not None:
+        if answer is not None and words > 1 and len(answer) > _SHORT and _is_prose(answer[0], answer[-1]):
+            form = TEXT  # as below, in a third of the time: nearly all answers of most chats
+            if words >= 20 and answer[-1] not in _CLOSED:
+                self._show("open", row, answer, tail=True)
+                form |= _OPEN
+            if len(self._seen.get(FORMATS[TEXT], ())) < SHOWN:
+                self._show(FORMATS[TEXT], row, answer)
+        elif answer is not None:
             stripped = answer.strip()
             start = stripped[:1]
             if not stripped:

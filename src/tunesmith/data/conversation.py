@@ -15,6 +15,7 @@ an int, an empty ``tool_calls`` is absent, and ``content`` is always there (empt
 
 import difflib
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 from tunesmith.data.problems import Bad
@@ -33,26 +34,21 @@ def is_plain(messages: Any) -> bool:
 
     Lone surrogates are not looked for: no parser here lets one through, and looking is a tenth of reading.
     """
-    if type(messages) is not list or not messages:
+    if type(messages) is not list:
         return False
-    expected = ""  # the first turn: of the user, or a system turn
-    for message in messages:
-        if type(message) is not dict or len(message) != 2:
-            return False
-        content = message.get("content")
-        if type(content) is not str or not content or content.isspace():
-            return False
-        role = message.get("role")
-        if role != expected:
-            if expected:
-                return False
-            if role == "system" or role == "developer":
-                expected = "user"
-                continue
-            if role != "user":
-                return False
-        expected = "assistant" if role == "user" else "user"
-    return expected == "user" and messages[-1]["role"] == "assistant"
+    try:
+        contents = [message["content"] for message in messages]
+        in_order = _in_order(tuple([message["role"] for message in messages]))
+        return in_order and sum(map(len, messages)) == 2 * len(messages) and all(map(str.strip, contents))
+    except (TypeError, KeyError):  # no object, no text, or a key that is not there
+        return False
+
+
+@lru_cache(4096)
+def _in_order(roles: tuple[str, ...]) -> bool:
+    """Perhaps a system turn, then user and assistant in turn, the last word the assistant's."""
+    turns = roles[1:] if roles[:1] in (("system",), ("developer",)) else roles
+    return bool(turns) and len(turns) % 2 == 0 and turns == ("user", "assistant") * (len(turns) // 2)
 
 
 def check_messages(messages: Any) -> list[Message]:

@@ -31,7 +31,7 @@ from tunesmith.data.row import Row
 from tunesmith.data.sample import Sample, diversity, diversity_finding, openings
 
 _BLOCK = 2048  # rows whose ids and places are compressed together
-_TOGETHER = 512  # rows looked at together: fewer, and patterns are compiled too often; more, and they leave the cache
+_TOGETHER = 1024  # rows looked at together: fewer, and patterns are compiled too often; more, and they leave the cache
 _SEVERITIES = ("wrong", "suspect", "note")
 
 
@@ -97,7 +97,7 @@ class Quality:
         self._waiting: list[Row] = []  # patterns are compiled for each look, which should be at many rows
 
     def add(self, rows: list[Row]) -> None:
-        """Take in the next rows, any number. None is kept for longer than until there are 512 to be looked at together."""
+        """Take in the next rows, any number. None is kept for longer than until there are 1,024 to be looked at together."""
         self.places.add(rows)
         self._waiting.extend(rows)
         if len(self._waiting) >= _TOGETHER:

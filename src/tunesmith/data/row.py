@@ -76,15 +76,15 @@ class Problem:
 
 def content_hash(messages: list[Message], tools: list[dict[str, Any]] | None = None, kind: str = "chat") -> bytes:
     """16 bytes that are equal for equal examples. Plain turns take a fast path: JSON only where there is structure."""
-    parts = [kind]
+    parts = [kind.encode()]
     for message in messages:
         if len(message) == 2:
-            parts.append(f"\0{message['role']}\1{message['content']}")
+            parts += (b"\0", message["role"].encode(), b"\1", message["content"].encode("utf-8", "surrogatepass"))
         else:
-            parts.append(f"\2{json.dumps(message, sort_keys=True)}")
+            parts += (b"\2", json.dumps(message, sort_keys=True).encode())
     if tools:
-        parts.append(f"\3{json.dumps(tools, sort_keys=True)}")
-    return hashlib.blake2b("".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        parts += (b"\3", json.dumps(tools, sort_keys=True).encode())
+    return hashlib.blake2b(b"".join(parts), digest_size=16).digest()
 
 
 def prompt_hash(messages: list[Message], tools: list[dict[str, Any]] | None = None) -> bytes:
