@@ -10,14 +10,17 @@ from tunesmith.models.swap import add_lora
 from tunesmith.recipe import Lora
 
 
-@pytest.fixture
-def adapter(tiny_model, tmp_path):
-    layers = add_lora(tiny_model, Lora(r=4, alpha=12), seed=0)
+@pytest.fixture(params=[{}, {"use_rslora": True}, {"use_dora": True}], ids=["lora", "rslora", "dora"])
+def adapter(tiny_model, tmp_path, request):
+    lora = Lora(r=4, alpha=12, **request.param)
+    layers = add_lora(tiny_model, lora, seed=0)
     for layer in layers.values():
         layer.lora_B.data.normal_(std=0.05)
+        if lora.use_dora:
+            layer.lora_magnitude_vector.data.mul_(1.3)
     directory = tmp_path / "adapter"
     directory.mkdir()
-    save_adapter(directory, layers, Lora(r=4, alpha=12), "base")
+    save_adapter(directory, layers, lora, "base")
     return directory
 
 
@@ -35,6 +38,9 @@ def test_an_adapter_that_does_nothing_or_fits_nothing_is_refused_and_leaves_noth
     state = load_file(adapter / WEIGHTS)
     key = next(k for k in state if "lora_B" in k)
     good = state[key].clone()
+    length = key.replace("lora_B.weight", "lora_magnitude_vector")
+    if length in state:  # a DoRA layer does nothing when its rows also keep the base's length
+        state[length] = state[length] / 1.3
     for name, tensor, words in [(key, torch.zeros_like(good), "changes nothing"), (key, good[:-1], "the adapter does not")]:
         save_file({**state, name: tensor.contiguous()}, adapter / WEIGHTS)
         with pytest.raises(ExportError, match=words):

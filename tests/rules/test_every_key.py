@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from conftest import toy_rows, write_recipe
 from tunesmith import api
@@ -64,6 +65,15 @@ def _fit(recipe, tmp):
     weights = [float(t.double().sum()) for t in adapter_state(layers).values()]
     records = [(r["loss"], r.get("dev_loss")) for r in read_metrics(folder / "m.jsonl")]
     return weights, records, [len(packs) for _, packs in steps]
+
+
+def _recomputed(recipe, tmp):
+    """How often a run recomputes a part."""
+    calls = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tunesmith.models.recompute.checkpoint", lambda f, x, **o: calls.append(1) or checkpoint(f, x, **o))
+        _fit(recipe, tmp)
+    return len(calls)
 
 
 def _adapter(recipe, tmp):
@@ -188,10 +198,16 @@ OBSERVE = {
     "lora.alpha": (3, _adapter),
     "lora.dropout": (0.5, _adapter),
     "lora.target_modules": ("peft-default", _adapter),
+    "lora.use_rslora": (True, _adapter),
+    "lora.use_dora": (True, _adapter),
     "train.learning_rate": (0.1, lambda r, t: learning_rate(r.train, 3, 9)),
     "train.schedule": ("linear", lambda r, t: learning_rate(r.train, 3, 9)),
     "train.warmup_ratio": (0.9, lambda r, t: learning_rate(r.train, 3, 9)),
     "train.max_grad_norm": (1e-6, _fit),
+    "train.optimizer": ("adamw_8bit", _fit),
+    "train.weight_decay": (0.9, _fit),
+    "train.loraplus_lr_ratio": (4.0, _fit),
+    "train.recompute": ("mlp", _recomputed),
     "train.num_train_epochs": (2, _fit),
     "train.tokens_per_step": (20, _fit),
     "train.max_length": (30, _fit),

@@ -1,115 +1,264 @@
-"""A linear layer with a low-rank adapter: ``y = x W^T + b + (alpha / r) * dropout(x) A^T B^T``.
+"""Linear layers with low-rank adapters: ``y = x W^T + b + scale * dropout(x) A^T B^T``.
 
 LoRA (Hu et al. 2021, section 4.1): the pretrained weight stays frozen and only A (r x in) and B (out x r) are trained.
 B starts at zero, so that step 0 computes exactly the base model; A starts from the Kaiming-uniform draw that PEFT
 uses (``peft/tuners/lora/layer.py``), so that a run can be compared with PEFT's seed for seed.
 
-The forward and backward passes are written out by hand as one autograd function, because autograd's own record keeps
-two inputs per layer (x for nothing, dropout(x) for A) and multiplies a gradient that is zero wherever dropout struck.
-Here the layer saves its input once (the tensor is shared with the q, k and v that read the same one) and the rank-r
-product; the gradients are taken in the cheap order, through the r-wide side: ``dA = (dy B)^T x``, never ``dW``.
+**Layers that read the same input are one product.** q, k and v (or gate and up) form a ``LoRAGroup``: one pass over x
+makes the rank-r products of all, one matrix product makes all outputs, and one makes all gradients of x. Dropout strikes
+the common input once.
+
+**The update is not rounded away.** ``bf16(x W^T) + bf16(x A^T B^T)``, as it is usually written, rounds the update to the
+grid of the much larger product it is added to: 60 % of the early gain was lost so (docs/LOG.md). Here one product over
+``[x | x A^T]`` and ``[W | scale B]`` adds both in fp32 and rounds once. For it a group keeps its frozen weights in one
+tensor with R free columns at the right, where the B of the moment is written before each product; the layers' ``weight``
+are views of that tensor, so nothing is held twice. The same product gives, backwards, the gradients of x and of x A^T.
+
+**Little is saved.** The backward pass needs the input and the rank-r products. Where a norm stands before the layers
+(``layers/norm.py``), the group takes it in: then the input of the norm is saved, which the residual stream keeps alive
+anyway, and the normed values are made again. Dropout is saved as a seed. The gradients take the cheap order, through the
+r-wide side: ``dA = (dy B)^T x``, never ``dW``.
 
 Dropout strikes single elements of x, as in PEFT. The mask is one byte an element, cut from 64-bit random integers four
-at a time: ``bernoulli_`` on a CPU costs 12 ns an element and was 23 % of a training step. The probability is rounded to
-a multiple of 2^-16 (0.05 becomes 0.050003).
+at a time: ``bernoulli_`` on a CPU costs 12 ns an element. The probability is rounded to a multiple of 2^-16 (0.05 becomes
+0.050003).
 
-Master weights are fp32 whatever the base dtype is; the products run in the base dtype.
+Master weights are fp32 whatever the base dtype is; the products run in the dtype of x.
 
-Shape suffixes: T tokens (all leading dimensions flattened), I in_features, O out_features, R rank.
+Shape suffixes: T tokens (all leading dimensions flattened), I in_features, O out_features of one layer, N of all layers
+of a group, R rank of one layer, S of all layers of a group together.
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from tunesmith.kernels.lora import lora_matmul
+from tunesmith.kernels.rms_norm import rms_norm_backward, rms_norm_forward
+from tunesmith.layers.nf4 import NF4Weight
 
 
-def _draw_dropped(x: Tensor, probability: float) -> Tensor:
-    """True where an element of ``x`` is dropped; shape of x, bool, from torch's global generator."""
-    words = torch.empty(math.ceil(x.numel() / 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+@dataclass(frozen=True)
+class Norm:
+    """An RMS norm that stands before a group: frozen weight of shape (I,), ``offset`` 1 for the "1 + w" convention."""
+
+    weight_I: Tensor
+    eps: float
+    offset: float
+
+
+def draw_dropped(x: Tensor, probability: float, seed: int) -> Tensor:
+    """True where an element of ``x`` is dropped; shape of x, bool, the same for the same seed."""
+    generator = torch.Generator(x.device).manual_seed(seed)
+    words = torch.empty(math.ceil(x.numel() / 4), dtype=torch.int64, device=x.device)
+    words.random_(-(2**63), None, generator=generator)
     threshold = -(2**15) + round(probability * 2**16)
     return (words.view(torch.int16)[: x.numel()] < threshold).view(x.shape)
 
 
-def _without(x: Tensor, dropped: Tensor | None) -> Tensor:
+def without(x: Tensor, dropped: Tensor | None) -> Tensor:
+    """``x`` with zeros where it was dropped."""
     return x if dropped is None else torch.where(dropped, 0.0, x)
-
-
-class _LoRAFunction(torch.autograd.Function):
-    """``base(x) + scale * (x where not dropped) A^T B^T`` with the frozen base weight outside the graph."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x_TI: Tensor,
-        weight_OI: Tensor,
-        bias_O: Tensor | None,
-        lora_A_RI: Tensor,
-        lora_B_OR: Tensor,
-        drop_TI: Tensor | None,
-        scale: float,
-    ) -> Tensor:
-        A_RI, B_OR = lora_A_RI.to(x_TI.dtype), lora_B_OR.to(x_TI.dtype)
-        xA_TR = _without(x_TI, drop_TI) @ A_RI.T
-        y_TO = F.linear(x_TI, weight_OI, bias_O)
-        y_TO = y_TO.addmm_(xA_TR, B_OR.T, alpha=scale)
-        ctx.save_for_backward(x_TI, weight_OI, lora_A_RI, lora_B_OR, drop_TI, xA_TR)
-        ctx.scale = scale
-        return y_TO
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x_TI, weight_OI, lora_A_RI, lora_B_OR, drop_TI, xA_TR = ctx.saved_tensors
-        dy_TO = grads[0]
-        A_RI, B_OR = lora_A_RI.to(dy_TO.dtype), lora_B_OR.to(dy_TO.dtype)
-        dyB_TR = (dy_TO @ B_OR).mul_(ctx.scale)
-        dA_RI = (dyB_TR.T @ _without(x_TI, drop_TI)).to(lora_A_RI.dtype)
-        dB_OR = (dy_TO.T @ xA_TR).mul_(ctx.scale).to(lora_B_OR.dtype)
-        dx_TI = None
-        if ctx.needs_input_grad[0]:
-            dx_TI = dy_TO @ weight_OI
-            if drop_TI is None:
-                dx_TI.addmm_(dyB_TR, A_RI)
-            else:
-                dx_TI.add_(_without(dyB_TR @ A_RI, drop_TI))
-        return dx_TI, None, None, dA_RI, dB_OR, None, None
 
 
 class LoRALinear(nn.Module):
     """An ``nn.Linear`` with frozen weight and a trainable low-rank adapter.
 
     Attributes:
-        weight: frozen base weight, shape (O, I), the very tensor of the layer it replaces.
+        weight: frozen base weight, shape (O, I), the values of the layer it replaces; None where it is quantised.
+        quantized: the frozen base weight in NF4, or None.
         bias: frozen base bias, shape (O,), or None.
         lora_A: shape (R, I), fp32, Kaiming-uniform.
         lora_B: shape (O, R), fp32, zeros.
-        scale: ``alpha / r``.
+        scale: factor on the update, ``alpha / r`` usually.
+        group: the layers that it is computed with; itself alone at first.
     """
 
-    def __init__(self, base: nn.Linear, r: int, alpha: float, dropout: float, generator: torch.Generator | None = None):
+    def __init__(self, base: nn.Linear, r: int, scale: float, dropout: float, generator: torch.Generator | None = None):
         super().__init__()
-        self.weight = nn.Parameter(base.weight.data, requires_grad=False)
+        self.quantized: NF4Weight | None = base.weight if isinstance(base.weight, NF4Weight) else None
+        self.weight = None if self.quantized is not None else nn.Parameter(base.weight.data, requires_grad=False)
         self.bias = None if base.bias is None else nn.Parameter(base.bias.data, requires_grad=False)
+        self.out_features, self.in_features = (self.quantized or base.weight).shape
         device = base.weight.device
-        self.lora_A = nn.Parameter(torch.empty(r, base.in_features, dtype=torch.float32, device=device))
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, r, dtype=torch.float32, device=device))
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5), generator=generator)
-        self.scale = alpha / r
+        self.lora_A = nn.Parameter(torch.empty(r, self.in_features, dtype=torch.float32, device=device))
+        self.lora_B = nn.Parameter(torch.zeros(self.out_features, r, dtype=torch.float32, device=device))
+        if r:
+            nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5), generator=generator)
+        self.scale = scale
         self.dropout = dropout
+        self.group = LoRAGroup([self])
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (..., I) to (..., O), in the dtype of x."""
-        x_TI = x.reshape(-1, x.shape[-1])
-        drop_TI, scale = None, self.scale
-        if self.training and self.dropout > 0.0:
-            drop_TI = _draw_dropped(x_TI, self.dropout)
-            scale = self.scale / (1.0 - self.dropout)
-        y_TO = _LoRAFunction.apply(x_TI, self.weight, self.bias, self.lora_A, self.lora_B, drop_TI, scale)
-        return y_TO.reshape(*x.shape[:-1], -1)  # type: ignore[union-attr]
+        assert len(self.group.layers) == 1, "this layer is computed by its group"
+        return self.group(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+
+    def base_OI(self, dtype: torch.dtype) -> Tensor:
+        """The frozen weight, shape (O, I); of a quantised layer valid until the next call."""
+        if self.quantized is not None:
+            return self.quantized.dense(dtype)
+        assert self.weight is not None
+        return self.weight
 
     @torch.no_grad()
     def delta_OI(self) -> Tensor:
         """The weight update ``scale * B A``, shape (O, I), fp32."""
         return (self.lora_B @ self.lora_A) * self.scale
+
+
+class LoRAGroup:
+    """Layers that read the same input and are computed together.
+
+    Attributes:
+        layers: in the order of their outputs.
+        widths: output features of each.
+    """
+
+    def __init__(self, layers: Sequence[LoRALinear]):
+        self.layers = list(layers)
+        self.widths = [layer.out_features for layer in layers]
+        self._ranks = [layer.lora_A.shape[0] for layer in layers]
+        self._whole: Tensor | None = None  # (N, I + S)
+        for layer in layers:
+            layer.group = self
+
+    def __call__(self, x_TI: Tensor, norm: Norm | None = None) -> Tensor:
+        """Outputs of all layers side by side, shape (T, N), of ``norm(x)`` where a norm is given."""
+        parameters = [p for layer in self.layers for p in (layer.lora_A, layer.lora_B)]
+        dropout = max(layer.dropout for layer in self.layers) if self.layers[0].training else 0.0
+        seed = int(torch.randint(2**62, ())) if dropout else 0
+        return _GroupFunction.apply(x_TI, self, norm, dropout, seed, *parameters)  # type: ignore[return-value]
+
+    def A_SI(self, dtype: torch.dtype) -> Tensor:
+        """All A under each other."""
+        if len(self.layers) == 1:
+            return self.layers[0].lora_A.detach().to(dtype)
+        return torch.cat([layer.lora_A.detach() for layer in self.layers]).to(dtype)
+
+    def multiply(self, x_TK: Tensor, keep: float) -> Tensor:
+        """Outputs (T, N) from ``[x | x A^T]``; ``keep`` is the share of elements that dropout leaves."""
+        inputs = self.layers[0].in_features
+        bias_N = self._bias_N()
+        if self.layers[0].quantized is None:
+            whole_NK = self._augmented(x_TK.dtype, keep)
+            return torch.nn.functional.linear(x_TK, whole_NK, bias_N)
+        y_TN = x_TK.new_empty(x_TK.shape[0], sum(self.widths))
+        for layer, columns, ranks in self._places():
+            B_OR = layer.lora_B.detach().to(x_TK.dtype)
+            weight_OI = layer.base_OI(x_TK.dtype)
+            xA_TR = x_TK[:, inputs:][:, ranks]
+            y_TN[:, columns] = lora_matmul(x_TK[:, :inputs], weight_OI, xA_TR, B_OR, layer.scale / keep, layer.bias)
+        return y_TN
+
+    def multiply_back(self, dy_TN: Tensor, keep: float) -> Tensor:
+        """Gradients (T, I + S) of ``[x | x A^T]`` from those of the outputs."""
+        if self.layers[0].quantized is None:
+            return dy_TN @ self._augmented(dy_TN.dtype, keep)
+        inputs = self.layers[0].in_features
+        d_TK = dy_TN.new_empty(dy_TN.shape[0], inputs + sum(self._ranks))
+        for number, (layer, columns, ranks) in enumerate(self._places()):
+            dy_TO = dy_TN[:, columns]
+            d_TI = d_TK[:, :inputs]
+            weight_OI = layer.base_OI(dy_TN.dtype)
+            if number:
+                d_TI.addmm_(dy_TO, weight_OI)
+            else:
+                torch.mm(dy_TO, weight_OI, out=d_TI)
+            d_TK[:, inputs:][:, ranks] = (dy_TO @ layer.lora_B.detach().to(dy_TN.dtype)).mul_(layer.scale / keep)
+        return d_TK
+
+    def project_back(self, dy_TN: Tensor, keep: float) -> Tensor:
+        """Gradients (T, S) of ``x A^T`` alone, where nobody asks for those of x."""
+        parts = [
+            (dy_TN[:, columns] @ layer.lora_B.detach().to(dy_TN.dtype)).mul_(layer.scale / keep)
+            for layer, columns, _ in self._places()
+        ]
+        return torch.cat(parts, 1)
+
+    def adapter_gradients(self, dy_TN: Tensor, x_TI: Tensor, xA_TS: Tensor, dxA_TS: Tensor, keep: float) -> list[Tensor]:
+        """Gradients of lora_A and lora_B of each layer in turn, fp32 (or fp64); x as dropout left it."""
+        dA_SI = dxA_TS.T @ x_TI
+        found: list[Tensor] = []
+        for layer, columns, ranks in self._places():
+            found.append(dA_SI[ranks].to(layer.lora_A.dtype))
+            dB_OR = (dy_TN[:, columns].T @ xA_TS[:, ranks]).to(layer.lora_B.dtype)
+            found.append(dB_OR.mul_(layer.scale / keep))
+        return found
+
+    def _places(self) -> list[tuple[LoRALinear, slice, slice]]:
+        """Each layer with its columns of the outputs and of the rank-r products."""
+        found, column, rank = [], 0, 0
+        for layer, width, r in zip(self.layers, self.widths, self._ranks, strict=True):
+            found.append((layer, slice(column, column + width), slice(rank, rank + r)))
+            column, rank = column + width, rank + r
+        return found
+
+    def _augmented(self, dtype: torch.dtype, keep: float) -> Tensor:
+        """``[W | scale B]`` of all layers, shape (N, I + S): B stands in its layer's rows and columns, zeros elsewhere."""
+        inputs = self.layers[0].in_features
+        if self._whole is None:
+            first = self.layers[0].base_OI(dtype)
+            self._whole = torch.zeros(sum(self.widths), inputs + sum(self._ranks), dtype=first.dtype, device=first.device)
+            for layer, rows, _ in self._places():
+                self._whole[rows, :inputs] = layer.base_OI(dtype)
+                assert layer.weight is not None
+                layer.weight.data = self._whole[rows, :inputs]
+        for layer, rows, ranks in self._places():
+            torch.mul(layer.lora_B.detach(), layer.scale / keep, out=self._whole[:, inputs:][rows, ranks])
+        return self._whole
+
+    def _bias_N(self) -> Tensor | None:
+        given = [layer.bias for layer in self.layers if layer.bias is not None]
+        if not given:
+            return None
+        return torch.cat([given[0].new_zeros(n) if x.bias is None else x.bias for x, n in zip(self.layers, self.widths, strict=True)])
+
+
+class _GroupFunction(torch.autograd.Function):
+    """All layers of a group, and the norm before them, as one step of the graph; the frozen weights stay outside it."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TI: Tensor, group: LoRAGroup, norm: Norm | None, dropout: float, seed: int, *_: Tensor) -> Tensor:
+        rstd_T, normed_TI = None, x_TI
+        if norm is not None:
+            normed_TI, rstd_T = rms_norm_forward(x_TI, norm.weight_I, norm.eps, norm.offset)
+        A_SI = group.A_SI(x_TI.dtype)
+        inputs, keep = x_TI.shape[1], 1.0 - dropout
+        x_TK = x_TI.new_empty(x_TI.shape[0], inputs + A_SI.shape[0])
+        x_TK[:, :inputs] = normed_TI
+        dropped = draw_dropped(normed_TI, dropout, seed) if dropout else None
+        x_TK[:, inputs:] = without(normed_TI, dropped) @ A_SI.T
+        ctx.save_for_backward(x_TI, rstd_T, x_TK[:, inputs:].clone())
+        ctx.group, ctx.norm, ctx.dropout, ctx.seed = group, norm, dropout, seed
+        return group.multiply(x_TK, keep)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x_TI, rstd_T, xA_TS = ctx.saved_tensors
+        group, norm, keep, dy_TN = ctx.group, ctx.norm, 1.0 - ctx.dropout, grads[0]
+        inputs = x_TI.shape[1]
+        normed_TI = x_TI
+        if norm is not None:
+            normed_TI, _ = rms_norm_forward(x_TI, norm.weight_I, norm.eps, norm.offset)
+        dropped = draw_dropped(normed_TI, ctx.dropout, ctx.seed) if ctx.dropout else None
+        dx_TI: Tensor | None = None
+        if ctx.needs_input_grad[0]:
+            d_TK = group.multiply_back(dy_TN, keep)
+            dx_TI, dxA_TS = d_TK[:, :inputs], d_TK[:, inputs:]
+        else:
+            dxA_TS = group.project_back(dy_TN, keep)
+        found = group.adapter_gradients(dy_TN, without(normed_TI, dropped), xA_TS, dxA_TS, keep)
+        if dx_TI is not None:
+            A_SI = group.A_SI(dy_TN.dtype)
+            if dropped is None:
+                dx_TI.addmm_(dxA_TS, A_SI)
+            else:
+                dx_TI.add_(without(dxA_TS @ A_SI, dropped))
+            if norm is not None:
+                dx_TI = rms_norm_backward(dx_TI, x_TI, norm.weight_I, rstd_T, norm.offset)
+        return dx_TI, None, None, None, None, *found

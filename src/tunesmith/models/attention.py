@@ -1,24 +1,20 @@
-"""Attention over packed documents: no token sees another document, and no T x T mask is ever built.
+"""Attention over packed documents for stock modules: no token sees another document, and no T x T mask is ever built.
 
-A pack is one row of T tokens that holds several documents one after another. The stock way to keep them apart is a
-block-diagonal mask, whose T^2 entries are mostly "no". Here the sequence is split at the document borders and every
-piece runs as ordinary causal attention, which is both less work (sum of squares instead of square of the sum) and
-exact. It is registered under transformers' public ``AttentionInterface``; the borders arrive as the keyword
-``cu_seqlens`` that the stock decoder layers hand down untouched.
+``kernels/attention.py`` does the work. It is registered under transformers' public ``AttentionInterface``; who sees whom
+arrives as the keyword ``spans``, which the stock decoder layers hand down untouched.
 
 Shape suffixes: H query heads, G key/value heads, T tokens, K head dimension.
 """
 
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from tunesmith.errors import ModelError
+from tunesmith.kernels.attention import Saved, Scoring, Span, attention, attention_backward, attention_forward
 
 PACKED = "tunesmith_packed"
 
@@ -41,6 +37,21 @@ def refuse_variants(variants: dict[str, Any], longest: int) -> None:
             raise ModelError(f"attention with {name} is not supported yet", "choose a model with plain causal attention")
 
 
+class _PackedFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query_THK: Tensor, key_TGK: Tensor, value_TGK: Tensor, spans: list[Span], scoring: Scoring
+    ) -> Tensor:
+        o_THK, saved = attention_forward(query_THK, key_TGK, value_TGK, spans, scoring)
+        ctx.save_for_backward(*saved.flat())
+        ctx.spans, ctx.scoring = spans, scoring
+        return o_THK
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return *attention_backward(grads[0], Saved.of(ctx.saved_tensors), ctx.spans, ctx.scoring), None, None
+
+
 def packed_attention(
     module: nn.Module,
     query_1HTK: Tensor,
@@ -49,34 +60,34 @@ def packed_attention(
     attention_mask: Tensor | None,
     *,
     scaling: float,
-    cu_seqlens: list[int],
+    spans: list[Span],
+    sliding_window: int | None = None,
+    softcap: float | None = None,
     **variants: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each document of a pack.
 
     Args:
         query_1HTK, key_1GTK, value_1GTK: shapes (1, H, T, K) and (1, G, T, K); H is a multiple of G.
-        attention_mask: must be None; the borders say all there is to say.
+        attention_mask: must be None; the spans say all there is to say.
         scaling: factor on the scores.
-        cu_seqlens: document borders, ``[0, len_0, len_0 + len_1, ..., T]``.
+        spans: which tokens see which.
+        sliding_window: tokens that a token sees, itself included.
+        softcap: of the scores.
 
     Returns:
         Output of shape (1, T, H, K), and None in the place of the attention weights.
+
+    Raises:
+        ModelError: attention sinks, which are not supported.
     """
-    assert attention_mask is None, "packed attention takes document borders, not a mask"
-    lengths = [b - a for a, b in pairwise(cu_seqlens)]
-    refuse_variants(variants, longest=max(lengths))
-    groups = query_1HTK.shape[1] // key_1GTK.shape[1]
-    if groups > 1:
-        key_1GTK = key_1GTK.repeat_interleave(groups, dim=1)
-        value_1GTK = value_1GTK.repeat_interleave(groups, dim=1)
-    pieces = [
-        F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
-        for q, k, v in zip(
-            query_1HTK.split(lengths, dim=2), key_1GTK.split(lengths, dim=2), value_1GTK.split(lengths, dim=2), strict=True
-        )
-    ]
-    return torch.cat(pieces, dim=2).transpose(1, 2).contiguous(), None
+    assert attention_mask is None, "packed attention takes spans, not a mask"
+    if variants.get("s_aux") is not None:
+        raise ModelError("attention with s_aux is not supported yet", "choose a model without attention sinks")
+    scoring = Scoring(scaling, sliding_window, softcap)
+    q_THK, k_TGK, v_TGK = (x[0].transpose(0, 1) for x in (query_1HTK, key_1GTK, value_1GTK))
+    run = attention if q_THK.is_cuda else _PackedFunction.apply
+    return run(q_THK, k_TGK, v_TGK, spans, scoring)[None], None  # type: ignore[index]
 
 
 AttentionInterface.register(PACKED, packed_attention)

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tunesmith.errors import TrainingError
+from tunesmith.layers.dora import DoRALinear
 from tunesmith.layers.lora import LoRALinear
 from tunesmith.models.families import FAMILIES
 from tunesmith.recipe import Lora
@@ -57,17 +58,18 @@ def target_names(model: PreTrainedModel, target_modules: str | tuple[str, ...]) 
 
 
 def add_lora(model: PreTrainedModel, lora: Lora, seed: int) -> dict[str, LoRALinear]:
-    """Replace the target layers by ``LoRALinear``, initialised from ``seed`` alone.
+    """Replace the target layers by ``LoRALinear`` (or ``DoRALinear``), initialised from ``seed`` alone.
 
     Returns:
         The new layers by full name, in the model's order.
     """
     generator = torch.Generator().manual_seed(seed)
+    kind = DoRALinear if lora.use_dora else LoRALinear
     layers: dict[str, LoRALinear] = {}
     for name in target_names(model, lora.target_modules):
         base = model.get_submodule(name)
         assert isinstance(base, nn.Linear)
-        layers[name] = LoRALinear(base, lora.r, lora.alpha, lora.dropout, generator).train(base.training)
+        layers[name] = kind(base, lora.r, lora.scale, lora.dropout, generator).train(base.training)
         _set(model, name, layers[name])
     return layers
 

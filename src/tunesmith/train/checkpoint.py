@@ -1,6 +1,7 @@
 """Checkpoints that are whole or absent, and that resume to the bit.
 
-A checkpoint is a directory: ``adapter_model.safetensors``, ``optimizer.safetensors`` and ``state.json``. It is written
+A checkpoint is a directory: ``adapter_model.safetensors``, ``optimizer.safetensors`` (its plain numbers, as JSON, in the
+header) and ``state.json``. It is written
 under a temporary name, flushed, and renamed; ``state.json`` holds the sha256 of the two others, and a directory whose
 hashes do not match is passed over, aloud. No pickle anywhere (``torch.save`` was bypassed twice in 2025-26).
 
@@ -8,19 +9,23 @@ No random state is stored, because none is carried: the order of documents follo
 of a step from (seed, step).
 """
 
+import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tunesmith.layers.lora import LoRALinear
 from tunesmith.models.adapter import WEIGHTS, adapter_state, load_adapter_state
 from tunesmith.rundir import read_json, sha256_file, whole_directory, write_json
 from tunesmith.track import say
+from tunesmith.train.optim import load_optimizer_state, optimizer_state
 
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
+NUMBERS = "numbers"
 
 
 @dataclass
@@ -52,13 +57,10 @@ def save_checkpoint(
     checkpoints: Path, layers: dict[str, LoRALinear], optimizer: torch.optim.Optimizer, progress: Progress
 ) -> None:
     """Write a checkpoint whole or not at all."""
-    moments: dict[str, torch.Tensor] = {}
-    for index, state in optimizer.state_dict()["state"].items():
-        for name, value in state.items():
-            moments[f"{index}.{name}"] = value
+    moments, numbers = optimizer_state(optimizer)
     with whole_directory(checkpoint_path(checkpoints, progress.step)) as directory:
         save_file(adapter_state(layers), directory / WEIGHTS, metadata={"format": "pt"})
-        save_file(moments, directory / OPTIMIZER)
+        save_file(moments, directory / OPTIMIZER, metadata={NUMBERS: json.dumps(numbers)})
         hashes = {name: sha256_file(directory / name) for name in (WEIGHTS, OPTIMIZER)}
         write_json(directory / STATE, {**asdict(progress), "sha256": hashes})
 
@@ -67,11 +69,9 @@ def load_checkpoint(directory: Path, layers: dict[str, LoRALinear], optimizer: t
     """Restore adapter, optimizer and progress."""
     state = read_json(directory / STATE)
     load_adapter_state(layers, load_file(directory / WEIGHTS))
-    moments: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in load_file(directory / OPTIMIZER).items():
-        index, name = key.split(".", 1)
-        moments.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    with safe_open(directory / OPTIMIZER, framework="pt") as opened:
+        numbers = json.loads(opened.metadata()[NUMBERS])
+    load_optimizer_state(optimizer, load_file(directory / OPTIMIZER), numbers)
     return Progress(state["inputs"], state["step"], [tuple(entry) for entry in state["dev_losses"]])
 
 

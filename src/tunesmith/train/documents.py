@@ -15,8 +15,8 @@ Rendered tokens follow from rows, template and tokenizer alone. ``cached_tokens`
 and hard-links them into run directories, so runs that differ in anything else tokenise nothing and store nothing twice.
 Nothing in the cache is ever needed: it may be deleted at any time, and only deleting makes it smaller.
 
-A pack is one row of T tokens: documents one after another, positions restarting at each, borders in ``cu_seqlens``.
-The positions that predict are those whose *next* token is supervised; the last token of a document predicts nothing.
+A pack is one row of T tokens: documents one after another, positions restarting at each, who sees whom in ``spans``.
+Documents that begin alike may hold their beginning once (``train/prefix.py``). The positions that predict are those whose *next* token is supervised; the last token of a document predicts nothing.
 """
 
 import os
@@ -34,6 +34,7 @@ from torch import Tensor
 
 from tunesmith import hardware
 from tunesmith.errors import RunError
+from tunesmith.kernels.attention import Span
 from tunesmith.track import say
 
 SCHEMA = pa.schema(
@@ -56,14 +57,14 @@ class Pack:
 
     Attributes:
         ids_1T, position_1T: int64, shape (1, T).
-        cu_seqlens: document borders, from 0 to T.
+        spans: which tokens see which, T of them in all.
         predict_N: positions whose next token is supervised, int64.
         target_N: that next token, int64.
     """
 
     ids_1T: Tensor
     position_1T: Tensor
-    cu_seqlens: list[int]
+    spans: list[Span]
     predict_N: Tensor
     target_N: Tensor
 
@@ -127,18 +128,44 @@ def make_documents(rendered: Iterable[tuple[TokenList, TokenList]]) -> Documents
 
 
 def make_pack(documents: Documents, chosen: Sequence[int]) -> Pack:
-    """The chosen documents as one micro-batch."""
-    parts = [documents.ids(document) for document in chosen]
-    cu_seqlens = [0, *np.cumsum([len(ids) for ids in parts]).tolist()]
-    predict = [
-        np.arange(start + max(int(a), 1) - 1, start + int(b) - 1)
-        for start, document in zip(cu_seqlens, chosen, strict=False)
-        for a, b in documents.spans(document)
-    ]
-    ids_T = torch.from_numpy(np.concatenate(parts, dtype=np.int64))
-    position_T = torch.from_numpy(np.concatenate([np.arange(len(ids)) for ids in parts]))
-    predict_N = torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *predict]))
-    return Pack(ids_T[None], position_T[None], cu_seqlens, predict_N, ids_T[predict_N + 1])
+    """The chosen documents as one micro-batch, each whole."""
+    return make_shared_pack(documents, [((document,), 0) for document in chosen])
+
+
+def make_shared_pack(documents: Documents, groups: Iterable[tuple[Sequence[int], int]]) -> Pack:
+    """Groups of documents as one micro-batch: the first tokens of a group once, then the rest of each document.
+
+    Args:
+        groups: documents, and how many first tokens all of them share; no token up to there predicts a supervised one.
+    """
+    parts: list[np.ndarray] = []
+    positions: list[np.ndarray] = []
+    predict: list[np.ndarray] = []
+    targets: list[np.ndarray] = []
+    spans: list[Span] = []
+    at = 0
+    for members, shared in groups:
+        prefix = at
+        if shared:
+            parts.append(documents.ids(members[0])[:shared])
+            positions.append(np.arange(shared))
+            spans.append(Span(at, at + shared, at, at))
+            at += shared
+        for document in members:
+            ids = documents.ids(document)
+            for a, b in documents.spans(document).tolist():
+                first = max(a, 1)
+                predict.append(np.arange(first - 1, b - 1) - shared + at)
+                targets.append(ids[first:b])
+            parts.append(ids[shared:])
+            positions.append(np.arange(shared, len(ids)))
+            spans.append(Span(at, at + len(ids) - shared, prefix if shared else at, prefix + shared if shared else at))
+            at += len(ids) - shared
+    nothing = np.zeros(0, np.int64)
+    ids_T, position_T, predict_N, target_N = (
+        torch.from_numpy(np.concatenate([nothing, *arrays], dtype=np.int64)) for arrays in (parts, positions, predict, targets)
+    )
+    return Pack(ids_T[None], position_T[None], spans, predict_N, target_N)
 
 
 class DocumentWriter:

@@ -26,10 +26,13 @@ from tunesmith.kernels.cross_entropy import linear_cross_entropy
 from tunesmith.layers.lora import LoRALinear
 from tunesmith.models.attention import PACKED
 from tunesmith.models.load import attention, decoder, head_weight
+from tunesmith.models.recompute import recompute
 from tunesmith.recipe import Recipe
 from tunesmith.track import MetricsLog, progress, say
 from tunesmith.train.checkpoint import Progress, checkpoint_path, load_checkpoint, newest_checkpoint, save_checkpoint
-from tunesmith.train.documents import Documents, Pack, make_pack
+from tunesmith.train.documents import Documents, Pack, make_shared_pack
+from tunesmith.train.prefix import find_groups, micro_batches
+from tunesmith.train.optim import make_optimizer
 from tunesmith.train.schedule import learning_rate
 
 Step = tuple[int, list[tuple[int, ...]]]  # epoch, and documents of each micro-batch
@@ -65,9 +68,21 @@ class Trained:
 def pack_loss(model: PreTrainedModel, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed cross-entropy (fp32, nats) and right top-1 guesses over a pack's supervised tokens."""
     hidden_TD = decoder(model)(
-        input_ids=pack.ids_1T, position_ids=pack.position_1T, cu_seqlens=pack.cu_seqlens, use_cache=False
+        input_ids=pack.ids_1T, position_ids=pack.position_1T, spans=pack.spans, use_cache=False
     ).last_hidden_state[0]
     return linear_cross_entropy(hidden_TD[pack.predict_N], head_weight(model), pack.target_N)
+
+
+def step_packs(documents: Documents, packs: list[tuple[int, ...]], capacity: int) -> list[Pack]:
+    """The micro-batches of a step, with common beginnings computed once.
+
+    Args:
+        packs: the documents of each, as planned; they are put together anew.
+        capacity: tokens of a micro-batch.
+    """
+    chosen = [document for pack in packs for document in pack]
+    batches = micro_batches(find_groups(documents, chosen, capacity), capacity)
+    return [make_shared_pack(documents, [(group.documents, group.shared) for group in batch]) for batch in batches]
 
 
 def step_gradients(model: PreTrainedModel, packs: list[Pack]) -> tuple[float, float]:
@@ -87,13 +102,12 @@ def step_gradients(model: PreTrainedModel, packs: list[Pack]) -> tuple[float, fl
 
 
 @torch.no_grad()
-def mean_loss(model: PreTrainedModel, documents: Documents, packs: list[tuple[int, ...]]) -> float:
-    """Mean cross-entropy (nats a supervised token) over packs of documents, without dropout."""
+def mean_loss(model: PreTrainedModel, packs: list[Pack]) -> float:
+    """Mean cross-entropy (nats a supervised token) over packs, without dropout."""
     was_training = model.training
     model.eval()
     loss, total = 0.0, 0
-    for chosen in packs:
-        pack = make_pack(documents, chosen)
+    for pack in packs:
         loss += float(pack_loss(model, pack)[0])
         total += len(pack.target_N)
     model.train(was_training)
@@ -132,12 +146,12 @@ def fit(
         TrainingError: loss or gradient not finite.
     """
     hardware.keep_freed_memory()
-    parameters = [p for layer in layers.values() for p in (layer.lora_A, layer.lora_B)]
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.train.learning_rate, weight_decay=0.0)
+    optimizer = make_optimizer(layers, recipe.train)
     eval_steps = _eval_steps(steps.epoch_ends, recipe.train.evals_per_epoch)
     done = _resume(checkpoints, inputs, layers, optimizer, metrics)
     seconds, tokens, since_eval = 0.0, 0, []
-    with attention(model.train(), PACKED), progress("training", len(steps)) as bar:
+    recomputed = recompute(model, recipe.train.recompute)
+    with attention(model.train(), PACKED), recomputed, progress("training", len(steps)) as bar:
         bar.advance(done.step)
         while done.step < len(steps):
             started = time.perf_counter()
@@ -148,7 +162,7 @@ def fit(
             since_eval.append(record["loss"])
             note = f"loss {record['loss']:.3f}  {tokens / seconds:,.0f} tokens/s"
             if done.step in eval_steps:
-                dev_loss = mean_loss(model, dev, dev_packs)
+                dev_loss = mean_loss(model, step_packs(dev, dev_packs, recipe.train.max_length))
                 done.dev_losses.append((done.step, dev_loss, sum(since_eval) / len(since_eval)))
                 since_eval = []
                 record["dev_loss"] = dev_loss
@@ -175,8 +189,8 @@ def _optimizer_step(
     torch.manual_seed(recipe.seed * 1_000_003 + number)  # dropout of this step, whatever came before
     rate = learning_rate(recipe.train, number, total_steps)
     for group in optimizer.param_groups:
-        group["lr"] = rate
-    packs = [make_pack(train, chosen) for chosen in step[1]]
+        group["lr"] = rate * group["lr_ratio"]
+    packs = step_packs(train, step[1], recipe.train.max_length)
     loss, accuracy = step_gradients(model, packs)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, recipe.train.max_grad_norm))
@@ -188,8 +202,9 @@ def _optimizer_step(
         )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    tokens = sum(pack.ids_1T.shape[1] for pack in packs)
-    return {"loss": loss, "accuracy": accuracy, "learning_rate": rate, "grad_norm": grad_norm, "tokens": tokens}
+    tokens = sum(int(train.lengths[document]) for chosen in step[1] for document in chosen)
+    computed = sum(pack.ids_1T.shape[1] for pack in packs)
+    return {"loss": loss, "accuracy": accuracy, "learning_rate": rate, "grad_norm": grad_norm, "tokens": tokens, "computed_tokens": computed}
 
 
 def _eval_steps(epoch_ends: list[int], evals_per_epoch: int) -> set[int]:

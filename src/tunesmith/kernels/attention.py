@@ -1,0 +1,241 @@
+"""Causal attention over the documents of a pack, some of which share their beginning.
+
+A pack is T tokens: documents one after another, each alone. A block-diagonal mask would have T^2 entries that mostly say
+"no"; here every document runs by itself, 64 queries at a time against the keys that they may see. Documents that begin
+with the same tokens hold that prefix once: a ``Span`` is a run of queries that sees a prefix elsewhere in the pack, and
+itself causally.
+
+On a CPU the stock kernel is slower in bf16 than in fp32. Here scores and values are batched matrix products, one batch
+element a key/value head with all its query heads in the rows. Rounding is spent where it is cheap: scores are products
+in fp32 (in bf16 they have three digits, and a loss was off by 8.5e-3), probabilities and values are in the dtype of the
+query, and the backward pass subtracts the row sums inside the product that makes them: ``dP - D = [dO | -D] [V | 1]^T``,
+with D in two parts where the dtype is short, so that the difference is taken in fp32 and rounded once.
+
+Probabilities are kept for the backward pass where documents are short (``KEPT`` tokens: 4 to 9 KB a token and layer at 9
+heads) and made again where they are long, so memory stays linear in T.
+
+On a GPU the same spans go to PyTorch's variable-length flash attention; a shared prefix is then gathered before each
+span's own keys, which costs its keys once more and no score.
+
+Source of the passes: Dao et al. 2022 (FlashAttention, algorithm 4 for the gradient), without its tiling over keys.
+
+Shape suffixes: T tokens, H query heads, G key/value heads, J query heads of each, K head dimension, L queries of a block,
+R = L J rows of a block, n its keys.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+BLOCK = 64  # queries of a block: 256 waste half of the scores of short documents, 32 are too small a product
+KEPT = 512  # tokens of a span up to which its probabilities are kept
+
+
+class Span(NamedTuple):
+    """Tokens ``start`` to ``end`` of a pack, which see tokens ``prefix_start`` to ``prefix_end`` and themselves causally.
+
+    The prefix comes right before the span in position. Without one both its ends are ``start``.
+    """
+
+    start: int
+    end: int
+    prefix_start: int
+    prefix_end: int
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How a layer scores.
+
+    Attributes:
+        scale: factor on the scores.
+        window: a token sees this many tokens, itself included; None for all.
+        softcap: scores become ``softcap * tanh(scores / softcap)``, or None.
+    """
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+
+
+class Saved(NamedTuple):
+    """What the backward pass needs: inputs by key/value head, the output, and the probabilities of each block or None."""
+
+    q_GTJK: Tensor
+    k_GTK: Tensor
+    v_GTK: Tensor
+    o_GTJK: Tensor
+    blocks: tuple[Tensor | None, ...]
+
+    def flat(self) -> tuple[Tensor | None, ...]:
+        """All of them in a row, as autograd saves them."""
+        return *self[:4], *self.blocks
+
+    @classmethod
+    def of(cls, flat: Sequence[Tensor]) -> "Saved":
+        """From what ``flat`` returned."""
+        return cls(flat[0], flat[1], flat[2], flat[3], tuple(flat[4:]))
+
+
+def attention_forward(
+    q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spans: list[Span], scoring: Scoring
+) -> tuple[Tensor, Saved]:
+    """Attention of every span.
+
+    Args:
+        q_THK, k_TGK, v_TGK: of one dtype, any strides; H is a multiple of G.
+        spans: cover all T tokens.
+
+    Returns:
+        Output of shape (T, H, K), and what ``attention_backward`` asks for.
+    """
+    tokens, heads, width = q_THK.shape
+    kv_heads = k_TGK.shape[1]
+    q_GTJK = q_THK.unflatten(1, (kv_heads, -1)).transpose(0, 1).contiguous()
+    k_GTK, v_GTK = k_TGK.transpose(0, 1).contiguous(), v_TGK.transpose(0, 1).contiguous()
+    o_GTJK = torch.empty_like(q_GTJK)
+    scaled_GTJK, exact_GTK = _exact(q_GTJK, k_GTK, scoring)
+    kept: list[Tensor | None] = []
+    for block in _blocks(spans, scoring):
+        p_GRn = _probabilities(scaled_GTJK, exact_GTK, block, scoring).to(q_GTJK.dtype)
+        torch.bmm(p_GRn, block.keys(v_GTK), out=block.rows(o_GTJK))
+        kept.append(p_GRn if block.short else None)
+    o_THK = o_GTJK.transpose(0, 1).reshape(tokens, heads, width)
+    return o_THK, Saved(q_GTJK, k_GTK, v_GTK, o_GTJK, tuple(kept))
+
+
+def attention_backward(do_THK: Tensor, saved: Saved, spans: list[Span], scoring: Scoring) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q (T, H, K), k and v (T, G, K)."""
+    q_GTJK, k_GTK, v_GTK, o_GTJK, kept = saved
+    kv_heads, tokens, groups, width = q_GTJK.shape
+    do_GTJK = do_THK.unflatten(1, (kv_heads, groups)).transpose(0, 1)
+    # [dO | -D] and [V | 1]: D in as many parts as its dtype needs to hold 16 bits of it.
+    parts = 1 if do_GTJK.dtype.itemsize >= 4 else 2
+    do_GTJX = do_GTJK.new_empty(kv_heads, tokens, groups, width + parts)
+    do_GTJX[..., :width] = do_GTJK
+    D_GTJ = -(do_GTJK * o_GTJK).sum(-1, dtype=torch.float32 if parts == 2 else do_GTJK.dtype)
+    for part in range(parts):
+        do_GTJX[..., width + part] = D_GTJ
+        D_GTJ -= do_GTJX[..., width + part]
+    v_GTX = torch.cat([v_GTK, v_GTK.new_ones(kv_heads, tokens, parts)], -1)
+    dq_GTJK, dk_GTK, dv_GTX = torch.empty_like(q_GTJK), torch.zeros_like(k_GTK), torch.zeros_like(v_GTX)
+    scaled_GTJK, exact_GTK = _exact(q_GTJK, k_GTK, scoring) if any(p is None for p in kept) else (q_GTJK, k_GTK)
+    for block, p_GRn in zip(_blocks(spans, scoring), kept, strict=True):
+        if p_GRn is None:
+            p_GRn = _probabilities(scaled_GTJK, exact_GTK, block, scoring).to(q_GTJK.dtype)
+        do_GRX, q_GRK, k_GnK = block.rows(do_GTJX), block.rows(q_GTJK), block.keys(k_GTK)
+        ds_GRn = torch.bmm(do_GRX, block.keys(v_GTX).mT).mul_(p_GRn)
+        if scoring.softcap is not None:
+            ds_GRn *= _softcap_slope(q_GRK, k_GnK, scoring)
+        torch.bmm(ds_GRn, k_GnK, out=block.rows(dq_GTJK))
+        block.add(dk_GTK, torch.bmm(ds_GRn.mT, q_GRK))
+        block.add(dv_GTX, torch.bmm(p_GRn.mT, do_GRX))
+    dq_THK = dq_GTJK.transpose(0, 1).reshape(do_THK.shape).mul_(scoring.scale)
+    return dq_THK, dk_GTK.mul_(scoring.scale).transpose(0, 1), dv_GTX[..., :width].transpose(0, 1)
+
+
+def attention(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spans: list[Span], scoring: Scoring) -> Tensor:
+    """The same for a GPU, recorded by autograd: PyTorch's variable-length flash attention, in bf16 or fp16.
+
+    Returns:
+        Output of shape (T, H, K).
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    assert scoring.softcap is None, "the kernel has no soft-capping of scores"
+    device = q_THK.device
+    if any(span.prefix_end > span.prefix_start for span in spans):
+        seen = torch.cat(
+            [torch.cat([torch.arange(s.prefix_start, s.prefix_end), torch.arange(s.start, s.end)]) for s in spans]
+        ).to(device)
+        k_TGK, v_TGK = k_TGK[seen], v_TGK[seen]
+    queries = [span.end - span.start for span in spans]
+    keys = [n + span.prefix_end - span.prefix_start for n, span in zip(queries, spans, strict=True)]
+    borders = [torch.tensor([0, *accumulate(n)], dtype=torch.int32, device=device) for n in (queries, keys)]
+    window = (-1 if scoring.window is None else scoring.window - 1, 0)
+    options = {"scale": scoring.scale, "window_size": window, "enable_gqa": q_THK.shape[1] != k_TGK.shape[1]}
+    return varlen_attn(q_THK, k_TGK, v_TGK, *borders, max(queries), max(keys), **options)  # type: ignore[return-value]
+
+
+class _Block(NamedTuple):
+    """Some queries of a span, and the two ranges of keys that one of them at least may see."""
+
+    start: int
+    end: int
+    key_start: int
+    prefix_start: int
+    prefix_end: int
+    short: bool
+
+    def keys(self, values_GTX: Tensor) -> Tensor:
+        """Rows of the prefix and of the span itself, shape (G, n, X)."""
+        own = values_GTX[:, self.key_start : self.end]
+        if self.prefix_start == self.prefix_end:
+            return own
+        return torch.cat([values_GTX[:, self.prefix_start : self.prefix_end], own], 1)
+
+    def rows(self, values_GTJX: Tensor) -> Tensor:
+        """The queries with all their heads, shape (G, R, X), a view."""
+        kv_heads, _, groups, width = values_GTJX.shape
+        return values_GTJX[:, self.start : self.end].view(kv_heads, (self.end - self.start) * groups, width)
+
+    def add(self, total_GTX: Tensor, part_GnX: Tensor) -> None:
+        """Add gradients of the keys to where the keys stand."""
+        shared = self.prefix_end - self.prefix_start
+        if shared:
+            total_GTX[:, self.prefix_start : self.prefix_end] += part_GnX[:, :shared]
+        total_GTX[:, self.key_start : self.end] += part_GnX[:, shared:]
+
+
+def _blocks(spans: list[Span], scoring: Scoring) -> list[_Block]:
+    found = []
+    for span in spans:
+        shared = span.prefix_end - span.prefix_start
+        short = span.end - span.start <= KEPT
+        for start in range(span.start, span.end, BLOCK):
+            reach = span.end - span.start + shared if scoring.window is None else scoring.window - 1
+            oldest = start - span.start + shared - reach  # position in prefix and span of the oldest key seen
+            key_start = span.start + max(0, oldest - shared)
+            prefix_start = min(span.prefix_end, span.prefix_start + max(0, oldest))
+            found.append(_Block(start, min(span.end, start + BLOCK), key_start, prefix_start, span.prefix_end, short))
+    return found
+
+
+def _exact(q_GTJK: Tensor, k_GTK: Tensor, scoring: Scoring) -> tuple[Tensor, Tensor]:
+    """Scaled queries, and keys, in at least fp32."""
+    dtype = torch.promote_types(q_GTJK.dtype, torch.float32)
+    return q_GTJK.to(dtype) * scoring.scale, k_GTK.to(dtype)
+
+
+def _probabilities(scaled_GTJK: Tensor, k_GTK: Tensor, block: _Block, scoring: Scoring) -> Tensor:
+    """Softmax of the scores of a block, shape (G, R, n), in the dtype of the scaled queries."""
+    s_GRn = torch.bmm(block.rows(scaled_GTJK), block.keys(k_GTK).mT)
+    if scoring.softcap is not None:
+        s_GRn.div_(scoring.softcap).tanh_().mul_(scoring.softcap)
+    rows, keys = block.end - block.start, s_GRn.shape[2]
+    s_GLJn = s_GRn.unflatten(1, (rows, -1))
+    s_GLJn[..., keys - rows :] += _triangle(rows, s_GRn.dtype, s_GRn.device)
+    if scoring.window is not None and keys >= scoring.window:
+        # Query i stands at position keys - rows + i of these keys; its window begins `window - 1` earlier.
+        behind = torch.arange(keys - rows, keys, device=s_GRn.device)[:, None] - torch.arange(keys, device=s_GRn.device)
+        s_GLJn.masked_fill_((behind >= scoring.window)[:, None], -torch.inf)
+    return torch.softmax(s_GRn, -1)
+
+
+@lru_cache(maxsize=256)
+def _triangle(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """-inf above the diagonal, zero elsewhere; shape (size, 1, size)."""
+    return torch.full((size, size), -torch.inf, dtype=dtype, device=device).triu_(1)[:, None]
+
+
+def _softcap_slope(q_GRK: Tensor, k_GnK: Tensor, scoring: Scoring) -> Tensor:
+    """Derivative of the soft-capped score by the score: ``1 - tanh^2``."""
+    assert scoring.softcap is not None
+    exact = torch.float32 if q_GRK.dtype.itemsize < 4 else q_GRK.dtype
+    s_GRn = torch.bmm(q_GRK.to(exact), k_GnK.to(exact).mT).mul_(scoring.scale / scoring.softcap).tanh_()
+    return s_GRn.square_().neg_().add_(1).to(q_GRK.dtype)

@@ -1,0 +1,137 @@
+"""RMSNorm: ``y = x / rms(x) * (offset + weight)``, with the backward pass written out by hand.
+
+Root mean square layer normalisation (Zhang and Sennrich 2019, equation 4) divides a token by its own length and scales
+every feature by a learnt weight. ``offset`` 0 is the usual convention; 1 is the one in which weights are stored as their
+distance from one. The weights are frozen here (LoRA never trains them), so the only gradient is that of x:
+
+    g = dy * (offset + weight),   dx = rstd * g - x * rstd^3 * mean(g * x)
+
+Autograd's record of the six stock operations keeps four tensors of the size of x; here x and one fp32 number a row
+(``rstd``, the reciprocal of the root mean square) are all that lives until the backward pass. The arithmetic is fp32
+throughout with one rounding at the end; the stock layer rounds the normalised row before it multiplies by the weight.
+
+The square sum is ``vector_norm``, which reads x once and writes one number a row. Measured on one core at 1,500 x 576
+(milliseconds, fp32 / bf16): stock 0.36 / 0.59, ``vecdot`` 0.25 / 0.42, ATen's own ``rms_norm`` 0.31 / 0.49, this 0.22 /
+0.42; at 1,500 x 2,048: 2.7 / 2.9, 1.9 / 2.4, 2.5 / 3.4, 1.3 / 1.6. Refused: working through the rows in blocks that stay
+in the cache, which wins nothing in the forward pass and doubles the time of the backward pass at D = 576.
+
+On a GPU the functions of the same names in ``kernels/triton/rms_norm.py`` run instead.
+
+Shape suffixes: T tokens (rows), D features.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the arithmetic: fp32, or fp64 for fp64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def rms_norm_forward(x_TD: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Normalise every row.
+
+    Args:
+        x_TD: shape (T, D), fp32, bf16 or fp16 (fp64 off the GPU); rows may be strided, the last dimension is contiguous.
+        weight_D: shape (D,), any floating dtype.
+        eps: added to the mean square.
+        offset: added to the weight; 1.0 for models that store ``weight - 1``.
+
+    Returns:
+        ``(y_TD, rstd_T)``: the result in the dtype of x, contiguous, and ``1 / rms`` of every row in fp32 (fp64 for fp64).
+    """
+    if x_TD.is_cuda:
+        from tunesmith.kernels.triton.rms_norm import rms_norm_forward as on_gpu
+
+        return on_gpu(x_TD, weight_D, eps, offset)
+    wide = _wide(x_TD.dtype)
+    rstd_T = torch.linalg.vector_norm(x_TD, dim=-1, dtype=wide)
+    rstd_T.square_().div_(x_TD.shape[-1]).add_(eps).rsqrt_()
+    y_TD = torch.mul(x_TD.to(wide), rstd_T[:, None]).mul_(_scale(weight_D, wide, offset))
+    return y_TD.to(x_TD.dtype), rstd_T
+
+
+def rms_norm_backward(dy_TD: Tensor, x_TD: Tensor, weight_D: Tensor, rstd_T: Tensor, offset: float = 0.0) -> Tensor:
+    """The gradient with respect to x, shape (T, D), dtype of dy.
+
+    Args:
+        dy_TD: incoming gradient, shape (T, D); rows may be strided.
+        x_TD: the input of the forward pass, shape (T, D); rows may be strided.
+        weight_D: shape (D,).
+        rstd_T: as the forward pass returned it, shape (T,).
+        offset: as in the forward pass.
+    """
+    if x_TD.is_cuda:
+        from tunesmith.kernels.triton.rms_norm import rms_norm_backward as on_gpu
+
+        return on_gpu(dy_TD, x_TD, weight_D, rstd_T, offset)
+    wide = _wide(x_TD.dtype)
+    x_TD = x_TD.to(wide)
+    g_TD = torch.mul(dy_TD.to(wide), _scale(weight_D, wide, offset))
+    pull_T = torch.linalg.vecdot(g_TD, x_TD).mul_(rstd_T).mul_(rstd_T).mul_(rstd_T).div_(-x_TD.shape[-1])
+    return g_TD.mul_(rstd_T[:, None]).addcmul_(x_TD, pull_T[:, None]).to(dy_TD.dtype)
+
+
+def add_rms_norm_forward(
+    x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``sum = x + residual``, and the norm of the sum: two visits of memory on a GPU instead of three.
+
+    Args:
+        x_TD: shape (T, D); rows may be strided.
+        residual_TD: shape and dtype of x; rows may be strided.
+        weight_D: shape (D,).
+        eps: added to the mean square.
+        offset: added to the weight.
+
+    Returns:
+        ``(sum_TD, y_TD, rstd_T)``. The sum is rounded to the dtype of x before it is normalised, as in the stock model.
+    """
+    if x_TD.is_cuda:
+        from tunesmith.kernels.triton.rms_norm import add_rms_norm_forward as on_gpu
+
+        return on_gpu(x_TD, residual_TD, weight_D, eps, offset)
+    sum_TD = x_TD + residual_TD
+    return (sum_TD, *rms_norm_forward(sum_TD, weight_D, eps, offset))
+
+
+def _scale(weight_D: Tensor, dtype: torch.dtype, offset: float) -> Tensor:
+    weight_D = weight_D.to(dtype)
+    return weight_D + offset if offset else weight_D
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float, offset: float) -> Tensor:
+        x_TD = x.reshape(-1, x.shape[-1])
+        y_TD, rstd_T = rms_norm_forward(x_TD, weight_D, eps, offset)
+        ctx.save_for_backward(x, weight_D, rstd_T)
+        ctx.offset = offset
+        return y_TD.view(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        x, weight_D, rstd_T = ctx.saved_tensors
+        D = x.shape[-1]
+        dy_TD = grads[0].contiguous().view(-1, D)  # the gradient of a sum comes expanded, with strides of zero
+        dx_TD = rms_norm_backward(dy_TD, x.reshape(-1, D), weight_D, rstd_T, ctx.offset)
+        return dx_TD.view(x.shape), None, None, None
+
+
+def rms_norm(x: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0) -> Tensor:
+    """Differentiable RMSNorm over the last dimension; saves x and one fp32 number a row.
+
+    Args:
+        x: shape (..., D), fp32, bf16 or fp16 (fp64 off the GPU).
+        weight_D: frozen, shape (D,). Gets no gradient.
+        eps: added to the mean square.
+        offset: added to the weight.
+
+    Returns:
+        Shape and dtype of x.
+    """
+    assert not weight_D.requires_grad, "the weight of rms_norm is frozen: it would get no gradient"
+    return _RMSNorm.apply(x, weight_D, eps, offset)  # type: ignore[return-value]

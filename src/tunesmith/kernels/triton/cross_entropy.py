@@ -1,0 +1,97 @@
+"""Rows of cross-entropy in Triton; the specification is ``tunesmith/kernels/cross_entropy.py``.
+
+One program a row and two passes over the vocabulary, which no register file holds (V reaches 262,144). The first pass
+keeps a running maximum and a running sum of exponentials that is rescaled whenever the maximum grows (online softmax,
+Milakov and Gimelshein 2018, algorithm 3), the index of the maximum and the target's logit. The second pass writes the
+gradient over the logits. Read twice and written once is the least that a row larger than the chip's registers allows.
+
+The target's logit is taken out of the first pass and not loaded by its address: a second load would have to be ordered
+against the stores of the second pass. Equal maxima go to the first index, as in ``argmax``.
+
+Shape suffixes: C rows of one chunk, V vocabulary.
+"""
+
+# Triton's types do not say how a kernel is launched: keywords, numbers for constexpr.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportReturnType=false
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 4096  # entries of the vocabulary at once
+
+
+@triton.jit
+def _tanh(z):
+    return 2.0 * tl.sigmoid(2.0 * z) - 1.0
+
+
+@triton.jit
+def _rows(
+    logits_ptr,
+    target_ptr,
+    loss_ptr,
+    correct_ptr,
+    V,
+    stride,
+    softcap,
+    CAP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    target = tl.load(target_ptr + row)
+    row_ptr = logits_ptr + row * stride
+    # Finite, so that a block of nothing but -inf gives exp(-inf) = 0 and not exp(nan).
+    top = -3.0e38
+    total = 0.0
+    picked = 0.0
+    best = V
+    for start in range(0, V, BLOCK):
+        col = start + tl.arange(0, BLOCK)
+        x = tl.load(row_ptr + col, col < V, other=0.0).to(tl.float32)
+        if CAP:
+            x = softcap * _tanh(x / softcap)
+        x = tl.where(col < V, x, -float("inf"))
+        block_top = tl.max(x, 0)
+        block_best = tl.min(tl.where(x == block_top, col, V), 0)
+        best = tl.where(block_top > top, block_best, best)
+        new_top = tl.maximum(top, block_top)
+        total = total * tl.exp(top - new_top) + tl.sum(tl.exp(x - new_top), 0)
+        picked += tl.sum(tl.where(col == target, x, 0.0), 0)
+        top = new_top
+    tl.store(loss_ptr + row, tl.log(total) + (top - picked))
+    tl.store(correct_ptr + row, best == target)
+    for start in range(0, V, BLOCK):
+        col = start + tl.arange(0, BLOCK)
+        x = tl.load(row_ptr + col, col < V, other=0.0).to(tl.float32)
+        one_hot = tl.where(col == target, 1.0, 0.0)
+        if CAP:
+            t = _tanh(x / softcap)
+            grad = (tl.exp(softcap * t - top) / total - one_hot) * (1.0 - t * t)
+        else:
+            grad = tl.exp(x - top) / total - one_hot
+        tl.store(row_ptr + col, grad.to(logits_ptr.dtype.element_ty), col < V)
+
+
+def cross_entropy_rows_(logits_CV: Tensor, target_C: Tensor, softcap: float | None = None) -> tuple[Tensor, Tensor]:
+    """As ``tunesmith.kernels.cross_entropy.cross_entropy_rows_``: ``(loss_C, correct_C)``; overwrites the logits."""
+    C, V = logits_CV.shape
+    assert logits_CV.stride(1) == 1 and logits_CV.dtype != torch.float64, (logits_CV.stride(), logits_CV.dtype)
+    assert target_C.shape == (C,) and target_C.is_contiguous(), (target_C.shape, target_C.stride())
+    loss_C = torch.empty(C, dtype=torch.float32, device=logits_CV.device)
+    correct_C = torch.empty(C, dtype=torch.bool, device=logits_CV.device)
+    if C:
+        _rows[(C,)](
+            logits_CV,
+            target_C,
+            loss_C,
+            correct_C,
+            V,
+            logits_CV.stride(0),
+            1.0 if softcap is None else softcap,
+            CAP=softcap is not None,
+            BLOCK=min(BLOCK, triton.next_power_of_2(V)),
+            num_warps=8,
+        )
+    return loss_C, correct_C

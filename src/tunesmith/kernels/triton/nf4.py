@@ -1,0 +1,148 @@
+"""NF4 in Triton: the dense weight, and its product with few tokens; the specification is ``tunesmith/kernels/nf4.py``.
+
+``dequantize_nf4`` reads a byte and writes two weights: half the time of a copy of the dense tensor is the floor. The 16
+values and the 256 of the absmax codes are tables in memory, which the first-level cache holds after the first visit.
+
+``nf4_matmul`` serves the decoding of text, where T is one to a few tokens and the weight is read for a single product: it
+is unpacked in registers and never written, so 0.52 bytes a weight are moved instead of 4.5. A byte holds two neighbouring
+columns, therefore x is read as its even and its odd columns, and two products are added up: nothing is interleaved. Where
+rows are multiples of 64 long, a step of the loop covers one block of each row and needs one absmax a row; other lengths
+take the general way, each weight by its own byte and absmax.
+
+Products of value and absmax are rounded as in PyTorch: fusing a multiplication and an addition into one rounding is
+turned off for the absmax. Refused: splitting the sum over programs (atomics, other bits in each run) and autotuning. Tile
+sizes follow from the shape and have not been tuned on any device.
+
+Shape suffixes: T tokens, I in_features, O out_features.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tunesmith.kernels.nf4 import BLOCK, NESTED, NF4, values
+
+BYTES = 1024  # of a program of dequantize_nf4
+TILE_O = 16  # output features of a program of nf4_matmul: the smallest that tl.dot takes, for the most programs
+COMMON: dict[str, Any] = {"BLOCK": BLOCK, "NESTED": NESTED, "enable_fp_fusion": False}
+
+
+@triton.jit
+def _absmax_at(block, mask, absmax_ptr, nested_ptr, map_ptr, offset, NESTED: tl.constexpr):
+    """The absmax of blocks given by number."""
+    code = tl.load(absmax_ptr + block, mask, other=0).to(tl.int32)
+    return tl.load(map_ptr + code) * tl.load(nested_ptr + block // NESTED, mask, other=0.0) + offset
+
+
+@triton.jit
+def _dequantize(
+    packed_ptr,
+    absmax_ptr,
+    nested_ptr,
+    map_ptr,
+    values_ptr,
+    out_ptr,
+    offset,
+    count,
+    BLOCK: tl.constexpr,
+    NESTED: tl.constexpr,
+    BYTES: tl.constexpr,
+):
+    start = tl.program_id(0).to(tl.int64) * BYTES
+    byte = start + tl.arange(0, BYTES)
+    pair = tl.load(packed_ptr + byte, 2 * byte < count, other=0).to(tl.int32)
+    value = tl.interleave(tl.load(values_ptr + (pair >> 4)), tl.load(values_ptr + (pair & 15)))
+    place = 2 * start + tl.arange(0, 2 * BYTES)
+    mask = place < count
+    absmax = _absmax_at(place // BLOCK, mask, absmax_ptr, nested_ptr, map_ptr, offset, NESTED)
+    tl.store(out_ptr + place, (value * absmax).to(out_ptr.dtype.element_ty), mask)
+
+
+@triton.jit
+def _weights_at(
+    place, mask, packed_ptr, absmax_ptr, nested_ptr, map_ptr, values_ptr, offset, BLOCK: tl.constexpr, NESTED: tl.constexpr
+):
+    """Weights given by number, each from its own byte."""
+    byte = tl.load(packed_ptr + place // 2, mask, other=0).to(tl.int32)
+    code = tl.where(place % 2 == 0, byte >> 4, byte & 15)
+    absmax = _absmax_at(place // BLOCK, mask, absmax_ptr, nested_ptr, map_ptr, offset, NESTED)
+    return tl.load(values_ptr + code) * absmax
+
+
+@triton.jit
+def _matmul(
+    x_ptr,
+    packed_ptr,
+    absmax_ptr,
+    nested_ptr,
+    map_ptr,
+    values_ptr,
+    y_ptr,
+    offset,
+    tokens,
+    inputs,
+    outputs,
+    x_stride,
+    ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    NESTED: tl.constexpr,
+    TILE_T: tl.constexpr,
+    TILE_O: tl.constexpr,
+):
+    out = tl.program_id(0).to(tl.int64) * TILE_O + tl.arange(0, TILE_O)
+    row = tl.program_id(1).to(tl.int64) * TILE_T + tl.arange(0, TILE_T)
+    acc = tl.zeros((TILE_T, TILE_O), dtype=tl.float32)
+    half = tl.arange(0, BLOCK // 2)
+    dtype = x_ptr.dtype.element_ty
+    for start in range(0, inputs, BLOCK):
+        even, odd = start + 2 * half, start + 2 * half + 1
+        x_even = tl.load(
+            x_ptr + row[:, None] * x_stride + even[None, :], (row[:, None] < tokens) & (even[None, :] < inputs), other=0.0
+        )
+        x_odd = tl.load(
+            x_ptr + row[:, None] * x_stride + odd[None, :], (row[:, None] < tokens) & (odd[None, :] < inputs), other=0.0
+        )
+        place = out[None, :] * inputs + even[:, None]
+        live = out[None, :] < outputs
+        if ALIGNED:
+            absmax = _absmax_at((out * inputs + start) // BLOCK, out < outputs, absmax_ptr, nested_ptr, map_ptr, offset, NESTED)
+            pair = tl.load(packed_ptr + place // 2, live, other=0).to(tl.int32)
+            w_even = tl.load(values_ptr + (pair >> 4)) * absmax[None, :]
+            w_odd = tl.load(values_ptr + (pair & 15)) * absmax[None, :]
+        else:
+            mask = live & (even[:, None] < inputs)
+            w_even = _weights_at(place, mask, packed_ptr, absmax_ptr, nested_ptr, map_ptr, values_ptr, offset, BLOCK, NESTED)
+            mask = live & (odd[:, None] < inputs)
+            w_odd = _weights_at(place + 1, mask, packed_ptr, absmax_ptr, nested_ptr, map_ptr, values_ptr, offset, BLOCK, NESTED)
+        acc = tl.dot(x_even, w_even.to(dtype), acc, input_precision="ieee")
+        acc = tl.dot(x_odd, w_odd.to(dtype), acc, input_precision="ieee")
+    tl.store(y_ptr + row[:, None] * outputs + out[None, :], acc.to(dtype), (row[:, None] < tokens) & (out[None, :] < outputs))
+
+
+def dequantize_nf4(q: NF4, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+    """See ``tunesmith.kernels.nf4.dequantize_nf4``; fp32, fp16 or bf16."""
+    assert dtype != torch.float64
+    if out is None:
+        out = torch.empty(q.shape, dtype=dtype, device=q.packed.device)
+    assert out.shape == q.shape and out.dtype == dtype and out.is_contiguous()
+    table = values(q.packed.device)
+    grid, sizes = (triton.cdiv(len(q.packed), BYTES),), {"BYTES": BYTES, **COMMON}
+    tensors = (q.packed, q.absmax, q.nested_absmax, q.nested_map, table, out)
+    _dequantize[grid](*tensors, q.offset, q.numel(), **sizes)
+    return out
+
+
+def nf4_matmul(x_TI: Tensor, q: NF4) -> Tensor:
+    """See ``tunesmith.kernels.nf4.nf4_matmul``; x in fp32, fp16 or bf16."""
+    (tokens, inputs), (outputs, _) = x_TI.shape, q.shape
+    assert x_TI.dtype != torch.float64 and x_TI.stride(1) == 1 and q.shape == (outputs, inputs)
+    y_TO = x_TI.new_empty(tokens, outputs)
+    tile_T = min(max(triton.next_power_of_2(tokens), 16), 32)
+    grid = (triton.cdiv(outputs, TILE_O), triton.cdiv(tokens, tile_T))
+    tensors = (x_TI, q.packed, q.absmax, q.nested_absmax, q.nested_map, values(x_TI.device), y_TO)
+    tiles: dict[str, Any] = {"TILE_T": tile_T, "TILE_O": TILE_O, "ALIGNED": inputs % BLOCK == 0}
+    _matmul[grid](*tensors, q.offset, tokens, inputs, outputs, x_TI.stride(0), **tiles, **COMMON)
+    return y_TO

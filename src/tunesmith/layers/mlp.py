@@ -1,0 +1,80 @@
+"""Gated MLP of a decoder layer: norm, gate and up in one product, activation and down in one step of the graph.
+
+It takes the place of a stock MLP on one model instance, together with the norm before it. What the backward pass keeps
+are the outputs of gate and up; the activated product, three times as wide as the hidden state, is made again in the very
+pass that takes its gradient (``kernels/glu.py``).
+
+Shape suffixes: T tokens, D hidden size, F intermediate size, S rank, K = F + S.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tunesmith.kernels.glu import glu_backward, glu_forward
+from tunesmith.layers.lora import LoRAGroup, LoRALinear, Norm, draw_dropped, without
+
+
+class FusedMLP(nn.Module):
+    """``down(act(gate(norm(x))) * up(norm(x)))`` with adapters on all three.
+
+    Args:
+        gate, up, down: the adapted layers; gate and up become one group.
+        activation: ``silu`` or ``gelu_tanh``.
+        norm: the norm before the layer.
+    """
+
+    def __init__(self, gate: LoRALinear, up: LoRALinear, down: LoRALinear, activation: str, norm: Norm):
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = gate, up, down
+        self.gate_up = LoRAGroup([gate, up])
+        self.activation, self.norm = activation, norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (..., D) to (..., D)."""
+        gate_up_T2F = self.gate_up(x.reshape(-1, x.shape[-1]), self.norm)
+        down = self.down_proj
+        dropout = down.dropout if down.training else 0.0
+        seed = int(torch.randint(2**62, ())) if dropout else 0
+        return _DownFunction.apply(gate_up_T2F, down.group, self.activation, dropout, seed, down.lora_A, down.lora_B).view(
+            x.shape
+        )  # type: ignore[union-attr]
+
+
+class _DownFunction(torch.autograd.Function):
+    """Activation and down projection."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, gate_up_T2F: Tensor, group: LoRAGroup, activation: str, dropout: float, seed: int, *_: Tensor
+    ) -> Tensor:
+        gate_TF, up_TF = gate_up_T2F.chunk(2, dim=1)
+        A_SF = group.A_SI(gate_up_T2F.dtype)
+        features = gate_TF.shape[1]
+        h_TK = gate_TF.new_empty(gate_TF.shape[0], features + A_SF.shape[0])
+        h_TF = h_TK[:, :features]
+        glu_forward(gate_TF, up_TF, activation, out=h_TF)
+        dropped = draw_dropped(h_TF, dropout, seed) if dropout else None
+        h_TK[:, features:] = without(h_TF, dropped) @ A_SF.T
+        ctx.save_for_backward(gate_up_T2F, h_TK[:, features:].clone())
+        ctx.group, ctx.activation, ctx.dropout, ctx.seed = group, activation, dropout, seed
+        return group.multiply(h_TK, 1.0 - dropout)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        gate_up_T2F, hA_TS = ctx.saved_tensors
+        group, keep, dy_TD = ctx.group, 1.0 - ctx.dropout, grads[0]
+        gate_TF, up_TF = gate_up_T2F.chunk(2, dim=1)
+        features = gate_TF.shape[1]
+        d_TK = group.multiply_back(dy_TD, keep)
+        dh_TF, dhA_TS = d_TK[:, :features], d_TK[:, features:]
+        A_SF = group.A_SI(dy_TD.dtype)
+        dropped = draw_dropped(gate_TF, ctx.dropout, ctx.seed) if ctx.dropout else None
+        if dropped is None:
+            dh_TF.addmm_(dhA_TS, A_SF)
+        else:
+            dh_TF.add_(without(dhA_TS @ A_SF, dropped))
+        h_TF, dgate_dup_T2F = glu_backward(dh_TF, gate_TF, up_TF, ctx.activation)
+        found = group.adapter_gradients(dy_TD, without(h_TF, dropped), hA_TS, dhA_TS, keep)
+        return dgate_dup_T2F, None, None, None, None, *found

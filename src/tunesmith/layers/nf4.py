@@ -1,0 +1,248 @@
+"""Frozen layers whose weight is held in NF4 and is dense only while it is multiplied.
+
+QLoRA (Dettmers et al. 2023, section 3): the base model lies in memory at 4.13 bits a weight, and each product makes the
+dense weight anew, forwards and again backwards. Nothing dense is saved for the backward pass; since the base is frozen
+and linear, not even the input is.
+
+**One buffer.** The dense weight goes to a buffer that all layers of the process share, one a device and dtype, as large as
+the largest weight met so far. A product is done before the next weight is made, so one is enough, and the allocator
+neither fragments nor meets the kernel's page faults: a fresh 3.5 MB tensor costs as much as its dequantisation. Two
+threads that train at once would overwrite each other; train in processes. Refused: keeping the dense weights of a layer
+from forward to backward, which is what gives memory away.
+
+**bitsandbytes' names.** The state dict of a layer equals that of ``bitsandbytes.nn.Linear4bit``, byte for byte: ``weight``,
+``weight.absmax``, ``weight.nested_absmax``, ``weight.quant_map``, ``weight.nested_quant_map`` and, as JSON in a tensor,
+``weight.quant_state.bitsandbytes__nf4``. What we save, transformers loads, and the other way round.
+
+Shape suffixes: T tokens (all leading dimensions flattened), I in_features, O out_features, V rows of a table, D its width.
+"""
+
+import json
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from tunesmith.errors import ModelError
+from tunesmith.kernels.nf4 import (
+    BLOCK,
+    FEW_TOKENS,
+    NESTED,
+    NF4,
+    dequantize_nf4,
+    dequantize_nf4_rows,
+    nf4_matmul,
+    quantize_nf4,
+    values,
+)
+
+QUANT_STATE = "quant_state.bitsandbytes__nf4"
+_dense: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+
+class NF4Weight(nn.Module):
+    """A frozen weight in NF4.
+
+    Args:
+        q: its parts, which become buffers.
+        dtype: of the weight before it was quantised; written into the state dict.
+    """
+
+    packed: Tensor
+    absmax: Tensor
+    nested_absmax: Tensor
+    nested_map: Tensor
+
+    def __init__(self, q: NF4, dtype: torch.dtype):
+        super().__init__()
+        self.register_buffer("packed", q.packed)
+        self.register_buffer("absmax", q.absmax)
+        self.register_buffer("nested_absmax", q.nested_absmax)
+        self.register_buffer("nested_map", q.nested_map)
+        self.offset = q.offset
+        self.shape = torch.Size(q.shape)
+        self.dtype = dtype
+
+    @classmethod
+    def from_state(cls, name: str, state: dict[str, Tensor]) -> "NF4Weight":
+        """A weight from the tensors of a bitsandbytes checkpoint.
+
+        Args:
+            name: full name of the weight, for messages.
+            state: its tensors by what follows the name: ``""`` (the packed codes), ``absmax``, ``quant_map``, ...
+
+        Raises:
+            ModelError: a part is missing or of the wrong size, or the format is another one.
+        """
+        parts = ("", "absmax", "nested_absmax", "nested_quant_map", "quant_map", QUANT_STATE)
+        lacking = [part for part in parts if part not in state]
+        if lacking:
+            raise ModelError(
+                f"{name}: {lacking[0] or 'the packed weight'} is not in the checkpoint",
+                "NF4 with double quantisation is read (bnb_4bit_use_double_quant); or quantise the original model",
+            )
+        facts = json.loads(bytes(state[QUANT_STATE].tolist()))
+        found = (facts["quant_type"], facts["blocksize"], facts["nested_blocksize"])
+        if found != ("nf4", BLOCK, NESTED) or not torch.equal(state["quant_map"].cpu(), values(torch.device("cpu"))):
+            raise ModelError(
+                f"{name}: 4-bit format {found}, expected ('nf4', {BLOCK}, {NESTED})", "quantise the original model"
+            )
+        shape = tuple(facts["shape"])
+        packed, absmax = state[""].view(torch.uint8).view(-1), state["absmax"]
+        q = NF4(packed, absmax, state["nested_absmax"], state["nested_quant_map"], facts["nested_offset"], shape)
+        count = q.numel()
+        expected = (-(-count // 2), -(-count // BLOCK), -(-count // (BLOCK * NESTED)), 256)
+        sizes = (len(packed), len(absmax), len(q.nested_absmax), len(q.nested_map))
+        if sizes != expected:
+            raise ModelError(f"{name}: parts of {sizes} elements, expected {expected} for {shape}", "get the checkpoint again")
+        return cls(q, _dtype_of(name, facts["dtype"]))
+
+    @property
+    def q(self) -> NF4:
+        """The parts, for the kernels."""
+        return NF4(self.packed, self.absmax, self.nested_absmax, self.nested_map, self.offset, tuple(self.shape))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held; the map of the absmax codes, which weights share, is not counted."""
+        return self.q.nbytes
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.packed.device
+
+    def numel(self) -> int:
+        """Number of weights."""
+        return self.shape.numel()
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The dense weight in the process-wide buffer: valid until the next call on any weight, never to be kept."""
+        key, count = (self.packed.device, dtype), self.numel()
+        if key not in _dense or _dense[key].numel() < count:
+            _dense.pop(key, None)
+            with torch.inference_mode(False):  # a buffer born in inference mode could not be written outside of it
+                _dense[key] = torch.empty(count, dtype=dtype, device=self.packed.device)
+        with torch.no_grad():
+            return dequantize_nf4(self.q, dtype, _dense[key][:count].view(self.shape))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "NF4Weight":
+        """Follow a move to another device, not a change of dtype: the statistics are fp32 whatever the model is."""
+        before = {name: self._buffers[name] for name in ("nested_absmax", "nested_map")}
+        super()._apply(fn, recurse)
+        for name, tensor in before.items():
+            assert tensor is not None
+            self._buffers[name] = tensor.to(self.packed.device)
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        facts = {
+            "quant_type": "nf4",
+            "blocksize": BLOCK,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "shape": list(self.shape),
+            "nested_blocksize": NESTED,
+            "nested_dtype": "float32",
+            "nested_offset": self.offset,
+        }
+        destination[prefix.removesuffix(".")] = self.packed.view(-1, 1)
+        destination[prefix + "absmax"] = self.absmax
+        destination[prefix + "quant_map"] = values(self.device).clone()
+        destination[prefix + "nested_absmax"] = self.nested_absmax
+        destination[prefix + "nested_quant_map"] = self.nested_map.clone()  # safetensors refuses shared memory
+        destination[prefix + QUANT_STATE] = torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        error_msgs.append(
+            f"{prefix.removesuffix('.')} is quantised and frozen; models/quantize.py reads it, not load_state_dict"
+        )
+
+
+class NF4Linear(nn.Module):
+    """``y = x W^T + b`` with a frozen W in NF4.
+
+    Args:
+        weight: shape (O, I).
+        bias: shape (O,), or None.
+    """
+
+    def __init__(self, weight: NF4Weight, bias: nn.Parameter | None = None):
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.weight = weight
+        self.register_parameter("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (..., I) to (..., O), in the dtype of x."""
+        y_TO = _Product.apply(x.reshape(-1, self.in_features), self.weight, self.bias)
+        assert isinstance(y_TO, Tensor)
+        return y_TO.view(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        """As ``nn.Linear``, and the bits."""
+        bits = self.weight.q.bits_per_weight
+        return f"in_features={self.in_features}, out_features={self.out_features}, bits_per_weight={bits:.2f}"
+
+
+class _Product(torch.autograd.Function):
+    """The product as one step of the graph; dequantises again backwards and saves no tensor at all."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TI: Tensor, weight: NF4Weight, bias_O: Tensor | None) -> Tensor:
+        ctx.weight = weight
+        bias_O = None if bias_O is None else bias_O.to(x_TI.dtype)
+        if x_TI.is_cuda and x_TI.shape[0] <= FEW_TOKENS:
+            y_TO = nf4_matmul(x_TI.contiguous(), weight.q)
+            return y_TO if bias_O is None else y_TO.add_(bias_O)
+        return nn.functional.linear(x_TI, weight.dense(x_TI.dtype), bias_O)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator hides the names
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor | None, None, Tensor | None]:
+        dy_TO = grads[0]
+        dx_TI = dy_TO @ ctx.weight.dense(dy_TO.dtype) if ctx.needs_input_grad[0] else None
+        return dx_TI, None, dy_TO.sum(0) if ctx.needs_input_grad[2] else None
+
+
+class NF4Embedding(nn.Module):
+    """A frozen table in NF4, of which only the rows that are asked for become dense.
+
+    Every row has blocks of its own: a width that is no multiple of 64 is filled up with zeros.
+
+    Args:
+        table_VD: dense table, fp32, fp16 or bf16, which is not kept; its dtype is that of the output.
+
+    Raises:
+        ModelError: the table holds NaN or infinity.
+    """
+
+    def __init__(self, table_VD: Tensor):
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = table_VD.shape
+        missing = -self.embedding_dim % BLOCK
+        padded = nn.functional.pad(table_VD.detach(), (0, missing)) if missing else table_VD.detach()
+        self.weight = NF4Weight(quantize_nf4(padded), table_VD.dtype)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Int64 of shape (...) to (..., D)."""
+        rows_TD = dequantize_nf4_rows(self.weight.q, ids.reshape(-1), self.weight.dtype)
+        return rows_TD[:, : self.embedding_dim].reshape(*ids.shape, self.embedding_dim)
+
+
+def _dtype_of(name: str, text: str) -> torch.dtype:
+    known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if text not in known:
+        raise ModelError(f"{name}: dtype {text!r} in its quant_state", f"expected one of {', '.join(known)}")
+    return known[text]

@@ -1,0 +1,126 @@
+"""Gradient checkpointing: compute a part of the model a second time in the backward pass instead of keeping its insides.
+
+What a layer keeps for its gradients is many times the size of its input. A part that is recomputed keeps its input alone
+and runs its forward pass again when its gradients are due (Chen et al. 2016, arXiv 1604.06174): a third more arithmetic
+for a layer, for the memory of all its insides. The policy is the dial: every attention, every MLP, every layer, or every
+n-th layer. Gradients are the same to the bit, dropout included, because the random state of the first pass is set again.
+
+The stock models' own switch was refused: it knows layers only, must be set on the class's terms (a swapped forward loses
+it) and silently turns caches off. Here the parts are taken into wrapper modules on one instance and let go at the end.
+
+Two traps, both held by tests. Layers that read keys and values of earlier layers get them through a mapping that the
+earlier layer fills; under reentrant checkpointing such gradients are silently wrong, so the non-reentrant form is used,
+which keeps the one true graph: filling the mapping again with the recomputed tensors then changes no gradient, and a
+reader is always recomputed before its writer. And torch keeps the random state of the devices of *positional* tensors
+alone, while stock layers call their attention with keywords; the wrapper therefore hands over one tensor by place.
+A cache of past keys would be filled twice; it is refused.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import Cache, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from tunesmith.errors import ModelError
+
+Policy = Literal["none", "attention", "mlp", "layer"] | int
+
+# What stock models call the two blocks of a decoder layer.
+BLOCKS = {
+    "attention": ("self_attn", "attention", "attn", "self_attention", "linear_attn"),
+    "mlp": ("mlp", "feed_forward", "block_sparse_moe"),
+}
+
+
+class Recomputed(nn.Module):
+    """A module whose insides are not kept for the backward pass. Everything else that is asked of it, the module answers."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+        self.training = inner.training
+
+    def __getattr__(self, name: str) -> Any:
+        inner = self.__dict__["_modules"]["inner"]
+        return inner if name == "inner" else getattr(inner, name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module returns; without gradients it is a plain call.
+
+        Raises:
+            ModelError: a key/value cache is among the arguments; it would be filled twice.
+        """
+        if not torch.is_grad_enabled():
+            return self.inner(*args, **kwargs)
+        values = (*args, *kwargs.values())
+        if any(isinstance(value, Cache) for value in values):
+            raise ModelError("train.recompute cannot run with a key/value cache", "call the model with use_cache=False")
+        by_place = next(value for value in values if isinstance(value, Tensor))
+        return checkpoint(lambda _: self.inner(*args, **kwargs), by_place, use_reentrant=False, preserve_rng_state=True)
+
+
+@contextlib.contextmanager
+def recompute(model: PreTrainedModel, policy: Policy) -> Iterator[None]:
+    """Within the block the parts that the policy names are recomputed; afterwards the model is as it was.
+
+    Args:
+        policy: ``none``, ``attention``, ``mlp``, ``layer``, or n for the first of every n layers.
+
+    Raises:
+        ModelError: the model has no such parts.
+    """
+    names = recomputed_names(model, policy)
+    inner = {name: model.get_submodule(name) for name in names}
+    for name, module in inner.items():
+        _put(model, name, Recomputed(module))
+    try:
+        yield
+    finally:
+        for name, module in inner.items():
+            module.train(model.get_submodule(name).training)
+            _put(model, name, module)
+
+
+def recomputed_names(model: PreTrainedModel, policy: Policy) -> list[str]:
+    """Full names of the modules that a policy recomputes, in the model's order.
+
+    Raises:
+        ModelError: no decoder layers are found, or one has no block of the kind.
+    """
+    if policy == "none":
+        return []
+    layers = decoder_layers(model)
+    if not layers:
+        raise ModelError(f"train.recompute: {type(model).__name__} has no decoder layers that could be recomputed", "use none")
+    if policy == "layer" or isinstance(policy, int):
+        return list(layers)[:: 1 if policy == "layer" else policy]
+    names = []
+    for layer, module in layers.items():
+        children = [name for name, _ in module.named_children()]
+        blocks = [name for name in children if name in BLOCKS[policy]]
+        if not blocks:
+            raise ModelError(f"train.recompute: {layer} has no {policy} among {', '.join(children)}", "use layer")
+        names += [f"{layer}.{name}" for name in blocks]
+    return names
+
+
+def decoder_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The layers of the text decoder by their full names, in order; an encoder of images or sound is left alone."""
+    decoder = model.get_decoder()
+    prefix = next(name for name, module in model.named_modules() if module is decoder)
+    found: dict[str, nn.Module] = {}
+    for name, module in decoder.named_modules(prefix=prefix):
+        within = any(name.startswith(f"{layer}.") for layer in found)
+        if isinstance(module, GradientCheckpointingLayer) and not within:
+            found[name] = module
+    return found
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    model.get_submodule(parent).register_module(child, module)
