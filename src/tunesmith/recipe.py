@@ -117,6 +117,10 @@ class Train(_Section):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
     max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
+    compute: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto",
+        description="dtype of the matrix products where base is auto or nf4; auto takes the one that is faster on this machine",
+    )
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
         default="adamw",
         description="adamw keeps 8 bytes of state a trained weight; the 8-bit ones 2 (bitsandbytes, extra bnb); paged moves it "
@@ -187,7 +191,11 @@ class Recipe(_Section):
     model_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
         default=None, description="expected sha256 of a .gguf file; another file is refused"
     )
-    base: Literal["fp32", "bf16"] = Field(default="bf16", description="dtype of the frozen base weights and of the products")
+    base: Literal["auto", "fp32", "bf16", "nf4"] = Field(
+        default="auto",
+        description="what the frozen base weights are kept in; auto is fp32 or bf16, whichever this machine multiplies faster; "
+        "nf4 is 4 bits a weight (QLoRA)",
+    )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     data: Data
     chat: Chat = Chat()
@@ -196,6 +204,12 @@ class Recipe(_Section):
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     export: Export = Export()
+
+    @model_validator(mode="after")
+    def _one_precision(self) -> "Recipe":
+        if self.base in ("fp32", "bf16") and self.train.compute not in ("auto", self.base):
+            raise ValueError(f"base: {self.base} computes in {self.base}; train.compute is read with base: auto or nf4")
+        return self
 
     @model_validator(mode="after")
     def _parts_leave_room(self) -> "Recipe":

@@ -6,7 +6,12 @@ import pytest
 
 from conftest import ROOT
 
-FILES = sorted(path for folder in ("src", "examples", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
+FILES = sorted(
+    path
+    for folder in ("src", "examples", "tests", "benchmarks")
+    for path in (ROOT / folder).rglob("*.py")
+    if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)  # environments of the peers
+)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -24,6 +24,7 @@ from tunesmith.infer.engine import Answer
 from tunesmith.infer.in_process import InProcessEngine
 from tunesmith.models.adapter import adapter_state
 from tunesmith.models.load import find_model, load_model
+from tunesmith.models.precision import precision
 from tunesmith.models.swap import add_lora
 from tunesmith.recipe import Recipe, dump_recipe, load_recipe
 from tunesmith.track import MetricsLog, read_metrics
@@ -49,6 +50,12 @@ def _split(recipe, tmp):
         facts.add(row.id, group_key(row), answer_key(row))
     parts = split(facts, recipe.data.test_fraction, recipe.data.dev_fraction, recipe.seed)
     return dict(zip(facts.ids.tolist(), parts.tolist(), strict=True))
+
+
+def _precision(recipe, tmp):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tunesmith.models.precision._faster", lambda directory: "bf16")
+        return precision(recipe.model_copy(update={"base": "nf4"}), find_model(recipe.model))
 
 
 def _fit(recipe, tmp):
@@ -204,6 +211,7 @@ OBSERVE = {
     "train.schedule": ("linear", lambda r, t: learning_rate(r.train, 3, 9)),
     "train.warmup_ratio": (0.9, lambda r, t: learning_rate(r.train, 3, 9)),
     "train.max_grad_norm": (1e-6, _fit),
+    "train.compute": ("fp32", _precision),
     "train.optimizer": ("adamw_8bit", _fit),
     "train.weight_decay": (0.9, _fit),
     "train.loraplus_lr_ratio": (4.0, _fit),

@@ -1,4 +1,5 @@
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from tunesmith import hardware
 from tunesmith.errors import RunError
+from tunesmith.kernels.attention import Span
 from tunesmith.train import documents as module
 from tunesmith.train.documents import Documents, DocumentWriter, cached_tokens, make_documents, make_pack
 
@@ -56,7 +58,7 @@ def test_packs_from_file_and_memory_equal_packs_made_token_by_token(rendered, da
             pack = make_pack(documents, chosen)
             ids, position, borders, predict, target = _naive_pack(rows, chosen)
             assert pack.ids_1T.tolist() == [ids] and pack.position_1T.tolist() == [position]
-            assert pack.cu_seqlens == borders
+            assert pack.spans == [Span(a, b, a, a) for a, b in pairwise(borders)]
             assert pack.predict_N.tolist() == predict and pack.target_N.tolist() == target
             assert {t.dtype for t in (pack.ids_1T, pack.position_1T, pack.predict_N, pack.target_N)} == {torch.int64}
 

@@ -42,7 +42,9 @@ def train(run: RunDir) -> None:
     """Train the adapter and write the best one to ``adapter/``."""
     from tunesmith.data.pack import Plan, pack_documents
     from tunesmith.models.adapter import load_adapter_state, read_adapter, save_adapter
+    from tunesmith.models.fuse import fuse
     from tunesmith.models.load import load_model
+    from tunesmith.models.precision import precision
     from tunesmith.models.swap import add_lora
     from tunesmith.train.documents import Documents
     from tunesmith.train.loop import fit
@@ -53,10 +55,12 @@ def train(run: RunDir) -> None:
     with stage(run, "train", key) as needed:
         if not needed:
             return
-        model = load_model(directory, recipe.base)
+        base, compute = precision(recipe, directory)
+        model = load_model(directory, compute, base)
         layers = add_lora(model, recipe.lora, recipe.seed)
-        trained_weights = sum(layer.lora_A.numel() + layer.lora_B.numel() for layer in layers.values())
-        say(f"train: LoRA on {len(layers)} linear layers, {trained_weights:,} weights, base {recipe.base}")
+        trained_weights = sum(p.numel() for layer in layers.values() for p in layer.parameters() if p.requires_grad)
+        say(f"train: LoRA on {len(layers)} linear layers, {trained_weights:,} weights, base {base}, computing in {compute}")
+        say(f"train: {fuse(model).summary()}")
         documents = {part: Documents.open(run.tokens(part)) for part in ("train", "dev")}
         settings = recipe.train
         steps = Plan(
@@ -219,14 +223,16 @@ def _in_process(recipe: Recipe, adapter: Path | None) -> "InProcessEngine":
     from tunesmith.infer.in_process import InProcessEngine
     from tunesmith.models.adapter import load_adapter_state, read_adapter
     from tunesmith.models.load import load_model
+    from tunesmith.models.precision import precision
     from tunesmith.models.swap import add_lora, merge_lora
 
     directory, made = renderer(recipe)
-    model = load_model(directory, recipe.base)
+    base, compute = precision(recipe, directory)
+    model = load_model(directory, compute, base)
     if adapter is not None:
         layers = add_lora(model, recipe.lora, recipe.seed)
         load_adapter_state(layers, read_adapter(adapter))
-        if recipe.base == "fp32":  # exact to fp32 rounding, and decoding runs as fast as the base
+        if base == "fp32":  # exact to fp32 rounding, and decoding runs as fast as the base
             merge_lora(model, layers)
     return InProcessEngine(model, made, recipe.evaluate.batch_size)
 
@@ -236,7 +242,7 @@ def _engine_of(
 ) -> "tuple[str, Callable[[], Engine]]":
     """Fingerprint of an arm's weights, and how to make its engine."""
     if arm in PROMPT_ARMS:
-        return fingerprint(model_key(recipe), recipe.base), base
+        return fingerprint(model_key(recipe), recipe.base, recipe.train.compute), base
     if arm == "tuned":
         return run.key_of("train"), lambda: _in_process(recipe, run.adapter)
     gguf = _gguf_path(run, recipe.export.gguf[-1])
@@ -266,6 +272,7 @@ def _selection(
         run.key_of("data"),
         model_key(recipe),
         recipe.base,
+        recipe.train.compute,
         _scoring(recipe),
         recipe.task.prompt,
         recipe.evaluate.few_shot.model_dump(),

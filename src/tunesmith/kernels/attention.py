@@ -82,9 +82,7 @@ class Saved(NamedTuple):
         return cls(flat[0], flat[1], flat[2], flat[3], tuple(flat[4:]))
 
 
-def attention_forward(
-    q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spans: list[Span], scoring: Scoring
-) -> tuple[Tensor, Saved]:
+def attention_forward(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spans: list[Span], scoring: Scoring) -> tuple[Tensor, Saved]:
     """Attention of every span.
 
     Args:

@@ -8,9 +8,9 @@ off, and blocks of 256 of them are divided by their own absmax and rounded to th
 Blocks run over the flat weight, so that they may begin anywhere in a row; the last one may be short.
 
 **Same bytes as bitsandbytes 0.50 on a CPU**, its habits included: full blocks are multiplied by ``1 / absmax``, the short
-one is divided; no absmax of a weight is less than 1e-38; an absmax finds its code through a grid of 65,536 points in
-[-1, 1], and the codes of a block of nothing but zeros are 0. On CUDA bitsandbytes rounds an absmax to the nearest code
-without the grid: the format is the same, and one code in 300 is a neighbour.
+one is divided; no divisor is less than 1e-38; an absmax finds its code through a grid of 65,536 points in
+[-1, 1], and the codes of a block of nothing but zeros are 0. Its CUDA kernels round an absmax to the
+nearest code without the grid: the format is the same, and about one absmax code in 700 is a neighbour.
 
 **Quantising without a search.** A binary search among 15 boundaries costs 47 ns a weight here. The upper 16 bits of an fp32
 number pick one of 65,536 cells; no cell holds two boundaries, so a table gives the boundaries below the cell and one

@@ -50,9 +50,7 @@ class FusedAttention(nn.Module):
         norm: the norm before the layer.
     """
 
-    def __init__(
-        self, q: LoRALinear, k: LoRALinear, v: LoRALinear, o: LoRALinear, heads: Heads, scoring: Scoring, norm: Norm
-    ):
+    def __init__(self, q: LoRALinear, k: LoRALinear, v: LoRALinear, o: LoRALinear, heads: Heads, scoring: Scoring, norm: Norm):
         super().__init__()
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = q, k, v, o
         self.qkv = LoRAGroup([q, k, v])
@@ -137,9 +135,7 @@ class _AttentionFunction(torch.autograd.Function):
         rope_(parts[1], cos_TK, sin_TK, inverse=True)
         if ctx.normed:
             inputs = heads.split(qkv_TN)
-            for part, x, norm, rstd in zip(
-                parts[:2], inputs[:2], (heads.q_norm, heads.k_norm), (q_rstd, k_rstd), strict=True
-            ):
+            for part, x, norm, rstd in zip(parts[:2], inputs[:2], (heads.q_norm, heads.k_norm), (q_rstd, k_rstd), strict=True):
                 flat = rms_norm_backward(part.flatten(0, 1), x.flatten(0, 1), norm.weight_I, rstd, norm.offset)
                 part.copy_(flat.view(part.shape))
         return dqkv_TN, None, None, None, None, None

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from tunesmith.kernels.lora import lora_matmul
 from tunesmith.layers.lora import LoRALinear, draw_dropped
+from tunesmith.layers.nf4 import NF4Linear
 
 ROWS = 1024  # rows of the weight whose length is taken at a time: 16 MB of fp32 for 4,096 columns
 
@@ -108,7 +109,9 @@ class DoRALinear(LoRALinear):
         lora_magnitude_vector: shape (O,), fp32, at first the lengths of the base's rows (PEFT's name).
     """
 
-    def __init__(self, base: nn.Linear, r: int, scale: float, dropout: float, generator: torch.Generator | None = None):
+    def __init__(
+        self, base: nn.Linear | NF4Linear, r: int, scale: float, dropout: float, generator: torch.Generator | None = None
+    ):
         super().__init__(base, r, scale, dropout, generator)
         with torch.no_grad():
             lengths_O = row_norm_O(self.base_OI(torch.float32), self.lora_A, self.lora_B, 0.0)

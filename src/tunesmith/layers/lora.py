@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 from tunesmith.kernels.lora import lora_matmul
 from tunesmith.kernels.rms_norm import rms_norm_backward, rms_norm_forward
-from tunesmith.layers.nf4 import NF4Weight
+from tunesmith.layers.nf4 import NF4Linear
 
 
 @dataclass(frozen=True)
@@ -78,17 +78,23 @@ class LoRALinear(nn.Module):
         group: the layers that it is computed with; itself alone at first.
     """
 
-    def __init__(self, base: nn.Linear, r: int, scale: float, dropout: float, generator: torch.Generator | None = None):
+    def __init__(
+        self, base: nn.Linear | NF4Linear, r: int, scale: float, dropout: float, generator: torch.Generator | None = None
+    ):
         super().__init__()
-        self.quantized: NF4Weight | None = base.weight if isinstance(base.weight, NF4Weight) else None
-        self.weight = None if self.quantized is not None else nn.Parameter(base.weight.data, requires_grad=False)
-        self.bias = None if base.bias is None else nn.Parameter(base.bias.data, requires_grad=False)
-        self.out_features, self.in_features = (self.quantized or base.weight).shape
+        if isinstance(base, NF4Linear):
+            self.quantized, self.weight = base.weight, None
+        else:
+            self.quantized, self.weight = None, nn.Parameter(base.weight.data, requires_grad=False)
+        bias = base.bias
+        self.bias = nn.Parameter(bias.data, requires_grad=False) if isinstance(bias, Tensor) else None
+        self.out_features, self.in_features = base.weight.shape
         device = base.weight.device
-        self.lora_A = nn.Parameter(torch.empty(r, self.in_features, dtype=torch.float32, device=device))
-        self.lora_B = nn.Parameter(torch.zeros(self.out_features, r, dtype=torch.float32, device=device))
+        drawn_RI = torch.empty(r, self.in_features, dtype=torch.float32)  # on the CPU: the same numbers for every device
         if r:
-            nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5), generator=generator)
+            nn.init.kaiming_uniform_(drawn_RI, a=math.sqrt(5), generator=generator)
+        self.lora_A = nn.Parameter(drawn_RI.to(device))
+        self.lora_B = nn.Parameter(torch.zeros(self.out_features, r, dtype=torch.float32, device=device))
         self.scale = scale
         self.dropout = dropout
         self.group = LoRAGroup([self])
@@ -216,7 +222,9 @@ class LoRAGroup:
         given = [layer.bias for layer in self.layers if layer.bias is not None]
         if not given:
             return None
-        return torch.cat([given[0].new_zeros(n) if x.bias is None else x.bias for x, n in zip(self.layers, self.widths, strict=True)])
+        return torch.cat(
+            [given[0].new_zeros(n) if x.bias is None else x.bias for x, n in zip(self.layers, self.widths, strict=True)]
+        )
 
 
 class _GroupFunction(torch.autograd.Function):

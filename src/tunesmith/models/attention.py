@@ -39,9 +39,7 @@ def refuse_variants(variants: dict[str, Any], longest: int) -> None:
 
 class _PackedFunction(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, query_THK: Tensor, key_TGK: Tensor, value_TGK: Tensor, spans: list[Span], scoring: Scoring
-    ) -> Tensor:
+    def forward(ctx: Any, query_THK: Tensor, key_TGK: Tensor, value_TGK: Tensor, spans: list[Span], scoring: Scoring) -> Tensor:
         o_THK, saved = attention_forward(query_THK, key_TGK, value_TGK, spans, scoring)
         ctx.save_for_backward(*saved.flat())
         ctx.spans, ctx.scoring = spans, scoring

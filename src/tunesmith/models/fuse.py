@@ -69,9 +69,9 @@ def fuse(model: PreTrainedModel) -> Fused:
             fused.kept[reason] += 1
         else:
             assert activation is not None
-            parts = [_adapted(mlp, name) for name in ("gate_proj", "up_proj", "down_proj")]
+            gate, up, down = (_adapted(mlp, name) for name in ("gate_proj", "up_proj", "down_proj"))
             norm = _norm(layer, family.mlp_norm, family, config.rms_norm_eps)
-            layer.register_module("mlp", FusedMLP(*parts, activation, norm).train(mlp.training))
+            layer.register_module("mlp", FusedMLP(gate, up, down, activation, norm).train(mlp.training))
             layer.register_module(family.mlp_norm, nn.Identity())
             fused.replaced["MLP"] += 1
         for name in family.post_norms:

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from tunesmith import hardware
 from tunesmith.errors import ModelError
+from tunesmith.models.quantize import load_nf4
 from tunesmith.rundir import fingerprint, sha256_file, whole_directory
 from tunesmith.track import say
 
@@ -66,16 +67,19 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         raise ModelError(f"{directory}: the tokenizer cannot be loaded: {error}", "is tokenizer.json there?") from error
 
 
-def load_model(directory: Path, dtype: str) -> PreTrainedModel:
+def load_model(directory: Path, dtype: str, base: str | None = None) -> PreTrainedModel:
     """A stock causal language model, frozen, with packed attention at hand.
 
     Args:
         directory: Hugging Face model directory with safetensors.
         dtype: ``fp32`` or ``bf16``.
+        base: ``nf4`` to quantise the linear layers as they are read; else they are kept in ``dtype``.
 
     Raises:
         ModelError: no safetensors, unknown architecture, damaged file.
     """
+    if base == "nf4":
+        return load_nf4(directory, dtype=DTYPES[dtype]).requires_grad_(False).eval()
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from tunesmith.errors import TrainingError
 from tunesmith.layers.dora import DoRALinear
 from tunesmith.layers.lora import LoRALinear
+from tunesmith.layers.nf4 import NF4Linear
 from tunesmith.models.families import FAMILIES
 from tunesmith.recipe import Lora
 
@@ -28,7 +29,7 @@ def target_names(model: PreTrainedModel, target_modules: str | tuple[str, ...]) 
         TrainingError: nothing matches, or the family's PEFT default is not known.
     """
     head = model.get_output_embeddings()
-    linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | LoRALinear) and m is not head]
+    linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | NF4Linear | LoRALinear) and m is not head]
     if target_modules == "all-linear":
         return linears
     if target_modules == "peft-default":
@@ -68,16 +69,20 @@ def add_lora(model: PreTrainedModel, lora: Lora, seed: int) -> dict[str, LoRALin
     layers: dict[str, LoRALinear] = {}
     for name in target_names(model, lora.target_modules):
         base = model.get_submodule(name)
-        assert isinstance(base, nn.Linear)
+        assert isinstance(base, nn.Linear | NF4Linear)
         layers[name] = kind(base, lora.r, lora.scale, lora.dropout, generator).train(base.training)
         _set(model, name, layers[name])
     return layers
 
 
 def merge_lora(model: PreTrainedModel, layers: dict[str, LoRALinear]) -> None:
-    """Replace every ``LoRALinear`` by a plain linear layer that holds ``W + scale * B A``, in the base dtype."""
+    """Replace every ``LoRALinear`` by a plain linear layer that holds ``W + scale * B A``, in the base dtype.
+
+    A quantised base becomes dense, in fp32.
+    """
     for name, layer in layers.items():
-        weight = (layer.weight.float() + layer.delta_OI()).to(layer.weight.dtype)
+        dtype = torch.float32 if layer.weight is None else layer.weight.dtype
+        weight = (layer.base_OI(dtype).float() + layer.delta_OI()).to(dtype)
         plain = nn.Linear(weight.shape[1], weight.shape[0], bias=layer.bias is not None, device="meta")
         plain.weight = nn.Parameter(weight, requires_grad=False)
         plain.register_parameter("bias", layer.bias)

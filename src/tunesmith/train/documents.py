@@ -16,7 +16,8 @@ and hard-links them into run directories, so runs that differ in anything else t
 Nothing in the cache is ever needed: it may be deleted at any time, and only deleting makes it smaller.
 
 A pack is one row of T tokens: documents one after another, positions restarting at each, who sees whom in ``spans``.
-Documents that begin alike may hold their beginning once (``train/prefix.py``). The positions that predict are those whose *next* token is supervised; the last token of a document predicts nothing.
+Documents that begin alike may hold their beginning once (``train/prefix.py``). The positions that predict are those whose
+*next* token is supervised; the last token of a document predicts nothing.
 """
 
 import os

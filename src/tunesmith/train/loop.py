@@ -31,8 +31,8 @@ from tunesmith.recipe import Recipe
 from tunesmith.track import MetricsLog, progress, say
 from tunesmith.train.checkpoint import Progress, checkpoint_path, load_checkpoint, newest_checkpoint, save_checkpoint
 from tunesmith.train.documents import Documents, Pack, make_shared_pack
-from tunesmith.train.prefix import find_groups, micro_batches
 from tunesmith.train.optim import make_optimizer
+from tunesmith.train.prefix import find_groups, micro_batches
 from tunesmith.train.schedule import learning_rate
 
 Step = tuple[int, list[tuple[int, ...]]]  # epoch, and documents of each micro-batch
@@ -204,7 +204,14 @@ def _optimizer_step(
     optimizer.zero_grad(set_to_none=True)
     tokens = sum(int(train.lengths[document]) for chosen in step[1] for document in chosen)
     computed = sum(pack.ids_1T.shape[1] for pack in packs)
-    return {"loss": loss, "accuracy": accuracy, "learning_rate": rate, "grad_norm": grad_norm, "tokens": tokens, "computed_tokens": computed}
+    return {
+        "loss": loss,
+        "accuracy": accuracy,
+        "learning_rate": rate,
+        "grad_norm": grad_norm,
+        "tokens": tokens,
+        "computed_tokens": computed,
+    }
 
 
 def _eval_steps(epoch_ends: list[int], evals_per_epoch: int) -> set[int]:

@@ -1,6 +1,6 @@
 """NF4 in Triton: the dense weight, and its product with few tokens; the specification is ``tunesmith/kernels/nf4.py``.
 
-``dequantize_nf4`` reads a byte and writes two weights: half the time of a copy of the dense tensor is the floor. The 16
+``dequantize_nf4`` reads a byte and writes two weights: five eighths of the time of a bf16 copy is the floor. The 16
 values and the 256 of the absmax codes are tables in memory, which the first-level cache holds after the first visit.
 
 ``nf4_matmul`` serves the decoding of text, where T is one to a few tokens and the weight is read for a single product: it

@@ -1,0 +1,76 @@
+"""In which precision a run computes, chosen by a short timed probe where the recipe leaves it open.
+
+Half the bytes are not always half the time: a CPU without bf16 instructions multiplies bf16 at half the speed of fp32
+(docs/LOG.md), one with them at twice. A table of processors would be wrong for the next one, so both are timed, once, on
+products of the model's own shape, for about a second. The result is kept in the cache, so that a run which is resumed or
+evaluated later computes as it trained.
+
+``base`` is what the frozen weights are stored in, ``compute`` the dtype of the products; they differ for NF4 alone.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from tunesmith import hardware
+from tunesmith.recipe import Recipe
+from tunesmith.rundir import fingerprint, read_json, write_json
+from tunesmith.track import say
+
+Dtype = Literal["fp32", "bf16"]
+TOKENS, ROUNDS = 1024, 4
+
+
+def precision(recipe: Recipe, directory: Path) -> tuple[str, Dtype]:
+    """Storage of the base weights (``fp32``, ``bf16`` or ``nf4``) and dtype of the products.
+
+    Args:
+        directory: Hugging Face model directory.
+    """
+    if recipe.base in ("fp32", "bf16"):
+        return recipe.base, recipe.base
+    compute: Dtype = _faster(directory) if recipe.train.compute == "auto" else recipe.train.compute
+    return (compute if recipe.base == "auto" else recipe.base), compute
+
+
+def _faster(directory: Path) -> Dtype:
+    if torch.cuda.is_available():
+        return "bf16"
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    text = config.get("text_config", config)
+    shape = (int(text["hidden_size"]), int(text.get("intermediate_size") or 4 * text["hidden_size"]))
+    facts = hardware.describe()
+    key = fingerprint([facts["cpu"], torch.get_num_threads(), torch.__version__, shape])
+    known = hardware.cache_dir() / "probes" / f"{key[:16]}.json"
+    if known.exists():
+        return read_json(known)["faster"]
+    rates = probe(*shape)
+    faster: Dtype = "bf16" if rates["bf16"] >= rates["fp32"] else "fp32"
+    say(f"precision: products of this model's shape run at {_told(rates)} here; computing in {faster} (base: fixes it)")
+    known.parent.mkdir(parents=True, exist_ok=True)
+    write_json(known, {"faster": faster, "gflops": rates, "shape": shape})
+    return faster
+
+
+def probe(inputs: int, outputs: int) -> dict[str, float]:
+    """GFLOP/s of ``x W^T`` and ``dy W`` for 1,024 tokens by dtype, the best of a few rounds taken in turn."""
+    best = {"fp32": float("inf"), "bf16": float("inf")}
+    made = {
+        name: [torch.randn(*shape, dtype=dtype) for shape in ((TOKENS, inputs), (outputs, inputs), (TOKENS, outputs))]
+        for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+    }
+    for turn in range(ROUNDS + 1):
+        for name, (x_TI, weight_OI, dy_TO) in made.items():
+            started = time.perf_counter()
+            torch.mm(x_TI, weight_OI.T)
+            torch.mm(dy_TO, weight_OI)
+            if turn:  # the first builds the kernels
+                best[name] = min(best[name], time.perf_counter() - started)
+    return {name: round(4e-9 * TOKENS * inputs * outputs / seconds, 1) for name, seconds in best.items()}
+
+
+def _told(rates: dict[str, float]) -> str:
+    return ", ".join(f"{rate:,.0f} GFLOP/s in {name}" for name, rate in rates.items())

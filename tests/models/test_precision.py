@@ -1,0 +1,39 @@
+import pytest
+
+from tunesmith.errors import RecipeError
+from tunesmith.models import precision as module
+from tunesmith.models.precision import precision
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"base": "fp32"}, ("fp32", "fp32")),
+        ({"base": "bf16"}, ("bf16", "bf16")),
+        ({"base": "auto"}, ("fp32", "fp32")),
+        ({"base": "nf4"}, ("nf4", "fp32")),
+        ({"base": "auto", "train.compute": "bf16"}, ("bf16", "bf16")),
+        ({"base": "nf4", "train.compute": "bf16"}, ("nf4", "bf16")),
+    ],
+)
+def test_what_the_recipe_says_holds_and_the_rest_is_timed(
+    changes, expected, make_recipe, tiny_dir, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(module, "probe", lambda *shape: {"fp32": 200.0, "bf16": 100.0})
+    recipe = make_recipe(changes)
+    assert precision(recipe, tiny_dir) == expected
+    timed = recipe.base in ("auto", "nf4") and recipe.train.compute == "auto"
+    assert ("200 GFLOP/s in fp32" in capsys.readouterr().err) == timed
+    # Decided once: a run that is resumed computes as it began, whatever the machine is busy with.
+    monkeypatch.setattr(module, "probe", lambda *shape: {"fp32": 100.0, "bf16": 200.0})
+    assert precision(recipe, tiny_dir) == expected
+
+
+def test_a_contradiction_is_refused(make_recipe):
+    with pytest.raises(RecipeError, match="base: fp32 computes in fp32"):
+        make_recipe({"base": "fp32", "train.compute": "bf16"})
+
+
+def test_the_probe_times_both():
+    assert {name for name, rate in module.probe(64, 128).items() if rate > 0} == {"fp32", "bf16"}
