@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 64  # queries of a block: 256 waste half of the scores of short documents, 32 are too small a product
-KEPT = 512  # tokens of a span up to which its probabilities are kept
+KEPT = 512  # tokens of a span and its prefix up to which its probabilities are kept
 
 
 class Span(NamedTuple):
@@ -194,7 +194,7 @@ def _blocks(spans: list[Span], scoring: Scoring) -> list[_Block]:
     found = []
     for span in spans:
         shared = span.prefix_end - span.prefix_start
-        short = span.end - span.start <= KEPT
+        short = shared + span.end - span.start <= KEPT  # many short spans may see one long prefix
         for start in range(span.start, span.end, BLOCK):
             reach = span.end - span.start + shared if scoring.window is None else scoring.window - 1
             oldest = start - span.start + shared - reach  # position in prefix and span of the oldest key seen

@@ -21,6 +21,7 @@ from tunesmith.layers.mlp import FusedMLP
 from tunesmith.layers.norm import FusedRMSNorm
 from tunesmith.models.families import FAMILIES, Family
 from tunesmith.models.load import decoder
+from tunesmith.models.recompute import decoder_layers
 
 ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
@@ -47,13 +48,12 @@ class Fused:
 def fuse(model: PreTrainedModel) -> Fused:
     """Replace what fits. Call it after ``add_lora``; the adapted layers stay the same objects."""
     fused = Fused()
-    layers = decoder(model).get_submodule("layers")
     family = FAMILIES.get(model.config.model_type)
     if family is None:
-        fused.kept[f"model type {model.config.model_type} is not known"] = len(list(layers.children()))
+        fused.kept[f"model type {model.config.model_type} is not known"] = len(decoder_layers(model))
         return fused
     config = model.config
-    for layer in layers.children():
+    for layer in decoder(model).get_submodule("layers").children():
         attention, mlp = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
         if reason := _misfit(attention, ("q_proj", "k_proj", "v_proj", "o_proj")):
             fused.kept[reason] += 1

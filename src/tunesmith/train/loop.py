@@ -70,7 +70,8 @@ def pack_loss(model: PreTrainedModel, pack: Pack) -> tuple[torch.Tensor, torch.T
     hidden_TD = decoder(model)(
         input_ids=pack.ids_1T, position_ids=pack.position_1T, spans=pack.spans, use_cache=False
     ).last_hidden_state[0]
-    return linear_cross_entropy(hidden_TD[pack.predict_N], head_weight(model), pack.target_N)
+    softcap = model.config.to_dict().get("final_logit_softcapping")
+    return linear_cross_entropy(hidden_TD[pack.predict_N], head_weight(model), pack.target_N, softcap)
 
 
 def step_packs(documents: Documents, packs: list[tuple[int, ...]], capacity: int) -> list[Pack]:

@@ -1,0 +1,140 @@
+"""The fused MLP against the same function written plainly and differentiated by autograd, in fp64."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tunesmith.layers.lora import LoRALinear, Norm, draw_dropped
+from tunesmith.layers.mlp import FusedMLP
+
+D, F_ = 6, 10  # hidden and intermediate size
+ACT = {"silu": F.silu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}
+
+
+def _mlp(activation="silu", dropout=0.0, bias=False, ranks=(2, 3, 4), offset=0.0, dtype=torch.float64):
+    torch.manual_seed(0)
+    layers = []
+    for r, (inputs, outputs) in zip(ranks, [(D, F_), (D, F_), (F_, D)], strict=True):
+        layer = LoRALinear(nn.Linear(inputs, outputs, bias=bias, dtype=dtype), r, 1.5, dropout)
+        layer.lora_A.data = layer.lora_A.data.to(torch.promote_types(dtype, torch.float32))
+        layer.lora_B.data = torch.randn(outputs, r, dtype=layer.lora_A.dtype)
+        layers.append(layer)
+    norm = Norm(torch.randn(D, dtype=dtype), 1e-5, offset)
+    return FusedMLP(*layers, activation, norm)
+
+
+def _input(*leading, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(*leading, D, dtype=torch.float64, generator=generator).to(dtype).requires_grad_()
+
+
+def _adapted(layer, x, dropped):
+    """A linear layer with its adapter, and the adapter's input after dropout."""
+    left = x if dropped is None else x * ~dropped / (1 - layer.dropout)
+    return F.linear(x, layer.weight, layer.bias) + layer.scale * (left @ layer.lora_A.T) @ layer.lora_B.T
+
+
+def _plain(mlp, x, dropped=(None, None)):
+    norm = mlp.norm
+    x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.eps) * (norm.offset + norm.weight_I)
+    gate, up = (_adapted(layer, x, dropped[0]) for layer in (mlp.gate_proj, mlp.up_proj))
+    return _adapted(mlp.down_proj, ACT[mlp.activation](gate) * up, dropped[1])
+
+
+def _adapters(mlp):
+    return [p for layer in (mlp.gate_proj, mlp.up_proj, mlp.down_proj) for p in (layer.lora_A, layer.lora_B)]
+
+
+def _assert_same(mlp, x, found, expected):
+    torch.testing.assert_close(found, expected)
+    dy = torch.randn(expected.shape, dtype=expected.dtype, generator=torch.Generator().manual_seed(2))
+    parameters = [x, *_adapters(mlp)]
+    for mine, theirs in zip(
+        torch.autograd.grad(found, parameters, dy), torch.autograd.grad(expected, parameters, dy), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("ranks", [(2, 3, 4), (0, 0, 0), (0, 2, 0)])
+@pytest.mark.parametrize("leading", [(1,), (2, 7)])
+def test_equals_autograd(activation, bias, ranks, leading):
+    mlp, x = _mlp(activation, bias=bias, ranks=ranks, offset=1.0), _input(*leading)
+    _assert_same(mlp, x, mlp(x), _plain(mlp, x))
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+def test_gradients_by_finite_differences(activation):
+    mlp, x = _mlp(activation), _input(3)
+    names = [name for name, parameter in mlp.named_parameters() if parameter.requires_grad]
+
+    def forward(x, *values):
+        return torch.func.functional_call(mlp, dict(zip(names, values, strict=True)), (x,))
+
+    assert len(names) == 6
+    assert torch.autograd.gradcheck(forward, (x, *(mlp.get_parameter(name) for name in names)))
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+def test_dropout_equals_autograd_on_the_very_masks(activation):
+    mlp, x = _mlp(activation, dropout=0.4).train(), _input(11)
+    torch.manual_seed(5)
+    seeds = [int(torch.randint(2**62, ())) for _ in range(2)]
+    masks = [draw_dropped(torch.empty(11, width), 0.4, seed) for width, seed in zip((D, F_), seeds, strict=True)]
+    # One mask for what gate and up read together, another for what down reads.
+    assert all(0 < int(mask.sum()) < mask.numel() for mask in masks)
+    torch.manual_seed(5)
+    _assert_same(mlp, x, mlp(x), _plain(mlp, x, masks))
+
+
+def test_dropout_follows_the_seed_and_ends_with_training():
+    mlp, x = _mlp(dropout=0.4).train(), _input(11)
+
+    def drawn(seed):
+        torch.manual_seed(seed)
+        y = mlp(x)
+        return [y, *torch.autograd.grad(y.square().sum(), [x, *_adapters(mlp)])]
+
+    first, again, other = drawn(1), drawn(1), drawn(2)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    _assert_same(mlp.eval(), x, mlp(x), _plain(mlp, x))
+
+
+def test_an_input_without_gradient_changes_no_other():
+    mlp, x = _mlp(), _input(4)
+    wanted, found = (torch.autograd.grad(mlp(y).square().sum(), _adapters(mlp)) for y in (x, x.detach()))
+    for mine, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_the_activated_product_is_not_kept():
+    mlp, x = _mlp(), _input(50)
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = mlp(x)
+    ranks = 2 + 3 + 4
+    # Input of the norm, its scale, outputs of gate and up, and the narrow products.
+    assert sum(kept.values()) == 50 * 8 * (D + 1 + 2 * F_ + ranks)
+    assert y.requires_grad
+
+
+def test_bf16_is_as_exact_as_the_usual_order():
+    torch.manual_seed(3)
+    mlp, x = _mlp(dtype=torch.bfloat16), _input(64, dtype=torch.bfloat16)
+    exact = _mlp(dtype=torch.float64)
+    exact.load_state_dict(mlp.state_dict())
+    exact.norm.weight_I.copy_(mlp.norm.weight_I)
+    truth = _plain(exact, x.detach().double())
+    for adapter in _adapters(mlp):
+        adapter.data = adapter.data.bfloat16()
+    usual = _plain(mlp, x)
+    error, error_usual = ((y.double() - truth).norm() / truth.norm() for y in (mlp(x), usual))
+    assert error.detach() <= error_usual.detach() < 0.02

@@ -1,0 +1,200 @@
+"""Sharing common beginnings: what is grouped, by generated documents, and that a step's gradients stay the same."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tunesmith.models.attention import PACKED
+from tunesmith.models.fuse import fuse
+from tunesmith.models.load import attention
+from tunesmith.models.swap import add_lora
+from tunesmith.recipe import Lora
+from tunesmith.train.documents import make_documents, make_pack
+from tunesmith.train.loop import mean_loss, step_gradients, step_packs
+from tunesmith.train.prefix import SHORTEST, Group, find_groups, micro_batches
+
+VOCABULARY = 200
+
+
+def _numbers(seed, count):
+    return np.random.default_rng(seed).integers(1, VOCABULARY, count).tolist()
+
+
+@st.composite
+def document(draw):
+    """Ids that begin with a part of one of two texts, the second of which branches off the first, and what is supervised."""
+    trunk, branch = _numbers(0, 60), _numbers(0, 30) + _numbers(1, 30)
+    beginning = draw(st.sampled_from([trunk, branch]))[: draw(st.sampled_from([0, 1, 15, 16, 17, 30, 45, 60]))]
+    ids = beginning + draw(st.lists(st.integers(1, 3), min_size=0 if beginning else 1, max_size=12))
+    start = draw(st.integers(0, len(ids)))
+    later = [0] * start + [1] * (len(ids) - start)
+    return ids, draw(st.sampled_from([later, [flag and n % 3 for n, flag in enumerate(later)]]).map(_as_flags))
+
+
+def _as_flags(values):
+    return [int(bool(value)) for value in values]
+
+
+documents_ = st.lists(document(), min_size=1, max_size=14)
+capacities = st.sampled_from([1, 20, 64, 150, 1000])
+
+
+def _first_supervised(flags):
+    return flags.index(1) if 1 in flags else None
+
+
+@given(pairs=documents_, capacity=capacities, random=st.randoms(use_true_random=False))
+def test_groups_and_micro_batches(pairs, capacity, random):
+    documents = make_documents(pairs)
+    chosen = list(range(len(pairs)))
+    groups = find_groups(documents, chosen, capacity)
+    packs = micro_batches(groups, capacity)
+    # Every document once.
+    packed = [group for pack in packs for group in pack]
+    assert sorted(d for group in packed for d in group.documents) == chosen
+    assert sorted(packed, key=repr) == sorted(groups, key=repr)
+    for group in packed:
+        members = [pairs[d] for d in group.documents]
+        # What is shared is common, worth it, and ends before the token that predicts the first supervised one.
+        assert len({tuple(ids[: group.shared]) for ids, _ in members}) == 1
+        assert (group.shared >= SHORTEST) == (len(members) > 1) and (group.shared == 0) == (len(members) == 1)
+        for _, flags in members:
+            first = _first_supervised(flags)
+            assert group.shared == 0 or (first is not None and group.shared <= first - 1)
+        assert group.tokens == group.shared + sum(len(ids) - group.shared for ids, _ in members)
+    for pack in packs:
+        assert sum(g.tokens for g in pack) <= capacity or (len(pack) == 1 and len(pack[0].documents) == 1)
+    # The order of what is given changes nothing.
+    random.shuffle(chosen)
+    assert find_groups(documents, chosen, capacity) == groups
+    random.shuffle(packed)
+    assert micro_batches(packed, capacity) == packs
+
+
+@given(pairs=documents_, capacity=capacities)
+def test_packs_hold_what_the_documents_hold(pairs, capacity):
+    documents = make_documents(pairs)
+    chosen = list(range(len(pairs)))
+    groups = find_groups(documents, chosen, capacity)
+    packs = step_packs(documents, [tuple(chosen)], capacity)
+    assert sum(pack.ids_1T.shape[1] for pack in packs) == sum(group.tokens for group in groups)
+    rows = []
+    for pack in packs:
+        ids, positions = pack.ids_1T[0].tolist(), pack.position_1T[0].tolist()
+        targets = dict(zip(pack.predict_N.tolist(), pack.target_N.tolist(), strict=True))
+        assert len(targets) == len(pack.target_N)  # nothing predicts twice
+        prefixes = {(s.prefix_start, s.prefix_end) for s in pack.spans if s.prefix_end > s.prefix_start}
+        assert [s.start for s in pack.spans] + [len(ids)] == [0] + [s.end for s in pack.spans]
+        for span in pack.spans:
+            if (span.start, span.end) in prefixes:
+                assert not any(place in targets for place in range(span.start, span.end))
+                continue
+            places = [*range(span.prefix_start, span.prefix_end), *range(span.start, span.end)]
+            assert [positions[place] for place in places] == list(range(len(places)))
+            rows.append(([ids[place] for place in places], [targets.get(place, 0) for place in places]))
+    expected = [(ids, [b if flag else 0 for b, flag in zip(ids[1:], flags[1:], strict=True)] + [0]) for ids, flags in pairs]
+    assert sorted(rows) == sorted(expected)
+
+
+def _pairs(shared, rests, supervised=5):
+    prefix = _numbers(5, shared)
+    flags = [[0] * (shared + length - supervised) + [1] * supervised for length in rests]
+    return [(prefix + _numbers(10 + n, length), flags[n]) for n, length in enumerate(rests)]
+
+
+def test_rows_with_one_system_prompt_compute_it_once():
+    documents = make_documents(_pairs(40, [10, 12, 20, 9]))
+    groups = find_groups(documents, [3, 0, 2, 1], 1000)
+    assert len(groups) == 1 and groups[0].shared == 40 and groups[0].tokens == 40 + 51
+    assert sorted(groups[0].documents) == [0, 1, 2, 3]
+    # A capacity that two rows fill: the prompt stands once in each group.
+    assert sorted(len(group.documents) for group in find_groups(documents, range(4), 75)) == [2, 2]
+
+
+def test_a_short_beginning_is_left_alone():
+    for shared, size in ((SHORTEST - 1, 1), (SHORTEST, 2)):
+        groups = find_groups(make_documents(_pairs(shared, [10, 12])), [0, 1], 1000)
+        assert max(len(group.documents) for group in groups) == size
+
+
+def test_the_same_row_twice_keeps_the_token_that_predicts():
+    ids = _numbers(0, 30)
+    flags = [0] * 25 + [1] * 5
+    groups = find_groups(make_documents([(ids, flags)] * 3), range(3), 1000)
+    assert groups == [Group((0, 1, 2), 24, 24 + 3 * 6)]
+
+
+def test_a_row_that_shares_less_does_not_spoil_the_sharing_of_many():
+    pairs = _pairs(100, [10] * 6)
+    pairs.append((pairs[0][0][:20] + _numbers(99, 20), [0] * 35 + [1] * 5))
+    groups = find_groups(make_documents(pairs), range(7), 10_000)
+    assert sorted((group.shared, len(group.documents)) for group in groups) == [(0, 1), (100, 6)]
+
+
+def test_nothing_to_train_on():
+    assert find_groups(make_documents([]), [], 10) == [] and micro_batches([], 10) == []
+
+
+@pytest.fixture(scope="module")
+def adapted():
+    """A tiny model with adapters, stock and fused."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=256,
+        initializer_range=0.15,
+    )
+    model = LlamaForCausalLM(config).requires_grad_(False).eval()
+    layers = add_lora(model, Lora(r=4, alpha=8, dropout=0.0), 0)
+    for layer in layers.values():
+        layer.lora_B.data.normal_(std=0.1)
+    fused = copy.deepcopy(model)
+    fuse(fused)
+    return {"stock": model, "fused": fused}
+
+
+def _gradients(model, packs):
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for parameter in parameters.values():
+        parameter.grad = None
+    with attention(model, PACKED):
+        loss, accuracy = step_gradients(model, packs)
+        assert mean_loss(model, packs) == pytest.approx(loss, rel=1e-6)
+    return loss, accuracy, {name: p.grad for name, p in parameters.items()}
+
+
+STEPS = {
+    "system prompt": _pairs(40, [10, 31, 6, 17]),
+    "system prompt and others": [*_pairs(40, [10, 31, 6]), (_numbers(50, 25), [0] * 10 + [1] * 15), (_numbers(51, 2), [0, 1])],
+    "two prompts": _pairs(40, [8, 9]) + [(_numbers(70, 33) + _numbers(n, 9), [0] * 35 + [1] * 7) for n in (71, 72, 73)],
+    "one row three times": [(_numbers(80, 30), [0] * 20 + [1] * 10)] * 3,
+    "conversations": [(_numbers(90, 28) + _numbers(n, 30), [0] * 29 + [1] * 6 + [0] * 12 + [1] * 11) for n in (91, 92)],
+}
+
+
+@pytest.mark.parametrize("pairs", STEPS.values(), ids=STEPS)
+@pytest.mark.parametrize("kind", ["stock", "fused"])
+@pytest.mark.parametrize("capacity", [90, 400])
+def test_a_step_with_sharing_is_the_step_without(adapted, kind, pairs, capacity):
+    documents = make_documents(pairs)
+    shared = step_packs(documents, [tuple(range(len(pairs)))], capacity)
+    alone = [make_pack(documents, [d]) for d in range(len(pairs))]
+    assert sum(p.ids_1T.shape[1] for p in shared) < int(documents.lengths.sum())
+    loss, accuracy, grads = _gradients(adapted[kind], shared)
+    expected_loss, expected_accuracy, expected = _gradients(adapted[kind], alone)
+    assert loss == pytest.approx(expected_loss, rel=1e-5) and accuracy == expected_accuracy
+    for name, grad in expected.items():
+        largest = float(grad.abs().max())
+        assert largest > 0, name
+        torch.testing.assert_close(grads[name], grad, rtol=0, atol=1e-5 * largest, msg=lambda text, n=name: f"{n}: {text}")
