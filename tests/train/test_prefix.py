@@ -116,6 +116,17 @@ def test_rows_with_one_system_prompt_compute_it_once():
     assert sorted(len(group.documents) for group in find_groups(documents, range(4), 75)) == [2, 2]
 
 
+def test_rows_of_several_prompts_find_their_own_in_any_order():
+    prompts = [_numbers(n, 50) for n in range(3)]
+    pairs = [(prompts[n % 3] + _numbers(100 + n, 8), [0] * 51 + [1] * 7) for n in range(12)]
+    groups = find_groups(make_documents(pairs), range(12), 1000)
+    assert sorted(sorted(group.documents) for group in groups) == [list(range(n, 12, 3)) for n in range(3)]
+    assert {group.shared for group in groups} == {50}
+    # By another numbering of the same rows the same rows are together.
+    again = find_groups(make_documents(pairs[::-1]), range(12), 1000)
+    assert {frozenset(11 - d for d in g.documents) for g in again} == {frozenset(g.documents) for g in groups}
+
+
 def test_a_short_beginning_is_left_alone():
     for shared, size in ((SHORTEST - 1, 1), (SHORTEST, 2)):
         groups = find_groups(make_documents(_pairs(shared, [10, 12])), [0, 1], 1000)

@@ -61,6 +61,7 @@ class FusedAttention(nn.Module):
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor],
         spans: list[Span],
+        only_N: Tensor | None = None,
         **_: Any,
     ) -> tuple[Tensor, None]:
         """Shape (1, T, D) to (1, T, D), and None in the place of attention weights.
@@ -68,6 +69,7 @@ class FusedAttention(nn.Module):
         Args:
             position_embeddings: cosines and sines of the positions, shape (1, T, K or less).
             spans: who sees whom.
+            only_N: the positions whose output is wanted, in this order; then the result has shape (1, N, D).
         """
         qkv_TN = self.qkv(hidden_states[0], self.norm)
         cos_TK, sin_TK = (part[0] for part in position_embeddings)
@@ -75,7 +77,9 @@ class FusedAttention(nn.Module):
             o_THK = self._on_gpu(qkv_TN, cos_TK, sin_TK, spans)
         else:
             o_THK = _AttentionFunction.apply(qkv_TN, self.heads, cos_TK, sin_TK, spans, self.scoring)
-        return self.o_proj(o_THK.reshape(1, len(qkv_TN), -1)), None  # type: ignore[union-attr]
+        assert isinstance(o_THK, Tensor)
+        o_NHK = o_THK if only_N is None else o_THK[only_N]
+        return self.o_proj(o_NHK.reshape(1, len(o_NHK), -1)), None
 
     def _on_gpu(self, qkv_TN: Tensor, cos_TK: Tensor, sin_TK: Tensor, spans: list[Span]) -> Tensor:
         q_THK, k_TGK, v_TGK = self.heads.split(qkv_TN)

@@ -1,8 +1,9 @@
 """Replace a model's attention, MLPs and norms by our own, on one instance, where the family is known to fit.
 
-The decoder layer itself stays stock. Its attention and its MLP become modules that take in the norm before them, and the
-norm becomes the identity; norms that stand elsewhere are replaced alone. Layers of an attention or MLP that carry no
-adapter get one of rank 0, which computes the frozen layer and trains nothing.
+The decoder layers themselves stay stock, but for the last, which is computed where it is read alone. Their attention and
+MLP become modules that take in the norm before them, and the norm becomes the identity; norms that stand elsewhere are
+replaced alone. Layers of an attention or MLP that carry no adapter get one of rank 0, which computes the frozen layer and
+trains nothing.
 
 What does not fit keeps its stock modules and is named: an unknown family, an adapter that is not plain LoRA, a layer
 without the usual four and three linear parts. Nothing is approximated.
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 
 from tunesmith.kernels.attention import Scoring
 from tunesmith.layers.attention import FusedAttention, Heads
+from tunesmith.layers.last import LastLayer
 from tunesmith.layers.lora import LoRALinear, Norm
 from tunesmith.layers.mlp import FusedMLP
 from tunesmith.layers.norm import FusedRMSNorm
@@ -53,7 +55,8 @@ def fuse(model: PreTrainedModel) -> Fused:
         fused.kept[f"model type {model.config.model_type} is not known"] = len(decoder_layers(model))
         return fused
     config = model.config
-    for layer in decoder(model).get_submodule("layers").children():
+    layers = decoder(model).get_submodule("layers")
+    for layer in layers.children():
         attention, mlp = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
         if reason := _misfit(attention, ("q_proj", "k_proj", "v_proj", "o_proj")):
             fused.kept[reason] += 1
@@ -77,10 +80,28 @@ def fuse(model: PreTrainedModel) -> Fused:
         for name in family.post_norms:
             layer.register_module(name, FusedRMSNorm(_norm(layer, name, family, config.rms_norm_eps)))
             fused.replaced["norm"] += 1
+    if _narrow(layers, family):
+        fused.replaced["last layer"] += 1
     last = _norm(decoder(model), "norm", family, config.rms_norm_eps)
     decoder(model).register_module("norm", FusedRMSNorm(last))
     fused.replaced["norm"] += 1
     return fused
+
+
+def narrows(model: PreTrainedModel) -> bool:
+    """Whether the decoder returns the rows of ``rows_N`` alone, in their order."""
+    return any(isinstance(module, LastLayer) for module in decoder(model).modules())
+
+
+def _narrow(layers: nn.Module, family: Family) -> bool:
+    """Compute the last layer where it is read, if its attention and MLP are ours."""
+    *_, (name, layer) = layers.named_children()
+    attention, mlp = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
+    if not (isinstance(attention, FusedAttention) and isinstance(mlp, FusedMLP)):
+        return False
+    after = [(post, layer.get_submodule(post)) for post in family.post_norms]
+    layers.register_module(name, LastLayer(attention, mlp, *after).train(layer.training))
+    return True
 
 
 def _attention(attention: nn.Module, norm: Norm, family: Family, config) -> FusedAttention:

@@ -25,6 +25,7 @@ from tunesmith.errors import TrainingError
 from tunesmith.kernels.cross_entropy import linear_cross_entropy
 from tunesmith.layers.lora import LoRALinear
 from tunesmith.models.attention import PACKED
+from tunesmith.models.fuse import narrows
 from tunesmith.models.load import attention, decoder, head_weight
 from tunesmith.models.recompute import recompute
 from tunesmith.recipe import Recipe
@@ -67,11 +68,12 @@ class Trained:
 
 def pack_loss(model: PreTrainedModel, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed cross-entropy (fp32, nats) and right top-1 guesses over a pack's supervised tokens."""
-    hidden_TD = decoder(model)(
-        input_ids=pack.ids_1T, position_ids=pack.position_1T, spans=pack.spans, use_cache=False
+    hidden_XD = decoder(model)(
+        input_ids=pack.ids_1T, position_ids=pack.position_1T, spans=pack.spans, rows_N=pack.predict_N, use_cache=False
     ).last_hidden_state[0]
+    hidden_ND = hidden_XD if narrows(model) else hidden_XD[pack.predict_N]
     softcap = model.config.to_dict().get("final_logit_softcapping")
-    return linear_cross_entropy(hidden_TD[pack.predict_N], head_weight(model), pack.target_N, softcap)
+    return linear_cross_entropy(hidden_ND, head_weight(model), pack.target_N, softcap=softcap)
 
 
 def step_packs(documents: Documents, packs: list[tuple[int, ...]], capacity: int) -> list[Pack]:
