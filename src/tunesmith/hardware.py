@@ -32,6 +32,11 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def ask_for_deterministic_cublas() -> None:
+    """Give cuBLAS the fixed workspace without which its products may differ from run to run; before CUDA starts."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
 def keep_freed_memory() -> None:
     """Tell glibc to keep freed blocks in the process instead of giving them back after every use.
 

@@ -132,6 +132,10 @@ class Train(_Section):
     loraplus_lr_ratio: Annotated[float, Field(gt=0.0)] = Field(
         default=1.0, description="learning rate of lora_B over that of lora_A (LoRA+); its authors suggest about 16"
     )
+    deterministic: bool = Field(
+        default=False,
+        description="refuse kernels whose result depends on scheduling, so that a GPU gives the same bytes again; a CPU does anyway",
+    )
     recompute: Literal["none", "attention", "mlp", "layer"] | Annotated[int, Field(ge=1)] = Field(
         default="none",
         description="what is computed a second time in the backward pass instead of kept: nothing, every attention, every mlp, "

@@ -28,6 +28,7 @@ from tunesmith.models.precision import precision
 from tunesmith.models.swap import add_lora
 from tunesmith.recipe import Recipe, dump_recipe, load_recipe
 from tunesmith.track import MetricsLog, read_metrics
+from tunesmith.train import loop
 from tunesmith.train.documents import make_documents
 from tunesmith.train.loop import fit
 from tunesmith.train.schedule import learning_rate
@@ -81,6 +82,18 @@ def _recomputed(recipe, tmp):
         patch.setattr("tunesmith.models.recompute.checkpoint", lambda f, x, **o: calls.append(1) or checkpoint(f, x, **o))
         _fit(recipe, tmp)
     return len(calls)
+
+
+def _is_deterministic(recipe, tmp):
+    """Whether a training step runs under PyTorch's deterministic switch."""
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        original = loop.step_packs
+        patch.setattr(
+            loop, "step_packs", lambda *args: seen.append(torch.are_deterministic_algorithms_enabled()) or original(*args)
+        )
+        _fit(recipe, tmp)
+    return any(seen), torch.are_deterministic_algorithms_enabled()
 
 
 def _adapter(recipe, tmp):
@@ -215,6 +228,7 @@ OBSERVE = {
     "train.optimizer": ("adamw_8bit", _fit),
     "train.weight_decay": (0.9, _fit),
     "train.loraplus_lr_ratio": (4.0, _fit),
+    "train.deterministic": (True, _is_deterministic),
     "train.recompute": ("mlp", _recomputed),
     "train.num_train_epochs": (2, _fit),
     "train.tokens_per_step": (20, _fit),

@@ -10,8 +10,10 @@ Nothing random is carried from step to step: the order of documents follows from
 A loss that is not finite stops the run with the documents that caused it; peers that hide it save an adapter of NaN.
 """
 
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -153,8 +155,8 @@ def fit(
     eval_steps = _eval_steps(steps.epoch_ends, recipe.train.evals_per_epoch)
     done = _resume(checkpoints, inputs, layers, optimizer, metrics)
     seconds, tokens, since_eval = 0.0, 0, []
-    recomputed = recompute(model, recipe.train.recompute)
-    with attention(model.train(), PACKED), recomputed, progress("training", len(steps)) as bar:
+    recomputed, fixed = recompute(model, recipe.train.recompute), _deterministic(recipe.train.deterministic)
+    with attention(model.train(), PACKED), recomputed, fixed, progress("training", len(steps)) as bar:
         bar.advance(done.step)
         while done.step < len(steps):
             started = time.perf_counter()
@@ -178,6 +180,22 @@ def fit(
     if overfit:
         say(f"over-fitting: dev loss was lowest at step {done.best_step} and rose while train loss fell")
     return Trained(checkpoint_path(checkpoints, done.best_step), done, tokens / seconds if seconds else math.nan, overfit)
+
+
+@contextlib.contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    """Within the block, an operation without a deterministic form is an error."""
+    if not wanted:
+        yield
+        return
+    hardware.ask_for_deterministic_cublas()
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # every element is written before it is read
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def _optimizer_step(
