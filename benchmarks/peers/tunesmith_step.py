@@ -84,6 +84,7 @@ def training(job: protocol.Job, base: str | None, share: bool) -> Iterator[tuple
     from tunesmith.models.attention import PACKED
     from tunesmith.models.fuse import fuse
     from tunesmith.models.load import attention, load_model
+    from tunesmith.models.precision import precision
     from tunesmith.models.swap import add_lora
     from tunesmith.recipe import Lora, Recipe, Train
     from tunesmith.train.documents import make_documents, make_pack
@@ -91,7 +92,9 @@ def training(job: protocol.Job, base: str | None, share: bool) -> Iterator[tuple
     from tunesmith.train.optim import make_optimizer
 
     hardware.keep_freed_memory()
-    model = load_model(Path(job["model"]), base or Recipe.model_fields["base"].default)
+    directory = Path(job["model"])
+    stored, compute = precision(base or Recipe.model_fields["base"].default, "auto", directory)
+    model = load_model(directory, compute, stored)
     layers = add_lora(model, Lora(**job["lora"]), 0)
     load_adapter_state(layers, read_adapter(Path(job["adapter"])))
     print(fuse(model).summary(), file=sys.stderr)

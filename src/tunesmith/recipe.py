@@ -134,7 +134,7 @@ class Train(_Section):
     )
     deterministic: bool = Field(
         default=False,
-        description="refuse kernels whose result depends on scheduling, so that a GPU gives the same bytes again; a CPU does anyway",
+        description="refuse kernels whose result depends on scheduling: a GPU gives the same bytes again, as a CPU does anyway",
     )
     recompute: Literal["none", "attention", "mlp", "layer"] | Annotated[int, Field(ge=1)] = Field(
         default="none",

@@ -22,12 +22,12 @@ def test_what_the_recipe_says_holds_and_the_rest_is_timed(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(module, "probe", lambda *shape: {"fp32": 200.0, "bf16": 100.0})
     recipe = make_recipe(changes)
-    assert precision(recipe, tiny_dir) == expected
+    assert precision(recipe.base, recipe.train.compute, tiny_dir) == expected
     timed = recipe.base in ("auto", "nf4") and recipe.train.compute == "auto"
     assert ("200 GFLOP/s in fp32" in capsys.readouterr().err) == timed
     # Decided once: a run that is resumed computes as it began, whatever the machine is busy with.
     monkeypatch.setattr(module, "probe", lambda *shape: {"fp32": 100.0, "bf16": 200.0})
-    assert precision(recipe, tiny_dir) == expected
+    assert precision(recipe.base, recipe.train.compute, tiny_dir) == expected
 
 
 def test_a_contradiction_is_refused(make_recipe):

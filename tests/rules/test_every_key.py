@@ -56,7 +56,7 @@ def _split(recipe, tmp):
 def _precision(recipe, tmp):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tunesmith.models.precision._faster", lambda directory: "bf16")
-        return precision(recipe.model_copy(update={"base": "nf4"}), find_model(recipe.model))
+        return precision("nf4", recipe.train.compute, find_model(recipe.model))
 
 
 def _fit(recipe, tmp):

@@ -47,6 +47,7 @@ def train(run: RunDir) -> None:
     from tunesmith.models.precision import precision
     from tunesmith.models.swap import add_lora
     from tunesmith.train.documents import Documents
+    from tunesmith.train.health import refuse_other_loss, stock_loss
     from tunesmith.train.loop import fit
 
     recipe = run.recipe()
@@ -55,12 +56,14 @@ def train(run: RunDir) -> None:
     with stage(run, "train", key) as needed:
         if not needed:
             return
-        base, compute = precision(recipe, directory)
+        base, compute = precision(recipe.base, recipe.train.compute, directory)
         model = load_model(directory, compute, base)
+        expected = stock_loss(model)
         layers = add_lora(model, recipe.lora, recipe.seed)
         trained_weights = sum(p.numel() for layer in layers.values() for p in layer.parameters() if p.requires_grad)
         say(f"train: LoRA on {len(layers)} linear layers, {trained_weights:,} weights, base {base}, computing in {compute}")
         say(f"train: {fuse(model).summary()}")
+        refuse_other_loss(model, expected)
         documents = {part: Documents.open(run.tokens(part)) for part in ("train", "dev")}
         settings = recipe.train
         steps = Plan(
@@ -227,7 +230,7 @@ def _in_process(recipe: Recipe, adapter: Path | None) -> "InProcessEngine":
     from tunesmith.models.swap import add_lora, merge_lora
 
     directory, made = renderer(recipe)
-    base, compute = precision(recipe, directory)
+    base, compute = precision(recipe.base, recipe.train.compute, directory)
     model = load_model(directory, compute, base)
     if adapter is not None:
         layers = add_lora(model, recipe.lora, recipe.seed)

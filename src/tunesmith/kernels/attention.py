@@ -121,7 +121,9 @@ def attention_backward(do_THK: Tensor, saved: Saved, spans: list[Span], scoring:
         do_GTJX[..., width + part] = D_GTJ
         D_GTJ -= do_GTJX[..., width + part]
     v_GTX = torch.cat([v_GTK, v_GTK.new_ones(kv_heads, tokens, parts)], -1)
-    dq_GTJK, dk_GTK, dv_GTX = torch.empty_like(q_GTJK), torch.zeros_like(k_GTK), torch.zeros_like(v_GTX)
+    dq_GTJK = torch.empty_like(q_GTJK)
+    wide = torch.promote_types(k_GTK.dtype, torch.float32)  # a key's gradient is a sum over many blocks
+    dk_GTK, dv_GTX = torch.zeros_like(k_GTK, dtype=wide), torch.zeros_like(v_GTX, dtype=wide)
     scaled_GTJK, exact_GTK = _exact(q_GTJK, k_GTK, scoring) if any(p is None for p in kept) else (q_GTJK, k_GTK)
     for block, p_GRn in zip(_blocks(spans, scoring), kept, strict=True):
         if p_GRn is None:
@@ -134,7 +136,8 @@ def attention_backward(do_THK: Tensor, saved: Saved, spans: list[Span], scoring:
         block.add(dk_GTK, torch.bmm(ds_GRn.mT, q_GRK))
         block.add(dv_GTX, torch.bmm(p_GRn.mT, do_GRX))
     dq_THK = dq_GTJK.transpose(0, 1).reshape(do_THK.shape).mul_(scoring.scale)
-    return dq_THK, dk_GTK.mul_(scoring.scale).transpose(0, 1), dv_GTX[..., :width].transpose(0, 1)
+    dk_TGK = dk_GTK.mul_(scoring.scale).to(k_GTK.dtype).transpose(0, 1)
+    return dq_THK, dk_TGK, dv_GTX[..., :width].to(v_GTK.dtype).transpose(0, 1)
 
 
 def attention(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spans: list[Span], scoring: Scoring) -> Tensor:

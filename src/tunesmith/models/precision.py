@@ -16,7 +16,6 @@ from typing import Literal
 import torch
 
 from tunesmith import hardware
-from tunesmith.recipe import Recipe
 from tunesmith.rundir import fingerprint, read_json, write_json
 from tunesmith.track import say
 
@@ -24,16 +23,18 @@ Dtype = Literal["fp32", "bf16"]
 TOKENS, ROUNDS = 1024, 4
 
 
-def precision(recipe: Recipe, directory: Path) -> tuple[str, Dtype]:
+def precision(base: str, compute: str, directory: Path) -> tuple[str, Dtype]:
     """Storage of the base weights (``fp32``, ``bf16`` or ``nf4``) and dtype of the products.
 
     Args:
+        base: ``recipe.base``.
+        compute: ``recipe.train.compute``.
         directory: Hugging Face model directory.
     """
-    if recipe.base in ("fp32", "bf16"):
-        return recipe.base, recipe.base
-    compute: Dtype = _faster(directory) if recipe.train.compute == "auto" else recipe.train.compute
-    return (compute if recipe.base == "auto" else recipe.base), compute
+    if base == "fp32" or base == "bf16":
+        return base, base
+    chosen: Dtype = compute if compute == "fp32" or compute == "bf16" else _faster(directory)
+    return (chosen if base == "auto" else base), chosen
 
 
 def _faster(directory: Path) -> Dtype:

@@ -3,7 +3,9 @@
 What a layer keeps for its gradients is many times the size of its input. A part that is recomputed keeps its input alone
 and runs its forward pass again when its gradients are due (Chen et al. 2016, arXiv 1604.06174): a third more arithmetic
 for a layer, for the memory of all its insides. The policy is the dial: every attention, every MLP, every layer, or every
-n-th layer. Gradients are the same to the bit, dropout included, because the random state of the first pass is set again.
+n-th layer. A last layer that computes only the rows that are read (``layers/last.py``) is left alone: its insides are
+small and would be wanted again at once. Gradients are the same to the bit, dropout included, because the random state of
+the first pass is set again.
 
 The stock models' own switch was refused: it knows layers only, must be set on the class's terms (a swapped forward loses
 it) and silently turns caches off. Here the parts are taken into wrapper modules on one instance and let go at the end.

@@ -78,9 +78,10 @@ def add_lora(model: PreTrainedModel, lora: Lora, seed: int) -> dict[str, LoRALin
 def merge_lora(model: PreTrainedModel, layers: dict[str, LoRALinear]) -> None:
     """Replace every ``LoRALinear`` by a plain linear layer that holds ``W + scale * B A``, in the base dtype.
 
-    A quantised base becomes dense, in fp32.
+    A quantised base becomes dense, in fp32. The model must not have been fused.
     """
     for name, layer in layers.items():
+        assert len(layer.group.layers) == 1, f"{name} is computed by a fused module"
         dtype = torch.float32 if layer.weight is None else layer.weight.dtype
         weight = (layer.base_OI(dtype).float() + layer.delta_OI()).to(dtype)
         plain = nn.Linear(weight.shape[1], weight.shape[0], bias=layer.bias is not None, device="meta")

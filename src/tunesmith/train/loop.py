@@ -191,7 +191,6 @@ def _deterministic(wanted: bool) -> Iterator[None]:
     hardware.ask_for_deterministic_cublas()
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # every element is written before it is read
     try:
         yield
     finally:

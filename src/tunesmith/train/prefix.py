@@ -17,6 +17,7 @@ Refused: a tree of prefixes (a second level saved nothing on chats), and sharing
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -41,26 +42,36 @@ class Group:
 def find_groups(documents: Documents, chosen: Sequence[int], capacity: int) -> list[Group]:
     """Group documents by their common beginnings, none above ``capacity`` tokens but a single longer document.
 
-    Deterministic: the result depends on the documents and not on their order.
+    Deterministic: the result depends on the documents and not on their order. Of all ways to cut the sorted documents into
+    groups it is one with the fewest tokens; taking neighbours greedily was refused, since one odd row that sorts first
+    spoiled the sharing of forty (5,761 tokens instead of 4,301). A millisecond for a step.
     """
     ids = {document: documents.ids(document) for document in chosen}
     limits = {document: _limit(documents, document) for document in chosen}
     ordered = sorted(chosen, key=lambda document: (ids[document].astype(">u4").tobytes(), document))
-    groups: list[Group] = []
-    members: list[int] = []
-    shared = tokens = 0
-    for document in ordered:
-        if members:
-            common = min(shared, limits[document], _common(ids[members[-1]], ids[document]))
-            joined = tokens + (len(members) - 1) * (shared - common) + len(ids[document]) - common
-            saved = common * len(members)  # by the group with this document in it; without it: the right-hand side
-            if common >= SHORTEST and saved >= shared * (len(members) - 1) and joined <= capacity:
-                members.append(document)
-                shared, tokens = common, joined
-                continue
-            groups.append(_group(members, shared, tokens))
-        members, shared, tokens = [document], limits[document], len(ids[document])
-    return [*groups, _group(members, shared, tokens)] if members else groups
+    alike = [0, *(_common(ids[a], ids[b]) for a, b in pairwise(ordered))]  # with the one before
+    fewest = [0]  # tokens of the first n documents
+    last: list[Group] = [Group((), 0, 0)]  # their last group
+    for end in range(1, len(ordered) + 1):
+        alone = ordered[end - 1]
+        shared, total = limits[alone], len(ids[alone])
+        best = Group((alone,), 0, total)
+        least = fewest[end - 1] + total
+        for start in range(end - 2, -1, -1):
+            shared = min(shared, limits[ordered[start]], alike[start + 1])
+            total += len(ids[ordered[start]])
+            tokens = total - (end - start - 1) * shared
+            if shared < SHORTEST or tokens > capacity:
+                break
+            if fewest[start] + tokens < least:
+                least, best = fewest[start] + tokens, Group(tuple(ordered[start:end]), shared, tokens)
+        fewest.append(least)
+        last.append(best)
+    groups, end = [], len(ordered)
+    while end:
+        groups.append(last[end])
+        end -= len(last[end].documents)
+    return groups[::-1]
 
 
 def micro_batches(groups: Sequence[Group], capacity: int) -> list[list[Group]]:
@@ -77,10 +88,6 @@ def micro_batches(groups: Sequence[Group], capacity: int) -> list[list[Group]]:
             packs.append([group])
             rooms.append(capacity - group.tokens)
     return packs
-
-
-def _group(members: list[int], shared: int, tokens: int) -> Group:
-    return Group(tuple(members), shared if len(members) > 1 else 0, tokens)
 
 
 def _limit(documents: Documents, document: int) -> int:
