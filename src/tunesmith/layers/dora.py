@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.kernels.lora import lora_matmul
-from tunesmith.layers.lora import LoRALinear, draw_dropped
+from tunesmith.layers.lora import LoRALinear, draw_dropped, without
 from tunesmith.layers.nf4 import NF4Linear
 
 ROWS = 1024  # rows of the weight whose length is taken at a time: 16 MB of fp32 for 4,096 columns
@@ -45,9 +45,9 @@ def dora_weight_OI(weight_OI: Tensor, lora_A_RI: Tensor, lora_B_OR: Tensor, magn
     return sum_OI * (magnitude_O / torch.linalg.vector_norm(sum_OI, dim=1))[:, None]
 
 
-def _without(x: Tensor, dropped: Tensor | None, keep: float) -> Tensor:
+def _rescaled(x: Tensor, dropped: Tensor | None, keep: float) -> Tensor:
     """The input after dropout: zero where it struck, and the rest larger by ``1 / keep``."""
-    return x if dropped is None else torch.where(dropped, 0.0, x).mul_(1.0 / keep)
+    return x if dropped is None else without(x, dropped).mul_(1.0 / keep)
 
 
 def _times(y_TO: Tensor, gain_O: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class _DoRAFunction(torch.autograd.Function):
         norm_O = row_norm_O(weight_OI, A_RI, B_OR, layer.scale)
         gain_O = m_O / norm_O
         dropped = draw_dropped(x_TI, dropout, seed) if dropout else None
-        left_TI = _without(x_TI, dropped, 1.0 - dropout)
+        left_TI = _rescaled(x_TI, dropped, 1.0 - dropout)
         xA_TR = left_TI @ A_RI.to(dtype).T
         directed_TO = lora_matmul(left_TI, weight_OI, xA_TR, B_OR.to(dtype), layer.scale, None)
         y_TO = _times(directed_TO, gain_O)
@@ -88,7 +88,7 @@ class _DoRAFunction(torch.autograd.Function):
         dm_O = (dy_TO * directed_TO).sum(0, dtype=norm_O.dtype) / norm_O
         directed_dy_TO = _times(dy_TO, gain_O)
         dyB_TR = (directed_dy_TO @ B_OR.to(dy_TO.dtype)).mul_(layer.scale)
-        dA_RI = (dyB_TR.T @ _without(x_TI, dropped, keep)).to(A_RI.dtype)
+        dA_RI = (dyB_TR.T @ _rescaled(x_TI, dropped, keep)).to(A_RI.dtype)
         dB_OR = (directed_dy_TO.T @ xA_TR).to(B_OR.dtype).mul_(layer.scale)
         dx_TI = None
         if ctx.needs_input_grad[0]:
@@ -98,7 +98,7 @@ class _DoRAFunction(torch.autograd.Function):
                 dx_TI = (directed_dy_TO @ weight_OI).addmm_(dyB_TR, A_RI)
             else:
                 through_TI = (_times(dy_TO, gain_O - 1.0) @ weight_OI).addmm_(dyB_TR, A_RI)
-                dx_TI = (dy_TO @ weight_OI).add_(_without(through_TI, dropped, keep))
+                dx_TI = (dy_TO @ weight_OI).add_(_rescaled(through_TI, dropped, keep))
         return dx_TI, None, None, None, dA_RI, dB_OR, dm_O
 
 

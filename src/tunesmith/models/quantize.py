@@ -35,6 +35,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from tunesmith.errors import ModelError
 from tunesmith.kernels.nf4 import quantize_nf4
 from tunesmith.layers.nf4 import QUANT_STATE, NF4Linear, NF4Weight
+from tunesmith.models.swap import put_module
 from tunesmith.track import say
 
 SHOWN = 6  # names in a message
@@ -84,7 +85,7 @@ def load_nf4(directory: Path, exclude: tuple[str, ...] = (), dtype: torch.dtype 
     for name in chosen:
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
-        _set(model, name, NF4Linear(_read_quantized(checkpoint, name, linear), linear.bias))
+        put_module(model, name, NF4Linear(_read_quantized(checkpoint, name, linear), linear.bias))
     quantized = {f"{name}.weight" for name in chosen}
     for old, names in tensors:
         if names[0] not in quantized:
@@ -268,8 +269,3 @@ def _check_shape(name: str, found: Sequence[int], expected: Sequence[int]) -> No
 
 def _excluded(name: str, exclude: Sequence[str]) -> bool:
     return any(f".{entry}." in f".{name}." for entry in exclude)
-
-
-def _set(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    model.get_submodule(parent).register_module(child, module)

@@ -29,6 +29,7 @@ from transformers import Cache, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tunesmith.errors import ModelError
+from tunesmith.models.swap import put_module
 
 Policy = Literal["none", "attention", "mlp", "layer"] | int
 
@@ -79,13 +80,13 @@ def recompute(model: PreTrainedModel, policy: Policy) -> Iterator[None]:
     names = recomputed_names(model, policy)
     inner = {name: model.get_submodule(name) for name in names}
     for name, module in inner.items():
-        _put(model, name, Recomputed(module))
+        put_module(model, name, Recomputed(module))
     try:
         yield
     finally:
         for name, module in inner.items():
             module.train(model.get_submodule(name).training)
-            _put(model, name, module)
+            put_module(model, name, module)
 
 
 def recomputed_names(model: PreTrainedModel, policy: Policy) -> list[str]:
@@ -121,8 +122,3 @@ def decoder_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
         if isinstance(module, GradientCheckpointingLayer) and not within:
             found[name] = module
     return found
-
-
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    model.get_submodule(parent).register_module(child, module)

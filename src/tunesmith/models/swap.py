@@ -71,7 +71,7 @@ def add_lora(model: PreTrainedModel, lora: Lora, seed: int) -> dict[str, LoRALin
         base = model.get_submodule(name)
         assert isinstance(base, nn.Linear | NF4Linear)
         layers[name] = kind(base, lora.r, lora.scale, lora.dropout, generator).train(base.training)
-        _set(model, name, layers[name])
+        put_module(model, name, layers[name])
     return layers
 
 
@@ -87,10 +87,11 @@ def merge_lora(model: PreTrainedModel, layers: dict[str, LoRALinear]) -> None:
         plain = nn.Linear(weight.shape[1], weight.shape[0], bias=layer.bias is not None, device="meta")
         plain.weight = nn.Parameter(weight, requires_grad=False)
         plain.register_parameter("bias", layer.bias)
-        _set(model, name, plain)
+        put_module(model, name, plain)
 
 
-def _set(model: nn.Module, name: str, module: nn.Module) -> None:
+def put_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put ``module`` in the place of the one with this full name."""
     parent, _, child = name.rpartition(".")
     model.get_submodule(parent).register_module(child, module)
 

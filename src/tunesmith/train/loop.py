@@ -152,6 +152,7 @@ def fit(
     """
     hardware.keep_freed_memory()
     optimizer = make_optimizer(layers, recipe.train)
+    dev_batches = step_packs(dev, dev_packs, recipe.train.max_length)
     eval_steps = _eval_steps(steps.epoch_ends, recipe.train.evals_per_epoch)
     done = _resume(checkpoints, inputs, layers, optimizer, metrics)
     seconds, tokens, since_eval = 0.0, 0, []
@@ -167,7 +168,7 @@ def fit(
             since_eval.append(record["loss"])
             note = f"loss {record['loss']:.3f}  {tokens / seconds:,.0f} tokens/s"
             if done.step in eval_steps:
-                dev_loss = mean_loss(model, step_packs(dev, dev_packs, recipe.train.max_length))
+                dev_loss = mean_loss(model, dev_batches)
                 done.dev_losses.append((done.step, dev_loss, sum(since_eval) / len(since_eval)))
                 since_eval = []
                 record["dev_loss"] = dev_loss
