@@ -1,5 +1,6 @@
 import pytest
 import torch
+from tiny_families import TINY, random_model
 
 from tunesmith.chat.render import Renderer
 from tunesmith.errors import RunError
@@ -13,32 +14,36 @@ def _prompts(system):
     ]
 
 
+def _stock(model, ids_1T, stop):
+    """New ids of one prompt by the stock model alone."""
+    said = model.generate(ids_1T, max_new_tokens=12, do_sample=False, eos_token_id=stop, pad_token_id=0)
+    return said[0, ids_1T.shape[1] :].tolist()
+
+
 @pytest.mark.parametrize(
     ("system", "batch_size"), [("Answer in one word. " * 20, 3), ("Answer in one word. " * 20, 1), (None, 4)]
 )
 def test_equals_generate_one_by_one(tiny_model, tokenizer, system, batch_size):
     """The oracle: stock attention, stock generate, no batch, no padding, nothing shared."""
     renderer = Renderer(tokenizer)
-    # A random model never says the end-of-turn token by itself; let it stop on one that it does say.
+    # A tiny model never says the end-of-turn token by itself; let it stop on one that only some rows say.
     prompts = _prompts(system)
     ids = [torch.tensor([renderer.prompt_ids(p)]) for p in prompts]
-    free = [tiny_model.generate(i, max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0) for i in ids]
-    renderer.stop_ids = sorted({2, int(free[0][0, ids[0].shape[1] + 4])})
-    oracle = [
-        tiny_model.generate(i, max_new_tokens=12, do_sample=False, eos_token_id=renderer.stop_ids, pad_token_id=0)[
-            0, i.shape[1] :
-        ]
-        for i in ids
-    ]
+    free = [_stock(tiny_model, i, None) for i in ids]
+    some = [token for said in free for token in said if not all(token in other for other in free)]
+    renderer.stop_ids = sorted({2, some[0]})
+    oracle = [_stock(tiny_model, i, renderer.stop_ids) for i in ids]
     done = []
     answers = InProcessEngine(tiny_model, renderer, batch_size).generate(prompts, 12, done.append)
     assert sum(done) == 4
     for answer, expected, prompt_ids in zip(answers, oracle, ids, strict=True):
-        stopped = int(expected[-1]) in renderer.stop_ids
+        stopped = expected[-1] in renderer.stop_ids
         said = expected[:-1] if stopped else expected
         assert answer.text == tokenizer.decode(said) and answer.new_tokens == len(expected)
         assert answer.finished == stopped and answer.prompt_tokens == prompt_ids.shape[1]
-    assert answers[0].finished and not all(a.finished for a in answers)  # rows left the batch at different times
+    assert len({a.new_tokens for a in answers}) > 1 and any(
+        a.finished for a in answers
+    )  # rows left at different times
 
 
 def test_prompt_that_exceeds_the_context(tiny_model, tokenizer):
@@ -50,3 +55,36 @@ def test_common_prefix_leaves_a_token_of_each():
     assert _common_prefix([[1, 2, 3], [1, 2, 3]]) == 2
     assert _common_prefix([[1, 2], [1, 2, 3], [1, 4]]) == 1
     assert _common_prefix([[1], [2]]) == 0
+
+
+class _Ids:
+    """A renderer for prompts that are token ids already; an answer is its ids as text."""
+
+    stop_ids = (300,)  # beyond the vocabulary
+
+    class tokenizer:
+        @staticmethod
+        def decode(ids, **_):
+            return " ".join(map(str, ids))
+
+    @staticmethod
+    def prompt_ids(prompt):
+        return prompt
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("shared", [22, 0])
+def test_every_family_decodes_as_stock(name, shared):
+    """Sliding windows shorter than the shared beginning, soft-capped scores, sinks, layers that read others' keys."""
+    model = random_model(TINY[name].config)
+    generator = torch.Generator().manual_seed(1)
+    prefix = torch.randint(3, 290, (shared,), generator=generator).tolist()
+    prompts = [prefix + torch.randint(3, 290, (n,), generator=generator).tolist() for n in (3, 17, 40)]
+    expected = []
+    for prompt in prompts:  # step by step, without a cache
+        ids = list(prompt)
+        for _ in range(12):
+            ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+        expected.append(" ".join(map(str, ids[len(prompt) :])))
+    answers = InProcessEngine(model, _Ids, 3).generate(prompts, 12, lambda _: None)
+    assert [answer.text for answer in answers] == expected

@@ -19,7 +19,7 @@ from tunesmith.chat.render import Renderer
 from tunesmith.errors import RunError
 from tunesmith.infer.engine import Answer, Message
 from tunesmith.infer.shared_prefix import SHARED_PREFIX, Prefix, RowCache, compute_prefix
-from tunesmith.models.load import attention
+from tunesmith.models.load import attention, decoder
 
 MIN_SHARED = 8  # tokens of common prefix from which sharing it is worth a forward pass of its own
 
@@ -49,7 +49,7 @@ class InProcessEngine:
             )
         shared = _common_prefix(ids)
         shared = shared if shared >= MIN_SHARED else 0
-        prefix = compute_prefix(self.model, ids[0][:shared]) if shared else []
+        prefix = compute_prefix(self.model, ids[0][:shared]) if shared else {}
         hardware.keep_freed_memory()
         answers: dict[int, Answer] = {}
         order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
@@ -106,17 +106,21 @@ class InProcessEngine:
         return new_ids
 
     def _next(self, input_BS: Tensor, position_BS: Tensor, cache: RowCache, prefix: Prefix, allowed_BSC: Tensor) -> Tensor:
-        logits = self.model(
+        hidden_BSD = decoder(self.model)(
             input_ids=input_BS,
             position_ids=position_BS,
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
             prefix=prefix,
             allowed_BSC=allowed_BSC,
-        ).logits
+            seen_from_BS=position_BS,
+        ).last_hidden_state
         cache.filled += input_BS.shape[1]
-        return logits[:, -1].argmax(-1)
+        # The stock model hands its head a strided (B, 1, D); in bf16 that product copies the head once a row: 2 GB.
+        # What some families do to the logits afterwards (scale, soft-cap) keeps their order.
+        head = self.model.get_output_embeddings()
+        assert head is not None
+        return head(hidden_BSD[:, -1].contiguous()).argmax(-1)
 
 
 def _common_prefix(ids: list[list[int]]) -> int:

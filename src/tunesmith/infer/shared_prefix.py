@@ -6,22 +6,34 @@ queries of all rows meet the shared keys in one matrix product per head, their o
 spans both (the idea of Hydragen, Juravsky et al. 2024, section 3, without its split softmax: at these sizes the scores
 fit). The rows' own keys live in a buffer that is allocated once and written in place.
 
-Registered under transformers' public ``AttentionInterface``. Full causal attention only; anything else is refused.
+The buffer is handed out in steps of ``STEP`` tokens, the rest masked. A length of its own for every token would be a new
+shape of product at every token, and oneDNN compiles and keeps a kernel for every shape of a bf16 product: 8 GB after two
+batches of 96 tokens (docs/LOG.md).
 
-Shape suffixes: B rows, H query heads, G key/value heads, S new tokens, P shared tokens, C own tokens so far, K head dim.
+What a layer asks of its attention is done or refused: sliding windows, soft-capped scores, sinks; layers that read the
+keys of an earlier layer get that layer's, because the shared keys are recorded where attention sees them.
+
+Registered under transformers' public ``AttentionInterface``.
+
+Shape suffixes: B rows, H query heads, G key/value heads, J query heads of each, S new tokens, P shared tokens, C own
+tokens so far (padded to a multiple of ``STEP``), K head dimension.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
-from tunesmith.models.attention import refuse_variants
+from tunesmith.kernels.attention import Span
+from tunesmith.models.attention import packed_attention
+from tunesmith.models.load import attention
 
-SHARED_PREFIX = "tunesmith_shared_prefix"
-Prefix = list[tuple[Tensor, Tensor]]  # keys and values of each layer, shape (1, G, P, K)
+SHARED_PREFIX, RECORDED = "tunesmith_shared_prefix", "tunesmith_recorded"
+STEP = 32
+Prefix = dict[int, tuple[Tensor, Tensor]]  # layer -> keys and values, shape (G, P, K); empty where nothing is shared
 
 
 class RowCache(DynamicCache):
@@ -34,21 +46,21 @@ class RowCache(DynamicCache):
 
     def __init__(self, rows: int, capacity: int):
         super().__init__()
-        self._shape = (rows, capacity)
+        self._shape = (rows, _rounded(capacity))
         self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
         self.filled = 0  # tokens held before the forward pass now running
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Append shape (B, G, S, K); returns all own keys and values, shape (B, G, C, K)."""
+        """Append shape (B, G, S, K); returns all own keys and values, shape (B, G, C, K), zeros after the last token."""
         if layer_idx not in self._buffers:
             rows, capacity = self._shape
             shape = (rows, key_states.shape[1], capacity, key_states.shape[3])
-            self._buffers[layer_idx] = (key_states.new_empty(shape), value_states.new_empty(shape))
+            self._buffers[layer_idx] = (key_states.new_zeros(shape), value_states.new_zeros(shape))
         end = self.filled + key_states.shape[2]
         keys, values = self._buffers[layer_idx]
         keys[:, :, self.filled : end] = key_states
         values[:, :, self.filled : end] = value_states
-        return keys[:, :, :end], values[:, :, :end]
+        return keys[:, :, : _rounded(end)], values[:, :, : _rounded(end)]
 
     def keep_rows(self, keep: Tensor) -> None:
         """Forget all rows but ``keep``."""
@@ -65,43 +77,84 @@ def shared_prefix_attention(
     scaling: float,
     prefix: Prefix,
     allowed_BSC: Tensor,
-    **variants: Any,
+    seen_from_BS: Tensor,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention of S new tokens a row over the shared prefix and the row's own tokens.
 
     Args:
-        prefix: shared keys and values by layer; empty when nothing is shared.
-        allowed_BSC: bool, which own tokens each new token may see (causality and left padding).
+        prefix: shared keys and values by layer.
+        allowed_BSC: bool, which own tokens each new token may see (causality and left padding), the window aside; as many
+            columns as there are tokens.
+        seen_from_BS: position of each new token, the shared ones counted.
+        sliding_window: tokens that a token sees, itself included.
+        softcap: of the scores.
+        s_aux: logit of each head's sink, shape (H,).
 
     Returns:
         Output of shape (B, S, H, K), and None in the place of the attention weights.
     """
     assert attention_mask is None
-    refuse_variants(variants, longest=0)
     B, H, S, K = query_BHSK.shape
-    G = key_BGCK.shape[1]
-    query = query_BHSK.reshape(B, G, H // G, S, K) * scaling
-    own = torch.einsum("bghsk,bgck->bghsc", query, key_BGCK)
-    own = own.masked_fill(~allowed_BSC[:, None, None], float("-inf"))
-    if not prefix:
-        weights = torch.softmax(own, dim=-1, dtype=torch.float32).to(query.dtype)
-        out = torch.einsum("bghsc,bgck->bghsk", weights, value_BGCK)
+    G, C = key_BGCK.shape[1:3]
+    tokens = allowed_BSC.shape[2]
+    query_BGJSK = query_BHSK.reshape(B, G, H // G, S, K) * scaling
+    allowed_BSC = F.pad(allowed_BSC.expand(B, S, tokens), (0, C - tokens))
+    parts = [torch.einsum("bgjsk,bgck->bgjsc", query_BGJSK, key_BGCK)]
+    if prefix:
+        keys_GPK, values_GPK = prefix[module.layer_idx]  # type: ignore[index]
+        parts.insert(0, torch.einsum("bgjsk,gpk->bgjsp", query_BGJSK, keys_GPK))
+    scores = torch.cat(parts, -1)
+    shared = scores.shape[-1] - C
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if sliding_window is not None:
+        behind_SC = torch.arange(tokens - S, tokens)[:, None] - torch.arange(C)
+        near_BSP = seen_from_BS[:, :, None] - torch.arange(shared) < sliding_window
+        allowed_BSX = torch.cat([near_BSP, allowed_BSC & (behind_SC < sliding_window)], -1)
+        scores = scores.masked_fill(~allowed_BSX[:, None, None], -torch.inf)
     else:
-        keys_GPK, values_GPK = (shared[0] for shared in prefix[module.layer_idx])  # type: ignore[index]
-        scores = torch.cat([torch.einsum("bghsk,gpk->bghsp", query, keys_GPK), own], dim=-1)
-        weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-        of_prefix, of_own = weights.split([keys_GPK.shape[1], own.shape[-1]], dim=-1)
-        out = torch.einsum("bghsp,gpk->bghsk", of_prefix, values_GPK)
-        out = out + torch.einsum("bghsc,bgck->bghsk", of_own, value_BGCK)
+        scores[..., shared:].masked_fill_(~allowed_BSC[:, None, None], -torch.inf)
+    if s_aux is not None:
+        sink = s_aux.view(1, G, H // G, 1, 1).expand(B, -1, -1, S, -1).to(scores.dtype)
+        scores = torch.cat([scores, sink], -1)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query_BHSK.dtype)
+    out = torch.einsum("bgjsc,bgck->bgjsk", weights[..., shared : shared + C], value_BGCK)
+    if shared:
+        out = out + torch.einsum("bgjsp,gpk->bgjsk", weights[..., :shared], values_GPK)
     return out.reshape(B, H, S, K).transpose(1, 2).contiguous(), None
 
 
+def recorded_attention(
+    module: nn.Module,
+    query_1HPK: Tensor,
+    key_1GPK: Tensor,
+    value_1GPK: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    record: Prefix,
+    **asked: Any,
+) -> tuple[Tensor, None]:
+    """``packed_attention``, with the layer's keys and values kept in ``record``."""
+    record[module.layer_idx] = (key_1GPK[0], value_1GPK[0])  # type: ignore[index]
+    return packed_attention(module, query_1HPK, key_1GPK, value_1GPK, attention_mask, **asked)
+
+
 def compute_prefix(model: PreTrainedModel, ids: list[int]) -> Prefix:
-    """Keys and values of a shared beginning, computed once with the model's stock attention."""
-    cache = DynamicCache(config=model.config)
-    model.base_model(input_ids=torch.tensor([ids]), past_key_values=cache, use_cache=True)
-    return [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[misc]
+    """Keys and values of a shared beginning as each layer's attention sees them, computed once."""
+    record: Prefix = {}
+    with attention(model, RECORDED):
+        model.base_model(input_ids=torch.tensor([ids]), spans=[Span(0, len(ids), 0, 0)], record=record, use_cache=False)
+    return record
 
 
-AttentionInterface.register(SHARED_PREFIX, shared_prefix_attention)
-AttentionMaskInterface.register(SHARED_PREFIX, lambda *_, **__: None)
+def _rounded(tokens: int) -> int:
+    return -(-tokens // STEP) * STEP
+
+
+for _name, _function in ((SHARED_PREFIX, shared_prefix_attention), (RECORDED, recorded_attention)):
+    AttentionInterface.register(_name, _function)
+    AttentionMaskInterface.register(_name, lambda *_, **__: None)
