@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 MODEL := assets/SmolLM2-135M-Instruct.Q4_1.gguf
 MODEL_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 
-.PHONY: demo test test-all check lock clean
+.PHONY: demo test test-all check families lock clean
 
 demo: $(VENV)/.run $(MODEL)  ## fine-tune the addresses, end with a verdict and runs/us_addresses/report.html
 	$(BIN)/tunesmith run recipes/us_addresses.yaml
@@ -21,6 +21,10 @@ check: $(VENV)/.dev  ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+families: $(VENV)/.dev  ## run the matrix of families and write docs/reference/families.md from it
+	-$(BIN)/pytest -n 0 -k test_cell --junitxml=$(VENV)/families.xml tests/models/test_families.py
+	$(BIN)/python tests/models/families_table.py $(VENV)/families.xml
 
 lock: $(VENV)/.dev  ## rewrite constraints.txt from what is installed
 	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^tunesmith' | sed 's/+cpu$$//' > constraints.txt

@@ -63,7 +63,16 @@ class Data(_Section):
 class Chat(_Section):
     """How conversations become text."""
 
-    template: Path | None = Field(default=None, description="Jinja file that takes the place of the model's own chat template")
+    template: Path | None = Field(
+        default=None,
+        description="what takes the place of the model's own chat template: a Jinja file, or the name (without a suffix) of "
+        "one that tunesmith brings",
+    )
+    enable_thinking: bool | None = Field(
+        default=None,
+        description="switches thinking on or off in a template that has the switch, in training, evaluation and export alike; "
+        "the template's own default when not given",
+    )
 
 
 class Task(_Section):
@@ -117,9 +126,10 @@ class Train(_Section):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
     max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
-    compute: Literal["auto", "fp32", "bf16"] = Field(
+    compute: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto",
-        description="dtype of the matrix products where base is auto or nf4; auto takes the one that is faster on this machine",
+        description="dtype of the matrix products where base is auto or nf4; auto takes the faster of fp32 and bf16 on this "
+        "machine, and fp16 on a GPU without bf16; fp16 scales each row and keeps all else in fp32, so nothing overflows",
     )
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
         default="adamw",
@@ -179,6 +189,11 @@ class Evaluate(_Section):
 class Export(_Section):
     """The forms that are deployed."""
 
+    merge_into: Literal["trained", "original"] = Field(
+        default="trained",
+        description="what the adapter is merged into with base: nf4: the weights that it was trained on, dequantised, or the "
+        "16-bit original; the report says the dev loss of both",
+    )
     gguf: tuple[Literal["F16", "Q8_0", "Q4_K_M"], ...] = Field(
         default=("Q8_0", "Q4_K_M"), min_length=1, description="llama.cpp file types to write; the last one is the deployed arm"
     )
@@ -199,6 +214,16 @@ class Recipe(_Section):
         default="auto",
         description="what the frozen base weights are kept in; auto is fp32 or bf16, whichever this machine multiplies faster; "
         "nf4 is 4 bits a weight (QLoRA)",
+    )
+    per_layer_embeddings: Literal["auto", "cpu", "nf4", "model"] = Field(
+        default="auto",
+        description="where the table lies that feeds every layer, in a model that has one: cpu keeps it in host memory and "
+        "copies the rows that are read, nf4 holds it in 4 bits a weight, model leaves it as is; auto is cpu when a GPU trains",
+    )
+    towers: Literal["drop", "keep"] = Field(
+        default="drop",
+        description="image and audio towers of a multimodal checkpoint, which training never loads: drop merges to a text-only "
+        "model, keep copies them into the merged model under the checkpoint's names",
     )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     data: Data
@@ -265,7 +290,9 @@ def _resolved(recipe: Recipe, path: Path) -> Recipe:
     earlier = recipe.data.earlier_split
     data = recipe.data.model_copy(update={"path": source, "earlier_split": earlier and _absolute(base, earlier)})
     template = recipe.chat.template
-    chat = recipe.chat.model_copy(update={"template": template and _absolute(base, template)})
+    if template is not None and not is_shipped_name(template):
+        template = _absolute(base, template)
+    chat = recipe.chat.model_copy(update={"template": template})
     task = recipe.task
     if task.json_schema is not None:
         task = task.model_copy(update={"json_schema": _absolute(base, task.json_schema)})
@@ -275,6 +302,11 @@ def _resolved(recipe: Recipe, path: Path) -> Recipe:
     return recipe.model_copy(
         update={"name": recipe.name or path.stem, "data": data, "chat": chat, "task": task, "model": model}
     )
+
+
+def is_shipped_name(template: Path) -> bool:
+    """Whether ``chat.template`` names a template that tunesmith brings (no suffix, no folder) rather than a file."""
+    return not template.suffix and len(template.parts) == 1
 
 
 def _is_path(base: Path, name: str) -> bool:

@@ -32,9 +32,16 @@ BAD = {
     "no-content": [("[0]", [{"role": "user"}, ANSWER]), ("[1]", [USER, {"role": "assistant", "content": None}])],
     "not-text": [
         ("[0].content", [{**USER, "content": 3}, ANSWER]),
+        ("[0].content[0]", [{**USER, "content": ["a"]}, ANSWER]),
+        ("[0].content[0]", [{**USER, "content": [{"type": ["image"]}]}, ANSWER]),
+    ],
+    "media": [
         ("[0].content[0]", [{**USER, "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, ANSWER]),
         ("[0].content[1]", [{**USER, "content": [{"type": "text", "text": "a"}, {"type": "input_audio"}]}, ANSWER]),
-        ("[0].content[0]", [{**USER, "content": ["a"]}, ANSWER]),
+        ("[0].content[0]", [{**USER, "content": [{"type": "image"}, {"type": "text", "text": "a"}]}, ANSWER]),
+        ("[0].content[0]", [{**USER, "content": [{"image": "a.png"}, {"text": "a"}]}, ANSWER]),
+        ("[2].content[0]", [USER, call(), result(content=[{"type": "video", "video": "a.mp4"}]), ANSWER]),
+        ("[0].images", [{**USER, "images": ["a.png"]}, ANSWER]),
     ],
     "unknown-role": [("[0].role", [{"role": "usr", "content": "a"}, ANSWER]), ("[0].role", [{**USER, "role": []}, ANSWER])],
     "unknown-key": [("[1].wieght", [USER, {**ANSWER, "wieght": 1}])],
@@ -135,7 +142,7 @@ def test_form_kept():
     kept = check_messages(
         [
             {"role": "developer", "content": ""},
-            {"role": "user", "content": parts, "tool_calls": None, "name": "Ada"},
+            {"role": "user", "content": parts, "tool_calls": None, "name": "Ada", "images": []},
             {"role": "assistant", "content": None, "tool_calls": calls, "weight": 0.0},
             {"role": "tool", "content": "", "tool_call_id": "1"},
             {"role": "assistant", "content": "c", "tool_calls": [], "reasoning_content": "r", "refusal": None},

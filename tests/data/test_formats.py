@@ -3,6 +3,8 @@
 import json
 import re
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -216,11 +218,47 @@ def test_preference_data_is_refused_by_name(tmp_path):
             read_one(tmp_path, row)
 
 
-def test_pictures_beside_the_text_are_told(tmp_path):
-    (tmp_path / "a.jsonl").write_text(json.dumps({**shared(HUMAN, ("gpt", "b")), "images": ["a.png"]}))
-    reader = Reader(tmp_path / "a.jsonl")
+MEDIA_ROWS = [
+    ("$.images", {**shared(HUMAN, ("gpt", "b")), "images": ["a.png"]}),
+    ("$.image", {"prompt": "a", "completion": "b", "image": {"bytes": None, "path": "a.png"}}),
+    ("$.audio", {"text": "a", "audio": "a.wav"}),
+    ("$.image", {"image": "a.png", "caption": "a"}),
+    ("$.prompt[0].content[1]", {"prompt": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image"}]}],
+                                "completion": "b"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "row"), MEDIA_ROWS)
+def test_rows_with_pictures_or_sound_are_refused_where_these_stand(tmp_path, path, row):
+    with pytest.raises(DataError) as caught:
+        read_one(tmp_path, row)
+    assert f"line 1, {path}: " in caught.value.message and "text only [media]" in caught.value.message
+
+
+def test_media_rows_are_counted_and_empty_media_columns_are_nothing(tmp_path):
+    good = {"messages": turns(*PAIR), "images": [], "audio": {"bytes": None, "path": ""}}
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (good, good | {"image": "x"})))
+    reader = Reader(tmp_path / "a.jsonl", ReadOptions(on_bad_row="quarantine"))
+    assert len(list(reader)) == 1
+    summary = reader.summary()
+    assert summary["problems_by_code"] == {"media": 1} and not summary["ignored_columns"] and not summary["notes"]
+
+
+def test_the_text_of_media_rows_is_read_when_its_columns_are_named(tmp_path):
+    row = {"question": "a", "answer": "b", "image": "a.png"}
+    columns = {"prompt": "question", "completion": "answer"}
+    assert read_one(tmp_path, row, columns=columns).messages == turns(*PAIR)
+    reader = Reader(tmp_path / "one.jsonl", ReadOptions(columns=columns))
     list(reader)
-    assert "images: 1 rows have more than text, and only their text is read" in reader.summary()["notes"]
+    assert "image: 1 rows have more than text, and only their text is read" in reader.summary()["notes"]
+
+
+def test_pictures_in_a_table_are_refused_and_set_aside_without_their_bytes(tmp_path):
+    rows = [{"prompt": "a", "completion": "b", "image": {"bytes": picture, "path": None}} for picture in (b"\xff" * 900, None)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    reader = Reader(tmp_path / "a.parquet", ReadOptions(on_bad_row="quarantine"), tmp_path / "rejected.jsonl")
+    assert [row.place for row in reader] == ["row 2"]
+    assert '"bytes": "900 bytes"' in (tmp_path / "rejected.jsonl").read_text()
 
 
 def test_draft_does_not_change_the_row_it_is_given():

@@ -8,7 +8,15 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tunesmith.kernels import attention as module
-from tunesmith.kernels.attention import Saved, Scoring, Span, attention, attention_backward, attention_forward
+from tunesmith.kernels.attention import (
+    Saved,
+    Scoring,
+    Span,
+    attention,
+    attention_backward,
+    attention_forward,
+    flash_fits,
+)
 
 
 def _spans(groups):
@@ -44,7 +52,10 @@ def _dense(q, k, v, spans, scoring):
     scores = torch.einsum("thk,shk->hts", q, k.repeat_interleave(groups, 1)) * scoring.scale
     if scoring.softcap is not None:
         scores = scoring.softcap * torch.tanh(scores / scoring.softcap)
-    p = scores.masked_fill(~_seen(spans, scoring.window), -torch.inf).softmax(-1)
+    scores = scores.masked_fill(~_seen(spans, scoring.window), -torch.inf)
+    if scoring.sinks_H is not None:
+        scores = torch.cat([scores, scoring.sinks_H[:, None, None].expand(-1, len(q), 1)], -1)
+    p = scores.softmax(-1)[..., : len(q)]
     return torch.einsum("hts,shk->thk", p, v.repeat_interleave(groups, 1))
 
 
@@ -74,15 +85,17 @@ group = st.tuples(st.integers(0, 14), st.lists(st.integers(1, 14), min_size=1, m
     groups=st.lists(group, min_size=1, max_size=3),
     window=st.none() | st.integers(1, 20),
     softcap=st.none() | st.just(1.5),
+    sinks=st.booleans(),
     heads=st.sampled_from([(1, 1), (2, 1), (2, 3), (1, 3)]),
     block=st.sampled_from([1, 3, 8]),
     kept=st.sampled_from([0, 9, 64]),
 )
-def test_forward_and_gradients_equal_dense_attention(groups, window, softcap, heads, block, kept):
+def test_forward_and_gradients_equal_dense_attention(groups, window, softcap, sinks, heads, block, kept):
+    sinks_H = torch.linspace(-1, 3, heads[0] * heads[1], dtype=torch.float64) if sinks else None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "BLOCK", block)
         patch.setattr(module, "KEPT", kept)
-        _check_against_dense(_spans(groups), Scoring(0.4, window, softcap), *heads)
+        _check_against_dense(_spans(groups), Scoring(0.4, window, softcap, sinks_H), *heads)
 
 
 @pytest.mark.parametrize(("window", "softcap"), [(None, None), (70, None), (5, 2.0)])
@@ -99,6 +112,49 @@ def test_a_token_alone_returns_its_value():
     dq, dk, dv = attention_backward(do, saved, [Span(0, 1, 0, 0)], Scoring(0.5))
     torch.testing.assert_close(dv, do.unflatten(1, (2, 3)).sum(2))
     torch.testing.assert_close(torch.cat([dq, dk], 1), torch.zeros(1, 8, 4, dtype=torch.float64), rtol=0, atol=1e-14)
+
+
+def test_a_sink_takes_its_share_and_without_weight_changes_nothing():
+    q, k, v, _ = _inputs(12, 2, 1, 4)
+    spans = _spans([(3, [4, 5])])
+    plain, _ = attention_forward(q, k, v, spans, Scoring(0.5))
+    none, _ = attention_forward(q, k, v, spans, Scoring(0.5, sinks_H=torch.full((2,), -torch.inf, dtype=torch.float64)))
+    torch.testing.assert_close(none, plain)
+    q[:] = 0  # every score is zero, and so is the sink's: the first token looks at itself and at the sink
+    half, _ = attention_forward(q, k, v, spans, Scoring(0.5, sinks_H=torch.zeros(2, dtype=torch.float64)))
+    torch.testing.assert_close(half[0], v[0] / 2)
+
+
+def test_recorded_by_autograd_it_is_the_same_on_this_device():
+    q, k, v, do = _inputs(20, 1, 2, 4)
+    spans, scoring = _spans([(5, [4, 7]), (0, [4])]), Scoring(0.4, 6, 1.5, torch.ones(2, dtype=torch.float64))
+    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+    expected = _dense(*leaves, spans, scoring)
+    mine = [x.clone().requires_grad_() for x in (q, k, v)]
+    found = attention(*mine, spans, scoring)
+    torch.testing.assert_close(found, expected)
+    pairs = zip(torch.autograd.grad(found, mine, do), torch.autograd.grad(expected, leaves, do), strict=True)
+    for one, other in pairs:
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    ("fits", "change"),
+    [
+        (True, {}),
+        (True, {"dtype": torch.float16, "width": 256, "scoring": Scoring(1.0, window=5)}),
+        (False, {"capability": None}),
+        (False, {"capability": (7, 5)}),
+        (False, {"dtype": torch.float32}),
+        (False, {"width": 512}),
+        (False, {"width": 100}),
+        (False, {"scoring": Scoring(1.0, softcap=50.0)}),
+        (False, {"scoring": Scoring(1.0, sinks_H=torch.zeros(4))}),
+    ],
+)
+def test_flash_runs_where_it_can_and_nowhere_else(fits, change):
+    usual = {"capability": (8, 0), "dtype": torch.bfloat16, "width": 64, "scoring": Scoring(1.0)}
+    assert flash_fits(**{**usual, **change}) is fits
 
 
 def test_views_of_one_product_are_as_good_as_tensors_of_their_own():
@@ -220,9 +276,11 @@ def test_no_tensor_has_a_side_of_all_tokens_twice(groups):
 @pytest.mark.gpu
 @pytest.mark.parametrize("window", [None, 20])
 @pytest.mark.parametrize("heads", [(1, 1), (2, 3)])
-def test_on_a_gpu_equals_dense_attention(window, heads):
-    spans, scoring = _spans([(30, [1, 70, 12]), (0, [65]), (0, [1])]), Scoring(0.125, window)
-    q, k, v, do = _inputs(spans[-1].end, *heads, 64, torch.bfloat16)
+@pytest.mark.parametrize(("width", "softcap"), [(64, None), (64, 5.0), (512, None)])
+def test_on_a_gpu_equals_dense_attention(window, heads, width, softcap):
+    """By the flash kernel, and block by block where that does not fit."""
+    spans, scoring = _spans([(30, [1, 70, 12]), (0, [65]), (0, [1])]), Scoring(width**-0.5, window, softcap)
+    q, k, v, do = _inputs(spans[-1].end, *heads, width, torch.bfloat16)
     exact = [x.double().requires_grad_() for x in (q, k, v)]
     expected = _dense(*exact, spans, scoring)
     leaves = [x.cuda().requires_grad_() for x in (q, k, v)]

@@ -106,3 +106,20 @@ def test_two_runs_give_the_same_bits_and_no_rows_give_zero():
     assert torch.equal(once, again)
     loss, correct = linear_cross_entropy(hidden[:0], head, target[:0])
     assert float(loss) == 0.0 and int(correct) == 0
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_an_fp16_head_under_hidden_states_beyond_fp16(softcap):
+    torch.manual_seed(0)
+    hidden, head = torch.randn(CHUNK + 3, 32) * 1e6, (torch.randn(301, 32) * 2e-6).half()
+    target = torch.randint(301, (CHUNK + 3,))
+    loss, correct = linear_cross_entropy(hidden.requires_grad_(), head, target, softcap)
+    (loss * 1e-6).backward()  # the gradient of a large step, far below what fp16 can hold
+    exact = hidden.detach().double().requires_grad_()
+    logits = _cap(exact @ head.double().T, softcap)
+    expected = F.cross_entropy(logits, target, reduction="sum")
+    (expected * 1e-6).backward()
+    assert loss.dtype == hidden.grad.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-4, atol=0)
+    assert (hidden.grad.double() - exact.grad).norm() < 1e-3 * exact.grad.norm()
+    assert abs(int(correct) - int((logits.argmax(-1) == target).sum())) <= 1

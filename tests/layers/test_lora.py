@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from tunesmith.kernels.nf4 import quantize_nf4
-from tunesmith.layers.lora import LoRAGroup, LoRALinear, Norm, draw_dropped
+from tunesmith.layers.lora import HalfLinear, HalfNF4Linear, LoRAGroup, LoRALinear, Norm, draw_dropped
 from tunesmith.layers.nf4 import NF4Linear, NF4Weight
 
 
@@ -127,3 +127,78 @@ def test_quantised_base_equals_its_dense_values(r):
     for found in zip(*([g(x), *torch.autograd.grad(g(x).square().sum(), [x, *(a.lora_A for a in g.layers if r)])]
                        for g in (LoRAGroup(layers), LoRAGroup(twins))), strict=True):  # fmt: skip
         torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6 * float(found[1].detach().abs().max()))
+
+
+def _half_base(kind, inputs, outputs):
+    """A frozen layer in fp16, and the very weight that it multiplies with, in fp64."""
+    base = nn.Linear(inputs, outputs)
+    if kind == "nf4":
+        base = HalfNF4Linear(NF4Linear(NF4Weight(quantize_nf4(base.weight.data), torch.float32), base.bias))
+        return base, base.weight.dense(torch.float16).double()
+    base = HalfLinear(base.half())
+    return base, base.weight.double()
+
+
+def _error(found, exact):
+    return float((found.double() - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize("kind", ["dense", "nf4"])
+def test_a_frozen_fp16_layer_is_the_layer_for_inputs_of_any_size(kind):
+    torch.manual_seed(0)
+    base, weight = _half_base(kind, 64, 9)
+    x = (torch.randn(2, 5, 64) * torch.logspace(-9, 9, 5)[:, None]).requires_grad_()
+    dy = torch.randn(2, 5, 9) * torch.logspace(9, -9, 5)[:, None]
+    y = base(x)
+    (dx,) = torch.autograd.grad(y, x, dy)
+    assert y.dtype == dx.dtype == torch.float32 and base.bias.dtype == torch.float32
+    exact, exact_dx = nn.functional.linear(x.detach().double(), weight, base.bias.double()), dy.double() @ weight
+    for row in range(5):
+        assert _error(y[:, row].detach(), exact[:, row]) < 1e-3 and _error(dx[:, row], exact_dx[:, row]) < 1e-3
+
+
+@pytest.mark.parametrize("kind", ["dense", "nf4"])
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("x_grad", [True, False])
+def test_a_group_over_fp16_bases_equals_autograd(kind, dropout, x_grad):
+    torch.manual_seed(0)
+    bases = [_half_base(kind, 64, width) for width in (5, 3, 4)]
+    layers = [LoRALinear(base, r, 1.5, dropout) for (base, _), r in zip(bases, (3, 0, 2), strict=True)]
+    for layer in layers:
+        layer.lora_B.data.normal_(std=1e-6)  # fresh: 6e-8 is all that fp16 can tell apart here
+    norm = Norm(torch.randn(64) * 1e6, 1e-6, 1.0)
+    x = torch.randn(7, 64).requires_grad_(x_grad)
+    torch.manual_seed(3)
+    mask = draw_dropped(x, dropout, int(torch.randint(2**62, ()))) if dropout else torch.zeros(7, 64, dtype=torch.bool)
+    torch.manual_seed(3)
+    y = LoRAGroup(layers)(x, norm)
+    dy = torch.randn(7, 12)
+    ours = [x, *(p for layer in layers if layer.lora_A.numel() for p in (layer.lora_A, layer.lora_B))][not x_grad :]
+    found = torch.autograd.grad(y, ours, dy)
+    exact = [p.detach().double().requires_grad_() for p in ours]
+    inner = exact[0] if x_grad else x.double()
+    normed = inner * torch.rsqrt(inner.square().mean(-1, keepdim=True) + norm.eps) * (1.0 + norm.weight_I.double())
+    left, adapters, outs = normed * ~mask / (1 - dropout), iter(exact[x_grad:]), []
+    for layer, (base, weight) in zip(layers, bases, strict=True):
+        out = nn.functional.linear(normed, weight, base.bias.double())
+        outs.append(out + 1.5 * (left @ next(adapters).T) @ next(adapters).T if layer.lora_A.numel() else out)
+    expected = torch.cat(outs, 1)
+    assert _error(y.detach(), expected.detach()) < 1e-3
+    for mine, theirs in zip(found, torch.autograd.grad(expected, exact, dy.double()), strict=True):
+        assert _error(mine, theirs) < 1e-3
+    # The update itself, a hundred thousand times smaller than the output, is exact.
+    with torch.no_grad():
+        for layer in layers:
+            layer.dropout = 0.0
+        whole = layers[0].group(x, norm)
+        for layer in layers:
+            layer.lora_B.data.mul_(3e4)
+        grown = layers[0].group(x, norm)
+        update = torch.cat([1.5 * normed @ a.lora_A.double().T @ a.lora_B.double().T for a in layers], 1) * (1 - 1 / 3e4)
+        assert _error(grown - whole, update.detach()) < 1e-4
+
+
+def test_an_fp16_input_meets_an_fp16_weight_unscaled():
+    base, x = nn.Linear(6, 5).half(), torch.randn(3, 6).half()
+    expected = base(x)
+    torch.testing.assert_close(LoRALinear(base, 2, 1.0, 0.0)(x), expected)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tunesmith.errors import ModelError
-from tunesmith.kernels.nf4 import dequantize_nf4, quantize_nf4
+from tunesmith.kernels.nf4 import dequantize_nf4, quantize_nf4, quantize_nf4_parts
 from tunesmith.layers import nf4
 from tunesmith.layers.nf4 import NF4Embedding, NF4Linear, NF4Weight
 
@@ -154,3 +154,31 @@ def test_embedding_gathers_rows_quantised_each_by_itself(width):
     assert torch.equal(got, torch.stack([embedding(row) for row in ids]))
     assert got.shape == (2, 3, width) and NF4Embedding(table.bfloat16())(ids).dtype == torch.bfloat16
     assert embedding(ids[:0]).shape == (0, 3, width)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7), (4, 64, 320), (3, 129, 131), (1, 2, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_expert_is_its_part_of_the_whole(shape, dtype):
+    weight = NF4Weight(quantize_nf4(torch.randn(shape, generator=torch.Generator().manual_seed(0))), torch.float32)
+    whole = weight.dense(dtype).clone()
+    for number, expected in enumerate(whole):
+        found = weight.expert(number, dtype)
+        assert torch.equal(found, expected) and found.is_contiguous()
+    assert max(len(t) for t in nf4._dense.values()) == whole.numel()  # made once by dense(); no expert needed more
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7), (4, 64, 320), (2, 400, 401)])
+def test_parts_give_the_bytes_of_the_whole(shape):
+    dense = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    whole = quantize_nf4(dense)
+    for parts in (
+        dense,
+        dense.view(-1).split([1, 62, dense.numel() - 63]),
+        (half for e in dense for half in e.tensor_split(2)),
+    ):
+        found = quantize_nf4_parts(parts, shape, "cpu")
+        for name in ("packed", "absmax", "nested_absmax", "offset", "shape"):
+            assert torch.equal(torch.as_tensor(vars(found)[name]), torch.as_tensor(vars(whole)[name])), name
+    packed, state = bnb.functional.quantize_4bit(dense, quant_type="nf4", compress_statistics=True)
+    assert torch.equal(packed.view(-1), whole.packed)
+    assert torch.equal(bnb.functional.dequantize_4bit(packed, state), dequantize_nf4(whole, torch.float32))

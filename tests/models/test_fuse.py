@@ -12,13 +12,19 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
+    Gemma4TextConfig,
+    Gemma4UnifiedTextConfig,
     GPTNeoXConfig,
+    GptOssConfig,
     LlamaConfig,
     MistralConfig,
     Olmo2Config,
     OPTConfig,
+    Phi3Config,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
+    SmolLM3Config,
 )
 
 from tunesmith.layers.attention import FusedAttention
@@ -27,7 +33,7 @@ from tunesmith.layers.mlp import FusedMLP
 from tunesmith.models.adapter import adapter_state, load_adapter_state
 from tunesmith.models.attention import PACKED
 from tunesmith.models.families import FAMILIES
-from tunesmith.models.fuse import fuse
+from tunesmith.models.fuse import fuse, narrows
 from tunesmith.models.load import attention
 from tunesmith.models.quantize import load_nf4
 from tunesmith.models.recompute import recompute
@@ -40,7 +46,18 @@ VOCABULARY = 300
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 SMALL |= {"num_key_value_heads": 2, "head_dim": 8, "vocab_size": VOCABULARY, "initializer_range": 0.15}
 SMALL |= {"max_position_embeddings": 256, "pad_token_id": 0}
-GEMMA = {"query_pre_attn_scalar": 16, "layer_types": ["sliding_attention", "full_attention"]}
+WINDOWED = ["sliding_attention", "full_attention"]
+GEMMA = {"query_pre_attn_scalar": 16, "layer_types": WINDOWED}
+# Half of a head is turned; documents are longer than what the short factors are for.
+LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
+LONGROPE |= {"partial_rotary_factor": 0.5, "short_factor": [1.0, 1.5], "long_factor": [2.0, 5.0]}
+SIX = {**SMALL, "num_hidden_layers": 6, "layer_types": WINDOWED * 3, "global_head_dim": 16, "sliding_window": 8}
+SIX |= {"final_logit_softcapping": 3.0, "initializer_range": 0.1}
+FOUR = {**SIX, "num_hidden_layers": 4, "layer_types": WINDOWED * 2}
+# Fewer features than that are now and then all near zero; the norm after them then makes rounding large.
+PER_LAYER = {"hidden_size_per_layer_input": 32, "vocab_size_per_layer_input": VOCABULARY}
+KEYS_ARE_VALUES = {"attention_k_eq_v": True, "num_global_key_value_heads": 1}
+MIXTURE = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16}
 KNOWN = {
     "llama": LlamaConfig(**SMALL),
     "llama-biased": LlamaConfig(**SMALL, attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
@@ -49,14 +66,30 @@ KNOWN = {
     "qwen3": Qwen3Config(**SMALL, use_sliding_window=True, sliding_window=7, max_window_layers=1),
     "gemma3_text": Gemma3TextConfig(**SMALL, **GEMMA, sliding_window=8),
     "gemma3_text-capped": Gemma3TextConfig(**SMALL, **GEMMA, sliding_window=8, final_logit_softcapping=3.0),
+    "gemma2": Gemma2Config(**SMALL, **GEMMA, sliding_window=8, attn_logit_softcapping=2.0, final_logit_softcapping=3.0),
+    "gemma2-uncapped": Gemma2Config(**SMALL, **GEMMA, attn_logit_softcapping=None, final_logit_softcapping=None),
+    "smollm3": SmolLM3Config(**SMALL, no_rope_layers=[1, 0], use_sliding_window=True, sliding_window=7, layer_types=WINDOWED),
+    "phi3": Phi3Config(**SMALL, sliding_window=9, rope_parameters=LONGROPE),
+    "phi3-whole": Phi3Config(**SMALL, tie_word_embeddings=True),
+}
+LAYERED = {
+    "gemma4_text-shared": Gemma4TextConfig(**SIX, **PER_LAYER, num_kv_shared_layers=3, use_double_wide_mlp=True),
+    "gemma4_text-values": Gemma4TextConfig(**FOUR, hidden_size_per_layer_input=0, **KEYS_ARE_VALUES),
+    "gemma4_text-mixture": Gemma4TextConfig(**FOUR, hidden_size_per_layer_input=0, **KEYS_ARE_VALUES, **MIXTURE),
+    "gemma4_unified_text": Gemma4UnifiedTextConfig(**FOUR, **KEYS_ARE_VALUES),
+}
+MIXTURES = {
+    "qwen3_moe": Qwen3MoeConfig(**SMALL, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16),
+    "gpt_oss": GptOssConfig(
+        **SMALL, num_local_experts=4, num_experts_per_tok=2, sliding_window=8, layer_types=WINDOWED, attention_bias=True
+    ),
 }
 BARE = {name: value for name, value in SMALL.items() if name not in ("num_key_value_heads", "head_dim")}
 UNKNOWN = {
     "olmo2": Olmo2Config(**SMALL),  # norms after the blocks, q and k normed over all heads
     "gpt_neox": GPTNeoXConfig(**BARE),  # layer norms with biases, q, k and v in one layer
-    "gemma2": Gemma2Config(**SMALL, **GEMMA, sliding_window=8, attn_logit_softcapping=2.0, final_logit_softcapping=3.0),
 }
-TARGETS = {"all-linear": "all-linear", "qv": ("q_proj", "v_proj")}
+TARGETS = {"all-linear": "all-linear", "some": r".*\.(q|v|qkv)_proj"}
 
 
 def _documents():
@@ -81,8 +114,13 @@ def _stock(config, dtype=torch.float32):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype).requires_grad_(False).eval()
     for name, parameter in model.named_parameters():
-        if "norm" in name or "bias" in name:
+        if any(part in name for part in ("norm", "bias", "sinks")):
             parameter.add_(torch.randn(parameter.shape) * 0.2)
+        if "q_norm" in name:
+            parameter.mul_(0.3)  # scores that are not scaled are large, and rounding grows with them
+    for name, buffer in model.named_buffers():
+        if name.endswith("layer_scalar"):
+            buffer.fill_(0.8)
     return model
 
 
@@ -147,8 +185,40 @@ def test_a_fused_model_equals_stock_transformers_and_peft(config, targets):
 
 
 def test_every_known_family_is_tested():
-    assert {config.model_type for config in KNOWN.values()} == FAMILIES.keys()
+    assert {config.model_type for config in (*KNOWN.values(), *LAYERED.values(), *MIXTURES.values())} == FAMILIES.keys()
     assert not {config.model_type for config in UNKNOWN.values()} & FAMILIES.keys()
+
+
+@pytest.mark.parametrize("stock_layers", [("2", "3"), ("1", "5")], ids=["writer-reader", "writer-readers"])
+def test_stock_and_fused_layers_read_each_others_keys_and_values(stock_layers):
+    """Layers 1 and 2 write, 3 to 5 read; an attention whose adapters differ in dropout stays stock."""
+    config = LAYERED["gemma4_text-shared"]
+    model = _stock(config)
+    stock = copy.deepcopy(model)
+    layers = _adapted(model, LAYERS)
+    for number in stock_layers:
+        layers[f"model.layers.{number}.self_attn.q_proj"].dropout = 0.1  # no layer is in training here
+    summary = fuse(model).summary()
+    assert summary.startswith("fused 4 attention") and summary.endswith("; adapters with different dropout (2 stock)")
+    expected = _oracle(stock, LAYERS, adapter_state(layers))
+    for packs in (WHOLE, SHARED):
+        _assert_same(_gradients(model, layers, packs), expected)
+
+
+def test_a_last_layer_is_narrowed_where_there_is_nothing_else_to_it():
+    dropped = Phi3Config(**SMALL, resid_pdrop=0.1)
+    whole = [*LAYERED.values(), *MIXTURES.values(), *UNKNOWN.values(), dropped]
+    for config, expected in [(c, True) for c in KNOWN.values()] + [(c, False) for c in whole]:
+        model = _stock(config)
+        _adapted(model, LAYERS if config.model_type != "gpt_neox" else "all-linear")
+        assert fuse(model).replaced["last layer"] == narrows(model) == expected, config.model_type
+        with torch.no_grad(), attention(model, PACKED):
+            pack = WHOLE[0]
+            found = model.base_model(
+                input_ids=pack.ids_1T, position_ids=pack.position_1T, spans=pack.spans, rows_N=pack.predict_N, use_cache=False
+            )
+        rows = pack.predict_N.shape if expected else pack.ids_1T.shape[1:]
+        assert found.last_hidden_state.shape[1:2] == rows, config.model_type
 
 
 def test_what_was_fused_is_told():
@@ -176,6 +246,37 @@ def test_the_adapted_layers_stay_the_same_objects_under_the_same_names():
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == sum(
         layer.lora_A.numel() + layer.lora_B.numel() for layer in layers.values()
     )
+
+
+LAYERS = r".*\.(self_attn|mlp)\.\w+_proj"
+LAYERED_TARGETS = {"layers": LAYERS, "some": ("q_proj", "v_proj", "up_proj")}
+
+
+@pytest.mark.parametrize("targets", LAYERED_TARGETS.values(), ids=LAYERED_TARGETS)
+@pytest.mark.parametrize("config", LAYERED.values(), ids=LAYERED)
+def test_a_model_whose_layers_differ_equals_stock_transformers_and_peft(config, targets):
+    """Packed documents see themselves alone: the oracle runs each by itself."""
+    model = _stock(config)
+    stock = copy.deepcopy(model)
+    layers = _adapted(model, targets)
+    fused = fuse(model)
+    assert fused.replaced["attention"] == fused.replaced["MLP"] == config.num_hidden_layers and not fused.kept
+    expected = _oracle(stock, targets, adapter_state(layers))
+    for packs in (WHOLE, SHARED):
+        _assert_same(_gradients(model, layers, packs), expected)
+
+
+@pytest.mark.parametrize("config", MIXTURES.values(), ids=MIXTURES)
+def test_a_mixture_keeps_its_experts_and_has_our_attention(config):
+    model = _stock(config)
+    stock = copy.deepcopy(model)
+    targets = r".*\.self_attn\.\w+_proj"
+    layers = _adapted(model, targets)
+    summary = fuse(model).summary()
+    assert summary == "fused 2 attention, 1 norm; a mixture of experts in place of an MLP (2 stock)"
+    expected = _oracle(stock, targets, adapter_state(layers))
+    for packs in (WHOLE, SHARED):
+        _assert_same(_gradients(model, layers, packs), expected)
 
 
 @pytest.mark.parametrize("config", UNKNOWN.values(), ids=UNKNOWN)
@@ -225,11 +326,18 @@ def test_an_activation_that_is_not_ours_keeps_its_mlp():
     _assert_same(_gradients(model, layers, SHARED), expected)
 
 
-@pytest.mark.parametrize("targets", TARGETS.values(), ids=TARGETS)
-@pytest.mark.parametrize("name", ["llama-biased", "gemma3_text"])
-def test_an_nf4_model_fused_equals_itself_unfused(tmp_path, name, targets):
-    config = copy.deepcopy(KNOWN[name])
-    config.hidden_size, config.intermediate_size, config.head_dim = 64, 80, 16  # whole blocks and a part of one
+BLOCKS = {"hidden_size": 64, "intermediate_size": 80, "head_dim": 16}  # whole blocks of NF4 and a part of one
+IN_BLOCKS = {
+    "llama-biased": LlamaConfig(**{**SMALL, **BLOCKS}, attention_bias=True, mlp_bias=True),
+    "gemma3_text": Gemma3TextConfig(**{**SMALL, **GEMMA, **BLOCKS}, sliding_window=8),
+    "phi3": Phi3Config(**{**SMALL, **BLOCKS}, sliding_window=9),
+    "gemma4_text": Gemma4TextConfig(**{**SIX, **PER_LAYER, **KEYS_ARE_VALUES, **BLOCKS}, num_kv_shared_layers=3),
+}
+
+
+@pytest.mark.parametrize("targets", [LAYERS, TARGETS["some"]], ids=["layers", "some"])
+@pytest.mark.parametrize("config", IN_BLOCKS.values(), ids=IN_BLOCKS)
+def test_an_nf4_model_fused_equals_itself_unfused(tmp_path, config, targets):
     _stock(config).save_pretrained(tmp_path)
     found = []
     for fused in (False, True):
@@ -237,7 +345,7 @@ def test_an_nf4_model_fused_equals_itself_unfused(tmp_path, name, targets):
         layers = _adapted(model, targets)
         assert all(layer.quantized is not None and layer.weight is None for layer in layers.values())
         if fused:
-            assert fuse(model).replaced["attention"] == 2
+            assert fuse(model).replaced["attention"] == config.num_hidden_layers
         found.append(_gradients(model, layers, SHARED))
     _assert_same(found[1], found[0])
 
@@ -282,9 +390,10 @@ def test_a_fused_model_recomputed_keeps_less_and_gives_the_same_gradients(name, 
                 assert _saved_bytes(model, WHOLE[0]) < 0.95 * usual, policy
 
 
-def test_a_fused_model_keeps_less_than_a_stock_one():
-    model = _stock(KNOWN["llama"])
-    _adapted(model)
+@pytest.mark.parametrize("config", [KNOWN["llama"], KNOWN["phi3"], *LAYERED.values()], ids=["llama", "phi3", *LAYERED])
+def test_a_fused_model_keeps_less_than_a_stock_one(config):
+    model = _stock(config)
+    _adapted(model, LAYERS)
     twin = copy.deepcopy(model)
     fuse(twin)
     with attention(model, PACKED), attention(twin, PACKED):

@@ -14,15 +14,18 @@ from transformers import (
     BitsAndBytesConfig,
     Gemma3TextConfig,
     Gemma4TextConfig,
+    GptOssConfig,
     LlamaConfig,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 from tunesmith.errors import ModelError
 from tunesmith.kernels.nf4 import dequantize_nf4, quantize_nf4
+from tunesmith.layers.experts import NF4Experts
 from tunesmith.layers.nf4 import NF4Linear
-from tunesmith.models.quantize import load_nf4, quantized_linears
+from tunesmith.models.quantize import load_nf4, quantized_experts, quantized_linears
 
 pytest.importorskip("bitsandbytes")
 
@@ -152,6 +155,68 @@ def _rewrite(directory, target, tensors):
     (target / "config.json").write_text((directory / "config.json").read_text())
     save_file(tensors, target / "model.safetensors")
     return target
+
+
+MIXTURES = {
+    "one by one": Qwen3MoeConfig(  # rows of an expert end within a block of 64
+        **{**SMALL, "hidden_size": 40}, num_hidden_layers=2, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=20
+    ),
+    "stacked": Gemma4TextConfig(
+        **SMALL,
+        num_hidden_layers=2,
+        global_head_dim=16,
+        hidden_size_per_layer_input=0,
+        enable_moe_block=True,
+        num_experts=4,
+        top_k_experts=2,
+        moe_intermediate_size=24,
+        pad_token_id=0,
+    ),
+    "transposed, with biases": GptOssConfig(
+        **SMALL,
+        num_hidden_layers=2,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=8,
+        pad_token_id=0,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+        attn_implementation="eager",
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=MIXTURES)
+def mixture(request, tmp_path_factory):
+    return _write(MIXTURES[request.param], tmp_path_factory.mktemp("mixture"))
+
+
+def test_experts_are_those_of_the_stacked_dense_model_quantised(mixture, capsys):
+    model, stock = load_nf4(mixture, dtype=torch.float32), _stock(mixture, torch.float32)
+    said = capsys.readouterr().err
+    names = quantized_experts(stock)
+    assert len(names) == 2 and [n for n, m in model.named_modules() if isinstance(m, NF4Experts)] == names
+    assert "linear layers and the experts of 2 layers" in said and "no place" not in said
+    _rounded(stock, quantized_linears(stock))
+    with torch.no_grad():
+        for name in names:
+            for stack in ("gate_up_proj", "down_proj"):
+                weight = stock.get_submodule(name).get_parameter(stack)
+                weight.copy_(dequantize_nf4(quantize_nf4(weight), weight.dtype))
+        torch.testing.assert_close(model(IDS).logits, stock(IDS).logits, rtol=1e-4, atol=1e-4)
+    excluded = load_nf4(mixture, exclude=("experts",), dtype=torch.float32)
+    assert ", the experts of 2 layers, embeddings and norms" in capsys.readouterr().err
+    dense = _rounded(_stock(mixture, torch.float32), quantized_linears(stock))
+    with torch.no_grad():
+        torch.testing.assert_close(excluded(IDS).logits, dense(IDS).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_an_expert_that_is_not_in_the_checkpoint_is_no_smaller_mixture(tmp_path):
+    directory = _write(MIXTURES["one by one"], tmp_path / "whole")
+    lost = "model.layers.1.mlp.experts.5.up_proj.weight"
+    for number, names in enumerate([(lost,), (lost, lost.replace("up_", "gate_"))]):
+        left = {name: tensor for name, tensor in _tensors(directory).items() if name not in names}
+        with pytest.raises(ModelError, match=rf"{12 - len(names)} tensors of .*experts.gate_up_proj, which has 6 experts"):
+            load_nf4(_rewrite(directory, tmp_path / str(number), left))
 
 
 @pytest.fixture(scope="module")

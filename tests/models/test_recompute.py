@@ -1,5 +1,7 @@
 """Recomputation changes memory and nothing else: gradients, dropout and the model afterwards are the same."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,7 @@ from transformers import DynamicCache, Gemma4ForCausalLM, Gemma4TextConfig
 from tunesmith.errors import ModelError
 from tunesmith.models import recompute as module
 from tunesmith.models.attention import PACKED
+from tunesmith.models.fuse import fuse
 from tunesmith.models.load import attention, load_model
 from tunesmith.models.recompute import Recomputed, decoder_layers, recompute, recomputed_names
 from tunesmith.models.swap import add_lora
@@ -18,32 +21,35 @@ from tunesmith.train.loop import step_gradients
 POLICIES = ["attention", "mlp", "layer", 2, 3]
 
 
-def _gemma4():
-    """Six layers, the last two of which read the keys and values of layers 2 and 3."""
+MIXTURE = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16}
+
+
+def _gemma4(**changes):
+    """Six layers, the last three of which read the keys and values of layers 1 and 2."""
     torch.manual_seed(0)
-    config = Gemma4TextConfig(
-        vocab_size=256,
-        vocab_size_per_layer_input=256,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=6,
-        layer_types=["sliding_attention", "full_attention"] * 3,
-        num_attention_heads=4,
-        num_key_value_heads=1,
-        head_dim=16,
-        global_head_dim=32,
-        sliding_window=8,
-        hidden_size_per_layer_input=8,
-        num_kv_shared_layers=2,
-        use_double_wide_mlp=True,
-        final_logit_softcapping=30.0,
-        max_position_embeddings=256,
-        pad_token_id=0,
-        bos_token_id=2,
-        eos_token_id=1,
-        initializer_range=0.1,
-    )
-    return Gemma4ForCausalLM(config).requires_grad_(False).eval()
+    settings = {
+        "vocab_size": 256,
+        "vocab_size_per_layer_input": 256,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 6,
+        "layer_types": ["sliding_attention", "full_attention"] * 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "global_head_dim": 32,
+        "sliding_window": 8,
+        "hidden_size_per_layer_input": 8,
+        "num_kv_shared_layers": 3,
+        "use_double_wide_mlp": True,
+        "final_logit_softcapping": 30.0,
+        "max_position_embeddings": 256,
+        "pad_token_id": 0,
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+        "initializer_range": 0.1,
+    }
+    return Gemma4ForCausalLM(Gemma4TextConfig(**{**settings, **changes})).requires_grad_(False).eval()
 
 
 def _adapted(model, **lora):
@@ -90,6 +96,51 @@ def test_layers_that_share_keys_and_values_get_exact_gradients(implementation):
     assert not any("layers.4.self_attn.k_proj" in key for key in expected)
     for policy in POLICIES:
         _assert_same(gradients(policy), expected)
+
+
+def _in_other_memory():
+    """What is kept for the backward pass is moved away and back, as to the CPU and back: the tensors are not the same."""
+    return torch.autograd.graph.saved_tensors_hooks(torch.clone, torch.clone)
+
+
+OFFLOADS = {
+    "kept": contextlib.nullcontext,
+    "on the cpu": torch.autograd.graph.save_on_cpu,
+    "in other memory": _in_other_memory,
+}
+
+
+@pytest.mark.parametrize("offload", OFFLOADS.values(), ids=OFFLOADS)
+@pytest.mark.parametrize("fused", [False, True])
+def test_shared_keys_and_values_of_a_pack_get_exact_gradients_wherever_activations_lie(fused, offload):
+    _check_a_pack(_gemma4(), fused, offload)
+
+
+def test_experts_beside_an_mlp_are_recomputed_exactly():
+    _check_a_pack(_gemma4(**MIXTURE), True, contextlib.nullcontext)
+
+
+def _check_a_pack(model, fused, offload):
+    layers = _adapted(model, target_modules=r".*\.(self_attn|mlp)\.\w+_proj", dropout=0.3)
+    if fused:
+        assert fuse(model).replaced["attention"] == 6
+    model.train()
+    generator = torch.Generator().manual_seed(2)
+    pairs = [(torch.randint(5, 256, (n,), generator=generator).tolist(), [0] * 4 + [1] * (n - 4)) for n in (30, 9, 17)]
+    pack = make_pack(make_documents(pairs), (0, 1, 2))
+
+    def gradients(policy, where):
+        torch.manual_seed(3)
+        with attention(model, PACKED), recompute(model, policy), where():
+            loss, _ = step_gradients(model, [pack])
+        return loss, _taken(layers)
+
+    loss, expected = gradients("none", contextlib.nullcontext)
+    assert len(expected) == 2 * (3 * 4 + 3 * 2 + 6 * 3)  # readers have no k and v
+    for policy in ("none", *POLICIES):
+        again, found = gradients(policy, offload)
+        assert again == pytest.approx(loss, rel=1e-6)
+        _assert_same(found, expected)
 
 
 def test_two_forwards_before_one_backward_are_exact():
@@ -222,6 +273,7 @@ def test_policies_name_the_parts(tiny_model):
     assert recomputed_names(tiny_model, "mlp") == ["model.layers.0.mlp", "model.layers.1.mlp"]
     assert recomputed_names(tiny_model, "layer") == recomputed_names(tiny_model, 1) == list(decoder_layers(tiny_model))
     assert recomputed_names(_gemma4(), 4) == ["model.layers.0", "model.layers.4"]
+    assert recomputed_names(_gemma4(**MIXTURE), "mlp")[:2] == ["model.layers.0.mlp", "model.layers.0.experts"]
     tiny_model.model.layers[1].register_module("odd", tiny_model.model.layers[1].mlp)
     del tiny_model.model.layers[1].mlp
     with pytest.raises(ModelError, match=r"model\.layers\.1 has no mlp among self_attn"):

@@ -1,10 +1,11 @@
 import peft.utils.constants
 import pytest
 import torch
+import transformers
 
 from tunesmith.errors import TrainingError
 from tunesmith.layers.lora import LoRALinear
-from tunesmith.models.families import FAMILIES
+from tunesmith.models.families import FAMILIES, Family
 from tunesmith.models.swap import add_lora, merge_lora, target_names
 from tunesmith.recipe import Lora
 
@@ -35,7 +36,46 @@ def test_targets_are_those_of_peft(tiny_model, ours, pefts):
 def test_every_familys_default_is_the_one_peft_ships():
     mapping = peft.utils.constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     for name, family in FAMILIES.items():
-        assert tuple(mapping[name]) == family.peft_default_targets, name
+        assert tuple(mapping.get(name, ())) == family.peft_default_targets, name
+
+
+def test_a_family_without_a_peft_default_says_so(tiny_model, monkeypatch):
+    monkeypatch.setattr("tunesmith.models.swap.FAMILIES", {"llama": Family("Llama", ())})
+    with pytest.raises(TrainingError, match="no PEFT default"):
+        target_names(tiny_model, "peft-default")
+
+
+def test_all_linear_leaves_towers_alone_and_an_expression_reaches_them():
+    text = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28}
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision)
+    model = transformers.Gemma3ForConditionalGeneration(config)
+    names = target_names(model, "all-linear")
+    assert len(names) == 2 * 7 and all(".language_model.layers." in name for name in names)
+    assert any("vision_tower" in name for name in target_names(model, r".*vision_tower.*q_proj"))
+
+
+def test_all_linear_leaves_per_layer_embeddings_alone():
+    config = transformers.Gemma4TextConfig(
+        vocab_size=300,
+        vocab_size_per_layer_input=300,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        layer_types=["sliding_attention", "full_attention"],
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        global_head_dim=16,
+        hidden_size_per_layer_input=8,
+        num_kv_shared_layers=0,
+    )
+    model = transformers.Gemma4ForCausalLM(config)
+    assert {name.rsplit(".", 1)[-1] for name in target_names(model, "all-linear")} == {
+        *("q_proj", "k_proj", "v_proj", "o_proj"),
+        *("gate_proj", "up_proj", "down_proj"),
+    }
+    assert target_names(model, ("per_layer_model_projection",)) == ["model.per_layer_model_projection"]
 
 
 @pytest.mark.parametrize(

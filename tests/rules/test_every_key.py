@@ -6,20 +6,24 @@ import json
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
+from transformers import Gemma4ForCausalLM, Gemma4TextConfig
 
 from conftest import toy_rows, write_recipe
 from tunesmith import api
 from tunesmith.api.examples import _refuse_left_out
+from tunesmith.api.merged import merge_adapter
 from tunesmith.api.stage import renderer
 from tunesmith.chat.fit import fit as fit_lengths
 from tunesmith.chat.render import Conversation
-from tunesmith.data.pack import Plan, pack_documents
+from tunesmith.data.pack import Plan
 from tunesmith.data.read import Reader
 from tunesmith.data.split import SplitFacts, answer_key, group_key, split
 from tunesmith.errors import DataError, ModelError, RunError
 from tunesmith.evaluate import gate, prompts
 from tunesmith.evaluate.metrics import make_scorer
 from tunesmith.evaluate.select import select_prompt
+from tunesmith.export.companions import merged_config
+from tunesmith.export.merge import Merged
 from tunesmith.infer.engine import Answer
 from tunesmith.infer.in_process import InProcessEngine
 from tunesmith.models.adapter import adapter_state
@@ -34,7 +38,7 @@ from tunesmith.train.loop import fit
 from tunesmith.train.schedule import learning_rate
 
 TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
-OTHER = TURNS + "{{ '<|im_start|>assistant: ' if add_generation_prompt }}"
+OTHER = "{{ 'Think.' if enable_thinking }}" + TURNS + "{{ '<|im_start|>assistant: ' if add_generation_prompt }}"
 ROWS = [{"id": str(i), "place": f"line {i}", **row} for i, row in enumerate(toy_rows())]
 
 
@@ -68,8 +72,7 @@ def _fit(recipe, tmp):
     documents = make_documents([(torch.randint(5, 900, (20,), generator=generator).tolist(), [0] * 10 + [1] * 10)] * 8)
     t = recipe.train
     steps = Plan(documents.lengths, t.num_train_epochs, t.tokens_per_step, t.max_length, recipe.seed)
-    packs = pack_documents([0, 1], documents.lengths, t.max_length)
-    fit(model, layers, documents, steps, documents, packs, recipe, folder / "checkpoints", MetricsLog(folder / "m.jsonl"), "x")
+    fit(model, layers, documents, steps, documents, recipe, folder / "checkpoints", MetricsLog(folder / "m.jsonl"), "x")
     weights = [float(t.double().sum()) for t in adapter_state(layers).values()]
     records = [(r["loss"], r.get("dev_loss")) for r in read_metrics(folder / "m.jsonl")]
     return weights, records, [len(packs) for _, packs in steps]
@@ -94,6 +97,15 @@ def _is_deterministic(recipe, tmp):
         )
         _fit(recipe, tmp)
     return any(seen), torch.are_deterministic_algorithms_enabled()
+
+
+def _per_layer_table(recipe, tmp):
+    """What holds the table that feeds every layer."""
+    config = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 1, "vocab_size": 8}
+    config |= {"num_key_value_heads": 1, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 8}
+    Gemma4ForCausalLM(Gemma4TextConfig(**config, head_dim=16, global_head_dim=16)).save_pretrained(tmp / "ple")
+    model = load_model(tmp / "ple", "fp32", per_layer_embeddings=recipe.per_layer_embeddings)
+    return {type(module) for name, module in model.named_modules() if "embed_tokens_per_layer" in name}
 
 
 def _adapter(recipe, tmp):
@@ -146,7 +158,7 @@ def _exported(recipe, tmp):
     written = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "key_of", lambda stage: "x")
-        patch.setattr("tunesmith.export.merge.merge", lambda *_: None)
+        patch.setattr("tunesmith.api.verbs.merge_adapter", lambda _: None)
         patch.setattr("tunesmith.export.gguf.convert", lambda model, target: (run.export.mkdir(exist_ok=True), target.touch()))
         patch.setattr("tunesmith.export.gguf.describe", lambda _: {"bytes": 1, "bits_per_weight": 1.0})
         patch.setattr(
@@ -154,6 +166,15 @@ def _exported(recipe, tmp):
         )
         api.export(run)
     return written
+
+
+def _merged_into(recipe, tmp):
+    asked = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tunesmith.export.merge.merge", lambda *a: asked.append(a[4]) or Merged(a[4], "float32", 1, 1, 0))
+        patch.setattr("tunesmith.export.adapter.write_vllm_adapter", lambda *_: None)
+        merge_adapter(api.open_run(tmp / "toy.yaml", tmp / "run"))
+    return asked
 
 
 def _data(recipe, tmp):
@@ -196,6 +217,8 @@ OBSERVE = {
     "revision": ("abc", _downloads),
     "model_sha256": ("0" * 64, _find),
     "base": ("bf16", lambda r, t: load_model(find_model(r.model), r.base).dtype),
+    "per_layer_embeddings": ("nf4", _per_layer_table),
+    "towers": ("keep", lambda r, t: merged_config({"model_type": "gemma3", "text_config": {}}, r.towers == "keep", True)),
     "seed": (1, _split),
     "data.path": ("fewer.jsonl", _split),
     "data.format": ("alpaca", _data),
@@ -206,6 +229,7 @@ OBSERVE = {
     "data.on_leak": ("refuse", _data),
     "data.earlier_split": ("none.json", _data),
     "chat.template": ("other.jinja", _rendered),
+    "chat.enable_thinking": (True, _rendered),
     "data.test_fraction": (0.5, _split),
     "data.dev_fraction": (0.5, _split),
     "task.metric": ("exact_match", lambda r, t: make_scorer(r.task.metric, None)('{"a":1}', '{"a": 1}')),
@@ -239,6 +263,7 @@ OBSERVE = {
     "evaluate.few_shot.draws": (1, _selection),
     "evaluate.few_shot.dev_rows": (3, _selection),
     "evaluate.batch_size": (2, _batches),
+    "export.merge_into": ("original", _merged_into),
     "export.gguf": (["F16", "Q8_0"], _exported),
 }
 
@@ -261,6 +286,8 @@ def test_key_changes_behaviour(key, tiny_dir, tmp_path):
     fixed = {"train.tokens_per_step": 80} if key.startswith("train.") else {}
     if key == "task.metric":
         fixed = {"task.json_schema": None}
+    if key == "chat.enable_thinking":
+        fixed = {"chat.template": "other.jinja"}
     if key == "model_sha256":
         (tmp_path / "x.gguf").write_bytes(b"no model")
         fixed = {"model": "./x.gguf"}

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from conftest import toy_rows
 from tunesmith.chat.render import Renderer
-from tunesmith.data.pack import Plan, pack_documents
+from tunesmith.data.pack import Plan
 from tunesmith.errors import TrainingError
 from tunesmith.models.adapter import adapter_state
 from tunesmith.models.attention import PACKED
@@ -82,14 +82,13 @@ def test_accumulation_is_exact(tiny_dir, make_recipe, documents):
             torch.testing.assert_close(other[2][name], grad, rtol=1e-6, atol=1e-6 * float(grad.abs().max()))
 
 
-def _fit(tiny_dir, recipe, documents, folder, inputs="x", epochs=None):
-    model = load_model(tiny_dir, recipe.base)
+def _fit(tiny_dir, recipe, documents, folder, inputs="x", epochs=None, dtype=None):
+    model = load_model(tiny_dir, dtype or recipe.base)
     layers = add_lora(model, recipe.lora, recipe.seed)
     t = recipe.train
     steps = Plan(documents.lengths, epochs or t.num_train_epochs, t.tokens_per_step, t.max_length, recipe.seed)
-    dev = pack_documents(list(range(6)), documents.lengths, t.max_length)
     metrics = MetricsLog(folder / "metrics.jsonl")
-    trained = loop.fit(model, layers, documents, steps, documents, dev, recipe, folder / "checkpoints", metrics, inputs)
+    trained = loop.fit(model, layers, documents, steps, documents, recipe, folder / "checkpoints", metrics, inputs)
     return trained, layers
 
 
@@ -173,3 +172,11 @@ def test_bf16_base_trains_near_fp32(tiny_dir, make_recipe, documents, tmp_path):
         _fit(tiny_dir, make_recipe({"base": base}), documents, tmp_path / base)
         losses[base] = [r["loss"] for r in read_metrics(tmp_path / base / "metrics.jsonl")]
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=2e-2)
+
+
+def test_rows_that_fp16_would_lose_are_in_the_metrics_where_it_is_computed_in(tiny_dir, make_recipe, documents, tmp_path):
+    for dtype, expected in (("fp32", set()), ("fp16", {0})):
+        (tmp_path / dtype).mkdir()
+        _fit(tiny_dir, make_recipe(), documents, tmp_path / dtype, dtype=dtype)
+        records = read_metrics(tmp_path / dtype / "metrics.jsonl")
+        assert {r["fp16_rescued_rows"] for r in records if "fp16_rescued_rows" in r} == expected

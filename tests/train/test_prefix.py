@@ -16,7 +16,7 @@ from tunesmith.models.swap import add_lora
 from tunesmith.recipe import Lora
 from tunesmith.train.documents import make_documents, make_pack
 from tunesmith.train.loop import mean_loss, step_gradients, step_packs
-from tunesmith.train.prefix import SHORTEST, Group, find_groups, micro_batches
+from tunesmith.train.prefix import JOIN, PIECE, SHORTEST, Group, find_groups, micro_batches
 
 VOCABULARY = 200
 
@@ -29,7 +29,7 @@ def _numbers(seed, count):
 def document(draw):
     """Ids that begin with a part of one of two texts, the second of which branches off the first, and what is supervised."""
     trunk, branch = _numbers(0, 60), _numbers(0, 30) + _numbers(1, 30)
-    beginning = draw(st.sampled_from([trunk, branch]))[: draw(st.sampled_from([0, 1, 15, 16, 17, 30, 45, 60]))]
+    beginning = draw(st.sampled_from([trunk, branch]))[: draw(st.sampled_from([0, 1, 7, 8, 9, 30, 45, 60]))]
     ids = beginning + draw(st.lists(st.integers(1, 3), min_size=0 if beginning else 1, max_size=12))
     start = draw(st.integers(0, len(ids)))
     later = [0] * start + [1] * (len(ids) - start)
@@ -67,6 +67,8 @@ def test_groups_and_micro_batches(pairs, capacity, random):
             first = _first_supervised(flags)
             assert group.shared == 0 or (first is not None and group.shared <= first - 1)
         assert group.tokens == group.shared + sum(len(ids) - group.shared for ids, _ in members)
+        if group.shared:
+            assert sum(len(ids) for ids, _ in members) - group.tokens > PIECE + JOIN * len(members)
     for pack in packs:
         assert sum(g.tokens for g in pack) <= capacity or (len(pack) == 1 and len(pack[0].documents) == 1)
     # The order of what is given changes nothing.
@@ -74,6 +76,29 @@ def test_groups_and_micro_batches(pairs, capacity, random):
     assert find_groups(documents, chosen, capacity) == groups
     random.shuffle(packed)
     assert micro_batches(packed, capacity) == packs
+
+
+@given(pairs=st.lists(document(), min_size=1, max_size=6), capacity=capacities)
+def test_no_other_cut_of_the_sorted_documents_is_cheaper(pairs, capacity):
+    documents = make_documents(pairs)
+    groups = find_groups(documents, range(len(pairs)), capacity)
+    ordered = [document for group in groups for document in group.documents]
+
+    def cost(members):
+        """Of one group with the most that it can share; None where that is too little or too much."""
+        texts = [pairs[d][0] for d in members]
+        if len(members) == 1:
+            return len(texts[0])
+        limits = [(_first_supervised(pairs[d][1]) or 1) - 1 for d in members]
+        shared = next((n for n in range(min(limits)) if len({tuple(text[: n + 1]) for text in texts}) > 1), min(limits))
+        tokens = shared + sum(len(text) - shared for text in texts)
+        return tokens + PIECE + JOIN * len(members) if shared >= SHORTEST and tokens <= capacity else None
+
+    def cheapest(rest):
+        options = [(cost(rest[:n]), rest[n:]) for n in range(1, len(rest) + 1)]
+        return min((first + cheapest(later) for first, later in options if first is not None), default=0)
+
+    assert sum(cost(group.documents) for group in groups) == cheapest(ordered)
 
 
 @given(pairs=documents_, capacity=capacities)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.api.examples import data, render
-from tunesmith.api.stage import model_directory, model_key, renderer, stage
+from tunesmith.api.merged import merge_adapter
+from tunesmith.api.stage import model_key, renderer, stage
 from tunesmith.errors import DataError, RunError
 from tunesmith.recipe import PROMPT_ARMS, Recipe, load_recipe
 from tunesmith.rundir import (
@@ -40,42 +41,52 @@ def open_run(target: Path, out: Path | None = None) -> RunDir:
 
 def train(run: RunDir) -> None:
     """Train the adapter and write the best one to ``adapter/``."""
-    from tunesmith.data.pack import Plan, pack_documents
+    from tunesmith.chat.fit_template import check_template
+    from tunesmith.data.pack import Plan
     from tunesmith.models.adapter import load_adapter_state, read_adapter, save_adapter
+    from tunesmith.models.device import best_device, device_name
     from tunesmith.models.fuse import fuse
-    from tunesmith.models.load import load_model
+    from tunesmith.models.load import head_weight, load_model
     from tunesmith.models.precision import precision
     from tunesmith.models.swap import add_lora
     from tunesmith.train.documents import Documents
-    from tunesmith.train.health import refuse_other_loss, stock_loss
+    from tunesmith.train.health import check_adapter, first_rows, refuse_other_loss, stock_loss
+    from tunesmith.train.health_data import check_part
     from tunesmith.train.loop import fit
 
     recipe = run.recipe()
-    directory = model_directory(recipe)
-    key = fingerprint(run.key_of("render"), recipe.base, recipe.lora.model_dump(), recipe.train.model_dump(), recipe.seed)
+    directory, made = renderer(recipe)
+    kept = (recipe.base, recipe.per_layer_embeddings)
+    key = fingerprint(run.key_of("render"), *kept, recipe.lora.model_dump(), recipe.train.model_dump(), recipe.seed)
     with stage(run, "train", key) as needed:
         if not needed:
             return
+        documents = {part: Documents.open(run.tokens(part)) for part in ("train", "dev")}
+        taught = [check_part(part, found, run.data / f"{part}.jsonl", made) for part, found in documents.items()]
         base, compute = precision(recipe.base, recipe.train.compute, directory)
-        model = load_model(directory, compute, base)
+        device = best_device()
+        model = load_model(directory, compute, base, device, recipe.per_layer_embeddings)
+        template = check_template(made, len(head_weight(model)))
         expected = stock_loss(model)
         layers = add_lora(model, recipe.lora, recipe.seed)
         trained_weights = sum(p.numel() for layer in layers.values() for p in layer.parameters() if p.requires_grad)
-        say(f"train: LoRA on {len(layers)} linear layers, {trained_weights:,} weights, base {base}, computing in {compute}")
+        where = f"base {base}, computing in {compute} on {device_name(device)}"
+        say(f"train: LoRA on {len(layers)} layers, {trained_weights:,} weights, {where}")
         say(f"train: {fuse(model).summary()}")
-        refuse_other_loss(model, expected)
-        documents = {part: Documents.open(run.tokens(part)) for part in ("train", "dev")}
         settings = recipe.train
         steps = Plan(
             documents["train"].lengths, settings.num_train_epochs, settings.tokens_per_step, settings.max_length, recipe.seed
         )
+        refuse_other_loss(model, expected)
+        first = check_adapter(model, layers, documents["train"], first_rows(documents["train"], steps[0][1]))
+        say(
+            f"health: adapters change nothing yet and {len(layers)} of {len(layers)} get a gradient; loss {first:.2f} on the "
+            f"first rows; supervised {', '.join(part.told() for part in taught)}; {'; '.join(template)}"
+        )
         size = f"{steps.packs_per_step} packs of {steps.capacity} tokens"
         say(f"train: {len(steps)} steps of {size}, {100 * steps.fill:.1f} % full")
-        dev = documents["dev"]
-        dev_packs = pack_documents(list(range(len(dev))), dev.lengths, settings.max_length)
-        trained = fit(
-            model, layers, documents["train"], steps, dev, dev_packs, recipe, run.checkpoints, MetricsLog(run.metrics_file), key
-        )
+        metrics = MetricsLog(run.metrics_file)
+        trained = fit(model, layers, documents["train"], steps, documents["dev"], recipe, run.checkpoints, metrics, key)
         load_adapter_state(layers, read_adapter(trained.checkpoint))
         with whole_directory(run.adapter) as temporary:
             save_adapter(temporary, layers, recipe.lora, recipe.model)
@@ -98,14 +109,13 @@ def train(run: RunDir) -> None:
 def export(run: RunDir) -> None:
     """Merge the adapter and write the GGUF files of the recipe."""
     from tunesmith.export import gguf
-    from tunesmith.export.merge import merge
 
     recipe = run.recipe()
-    key = fingerprint(run.key_of("train"), recipe.export.model_dump())
+    key = fingerprint(run.key_of("train"), recipe.export.model_dump(), recipe.towers)
     with stage(run, "export", key) as needed:
         if not needed:
             return
-        merge(model_directory(recipe), run.adapter, run.merged)
+        merge_adapter(run)
         f16 = _gguf_path(run, "F16")
         say("export: converting to GGUF (F16) with llama.cpp's converter")
         gguf.convert(run.merged, f16)
@@ -231,7 +241,7 @@ def _in_process(recipe: Recipe, adapter: Path | None) -> "InProcessEngine":
 
     directory, made = renderer(recipe)
     base, compute = precision(recipe.base, recipe.train.compute, directory)
-    model = load_model(directory, compute, base)
+    model = load_model(directory, compute, base, per_layer_embeddings=recipe.per_layer_embeddings)
     if adapter is not None:
         layers = add_lora(model, recipe.lora, recipe.seed)
         load_adapter_state(layers, read_adapter(adapter))

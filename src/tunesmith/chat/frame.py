@@ -9,7 +9,7 @@ what stands beside it, and goes the long way round, as does everything here that
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tunesmith.chat.layout import Message
+from tunesmith.chat.marks import Message
 
 Encodable = tuple[str, str]  # a text, and where it begins (chat/vocabulary.py)
 BRACKETS = ("<", ">", "[", "]")
@@ -40,14 +40,16 @@ class Frame:
     Attributes:
         gaps: what the template writes before each text and after the last, in letters.
         slots: the texts, in the order of the template.
-        ids: token ids before each slot and after the last.
+        ids: token ids before each slot and after the last; more than ``gaps`` where a block is put before a turn.
         supervised: 1 for each of ``ids`` that is trained on, else 0.
+        notes: what is to be said of every row in this frame, for people.
     """
 
     gaps: list[str]
     slots: list[Slot]
     ids: list[list[int]]
     supervised: list[list[int]]
+    notes: tuple[str, ...] = ()
 
     def fill(self, messages: list[Message], text: str) -> "Filled | None":
         """The conversation in this frame, or None if that is not what the template wrote (``text``)."""
@@ -56,7 +58,7 @@ class Frame:
             contents = [content.strip() for content in contents]
             if self._written(contents) != text:
                 return None
-        return Filled(self, contents)
+        return Filled(self, contents, self.notes)
 
     def _written(self, contents: list[str]) -> str:
         parts = [""] * (2 * len(contents) + 1)

@@ -12,7 +12,8 @@ space around it, or as JSON writes it; a template that does anything else with i
 An assistant's turn starts where the template's generation prompt for the turns before it ends: that prompt must be a
 prefix of the whole, character for character, or the turn could not be asked for in deployment as it was trained. It
 ends with the last control token that the template writes when the conversation stops there (end of turn, or handing
-over to a tool), as far as it writes the same when the conversation goes on.
+over to a tool), as far as it writes the same when the conversation goes on. One difference is mended: an empty thinking
+block that only the prompt has (``chat/blocks.py``).
 
 A plain conversation (texts only) has a layout that depends on its roles alone. It is found once and filled in; the
 result must equal the template's, which is run for every row. So the common case costs one run, and no case is guessed.
@@ -26,7 +27,6 @@ new, and one for each kind of turn whose end has not been seen.
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -35,16 +35,15 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from tunesmith.chat.blocks import Span, Turn, block_notes, with_blocks
+from tunesmith.chat.marks import Message, check_message, map_strings, mark_message, named
 from tunesmith.chat.vocabulary import BREAK, MARK, Vocabulary
 from tunesmith.errors import DataError, ModelError
 
-Message = dict[str, Any]
 Tools = list[dict[str, Any]] | None
-Span = tuple[int, int]
 
 _MARKS = re.compile(f"[{chr(MARK)}-{BREAK}]")
 _DEVELOPER = re.compile(r"""(["'])developer\1""")
-_DEEPEST = 64  # levels of lists and dictionaries in a message or a tool declaration; templates recurse too
 _REFUSED = (jinja2.TemplateError, TypeError, LookupError, ValueError, AttributeError, ArithmeticError, RecursionError)
 _REWRITES = "give the earlier turns weight 0, split the conversation into single-turn rows, or name another chat.template"
 
@@ -66,12 +65,14 @@ class Laid:
         spans: the supervised character spans, one for each assistant turn of weight 1, in order.
         dropped: JSON paths of texts that the template left out although they may be left out (names, old reasoning).
         control: the control tokens that the template wrote by itself, in order; None when no text could add one.
+        notes: what else is to be said of the row, for people.
     """
 
     text: str
     spans: list[Span]
     dropped: list[str]
     control: list[str] | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,15 +96,25 @@ class Plain:
 
     Attributes:
         order: message whose text follows gap n.
-        turns: for each assistant message: (message, offset of its start from the end of the text before it, offset of
-            its end from the end of its own text).
-        control: the control tokens of the gaps.
+        turns: for each supervised message: (message, its turn with the start counted back from the start of its text and
+            the end from the end of its text).
+        control: the control tokens of the gaps and of the blocks.
     """
 
     gaps: list[str]
     order: list[int]
-    turns: list[tuple[int, int, int]]
+    turns: list[tuple[int, Turn]]
     control: list[str]
+
+    def written(self, contents: list[str]) -> tuple[str, list[Turn]]:
+        """What the template writes with these texts, one for each message, and where the supervised turns are in it."""
+        position, starts, parts = len(self.gaps[0]), {}, [self.gaps[0]]
+        for gap, message in zip(self.gaps[1:], self.order, strict=True):
+            starts[message] = position
+            parts += (contents[message], gap)
+            position += len(contents[message]) + len(gap)
+        turns = [Turn(starts[m] - a, starts[m] + len(contents[m]) + b, block) for m, (a, b, block) in self.turns]
+        return "".join(parts), turns
 
 
 class Template:
@@ -163,18 +174,18 @@ class Template:
             if len(message) == 2 and isinstance(content, str):
                 made.append({"role": role, "content": neutral(content)})
             else:
-                _check_message(message, number)
-                changed = _map_strings({k: v for k, v in message.items() if k not in {"weight", "role"}}, neutral)
+                check_message(message, number)
+                changed = map_strings({k: v for k, v in message.items() if k not in {"weight", "role"}}, neutral)
                 # No content beside tool calls means that the turn has no text; templates print None as a word.
                 made.append({"role": role, **changed, "content": changed.get("content") or ""})
         for number, tool in enumerate(tools or []):
-            _named(tool, f"$.tools[{number}]")
-        return made, None if tools is None else _map_strings(tools, neutral)
+            named(tool, f"$.tools[{number}]")
+        return made, None if tools is None else map_strings(tools, neutral)
 
     def prompt(self, messages: list[Message], tools: Tools) -> Laid:
         """A prompt that the assistant is to answer; ``messages`` and ``tools`` as ``neutral`` made them."""
         text = self.run(messages, tools, generate=True)
-        broken = _map_strings(messages, self._vocabulary.broken), _map_strings(tools, self._vocabulary.broken)
+        broken = map_strings(messages, self._vocabulary.broken), map_strings(tools, self._vocabulary.broken)
         if broken == (messages, tools):
             return Laid(text, [], [])
         marked = self.run(*broken, generate=True)
@@ -208,17 +219,11 @@ class Template:
             raise DataError(plain.message, plain.hint)
         if plain is None:
             return None
-        for trimmed in (False, True):
-            position, ends = len(plain.gaps[0]), {}
-            parts = [plain.gaps[0]]
-            for gap, message in zip(plain.gaps[1:], plain.order, strict=True):
-                content = messages[message]["content"].strip() if trimmed else messages[message]["content"]
-                ends[message] = (position, position + len(content))
-                parts += (content, gap)
-                position += len(content) + len(gap)
-            if "".join(parts) == text:
-                spans = [(ends[m][0] - start, ends[m][1] + end) for m, start, end in plain.turns]
-                return Laid(text, spans, [], plain.control)
+        contents = [message["content"] for message in messages]
+        for texts in (contents, [content.strip() for content in contents]):
+            written, turns = plain.written(texts)
+            if written == text:
+                return Laid(*with_blocks(text, turns), [], plain.control, block_notes(turns))
         return None
 
     def _find_plain(self, roles: tuple[str, ...], taught: tuple[int, ...]) -> Plain | DataError | None:
@@ -231,15 +236,18 @@ class Template:
             marked, leaves = self._run_marked(messages, None)
             if len(marked.where) < len(leaves):
                 return None
-            spans = self._spans(messages, None, marked, leaves, list(taught))
+            turns = self._turns(messages, None, marked, leaves, list(taught))
         except DataError as error:
             return error
         order = sorted(marked.where, key=lambda leaf: marked.where[leaf])
         borders = [0, *(border for leaf in order for border in marked.where[leaf]), len(marked.text)]
         gaps = [marked.text[a:b] for a, b in zip(borders[::2], borders[1::2], strict=True)]
-        turns = [(m, marked.where[m][0] - a, b - marked.where[m][1]) for m, (a, b) in zip(taught, spans, strict=True)]
+        offsets = [
+            (m, Turn(marked.where[m][0] - start, end - marked.where[m][1], block))
+            for m, (start, end, block) in zip(taught, turns, strict=True)
+        ]
         control = [token for gap in gaps for token in self._vocabulary.tokens(gap)]
-        return Plain(gaps, [leaves[leaf].message for leaf in order], turns, control)
+        return Plain(gaps, [leaves[leaf].message for leaf in order], offsets, self._with_blocks_of(control, marked.text, turns))
 
     def _lay_marked(self, messages: list[Message], tools: Tools, text: str, taught: list[int]) -> Laid:
         marked, leaves = self._run_marked(messages, tools)
@@ -251,7 +259,17 @@ class Template:
             missing = [f"$.tools[{i}]" for i, tool in enumerate(tools) if tool["function"]["name"] not in text]
             if without == text or missing:
                 raise DataError("the chat template leaves the tool declarations out", "choose a model whose template has tools")
-        return Laid(text, self._spans(messages, tools, marked, leaves, taught), dropped, marked.control)
+        turns = self._turns(messages, tools, marked, leaves, taught)
+        control = self._with_blocks_of(marked.control, text, turns)
+        return Laid(*with_blocks(text, turns), dropped, control, block_notes(turns))
+
+    def _with_blocks_of(self, control: list[str], text: str, turns: list[Turn]) -> list[str]:
+        """The control tokens that stand in ``text`` with the blocks, those of ``text`` being given."""
+        for start, _, block in reversed(turns):
+            if block:
+                before = len(self._vocabulary.tokens(text[:start]))
+                control = [*control[:before], *self._vocabulary.tokens(block), *control[before:]]
+        return control
 
     def _run_marked(self, messages: list[Message], tools: Tools) -> tuple[_Marked, list[Leaf]]:
         leaves: list[Leaf] = []
@@ -270,8 +288,8 @@ class Template:
             return f"{text[:start]}{chr(first)}{core}{chr(first + 1)}{text[start + len(core) :]}"
 
         broken = self._vocabulary.broken
-        wrapped = [_mark_message(_map_strings(message, broken), number, mark) for number, message in enumerate(messages)]
-        text = self.run(wrapped, _map_strings(tools, broken))
+        wrapped = [mark_message(map_strings(message, broken), number, mark) for number, message in enumerate(messages)]
+        text = self.run(wrapped, map_strings(tools, broken))
         bare = _MARKS.sub("", text)
         where: dict[int, Span] = {}
         opened: dict[int, int] = {}
@@ -311,13 +329,13 @@ class Template:
                 )
         return dropped
 
-    def _spans(
+    def _turns(
         self, messages: list[Message], tools: Tools, marked: _Marked, leaves: list[Leaf], taught: list[int]
-    ) -> list[Span]:
-        return [self._span(messages, tools, marked, leaves, index) for index in taught]
+    ) -> list[Turn]:
+        return [self._turn(messages, tools, marked, leaves, index) for index in taught]
 
-    def _span(self, messages: list[Message], tools: Tools, marked: _Marked, leaves: list[Leaf], index: int) -> Span:
-        """Character span of the assistant turn ``index``: from the end of its generation prompt to its end of turn."""
+    def _turn(self, messages: list[Message], tools: Tools, marked: _Marked, leaves: list[Leaf], index: int) -> Turn:
+        """The assistant turn ``index``: from the end of its generation prompt to its end of turn."""
         mine = [marked.where[n] for n, leaf in enumerate(leaves) if leaf.message == index and n in marked.where]
         if not mine:
             raise DataError(f"the assistant turn $.messages[{index}] is empty", "fill it, give it weight 0, or remove the row")
@@ -329,13 +347,45 @@ class Template:
                 "an assistant turn with both content and tool_calls may have to be two turns",
             )
         prompt = self.run(messages[:index], tools, generate=True)
-        if not marked.text.startswith(prompt) or len(prompt) > first:
-            raise DataError(
-                f"the chat template rewrites earlier turns: what it writes to ask for $.messages[{index}] is not how the "
-                "whole conversation begins",
-                _REWRITES,
+        start, block = len(prompt), ""
+        if not marked.text.startswith(prompt) or start > first:
+            thinks = any(
+                leaf.path == f"$.messages[{index}].reasoning_content" and n in marked.where for n, leaf in enumerate(leaves)
             )
-        return len(prompt), last + self._closing(messages, tools, index, marked.text[last:])
+            block = self._block(messages, tools, index, marked.text[:first], prompt, thinks)
+            start -= len(block)
+        return Turn(start, last + self._closing(messages, tools, index, marked.text[last:]), block)
+
+    def _block(self, messages: list[Message], tools: Tools, index: int, before: str, prompt: str, thinks: bool) -> str:
+        """The empty thinking block at the end of a prompt: its last two control tokens, if a turn that was said begins
+        with what stands before them, and an answer can follow there.
+
+        Args:
+            before: what the whole conversation holds before the first text of the turn ``index``.
+            prompt: what asks for that turn; ``before`` does not begin so.
+            thinks: the template writes the turn's reasoning.
+
+        Raises:
+            DataError: the prompt differs in something else, or the turn thinks although the prompt says not to.
+        """
+        pieces = self._vocabulary.split(prompt)
+        control = [number for number, (_, token) in enumerate(pieces) if token is not None]
+        if len(control) >= 2 and not "".join(text for text, _ in pieces[control[-1] + 1 :]).strip():
+            head = "".join(text for text, _ in pieces[: control[-2]])
+            said = [*messages[:index], {"role": "assistant", "content": "x"}, {"role": "user", "content": "y"}]
+            if before.startswith(head) and self.run(said, tools).startswith(f"{head}x"):
+                if thinks:
+                    raise DataError(
+                        f"$.messages[{index}] has reasoning_content, and the chat template asks for it with thinking "
+                        f"switched off ({prompt[len(head) :]!r})",
+                        "set chat.enable_thinking: true, or remove reasoning_content",
+                    )
+                return prompt[len(head) :]
+        raise DataError(
+            f"the chat template rewrites earlier turns: what it writes to ask for $.messages[{index}] is not how the "
+            "whole conversation begins",
+            _REWRITES,
+        )
 
     def _closing(self, messages: list[Message], tools: Tools, index: int, rest: str) -> int:
         """Length of what belongs to the assistant turn ``index`` after its last text, where the template goes on with
@@ -370,7 +420,7 @@ class Template:
         if not stops:
             raise ModelError(
                 "the chat template ends an answer without a special token, so a tuned model would never stop",
-                "choose a model whose template has an end-of-turn token",
+                "choose a model and a template that belong together: the end of turn has to be one token of the tokenizer",
             )
         return ["".join(piece for piece, _ in pieces[: stop + 1]) for stop in stops]
 
@@ -401,65 +451,3 @@ def _unsteady() -> DataError:
         "the chat template writes the texts of this conversation differently depending on what they hold",
         "name another chat.template",
     )
-
-
-def _check_message(message: Message, number: int) -> None:
-    """Refuse a message whose content is no text, or a tool call without name and arguments."""
-    root, content, calls = f"$.messages[{number}]", message.get("content"), message.get("tool_calls")
-    if not isinstance(content, str) and not (content is None and calls):
-        raise DataError(f"{root}.content is {type(content).__name__}", "expected a text")
-    if calls is not None and not isinstance(calls, list):
-        raise DataError(f"{root}.tool_calls is {type(calls).__name__}", "expected a list")
-    for position, call in enumerate(calls or []):
-        path = f"{root}.tool_calls[{position}]"
-        if "arguments" not in _named(call, path):
-            raise DataError(f"{path}.function has no arguments", "expected a dictionary, {} where there are none")
-
-
-def _named(value: Any, path: str) -> dict[str, Any]:
-    """The ``function`` of a tool or of a tool call, which must have a name."""
-    function = value.get("function") if isinstance(value, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise DataError(f"{path}.function.name is missing", 'expected {"type": "function", "function": {"name": ...}}')
-    return function
-
-
-def _mark_message(marked: Message, number: int, mark: Callable[[str, str, int], str]) -> Message:
-    """Mark, in place, the texts of a message: content, reasoning, names, and the strings of arguments."""
-    root = f"$.messages[{number}]"
-    for key in ("reasoning_content", "content", "name"):
-        if isinstance(marked.get(key), str):
-            marked[key] = mark(marked[key], f"{root}.{key}", number)
-    for position, call in enumerate(marked.get("tool_calls") or []):
-        path = f"{root}.tool_calls[{position}].function"
-        function = call["function"]
-        function["name"] = mark(function["name"], f"{path}.name", number)
-        function["arguments"] = _mark_values(function["arguments"], f"{path}.arguments", number, mark)
-    return marked
-
-
-def _mark_values(value: Any, path: str, number: int, mark: Callable[[str, str, int], str]) -> Any:
-    if isinstance(value, str):
-        return mark(value, path, number)
-    if isinstance(value, dict):
-        return {key: _mark_values(part, f"{path}.{key}", number, mark) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_mark_values(part, f"{path}[{i}]", number, mark) for i, part in enumerate(value)]
-    return value
-
-
-def _map_strings(value: Any, change: Callable[[str], str], depth: int = 0) -> Any:
-    """A copy of ``value`` with every string in it changed, keys included.
-
-    Raises:
-        DataError: more than ``_DEEPEST`` levels.
-    """
-    if isinstance(value, str):
-        return change(value)
-    if depth > _DEEPEST:
-        raise DataError(f"a message or a tool is nested more than {_DEEPEST} levels deep", "make it flatter")
-    if isinstance(value, dict):
-        return {change(key): _map_strings(part, change, depth + 1) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_map_strings(part, change, depth + 1) for part in value]
-    return value

@@ -23,8 +23,11 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from tunesmith.chat.blocks import block_notes, with_blocks
 from tunesmith.chat.frame import BRACKETS, Encodable, Filled, Frame, Slot
-from tunesmith.chat.layout import Laid, Message, Plain, Template, Tools
+from tunesmith.chat.layout import Laid, Plain, Template, Tools
+from tunesmith.chat.marks import Message
+from tunesmith.chat.source import SWITCH, shipped_names, with_thinking
 from tunesmith.chat.vocabulary import AFTER, MIDDLE, START, Vocabulary
 from tunesmith.errors import DataError, ModelError
 
@@ -110,26 +113,36 @@ class Renderer:
     Args:
         tokenizer: a fast tokenizer.
         template: Jinja text that takes the place of the tokenizer's own.
+        enable_thinking: switches thinking in the template, on or off; None is what the template does when it is not told.
 
     Attributes:
         tokenizer: as given.
-        template: the Jinja text in use.
+        template: the Jinja text in use, the switch included: what an export has to carry.
+        enable_thinking: how thinking is switched; None where the template has no switch, or none that changes a prompt.
+        vocabulary: what its tokens are.
         stop_ids: the tokens that end an answer: the template's end of turn (of a text, and of a tool call where the
             template knows them) and the tokenizer's eos.
 
     Raises:
-        ModelError: no template, one that never ends a turn, one that writes the beginning-of-text token twice, or a
-            vocabulary in which plain text can forge a control token.
+        ModelError: no template, one that never ends a turn, one that writes the beginning-of-text token twice, one without
+            a switch for thinking where it is to be switched, or a vocabulary in which plain text can forge a control token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None = None):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None = None, enable_thinking: bool | None = None):
         source = template or tokenizer.chat_template
         if not isinstance(source, str):
-            raise ModelError("the tokenizer has no chat template", "choose an instruction-tuned model, or name chat.template")
+            known = ", ".join(shipped_names())
+            raise ModelError(
+                "the tokenizer has no chat template",
+                f"choose an instruction-tuned model, or set chat.template: a .jinja file, or one of {known}",
+            )
         self.tokenizer = tokenizer
+        self.vocabulary = Vocabulary(tokenizer, source)
+        self.enable_thinking = self._default_thinking(source) if enable_thinking is None else enable_thinking
+        if self.enable_thinking is not None:
+            source = with_thinking(source, self.enable_thinking)
         self.template = source
-        self._vocabulary = Vocabulary(tokenizer, source)
-        self._template = Template(tokenizer, source, self._vocabulary)
+        self._template = Template(tokenizer, source, self.vocabulary)
         self._frame = lru_cache(maxsize=512)(self._find_frame)
         asked = {"role": "user", "content": "a"}
         try:
@@ -148,12 +161,12 @@ class Renderer:
 
     def text(self, messages: list[Message], tools: Tools = None, *, generate: bool = False) -> str:
         """The conversation as the template writes it; with ``generate``, up to where the assistant begins to speak."""
-        return self._vocabulary.restored(self._template.run(*self._template.neutral(messages, tools), generate=generate))
+        return self.vocabulary.restored(self._template.run(*self._template.neutral(messages, tools), generate=generate))
 
     def prompt_ids(self, messages: list[Message], tools: Tools = None) -> list[int]:
         """Token ids of a prompt that the assistant is to answer."""
         cut = self._cut(self._template.prompt(*self._template.neutral(messages, tools)))
-        return cut.assemble(iter(self._vocabulary.encode(cut.texts())))[0]
+        return cut.assemble(iter(self.vocabulary.encode(cut.texts())))[0]
 
     def render(self, messages: list[Message], tools: Tools = None, kind: Literal["chat", "text"] = "chat") -> Rendered:
         """Token ids and supervision of a conversation.
@@ -175,7 +188,7 @@ class Renderer:
         else:
             neutral = self._template.neutral(messages, tools)
             cut = self._cut(self._lay(conversation, *neutral, self._template.run(*neutral)))
-        encoded = iter(self._vocabulary.encode(cut.texts()))
+        encoded = iter(self.vocabulary.encode(cut.texts()))
         return [
             Piece(text, control is not None, taught, next(encoded) if control is None else [control])
             for text, control, taught, _ in cut.pieces
@@ -200,7 +213,7 @@ class Renderer:
 
     def _finish(self, cuts: list[_Cut | Filled | DataError]) -> list[Rendered | DataError]:
         texts = [text for cut in cuts if not isinstance(cut, DataError) for text in cut.texts()]
-        encoded = iter(self._vocabulary.encode(texts))
+        encoded = iter(self.vocabulary.encode(texts))
         return [
             cut if isinstance(cut, DataError) else Rendered(*cut.assemble(encoded), cut.notes)  # in this order
             for cut in cuts
@@ -246,7 +259,7 @@ class Renderer:
             if frame is not None and not any(bracket in contents for bracket in BRACKETS):
                 filled = frame.fill(messages, text)
                 if filled is not None:
-                    self._vocabulary.refuse_lost(contents)
+                    self.vocabulary.refuse_lost(contents)
                     return filled
         return self._cut(self._lay(conversation, messages, tools, text))
 
@@ -259,19 +272,17 @@ class Renderer:
     def _find_frame(self, roles: tuple[str, ...], taught: tuple[int, ...]) -> Frame | None:
         """The frame of a plain conversation; None where a text is not all that changes from row to row."""
         plain = self._template.plain(roles, taught) if taught else None
-        if not isinstance(plain, Plain) or not self._vocabulary.bracketed or self._vocabulary.strips(plain.control):
+        if not isinstance(plain, Plain) or not self.vocabulary.bracketed or self.vocabulary.strips(plain.control):
             return None
-        text, spans, places = plain.gaps[0], {}, []
-        for gap, message in zip(plain.gaps[1:], plain.order, strict=True):
-            places.append(len(text))
-            text += f"x{gap}"
-            spans[message] = (places[-1], places[-1] + 1)
-        turns = [(spans[m][0] - start, spans[m][1] + end) for m, start, end in plain.turns]
-        cut = self._cut(Laid(text, turns, [], plain.control))
+        written, turns = plain.written(["x"] * len(roles))
+        text, spans = with_blocks(written, turns)
+        places = [sum(map(len, plain.gaps[: number + 1])) + number for number in range(len(plain.order))]
+        places = [place + sum(len(turn.block) for turn in turns if turn.start <= place) for place in places]
+        cut = self._cut(Laid(text, spans, [], plain.control))
         slots: list[Slot] = []
         ids: list[list[int]] = [[]]
         supervised: list[list[int]] = [[]]
-        position, encoded = 0, iter(self._vocabulary.encode(cut.texts()))
+        position, encoded = 0, iter(self.vocabulary.encode(cut.texts()))
         for piece, control, is_taught, begins in cut.pieces:
             tokens = next(encoded) if control is None else [control]
             inside = [place - position for place in places if position <= place < position + len(piece)]
@@ -286,13 +297,13 @@ class Renderer:
             slots.append(Slot(plain.order[len(slots)], before, after, begins, int(is_taught)))
             ids.append([])
             supervised.append([])
-        return Frame(plain.gaps, slots, ids, supervised) if position == len(text) else None
+        return Frame(plain.gaps, slots, ids, supervised, block_notes(turns)) if position == len(text) else None
 
     def _cut(self, laid: Laid) -> _Cut:
         pieces: list[tuple[str, int | None, bool, str]] = []
         position, spans, begins = 0, iter(laid.spans), START
         start, end = next(spans, (len(laid.text), len(laid.text)))
-        parts = self._vocabulary.split(laid.text)
+        parts = self.vocabulary.split(laid.text)
         if laid.control is not None and laid.control != [text for text, control in parts if control is not None]:
             raise DataError(
                 "a text of the conversation joins with the template's text into a control token", "remove or change the text"
@@ -316,10 +327,13 @@ class Renderer:
             position = whole
         for text, control, _, _ in pieces:
             if control is None:
-                self._vocabulary.refuse_lost(text)
-        forged = not laid.text.isascii() and laid.text != self._vocabulary.restored(laid.text)
+                self.vocabulary.refuse_lost(text)
+        forged = not laid.text.isascii() and laid.text != self.vocabulary.restored(laid.text)
         notes = [f"the chat template leaves out {path.rsplit('.', 1)[-1]}" for path in laid.dropped]
-        return _Cut(pieces, (*notes, *(["text that looks like a control token is encoded as plain text"] if forged else [])))
+        return _Cut(
+            pieces,
+            (*notes, *laid.notes, *(["text that looks like a control token is encoded as plain text"] if forged else [])),
+        )
 
     def _add(
         self,
@@ -331,23 +345,35 @@ class Renderer:
         after: str | None,
     ) -> bool:
         """Append plain text, restored, without what the control tokens beside it swallow; False if nothing is left."""
-        text = self._vocabulary.swallowed(text, before if begins == AFTER else None, after)
+        text = self.vocabulary.swallowed(text, before if begins == AFTER else None, after)
         if text:
-            pieces.append((self._vocabulary.restored(text), None, supervised, begins))
+            pieces.append((self.vocabulary.restored(text), None, supervised, begins))
         return bool(text)
 
     def _cut_text(self, text: str) -> _Cut:
         """A plain text: bos where the tokenizer puts one, the text, eos; all but bos supervised."""
-        self._vocabulary.neutral(text)
-        self._vocabulary.refuse_lost(text)
+        self.vocabulary.neutral(text)
+        self.vocabulary.refuse_lost(text)
         eos = self.tokenizer.eos_token
         if eos is None:
             raise DataError("the tokenizer has no end-of-text token, so a plain text would have no end", "use messages")
         bos = self.tokenizer.bos_token
         starts = bos is not None and self.tokenizer("a")["input_ids"][0] == self.tokenizer.bos_token_id
-        head = [(str(bos), self._vocabulary.control[str(bos)], False, START)] if starts else []
+        head = [(str(bos), self.vocabulary.control[str(bos)], False, START)] if starts else []
         body = (text, None, True, AFTER if starts else START)
-        return _Cut([*head, body, (str(eos), self._vocabulary.control[str(eos)], True, MIDDLE)], ())
+        return _Cut([*head, body, (str(eos), self.vocabulary.control[str(eos)], True, MIDDLE)], ())
+
+    def _default_thinking(self, source: str) -> bool | None:
+        """The switch that leaves a prompt as the template writes it without being told."""
+        if SWITCH not in source:
+            return None
+        sources = (source, with_thinking(source, False), with_thinking(source, True))
+        asked = [{"role": "user", "content": "a"}]
+        try:
+            untold, off, on = (Template(self.tokenizer, s, self.vocabulary).run(asked, generate=True) for s in sources)
+        except DataError as error:
+            raise ModelError(f"the chat template cannot be used: {error.message}", error.hint) from error
+        return None if off == on or untold not in (off, on) else untold == on
 
     def _tool_stops(self, asked: Message) -> list[int]:
         """The token that ends a tool call, where the template has tool calls."""

@@ -26,7 +26,9 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 SYSTEM = ("system", "developer")
 KEYS = ("role", "content", "name", "weight", "reasoning_content", "tool_calls", "tool_call_id")
 _ONLY = {"reasoning_content": "assistant", "tool_calls": "assistant", "tool_call_id": "tool"}
-_MEDIA = ("image", "image_url", "input_image", "audio", "input_audio", "video", "file")
+_PARTS = ("image", "image_url", "input_image", "audio", "input_audio", "video", "video_url", "file")  # types in use
+_MAY_BE_EMPTY = ("tool_calls", "images", "audios", "videos")  # an empty list of these says nothing
+MEDIA = ("image", "images", "audio", "audios", "video", "videos")  # columns, or keys of a message, that hold media
 
 
 def is_plain(messages: Any) -> bool:
@@ -123,6 +125,23 @@ def check_tools(tools: Any, path: str = "$.tools") -> list[dict[str, Any]] | Non
     return kept
 
 
+def is_media(value: Any) -> bool:
+    """Whether a value of a media column holds something: a path, an address, bytes, or a list or object with one in it.
+
+    An Arrow column of images has an object in every row, all nulls where there is none.
+    """
+    if isinstance(value, list):
+        return any(map(is_media, value))
+    if isinstance(value, dict):
+        return any(map(is_media, value.values()))
+    return bool(value) if isinstance(value, str | bytes) else False
+
+
+def media(path: str, found: str, hint: str = "remove the row, or the part if its text says all without it") -> Bad:
+    """The problem of a row that is not text alone."""
+    return Bad(path, "media", f"{found}; tunesmith trains on text only", hint)
+
+
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """``; did you mean x?``, or nothing when no known word is as near as ``cutoff`` (1: the same)."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
@@ -132,9 +151,11 @@ def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 def _message(raw: Any, path: str) -> Message:
     if not isinstance(raw, dict):
         raise Bad(path, "not-object", f"expected an object, found {type(raw).__name__}", "write role and content")
-    given = {key: value for key, value in raw.items() if value is not None and not (key == "tool_calls" and value == [])}
+    given = {key: value for key, value in raw.items() if value is not None and not (value == [] and key in _MAY_BE_EMPTY)}
     role = _role(given, path)
     for key in given:
+        if key in MEDIA and is_media(given[key]):
+            raise media(f"{path}.{key}", f"{key} beside the text of a message")
         if key not in KEYS:
             raise Bad(f"{path}.{key}", "unknown-key", f"unknown key in a message{nearest(key, KEYS)}", "nothing would read it")
         if key in _ONLY and role != _ONLY[key]:
@@ -193,8 +214,10 @@ def _content(given: Message, path: str) -> str:
     texts = []
     for index, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind in _MEDIA:
-            raise Bad(f"{where}[{index}]", "not-text", f"a part of type {kind}; tunesmith reads text only", "remove the row")
+        # Some write a part without a type: {"image": "a.png"}.
+        named = next((key for key in part if key in _PARTS), None) if isinstance(part, dict) and kind is None else kind
+        if isinstance(named, str) and named in _PARTS:
+            raise media(f"{where}[{index}]", f"a part of type {named}")
         if kind != "text" or {key for key, value in part.items() if value is not None} != {"type", "text"}:
             hint = 'write {"type": "text", "text": "..."}'
             raise Bad(f"{where}[{index}]", "not-text", f"expected a text part, found {part!s:.60}", hint)

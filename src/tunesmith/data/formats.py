@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tunesmith.data.conversation import nearest
+from tunesmith.data.conversation import MEDIA, is_media, media, nearest
 from tunesmith.data.problems import Bad
 from tunesmith.data.strict_json import loads_text
 
@@ -27,11 +27,10 @@ COLUMNS = (
     *("messages", "conversations", "tools", "system"),
     *("instruction", "input", "output", "history", "prompt", "completion", "text"),
 )
-# Not ours to use, but to know: preference data, OpenAI's old calls, and our own mark of a plain text.
+# Not ours to use, but to know: media, preference data, OpenAI's old calls, and our own mark of a plain text.
 KNOWN = frozenset(
-    (*COLUMNS, "chosen", "rejected", "chosen_messages", "rejected_messages", "functions", "function_call", "format")
+    (*COLUMNS, *MEDIA, "chosen", "rejected", "chosen_messages", "rejected_messages", "functions", "function_call", "format")
 )
-MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 NOTES = {
     "sharegpt": "sharegpt: from/value turns are read as role/content, function_call as tool_calls",
     "alpaca": "alpaca: instruction and input are joined by a line break",
@@ -110,8 +109,8 @@ def kind_of(row: Mapping[str, Any]) -> str | None:
 
 
 def unknown_keys(row: Mapping[str, Any], kind: str, group_by: str | None) -> list[str]:
-    """The keys that a row of this kind has and that nothing reads."""
-    used = {*_USED[kind], group_by}
+    """The keys that a row of this kind has and that nothing reads. Media are read: they refuse the row."""
+    used = {*_USED[kind], *MEDIA, group_by}
     if kind in ("messages", "sharegpt"):
         used.add(_turns_key(row))
     if kind == "text" and _is_written_text(row):
@@ -128,8 +127,12 @@ def draft(row: Mapping[str, Any], kind: str, columns: Mapping[str, str]) -> Draf
         columns: our names to the file's, for the paths in problems.
 
     Raises:
-        Bad: codes ``missing-column``, ``not-text``, ``not-object``, ``unknown-role``, ``bad-tool-call``, ``no-content``.
+        Bad: codes ``media``, ``missing-column``, ``not-text``, ``not-object``, ``unknown-role``, ``bad-tool-call``,
+            ``no-content``.
     """
+    shown = _media_column(row)
+    if shown is not None:
+        raise shown
     if kind == "text":
         return _text_row(row, columns)
     if kind == "alpaca":
@@ -150,11 +153,21 @@ def rename(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]
 
 def unknown_format(row: Mapping[str, Any]) -> Bad:
     """The problem of a row whose keys make none of the kinds."""
+    shown = _media_column(row)
+    if shown is not None:
+        return shown
     found = ", ".join(map(str, row)) or "no keys"
     meant = next(filter(None, (nearest(str(key)[:40], COLUMNS, 0.8) for key in row)), "")
     told = f"found {found:.200}{meant}; expected messages, conversations, instruction, prompt and completion, or text"
     hint = "name the columns: --column prompt=question, or data.columns: {prompt: question, completion: answer}"
     return Bad("$", "unknown-format", told, hint)
+
+
+def _media_column(row: Mapping[str, Any]) -> Bad | None:
+    """The problem of a row with a filled column of media. With named columns a row holds these alone."""
+    name = next((name for name in MEDIA if name in row and is_media(row[name])), None)
+    hint = "remove the row; to train on its text alone, name the text's columns in data.columns (--column)"
+    return None if name is None else media(f"$.{name}", f"{name} beside the text", hint)
 
 
 def _path(name: str, columns: Mapping[str, str]) -> str:

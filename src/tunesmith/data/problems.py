@@ -86,8 +86,8 @@ class ProblemLog:
             record["raw"] = raw.decode("utf-8", "backslashreplace")
         else:
             record["row"] = raw
-        # ASCII, so that half of a surrogate pair can be written down; str for dates and the like of a Parquet file.
-        self._file.write(json.dumps(record, default=str) + "\n")
+        # ASCII, so that half of a surrogate pair can be written down.
+        self._file.write(json.dumps(record, default=_told) + "\n")
 
     def close(self) -> None:
         """Finish the file of rejected rows."""
@@ -102,3 +102,8 @@ class ProblemLog:
         if self.total > len(self.first):
             lines.append(f"... and {self.total - len(self.first):,} more")
         return DataError("\n".join(lines), hint)
+
+
+def _told(value: Any) -> str:
+    """Values of a Parquet file that JSON has not: dates as text; of a picture its size, as nobody reads a megabyte of bytes."""
+    return f"{len(value):,} bytes" if isinstance(value, bytes) else str(value)

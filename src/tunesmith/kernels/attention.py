@@ -15,9 +15,15 @@ Probabilities are kept for the backward pass where documents are short (``KEPT``
 heads) and made again where they are long, so memory stays linear in T.
 
 On a GPU the same spans go to PyTorch's variable-length flash attention; a shared prefix is then gathered before each
-span's own keys, which costs its keys once more and no score.
+span's own keys, which costs its keys once more and no score. What that kernel does not know (soft-capped scores, sinks,
+heads wider than 256, fp32, cards before compute capability 8.0) runs block by block there too: slower, the same result.
 
-Source of the passes: Dao et al. 2022 (FlashAttention, algorithm 4 for the gradient), without its tiling over keys.
+A sink is one more score of a head that takes part in the softmax and has no value (a learned way to look at nothing). Its
+share is left out of the probabilities, and the gradients need no other change: ``D = dO . O`` is still the row sum of
+``P dP``, because the sink's own ``dP`` is zero.
+
+Source of the passes: Dao et al. 2022 (FlashAttention, algorithm 4 for the gradient), without its tiling over keys. Sinks:
+Agarwal et al. 2025 (arXiv 2508.10925, section 2.2).
 
 Shape suffixes: T tokens, H query heads, G key/value heads, J query heads of each, K head dimension, L queries of a block,
 R = L J rows of a block, n its keys.
@@ -27,13 +33,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 BLOCK = 64  # queries of a block: 256 waste half of the scores of short documents, 32 are too small a product
 KEPT = 512  # tokens of a span and its prefix up to which its probabilities are kept
+FLASH_WIDTH = 256  # features of the widest head that the flash kernels take
 
 
 class Span(NamedTuple):
@@ -48,7 +55,7 @@ class Span(NamedTuple):
     prefix_end: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scoring:
     """How a layer scores.
 
@@ -56,11 +63,14 @@ class Scoring:
         scale: factor on the scores.
         window: a token sees this many tokens, itself included; None for all.
         softcap: scores become ``softcap * tanh(scores / softcap)``, or None.
+        sinks_H: a score of each query head that every query sees beside its keys and that has no value, or None. Frozen:
+            it gets no gradient. The factor and the soft-cap do not touch it.
     """
 
     scale: float
     window: int | None = None
     softcap: float | None = None
+    sinks_H: Tensor | None = None
 
 
 class Saved(NamedTuple):
@@ -141,14 +151,33 @@ def attention_backward(do_THK: Tensor, saved: Saved, spans: list[Span], scoring:
 
 
 def attention(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spans: list[Span], scoring: Scoring) -> Tensor:
-    """The same for a GPU, recorded by autograd: PyTorch's variable-length flash attention, in bf16 or fp16.
+    """The same on any device, recorded by autograd.
 
     Returns:
         Output of shape (T, H, K).
     """
+    capability = torch.cuda.get_device_capability(q_THK.device) if q_THK.is_cuda else None
+    if flash_fits(capability, q_THK.dtype, q_THK.shape[-1], scoring):
+        return _flash(q_THK, k_TGK, v_TGK, spans, scoring)
+    return _BlocksFunction.apply(q_THK, k_TGK, v_TGK, spans, scoring)  # type: ignore[return-value]
+
+
+def flash_fits(capability: tuple[int, int] | None, dtype: torch.dtype, width: int, scoring: Scoring) -> bool:
+    """Whether PyTorch's flash kernel computes this attention.
+
+    Args:
+        capability: of the GPU, None for no GPU.
+        dtype: of the queries.
+        width: features of a head.
+    """
+    plain = scoring.softcap is None and scoring.sinks_H is None
+    sized = width <= FLASH_WIDTH and width % 8 == 0 and dtype in (torch.bfloat16, torch.float16)
+    return plain and sized and capability is not None and capability >= (8, 0)
+
+
+def _flash(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spans: list[Span], scoring: Scoring) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    assert scoring.softcap is None, "the kernel has no soft-capping of scores"
     device = q_THK.device
     if any(span.prefix_end > span.prefix_start for span in spans):
         seen = torch.cat(
@@ -161,6 +190,19 @@ def attention(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spans: list[Span], sc
     window = (-1 if scoring.window is None else scoring.window - 1, 0)
     options = {"scale": scoring.scale, "window_size": window, "enable_gqa": q_THK.shape[1] != k_TGK.shape[1]}
     return varlen_attn(q_THK, k_TGK, v_TGK, *borders, max(queries), max(keys), **options)  # type: ignore[return-value]
+
+
+class _BlocksFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spans: list[Span], scoring: Scoring) -> Tensor:
+        o_THK, saved = attention_forward(q_THK, k_TGK, v_TGK, spans, scoring)
+        ctx.save_for_backward(*saved.flat())
+        ctx.spans, ctx.scoring = spans, scoring
+        return o_THK
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return *attention_backward(grads[0], Saved.of(ctx.saved_tensors), ctx.spans, ctx.scoring), None, None
 
 
 class _Block(NamedTuple):
@@ -225,6 +267,10 @@ def _probabilities(scaled_GTJK: Tensor, k_GTK: Tensor, block: _Block, scoring: S
         # Query i stands at position keys - rows + i of these keys; its window begins `window - 1` earlier.
         behind = torch.arange(keys - rows, keys, device=s_GRn.device)[:, None] - torch.arange(keys, device=s_GRn.device)
         s_GLJn.masked_fill_((behind >= scoring.window)[:, None], -torch.inf)
+    if scoring.sinks_H is not None:
+        sinks_GLJ = scoring.sinks_H.to(s_GRn.dtype).view(len(s_GRn), 1, -1).expand(-1, rows, -1)
+        total_GR1 = torch.logaddexp(s_GRn.logsumexp(-1, keepdim=True), sinks_GLJ.reshape(len(s_GRn), -1, 1))
+        return s_GRn.sub_(total_GR1).exp_()
     return torch.softmax(s_GRn, -1)
 
 

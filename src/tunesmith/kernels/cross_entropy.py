@@ -20,6 +20,9 @@ are equal are looked at again, so that ties go to the first index as in ``argmax
 bf16 logits are taken to fp32 a few rows at a time. On a GPU the first GEMM writes its fp32 accumulator out and there is
 nothing to take; on a CPU it can not, and an fp32 GEMM would cost 2.4 times the time.
 
+A head in fp16 under hidden states in fp32 is multiplied with rows scaled (``kernels/half.py``), the gradient of the logits
+likewise; logits, loss and gradient are fp32.
+
 Final soft-capping, ``logits = softcap * tanh(logits / softcap)`` (Bello et al. 2016, section 4, with C = softcap), happens
 inside the chunk, in the loss and in the gradient.
 
@@ -36,6 +39,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from tunesmith.kernels.half import scaled_mm, scaled_mm_back
 
 CHUNK = 256  # rows of logits alive at once
 BLOCK = 16  # rows that are taken to fp32 at once: 3 MB at V = 49,152
@@ -98,7 +103,8 @@ def _plain_rows_(logits_BV: Tensor, target_B: Tensor, loss_B: Tensor, correct_B:
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
-        device, dtype = hidden_ND.device, head_VD.dtype
+        half = hidden_ND.dtype == torch.float32 and head_VD.dtype == torch.float16
+        device, dtype = hidden_ND.device, hidden_ND.dtype
         grad_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
         loss = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=device)
         correct = torch.zeros((), dtype=torch.int64, device=device)
@@ -110,14 +116,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
             rows = slice(start, start + CHUNK)
             target_C = target_N[rows]
             logits_CV = buffer_CV[: len(target_C)]
-            if widen:
+            if half:
+                scaled_mm(hidden_ND[rows], head_VD, out=logits_CV)
+            elif widen:
                 torch.mm(hidden_ND[rows], head_VD.T, out_dtype=torch.float32, out=logits_CV)
             else:
                 torch.mm(hidden_ND[rows], head_VD.T, out=logits_CV)
             loss_C, correct_C = cross_entropy_rows_(logits_CV, target_C, softcap)
             loss += loss_C.sum()
             correct += correct_C.sum()
-            if grad_ND is not None:
+            if grad_ND is not None and half:
+                scaled_mm_back(logits_CV, head_VD, out=grad_ND[rows])
+            elif grad_ND is not None:
                 torch.mm(logits_CV.to(dtype), head_VD, out=grad_ND[rows])
         if grad_ND is not None:
             ctx.save_for_backward(grad_ND)
@@ -137,7 +147,7 @@ def linear_cross_entropy(
 
     Args:
         hidden_ND: last hidden states of the supervised positions, shape (N, D), fp32, bf16 or fp16 (fp64 off the GPU).
-        head_VD: frozen output embedding, shape (V, D), same dtype. Gets no gradient.
+        head_VD: frozen output embedding, shape (V, D), same dtype, or fp16 under an fp32 hidden_ND. Gets no gradient.
         target_N: the next token of each position, shape (N,), int64.
         softcap: final soft-capping of the logits, or None.
 

@@ -27,6 +27,7 @@ Shape suffixes: O out_features, I in_features, T tokens, P packed bytes, B block
 """
 
 import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -133,22 +134,42 @@ def quantize_nf4(weight: Tensor) -> NF4:
     Raises:
         ModelError: the weight holds NaN or infinity.
     """
-    flat = weight.detach().reshape(-1)
-    assert flat.numel(), "an empty weight has no absmax"
-    packed = torch.empty(math.ceil(flat.numel() / 2), dtype=torch.uint8, device=flat.device)
-    absmax_B = torch.empty(math.ceil(flat.numel() / BLOCK), dtype=torch.float32, device=flat.device)
-    for start in range(0, flat.numel(), _QUANTIZE_PIECE):
-        piece = flat[start : start + _QUANTIZE_PIECE].float()
+    return quantize_nf4_parts([weight], weight.shape, weight.device)
+
+
+@torch.no_grad()
+def quantize_nf4_parts(parts: Iterable[Tensor], shape: Sequence[int], device: torch.device | str) -> NF4:
+    """A tensor that comes in parts, one after the other in its flat order: the bytes that ``quantize_nf4`` makes of the whole.
+
+    The experts of a mixture lie one by one in some checkpoints and are one weight of three dimensions in the model. A part
+    may end anywhere in a block.
+
+    Args:
+        parts: any shapes, fp32, fp16 or bf16, on ``device``; together as many weights as ``shape``, not empty.
+        shape: of the whole.
+        device: where the result lies.
+
+    Raises:
+        ModelError: a part holds NaN or infinity.
+    """
+    count = math.prod(shape)
+    assert count, "an empty weight has no absmax"
+    packed = torch.empty(math.ceil(count / 2), dtype=torch.uint8, device=device)
+    absmax_B = torch.empty(math.ceil(count / BLOCK), dtype=torch.float32, device=device)
+    start = 0
+    for piece in _pieces(parts):
         places = absmax_B[start // BLOCK : math.ceil((start + len(piece)) / BLOCK)]
         codes = _nearest_value(_divide_blocks(piece, places))
         if len(codes) % 2:
             codes = torch.cat([codes, _nearest_value(codes.new_zeros(1, dtype=torch.float32))])
         packed[start // 2 : start // 2 + len(codes) // 2] = (codes[::2] << 4).bitwise_or_(codes[1::2])
+        start += len(piece)
+    assert start == count, f"parts of {start} weights for the shape {tuple(shape)}"
     if not bool(absmax_B.isfinite().all()):
         raise ModelError("a weight holds NaN or infinity, which has no 4-bit code", "is the checkpoint damaged?")
     offset = absmax_B.mean()
     absmax, nested_absmax = _quantize_absmax(absmax_B.sub_(offset))
-    return NF4(packed, absmax, nested_absmax, dynamic_map(flat.device), float(offset), tuple(weight.shape))
+    return NF4(packed, absmax, nested_absmax, dynamic_map(packed.device), float(offset), tuple(shape))
 
 
 def dequantize_nf4(q: NF4, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
@@ -210,6 +231,28 @@ def dequantize_nf4_rows(q: NF4, rows_T: Tensor, dtype: torch.dtype) -> Tensor:
     return out.to(dtype)
 
 
+def nf4_part(q: NF4, start: int, stop: int) -> tuple[NF4, int]:
+    """A run of the flat weight, as views of the parts of the whole: nothing is copied.
+
+    The run is widened to the left up to the next boundary of the double quantisation, that is by 16,383 weights at most,
+    so that every kernel can read it as a weight of its own.
+
+    Args:
+        q: quantised tensor.
+        start: first weight.
+        stop: one past the last weight.
+
+    Returns:
+        The run, of shape (its length,), and the place of ``start`` in it.
+    """
+    assert 0 <= start < stop <= q.numel(), (start, stop, q.numel())
+    nested = start // (BLOCK * NESTED)
+    first = nested * BLOCK * NESTED
+    packed, absmax = q.packed[first // 2 : -(-stop // 2)], q.absmax[nested * NESTED : -(-stop // BLOCK)]
+    nested_absmax = q.nested_absmax[nested : -(-stop // (BLOCK * NESTED))]
+    return NF4(packed, absmax, nested_absmax, q.nested_map, q.offset, (stop - first,)), start - first
+
+
 def nf4_matmul(x_TI: Tensor, q: NF4) -> Tensor:
     """``x @ W.T`` with a quantised W, for few tokens: shape (T, O), in the dtype of x, added up in fp32.
 
@@ -225,6 +268,20 @@ def nf4_matmul(x_TI: Tensor, q: NF4) -> Tensor:
 
         return on_gpu(x_TI, q)
     return torch.nn.functional.linear(x_TI, dequantize_nf4(q, x_TI.dtype))
+
+
+def _pieces(parts: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The flat parts in fp32, cut again: whole blocks each, but for the last one."""
+    rest = torch.empty(0)
+    for part in parts:
+        for piece in part.detach().reshape(-1).split(_QUANTIZE_PIECE):
+            piece = torch.cat([rest, piece.float()]) if len(rest) else piece.float()
+            whole = len(piece) - len(piece) % BLOCK
+            rest = piece[whole:]
+            if whole:
+                yield piece[:whole]
+    if len(rest):
+        yield rest
 
 
 def _divide_blocks(piece: Tensor, absmax_B: Tensor) -> Tensor:

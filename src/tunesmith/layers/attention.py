@@ -4,6 +4,12 @@ It takes the place of a stock attention module on one model instance, together w
 identity, so the decoder layer itself stays stock). Between its products nothing is copied that need not be: q, k and v
 are columns of one output, turned where they stand, and their gradients are columns of one tensor again.
 
+What makes those columns differs: three layers; one layer for all; two, where values are what the key layer makes; or q's
+alone, where keys and values are those of an earlier layer. The earlier layer leaves them in the mapping that stock decoder
+layers hand down, in the stock form, so that stock and fused layers read each other's. They are ordinary tensors of the
+graph, and the gradients of all their readers meet in the writer; such layers run step by step under autograd, since one
+hand-written step from q, k and v to the output has no place where another layer could look in.
+
 Which models it fits is a fact of the family (``models/families.py``); a model that it does not fit keeps its stock module,
 and the summary says so.
 
@@ -11,6 +17,7 @@ Shape suffixes: T tokens, D hidden size, N columns of q, k and v together, H que
 dimension.
 """
 
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,36 +32,81 @@ from tunesmith.layers.lora import LoRAGroup, LoRALinear, Norm
 
 @dataclass(frozen=True)
 class Heads:
-    """Shape of the heads, and the norms that q and k go through before their positions, where a family has them."""
+    """Shape of the heads, and what happens to them before they meet.
+
+    Attributes:
+        queries, keys: how many; no keys where they are another layer's.
+        width: features of a head.
+        q_norm, k_norm, v_norm: norms of each head before its positions, where a family has them; q's and k's come together.
+        rotary: q and k are turned by their positions.
+        half_cosines: the cosines come once for both halves of a head, shape (T, K / 2), and not twice.
+        keys_are_values: v is what the key layer makes, before the norm of k.
+    """
 
     queries: int
     keys: int
     width: int
     q_norm: Norm | None = None
     k_norm: Norm | None = None
+    v_norm: Norm | None = None
+    rotary: bool = True
+    half_cosines: bool = False
+    keys_are_values: bool = False
+
+    def __post_init__(self) -> None:
+        assert self.k_norm is None or self.q_norm is not None
+        assert self.k_norm is not None or (self.v_norm is None and not self.keys_are_values), "k would be turned as v"
 
     def split(self, qkv_TN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Views of q (T, H, K), k and v (T, G, K)."""
         heads_TXK = qkv_TN.unflatten(1, (-1, self.width))
+        if self.keys_are_values:
+            q_THK, k_TGK = heads_TXK.split([self.queries, self.keys], dim=1)
+            return q_THK, k_TGK, k_TGK
         q_THK, k_TGK, v_TGK = heads_TXK.split([self.queries, self.keys, self.keys], dim=1)
         return q_THK, k_TGK, v_TGK
 
 
+@dataclass(frozen=True)
+class SharedKeys:
+    """Keys and values that several layers use.
+
+    Attributes:
+        name: under which the mapping holds them.
+        writes: this layer makes them; else it reads them.
+    """
+
+    name: str
+    writes: bool
+
+
 class FusedAttention(nn.Module):
-    """Attention with adapters on q, k, v and o.
+    """Attention with adapters on its projections.
 
     Args:
-        q, k, v, o: the adapted layers; q, k and v become one group.
+        inputs: the adapted layers that make q, k and v, by their names, in the order of their columns; they become one group.
+        o: the adapted output projection.
         heads: their shape.
         scoring: how scores are made.
         norm: the norm before the layer.
+        shared: keys and values that it shares with other layers.
     """
 
-    def __init__(self, q: LoRALinear, k: LoRALinear, v: LoRALinear, o: LoRALinear, heads: Heads, scoring: Scoring, norm: Norm):
+    def __init__(
+        self,
+        inputs: Mapping[str, LoRALinear],
+        o: LoRALinear,
+        heads: Heads,
+        scoring: Scoring,
+        norm: Norm,
+        shared: SharedKeys | None = None,
+    ):
         super().__init__()
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = q, k, v, o
-        self.qkv = LoRAGroup([q, k, v])
-        self.heads, self.scoring, self.norm = heads, scoring, norm
+        for name, layer in inputs.items():
+            self.register_module(name, layer)
+        self.o_proj = o
+        self.qkv = LoRAGroup(list(inputs.values()))
+        self.heads, self.scoring, self.norm, self.shared = heads, scoring, norm, shared
 
     def forward(
         self,
@@ -62,6 +114,7 @@ class FusedAttention(nn.Module):
         position_embeddings: tuple[Tensor, Tensor],
         spans: list[Span],
         only_N: Tensor | None = None,
+        shared_kv_states: MutableMapping[str, tuple[Tensor, Tensor]] | None = None,
         **_: Any,
     ) -> tuple[Tensor, None]:
         """Shape (1, T, D) to (1, T, D), and None in the place of attention weights.
@@ -70,25 +123,49 @@ class FusedAttention(nn.Module):
             position_embeddings: cosines and sines of the positions, shape (1, T, K or less).
             spans: who sees whom.
             only_N: the positions whose output is wanted, in this order; then the result has shape (1, N, D).
+            shared_kv_states: keys and values of layers before this one, each of shape (1, G, T, K), turned already.
         """
         qkv_TN = self.qkv(hidden_states[0], self.norm)
         cos_TK, sin_TK = (part[0] for part in position_embeddings)
-        if qkv_TN.is_cuda:
-            o_THK = self._on_gpu(qkv_TN, cos_TK, sin_TK, spans)
+        if self.heads.half_cosines:
+            cos_TK, sin_TK = torch.cat([cos_TK, cos_TK], 1), torch.cat([sin_TK, sin_TK], 1)
+        if qkv_TN.is_cuda or self.shared is not None:
+            o_THK = self._in_steps(qkv_TN, cos_TK, sin_TK, spans, shared_kv_states)
         else:
             o_THK = _AttentionFunction.apply(qkv_TN, self.heads, cos_TK, sin_TK, spans, self.scoring)
         assert isinstance(o_THK, Tensor)
         o_NHK = o_THK if only_N is None else o_THK[only_N]
         return self.o_proj(o_NHK.reshape(1, len(o_NHK), -1)), None
 
-    def _on_gpu(self, qkv_TN: Tensor, cos_TK: Tensor, sin_TK: Tensor, spans: list[Span]) -> Tensor:
-        q_THK, k_TGK, v_TGK = self.heads.split(qkv_TN)
-        if self.heads.q_norm is not None and self.heads.k_norm is not None:
-            q_norm, k_norm = self.heads.q_norm, self.heads.k_norm
-            q_THK = rms_norm(q_THK, q_norm.weight_I, q_norm.eps, q_norm.offset)
-            k_TGK = rms_norm(k_TGK, k_norm.weight_I, k_norm.eps, k_norm.offset)
-        q_THK, k_TGK = (_RopeFunction.apply(x, cos_TK, sin_TK) for x in (q_THK, k_TGK))
-        return attention(q_THK, k_TGK, v_TGK, spans, self.scoring)  # type: ignore[arg-type]
+    def _in_steps(
+        self,
+        qkv_TN: Tensor,
+        cos_TK: Tensor,
+        sin_TK: Tensor,
+        spans: list[Span],
+        states: MutableMapping[str, tuple[Tensor, Tensor]] | None,
+    ) -> Tensor:
+        heads, shared = self.heads, self.shared
+        q_THK, k_TGK, v_TGK = heads.split(qkv_TN)
+        q_THK = _turned(q_THK, heads.q_norm, heads.rotary, cos_TK, sin_TK)
+        if shared is None or shared.writes:
+            k_TGK = _turned(k_TGK, heads.k_norm, heads.rotary, cos_TK, sin_TK)
+            v_TGK = _turned(v_TGK, heads.v_norm, False, cos_TK, sin_TK)
+        if shared is not None:
+            assert states is not None, "the decoder layer hands no keys and values down"
+            if shared.writes:
+                # Laid out by head once, here: every reader would else make and keep a copy of its own.
+                k_1GTK, v_1GTK = (x.transpose(0, 1).contiguous()[None] for x in (k_TGK, v_TGK))
+                states[shared.name] = k_1GTK, v_1GTK
+            k_TGK, v_TGK = (x[0].transpose(0, 1) for x in states[shared.name])
+        return attention(q_THK, k_TGK, v_TGK, spans, self.scoring)
+
+
+def _turned(x_TXK: Tensor, norm: Norm | None, rotary: bool, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
+    """Heads after their norm and their positions, each where asked for; recorded by autograd."""
+    if norm is not None:
+        x_TXK = rms_norm(x_TXK, norm.weight_I, norm.eps, norm.offset)
+    return _RopeFunction.apply(x_TXK, cos_TK, sin_TK) if rotary else x_TXK  # type: ignore[return-value]
 
 
 class _RopeFunction(torch.autograd.Function):
@@ -112,16 +189,17 @@ class _AttentionFunction(torch.autograd.Function):
         ctx: Any, qkv_TN: Tensor, heads: Heads, cos_TK: Tensor, sin_TK: Tensor, spans: list[Span], scoring: Scoring
     ) -> Tensor:
         q_THK, k_TGK, v_TGK = heads.split(qkv_TN)
-        ctx.normed = heads.q_norm is not None and heads.k_norm is not None
-        if ctx.normed:
+        # Without norms in place: these values are the output of the group before, which keeps its input and not its output.
+        rest: list[Tensor | None] = [None, None, None, None]
+        if heads.k_norm is not None:
             q_THK, q_rstd = _norm_heads(q_THK, heads.q_norm)
             k_TGK, k_rstd = _norm_heads(k_TGK, heads.k_norm)
-            rest = [qkv_TN, q_rstd, k_rstd]
-        else:
-            # In place: these values are the output of the group before, which keeps its input and not its output.
-            rest = [None, None, None]
-        rope_(q_THK, cos_TK, sin_TK)
-        rope_(k_TGK, cos_TK, sin_TK)
+            rest[:3] = [qkv_TN, q_rstd, k_rstd]
+        if heads.v_norm is not None:
+            v_TGK, rest[3] = _norm_heads(v_TGK, heads.v_norm)
+        if heads.rotary:
+            rope_(q_THK, cos_TK, sin_TK)
+            rope_(k_TGK, cos_TK, sin_TK)
         o_THK, saved = attention_forward(q_THK, k_TGK, v_TGK, spans, scoring)
         ctx.save_for_backward(cos_TK, sin_TK, *rest, *saved.flat())
         ctx.heads, ctx.spans, ctx.scoring, ctx.shape = heads, spans, scoring, qkv_TN.shape
@@ -130,18 +208,26 @@ class _AttentionFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         heads = ctx.heads
-        cos_TK, sin_TK, qkv_TN, q_rstd, k_rstd, *flat = ctx.saved_tensors
+        cos_TK, sin_TK, qkv_TN, q_rstd, k_rstd, v_rstd, *flat = ctx.saved_tensors
         dqkv_TN = grads[0].new_empty(ctx.shape)
-        parts = heads.split(dqkv_TN)
-        for part, found in zip(parts, attention_backward(grads[0], Saved.of(flat), ctx.spans, ctx.scoring), strict=True):
-            part.copy_(found)
-        rope_(parts[0], cos_TK, sin_TK, inverse=True)
-        rope_(parts[1], cos_TK, sin_TK, inverse=True)
-        if ctx.normed:
-            inputs = heads.split(qkv_TN)
-            for part, x, norm, rstd in zip(parts[:2], inputs[:2], (heads.q_norm, heads.k_norm), (q_rstd, k_rstd), strict=True):
-                flat = rms_norm_backward(part.flatten(0, 1), x.flatten(0, 1), norm.weight_I, rstd, norm.offset)
-                part.copy_(flat.view(part.shape))
+        dq_THK, dk_TGK, dv_TGK = heads.split(dqkv_TN)
+        found = attention_backward(grads[0], Saved.of(flat), ctx.spans, ctx.scoring)
+        dq_THK.copy_(found[0])
+        dk_TGK.copy_(found[1])
+        if heads.rotary:
+            rope_(dq_THK, cos_TK, sin_TK, inverse=True)
+            rope_(dk_TGK, cos_TK, sin_TK, inverse=True)
+        v_grad_TGK = found[2]
+        if heads.k_norm is not None:
+            q_THK, k_TGK, v_TGK = heads.split(qkv_TN)
+            dq_THK.copy_(_norm_heads_backward(dq_THK, q_THK, heads.q_norm, q_rstd))
+            dk_TGK.copy_(_norm_heads_backward(dk_TGK, k_TGK, heads.k_norm, k_rstd))
+            if heads.v_norm is not None:
+                v_grad_TGK = _norm_heads_backward(v_grad_TGK, v_TGK, heads.v_norm, v_rstd)
+        if heads.keys_are_values:
+            dk_TGK.add_(v_grad_TGK)
+        else:
+            dv_TGK.copy_(v_grad_TGK)
         return dqkv_TN, None, None, None, None, None
 
 
@@ -149,3 +235,8 @@ def _norm_heads(x_TXK: Tensor, norm: Norm | None) -> tuple[Tensor, Tensor]:
     assert norm is not None
     normed, rstd = rms_norm_forward(x_TXK.flatten(0, 1), norm.weight_I, norm.eps, norm.offset)
     return normed.view(x_TXK.shape), rstd
+
+
+def _norm_heads_backward(dy_TXK: Tensor, x_TXK: Tensor, norm: Norm, rstd: Tensor) -> Tensor:
+    found = rms_norm_backward(dy_TXK.flatten(0, 1), x_TXK.flatten(0, 1), norm.weight_I, rstd, norm.offset)
+    return found.view(x_TXK.shape)

@@ -13,6 +13,8 @@ tells for sure that A and B are still the same (``.data`` and optimizers' own ke
 layer, which costs nothing. In bf16 the product is rounded before its length is applied, as in PEFT, so that a change of
 length below the grid of bf16 (0.4 %) shows only when it has grown; the gradient of m, in fp32, sees to that.
 
+Where a base in fp16 meets an fp32 input, the products with W run in fp16 with rows scaled, as in ``LoRALinear``.
+
 Layers that read the same input are not computed together (``LoRAGroup``): the lengths tie every output to its own row.
 
 Shape suffixes: T tokens (all leading dimensions flattened), I in_features, O out_features, R rank.
@@ -23,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tunesmith.kernels.half import scaled_mm, scaled_mm_back
 from tunesmith.kernels.lora import lora_matmul
 from tunesmith.layers.lora import LoRALinear, draw_dropped, without
 from tunesmith.layers.nf4 import NF4Linear
@@ -55,6 +58,11 @@ def _times(y_TO: Tensor, gain_O: Tensor) -> Tensor:
     return torch.mul(y_TO, gain_O, out=torch.empty_like(y_TO))
 
 
+def _product_back(dy_TO: Tensor, weight_OI: Tensor) -> Tensor:
+    """``dy W``; an fp32 gradient meets an fp16 weight with its rows scaled."""
+    return dy_TO @ weight_OI if dy_TO.dtype == weight_OI.dtype else scaled_mm_back(dy_TO, weight_OI)
+
+
 class _DoRAFunction(torch.autograd.Function):
     """The layer as one step of the graph; the frozen weight stays outside it, dropout is kept as a seed."""
 
@@ -63,15 +71,21 @@ class _DoRAFunction(torch.autograd.Function):
         ctx: Any, x_TI: Tensor, layer: "DoRALinear", dropout: float, seed: int, A_RI: Tensor, B_OR: Tensor, m_O: Tensor
     ) -> Tensor:
         dtype = x_TI.dtype
-        weight_OI = layer.base_OI(dtype)
+        weight_OI = layer.base_OI(torch.float16 if layer.in_fp16 else dtype)
         norm_O = row_norm_O(weight_OI, A_RI, B_OR, layer.scale)
         gain_O = m_O / norm_O
         dropped = draw_dropped(x_TI, dropout, seed) if dropout else None
         left_TI = _rescaled(x_TI, dropped, 1.0 - dropout)
         xA_TR = left_TI @ A_RI.to(dtype).T
-        directed_TO = lora_matmul(left_TI, weight_OI, xA_TR, B_OR.to(dtype), layer.scale, None)
+        scaled = weight_OI.dtype != dtype
+        if scaled:
+            directed_TO = scaled_mm(left_TI, weight_OI).addmm_(xA_TR, B_OR.T, alpha=layer.scale)
+        else:
+            directed_TO = lora_matmul(left_TI, weight_OI, xA_TR, B_OR.to(dtype), layer.scale, None)
         y_TO = _times(directed_TO, gain_O)
-        if dropped is not None:
+        if dropped is not None and scaled:
+            y_TO.add_(scaled_mm(x_TI - left_TI, weight_OI))
+        elif dropped is not None:
             y_TO.addmm_(x_TI - left_TI, weight_OI.T)
         if layer.bias is not None:
             y_TO.add_(layer.bias)
@@ -92,13 +106,13 @@ class _DoRAFunction(torch.autograd.Function):
         dB_OR = (directed_dy_TO.T @ xA_TR).to(B_OR.dtype).mul_(layer.scale)
         dx_TI = None
         if ctx.needs_input_grad[0]:
-            weight_OI = layer.base_OI(dy_TO.dtype)
+            weight_OI = layer.base_OI(torch.float16 if layer.in_fp16 else dy_TO.dtype)
             A_RI = A_RI.to(dy_TO.dtype)
             if dropped is None:
-                dx_TI = (directed_dy_TO @ weight_OI).addmm_(dyB_TR, A_RI)
+                dx_TI = _product_back(directed_dy_TO, weight_OI).addmm_(dyB_TR, A_RI)
             else:
-                through_TI = (_times(dy_TO, gain_O - 1.0) @ weight_OI).addmm_(dyB_TR, A_RI)
-                dx_TI = (dy_TO @ weight_OI).add_(_rescaled(through_TI, dropped, keep))
+                through_TI = _product_back(_times(dy_TO, gain_O - 1.0), weight_OI).addmm_(dyB_TR, A_RI)
+                dx_TI = _product_back(dy_TO, weight_OI).add_(_rescaled(through_TI, dropped, keep))
         return dx_TI, None, None, None, dA_RI, dB_OR, dm_O
 
 

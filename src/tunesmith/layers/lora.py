@@ -23,7 +23,10 @@ Dropout strikes single elements of x, as in PEFT. The mask is one byte an elemen
 at a time: ``bernoulli_`` on a CPU costs 12 ns an element. The probability is rounded to a multiple of 2^-16 (0.05 becomes
 0.050003).
 
-Master weights are fp32 whatever the base dtype is; the products run in the dtype of x.
+Master weights are fp32 whatever the base dtype is; the products run in the dtype of x. Where a base in fp16 meets an fp32
+input, the products with the base run in fp16 with rows scaled (``kernels/half.py``) and come out in fp32. The r-wide products
+stay in fp32 there: fresh B are 1e-6, where fp16 has one digit left, and the update needs no free columns, since nothing is
+rounded after it. ``HalfLinear`` and ``HalfNF4Linear`` are such frozen layers before an adapter is put on, or without one.
 
 Shape suffixes: T tokens (all leading dimensions flattened), I in_features, O out_features of one layer, N of all layers
 of a group, R rank of one layer, S of all layers of a group together.
@@ -37,6 +40,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tunesmith.kernels.half import scale_rows, scaled_mm, scaled_mm_back
 from tunesmith.kernels.lora import lora_matmul
 from tunesmith.kernels.rms_norm import rms_norm_backward, rms_norm_forward
 from tunesmith.layers.nf4 import NF4Linear
@@ -65,6 +69,73 @@ def without(x: Tensor, dropped: Tensor | None) -> Tensor:
     return x if dropped is None else torch.where(dropped, 0.0, x)
 
 
+class HalfLinear(nn.Linear):
+    """A frozen linear layer with its weight in fp16, for an input of any size in fp32.
+
+    Args:
+        base: its weight, fp16, is taken over as it is, ties included; its bias becomes fp32.
+    """
+
+    def __init__(self, base: nn.Linear):
+        super().__init__(base.in_features, base.out_features, bias=False, device="meta")
+        assert base.weight.dtype == torch.float16, base.weight.dtype
+        self.weight = base.weight.requires_grad_(False)
+        self.register_parameter("bias", _wide_bias(base.bias))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Shape (..., I) to (..., O), fp32."""
+        return _half_product(input, self)
+
+    def half_OI(self) -> Tensor:
+        """The weight, shape (O, I), fp16."""
+        return self.weight
+
+
+class HalfNF4Linear(NF4Linear):
+    """A frozen linear layer in NF4 that is dense in fp16, for an input of any size in fp32.
+
+    Args:
+        base: its weight is taken over; its bias becomes fp32.
+    """
+
+    def __init__(self, base: NF4Linear):
+        super().__init__(base.weight)
+        self.register_parameter("bias", _wide_bias(base.bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (..., I) to (..., O), fp32."""
+        return _half_product(x, self)
+
+    def half_OI(self) -> Tensor:
+        """The dense weight, shape (O, I), fp16, valid until the next call on any layer."""
+        return self.weight.dense(torch.float16)
+
+
+def _wide_bias(bias: object) -> nn.Parameter | None:
+    return nn.Parameter(bias.detach().float(), requires_grad=False) if isinstance(bias, Tensor) else None
+
+
+def _half_product(x: Tensor, layer: HalfLinear | HalfNF4Linear) -> Tensor:
+    y_TO = _HalfProduct.apply(x.reshape(-1, layer.in_features).float(), layer)
+    assert isinstance(y_TO, Tensor)
+    if isinstance(layer.bias, Tensor):
+        y_TO.add_(layer.bias)
+    return y_TO.view(*x.shape[:-1], layer.out_features)
+
+
+class _HalfProduct(torch.autograd.Function):
+    """``x W^T`` with a frozen W; saves nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TI: Tensor, layer: HalfLinear | HalfNF4Linear) -> Tensor:
+        ctx.layer = layer
+        return scaled_mm(x_TI, layer.half_OI())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return scaled_mm_back(grads[0], ctx.layer.half_OI()), None
+
+
 class LoRALinear(nn.Module):
     """An ``nn.Linear`` with frozen weight and a trainable low-rank adapter.
 
@@ -75,6 +146,7 @@ class LoRALinear(nn.Module):
         lora_A: shape (R, I), fp32, Kaiming-uniform.
         lora_B: shape (O, R), fp32, zeros.
         scale: factor on the update, ``alpha / r`` usually.
+        in_fp16: the base is multiplied in fp16 with rows scaled where the input is fp32.
         group: the layers that it is computed with; itself alone at first.
     """
 
@@ -86,6 +158,7 @@ class LoRALinear(nn.Module):
             self.quantized, self.weight = base.weight, None
         else:
             self.quantized, self.weight = None, nn.Parameter(base.weight.data, requires_grad=False)
+        self.in_fp16 = isinstance(base, HalfNF4Linear) or (self.quantized is None and base.weight.dtype == torch.float16)
         bias = base.bias
         self.bias = nn.Parameter(bias.data, requires_grad=False) if isinstance(bias, Tensor) else None
         self.out_features, self.in_features = base.weight.shape
@@ -129,6 +202,7 @@ class LoRAGroup:
         self.layers = list(layers)
         self.widths = [layer.out_features for layer in layers]
         self._ranks = [layer.lora_A.shape[0] for layer in layers]
+        self._in_fp16 = self.layers[0].in_fp16
         self._whole: Tensor | None = None  # (N, I + S)
         for layer in layers:
             layer.group = self
@@ -146,13 +220,43 @@ class LoRAGroup:
             return self.layers[0].lora_A.detach().to(dtype)
         return torch.cat([layer.lora_A.detach() for layer in self.layers]).to(dtype)
 
+    def room(self, x_TX: Tensor) -> tuple[Tensor, Tensor]:
+        """An empty ``[x | x A^T]`` of shape (T, I + S), in the dtype of x, and the view of its first I columns."""
+        inputs = self.layers[0].in_features
+        x_TK = x_TX.new_empty(x_TX.shape[0], inputs + sum(self._ranks))
+        return x_TK, x_TK[:, :inputs]
+
+    def outputs(self, x_TI: Tensor, x_TK: Tensor, dropped: Tensor | None, keep: float) -> tuple[Tensor, Tensor]:
+        """Outputs (T, N), and ``x A^T`` (T, S) for the backward pass.
+
+        Args:
+            x_TI: the input before dropout; it may be the view of ``room``.
+            x_TK: ``room`` with the input in its first columns.
+            dropped: where dropout strikes; None for no dropout.
+            keep: share of elements that dropout leaves.
+        """
+        xA_TS = x_TK[:, x_TI.shape[1] :]
+        xA_TS.copy_(without(x_TI, dropped) @ self.A_SI(x_TI.dtype).T)
+        return self.multiply(x_TK, keep), xA_TS.clone()
+
+    def input_gradients(self, dy_TN: Tensor, dropped: Tensor | None, keep: float) -> tuple[Tensor, Tensor]:
+        """Gradients of x (T, I), before dropout, and of ``x A^T`` (T, S), both views of one tensor."""
+        d_TK, A_SI = self.multiply_back(dy_TN, keep), self.A_SI(dy_TN.dtype)
+        dx_TI, dxA_TS = d_TK.split((A_SI.shape[1], A_SI.shape[0]), 1)
+        if dropped is None:
+            dx_TI.addmm_(dxA_TS, A_SI)
+        else:
+            dx_TI.add_(without(dxA_TS @ A_SI, dropped))
+        return dx_TI, dxA_TS
+
     def multiply(self, x_TK: Tensor, keep: float) -> Tensor:
         """Outputs (T, N) from ``[x | x A^T]``; ``keep`` is the share of elements that dropout leaves."""
-        inputs = self.layers[0].in_features
-        bias_N = self._bias_N()
+        if self._in_fp16 and x_TK.dtype == torch.float32:
+            return self._multiply_half(x_TK, keep)
         if self.layers[0].quantized is None:
             whole_NK = self._augmented(x_TK.dtype, keep)
-            return torch.nn.functional.linear(x_TK, whole_NK, bias_N)
+            return torch.nn.functional.linear(x_TK, whole_NK, self._bias_N())
+        inputs = self.layers[0].in_features
         y_TN = x_TK.new_empty(x_TK.shape[0], sum(self.widths))
         for layer, columns, ranks in self._places():
             B_OR = layer.lora_B.detach().to(x_TK.dtype)
@@ -161,21 +265,36 @@ class LoRAGroup:
             y_TN[:, columns] = lora_matmul(x_TK[:, :inputs], weight_OI, xA_TR, B_OR, layer.scale / keep, layer.bias)
         return y_TN
 
+    def _multiply_half(self, x_TK: Tensor, keep: float) -> Tensor:
+        """``multiply`` of an fp32 input with an fp16 base; the rows are scaled once for all layers."""
+        inputs = self.layers[0].in_features
+        rows, y_TN = scale_rows(x_TK[:, :inputs]), x_TK.new_empty(x_TK.shape[0], sum(self.widths))
+        for layer, columns, ranks in self._places():
+            y_TO = rows.mm(layer.base_OI(torch.float16).T, out=y_TN[:, columns])
+            y_TO.addmm_(x_TK[:, inputs:][:, ranks], layer.lora_B.detach().T, alpha=layer.scale / keep)
+            if layer.bias is not None:
+                y_TO.add_(layer.bias)
+        return y_TN
+
     def multiply_back(self, dy_TN: Tensor, keep: float) -> Tensor:
         """Gradients (T, I + S) of ``[x | x A^T]`` from those of the outputs."""
-        if self.layers[0].quantized is None:
+        half = self._in_fp16 and dy_TN.dtype == torch.float32
+        if self.layers[0].quantized is None and not half:
             return dy_TN @ self._augmented(dy_TN.dtype, keep)
-        inputs = self.layers[0].in_features
-        d_TK = dy_TN.new_empty(dy_TN.shape[0], inputs + sum(self._ranks))
+        d_TK, d_TI = self.room(dy_TN)
         for number, (layer, columns, ranks) in enumerate(self._places()):
             dy_TO = dy_TN[:, columns]
-            d_TI = d_TK[:, :inputs]
-            weight_OI = layer.base_OI(dy_TN.dtype)
-            if number:
+            weight_OI = layer.base_OI(torch.float16 if half else dy_TN.dtype)
+            if half:
+                # Layers have gradients of different sizes, so each has its own scale.
+                part_TI = scaled_mm_back(dy_TO, weight_OI, out=None if number else d_TI)
+                if number:
+                    d_TI.add_(part_TI)
+            elif number:
                 d_TI.addmm_(dy_TO, weight_OI)
             else:
                 torch.mm(dy_TO, weight_OI, out=d_TI)
-            d_TK[:, inputs:][:, ranks] = (dy_TO @ layer.lora_B.detach().to(dy_TN.dtype)).mul_(layer.scale / keep)
+            d_TK[:, d_TI.shape[1] :][:, ranks] = (dy_TO @ layer.lora_B.detach().to(dy_TN.dtype)).mul_(layer.scale / keep)
         return d_TK
 
     def project_back(self, dy_TN: Tensor, keep: float) -> Tensor:
@@ -235,38 +354,28 @@ class _GroupFunction(torch.autograd.Function):
         rstd_T, normed_TI = None, x_TI
         if norm is not None:
             normed_TI, rstd_T = rms_norm_forward(x_TI, norm.weight_I, norm.eps, norm.offset)
-        A_SI = group.A_SI(x_TI.dtype)
-        inputs, keep = x_TI.shape[1], 1.0 - dropout
-        x_TK = x_TI.new_empty(x_TI.shape[0], inputs + A_SI.shape[0])
-        x_TK[:, :inputs] = normed_TI
+        x_TK, room_TI = group.room(x_TI)
+        room_TI.copy_(normed_TI)
         dropped = draw_dropped(normed_TI, dropout, seed) if dropout else None
-        x_TK[:, inputs:] = without(normed_TI, dropped) @ A_SI.T
-        ctx.save_for_backward(x_TI, rstd_T, x_TK[:, inputs:].clone())
+        y_TN, xA_TS = group.outputs(normed_TI, x_TK, dropped, 1.0 - dropout)
+        ctx.save_for_backward(x_TI, rstd_T, xA_TS)
         ctx.group, ctx.norm, ctx.dropout, ctx.seed = group, norm, dropout, seed
-        return group.multiply(x_TK, keep)
+        return y_TN
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x_TI, rstd_T, xA_TS = ctx.saved_tensors
         group, norm, keep, dy_TN = ctx.group, ctx.norm, 1.0 - ctx.dropout, grads[0]
-        inputs = x_TI.shape[1]
         normed_TI = x_TI
         if norm is not None:
             normed_TI, _ = rms_norm_forward(x_TI, norm.weight_I, norm.eps, norm.offset)
         dropped = draw_dropped(normed_TI, ctx.dropout, ctx.seed) if ctx.dropout else None
         dx_TI: Tensor | None = None
         if ctx.needs_input_grad[0]:
-            d_TK = group.multiply_back(dy_TN, keep)
-            dx_TI, dxA_TS = d_TK[:, :inputs], d_TK[:, inputs:]
+            dx_TI, dxA_TS = group.input_gradients(dy_TN, dropped, keep)
         else:
             dxA_TS = group.project_back(dy_TN, keep)
         found = group.adapter_gradients(dy_TN, without(normed_TI, dropped), xA_TS, dxA_TS, keep)
-        if dx_TI is not None:
-            A_SI = group.A_SI(dy_TN.dtype)
-            if dropped is None:
-                dx_TI.addmm_(dxA_TS, A_SI)
-            else:
-                dx_TI.add_(without(dxA_TS @ A_SI, dropped))
-            if norm is not None:
-                dx_TI = rms_norm_backward(dx_TI, x_TI, norm.weight_I, rstd_T, norm.offset)
+        if dx_TI is not None and norm is not None:
+            dx_TI = rms_norm_backward(dx_TI, x_TI, norm.weight_I, rstd_T, norm.offset)
         return dx_TI, None, None, None, None, *found

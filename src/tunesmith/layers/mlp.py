@@ -50,31 +50,21 @@ class _DownFunction(torch.autograd.Function):
         ctx: Any, gate_up_T2F: Tensor, group: LoRAGroup, activation: str, dropout: float, seed: int, *_: Tensor
     ) -> Tensor:
         gate_TF, up_TF = gate_up_T2F.chunk(2, dim=1)
-        A_SF = group.A_SI(gate_up_T2F.dtype)
-        features = gate_TF.shape[1]
-        h_TK = gate_TF.new_empty(gate_TF.shape[0], features + A_SF.shape[0])
-        h_TF = h_TK[:, :features]
+        h_TK, h_TF = group.room(gate_TF)
         glu_forward(gate_TF, up_TF, activation, out=h_TF)
         dropped = draw_dropped(h_TF, dropout, seed) if dropout else None
-        h_TK[:, features:] = without(h_TF, dropped) @ A_SF.T
-        ctx.save_for_backward(gate_up_T2F, h_TK[:, features:].clone())
+        y_TD, hA_TS = group.outputs(h_TF, h_TK, dropped, 1.0 - dropout)
+        ctx.save_for_backward(gate_up_T2F, hA_TS)
         ctx.group, ctx.activation, ctx.dropout, ctx.seed = group, activation, dropout, seed
-        return group.multiply(h_TK, 1.0 - dropout)
+        return y_TD
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         gate_up_T2F, hA_TS = ctx.saved_tensors
         group, keep, dy_TD = ctx.group, 1.0 - ctx.dropout, grads[0]
         gate_TF, up_TF = gate_up_T2F.chunk(2, dim=1)
-        features = gate_TF.shape[1]
-        d_TK = group.multiply_back(dy_TD, keep)
-        dh_TF, dhA_TS = d_TK[:, :features], d_TK[:, features:]
-        A_SF = group.A_SI(dy_TD.dtype)
         dropped = draw_dropped(gate_TF, ctx.dropout, ctx.seed) if ctx.dropout else None
-        if dropped is None:
-            dh_TF.addmm_(dhA_TS, A_SF)
-        else:
-            dh_TF.add_(without(dhA_TS @ A_SF, dropped))
+        dh_TF, dhA_TS = group.input_gradients(dy_TD, dropped, keep)
         h_TF, dgate_dup_T2F = glu_backward(dh_TF, gate_TF, up_TF, ctx.activation)
         found = group.adapter_gradients(dy_TD, without(h_TF, dropped), hA_TS, dhA_TS, keep)
         return dgate_dup_T2F, None, None, None, None, *found

@@ -14,7 +14,8 @@ from forward to backward, which is what gives memory away.
 ``weight.absmax``, ``weight.nested_absmax``, ``weight.quant_map``, ``weight.nested_quant_map`` and, as JSON in a tensor,
 ``weight.quant_state.bitsandbytes__nf4``. What we save, transformers loads, and the other way round.
 
-Shape suffixes: T tokens (all leading dimensions flattened), I in_features, O out_features, V rows of a table, D its width.
+Shape suffixes: T tokens (all leading dimensions flattened), I in_features, O out_features, E experts, V rows of a table,
+D its width.
 """
 
 import json
@@ -33,6 +34,7 @@ from tunesmith.kernels.nf4 import (
     dequantize_nf4,
     dequantize_nf4_rows,
     nf4_matmul,
+    nf4_part,
     quantize_nf4,
     values,
 )
@@ -41,8 +43,18 @@ QUANT_STATE = "quant_state.bitsandbytes__nf4"
 _dense: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
 
+def _buffer(device: torch.device, dtype: torch.dtype, count: int) -> Tensor:
+    """The first ``count`` elements of the process-wide buffer, which grows when it is too small."""
+    key = (device, dtype)
+    if key not in _dense or _dense[key].numel() < count:
+        _dense.pop(key, None)
+        with torch.inference_mode(False):  # a buffer born in inference mode could not be written outside of it
+            _dense[key] = torch.empty(count, dtype=dtype, device=device)
+    return _dense[key][:count]
+
+
 class NF4Weight(nn.Module):
-    """A frozen weight in NF4.
+    """A frozen weight in NF4, of a linear layer (O, I) or of the experts of a mixture (E, O, I), blocks over the flat run.
 
     Args:
         q: its parts, which become buffers.
@@ -119,13 +131,25 @@ class NF4Weight(nn.Module):
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The dense weight in the process-wide buffer: valid until the next call on any weight, never to be kept."""
-        key, count = (self.packed.device, dtype), self.numel()
-        if key not in _dense or _dense[key].numel() < count:
-            _dense.pop(key, None)
-            with torch.inference_mode(False):  # a buffer born in inference mode could not be written outside of it
-                _dense[key] = torch.empty(count, dtype=dtype, device=self.packed.device)
         with torch.no_grad():
-            return dequantize_nf4(self.q, dtype, _dense[key][:count].view(self.shape))
+            return dequantize_nf4(self.q, dtype, _buffer(self.device, dtype, self.numel()).view(self.shape))
+
+    def expert(self, number: int, dtype: torch.dtype) -> Tensor:
+        """One matrix of a weight of three dimensions, dense, without the others.
+
+        Args:
+            number: which, along the first dimension.
+            dtype: of the result.
+
+        Returns:
+            Shape (O, I), contiguous, in the process-wide buffer: valid until the next call on any weight.
+        """
+        assert len(self.shape) == 3, f"a weight of shape {tuple(self.shape)} has no experts"
+        size = self.shape[1] * self.shape[2]
+        part, place = nf4_part(self.q, number * size, (number + 1) * size)
+        with torch.no_grad():
+            run = dequantize_nf4(part, dtype, _buffer(self.device, dtype, part.numel()))
+        return run[place:].view(self.shape[1:])
 
     def _apply(self, fn: Any, recurse: bool = True) -> "NF4Weight":
         """Follow a move to another device, not a change of dtype: the statistics are fp32 whatever the model is."""

@@ -5,20 +5,23 @@ MLP become modules that take in the norm before them, and the norm becomes the i
 replaced alone. Layers of an attention or MLP that carry no adapter get one of rank 0, which computes the frozen layer and
 trains nothing.
 
-What does not fit keeps its stock modules and is named: an unknown family, an adapter that is not plain LoRA, a layer
-without the usual four and three linear parts. Nothing is approximated.
+What does not fit keeps its stock modules and is named: an unknown family, an adapter that is not plain LoRA, a mixture of
+experts, a layer without the linear parts that its family has. A last layer that does more than attention and MLP (a scale
+of its own, per-layer inputs, experts) runs whole, like any other. Nothing is approximated.
 """
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from tunesmith.kernels.attention import Scoring
-from tunesmith.layers.attention import FusedAttention, Heads
+from tunesmith.layers.attention import FusedAttention, Heads, SharedKeys
 from tunesmith.layers.last import LastLayer
-from tunesmith.layers.lora import LoRALinear, Norm
+from tunesmith.layers.lora import LoRAGroup, LoRALinear, Norm
 from tunesmith.layers.mlp import FusedMLP
 from tunesmith.layers.norm import FusedRMSNorm
 from tunesmith.models.families import FAMILIES, Family
@@ -47,6 +50,16 @@ class Fused:
         return f"fused {done}" + (f"; {left}" if left else "")
 
 
+class OneGateUpMLP(FusedMLP):
+    """The same where one layer makes the outputs of gate and up side by side."""
+
+    def __init__(self, gate_up: LoRALinear, down: LoRALinear, activation: str, norm: Norm):
+        nn.Module.__init__(self)
+        self.gate_up_proj, self.down_proj = gate_up, down
+        self.gate_up = LoRAGroup([gate_up])
+        self.activation, self.norm = activation, norm
+
+
 def fuse(model: PreTrainedModel) -> Fused:
     """Replace what fits. Call it after ``add_lora``; the adapted layers stay the same objects."""
     fused = Fused()
@@ -55,29 +68,29 @@ def fuse(model: PreTrainedModel) -> Fused:
         fused.kept[f"model type {model.config.model_type} is not known"] = len(decoder_layers(model))
         return fused
     config = model.config
+    facts = config.to_dict()
     layers = decoder(model).get_submodule("layers")
     for layer in layers.children():
         attention, mlp = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
-        if reason := _misfit(attention, ("q_proj", "k_proj", "v_proj", "o_proj")):
+        names = _projections(attention, family)
+        if reason := _misfit(attention, (*names, "o_proj")):
             fused.kept[reason] += 1
         else:
             norm = _norm(layer, "input_layernorm", family, config.rms_norm_eps)
-            layer.register_module("self_attn", _attention(attention, norm, family, config))
+            layer.register_module("self_attn", _attention(attention, names, norm, family, config.rms_norm_eps, facts))
             layer.register_module("input_layernorm", nn.Identity())
             fused.replaced["attention"] += 1
-        activation = ACTIVATIONS.get(_activation(config))
-        if reason := _misfit(mlp, ("gate_proj", "up_proj", "down_proj")) or (
-            None if activation else f"activation {_activation(config)}"
-        ):
+        if reason := _mlp_misfit(mlp, family, facts):
             fused.kept[reason] += 1
         else:
-            assert activation is not None
-            gate, up, down = (_adapted(mlp, name) for name in ("gate_proj", "up_proj", "down_proj"))
             norm = _norm(layer, family.mlp_norm, family, config.rms_norm_eps)
-            layer.register_module("mlp", FusedMLP(gate, up, down, activation, norm).train(mlp.training))
+            parts = [_adapted(mlp, name) for name in _gates(family)] + [_adapted(mlp, "down_proj")]
+            kind = FusedMLP if family.fused_gate_up is None else OneGateUpMLP
+            layer.register_module("mlp", kind(*parts, ACTIVATIONS[_activation(facts)], norm).train(mlp.training))
             layer.register_module(family.mlp_norm, nn.Identity())
             fused.replaced["MLP"] += 1
-        for name in family.post_norms:
+        present = {name for name, _ in layer.named_children()}
+        for name in (name for name in (*family.post_norms, *family.other_norms) if name in present):
             layer.register_module(name, FusedRMSNorm(_norm(layer, name, family, config.rms_norm_eps)))
             fused.replaced["norm"] += 1
     if _narrow(layers, family):
@@ -89,31 +102,76 @@ def fuse(model: PreTrainedModel) -> Fused:
 
 
 def narrows(model: PreTrainedModel) -> bool:
-    """Whether the decoder returns the rows of ``rows_N`` alone, in their order."""
-    return any(isinstance(module, LastLayer) for module in decoder(model).modules())
+    """Whether the decoder returns the rows of ``rows_N`` alone, in their order. Cheap: it looks at one module."""
+    layers = dict(decoder(model).named_children()).get("layers")
+    return isinstance(layers, nn.ModuleList) and isinstance(layers[-1], LastLayer)
 
 
 def _narrow(layers: nn.Module, family: Family) -> bool:
-    """Compute the last layer where it is read, if its attention and MLP are ours."""
+    """Compute the last layer where it is read, if its attention and MLP are ours and there is nothing else to it."""
     *_, (name, layer) = layers.named_children()
     attention, mlp = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
     if not (isinstance(attention, FusedAttention) and isinstance(mlp, FusedMLP)):
+        return False
+    parts = {"self_attn", "mlp", "input_layernorm", family.mlp_norm, *family.post_norms}
+    others = [child for part, child in layer.named_children() if part not in parts]
+    idle = all(isinstance(child, nn.Dropout) and child.p == 0 for child in others)
+    if not idle or any(True for _ in layer.buffers(recurse=False)):
         return False
     after = [(post, layer.get_submodule(post)) for post in family.post_norms]
     layers.register_module(name, LastLayer(attention, mlp, *after).train(layer.training))
     return True
 
 
-def _attention(attention: nn.Module, norm: Norm, family: Family, config) -> FusedAttention:
-    parts = [_adapted(attention, name) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
-    width = attention.head_dim
-    norms = [_norm(attention, name, family, config.rms_norm_eps) if family.qk_norm else None for name in ("q_norm", "k_norm")]
+def _attention(
+    attention: Any, names: tuple[str, ...], norm: Norm, family: Family, eps: float, facts: dict[str, Any]
+) -> FusedAttention:
+    """Our module for a stock one, whose own facts it takes: width and scale, and what differs by layer."""
+    inputs = {name: _adapted(attention, name) for name in names}
+    o, width = _adapted(attention, "o_proj"), attention.head_dim
     assert isinstance(width, int) and isinstance(attention.scaling, float)
-    heads = Heads(parts[0].out_features // width, parts[1].out_features // width, width, *norms)
-    window = {"none": None, "config": config.to_dict().get("sliding_window")}.get(family.window)
+    shared = None
+    if family.shared_kv and (attention.is_kv_shared_layer or attention.store_full_length_kv):
+        shared = SharedKeys(attention.layer_type, writes=not attention.is_kv_shared_layer)
+    reads = shared is not None and not shared.writes
+    queries = o.in_features // width
+    made = sum(layer.out_features for layer in inputs.values()) // width  # heads of q, k and v, or of q and k
+    keys = (made - queries) // (1 if names == ("q_proj", "k_proj") else 2)
+    v_norm = Norm(torch.ones(width, device=o.lora_A.device), eps, 0.0) if family.v_norm and not reads else None
+    heads = Heads(
+        queries,
+        keys,
+        width,
+        _norm(attention, "q_norm", family, eps) if family.qk_norm else None,
+        _norm(attention, "k_norm", family, eps) if family.qk_norm and not reads else None,
+        v_norm,
+        rotary=family.rotary == "all" or bool(attention.use_rope),
+        half_cosines=family.half_cosines,
+        keys_are_values=names == ("q_proj", "k_proj"),
+    )
+    window = facts.get("sliding_window") if family.window == "config" else None
     if family.window == "layer":
         window = attention.sliding_window
-    return FusedAttention(*parts, heads, Scoring(attention.scaling, window), norm).train(attention.training)  # type: ignore[arg-type]
+    softcap = None if family.score_softcap is None else facts[family.score_softcap]
+    sinks_H = None if family.sinks is None else attention.get_parameter(family.sinks).data
+    scoring = Scoring(attention.scaling, window, softcap, sinks_H)
+    return FusedAttention(inputs, o, heads, scoring, norm, shared).train(attention.training)
+
+
+def _projections(attention: Any, family: Family) -> tuple[str, ...]:
+    """The linear layers that make q, k and v in this layer, in the order of their outputs."""
+    if family.fused_qkv is not None:
+        return (family.fused_qkv,)
+    if family.shared_kv and attention.is_kv_shared_layer:
+        return ("q_proj",)
+    if family.keys_are_values and "v_proj" not in dict(attention.named_children()):
+        return ("q_proj", "k_proj")
+    return ("q_proj", "k_proj", "v_proj")
+
+
+def _gates(family: Family) -> tuple[str, ...]:
+    """The linear layers that make gate and up."""
+    return ("gate_proj", "up_proj") if family.fused_gate_up is None else (family.fused_gate_up,)
 
 
 def _norm(parent: nn.Module, name: str, family: Family, eps: float) -> Norm:
@@ -125,6 +183,14 @@ def _adapted(parent: nn.Module, name: str) -> LoRALinear:
     """The layer's own adapter, or one of rank 0 for a layer that has none."""
     layer = parent.get_submodule(name)
     return layer if isinstance(layer, LoRALinear) else LoRALinear(layer, 0, 1.0, 0.0).train(layer.training)  # type: ignore[arg-type]
+
+
+def _mlp_misfit(mlp: nn.Module, family: Family, facts: dict[str, Any]) -> str | None:
+    """Why this MLP cannot be computed by ours, or None."""
+    if family.experts is not None and "down_proj" not in dict(mlp.named_children()):
+        return "a mixture of experts in place of an MLP"
+    reason = _misfit(mlp, (*_gates(family), "down_proj"))
+    return reason or (None if _activation(facts) in ACTIVATIONS else f"activation {_activation(facts)}")
 
 
 def _misfit(parent: nn.Module, names: tuple[str, ...]) -> str | None:
@@ -140,6 +206,5 @@ def _misfit(parent: nn.Module, names: tuple[str, ...]) -> str | None:
     return "adapters with different dropout" if len(dropouts) > 1 else None
 
 
-def _activation(config) -> str:
-    facts = config.to_dict()
+def _activation(facts: dict[str, Any]) -> str:
     return facts.get("hidden_activation") or facts.get("hidden_act") or "none"

@@ -5,10 +5,15 @@ once and the result is kept in the cache under the file's sha256; the second run
 transformers refuses ``save_pretrained`` on a model that it loaded from a GGUF, so the weights are copied into a fresh
 model built from the same configuration.
 
+Training is on text: of a multimodal checkpoint the text model alone is built, from its part of the configuration, and the
+towers are not read (``models/checkpoint.py``). Refused: transformers' automatic class, which builds the towers too, and its
+text class, which finds none of its names in such a checkpoint and goes on with random weights.
+
 Nothing is substituted: the model that is named is loaded, or it is an error. No remote code, no pickle.
 """
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,14 +25,16 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from tunesmith import hardware
 from tunesmith.errors import ModelError
-from tunesmith.models.quantize import load_nf4
+from tunesmith.models.checkpoint import Checkpoint, read_config
+from tunesmith.models.embeddings import hold_table, per_layer_table, place_of
+from tunesmith.models.quantize import load_nf4, shorten
 from tunesmith.rundir import fingerprint, sha256_file, whole_directory
 from tunesmith.track import say
 
 transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def find_model(model: str, revision: str | None = None, sha256: str | None = None) -> Path:
@@ -67,32 +74,35 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         raise ModelError(f"{directory}: the tokenizer cannot be loaded: {error}", "is tokenizer.json there?") from error
 
 
-def load_model(directory: Path, dtype: str, base: str | None = None) -> PreTrainedModel:
+def load_model(
+    directory: Path,
+    dtype: str,
+    base: str | None = None,
+    device: torch.device | str = "cpu",
+    per_layer_embeddings: str = "auto",
+) -> PreTrainedModel:
     """A stock causal language model, frozen, with packed attention at hand.
 
     Args:
-        directory: Hugging Face model directory with safetensors.
-        dtype: ``fp32`` or ``bf16``.
-        base: ``nf4`` to quantise the linear layers as they are read; else they are kept in ``dtype``.
+        directory: Hugging Face model directory with safetensors; of a multimodal one the text model is read.
+        dtype: ``fp32``, ``bf16``, or ``fp16`` with everything but the large weights in fp32 (``models/half.py``).
+        base: ``nf4`` to quantise linear layers and experts as they are read; else they are kept in ``dtype``.
+        device: where the model is made.
+        per_layer_embeddings: where the table that feeds every layer lies, as in the recipe.
 
     Raises:
-        ModelError: no safetensors, unknown architecture, damaged file.
+        ModelError: no safetensors, unknown architecture, damaged file, a weight that is not in the checkpoint, a quantisation
+            that is not read.
     """
+    device = torch.device(device)
     if base == "nf4":
-        return load_nf4(directory, dtype=DTYPES[dtype]).requires_grad_(False).eval()
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{directory}: the model cannot be loaded: {error}", "are the safetensors complete?") from error
-    model, info = loaded
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise ModelError(
-            f"{directory}: {len(missing)} weights are not in the checkpoint, first {missing[0]}",
-            "they would be random numbers; get the whole checkpoint",
-        )
+        model = load_nf4(directory, dtype=DTYPES[dtype], device=device, per_layer_embeddings=per_layer_embeddings)
+    else:
+        model = _load_dense(directory, DTYPES[dtype], device, per_layer_embeddings)
+    if dtype == "fp16":
+        from tunesmith.models.half import keep_residual_in_fp32
+
+        keep_residual_in_fp32(model)
     return model.requires_grad_(False).eval()
 
 
@@ -132,6 +142,45 @@ def head_weight(model: PreTrainedModel) -> torch.Tensor:
     head = model.get_output_embeddings()
     assert isinstance(head, torch.nn.Linear) and head.bias is None
     return head.weight
+
+
+def _load_dense(directory: Path, dtype: torch.dtype, device: torch.device, per_layer_embeddings: str) -> PreTrainedModel:
+    """By ``from_pretrained``, which knows the stored form of every architecture; what it would make up is refused."""
+    config, quantization = read_config(directory)
+    if quantization is not None:
+        raise ModelError(
+            f"{directory}: the checkpoint is quantised (quant_method={quantization.get('quant_method')})",
+            "base: nf4 takes one of bitsandbytes in NF4; else start from the original model or an unquantized QAT release",
+        )
+    checkpoint = Checkpoint(directory)
+    names = checkpoint.naming
+    table = per_layer_table(str(config.model_type), checkpoint.files)
+    place = place_of(per_layer_embeddings, table, device)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            directory,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            key_mapping={f"^{re.escape(theirs)}": ours for theirs, ours in names.pairs} or None,
+            device_map=None if device.type == "cpu" or place != "model" else device,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{directory}: the model cannot be loaded: {error}", "are the safetensors complete?") from error
+    model, info = loaded
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{directory}: {len(missing)} weights are not in the checkpoint: {shorten(missing)}",
+            "they would be random numbers; get the whole checkpoint, and one whose names are those of this architecture",
+        )
+    if unexpected := sorted(name for name in info["unexpected_keys"] if names.of_model(name) is not None):
+        say(f"{len(unexpected)} tensors of the checkpoint have no place in the model ({shorten(unexpected)})")
+    if table is not None and place != "model":
+        read = model.get_submodule(table).get_parameter("weight").detach()
+        hold_table(model, table, checkpoint.read(f"{table}.weight") if place == "nf4" else read, dtype, place)
+    return model.to(device)
 
 
 def _convert_gguf(path: Path, expected: str | None) -> Path:

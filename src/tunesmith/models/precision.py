@@ -5,6 +5,9 @@ Half the bytes are not always half the time: a CPU without bf16 instructions mul
 products of the model's own shape, for about a second. The result is kept in the cache, so that a run which is resumed or
 evaluated later computes as it trained.
 
+A GPU below compute capability 8.0 has no bf16 products: it gets fp16 with rows scaled and fp32 between the products
+(``kernels/half.py``). On any other machine fp16 has to be asked for.
+
 ``base`` is what the frozen weights are stored in, ``compute`` the dtype of the products; they differ for NF4 alone.
 """
 
@@ -19,12 +22,13 @@ from tunesmith import hardware
 from tunesmith.rundir import fingerprint, read_json, write_json
 from tunesmith.track import say
 
-Dtype = Literal["fp32", "bf16"]
+Dtype = Literal["fp32", "bf16", "fp16"]
 TOKENS, ROUNDS = 1024, 4
+BF16_CAPABILITY = (8, 0)  # of the first GPU with bf16 products, A100
 
 
 def precision(base: str, compute: str, directory: Path) -> tuple[str, Dtype]:
-    """Storage of the base weights (``fp32``, ``bf16`` or ``nf4``) and dtype of the products.
+    """Storage of the base weights (``fp32``, ``bf16``, ``fp16`` or ``nf4``) and dtype of the products.
 
     Args:
         base: ``recipe.base``.
@@ -33,13 +37,18 @@ def precision(base: str, compute: str, directory: Path) -> tuple[str, Dtype]:
     """
     if base == "fp32" or base == "bf16":
         return base, base
-    chosen: Dtype = compute if compute == "fp32" or compute == "bf16" else _faster(directory)
+    chosen: Dtype = compute if compute == "fp32" or compute == "bf16" or compute == "fp16" else _faster(directory)
     return (chosen if base == "auto" else base), chosen
 
 
 def _faster(directory: Path) -> Dtype:
     if torch.cuda.is_available():
-        return "bf16"
+        found = torch.cuda.get_device_capability()
+        if found >= BF16_CAPABILITY:
+            return "bf16"
+        name = f"{torch.cuda.get_device_name()} (compute capability {found[0]}.{found[1]})"
+        say(f"precision: {name} has no bf16 products; computing in fp16 (train.compute fixes it)")
+        return "fp16"
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     text = config.get("text_config", config)
     shape = (int(text["hidden_size"]), int(text.get("intermediate_size") or 4 * text["hidden_size"]))

@@ -1,100 +1,128 @@
-"""Load a base model with its linear layers in NF4, without ever holding the dense model.
+"""Load a base model with its large weights in NF4, without ever holding the dense model.
 
-The stock model is built with empty parameters on the meta device, and the checkpoint is read tensor by tensor: a linear
-weight is quantised as it comes and a ``NF4Linear`` takes the place of its layer, everything else is cast and copied. The
-peak is the quantised model and the largest tensor as it lies in the file. A
-file is opened anew for each tensor, because pages of a mapping count as resident until it is closed.
+The stock model is built with empty parameters on the meta device, and the checkpoint is read tensor by tensor: a weight is
+quantised as it comes, on the device where it stays, and a ``NF4Linear`` or ``NF4Experts`` takes the place of its layer;
+everything else is cast and copied. The peak is the quantised model and the largest tensor as it lies in the file.
 
 **What the checkpoint does not hold.** Frequencies of rotary embeddings, scales of embeddings and other buffers that are
 not saved are computed by the model's constructor. ``torch.device("meta")`` would throw them away, and each family has its
 own way of making them again. Here only ``torch.empty``, of which parameters are made, goes to the meta device; buffers are
 computed for real, so they are the stock model's for any family.
 
-**What is quantised.** Every ``nn.Linear`` but the output head (its loss reads it dense) and what the caller excludes;
-embeddings and layers of other classes stay in ``dtype``. A checkpoint that bitsandbytes quantised (NF4, blocks of 64,
-double quantisation) is taken as it is, so there the checkpoint decides. A parameter that the checkpoint lacks is an error,
-never a random number.
+**What is quantised.** Every ``nn.Linear`` but the output head (its loss reads it dense), what the family's record names
+(``Family.never_quantized`` and the router) and what the caller excludes; and the experts of a mixture, both weights of all
+experts, whether they lie in the file as one tensor or one by one. Embeddings stay in ``dtype``, but for a per-layer table that
+the recipe puts elsewhere (``models/embeddings.py``). A checkpoint that bitsandbytes quantised (NF4, blocks of 64, double
+quantisation) is taken as it is, so there the checkpoint decides. A parameter that the checkpoint lacks is an error, never a
+random number.
 
-Refused: ``from_pretrained(quantization_config=...)``, which needs bitsandbytes, holds the shards' dense tensors and hides
-which layers it skipped.
+Refused: ``from_pretrained(quantization_config=...)``, which needs bitsandbytes, holds the shards' dense tensors, leaves
+experts in 16 bits and hides which layers it skipped.
 
 Source of the format: QLoRA (Dettmers et al. 2023), see ``kernels/nf4.py``.
 """
 
-import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from tunesmith.errors import ModelError
-from tunesmith.kernels.nf4 import quantize_nf4
+from tunesmith.kernels.nf4 import quantize_nf4_parts
+from tunesmith.layers.experts import NF4Experts
 from tunesmith.layers.nf4 import QUANT_STATE, NF4Linear, NF4Weight
+from tunesmith.models.checkpoint import Checkpoint, check_shape, read_config
+from tunesmith.models.embeddings import hold_table, per_layer_table, place_of
+from tunesmith.models.families import FAMILIES
 from tunesmith.models.swap import put_module
 from tunesmith.track import say
 
 SHOWN = 6  # names in a message
+STACKS = {"gate_up_proj", "down_proj"}  # the weights of a module of experts
 
 
 def quantized_linears(model: PreTrainedModel, exclude: Sequence[str] = ()) -> list[str]:
     """Full names of the linear layers to hold in NF4, in the model's order.
 
-    All that are plain ``nn.Linear``, except the output head, a layer whose weight is tied to another's, and those excluded.
+    All that are plain ``nn.Linear``, except the output head, a layer whose weight is tied to another's, those that the
+    family's record names, and those excluded.
 
     Args:
-        exclude: names or runs of name parts: ``router.proj`` excludes ``model.layers.3.router.proj``, ``vision_tower``
-            everything within.
+        exclude: names or runs of name parts: ``router.proj`` excludes ``model.layers.3.router.proj``, ``mlp`` everything
+            within every ``mlp``.
     """
-    head = model.get_output_embeddings()
-    tied = {name for _, names in _tensors_of(model) if len(names) > 1 for name in names}
+    exclude = (*_never(model), *exclude)
+    return [name for name in _plain_linears(model) if not _excluded(name, exclude)]
+
+
+def quantized_experts(model: PreTrainedModel, exclude: Sequence[str] = ()) -> list[str]:
+    """Full names of the stock modules of experts to hold in NF4, in the model's order; none in a family without."""
+    family = FAMILIES.get(model.config.model_type)
+    if family is None or family.experts is None:
+        return []
+    ending = f".{family.experts.module}"
     return [
         name
         for name, module in model.named_modules()
-        if type(module) is nn.Linear and module is not head and f"{name}.weight" not in tied and not _excluded(name, exclude)
+        if name.endswith(ending) and dict(module.named_parameters()).keys() >= STACKS and not _excluded(name, exclude)
     ]
 
 
-def load_nf4(directory: Path, exclude: tuple[str, ...] = (), dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
-    """A stock causal language model on the CPU, frozen, with ``NF4Linear`` for its linear layers.
+def load_nf4(
+    directory: Path,
+    exclude: tuple[str, ...] = (),
+    dtype: torch.dtype = torch.bfloat16,
+    device: torch.device | str = "cpu",
+    per_layer_embeddings: str = "auto",
+) -> PreTrainedModel:
+    """A stock causal language model, frozen, with ``NF4Linear`` for its linear layers and ``NF4Experts`` for its experts.
 
     Args:
-        directory: Hugging Face model directory with safetensors, dense or quantised by bitsandbytes to NF4.
-        exclude: linear layers to leave in ``dtype``, see ``quantized_linears``.
+        directory: Hugging Face model directory with safetensors, dense or quantised by bitsandbytes to NF4; of a multimodal
+            one the text model is read.
+        exclude: modules to leave in ``dtype``, see ``quantized_linears``.
         dtype: of all that is not quantised.
+        device: where the model is made.
+        per_layer_embeddings: as in the recipe.
 
     Raises:
         ModelError: unknown architecture, no safetensors, a damaged file, a parameter that is missing or of another shape,
             a weight that is not finite, another quantisation.
     """
-    checkpoint = _Checkpoint(directory)
-    config = _read_config(directory)
+    device = torch.device(device)
+    checkpoint = Checkpoint(directory)
+    config = _config(directory)
     try:
         with _EmptyOnMeta():
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
     except (ValueError, KeyError) as error:
         raise ModelError(f"{directory}: the model cannot be built: {error}", "is its architecture a causal one?") from error
-    chosen = _choose(model, checkpoint, exclude)
-    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linears, experts = _choose(model, checkpoint, exclude)
+    plain = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in linears]
     tensors = _tensors_of(model)
     _refuse_missing(checkpoint, tensors)
-    for name in chosen:
-        linear = model.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
-        put_module(model, name, NF4Linear(_read_quantized(checkpoint, name, linear), linear.bias))
-    quantized = {f"{name}.weight" for name in chosen}
+    unexpected = _unexpected(model, checkpoint, tensors)
+    later = {f"{name}.weight" for name in linears} | {f"{name}.{stack}" for name in experts for stack in STACKS}
+    table = per_layer_table(model.config.model_type, checkpoint.files)
+    place = place_of(per_layer_embeddings, table, device)
+    if table is not None and place != "model":
+        later.add(f"{table}.weight")
+        dense = checkpoint.read(f"{table}.weight")
+        hold_table(model, table, dense.to(dtype, copy=True) if place == "cpu" else dense, dtype, place)
     for old, names in tensors:
-        if names[0] not in quantized:
-            _fill(model, old, names, checkpoint)
+        if names[0] not in later:
+            _fill(model, old, names, checkpoint, device)
+    _put_quantized(model, checkpoint, linears, experts, device)  # with biases that are filled by now
     _refuse_meta(model)
     if (directory / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(directory)
-    known = {name for _, names in tensors for name in names}
-    _report(model, checkpoint, known, [name for name in linears if name not in chosen])
+    _report(model, plain, unexpected)
+    nn.Module.to(model, device)  # the parameters are there; this takes the computed buffers
     return model.requires_grad_(False).eval()
 
 
@@ -108,51 +136,9 @@ class _EmptyOnMeta(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class _Checkpoint:
-    """The safetensors of a model directory, read one tensor at a time.
-
-    Attributes:
-        files: the file of each tensor, by its name.
-    """
-
-    def __init__(self, directory: Path):
-        self.directory = directory
-        index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
-        if not index.exists() and not single.exists():
-            raise ModelError(f"{directory}: no model.safetensors there, nor its index", "get the checkpoint as safetensors")
-        try:
-            if index.exists():
-                files = {directory / file for file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-            else:
-                files = {single}
-            self.files = {name: file for file in sorted(files) for name in _names_in(file)}
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise ModelError(f"{directory}: the checkpoint cannot be read: {error}", "get the checkpoint again") from error
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.files
-
-    def read(self, name: str) -> Tensor:
-        """A view of the mapped file; its pages are given back when the tensor dies."""
-        try:
-            with safe_open(self.files[name], framework="pt") as file:
-                return file.get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"{self.files[name]}: {name} cannot be read: {error}", "get the checkpoint again") from error
-
-
-def _names_in(file: Path) -> list[str]:
-    with safe_open(file, framework="pt") as tensors:
-        return list(tensors.keys())
-
-
-def _read_config(directory: Path) -> Any:
-    """The configuration, without what it says of the quantisation."""
-    try:
-        config: Any = AutoConfig.from_pretrained(directory)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{directory}: the configuration cannot be read: {error}", "is config.json there?") from error
-    facts = config.to_dict().get("quantization_config")
+def _config(directory: Path) -> PretrainedConfig:
+    """The text model's configuration, where the checkpoint is dense or in bitsandbytes' NF4."""
+    config, facts = read_config(directory)
     if facts is None:
         return config
     found = {name: facts.get(name) for name in ("quant_method", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")}
@@ -160,24 +146,42 @@ def _read_config(directory: Path) -> Any:
         given = ", ".join(f"{name}={value}" for name, value in found.items())
         raise ModelError(
             f"{directory}: the checkpoint is quantised in another way ({given})",
-            "start from the original model, or from one in NF4 with double quantisation",
+            "start from the original 16-bit model or an unquantized QAT release, or from one in NF4 with double quantisation",
         )
-    del config.quantization_config  # the model is no longer bitsandbytes', and what is saved of it is dense
     return config
 
 
-def _choose(model: PreTrainedModel, checkpoint: _Checkpoint, exclude: Sequence[str]) -> list[str]:
-    """The layers to hold in NF4: those that the checkpoint holds so, or else those that the rule names."""
-    allowed = quantized_linears(model)
+def _plain_linears(model: PreTrainedModel) -> list[str]:
+    """Full names of what can be a ``NF4Linear``."""
+    head = model.get_output_embeddings()
+    tied = {name for _, names in _tensors_of(model) if len(names) > 1 for name in names}
+    return [
+        name
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear and module is not head and f"{name}.weight" not in tied
+    ]
+
+
+def _never(model: PreTrainedModel) -> tuple[str, ...]:
+    """What the family's record keeps in 16 bits."""
+    family = FAMILIES.get(model.config.model_type)
+    if family is None:
+        return ()
+    return family.never_quantized + (() if family.experts is None else (family.experts.router,))
+
+
+def _choose(model: PreTrainedModel, checkpoint: Checkpoint, exclude: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The linear layers and the experts to hold in NF4: what the checkpoint holds so, or else what the rule names."""
     stored = {name.removesuffix(f".weight.{QUANT_STATE}") for name in checkpoint.files if name.endswith(QUANT_STATE)}
     if not stored:
-        return [name for name in allowed if not _excluded(name, exclude)]
+        return quantized_linears(model, exclude), quantized_experts(model, exclude)
+    allowed = _plain_linears(model)
     for name in sorted(stored):
         if name not in allowed:
             raise ModelError(f"{name}: 4-bit in the checkpoint, but no plain linear layer of the model", "use the dense model")
         if _excluded(name, exclude):
             raise ModelError(f"{name}: to be left dense, but the checkpoint holds it in 4 bits", "use the dense model")
-    return [name for name in allowed if name in stored]
+    return [name for name in allowed if name in stored], []
 
 
 def _tensors_of(model: PreTrainedModel) -> list[tuple[Tensor, list[str]]]:
@@ -188,43 +192,88 @@ def _tensors_of(model: PreTrainedModel) -> list[tuple[Tensor, list[str]]]:
     return list(found.values())
 
 
-def _refuse_missing(checkpoint: _Checkpoint, tensors: list[tuple[Tensor, list[str]]]) -> None:
+def _refuse_missing(checkpoint: Checkpoint, tensors: list[tuple[Tensor, list[str]]]) -> None:
     missing = [names[0] for _, names in tensors if not any(name in checkpoint for name in names)]
     if missing:
-        shown = ", ".join(missing[:SHOWN]) + (", ..." if len(missing) > SHOWN else "")
         raise ModelError(
-            f"{checkpoint.directory}: {len(missing)} tensors of the model are not in the checkpoint: {shown}",
+            f"{checkpoint.directory}: {len(missing)} tensors of the model are not in the checkpoint: {shorten(missing)}",
             "they would be random numbers; get the whole checkpoint, and one whose names are those of this architecture",
         )
 
 
-def _read_quantized(checkpoint: _Checkpoint, name: str, linear: nn.Linear) -> NF4Weight:
-    """The weight of a linear layer in NF4, quantised here unless it lies so in the checkpoint."""
-    weight = f"{name}.weight"
+def _unexpected(model: PreTrainedModel, checkpoint: Checkpoint, tensors: list[tuple[Tensor, list[str]]]) -> list[str]:
+    """Tensors of the checkpoint that have no place in the model and are not known to be superfluous.
+
+    A stock model lists what its checkpoints hold in vain: keys and values of layers that read those of others.
+    """
+    known = {name for _, names in tensors for name in names}
+    known |= {part for stacked, parts in checkpoint.stacks.items() if stacked in known for part in parts}
+    vain = [
+        f"{name}.{pattern}".lstrip(".")
+        for name, module in model.named_modules()
+        if isinstance(module, PreTrainedModel)
+        for pattern in module._keys_to_ignore_on_load_unexpected or ()
+    ]
+    return [
+        name
+        for name in checkpoint.files
+        if name not in known
+        and f"{name.partition('.weight.')[0]}.weight" not in known
+        and not any(re.search(pattern, name) for pattern in vain)
+    ]
+
+
+def _put_quantized(
+    model: PreTrainedModel, checkpoint: Checkpoint, linears: list[str], experts: list[str], device: torch.device
+) -> None:
+    """Put quantised modules in the places of the stock ones."""
+    for name in linears:
+        linear = model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        weight = _read_quantized(checkpoint, f"{name}.weight", linear.weight.shape, device)
+        put_module(model, name, NF4Linear(weight, linear.bias))
+    for name in experts:
+        stock = model.get_submodule(name)
+        gate_up, down = (
+            _read_quantized(checkpoint, f"{name}.{stack}", stock.get_parameter(stack).shape, device)
+            for stack in ("gate_up_proj", "down_proj")
+        )
+        put_module(model, name, NF4Experts(stock, gate_up, down))
+
+
+def _read_quantized(checkpoint: Checkpoint, weight: str, shape: torch.Size, device: torch.device) -> NF4Weight:
+    """A weight in NF4 on the device, quantised there unless it lies so in the checkpoint."""
     if f"{weight}.{QUANT_STATE}" in checkpoint:
         parts = {key.removeprefix(f"{weight}."): key for key in checkpoint.files if key.startswith(f"{weight}.")}
         state = {part: checkpoint.read(key).clone() for part, key in {"": weight, **parts}.items()}
         found = NF4Weight.from_state(weight, state)
-        _check_shape(weight, found.shape, linear.weight.shape)
-        return found
-    tensor = checkpoint.read(weight)
-    _check_shape(weight, tensor.shape, linear.weight.shape)
-    if not tensor.is_floating_point() or tensor.element_size() < 2:
-        raise ModelError(f"{weight}: {tensor.dtype}, expected 16 or 32 bits a weight", "start from the original model")
+        check_shape(weight, found.shape, shape)
+        return found.to(device)
+    dtypes: list[torch.dtype] = []
+
+    def parts_on_device() -> Iterator[Tensor]:
+        for name, tensor in checkpoint.read_parts(weight, shape):
+            if not tensor.is_floating_point() or tensor.element_size() < 2:
+                raise ModelError(f"{name}: {tensor.dtype}, expected 16 or 32 bits a weight", "start from the original model")
+            dtypes.append(tensor.dtype)
+            yield tensor.to(device)
+
     try:
-        return NF4Weight(quantize_nf4(tensor), tensor.dtype)
+        return NF4Weight(quantize_nf4_parts(parts_on_device(), shape, device), dtypes[0])
     except ModelError as error:
-        raise ModelError(f"{weight}: {error.message}", error.hint) from error
+        raise ModelError(error.message if weight in error.message else f"{weight}: {error.message}", error.hint) from error
 
 
-def _fill(model: PreTrainedModel, old: Tensor, names: list[str], checkpoint: _Checkpoint) -> None:
+def _fill(model: PreTrainedModel, old: Tensor, names: list[str], checkpoint: Checkpoint, device: torch.device) -> None:
     """Put one tensor of the checkpoint in the place of ``old``, under all the names that it has in the model."""
     present = [name for name in names if name in checkpoint]
-    tensor = checkpoint.read(present[0])
-    _check_shape(present[0], tensor.shape, old.shape)
-    new = tensor.to(old.dtype, copy=True)
+    new = torch.empty(old.shape, dtype=old.dtype, device=device)
+    flat, start = new.view(-1), 0
+    for _, part in checkpoint.read_parts(present[0], old.shape):
+        flat[start : start + part.numel()].copy_(part.reshape(-1))
+        start += part.numel()
     for other in present[1:]:
-        if not torch.equal(checkpoint.read(other), tensor):
+        if not torch.equal(checkpoint.read(other), checkpoint.read(present[0])):
             raise ModelError(
                 f"{checkpoint.directory}: {other} and {present[0]} differ, but the configuration ties them",
                 'set "tie_word_embeddings": false in config.json',
@@ -246,25 +295,24 @@ def _refuse_meta(model: PreTrainedModel) -> None:
             raise ModelError(f"{name} is neither in the checkpoint nor computed by the model", "load this model in bf16")
 
 
-def _report(model: PreTrainedModel, checkpoint: _Checkpoint, known: set[str], dense: list[str]) -> None:
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, NF4Linear)}
-    count = sum(layer.weight.numel() for layer in layers.values())
-    size = sum(layer.weight.nbytes for layer in layers.values())
+def _report(model: PreTrainedModel, plain: list[str], unexpected: list[str]) -> None:
+    layers = [module for module in model.modules() if isinstance(module, NF4Linear)]
+    experts = [module for module in model.modules() if isinstance(module, NF4Experts)]
+    weights = [layer.weight for layer in layers]
+    weights += [weight for each in experts for weight in each.modules() if isinstance(weight, NF4Weight)]
+    count, size = sum(weight.numel() for weight in weights), sum(weight.nbytes for weight in weights)
     bits = f" at {8 * size / count:.3f} bits each as measured ({size / 1e6:.1f} MB)" if count else ""
-    say(f"NF4: {len(layers)} linear layers, {count:,} weights{bits}")
-    say(f"not quantised: {len(dense)} linear layers ({_shorten(dense)}), embeddings and norms")
-    extra = [name for name in checkpoint.files if name not in known and name.partition(".weight.")[0] not in layers]
-    if extra:
-        say(f"{len(extra)} tensors of the checkpoint have no place in the model ({_shorten(extra)})")
+    mixture = f" and the experts of {len(experts)} layers" if experts else ""
+    say(f"NF4: {len(layers)} linear layers{mixture}, {count:,} weights{bits}")
+    left = f", the experts of {len(dense)} layers" if (dense := quantized_experts(model)) else ""
+    say(f"not quantised: {len(plain)} linear layers ({shorten(plain)}){left}, embeddings and norms")
+    if unexpected:
+        say(f"{len(unexpected)} tensors of the checkpoint have no place in the model ({shorten(unexpected)})")
 
 
-def _shorten(names: list[str]) -> str:
+def shorten(names: Sequence[str]) -> str:
+    """The first few names and the number of the others."""
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-
-
-def _check_shape(name: str, found: Sequence[int], expected: Sequence[int]) -> None:
-    if tuple(found) != tuple(expected):
-        raise ModelError(f"{name}: shape {tuple(found)}, expected {tuple(expected)}", "does config.json belong to the weights?")
 
 
 def _excluded(name: str, exclude: Sequence[str]) -> bool:

@@ -33,10 +33,10 @@ from tunesmith.models.swap import put_module
 
 Policy = Literal["none", "attention", "mlp", "layer"] | int
 
-# What stock models call the two blocks of a decoder layer.
+# What stock models call the two blocks of a decoder layer. Experts may stand beside an MLP instead of within it.
 BLOCKS = {
     "attention": ("self_attn", "attention", "attn", "self_attention", "linear_attn"),
-    "mlp": ("mlp", "feed_forward", "block_sparse_moe"),
+    "mlp": ("mlp", "feed_forward", "block_sparse_moe", "experts"),
 }
 
 

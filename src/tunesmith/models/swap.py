@@ -1,10 +1,21 @@
 """Swap LoRA layers in on one model instance.
 
-Nothing global is patched: the model that comes in is the stock one, and the linear layers that are adapted are replaced
-on this instance by ``LoRALinear`` that hold the very same weight tensors. ``unload`` puts plain layers back.
+Nothing global is patched: the model that comes in is the stock one, and what is adapted is replaced on this instance:
+linear layers by ``LoRALinear``, the experts of a mixture by ``LoRAExperts``, which hold the very same weight tensors.
+``merge_lora`` puts plain modules back.
+
+**What ``all-linear`` means.** Every linear layer of the text decoder, and its experts: they are most of a mixture's weights,
+and PEFT's ``all-linear`` passes over them without a word, because they are no ``nn.Linear``. Not the head; not the towers
+of a multimodal model, which text alone does not reach; not routers, whose choice an adapter would unsettle; and not what
+the family's record names, as the linear layers of per-layer embeddings. A list or a regular expression adapts what it names.
+
+Adapters of experts have no dropout and no DoRA, because PEFT, which has to read them, has neither for such weights.
+
+Source: LoRA (Hu et al. 2021, section 4.2); ``target_modules`` and ``target_parameters`` of PEFT 0.21.
 """
 
 import re
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -12,29 +23,38 @@ from transformers import PreTrainedModel
 
 from tunesmith.errors import TrainingError
 from tunesmith.layers.dora import DoRALinear
+from tunesmith.layers.experts import Adapted, LoRAExperts, LoRAExpertWeight
 from tunesmith.layers.lora import LoRALinear
 from tunesmith.layers.nf4 import NF4Linear
-from tunesmith.models.families import FAMILIES
+from tunesmith.models.families import FAMILIES, Family
 from tunesmith.recipe import Lora
+from tunesmith.track import say
 
 
 def target_names(model: PreTrainedModel, target_modules: str | tuple[str, ...]) -> list[str]:
-    """Full names of the linear layers to adapt, in the model's order.
+    """Full names of what to adapt, in the model's order: linear layers, and the experts of a mixture as one module a layer.
 
     Args:
-        target_modules: ``all-linear`` (every linear layer but the head), ``peft-default``, a list of last name parts,
-            or a regular expression that matches full names, as in PEFT.
+        target_modules: ``all-linear`` (every linear layer of the text decoder and all experts, without the head and without
+            what the family's record leaves out), ``peft-default``, a list of last name parts (``experts`` among them), or a
+            regular expression that matches full names, as in PEFT.
 
     Raises:
         TrainingError: nothing matches, or the family's PEFT default is not known.
     """
-    head = model.get_output_embeddings()
-    linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | NF4Linear | LoRALinear) and m is not head]
+    family = family_of(model)
+    known = _adaptable(model, family)
     if target_modules == "all-linear":
-        return linears
+        decoder = model.get_decoder()
+        prefix = next(name for name, module in model.named_modules() if module is decoder)
+        never = family.never_adapted if family else ()
+        if family and family.experts:
+            never = (*never, family.experts.router)
+        return [
+            name for name in known if name.startswith(f"{prefix}.") and not any(f".{entry}." in f".{name}." for entry in never)
+        ]
     if target_modules == "peft-default":
-        family = FAMILIES.get(model.config.model_type)
-        if family is None:
+        if family is None or not family.peft_default_targets:
             raise TrainingError(
                 f"lora.target_modules: no PEFT default known for model type {model.config.model_type}",
                 "name the modules in a list, or use all-linear",
@@ -42,45 +62,73 @@ def target_names(model: PreTrainedModel, target_modules: str | tuple[str, ...]) 
         target_modules = family.peft_default_targets
     if isinstance(target_modules, str):
         try:
-            chosen = [name for name in linears if re.fullmatch(target_modules, name)]
+            chosen = [name for name in known if re.fullmatch(target_modules, name)]
         except re.error as error:
             raise TrainingError(
                 f"lora.target_modules: {target_modules!r} is not a regular expression: {error}",
                 "use all-linear, peft-default or a list of names",
             ) from error
     else:
-        chosen = [name for name in linears if name.rsplit(".", 1)[-1] in target_modules]
+        chosen = [name for name in known if name.rsplit(".", 1)[-1] in target_modules]
         unused = [t for t in target_modules if not any(name.rsplit(".", 1)[-1] == t for name in chosen)]
         if unused:
-            raise TrainingError(f"lora.target_modules: no linear layer is called {unused[0]!r}", _known(linears))
+            raise TrainingError(f"lora.target_modules: no linear layer is called {unused[0]!r}", _hint(known))
     if not chosen:
-        raise TrainingError(f"lora.target_modules: {target_modules!r} matches no linear layer", _known(linears))
+        raise TrainingError(f"lora.target_modules: {target_modules!r} matches no linear layer", _hint(known))
     return chosen
 
 
-def add_lora(model: PreTrainedModel, lora: Lora, seed: int) -> dict[str, LoRALinear]:
-    """Replace the target layers by ``LoRALinear`` (or ``DoRALinear``), initialised from ``seed`` alone.
+def family_of(model: PreTrainedModel) -> Family | None:
+    """The record of the model's text decoder, or None where the family is not known."""
+    return FAMILIES.get(model.get_decoder().config.model_type)
+
+
+def add_lora(model: PreTrainedModel, lora: Lora, seed: int) -> dict[str, Adapted]:
+    """Replace the target layers by ``LoRALinear`` (or ``DoRALinear``) and ``LoRAExperts``, initialised from ``seed`` alone.
 
     Returns:
-        The new layers by full name, in the model's order.
+        Everything that has an adapter by full name, in the model's order. Experts have two: ``....experts.gate_up_proj`` and
+        ``....experts.down_proj``, each with the adapters of all experts of its layer in tensors of three dimensions.
+
+    Raises:
+        TrainingError: no targets, or DoRA on experts.
+        ModelError: experts of a kind that is not known.
     """
     generator = torch.Generator().manual_seed(seed)
     kind = DoRALinear if lora.use_dora else LoRALinear
-    layers: dict[str, LoRALinear] = {}
+    layers: dict[str, Adapted] = {}
+    mixtures = 0
     for name in target_names(model, lora.target_modules):
         base = model.get_submodule(name)
-        assert isinstance(base, nn.Linear | NF4Linear)
-        layers[name] = kind(base, lora.r, lora.scale, lora.dropout, generator).train(base.training)
-        put_module(model, name, layers[name])
+        if isinstance(base, nn.Linear | NF4Linear):
+            layers[name] = linear = kind(base, lora.r, lora.scale, lora.dropout, generator).train(base.training)
+            put_module(model, name, linear)
+            continue
+        if lora.use_dora:
+            raise TrainingError(f"lora.use_dora: {name} holds experts, which have no DoRA", "name the linear layers alone")
+        experts = LoRAExperts(base, lora.r, lora.scale, generator)
+        put_module(model, name, experts)
+        layers |= {f"{name}.{part}": adapters for part, adapters in experts.adapters().items()}
+        mixtures += 1
+    if lora.target_modules == "all-linear" and (left := _other_experts(model)):
+        say(f"experts of {left} layers get no adapter: model type {model.config.model_type} is not known to have any")
+    if mixtures and lora.dropout:
+        say(f"lora.dropout {lora.dropout} holds for the linear layers; adapters of experts ({mixtures} layers) have none")
     return layers
 
 
-def merge_lora(model: PreTrainedModel, layers: dict[str, LoRALinear]) -> None:
-    """Replace every ``LoRALinear`` by a plain linear layer that holds ``W + scale * B A``, in the base dtype.
+def merge_lora(model: PreTrainedModel, layers: Mapping[str, Adapted]) -> None:
+    """Replace everything adapted by plain modules that hold ``W + scale * B A``, in the base dtype.
 
     A quantised base becomes dense, in fp32. The model must not have been fused.
     """
     for name, layer in layers.items():
+        if isinstance(layer, LoRAExpertWeight):
+            parent = name.rpartition(".")[0]
+            experts = model.get_submodule(parent)
+            if isinstance(experts, LoRAExperts):  # else its other projection came first
+                put_module(model, parent, experts.stock())
+            continue
         assert len(layer.group.layers) == 1, f"{name} is computed by a fused module"
         dtype = torch.float32 if layer.weight is None else layer.weight.dtype
         weight = (layer.base_OI(dtype).float() + layer.delta_OI()).to(dtype)
@@ -96,5 +144,25 @@ def put_module(model: nn.Module, name: str, module: nn.Module) -> None:
     model.get_submodule(parent).register_module(child, module)
 
 
-def _known(linears: list[str]) -> str:
-    return "linear layers here: " + ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linears}))
+def _adaptable(model: PreTrainedModel, family: Family | None) -> list[str]:
+    """Full names of all linear layers but the head, and of the experts modules that the family's record names."""
+    head = model.get_output_embeddings()
+    experts = f".{family.experts.module}" if family and family.experts else None
+    return [
+        name
+        for name, module in model.named_modules()
+        if (isinstance(module, nn.Linear | NF4Linear | LoRALinear) and module is not head)
+        or (experts is not None and name.endswith(experts))
+    ]
+
+
+def _other_experts(model: PreTrainedModel) -> int:
+    """How many stock experts modules are left: those of a family that is not known."""
+    return sum(
+        any(name in ("gate_up_proj", "down_proj") and p.ndim == 3 for name, p in module.named_parameters(recurse=False))
+        for module in model.get_decoder().modules()
+    )
+
+
+def _hint(known: list[str]) -> str:
+    return "linear layers and experts here: " + ", ".join(sorted({name.rsplit(".", 1)[-1] for name in known}))

@@ -22,7 +22,7 @@ def write_report(run: RunDir) -> None:
     verdict = read_json(run.verdict_file)
     manifest = read_json(run.manifest_file)
     outputs = {arm["arm"]: read_rows(run.evaluation / arm["arm"] / "outputs.jsonl") for arm in verdict["arms"]}
-    exported = run.export / "export.json"
+    exported, merged = run.export / "export.json", run.export / "merge.json"
     finer = [name for name in ("strict", "parse", "schema", "field_f1") if name in verdict["arms"][0]]
     page = render(
         "page.html.j2",
@@ -35,6 +35,7 @@ def write_report(run: RunDir) -> None:
         training=manifest["training"],
         data=read_json(run.data / "report.json"),
         files=read_json(exported) if exported.exists() else {},
+        merged=read_json(merged) if merged.exists() else {},
         stages=run.stages(),
         manifest=manifest,
         examples=_examples(outputs, verdict["candidate"], verdict["best_prompt"]),

@@ -10,6 +10,7 @@ of a step from (seed, step).
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tunesmith.layers.lora import LoRALinear
+from tunesmith.layers.experts import Adapted
 from tunesmith.models.adapter import WEIGHTS, adapter_state, load_adapter_state
 from tunesmith.rundir import read_json, sha256_file, whole_directory, write_json
 from tunesmith.track import say
@@ -54,7 +55,7 @@ def checkpoint_path(checkpoints: Path, step: int) -> Path:
 
 
 def save_checkpoint(
-    checkpoints: Path, layers: dict[str, LoRALinear], optimizer: torch.optim.Optimizer, progress: Progress
+    checkpoints: Path, layers: Mapping[str, Adapted], optimizer: torch.optim.Optimizer, progress: Progress
 ) -> None:
     """Write a checkpoint whole or not at all."""
     moments, numbers = optimizer_state(optimizer)
@@ -65,7 +66,7 @@ def save_checkpoint(
         write_json(directory / STATE, {**asdict(progress), "sha256": hashes})
 
 
-def load_checkpoint(directory: Path, layers: dict[str, LoRALinear], optimizer: torch.optim.Optimizer) -> Progress:
+def load_checkpoint(directory: Path, layers: Mapping[str, Adapted], optimizer: torch.optim.Optimizer) -> Progress:
     """Restore adapter, optimizer and progress."""
     state = read_json(directory / STATE)
     load_adapter_state(layers, load_file(directory / WEIGHTS))

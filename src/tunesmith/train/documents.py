@@ -23,10 +23,11 @@ Documents that begin alike may hold their beginning once (``train/prefix.py``). 
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -69,6 +70,24 @@ class Pack:
     predict_N: Tensor
     target_N: Tensor
 
+    def to(self, device: torch.device) -> "Pack":
+        """The same on another device; spans are plain numbers and stay. Copies to a GPU overlap with what runs there."""
+        if device == self.ids_1T.device:
+            return self
+        gpu = device.type == "cuda"
+        ids_1T, position_1T, predict_N, target_N = (
+            (tensor.pin_memory() if gpu else tensor).to(device, non_blocking=gpu)
+            for tensor in (self.ids_1T, self.position_1T, self.predict_N, self.target_N)
+        )
+        return Pack(ids_1T, position_1T, self.spans, predict_N, target_N)
+
+
+class Lists(NamedTuple):
+    """Lists of numbers one after another: list n is ``values[offsets[n] : offsets[n + 1]]``."""
+
+    offsets: np.ndarray
+    values: np.ndarray
+
 
 class Documents:
     """Token ids and supervised spans of many documents; nothing of them is copied before it is packed.
@@ -108,6 +127,11 @@ class Documents:
         """Row id of each document."""
         return [row_id for batch in self._batches for row_id in batch.column("row").to_pylist()]
 
+    def row_id(self, document: int) -> str:
+        """Row id of one document."""
+        batch, index = self._place(document)
+        return self._batches[batch].column("row")[index].as_py()
+
     def ids(self, document: int) -> np.ndarray:
         """Token ids of a document, int32, not to be written to."""
         return _element(self._ids, *self._place(document))
@@ -115,6 +139,11 @@ class Documents:
     def spans(self, document: int) -> np.ndarray:
         """Supervised spans of a document, int32, shape (spans, 2): start and end (excluded)."""
         return _element(self._spans, *self._place(document)).reshape(-1, 2)
+
+    def batches(self) -> Iterator[tuple[int, Lists, Lists]]:
+        """For whoever looks at all: first document, token ids and supervised spans of each record batch, as views."""
+        for number, (ids, spans) in enumerate(zip(self._ids, self._spans, strict=True)):
+            yield int(self._first[number]), ids, spans
 
     def _place(self, document: int) -> tuple[int, int]:
         assert 0 <= document < len(self), f"document {document} of {len(self)}"
@@ -306,13 +335,13 @@ def _list_array(lengths: np.ndarray, values: np.ndarray) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
 
 
-def _lists(batch: pa.RecordBatch, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Offsets and values of a list column, as views."""
+def _lists(batch: pa.RecordBatch, name: str) -> Lists:
+    """A list column, as views."""
     column = batch.column(name)
-    return column.offsets.to_numpy(), column.values.to_numpy()
+    return Lists(column.offsets.to_numpy(), column.values.to_numpy())
 
 
-def _element(lists: list[tuple[np.ndarray, np.ndarray]], batch: int, index: int) -> np.ndarray:
+def _element(lists: list[Lists], batch: int, index: int) -> np.ndarray:
     offsets, values = lists[batch]
     return values[offsets[index] : offsets[index + 1]]
 

@@ -1,22 +1,44 @@
-"""Before the first step: our path computes this model's loss, or the run stops.
+"""Before the first step: our path computes this model's loss, and every adapter can learn, or the run stops.
 
 A model type that nobody has tried can differ in ways that no error shows: logits that are scaled, attention that does not
 know of documents, a head with a bias. The loss would look healthy and be another model's. So two short documents go
 through the stock model, each alone, and through the packed path, together; a fresh adapter changes nothing, so the two
 losses are equal to rounding. It costs two short forward passes.
+
+Then the first rows of the run, some hundred tokens, go forward and backward once. Their loss has to be below ln V: a model
+that guesses worse than a fair die over its vocabulary was read with the wrong weights, tokenizer or head. Every adapter has
+to get a gradient: one that gets none is not part of the computation (a tower that no text passes through, a layer whose
+output a fused module makes by itself) and would stay zero while its parameters are counted. At the first step the gradient
+is that of B, and of DoRA's magnitudes; A's is zero, because B is. The gradient of experts is looked at for all experts of
+a layer together: a few hundred tokens need not reach each of them.
+
+Nothing of it is left behind: no gradient, no random number drawn, no weight touched; the run's bytes are those of a run
+without checks. What the data teach is checked in ``health_data.py``.
+
+Refused: a training step on a throw-away copy (twice the memory), and a check of every pack (the loop looks at every loss
+anyway).
+
+Shape suffixes: T tokens, V vocabulary.
 """
 
+import math
+from collections.abc import Mapping, Sequence
+
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
-from tunesmith.errors import ModelError
+from tunesmith.errors import ModelError, TrainingError
+from tunesmith.layers.dora import DoRALinear
+from tunesmith.layers.experts import Adapted
 from tunesmith.models.attention import PACKED
-from tunesmith.models.load import attention
-from tunesmith.train.documents import make_documents, make_pack
-from tunesmith.train.loop import mean_loss
+from tunesmith.models.load import attention, head_weight
+from tunesmith.train.documents import Documents, make_documents, make_pack
+from tunesmith.train.loop import mean_loss, step_gradients
 
 LENGTHS = (9, 24)  # tokens of the two documents
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}  # of the loss; measured below 2e-6 and 1e-2 on the known families
+FIRST_TOKENS = 512  # of the rows that go through once
 
 
 def _documents(model: PreTrainedModel) -> list[list[int]]:
@@ -30,7 +52,7 @@ def stock_loss(model: PreTrainedModel) -> float:
     """Mean cross-entropy (nats a token) of the two documents by the stock model's own logits; before ``fuse``."""
     losses = []
     for ids in _documents(model):
-        ids_1T = torch.tensor([ids])
+        ids_1T = torch.tensor([ids], device=head_weight(model).device)
         logits_TV = model(input_ids=ids_1T, use_cache=False).logits[0, :-1].float()
         losses.append(torch.nn.functional.cross_entropy(logits_TV, ids_1T[0, 1:], reduction="sum"))
     return float(sum(losses)) / (sum(LENGTHS) - len(LENGTHS))
@@ -57,3 +79,88 @@ def refuse_other_loss(model: PreTrainedModel, expected: float) -> None:
     if not abs(found - expected) <= tolerance * abs(expected):
         told = f"{kind}: the loss over packed documents is {found:.4f}, the stock model says {expected:.4f}"
         raise ModelError(told, hint)
+
+
+def first_rows(documents: Documents, packs: Sequence[Sequence[int]]) -> list[int]:
+    """The first documents of a step that teach something, together some ``FIRST_TOKENS`` tokens, at least one."""
+    chosen: list[int] = []
+    tokens = 0
+    for document in (document for pack in packs for document in pack):
+        spans = documents.spans(document)
+        if not len(spans) or int(spans[-1, 1]) < 2:  # nothing but a first token, which nothing predicts
+            continue
+        tokens += int(documents.lengths[document])
+        if chosen and tokens > FIRST_TOKENS:
+            break
+        chosen.append(document)
+    return chosen
+
+
+def check_adapter(model: PreTrainedModel, layers: Mapping[str, Adapted], documents: Documents, chosen: list[int]) -> float:
+    """Send the first rows forward and backward once, and look at what comes back. Leaves no trace.
+
+    Args:
+        layers: the adapted layers by name, as ``add_lora`` returned them, untrained.
+        documents: the training part.
+        chosen: what ``first_rows`` returned.
+
+    Returns:
+        Their mean loss (nats a supervised token).
+
+    Raises:
+        TrainingError: an adapter changes the model before it is trained, a loss or gradient is not finite, a loss is above
+            ln V, or an adapter gets no gradient.
+    """
+    if not chosen:
+        raise TrainingError("no row of the first step has a supervised token to predict", "supervise longer answers")
+    _refuse_delta(layers)
+    trained = {f"{name}.{key}": p for name, layer in layers.items() for key, p in layer.named_parameters() if p.requires_grad}
+    was_training, device = model.training, head_weight(model).device
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), attention(model.eval(), PACKED):
+            loss, _ = step_gradients(model, [make_pack(documents, chosen)])
+        _refuse_loss(loss, len(head_weight(model)), [documents.row_id(document) for document in chosen[:5]])
+        _refuse_gradients(trained)
+    finally:
+        model.train(was_training)
+        model.zero_grad(set_to_none=True)
+    return loss
+
+
+def _refuse_delta(layers: Mapping[str, Adapted]) -> None:
+    for name, layer in layers.items():
+        started = [key for key, p in layer.named_parameters() if p.requires_grad and "lora_B" in key and bool(p.any())]
+        if started or (isinstance(layer, DoRALinear) and bool(layer.delta_OI().any())):
+            raise TrainingError(
+                f"{name}: its adapter changes the model before it is trained ({', '.join(started) or 'lora_magnitude_vector'})",
+                "an adapter starts from B = 0; is the model adapted already?",
+            )
+
+
+def _refuse_loss(loss: float, vocabulary: int, rows: list[str]) -> None:
+    where = f"train rows {', '.join(rows)}"
+    if not math.isfinite(loss):
+        raise TrainingError(f"the base model's loss on {where} is {loss}", "use base: fp32; is the checkpoint whole?")
+    if loss >= math.log(vocabulary):
+        raise TrainingError(
+            f"the base model's loss on {where} is {loss:.2f} nats a token, above the {math.log(vocabulary):.2f} of guessing "
+            f"among {vocabulary:,} tokens",
+            "do weights, tokenizer and chat template belong together? a random or damaged model looks like this",
+        )
+
+
+def _refuse_gradients(trained: Mapping[str, nn.Parameter]) -> None:
+    """A is left out where it is zero: its gradient is B times something, and B is zero."""
+    largest = {name: 0.0 if p.grad is None else float(p.grad.abs().max()) for name, p in trained.items()}
+    odd = [name for name, size in largest.items() if not math.isfinite(size)]
+    if odd:
+        raise TrainingError(
+            f"{odd[0]}: its first gradient is not finite, nor {len(odd) - 1} of {len(trained) - 1} others", "use base: fp32"
+        )
+    idle = [name for name, size in largest.items() if size == 0.0 and "lora_A" not in name]
+    if idle:
+        raise TrainingError(
+            f"{idle[0]}: no gradient reaches it on the first rows, nor {len(idle) - 1} of {len(trained) - 1} others; "
+            "training would leave it at zero",
+            "leave it out of lora.target_modules",
+        )

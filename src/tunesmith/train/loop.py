@@ -13,7 +13,7 @@ A loss that is not finite stops the run with the documents that caused it; peers
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -24,8 +24,9 @@ from transformers import PreTrainedModel
 
 from tunesmith import hardware
 from tunesmith.errors import TrainingError
+from tunesmith.kernels import half
 from tunesmith.kernels.cross_entropy import linear_cross_entropy
-from tunesmith.layers.lora import LoRALinear
+from tunesmith.layers.experts import Adapted
 from tunesmith.models.attention import PACKED
 from tunesmith.models.fuse import narrows
 from tunesmith.models.load import attention, decoder, head_weight
@@ -69,13 +70,15 @@ class Trained:
 
 
 def pack_loss(model: PreTrainedModel, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed cross-entropy (fp32, nats) and right top-1 guesses over a pack's supervised tokens."""
+    """Summed cross-entropy (fp32, nats) and right top-1 guesses over a pack's supervised tokens, where the model is."""
+    head_VD = head_weight(model)
+    pack = pack.to(head_VD.device)
     hidden_XD = decoder(model)(
         input_ids=pack.ids_1T, position_ids=pack.position_1T, spans=pack.spans, rows_N=pack.predict_N, use_cache=False
     ).last_hidden_state[0]
     hidden_ND = hidden_XD if narrows(model) else hidden_XD[pack.predict_N]
-    softcap = model.config.to_dict().get("final_logit_softcapping")
-    return linear_cross_entropy(hidden_ND, head_weight(model), pack.target_N, softcap=softcap)
+    softcap = vars(model.config).get("final_logit_softcapping")
+    return linear_cross_entropy(hidden_ND, head_VD, pack.target_N, softcap=softcap)
 
 
 def step_packs(documents: Documents, packs: list[tuple[int, ...]], capacity: int) -> list[Pack]:
@@ -97,13 +100,14 @@ def step_gradients(model: PreTrainedModel, packs: list[Pack]) -> tuple[float, fl
         Mean loss (nats a supervised token) and top-1 accuracy over the step.
     """
     total = sum(len(pack.target_N) for pack in packs)
-    loss, correct = 0.0, 0
+    sums, right = [], []
     for pack in packs:
         pack_sum, pack_correct = pack_loss(model, pack)
         (pack_sum / total).backward()
-        loss += float(pack_sum.detach())
-        correct += int(pack_correct)
-    return loss / total, correct / total
+        sums.append(pack_sum.detach())
+        right.append(pack_correct)
+    # Read when all is under way: a GPU runs one pack while the next is copied to it.
+    return sum(map(float, sums)) / total, sum(map(int, right)) / total
 
 
 @torch.no_grad()
@@ -111,12 +115,9 @@ def mean_loss(model: PreTrainedModel, packs: list[Pack]) -> float:
     """Mean cross-entropy (nats a supervised token) over packs, without dropout."""
     was_training = model.training
     model.eval()
-    loss, total = 0.0, 0
-    for pack in packs:
-        loss += float(pack_loss(model, pack)[0])
-        total += len(pack.target_N)
+    sums = [pack_loss(model, pack)[0] for pack in packs]
     model.train(was_training)
-    return loss / total
+    return sum(map(float, sums)) / sum(len(pack.target_N) for pack in packs)
 
 
 def is_overfitting(dev_losses: list[tuple[int, float, float]]) -> bool:
@@ -130,11 +131,10 @@ def is_overfitting(dev_losses: list[tuple[int, float, float]]) -> bool:
 
 def fit(
     model: PreTrainedModel,
-    layers: dict[str, LoRALinear],
+    layers: Mapping[str, Adapted],
     train: Documents,
     steps: Steps,
     dev: Documents,
-    dev_packs: list[tuple[int, ...]],
     recipe: Recipe,
     checkpoints: Path,
     metrics: MetricsLog,
@@ -144,7 +144,6 @@ def fit(
 
     Args:
         steps: all optimizer steps in order, documents of ``train`` by index.
-        dev_packs: documents of ``dev`` by index, packed.
         inputs: fingerprint of data, model and recipe; only checkpoints that carry it are resumed from.
 
     Raises:
@@ -152,7 +151,7 @@ def fit(
     """
     hardware.keep_freed_memory()
     optimizer = make_optimizer(layers, recipe.train)
-    dev_batches = step_packs(dev, dev_packs, recipe.train.max_length)
+    dev_packs = step_packs(dev, [tuple(range(len(dev)))], recipe.train.max_length)
     eval_steps = _eval_steps(steps.epoch_ends, recipe.train.evals_per_epoch)
     done = _resume(checkpoints, inputs, layers, optimizer, metrics)
     seconds, tokens, since_eval = 0.0, 0, []
@@ -161,20 +160,20 @@ def fit(
         bar.advance(done.step)
         while done.step < len(steps):
             started = time.perf_counter()
-            record = _optimizer_step(model, train, steps[done.step], done.step, len(steps), optimizer, recipe)
+            record = _optimizer_step(model, train, steps, done.step, optimizer, recipe)
             done.step += 1
             seconds += time.perf_counter() - started
             tokens += record["tokens"]
             since_eval.append(record["loss"])
             note = f"loss {record['loss']:.3f}  {tokens / seconds:,.0f} tokens/s"
             if done.step in eval_steps:
-                dev_loss = mean_loss(model, dev_batches)
+                dev_loss = mean_loss(model, dev_packs)
                 done.dev_losses.append((done.step, dev_loss, sum(since_eval) / len(since_eval)))
                 since_eval = []
                 record["dev_loss"] = dev_loss
                 note += f"  dev {dev_loss:.3f}"
                 save_checkpoint(checkpoints, layers, optimizer, done)
-            metrics.append({"step": done.step, "epoch": steps[done.step - 1][0], **record})
+            metrics.append(record)
             bar.advance(note=note)
     hardware.release_freed_memory()
     overfit = is_overfitting(done.dev_losses)
@@ -201,37 +200,43 @@ def _deterministic(wanted: bool) -> Iterator[None]:
 def _optimizer_step(
     model: PreTrainedModel,
     train: Documents,
-    step: Step,
+    steps: Steps,
     number: int,
-    total_steps: int,
     optimizer: torch.optim.Optimizer,
     recipe: Recipe,
 ) -> dict[str, float]:
+    """Step ``number`` (from 0): gradients, clipping, update; what the metrics say of it."""
+    epoch, chosen = steps[number]
+    half.reset_overflow_rows()
     torch.manual_seed(recipe.seed * 1_000_003 + number)  # dropout of this step, whatever came before
-    rate = learning_rate(recipe.train, number, total_steps)
+    rate = learning_rate(recipe.train, number, len(steps))
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_ratio"]
-    packs = step_packs(train, step[1], recipe.train.max_length)
+    packs = step_packs(train, chosen, recipe.train.max_length)
     loss, accuracy = step_gradients(model, packs)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, recipe.train.max_grad_norm))
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-        documents = sorted(d for chosen in step[1] for d in chosen)
+        rows = [train.row_id(document) for document in sorted(d for pack in chosen for d in pack)[:20]]
         raise TrainingError(
-            f"step {number + 1}: loss {loss}, gradient norm {grad_norm} on train documents {documents[:20]}",
+            f"step {number + 1}: loss {loss}, gradient norm {grad_norm} on train rows {', '.join(rows)}",
             "lower train.learning_rate, or use base: fp32",
         )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    tokens = sum(int(train.lengths[document]) for chosen in step[1] for document in chosen)
+    tokens = sum(int(train.lengths[document]) for pack in chosen for document in pack)
     computed = sum(pack.ids_1T.shape[1] for pack in packs)
+    rescued = half.overflow_rows()  # None where nothing is computed in fp16
     return {
+        "step": number + 1,
+        "epoch": epoch,
         "loss": loss,
         "accuracy": accuracy,
         "learning_rate": rate,
         "grad_norm": grad_norm,
         "tokens": tokens,
         "computed_tokens": computed,
+        **({} if rescued is None else {"fp16_rescued_rows": rescued}),
     }
 
 
@@ -247,7 +252,7 @@ def _eval_steps(epoch_ends: list[int], evals_per_epoch: int) -> set[int]:
 def _resume(
     checkpoints: Path,
     inputs: str,
-    layers: dict[str, LoRALinear],
+    layers: Mapping[str, Adapted],
     optimizer: torch.optim.Optimizer,
     metrics: MetricsLog,
 ) -> Progress:

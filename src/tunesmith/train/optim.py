@@ -17,16 +17,18 @@ safetensors and JSON hold. bitsandbytes' ``load_state_dict`` would put a paged m
 so its tensors are made anew by the optimizer itself and filled in place.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from tunesmith.errors import MissingPackage, TrainingError
 from tunesmith.layers.dora import DoRALinear
-from tunesmith.layers.lora import LoRALinear
+from tunesmith.layers.experts import Adapted
 from tunesmith.recipe import Train
 
 
-def make_optimizer(layers: dict[str, LoRALinear], train: Train) -> torch.optim.Optimizer:
+def make_optimizer(layers: Mapping[str, Adapted], train: Train) -> torch.optim.Optimizer:
     """The recipe's optimizer over all trained tensors of the layers.
 
     Returns:

@@ -1,0 +1,129 @@
+"""Merge a run's adapter, and measure on dev what the choice of the base weights means.
+
+An adapter that was trained on NF4 can be merged into the weights that it was trained on, dequantised, or into the 16-bit
+original. Which is better is a question with an answer: the dev loss of both, beside that of the adapter as it was trained.
+The form that is written is read back from the disk and measured; of the other, the original with the adapter on it computes
+the same as a merge, and the dequantised one is merged into a directory that is removed again. A dense model that fits
+neither the GPU nor the machine's memory is not measured, and the line says so.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunesmith import hardware
+from tunesmith.api.stage import renderer
+from tunesmith.recipe import Recipe
+from tunesmith.rundir import RunDir, read_json, write_json
+from tunesmith.track import say
+
+if TYPE_CHECKING:
+    import torch
+
+ROOM = 1.5  # of a dense model's bytes: weights, activations of one pack and what the loader holds on the way
+
+
+def merge_adapter(run: RunDir) -> None:
+    """Write ``export/merged/`` and ``export/merge.json``, and ``export/adapter-vllm/`` where it differs from ``adapter/``.
+
+    Raises:
+        ExportError: as ``export.merge.merge``.
+    """
+    from tunesmith.export.base import held_in_nf4
+    from tunesmith.export.merge import merge
+
+    recipe = run.recipe()
+    directory, made = renderer(recipe)
+    held = held_in_nf4(directory, recipe.base == "nf4", recipe.per_layer_embeddings == "nf4")
+    merged = merge(directory, run.adapter, run.merged, held, recipe.export.merge_into, recipe.towers, made.template)
+    say(f"export: merged {merged.targets} weights into the {_base(merged.into, merged.dequantized)}, {merged.dtype}")
+    facts = merged.facts()
+    if recipe.base == "nf4":
+        losses = _dev_losses(run, recipe, directory, merged.dtype, merged.nbytes)
+        facts |= {"dev_loss": losses, "told": _told(losses, "32-bit" if merged.dtype == "float32" else "16-bit")}
+        say(f"export: {facts['told']}")
+    write_json(run.export / "merge.json", facts)
+    _write_for_vllm(run, recipe, directory)
+
+
+def _base(into: str, dequantized: int) -> str:
+    if into == "original":
+        return "original"
+    return "dequantised base" if dequantized else "base"
+
+
+def _write_for_vllm(run: RunDir, recipe: Recipe, directory: Path) -> None:
+    from tunesmith.export.adapter import LARGEST_RANK, write_vllm_adapter
+
+    if recipe.lora.use_dora or recipe.lora.r > LARGEST_RANK:
+        return  # vLLM takes such an adapter in no form
+    target = run.export / "adapter-vllm"
+    doubled = write_vllm_adapter(directory, run.adapter, target)
+    if doubled is not None:
+        repeated = f"k_proj repeated under v_proj in {doubled} layers, " if doubled else ""
+        say(f"export: adapter for vLLM in {target} ({repeated}names of the checkpoint)")
+
+
+def _dev_losses(run: RunDir, recipe: Recipe, directory: Path, dtype: str, nbytes: int) -> dict[str, float | None]:
+    """Mean dev loss in nats a supervised token: merged both ways, and the adapter as it was trained; None: not measured."""
+    from tunesmith.export.base import held_in_nf4, read_stored
+    from tunesmith.export.merge import merge
+    from tunesmith.models.precision import precision
+
+    _, compute = precision(recipe.base, recipe.train.compute, directory)
+    device = _place(nbytes // (4 if dtype == "float32" else 2) * (4 if compute == "fp32" else 2))
+    losses: dict[str, float | None] = dict.fromkeys(("trained", "original"))
+    if device is not None:
+        into = recipe.export.merge_into
+        losses[into] = _dev_loss(run, recipe, run.merged, compute, device, with_adapter=False)
+        if into == "original":
+            with tempfile.TemporaryDirectory(dir=run.export, prefix=".trained-") as temporary:
+                other = Path(temporary) / "merged"
+                held = held_in_nf4(directory, True, recipe.per_layer_embeddings == "nf4")
+                merge(directory, run.adapter, other, held, "trained", "drop")
+                losses["trained"] = _dev_loss(run, recipe, other, compute, device, with_adapter=False)
+        elif not any(weight.is_nf4 for weight in read_stored(directory).values()):
+            losses["original"] = _dev_loss(run, recipe, directory, compute, device, with_adapter=True)
+    return {**losses, "adapter": read_json(run.manifest_file)["training"]["best_dev_loss"]}
+
+
+def _dev_loss(run: RunDir, recipe: Recipe, directory: Path, compute: Any, device: "torch.device", with_adapter: bool) -> float:
+    from tunesmith.models.adapter import load_adapter_state, read_adapter
+    from tunesmith.models.attention import PACKED
+    from tunesmith.models.fuse import fuse
+    from tunesmith.models.load import attention, load_model
+    from tunesmith.models.swap import add_lora
+    from tunesmith.train.documents import Documents
+    from tunesmith.train.loop import mean_loss, step_packs
+
+    model = load_model(directory, compute, None, device)
+    if with_adapter:
+        load_adapter_state(add_lora(model, recipe.lora, recipe.seed), read_adapter(run.adapter))
+    fuse(model)
+    dev = Documents.open(run.tokens("dev"))
+    with attention(model, PACKED):
+        return mean_loss(model, step_packs(dev, [tuple(range(len(dev)))], recipe.train.max_length))
+
+
+def _place(nbytes: int) -> "torch.device | None":
+    """Where a dense model of this size can be measured: the GPU, the CPU, or nowhere."""
+    import torch
+
+    from tunesmith.models.device import best_device
+
+    device = best_device()
+    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] >= ROOM * nbytes:
+        return device
+    memory = hardware.describe()["memory_bytes"]
+    assert isinstance(memory, int)
+    return torch.device("cpu") if memory >= ROOM * nbytes else None
+
+
+def _told(losses: dict[str, float | None], width: str) -> str:
+    def number(loss: float | None) -> str:
+        return "not measured" if loss is None else f"{loss:.4f}"
+
+    return (
+        f"dev loss merged into the dequantised base {number(losses['trained'])}, into the {width} original "
+        f"{number(losses['original'])}, adapter unmerged {number(losses['adapter'])}"
+    )

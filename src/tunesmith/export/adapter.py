@@ -1,0 +1,96 @@
+"""The adapter in the form that vLLM applies as it was trained.
+
+Two things differ from the PEFT directory of a run. vLLM serves a multimodal checkpoint under the checkpoint's own names, so
+the adapter takes them. And some models have layers whose values are their keys: there is a k_proj and no v_proj. vLLM loads
+the keys' weight into both slots of its packed q, k and v, but packs only those adapters that exist, so an adapter on k_proj
+would change the keys and leave the values as they were. Here such an adapter stands a second time, under v_proj. llama.cpp
+and stock transformers compute the values from the adapted keys and take the plain directory.
+
+Which layers these are is read from the checkpoint (a k_proj without a v_proj), so no fact of a family can be out of date.
+
+DoRA is refused, as vLLM refuses it, and so is a rank above those it takes; merge such an adapter.
+
+Sources: vLLM 0.33 ``lora/model_manager.py`` (``_create_merged_loras_inplace``), ``lora/peft_helper.py``
+(``_validate_features``), ``config/lora.py`` (``MaxLoRARanks``). Held here by merging, not by running vLLM.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from tunesmith.errors import ExportError
+from tunesmith.models.adapter import CONFIG, PREFIX, WEIGHTS, read_adapter
+from tunesmith.models.checkpoint_names import Naming, checkpoint_files, naming
+from tunesmith.rundir import whole_directory, write_json
+
+LARGEST_RANK = 512
+
+
+def write_vllm_adapter(base: Path, adapter: Path, target: Path) -> int | None:
+    """Write the adapter directory for vLLM, if it differs from the PEFT one.
+
+    Args:
+        base: directory of the base model (safetensors).
+        adapter: PEFT adapter directory.
+        target: directory to write, whole or not at all.
+
+    Returns:
+        Layers whose k_proj adapter stands under v_proj too; None if the two forms are the same and nothing was written.
+
+    Raises:
+        ExportError: DoRA, or a rank that vLLM does not take, where the form differs.
+        ModelError: base or adapter cannot be read.
+    """
+    names = naming(base)
+    doubled = keys_are_values(name for stored in checkpoint_files(base) if (name := names.of_model(stored)) is not None)
+    state = read_adapter(adapter)
+    made = vllm_state(state, names, doubled)
+    if made.keys() == state.keys():
+        return None
+    config: dict[str, Any] = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
+    if config.get("use_dora"):
+        raise ExportError(f"{adapter}: vLLM does not apply DoRA", "serve the merged model")
+    if config["r"] > LARGEST_RANK:
+        raise ExportError(f"{adapter}: rank {config['r']}, vLLM takes {LARGEST_RANK} at most", "serve the merged model")
+    experts = [names.of_checkpoint(name) for name in config.get("target_parameters") or []]
+    if experts:
+        config["target_parameters"] = experts
+    # Full names take the place of a list or a pattern of the recipe, which could not say where v_proj is meant.
+    apart = tuple(f"{PREFIX}{name.rpartition('.')[0]}." for name in experts)
+    linears = {key.rsplit(".lora_", 1)[0].removeprefix(PREFIX) for key in made if not key.startswith(apart)}
+    config["target_modules"] = sorted(linears)
+    with whole_directory(target) as directory:
+        write_json(directory / CONFIG, config)
+        save_file(made, directory / WEIGHTS, metadata={"format": "pt"})
+    return sum(f"{PREFIX}{layer}.k_proj.lora_A.weight" in state for layer in doubled)
+
+
+def keys_are_values(names: Iterable[str]) -> list[str]:
+    """Attention modules that have a k_proj and no v_proj, in the order of the names.
+
+    Args:
+        names: of the text model's tensors.
+    """
+    known = list(dict.fromkeys(names))
+    values = {name.removesuffix(".v_proj.weight") for name in known if name.endswith(".v_proj.weight")}
+    keys = [name.removesuffix(".k_proj.weight") for name in known if name.endswith(".k_proj.weight")]
+    return [module for module in keys if module not in values]
+
+
+def vllm_state(state: dict[str, torch.Tensor], names: Naming, doubled: Iterable[str]) -> dict[str, torch.Tensor]:
+    """The tensors under the checkpoint's names, and those of k_proj under v_proj too for the ``doubled`` modules.
+
+    A pure function; the doubled tensors are copies.
+    """
+    made = {PREFIX + names.of_checkpoint(key.removeprefix(PREFIX)): tensor for key, tensor in state.items()}
+    for module in doubled:
+        old = f"{PREFIX}{module}.k_proj."
+        for key, tensor in state.items():
+            if key.startswith(old):
+                name = f"{module}.v_proj.{key.removeprefix(old)}"
+                made[PREFIX + names.of_checkpoint(name)] = tensor.clone()
+    return made

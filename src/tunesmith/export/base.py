@@ -1,0 +1,191 @@
+"""The weights of the base as training held them, a few rows at a time.
+
+What training held in NF4 is quantised here from the same tensors by the same kernels, and dequantised in fp32: the values are
+those that the adapter was trained on, not yet rounded to 16 bits. Which weights these are is asked of the loader's own rule
+(``models/quantize.py``) on a model without memory. A checkpoint that lies in NF4 says it itself.
+
+Memory: a weight in 4 bits is made from the mapped file, which is given back before the first row is dequantised; a weight
+that is not quantised is never held whole. Experts that are stored one by one are quantised together, as one weight, because
+the scales of NF4 are themselves quantised over the whole; that weight is kept until its last part is written.
+
+Shape suffixes: P some of the rows, I columns.
+"""
+
+import functools
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM
+
+from tunesmith.errors import ExportError
+from tunesmith.export.plan import Stored, Write
+from tunesmith.export.shards import DTYPES
+from tunesmith.kernels.nf4 import BLOCK, NF4, dequantize_nf4, nf4_part, quantize_nf4_parts
+from tunesmith.layers.nf4 import QUANT_STATE, NF4Weight
+from tunesmith.models.checkpoint import read_config
+from tunesmith.models.checkpoint_names import checkpoint_files
+from tunesmith.models.embeddings import per_layer_table
+from tunesmith.models.quantize import STACKS, quantized_experts, quantized_linears
+
+PIECE = 2**22  # weights computed at a time: 16 MB in fp32
+
+
+@dataclass(frozen=True)
+class Held:
+    """The model's names of the weights that training quantised to NF4 as it loaded a dense checkpoint.
+
+    Attributes:
+        weights: linear layers and stacks of experts, in blocks over the flat weight.
+        tables: embedding tables, whose rows have blocks of their own.
+    """
+
+    weights: frozenset[str] = frozenset()
+    tables: frozenset[str] = frozenset()
+
+
+def held_in_nf4(base: Path, weights: bool, table: bool) -> Held:
+    """What the loader quantises.
+
+    Args:
+        base: directory of the base model (safetensors).
+        weights: whether training used ``base: nf4``.
+        table: whether training held the per-layer embeddings in NF4.
+
+    Raises:
+        ModelError: the configuration cannot be read.
+    """
+    if weights and any(name.endswith(QUANT_STATE) for name in checkpoint_files(base)):
+        weights = False  # the loader takes what lies in 4 bits there, and quantises nothing else
+    if not (weights or table):
+        return Held()
+    config, _ = read_config(base)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    names: set[str] = set()
+    if weights:
+        names |= {f"{name}.weight" for name in quantized_linears(model)}
+        names |= {f"{name}.{stack}" for name in quantized_experts(model) for stack in STACKS}
+    found = per_layer_table(config.model_type, model.state_dict()) if table else None
+    return Held(frozenset(names), frozenset() if found is None else frozenset({f"{found}.weight"}))
+
+
+def read_stored(base: Path) -> dict[str, Stored]:
+    """The weights of a checkpoint by its own names, from the headers; the tensors of a 4-bit weight are one weight.
+
+    Raises:
+        ModelError: no safetensors there, or a damaged file.
+        ExportError: a dtype that is not known.
+    """
+    files = checkpoint_files(base)
+    four_bit = {name.removesuffix(f".{QUANT_STATE}") for name in files if name.endswith(QUANT_STATE)}
+    stored: dict[str, Stored] = {}
+    for name, file in files.items():
+        if name in four_bit:
+            weight = _read_nf4(name, files)
+            stored[name] = Stored(file, tuple(weight.shape), weight.dtype, is_nf4=True)
+            continue
+        if f"{name.partition('.weight.')[0]}.weight" in four_bit:
+            continue
+        with safe_open(file, framework="pt") as opened:
+            found = opened.get_slice(name)
+            if found.get_dtype() not in DTYPES:
+                raise ExportError(f"{file}: {name} has dtype {found.get_dtype()}", f"known: {', '.join(sorted(DTYPES))}")
+            stored[name] = Stored(file, tuple(found.get_shape()), DTYPES[found.get_dtype()])
+    return stored
+
+
+class Base:
+    """Reads and, where training did, quantises the weights of a checkpoint.
+
+    Args:
+        base: directory of the base model.
+        stored: what lies in it.
+        writes: the plan.
+    """
+
+    def __init__(self, base: Path, stored: Mapping[str, Stored], writes: Iterable[Write]):
+        self._stored, self._files = stored, checkpoint_files(base)
+        self._members: dict[str, list[Write]] = {}
+        for write in writes:
+            self._members.setdefault(write.stack, []).append(write)
+        self._quantized = functools.lru_cache(maxsize=1)(self._quantize)  # the parts of a stack come one after another
+
+    def rows(self, write: Write) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """A tensor from front to back: (number of the matrix, first row, rows).
+
+        The rows are in the dtype of the checkpoint, or in fp32 where they come from 4 bits. A tensor with one dimension or
+        none is one row; one with more than three comes whole.
+        """
+        if len(write.shape) not in (2, 3):
+            with safe_open(self._stored[write.source].file, framework="pt") as opened:
+                yield 0, 0, opened.get_tensor(write.source)
+            return
+        rows, columns = write.shape[-2:]
+        step = max(1, PIECE // max(1, columns))
+        places = [
+            (number, first, min(first + step, rows))
+            for number in range(math.prod(write.shape[:-2]))
+            for first in range(0, rows, step)
+        ]
+        if write.form != "dense":
+            q, begin = self._quantized(write.stack), _offset(write)
+            width = _width(write)
+            for number, first, end in places:
+                start = begin + (number * rows + first) * width
+                run, place = nf4_part(q, start, start + (end - first) * width)
+                yield number, first, dequantize_nf4(run, torch.float32)[place:].view(end - first, width)[:, :columns]
+            return
+        with safe_open(self._stored[write.source].file, framework="pt") as opened:
+            found = opened.get_slice(write.source)
+            for number, first, end in places:
+                yield number, first, found[first:end] if len(write.shape) == 2 else found[number : number + 1, first:end][0]
+
+    def _quantize(self, stack: str) -> NF4:
+        """A weight in 4 bits as training held it; parts of a stack in the order of its flat run."""
+        members = sorted(self._members[stack], key=lambda write: (write.part.expert, write.part.part) if write.part else (0, 0))
+        first = members[0]
+        if first.form == "nf4":
+            return _read_nf4(first.source, self._files).q
+        shape = (*first.shape[:-1], _width(first))
+        if first.part is not None:
+            shape = (len(members) // first.part.parts, first.shape[0] * first.part.parts, first.shape[1])
+        return quantize_nf4_parts((piece for write in members for piece in self._read(write)), shape, "cpu")
+
+    def _read(self, write: Write) -> Iterator[torch.Tensor]:
+        """The stored tensor in pieces; rows of a table are filled up with zeros to whole blocks."""
+        with safe_open(self._stored[write.source].file, framework="pt") as opened:
+            tensor = opened.get_tensor(write.source)
+        missing = _width(write) - write.shape[-1]
+        if not missing:
+            yield tensor
+            return
+        for piece_PI in tensor.split(max(1, PIECE // write.shape[-1])):
+            yield torch.nn.functional.pad(piece_PI, (0, missing))
+
+
+def _width(write: Write) -> int:
+    """Columns of the quantised weight."""
+    columns = write.shape[-1]
+    return -(-columns // BLOCK) * BLOCK if write.form == "requantized rows" else columns
+
+
+def _offset(write: Write) -> int:
+    """Where a tensor begins in the flat weight of its stack."""
+    if write.part is None:
+        return 0
+    rows, columns = write.shape
+    return (write.part.expert * write.part.parts + write.part.part) * rows * columns
+
+
+def _read_nf4(name: str, files: Mapping[str, Path]) -> NF4Weight:
+    """A weight that lies in NF4 in the checkpoint."""
+    parts = {key.removeprefix(name).removeprefix("."): key for key in files if key == name or key.startswith(f"{name}.")}
+    state: dict[str, torch.Tensor] = {}
+    for part, key in parts.items():
+        with safe_open(files[key], framework="pt") as opened:
+            state[part] = opened.get_tensor(key)
+    return NF4Weight.from_state(name, state)

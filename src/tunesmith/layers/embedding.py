@@ -1,0 +1,90 @@
+"""Frozen embedding tables that do not lie in the device's memory as they are.
+
+A table is read a row at a time, so it need not be where the products are. One family has a table of 262,144 x 8,960: half
+of its weights, of which a step of 8,192 tokens reads 3 %. ``HostEmbedding`` leaves it in host memory and copies the rows that
+are asked for; ``NF4Embedding`` (``layers/nf4.py``) holds it in 4.13 bits a weight. ``FrozenEmbedding`` is either of them in
+the place of a stock embedding, with its scale.
+
+Refused: accelerate's offload, which copies the whole table in every forward; and a gather by the device out of pinned memory,
+which pins all of it.
+
+Cost on a GPU: the ids come to the host, which waits for what was queued before; the rows follow in one copy from pinned
+memory that the device does not wait for (17.9 KB a token there). On a CPU it costs nothing.
+
+Source: the scaled word embeddings of transformers 5.23, whose forward is the oracle of the tests.
+
+Shape suffixes: V rows of a table, D its width, T tokens (all leading dimensions flattened).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tunesmith.errors import ModelError
+from tunesmith.layers.nf4 import NF4Embedding
+
+
+class HostEmbedding(nn.Module):
+    """A frozen table that stays in host memory wherever the model goes.
+
+    Args:
+        table_VD: the table, on the CPU; it is held, not copied.
+    """
+
+    def __init__(self, table_VD: Tensor):
+        super().__init__()
+        assert table_VD.device.type == "cpu"
+        self.weight = nn.Parameter(table_VD.detach(), requires_grad=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Int64 of shape (...) on any device to (..., D) on that device, in the dtype of the table."""
+        ids_T = ids.reshape(-1).cpu()
+        shape = (*ids.shape, self.weight.shape[1])
+        if not ids.is_cuda:
+            return self.weight.index_select(0, ids_T).view(shape).to(ids.device)
+        # PyTorch's pinned allocator gives the buffer to nobody before the copy out of it is done.
+        rows_TD = torch.empty(len(ids_T), shape[-1], dtype=self.weight.dtype, pin_memory=True)
+        torch.index_select(self.weight, 0, ids_T, out=rows_TD)
+        return rows_TD.to(ids.device, non_blocking=True).view(shape)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "HostEmbedding":
+        """Stay: neither a move of the model nor a change of its dtype reaches the table."""
+        return self
+
+    def extra_repr(self) -> str:
+        """As ``nn.Embedding``, and the place."""
+        return f"{self.weight.shape[0]}, {self.weight.shape[1]}, on the CPU"
+
+
+class FrozenEmbedding(nn.Module):
+    """A stock embedding whose rows come from another table; the scale of its output is kept.
+
+    Args:
+        rows: where they come from.
+        scale: scalar tensor that the output is multiplied by, in the dtype of the rows; None for none.
+    """
+
+    scale: Tensor | None
+
+    def __init__(self, rows: HostEmbedding | NF4Embedding, scale: Tensor | None):
+        super().__init__()
+        self.rows = rows
+        self.register_buffer("scale", scale, persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Int64 of shape (...) to (..., D)."""
+        rows = self.rows(ids)
+        return rows if self.scale is None else rows * self.scale.to(rows.dtype)
+
+
+def scale_of(stock: nn.Embedding, name: str) -> Tensor | None:
+    """The scalar that a stock embedding multiplies its rows by, None for a plain one.
+
+    Raises:
+        ModelError: an embedding of another class whose scale is not known.
+    """
+    scale = dict(stock.named_buffers()).get("embed_scale")
+    if type(stock) is not nn.Embedding and scale is None:
+        raise ModelError(f"{name}: its embedding is a {type(stock).__name__}, not a plain or scaled one", "leave it as it is")
+    return scale

