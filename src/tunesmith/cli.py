@@ -67,7 +67,10 @@ Quarantine = Annotated[
 Model = Annotated[
     str | None, typer.Option("--model", help="Hub id, directory or .gguf file: render every row with its template.")
 ]
-Template = Annotated[Path | None, typer.Option("--template", help="Jinja file in place of the model's chat template.")]
+Template = Annotated[
+    Path | None,
+    typer.Option("--template", help="Jinja file in place of the model's chat template, or the name of one of ours."),
+]
 
 
 @app.command()

@@ -8,7 +8,7 @@
     checkpoints/     step-000120/ and so on
     adapter/         PEFT format, the best checkpoint
     evaluation/      one folder per arm, selection.json, verdict.json
-    export/          merged/, *.gguf, export.json
+    export/          merged/, merge.json, *.gguf, export.json, adapter-vllm/ where vLLM needs its own form
     report.html      the page
 
 Every file appears whole or not at all: it is written under a temporary name, flushed to the disk, and renamed. A stage

@@ -21,7 +21,7 @@ from transformers import (
 from tunesmith.errors import ExportError, ModelError
 from tunesmith.export import base as export_base
 from tunesmith.export import merge as export_merge
-from tunesmith.export import shards
+from tunesmith.models import shards
 from tunesmith.export.base import held_in_nf4
 from tunesmith.export.merge import merge
 from tunesmith.layers.nf4 import NF4Linear
@@ -267,7 +267,7 @@ def test_what_is_killed_or_finds_no_room_leaves_the_old_directory(tmp_path, monk
     merge(base, adapter, target)
     before = (target / "model.safetensors").read_bytes()
     monkeypatch.setattr(shards.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
-    with pytest.raises(ExportError, match=r"the merged model takes 0.00 GB, 0.00 GB are free"):
+    with pytest.raises(ExportError, match=r"the model takes 0.00 GB, 0.00 GB are free"):
         merge(base, adapter, target)
     monkeypatch.undo()
     writes = []

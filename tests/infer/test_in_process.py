@@ -1,7 +1,7 @@
 import pytest
 import torch
-from tiny_families import TINY, random_model
 
+from tiny_families import TINY, random_model
 from tunesmith.chat.render import Renderer
 from tunesmith.errors import RunError
 from tunesmith.infer.in_process import InProcessEngine, _common_prefix
@@ -41,9 +41,7 @@ def test_equals_generate_one_by_one(tiny_model, tokenizer, system, batch_size):
         said = expected[:-1] if stopped else expected
         assert answer.text == tokenizer.decode(said) and answer.new_tokens == len(expected)
         assert answer.finished == stopped and answer.prompt_tokens == prompt_ids.shape[1]
-    assert len({a.new_tokens for a in answers}) > 1 and any(
-        a.finished for a in answers
-    )  # rows left at different times
+    assert len({a.new_tokens for a in answers}) > 1 and any(a.finished for a in answers)  # rows left at different times
 
 
 def test_prompt_that_exceeds_the_context(tiny_model, tokenizer):

@@ -21,7 +21,7 @@ def _mlp(activation="silu", dropout=0.0, bias=False, ranks=(2, 3, 4), offset=0.0
         layer.lora_B.data = torch.randn(outputs, r, dtype=layer.lora_A.dtype)
         layers.append(layer)
     norm = Norm(torch.randn(D, dtype=dtype), 1e-5, offset)
-    return FusedMLP(*layers, activation, norm)
+    return FusedMLP({"gate_proj": layers[0], "up_proj": layers[1]}, layers[2], activation, norm)
 
 
 def _input(*leading, dtype=torch.float64):

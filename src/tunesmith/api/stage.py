@@ -60,23 +60,18 @@ def model_key(recipe: Recipe) -> str:
 def renderer(recipe: Recipe) -> "tuple[Path, Renderer]":
     """Directory and renderer of the recipe's model."""
     directory = model_directory(recipe)
-    return directory, load_renderer(directory, recipe.chat.template)
+    return directory, load_renderer(directory, recipe.chat.template, recipe.chat.enable_thinking)
 
 
-def load_renderer(directory: Path, template: Path | None = None) -> "Renderer":
-    """The renderer of a model directory, with its own template or the one in a file.
+def load_renderer(directory: Path, template: Path | None = None, enable_thinking: bool | None = None) -> "Renderer":
+    """The renderer of a model directory, with its own template, the one in a file, or one of ours by name.
 
     Raises:
         ModelError: no tokenizer there, or a template that cannot be used.
     """
     from tunesmith.chat.render import Renderer
-    from tunesmith.errors import ModelError
+    from tunesmith.chat.source import template_text
     from tunesmith.models.load import load_tokenizer
 
-    text = None
-    if template is not None:
-        try:
-            text = template.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ModelError(f"{template}: the chat template cannot be read: {error}", "chat.template names a file") from error
-    return Renderer(load_tokenizer(directory), text)
+    text = None if template is None else template_text(template)
+    return Renderer(load_tokenizer(directory), text, enable_thinking)

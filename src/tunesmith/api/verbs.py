@@ -255,7 +255,7 @@ def _engine_of(
 ) -> "tuple[str, Callable[[], Engine]]":
     """Fingerprint of an arm's weights, and how to make its engine."""
     if arm in PROMPT_ARMS:
-        return fingerprint(model_key(recipe), recipe.base, recipe.train.compute), base
+        return fingerprint(model_key(recipe), *_held(recipe)), base
     if arm == "tuned":
         return run.key_of("train"), lambda: _in_process(recipe, run.adapter)
     gguf = _gguf_path(run, recipe.export.gguf[-1])
@@ -284,8 +284,7 @@ def _selection(
     key = fingerprint(
         run.key_of("data"),
         model_key(recipe),
-        recipe.base,
-        recipe.train.compute,
+        *_held(recipe),
         _scoring(recipe),
         recipe.task.prompt,
         recipe.evaluate.few_shot.model_dump(),
@@ -300,6 +299,11 @@ def _selection(
                 + (f" ({choice['few_shot_name']})" if choice["few_shot"] else "")
             )
     return read_json(target)
+
+
+def _held(recipe: Recipe) -> tuple[str, str, str]:
+    """How the base model is held while it answers."""
+    return recipe.base, recipe.train.compute, recipe.per_layer_embeddings
 
 
 def _scoring(recipe: Recipe) -> tuple[str, str | None]:

@@ -23,13 +23,13 @@ from transformers import AutoModelForCausalLM
 
 from tunesmith.errors import ExportError
 from tunesmith.export.plan import Stored, Write
-from tunesmith.export.shards import DTYPES
 from tunesmith.kernels.nf4 import BLOCK, NF4, dequantize_nf4, nf4_part, quantize_nf4_parts
 from tunesmith.layers.nf4 import QUANT_STATE, NF4Weight
 from tunesmith.models.checkpoint import read_config
 from tunesmith.models.checkpoint_names import checkpoint_files
 from tunesmith.models.embeddings import per_layer_table
 from tunesmith.models.quantize import STACKS, quantized_experts, quantized_linears
+from tunesmith.models.shards import DTYPES
 
 PIECE = 2**22  # weights computed at a time: 16 MB in fp32
 

@@ -29,12 +29,12 @@ from tunesmith.errors import ExportError
 from tunesmith.export.base import Base, Held, read_stored
 from tunesmith.export.companions import copy_companions
 from tunesmith.export.plan import Stored, Update, Write, plan_merge, shapes, update_of
-from tunesmith.export.shards import refuse_full_disk, write_model
 from tunesmith.layers.dora import dora_weight_OI
 from tunesmith.models.adapter import PREFIX, read_adapter, read_experts, read_scale
 from tunesmith.models.checkpoint import read_config
 from tunesmith.models.checkpoint_names import naming
 from tunesmith.models.families import FAMILIES
+from tunesmith.models.shards import refuse_full_disk, write_model
 from tunesmith.rundir import whole_directory
 from tunesmith.track import progress
 

@@ -22,8 +22,8 @@ from typing import Literal
 import torch
 
 from tunesmith.errors import ExportError
-from tunesmith.export.shards import Shape
 from tunesmith.models.checkpoint_names import ExpertPart, Naming, expert_part
+from tunesmith.models.shards import Shape
 
 
 @dataclass(frozen=True)

@@ -103,12 +103,11 @@ def shared_prefix_attention(
     tokens = allowed_BSC.shape[2]
     query_BGJSK = query_BHSK.reshape(B, G, H // G, S, K) * scaling
     allowed_BSC = F.pad(allowed_BSC.expand(B, S, tokens), (0, C - tokens))
-    parts = [torch.einsum("bgjsk,bgck->bgjsc", query_BGJSK, key_BGCK)]
-    if prefix:
-        keys_GPK, values_GPK = prefix[module.layer_idx]  # type: ignore[index]
-        parts.insert(0, torch.einsum("bgjsk,gpk->bgjsp", query_BGJSK, keys_GPK))
-    scores = torch.cat(parts, -1)
-    shared = scores.shape[-1] - C
+    scores = torch.einsum("bgjsk,bgck->bgjsc", query_BGJSK, key_BGCK)
+    common = prefix.get(module.layer_idx)  # type: ignore[call-overload]
+    shared = 0 if common is None else common[0].shape[1]
+    if common is not None:
+        scores = torch.cat([torch.einsum("bgjsk,gpk->bgjsp", query_BGJSK, common[0]), scores], -1)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     if sliding_window is not None:
@@ -123,8 +122,8 @@ def shared_prefix_attention(
         scores = torch.cat([scores, sink], -1)
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query_BHSK.dtype)
     out = torch.einsum("bgjsc,bgck->bgjsk", weights[..., shared : shared + C], value_BGCK)
-    if shared:
-        out = out + torch.einsum("bgjsp,gpk->bgjsk", weights[..., :shared], values_GPK)
+    if common is not None:
+        out = out + torch.einsum("bgjsp,gpk->bgjsk", weights[..., :shared], common[1])
     return out.reshape(B, H, S, K).transpose(1, 2).contiguous(), None
 
 

@@ -178,18 +178,25 @@ def flash_fits(capability: tuple[int, int] | None, dtype: torch.dtype, width: in
 def _flash(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spans: list[Span], scoring: Scoring) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    device = q_THK.device
-    if any(span.prefix_end > span.prefix_start for span in spans):
-        seen = torch.cat(
-            [torch.cat([torch.arange(s.prefix_start, s.prefix_end), torch.arange(s.start, s.end)]) for s in spans]
-        ).to(device)
+    seen, borders, longest = _layout(tuple(spans), q_THK.device)
+    if seen is not None:
         k_TGK, v_TGK = k_TGK[seen], v_TGK[seen]
+    window = (-1 if scoring.window is None else scoring.window - 1, 0)
+    options = {"scale": scoring.scale, "window_size": window, "enable_gqa": q_THK.shape[1] != k_TGK.shape[1]}
+    return varlen_attn(q_THK, k_TGK, v_TGK, *borders, *longest, **options)  # type: ignore[return-value]
+
+
+@lru_cache(maxsize=8)  # of all layers of a pack, forward and recomputed: each copy to the device waits for it
+def _layout(spans: tuple[Span, ...], device: torch.device) -> tuple[Tensor | None, list[Tensor], tuple[int, int]]:
+    """Index of the keys where prefixes are shared, borders of queries and of keys, and the longest run of each."""
+    seen = None
+    if any(span.prefix_end > span.prefix_start for span in spans):
+        runs = [torch.cat([torch.arange(s.prefix_start, s.prefix_end), torch.arange(s.start, s.end)]) for s in spans]
+        seen = torch.cat(runs).to(device)
     queries = [span.end - span.start for span in spans]
     keys = [n + span.prefix_end - span.prefix_start for n, span in zip(queries, spans, strict=True)]
     borders = [torch.tensor([0, *accumulate(n)], dtype=torch.int32, device=device) for n in (queries, keys)]
-    window = (-1 if scoring.window is None else scoring.window - 1, 0)
-    options = {"scale": scoring.scale, "window_size": window, "enable_gqa": q_THK.shape[1] != k_TGK.shape[1]}
-    return varlen_attn(q_THK, k_TGK, v_TGK, *borders, max(queries), max(keys), **options)  # type: ignore[return-value]
+    return seen, borders, (max(queries), max(keys))
 
 
 class _BlocksFunction(torch.autograd.Function):

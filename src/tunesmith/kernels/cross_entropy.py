@@ -62,8 +62,8 @@ def cross_entropy_rows_(logits_CV: Tensor, target_C: Tensor, softcap: float | No
 
         return on_gpu(logits_CV, target_C, softcap)
     wide = torch.promote_types(logits_CV.dtype, torch.float32)
-    loss_C = torch.empty(len(logits_CV), dtype=wide)
-    correct_C = torch.empty(len(logits_CV), dtype=torch.bool)
+    loss_C = torch.empty(len(logits_CV), dtype=wide, device=logits_CV.device)
+    correct_C = torch.empty(len(logits_CV), dtype=torch.bool, device=logits_CV.device)
     as_it_is = logits_CV.dtype == wide and logits_CV.is_contiguous() and softcap is None
     rows = max(len(logits_CV), 1) if as_it_is else BLOCK
     parts = zip(logits_CV.split(rows), target_C.split(rows), loss_C.split(rows), correct_C.split(rows), strict=True)

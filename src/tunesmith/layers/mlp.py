@@ -7,6 +7,7 @@ pass that takes its gradient (``kernels/glu.py``).
 Shape suffixes: T tokens, D hidden size, F intermediate size, S rank, K = F + S.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,15 +21,18 @@ class FusedMLP(nn.Module):
     """``down(act(gate(norm(x))) * up(norm(x)))`` with adapters on all three.
 
     Args:
-        gate, up, down: the adapted layers; gate and up become one group.
+        inputs: the layers that make gate and up, or the one that makes both side by side, by their stock names; one group.
+        down: the layer after them.
         activation: ``silu`` or ``gelu_tanh``.
         norm: the norm before the layer.
     """
 
-    def __init__(self, gate: LoRALinear, up: LoRALinear, down: LoRALinear, activation: str, norm: Norm):
+    def __init__(self, inputs: Mapping[str, LoRALinear], down: LoRALinear, activation: str, norm: Norm):
         super().__init__()
-        self.gate_proj, self.up_proj, self.down_proj = gate, up, down
-        self.gate_up = LoRAGroup([gate, up])
+        for name, layer in inputs.items():
+            self.register_module(name, layer)
+        self.down_proj = down
+        self.gate_up = LoRAGroup(list(inputs.values()))
         self.activation, self.norm = activation, norm
 
     def forward(self, x: Tensor) -> Tensor:

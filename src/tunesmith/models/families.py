@@ -266,6 +266,7 @@ EXPERT_KEYS = {
     "expert_used_count": "num_experts_per_tok",
     "expert_feed_forward_length": "moe_intermediate_size",
 }
+SCALED_ROTARY = "llama3"  # rope_type of the rule whose frequencies a GGUF holds as rope_freqs.weight
 GGUF: dict[str, GgufArchitecture] = {
     "llama": GgufArchitecture(),
     "qwen2": GgufArchitecture(),

@@ -21,13 +21,14 @@ from transformers import PreTrainedModel
 from tunesmith.kernels.attention import Scoring
 from tunesmith.layers.attention import FusedAttention, Heads, SharedKeys
 from tunesmith.layers.last import LastLayer
-from tunesmith.layers.lora import LoRAGroup, LoRALinear, Norm
+from tunesmith.layers.lora import LoRALinear, Norm
 from tunesmith.layers.mlp import FusedMLP
 from tunesmith.layers.norm import FusedRMSNorm
 from tunesmith.models.families import FAMILIES, Family
 from tunesmith.models.load import decoder
 from tunesmith.models.recompute import decoder_layers
 
+PLAIN = {"LoRALinear", "Linear", "NF4Linear", "HalfLinear", "HalfNF4Linear"}
 ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
@@ -50,16 +51,6 @@ class Fused:
         return f"fused {done}" + (f"; {left}" if left else "")
 
 
-class OneGateUpMLP(FusedMLP):
-    """The same where one layer makes the outputs of gate and up side by side."""
-
-    def __init__(self, gate_up: LoRALinear, down: LoRALinear, activation: str, norm: Norm):
-        nn.Module.__init__(self)
-        self.gate_up_proj, self.down_proj = gate_up, down
-        self.gate_up = LoRAGroup([gate_up])
-        self.activation, self.norm = activation, norm
-
-
 def fuse(model: PreTrainedModel) -> Fused:
     """Replace what fits. Call it after ``add_lora``; the adapted layers stay the same objects."""
     fused = Fused()
@@ -69,6 +60,8 @@ def fuse(model: PreTrainedModel) -> Fused:
         return fused
     config = model.config
     facts = config.to_dict()
+    if dropped := facts.get("attention_dropout"):
+        fused.kept[f"attention_dropout {dropped} of the configuration is not applied"] = 0
     layers = decoder(model).get_submodule("layers")
     for layer in layers.children():
         attention, mlp = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
@@ -84,9 +77,9 @@ def fuse(model: PreTrainedModel) -> Fused:
             fused.kept[reason] += 1
         else:
             norm = _norm(layer, family.mlp_norm, family, config.rms_norm_eps)
-            parts = [_adapted(mlp, name) for name in _gates(family)] + [_adapted(mlp, "down_proj")]
-            kind = FusedMLP if family.fused_gate_up is None else OneGateUpMLP
-            layer.register_module("mlp", kind(*parts, ACTIVATIONS[_activation(facts)], norm).train(mlp.training))
+            inputs = {name: _adapted(mlp, name) for name in _gates(family)}
+            ours = FusedMLP(inputs, _adapted(mlp, "down_proj"), ACTIVATIONS[_activation(facts)], norm)
+            layer.register_module("mlp", ours.train(mlp.training))
             layer.register_module(family.mlp_norm, nn.Identity())
             fused.replaced["MLP"] += 1
         present = {name for name, _ in layer.named_children()}
@@ -199,7 +192,7 @@ def _misfit(parent: nn.Module, names: tuple[str, ...]) -> str | None:
     missing = [name for name in names if name not in children]
     if missing:
         return f"no {missing[0]}"
-    kinds = {type(children[name]).__name__ for name in names} - {"LoRALinear", "Linear", "NF4Linear"}
+    kinds = {type(children[name]).__name__ for name in names} - PLAIN
     if kinds:
         return f"{sorted(kinds)[0]} is not plain LoRA"
     dropouts = {child.dropout for name in names if isinstance(child := children[name], LoRALinear)}

@@ -7,9 +7,9 @@ tensor, of stacked experts the largest expert. What loads the directory afterwar
 was refused: it holds the dense model twice, parses the file three times, and ignores what it does not know.
 
 What a file says beyond its tensors must be understood whole, or it is refused: an unknown key of its architecture, a tensor
-without a place, a tensor of the model that the file lacks. transformers drops rotary scaling in silence (Llama 3.1's is a
-tensor of factors, from which the four numbers of its rule are found again, and checked), and takes a head that is stored
-beside a tied embedding for another matrix; both are mended here.
+without a place, a tensor of the model that the file lacks. transformers drops rotary scaling in silence (it is a tensor of
+factors, from which the numbers of its rule are found again, and checked), and takes a head that is stored beside a tied
+embedding for another matrix; both are mended here.
 
 Names and layouts are transformers' own tables (``modeling_gguf_pytorch_utils.py``: ``get_gguf_hf_weights_map`` and the
 ``TensorProcessor`` of an architecture), blocks are read by llama.cpp's package ``gguf``. Which architectures are held by a
@@ -28,8 +28,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from tunesmith import hardware
 from tunesmith.errors import ModelError
-from tunesmith.models.families import GGUF, GgufArchitecture
-from tunesmith.models.shards import Shape, write_model
+from tunesmith.models.families import GGUF, SCALED_ROTARY, GgufArchitecture
+from tunesmith.models.shards import Shape, refuse_full_disk, write_model
 from tunesmith.rundir import sha256_file, whole_directory
 from tunesmith.track import say
 
@@ -96,6 +96,7 @@ def convert_gguf(path: Path, expected: str | None) -> Path:
     try:
         with whole_directory(target) as temporary:
             tensors = {name: source.shape for name, source in sources.items()}
+            refuse_full_disk(temporary, sum(shape.nbytes for shape in tensors.values()))
             write_model(temporary, tensors, lambda name: _pieces(path, sources[name], processor))
             config.save_pretrained(temporary)
             GenerationConfig.from_model_config(config).save_pretrained(temporary)
@@ -147,10 +148,10 @@ def _complete(path: Path, config: PretrainedConfig, reader: "GGUFReader", known:
 
 
 def _scaled_rotary(path: Path, factors_F: np.ndarray, config: PretrainedConfig) -> dict[str, Any]:
-    """The rotary rule whose factors these are (``rope_type: llama3``): its numbers are solved for, then checked on all.
+    """The rotary rule whose factors these are (``families.SCALED_ROTARY``): its numbers are solved for, then checked on all.
 
     Frequencies turn by ``1 / ((1 - s) / factor + s)`` slower, ``s`` rising from 0 to 1 as a wavelength falls from the whole of
-    the original context to a quarter of it (transformers ``modeling_rope_utils.py``, ``_compute_llama3_parameters``).
+    the original context to a quarter of it (transformers ``modeling_rope_utils.py``).
     """
     width, base = 2 * len(factors_F), config.rope_parameters["rope_theta"]
     wavelength_F = 2 * math.pi * base ** (np.arange(0, width, 2) / width)
@@ -161,7 +162,7 @@ def _scaled_rotary(path: Path, factors_F: np.ndarray, config: PretrainedConfig) 
     if not len(contexts) or np.ptp(contexts) > 1e-2 * contexts.mean():
         raise ModelError(f"{path}: rope_freqs.weight follows a rule that is not known", "use the model's safetensors")
     return {
-        "rope_type": "llama3",
+        "rope_type": SCALED_ROTARY,
         "factor": round(factor, 4),
         "low_freq_factor": SLOWEST,
         "high_freq_factor": FASTEST,

@@ -1,9 +1,7 @@
 """Find the base model, whatever the recipe calls it, and load it.
 
 A hub id, a directory and a ``.gguf`` file all become a Hugging Face directory of safetensors. A GGUF is dequantised
-once and the result is kept in the cache under the file's sha256; the second run starts from there (1 s instead of 25).
-transformers refuses ``save_pretrained`` on a model that it loaded from a GGUF, so the weights are copied into a fresh
-model built from the same configuration.
+once and the result is kept in the cache (``models/gguf_file.py``); the second run starts from there (1 s instead of 25).
 
 Training is on text: of a multimodal checkpoint the text model alone is built, from its part of the configuration, and the
 towers are not read (``models/checkpoint.py``). Refused: transformers' automatic class, which builds the towers too, and its
@@ -20,15 +18,15 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from tunesmith import hardware
 from tunesmith.errors import ModelError
 from tunesmith.models.checkpoint import Checkpoint, read_config
 from tunesmith.models.embeddings import hold_table, per_layer_table, place_of
+from tunesmith.models.gguf_file import convert_gguf
 from tunesmith.models.quantize import load_nf4, shorten
-from tunesmith.rundir import fingerprint, sha256_file, whole_directory
+from tunesmith.rundir import fingerprint, sha256_file
 from tunesmith.track import say
 
 transformers.utils.logging.disable_progress_bar()
@@ -50,7 +48,7 @@ def find_model(model: str, revision: str | None = None, sha256: str | None = Non
     """
     path = Path(model)
     if model.endswith(".gguf"):
-        return _convert_gguf(path, sha256)
+        return convert_gguf(path, sha256)
     if sha256 is not None:
         raise ModelError(f"{model}: model_sha256 is for .gguf files", "use revision for a hub id")
     if path.is_absolute():
@@ -181,51 +179,6 @@ def _load_dense(directory: Path, dtype: torch.dtype, device: torch.device, per_l
         read = model.get_submodule(table).get_parameter("weight").detach()
         hold_table(model, table, checkpoint.read(f"{table}.weight") if place == "nf4" else read, dtype, place)
     return model.to(device)
-
-
-def _convert_gguf(path: Path, expected: str | None) -> Path:
-    if not path.is_file():
-        raise ModelError(f"{path}: no such model file", "check the path; it is relative to the recipe file")
-    digest = sha256_file(path)
-    if expected is not None and digest != expected:
-        raise ModelError(f"{path}: sha256 is {digest}, the recipe expects {expected}", "get the file again")
-    target = hardware.cache_dir() / "models" / digest[:16]
-    if target.exists():
-        return target
-    _check_gguf_is_whole(path)
-    say(f"converting {path.name} to safetensors (once; kept in {target})")
-    try:
-        folder, name = str(path.parent), path.name
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-        loaded = AutoModelForCausalLM.from_pretrained(
-            folder, gguf_file=name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-        )
-        config = AutoConfig.from_pretrained(folder, gguf_file=name)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"{path}: cannot be read as a GGUF model: {error}", "get the file again") from error
-    tokenizer.model_max_length = config.max_position_embeddings
-    fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    fresh.load_state_dict(loaded.state_dict(), strict=True)
-    fresh.generation_config = loaded.generation_config
-    try:
-        with whole_directory(target) as temporary:
-            fresh.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
-    except OSError as error:
-        raise ModelError(f"{target}: cannot be written: {error.strerror}", "set XDG_CACHE_HOME") from error
-    return target
-
-
-def _check_gguf_is_whole(path: Path) -> None:
-    """Refuse a GGUF whose tensors reach beyond the end of the file (a download cut short)."""
-    import gguf
-
-    try:
-        gguf.GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OSError) as error:
-        raise ModelError(
-            f"{path}: not a whole GGUF file ({path.stat().st_size:,} bytes): {error}", "get the file again"
-        ) from error
 
 
 def _download(model: str, revision: str | None) -> Path:

@@ -85,7 +85,7 @@ def refuse_full_disk(directory: Path, nbytes: int) -> None:
     free = shutil.disk_usage(directory).free
     if nbytes > free:
         raise ExportError(
-            f"{directory}: the merged model takes {nbytes / 1e9:.2f} GB, {free / 1e9:.2f} GB are free",
+            f"{directory}: the model takes {nbytes / 1e9:.2f} GB, {free / 1e9:.2f} GB are free",
             "make room, or start the run in a directory on a larger disk",
         )
 

@@ -120,7 +120,7 @@ def add_lora(model: PreTrainedModel, lora: Lora, seed: int) -> dict[str, Adapted
 def merge_lora(model: PreTrainedModel, layers: Mapping[str, Adapted]) -> None:
     """Replace everything adapted by plain modules that hold ``W + scale * B A``, in the base dtype.
 
-    A quantised base becomes dense, in fp32. The model must not have been fused.
+    A quantised or fp16 base becomes dense, in fp32. The model must not have been fused.
     """
     for name, layer in layers.items():
         if isinstance(layer, LoRAExpertWeight):
@@ -130,7 +130,7 @@ def merge_lora(model: PreTrainedModel, layers: Mapping[str, Adapted]) -> None:
                 put_module(model, parent, experts.stock())
             continue
         assert len(layer.group.layers) == 1, f"{name} is computed by a fused module"
-        dtype = torch.float32 if layer.weight is None else layer.weight.dtype
+        dtype = torch.float32 if layer.weight is None or layer.in_fp16 else layer.weight.dtype
         weight = (layer.base_OI(dtype).float() + layer.delta_OI()).to(dtype)
         plain = nn.Linear(weight.shape[1], weight.shape[0], bias=layer.bias is not None, device="meta")
         plain.weight = nn.Parameter(weight, requires_grad=False)

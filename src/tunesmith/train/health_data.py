@@ -93,7 +93,7 @@ def _last_supervised(ids: Lists, spans: Lists) -> np.ndarray:
 
 
 def _bos(renderer: Renderer) -> tuple[int | None, bool]:
-    """The beginning-of-text token, and whether the template writes it in front of every turn (as SmolLM2's does)."""
+    """The beginning-of-text token, and whether the template writes it in front of every turn."""
     bos = renderer.tokenizer.bos_token_id
     if not isinstance(bos, int):
         return None, False
