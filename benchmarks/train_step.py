@@ -2,6 +2,7 @@
 
     python benchmarks/train_step.py                                       # ours against TRL's default and best, SmolLM2-135M
     python benchmarks/train_step.py --arms trl_fp32,ours_fp32 --rounds 1  # a quick look
+    python benchmarks/train_step.py --arms ours_bf16,ours_nf4             # what four bits cost
     python benchmarks/train_step.py --settle                              # every documented setting of TRL
     python benchmarks/train_step.py --prefix                              # ours with and without a shared prefix
 
@@ -45,6 +46,7 @@ ARMS = "trl_fp32,trl_best,ours_fp32,ours_bf16,ours"
 TRL_ARMS = "trl_fp32,trl_default,trl_autocast,trl_bf16,trl_fp32_packing,trl_bf16_packing,trl_bf16_packing4,trl_bf16_packing8"
 PREFIX_ARMS = "ours_unshared,ours"
 TOLERANCE_FP32, TOLERANCE_BF16 = 1e-5, 1e-2  # relative difference of the mean loss
+TOLERANCE_NF4 = 0.3  # other weights, by 9 %: a guard against nonsense, no more
 SETTINGS = {"learning_rate": 2e-4, "max_grad_norm": 1.0}
 WARM_UP = 1  # steps of each arm before the rounds
 PAUSE = 0.3  # seconds between two arms, for OpenMP's threads to fall asleep
@@ -160,6 +162,7 @@ def check_agreement(losses: dict[str, float]) -> dict[str, float]:
     reference = next((arm for arm in losses if is_fp32(arm)), next(iter(losses)))
     differences = {arm: abs(loss / losses[reference] - 1) for arm, loss in losses.items()}
     limits = {arm: TOLERANCE_FP32 if is_fp32(arm) and is_fp32(reference) else TOLERANCE_BF16 for arm in losses}
+    limits |= {arm: TOLERANCE_NF4 for arm in losses if "nf4" in arm}
     # not "larger than": a loss that is no number is larger than nothing
     wrong = [arm for arm in losses if not differences[arm] <= limits[arm]]
     if wrong:

@@ -22,6 +22,7 @@ ARMS: dict[str, tuple[str | None, bool]] = {
     "ours": (None, True),
     "ours_fp32": ("fp32", True),
     "ours_bf16": ("bf16", True),
+    "ours_nf4": ("nf4", True),
     "ours_unshared": (None, False),
 }
 OnRows = Callable[[list[int]], float]
