@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tunesmith.layers.lora import LoRALinear, Norm, draw_dropped
+from tunesmith.layers.dropout import draw_kept
+from tunesmith.layers.lora import LoRALinear, Norm
 from tunesmith.layers.mlp import FusedMLP
 
 D, F_ = 6, 10  # hidden and intermediate size
@@ -29,17 +30,17 @@ def _input(*leading, dtype=torch.float64):
     return torch.randn(*leading, D, dtype=torch.float64, generator=generator).to(dtype).requires_grad_()
 
 
-def _adapted(layer, x, dropped):
+def _adapted(layer, x, kept):
     """A linear layer with its adapter, and the adapter's input after dropout."""
-    left = x if dropped is None else x * ~dropped / (1 - layer.dropout)
+    left = x if kept is None else x * (kept != 0) / (1 - layer.dropout)
     return F.linear(x, layer.weight, layer.bias) + layer.scale * (left @ layer.lora_A.T) @ layer.lora_B.T
 
 
-def _plain(mlp, x, dropped=(None, None)):
+def _plain(mlp, x, kept=(None, None)):
     norm = mlp.norm
     x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.eps) * (norm.offset + norm.weight_I)
-    gate, up = (_adapted(layer, x, dropped[0]) for layer in (mlp.gate_proj, mlp.up_proj))
-    return _adapted(mlp.down_proj, ACT[mlp.activation](gate) * up, dropped[1])
+    gate, up = (_adapted(layer, x, kept[0]) for layer in (mlp.gate_proj, mlp.up_proj))
+    return _adapted(mlp.down_proj, ACT[mlp.activation](gate) * up, kept[1])
 
 
 def _adapters(mlp):
@@ -82,9 +83,9 @@ def test_dropout_equals_autograd_on_the_very_masks(activation):
     mlp, x = _mlp(activation, dropout=0.4).train(), _input(11)
     torch.manual_seed(5)
     seeds = [int(torch.randint(2**62, ())) for _ in range(2)]
-    masks = [draw_dropped(torch.empty(11, width), 0.4, seed) for width, seed in zip((D, F_), seeds, strict=True)]
+    masks = [draw_kept(torch.empty(11, width), 0.4, seed) for width, seed in zip((D, F_), seeds, strict=True)]
     # One mask for what gate and up read together, another for what down reads.
-    assert all(0 < int(mask.sum()) < mask.numel() for mask in masks)
+    assert all(0 < int((mask == 0).sum()) < mask.numel() for mask in masks)
     torch.manual_seed(5)
     _assert_same(mlp, x, mlp(x), _plain(mlp, x, masks))
 

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from tunesmith.kernels.half import scaled_mm, scaled_mm_back
 from tunesmith.kernels.lora import lora_matmul
-from tunesmith.layers.lora import LoRALinear, draw_dropped, without
+from tunesmith.layers.dropout import draw_kept, drop
+from tunesmith.layers.lora import LoRALinear
 from tunesmith.layers.nf4 import NF4Linear
 
 ROWS = 1024  # rows of the weight whose length is taken at a time: 16 MB of fp32 for 4,096 columns
@@ -48,9 +49,9 @@ def dora_weight_OI(weight_OI: Tensor, lora_A_RI: Tensor, lora_B_OR: Tensor, magn
     return sum_OI * (magnitude_O / torch.linalg.vector_norm(sum_OI, dim=1))[:, None]
 
 
-def _rescaled(x: Tensor, dropped: Tensor | None, keep: float) -> Tensor:
+def _rescaled(x: Tensor, kept: Tensor | None, keep: float) -> Tensor:
     """The input after dropout: zero where it struck, and the rest larger by ``1 / keep``."""
-    return x if dropped is None else without(x, dropped).mul_(1.0 / keep)
+    return x if kept is None else drop(x, kept).mul_(1.0 / keep)
 
 
 def _times(y_TO: Tensor, gain_O: Tensor) -> Tensor:
@@ -74,8 +75,8 @@ class _DoRAFunction(torch.autograd.Function):
         weight_OI = layer.base_OI(torch.float16 if layer.in_fp16 else dtype)
         norm_O = row_norm_O(weight_OI, A_RI, B_OR, layer.scale)
         gain_O = m_O / norm_O
-        dropped = draw_dropped(x_TI, dropout, seed) if dropout else None
-        left_TI = _rescaled(x_TI, dropped, 1.0 - dropout)
+        kept = draw_kept(x_TI, dropout, seed) if dropout else None
+        left_TI = _rescaled(x_TI, kept, 1.0 - dropout)
         xA_TR = left_TI @ A_RI.to(dtype).T
         scaled = weight_OI.dtype != dtype
         if scaled:
@@ -83,9 +84,9 @@ class _DoRAFunction(torch.autograd.Function):
         else:
             directed_TO = lora_matmul(left_TI, weight_OI, xA_TR, B_OR.to(dtype), layer.scale, None)
         y_TO = _times(directed_TO, gain_O)
-        if dropped is not None and scaled:
+        if kept is not None and scaled:
             y_TO.add_(scaled_mm(x_TI - left_TI, weight_OI))
-        elif dropped is not None:
+        elif kept is not None:
             y_TO.addmm_(x_TI - left_TI, weight_OI.T)
         if layer.bias is not None:
             y_TO.add_(layer.bias)
@@ -97,22 +98,22 @@ class _DoRAFunction(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x_TI, A_RI, B_OR, norm_O, gain_O, xA_TR, directed_TO = ctx.saved_tensors
         layer, dy_TO = ctx.layer, grads[0]
-        dropped = draw_dropped(x_TI, ctx.dropout, ctx.seed) if ctx.dropout else None
+        kept = draw_kept(x_TI, ctx.dropout, ctx.seed) if ctx.dropout else None
         keep = 1.0 - ctx.dropout
         dm_O = (dy_TO * directed_TO).sum(0, dtype=norm_O.dtype) / norm_O
         directed_dy_TO = _times(dy_TO, gain_O)
         dyB_TR = (directed_dy_TO @ B_OR.to(dy_TO.dtype)).mul_(layer.scale)
-        dA_RI = (dyB_TR.T @ _rescaled(x_TI, dropped, keep)).to(A_RI.dtype)
+        dA_RI = (dyB_TR.T @ _rescaled(x_TI, kept, keep)).to(A_RI.dtype)
         dB_OR = (directed_dy_TO.T @ xA_TR).to(B_OR.dtype).mul_(layer.scale)
         dx_TI = None
         if ctx.needs_input_grad[0]:
             weight_OI = layer.base_OI(torch.float16 if layer.in_fp16 else dy_TO.dtype)
             A_RI = A_RI.to(dy_TO.dtype)
-            if dropped is None:
+            if kept is None:
                 dx_TI = _product_back(directed_dy_TO, weight_OI).addmm_(dyB_TR, A_RI)
             else:
                 through_TI = _product_back(_times(dy_TO, gain_O - 1.0), weight_OI).addmm_(dyB_TR, A_RI)
-                dx_TI = _product_back(dy_TO, weight_OI).add_(_rescaled(through_TI, dropped, keep))
+                dx_TI = _product_back(dy_TO, weight_OI).add_(_rescaled(through_TI, kept, keep))
         return dx_TI, None, None, None, dA_RI, dB_OR, dm_O
 
 

@@ -19,10 +19,6 @@ are views of that tensor, so nothing is held twice. The same product gives, back
 anyway, and the normed values are made again. Dropout is saved as a seed. The gradients take the cheap order, through the
 r-wide side: ``dA = (dy B)^T x``, never ``dW``.
 
-Dropout strikes single elements of x, as in PEFT. The mask is one byte an element, cut from 64-bit random integers four
-at a time: ``bernoulli_`` on a CPU costs 12 ns an element. The probability is rounded to a multiple of 2^-16 (0.05 becomes
-0.050003).
-
 Master weights are fp32 whatever the base dtype is; the products run in the dtype of x. Where a base in fp16 meets an fp32
 input, the products with the base run in fp16 with rows scaled (``kernels/half.py``) and come out in fp32. The r-wide products
 stay in fp32 there: fresh B are 1e-6, where fp16 has one digit left, and the update needs no free columns, since nothing is
@@ -43,6 +39,7 @@ from torch import Tensor, nn
 from tunesmith.kernels.half import scale_rows, scaled_mm, scaled_mm_back
 from tunesmith.kernels.lora import lora_matmul
 from tunesmith.kernels.rms_norm import rms_norm_backward, rms_norm_forward
+from tunesmith.layers.dropout import draw_kept, drop
 from tunesmith.layers.nf4 import NF4Linear
 
 
@@ -53,20 +50,6 @@ class Norm:
     weight_I: Tensor
     eps: float
     offset: float
-
-
-def draw_dropped(x: Tensor, probability: float, seed: int) -> Tensor:
-    """True where an element of ``x`` is dropped; shape of x, bool, the same for the same seed."""
-    generator = torch.Generator(x.device).manual_seed(seed)
-    words = torch.empty(math.ceil(x.numel() / 4), dtype=torch.int64, device=x.device)
-    words.random_(-(2**63), None, generator=generator)
-    threshold = -(2**15) + round(probability * 2**16)
-    return (words.view(torch.int16)[: x.numel()] < threshold).view(x.shape)
-
-
-def without(x: Tensor, dropped: Tensor | None) -> Tensor:
-    """``x`` with zeros where it was dropped."""
-    return x if dropped is None else torch.where(dropped, 0.0, x)
 
 
 class HalfLinear(nn.Linear):
@@ -226,27 +209,27 @@ class LoRAGroup:
         x_TK = x_TX.new_empty(x_TX.shape[0], inputs + sum(self._ranks))
         return x_TK, x_TK[:, :inputs]
 
-    def outputs(self, x_TI: Tensor, x_TK: Tensor, dropped: Tensor | None, keep: float) -> tuple[Tensor, Tensor]:
+    def outputs(self, x_TI: Tensor, x_TK: Tensor, kept: Tensor | None, keep: float) -> tuple[Tensor, Tensor]:
         """Outputs (T, N), and ``x A^T`` (T, S) for the backward pass.
 
         Args:
             x_TI: the input before dropout; it may be the view of ``room``.
             x_TK: ``room`` with the input in its first columns.
-            dropped: where dropout strikes; None for no dropout.
+            kept: what dropout leaves; None for no dropout.
             keep: share of elements that dropout leaves.
         """
         xA_TS = x_TK[:, x_TI.shape[1] :]
-        xA_TS.copy_(without(x_TI, dropped) @ self.A_SI(x_TI.dtype).T)
+        xA_TS.copy_(drop(x_TI, kept) @ self.A_SI(x_TI.dtype).T)
         return self.multiply(x_TK, keep), xA_TS.clone()
 
-    def input_gradients(self, dy_TN: Tensor, dropped: Tensor | None, keep: float) -> tuple[Tensor, Tensor]:
+    def input_gradients(self, dy_TN: Tensor, kept: Tensor | None, keep: float) -> tuple[Tensor, Tensor]:
         """Gradients of x (T, I), before dropout, and of ``x A^T`` (T, S), both views of one tensor."""
         d_TK, A_SI = self.multiply_back(dy_TN, keep), self.A_SI(dy_TN.dtype)
         dx_TI, dxA_TS = d_TK.split((A_SI.shape[1], A_SI.shape[0]), 1)
-        if dropped is None:
+        if kept is None:
             dx_TI.addmm_(dxA_TS, A_SI)
         else:
-            dx_TI.add_(without(dxA_TS @ A_SI, dropped))
+            dx_TI.add_(drop(dxA_TS @ A_SI, kept))
         return dx_TI, dxA_TS
 
     def multiply(self, x_TK: Tensor, keep: float) -> Tensor:
@@ -356,8 +339,8 @@ class _GroupFunction(torch.autograd.Function):
             normed_TI, rstd_T = rms_norm_forward(x_TI, norm.weight_I, norm.eps, norm.offset)
         x_TK, room_TI = group.room(x_TI)
         room_TI.copy_(normed_TI)
-        dropped = draw_dropped(normed_TI, dropout, seed) if dropout else None
-        y_TN, xA_TS = group.outputs(normed_TI, x_TK, dropped, 1.0 - dropout)
+        kept = draw_kept(normed_TI, dropout, seed) if dropout else None
+        y_TN, xA_TS = group.outputs(normed_TI, x_TK, kept, 1.0 - dropout)
         ctx.save_for_backward(x_TI, rstd_T, xA_TS)
         ctx.group, ctx.norm, ctx.dropout, ctx.seed = group, norm, dropout, seed
         return y_TN
@@ -369,13 +352,13 @@ class _GroupFunction(torch.autograd.Function):
         normed_TI = x_TI
         if norm is not None:
             normed_TI, _ = rms_norm_forward(x_TI, norm.weight_I, norm.eps, norm.offset)
-        dropped = draw_dropped(normed_TI, ctx.dropout, ctx.seed) if ctx.dropout else None
+        kept = draw_kept(normed_TI, ctx.dropout, ctx.seed) if ctx.dropout else None
         dx_TI: Tensor | None = None
         if ctx.needs_input_grad[0]:
-            dx_TI, dxA_TS = group.input_gradients(dy_TN, dropped, keep)
+            dx_TI, dxA_TS = group.input_gradients(dy_TN, kept, keep)
         else:
             dxA_TS = group.project_back(dy_TN, keep)
-        found = group.adapter_gradients(dy_TN, without(normed_TI, dropped), xA_TS, dxA_TS, keep)
+        found = group.adapter_gradients(dy_TN, drop(normed_TI, kept), xA_TS, dxA_TS, keep)
         if dx_TI is not None and norm is not None:
             dx_TI = rms_norm_backward(dx_TI, x_TI, norm.weight_I, rstd_T, norm.offset)
         return dx_TI, None, None, None, None, *found
