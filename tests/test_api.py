@@ -14,7 +14,7 @@ from tunesmith.rundir import RunDir, read_json, read_rows
 
 def test_a_run_leaves_what_the_contract_says(tiny_run):
     names = {str(p.relative_to(tiny_run.path)) for p in tiny_run.path.rglob("*") if p.is_file()}
-    arms = ("zero_shot", "few_shot", "tuned", "deployed")
+    arms = ("instruction", "few_shot", "tuned", "deployed")
     assert {
         "recipe.yaml",
         "manifest.json",
@@ -51,7 +51,7 @@ def test_a_run_leaves_what_the_contract_says(tiny_run):
 
 def test_no_test_row_is_in_any_prompt(tiny_run):
     test = {row["messages"][0]["content"] for row in read_rows(tiny_run.data / "test.jsonl")}
-    for arm in ("zero_shot", "few_shot"):
+    for arm in ("instruction", "few_shot"):
         for row in read_rows(tiny_run.evaluation / arm / "outputs.jsonl"):
             assert not test & {m["content"] for m in row["prompt"][:-1]}
 
@@ -88,7 +88,7 @@ def test_a_stage_whose_predecessor_is_missing_says_which_to_run(tmp_path, tiny_d
         (api.train, "stage render has not"),
         (api.export, "stage train has not"),
         (api.evaluate, "stage render has not"),
-        (api.verdict, "stage evaluate zero_shot has not"),
+        (api.verdict, "stage evaluate instruction has not"),
         (api.report, "no verdict yet"),
         (api.chat, "stage train has not"),
     ]:

@@ -84,5 +84,5 @@ def test_verdict_is_printed_on_stdout_with_its_exit_code(tiny_run, monkeypatch, 
     assert _main("verdict", tiny_run.path, monkeypatch=monkeypatch) == verdict["exit_code"]
     printed = capsys.readouterr().out
     assert f"verdict: {verdict['verdict']}" in printed and verdict["reason"][:40] in printed
-    for arm in ("zero_shot", "few_shot", "tuned", "deployed"):
+    for arm in ("instruction", "few_shot", "tuned", "deployed"):
         assert arm in printed

@@ -19,7 +19,7 @@ from tunesmith.recipe import dump_recipe, json_schema, load_recipe
         ({"data.test_fraction": 0.9, "data.dev_fraction": 0.2}, "leave nothing to train on"),
         ({"evaluate.arms": ["tuned"]}, "at least one prompt arm"),
         ({"evaluate.arms": ["zero_shot", "zero_shot"]}, "named twice"),
-        ({"task.metric": "exact_match"}, "json_schema is read by metric: json alone"),
+        ({"task.metric": "exact_match"}, "json_schema is read by metric: json or judge alone"),
         ({"name": "../x"}, "name: "),
         ({"model_sha256": "abc"}, "model_sha256: "),
     ],

@@ -4,7 +4,7 @@ Layers, top to bottom; imports go down only, and stages never import each other:
 
     cli
     api
-    data  train  evaluate  export  report      (stages)
+    advise  data  train  evaluate  export  report      (stages)
     infer
     chat  models
     layers

@@ -27,6 +27,11 @@ def child_environment() -> dict[str, str]:
     return {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", "TOKENIZERS_PARALLELISM": "false"}
 
 
+def secret(name: str) -> str | None:
+    """An environment variable that holds a key, or None where it is not set or empty. Not to be logged."""
+    return os.environ.get(name) or None
+
+
 def cpu_count() -> int:
     """Cores this process may run on."""
     return len(os.sched_getaffinity(0))

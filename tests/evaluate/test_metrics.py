@@ -1,11 +1,20 @@
 import json
+import math
+from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import write_recipe
 from tunesmith.errors import RecipeError
-from tunesmith.evaluate.metrics import exact_match, json_score, make_scorer
+from tunesmith.evaluate.metrics import make_metric, scoring
+from tunesmith.evaluate.metrics.json_object import json_score
+from tunesmith.evaluate.metrics.numeric import last_number, numeric_score
+from tunesmith.evaluate.metrics.text import exact_match, normalise
+from tunesmith.evaluate.resample import SumStatistic
+from tunesmith.recipe import Judge, Task, load_recipe
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
@@ -43,18 +52,202 @@ def test_json_by_hand(answer, expected):
 def test_schema(tmp_path):
     schema = tmp_path / "schema.json"
     schema.write_text('{"type": "object", "required": ["a"]}')
-    scorer = make_scorer("json", schema)
-    assert scorer('{"a": 2}', '{"a": 1}')["schema"] == 1.0
-    assert scorer('{"b": 1}', '{"a": 1}')["schema"] == 0.0 and scorer("{", '{"a": 1}')["schema"] == 0.0
+    metric = make_metric(Task(metric="json", json_schema=schema))
+    assert metric.score('{"a": 2}', '{"a": 1}')["schema"] == 1.0
+    assert metric.score('{"b": 1}', '{"a": 1}')["schema"] == 0.0 and metric.score("{", '{"a": 1}')["schema"] == 0.0
+    assert metric.fits('{"a": 1}') and not metric.fits("{")
     for text in ("{", '{"type": 3}'):
         schema.write_text(text)
         with pytest.raises(RecipeError, match="not a JSON schema"):
-            make_scorer("json", schema)
+            make_metric(Task(metric="json", json_schema=schema))
     with pytest.raises(RecipeError):
-        make_scorer("json", tmp_path / "none.json")
+        make_metric(Task(metric="json", json_schema=tmp_path / "none.json"))
 
 
-def test_exact_match_beside_strict():
-    assert exact_match(" Yes\n", "yes") == {"score": 1.0, "strict": 0.0}
-    assert exact_match("yes", "yes") == {"score": 1.0, "strict": 1.0}
-    assert exact_match("yes!", "yes") == {"score": 0.0, "strict": 0.0}
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        (" Yes\n", "yes"),
+        ("yes!", "Yes."),
+        ("The Eiffel Tower", "eiffel tower"),
+        ("U.S.A.", "USA"),
+        ("state-of-the-art", "state of the art"),
+        ("1,234,567", "1234567"),
+        ("„Straße“", "STRASSE"),
+        ("(b)", "B"),
+    ],
+)
+def test_what_the_ladder_calls_equal(answer, reference):
+    assert exact_match(answer, reference) == {"score": 1.0, "strict": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("C#", "C"),
+        ("C++", "C"),
+        ("-5", "5"),
+        ("3.5", "35"),
+        ("10:30", "1030"),
+        ("vitamin A", "vitamin"),
+        ("A", "The"),
+        ("1,2", "12"),
+        ("!", "?"),
+        ("50%", "50"),
+        ("no", "yes"),
+    ],
+)
+def test_what_the_ladder_keeps_apart(answer, reference):
+    assert exact_match(answer, reference)["score"] == 0.0
+
+
+@given(st.text(max_size=12))
+def test_ladder_ends_where_it_is(text):
+    assert normalise(normalise(text)) == normalise(text)
+    assert bool(normalise(text)) == bool(text.strip())
+
+
+def test_invalid_answers_cannot_raise_macro_f1():
+    labels = ("red", "green", "blue")
+    metric = make_metric(Task(metric="macro_f1", labels=labels))
+    wanted = ["red"] * 4 + ["green"] * 2
+    garbage = ["Red.", "red", "green", "dunno", "green", "purple"]
+    rows = [{"output": a, "reference": b} for a, b in zip(garbage, wanted, strict=True)]
+    # red: 2 right of 2 answered and 4 asked; green: 1 of 2 and 2; invalid: 0 of 2; blue occurs nowhere
+    assert metric.corpus(rows) == pytest.approx((4 / 6 + 2 / 4 + 0) / 3)
+    assert metric.score("purple", "red") == {"score": 0.0, "strict": 0.0, "invalid": 1.0}
+    assert metric.score("RED", "red") == {"score": 1.0, "strict": 0.0, "invalid": 0.0}
+    assert metric.fits("blue") and not metric.fits("purple") and metric.binary
+    assert make_metric(Task(metric="classification", labels=labels)).corpus is None
+    with pytest.raises(RecipeError, match=r"2 labels, and 1 that differ"):
+        make_metric(Task(metric="classification", labels=("a b", "A  b!")))
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcx"), st.sampled_from("abc")), min_size=1, max_size=12))
+def test_macro_f1_is_the_mean_over_classes_that_occur(pairs):
+    corpus = make_metric(Task(metric="macro_f1", labels=("class a", "class b", "class c"))).corpus
+    rows = [{"output": f"class {a}", "reference": f"class {b}"} for a, b in pairs]
+    f1 = []
+    for name in {name for pair in pairs for name in pair}:
+        hits = Counter((a == name, b == name) for a, b in pairs)
+        f1.append(2 * hits[True, True] / (2 * hits[True, True] + hits[True, False] + hits[False, True]))
+    assert corpus(rows) == pytest.approx(np.mean(f1))
+    assert isinstance(corpus, SumStatistic)
+    counts = corpus.counts(rows)
+    drawn = np.stack([counts.sum(0), counts[:1].sum(0)])  # several samples at once are the samples one by one
+    assert corpus.value(drawn) == pytest.approx([corpus(rows), corpus(rows[:1])])
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("12 apples and 5 pears, so 17.", "17"),
+        ("It costs $1,234.50", "1234.50"),
+        ("10-5", "5"),
+        ("x = -5", "-5"),
+        ("−3,000", "-3000"),
+        ("3/4", "0.75"),
+        ("1.5e3", "1500"),
+        ("= .5", "0.5"),
+        ("12%", "12"),
+        ("9007199254740993", "9007199254740993"),
+        ("v2 and H2O", None),
+        ("1/0", None),
+        ("", None),
+    ],
+)
+def test_last_number(text, number):
+    found = last_number(text)
+    assert (found is None) if number is None else (str(found.normalize()) == str(type(found)(number).normalize()))
+
+
+def test_numbers_compare_as_decimals_within_the_tolerance():
+    assert numeric_score("so 0.10", "0.1", 0.0) == {"score": 1.0, "found": 1.0}
+    assert numeric_score("9007199254740992", "9007199254740993", 0.0)["score"] == 0.0
+    assert numeric_score("2.3", "2.0", 0.3)["score"] == 1.0 and numeric_score("2.31", "2.0", 0.3)["score"] == 0.0
+    assert numeric_score("none", "2", 0.3) == {"score": 0.0, "found": 0.0}
+    assert numeric_score("1/" + "9" * 5000, "2", 0.0)["score"] == 0.0 and numeric_score("1e999", "2", 0.1)["score"] == 0.0
+    assert not make_metric(Task(metric="numeric")).fits("no number")
+
+
+def test_pattern_finds_or_extracts_and_cannot_hang(monkeypatch):
+    monkeypatch.setattr("tunesmith.evaluate.metrics.pattern.SECONDS", 0.2)
+    found = make_metric(Task(metric="regex", pattern=r"^\d{3}-\d{4}$"))
+    assert found.score("555-1234", "555-0000")["score"] == 1.0 and found.score("call 555-1234", "555-0000")["score"] == 0.0
+    assert found.fits("555-0000") and not found.fits("none")
+    extracted = make_metric(Task(metric="regex", pattern=r"#### (?P<answer>.+)"))
+    assert extracted.score("#### 3\nno: #### The 4.", "so #### 4")["score"] == 1.0
+    assert extracted.score("#### 5", "so #### 4")["score"] == 0.0 and extracted.score("4", "#### 4")["score"] == 0.0
+    slow = make_metric(Task(metric="regex", pattern=r"^(a|aa)+$"))
+    assert slow.score("a" * 60 + "b", "aa") == {"score": 0.0, "timed_out": 1.0}
+    with pytest.raises(RecipeError, match="not a regular expression"):
+        make_metric(Task(metric="regex", pattern="("))
+
+
+def test_users_function_and_its_errors_are_named(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "def same(answer, reference):\n    return {'score': answer == reference, 'length': len(answer)}\n"
+        "def half(answer, reference):\n    return 0.5\n"
+        "def bad(answer, reference):\n    return 1 / len(answer)\n"
+        "def high(answer, reference):\n    return 2\n"
+        "def none(answer, reference):\n    return None\n"
+    )
+
+    def metric(name, path=file):
+        return make_metric(Task(metric="python", function=f"{path}:{name}"))
+
+    assert metric("same").score("ab", "ab") == {"score": 1.0, "length": 2.0}
+    assert metric("half").score("a", "b") == {"score": 0.5} and not metric("half").fits("a")
+    with pytest.raises(RecipeError, match=r"mine.py:6 raised ZeroDivisionError: division by zero on the answer ''"):
+        metric("bad").score("", "x")
+    for name, what in (("high", "the score 2"), ("none", "returned None as score")):
+        with pytest.raises(RecipeError, match=what):
+            metric(name).score("a", "b")
+    with pytest.raises(RecipeError, match="has no function other"):
+        metric("other")
+    with pytest.raises(RecipeError, match="no Python file"):
+        metric("same", tmp_path / "none.py")
+    file.write_text("import json\njson.loads('{')\n")
+    with pytest.raises(RecipeError, match=r"mine.py:2 raised JSONDecodeError.*when it was loaded"):
+        metric("same")
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        ({"metric": "exact_match", "labels": ["a", "b"]}, "labels is read by metric: classification or macro_f1"),
+        ({"metric": "classification"}, "needs task.labels"),
+        ({"metric": "classification", "labels": ["a"]}, "at least 2"),
+        ({"metric": "regex"}, "needs task.pattern"),
+        ({"metric": "json", "pattern": "x"}, "pattern is read by metric: regex or judge"),
+        ({"metric": "numeric", "tolerance": -1}, "greater than or equal to 0"),
+        ({"metric": "json", "tolerance": 0.1}, "tolerance is read by"),
+        ({"metric": "json", "constrained": True}, "constrained needs task.json_schema"),
+        ({"metric": "code", "allow_code": True}, "needs task.tests"),
+        ({"metric": "python", "function": "mine.py"}, "function is written file.py:name"),
+        ({"metric": "judge"}, "needs task.judge.base_url"),
+        ({"metric": "json", "judge": {"model": "x"}}, "judge is read by metric: judge"),
+    ],
+)
+def test_keys_that_do_not_go_together_are_refused(tmp_path, task, said):
+    with pytest.raises(RecipeError, match=said) as error:
+        load_recipe(write_recipe(tmp_path, tmp_path, {"task": task}))
+    assert "task" in error.value.message and error.value.hint
+
+
+def test_headline_leaves_unscored_rows_out():
+    rows = [{"score": 1.0}, {"score": math.nan}, {"score": 0.0}, {"score": 1.0}]
+    metric = make_metric(Task(metric="exact_match"))
+    assert metric.headline(rows) == pytest.approx(2 / 3) and math.isnan(metric.headline(rows[1:2]))
+
+
+def test_scoring_follows_the_content_of_files(tmp_path):
+    file = tmp_path / "mine.py"
+    seen = []
+    for text in ("a = 1\n", "a = 2\n"):
+        file.write_text(text)
+        seen.append(scoring(Task(metric="python", function=f"{file}:f")))
+    assert seen[0] != seen[1]
+    judges = [Judge(base_url="http://x", model=model, rubric="r") for model in ("m", "n")]
+    assert scoring(Task(metric="judge", judge=judges[0])) != scoring(Task(metric="judge", judge=judges[1]))

@@ -1,49 +1,78 @@
-import json
+import pytest
 
 from conftest import toy_rows
+from tunesmith.errors import RunError
 from tunesmith.evaluate import prompts
-from tunesmith.evaluate.metrics import make_scorer
-from tunesmith.evaluate.select import select_prompt
-from tunesmith.infer.engine import Answer
+from tunesmith.evaluate.prompts import Candidate, PromptBook
+from tunesmith.infer.retrieval.store import build_store
 
 ROWS = [{"id": str(i), "place": f"line {i}", **row} for i, row in enumerate(toy_rows())]
+SEALED = ROWS[40:]
 
 
-class Parrot:
-    """Right only when ``k`` demonstrations were shown; remembers what it was asked."""
-
-    def __init__(self, k):
-        self.k, self.asked = k, []
-
-    def generate(self, asked, max_new_tokens, advance):
-        self.asked += asked
-        advance(len(asked))
-        by_question = {row["messages"][0]["content"]: row["messages"][1]["content"] for row in ROWS}
-        right = [sum(m["role"] == "assistant" for m in prompt) == self.k for prompt in asked]
-        return [
-            Answer(by_question[p[-1]["content"]] if ok else "{}", len(p), 1, 0.1, True)
-            for p, ok in zip(asked, right, strict=True)
-        ]
+def book(recipe, tmp_path, pool=ROWS[:40], sealed=SEALED):
+    texts, ids = [row["messages"][0]["content"] for row in pool], [row["id"] for row in pool]
+    return PromptBook(
+        recipe,
+        pool,
+        sealed,
+        lambda selection: build_store(tmp_path / f"{selection}.sqlite", texts, ids),
+        lambda: build_store(tmp_path / "documents.sqlite", [f"fact about {t}" for t in texts], ids),
+    )
 
 
-def test_prompt_arms_get_the_full_instruction_tuned_arms_the_short_one(make_recipe):
+def test_prompt_arms_get_the_full_instruction_zero_shot_and_tuned_the_short_one(make_recipe, tmp_path):
     recipe = make_recipe({"task.short_prompt": "Short."})
-    asked = prompts.prompted(recipe, ROWS[0], ROWS[1:3])
+    made = book(recipe, tmp_path)
+    (zero,), (full,) = (prompts.candidates(recipe, made.pool, arm) for arm in ("zero_shot", "instruction"))
+    short = [{"role": "system", "content": "Short."}, ROWS[50]["messages"][0]]
+    assert made.messages(zero, ROWS[50]) == made.tuned(ROWS[50]) == prompts.tuned(recipe, ROWS[50]) == short
+    assert made.messages(full, ROWS[50]) == [{"role": "system", "content": recipe.task.prompt}, ROWS[50]["messages"][0]]
+    shown = Candidate("few_shot", "Full.", "random", 2, 0, ("1", "2"))
+    asked = made.messages(shown, ROWS[50])
     assert [m["role"] for m in asked] == ["system", "user", "assistant", "user", "assistant", "user"]
-    assert asked[0]["content"] == recipe.task.prompt and asked[-1] == ROWS[0]["messages"][0]
-    assert prompts.tuned(recipe, ROWS[0]) == [{"role": "system", "content": "Short."}, ROWS[0]["messages"][0]]
+    assert asked[1:5] == ROWS[1]["messages"] + ROWS[2]["messages"]
+    assert Candidate.read(shown.written()) == shown
 
 
-def test_selection_takes_the_best_on_dev_and_shows_train_rows_alone(make_recipe, tmp_path):
-    recipe = make_recipe({"evaluate.few_shot": {"k": [1, 3], "draws": 2, "dev_rows": 5}})
-    train, dev, test = ROWS[:40], ROWS[40:52], ROWS[52:]
-    scorer = make_scorer("json", None)
-    engine = Parrot(3)
-    choice = select_prompt(recipe, engine, train, dev, scorer, 8, tmp_path / "selection.json")
-    assert choice["best_prompt"] == "few_shot" and len(choice["few_shot"]) == 3
-    assert len(choice["candidates"]) == 5 and all(c["n"] == 5 for c in choice["candidates"])
-    assert choice == json.loads((tmp_path / "selection.json").read_text())
-    sealed = {r["messages"][0]["content"] for r in test}
-    shown = {m["content"] for asked in engine.asked for m in asked if m["role"] == "user"}
-    assert not sealed & shown
-    assert select_prompt(recipe, Parrot(0), train, dev, scorer, 8, tmp_path / "s.json")["best_prompt"] == "zero_shot"
+def test_nearest_rows_share_words_and_stand_nearest_last(make_recipe, tmp_path):
+    made = book(make_recipe(), tmp_path)
+    question = {"id": "q", "messages": [{"role": "user", "content": "a white stone"}, {"role": "assistant", "content": "x"}]}
+    asked = made.messages(Candidate("few_shot", None, "bm25", 3), question)
+    shown = [m["content"] for m in asked[:-1] if m["role"] == "user"]
+    assert shown[-1] == "a white stone" and len(shown) == 3 and all("white" in t or "stone" in t for t in shown)
+
+
+def test_documents_stand_before_the_question_alike_for_base_and_tuned(make_recipe, tmp_path):
+    made = book(make_recipe({"task.short_prompt": "Short."}), tmp_path, sealed=[])
+    base, tuned = made.messages(Candidate("retrieval", "Full.", documents=2), ROWS[50]), made.tuned(ROWS[50], 2)
+    assert base[-1] == tuned[-1] and (base[0]["content"], tuned[0]["content"]) == ("Full.", "Short.")
+    text = base[-1]["content"]
+    assert text.endswith("\n\n" + ROWS[50]["messages"][0]["content"]) and "[1] fact about" in text and "[2] fact" in text
+    assert prompts.framed([], "Why?") == "Why?"
+
+
+def test_what_is_sealed_is_never_shown(make_recipe, tmp_path):
+    spelled_otherwise = {
+        "id": "t",
+        "messages": [{"role": "user", "content": "A  RED car"}, {"role": "assistant", "content": "x"}],
+    }
+    assert ROWS[0]["messages"][0]["content"] == "a red car"
+    pool = prompts.shown_pool(ROWS[:40], [*SEALED, spelled_otherwise])
+    assert [row["id"] for row in pool] == [str(i) for i in range(1, 40)]
+    for sealed in ([ROWS[3]], [spelled_otherwise]):
+        made = book(make_recipe(), tmp_path, sealed=sealed)
+        with pytest.raises(AssertionError, match="also sealed"):
+            made.messages(Candidate("few_shot", None, "random", 2, 0, ("0", "3")), ROWS[50])
+    with pytest.raises(AssertionError, match="among the documents"):
+        book(make_recipe(), tmp_path, sealed=ROWS[:40]).messages(Candidate("retrieval", None, documents=1), ROWS[0])
+
+
+def test_candidates_are_the_same_for_a_seed_and_fit_the_pool(make_recipe):
+    recipe = make_recipe({"evaluate.few_shot": {"k": [1, 3], "draws": 2, "selection": ["random", "bm25"]}})
+    found = prompts.candidates(recipe, ROWS[:40], "few_shot")
+    names = ["k=1 draw=0", "k=1 draw=1", "k=1 bm25", "k=3 draw=0", "k=3 draw=1", "k=3 bm25"]
+    assert [c.name for c in found] == names and found == prompts.candidates(recipe, ROWS[:40], "few_shot")
+    assert found != prompts.candidates(make_recipe({"seed": 1}), ROWS[:40], "few_shot")
+    with pytest.raises(RunError, match="3 examples asked, train has 2 rows"):
+        prompts.candidates(recipe, ROWS[:2], "few_shot")

@@ -1,5 +1,8 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import optimize
 from scipy import stats as scipy_stats
 
 from tunesmith.evaluate import stats
@@ -17,52 +20,110 @@ def test_midp_is_the_exact_p_less_half_the_observed_probability():
         assert stats.mcnemar_midp(won, lost) == pytest.approx(exact - scipy_stats.binom.pmf(few, n, 0.5), rel=1e-9)
     assert stats.mcnemar_midp(0, 0) == 1.0
     assert stats.mcnemar_midp(4, 4) == pytest.approx(1.0)
+    assert stats.mcnemar_midp(np.array([3, 0]), np.array([9, 0])).tolist() == [stats.mcnemar_midp(3, 9), 1.0]
 
 
-def test_bootstrap_agrees_with_scipy_and_covers():
-    rng = np.random.default_rng(0)
-    a, b = (rng.random(150) < 0.6).astype(float), (rng.random(150) < 0.4).astype(float)
-    ours = stats.paired_bootstrap(a, b)
-    theirs = scipy_stats.bootstrap((a - b,), np.mean, method="percentile", n_resamples=10_000, rng=1).confidence_interval
-    assert ours == pytest.approx(tuple(theirs), abs=0.008)
-    hits = 0
-    for trial in range(200):
-        rng = np.random.default_rng(trial)
-        x = (rng.random(120) < 0.55).astype(float)
-        y = np.where(rng.random(120) < 0.7, x, rng.random(120) < 0.4)
-        low, high = stats.paired_bootstrap(x, y, seed=trial)
-        hits += low <= 0.3 * (0.55 - 0.4) <= high
-    assert 0.90 <= hits / 200 <= 0.99  # 95 % nominal; three standard errors of 200 trials
+def test_score_interval_known_values():
+    # Airway hyper-responsiveness before and after a transplantation: 1 and 7 discordant of 21 (Fagerland et al. 2014).
+    assert stats.score_interval(1, 7, 21) == pytest.approx((-0.517, -0.026), abs=5e-4)
+    assert stats.score_interval(0, 0, 16) == pytest.approx((-0.19361, 0.19361), abs=1e-5)  # z^2 / (n + z^2)
+    assert stats.score_interval(8, 0, 8)[1] == 1.0
 
 
-def test_rows_that_all_agree_rule_out_no_small_gain():
-    same = np.zeros(16)
-    assert stats.paired_bootstrap(same, same) == (0.0, 0.0)
-    low, high = stats.gain_interval(same, same)
-    assert low == -high and 0.08 < high < 0.20  # the exact bound for 0 of 16 is 0.17 one-sided
-    many = np.zeros(3000)
-    assert stats.gain_interval(many, many)[1] < 0.002
+@pytest.mark.parametrize(("b", "c", "n"), [(7, 1, 21), (12, 12, 60), (3, 0, 100), (0, 40, 90)])
+def test_score_interval_ends_where_the_restricted_likelihood_puts_them(b, c, n):
+    """The rates that are most likely given a difference, found by maximisation, make the score +-1.96 at the ends."""
+    for delta, sign in zip(stats.score_interval(b, c, n), (1, -1), strict=True):
+
+        def unlikelihood(q, delta=delta):
+            return -(
+                scipy_stats.multinomial.logpmf([b, c, n - b - c], n, [q + delta, q, 1 - 2 * q - delta])
+            )  # q: rate of "only b"
+
+        low, high = max(0.0, -delta) + 1e-12, (1 - delta) / 2 - 1e-12
+        q = optimize.minimize_scalar(unlikelihood, bounds=(low, high), method="bounded", options={"xatol": 1e-12}).x
+        score = (b - c - n * delta) / np.sqrt(n * (2 * q + delta - delta**2))
+        assert sign * score == pytest.approx(1.959964, abs=2e-4)
 
 
-def test_adjusted_wald_covers_where_the_bootstrap_does_not():
-    covered = {"bootstrap": 0, "gain": 0}
-    for trial in range(300):
-        rng = np.random.default_rng(trial)
-        kinds = rng.choice(3, size=30, p=[0.06, 0.02, 0.92])
-        a, b = (kinds == 0).astype(float), (kinds == 1).astype(float)
-        for name, interval in (("bootstrap", stats.paired_bootstrap), ("gain", stats.gain_interval)):
-            low, high = interval(a, b)
-            covered[name] += low <= 0.04 <= high
-    assert covered["bootstrap"] < 0.90 * 300 and covered["gain"] >= 0.93 * 300
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 300))
+def test_score_interval_says_what_the_test_says_and_does_not_depend_on_who_comes_first(b, c, more):
+    n = b + c + more
+    low, high = stats.score_interval(b, c, n)
+    assert -1 <= low <= (b - c) / n <= high <= 1
+    assert stats.score_interval(c, b, n) == pytest.approx((-high, -low), abs=1e-8)
+    chi2 = (b - c) ** 2 / max(b + c, 1)  # McNemar 1947
+    if abs(chi2 - 3.841459) > 1e-6:
+        assert (low > 0 or high < 0) == (chi2 > 3.841459)
+    wider_low, wider_high = stats.score_interval(b, c, n, tail=0.005)
+    assert (wider_low < low and high < wider_high) or high == wider_high == 1.0 or low == wider_low == -1.0
+
+
+def test_score_interval_of_arrays_is_that_of_each():
+    b, c = np.array([[0, 3], [7, 20]]), np.array([[0, 9], [1, 20]])
+    low, high = stats.score_interval(b, c, 50)
+    for place in np.ndindex(2, 2):
+        assert (low[place], high[place]) == stats.score_interval(int(b[place]), int(c[place]), 50)
+
+
+def test_holm_by_hand():
+    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert stats.holm([0.2]) == [0.2] and stats.holm([]) == [] and stats.holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_rows_needed_as_in_the_published_formula():
+    """Connor 1987; rows: gain 2, 5, 10 points; columns: 10, 20, 30 % of the rows discordant."""
+    table = [[stats.n_needed(gain, share) for share in (0.1, 0.2, 0.3)] for gain in (0.02, 0.05, 0.10)]
+    assert table == [[1960, 3923, 5885], [312, 626, 940], [77, 155, 234]]
+
+
+@given(st.integers(100, 2000), st.floats(0.05, 0.6))
+def test_rows_needed_and_detectable_effect_are_inverse(n, share):
+    delta = stats.minimum_detectable_effect(round(share * n), 0, n)
+    assert stats.n_needed(delta, max(round(share * n) / n, 3 / n)) in (n, n + 1)
 
 
 def test_detectable_effect_has_the_power_it_claims():
     n, share = 300, 0.2
     delta = stats.minimum_detectable_effect(40, 20, n)
-    rng, found = np.random.default_rng(0), 0
-    for _ in range(400):
-        kinds = rng.choice(3, size=n, p=[(share + delta) / 2, (share - delta) / 2, 1 - share])
-        found += stats.mcnemar_midp(int((kinds == 0).sum()), int((kinds == 1).sum())) < 0.05
-    assert 0.72 <= found / 400 <= 0.88
+    x = np.random.default_rng(0).multinomial(n, [(share + delta) / 2, (share - delta) / 2, 1 - share], size=20_000)
+    assert (stats.mcnemar_midp(x[:, 0], x[:, 1]) < 0.05).mean() == pytest.approx(0.80, abs=0.03)
     assert stats.minimum_detectable_effect(0, 0, 3) == 1.0 and stats.minimum_detectable_effect(0, 0, 5) > 0.6
     assert stats.minimum_detectable_effect(10, 10, 10_000) < stats.minimum_detectable_effect(10, 10, 1_000)
+
+
+def _changed(n, won, lost):
+    return np.array([1.0] * won + [-1.0] * lost + [0.0] * (n - won - lost))
+
+
+def test_non_inferiority_of_right_and_wrong():
+    assert stats.non_inferior(_changed(2000, 20, 20), 0.02)[0] == "no regression"
+    assert stats.non_inferior(_changed(400, 0, 40), 0.02)[0] == "regression"
+    assert stats.non_inferior(_changed(100, 5, 5), 0.02)[0] == "too little data to tell"
+    assert stats.non_inferior(_changed(100, 0, 0), 0.02)[0] == "too little data to tell"  # 0 of 100 leaves room for 2.6
+    assert stats.non_inferior(_changed(140, 0, 0), 0.02)[0] == "no regression"
+    verdict, mean, bound = stats.non_inferior(_changed(1000, 0, 15), 0.02)  # a loss for certain, but a small one
+    assert mean == -0.015 and bound < -0.02 and verdict == "too little data to tell"
+    assert stats.non_inferior(_changed(10_000, 0, 150), 0.02)[0] == "no regression"
+
+
+def test_non_inferiority_of_measurements():
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 0.05, 60)
+    noise -= noise.mean()
+    verdict, mean, bound = stats.non_inferior(noise, 0.02)
+    expected = scipy_stats.t.ppf(0.05, 59) * noise.std(ddof=1) / np.sqrt(60)
+    assert verdict == "no regression" and mean == pytest.approx(0, abs=1e-12) and bound == pytest.approx(expected, rel=0.05)
+    assert stats.non_inferior(noise - 0.05, 0.02)[0] == "regression"
+    assert stats.non_inferior(noise - 0.015, 0.02)[0] == "too little data to tell"
+    same = np.zeros(40)  # a model that did not change
+    assert stats.non_inferior(same, 0.02, binary=False) == ("no regression", 0.0, 0.0)
+    assert stats.non_inferior(same, 0.02, binary=True)[0] == "too little data to tell"
+
+
+def test_non_inferiority_of_clusters_counts_clusters():
+    rng = np.random.default_rng(1)
+    of_cluster = rng.normal(0, 0.05, 20)
+    rows, clusters = np.repeat(of_cluster, 10), [f"{i // 10:02}" for i in range(200)]
+    alone, together = stats.non_inferior(rows, 0.02)[2], stats.non_inferior(rows, 0.02, clusters)[2]
+    assert together == pytest.approx(stats.non_inferior(of_cluster, 0.02)[2]) and together < alone

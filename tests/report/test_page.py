@@ -1,48 +1,201 @@
+import copy
+import json
 import re
+import shutil
 from html.parser import HTMLParser
 
+import pytest
 
-class _Balance(HTMLParser):
+from tunesmith import api
+from tunesmith.rundir import RunDir, read_json, read_rows, write_json, write_rows
+
+HOSTILE = "<script>alert(1)</script>\u202e\"'</pre>"
+PROBE = {
+    "name": "bits_per_byte",
+    "label": "bits per byte",
+    "n": 120,
+    "base": 0.912,
+    "tuned": 0.934,
+    "difference": -0.0241,
+    "bound": -0.0312,
+    "margin": 0.02,
+    "unit": "share",
+    "verdict": "regression",
+}
+KL = {"name": "kl", "label": "KL", "n": 40, "base": None, "tuned": None, "value": 0.61, "low": 0.4, "high": 0.8}
+FORGETTING = {
+    "verdict": "regression",
+    "reason": "lost more than 2 %",
+    "margin": 0.02,
+    "probes": [PROBE],
+    "figures": [{**KL, "unit": "nats a token", "alarm": 0.5, "alarmed": True}],
+}
+RUNS = [{"seed": seed, "score": score, "best_dev_loss": 1.0} for seed, score in ((0, 0.25), (1, 0.5), (2, 0.75))]
+SEEDS = {"arm": "tuned", "n": 16, "runs": RUNS, "mean": 0.5, "min": 0.25, "max": 0.75, "sd": 0.25, "gains": [0.1, 0.2, 0.3]}
+REPORT = {"n": 16, "wins": 4, "ties": 3, "losses": 9, "unscored": 1, "by_checks": 2, "position_consistency": 0.875}
+JUDGE = {
+    "calibration": {"calibrated": False, "reason": "no human labels", "n": 0},
+    "arms": {"tuned": {**REPORT, "first_preferred": 0.5, "length_correlation": None}},
+}
+RETRIEVAL = {"searched": "documents", "passages": 1234, "k": 5, "n": 16, "answer_recall": 0.625}
+PLACES = [{"rows": rows, "value": v, "low": v - 0.05, "high": v + 0.05} for rows, v in ((10, 0.3), (20, 0.4), (40, 0.5))]
+CURVE = {
+    "a": 0.1,
+    "b": 0.4,
+    "c": 0.5,
+    "points": PLACES,
+    "line": [*PLACES, {"rows": 160, "value": 0.7, "low": 0.4, "high": 0.8}],
+    "gains": [{"rows": 80, "value": 0.123, "low": 0.01, "high": 0.2}, {"rows": 160, "value": 0.2, "low": 0.02, "high": 0.3}],
+    "dev_rows": 64,
+    "verdict": "cannot tell",
+    "told": "80 rows would buy +12.3 points",
+    "unscored": 0,
+    "seed_sd": None,
+}
+
+
+class _Page(HTMLParser):
+    """Checks that elements nest, and gathers attributes and the text of table rows."""
+
     void = frozenset({"meta", "br", "path", "use", "rect", "circle", "line"})
 
-    def __init__(self):
+    def __init__(self, page):
         super().__init__()
-        self.open = []
+        self.open, self.attributes, self.rows, self.text = [], [], [], ""
+        self.feed(page.replace("<!doctype html>", ""))
+        assert self.open == []
 
     def handle_starttag(self, tag, attrs):
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
         if tag not in self.void:
             self.open.append(tag)
 
     def handle_endtag(self, tag):
         assert tag in self.void or self.open.pop() == tag, tag
 
-
-def test_page_is_whole_self_contained_and_holds_the_numbers(tiny_run):
-    from tunesmith.rundir import read_json
-
-    page = tiny_run.report_file.read_text()
-    parser = _Balance()
-    parser.feed(page.replace("<!doctype html>", ""))
-    assert parser.open == []
-    outside = re.sub(r"http://www\.w3\.org/\S+|https?://(matplotlib|purl|creativecommons)\.org\S*", "", page)
-    assert not re.search(r"(src|href)=.https?:", outside) and "@import" not in outside
-    verdict = read_json(tiny_run.verdict_file)
-    assert f"Verdict: {verdict['verdict']}" in page
-    for arm in verdict["arms"]:
-        assert f"<td>{arm['arm']}</td><td>{100 * arm['score']:.1f}</td>" in page
-    assert page.count("<svg") == 2 and page.count('class="example"') >= 1
+    def handle_data(self, data):
+        self.text += data
+        if "tr" in self.open and self.rows[-1]:
+            self.rows[-1][-1] += data
 
 
-def test_what_models_say_is_escaped(tiny_run, tmp_path):
-    import shutil
+@pytest.fixture
+def run(tiny_run, tmp_path):
+    """A copy of the tiny run without its model files, to be written."""
+    shutil.copytree(tiny_run.path, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "merged", "*.gguf"))
+    return RunDir(tmp_path / "run")
 
-    from tunesmith import api
-    from tunesmith.rundir import RunDir, read_rows, write_rows
 
-    shutil.copytree(tiny_run.path, tmp_path / "run")
-    run = RunDir(tmp_path / "run")
-    for arm in ("zero_shot", "deployed"):
-        file = run.evaluation / arm / "outputs.jsonl"
-        write_rows(file, [{**row, "output": "<script>alert(1)</script>"} for row in read_rows(file)])
+def _with_all_parts(run):
+    """Every section that a page can have, beside what was measured."""
+    verdict = read_json(run.verdict_file)
+    verdict |= {"forgetting": FORGETTING, "seeds": SEEDS, "judge": JUDGE, "retrieval": RETRIEVAL, "advice": ["Look again"]}
+    write_json(run.verdict_file, verdict)
+    write_json(run.evaluation / "curve.json", {**CURVE, "inputs": run.key_of("train")})
+    return verdict
+
+
+def _squeezed(text):
+    return re.sub(r"\s+", " ", text)
+
+
+def test_page_is_whole_self_contained_and_holds_the_numbers(run):
+    verdict = _with_all_parts(run)
     page = api.report(run).read_text()
-    assert "<script>" not in page and "&lt;script&gt;" in page
+    parsed = _Page(page)
+    ids = {value for _, name, value in parsed.attributes if name == "id"}
+    for tag, name, value in parsed.attributes:
+        assert tag not in ("script", "img", "link", "iframe") and not name.startswith("on"), (tag, name)
+        assert name.startswith("xmlns") or not re.search(r"https?:|//", value or ""), (tag, name, value)
+        assert name not in ("href", "xlink:href", "src") or value.startswith("#"), (tag, value)
+        assert tag != "a" or name != "href" or value[1:] in ids, value
+    assert "@import" not in page and "default-src 'none'" in page and 'name="viewport"' in page
+    text = _squeezed(parsed.text)
+    assert f"Verdict: {verdict['verdict']}" in text
+    rows = {row[0]: [_squeezed(cell).strip() for cell in row[1:]] for row in parsed.rows if row[0] != "arm"}
+    quality = [row for row in parsed.rows if row and row[0] in {arm["arm"] for arm in verdict["arms"]}]
+    for arm, row in zip(verdict["arms"], quality, strict=False):
+        assert row[0] == arm["arm"]
+        assert _squeezed(row[1]).strip() == f"{100 * arm['score']:.1f} ({100 * arm['low']:.1f} to {100 * arm['high']:.1f})"
+        if arm["against"]:
+            c = arm["against"]
+            assert _squeezed(row[2]).strip() == f"{100 * c['gain']:+.1f} ({100 * c['low']:+.1f} to {100 * c['high']:+.1f})"
+            assert row[4] == f"{c['won']} / {c['lost']}"
+    loss = verdict["deployed_loss"]
+    assert f"{100 * loss['gain']:+.1f} points ({100 * loss['low']:+.1f} to {100 * loss['high']:+.1f}, n {loss['n']})" in text
+    assert rows["bits per byte"] == ["0.912", "0.934", "-2.41", "-3.12", "2.00", "120", "regression"]
+    assert rows["80, predicted"] == ["+12.3 (+1.0 to +20.0)"] and rows["160, predicted"] == ["+20.0 (+2.0 to +30.0)"]
+    assert rows["KL (alarm: at least 0.5)"][2] == "0.610 (0.400 to 0.800)"
+    assert "25.0 to 75.0, standard deviation 25.0 points" in text and "+10.0, +20.0, +30.0 points" in text
+    assert "for 62.5 of 100 rows (n 16; 1,234 passages of documents)" in text and "Judge uncalibrated: no human labels" in text
+    assert "Look again." in text and page.count("<svg") == 2
+
+
+def test_means_and_intervals_of_time_and_tokens_are_those_of_the_outputs(run):
+    page = _Page(api.report(run).read_text())
+    for arm in read_json(run.verdict_file)["arms"]:
+        tokens = [row["new_tokens"] for row in read_rows(run.evaluation / arm["arm"] / "outputs.jsonl")]
+        mean = sum(tokens) / len(tokens)
+        reach = 1.96 * (sum((t - mean) ** 2 for t in tokens) / (len(tokens) - 1) / len(tokens)) ** 0.5
+        (row,) = (row for row in page.rows if len(row) == 4 and row[0] == arm["arm"])
+        assert _squeezed(row[2]).strip() == f"{mean:.0f} ({max(0.0, mean - reach):.0f} to {mean + reach:.0f})"
+
+
+def test_what_was_not_measured_is_said_and_has_no_section(run):
+    page = api.report(run).read_text()
+    verdict = read_json(run.verdict_file)
+    assert verdict["seeds"] is None
+    for section in ("seeds", "curve"):
+        assert f'id="{section}"' not in page and f'href="#{section}"' not in page
+    if verdict["forgetting"] is None:
+        assert "nobody looked whether other skills decayed" in page and 'id="forgetting"' not in page
+    write_json(run.verdict_file, {**verdict, "deployed_loss": None})
+    page = api.report(run).read_text()
+    assert 'id="deployed"' not in page and "needs the arms tuned and deployed" in page
+
+
+def test_a_curve_of_an_earlier_adapter_is_left_out(run):
+    _with_all_parts(run)
+    write_json(run.evaluation / "curve.json", {**CURVE, "inputs": "other"})
+    assert 'id="curve"' not in api.report(run).read_text()
+
+
+def test_rows_that_tuning_won_and_broke_are_counted_and_shown(run):
+    verdict = read_json(run.verdict_file)
+    candidate, best = verdict["candidate"], verdict["best_prompt"]
+    ours = read_rows(run.evaluation / candidate / "outputs.jsonl")
+    scores = [(1.0, 0.0)] * 5 + [(0.0, 1.0)] + [(0.25, 0.5)] + [(None, 1.0)] + [(0.0, 0.0)] * (len(ours) - 8)
+    for arm, side in ((candidate, 0), (best, 1)):
+        file = run.evaluation / arm / "outputs.jsonl"
+        write_rows(file, [{**row, "score": pair[side]} for row, pair in zip(read_rows(file), scores, strict=True)])
+    page = api.report(run).read_text()
+    text = _squeezed(_Page(page).text)
+    assert f"2 broken, 5 won, {len(ours) - 8} missed alike." in text
+    shown = re.findall(r"<code>(\w+)</code></header>", page)
+    ids = [row["id"] for row in ours]
+    assert shown == [ids[5], ids[6], *ids[:5], *ids[8:11]]  # broken first, the largest difference before the smaller
+    assert "2 more" in text and ids[7] not in shown
+
+
+def test_what_models_and_data_say_is_escaped_and_cut(run):
+    _with_all_parts(run)
+    for arm in read_json(run.verdict_file)["arms"]:
+        file = run.evaluation / arm["arm"] / "outputs.jsonl"
+        changed = []
+        for row in read_rows(file):
+            row = copy.deepcopy(row)
+            row["prompt"][-1]["content"] = HOSTILE
+            changed.append({**row, "output": HOSTILE + "x" * 5000, "reference": json.dumps({HOSTILE: HOSTILE})})
+        write_rows(file, changed)
+    verdict = read_json(run.verdict_file)
+    verdict["forgetting"] = {**FORGETTING, "reason": HOSTILE, "probes": [{**PROBE, "label": HOSTILE}]}
+    verdict["advice"] = [HOSTILE]
+    write_json(run.verdict_file, verdict)
+    page = api.report(run).read_text()
+    _Page(page)
+    assert "<script" not in page and "\u202e" not in page and "&lt;script&gt;" in page
+    assert "characters more]" in page and "x" * 2001 not in page

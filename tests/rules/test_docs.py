@@ -14,7 +14,7 @@ from tunesmith import cli
 from tunesmith.recipe import load_recipe
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-VERDICT_CODES = {0, 10, 11, 12}
+VERDICT_CODES = {0, 10, 11, 12, 13, 21, 22, 23, 24}
 
 
 def _commands():

@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -10,27 +13,38 @@ from transformers import Gemma4ForCausalLM, Gemma4TextConfig
 
 from conftest import toy_rows, write_recipe
 from tunesmith import api
+from tunesmith.api.curve import share_of
+from tunesmith.api.engines import engine_of
+from tunesmith.api.evaluation import Evaluation, _held_to
 from tunesmith.api.examples import _refuse_left_out
+from tunesmith.api.judging import make_judge
 from tunesmith.api.merged import merge_adapter
+from tunesmith.api.seeds import seed_recipes
 from tunesmith.api.stage import renderer
 from tunesmith.chat.fit import fit as fit_lengths
 from tunesmith.chat.render import Conversation
 from tunesmith.data.pack import Plan
 from tunesmith.data.read import Reader
 from tunesmith.data.split import SplitFacts, answer_key, group_key, split
-from tunesmith.errors import DataError, ModelError, RunError
+from tunesmith.errors import DataError, ModelError, RecipeError, RunError
 from tunesmith.evaluate import gate, prompts
-from tunesmith.evaluate.metrics import make_scorer
-from tunesmith.evaluate.select import select_prompt
+from tunesmith.evaluate.compare import Comparison
+from tunesmith.evaluate.forgetting import probe
+from tunesmith.evaluate.judge import Pair, calibrate
+from tunesmith.evaluate.metrics import make_metric
+from tunesmith.evaluate.search import instructions
+from tunesmith.evaluate.select import Asking, select_prompt
 from tunesmith.export.companions import merged_config
 from tunesmith.export.merge import Merged
 from tunesmith.infer.engine import Answer
 from tunesmith.infer.in_process import InProcessEngine
+from tunesmith.infer.retrieval.corpus import open_store, read_corpus
+from tunesmith.infer.retrieval.store import build_store
 from tunesmith.models.adapter import adapter_state
 from tunesmith.models.load import find_model, load_model
 from tunesmith.models.precision import precision
 from tunesmith.models.swap import add_lora
-from tunesmith.recipe import Recipe, dump_recipe, load_recipe
+from tunesmith.recipe import Judge, Recipe, dump_recipe, load_recipe
 from tunesmith.track import MetricsLog, read_metrics
 from tunesmith.train import loop
 from tunesmith.train.documents import make_documents
@@ -118,13 +132,30 @@ def _adapter(recipe, tmp):
 
 
 class _Echo:
-    def generate(self, asked, max_new_tokens, advance):
+    def generate(self, asked, max_new_tokens, advance, schema=None):
         return [Answer("{}", 1, 1, 0.0, True) for _ in asked]
 
 
+def _book(recipe, tmp):
+    texts, ids = [row["messages"][0]["content"] for row in ROWS[:40]], [row["id"] for row in ROWS[:40]]
+    store = build_store(tmp / "questions.sqlite", texts, ids)
+    return prompts.PromptBook(recipe, ROWS[:40], ROWS[40:], lambda _: store, lambda: store)
+
+
 def _selection(recipe, tmp):
-    choice = select_prompt(recipe, _Echo(), ROWS[:40], ROWS[40:], make_scorer("json", None), 4, tmp / "selection.json")
-    return [(c["name"], c["n"]) for c in choice["candidates"]]
+    metric = make_metric(recipe.task)
+    asking = Asking(recipe, _book(recipe, tmp), ROWS[40:], metric, 4, lambda _: _Echo())
+    choice = select_prompt(asking, tmp / "selection.json")
+    return [(c["name"], c["n"]) for c in choice["candidates"]], choice["search"]
+
+
+def _endpoint(recipe, tmp):
+    return engine_of(None, recipe, "external:big", None, [], 1)[0]
+
+
+def _asked(recipe, tmp):
+    book = _book(recipe, tmp)
+    return [book.messages(prompts.candidates(recipe, book.pool, arm)[0], ROWS[50]) for arm in ("instruction", "zero_shot")]
 
 
 def _batches(recipe, tmp):
@@ -210,7 +241,108 @@ def _refused(recipe, tmp):
     return None
 
 
+def _advised(recipe, tmp):
+    """What the checklist says of the price of calls."""
+    return api.advise(api.open_run(tmp / "toy.yaml", tmp / "run"), quick=True)["checks"][6]
+
+
+def _code(recipe, tmp):
+    for name, tests in (("pass.jsonl", "assert x"), ("fail.jsonl", "assert not x")):
+        (tmp / name).write_text(json.dumps({"reference": "x = 1", "tests": tests}))
+    try:
+        return make_metric(recipe.task).fits("x = 1")
+    except RecipeError as error:
+        return error.message
+
+
+def _function(recipe, tmp):
+    (tmp / "mine.py").write_text("def all(answer, reference): return 1\ndef none(answer, reference): return 0\n")
+    return make_metric(recipe.task).score("a", "b")
+
+
+class _Endpoint:
+    def __init__(self, *asked):
+        self.asked = list(asked)
+
+    def generate(self, prompts, max_new_tokens, advance, schema=None):
+        self.asked += prompts
+        return [Answer("VERDICT: A", 1, 1, 0.0, True) for _ in prompts]
+
+    def close(self):
+        return None
+
+
+def _judge(recipe):
+    made = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tunesmith.infer.openai_endpoint.OpenAIEndpoint", lambda *a: made.append(_Endpoint(*a)) or made[0])
+        return make_judge(recipe)[0], made[0]
+
+
+def _judge_asked(recipe, tmp):
+    judge, endpoint = _judge(recipe)
+    judge.decide([Pair("q", "{}", '{"a": 1}', '{"a": 2}')])
+    return endpoint.asked
+
+
+def _judge_checked(recipe, tmp):
+    (tmp / "labels.jsonl").write_text('{"question": "q", "reference": "r", "a": "a", "b": "b", "label": "a"}')
+    return calibrate(_judge(recipe)[0], recipe.task.judge.human_labels)["reason"]
+
+
+JUDGE = {"base_url": "http://here/v1", "model": "m", "rubric": "Short."}
+FIXED = {  # what a key needs beside it
+    "task.metric": {"task.json_schema": None},
+    "task.labels": {"task.metric": "classification", "task.labels": ["red", "green"], "task.json_schema": None},
+    "task.tolerance": {"task.metric": "numeric", "task.json_schema": None},
+    "task.pattern": {"task.metric": "regex", "task.pattern": "x", "task.json_schema": None},
+    "task.tests": {"task.metric": "code", "task.tests": "pass.jsonl", "task.allow_code": True, "task.json_schema": None},
+    "task.allow_code": {"task.metric": "code", "task.tests": "pass.jsonl", "task.json_schema": None},
+    "task.function": {"task.metric": "python", "task.function": "mine.py:all", "task.json_schema": None},
+    **{f"task.judge.{key}": {"task": {"metric": "judge", "judge": dict(JUDGE)}} for key in Judge.model_fields},
+}
+
+
+def _forgotten(recipe, tmp):
+    """What the forgetting check looks at and concludes, with a stub in the place of the model."""
+    (tmp / "own.txt").write_text("\n\n".join(f"passage {i}" for i in range(10)))
+    asked = []
+    lost = np.linspace(-0.02, -0.04, 20)
+
+    def measure(model, layers, made, probes, margin, *_):
+        asked.append(probes.passages[0].id)
+        return {"probes": [probe("a", "a", lost, lost, lost, margin, "")], "figures": []}
+
+    run = api.open_run(tmp / "toy.yaml", tmp / f"run-{hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:8]}")
+    run.mark_done("train", "x", 0.0, 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(
+            sys.modules, "tunesmith.evaluate.lm_eval", SimpleNamespace(run_tasks=lambda *a: asked.append(a[3:6]) or [])
+        )
+        patch.setattr("tunesmith.evaluate.forgetting.measure", measure)
+        patch.setattr("tunesmith.models.adapter.read_adapter", lambda _: None)
+        patch.setattr("tunesmith.models.adapter.load_adapter_state", lambda *_: None)
+        result = api.forgetting(run)
+    return asked, result["verdict"], result["required"]
+
+
+TASKS = {"evaluate.forgetting.tasks": ["arc_easy"]}
+FIXED |= {"evaluate.forgetting.tasks_path": TASKS, "evaluate.forgetting.limit": TASKS}
+
+
+def _searched(recipe, tmp):
+    """Passages that the retrieval arms search, and the kind of store and embedder that searches them."""
+    (tmp / "faq.md").write_text("Cars are red.")
+    corpus = read_corpus(recipe, ROWS[:3])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tunesmith.infer.retrieval.embed.load_embedder", lambda name: SimpleNamespace(key=name, cut=0))
+        patch.setattr("tunesmith.infer.retrieval.qdrant.build_qdrant", lambda url, *_: url)
+        patch.setattr("tunesmith.infer.retrieval.corpus.build_store", lambda path, *passages: passages[2] and passages[2].key)
+        return corpus.ids, open_store(recipe, tmp / "store.sqlite", corpus)
+
+
 SCHEMA = "schema.json"
+ENDPOINT = {"base_url": "http://localhost:1/v1", "model": "big"}
 OBSERVE = {
     "name": ("other", lambda r, t: api.open_run(t / "toy.yaml").path),
     "model": ("elsewhere.gguf", _find),
@@ -232,11 +364,23 @@ OBSERVE = {
     "chat.enable_thinking": (True, _rendered),
     "data.test_fraction": (0.5, _split),
     "data.dev_fraction": (0.5, _split),
-    "task.metric": ("exact_match", lambda r, t: make_scorer(r.task.metric, None)('{"a":1}', '{"a": 1}')),
-    "task.json_schema": (None, lambda r, t: make_scorer("json", r.task.json_schema)("{}", "{}")),
-    "task.prompt": ("Other.", lambda r, t: prompts.prompted(r, ROWS[0], [])),
-    "task.short_prompt": ("Other.", lambda r, t: prompts.tuned(r, ROWS[0])),
-    "task.min_gain": (0.2, lambda r, t: gate.decide(gate.Comparison(0.1, 0.05, 0.15, 0.01, 9, 1, 0.1), r.task.min_gain)),
+    "task.metric": ("exact_match", lambda r, t: make_metric(r.task).score('{"a":1}', '{"a": 1}')),
+    "task.json_schema": (None, lambda r, t: make_metric(r.task).score("{}", "{}")),
+    "task.constrained": (True, lambda r, t: _held_to(r)),
+    "task.labels": (["red", "blue"], lambda r, t: make_metric(r.task).score("green", "red")),
+    "task.tolerance": (1.0, lambda r, t: make_metric(r.task).score("2", "1")),
+    "task.pattern": ("y", lambda r, t: make_metric(r.task).score("y", "xy")),
+    "task.tests": ("fail.jsonl", _code),
+    "task.allow_code": (True, _code),
+    "task.function": ("mine.py:none", _function),
+    "task.judge.base_url": ("http://other/v1", _judge_asked),
+    "task.judge.model": ("other", _judge_asked),
+    "task.judge.api_key_env": ("OTHER_KEY", _judge_asked),
+    "task.judge.rubric": ("Other.", _judge_asked),
+    "task.judge.human_labels": ("labels.jsonl", _judge_checked),
+    "task.prompt": ("Other.", _asked),
+    "task.short_prompt": ("Other.", _asked),
+    "task.min_gain": (0.2, lambda r, t: gate.decide(Comparison(0.1, 0.05, 0.15, 0.01, 9, 1, 0.1, 80, 80), r.task.min_gain)),
     "task.max_new_tokens": (None, _budget),
     "lora.r": (2, _adapter),
     "lora.alpha": (3, _adapter),
@@ -258,11 +402,30 @@ OBSERVE = {
     "train.tokens_per_step": (20, _fit),
     "train.max_length": (30, _fit),
     "train.evals_per_epoch": (1, _fit),
-    "evaluate.arms": (["zero_shot", "tuned"], lambda r, t: [c.name for c in prompts.candidates(r, ROWS)]),
+    "evaluate.arms": (["zero_shot", "tuned"], _selection),
     "evaluate.few_shot.k": ([1, 2], _selection),
     "evaluate.few_shot.draws": (1, _selection),
+    "evaluate.few_shot.selection": (["random"], _selection),
     "evaluate.few_shot.dev_rows": (3, _selection),
+    "evaluate.optimized_prompt.calls": (8, _selection),
+    "evaluate.optimized_prompt.instructions": (["Mine."], lambda r, t: instructions(r)),
+    "evaluate.external": ({"big": {**ENDPOINT, "model": "other"}}, _endpoint),
+    "evaluate.price_per_hour": (2.0, lambda r, t: Evaluation.price(SimpleNamespace(recipe=r), "tuned") is None),
     "evaluate.batch_size": (2, _batches),
+    "evaluate.seeds": (2, lambda r, t: [other.seed for other in seed_recipes(r)]),
+    "evaluate.learning_curve": ([0.25, 0.5, 1.0], lambda r, t: [len(share_of(r, ROWS, s)) for s in r.evaluate.learning_curve]),
+    "advise.calls_per_month": (9000, _advised),
+    "advise.price_per_million_prompt_tokens": (2.0, _advised),
+    "data.documents": ("faq.md", _searched),
+    "evaluate.retrieval.k": (3, lambda r, t: [c.documents for c in prompts.candidates(r, ROWS, "retrieval")]),
+    "evaluate.retrieval.embedder": ("all-MiniLM-L6-v2", _searched),
+    "evaluate.retrieval.qdrant": ("http://localhost:6333", _searched),
+    "evaluate.forgetting.margin": (0.2, _forgotten),
+    "evaluate.forgetting.required": (True, _forgotten),
+    "evaluate.forgetting.texts": ("own.txt", _forgotten),
+    "evaluate.forgetting.tasks": (["arc_easy"], _forgotten),
+    "evaluate.forgetting.tasks_path": ("tasks", _forgotten),
+    "evaluate.forgetting.limit": (9, _forgotten),
     "export.merge_into": ("original", _merged_into),
     "export.gguf": (["F16", "Q8_0"], _exported),
 }
@@ -284,8 +447,13 @@ def test_every_key_has_an_observation():
 def test_key_changes_behaviour(key, tiny_dir, tmp_path):
     value, observe = OBSERVE[key]
     fixed = {"train.tokens_per_step": 80} if key.startswith("train.") else {}
-    if key == "task.metric":
-        fixed = {"task.json_schema": None}
+    fixed |= FIXED.get(key, {})
+    if key.startswith("evaluate.optimized_prompt."):
+        fixed = {"evaluate.arms": ["instruction", "optimized_prompt"]}
+    if key == "evaluate.external":
+        fixed = {"evaluate.arms": ["instruction", "external:big"], "evaluate.external": {"big": ENDPOINT}}
+    if key == "evaluate.retrieval.qdrant":
+        fixed = {"evaluate.retrieval.embedder": "all-MiniLM-L6-v2"}
     if key == "chat.enable_thinking":
         fixed = {"chat.template": "other.jinja"}
     if key == "model_sha256":

@@ -19,7 +19,7 @@ ORDER = [
     {"layers"},
     {"models", "chat"},
     {"infer"},
-    {"data", "train", "evaluate", "export", "report"},
+    {"advise", "data", "train", "evaluate", "export", "report"},
     {"api"},
     {"cli", "__init__"},
 ]

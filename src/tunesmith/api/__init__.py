@@ -1,14 +1,20 @@
 """One function per verb, for programs and for the command line.
 
 ``examples.py`` holds what comes before a model is trained (check, convert, preview, data, render), ``verbs.py`` what
-follows, ``stage.py`` the books that all of them keep.
+follows, ``evaluation.py`` the arms and the verdict, ``engines.py`` who answers, ``stage.py`` the books that all keep.
 """
 
+from tunesmith.api.advice import advise
+from tunesmith.api.curve import learning_curve
+from tunesmith.api.evaluation import evaluate, verdict
 from tunesmith.api.examples import check, check_page, convert, data, preview, render
+from tunesmith.api.forgetting import forgetting
 from tunesmith.api.lines import check_lines, reading_lines
-from tunesmith.api.verbs import chat, evaluate, export, open_run, report, run, train, verdict
+from tunesmith.api.seeds import seeds
+from tunesmith.api.verbs import chat, export, open_run, report, run, train
 
 __all__ = [
+    "advise",
     "chat",
     "check",
     "check_lines",
@@ -17,12 +23,15 @@ __all__ = [
     "data",
     "evaluate",
     "export",
+    "forgetting",
+    "learning_curve",
     "open_run",
     "preview",
     "reading_lines",
     "render",
     "report",
     "run",
+    "seeds",
     "train",
     "verdict",
 ]

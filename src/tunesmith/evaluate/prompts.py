@@ -1,16 +1,26 @@
-"""The prompts of the arms, and the choice of demonstrations.
+"""The prompts of the arms: instruction, demonstrations and documents put around a row's question.
 
-Prompt arms get the recipe's full instruction as system turn, the tuned arms the short one they were trained with.
-Demonstrations are earlier turns of the same conversation, drawn from the train part; how many and which is chosen on
-dev rows, and the test part plays no role in it.
+A ``Candidate`` is one way to ask, written down so that it can be kept in ``selection.json`` and used again on the test
+part; ``PromptBook`` turns it and a row into messages. Demonstrations are earlier turns of the same conversation, taken
+from the train part: drawn once for all questions, or for each question the nearest rows, nearest last (what stands next
+to the question weighs most). Documents stand before the question, inside its turn, in one fixed frame, for the base and
+the tuned model alike.
+
+A row whose question is also asked in dev or test is never shown, whatever the split says of it (``data.group_by`` may
+hold other things together): the demonstrations come from a pool without such rows, and every prompt is checked again.
+
+Source: nearest neighbours as demonstrations, Liu et al. 2022 (arXiv 2101.06804).
 """
 
 import random
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tunesmith.chat.render import Message, with_system
 from tunesmith.errors import RunError
+from tunesmith.infer.retrieval.corpus import question_of
+from tunesmith.infer.retrieval.store import Store
 from tunesmith.recipe import Recipe
 
 Row = dict[str, Any]
@@ -18,43 +28,157 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to prompt: ``k`` demonstrations, draw number ``draw``; k = 0 is zero-shot."""
+    """One way to prompt.
 
-    k: int
-    draw: int
-    demonstrations: tuple[str, ...]  # row ids
+    Attributes:
+        arm: the arm it can stand for.
+        instruction: the system turn.
+        selection: ``none``, ``random`` (the rows named in ``demonstrations``), or a way to find the nearest train rows.
+        k: demonstrations in a prompt.
+        draw: number of the random draw.
+        demonstrations: ids of the rows drawn.
+        documents: how many documents stand before the question.
+        variant: what was done to the instruction, in words.
+    """
+
+    arm: str
+    instruction: str | None
+    selection: str = "none"
+    k: int = 0
+    draw: int = 0
+    demonstrations: tuple[str, ...] = ()
+    documents: int = 0
+    variant: str = ""
 
     @property
     def name(self) -> str:
-        """``zero_shot``, or ``k=3 draw=1``."""
-        return f"k={self.k} draw={self.draw}" if self.k else "zero_shot"
+        """As it is printed: ``instruction``, ``k=3 draw=1``, ``k=3 bm25``."""
+        shown = f"k={self.k} " + (f"draw={self.draw}" if self.selection == "random" else self.selection)
+        parts = ([self.variant] if self.variant else []) + ([shown] if self.k else [])
+        return ", ".join(parts) or self.arm
+
+    def written(self) -> dict[str, Any]:
+        """As it is kept in JSON."""
+        return {**asdict(self), "demonstrations": list(self.demonstrations)}
+
+    @classmethod
+    def read(cls, written: dict[str, Any]) -> "Candidate":
+        """From ``written``."""
+        return cls(**{**written, "demonstrations": tuple(written["demonstrations"])})
 
 
-def candidates(recipe: Recipe, train: list[Row]) -> list[Candidate]:
-    """Zero-shot, and every draw of every k, deterministic from the recipe's seed.
+class PromptBook:
+    """Makes the messages of a candidate or a tuned arm for a row.
 
-    Raises:
-        RunError: a k larger than the train part.
+    Args:
+        pool: train rows that may be shown (``shown_pool``).
+        nearest: from a selection (``bm25``, ``embeddings``) to the store of the pool's questions; asked when needed.
+        documents: the store of documents; asked when needed.
+        sealed: dev and test rows, none of which may be shown.
     """
-    found = [Candidate(0, 0, ())]
-    if "few_shot" in recipe.evaluate.arms:
-        for k in recipe.evaluate.few_shot.k:
-            if k > len(train):
-                raise RunError(f"evaluate.few_shot.k: {k} examples asked, train has {len(train)} rows", "lower k")
-            for draw in range(recipe.evaluate.few_shot.draws):
-                rows = random.Random(f"{recipe.seed}/{k}/{draw}").sample(train, k)
-                found.append(Candidate(k, draw, tuple(row["id"] for row in rows)))
-    return found
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        pool: list[Row],
+        sealed: list[Row],
+        nearest: Callable[[str], Store],
+        documents: Callable[[], Store],
+    ):
+        self.recipe = recipe
+        self.pool = pool
+        self._by_id = {row["id"]: row for row in pool}
+        self._sealed_ids = {row["id"] for row in sealed}
+        self._sealed_questions = {question_key(row) for row in sealed}
+        self._nearest = nearest
+        self._documents = documents
+
+    def messages(self, candidate: Candidate, row: Row) -> list[Message]:
+        """What a prompt arm is asked: instruction, demonstrations, documents, then the row without its answer."""
+        asked = with_system(row["messages"][:-1], candidate.instruction)
+        system = asked[:1] if asked[0]["role"] == "system" else []
+        question = self._with_documents(asked[len(system) :], row, candidate.documents)
+        shown = [m for shown in self._shown(candidate, row) for m in shown["messages"] if m["role"] != "system"]
+        return [*system, *shown, *question]
+
+    def tuned(self, row: Row, documents: int = 0) -> list[Message]:
+        """What the tuned model is asked: the short instruction, then the row without its answer."""
+        return self._with_documents(tuned(self.recipe, row), row, documents)
+
+    def _shown(self, candidate: Candidate, row: Row) -> list[Row]:
+        if candidate.k == 0:
+            return []
+        if candidate.selection == "random":
+            ids: Iterable[str] = candidate.demonstrations
+        else:
+            ids = [hit.id for hit in reversed(self._nearest(candidate.selection).search(question_of(row), candidate.k))]
+        rows = [self._by_id[row_id] for row_id in ids]
+        for shown in rows:
+            leaks = shown["id"] in self._sealed_ids or question_key(shown) in self._sealed_questions
+            assert not leaks, f"row {shown['id']} is shown to arms and also sealed"
+        return rows
+
+    def _with_documents(self, asked: list[Message], row: Row, documents: int) -> list[Message]:
+        if documents == 0:
+            return asked
+        hits = self._documents().search(question_of(row), documents)
+        assert not self._sealed_ids & {hit.id for hit in hits}, "a sealed row is among the documents"
+        return [*asked[:-1], {**asked[-1], "content": framed([hit.text for hit in hits], asked[-1]["content"])}]
 
 
-def prompted(recipe: Recipe, row: Row, demonstrations: list[Row]) -> list[Message]:
-    """What a prompt arm is asked: full instruction, demonstrations, then the row without its answer."""
-    question = with_system(row["messages"][:-1], recipe.task.prompt)
-    system = question[:1] if question[0]["role"] == "system" else []
-    shown = [m for demonstration in demonstrations for m in demonstration["messages"] if m["role"] != "system"]
-    return [*system, *shown, *question[len(system) :]]
+def framed(documents: list[str], question: str) -> str:
+    """Documents before the question; without a hit the question alone."""
+    if not documents:
+        return question
+    listed = "\n\n".join(f"[{number}] {text}" for number, text in enumerate(documents, 1))
+    return f"Documents that may help:\n\n{listed}\n\n{question}"
 
 
 def tuned(recipe: Recipe, row: Row) -> list[Message]:
     """What the tuned model is asked: the short instruction, then the row without its answer."""
     return with_system(row["messages"][:-1], recipe.task.short_prompt)
+
+
+def question_key(row: Row) -> str:
+    """What a row asks in its last turn, without case and white space; empty when nobody asks."""
+    return "".join(question_of(row).casefold().split())
+
+
+def shown_pool(train: list[Row], sealed: list[Row]) -> list[Row]:
+    """Rows of train that ask something, and nothing that a sealed row asks."""
+    keys = {question_key(row) for row in sealed} | {""}
+    return [row for row in train if question_key(row) not in keys]
+
+
+def random_draw(seed: str, pool: list[Row], k: int) -> tuple[str, ...]:
+    """Ids of ``k`` rows.
+
+    Raises:
+        RunError: a k larger than the pool.
+    """
+    if k > len(pool):
+        raise RunError(f"evaluate.few_shot.k: {k} examples asked, train has {len(pool)} rows to show", "lower k")
+    return tuple(row["id"] for row in random.Random(seed).sample(pool, k))
+
+
+def candidates(recipe: Recipe, pool: list[Row], arm: str) -> list[Candidate]:
+    """The ways to ask that an arm chooses from, deterministic from the recipe's seed (``optimized_prompt`` makes its own).
+
+    Raises:
+        RunError: a k larger than the pool.
+    """
+    full = recipe.task.prompt
+    if arm == "zero_shot":
+        return [Candidate(arm, recipe.task.short_prompt)]
+    if arm == "instruction":
+        return [Candidate(arm, full)]
+    if arm == "retrieval":
+        return [Candidate(arm, full, documents=recipe.evaluate.retrieval.k)]
+    assert arm == "few_shot", arm
+    settings, found = recipe.evaluate.few_shot, []
+    for k in settings.k:
+        for selection in settings.selection:
+            for draw in range(settings.draws if selection == "random" else 1):
+                ids = random_draw(f"{recipe.seed}/{k}/{draw}", pool, k) if selection == "random" else ()
+                found.append(Candidate(arm, full, selection, k, draw, ids))
+    return found

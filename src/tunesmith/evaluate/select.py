@@ -1,52 +1,156 @@
-"""Choose the prompt on dev: how many demonstrations, which draw, and which prompt arm is the one to beat.
+"""Choose the prompts on dev: for every prompt arm its best way to ask, and which arm is the one to beat.
 
-Every candidate answers the same dev rows. The best headline score wins; among equals the finer figure decides (field F1,
-strict match), then the shorter prompt. The test part is not read here.
+Every candidate answers the same dev rows. The best headline wins; among equals the finer figure decides (field F1, strict
+match), then the shorter prompt. The test part is not read here.
+
+Candidates of local arms are answered by the base model. An endpoint gets the prompts that were best for the base: to
+search on a paid endpoint again would multiply its bill by the number of candidates. It answers the dev rows once, when
+the recipe lets it be the one to beat.
+
+A judge compares answers in pairs, so on dev every candidate is compared with the first one, which then scores one half.
 """
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.evaluate.arms import ask, summary
-from tunesmith.evaluate.metrics import HEADLINE, TIE_BREAK, Scorer
-from tunesmith.evaluate.prompts import Row, candidates, prompted
+from tunesmith.errors import RunError
+from tunesmith.evaluate.arms import Outputs, ask, summary
+from tunesmith.evaluate.metrics import HEADLINE, Metric
+from tunesmith.evaluate.prompts import Candidate, PromptBook, Row, candidates
+from tunesmith.evaluate.search import search, space
 from tunesmith.infer.engine import Engine
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import PROMPT_ARMS, Recipe
 from tunesmith.rundir import write_json
+from tunesmith.track import say
+
+Judged = Callable[[Outputs, Outputs], Outputs]  # an arm's records and those it is compared with -> with scores
 
 
-def select_prompt(
-    recipe: Recipe, engine: Engine, train: list[Row], dev: list[Row], scorer: Scorer, max_new_tokens: int, target: Path
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Asking:
+    """What is the same for every candidate.
+
+    Attributes:
+        engine_of: the engine of ``base``, or of an arm ``external:...``.
+        schema: what the engine holds answers to (``task.constrained``).
+        judged: scores of records that need a judge.
+    """
+
+    recipe: Recipe
+    book: PromptBook
+    dev: list[Row]
+    metric: Metric
+    max_new_tokens: int
+    engine_of: Callable[[str], Engine]
+    schema: dict[str, Any] | None = None
+    judged: Judged | None = None
+
+
+class Selection:
+    """Scores candidates on the dev rows and remembers what each got."""
+
+    def __init__(self, asking: Asking):
+        self._asking = asking
+        self._rows = asking.dev[: asking.recipe.evaluate.few_shot.dev_rows]
+        self._first: Outputs | None = None  # what a judge compares with
+        self.tried: list[dict[str, Any]] = []
+
+    @property
+    def rows(self) -> int:
+        """How many dev rows every candidate answers."""
+        return len(self._rows)
+
+    def ask(self, title: str, candidate: Candidate, part: slice = slice(None), answerer: str = "base") -> Outputs:
+        """A candidate's records on dev rows, scored."""
+        outputs = self._answers(title, candidate, part, answerer)
+        if self._asking.judged is None:
+            return outputs
+        if self._first is None:
+            first = candidates(self._asking.recipe, self._asking.book.pool, "instruction")[0]
+            self._first = outputs if len(outputs) == self.rows else self._answers(first.name, first, slice(None), "base")
+        return self._asking.judged(outputs, self._first[part])
+
+    def _answers(self, title: str, candidate: Candidate, part: slice, answerer: str) -> Outputs:
+        asking, rows = self._asking, self._rows[part]
+        prompts = [asking.book.messages(candidate, row) for row in rows]
+        references = [row["messages"][-1]["content"] for row in rows]
+        engine, ids = asking.engine_of(answerer), [row["id"] for row in rows]
+        return ask(f"dev {title}", engine, ids, prompts, references, asking.metric, asking.max_new_tokens, asking.schema)
+
+    def keep(self, arm: str, candidate: Candidate, outputs: Outputs) -> None:
+        """Write down what a candidate got."""
+        name = candidate.name if arm == candidate.arm else arm
+        figures = {key: None if math.isnan(v) else v for key, v in summary(outputs, self._asking.metric).items()}
+        self.tried.append({"name": name, "arm": arm, "candidate": candidate.written(), **figures})
+
+    def rank(self, figures: dict[str, Any]) -> tuple[float, float, float]:
+        """What is larger for a better prompt; a prompt of which nothing could be scored is the worst."""
+        values = [figures.get(HEADLINE), figures.get(self._asking.metric.tie_break)]
+        return *(-1.0 if value is None or math.isnan(value) else value for value in values), -figures["prompt_tokens"]  # pyright: ignore[reportReturnType]
+
+    def best(self, arms: set[str]) -> dict[str, Any] | None:
+        """The best of what was tried for these arms."""
+        return max((c for c in self.tried if c["arm"] in arms), key=self.rank, default=None)
+
+
+def select_prompt(asking: Asking, target: Path) -> dict[str, Any]:
     """Score all candidates on dev and write the choice to ``target``.
 
     Returns:
-        ``few_shot``: ids of the chosen demonstrations (None without that arm); ``best_prompt``: name of the arm to
-        beat; ``candidates``: dev figures of each.
+        ``arms``: the chosen ``Candidate`` of every prompt arm, written; ``best_prompt``: the arm to beat, and
+        ``best_prompt_name``: its way to ask; ``candidates``: name, arm and dev figures of each; ``search``: what
+        ``optimized_prompt`` cost; ``dev_rows``.
+
+    Raises:
+        RunError: a k larger than the train part, or a budget that pays for no candidate.
     """
-    by_id = {row["id"]: row for row in train}
-    rows = dev[: recipe.evaluate.few_shot.dev_rows]
-    references = [row["messages"][-1]["content"] for row in rows]
-    ids = [row["id"] for row in rows]
-    tried: list[dict[str, Any]] = []
-    for candidate in candidates(recipe, train):
-        shown = [by_id[row_id] for row_id in candidate.demonstrations]
-        prompts = [prompted(recipe, row, shown) for row in rows]
-        outputs = ask(f"dev {candidate.name}", engine, ids, prompts, references, scorer, max_new_tokens)
-        tried.append({"name": candidate.name, "demonstrations": list(candidate.demonstrations), **summary(outputs)})
-
-    def rank(figures: dict[str, Any]) -> tuple[float, float, float]:
-        return figures[HEADLINE], figures[TIE_BREAK[recipe.task.metric]], -figures["prompt_tokens"]
-
-    few_shot = max((c for c in tried if c["demonstrations"]), key=rank, default=None)
-    eligible = [c for c in tried if c["demonstrations"] or "zero_shot" in recipe.evaluate.arms]
-    best = max(eligible, key=rank)
+    recipe = asking.recipe
+    settings = recipe.evaluate
+    external = [arm for arm in settings.arms if arm.startswith("external:")]
+    needed = {*settings.arms, *(settings.prompt_of(arm) for arm in external)}
+    selection = Selection(asking)
+    if selection.rows == 0:
+        raise RunError("the dev part has no rows to choose a prompt on", "raise data.dev_fraction")
+    for arm in PROMPT_ARMS:
+        if arm in needed and arm != "optimized_prompt":
+            for candidate in candidates(recipe, asking.book.pool, arm):
+                selection.keep(arm, candidate, selection.ask(candidate.name, candidate))
+    cost = _optimize(asking, selection) if "optimized_prompt" in needed else None
+    chosen = {arm: best["candidate"] for arm in PROMPT_ARMS if (best := selection.best({arm})) is not None}
+    for arm in external:
+        if settings.is_rival(arm):
+            candidate = Candidate.read(chosen[settings.prompt_of(arm)])
+            selection.keep(arm, candidate, selection.ask(arm, candidate, answerer=arm))
+    best = selection.best({arm for arm in settings.arms if settings.is_rival(arm)})
+    assert best is not None
     choice = {
-        "few_shot": few_shot and few_shot["demonstrations"],
-        "few_shot_name": few_shot and few_shot["name"],
-        "best_prompt": "few_shot" if best["demonstrations"] else "zero_shot",
-        "dev_rows": len(rows),
-        "candidates": tried,
+        "best_prompt": best["arm"],
+        "best_prompt_name": best["name"],
+        "arms": chosen,
+        "search": cost,
+        "dev_rows": selection.rows,
+        "candidates": selection.tried,
     }
     write_json(target, choice)
     return choice
+
+
+def _optimize(asking: Asking, selection: Selection) -> dict[str, Any]:
+    """Search for the ``optimized_prompt``; returns what that cost. The few-shot arm's winner is one of its starts."""
+    recipe = asking.recipe
+    start = candidates(recipe, asking.book.pool, "instruction")
+    few_shot = selection.best({"few_shot"})
+    start += [Candidate.read(few_shot["candidate"])] if few_shot else []
+    found = search(
+        space(recipe, asking.book.pool, start),
+        selection.rows,
+        recipe.evaluate.optimized_prompt.calls,
+        lambda candidate, part: selection.ask(candidate.name, candidate, part),
+        lambda outputs: selection.rank(summary(outputs, asking.metric)),
+    )
+    selection.keep("optimized_prompt", found.candidate, found.outputs)
+    say(f"optimized_prompt: {found.tried} prompts in {found.calls} answers; best on dev: {found.candidate.name}")
+    return {"calls": found.calls, "tried": found.tried}

@@ -1,22 +1,41 @@
-"""Statistics of paired yes/no answers, with scipy.
+"""Statistics of two arms on the same rows, with scipy: intervals, tests, power, non-inferiority.
 
 Two arms answer the same rows, so they are compared row by row. The unpaired test that most tools print finds a real gain
 of 5 points on 200 rows one time in twenty; the paired one finds it four times in ten.
 
-A bootstrap of rows that all agree is a point: sixteen ties would "rule out" every gain. The interval of a gain is
-therefore never narrower than Agresti and Min's, which stays honest when few rows differ.
+**The interval of a gain in yes/no scores** is Tango's score interval: all gains that the score test does not reject. It
+holds 95 % as near as whole rows allow: 93.2 to 97.0 % of the time (by exact enumeration, n = 100, 200, 400, 3 to 40 % of
+the rows discordant, gains of 0 to 10 points). It stays honest where few rows differ: sixteen ties rule out nothing below 19
+points. It excludes zero exactly where McNemar's test rejects at 5 %. Refused: the bootstrap, which is a point where all rows
+agree; the adjusted Wald interval (Agresti and Min 2005), which holds 99 % where 3 of 100 rows differ and finds a true gain
+of 2 points there half as often; and the hull of both, which is wider still.
 
-Sources: Wilson 1927; McNemar's mid-p, Fagerland, Lydersen and Laake 2013; power of McNemar's test, Connor 1987;
-interval of a paired difference, Agresti and Min 2005 (section 2.3, the adjusted Wald interval).
+Scores that are not yes or no, corpus figures and grouped rows are bootstrapped (``resample.py``). A bootstrap knows only
+what it has seen, so where fewer than ten units differ its interval is never inside the score interval of the signs.
+
+**Non-inferiority** turns the question round: is it certain that no more than a margin was lost? A large p-value of "no
+difference" is not evidence of none, so few rows give "too little data to tell".
+
+Legend: N rows. Counts may be arrays of one shape; the answer then has it too.
+Sources: Wilson 1927; McNemar's mid-p, Fagerland, Lydersen and Laake 2013; Tango 1998 (score interval of a paired
+difference); power of McNemar's test, Connor 1987; Holm 1979; non-inferiority, Piaggio et al. 2012 (CONSORT).
 """
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
-BOOTSTRAP = 10_000
+from tunesmith.evaluate import resample
+
 ALPHA = 0.05
 POWER = 0.80
+FEW = 10  # differing units below which a bootstrap is not believed alone
+
+NonInferiority = Literal["no regression", "regression", "too little data to tell"]
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
@@ -26,49 +45,68 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
 
 def discordant(a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple[int, int]:
-    """Rows that only ``a`` got right, and rows that only ``b`` got right."""
-    return int(((a == 1) & (b == 0)).sum()), int(((a == 0) & (b == 1)).sum())
+    """Rows where ``a`` scores higher (in yes/no scores: that only ``a`` got right), and rows where ``b`` does."""
+    return int((a > b).sum()), int((a < b).sum())
 
 
-def mcnemar_midp(only_a: int, only_b: int) -> float:
-    """Two-sided mid-p of McNemar's test from the discordant counts; 1 when there are none."""
-    n = only_a + only_b
-    if n == 0:
-        return 1.0
-    few = min(only_a, only_b)
+def mcnemar_midp(only_a: Any, only_b: Any) -> Any:
+    """Two-sided mid-p of McNemar's test from the discordant counts; 1 when there are none. A float for two integers."""
+    only_a, only_b = np.asarray(only_a), np.asarray(only_b)
+    n, few = only_a + only_b, np.minimum(only_a, only_b)
     p = 2.0 * stats.binom.cdf(few, n, 0.5) - stats.binom.pmf(few, n, 0.5)
-    return float(min(1.0, p))
+    p = np.where(n == 0, 1.0, np.minimum(1.0, p))
+    return float(p) if p.ndim == 0 else p
 
 
-def paired_bootstrap(a: NDArray[np.float64], b: NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval of ``mean(a) - mean(b)`` over rows drawn again with replacement.
+def score_interval(only_a: Any, only_b: Any, n: int, tail: float = ALPHA / 2) -> tuple[Any, Any]:
+    """Tango's score interval of a difference of two paired rates.
 
     Args:
-        a, b: scores of the same rows, shape (n,).
+        only_a, only_b: discordant rows.
+        n: all rows, at least 1.
+        tail: probability left out at each end: 0.025 for a two-sided 95 % interval.
+
+    Returns:
+        Low and high end in -1..1, to 1e-9; floats for two integers.
     """
-    difference = a - b
-    rng = np.random.default_rng(seed)
-    means = np.empty(BOOTSTRAP)
-    for start in range(0, BOOTSTRAP, 1000):
-        draws = rng.integers(0, len(difference), size=(1000, len(difference)))
-        means[start : start + 1000] = difference[draws].mean(axis=1)
-    low, high = np.quantile(means, [ALPHA / 2, 1 - ALPHA / 2])
-    return float(low), float(high)
+    b, c = np.asarray(only_a, dtype=np.float64), np.asarray(only_b, dtype=np.float64)
+    z = -float(stats.norm.ppf(tail))
+
+    def statistic(delta: NDArray[np.float64]) -> NDArray[np.float64]:
+        # q: most likely rate of "only b" among all with a difference of delta, the root of 2n q^2 + linear q + constant
+        linear, constant = (2 * n - b + c) * delta - b - c, -c * delta * (1.0 - delta)
+        q = (np.sqrt(np.maximum(linear**2 - 8 * n * constant, 0.0)) - linear) / (4 * n)
+        return (b - c - n * delta) / np.sqrt(np.maximum(n * (2.0 * q + delta * (1.0 - delta)), 1e-12))
+
+    def end(sign: float) -> NDArray[np.float64]:
+        inside, outside = (b - c) / n, np.full(b.shape, -sign)
+        for _ in range(32):  # bisection: the statistic falls as delta grows, and is 0 at the observed difference
+            middle = (inside + outside) / 2
+            rejected = sign * statistic(middle) > z
+            inside, outside = np.where(rejected, inside, middle), np.where(rejected, middle, outside)
+        return inside
+
+    low, high = end(1.0), end(-1.0)
+    return (float(low), float(high)) if b.ndim == 0 else (low, high)
 
 
-def adjusted_wald(only_a: int, only_b: int, n: int) -> tuple[float, float]:
-    """95 % interval of a difference of paired rates: Wald's, with half a row added to each of the four cells."""
-    b, c, m = only_a + 0.5, only_b + 0.5, n + 2.0
-    centre = (b - c) / m
-    reach = stats.norm.ppf(1 - ALPHA / 2) * np.sqrt(b + c - (b - c) ** 2 / m) / m
-    return float(centre - reach), float(centre + reach)
+def never_inside_the_signs(low: float, high: float, difference_U: NDArray[np.float64], tail: float) -> tuple[float, float]:
+    """A bootstrapped interval of a gain, widened to the score interval of the signs where fewer than ten units differ."""
+    only_a, only_b = int((difference_U > 0).sum()), int((difference_U < 0).sum())
+    if only_a + only_b >= FEW:
+        return low, high
+    sign_low, sign_high = score_interval(only_a, only_b, len(difference_U), tail)
+    return min(low, sign_low), max(high, sign_high)
 
 
-def gain_interval(a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple[float, float]:
-    """95 % interval of the gain of ``a`` over ``b`` in yes/no scores: paired bootstrap, never inside the adjusted Wald."""
-    low, high = paired_bootstrap(a, b)
-    wald_low, wald_high = adjusted_wald(*discordant(a, b), len(a))
-    return max(-1.0, min(low, wald_low)), min(1.0, max(high, wald_high))
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the order given: the chance of even one false finding stays at 5 % over all."""
+    order = np.argsort(np.array(p), kind="stable")
+    adjusted, so_far = [1.0] * len(p), 0.0
+    for rank, index in enumerate(order.tolist()):
+        so_far = max(so_far, min(1.0, (len(p) - rank) * p[index]))
+        adjusted[index] = so_far
+    return adjusted
 
 
 def minimum_detectable_effect(only_a: int, only_b: int, n: int) -> float:
@@ -79,13 +117,87 @@ def minimum_detectable_effect(only_a: int, only_b: int, n: int) -> float:
     Returns:
         The difference, 1.0 when even a total disagreement would not be found.
     """
-    share = max((only_a + only_b) / n, min(1.0, 3.0 / n))
-    z_alpha, z_power = stats.norm.ppf(1 - ALPHA / 2), stats.norm.ppf(POWER)
+    share = discordant_share(only_a, only_b, n)
 
     def lacking(delta: float) -> float:
-        spread = max(share, delta)  # a difference of delta needs at least that share of discordant rows
-        return delta * np.sqrt(n) - z_alpha * np.sqrt(spread) - z_power * np.sqrt(max(spread - delta**2, 0.0))
+        return math.sqrt(n) - math.sqrt(_rows_for(delta, share))
 
     if lacking(1.0) < 0.0:
         return 1.0
-    return optimize.brentq(lacking, 1e-9, 1.0)  # pyright: ignore[reportReturnType] - without full_output it is a float
+    return float(optimize.brentq(lacking, 1e-9, 1.0))  # pyright: ignore[reportArgumentType] - without full_output a float
+
+
+def n_needed(gain: float, share: float) -> int:
+    """Rows on which McNemar's test at 5 % finds a gain with 80 % power.
+
+    Args:
+        gain: difference of the rates, above 0.
+        share: share of the rows on which the arms differ (0..1); a gain needs at least as many.
+    """
+    return math.ceil(_rows_for(gain, share) - 1e-9)
+
+
+def discordant_share(only_a: int, only_b: int, n: int) -> float:
+    """Share of the rows on which two arms differ, at least 3/n: the 95 % bound where none of n does."""
+    return max((only_a + only_b) / n, min(1.0, 3.0 / n))
+
+
+def spread_of_power() -> float:
+    """How many standard errors a gain must measure to be found with 80 % power at 5 %: 2.80."""
+    return float(stats.norm.ppf(1 - ALPHA / 2) + stats.norm.ppf(POWER))
+
+
+def _rows_for(delta: float, share: float) -> float:
+    z_alpha, z_power = stats.norm.ppf(1 - ALPHA / 2), stats.norm.ppf(POWER)
+    share = max(share, delta)  # a difference of delta needs at least that share of discordant rows
+    return float((z_alpha * math.sqrt(share) + z_power * math.sqrt(max(share - delta**2, 0.0))) / delta) ** 2
+
+
+def non_inferior(
+    differences: NDArray[np.float64],
+    margin: float,
+    clusters: Sequence[str] | None = None,
+    binary: bool | None = None,
+) -> tuple[NonInferiority, float, float]:
+    """Whether no more than a margin was lost.
+
+    ``no regression``: the one-sided 95 % lower bound lies above -margin. ``regression``: at least the margin was lost,
+    and a loss is certain (one-sided 95 % upper bound below 0). Anything else is too little data to tell.
+
+    Args:
+        differences: tuned minus base for each item, higher is better, shape (N,); at least 2 items (and groups).
+        margin: largest loss that does not matter, above 0, in the unit of the differences.
+        clusters: group of each item where items hang together.
+        binary: whether the items are right or wrong; when not given, they are where all differences are -1, 0 or 1.
+            It matters where few items differ: 100 equal answers leave room for 3 in 100 that are not, while 100 equal
+            log-probabilities are a model that did not change.
+
+    Returns:
+        The verdict, the mean difference, and the lower bound.
+    """
+    mean = float(differences.mean())
+    if binary is None:
+        binary = bool(np.isin(differences, (-1.0, 0.0, 1.0)).all())
+    if binary and clusters is None:
+        only_a, only_b = int((differences > 0).sum()), int((differences < 0).sum())
+        low, high = score_interval(only_a, only_b, len(differences), ALPHA)
+    else:
+        low, high = mean_interval(differences, resample.units(clusters, len(differences)), ALPHA, binary)
+    if low > -margin:
+        return "no regression", mean, low
+    return ("regression" if mean <= -margin and high < 0.0 else "too little data to tell"), mean, low
+
+
+def mean_interval(
+    values_N: NDArray[np.float64], unit_N: NDArray[np.int64], tail: float = ALPHA / 2, signs: bool = False
+) -> tuple[float, float]:
+    """Bootstrap interval of a mean over units drawn again; at least 2 units.
+
+    Args:
+        signs: whether the values are differences of scores in 0..1, so that ``never_inside_the_signs`` holds.
+    """
+    sums_UK = resample.per_unit(np.stack([values_N, np.ones_like(values_N)], axis=1), unit_N)
+    u = len(sums_UK)
+    sums_BK = np.concatenate([weight_BU @ sums_UK for weight_BU in resample.weights(u, resample.DRAWS)])
+    low, high = resample.percentile_interval(sums_BK[:, 0] / sums_BK[:, 1], u, tail)
+    return never_inside_the_signs(float(low), float(high), sums_UK[:, 0], tail) if signs else (float(low), float(high))

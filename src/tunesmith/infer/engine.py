@@ -1,10 +1,16 @@
-"""What an engine is: something that answers prompts, greedily, and says what that took."""
+"""What an engine is: something that answers prompts, greedily, and says what that took.
+
+One protocol for transformers in process, llama.cpp and an endpoint, so that an arm is a prompt and an engine and nothing
+else. What an engine cannot do it refuses by one of our errors: no engine answers freely where a schema was asked for, and
+none makes up a log-probability.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 Message = dict[str, str]
+Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -25,11 +31,36 @@ class Answer:
     finished: bool
 
 
+@dataclass(frozen=True)
+class Scored:
+    """How likely a given answer is.
+
+    Attributes:
+        logprob: of the answer's tokens given the prompt, summed, in nats.
+        tokens: of the answer.
+        greedy: whether greedy decoding would say exactly these tokens.
+    """
+
+    logprob: float
+    tokens: int
+    greedy: bool
+
+
 class Engine(Protocol):
     """Greedy decoding with the model's own chat template."""
 
-    def generate(self, prompts: list[list[Message]], max_new_tokens: int, advance: Callable[[int], None]) -> list[Answer]:
-        """Answer every prompt, in order; ``advance(n)`` is called as answers are done."""
+    def generate(
+        self, prompts: list[list[Message]], max_new_tokens: int, advance: Advance, schema: dict[str, Any] | None = None
+    ) -> list[Answer]:
+        """Answer every prompt, in order; ``advance(n)`` is called as answers are done.
+
+        Args:
+            schema: JSON schema that every answer meets as far as the token budget lets it end; None for free text.
+        """
+        ...
+
+    def score(self, items: list[tuple[list[Message], str]], advance: Advance) -> list[Scored]:
+        """Log-probability of a given answer to each prompt, in order, the end-of-turn token not counted."""
         ...
 
     def close(self) -> None:

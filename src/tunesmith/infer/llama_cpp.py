@@ -7,20 +7,22 @@ own.
 llama.cpp runs in a child process (``infer/llama_cpp_worker.py``). In one process with PyTorch the two thread pools share
 one OpenMP runtime, which then sees more threads than cores and puts them to sleep at every barrier: half of the time
 went into futexes and decoding took more than twice as long. A crash of the engine also stays the engine's.
+
+A JSON schema goes along as the same llguidance grammar that constrains transformers, checked beforehand: llama.cpp takes one
+that it cannot read, notes it in its log and answers freely (``infer/grammar.py``).
 """
 
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from tunesmith import hardware
-from tunesmith.errors import ExportError
-from tunesmith.infer.engine import Answer, Message
+from tunesmith.errors import ExportError, RunError
+from tunesmith.infer.engine import Advance, Answer, Message, Scored
 from tunesmith.track import say
 
 
@@ -56,16 +58,25 @@ class LlamaCppEngine:
         hardware.note_child(self._worker.pid)
         self._worker.communicate()
 
-    def generate(self, prompts: list[list[Message]], max_new_tokens: int, advance: Callable[[int], None]) -> list[Answer]:
+    def generate(
+        self, prompts: list[list[Message]], max_new_tokens: int, advance: Advance, schema: dict[str, Any] | None = None
+    ) -> list[Answer]:
         """See ``Engine``.
 
         Raises:
             ExportError: the engine refused a prompt or died.
+            RecipeError: the schema cannot be enforced.
+            MissingPackage: a schema, and llguidance is not installed.
         """
+        asked: dict[str, Any] = {"temperature": 0.0, "max_tokens": max_new_tokens}
+        if schema is not None:
+            from tunesmith.infer.grammar import as_text
+
+            asked["grammar"] = as_text(schema)
         answers: list[Answer] = []
         for prompt in prompts:
             started = time.perf_counter()
-            reply = self._ask({"messages": prompt, "temperature": 0.0, "max_tokens": max_new_tokens})
+            reply = self._ask({"messages": prompt, **asked})
             seconds = time.perf_counter() - started
             choice, usage = reply["choices"][0], reply["usage"]
             answers.append(
@@ -79,6 +90,17 @@ class LlamaCppEngine:
             )
             advance(1)
         return answers
+
+    def score(self, items: list[tuple[list[Message], str]], advance: Advance) -> list[Scored]:
+        """Not to be had: the binding gives log-probabilities of what llama.cpp says, none of what it is given.
+
+        Raises:
+            RunError: always.
+        """
+        raise RunError(
+            f"{self._gguf}: llama.cpp's server gives no log-probability of a given answer",
+            "score the merged model with the engine in process",
+        )
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self._worker.stdin is not None

@@ -111,8 +111,9 @@ def shared_prefix_attention(
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     if sliding_window is not None:
-        behind_SC = torch.arange(tokens - S, tokens)[:, None] - torch.arange(C)
-        near_BSP = seen_from_BS[:, :, None] - torch.arange(shared) < sliding_window
+        device = query_BHSK.device
+        behind_SC = torch.arange(tokens - S, tokens, device=device)[:, None] - torch.arange(C, device=device)
+        near_BSP = seen_from_BS[:, :, None] - torch.arange(shared, device=device) < sliding_window
         allowed_BSX = torch.cat([near_BSP, allowed_BSC & (behind_SC < sliding_window)], -1)
         scores = scores.masked_fill(~allowed_BSX[:, None, None], -torch.inf)
     else:
@@ -146,7 +147,9 @@ def compute_prefix(model: PreTrainedModel, ids: list[int]) -> Prefix:
     """Keys and values of a shared beginning as each layer's attention sees them, computed once."""
     record: Prefix = {}
     with attention(model, RECORDED):
-        model.base_model(input_ids=torch.tensor([ids]), spans=[Span(0, len(ids), 0, 0)], record=record, use_cache=False)
+        model.base_model(
+            input_ids=torch.tensor([ids], device=model.device), spans=[Span(0, len(ids), 0, 0)], record=record, use_cache=False
+        )
     return record
 
 

@@ -15,14 +15,15 @@ Source: LoRA (Hu et al. 2021, section 4.2); ``target_modules`` and ``target_para
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from tunesmith.errors import TrainingError
-from tunesmith.layers.dora import DoRALinear
+from tunesmith.layers.dora import DoRALinear, row_norm_O
 from tunesmith.layers.experts import Adapted, LoRAExperts, LoRAExpertWeight
 from tunesmith.layers.lora import LoRALinear
 from tunesmith.layers.nf4 import NF4Linear
@@ -136,6 +137,32 @@ def merge_lora(model: PreTrainedModel, layers: Mapping[str, Adapted]) -> None:
         plain.weight = nn.Parameter(weight, requires_grad=False)
         plain.register_parameter("bias", layer.bias)
         put_module(model, name, plain)
+
+
+@contextmanager
+def without_adapters(layers: Mapping[str, Adapted]) -> Iterator[None]:
+    """Within the block the model computes as its base does; afterwards the adapters are on again, to the byte.
+
+    Every update is multiplied by a scale of 0, and DoRA's rows get the lengths of the base's. So one model in memory is both
+    sides of a comparison, and both go through the same products. A second copy was refused: it doubles the memory. Fused or
+    not makes no difference; a merged layer has no adapter left to switch off.
+    """
+    kept = [
+        (layer, layer.scale, layer.lora_magnitude_vector.data if isinstance(layer, DoRALinear) else None)
+        for layer in layers.values()
+    ]
+    try:
+        for layer in layers.values():
+            if isinstance(layer, DoRALinear):
+                weight_OI = layer.base_OI(torch.float16 if layer.in_fp16 else torch.float32)
+                layer.lora_magnitude_vector.data = row_norm_O(weight_OI, layer.lora_A.data, layer.lora_B.data, 0.0)
+            layer.scale = 0.0
+        yield
+    finally:
+        for layer, scale, lengths_O in kept:
+            layer.scale = scale
+            if isinstance(layer, DoRALinear) and lengths_O is not None:
+                layer.lora_magnitude_vector.data = lengths_O
 
 
 def put_module(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -1,7 +1,8 @@
-"""The two pictures of a run's report (arms with intervals, loss curves) and what all pictures share: inline SVG by matplotlib.
+"""The pictures of a run's report (loss curves, learning curve) and what all pictures share: inline SVG by matplotlib.
 
-Text stays text (searchable, and in the reader's font); colours are chosen to tell apart in print and for the
-colour-blind (Okabe and Ito 2008).
+Only numbers are drawn here; arms, which have names, are drawn by the page itself. A picture is 4.9 inches wide: on a
+telephone it shrinks to 350 pixels and its letters stay legible. Text stays text (searchable, and in the reader's font);
+colours are chosen to tell apart in print and for the colour-blind (Okabe and Ito 2008).
 """
 
 import io
@@ -11,38 +12,18 @@ from typing import Any, Literal
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
 matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "tunesmith", "font.family": "sans-serif", "font.size": 11})
 
 INK, QUIET, PROMPT, TUNED, DEV = "#1b1b1f", "#8a8f98", "#0072b2", "#d55e00", "#009e73"
+SIZE = (4.9, 3.0)  # inches
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-
-
-def arms_figure(arms: list[dict[str, Any]], best_prompt: str) -> str:
-    """Score of each arm with its 95 % interval; the best prompt is the line to beat."""
-    figure = Figure(figsize=(7.6, 0.9 + 0.52 * len(arms)), layout="constrained")
-    axes = figure.subplots()
-    for place, arm in enumerate(reversed(arms)):
-        colour = TUNED if arm["arm"] in {"tuned", "deployed"} else PROMPT
-        axes.plot([arm["low"], arm["high"]], [place, place], color=colour, linewidth=3, solid_capstyle="round")
-        axes.plot([arm["score"]], [place], "o", color=colour, markersize=9)
-        axes.annotate(
-            f"{100 * arm['score']:.1f}", (arm["score"], place), (0, 9), textcoords="offset points", ha="center", color=INK
-        )
-        if arm["arm"] == best_prompt:
-            axes.axvline(arm["score"], color=QUIET, linewidth=1, linestyle="--", zorder=0)
-    axes.set_yticks(range(len(arms)), [arm["arm"].replace("_", "-") for arm in reversed(arms)])
-    axes.set_ylim(-0.6, len(arms) - 0.3)
-    axes.set_xlim(-0.03, 1.03)
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_xlabel("right answers on the sealed test part, 95 % interval")
-    return svg(figure, axes)
 
 
 def loss_figure(metrics: list[dict[str, Any]], best_step: int) -> str:
     """Train loss of every step (with a running mean), dev loss where it was taken, and the step that was kept."""
-    figure = Figure(figsize=(7.6, 3.2), layout="constrained")
+    figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
     steps, losses = [m["step"] for m in metrics], [m["loss"] for m in metrics]
     axes.plot(steps, losses, color=PROMPT, alpha=0.3, linewidth=1)
@@ -57,6 +38,36 @@ def loss_figure(metrics: list[dict[str, Any]], best_step: int) -> str:
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
     return svg(figure, axes)
+
+
+def curve_figure(curve: dict[str, Any]) -> str:
+    """Dev score over train rows: measured points with intervals, the fitted law with its band, and where data end.
+
+    Args:
+        curve: ``evaluation/curve.json``; ``points`` and ``line`` are lists of rows, value, low and high.
+    """
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.subplots()
+    line, points = curve["line"], curve["points"]
+    rows = [place["rows"] for place in line]
+    axes.fill_between(rows, [p["low"] for p in line], [p["high"] for p in line], color=TUNED, alpha=0.15, linewidth=0)
+    now = points[-1]["rows"]
+    for style, keep in (("-", [p for p in line if p["rows"] <= now]), ("--", [p for p in line if p["rows"] >= now])):
+        label = "fitted, 95 %" if style == "-" else "carried on"
+        axes.plot([p["rows"] for p in keep], [p["value"] for p in keep], style, color=TUNED, linewidth=2, label=label)
+    reach = [[p["value"] - p["low"] for p in points], [p["high"] - p["value"] for p in points]]
+    measured = ([p["rows"] for p in points], [p["value"] for p in points])
+    axes.errorbar(*measured, yerr=reach, fmt="o", color=INK, markersize=6, linewidth=1.6, label="measured on dev", zorder=3)
+    axes.axvline(now, color=QUIET, linewidth=1, linestyle=":")
+    axes.set_xscale("log")
+    axes.set_xticks([p["rows"] for p in points] + [gain["rows"] for gain in curve["gains"]])
+    axes.tick_params(axis="x", labelrotation=45)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_xlabel("train rows")
+    figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=9.5, handlelength=1.5, columnspacing=1.0)
+    return svg(figure, axes, grid="y")
 
 
 def svg(figure: Figure, axes: Axes, grid: Literal["x", "y"] = "x") -> str:

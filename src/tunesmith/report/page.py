@@ -1,79 +1,158 @@
-"""Gather what a run directory holds and fill the page (``page.html.j2``). Reads files only; computes nothing new."""
+"""Gather what a run directory holds and fill the page (``page.html.j2``): one file, no network, for a phone and for paper.
+
+Decisions and comparisons are the gate's; the page reads files and draws. It adds two things that follow from the rows
+alone: means of tokens and milliseconds with their intervals (mean +- 1.96 standard errors, the normal approximation), and
+which rows two arms answer differently. What was not measured is said to be not measured: an empty place reads as a zero.
+
+What has a name that somebody gave (arms, endpoints, probes) is drawn in HTML, where it wraps, is escaped and can be copied;
+numbers alone are drawn by matplotlib (``figures.py``).
+"""
 
 import json
+import math
+import statistics
 from typing import Any
 
-from tunesmith.report.figures import arms_figure, loss_figure
+from tunesmith.report.figures import curve_figure, loss_figure
 from tunesmith.report.template import render
 from tunesmith.rundir import RunDir, read_json, read_rows, write_text
 from tunesmith.track import read_metrics
 
-EXAMPLES = 12
+SHOWN, FOLDED = 3, 17  # rows of a kind in the open, and behind a click; all of them are in outputs.jsonl
+LONGEST = 2000  # characters of a text on the page
 MEANING = {
     "deploy": "The tuned model beats the best prompt by enough to be worth deploying.",
     "prompting is enough": "Tuning helps, but by less than you said would be worth it. Keep the prompt.",
     "not better": "Tuning gained nothing over the best prompt. Keep the prompt.",
     "too little data to tell": "The test part is too small to decide. Collect more rows before you trust either.",
+    "regression": "Tuning cost the model general skill. Mend that before you deploy it, whatever it gained.",
 }
+NOT_FINER = {"n", "score", "low", "high", "unscored", "prompt_tokens", "new_tokens", "finished", "ms", "cost"}
+
+Outputs = list[dict[str, Any]]
 
 
 def write_report(run: RunDir) -> None:
-    """Write ``report.html``: one file, no network, readable on a phone and in print."""
+    """Write ``report.html``.
+
+    Raises:
+        RunError: the adapter was not trained here.
+    """
     verdict = read_json(run.verdict_file)
     manifest = read_json(run.manifest_file)
     outputs = {arm["arm"]: read_rows(run.evaluation / arm["arm"] / "outputs.jsonl") for arm in verdict["arms"]}
-    exported, merged = run.export / "export.json", run.export / "merge.json"
-    finer = [name for name in ("strict", "parse", "schema", "field_f1") if name in verdict["arms"][0]]
+    best, candidate = verdict["best_prompt"], verdict["candidate"]
+    curve = _curve(run)
     page = render(
         "page.html.j2",
         name=run.recipe().name,
         verdict=verdict,
+        by_name={arm["arm"]: arm for arm in verdict["arms"]},
         meaning=MEANING[verdict["verdict"]],
-        finer=finer,
-        arms_svg=arms_figure(verdict["arms"], verdict["best_prompt"]),
+        finer=[name for name, value in verdict["arms"][0].items() if isinstance(value, float) and name not in NOT_FINER],
+        efforts={name: _efforts(rows) for name, rows in outputs.items()},
+        deployed_loss=verdict["deployed_loss"],
+        forgetting=verdict["forgetting"],
+        seeds=verdict["seeds"],
+        judge=verdict["judge"],
+        retrieval=verdict["retrieval"],
+        curve=curve,
+        curve_svg=curve and curve_figure(curve),
         loss_svg=loss_figure(read_metrics(run.metrics_file), manifest["training"]["best_step"]),
         training=manifest["training"],
         data=read_json(run.data / "report.json"),
-        files=read_json(exported) if exported.exists() else {},
-        merged=read_json(merged) if merged.exists() else {},
+        files=_read(run.export / "export.json"),
+        merged=_read(run.export / "merge.json"),
         stages=run.stages(),
         manifest=manifest,
-        examples=_examples(outputs, verdict["candidate"], verdict["best_prompt"]),
+        differences=_differences(outputs, candidate, best),
+        shown=SHOWN,
         recipe=run.recipe_file.read_text(encoding="utf-8"),
         selection=verdict["selection"],
     )
     write_text(run.report_file, page)
 
 
-def _examples(outputs: dict[str, list[dict[str, Any]]], candidate: str, best_prompt: str) -> list[dict[str, Any]]:
-    """Rows to look at: where the candidate and the best prompt differ, either way, then rows both got wrong."""
-    rows = []
-    for index, row in enumerate(outputs[candidate]):
-        mine, theirs = row["score"], outputs[best_prompt][index]["score"]
-        kind = "both wrong" if not mine and not theirs else "both right"
-        if mine != theirs:
-            kind = f"only {candidate}" if mine else f"only {best_prompt}"
-        rows.append((kind, index))
-    kinds = (f"only {best_prompt}", f"only {candidate}", "both wrong", "both right")
-    chosen: list[tuple[str, int]] = []
-    for kind in kinds:
-        chosen += [entry for entry in rows if entry[0] == kind][: EXAMPLES // 3]
+def _read(path: Any) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
+
+
+def _curve(run: RunDir) -> dict[str, Any] | None:
+    """The learning curve that goes with this adapter."""
+    found = _read(run.evaluation / "curve.json")
+    return found if found and found["inputs"] == run.key_of("train") else None
+
+
+def _efforts(rows: Outputs) -> dict[str, dict[str, float]]:
+    """What an answer of an arm takes: mean, low and high (95 % of the mean) of tokens, milliseconds and cost per 1,000."""
+    units = {"prompt_tokens": 1.0, "new_tokens": 1.0, "seconds": 1000.0, "cost": 1000.0}
+    return {name: _mean([unit * row[name] for row in rows]) for name, unit in units.items() if name in rows[0]}
+
+
+def _mean(values: list[float]) -> dict[str, float]:
+    mean = statistics.fmean(values)
+    reach = 1.96 * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return {"mean": mean, "low": max(0.0, mean - reach), "high": mean + reach, "n": len(values)}
+
+
+def _differences(outputs: dict[str, Outputs], candidate: str, best: str) -> list[dict[str, Any]]:
+    """Rows by who was right, the largest differences first: what tuning broke, what it won, what both miss.
+
+    Returns:
+        For each kind its ``title``, its ``count``, and the first ``examples``. A row that either left unscored is in none.
+    """
+    kinds: dict[str, list[tuple[float, int]]] = {"lost": [], "won": [], "missed": []}
+    for index, (mine, theirs) in enumerate(zip(outputs[candidate], outputs[best], strict=True)):
+        if mine["score"] is None or theirs["score"] is None:
+            continue
+        change = mine["score"] - theirs["score"]
+        if change:
+            kinds["won" if change > 0 else "lost"].append((-abs(change), index))
+        elif mine["score"] < 1.0:
+            kinds["missed"].append((mine["score"], index))
+    titles = {
+        "lost": f"Rows that {candidate} broke: {best} did better",
+        "won": f"Rows that only {candidate} gets right, or does better",
+        "missed": "Rows that both miss alike",
+    }
+    limits = {"lost": SHOWN + FOLDED, "won": SHOWN + FOLDED, "missed": SHOWN}
     return [
         {
             "kind": kind,
-            "id": outputs[candidate][index]["id"],
-            "question": outputs[candidate][index]["prompt"][-1]["content"],
-            "reference": _pretty(outputs[candidate][index]["reference"]),
-            "answers": [(arm, _pretty(rows[index]["output"]), bool(rows[index]["score"])) for arm, rows in outputs.items()],
+            "title": titles[kind],
+            "count": len(rows),
+            "examples": [_example(outputs, index, candidate, best) for _, index in sorted(rows)[: limits[kind]]],
         }
-        for kind, index in chosen[:EXAMPLES]
+        for kind, rows in kinds.items()
     ]
 
 
+def _example(outputs: dict[str, Outputs], index: int, candidate: str, best: str) -> dict[str, Any]:
+    """One row: question, reference, the answers to compare (``answers``) and those of all other arms (``others``)."""
+    row = outputs[candidate][index]
+    compared = dict.fromkeys(arm for arm in (best, "tuned", candidate) if arm in outputs)
+
+    def said(arm: str) -> dict[str, Any]:
+        found = outputs[arm][index]
+        return {"arm": arm, "text": _pretty(found["output"]), "score": found["score"], "finished": found["finished"]}
+
+    return {
+        "id": row["id"],
+        "question": _clipped(row["prompt"][-1]["content"]),
+        "reference": _pretty(row["reference"]),
+        "answers": [said(arm) for arm in compared],
+        "others": [said(arm) for arm in outputs if arm not in compared],
+    }
+
+
 def _pretty(text: str) -> str:
-    """JSON with a line a field, so that two answers can be compared by eye; other text as it is."""
+    """JSON with a line a field, so that two answers can be compared by eye; other text as it is. Clipped."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        return text
-    return json.dumps(value, indent=1, ensure_ascii=False) if isinstance(value, dict | list) else text
+        return _clipped(text)
+    return _clipped(json.dumps(value, indent=1, ensure_ascii=False) if isinstance(value, dict | list) else text)
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} [... and {len(text) - LONGEST:,} characters more]"

@@ -1,0 +1,1 @@
+"""Decide whether to tune at all: pure rules over measured facts."""

@@ -1,0 +1,199 @@
+"""From the checklist to one of four endings, and from the rows to settings.
+
+Decided in this order, the first that holds:
+
+    prompt is enough       the best measured prompt leaves less than ``min_gain`` to be gained
+    use retrieval          retrieval brings at least ``min_gain``, and half of what the best prompt lacks
+    collect N more rows    too few rows to learn from, or no split of them could show ``min_gain``
+    tune                   anything else; on another machine where no base fits this one
+
+Cheap endings come first: a prompt costs a minute, a search an afternoon, rows a week, and a tuned model its upkeep. The
+price of calls never decides alone: a verdict to deploy needs a gain in quality, so a shorter prompt of equal quality is
+reported, and left to the reader.
+
+Settings are few, because few matter: every linear layer gets an adapter and alpha is 32 (Schulman et al. 2025, "LoRA
+Without Regret", whose best learning rate hardly depends on rank), so what is left is rank and epochs. Both follow the
+rows (the bands of ``tunesmith check``); the rank doubles until the adapter holds the answers, at 2 bits a weight (Allen-Zhu
+and Li 2024, arXiv 2404.05405) against 1 bit a supervised token. The second epoch hurt in Raschka's
+experiments on Alpaca (2023), hence one epoch from 10,000 rows.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tunesmith.advise.checklist import (
+    HARDWARE,
+    PROMPT,
+    RESOLUTION,
+    RETRIEVAL,
+    ROWS,
+    TOO_FEW,
+    Row,
+    checklist,
+    learnable,
+    payback,
+    points,
+    rows_in_all,
+    test_fraction,
+)
+from tunesmith.advise.facts import Facts
+from tunesmith.advise.memory import HEADROOM
+
+Ending = Literal["tune", "prompt is enough", "use retrieval", "collect more rows"]
+
+EXIT_CODES: dict[str, int] = {"tune": 0, "prompt is enough": 21, "use retrieval": 22, "collect more rows": 23}
+ELSEWHERE = 24  # tune, but this machine has too little memory
+SETTINGS: tuple[tuple[float, int, int], ...] = (  # rows below, r, epochs
+    (200, 8, 4),
+    (500, 8, 3),
+    (1000, 16, 3),
+    (5000, 16, 2),
+    (10000, 32, 2),
+    (math.inf, 32, 1),
+)
+ALPHA = 32
+BITS_A_WEIGHT, BITS_A_TOKEN, LARGEST_RANK = 2.0, 1.0, 256
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to write into the recipe, each with its reason: ``why`` has the keys of a recipe.
+
+    Attributes:
+        base, r, alpha, num_train_epochs: as in the recipe.
+        test_fraction: None where the recipe's share is right.
+        fits: False where no base fits this machine.
+    """
+
+    base: str
+    r: int
+    alpha: int
+    num_train_epochs: int
+    test_fraction: float | None
+    fits: bool
+    why: dict[str, str]
+
+    def as_recipe(self) -> dict[str, Any]:
+        """The settings as the keys of a recipe."""
+        found: dict[str, Any] = {"base": self.base, "lora": {"r": self.r, "alpha": self.alpha}}
+        found["train"] = {"num_train_epochs": self.num_train_epochs}
+        return found | ({} if self.test_fraction is None else {"data": {"test_fraction": self.test_fraction}})
+
+
+@dataclass(frozen=True)
+class Advice:
+    """How the checklist ends.
+
+    Attributes:
+        ending: one of four.
+        exit_code: of the command.
+        reason: one sentence with the numbers that decided.
+        decided_by: the row (or rows) of the checklist.
+        rows: the checklist.
+        unknown: checks that had no answer.
+        provisional: whether no prompt was asked, so that two of the endings could not be reached.
+        arm: the arm to use, for the first two endings.
+        more_rows: how many, for the third.
+        settings: for the fourth.
+    """
+
+    ending: Ending
+    exit_code: int
+    reason: str
+    decided_by: list[str]
+    rows: list[Row]
+    unknown: list[str]
+    provisional: bool
+    arm: str | None = None
+    more_rows: int | None = None
+    settings: Settings | None = None
+
+
+def decide(facts: Facts, hours: float | None) -> Advice:
+    """The advice that follows from the facts.
+
+    Args:
+        hours: of one training run, None where unknown; see ``memory.training_hours``.
+    """
+    rows = checklist(facts, hours)
+    state = {row.check: row.state for row in rows}
+    best, found = facts.best_prompt(), facts.best_retrieval()
+
+    def advice(ending: Ending, reason: str, by: list[str], code: int | None = None, **rest: Any) -> Advice:
+        unknown = [row.check for row in rows if row.state == "unknown"]
+        return Advice(ending, EXIT_CODES[ending] if code is None else code, reason, by, rows, unknown, best is None, **rest)
+
+    if best is not None and state[PROMPT] == "stop":
+        reason = f"{best.detail} gets {points(best.score)} of 100 right on dev: less than min_gain is left to be gained"
+        return advice("prompt is enough", reason + _saving(facts, hours), [PROMPT], arm=best.name)
+    if found is not None and best is not None and state[RETRIEVAL] == "stop":
+        reason = f"retrieval gets {points(found.score)} of 100 right on dev where {best.detail} gets {points(best.score)}"
+        return advice("use retrieval", f"{reason}: what the model lacks can be looked up", [RETRIEVAL], arm=found.name)
+    blocking = [check for check in (ROWS, RESOLUTION) if state[check] == "stop"]
+    if blocking:
+        more = _more_rows(facts, blocking)
+        reason = f"{more:,} more rows like these"
+        reason += ", before anything is learned from them" if ROWS in blocking else ""
+        reason += f", before a gain of {points(facts.metric.min_gain)} points can be shown" if RESOLUTION in blocking else ""
+        return advice("collect more rows", reason, blocking, more_rows=more)
+    settings = choose_settings(facts, state[RESOLUTION] == "unknown" and facts.metric.min_gain > 0.0)
+    where = f"base {settings.base}, r {settings.r}, {settings.num_train_epochs} epochs"
+    if not settings.fits:
+        reason = f"{where}; on another machine: {facts.machine.name} has too little memory for any base"
+        return advice("tune", reason, [HARDWARE], ELSEWHERE, settings=settings)
+    reason = where
+    if best is not None and state[PROMPT] == "pass":
+        reason += f"; {best.detail} leaves {points(1.0 - best.score)} points to be gained"
+    return advice("tune", reason, [row.check for row in rows if row.state == "pass"], settings=settings)
+
+
+def choose_settings(facts: Facts, split_again: bool) -> Settings:
+    """Base, rank and epochs, by the rules at the top; ``split_again`` asks for another ``data.test_fraction``."""
+    rows = learnable(facts)
+    _, r, epochs = next(entry for entry in SETTINGS if rows < entry[0])
+    tokens = facts.rows.supervised
+    why = {"lora.r": f"{rows:,} distinct train rows", "train.num_train_epochs": f"{rows:,} distinct train rows"}
+    per_rank = facts.memory.adapter_per_rank
+    while per_rank and r < LARGEST_RANK and r * per_rank * BITS_A_WEIGHT < tokens * BITS_A_TOKEN:
+        r *= 2
+        why["lora.r"] = f"about {tokens:,.0f} supervised tokens, at 1 bit each, in weights of 2 bits each"
+    why["lora.alpha"] = "32 whatever the rank"
+    base, fits, why["base"] = _base(facts)
+    fraction = test_fraction(facts) if split_again else None
+    if fraction is not None:
+        why["data.test_fraction"] = f"{facts.metric.test_needed:,} test rows show {points(facts.metric.min_gain)} points"
+    return Settings(base, r, ALPHA, epochs, fraction, fits, why)
+
+
+def _base(facts: Facts) -> tuple[str, bool, str]:
+    """The first base, in the recipe's order, that fits with room to spare; else one that just fits; else the smallest."""
+    memory, machine = facts.memory, facts.machine
+    if not memory.by_base or machine.memory is None:
+        return memory.asked, True, "the recipe's; whether it fits is unknown"
+    for room in (HEADROOM[machine.kind], 1.0):
+        for base, size in memory.by_base.items():
+            if room * size <= machine.memory:
+                told = f"roughly {size / 1e9:.1f} GB of {machine.memory / 1e9:.1f} GB"
+                return base, True, told if base == memory.asked else f"{told}; {memory.asked} does not fit"
+    smallest = min(memory.by_base, key=lambda base: memory.by_base[base])
+    return smallest, False, f"the smallest, roughly {memory.by_base[smallest] / 1e9:.1f} GB"
+
+
+def _more_rows(facts: Facts, blocking: list[str]) -> int:
+    """Rows to collect so that every blocking check passes."""
+    rows = facts.rows
+    wanted = [1]
+    if RESOLUTION in blocking:
+        wanted.append(rows_in_all(facts) - rows.rows)
+    if ROWS in blocking:
+        share = rows.train / rows.rows if rows.rows else 1.0
+        wanted.append(math.ceil((TOO_FEW - learnable(facts)) / max(share, 0.01)))
+    return max(wanted)
+
+
+def _saving(facts: Facts, hours: float | None) -> str:
+    found = payback(facts, hours)
+    if found is None or not found.a_month:
+        return ""
+    return f"; a tuned model of equal quality would save {found.a_month:,.2f} a month in prompt tokens"

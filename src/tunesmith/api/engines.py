@@ -1,0 +1,98 @@
+"""The engines of a run: the base, the tuned model, its exported form and endpoints, each made when an arm first asks.
+
+Loading is what an evaluation on a small model mostly costs, so nothing is loaded for an arm whose answers are already
+there: an engine is handed around as a function that makes it, beside the fingerprint of the weights behind it. Behind an
+endpoint the weights cannot be known; its address and the model's name stand for them.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tunesmith.api.stage import model_key, renderer
+from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, Recipe
+from tunesmith.rundir import RunDir, fingerprint
+
+if TYPE_CHECKING:
+    from tunesmith.infer.engine import Engine
+    from tunesmith.infer.in_process import InProcessEngine
+
+
+def in_process(recipe: Recipe, adapter: Path | None) -> "InProcessEngine":
+    """The base model in this process, or with the adapter of a directory."""
+    from tunesmith.infer.in_process import InProcessEngine
+    from tunesmith.models.adapter import load_adapter_state, read_adapter
+    from tunesmith.models.device import best_device
+    from tunesmith.models.load import load_model
+    from tunesmith.models.precision import precision
+    from tunesmith.models.swap import add_lora, merge_lora
+
+    directory, made = renderer(recipe)
+    base, compute = precision(recipe.base, recipe.train.compute, directory)
+    model = load_model(directory, compute, base, best_device(), recipe.per_layer_embeddings)
+    if adapter is not None:
+        layers = add_lora(model, recipe.lora, recipe.seed)
+        load_adapter_state(layers, read_adapter(adapter))
+        if base == "fp32":  # exact to fp32 rounding, and decoding runs as fast as the base
+            merge_lora(model, layers)
+    return InProcessEngine(model, made, recipe.evaluate.batch_size)
+
+
+def engine_of(
+    run: RunDir, recipe: Recipe, arm: str, base: "Callable[[], Engine]", asked: list[list[dict[str, str]]], budget: int
+) -> "tuple[str, Callable[[], Engine]]":
+    """Fingerprint of an arm's weights, and how to make its engine.
+
+    Args:
+        base: how to get the base model's engine.
+        asked: the arm's prompts, which say how much context the deployed engine needs.
+
+    Raises:
+        RunError: the arm's model was not trained or exported yet.
+    """
+    if arm in PROMPT_ARMS:
+        return base_key(recipe), base
+    if arm.startswith(EXTERNAL):
+        endpoint = recipe.evaluate.endpoint_of(arm)
+        return fingerprint(endpoint.base_url, endpoint.model, endpoint.body), lambda: external(recipe, arm)
+    if arm in ("tuned", "tuned_retrieval"):
+        return run.key_of("train"), lambda: in_process(recipe, run.adapter)
+    gguf = gguf_path(run, recipe.export.gguf[-1])
+
+    def llama_cpp() -> "Engine":
+        from tunesmith.infer.llama_cpp import LlamaCppEngine
+
+        _, made = renderer(recipe)
+        longest = max(len(made.prompt_ids(prompt)) for prompt in asked)
+        return LlamaCppEngine(gguf, longest + budget + 64)
+
+    return run.key_of("export"), llama_cpp
+
+
+def external(recipe: Recipe, arm: str) -> "Engine":
+    """The endpoint of an arm ``external:...``.
+
+    Raises:
+        RecipeError: the variable that should hold its key is not set.
+    """
+    from tunesmith.infer.openai_endpoint import OpenAIEndpoint
+
+    endpoint = recipe.evaluate.endpoint_of(arm)
+    return OpenAIEndpoint(
+        endpoint.base_url,
+        endpoint.model,
+        endpoint.api_key_env,
+        body=endpoint.body,
+        timeout=endpoint.timeout,
+        concurrency=endpoint.concurrency,
+    )
+
+
+def base_key(recipe: Recipe) -> str:
+    """Fingerprint of the base model and of how it is held while it answers."""
+    return fingerprint(model_key(recipe), recipe.base, recipe.train.compute, recipe.per_layer_embeddings)
+
+
+def gguf_path(run: RunDir, file_type: str) -> Path:
+    """Where the exported model of a llama.cpp file type lies."""
+    return run.export / f"{run.recipe().name}-{file_type}.gguf"

@@ -1,0 +1,269 @@
+"""Has the tuned model forgotten anything? Cheap probes of what it was never trained on, compared with its base.
+
+A benchmark of a hundred right-or-wrong items cannot see a loss of less than nine points. What a model says about every
+token is continuous and far less noisy, so three probes of that kind always run (a minute for 135 million weights on two
+cores), and benchmarks are an extra (``evaluate/lm_eval.py``):
+
+    bits per byte        on passages of English, code, German and Spanish, or the recipe's own
+    answer probability   of the right answer among four, on a hundred short questions
+    KL(base || tuned)    on everyday requests in the chat format, token by token along the base's own greedy answer
+
+Base and tuned are one model in memory, adapters off and on (``models/swap.py: without_adapters``); every item is paired.
+
+**Verdicts** are of non-inferiority (``evaluate/stats.py``): no regression, regression, too little data to tell. The margin,
+0.02 unless the recipe says otherwise, is two points of probability. Of bits per byte it is a share, 2 % of the base's:
+loss falls with the 0.076th power of the number of weights (Kaplan et al. 2020, arXiv 2001.08361, equation 1.1), so 2 % is
+what a model with 23 % fewer weights would lose. The first two probes have a verdict each; the run has a regression where
+either has, and none where both are free of it. Asking both needs no correction: all have to pass.
+
+**KL has no margin**, because a model that answers as it was taught to has to differ. It is shown with its interval and an
+alarm: from 0.5 nats a token on, half of the probability can lie on other tokens (Pinsker: total variation is at most
+``sqrt(KL / 2)``). Accuracy and log-probability of the right answers are shown beside their probability and decide nothing:
+the first is too coarse for a verdict on a hundred questions, the second is ruled by the few least likely answers.
+
+The KL is taken from last hidden states (``infer/score.py``): base and tuned share a frozen head, so no distribution is ever
+kept. Refused: KL over random text (nobody asks for it), and over sampled answers (the sample is noise).
+
+Shape suffixes: P passages, Q questions, A answers of each, R requests, N positions of all, D hidden size.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_softmax
+from transformers import PreTrainedModel
+
+from tunesmith.chat.render import Renderer
+from tunesmith.chat.vocabulary import AFTER, MIDDLE, START
+from tunesmith.errors import DataError
+from tunesmith.evaluate import resample, stats
+from tunesmith.evaluate.probes import Probes
+from tunesmith.infer.in_process import InProcessEngine
+from tunesmith.infer.score import Pair, continuation_logprobs, kl_of_states, last_states
+from tunesmith.layers.experts import Adapted
+from tunesmith.models.swap import without_adapters
+
+ALARM = 0.5  # nats a token
+CONTINUATION = 16  # tokens of the base's answer along which distributions are compared
+LARGEST = 3  # items named as those that changed most
+SAYS = {
+    "no regression": "no probe lost more than {margin}",
+    "regression": "lost more than {margin}: {names}",
+    "too little data to tell": "may have lost more than {margin}: {names}",
+}
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one side (base or tuned) says of the probes.
+
+    Attributes:
+        bits_P: bits per byte of each passage.
+        logprob_QA: of each answer given its question, summed over tokens, nats; the right answer is the first.
+    """
+
+    bits_P: NDArray[np.float64]
+    logprob_QA: NDArray[np.float64]
+
+
+def measure(
+    model: PreTrainedModel,
+    layers: Mapping[str, Adapted],
+    renderer: Renderer,
+    probes: Probes,
+    margin: float,
+    batch_size: int,
+    advance: Callable[[int], None],
+) -> dict[str, Any]:
+    """All probes on both sides of an adapted model.
+
+    Args:
+        layers: what ``add_lora`` returned, with the trained weights.
+        margin: largest loss that does not matter, above 0.
+        batch_size: rows that are answered together.
+        advance: called with the number of finished steps, of ``STEPS`` in all.
+
+    Returns:
+        ``probes`` (each with a verdict) and ``figures`` (without), as ``evaluation/forgetting.json`` holds them.
+
+    Raises:
+        DataError: a passage is longer than the model's context.
+    """
+    model.eval()
+    pairs = _pairs(model, renderer, probes)
+    with without_adapters(layers):
+        base = _side(model, probes, pairs)
+        advance(1)
+        rows = continuations(model, renderer, [prompt for _, prompt in probes.prompts], batch_size)
+        base_ND = last_states(model, rows)
+        advance(1)
+    tuned = _side(model, probes, pairs)
+    advance(1)
+    kl_N = kl_of_states(model, base_ND, last_states(model, rows))
+    kl_R = np.array([float(kl.mean()) for kl in kl_N.split([len(said) for _, said in rows])])
+    advance(1)
+    return {
+        "probes": [_bits(base.bits_P, tuned.bits_P, probes, margin), _answers(base, tuned, probes, margin)],
+        "figures": [_kl(kl_R, [name for name, _ in probes.prompts]), *_coarse(base, tuned)],
+    }
+
+
+STEPS = 4
+
+
+def conclude(result: dict[str, Any], margin: float) -> dict[str, Any]:
+    """The result with ``verdict``, ``reason`` and ``margin`` over all its probes, those of benchmarks among them."""
+    verdicts = [probe["verdict"] for probe in result["probes"]]
+    if "regression" in verdicts:
+        verdict = "regression"
+    else:
+        verdict = "no regression" if set(verdicts) == {"no regression"} else "too little data to tell"
+    names = ", ".join(probe["label"] for probe in result["probes"] if probe["verdict"] == verdict)
+    alarms = [figure["label"] for figure in result["figures"] if figure["alarmed"]]
+    reason = SAYS[verdict].format(margin=f"{100 * margin:g} %", names=names)
+    reason += f"; alarm: {', '.join(alarms)}" if alarms else ""
+    return {"verdict": verdict, "reason": reason, "margin": margin, **result}
+
+
+def probe(
+    name: str,
+    label: str,
+    base_N: NDArray[np.float64],
+    tuned_N: NDArray[np.float64],
+    differences_N: NDArray[np.float64],
+    margin: float,
+    unit: str,
+    binary: bool = False,
+) -> dict[str, Any]:
+    """A record of ``probes``.
+
+    Args:
+        differences_N: tuned less base in the unit of the margin, worse is negative.
+        binary: whether items are right or wrong.
+    """
+    verdict, difference, bound = stats.non_inferior(differences_N, margin, binary=binary)
+    return {
+        "name": name,
+        "label": label,
+        "n": len(differences_N),
+        "base": float(base_N.mean()),
+        "tuned": float(tuned_N.mean()),
+        "difference": difference,
+        "bound": bound,
+        "margin": margin,
+        "unit": unit,
+        "verdict": verdict,
+    }
+
+
+def continuations(model: PreTrainedModel, renderer: Renderer, prompts: list[str], batch_size: int) -> list[Pair]:
+    """Token ids of each request and of the model's own greedy answer, whose end of turn is put where it was cut.
+
+    The answer's text is encoded again, so that both sides read the same tokens whichever engine wrote it.
+    """
+    asked = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    engine = InProcessEngine(model, renderer, batch_size)
+    answers = engine.generate(asked, CONTINUATION, lambda _: None)
+    engine.close()
+    said = renderer.vocabulary.encode([(answer.text, AFTER) for answer in answers])
+    end = renderer.stop_ids[0]
+    return [(renderer.prompt_ids(messages), [*ids, end]) for messages, ids in zip(asked, said, strict=True)]
+
+
+def _pairs(model: PreTrainedModel, renderer: Renderer, probes: Probes) -> list[Pair]:
+    """Token ids of context and of what is scored: all passages, then every answer of every question.
+
+    A text begins with the token that the tokenizer begins it with, or with none; its first token is then only read. A token
+    that begins chat turns would not do: after it a tuned model expects its own turns, and each passage pays for that once.
+    """
+    begin = list(renderer.tokenizer("").input_ids)[:1]
+    encode = renderer.vocabulary.encode
+    texts = encode([(passage.text, START) for passage in probes.passages])
+    pairs: list[Pair] = [(begin, ids) if begin else (ids[:1], ids[1:]) for ids in texts]
+    contexts = encode([(question.context, START) for question in probes.questions])
+    for question, context in zip(probes.questions, contexts, strict=True):
+        pairs += [([*begin, *context], ids) for ids in encode([(f" {answer}", MIDDLE) for answer in question.answers])]
+    limit = int(model.config.max_position_embeddings)
+    for passage, ids in zip(probes.passages, texts, strict=True):
+        if len(ids) + 1 > limit:
+            raise DataError(
+                f"evaluate.forgetting.texts: {passage.id} is {len(ids)} tokens long, the model's context is {limit}",
+                "part long passages by blank lines",
+            )
+    return pairs
+
+
+def _side(model: PreTrainedModel, probes: Probes, pairs: list[Pair]) -> Side:
+    scored = np.array([found.logprob for found in continuation_logprobs(model, pairs)])
+    passages = len(probes.passages)
+    bytes_P = np.array([len(passage.text.encode()) for passage in probes.passages])
+    answers = len(probes.questions[0].answers)
+    return Side(-scored[:passages] / np.log(2.0) / bytes_P, scored[passages:].reshape(-1, answers))
+
+
+def _bits(base_P: NDArray[np.float64], tuned_P: NDArray[np.float64], probes: Probes, margin: float) -> dict[str, Any]:
+    lost_P = (base_P - tuned_P) / base_P.mean()
+    parts = []
+    for kind in dict.fromkeys(passage.kind for passage in probes.passages):
+        mine_P = np.array([passage.kind == kind for passage in probes.passages])
+        base, tuned = float(base_P[mine_P].mean()), float(tuned_P[mine_P].mean())
+        parts.append({"name": kind, "n": int(mine_P.sum()), "base": base, "tuned": tuned, "difference": (base - tuned) / base})
+    found = probe("bits_per_byte", "bits per byte of general text", base_P, tuned_P, lost_P, margin, "share of the base's bits")
+    return {**found, "parts": parts, "largest": _largest([passage.id for passage in probes.passages], lost_P)}
+
+
+def _answers(base: Side, tuned: Side, probes: Probes, margin: float) -> dict[str, Any]:
+    """Probability of the right answer among the four."""
+    base_Q, tuned_Q = (np.exp(log_softmax(side.logprob_QA, axis=1)[:, 0]) for side in (base, tuned))
+    label = "probability of the right answer of four"
+    found = probe("answer_probability", label, base_Q, tuned_Q, tuned_Q - base_Q, margin, "probability")
+    return {**found, "largest": _largest([question.id for question in probes.questions], tuned_Q - base_Q)}
+
+
+def _kl(kl_R: NDArray[np.float64], names: list[str]) -> dict[str, Any]:
+    low, high = _interval(kl_R)
+    value = float(kl_R.mean())
+    return {
+        "name": "kl",
+        "label": "KL(base || tuned) on everyday requests",
+        "n": len(kl_R),
+        "base": None,
+        "tuned": None,
+        "value": value,
+        "low": low,
+        "high": high,
+        "unit": "nats a token",
+        "alarm": ALARM,
+        "alarmed": value >= ALARM,
+        "largest": _largest(names, -kl_R),
+    }
+
+
+def _coarse(base: Side, tuned: Side) -> list[dict[str, Any]]:
+    """Accuracy (the likeliest answer is the right one) and log-probability of the right answers."""
+    right = [(side.logprob_QA.argmax(1) == 0).astype(np.float64) for side in (base, tuned)]
+    gold = [side.logprob_QA[:, 0] for side in (base, tuned)]
+    named = (
+        ("accuracy", "accuracy on the questions", "share", right),
+        ("answer_logprob", "log-probability of the right answer", "nats an answer", gold),
+    )
+    found = []
+    for name, label, unit, (base_Q, tuned_Q) in named:
+        low, high = _interval(tuned_Q - base_Q)
+        means = {"base": float(base_Q.mean()), "tuned": float(tuned_Q.mean()), "value": float((tuned_Q - base_Q).mean())}
+        limits = {"low": low, "high": high, "unit": unit, "alarm": None, "alarmed": False}
+        found.append({"name": name, "label": label, "n": len(base_Q), **means, **limits})
+    return found
+
+
+def _interval(values_N: NDArray[np.float64]) -> tuple[float, float]:
+    """95 % bootstrap interval of a mean."""
+    return stats.mean_interval(values_N, resample.units(None, len(values_N)))
+
+
+def _largest(names: list[str], differences_N: NDArray[np.float64]) -> list[dict[str, Any]]:
+    """The items that lost most, worst first."""
+    return [{"id": names[i], "difference": float(differences_N[i])} for i in np.argsort(differences_N, kind="stable")[:LARGEST]]

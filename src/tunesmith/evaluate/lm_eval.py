@@ -1,0 +1,185 @@
+"""Benchmarks of lm-evaluation-harness on the model in memory, base and tuned, paired document by document.
+
+Any task of the harness that scores given answers runs here (multiple choice, log-likelihood, perplexity of documents that
+fit the context): by name, or from a folder of YAML files, which can point at local JSON and then needs no network. The
+model is not loaded again: ``ScoringLM`` answers the harness's requests with our own scoring (``infer/score.py``), which
+computes common beginnings once and never keeps the logits of the vocabulary.
+
+The harness's own comparison of two models is an unpaired z-test; it finds a real difference of 5 points on 200 documents
+one time in twenty. Here the documents are matched by the harness's hashes of document, prompt and target, and the verdict
+is of non-inferiority like that of every other probe.
+
+Refused: the harness's ``HFLM`` around our model (it pads, and scores every answer with its whole prompt), and tasks that
+let the model write, which ask for a decoder with stop strings: such a task is an error that says so.
+
+Tokenisation is HFLM's: context and answer are encoded together and cut after the tokens of the context, white space at the
+end of the context goes to the answer, and an empty context is the token that begins a text. Other people's documents hold
+no control token here, whatever they look like.
+
+Source: ``lm_eval/api/model.py`` and ``lm_eval/evaluator.py`` of lm-evaluation-harness 0.4.13. Extra ``lm-eval``.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from tunesmith.chat.render import Renderer
+from tunesmith.chat.vocabulary import START
+from tunesmith.errors import MissingPackage, RecipeError
+from tunesmith.evaluate.forgetting import probe
+from tunesmith.infer.score import continuation_logprobs
+from tunesmith.layers.experts import Adapted
+from tunesmith.models.swap import without_adapters
+
+try:
+    from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports] - the extra is not in every environment
+    from lm_eval.api.model import LM  # pyright: ignore[reportMissingImports]
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
+except ImportError as error:
+    raise MissingPackage(
+        "evaluate.forgetting.tasks needs the package lm_eval, which is not installed", "pip install 'tunesmith[lm-eval]'"
+    ) from error
+
+Sample = dict[str, Any]
+
+
+class ScoringLM(LM):
+    """The harness's view of a model in memory."""
+
+    def __init__(self, model: PreTrainedModel, renderer: Renderer):
+        super().__init__()
+        self._model, self._renderer = model, renderer
+        tokenizer = renderer.tokenizer
+        bos = tokenizer.bos_token_id
+        self._begin = bos if isinstance(bos, int) else renderer.stop_ids[0]
+        # The tokenizer says itself whether a text begins with that token.
+        self._prefix = [self._begin] if list(tokenizer("").input_ids)[:1] == [self._begin] else []
+        self._limit = int(model.config.max_position_embeddings)
+
+    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        """Log-probability (nats) of each continuation given its context, and whether greedy decoding would write it."""
+        pairs = [self._pair(*request.args) for request in requests]
+        return [(scored.logprob, scored.greedy) for scored in continuation_logprobs(self._model, pairs)]
+
+    def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
+        """Log-probability (nats) of each whole text after the token that begins a text.
+
+        Raises:
+            RecipeError: a text is longer than the model's context; windows over it were refused, since they depend on the
+                context's length and make two models incomparable.
+        """
+        pairs = [self._fitting([self._begin], ids) for ids in self._encode([request.args[0] for request in requests])]
+        return [scored.logprob for scored in continuation_logprobs(self._model, pairs)]
+
+    def generate_until(self, requests: list[Any]) -> list[str]:
+        """Refused.
+
+        Raises:
+            RecipeError: always.
+        """
+        task = requests[0].task_name
+        raise RecipeError(
+            f"evaluate.forgetting.tasks: {task} lets the model write; only tasks that score given answers run here",
+            "choose a task with output_type multiple_choice, loglikelihood or loglikelihood_rolling",
+        )
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        return self._renderer.vocabulary.encode([(text, START) for text in texts])
+
+    def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        if not context:
+            return self._fitting([self._begin], self._encode([continuation])[0])
+        kept = context.rstrip()
+        whole, before = self._encode([context + continuation, kept])
+        return self._fitting([*self._prefix, *before], whole[len(before) :])
+
+    def _fitting(self, context: list[int], continuation: list[int]) -> tuple[list[int], list[int]]:
+        """The pair, with the oldest tokens of the context left out where it is too long, as the harness does."""
+        if len(continuation) > self._limit:
+            raise RecipeError(
+                f"evaluate.forgetting.tasks: a text of {len(continuation)} tokens does not fit the context of {self._limit}",
+                "choose a task with shorter documents",
+            )
+        room = self._limit + 1 - len(continuation)  # the last token is predicted and not read
+        return (context or [self._begin])[-room:], continuation
+
+
+def run_tasks(
+    model: PreTrainedModel,
+    layers: Mapping[str, Adapted],
+    renderer: Renderer,
+    tasks: tuple[str, ...],
+    folder: Path | None,
+    limit: int | None,
+    margin: float,
+) -> list[dict[str, Any]]:
+    """A record for each task, in the form of ``forgetting.probe``; base and tuned see the same documents.
+
+    Args:
+        layers: what ``add_lora`` returned, with the trained weights.
+        tasks: names, of the harness or of the folder's files.
+        folder: YAML files that define tasks, searched first; None for the harness's alone.
+        limit: documents of a task, its first ones; None for all.
+        margin: largest loss that does not matter, in the unit of the task's metric.
+
+    Raises:
+        RecipeError: no such task, one that lets the model write, or one without a metric of single documents.
+    """
+    manager = _manager(tasks, folder)
+    sides: list[dict[str, Any]] = []
+    for adapted in (False, True):
+        lm = ScoringLM(model, renderer)
+        if adapted:
+            sides.append(_evaluate(lm, manager, tasks, limit))
+        else:
+            with without_adapters(layers):
+                sides.append(_evaluate(lm, manager, tasks, limit))
+    base, tuned = sides
+    return [_paired(task, base, tuned, margin) for task in base["samples"]]
+
+
+def _manager(tasks: tuple[str, ...], folder: Path | None) -> TaskManager:
+    if folder is not None and not folder.is_dir():
+        raise RecipeError(f"evaluate.forgetting.tasks_path: {folder} is no directory", "give a folder of YAML files")
+    if folder is not None:
+        own = TaskManager(include_path=str(folder), include_defaults=False)
+        if set(tasks) <= set(own.all_tasks):
+            return own
+    manager = TaskManager(include_path=None if folder is None else str(folder))
+    unknown = sorted(set(tasks) - set(manager.all_tasks))
+    if unknown:
+        raise RecipeError(f"evaluate.forgetting.tasks: {unknown[0]}: no such task", "lm-eval ls tasks prints all names")
+    return manager
+
+
+def _evaluate(lm: ScoringLM, manager: TaskManager, tasks: tuple[str, ...], limit: int | None) -> dict[str, Any]:
+    asked = {"tasks": list(tasks), "task_manager": manager, "limit": limit, "log_samples": True, "bootstrap_iters": 0}
+    found: Any = simple_evaluate(model=lm, **asked)  # pyright: ignore[reportCallIssue] - its decorator hides the names
+    return found
+
+
+def _paired(task: str, base: dict[str, Any], tuned: dict[str, Any], margin: float) -> dict[str, Any]:
+    """One task's verdict, on its first metric that is a number for every document."""
+    first = base["samples"][task][0]
+    metric = next((name for name in first["metrics"] if isinstance(first[name], bool | int | float)), None)
+    if metric is None:
+        raise RecipeError(
+            f"evaluate.forgetting.tasks: {task}: none of its metrics ({', '.join(first['metrics'])}) has a number a document",
+            "choose a task with acc, acc_norm or the like",
+        )
+    by_key = {_key(sample): float(sample[metric]) for sample in tuned["samples"][task]}
+    samples: list[Sample] = [sample for sample in base["samples"][task] if sample["filter"] == first["filter"]]
+    base_N = np.array([float(sample[metric]) for sample in samples])
+    tuned_N = np.array([by_key[_key(sample)] for sample in samples])
+    higher = base["higher_is_better"].get(task, {}).get(metric, True)
+    differences_N = tuned_N - base_N if higher else base_N - tuned_N
+    binary = bool(np.isin(np.concatenate([base_N, tuned_N]), (0.0, 1.0)).all())
+    return probe(f"lm_eval:{task}", f"{task} ({metric})", base_N, tuned_N, differences_N, margin, metric, binary)
+
+
+def _key(sample: Sample) -> tuple[Any, ...]:
+    """What makes two documents the same one: number and hashes, and the filter of the answer."""
+    return tuple(sample[name] for name in ("doc_id", "doc_hash", "prompt_hash", "target_hash", "filter"))

@@ -1,0 +1,101 @@
+"""ROUGE and BLEU, by the libraries that papers cite: rouge-score and sacrebleu (extra ``[metrics]``).
+
+ROUGE: the headline of a row is the F-measure of ROUGE-L; ROUGE-1 and ROUGE-2 stand beside it; an arm's number is the
+mean. Words are runs of Unicode letters and digits. rouge-score's own tokenizer keeps a-z and 0-9 alone: it would cut a
+German word in pieces and drop a Greek one, and on English the two agree.
+
+BLEU: an arm's number is corpus BLEU / 100, from n-gram counts summed over rows; the row's ``score`` is sentence BLEU, for
+pairing rows. Orders that no row is long enough for are left out (``effective_order``), or a perfect arm on references
+of three words would get 0; on longer ones this is sacrebleu's default, signature ``13a``, ``exp`` smoothing. The counts
+of a row are kept, so that a bootstrap sample costs a sum and not a tokenization.
+
+Sources: Lin 2004; Papineni et al. 2002; Post 2018 (sacrebleu).
+"""
+
+import re
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tunesmith.errors import MissingPackage
+from tunesmith.evaluate.metrics.metric import Metric, Row, Score
+from tunesmith.evaluate.resample import SumStatistic
+
+ORDERS = 4
+
+
+class _Words:
+    """The tokenizer that rouge-score asks for: an object with ``tokenize``."""
+
+    def tokenize(self, text: str) -> list[str]:
+        """Runs of letters and digits, folded in case."""
+        return re.findall(r"[^\W_]+", text.lower())
+
+
+def rouge() -> Metric:
+    """ROUGE-L, with ROUGE-1 and ROUGE-2 beside it.
+
+    Raises:
+        MissingPackage: rouge-score is not installed.
+    """
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError as error:
+        raise _missing("rouge", "rouge-score") from error
+    scorer = RougeScorer(["rougeL", "rouge1", "rouge2"], tokenizer=_Words())
+
+    def score(answer: str, reference: str) -> Score:
+        found = scorer.score(reference, answer)
+        return {
+            "score": float(found["rougeL"].fmeasure),
+            "rouge1": float(found["rouge1"].fmeasure),
+            "rouge2": float(found["rouge2"].fmeasure),
+        }
+
+    return Metric("rouge", score, None, tie_break="rouge1", binary=False)
+
+
+def bleu() -> Metric:
+    """BLEU of the corpus, with chrF of the rows beside it.
+
+    Raises:
+        MissingPackage: sacrebleu is not installed.
+    """
+    try:
+        from sacrebleu.metrics.bleu import BLEU
+        from sacrebleu.metrics.chrf import CHRF
+    except ImportError as error:
+        raise _missing("bleu", "sacrebleu") from error
+    meter, characters = BLEU(effective_order=True), CHRF()
+
+    @lru_cache(maxsize=65536)
+    def counted(answer: str, reference: str) -> NDArray[np.float64]:
+        """Matches of each order, n-grams of each order, and both lengths; shape (2 * ORDERS + 2,)."""
+        found = meter.sentence_score(answer, [reference])
+        return np.array([*found.counts, *found.totals, found.sys_len, found.ref_len], dtype=np.float64)
+
+    def counts(rows: list[Row]) -> NDArray[np.float64]:
+        return np.stack([counted(row["output"], row["reference"]) for row in rows])
+
+    def from_sums(summed: NDArray[np.float64]) -> float:
+        numbers = [round(number) for number in summed.tolist()]
+        found = BLEU.compute_bleu(
+            numbers[:ORDERS], numbers[ORDERS:-2], *numbers[-2:], smooth_method="exp", effective_order=True
+        )
+        return min(1.0, round(found.score / 100.0, 12))  # the exponential of a sum of logarithms misses 1 by 1e-16
+
+    def score(answer: str, reference: str) -> Score:
+        return {
+            "score": from_sums(counted(answer, reference)),
+            "chrf": characters.sentence_score(answer, [reference]).score / 100.0,
+        }
+
+    corpus = SumStatistic(counts, lambda sums: np.apply_along_axis(from_sums, -1, sums))
+    return Metric("bleu", score, corpus, tie_break="chrf", binary=False)
+
+
+def _missing(metric: str, package: str) -> MissingPackage:
+    return MissingPackage(
+        f"task.metric: {metric} needs the package {package}, which is not installed", "pip install 'tunesmith[metrics]'"
+    )

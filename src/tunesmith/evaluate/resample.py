@@ -1,0 +1,155 @@
+"""Intervals and p-values by drawing the test rows again: for scores that are not yes or no, and for rows that belong together.
+
+A score that is not the mean of yes/no answers (ROUGE, macro-F1, BLEU) has no formula for its error that one would trust, so
+the rows are drawn again with replacement and the figure is computed anew: the paired bootstrap. Both arms get the same
+draws, so what a hard row does to both cancels out. Rows of one group (``data.group_by``: one document, one customer)
+are drawn together: taken for independent, 300 rows of 30 documents would look like ten times the evidence they are.
+
+**Sums instead of rows.** Most figures follow from sums over rows (a mean from score and 1; macro-F1 from the counts of
+each class; BLEU from matches, totals and lengths). For those (``SumStatistic``) all draws are one matrix product, 10,000 of
+them in milliseconds. Any other function of rows is called 2,000 times for each arm, once a draw.
+
+**Few units.** The percentile interval of few units is too narrow, as a normal interval is where Student's t is due. Its
+quantiles are moved outwards by exactly that (the expanded percentile interval), which for 30 groups covers 94 % instead of 92.
+The refused alternatives: BCa (a jackknife more for a skewness that differences of two arms hardly have) and bootstrap-t
+(an error for every draw, which a corpus figure does not offer).
+
+The p-value comes from swapping the two arms' answers unit by unit at random, which is exact under "the arms are alike".
+
+Legend: N rows, U units (groups, or rows where none are given), B draws, K sums, A arms.
+Sources: Efron and Tibshirani 1993 (chapters 13, 15); Hesterberg 2015, "What teachers should know about the bootstrap",
+section 5.3 (expanded percentile); Riezler and Maxwell 2005 (approximate randomisation for corpus metrics).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+Rows = list[dict[str, Any]]
+Floats = NDArray[np.float64]
+
+DRAWS = 10_000
+CORPUS_DRAWS = 2_000  # where every draw calls a function of rows twice
+_CHUNK = 4_000_000  # weights held at once: 32 MB
+
+
+@dataclass(frozen=True)
+class SumStatistic:
+    """A figure over rows that follows from sums over rows; callable like any other corpus metric.
+
+    Attributes:
+        counts: rows -> what is summed, shape (N, K).
+        value: sums of shape (..., K) -> figures of shape (...).
+    """
+
+    counts: Callable[[Rows], Floats]
+    value: Callable[[Floats], Floats]
+
+    def __call__(self, rows: Rows) -> float:
+        """The figure of these rows."""
+        return float(self.value(self.counts(rows).sum(axis=0)))
+
+
+Statistic = SumStatistic | Callable[[Rows], float]
+
+MEAN = SumStatistic(
+    lambda rows: np.array([[row["score"], 1.0] for row in rows], dtype=np.float64), lambda sums: sums[..., 0] / sums[..., 1]
+)
+
+
+def units(groups: Sequence[str] | None, n: int) -> NDArray[np.int64]:
+    """The unit of each row, 0 to U - 1: its group's number, or its own without groups; shape (n,)."""
+    if groups is None:
+        return np.arange(n)
+    return np.unique(np.array(groups, dtype=object).astype(str), return_inverse=True)[1].astype(np.int64)
+
+
+def per_unit(values_N: Floats, unit_N: NDArray[np.int64]) -> Floats:
+    """Sums of ``values`` over the rows of each unit: shape (N, ...) -> (U, ...)."""
+    sums_U = np.zeros((int(unit_N.max()) + 1, *values_N.shape[1:]))
+    np.add.at(sums_U, unit_N, values_N)
+    return sums_U
+
+
+def weights(u: int, draws: int, seed: int = 0) -> Iterator[Floats]:
+    """How often each of ``u`` units is in each draw with replacement, in chunks of shape (b, u) that add up to ``draws``."""
+    rng = np.random.default_rng(seed)
+    step = max(1, min(draws, _CHUNK // u))
+    for start in range(0, draws, step):
+        b = min(step, draws - start)
+        drawn = rng.integers(0, u, size=(b, u)) + u * np.arange(b)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=b * u).reshape(b, u).astype(np.float64)
+
+
+def bootstrap(statistic: Statistic, arms: Sequence[Rows], unit_N: NDArray[np.int64], seed: int = 0) -> Floats:
+    """The figure of every arm in every draw of units, the same draws for all arms.
+
+    Args:
+        arms: A lists of N rows each, in one order.
+        unit_N: ``units`` of the rows.
+
+    Returns:
+        Shape (B, A); B is 10,000 for a ``SumStatistic``, else 2,000.
+    """
+    u = int(unit_N.max()) + 1
+    if isinstance(statistic, SumStatistic):
+        sums_AUK = [per_unit(statistic.counts(rows), unit_N) for rows in arms]
+        chunks = (
+            np.stack([statistic.value(weight_BU @ sums_UK) for sums_UK in sums_AUK], axis=1)
+            for weight_BU in weights(u, DRAWS, seed)
+        )
+        return np.concatenate(list(chunks))
+    members = [np.flatnonzero(unit_N == unit) for unit in range(u)]
+    rng = np.random.default_rng(seed)
+    values_BA = np.empty((CORPUS_DRAWS, len(arms)))
+    for draw in range(CORPUS_DRAWS):
+        taken = np.concatenate([members[unit] for unit in rng.integers(0, u, size=u)])
+        values_BA[draw] = [statistic([rows[i] for i in taken]) for rows in arms]
+    return values_BA
+
+
+def percentile_interval(values_B: Floats, u: int, tail: float) -> tuple[Any, Any]:
+    """Expanded percentile interval of bootstrapped figures.
+
+    Args:
+        values_B: figures, draws first; further axes are kept.
+        u: units that were drawn from, at least 2.
+        tail: probability left out at each end (0.025 for a two-sided 95 % interval).
+
+    Returns:
+        Low and high end, floats or arrays of the further axes.
+    """
+    reach = stats.t.ppf(tail, u - 1) * np.sqrt(u / (u - 1))
+    level = float(stats.norm.cdf(reach))
+    low, high = np.quantile(values_B, [level, 1.0 - level], axis=0)
+    return low, high
+
+
+def permutation_p(statistic: Statistic, a: Rows, b: Rows, unit_N: NDArray[np.int64], seed: int = 0) -> float:
+    """Two-sided p of "the arms are alike": how often swapping the arms of random units makes as large a difference.
+
+    The observed arrangement counts as one of the draws, so p is never 0 and never too small (Phipson and Smyth 2010).
+    """
+    rng = np.random.default_rng(seed)
+    u = int(unit_N.max()) + 1
+    observed = abs(statistic(a) - statistic(b)) * (1.0 - 1e-12)  # equal up to rounding is "as large"
+    if isinstance(statistic, SumStatistic):
+        a_UK, b_UK = (per_unit(statistic.counts(rows), unit_N) for rows in (a, b))
+        as_large, step = 0, max(1, min(DRAWS, _CHUNK // u))
+        for start in range(0, DRAWS, step):
+            kept_BU = rng.integers(0, 2, size=(min(step, DRAWS - start), u)).astype(np.float64)
+            first_BK = kept_BU @ a_UK + (1.0 - kept_BU) @ b_UK
+            other_BK = a_UK.sum(axis=0) + b_UK.sum(axis=0) - first_BK
+            as_large += int((np.abs(statistic.value(first_BK) - statistic.value(other_BK)) >= observed).sum())
+        return (1 + as_large) / (1 + DRAWS)
+    as_large = 0
+    for _ in range(CORPUS_DRAWS):
+        kept_N = rng.integers(0, 2, size=u)[unit_N].astype(bool)
+        first = [x if kept else y for x, y, kept in zip(a, b, kept_N, strict=True)]
+        other = [y if kept else x for x, y, kept in zip(a, b, kept_N, strict=True)]
+        as_large += abs(statistic(first) - statistic(other)) >= observed
+    return (1 + as_large) / (1 + CORPUS_DRAWS)

@@ -1,0 +1,27 @@
+"""The recipe: one YAML file that drives the whole life of a run.
+
+Every key changes behaviour (``tests/rules/test_every_key.py`` holds one observation per key), and an unknown key is an
+error that names the nearest known one: a mistyped key that is silently ignored is how a run becomes another run.
+What is not written is derived or defaulted, and the resolved recipe in the run directory writes it all out.
+"""
+
+from tunesmith.recipe.evaluate import EXTERNAL, PROMPT_ARMS, TokenPrice
+from tunesmith.recipe.load import dump_recipe, is_shipped_name, json_schema, load_recipe
+from tunesmith.recipe.run import Recipe
+from tunesmith.recipe.task import Judge, Task
+from tunesmith.recipe.train import Lora, Train
+
+__all__ = [
+    "EXTERNAL",
+    "PROMPT_ARMS",
+    "Judge",
+    "Lora",
+    "Recipe",
+    "Task",
+    "TokenPrice",
+    "Train",
+    "dump_recipe",
+    "is_shipped_name",
+    "json_schema",
+    "load_recipe",
+]

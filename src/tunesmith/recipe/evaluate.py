@@ -1,0 +1,185 @@
+"""Keys of the arms, of what they cost, and of the checks around them."""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from tunesmith.recipe.section import Section
+
+PROMPT_ARMS = ("zero_shot", "instruction", "few_shot", "optimized_prompt", "retrieval")  # ask the base model
+ARMS = (*PROMPT_ARMS, "tuned", "tuned_retrieval", "deployed")  # and external:<name>[:<prompt arm>]
+EXTERNAL = "external:"
+PromptArm = Literal["zero_shot", "instruction", "few_shot", "optimized_prompt", "retrieval"]
+
+
+class FewShot(Section):
+    """The search for the best demonstrations; it sees train and dev only."""
+
+    k: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(1, 3, 5), min_length=1, description="numbers of examples to try"
+    )
+    selection: tuple[Literal["random", "bm25", "embeddings"], ...] = Field(
+        default=("random", "bm25"),
+        min_length=1,
+        description="how examples are found: drawn once for all questions, or the nearest train rows of each, by words (bm25) "
+        "or by words and meaning (embeddings, which needs evaluate.retrieval.embedder)",
+    )
+    draws: Annotated[int, Field(ge=1)] = Field(default=2, description="random draws of examples for each k")
+    dev_rows: Annotated[int, Field(ge=1)] = Field(default=64, description="dev rows on which every prompt is scored")
+
+
+class OptimizedPrompt(Section):
+    """Random search over instructions and demonstrations, on dev rows."""
+
+    calls: Annotated[int, Field(ge=8)] = Field(default=240, description="answers of the base model that the search may cost")
+    instructions: tuple[str, ...] = Field(default=(), description="instructions of your own that join the search")
+
+
+class TokenPrice(Section):
+    """What an endpoint asks, in any one currency."""
+
+    prompt_per_million: Annotated[float, Field(ge=0.0)] = Field(description="price of a million prompt tokens")
+    output_per_million: Annotated[float, Field(ge=0.0)] = Field(description="price of a million answer tokens")
+
+
+class External(Section):
+    """An OpenAI-compatible endpoint that answers the same test rows."""
+
+    base_url: str = Field(description="address of the endpoint, up to and with /v1")
+    model: str = Field(description="the model's name there")
+    api_key_env: str | None = Field(default=None, description="name of the environment variable that holds the key")
+    prompt: PromptArm = Field(default="few_shot", description="the prompt arm whose prompts it gets")
+    rival: bool = Field(default=True, description="whether it can be the prompt to beat; else it is shown beside the verdict")
+    price: TokenPrice | None = None
+    body: dict[str, Any] = Field(
+        default={}, description="more keys of every request; null leaves one of ours out, as {max_tokens: null} for some models"
+    )
+    timeout: Annotated[float, Field(gt=0.0)] = Field(default=120.0, description="seconds to wait for an answer")
+    concurrency: Annotated[int, Field(ge=1)] = Field(default=4, description="questions asked at a time")
+
+
+class Retrieval(Section):
+    """How passages are found for the retrieval arms."""
+
+    k: Annotated[int, Field(ge=1, le=100)] = Field(default=5, description="passages shown with a question")
+    embedder: str | None = Field(
+        default=None,
+        description="sentence encoder that ranks beside BM25: all-MiniLM-L6-v2 (extra rag), a directory or a hub id; words "
+        "alone when not given",
+    )
+    qdrant: str | None = Field(
+        default=None, description="URL of a Qdrant server (extra qdrant) in the place of the SQLite file; needs an embedder"
+    )
+
+    @model_validator(mode="after")
+    def _server_needs_vectors(self) -> "Retrieval":
+        if self.qdrant is not None and self.embedder is None:
+            raise ValueError("qdrant searches by vectors, so evaluate.retrieval.embedder is needed")
+        return self
+
+
+class Forgetting(Section):
+    """What the tuned model must still be able to do as well as its base."""
+
+    margin: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        default=0.02,
+        description="largest loss that does not matter: of a probability or accuracy, or as a share of bits per byte",
+    )
+    required: bool = Field(
+        default=False, description="whether deploying needs the verdict no regression; else only a regression is in its way"
+    )
+    texts: Path | None = Field(
+        default=None, description="passages that take the place of ours: a .jsonl file of {text: ...}, or text with blank lines"
+    )
+    tasks: tuple[str, ...] = Field(
+        default=(), description="tasks of lm-evaluation-harness to run on base and tuned model (extra lm-eval)"
+    )
+    tasks_path: Path | None = Field(default=None, description="folder of YAML files that define tasks of your own")
+    limit: Annotated[int, Field(ge=2)] | None = Field(default=None, description="documents of each task; all when not given")
+
+    @model_validator(mode="after")
+    def _needs_tasks(self) -> "Forgetting":
+        if not self.tasks and (self.tasks_path is not None or self.limit is not None):
+            raise ValueError("tasks_path and limit are read with tasks; name the tasks to run")
+        return self
+
+
+class Evaluate(Section):
+    """The arms that are scored on the sealed test part."""
+
+    arms: tuple[str, ...] = Field(
+        default=("instruction", "few_shot", "tuned", "deployed"),
+        description="zero_shot (the base model asked as the tuned one is) | instruction (task.prompt) | few_shot | "
+        "optimized_prompt | retrieval | tuned | tuned_retrieval | deployed | external:NAME or external:NAME:PROMPT_ARM",
+    )
+    few_shot: FewShot = FewShot()
+    optimized_prompt: OptimizedPrompt = OptimizedPrompt()
+    retrieval: Retrieval = Retrieval()
+    external: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], External] = Field(
+        default={}, description="endpoints by name, for the arms external:NAME"
+    )
+    price_per_hour: Annotated[float, Field(ge=0.0)] | None = Field(
+        default=None, description="what an hour of this machine costs, in the currency of the endpoints' prices"
+    )
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    forgetting: Forgetting = Forgetting()
+    seeds: Annotated[int, Field(ge=1, le=20)] = Field(
+        default=1, description="adapters to train, with seed, seed + 1 ...; the spread of their test scores is reported"
+    )
+    learning_curve: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] = Field(
+        default=(),
+        description="shares of the train part to train on, at least three and 1.0 among them; scored on dev, and carried on "
+        "to twice and four times the rows",
+    )
+
+    @field_validator("learning_curve")
+    @classmethod
+    def _a_curve(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
+        if shares and (len(set(shares)) < 3 or max(shares) < 1.0):
+            raise ValueError("a curve needs three shares or more, and 1.0 (the run's own adapter) among them")
+        return tuple(sorted(set(shares)))
+
+    @model_validator(mode="after")
+    def _seeds_score_tuned(self) -> "Evaluate":
+        if self.seeds > 1 and "tuned" not in self.arms:
+            raise ValueError("seeds compares adapters in the arm tuned, which evaluate.arms leaves out")
+        return self
+
+    @field_validator("arms")
+    @classmethod
+    def _in_order(cls, arms: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(arms)) != len(arms):
+            raise ValueError("an arm is named twice")
+        last_prompt = len(PROMPT_ARMS) - 0.5  # where the endpoints stand; sorting is stable
+        return tuple(sorted(arms, key=lambda arm: ARMS.index(arm) if arm in ARMS else last_prompt))
+
+    @model_validator(mode="after")
+    def _known(self) -> "Evaluate":
+        for arm in self.arms:
+            name, colon, prompt = arm.removeprefix(EXTERNAL).partition(":")
+            if arm not in ARMS and not arm.startswith(EXTERNAL):
+                near = difflib.get_close_matches(arm, ARMS, 1)
+                raise ValueError(f"arms: {arm} is not an arm" + (f"; did you mean {near[0]}?" if near else f": {ARMS}"))
+            if arm not in ARMS and name not in self.external:
+                raise ValueError(f"arms: {arm} has no entry evaluate.external.{name}")
+            if colon and arm not in ARMS and prompt not in PROMPT_ARMS:
+                raise ValueError(f"arms: {arm}: {prompt!r} is not a prompt arm: {', '.join(PROMPT_ARMS)}")
+        if unused := set(self.external) - {arm.removeprefix(EXTERNAL).partition(":")[0] for arm in self.arms}:
+            raise ValueError(f"external: {min(unused)} is in no arm; add external:{min(unused)} to arms")
+        if not any(arm in PROMPT_ARMS or self.is_rival(arm) for arm in self.arms):
+            raise ValueError(f"arms: at least one prompt arm ({', '.join(PROMPT_ARMS)}) is needed to compare with")
+        return self
+
+    def endpoint_of(self, arm: str) -> External:
+        """The endpoint of an arm ``external:...``."""
+        return self.external[arm.removeprefix(EXTERNAL).partition(":")[0]]
+
+    def prompt_of(self, arm: str) -> str:
+        """The prompt arm whose prompts an arm ``external:...`` gets."""
+        return arm.removeprefix(EXTERNAL).partition(":")[2] or self.endpoint_of(arm).prompt
+
+    def is_rival(self, arm: str) -> bool:
+        """Whether an arm can be the prompt to beat."""
+        return arm in PROMPT_ARMS or (arm.startswith(EXTERNAL) and self.endpoint_of(arm).rival)

@@ -1,0 +1,142 @@
+"""A recipe file, read, checked and resolved.
+
+Paths are relative to the recipe file, so that a recipe means the same wherever it is started from; the resolved recipe
+holds absolute ones. ``model`` is a path if it ends in ``.gguf``, starts with ``.``, ``/`` or ``~``, or exists beside
+the recipe; everything else is a hub id.
+"""
+
+import difflib
+import json
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin
+
+import yaml
+from pydantic import ValidationError
+
+from tunesmith.errors import RecipeError
+from tunesmith.recipe.run import Recipe
+from tunesmith.recipe.task import Task
+
+FILE_SUFFIXES = {".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst"}  # no hub id ends so
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read, check and resolve a recipe file.
+
+    Returns:
+        The recipe with absolute paths and a name.
+
+    Raises:
+        RecipeError: missing file, bad YAML, unknown key (with the nearest known one), value out of range.
+    """
+    if not path.exists():
+        raise RecipeError(f"{path}: no such recipe", "give a YAML file, or a run directory made by an earlier command")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise RecipeError(f"{path}: cannot be read as YAML: {error}", "see recipes/ for complete examples") from error
+    if not isinstance(raw, dict):
+        found = "an empty file" if raw is None else f"a {type(raw).__name__}"
+        raise RecipeError(f"{path}: expected keys and values, found {found}", "see recipes/ for complete examples")
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise RecipeError(*_explain(path, error)) from error
+    return _resolved(recipe, path)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML with every default written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def json_schema() -> str:
+    """JSON schema of a recipe, for editors that complete and check YAML."""
+    return json.dumps(Recipe.model_json_schema(), indent=2)
+
+
+def _resolved(recipe: Recipe, path: Path) -> Recipe:
+    base = path.resolve().parent
+    source = recipe.data.path
+    if source.count("/") != 1 or Path(source).suffix in FILE_SUFFIXES or _is_path(base, source):
+        source = str(_absolute(base, Path(source)))
+    earlier = recipe.data.earlier_split
+    documents = recipe.data.documents
+    places = {"earlier_split": earlier and _absolute(base, earlier), "documents": documents and _absolute(base, documents)}
+    data = recipe.data.model_copy(update={"path": source, **places})
+    template = recipe.chat.template
+    if template is not None and not is_shipped_name(template):
+        template = _absolute(base, template)
+    chat = recipe.chat.model_copy(update={"template": template})
+    task = _task_paths(base, recipe.task)
+    model = recipe.model
+    if model.endswith(".gguf") or _is_path(base, model):
+        model = str(_absolute(base, Path(model)))
+    forgetting = recipe.evaluate.forgetting
+    given = {"texts": forgetting.texts, "tasks_path": forgetting.tasks_path}
+    changes = {key: place and _absolute(base, place) for key, place in given.items()}
+    evaluate = recipe.evaluate.model_copy(update={"forgetting": forgetting.model_copy(update=changes)})
+    embedder = evaluate.retrieval.embedder
+    if embedder is not None and _is_path(base, embedder):
+        retrieval = evaluate.retrieval.model_copy(update={"embedder": str(_absolute(base, Path(embedder)))})
+        evaluate = evaluate.model_copy(update={"retrieval": retrieval})
+    changed = {"data": data, "chat": chat, "task": task, "model": model, "evaluate": evaluate}
+    return recipe.model_copy(update={"name": recipe.name or path.stem, **changed})
+
+
+def _task_paths(base: Path, task: Task) -> Task:
+    changes: dict[str, Any] = {}
+    for key, place in (("json_schema", task.json_schema), ("tests", task.tests)):
+        if place is not None:
+            changes[key] = _absolute(base, place)
+    if task.function is not None:
+        file, _, name = task.function.rpartition(":")
+        changes["function"] = f"{_absolute(base, Path(file))}:{name}"
+    if task.judge.human_labels is not None:
+        changes["judge"] = task.judge.model_copy(update={"human_labels": _absolute(base, task.judge.human_labels)})
+    return task.model_copy(update=changes)
+
+
+def is_shipped_name(template: Path) -> bool:
+    """Whether ``chat.template`` names a template that tunesmith brings (no suffix, no folder) rather than a file."""
+    return not template.suffix and len(template.parts) == 1
+
+
+def _is_path(base: Path, name: str) -> bool:
+    """Whether a name that could be a hub id is a place on the disk."""
+    return name[:1] in {".", "/", "~"} or (base / name).exists()
+
+
+def _absolute(base: Path, path: Path) -> Path:
+    path = path.expanduser()
+    return path if path.is_absolute() else (base / path).resolve()
+
+
+def _explain(path: Path, error: ValidationError) -> tuple[str, str]:
+    """Message and hint for all problems of a recipe, each with its dotted key."""
+    lines, hints = [], []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"]) or "recipe"
+        if item["type"] == "extra_forbidden":
+            known = _known_keys(item["loc"][:-1])
+            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
+            lines.append(f"{path}: unknown key {key}")
+            hints.append(f"did you mean {near[0]}?" if near else f"known keys there: {', '.join(sorted(known))}")
+        elif item["type"] == "missing":
+            lines.append(f"{path}: {key} is missing")
+            hints.append("every recipe names model, data.path and task.metric")
+        else:
+            lines.append(f"{path}: {key}: {item['msg']}, found {item['input']!r:.80}")
+    return "\n".join(lines), "; ".join(dict.fromkeys(hints)) or "tunesmith schema prints every key with its range"
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    section: Any = Recipe
+    for part in location:
+        if get_origin(section) is dict:
+            section = get_args(section)[1]  # the part names an entry
+        else:
+            section = section.model_fields[str(part)].annotation
+            section = get_args(section)[0] if get_origin(section) is UnionType else section
+    return list(section.model_fields)

@@ -1,0 +1,88 @@
+"""The recipe as a whole, and its small sections."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from tunesmith.recipe.data import Chat, Data
+from tunesmith.recipe.evaluate import Evaluate
+from tunesmith.recipe.section import Section
+from tunesmith.recipe.task import Task
+from tunesmith.recipe.train import Lora, Train
+
+
+class Advise(Section):
+    """What the calls cost that a tuned model would answer; read by the verb advise, with evaluate.price_per_hour."""
+
+    calls_per_month: Annotated[float, Field(ge=0.0)] | None = Field(default=None, description="calls in a month")
+    price_per_million_prompt_tokens: Annotated[float, Field(ge=0.0)] | None = Field(
+        default=None, description="price of a million prompt tokens where the prompt is sent today"
+    )
+
+
+class Export(Section):
+    """The forms that are deployed."""
+
+    merge_into: Literal["trained", "original"] = Field(
+        default="trained",
+        description="what the adapter is merged into with base: nf4: the weights that it was trained on, dequantised, or the "
+        "16-bit original; the report says the dev loss of both",
+    )
+    gguf: tuple[Literal["F16", "Q8_0", "Q4_K_M"], ...] = Field(
+        default=("Q8_0", "Q4_K_M"), min_length=1, description="llama.cpp file types to write; the last one is the deployed arm"
+    )
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] | None = Field(
+        default=None, description="name of the run directory; the recipe's file name when not given"
+    )
+    model: str = Field(description="hub id, directory, or .gguf file")
+    revision: str | None = Field(default=None, description="commit of a hub id")
+    model_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
+        default=None, description="expected sha256 of a .gguf file; another file is refused"
+    )
+    base: Literal["auto", "fp32", "bf16", "nf4"] = Field(
+        default="auto",
+        description="what the frozen base weights are kept in; auto is fp32 or bf16, whichever this machine multiplies faster; "
+        "nf4 is 4 bits a weight (QLoRA)",
+    )
+    per_layer_embeddings: Literal["auto", "cpu", "nf4", "model"] = Field(
+        default="auto",
+        description="where the table lies that feeds every layer, in a model that has one: cpu keeps it in host memory and "
+        "copies the rows that are read, nf4 holds it in 4 bits a weight, model leaves it as is; auto is cpu when a GPU trains",
+    )
+    towers: Literal["drop", "keep"] = Field(
+        default="drop",
+        description="image and audio towers of a multimodal checkpoint, which training never loads: drop merges to a text-only "
+        "model, keep copies them into the merged model under the checkpoint's names",
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    data: Data
+    chat: Chat = Chat()
+    task: Task
+    lora: Lora = Lora()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    advise: Advise = Advise()
+    export: Export = Export()
+
+    @model_validator(mode="after")
+    def _scored_alone(self) -> "Recipe":
+        if self.task.metric == "judge" and (self.evaluate.seeds > 1 or self.evaluate.learning_curve):
+            raise ValueError("evaluate.seeds and evaluate.learning_curve need a metric that scores an answer by itself")
+        return self
+
+    @model_validator(mode="after")
+    def _one_precision(self) -> "Recipe":
+        if self.base in ("fp32", "bf16") and self.train.compute not in ("auto", self.base):
+            raise ValueError(f"base: {self.base} computes in {self.base}; train.compute is read with base: auto or nf4")
+        return self
+
+    @model_validator(mode="after")
+    def _parts_leave_room(self) -> "Recipe":
+        if self.data.test_fraction + self.data.dev_fraction >= 1.0:
+            raise ValueError("data.test_fraction + data.dev_fraction leave nothing to train on")
+        return self

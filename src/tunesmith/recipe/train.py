@@ -1,0 +1,71 @@
+"""Keys of the adapter and of its training."""
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tunesmith.recipe.section import Section
+
+
+class Lora(Section):
+    """The adapter. Names and meanings are PEFT's."""
+
+    r: Annotated[int, Field(ge=1)] = 16
+    alpha: Annotated[float, Field(gt=0.0)] = 32
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
+    target_modules: str | tuple[str, ...] = Field(
+        default="all-linear",
+        description="all-linear | peft-default (attention only, as PEFT chooses) | a list of names | a regular expression",
+    )
+    use_rslora: bool = Field(
+        default=False, description="scale the update by alpha / sqrt(r) instead of alpha / r (rsLoRA), for ranks above 64 or so"
+    )
+    use_dora: bool = Field(
+        default=False, description="train the length of every row of the weight apart from its direction (DoRA); slower"
+    )
+
+    @property
+    def scale(self) -> float:
+        """Factor on ``B A``: ``alpha / r`` (Hu et al. 2021), or ``alpha / sqrt(r)`` (rsLoRA, arXiv 2312.03732)."""
+        return self.alpha / math.sqrt(self.r) if self.use_rslora else self.alpha / self.r
+
+
+class Train(Section):
+    """The optimisation. Names and meanings are TRL's where TRL has them."""
+
+    learning_rate: Annotated[float, Field(gt=0.0)] = 2.0e-4
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
+    max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
+    compute: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto",
+        description="dtype of the matrix products where base is auto or nf4; auto takes the faster of fp32 and bf16 on this "
+        "machine, and fp16 on a GPU without bf16; fp16 scales each row and keeps all else in fp32, so nothing overflows",
+    )
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
+        default="adamw",
+        description="adamw keeps 8 bytes of state a trained weight; the 8-bit ones 2 (bitsandbytes, extra bnb); paged moves it "
+        "to host memory when the GPU is full",
+    )
+    weight_decay: Annotated[float, Field(ge=0.0)] = Field(
+        default=0.0, description="decoupled decay of lora_A and lora_B; 0 pulls nowhere, more pulls towards the base model"
+    )
+    loraplus_lr_ratio: Annotated[float, Field(gt=0.0)] = Field(
+        default=1.0, description="learning rate of lora_B over that of lora_A (LoRA+); its authors suggest about 16"
+    )
+    deterministic: bool = Field(
+        default=False,
+        description="refuse kernels whose result depends on scheduling: a GPU gives the same bytes again, as a CPU does anyway",
+    )
+    recompute: Literal["none", "attention", "mlp", "layer"] | Annotated[int, Field(ge=1)] = Field(
+        default="none",
+        description="what is computed a second time in the backward pass instead of kept: nothing, every attention, every mlp, "
+        "every layer, or every n-th layer (gradient checkpointing); the result is the same",
+    )
+    num_train_epochs: Annotated[int, Field(ge=1)] = 2
+    tokens_per_step: Annotated[int, Field(ge=1)] = Field(default=8192, description="tokens of one optimizer step, about")
+    max_length: Annotated[int, Field(ge=2)] = Field(
+        default=2048, description="longest row, and the tokens of one packed micro-batch"
+    )
+    evals_per_epoch: Annotated[int, Field(ge=1)] = Field(default=2, description="dev losses (and checkpoints) an epoch")

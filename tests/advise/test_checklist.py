@@ -1,0 +1,192 @@
+"""The rules: every row's three states at its bounds, and the one ending that follows."""
+
+import dataclasses
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunesmith.advise import checklist as rules
+from tunesmith.advise.checklist import checklist, rows_in_all
+from tunesmith.advise.decide import ELSEWHERE, EXIT_CODES, SETTINGS, decide
+from tunesmith.advise.facts import Arm, Facts, MachineFacts, MemoryFacts, MetricFacts, PriceFacts, RowFacts
+from tunesmith.advise.price import break_even
+from tunesmith.data.advice import BANDS
+from tunesmith.evaluate import gate, stats
+
+GB = 10**9
+ROWS = RowFacts(1500, 1500, 1500, 0, 0.9, 3.0, 1500, 1125, 75, 300, True, 120_000, 60_000, True)
+METRIC = MetricFacts("json", 375, None, 0.10, 0.07, 155, 0.2)
+PRICE = PriceFacts(100_000, 1.0, 2.0, 500, True)
+MACHINE = MachineFacts("a GPU", "gpu", 8, 24 * GB)
+MEMORY = MemoryFacts("bf16", {"bf16": 10 * GB, "nf4": 5 * GB}, "", 10**9, 1_000_000)
+
+
+def arm(name, score, retrieves=False, tokens=600.0):
+    return Arm(name, name, score, max(0.0, score - 0.1), min(1.0, score + 0.1), 64, tokens, 40, retrieves)
+
+
+def facts(**changes):
+    made = Facts(ROWS, METRIC, (arm("instruction", 0.3), arm("few_shot", 0.5)), True, PRICE, MACHINE, MEMORY)
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        made = dataclasses.replace(
+            made, **{section: dataclasses.replace(getattr(made, section), **{name: value}) if name else value}
+        )
+    return made
+
+
+@pytest.mark.parametrize(
+    ("check", "changes", "state"),
+    [
+        (rules.PROMPT, {}, "pass"),
+        (rules.PROMPT, {"arms": ()}, "unknown"),
+        (rules.PROMPT, {"arms": (arm("instruction", 0.90),)}, "pass"),  # exactly min_gain is left
+        (rules.PROMPT, {"arms": (arm("instruction", 0.91),)}, "stop"),
+        (rules.PROMPT, {"arms": (arm("instruction", 1.0),), "metric__min_gain": 0.0}, "stop"),
+        (rules.PROMPT, {"arms": (arm("instruction", 0.95),), "metric__calibrated": True}, "unknown"),
+        (rules.RETRIEVAL, {}, "unknown"),
+        (rules.RETRIEVAL, {"arms": (arm("a", 0.5), arm("b", 0.9, True)), "metric__calibrated": True}, "unknown"),
+        (rules.RETRIEVAL, {"arms": (arm("few_shot", 0.5), arm("retrieval", 0.55, True))}, "pass"),
+        (rules.RETRIEVAL, {"arms": (arm("few_shot", 0.5), arm("retrieval", 0.4, True))}, "pass"),
+        (rules.RETRIEVAL, {"arms": (arm("few_shot", 0.5), arm("retrieval", 0.7, True))}, "unknown"),  # 40 % of what lacks
+        (rules.RETRIEVAL, {"arms": (arm("few_shot", 0.5), arm("retrieval", 0.75, True))}, "stop"),
+        (rules.ROWS, {}, "pass"),
+        (rules.ROWS, {"rows__train": 199, "rows__rows": 199, "rows__distinct": 199, "rows__prompts": None}, "unknown"),
+        (rules.ROWS, {"rows__prompts": 60}, "stop"),  # 1,500 rows of 60 prompts: 45 of them to train on
+        (rules.VARIETY, {}, "pass"),
+        (rules.VARIETY, {"rows__distinct_4": 0.2}, "unknown"),
+        (rules.VARIETY, {"rows__distinct_4": 0.2, "rows__sampled": 100}, "pass"),
+        (rules.VARIETY, {"rows__conflicting": 76}, "unknown"),
+        (rules.METRIC, {"metric__calibrated": False}, "unknown"),
+        (rules.METRIC, {"metric__calibrated": True}, "pass"),
+        (rules.RESOLUTION, {}, "pass"),
+        (rules.RESOLUTION, {"metric__detectable": 0.11}, "unknown"),  # another split of these rows would do
+        (rules.RESOLUTION, {"metric__detectable": 0.11, "metric__test_needed": 1500}, "stop"),
+        (rules.RESOLUTION, {"metric__min_gain": 0.0}, "unknown"),
+        (rules.PRICE, {}, "pass"),
+        (rules.PRICE, {"price__per_hour": None}, "unknown"),
+        (rules.PRICE, {"price__tokens_saved": 0.0}, "stop"),
+        (rules.PRICE, {"price__calls_per_month": 100}, "stop"),
+        (rules.HARDWARE, {}, "pass"),
+        (rules.HARDWARE, {"machine__memory": 11 * GB}, "pass"),  # nf4, with room to spare
+        (rules.HARDWARE, {"machine__memory": 6 * GB}, "unknown"),
+        (rules.HARDWARE, {"machine__memory": 4 * GB}, "stop"),
+        (rules.HARDWARE, {"machine__memory": None}, "unknown"),
+        (rules.HARDWARE, {"memory": MemoryFacts("auto", {}, "not fetched", 0, 0)}, "unknown"),
+        (rules.HARDWARE, {"machine": MachineFacts("x", "cpu", 2, 24 * GB)}, "pass"),  # 2.5 times nf4, not 2.5 times bf16
+    ],
+)
+def test_states(check, changes, state):
+    row = next(row for row in checklist(facts(**changes), 1.0) if row.check == check)
+    assert row.state == state, row
+    assert row.evidence and (row.hint or state == "pass")
+
+
+@pytest.mark.parametrize(
+    ("changes", "ending", "code"),
+    [
+        ({}, "tune", 0),
+        ({"arms": ()}, "tune", 0),
+        ({"machine__memory": 4 * GB}, "tune", ELSEWHERE),
+        ({"arms": (arm("few_shot", 0.95),)}, "prompt is enough", 21),
+        ({"arms": (arm("few_shot", 0.5), arm("retrieval", 0.8, True))}, "use retrieval", 22),
+        ({"rows__prompts": 60}, "collect more rows", 23),
+        ({"metric__detectable": 0.2, "metric__test_needed": 2000}, "collect more rows", 23),
+        # A cheap ending goes before a dear one.
+        ({"rows__prompts": 60, "arms": (arm("few_shot", 0.95),)}, "prompt is enough", 21),
+        ({"rows__prompts": 60, "arms": (arm("few_shot", 0.1), arm("retrieval", 0.8, True))}, "use retrieval", 22),
+        ({"price__calls_per_month": 0}, "tune", 0),  # quality is a reason without a saving
+    ],
+)
+def test_endings(changes, ending, code):
+    found = decide(facts(**changes), 1.0)
+    assert (found.ending, found.exit_code) == (ending, code)
+    assert found.provisional == (changes.get("arms") == ())
+    assert (found.settings is not None) == (ending == "tune")
+    assert (found.more_rows is not None) == (ending == "collect more rows")
+    assert (found.arm is not None) == (ending in ("prompt is enough", "use retrieval"))
+
+
+def test_exit_codes_are_free():
+    taken = {2, *range(3, 10), 20, 130, *gate.EXIT_CODES.values()} - {0}
+    mine = {*EXIT_CODES.values(), ELSEWHERE}
+    assert not mine & taken and len(mine) == 5
+
+
+@pytest.mark.parametrize("changes", [{"rows__prompts": 60}, {"metric__detectable": 0.2, "metric__test_needed": 2000}])
+def test_as_many_rows_as_asked_for_are_enough(changes):
+    """The advice, taken, ends the advice: with the rows collected (and split as told) nothing stops any more."""
+    before = facts(**changes)
+    more = decide(before, 1.0).more_rows
+    total = before.rows.rows + more
+    test = max(before.metric.test_needed, before.rows.test)
+    dev = math.ceil(before.rows.dev / before.rows.rows * total)
+    grown = {"rows": total, "distinct": before.rows.distinct + more, "prompts": before.rows.prompts + more}
+    rows = dataclasses.replace(before.rows, **grown, train=total - test - dev, dev=dev, test=test)
+    metric = dataclasses.replace(before.metric, detectable=before.metric.min_gain)
+    after = dataclasses.replace(before, rows=rows, metric=metric)
+    assert decide(after, 1.0).ending == "tune"
+
+
+@given(gain=st.floats(0.01, 0.5), share=st.floats(0.01, 1.0), dev=st.integers(10, 200))
+def test_rows_in_all_leave_200_to_train_on(gain, share, dev):
+    needed = stats.n_needed(gain, max(gain, share))
+    made = facts(metric__test_needed=needed, rows__dev=dev)
+    total = rows_in_all(made)
+    assert total - needed - total * dev / made.rows.rows >= rules.FEW - 1e-6
+
+
+def test_another_split_shows_the_gain():
+    made = facts(metric__detectable=0.2, metric__test_needed=626, metric__min_gain=0.05)
+    found = decide(made, 1.0)
+    assert found.ending == "tune" and found.settings.test_fraction == 0.42
+    assert math.floor(found.settings.test_fraction * made.rows.rows) >= 626
+    assert found.settings.as_recipe()["data"] == {"test_fraction": 0.42}
+    assert decide(facts(), 1.0).settings.test_fraction is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "r", "epochs"), [(100, 8, 4), (199, 8, 4), (200, 8, 3), (999, 16, 3), (4999, 16, 2), (50_000, 32, 1)]
+)
+def test_rank_and_epochs_follow_the_train_rows(rows, r, epochs):
+    many = {f"rows__{name}": rows for name in ("rows", "distinct", "prompts", "train")}
+    settings = decide(facts(**many), 1.0).settings
+    assert (settings.r, settings.num_train_epochs, settings.alpha) == (r, epochs, 32)
+    assert {"base", "lora.r", "lora.alpha", "train.num_train_epochs"} == set(settings.why)
+
+
+def test_bands_are_those_of_the_check():
+    assert [bound for bound, _, _ in SETTINGS] == [bound for bound, _, _ in BANDS]
+
+
+def test_rank_grows_until_the_adapter_holds_the_answers():
+    settings = decide(facts(rows__supervised=70e6), 1.0).settings  # 70 Mbit in 2 Mbit a rank
+    assert settings.r == 64 and "supervised tokens" in settings.why["lora.r"]
+    assert decide(facts(rows__supervised=1e12), 1.0).settings.r == 256
+
+
+@pytest.mark.parametrize(
+    ("memory", "base", "fits"),
+    [(24, "bf16", True), (11, "nf4", True), (6, "nf4", True), (4, "nf4", False), (None, "bf16", True)],
+)
+def test_the_first_base_that_fits(memory, base, fits):
+    settings = decide(facts(machine__memory=memory and memory * GB), 1.0).settings
+    assert (settings.base, settings.fits) == (base, fits)
+
+
+def test_the_best_prompt_is_the_shorter_of_equals_and_never_retrieves():
+    arms = (arm("few_shot", 0.5, tokens=900), arm("instruction", 0.5, tokens=300), arm("retrieval", 0.9, True))
+    assert facts(arms=arms).best_prompt().name == "instruction" and facts(arms=arms).best_retrieval().name == "retrieval"
+
+
+def test_break_even():
+    found = break_even(calls_per_month=30_000, per_million=2.0, per_hour=3.0, tokens_saved=500, hours=2.0)
+    assert found.a_month == pytest.approx(30.0) and found.cost == 6.0
+    assert found.requests == pytest.approx(6000) and found.days == pytest.approx(6.0)
+    # What was saved by then is what the training cost.
+    assert found.requests * 500 * 2.0 / 1e6 == pytest.approx(found.cost)
+    assert break_even(30_000, 2.0, 3.0, -5, 2.0).requests == math.inf
+    assert break_even(0, 2.0, 0.0, 0, 2.0).days == 0.0
+    assert break_even(0, 2.0, 3.0, 500, 2.0).days == math.inf

@@ -1,0 +1,87 @@
+"""The rough estimate against stock models' parameter counts, PEFT's adapters, and published peaks."""
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MixtralConfig,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
+
+from tunesmith.advise.memory import Shape, shape_of, training_bytes, training_hours
+from tunesmith.recipe import Lora, Train
+
+SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 300}
+SMALL |= {"num_key_value_heads": 2}
+EXPERTS = {"moe_intermediate_size": 48, "num_experts": 6, "num_experts_per_tok": 2}
+CONFIGS = [
+    LlamaConfig(**SMALL, tie_word_embeddings=False),
+    LlamaConfig(**SMALL, tie_word_embeddings=True),
+    Qwen3Config(**SMALL, head_dim=32, tie_word_embeddings=True),
+    Gemma3TextConfig(**SMALL, head_dim=32),
+    MixtralConfig(**SMALL, num_local_experts=4),
+    Qwen3MoeConfig(**SMALL, **EXPERTS, head_dim=16, decoder_sparse_step=1, tie_word_embeddings=False),
+]
+LARGE = Shape(4096, 32, 128256, 4096, 1024, 14336, 0, 1, 0, False, 0)  # 8 billion parameters
+
+
+def _shape(config, tmp_path):
+    config.save_pretrained(tmp_path)
+    found = shape_of(json.loads((tmp_path / "config.json").read_text()))
+    assert isinstance(found, Shape)
+    return found
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.model_type}-{c.tie_word_embeddings}")
+def test_parameters_are_those_of_the_stock_model(config, tmp_path):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    matrices = sum(p.numel() for p in model.parameters() if p.ndim > 1)
+    assert _shape(config, tmp_path).parameters == matrices
+
+
+def test_a_rank_of_adapter_is_pefts(tmp_path):
+    shape = _shape(CONFIGS[0], tmp_path)
+    model = get_peft_model(AutoModelForCausalLM.from_config(CONFIGS[0]), LoraConfig(r=3, target_modules="all-linear"))
+    assert 3 * shape.adapter_per_rank == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def test_text_part_of_a_multimodal_configuration(tmp_path):
+    CONFIGS[2].save_pretrained(tmp_path)
+    text = AutoConfig.from_pretrained(tmp_path).to_dict()
+    assert shape_of({"model_type": "x", "text_config": text, "vision_config": {}}) == shape_of(text)
+    assert shape_of({"hidden_size": 64}) == "num_hidden_layers"
+
+
+@pytest.mark.parametrize(("base", "published"), [("bf16", 16.2 * 2**30), ("nf4", 7.4 * 2**30)])
+def test_published_peaks_of_8b_are_met_within_a_tenth(base, published):
+    """torchtune's README: Llama-3.1-8B, packed 2,048, recomputed layers, one RTX 4090 or A6000."""
+    found = training_bytes(LARGE, base, "bf16", Lora(r=16), Train(max_length=2048, recompute="layer"))
+    assert found == pytest.approx(published, rel=0.1)
+
+
+def test_what_takes_less_is_estimated_as_less():
+    def size(base="bf16", r=16, **train):
+        return training_bytes(LARGE, base, "bf16", Lora(r=r), Train(**train))
+
+    assert size("nf4") < size()
+    assert size(r=8) < size() < size(r=64)
+    assert size(max_length=512) < size()
+    assert size(optimizer="adamw_8bit") < size()
+    assert size(recompute="layer") < size(recompute=2) < size()
+    assert size(recompute="layer") < size(recompute="mlp") < size(recompute="attention") < size()
+
+
+def test_time_is_linear_and_a_mixture_pays_for_the_chosen_experts_alone():
+    dense = training_hours(LARGE, 1e6, 1, gpu=True, cores=2)
+    assert training_hours(LARGE, 2e6, 3, gpu=True, cores=2) == pytest.approx(6 * dense)
+    assert training_hours(LARGE, 1e6, 1, gpu=False, cores=2) == pytest.approx(500 * dense)
+    mixture = Shape(4096, 32, 128256, 4096, 1024, 14336, 8, 1, 0, False, 0)
+    assert training_hours(mixture, 1e6, 1, gpu=True, cores=2) == pytest.approx(dense, rel=1e-3)

@@ -1,0 +1,134 @@
+"""An arm's records, and what is asked again when something changes; an endpoint over a socket."""
+
+import json
+import math
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from conftest import toy_rows, write_recipe
+from tunesmith import api
+from tunesmith.evaluate import arms
+from tunesmith.evaluate.metrics import make_metric
+from tunesmith.evaluate.metrics.metric import Metric
+from tunesmith.infer.engine import Answer
+from tunesmith.recipe import TokenPrice
+from tunesmith.rundir import read_json, read_rows
+
+ROWS = [{"id": str(i), "place": f"line {i}", **row} for i, row in enumerate(toy_rows()[:6])]
+ASKED = [row["messages"][:-1] for row in ROWS]
+
+
+class Engine:
+    """Answers the first half right; counts how often it is asked."""
+
+    def __init__(self):
+        self.calls = self.closed = 0
+
+    def generate(self, prompts, max_new_tokens, advance, schema=None):
+        self.calls += 1
+        right = [row["messages"][-1]["content"] for row in ROWS[: len(ROWS) // 2]]
+        return [Answer(text, 100, 10, 0.5, True) for text in right + ["{}"] * (len(prompts) - len(right))]
+
+    def close(self):
+        self.closed += 1
+
+
+def test_kept_answers_are_scored_anew_without_asking(make_recipe, tmp_path):
+    engine, metric = Engine(), make_metric(make_recipe().task)
+    price = arms.by_tokens(TokenPrice(prompt_per_million=1.0, output_per_million=10.0))
+    figures = arms.run_arm(tmp_path / "a", lambda: engine, "k", ROWS, ASKED, metric, 8, price=price)
+    assert (figures["score"], figures["n"], figures["unscored"], engine.calls, engine.closed) == (0.5, 6, 0, 1, 1)
+    assert figures["ms"] == 500 and figures["cost"] == pytest.approx(200e-6)
+    strict = Metric("never", lambda answer, reference: {"score": 0.0}, None, "score", True)
+    by_time = arms.by_time(3600.0)
+    again = arms.run_arm(tmp_path / "a", lambda: engine, "k", ROWS, ASKED, strict, 8, price=by_time)
+    assert (again["score"], again["cost"], engine.calls) == (0.0, 0.5, 1) and "parse" not in again
+    arms.run_arm(tmp_path / "a", lambda: engine, "other", ROWS, ASKED, metric, 8)
+    assert engine.calls == 2
+
+
+def test_an_unscored_row_is_no_wrong_one_and_a_corpus_figure_is_of_the_whole(tmp_path):
+    def score(answer, reference):
+        return {"score": math.nan if answer == "{}" else 1.0, "length": float(len(answer))}
+
+    metric = Metric("some", score, lambda rows: len(rows) / 4, "score", False)
+    figures = arms.run_arm(tmp_path / "a", Engine, "k", ROWS, ASKED, metric, 8)
+    assert figures["score"] == 0.75 and figures["unscored"] == 3
+    mean = arms.summary(arms.read_outputs(tmp_path / "a"))
+    assert mean["score"] == 1.0 and mean["unscored"] == 3
+    assert [row["score"] for row in read_rows(tmp_path / "a" / "outputs.jsonl")] == [1.0] * 3 + [None] * 3
+    assert "NaN" not in (tmp_path / "a" / "scores.json").read_text()
+
+
+class _Chat(BaseHTTPRequestHandler):
+    """Knows the answers, and says what it was asked."""
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append((self.path, self.headers["Authorization"], body))
+        colour, thing = body["messages"][-1]["content"].split()[-2:]
+        reply = {
+            "choices": [{"message": {"content": json.dumps({"colour": colour, "thing": thing})}, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 50, "completion_tokens": 10},
+        }
+        content = json.dumps(reply).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def endpoint():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Chat)
+    server.asked = []
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_an_endpoint_is_an_arm_with_a_price_and_its_key_is_in_no_file(endpoint, tiny_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("THEIR_KEY", "canary-5142")
+    named = {
+        "base_url": f"http://127.0.0.1:{endpoint.server_port}/v1",
+        "model": "big",
+        "api_key_env": "THEIR_KEY",
+        "price": {"prompt_per_million": 2.0, "output_per_million": 10.0},
+        "body": {"top_p": 1},
+    }
+    changes = {
+        "evaluate.arms": ["instruction", "few_shot", "retrieval", "external:big", "external:big:retrieval"],
+        "evaluate.external": {"big": named},
+        "evaluate.few_shot": {"k": [1], "draws": 1, "dev_rows": 3},
+    }
+    run = api.open_run(write_recipe(tmp_path, tiny_dir, changes), tmp_path / "run")
+    api.data(run)
+    api.render(run)
+    api.evaluate(run)
+    choice = read_json(run.evaluation / "selection.json")
+    assert choice["best_prompt"].startswith("external:big") and choice["dev_rows"] == 3
+    rows = read_rows(run.evaluation / "external:big" / "outputs.jsonl")
+    assert all(row["score"] == 1.0 and row["cost"] == pytest.approx(200e-6) for row in rows)
+    assert len(endpoint.asked) == 2 * (3 + len(rows))
+    path, key, body = endpoint.asked[-1]
+    assert path == "/v1/chat/completions" and key == "Bearer canary-5142" and body["top_p"] == 1 and body["model"] == "big"
+    local = read_rows(run.evaluation / "retrieval" / "outputs.jsonl")
+    theirs = read_rows(run.evaluation / "external:big:retrieval" / "outputs.jsonl")
+    assert [row["prompt"] for row in local] == [row["prompt"] for row in theirs]
+    assert local[0]["prompt"][-1]["content"].startswith("Documents that may help:") and "cost" not in local[0]
+    assert read_json(run.evaluation / "retrieval.json")["n"] == len(rows)
+    sealed = {row["messages"][0]["content"] for row in read_rows(run.data / "test.jsonl")}
+    assert not [row for row in local if any(f" {asked}\n" in row["prompt"][-1]["content"] for asked in sealed)]
+    talk = capsys.readouterr()
+    written = "".join(p.read_text(errors="replace") for p in run.path.rglob("*") if p.is_file()) + talk.out + talk.err
+    assert "canary" not in written and "answer recall@5" in talk.err.split("evaluate: retrieval gets")[0]
+    api.evaluate(run)
+    assert len(endpoint.asked) == 2 * (3 + len(rows))  # all up to date

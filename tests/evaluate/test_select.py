@@ -1,0 +1,116 @@
+"""The choice on dev, with an engine whose right answers are known."""
+
+import json
+import math
+
+import pytest
+
+from conftest import toy_rows
+from tunesmith.evaluate.metrics import make_metric
+from tunesmith.evaluate.prompts import Candidate, PromptBook, question_key
+from tunesmith.evaluate.select import Asking, select_prompt
+from tunesmith.infer.engine import Answer
+from tunesmith.infer.retrieval.store import build_store
+
+ROWS = [{"id": str(i), "place": f"line {i}", **row} for i, row in enumerate(toy_rows())]
+ANSWERS = {row["messages"][0]["content"]: row["messages"][1]["content"] for row in ROWS}
+
+
+class Parrot:
+    """Right where ``knows`` says so of a prompt; remembers what it was asked."""
+
+    def __init__(self, knows):
+        self.knows, self.asked, self.schemas = knows, [], set()
+
+    def generate(self, asked, max_new_tokens, advance, schema=None):
+        self.asked += asked
+        self.schemas.add(json.dumps(schema))
+        advance(len(asked))
+        said = [ANSWERS[p[-1]["content"].split("\n")[-1]] if self.knows(p) else "{}" for p in asked]
+        return [Answer(text, sum(len(m["content"]) for m in p), 1, 0.1, True) for text, p in zip(said, asked, strict=True)]
+
+    def close(self):
+        pass
+
+
+def shows(k):
+    return lambda prompt: sum(m["role"] == "assistant" for m in prompt) == k
+
+
+def choose(recipe, tmp_path, engines, **more):
+    pool, dev = ROWS[:40], ROWS[40:52]
+    texts, ids = [row["messages"][0]["content"] for row in pool], [row["id"] for row in pool]
+    store = build_store(tmp_path / "store.sqlite", texts, ids)
+    book = PromptBook(recipe, pool, ROWS[40:], lambda _: store, lambda: store)
+    asking = Asking(recipe, book, dev, make_metric(recipe.task), 8, engines.__getitem__, **more)
+    return select_prompt(asking, tmp_path / "selection.json")
+
+
+def test_the_best_on_dev_wins_and_only_train_rows_are_shown(make_recipe, tmp_path):
+    recipe = make_recipe({"evaluate.few_shot": {"k": [1, 3], "draws": 2, "dev_rows": 5}})
+    engine = Parrot(shows(3))
+    choice = choose(recipe, tmp_path, {"base": engine})
+    assert choice["best_prompt"] == "few_shot" and choice["arms"]["few_shot"]["k"] == 3
+    assert [c["arm"] for c in choice["candidates"]] == ["instruction"] + ["few_shot"] * 6
+    assert all(c["n"] == 5 for c in choice["candidates"])
+    assert choice == json.loads((tmp_path / "selection.json").read_text())
+    sealed = {question_key(row) for row in ROWS[40:]}
+    for prompt in engine.asked:
+        assert not sealed & {"".join(m["content"].split()) for m in prompt[:-1]}
+    assert choose(recipe, tmp_path, {"base": Parrot(shows(0))})["best_prompt"] == "instruction"
+
+
+def test_among_equals_the_shorter_prompt(make_recipe, tmp_path):
+    choice = choose(make_recipe(), tmp_path, {"base": Parrot(lambda _: True)})
+    assert choice["best_prompt"] == "instruction" and Candidate.read(choice["arms"]["few_shot"]).k == 2
+
+
+def test_an_endpoint_gets_the_chosen_prompts_and_can_be_the_one_to_beat(make_recipe, tmp_path):
+    endpoint = {"base_url": "http://x/v1", "model": "m"}
+    arms = ["instruction", "external:big:few_shot"]
+    recipe = make_recipe({"evaluate.arms": arms, "evaluate.external": {"big": endpoint}})
+    base, big = Parrot(lambda _: False), Parrot(lambda _: True)
+    choice = choose(recipe, tmp_path, {"base": base, "external:big:few_shot": big})
+    assert choice["best_prompt"] == "external:big:few_shot" and len(big.asked) == 4  # dev_rows of the recipe: one prompt
+    assert all(sum(m["role"] == "assistant" for m in prompt) == 2 for prompt in big.asked)
+    assert set(choice["arms"]) == {"instruction", "few_shot"}  # the latter for the endpoint, and no rival itself
+    aside = make_recipe({"evaluate.arms": arms, "evaluate.external": {"big": {**endpoint, "rival": False}}})
+    assert choose(aside, tmp_path, {"base": base})["best_prompt"] == "instruction"
+
+
+def test_the_search_finds_the_instruction_that_helps_within_its_budget(make_recipe, tmp_path):
+    own = "Say colour and thing as JSON!"
+    settings = {"calls": 60, "instructions": [own]}
+    arms = ["instruction", "optimized_prompt", "few_shot"]
+    recipe = make_recipe({"evaluate.arms": arms, "evaluate.optimized_prompt": settings, "evaluate.few_shot.k": [1]})
+    engine = Parrot(lambda prompt: prompt[0]["content"].strip() == own)
+    choice = choose(recipe, tmp_path, {"base": engine})
+    found = Candidate.read(choice["arms"]["optimized_prompt"])
+    assert choice["best_prompt"] == "optimized_prompt" and found.instruction == own and found.variant == "own 1"
+    others = sum(c["n"] for c in choice["candidates"] if c["arm"] != "optimized_prompt")
+    assert choice["search"]["calls"] == len(engine.asked) - others <= 60
+
+
+def test_constrained_answers_are_asked_of_all_alike_and_a_judge_compares_with_the_first(make_recipe, tmp_path):
+    engine, seen = Parrot(lambda _: True), []
+
+    def judged(outputs, baseline):
+        seen.append([row["prompt"] for row in baseline])
+        shown = sum(m["role"] == "assistant" for m in outputs[0]["prompt"])
+        return [{**row, "score": math.nan if shown == 2 else 0.5} for row in outputs]
+
+    choice = choose(make_recipe(), tmp_path, {"base": engine}, schema={"type": "object"}, judged=judged)
+    assert engine.schemas == {'{"type": "object"}'}
+    assert len({json.dumps(prompts) for prompts in seen}) == 1 and len(seen[0][0]) == 2  # the instruction arm's
+    assert choice["best_prompt"] == "instruction"
+    few_shot = next(c for c in choice["candidates"] if c["arm"] == "few_shot")
+    assert few_shot["score"] is None and few_shot["unscored"] == few_shot["n"] == 4
+
+
+def test_no_dev_row_is_said(make_recipe, tmp_path):
+    from tunesmith.errors import RunError
+
+    recipe = make_recipe()
+    book = PromptBook(recipe, ROWS[:40], [], lambda _: None, lambda: None)
+    with pytest.raises(RunError, match="no rows to choose"):
+        select_prompt(Asking(recipe, book, [], make_metric(recipe.task), 8, {}.__getitem__), tmp_path / "s.json")

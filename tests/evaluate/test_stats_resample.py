@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from tunesmith.evaluate import resample, stats
+
+LABELS = 3
+
+
+def _rows(scores, **more):
+    return [{"score": float(s), **{name: values[i] for name, values in more.items()}} for i, s in enumerate(scores)]
+
+
+def _macro_f1(rows):
+    pairs = [(row["answer"], row["label"]) for row in rows]
+    found = []
+    for label in range(LABELS):
+        right = sum(pair == (label, label) for pair in pairs)
+        found.append(2 * right / max(1, sum(int(a == label) + int(b == label) for a, b in pairs)))
+    return float(np.mean(found))
+
+
+def _macro_f1_counts(rows):
+    answer, label = (np.array([row[name] for row in rows])[:, None] == np.arange(LABELS) for name in ("answer", "label"))
+    return np.concatenate([answer & label, answer, label], axis=1).astype(float)
+
+
+def _macro_f1_of_sums(sums):
+    right, answered, asked = np.split(sums, 3, axis=-1)
+    return (2 * right / np.maximum(1, answered + asked)).mean(axis=-1)
+
+
+SUMS = resample.SumStatistic(_macro_f1_counts, _macro_f1_of_sums)
+
+
+def test_bootstrap_of_a_mean_agrees_with_scipy():
+    rng = np.random.default_rng(0)
+    a, b = rng.beta(2, 1, 150), rng.beta(1, 1, 150)
+    values = resample.bootstrap(resample.MEAN, [_rows(a), _rows(b)], resample.units(None, 150))
+    ours = np.quantile(values[:, 0] - values[:, 1], [0.025, 0.975])
+    theirs = scipy_stats.bootstrap((a - b,), np.mean, method="percentile", n_resamples=10_000, rng=1).confidence_interval
+    assert values.shape == (resample.DRAWS, 2)
+    assert ours == pytest.approx(tuple(theirs), abs=0.004)
+
+
+def test_few_units_get_the_interval_of_student():
+    values = np.random.default_rng(3).normal(0.1, 0.2, 12)
+    low, high = stats.mean_interval(values, resample.units(None, 12))
+    expected = scipy_stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert high - low == pytest.approx(expected.high - expected.low, rel=0.05)
+
+
+def test_sums_give_the_distribution_that_rows_give(monkeypatch):
+    monkeypatch.setattr(resample, "CORPUS_DRAWS", 500)
+    rng = np.random.default_rng(0)
+    label, a, b = (rng.integers(0, LABELS, 80) for _ in range(3))
+    better = np.where(rng.random(80) < 0.6, label, a)
+    arms = [_rows(better == label, answer=better, label=label), _rows(b == label, answer=b, label=label)]
+    assert SUMS(arms[0]) == pytest.approx(_macro_f1(arms[0]), abs=1e-12)
+    groups = [str(i // 2) for i in range(80)]
+    for unit_N in (resample.units(None, 80), resample.units(groups, 80)):
+        fast, slow = (resample.bootstrap(statistic, arms, unit_N) for statistic in (SUMS, _macro_f1))
+        levels = [0.025, 0.5, 0.975]
+        assert np.quantile(fast, levels, axis=0) == pytest.approx(np.quantile(slow, levels, axis=0), abs=0.025)
+        fast_p, slow_p = (resample.permutation_p(statistic, *arms, unit_N) for statistic in (SUMS, _macro_f1))
+        assert fast_p < 0.01 and slow_p < 0.01
+    alike = [_rows(b == label, answer=b, label=label), _rows(a == label, answer=a, label=label)]
+    fast_p, slow_p = (resample.permutation_p(statistic, *alike, resample.units(None, 80)) for statistic in (SUMS, _macro_f1))
+    assert fast_p == pytest.approx(slow_p, abs=0.05)
+
+
+def test_permutation_agrees_with_the_exact_one_of_scipy():
+    rng = np.random.default_rng(5)
+    a, b = rng.normal(0.3, 0.5, 12), rng.normal(0, 0.5, 12)
+    exact = scipy_stats.permutation_test(
+        (a, b), lambda x, y, axis: np.mean(x - y, axis=axis), permutation_type="samples", vectorized=True, n_resamples=np.inf
+    )
+    ours = resample.permutation_p(resample.MEAN, _rows(a), _rows(b), resample.units(None, 12))
+    assert 0.005 < exact.pvalue < 0.5 and ours == pytest.approx(exact.pvalue, abs=0.015)
+    assert resample.permutation_p(resample.MEAN, _rows(a), _rows(a), resample.units(None, 12)) == 1.0
+
+
+def test_units_are_groups_whatever_their_order():
+    unit_N = resample.units(["b", "a", "b", "c"], 4)
+    assert unit_N[0] == unit_N[2] and len(set(unit_N.tolist())) == 3
+    sums = resample.per_unit(np.array([1.0, 2.0, 4.0, 8.0]), unit_N)
+    assert sums[unit_N].tolist() == [5.0, 2.0, 5.0, 8.0]
+
+
+def test_weights_draw_every_unit_as_often():
+    chunks = list(resample.weights(40, 3000))
+    total = np.concatenate(chunks)
+    assert total.shape == (3000, 40) and (total.sum(axis=1) == 40).all()
+    assert total.mean(axis=0) == pytest.approx(np.ones(40), abs=0.1)
+    assert sum(len(chunk) for chunk in resample.weights(3_000_000, 3)) == 3  # more units than a chunk holds
+
+
+def test_where_few_units_differ_the_signs_rule():
+    difference = np.zeros(100)
+    difference[:3] = 0.01
+    low, high = stats.never_inside_the_signs(0.0, 0.0006, difference, 0.025)
+    assert (low, high) == (pytest.approx(min(0.0, stats.score_interval(3, 0, 100)[0])), stats.score_interval(3, 0, 100)[1])
+    difference[:20] = 0.01
+    assert stats.never_inside_the_signs(0.0, 0.0006, difference, 0.025) == (0.0, 0.0006)
