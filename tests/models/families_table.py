@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tiny_families import TINY
-
 from tunesmith.models.families import FAMILIES, SUPPORTED, WRAPPERS, Family, Support
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "families.md"

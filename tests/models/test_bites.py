@@ -10,10 +10,10 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from tiny_families import GEMMA4, TINY, VOCABULARY, documents, random_model
 from transformers import AutoModelForImageTextToText, Gemma4Config, Gemma4ForCausalLM
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from tiny_families import GEMMA4, TINY, VOCABULARY, documents, random_model
 from tunesmith.chat.source import template_text
 from tunesmith.export.adapter import vllm_state
 from tunesmith.layers.lora import LoRALinear

@@ -22,10 +22,10 @@ import peft
 import pytest
 import torch
 from families_table import FEATURES, PAGE, page, support
-from tiny_families import TINY, VOCABULARY, documents, random_model
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Gemma4UnifiedConfig
 
+from tiny_families import TINY, VOCABULARY, documents, random_model
 from tunesmith.errors import ExportError, TunesmithError
 from tunesmith.export.gguf import quantize
 from tunesmith.export.merge import merge
