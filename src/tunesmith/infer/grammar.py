@@ -2,7 +2,7 @@
 
 llguidance turns a JSON schema into a parser over bytes and says for each token of the vocabulary whether it fits; what does
 not fit gets a logit of minus infinity, and greedy decoding goes on as always. A mask costs 20 to 50 microseconds a token. The
-llama.cpp that we run has the same library inside, so the deployed form gets the very same grammar as text (``as_text``).
+llama.cpp that we run has the same library inside, so the deployed form gets the same schema as text (``as_text``).
 
 **A schema that cannot be enforced is refused before the first token.** llguidance names what it does not know (``not``, a
 remote ``$ref``). llama.cpp's own check of it only writes to its log and then answers freely, so it is not relied upon. A

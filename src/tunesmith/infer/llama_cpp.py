@@ -8,7 +8,7 @@ llama.cpp runs in a child process (``infer/llama_cpp_worker.py``). In one proces
 one OpenMP runtime, which then sees more threads than cores and puts them to sleep at every barrier: half of the time
 went into futexes and decoding took more than twice as long. A crash of the engine also stays the engine's.
 
-A JSON schema goes along as the same llguidance grammar that constrains transformers, checked beforehand: llama.cpp takes one
+A JSON schema goes along as text for its own copy of llguidance, checked by ours beforehand: llama.cpp takes one
 that it cannot read, notes it in its log and answers freely (``infer/grammar.py``).
 """
 
