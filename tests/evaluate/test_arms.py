@@ -47,6 +47,8 @@ def test_kept_answers_are_scored_anew_without_asking(make_recipe, tmp_path):
     assert (again["score"], again["cost"], engine.calls) == (0.0, 0.5, 1) and "parse" not in again
     arms.run_arm(tmp_path / "a", lambda: engine, "other", ROWS, ASKED, metric, 8)
     assert engine.calls == 2
+    same = arms.run_arm(tmp_path / "b", lambda: engine, "other", ROWS, ASKED, metric, 8)  # another arm, asked the same
+    assert (same["score"], engine.calls) == (0.5, 2)
 
 
 def test_an_unscored_row_is_no_wrong_one_and_a_corpus_figure_is_of_the_whole(tmp_path):

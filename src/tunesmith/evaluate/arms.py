@@ -97,15 +97,18 @@ def run_arm(
     """Ask an arm all test rows; writes ``outputs.jsonl`` and ``scores.json`` into ``folder`` (``evaluation/<arm>``).
 
     Args:
-        asked_key: fingerprint of everything the answers follow from; kept answers under the same one are scored anew.
+        asked_key: fingerprint of everything the answers follow from. Answers that are kept under the same one are scored
+            anew, be they another arm's: a search that ends with the few-shot prompt need not ask it twice.
 
     Returns:
         The arm's ``summary``.
     """
     references = [row["messages"][-1]["content"] for row in rows]
-    kept = folder / "scores.json"
-    if kept.exists() and read_json(kept).get("key") == asked_key:
-        outputs = [_scored(row, metric, price) for row in read_outputs(folder)]
+    kept = [
+        scores.parent for scores in sorted(folder.parent.glob("*/scores.json")) if read_json(scores).get("key") == asked_key
+    ]
+    if kept:
+        outputs = [_scored(row, metric, price) for row in read_outputs(kept[0])]
     else:
         engine = make_engine()
         try:
