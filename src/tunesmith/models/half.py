@@ -27,6 +27,7 @@ from tunesmith.layers.embedding import HostEmbedding
 from tunesmith.layers.experts import NF4Experts
 from tunesmith.layers.lora import HalfLinear, HalfNF4Linear
 from tunesmith.layers.nf4 import NF4Embedding, NF4Linear
+from tunesmith.models.swap import put_module
 from tunesmith.track import say
 
 HINT = "set train.compute: fp32"
@@ -68,8 +69,7 @@ def keep_residual_in_fp32(model: PreTrainedModel) -> None:
     for name, module in list(model.named_modules()):
         swapped = _swapped(module)
         if swapped is not None:
-            parent, _, child = name.rpartition(".")
-            model.get_submodule(parent).register_module(child, swapped.train(module.training))
+            put_module(model, name, swapped.train(module.training))
             linears += not isinstance(swapped, HalfEmbedding)
     widened = _widen(model)
     rest = f"activations in fp32; {widened / 1e6:,.1f} MB of other tensors made fp32"
