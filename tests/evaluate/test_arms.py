@@ -2,11 +2,10 @@
 
 import json
 import math
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from chat_server import Server, completion
 from conftest import toy_rows, write_recipe
 from tunesmith import api
 from tunesmith.evaluate import arms
@@ -64,43 +63,25 @@ def test_an_unscored_row_is_no_wrong_one_and_a_corpus_figure_is_of_the_whole(tmp
     assert "NaN" not in (tmp_path / "a" / "scores.json").read_text()
 
 
-class _Chat(BaseHTTPRequestHandler):
-    """Knows the answers, and says what it was asked."""
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append((self.path, self.headers["Authorization"], body))
-        colour, thing = body["messages"][-1]["content"].split()[-2:]
-        reply = {
-            "choices": [{"message": {"content": json.dumps({"colour": colour, "thing": thing})}, "finish_reason": "stop"}],
-            "usage": {"prompt_tokens": 50, "completion_tokens": 10},
-        }
-        content = json.dumps(reply).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
 def endpoint():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Chat)
-    server.asked = []
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
+    """Knows the answers; each takes 50 tokens of prompt and is counted as 10."""
+
+    def reply(number, asked):
+        colour, thing = asked["messages"][-1]["content"].split()[-2:]
+        answer = completion(json.dumps({"colour": colour, "thing": thing}))
+        return 200, {**answer, "usage": {"prompt_tokens": 50, "completion_tokens": 10}}, {}
+
+    server = Server()
+    server.reply = reply
     yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    server.close()
 
 
 def test_an_endpoint_is_an_arm_with_a_price_and_its_key_is_in_no_file(endpoint, tiny_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("THEIR_KEY", "canary-5142")
     named = {
-        "base_url": f"http://127.0.0.1:{endpoint.server_port}/v1",
+        "base_url": endpoint.url,
         "model": "big",
         "api_key_env": "THEIR_KEY",
         "price": {"prompt_per_million": 2.0, "output_per_million": 10.0},
@@ -119,8 +100,8 @@ def test_an_endpoint_is_an_arm_with_a_price_and_its_key_is_in_no_file(endpoint, 
     assert choice["best_prompt"].startswith("external:big") and choice["dev_rows"] == 3
     rows = read_rows(run.evaluation / "external:big" / "outputs.jsonl")
     assert all(row["score"] == 1.0 and row["cost"] == pytest.approx(200e-6) for row in rows)
-    assert len(endpoint.asked) == 2 * (3 + len(rows))
-    path, key, body = endpoint.asked[-1]
+    assert len(endpoint.requests) == 2 * (3 + len(rows))
+    (path, body), key = endpoint.requests[-1], endpoint.headers[-1]["Authorization"]
     assert path == "/v1/chat/completions" and key == "Bearer canary-5142" and body["top_p"] == 1 and body["model"] == "big"
     local = read_rows(run.evaluation / "retrieval" / "outputs.jsonl")
     theirs = read_rows(run.evaluation / "external:big:retrieval" / "outputs.jsonl")
@@ -133,4 +114,4 @@ def test_an_endpoint_is_an_arm_with_a_price_and_its_key_is_in_no_file(endpoint, 
     written = "".join(p.read_text(errors="replace") for p in run.path.rglob("*") if p.is_file()) + talk.out + talk.err
     assert "canary" not in written and "answer recall@5" in talk.err.split("evaluate: retrieval gets")[0]
     api.evaluate(run)
-    assert len(endpoint.asked) == 2 * (3 + len(rows))  # all up to date
+    assert len(endpoint.requests) == 2 * (3 + len(rows))  # all up to date
