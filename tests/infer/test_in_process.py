@@ -4,7 +4,8 @@ import torch
 from tiny_families import TINY, random_model
 from tunesmith.chat.render import Renderer
 from tunesmith.errors import RunError
-from tunesmith.infer.in_process import InProcessEngine, _common_prefix
+from tunesmith.infer.in_process import InProcessEngine
+from tunesmith.infer.shared_prefix import common_beginning
 
 
 def _prompts(system):
@@ -50,9 +51,9 @@ def test_prompt_that_exceeds_the_context(tiny_model, tokenizer):
 
 
 def test_common_prefix_leaves_a_token_of_each():
-    assert _common_prefix([[1, 2, 3], [1, 2, 3]]) == 2
-    assert _common_prefix([[1, 2], [1, 2, 3], [1, 4]]) == 1
-    assert _common_prefix([[1], [2]]) == 0
+    assert common_beginning([[1, 2, 3], [1, 2, 3]]) == 2
+    assert common_beginning([[1, 2], [1, 2, 3], [1, 4]]) == 1
+    assert common_beginning([[1], [2]]) == 0
 
 
 class _Ids:

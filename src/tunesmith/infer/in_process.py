@@ -27,10 +27,8 @@ from tunesmith.infer.adapters import Adapters
 from tunesmith.infer.engine import Advance, Answer, Message, Scored
 from tunesmith.infer.grammar import Constraint, Grammar
 from tunesmith.infer.score import continuation_logprobs
-from tunesmith.infer.shared_prefix import SHARED_PREFIX, Prefix, RowCache, compute_prefix
+from tunesmith.infer.shared_prefix import MIN_SHARED, SHARED_PREFIX, Prefix, RowCache, common_beginning, compute_prefix
 from tunesmith.models.load import attention, decoder
-
-MIN_SHARED = 8  # tokens of common prefix from which sharing it is worth a forward pass of its own
 
 
 class InProcessEngine:
@@ -98,7 +96,7 @@ class InProcessEngine:
 
     @torch.inference_mode()
     def _generate(self, ids: list[list[int]], max_new_tokens: int, advance: Advance, grammar: Grammar | None) -> list[Answer]:
-        shared = _common_prefix(ids)
+        shared = common_beginning(ids)
         shared = shared if shared >= MIN_SHARED else 0
         prefix = compute_prefix(self.model, ids[0][:shared]) if shared else {}
         hardware.keep_freed_memory()
@@ -208,12 +206,3 @@ class InProcessEngine:
         head = self.model.get_output_embeddings()
         assert head is not None
         return head(hidden_BSD[:, -1].contiguous())
-
-
-def _common_prefix(ids: list[list[int]]) -> int:
-    """Length of the beginning that all prompts share, leaving at least one token of each."""
-    first, last = min(ids), max(ids)  # lexicographic extremes share what all share
-    length = 0
-    while length < min(len(first), len(last)) and first[length] == last[length]:
-        length += 1
-    return min(length, min(len(prompt) for prompt in ids) - 1)

@@ -37,7 +37,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from tunesmith.errors import ModelError, RunError
 from tunesmith.infer.engine import Scored
-from tunesmith.infer.shared_prefix import Prefix, compute_prefix
+from tunesmith.infer.shared_prefix import MIN_SHARED, Prefix, common_beginning, compute_prefix
 from tunesmith.kernels.attention import Scoring, Span, attention_forward
 from tunesmith.kernels.cross_entropy import CHUNK, cross_entropy_rows_
 from tunesmith.models.attention import packed_attention
@@ -45,7 +45,6 @@ from tunesmith.models.load import attention, decoder
 
 SCORED = "tunesmith_scored"
 CAPACITY = 2048  # tokens of one pack
-MIN_SHARED = 8  # tokens of a common beginning from which computing it once pays
 Pair = tuple[Sequence[int], Sequence[int]]  # context, continuation
 
 
@@ -265,15 +264,9 @@ def _packs(pairs: Sequence[Pair], header: int) -> list[_Pack]:
 
 def _header(contexts: list[list[int]]) -> int:
     """Tokens that all contexts begin with, one of each left; 0 where sharing them does not pay."""
-    if len(contexts) < 2:
-        return 0
-    first, last = min(contexts), max(contexts)  # lexicographic extremes share what all share
-    if first == last:
+    if all(context == contexts[0] for context in contexts):
         return 0  # one group, which holds its context once anyway
-    limit = min(map(len, contexts)) - 1
-    length = 0
-    while length < limit and first[length] == last[length]:
-        length += 1
+    length = common_beginning(contexts)
     return length if length >= MIN_SHARED else 0
 
 

@@ -33,6 +33,7 @@ from tunesmith.models.load import attention
 
 SHARED_PREFIX, RECORDED = "tunesmith_shared_prefix", "tunesmith_recorded"
 STEP = 32
+MIN_SHARED = 8  # tokens of a common beginning from which computing it once is worth a forward pass of its own
 Prefix = dict[int, tuple[Tensor, Tensor]]  # layer -> keys and values, shape (G, P, K); empty where nothing is shared
 
 
@@ -151,6 +152,16 @@ def compute_prefix(model: PreTrainedModel, ids: list[int]) -> Prefix:
             input_ids=torch.tensor([ids], device=model.device), spans=[Span(0, len(ids), 0, 0)], record=record, use_cache=False
         )
     return record
+
+
+def common_beginning(ids: list[list[int]]) -> int:
+    """Tokens that all texts begin with, leaving at least one of each."""
+    first, last = min(ids), max(ids)  # lexicographic extremes share what all share
+    limit = min(map(len, ids)) - 1
+    length = 0
+    while length < limit and first[length] == last[length]:
+        length += 1
+    return length
 
 
 def _rounded(tokens: int) -> int:
