@@ -6,6 +6,7 @@ endpoint the weights cannot be known; its address and the model's name stand for
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,28 +15,56 @@ from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, Recipe
 from tunesmith.rundir import RunDir, fingerprint
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from tunesmith.chat.render import Renderer
     from tunesmith.infer.engine import Engine
     from tunesmith.infer.in_process import InProcessEngine
+    from tunesmith.layers.experts import Adapted
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model as the recipe holds it, where it computes best.
+
+    Attributes:
+        layers: what carries the adapter; empty without one.
+        base: storage of the frozen weights (``models/precision.py``).
+    """
+
+    model: "PreTrainedModel"
+    layers: "dict[str, Adapted]"
+    renderer: "Renderer"
+    base: str
+
+
+def load(recipe: Recipe, adapter: Path | None) -> Loaded:
+    """The base model, with the adapter of a directory on it where one is given."""
+    from tunesmith.models.adapter import load_adapter_state, read_adapter
+    from tunesmith.models.device import best_device
+    from tunesmith.models.load import load_model
+    from tunesmith.models.precision import precision
+    from tunesmith.models.swap import add_lora
+
+    directory, made = renderer(recipe)
+    base, compute = precision(recipe.base, recipe.train.compute, directory)
+    model = load_model(directory, compute, base, best_device(), recipe.per_layer_embeddings)
+    layers = {}
+    if adapter is not None:
+        layers = add_lora(model, recipe.lora, recipe.seed)
+        load_adapter_state(layers, read_adapter(adapter))
+    return Loaded(model, layers, made, base)
 
 
 def in_process(recipe: Recipe, adapter: Path | None) -> "InProcessEngine":
     """The base model in this process, or with the adapter of a directory."""
     from tunesmith.infer.in_process import InProcessEngine
-    from tunesmith.models.adapter import load_adapter_state, read_adapter
-    from tunesmith.models.device import best_device
-    from tunesmith.models.load import load_model
-    from tunesmith.models.precision import precision
-    from tunesmith.models.swap import add_lora, merge_lora
+    from tunesmith.models.swap import merge_lora
 
-    directory, made = renderer(recipe)
-    base, compute = precision(recipe.base, recipe.train.compute, directory)
-    model = load_model(directory, compute, base, best_device(), recipe.per_layer_embeddings)
-    if adapter is not None:
-        layers = add_lora(model, recipe.lora, recipe.seed)
-        load_adapter_state(layers, read_adapter(adapter))
-        if base == "fp32":  # exact to fp32 rounding, and decoding runs as fast as the base
-            merge_lora(model, layers)
-    return InProcessEngine(model, made, recipe.evaluate.batch_size)
+    found = load(recipe, adapter)
+    if found.base == "fp32":  # exact to fp32 rounding, and decoding runs as fast as the base
+        merge_lora(found.model, found.layers)
+    return InProcessEngine(found.model, found.renderer, recipe.evaluate.batch_size)
 
 
 def engine_of(

@@ -6,7 +6,8 @@ a stage of its own: it needs the adapter and nothing else, and the verdict reads
 
 from typing import Any
 
-from tunesmith.api.stage import renderer, stage
+from tunesmith.api.engines import load
+from tunesmith.api.stage import stage
 from tunesmith.rundir import RunDir, fingerprint, read_json, sha256_file, write_json
 from tunesmith.track import progress, say
 
@@ -46,25 +47,20 @@ def forgetting(run: RunDir) -> dict[str, Any]:
 def _measured(run: RunDir) -> dict[str, Any]:
     from tunesmith.evaluate.forgetting import STEPS, conclude, measure
     from tunesmith.evaluate.probes import load_probes
-    from tunesmith.models.adapter import load_adapter_state, read_adapter
-    from tunesmith.models.load import load_model
-    from tunesmith.models.precision import precision
-    from tunesmith.models.swap import add_lora
 
     recipe = run.recipe()
     settings = recipe.evaluate.forgetting
     probes = load_probes(settings.texts)
-    directory, made = renderer(recipe)
-    base, compute = precision(recipe.base, recipe.train.compute, directory)
-    model = load_model(directory, compute, base, per_layer_embeddings=recipe.per_layer_embeddings)
-    layers = add_lora(model, recipe.lora, recipe.seed)
-    load_adapter_state(layers, read_adapter(run.adapter))
+    found = load(recipe, run.adapter)
+    held = (found.model, found.layers, found.renderer)
     with progress("forgetting", STEPS) as bar:
-        result = measure(model, layers, made, probes, settings.margin, recipe.evaluate.batch_size, bar.advance)
+        result = measure(
+            found.model, found.layers, found.renderer, probes, settings.margin, recipe.evaluate.batch_size, bar.advance
+        )
     if settings.tasks:
         from tunesmith.evaluate.lm_eval import run_tasks
 
         say(f"forgetting: lm-evaluation-harness on {', '.join(settings.tasks)}, base and tuned")
         tasks = (settings.tasks, settings.tasks_path, settings.limit)
-        result["probes"] += run_tasks(model, layers, made, *tasks, settings.margin)
+        result["probes"] += run_tasks(*held, *tasks, settings.margin)
     return conclude(result, settings.margin)
