@@ -9,6 +9,7 @@ hold anything. Norms and biases are moved from the ones and zeros of the constru
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import (
@@ -29,6 +30,10 @@ from transformers import (
     Qwen3MoeConfig,
     SmolLM3Config,
 )
+
+from tunesmith.layers.experts import Adapted
+from tunesmith.models.swap import add_lora
+from tunesmith.recipe import Lora
 
 VOCABULARY = 300
 S, F = "sliding_attention", "full_attention"
@@ -133,3 +138,12 @@ def random_model(config: PreTrainedConfig) -> PreTrainedModel:
         if name.endswith("layer_scalar"):
             buffer.fill_(0.8)
     return model
+
+
+def adapted(model: PreTrainedModel, target_modules: str | tuple[str, ...] = "all-linear", **lora: Any) -> dict[str, Adapted]:
+    """The adapters of a run on ``model``, B drawn and not zero."""
+    layers = add_lora(model, Lora(r=4, alpha=8, target_modules=target_modules, **{"dropout": 0.0, **lora}), 0)
+    generator = torch.Generator().manual_seed(4)
+    for layer in layers.values():
+        layer.lora_B.data.normal_(std=0.1, generator=generator)
+    return layers

@@ -25,7 +25,7 @@ from families_table import FEATURES, PAGE, page, support
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Gemma4UnifiedConfig
 
-from tiny_families import TINY, VOCABULARY, documents, random_model
+from tiny_families import TINY, VOCABULARY, adapted, documents, random_model
 from tunesmith.errors import ExportError, TunesmithError
 from tunesmith.export.gguf import quantize
 from tunesmith.export.merge import merge
@@ -36,7 +36,6 @@ from tunesmith.models.families import FAMILIES
 from tunesmith.models.fuse import fuse
 from tunesmith.models.load import attention, decoder, head_weight, load_model
 from tunesmith.models.recompute import recompute
-from tunesmith.models.swap import add_lora
 from tunesmith.recipe import Lora
 from tunesmith.train.documents import make_documents, make_pack
 from tunesmith.train.loop import step_gradients, step_packs
@@ -47,15 +46,6 @@ APART = [make_pack(DOCUMENTS, (i,)) for i in range(len(PAIRS))]
 WHOLE = [make_pack(DOCUMENTS, (0, 1, 2, 3))]
 SHARED = step_packs(DOCUMENTS, [(0, 1), (2, 3)], 200)
 LORA = Lora(r=4, alpha=8, dropout=0.0)
-
-
-def adapted(model):
-    """All adapters of a run with its default targets, B drawn and not zero."""
-    layers = add_lora(model, LORA, 0)
-    generator = torch.Generator().manual_seed(4)
-    for layer in layers.values():
-        layer.lora_B.data.normal_(std=0.1, generator=generator)
-    return layers
 
 
 def gradients(model, layers, packs):

@@ -27,6 +27,7 @@ from transformers import (
     SmolLM3Config,
 )
 
+from tiny_families import adapted
 from tunesmith.layers.attention import FusedAttention
 from tunesmith.layers.lora import LoRALinear
 from tunesmith.layers.mlp import FusedMLP
@@ -124,14 +125,6 @@ def _stock(config, dtype=torch.float32):
     return model
 
 
-def _adapted(model, targets="all-linear", **lora):
-    layers = add_lora(model, Lora(r=4, alpha=8, target_modules=targets, **{"dropout": 0.0, **lora}), 0)
-    generator = torch.Generator().manual_seed(4)
-    for layer in layers.values():
-        layer.lora_B.data.normal_(std=0.1, generator=generator)
-    return layers
-
-
 def _gradients(model, layers, packs):
     """Loss of a step and its gradients under PEFT's names."""
     for layer in layers.values():
@@ -175,7 +168,7 @@ def _assert_same(found, expected, tolerance=1e-5):
 def test_a_fused_model_equals_stock_transformers_and_peft(config, targets):
     model = _stock(config)
     stock = copy.deepcopy(model)
-    layers = _adapted(model, targets)
+    layers = adapted(model, targets)
     fused = fuse(model)
     assert fused.replaced["attention"] == fused.replaced["MLP"] == 2 and not fused.kept
     expected = _oracle(stock, targets, adapter_state(layers))
@@ -195,7 +188,7 @@ def test_stock_and_fused_layers_read_each_others_keys_and_values(stock_layers):
     config = LAYERED["gemma4_text-shared"]
     model = _stock(config)
     stock = copy.deepcopy(model)
-    layers = _adapted(model, LAYERS)
+    layers = adapted(model, LAYERS)
     for number in stock_layers:
         layers[f"model.layers.{number}.self_attn.q_proj"].dropout = 0.1  # no layer is in training here
     summary = fuse(model).summary()
@@ -210,7 +203,7 @@ def test_a_last_layer_is_narrowed_where_there_is_nothing_else_to_it():
     whole = [*LAYERED.values(), *MIXTURES.values(), *UNKNOWN.values(), dropped]
     for config, expected in [(c, True) for c in KNOWN.values()] + [(c, False) for c in whole]:
         model = _stock(config)
-        _adapted(model, LAYERS if config.model_type != "gpt_neox" else "all-linear")
+        adapted(model, LAYERS if config.model_type != "gpt_neox" else "all-linear")
         assert fuse(model).replaced["last layer"] == narrows(model) == expected, config.model_type
         with torch.no_grad(), attention(model, PACKED):
             pack = WHOLE[0]
@@ -223,7 +216,7 @@ def test_a_last_layer_is_narrowed_where_there_is_nothing_else_to_it():
 
 def test_what_was_fused_is_told():
     model = _stock(KNOWN["gemma3_text"])
-    _adapted(model)
+    adapted(model)
     fused = fuse(model)
     # Two layers with two norms each after attention and MLP, and the last norm; those before are taken in.
     assert fused.summary().startswith("fused 2 attention, 2 MLP, 5 norm") and "stock" not in fused.summary()
@@ -234,7 +227,7 @@ def test_what_was_fused_is_told():
 
 def test_the_adapted_layers_stay_the_same_objects_under_the_same_names():
     model = _stock(KNOWN["qwen2"])
-    layers = _adapted(model, ("q_proj", "v_proj"))
+    layers = adapted(model, ("q_proj", "v_proj"))
     before = {name: layer.weight.clone() for name, layer in layers.items()}
     fuse(model)
     _gradients(model, layers, WHOLE)
@@ -258,7 +251,7 @@ def test_a_model_whose_layers_differ_equals_stock_transformers_and_peft(config, 
     """Packed documents see themselves alone: the oracle runs each by itself."""
     model = _stock(config)
     stock = copy.deepcopy(model)
-    layers = _adapted(model, targets)
+    layers = adapted(model, targets)
     fused = fuse(model)
     assert fused.replaced["attention"] == fused.replaced["MLP"] == config.num_hidden_layers and not fused.kept
     expected = _oracle(stock, targets, adapter_state(layers))
@@ -271,7 +264,7 @@ def test_a_mixture_keeps_its_experts_and_has_our_attention(config):
     model = _stock(config)
     stock = copy.deepcopy(model)
     targets = r".*\.self_attn\.\w+_proj"
-    layers = _adapted(model, targets)
+    layers = adapted(model, targets)
     summary = fuse(model).summary()
     assert summary == "fused 2 attention, 1 norm; a mixture of experts in place of an MLP (2 stock)"
     expected = _oracle(stock, targets, adapter_state(layers))
@@ -283,7 +276,7 @@ def test_a_mixture_keeps_its_experts_and_has_our_attention(config):
 def test_an_unknown_model_keeps_its_modules_says_so_and_trains_right(config):
     model = _stock(config)
     stock = copy.deepcopy(model)
-    layers = _adapted(model)
+    layers = adapted(model)
     kinds = [type(module) for module in model.modules()]
     assert fuse(model).summary() == f"fused nothing; model type {config.model_type} is not known (2 stock)"
     assert [type(module) for module in model.modules()] == kinds
@@ -300,7 +293,7 @@ def test_an_unknown_model_of_another_build_is_named_too():
 
 def test_dora_is_not_fused_and_trains_as_before():
     model = _stock(KNOWN["llama"])
-    layers = _adapted(model, use_dora=True)
+    layers = adapted(model, use_dora=True)
     expected = _gradients(model, layers, SHARED)
     fused = fuse(model)
     assert fused.summary() == "fused 1 norm; DoRALinear is not plain LoRA (4 stock)"
@@ -310,7 +303,7 @@ def test_dora_is_not_fused_and_trains_as_before():
 
 def test_where_attention_alone_has_dora_the_mlp_is_fused():
     model = _stock(KNOWN["llama"])
-    layers = _adapted(model, ("q_proj", "v_proj"), use_dora=True)
+    layers = adapted(model, ("q_proj", "v_proj"), use_dora=True)
     expected = _gradients(model, layers, SHARED)
     summary = fuse(model).summary()
     assert summary.startswith("fused 2 MLP, 1 norm") and summary.endswith("; DoRALinear is not plain LoRA (2 stock)")
@@ -319,7 +312,7 @@ def test_where_attention_alone_has_dora_the_mlp_is_fused():
 
 def test_an_activation_that_is_not_ours_keeps_its_mlp():
     model = _stock(LlamaConfig(**SMALL, hidden_act="relu"))
-    layers = _adapted(model)
+    layers = adapted(model)
     expected = _gradients(model, layers, SHARED)
     summary = fuse(model).summary()
     assert summary.startswith("fused 2 attention, 1 norm") and summary.endswith("; activation relu (2 stock)")
@@ -342,7 +335,7 @@ def test_an_nf4_model_fused_equals_itself_unfused(tmp_path, config, targets):
     found = []
     for fused in (False, True):
         model = load_nf4(tmp_path, dtype=torch.float32)
-        layers = _adapted(model, targets)
+        layers = adapted(model, targets)
         assert all(layer.quantized is not None and layer.weight is None for layer in layers.values())
         if fused:
             assert fuse(model).replaced["attention"] == config.num_hidden_layers
@@ -372,7 +365,7 @@ def _saved_bytes(model, pack):
 @pytest.mark.parametrize("name", ["llama-biased", "gemma3_text"])
 def test_a_fused_model_recomputed_keeps_less_and_gives_the_same_gradients(name, dropout):
     model = _stock(KNOWN[name])
-    layers = _adapted(model, dropout=dropout)
+    layers = adapted(model, dropout=dropout)
     fuse(model)
     model.train()
 
@@ -393,7 +386,7 @@ def test_a_fused_model_recomputed_keeps_less_and_gives_the_same_gradients(name, 
 @pytest.mark.parametrize("config", [KNOWN["llama"], KNOWN["phi3"], *LAYERED.values()], ids=["llama", "phi3", *LAYERED])
 def test_a_fused_model_keeps_less_than_a_stock_one(config):
     model = _stock(config)
-    _adapted(model, LAYERS)
+    adapted(model, LAYERS)
     twin = copy.deepcopy(model)
     fuse(twin)
     with attention(model, PACKED), attention(twin, PACKED):
@@ -405,7 +398,7 @@ def test_a_fused_model_keeps_less_than_a_stock_one(config):
 
 def test_dropout_of_a_fused_model_ends_with_training():
     model = _stock(KNOWN["llama"])
-    layers = _adapted(model, dropout=0.5)
+    layers = adapted(model, dropout=0.5)
     fuse(model)
     drawn = [_gradients(model.train(mode), layers, WHOLE)[0] for mode in (True, True, False, False)]
     assert drawn[0] != drawn[1] and drawn[2] == drawn[3] != drawn[0]
