@@ -45,6 +45,7 @@ EXTRAS = {
     "safetensors": "train",
     "regex": "metrics",
     "httpx2": "endpoint",
+    "gepa": "gepa",
     "llguidance": "constrained",
     "gguf": "gguf",
     "xllamacpp": "gguf",

@@ -144,7 +144,8 @@ def _book(recipe, tmp):
 
 def _selection(recipe, tmp):
     metric = make_metric(recipe.task)
-    asking = Asking(recipe, _book(recipe, tmp), ROWS[40:], metric, 4, lambda _: _Echo())
+    writer = (lambda _: "```\nNew.\n```") if recipe.evaluate.optimized_prompt.writer else None
+    asking = Asking(recipe, _book(recipe, tmp), ROWS[40:], metric, 4, lambda _: _Echo(), writer=writer)
     choice = select_prompt(asking, tmp / "selection.json")
     return [(c["name"], c["n"]) for c in choice["candidates"]], choice["search"]
 
@@ -408,6 +409,7 @@ OBSERVE = {
     "evaluate.few_shot.selection": (["random"], _selection),
     "evaluate.few_shot.dev_rows": (3, _selection),
     "evaluate.optimized_prompt.calls": (8, _selection),
+    "evaluate.optimized_prompt.writer": ({"base_url": "http://x/v1", "model": "m"}, _selection),
     "evaluate.optimized_prompt.instructions": (["Mine."], lambda r, t: instructions(r)),
     "evaluate.external": ({"big": {**ENDPOINT, "model": "other"}}, _endpoint),
     "evaluate.price_per_hour": (2.0, lambda r, t: Evaluation.price(SimpleNamespace(recipe=r), "tuned") is None),

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from tunesmith.infer.engine import Engine
     from tunesmith.infer.in_process import InProcessEngine
     from tunesmith.layers.experts import Adapted
+    from tunesmith.recipe.evaluate import Writer
+
+WRITTEN_TOKENS = 2048  # of a new instruction, and of what its writer thinks before it
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,22 @@ def external(recipe: Recipe, arm: str) -> "Engine":
         timeout=endpoint.timeout,
         concurrency=endpoint.concurrency,
     )
+
+
+def open_writer(settings: "Writer") -> "tuple[Callable[[str], str], Callable[[], None]]":
+    """The model that writes instructions, as a function from a question to its answer, and how to close its connections.
+
+    Raises:
+        RecipeError: the variable that should hold its key is not set.
+    """
+    from tunesmith.infer.openai_endpoint import OpenAIEndpoint
+
+    endpoint = OpenAIEndpoint(settings.base_url, settings.model, settings.api_key_env)
+
+    def write(question: str) -> str:
+        return endpoint.generate([[{"role": "user", "content": question}]], WRITTEN_TOKENS, lambda _: None)[0].text
+
+    return write, endpoint.close
 
 
 def base_key(recipe: Recipe) -> str:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.api.engines import base_key, engine_of, external, in_process
+from tunesmith.api.engines import base_key, engine_of, external, in_process, open_writer
 from tunesmith.api.forgetting import forgetting
 from tunesmith.api.judging import comparing, judge_arms, make_judge
 from tunesmith.api.stage import stage
@@ -258,7 +258,11 @@ def _asking(made: Evaluation) -> "Asking":
         judge, close = make_judge(made.recipe)
         made.closing.callback(close)
         judged = comparing(judge, made.dev)
-    return Asking(made.recipe, made.book, made.dev, made.metric, made.max_new_tokens, engine, made.schema, judged)
+    writer = None
+    if made.recipe.evaluate.optimized_prompt.writer is not None:
+        writer, close = open_writer(made.recipe.evaluate.optimized_prompt.writer)
+        made.closing.callback(close)
+    return Asking(made.recipe, made.book, made.dev, made.metric, made.max_new_tokens, engine, made.schema, judged, writer)
 
 
 def log_reading(run: RunDir, arm: str, key: str) -> None:

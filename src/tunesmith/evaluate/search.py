@@ -5,8 +5,9 @@ labels, emphasis, another order; and the user's own) with a set of demonstration
 all candidates answer a quarter of the dev rows, the better half of them half of the rows, the better half of those all
 of them. Answers are kept, so a survivor is asked only what is new. How many candidates there are follows from the budget.
 
-Refused: a model that writes instructions (GEPA, MIPRO). It needs a strong model beside the one under test, and its cost
-has no bound that a recipe could state. Users who have one put its instructions into ``evaluate.optimized_prompt``.
+A model that writes instructions needs a strong one beside the one under test. Who has one names it as
+``evaluate.optimized_prompt.writer`` (``gepa.py``); what it wrote joins the search as one more instruction.
+
 The choice is made on dev, where the best of many looks better than it is (by up to 7 points for the best of ten on 100
 rows); the sealed test says what it is worth.
 
@@ -61,8 +62,12 @@ def format_line(task: Task) -> str:
     return "Give the answer alone, without an explanation."
 
 
-def instructions(recipe: Recipe) -> dict[str, str]:
-    """Instructions by the name of what was done to the recipe's; the same text is listed once."""
+def instructions(recipe: Recipe, written: str | None = None) -> dict[str, str]:
+    """Instructions by the name of what was done to the recipe's; the same text is listed once.
+
+    Args:
+        written: by another model.
+    """
     base, line = recipe.task.prompt or recipe.task.short_prompt or "", format_line(recipe.task)
     sentences = [sentence for sentence in _SENTENCE_END.split(base.strip()) if sentence]
     made = {
@@ -76,6 +81,7 @@ def instructions(recipe: Recipe) -> dict[str, str]:
         "short": recipe.task.short_prompt or base,
     }
     made |= {f"own {number}": text for number, text in enumerate(recipe.evaluate.optimized_prompt.instructions, 1)}
+    made |= {"written": written} if written else {}
     unique: dict[str, str] = {}
     for name, text in made.items():
         if text.strip() and text.strip() not in unique.values():
@@ -83,12 +89,14 @@ def instructions(recipe: Recipe) -> dict[str, str]:
     return unique
 
 
-def space(recipe: Recipe, pool: list[Row], start: list[Candidate]) -> list[Candidate]:
-    """Every candidate, in the order in which a budget takes them: ``start`` first, the rest shuffled by the seed."""
+def space(recipe: Recipe, pool: list[Row], start: list[Candidate], written: str | None = None) -> list[Candidate]:
+    """Every candidate, in the order in which a budget takes them: ``start`` first, then what another model has written (by
+    itself), the rest shuffled by the seed."""
     settings = recipe.evaluate.few_shot
     first = [replace(candidate, arm="optimized_prompt", variant="as written") for candidate in start]
+    first += [Candidate("optimized_prompt", written, variant="written")] if written else []
     rest: list[Candidate] = []
-    for variant, text in instructions(recipe).items():
+    for variant, text in instructions(recipe, written).items():
         rest.append(Candidate("optimized_prompt", text, variant=variant))
         for k in settings.k:
             for draw in range(DRAWS if "random" in settings.selection else 0):

@@ -12,12 +12,13 @@ A judge compares answers in pairs, so on dev every candidate is compared with th
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import RunError
 from tunesmith.evaluate.arms import Outputs, ask, summary
+from tunesmith.evaluate.gepa import Written, write_instruction
 from tunesmith.evaluate.metrics import HEADLINE, Metric
 from tunesmith.evaluate.prompts import Candidate, PromptBook, Row, candidates
 from tunesmith.evaluate.search import search, space
@@ -37,6 +38,7 @@ class Asking:
         engine_of: the engine of ``base``, or of an arm ``external:...``.
         schema: what the engine holds answers to (``task.constrained``).
         judged: scores of records that need a judge.
+        writer: a question to the answer of the model that writes instructions.
     """
 
     recipe: Recipe
@@ -47,6 +49,7 @@ class Asking:
     engine_of: Callable[[str], Engine]
     schema: dict[str, Any] | None = None
     judged: Judged | None = None
+    writer: Callable[[str], str] | None = None
 
 
 class Selection:
@@ -54,27 +57,24 @@ class Selection:
 
     def __init__(self, asking: Asking):
         self._asking = asking
-        self._rows = asking.dev[: asking.recipe.evaluate.few_shot.dev_rows]
+        self.rows = asking.dev[: asking.recipe.evaluate.few_shot.dev_rows]  # every candidate answers these
         self._first: Outputs | None = None  # what a judge compares with
         self.tried: list[dict[str, Any]] = []
 
-    @property
-    def rows(self) -> int:
-        """How many dev rows every candidate answers."""
-        return len(self._rows)
-
     def ask(self, title: str, candidate: Candidate, part: slice = slice(None), answerer: str = "base") -> Outputs:
         """A candidate's records on dev rows, scored."""
-        outputs = self._answers(title, candidate, part, answerer)
+        outputs = self.answers(title, candidate, self.rows[part], answerer)
         if self._asking.judged is None:
             return outputs
         if self._first is None:
             first = candidates(self._asking.recipe, self._asking.book.pool, "instruction")[0]
-            self._first = outputs if len(outputs) == self.rows else self._answers(first.name, first, slice(None), "base")
+            whole = len(outputs) == len(self.rows)
+            self._first = outputs if whole else self.answers(first.name, first, self.rows, "base")
         return self._asking.judged(outputs, self._first[part])
 
-    def _answers(self, title: str, candidate: Candidate, part: slice, answerer: str) -> Outputs:
-        asking, rows = self._asking, self._rows[part]
+    def answers(self, title: str, candidate: Candidate, rows: list[Row], answerer: str) -> Outputs:
+        """A candidate's records on some rows; a judge has not seen them."""
+        asking = self._asking
         prompts = [asking.book.messages(candidate, row) for row in rows]
         references = [row["messages"][-1]["content"] for row in rows]
         engine, ids = asking.engine_of(answerer), [row["id"] for row in rows]
@@ -112,7 +112,7 @@ def select_prompt(asking: Asking, target: Path) -> dict[str, Any]:
     external = [arm for arm in settings.arms if arm.startswith("external:")]
     needed = {*settings.arms, *(settings.prompt_of(arm) for arm in external)}
     selection = Selection(asking)
-    if selection.rows == 0:
+    if not selection.rows:
         raise RunError("the dev part has no rows to choose a prompt on", "raise data.dev_fraction")
     for arm in PROMPT_ARMS:
         if arm in needed and arm != "optimized_prompt":
@@ -131,7 +131,7 @@ def select_prompt(asking: Asking, target: Path) -> dict[str, Any]:
         "best_prompt_name": best["name"],
         "arms": chosen,
         "search": cost,
-        "dev_rows": selection.rows,
+        "dev_rows": len(selection.rows),
         "candidates": selection.tried,
     }
     write_json(target, choice)
@@ -144,13 +144,25 @@ def _optimize(asking: Asking, selection: Selection) -> dict[str, Any]:
     start = candidates(recipe, asking.book.pool, "instruction")
     few_shot = selection.best({"few_shot"})
     start += [Candidate.read(few_shot["candidate"])] if few_shot else []
+    written = None if asking.writer is None else _write(asking, selection, asking.writer)
     found = search(
-        space(recipe, asking.book.pool, start),
-        selection.rows,
+        space(recipe, asking.book.pool, start, written and written.instruction),
+        len(selection.rows),
         recipe.evaluate.optimized_prompt.calls,
         lambda candidate, part: selection.ask(candidate.name, candidate, part),
         lambda outputs: selection.rank(summary(outputs, asking.metric)),
     )
     selection.keep("optimized_prompt", found.candidate, found.outputs)
     say(f"optimized_prompt: {found.tried} prompts in {found.calls} answers; best on dev: {found.candidate.name}")
-    return {"calls": found.calls, "tried": found.tried}
+    return {"calls": found.calls, "tried": found.tried, "written": None if written is None else asdict(written)}
+
+
+def _write(asking: Asking, selection: Selection, writer: Callable[[str], str]) -> Written:
+    """Let another model write an instruction from train rows, chosen on the dev rows of the selection."""
+
+    def answers_of(instruction: str, rows: list[Row]) -> Outputs:
+        return selection.answers("written", Candidate("optimized_prompt", instruction), rows, "base")
+
+    written = write_instruction(asking.recipe, asking.book.pool, selection.rows, answers_of, writer)
+    say(f"optimized_prompt: {written.rewritings} instructions written, chosen by {written.answers} answers")
+    return written

@@ -30,11 +30,23 @@ class FewShot(Section):
     dev_rows: Annotated[int, Field(ge=1)] = Field(default=64, description="dev rows on which every prompt is scored")
 
 
+class Writer(Section):
+    """A model that writes instructions for the search by reading what the base model gets wrong (extra gepa)."""
+
+    base_url: str = Field(description="address of an OpenAI-compatible endpoint, up to and with /v1; it is shown train rows")
+    model: str = Field(description="the model's name there, best a strong one")
+    api_key_env: str | None = Field(default=None, description="name of the environment variable that holds the key")
+    answers: Annotated[int, Field(ge=8)] = Field(
+        default=400, description="answers of the base model that the writing may cost, beside those of the search"
+    )
+
+
 class OptimizedPrompt(Section):
     """Random search over instructions and demonstrations, on dev rows."""
 
     calls: Annotated[int, Field(ge=8)] = Field(default=240, description="answers of the base model that the search may cost")
     instructions: tuple[str, ...] = Field(default=(), description="instructions of your own that join the search")
+    writer: Writer | None = None
 
 
 class TokenPrice(Section):

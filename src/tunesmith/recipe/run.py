@@ -20,6 +20,9 @@ class Advise(Section):
     )
 
 
+GgufType = Literal["F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M"]
+
+
 class Export(Section):
     """The forms that are deployed."""
 
@@ -28,8 +31,19 @@ class Export(Section):
         description="what the adapter is merged into with base: nf4: the weights that it was trained on, dequantised, or the "
         "16-bit original; the report says the dev loss of both",
     )
-    gguf: tuple[Literal["F16", "Q8_0", "Q4_K_M"], ...] = Field(
+    gguf: tuple[GgufType, ...] = Field(
         default=("Q8_0", "Q4_K_M"), min_length=1, description="llama.cpp file types to write; the last one is the deployed arm"
+    )
+    imatrix: bool = Field(
+        default=False, description="weigh each column of a quantised weight by what the training prompts send through it"
+    )
+    lora_gguf: bool = Field(
+        default=False, description="also write the adapter as a GGUF, and the base beside it in the deployed file type"
+    )
+    num_ctx: Annotated[int, Field(ge=64)] | None = Field(
+        default=None,
+        description="tokens of context that the Ollama and vLLM commands reserve; when not given the longest rendered row and "
+        "an answer, at least 4,096, within what the model can take",
     )
 
 
@@ -73,6 +87,8 @@ class Recipe(Section):
     def _scored_alone(self) -> "Recipe":
         if self.task.metric == "judge" and (self.evaluate.seeds > 1 or self.evaluate.learning_curve):
             raise ValueError("evaluate.seeds and evaluate.learning_curve need a metric that scores an answer by itself")
+        if self.task.metric == "judge" and self.evaluate.optimized_prompt.writer is not None:
+            raise ValueError("evaluate.optimized_prompt.writer needs a metric that scores an answer by itself")
         return self
 
     @model_validator(mode="after")
