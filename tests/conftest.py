@@ -13,9 +13,11 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
+from gguf import GGUFReader
 from hypothesis import HealthCheck, settings
 
 from tunesmith import api
+from tunesmith.models.gguf_tokenizer import load_gguf_tokenizer
 from tunesmith.models.load import find_model, load_tokenizer
 from tunesmith.recipe import Recipe, load_recipe
 from tunesmith.rundir import RunDir
@@ -65,9 +67,7 @@ def tokenizer_dir(tmp_path_factory):
     assert GGUF.exists(), f"{GGUF} is missing; run: make {GGUF.relative_to(ROOT)}"
 
     def make(directory: Path) -> None:
-        from transformers import AutoTokenizer
-
-        AutoTokenizer.from_pretrained(str(GGUF.parent), gguf_file=GGUF.name).save_pretrained(directory)
+        load_gguf_tokenizer(GGUF, GGUFReader(GGUF)).save_pretrained(directory)
 
     return _shared(tmp_path_factory, "tokenizer", make)
 
@@ -125,6 +125,36 @@ def _learn(model: Any, tokenizer: Any) -> None:
         model(input_ids=ids_NT[rows], attention_mask=mask_NT[rows], labels=labels_BT).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tmp_path_factory, tiny_dir):
+    """The F16 GGUF of the tiny model, by llama.cpp's converter."""
+
+    def make(directory: Path) -> None:
+        from tunesmith.export.convert import convert
+
+        convert(tiny_dir, directory / "tiny-F16.gguf")
+
+    return _shared(tmp_path_factory, "tiny_gguf", make) / "tiny-F16.gguf"
+
+
+@pytest.fixture(scope="session")
+def tiny_lora(tmp_path_factory, tiny_dir):
+    """A drawn adapter of the tiny model: its PEFT directory, with ``lora.gguf`` by llama.cpp's converter inside."""
+
+    def make(directory: Path) -> None:
+        from tiny_families import adapted
+        from tunesmith.export.convert import run_converter
+        from tunesmith.models.adapter import save_adapter
+        from tunesmith.models.load import load_model
+        from tunesmith.recipe import Lora
+
+        save_adapter(directory, adapted(load_model(tiny_dir, "fp32")), Lora(r=4, alpha=8), "base")
+        arguments = [str(directory), "--base", str(tiny_dir), "--outtype", "f32"]
+        run_converter("convert_lora_to_gguf.py", arguments, directory / "lora.gguf")
+
+    return _shared(tmp_path_factory, "tiny_lora", make)
 
 
 @pytest.fixture

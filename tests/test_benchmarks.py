@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections import Counter
 
+import gguf
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ import gpu
 import gpu_kernels
 import gpu_step
 import protocol
+import quantize
 import train_data
 import train_step
 
@@ -263,3 +265,15 @@ def test_machine_without_cuda_is_told_so():
 def test_counts_are_of_rows():
     job = {"rows": [{"ids": [1, 2, 3], "supervised": [0, 1, 1]}, {"ids": [4], "supervised": [0]}]}
     assert protocol.counts(job, [0, 1, 0]) == (7, 4)
+
+
+def test_quantisation_is_measured_on_the_rows_that_the_file_holds(tmp_path):
+    """Both ways make the same blocks, or the comparison is of two things."""
+    rows = quantize.write_matrix(tmp_path / "source.gguf", 2 * quantize.COLUMNS)
+    figures = quantize.measure("IQ4_XS", tmp_path / "source.gguf", rows, 1)
+    (made,) = gguf.GGUFReader(tmp_path / "made.gguf").tensors
+    assert made.tensor_type.name == "IQ4_XS"
+    assert bytes(made.data) == bytes(quantize.ggml().quantize(rows, made.tensor_type, None))
+    assert figures["ours_to_bare"] == figures["ours"] / figures["bare"] and "of bare" in quantize.line("IQ4_XS", figures)
+    assert quantize.met({"ours": 46e6, "bare": 80e6}) and quantize.met({"ours": 19e6, "bare": 20e6})
+    assert not quantize.met({"ours": 40e6, "bare": 80e6})

@@ -7,7 +7,7 @@ import pytest
 from conftest import write_recipe
 from tunesmith import api
 from tunesmith.api import merged
-from tunesmith.api.merged import merge_adapter
+from tunesmith.api.merged import measure_merge, merge_adapter, write_for_vllm
 from tunesmith.rundir import RunDir, read_json, write_json, write_text
 
 
@@ -22,9 +22,15 @@ def nf4_run(tmp_path_factory, tiny_dir):
     return run
 
 
+def _merge(run):
+    """The steps of an export up to the merge."""
+    measure_merge(run, run.export, merge_adapter(run, run.export))
+    write_for_vllm(run, run.export)
+    return read_json(run.export / "merge.json")
+
+
 def test_a_run_on_nf4_says_the_dev_loss_of_both_merges(nf4_run, capsys):
-    merge_adapter(nf4_run)
-    facts = read_json(nf4_run.export / "merge.json")
+    facts = _merge(nf4_run)
     losses = facts["dev_loss"]
     assert (facts["into"], facts["dtype"], facts["dequantized"]) == ("trained", "float32", 14)
     # The checkpoint is fp32 here, so the merge computes what was trained to fp32 rounding; the original does not.
@@ -34,9 +40,8 @@ def test_a_run_on_nf4_says_the_dev_loss_of_both_merges(nf4_run, capsys):
     assert facts["told"] in capsys.readouterr().err and not (nf4_run.export / "adapter-vllm").exists()
     text = nf4_run.recipe_file.read_text()
     write_text(nf4_run.recipe_file, text.replace("merge_into: trained", "merge_into: original"))
-    merge_adapter(nf4_run)
+    other = _merge(nf4_run)
     write_text(nf4_run.recipe_file, text)
-    other = read_json(nf4_run.export / "merge.json")
     assert (other["into"], other["dequantized"]) == ("original", 0)
     assert other["dev_loss"] == pytest.approx(losses, abs=1e-4)
     assert sorted(file.name for file in nf4_run.export.iterdir()) == ["merge.json", "merged"]
@@ -44,8 +49,7 @@ def test_a_run_on_nf4_says_the_dev_loss_of_both_merges(nf4_run, capsys):
 
 def test_a_model_that_fits_nowhere_is_not_measured_and_the_run_says_so(nf4_run, monkeypatch):
     monkeypatch.setattr(merged.hardware, "describe", lambda: {"memory_bytes": 1000})
-    merge_adapter(nf4_run)
-    facts = read_json(nf4_run.export / "merge.json")
+    facts = _merge(nf4_run)
     assert facts["dev_loss"]["trained"] is None and "dequantised base not measured" in facts["told"]
 
 

@@ -1,9 +1,20 @@
+from pathlib import Path
+
 import pytest
 
 from conftest import write_recipe
 from tunesmith.errors import RunError
 from tunesmith.recipe import load_recipe
-from tunesmith.rundir import RunDir, fingerprint, whole_directory, write_text
+from tunesmith.rundir import (
+    RunDir,
+    end_publishing,
+    fingerprint,
+    finish_publishing,
+    heal_directory,
+    publish,
+    whole_directory,
+    write_text,
+)
 from tunesmith.track import MetricsLog, read_metrics
 
 
@@ -62,3 +73,82 @@ def test_places_that_are_no_run(tmp_path):
 def test_fingerprint_ignores_the_order_of_keys_and_nothing_else():
     assert fingerprint({"a": 1, "b": [1, 2]}) == fingerprint({"b": [1, 2], "a": 1})
     assert len({fingerprint(1), fingerprint("1"), fingerprint([1]), fingerprint(None)}) == 4
+
+
+@pytest.mark.parametrize("killed_at", [1, 2])
+def test_a_directory_survives_a_kill_between_the_two_renames(tmp_path, monkeypatch, killed_at):
+    target, renamed = tmp_path / "x", []
+    with whole_directory(target) as directory:
+        (directory / "a").write_text("1")
+    replace = Path.replace
+
+    def dying(path, other):
+        if path.parent == tmp_path:
+            renamed.append(path.name)
+            if len(renamed) == killed_at:
+                _die(monkeypatch)
+        return replace(path, other)
+
+    monkeypatch.setattr(Path, "replace", dying)
+    with pytest.raises(Killed), whole_directory(target) as directory:
+        (directory / "a").write_text("2")
+    monkeypatch.undo()
+    assert target.exists() == (killed_at == 1)
+    heal_directory(target)
+    assert (target / "a").read_text() == "1"
+    with whole_directory(target) as directory:
+        (directory / "a").write_text("3")
+    assert (target / "a").read_text() == "3" and [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+class Killed(BaseException):
+    pass
+
+
+def _die(monkeypatch):
+    """As a kill does it: nothing that cleans up has an effect any more."""
+    monkeypatch.setattr(Path, "replace", lambda *_: None)
+    monkeypatch.setattr("tunesmith.rundir.heal_directory", lambda _: None)
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)
+    raise Killed
+
+
+def _state(directory):
+    return {str(p.relative_to(directory)): p.read_text() for p in sorted(directory.rglob("*")) if p.is_file()}
+
+
+def test_what_is_published_is_in_its_place_whatever_move_was_the_last(tmp_path, monkeypatch):
+    for killed_at in range(1, 99):
+        directory = tmp_path / str(killed_at)
+        (directory / "merged").mkdir(parents=True)
+        for name in ("merged/a", "x.gguf", "stale.gguf", "parity.json"):
+            (directory / name).write_text("old")
+        before = _state(directory)
+        (directory / ".next" / "merged").mkdir(parents=True)
+        for name in ("merged/a", "x.gguf", "new.gguf"):
+            (directory / ".next" / name).write_text("new")
+        replace, calls = Path.replace, []
+
+        def dying(path, other, killed_at=killed_at, calls=calls, replace=replace):
+            calls.append(path)
+            if len(calls) == killed_at:
+                _die(monkeypatch)
+            return replace(path, other)
+
+        monkeypatch.setattr(Path, "replace", dying)
+        try:
+            publish(directory, "k")
+        except Killed:
+            monkeypatch.undo()
+            if not (directory / ".ready").exists():  # not decided yet: the old one is as it was
+                assert {name: text for name, text in _state(directory).items() if not name.startswith(".next")} == before
+                continue
+        else:
+            monkeypatch.undo()
+        assert finish_publishing(directory) == "k"
+        end_publishing(directory)
+        assert _state(directory) == {"merged/a": "new", "x.gguf": "new", "new.gguf": "new"}
+        if len(calls) < killed_at:
+            assert killed_at > 7
+            return
+    raise AssertionError

@@ -1,7 +1,7 @@
 """The command line: parses and prints, nothing else. One function per verb; ``tunesmith.api`` does the work.
 
 Data goes to stdout, talk and errors to stderr. Exit codes: 0 done (or verdict deploy), 2 usage, 3-9 and 20 errors
-(``errors.py``), 10-13 verdicts (``evaluate/gate.py``), 21-24 advice (``advise/decide.py``), 130 interrupted.
+(``errors.py``), 10-14 verdicts (``evaluate/gate.py``), 21-24 advice (``advise/decide.py``), 130 interrupted.
 """
 
 import sys
@@ -201,9 +201,28 @@ def train(target: Target, out: Out = None) -> None:
 
 
 @app.command()
-def export(target: Target, out: Out = None) -> None:
-    """Merge the adapter, convert to GGUF and quantise."""
-    api.export(api.open_run(target, out))
+def export(
+    target: Target,
+    out: Out = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be written, and how large; needs no training.")
+    ] = False,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Then score several GGUF types on dev, and recommend one.")] = False,
+    types: Annotated[
+        list[str] | None, typer.Option("--type", help="With --sweep: score this type; may be repeated. Seven by default.")
+    ] = None,
+) -> None:
+    """Write the forms that are deployed: merged, GGUF, what Ollama, llama.cpp and vLLM need. All of them or none."""
+    if types and not sweep:
+        raise typer.BadParameter("is read with --sweep; the recipe's export.gguf says what is written", param_hint="--type")
+    directory = api.open_run(target, out)
+    steps = api.export(directory, dry_run)
+    if dry_run:
+        for line in api.export_lines(directory, steps):
+            print(line)
+    elif sweep:
+        for line in api.sweep_lines(api.sweep(directory, tuple(types or ()))):
+            print(line)
 
 
 @app.command()
@@ -222,6 +241,20 @@ def verdict(target: Target) -> None:
     result = api.verdict(api.open_run(target))
     _print_verdict(result)
     raise typer.Exit(result["exit_code"])
+
+
+@app.command()
+def parity(target: Target) -> None:
+    """Prove that every exported form is the model that was trained. Exit code 14 when one is not."""
+    result = api.parity(api.open_run(target))
+    _print_parity(result, Console(highlight=False, width=None if sys.stdout.isatty() else 100))
+    raise typer.Exit(result["exit_code"])
+
+
+@app.command("accept-base")
+def accept_base(target: Target) -> None:
+    """Say that the adapter is meant for the base that is there now, though its weights are not those it was trained on."""
+    print(api.accept_base(api.open_run(target)))
 
 
 @app.command()
@@ -354,6 +387,24 @@ def _print_verdict(result: dict[str, Any]) -> None:
     console.print(f"{result['n']} such rows find a gain of {detectable} points four times in five")
     for sentence in result["advice"]:
         console.print(Text(sentence), soft_wrap=True)
+
+
+def _print_parity(result: dict[str, Any], console: Console) -> None:
+    """Forms and checks, then why a form is not deployable and where it first says something else, on stdout."""
+    table = Table("form", "template", "ids", "mean KL", "greedy", "adapter", "metric", "", box=box.SIMPLE, pad_edge=False)
+    words = {"pass": Text("ok", "green"), "fail": Text("FAIL", "bold red"), "unknown": Text("?", "yellow"), "shown": Text("")}
+    for form in result["forms"]:
+        states = {name: words[check["state"]] for name, check in form["checks"].items()}
+        figures, mark = form["figures"], states.get("distribution", Text("-"))
+        mean = "" if figures is None or figures["kl_mean"] is None else f"{figures['kl_mean']:.1e} "
+        greedy = "" if figures is None else f"{100 * figures['agreement_or_tie']:.1f} %"
+        before = [states.get(name, Text("-")) for name in ("template", "token ids")]
+        after = [states.get(name, Text("-")) for name in ("adapter", "metric")]
+        ending = Text("deployable") if form["deployable"] else Text("not deployable", "bold red")
+        table.add_row(Text(form["form"]), *before, Text(mean) + mark, greedy, *after, ending)
+    console.print(table)
+    for line in api.parity_lines(result):
+        console.print(Text(visible(line)), soft_wrap=True)
 
 
 def _beside(result: dict[str, Any]) -> Iterator[str]:

@@ -14,12 +14,22 @@ from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 _largest_child = 0  # bytes, since the last reset
+CONVERTED_FORMAT = 2  # another number where the same GGUF file makes another directory
 
 
 def cache_dir() -> Path:
     """Where converted models are kept: ``$XDG_CACHE_HOME/tunesmith`` or ``~/.cache/tunesmith``."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "tunesmith"
+
+
+def converted_model(digest: str) -> Path:
+    """Where the directory that a GGUF file was converted to is kept, whether it is there or not.
+
+    Args:
+        digest: sha256 of the file.
+    """
+    return cache_dir() / "models" / f"{digest[:16]}-{CONVERTED_FORMAT}"
 
 
 def child_environment() -> dict[str, str]:

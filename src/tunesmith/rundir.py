@@ -10,7 +10,8 @@
     advice.json      whether to tune at all; advice/ holds the prompt to copy
     evaluation/      one folder per arm; selection, retrieval, judge, forgetting, seeds, curve and verdict as JSON; *.sqlite
     seeds/ curve/    runs inside the run: other seeds, shares of the train part
-    export/          merged/, merge.json, *.gguf, export.json, adapter-vllm/ where vLLM needs its own form
+    export/          merged/, merge.json, *.gguf, export.json, adapter-vllm/ where vLLM needs its own form, Modelfile,
+                     commands.json; .next/ while an export is made
     report.html      the page
 
 Every file appears whole or not at all: it is written under a temporary name, flushed to the disk, and renamed. A stage
@@ -71,6 +72,7 @@ class RunDir:
             write_text(run.recipe_file, dump_recipe(recipe))
         except OSError as error:
             raise RunError(f"{path}: cannot be written: {error.strerror}", "choose another --out") from error
+        run.heal()
         return run
 
     @classmethod
@@ -83,7 +85,16 @@ class RunDir:
         run = cls(path)
         if not run.recipe_file.exists():
             raise RunError(f"{path}: no run here (no recipe.yaml)", "start one with: tunesmith run RECIPE")
+        run.heal()
         return run
+
+    def heal(self) -> None:
+        """Finish what an earlier call was killed in the middle of: renames, and the books of an export that is in its place."""
+        heal_directory(self.adapter)
+        published = finish_publishing(self.export)
+        if published is not None:
+            self.mark_done("export", published, 0.0, 0)
+            end_publishing(self.export)
 
     def tokens(self, part: str) -> Path:
         """Rendered rows of train or dev, a memory-mapped Arrow file."""
@@ -192,21 +203,95 @@ def writing_rows(path: Path) -> Iterator[Callable[[Iterable[dict[str, Any]]], No
 
 @contextmanager
 def whole_directory(target: Path) -> Iterator[Path]:
-    """A directory to fill that takes ``target``'s place when the block ends well, and vanishes when it does not."""
+    """A directory to fill that takes ``target``'s place when the block ends well, and vanishes when it does not.
+
+    A directory that holds files cannot be renamed over another. So the old one is renamed aside, the new one in, and only
+    then the old one removed; a kill between the two renames leaves the old one aside, where ``heal_directory`` finds it.
+    """
+    heal_directory(target)
     temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as opened:
-                    os.fsync(opened.fileno())
+        flush(temporary)
         if target.exists():
-            shutil.rmtree(target)
+            target.replace(_aside(target))
         temporary.replace(target)
+        shutil.rmtree(_aside(target), ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        heal_directory(target)
+
+
+def heal_directory(target: Path) -> None:
+    """Undo or finish a ``whole_directory`` that was killed: the old one comes back where the new one is not there."""
+    if _aside(target).exists():
+        if target.exists():
+            shutil.rmtree(_aside(target))
+        else:
+            _aside(target).replace(target)
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
+
+
+def flush(path: Path) -> None:
+    """Wait until the disk has a file, or every file of a directory."""
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file() and not file.is_symlink():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+
+
+NEXT, READY, PREVIOUS = ".next", ".ready", ".previous"
+JOURNAL = "whole.json"
+
+
+def publish(directory: Path, key: str) -> None:
+    """Put what was staged in ``directory/.next`` in the place of all that ``directory`` holds.
+
+    One rename decides: before it the old content stands, after it the new one does, and ``finish_publishing`` moves it in,
+    now or when the run is opened next. The journal, which says what belongs to the new content, stays until
+    ``end_publishing``, so that the books can be mended too.
+    """
+    staged = directory / NEXT
+    write_json(staged / JOURNAL, {"key": key, "names": sorted(entry.name for entry in staged.iterdir())})
+    flush(staged)
+    staged.replace(directory / READY)
+    finish_publishing(directory)
+
+
+def finish_publishing(directory: Path) -> str | None:
+    """Move in what was published, whatever moves are done already.
+
+    Each move takes a name out of ``.ready`` for good, so a name that is not there is in its place, and the order of the
+    moves does not matter. What the new content does not name goes first: it speaks of files that are about to change.
+
+    Returns:
+        The key of the journal; None where nothing was published since ``end_publishing``.
+    """
+    ready, previous = directory / READY, directory / PREVIOUS
+    if not (ready / JOURNAL).exists():
+        return None
+    journal = read_json(ready / JOURNAL)
+    previous.mkdir(exist_ok=True)
+    for entry in sorted(directory.iterdir()):
+        if entry.name not in {READY, NEXT, PREVIOUS, *journal["names"]}:
+            entry.replace(previous / entry.name)
+    for name in journal["names"]:
+        if (ready / name).exists():
+            if (directory / name).exists():
+                (directory / name).replace(previous / name)
+            (ready / name).replace(directory / name)
+    shutil.rmtree(previous)
+    return journal["key"]
+
+
+def end_publishing(directory: Path) -> None:
+    """Forget the journal, once what was published is in the books."""
+    shutil.rmtree(directory / READY, ignore_errors=True)
 
 
 def package_versions() -> dict[str, str]:

@@ -8,7 +8,7 @@ from scipy import stats as scipy_stats
 from tunesmith.errors import RunError
 from tunesmith.evaluate import resample, stats
 from tunesmith.evaluate.compare import Comparison, compare, figure_with_interval
-from tunesmith.evaluate.gate import EXIT_CODES, decide, is_borderline, rows_to_settle, verdict
+from tunesmith.evaluate.gate import EXIT_CODES, NOT_TRAINED, decide, is_borderline, rows_to_settle, verdict
 from tunesmith.evaluate.metrics import Metric
 
 YES_NO = Metric("exact_match", lambda answer, reference: {"score": 1.0}, None, "score", True)
@@ -94,6 +94,18 @@ def _arms():
         "tuned": _outputs([1] * 95 + [0] * 5),
         "deployed": _outputs([0] * 2 + [1] * 88 + [0] * 10),
     }
+
+
+def test_a_deployed_form_that_failed_parity_outranks_every_other_verdict():
+    failed = {"form": "Q4_K_M", "deployable": False, "reason": "adapter: the adapter has no effect in this form"}
+    hopeless = {**_arms(), "deployed": _outputs([0] * 100)}
+    for arms in (_arms(), hopeless):
+        result = verdict(arms, "few_shot", YES_NO, 0.05, parity=failed)
+        assert (result["verdict"], result["exit_code"]) == (NOT_TRAINED, 14) and result["parity"] == failed
+        assert "Q4_K_M failed parity (adapter: the adapter has no effect" in result["reason"]
+        assert not result["borderline"] and "tunesmith parity" in result["advice"][0]
+        same = verdict(arms, "few_shot", YES_NO, 0.05, parity={**failed, "deployable": True})
+        assert same["verdict"] == verdict(arms, "few_shot", YES_NO, 0.05)["verdict"] != NOT_TRAINED
 
 
 def test_verdict_is_on_the_deployed_arm_against_the_prompt_chosen_on_dev():

@@ -43,6 +43,8 @@ def folder(tmp_path):
             'doc_to_choice: "{{choices}}"\n', ""
         )
     )
+    sampled = (tmp_path / "written.yaml").read_text().replace("task: written", "task: sampled")
+    (tmp_path / "sampled.yaml").write_text(f"{sampled}generation_kwargs: {{temperature: 0.7, until: []}}\n")
     return tmp_path
 
 
@@ -52,7 +54,7 @@ def _run(model, layers, tokenizer, tasks, folder, limit=None):
 
 def test_loglikelihoods_are_those_of_the_harness(tiny_model, tokenizer):
     theirs = HFLM(pretrained=copy.deepcopy(tiny_model), tokenizer=tokenizer, batch_size=1)
-    mine = ours.ScoringLM(tiny_model, Renderer(tokenizer))
+    mine = ours.InMemoryLM(tiny_model, Renderer(tokenizer))
     pairs = [("A red house", " has a door"), ("", "Nothing before"), ("space at the end ", "moves"), ("A red house", " is\n")]
 
     class Request:
@@ -84,7 +86,7 @@ def test_base_and_tuned_are_paired_by_document(tiny_model, tokenizer, folder):
 
 
 def _accuracy(model, layers, tokenizer, n):
-    lm = ours.ScoringLM(model, Renderer(tokenizer))
+    lm = ours.InMemoryLM(model, Renderer(tokenizer))
 
     class Request:
         def __init__(self, *args):
@@ -100,9 +102,56 @@ def _accuracy(model, layers, tokenizer, n):
     return right / n
 
 
+class _Asked:
+    task_name = "t"
+
+    def __init__(self, context, **options):
+        self.args = (context, options)
+
+
+def test_writing_is_that_of_the_harness(tiny_model, tokenizer):
+    """Stop texts that the model does write, of one and of several tokens, contexts that are cut, several budgets."""
+    theirs = HFLM(pretrained=copy.deepcopy(tiny_model), tokenizer=tokenizer, batch_size=1)
+    mine = ours.InMemoryLM(tiny_model, Renderer(tokenizer))
+    contexts = ["A red house", "Colour 1? Answer:", "Once", "a b " * 600]
+    free = mine.generate_until([_Asked(text, until=[], max_gen_toks=20) for text in contexts])
+    assert len(set(free)) == 4 and all(len(text) > 8 for text in free)
+    inside = [free[0][5:7], free[1][6:12]]
+    asked = [_Asked(text, until=inside, max_gen_toks=20) for text in contexts]
+    asked += [_Asked(text, until=inside[0], max_new_tokens=7, do_sample=False) for text in contexts]
+    expected = theirs.generate_until(asked, disable_tqdm=True)
+    assert mine.generate_until(asked) == expected
+    assert expected[0] != free[0] and expected[1] != free[1] and free[0].startswith(expected[0])
+
+
+def test_a_row_stops_where_its_text_ends(tiny_model, tokenizer, monkeypatch):
+    """What is behind the stop text is not decoded first and cut then."""
+    lm = ours.InMemoryLM(tiny_model, Renderer(tokenizer))
+    (free,) = lm.generate_until([_Asked("A red house", until=[], max_gen_toks=20)])
+    decoded = []
+    greedy = ours.greedy
+    monkeypatch.setattr(ours, "greedy", lambda *given: [decoded.append(one) or one for one in greedy(*given)])
+    (cut,) = lm.generate_until([_Asked("A red house", until=[free[4:6]], max_gen_toks=20)])
+    assert cut == free[: free.index(free[4:6])] and len(decoded[0].ids) < 20
+
+
+def test_a_task_that_lets_the_model_write_is_paired(tiny_model, tokenizer, folder):
+    layers = add_lora(tiny_model, Lora(r=4, alpha=8, dropout=0.0), seed=0)
+    (same,) = _run(tiny_model, layers, tokenizer, ("written",), folder, limit=3)
+    assert (same["name"], same["n"], same["difference"]) == ("lm_eval:written", 3, 0.0)
+
+
 def test_what_cannot_run_is_named(tiny_model, tokenizer, folder):
     layers = add_lora(tiny_model, Lora(r=2, alpha=4, dropout=0.0), seed=0)
-    with pytest.raises(RecipeError, match="written lets the model write"):
-        _run(tiny_model, layers, tokenizer, ("written",), folder)
+    with pytest.raises(RecipeError, match=r"sampled samples \(do_sample None, temperature 0.7\); only greedy"):
+        _run(tiny_model, layers, tokenizer, ("sampled",), folder)
+    lm = ours.InMemoryLM(tiny_model, Renderer(tokenizer))
+    for options, told in (
+        ({"do_sample": True}, "t samples"),
+        ({"num_beams": 4}, "num_beams, which is not known here"),
+        ({"max_gen_toks": 1024}, "max_gen_toks 1024 fills the model's context of 1024"),
+    ):
+        with pytest.raises(RecipeError, match=told):
+            lm.generate_until([_Asked("a", **options)])
     with pytest.raises(RecipeError, match="none is no directory"):
         _run(tiny_model, layers, tokenizer, ("colours",), folder / "none")

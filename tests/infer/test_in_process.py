@@ -4,6 +4,7 @@ import torch
 from tiny_families import TINY, random_model
 from tunesmith.chat.render import Renderer
 from tunesmith.errors import RunError
+from tunesmith.infer.decode import PACK, Ending, _packs, greedy
 from tunesmith.infer.in_process import InProcessEngine
 from tunesmith.infer.shared_prefix import common_beginning
 
@@ -50,6 +51,25 @@ def test_prompt_that_exceeds_the_context(tiny_model, tokenizer):
         InProcessEngine(tiny_model, Renderer(tokenizer), 2).generate(_prompts("word " * 1100), 4, lambda _: None)
 
 
+def test_packs_are_bounded_and_keep_the_order():
+    lengths = [5, 700, 900, 1000, 1048, 3000, 10]
+    packs = _packs(lengths)
+    assert [row for pack in packs for row in pack] == list(range(7))
+    assert all(sum(lengths[row] for row in pack) <= PACK or len(pack) == 1 for pack in packs)
+    assert packs == [[0, 1, 2], [3, 4], [5], [6]]
+
+
+def test_memory_of_reading_is_that_of_a_pack(tiny_model, monkeypatch):
+    """No tensor of a forward pass is larger for 24 rows of different lengths than a pack allows."""
+    monkeypatch.setattr("tunesmith.infer.decode.PACK", 64)
+    prompts = [torch.randint(3, 290, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in range(5, 53, 2)]
+    read = []
+    for module in tiny_model.modules():
+        module.register_forward_hook(lambda _m, _i, out: read.append(out.shape[:-1].numel()) if torch.is_tensor(out) else None)
+    greedy(tiny_model, prompts, Ending(2, (300,)), 24)
+    assert 48 < max(read) <= 64  # padded to a rectangle: 24 x 51
+
+
 def test_common_prefix_leaves_a_token_of_each():
     assert common_beginning([[1, 2, 3], [1, 2, 3]]) == 2
     assert common_beginning([[1, 2], [1, 2, 3], [1, 4]]) == 1
@@ -73,8 +93,13 @@ class _Ids:
 
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("shared", [22, 0])
-def test_every_family_decodes_as_stock(name, shared):
-    """Sliding windows shorter than the shared beginning, soft-capped scores, sinks, layers that read others' keys."""
+def test_every_family_decodes_as_stock(name, shared, monkeypatch):
+    """Sliding windows shorter than the shared beginning, soft-capped scores, sinks, layers that read others' keys.
+
+    Two packs of which one is longer than it should be, and two bins.
+    """
+    monkeypatch.setattr("tunesmith.infer.decode.PACK", 24)
+    monkeypatch.setattr("tunesmith.infer.row_cache.BIN_COST", 0)
     model = random_model(TINY[name].config)
     generator = torch.Generator().manual_seed(1)
     prefix = torch.randint(3, 290, (shared,), generator=generator).tolist()

@@ -1,4 +1,7 @@
+import copy
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -56,6 +59,33 @@ def test_what_is_common_runs_once():
     # Three questions once each, the fed tokens of the choices of five, and the long continuation; not the header.
     assert fed == (9 + 16 + 23) + 3 * 4 + 2 * 2 + 29
     assert sum(len(pack.looked) for pack in packs) == 3 * (1 + 4) + 2 + 29
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("header", [HEADER, []], ids=["header", "no header"])
+@pytest.mark.parametrize("tail", [4, 1, 0])
+def test_what_all_choices_begin_with_runs_once(tiny_model, header, tail):
+    context, stem = header + _ids(12, 0), _ids(6, 1)
+    pairs = [(context, stem + _ids(n, 2 + n)) for n in (tail, 3, 5)] + [(header + _ids(10, 9), _ids(4, 8))]
+    (pack,) = _packs(pairs, len(header))
+    shared = 6 if tail else 5  # a token of each choice is left
+    own = sum(len(said) - shared - 1 for _, said in pairs[:3])
+    assert len(pack.ids) == 12 + shared + own + 10 + 3 and len(pack.looked) == 1 + shared + own + 1 + 3
+    for (asked, said), found in zip(pairs, continuation_logprobs(tiny_model, pairs), strict=True):
+        assert found.logprob == pytest.approx(float(_stock(tiny_model, asked, said)[0].sum()), abs=1e-4)
+
+
+def test_the_head_is_compared_once_a_model_and_no_model_is_kept(tiny_model):
+    model = copy.deepcopy(tiny_model)
+    asked = []
+    model.register_forward_pre_hook(lambda *_: asked.append(1))  # the scoring itself asks the decoder, not the model
+    for _ in range(3):
+        continuation_logprobs(model, [([3], [4])])
+    assert len(asked) == 1
+    kept = weakref.ref(model)
+    del model
+    gc.collect()
+    assert kept() is None
 
 
 @torch.no_grad()
@@ -119,6 +149,7 @@ def test_engine_scores_an_answer_as_it_is_trained(tiny_model, tokenizer):
 def test_refused(tiny_model):
     with pytest.raises(RunError, match="pair 1: 1000 tokens of context and 26 of continuation exceed the model's 1024"):
         continuation_logprobs(tiny_model, [([3], [4]), ([3] * 1000, [4] * 26)])
+    tiny_model = copy.deepcopy(tiny_model)  # a model is compared once
     head = tiny_model.lm_head
     forward = type(tiny_model).forward
 

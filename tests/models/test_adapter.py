@@ -1,8 +1,24 @@
+import json
+import shlex
+import subprocess
+import sys
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from tunesmith.errors import ModelError
-from tunesmith.models.adapter import WEIGHTS, adapter_state, load_adapter_state, read_adapter, read_scale, save_adapter
+from tunesmith.errors import ExportError, ModelError
+from tunesmith.export.merge import merge, read_updates
+from tunesmith.models.adapter import (
+    CONFIG,
+    WEIGHTS,
+    adapter_state,
+    load_adapter_state,
+    read_adapter,
+    read_adapter_config,
+    read_scale,
+    save_adapter,
+)
 from tunesmith.models.load import load_model
 from tunesmith.models.swap import add_lora
 from tunesmith.recipe import Lora
@@ -51,3 +67,90 @@ def test_round_trip_and_what_does_not_fit(tiny_model, tiny_dir, tmp_path, use_do
     (tmp_path / WEIGHTS).unlink()
     with pytest.raises(ModelError, match=r"no adapter_model\.safetensors"):
         read_adapter(tmp_path)
+
+
+@pytest.fixture
+def written(tiny_model, tmp_path):
+    layers = add_lora(tiny_model, Lora(r=4), seed=0)
+    for layer in layers.values():
+        layer.lora_B.data.normal_(std=0.05)
+    save_adapter(tmp_path, layers, Lora(r=4), "base")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "lora.pt", "x.ckpt", "x.pkl"])
+def test_a_pickle_is_refused_and_the_command_in_the_hint_converts_it(written, name):
+    expected = load_file(written / WEIGHTS)
+    torch.save(expected, written / name)
+    (written / WEIGHTS).unlink()
+    for place in (written, written / name):
+        with pytest.raises(ModelError, match=f"{name}: a pickle") as caught:
+            read_adapter(place)
+    _, change, convert = (line.strip() for line in caught.value.hint.splitlines())
+    assert change == f"cd {written}"
+    if name == "adapter_model.bin":
+        subprocess.run([sys.executable, *shlex.split(convert)[1:]], cwd=written, check=True)
+        assert all(torch.equal(tensor, expected[key]) for key, tensor in read_adapter(written).items())
+
+
+def test_factors_that_are_no_numbers_or_zero_or_apart_are_refused_by_name(written):
+    state = load_file(written / WEIGHTS)
+    first, second = (key for key in state if "layers.0.self_attn.q_proj" in key)
+    for value, error, words in [
+        (float("nan"), ModelError, rf"NaN or infinity in 1 of {len(state)} tensors: {second}"),
+        (float("inf"), ModelError, "NaN or infinity"),
+        (0.0, ExportError, r"layers.0.self_attn.q_proj.weight: merging changes nothing: lora_A or lora_B is zero in 1 of 14"),
+    ]:
+        save_file({**state, second: torch.full_like(state[second], value)}, written / WEIGHTS)
+        with pytest.raises(error, match=words):
+            read_updates(written)
+    for changed, words in [
+        ({key: tensor for key, tensor in state.items() if key != first}, "q_proj lacks lora_A.weight"),
+        ({**state, first: state[first][:2].clone()}, r"q_proj has A \(2, 64\) and B \(64, 4\)"),
+        ({**state, first: torch.ones(4, 64, dtype=torch.int8)}, "int8, expected floating point"),
+        ({**state, "base_model.model.lm_head.weight": torch.ones(2, 2)}, "lm_head.weight lacks lora_A"),
+    ]:
+        save_file(changed, written / WEIGHTS)
+        with pytest.raises(ModelError, match=words):
+            read_updates(written)
+
+
+def test_a_forged_adapter_file_is_an_error(written):
+    raw = (written / WEIGHTS).read_bytes()
+    (written / WEIGHTS).write_bytes(raw[:-1])
+    with pytest.raises(ModelError, match="not a whole safetensors file: the tensors end at byte"):
+        read_adapter(written)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
+        ({"r": 0}, "r is 0"),
+        ({"lora_alpha": None}, "lora_alpha None"),
+        ({"modules_to_save": ["lm_head"], "bias": "all"}, "asks for modules_to_save, bias, which"),
+        ({"rank_pattern": {"q_proj": 8}}, "asks for rank_pattern"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is pissa_niter_4"),
+    ],
+)
+def test_what_we_would_not_apply_is_refused(written, changes, words):
+    config = json.loads((written / CONFIG).read_text())
+    assert read_adapter_config(written) == config
+    (written / CONFIG).write_text(json.dumps({**config, **changes}))
+    with pytest.raises(ModelError, match=words):
+        read_updates(written)
+
+
+def test_the_configuration_that_peft_writes_is_read(tiny_dir, tmp_path):
+    import peft
+
+    model = peft.get_peft_model(load_model(tiny_dir, "fp32"), peft.LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj"]))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.1)
+    model.save_pretrained(tmp_path / "peft")
+    merge(tiny_dir, tmp_path / "peft", tmp_path / "merged")
+    ids = torch.randint(5, 49000, (2, 11))
+    with torch.no_grad():
+        merged = load_model(tmp_path / "merged", "fp32")(ids).logits
+        torch.testing.assert_close(merged, model.eval()(ids).logits, rtol=1e-4, atol=1e-4)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Ll
 from tiny_families import SMALL, TINY, random_model
 from tunesmith import hardware
 from tunesmith.errors import ModelError
-from tunesmith.export.gguf import convert
+from tunesmith.export.convert import convert
 from tunesmith.models import gguf_file
 from tunesmith.models.gguf_file import convert_gguf
 

@@ -259,7 +259,7 @@ def test_no_checkpoint_a_torn_file_and_an_unknown_quantisation(tied, tmp_path):
     torn = _rewrite(tied, tmp_path / "torn", _tensors(tied))
     data = (torn / "model.safetensors").read_bytes()
     (torn / "model.safetensors").write_bytes(data[: len(data) // 2])
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(ModelError, match="not a whole safetensors file"):
         load_nf4(torn)
     other = _rewrite(tied, tmp_path / "gptq", _tensors(tied))
     config = json.loads((other / "config.json").read_text())

@@ -17,6 +17,7 @@ from tunesmith.api.curve import share_of
 from tunesmith.api.engines import engine_of
 from tunesmith.api.evaluation import Evaluation, _held_to
 from tunesmith.api.examples import _refuse_left_out
+from tunesmith.api.export import context_of
 from tunesmith.api.judging import make_judge
 from tunesmith.api.merged import merge_adapter
 from tunesmith.api.seeds import seed_recipes
@@ -45,6 +46,7 @@ from tunesmith.models.load import find_model, load_model
 from tunesmith.models.precision import precision
 from tunesmith.models.swap import add_lora
 from tunesmith.recipe import Judge, Recipe, dump_recipe, load_recipe
+from tunesmith.rundir import write_json
 from tunesmith.track import MetricsLog, read_metrics
 from tunesmith.train import loop
 from tunesmith.train.documents import make_documents
@@ -186,26 +188,21 @@ def _downloads(recipe, tmp):
 
 
 def _exported(recipe, tmp):
+    """The plan that an export carries out."""
+    return api.export(api.open_run(tmp / "toy.yaml", tmp / "run"), dry_run=True)
+
+
+def _context(recipe, tmp):
     run = api.open_run(tmp / "toy.yaml", tmp / "run")
-    written = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "key_of", lambda stage: "x")
-        patch.setattr("tunesmith.api.verbs.merge_adapter", lambda _: None)
-        patch.setattr("tunesmith.export.gguf.convert", lambda model, target: (run.export.mkdir(exist_ok=True), target.touch()))
-        patch.setattr("tunesmith.export.gguf.describe", lambda _: {"bytes": 1, "bits_per_weight": 1.0})
-        patch.setattr(
-            "tunesmith.export.gguf.quantize", lambda s, t, kind: written.append(kind) or {"bytes": 1, "bits_per_weight": 1.0}
-        )
-        api.export(run)
-    return written
+    write_json(run.data / "rendered.json", {"longest": 40, "max_new_tokens": 10})
+    return context_of(run, recipe)
 
 
 def _merged_into(recipe, tmp):
     asked = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tunesmith.export.merge.merge", lambda *a: asked.append(a[4]) or Merged(a[4], "float32", 1, 1, 0))
-        patch.setattr("tunesmith.export.adapter.write_vllm_adapter", lambda *_: None)
-        merge_adapter(api.open_run(tmp / "toy.yaml", tmp / "run"))
+        patch.setattr("tunesmith.export.merge.merge", lambda *a, **_: asked.append(a[4]) or Merged(a[4], "float32", 1, 1, 0))
+        merge_adapter(api.open_run(tmp / "toy.yaml", tmp / "run"), tmp)
     return asked
 
 
@@ -430,6 +427,9 @@ OBSERVE = {
     "evaluate.forgetting.limit": (9, _forgotten),
     "export.merge_into": ("original", _merged_into),
     "export.gguf": (["F16", "Q8_0"], _exported),
+    "export.imatrix": (True, _exported),
+    "export.lora_gguf": (True, _exported),
+    "export.num_ctx": (512, _context),
 }
 
 

@@ -227,7 +227,7 @@ def _at_hand(recipe: Recipe) -> Path | str:
     if recipe.model.endswith(".gguf"):
         if not path.is_file():
             raise ModelError(f"{path}: no such model file", "check the path; it is relative to the recipe file")
-        directory = hardware.cache_dir() / "models" / sha256_file(path)[:16]
+        directory = hardware.converted_model(sha256_file(path))
         return directory if (directory / "config.json").exists() else f"{path.name} has not been converted yet"
     if path.is_absolute():
         if not (path / "config.json").exists():

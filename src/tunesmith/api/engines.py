@@ -42,14 +42,21 @@ class Loaded:
 
 
 def load(recipe: Recipe, adapter: Path | None) -> Loaded:
-    """The base model, with the adapter of a directory on it where one is given."""
+    """The base model, with the adapter of a directory on it where one is given.
+
+    Raises:
+        ModelError: the adapter was trained on another base.
+    """
     from tunesmith.models.adapter import load_adapter_state, read_adapter
     from tunesmith.models.device import best_device
+    from tunesmith.models.identity import refuse_other_base
     from tunesmith.models.load import load_model
     from tunesmith.models.precision import precision
     from tunesmith.models.swap import add_lora
 
     directory, made = renderer(recipe)
+    if adapter is not None:
+        refuse_other_base(adapter, directory)
     base, compute = precision(recipe.base, recipe.train.compute, directory)
     model = load_model(directory, compute, base, best_device(), recipe.per_layer_embeddings)
     layers = {}

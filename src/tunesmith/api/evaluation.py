@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.api.engines import base_key, engine_of, external, in_process, open_writer
 from tunesmith.api.forgetting import forgetting
 from tunesmith.api.judging import comparing, judge_arms, make_judge
+from tunesmith.api.parity import deployed_parity
 from tunesmith.api.stage import stage
 from tunesmith.errors import DataError, RecipeError, RunError
 from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, Recipe
@@ -201,6 +202,7 @@ def verdict(run: RunDir) -> dict[str, Any]:
         _groups(run, recipe),
         forgotten,
         read_seeds(run),
+        deployed_parity(run),
     )
     result["selection"] = choice
     result["judge"] = judge

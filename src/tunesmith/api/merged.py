@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 ROOM = 1.5  # of a dense model's bytes: weights, activations of one pack and what the loader holds on the way
 
 
-def merge_adapter(run: RunDir) -> None:
-    """Write ``export/merged/`` and ``export/merge.json``, and ``export/adapter-vllm/`` where it differs from ``adapter/``.
+def merge_adapter(run: RunDir, directory: Path) -> dict[str, Any]:
+    """Write ``directory/merged/``.
+
+    Returns:
+        What was merged into what, as JSON.
 
     Raises:
         ExportError: as ``export.merge.merge``.
@@ -33,17 +36,41 @@ def merge_adapter(run: RunDir) -> None:
     from tunesmith.export.merge import merge
 
     recipe = run.recipe()
-    directory, made = renderer(recipe)
-    held = held_in_nf4(directory, recipe.base == "nf4", recipe.per_layer_embeddings == "nf4")
-    merged = merge(directory, run.adapter, run.merged, held, recipe.export.merge_into, recipe.towers, made.template)
+    base, made = renderer(recipe)
+    held = held_in_nf4(base, recipe.base == "nf4", recipe.per_layer_embeddings == "nf4")
+    into, towers = recipe.export.merge_into, recipe.towers
+    stops = tuple(made.stop_ids)
+    merged = merge(base, run.adapter, directory / "merged", held, into, towers, made.template, stop_ids=stops)
     say(f"export: merged {merged.targets} weights into the {_base(merged.into, merged.dequantized)}, {merged.dtype}")
-    facts = merged.facts()
+    return merged.facts()
+
+
+def measure_merge(run: RunDir, directory: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Write ``directory/merge.json``: the facts of the merge there, and with ``base: nf4`` the dev loss of both merges."""
+    recipe = run.recipe()
     if recipe.base == "nf4":
-        losses = _dev_losses(run, recipe, directory, merged.dtype, merged.nbytes)
-        facts |= {"dev_loss": losses, "told": _told(losses, "32-bit" if merged.dtype == "float32" else "16-bit")}
+        losses = _dev_losses(run, recipe, directory, facts["dtype"], facts["nbytes"])
+        facts = {**facts, "dev_loss": losses, "told": _told(losses, "32-bit" if facts["dtype"] == "float32" else "16-bit")}
         say(f"export: {facts['told']}")
-    write_json(run.export / "merge.json", facts)
-    _write_for_vllm(run, recipe, directory)
+    write_json(directory / "merge.json", facts)
+    return facts
+
+
+def write_for_vllm(run: RunDir, directory: Path) -> None:
+    """Write ``directory/adapter-vllm/`` where it differs from ``adapter/`` and vLLM takes such an adapter.
+
+    Raises:
+        ExportError: as ``export.adapter.write_vllm_adapter``.
+    """
+    from tunesmith.export.adapter import LARGEST_RANK, write_vllm_adapter
+
+    recipe = run.recipe()
+    if recipe.lora.use_dora or recipe.lora.r > LARGEST_RANK:
+        return
+    doubled = write_vllm_adapter(renderer(recipe)[0], run.adapter, directory / "adapter-vllm")
+    if doubled is not None:
+        repeated = f"k_proj repeated under v_proj in {doubled} layers, " if doubled else ""
+        say(f"export: adapter for vLLM ({repeated}names of the checkpoint)")
 
 
 def _base(into: str, dequantized: int) -> str:
@@ -52,32 +79,21 @@ def _base(into: str, dequantized: int) -> str:
     return "dequantised base" if dequantized else "base"
 
 
-def _write_for_vllm(run: RunDir, recipe: Recipe, directory: Path) -> None:
-    from tunesmith.export.adapter import LARGEST_RANK, write_vllm_adapter
-
-    if recipe.lora.use_dora or recipe.lora.r > LARGEST_RANK:
-        return  # vLLM takes such an adapter in no form
-    target = run.export / "adapter-vllm"
-    doubled = write_vllm_adapter(directory, run.adapter, target)
-    if doubled is not None:
-        repeated = f"k_proj repeated under v_proj in {doubled} layers, " if doubled else ""
-        say(f"export: adapter for vLLM in {target} ({repeated}names of the checkpoint)")
-
-
-def _dev_losses(run: RunDir, recipe: Recipe, directory: Path, dtype: str, nbytes: int) -> dict[str, float | None]:
+def _dev_losses(run: RunDir, recipe: Recipe, exported: Path, dtype: str, nbytes: int) -> dict[str, float | None]:
     """Mean dev loss in nats a supervised token: merged both ways, and the adapter as it was trained; None: not measured."""
     from tunesmith.export.base import held_in_nf4, read_stored
     from tunesmith.export.merge import merge
     from tunesmith.models.precision import precision
 
+    directory, _ = renderer(recipe)
     _, compute = precision(recipe.base, recipe.train.compute, directory)
     device = _place(nbytes // (4 if dtype == "float32" else 2) * (4 if compute == "fp32" else 2))
     losses: dict[str, float | None] = dict.fromkeys(("trained", "original"))
     if device is not None:
         into = recipe.export.merge_into
-        losses[into] = _dev_loss(run, recipe, run.merged, compute, device, with_adapter=False)
+        losses[into] = _dev_loss(run, recipe, exported / "merged", compute, device, with_adapter=False)
         if into == "original":
-            with tempfile.TemporaryDirectory(dir=run.export, prefix=".trained-") as temporary:
+            with tempfile.TemporaryDirectory(dir=exported, prefix=".trained-") as temporary:
                 other = Path(temporary) / "merged"
                 held = held_in_nf4(directory, True, recipe.per_layer_embeddings == "nf4")
                 merge(directory, run.adapter, other, held, "trained", "drop")

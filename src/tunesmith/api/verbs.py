@@ -9,21 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.api.curve import learning_curve
-from tunesmith.api.engines import gguf_path, in_process
+from tunesmith.api.engines import in_process
 from tunesmith.api.evaluation import evaluate, verdict
 from tunesmith.api.examples import data, render
-from tunesmith.api.merged import merge_adapter
+from tunesmith.api.export import export
+from tunesmith.api.parity import parity
 from tunesmith.api.seeds import seeds
 from tunesmith.api.stage import renderer, stage
 from tunesmith.errors import RunError
 from tunesmith.recipe import load_recipe
-from tunesmith.rundir import (
-    RunDir,
-    fingerprint,
-    read_json,
-    whole_directory,
-    write_json,
-)
+from tunesmith.rundir import RunDir, fingerprint, read_json, whole_directory
 from tunesmith.track import MetricsLog, say, write_csv
 
 
@@ -42,6 +37,7 @@ def train(run: RunDir) -> None:
     from tunesmith.models.adapter import load_adapter_state, read_adapter, save_adapter
     from tunesmith.models.device import best_device, device_name
     from tunesmith.models.fuse import fuse
+    from tunesmith.models.identity import base_identity, commit_of, write_identity
     from tunesmith.models.load import head_weight, load_model
     from tunesmith.models.precision import precision
     from tunesmith.models.swap import add_lora
@@ -85,7 +81,8 @@ def train(run: RunDir) -> None:
         trained = fit(model, layers, documents["train"], steps, documents["dev"], recipe, run.checkpoints, metrics, key)
         load_adapter_state(layers, read_adapter(trained.checkpoint))
         with whole_directory(run.adapter) as temporary:
-            save_adapter(temporary, layers, recipe.lora, recipe.model)
+            save_adapter(temporary, layers, recipe.lora, recipe.model, commit_of(directory))
+            write_identity(temporary, base_identity(directory, made.template))
         write_csv(run.metrics_file, run.metrics_file.with_suffix(".csv"))
         best = min(trained.progress.dev_losses, key=lambda entry: entry[1])
         facts = {
@@ -102,29 +99,20 @@ def train(run: RunDir) -> None:
         say(f"train: best dev loss {best[1]:.4f} at step {best[0]} of {len(steps)}, {trained.tokens_per_second:,.0f} tokens/s")
 
 
-def export(run: RunDir) -> None:
-    """Merge the adapter and write the GGUF files of the recipe."""
-    from tunesmith.export import gguf
+def accept_base(run: RunDir) -> str:
+    """Write down that the run's adapter is meant for the base that the recipe names now. Returns the base's sha256.
 
-    recipe = run.recipe()
-    key = fingerprint(run.key_of("train"), recipe.export.model_dump(), recipe.towers)
-    with stage(run, "export", key) as needed:
-        if not needed:
-            return
-        merge_adapter(run)
-        f16 = gguf_path(run, "F16")
-        say("export: converting to GGUF (F16) with llama.cpp's converter")
-        gguf.convert(run.merged, f16)
-        files = {"F16": gguf.describe(f16)}
-        for file_type in recipe.export.gguf:
-            if file_type != "F16":
-                files[file_type] = gguf.quantize(f16, gguf_path(run, file_type), file_type)
-        if "F16" not in recipe.export.gguf:
-            f16.unlink()
-            del files["F16"]
-        write_json(run.export / "export.json", files)
-        for file_type, facts in files.items():
-            say(f"export: {file_type} {facts['bytes'] / 1e6:.0f} MB, {facts['bits_per_weight']:.2f} bits a weight")
+    Raises:
+        RunError: nothing was trained yet.
+    """
+    from tunesmith.models.identity import accept_base as accept
+    from tunesmith.models.identity import base_identity
+
+    run.key_of("train")
+    directory, made = renderer(run.recipe())
+    identity = base_identity(directory, made.template)
+    accept(run.adapter, identity)
+    return str(identity["sha256"])
 
 
 def report(run: RunDir) -> Path:
@@ -148,6 +136,7 @@ def run(directory: RunDir) -> dict[str, Any]:
     if tuned:
         evaluate(directory, tuned)
     export(directory)
+    parity(directory)
     if "deployed" in arms:
         evaluate(directory, ("deployed",))
     seeds(directory)

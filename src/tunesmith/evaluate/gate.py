@@ -1,8 +1,9 @@
 """The verdict: is the tuned model, in the form it will be deployed in, worth it over the best prompt?
 
 The gain is the paired difference on the sealed test part, with an interval [low, high] (``compare.py`` says which).
-Five verdicts, decided in this order by nothing but these numbers, ``task.min_gain`` and the forgetting suite:
+Six verdicts, decided in this order by nothing but these numbers, ``task.min_gain``, the forgetting suite and parity:
 
+    not the model that was trained   the deployed form failed parity (``export/parity.json``), where that was measured
     deploy                    gain >= min_gain and low > 0: better for certain, and by enough
     regression                the same, but general skills were lost (``forgetting.json``)
     not better                high < min_gain and gain <= 0: a worthwhile gain is ruled out, and there is none
@@ -14,6 +15,9 @@ The best prompt arm was chosen on dev. When no deployed arm was scored the verdi
 **One comparison decides**, named before the test part was read: the candidate against the best prompt. Its interval needs no
 correction. The other arms are shown beside it; their p-values are adjusted for their number (Holm), since the eye looks for
 the best of them.
+
+**A deployed form that failed parity** outranks every other verdict: its answers, good or bad, are those of another model than
+the one that was trained, so they decide nothing about training.
 
 **A forgetting suite that cannot tell** is said and does not block, unless it was asked to
 (``evaluate.forgetting.required``): else a probe set that is too small would veto every run.
@@ -35,13 +39,21 @@ from tunesmith.evaluate.arms import Outputs, summary
 from tunesmith.evaluate.compare import Comparison, compare, figure_with_interval, scores
 from tunesmith.evaluate.metrics import HEADLINE, Metric
 
-EXIT_CODES = {"deploy": 0, "prompting is enough": 10, "not better": 11, "too little data to tell": 12, "regression": 13}
+NOT_TRAINED = "not the model that was trained"
+EXIT_CODES = {
+    "deploy": 0,
+    "prompting is enough": 10,
+    "not better": 11,
+    "too little data to tell": 12,
+    "regression": 13,
+    NOT_TRAINED: 14,
+}
 TUNED_ARMS = ("tuned", "tuned_retrieval", "deployed")
 TOO_MANY = 100  # times the rows there are: no number to collect
 
 
 def decide(comparison: Comparison, min_gain: float, forgetting: str | None = None, required: bool = False) -> str:
-    """One of the five verdicts.
+    """One of the five verdicts on the numbers.
 
     Args:
         forgetting: verdict of the forgetting suite, None when it was not run.
@@ -85,6 +97,7 @@ def verdict(
     groups: list[str] | None = None,
     forgetting: dict[str, Any] | None = None,
     seeds: dict[str, Any] | None = None,
+    parity: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything that the terminal and the report print.
 
@@ -95,6 +108,8 @@ def verdict(
         forgetting: ``verdict`` and ``reason`` of the forgetting suite (a regression blocks), and whether "no regression" is
             ``required``.
         seeds: ``runs`` with the ``score`` of the tuned arm of each seed on the same rows, and what else is to be shown.
+        parity: of the deployed form, whether it is ``deployable``, its name (``form``) and the ``reason`` if not; None where
+            that was not measured.
 
     Returns:
         ``verdict, exit_code, reason, candidate, best_prompt, min_gain, n``; ``comparison`` (``Comparison``, candidate against
@@ -102,7 +117,8 @@ def verdict(
         are too few), ``borderline``, ``advice`` (sentences); ``unscored``; ``metric`` and whether it is a ``corpus_metric``;
         ``clusters`` (groups compared, None when each row is its own); ``deployed_loss`` (``Comparison`` of deployed against
         tuned, None without both); ``differ`` (ids of rows ``won`` and ``lost`` against the best prompt, largest difference
-        first, and of rows ``only_tuning`` gets right); ``forgetting``, ``seeds`` as given, the seeds with their ``gains``;
+        first, and of rows ``only_tuning`` gets right); ``forgetting``, ``parity``, ``seeds`` as given, the seeds with their
+        ``gains``;
         ``arms``: of each arm the means of its figures, ``score`` with ``low`` and ``high``, ``unscored``, ``against`` and
         ``totals`` (tokens, seconds, cost).
 
@@ -119,12 +135,14 @@ def verdict(
     comparison = against[candidate]
     forgotten = None if forgetting is None else forgetting["verdict"]
     decision = decide(comparison, min_gain, forgotten, bool(forgetting and forgetting.get("required")))
+    if parity is not None and not parity["deployable"]:
+        decision = NOT_TRAINED
     both = "tuned" in arms and "deployed" in arms
     unsettled = decision == "too little data to tell" and decide(comparison, min_gain) == decision
     result = {
         "verdict": decision,
         "exit_code": EXIT_CODES[decision],
-        "reason": _reason(decision, comparison, candidate, best_prompt, min_gain, forgetting),
+        "reason": _reason(decision, comparison, candidate, best_prompt, min_gain, forgetting, parity),
         "candidate": candidate,
         "best_prompt": best_prompt,
         "min_gain": min_gain,
@@ -133,13 +151,14 @@ def verdict(
         "n_needed": comparison.needed(min_gain),
         "rows_to_settle": rows_to_settle(comparison, min_gain) if unsettled else None,
         "unscored": comparison.unscored,
-        "borderline": is_borderline(comparison, min_gain),
+        "borderline": decision != NOT_TRAINED and is_borderline(comparison, min_gain),
         "metric": metric.name,
         "corpus_metric": metric.corpus is not None,
         "clusters": comparison.units if comparison.units < comparison.n else None,
         "deployed_loss": dataclasses.asdict(compare(arms["deployed"], arms["tuned"], metric, groups)) if both else None,
         "differ": _differ(arms, candidate, best_prompt),
         "forgetting": forgetting,
+        "parity": parity,
         "seeds": None,
         "arms": [_of_arm(name, outputs, metric, groups, against.get(name)) for name, outputs in arms.items()],
     }
@@ -187,7 +206,13 @@ def _differ(arms: dict[str, Outputs], candidate: str, best_prompt: str) -> dict[
 
 
 def _reason(
-    decision: str, c: Comparison, candidate: str, best_prompt: str, min_gain: float, forgetting: dict[str, Any] | None
+    decision: str,
+    c: Comparison,
+    candidate: str,
+    best_prompt: str,
+    min_gain: float,
+    forgetting: dict[str, Any] | None,
+    parity: dict[str, Any] | None,
 ) -> str:
     forgotten, found = (forgetting["verdict"], forgetting["reason"]) if forgetting is not None else (None, "")
     interval = f"95 % interval {100 * c.low:+.1f} to {100 * c.high:+.1f}"
@@ -199,6 +224,7 @@ def _reason(
         "not better": f"a gain of {100 * min_gain:.1f} points is ruled out, and there is none",
         "prompting is enough": f"ahead, but for certain by less than the {100 * min_gain:.1f} points asked for",
         "too little data to tell": f"it can be more or less than the {100 * min_gain:.1f} points asked for",
+        NOT_TRAINED: f"but the form {parity and parity['form']} failed parity ({parity and parity['reason']})",
     }[decision]
     if decision == "too little data to tell" and decide(c, min_gain) == "deploy":
         why = f"{enough}; but whether general skills were lost is not known, and evaluate.forgetting.required asks for it"
@@ -214,6 +240,8 @@ def _reason(
 def _advice(result: dict[str, Any], unsettled: bool) -> list[str]:
     """What would make the verdict surer, a sentence each."""
     sentences: list[str] = []
+    if result["verdict"] == NOT_TRAINED:
+        sentences.append("mend the export, run tunesmith parity, and evaluate the deployed arm again")
     c, min_gain, n = result["comparison"], result["min_gain"], result["n"]
     if unsettled:
         settled, needed = result["rows_to_settle"], result["n_needed"]

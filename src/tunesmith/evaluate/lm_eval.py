@@ -1,16 +1,20 @@
 """Benchmarks of lm-evaluation-harness on the model in memory, base and tuned, paired document by document.
 
-Any task of the harness that scores given answers runs here (multiple choice, log-likelihood, perplexity of documents that
-fit the context): by name, or from a folder of YAML files, which can point at local JSON and then needs no network. The
-model is not loaded again: ``ScoringLM`` answers the harness's requests with our own scoring (``infer/score.py``), which
-computes common beginnings once and never keeps the logits of the vocabulary.
+Any task of the harness runs here that scores given answers (multiple choice, log-likelihood, perplexity of documents that
+fit the context) or lets the model write greedily: by name, or from a folder of YAML files, which can point at local JSON and
+then needs no network. The model is not loaded again: ``InMemoryLM`` answers the harness's requests with our own scoring
+(``infer/score.py``), which computes common beginnings once and never keeps the logits of the vocabulary, and our own
+decoding (``infer/decode.py``), in which a row leaves the batch when it ends.
+
+An answer ends at a stop token of the model, behind a text of the task's ``until``, or after ``max_gen_toks``. Whether such a
+text was written is looked for in the last tokens as text, since its letters may be cut into tokens in several ways.
 
 The harness's own comparison of two models is an unpaired z-test; it finds a real difference of 5 points on 200 documents
 one time in twenty. Here the documents are matched by the harness's hashes of document, prompt and target, and the verdict
 is of non-inferiority like that of every other probe.
 
 Refused: the harness's ``HFLM`` around our model (it pads, and scores every answer with its whole prompt), and tasks that
-let the model write, which ask for a decoder with stop strings: such a task is an error that says so.
+sample: two samples differ without any training, and a pair of them says little. Such a task is an error that says so.
 
 Tokenisation is HFLM's: context and answer are encoded together and cut after the tokens of the context, white space at the
 end of the context goes to the answer, and an empty context is the token that begins a text. Other people's documents hold
@@ -19,7 +23,8 @@ no control token here, whatever they look like.
 Source: ``lm_eval/api/model.py`` and ``lm_eval/evaluator.py`` of lm-evaluation-harness 0.4.13. Extra ``lm-eval``.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +35,7 @@ from tunesmith.chat.render import Renderer
 from tunesmith.chat.vocabulary import START
 from tunesmith.errors import MissingPackage, RecipeError
 from tunesmith.evaluate.forgetting import probe
+from tunesmith.infer.decode import Ending, greedy
 from tunesmith.infer.score import continuation_logprobs
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.swap import without_adapters
@@ -37,6 +43,7 @@ from tunesmith.models.swap import without_adapters
 try:
     from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports] - the extra is not in every environment
     from lm_eval.api.model import LM  # pyright: ignore[reportMissingImports]
+    from lm_eval.models.utils import normalize_gen_kwargs  # pyright: ignore[reportMissingImports]
     from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 except ImportError as error:
     raise MissingPackage(
@@ -44,9 +51,11 @@ except ImportError as error:
     ) from error
 
 Sample = dict[str, Any]
+BATCH = 32  # answers decoded together
+IDLE = {"temperature", "top_p", "top_k"}  # of sampling; a greedy choice does not look at them
 
 
-class ScoringLM(LM):
+class InMemoryLM(LM):
     """The harness's view of a model in memory."""
 
     def __init__(self, model: PreTrainedModel, renderer: Renderer):
@@ -75,16 +84,44 @@ class ScoringLM(LM):
         return [scored.logprob for scored in continuation_logprobs(self._model, pairs)]
 
     def generate_until(self, requests: list[Any]) -> list[str]:
-        """Refused.
+        """What the model writes behind each context, up to and without the first of the task's stop texts.
+
+        A context that leaves no room for ``max_gen_toks`` loses its oldest tokens, as in the harness.
 
         Raises:
-            RecipeError: always.
+            RecipeError: a task that samples, an option that is not known here, or no room for a context.
         """
-        task = requests[0].task_name
-        raise RecipeError(
-            f"evaluate.forgetting.tasks: {task} lets the model write; only tasks that score given answers run here",
-            "choose a task with output_type multiple_choice, loglikelihood or loglikelihood_rolling",
-        )
+        groups: dict[str, list[int]] = {}
+        for number, request in enumerate(requests):
+            groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(number)
+        found: dict[int, str] = {}
+        for numbers in groups.values():
+            until, budget = _greedy_options(requests[numbers[0]].task_name, requests[numbers[0]].args[1])
+            if budget >= self._limit:
+                raise RecipeError(
+                    f"evaluate.forgetting.tasks: max_gen_toks {budget} fills the model's context of {self._limit}",
+                    "lower max_gen_toks of the task",
+                )
+            contexts = self._encode([requests[number].args[0] for number in numbers])
+            prompts = [([*self._prefix, *ids] or [self._begin])[budget - self._limit :] for ids in contexts]
+            ending = Ending(budget, self._renderer.stop_ids, self._said(until) if until else None)
+            said = greedy(self._model, prompts, ending, BATCH)
+            found |= {number: self._cut(one.ids, until) for number, one in zip(numbers, said, strict=True)}
+        return [found[number] for number in range(len(requests))]
+
+    def _said(self, until: list[str]) -> Callable[[list[int]], bool]:
+        """Whether the last tokens hold one of these texts; a token is a byte at least, but for one that shows nothing."""
+        tail = max(len(text.encode()) for text in until) + 2
+        return lambda ids: any(text in self._text(ids[-tail:], False) for text in until)
+
+    def _cut(self, ids: list[int], until: list[str]) -> str:
+        text = self._text(ids, True)
+        return text[: min(at if at >= 0 else len(text) for at in map(text.find, until))] if until else text
+
+    def _text(self, ids: list[int], skip_special_tokens: bool) -> str:
+        text = self._renderer.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+        assert isinstance(text, str)
+        return text
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return self._renderer.vocabulary.encode([(text, START) for text in texts])
@@ -107,6 +144,26 @@ class ScoringLM(LM):
         return (context or [self._begin])[-room:], continuation
 
 
+def _greedy_options(task: str, asked: dict[str, Any]) -> tuple[list[str], int]:
+    """Stop texts and token budget of a task that lets the model write."""
+    options = normalize_gen_kwargs(asked)
+    if options.pop("do_sample"):
+        raise RecipeError(
+            f"evaluate.forgetting.tasks: {task} samples (do_sample {asked.get('do_sample')}, temperature "
+            f"{asked.get('temperature')}); only greedy decoding runs here",
+            "set do_sample: false and temperature: 0.0 in its generation_kwargs",
+        )
+    until, budget = options.pop("until"), int(options.pop("max_gen_toks"))
+    if odd := sorted(set(options) - IDLE):
+        raise RecipeError(
+            f"evaluate.forgetting.tasks: {task}: its generation_kwargs have {odd[0]}, which is not known here",
+            "known are until, max_gen_toks, do_sample and temperature",
+        )
+    if budget < 1:
+        raise RecipeError(f"evaluate.forgetting.tasks: {task}: max_gen_toks is {budget}", "give at least 1")
+    return [text for text in until if text], budget
+
+
 def run_tasks(
     model: PreTrainedModel,
     layers: Mapping[str, Adapted],
@@ -126,12 +183,12 @@ def run_tasks(
         margin: largest loss that does not matter, in the unit of the task's metric.
 
     Raises:
-        RecipeError: no such task, one that lets the model write, or one without a metric of single documents.
+        RecipeError: no such task, one that samples, or one without a metric of single documents.
     """
     manager = _manager(tasks, folder)
     sides: list[dict[str, Any]] = []
     for adapted in (False, True):
-        lm = ScoringLM(model, renderer)
+        lm = InMemoryLM(model, renderer)
         if adapted:
             sides.append(_evaluate(lm, manager, tasks, limit))
         else:
@@ -155,7 +212,7 @@ def _manager(tasks: tuple[str, ...], folder: Path | None) -> TaskManager:
     return manager
 
 
-def _evaluate(lm: ScoringLM, manager: TaskManager, tasks: tuple[str, ...], limit: int | None) -> dict[str, Any]:
+def _evaluate(lm: InMemoryLM, manager: TaskManager, tasks: tuple[str, ...], limit: int | None) -> dict[str, Any]:
     asked = {"tasks": list(tasks), "task_manager": manager, "limit": limit, "log_samples": True, "bootstrap_iters": 0}
     found: Any = simple_evaluate(model=lm, **asked)  # pyright: ignore[reportCallIssue] - its decorator hides the names
     return found

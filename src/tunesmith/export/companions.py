@@ -3,7 +3,9 @@
 They are copied as they are, but for what would be wrong of a merged model. The merged weights are dense, so the configuration
 says nothing of a quantisation. A multimodal model whose towers were dropped is a text model: its configuration is the text
 part of the old one, which names the text class, and the files of image and sound processors stay behind. The chat template is
-the one that was trained with: a model that is served with another is asked what it was never taught.
+the one that was trained with: a model that is served with another is asked what it was never taught. And
+``generation_config.json`` names every token that ends an answer, the template's end of turn with the tokenizer's
+end-of-text: engines stop at these and at no others, and many a base names one of them only.
 
 The configuration is changed as JSON. Reading it into transformers and saving it again was refused: 5.23 writes some keys under
 another spelling than it reads (``global_head_dim`` becomes ``per_layer_config``), which other engines need not know.
@@ -11,6 +13,7 @@ another spelling than it reads (``global_head_dim`` becomes ``per_layer_config``
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +25,20 @@ from tunesmith.models.families import WRAPPERS
 from tunesmith.rundir import write_json
 
 SUFFIXES = {".json", ".jinja", ".model", ".txt"}
-WRITTEN = {"config.json", "model.safetensors.index.json"}
+WRITTEN = {"config.json"}
 PROCESSORS = {"processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"}
 INHERITED = ("dtype", "torch_dtype", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def copy_companions(base: Path, directory: Path, keep_towers: bool, template: str | None = None) -> None:
+def copy_companions(
+    base: Path, directory: Path, keep_towers: bool, template: str | None = None, stops: Iterable[int] | None = None
+) -> None:
     """Copy what belongs to the merged weights from ``base`` to ``directory``, and write ``config.json``.
 
     Args:
         keep_towers: the merged model stays a multimodal one, if it was.
         template: the chat template that the model was trained with; the base's own when None.
+        stops: ids of the tokens that end an answer (``Renderer.stop_ids``); only what the base names when None.
 
     Raises:
         ExportError: ``base`` has no readable configuration.
@@ -46,10 +52,35 @@ def copy_companions(base: Path, directory: Path, keep_towers: bool, template: st
     write_json(directory / "config.json", config)
     left = WRITTEN | (PROCESSORS if "text_config" in facts and "text_config" not in config else set())
     for file in base.iterdir():
-        if file.suffix in SUFFIXES and file.name not in left and not file.name.endswith(".safetensors.index.json"):
+        if file.suffix in SUFFIXES and file.name not in left and not file.name.endswith(".index.json"):
             shutil.copy(file, directory / file.name)
     if template is not None:
         _put_template(directory, template)
+    if stops is not None:
+        generation = directory / "generation_config.json"
+        held = _json(generation) if generation.exists() else {}
+        write_json(generation, held | {"eos_token_id": stop_ids(base, stops)})
+
+
+def stop_ids(base: Path, taught: Iterable[int]) -> list[int]:
+    """Ids of every token that ends an answer: those that the base's ``generation_config.json`` names, then the others.
+
+    Args:
+        taught: those that training ended answers with, and the tokenizer's end-of-text (``Renderer.stop_ids``).
+
+    Raises:
+        ExportError: the base's file cannot be read.
+    """
+    generation = base / "generation_config.json"
+    named = _json(generation).get("eos_token_id") if generation.exists() else None
+    return list(dict.fromkeys([*(named if isinstance(named, list) else [] if named is None else [named]), *taught]))
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{file}: cannot be read: {error}", "is it a whole JSON file?") from error
 
 
 def merged_config(facts: dict[str, Any], keep_towers: bool, tied: bool) -> dict[str, Any]:

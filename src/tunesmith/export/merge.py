@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import torch
 
-from tunesmith.errors import ExportError
+from tunesmith.errors import ExportError, ModelError
 from tunesmith.export.base import Base, Held, read_stored
 from tunesmith.export.companions import copy_companions
 from tunesmith.export.plan import Stored, Update, Write, plan_merge, shapes, update_of
@@ -34,6 +34,8 @@ from tunesmith.models.adapter import PREFIX, read_adapter, read_experts, read_sc
 from tunesmith.models.checkpoint import read_config
 from tunesmith.models.checkpoint_names import naming
 from tunesmith.models.families import FAMILIES
+from tunesmith.models.identity import refuse_other_base
+from tunesmith.models.quantize import shorten
 from tunesmith.models.shards import refuse_full_disk, write_model
 from tunesmith.rundir import whole_directory
 from tunesmith.track import progress
@@ -70,6 +72,7 @@ def merge(
     into: Literal["trained", "original"] = "trained",
     towers: Literal["drop", "keep"] = "drop",
     template: str | None = None,
+    stop_ids: tuple[int, ...] | None = None,
 ) -> Merged:
     """Write a merged Hugging Face directory.
 
@@ -82,12 +85,14 @@ def merge(
         into: ``trained`` merges into the weights as training held them, ``original`` into those of the checkpoint.
         towers: of a multimodal checkpoint: kept with its names and configuration, or dropped, which leaves a text model.
         template: the chat template to write; the base's own when None.
+        stop_ids: tokens that end an answer, for ``generation_config.json``; only what the base names when None.
 
     Raises:
         ExportError: the adapter does not fit the base, or changes nothing; too little room on the disk; ``original`` asked
             of a 4-bit checkpoint.
-        ModelError: base or adapter cannot be read.
+        ModelError: base or adapter cannot be read, or the adapter was trained on another base.
     """
+    refuse_other_base(adapter, base)
     stored = read_stored(base)
     if into == "original":
         _refuse_4bit(base, stored)
@@ -106,7 +111,7 @@ def merge(
             bar.advance()
 
         write_model(directory, described, pieces)
-        copy_companions(base, directory, towers == "keep", template)
+        copy_companions(base, directory, towers == "keep", template, stop_ids)
     sizes: Counter[torch.dtype] = Counter()
     for tensor in described.values():
         sizes[tensor.dtype] += tensor.nbytes
@@ -122,19 +127,36 @@ def read_updates(adapter: Path, transposed: bool = False) -> dict[str, list[Upda
         transposed: stacks of experts lie as (E, I, O).
 
     Raises:
-        ModelError: no adapter there.
+        ModelError: no adapter there, one that cannot be read, or a layer without both factors.
+        ExportError: factors that are zero, so that the weight would stay as it is.
     """
-    state, scale, experts = read_adapter(adapter), read_scale(adapter), read_experts(adapter)
+    state, scale = read_adapter(adapter), read_scale(adapter)
+    experts = read_experts(adapter, state)
     updates: dict[str, list[Update]] = {}
     for name, (A_ERI, B_EOR) in experts.items():
         left, right = (A_ERI.transpose(1, 2), B_EOR.transpose(1, 2)) if transposed else (B_EOR, A_ERI)
         updates[name] = [Update(scale * left[e].float(), right[e].float()) for e in range(len(left))]
     modules = tuple({f"{PREFIX}{name.rpartition('.')[0]}." for name in experts})
     for layer in sorted({key.rsplit(".lora_", 1)[0] for key in state if not key.startswith(modules)}):
-        A_RI, B_OR = state[f"{layer}.lora_A.weight"].float(), state[f"{layer}.lora_B.weight"].float()
-        update = Update(scale * B_OR, A_RI, state.get(f"{layer}.lora_magnitude_vector"))
+        A_RI, B_OR = (state.get(f"{layer}.lora_{side}.weight") for side in "AB")
+        if A_RI is None or B_OR is None:
+            raise ModelError(f"{adapter}: {layer} lacks lora_A.weight or lora_B.weight", "is it a LoRA of linear layers?")
+        if A_RI.ndim != 2 or B_OR.ndim != 2 or len(A_RI) != B_OR.shape[1]:
+            raise ModelError(f"{adapter}: {layer} has A {tuple(A_RI.shape)} and B {tuple(B_OR.shape)}", "get the file again")
+        update = Update(scale * B_OR.float(), A_RI.float(), state.get(f"{layer}.lora_magnitude_vector"))
         updates[f"{layer.removeprefix(PREFIX)}.weight"] = [update]
+    if zero := [name for name, parts in updates.items() if not any(map(_adds, parts))]:
+        raise ExportError(
+            f"{zero[0]}: merging changes nothing: lora_A or lora_B is zero in {len(zero)} of {len(updates)} weights "
+            f"({shorten(zero)})",
+            "train it",
+        )
     return updates
+
+
+def _adds(update: Update) -> bool:
+    """Whether there is something to merge: both factors, or DoRA's length, which alone may change a weight."""
+    return update.length_O is not None or bool(update.left_OR.any() and update.right_RI.any())
 
 
 class _Merging:

@@ -2,28 +2,27 @@
 
 The chat template is the one inside the GGUF and the tokenizer is llama.cpp's: what is measured here is what a user of
 Ollama, LM Studio or llama-server will get. Prompts are answered one after another, so that the time of an answer is its
-own.
+own. The engine runs in a child process (``infer/llama_model.py`` says why).
 
-llama.cpp runs in a child process (``infer/llama_cpp_worker.py``). In one process with PyTorch the two thread pools share
-one OpenMP runtime, which then sees more threads than cores and puts them to sleep at every barrier: half of the time
-went into futexes and decoding took more than twice as long. A crash of the engine also stays the engine's.
+An adapter lies beside its base: the server loads it at scale 0 and every request asks for it at scale 1, as a request to
+llama-server does that chooses among several.
+
+llama.cpp's server gives log-probabilities of what it says, none of what it is given; those come from its library, on the
+prompt that the server rendered (``infer/libllama.py``).
 
 A JSON schema goes along as text for its own copy of llguidance, checked by ours beforehand: llama.cpp takes one
 that it cannot read, notes it in its log and answers freely (``infer/grammar.py``).
 """
 
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tunesmith import hardware
-from tunesmith.errors import ExportError, RunError
+from tunesmith.errors import ExportError
 from tunesmith.infer.engine import Advance, Answer, Message, Scored
-from tunesmith.track import say
+from tunesmith.infer.llama_model import LlamaProcess
 
 
 class LlamaCppEngine:
@@ -32,20 +31,15 @@ class LlamaCppEngine:
     Args:
         gguf: the model file.
         context: tokens of context to reserve: the longest prompt and its answer.
+        lora: adapter GGUF, applied to every answer at scale 1.
+
+    Raises:
+        ExportError: llama.cpp cannot run the file or apply the adapter.
     """
 
-    def __init__(self, gguf: Path, context: int):
-        self._gguf = gguf
-        command = [sys.executable, "-m", "tunesmith.infer.llama_cpp_worker", str(gguf), str(context)]
-        self._worker = subprocess.Popen(
-            [*command, str(hardware.cpu_count())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=hardware.child_environment(),
-        )
-        self._read()  # the worker says that the model is loaded
+    def __init__(self, gguf: Path, context: int, lora: Path | None = None):
+        self._process = LlamaProcess(gguf, context, lora, "server")
+        self._adapters = {} if lora is None else {"lora": [{"id": 0, "scale": 1.0}]}
 
     def __enter__(self) -> "LlamaCppEngine":
         return self
@@ -55,8 +49,7 @@ class LlamaCppEngine:
 
     def close(self) -> None:
         """End the process."""
-        hardware.note_child(self._worker.pid)
-        self._worker.communicate()
+        self._process.close()
 
     def generate(
         self, prompts: list[list[Message]], max_new_tokens: int, advance: Advance, schema: dict[str, Any] | None = None
@@ -68,7 +61,7 @@ class LlamaCppEngine:
             RecipeError: the schema cannot be enforced.
             MissingPackage: a schema, and llguidance is not installed.
         """
-        asked: dict[str, Any] = {"temperature": 0.0, "max_tokens": max_new_tokens}
+        asked: dict[str, Any] = {"temperature": 0.0, "max_tokens": max_new_tokens, **self._adapters}
         if schema is not None:
             from tunesmith.infer.grammar import as_text
 
@@ -76,8 +69,10 @@ class LlamaCppEngine:
         answers: list[Answer] = []
         for prompt in prompts:
             started = time.perf_counter()
-            reply = self._ask({"messages": prompt, **asked})
+            reply = self._process.ask("chat", body={"messages": prompt, **asked})
             seconds = time.perf_counter() - started
+            if "choices" not in reply:
+                raise ExportError(f"llama.cpp refused a prompt: {json.dumps(reply)[:300]}", "is the context large enough?")
             choice, usage = reply["choices"][0], reply["usage"]
             answers.append(
                 Answer(
@@ -92,33 +87,13 @@ class LlamaCppEngine:
         return answers
 
     def score(self, items: list[tuple[list[Message], str]], advance: Advance) -> list[Scored]:
-        """Not to be had: the binding gives log-probabilities of what llama.cpp says, none of what it is given.
+        """See ``Engine``. An answer is encoded apart from its prompt and as plain text, as in training.
 
         Raises:
-            RunError: always.
+            ExportError: a prompt and its answer do not fit the context, or the engine refused the conversation or died.
         """
-        raise RunError(
-            f"{self._gguf}: llama.cpp's server gives no log-probability of a given answer",
-            "score the merged model with the engine in process",
-        )
-
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        assert self._worker.stdin is not None
-        try:
-            self._worker.stdin.write(json.dumps(request) + "\n")
-            self._worker.stdin.flush()
-        except BrokenPipeError:
-            say("llama.cpp has stopped")  # its last words are read below
-        reply = self._read()
-        if "choices" not in reply:
-            raise ExportError(f"llama.cpp refused a prompt: {json.dumps(reply)[:300]}", "is the context large enough?")
-        return reply
-
-    def _read(self) -> dict[str, Any]:
-        assert self._worker.stdout is not None
-        line = self._worker.stdout.readline()
-        if not line:
-            _, said = self._worker.communicate()
-            last = "\n".join(said.strip().splitlines()[-5:])
-            raise ExportError(f"{self._gguf}: llama.cpp cannot run it:\n{last}", "run: tunesmith export RUN")
-        return json.loads(line)
+        found: list[Scored] = []
+        for prompt, answer in items:
+            found.append(Scored(**self._process.ask("score", messages=prompt, said=answer)))
+            advance(1)
+        return found

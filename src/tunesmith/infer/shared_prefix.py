@@ -1,132 +1,131 @@
-"""Attention of many rows over one shared beginning, and the cache that goes with it.
+"""Attention of many rows over one shared beginning: of whole rows laid end to end, then of one new token a row.
 
 An evaluation asks the same instruction and demonstrations hundreds of times. Repeating their keys and values for every
 row of a batch (what a stock cache needs) made decoding read and copy a gigabyte a token. Here they exist once: the
 queries of all rows meet the shared keys in one matrix product per head, their own keys in another, and one softmax
 spans both (the idea of Hydragen, Juravsky et al. 2024, section 3, without its split softmax: at these sizes the scores
-fit). The rows' own keys live in a buffer that is allocated once and written in place.
+fit).
 
-The buffer is handed out in steps of ``STEP`` tokens, the rest masked. A length of its own for every token would be a new
-shape of product at every token, and oneDNN compiles and keeps a kernel for every shape of a bf16 product: 8 GB after two
-batches of 96 tokens (docs/LOG.md).
+Prompts are read as training reads documents, packed and without padding (``kernels/attention.py``); each is a span that
+sees the shared beginning. The rows' own keys lie in bins of about one length (``infer/row_cache.py``), so a step is a
+product for each bin.
 
 What a layer asks of its attention is done or refused: sliding windows, soft-capped scores, sinks; layers that read the
 keys of an earlier layer get that layer's, because the shared keys are recorded where attention sees them.
 
 Registered under transformers' public ``AttentionInterface``.
 
-Shape suffixes: B rows, H query heads, G key/value heads, J query heads of each, S new tokens, P shared tokens, C own
-tokens so far (padded to a multiple of ``STEP``), K head dimension.
+Shape suffixes: B rows, b rows of a bin, H query heads, G key/value heads, J query heads of each, T tokens of a pack, P
+shared tokens, W own tokens that a bin is read as wide as, X stretches of a pool, K head dimension.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers import AttentionInterface, DynamicCache, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
+from tunesmith.infer.row_cache import Step
 from tunesmith.kernels.attention import Span
 from tunesmith.models.attention import packed_attention
 from tunesmith.models.load import attention
 
-SHARED_PREFIX, RECORDED = "tunesmith_shared_prefix", "tunesmith_recorded"
-STEP = 32
+PREFILL, DECODE, RECORDED = "tunesmith_prefill", "tunesmith_decode", "tunesmith_recorded"
 MIN_SHARED = 8  # tokens of a common beginning from which computing it once is worth a forward pass of its own
 Prefix = dict[int, tuple[Tensor, Tensor]]  # layer -> keys and values, shape (G, P, K); empty where nothing is shared
 
 
-class RowCache(DynamicCache):
-    """The rows' own keys and values: one buffer, written in place.
+def prefill_attention(
+    module: nn.Module,
+    query_1HTK: Tensor,
+    key_1GTK: Tensor,
+    value_1GTK: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    prefix: Prefix,
+    spans: list[Span],
+    **asked: Any,
+) -> tuple[Tensor, None]:
+    """``packed_attention`` of rows that also see the shared beginning.
 
     Args:
-        rows: B.
-        capacity: most tokens a row will hold.
+        prefix: shared keys and values by layer.
+        spans: one for each row, without prefixes of their own, in order.
+        asked: what the layer asks of its attention.
+
+    Returns:
+        Output of shape (1, T, H, K), and None in the place of the attention weights.
     """
-
-    def __init__(self, rows: int, capacity: int):
-        super().__init__()
-        self._shape = (rows, _rounded(capacity))
-        self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
-        self.filled = 0  # tokens held before the forward pass now running
-
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Append shape (B, G, S, K); returns all own keys and values, shape (B, G, C, K), zeros after the last token."""
-        if layer_idx not in self._buffers:
-            rows, capacity = self._shape
-            shape = (rows, key_states.shape[1], capacity, key_states.shape[3])
-            self._buffers[layer_idx] = (key_states.new_zeros(shape), value_states.new_zeros(shape))
-        end = self.filled + key_states.shape[2]
-        keys, values = self._buffers[layer_idx]
-        keys[:, :, self.filled : end] = key_states
-        values[:, :, self.filled : end] = value_states
-        return keys[:, :, : _rounded(end)], values[:, :, : _rounded(end)]
-
-    def keep_rows(self, keep: Tensor) -> None:
-        """Forget all rows but ``keep``."""
-        self._buffers = {layer: (k[keep], v[keep]) for layer, (k, v) in self._buffers.items()}
+    common = prefix.get(module.layer_idx)  # type: ignore[call-overload]
+    if common is None:
+        return packed_attention(module, query_1HTK, key_1GTK, value_1GTK, attention_mask, spans=spans, **asked)
+    shared = common[0].shape[1]
+    behind = [Span(span.start + shared, span.end + shared, 0, shared) for span in spans]
+    if query_1HTK.is_cuda:  # the flash kernel takes spans that cover all queries; elsewhere nobody asks for the header's output
+        behind.insert(0, Span(0, shared, 0, 0))
+    nothing_1HPK = query_1HTK.new_zeros(1, query_1HTK.shape[1], shared, query_1HTK.shape[3])
+    query_1HXK = torch.cat([nothing_1HPK, query_1HTK], 2)
+    key_1GXK, value_1GXK = (torch.cat([x[None], y], 2) for x, y in zip(common, (key_1GTK, value_1GTK), strict=True))
+    out_1XHK, _ = packed_attention(module, query_1HXK, key_1GXK, value_1GXK, attention_mask, spans=behind, **asked)
+    return out_1XHK[:, shared:], None
 
 
-def shared_prefix_attention(
+def decode_attention(
     module: nn.Module,
-    query_BHSK: Tensor,
-    key_BGCK: Tensor,
-    value_BGCK: Tensor,
+    query_BH1K: Tensor,
+    key_11XK: Tensor,
+    value_11XK: Tensor,
     attention_mask: Tensor | None,
     *,
     scaling: float,
     prefix: Prefix,
-    allowed_BSC: Tensor,
-    seen_from_BS: Tensor,
+    step: Step,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of S new tokens a row over the shared prefix and the row's own tokens.
+    """Attention of one new token a row over the shared beginning and the row's own tokens.
 
     Args:
+        key_11XK, value_11XK: the layer's pools, as ``RowCache.update`` returned them.
         prefix: shared keys and values by layer.
-        allowed_BSC: bool, which own tokens each new token may see (causality and left padding), the window aside; as many
-            columns as there are tokens.
-        seen_from_BS: position of each new token, the shared ones counted.
+        step: where the rows' tokens lie.
         sliding_window: tokens that a token sees, itself included.
         softcap: of the scores.
         s_aux: logit of each head's sink, shape (H,).
 
     Returns:
-        Output of shape (B, S, H, K), and None in the place of the attention weights.
+        Output of shape (B, 1, H, K), and None in the place of the attention weights.
     """
     assert attention_mask is None
-    B, H, S, K = query_BHSK.shape
-    G, C = key_BGCK.shape[1:3]
-    tokens = allowed_BSC.shape[2]
-    query_BGJSK = query_BHSK.reshape(B, G, H // G, S, K) * scaling
-    allowed_BSC = F.pad(allowed_BSC.expand(B, S, tokens), (0, C - tokens))
-    scores = torch.einsum("bgjsk,bgck->bgjsc", query_BGJSK, key_BGCK)
+    B, H, new, K = query_BH1K.shape
+    G = key_11XK.shape[2] // step.slots
+    query_BGJK = query_BH1K.reshape(B, G, H // G, K) * scaling
+    out_BGJK = query_BGJK.new_empty(B, G, H // G, value_11XK.shape[3])
     common = prefix.get(module.layer_idx)  # type: ignore[call-overload]
     shared = 0 if common is None else common[0].shape[1]
+    scores_BGJP = query_BGJK.new_empty(B, G, H // G, shared)
     if common is not None:
-        scores = torch.cat([torch.einsum("bgjsk,gpk->bgjsp", query_BGJSK, common[0]), scores], -1)
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    if sliding_window is not None:
-        device = query_BHSK.device
-        behind_SC = torch.arange(tokens - S, tokens, device=device)[:, None] - torch.arange(C, device=device)
-        near_BSP = seen_from_BS[:, :, None] - torch.arange(shared, device=device) < sliding_window
-        allowed_BSX = torch.cat([near_BSP, allowed_BSC & (behind_SC < sliding_window)], -1)
-        scores = scores.masked_fill(~allowed_BSX[:, None, None], -torch.inf)
-    else:
-        scores[..., shared:].masked_fill_(~allowed_BSC[:, None, None], -torch.inf)
-    if s_aux is not None:
-        sink = s_aux.view(1, G, H // G, 1, 1).expand(B, -1, -1, S, -1).to(scores.dtype)
-        scores = torch.cat([scores, sink], -1)
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query_BHSK.dtype)
-    out = torch.einsum("bgjsc,bgck->bgjsk", weights[..., shared : shared + C], value_BGCK)
+        scores_BGJP = torch.einsum("bgjk,gpk->bgjp", query_BGJK, common[0])
+    for part in step.parts:
+        rows = slice(part.first, part.last)
+        scores = torch.matmul(query_BGJK[rows], part.of(key_11XK, G).mT)
+        if common is not None:
+            scores = torch.cat([scores_BGJP[rows], scores], -1)
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        scores = scores.masked_fill_(step.unseen(part, shared, sliding_window)[:, None, None], -torch.inf)
+        if s_aux is not None:
+            sink = s_aux.view(1, G, H // G, 1).expand(len(scores), -1, -1, -1).to(scores.dtype)
+            scores = torch.cat([scores, sink], -1)
+        weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query_BH1K.dtype)
+        scores_BGJP[rows] = weights[..., :shared]
+        out_BGJK[rows] = torch.matmul(weights[..., shared : shared + part.width], part.of(value_11XK, G))
     if common is not None:
-        out = out + torch.einsum("bgjsp,gpk->bgjsk", weights[..., :shared], common[1])
-    return out.reshape(B, H, S, K).transpose(1, 2).contiguous(), None
+        out_BGJK += torch.einsum("bgjp,gpk->bgjk", scores_BGJP, common[1])
+    return out_BGJK.view(B, new, H, -1), None
 
 
 def recorded_attention(
@@ -164,10 +163,6 @@ def common_beginning(ids: list[list[int]]) -> int:
     return length
 
 
-def _rounded(tokens: int) -> int:
-    return -(-tokens // STEP) * STEP
-
-
-for _name, _function in ((SHARED_PREFIX, shared_prefix_attention), (RECORDED, recorded_attention)):
+for _name, _function in ((PREFILL, prefill_attention), (DECODE, decode_attention), (RECORDED, recorded_attention)):
     AttentionInterface.register(_name, _function)
     AttentionMaskInterface.register(_name, lambda *_, **__: None)

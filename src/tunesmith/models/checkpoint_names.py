@@ -24,10 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jiter
 from safetensors import SafetensorError, safe_open
 
 from tunesmith.errors import ModelError
 from tunesmith.models.families import WRAPPERS
+from tunesmith.models.prescan import check_safetensors
 
 Pairs = tuple[tuple[str, str], ...]
 PLAIN: Pairs = ()
@@ -35,6 +37,7 @@ LAYOUTS: tuple[Pairs, ...] = (  # the first pair tells the layout
     (("model.language_model.", "model."),),
     (("language_model.model.", "model."), ("language_model.lm_head.", "lm_head.")),
 )
+INDEX_BYTES = 2**26  # 100,000 tensors take 10 MB
 _EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight")
 _STACKS = {"gate_proj": ("gate_up_proj", 0, 2), "up_proj": ("gate_up_proj", 1, 2), "down_proj": ("down_proj", 0, 1)}
 
@@ -116,18 +119,15 @@ def checkpoint_files(directory: Path) -> dict[str, Path]:
     """The safetensors file of each tensor of a checkpoint, by the tensor's name in it.
 
     Raises:
-        ModelError: no ``model.safetensors`` there, nor its index, or a damaged one.
+        ModelError: no ``model.safetensors`` there, nor its index, or a damaged or forged one.
     """
     index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
     if not index.exists() and not single.exists():
         raise ModelError(f"{directory}: no model.safetensors there, nor its index", "get the checkpoint as safetensors")
     try:
-        if index.exists():
-            files = {directory / file for file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-        else:
-            files = {single}
+        files = {directory / file for file in _files_of(index)} if index.exists() else {single}
         return {name: file for file in sorted(files) for name in _names_in(file)}
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"{directory}: the checkpoint cannot be read: {error}", "get the checkpoint again") from error
 
 
@@ -140,6 +140,21 @@ def expert_part(name: str) -> ExpertPart | None:
     return ExpertPart(f"{found[1]}.{stack}", int(found[2]), part, parts)
 
 
+def _files_of(index: Path) -> set[str]:
+    """The files that an index names, all of them beside it."""
+    if index.stat().st_size > INDEX_BYTES:
+        raise ModelError(f"{index}: larger than {INDEX_BYTES:,} bytes", "get the checkpoint again")
+    facts = jiter.from_json(index.read_bytes())
+    places = facts.get("weight_map") if isinstance(facts, dict) else None
+    if not isinstance(places, dict):
+        raise ModelError(f"{index}: no weight_map there", "get the checkpoint again")
+    files = set(map(str, places.values()))
+    if outside := sorted(file for file in files if Path(file).name != file):
+        raise ModelError(f"{index}: {outside[0]!r} is not a file beside it", "get the checkpoint from a source that you trust")
+    return files
+
+
 def _names_in(file: Path) -> list[str]:
+    check_safetensors(file)
     with safe_open(file, framework="pt") as tensors:
         return list(tensors.keys())

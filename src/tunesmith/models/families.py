@@ -137,9 +137,6 @@ class GgufArchitecture:
 
 GEMMA_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
 QV = ("q_proj", "v_proj")
-ONLY_16_BITS = {
-    "gguf of a mixture": Support("experimental", "in 16 bits: which type llama.cpp gives to experts is not restated here yet")
-}
 GEMMA4 = Family(
     "Gemma 4 E2B, E4B, 26B-A4B, 31B",
     (),
@@ -177,7 +174,6 @@ FAMILIES: dict[str, Family] = {
         experts=Experts("mlp.experts", "mlp.gate"),
         turn_ends=("<|im_end|>",),
         export=("a checkpoint holds the experts one by one where the model stacks them; the merge writes what it read",),
-        features=ONLY_16_BITS,
     ),
     "gpt_oss": Family(
         "gpt-oss",
@@ -187,7 +183,6 @@ FAMILIES: dict[str, Family] = {
         sinks="sinks",
         experts=Experts("mlp.experts", "mlp.router", layout="EIO", interleaved=True),
         turn_ends=("<|return|>", "<|call|>"),
-        features=ONLY_16_BITS,
     ),
     "smollm3": Family("SmolLM3", (), window="layer", rotary="layer", turn_ends=("<|im_end|>",)),
     "phi3": Family(
@@ -239,7 +234,6 @@ FAMILIES: dict[str, Family] = {
             *GEMMA4.export,
             "llama.cpp's adapters do nothing on per_layer_model_projection, so none is put there unless it is named",
         ),
-        features=ONLY_16_BITS,
     ),
     "gemma4_unified_text": replace(
         GEMMA4,
@@ -266,6 +260,17 @@ EXPERT_KEYS = {
     "expert_used_count": "num_experts_per_tok",
     "expert_feed_forward_length": "moe_intermediate_size",
 }
+# Layers of the size whose values llama.cpp gives more bits, and whether it must share a key among queries to be that size
+# (llama.cpp LLM_TYPE_70B in src/models); and the architecture whose matrices it mixes in its own way.
+GGUF_70B = {
+    "llama": (80, True),
+    "llama-embed": (80, True),
+    "qwen2": (80, False),
+    "deci": (80, False),
+    "olmo": (80, False),
+    "jais2": (68, False),
+}
+GGUF_OWN_MIXTURE = "falcon"
 SCALED_ROTARY = "llama3"  # rope_type of the rule whose frequencies a GGUF holds as rope_freqs.weight
 GGUF: dict[str, GgufArchitecture] = {
     "llama": GgufArchitecture(),

@@ -24,11 +24,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from tunesmith import hardware
 from tunesmith.errors import ModelError
 from tunesmith.models.families import GGUF, SCALED_ROTARY, GgufArchitecture
+from tunesmith.models.gguf_tokenizer import load_gguf_tokenizer
+from tunesmith.models.prescan import check_gguf
 from tunesmith.models.shards import Shape, refuse_full_disk, write_model
 from tunesmith.rundir import sha256_file, whole_directory
 from tunesmith.track import say
@@ -76,7 +78,7 @@ def convert_gguf(path: Path, expected: str | None) -> Path:
     digest = sha256_file(path)
     if expected is not None and digest != expected:
         raise ModelError(f"{path}: sha256 is {digest}, the recipe expects {expected}", "get the file again")
-    target = hardware.cache_dir() / "models" / digest[:16]
+    target = hardware.converted_model(digest)
     if target.exists():
         return target
     reader = _open(path)
@@ -84,12 +86,12 @@ def convert_gguf(path: Path, expected: str | None) -> Path:
     say(f"converting {path.name} to safetensors (once; kept in {target})")
     try:
         config = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
-        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+        tokenizer = load_gguf_tokenizer(path, reader)
         _complete(path, config, reader, known)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
         config.architectures = [type(model).__name__]
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ModelError(f"{path}: cannot be read as a GGUF model: {error}", "get the file again") from error
     sources, processor = _sources(path, model, config, reader)
     tokenizer.model_max_length = config.max_position_embeddings
@@ -107,10 +109,11 @@ def convert_gguf(path: Path, expected: str | None) -> Path:
 
 
 def _open(path: Path) -> "GGUFReader":
-    """The parsed header. A file whose tensors reach beyond its end (a download cut short) is refused."""
+    """The parsed header. A forged file, or one whose tensors reach beyond its end (a download cut short), is refused."""
     import gguf
 
     try:
+        check_gguf(path)
         return gguf.GGUFReader(path)
     except (ValueError, IndexError, KeyError, OSError) as error:
         raise ModelError(

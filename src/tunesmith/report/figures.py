@@ -1,4 +1,4 @@
-"""The pictures of a run's report (loss curves, learning curve) and what all pictures share: inline SVG by matplotlib.
+"""The pictures of a run's report (loss curves, learning curve, sweep of types) and what all share: inline SVG by matplotlib.
 
 Only numbers are drawn here; arms, which have names, are drawn by the page itself. A picture is 4.9 inches wide: on a
 telephone it shrinks to 350 pixels and its letters stay legible. Text stays text (searchable, and in the reader's font);
@@ -67,6 +67,36 @@ def curve_figure(curve: dict[str, Any]) -> str:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlabel("train rows")
     figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=9.5, handlelength=1.5, columnspacing=1.0)
+    return svg(figure, axes, grid="y")
+
+
+def sweep_figure(sweep: dict[str, Any]) -> str:
+    """Difference from the tuned model over file size: a point with its interval for each type, and the margin.
+
+    Args:
+        sweep: ``export/sweep.json``.
+    """
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.subplots()
+    entries = sorted(sweep["types"], key=lambda entry: entry["bytes"])
+    for number, entry in enumerate(entries):
+        c, size = entry["against"], entry["bytes"] / 1e6
+        colour = TUNED if entry["type"] == sweep["recommended"] else INK
+        reach = [[100 * (c["gain"] - c["low"])], [100 * (c["high"] - c["gain"])]]
+        axes.errorbar([size], [100 * c["gain"]], yerr=reach, fmt="o", color=colour, markersize=6, linewidth=1.6)
+        # Sizes lie close together, so names stand above and below in turn.
+        above = number % 2 == 0
+        place = 100 * (c["high"] if above else c["low"])
+        offset, align = ((0, 4), "bottom") if above else ((0, -4), "top")
+        axes.annotate(
+            entry["type"], (size, place), offset, textcoords="offset points", ha="center", va=align, fontsize=9, color=colour
+        )
+    axes.axhline(0.0, color=QUIET, linewidth=1)
+    axes.axhline(-100 * sweep["margin"], color=PROMPT, linewidth=1.2, linestyle="--", label="margin")
+    axes.margins(x=0.12, y=0.16)
+    axes.set_xlabel("file (MB)")
+    axes.set_ylabel("points against tuned, on dev")
+    figure.legend(loc="outside upper right", frameon=False, fontsize=9.5)
     return svg(figure, axes, grid="y")
 
 

@@ -25,6 +25,7 @@ MEANING = {
     "prompting is enough": "Tuning helps, but by less than you said would be worth it. Keep the prompt.",
     "not better": "Tuning gained nothing over the best prompt. Keep the prompt.",
     "too little data to tell": "The test part is too small to decide. Collect more rows before you trust either.",
+    "not the model that was trained": "The exported file is not what was trained, so its answers say nothing of the training.",
     "regression": "Tuning cost the model general skill. Mend that before you deploy it, whatever it gained.",
 }
 NOT_FINER = {"n", "score", "low", "high", "unscored", "prompt_tokens", "new_tokens", "finished", "ms", "cost"}
@@ -63,6 +64,7 @@ def write_report(run: RunDir) -> None:
         data=read_json(run.data / "report.json"),
         files=_read(run.export / "export.json"),
         merged=_read(run.export / "merge.json"),
+        parity=_parity(run),
         stages=run.stages(),
         manifest=manifest,
         differences=_differences(outputs, candidate, best),
@@ -81,6 +83,18 @@ def _curve(run: RunDir) -> dict[str, Any] | None:
     """The learning curve that goes with this adapter."""
     found = _read(run.evaluation / "curve.json")
     return found if found and found["inputs"] == run.key_of("train") else None
+
+
+def _parity(run: RunDir) -> dict[str, Any] | None:
+    """The parity that goes with this export, its texts clipped; None where it was not measured."""
+    found = _read(run.export / "parity.json")
+    if not found or found["inputs"] != run.key_of("export"):
+        return None
+    clipped = ("question", "so_far", "reference", "form")
+    for form in found["forms"]:
+        if form["divergence"] is not None:
+            form["divergence"] |= {name: _clipped(form["divergence"][name]) for name in clipped}
+    return found
 
 
 def _efforts(rows: Outputs) -> dict[str, dict[str, float]]:

@@ -1,0 +1,202 @@
+"""What the exported forms are compared with: the model as it was trained, and as it was before.
+
+The base as training stored it (rounded to bf16, or in NF4) with the fp32 adapter on it, unmerged. Once loaded it is also the
+base, with its adapter switched off, and it answers the dev rows; a second copy in memory was refused.
+
+**Logits** of both are kept on the disk while the forms take their turns, for some 18 prompts of at most 32 positions: 0.6 GB
+each for a vocabulary of 262 k, 0.1 GB for 49 k. Memory was refused, since the forms need it.
+
+Shape suffixes: N positions of all prompts, T of one, V vocabulary entries.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.api.parity_forms import Place, model_logits
+from tunesmith.api.stage import renderer
+from tunesmith.errors import DataError
+from tunesmith.recipe import Recipe
+from tunesmith.rundir import RunDir, read_json, read_rows
+from tunesmith.track import progress, say
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel
+
+    from tunesmith.chat.render import Renderer
+    from tunesmith.evaluate.arms import Outputs
+    from tunesmith.evaluate.metrics import Metric
+    from tunesmith.export.parity import Prompt
+    from tunesmith.infer.engine import Engine, Message
+
+DEV_PROMPTS = 12  # beside the fixed ones: the figures are means over some 500 positions, enough for 1 in 100
+DEV_ROWS = 64  # for the metric: llama.cpp answers them one after another, once a form
+LONG = 500  # tokens of the long prompt, at most
+
+
+@dataclass(frozen=True)
+class Task:
+    """The dev rows that every form answers."""
+
+    metric: "Metric"
+    rows: list[dict[str, Any]]
+    prompts: "list[list[Message]]"
+    budget: int
+    schema: dict[str, Any] | None
+    groups: list[str] | None
+
+    def answers(self, name: str, engine: "Engine") -> "Outputs":
+        """Ask an engine all rows and score what it says."""
+        from tunesmith.evaluate.arms import ask
+
+        ids = [row["id"] for row in self.rows]
+        references = [row["messages"][-1]["content"] for row in self.rows]
+        return ask(f"parity {name}", engine, ids, self.prompts, references, self.metric, self.budget, self.schema)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the forms are compared with; logits by row, those of prompt i in ``spans[i]``."""
+
+    prompts: "list[Prompt]"
+    left_out: dict[str, str]
+    spans: list[slice]
+    tuned_NV: "NDArray[np.float32]"
+    base_NV: "NDArray[np.float32]"
+    adapter_kl: float
+    answers: "Outputs | None"
+
+
+def dev_task(run: RunDir, recipe: Recipe) -> Task | str:
+    """The dev rows to answer, or why there are none."""
+    from tunesmith.evaluate.metrics import make_metric
+    from tunesmith.evaluate.prompts import tuned
+
+    if recipe.task.metric == "judge":
+        return "a judge compares two answers and scores none by itself"
+    metric = make_metric(recipe.task)
+    rows = [row for row in _asking(run) if metric.fits(row["messages"][-1]["content"])]
+    rows = _spread(rows, DEV_ROWS)
+    groups = None if recipe.data.group_by is None else [row.get("group") or row["id"] for row in rows]
+    if len(set(groups or [row["id"] for row in rows])) < 2:
+        return f"{len(rows)} dev rows can be scored, of one group; an interval needs two"
+    file = recipe.task.json_schema if recipe.task.constrained else None
+    schema = None if file is None else read_json(file)
+    budget = read_json(run.data / "rendered.json")["max_new_tokens"]
+    return Task(metric, rows, [tuned(recipe, row) for row in rows], budget, schema, groups)
+
+
+def run_reference(run: RunDir, recipe: Recipe, place: Place, task: Task | str, scratch: Path) -> Reference:
+    """The training stack with the adapter on, then off; its answers to the dev rows."""
+    import numpy as np
+    import torch
+
+    from tunesmith.export.parity import NEW_TOKENS, Prompt, base_distance
+    from tunesmith.infer.in_process import InProcessEngine
+    from tunesmith.models.adapter import load_adapter_state, read_adapter
+    from tunesmith.models.load import load_model
+    from tunesmith.models.precision import precision
+    from tunesmith.models.swap import add_lora, without_adapters
+
+    directory, made = renderer(recipe)
+    _, compute = precision(recipe.base, recipe.train.compute, directory)
+    storage = "nf4" if recipe.base == "nf4" else place.arithmetic
+    model = load_model(directory, place.arithmetic, storage, place.device, recipe.per_layer_embeddings)
+    if place.arithmetic == "fp32" and compute == "bf16":
+        for parameter in model.parameters():  # as training stored them; a checkpoint in bf16 stays as it is
+            parameter.copy_(parameter.bfloat16())
+    layers = add_lora(model, recipe.lora, recipe.seed)
+    load_adapter_state(layers, read_adapter(run.adapter))
+    room = model.config.get_text_config().max_position_embeddings - NEW_TOKENS
+    chosen, left_out = _choose_prompts(run, recipe, made, room)
+    stops = set(made.stop_ids)
+    with progress("parity reference", 2 * len(chosen)) as bar, torch.inference_mode():
+        prompts = []
+        for name, messages in chosen.items():
+            ids = made.prompt_ids(messages)
+            forged = any(made.vocabulary.tokens(message["content"]) for message in messages)
+            text = made.text(messages, generate=True)
+            prompts.append(Prompt(name, messages, text, ids, forged, _greedy(model, ids, stops, NEW_TOKENS)))
+            bar.advance()
+        ends = np.cumsum([len(prompt.continuation) for prompt in prompts]).tolist()
+        spans = [slice(end - len(prompt.continuation), end) for end, prompt in zip(ends, prompts, strict=True)]
+        tuned_NV = _all_logits(model, prompts, spans, scratch / "tuned")
+        with without_adapters(layers):
+            base_NV = _all_logits(model, prompts, spans, scratch / "base")
+        bar.advance(len(prompts))
+    changed = np.concatenate([base_distance(tuned_NV[span], base_NV[span]) for span in spans])
+    answers = None
+    if not isinstance(task, str):
+        answers = task.answers("reference", InProcessEngine(model, made, recipe.evaluate.batch_size))
+    return Reference(prompts, left_out, spans, tuned_NV, base_NV, float(changed.mean()), answers)
+
+
+def _asking(run: RunDir) -> list[dict[str, Any]]:
+    """Dev rows that ask for a text: no plain texts, no tool calls."""
+    rows = read_rows(run.data / "dev.jsonl")
+    return [row for row in rows if row.get("kind") != "text" and "tool_calls" not in row["messages"][-1]]
+
+
+def _spread(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """``count`` rows from front to back, or all."""
+    return rows if len(rows) <= count else [rows[number * len(rows) // count] for number in range(count)]
+
+
+def _choose_prompts(
+    run: RunDir, recipe: Recipe, made: "Renderer", room: int
+) -> "tuple[dict[str, list[Message]], dict[str, str]]":
+    """Prompts by name: some of dev's, as the tuned arm asks them, and the fixed ones; and why others were left out."""
+    from tunesmith.evaluate.prompts import tuned
+    from tunesmith.export.parity import fixed_prompts, long_text
+
+    asked = made.text([{"role": "user", "content": "a"}], generate=True)
+    control = list(dict.fromkeys(made.vocabulary.tokens(asked)))[:4]
+    sentences = LONG // 10
+    while sentences > 1 and len(made.vocabulary.encode([(long_text(sentences), "middle")])[0]) > min(LONG, room // 2):
+        sentences //= 2
+    wanted = {row["id"]: tuned(recipe, row) for row in _spread(_asking(run), DEV_PROMPTS)}
+    wanted |= fixed_prompts(control, long_text(sentences))
+    chosen: dict[str, list[Message]] = {}
+    left_out: dict[str, str] = {}
+    for name, messages in wanted.items():
+        try:
+            length = len(made.prompt_ids(messages))
+        except DataError as error:
+            left_out[name] = error.message
+            continue
+        if length > room:
+            left_out[name] = f"{length:,} tokens, and an answer does not fit after them"
+        else:
+            chosen[name] = messages
+    for name, reason in left_out.items():
+        say(f"parity: prompt {name} is left out: {reason}")
+    return chosen, left_out
+
+
+def _greedy(model: "PreTrainedModel", ids: list[int], stops: set[int], count: int) -> list[int]:
+    """At most ``count`` new tokens, a stop included."""
+    import torch
+
+    feed, past, said = ids, None, []
+    while len(said) < count and not (said and said[-1] in stops):
+        given = torch.tensor([feed], device=model.device)
+        out = model(input_ids=given, past_key_values=past, use_cache=True, logits_to_keep=1)
+        said.append(int(out.logits[0, -1].argmax()))
+        past, feed = out.past_key_values, said[-1:]
+    return said
+
+
+def _all_logits(model: "PreTrainedModel", prompts: "list[Prompt]", spans: list[slice], file: Path) -> "NDArray[np.float32]":
+    """Logits at every position of every continuation, on the disk, shape (N, V)."""
+    import numpy as np
+
+    kept_NV = None
+    for prompt, span in zip(prompts, spans, strict=True):
+        logits_TV = model_logits(model, prompt.ids + prompt.continuation[:-1], len(prompt.ids) - 1)
+        if kept_NV is None:
+            kept_NV = np.memmap(file, np.float32, "w+", shape=(spans[-1].stop, logits_TV.shape[1]))
+        kept_NV[span] = logits_TV
+    assert kept_NV is not None, "no prompts"
+    return kept_NV

@@ -1,0 +1,176 @@
+"""Which quantisation to deploy: several types are written, asked the dev rows, and held against the tuned model.
+
+A type is small or good, and how good depends on the model (rows that no block of 256 divides fall back to wider types) and on
+the task. So each is measured: its file, and its answers to the dev rows against those of the model as it was trained, paired
+by row. Recommended is the smallest file that is non-inferior by the margin of parity (half of ``task.min_gain``,
+``export/parity.py``). The sealed test part is not read, so trying seven types spends nothing of it; the best of seven on dev
+is a choice, and the verdict on the one that is deployed stays the gate's.
+
+Files that the recipe does not ask for are written one at a time into a directory that is removed again. An importance matrix is
+used where the export made one. Cost: a quantisation and at most 64 answers of llama.cpp for each type.
+"""
+
+import shutil
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from tunesmith.api.engines import gguf_path, in_process
+from tunesmith.api.parity_reference import DEV_ROWS, Task, dev_task
+from tunesmith.api.stage import renderer, stage
+from tunesmith.errors import ExportError, RunError
+from tunesmith.recipe import Recipe
+from tunesmith.recipe.run import GgufType
+from tunesmith.rundir import RunDir, fingerprint, read_json, write_json, write_text
+from tunesmith.track import say
+
+if TYPE_CHECKING:
+    from tunesmith.evaluate.arms import Outputs
+
+TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q4_0", "Q3_K_M")
+
+
+def sweep(run: RunDir, types: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Measure types (``TYPES`` when none is named) on dev; writes ``export/sweep.json`` and ``sweep.svg``.
+
+    Returns:
+        ``types``: of each ``type``, ``bytes``, ``bits_per_weight``, ``score``, ``against`` (``Comparison`` with the tuned
+        model), ``state`` (``pass``, ``fail`` or ``unknown``) and ``told``; ``tuned`` (score), ``n``, ``margin``, ``metric``,
+        ``imatrix``, ``recommended`` (None where none is non-inferior) and ``told``.
+
+    Raises:
+        RunError: nothing was exported, a type that is not known, or the task's metric scores no answer by itself.
+        ExportError: a type that cannot be written, or no room for it.
+    """
+    from tunesmith.evaluate.metrics import scoring
+
+    types = types or TYPES
+    if unknown := [kind for kind in types if kind not in get_args(GgufType)]:
+        raise RunError(f"{unknown[0]}: not a type that is written here", f"types: {', '.join(get_args(GgufType))}")
+    recipe, target = run.recipe(), run.export / "sweep.json"
+    key = fingerprint(run.key_of("export"), scoring(recipe.task), recipe.task.min_gain, sorted(types), DEV_ROWS)
+    with stage(run, "sweep", key) as needed:
+        if needed or not target.exists():
+            task = dev_task(run, recipe)
+            if isinstance(task, str):
+                raise RunError(f"{run.path}: no type can be scored: {task}", "choose a type by its size and look at answers")
+            result = _measured(run, recipe, task, types)
+            _draw(run, result)
+            write_json(target, result)
+    return read_json(target)
+
+
+def sweep_lines(result: dict[str, Any]) -> list[str]:
+    """The result as text, largest file first."""
+    lines = [f"{'type':<8} {'MB':>8} {'bits':>6} {'right':>7}  against the tuned model"]
+    for entry in result["types"]:
+        size, bits, right = entry["bytes"] / 1e6, entry["bits_per_weight"], 100 * entry["score"]
+        lines.append(f"{entry['type']:<8} {size:>8.1f} {bits:>6.2f} {right:>7.1f}  {entry['told']}")
+    return [*lines, f"recommended: {result['recommended'] or 'none of them'}: {result['told']}"]
+
+
+def recommend(entries: list[dict[str, Any]]) -> tuple[str | None, str]:
+    """The smallest type that is non-inferior, and why. A pure function."""
+    good = [entry for entry in entries if entry["state"] == "pass"]
+    if not good:
+        worse = [entry["type"] for entry in entries if entry["state"] == "fail"]
+        found = f"surely worse: {', '.join(worse)}" if worse else "none is surely worse either"
+        return None, f"no type is non-inferior on these dev rows, {found}; more dev rows would tell"
+    best = min(good, key=lambda entry: entry["bytes"])
+    return best["type"], "the smallest file that is non-inferior"
+
+
+def _measured(run: RunDir, recipe: Recipe, task: Task, types: tuple[str, ...]) -> dict[str, Any]:
+    from tunesmith.evaluate.arms import summary
+    from tunesmith.evaluate.metrics import HEADLINE
+
+    engine = in_process(recipe, run.adapter)
+    tuned = task.answers("tuned", engine)
+    engine.close()
+    del engine
+    made = renderer(recipe)[1]
+    context = max(len(made.prompt_ids(prompt)) for prompt in task.prompts) + task.budget + 64
+    importance = next(iter(run.export.glob("*.imatrix.gguf")), None)
+    with tempfile.TemporaryDirectory(dir=run.export, prefix=".sweep-") as scratch:
+        entries = [_entry(run, recipe, task, kind, Path(scratch), importance, tuned, context) for kind in types]
+    entries.sort(key=lambda entry: -entry["bytes"])
+    recommended, told = recommend(entries)
+    return {
+        "types": entries,
+        "tuned": summary(tuned, task.metric)[HEADLINE],
+        "n": len(task.rows),
+        "margin": recipe.task.min_gain / 2,
+        "metric": task.metric.name,
+        "imatrix": importance is not None,
+        "recommended": recommended,
+        "told": told,
+    }
+
+
+def _entry(
+    run: RunDir,
+    recipe: Recipe,
+    task: Task,
+    kind: str,
+    scratch: Path,
+    importance: Path | None,
+    tuned: "Outputs",
+    context: int,
+) -> dict[str, Any]:
+    """One type: written where the export did not, asked, compared, and removed again."""
+    from tunesmith.evaluate.arms import summary
+    from tunesmith.evaluate.compare import compare
+    from tunesmith.evaluate.metrics import HEADLINE
+    from tunesmith.export.convert import describe
+    from tunesmith.export.parity import metric_check
+    from tunesmith.infer.llama_cpp import LlamaCppEngine
+
+    file = gguf_path(run, kind)
+    if not file.exists():
+        file = _written(run, kind, scratch, importance)
+    facts = describe(file)
+    with LlamaCppEngine(file, context) as engine:
+        answers = task.answers(kind, engine)
+    if file.parent == scratch:
+        file.unlink()
+    c = compare(answers, tuned, task.metric, task.groups)
+    check = metric_check(c.gain, c.low, c.high, recipe.task.min_gain / 2, c.n)
+    say(f"sweep: {kind} {facts['bytes'] / 1e6:.1f} MB: {check.told}")
+    score = summary(answers, task.metric)[HEADLINE]
+    return {"type": kind, **facts, "score": score, "against": asdict(c), "state": check.state, "told": check.told}
+
+
+def _written(run: RunDir, kind: str, scratch: Path, importance: Path | None) -> Path:
+    from tunesmith.export.convert import convert
+    from tunesmith.export.imatrix import read_imatrix
+    from tunesmith.export.quantize import quantize
+
+    if kind in ("F16", "BF16"):
+        _refuse_full_disk(run)
+        convert(run.merged, scratch / f"{kind}.gguf", kind)
+        return scratch / f"{kind}.gguf"
+    full = next((file for file in (gguf_path(run, "F16"), scratch / "half.gguf") if file.exists()), None)
+    if full is None:
+        full = scratch / "half.gguf"
+        _refuse_full_disk(run)
+        convert(run.merged, full)
+    target = scratch / f"{kind}.gguf"
+    quantize(full, target, kind, None if importance is None else read_imatrix(importance).values)
+    return target
+
+
+def _refuse_full_disk(run: RunDir) -> None:
+    """The 16-bit file and one other are there at a time: no more than twice the merged weights."""
+    needed = 2 * sum(file.stat().st_size for file in run.merged.glob("*.safetensors"))
+    free = shutil.disk_usage(run.export).free
+    if needed > free:
+        raise ExportError(
+            f"{run.export}: a sweep takes up to {needed:,} bytes at a time, {free:,} are free", "make room, or name fewer types"
+        )
+
+
+def _draw(run: RunDir, result: dict[str, Any]) -> None:
+    from tunesmith.report.figures import sweep_figure
+
+    write_text(run.export / "sweep.svg", sweep_figure(result))

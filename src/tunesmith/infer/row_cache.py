@@ -1,0 +1,248 @@
+"""Keys and values of a batch of rows of different lengths, each row read no wider than it needs to be.
+
+A batch decodes together because the weights are read once for all its rows. Its keys are another matter: each row has its
+own, and a rectangle as wide as the longest row makes the short ones read padding at every token. Rows of 60 to 700 tokens
+spend most of a step there. So every row begins at the left of its own stretch, and rows of about one length form a *bin*
+(``_bins``): one batched product a bin, over a rectangle as wide as the longest row that is still being answered in it.
+
+All stretches of a layer lie in one pool that is allocated once. A new token of every row goes there by one indexed copy. A
+row that ends is replaced by the last living row of its bin, which is one row copied and not the whole cache.
+
+A bin is read in steps of ``STEP`` tokens, the rest masked. A length of its own for every token would be a new shape of
+product at every token, and oneDNN compiles and keeps a kernel for every shape of a bf16 product: 8 GB after two batches of
+96 tokens (docs/LOG.md).
+
+Refused: pages with a table (PagedAttention, Kwon et al. 2023, arXiv 2309.06180). They serve requests that come and go; here
+a batch is known when it begins, and gathering pages for a stock matrix product would copy what the product reads.
+
+Memory: ``sum over bins of rows * (longest + new tokens) * G * 2 K`` elements a layer that keeps keys of its own.
+
+Shape suffixes: B living rows, G key/value heads, T tokens of a pack, W tokens that a bin is read as wide as, X = slots times
+G stretches of K elements in a pool, K head dimension.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+STEP = 32
+# A bin of its own costs a dozen small operations a layer, some 60 microseconds on one core; for that long a layer of a small
+# model (3 key/value heads of 64, fp32) reads the keys and values of 256 tokens.
+BIN_COST = 256
+
+
+class Stretch(NamedTuple):
+    """Where one row's tokens lie: slots of the pool before it, and slots of its own."""
+
+    start: int
+    capacity: int
+
+
+@dataclass
+class _Bin:
+    """Rows of about one length.
+
+    Attributes:
+        start: slots of the pool before it.
+        capacity: slots of each row, a multiple of ``STEP``.
+        lengths: tokens held by each living row; these come first in the bin.
+    """
+
+    start: int
+    capacity: int
+    lengths: list[int]
+
+    def stretch(self, row: int) -> Stretch:
+        """Where a row of the bin lies."""
+        return Stretch(self.start + row * self.capacity, self.capacity)
+
+
+class Part(NamedTuple):
+    """A bin as one step reads it: rows ``first`` to ``last`` of the batch, slots ``start`` on, ``width`` tokens wide."""
+
+    first: int
+    last: int
+    start: int
+    capacity: int
+    width: int
+
+    def of(self, pool_11XK: Tensor, heads: int) -> Tensor:
+        """The rows' keys or values, shape (last - first, G, W, K), a view."""
+        rows, width = self.last - self.first, pool_11XK.shape[3]
+        pool_XK = pool_11XK[0, 0, self.start * heads : (self.start + rows * self.capacity) * heads]
+        return pool_XK.view(rows, heads, self.capacity, width)[:, :, : self.width]
+
+
+class Step:
+    """What every layer needs to know about one new token a row.
+
+    Attributes:
+        parts: the bins, in the order of the rows.
+        place_B: own tokens of each row before the new one, which is where it goes; int64.
+        slots: of the pool.
+    """
+
+    def __init__(self, bins: Sequence[_Bin], slots: int, device: torch.device):
+        self.slots = slots
+        self.parts: list[Part] = []
+        places: list[int] = []
+        starts: list[int] = []
+        capacities: list[int] = []
+        for group in bins:
+            rows, first = len(group.lengths), len(places)
+            width = _rounded(max(group.lengths) + 1)
+            self.parts.append(Part(first, first + rows, group.start, group.capacity, width))
+            places += group.lengths
+            starts += [group.stretch(row).start for row in range(rows)]
+            capacities += [group.capacity] * rows
+        self.place_B, self._start_B, self._capacity_B = torch.tensor([places, starts, capacities], device=device)
+        self._indices: dict[int, Tensor] = {}
+        self._unseen: dict[tuple[int, int, int | None], Tensor] = {}
+
+    def index(self, heads: int) -> Tensor:
+        """Where in a pool of G heads the new token of each row and head goes, shape (B G,)."""
+        if heads not in self._indices:
+            head_G = torch.arange(heads, device=self.place_B.device)
+            index_BG = (self._start_B * heads + self.place_B)[:, None] + head_G * self._capacity_B[:, None]
+            self._indices[heads] = index_BG.flatten()
+        return self._indices[heads]
+
+    def unseen(self, part: Part, shared: int, window: int | None) -> Tensor:
+        """Which tokens the new token of each row of a part does not see, bool, shape (rows, P + W).
+
+        Args:
+            shared: P, tokens of the beginning that all rows share.
+            window: tokens that a token sees, itself included; None for all.
+        """
+        key = (part.first, shared, window)
+        if key not in self._unseen:
+            position_X = torch.arange(-shared, part.width, device=self.place_B.device)  # counted from a row's own beginning
+            place_b1 = self.place_B[part.first : part.last, None]
+            unseen_bX = position_X > place_b1
+            self._unseen[key] = unseen_bX if window is None else unseen_bX | (position_X <= place_b1 - window)
+        return self._unseen[key]
+
+
+class RowCache(DynamicCache):
+    """The rows' own keys and values, to be handed to a stock model as its cache.
+
+    Args:
+        lengths: own tokens of each row, ascending.
+        room: new tokens that a row may get.
+        device: of the model.
+    """
+
+    def __init__(self, lengths: Sequence[int], room: int, device: torch.device):
+        super().__init__()
+        assert list(lengths) == sorted(lengths), "rows come shortest first"
+        self._device = device
+        self._bins, self._slots = _bins(lengths, room)
+        self._pools: dict[int, tuple[Tensor, Tensor]] = {}
+        self._pack: list[tuple[Stretch, int, int]] = []
+        self._step: Step | None = None
+        self._stretches = [group.stretch(row) for group in self._bins for row in range(len(group.lengths))]
+
+    def take_pack(self, rows: Sequence[tuple[int, int, int]]) -> None:
+        """Make the next forward pass one over whole rows without padding.
+
+        Args:
+            rows: number of each row, and where its tokens begin and end in the pack.
+        """
+        self._pack = [(self._stretches[row], start, end) for row, start, end in rows]
+        self._step = None
+
+    def take_step(self) -> Step:
+        """Make the next forward pass one over a new token of every living row."""
+        self._step = Step(self._bins, self._slots, self._device)
+        for group in self._bins:
+            group.lengths = [length + 1 for length in group.lengths]
+        return self._step
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Keep new keys and values.
+
+        Args:
+            key_states, value_states: of a pack, shape (1, G, T, K), or of a step, shape (B, G, 1, K).
+
+        Returns:
+            Those of a pack as they came; of a step the whole pools, shape (1, 1, X, K), of which ``Part.of`` makes views.
+        """
+        if layer_idx not in self._pools:
+            slots = self._slots * key_states.shape[1]
+            self._pools[layer_idx] = (
+                key_states.new_zeros(1, 1, slots, key_states.shape[3]),  # zeros: a masked NaN would still be one
+                value_states.new_zeros(1, 1, slots, value_states.shape[3]),
+            )
+        pools, heads = self._pools[layer_idx], key_states.shape[1]
+        if self._step is not None:
+            for pool_11XK, new_BG1K in zip(pools, (key_states, value_states), strict=True):
+                pool_11XK[0, 0].index_copy_(0, self._step.index(heads), new_BG1K.flatten(0, 2))
+            return pools
+        for pool_11XK, new_1GTK in zip(pools, (key_states, value_states), strict=True):
+            for stretch, start, end in self._pack:
+                _stretch(pool_11XK, stretch, heads)[:, : end - start] = new_1GTK[0, :, start:end]
+        return key_states, value_states
+
+    def keep_rows(self, keep: Sequence[int]) -> list[int]:
+        """Forget all rows but ``keep``.
+
+        Args:
+            keep: numbers of rows in their order before the call.
+
+        Returns:
+            The same numbers in the order that the rows have now.
+        """
+        wanted, order, first = set(keep), [], 0
+        for group in self._bins:
+            rows = range(len(group.lengths))
+            living = [row for row in rows if first + row in wanted]
+            late = [row for row in living if row >= len(living)]
+            place = [row if row in living else late.pop() for row in rows[: len(living)]]
+            for row, source in enumerate(place):
+                if row != source:
+                    self._move(group, source, row)
+            order += [first + source for source in place]
+            group.lengths, first = [group.lengths[source] for source in place], first + len(rows)
+        self._bins = [group for group in self._bins if group.lengths]
+        return order
+
+    def _move(self, group: _Bin, source: int, target: int) -> None:
+        """Copy one row of a bin over another."""
+        there, here = group.stretch(source), group.stretch(target)
+        for pools in self._pools.values():
+            heads = pools[0].shape[2] // self._slots
+            for pool_11XK in pools:
+                tokens = slice(0, group.lengths[source])
+                _stretch(pool_11XK, here, heads)[:, tokens] = _stretch(pool_11XK, there, heads)[:, tokens]
+
+
+def _stretch(pool_11XK: Tensor, stretch: Stretch, heads: int) -> Tensor:
+    """One row's keys or values, shape (G, capacity, K), a view."""
+    start, capacity = stretch
+    return pool_11XK[0, 0, start * heads : (start + capacity) * heads].view(heads, capacity, -1)
+
+
+def _bins(lengths: Sequence[int], room: int) -> tuple[list[_Bin], int]:
+    """Rows in bins, and the slots of all of them.
+
+    A bin ends where a wider row would make the rows before it read more than a bin of its own costs.
+    """
+    found: list[_Bin] = []
+    members: list[int] = []
+    slots = 0
+    for number, length in enumerate(lengths):
+        members.append(length)
+        last = number + 1 == len(lengths)
+        if last or len(members) * (_rounded(lengths[number + 1]) - _rounded(length)) > BIN_COST:
+            capacity = _rounded(length + room)
+            found.append(_Bin(slots, capacity, members))
+            slots, members = slots + capacity * len(members), []
+    return found, slots
+
+
+def _rounded(tokens: int) -> int:
+    return -(-tokens // STEP) * STEP
