@@ -16,7 +16,7 @@ from filelock import FileLock
 from gguf import GGUFReader
 from hypothesis import HealthCheck, settings
 
-from tunesmith import api
+from tunesmith import api, hardware
 from tunesmith.models.gguf_tokenizer import load_gguf_tokenizer
 from tunesmith.models.load import find_model, load_tokenizer
 from tunesmith.recipe import Recipe, load_recipe
@@ -60,6 +60,14 @@ def _shared(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[
             make(temporary)
             temporary.rename(target)
     return target
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """llama.cpp with one thread: its threads spin at every barrier, and on cores that others use that takes minutes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hardware, "cpu_count", lambda: 1)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 
-from tunesmith import hardware
 from tunesmith.errors import ExportError, RecipeError
 from tunesmith.infer.llama_cpp import LlamaCppEngine
 from tunesmith.infer.llama_model import LlamaModel
@@ -20,12 +19,6 @@ SCHEMA = {
 ASKED = ["capital of France", "opposite of hot", "2 + 3", "a rhyme with cat", "the sea in one sentence", "three fruits"]
 ASKED += ["what a verb is", "a name for a dog", "the colours of a flag", "hello in Spanish", "a large animal", "seven days"]
 PROMPTS = [[{"role": "user", "content": f"Tell me: {what}."}] for what in ASKED]
-
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    """Two threads of llama.cpp wait for each other at every barrier, which takes ten times as long beside other tests."""
-    monkeypatch.setattr(hardware, "cpu_count", lambda: 1)
 
 
 def test_a_file_that_is_no_model(tmp_path):

@@ -16,7 +16,6 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from tunesmith import hardware
 from tunesmith.chat.render import Renderer
 from tunesmith.errors import ExportError
 from tunesmith.infer.llama_cpp import LlamaCppEngine
@@ -31,14 +30,6 @@ CONVERSATIONS = [
     [ASKED, {"role": "assistant", "content": '{"a": 1}'}, {"role": "user", "content": "  x\t<b> \r\n"}],
     [{"role": "system", "content": ""}, {"role": "user", "content": "1234567.89 " * 40}],
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Two threads of llama.cpp wait for each other at every barrier, which takes ten times as long beside other tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hardware, "cpu_count", lambda: 1)
-        yield
 
 
 @pytest.fixture(scope="module")

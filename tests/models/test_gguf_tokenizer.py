@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 
 from conftest import GGUF
-from tunesmith import hardware
 from tunesmith.errors import ModelError
 from tunesmith.infer.llama_model import LlamaModel
 from tunesmith.models import gguf_tokenizer
@@ -15,8 +14,7 @@ from tunesmith.models.gguf_tokenizer import load_gguf_tokenizer
 TEXTS = [" ½", "12 ½ Main St", "x² ٣ Ⅳ", "1990s, 3.14  and\n\n 007", "don't I'LL", "naïve ß 漢字かな한글", "q\u0303 🇪🇺\t end "]
 
 
-def test_digits_of_every_script_are_cut_as_llama_cpp_cuts_them(tokenizer, monkeypatch):
-    monkeypatch.setattr(hardware, "cpu_count", lambda: 1)
+def test_digits_of_every_script_are_cut_as_llama_cpp_cuts_them(tokenizer):
     with LlamaModel(GGUF, 256) as theirs:
         for text in TEXTS:
             assert tokenizer(text, add_special_tokens=False)["input_ids"] == theirs.tokenize(text), text

@@ -1,47 +1,75 @@
-"""Rule 7: public names, recipes, and every command in README and docs are exercised; README's tree equals the disk."""
+"""Rule 7: public names, recipes, and every command in README and docs are exercised; README's tree equals the disk.
+
+Commands run on the tiny run, those that write into it on a copy. Commands of other programs are held against what an export of
+the demo writes into ``commands.json``.
+"""
 
 import io
 import re
+import runpy
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 
 import tunesmith
-from conftest import ROOT
+from conftest import ROOT, _shared
 from tunesmith import cli
+from tunesmith.api.export import LEAST_CONTEXT
+from tunesmith.api.served import Exported, write_commands
 from tunesmith.recipe import load_recipe
+from tunesmith.recipe.run import Export
+from tunesmith.rundir import RunDir, read_json
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-VERDICT_CODES = {0, 10, 11, 12, 13, 21, 22, 23, 24}
+EXPORT = ROOT / "docs" / "guides" / "export.md"
+MODEL = "assets/SmolLM2-135M-Instruct.Q4_1.gguf"
+VERDICT_CODES = {0, 10, 11, 12, 13, 14, 21, 22, 23, 24}
+WRITING = {"parity", "accept-base", "--sweep"}  # words of commands that write into a run that is done
+ENGINES = ("vllm ", "llama-server ", "ollama ", "lms ")
+
+
+def _blocks(document, language):
+    return re.findall(rf"```(?:{language})\n(.*?)```", document.read_text(), re.DOTALL)
 
 
 def _commands():
     for document in DOCUMENTS:
-        for block in re.findall(r"```(?:sh|console)\n(.*?)```", document.read_text(), re.DOTALL):
+        for block in _blocks(document, "sh|console"):
             for line in block.splitlines():
                 command = line.removeprefix("$ ").split("  #")[0].strip()
                 if command.startswith(("tunesmith ", "make ")):
                     yield pytest.param(command, id=f"{document.name}: {command}")
 
 
+@pytest.fixture(scope="session")
+def tiny_copy(tmp_path_factory, tiny_run):
+    """The tiny run, to be written into."""
+    return _shared(tmp_path_factory, "tiny_copy", lambda directory: shutil.copytree(tiny_run.path, directory / "run")) / "run"
+
+
 @pytest.mark.parametrize("command", list(_commands()))
-def test_every_documented_command_runs(command, tiny_run, tiny_dir, tmp_path, monkeypatch, capsys):
+def test_every_documented_command_runs(command, tiny_run, tiny_copy, tiny_dir, tmp_path, monkeypatch, capsys):
     words = shlex.split(command)
     if words[0] == "make":
         for target in words[1:]:
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
         return
     here = {
-        "runs/us_addresses": str(tiny_run.path),
+        "runs/us_addresses": str(tiny_copy if WRITING & set(words) else tiny_run.path),
         "recipes/us_addresses.yaml": str(tiny_run.path / "recipe.yaml"),
         "recipes/us_addresses/us_addresses.jsonl": str(tiny_run.path.parent / "rows.jsonl"),
-        "assets/SmolLM2-135M-Instruct.Q4_1.gguf": str(tiny_dir),
+        MODEL: str(tiny_dir),
     }
     (tmp_path / "answers.csv").write_text("question,answer\na red car,red\n")
     monkeypatch.chdir(tmp_path)
     arguments = [here.get(word, word) for word in words[1:]]
+    if "--sweep" in words:
+        arguments += ["--type", "Q4_K_M"]  # which is there, in the place of seven, each of which takes seconds
     if any(word.endswith("recipe.yaml") for word in arguments) and words[1] != "schema":
         arguments += ["--out", str(tiny_run.path)]
     monkeypatch.setattr("sys.argv", ["tunesmith", *arguments])
@@ -49,6 +77,56 @@ def test_every_documented_command_runs(command, tiny_run, tiny_dir, tmp_path, mo
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert (stop.value.code or 0) in VERDICT_CODES, capsys.readouterr().err
+
+
+def _argvs(document):
+    """The commands of other programs, as the shell splits them."""
+    for block in _blocks(document, "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.startswith(ENGINES):
+                yield shlex.split(line)
+
+
+def test_the_export_guide_shows_the_commands_that_the_demo_writes(tmp_path):
+    recipe = load_recipe(ROOT / "recipes" / "us_addresses.yaml")
+    for file in ("Modelfile", "Modelfile.adapter"):
+        (tmp_path / file).touch()
+    run, base = RunDir(Path("runs/us_addresses")), Path("BASE")
+    write_commands(Exported(run, recipe, None, base, tmp_path, LEAST_CONTEXT, {}, recipe.model))
+    written = []
+    for command in read_json(tmp_path / "commands.json")["commands"].values():
+        for argv in [command] if isinstance(command, list) else command.values():
+            written.append([word.removeprefix(f"{ROOT}/") for word in argv])
+    assert sorted(_argvs(EXPORT)) == sorted(written)
+    (example,) = _blocks(EXPORT, "yaml")
+    assert Export(**yaml.safe_load(example)["export"]).gguf == recipe.export.gguf
+
+
+def test_the_export_guide_runs_every_form(tiny_run, tiny_gguf, tiny_lora, tmp_path, capsys):
+    """As one program, since the blocks follow on each other; then the forms are held against each other."""
+    here = {
+        "{run}/export/us_addresses-lora.gguf": f"{tiny_lora}/lora.gguf",
+        MODEL: str(tiny_gguf),
+        f'"assets", gguf_file="{Path(MODEL).name}"': f'"{tiny_gguf.parent}", gguf_file="{tiny_gguf.name}"',
+        "runs/us_addresses": str(tiny_run.path),
+        "us_addresses-": "toy-",
+        "max_new_tokens=128": "max_new_tokens=8",
+    }
+    program = "".join(_blocks(EXPORT, "python"))
+    for written, meant in here.items():
+        assert written in program
+        program = program.replace(written, meant)
+    (tmp_path / "export.py").write_text(program)
+    names = runpy.run_path(str(tmp_path / "export.py"))
+    assert len(capsys.readouterr().out.splitlines()) >= 4
+    prompt = names["prompt"]
+    with torch.no_grad():
+        tuned, merged = names["tuned"](**prompt).logits, names["merged"](**prompt).logits
+        with names["tuned"].disable_adapter():
+            base = names["tuned"](**prompt).logits
+    assert (tuned - merged).abs().max() < 0.1 * (tuned - base).abs().max()
+    for answers in (names["deployed"], names["adapted"]):
+        assert answers[0].prompt_tokens == prompt["input_ids"].shape[1] and answers[0].new_tokens > 0
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.name)

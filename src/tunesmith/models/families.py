@@ -137,6 +137,9 @@ class GgufArchitecture:
 
 GEMMA_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
 QV = ("q_proj", "v_proj")
+NO_WINDOW = {
+    "gguf": Support("experimental", "llama.cpp has no window there: longer contexts than the window are answered otherwise")
+}
 GEMMA4 = Family(
     "Gemma 4 E2B, E4B, 26B-A4B, 31B",
     (),
@@ -163,8 +166,8 @@ GEMMA4 = Family(
 
 FAMILIES: dict[str, Family] = {
     "llama": Family("Llama 3.x, SmolLM2", QV, turn_ends=("<|eot_id|>", "<|eom_id|>", "<|im_end|>")),
-    "mistral": Family("Mistral", QV, window="config", turn_ends=("</s>",)),
-    "qwen2": Family("Qwen2, Qwen2.5", QV, window="layer", turn_ends=("<|im_end|>",)),
+    "mistral": Family("Mistral", QV, window="config", turn_ends=("</s>",), features=NO_WINDOW),
+    "qwen2": Family("Qwen2, Qwen2.5", QV, window="layer", turn_ends=("<|im_end|>",), features=NO_WINDOW),
     "qwen3": Family("Qwen3", QV, qk_norm=True, window="layer", turn_ends=("<|im_end|>",)),
     "qwen3_moe": Family(
         "Qwen3-MoE",
@@ -184,7 +187,14 @@ FAMILIES: dict[str, Family] = {
         experts=Experts("mlp.experts", "mlp.router", layout="EIO", interleaved=True),
         turn_ends=("<|return|>", "<|call|>"),
     ),
-    "smollm3": Family("SmolLM3", (), window="layer", rotary="layer", turn_ends=("<|im_end|>",)),
+    "smollm3": Family(
+        "SmolLM3",
+        (),
+        window="layer",
+        rotary="layer",
+        turn_ends=("<|im_end|>",),
+        export=("in llama.cpp every fourth layer has no positions, whatever no_rope_layers says, and no layer has a window",),
+    ),
     "phi3": Family(
         "Phi-3, Phi-4-mini",
         (),
@@ -192,8 +202,12 @@ FAMILIES: dict[str, Family] = {
         fused_qkv="qkv_proj",
         fused_gate_up="gate_up_proj",
         turn_ends=("<|end|>",),
-        export=("an adapter on the one layer of q, k and v has one A for all three, as PEFT has it",),
-        features={
+        export=(
+            "an adapter on the one layer of q, k and v has one A for all three, as PEFT has it",
+            "llama.cpp takes the long factors of longrope whenever its context is longer than the first, for short prompts too",
+        ),
+        features=NO_WINDOW
+        | {
             "long contexts (longrope)": Support(
                 "experimental", "one document beyond the first context changes the frequencies of all in its pack"
             )
@@ -209,7 +223,11 @@ FAMILIES: dict[str, Family] = {
         score_softcap="attn_logit_softcapping",
         turn_ends=("<end_of_turn>",),
         system_role=False,
-        export=("norm weights are 1 + w in a GGUF; llama.cpp's converter adds the one",),
+        export=(
+            "norm weights are 1 + w in a GGUF; llama.cpp's converter adds the one",
+            "llama.cpp scales scores by head_dim, with 46 layers by hidden_size / heads, whatever query_pre_attn_scalar says",
+            "in llama.cpp every other layer has a window, whatever layer_types says",
+        ),
     ),
     "gemma3_text": Family(
         "Gemma 3",
@@ -222,7 +240,11 @@ FAMILIES: dict[str, Family] = {
         turn_ends=("<end_of_turn>",),
         system_role=False,
         half_hazard="the residual stream passes 65,504",
-        export=("norm weights are 1 + w in a GGUF; llama.cpp's converter adds the one",),
+        export=(
+            "norm weights are 1 + w in a GGUF; llama.cpp's converter adds the one",
+            "llama.cpp scales scores by head_dim, with 62 layers by hidden_size / heads, whatever query_pre_attn_scalar says",
+            "in llama.cpp every sixth layer has no window, whatever layer_types says",
+        ),
     ),
     "gemma4_text": replace(
         GEMMA4,
