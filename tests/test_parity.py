@@ -48,8 +48,8 @@ def _make_small(patch):
     """Few prompts, rows and tokens."""
     for module in (verb, parity_reference):
         patch.setattr(module, "DEV_PROMPTS", 2)
-        patch.setattr(module, "DEV_ROWS", 2)
         patch.setattr(module, "LONG", 60)
+    patch.setattr(verb, "DEV_ROWS", 2)
     patch.setattr(figures_of, "NEW_TOKENS", 8)
 
 

@@ -28,17 +28,19 @@ FEATURES = {
     "fp16": ("fp16", "products in fp16: loss to 2e-3, cosine of the gradient at least 0.999"),
     "peft": ("PEFT", "PEFT reads the adapter, and what it writes is read back to the bit"),
     "merge": ("merge", "the merged directory in stock transformers has the adapter's logits"),
-    "gguf": ("GGUF", "llama.cpp's converter takes every weight of the merged directory, and each gets its type of Q4_K_M"),
+    "gguf": (
+        "GGUF",
+        "llama.cpp computes the logits of stock transformers with PEFT from the exported F16 file, within its rounding; "
+        "every weight gets its type of Q4_K_M",
+    ),
 }
 
 
 def support(name: str, feature: str) -> Support:
-    """How far a feature holds for a variant, as its record says; of mixtures a record may say it apart."""
+    """How far a feature holds for a variant, as its record says."""
     family = FAMILIES.get(TINY[name].config.model_type)
     if family is None:
         return SUPPORTED
-    if TINY[name].mixture and f"{feature} of a mixture" in family.features:
-        return family.features[f"{feature} of a mixture"]
     return family.features.get(feature, SUPPORTED)
 
 
@@ -155,7 +157,7 @@ def _use(family: Family) -> Iterator[str]:
         yield f"Plain fp16 fails: {family.half_hazard}; `train.compute: fp16` scales each row instead."
     yield from (f"Export: {text}." for text in family.export)
     for feature, held in family.features.items():
-        if feature.removesuffix(" of a mixture") not in FEATURES:
+        if feature not in FEATURES:
             yield f"{feature[0].upper()}{feature[1:]}, {held.level}: {held.why}."
 
 

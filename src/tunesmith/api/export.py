@@ -65,7 +65,9 @@ def export(run: RunDir, dry_run: bool = False) -> "list[Operation]":
     """
     recipe = run.recipe()
     if dry_run:
-        return _planned(recipe)
+        steps = _planned(recipe)
+        _say_differences(_differs(recipe, context_of(run, recipe)[0]))
+        return steps
     run.heal()
     key = fingerprint(run.key_of("train"), recipe.export.model_dump(), recipe.towers)
     steps: list[Operation] = []
@@ -107,7 +109,7 @@ def context_of(run: RunDir, recipe: Recipe) -> tuple[int, str]:
     """Tokens of context that a served model reserves, and where the number comes from.
 
     The recipe's ``export.num_ctx``; else the longest rendered row and an answer, at least ``LEAST_CONTEXT``, within what the
-    model can take.
+    model can take. Before the rows are rendered, of which a dry run alone asks, they count as short.
 
     Raises:
         ExportError: more is asked for than the model takes.
@@ -121,7 +123,10 @@ def context_of(run: RunDir, recipe: Recipe) -> tuple[int, str]:
         if asked > most:
             raise ExportError(f"export.num_ctx: {asked}, the model takes {most} tokens at most", f"at most {most}")
         return asked, "given"
-    facts = read_json(run.data / "rendered.json")
+    rendered = run.data / "rendered.json"
+    if not rendered.exists():
+        return min(LEAST_CONTEXT, most), "no row is rendered yet"
+    facts = read_json(rendered)
     wanted = facts["longest"] + facts["max_new_tokens"]
     tokens = min(max(LEAST_CONTEXT, wanted), most)
     if tokens == most and most < max(LEAST_CONTEXT, wanted):
@@ -131,7 +136,12 @@ def context_of(run: RunDir, recipe: Recipe) -> tuple[int, str]:
 
 @dataclass(frozen=True)
 class _Job:
-    """What the steps work with; ``facts`` holds what each finished step said, by its target."""
+    """What the steps work with.
+
+    Attributes:
+        differs: what llama.cpp computes otherwise than the model, a line each.
+        facts: what each finished step said, by its target.
+    """
 
     run: RunDir
     recipe: Recipe
@@ -139,6 +149,7 @@ class _Job:
     renderer: "Renderer"
     staged: Path
     context: int
+    differs: tuple[str, ...]
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -154,7 +165,22 @@ def _job(run: RunDir, recipe: Recipe) -> _Job:
     base, made = renderer(recipe)
     context, why = context_of(run, recipe)
     say(f"export: {context:,} tokens of context ({why})")
-    return _Job(run, recipe, base, made, run.export / NEXT, context)
+    differs = _differs(recipe, context)
+    _say_differences(differs)
+    return _Job(run, recipe, base, made, run.export / NEXT, context, differs)
+
+
+def _differs(recipe: Recipe, context: int) -> tuple[str, ...]:
+    from tunesmith.models.checkpoint import read_config
+    from tunesmith.models.llama_cpp_limits import llama_cpp_differs
+
+    config, _ = read_config(renderer(recipe)[0])
+    return tuple(llama_cpp_differs(config, context))
+
+
+def _say_differences(differs: Iterable[str]) -> None:
+    for line in differs:
+        say(f"export: llama.cpp computes this model differently: {line}")
 
 
 def _build(job: _Job, steps: "list[Operation]") -> None:
@@ -345,7 +371,7 @@ def _exported(job: _Job) -> Exported:
     if job.recipe.export.lora_gguf:
         is_gguf = job.recipe.model.endswith(".gguf")
         base = job.recipe.model if is_gguf else base_name(str(job.recipe.name), job.recipe.export.gguf[-1])
-    return Exported(job.run, job.recipe, job.renderer, job.base, job.staged, job.context, job.facts, base)
+    return Exported(job.run, job.recipe, job.renderer, job.base, job.staged, job.context, job.facts, base, job.differs)
 
 
 def _refuse_full_disk(job: _Job, steps: "list[Operation]", done: Iterable[str]) -> None:

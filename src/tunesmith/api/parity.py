@@ -17,7 +17,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.api.parity_forms import Form, FormModel, Place, choose_place, forms_of, open_engine, opened
-from tunesmith.api.parity_reference import DEV_PROMPTS, DEV_ROWS, LONG, Reference, Task, dev_task, run_reference
+from tunesmith.api.parity_reference import DEV_PROMPTS, LONG, Reference, Task, dev_task, run_reference
 from tunesmith.api.stage import renderer, stage
 from tunesmith.errors import ExportError, ModelError, RunError
 from tunesmith.recipe import Recipe
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tunesmith.export.parity import Check, Rendering
     from tunesmith.infer.engine import Message
 
+DEV_ROWS = 32  # for the metric: llama.cpp answers them one after another, once a form; enough to see a form that is broken
 SCRATCH = ".parity"
 
 
@@ -99,7 +100,7 @@ def _measured(run: RunDir, recipe: Recipe) -> dict[str, Any]:
 
     forms = forms_of(run, recipe)
     place = choose_place(run, recipe)
-    task = dev_task(run, recipe)
+    task = dev_task(run, recipe, DEV_ROWS)
     scratch = run.export / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from tunesmith.infer.engine import Engine, Message
 
 DEV_PROMPTS = 12  # beside the fixed ones: the figures are means over some 500 positions, enough for 1 in 100
-DEV_ROWS = 64  # for the metric: llama.cpp answers them one after another, once a form
 LONG = 500  # tokens of the long prompt, at most
 
 
@@ -69,8 +68,8 @@ class Reference:
     answers: "Outputs | None"
 
 
-def dev_task(run: RunDir, recipe: Recipe) -> Task | str:
-    """The dev rows to answer, or why there are none."""
+def dev_task(run: RunDir, recipe: Recipe, most: int) -> Task | str:
+    """At most so many dev rows to answer, or why there are none."""
     from tunesmith.evaluate.metrics import make_metric
     from tunesmith.evaluate.prompts import tuned
 
@@ -78,7 +77,7 @@ def dev_task(run: RunDir, recipe: Recipe) -> Task | str:
         return "a judge compares two answers and scores none by itself"
     metric = make_metric(recipe.task)
     rows = [row for row in _asking(run) if metric.fits(row["messages"][-1]["content"])]
-    rows = _spread(rows, DEV_ROWS)
+    rows = _spread(rows, most)
     groups = None if recipe.data.group_by is None else [row.get("group") or row["id"] for row in rows]
     if len(set(groups or [row["id"] for row in rows])) < 2:
         return f"{len(rows)} dev rows can be scored, of one group; an interval needs two"

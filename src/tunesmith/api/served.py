@@ -38,6 +38,7 @@ class Exported:
         context: tokens that a served model reserves.
         files: what each said, by its name.
         base_gguf: the base beside an adapter GGUF: a name in the export, or the path of the recipe's own file.
+        differs: what llama.cpp computes otherwise than the model, a line each.
     """
 
     run: RunDir
@@ -48,6 +49,7 @@ class Exported:
     context: int
     files: dict[str, dict[str, Any]]
     base_gguf: str | None
+    differs: tuple[str, ...] = ()
 
     @property
     def is_on_hub(self) -> bool:
@@ -81,9 +83,13 @@ def write_modelfile_of(exported: Exported, target: str, gguf: str, adapter: str 
 
 
 def write_commands(exported: Exported) -> None:
-    """Write ``commands.json``: ``commands`` by form, and ``refused``, the reason for each that there is none."""
+    """Write ``commands.json``.
+
+    ``commands`` by form; ``refused``, the reason for each that there is none; ``differs``, what llama.cpp computes otherwise.
+    """
     whys = {name: facts["why_not"] for name, facts in exported.files.items() if facts.get("why_not")}
-    write_json(exported.staged / "commands.json", {"commands": _commands(exported), "refused": whys})
+    found = {"commands": _commands(exported), "refused": whys, "differs": list(exported.differs)}
+    write_json(exported.staged / "commands.json", found)
 
 
 def command_lines(run: RunDir) -> list[str]:
@@ -110,6 +116,8 @@ def write_cards(exported: Exported) -> None:
     write_card(exported.staged / "merged", {**facts, "commands": own})
     others = {form: argv for form, argv in made.items() if form in ADAPTER_FORMS}
     of_adapter: card.Facts = {**facts, "relation": "adapter", "commands": others, "files": {}, "merge": {}}
+    if "llama_server_adapter" not in others:
+        of_adapter["llama_cpp"] = []
     write_card(exported.run.adapter, of_adapter)
 
 
@@ -136,6 +144,7 @@ def _card_facts(exported: Exported) -> "card.Facts":
         "system": recipe.task.short_prompt,
         "template_sha256": sha256_file(exported.staged / "merged" / "chat_template.jinja"),
         "stops": stop_texts(made.tokenizer, stop_ids(exported.base, made.stop_ids)),
+        "llama_cpp": list(exported.differs),
     }
     return facts
 

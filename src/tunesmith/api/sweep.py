@@ -7,7 +7,7 @@ by row. Recommended is the smallest file that is non-inferior by the margin of p
 is a choice, and the verdict on the one that is deployed stays the gate's.
 
 Files that the recipe does not ask for are written one at a time into a directory that is removed again. An importance matrix is
-used where the export made one. Cost: a quantisation and at most 64 answers of llama.cpp for each type.
+used where the export made one. Cost: a quantisation and at most ``ROWS`` answers of llama.cpp for each type.
 """
 
 import shutil
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from tunesmith.api.engines import gguf_path, in_process
-from tunesmith.api.parity_reference import DEV_ROWS, Task, dev_task
+from tunesmith.api.parity_reference import Task, dev_task
 from tunesmith.api.stage import renderer, stage
 from tunesmith.errors import ExportError, RunError
 from tunesmith.recipe import Recipe
@@ -28,6 +28,7 @@ from tunesmith.track import say
 if TYPE_CHECKING:
     from tunesmith.evaluate.arms import Outputs
 
+ROWS = 256  # of dev: a choice among seven needs more than parity's look for what is broken
 TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q4_0", "Q3_K_M")
 
 
@@ -49,10 +50,10 @@ def sweep(run: RunDir, types: tuple[str, ...] = ()) -> dict[str, Any]:
     if unknown := [kind for kind in types if kind not in get_args(GgufType)]:
         raise RunError(f"{unknown[0]}: not a type that is written here", f"types: {', '.join(get_args(GgufType))}")
     recipe, target = run.recipe(), run.export / "sweep.json"
-    key = fingerprint(run.key_of("export"), scoring(recipe.task), recipe.task.min_gain, sorted(types), DEV_ROWS)
+    key = fingerprint(run.key_of("export"), scoring(recipe.task), recipe.task.min_gain, sorted(types), ROWS)
     with stage(run, "sweep", key) as needed:
         if needed or not target.exists():
-            task = dev_task(run, recipe)
+            task = dev_task(run, recipe, ROWS)
             if isinstance(task, str):
                 raise RunError(f"{run.path}: no type can be scored: {task}", "choose a type by its size and look at answers")
             result = _measured(run, recipe, task, types)

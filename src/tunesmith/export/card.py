@@ -48,6 +48,7 @@ class Facts(TypedDict, total=False):
         system: the system text that was trained with.
         template_sha256: of the chat template's text.
         stops: texts that end an answer.
+        llama_cpp: what llama.cpp computes otherwise than this model, a line each.
         commands: ``launch.commands``, of the forms that this directory belongs to.
     """
 
@@ -64,6 +65,7 @@ class Facts(TypedDict, total=False):
     system: str | None
     template_sha256: str
     stops: list[str]
+    llama_cpp: list[str]
     commands: Commands
 
 
@@ -79,7 +81,8 @@ def write_card(directory: Path, facts: Facts) -> None:
 
 def card(facts: Facts) -> str:
     """The text of a card. A pure function of the facts."""
-    sections = [_heading(facts), _measured(facts), _files(facts), _template(facts), _serving(facts.get("commands", {}))]
+    sections = [_heading(facts), _measured(facts), _files(facts), _template(facts), _llama_cpp(facts)]
+    sections.append(_serving(facts.get("commands", {})))
     front = yaml.safe_dump(_front_matter(facts), sort_keys=False, allow_unicode=True)
     return f"---\n{front}---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
 
@@ -171,6 +174,11 @@ def _template(facts: Facts) -> str:
         quoted = "\n".join(f"  > {line}" for line in str(facts.get("system")).splitlines())
         lines.append(f"- System text that it was trained with:\n\n{quoted}")
     return "## Prompt\n\n" + "\n".join(lines) if lines else ""
+
+
+def _llama_cpp(facts: Facts) -> str:
+    lines = [f"- {line[:1].upper()}{line[1:]}" for line in facts.get("llama_cpp", [])]
+    return "## llama.cpp\n\nllama.cpp computes this model differently:\n\n" + "\n".join(lines) if lines else ""
 
 
 def _serving(commands: Commands) -> str:

@@ -46,6 +46,28 @@ class Experts:
 
 
 @dataclass(frozen=True)
+class LlamaCpp:
+    """What llama.cpp has in its code for a family and reads from no file; ``models/llama_cpp_limits.py`` compares.
+
+    Source: ``src/models/*.cpp`` of build b10605, each held on a tiny model by a test.
+
+    Attributes:
+        windows: ``as told`` where the file decides; ``none`` where no window is computed; else a number n: every n-th layer
+            has none and all others have it (``set_swa_pattern``).
+        no_rope_every: n where every n-th layer, and no other, leaves q and k without positions (``n_no_rope_layer_step``).
+        wide_scale_at: number of layers at which scores are scaled by ``hidden_size / heads``, with any other by the head
+            dimension (``f_attention_scale``); None where the family has no scale of its own.
+        long_factors_at: the factors of longrope are chosen ``length`` by the length of the prompt, or ``context`` by the
+            context that is reserved (``get_rope_factors``).
+    """
+
+    windows: Literal["as told", "none"] | int = "as told"
+    no_rope_every: int | None = None
+    wide_scale_at: int | None = None
+    long_factors_at: Literal["length", "context"] = "length"
+
+
+@dataclass(frozen=True)
 class Family:
     """What is known of one ``model_type``.
 
@@ -76,6 +98,7 @@ class Family:
         system_role: its official templates know a system turn; else its text is put before the first user's.
         half_hazard: why plain float16 fails on it, as far as known.
         export: what an export has to heed.
+        llama_cpp: what llama.cpp computes without asking the file.
         features: feature -> how far it holds; a feature that is not named is supported.
     """
 
@@ -104,6 +127,7 @@ class Family:
     system_role: bool = True
     half_hazard: str = ""
     export: tuple[str, ...] = ()
+    llama_cpp: LlamaCpp = LlamaCpp()
     features: Mapping[str, Support] = field(default_factory=dict)
 
 
@@ -140,6 +164,7 @@ QV = ("q_proj", "v_proj")
 NO_WINDOW = {
     "gguf": Support("experimental", "llama.cpp has no window there: longer contexts than the window are answered otherwise")
 }
+WINDOWLESS = LlamaCpp(windows="none")
 GEMMA4 = Family(
     "Gemma 4 E2B, E4B, 26B-A4B, 31B",
     (),
@@ -160,15 +185,23 @@ GEMMA4 = Family(
     half_hazard="the product of gate and up passes 65,504, and so does the backward pass",
     export=(
         "vLLM gives an adapter on k_proj to the keys alone where the values are the keys; its form repeats it under v_proj",
-        "llama.cpp rounds its GELU to 16 bits: logits differ from those of transformers by 0.06 to 0.18",
+        "logits in F16 differ from those of transformers by 0.06 to 0.15",
     ),
 )
 
 FAMILIES: dict[str, Family] = {
     "llama": Family("Llama 3.x, SmolLM2", QV, turn_ends=("<|eot_id|>", "<|eom_id|>", "<|im_end|>")),
-    "mistral": Family("Mistral", QV, window="config", turn_ends=("</s>",), features=NO_WINDOW),
-    "qwen2": Family("Qwen2, Qwen2.5", QV, window="layer", turn_ends=("<|im_end|>",), features=NO_WINDOW),
-    "qwen3": Family("Qwen3", QV, qk_norm=True, window="layer", turn_ends=("<|im_end|>",)),
+    "mistral": Family("Mistral", QV, window="config", turn_ends=("</s>",), llama_cpp=WINDOWLESS, features=NO_WINDOW),
+    "qwen2": Family("Qwen2, Qwen2.5", QV, window="layer", turn_ends=("<|im_end|>",), llama_cpp=WINDOWLESS, features=NO_WINDOW),
+    "qwen3": Family(
+        "Qwen3",
+        QV,
+        qk_norm=True,
+        window="layer",
+        turn_ends=("<|im_end|>",),
+        export=("in llama.cpp no layer has a window",),
+        llama_cpp=WINDOWLESS,
+    ),
     "qwen3_moe": Family(
         "Qwen3-MoE",
         (),
@@ -176,7 +209,11 @@ FAMILIES: dict[str, Family] = {
         window="layer",
         experts=Experts("mlp.experts", "mlp.gate"),
         turn_ends=("<|im_end|>",),
-        export=("a checkpoint holds the experts one by one where the model stacks them; the merge writes what it read",),
+        export=(
+            "a checkpoint holds the experts one by one where the model stacks them; the merge writes what it read",
+            "in llama.cpp no layer has a window",
+        ),
+        llama_cpp=WINDOWLESS,
     ),
     "gpt_oss": Family(
         "gpt-oss",
@@ -186,6 +223,8 @@ FAMILIES: dict[str, Family] = {
         sinks="sinks",
         experts=Experts("mlp.experts", "mlp.router", layout="EIO", interleaved=True),
         turn_ends=("<|return|>", "<|call|>"),
+        export=("in llama.cpp every other layer has a window, whatever layer_types says",),
+        llama_cpp=LlamaCpp(windows=2),
     ),
     "smollm3": Family(
         "SmolLM3",
@@ -194,6 +233,7 @@ FAMILIES: dict[str, Family] = {
         rotary="layer",
         turn_ends=("<|im_end|>",),
         export=("in llama.cpp every fourth layer has no positions, whatever no_rope_layers says, and no layer has a window",),
+        llama_cpp=LlamaCpp(windows="none", no_rope_every=4),
     ),
     "phi3": Family(
         "Phi-3, Phi-4-mini",
@@ -206,6 +246,7 @@ FAMILIES: dict[str, Family] = {
             "an adapter on the one layer of q, k and v has one A for all three, as PEFT has it",
             "llama.cpp takes the long factors of longrope whenever its context is longer than the first, for short prompts too",
         ),
+        llama_cpp=LlamaCpp(windows="none", long_factors_at="context"),
         features=NO_WINDOW
         | {
             "long contexts (longrope)": Support(
@@ -228,6 +269,7 @@ FAMILIES: dict[str, Family] = {
             "llama.cpp scales scores by head_dim, with 46 layers by hidden_size / heads, whatever query_pre_attn_scalar says",
             "in llama.cpp every other layer has a window, whatever layer_types says",
         ),
+        llama_cpp=LlamaCpp(windows=2, wide_scale_at=46),
     ),
     "gemma3_text": Family(
         "Gemma 3",
@@ -245,6 +287,7 @@ FAMILIES: dict[str, Family] = {
             "llama.cpp scales scores by head_dim, with 62 layers by hidden_size / heads, whatever query_pre_attn_scalar says",
             "in llama.cpp every sixth layer has no window, whatever layer_types says",
         ),
+        llama_cpp=LlamaCpp(windows=6, wide_scale_at=62),
     ),
     "gemma4_text": replace(
         GEMMA4,
@@ -293,6 +336,10 @@ GGUF_70B = {
     "jais2": (68, False),
 }
 GGUF_OWN_MIXTURE = "falcon"
+# Values of tokenizer.ggml.pre whose vocabularies split text as GPT-2 does, and the same after every digit was cut off
+# (``llm_tokenizer_bpe`` in llama.cpp's src/llama-vocab.cpp).
+GGUF_GPT2_SPLIT = {"gpt-2", "phi-2", "mpt", "olmo", "gigachat", "mellum", "modern-bert", "a.x-4.0"}
+GGUF_SINGLE_DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
 SCALED_ROTARY = "llama3"  # rope_type of the rule whose frequencies a GGUF holds as rope_freqs.weight
 GGUF: dict[str, GgufArchitecture] = {
     "llama": GgufArchitecture(),

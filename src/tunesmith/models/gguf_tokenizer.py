@@ -18,14 +18,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from tunesmith.errors import ModelError
+from tunesmith.models.families import GGUF_GPT2_SPLIT, GGUF_SINGLE_DIGITS
 from tunesmith.track import say
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
 
 BYTE_LEVEL = "gpt2"  # tokenizer.ggml.model of every byte-level vocabulary
-GPT2_SPLIT = {"gpt-2", "phi-2", "mpt", "olmo", "gigachat", "mellum", "modern-bert", "a.x-4.0"}
-SINGLE_DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
 
 
 def load_gguf_tokenizer(path: Path, reader: "GGUFReader") -> PreTrainedTokenizerBase:
@@ -46,11 +45,11 @@ def load_gguf_tokenizer(path: Path, reader: "GGUFReader") -> PreTrainedTokenizer
         say(f"{path}: does not say how its tokenizer splits text (tokenizer.ggml.pre); split as GPT-2 does")
         return tokenizer
     name = str(rule.contents())
-    if name in SINGLE_DIGITS:
+    if name in GGUF_SINGLE_DIGITS:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
         )
-    elif name not in GPT2_SPLIT and name not in GGUF_PRE_TOKENIZER_SPLITS:
+    elif name not in GGUF_GPT2_SPLIT and name not in GGUF_PRE_TOKENIZER_SPLITS:
         raise ModelError(
             f"{path}: its tokenizer splits text by the rule {name!r}, which is not known here", "use the model's safetensors"
         )
