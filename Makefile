@@ -32,7 +32,7 @@ check: $(VENV)/.dev  ## ruff and pyright
 
 families: $(VENV)/.dev  ## run the matrix of families and write docs/reference/families.md from it
 	-$(BIN)/pytest -n 0 -k test_cell --junitxml=$(VENV)/families.xml tests/models/test_families.py
-	$(BIN)/python tests/models/families_table.py $(VENV)/families.xml
+	PYTHONPATH=tests $(BIN)/python tests/models/families_table.py $(VENV)/families.xml
 
 lock: $(VENV)/.dev  ## rewrite constraints.txt from what is installed
 	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^tunesmith' | sed 's/+cpu$$//' > constraints.txt

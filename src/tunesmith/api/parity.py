@@ -16,6 +16,7 @@ import shutil
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.api.export import context_of
 from tunesmith.api.parity_forms import Form, FormModel, Place, choose_place, forms_of, open_engine, opened
 from tunesmith.api.parity_reference import DEV_PROMPTS, LONG, Reference, Task, dev_task, run_reference
 from tunesmith.api.stage import renderer, stage
@@ -106,7 +107,7 @@ def _measured(run: RunDir, recipe: Recipe) -> dict[str, Any]:
     scratch.mkdir()
     try:
         reference = run_reference(run, recipe, place, task, scratch)
-        entries = [_compared(form, reference, recipe, place, task) for form in forms]
+        entries = [_compared(run, form, reference, recipe, place, task) for form in forms]
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     deployable = all(entry["deployable"] for entry in entries)
@@ -133,14 +134,15 @@ def _margin(recipe: Recipe) -> float:
     return recipe.task.min_gain / 2
 
 
-def _compared(form: Form, reference: Reference, recipe: Recipe, place: Place, task: Task | str) -> dict[str, Any]:
+def _compared(run: RunDir, form: Form, reference: Reference, recipe: Recipe, place: Place, task: Task | str) -> dict[str, Any]:
     """A form's entry of the result. What the form cannot do is a failed check, never the end of the comparison."""
     from tunesmith.export.parity import NEW_TOKENS, Check, form_facts
 
     checks: dict[str, Check] = {}
     more: dict[str, Any] = {"figures": None, "divergence": None, "control_tokens": [], "task": None}
     asked = list(reference.prompts)
-    context = max(len(prompt.ids) for prompt in asked) + NEW_TOKENS + 64
+    longest = max(len(prompt.ids) for prompt in asked) + NEW_TOKENS + 64
+    context = max(longest, context_of(run, recipe)[0])  # as served: an engine may compute otherwise with a larger one
     try:
         with opened(form, place, context) as model:
             checks |= _check_model(form, model, reference, recipe, place, more)

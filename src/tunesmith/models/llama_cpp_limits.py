@@ -5,8 +5,8 @@ A setting that it does not read is dropped without a word: the file loads, answe
 is a record of the family (``families.LlamaCpp``); here it is held against a configuration, and what differs becomes a line.
 
 A line is no refusal. Many of these show only beyond some length, and whether they matter is measured: parity and the deployed
-arm run the file. But a window of thousands of tokens is longer than most prompts that parity has, and parity reserves no more
-context than they need, so a line says what parity cannot show.
+arm run the file. But a window of thousands of tokens is longer than the prompts that parity has, so a line says what parity
+cannot show.
 
 Refused: reading the settings back from the GGUF. It lacks what llama.cpp does not know, which is the point.
 Cost: none; a few comparisons.
@@ -93,8 +93,7 @@ def _long_factors(settings: dict[str, Any], family: Family, context: int) -> str
     remedy = f". export.num_ctx of at most {most:,} keeps the short factors" if most else ""
     return (
         f"a context of {reserved:,} tokens is more than original_max_position_embeddings, {first:,}, so it takes the long "
-        f"factors of longrope for every prompt, short ones too. Parity reserves what its own prompts need and does not show "
-        f"this{remedy}"
+        f"factors of longrope for every prompt, short ones too{remedy}"
     )
 
 
