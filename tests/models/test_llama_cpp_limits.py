@@ -92,7 +92,7 @@ def test_a_window_counts_once_more_than_it_is_served():
 def test_long_factors_count_from_the_context_that_llama_cpp_rounds_up_to():
     (line,) = llama_cpp_differs(PUBLISHED["Phi-4-mini"], 4097)
     assert "a context of 4,352 tokens is more than original_max_position_embeddings, 4,096" in line
-    assert "Parity reserves what its own prompts need" in line and "export.num_ctx of at most 4,096" in line
+    assert "for every prompt, short ones too" in line and "export.num_ctx of at most 4,096" in line
 
 
 def test_fixed_layers_and_scales_are_told_with_their_numbers():
