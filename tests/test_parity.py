@@ -191,7 +191,7 @@ def test_an_nf4_base_is_compared_as_it_was_trained(tiny_run, tmp_path, monkeypat
     scratch.mkdir()
     _make_small(monkeypatch)
     reference = parity_reference.run_reference(run, recipe, PLACE, "no task", scratch)
-    entry = verb._compared(form, reference, recipe, PLACE, "no task")
+    entry = verb._compared(run, form, reference, recipe, PLACE, "no task")
     assert entry["deployable"] and entry["figures"]["kl_mean"] < 1e-8 and "metric" not in entry["checks"]
     facts = read_json(run.export / "merge.json")
     write_json(run.export / "merge.json", {**facts, "into": "original"})
