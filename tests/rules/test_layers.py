@@ -79,8 +79,8 @@ def test_a_familys_name_appears_in_models_templates_and_tests_alone():
         for number, line in enumerate(path.read_text().splitlines(), start=1):
             # llama.cpp is an engine, not a family; its architecture key is data of the GGUF format.
             clean = re.sub(r"x?llama[._]?cpp\w*|Llama(FileType|Model|Process)\b", "", line, flags=re.IGNORECASE)
-            clean = re.sub(r"llama-(cpp|server|perplexity|quantize|imatrix|quant|adapter|vocab|context)\b|\bllama_\w+", "", clean)
-            clean = re.sub(r"ik_llama|\bllama\.h\b|src/models/\w+\.cpp|architecture == \"llama\"", "", clean)
+            clean = re.sub(r"llama-(cpp|server|perplexity|quantize|imatrix|quant|adapter|vocab|context)\b", "", clean)
+            clean = re.sub(r"ik_llama|\bllama_\w+|\bllama\.h\b|src/models/\w+\.cpp|architecture == \"llama\"", "", clean)
             assert not families.search(clean), f"{relative}:{number}: {line.strip()}"
 
 
