@@ -5,8 +5,7 @@ import shutil
 import pytest
 
 from conftest import write_recipe
-from tunesmith import api
-from tunesmith.api import merged
+from tunesmith import api, hardware
 from tunesmith.api.merged import measure_merge, merge_adapter, write_for_vllm
 from tunesmith.rundir import RunDir, read_json, write_json, write_text
 
@@ -48,7 +47,7 @@ def test_a_run_on_nf4_says_the_dev_loss_of_both_merges(nf4_run, capsys):
 
 
 def test_a_model_that_fits_nowhere_is_not_measured_and_the_run_says_so(nf4_run, monkeypatch):
-    monkeypatch.setattr(merged.hardware, "describe", lambda: {"memory_bytes": 1000})
+    monkeypatch.setattr(hardware, "describe", lambda: {"memory_bytes": 1000})
     facts = _merge(nf4_run)
     assert facts["dev_loss"]["trained"] is None and "dequantised base not measured" in facts["told"]
 

@@ -8,11 +8,11 @@ endpoint the weights cannot be known; its address and the model's name stand for
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.api.stage import model_key, renderer
 from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, Recipe
-from tunesmith.rundir import RunDir, fingerprint
+from tunesmith.rundir import RunDir, fingerprint, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -101,11 +101,21 @@ def engine_of(
     def llama_cpp() -> "Engine":
         from tunesmith.infer.llama_cpp import LlamaCppEngine
 
-        _, made = renderer(recipe)
-        longest = max(len(made.prompt_ids(prompt)) for prompt in asked)
-        return LlamaCppEngine(gguf, longest + budget + 64)
+        return LlamaCppEngine(gguf, context_for(recipe, asked, budget))
 
     return run.key_of("export"), llama_cpp
+
+
+def context_for(recipe: Recipe, asked: list[list[dict[str, str]]], budget: int) -> int:
+    """Tokens that the longest of some prompts and its answer need, with room for what an engine's own template adds."""
+    _, made = renderer(recipe)
+    return max(len(made.prompt_ids(prompt)) for prompt in asked) + budget + 64
+
+
+def held_to(recipe: Recipe) -> dict[str, Any] | None:
+    """The JSON schema that engines hold answers to, where the recipe asks for that."""
+    file = recipe.task.json_schema
+    return read_json(file) if recipe.task.constrained and file is not None else None
 
 
 def external(recipe: Recipe, arm: str) -> "Engine":
@@ -150,4 +160,6 @@ def base_key(recipe: Recipe) -> str:
 
 def gguf_path(run: RunDir, file_type: str) -> Path:
     """Where the exported model of a llama.cpp file type lies."""
-    return run.export / f"{run.recipe().name}-{file_type}.gguf"
+    from tunesmith.export.forms import gguf_name
+
+    return run.export / gguf_name(str(run.recipe().name), file_type)

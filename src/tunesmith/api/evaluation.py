@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.api.engines import base_key, engine_of, external, in_process, open_writer
+from tunesmith.api.engines import base_key, engine_of, external, held_to, in_process, open_writer
 from tunesmith.api.forgetting import forgetting
 from tunesmith.api.judging import comparing, judge_arms, make_judge
 from tunesmith.api.parity import deployed_parity
@@ -83,7 +83,7 @@ class Evaluation:
             dev,
             test,
             read_json(run.data / "rendered.json")["max_new_tokens"],
-            _held_to(recipe),
+            held_to(recipe),
             functools.cache(lambda: in_process(recipe, None)),
             corpus,
             documents,
@@ -279,12 +279,6 @@ def _told(arm: str, figures: dict[str, float]) -> str:
     right = f"gets {100 * figures['score']:.1f} of 100 right" if scored else "has answered, and waits for the judge"
     cost = f", {figures['n'] * figures['cost']:.4g} in all" if "cost" in figures else ""
     return f"{arm} {right}, {figures['ms']:.0f} ms an example{cost}"
-
-
-def _held_to(recipe: Recipe) -> dict[str, Any] | None:
-    """The JSON schema that engines hold answers to, where the recipe asks for that."""
-    file = recipe.task.json_schema
-    return json.loads(file.read_text(encoding="utf-8")) if recipe.task.constrained and file is not None else None
 
 
 def _read_corpus(recipe: Recipe, pool: list[Row], test: list[Row]) -> "Corpus":

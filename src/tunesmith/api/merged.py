@@ -11,7 +11,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith import hardware
 from tunesmith.api.stage import renderer
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, read_json, write_json
@@ -19,8 +18,6 @@ from tunesmith.track import say
 
 if TYPE_CHECKING:
     import torch
-
-ROOM = 1.5  # of a dense model's bytes: weights, activations of one pack and what the loader holds on the way
 
 
 def merge_adapter(run: RunDir, directory: Path) -> dict[str, Any]:
@@ -83,11 +80,12 @@ def _dev_losses(run: RunDir, recipe: Recipe, exported: Path, dtype: str, nbytes:
     """Mean dev loss in nats a supervised token: merged both ways, and the adapter as it was trained; None: not measured."""
     from tunesmith.export.base import held_in_nf4, read_stored
     from tunesmith.export.merge import merge
+    from tunesmith.models.device import device_with_room
     from tunesmith.models.precision import precision
 
     directory, _ = renderer(recipe)
     _, compute = precision(recipe.base, recipe.train.compute, directory)
-    device = _place(nbytes // (4 if dtype == "float32" else 2) * (4 if compute == "fp32" else 2))
+    device = device_with_room(nbytes // (4 if dtype == "float32" else 2) * (4 if compute == "fp32" else 2))
     losses: dict[str, float | None] = dict.fromkeys(("trained", "original"))
     if device is not None:
         into = recipe.export.merge_into
@@ -119,20 +117,6 @@ def _dev_loss(run: RunDir, recipe: Recipe, directory: Path, compute: Any, device
     dev = Documents.open(run.tokens("dev"))
     with attention(model, PACKED):
         return mean_loss(model, step_packs(dev, [tuple(range(len(dev)))], recipe.train.max_length))
-
-
-def _place(nbytes: int) -> "torch.device | None":
-    """Where a dense model of this size can be measured: the GPU, the CPU, or nowhere."""
-    import torch
-
-    from tunesmith.models.device import best_device
-
-    device = best_device()
-    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] >= ROOM * nbytes:
-        return device
-    memory = hardware.describe()["memory_bytes"]
-    assert isinstance(memory, int)
-    return torch.device("cpu") if memory >= ROOM * nbytes else None
 
 
 def _told(losses: dict[str, float | None], width: str) -> str:

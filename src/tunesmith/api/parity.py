@@ -13,7 +13,6 @@ task's answers through its server. The sealed test part is not read.
 
 import gc
 import shutil
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.api.export import context_of
@@ -55,7 +54,7 @@ def parity(run: RunDir) -> dict[str, Any]:
     limits = (DEV_PROMPTS, DEV_ROWS, LONG, NEW_TOKENS, BOUNDS)
     key = fingerprint(exported, run.key_of("render"), scoring(recipe.task), recipe.task.min_gain, limits)
     target = run.export / "parity.json"
-    with stage(run, "parity", key) as needed:
+    with stage(run, "parity", key, target) as needed:
         if needed:
             write_json(target, {"inputs": exported, **_measured(run, recipe)})
     result = read_json(target)
@@ -97,7 +96,6 @@ def deployed_parity(run: RunDir) -> dict[str, Any] | None:
 
 def _measured(run: RunDir, recipe: Recipe) -> dict[str, Any]:
     from tunesmith.evaluate.gate import EXIT_CODES, NOT_TRAINED
-    from tunesmith.evaluate.metrics import HEADLINE
 
     forms = forms_of(run, recipe)
     place = choose_place(run, recipe)
@@ -113,9 +111,7 @@ def _measured(run: RunDir, recipe: Recipe) -> dict[str, Any]:
     deployable = all(entry["deployable"] for entry in entries)
     metric: dict[str, Any] = {"reason": task} if isinstance(task, str) else {"name": task.metric.name, "n": len(task.rows)}
     if not isinstance(task, str) and reference.answers is not None:
-        from tunesmith.evaluate.arms import summary
-
-        metric |= {"score": summary(reference.answers, task.metric)[HEADLINE], "margin": _margin(recipe)}
+        metric |= {"score": task.score(reference.answers), "margin": task.margin}
     return {
         "deployable": deployable,
         "exit_code": 0 if deployable else EXIT_CODES[NOT_TRAINED],
@@ -128,10 +124,6 @@ def _measured(run: RunDir, recipe: Recipe) -> dict[str, Any]:
         "metric": metric,
         "forms": entries,
     }
-
-
-def _margin(recipe: Recipe) -> float:
-    return recipe.task.min_gain / 2
 
 
 def _compared(run: RunDir, form: Form, reference: Reference, recipe: Recipe, place: Place, task: Task | str) -> dict[str, Any]:
@@ -202,19 +194,11 @@ def _rendering(model: FormModel, messages: "list[Message]") -> "Rendering":
 
 def _check_metric(form: Form, reference: Reference, recipe: Recipe, place: Place, task: Task, more: dict[str, Any]) -> "Check":
     """The form's answers to the dev rows beside the reference's."""
-    from tunesmith.evaluate.arms import summary
-    from tunesmith.evaluate.compare import compare
-    from tunesmith.evaluate.metrics import HEADLINE
-    from tunesmith.export.parity import metric_check
-
     assert reference.answers is not None
-    made = renderer(recipe)[1]
-    longest = max(len(made.prompt_ids(prompt)) for prompt in task.prompts)
-    engine = open_engine(form, recipe, place, longest + task.budget + 64)
+    engine = open_engine(form, recipe, place, task.context)
     try:
         answers = task.answers(form.name, engine)
     finally:
         engine.close()
-    c = compare(answers, reference.answers, task.metric, task.groups)
-    more["task"] = {"score": summary(answers, task.metric)[HEADLINE], "against": asdict(c)}
-    return metric_check(c.gain, c.low, c.high, _margin(recipe), c.n)
+    more["task"], check = task.against(answers, reference.answers)
+    return check

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from tunesmith import hardware
 from tunesmith.api.engines import gguf_path
 from tunesmith.api.stage import renderer
 from tunesmith.errors import ExportError, RunError
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from tunesmith.infer.engine import Engine, Message
-
-ROOM = 1.5  # of the fp32 weights' bytes: weights, activations and what the loader holds on the way
 
 
 class FormModel(Protocol):
@@ -87,6 +84,7 @@ def forms_of(run: RunDir, recipe: Recipe) -> list[Form]:
     Raises:
         RunError: one of them is gone.
     """
+    from tunesmith.export.forms import base_name, lora_name
     from tunesmith.models.precision import precision
 
     facts = read_json(run.export / "merge.json")
@@ -98,12 +96,12 @@ def forms_of(run: RunDir, recipe: Recipe) -> list[Form]:
     for kind in read_json(run.export / "export.json"):
         forms.append(Form(kind, gguf_path(run, kind), None, None if differs else of_type.get(kind)))
     if recipe.export.lora_gguf:
-        kind, stem = recipe.export.gguf[-1], f"{run.export / str(recipe.name)}"
+        kind, name = recipe.export.gguf[-1], str(recipe.name)
         own = recipe.model.endswith(".gguf")  # it is its own base GGUF, in whatever type it is
-        base = Path(recipe.model) if own else Path(f"{stem}-base-{kind}.gguf")
+        base = Path(recipe.model) if own else run.export / base_name(name, kind)
         differs = "nf4" in (recipe.base, recipe.per_layer_embeddings)  # the base file is made of the checkpoint
         rounding = None if differs or own else of_type.get(kind)
-        forms.append(Form("LoRA", base, Path(f"{stem}-lora.gguf"), rounding))
+        forms.append(Form("LoRA", base, run.export / lora_name(name), rounding))
     for file in [path for form in forms for path in (form.path, form.lora) if path is not None]:
         if not file.exists():
             raise RunError(f"{file}: part of the export, and not there", f"run: tunesmith export {run.path}")
@@ -112,23 +110,17 @@ def forms_of(run: RunDir, recipe: Recipe) -> list[Form]:
 
 def choose_place(run: RunDir, recipe: Recipe) -> Place:
     """fp32 on the GPU or the CPU, wherever the dense weights fit; else as training computed."""
-    import torch
-
-    from tunesmith.models.device import best_device
+    from tunesmith.models.device import ROOM, best_device, device_with_room
     from tunesmith.models.precision import precision
 
     facts = read_json(run.export / "merge.json")
-    needed = ROOM * facts["nbytes"] // (4 if facts["dtype"] == "float32" else 2) * 4
-    device = best_device()
-    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] >= needed:
+    needed = facts["nbytes"] // (4 if facts["dtype"] == "float32" else 2) * 4
+    device = device_with_room(needed)
+    if device is not None:
         return Place(device, "fp32")
-    memory = hardware.describe()["memory_bytes"]
-    assert isinstance(memory, int)
-    if memory >= needed:
-        return Place(torch.device("cpu"), "fp32")
     _, compute = precision(recipe.base, recipe.train.compute, renderer(recipe)[0])
-    say(f"parity: fp32 takes {needed / 1e9:.0f} GB, which are not there; computing in {compute}, with its wider bounds")
-    return Place(device, compute)
+    say(f"parity: fp32 takes {ROOM * needed / 1e9:.0f} GB, which are not there; computing in {compute}, with its wider bounds")
+    return Place(best_device(), compute)
 
 
 def open_gguf(form: Form, context: int) -> FormModel:

@@ -9,10 +9,11 @@ each for a vocabulary of 262 k, 0.1 GB for 49 k. Memory was refused, since the f
 Shape suffixes: N positions of all prompts, T of one, V vocabulary entries.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.api.engines import context_for, held_to
 from tunesmith.api.parity_forms import Place, model_logits
 from tunesmith.api.stage import renderer
 from tunesmith.errors import DataError
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from tunesmith.chat.render import Renderer
     from tunesmith.evaluate.arms import Outputs
     from tunesmith.evaluate.metrics import Metric
-    from tunesmith.export.parity import Prompt
+    from tunesmith.export.parity import Check, Prompt
     from tunesmith.infer.engine import Engine, Message
 
 DEV_PROMPTS = 12  # beside the fixed ones: the figures are means over some 500 positions, enough for 1 in 100
@@ -37,7 +38,12 @@ LONG = 500  # tokens of the long prompt, at most
 
 @dataclass(frozen=True)
 class Task:
-    """The dev rows that every form answers."""
+    """The dev rows that every form answers.
+
+    Attributes:
+        context: tokens that the longest prompt and its answer need.
+        margin: the largest loss that is accepted (``export/parity.py``).
+    """
 
     metric: "Metric"
     rows: list[dict[str, Any]]
@@ -45,6 +51,8 @@ class Task:
     budget: int
     schema: dict[str, Any] | None
     groups: list[str] | None
+    context: int
+    margin: float
 
     def answers(self, name: str, engine: "Engine") -> "Outputs":
         """Ask an engine all rows and score what it says."""
@@ -53,6 +61,22 @@ class Task:
         ids = [row["id"] for row in self.rows]
         references = [row["messages"][-1]["content"] for row in self.rows]
         return ask(f"parity {name}", engine, ids, self.prompts, references, self.metric, self.budget, self.schema)
+
+    def score(self, answers: "Outputs") -> float:
+        """The metric's headline of scored answers."""
+        from tunesmith.evaluate.arms import summary
+        from tunesmith.evaluate.metrics import HEADLINE
+
+        return summary(answers, self.metric)[HEADLINE]
+
+    def against(self, answers: "Outputs", reference: "Outputs") -> "tuple[dict[str, Any], Check]":
+        """``score`` and ``against`` (``Comparison``) of answers beside the reference's, and whether they are non-inferior."""
+        from tunesmith.evaluate.compare import compare
+        from tunesmith.export.parity import metric_check
+
+        c = compare(answers, reference, self.metric, self.groups)
+        facts = {"score": self.score(answers), "against": asdict(c)}
+        return facts, metric_check(c.gain, c.low, c.high, self.margin, c.n)
 
 
 @dataclass(frozen=True)
@@ -81,10 +105,9 @@ def dev_task(run: RunDir, recipe: Recipe, most: int) -> Task | str:
     groups = None if recipe.data.group_by is None else [row.get("group") or row["id"] for row in rows]
     if len(set(groups or [row["id"] for row in rows])) < 2:
         return f"{len(rows)} dev rows can be scored, of one group; an interval needs two"
-    file = recipe.task.json_schema if recipe.task.constrained else None
-    schema = None if file is None else read_json(file)
-    budget = read_json(run.data / "rendered.json")["max_new_tokens"]
-    return Task(metric, rows, [tuned(recipe, row) for row in rows], budget, schema, groups)
+    budget, prompts = read_json(run.data / "rendered.json")["max_new_tokens"], [tuned(recipe, row) for row in rows]
+    context, margin = context_for(recipe, prompts, budget), recipe.task.min_gain / 2
+    return Task(metric, rows, prompts, budget, held_to(recipe), groups, context, margin)
 
 
 def run_reference(run: RunDir, recipe: Recipe, place: Place, task: Task | str, scratch: Path) -> Reference:

@@ -17,9 +17,13 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def stage(run: RunDir, name: str, key: str) -> Iterator[bool]:
-    """Run a block as a stage: skipped (False) when done with this key, else timed and recorded when it ends well."""
-    if run.is_done(name, key):
+def stage(run: RunDir, name: str, key: str, output: Path | None = None) -> Iterator[bool]:
+    """Run a block as a stage: skipped (False) when done with this key, else timed and recorded when it ends well.
+
+    Args:
+        output: what it writes where another stage may remove it; without it the stage is not done.
+    """
+    if run.is_done(name, key) and (output is None or output.exists()):
         say(f"{name}: up to date")
         yield False
         return

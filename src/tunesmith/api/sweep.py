@@ -12,13 +12,12 @@ used where the export made one. Cost: a quantisation and at most ``ROWS`` answer
 
 import shutil
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from tunesmith.api.engines import gguf_path, in_process
 from tunesmith.api.parity_reference import Task, dev_task
-from tunesmith.api.stage import renderer, stage
+from tunesmith.api.stage import stage
 from tunesmith.errors import ExportError, RunError
 from tunesmith.recipe import Recipe
 from tunesmith.recipe.run import GgufType
@@ -26,7 +25,12 @@ from tunesmith.rundir import RunDir, fingerprint, read_json, write_json, write_t
 from tunesmith.track import say
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from tunesmith.evaluate.arms import Outputs
+
+    Values = dict[str, NDArray[np.float32]]
 
 ROWS = 256  # of dev: a choice among seven needs more than parity's look for what is broken
 TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q4_0", "Q3_K_M")
@@ -51,8 +55,8 @@ def sweep(run: RunDir, types: tuple[str, ...] = ()) -> dict[str, Any]:
         raise RunError(f"{unknown[0]}: not a type that is written here", f"types: {', '.join(get_args(GgufType))}")
     recipe, target = run.recipe(), run.export / "sweep.json"
     key = fingerprint(run.key_of("export"), scoring(recipe.task), recipe.task.min_gain, sorted(types), ROWS)
-    with stage(run, "sweep", key) as needed:
-        if needed or not target.exists():
+    with stage(run, "sweep", key, target) as needed:
+        if needed:
             task = dev_task(run, recipe, ROWS)
             if isinstance(task, str):
                 raise RunError(f"{run.path}: no type can be scored: {task}", "choose a type by its size and look at answers")
@@ -83,25 +87,24 @@ def recommend(entries: list[dict[str, Any]]) -> tuple[str | None, str]:
 
 
 def _measured(run: RunDir, recipe: Recipe, task: Task, types: tuple[str, ...]) -> dict[str, Any]:
-    from tunesmith.evaluate.arms import summary
-    from tunesmith.evaluate.metrics import HEADLINE
+    from tunesmith.export.forms import imatrix_name
+    from tunesmith.export.imatrix import read_imatrix
 
     engine = in_process(recipe, run.adapter)
     tuned = task.answers("tuned", engine)
     engine.close()
     del engine
-    made = renderer(recipe)[1]
-    context = max(len(made.prompt_ids(prompt)) for prompt in task.prompts) + task.budget + 64
-    importance = next(iter(run.export.glob("*.imatrix.gguf")), None)
+    file = run.export / imatrix_name(str(recipe.name))
+    importance = read_imatrix(file).values if file.exists() else None
     with tempfile.TemporaryDirectory(dir=run.export, prefix=".sweep-") as scratch:
-        entries = [_entry(run, recipe, task, kind, Path(scratch), importance, tuned, context) for kind in types]
+        entries = [_entry(run, task, kind, Path(scratch), importance, tuned) for kind in types]
     entries.sort(key=lambda entry: -entry["bytes"])
     recommended, told = recommend(entries)
     return {
         "types": entries,
-        "tuned": summary(tuned, task.metric)[HEADLINE],
+        "tuned": task.score(tuned),
         "n": len(task.rows),
-        "margin": recipe.task.min_gain / 2,
+        "margin": task.margin,
         "metric": task.metric.name,
         "imatrix": importance is not None,
         "recommended": recommended,
@@ -109,55 +112,39 @@ def _measured(run: RunDir, recipe: Recipe, task: Task, types: tuple[str, ...]) -
     }
 
 
-def _entry(
-    run: RunDir,
-    recipe: Recipe,
-    task: Task,
-    kind: str,
-    scratch: Path,
-    importance: Path | None,
-    tuned: "Outputs",
-    context: int,
-) -> dict[str, Any]:
+def _entry(run: RunDir, task: Task, kind: str, scratch: Path, importance: "Values | None", tuned: "Outputs") -> dict[str, Any]:
     """One type: written where the export did not, asked, compared, and removed again."""
-    from tunesmith.evaluate.arms import summary
-    from tunesmith.evaluate.compare import compare
-    from tunesmith.evaluate.metrics import HEADLINE
     from tunesmith.export.convert import describe
-    from tunesmith.export.parity import metric_check
     from tunesmith.infer.llama_cpp import LlamaCppEngine
 
     file = gguf_path(run, kind)
     if not file.exists():
         file = _written(run, kind, scratch, importance)
-    facts = describe(file)
-    with LlamaCppEngine(file, context) as engine:
+    described = describe(file)
+    with LlamaCppEngine(file, task.context) as engine:
         answers = task.answers(kind, engine)
     if file.parent == scratch:
         file.unlink()
-    c = compare(answers, tuned, task.metric, task.groups)
-    check = metric_check(c.gain, c.low, c.high, recipe.task.min_gain / 2, c.n)
-    say(f"sweep: {kind} {facts['bytes'] / 1e6:.1f} MB: {check.told}")
-    score = summary(answers, task.metric)[HEADLINE]
-    return {"type": kind, **facts, "score": score, "against": asdict(c), "state": check.state, "told": check.told}
+    facts, check = task.against(answers, tuned)
+    say(f"sweep: {kind} {described['bytes'] / 1e6:.1f} MB: {check.told}")
+    return {"type": kind, **described, **facts, "state": check.state, "told": check.told}
 
 
-def _written(run: RunDir, kind: str, scratch: Path, importance: Path | None) -> Path:
+def _written(run: RunDir, kind: str, scratch: Path, importance: "Values | None") -> Path:
     from tunesmith.export.convert import convert
-    from tunesmith.export.imatrix import read_imatrix
     from tunesmith.export.quantize import quantize
 
-    if kind in ("F16", "BF16"):
+    target = scratch / f"{kind}.gguf"
+    if kind == "F16" or kind == "BF16":
         _refuse_full_disk(run)
-        convert(run.merged, scratch / f"{kind}.gguf", kind)
-        return scratch / f"{kind}.gguf"
+        convert(run.merged, target, kind)
+        return target
     full = next((file for file in (gguf_path(run, "F16"), scratch / "half.gguf") if file.exists()), None)
     if full is None:
         full = scratch / "half.gguf"
         _refuse_full_disk(run)
         convert(run.merged, full)
-    target = scratch / f"{kind}.gguf"
-    quantize(full, target, kind, None if importance is None else read_imatrix(importance).values)
+    quantize(full, target, kind, importance)
     return target
 
 

@@ -7,6 +7,10 @@ No switch in the recipe: a recipe says what is trained, and the machine where. W
 
 import torch
 
+from tunesmith import hardware
+
+ROOM = 1.5  # of a dense model's bytes: weights, activations of one pack and what the loader holds on the way
+
 
 def best_device() -> torch.device:
     """``cuda:0`` where PyTorch can use a GPU, else ``cpu``."""
@@ -16,3 +20,13 @@ def best_device() -> torch.device:
 def device_name(device: torch.device) -> str:
     """For people: the GPU's product name, or ``the CPU``."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+
+
+def device_with_room(nbytes: int) -> torch.device | None:
+    """Where a dense model of so many bytes can compute: the GPU, the CPU, or nowhere (None)."""
+    device = best_device()
+    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] >= ROOM * nbytes:
+        return device
+    memory = hardware.describe()["memory_bytes"]
+    assert isinstance(memory, int)
+    return torch.device("cpu") if memory >= ROOM * nbytes else None
