@@ -14,8 +14,8 @@ from transformers import Gemma4ForCausalLM, Gemma4TextConfig
 from conftest import toy_rows, write_recipe
 from tunesmith import api
 from tunesmith.api.curve import share_of
-from tunesmith.api.engines import engine_of
-from tunesmith.api.evaluation import Evaluation, _held_to
+from tunesmith.api.engines import engine_of, held_to
+from tunesmith.api.evaluation import Evaluation
 from tunesmith.api.examples import _refuse_left_out
 from tunesmith.api.export import context_of
 from tunesmith.api.judging import make_judge
@@ -364,7 +364,7 @@ OBSERVE = {
     "data.dev_fraction": (0.5, _split),
     "task.metric": ("exact_match", lambda r, t: make_metric(r.task).score('{"a":1}', '{"a": 1}')),
     "task.json_schema": (None, lambda r, t: make_metric(r.task).score("{}", "{}")),
-    "task.constrained": (True, lambda r, t: _held_to(r)),
+    "task.constrained": (True, lambda r, t: held_to(r)),
     "task.labels": (["red", "blue"], lambda r, t: make_metric(r.task).score("green", "red")),
     "task.tolerance": (1.0, lambda r, t: make_metric(r.task).score("2", "1")),
     "task.pattern": ("y", lambda r, t: make_metric(r.task).score("y", "xy")),
