@@ -357,7 +357,7 @@ def _print_verdict(result: dict[str, Any]) -> None:
     title = f"{result['n']} sealed test rows; gains against {result['best_prompt']}, the best prompt on dev"
     arms = result["arms"]
     compact: dict[str, Any] = {"box": box.SIMPLE, "pad_edge": False, "collapse_padding": True}
-    gains = Table("arm", "right", "95 %", "gain", "95 % of gain", "p (Holm)", "won/lost", title=title, **compact)
+    gains = Table("arm", "score", "95 %", "gain", "95 % of gain", "p (Holm)", "won/lost", title=title, **compact)
     finer = [name for name in arms[0] if name not in COLUMNS_OF_EVERY_ARM and all(name in arm for arm in arms)]
     shares = [name for name in finer if all(0.0 <= (arm[name] or 0.0) <= 1.0 for arm in arms)]
     priced = any(arm["totals"]["cost"] is not None for arm in arms)

@@ -24,7 +24,7 @@ class Reader:
     def __init__(self, opinion):
         self.opinion, self.asked = opinion, []
 
-    def generate(self, prompts, max_new_tokens, advance, schema=None):
+    def generate(self, prompts, max_new_tokens, advance, allowed=None):
         self.asked += prompts
         advance(len(prompts))
         return [Answer(self.opinion(*_answers(prompt)), 1, 1, 0.0, True) for prompt in prompts]

@@ -107,14 +107,15 @@ def test_ladder_ends_where_it_is(text):
     assert bool(normalise(text)) == bool(text.strip())
 
 
-def test_invalid_answers_cannot_raise_macro_f1():
+def test_an_invalid_answer_is_wrong_and_no_class_of_its_own():
     labels = ("red", "green", "blue")
     metric = make_metric(Task(metric="macro_f1", labels=labels))
     wanted = ["red"] * 4 + ["green"] * 2
     garbage = ["Red.", "red", "green", "dunno", "green", "purple"]
     rows = [{"output": a, "reference": b} for a, b in zip(garbage, wanted, strict=True)]
-    # red: 2 right of 2 answered and 4 asked; green: 1 of 2 and 2; invalid: 0 of 2; blue occurs nowhere
-    assert metric.corpus(rows) == pytest.approx((4 / 6 + 2 / 4 + 0) / 3)
+    # red: 2 right of 2 answered and 4 asked; green: 1 of 2 and 2; the two invalid answers cost recall; blue is not asked for
+    assert metric.corpus(rows) == pytest.approx((4 / 6 + 2 / 4) / 2)
+    assert metric.corpus([{**row, "output": "?"} for row in rows]) == 0.0
     assert metric.score("purple", "red") == {"score": 0.0, "strict": 0.0, "invalid": 1.0}
     assert metric.score("RED", "red") == {"score": 1.0, "strict": 0.0, "invalid": 0.0}
     assert metric.fits("blue") and not metric.fits("purple") and metric.binary
@@ -124,11 +125,11 @@ def test_invalid_answers_cannot_raise_macro_f1():
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcx"), st.sampled_from("abc")), min_size=1, max_size=12))
-def test_macro_f1_is_the_mean_over_classes_that_occur(pairs):
+def test_macro_f1_is_the_mean_over_labels_that_are_asked_for(pairs):
     corpus = make_metric(Task(metric="macro_f1", labels=("class a", "class b", "class c"))).corpus
     rows = [{"output": f"class {a}", "reference": f"class {b}"} for a, b in pairs]
     f1 = []
-    for name in {name for pair in pairs for name in pair}:
+    for name in {wanted for _, wanted in pairs}:
         hits = Counter((a == name, b == name) for a, b in pairs)
         f1.append(2 * hits[True, True] / (2 * hits[True, True] + hits[True, False] + hits[False, True]))
     assert corpus(rows) == pytest.approx(np.mean(f1))

@@ -22,9 +22,9 @@ class Parrot:
     def __init__(self, knows):
         self.knows, self.asked, self.schemas = knows, [], set()
 
-    def generate(self, asked, max_new_tokens, advance, schema=None):
+    def generate(self, asked, max_new_tokens, advance, allowed=None):
         self.asked += asked
-        self.schemas.add(json.dumps(schema))
+        self.schemas.add(json.dumps(allowed))
         advance(len(asked))
         said = [ANSWERS[p[-1]["content"].split("\n")[-1]] if self.knows(p) else "{}" for p in asked]
         return [Answer(text, sum(len(m["content"]) for m in p), 1, 0.1, True) for text, p in zip(said, asked, strict=True)]
@@ -99,7 +99,7 @@ def test_constrained_answers_are_asked_of_all_alike_and_a_judge_compares_with_th
         shown = sum(m["role"] == "assistant" for m in outputs[0]["prompt"])
         return [{**row, "score": math.nan if shown == 2 else 0.5} for row in outputs]
 
-    choice = choose(make_recipe(), tmp_path, {"base": engine}, schema={"type": "object"}, judged=judged)
+    choice = choose(make_recipe(), tmp_path, {"base": engine}, allowed={"type": "object"}, judged=judged)
     assert engine.schemas == {'{"type": "object"}'}
     assert len({json.dumps(prompts) for prompts in seen}) == 1 and len(seen[0][0]) == 2  # the instruction arm's
     assert choice["best_prompt"] == "instruction"

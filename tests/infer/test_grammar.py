@@ -6,7 +6,7 @@ import torch
 
 from tunesmith.chat.render import Renderer
 from tunesmith.errors import RecipeError
-from tunesmith.infer.grammar import OPTIONS, Grammar, as_text, check_schema
+from tunesmith.infer.grammar import OPTIONS, Grammar, as_text, check
 from tunesmith.infer.in_process import InProcessEngine
 
 SCHEMA = {
@@ -78,7 +78,7 @@ def test_grammar_ends_where_any_stop_token_may_stand(tokenizer):
 )
 def test_a_schema_that_cannot_be_enforced_is_refused(schema, named):
     with pytest.raises(RecipeError, match=f"cannot be enforced token by token: .*{named}"):
-        check_schema(schema)
+        check(schema)
     with pytest.raises(RecipeError):
         as_text({"type": "object", "properties": {"a": schema}, "required": ["a"]})
 
@@ -86,3 +86,18 @@ def test_a_schema_that_cannot_be_enforced_is_refused(schema, named):
 def test_the_text_for_llama_cpp_is_the_same_grammar():
     head, _, body = as_text(SCHEMA).partition("start: %json ")
     assert head == "%llguidance {}\n" and json.loads(body) == {**SCHEMA, "x-guidance": OPTIONS}
+
+
+LABELS = ("ham", "spam", "ham and eggs", 'a "quoted" one', "naïve\\n", "日本", "two\nlines")
+
+
+def test_random_weights_answer_with_a_label(tiny_model, tokenizer):
+    """One label is another's beginning, others need escapes in the grammar."""
+    renderer = Renderer(tokenizer)
+    for labels in (LABELS, *((label,) for label in LABELS)):
+        answers = InProcessEngine(tiny_model, renderer, 4).generate(PROMPTS, 40, lambda _: None, labels)
+        assert all(answer.finished and answer.text in labels for answer in answers)
+
+
+def test_labels_as_text_for_llama_cpp():
+    assert as_text(("ham", 'a "b"')) == '%llguidance {}\nstart: "ham" | "a \\"b\\""\n'

@@ -41,12 +41,17 @@ def test_template_and_tokenizer_inside_the_file_are_the_training_ones(tiny_run, 
             engine.generate([[{"role": "user", "content": "word " * 400}]], 3, lambda _: None)
 
 
-def test_a_schema_is_met_or_refused(tiny_run):
+def test_a_schema_or_labels_are_met_or_refused(tiny_run):
     """By weights that know no JSON. llama.cpp itself would answer freely where it cannot enforce a schema."""
     prompt = [{"role": "user", "content": "a red car"}]
     with LlamaCppEngine(next(tiny_run.export.glob("*Q8_0.gguf")), 256) as engine:
         (answer,) = engine.generate([prompt], 30, lambda _: None, {"enum": ["red", "green"]})
         assert json.loads(answer.text) in ("red", "green")
+        labels = ("red", 'a "car"', "naïve\n\\n")
+        (answer,) = engine.generate([prompt], 30, lambda _: None, labels)
+        assert answer.text in labels and answer.finished
+        (answer,) = engine.generate([prompt], 30, lambda _: None, labels[2:])
+        assert answer.text == labels[2]
         with pytest.raises(RecipeError, match="cannot be enforced"):
             engine.generate([prompt], 5, lambda _: None, {"not": {"type": "string"}})
 

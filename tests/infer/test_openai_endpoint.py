@@ -123,6 +123,17 @@ def test_a_schema_goes_along_and_is_checked(server):
             ask(server, PROMPTS[:1], schema)
 
 
+def test_labels_go_along_as_an_object_and_come_back_as_text(server):
+    server.reply = lambda number, asked: (200, completion('{"label": "spam"}'), {})
+    (answer,) = ask(server, PROMPTS[:1], ("ham", "spam"))
+    assert answer.text == "spam" and answer.finished
+    schema = server.requests[0][1]["response_format"]["json_schema"]["schema"]
+    assert schema["properties"]["label"]["enum"] == ["ham", "spam"] and schema["additionalProperties"] is False
+    server.reply = lambda number, asked: (200, completion('{"label": "eggs"}'), {})
+    with pytest.raises(RunError, match="'eggs' is not one of"):
+        ask(server, PROMPTS[:1], ("ham", "spam"))
+
+
 def test_refused_before_any_request(server, monkeypatch):
     with pytest.raises(RecipeError, match="TEST_OTHER is not set"):
         OpenAIEndpoint(server.url, "big", "TEST_OTHER")

@@ -134,7 +134,7 @@ def _adapter(recipe, tmp):
 
 
 class _Echo:
-    def generate(self, asked, max_new_tokens, advance, schema=None):
+    def generate(self, asked, max_new_tokens, advance, allowed=None):
         return [Answer("{}", 1, 1, 0.0, True) for _ in asked]
 
 
@@ -262,7 +262,7 @@ class _Endpoint:
     def __init__(self, *asked):
         self.asked = list(asked)
 
-    def generate(self, prompts, max_new_tokens, advance, schema=None):
+    def generate(self, prompts, max_new_tokens, advance, allowed=None):
         self.asked += prompts
         return [Answer("VERDICT: A", 1, 1, 0.0, True) for _ in prompts]
 

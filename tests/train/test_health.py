@@ -1,6 +1,7 @@
 """The checks before the first step: what passes, what is refused and why, and that nothing of them stays behind."""
 
 import copy
+import math
 import shutil
 
 import pytest
@@ -170,7 +171,7 @@ def test_an_adapter_that_changes_the_model_before_training_is_refused(base, docu
 def test_a_model_that_guesses_worse_than_chance_or_computes_nonsense_is_refused(base, documents):
     model, layers = _adapted(base)
     model.lm_head.weight.data.mul_(-3.0)  # its best guess is now its worst
-    with pytest.raises(TrainingError, match=r"train rows 0, 1 is \d+\.\d\d nats a token, above the 5\.70 of guessing"):
+    with pytest.raises(TrainingError, match=r"text of train rows 0, 1 is \d+\.\d\d nats a token, above the 5\.70 of guessing"):
         check_adapter(model, layers, documents, [0, 1])
     for value in (float("nan"), float("inf")):
         model, layers = _adapted(base)
@@ -178,6 +179,17 @@ def test_a_model_that_guesses_worse_than_chance_or_computes_nonsense_is_refused(
         with pytest.raises(TrainingError, match=r"loss on train rows 0 is (nan|inf)"):
             check_adapter(model, layers, documents, [0])
         assert all(p.grad is None for p in model.parameters())
+
+
+def test_an_answer_that_the_base_would_never_give_is_no_fault_of_the_base(base):
+    """A label that nobody told the model: worse than guessing, and the text around it is not."""
+    sure = copy.deepcopy(base)
+    sure.lm_head.weight.data.mul_(3.0)
+    ids = sure.generate(torch.tensor([[5]]), attention_mask=torch.ones(1, 1), max_new_tokens=30, do_sample=False)[0].tolist()
+    last = int(sure(torch.tensor([ids])).logits[0, -1].argmin())
+    model, layers = _adapted(sure)
+    rare = make_documents([([*ids, last], [0] * len(ids) + [1])])
+    assert check_adapter(model, layers, rare, [0]) > math.log(BARE["vocab_size"])
 
 
 def test_a_run_says_it_is_healthy_and_its_bytes_are_those_of_a_run_without_checks(tmp_path, tiny_dir, capsys, monkeypatch):

@@ -92,7 +92,7 @@ def _prompt(facts: Facts) -> Row:
     asked = len([arm for arm in facts.arms if not arm.retrieves])
     room, wanted = 1.0 - best.score, facts.metric.min_gain
     evidence = (
-        f"best of {asked} on dev: {best.detail} with {points(best.score)} of 100 right "
+        f"best of {asked} on dev: {best.detail} with {points(best.score)} of 100 "
         f"({points(best.low)}-{points(best.high)}, n={best.n}); {points(room)} are left, min_gain asks {points(wanted)}"
     )
     if room < wanted - ROUNDING or room == 0.0:

@@ -125,10 +125,10 @@ def decide(facts: Facts, hours: float | None) -> Advice:
         return Advice(ending, EXIT_CODES[ending] if code is None else code, reason, by, rows, unknown, best is None, **rest)
 
     if best is not None and state[PROMPT] == "stop":
-        reason = f"{best.detail} gets {points(best.score)} of 100 right on dev: less than min_gain is left to be gained"
+        reason = f"{best.detail} scores {points(best.score)} of 100 on dev: less than min_gain is left to be gained"
         return advice("prompt is enough", reason + _saving(facts, hours), [PROMPT], arm=best.name)
     if found is not None and best is not None and state[RETRIEVAL] == "stop":
-        reason = f"retrieval gets {points(found.score)} of 100 right on dev where {best.detail} gets {points(best.score)}"
+        reason = f"retrieval scores {points(found.score)} of 100 on dev where {best.detail} scores {points(best.score)}"
         return advice("use retrieval", f"{reason}: what the model lacks can be looked up", [RETRIEVAL], arm=found.name)
     blocking = [check for check in (ROWS, RESOLUTION) if state[check] == "stop"]
     if blocking:

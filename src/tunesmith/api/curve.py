@@ -127,9 +127,9 @@ def _scored(made: Evaluation, inner: RunDir, share: float) -> "Outputs":
 
     folder = made.run.path / "curve" / f"{share:g}" / "dev"
     asked = [made.book.tuned(row, 0) for row in made.dev]
-    asked_key = fingerprint(inner.key_of("train"), asked, made.max_new_tokens, made.schema)
+    asked_key = fingerprint(inner.key_of("train"), asked, made.max_new_tokens, made.allowed)
     with stage(inner, "score on dev", fingerprint(asked_key, made.scoring("tuned"))) as needed:
         if needed:
             engine = functools.partial(in_process, made.recipe, inner.adapter)
-            run_arm(folder, engine, asked_key, made.dev, asked, made.metric, made.max_new_tokens, made.schema)
+            run_arm(folder, engine, asked_key, made.dev, asked, made.metric, made.max_new_tokens, made.allowed)
     return read_outputs(folder)

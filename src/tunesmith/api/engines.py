@@ -8,7 +8,7 @@ endpoint the weights cannot be known; its address and the model's name stand for
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tunesmith.api.stage import model_key, renderer
 from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, Recipe
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from tunesmith.chat.render import Renderer
-    from tunesmith.infer.engine import Engine
+    from tunesmith.infer.engine import Allowed, Engine
     from tunesmith.infer.in_process import InProcessEngine
     from tunesmith.layers.experts import Adapted
     from tunesmith.recipe.evaluate import Writer
@@ -112,10 +112,12 @@ def context_for(recipe: Recipe, asked: list[list[dict[str, str]]], budget: int) 
     return max(len(made.prompt_ids(prompt)) for prompt in asked) + budget + 64
 
 
-def held_to(recipe: Recipe) -> dict[str, Any] | None:
-    """The JSON schema that engines hold answers to, where the recipe asks for that."""
-    file = recipe.task.json_schema
-    return read_json(file) if recipe.task.constrained and file is not None else None
+def held_to(recipe: Recipe) -> "Allowed | None":
+    """What engines hold answers to, where the recipe asks for that: its JSON schema, or its labels."""
+    task = recipe.task
+    if not task.constrained:
+        return None
+    return task.labels if task.json_schema is None else read_json(task.json_schema)
 
 
 def external(recipe: Recipe, arm: str) -> "Engine":

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tunesmith.evaluate.metrics import Metric
     from tunesmith.evaluate.prompts import PromptBook
     from tunesmith.evaluate.select import Asking
-    from tunesmith.infer.engine import Answer, Engine
+    from tunesmith.infer.engine import Allowed, Answer, Engine
     from tunesmith.infer.retrieval.corpus import Corpus
     from tunesmith.infer.retrieval.store import Store
 
@@ -47,7 +47,7 @@ class Evaluation:
     dev: list[Row]
     test: list[Row]
     max_new_tokens: int
-    schema: dict[str, Any] | None
+    allowed: "Allowed | None"
     base: "Callable[[], Engine]"
     corpus: "Callable[[], Corpus]"
     documents: "Callable[[], Store]"
@@ -146,16 +146,16 @@ def _score_arm(made: Evaluation, arm: str, asked: list[list[dict[str, str]]]) ->
     """One arm on the test rows, unless its answers and scores follow from the same inputs already."""
     from tunesmith.evaluate.arms import run_arm
 
-    run, budget, schema = made.run, made.max_new_tokens, made.schema
+    run, budget, allowed = made.run, made.max_new_tokens, made.allowed
     weights, engine = engine_of(run, made.recipe, arm, made.base, asked, budget)
-    asked_key = fingerprint(weights, asked, budget, schema)
+    asked_key = fingerprint(weights, asked, budget, allowed)
     arm_key = fingerprint(asked_key, made.scoring(arm))
     with stage(run, f"evaluate {arm}", arm_key) as needed:
         if needed:
             if arm in ("retrieval", "tuned_retrieval"):
                 _report_recall(made)
             folder, price = run.evaluation / arm, made.price(arm)
-            figures = run_arm(folder, engine, asked_key, made.test, asked, made.metric, budget, schema, price)
+            figures = run_arm(folder, engine, asked_key, made.test, asked, made.metric, budget, allowed, price)
             log_reading(run, arm, arm_key)
             say(f"evaluate: {_told(arm, figures)}")
 
@@ -227,7 +227,7 @@ def select(made: Evaluation) -> dict[str, Any]:
         run.key_of("data"),
         base_key(recipe),
         scoring(recipe.task),
-        made.schema,
+        made.allowed,
         (recipe.seed, recipe.task.prompt, recipe.task.short_prompt),
         settings.few_shot.model_dump(),
         settings.optimized_prompt.model_dump() if "optimized_prompt" in needed_arms else None,
@@ -264,7 +264,7 @@ def _asking(made: Evaluation) -> "Asking":
     if made.recipe.evaluate.optimized_prompt.writer is not None:
         writer, close = open_writer(made.recipe.evaluate.optimized_prompt.writer)
         made.closing.callback(close)
-    return Asking(made.recipe, made.book, made.dev, made.metric, made.max_new_tokens, engine, made.schema, judged, writer)
+    return Asking(made.recipe, made.book, made.dev, made.metric, made.max_new_tokens, engine, made.allowed, judged, writer)
 
 
 def log_reading(run: RunDir, arm: str, key: str) -> None:
@@ -276,9 +276,9 @@ def log_reading(run: RunDir, arm: str, key: str) -> None:
 def _told(arm: str, figures: dict[str, float]) -> str:
     """An arm's result in one line."""
     scored = figures["unscored"] < figures["n"]
-    right = f"gets {100 * figures['score']:.1f} of 100 right" if scored else "has answered, and waits for the judge"
+    told = f"scores {100 * figures['score']:.1f} of 100" if scored else "has answered, and waits for the judge"
     cost = f", {figures['n'] * figures['cost']:.4g} in all" if "cost" in figures else ""
-    return f"{arm} {right}, {figures['ms']:.0f} ms an example{cost}"
+    return f"{arm} {told}, {figures['ms']:.0f} ms an example{cost}"
 
 
 def _read_corpus(recipe: Recipe, pool: list[Row], test: list[Row]) -> "Corpus":

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tunesmith.evaluate.arms import Outputs
     from tunesmith.evaluate.metrics import Metric
     from tunesmith.export.parity import Check, Prompt
-    from tunesmith.infer.engine import Engine, Message
+    from tunesmith.infer.engine import Allowed, Engine, Message
 
 DEV_PROMPTS = 12  # beside the fixed ones: the figures are means over some 500 positions, enough for 1 in 100
 LONG = 500  # tokens of the long prompt, at most
@@ -49,7 +49,7 @@ class Task:
     rows: list[dict[str, Any]]
     prompts: "list[list[Message]]"
     budget: int
-    schema: dict[str, Any] | None
+    allowed: "Allowed | None"
     groups: list[str] | None
     context: int
     margin: float
@@ -60,7 +60,7 @@ class Task:
 
         ids = [row["id"] for row in self.rows]
         references = [row["messages"][-1]["content"] for row in self.rows]
-        return ask(f"parity {name}", engine, ids, self.prompts, references, self.metric, self.budget, self.schema)
+        return ask(f"parity {name}", engine, ids, self.prompts, references, self.metric, self.budget, self.allowed)
 
     def score(self, answers: "Outputs") -> float:
         """The metric's headline of scored answers."""

@@ -57,7 +57,7 @@ def seeds(run: RunDir) -> dict[str, Any] | None:
     result = {"arm": ARM, "n": rows, "inputs": own, "runs": found, **spread([entry["score"] for entry in found])}
     write_json(run.evaluation / "seeds.json", result)
     say(
-        f"seeds: {ARM} gets {100 * result['mean']:.1f} of 100 right over {len(found)} seeds, "
+        f"seeds: {ARM} scores {100 * result['mean']:.1f} of 100 over {len(found)} seeds, "
         f"{100 * result['min']:.1f} to {100 * result['max']:.1f} (sd {100 * result['sd']:.1f} points)"
     )
     return result

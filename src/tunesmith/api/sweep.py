@@ -68,10 +68,10 @@ def sweep(run: RunDir, types: tuple[str, ...] = ()) -> dict[str, Any]:
 
 def sweep_lines(result: dict[str, Any]) -> list[str]:
     """The result as text, largest file first."""
-    lines = [f"{'type':<8} {'MB':>8} {'bits':>6} {'right':>7}  against the tuned model"]
+    lines = [f"{'type':<8} {'MB':>8} {'bits':>6} {'score':>7}  against the tuned model"]
     for entry in result["types"]:
-        size, bits, right = entry["bytes"] / 1e6, entry["bits_per_weight"], 100 * entry["score"]
-        lines.append(f"{entry['type']:<8} {size:>8.1f} {bits:>6.2f} {right:>7.1f}  {entry['told']}")
+        size, bits, score = entry["bytes"] / 1e6, entry["bits_per_weight"], 100 * entry["score"]
+        lines.append(f"{entry['type']:<8} {size:>8.1f} {bits:>6.2f} {score:>7.1f}  {entry['told']}")
     return [*lines, f"recommended: {result['recommended'] or 'none of them'}: {result['told']}"]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tunesmith.evaluate.metrics import HEADLINE, Metric
-from tunesmith.infer.engine import Answer, Engine, Message
+from tunesmith.infer.engine import Allowed, Answer, Engine, Message
 from tunesmith.recipe import TokenPrice
 from tunesmith.rundir import read_json, read_rows, write_json, write_rows
 from tunesmith.track import progress
@@ -32,17 +32,17 @@ def ask(
     references: list[str],
     metric: Metric,
     max_new_tokens: int,
-    schema: dict[str, Any] | None = None,
+    allowed: Allowed | None = None,
     price: Callable[[Answer], float] | None = None,
 ) -> Outputs:
     """Answers and scores of one way of asking, a record a row.
 
     Args:
-        schema: JSON schema that the engine holds every answer to (``task.constrained``).
+        allowed: what the engine holds every answer to (``task.constrained``).
         price: cost of an answer; a record then has ``cost``.
     """
     with progress(title, len(prompts)) as bar:
-        answers = engine.generate(prompts, max_new_tokens, lambda done: bar.advance(done), schema)
+        answers = engine.generate(prompts, max_new_tokens, lambda done: bar.advance(done), allowed)
     return [
         {
             "id": row_id,
@@ -91,7 +91,7 @@ def run_arm(
     prompts: list[list[Message]],
     metric: Metric,
     max_new_tokens: int,
-    schema: dict[str, Any] | None = None,
+    allowed: Allowed | None = None,
     price: Callable[[Answer], float] | None = None,
 ) -> dict[str, float]:
     """Ask an arm all test rows; writes ``outputs.jsonl`` and ``scores.json`` into ``folder`` (``evaluation/<arm>``).
@@ -113,7 +113,7 @@ def run_arm(
         engine = make_engine()
         try:
             ids = [row["id"] for row in rows]
-            outputs = ask(folder.name, engine, ids, prompts, references, metric, max_new_tokens, schema, price)
+            outputs = ask(folder.name, engine, ids, prompts, references, metric, max_new_tokens, allowed, price)
         finally:
             engine.close()
     return write_outputs(folder, asked_key, outputs, metric)

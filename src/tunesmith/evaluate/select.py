@@ -22,7 +22,7 @@ from tunesmith.evaluate.gepa import Written, write_instruction
 from tunesmith.evaluate.metrics import HEADLINE, Metric
 from tunesmith.evaluate.prompts import Candidate, PromptBook, Row, candidates
 from tunesmith.evaluate.search import search, space
-from tunesmith.infer.engine import Engine
+from tunesmith.infer.engine import Allowed, Engine
 from tunesmith.recipe import PROMPT_ARMS, Recipe
 from tunesmith.rundir import write_json
 from tunesmith.track import say
@@ -36,7 +36,7 @@ class Asking:
 
     Attributes:
         engine_of: the engine of ``base``, or of an arm ``external:...``.
-        schema: what the engine holds answers to (``task.constrained``).
+        allowed: what the engine holds answers to (``task.constrained``).
         judged: scores of records that need a judge.
         writer: a question to the answer of the model that writes instructions.
     """
@@ -47,7 +47,7 @@ class Asking:
     metric: Metric
     max_new_tokens: int
     engine_of: Callable[[str], Engine]
-    schema: dict[str, Any] | None = None
+    allowed: Allowed | None = None
     judged: Judged | None = None
     writer: Callable[[str], str] | None = None
 
@@ -78,7 +78,7 @@ class Selection:
         prompts = [asking.book.messages(candidate, row) for row in rows]
         references = [row["messages"][-1]["content"] for row in rows]
         engine, ids = asking.engine_of(answerer), [row["id"] for row in rows]
-        return ask(f"dev {title}", engine, ids, prompts, references, asking.metric, asking.max_new_tokens, asking.schema)
+        return ask(f"dev {title}", engine, ids, prompts, references, asking.metric, asking.max_new_tokens, asking.allowed)
 
     def keep(self, arm: str, candidate: Candidate, outputs: Outputs) -> None:
         """Write down what a candidate got."""

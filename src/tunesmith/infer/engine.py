@@ -1,8 +1,8 @@
 """What an engine is: something that answers prompts, greedily, and says what that took.
 
 One protocol for transformers in process, llama.cpp and an endpoint, so that an arm is a prompt and an engine and nothing
-else. What an engine cannot do it refuses by one of our errors: no engine answers freely where a schema was asked for, and
-none makes up a log-probability.
+else. What an engine cannot do it refuses by one of our errors: no engine answers freely where an answer is held to
+something, and none makes up a log-probability.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 Message = dict[str, str]
+Allowed = dict[str, Any] | tuple[str, ...]  # all that an answer may be: what meets a JSON schema, or one of these labels
 Advance = Callable[[int], None]
 
 
@@ -50,12 +51,12 @@ class Engine(Protocol):
     """Greedy decoding with the model's own chat template."""
 
     def generate(
-        self, prompts: list[list[Message]], max_new_tokens: int, advance: Advance, schema: dict[str, Any] | None = None
+        self, prompts: list[list[Message]], max_new_tokens: int, advance: Advance, allowed: Allowed | None = None
     ) -> list[Answer]:
         """Answer every prompt, in order; ``advance(n)`` is called as answers are done.
 
         Args:
-            schema: JSON schema that every answer meets as far as the token budget lets it end; None for free text.
+            allowed: what every answer is held to, as far as the token budget lets it end; None for free text.
         """
         ...
 

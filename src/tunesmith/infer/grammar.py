@@ -1,8 +1,10 @@
-"""Constrained decoding: at every token the model chooses among those that can still lead to an answer that meets a schema.
+"""Constrained decoding: at every token the model chooses among those that can still lead to an answer that is allowed,
+which is one that meets a JSON schema or one of a list of labels.
 
-llguidance turns a JSON schema into a parser over bytes and says for each token of the vocabulary whether it fits; what does
-not fit gets a logit of minus infinity, and greedy decoding goes on as always. A mask costs 20 to 50 microseconds a token. The
-llama.cpp that we run has the same library inside, so the deployed form gets the same schema as text (``as_text``).
+llguidance turns the schema, or the labels as alternatives, into a parser over bytes and says for each token of the vocabulary
+whether it fits; what does not fit gets a logit of minus infinity, and greedy decoding goes on as always. A mask costs 20 to 50
+microseconds a token. The llama.cpp that we run has the same library inside, so the deployed form gets the same as text
+(``as_text``).
 
 **A schema that cannot be enforced is refused before the first token.** llguidance names what it does not know (``not``, a
 remote ``$ref``). llama.cpp's own check of it only writes to its log and then answers freely, so it is not relied upon. A
@@ -33,48 +35,51 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tunesmith.errors import MissingPackage, RecipeError
+from tunesmith.infer.engine import Allowed
 
 WHITESPACE = r"( |\n{1,2}[ \t]{0,20})?"
 OPTIONS = {"whitespace_flexible": True, "whitespace_pattern": WHITESPACE}
 
 
-def as_text(schema: dict[str, Any]) -> str:
-    """The grammar of a schema as llama.cpp takes it in ``grammar``.
+def as_text(allowed: Allowed) -> str:
+    """The grammar of what is allowed as llama.cpp takes it in ``grammar``.
 
     Raises:
-        RecipeError: the schema cannot be enforced.
+        RecipeError: it cannot be enforced.
         MissingPackage: llguidance is not installed.
     """
-    check_schema(schema)
-    return f"%llguidance {{}}\nstart: %json {json.dumps({**schema, 'x-guidance': OPTIONS})}\n"
+    check(allowed)
+    if isinstance(allowed, tuple):
+        return f"%llguidance {{}}\n{_alternatives(allowed)}\n"
+    return f"%llguidance {{}}\nstart: %json {json.dumps({**allowed, 'x-guidance': OPTIONS})}\n"
 
 
-def check_schema(schema: dict[str, Any]) -> None:
-    """Refuse a JSON schema that cannot be enforced whole.
+def check(allowed: Allowed) -> None:
+    """Refuse what cannot be enforced whole.
 
     Raises:
-        RecipeError: a keyword that is not known, a reference that leads nowhere, a schema that nothing meets.
+        RecipeError: a schema's keyword that is not known, a reference that leads nowhere, a schema that nothing meets.
         MissingPackage: llguidance is not installed.
     """
-    _compiled(schema)
+    _compiled(allowed)
 
 
 class Grammar:
-    """A schema over one model's vocabulary.
+    """A schema or labels over one model's vocabulary.
 
     Args:
-        schema: JSON schema.
+        allowed: JSON schema, or labels.
         tokenizer: of the model, a fast one.
         stop_ids: tokens that end an answer.
         vocabulary: V.
 
     Raises:
-        RecipeError: the schema cannot be enforced, or the tokenizer is not a fast one.
+        RecipeError: it cannot be enforced, or the tokenizer is not a fast one.
         MissingPackage: llguidance is not installed.
     """
 
-    def __init__(self, schema: dict[str, Any], tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], vocabulary: int):
-        self._grammar = _compiled(schema)
+    def __init__(self, allowed: Allowed, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], vocabulary: int):
+        self._grammar = _compiled(allowed)
         self._vocabulary = vocabulary
         self._stop_ids = sorted(stop_ids)
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -115,18 +120,27 @@ class Constraint:
         self._matchers = [self._matchers[row] for row in keep]
 
 
-def _compiled(schema: dict[str, Any]) -> str:
+def _alternatives(labels: tuple[str, ...]) -> str:
+    """Labels in the grammar language of llguidance, whose strings are those of JSON."""
+    return "start: " + " | ".join(json.dumps(label, ensure_ascii=False) for label in labels)
+
+
+def _compiled(allowed: Allowed) -> str:
     try:
         import llguidance
     except ModuleNotFoundError as error:
         raise MissingPackage(
             "constrained decoding needs the package llguidance", "run: pip install 'tunesmith[constrained]'"
         ) from error
-    grammar = llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=OPTIONS)  # type: ignore[arg-type]
+    if isinstance(allowed, tuple):
+        grammar = llguidance.LLMatcher.grammar_from_lark(_alternatives(allowed))
+    else:
+        grammar = llguidance.LLMatcher.grammar_from_json_schema(allowed, overrides=OPTIONS)  # type: ignore[arg-type]
     wrong, messages = llguidance.LLMatcher.validate_grammar_with_warnings(grammar)
     if wrong or messages:
         raise RecipeError(
-            f"the JSON schema cannot be enforced token by token: {messages[0].strip()}",
+            f"{'the list of labels' if isinstance(allowed, tuple) else 'the JSON schema'} cannot be enforced token by token: "
+            f"{messages[0].strip()}",
             "simplify the schema, or decode freely and let the metric check the answers",
         )
     return grammar

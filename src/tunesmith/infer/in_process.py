@@ -3,13 +3,13 @@
 The decoding is ``infer/decode.py``, the scoring ``infer/score.py``; here conversations become token ids and token ids become
 answers.
 
-Rows of several adapters are answered in one call, grouped by adapter (``infer/adapters.py``). A JSON schema masks the logits
-before the greedy choice (``infer/grammar.py``); without one nothing is added to a step. Everything is made where the model is.
+Rows of several adapters are answered in one call, grouped by adapter (``infer/adapters.py``). What answers
+are held to masks the logits before the greedy choice (``infer/grammar.py``); free text adds nothing to a step. Everything is
+made where the model is.
 """
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -19,7 +19,7 @@ from tunesmith.chat.vocabulary import AFTER, MIDDLE
 from tunesmith.errors import RunError
 from tunesmith.infer.adapters import Adapters
 from tunesmith.infer.decode import Ending, Said, greedy
-from tunesmith.infer.engine import Advance, Answer, Message, Scored
+from tunesmith.infer.engine import Advance, Allowed, Answer, Message, Scored
 from tunesmith.infer.grammar import Grammar
 from tunesmith.infer.score import continuation_logprobs
 
@@ -44,7 +44,7 @@ class InProcessEngine:
         prompts: list[list[Message]],
         max_new_tokens: int,
         advance: Advance,
-        schema: dict[str, Any] | None = None,
+        allowed: Allowed | None = None,
         adapters: Sequence[str | None] | None = None,
     ) -> list[Answer]:
         """See ``Engine``.
@@ -54,12 +54,12 @@ class InProcessEngine:
 
         Raises:
             RunError: a prompt and its answer do not fit the model's context.
-            RecipeError: the schema cannot be enforced.
+            RecipeError: what answers are held to cannot be enforced.
             ModelError: no adapter of this name.
         """
         ids = [self.renderer.prompt_ids(prompt) for prompt in prompts]
         self._check_room(ids, max_new_tokens)
-        grammar = None if schema is None else self._grammar(schema)
+        grammar = None if allowed is None else self._grammar(allowed)
         if adapters is None:
             return self._generate(ids, max_new_tokens, advance, grammar)
         assert self.adapters is not None, "an engine without adapters"
@@ -112,11 +112,11 @@ class InProcessEngine:
                 "lower evaluate.few_shot.k or task.max_new_tokens",
             )
 
-    def _grammar(self, schema: dict[str, Any]) -> Grammar:
-        """The schema over this model's vocabulary; made once, since it takes a second for a large vocabulary."""
-        key = json.dumps(schema)
+    def _grammar(self, allowed: Allowed) -> Grammar:
+        """What is allowed over this model's vocabulary; made once, since it takes a second for a large vocabulary."""
+        key = json.dumps(allowed)
         if key not in self._grammars:
             head = self.model.get_output_embeddings()
             assert head is not None
-            self._grammars[key] = Grammar(schema, self.renderer.tokenizer, self.renderer.stop_ids, head.weight.shape[0])
+            self._grammars[key] = Grammar(allowed, self.renderer.tokenizer, self.renderer.stop_ids, head.weight.shape[0])
         return self._grammars[key]

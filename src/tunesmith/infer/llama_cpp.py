@@ -10,8 +10,8 @@ llama-server does that chooses among several.
 llama.cpp's server gives log-probabilities of what it says, none of what it is given; those come from its library, on the
 prompt that the server rendered (``infer/libllama.py``).
 
-A JSON schema goes along as text for its own copy of llguidance, checked by ours beforehand: llama.cpp takes one
-that it cannot read, notes it in its log and answers freely (``infer/grammar.py``).
+What answers are held to goes along as text for its own copy of llguidance, checked by ours beforehand: llama.cpp takes a
+grammar that it cannot read, notes it in its log and answers freely (``infer/grammar.py``).
 """
 
 import json
@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from tunesmith.errors import ExportError
-from tunesmith.infer.engine import Advance, Answer, Message, Scored
+from tunesmith.infer.engine import Advance, Allowed, Answer, Message, Scored
 from tunesmith.infer.llama_model import LlamaProcess
 
 
@@ -52,20 +52,20 @@ class LlamaCppEngine:
         self._process.close()
 
     def generate(
-        self, prompts: list[list[Message]], max_new_tokens: int, advance: Advance, schema: dict[str, Any] | None = None
+        self, prompts: list[list[Message]], max_new_tokens: int, advance: Advance, allowed: Allowed | None = None
     ) -> list[Answer]:
         """See ``Engine``.
 
         Raises:
             ExportError: the engine refused a prompt or died.
-            RecipeError: the schema cannot be enforced.
-            MissingPackage: a schema, and llguidance is not installed.
+            RecipeError: what answers are held to cannot be enforced.
+            MissingPackage: something is allowed, and llguidance is not installed.
         """
         asked: dict[str, Any] = {"temperature": 0.0, "max_tokens": max_new_tokens, **self._adapters}
-        if schema is not None:
+        if allowed is not None:
             from tunesmith.infer.grammar import as_text
 
-            asked["grammar"] = as_text(schema)
+            asked["grammar"] = as_text(allowed)
         answers: list[Answer] = []
         for prompt in prompts:
             started = time.perf_counter()

@@ -12,7 +12,8 @@ the endpoint said, where, and a hint. Answers that came before are lost with the
 headers of the requests and nowhere else: an endpoint that repeats it in an error has it struck out.
 
 **A schema** goes along as ``response_format``. Some servers take that field and ignore it, so every finished answer is
-checked against the schema, and one that does not meet it is an error.
+checked against the schema, and one that does not meet it is an error. Labels go as an object with one of them, and the label
+is the answer; what it costs in tokens is the endpoint's own count.
 
 ``httpx2`` is what transformers' hub client brings anyway. Refused: the ``openai`` package, which reads ten
 environment variables of its own, among them another base URL, and retries where we could not count it.
@@ -25,13 +26,14 @@ import random
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from threading import Event
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tunesmith import hardware
 from tunesmith.errors import MissingPackage, RecipeError, RunError
-from tunesmith.infer.engine import Advance, Answer, Message, Scored
+from tunesmith.infer.engine import Advance, Allowed, Answer, Message, Scored
 
 if TYPE_CHECKING:
     import httpx2
@@ -118,7 +120,7 @@ class OpenAIEndpoint:
         self._client.close()
 
     def generate(
-        self, prompts: list[list[Message]], max_new_tokens: int, advance: Advance, schema: dict[str, Any] | None = None
+        self, prompts: list[list[Message]], max_new_tokens: int, advance: Advance, allowed: Allowed | None = None
     ) -> list[Answer]:
         """See ``Engine``. The seconds of an answer are those of the try that was answered, the network included.
 
@@ -130,7 +132,7 @@ class OpenAIEndpoint:
         stop = Event()  # one failure ends the call; who waits to try again need not
         pool = ThreadPoolExecutor(self._concurrency)
         try:
-            jobs = {pool.submit(self._answer, prompt, max_new_tokens, schema, stop): n for n, prompt in enumerate(prompts)}
+            jobs = {pool.submit(self._answer, prompt, max_new_tokens, allowed, stop): n for n, prompt in enumerate(prompts)}
             for job in as_completed(jobs):
                 answers[jobs[job]] = job.result()
                 advance(1)
@@ -147,8 +149,9 @@ class OpenAIEndpoint:
         """
         raise RunError(f"{self._url}: no log-probability of a given answer", "score with the engine in process")
 
-    def _answer(self, prompt: list[Message], max_new_tokens: int, schema: dict[str, Any] | None, stop: Event) -> Answer:
+    def _answer(self, prompt: list[Message], max_new_tokens: int, allowed: Allowed | None, stop: Event) -> Answer:
         asked: dict[str, Any] = {"model": self._model, "messages": prompt, "temperature": 0, "max_tokens": max_new_tokens}
+        schema = _one_label(allowed) if isinstance(allowed, tuple) else allowed
         if schema is not None:
             named = {"name": "answer", "schema": schema, "strict": True}
             asked["response_format"] = {"type": "json_schema", "json_schema": named}
@@ -165,7 +168,8 @@ class OpenAIEndpoint:
             ) from error
         answer = Answer(text or "", *counts, seconds, finish == "stop")
         if schema is not None and answer.finished and answer.text:
-            self._check_meets(answer.text, schema)
+            said = self._checked(answer.text, schema)
+            answer = replace(answer, text=said["label"]) if isinstance(allowed, tuple) else answer
         return answer
 
     def _post(self, asked: dict[str, Any], stop: Event) -> tuple[dict[str, Any], float]:
@@ -204,23 +208,32 @@ class OpenAIEndpoint:
         hint = HINTS.get(response.status_code, "see what the endpoint says; body adds keys to the request or leaves ours out")
         return RunError(f"{self._url}: {response.status_code} for model {self._model}: {self._told(response.text)}", hint)
 
-    def _check_meets(self, text: str, schema: dict[str, Any]) -> None:
+    def _checked(self, text: str, schema: dict[str, Any]) -> Any:
+        """The answer as JSON."""
         import jsonschema
 
         try:
-            jsonschema.validate(json.loads(text), schema)
+            said = json.loads(text)
+            jsonschema.validate(said, schema)
         except (ValueError, jsonschema.ValidationError) as error:
             reason = str(error).splitlines()[0]
             raise RunError(
                 f"{self._url}: an answer does not meet the schema that was asked for ({reason}): {self._told(text)}",
                 "the endpoint ignores response_format; decode freely there",
             ) from error
+        return said
 
     def _told(self, text: str) -> str:
         """The beginning of what the endpoint said, without the key."""
         if self._key is not None:
             text = text.replace(self._key, "[key]")
         return " ".join(text.split())[:300]
+
+
+def _one_label(labels: tuple[str, ...]) -> dict[str, Any]:
+    """Schema of an object that holds one of the labels: what ``response_format`` knows is an object at the top."""
+    label = {"type": "string", "enum": list(labels)}
+    return {"type": "object", "properties": {"label": label}, "required": ["label"], "additionalProperties": False}
 
 
 def _retry_after(value: str | None) -> float | None:

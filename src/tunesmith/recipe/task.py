@@ -28,7 +28,7 @@ class Judge(Section):
 
 READ_BY = {
     "json_schema": ("json", "judge"),
-    "constrained": ("json",),
+    "constrained": ("json", "classification", "macro_f1"),
     "labels": ("classification", "macro_f1"),
     "tolerance": ("numeric",),
     "pattern": ("regex", "judge"),
@@ -59,7 +59,9 @@ class Task(Section):
         default=None, description="JSON schema file that every answer should meet (metric: json, judge)"
     )
     constrained: bool = Field(
-        default=False, description="let the engine write nothing that breaks json_schema, in every arm alike (metric: json)"
+        default=False,
+        description="let the engine write nothing but what meets json_schema, or one of labels, in every arm alike "
+        "(metric: json, classification, macro_f1)",
     )
     labels: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(
         default=None, min_length=2, description="all classes; any other answer is invalid (metric: classification, macro_f1)"
@@ -100,7 +102,7 @@ class Task(Section):
                 value = value.__dict__[part]
             if not value:
                 raise ValueError(f"metric: {self.metric} needs task.{key}")
-        if self.constrained and self.json_schema is None:
+        if self.constrained and self.json_schema is None and self.labels is None:
             raise ValueError("constrained needs task.json_schema, which says what may be written")
         if self.function is not None and not all(self.function.rpartition(":")[::2]):
             raise ValueError("function is written file.py:name")
