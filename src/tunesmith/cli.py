@@ -354,7 +354,9 @@ def _dotted(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 def _print_verdict(result: dict[str, Any]) -> None:
     """The tables of arms and the verdict, on stdout."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
-    title = f"{result['metric']} on {result['n']} sealed test rows; gains against {result['best_prompt']}, the best prompt on dev"
+    title = (
+        f"{result['metric']} on {result['n']} sealed test rows; gains against {result['best_prompt']}, the best prompt on dev"
+    )
     arms = result["arms"]
     compact: dict[str, Any] = {"box": box.SIMPLE, "pad_edge": False, "collapse_padding": True}
     gains = Table("arm", "score", "95 %", "gain", "95 % of gain", "p (Holm)", "won/lost", title=title, **compact)

@@ -4,7 +4,7 @@ import torch
 from tiny_families import TINY, random_model
 from tunesmith.chat.render import Renderer
 from tunesmith.errors import RunError
-from tunesmith.infer.decode import PACK, Ending, _packs, greedy
+from tunesmith.infer.decode import PACK, Ending, _batches, _packs, greedy
 from tunesmith.infer.in_process import InProcessEngine
 from tunesmith.infer.shared_prefix import common_beginning
 
@@ -57,6 +57,15 @@ def test_packs_are_bounded_and_keep_the_order():
     assert [row for pack in packs for row in pack] == list(range(7))
     assert all(sum(lengths[row] for row in pack) <= PACK or len(pack) == 1 for pack in packs)
     assert packs == [[0, 1, 2], [3, 4], [5], [6]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch_size", "sizes"), [(132, 64, {66}), (190, 64, {63, 64}), (9, 8, {9}), (7, 2, {1, 2}), (5, 1, {1})]
+)
+def test_batches_are_about_equal_and_keep_the_order(rows, batch_size, sizes):
+    batches = _batches(list(range(rows)), batch_size)
+    assert [row for batch in batches for row in batch] == list(range(rows))
+    assert {len(batch) for batch in batches} == sizes
 
 
 def test_memory_of_reading_is_that_of_a_pack(tiny_model, monkeypatch):

@@ -27,12 +27,18 @@ def _filled(lengths, heads_of_layer, room=10):
 
 
 @pytest.mark.parametrize("bin_cost", [0, 256])
-def test_rows_that_grow_and_leave_keep_their_own_tokens(monkeypatch, bin_cost):
-    """Against a list of rows: layers of different widths, bins of different lengths, the last rows moving into holes."""
+@pytest.mark.parametrize("full", [False, True])
+def test_rows_that_grow_and_leave_keep_their_own_tokens(monkeypatch, bin_cost, full):
+    """Against a list of rows: layers of different widths, bins of different lengths, the last rows moving into holes, bins
+    that are full while others are not."""
     monkeypatch.setattr(row_cache, "BIN_COST", bin_cost)
+    if full:
+        monkeypatch.setattr(row_cache, "_capacity", lambda length, room: length + min(room, 2))
     lengths = [1, 3, 31, 32, 33, 60, 64, 200]
     cache, held, generator = _filled(lengths, {0: 2, 3: 1})
-    for keep in (range(8), [0, 2, 3, 5, 6, 7], [1, 4, 5], [2]):
+    grown, grow = [], RowCache._grow
+    monkeypatch.setattr(RowCache, "_grow", lambda self: (grown.append(self), grow(self)))
+    for keep in (range(8), range(8), [0, 2, 3, 5, 6, 7], [1, 4, 5], [1, 2], [0]):
         order = cache.keep_rows(keep)
         assert sorted(order) == sorted(keep)
         held = {layer: [rows[row] for row in order] for layer, rows in held.items()}
@@ -45,8 +51,9 @@ def test_rows_that_grow_and_leave_keep_their_own_tokens(monkeypatch, bin_cost):
             held[layer] = [torch.cat([keys, new], 1) for keys, new in zip(rows, new_BG1K, strict=True)]
             seen = 0
             for part in step.parts:
-                assert part.width % STEP == 0
+                assert full or part.width % STEP == 0
                 key_bGWK, value_bGWK = part.of(keys_11XK, heads), part.of(values_11XK, heads)
+                assert key_bGWK.is_contiguous() and value_bGWK.is_contiguous()  # else a bf16 product copies them
                 unseen_bW = step.unseen(part, 0, None)
                 for row in range(part.first, part.last):
                     at = row - part.first
@@ -54,6 +61,7 @@ def test_rows_that_grow_and_leave_keep_their_own_tokens(monkeypatch, bin_cost):
                     torch.testing.assert_close(value_bGWK[at], -key_bGWK[at], rtol=0, atol=0)
                     seen += 1
             assert seen == len(rows)
+    assert len(grown) == 2 * full  # two slots of room, six steps
 
 
 def test_a_window_counts_the_shared_tokens():
@@ -67,6 +75,6 @@ def test_a_window_counts_the_shared_tokens():
 def test_short_rows_do_not_pay_for_long_ones():
     lengths = [40] * 20 + [700] * 3
     cache = RowCache(lengths, 16, CPU)
-    assert [(part.last - part.first, part.width) for part in cache.take_step().parts] == [(20, 64), (3, 704)]
+    assert [(part.last - part.first, part.width) for part in cache.take_step().parts] == [(20, 64), (3, 736)]
     few = RowCache([30, 40, 100], 16, CPU)  # a bin of its own would cost more than the padding
     assert [part.last - part.first for part in few.take_step().parts] == [3]

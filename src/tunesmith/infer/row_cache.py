@@ -5,20 +5,23 @@ own, and a rectangle as wide as the longest row makes the short ones read paddin
 spend most of a step there. So every row begins at the left of its own stretch, and rows of about one length form a *bin*
 (``_bins``): one batched product a bin, over a rectangle as wide as the longest row that is still being answered in it.
 
-All stretches of a layer lie in one pool that is allocated once. A new token of every row goes there by one indexed copy. A
-row that ends is replaced by the last living row of its bin, which is one row copied and not the whole cache.
+All stretches of a layer lie in one pool. A new token of every row goes there by one indexed copy. A row that ends is replaced
+by the last living row of its bin, which is one row copied and not the whole cache.
 
-A bin is read in steps of ``STEP`` tokens, the rest masked. A length of its own for every token would be a new shape of
-product at every token, and oneDNN compiles and keeps a kernel for every shape of a bf16 product: 8 GB after two batches of
-96 tokens (docs/LOG.md).
+A bin is always read whole, free slots masked, so that what is read is contiguous: PyTorch's bf16 products on a CPU (oneDNN)
+copy any other view before they read it, which took a quarter of a step. Its rows have room for a few tokens more than they
+hold (``_capacity``) and all pools are laid out anew when one is full, once in 64 tokens or more. That also keeps the number of
+shapes small: oneDNN compiles and keeps a kernel for every shape of a bf16 product, 8 GB after two batches of 96 tokens when
+each token had its own (docs/LOG.md).
 
 Refused: pages with a table (PagedAttention, Kwon et al. 2023, arXiv 2309.06180). They serve requests that come and go; here
 a batch is known when it begins, and gathering pages for a stock matrix product would copy what the product reads.
 
-Memory: ``sum over bins of rows * (longest + new tokens) * G * 2 K`` elements a layer that keeps keys of its own.
+Memory: ``sum over bins of rows * slots of a row * G * 2 K`` elements a layer that keeps keys of its own, and one layer's share
+twice while pools are laid out anew.
 
-Shape suffixes: B living rows, G key/value heads, T tokens of a pack, W tokens that a bin is read as wide as, X = slots times
-G stretches of K elements in a pool, K head dimension.
+Shape suffixes: B living rows, G key/value heads, T tokens of a pack, W slots of each row of a bin, X = slots times G stretches
+of K elements in a pool, K head dimension.
 """
 
 from collections.abc import Sequence
@@ -30,6 +33,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 STEP = 32
+GROWTH = 64  # slots that a row gets beyond what it holds, at least
 # A bin of its own costs a dozen small operations a layer, some 60 microseconds on one core; for that long a layer of a small
 # model (3 key/value heads of 64, fp32) reads the keys and values of 256 tokens.
 BIN_COST = 256
@@ -49,11 +53,13 @@ class _Bin:
     Attributes:
         start: slots of the pool before it.
         capacity: slots of each row, a multiple of ``STEP``.
+        room: new tokens that a row may still get.
         lengths: tokens held by each living row; these come first in the bin.
     """
 
     start: int
     capacity: int
+    room: int
     lengths: list[int]
 
     def stretch(self, row: int) -> Stretch:
@@ -62,19 +68,18 @@ class _Bin:
 
 
 class Part(NamedTuple):
-    """A bin as one step reads it: rows ``first`` to ``last`` of the batch, slots ``start`` on, ``width`` tokens wide."""
+    """A bin as one step reads it: rows ``first`` to ``last`` of the batch, slots ``start`` on, ``width`` slots each."""
 
     first: int
     last: int
     start: int
-    capacity: int
     width: int
 
     def of(self, pool_11XK: Tensor, heads: int) -> Tensor:
-        """The rows' keys or values, shape (last - first, G, W, K), a view."""
-        rows, width = self.last - self.first, pool_11XK.shape[3]
-        pool_XK = pool_11XK[0, 0, self.start * heads : (self.start + rows * self.capacity) * heads]
-        return pool_XK.view(rows, heads, self.capacity, width)[:, :, : self.width]
+        """The rows' keys or values, shape (last - first, G, W, K), a contiguous view."""
+        rows = self.last - self.first
+        pool_XK = pool_11XK[0, 0, self.start * heads : (self.start + rows * self.width) * heads]
+        return pool_XK.view(rows, heads, self.width, -1)
 
 
 class Step:
@@ -94,8 +99,7 @@ class Step:
         capacities: list[int] = []
         for group in bins:
             rows, first = len(group.lengths), len(places)
-            width = _rounded(max(group.lengths) + 1)
-            self.parts.append(Part(first, first + rows, group.start, group.capacity, width))
+            self.parts.append(Part(first, first + rows, group.start, group.capacity))
             places += group.lengths
             starts += [group.stretch(row).start for row in range(rows)]
             capacities += [group.capacity] * rows
@@ -157,9 +161,11 @@ class RowCache(DynamicCache):
 
     def take_step(self) -> Step:
         """Make the next forward pass one over a new token of every living row."""
+        if any(max(group.lengths) == group.capacity for group in self._bins):
+            self._grow()
         self._step = Step(self._bins, self._slots, self._device)
         for group in self._bins:
-            group.lengths = [length + 1 for length in group.lengths]
+            group.lengths, group.room = [length + 1 for length in group.lengths], group.room - 1
         return self._step
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -210,6 +216,28 @@ class RowCache(DynamicCache):
         self._bins = [group for group in self._bins if group.lengths]
         return order
 
+    def _grow(self) -> None:
+        """Lay all pools out anew, with room in every bin that is full; rows that have ended are left behind."""
+        before, slots, self._slots = self._bins, self._slots, 0
+        self._bins = []
+        for group in before:
+            longest = max(group.lengths)
+            capacity = group.capacity if longest < group.capacity else _capacity(longest, group.room)
+            self._bins.append(_Bin(self._slots, capacity, group.room, group.lengths))
+            self._slots += capacity * len(group.lengths)
+        for layer, pools in self._pools.items():
+            heads = pools[0].shape[2] // slots
+            self._pools[layer] = tuple(self._laid_out(pool_11XK, heads, before) for pool_11XK in pools)  # type: ignore[assignment]
+
+    def _laid_out(self, pool_11XK: Tensor, heads: int, before: Sequence[_Bin]) -> Tensor:
+        """A pool of the present bins with what the bins ``before`` hold."""
+        grown_11XK = pool_11XK.new_zeros(1, 1, self._slots * heads, pool_11XK.shape[3])
+        for old, new in zip(before, self._bins, strict=True):
+            rows = len(new.lengths)
+            held, room = Part(0, rows, old.start, old.capacity), Part(0, rows, new.start, new.capacity)
+            room.of(grown_11XK, heads)[:, :, : old.capacity] = held.of(pool_11XK, heads)
+        return grown_11XK
+
     def _move(self, group: _Bin, source: int, target: int) -> None:
         """Copy one row of a bin over another."""
         there, here = group.stretch(source), group.stretch(target)
@@ -238,10 +266,15 @@ def _bins(lengths: Sequence[int], room: int) -> tuple[list[_Bin], int]:
         members.append(length)
         last = number + 1 == len(lengths)
         if last or len(members) * (_rounded(lengths[number + 1]) - _rounded(length)) > BIN_COST:
-            capacity = _rounded(length + room)
-            found.append(_Bin(slots, capacity, members))
+            capacity = _capacity(length, room)
+            found.append(_Bin(slots, capacity, room, members))
             slots, members = slots + capacity * len(members), []
     return found, slots
+
+
+def _capacity(length: int, room: int) -> int:
+    """Slots of a row that holds so many tokens and may get so many more: what is free is read as well, and masked."""
+    return _rounded(length + min(room, max(GROWTH, length // 8)))
 
 
 def _rounded(tokens: int) -> int:

@@ -16,7 +16,7 @@ keys of an earlier layer get that layer's, because the shared keys are recorded 
 Registered under transformers' public ``AttentionInterface``.
 
 Shape suffixes: B rows, b rows of a bin, H query heads, G key/value heads, J query heads of each, T tokens of a pack, P
-shared tokens, W own tokens that a bin is read as wide as, X stretches of a pool, K head dimension.
+shared tokens, W slots of each row of a bin, X stretches of a pool, K head dimension.
 """
 
 from typing import Any
