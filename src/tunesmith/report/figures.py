@@ -71,7 +71,9 @@ def curve_figure(curve: dict[str, Any]) -> str:
 
 
 def sweep_figure(sweep: dict[str, Any]) -> str:
-    """Difference from the tuned model over file size: a point with its interval for each type, and the margin.
+    """Difference from the tuned model for each type, smallest file first: a point with its interval, and the margin.
+
+    Files of like size would hide each other on an axis of bytes, so each type has a place of its own.
 
     Args:
         sweep: ``export/sweep.json``.
@@ -80,21 +82,15 @@ def sweep_figure(sweep: dict[str, Any]) -> str:
     axes = figure.subplots()
     entries = sorted(sweep["types"], key=lambda entry: entry["bytes"])
     for number, entry in enumerate(entries):
-        c, size = entry["against"], entry["bytes"] / 1e6
+        c = entry["against"]
         colour = TUNED if entry["type"] == sweep["recommended"] else INK
         reach = [[100 * (c["gain"] - c["low"])], [100 * (c["high"] - c["gain"])]]
-        axes.errorbar([size], [100 * c["gain"]], yerr=reach, fmt="o", color=colour, markersize=6, linewidth=1.6)
-        # Sizes lie close together, so names stand above and below in turn.
-        above = number % 2 == 0
-        place = 100 * (c["high"] if above else c["low"])
-        offset, align = ((0, 4), "bottom") if above else ((0, -4), "top")
-        axes.annotate(
-            entry["type"], (size, place), offset, textcoords="offset points", ha="center", va=align, fontsize=9, color=colour
-        )
+        axes.errorbar([number], [100 * c["gain"]], yerr=reach, fmt="o", color=colour, markersize=6, linewidth=1.6)
+    names = [f"{entry['type']}\n{entry['bytes'] / 1e6:.0f} MB" for entry in entries]
+    axes.set_xticks(range(len(entries)), names, fontsize=8)
     axes.axhline(0.0, color=QUIET, linewidth=1)
     axes.axhline(-100 * sweep["margin"], color=PROMPT, linewidth=1.2, linestyle="--", label="margin")
-    axes.margins(x=0.12, y=0.16)
-    axes.set_xlabel("file (MB)")
+    axes.margins(x=0.08, y=0.08)
     axes.set_ylabel("points against tuned, on dev")
     figure.legend(loc="outside upper right", frameon=False, fontsize=9.5)
     return svg(figure, axes, grid="y")
