@@ -6,7 +6,7 @@ import torch
 
 from tunesmith.chat.render import Renderer
 from tunesmith.errors import RecipeError
-from tunesmith.infer.grammar import OPTIONS, Grammar, as_text, check
+from tunesmith.infer.grammar import OPTIONS, Grammar, as_text
 from tunesmith.infer.in_process import InProcessEngine
 
 SCHEMA = {
@@ -78,7 +78,7 @@ def test_grammar_ends_where_any_stop_token_may_stand(tokenizer):
 )
 def test_a_schema_that_cannot_be_enforced_is_refused(schema, named):
     with pytest.raises(RecipeError, match=f"cannot be enforced token by token: .*{named}"):
-        check(schema)
+        as_text(schema)
     with pytest.raises(RecipeError):
         as_text({"type": "object", "properties": {"a": schema}, "required": ["a"]})
 

@@ -45,23 +45,14 @@ def as_text(allowed: Allowed) -> str:
     """The grammar of what is allowed as llama.cpp takes it in ``grammar``.
 
     Raises:
-        RecipeError: it cannot be enforced.
-        MissingPackage: llguidance is not installed.
-    """
-    check(allowed)
-    if isinstance(allowed, tuple):
-        return f"%llguidance {{}}\n{_alternatives(allowed)}\n"
-    return f"%llguidance {{}}\nstart: %json {json.dumps({**allowed, 'x-guidance': OPTIONS})}\n"
-
-
-def check(allowed: Allowed) -> None:
-    """Refuse what cannot be enforced whole.
-
-    Raises:
-        RecipeError: a schema's keyword that is not known, a reference that leads nowhere, a schema that nothing meets.
+        RecipeError: it cannot be enforced whole: a schema's keyword that is not known, a reference that leads nowhere, a
+            schema that nothing meets.
         MissingPackage: llguidance is not installed.
     """
     _compiled(allowed)
+    if isinstance(allowed, tuple):
+        return f"%llguidance {{}}\n{_alternatives(allowed)}\n"
+    return f"%llguidance {{}}\nstart: %json {json.dumps({**allowed, 'x-guidance': OPTIONS})}\n"
 
 
 class Grammar:

@@ -3,9 +3,9 @@
 The decoding is ``infer/decode.py``, the scoring ``infer/score.py``; here conversations become token ids and token ids become
 answers.
 
-Rows of several adapters are answered in one call, grouped by adapter (``infer/adapters.py``). What answers
-are held to masks the logits before the greedy choice (``infer/grammar.py``); free text adds nothing to a step. Everything is
-made where the model is.
+Rows of several adapters are answered in one call, grouped by adapter (``infer/adapters.py``). What answers are held
+to masks the logits before the greedy choice (``infer/grammar.py``); free text adds nothing to a step. Everything is made where
+the model is.
 """
 
 import json

@@ -53,13 +53,11 @@ class _Bin:
     Attributes:
         start: slots of the pool before it.
         capacity: slots of each row, a multiple of ``STEP``.
-        room: new tokens that a row may still get.
         lengths: tokens held by each living row; these come first in the bin.
     """
 
     start: int
     capacity: int
-    room: int
     lengths: list[int]
 
     def stretch(self, row: int) -> Stretch:
@@ -144,6 +142,7 @@ class RowCache(DynamicCache):
         super().__init__()
         assert list(lengths) == sorted(lengths), "rows come shortest first"
         self._device = device
+        self._room = room
         self._bins, self._slots = _bins(lengths, room)
         self._pools: dict[int, tuple[Tensor, Tensor]] = {}
         self._pack: list[tuple[Stretch, int, int]] = []
@@ -165,7 +164,8 @@ class RowCache(DynamicCache):
             self._grow()
         self._step = Step(self._bins, self._slots, self._device)
         for group in self._bins:
-            group.lengths, group.room = [length + 1 for length in group.lengths], group.room - 1
+            group.lengths = [length + 1 for length in group.lengths]
+        self._room -= 1
         return self._step
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -222,8 +222,8 @@ class RowCache(DynamicCache):
         self._bins = []
         for group in before:
             longest = max(group.lengths)
-            capacity = group.capacity if longest < group.capacity else _capacity(longest, group.room)
-            self._bins.append(_Bin(self._slots, capacity, group.room, group.lengths))
+            capacity = group.capacity if longest < group.capacity else _capacity(longest, self._room)
+            self._bins.append(_Bin(self._slots, capacity, group.lengths))
             self._slots += capacity * len(group.lengths)
         for layer, pools in self._pools.items():
             heads = pools[0].shape[2] // slots
@@ -267,7 +267,7 @@ def _bins(lengths: Sequence[int], room: int) -> tuple[list[_Bin], int]:
         last = number + 1 == len(lengths)
         if last or len(members) * (_rounded(lengths[number + 1]) - _rounded(length)) > BIN_COST:
             capacity = _capacity(length, room)
-            found.append(_Bin(slots, capacity, room, members))
+            found.append(_Bin(slots, capacity, members))
             slots, members = slots + capacity * len(members), []
     return found, slots
 

@@ -121,7 +121,7 @@ def check_adapter(model: PreTrainedModel, layers: Mapping[str, Adapted], documen
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []), attention(model.eval(), PACKED):
             loss, _ = step_gradients(model, [make_pack(documents, chosen)])
-            whole = make_documents([(ids, [1] * len(ids)) for ids in (documents.ids(document) for document in chosen)])
+            whole = make_documents([(documents.ids(n), [1] * int(documents.lengths[n])) for n in chosen])
             text_loss = mean_loss(model, [make_pack(whole, range(len(whole)))])
         _refuse_loss(loss, text_loss, len(head_weight(model)), [documents.row_id(document) for document in chosen[:5]])
         _refuse_gradients(trained)
