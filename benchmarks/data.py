@@ -121,7 +121,7 @@ def generate(path: Path, megabytes: float) -> int:
 
 def measure_check(path: Path) -> Figures:
     """The whole check without the search for near duplicates, one core."""
-    from tunesmith import api
+    from tunesmith import pipeline as api
 
     started = time.perf_counter()
     api.check(path, near=False)

@@ -40,7 +40,7 @@ from typing import Any
 import torch
 
 from data import machine
-from tunesmith.infer.score import continuation_logprobs
+from tunesmith.engines.score import continuation_logprobs
 from tunesmith.models.load import find_model, load_model, load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -16,8 +16,9 @@ from filelock import FileLock
 from gguf import GGUFReader
 from hypothesis import HealthCheck, settings
 
-from tunesmith import api, hardware
-from tunesmith.models.gguf_tokenizer import load_gguf_tokenizer
+from tunesmith import hardware
+from tunesmith import pipeline as api
+from tunesmith.checkpoints.gguf_tokenizer import load_gguf_tokenizer
 from tunesmith.models.load import find_model, load_tokenizer
 from tunesmith.recipe import Recipe, load_recipe
 from tunesmith.rundir import RunDir
@@ -140,7 +141,7 @@ def tiny_gguf(tmp_path_factory, tiny_dir):
     """The F16 GGUF of the tiny model, by llama.cpp's converter."""
 
     def make(directory: Path) -> None:
-        from tunesmith.export.convert import convert
+        from tunesmith.export.gguf.convert import convert
 
         convert(tiny_dir, directory / "tiny-F16.gguf")
 
@@ -153,7 +154,7 @@ def tiny_lora(tmp_path_factory, tiny_dir):
 
     def make(directory: Path) -> None:
         from tiny_families import adapted
-        from tunesmith.export.convert import run_converter
+        from tunesmith.export.gguf.convert import run_converter
         from tunesmith.models.adapter import save_adapter
         from tunesmith.models.load import load_model
         from tunesmith.recipe import Lora

@@ -32,7 +32,7 @@ SHAPE = {
     "vocab_size": 300,
     "tie_word_embeddings": True,
 }
-FEW = tuple(train_data.Function("m", f"def f{n}():\n    return 1", "Doc.", '{"name": "f"}') for n in range(3))
+MIN_DISCORDANT_UNITS = tuple(train_data.Function("m", f"def f{n}():\n    return 1", "Doc.", '{"name": "f"}') for n in range(3))
 
 
 def test_chats_are_the_same_every_time_and_come_from_code(tmp_path, monkeypatch):
@@ -48,7 +48,7 @@ def test_chats_are_the_same_every_time_and_come_from_code(tmp_path, monkeypatch)
         else:
             assert answer not in question  # the docstring was taken out
     with pytest.raises(ValueError, match="standard library has functions for 3"):
-        monkeypatch.setattr(train_data, "functions", lambda: FEW)
+        monkeypatch.setattr(train_data, "functions", lambda: MIN_DISCORDANT_UNITS)
         train_data.chats(10)
 
 

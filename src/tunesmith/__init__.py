@@ -3,21 +3,21 @@
 Layers, top to bottom; imports go down only, and stages never import each other:
 
     cli
-    api
-    advise  data  train  evaluate  export  report      (stages)
-    infer
-    chat  models
+    pipeline
+    advise  data  train  evaluate  export  parity  report      (stages)
+    engines  retrieval
+    models  chat
+    checkpoints
     layers
     kernels
-    track
+    tracking
     rundir
     recipe
-    hardware  errors
+    errors  hardware  families
 
-``tests/rules/test_layers.py`` holds the order. A stage is a verb of ``tunesmith.api`` and of the command line.
+``tests/rules/test_layers.py`` holds the order. A stage is a verb of ``tunesmith.pipeline`` and of the command line.
 """
 
-from tunesmith import api
 from tunesmith.errors import (
     DataError,
     ExportError,
@@ -44,6 +44,5 @@ __all__ = [
     "RunError",
     "TrainingError",
     "TunesmithError",
-    "api",
     "load_recipe",
 ]

@@ -12,7 +12,7 @@ from tunesmith.advise.checklist import checklist, rows_in_all
 from tunesmith.advise.decide import ELSEWHERE, EXIT_CODES, SETTINGS, decide
 from tunesmith.advise.facts import Arm, Facts, MachineFacts, MemoryFacts, MetricFacts, PriceFacts, RowFacts
 from tunesmith.advise.price import break_even
-from tunesmith.data.advice import BANDS
+from tunesmith.data.size_advice import BANDS
 from tunesmith.evaluate import gate, stats
 
 GB = 10**9
@@ -135,7 +135,7 @@ def test_rows_in_all_leave_200_to_train_on(gain, share, dev):
     needed = stats.n_needed(gain, max(gain, share))
     made = facts(metric__test_needed=needed, rows__dev=dev)
     total = rows_in_all(made)
-    assert total - needed - total * dev / made.rows.rows >= rules.FEW - 1e-6
+    assert total - needed - total * dev / made.rows.rows >= rules.MIN_DISCORDANT_UNITS - 1e-6
 
 
 def test_another_split_shows_the_gain():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from conftest import write_recipe
 from tunesmith.chat.render import Renderer
-from tunesmith.chat.source import SHIPPED, template_text, with_thinking
+from tunesmith.chat.template_choice import SHIPPED, template_text, with_thinking
 from tunesmith.errors import DataError, ModelError
 from tunesmith.recipe import load_recipe
 

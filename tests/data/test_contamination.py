@@ -138,7 +138,7 @@ def test_tool_turns_and_reasoning_are_read_and_an_excerpt_is_cut():
 
 @given(st.text())
 def test_normalised_text_is_letters_and_digits_of_each_letter(text):
-    expected = "".join(folded for letter in text for folded in letter.casefold() if folded.isalnum())
+    expected = "".join(normalized for letter in text for normalized in letter.casefold() if normalized.isalnum())
     assert normalised(text).decode() == expected
     assert normalised("-".join(text)) == normalised(text)
 

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.data.conversation import check_messages, check_text, check_tools, is_plain
-from tunesmith.data.problems import Bad
+from tunesmith.data.problems import RowError
 
 USER, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
 SYSTEM = {"role": "system", "content": "s"}
@@ -117,7 +117,7 @@ BAD = {
 @pytest.mark.parametrize(("code", "path", "messages"), [(code, *case) for code, cases in BAD.items() for case in cases])
 def test_each_fault_has_its_code_path_and_hint(code, path, messages):
     assert code == "lone-surrogate" or not is_plain(messages)  # no parser lets half a pair through to the fast way
-    with pytest.raises(Bad) as caught:
+    with pytest.raises(RowError) as caught:
         check_messages(messages)
     assert (caught.value.code, caught.value.path) == (code, f"$.messages{path}")
     assert caught.value.message and caught.value.hint
@@ -125,14 +125,14 @@ def test_each_fault_has_its_code_path_and_hint(code, path, messages):
 
 def test_a_hundred_levels_are_kept_and_more_refused():
     assert check_messages([USER, call(nested(100))])[1]["tool_calls"][0]["function"]["arguments"] == nested(100)
-    with pytest.raises(Bad) as caught:
+    with pytest.raises(RowError) as caught:
         check_messages([USER, call(nested(101))])
     assert caught.value.code == "too-deep"
 
 
 def test_nearest_role_and_key_are_named():
     for messages, word in [([{"role": "asistant", "content": "a"}], "assistant"), ([{**USER, "wieght": 1}], "weight")]:
-        with pytest.raises(Bad, match=f"did you mean '{word}'"):
+        with pytest.raises(RowError, match=f"did you mean '{word}'"):
             check_messages(messages)
 
 
@@ -178,7 +178,7 @@ def test_form_kept():
 def test_the_fast_way_says_yes_only_where_the_slow_way_changes_nothing(messages):
     try:
         kept = check_messages(messages)
-    except Bad:
+    except RowError:
         assert not is_plain(messages)
         return
     # The slow way also takes an empty system turn, and leaves out nulls.
@@ -208,7 +208,7 @@ def test_tools_in_any_form_become_one():
     ],
 )
 def test_bad_tools(code, tools):
-    with pytest.raises(Bad) as caught:
+    with pytest.raises(RowError) as caught:
         check_tools(tools)
     assert caught.value.code == code and caught.value.path.startswith("$.tools")
 
@@ -216,5 +216,5 @@ def test_bad_tools(code, tools):
 def test_text_is_one_assistant_turn():
     assert check_text([ANSWER]) == [ANSWER]
     for turn in (USER, {**ANSWER, "content": " "}, {**ANSWER, "content": 1}, {**ANSWER, "weight": 1}, "b"):
-        with pytest.raises(Bad):
+        with pytest.raises(RowError):
             check_text([turn])

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.data.formats import draft, kind_of
-from tunesmith.data.problems import Bad
+from tunesmith.data.problems import RowError
 from tunesmith.data.read import Reader, ReadOptions, read_rows
 from tunesmith.errors import DataError
 
@@ -266,5 +266,5 @@ def test_draft_does_not_change_the_row_it_is_given():
     before = json.dumps(row)
     draft(row, "prompt_completion", {})
     assert json.dumps(row) == before
-    with pytest.raises(Bad):
+    with pytest.raises(RowError):
         draft({"prompt": "a"}, "prompt_completion", {})

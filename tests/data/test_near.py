@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tunesmith.data import near
 from tunesmith.data.near import NearDuplicates, band_shape, meeting, question, shingles
-from tunesmith.data.row import Row, folded
+from tunesmith.data.row import Row, normalized
 
 RANDOM = random.Random(7)
 WORDS = ["".join(RANDOM.choices("abcdefghijklmnopqrstuvwxyz", k=RANDOM.randint(2, 9))) for _ in range(3000)]
@@ -175,7 +175,7 @@ def test_rows_without_a_question_are_alone():
 
 @given(st.lists(st.text(max_size=40), max_size=8))
 def test_shingles_are_the_windows_of_each_text(texts):
-    texts = [folded(text) for text in texts]
+    texts = [normalized(text) for text in texts]
     windows, offsets = shingles(texts, np.empty(0, np.uint64))
     seen = {}
     for text, start, end in zip(texts, offsets[:-1], offsets[1:], strict=True):

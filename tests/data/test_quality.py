@@ -35,7 +35,7 @@ def findings(reported):
     return {finding["code"]: finding for finding in reported["findings"]}
 
 
-# White space that ``str.split`` removes and ``folded`` keeps in ASCII texts is left out of the alphabet.
+# White space that ``str.split`` removes and ``normalized`` keeps in ASCII texts is left out of the alphabet.
 words = st.text(st.sampled_from("abAB \n.é{}1"), max_size=6)
 calls = [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]
 turns = st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), words), min_size=1, max_size=4)

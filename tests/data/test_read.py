@@ -1,4 +1,4 @@
-"""Bad input, the two ways with bad rows, and what is said of the whole source."""
+"""RowError input, the two ways with bad rows, and what is said of the whole source."""
 
 import json
 import re

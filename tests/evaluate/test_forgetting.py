@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from tunesmith import api
+from tunesmith import pipeline as api
 from tunesmith.chat.render import Renderer
+from tunesmith.engines.engine import Answer
 from tunesmith.errors import DataError, RunError
 from tunesmith.evaluate import forgetting
 from tunesmith.evaluate.probes import Passage, Probes, Question, load_probes, read_passages
-from tunesmith.infer.engine import Answer
 from tunesmith.models.adapter import save_adapter
 from tunesmith.models.load import load_model
 from tunesmith.models.swap import add_lora
@@ -142,7 +142,7 @@ def test_a_run_is_as_good_as_its_worst_probe(verdicts, whole):
 
 def test_a_base_that_says_nothing_is_still_compared(tiny_model, renderer, monkeypatch):
     silent = lambda self, asked, *_: [Answer("", 1, 1, 0.0, True) for _ in asked]  # noqa: E731
-    monkeypatch.setattr("tunesmith.infer.in_process.InProcessEngine.generate", silent)
+    monkeypatch.setattr("tunesmith.engines.in_process.InProcessEngine.generate", silent)
     found = _measured(tiny_model, _adapted(tiny_model, 0.05), renderer)
     assert found["figures"][0]["value"] > 0.0
 

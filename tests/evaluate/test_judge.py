@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
+from tunesmith.engines.engine import Answer
 from tunesmith.errors import RecipeError
 from tunesmith.evaluate import judge as judge_module
 from tunesmith.evaluate.judge import Judge, Pair, calibrate, cohen_kappa, judge_arm, question_text, read_verdict
 from tunesmith.evaluate.metrics import make_metric
-from tunesmith.infer.engine import Answer
 from tunesmith.recipe import Judge as JudgeKeys
 from tunesmith.recipe import Task
 

@@ -4,7 +4,7 @@ from conftest import toy_rows
 from tunesmith.errors import RunError
 from tunesmith.evaluate import prompts
 from tunesmith.evaluate.prompts import Candidate, PromptBook
-from tunesmith.infer.retrieval.store import build_store
+from tunesmith.retrieval.store import build_store
 
 ROWS = [{"id": str(i), "place": f"line {i}", **row} for i, row in enumerate(toy_rows())]
 SEALED = ROWS[40:]

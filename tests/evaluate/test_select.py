@@ -6,11 +6,11 @@ import math
 import pytest
 
 from conftest import toy_rows
+from tunesmith.engines.engine import Answer
 from tunesmith.evaluate.metrics import make_metric
 from tunesmith.evaluate.prompts import Candidate, PromptBook, question_key
-from tunesmith.evaluate.select import Asking, select_prompt
-from tunesmith.infer.engine import Answer
-from tunesmith.infer.retrieval.store import build_store
+from tunesmith.evaluate.select import PromptTask, select_prompt
+from tunesmith.retrieval.store import build_store
 
 ROWS = [{"id": str(i), "place": f"line {i}", **row} for i, row in enumerate(toy_rows())]
 ANSWERS = {row["messages"][0]["content"]: row["messages"][1]["content"] for row in ROWS}
@@ -42,7 +42,7 @@ def choose(recipe, tmp_path, engines, **more):
     texts, ids = [row["messages"][0]["content"] for row in pool], [row["id"] for row in pool]
     store = build_store(tmp_path / "store.sqlite", texts, ids)
     book = PromptBook(recipe, pool, ROWS[40:], lambda _: store, lambda: store)
-    asking = Asking(recipe, book, dev, make_metric(recipe.task), 8, engines.__getitem__, **more)
+    asking = PromptTask(recipe, book, dev, make_metric(recipe.task), 8, engines.__getitem__, **more)
     return select_prompt(asking, tmp_path / "selection.json")
 
 
@@ -113,4 +113,4 @@ def test_no_dev_row_is_said(make_recipe, tmp_path):
     recipe = make_recipe()
     book = PromptBook(recipe, ROWS[:40], [], lambda _: None, lambda: None)
     with pytest.raises(RunError, match="no rows to choose"):
-        select_prompt(Asking(recipe, book, [], make_metric(recipe.task), 8, {}.__getitem__), tmp_path / "s.json")
+        select_prompt(PromptTask(recipe, book, [], make_metric(recipe.task), 8, {}.__getitem__), tmp_path / "s.json")

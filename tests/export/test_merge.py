@@ -18,13 +18,13 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from tunesmith.checkpoints import shards
 from tunesmith.errors import ExportError, ModelError
 from tunesmith.export import base as export_base
 from tunesmith.export import merge as export_merge
 from tunesmith.export.base import held_in_nf4
 from tunesmith.export.merge import merge
 from tunesmith.layers.nf4 import NF4Linear
-from tunesmith.models import shards
 from tunesmith.models.adapter import WEIGHTS, save_adapter
 from tunesmith.models.load import load_model
 from tunesmith.models.swap import add_lora

@@ -1,4 +1,4 @@
-"""Writes docs/reference/families.md from the records of ``models/families.py`` and the results of ``test_families.py``.
+"""Writes docs/reference/families.md from the records of ``families.py`` and the results of ``test_families.py``.
 
 ``make families`` runs the matrix with ``--junitxml`` and this file turns the results into the page. pytest's own report was
 enough: a test id names its cell, so no plugin writes anything. A cell that did not pass is printed as failed; the
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tiny_families import TINY
-from tunesmith.models.families import FAMILIES, SUPPORTED, WRAPPERS, Family, Support
+from tunesmith.families import FAMILIES, SUPPORTED, WRAPPERS, Family, Support
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "families.md"
 
@@ -53,7 +53,7 @@ def page(cells: Mapping[tuple[str, str], str]) -> str:
 
 OPENING = """# Model families
 
-Made by `make families` from the records in `src/tunesmith/models/families.py` and the results of
+Made by `make families` from the records in `src/tunesmith/families.py` and the results of
 `tests/models/test_families.py`; change those, not this page.
 
 A row stands for the models of one build, a cell for a test. The model is tiny and random and has every trait of the family:

@@ -14,15 +14,15 @@ from transformers import AutoModelForImageTextToText, Gemma4Config, Gemma4ForCau
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from tiny_families import GEMMA4, TINY, VOCABULARY, documents, random_model
-from tunesmith.chat.source import template_text
+from tunesmith.chat.template_choice import template_text
+from tunesmith.checkpoints.names import naming
 from tunesmith.export.adapter import vllm_state
+from tunesmith.families import FAMILIES
 from tunesmith.layers.lora import LoRALinear
 from tunesmith.layers.mlp import FusedMLP
 from tunesmith.layers.nf4 import NF4Weight
 from tunesmith.models.adapter import adapter_state
 from tunesmith.models.attention import PACKED
-from tunesmith.models.checkpoint_names import naming
-from tunesmith.models.families import FAMILIES
 from tunesmith.models.fuse import fuse
 from tunesmith.models.load import attention, decoder, load_model
 from tunesmith.models.recompute import recompute

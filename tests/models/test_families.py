@@ -27,18 +27,18 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Gemm
 
 from llama_cpp_sources import convert_here
 from tiny_families import TINY, VOCABULARY, adapted, documents, random_model
+from tunesmith.engines.llama_model import LlamaModel
 from tunesmith.errors import ExportError, TunesmithError
+from tunesmith.export.gguf.quantize import quantize
 from tunesmith.export.merge import merge
-from tunesmith.export.parity import BOUNDS, adapter_check, base_distance, distances, distribution_check, figures
-from tunesmith.export.quantize import quantize
-from tunesmith.infer.llama_model import LlamaModel
+from tunesmith.families import FAMILIES
 from tunesmith.layers.nf4 import NF4Weight
 from tunesmith.models.adapter import adapter_state, load_adapter_state, read_adapter, save_adapter
 from tunesmith.models.attention import PACKED
-from tunesmith.models.families import FAMILIES
 from tunesmith.models.fuse import fuse
 from tunesmith.models.load import attention, decoder, head_weight, load_model
 from tunesmith.models.recompute import recompute
+from tunesmith.parity.figures import BOUNDS, adapter_check, base_distance, distances, distribution_check, figures
 from tunesmith.recipe import Lora
 from tunesmith.train.documents import make_documents, make_pack
 from tunesmith.train.loop import step_gradients, step_packs

@@ -28,15 +28,15 @@ from transformers import (
 )
 
 from tiny_families import adapted
+from tunesmith.families import FAMILIES
 from tunesmith.layers.attention import FusedAttention
 from tunesmith.layers.lora import LoRALinear
 from tunesmith.layers.mlp import FusedMLP
 from tunesmith.models.adapter import adapter_state, load_adapter_state
 from tunesmith.models.attention import PACKED
-from tunesmith.models.families import FAMILIES
 from tunesmith.models.fuse import fuse, narrows
 from tunesmith.models.load import attention
-from tunesmith.models.quantize import load_nf4
+from tunesmith.models.nf4_load import load_nf4
 from tunesmith.models.recompute import recompute
 from tunesmith.models.swap import add_lora
 from tunesmith.recipe import Lora

@@ -23,7 +23,7 @@ from transformers import (
 
 from conftest import write_recipe
 from tiny_families import TINY
-from tunesmith import api
+from tunesmith import pipeline as api
 from tunesmith.models.llama_cpp_limits import llama_cpp_differs
 from tunesmith.rundir import read_json
 

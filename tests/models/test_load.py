@@ -20,11 +20,11 @@ from transformers import (
 )
 
 from conftest import GGUF
+from tunesmith.checkpoints.names import naming
 from tunesmith.errors import ModelError
 from tunesmith.kernels.nf4 import dequantize_nf4, quantize_nf4
-from tunesmith.models.checkpoint_names import naming
 from tunesmith.models.load import find_model, load_model, load_tokenizer
-from tunesmith.models.quantize import quantized_experts, quantized_linears
+from tunesmith.models.nf4_load import quantized_experts, quantized_linears
 
 S, F = "sliding_attention", "full_attention"
 TEXT = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 80, "num_hidden_layers": 4, "num_attention_heads": 4}

@@ -8,11 +8,11 @@ import torch
 import transformers
 
 from tunesmith.errors import TrainingError
+from tunesmith.families import FAMILIES
 from tunesmith.kernels.nf4 import dequantize_nf4, quantize_nf4
 from tunesmith.layers.experts import LoRAExperts, NF4Experts
 from tunesmith.layers.nf4 import NF4Weight
 from tunesmith.models.adapter import CONFIG, adapter_state, load_adapter_state, read_adapter, read_experts, save_adapter
-from tunesmith.models.families import FAMILIES
 from tunesmith.models.swap import add_lora, merge_lora, put_module, target_names
 from tunesmith.recipe import Lora
 

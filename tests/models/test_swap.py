@@ -4,8 +4,8 @@ import torch
 import transformers
 
 from tunesmith.errors import TrainingError
+from tunesmith.families import FAMILIES, Family
 from tunesmith.layers.lora import LoRALinear
-from tunesmith.models.families import FAMILIES, Family
 from tunesmith.models.swap import add_lora, merge_lora, target_names
 from tunesmith.recipe import Lora
 

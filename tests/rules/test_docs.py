@@ -19,8 +19,8 @@ import yaml
 import tunesmith
 from conftest import ROOT, _shared
 from tunesmith import cli
-from tunesmith.api.export import LEAST_CONTEXT
-from tunesmith.api.served import Exported, write_commands
+from tunesmith.pipeline.export import LEAST_CONTEXT
+from tunesmith.pipeline.served import Exported, write_commands
 from tunesmith.recipe import load_recipe
 from tunesmith.recipe.run import Export
 from tunesmith.rundir import RunDir, read_json

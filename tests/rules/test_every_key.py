@@ -12,21 +12,14 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Gemma4ForCausalLM, Gemma4TextConfig
 
 from conftest import toy_rows, write_recipe
-from tunesmith import api
-from tunesmith.api.curve import share_of
-from tunesmith.api.engines import engine_of, held_to
-from tunesmith.api.evaluation import Evaluation
-from tunesmith.api.examples import _refuse_left_out
-from tunesmith.api.export import context_of
-from tunesmith.api.judging import make_judge
-from tunesmith.api.merged import merge_adapter
-from tunesmith.api.seeds import seed_recipes
-from tunesmith.api.stage import renderer
+from tunesmith import pipeline as api
 from tunesmith.chat.fit import fit as fit_lengths
 from tunesmith.chat.render import Conversation
 from tunesmith.data.pack import Plan
 from tunesmith.data.read import Reader
 from tunesmith.data.split import SplitFacts, answer_key, group_key, split
+from tunesmith.engines.engine import Answer
+from tunesmith.engines.in_process import InProcessEngine
 from tunesmith.errors import DataError, ModelError, RecipeError, RunError
 from tunesmith.evaluate import gate, prompts
 from tunesmith.evaluate.compare import Comparison
@@ -34,20 +27,27 @@ from tunesmith.evaluate.forgetting import probe
 from tunesmith.evaluate.judge import Pair, calibrate
 from tunesmith.evaluate.metrics import make_metric
 from tunesmith.evaluate.search import instructions
-from tunesmith.evaluate.select import Asking, select_prompt
+from tunesmith.evaluate.select import PromptTask, select_prompt
 from tunesmith.export.companions import merged_config
 from tunesmith.export.merge import Merged
-from tunesmith.infer.engine import Answer
-from tunesmith.infer.in_process import InProcessEngine
-from tunesmith.infer.retrieval.corpus import open_store, read_corpus
-from tunesmith.infer.retrieval.store import build_store
 from tunesmith.models.adapter import adapter_state
 from tunesmith.models.load import find_model, load_model
 from tunesmith.models.precision import precision
 from tunesmith.models.swap import add_lora
+from tunesmith.pipeline.curve import share_of
+from tunesmith.pipeline.engines import engine_of, output_constraint
+from tunesmith.pipeline.evaluation import Evaluation
+from tunesmith.pipeline.examples import _refuse_left_out
+from tunesmith.pipeline.export import context_of
+from tunesmith.pipeline.judging import make_judge
+from tunesmith.pipeline.merged import merge_adapter
+from tunesmith.pipeline.seeds import seed_recipes
+from tunesmith.pipeline.stage import renderer
 from tunesmith.recipe import Judge, Recipe, dump_recipe, load_recipe
+from tunesmith.retrieval.corpus import open_store, read_corpus
+from tunesmith.retrieval.store import build_store
 from tunesmith.rundir import write_json
-from tunesmith.track import MetricsLog, read_metrics
+from tunesmith.tracking import MetricsLog, read_metrics
 from tunesmith.train import loop
 from tunesmith.train.documents import make_documents
 from tunesmith.train.loop import fit
@@ -147,7 +147,7 @@ def _book(recipe, tmp):
 def _selection(recipe, tmp):
     metric = make_metric(recipe.task)
     writer = (lambda _: "```\nNew.\n```") if recipe.evaluate.optimized_prompt.writer else None
-    asking = Asking(recipe, _book(recipe, tmp), ROWS[40:], metric, 4, lambda _: _Echo(), writer=writer)
+    asking = PromptTask(recipe, _book(recipe, tmp), ROWS[40:], metric, 4, lambda _: _Echo(), writer=writer)
     choice = select_prompt(asking, tmp / "selection.json")
     return [(c["name"], c["n"]) for c in choice["candidates"]], choice["search"]
 
@@ -273,7 +273,7 @@ class _Endpoint:
 def _judge(recipe):
     made = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tunesmith.infer.openai_endpoint.OpenAIEndpoint", lambda *a: made.append(_Endpoint(*a)) or made[0])
+        patch.setattr("tunesmith.engines.openai_endpoint.OpenAIEndpoint", lambda *a: made.append(_Endpoint(*a)) or made[0])
         return make_judge(recipe)[0], made[0]
 
 
@@ -333,9 +333,9 @@ def _searched(recipe, tmp):
     (tmp / "faq.md").write_text("Cars are red.")
     corpus = read_corpus(recipe, ROWS[:3])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tunesmith.infer.retrieval.embed.load_embedder", lambda name: SimpleNamespace(key=name, cut=0))
-        patch.setattr("tunesmith.infer.retrieval.qdrant.build_qdrant", lambda url, *_: url)
-        patch.setattr("tunesmith.infer.retrieval.corpus.build_store", lambda path, *passages: passages[2] and passages[2].key)
+        patch.setattr("tunesmith.retrieval.embed.load_embedder", lambda name: SimpleNamespace(key=name, cut=0))
+        patch.setattr("tunesmith.retrieval.qdrant.build_qdrant", lambda url, *_: url)
+        patch.setattr("tunesmith.retrieval.corpus.build_store", lambda path, *passages: passages[2] and passages[2].key)
         return corpus.ids, open_store(recipe, tmp / "store.sqlite", corpus)
 
 
@@ -364,7 +364,7 @@ OBSERVE = {
     "data.dev_fraction": (0.5, _split),
     "task.metric": ("exact_match", lambda r, t: make_metric(r.task).score('{"a":1}', '{"a": 1}')),
     "task.json_schema": (None, lambda r, t: make_metric(r.task).score("{}", "{}")),
-    "task.constrained": (True, lambda r, t: held_to(r)),
+    "task.constrained": (True, lambda r, t: output_constraint(r)),
     "task.labels": (["red", "blue"], lambda r, t: make_metric(r.task).score("green", "red")),
     "task.tolerance": (1.0, lambda r, t: make_metric(r.task).score("2", "1")),
     "task.pattern": ("y", lambda r, t: make_metric(r.task).score("y", "xy")),

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from conftest import write_recipe
-from tunesmith import api
+from tunesmith import pipeline as api
 from tunesmith.errors import ModelError, TrainingError
 from tunesmith.layers.dora import DoRALinear
 from tunesmith.models.attention import PACKED

@@ -12,7 +12,7 @@ from tunesmith.models.adapter import adapter_state
 from tunesmith.models.attention import PACKED
 from tunesmith.models.load import attention, load_model
 from tunesmith.models.swap import add_lora
-from tunesmith.track import MetricsLog, read_metrics
+from tunesmith.tracking import MetricsLog, read_metrics
 from tunesmith.train import loop
 from tunesmith.train.documents import make_documents, make_pack
 

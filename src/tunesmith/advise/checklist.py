@@ -20,7 +20,10 @@ State = Literal["pass", "stop", "unknown"]
 PROMPT, RETRIEVAL, ROWS, VARIETY = "room above the prompt", "knowledge or format", "enough rows", "varied rows"
 METRIC, RESOLUTION, PRICE, HARDWARE = "metric", "gain can be shown", "calls pay for it", "hardware fits"
 
-TOO_FEW, FEW = 50, 200  # train rows: hosted services suggest to start with 50 to 100; the lowest band of `tunesmith check`
+TOO_FEW, MIN_DISCORDANT_UNITS = (
+    50,
+    200,
+)  # train rows: hosted services suggest to start with 50 to 100; the lowest band of `tunesmith check`
 CLOSED = 0.5  # share of the missing points that retrieval must bring to be the answer: half, a choice of ours
 PAYBACK_DAYS = 180.0  # open base models are replaced about twice a year, and an adapter fits one of them alone
 ROUNDING = 1e-9  # 1.0 - 0.9 is below 0.1 in floating point
@@ -66,7 +69,7 @@ def rows_in_all(facts: Facts) -> int:
     """Rows of a data set whose test part shows ``min_gain`` and whose train part has 200 rows, at the same share of dev."""
     rows = facts.rows
     dev_share = rows.dev / rows.rows if rows.rows else 0.0
-    return math.ceil((facts.metric.test_needed + FEW) / (1.0 - dev_share))
+    return math.ceil((facts.metric.test_needed + MIN_DISCORDANT_UNITS) / (1.0 - dev_share))
 
 
 def payback(facts: Facts, hours: float | None) -> BreakEven | None:
@@ -128,8 +131,10 @@ def _rows(facts: Facts) -> Row:
     evidence += f", {rows.prompts:,} prompts)" if rows.prompts is not None else ")"
     if found < TOO_FEW:
         return Row(ROWS, "stop", evidence, f"below {TOO_FEW} rows are better used as examples in the prompt")
-    if found < FEW:
-        return Row(ROWS, "unknown", evidence, f"{TOO_FEW} to {FEW} rows teach a fixed format at best; collect more")
+    if found < MIN_DISCORDANT_UNITS:
+        return Row(
+            ROWS, "unknown", evidence, f"{TOO_FEW} to {MIN_DISCORDANT_UNITS} rows teach a fixed format at best; collect more"
+        )
     return Row(ROWS, "pass", evidence)
 
 

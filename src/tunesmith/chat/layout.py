@@ -13,7 +13,7 @@ An assistant's turn starts where the template's generation prompt for the turns 
 prefix of the whole, character for character, or the turn could not be asked for in deployment as it was trained. It
 ends with the last control token that the template writes when the conversation stops there (end of turn, or handing
 over to a tool), as far as it writes the same when the conversation goes on. One difference is mended: an empty thinking
-block that only the prompt has (``chat/blocks.py``).
+block that only the prompt has (``chat/thinking_block.py``).
 
 A plain conversation (texts only) has a layout that depends on its roles alone. It is found once and filled in; the
 result must equal the template's, which is run for every row. So the common case costs one run, and no case is guessed.
@@ -35,8 +35,8 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from tunesmith.chat.blocks import Span, Turn, block_notes, with_blocks
-from tunesmith.chat.marks import Message, check_message, map_strings, mark_message, named
+from tunesmith.chat.markers import Message, check_message, map_strings, mark_message, named
+from tunesmith.chat.thinking_block import Span, Turn, block_notes, with_blocks
 from tunesmith.chat.vocabulary import BREAK, MARK, Vocabulary
 from tunesmith.errors import DataError, ModelError
 
@@ -57,7 +57,7 @@ class Leaf:
 
 
 @dataclass(frozen=True)
-class Laid:
+class RenderedText:
     """A rendered conversation.
 
     Attributes:
@@ -91,7 +91,7 @@ class _Marked:
 
 
 @dataclass(frozen=True)
-class Plain:
+class PlainLayout:
     """Layout of a plain conversation: the template's text before each message's and after the last, spans by gap.
 
     Attributes:
@@ -182,18 +182,18 @@ class Template:
             named(tool, f"$.tools[{number}]")
         return made, None if tools is None else map_strings(tools, neutral)
 
-    def prompt(self, messages: list[Message], tools: Tools) -> Laid:
+    def prompt(self, messages: list[Message], tools: Tools) -> RenderedText:
         """A prompt that the assistant is to answer; ``messages`` and ``tools`` as ``neutral`` made them."""
         text = self.run(messages, tools, generate=True)
         broken = map_strings(messages, self._vocabulary.broken), map_strings(tools, self._vocabulary.broken)
         if broken == (messages, tools):
-            return Laid(text, [], [])
+            return RenderedText(text, [], [])
         marked = self.run(*broken, generate=True)
         if _MARKS.sub("", marked) != text:
             raise _unsteady()
-        return Laid(text, [], [], self._vocabulary.tokens(marked))
+        return RenderedText(text, [], [], self._vocabulary.tokens(marked))
 
-    def lay(self, messages: list[Message], tools: Tools, text: str, taught: list[int]) -> Laid:
+    def locate(self, messages: list[Message], tools: Tools, text: str, taught: list[int]) -> RenderedText:
         """Find the supervised spans of a conversation.
 
         Args:
@@ -212,7 +212,7 @@ class Template:
                 return laid
         return self._lay_marked(messages, tools, text, taught)
 
-    def _fill(self, messages: list[Message], text: str, taught: list[int]) -> Laid | None:
+    def _fill(self, messages: list[Message], text: str, taught: list[int]) -> RenderedText | None:
         """Spans by the layout of the roles, or None when the template's text is not what that layout gives."""
         plain = self.plain(tuple(message["role"] for message in messages), tuple(taught))
         if isinstance(plain, DataError):
@@ -223,10 +223,10 @@ class Template:
         for texts in (contents, [content.strip() for content in contents]):
             written, turns = plain.written(texts)
             if written == text:
-                return Laid(*with_blocks(text, turns), [], plain.control, block_notes(turns))
+                return RenderedText(*with_blocks(text, turns), [], plain.control, block_notes(turns))
         return None
 
-    def _find_plain(self, roles: tuple[str, ...], taught: tuple[int, ...]) -> Plain | DataError | None:
+    def _find_plain(self, roles: tuple[str, ...], taught: tuple[int, ...]) -> PlainLayout | DataError | None:
         """The layout of a plain conversation, from one whose texts are single letters; None if it cannot be had so.
 
         An error is returned, not raised, so that it is remembered as a layout is.
@@ -247,9 +247,11 @@ class Template:
             for m, (start, end, block) in zip(taught, turns, strict=True)
         ]
         control = [token for gap in gaps for token in self._vocabulary.tokens(gap)]
-        return Plain(gaps, [leaves[leaf].message for leaf in order], offsets, self._with_blocks_of(control, marked.text, turns))
+        return PlainLayout(
+            gaps, [leaves[leaf].message for leaf in order], offsets, self._with_blocks_of(control, marked.text, turns)
+        )
 
-    def _lay_marked(self, messages: list[Message], tools: Tools, text: str, taught: list[int]) -> Laid:
+    def _lay_marked(self, messages: list[Message], tools: Tools, text: str, taught: list[int]) -> RenderedText:
         marked, leaves = self._run_marked(messages, tools)
         if marked.text != text:
             raise _unsteady()
@@ -261,7 +263,7 @@ class Template:
                 raise DataError("the chat template leaves the tool declarations out", "choose a model whose template has tools")
         turns = self._turns(messages, tools, marked, leaves, taught)
         control = self._with_blocks_of(marked.control, text, turns)
-        return Laid(*with_blocks(text, turns), dropped, control, block_notes(turns))
+        return RenderedText(*with_blocks(text, turns), dropped, control, block_notes(turns))
 
     def _with_blocks_of(self, control: list[str], text: str, turns: list[Turn]) -> list[str]:
         """The control tokens that stand in ``text`` with the blocks, those of ``text`` being given."""

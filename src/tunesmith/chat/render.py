@@ -23,11 +23,11 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from tunesmith.chat.blocks import block_notes, with_blocks
-from tunesmith.chat.frame import BRACKETS, Encodable, Filled, Frame, Slot
-from tunesmith.chat.layout import Laid, Plain, Template, Tools
-from tunesmith.chat.marks import Message
-from tunesmith.chat.source import SWITCH, shipped_names, with_thinking
+from tunesmith.chat.layout import PlainLayout, RenderedText, Template, Tools
+from tunesmith.chat.markers import Message
+from tunesmith.chat.template_choice import SWITCH, shipped_names, with_thinking
+from tunesmith.chat.thinking_block import block_notes, with_blocks
+from tunesmith.chat.token_layout import BRACKETS, Encodable, FilledLayout, Slot, TokenLayout
 from tunesmith.chat.vocabulary import AFTER, MIDDLE, START, Vocabulary
 from tunesmith.errors import DataError, ModelError
 
@@ -89,7 +89,7 @@ class Rendered:
 
 @dataclass(frozen=True)
 class _Cut:
-    """Laid-out text cut into pieces: (text, control id or None, supervised, where it begins)."""
+    """RenderedText-out text cut into pieces: (text, control id or None, supervised, where it begins)."""
 
     pieces: list[tuple[str, int | None, bool, str]]
     notes: tuple[str, ...]
@@ -172,7 +172,7 @@ class Renderer:
         """Token ids and supervision of a conversation.
 
         Raises:
-            DataError: see ``Template.lay``; or a character has no token; or no token is supervised.
+            DataError: see ``Template.locate``; or a character has no token; or no token is supervised.
             ModelError: the template ends an answer without a control token.
         """
         rendered = self._finish(self._prepare([Conversation(messages, tools, kind)]))[0]
@@ -211,7 +211,7 @@ class Renderer:
             results += waiting.result() if waiting is not None else []
         return results
 
-    def _finish(self, cuts: list[_Cut | Filled | DataError]) -> list[Rendered | DataError]:
+    def _finish(self, cuts: list[_Cut | FilledLayout | DataError]) -> list[Rendered | DataError]:
         texts = [text for cut in cuts if not isinstance(cut, DataError) for text in cut.texts()]
         encoded = iter(self.vocabulary.encode(texts))
         return [
@@ -219,9 +219,9 @@ class Renderer:
             for cut in cuts
         ]
 
-    def _prepare(self, conversations: Sequence[Conversation]) -> list[_Cut | Filled | DataError]:
+    def _prepare(self, conversations: Sequence[Conversation]) -> list[_Cut | FilledLayout | DataError]:
         """Run the template and take its text apart; plain chats go through it together."""
-        cuts: list[_Cut | Filled | DataError | None] = [None] * len(conversations)
+        cuts: list[_Cut | FilledLayout | DataError | None] = [None] * len(conversations)
         plain: list[tuple[int, list[Message]]] = []
         for number, conversation in enumerate(conversations):
             try:
@@ -252,7 +252,7 @@ class Renderer:
                 return [error]
         return [text for messages in conversations for text in self._run([messages])]
 
-    def _take_apart(self, conversation: Conversation, messages: list[Message], tools: Tools, text: str) -> _Cut | Filled:
+    def _take_apart(self, conversation: Conversation, messages: list[Message], tools: Tools, text: str) -> _Cut | FilledLayout:
         if tools is None and all(len(message) == 2 and message["content"].strip() for message in messages):
             contents = "\n".join([message["content"] for message in conversation.messages])
             frame = self._frame(tuple([message["role"] for message in messages]), tuple(_taught(conversation.messages)))
@@ -263,22 +263,22 @@ class Renderer:
                     return filled
         return self._cut(self._lay(conversation, messages, tools, text))
 
-    def _lay(self, conversation: Conversation, messages: list[Message], tools: Tools, text: str) -> Laid:
+    def _lay(self, conversation: Conversation, messages: list[Message], tools: Tools, text: str) -> RenderedText:
         taught = _taught(conversation.messages)
         if not taught:
             raise DataError("no token is supervised", "give an assistant turn weight 1, or remove the row")
-        return self._template.lay(messages, tools, text, taught)
+        return self._template.locate(messages, tools, text, taught)
 
-    def _find_frame(self, roles: tuple[str, ...], taught: tuple[int, ...]) -> Frame | None:
+    def _find_frame(self, roles: tuple[str, ...], taught: tuple[int, ...]) -> TokenLayout | None:
         """The frame of a plain conversation; None where a text is not all that changes from row to row."""
         plain = self._template.plain(roles, taught) if taught else None
-        if not isinstance(plain, Plain) or not self.vocabulary.bracketed or self.vocabulary.strips(plain.control):
+        if not isinstance(plain, PlainLayout) or not self.vocabulary.bracketed or self.vocabulary.strips(plain.control):
             return None
         written, turns = plain.written(["x"] * len(roles))
         text, spans = with_blocks(written, turns)
         places = [sum(map(len, plain.gaps[: number + 1])) + number for number in range(len(plain.order))]
         places = [place + sum(len(turn.block) for turn in turns if turn.start <= place) for place in places]
-        cut = self._cut(Laid(text, spans, [], plain.control))
+        cut = self._cut(RenderedText(text, spans, [], plain.control))
         slots: list[Slot] = []
         ids: list[list[int]] = [[]]
         supervised: list[list[int]] = [[]]
@@ -297,9 +297,9 @@ class Renderer:
             slots.append(Slot(plain.order[len(slots)], before, after, begins, int(is_taught)))
             ids.append([])
             supervised.append([])
-        return Frame(plain.gaps, slots, ids, supervised, block_notes(turns)) if position == len(text) else None
+        return TokenLayout(plain.gaps, slots, ids, supervised, block_notes(turns)) if position == len(text) else None
 
-    def _cut(self, laid: Laid) -> _Cut:
+    def _cut(self, laid: RenderedText) -> _Cut:
         pieces: list[tuple[str, int | None, bool, str]] = []
         position, spans, begins = 0, iter(laid.spans), START
         start, end = next(spans, (len(laid.text), len(laid.text)))

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from tunesmith.data.fold import as_binary, folded_all
+from tunesmith.data.normalize import as_binary, folded_all
 from tunesmith.data.personal import texts_of
 from tunesmith.data.row import Message, Row
 
@@ -132,7 +132,7 @@ def columns(rows: list[Row]) -> Columns:
 
 
 def _prompts(turns: pa.Array, starts: np.ndarray, ends: np.ndarray, asking: Sequence[int]) -> np.ndarray:
-    """int64 per row: every turn but the last, folded, and what else the prompt is.
+    """int64 per row: every turn but the last, normalized, and what else the prompt is.
 
     Built-in hashes differ from run to run, but are only compared with each other, and cost a third of blake2b. Those of
     a row's turns are added, each times a number of its place.

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
-from tunesmith.data.problems import Bad
+from tunesmith.data.problems import RowError
 from tunesmith.data.row import Message
 from tunesmith.data.strict_json import has_surrogate, loads_text, lone_surrogate, sound
 
@@ -60,17 +60,21 @@ def check_messages(messages: Any) -> list[Message]:
         messages: as parsed from the file, of any type.
 
     Raises:
-        Bad: the first thing wrong, with a path under ``$.messages``.
+        RowError: the first thing wrong, with a path under ``$.messages``.
     """
     if not isinstance(messages, list) or not messages:
         found = "an empty list" if messages == [] else type(messages).__name__
-        raise Bad("$.messages", "no-messages", f"expected a list of turns, found {found}", "add a user and an assistant turn")
+        raise RowError(
+            "$.messages", "no-messages", f"expected a list of turns, found {found}", "add a user and an assistant turn"
+        )
     kept = [_message(message, f"$.messages[{index}]") for index, message in enumerate(messages)]
     _check_roles([message["role"] for message in kept])
     _check_turns(kept)
     weights = [message.get("weight", 1) for message in kept if message["role"] == "assistant"]
     if not any(weights):
-        raise Bad("$.messages", "all-weights-zero", "every assistant turn has weight 0", "give weight 1 to a turn to learn")
+        raise RowError(
+            "$.messages", "all-weights-zero", "every assistant turn has weight 0", "give weight 1 to a turn to learn"
+        )
     return kept
 
 
@@ -78,13 +82,13 @@ def check_text(messages: Any) -> list[Message]:
     """A plain text: one assistant turn of ``role`` and ``content``.
 
     Raises:
-        Bad: it is something else, or empty.
+        RowError: it is something else, or empty.
     """
     turn = messages[0]
     if not isinstance(turn, dict) or turn.get("role") != "assistant" or set(turn) != {"role", "content"}:
-        raise Bad("$.messages[0]", "not-text", f"expected one assistant turn, found {turn!s:.60}", "remove format: text")
+        raise RowError("$.messages[0]", "not-text", f"expected one assistant turn, found {turn!s:.60}", "remove format: text")
     if not _text(turn["content"], "$.messages[0].content").strip():
-        raise Bad("$.messages[0].content", "empty-turn", "empty text", "fill it or remove the row")
+        raise RowError("$.messages[0].content", "empty-turn", "empty text", "fill it or remove the row")
     return messages
 
 
@@ -96,7 +100,7 @@ def check_tools(tools: Any, path: str = "$.tools") -> list[dict[str, Any]] | Non
         path: where they stand.
 
     Raises:
-        Bad: code ``bad-tools``, or what is wrong with the JSON.
+        RowError: code ``bad-tools``, or what is wrong with the JSON.
     """
     if isinstance(tools, str):
         tools = loads_text(tools, path) if tools.strip() else None
@@ -104,23 +108,23 @@ def check_tools(tools: Any, path: str = "$.tools") -> list[dict[str, Any]] | Non
         return None
     hint = 'write [{"type": "function", "function": {"name": ..., "parameters": {...}}}]'
     if not isinstance(tools, list):
-        raise Bad(path, "bad-tools", f"expected a list of functions, found {type(tools).__name__}", hint)
+        raise RowError(path, "bad-tools", f"expected a list of functions, found {type(tools).__name__}", hint)
     kept = []
     for index, tool in enumerate(tools):
         where = f"{path}[{index}]"
         function = tool.get("function") if isinstance(tool, dict) and "function" in tool else tool
         if not isinstance(tool, dict) or not isinstance(function, dict):
-            raise Bad(where, "bad-tools", "expected an object that describes a function", hint)
+            raise RowError(where, "bad-tools", "expected an object that describes a function", hint)
         if function is not tool:
             extra = [key for key in tool if key not in ("type", "function") and tool[key] is not None]
             if extra or tool.get("type", "function") not in ("function", None):
-                raise Bad(where, "bad-tools", f"only functions are known, found {extra or tool['type']!r:.60}", hint)
+                raise RowError(where, "bad-tools", f"only functions are known, found {extra or tool['type']!r:.60}", hint)
         kept.append({"type": "function", "function": {k: v for k, v in function.items() if v is not None}})
         function = kept[-1]["function"]
         if not isinstance(function.get("name"), str) or not function["name"]:
-            raise Bad(f"{where}.name", "bad-tools", "the function has no name", hint)
+            raise RowError(f"{where}.name", "bad-tools", "the function has no name", hint)
         if not isinstance(function.get("parameters", {}), dict):
-            raise Bad(f"{where}.parameters", "bad-tools", "parameters are a JSON schema, an object", hint)
+            raise RowError(f"{where}.parameters", "bad-tools", "parameters are a JSON schema, an object", hint)
         sound(function, where)
     return kept
 
@@ -137,9 +141,9 @@ def is_media(value: Any) -> bool:
     return bool(value) if isinstance(value, str | bytes) else False
 
 
-def media(path: str, found: str, hint: str = "remove the row, or the part if its text says all without it") -> Bad:
+def media(path: str, found: str, hint: str = "remove the row, or the part if its text says all without it") -> RowError:
     """The problem of a row that is not text alone."""
-    return Bad(path, "media", f"{found}; tunesmith trains on text only", hint)
+    return RowError(path, "media", f"{found}; tunesmith trains on text only", hint)
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
@@ -150,45 +154,49 @@ def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 
 def _message(raw: Any, path: str) -> Message:
     if not isinstance(raw, dict):
-        raise Bad(path, "not-object", f"expected an object, found {type(raw).__name__}", "write role and content")
+        raise RowError(path, "not-object", f"expected an object, found {type(raw).__name__}", "write role and content")
     given = {key: value for key, value in raw.items() if value is not None and not (value == [] and key in _MAY_BE_EMPTY)}
     role = _role(given, path)
     for key in given:
         if key in MEDIA and is_media(given[key]):
             raise media(f"{path}.{key}", f"{key} beside the text of a message")
         if key not in KEYS:
-            raise Bad(f"{path}.{key}", "unknown-key", f"unknown key in a message{nearest(key, KEYS)}", "nothing would read it")
+            raise RowError(
+                f"{path}.{key}", "unknown-key", f"unknown key in a message{nearest(key, KEYS)}", "nothing would read it"
+            )
         if key in _ONLY and role != _ONLY[key]:
-            raise Bad(f"{path}.{key}", "misplaced-key", f"{key} on a turn of {role}", f"it belongs to {_ONLY[key]} turns")
+            raise RowError(f"{path}.{key}", "misplaced-key", f"{key} on a turn of {role}", f"it belongs to {_ONLY[key]} turns")
     kept: Message = {"role": role, "content": _content(given, path)}
     for key in ("name", "reasoning_content", "tool_call_id"):
         if key in given:
             kept[key] = _text(given[key], f"{path}.{key}")
             if not kept[key] and key != "reasoning_content":
-                raise Bad(f"{path}.{key}", "empty-text", f"{key} is empty", "fill it, or leave it out")
+                raise RowError(f"{path}.{key}", "empty-text", f"{key} is empty", "fill it, or leave it out")
     if "tool_calls" in given:
         kept["tool_calls"] = _tool_calls(given["tool_calls"], f"{path}.tool_calls")
     if "weight" in given:
         weight = given["weight"]
         if isinstance(weight, bool) or weight not in (0, 1):
-            raise Bad(f"{path}.weight", "bad-weight", f"weight {weight!r:.40}, expected 0 or 1", "0: context, 1: learned")
+            raise RowError(f"{path}.weight", "bad-weight", f"weight {weight!r:.40}, expected 0 or 1", "0: context, 1: learned")
         if role != "assistant":
-            raise Bad(f"{path}.weight", "bad-weight", f"weight on a turn of {role}", "only assistant turns are learned")
+            raise RowError(f"{path}.weight", "bad-weight", f"weight on a turn of {role}", "only assistant turns are learned")
         kept["weight"] = int(weight)
     if role in ("user", "assistant") and not kept["content"].strip() and "tool_calls" not in kept:
-        raise Bad(f"{path}.content", "empty-turn", f"empty {role} turn", "fill it or remove the row")
+        raise RowError(f"{path}.content", "empty-turn", f"empty {role} turn", "fill it or remove the row")
     return kept
 
 
 def _role(given: Message, path: str) -> str:
     if "role" not in given:
-        raise Bad(path, "no-role", f"role is missing, found {', '.join(map(str, given)) or 'no keys'}", "a message has a role")
+        raise RowError(
+            path, "no-role", f"role is missing, found {', '.join(map(str, given)) or 'no keys'}", "a message has a role"
+        )
     role = given["role"]
     if "function_call" in given or role == "function":
         hint = 'write tool_calls: [{"type": "function", "function": {"name": ..., "arguments": ...}}] and the role tool'
-        raise Bad(path, "legacy-function-call", "function_call is OpenAI's form of 2023, replaced by tool_calls", hint)
+        raise RowError(path, "legacy-function-call", "function_call is OpenAI's form of 2023, replaced by tool_calls", hint)
     if role not in ROLES:
-        raise Bad(
+        raise RowError(
             f"{path}.role", "unknown-role", f"unknown role {role!r:.40}{nearest(str(role), ROLES)}", f"use {', '.join(ROLES)}"
         )
     return role
@@ -196,7 +204,7 @@ def _role(given: Message, path: str) -> str:
 
 def _text(value: Any, path: str) -> str:
     if not isinstance(value, str):
-        raise Bad(path, "not-text", f"expected text, found {type(value).__name__}", "write a string")
+        raise RowError(path, "not-text", f"expected text, found {type(value).__name__}", "write a string")
     if has_surrogate(value):
         raise lone_surrogate(path)
     return value
@@ -208,7 +216,7 @@ def _content(given: Message, path: str) -> str:
     if content is None:
         if "tool_calls" in given:
             return ""
-        raise Bad(path, "no-content", "content is missing", "a message has role and content")
+        raise RowError(path, "no-content", "content is missing", "a message has role and content")
     if not isinstance(content, list):
         return _text(content, where)
     texts = []
@@ -220,7 +228,7 @@ def _content(given: Message, path: str) -> str:
             raise media(f"{where}[{index}]", f"a part of type {named}")
         if kind != "text" or {key for key, value in part.items() if value is not None} != {"type", "text"}:
             hint = 'write {"type": "text", "text": "..."}'
-            raise Bad(f"{where}[{index}]", "not-text", f"expected a text part, found {part!s:.60}", hint)
+            raise RowError(f"{where}[{index}]", "not-text", f"expected a text part, found {part!s:.60}", hint)
         texts.append(_text(part["text"], f"{where}[{index}].text"))
     return "".join(texts)
 
@@ -228,7 +236,7 @@ def _content(given: Message, path: str) -> str:
 def _tool_calls(calls: Any, path: str) -> list[dict[str, Any]]:
     hint = 'write [{"type": "function", "function": {"name": ..., "arguments": "{...}"}}]'
     if not isinstance(calls, list):
-        raise Bad(path, "bad-tool-call", f"expected a list of calls, found {type(calls).__name__}", hint)
+        raise RowError(path, "bad-tool-call", f"expected a list of calls, found {type(calls).__name__}", hint)
     kept = []
     for index, call in enumerate(calls):
         where = f"{path}[{index}]"
@@ -239,10 +247,10 @@ def _tool_calls(calls: Any, path: str) -> list[dict[str, Any]]:
             or given.get("type", "function") != "function"
             or set(given) - {"id", "type", "function"}
         ):
-            raise Bad(where, "bad-tool-call", f"expected id, type and function, found {call!s:.60}", hint)
+            raise RowError(where, "bad-tool-call", f"expected id, type and function, found {call!s:.60}", hint)
         function = {k: v for k, v in function.items() if v is not None}
         if set(function) - {"name", "arguments"} or not isinstance(function.get("name"), str) or not function["name"]:
-            raise Bad(f"{where}.function", "bad-tool-call", f"expected name and arguments, found {function!s:.60}", hint)
+            raise RowError(f"{where}.function", "bad-tool-call", f"expected name and arguments, found {function!s:.60}", hint)
         whole: dict[str, Any] = {}
         if "id" in given:
             whole["id"] = _text(given["id"], f"{where}.id")
@@ -251,7 +259,7 @@ def _tool_calls(calls: Any, path: str) -> list[dict[str, Any]]:
         kept.append({**whole, "type": "function", "function": {"name": name, "arguments": arguments}})
     ids = [call["id"] for call in kept if "id" in call]
     if len(set(ids)) != len(ids):
-        raise Bad(path, "bad-tool-call", "two calls of one turn have the same id", "give each call its own id")
+        raise RowError(path, "bad-tool-call", "two calls of one turn have the same id", "give each call its own id")
     return kept
 
 
@@ -259,32 +267,34 @@ def _arguments(arguments: Any, path: str) -> dict[str, Any]:
     if isinstance(arguments, str):
         try:
             arguments = loads_text(arguments, path)
-        except Bad as bad:
+        except RowError as bad:
             if bad.code == "not-json":
-                raise Bad(path, "arguments-not-json", bad.message, 'write an object as JSON text: "{}" for none') from None
+                raise RowError(path, "arguments-not-json", bad.message, 'write an object as JSON text: "{}" for none') from None
             raise
     if not isinstance(arguments, dict):
         found = "nothing" if arguments is None else type(arguments).__name__
-        raise Bad(path, "arguments-not-object", f"expected an object of arguments, found {found}", 'write "{}" for none')
+        raise RowError(path, "arguments-not-object", f"expected an object of arguments, found {found}", 'write "{}" for none')
     sound(arguments, path)
     return arguments
 
 
 def _check_roles(roles: list[str]) -> None:
     if "assistant" not in roles:
-        raise Bad("$.messages", "no-assistant", "no turn of the assistant: nothing to learn", "add the answer to learn")
+        raise RowError("$.messages", "no-assistant", "no turn of the assistant: nothing to learn", "add the answer to learn")
     systems = [index for index, role in enumerate(roles) if role in SYSTEM]
     if len(systems) > 1:
         path = f"$.messages[{systems[1]}].role"
-        raise Bad(
+        raise RowError(
             path, "two-systems", f"{len(systems)} system or developer turns, expected at most one", "join them into the first"
         )
     if systems and systems[0]:
         path = f"$.messages[{systems[0]}].role"
-        raise Bad(path, "system-not-first", f"a {roles[systems[0]]} turn after others", "put it first, or make it a user turn")
+        raise RowError(
+            path, "system-not-first", f"a {roles[systems[0]]} turn after others", "put it first, or make it a user turn"
+        )
     if roles[len(systems)] == "assistant":
         path = f"$.messages[{len(systems)}].role"
-        raise Bad(
+        raise RowError(
             path, "assistant-first", "the assistant speaks before the user", "begin with a user turn, or remove that turn"
         )
 
@@ -304,16 +314,18 @@ def _check_turns(messages: list[Message]) -> None:
             # One result without an id may answer several calls; with ids each call has its own.
             if calls and (not results or any(call is not None for call in calls)):
                 told = f"{len(calls)} calls have no result before this {role} turn"
-                raise Bad(path, "call-without-result", told, "add a tool turn for each call, or remove the calls")
+                raise RowError(path, "call-without-result", told, "add a tool turn for each call, or remove the calls")
             expected = {"system": "user", "user": "assistant", "assistant": "user", "tool": "assistant"}[previous]
             if role != expected:
                 told = f"expected {expected} after {previous}, found {role}"
-                raise Bad(f"{path}.role", "role-order", told, "user and assistant take turns; the assistant speaks after tool")
+                raise RowError(
+                    f"{path}.role", "role-order", told, "user and assistant take turns; the assistant speaks after tool"
+                )
             calls = [call.get("id") for call in message.get("tool_calls", [])]
             results = 0
         previous = "system" if role in SYSTEM else role
     if previous != "assistant":
-        raise Bad(
+        raise RowError(
             "$.messages", "no-answer", f"the last turn is of {previous}, not the assistant's", "end with the answer to learn"
         )
 
@@ -321,7 +333,7 @@ def _check_turns(messages: list[Message]) -> None:
 def _take_result(message: Message, calls: list[str | None], previous: str, path: str) -> None:
     if not calls:
         told = "a tool result without a call" if previous != "tool" else "more tool results than calls"
-        raise Bad(path, "result-without-call", told, "add tool_calls to the assistant turn before it, or remove it")
+        raise RowError(path, "result-without-call", told, "add tool_calls to the assistant turn before it, or remove it")
     given = message.get("tool_call_id")
     if given is None:
         calls.pop(0)
@@ -329,4 +341,4 @@ def _take_result(message: Message, calls: list[str | None], previous: str, path:
         calls.remove(given)
     else:
         told = f"tool_call_id {given!r:.40} names none of the calls before it"
-        raise Bad(f"{path}.tool_call_id", "unknown-call-id", told, "use the id of the call, or leave both out")
+        raise RowError(f"{path}.tool_call_id", "unknown-call-id", told, "use the id of the call, or leave both out")

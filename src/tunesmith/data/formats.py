@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tunesmith.data.conversation import MEDIA, is_media, media, nearest
-from tunesmith.data.problems import Bad
+from tunesmith.data.problems import RowError
 from tunesmith.data.strict_json import loads_text
 
 KINDS = ("messages", "sharegpt", "alpaca", "prompt_completion", "text")
@@ -127,7 +127,7 @@ def draft(row: Mapping[str, Any], kind: str, columns: Mapping[str, str]) -> Draf
         columns: our names to the file's, for the paths in problems.
 
     Raises:
-        Bad: codes ``media``, ``missing-column``, ``not-text``, ``not-object``, ``unknown-role``, ``bad-tool-call``,
+        RowError: codes ``media``, ``missing-column``, ``not-text``, ``not-object``, ``unknown-role``, ``bad-tool-call``,
             ``no-content``.
     """
     shown = _media_column(row)
@@ -151,7 +151,7 @@ def rename(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]
     return {ours: row[theirs] for ours, theirs in columns.items() if row.get(theirs) is not None}
 
 
-def unknown_format(row: Mapping[str, Any]) -> Bad:
+def unknown_format(row: Mapping[str, Any]) -> RowError:
     """The problem of a row whose keys make none of the kinds."""
     shown = _media_column(row)
     if shown is not None:
@@ -160,10 +160,10 @@ def unknown_format(row: Mapping[str, Any]) -> Bad:
     meant = next(filter(None, (nearest(str(key)[:40], COLUMNS, 0.8) for key in row)), "")
     told = f"found {found:.200}{meant}; expected messages, conversations, instruction, prompt and completion, or text"
     hint = "name the columns: --column prompt=question, or data.columns: {prompt: question, completion: answer}"
-    return Bad("$", "unknown-format", told, hint)
+    return RowError("$", "unknown-format", told, hint)
 
 
-def _media_column(row: Mapping[str, Any]) -> Bad | None:
+def _media_column(row: Mapping[str, Any]) -> RowError | None:
     """The problem of a row with a filled column of media. With named columns a row holds these alone."""
     name = next((name for name in MEDIA if name in row and is_media(row[name])), None)
     hint = "remove the row; to train on its text alone, name the text's columns in data.columns (--column)"
@@ -193,7 +193,7 @@ def _needed(row: Mapping[str, Any], name: str, columns: Mapping[str, str]) -> An
     if name not in row:
         found = ", ".join(columns.get(key, key) for key in row)
         told = f"no {columns.get(name, name)} in this row, found {found or 'nothing'}"
-        raise Bad(_path(name, columns), "missing-column", told, "fill the column or remove the row")
+        raise RowError(_path(name, columns), "missing-column", told, "fill the column or remove the row")
     return row[name]
 
 
@@ -201,7 +201,7 @@ def _string(row: Mapping[str, Any], name: str, columns: Mapping[str, str]) -> st
     value = _needed(row, name, columns)
     if not isinstance(value, str):
         found = type(value).__name__
-        raise Bad(_path(name, columns), "not-text", f"expected text, found {found}", "write a string")
+        raise RowError(_path(name, columns), "not-text", f"expected text, found {found}", "write a string")
     return value
 
 
@@ -227,7 +227,7 @@ def _turns_row(row: Mapping[str, Any], kind: str, columns: Mapping[str, str]) ->
     for name in ("functions", "function_call"):
         if name in row:
             told = f"{name} is OpenAI's form of 2023, replaced by tools and tool_calls"
-            raise Bad(f"$.{name}", "legacy-function-call", told, "write tools, and tool_calls in the assistant's turns")
+            raise RowError(f"$.{name}", "legacy-function-call", told, "write tools, and tool_calls in the assistant's turns")
     before, origins = _system(row, columns)
     if not isinstance(turns, list) or not turns:
         return Draft(turns, whole=path)
@@ -241,18 +241,18 @@ def _turns_row(row: Mapping[str, Any], kind: str, columns: Mapping[str, str]) ->
 
 def _sharegpt(turn: Any, path: str) -> dict[str, Any]:
     if not isinstance(turn, dict):
-        raise Bad(path, "not-object", f"expected an object, found {type(turn).__name__}", "write from and value")
+        raise RowError(path, "not-object", f"expected an object, found {type(turn).__name__}", "write from and value")
     given = {key: value for key, value in turn.items() if value is not None}
     extra = [key for key in given if key not in ("from", "value", "weight", "name")]
     if extra:
         told = f"unknown key in a turn{nearest(str(extra[0]), ('from', 'value', 'weight', 'name'))}"
-        raise Bad(f"{path}.{extra[0]}", "unknown-key", told, "nothing would read it")
+        raise RowError(f"{path}.{extra[0]}", "unknown-key", told, "nothing would read it")
     speaker = given.pop("from", None)
     if not isinstance(speaker, str) or speaker not in _SHAREGPT:
         told = f"unknown speaker {speaker!r:.40}{nearest(str(speaker), _SHAREGPT)}"
-        raise Bad(f"{path}.from", "unknown-role", told, "use human, gpt, system, function_call or observation")
+        raise RowError(f"{path}.from", "unknown-role", told, "use human, gpt, system, function_call or observation")
     if "value" not in given:
-        raise Bad(path, "no-content", "value is missing", "a turn has from and value")
+        raise RowError(path, "no-content", "value is missing", "a turn has from and value")
     value = given.pop("value")
     made = {"role": _SHAREGPT[speaker], **given}
     if speaker != "function_call":
@@ -262,10 +262,10 @@ def _sharegpt(turn: Any, path: str) -> dict[str, Any]:
     for call in calls if isinstance(calls, list) else [calls]:
         if not isinstance(call, dict) or "name" not in call:
             hint = 'write {"name": ..., "arguments": {...}}, or a list of these'
-            raise Bad(f"{path}.value", "bad-tool-call", f"expected name and arguments, found {call!s:.60}", hint)
+            raise RowError(f"{path}.value", "bad-tool-call", f"expected name and arguments, found {call!s:.60}", hint)
         wrapped.append({"type": "function", "function": call})
     if not wrapped:
-        raise Bad(f"{path}.value", "bad-tool-call", "an empty list of calls", "remove the turn")
+        raise RowError(f"{path}.value", "bad-tool-call", "an empty list of calls", "remove the turn")
     return {**made, "content": "", "tool_calls": wrapped}
 
 
@@ -274,12 +274,12 @@ def _alpaca(row: Mapping[str, Any], columns: Mapping[str, str]) -> Draft:
     path = _path("history", columns)
     history = _listed(row.get("history", []), path)
     if not isinstance(history, list) and history != "":
-        raise Bad(
+        raise RowError(
             path, "not-object", f"expected a list of pairs, found {type(history).__name__}", "write [[asked, answered], ...]"
         )
     for index, pair in enumerate(history):
         if not isinstance(pair, list) or len(pair) != 2:
-            raise Bad(f"{path}[{index}]", "not-object", f"expected a pair, found {pair!s:.60}", "write [asked, answered]")
+            raise RowError(f"{path}[{index}]", "not-object", f"expected a pair, found {pair!s:.60}", "write [asked, answered]")
         turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
         origins += [(f"{path}[{index}][0]", False), (f"{path}[{index}][1]", False)]
     asked = [_string(row, "instruction", columns)] + ([_string(row, "input", columns)] if "input" in row else [])

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Set
 from pathlib import Path
 
-from tunesmith.data.problems import Bad
+from tunesmith.data.problems import RowError
 from tunesmith.data.strict_json import MAX_LINE, loads
 from tunesmith.errors import DataError
 
@@ -57,7 +57,7 @@ def _first_line(text: bytes, wanted: Set[str]) -> str:
     """``row``: an object by itself; ``holder``: an object with lists of rows; ``part``: not a whole JSON text."""
     try:
         value = loads(text)
-    except Bad as bad:
+    except RowError as bad:
         opened = closed = 0
         for token in _TOKEN.finditer(text):
             opened += token[0] in b"[{"

@@ -5,7 +5,7 @@ variants of one question teach what one of them teaches. What is compared is the
 developer and the last one; a plain text as a whole), because that is what leaks. Whether the answers agree as well is
 counted beside it: near questions with unlike answers are either fine distinctions or label noise, both worth a look.
 
-The measure is the Jaccard similarity of the sets of 8-byte windows of the folded text (no case, no white space), with
+The measure is the Jaccard similarity of the sets of 8-byte windows of the normalized text (no case, no white space), with
 seven zero bytes before and after it, so that a letter changed at an end costs as many windows (eight) as one inside. A
 one-letter change keeps a question above 0.8 from about 65 bytes on; shorter ones ("12 Main St", "14 Main St") are
 different questions, as they should be. Windows that stand in 99 of 100 of the first 1,000 questions are the data set's
@@ -46,9 +46,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from tunesmith.data.finding import excerpt
-from tunesmith.data.fold import as_binary, folded_all
+from tunesmith.data.normalize import as_binary, folded_all
 from tunesmith.data.row import Message, Row
-from tunesmith.track import progress
+from tunesmith.tracking import progress
 
 WINDOW = 8  # bytes; one unsigned 64-bit number
 NUM_PERM = 128  # a power of two: rensa's fast path
@@ -56,8 +56,8 @@ SEED = 1
 RECALL = 0.99  # least probability that a pair at the threshold meets in some band
 NEIGHBOURS = 16  # that each row is compared with in a bucket
 DOUBT = 0.1  # three standard errors of the estimate: pairs further below the threshold are not judged exactly
-EXACT_BYTES = 32 << 20  # of folded questions that are kept to judge pairs exactly
-BATCH_BYTES = 1 << 20  # of folded text hashed at once: eight times that in memory, twice
+EXACT_BYTES = 32 << 20  # of normalized questions that are kept to judge pairs exactly
+BATCH_BYTES = 1 << 20  # of normalized text hashed at once: eight times that in memory, twice
 TEMPLATE_SAMPLE, TEMPLATE_LEAST, TEMPLATE_PERCENT = 1000, 100, 99
 LEAK_CANDIDATES = 64  # training rows of a cluster among which a test row's nearest is looked for
 LARGEST, SHOWN = 10, 5
@@ -71,7 +71,7 @@ class Cluster:
     Attributes:
         rows: how many rows, exact copies included.
         questions: how many different questions among them.
-        answers: how many different answers (folded): 1 where all agree.
+        answers: how many different answers (normalized): 1 where all agree.
         ids, places, excerpts: of the first few with different questions, in order of reading.
     """
 
@@ -249,7 +249,7 @@ class NearDuplicates:
         return self._signatures[0]
 
     def _hashes(self) -> np.ndarray:
-        """uint64 (rows, 2): of the folded question and of the folded answer."""
+        """uint64 (rows, 2): of the normalized question and of the normalized answer."""
         return np.frombuffer(b"".join(self._digests), np.uint64).reshape(-1, 2)
 
     def _group(self) -> np.ndarray:
@@ -353,7 +353,7 @@ def shingles(texts: list[bytes], template: np.ndarray) -> tuple[np.ndarray, np.n
     """The 8-byte windows of all texts as mixed 64-bit numbers (a bijection, so equal numbers are equal windows).
 
     Args:
-        texts: folded texts.
+        texts: normalized texts.
         template: sorted windows to leave out.
 
     Returns:

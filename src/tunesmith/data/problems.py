@@ -16,7 +16,7 @@ from tunesmith.errors import DataError
 SHOWN = 20
 
 
-class Bad(Exception):
+class RowError(Exception):
     """One thing wrong with the row at hand; the reader adds the place.
 
     Args:
@@ -46,7 +46,7 @@ class Unreadable(Exception):
         raw: the beginning of the row as it stands in the file, for people.
     """
 
-    def __init__(self, bad: Bad, raw: bytes):
+    def __init__(self, bad: RowError, raw: bytes):
         super().__init__(bad.message)
         self.bad = bad
         self.raw = raw

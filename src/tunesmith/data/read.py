@@ -22,7 +22,7 @@ import numpy as np
 
 from tunesmith.data import formats
 from tunesmith.data.conversation import check_messages, check_text, check_tools, is_plain, nearest
-from tunesmith.data.problems import Bad, ProblemLog, Unreadable
+from tunesmith.data.problems import ProblemLog, RowError, Unreadable
 from tunesmith.data.row import Message, Row, content_hash
 from tunesmith.data.source import Chunk, chunks, find
 from tunesmith.data.strict_json import MAX_LINE, diagnosed, loads
@@ -173,7 +173,7 @@ class Reader:
                     digest = content_hash(messages, tools, kind)
                     rows.append(Row(digest[:6].hex(), place, messages, tools, group, kind))
                 digests.append(digest)
-            except (ValueError, Bad, Unreadable) as error:
+            except (ValueError, RowError, Unreadable) as error:
                 self._refuse(error, item, place)
         if plain:
             self._kinds["messages"] += plain
@@ -186,7 +186,7 @@ class Reader:
 
     def _general(self, value: Any, place: str) -> Checked:
         if not isinstance(value, dict):
-            raise Bad("$", "not-object", f"expected an object, found {type(value).__name__}", 'write {"messages": [...]}')
+            raise RowError("$", "not-object", f"expected an object, found {type(value).__name__}", 'write {"messages": [...]}')
         columns, group_by = self._columns, self.options.group_by
         row = {key: member for key, member in value.items() if member is not None}
         used = formats.rename(row, columns) if columns else row
@@ -199,7 +199,7 @@ class Reader:
         self._first.setdefault(kind, place)
         if kind == "preference":
             hint = "tunesmith trains on single answers; keep the chosen answer as the assistant's turn"
-            raise Bad("$", "preference-data", "a row with chosen and rejected answers (preference data)", hint)
+            raise RowError("$", "preference-data", "a row with chosen and rejected answers (preference data)", hint)
         unread = [columns.get(name, name) for name in formats.unknown_keys(used, kind, group_by)]
         if columns:
             unread += [name for name in row if name not in columns.values() and name != group_by]
@@ -209,7 +209,7 @@ class Reader:
         if group_by is not None:
             if group_by not in row:
                 told = f"no {group_by} in this row, found {', '.join(row) or 'nothing'}"
-                raise Bad(f"$.{group_by}", "missing-column", f"{told:.200}", "fill the column named in data.group_by")
+                raise RowError(f"$.{group_by}", "missing-column", f"{told:.200}", "fill the column named in data.group_by")
             held = row[group_by]
             group = held if isinstance(held, str) else json.dumps(held, sort_keys=True, default=str)
         draft = formats.draft(used, kind, columns)
@@ -218,15 +218,15 @@ class Reader:
                 messages = check_text(draft.messages)
             else:
                 messages = draft.messages if is_plain(draft.messages) else check_messages(draft.messages)
-        except Bad as bad:
-            raise Bad(draft.locate(bad.path), bad.code, bad.message, bad.hint) from None
+        except RowError as bad:
+            raise RowError(draft.locate(bad.path), bad.code, bad.message, bad.hint) from None
         return messages, check_tools(draft.tools, draft.tools_path), group, "text" if draft.text else "chat"
 
-    def _refuse(self, error: ValueError | Bad | Unreadable, item: Any, place: str) -> None:
+    def _refuse(self, error: ValueError | RowError | Unreadable, item: Any, place: str) -> None:
         raw = item
         if isinstance(error, Unreadable):
             bad, raw = error.bad, error.raw
-        elif isinstance(error, Bad):
+        elif isinstance(error, RowError):
             bad = error
         elif not item.strip():
             self._blank += 1

@@ -13,7 +13,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tunesmith.data.fold import folded
+from tunesmith.data.normalize import normalized
 
 Message = dict[str, Any]
 
@@ -91,7 +91,7 @@ def prompt_hash(messages: list[Message], tools: list[dict[str, Any]] | None = No
     """8 bytes that are equal for rows that ask the same: every turn but the last, up to case and white space."""
     hashed = hashlib.blake2b(digest_size=8)
     for message in messages[:-1]:
-        hashed.update(b"\0" + message["role"].encode() + b"\1" + folded(message["content"]))
+        hashed.update(b"\0" + message["role"].encode() + b"\1" + normalized(message["content"]))
         if "tool_calls" in message:
             hashed.update(b"\2" + json.dumps(message["tool_calls"], sort_keys=True).encode())
     if tools:

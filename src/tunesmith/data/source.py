@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tunesmith.data.json_file import json_rows
-from tunesmith.data.problems import Bad, Unreadable
+from tunesmith.data.problems import RowError, Unreadable
 from tunesmith.data.strict_json import MAX_LINE, too_long
 from tunesmith.errors import DataError
 
@@ -260,7 +260,7 @@ def _csv_rows(blocks: Iterator[bytes], file: File) -> Iterator[tuple[str, list[i
                 told = f"{file.path}: line {number}: {error}; a quote is probably left open there"
                 raise DataError(told, "close it, and double the quotes inside a cell") from error
             hint = "double the quotes inside a quoted cell, and close every one"
-            cells, fault = [], Bad("$", "bad-csv", f"{error}, in the row that begins here", hint)
+            cells, fault = [], RowError("$", "bad-csv", f"{error}, in the row that begins here", hint)
             items.append(Unreadable(fault, b""))
         else:
             if header is None:
@@ -300,14 +300,16 @@ def _csv_row(header: list[str], cells: list[str]) -> Any:
     raw = ",".join(cells)
     if len(cells) != len(header):
         told = f"{len(cells)} cells, the first line names {len(header)} columns"
-        bad = Bad("$", "ragged-row", told, "put quotes around text that holds the separator or a line break")
+        bad = RowError("$", "ragged-row", told, "put quotes around text that holds the separator or a line break")
         return Unreadable(bad, raw.encode("utf-8", "surrogateescape"))
     if not raw.isascii() or "\0" in raw:
         for name, cell in zip(header, cells, strict=True):
             if "\0" in cell:
-                bad = Bad(f"$.{name}", "nul-byte", "NUL byte in the cell", "the file was damaged, or is UTF-16; write it again")
+                bad = RowError(
+                    f"$.{name}", "nul-byte", "NUL byte in the cell", "the file was damaged, or is UTF-16; write it again"
+                )
                 return Unreadable(bad, raw.encode("utf-8", "surrogateescape"))
             if any("\udc80" <= letter <= "\udcff" for letter in cell):
-                bad = Bad(f"$.{name}", "not-utf8", "the cell is not UTF-8", "save the file as UTF-8; it may be Latin-1")
+                bad = RowError(f"$.{name}", "not-utf8", "the cell is not UTF-8", "save the file as UTF-8; it may be Latin-1")
                 return Unreadable(bad, raw.encode("utf-8", "surrogateescape"))
     return {name: cell for name, cell in zip(header, cells, strict=True) if cell}

@@ -32,7 +32,7 @@ from typing import Literal
 
 import numpy as np
 
-from tunesmith.data.fold import folded
+from tunesmith.data.normalize import normalized
 from tunesmith.data.row import Row, content_hash, prompt_hash
 from tunesmith.errors import DataError, RunError
 from tunesmith.rundir import read_json, write_json
@@ -62,7 +62,7 @@ def group_key(row: Row, prompt: bytes | None = None) -> bytes:
 def answer_key(row: Row) -> bytes:
     """8 bytes that are equal for equal answers up to case and white space: the row's class, where answers are classes."""
     answer = row.messages[-1]
-    hashed = hashlib.blake2b(folded(answer["content"]), digest_size=8)
+    hashed = hashlib.blake2b(normalized(answer["content"]), digest_size=8)
     if "tool_calls" in answer:
         hashed.update(json.dumps(answer["tool_calls"], sort_keys=True).encode())
     return hashed.digest()

@@ -14,7 +14,7 @@ from typing import Any
 
 import jiter
 
-from tunesmith.data.problems import Bad
+from tunesmith.data.problems import RowError
 
 MAX_LINE = 8 * 1024 * 1024  # bytes; a longer line is a file without line breaks, not a row
 MAX_DEPTH = 100  # of a value held in a row (arguments, parameters); the row itself may be 200 deep
@@ -28,7 +28,7 @@ def loads(raw: bytes) -> Any:
     """The value of one JSON text.
 
     Raises:
-        Bad: codes ``line-too-long``, ``not-json``, ``not-finite``, ``duplicate-key``, ``too-deep``, ``number-too-long``,
+        RowError: codes ``line-too-long``, ``not-json``, ``not-finite``, ``duplicate-key``, ``too-deep``, ``number-too-long``,
             ``not-utf8``, ``nul-byte``, ``lone-surrogate``.
     """
     if len(raw) > MAX_LINE:
@@ -45,8 +45,8 @@ def loads_text(text: str, path: str) -> Any:
         return loads(text.encode())
     except UnicodeEncodeError:
         raise lone_surrogate(path) from None
-    except Bad as bad:
-        raise Bad(path, bad.code, f"JSON inside the text: {bad.message}", bad.hint) from None
+    except RowError as bad:
+        raise RowError(path, bad.code, f"JSON inside the text: {bad.message}", bad.hint) from None
 
 
 def has_surrogate(text: str) -> bool:
@@ -58,33 +58,35 @@ def has_surrogate(text: str) -> bool:
     return False
 
 
-def too_long(size: int) -> Bad:
+def too_long(size: int) -> RowError:
     """The problem of a row past the limit."""
-    return Bad(
+    return RowError(
         "$", "line-too-long", f"{size:,} bytes in one row, the limit is {MAX_LINE:,}", "one row a line; cut or remove it"
     )
 
 
-def lone_surrogate(path: str) -> Bad:
+def lone_surrogate(path: str) -> RowError:
     """The problem of half a surrogate pair."""
-    return Bad(path, "lone-surrogate", "half of a surrogate pair, which is no character", SURROGATE_HINT)
+    return RowError(path, "lone-surrogate", "half of a surrogate pair, which is no character", SURROGATE_HINT)
 
 
 def sound(value: Any, path: str, depth: int = 0) -> None:
     """Check a value that is carried along as it is (arguments, parameters of a function).
 
     Raises:
-        Bad: it cannot be written as JSON and read back the same.
+        RowError: it cannot be written as JSON and read back the same.
     """
     if depth > MAX_DEPTH:
-        raise Bad(path.split("[")[0], "too-deep", f"nested deeper than {MAX_DEPTH}", "flatten it; no template renders this")
+        raise RowError(
+            path.split("[")[0], "too-deep", f"nested deeper than {MAX_DEPTH}", "flatten it; no template renders this"
+        )
     if isinstance(value, str):
         if has_surrogate(value):
             raise lone_surrogate(path)
     elif isinstance(value, dict):
         for key, member in value.items():
             if not isinstance(key, str):
-                raise Bad(path, "not-json", f"a key is {type(key).__name__}, expected text", "store it as JSON text")
+                raise RowError(path, "not-json", f"a key is {type(key).__name__}, expected text", "store it as JSON text")
             if has_surrogate(key):
                 raise lone_surrogate(path)
             sound(member, f"{path}.{key}", depth + 1)
@@ -93,29 +95,31 @@ def sound(value: Any, path: str, depth: int = 0) -> None:
             sound(member, f"{path}[{index}]", depth + 1)
     elif isinstance(value, float):
         if not math.isfinite(value):
-            raise Bad(path, "not-finite", "a number beyond double precision, or not a number", "write null or a string")
+            raise RowError(path, "not-finite", "a number beyond double precision, or not a number", "write null or a string")
     elif value is not None and not isinstance(value, int):
-        raise Bad(path, "not-json", f"{type(value).__name__} is no JSON type", "store it as text or number")
+        raise RowError(path, "not-json", f"{type(value).__name__} is no JSON type", "store it as text or number")
 
 
-def diagnosed(raw: bytes, told: str) -> Bad:
+def diagnosed(raw: bytes, told: str) -> RowError:
     """What is wrong with a text that the parser refused, saying ``told``."""
     if b"\0" in raw:
         hint = "the file was damaged (a crash, a full disk) or is UTF-16; write it again as UTF-8"
-        return Bad("$", "nul-byte", f"NUL byte at column {raw.index(0) + 1}", hint)
+        return RowError("$", "nul-byte", f"NUL byte at column {raw.index(0) + 1}", hint)
     try:
         raw.decode("utf-8")
     except UnicodeDecodeError as error:
         if _UTF8_SURROGATE.match(raw, error.start):
-            return Bad("$", "lone-surrogate", f"half of a surrogate pair at byte {error.start + 1}", SURROGATE_HINT)
+            return RowError("$", "lone-surrogate", f"half of a surrogate pair at byte {error.start + 1}", SURROGATE_HINT)
         hint = "save the file as UTF-8; Latin-1 or Windows-1252 text was probably pasted in"
-        return Bad("$", "not-utf8", f"byte {error.start + 1} ({raw[error.start]:#04x}) is not UTF-8", hint)
+        return RowError("$", "not-utf8", f"byte {error.start + 1} ({raw[error.start]:#04x}) is not UTF-8", hint)
     if told.startswith("recursion limit"):
-        return Bad("$", "too-deep", "nested deeper than 200", "flatten it; a row is a handful of levels")
+        return RowError("$", "too-deep", "nested deeper than 200", "flatten it; a row is a handful of levels")
     if told.startswith("number out of range"):
-        return Bad("$", "number-too-long", f"a whole number of more than 4,300 digits ({told})", "write it as a string")
+        return RowError("$", "number-too-long", f"a whole number of more than 4,300 digits ({told})", "write it as a string")
     if told.startswith("Detected duplicate key"):
-        return Bad("$", "duplicate-key", f"{told.removeprefix('Detected ')}: two values of one name", "keep one of the two")
+        return RowError(
+            "$", "duplicate-key", f"{told.removeprefix('Detected ')}: two values of one name", "keep one of the two"
+        )
     if "hex escape" in told or "surrogate" in told:
         path = _surrogate_path(raw)
         if path is not None:
@@ -125,11 +129,11 @@ def diagnosed(raw: bytes, told: str) -> Bad:
         offset = sum(len(line) + 1 for line in raw.split(b"\n")[: int(position[1]) - 1]) + int(position[2])
         constant = _CONSTANT.search(raw, max(0, offset - 3), offset + 9)
         if constant is not None:
-            return Bad("$", "not-finite", f"{constant[0].decode()} is not JSON ({told})", "write null or a string")
+            return RowError("$", "not-finite", f"{constant[0].decode()} is not JSON ({told})", "write null or a string")
     hint = (
         "one JSON object a line; a row that spans lines belongs into one" if told.startswith("EOF") else "mend the JSON there"
     )
-    return Bad("$", "not-json", told, hint)
+    return RowError("$", "not-json", told, hint)
 
 
 def _surrogate_path(raw: bytes) -> str | None:
@@ -140,6 +144,6 @@ def _surrogate_path(raw: bytes) -> str | None:
         return None
     try:
         sound(value, "$")
-    except Bad as bad:
+    except RowError as bad:
         return bad.path if bad.code == "lone-surrogate" else None
     return None

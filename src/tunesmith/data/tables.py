@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tunesmith.data.problems import Bad, Unreadable
+from tunesmith.data.problems import RowError, Unreadable
 from tunesmith.data.source import Chunk
 from tunesmith.errors import DataError
 
@@ -120,7 +120,9 @@ def _rows(table: pa.RecordBatch | pa.Table) -> list[Any]:
         if table.num_rows > 1:
             return [row for index in range(table.num_rows) for row in _rows(table.slice(index, 1))]
         return [
-            Unreadable(Bad("$", "not-utf8", f"the text is not UTF-8: {error.reason}", "write the file again as UTF-8"), b"")
+            Unreadable(
+                RowError("$", "not-utf8", f"the text is not UTF-8: {error.reason}", "write the file again as UTF-8"), b""
+            )
         ]
 
 

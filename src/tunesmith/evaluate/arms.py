@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from tunesmith.engines.engine import Answer, Constraint, Engine, Message
 from tunesmith.evaluate.metrics import HEADLINE, Metric
-from tunesmith.infer.engine import Allowed, Answer, Engine, Message
 from tunesmith.recipe import TokenPrice
 from tunesmith.rundir import read_json, read_rows, write_json, write_rows
-from tunesmith.track import progress
+from tunesmith.tracking import progress
 
 Outputs = list[dict[str, Any]]
 NOT_FIGURES = {"id", "prompt", "output", "reference", "seconds"}
@@ -32,7 +32,7 @@ def ask(
     references: list[str],
     metric: Metric,
     max_new_tokens: int,
-    allowed: Allowed | None = None,
+    allowed: Constraint | None = None,
     price: Callable[[Answer], float] | None = None,
 ) -> Outputs:
     """Answers and scores of one way of asking, a record a row.
@@ -91,7 +91,7 @@ def run_arm(
     prompts: list[list[Message]],
     metric: Metric,
     max_new_tokens: int,
-    allowed: Allowed | None = None,
+    allowed: Constraint | None = None,
     price: Callable[[Answer], float] | None = None,
 ) -> dict[str, float]:
     """Ask an arm all test rows; writes ``outputs.jsonl`` and ``scores.json`` into ``folder`` (``evaluation/<arm>``).

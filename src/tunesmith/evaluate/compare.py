@@ -133,7 +133,7 @@ def figure_with_interval(outputs: Outputs, metric: Metric, groups: list[str] | N
     figure = statistic(rows)
     low, high = resample.percentile_interval(resample.bootstrap(statistic, [rows], unit_N)[:, 0], u, stats.ALPHA / 2)
     mean_U = resample.per_unit(scores(rows), unit_N) / np.bincount(unit_N)
-    if min(int((mean_U > 0.0).sum()), int((mean_U < 1.0).sum())) < stats.FEW:
+    if min(int((mean_U > 0.0).sum()), int((mean_U < 1.0).sum())) < stats.MIN_DISCORDANT_UNITS:
         wilson_low, wilson_high = stats.wilson(min(u, max(0, round(figure * u))), u)
         low, high = min(low, wilson_low), max(high, wilson_high)
     return figure, max(0.0, float(low)), min(1.0, float(high))

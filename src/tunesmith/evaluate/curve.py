@@ -33,7 +33,7 @@ SLOW_DRAWS = 300  # of a metric over the whole set of rows, which is computed an
 TIMES = (2, 4)  # how much more data the curve is carried on to; beyond that a power law of four points is a guess
 EXPONENTS = np.geomspace(0.05, 2.0, 160)
 LEVEL = (0.025, 0.975)
-FEW = 5  # right dev rows below which a flat curve may be one that has not begun to rise
+MIN_DISCORDANT_UNITS = 5  # right dev rows below which a flat curve may be one that has not begun to rise
 
 Floats = NDArray[np.float64]
 Verdict = Literal["more data pays", "more data does not pay", "cannot tell"]
@@ -169,7 +169,7 @@ def fit_curve(
     line = [_estimate(n, *score(n)) for n in line_T.tolist()]
     gains = [gain(times * most) for times in TIMES]
     falls = _fall(rows_K, scores_K, draws_BK)
-    if falls is None and scores_K[-1] * dev_rows < FEW:
+    if falls is None and scores_K[-1] * dev_rows < MIN_DISCORDANT_UNITS:
         verdict, told = (
             "cannot tell",
             f"{scores_K[-1] * dev_rows:.0f} of {dev_rows:,} dev rows are right: too few to see a curve",

@@ -38,11 +38,11 @@ from transformers import PreTrainedModel
 
 from tunesmith.chat.render import Renderer
 from tunesmith.chat.vocabulary import AFTER, MIDDLE, START
+from tunesmith.engines.in_process import InProcessEngine
+from tunesmith.engines.score import Pair, continuation_logprobs, kl_of_states, last_states
 from tunesmith.errors import DataError
 from tunesmith.evaluate import resample, stats
 from tunesmith.evaluate.probes import Probes
-from tunesmith.infer.in_process import InProcessEngine
-from tunesmith.infer.score import Pair, continuation_logprobs, kl_of_states, last_states
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.swap import without_adapters
 

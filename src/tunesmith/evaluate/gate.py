@@ -49,7 +49,7 @@ EXIT_CODES = {
     NOT_TRAINED: 14,
 }
 TUNED_ARMS = ("tuned", "tuned_retrieval", "deployed")
-TOO_MANY = 100  # times the rows there are: no number to collect
+MAX_ROWS_FACTOR = 100  # times the rows there are: no number to collect
 
 
 def decide(comparison: Comparison, min_gain: float, forgetting: str | None = None, required: bool = False) -> str:
@@ -86,7 +86,7 @@ def rows_to_settle(comparison: Comparison, min_gain: float) -> int | None:
     """
     gain, n = comparison.gain, comparison.n
     rows = comparison.needed(gain if gain >= min_gain else min_gain - gain)
-    return None if rows is None or rows > TOO_MANY * n else max(n + 1, rows)
+    return None if rows is None or rows > MAX_ROWS_FACTOR * n else max(n + 1, rows)
 
 
 def verdict(

@@ -30,11 +30,11 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats as scipy_stats
 
+from tunesmith.engines.engine import Engine, Message
 from tunesmith.errors import RecipeError
 from tunesmith.evaluate import stats
 from tunesmith.evaluate.metrics import HEADLINE, checks
 from tunesmith.evaluate.metrics.text import normalise
-from tunesmith.infer.engine import Engine, Message
 from tunesmith.recipe import Task
 from tunesmith.rundir import fingerprint
 

@@ -33,10 +33,10 @@ from transformers import PreTrainedModel
 
 from tunesmith.chat.render import Renderer
 from tunesmith.chat.vocabulary import START
+from tunesmith.engines.decode import StopRule, greedy
+from tunesmith.engines.score import continuation_logprobs
 from tunesmith.errors import MissingPackage, RecipeError
 from tunesmith.evaluate.forgetting import probe
-from tunesmith.infer.decode import Ending, greedy
-from tunesmith.infer.score import continuation_logprobs
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.swap import without_adapters
 
@@ -104,7 +104,7 @@ class InMemoryLM(LM):
                 )
             contexts = self._encode([requests[number].args[0] for number in numbers])
             prompts = [([*self._prefix, *ids] or [self._begin])[budget - self._limit :] for ids in contexts]
-            ending = Ending(budget, self._renderer.stop_ids, self._said(until) if until else None)
+            ending = StopRule(budget, self._renderer.stop_ids, self._said(until) if until else None)
             said = greedy(self._model, prompts, ending, BATCH)
             found |= {number: self._cut(one.ids, until) for number, one in zip(numbers, said, strict=True)}
         return [found[number] for number in range(len(requests))]

@@ -19,9 +19,9 @@ from typing import Any
 
 from tunesmith.chat.render import Message, with_system
 from tunesmith.errors import RunError
-from tunesmith.infer.retrieval.corpus import question_of
-from tunesmith.infer.retrieval.store import Store
 from tunesmith.recipe import Recipe
+from tunesmith.retrieval.corpus import question_of
+from tunesmith.retrieval.store import Store
 
 Row = dict[str, Any]
 

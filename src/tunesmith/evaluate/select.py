@@ -16,22 +16,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith.engines.engine import Constraint, Engine
 from tunesmith.errors import RunError
 from tunesmith.evaluate.arms import Outputs, ask, summary
 from tunesmith.evaluate.gepa import Written, write_instruction
 from tunesmith.evaluate.metrics import HEADLINE, Metric
 from tunesmith.evaluate.prompts import Candidate, PromptBook, Row, candidates
 from tunesmith.evaluate.search import search, space
-from tunesmith.infer.engine import Allowed, Engine
 from tunesmith.recipe import PROMPT_ARMS, Recipe
 from tunesmith.rundir import write_json
-from tunesmith.track import say
+from tunesmith.tracking import say
 
 Judged = Callable[[Outputs, Outputs], Outputs]  # an arm's records and those it is compared with -> with scores
 
 
 @dataclass(frozen=True)
-class Asking:
+class PromptTask:
     """What is the same for every candidate.
 
     Attributes:
@@ -47,7 +47,7 @@ class Asking:
     metric: Metric
     max_new_tokens: int
     engine_of: Callable[[str], Engine]
-    allowed: Allowed | None = None
+    allowed: Constraint | None = None
     judged: Judged | None = None
     writer: Callable[[str], str] | None = None
 
@@ -55,7 +55,7 @@ class Asking:
 class Selection:
     """Scores candidates on the dev rows and remembers what each got."""
 
-    def __init__(self, asking: Asking):
+    def __init__(self, asking: PromptTask):
         self._asking = asking
         self.rows = asking.dev[: asking.recipe.evaluate.few_shot.dev_rows]  # every candidate answers these
         self._first: Outputs | None = None  # what a judge compares with
@@ -96,7 +96,7 @@ class Selection:
         return max((c for c in self.tried if c["arm"] in arms), key=self.rank, default=None)
 
 
-def select_prompt(asking: Asking, target: Path) -> dict[str, Any]:
+def select_prompt(asking: PromptTask, target: Path) -> dict[str, Any]:
     """Score all candidates on dev and write the choice to ``target``.
 
     Returns:
@@ -138,7 +138,7 @@ def select_prompt(asking: Asking, target: Path) -> dict[str, Any]:
     return choice
 
 
-def _optimize(asking: Asking, selection: Selection) -> dict[str, Any]:
+def _optimize(asking: PromptTask, selection: Selection) -> dict[str, Any]:
     """Search for the ``optimized_prompt``; returns what that cost. The few-shot arm's winner is one of its starts."""
     recipe = asking.recipe
     start = candidates(recipe, asking.book.pool, "instruction")
@@ -157,7 +157,7 @@ def _optimize(asking: Asking, selection: Selection) -> dict[str, Any]:
     return {"calls": found.calls, "tried": found.tried, "written": None if written is None else asdict(written)}
 
 
-def _write(asking: Asking, selection: Selection, writer: Callable[[str], str]) -> Written:
+def _write(asking: PromptTask, selection: Selection, writer: Callable[[str], str]) -> Written:
     """Let another model write an instruction from train rows, chosen on the dev rows of the selection."""
 
     def answers_of(instruction: str, rows: list[Row]) -> Outputs:

@@ -33,7 +33,7 @@ from tunesmith.evaluate import resample
 
 ALPHA = 0.05
 POWER = 0.80
-FEW = 10  # differing units below which a bootstrap is not believed alone
+MIN_DISCORDANT_UNITS = 10  # differing units below which a bootstrap is not believed alone
 
 NonInferiority = Literal["no regression", "regression", "too little data to tell"]
 
@@ -93,7 +93,7 @@ def score_interval(only_a: Any, only_b: Any, n: int, tail: float = ALPHA / 2) ->
 def never_inside_the_signs(low: float, high: float, difference_U: NDArray[np.float64], tail: float) -> tuple[float, float]:
     """A bootstrapped interval of a gain, widened to the score interval of the signs where fewer than ten units differ."""
     only_a, only_b = int((difference_U > 0).sum()), int((difference_U < 0).sum())
-    if only_a + only_b >= FEW:
+    if only_a + only_b >= MIN_DISCORDANT_UNITS:
         return low, high
     sign_low, sign_high = score_interval(only_a, only_b, len(difference_U), tail)
     return min(low, sign_low), max(high, sign_high)

@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from tunesmith.checkpoints.names import Naming, checkpoint_files, naming
 from tunesmith.errors import ExportError
 from tunesmith.models.adapter import CONFIG, PREFIX, WEIGHTS, read_adapter
-from tunesmith.models.checkpoint_names import Naming, checkpoint_files, naming
-from tunesmith.rundir import whole_directory, write_json
+from tunesmith.rundir import atomic_directory, write_json
 
 LARGEST_RANK = 512
 
@@ -63,7 +63,7 @@ def write_vllm_adapter(base: Path, adapter: Path, target: Path) -> int | None:
     apart = tuple(f"{PREFIX}{name.rpartition('.')[0]}." for name in experts)
     linears = {key.rsplit(".lora_", 1)[0].removeprefix(PREFIX) for key in made if not key.startswith(apart)}
     config["target_modules"] = sorted(linears)
-    with whole_directory(target) as directory:
+    with atomic_directory(target) as directory:
         write_json(directory / CONFIG, config)
         save_file(made, directory / WEIGHTS, metadata={"format": "pt"})
     return sum(f"{PREFIX}{layer}.k_proj.lora_A.weight" in state for layer in doubled)

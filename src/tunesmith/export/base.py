@@ -2,7 +2,7 @@
 
 What training held in NF4 is quantised here from the same tensors by the same kernels, and dequantised in fp32: the values are
 those that the adapter was trained on, not yet rounded to 16 bits. Which weights these are is asked of the loader's own rule
-(``models/quantize.py``) on a model without memory. A checkpoint that lies in NF4 says it itself.
+(``models/nf4_load.py``) on a model without memory. A checkpoint that lies in NF4 says it itself.
 
 Memory: a weight in 4 bits is made from the mapped file, which is given back before the first row is dequantised; a weight
 that is not quantised is never held whole. Experts that are stored one by one are quantised together, as one weight, because
@@ -21,15 +21,15 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
+from tunesmith.checkpoints.hf import read_config
+from tunesmith.checkpoints.names import checkpoint_files
+from tunesmith.checkpoints.shards import DTYPES
 from tunesmith.errors import ExportError
 from tunesmith.export.plan import Stored, Write
 from tunesmith.kernels.nf4 import BLOCK, NF4, dequantize_nf4, nf4_part, quantize_nf4_parts
 from tunesmith.layers.nf4 import QUANT_STATE, NF4Weight
-from tunesmith.models.checkpoint import read_config
-from tunesmith.models.checkpoint_names import checkpoint_files
 from tunesmith.models.embeddings import per_layer_table
-from tunesmith.models.quantize import STACKS, quantized_experts, quantized_linears
-from tunesmith.models.shards import DTYPES
+from tunesmith.models.nf4_load import STACKS, quantized_experts, quantized_linears
 
 PIECE = 2**22  # weights computed at a time: 16 MB in fp32
 

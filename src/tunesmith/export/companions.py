@@ -19,9 +19,9 @@ from typing import Any
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from tunesmith.checkpoints.hf import read_config
 from tunesmith.errors import ExportError
-from tunesmith.models.checkpoint import read_config
-from tunesmith.models.families import WRAPPERS
+from tunesmith.families import WRAPPERS
 from tunesmith.rundir import write_json
 
 SUFFIXES = {".json", ".jinja", ".model", ".txt"}

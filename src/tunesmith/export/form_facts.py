@@ -25,17 +25,17 @@ from gguf import GGMLQuantizationType as Type
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from tunesmith.checkpoints.hf import read_config
+from tunesmith.checkpoints.names import naming
 from tunesmith.errors import ExportError
 from tunesmith.export.adapter import LARGEST_RANK, keys_are_values
 from tunesmith.export.base import read_stored
 from tunesmith.export.companions import SUFFIXES, merged_config
 from tunesmith.export.forms import Facts, adapter_bytes
-from tunesmith.export.gguf_types import Source
-from tunesmith.export.lora_gguf import NOT_APPLIED
+from tunesmith.export.gguf.lora import NOT_APPLIED
+from tunesmith.export.gguf.types import Source
 from tunesmith.export.plan import Write, plan_merge
-from tunesmith.models.checkpoint import read_config
-from tunesmith.models.checkpoint_names import naming
-from tunesmith.models.families import FAMILIES
+from tunesmith.families import FAMILIES
 from tunesmith.models.swap import target_names
 from tunesmith.recipe import Recipe
 

@@ -4,7 +4,7 @@ An export of a large model takes an hour and three times the model's bytes on th
 adapter that a form cannot hold, an architecture that llama.cpp does not convert) is known from names and shapes. So the plan
 is a pure function of them (``export/form_facts.py`` reads them); ``api/export.py`` carries it out, ``--dry-run`` prints it.
 
-**Sizes.** Of a GGUF: llama.cpp's rule says the type of every tensor (``export/gguf_types.py``), and the tokenizer that stands
+**Sizes.** Of a GGUF: llama.cpp's rule says the type of every tensor (``export/gguf/types.py``), and the tokenizer that stands
 before them is counted. Held within 2 % of the real files by a test.
 
 **Room.** The old export stays until the new one is whole, so everything counts that lies there at the same time. A file that
@@ -23,7 +23,7 @@ from typing import Any, Literal
 from gguf import GGMLQuantizationType as Type
 
 from tunesmith.errors import ExportError
-from tunesmith.export.gguf_types import Source, nbytes, plan_types
+from tunesmith.export.gguf.types import Source, nbytes, plan_types
 from tunesmith.recipe.run import Export
 
 Kind = Literal[

@@ -25,20 +25,20 @@ from typing import Any, Literal
 
 import torch
 
+from tunesmith.checkpoints.hf import read_config
+from tunesmith.checkpoints.names import naming
+from tunesmith.checkpoints.shards import refuse_full_disk, write_model
 from tunesmith.errors import ExportError, ModelError
 from tunesmith.export.base import Base, Held, read_stored
 from tunesmith.export.companions import copy_companions
 from tunesmith.export.plan import Stored, Update, Write, plan_merge, shapes, update_of
+from tunesmith.families import FAMILIES
 from tunesmith.layers.dora import dora_weight_OI
 from tunesmith.models.adapter import PREFIX, read_adapter, read_experts, read_scale
-from tunesmith.models.checkpoint import read_config
-from tunesmith.models.checkpoint_names import naming
-from tunesmith.models.families import FAMILIES
 from tunesmith.models.identity import refuse_other_base
-from tunesmith.models.quantize import shorten
-from tunesmith.models.shards import refuse_full_disk, write_model
-from tunesmith.rundir import whole_directory
-from tunesmith.track import progress
+from tunesmith.models.nf4_load import shorten
+from tunesmith.rundir import atomic_directory
+from tunesmith.tracking import progress
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def merge(
     nbytes = sum(tensor.nbytes for tensor in described.values())
     refuse_full_disk(next(parent for parent in target.absolute().parents if parent.exists()), nbytes)
     merging = _Merging(Base(base, stored, writes.values()), writes, updates)
-    with whole_directory(target) as directory, progress("merging", len(writes)) as bar:
+    with atomic_directory(target) as directory, progress("merging", len(writes)) as bar:
 
         def pieces(name: str) -> Iterator[torch.Tensor]:
             yield from merging.pieces(name)

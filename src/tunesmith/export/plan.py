@@ -4,7 +4,7 @@ The plan is a pure function of names and shapes, so that all that can be wrong w
 nothing, too little room) is found in a second and nothing half-made is left behind. ``export/merge.py`` carries it out.
 
 **Names.** An adapter names the weights of the text model; a checkpoint may call them otherwise, hold towers beside them, or
-hold each expert's projections apart where the model has one stacked weight (``models/checkpoint_names.py``). With towers kept
+hold each expert's projections apart where the model has one stacked weight (``checkpoints/names.py``). With towers kept
 the merged directory has the checkpoint's names; with towers dropped it has those of the text model.
 
 **Updates.** Whatever was trained is brought to one form, ``left @ right`` added to the rows of a matrix: for a linear layer
@@ -21,9 +21,9 @@ from typing import Literal
 
 import torch
 
+from tunesmith.checkpoints.names import ExpertPart, Naming, expert_part
+from tunesmith.checkpoints.shards import Shape
 from tunesmith.errors import ExportError
-from tunesmith.models.checkpoint_names import ExpertPart, Naming, expert_part
-from tunesmith.models.shards import Shape
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ are equal are looked at again, so that ties go to the first index as in ``argmax
 bf16 logits are taken to fp32 a few rows at a time. On a GPU the first GEMM writes its fp32 accumulator out and there is
 nothing to take; on a CPU it can not, and an fp32 GEMM would cost 2.4 times the time.
 
-A head in fp16 under hidden states in fp32 is multiplied with rows scaled (``kernels/half.py``), the gradient of the logits
-likewise; logits, loss and gradient are fp32.
+A head in fp16 under hidden states in fp32 is multiplied with rows scaled (``kernels/fp16_scaled_mm.py``), the gradient of the
+logits likewise; logits, loss and gradient are fp32.
 
 Final soft-capping, ``logits = softcap * tanh(logits / softcap)`` (Bello et al. 2016, section 4, with C = softcap), happens
 inside the chunk, in the loss and in the gradient.
@@ -40,7 +40,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunesmith.kernels.half import scaled_mm, scaled_mm_back
+from tunesmith.kernels.fp16_scaled_mm import scaled_mm, scaled_mm_back
 
 CHUNK = 256  # rows of logits alive at once
 BLOCK = 16  # rows that are taken to fp32 at once: 3 MB at V = 49,152

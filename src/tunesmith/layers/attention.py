@@ -10,7 +10,7 @@ layers hand down, in the stock form, so that stock and fused layers read each ot
 graph, and the gradients of all their readers meet in the writer; such layers run step by step under autograd, since one
 hand-written step from q, k and v to the output has no place where another layer could look in.
 
-Which models it fits is a fact of the family (``models/families.py``); a model that it does not fit keeps its stock module,
+Which models it fits is a fact of the family (``families.py``); a model that it does not fit keeps its stock module,
 and the summary says so.
 
 Shape suffixes: T tokens, D hidden size, N columns of q, k and v together, H query heads, G key/value heads, K head

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tunesmith.kernels.half import scaled_mm, scaled_mm_back
+from tunesmith.kernels.fp16_scaled_mm import scaled_mm, scaled_mm_back
 from tunesmith.kernels.lora import lora_matmul
 from tunesmith.layers.dropout import draw_kept, drop
 from tunesmith.layers.lora import LoRALinear

@@ -36,8 +36,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from tunesmith.errors import ModelError
+from tunesmith.kernels.fp16_scaled_mm import scaled_mm, scaled_mm_back
 from tunesmith.kernels.glu import glu_backward, glu_forward
-from tunesmith.kernels.half import scaled_mm, scaled_mm_back
 from tunesmith.kernels.lora import lora_matmul
 from tunesmith.layers.lora import LoRALinear
 from tunesmith.layers.nf4 import NF4Weight
@@ -115,7 +115,7 @@ class ExpertWeight(nn.Module):
     Attributes:
         weight: as given, dense; None where it is quantised.
         quantized: as given, NF4; or None.
-        in_fp16: multiplied in fp16 with rows scaled where the input is fp32 (``kernels/half.py``).
+        in_fp16: multiplied in fp16 with rows scaled where the input is fp32 (``kernels/fp16_scaled_mm.py``).
     """
 
     def __init__(self, weight: Tensor | NF4Weight, bias_EO: Tensor | None, transposed: bool):

@@ -20,9 +20,10 @@ anyway, and the normed values are made again. Dropout is saved as a seed. The gr
 r-wide side: ``dA = (dy B)^T x``, never ``dW``.
 
 Master weights are fp32 whatever the base dtype is; the products run in the dtype of x. Where a base in fp16 meets an fp32
-input, the products with the base run in fp16 with rows scaled (``kernels/half.py``) and come out in fp32. The r-wide products
-stay in fp32 there: fresh B are 1e-6, where fp16 has one digit left, and the update needs no free columns, since nothing is
-rounded after it. ``HalfLinear`` and ``HalfNF4Linear`` are such frozen layers before an adapter is put on, or without one.
+input, the products with the base run in fp16 with rows scaled (``kernels/fp16_scaled_mm.py``) and come out in fp32. The r-wide
+products stay in fp32 there: fresh B are 1e-6, where fp16 has one digit left, and the update needs no free columns, since
+nothing is rounded after it. ``HalfLinear`` and ``HalfNF4Linear`` are such frozen layers before an adapter is put on, or
+without one.
 
 Shape suffixes: T tokens (all leading dimensions flattened), I in_features, O out_features of one layer, N of all layers
 of a group, R rank of one layer, S of all layers of a group together.
@@ -36,7 +37,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tunesmith.kernels.half import scale_rows, scaled_mm, scaled_mm_back
+from tunesmith.kernels.fp16_scaled_mm import scale_rows, scaled_mm, scaled_mm_back
 from tunesmith.kernels.lora import lora_matmul
 from tunesmith.kernels.rms_norm import rms_norm_backward, rms_norm_forward
 from tunesmith.layers.dropout import draw_kept, drop

@@ -188,7 +188,7 @@ class NF4Weight(nn.Module):
         error_msgs: list[str],
     ) -> None:
         error_msgs.append(
-            f"{prefix.removesuffix('.')} is quantised and frozen; models/quantize.py reads it, not load_state_dict"
+            f"{prefix.removesuffix('.')} is quantised and frozen; models/nf4_load.py reads it, not load_state_dict"
         )
 
 

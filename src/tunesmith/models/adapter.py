@@ -9,10 +9,10 @@ same bytes.
 in one matrix: A as (E R, I), expert by expert, and B as (O, R E), rank by rank. PEFT refuses ``lora_dropout`` beside such
 targets, so the file says 0; dropout has no meaning once training is over.
 
-**Adapters of others** are read with suspicion. The header is scanned before it is parsed (``models/prescan.py``), factors must
-be finite numbers, and what the configuration asks for and we do not do (a rank of its own for some layers, whole modules saved
-beside the adapter) is an error, because leaving it out gives another model. Pickles (``adapter_model.bin``, ``.pt``) run code
-while they are read; they are refused with the command that converts them.
+**Adapters of others** are read with suspicion. The header is scanned before it is parsed (``checkpoints/prescan.py``), factors
+must be finite numbers, and what the configuration asks for and we do not do (a rank of its own for some layers, whole modules
+saved beside the adapter) is an error, because leaving it out gives another model. Pickles (``adapter_model.bin``, ``.pt``) run
+code while they are read; they are refused with the command that converts them.
 
 Source: ``ParamWrapper`` in ``peft/tuners/lora/layer.py`` and ``_inject_parameters`` in ``peft/tuners/tuners_utils.py`` of
 PEFT 0.21. Refused: files of our own with a converter, which somebody would have to run.
@@ -31,11 +31,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tunesmith.checkpoints.prescan import ADAPTER, check_safetensors
 from tunesmith.errors import ModelError
 from tunesmith.layers.dora import DoRALinear
 from tunesmith.layers.experts import Adapted, LoRAExpertWeight
-from tunesmith.models.prescan import ADAPTER, check_safetensors
-from tunesmith.models.quantize import shorten
+from tunesmith.models.nf4_load import shorten
 from tunesmith.recipe import Lora
 
 WEIGHTS = "adapter_model.safetensors"

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.errors import ModelError
+from tunesmith.families import FAMILIES
 from tunesmith.layers.embedding import FrozenEmbedding, HostEmbedding, scale_of
 from tunesmith.layers.nf4 import NF4Embedding
-from tunesmith.models.families import FAMILIES
 from tunesmith.models.swap import put_module
-from tunesmith.track import say
+from tunesmith.tracking import say
 
 Place = Literal["cpu", "nf4", "model"]
 

@@ -18,13 +18,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from tunesmith.families import FAMILIES, Family
 from tunesmith.kernels.attention import Scoring
 from tunesmith.layers.attention import FusedAttention, Heads, SharedKeys
 from tunesmith.layers.last import LastLayer
 from tunesmith.layers.lora import LoRALinear, Norm
 from tunesmith.layers.mlp import FusedMLP
 from tunesmith.layers.norm import FusedRMSNorm
-from tunesmith.models.families import FAMILIES, Family
 from tunesmith.models.load import decoder
 from tunesmith.models.recompute import decoder_layers
 

@@ -23,11 +23,11 @@ from typing import Any
 import jiter
 
 from tunesmith import hardware
+from tunesmith.checkpoints.names import checkpoint_files
 from tunesmith.errors import ModelError
-from tunesmith.models.checkpoint_names import checkpoint_files
 from tunesmith.models.load import model_key
 from tunesmith.rundir import fingerprint, read_json, sha256_file, write_json
-from tunesmith.track import say
+from tunesmith.tracking import say
 
 FACTS = "tunesmith.json"
 FACTS_BYTES = 2**20

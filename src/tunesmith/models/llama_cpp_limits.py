@@ -19,7 +19,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from tunesmith.models.families import FAMILIES, Family
+from tunesmith.families import FAMILIES, Family
 
 CONTEXT_STEP = 256  # llama.cpp rounds the context that is asked for up to a multiple of it
 

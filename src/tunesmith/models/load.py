@@ -1,10 +1,10 @@
 """Find the base model, whatever the recipe calls it, and load it.
 
 A hub id, a directory and a ``.gguf`` file all become a Hugging Face directory of safetensors. A GGUF is dequantised
-once and the result is kept in the cache (``models/gguf_file.py``); the second run starts from there (1 s instead of 25).
+once and the result is kept in the cache (``checkpoints/gguf.py``); the second run starts from there (1 s instead of 25).
 
 Training is on text: of a multimodal checkpoint the text model alone is built, from its part of the configuration, and the
-towers are not read (``models/checkpoint.py``). Refused: transformers' automatic class, which builds the towers too, and its
+towers are not read (``checkpoints/hf.py``). Refused: transformers' automatic class, which builds the towers too, and its
 text class, which finds none of its names in such a checkpoint and goes on with random weights.
 
 Nothing is substituted: the model that is named is loaded, or it is an error. No remote code, no pickle.
@@ -21,13 +21,13 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from tunesmith.checkpoints.gguf import convert_gguf
+from tunesmith.checkpoints.hf import Checkpoint, read_config
 from tunesmith.errors import ModelError
-from tunesmith.models.checkpoint import Checkpoint, read_config
 from tunesmith.models.embeddings import hold_table, per_layer_table, place_of
-from tunesmith.models.gguf_file import convert_gguf
-from tunesmith.models.quantize import load_nf4, shorten
+from tunesmith.models.nf4_load import load_nf4, shorten
 from tunesmith.rundir import fingerprint, sha256_file
-from tunesmith.track import say
+from tunesmith.tracking import say
 
 transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
@@ -83,7 +83,7 @@ def load_model(
 
     Args:
         directory: Hugging Face model directory with safetensors; of a multimodal one the text model is read.
-        dtype: ``fp32``, ``bf16``, or ``fp16`` with everything but the large weights in fp32 (``models/half.py``).
+        dtype: ``fp32``, ``bf16``, or ``fp16`` with everything but the large weights in fp32 (``models/fp16_compute.py``).
         base: ``nf4`` to quantise linear layers and experts as they are read; else they are kept in ``dtype``.
         device: where the model is made.
         per_layer_embeddings: where the table that feeds every layer lies, as in the recipe.
@@ -98,7 +98,7 @@ def load_model(
     else:
         model = _load_dense(directory, DTYPES[dtype], device, per_layer_embeddings)
     if dtype == "fp16":
-        from tunesmith.models.half import keep_residual_in_fp32
+        from tunesmith.models.fp16_compute import keep_residual_in_fp32
 
         keep_residual_in_fp32(model)
     return model.requires_grad_(False).eval()

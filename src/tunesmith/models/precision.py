@@ -6,7 +6,7 @@ products of the model's own shape, for about a second. The result is kept in the
 evaluated later computes as it trained.
 
 A GPU below compute capability 8.0 has no bf16 products: it gets fp16 with rows scaled and fp32 between the products
-(``kernels/half.py``). On any other machine fp16 has to be asked for.
+(``kernels/fp16_scaled_mm.py``). On any other machine fp16 has to be asked for.
 
 ``base`` is what the frozen weights are stored in, ``compute`` the dtype of the products; they differ for NF4 alone.
 """
@@ -20,7 +20,7 @@ import torch
 
 from tunesmith import hardware
 from tunesmith.rundir import fingerprint, read_json, write_json
-from tunesmith.track import say
+from tunesmith.tracking import say
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 TOKENS, ROUNDS = 1024, 4

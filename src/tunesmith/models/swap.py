@@ -23,13 +23,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tunesmith.errors import TrainingError
+from tunesmith.families import FAMILIES, Family
 from tunesmith.layers.dora import DoRALinear, row_norm_O
 from tunesmith.layers.experts import Adapted, LoRAExperts, LoRAExpertWeight
 from tunesmith.layers.lora import LoRALinear
 from tunesmith.layers.nf4 import NF4Linear
-from tunesmith.models.families import FAMILIES, Family
 from tunesmith.recipe import Lora
-from tunesmith.track import say
+from tunesmith.tracking import say
 
 
 def target_names(model: PreTrainedModel, target_modules: str | tuple[str, ...]) -> list[str]:

@@ -16,9 +16,9 @@ from typing import Any
 from tunesmith.report.figures import curve_figure, loss_figure
 from tunesmith.report.template import render
 from tunesmith.rundir import RunDir, read_json, read_rows, write_text
-from tunesmith.track import read_metrics
+from tunesmith.tracking import read_metrics
 
-SHOWN, FOLDED = 3, 17  # rows of a kind in the open, and behind a click; all of them are in outputs.jsonl
+SHOWN, COLLAPSED_ROWS = 3, 17  # rows of a kind in the open, and behind a click; all of them are in outputs.jsonl
 LONGEST = 2000  # characters of a text on the page
 MEANING = {
     "deploy": "The tuned model beats the best prompt by enough to be worth deploying.",
@@ -28,7 +28,7 @@ MEANING = {
     "not the model that was trained": "The exported file is not what was trained, so its answers say nothing of the training.",
     "regression": "Tuning cost the model general skill. Mend that before you deploy it, whatever it gained.",
 }
-NOT_FINER = {"n", "score", "low", "high", "unscored", "prompt_tokens", "new_tokens", "finished", "ms", "cost"}
+SHARED_COLUMNS = {"n", "score", "low", "high", "unscored", "prompt_tokens", "new_tokens", "finished", "ms", "cost"}
 
 Outputs = list[dict[str, Any]]
 
@@ -50,7 +50,7 @@ def write_report(run: RunDir) -> None:
         verdict=verdict,
         by_name={arm["arm"]: arm for arm in verdict["arms"]},
         meaning=MEANING[verdict["verdict"]],
-        finer=[name for name, value in verdict["arms"][0].items() if isinstance(value, float) and name not in NOT_FINER],
+        finer=[name for name, value in verdict["arms"][0].items() if isinstance(value, float) and name not in SHARED_COLUMNS],
         efforts={name: _efforts(rows) for name, rows in outputs.items()},
         deployed_loss=verdict["deployed_loss"],
         forgetting=verdict["forgetting"],
@@ -129,7 +129,7 @@ def _differences(outputs: dict[str, Outputs], candidate: str, best: str) -> list
         "won": f"Rows that only {candidate} gets right, or does better",
         "missed": "Rows that both miss alike",
     }
-    limits = {"lost": SHOWN + FOLDED, "won": SHOWN + FOLDED, "missed": SHOWN}
+    limits = {"lost": SHOWN + COLLAPSED_ROWS, "won": SHOWN + COLLAPSED_ROWS, "missed": SHOWN}
     return [
         {
             "kind": kind,

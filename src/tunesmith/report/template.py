@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from tunesmith.track import visible
+from tunesmith.tracking import visible
 
 
 def _visible(value: Any) -> Any:

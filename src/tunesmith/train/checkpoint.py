@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.adapter import WEIGHTS, adapter_state, load_adapter_state
-from tunesmith.rundir import read_json, sha256_file, whole_directory, write_json
-from tunesmith.track import say
+from tunesmith.rundir import atomic_directory, read_json, sha256_file, write_json
+from tunesmith.tracking import say
 from tunesmith.train.optim import load_optimizer_state, optimizer_state
 
 OPTIMIZER = "optimizer.safetensors"
@@ -59,7 +59,7 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint whole or not at all."""
     moments, numbers = optimizer_state(optimizer)
-    with whole_directory(checkpoint_path(checkpoints, progress.step)) as directory:
+    with atomic_directory(checkpoint_path(checkpoints, progress.step)) as directory:
         save_file(adapter_state(layers), directory / WEIGHTS, metadata={"format": "pt"})
         save_file(moments, directory / OPTIMIZER, metadata={NUMBERS: json.dumps(numbers)})
         hashes = {name: sha256_file(directory / name) for name in (WEIGHTS, OPTIMIZER)}

@@ -37,7 +37,7 @@ from torch import Tensor
 from tunesmith import hardware
 from tunesmith.errors import RunError
 from tunesmith.kernels.attention import Span
-from tunesmith.track import say
+from tunesmith.tracking import say
 
 SCHEMA = pa.schema(
     [

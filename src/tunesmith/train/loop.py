@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from tunesmith import hardware
 from tunesmith.errors import TrainingError
-from tunesmith.kernels import half
+from tunesmith.kernels import fp16_scaled_mm
 from tunesmith.kernels.cross_entropy import linear_cross_entropy
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.attention import PACKED
@@ -32,7 +32,7 @@ from tunesmith.models.fuse import narrows
 from tunesmith.models.load import attention, decoder, head_weight
 from tunesmith.models.recompute import recompute
 from tunesmith.recipe import Recipe
-from tunesmith.track import MetricsLog, progress, say
+from tunesmith.tracking import MetricsLog, progress, say
 from tunesmith.train.checkpoint import Progress, checkpoint_path, load_checkpoint, newest_checkpoint, save_checkpoint
 from tunesmith.train.documents import Documents, Pack, make_shared_pack
 from tunesmith.train.optim import make_optimizer
@@ -207,7 +207,7 @@ def _optimizer_step(
 ) -> dict[str, float]:
     """Step ``number`` (from 0): gradients, clipping, update; what the metrics say of it."""
     epoch, chosen = steps[number]
-    half.reset_overflow_rows()
+    fp16_scaled_mm.reset_overflow_rows()
     torch.manual_seed(recipe.seed * 1_000_003 + number)  # dropout of this step, whatever came before
     rate = learning_rate(recipe.train, number, len(steps))
     for group in optimizer.param_groups:
@@ -226,7 +226,7 @@ def _optimizer_step(
     optimizer.zero_grad(set_to_none=True)
     tokens = sum(int(train.lengths[document]) for pack in chosen for document in pack)
     computed = sum(pack.ids_1T.shape[1] for pack in packs)
-    rescued = half.overflow_rows()  # None where nothing is computed in fp16
+    rescued = fp16_scaled_mm.overflow_rows()  # None where nothing is computed in fp16
     return {
         "step": number + 1,
         "epoch": epoch,

@@ -19,7 +19,7 @@ from pathlib import Path
 from tunesmith.errors import RecipeError
 from tunesmith.evaluate.metrics.metric import Metric, Score
 from tunesmith.evaluate.metrics.sandbox import run_program
-from tunesmith.track import say
+from tunesmith.tracking import say
 
 _FENCE = re.compile(r"```[ \t]*(?:python|py)?[ \t]*\n(.*?)(?:\n?```|\Z)", re.DOTALL)
 

@@ -1,0 +1,56 @@
+"""The tokenizer of a GGUF file, split as its merges were learned.
+
+A byte-level vocabulary is half of a tokenizer; the other half is the rule by which text is cut before merges are looked for.
+A GGUF names that rule in ``tokenizer.ggml.pre``. transformers 5.23 knows those with one regular expression and gives every
+other file GPT-2's rule in silence. For vocabularies that cut digits one by one the two agree on almost every text, and differ
+on " ½" or on a digit of another script behind a space: other ids in training than in every engine that runs the export, and
+than in the model's own pretraining. So the rule is set here, and a name that nobody knows is refused.
+
+Source: ``src/llama-vocab.cpp`` of llama.cpp (build b10605), ``llm_tokenizer_bpe`` and the list of names; ``Digits`` and
+``ByteLevel`` of the ``tokenizers`` library, which the ``tokenizer.json`` of these models names.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokenizers import pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+
+from tunesmith.errors import ModelError
+from tunesmith.families import GGUF_GPT2_SPLIT, GGUF_SINGLE_DIGITS
+from tunesmith.tracking import say
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
+
+BYTE_LEVEL = "gpt2"  # tokenizer.ggml.model of every byte-level vocabulary
+
+
+def load_gguf_tokenizer(path: Path, reader: "GGUFReader") -> PreTrainedTokenizerBase:
+    """The file's tokenizer.
+
+    Args:
+        reader: of the same file.
+
+    Raises:
+        ModelError: a rule of splitting that is not known.
+        OSError, ValueError, KeyError, TypeError: as transformers reads the file.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    kind, rule = (reader.get_field(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
+    if kind is None or kind.contents() != BYTE_LEVEL:
+        return tokenizer
+    if rule is None:
+        say(f"{path}: does not say how its tokenizer splits text (tokenizer.ggml.pre); split as GPT-2 does")
+        return tokenizer
+    name = str(rule.contents())
+    if name in GGUF_SINGLE_DIGITS:
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+        )
+    elif name not in GGUF_GPT2_SPLIT and name not in GGUF_PRE_TOKENIZER_SPLITS:
+        raise ModelError(
+            f"{path}: its tokenizer splits text by the rule {name!r}, which is not known here", "use the model's safetensors"
+        )
+    return tokenizer

@@ -1,0 +1,160 @@
+"""What a tensor is called in a checkpoint, and what in the text model that is trained.
+
+A multimodal checkpoint holds a text model and towers. Its text tensors lie under a prefix that the text model does not have,
+``model.language_model.`` since transformers 4.52 and ``language_model.model.`` before; a text model that was loaded through
+such a mapping is saved with the prefix again. So the layout is told from the names in the files, not from the configuration.
+A loader that skips this step finds no tensor, and stock transformers then returns random weights with a report in the log.
+
+A checkpoint of a mixture may hold each expert's projections apart where the model has one stacked weight; ``expert_part``
+says where such a tensor lies in the stack.
+
+Refused: handing the loader's own mapping to others as regular expressions. The loader, the merge and the tests need both
+directions, and pairs of prefixes are the whole of it.
+
+Cost: the headers of the files, a few milliseconds.
+
+Source: ``conversion_mapping.py`` of transformers 5.23 (the entries ``llava`` and ``LlavaModel``, and those with
+``MergeModulelist``).
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jiter
+from safetensors import SafetensorError, safe_open
+
+from tunesmith.checkpoints.prescan import check_safetensors
+from tunesmith.errors import ModelError
+from tunesmith.families import WRAPPERS
+
+Pairs = tuple[tuple[str, str], ...]
+PLAIN: Pairs = ()
+LAYOUTS: tuple[Pairs, ...] = (  # the first pair tells the layout
+    (("model.language_model.", "model."),),
+    (("language_model.model.", "model."), ("language_model.lm_head.", "lm_head.")),
+)
+INDEX_BYTES = 2**26  # 100,000 tensors take 10 MB
+_EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight")
+_STACKS = {"gate_proj": ("gate_up_proj", 0, 2), "up_proj": ("gate_up_proj", 1, 2), "down_proj": ("down_proj", 0, 1)}
+
+
+@dataclass(frozen=True)
+class Naming:
+    """The names of one checkpoint against those of its text model.
+
+    Attributes:
+        pairs: (beginning of a name in the checkpoint, beginning of it in the model); other names are the same in both.
+        towers: beginnings of the names of what is not the text model, after ``model.``.
+    """
+
+    pairs: Pairs = PLAIN
+    towers: tuple[str, ...] = ()
+
+    def of_model(self, checkpoint_name: str) -> str | None:
+        """The model's name of a tensor of the checkpoint; None where it belongs to a tower.
+
+        A name that fits nothing comes back as it is: no tensor of the model has it, so the caller can say so.
+        """
+        if self.towers and checkpoint_name.removeprefix("model.").startswith(self.towers):
+            return None
+        for ours, theirs in self.pairs:
+            if checkpoint_name.startswith(ours):
+                return theirs + checkpoint_name[len(ours) :]
+        return checkpoint_name
+
+    def of_checkpoint(self, model_name: str) -> str:
+        """The checkpoint's name of a tensor of the model."""
+        for ours, theirs in self.pairs:
+            if model_name.startswith(theirs):
+                return ours + model_name[len(theirs) :]
+        return model_name
+
+
+@dataclass(frozen=True)
+class ExpertPart:
+    """Where the weight of one projection of one expert lies in a stacked weight of shape (E, rows, columns).
+
+    Attributes:
+        stacked: the model's name of the stacked weight.
+        expert: index into E.
+        part: which equal share of the rows it fills: 0 of 2 (gate), 1 of 2 (up), 0 of 1 (down).
+        parts: the number of shares.
+    """
+
+    stacked: str
+    expert: int
+    part: int
+    parts: int
+
+
+def naming(directory: Path) -> Naming:
+    """The naming of the checkpoint in a model directory.
+
+    Raises:
+        ModelError: no configuration or no safetensors there, or they cannot be read.
+    """
+    try:
+        facts: dict[str, Any] = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{directory}: the configuration cannot be read: {error}", "is config.json there?") from error
+    return naming_of(str(facts.get("model_type")), checkpoint_files(directory))
+
+
+def naming_of(model_type: str, names: Iterable[str]) -> Naming:
+    """The naming of a checkpoint with this ``model_type`` in its configuration and these names in its files."""
+    wrapper = WRAPPERS.get(model_type)
+    towers = wrapper.towers if wrapper else ()
+    names = list(names)
+    for pairs in LAYOUTS:
+        if any(name.startswith(pairs[0][0]) for name in names):
+            return Naming(pairs, towers)
+    return Naming(PLAIN, towers)
+
+
+def checkpoint_files(directory: Path) -> dict[str, Path]:
+    """The safetensors file of each tensor of a checkpoint, by the tensor's name in it.
+
+    Raises:
+        ModelError: no ``model.safetensors`` there, nor its index, or a damaged or forged one.
+    """
+    index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
+    if not index.exists() and not single.exists():
+        raise ModelError(f"{directory}: no model.safetensors there, nor its index", "get the checkpoint as safetensors")
+    try:
+        files = {directory / file for file in _files_of(index)} if index.exists() else {single}
+        return {name: file for file in sorted(files) for name in _names_in(file)}
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"{directory}: the checkpoint cannot be read: {error}", "get the checkpoint again") from error
+
+
+def expert_part(name: str) -> ExpertPart | None:
+    """The place of ``...experts.7.gate_proj.weight`` in its stack; None for any other name (of the model, not of the file)."""
+    found = _EXPERT.fullmatch(name)
+    if found is None:
+        return None
+    stack, part, parts = _STACKS[found[3]]
+    return ExpertPart(f"{found[1]}.{stack}", int(found[2]), part, parts)
+
+
+def _files_of(index: Path) -> set[str]:
+    """The files that an index names, all of them beside it."""
+    if index.stat().st_size > INDEX_BYTES:
+        raise ModelError(f"{index}: larger than {INDEX_BYTES:,} bytes", "get the checkpoint again")
+    facts = jiter.from_json(index.read_bytes())
+    places = facts.get("weight_map") if isinstance(facts, dict) else None
+    if not isinstance(places, dict):
+        raise ModelError(f"{index}: no weight_map there", "get the checkpoint again")
+    files = set(map(str, places.values()))
+    if outside := sorted(file for file in files if Path(file).name != file):
+        raise ModelError(f"{index}: {outside[0]!r} is not a file beside it", "get the checkpoint from a source that you trust")
+    return files
+
+
+def _names_in(file: Path) -> list[str]:
+    check_safetensors(file)
+    with safe_open(file, framework="pt") as tensors:
+        return list(tensors.keys())

@@ -1,0 +1,470 @@
+"""The command line: parses and prints, nothing else. One function per verb; ``tunesmith.pipeline`` does the work.
+
+Data goes to stdout, talk and errors to stderr. Exit codes: 0 done (or verdict deploy), 2 usage, 3-9 and 20 errors
+(``errors.py``), 10-14 verdicts (``evaluate/gate.py``), 21-24 advice (``advise/decide.py``), 130 interrupted.
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tunesmith import pipeline as api
+from tunesmith import recipe
+from tunesmith.errors import MissingPackage, TunesmithError
+from tunesmith.rundir import write_json
+from tunesmith.tracking import say, visible
+
+if TYPE_CHECKING:
+    from tunesmith.data.read import ReadOptions
+
+SUPERVISED, CONTEXT, CONTROL = "bold green", "default", "reverse"
+COLUMNS_OF_EVERY_ARM = (  # what is left are the metric's own figures
+    *("arm", "n", "score", "low", "high", "against", "totals", "unscored", "finished"),
+    *("prompt_tokens", "new_tokens", "ms", "cost"),
+)
+
+app = typer.Typer(
+    help="Fine-tune open-weights language models, and prove whether it was worth it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Target = Annotated[Path, typer.Argument(metavar="TARGET", help="A recipe (its run is made) or a run directory.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Run directory for a recipe; runs/<name> by default.")]
+
+EXTRAS = {
+    "torch": "train",
+    "transformers": "train",
+    "safetensors": "train",
+    "regex": "metrics",
+    "httpx2": "endpoint",
+    "gepa": "gepa",
+    "llguidance": "constrained",
+    "gguf": "gguf",
+    "xllamacpp": "gguf",
+    "matplotlib": "report",
+    "jinja2": "report",
+    "datasets": "hub",
+}
+
+
+@app.command()
+def run(target: Target, out: Out = None) -> None:
+    """All stages, from data to verdict and report. The exit code is the verdict's."""
+    directory = api.open_run(target, out)
+    result = api.run(directory)
+    _print_verdict(result)
+    say(f"report: {directory.report_file}")
+    raise typer.Exit(result["exit_code"])
+
+
+Source = Annotated[str, typer.Argument(metavar="DATA", help="File, directory or hub id (owner/name:split).")]
+Format = Annotated[str | None, typer.Option("--format", help="Format of the rows, when it is not to be told from them.")]
+Columns = Annotated[
+    list[str] | None, typer.Option("--column", metavar="NAME=COLUMN", help="Our name for a column, e.g. prompt=question.")
+]
+Quarantine = Annotated[
+    Path | None, typer.Option("--quarantine", metavar="FILE", help="Keep bad rows in FILE with their reasons, and go on.")
+]
+Model = Annotated[
+    str | None, typer.Option("--model", help="Hub id, directory or .gguf file: render every row with its template.")
+]
+Template = Annotated[
+    Path | None,
+    typer.Option("--template", help="Jinja file in place of the model's chat template, or the name of one of ours."),
+]
+
+
+@app.command()
+def check(
+    source: Source,
+    model: Model = None,
+    template: Template = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens above which a row is too long (with --model).", min=2)] = None,
+    format: Format = None,
+    column: Columns = None,
+    quarantine: Quarantine = None,
+    near: Annotated[bool, typer.Option(help="Search for near duplicates.")] = True,
+    benchmark: Annotated[Path | None, typer.Option(help="Data whose passages must not stand in these rows.")] = None,
+    benchmark_column: Annotated[str | None, typer.Option(help="Its column that holds the questions.")] = None,
+    page: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the whole report as an HTML page.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the whole report as JSON.")] = None,
+) -> None:
+    """Look at data: bad rows, duplicates, lengths, labels, secrets. Needs no recipe."""
+    if model is None and (max_length is not None or template is not None):
+        raise typer.BadParameter("--max-length and --template need --model", param_hint="--model")
+    result = api.check(
+        source,
+        _read_options(format, column, quarantine),
+        model=model,
+        template=template,
+        max_length=max_length,
+        near=near,
+        benchmark=benchmark,
+        benchmark_column=benchmark_column,
+        rejected=quarantine,
+    )
+    for line in api.check_lines(result):
+        print(visible(line))
+    if json_file is not None:
+        write_json(json_file, result)
+    if page is not None:
+        api.check_page(result, page)
+        say(f"page: {page}")
+
+
+@app.command()
+def convert(
+    source: Source,
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="The .jsonl file to write.")],
+    format: Format = None,
+    column: Columns = None,
+    quarantine: Quarantine = None,
+) -> None:
+    """Write data of any format as messages JSONL."""
+    summary = api.convert(source, target, _read_options(format, column, quarantine), quarantine)
+    for note in api.reading_lines(summary):
+        say(note)
+    print(f"{summary['rows']} rows written to {target}")
+
+
+@app.command()
+def preview(
+    source: Source,
+    model: Annotated[str, typer.Option("--model", help="Hub id, directory or .gguf file.")],
+    template: Template = None,
+    rows: Annotated[int, typer.Option(help="How many rows.", min=1)] = 3,
+    ids: Annotated[bool, typer.Option("--ids", help="Show token ids.")] = False,
+    format: Format = None,
+    column: Columns = None,
+) -> None:
+    """Show rows as a model's template writes them: what is supervised, what is context, what are control tokens."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(Text.assemble(("supervised", SUPERVISED), " ", ("context", CONTEXT), " ", ("control token", CONTROL)))
+    if not console.is_terminal:
+        console.print("without colours: «supervised», ‹control token›")
+    for row_id, place, pieces in api.preview(source, model, _read_options(format, column, None), template=template, rows=rows):
+        console.rule(f"{row_id}, {place}")
+        if isinstance(pieces, TunesmithError):
+            console.print(Text(f"cannot be rendered: {pieces}", "red"))
+            continue
+        for piece in pieces:
+            style = SUPERVISED if piece.supervised else CONTEXT
+            text = visible(piece.text)
+            if not console.is_terminal:
+                text = f"‹{text}›" if piece.control else text
+                text = f"«{text}»" if piece.supervised else text
+            console.print(Text(text, f"{style} {CONTROL}" if piece.control else style), end="")
+            if ids:
+                console.print(Text(f" {piece.ids} ", "dim cyan"), end="")
+        supervised = sum(len(piece.ids) for piece in pieces if piece.supervised)
+        console.print(f"\n{sum(len(piece.ids) for piece in pieces)} tokens, {supervised} supervised", style="dim")
+
+
+@app.command()
+def advise(
+    target: Target,
+    out: Out = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Ask no model; answer in seconds.")] = False,
+) -> None:
+    """Say whether to tune at all, before any training. The exit code is the advice's."""
+    directory = api.open_run(target, out)
+    result = api.advise(directory, quick)
+    _print_advice(result, Console(highlight=False, width=None if sys.stdout.isatty() else 100))
+    say(f"advice: {directory.path / 'advice.json'}")
+    raise typer.Exit(result["exit_code"])
+
+
+@app.command()
+def data(target: Target, out: Out = None) -> None:
+    """Read, check and split the rows."""
+    api.data(api.open_run(target, out))
+
+
+@app.command()
+def render(target: Target, out: Out = None) -> None:
+    """Render the rows with the model's chat template and mark what is supervised."""
+    api.render(api.open_run(target, out))
+
+
+@app.command()
+def train(target: Target, out: Out = None) -> None:
+    """Train the adapter."""
+    api.train(api.open_run(target, out))
+
+
+@app.command()
+def export(
+    target: Target,
+    out: Out = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be written, and how large; needs no training.")
+    ] = False,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Then score several GGUF types on dev, and recommend one.")] = False,
+    types: Annotated[
+        list[str] | None, typer.Option("--type", help="With --sweep: score this type; may be repeated. Seven by default.")
+    ] = None,
+) -> None:
+    """Write the forms that are deployed: merged, GGUF, what Ollama, llama.cpp and vLLM need. All of them or none."""
+    if types and not sweep:
+        raise typer.BadParameter("is read with --sweep; the recipe's export.gguf says what is written", param_hint="--type")
+    directory = api.open_run(target, out)
+    steps = api.export(directory, dry_run)
+    if dry_run:
+        for line in api.export_lines(directory, steps):
+            print(line)
+    elif sweep:
+        for line in api.sweep_lines(api.sweep(directory, tuple(types or ()))):
+            print(line)
+
+
+@app.command()
+def evaluate(
+    target: Target,
+    out: Out = None,
+    arm: Annotated[list[str] | None, typer.Option("--arm", help="Score this arm only; may be repeated.")] = None,
+) -> None:
+    """Score the arms on the sealed test part."""
+    api.evaluate(api.open_run(target, out), tuple(arm) if arm else None)
+
+
+@app.command()
+def verdict(target: Target) -> None:
+    """Decide from the scored arms. The exit code is the verdict's."""
+    result = api.verdict(api.open_run(target))
+    _print_verdict(result)
+    raise typer.Exit(result["exit_code"])
+
+
+@app.command()
+def parity(target: Target) -> None:
+    """Prove that every exported form is the model that was trained. Exit code 14 when one is not."""
+    result = api.parity(api.open_run(target))
+    _print_parity(result, Console(highlight=False, width=None if sys.stdout.isatty() else 100))
+    raise typer.Exit(result["exit_code"])
+
+
+@app.command("accept-base")
+def accept_base(target: Target) -> None:
+    """Say that the adapter is meant for the base that is there now, though its weights are not those it was trained on."""
+    print(api.accept_base(api.open_run(target)))
+
+
+@app.command()
+def report(target: Target) -> None:
+    """Write the report page and print its path."""
+    print(api.report(api.open_run(target)))
+
+
+@app.command()
+def forgetting(target: Target) -> None:
+    """Measure what the tuned model has forgotten, against its base."""
+    api.forgetting(api.open_run(target))
+
+
+@app.command()
+def seeds(target: Target) -> None:
+    """Train and score the adapters of evaluate.seeds."""
+    api.seeds(api.open_run(target))
+
+
+@app.command("learning-curve")
+def learning_curve(target: Target) -> None:
+    """Train on shares of the train part and say what more data would buy."""
+    api.learning_curve(api.open_run(target))
+
+
+@app.command()
+def chat(
+    target: Target,
+    compare: Annotated[bool, typer.Option("--compare", help="Show the base model's answer beside the tuned one's.")] = False,
+) -> None:
+    """Talk to the tuned model. An empty line starts over, end of input leaves."""
+    answer = api.chat(api.open_run(target), compare)
+    if sys.stdin.isatty():
+        say("type a message; an empty line starts a new conversation, Ctrl-D leaves")
+    conversation: list[dict[str, str]] = []
+    while True:
+        try:
+            said = input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+        if not said.strip():
+            conversation = []
+            continue
+        conversation.append({"role": "user", "content": said})
+        answers = answer(conversation)
+        for name, text in answers.items():
+            print(f"{name}: {text}" if compare else text, flush=True)
+        conversation.append({"role": "assistant", "content": answers["tuned"]})
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a recipe, for editors."""
+    print(recipe.json_schema())
+
+
+def _read_options(format: str | None, columns: list[str] | None, quarantine: Path | None) -> "ReadOptions":
+    from tunesmith.data.read import ReadOptions
+
+    named = {}
+    for column in columns or []:
+        name, equals, theirs = column.partition("=")
+        if not (name and equals and theirs):
+            raise typer.BadParameter(f"expected NAME=COLUMN, found {column!r}", param_hint="--column")
+        named[name] = theirs
+    return ReadOptions(format, named or None, None, "refuse" if quarantine is None else "quarantine")
+
+
+def _print_advice(result: dict[str, Any], console: Console) -> None:
+    """The checklist and what follows from it, on stdout."""
+    table = Table("check", "state", "evidence", box=box.SIMPLE)
+    table.columns[0].no_wrap = True
+    for row in result["checks"]:
+        state = Text(row["state"], {"pass": "green", "stop": "bold red", "unknown": "yellow"}[row["state"]])
+        hint = Text(f"\n-> {row['hint']}" if row["hint"] else "", "italic")
+        table.add_row(row["check"], state, Text(row["evidence"]) + hint)
+    console.print(table)
+    console.print(Text(f"advice: {result['ending']}", "bold"), Text(result["reason"]), sep="\n", soft_wrap=True)
+    if result["settings"] is not None:
+        console.print()
+        for key, value in _dotted(result["settings"]["recipe"]):
+            console.print(Text(f"  {key}: {value}  # {result['settings']['why'][key]}"), soft_wrap=True)
+    if result["provisional"]:
+        console.print("\nprovisional: no prompt was asked, and the best one is what a tuned model has to beat", soft_wrap=True)
+
+
+def _dotted(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The keys of nested sections with their values, as ``lora.r``."""
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _print_verdict(result: dict[str, Any]) -> None:
+    """The tables of arms and the verdict, on stdout."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+    title = (
+        f"{result['metric']} on {result['n']} sealed test rows; gains against {result['best_prompt']}, the best prompt on dev"
+    )
+    arms = result["arms"]
+    compact: dict[str, Any] = {"box": box.SIMPLE, "pad_edge": False, "collapse_padding": True}
+    gains = Table("arm", "score", "95 %", "gain", "95 % of gain", "p (Holm)", "won/lost", title=title, **compact)
+    finer = [name for name in arms[0] if name not in COLUMNS_OF_EVERY_ARM and all(name in arm for arm in arms)]
+    shares = [name for name in finer if all(0.0 <= (arm[name] or 0.0) <= 1.0 for arm in arms)]
+    priced = any(arm["totals"]["cost"] is not None for arm in arms)
+    unscored = any(arm["unscored"] for arm in arms)
+    more = [*finer, *(["unscored"] if unscored else []), "prompt tok", "new tok", "ms", *(["cost"] if priced else [])]
+    costs = Table("arm", *more, **compact)
+    for table in (gains, costs):
+        table.columns[0].overflow = "fold"  # on a narrow terminal the name gives way, never a number
+        for column in table.columns[1:]:
+            column.justify, column.no_wrap = "right", True
+    for arm in arms:
+        gains.add_row(
+            arm["arm"], _points(arm["score"]), f"{_points(arm['low'])}-{_points(arm['high'])}", *_gain(arm["against"])
+        )
+        figures = [_points(arm[name]) if name in shares else f"{arm[name]:.3g}" for name in finer]
+        figures += [f"{arm['unscored']:.0f}"] if unscored else []
+        figures += [f"{arm[name]:.0f}" for name in ("prompt_tokens", "new_tokens", "ms")]
+        cost = arm["totals"]["cost"]
+        costs.add_row(arm["arm"], *figures, *(["" if cost is None else f"{cost:.4g}"] if priced else []))
+    console.print(gains)
+    console.print(costs)
+    for line in _beside(result):
+        console.print(Text(line), soft_wrap=True)
+    console.print(f"[bold]verdict: {result['verdict']}[/bold]")
+    console.print(Text(result["reason"]), soft_wrap=True)
+    detectable = _points(result["comparison"]["detectable"])
+    console.print(f"{result['n']} such rows find a gain of {detectable} points four times in five")
+    for sentence in result["advice"]:
+        console.print(Text(sentence), soft_wrap=True)
+
+
+def _print_parity(result: dict[str, Any], console: Console) -> None:
+    """Forms and checks, then why a form is not deployable and where it first says something else, on stdout."""
+    table = Table("form", "template", "ids", "mean KL", "greedy", "adapter", "metric", "", box=box.SIMPLE, pad_edge=False)
+    words = {"pass": Text("ok", "green"), "fail": Text("FAIL", "bold red"), "unknown": Text("?", "yellow"), "shown": Text("")}
+    for form in result["forms"]:
+        states = {name: words[check["state"]] for name, check in form["checks"].items()}
+        figures, mark = form["figures"], states.get("distribution", Text("-"))
+        mean = "" if figures is None or figures["kl_mean"] is None else f"{figures['kl_mean']:.1e} "
+        greedy = "" if figures is None else f"{100 * figures['agreement_or_tie']:.1f} %"
+        before = [states.get(name, Text("-")) for name in ("template", "token ids")]
+        after = [states.get(name, Text("-")) for name in ("adapter", "metric")]
+        ending = Text("deployable") if form["deployable"] else Text("not deployable", "bold red")
+        table.add_row(Text(form["form"]), *before, Text(mean) + mark, greedy, *after, ending)
+    console.print(table)
+    for line in api.parity_lines(result):
+        console.print(Text(visible(line)), soft_wrap=True)
+
+
+def _beside(result: dict[str, Any]) -> Iterator[str]:
+    """What stands between the tables and the verdict, a line each, where it was measured."""
+    found = result["retrieval"]
+    if found is not None:
+        named = f"recall@{found['k']} {found['recall']:.2f}, " if "recall" in found else ""
+        yield f"retrieval: {named}answer recall@{found['k']} {found['answer_recall']:.2f} over {found['passages']:,} passages"
+    if result["deployed_loss"] is not None:
+        loss = result["deployed_loss"]
+        yield (
+            f"deployed form: {100 * loss['gain']:+.1f} points against tuned, "
+            f"95 % {100 * loss['low']:+.1f} to {100 * loss['high']:+.1f}"
+        )
+    if result["judge"] is not None:
+        calibration = result["judge"]["calibration"]
+        yield f"judge: {'calibrated' if calibration['calibrated'] else 'uncalibrated'}: {calibration['reason']}"
+    if result["forgetting"] is not None:
+        yield f"forgetting: {result['forgetting']['verdict']}: {result['forgetting']['reason']}"
+
+
+def _gain(against: dict[str, Any] | None) -> tuple[str, str, str, str]:
+    """Gain, interval, p and discordant rows of an arm; blank for the arm that the others are compared with."""
+    if against is None:
+        return "", "", "", ""
+    p = f"{against['p_holm']:.3f}" if against["p_holm"] >= 0.001 else "<.001"
+    interval = f"{100 * against['low']:+.1f} to {100 * against['high']:+.1f}"
+    return f"{100 * against['gain']:+.1f}", interval, p, f"{against['won']}/{against['lost']}"
+
+
+def _points(share: float | None) -> str:
+    """Out of 100; a dash where nothing was scored."""
+    return "-" if share is None or share != share else f"{100 * share:.1f}"
+
+
+def main() -> None:
+    """Entry point: user errors become one message and an exit code, never a traceback."""
+    try:
+        app()
+    except TunesmithError as error:
+        _fail(error)
+    except ModuleNotFoundError as error:
+        name = (error.name or "").split(".")[0]
+        if name not in EXTRAS:
+            raise
+        _fail(
+            MissingPackage(f"this needs the package {name}, which is not installed", f"pip install 'tunesmith[{EXTRAS[name]}]'")
+        )
+    except KeyboardInterrupt:
+        say("interrupted; the same command goes on from the last checkpoint")
+        sys.exit(130)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(TunesmithError(f"{error.filename}: {error.strerror}", "is there room, and may it be written?"))
+
+
+def _fail(error: TunesmithError) -> None:
+    say(f"error: {error}")
+    sys.exit(error.exit_code)

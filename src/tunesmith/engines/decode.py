@@ -1,0 +1,200 @@
+"""Greedy decoding on token ids: prompts read in packs without padding, then one token a row and step.
+
+*Reading.* Prompts of 60 to 700 tokens in one rectangle are mostly padding. Here the prompts of a batch lie one after another,
+as documents do in training, in packs of at most ``PACK`` tokens, and each writes its keys and values to its place in the
+cache. The head sees the last position of each.
+
+*Writing.* Rows leave the batch when they end, so one rambling answer does not keep thirty finished ones computing. What all
+prompts begin with is computed once for all batches (``infer/shared_prefix.py``). ``model.generate`` does neither; it is the
+oracle in the tests.
+
+Rows are taken shortest first, so a batch holds rows of like lengths, and the bins of its cache (``infer/row_cache.py``) too.
+Batches are about equal: a last one of four rows takes a third of the time of a full one.
+
+Memory beside the weights, in elements: the cache of a batch, ``2 G K`` a layer for every slot (``infer/row_cache.py``), and
+one layer's activations of one pack, ``PACK * (4 D + 3 F + 3 (H + G) K + 512 H)`` with F the width of the MLP, whatever the
+batch: 0.1 GB for a model of 135 M weights in fp32, where 64 rows of 700 tokens in one rectangle took 8.6 GB. A prompt of
+more than ``PACK`` tokens is a pack of its own and counts with its own length.
+
+Shape suffixes: B living rows, T tokens of a pack, R rows of a pack, D hidden size, V head entries.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tunesmith import hardware
+from tunesmith.engines.grammar import GrammarState
+from tunesmith.engines.row_cache import RowCache
+from tunesmith.engines.shared_prefix import DECODE, MIN_SHARED, PREFILL, Prefix, common_beginning, compute_prefix
+from tunesmith.kernels.attention import Span
+from tunesmith.models.load import attention, decoder
+
+# Tokens read at once. Products of a few hundred rows run as fast as a core can; more only cost memory there, and a GPU is
+# busy with two thousand.
+PACK = 2048
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One answer.
+
+    Attributes:
+        ids: new tokens, the one that ended it included.
+        seconds: wall time of its batch divided by the rows of the batch.
+    """
+
+    ids: list[int]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class StopRule:
+    """When an answer ends.
+
+    Attributes:
+        max_new_tokens: at least 1.
+        stop_ids: tokens after which it ends.
+        said_enough: whether it ends with these new tokens, looked at after each; None to let it go on.
+    """
+
+    max_new_tokens: int
+    stop_ids: Sequence[int]
+    said_enough: Callable[[list[int]], bool] | None = None
+
+    def ended(self, ids: list[int]) -> bool:
+        """Whether an answer of these new tokens is whole."""
+        return ids[-1] in self.stop_ids or (self.said_enough is not None and self.said_enough(ids))
+
+
+@torch.inference_mode()
+def greedy(
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    ending: StopRule,
+    batch_size: int,
+    advance: Callable[[int], None] = lambda _: None,
+    constrain: Callable[[int], GrammarState] | None = None,
+) -> list[Generation]:
+    """The likeliest next token, again and again, of every prompt, in order.
+
+    Args:
+        prompts: token ids, at least one each.
+        batch_size: rows decoded together, up to an eighth more where that saves a batch.
+        advance: called with the number of answers done.
+        constrain: makes the grammar of a batch of so many rows; None for free text.
+    """
+    shared = common_beginning(list(prompts))
+    shared = shared if shared >= MIN_SHARED else 0
+    prefix = compute_prefix(model, prompts[0][:shared]) if shared else {}
+    hardware.keep_freed_memory()
+    found: dict[int, Generation] = {}
+    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+    for batch in _batches(order, batch_size):
+        started = time.perf_counter()
+        own = [prompts[number][shared:] for number in batch]
+        said = _batch(model, own, prefix, shared, ending, None if constrain is None else constrain(len(batch)))
+        seconds = (time.perf_counter() - started) / len(batch)
+        found |= {number: Generation(ids, seconds) for number, ids in zip(batch, said, strict=True)}
+        advance(len(batch))
+    return [found[number] for number in range(len(prompts))]
+
+
+def _batches(order: list[int], batch_size: int) -> list[list[int]]:
+    """Rows in order, as few batches as batches of ``batch_size`` and an eighth make, of equal sizes but for one row."""
+    count = -(-len(order) // (batch_size + batch_size // 8))
+    borders = [number * len(order) // count for number in range(count + 1)]
+    return [order[start:end] for start, end in pairwise(borders)]
+
+
+def _batch(
+    model: PreTrainedModel, own: list[list[int]], prefix: Prefix, shared: int, ending: StopRule, constraint: GrammarState | None
+) -> list[list[int]]:
+    """New token ids of each row; ``own`` is what follows the shared beginning, shortest first."""
+    cache = RowCache([len(ids) for ids in own], ending.max_new_tokens, model.device)
+    logits_BV = _prefill(model, own, cache, prefix, shared)
+    said: list[list[int]] = [[] for _ in own]
+    rows = list(range(len(own)))
+    with attention(model, DECODE):
+        while True:
+            if constraint is not None:
+                constraint.mask_(logits_BV)
+            next_B = logits_BV.argmax(-1)
+            chosen = next_B.tolist()
+            if constraint is not None:
+                constraint.accept(chosen)
+            for row, token in zip(rows, chosen, strict=True):
+                said[row].append(token)
+            keep = [place for place, row in enumerate(rows) if not ending.ended(said[row])]
+            if not keep or len(said[rows[keep[0]]]) == ending.max_new_tokens:
+                return said
+            if len(keep) < len(rows):
+                keep = cache.keep_rows(keep)
+                rows = [rows[place] for place in keep]
+                next_B = next_B[torch.tensor(keep, device=next_B.device)]
+                if constraint is not None:
+                    constraint.keep_rows(keep)
+            step = cache.take_step()
+            hidden_B1D = decoder(model)(
+                input_ids=next_B[:, None],
+                position_ids=step.place_B[:, None] + shared,
+                past_key_values=cache,
+                use_cache=True,
+                prefix=prefix,
+                step=step,
+            ).last_hidden_state
+            logits_BV = _logits(model, hidden_B1D[:, 0])
+
+
+def _prefill(model: PreTrainedModel, own: list[list[int]], cache: RowCache, prefix: Prefix, shared: int) -> Tensor:
+    """Read the prompts; logits of the token after each, shape (B, V)."""
+    last: list[Tensor] = []
+    with attention(model, PREFILL):
+        for rows in _packs([len(ids) for ids in own]):
+            spans: list[Span] = []
+            for row in rows:
+                start = spans[-1].end if spans else 0
+                spans.append(Span(start, start + len(own[row]), start, start))
+            cache.take_pack([(row, span.start, span.end) for row, span in zip(rows, spans, strict=True)])
+            ids = [token for row in rows for token in own[row]]
+            positions = [shared + place for row in rows for place in range(len(own[row]))]
+            hidden_1TD = decoder(model)(
+                input_ids=torch.tensor([ids], device=model.device),
+                position_ids=torch.tensor([positions], device=model.device),
+                past_key_values=cache,
+                use_cache=True,
+                prefix=prefix,
+                spans=spans,
+            ).last_hidden_state
+            ends_R = torch.tensor([span.end - 1 for span in spans], device=model.device)
+            last.append(hidden_1TD[0, ends_R])
+    return _logits(model, torch.cat(last))
+
+
+def _packs(lengths: Sequence[int]) -> list[list[int]]:
+    """Numbers of rows, in order, as many to a pack as it holds."""
+    packs: list[list[int]] = []
+    tokens = 0
+    for row, length in enumerate(lengths):
+        if not packs or tokens + length > PACK:
+            packs.append([])
+            tokens = 0
+        packs[-1].append(row)
+        tokens += length
+    return packs
+
+
+def _logits(model: PreTrainedModel, hidden_BD: Tensor) -> Tensor:
+    """Of the next token of every row, shape (B, V), before what keeps their order.
+
+    The stock model hands its head a strided (B, 1, D); in bf16 that product copies the head once a row: 2 GB. What some
+    families do to the logits afterwards (scale, soft-cap) keeps their order.
+    """
+    head = model.get_output_embeddings()
+    assert head is not None
+    return head(hidden_BD.contiguous())

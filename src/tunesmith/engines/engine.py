@@ -1,0 +1,69 @@
+"""What an engine is: something that answers prompts, greedily, and says what that took.
+
+One protocol for transformers in process, llama.cpp and an endpoint, so that an arm is a prompt and an engine and nothing
+else. What an engine cannot do it refuses by one of our errors: no engine answers freely where an answer is held to
+something, and none makes up a log-probability.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+Message = dict[str, str]
+Constraint = dict[str, Any] | tuple[str, ...]  # all that an answer may be: what meets a JSON schema, or one of these labels
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer.
+
+    Attributes:
+        text: what the model said, without the end-of-turn token.
+        prompt_tokens, new_tokens: as the engine counted them, the end-of-turn token included.
+        seconds: wall time; within a batch, the batch's time divided by its rows.
+        finished: whether the model ended its turn itself (False: cut at the token budget).
+    """
+
+    text: str
+    prompt_tokens: int
+    new_tokens: int
+    seconds: float
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Scored:
+    """How likely a given answer is.
+
+    Attributes:
+        logprob: of the answer's tokens given the prompt, summed, in nats.
+        tokens: of the answer.
+        greedy: whether greedy decoding would say exactly these tokens.
+    """
+
+    logprob: float
+    tokens: int
+    greedy: bool
+
+
+class Engine(Protocol):
+    """Greedy decoding with the model's own chat template."""
+
+    def generate(
+        self, prompts: list[list[Message]], max_new_tokens: int, advance: Advance, allowed: Constraint | None = None
+    ) -> list[Answer]:
+        """Answer every prompt, in order; ``advance(n)`` is called as answers are done.
+
+        Args:
+            allowed: what every answer is held to, as far as the token budget lets it end; None for free text.
+        """
+        ...
+
+    def score(self, items: list[tuple[list[Message], str]], advance: Advance) -> list[Scored]:
+        """Log-probability of a given answer to each prompt, in order, the end-of-turn token not counted."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the engine holds beside its own object; it answers no more."""
+        ...

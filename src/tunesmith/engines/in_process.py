@@ -1,0 +1,95 @@
+"""Answers and log-probabilities of a transformers model in this process.
+
+The decoding is ``engines/decode.py``, the scoring ``infer/score.py``; here conversations become token ids and token ids become
+answers.
+
+What answers are constrained to masks the logits before the greedy choice (``engines/grammar.py``); free text adds nothing to a
+step. Everything is made where the model is.
+"""
+
+import json
+
+from transformers import PreTrainedModel
+
+from tunesmith import hardware
+from tunesmith.chat.render import Renderer
+from tunesmith.chat.vocabulary import AFTER, MIDDLE
+from tunesmith.engines.decode import Generation, StopRule, greedy
+from tunesmith.engines.engine import Advance, Answer, Constraint, Message, Scored
+from tunesmith.engines.grammar import Grammar
+from tunesmith.engines.score import continuation_logprobs
+from tunesmith.errors import RunError
+
+
+class InProcessEngine:
+    """A transformers model and its renderer.
+
+    Args:
+        batch_size: rows decoded together.
+    """
+
+    def __init__(self, model: PreTrainedModel, renderer: Renderer, batch_size: int):
+        self.model = model.eval()
+        self.renderer = renderer
+        self.batch_size = batch_size
+        self._grammars: dict[str, Grammar] = {}
+
+    def generate(
+        self, prompts: list[list[Message]], max_new_tokens: int, advance: Advance, allowed: Constraint | None = None
+    ) -> list[Answer]:
+        """See ``Engine``.
+
+        Raises:
+            RunError: a prompt and its answer do not fit the model's context.
+            RecipeError: what answers are constrained to cannot be enforced.
+        """
+        ids = [self.renderer.prompt_ids(prompt) for prompt in prompts]
+        self._check_room(ids, max_new_tokens)
+        return self._generate(ids, max_new_tokens, advance, None if allowed is None else self._grammar(allowed))
+
+    def score(self, items: list[tuple[list[Message], str]], advance: Advance) -> list[Scored]:
+        """See ``Engine``. An answer is encoded apart from its prompt, as in training, and as plain text.
+
+        Raises:
+            RunError: a prompt and its answer do not fit the model's context.
+            ModelError: the model does something to its logits that is not known here.
+        """
+        vocabulary = self.renderer.vocabulary
+        asked = [self.renderer.prompt_ids(prompt) for prompt, _ in items]
+        begins = [AFTER if ids[-1] in vocabulary.control_ids else MIDDLE for ids in asked]
+        said = vocabulary.encode([(answer, place) for (_, answer), place in zip(items, begins, strict=True)])
+        return continuation_logprobs(self.model, list(zip(asked, said, strict=True)), advance)
+
+    def _generate(self, ids: list[list[int]], max_new_tokens: int, advance: Advance, grammar: Grammar | None) -> list[Answer]:
+        ending = StopRule(max_new_tokens, self.renderer.stop_ids)
+        said = greedy(self.model, ids, ending, self.batch_size, advance, None if grammar is None else grammar.start)
+        return [self._answer(len(prompt), found) for prompt, found in zip(ids, said, strict=True)]
+
+    def close(self) -> None:
+        """Give freed memory back to the system; the model goes with the object."""
+        hardware.release_freed_memory()
+
+    def _answer(self, prompt_tokens: int, found: Generation) -> Answer:
+        finished = bool(found.ids) and found.ids[-1] in self.renderer.stop_ids
+        said = found.ids[:-1] if finished else found.ids
+        text = self.renderer.tokenizer.decode(said, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return Answer(text, prompt_tokens, len(found.ids), found.seconds, finished)
+
+    def _check_room(self, ids: list[list[int]], max_new_tokens: int) -> None:
+        limit = self.model.config.max_position_embeddings
+        longest = max(len(prompt) for prompt in ids)
+        if longest + max_new_tokens > limit:
+            raise RunError(
+                f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's context of {limit}",
+                "lower evaluate.few_shot.k or task.max_new_tokens",
+            )
+
+    def _grammar(self, allowed: Constraint) -> Grammar:
+        """What is allowed over this model's vocabulary; made once, since it takes a second for a large vocabulary."""
+        key = json.dumps(allowed)
+        if key not in self._grammars:
+            head = self.model.get_output_embeddings()
+            assert head is not None
+            self._grammars[key] = Grammar(allowed, self.renderer.tokenizer, self.renderer.stop_ids, head.weight.shape[0])
+        return self._grammars[key]

@@ -1,0 +1,99 @@
+"""Greedy decoding with llama.cpp: the deployed form of the model, run by its own engine.
+
+The chat template is the one inside the GGUF and the tokenizer is llama.cpp's: what is measured here is what a user of
+Ollama, LM Studio or llama-server will get. Prompts are answered one after another, so that the time of an answer is its
+own. The engine runs in a child process (``infer/llama_model.py`` says why).
+
+An adapter lies beside its base: the server loads it at scale 0 and every request asks for it at scale 1, as a request to
+llama-server does that chooses among several.
+
+llama.cpp's server gives log-probabilities of what it says, none of what it is given; those come from its library, on the
+prompt that the server rendered (``infer/libllama.py``).
+
+What answers are held to goes along as text for its own copy of llguidance, checked by ours beforehand: llama.cpp takes a
+grammar that it cannot read, notes it in its log and answers freely (``infer/grammar.py``).
+"""
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tunesmith.engines.engine import Advance, Answer, Constraint, Message, Scored
+from tunesmith.engines.llama_model import LlamaProcess
+from tunesmith.errors import ExportError
+
+
+class LlamaCppEngine:
+    """A GGUF file loaded by llama.cpp in a process of its own, which ends with ``close`` or the ``with`` block.
+
+    Args:
+        gguf: the model file.
+        context: tokens of context to reserve: the longest prompt and its answer.
+        lora: adapter GGUF, applied to every answer at scale 1.
+
+    Raises:
+        ExportError: llama.cpp cannot run the file or apply the adapter.
+    """
+
+    def __init__(self, gguf: Path, context: int, lora: Path | None = None):
+        self._process = LlamaProcess(gguf, context, lora, "server")
+        self._adapters = {} if lora is None else {"lora": [{"id": 0, "scale": 1.0}]}
+
+    def __enter__(self) -> "LlamaCppEngine":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.close()
+
+    def generate(
+        self, prompts: list[list[Message]], max_new_tokens: int, advance: Advance, allowed: Constraint | None = None
+    ) -> list[Answer]:
+        """See ``Engine``.
+
+        Raises:
+            ExportError: the engine refused a prompt or died.
+            RecipeError: what answers are held to cannot be enforced.
+            MissingPackage: something is allowed, and llguidance is not installed.
+        """
+        asked: dict[str, Any] = {"temperature": 0.0, "max_tokens": max_new_tokens, **self._adapters}
+        if allowed is not None:
+            from tunesmith.engines.grammar import as_text
+
+            asked["grammar"] = as_text(allowed)
+        answers: list[Answer] = []
+        for prompt in prompts:
+            started = time.perf_counter()
+            reply = self._process.ask("chat", body={"messages": prompt, **asked})
+            seconds = time.perf_counter() - started
+            if "choices" not in reply:
+                raise ExportError(f"llama.cpp refused a prompt: {json.dumps(reply)[:300]}", "is the context large enough?")
+            choice, usage = reply["choices"][0], reply["usage"]
+            answers.append(
+                Answer(
+                    choice["message"]["content"] or "",
+                    usage["prompt_tokens"],
+                    usage["completion_tokens"],
+                    seconds,
+                    choice["finish_reason"] == "stop",
+                )
+            )
+            advance(1)
+        return answers
+
+    def score(self, items: list[tuple[list[Message], str]], advance: Advance) -> list[Scored]:
+        """See ``Engine``. An answer is encoded apart from its prompt and as plain text, as in training.
+
+        Raises:
+            ExportError: a prompt and its answer do not fit the context, or the engine refused the conversation or died.
+        """
+        found: list[Scored] = []
+        for prompt, answer in items:
+            found.append(Scored(**self._process.ask("score", messages=prompt, said=answer)))
+            advance(1)
+        return found

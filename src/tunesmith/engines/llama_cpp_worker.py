@@ -1,0 +1,165 @@
+"""The child process that llama.cpp runs in: one JSON request a line in, one JSON reply a line out.
+
+    python -m tunesmith.engines.llama_cpp_worker MODEL.gguf CONTEXT THREADS [ADAPTER.gguf]
+
+A request names what is to be done (``do``); the reply has ``done``, or ``error`` and ``hint``. Behind the reply to ``logits``
+come the numbers themselves, raw fp32 rows in the machine's byte order: as JSON a row of 49,152 would be half a megabyte. The
+end of input ends the process.
+
+Two parts of llama.cpp stand behind the requests, and each is made when it is first asked for. Its server renders
+conversations and answers them, over a loopback port of its choosing that is open as long as the process lives. Its library
+(``infer/libllama.py``) gives token ids and logits. The server keeps its model to itself, so where both are asked for the file
+is opened twice; it is mapped, and a page of it lies in memory once.
+
+An adapter is loaded by the server at scale 0 and applied by the requests that ask for it; the library applies it to all.
+"""
+
+import json
+import os
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import xllamacpp
+
+from tunesmith.engines.libllama import Libllama
+from tunesmith.errors import ExportError
+
+SECONDS = 60  # that rendering may take
+
+
+class Worker:
+    """What the requests ask for.
+
+    Args:
+        gguf: the model file.
+        context: tokens of context.
+        threads: for computing.
+        lora: adapter GGUF.
+        replies: where rows of logits go.
+    """
+
+    def __init__(self, gguf: Path, context: int, threads: int, lora: Path | None, replies: BinaryIO):
+        self._gguf, self._context, self._threads, self._lora, self._replies = gguf, context, threads, lora, replies
+        self._server: Any = None
+        self._library: Libllama | None = None
+
+    def answer(self, request: dict[str, Any]) -> Any:
+        """What is replied to a request: its ``done``.
+
+        Raises:
+            ExportError: llama.cpp refuses.
+        """
+        match request["do"]:
+            case "load server":
+                return self.server() is not None
+            case "load library":
+                return self.library() is not None
+            case "chat":
+                said = self.server().handle_chat_completions(request["body"])
+                return json.loads(said) if isinstance(said, str | bytes) else said
+            case "render":
+                return self.render(request["messages"])
+            case "tokenize":
+                return self.library().tokenize(request["text"])
+            case "detokenize":
+                return self.library().detokenize(request["ids"])
+            case "score":
+                return self.score(request["messages"], request["said"])
+        raise AssertionError(request)
+
+    def server(self) -> Any:
+        """llama.cpp's server.
+
+        Raises:
+            ExportError: it cannot run the file.
+        """
+        if self._server is None:
+            params = xllamacpp.CommonParams()  # pyright: ignore[reportAttributeAccessIssue] - compiled, no stubs
+            params.model.path = str(self._gguf)
+            params.n_ctx = self._context
+            params.n_parallel = 1
+            params.cpuparams.n_threads = self._threads
+            params.cpuparams_batch.n_threads = self._threads
+            params.use_jinja = True
+            params.verbosity = 1  # errors
+            if self._lora is not None:
+                adapter = xllamacpp.CommonAdapterLoraInfo(  # pyright: ignore[reportAttributeAccessIssue]
+                    str(self._lora), 0.0
+                )
+                params.lora_adapters = [adapter]
+                params.lora_init_without_apply = True
+            try:
+                self._server = xllamacpp.Server(params)  # pyright: ignore[reportAttributeAccessIssue]
+            except RuntimeError as error:
+                raise ExportError(f"{self._gguf}: llama.cpp cannot run it: {error}", "run: tunesmith export RUN") from error
+        return self._server
+
+    def library(self) -> Libllama:
+        """llama.cpp's library, the model loaded; see ``Libllama``."""
+        if self._library is None:
+            self._library = Libllama(self._gguf, self._context, self._threads, self._lora)
+        return self._library
+
+    def render(self, messages: list[dict[str, str]]) -> str:
+        """The prompt that the server makes of a conversation, with the BOS that its tokenizer puts in front."""
+        request = urllib.request.Request(
+            f"{self.server().listening_address}/apply-template",
+            json.dumps({"messages": messages}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=SECONDS) as response:
+                return self.library().bos + json.load(response)["prompt"]
+        except urllib.error.HTTPError as error:
+            reason = error.read().decode(errors="replace")[:300]
+            raise ExportError(f"{self._gguf}: llama.cpp cannot render a conversation: {reason}", "set chat.template") from error
+
+    def score(self, messages: list[dict[str, str]], answer: str) -> dict[str, Any]:
+        """``Scored`` of an answer to a conversation."""
+        library = self.library()
+        prompt = library.tokenize(self.render(messages))
+        said = library.answer_ids(answer, prompt)
+        logprob, greedy = library.score(prompt, said)
+        return {"logprob": logprob, "tokens": len(said), "greedy": greedy}
+
+    def write_logits(self, ids: list[int], first: int) -> None:
+        """Reply with the shape, then with the rows as they are computed.
+
+        A pass that fails behind the first one leaves the rows short; it ends the process, which the other side notices.
+        """
+        computed = self.library().logits(ids, first)
+        logits_BV = next(computed)
+        self.write({"done": [len(ids) - first, logits_BV.shape[1]]})
+        self._replies.write(logits_BV.data)
+        for logits_BV in computed:
+            self._replies.write(logits_BV.data)
+        self._replies.flush()
+
+    def write(self, reply: dict[str, Any]) -> None:
+        """One line."""
+        self._replies.write(json.dumps(reply).encode() + b"\n")
+        self._replies.flush()
+
+
+def main(gguf: str, context: str, threads: str, lora: str | None = None) -> None:
+    """Serve until the end of standard input."""
+    # llama.cpp may write to stdout; keep the pipe for replies alone.
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    worker = Worker(Path(gguf), int(context), int(threads), Path(lora) if lora else None, replies)
+    for line in sys.stdin.buffer:
+        request = json.loads(line)
+        try:
+            if request["do"] == "logits":
+                worker.write_logits(request["ids"], request["first"])
+            else:
+                worker.write({"done": worker.answer(request)})
+        except ExportError as error:
+            worker.write({"error": error.message, "hint": error.hint})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,381 @@
+"""How likely a given continuation is: log-probabilities on token ids, with common beginnings and the head computed once.
+
+A regression suite asks for thousands of log-probabilities and generates nothing. Stock scoring pads a batch of whole texts,
+runs every one from its first token, and takes a log-softmax over the vocabulary at every position. Here
+
+* what all contexts have in common (an instruction, demonstrations) runs once for the whole call and is kept as keys and
+  values (``infer/shared_prefix.py``);
+* pairs with the same context, as the choices of one question, run it once: they are spans that see it
+  (``kernels/attention.py``); so does what all those choices begin with (a blank, the brace and first key of a JSON object);
+* texts lie one after another without padding;
+* the head sees only the positions that predict a continuation, ``CHUNK`` at a time, and a position that predicts the first
+  token of four choices once.
+
+The numbers are those of the stock model, summed in fp64; ``benchmarks/score.py`` compares both with lm-evaluation-harness.
+
+What remains is the products of the model itself on tokens that differ, more than four fifths of the time on a CPU and at
+its full speed; short answers to a common question gain a factor of three over whole texts, long answers to a short question
+hardly more than what the head and the padding cost.
+
+Families that change the logits after the head other than by soft-capping would get other numbers, so that is looked at before
+the first pair of a model: the stock model and our path must agree on a few tokens, or it is an error.
+
+Refused: a tree of all beginnings (on the questions of ``benchmarks/score.py`` 3 to 11 % fewer tokens, and attention over
+scattered keys), and log-softmax over all positions (200 KB a position at V = 49,152).
+
+Source of the loss: ``kernels/cross_entropy.py``. Pairs as in lm-evaluation-harness: one forward pass predicts token t from
+all before it; ``greedy`` is its ``is_greedy``.
+
+Shape suffixes: T tokens of a pack, H query heads, K head dimension, G key/value heads, P tokens of the header, U positions
+looked at, C positions of a chunk, M target tokens, N tokens of the continuations together, D hidden size, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface
+
+from tunesmith.engines.engine import Scored
+from tunesmith.engines.shared_prefix import MIN_SHARED, Prefix, common_beginning, compute_prefix
+from tunesmith.errors import ModelError, RunError
+from tunesmith.kernels.attention import Scoring, Span, attention_forward
+from tunesmith.kernels.cross_entropy import CHUNK, cross_entropy_rows_
+from tunesmith.models.attention import packed_attention
+from tunesmith.models.load import attention, decoder
+
+SCORED = "tunesmith_scored"
+CAPACITY = 2048  # tokens of one pack
+Pair = tuple[Sequence[int], Sequence[int]]  # context, continuation
+_AGREED: WeakSet[PreTrainedModel] = WeakSet()  # models whose head was compared: two passes, 0.2 s at 135 M weights
+
+
+def continuation_logprobs(
+    model: PreTrainedModel, pairs: Sequence[Pair], advance: Callable[[int], None] = lambda _: None
+) -> list[Scored]:
+    """Log-probability of every continuation given its context, in order.
+
+    Args:
+        pairs: token ids of context (at least one: a beginning-of-text token where there is nothing else) and continuation.
+        advance: called with the number of pairs done.
+
+    Raises:
+        RunError: a pair exceeds the model's context.
+        ModelError: the model does something to its logits that is not known here.
+    """
+    found = []
+    for logprob_N, greedy_N in _scored(model, pairs, advance):
+        found.append(Scored(float(logprob_N.sum()), len(logprob_N), bool(greedy_N.all())))
+    return found
+
+
+def token_logprobs(model: PreTrainedModel, texts: Sequence[Sequence[int]], max_length: int | None = None) -> list[Tensor]:
+    """Log-probability of every token of a text but the first, given those before it.
+
+    Args:
+        texts: token ids. Divide the negated sum by the text's bytes and ln 2 for bits per byte.
+        max_length: a longer text is cut into windows of so many tokens, each of which begins with the last token of the
+            one before; the model's context when not given.
+
+    Returns:
+        fp64 in nats for each text, shape (tokens - 1,), on the CPU.
+    """
+    limit = min(max_length or model.config.max_position_embeddings, model.config.max_position_embeddings)
+    pairs: list[Pair] = []
+    owner: list[int] = []
+    for number, ids in enumerate(texts):
+        for start in range(0, len(ids) - 1, limit - 1):
+            pairs.append((ids[start : start + 1], ids[start + 1 : start + limit]))
+            owner.append(number)
+    parts: list[list[Tensor]] = [[torch.empty(0, dtype=torch.float64)] for _ in texts]
+    for number, (logprob_N, _) in zip(owner, _scored(model, pairs), strict=True):
+        parts[number].append(logprob_N)
+    return [torch.cat(part) for part in parts]
+
+
+@torch.inference_mode()
+def last_states(model: PreTrainedModel, pairs: Sequence[Pair]) -> Tensor:
+    """Last hidden states that predict the continuations' tokens, shape (N, D), pair by pair."""
+    states: dict[int, Tensor] = {}
+    for pack, hidden_UD in _hidden(model, pairs):
+        for pair, rows in pack.rows.items():
+            states[pair] = hidden_UD[rows]
+    return torch.cat([states[pair] for pair in range(len(pairs))])
+
+
+@torch.inference_mode()
+def kl_of_states(model: PreTrainedModel, base_ND: Tensor, tuned_ND: Tensor) -> Tensor:
+    """KL(base || tuned) of next-token distributions, in nats, fp64, shape (N,), on the CPU.
+
+    Args:
+        model: whose head makes both distributions (adapters leave the head alone).
+        base_ND, tuned_ND: what ``last_states`` gave for the same pairs without and with the adapter.
+    """
+    logits_of = _head(model)
+    parts = [torch.empty(0, dtype=torch.float64)]
+    for base_CD, tuned_CD in zip(base_ND.split(CHUNK), tuned_ND.split(CHUNK), strict=True):
+        log_p_CV, log_q_CV = (torch.log_softmax(logits_of(x).float(), -1) for x in (base_CD, tuned_CD))
+        parts.append((log_p_CV.exp() * (log_p_CV - log_q_CV)).sum(-1, dtype=torch.float64).cpu())
+    return torch.cat(parts)
+
+
+def kl(base_model: PreTrainedModel, tuned_model: PreTrainedModel, pairs: Sequence[Pair]) -> list[Tensor]:
+    """KL(base || tuned) at every token of each continuation, in nats, fp64.
+
+    For one model whose adapter is switched off and on, call ``last_states`` twice and ``kl_of_states``.
+    """
+    kl_N = kl_of_states(base_model, last_states(base_model, pairs), last_states(tuned_model, pairs))
+    return list(kl_N.split([len(continuation) for _, continuation in pairs]))
+
+
+@dataclass
+class _Group:
+    """Pairs with one context.
+
+    Attributes:
+        context: without the header.
+        members: pair and continuation.
+    """
+
+    context: list[int]
+    members: list[tuple[int, list[int]]]
+
+    @cached_property
+    def stem(self) -> list[int]:
+        """What all continuations begin with, a token of each left, which predicts nothing or is predicted after it."""
+        said = [said for _, said in self.members]
+        return said[0][: common_beginning(said)] if all(said) else []
+
+    @property
+    def tokens(self) -> int:
+        """That are computed: the last token of a continuation predicts nothing."""
+        own = sum(max(0, len(said) - 1 - len(self.stem)) for _, said in self.members)
+        return len(self.context) + len(self.stem) + own
+
+
+@dataclass
+class _Pack:
+    """Groups that run together.
+
+    Attributes:
+        ids, positions: of T tokens; the header is counted in positions.
+        borders: where each group lies.
+        spans: of each group, counted from the beginning of the header.
+        looked: positions in the pack that predict something, U of them.
+        rows: of each pair, where in ``looked`` its tokens are predicted.
+        targets: those tokens.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    borders: list[tuple[int, int]] = field(default_factory=list)
+    spans: list[list[Span]] = field(default_factory=list)
+    looked: list[int] = field(default_factory=list)
+    rows: dict[int, list[int]] = field(default_factory=dict)
+    targets: dict[int, list[int]] = field(default_factory=dict)
+
+    def add(self, group: _Group, header: int) -> None:
+        """Lay a group out behind what is there."""
+        start, stem = len(self.ids), group.stem
+        known = header + len(group.context) + len(stem)
+        self.ids += group.context + stem
+        self.positions += range(header, known)
+        first = len(self.looked)
+        self.looked += range(len(self.ids) - len(stem) - 1, len(self.ids))
+        common = range(first, len(self.looked))
+        spans = [Span(header, known, 0, header)]
+        end = known
+        for pair, said in group.members:
+            fed = said[len(stem) : -1]
+            here = len(self.ids)
+            if fed:
+                spans.append(Span(end, end + len(fed), 0, known))
+                end += len(fed)
+            self.rows[pair] = [*common, *range(len(self.looked), len(self.looked) + len(fed))][: len(said)]
+            self.targets[pair] = said
+            self.looked += range(here, here + len(fed))
+            self.ids += fed
+            self.positions += range(known, known + len(fed))
+        self.spans.append(spans)
+        self.borders.append((start, len(self.ids)))
+
+
+@torch.inference_mode()
+def _scored(
+    model: PreTrainedModel, pairs: Sequence[Pair], advance: Callable[[int], None] = lambda _: None
+) -> list[tuple[Tensor, Tensor]]:
+    """Log-probability (fp64) and whether it is the greedy choice, of every token of each continuation, on the CPU."""
+    logits_of = _head(model)
+    softcap = vars(model.config).get("final_logit_softcapping")
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    for pack, hidden_UD in _hidden(model, pairs):
+        counts = [len(rows) for rows in pack.rows.values()]
+        row_M = torch.tensor([row for rows in pack.rows.values() for row in rows], dtype=torch.int64)
+        target_M = torch.tensor([token for said in pack.targets.values() for token in said], dtype=torch.int64)
+        logprob_M, greedy_M = torch.empty(len(row_M), dtype=torch.float64), torch.empty(len(row_M), dtype=torch.bool)
+        for start in range(0, len(hidden_UD), CHUNK):
+            chosen_M = ((row_M >= start) & (row_M < start + CHUNK)).nonzero()[:, 0]
+            if len(chosen_M):
+                logits_CV = logits_of(hidden_UD[start : start + CHUNK], capped=False)
+                row_X, target_X = (x[chosen_M].to(logits_CV.device) for x in (row_M - start, target_M))
+                logprob_X, greedy_X = _of_targets_(logits_CV, row_X, target_X, softcap)
+                logprob_M[chosen_M], greedy_M[chosen_M] = logprob_X.cpu(), greedy_X.cpu()
+        found |= zip(pack.rows, zip(logprob_M.split(counts), greedy_M.split(counts), strict=True), strict=True)
+        advance(len(counts))
+    return [found[pair] for pair in range(len(pairs))]
+
+
+def _of_targets_(logits_CV: Tensor, row_X: Tensor, target_X: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
+    """Log-probability (fp64) of some entries, and whether each is its row's greedy choice; overwrites ``logits_CV``."""
+    picked_X = logits_CV[row_X, target_X]
+    greedy_X = picked_X == logits_CV.amax(-1)[row_X]
+    if greedy_X.any():  # bf16 logits tie often; the first of the largest is the greedy choice
+        greedy_X[greedy_X.clone()] = logits_CV[row_X[greedy_X]].argmax(-1) == target_X[greedy_X]
+    any_C = torch.zeros(len(logits_CV), dtype=torch.int64, device=logits_CV.device)
+    any_C[row_X] = target_X
+    first_C = logits_CV.gather(1, any_C[:, None])[:, 0]
+    loss_C, _ = cross_entropy_rows_(logits_CV, any_C, softcap)
+    picked_X, first_C = (_capped(x.to(loss_C.dtype), softcap).double() for x in (picked_X, first_C))
+    return picked_X - (loss_C.double() + first_C)[row_X], greedy_X
+
+
+def _hidden(model: PreTrainedModel, pairs: Sequence[Pair]) -> Iterator[tuple[_Pack, Tensor]]:
+    """Each pack and its last hidden states at the positions looked at, shape (U, D)."""
+    _check(model, pairs)
+    contexts = [list(context) for context, _ in pairs]
+    header = _header(contexts)
+    prefix = compute_prefix(model, contexts[0][:header]) if header else {}
+    for pack in _packs(pairs, header):
+        ids_1T, position_1T = (torch.tensor([x], device=model.device) for x in (pack.ids, pack.positions))
+        with attention(model, SCORED):
+            hidden_TD = decoder(model)(
+                input_ids=ids_1T,
+                position_ids=position_1T,
+                groups=list(zip(pack.borders, pack.spans, strict=True)),
+                prefix=prefix,
+                use_cache=False,
+            ).last_hidden_state[0]
+        yield pack, hidden_TD[torch.tensor(pack.looked, device=model.device)]
+
+
+def _packs(pairs: Sequence[Pair], header: int) -> list[_Pack]:
+    """Pairs grouped by context, groups filled into packs, the longest first, so that packs are of few sizes."""
+    groups: dict[Any, _Group] = {}
+    for number, (context, said) in enumerate(pairs):
+        rest = list(context[header:])
+        key = tuple(rest) if len(rest) >= MIN_SHARED else number
+        groups.setdefault(key, _Group(rest, [])).members.append((number, list(said)))
+    packs: list[_Pack] = []
+    for group in sorted(groups.values(), key=lambda group: -group.tokens):
+        if not packs or len(packs[-1].ids) + group.tokens > CAPACITY:
+            packs.append(_Pack())
+        packs[-1].add(group, header)
+    return packs
+
+
+def _header(contexts: list[list[int]]) -> int:
+    """Tokens that all contexts begin with, one of each left; 0 where sharing them does not pay."""
+    if all(context == contexts[0] for context in contexts):
+        return 0  # one group, which holds its context once anyway
+    length = common_beginning(contexts)
+    return length if length >= MIN_SHARED else 0
+
+
+def _check(model: PreTrainedModel, pairs: Sequence[Pair]) -> None:
+    limit = model.config.max_position_embeddings
+    for number, (context, said) in enumerate(pairs):
+        assert context, f"pair {number} has no context: give a beginning-of-text token"
+        if len(context) + len(said) > limit + 1:
+            raise RunError(
+                f"pair {number}: {len(context)} tokens of context and {len(said)} of continuation exceed the model's {limit}",
+                "shorten the context",
+            )
+
+
+class _Head:
+    """From last hidden states to logits."""
+
+    def __init__(self, model: PreTrainedModel):
+        head = model.get_output_embeddings()
+        assert head is not None
+        self._head = head
+        self._softcap = vars(model.config).get("final_logit_softcapping")
+
+    def __call__(self, hidden_CD: Tensor, capped: bool = True) -> Tensor:
+        """Shape (C, D) to (C, V)."""
+        logits_CV = self._head(hidden_CD.contiguous())
+        return _capped(logits_CV, self._softcap) if capped else logits_CV
+
+
+def _head(model: PreTrainedModel) -> _Head:
+    """The head, once it is known that the stock model does nothing else to its logits."""
+    head = _Head(model)
+    if model in _AGREED:
+        return head
+    ids_1T = torch.arange(4, device=model.device)[None]
+    with torch.inference_mode(), attention(model, "eager"):
+        stock_TV = model(input_ids=ids_1T, use_cache=False).logits[0].float()
+        ours_TV = head(decoder(model)(input_ids=ids_1T, use_cache=False).last_hidden_state[0]).float()
+    off = float((stock_TV - ours_TV).abs().max() / stock_TV.abs().max().clamp(min=1e-6))
+    if off > 0.02:  # rounding of bf16 is 0.004; a factor or an offset is far more
+        raise ModelError(
+            f"model type {model.config.model_type}: its logits differ from those of its head by {100 * off:.0f} %",
+            "log-probabilities of this architecture are not supported",
+        )
+    _AGREED.add(model)
+    return head
+
+
+def _capped(logits: Tensor, softcap: float | None) -> Tensor:
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def scored_attention(
+    module: nn.Module,
+    query_1HTK: Tensor,
+    key_1GTK: Tensor,
+    value_1GTK: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    groups: list[tuple[tuple[int, int], list[Span]]],
+    prefix: Prefix,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention of groups of spans that all see one header.
+
+    Args:
+        groups: where each lies in the pack, and its spans, counted from the beginning of the header.
+        prefix: keys and values of the header by layer; empty where there is none.
+
+    Returns:
+        Output of shape (1, T, H, K), and None in the place of the attention weights.
+    """
+    assert attention_mask is None
+    if not prefix:
+        spans = [Span(*(at + start for at in span)) for (start, _), of_group in groups for span in of_group]
+        asked = {"scaling": scaling, "sliding_window": sliding_window, "softcap": softcap, "s_aux": s_aux}
+        return packed_attention(module, query_1HTK, key_1GTK, value_1GTK, None, spans=spans, **asked)
+    scoring = Scoring(scaling, sliding_window, softcap, s_aux)
+    q_THK, k_TGK, v_TGK = (x[0].transpose(0, 1) for x in (query_1HTK, key_1GTK, value_1GTK))
+    header_k_PGK, header_v_PGK = (x.transpose(0, 1) for x in prefix[module.layer_idx])  # type: ignore[index]
+    header = len(header_k_PGK)
+    nothing_PHK = q_THK.new_zeros(header, *q_THK.shape[1:])  # no span asks for the header's own output
+    out_THK = torch.empty_like(q_THK)
+    for (start, end), spans in groups:
+        q = torch.cat([nothing_PHK, q_THK[start:end]])
+        k, v = torch.cat([header_k_PGK, k_TGK[start:end]]), torch.cat([header_v_PGK, v_TGK[start:end]])
+        out_THK[start:end] = attention_forward(q, k, v, spans, scoring)[0][header:]
+    return out_THK[None], None
+
+
+AttentionInterface.register(SCORED, scored_attention)
+AttentionMaskInterface.register(SCORED, lambda *_, **__: None)

@@ -1,0 +1,1 @@
+"""GGUF: conversion, types, quantisation, importance matrix, adapter files."""

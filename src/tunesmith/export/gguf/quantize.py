@@ -1,0 +1,320 @@
+"""A 16-bit GGUF quantised: the very file that ``llama-quantize`` writes, made with llama.cpp's own blocks.
+
+Which type a tensor gets is planned first (``export/gguf/types.py``). Blocks are then made by ``ggml_quantize_chunk`` of the
+llama.cpp that will run them: the shared object of ``xllamacpp``, through ctypes, which lets go of the interpreter lock, so
+that rows are quantised on all cores. Metadata is copied as bytes and not decoded, but for the keys that say how the file was
+quantised. Writing blocks in numpy was refused: they would be a second implementation, and slower.
+
+An importance matrix weighs each column of a weight by the mean of its squared input, so that rounding errors go where the
+inputs are small. A stack of experts has one row of weights an expert. An entry of another width than its tensor is refused;
+llama.cpp overlooks it where the tensor is an embedding.
+
+Memory: the mapped file serves for its header alone. Rows are read, widened to fp32, quantised and written about a million
+weights at a time, two such pieces a thread in flight, whatever the size of a tensor. Rows do not depend on each other, so the
+pieces change no byte.
+
+Sources: llama.cpp ``src/llama-quant.cpp``, ``llama_model_quantize_impl``; ``tools/quantize/quantize.cpp`` for the keys of the
+importance matrix; ``ggml/src/gguf.cpp``, ``gguf_write_out`` for the layout (build b10605).
+
+Shape suffixes: E experts, P some of the rows, I columns, B bytes.
+"""
+
+import ctypes
+import functools
+import math
+import struct
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from gguf import GGMLQuantizationType as Type
+from gguf import GGUFValueType
+from numpy.typing import NDArray
+
+from tunesmith import hardware
+from tunesmith.errors import ExportError
+from tunesmith.export.gguf.types import (
+    DENSE,
+    EMBEDDINGS,
+    FILE_TYPE,
+    Source,
+    metadata_of,
+    nbytes,
+    plan_types,
+    row_bytes,
+    sources_of,
+)
+from tunesmith.tracking import progress, say
+
+PIECE = 2**20  # weights of a piece: 4 MB in fp32, 20 ms in Q4_K
+ALIGNMENT = 32  # of tensors in the file; llama-quantize writes no other
+LONGEST_TEXT = 127  # bytes of a key about the importance matrix, as llama-quantize cuts them
+
+Importance = Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class ImatrixOrigin:
+    """What the quantised file says of its importance matrix; what is empty or 0 is not written.
+
+    Attributes:
+        file: name of the imatrix file.
+        dataset: what it was collected on.
+        chunks: of text, as the imatrix file counts them.
+    """
+
+    file: str = ""
+    dataset: str = ""
+    chunks: int = 0
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Consecutive rows of one matrix.
+
+    Attributes:
+        tensor: its name.
+        kind, made: the type in the source, and the one to make.
+        offset: in the source, in bytes.
+        importance_I: of the columns, or None.
+        is_last: of the tensor.
+    """
+
+    tensor: str
+    kind: Type
+    made: Type
+    offset: int
+    rows: int
+    columns: int
+    importance_I: NDArray[np.float32] | None
+    is_last: bool
+
+
+def quantize(
+    source: Path, target: Path, file_type: str, imatrix: Importance | None = None, origin: ImatrixOrigin | None = None
+) -> dict[str, Any]:
+    """Quantise a 16-bit GGUF as ``llama-quantize [--imatrix FILE] SOURCE TARGET FILE_TYPE`` does.
+
+    Args:
+        source: tensors in fp32, fp16 or bf16.
+        target: the file, written whole or not at all.
+        file_type: F16, BF16, Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_0, IQ4_XS or Q3_K_M.
+        imatrix: name of a tensor -> mean squared input of each column, fp32: (columns,), or (experts, columns) for a stack.
+            A tensor without an entry is quantised without weights; the number of them is said.
+        origin: what the file says of the matrix.
+
+    Returns:
+        What ``convert.describe`` finds in the file.
+
+    Raises:
+        ExportError: a type or row length that the rule does not know; a weight that is not finite; an entry of the matrix
+            that does not fit its tensor, or none that fits any.
+    """
+    reader = gguf.GGUFReader(source)
+    if reader.alignment != ALIGNMENT:
+        raise ExportError(
+            f"{source}: tensors are aligned to {reader.alignment} bytes, expected {ALIGNMENT}", "convert it again"
+        )
+    sources = {tensor.name: tensor for tensor in sources_of(reader)}
+    types = plan_types(sources.values(), file_type, metadata_of(reader), bool(imatrix))
+    importance = _checked(imatrix or {}, sources, types)
+    header = _header(reader, sources, types, _said(file_type, imatrix or {}, origin or ImatrixOrigin()))
+    offsets = {tensor.name: int(tensor.data_offset) for tensor in reader.tensors}
+    pieces = (
+        piece for name, made in types.items() for piece in _pieces(sources[name], made, offsets[name], importance.get(name))
+    )
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        with temporary.open("wb") as file, progress(f"quantising {file_type}", len(types)) as bar:
+            file.write(header)
+            for piece, made_B in _in_order(source, pieces):
+                file.write(made_B.data)
+                if piece.is_last:
+                    file.write(bytes(-file.tell() % ALIGNMENT))
+                    bar.advance()
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return _described(target, [sources[name] for name in types], types)
+
+
+def _described(target: Path, sources: list[Source], types: Mapping[str, Type]) -> dict[str, Any]:
+    """As ``convert.describe``, without parsing the file again, which takes seconds for a large vocabulary."""
+    by_type: dict[str, int] = {}
+    for tensor in sources:
+        kind = types[tensor.name].name
+        by_type[kind] = by_type.get(kind, 0) + math.prod(tensor.shape)
+    weights = sum(by_type.values())
+    bits = round(8 * nbytes(sources, types) / weights, 3)
+    return {"bytes": target.stat().st_size, "weights": weights, "bits_per_weight": bits, "types": by_type}
+
+
+def _checked(imatrix: Importance, sources: Mapping[str, Source], types: Mapping[str, Type]) -> dict[str, NDArray[np.float32]]:
+    """The entries that are used, as (experts, columns)."""
+    quantised = [sources[name] for name, made in types.items() if made != sources[name].kind]
+    found: dict[str, NDArray[np.float32]] = {}
+    for tensor in quantised:
+        values = imatrix.get(tensor.name)
+        if values is None:
+            continue
+        shape_EI = (math.prod(tensor.shape[:-2]), tensor.shape[-1])
+        if values.shape not in ((shape_EI, shape_EI[1:]) if shape_EI[0] == 1 else (shape_EI,)):
+            raise ExportError(
+                f"importance of {tensor.name} has shape {values.shape}, its tensor {shape_EI} (experts, columns)",
+                "collect it with the model that is quantised",
+            )
+        if not np.isfinite(values).all():
+            raise ExportError(f"importance of {tensor.name} is not finite", "collect it again")
+        found[tensor.name] = np.ascontiguousarray(values, np.float32).reshape(shape_EI)
+    if imatrix and quantised and not found:
+        raise ExportError(
+            f"no entry of the importance matrix is for a tensor of this file; its first is {next(iter(imatrix))}",
+            f"entries are named as tensors are, such as {quantised[0].name}",
+        )
+    missing = [tensor.name for tensor in quantised if tensor.name not in {*found, *EMBEDDINGS}]
+    if imatrix and missing:
+        say(f"quantising: {len(missing)} of {len(quantised)} tensors without importance, first {missing[0]}")
+    return found
+
+
+def _said(file_type: str, imatrix: Importance, origin: ImatrixOrigin) -> dict[str, int | str]:
+    """The keys that say how the file was quantised, in llama-quantize's order."""
+    said: dict[str, int | str] = {
+        "general.quantization_version": gguf.GGML_QUANT_VERSION,
+        "general.file_type": int(FILE_TYPE[file_type]),
+    }
+    if imatrix:
+        about: dict[str, int | str] = {
+            "quantize.imatrix.file": origin.file,
+            "quantize.imatrix.dataset": origin.dataset,
+            "quantize.imatrix.entries_count": len(imatrix),
+            "quantize.imatrix.chunks_count": origin.chunks,
+        }
+        said |= {key: value for key, value in about.items() if value}
+    return said
+
+
+def _header(
+    reader: gguf.GGUFReader, sources: Mapping[str, Source], types: Mapping[str, Type], said: Mapping[str, int | str]
+) -> bytes:
+    """All before the tensors: keys of the source as they lie there, those that are said anew last, and the tensors' places."""
+    kept = [field for key, field in reader.fields.items() if not key.startswith("GGUF.") and key not in said]
+    parts = [b"GGUF", struct.pack("<IQQ", gguf.GGUF_VERSION, len(types), len(kept) + len(said))]
+    for field in kept:
+        size = sum(int(part.nbytes) for part in field.parts)
+        parts.append(reader.data[field.offset : field.offset + size].tobytes())
+    for key, value in said.items():
+        if isinstance(value, str):
+            cut = value.encode()[:LONGEST_TEXT].decode(errors="ignore")
+            parts += [_text(key), struct.pack("<I", GGUFValueType.STRING), _text(cut)]
+        else:
+            parts += [_text(key), struct.pack("<II", GGUFValueType.UINT32, value)]
+    place = 0
+    for name, made in types.items():
+        shape = sources[name].shape
+        parts += [_text(name), struct.pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), made, place)]
+        place += math.prod(shape[:-1]) * row_bytes(made, shape[-1])
+        place += -place % ALIGNMENT
+    header = b"".join(parts)
+    return header + bytes(-len(header) % ALIGNMENT)
+
+
+def _text(text: str) -> bytes:
+    """A string of the format: its length, then its bytes."""
+    raw = text.encode()
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def _pieces(tensor: Source, made: Type, offset: int, importance_EI: NDArray[np.float32] | None) -> Iterator[_Piece]:
+    """A tensor from front to back, matrix by matrix."""
+    if made != tensor.kind and tensor.kind not in DENSE:
+        raise ExportError(f"{tensor.name} is {tensor.kind.name} already", "quantise the 16-bit file")
+    *_, columns = tensor.shape
+    rows, matrices = (tensor.shape[-2] if len(tensor.shape) > 1 else 1), math.prod(tensor.shape[:-2])
+    step, width = max(1, PIECE // columns), row_bytes(tensor.kind, columns)
+    for matrix in range(matrices):
+        importance_I = None if importance_EI is None else importance_EI[matrix]
+        for first in range(0, rows, step):
+            taken = min(step, rows - first)
+            is_last = matrix == matrices - 1 and first + taken == rows
+            yield _Piece(
+                tensor.name, tensor.kind, made, offset + (matrix * rows + first) * width, taken, columns, importance_I, is_last
+            )
+
+
+def _in_order(source: Path, pieces: Iterator[_Piece]) -> Iterator[tuple[_Piece, NDArray[np.uint8]]]:
+    """The pieces with their bytes, made on all cores, no more than two a core ahead."""
+    threads = hardware.cpu_count()
+    pending: deque[tuple[_Piece, Future[NDArray[np.uint8]]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for piece in pieces:
+            pending.append((piece, pool.submit(_bytes_of, source, piece)))
+            if len(pending) > 2 * threads:
+                done, future = pending.popleft()
+                yield done, future.result()
+        for done, future in pending:
+            yield done, future.result()
+
+
+def _bytes_of(source: Path, piece: _Piece) -> NDArray[np.uint8]:
+    """The rows as the target holds them."""
+    library, size = ggml(), piece.rows * row_bytes(piece.kind, piece.columns)
+    # From the file and not from its mapping, whose pages would stay resident.
+    made_B = np.fromfile(source, np.uint8, count=size, offset=piece.offset)
+    is_valid = library.is_valid(made_B, piece.kind)  # first: scales of blocks may come out finite where a weight is not
+    if is_valid and piece.made != piece.kind:
+        made_B = library.quantize(library.widen(made_B, piece.kind, piece.columns), piece.made, piece.importance_I)
+        is_valid = library.is_valid(made_B, piece.made)
+    if not is_valid:
+        raise ExportError(f"{source}: {piece.tensor} has weights that are not finite", "look at the merged model")
+    return made_B
+
+
+class Ggml:
+    """The functions of llama.cpp's shared object that make blocks."""
+
+    def __init__(self, path: str):
+        library, pointer, number = ctypes.CDLL(path), ctypes.c_void_p, ctypes.c_int64
+        self._quantize = library.ggml_quantize_chunk
+        self._quantize.restype = ctypes.c_size_t
+        self._quantize.argtypes = [ctypes.c_int, pointer, pointer, number, number, number, pointer]
+        self._is_valid = library.ggml_validate_row_data
+        self._is_valid.restype = ctypes.c_bool
+        self._is_valid.argtypes = [ctypes.c_int, pointer, ctypes.c_size_t]
+        self._widen = {Type.F16: library.ggml_fp16_to_fp32_row, Type.BF16: library.ggml_bf16_to_fp32_row}
+        for function in self._widen.values():
+            function.restype, function.argtypes = None, [pointer, pointer, number]
+
+    def widen(self, raw_B: NDArray[np.uint8], kind: Type, columns: int) -> NDArray[np.float32]:
+        """Rows (P, I) in fp32."""
+        if kind == Type.F32:
+            return raw_B.view(np.float32).reshape(-1, columns)
+        rows_PI = np.empty((raw_B.size // 2 // columns, columns), np.float32)
+        self._widen[kind](raw_B.ctypes.data, rows_PI.ctypes.data, rows_PI.size)
+        return rows_PI
+
+    def quantize(self, rows_PI: NDArray[np.float32], kind: Type, importance_I: NDArray[np.float32] | None) -> NDArray[np.uint8]:
+        """Blocks of the rows, as bytes."""
+        rows, columns = rows_PI.shape
+        made_B = np.empty(rows * row_bytes(kind, columns), np.uint8)
+        weights = None if importance_I is None else importance_I.ctypes.data
+        written = self._quantize(int(kind), rows_PI.ctypes.data, made_B.ctypes.data, 0, rows, columns, weights)
+        assert written == made_B.nbytes
+        return made_B
+
+    def is_valid(self, made_B: NDArray[np.uint8], kind: Type) -> bool:
+        """Whether no number among the weights and scales is infinite or NaN."""
+        return bool(self._is_valid(int(kind), made_B.ctypes.data, made_B.nbytes))
+
+
+@functools.cache
+def ggml() -> Ggml:
+    """The installed llama.cpp's; loaded once."""
+    import xllamacpp.xllamacpp as extension
+
+    return Ggml(str(extension.__file__))

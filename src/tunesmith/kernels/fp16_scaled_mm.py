@@ -1,0 +1,144 @@
+"""Matrix products in fp16 that do not overflow: every row of the input is scaled by a power of two of its own.
+
+Hardware without bf16 (compute capability below 8.0: V100, T4) multiplies fp16 eight times as fast as fp32, and fp16 ends at
+65,504. Activations of present models pass that, and so do gradients once a loss is scaled up to keep them from vanishing at
+the other end. But a product is linear in each row of its input: here a row is multiplied by the power of two that brings its
+largest element to [2^14, 2^15), rounded to fp16, multiplied with the fp16 weight into an fp32 accumulator, written as fp32,
+and divided by the same power. A power of two changes no digit, so what is left is the rounding to eleven bits. Elements keep
+all eleven down to 2^-28 of the largest of their row. Everything between the products (residual stream, norms, attention,
+activations, loss) is fp32 and needs no care; neither does the loss, which is not scaled.
+
+Refused: clamping to 65,280 and zeroing what is not a number, which trains on other numbers than the model's (gradient cosine
+0.91 on the model of ``tests/models/test_half.py``, against 0.99998 here); a loss scale for the whole model, which skips steps
+and shields the gradients alone; scaling by the exact maximum, which rounds twice. A row that holds infinity or NaN keeps
+it, and the loss shows it.
+
+Cost: two visits of the input more (its largest element, its cast) and one of the output, against I products an output.
+
+The second operand is the frozen weight, whose elements lie within fp16 (``models/fp16_compute.py`` refuses a model where they
+do not), so it needs no scale. On a CPU, whose fp16 product gives no fp32, the rounded operands are multiplied in fp32, a block
+of the weight at a time: the specification and the tests' path. The CUDA branch has not been run on such a card.
+
+Mixed precision training: Micikevicius et al. 2018, section 3.2, whose single loss scale this makes one a row.
+
+Shape suffixes: T tokens (rows), K columns of the input, N columns of the output, I in_features, O out_features.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+LARGEST = 65504.0  # of fp16
+BLOCK = 4096  # columns of the weight that are fp32 at once on a CPU: 32 MB for 2,048 rows
+_BIAS, _MANTISSA = 127, 23  # of fp32: exponent 0 is stored as 127, above 23 bits of mantissa
+_TOP = 14  # exponent of a row's largest element after scaling: one below that of 65,504, so that rounding up is no overflow
+_rescued: dict[torch.device, Tensor] = {}
+
+
+class Rows(NamedTuple):
+    """An input whose rows are scaled: ``x = half * factor``.
+
+    Attributes:
+        half_TK: fp16, the largest element of a row between 2^14 and 2^15 in magnitude; infinity and NaN stay.
+        factor_T1: fp32, a power of two for each row.
+    """
+
+    half_TK: Tensor
+    factor_T1: Tensor
+
+    def mm(self, weight_KN: Tensor, out: Tensor | None = None) -> Tensor:
+        """``x weight``, accumulated and written in fp32.
+
+        Args:
+            weight_KN: shape (K, N), fp16, any strides.
+            out: shape (T, N), fp32, to be written; rows may be strided.
+
+        Returns:
+            Shape (T, N), fp32; ``out`` where it is given.
+        """
+        assert weight_KN.dtype == torch.float16, weight_KN.dtype
+        y_TN = self.factor_T1.new_empty(len(self.half_TK), weight_KN.shape[1]) if out is None else out
+        if self.half_TK.is_cuda:
+            return torch.mul(_on_gpu(self.half_TK, weight_KN), self.factor_T1, out=y_TN)
+        x_TK = self.half_TK.float()
+        for y_TP, weight_KP in zip(y_TN.split(BLOCK, 1), weight_KN.split(BLOCK, 1), strict=True):
+            torch.mm(x_TK, weight_KP.float(), out=y_TP)
+        return y_TN.mul_(self.factor_T1)
+
+
+def scale_rows(x_TK: Tensor) -> Rows:
+    """Scale every row by a power of two and round to fp16; rows beyond 65,504 are counted.
+
+    Args:
+        x_TK: shape (T, K), fp32; rows may be strided.
+    """
+    assert x_TK.dtype == torch.float32, x_TK.dtype
+    largest_T = torch.linalg.vector_norm(x_TK, torch.inf, dim=1)
+    _count(largest_T)
+    # 2^n is (n + 127) << 23 as an fp32. Rows below 2^-112 are multiplied by 2^126, the largest power whose inverse is normal.
+    exponent_T = (largest_T.view(torch.int32) >> _MANTISSA) & 255
+    stored_T1 = (2 * _BIAS + _TOP - exponent_T).clamp_(max=2 * _BIAS - 1)[:, None]
+    up_T1, down_T1 = (part.bitwise_left_shift(_MANTISSA).view(torch.float32) for part in (stored_T1, 2 * _BIAS - stored_T1))
+    half_TK = torch.mul(x_TK, up_T1, out=torch.empty(x_TK.shape, dtype=torch.float16, device=x_TK.device))
+    return Rows(half_TK, down_T1)
+
+
+def scaled_mm(x_TI: Tensor, weight_OI: Tensor, out: Tensor | None = None) -> Tensor:
+    """``x W^T`` with x rounded to fp16 row by row.
+
+    Args:
+        x_TI: shape (T, I), fp32; rows may be strided.
+        weight_OI: shape (O, I), fp16; rows may be strided.
+        out: shape (T, O), fp32, to be written; rows may be strided.
+
+    Returns:
+        Shape (T, O), fp32; ``out`` where it is given.
+    """
+    return scale_rows(x_TI).mm(weight_OI.T, out)
+
+
+def scaled_mm_back(dy_TO: Tensor, weight_OI: Tensor, out: Tensor | None = None) -> Tensor:
+    """``dy W``, the gradient of x in ``scaled_mm``, with dy rounded to fp16 row by row.
+
+    Args:
+        dy_TO: shape (T, O), fp32; rows may be strided.
+        weight_OI: as in ``scaled_mm``.
+        out: shape (T, I), fp32, to be written; rows may be strided.
+
+    Returns:
+        Shape (T, I), fp32; ``out`` where it is given.
+    """
+    return scale_rows(dy_TO).mm(weight_OI, out)
+
+
+def reset_overflow_rows() -> None:
+    """Count anew: what ``overflow_rows`` says is of the time since this."""
+    _rescued.clear()
+
+
+def overflow_rows() -> int | None:
+    """Rows of inputs and gradients that plain fp16 would have made infinite, since the last reset; None without a product.
+
+    A row counts once in each product that it enters, and again where it is recomputed. Waits for the device.
+    """
+    return sum(int(count) for count in _rescued.values()) if _rescued else None
+
+
+def _count(largest_T: Tensor) -> None:
+    """Add the rows that are finite and beyond fp16, without waiting for the device."""
+    if largest_T.device not in _rescued:
+        with torch.inference_mode(False):  # a counter born in inference mode could not be added to outside of it
+            _rescued[largest_T.device] = torch.zeros((), dtype=torch.int64, device=largest_T.device)
+    _rescued[largest_T.device] += ((largest_T > LARGEST) & (largest_T < torch.inf)).sum()
+
+
+def _on_gpu(x_TK: Tensor, weight_KN: Tensor) -> Tensor:
+    """The product with an fp32 accumulator that is written out; cuBLAS may by default add partial sums in fp16."""
+    switch = torch.backends.cuda.matmul
+    before = switch.allow_fp16_reduced_precision_reduction
+    switch.allow_fp16_reduced_precision_reduction = False
+    try:
+        return torch.mm(x_TK, weight_KN, out_dtype=torch.float32)
+    finally:
+        switch.allow_fp16_reduced_precision_reduction = before

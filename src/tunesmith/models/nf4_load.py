@@ -1,0 +1,319 @@
+"""Load a base model with its large weights in NF4, without ever holding the dense model.
+
+The stock model is built with empty parameters on the meta device, and the checkpoint is read tensor by tensor: a weight is
+quantised as it comes, on the device where it stays, and a ``NF4Linear`` or ``NF4Experts`` takes the place of its layer;
+everything else is cast and copied. The peak is the quantised model and the largest tensor as it lies in the file.
+
+**What the checkpoint does not hold.** Frequencies of rotary embeddings, scales of embeddings and other buffers that are
+not saved are computed by the model's constructor. ``torch.device("meta")`` would throw them away, and each family has its
+own way of making them again. Here only ``torch.empty``, of which parameters are made, goes to the meta device; buffers are
+computed for real, so they are the stock model's for any family.
+
+**What is quantised.** Every ``nn.Linear`` but the output head (its loss reads it dense), what the family's record names
+(``Family.never_quantized`` and the router) and what the caller excludes; and the experts of a mixture, both weights of all
+experts, whether they lie in the file as one tensor or one by one. Embeddings stay in ``dtype``, but for a per-layer table that
+the recipe puts elsewhere (``models/embeddings.py``). A checkpoint that bitsandbytes quantised (NF4, blocks of 64, double
+quantisation) is taken as it is, so there the checkpoint decides. A parameter that the checkpoint lacks is an error, never a
+random number.
+
+Refused: ``from_pretrained(quantization_config=...)``, which needs bitsandbytes, holds the shards' dense tensors, leaves
+experts in 16 bits and hides which layers it skipped.
+
+Source of the format: QLoRA (Dettmers et al. 2023), see ``kernels/nf4.py``.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+
+from tunesmith.checkpoints.hf import Checkpoint, check_shape, read_config
+from tunesmith.errors import ModelError
+from tunesmith.families import FAMILIES
+from tunesmith.kernels.nf4 import quantize_nf4_parts
+from tunesmith.layers.experts import NF4Experts
+from tunesmith.layers.nf4 import QUANT_STATE, NF4Linear, NF4Weight
+from tunesmith.models.embeddings import hold_table, per_layer_table, place_of
+from tunesmith.models.swap import put_module
+from tunesmith.tracking import say
+
+SHOWN = 6  # names in a message
+STACKS = {"gate_up_proj", "down_proj"}  # the weights of a module of experts
+
+
+def quantized_linears(model: PreTrainedModel, exclude: Sequence[str] = ()) -> list[str]:
+    """Full names of the linear layers to hold in NF4, in the model's order.
+
+    All that are plain ``nn.Linear``, except the output head, a layer whose weight is tied to another's, those that the
+    family's record names, and those excluded.
+
+    Args:
+        exclude: names or runs of name parts: ``router.proj`` excludes ``model.layers.3.router.proj``, ``mlp`` everything
+            within every ``mlp``.
+    """
+    exclude = (*_never(model), *exclude)
+    return [name for name in _plain_linears(model) if not _excluded(name, exclude)]
+
+
+def quantized_experts(model: PreTrainedModel, exclude: Sequence[str] = ()) -> list[str]:
+    """Full names of the stock modules of experts to hold in NF4, in the model's order; none in a family without."""
+    family = FAMILIES.get(model.config.model_type)
+    if family is None or family.experts is None:
+        return []
+    ending = f".{family.experts.module}"
+    return [
+        name
+        for name, module in model.named_modules()
+        if name.endswith(ending) and dict(module.named_parameters()).keys() >= STACKS and not _excluded(name, exclude)
+    ]
+
+
+def load_nf4(
+    directory: Path,
+    exclude: tuple[str, ...] = (),
+    dtype: torch.dtype = torch.bfloat16,
+    device: torch.device | str = "cpu",
+    per_layer_embeddings: str = "auto",
+) -> PreTrainedModel:
+    """A stock causal language model, frozen, with ``NF4Linear`` for its linear layers and ``NF4Experts`` for its experts.
+
+    Args:
+        directory: Hugging Face model directory with safetensors, dense or quantised by bitsandbytes to NF4; of a multimodal
+            one the text model is read.
+        exclude: modules to leave in ``dtype``, see ``quantized_linears``.
+        dtype: of all that is not quantised.
+        device: where the model is made.
+        per_layer_embeddings: as in the recipe.
+
+    Raises:
+        ModelError: unknown architecture, no safetensors, a damaged file, a parameter that is missing or of another shape,
+            a weight that is not finite, another quantisation.
+    """
+    device = torch.device(device)
+    checkpoint = Checkpoint(directory)
+    config = _config(directory)
+    try:
+        with _EmptyOnMeta():
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except (ValueError, KeyError) as error:
+        raise ModelError(f"{directory}: the model cannot be built: {error}", "is its architecture a causal one?") from error
+    linears, experts = _choose(model, checkpoint, exclude)
+    plain = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in linears]
+    tensors = _tensors_of(model)
+    _refuse_missing(checkpoint, tensors)
+    unexpected = _unexpected(model, checkpoint, tensors)
+    later = {f"{name}.weight" for name in linears} | {f"{name}.{stack}" for name in experts for stack in STACKS}
+    table = per_layer_table(model.config.model_type, checkpoint.files)
+    place = place_of(per_layer_embeddings, table, device)
+    if table is not None and place != "model":
+        later.add(f"{table}.weight")
+        dense = checkpoint.read(f"{table}.weight")
+        hold_table(model, table, dense.to(dtype, copy=True) if place == "cpu" else dense, dtype, place)
+    for old, names in tensors:
+        if names[0] not in later:
+            _fill(model, old, names, checkpoint, device)
+    _put_quantized(model, checkpoint, linears, experts, device)  # with biases that are filled by now
+    _refuse_meta(model)
+    if (directory / "generation_config.json").exists():
+        model.generation_config = GenerationConfig.from_pretrained(directory)
+    _report(model, plain, unexpected)
+    nn.Module.to(model, device)  # the parameters are there; this takes the computed buffers
+    return model.requires_grad_(False).eval()
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """Within the block, ``torch.empty`` makes tensors without memory."""
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+def _config(directory: Path) -> PretrainedConfig:
+    """The text model's configuration, where the checkpoint is dense or in bitsandbytes' NF4."""
+    config, facts = read_config(directory)
+    if facts is None:
+        return config
+    found = {name: facts.get(name) for name in ("quant_method", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")}
+    if found != {"quant_method": "bitsandbytes", "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}:
+        given = ", ".join(f"{name}={value}" for name, value in found.items())
+        raise ModelError(
+            f"{directory}: the checkpoint is quantised in another way ({given})",
+            "start from the original 16-bit model or an unquantized QAT release, or from one in NF4 with double quantisation",
+        )
+    return config
+
+
+def _plain_linears(model: PreTrainedModel) -> list[str]:
+    """Full names of what can be a ``NF4Linear``."""
+    head = model.get_output_embeddings()
+    tied = {name for _, names in _tensors_of(model) if len(names) > 1 for name in names}
+    return [
+        name
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear and module is not head and f"{name}.weight" not in tied
+    ]
+
+
+def _never(model: PreTrainedModel) -> tuple[str, ...]:
+    """What the family's record keeps in 16 bits."""
+    family = FAMILIES.get(model.config.model_type)
+    if family is None:
+        return ()
+    return family.never_quantized + (() if family.experts is None else (family.experts.router,))
+
+
+def _choose(model: PreTrainedModel, checkpoint: Checkpoint, exclude: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The linear layers and the experts to hold in NF4: what the checkpoint holds so, or else what the rule names."""
+    stored = {name.removesuffix(f".weight.{QUANT_STATE}") for name in checkpoint.files if name.endswith(QUANT_STATE)}
+    if not stored:
+        return quantized_linears(model, exclude), quantized_experts(model, exclude)
+    allowed = _plain_linears(model)
+    for name in sorted(stored):
+        if name not in allowed:
+            raise ModelError(f"{name}: 4-bit in the checkpoint, but no plain linear layer of the model", "use the dense model")
+        if _excluded(name, exclude):
+            raise ModelError(f"{name}: to be left dense, but the checkpoint holds it in 4 bits", "use the dense model")
+    return [name for name in allowed if name in stored], []
+
+
+def _tensors_of(model: PreTrainedModel) -> list[tuple[Tensor, list[str]]]:
+    """Each parameter and saved buffer once, with all its names: a tied one has several."""
+    found: dict[int, tuple[Tensor, list[str]]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        found.setdefault(id(tensor), (tensor, []))[1].append(name)
+    return list(found.values())
+
+
+def _refuse_missing(checkpoint: Checkpoint, tensors: list[tuple[Tensor, list[str]]]) -> None:
+    missing = [names[0] for _, names in tensors if not any(name in checkpoint for name in names)]
+    if missing:
+        raise ModelError(
+            f"{checkpoint.directory}: {len(missing)} tensors of the model are not in the checkpoint: {shorten(missing)}",
+            "they would be random numbers; get the whole checkpoint, and one whose names are those of this architecture",
+        )
+
+
+def _unexpected(model: PreTrainedModel, checkpoint: Checkpoint, tensors: list[tuple[Tensor, list[str]]]) -> list[str]:
+    """Tensors of the checkpoint that have no place in the model and are not known to be superfluous.
+
+    A stock model lists what its checkpoints hold in vain: keys and values of layers that read those of others.
+    """
+    known = {name for _, names in tensors for name in names}
+    known |= {part for stacked, parts in checkpoint.stacks.items() if stacked in known for part in parts}
+    vain = [
+        f"{name}.{pattern}".lstrip(".")
+        for name, module in model.named_modules()
+        if isinstance(module, PreTrainedModel)
+        for pattern in module._keys_to_ignore_on_load_unexpected or ()
+    ]
+    return [
+        name
+        for name in checkpoint.files
+        if name not in known
+        and f"{name.partition('.weight.')[0]}.weight" not in known
+        and not any(re.search(pattern, name) for pattern in vain)
+    ]
+
+
+def _put_quantized(
+    model: PreTrainedModel, checkpoint: Checkpoint, linears: list[str], experts: list[str], device: torch.device
+) -> None:
+    """Put quantised modules in the places of the stock ones."""
+    for name in linears:
+        linear = model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        weight = _read_quantized(checkpoint, f"{name}.weight", linear.weight.shape, device)
+        put_module(model, name, NF4Linear(weight, linear.bias))
+    for name in experts:
+        stock = model.get_submodule(name)
+        gate_up, down = (
+            _read_quantized(checkpoint, f"{name}.{stack}", stock.get_parameter(stack).shape, device)
+            for stack in ("gate_up_proj", "down_proj")
+        )
+        put_module(model, name, NF4Experts(stock, gate_up, down))
+
+
+def _read_quantized(checkpoint: Checkpoint, weight: str, shape: torch.Size, device: torch.device) -> NF4Weight:
+    """A weight in NF4 on the device, quantised there unless it lies so in the checkpoint."""
+    if f"{weight}.{QUANT_STATE}" in checkpoint:
+        parts = {key.removeprefix(f"{weight}."): key for key in checkpoint.files if key.startswith(f"{weight}.")}
+        state = {part: checkpoint.read(key).clone() for part, key in {"": weight, **parts}.items()}
+        found = NF4Weight.from_state(weight, state)
+        check_shape(weight, found.shape, shape)
+        return found.to(device)
+    dtypes: list[torch.dtype] = []
+
+    def parts_on_device() -> Iterator[Tensor]:
+        for name, tensor in checkpoint.read_parts(weight, shape):
+            if not tensor.is_floating_point() or tensor.element_size() < 2:
+                raise ModelError(f"{name}: {tensor.dtype}, expected 16 or 32 bits a weight", "start from the original model")
+            dtypes.append(tensor.dtype)
+            yield tensor.to(device)
+
+    try:
+        return NF4Weight(quantize_nf4_parts(parts_on_device(), shape, device), dtypes[0])
+    except ModelError as error:
+        raise ModelError(error.message if weight in error.message else f"{weight}: {error.message}", error.hint) from error
+
+
+def _fill(model: PreTrainedModel, old: Tensor, names: list[str], checkpoint: Checkpoint, device: torch.device) -> None:
+    """Put one tensor of the checkpoint in the place of ``old``, under all the names that it has in the model."""
+    present = [name for name in names if name in checkpoint]
+    new = torch.empty(old.shape, dtype=old.dtype, device=device)
+    flat, start = new.view(-1), 0
+    for _, part in checkpoint.read_parts(present[0], old.shape):
+        flat[start : start + part.numel()].copy_(part.reshape(-1))
+        start += part.numel()
+    for other in present[1:]:
+        if not torch.equal(checkpoint.read(other), checkpoint.read(present[0])):
+            raise ModelError(
+                f"{checkpoint.directory}: {other} and {present[0]} differ, but the configuration ties them",
+                'set "tie_word_embeddings": false in config.json',
+            )
+    held = nn.Parameter(new, requires_grad=False) if isinstance(old, nn.Parameter) else new
+    for name in names:
+        parent, _, leaf = name.rpartition(".")
+        module = model.get_submodule(parent)
+        if isinstance(held, nn.Parameter):
+            module.register_parameter(leaf, held)
+        else:
+            module.register_buffer(leaf, held)
+
+
+def _refuse_meta(model: PreTrainedModel) -> None:
+    """A buffer that is not saved and was made of ``torch.empty`` has no value that anybody could know."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_meta:
+            raise ModelError(f"{name} is neither in the checkpoint nor computed by the model", "load this model in bf16")
+
+
+def _report(model: PreTrainedModel, plain: list[str], unexpected: list[str]) -> None:
+    layers = [module for module in model.modules() if isinstance(module, NF4Linear)]
+    experts = [module for module in model.modules() if isinstance(module, NF4Experts)]
+    weights = [layer.weight for layer in layers]
+    weights += [weight for each in experts for weight in each.modules() if isinstance(weight, NF4Weight)]
+    count, size = sum(weight.numel() for weight in weights), sum(weight.nbytes for weight in weights)
+    bits = f" at {8 * size / count:.3f} bits each as measured ({size / 1e6:.1f} MB)" if count else ""
+    mixture = f" and the experts of {len(experts)} layers" if experts else ""
+    say(f"NF4: {len(layers)} linear layers{mixture}, {count:,} weights{bits}")
+    left = f", the experts of {len(dense)} layers" if (dense := quantized_experts(model)) else ""
+    say(f"not quantised: {len(plain)} linear layers ({shorten(plain)}){left}, embeddings and norms")
+    if unexpected:
+        say(f"{len(unexpected)} tensors of the checkpoint have no place in the model ({shorten(unexpected)})")
+
+
+def shorten(names: Sequence[str]) -> str:
+    """The first few names and the number of the others."""
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def _excluded(name: str, exclude: Sequence[str]) -> bool:
+    return any(f".{entry}." in f".{name}." for entry in exclude)

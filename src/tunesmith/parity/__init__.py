@@ -1,0 +1,1 @@
+"""Every exported form beside the model that was trained."""

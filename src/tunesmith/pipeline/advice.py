@@ -1,0 +1,306 @@
+"""The verb ``advise``: measure what the checklist asks for, let the rules decide, write down both.
+
+``advice.json`` in the run directory holds:
+
+    ending       "tune" | "prompt is enough" | "use retrieval" | "collect more rows"
+    exit_code    0 tune here, 21 prompt is enough, 22 use retrieval, 23 collect more rows, 24 tune on another machine
+    reason       one sentence with the numbers that decided
+    decided_by   names of the checks that decided
+    provisional  true where no prompt was asked (--quick), so that only two of the endings could be reached
+    unknown      names of the checks without an answer
+    checks       [{check, state: pass | stop | unknown, evidence, hint}], in order
+    arm          the arm to use, for the two middle endings, else null
+    prompt       file with its messages, relative to the run directory, else null
+    more_rows    for "collect more rows", else null
+    settings     for "tune": {recipe: keys to write, why: {key: reason}, fits: bool}, else null
+    quick        whether nothing was asked
+    hours        of one training run, roughly; null where unknown
+    facts        every number that the rules saw
+
+Prompts and retrieval are measured on dev rows, by the very choice that ``evaluate`` makes before it reads the test part, so
+an advice spends nothing of the sealed rows and a later ``evaluate`` finds the choice done. Refused: scoring the arms on
+test. An advice that has seen the test part makes the verdict after it a second look at the same rows.
+
+With ``quick`` no model is asked and torch is not imported: rows are read and counted, sizes come from ``config.json`` where
+the model is on the disk already, tokens are a quarter of the characters, and a GPU is not asked for its memory.
+"""
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+from tunesmith import hardware
+from tunesmith.advise.decide import Advice, decide
+from tunesmith.advise.facts import Arm, Facts, MachineFacts, MemoryFacts, MetricFacts, PriceFacts, RowFacts
+from tunesmith.advise.memory import Shape, shape_of, training_bytes, training_hours
+from tunesmith.errors import ModelError
+from tunesmith.pipeline.evaluation import check_references, choose_prompts
+from tunesmith.pipeline.examples import data, render
+from tunesmith.pipeline.stage import model_directory, renderer
+from tunesmith.recipe import Recipe
+from tunesmith.rundir import RunDir, read_json, read_rows, sha256_file, write_json
+from tunesmith.tracking import progress, say
+
+REFERENCES = 1000  # rows whose reference is scored against itself under --quick
+CHARACTERS_A_TOKEN = 4.0  # of English text under today's tokenizers, roughly
+NOT_TRIED = ("judge", "code")  # metrics that ask a model or run a program
+PLANNED_DISCORDANCE = 0.20  # share of rows that change between right and wrong, where nothing better is known
+GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # of the drivers for CUDA, ROCm and WSL
+
+
+def advise(run: RunDir, quick: bool = False) -> dict[str, Any]:
+    """Whether to tune at all, before any training; writes and returns ``advice.json``.
+
+    Args:
+        quick: ask no model, and answer in seconds.
+
+    Raises:
+        RecipeError, DataError, ModelError: what the stages before training raise.
+    """
+    recipe = run.recipe()
+    if quick:
+        rows, arms, choice = _read_rows(run, recipe), (), None
+        tokens_saved = max(0.0, (len(recipe.task.prompt or "") - len(recipe.task.short_prompt or "")) / CHARACTERS_A_TOKEN)
+    else:
+        data(run)
+        render(run)
+        rows = _split_rows(run)
+        arms, choice, tokens_saved = _measure(run, recipe)
+    machine = _machine(quick)
+    shape = _shape(recipe, quick)
+    memory = _memory(recipe, shape, machine, quick)
+    judged = recipe.task.metric == "judge"  # whose scores compare prompts, and count nothing
+    best = None if judged else max((arm.score for arm in arms if not arm.retrieves), default=None)
+    price = PriceFacts(
+        recipe.advise.calls_per_month,
+        recipe.advise.price_per_million_prompt_tokens,
+        recipe.evaluate.price_per_hour,
+        tokens_saved,
+        not quick,
+    )
+    facts = Facts(rows, _metric(recipe, rows, best), arms, recipe.data.documents is not None, price, machine, memory)
+    hours = None
+    if isinstance(shape, Shape):
+        hours = training_hours(shape, rows.tokens, recipe.train.num_train_epochs, machine.kind == "gpu", machine.cores)
+    found = decide(facts, hours)
+    prompt = None if choice is None or found.arm is None else _write_prompt(run, recipe, choice, found.arm)
+    result = _as_dict(found, facts, hours, prompt, quick)
+    write_json(run.path / "advice.json", result)
+    return result
+
+
+def _read_rows(run: RunDir, recipe: Recipe) -> RowFacts:
+    """Read the source once, count it, and score the first references against themselves."""
+    from tunesmith.data.quality import Quality
+    from tunesmith.data.read import Reader, ReadOptions
+
+    settings = recipe.data
+    options = ReadOptions(settings.format, settings.columns, settings.group_by, settings.on_bad_row)
+    reader = Reader(settings.path, options, run.data / "rejected.jsonl")
+    quality, characters, supervised = Quality(), 0, 0
+    first: list[dict[str, Any]] = []
+    with progress("reading", reader.total_bytes) as bar:
+        reader.progress = bar.advance
+        for batch in reader.batches():
+            quality.add(batch)
+            first += [row.as_dict() for row in itertools.islice(batch, REFERENCES - len(first))]
+            for message in (message for row in batch for message in row.messages):
+                length = len(str(message.get("content") or ""))
+                characters += length
+                supervised += length if message["role"] == "assistant" else 0
+    if recipe.task.metric not in NOT_TRIED:
+        from tunesmith.evaluate.metrics import make_metric
+
+        check_references(first, make_metric(recipe.task))
+    report = quality.report()
+    rows = report["rows"]
+    test, dev = round(rows * settings.test_fraction), round(rows * settings.dev_fraction)
+    share = (rows - test - dev) / max(1, rows) / CHARACTERS_A_TOKEN
+    return _row_facts(report, (rows - test - dev, dev, test), (characters * share, supervised * share, False))
+
+
+def _split_rows(run: RunDir) -> RowFacts:
+    """What the stages data and render counted."""
+    report, rendered = read_json(run.data / "report.json"), read_json(run.data / "rendered.json")
+    parts = (report["train"], report["dev"], report["test"])
+    return _row_facts(report["check"]["quality"], parts, (rendered["train_tokens"], rendered["supervised"], True))
+
+
+def _row_facts(quality: dict[str, Any], parts: tuple[int, int, int], tokens: tuple[float, float, bool]) -> RowFacts:
+    asked, varied = quality["prompts"], quality["diversity"]
+    return RowFacts(
+        rows=quality["rows"],
+        distinct=quality["duplicates"]["distinct"],
+        prompts=asked["distinct"] if asked["rows"] else None,
+        conflicting=asked["conflicting_rows"],
+        distinct_4=varied["prompts"]["distinct_4"],
+        compression=varied["prompts"]["compression_ratio"],
+        sampled=varied["sampled"],
+        train=parts[0],
+        dev=parts[1],
+        test=parts[2],
+        split=tokens[2],
+        tokens=tokens[0],
+        supervised=tokens[1],
+        counted=tokens[2],
+    )
+
+
+def _measure(run: RunDir, recipe: Recipe) -> tuple[tuple[Arm, ...], dict[str, Any], float]:
+    """Every prompt candidate on dev, the choice as ``selection.json`` keeps it, and the tokens a tuned model does without."""
+    from tunesmith.evaluate.prompts import tuned
+    from tunesmith.evaluate.stats import wilson
+
+    choice = choose_prompts(run)
+    arms = []
+    for tried in choice["candidates"]:
+        score, n = tried["score"], tried["n"]
+        if score is None:
+            continue  # a judge that could score none of its answers: not measured
+        low, high = wilson(round(score * n), n)
+        retrieves = tried["candidate"]["documents"] > 0
+        arms.append(
+            Arm(tried["arm"], tried["name"], score, low, high, n, tried["prompt_tokens"], tried["new_tokens"], retrieves)
+        )
+    _, made = renderer(recipe)
+    dev = read_rows(run.data / "dev.jsonl")[: choice["dev_rows"]]
+    short = sum(len(made.prompt_ids(tuned(recipe, row))) for row in dev) / len(dev)
+    best = max((arm for arm in arms if not arm.retrieves), key=lambda arm: (arm.score, -arm.prompt_tokens), default=None)
+    return tuple(arms), choice, 0.0 if best is None else max(0.0, best.prompt_tokens - short)
+
+
+def _metric(recipe: Recipe, rows: RowFacts, best: float | None) -> MetricFacts:
+    """What the test rows can show.
+
+    One row in five is planned to change between right and wrong; fewer where the prompt has few rows right, since tuning can
+    break only those: at most ``min_gain`` and twice the prompt's score.
+    """
+    from tunesmith.evaluate import stats
+
+    task = recipe.task
+    share = PLANNED_DISCORDANCE if best is None else min(PLANNED_DISCORDANCE, task.min_gain + 2.0 * best)
+    share = max(share, task.min_gain)
+    detectable = stats.minimum_detectable_effect(round(share * rows.test), 0, rows.test) if rows.test else 1.0
+    needed = stats.n_needed(task.min_gain, share) if task.min_gain > 0.0 else 0
+    calibrated = None if task.metric != "judge" else task.judge.human_labels is not None
+    tried = 0 if task.metric in NOT_TRIED else min(rows.rows, REFERENCES) if not rows.counted else rows.dev + rows.test
+    return MetricFacts(task.metric, tried, calibrated, task.min_gain, detectable, needed, share)
+
+
+def _machine(quick: bool) -> MachineFacts:
+    """The GPU that training would use, or the machine; without torch only whether there may be a GPU."""
+    facts = hardware.describe()
+    cores, memory = hardware.cpu_count(), facts["memory_bytes"]
+    assert isinstance(memory, int)
+    if quick:
+        if any(Path(file).exists() for file in GPU_FILES):
+            return MachineFacts("a GPU", "unknown", cores, None)
+        return MachineFacts("this machine, without a GPU,", "cpu", cores, memory)
+    import torch
+
+    from tunesmith.models.device import best_device, device_name
+
+    device = best_device()
+    if device.type == "cpu":
+        return MachineFacts("this machine, without a GPU,", "cpu", cores, memory)
+    return MachineFacts(device_name(device), "gpu", cores, torch.cuda.get_device_properties(device).total_memory)
+
+
+def _shape(recipe: Recipe, quick: bool) -> Shape | str:
+    """Sizes of the model, or why they are not known."""
+    directory = _at_hand(recipe) if quick else model_directory(recipe)
+    if isinstance(directory, str):
+        return directory
+    found = shape_of(json.loads((directory / "config.json").read_text(encoding="utf-8")))
+    return found if isinstance(found, Shape) else f"{recipe.model}: config.json has no {found}, so nothing can be estimated"
+
+
+def _at_hand(recipe: Recipe) -> Path | str:
+    """The model's directory where it is on the disk already, or why not.
+
+    Raises:
+        ModelError: the recipe names a file or directory that is not there.
+    """
+    path = Path(recipe.model)
+    if recipe.model.endswith(".gguf"):
+        if not path.is_file():
+            raise ModelError(f"{path}: no such model file", "check the path; it is relative to the recipe file")
+        directory = hardware.converted_model(sha256_file(path))
+        return directory if (directory / "config.json").exists() else f"{path.name} has not been converted yet"
+    if path.is_absolute():
+        if not (path / "config.json").exists():
+            raise ModelError(f"{path}: no config.json there", "give the directory that save_pretrained wrote")
+        return path
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ModuleNotFoundError:
+        return f"{recipe.model}: without huggingface_hub there is no cache to look in"
+    found = try_to_load_from_cache(recipe.model, "config.json", revision=recipe.revision)
+    return Path(found).parent if isinstance(found, str) else f"{recipe.model} has not been fetched yet"
+
+
+def _memory(recipe: Recipe, shape: Shape | str, machine: MachineFacts, quick: bool) -> MemoryFacts:
+    """Bytes of training for the recipe's base and the smaller ones."""
+    if isinstance(shape, str):
+        return MemoryFacts(recipe.base, {}, shape, 0, 0)
+    if quick:  # the dtype of the products is chosen by a timed probe; fp32 is the larger
+        compute = recipe.train.compute if recipe.train.compute != "auto" else "fp32" if machine.kind == "cpu" else "bf16"
+        base = compute if recipe.base == "auto" else recipe.base
+        compute = recipe.base if recipe.base in ("fp32", "bf16") else compute
+    else:
+        from tunesmith.models.precision import precision
+
+        base, compute = precision(recipe.base, recipe.train.compute, model_directory(recipe))
+    by_base = {recipe.base: training_bytes(shape, base, compute, recipe.lora, recipe.train)}
+    if recipe.base == "fp32":
+        by_base["bf16"] = training_bytes(shape, "bf16", "bf16", recipe.lora, recipe.train)
+    if recipe.base != "nf4":
+        by_base["nf4"] = training_bytes(shape, "nf4", compute, recipe.lora, recipe.train)
+    return MemoryFacts(recipe.base, by_base, "", shape.parameters, shape.adapter_per_rank)
+
+
+def _write_prompt(run: RunDir, recipe: Recipe, choice: dict[str, Any], arm: str) -> str:
+    """Messages to copy: the chosen prompt with ``{question}`` (and ``{passage 1}`` ...) where each call puts its own."""
+    from tunesmith.evaluate.prompts import Candidate, framed
+
+    prompt_arm = recipe.evaluate.prompt_of(arm) if arm.startswith("external:") else arm
+    chosen = Candidate.read(choice["arms"][prompt_arm])
+    train = {row["id"]: row for row in read_rows(run.data / "train.jsonl")}
+    shown = [
+        {"role": message["role"], "content": message["content"]}
+        for row_id in chosen.demonstrations
+        for message in train[row_id]["messages"]
+        if message["role"] != "system"
+    ]
+    question = framed([f"{{passage {n}}}" for n in range(1, chosen.documents + 1)], "{question}")
+    system = [] if chosen.instruction is None else [{"role": "system", "content": chosen.instruction}]
+    written: dict[str, Any] = {"messages": [*system, *shown, {"role": "user", "content": question}]}
+    if chosen.k and not chosen.demonstrations:
+        written["note"] = (
+            f"before the question stand the {chosen.k} train rows nearest to it ({chosen.selection}), nearest last"
+        )
+    write_json(run.path / "advice" / "prompt.json", written)
+    say(f"advise: the prompt is in {run.path / 'advice' / 'prompt.json'}")
+    return "advice/prompt.json"
+
+
+def _as_dict(found: Advice, facts: Facts, hours: float | None, prompt: str | None, quick: bool) -> dict[str, Any]:
+    settings = found.settings
+    return {
+        "ending": found.ending,
+        "exit_code": found.exit_code,
+        "reason": found.reason,
+        "decided_by": found.decided_by,
+        "provisional": found.provisional,
+        "unknown": found.unknown,
+        "checks": [dataclasses.asdict(row) for row in found.rows],
+        "arm": found.arm,
+        "prompt": prompt,
+        "more_rows": found.more_rows,
+        "settings": settings and {"recipe": settings.as_recipe(), "why": settings.why, "fits": settings.fits},
+        "quick": quick,
+        "hours": hours,
+        "facts": dataclasses.asdict(facts),
+    }

@@ -1,0 +1,123 @@
+import pytest
+import torch
+
+from tiny_families import TINY, random_model
+from tunesmith.chat.render import Renderer
+from tunesmith.engines.decode import PACK, StopRule, _batches, _packs, greedy
+from tunesmith.engines.in_process import InProcessEngine
+from tunesmith.engines.shared_prefix import common_beginning
+from tunesmith.errors import RunError
+
+
+def _prompts(system):
+    turns = [{"role": "system", "content": system}] if system else []
+    return [
+        [*turns, {"role": "user", "content": text}] for text in ["a", "a red car and a much longer question?", "b c", "zz top"]
+    ]
+
+
+def _stock(model, ids_1T, stop):
+    """New ids of one prompt by the stock model alone."""
+    said = model.generate(ids_1T, max_new_tokens=12, do_sample=False, eos_token_id=stop, pad_token_id=0)
+    return said[0, ids_1T.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize(
+    ("system", "batch_size"), [("Answer in one word. " * 20, 3), ("Answer in one word. " * 20, 1), (None, 4)]
+)
+def test_equals_generate_one_by_one(tiny_model, tokenizer, system, batch_size):
+    """The oracle: stock attention, stock generate, no batch, no padding, nothing shared."""
+    renderer = Renderer(tokenizer)
+    # A tiny model never says the end-of-turn token by itself; let it stop on one that only some rows say.
+    prompts = _prompts(system)
+    ids = [torch.tensor([renderer.prompt_ids(p)]) for p in prompts]
+    free = [_stock(tiny_model, i, None) for i in ids]
+    some = [token for said in free for token in said if not all(token in other for other in free)]
+    renderer.stop_ids = sorted({2, some[0]})
+    oracle = [_stock(tiny_model, i, renderer.stop_ids) for i in ids]
+    done = []
+    answers = InProcessEngine(tiny_model, renderer, batch_size).generate(prompts, 12, done.append)
+    assert sum(done) == 4
+    for answer, expected, prompt_ids in zip(answers, oracle, ids, strict=True):
+        stopped = expected[-1] in renderer.stop_ids
+        said = expected[:-1] if stopped else expected
+        assert answer.text == tokenizer.decode(said) and answer.new_tokens == len(expected)
+        assert answer.finished == stopped and answer.prompt_tokens == prompt_ids.shape[1]
+    assert len({a.new_tokens for a in answers}) > 1 and any(a.finished for a in answers)  # rows left at different times
+
+
+def test_prompt_that_exceeds_the_context(tiny_model, tokenizer):
+    with pytest.raises(RunError, match="exceed the model's context of 1024"):
+        InProcessEngine(tiny_model, Renderer(tokenizer), 2).generate(_prompts("word " * 1100), 4, lambda _: None)
+
+
+def test_packs_are_bounded_and_keep_the_order():
+    lengths = [5, 700, 900, 1000, 1048, 3000, 10]
+    packs = _packs(lengths)
+    assert [row for pack in packs for row in pack] == list(range(7))
+    assert all(sum(lengths[row] for row in pack) <= PACK or len(pack) == 1 for pack in packs)
+    assert packs == [[0, 1, 2], [3, 4], [5], [6]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch_size", "sizes"), [(132, 64, {66}), (190, 64, {63, 64}), (9, 8, {9}), (7, 2, {1, 2}), (5, 1, {1})]
+)
+def test_batches_are_about_equal_and_keep_the_order(rows, batch_size, sizes):
+    batches = _batches(list(range(rows)), batch_size)
+    assert [row for batch in batches for row in batch] == list(range(rows))
+    assert {len(batch) for batch in batches} == sizes
+
+
+def test_memory_of_reading_is_that_of_a_pack(tiny_model, monkeypatch):
+    """No tensor of a forward pass is larger for 24 rows of different lengths than a pack allows."""
+    monkeypatch.setattr("tunesmith.engines.decode.PACK", 64)
+    prompts = [torch.randint(3, 290, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in range(5, 53, 2)]
+    read = []
+    for module in tiny_model.modules():
+        module.register_forward_hook(lambda _m, _i, out: read.append(out.shape[:-1].numel()) if torch.is_tensor(out) else None)
+    greedy(tiny_model, prompts, StopRule(2, (300,)), 24)
+    assert 48 < max(read) <= 64  # padded to a rectangle: 24 x 51
+
+
+def test_common_prefix_leaves_a_token_of_each():
+    assert common_beginning([[1, 2, 3], [1, 2, 3]]) == 2
+    assert common_beginning([[1, 2], [1, 2, 3], [1, 4]]) == 1
+    assert common_beginning([[1], [2]]) == 0
+
+
+class _Ids:
+    """A renderer for prompts that are token ids already; an answer is its ids as text."""
+
+    stop_ids = (300,)  # beyond the vocabulary
+
+    class tokenizer:
+        @staticmethod
+        def decode(ids, **_):
+            return " ".join(map(str, ids))
+
+    @staticmethod
+    def prompt_ids(prompt):
+        return prompt
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("shared", [22, 0])
+def test_every_family_decodes_as_stock(name, shared, monkeypatch):
+    """Sliding windows shorter than the shared beginning, soft-capped scores, sinks, layers that read others' keys.
+
+    Two packs of which one is longer than it should be, and two bins.
+    """
+    monkeypatch.setattr("tunesmith.engines.decode.PACK", 24)
+    monkeypatch.setattr("tunesmith.engines.row_cache.BIN_COST", 0)
+    model = random_model(TINY[name].config)
+    generator = torch.Generator().manual_seed(1)
+    prefix = torch.randint(3, 290, (shared,), generator=generator).tolist()
+    prompts = [prefix + torch.randint(3, 290, (n,), generator=generator).tolist() for n in (3, 17, 40)]
+    expected = []
+    for prompt in prompts:  # step by step, without a cache
+        ids = list(prompt)
+        for _ in range(12):
+            ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+        expected.append(" ".join(map(str, ids[len(prompt) :])))
+    answers = InProcessEngine(model, _Ids, 3).generate(prompts, 12, lambda _: None)
+    assert [answer.text for answer in answers] == expected

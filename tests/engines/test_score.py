@@ -1,0 +1,165 @@
+import copy
+import gc
+import math
+import weakref
+
+import pytest
+import torch
+
+from tiny_families import TINY, random_model
+from tunesmith.chat.render import Renderer
+from tunesmith.engines.in_process import InProcessEngine
+from tunesmith.engines.score import _packs, continuation_logprobs, kl, kl_of_states, last_states, token_logprobs
+from tunesmith.errors import ModelError, RunError
+
+HEADER = list(range(20, 42))  # longer than any window of the tiny families
+
+
+def _ids(count, seed):
+    return torch.randint(3, 290, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def _questions(header):
+    """Three questions with the same choices of 1, 5 and 1 tokens, and one short context with a long continuation."""
+    pairs = []
+    for question in range(3):
+        context = header + _ids(9 + 7 * question, question)
+        pairs += [(context, said) for said in (_ids(1, 10), _ids(5, 11), _ids(1, 12))]
+    return [*pairs, ([*header, 7, 8], _ids(30, 5)), ([*header, 7, 8], [])]
+
+
+def _stock(model, context, said):
+    """Log-probabilities and greedy choices of the stock model, one pair at a time, without a cache."""
+    logits_TV = model(torch.tensor([context + said]), use_cache=False).logits[0].double()
+    log_p_NV = logits_TV[len(context) - 1 : len(context) + len(said) - 1].log_softmax(-1)
+    target_N = torch.tensor(said, dtype=torch.int64)
+    return log_p_NV.gather(1, target_N[:, None])[:, 0], log_p_NV.argmax(-1) == target_N, log_p_NV
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("header", [HEADER, []], ids=["header", "no header"])
+@torch.no_grad()
+def test_equals_the_stock_model_pair_by_pair(name, header, monkeypatch):
+    monkeypatch.setattr("tunesmith.engines.score.CAPACITY", 60)  # several packs
+    monkeypatch.setattr("tunesmith.engines.score.CHUNK", 7)  # several chunks of the head
+    model = random_model(TINY[name].config)
+    pairs, done = _questions(header), []
+    scored = continuation_logprobs(model, pairs, done.append)
+    assert sum(done) == len(pairs)
+    for (context, said), found in zip(pairs, scored, strict=True):
+        logprob_N, greedy_N, _ = _stock(model, context, said)
+        assert found.logprob == pytest.approx(float(logprob_N.sum()), abs=1e-4) and found.tokens == len(said)
+        assert found.greedy == bool(greedy_N.all())
+
+
+def test_what_is_common_runs_once():
+    pairs = _questions(HEADER)
+    packs = _packs(pairs, len(HEADER))
+    fed = sum(len(pack.ids) for pack in packs)
+    # Three questions once each, the fed tokens of the choices of five, and the long continuation; not the header.
+    assert fed == (9 + 16 + 23) + 3 * 4 + 2 * 2 + 29
+    assert sum(len(pack.looked) for pack in packs) == 3 * (1 + 4) + 2 + 29
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("header", [HEADER, []], ids=["header", "no header"])
+@pytest.mark.parametrize("tail", [4, 1, 0])
+def test_what_all_choices_begin_with_runs_once(tiny_model, header, tail):
+    context, stem = header + _ids(12, 0), _ids(6, 1)
+    pairs = [(context, stem + _ids(n, 2 + n)) for n in (tail, 3, 5)] + [(header + _ids(10, 9), _ids(4, 8))]
+    (pack,) = _packs(pairs, len(header))
+    shared = 6 if tail else 5  # a token of each choice is left
+    own = sum(len(said) - shared - 1 for _, said in pairs[:3])
+    assert len(pack.ids) == 12 + shared + own + 10 + 3 and len(pack.looked) == 1 + shared + own + 1 + 3
+    for (asked, said), found in zip(pairs, continuation_logprobs(tiny_model, pairs), strict=True):
+        assert found.logprob == pytest.approx(float(_stock(tiny_model, asked, said)[0].sum()), abs=1e-4)
+
+
+def test_the_head_is_compared_once_a_model_and_no_model_is_kept(tiny_model):
+    model = copy.deepcopy(tiny_model)
+    asked = []
+    model.register_forward_pre_hook(lambda *_: asked.append(1))  # the scoring itself asks the decoder, not the model
+    for _ in range(3):
+        continuation_logprobs(model, [([3], [4])])
+    assert len(asked) == 1
+    kept = weakref.ref(model)
+    del model
+    gc.collect()
+    assert kept() is None
+
+
+@torch.no_grad()
+def test_greedy_is_what_decoding_would_say(tiny_model):
+    context, said = _ids(12, 0), []
+    for _ in range(4):
+        said.append(int(tiny_model(torch.tensor([context + said])).logits[0, -1].argmax()))
+    other = [*said[:3], (said[3] + 1) % 300]
+    assert [s.greedy for s in continuation_logprobs(tiny_model, [(context, said), (context, other)])] == [True, False]
+
+
+@torch.no_grad()
+def test_every_token_of_a_text_and_windows(tiny_model):
+    texts = [_ids(50, 1), _ids(3, 2), [5]]
+    for ids, found in zip(texts, token_logprobs(tiny_model, texts), strict=True):
+        expected, _, _ = _stock(tiny_model, ids[:1], ids[1:])
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    (cut,) = token_logprobs(tiny_model, texts[:1], max_length=20)
+    windows = [_stock(tiny_model, ids[:1], ids[1:])[0] for ids in (texts[0][0:20], texts[0][19:39], texts[0][38:50])]
+    torch.testing.assert_close(cut, torch.cat(windows), atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_kl_equals_that_of_the_stock_distributions():
+    name = next(n for n in TINY if vars(TINY[n].config).get("final_logit_softcapping"))
+    base, tuned = random_model(TINY[name].config), random_model(TINY[name].config)
+    for parameter in tuned.model.layers.parameters():
+        parameter.add_(0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    pairs = _questions(HEADER)[:4]
+    for (context, said), found in zip(pairs, kl(base, tuned, pairs), strict=True):
+        log_p_NV, log_q_NV = (_stock(model, context, said)[2] for model in (base, tuned))
+        expected_N = (log_p_NV.exp() * (log_p_NV - log_q_NV)).sum(-1)
+        torch.testing.assert_close(found, expected_N, atol=1e-5, rtol=1e-3)
+        assert (expected_N > 1e-4).all()
+    states_ND = last_states(base, pairs)
+    assert kl_of_states(base, states_ND, states_ND).abs().max() == 0
+
+
+@torch.no_grad()
+def test_bf16_stays_near_fp32(tiny_model):
+    pairs = _questions([])
+    exact = continuation_logprobs(tiny_model, pairs)
+    for found, expected in zip(continuation_logprobs(tiny_model.bfloat16(), pairs), exact, strict=True):
+        assert found.logprob == pytest.approx(expected.logprob, abs=0.15 * max(1, math.sqrt(found.tokens)))
+
+
+def test_engine_scores_an_answer_as_it_is_trained(tiny_model, tokenizer):
+    """The ids are those of the rendered conversation up to its end-of-turn token; control tokens in it are plain text."""
+    renderer = Renderer(tokenizer)
+    items = [([{"role": "user", "content": q}], a) for q, a in [("a red car", "red, car"), ("b", "<|im_end|>"), ("b", " x")]]
+    for (prompt, answer), found in zip(
+        items, InProcessEngine(tiny_model, renderer, 2).score(items, lambda _: None), strict=True
+    ):
+        asked, whole = renderer.prompt_ids(prompt), renderer.render([*prompt, {"role": "assistant", "content": answer}]).ids
+        end = max(n for n, token in enumerate(whole) if token in renderer.stop_ids)
+        (expected,) = continuation_logprobs(tiny_model, [(asked, list(whole[len(asked) : end]))])
+        assert list(whole[: len(asked)]) == asked and found.tokens == expected.tokens
+        assert found.logprob == pytest.approx(expected.logprob, abs=1e-4)
+
+
+def test_refused(tiny_model):
+    with pytest.raises(RunError, match="pair 1: 1000 tokens of context and 26 of continuation exceed the model's 1024"):
+        continuation_logprobs(tiny_model, [([3], [4]), ([3] * 1000, [4] * 26)])
+    tiny_model = copy.deepcopy(tiny_model)  # a model is compared once
+    head = tiny_model.lm_head
+    forward = type(tiny_model).forward
+
+    class Scaling(type(tiny_model)):
+        def forward(self, *args, **kwargs):
+            out = forward(self, *args, **kwargs)
+            out.logits = out.logits / 8
+            return out
+
+    tiny_model.__class__ = Scaling
+    assert tiny_model.lm_head is head
+    with pytest.raises(ModelError, match="its logits differ from those of its head"):
+        continuation_logprobs(tiny_model, [([3], [4])])

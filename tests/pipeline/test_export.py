@@ -1,0 +1,261 @@
+"""The export as a whole: what the plan says, what lies there, and what is left when the disk or the process gives out.
+
+One export is made for real. Elsewhere the converter, a child process of some seconds, is replaced by a copy of the file that
+it wrote there: the inputs are the same.
+"""
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import gguf
+import pytest
+
+from conftest import write_recipe
+from tunesmith import cli
+from tunesmith import pipeline as api
+from tunesmith.errors import ExportError
+from tunesmith.export.forms import Operation, peak
+from tunesmith.recipe import dump_recipe
+from tunesmith.rundir import NEXT, READY, RunDir, read_json, write_text
+
+stage = import_module("tunesmith.pipeline.export")  # the package has a function of that name
+FORMS = {"export.gguf": ["F16", "Q4_0"], "export.imatrix": True, "export.lora_gguf": True}
+SMALL = {"gguf": ("Q8_0",), "imatrix": False, "lora_gguf": False}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, tiny_dir):
+    """A trained run with every form."""
+    folder = tmp_path_factory.mktemp("forms")
+    run = api.open_run(write_recipe(folder, tiny_dir, FORMS), folder / "run")
+    api.data(run)
+    api.render(run)
+    api.train(run)
+    run.steps_done = api.export(run)
+    return run
+
+
+@pytest.fixture
+def copied(exported, tmp_path, monkeypatch):
+    """A copy of it to be changed, with the converter stubbed."""
+    shutil.copytree(exported.path, tmp_path / "run")
+    half = exported.export / "toy-F16.gguf"
+    monkeypatch.setattr("tunesmith.export.gguf.convert.convert", lambda model, target, kind: shutil.copyfile(half, target))
+    return RunDir(tmp_path / "run")
+
+
+def _change(run, **settings):
+    recipe = run.recipe()
+    changed = recipe.model_copy(update={"export": recipe.export.model_copy(update=settings)})
+    write_text(run.recipe_file, dump_recipe(changed))
+
+
+def _hashes(directory, apart=(NEXT,)):
+    """sha256 by file; a text that names the place it lies in is compared without."""
+    found = {}
+    for file in sorted(directory.rglob("*")):
+        name = str(file.relative_to(directory))
+        if file.is_file() and not name.startswith(apart):
+            raw = file.read_bytes()
+            raw = raw.replace(str(directory.parent).encode(), b"RUN") if file.suffix in {".json", ".md"} else raw
+            found[name] = hashlib.sha256(raw).hexdigest()
+    return found
+
+
+def test_every_form_lies_there_as_planned(exported):
+    steps = exported.steps_done
+    names = {entry.name for entry in exported.export.iterdir()}
+    assert names == {*(step.target for step in steps if step.until is None and "/" not in step.target), "export.json"}
+    assert "toy-base-F16.gguf" not in names and names >= {"toy-base-Q4_0.gguf", "Modelfile", "Modelfile.adapter"}
+    for step in steps:
+        path = exported.export / step.target
+        if step.kind in ("merge", "convert", "quantize", "base-gguf") and step.until is None:
+            size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if path.is_dir() else path.stat().st_size
+            assert abs(step.nbytes - size) < 0.02 * size, step
+        elif path.is_file():
+            assert path.stat().st_size < 2 * step.nbytes
+    assert list(read_json(exported.export / "export.json")) == ["F16", "Q4_0"]
+
+
+def test_files_say_what_they_are(exported, tokenizer):
+    tuned, base = (gguf.GGUFReader(exported.export / name) for name in ("toy-Q4_0.gguf", "toy-base-Q4_0.gguf"))
+    for reader in (tuned, base):
+        assert reader.fields["tokenizer.chat_template"].contents() == tokenizer.chat_template
+    assert tuned.fields["quantize.imatrix.dataset"].contents() == "train part of toy"
+    assert "quantize.imatrix.dataset" not in base.fields
+    assert tuned.fields["general.name"].contents().lower() == "toy" and base.fields["general.name"].contents().lower() == "tiny"
+    found = read_json(exported.export / "commands.json")
+    assert found["refused"] == {} and {"vllm", "llama_server_adapter", "ollama", "ollama_adapter"} <= found["commands"].keys()
+    for name in ("Modelfile", "Modelfile.adapter"):
+        assert "PARAMETER num_ctx 1024" in (exported.export / name).read_text()  # what the model takes is less than 4,096
+    card = (exported.export / "merged" / "README.md").read_text()
+    assert "| Q4_0 |" in card and "llama-server" in card
+
+
+def test_a_dry_run_before_training_says_the_sizes_and_writes_nothing(exported, tmp_path, tiny_dir, monkeypatch, capsys):
+    recipe = write_recipe(tmp_path, tiny_dir, FORMS)
+    monkeypatch.setattr(sys, "argv", ["tunesmith", "export", str(recipe), "--out", str(tmp_path / "run"), "--dry-run"])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    said = capsys.readouterr().out
+    assert left.value.code == 0 and not (tmp_path / "run" / "export").exists()
+    for step in exported.steps_done:
+        assert step.target in said
+    assert "until toy-base-Q4_0.gguf is there" in said and "free on the disk" in said and "temporary" in said
+
+
+def test_the_peak_counts_what_lies_there_at_the_same_time():
+    steps = [
+        Operation("merge", "merged", (), 100),
+        Operation("measure", "merge.json", ("merged",), 1, scratch=100),
+        Operation("convert", "half", ("merged",), 50, until="small"),
+        Operation("quantize", "small", ("half",), 20),
+        Operation("lora-gguf", "lora", (), 10),
+    ]
+    assert peak(steps) == 201
+    assert peak([steps[0], *steps[2:]]) == 170
+    assert peak(steps, there=("merged", "merge.json")) == 70
+
+
+def test_what_a_form_cannot_hold_is_refused_before_anything_is_written(copied):
+    recipe = copied.recipe()
+    changed = recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"use_dora": True})})
+    write_text(copied.recipe_file, dump_recipe(changed))
+    before = _hashes(copied.export)
+    with pytest.raises(ExportError, match=r"export\.lora_gguf: llama\.cpp's adapters have no DoRA"):
+        api.export(copied, dry_run=True)
+    assert _hashes(copied.export) == before
+    _change(copied, lora_gguf=False, num_ctx=4096)
+    with pytest.raises(ExportError, match=r"num_ctx: 4096, the model takes 1024"):
+        api.export(copied)
+
+
+def test_what_the_new_export_does_not_hold_is_gone(copied, capsys):
+    (copied.export / "parity.json").write_text("{}")
+    _change(copied, **SMALL)
+    api.export(copied)
+    names = {entry.name for entry in copied.export.iterdir()}
+    assert names == {"merged", "merge.json", "export.json", "toy-Q8_0.gguf", "Modelfile", "commands.json"}
+    talk = capsys.readouterr().err
+    assert "toy-Q8_0.gguf" in talk and "8.50 bits a weight" in talk and "serve: llama-server" in talk
+    assert api.export(copied) == []
+
+
+def test_a_template_that_no_modelfile_expresses_does_not_fail_the_export(copied, monkeypatch, capsys):
+    def refusing(*_):
+        raise ExportError("the date")
+
+    monkeypatch.setattr("tunesmith.export.ollama.modelfile.write_modelfile", refusing)
+    _change(copied, **SMALL)
+    api.export(copied)
+    assert read_json(copied.export / "commands.json")["refused"] == {"Modelfile": "the date"}
+    assert not (copied.export / "Modelfile").exists() and "export: no Modelfile: the date" in capsys.readouterr().err
+
+
+def test_too_little_room_is_said_before_the_first_byte(copied, monkeypatch):
+    _change(copied, **SMALL)
+    before = _hashes(copied.export)
+    needed = peak(api.export(copied, dry_run=True))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(2 * needed, needed, needed - 1))
+    with pytest.raises(ExportError, match=f"takes {needed:,} bytes at a time, {needed - 1:,} are free"):
+        api.export(copied)
+    assert _hashes(copied.export) == before and not any((copied.export / NEXT).iterdir())
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """``small_disk(bytes)`` -> a file system of that size; skipped where this user may not mount one."""
+    made = []
+
+    def make(nbytes):
+        place = tmp_path / f"disk{len(made)}"
+        place.mkdir()
+        mount = shutil.which("mount")
+        asked = [mount, "-t", "tmpfs", "-o", f"size={nbytes}", "none", str(place)]
+        if mount is None or subprocess.run(asked, capture_output=True, check=False).returncode:
+            pytest.skip("no file system can be mounted here")
+        made.append(place)
+        return place
+
+    yield make
+    for place in made:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_disk_that_fills_up_in_the_middle_leaves_the_old_export(copied, small_disk, monkeypatch):
+    _change(copied, **SMALL)
+    for file in copied.export.glob("*F16.gguf"):
+        file.unlink()
+    taken = sum(file.stat().st_size for file in copied.path.rglob("*") if file.is_file()) + 2**20
+    steps = api.export(copied, dry_run=True)
+    merged = steps[0].nbytes
+    monkeypatch.setattr(stage, "_refuse_full_disk", lambda *_: None)
+    monkeypatch.setattr("tunesmith.export.merge.refuse_full_disk", lambda *_: None)
+    for room in (merged // 2, merged + 3_000_000, merged + 10_000_000):  # the merge, the 16-bit GGUF, the quantised one
+        disk = small_disk(taken + room)
+        shutil.copytree(copied.path, disk / "run")
+        run = RunDir(disk / "run")
+        before = _hashes(run.export)
+        with pytest.raises(ExportError, match=r"the disk is full.*the old one is whole") as caught:
+            api.export(run)
+        assert caught.value.exit_code == 9 and "--dry-run" in caught.value.hint
+        assert _hashes(run.export, apart=()) == before
+    subprocess.run(["mount", "-o", f"remount,size={taken + 60_000_000}", str(disk)], check=True)
+    api.export(run)
+    assert (run.export / "toy-Q8_0.gguf").exists() and not (run.export / "toy-Q4_0.gguf").exists()
+
+
+def test_the_words_of_others_for_a_full_disk():
+    child = "x: llama.cpp's convert_hf_to_gguf.py failed (1):\nOSError: [Errno 28] No space left on device"
+    assert stage._is_full(ExportError(child)) and stage._is_full(OSError("1024 requested and 512 written"))
+    assert not stage._is_full(ExportError("does not know X")) and not stage._is_full(OSError(13, "Permission denied"))
+
+
+def _killed(run, at):
+    """Export in a child that is killed at its ``at``-th rename or removal; whether it was."""
+    child = os.fork()
+    if child == 0:
+        calls = [0]
+
+        def dying(function):
+            def call(*args, **kwargs):
+                calls[0] += 1
+                if calls[0] == at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return function(*args, **kwargs)
+
+            return call
+
+        Path.replace, Path.unlink, shutil.rmtree = dying(Path.replace), dying(Path.unlink), dying(shutil.rmtree)
+        try:
+            api.export(run)
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def test_killed_anywhere_the_old_export_stays_and_a_rerun_finishes(copied):
+    _change(copied, **SMALL)
+    shutil.copytree(copied.path, copied.path.with_name("clean"))
+    clean = RunDir(copied.path.with_name("clean"))
+    api.export(clean)
+    expected, before = _hashes(clean.export), _hashes(copied.export)
+    survived, at = [], 1
+    while _killed(copied, at):
+        if not (copied.export / READY).exists():
+            assert _hashes(copied.export) == before, f"killed at call {at}"
+        survived.append(sorted(entry.name for entry in (copied.export / NEXT).glob("*")))
+        again = RunDir.open(copied.path)  # heals what was being moved, whichever verb is called
+        if _hashes(again.export) != before:
+            assert _hashes(again.export) == expected and api.export(again) == [], f"killed at call {at}"
+            break
+        at += 4
+    assert len(survived) > 3 and any("toy-F16.gguf" in names for names in survived)
+    api.export(copied)
+    assert _hashes(copied.export, apart=()) == expected

@@ -1,0 +1,58 @@
+"""The judge of a run, over a socket: selection on dev, then every arm against the best prompt."""
+
+import pytest
+
+from chat_server import Server, completion
+from conftest import write_recipe
+from tunesmith import pipeline as api
+from tunesmith.evaluate.metrics import make_metric
+from tunesmith.pipeline.judging import judge_arms
+from tunesmith.rundir import read_json, read_rows
+
+
+@pytest.fixture
+def undecided():
+    """Calls it a tie where a red thing is asked for, and has no verdict on others."""
+
+    def reply(number, asked):
+        return 200, completion("VERDICT: TIE" if "a red" in asked["messages"][-1]["content"] else "Hard to say."), {}
+
+    server = Server()
+    server.reply = reply
+    yield server
+    server.close()
+
+
+def test_arms_are_judged_once_and_no_verdict_is_no_loss(undecided, tiny_dir, tmp_path):
+    judge = {"base_url": undecided.url, "model": "m", "rubric": "The right colour."}
+    changes = {
+        "task.metric": "judge",
+        "task.judge": judge,
+        "evaluate.arms": ["instruction", "few_shot"],
+        "evaluate.few_shot": {"k": [1], "draws": 1, "selection": ["random"], "dev_rows": 4},
+    }
+    recipe_file = write_recipe(tmp_path, tiny_dir, changes)
+    text = recipe_file.read_text().replace("  json_schema: schema.json\n", "")  # answers of noise would fail it, all alike
+    recipe_file.write_text(text)
+    run = api.open_run(recipe_file, tmp_path / "run")
+    api.data(run)
+    api.render(run)
+    api.evaluate(run)
+    choice, recipe = read_json(run.evaluation / "selection.json"), run.recipe()
+    first = next(tried for tried in choice["candidates"] if tried["arm"] == "instruction")
+    assert first["score"] == 0.5 and first["unscored"] == 0  # compared with itself, which needs no judge
+    best = choice["best_prompt"]
+    other = {"instruction": "few_shot", "few_shot": "instruction"}[best]
+    assert all(row["score"] is None for row in read_rows(run.evaluation / best / "outputs.jsonl"))
+    asked_on_dev = len(undecided.requests)
+    judged = judge_arms(run, recipe, make_metric(recipe.task), best)
+    assert not judged["calibration"]["calibrated"] and judged["arms"][best]["ties"] == judged["arms"][best]["n"]
+    assert len(undecided.requests) > asked_on_dev
+    assert all(row["score"] == 0.5 for row in read_rows(run.evaluation / best / "outputs.jsonl"))
+    rows = read_rows(run.evaluation / other / "outputs.jsonl")
+    scored = {row["prompt"][-1]["content"].startswith("a red"): row["score"] for row in rows if row["score"] not in (0.0, 1.0)}
+    assert scored.get(True, 0.5) == 0.5 and None in {row["score"] for row in rows}
+    assert judged["arms"][other]["unscored"] == sum(row["score"] is None for row in rows) > 0
+    asked = len(undecided.requests)
+    api.evaluate(run)
+    assert judge_arms(run, recipe, make_metric(recipe.task), best) == judged and len(undecided.requests) == asked

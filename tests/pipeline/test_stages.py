@@ -1,0 +1,116 @@
+"""The verbs on the tiny model: what a run leaves behind, what is skipped, what is redone."""
+
+import json
+import shutil
+
+import gguf
+import pytest
+
+from conftest import write_recipe
+from tunesmith import pipeline as api
+from tunesmith.errors import DataError, RunError
+from tunesmith.rundir import RunDir, read_json, read_rows
+
+
+def test_a_run_leaves_what_the_contract_says(tiny_run):
+    names = {str(p.relative_to(tiny_run.path)) for p in tiny_run.path.rglob("*") if p.is_file()}
+    arms = ("instruction", "few_shot", "tuned", "deployed")
+    assert {
+        "recipe.yaml",
+        "manifest.json",
+        "stages.json",
+        "report.html",
+        "metrics.jsonl",
+        "metrics.csv",
+        "data/train.jsonl",
+        "data/split.json",
+        "data/train.arrow",
+        "data/dev.arrow",
+        "data/report.json",
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+        "export/merged/model.safetensors",
+        "export/toy-Q8_0.gguf",
+        "export/toy-Q4_K_M.gguf",
+        "evaluation/verdict.json",
+        "evaluation/selection.json",
+        *(f"evaluation/{arm}/{file}" for arm in arms for file in ("outputs.jsonl", "scores.json")),
+    } <= names
+    assert not [name for name in names if ".tmp" in name] and "export/toy-F16.gguf" not in names
+    split = read_json(tiny_run.data / "split.json")
+    for arm in arms:
+        assert [row["id"] for row in read_rows(tiny_run.evaluation / arm / "outputs.jsonl")] == split["parts"]["test"]
+    readings = [json.loads(line)["arm"] for line in (tiny_run.evaluation / "test_readings.jsonl").read_text().splitlines()]
+    assert readings == list(arms)
+    stages = tiny_run.stages()
+    assert {"data", "render", "select prompt", "train", "export", "evaluate deployed"} <= set(stages)
+    assert all(stage["peak_bytes"] > 1e7 for stage in stages.values())
+    manifest = read_json(tiny_run.manifest_file)
+    assert manifest["model"]["files"]["model.safetensors"] and manifest["data"]["sha256"] and manifest["packages"]["torch"]
+
+
+def test_no_test_row_is_in_any_prompt(tiny_run):
+    test = {row["messages"][0]["content"] for row in read_rows(tiny_run.data / "test.jsonl")}
+    for arm in ("instruction", "few_shot"):
+        for row in read_rows(tiny_run.evaluation / arm / "outputs.jsonl"):
+            assert not test & {m["content"] for m in row["prompt"][:-1]}
+
+
+def test_exported_file_is_the_tuned_model_with_the_training_template(tiny_run, tiny_dir, tokenizer):
+    reader = gguf.GGUFReader(tiny_run.export / "toy-Q8_0.gguf")
+    assert reader.fields["tokenizer.chat_template"].contents() == tokenizer.chat_template
+    assert reader.fields["tokenizer.ggml.eos_token_id"].contents() == 2
+    facts = read_json(tiny_run.export / "export.json")
+    assert list(facts) == ["Q8_0", "Q4_K_M"] and 8.4 < facts["Q8_0"]["bits_per_weight"] < 8.6
+
+
+def test_everything_is_skipped_the_second_time_and_redone_when_inputs_change(tiny_run, tmp_path, capsys):
+    shutil.copytree(tiny_run.path, tmp_path / "run")
+    run = RunDir(tmp_path / "run")
+    before = run.stages()
+    api.run(run)
+    assert run.stages() == before
+    talk = capsys.readouterr().err
+    for stage in before:
+        assert f"{stage}: up to date" in talk
+    text = run.recipe_file.read_text()
+    run.recipe_file.write_text(text.replace("test_fraction: 0.25", "test_fraction: 0.3"))
+    api.data(run)
+    assert run.stages()["data"]["inputs"] != before["data"]["inputs"]
+    api.render(run)
+    assert run.stages()["render"]["inputs"] != before["render"]["inputs"]
+
+
+def test_a_stage_whose_predecessor_is_missing_says_which_to_run(tmp_path, tiny_dir):
+    run = api.open_run(write_recipe(tmp_path, tiny_dir), tmp_path / "run")
+    for verb, words in [
+        (api.render, "stage data has not been run"),
+        (api.train, "stage render has not"),
+        (api.export, "stage train has not"),
+        (api.evaluate, "stage render has not"),
+        (api.verdict, "stage evaluate instruction has not"),
+        (api.report, "no verdict yet"),
+        (api.chat, "stage train has not"),
+    ]:
+        with pytest.raises(RunError, match=words) as caught:
+            verb(run)
+        assert "tunesmith" in caught.value.hint
+
+
+def test_rows_that_are_too_long_or_do_not_fit_the_metric_are_refused(tmp_path, tiny_dir):
+    run = api.open_run(write_recipe(tmp_path, tiny_dir, {"train.max_length": 20}), tmp_path / "run")
+    api.data(run)
+    with pytest.raises(DataError, match=r"longer than train.max_length 20 tokens: [0-9a-f]{12} \(\d+\)") as caught:
+        api.render(run)
+    assert "48 keeps 100 %" in caught.value.hint
+    plain = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "not json"}]}
+    recipe = write_recipe(tmp_path, tiny_dir)
+    rows = [json.dumps({"messages": [{"role": "user", "content": str(i)}, plain["messages"][1]]}) for i in range(60)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    run = api.open_run(recipe, tmp_path / "plain")
+    api.data(run)
+    api.render(run)
+    with pytest.raises(DataError, match="its own reference does not score"):
+        api.evaluate(run)
+    with pytest.raises(RunError, match="not an arm of this recipe"):
+        api.evaluate(run, ("gepa",))

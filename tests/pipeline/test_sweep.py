@@ -1,0 +1,38 @@
+"""Which quantisation a sweep recommends, on numbers alone; the command itself is run with those of the guides."""
+
+import pytest
+
+from tunesmith import pipeline as api
+from tunesmith.errors import RunError
+from tunesmith.pipeline.sweep import recommend, sweep_lines
+from tunesmith.report.figures import sweep_figure
+
+
+def entry(kind, nbytes, state):
+    against = {"gain": -0.01, "low": -0.05, "high": 0.03}
+    told = {"pass": "non-inferior", "fail": "worse", "unknown": "too few rows to tell"}[state]
+    return {
+        "type": kind,
+        "bytes": nbytes,
+        "bits_per_weight": 6.2,
+        "score": 0.2,
+        "against": against,
+        "state": state,
+        "told": told,
+    }
+
+
+def test_the_smallest_file_that_is_non_inferior_is_recommended():
+    entries = [entry("Q8_0", 900, "pass"), entry("Q4_K_M", 500, "pass"), entry("Q4_0", 400, "unknown")]
+    assert recommend(entries)[0] == "Q4_K_M"  # size decides, and what cannot be told is not taken
+    kind, told = recommend([entry("Q8_0", 900, "unknown"), entry("Q3_K_M", 300, "fail")])
+    assert kind is None and "surely worse: Q3_K_M" in told
+    result = {"types": entries, "recommended": "Q4_K_M", "told": "the smallest", "margin": 0.02}
+    assert sweep_lines(result)[-1] == "recommended: Q4_K_M: the smallest"
+    picture = sweep_figure(result)
+    assert all(f">{one['type']}<" in picture for one in entries) and "points against tuned" in picture
+
+
+def test_a_type_that_is_not_known_is_named_with_those_that_are(tiny_run):
+    with pytest.raises(RunError, match=r"Q9_X: not a type that is written here\nhint: types: F16, BF16"):
+        api.sweep(tiny_run, ("Q9_X",))
