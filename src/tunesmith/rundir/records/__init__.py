@@ -1,0 +1,9 @@
+"""Every file of the run directory as a typed record; ``docs/reference/files.md`` is generated from here.
+
+base          what a record is
+stages        stages.json and events.jsonl: what was done, from what, and when
+"""
+
+from tunesmith.rundir.records.base import FileRecord, Json, Record
+
+__all__ = ["FileRecord", "Json", "Record"]

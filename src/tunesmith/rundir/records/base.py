@@ -1,0 +1,124 @@
+"""What a record is: a frozen, keyword-only dataclass that a file of the run directory holds, strict when it is read.
+
+Every file that outlives a process is written from a record and read back into one, so a page, a notebook, a server and the
+command line name fields and not strings, and a file of another version is refused by name instead of failing somewhere
+inside. A record that is a whole file has a ``version``; one that lies inside another goes by that one's.
+
+Reading is pydantic's in strict mode: no text becomes a number, no unknown key is passed over. Writing is ours: plain JSON, keys
+in the order of the fields, NaN and infinity refused (they are no JSON; a figure that was not measured is ``None``).
+
+Refused: pydantic models (a record is made hundreds of times in loops that know their types; checking happens where bytes come
+from outside); plain dictionaries, whose keys no checker knows.
+"""
+
+import dataclasses
+import functools
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from tunesmith.errors import RunError
+from tunesmith.rundir.atomic import write_text
+
+Json = dict[str, Any]  # an object of JSON as the standard library reads it
+
+
+class Record:
+    """Base of all records: how they are written, and what every one can do."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    def to_json(self) -> Json:
+        """The fields as JSON-able values, nested records as objects, in the order of declaration."""
+        assert dataclasses.is_dataclass(self)
+        return {field.name: _plain(self.__dict__[field.name]) for field in fields(self)}
+
+    @classmethod
+    def parse(cls, value: Json | bytes | str, where: str = "") -> Self:
+        """The record of an object of JSON, or of its text.
+
+        Args:
+            where: what to call its origin in an error.
+
+        Raises:
+            RunError: another version, an unknown or missing field, or a value of another type.
+        """
+        text = value if isinstance(value, bytes | str) else json.dumps(value)
+        try:
+            return _adapter(cls).validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"]) or "the file"
+            raise RunError(
+                f"{where or cls.__name__}: {field}: {first['msg'].lower()} (a {cls.__name__} is expected there)",
+                "it is damaged or of another version of tunesmith; remove it, and the verb that writes it makes it again",
+            ) from error
+
+    @classmethod
+    def schema(cls) -> Json:
+        """JSON schema of the file."""
+        return _adapter(cls).json_schema()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRecord(Record):
+    """A record that is a file of its own.
+
+    Attributes:
+        version: of the file's form; another one is refused.
+    """
+
+    VERSION: ClassVar[int] = 1
+
+    version: int = dataclasses.field(default=-1, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.version == -1:
+            object.__setattr__(self, "version", self.VERSION)
+
+    def write(self, path: Path) -> None:
+        """Write the file, whole or not at all.
+
+        Raises:
+            RunError: the disk is full, or the place cannot be written.
+        """
+        write_text(path, json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read the file.
+
+        Raises:
+            RunError: not there, torn, or of another version.
+        """
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError as error:
+            raise RunError(f"{path}: not there", "the verb that writes it makes it again") from error
+        record = cls.parse(content, str(path))
+        if record.version != cls.VERSION:
+            raise RunError(
+                f"{path}: version {record.version}, expected {cls.VERSION}",
+                "it was written by another version of tunesmith; remove it, and the verb that writes it makes it again",
+            )
+        return record
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Record):
+        return value.to_json()
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+@functools.cache
+def _adapter(cls: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
