@@ -17,9 +17,9 @@ from gguf import GGUFReader
 from hypothesis import HealthCheck, settings
 
 from tunesmith import hardware
-from tunesmith import pipeline as api
 from tunesmith.checkpoints.gguf_tokenizer import load_gguf_tokenizer
 from tunesmith.models.load import find_model, load_tokenizer
+from tunesmith.pipeline import verbs as api
 from tunesmith.recipe import Recipe, load_recipe
 from tunesmith.rundir import RunDir
 

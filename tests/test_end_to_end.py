@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from conftest import GGUF, ROOT
-from tunesmith import pipeline as api
+from tunesmith.pipeline import verbs as api
 from tunesmith.rundir import read_json, read_rows
 
 pytestmark = pytest.mark.slow

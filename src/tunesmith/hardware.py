@@ -23,6 +23,12 @@ def cache_dir() -> Path:
     return Path(base) / "tunesmith"
 
 
+def hub_cache() -> Path:
+    """Where the hub's client keeps models, by its own variables (huggingface_hub, "Environment variables")."""
+    home = os.environ.get("HF_HOME") or str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
+
+
 def converted_model(digest: str) -> Path:
     """Where the directory that a GGUF file was converted to is kept, whether it is there or not.
 

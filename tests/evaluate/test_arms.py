@@ -7,11 +7,11 @@ import pytest
 
 from chat_server import Server, completion
 from conftest import toy_rows, write_recipe
-from tunesmith import pipeline as api
 from tunesmith.engines.engine import Answer
 from tunesmith.evaluate import arms
 from tunesmith.evaluate.metrics import make_metric
 from tunesmith.evaluate.metrics.metric import Metric
+from tunesmith.pipeline import verbs as api
 from tunesmith.recipe import TokenPrice
 from tunesmith.rundir import read_json, read_rows
 

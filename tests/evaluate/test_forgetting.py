@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from tunesmith import pipeline as api
 from tunesmith.chat.render import Renderer
 from tunesmith.engines.engine import Answer
 from tunesmith.errors import DataError, RunError
@@ -17,6 +16,7 @@ from tunesmith.evaluate.probes import Passage, Probes, Question, load_probes, re
 from tunesmith.models.adapter import save_adapter
 from tunesmith.models.load import load_model
 from tunesmith.models.swap import add_lora
+from tunesmith.pipeline import verbs as api
 from tunesmith.recipe import Lora
 
 WORDS = ("red", "green", "blue", "black")

@@ -23,8 +23,9 @@ from transformers import (
 
 from conftest import write_recipe
 from tiny_families import TINY
-from tunesmith import pipeline as api
 from tunesmith.models.llama_cpp_limits import llama_cpp_differs
+from tunesmith.pipeline import verbs as api
+from tunesmith.pipeline.export import dry_run
 from tunesmith.rundir import read_json
 
 S, F = "sliding_attention", "full_attention"
@@ -117,7 +118,7 @@ def test_an_export_says_it_before_and_after_and_writes_it_down(tiny_dir, tmp_pat
     (base / "config.json").write_text(json.dumps(config | changes))
     run = api.open_run(write_recipe(tmp_path, base, {"export.gguf": ["F16"]}), tmp_path / "run")
     line = "sliding_window is 300 in 2 of 2 layers and 1,024 tokens are served"
-    api.export(run, dry_run=True)
+    dry_run(run)
     assert line in capsys.readouterr().err
     for stage in (api.data, api.render, api.train):
         stage(run)

@@ -8,11 +8,11 @@ import pytest
 
 from conftest import toy_rows, write_recipe
 from tunesmith import cli
-from tunesmith import pipeline as api
 from tunesmith.advise.decide import EXIT_CODES
 from tunesmith.errors import DataError, ModelError
 from tunesmith.evaluate.prompts import Candidate
 from tunesmith.pipeline import advice
+from tunesmith.pipeline import verbs as api
 from tunesmith.pipeline.evaluation import Evaluation
 from tunesmith.rundir import read_json
 

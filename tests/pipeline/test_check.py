@@ -6,9 +6,9 @@ import pytest
 
 from conftest import GGUF, toy_rows, write_recipe
 from tunesmith import cli
-from tunesmith import pipeline as api
 from tunesmith.data.read import read_rows as read_any
 from tunesmith.errors import DataError
+from tunesmith.pipeline import verbs as api
 from tunesmith.rundir import read_json, read_rows
 
 ALPACA = [

@@ -18,9 +18,10 @@ import pytest
 
 from conftest import write_recipe
 from tunesmith import cli
-from tunesmith import pipeline as api
 from tunesmith.errors import ExportError
 from tunesmith.export.forms import Operation, peak
+from tunesmith.pipeline import verbs as api
+from tunesmith.pipeline.export import dry_run
 from tunesmith.recipe import dump_recipe
 from tunesmith.rundir import NEXT, READY, RunDir, read_json, write_text
 
@@ -129,7 +130,7 @@ def test_what_a_form_cannot_hold_is_refused_before_anything_is_written(copied):
     write_text(copied.recipe_file, dump_recipe(changed))
     before = _hashes(copied.export)
     with pytest.raises(ExportError, match=r"export\.lora_gguf: llama\.cpp's adapters have no DoRA"):
-        api.export(copied, dry_run=True)
+        dry_run(copied)
     assert _hashes(copied.export) == before
     _change(copied, lora_gguf=False, num_ctx=4096)
     with pytest.raises(ExportError, match=r"num_ctx: 4096, the model takes 1024"):
@@ -161,7 +162,7 @@ def test_a_template_that_no_modelfile_expresses_does_not_fail_the_export(copied,
 def test_too_little_room_is_said_before_the_first_byte(copied, monkeypatch):
     _change(copied, **SMALL)
     before = _hashes(copied.export)
-    needed = peak(api.export(copied, dry_run=True))
+    needed = peak(dry_run(copied))
     monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(2 * needed, needed, needed - 1))
     with pytest.raises(ExportError, match=f"takes {needed:,} bytes at a time, {needed - 1:,} are free"):
         api.export(copied)
@@ -193,7 +194,7 @@ def test_a_disk_that_fills_up_in_the_middle_leaves_the_old_export(copied, small_
     for file in copied.export.glob("*F16.gguf"):
         file.unlink()
     taken = sum(file.stat().st_size for file in copied.path.rglob("*") if file.is_file()) + 2**20
-    steps = api.export(copied, dry_run=True)
+    steps = dry_run(copied)
     merged = steps[0].nbytes
     monkeypatch.setattr(stage, "_refuse_full_disk", lambda *_: None)
     monkeypatch.setattr("tunesmith.export.merge.refuse_full_disk", lambda *_: None)

@@ -1,12 +1,12 @@
 """The judge of a run, over a socket: selection on dev, then every arm against the best prompt."""
 
 import pytest
+from tunesmith.pipeline.judging import judge_arms
 
 from chat_server import Server, completion
 from conftest import write_recipe
-from tunesmith import pipeline as api
 from tunesmith.evaluate.metrics import make_metric
-from tunesmith.pipeline.judging import judge_arms
+from tunesmith.pipeline import verbs as api
 from tunesmith.rundir import read_json, read_rows
 
 

@@ -12,13 +12,14 @@ from safetensors.torch import load_file, save_file
 from scipy import special, stats
 
 from tunesmith import cli
-from tunesmith import pipeline as api
 from tunesmith.errors import ExportError, RunError
 from tunesmith.models.load import load_tokenizer
 from tunesmith.parity import figures as figures_of
 from tunesmith.parity.figures import Check, Distances, Prompt, Rendering
 from tunesmith.pipeline import parity_forms, parity_reference
-from tunesmith.pipeline.merged import merge_adapter
+from tunesmith.pipeline import verbs as api
+from tunesmith.pipeline.merge import merge_adapter
+from tunesmith.pipeline.parity import parity_lines
 from tunesmith.pipeline.parity_forms import Form, Place, forms_of, open_engine
 from tunesmith.rundir import RunDir, read_json, write_json, write_text
 
@@ -150,7 +151,7 @@ def test_the_first_divergence_is_shown_in_text(compared):
     _, result = compared
     found = next(form["divergence"] for form in result["forms"] if form["form"] == "without adapter")
     assert found["prompt"] in result["prompts"] and found["reference"] != found["form"] and not found["tie"]
-    assert any("first divergence" in line and repr(found["reference"]) in line for line in api.parity_lines(result))
+    assert any("first divergence" in line and repr(found["reference"]) in line for line in parity_lines(result))
 
 
 def test_the_exit_code_and_the_table(compared, monkeypatch, capsys):

@@ -7,8 +7,8 @@ import gguf
 import pytest
 
 from conftest import write_recipe
-from tunesmith import pipeline as api
 from tunesmith.errors import DataError, RunError
+from tunesmith.pipeline import verbs as api
 from tunesmith.rundir import RunDir, read_json, read_rows
 
 

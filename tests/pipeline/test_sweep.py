@@ -2,8 +2,8 @@
 
 import pytest
 
-from tunesmith import pipeline as api
 from tunesmith.errors import RunError
+from tunesmith.pipeline import verbs as api
 from tunesmith.pipeline.sweep import recommend, sweep_lines
 from tunesmith.report.figures import sweep_figure
 

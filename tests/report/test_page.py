@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from tunesmith import pipeline as api
+from tunesmith.pipeline import verbs as api
 from tunesmith.rundir import RunDir, read_json, read_rows, write_json, write_rows
 
 HOSTILE = "<script>alert(1)</script>\u202e\"'</pre>"

@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import Gemma4ForCausalLM, Gemma4TextConfig
+from tunesmith.pipeline.examples import _refuse_left_out
+from tunesmith.pipeline.judging import make_judge
+from tunesmith.pipeline.merged import merge_adapter
 
 from conftest import toy_rows, write_recipe
-from tunesmith import pipeline as api
 from tunesmith.chat.fit import fit as fit_lengths
 from tunesmith.chat.render import Conversation
 from tunesmith.data.pack import Plan
@@ -34,13 +36,11 @@ from tunesmith.models.adapter import adapter_state
 from tunesmith.models.load import find_model, load_model
 from tunesmith.models.precision import precision
 from tunesmith.models.swap import add_lora
+from tunesmith.pipeline import verbs as api
 from tunesmith.pipeline.curve import share_of
 from tunesmith.pipeline.engines import engine_of, output_constraint
 from tunesmith.pipeline.evaluation import Evaluation
-from tunesmith.pipeline.examples import _refuse_left_out
-from tunesmith.pipeline.export import context_of
-from tunesmith.pipeline.judging import make_judge
-from tunesmith.pipeline.merged import merge_adapter
+from tunesmith.pipeline.export import context_of, dry_run
 from tunesmith.pipeline.seeds import seed_recipes
 from tunesmith.pipeline.stage import renderer
 from tunesmith.recipe import Judge, Recipe, dump_recipe, load_recipe
@@ -189,7 +189,7 @@ def _downloads(recipe, tmp):
 
 def _exported(recipe, tmp):
     """The plan that an export carries out."""
-    return api.export(api.open_run(tmp / "toy.yaml", tmp / "run"), dry_run=True)
+    return dry_run(api.open_run(tmp / "toy.yaml", tmp / "run"))
 
 
 def _context(recipe, tmp):

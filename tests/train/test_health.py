@@ -17,13 +17,13 @@ from transformers import (
 )
 
 from conftest import write_recipe
-from tunesmith import pipeline as api
 from tunesmith.errors import ModelError, TrainingError
 from tunesmith.layers.dora import DoRALinear
 from tunesmith.models.attention import PACKED
 from tunesmith.models.fuse import fuse
 from tunesmith.models.load import attention
 from tunesmith.models.swap import add_lora
+from tunesmith.pipeline import verbs as api
 from tunesmith.recipe import Lora
 from tunesmith.rundir import RunDir
 from tunesmith.train import health

@@ -15,9 +15,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tunesmith import pipeline as api
 from tunesmith import recipe
 from tunesmith.errors import MissingPackage, TunesmithError
+from tunesmith.pipeline import verbs
+from tunesmith.pipeline.lines import check_lines, reading_lines
+from tunesmith.pipeline.stage import module_of
 from tunesmith.rundir import write_json
 from tunesmith.tracking import say, visible
 
@@ -59,8 +61,8 @@ EXTRAS = {
 @app.command()
 def run(target: Target, out: Out = None) -> None:
     """All stages, from data to verdict and report. The exit code is the verdict's."""
-    directory = api.open_run(target, out)
-    result = api.run(directory)
+    directory = verbs.open_run(target, out)
+    result = verbs.run(directory)
     _print_verdict(result)
     say(f"report: {directory.report_file}")
     raise typer.Exit(result["exit_code"])
@@ -101,7 +103,7 @@ def check(
     """Look at data: bad rows, duplicates, lengths, labels, secrets. Needs no recipe."""
     if model is None and (max_length is not None or template is not None):
         raise typer.BadParameter("--max-length and --template need --model", param_hint="--model")
-    result = api.check(
+    result = module_of("check").check(
         source,
         _read_options(format, column, quarantine),
         model=model,
@@ -112,12 +114,12 @@ def check(
         benchmark_column=benchmark_column,
         rejected=quarantine,
     )
-    for line in api.check_lines(result):
+    for line in check_lines(result):
         print(visible(line))
     if json_file is not None:
         write_json(json_file, result)
     if page is not None:
-        api.check_page(result, page)
+        module_of("check").check_page(result, page)
         say(f"page: {page}")
 
 
@@ -130,8 +132,8 @@ def convert(
     quarantine: Quarantine = None,
 ) -> None:
     """Write data of any format as messages JSONL."""
-    summary = api.convert(source, target, _read_options(format, column, quarantine), quarantine)
-    for note in api.reading_lines(summary):
+    summary = module_of("convert").convert(source, target, _read_options(format, column, quarantine), quarantine)
+    for note in reading_lines(summary):
         say(note)
     print(f"{summary['rows']} rows written to {target}")
 
@@ -151,7 +153,8 @@ def preview(
     console.print(Text.assemble(("supervised", SUPERVISED), " ", ("context", CONTEXT), " ", ("control token", CONTROL)))
     if not console.is_terminal:
         console.print("without colours: «supervised», ‹control token›")
-    for row_id, place, pieces in api.preview(source, model, _read_options(format, column, None), template=template, rows=rows):
+    shown = module_of("preview").preview(source, model, _read_options(format, column, None), template=template, rows=rows)
+    for row_id, place, pieces in shown:
         console.rule(f"{row_id}, {place}")
         if isinstance(pieces, TunesmithError):
             console.print(Text(f"cannot be rendered: {pieces}", "red"))
@@ -176,8 +179,8 @@ def advise(
     quick: Annotated[bool, typer.Option("--quick", help="Ask no model; answer in seconds.")] = False,
 ) -> None:
     """Say whether to tune at all, before any training. The exit code is the advice's."""
-    directory = api.open_run(target, out)
-    result = api.advise(directory, quick)
+    directory = verbs.open_run(target, out)
+    result = verbs.advise(directory, quick)
     _print_advice(result, Console(highlight=False, width=None if sys.stdout.isatty() else 100))
     say(f"advice: {directory.path / 'advice.json'}")
     raise typer.Exit(result["exit_code"])
@@ -186,19 +189,19 @@ def advise(
 @app.command()
 def data(target: Target, out: Out = None) -> None:
     """Read, check and split the rows."""
-    api.data(api.open_run(target, out))
+    verbs.data(verbs.open_run(target, out))
 
 
 @app.command()
 def render(target: Target, out: Out = None) -> None:
     """Render the rows with the model's chat template and mark what is supervised."""
-    api.render(api.open_run(target, out))
+    verbs.render(verbs.open_run(target, out))
 
 
 @app.command()
 def train(target: Target, out: Out = None) -> None:
     """Train the adapter."""
-    api.train(api.open_run(target, out))
+    verbs.train(verbs.open_run(target, out))
 
 
 @app.command()
@@ -216,13 +219,15 @@ def export(
     """Write the forms that are deployed: merged, GGUF, what Ollama, llama.cpp and vLLM need. All of them or none."""
     if types and not sweep:
         raise typer.BadParameter("is read with --sweep; the recipe's export.gguf says what is written", param_hint="--type")
-    directory = api.open_run(target, out)
-    steps = api.export(directory, dry_run)
+    directory = verbs.open_run(target, out)
     if dry_run:
-        for line in api.export_lines(directory, steps):
+        exporting = module_of("export")
+        for line in exporting.export_lines(directory, exporting.dry_run(directory)):
             print(line)
-    elif sweep:
-        for line in api.sweep_lines(api.sweep(directory, tuple(types or ()))):
+        return
+    verbs.export(directory)
+    if sweep:
+        for line in module_of("sweep").sweep_lines(verbs.sweep(directory, tuple(types or ()))):
             print(line)
 
 
@@ -233,13 +238,13 @@ def evaluate(
     arm: Annotated[list[str] | None, typer.Option("--arm", help="Score this arm only; may be repeated.")] = None,
 ) -> None:
     """Score the arms on the sealed test part."""
-    api.evaluate(api.open_run(target, out), tuple(arm) if arm else None)
+    verbs.evaluate(verbs.open_run(target, out), tuple(arm) if arm else None)
 
 
 @app.command()
 def verdict(target: Target) -> None:
     """Decide from the scored arms. The exit code is the verdict's."""
-    result = api.verdict(api.open_run(target))
+    result = verbs.verdict(verbs.open_run(target))
     _print_verdict(result)
     raise typer.Exit(result["exit_code"])
 
@@ -247,7 +252,7 @@ def verdict(target: Target) -> None:
 @app.command()
 def parity(target: Target) -> None:
     """Prove that every exported form is the model that was trained. Exit code 14 when one is not."""
-    result = api.parity(api.open_run(target))
+    result = verbs.parity(verbs.open_run(target))
     _print_parity(result, Console(highlight=False, width=None if sys.stdout.isatty() else 100))
     raise typer.Exit(result["exit_code"])
 
@@ -255,31 +260,31 @@ def parity(target: Target) -> None:
 @app.command("accept-base")
 def accept_base(target: Target) -> None:
     """Say that the adapter is meant for the base that is there now, though its weights are not those it was trained on."""
-    print(api.accept_base(api.open_run(target)))
+    print(verbs.accept_base(verbs.open_run(target)))
 
 
 @app.command()
 def report(target: Target) -> None:
     """Write the report page and print its path."""
-    print(api.report(api.open_run(target)))
+    print(verbs.report(verbs.open_run(target)))
 
 
 @app.command()
 def forgetting(target: Target) -> None:
     """Measure what the tuned model has forgotten, against its base."""
-    api.forgetting(api.open_run(target))
+    verbs.forgetting(verbs.open_run(target))
 
 
 @app.command()
 def seeds(target: Target) -> None:
     """Train and score the adapters of evaluate.seeds."""
-    api.seeds(api.open_run(target))
+    verbs.seeds(verbs.open_run(target))
 
 
 @app.command("learning-curve")
 def learning_curve(target: Target) -> None:
     """Train on shares of the train part and say what more data would buy."""
-    api.learning_curve(api.open_run(target))
+    verbs.learning_curve(verbs.open_run(target))
 
 
 @app.command()
@@ -288,7 +293,7 @@ def chat(
     compare: Annotated[bool, typer.Option("--compare", help="Show the base model's answer beside the tuned one's.")] = False,
 ) -> None:
     """Talk to the tuned model. An empty line starts over, end of input leaves."""
-    answer = api.chat(api.open_run(target), compare)
+    answer = verbs.chat(verbs.open_run(target), compare)
     if sys.stdin.isatty():
         say("type a message; an empty line starts a new conversation, Ctrl-D leaves")
     conversation: list[dict[str, str]] = []
@@ -406,7 +411,7 @@ def _print_parity(result: dict[str, Any], console: Console) -> None:
         ending = Text("deployable") if form["deployable"] else Text("not deployable", "bold red")
         table.add_row(Text(form["form"]), *before, Text(mean) + mark, greedy, *after, ending)
     console.print(table)
-    for line in api.parity_lines(result):
+    for line in module_of("parity").parity_lines(result):
         console.print(Text(visible(line)), soft_wrap=True)
 
 

@@ -1,47 +1,6 @@
-"""One function per verb, for programs and for the command line.
+"""What happens to a run: a table of stages, one file a stage, and the verbs that need no run.
 
-``examples.py`` holds what comes before a model is trained (check, convert, preview, data, render), ``verbs.py`` what
-follows, ``evaluation.py`` the arms and the verdict, ``export.py`` the deployed forms, ``parity.py`` their proof, ``engines.py``
-who answers, ``stage.py`` the books that all keep.
+``table.py`` holds the stages of a recipe in order, ``stage.py`` says when one is done and carries out a plan, ``inputs.py``
+names what each is made from. Every other file is a stage or a verb, named as it is on the command line; a stage's file has
+``execute(run, recipe, session, argument)``. This is the only place where two stages meet.
 """
-
-from tunesmith.pipeline.advice import advise
-from tunesmith.pipeline.curve import learning_curve
-from tunesmith.pipeline.evaluation import evaluate, verdict
-from tunesmith.pipeline.examples import check, check_page, convert, data, preview, render
-from tunesmith.pipeline.export import export, export_lines
-from tunesmith.pipeline.forgetting import forgetting
-from tunesmith.pipeline.lines import check_lines, reading_lines
-from tunesmith.pipeline.parity import parity, parity_lines
-from tunesmith.pipeline.seeds import seeds
-from tunesmith.pipeline.sweep import sweep, sweep_lines
-from tunesmith.pipeline.verbs import accept_base, chat, open_run, report, run, train
-
-__all__ = [
-    "accept_base",
-    "advise",
-    "chat",
-    "check",
-    "check_lines",
-    "check_page",
-    "convert",
-    "data",
-    "evaluate",
-    "export",
-    "export_lines",
-    "forgetting",
-    "learning_curve",
-    "open_run",
-    "parity",
-    "parity_lines",
-    "preview",
-    "reading_lines",
-    "render",
-    "report",
-    "run",
-    "seeds",
-    "sweep",
-    "sweep_lines",
-    "train",
-    "verdict",
-]

@@ -15,21 +15,24 @@ import functools
 import hashlib
 import math
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from tunesmith.errors import RunError
+from tunesmith.evaluate.arms import Outputs, read_outputs, run_arm
+from tunesmith.evaluate.curve import bootstrap, fit_curve
+from tunesmith.evaluate.metrics import HEADLINE
+from tunesmith.models.adapter import WEIGHTS
 from tunesmith.pipeline.engines import in_process
-from tunesmith.pipeline.evaluation import Evaluation
-from tunesmith.pipeline.examples import render
-from tunesmith.pipeline.seeds import read_seeds
-from tunesmith.pipeline.stage import stage
-from tunesmith.pipeline.subrun import changed
+from tunesmith.pipeline.evaluation import Evaluation, evaluation_of
+from tunesmith.pipeline.stage import Session
+from tunesmith.pipeline.subrun import changed, make_inner, open_inner
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, fingerprint, read_json, read_rows, write_json, write_rows
+from tunesmith.rundir.hashes import content_hash
 from tunesmith.tracking import say
-
-if TYPE_CHECKING:
-    from tunesmith.evaluate.arms import Outputs
+from tunesmith.train.documents import Documents
 
 Row = dict[str, Any]
 
@@ -53,32 +56,19 @@ def share_of(recipe: Recipe, rows: list[Row], share: float) -> list[Row]:
     return [row for row in rows if row["id"] in chosen]
 
 
-def learning_curve(run: RunDir) -> dict[str, Any] | None:
-    """Train, score and fit the shares of ``evaluate.learning_curve``; writes ``evaluation/curve.json``.
-
-    Returns:
-        ``evaluate.curve.Curve`` as a dictionary, with ``unscored`` (dev rows without a score for some share)
-        and ``seed_sd``; None where the recipe asks for no curve.
+def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> None:
+    """Train, score and fit the shares of ``evaluate.learning_curve``; writes ``evaluation/curve.json``:
+    ``evaluate.curve.Curve`` as an object, with ``unscored`` (dev rows without a score for some share) and ``seed_sd``.
 
     Raises:
-        RunError: the run's own adapter was not trained yet, a share without a row, or no dev row with a score.
+        RunError: a share without a row, or no dev row with a score.
     """
-    import numpy as np
-
-    from tunesmith.evaluate.curve import bootstrap, fit_curve
-    from tunesmith.evaluate.metrics import HEADLINE
-
-    recipe = run.recipe()
-    if not recipe.evaluate.learning_curve:
-        return None
-    run.key_of("train")
     counts, outputs = [], []
-    made = Evaluation.of(run)
-    with made.closing:
-        for share in recipe.evaluate.learning_curve:
-            inner = run if share == 1.0 else _train_share(run, recipe, share)
-            counts.append(_trained_rows(inner))
-            outputs.append(_scored(made, inner, share))
+    evaluation = evaluation_of(run, recipe, session)
+    for share in recipe.evaluate.learning_curve:
+        inner = run if share == 1.0 else _train_share(run, recipe, share)
+        counts.append(len(Documents.open(inner.tokens("train"))))
+        outputs.append(_outputs_on_dev(evaluation, inner, share))
     scores_KM = np.array([[row[HEADLINE] for row in rows] for rows in outputs], dtype=np.float64)
     kept = np.flatnonzero(~np.isnan(scores_KM).any(axis=0))
     if len(kept) == 0 or len(set(counts)) < len(counts):
@@ -86,50 +76,35 @@ def learning_curve(run: RunDir) -> dict[str, Any] | None:
             f"evaluate.learning_curve: {len(kept)} dev rows have a score, and the shares hold {counts} train rows",
             "give more rows, or shares that are further apart",
         )
-    over = made.metric.corpus
+    over = evaluation.metric.corpus
     corpus = None if over is None else lambda k, draw_M: over([outputs[k][kept[i]] for i in draw_M])
-    spread = read_seeds(run)
-    seed_sd = None if spread is None else spread["sd"]
+    seeds = run.evaluation / "seeds.json"
+    seed_sd = read_json(seeds)["sd"] if recipe.evaluate.seeds > 1 and seeds.exists() else None
     scores_K, draws_BK = bootstrap(scores_KM[:, kept], corpus)
     curve = fit_curve(counts, scores_K, draws_BK, len(kept), recipe.task.min_gain, seed_sd)
     unscored = scores_KM.shape[1] - len(kept)
-    result = {**dataclasses.asdict(curve), "unscored": unscored, "seed_sd": seed_sd, "inputs": run.key_of("train")}
+    result = {**dataclasses.asdict(curve), "unscored": unscored, "seed_sd": seed_sd}
     write_json(run.evaluation / "curve.json", result)
     say(f"learning curve: {curve.verdict}: {curve.told}")
-    return result
 
 
 def _train_share(run: RunDir, recipe: Recipe, share: float) -> RunDir:
-    from tunesmith.pipeline.verbs import train
-
-    budget = read_json(run.data / "rendered.json")["max_new_tokens"]
+    budget = read_json(run.rendered_file)["max_new_tokens"]
     given = changed(recipe, task=recipe.task.model_copy(update={"max_new_tokens": budget}))
-    inner = RunDir.create(run.path / "curve" / f"{share:g}", given)
-    with stage(inner, "data", fingerprint(run.key_of("data"), recipe.seed, share)) as needed:
-        if needed:
-            write_rows(inner.data / "train.jsonl", share_of(recipe, read_rows(run.data / "train.jsonl"), share))
-            shutil.copyfile(run.data / "dev.jsonl", inner.data / "dev.jsonl")
+    inner = open_inner(run.path / "curve" / f"{share:g}", given)
+    write_rows(inner.data / "train.jsonl", share_of(recipe, read_rows(run.data / "train.jsonl"), share))
+    shutil.copyfile(run.data / "dev.jsonl", inner.data / "dev.jsonl")
     say(f"learning curve: training on {share:g} of the train rows, in {inner.path}")
-    render(inner)
-    train(inner)
+    make_inner(inner, given, "render", "train")
     return inner
 
 
-def _trained_rows(run: RunDir) -> int:
-    from tunesmith.train.documents import Documents
-
-    return len(Documents.open(run.tokens("train")))
-
-
-def _scored(made: Evaluation, inner: RunDir, share: float) -> "Outputs":
+def _outputs_on_dev(evaluation: Evaluation, inner: RunDir, share: float) -> Outputs:
     """Answers and scores of one share's adapter on dev, kept in ``curve/<share>/dev/``."""
-    from tunesmith.evaluate.arms import read_outputs, run_arm
-
-    folder = made.run.path / "curve" / f"{share:g}" / "dev"
-    asked = [made.book.tuned(row, 0) for row in made.dev]
-    asked_key = fingerprint(inner.key_of("train"), asked, made.max_new_tokens, made.allowed)
-    with stage(inner, "score on dev", fingerprint(asked_key, made.scoring("tuned"))) as needed:
-        if needed:
-            engine = functools.partial(in_process, made.recipe, inner.adapter)
-            run_arm(folder, engine, asked_key, made.dev, asked, made.metric, made.max_new_tokens, made.allowed)
+    folder = evaluation.run.path / "curve" / f"{share:g}" / "dev"
+    prompts = [evaluation.book.tuned(row, 0) for row in evaluation.dev]
+    budget, allowed = evaluation.max_new_tokens, evaluation.allowed
+    asked_key = fingerprint(content_hash(inner.adapter / WEIGHTS), prompts, budget, allowed)
+    engine = functools.partial(in_process, evaluation.run, evaluation.recipe, inner.adapter)
+    run_arm(folder, engine, asked_key, evaluation.dev, prompts, evaluation.metric, budget, allowed)
     return read_outputs(folder)

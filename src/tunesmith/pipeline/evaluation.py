@@ -1,37 +1,28 @@
-"""Evaluation and verdict: what is asked of which engine, what is kept, and what follows from it.
+"""What all arms of a run share: rows, metric, prompts, stores and the base engine, each made when it is first asked for.
 
-Every arm answers the same sealed rows with the same decoding and the same metric, and can be run alone. Prompts are
-chosen on dev first (``select prompt``), which reads no test row. An arm is skipped when its answers and scores follow from
-the same inputs; when only the scoring changed, the kept answers are scored anew. Each reading of the test part is
-written to ``evaluation/test_readings.jsonl``.
+Every arm answers the same sealed rows with the same decoding and the same metric. Stores and connections are closed with
+``closing``, at the end of the session that opened them.
 """
 
 import contextlib
 import functools
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tunesmith.errors import DataError, RecipeError, RunError
-from tunesmith.pipeline.engines import base_key, engine_of, external, in_process, open_writer, output_constraint
-from tunesmith.pipeline.forgetting import forgetting
-from tunesmith.pipeline.judging import comparing, judge_arms, make_judge
-from tunesmith.pipeline.parity import deployed_parity
-from tunesmith.pipeline.stage import stage
+from tunesmith.engines.engine import Answer, Constraint, Engine
+from tunesmith.errors import RecipeError
+from tunesmith.evaluate.arms import by_time, by_tokens
+from tunesmith.evaluate.metrics import Metric, make_metric
+from tunesmith.evaluate.prompts import Candidate, PromptBook, shown_pool
+from tunesmith.evaluate.references import check_references
+from tunesmith.pipeline.engines import in_process, output_constraint
+from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, Recipe
-from tunesmith.rundir import RunDir, fingerprint, read_json, read_rows, write_json
-from tunesmith.tracking import say
-
-if TYPE_CHECKING:
-    from tunesmith.engines.engine import Answer, Constraint, Engine
-    from tunesmith.evaluate.metrics import Metric
-    from tunesmith.evaluate.prompts import PromptBook
-    from tunesmith.evaluate.select import PromptTask
-    from tunesmith.retrieval.corpus import Corpus
-    from tunesmith.retrieval.store import Store
+from tunesmith.retrieval.corpus import Corpus, check_sealed, open_store, question_of, read_corpus
+from tunesmith.retrieval.embed import load_embedder
+from tunesmith.retrieval.store import Store, build_store
+from tunesmith.rundir import RunDir, read_json, read_rows
 
 Row = dict[str, Any]
 
@@ -43,30 +34,27 @@ class Evaluation:
 
     run: RunDir
     recipe: Recipe
-    metric: "Metric"
+    metric: Metric
     dev: list[Row]
     test: list[Row]
     max_new_tokens: int
-    allowed: "Constraint | None"
-    base: "Callable[[], Engine]"
-    corpus: "Callable[[], Corpus]"
-    documents: "Callable[[], Store]"
-    book: "PromptBook"
+    allowed: Constraint | None
+    base: Callable[[], Engine]
+    corpus: Callable[[], Corpus]
+    documents: Callable[[], Store]
+    book: PromptBook
     closing: contextlib.ExitStack
 
     @classmethod
-    def of(cls, run: RunDir) -> "Evaluation":
+    def of(cls, run: RunDir, recipe: Recipe) -> "Evaluation":
         """Read what the run holds.
 
         Raises:
             RunError: the rows were not rendered yet.
             DataError: a row that the metric cannot score.
         """
-        from tunesmith.evaluate.metrics import make_metric
-        from tunesmith.evaluate.prompts import PromptBook, shown_pool
 
-        recipe, closing = run.recipe(), contextlib.ExitStack()
-        run.key_of("render")
+        closing = contextlib.ExitStack()
         metric = make_metric(recipe.task)
         train, dev, test = (read_rows(run.data / f"{part}.jsonl") for part in ("train", "dev", "test"))
         check_references(test + dev, metric)
@@ -82,22 +70,21 @@ class Evaluation:
             metric,
             dev,
             test,
-            read_json(run.data / "rendered.json")["max_new_tokens"],
+            read_json(run.rendered_file)["max_new_tokens"],
             output_constraint(recipe),
-            functools.cache(lambda: in_process(recipe, None)),
+            functools.cache(lambda: in_process(run, recipe, None)),
             corpus,
             documents,
             PromptBook(recipe, pool, dev + test, nearest, documents),
             closing,
         )
 
-    def asked(self, arm: str, chosen: dict[str, Any]) -> list[list[dict[str, str]]]:
+    def prompts(self, arm: str, chosen: dict[str, Any]) -> list[list[dict[str, str]]]:
         """An arm's prompts for the test rows.
 
         Args:
             chosen: by prompt arm, the ``Candidate`` that was chosen on dev, written; not looked at for a tuned arm.
         """
-        from tunesmith.evaluate.prompts import Candidate
 
         if arm in PROMPT_ARMS or arm.startswith(EXTERNAL):
             candidate = Candidate.read(chosen[arm if arm in PROMPT_ARMS else self.recipe.evaluate.prompt_of(arm)])
@@ -105,9 +92,8 @@ class Evaluation:
         documents = self.recipe.evaluate.retrieval.k if arm == "tuned_retrieval" else 0
         return [self.book.tuned(row, documents) for row in self.test]
 
-    def price(self, arm: str) -> "Callable[[Answer], float] | None":
+    def cost_of(self, arm: str) -> Callable[[Answer], float] | None:
         """What an answer of an arm costs, where the recipe gives a price."""
-        from tunesmith.evaluate.arms import by_time, by_tokens
 
         settings = self.recipe.evaluate
         if arm.startswith(EXTERNAL):
@@ -115,195 +101,35 @@ class Evaluation:
             return None if asked is None else by_tokens(asked)
         return None if settings.price_per_hour is None else by_time(settings.price_per_hour)
 
-    def scoring(self, arm: str = "") -> list[Any]:
-        """What decides figures beside the answers: the metric and its files, and an arm's price (a local one's by default)."""
-        from tunesmith.evaluate.metrics import scoring
 
-        settings = self.recipe.evaluate
-        price = settings.endpoint_of(arm).model_dump()["price"] if arm.startswith(EXTERNAL) else settings.price_per_hour
-        return [scoring(self.recipe.task), price]
+def evaluation_of(run: RunDir, recipe: Recipe, session: Session) -> Evaluation:
+    """The evaluation of a session, read once."""
 
+    def read() -> Evaluation:
+        evaluation = Evaluation.of(run, recipe)
+        session.closing.enter_context(evaluation.closing)
+        return evaluation
 
-def evaluate(run: RunDir, arms: tuple[str, ...] | None = None) -> None:
-    """Score arms (all of the recipe's when not named) on the sealed test part.
-
-    Raises:
-        RunError: an arm that the recipe does not have, or whose model was not made yet.
-        DataError: a row that the metric cannot score.
-    """
-    known = run.recipe().evaluate.arms
-    if unknown := set(arms or ()) - set(known):
-        raise RunError(f"{min(unknown)}: not an arm of this recipe", f"arms: {', '.join(known)}")
-    wanted = arms or known
-    made = Evaluation.of(run)
-    with made.closing:
-        chosen = select(made)["arms"] if any(arm in PROMPT_ARMS or arm.startswith(EXTERNAL) for arm in wanted) else {}
-        for arm in wanted:
-            _score_arm(made, arm, made.asked(arm, chosen))
+    return session.once("evaluation", read)
 
 
-def _score_arm(made: Evaluation, arm: str, asked: list[list[dict[str, str]]]) -> None:
-    """One arm on the test rows, unless its answers and scores follow from the same inputs already."""
-    from tunesmith.evaluate.arms import run_arm
-
-    run, budget, allowed = made.run, made.max_new_tokens, made.allowed
-    weights, engine = engine_of(run, made.recipe, arm, made.base, asked, budget)
-    asked_key = fingerprint(weights, asked, budget, allowed)
-    arm_key = fingerprint(asked_key, made.scoring(arm))
-    with stage(run, f"evaluate {arm}", arm_key) as needed:
-        if needed:
-            if arm in ("retrieval", "tuned_retrieval"):
-                _report_recall(made)
-            folder, price = run.evaluation / arm, made.price(arm)
-            figures = run_arm(folder, engine, asked_key, made.test, asked, made.metric, budget, allowed, price)
-            log_reading(run, arm, arm_key)
-            say(f"evaluate: {_told(arm, figures)}")
-
-
-def choose_prompts(run: RunDir) -> dict[str, Any]:
-    """Score the prompt arms on dev rows alone, so that advice spends no sealed row.
-
-    Returns:
-        The content of ``evaluation/selection.json`` (``evaluate.select.select_prompt``).
-    """
-    made = Evaluation.of(run)
-    with made.closing:
-        return select(made)
-
-
-def verdict(run: RunDir) -> dict[str, Any]:
-    """Decide from the arms' outputs and the forgetting check; writes and returns ``evaluation/verdict.json``.
-
-    Returns:
-        What ``evaluate.gate.verdict`` returns, and ``selection``, ``judge`` and ``retrieval`` as their files hold them.
-
-    Raises:
-        RunError: an arm was not scored yet, or seeds were asked for and not trained.
-    """
-    from tunesmith.evaluate import gate
-    from tunesmith.evaluate.arms import read_outputs
-    from tunesmith.evaluate.metrics import make_metric
-    from tunesmith.pipeline.seeds import read_seeds
-
-    recipe = run.recipe()
-    for arm in recipe.evaluate.arms:
-        run.key_of(f"evaluate {arm}")
-    choice = read_json(run.evaluation / "selection.json")
-    metric = make_metric(recipe.task)
-    judge = judge_arms(run, recipe, metric, choice["best_prompt"]) if metric.name == "judge" else None
-    outputs = {arm: read_outputs(run.evaluation / arm) for arm in recipe.evaluate.arms}
-    # Done already after a whole run; a verdict made by hand must not deploy what nobody has looked at.
-    forgotten = forgetting(run) if any(arm in gate.TUNED_ARMS for arm in outputs) else None
-    result = gate.verdict(
-        outputs,
-        choice["best_prompt"],
-        metric,
-        recipe.task.min_gain,
-        _groups(run, recipe),
-        forgotten,
-        read_seeds(run),
-        deployed_parity(run),
-    )
-    result["selection"] = choice
-    result["judge"] = judge
-    result["retrieval"] = _read(run.evaluation / "retrieval.json")
-    write_json(run.verdict_file, result)
-    return result
-
-
-def select(made: Evaluation) -> dict[str, Any]:
-    """The prompts chosen on dev, chosen now if they were not for these inputs."""
-    from tunesmith.evaluate.metrics import scoring
-    from tunesmith.evaluate.select import select_prompt
-
-    run, recipe = made.run, made.recipe
-    target = run.evaluation / "selection.json"
-    settings = recipe.evaluate
-    external_arms = [arm for arm in settings.arms if arm.startswith(EXTERNAL)]
-    needed_arms = {*settings.arms, *(settings.prompt_of(arm) for arm in external_arms)}
-    retrieves = "retrieval" in needed_arms
-    asked_of = {"base_url", "model", "prompt", "body"}  # a price or a time-out asks nobody anew
-    key = fingerprint(
-        run.key_of("data"),
-        base_key(recipe),
-        scoring(recipe.task),
-        made.allowed,
-        (recipe.seed, recipe.task.prompt, recipe.task.short_prompt),
-        settings.few_shot.model_dump(),
-        settings.optimized_prompt.model_dump() if "optimized_prompt" in needed_arms else None,
-        [settings.retrieval.model_dump(), made.corpus().texts] if retrieves else settings.retrieval.embedder,
-        [(arm, settings.endpoint_of(arm).model_dump(include=asked_of)) for arm in external_arms if settings.is_rival(arm)],
-        [arm for arm in settings.arms if arm in PROMPT_ARMS or arm in external_arms],
-        made.max_new_tokens,
-    )
-    with stage(run, "select prompt", key) as needed:
-        if needed:
-            choice = select_prompt(_asking(made), target)
-            say(f"select prompt: {choice['best_prompt']} leads on {choice['dev_rows']} dev rows ({choice['best_prompt_name']})")
-    return read_json(target)
-
-
-def _asking(made: Evaluation) -> "PromptTask":
-    """What every candidate has in common."""
-    from tunesmith.evaluate.select import PromptTask
-
-    @functools.cache
-    def engine(answerer: str) -> "Engine":
-        if answerer == "base":
-            return made.base()
-        opened = external(made.recipe, answerer)
-        made.closing.callback(opened.close)
-        return opened
-
-    judged = None
-    if made.metric.name == "judge":
-        judge, close = make_judge(made.recipe)
-        made.closing.callback(close)
-        judged = comparing(judge, made.dev)
-    writer = None
-    if made.recipe.evaluate.optimized_prompt.writer is not None:
-        writer, close = open_writer(made.recipe.evaluate.optimized_prompt.writer)
-        made.closing.callback(close)
-    return PromptTask(made.recipe, made.book, made.dev, made.metric, made.max_new_tokens, engine, made.allowed, judged, writer)
-
-
-def log_reading(run: RunDir, arm: str, key: str) -> None:
-    """The test part is sealed; every reading of it is written down."""
-    with (run.evaluation / "test_readings.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"arm": arm, "key": key[:16], "at": datetime.now(UTC).isoformat(timespec="seconds")}) + "\n")
-
-
-def _told(arm: str, figures: dict[str, float]) -> str:
-    """An arm's result in one line."""
-    scored = figures["unscored"] < figures["n"]
-    told = f"scores {100 * figures['score']:.1f} of 100" if scored else "has answered, and waits for the judge"
-    cost = f", {figures['n'] * figures['cost']:.4g} in all" if "cost" in figures else ""
-    return f"{arm} {told}, {figures['ms']:.0f} ms an example{cost}"
-
-
-def _read_corpus(recipe: Recipe, pool: list[Row], test: list[Row]) -> "Corpus":
-    from tunesmith.retrieval.corpus import check_sealed, read_corpus
+def _read_corpus(recipe: Recipe, pool: list[Row], test: list[Row]) -> Corpus:
 
     corpus = read_corpus(recipe, pool)
     check_sealed(corpus, test)
     return corpus
 
 
-def _open_documents(run: RunDir, recipe: Recipe, corpus: "Corpus") -> "Store":
-    from tunesmith.retrieval.corpus import open_store
+def _open_documents(run: RunDir, recipe: Recipe, corpus: Corpus) -> Store:
 
     return open_store(recipe, run.evaluation / "documents.sqlite", corpus)
 
 
-def _open_questions(run: RunDir, recipe: Recipe, pool: list[Row], selection: str) -> "Store":
+def _open_questions(run: RunDir, recipe: Recipe, pool: list[Row], selection: str) -> Store:
     """The questions of the rows that may be shown, to find the nearest ones."""
-    from tunesmith.retrieval.corpus import question_of
-    from tunesmith.retrieval.store import build_store
 
     embed = None
     if selection == "embeddings":
-        from tunesmith.retrieval.embed import load_embedder
-
         if recipe.evaluate.retrieval.embedder is None:
             raise RecipeError(
                 "evaluate.few_shot.selection: embeddings needs evaluate.retrieval.embedder", "name one, or use bm25"
@@ -311,41 +137,3 @@ def _open_questions(run: RunDir, recipe: Recipe, pool: list[Row], selection: str
         embed = load_embedder(recipe.evaluate.retrieval.embedder)
     texts, ids = [question_of(row) for row in pool], [row["id"] for row in pool]
     return build_store(run.evaluation / f"questions-{selection}.sqlite", texts, ids, embed)
-
-
-def _report_recall(made: Evaluation) -> None:
-    """Say whether the right passages are found, before any answer is scored."""
-    from tunesmith.retrieval.corpus import find
-    from tunesmith.retrieval.measure import RECALL_AT, figures, told
-
-    found = find(made.documents(), made.test, max(RECALL_AT, made.recipe.evaluate.retrieval.k))
-    measured = figures(found, made.test, made.corpus())
-    write_json(made.run.evaluation / "retrieval.json", measured)
-    say(told(measured))
-
-
-def _groups(run: RunDir, recipe: Recipe) -> list[str] | None:
-    """The group of every test row where ``data.group_by`` makes clusters; a row without one is its own."""
-    if recipe.data.group_by is None:
-        return None
-    return [row.get("group") or row["id"] for row in read_rows(run.data / "test.jsonl")]
-
-
-def _read(file: Path) -> dict[str, Any] | None:
-    return read_json(file) if file.exists() else None
-
-
-def check_references(rows: list[Row], metric: "Metric") -> None:
-    """Every reference must score 1 against itself, or the metric does not fit the data."""
-    for row in rows:
-        if row.get("kind") == "text" or "tool_calls" in row["messages"][-1]:
-            what = "a plain text, which asks nothing" if row.get("kind") == "text" else "ended by a tool call"
-            raise DataError(
-                f"row {row['id']}, {row['place']}: {what}, so no arm can be scored", "train and preview such rows alone"
-            )
-        reference = row["messages"][-1]["content"]
-        if not metric.fits(reference):
-            raise DataError(
-                f"row {row['id']}, {row['place']}: its own reference does not score under task.metric: {reference[:80]!r}",
-                "choose another metric, or mend the row",
-            )

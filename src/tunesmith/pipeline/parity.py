@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import ExportError, ModelError, RunError
 from tunesmith.pipeline.export import context_of
+from tunesmith.pipeline.model_access import base_of
 from tunesmith.pipeline.parity_forms import Form, FormModel, Place, choose_place, forms_of, open_engine, opened
-from tunesmith.pipeline.parity_reference import DEV_PROMPTS, LONG, Reference, Task, dev_task, run_reference
-from tunesmith.pipeline.stage import renderer, stage
+from tunesmith.pipeline.parity_reference import Reference, Task, dev_task, run_reference
+from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Recipe
-from tunesmith.rundir import RunDir, fingerprint, read_json, write_json
+from tunesmith.rundir import RunDir, read_json, write_json
 from tunesmith.tracking import progress, say
 
 if TYPE_CHECKING:
@@ -32,35 +33,22 @@ DEV_ROWS = 32  # for the metric: llama.cpp answers them one after another, once 
 SCRATCH = ".parity"
 
 
-def parity(run: RunDir) -> dict[str, Any]:
-    """Compare every exported form with the training stack; writes and returns ``export/parity.json``.
-
-    Returns:
-        ``deployable`` (every form is), ``exit_code``, ``deployed`` (name of the form that the recipe deploys), ``arithmetic``,
-        ``prompts`` (names), ``left_out`` (name -> why), ``positions``, ``adapter_kl`` (mean KL(tuned || base), nats),
-        ``metric`` (``name, n, score, margin``, or ``reason`` where there is none), and ``forms``: of each the entry of
-        ``export.parity.form_facts`` with ``figures``, ``divergence``, ``control_tokens`` (names of the prompts whose control
-        tokens in a user's text the engine parses) and ``task`` (score, and ``Comparison`` with the reference).
+def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> None:
+    """Compare every exported form with the training stack; writes ``export/parity.json``: ``deployable`` (every form is),
+    ``exit_code``, ``deployed`` (name of the form that the recipe deploys), ``arithmetic``, ``prompts`` (names), ``left_out``
+    (name -> why), ``positions``, ``adapter_kl`` (mean KL(tuned || base), nats), ``metric`` (``name, n, score, margin``, or
+    ``reason`` where there is none), and ``forms``: of each the entry of ``parity.figures.form_facts`` with ``figures``,
+    ``divergence``, ``control_tokens`` (names of the prompts whose control tokens in a user's text the engine parses) and
+    ``task`` (score, and ``Comparison`` with the reference).
 
     Raises:
-        RunError: the run was not exported, or a file of its export is gone.
+        RunError: a file of the export is gone.
         MissingPackage: llama.cpp is not installed.
     """
-    from tunesmith.evaluate.metrics import scoring
-    from tunesmith.parity.figures import BOUNDS, NEW_TOKENS
-
-    recipe = run.recipe()
-    exported = run.key_of("export")
-    limits = (DEV_PROMPTS, DEV_ROWS, LONG, NEW_TOKENS, BOUNDS)
-    key = fingerprint(exported, run.key_of("render"), scoring(recipe.task), recipe.task.min_gain, limits)
-    target = run.export / "parity.json"
-    with stage(run, "parity", key, target) as needed:
-        if needed:
-            write_json(target, {"inputs": exported, **_measured(run, recipe)})
-    result = read_json(target)
+    result = _measured(run, recipe)
+    write_json(run.export / "parity.json", result)
     for form in result["forms"]:
         say(f"parity: {form['form']}: {'deployable' if form['deployable'] else 'not deployable: ' + form['reason']}")
-    return result
 
 
 def parity_lines(result: dict[str, Any]) -> list[str]:
@@ -86,11 +74,8 @@ def parity_lines(result: dict[str, Any]) -> list[str]:
 
 
 def deployed_parity(run: RunDir) -> dict[str, Any] | None:
-    """The entry of the form that the recipe deploys; None where parity was not measured on the export that is there."""
-    target = run.export / "parity.json"
-    found = read_json(target) if target.exists() else None
-    if found is None or found["inputs"] != run.key_of("export"):
-        return None
+    """The entry of the form that the recipe deploys."""
+    found = read_json(run.export / "parity.json")
     return next((form for form in found["forms"] if form["form"] == found["deployed"]), None)
 
 
@@ -137,7 +122,7 @@ def _compared(run: RunDir, form: Form, reference: Reference, recipe: Recipe, pla
     context = max(longest, context_of(run, recipe)[0])  # as served: an engine may compute otherwise with a larger one
     try:
         with opened(form, place, context) as model:
-            checks |= _check_model(form, model, reference, recipe, place, more)
+            checks |= _check_model(run, form, model, reference, recipe, place, more)
         if not isinstance(task, str):
             checks["metric"] = _check_metric(form, reference, recipe, place, task, more)
     except (ExportError, ModelError, RunError) as error:
@@ -147,12 +132,12 @@ def _compared(run: RunDir, form: Form, reference: Reference, recipe: Recipe, pla
 
 
 def _check_model(
-    form: Form, model: FormModel, reference: Reference, recipe: Recipe, place: Place, more: dict[str, Any]
+    run: RunDir, form: Form, model: FormModel, reference: Reference, recipe: Recipe, place: Place, more: dict[str, Any]
 ) -> "dict[str, Check]":
     """Template, ids, distribution and adapter."""
     from tunesmith.parity import figures as figures_of
 
-    prompts, tokenizer = reference.prompts, renderer(recipe)[1].tokenizer
+    prompts, tokenizer = reference.prompts, base_of(run, recipe)[1].tokenizer
 
     def decode(ids: list[int]) -> str:
         text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

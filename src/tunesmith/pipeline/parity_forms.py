@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from tunesmith.errors import ExportError, RunError
 from tunesmith.pipeline.engines import gguf_path
-from tunesmith.pipeline.stage import renderer
+from tunesmith.pipeline.model_access import model_directory
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, read_json
 from tunesmith.tracking import say
@@ -88,7 +88,7 @@ def forms_of(run: RunDir, recipe: Recipe) -> list[Form]:
     from tunesmith.models.precision import precision
 
     facts = read_json(run.export / "merge.json")
-    _, compute = precision(recipe.base, recipe.train.compute, renderer(recipe)[0])
+    _, compute = precision(recipe.base, recipe.train.compute, model_directory(recipe))
     differs = facts["into"] == "original" and "nf4" in (recipe.base, recipe.per_layer_embeddings)
     exact = facts["dtype"] == "float32" and compute == "fp32"
     forms = [Form("merged", run.merged, None, None if differs else "fp32" if exact else "fp16")]
@@ -118,7 +118,7 @@ def choose_place(run: RunDir, recipe: Recipe) -> Place:
     device = device_with_room(needed)
     if device is not None:
         return Place(device, "fp32")
-    _, compute = precision(recipe.base, recipe.train.compute, renderer(recipe)[0])
+    _, compute = precision(recipe.base, recipe.train.compute, model_directory(recipe))
     say(f"parity: fp32 takes {ROOM * needed / 1e9:.0f} GB, which are not there; computing in {compute}, with its wider bounds")
     return Place(best_device(), compute)
 

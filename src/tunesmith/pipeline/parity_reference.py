@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import DataError
 from tunesmith.pipeline.engines import context_for, output_constraint
+from tunesmith.pipeline.model_access import base_of
 from tunesmith.pipeline.parity_forms import Place, model_logits
-from tunesmith.pipeline.stage import renderer
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, read_json, read_rows
 from tunesmith.tracking import progress, say
@@ -105,8 +105,8 @@ def dev_task(run: RunDir, recipe: Recipe, most: int) -> Task | str:
     groups = None if recipe.data.group_by is None else [row.get("group") or row["id"] for row in rows]
     if len(set(groups or [row["id"] for row in rows])) < 2:
         return f"{len(rows)} dev rows can be scored, of one group; an interval needs two"
-    budget, prompts = read_json(run.data / "rendered.json")["max_new_tokens"], [tuned(recipe, row) for row in rows]
-    context, margin = context_for(recipe, prompts, budget), recipe.task.min_gain / 2
+    budget, prompts = read_json(run.rendered_file)["max_new_tokens"], [tuned(recipe, row) for row in rows]
+    context, margin = context_for(run, recipe, prompts, budget), recipe.task.min_gain / 2
     return Task(metric, rows, prompts, budget, output_constraint(recipe), groups, context, margin)
 
 
@@ -122,7 +122,7 @@ def run_reference(run: RunDir, recipe: Recipe, place: Place, task: Task | str, s
     from tunesmith.models.swap import add_lora, without_adapters
     from tunesmith.parity.figures import NEW_TOKENS, Prompt, base_distance
 
-    directory, made = renderer(recipe)
+    directory, made = base_of(run, recipe)
     _, compute = precision(recipe.base, recipe.train.compute, directory)
     storage = "nf4" if recipe.base == "nf4" else place.arithmetic
     model = load_model(directory, place.arithmetic, storage, place.device, recipe.per_layer_embeddings)

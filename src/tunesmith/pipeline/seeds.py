@@ -12,9 +12,9 @@ The cost is one training and one test arm a seed. Every reading of the test part
 import statistics
 from typing import Any
 
-from tunesmith.errors import RunError
-from tunesmith.pipeline.evaluation import evaluate, log_reading
-from tunesmith.pipeline.subrun import changed, with_shared_data
+from tunesmith.pipeline.evaluate import log_reading
+from tunesmith.pipeline.stage import Session
+from tunesmith.pipeline.subrun import changed, make_inner, open_inner, share_data
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, read_json, write_json
 from tunesmith.tracking import say
@@ -27,59 +27,29 @@ def seed_recipes(recipe: Recipe) -> list[Recipe]:
     return [changed(recipe, seed=(recipe.seed + k) % 2**31) for k in range(recipe.evaluate.seeds)]
 
 
-def seeds(run: RunDir) -> dict[str, Any] | None:
-    """Train and score the adapters of ``evaluate.seeds``; writes ``evaluation/seeds.json``.
-
-    Returns:
-        ``arm``, ``n`` test rows, ``runs`` (seed, score, best_dev_loss of each), ``mean``, ``min``, ``max``, and ``sd``
-        (over seeds, n - 1 in the denominator), scores in 0..1; None where the recipe asks for one seed.
-
-    Raises:
-        RunError: the run's own adapter was not trained or not scored yet.
+def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> None:
+    """Train and score the adapters of ``evaluate.seeds``; writes ``evaluation/seeds.json``: ``arm``, ``n`` test rows, ``runs``
+    (seed, score, best_dev_loss of each), ``mean``, ``min``, ``max``, and ``sd`` (over seeds, n - 1 in the denominator), scores
+    in 0..1.
     """
-    from tunesmith.pipeline.verbs import train
-
-    recipes = seed_recipes(run.recipe())
-    if len(recipes) == 1:
-        return None
-    own = run.key_of(f"evaluate {ARM}")
-    found = [_scored(run, recipes[0])]
-    for k, recipe in enumerate(recipes[1:], 1):
-        inner = with_shared_data(run, run.path / "seeds" / str(k), recipe)
-        say(f"seeds: training seed {recipe.seed}, {k + 1} of {len(recipes)}, in {inner.path}")
-        train(inner)
+    recipes = seed_recipes(recipe)
+    runs = [_figures(run, recipes[0])]
+    for k, other in enumerate(recipes[1:], 1):
+        inner = open_inner(run.path / "seeds" / str(k), other)
+        share_data(run, inner)
+        say(f"seeds: training seed {other.seed}, {k + 1} of {len(recipes)}, in {inner.path}")
         before = inner.stages().get(f"evaluate {ARM}")
-        evaluate(inner, (ARM,))
+        make_inner(inner, other, "train", f"evaluate {ARM}")
         if inner.stages()[f"evaluate {ARM}"] != before:
-            log_reading(run, f"{ARM} seed {recipe.seed}", inner.key_of(f"evaluate {ARM}"))
-        found.append(_scored(inner, recipe))
+            log_reading(run, f"{ARM} seed {other.seed}", read_json(inner.evaluation / ARM / "scores.json")["key"])
+        runs.append(_figures(inner, other))
     rows = read_json(run.evaluation / ARM / "scores.json")["n"]
-    result = {"arm": ARM, "n": rows, "inputs": own, "runs": found, **spread([entry["score"] for entry in found])}
+    result = {"arm": ARM, "n": rows, "runs": runs, **spread([entry["score"] for entry in runs])}
     write_json(run.evaluation / "seeds.json", result)
     say(
-        f"seeds: {ARM} scores {100 * result['mean']:.1f} of 100 over {len(found)} seeds, "
+        f"seeds: {ARM} scores {100 * result['mean']:.1f} of 100 over {len(runs)} seeds, "
         f"{100 * result['min']:.1f} to {100 * result['max']:.1f} (sd {100 * result['sd']:.1f} points)"
     )
-    return result
-
-
-def read_seeds(run: RunDir) -> dict[str, Any] | None:
-    """What ``seeds`` found, for the verdict; None where the recipe asks for one seed.
-
-    Raises:
-        RunError: asked for and not done, or done beside an earlier adapter.
-    """
-    wanted = run.recipe().evaluate.seeds
-    if wanted == 1:
-        return None
-    file = run.evaluation / "seeds.json"
-    result = read_json(file) if file.exists() else {"runs": [], "inputs": ""}
-    if len(result["runs"]) != wanted or result["inputs"] != run.key_of(f"evaluate {ARM}"):
-        raise RunError(
-            f"{file}: {len(result['runs'])} of the {wanted} seeds that evaluate.seeds asks for go with this adapter",
-            f"run: tunesmith seeds {run.path}",
-        )
-    return result
 
 
 def spread(scores: list[float]) -> dict[str, float]:
@@ -87,7 +57,7 @@ def spread(scores: list[float]) -> dict[str, float]:
     return {"mean": statistics.fmean(scores), "min": min(scores), "max": max(scores), "sd": statistics.stdev(scores)}
 
 
-def _scored(run: RunDir, recipe: Recipe) -> dict[str, Any]:
-    training = read_json(run.manifest_file)["training"]
+def _figures(run: RunDir, recipe: Recipe) -> dict[str, Any]:
+    training = read_json(run.training_file)
     score = read_json(run.evaluation / ARM / "scores.json")["score"]
     return {"seed": recipe.seed, "score": score, "best_dev_loss": training["best_dev_loss"]}

@@ -128,7 +128,7 @@ def _card_facts(exported: Exported) -> "card.Facts":
     from tunesmith.export.ollama.modelfile import stop_texts
 
     recipe, made = exported.recipe, exported.renderer
-    manifest = read_json(exported.run.manifest_file) if exported.run.manifest_file.exists() else {}
+    training = read_json(exported.run.training_file) if exported.run.training_file.exists() else {}
     names = {kind: gguf_name(str(recipe.name), kind) for kind in recipe.export.gguf}
     files = {kind: exported.files[name] for kind, name in names.items() if name in exported.files}
     facts: card.Facts = {
@@ -138,7 +138,7 @@ def _card_facts(exported: Exported) -> "card.Facts":
         "revision": recipe.revision,
         "license": license_of(exported.base),
         "lora": recipe.lora.model_dump(),
-        "training": manifest.get("training", {}),
+        "training": training,
         "files": files,
         "merge": exported.files.get("merge.json") or exported.files.get("merged", {}),
         "system": recipe.task.short_prompt,

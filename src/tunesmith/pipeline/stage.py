@@ -1,81 +1,270 @@
-"""What every verb needs: a stage's books, and the model of a recipe."""
+"""What a stage is, when it is done, and how a plan of stages is carried out.
 
-import functools
+A stage is data: its name, the stages whose files it reads, its inputs by name, its outputs by path, and the file of this folder
+that makes it. It is done while both are what was recorded in ``stages.json``: the inputs (recipe keys, hashes of files, the
+content of the base) and the outputs (every file, by its hash). So a changed recipe makes exactly the stages again that read the
+changed key, an adapter that somebody replaced is not evaluated under the old verdict, and the reason can be told.
+
+Two ways to go on where something is not done:
+
+- ``run`` makes everything again that is needed, in order, and says why.
+- A single verb makes its own stage, and the cheap ones before it (``implied``) where they were never made. It refuses by name
+  where an earlier stage was made from other inputs: what took hours is not thrown away by a verb that did not name it.
+
+A source outside of the run (the rows, the base model) that is gone cannot have changed: what was made from it stands.
+
+Refused: one fingerprint a stage, which cannot say what changed; the predecessor's fingerprint in place of its files, which
+misses an altered file and makes a stage again whose predecessor came out the same; dvc or Snakemake, whose stages are
+commands.
+"""
+
+import contextlib
+import importlib
+import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any, TypeVar
 
 from tunesmith import hardware
+from tunesmith.errors import RunError
+from tunesmith.pipeline.inputs import Inputs, MissingInput, Unknown
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir
-from tunesmith.tracking import say
+from tunesmith.rundir.atomic import full_disk_named
+from tunesmith.rundir.hashes import file_state
+from tunesmith.rundir.lock import writer_of
+from tunesmith.rundir.records.stages import Parts, StageRecord, StageState, Status
 
-if TYPE_CHECKING:
-    from tunesmith.chat.render import Renderer
+logger = logging.getLogger(__name__)
+Value = TypeVar("Value")
+SHOWN = 3  # changed parts that a line names
 
 
-@contextmanager
-def stage(run: RunDir, name: str, key: str, output: Path | None = None) -> Iterator[bool]:
-    """Run a block as a stage: skipped (False) when done with this key, else timed and recorded when it ends well.
+class Session:
+    """What consecutive stages of one kind share: a loaded base, open stores. Closed when another kind begins."""
+
+    def __init__(self) -> None:
+        self.closing = contextlib.ExitStack()
+        self.parts: Parts = {}  # inputs of the stage that is being made
+        self._values: dict[str, Any] = {}
+
+    def once(self, name: str, make: Callable[[], Value]) -> Value:
+        """The value of a name, made when it is first asked for."""
+        if name not in self._values:
+            self._values[name] = make()
+        return self._values[name]
+
+    def close(self) -> None:
+        """Close what was opened, and forget the rest."""
+        self._values.clear()
+        self.closing.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One row of the table.
+
+    Attributes:
+        name: its key in ``stages.json``.
+        module: file of this folder that makes it: ``execute(run, recipe, session, argument)``.
+        about: what it does, for people.
+        needs: stages whose outputs it reads.
+        inputs: what it is made from, by name; must not import torch.
+        outputs: paths below the run directory; one that ends with a slash stands for all files there.
+        without: paths that the last rule would name, and that another stage makes.
+        argument: what ``execute`` is told (an arm).
+        verb: the command that makes it.
+        implied: cheap, so a verb that needs it makes it where it was never made.
+    """
+
+    name: str
+    module: str
+    about: str
+    inputs: Callable[[Inputs], Parts]
+    outputs: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    argument: str = ""
+    verb: str = ""
+    implied: bool = False
+
+    def command(self, run: RunDir) -> str:
+        """What to type to make it."""
+        return f"tunesmith {self.verb or self.name} {run.path}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """The stages of a recipe in the order of a run."""
+
+    stages: tuple[Stage, ...]
+    _by_name: dict[str, Stage] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_by_name", {stage.name: stage for stage in self.stages})
+
+    def __getitem__(self, name: str) -> Stage:
+        return self._by_name[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._by_name
+
+    def closure(self, goals: Iterable[str]) -> list[Stage]:
+        """The goals and all that they need, in the order of the table."""
+        wanted: set[str] = set()
+        pending = list(goals)
+        while pending:
+            name = pending.pop()
+            if name not in wanted:
+                wanted.add(name)
+                pending += self[name].needs
+        return [stage for stage in self.stages if stage.name in wanted]
+
+
+def state_of(run: RunDir, stage: Stage, recipe: Recipe, known: StageRecord | None) -> tuple[StageState, Parts | None]:
+    """How a stage stands whose needs are done, and its inputs as they are now (None where a file of another stage is gone)."""
+    took = {} if known is None else {"seconds": known.seconds, "peak_bytes": known.peak_bytes}
+    try:
+        parts = stage.inputs(Inputs(run, recipe))
+    except MissingInput as missing:
+        reason = f"{missing.name} is not there"
+        return StageState(stage=stage.name, state="never" if known is None else "waiting", why=(reason,), **took), None
+    if known is None:
+        return StageState(stage=stage.name, state="never"), parts
+    settled = {name: known.inputs.get(name) if isinstance(value, Unknown) else value for name, value in parts.items()}
+    if changes := tuple(_changes(known.inputs, settled)):
+        return StageState(stage=stage.name, state="stale", why=changes, **took), settled
+    if broken := tuple(_broken(run, known)):
+        return StageState(stage=stage.name, state="broken", why=broken, **took), settled
+    return StageState(stage=stage.name, state="done", **took), settled
+
+
+def _changes(before: Parts, now: Parts) -> Iterator[str]:
+    for name in {**now, **before}:
+        old, new = before.get(name), now.get(name)
+        if old == new and (name in before) == (name in now):
+            continue
+        if _is_short(old) and _is_short(new):
+            yield f"{name} {_shown(old)} -> {_shown(new)}"
+        else:
+            yield f"{name} is another one"
+
+
+def _is_short(value: object) -> bool:
+    return not isinstance(value, str) or not (len(value) == 64 or len(value) > 60)
+
+
+def _shown(value: object) -> str:
+    return "nothing" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _broken(run: RunDir, known: StageRecord) -> Iterator[str]:
+    for name, state in known.outputs.items():
+        path = run.path / name
+        if not path.is_file():
+            yield f"{name} is gone"
+        elif file_state(path, state).sha256 != state.sha256:
+            yield f"{name} is not what was written"
+
+
+def reason(state: StageState) -> str:
+    """Why a stage is not done, in one line."""
+    if state.state == "never":
+        return "was never made here" if not state.why else f"was never made here ({state.why[0]})"
+    more = f" and {len(state.why) - SHOWN} more" if len(state.why) > SHOWN else ""
+    return ", ".join(state.why[:SHOWN]) + more
+
+
+def status(run: RunDir, table: Table, recipe: Recipe) -> Status:
+    """Every stage of the table as it stands, in order; nothing is written and no torch imported."""
+    records, states, pending = run.stages(), [], {}
+    for stage in table.stages:
+        known = records.get(stage.name)
+        state, _ = state_of(run, stage, recipe, known)
+        if waits_for := [name for name in stage.needs if name in pending]:
+            told = f"after {', '.join(waits_for)}"
+            if state.state in ("done", "waiting", "never"):
+                kind = "never" if known is None else "waiting"
+                took = {} if known is None else {"seconds": known.seconds, "peak_bytes": known.peak_bytes}
+                state = StageState(stage=stage.name, state=kind, why=(told,), **took)
+        if state.state != "done":
+            pending[stage.name] = state
+        states.append(state)
+    return Status(run=str(run.path), stages=tuple(states), writer=writer_of(run.path))
+
+
+def make(run: RunDir, table: Table, recipe: Recipe, goals: Iterable[str], *, all_needed: bool = False) -> None:
+    """Make the goals where they are not done.
 
     Args:
-        output: what it writes where another stage may remove it; without it the stage is not done.
-    """
-    if run.is_done(name, key) and (output is None or output.exists()):
-        say(f"{name}: up to date")
-        yield False
-        return
-    hardware.reset_peak_memory()
-    started = time.perf_counter()
-    yield True
-    run.mark_done(name, key, time.perf_counter() - started, hardware.peak_memory())
-
-
-def model_directory(recipe: Recipe) -> Path:
-    """The recipe's model as a local directory."""
-    file = Path(recipe.model)
-    stamp = file.stat().st_mtime_ns if file.is_file() else 0
-    return _found(recipe.model, recipe.revision, recipe.model_sha256, stamp)
-
-
-@functools.lru_cache(maxsize=8)
-def _found(model: str, revision: str | None, sha256: str | None, stamp: int) -> Path:
-    """A GGUF is hashed to find its directory; once a process is enough while the file has the same time stamp."""
-    from tunesmith.models.load import find_model
-
-    return find_model(model, revision, sha256)
-
-
-def find_base(model: str) -> Path:
-    """A model that is named on the command line, as a local directory: hub id, directory or .gguf file."""
-    path = Path(model).expanduser()
-    return _found(str(path.resolve()) if path.exists() or model.endswith(".gguf") else model, None, None, 0)
-
-
-def model_key(recipe: Recipe) -> str:
-    """Fingerprint of the recipe's model."""
-    from tunesmith.models.load import model_key as key_of
-
-    return key_of(model_directory(recipe))
-
-
-def renderer(recipe: Recipe) -> "tuple[Path, Renderer]":
-    """Directory and renderer of the recipe's model."""
-    directory = model_directory(recipe)
-    return directory, load_renderer(directory, recipe.chat.template, recipe.chat.enable_thinking)
-
-
-def load_renderer(directory: Path, template: Path | None = None, enable_thinking: bool | None = None) -> "Renderer":
-    """The renderer of a model directory, with its own template, the one in a file, or one of ours by name.
+        all_needed: make also what they need, whatever its state (``run``); else an earlier stage that is not done is refused by
+            name, unless it is ``implied`` and was never made.
 
     Raises:
-        ModelError: no tokenizer there, or a template that cannot be used.
+        RunError: an earlier stage is not done; or the disk is full, or another process is writing.
     """
-    from tunesmith.chat.render import Renderer
-    from tunesmith.chat.template_choice import template_text
-    from tunesmith.models.load import load_tokenizer
+    goals = set(goals)
+    session, kind = Session(), ""
+    try:
+        for stage in table.closure(goals):
+            known = run.stages().get(stage.name)
+            state, parts = state_of(run, stage, recipe, known)
+            if state.state == "done":
+                if stage.name in goals or all_needed:
+                    logger.info("%s: up to date", stage.name)
+                continue
+            if not (all_needed or stage.name in goals or (stage.implied and state.state == "never")):
+                goal = next(name for name in goals if any(need.name == stage.name for need in table.closure([name])))
+                raise RunError(
+                    f"{run.path}: {stage.name} {_is(state)}: {reason(state)}",
+                    f"run: {stage.command(run)}; or all that is needed: tunesmith run {run.path} --until '{goal}'",
+                )
+            if parts is None:
+                raise RunError(f"{run.path}: {stage.name}: {reason(state)}", f"run: tunesmith run {run.path}")
+            if stage.module != kind:
+                session.close()
+                session, kind = Session(), stage.module
+            if known is not None:
+                logger.info("%s: again, %s", stage.name, reason(state))
+            execute(run, stage, recipe, parts, session)
+    finally:
+        session.close()
 
-    text = None if template is None else template_text(template)
-    return Renderer(load_tokenizer(directory), text, enable_thinking)
+
+def refuse_not_done(run: RunDir, table: Table, recipe: Recipe, name: str) -> None:
+    """Refuse to go on where a stage, or one that it needs, is not done.
+
+    Raises:
+        RunError: the first such stage, and why.
+    """
+    records = run.stages()
+    for stage in table.closure([name]):
+        state, _ = state_of(run, stage, recipe, records.get(stage.name))
+        if state.state != "done":
+            raise RunError(
+                f"{run.path}: {stage.name} {_is(state)}: {reason(state)}",
+                f"run: {stage.command(run)}; or all that is needed: tunesmith run {run.path} --until '{name}'",
+            )
+
+
+def _is(state: StageState) -> str:
+    return {"never": "was not run", "stale": "is stale", "broken": "is damaged", "waiting": "cannot be run yet"}[state.state]
+
+
+def execute(run: RunDir, stage: Stage, recipe: Recipe, parts: Parts, session: Session) -> None:
+    """Carry a stage out and write down what it was made from and what it made."""
+    with full_disk_named(run.path, stage.name):
+        hardware.reset_peak_memory()
+        began, started = time.time(), time.perf_counter()
+        session.parts = parts
+        module_of(stage.module).execute(run, recipe, session, stage.argument)
+        seconds = time.perf_counter() - started
+        outputs = [name for name in run.files_below(*stage.outputs) if name not in stage.without]
+        run.record(stage.name, parts, outputs, began, seconds, hardware.peak_memory())
+
+
+def module_of(name: str) -> ModuleType:
+    """A file of this folder, imported when it is used: here torch comes in, and nowhere above."""
+    return importlib.import_module(f"tunesmith.pipeline.{name}")

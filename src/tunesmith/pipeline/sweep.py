@@ -7,21 +7,21 @@ by row. Recommended is the smallest file that is non-inferior by the margin of p
 is a choice, and the verdict on the one that is deployed stays the gate's.
 
 Files that the recipe does not ask for are written one at a time into a directory that is removed again. An importance matrix is
-used where the export made one. Cost: a quantisation and at most ``ROWS`` answers of llama.cpp for each type.
+used where the export made one. Cost: a quantisation and at most ``SWEEP_ROWS`` answers of llama.cpp for each type.
 """
 
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import ExportError, RunError
 from tunesmith.pipeline.engines import gguf_path, in_process
 from tunesmith.pipeline.parity_reference import Task, dev_task
-from tunesmith.pipeline.stage import stage
+from tunesmith.pipeline.stage import Session
+from tunesmith.pipeline.table import SWEEP_ROWS
 from tunesmith.recipe import Recipe
-from tunesmith.recipe.run import GgufType
-from tunesmith.rundir import RunDir, fingerprint, read_json, write_json, write_text
+from tunesmith.rundir import RunDir, write_json, write_text
 from tunesmith.tracking import say
 
 if TYPE_CHECKING:
@@ -32,38 +32,23 @@ if TYPE_CHECKING:
 
     Values = dict[str, NDArray[np.float32]]
 
-ROWS = 256  # of dev: a choice among seven needs more than parity's look for what is broken
-TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q4_0", "Q3_K_M")
 
-
-def sweep(run: RunDir, types: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Measure types (``TYPES`` when none is named) on dev; writes ``export/sweep.json`` and ``sweep.svg``.
-
-    Returns:
-        ``types``: of each ``type``, ``bytes``, ``bits_per_weight``, ``score``, ``against`` (``Comparison`` with the tuned
-        model), ``state`` (``pass``, ``fail`` or ``unknown``) and ``told``; ``tuned`` (score), ``n``, ``margin``, ``metric``,
-        ``imatrix``, ``recommended`` (None where none is non-inferior) and ``told``.
+def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> None:
+    """Measure types on dev; writes ``export/sweep.json`` and ``sweep.svg``: ``types``: of each ``type``, ``bytes``,
+    ``bits_per_weight``, ``score``, ``against`` (``Comparison`` with the tuned model), ``state`` (``pass``, ``fail`` or
+    ``unknown``) and ``told``; ``tuned`` (score), ``n``, ``margin``, ``metric``, ``imatrix``, ``recommended`` (None where none
+    is non-inferior) and ``told``.
 
     Raises:
-        RunError: nothing was exported, a type that is not known, or the task's metric scores no answer by itself.
+        RunError: the task's metric scores no answer by itself.
         ExportError: a type that cannot be written, or no room for it.
     """
-    from tunesmith.evaluate.metrics import scoring
-
-    types = types or TYPES
-    if unknown := [kind for kind in types if kind not in get_args(GgufType)]:
-        raise RunError(f"{unknown[0]}: not a type that is written here", f"types: {', '.join(get_args(GgufType))}")
-    recipe, target = run.recipe(), run.export / "sweep.json"
-    key = fingerprint(run.key_of("export"), scoring(recipe.task), recipe.task.min_gain, sorted(types), ROWS)
-    with stage(run, "sweep", key, target) as needed:
-        if needed:
-            task = dev_task(run, recipe, ROWS)
-            if isinstance(task, str):
-                raise RunError(f"{run.path}: no type can be scored: {task}", "choose a type by its size and look at answers")
-            result = _measured(run, recipe, task, types)
-            _draw(run, result)
-            write_json(target, result)
-    return read_json(target)
+    task = dev_task(run, recipe, SWEEP_ROWS)
+    if isinstance(task, str):
+        raise RunError(f"{run.path}: no type can be scored: {task}", "choose a type by its size and look at answers")
+    result = _measured(run, recipe, task, tuple(argument.split()))
+    _draw(run, result)
+    write_json(run.export / "sweep.json", result)
 
 
 def sweep_lines(result: dict[str, Any]) -> list[str]:
@@ -90,7 +75,7 @@ def _measured(run: RunDir, recipe: Recipe, task: Task, types: tuple[str, ...]) -
     from tunesmith.export.forms import imatrix_name
     from tunesmith.export.gguf.imatrix import read_imatrix
 
-    engine = in_process(recipe, run.adapter)
+    engine = in_process(run, recipe, run.adapter)
     tuned = task.answers("tuned", engine)
     engine.close()
     del engine

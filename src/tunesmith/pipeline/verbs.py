@@ -1,170 +1,191 @@
-"""One function per verb; each composes the stages and keeps the run directory's books.
+"""What a person can ask of a run, a function a verb: the command line, ``class Run`` and the tests call these.
 
-A stage is imported by the verb that needs it, so that ``check`` and ``--help`` start without torch. A verb whose inputs
-did not change is skipped; one whose predecessor is missing says which to run.
+A verb holds the run's lock while it writes, makes its stage (``stage.make``), and returns what the stage wrote. Nothing here
+imports torch; a stage's own file does, when the stage is made.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import RunError
-from tunesmith.pipeline.curve import learning_curve
-from tunesmith.pipeline.engines import in_process
-from tunesmith.pipeline.evaluation import evaluate, verdict
-from tunesmith.pipeline.examples import data, render
-from tunesmith.pipeline.export import export
-from tunesmith.pipeline.parity import parity
-from tunesmith.pipeline.seeds import seeds
-from tunesmith.pipeline.stage import renderer, stage
+from tunesmith.pipeline import stage as stages
+from tunesmith.pipeline.stage import Table, module_of
+from tunesmith.pipeline.table import sweep_stage, table_of
 from tunesmith.recipe import load_recipe
-from tunesmith.rundir import RunDir, atomic_directory, fingerprint, read_json
-from tunesmith.tracking import MetricsLog, say, write_csv
+from tunesmith.rundir import RunDir, read_json
+from tunesmith.rundir.records.stages import Status
 
 
-def open_run(target: Path, out: Path | None = None) -> RunDir:
-    """The run of a target: an existing run directory, or a recipe, whose run is ``runs/<name>`` unless ``out`` is given."""
+def open_run(target: str | Path, out: str | Path | None = None, *, replace: bool = False) -> RunDir:
+    """The run of a target: an existing run directory, or a recipe, whose run is ``runs/<name>`` unless ``out`` is given.
+
+    Raises:
+        RecipeError: the recipe cannot be read, or a key is wrong.
+        RunError: no run there, or the run of another recipe.
+    """
+    target = Path(target)
     if target.is_dir():
         return RunDir.open(target)
     recipe = load_recipe(target)
-    return RunDir.create(out or Path("runs") / str(recipe.name), recipe)
+    return RunDir.create(Path(out) if out is not None else Path("runs") / str(recipe.name), recipe, target, replace=replace)
 
 
-def train(run: RunDir) -> None:
-    """Train the adapter and write the best one to ``adapter/``."""
-    from tunesmith.chat.fit_template import check_template
-    from tunesmith.data.pack import Plan
-    from tunesmith.models.adapter import load_adapter_state, read_adapter, save_adapter
-    from tunesmith.models.device import best_device, device_name
-    from tunesmith.models.fuse import fuse
-    from tunesmith.models.identity import base_identity, commit_of, write_identity
-    from tunesmith.models.load import head_weight, load_model
-    from tunesmith.models.precision import precision
-    from tunesmith.models.swap import add_lora
-    from tunesmith.train.documents import Documents
-    from tunesmith.train.health import check_adapter, first_rows, refuse_other_loss, stock_loss
-    from tunesmith.train.health_data import check_part
-    from tunesmith.train.loop import fit
+def make(run: RunDir, goals: Iterable[str], *, all_needed: bool = False, force: Iterable[str] = ()) -> None:
+    """Make stages of a run, by their names.
 
-    recipe = run.recipe()
-    directory, made = renderer(recipe)
-    kept = (recipe.base, recipe.per_layer_embeddings)
-    key = fingerprint(run.key_of("render"), *kept, recipe.lora.model_dump(), recipe.train.model_dump(), recipe.seed)
-    with stage(run, "train", key) as needed:
-        if not needed:
-            return
-        documents = {part: Documents.open(run.tokens(part)) for part in ("train", "dev")}
-        taught = [check_part(part, found, run.data / f"{part}.jsonl", made) for part, found in documents.items()]
-        base, compute = precision(recipe.base, recipe.train.compute, directory)
-        device = best_device()
-        model = load_model(directory, compute, base, device, recipe.per_layer_embeddings)
-        template = check_template(made, len(head_weight(model)))
-        expected = stock_loss(model)
-        layers = add_lora(model, recipe.lora, recipe.seed)
-        trained_weights = sum(p.numel() for layer in layers.values() for p in layer.parameters() if p.requires_grad)
-        where = f"base {base}, computing in {compute} on {device_name(device)}"
-        say(f"train: LoRA on {len(layers)} layers, {trained_weights:,} weights, {where}")
-        say(f"train: {fuse(model).summary()}")
-        settings = recipe.train
-        steps = Plan(
-            documents["train"].lengths, settings.num_train_epochs, settings.tokens_per_step, settings.max_length, recipe.seed
-        )
-        refuse_other_loss(model, expected)
-        first = check_adapter(model, layers, documents["train"], first_rows(documents["train"], steps[0][1]))
-        say(
-            f"health: adapters change nothing yet and {len(layers)} of {len(layers)} get a gradient; loss {first:.2f} on the "
-            f"first rows; supervised {', '.join(part.told() for part in taught)}; {'; '.join(template)}"
-        )
-        size = f"{steps.packs_per_step} packs of {steps.capacity} tokens"
-        say(f"train: {len(steps)} steps of {size}, {100 * steps.fill:.1f} % full")
-        metrics = MetricsLog(run.metrics_file)
-        trained = fit(model, layers, documents["train"], steps, documents["dev"], recipe, run.checkpoints, metrics, key)
-        load_adapter_state(layers, read_adapter(trained.checkpoint))
-        with atomic_directory(run.adapter) as temporary:
-            save_adapter(temporary, layers, recipe.lora, recipe.model, commit_of(directory))
-            write_identity(temporary, base_identity(directory, made.template))
-        write_csv(run.metrics_file, run.metrics_file.with_suffix(".csv"))
-        best = min(trained.progress.dev_losses, key=lambda entry: entry[1])
-        facts = {
-            "steps": len(steps),
-            "fill": round(steps.fill, 4),
-            "best_step": best[0],
-            "best_dev_loss": best[1],
-            "tokens_per_second": round(trained.tokens_per_second, 1),
-            "overfit": trained.overfit,
-            "trained_weights": trained_weights,
-            "target_layers": len(layers),
-        }
-        run.add_to_manifest(training=facts)
-        say(f"train: best dev loss {best[1]:.4f} at step {best[0]} of {len(steps)}, {trained.tokens_per_second:,.0f} tokens/s")
-
-
-def accept_base(run: RunDir) -> str:
-    """Write down that the run's adapter is meant for the base that the recipe names now. Returns the base's sha256.
+    Args:
+        all_needed: make also what they need; else an earlier stage that is not done is refused by name.
+        force: stages that are made again whatever their state.
 
     Raises:
-        RunError: nothing was trained yet.
+        RunError: a stage that the recipe does not have, an earlier stage that is not done, or another process is writing.
     """
-    from tunesmith.models.identity import accept_base as accept
-    from tunesmith.models.identity import base_identity
+    recipe = run.recipe()
+    table = table_of(recipe)
+    goals, force = _known(run, table, goals), _known(run, table, force)
+    with run.writing():
+        for name in force:
+            run.forget(name)
+        stages.make(run, table, recipe, goals, all_needed=all_needed)
 
-    run.key_of("train")
-    directory, made = renderer(run.recipe())
-    identity = base_identity(directory, made.template)
-    accept(run.adapter, identity)
-    return str(identity["sha256"])
+
+def _known(run: RunDir, table: Table, names: Iterable[str]) -> list[str]:
+    """The stages of some names; ``evaluate`` stands for all arms."""
+    chosen: list[str] = []
+    for name in names:
+        found = [stage.name for stage in table.stages if name in (stage.name, stage.module)]
+        if not found:
+            raise RunError(f"{name}: not a stage of {run.path}", f"stages: {', '.join(s.name for s in table.stages)}")
+        chosen += found
+    return chosen
+
+
+def status(run: RunDir) -> Status:
+    """How every stage of a run stands; nothing is written."""
+    recipe = run.recipe()
+    return stages.status(run, table_of(recipe), recipe)
+
+
+def run(directory: RunDir, *, until: str = "report", force: Iterable[str] = ()) -> Any:
+    """All stages in order; returns the verdict where it was reached."""
+    make(directory, [until], all_needed=True, force=force)
+    return read_json(directory.verdict_file) if until in ("verdict", "report") else None
+
+
+def data(run: RunDir) -> None:
+    """Read, check and split the rows."""
+    make(run, ["data"])
+
+
+def render(run: RunDir) -> None:
+    """Render the rows with the model's chat template and mark what is supervised."""
+    make(run, ["render"])
+
+
+def train(run: RunDir) -> Any:
+    """Train the adapter."""
+    make(run, ["train"])
+    return read_json(run.training_file)
+
+
+def evaluate(run: RunDir, arms: Iterable[str] | None = None) -> None:
+    """Score arms, all of the recipe's when not named, on the sealed test part.
+
+    Raises:
+        RunError: an arm that the recipe does not have, or whose model was not made yet.
+    """
+    known = run.recipe().evaluate.arms
+    wanted = known if arms is None else tuple(arms)
+    if unknown := set(wanted) - set(known):
+        raise RunError(f"{min(unknown)}: not an arm of this recipe", f"arms: {', '.join(known)}")
+    make(run, [f"evaluate {arm}" for arm in wanted])
+
+
+def export(run: RunDir) -> None:
+    """Write the forms that are deployed."""
+    make(run, ["export"])
+
+
+def parity(run: RunDir) -> Any:
+    """Hold every exported form against what was trained."""
+    make(run, ["parity"])
+    return read_json(run.export / "parity.json")
+
+
+def forgetting(run: RunDir) -> Any:
+    """Measure what the tuned model has forgotten, against its base."""
+    make(run, ["forgetting"])
+    return read_json(run.evaluation / "forgetting.json")
+
+
+def seeds(run: RunDir) -> Any:
+    """Train and score the adapters of ``evaluate.seeds``; None where the recipe asks for one."""
+    if run.recipe().evaluate.seeds == 1:
+        return None
+    make(run, ["seeds"])
+    return read_json(run.evaluation / "seeds.json")
+
+
+def learning_curve(run: RunDir) -> Any:
+    """Train on shares of the train part; None where the recipe asks for no curve."""
+    if not run.recipe().evaluate.learning_curve:
+        return None
+    make(run, ["learning-curve"])
+    return read_json(run.evaluation / "curve.json")
+
+
+def verdict(run: RunDir) -> Any:
+    """Decide from the scored arms."""
+    make(run, ["verdict"])
+    return read_json(run.verdict_file)
 
 
 def report(run: RunDir) -> Path:
-    """Write ``report.html`` from what the run directory holds; needs a verdict."""
-    from tunesmith.report.page import write_report
-
-    if not run.verdict_file.exists():
-        raise RunError(f"{run.path}: no verdict yet", f"run: tunesmith verdict {run.path}")
-    write_report(run)
+    """Write the page."""
+    make(run, ["report"])
     return run.report_file
 
 
-def run(directory: RunDir) -> dict[str, Any]:
-    """All stages in order, prompts first: they cost no training and may already be enough. Returns the verdict."""
-    arms = directory.recipe().evaluate.arms
-    tuned = tuple(arm for arm in arms if arm in ("tuned", "tuned_retrieval"))
-    data(directory)
-    render(directory)
-    evaluate(directory, tuple(arm for arm in arms if arm not in (*tuned, "deployed")))
-    train(directory)
-    if tuned:
-        evaluate(directory, tuned)
-    export(directory)
-    parity(directory)
-    if "deployed" in arms:
-        evaluate(directory, ("deployed",))
-    seeds(directory)
-    learning_curve(directory)
-    result = verdict(directory)
-    report(directory)
-    return result
+def sweep(run: RunDir, types: tuple[str, ...] = ()) -> Any:
+    """Score several GGUF types on dev, and recommend one."""
+    recipe = run.recipe()
+    table = table_of(recipe)
+    added = Table((*table.stages, sweep_stage(types)))
+    with run.writing():
+        stages.make(run, added, recipe, ["sweep"])
+    return read_json(run.export / "sweep.json")
+
+
+def advise(run: RunDir, quick: bool = False) -> Any:
+    """Say whether to tune at all, before any training."""
+    return module_of("advise").advise(run, quick)
 
 
 def chat(run: RunDir, compare: bool = False) -> Callable[[list[dict[str, str]]], dict[str, str]]:
-    """The tuned model (and with ``compare`` the base) to talk to.
+    """The tuned model to talk to: a function from a conversation to answers by name.
 
-    Returns:
-        A function from a conversation to ``{"tuned": answer}``, or with the base's answer beside it.
+    Raises:
+        RunError: it was not trained, or from another recipe.
     """
-    from tunesmith.chat.render import with_system
+    check_done(run, "train")
+    return module_of("chat").chat(run, compare)
 
+
+def accept_base(run: RunDir) -> str:
+    """Write down that the adapter is meant for the base that the recipe names now; returns its sha256."""
+    if not run.adapter.is_dir():
+        raise RunError(f"{run.path}: train was not run", f"run: tunesmith train {run.path}")
+    with run.writing():
+        return module_of("accept_base").accept_base(run)
+
+
+def check_done(run: RunDir, name: str) -> None:
+    """Refuse a stage that is not done; writes nothing.
+
+    Raises:
+        RunError: it was never made, is made from other inputs, or lacks an output.
+    """
     recipe = run.recipe()
-    run.key_of("train")
-    engines = {"base": in_process(recipe, None)} if compare else {}
-    engines["tuned"] = in_process(recipe, run.adapter)
-    budget = read_json(run.data / "rendered.json")["max_new_tokens"]
-    system = {"base": recipe.task.prompt, "tuned": recipe.task.short_prompt}
-
-    def answer(conversation: list[dict[str, str]]) -> dict[str, str]:
-        return {
-            name: engine.generate([with_system(conversation, system[name])], budget, lambda _: None)[0].text
-            for name, engine in engines.items()
-        }
-
-    return answer
+    table = table_of(recipe)
+    stages.refuse_not_done(run, table, recipe, name)

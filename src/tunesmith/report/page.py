@@ -41,6 +41,7 @@ def write_report(run: RunDir) -> None:
     """
     verdict = read_json(run.verdict_file)
     manifest = read_json(run.manifest_file)
+    training = read_json(run.training_file)
     outputs = {arm["arm"]: read_rows(run.evaluation / arm["arm"] / "outputs.jsonl") for arm in verdict["arms"]}
     best, candidate = verdict["best_prompt"], verdict["candidate"]
     curve = _curve(run)
@@ -59,13 +60,13 @@ def write_report(run: RunDir) -> None:
         retrieval=verdict["retrieval"],
         curve=curve,
         curve_svg=curve and curve_figure(curve),
-        loss_svg=loss_figure(read_metrics(run.metrics_file), manifest["training"]["best_step"]),
-        training=manifest["training"],
+        loss_svg=loss_figure(read_metrics(run.metrics_file), training["best_step"]),
+        training=training,
         data=read_json(run.data / "report.json"),
         files=_read(run.export / "export.json"),
         merged=_read(run.export / "merge.json"),
         parity=_parity(run),
-        stages=run.stages(),
+        stages={name: entry.to_json() for name, entry in run.stages().items()},
         manifest=manifest,
         differences=_differences(outputs, candidate, best),
         shown=SHOWN,
@@ -82,13 +83,13 @@ def _read(path: Any) -> dict[str, Any]:
 def _curve(run: RunDir) -> dict[str, Any] | None:
     """The learning curve that goes with this adapter."""
     found = _read(run.evaluation / "curve.json")
-    return found if found and found["inputs"] == run.key_of("train") else None
+    return found if found and run.recipe().evaluate.learning_curve else None
 
 
 def _parity(run: RunDir) -> dict[str, Any] | None:
     """The parity that goes with this export, its texts clipped; None where it was not measured."""
     found = _read(run.export / "parity.json")
-    if not found or found["inputs"] != run.key_of("export"):
+    if not found:
         return None
     clipped = ("question", "so_far", "reference", "form")
     for form in found["forms"]:

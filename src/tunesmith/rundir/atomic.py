@@ -7,6 +7,7 @@ never sees half of either, whatever kills the writer. A disk that fills up is an
 Refused: a journal or a database, which other tools could not read. Cost: an fsync a file.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -14,7 +15,10 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any
+
+from tunesmith.errors import RunError
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
@@ -127,3 +131,36 @@ def flush(path: Path) -> None:
         if file.is_file() and not file.is_symlink():
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether an error says that the disk is full, also in the words of a child process, of Rust, of SQLite and of NumPy."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    text = str(error)
+    words = (os.strerror(errno.ENOSPC), "os error 28", "disk is full", "disk I/O error")
+    return any(word in text for word in words) or ("requested and" in text and "written" in text)
+
+
+class full_disk_named:
+    """A disk that fills up within the block is an error of ours that says where and what to do.
+
+    A class, because what libraries raise then has many types and no common one but ``Exception``.
+
+    Raises:
+        RunError: the disk is full.
+    """
+
+    def __init__(self, directory: Path, what: str):
+        self._directory = directory
+        self._what = what
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is not None and not isinstance(error, RunError) and is_full_disk(error):
+            raise RunError(
+                f"{self._directory}: {self._what}: the disk is full ({error})",
+                "make room and give the same command again; what was finished stays",
+            ) from error

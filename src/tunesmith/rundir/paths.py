@@ -1,11 +1,25 @@
-"""Paths and bookkeeping of one run."""
+"""One run directory: its paths, its recipe, and the record of what was done there.
 
+Opening a run to read never writes. Whoever writes holds the lock (``lock.py``) and first finishes what an earlier writer was
+killed in the middle of: a rename, an export that is decided and not moved in yet.
+
+A run belongs to one recipe file. Its place is kept in the manifest; another file whose keys differ is refused, because stages
+of the two would stand side by side under one verdict. The same file edited is the same run: every stage knows its own inputs.
+"""
+
+import datetime
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from tunesmith.errors import RunError
 from tunesmith.recipe import Recipe, dump_recipe, load_recipe
-from tunesmith.rundir.atomic import read_json, recover_directory, write_json, write_text
+from tunesmith.rundir import lock
+from tunesmith.rundir.atomic import flush, recover_directory, write_text
+from tunesmith.rundir.hashes import file_state
+from tunesmith.rundir.records.manifest import Manifest
+from tunesmith.rundir.records.stages import FileState, Parts, StageRecord, Stages
 from tunesmith.rundir.swap import finish_swap, forget_journal
 
 
@@ -17,9 +31,13 @@ class RunDir:
         self.recipe_file = path / "recipe.yaml"
         self.manifest_file = path / "manifest.json"
         self.stages_file = path / "stages.json"
+        self.events_file = path / "events.jsonl"
         self.data = path / "data"
         self.split_file = self.data / "split.json"
+        self.template_file = self.data / "chat_template.jinja"
+        self.rendered_file = self.data / "rendered.json"
         self.metrics_file = path / "metrics.jsonl"
+        self.training_file = path / "training.json"
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter"
         self.evaluation = path / "evaluation"
@@ -27,30 +45,50 @@ class RunDir:
         self.export = path / "export"
         self.merged = self.export / "merged"
         self.report_file = path / "report.html"
+        self._writing = 0
+
+    def __repr__(self) -> str:
+        return f"RunDir({str(self.path)!r})"
 
     @classmethod
-    def create(cls, path: Path, recipe: Recipe) -> "RunDir":
-        """Make the directory (or enter an existing one) and write the resolved recipe into it.
+    def create(cls, path: Path, recipe: Recipe, source: Path | None = None, *, replace: bool = False) -> "RunDir":
+        """Make the directory, or enter an existing one, and write the resolved recipe into it.
+
+        Args:
+            source: the recipe file; None for a recipe that was made in Python.
+            replace: whether the recipe may take the place of another file's.
 
         Raises:
-            RunError: the place cannot be written, or holds something that is not a run.
+            RunError: the place cannot be written, holds something that is not a run, or the run of another recipe file.
         """
         run = cls(path)
         if path.exists() and not path.is_dir():
             raise RunError(f"{path}: is a file, expected a run directory", "choose another --out")
-        if path.is_dir() and any(path.iterdir()) and not run.recipe_file.exists():
+        if path.is_dir() and not run.recipe_file.exists() and any(entry.name != lock.LOCK for entry in path.iterdir()):
             raise RunError(f"{path}: holds files but no recipe.yaml, so it is not a run", "choose another --out")
+        text, origin = dump_recipe(recipe), None if source is None else str(source.resolve())
+        if run.recipe_file.exists():
+            known = run.manifest().recipe_source
+            changed = run.recipe_file.read_text(encoding="utf-8") != text
+            if changed and known != origin and not replace:
+                raise RunError(
+                    f"{path}: is the run of {known or 'a recipe made in Python'}, {origin or 'this recipe'} differs",
+                    "choose another place with --out, or let it take this one over with --replace",
+                )
+            if not changed and known == origin:
+                return run
         try:
             path.mkdir(parents=True, exist_ok=True)
-            write_text(run.recipe_file, dump_recipe(recipe))
+            with run.writing():
+                write_text(run.recipe_file, text)
+                run.add_to_manifest(recipe_source=origin)
         except OSError as error:
             raise RunError(f"{path}: cannot be written: {error.strerror}", "choose another --out") from error
-        run.recover()
         return run
 
     @classmethod
     def open(cls, path: Path) -> "RunDir":
-        """Enter an existing run.
+        """An existing run, to read; nothing is written.
 
         Raises:
             RunError: no such directory, or not a run.
@@ -58,15 +96,35 @@ class RunDir:
         run = cls(path)
         if not run.recipe_file.exists():
             raise RunError(f"{path}: no run here (no recipe.yaml)", "start one with: tunesmith run RECIPE")
-        run.recover()
         return run
 
-    def recover(self) -> None:
-        """Finish what an earlier call was killed in the middle of: renames, and the books of an export that is in its place."""
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the right to write within the block; may be nested. What a killed writer left half done is finished first.
+
+        Raises:
+            RunError: another process is writing.
+        """
+        if self._writing:
+            self._writing += 1
+            try:
+                yield
+            finally:
+                self._writing -= 1
+            return
+        with lock.writing(self.path):
+            self._writing = 1
+            try:
+                self._recover()
+                yield
+            finally:
+                self._writing = 0
+
+    def _recover(self) -> None:
         recover_directory(self.adapter)
-        published = finish_swap(self.export)
-        if published is not None:
-            self.mark_done("export", published, 0.0, 0)
+        journal = finish_swap(self.export)
+        if journal is not None:
+            self.record("export", journal["inputs"], self.files_below("export/"), time.time(), 0.0, 0)
             forget_journal(self.export)
 
     def tokens(self, part: str) -> Path:
@@ -77,32 +135,60 @@ class RunDir:
         """The resolved recipe of this run."""
         return load_recipe(self.recipe_file)
 
-    def stages(self) -> dict[str, Any]:
-        """What is done, by stage name."""
-        return read_json(self.stages_file) if self.stages_file.exists() else {}
-
-    def is_done(self, stage: str, key: str) -> bool:
-        """Whether ``stage`` was finished with these very inputs."""
-        return self.stages().get(stage, {}).get("inputs") == key
-
-    def key_of(self, stage: str) -> str:
-        """Fingerprint of the inputs that a finished stage was made from.
+    def manifest(self) -> Manifest:
+        """Where the run comes from; an empty one before the first stage.
 
         Raises:
-            RunError: the stage was not run here.
+            RunError: the file is torn.
         """
-        stages = self.stages()
-        if stage not in stages:
-            raise RunError(f"{self.path}: stage {stage} has not been run here", f"run: tunesmith {stage} {self.path}")
-        return stages[stage]["inputs"]
+        return Manifest.read(self.manifest_file) if self.manifest_file.exists() else Manifest()
 
-    def mark_done(self, stage: str, key: str, seconds: float, peak_bytes: int) -> None:
-        """Record a finished stage."""
-        stages = self.stages()
-        stages[stage] = {"inputs": key, "seconds": round(seconds, 2), "peak_bytes": peak_bytes}
-        write_json(self.stages_file, stages)
+    def add_to_manifest(self, **facts: object) -> None:
+        """Replace fields of the manifest."""
+        Manifest.parse({**self.manifest().to_json(), **facts}, str(self.manifest_file)).write(self.manifest_file)
 
-    def add_to_manifest(self, **facts: Any) -> None:
-        """Merge facts into ``manifest.json``."""
-        manifest = read_json(self.manifest_file) if self.manifest_file.exists() else {}
-        write_json(self.manifest_file, {**manifest, **facts})
+    def stages(self) -> dict[str, StageRecord]:
+        """What is done, by stage name.
+
+        Raises:
+            RunError: the file is torn.
+        """
+        return dict(Stages.read(self.stages_file).stages) if self.stages_file.exists() else {}
+
+    def record(
+        self, stage: str, inputs: Parts, outputs: Iterable[str], began: float, seconds: float, peak_bytes: int
+    ) -> StageRecord:
+        """Write down a finished stage.
+
+        Args:
+            outputs: paths of files below the run directory.
+            began: seconds since the epoch.
+        """
+        states: dict[str, FileState] = {}
+        for name in outputs:
+            flush(self.path / name)
+            states[name] = file_state(self.path / name)
+        at = datetime.datetime.fromtimestamp(began).astimezone().isoformat(timespec="seconds")
+        entry = StageRecord(inputs=inputs, outputs=states, began=at, seconds=round(seconds, 2), peak_bytes=peak_bytes)
+        Stages(stages={**self.stages(), stage: entry}).write(self.stages_file)
+        return entry
+
+    def forget(self, stage: str) -> None:
+        """Take a stage's record away, so that it is made again."""
+        Stages(stages={name: entry for name, entry in self.stages().items() if name != stage}).write(self.stages_file)
+
+    def files_below(self, *names: str) -> list[str]:
+        """The files that names stand for, as paths below the run directory: a name with a slash at its end is a folder.
+
+        Names that begin with a dot are nobody's output.
+        """
+        files: list[str] = []
+        for name in names:
+            if not name.endswith("/"):
+                files.append(name)
+                continue
+            for file in sorted((self.path / name).rglob("*")):
+                relative = file.relative_to(self.path)
+                if file.is_file() and not any(part.startswith(".") for part in relative.parts):
+                    files.append(relative.as_posix())
+        return files

@@ -9,12 +9,14 @@ import shutil
 from pathlib import Path
 
 from tunesmith.rundir.atomic import flush, read_json, write_json
+from tunesmith.rundir.records.base import Json
+from tunesmith.rundir.records.stages import Parts
 
 NEXT, READY, PREVIOUS = ".next", ".ready", ".previous"
 JOURNAL = "whole.json"
 
 
-def swap_in(directory: Path, key: str) -> None:
+def swap_in(directory: Path, inputs: Parts) -> None:
     """Put what was staged in ``directory/.next`` in the place of all that ``directory`` holds.
 
     One rename decides: before it the old content stands, after it the new one does, and ``finish_swap`` moves it in,
@@ -22,20 +24,21 @@ def swap_in(directory: Path, key: str) -> None:
     ``forget_journal``, so that the books can be mended too.
     """
     staged = directory / NEXT
-    write_json(staged / JOURNAL, {"key": key, "names": sorted(entry.name for entry in staged.iterdir())})
+    write_json(staged / JOURNAL, {"inputs": inputs, "names": sorted(entry.name for entry in staged.iterdir())})
     flush(staged)
     staged.replace(directory / READY)
     finish_swap(directory)
 
 
-def finish_swap(directory: Path) -> str | None:
+def finish_swap(directory: Path) -> Json | None:
     """Move in what was published, whatever moves are done already.
 
     Each move takes a name out of ``.ready`` for good, so a name that is not there is in its place, and the order of the
     moves does not matter. What the new content does not name goes first: it speaks of files that are about to change.
 
     Returns:
-        The key of the journal; None where nothing was published since ``forget_journal``.
+        The journal (``inputs`` of the new content, ``names`` of its entries); None where nothing was published since
+        ``forget_journal``.
     """
     ready, previous = directory / READY, directory / PREVIOUS
     if not (ready / JOURNAL).exists():
@@ -51,7 +54,7 @@ def finish_swap(directory: Path) -> str | None:
                 (directory / name).replace(previous / name)
             (ready / name).replace(directory / name)
     shutil.rmtree(previous)
-    return journal["key"]
+    return journal
 
 
 def forget_journal(directory: Path) -> None:

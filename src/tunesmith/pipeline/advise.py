@@ -33,15 +33,20 @@ from typing import Any
 
 from tunesmith import hardware
 from tunesmith.advise.decide import Advice, decide
-from tunesmith.advise.facts import Arm, Facts, MachineFacts, MemoryFacts, MetricFacts, PriceFacts, RowFacts
+from tunesmith.advise.facts import Facts, MachineFacts, MemoryFacts, MetricFacts, PriceFacts, RowFacts
 from tunesmith.advise.memory import Shape, shape_of, training_bytes, training_hours
+from tunesmith.checkpoints.content import hub_snapshot
+from tunesmith.data.quality import Quality
+from tunesmith.data.read import Reader, ReadOptions
 from tunesmith.errors import ModelError
-from tunesmith.pipeline.evaluation import check_references, choose_prompts
-from tunesmith.pipeline.examples import data, render
-from tunesmith.pipeline.stage import model_directory, renderer
+from tunesmith.evaluate import stats
+from tunesmith.evaluate.metrics import make_metric
+from tunesmith.evaluate.references import check_references
+from tunesmith.pipeline.stage import make, module_of
+from tunesmith.pipeline.table import table_of
 from tunesmith.recipe import Recipe
-from tunesmith.rundir import RunDir, read_json, read_rows, sha256_file, write_json
-from tunesmith.tracking import progress, say
+from tunesmith.rundir import RunDir, read_json, sha256_file, write_json
+from tunesmith.tracking import progress
 
 REFERENCES = 1000  # rows whose reference is scored against itself under --quick
 CHARACTERS_A_TOKEN = 4.0  # of English text under today's tokenizers, roughly
@@ -64,10 +69,10 @@ def advise(run: RunDir, quick: bool = False) -> dict[str, Any]:
         rows, arms, choice = _read_rows(run, recipe), (), None
         tokens_saved = max(0.0, (len(recipe.task.prompt or "") - len(recipe.task.short_prompt or "")) / CHARACTERS_A_TOKEN)
     else:
-        data(run)
-        render(run)
+        with run.writing():
+            make(run, table_of(recipe), recipe, ("select",), all_needed=True)
         rows = _split_rows(run)
-        arms, choice, tokens_saved = _measure(run, recipe)
+        arms, choice, tokens_saved = module_of("advise_measured").measure(run, recipe)
     machine = _machine(quick)
     shape = _shape(recipe, quick)
     memory = _memory(recipe, shape, machine, quick)
@@ -85,7 +90,11 @@ def advise(run: RunDir, quick: bool = False) -> dict[str, Any]:
     if isinstance(shape, Shape):
         hours = training_hours(shape, rows.tokens, recipe.train.num_train_epochs, machine.kind == "gpu", machine.cores)
     found = decide(facts, hours)
-    prompt = None if choice is None or found.arm is None else _write_prompt(run, recipe, choice, found.arm)
+    prompt = (
+        None
+        if choice is None or found.arm is None
+        else module_of("advise_measured").write_prompt(run, recipe, choice, found.arm)
+    )
     result = _as_dict(found, facts, hours, prompt, quick)
     write_json(run.path / "advice.json", result)
     return result
@@ -93,9 +102,6 @@ def advise(run: RunDir, quick: bool = False) -> dict[str, Any]:
 
 def _read_rows(run: RunDir, recipe: Recipe) -> RowFacts:
     """Read the source once, count it, and score the first references against themselves."""
-    from tunesmith.data.quality import Quality
-    from tunesmith.data.read import Reader, ReadOptions
-
     settings = recipe.data
     options = ReadOptions(settings.format, settings.columns, settings.group_by, settings.on_bad_row)
     reader = Reader(settings.path, options, run.data / "rejected.jsonl")
@@ -111,8 +117,6 @@ def _read_rows(run: RunDir, recipe: Recipe) -> RowFacts:
                 characters += length
                 supervised += length if message["role"] == "assistant" else 0
     if recipe.task.metric not in NOT_TRIED:
-        from tunesmith.evaluate.metrics import make_metric
-
         check_references(first, make_metric(recipe.task))
     report = quality.report()
     rows = report["rows"]
@@ -123,7 +127,7 @@ def _read_rows(run: RunDir, recipe: Recipe) -> RowFacts:
 
 def _split_rows(run: RunDir) -> RowFacts:
     """What the stages data and render counted."""
-    report, rendered = read_json(run.data / "report.json"), read_json(run.data / "rendered.json")
+    report, rendered = read_json(run.data / "report.json"), read_json(run.rendered_file)
     parts = (report["train"], report["dev"], report["test"])
     return _row_facts(report["check"]["quality"], parts, (rendered["train_tokens"], rendered["supervised"], True))
 
@@ -148,37 +152,12 @@ def _row_facts(quality: dict[str, Any], parts: tuple[int, int, int], tokens: tup
     )
 
 
-def _measure(run: RunDir, recipe: Recipe) -> tuple[tuple[Arm, ...], dict[str, Any], float]:
-    """Every prompt candidate on dev, the choice as ``selection.json`` keeps it, and the tokens a tuned model does without."""
-    from tunesmith.evaluate.prompts import tuned
-    from tunesmith.evaluate.stats import wilson
-
-    choice = choose_prompts(run)
-    arms = []
-    for tried in choice["candidates"]:
-        score, n = tried["score"], tried["n"]
-        if score is None:
-            continue  # a judge that could score none of its answers: not measured
-        low, high = wilson(round(score * n), n)
-        retrieves = tried["candidate"]["documents"] > 0
-        arms.append(
-            Arm(tried["arm"], tried["name"], score, low, high, n, tried["prompt_tokens"], tried["new_tokens"], retrieves)
-        )
-    _, made = renderer(recipe)
-    dev = read_rows(run.data / "dev.jsonl")[: choice["dev_rows"]]
-    short = sum(len(made.prompt_ids(tuned(recipe, row))) for row in dev) / len(dev)
-    best = max((arm for arm in arms if not arm.retrieves), key=lambda arm: (arm.score, -arm.prompt_tokens), default=None)
-    return tuple(arms), choice, 0.0 if best is None else max(0.0, best.prompt_tokens - short)
-
-
 def _metric(recipe: Recipe, rows: RowFacts, best: float | None) -> MetricFacts:
     """What the test rows can show.
 
     One row in five is planned to change between right and wrong; fewer where the prompt has few rows right, since tuning can
     break only those: at most ``min_gain`` and twice the prompt's score.
     """
-    from tunesmith.evaluate import stats
-
     task = recipe.task
     share = PLANNED_DISCORDANCE if best is None else min(PLANNED_DISCORDANCE, task.min_gain + 2.0 * best)
     share = max(share, task.min_gain)
@@ -198,19 +177,12 @@ def _machine(quick: bool) -> MachineFacts:
         if any(Path(file).exists() for file in GPU_FILES):
             return MachineFacts("a GPU", "unknown", cores, None)
         return MachineFacts("this machine, without a GPU,", "cpu", cores, memory)
-    import torch
-
-    from tunesmith.models.device import best_device, device_name
-
-    device = best_device()
-    if device.type == "cpu":
-        return MachineFacts("this machine, without a GPU,", "cpu", cores, memory)
-    return MachineFacts(device_name(device), "gpu", cores, torch.cuda.get_device_properties(device).total_memory)
+    return module_of("advise_measured").machine() or MachineFacts("this machine, without a GPU,", "cpu", cores, memory)
 
 
 def _shape(recipe: Recipe, quick: bool) -> Shape | str:
     """Sizes of the model, or why they are not known."""
-    directory = _at_hand(recipe) if quick else model_directory(recipe)
+    directory = _at_hand(recipe) if quick else module_of("model_access").model_directory(recipe)
     if isinstance(directory, str):
         return directory
     found = shape_of(json.loads((directory / "config.json").read_text(encoding="utf-8")))
@@ -233,12 +205,8 @@ def _at_hand(recipe: Recipe) -> Path | str:
         if not (path / "config.json").exists():
             raise ModelError(f"{path}: no config.json there", "give the directory that save_pretrained wrote")
         return path
-    try:
-        from huggingface_hub import try_to_load_from_cache
-    except ModuleNotFoundError:
-        return f"{recipe.model}: without huggingface_hub there is no cache to look in"
-    found = try_to_load_from_cache(recipe.model, "config.json", revision=recipe.revision)
-    return Path(found).parent if isinstance(found, str) else f"{recipe.model} has not been fetched yet"
+    snapshot = hub_snapshot(recipe.model, recipe.revision)
+    return snapshot if (snapshot / "config.json").exists() else f"{recipe.model} has not been fetched yet"
 
 
 def _memory(recipe: Recipe, shape: Shape | str, machine: MachineFacts, quick: bool) -> MemoryFacts:
@@ -250,40 +218,13 @@ def _memory(recipe: Recipe, shape: Shape | str, machine: MachineFacts, quick: bo
         base = compute if recipe.base == "auto" else recipe.base
         compute = recipe.base if recipe.base in ("fp32", "bf16") else compute
     else:
-        from tunesmith.models.precision import precision
-
-        base, compute = precision(recipe.base, recipe.train.compute, model_directory(recipe))
+        base, compute = module_of("advise_measured").computed_in(recipe)
     by_base = {recipe.base: training_bytes(shape, base, compute, recipe.lora, recipe.train)}
     if recipe.base == "fp32":
         by_base["bf16"] = training_bytes(shape, "bf16", "bf16", recipe.lora, recipe.train)
     if recipe.base != "nf4":
         by_base["nf4"] = training_bytes(shape, "nf4", compute, recipe.lora, recipe.train)
     return MemoryFacts(recipe.base, by_base, "", shape.parameters, shape.adapter_per_rank)
-
-
-def _write_prompt(run: RunDir, recipe: Recipe, choice: dict[str, Any], arm: str) -> str:
-    """Messages to copy: the chosen prompt with ``{question}`` (and ``{passage 1}`` ...) where each call puts its own."""
-    from tunesmith.evaluate.prompts import Candidate, framed
-
-    prompt_arm = recipe.evaluate.prompt_of(arm) if arm.startswith("external:") else arm
-    chosen = Candidate.read(choice["arms"][prompt_arm])
-    train = {row["id"]: row for row in read_rows(run.data / "train.jsonl")}
-    shown = [
-        {"role": message["role"], "content": message["content"]}
-        for row_id in chosen.demonstrations
-        for message in train[row_id]["messages"]
-        if message["role"] != "system"
-    ]
-    question = framed([f"{{passage {n}}}" for n in range(1, chosen.documents + 1)], "{question}")
-    system = [] if chosen.instruction is None else [{"role": "system", "content": chosen.instruction}]
-    written: dict[str, Any] = {"messages": [*system, *shown, {"role": "user", "content": question}]}
-    if chosen.k and not chosen.demonstrations:
-        written["note"] = (
-            f"before the question stand the {chosen.k} train rows nearest to it ({chosen.selection}), nearest last"
-        )
-    write_json(run.path / "advice" / "prompt.json", written)
-    say(f"advise: the prompt is in {run.path / 'advice' / 'prompt.json'}")
-    return "advice/prompt.json"
 
 
 def _as_dict(found: Advice, facts: Facts, hours: float | None, prompt: str | None, quick: bool) -> dict[str, Any]:

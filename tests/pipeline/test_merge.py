@@ -6,8 +6,8 @@ import pytest
 
 from conftest import write_recipe
 from tunesmith import hardware
-from tunesmith import pipeline as api
-from tunesmith.pipeline.merged import measure_merge, merge_adapter, write_for_vllm
+from tunesmith.pipeline import verbs as api
+from tunesmith.pipeline.merge import measure_merge, merge_adapter, write_for_vllm
 from tunesmith.rundir import RunDir, read_json, write_json, write_text
 
 

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.pipeline.stage import renderer
+from tunesmith.pipeline.model_access import base_of
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, read_json, write_json
 from tunesmith.tracking import say
@@ -33,7 +33,7 @@ def merge_adapter(run: RunDir, directory: Path) -> dict[str, Any]:
     from tunesmith.export.merge import merge
 
     recipe = run.recipe()
-    base, made = renderer(recipe)
+    base, made = base_of(run, recipe)
     held = held_in_nf4(base, recipe.base == "nf4", recipe.per_layer_embeddings == "nf4")
     into, towers = recipe.export.merge_into, recipe.towers
     stops = tuple(made.stop_ids)
@@ -64,7 +64,7 @@ def write_for_vllm(run: RunDir, directory: Path) -> None:
     recipe = run.recipe()
     if recipe.lora.use_dora or recipe.lora.r > LARGEST_RANK:
         return
-    doubled = write_vllm_adapter(renderer(recipe)[0], run.adapter, directory / "adapter-vllm")
+    doubled = write_vllm_adapter(base_of(run, recipe)[0], run.adapter, directory / "adapter-vllm")
     if doubled is not None:
         repeated = f"k_proj repeated under v_proj in {doubled} layers, " if doubled else ""
         say(f"export: adapter for vLLM ({repeated}names of the checkpoint)")
@@ -83,7 +83,7 @@ def _dev_losses(run: RunDir, recipe: Recipe, exported: Path, dtype: str, nbytes:
     from tunesmith.models.device import device_with_room
     from tunesmith.models.precision import precision
 
-    directory, _ = renderer(recipe)
+    directory, _ = base_of(run, recipe)
     _, compute = precision(recipe.base, recipe.train.compute, directory)
     device = device_with_room(nbytes // (4 if dtype == "float32" else 2) * (4 if compute == "fp32" else 2))
     losses: dict[str, float | None] = dict.fromkeys(("trained", "original"))
@@ -98,7 +98,7 @@ def _dev_losses(run: RunDir, recipe: Recipe, exported: Path, dtype: str, nbytes:
                 losses["trained"] = _dev_loss(run, recipe, other, compute, device, with_adapter=False)
         elif not any(weight.is_nf4 for weight in read_stored(directory).values()):
             losses["original"] = _dev_loss(run, recipe, directory, compute, device, with_adapter=True)
-    return {**losses, "adapter": read_json(run.manifest_file)["training"]["best_dev_loss"]}
+    return {**losses, "adapter": read_json(run.training_file)["best_dev_loss"]}
 
 
 def _dev_loss(run: RunDir, recipe: Recipe, directory: Path, compute: Any, device: "torch.device", with_adapter: bool) -> float:

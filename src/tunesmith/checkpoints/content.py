@@ -1,0 +1,47 @@
+"""What tells a base model from all others: its content, read without torch and without the network.
+
+A copy on another disk, a conversion made anew and a cache that was cleared are the same model; a file that was exchanged is
+not. So the key is of the bytes (``rundir/hashes.py`` keeps those of large files), and of a hub id its commit, which names
+them.
+
+Refused: sizes and times, which change whenever somebody copies a model, and then hours of training are made again.
+"""
+
+from pathlib import Path
+
+from tunesmith import hardware
+from tunesmith.errors import ModelError
+from tunesmith.rundir.atomic import fingerprint
+from tunesmith.rundir.hashes import content_hash
+
+READ = (".safetensors", ".json", ".jinja", ".model")  # suffixes of the files that a model is loaded from
+
+
+def content_key(model: str, revision: str | None = None) -> str:
+    """Fingerprint of the model that a recipe names.
+
+    Args:
+        model: hub id, absolute directory, or ``.gguf`` file.
+        revision: commit or branch of a hub id.
+
+    Raises:
+        ModelError: it is not on this machine.
+    """
+    path = Path(model)
+    if path.is_file():
+        return content_hash(path)
+    if not path.is_absolute():
+        path = hub_snapshot(model, revision)
+    if not path.is_dir():
+        raise ModelError(f"{model}: is not on this machine", "the verb that needs its weights gets it")
+    files = sorted(file for file in path.iterdir() if file.suffix in READ and file.is_file())
+    return fingerprint([(file.name, content_hash(file)) for file in files])
+
+
+def hub_snapshot(model: str, revision: str | None) -> Path:
+    """Where the hub's client keeps a commit, by its documented layout (huggingface_hub, "Understand caching")."""
+    folder = hardware.hub_cache() / f"models--{model.replace('/', '--')}"
+    name = revision or "main"
+    reference = folder / "refs" / name
+    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else name
+    return folder / "snapshots" / commit

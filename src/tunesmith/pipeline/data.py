@@ -1,0 +1,92 @@
+"""The stage ``data``: read, check and split the rows into ``data/{train,dev,test}.jsonl``.
+
+The source is read once into a file of rows; what the split needs is learnt on the way, and a second pass hands the rows out to
+the parts. Rows that an earlier split knows stay in their part.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tunesmith import hardware
+from tunesmith.data.near import NearDuplicates
+from tunesmith.data.quality import Quality, headlines
+from tunesmith.data.read import Reader, ReadOptions
+from tunesmith.data.split import PARTS, SplitFacts, answer_key, group_key, read_split, settle_leaks, split, write_split
+from tunesmith.errors import DataError
+from tunesmith.pipeline.reading import near_report, with_bar
+from tunesmith.pipeline.stage import Session
+from tunesmith.recipe import Recipe
+from tunesmith.rundir import RunDir, git_state, package_versions, sha256_file, stream_rows, write_json, writing_rows
+from tunesmith.tracking import say
+
+
+def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> None:
+    """Read, check and split the rows.
+
+    Raises:
+        DataError: nothing to read, bad rows that are not to be quarantined, or no row for a part.
+    """
+    settings = recipe.data
+    if settings.earlier_split is not None:
+        _refuse_missing_split(settings.earlier_split)
+    options = ReadOptions(settings.format, settings.columns, settings.group_by, settings.on_bad_row)
+    reader = Reader(settings.path, options, run.data / "rejected.jsonl")
+    digests = {str(file.path): sha256_file(file.path) for file in reader.source.files}
+    run.data.mkdir(parents=True, exist_ok=True)
+    everything = run.data / ".rows.jsonl"
+    parts, leaks, result = _read_and_split(run, recipe, reader, everything)
+    counts = {part: int((parts == number).sum()) for number, part in enumerate(PARTS)}
+    for number, part in enumerate(PARTS):
+        with writing_rows(run.data / f"{part}.jsonl") as write:
+            for index, row in enumerate(stream_rows(everything)):
+                if parts[index] == number:
+                    write([row])
+    everything.unlink()
+    write_json(run.data / "report.json", {"rows": len(parts), **counts, "leaks": leaks, **result})
+    run.add_to_manifest(
+        data={"path": settings.path, "sha256": digests},
+        seed=recipe.seed,
+        packages=package_versions(),
+        git=git_state(Path.cwd()),
+        hardware=hardware.describe(),
+    )
+    say(f"data: {len(parts)} rows, {counts['train']} train, {counts['dev']} dev, {counts['test']} test (sealed)")
+    if result["repeated_prompts"]:
+        say(f"data: {result['repeated_prompts']} rows repeat an earlier prompt or group and stay on its side of the split")
+    if leaks:
+        moved = {"move": "their groups changed sides", "report": "data.on_leak: move takes them out of the test part"}
+        say(f"data: {leaks} test rows have a near duplicate in train; {moved[settings.on_leak]}")
+
+
+def _read_and_split(run: RunDir, recipe: Recipe, reader: Reader, everything: Path) -> tuple[np.ndarray, int, dict[str, Any]]:
+    """Read all rows into one file; decide each row's part. Returns parts, leaking test rows, and the check's report."""
+
+    facts, quality, near = SplitFacts(), Quality(), NearDuplicates()
+    with writing_rows(everything) as write:
+        for batch in with_bar(reader):
+            write([row.as_dict() for row in batch])
+            quality.add(batch)
+            near.add(batch)
+            for row in batch:
+                facts.add(row.id, group_key(row), answer_key(row))
+    report = quality.report()
+    for line in headlines(report):
+        say(f"data: {line}")
+    facts.stratify = report["classes"] is not None
+    settings = recipe.data
+    named = settings.earlier_split or (run.split_file if run.split_file.exists() else None)
+    earlier = None if named is None else read_split(named)
+    if earlier is not None:
+        say(f"data: rows that {named} knows stay in their part; seed and fractions decide for new rows alone")
+    parts = split(facts, settings.test_fraction, settings.dev_fraction, recipe.seed, earlier)
+    parts, leaks = settle_leaks(facts, parts, near.groups(), settings.on_leak, earlier)
+    write_split(run.split_file, facts, parts, settings.test_fraction, settings.dev_fraction, recipe.seed)
+    checked = {"source": settings.path, "reading": reader.summary(), "quality": report, "headlines": headlines(report)}
+    return parts, leaks, {"repeated_prompts": facts.repeats, "check": {**checked, "near": near_report(near, quality)}}
+
+
+def _refuse_missing_split(path: Path) -> None:
+    if not path.is_file():
+        raise DataError(f"{path}: no split there", "data.earlier_split names the data/split.json of an earlier run")

@@ -1,0 +1,136 @@
+"""What stages are made from, read without torch: recipe keys, files of the run, files outside, the base model.
+
+A part has the name by which a person knows it: ``train.learning_rate``, ``data/train.arrow``, ``task.json_schema (content)``.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, JsonValue
+
+from tunesmith.checkpoints.content import content_key
+from tunesmith.errors import ModelError
+from tunesmith.recipe import Recipe, is_shipped_name
+from tunesmith.rundir import RunDir, fingerprint
+from tunesmith.rundir.hashes import content_hash, file_state
+from tunesmith.rundir.records.stages import Parts, StageRecord
+
+
+class MissingInput(Exception):
+    """A file that another stage makes is not there.
+
+    Args:
+        name: its path below the run directory.
+    """
+
+    def __init__(self, name: str):
+        super().__init__(name)
+        self.name = name
+
+
+class Unknown(str):
+    """The value of a part whose source is gone, so that it can be compared with nothing; its text says what is gone."""
+
+
+class Inputs:
+    """Reads the parts of a stage of a run."""
+
+    def __init__(self, run: RunDir, recipe: Recipe):
+        self.run = run
+        self.recipe = recipe
+        self._records: dict[str, StageRecord] | None = None
+
+    def keys(self, *names: str, without: Iterable[str] = ()) -> Parts:
+        """Recipe keys with their values; a section stands for all keys below it.
+
+        Args:
+            without: dotted keys, or sections, that the stage does not read.
+        """
+        left_out = tuple(without)
+        parts: Parts = {}
+        for name in names:
+            value: Any = self.recipe
+            for step in name.split("."):
+                value = value.__dict__[step]
+            _flatten(name, value.model_dump(mode="json") if isinstance(value, BaseModel) else value, parts)
+        return {
+            name: value
+            for name, value in parts.items()
+            if not any(name == other or name.startswith(f"{other}.") for other in left_out)
+        }
+
+    def files(self, *names: str) -> Parts:
+        """Hashes of files that earlier stages made.
+
+        Raises:
+            MissingInput: one is not there.
+        """
+        if self._records is None:
+            self._records = self.run.stages()
+        known = {name: state for record in self._records.values() for name, state in record.outputs.items()}
+        parts: Parts = {}
+        for name in names:
+            try:
+                parts[name] = file_state(self.run.path / name, known.get(name)).sha256
+            except OSError as error:
+                raise MissingInput(name) from error
+        return parts
+
+    def present(self, *names: str) -> Parts:
+        """The same, of those that are there."""
+        return self.files(*(name for name in names if (self.run.path / name).is_file()))
+
+    def source(self, label: str, path: Path | None) -> Parts:
+        """The content of a file outside of the run, or of a directory's files; nothing where the recipe names none."""
+        if path is None:
+            return {}
+        if path.is_file():
+            return {label: content_hash(path)}
+        if path.is_dir():
+            return {label: fingerprint(sorted(content_hash(file) for file in path.rglob("*") if file.is_file()))}
+        return {label: Unknown(f"{path} is gone")}
+
+    def rows(self, label: str) -> Parts:
+        """The content of the rows, wherever they lie; a hub id by its name."""
+        path = Path(self.recipe.data.path)
+        return self.source(label, path) if path.is_absolute() else {"data.path": self.recipe.data.path}
+
+    def model(self) -> Parts:
+        """The content of the base model and of what takes its template's place."""
+        recipe = self.recipe
+        parts: Parts = {**self.keys("chat.enable_thinking")}
+        try:
+            parts["model (content)"] = content_key(recipe.model, recipe.revision)
+        except (ModelError, OSError) as error:
+            parts["model (content)"] = Unknown(str(error))
+        template = recipe.chat.template
+        if template is not None and is_shipped_name(template):
+            parts["chat.template"] = str(template)
+        return {**parts, **self.source("chat.template (content)", None if "chat.template" in parts else template)}
+
+    def scoring(self) -> Parts:
+        """What decides a score: the metric's keys, and the content of its files."""
+        task = self.recipe.task
+        function = None if task.function is None else Path(task.function.rpartition(":")[0])
+        other = ("task.prompt", "task.short_prompt", "task.min_gain", "task.max_new_tokens", "task.allow_code")
+        return {
+            **self.keys("task", without=(*other, "task.json_schema", "task.tests", "task.judge.human_labels")),
+            **self.source("task.json_schema (content)", task.json_schema),
+            **self.source("task.tests (content)", task.tests),
+            **self.source("task.function (content)", function),
+            **self.source("task.judge.human_labels (content)", task.judge.human_labels),
+        }
+
+    def held_base(self) -> Parts:
+        """The base model, how it is held, and in what it computes."""
+        return {**self.model(), **self.keys("base", "train.compute", "per_layer_embeddings")}
+
+
+def _flatten(name: str, value: JsonValue, parts: Parts) -> None:
+    if isinstance(value, dict) and value:
+        for key, entry in value.items():
+            _flatten(f"{name}.{key}", entry, parts)
+    else:
+        parts[name] = json.loads(json.dumps(value))

@@ -1,0 +1,28 @@
+"""Show rows as a model's template writes them: what is supervised, what is context, what are control tokens."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+from tunesmith.chat.render import Conversation, Piece
+from tunesmith.data.read import AS_FOUND, Reader, ReadOptions
+from tunesmith.errors import DataError
+from tunesmith.pipeline.model_access import load_renderer, resolve_model
+
+
+def preview(
+    source: str | Path, model: str, options: "ReadOptions | None" = None, *, template: Path | None = None, rows: int = 3
+) -> "Iterator[tuple[str, str, list[Piece] | DataError]]":
+    """The first rows as a model's template writes them.
+
+    Returns:
+        For each row its id, its place, and its pieces in order or the error that keeps it from being rendered.
+    """
+
+    renderer = load_renderer(resolve_model(model), template)
+    for row in itertools.islice(Reader(source, options or AS_FOUND), rows):
+        try:
+            conversation = Conversation.of(row.as_dict())
+            yield row.id, row.place, renderer.pieces(conversation.messages, conversation.tools, conversation.kind)
+        except DataError as error:
+            yield row.id, row.place, error

@@ -1,0 +1,155 @@
+"""The stage ``render``: train and dev with the model's template into ``data/{train,dev}.arrow``.
+
+Token ids of the same rows and the same model are kept in the cache, whatever run asks for them.
+"""
+
+import dataclasses
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tunesmith import hardware
+from tunesmith.chat.fit import fit
+from tunesmith.chat.render import Conversation, Renderer, with_system
+from tunesmith.errors import DataError
+from tunesmith.models.load import model_hashes, model_key
+from tunesmith.pipeline.check_tokens import keeping
+from tunesmith.pipeline.model_access import freeze_template, model_directory
+from tunesmith.pipeline.stage import Session
+from tunesmith.recipe import Recipe
+from tunesmith.rundir import RunDir, fingerprint, read_json, sha256_file, stream_rows, write_json, write_rows
+from tunesmith.tracking import progress, say
+from tunesmith.train.documents import Documents, DocumentWriter, cached_tokens
+
+BATCH = 2048  # rows rendered together
+
+
+def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> None:
+    """Render train and dev with the model's template, once for the same rows and model.
+
+    Raises:
+        ModelError: no model there, or a template that cannot be used.
+        DataError: rows that cannot be rendered or are too long, where the recipe refuses those.
+    """
+    directory = model_directory(recipe)
+    renderer = freeze_template(run, recipe, directory)
+    policy = (recipe.data.on_too_long, recipe.data.on_bad_row)
+    settings = (
+        model_key(directory),
+        renderer.template,
+        recipe.task.short_prompt,
+        recipe.train.max_length,
+        policy,
+    )
+    facts = {}
+    for part in ("train", "dev"):
+        rows = run.data / f"{part}.jsonl"
+        facts[part] = _rendered(recipe, renderer, rows, run.tokens(part), fingerprint(sha256_file(rows), *settings))
+    left_out = [row for part in facts.values() for row in part["left_out"]]
+    write_rows(run.data / "left_out.jsonl", left_out)
+    _say_notes(facts)
+    if not all(part["rows"] for part in facts.values()):
+        raise DataError("no row is left to train or to choose on", "raise train.max_length, or mend the rows")
+    documents = Documents.open(run.tokens("train"))
+    budget = recipe.task.max_new_tokens or facts["train"]["longest_answer"] + facts["train"]["longest_answer"] // 4
+    tokens = int(documents.lengths.sum())
+    longest = max(facts[part]["longest"] for part in facts)
+    counts = {"train_tokens": tokens, "supervised": documents.supervised_tokens, "longest": longest}
+    write_json(run.rendered_file, {**counts, "max_new_tokens": budget, "left_out": len(left_out)})
+    model = {"id": recipe.model, "revision": recipe.revision, "sha256": recipe.model_sha256}
+    run.add_to_manifest(model={**model, "files": model_hashes(directory)}, template_sha256=fingerprint(renderer.template))
+    share = 100 * documents.supervised_tokens / tokens
+    say(f"render: {tokens:,} train tokens, {share:.0f} % supervised, longest row {longest}")
+    derived = "given" if recipe.task.max_new_tokens else f"longest train answer {facts['train']['longest_answer']} + 25 %"
+    say(f"render: at most {budget} new tokens an answer ({derived})")
+
+
+def _rendered(recipe: Recipe, renderer: Renderer, rows: Path, target: Path, key: str) -> dict[str, Any]:
+    """Put the tokens of one part into the run directory, from the cache where the same rows were rendered before.
+
+    Returns:
+        ``rows``, ``longest``, ``longest_answer``, ``notes`` (sentence to rows) and ``left_out`` (id, place, reason).
+    """
+
+    facts = hardware.cache_dir() / "tokens" / f"{key}.json"
+
+    def make(path: Path) -> None:
+        write_json(facts, _render_rows(recipe, renderer, rows, path))
+
+    if not facts.exists():
+        facts.with_suffix(".arrow").unlink(missing_ok=True)  # tokens without their facts are half a cache entry
+    if cached_tokens(key, target, make):
+        say(f"render: {rows.stem}: the tokens of these rows are in the cache")
+    return read_json(facts)
+
+
+def _render_rows(recipe: Recipe, renderer: Renderer, rows: Path, target: Path) -> dict[str, Any]:
+
+    limit, policy = recipe.train.max_length, recipe.data.on_too_long
+    lengths: list[int] = []
+    left_out: list[dict[str, Any]] = []
+    notes: Counter[str] = Counter()
+    longest = longest_answer = written = 0
+    with DocumentWriter(target) as writer, progress(f"rendering {rows.stem}", rows.stat().st_size) as bar:
+        for batch, size in _batched(rows):
+            conversations = [Conversation.of(row) for row in batch]
+            prompts = [
+                dataclasses.replace(c, messages=with_system(c.messages, recipe.task.short_prompt)) for c in conversations
+            ]
+            for row, fitted in zip(batch, fit(renderer, prompts, limit, policy), strict=True):
+                lengths.append(fitted.tokens)
+                if fitted.rendered is None:
+                    reason = fitted.refused.message if fitted.refused else f"{fitted.tokens} tokens"
+                    hint = fitted.refused.hint if fitted.refused else ""
+                    left_out.append(
+                        {"id": row["id"], "place": row["place"], "reason": reason, "hint": hint, "tokens": fitted.tokens}
+                    )
+                    continue
+                writer.add([(row["id"], fitted.rendered.ids, fitted.rendered.supervised)])
+                written += 1
+                notes.update(fitted.rendered.notes)
+                notes.update(["the oldest turns were dropped to fit train.max_length"] if fitted.dropped_turns else [])
+                longest = max(longest, len(fitted.rendered.ids))
+                longest_answer = max(longest_answer, fitted.rendered.last_answer)
+            bar.advance(size)
+        _refuse_left_out(recipe, rows.stem, left_out, lengths)
+    return {"rows": written, "longest": longest, "longest_answer": longest_answer, "notes": dict(notes), "left_out": left_out}
+
+
+def _refuse_left_out(recipe: Recipe, part: str, left_out: list[dict[str, Any]], lengths: list[int]) -> None:
+    """Rows that cannot be rendered or are too long refuse the data, unless the recipe says otherwise."""
+    broken = [row for row in left_out if not row["tokens"]]
+    if broken and recipe.data.on_bad_row == "refuse":
+        shown = "\n".join(f"row {row['id']}, {row['place']}: {row['reason']}\n    hint: {row['hint']}" for row in broken[:20])
+        more = f"\n... and {len(broken) - 20:,} more" if len(broken) > 20 else ""
+        raise DataError(
+            f"{len(broken):,} {part} rows cannot be rendered\n{shown}{more}", "mend them, or set data.on_bad_row: quarantine"
+        )
+    too_long = [row for row in left_out if row["tokens"]]
+    if too_long and recipe.data.on_too_long == "refuse":
+        shown = ", ".join(f"{row['id']} ({row['tokens']})" for row in too_long[:20])
+        more = f" and {len(too_long) - 20:,} more" if len(too_long) > 20 else ""
+        raise DataError(
+            f"{len(too_long):,} {part} rows are longer than train.max_length {recipe.train.max_length} tokens: {shown}{more}",
+            "train.max_length: "
+            + ", ".join(f"{value} keeps {share} %" for share, value in keeping(lengths).items())
+            + "; or set data.on_too_long: drop, or drop_oldest_turns",
+        )
+
+
+def _say_notes(facts: dict[str, dict[str, Any]]) -> None:
+    for part, found in facts.items():
+        for note, count in found["notes"].items():
+            say(f"render: {part}: {count:,} rows: {note}")
+        if found["left_out"]:
+            say(f"render: {part}: {len(found['left_out']):,} rows are left out, see data/left_out.jsonl")
+
+
+def _batched(rows: Path) -> Iterator[tuple[list[dict[str, Any]], int]]:
+    """Batches of a JSONL file of our own, each with its share of the file's bytes."""
+    share = rows.stat().st_size // max(1, sum(1 for _ in stream_rows(rows)))
+    stream = stream_rows(rows)
+    while batch := list(itertools.islice(stream, BATCH)):
+        yield batch, share * len(batch)

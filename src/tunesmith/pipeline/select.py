@@ -1,0 +1,56 @@
+"""The stage ``select``: the prompts of every arm, chosen on dev; no test row is read."""
+
+import functools
+
+from tunesmith.engines.engine import Engine
+from tunesmith.evaluate.select import PromptTask, select_prompt
+from tunesmith.pipeline.engines import external, open_writer
+from tunesmith.pipeline.evaluation import Evaluation, evaluation_of
+from tunesmith.pipeline.judge import comparing, make_judge
+from tunesmith.pipeline.stage import Session
+from tunesmith.recipe import Recipe
+from tunesmith.rundir import RunDir
+from tunesmith.tracking import say
+
+
+def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> None:
+    """Choose the prompts; writes ``evaluation/selection.json``.
+
+    Raises:
+        DataError: a row that the metric cannot score.
+    """
+    choice = select_prompt(_prompt_task(evaluation_of(run, recipe, session)), run.evaluation / "selection.json")
+    say(f"select: {choice['best_prompt']} leads on {choice['dev_rows']} dev rows ({choice['best_prompt_name']})")
+
+
+def _prompt_task(evaluation: Evaluation) -> PromptTask:
+    """What every candidate has in common."""
+
+    @functools.cache
+    def engine(answerer: str) -> Engine:
+        if answerer == "base":
+            return evaluation.base()
+        endpoint = external(evaluation.recipe, answerer)
+        evaluation.closing.callback(endpoint.close)
+        return endpoint
+
+    judged = None
+    if evaluation.metric.name == "judge":
+        judge, close = make_judge(evaluation.recipe)
+        evaluation.closing.callback(close)
+        judged = comparing(judge, evaluation.dev)
+    writer = None
+    if evaluation.recipe.evaluate.optimized_prompt.writer is not None:
+        writer, close = open_writer(evaluation.recipe.evaluate.optimized_prompt.writer)
+        evaluation.closing.callback(close)
+    return PromptTask(
+        evaluation.recipe,
+        evaluation.book,
+        evaluation.dev,
+        evaluation.metric,
+        evaluation.max_new_tokens,
+        engine,
+        evaluation.allowed,
+        judged,
+        writer,
+    )

@@ -1,0 +1,382 @@
+"""The stages of a run, in order: what each reads, what it makes, what it is made from. This file is the contract.
+
+``needs`` says whose files a stage reads, ``inputs`` names every one of them, and every recipe key that changes the result. A
+key that is not named here does not make a stage again; ``tests/pipeline/test_table.py`` changes each key of a recipe and looks
+at which stages are stale. What only says how fast (``evaluate.batch_size``), how often or where is left out.
+
+Prompts come before training: they cost none, and may already be enough.
+"""
+
+from collections.abc import Callable
+from typing import get_args
+
+from tunesmith.errors import RunError
+from tunesmith.pipeline.inputs import Inputs
+from tunesmith.pipeline.stage import Stage, Table
+from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, Recipe
+from tunesmith.recipe.run import GgufType
+from tunesmith.rundir.records.stages import Parts
+
+PARTS = ("data/train.jsonl", "data/dev.jsonl", "data/test.jsonl")
+TEMPLATE = "data/chat_template.jinja"
+RENDERED = "data/rendered.json"
+ADAPTER = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors")
+TUNED_ARMS = ("tuned", "tuned_retrieval")
+SUB_RUNS = ("evaluate.seeds", "evaluate.learning_curve")
+SWEEP_ROWS = 256  # of dev: a choice among seven needs more than parity's look for what is broken
+SWEEP_TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q4_0", "Q3_K_M")
+CHEAP_TRAIN_KEYS = ("train.keep_checkpoints",)  # what is kept, and nothing that is trained
+
+
+def table_of(recipe: Recipe) -> Table:
+    """The stages of a recipe."""
+    arms = recipe.evaluate.arms
+    asking = [arm for arm in arms if arm in PROMPT_ARMS or arm.startswith(EXTERNAL)]
+    stages = [DATA, RENDER, SELECT, *(_arm(arm) for arm in asking), TRAIN]
+    stages += [_arm(arm) for arm in arms if arm in TUNED_ARMS]
+    stages += [EXPORT, PARITY, *(_arm(arm) for arm in arms if arm == "deployed")]
+    tuned = [arm for arm in arms if arm not in asking]
+    if tuned:
+        stages.append(FORGETTING)
+    if recipe.evaluate.seeds > 1:
+        stages.append(SEEDS)
+    if recipe.evaluate.learning_curve:
+        stages.append(CURVE)
+    scored = tuple(f"evaluate {arm}" for arm in arms)
+    if recipe.task.metric == "judge":
+        stages.append(_judge(scored, arms))
+    names = {stage.name for stage in stages}
+    shown = ("verdict", "train", "export", "parity", *(["learning-curve"] if "learning-curve" in names else []))
+    checks = tuple(name for name in ("judge", "parity", "forgetting", "seeds") if name in names and (tuned or name == "judge"))
+    stages += [_verdict(("select", *scored, *checks), arms, checks), _report(shown)]
+    return Table(tuple(stages))
+
+
+def _data(read: Inputs) -> Parts:
+    settings = read.recipe.data
+    own = read.keys("data", without=("data.path", "data.earlier_split", "data.on_too_long", "data.documents"))
+    return {
+        **own,
+        **read.keys("seed"),
+        **read.rows("data.path (content)"),
+        **read.source("data.earlier_split (content)", settings.earlier_split),
+    }
+
+
+DATA = Stage(
+    name="data",
+    module="data",
+    about="read, check and split the rows",
+    inputs=_data,
+    outputs=(*PARTS, "data/split.json", "data/report.json"),
+    implied=True,
+)
+
+
+def _render(read: Inputs) -> Parts:
+    keys = ("task.short_prompt", "task.max_new_tokens", "train.max_length", "data.on_too_long", "data.on_bad_row")
+    return {**read.files(*PARTS[:2]), **read.model(), **read.keys(*keys)}
+
+
+RENDER = Stage(
+    name="render",
+    module="render",
+    about="render the rows with the model's chat template, and mark what is supervised",
+    needs=("data",),
+    inputs=_render,
+    outputs=("data/train.arrow", "data/dev.arrow", RENDERED, "data/left_out.jsonl", TEMPLATE),
+    implied=True,
+)
+
+
+def _select(read: Inputs) -> Parts:
+    settings = read.recipe.evaluate
+    external = [arm for arm in settings.arms if arm.startswith(EXTERNAL)]
+    needed = {*settings.arms, *(settings.prompt_of(arm) for arm in external)}
+    parts = {
+        **read.files(*PARTS, RENDERED, TEMPLATE),
+        **read.held_base(),
+        **read.scoring(),
+        **read.keys("seed", "task.prompt", "task.short_prompt", "evaluate.few_shot", "evaluate.retrieval.embedder"),
+        "arms": [arm for arm in settings.arms if arm in PROMPT_ARMS or arm in external],
+    }
+    if "optimized_prompt" in needed:
+        parts |= read.keys("evaluate.optimized_prompt")
+    if "retrieval" in needed:
+        parts |= {**read.keys("evaluate.retrieval"), **read.source("data.documents (content)", read.recipe.data.documents)}
+    for arm in external:
+        if settings.is_rival(arm):
+            parts |= _endpoint(read, arm)
+    return parts
+
+
+def _endpoint(read: Inputs, arm: str) -> Parts:
+    """Where an arm's answers come from; a time-out asks nobody anew."""
+    name = arm.removeprefix(EXTERNAL).partition(":")[0]
+    parts = read.keys(*(f"evaluate.external.{name}.{key}" for key in ("base_url", "model", "body")))
+    return {**parts, f"{arm}: prompts of": read.recipe.evaluate.prompt_of(arm)}
+
+
+SELECT = Stage(
+    name="select",
+    module="select",
+    about="choose the prompts on dev",
+    verb="evaluate",
+    needs=("data", "render"),
+    inputs=_select,
+    outputs=("evaluation/selection.json",),
+    implied=True,
+)
+
+
+def _train(read: Inputs) -> Parts:
+    return {
+        **read.files("data/train.arrow", "data/dev.arrow", TEMPLATE),
+        **read.model(),
+        **read.keys("base", "per_layer_embeddings", "lora", "train", "seed", without=CHEAP_TRAIN_KEYS),
+    }
+
+
+TRAIN = Stage(
+    name="train",
+    module="train",
+    about="train the adapter",
+    needs=("render",),
+    inputs=_train,
+    outputs=(*ADAPTER, "training.json", "metrics.jsonl", "metrics.csv"),
+)
+
+
+def _arm(arm: str) -> Stage:
+    """The stage that scores an arm on the sealed test part."""
+    needs: tuple[str, ...] = ("data", "render")
+    if arm in PROMPT_ARMS or arm.startswith(EXTERNAL):
+        needs += ("select",)
+    elif arm in TUNED_ARMS:
+        needs += ("train",)
+    else:
+        needs += ("export",)
+    return Stage(
+        name=f"evaluate {arm}",
+        module="evaluate",
+        about=f"score the arm {arm} on the sealed test part",
+        verb=f"evaluate --arm {arm}",
+        needs=needs,
+        inputs=_inputs_of_arm(arm),
+        outputs=(f"evaluation/{arm}/outputs.jsonl", f"evaluation/{arm}/scores.json"),
+        argument=arm,
+    )
+
+
+def _inputs_of_arm(arm: str) -> Callable[[Inputs], Parts]:
+    def inputs(read: Inputs) -> Parts:
+        recipe = read.recipe
+        parts = {**read.files("data/test.jsonl", RENDERED, TEMPLATE), **read.scoring(), **read.keys("task.short_prompt")}
+        if arm in PROMPT_ARMS or arm.startswith(EXTERNAL):
+            parts |= {**read.files("evaluation/selection.json"), **read.keys("task.prompt")}
+        if arm in PROMPT_ARMS:
+            parts |= read.held_base()
+        elif arm.startswith(EXTERNAL):
+            parts |= _endpoint(read, arm)
+        elif arm in TUNED_ARMS:
+            parts |= {**read.held_base(), **read.files(*ADAPTER)}
+        else:
+            parts |= read.files(f"export/{recipe.name}-{recipe.export.gguf[-1]}.gguf")
+        if "retrieval" in arm:
+            parts |= {**read.keys("evaluate.retrieval"), **read.source("data.documents (content)", recipe.data.documents)}
+        if arm.startswith(EXTERNAL):
+            name = arm.removeprefix(EXTERNAL).partition(":")[0]
+            return {**parts, **read.keys(f"evaluate.external.{name}.price")}
+        return {**parts, **read.keys("evaluate.price_per_hour")}
+
+    return inputs
+
+
+def _export(read: Inputs) -> Parts:
+    recipe = read.recipe
+    parts = {
+        **read.files(*ADAPTER, TEMPLATE, RENDERED),
+        **read.model(),
+        **read.keys("name", "export", "towers", "base", "per_layer_embeddings", "task.short_prompt"),
+    }
+    return {**parts, **read.files("data/train.arrow")} if recipe.export.imatrix else parts
+
+
+EXPORT = Stage(
+    name="export",
+    module="export",
+    about="write the forms that are deployed",
+    needs=("render", "train"),
+    inputs=_export,
+    outputs=("export/",),
+    without=("export/parity.json", "export/sweep.json", "export/sweep.svg"),
+)
+
+
+def _exported_files(read: Inputs) -> Parts:
+    names = read.run.files_below(*EXPORT.outputs)
+    return read.files("export/export.json", *(name for name in names if name not in EXPORT.without))
+
+
+def _parity(read: Inputs) -> Parts:
+    return {
+        **_exported_files(read),
+        **read.files(*ADAPTER, RENDERED, TEMPLATE, "data/dev.jsonl"),
+        **read.held_base(),
+        **read.scoring(),
+        **read.keys("task.min_gain", "task.short_prompt", "data.group_by"),
+    }
+
+
+PARITY = Stage(
+    name="parity",
+    module="parity",
+    about="hold every exported form against what was trained",
+    needs=("render", "train", "export"),
+    inputs=_parity,
+    outputs=("export/parity.json",),
+)
+
+
+def _forgetting(read: Inputs) -> Parts:
+    settings = read.recipe.evaluate.forgetting
+    without = ("evaluate.forgetting.required", "evaluate.forgetting.texts", "evaluate.forgetting.tasks_path")
+    return {
+        **read.files(*ADAPTER, TEMPLATE),
+        **read.held_base(),
+        **read.keys("evaluate.forgetting", without=without),
+        **read.source("evaluate.forgetting.texts (content)", settings.texts),
+        **read.source("evaluate.forgetting.tasks_path (content)", settings.tasks_path),
+    }
+
+
+FORGETTING = Stage(
+    name="forgetting",
+    module="forgetting",
+    about="measure what the tuned model has forgotten, against its base",
+    needs=("render", "train"),
+    inputs=_forgetting,
+    outputs=("evaluation/forgetting.json",),
+)
+
+
+def _seeds(read: Inputs) -> Parts:
+    return {
+        **_train(read),
+        **_inputs_of_arm("tuned")(read),
+        **read.files("evaluation/tuned/scores.json"),
+        **read.keys(SUB_RUNS[0]),
+    }
+
+
+SEEDS = Stage(
+    name="seeds",
+    module="seeds",
+    about="train and score the adapters of evaluate.seeds",
+    needs=("render", "train", "evaluate tuned"),
+    inputs=_seeds,
+    outputs=("evaluation/seeds.json",),
+)
+
+
+def _curve(read: Inputs) -> Parts:
+    return {
+        **_train(read),
+        **read.files(*ADAPTER, *PARTS[:2], RENDERED),
+        **read.scoring(),
+        **read.keys("task.min_gain", "task.short_prompt", SUB_RUNS[1]),
+        **read.present("evaluation/seeds.json"),
+    }
+
+
+CURVE = Stage(
+    name="learning-curve",
+    module="curve",
+    about="train on shares of the train part, and say what more data would buy",
+    needs=("render", "train"),
+    inputs=_curve,
+    outputs=("evaluation/curve.json",),
+)
+
+
+def _judge(scored: tuple[str, ...], arms: tuple[str, ...]) -> Stage:
+    def inputs(read: Inputs) -> Parts:
+        outputs = [f"evaluation/{arm}/outputs.jsonl" for arm in arms]
+        return {**read.files("data/test.jsonl", "evaluation/selection.json", *outputs), **read.scoring()}
+
+    judged = tuple(f"evaluation/judged/{arm}/{file}" for arm in arms for file in ("outputs.jsonl", "scores.json"))
+    return Stage(
+        name="judge",
+        module="judge",
+        about="let the judge compare every arm with the best prompt",
+        verb="verdict",
+        needs=("select", *scored),
+        inputs=inputs,
+        outputs=("evaluation/judge.json", *judged),
+        implied=True,
+    )
+
+
+def _verdict(needs: tuple[str, ...], arms: tuple[str, ...], checks: tuple[str, ...]) -> Stage:
+    files = {"judge": "evaluation/judge.json", "parity": "export/parity.json"}
+
+    def inputs(read: Inputs) -> Parts:
+        return {
+            **read.files("data/test.jsonl", "evaluation/selection.json"),
+            **read.files(*(f"evaluation/{arm}/{file}" for arm in arms for file in ("outputs.jsonl", "scores.json"))),
+            **read.files(*(files.get(check, f"evaluation/{check}.json") for check in checks)),
+            **read.present("evaluation/retrieval.json"),
+            **read.scoring(),
+            **read.keys("task.min_gain", "evaluate.arms", "evaluate.forgetting.required", "data.group_by"),
+        }
+
+    return Stage(
+        name="verdict",
+        module="verdict",
+        about="decide from the scored arms",
+        needs=needs,
+        inputs=inputs,
+        outputs=("evaluation/verdict.json",),
+    )
+
+
+def _report(needs: tuple[str, ...]) -> Stage:
+    shown = ("data/report.json", RENDERED, "metrics.jsonl", "training.json", "export/export.json", "export/merge.json")
+    maybe = ("export/parity.json", "evaluation/curve.json", "evaluation/seeds.json", "manifest.json", "recipe.yaml")
+
+    def inputs(read: Inputs) -> Parts:
+        return {**read.files("evaluation/verdict.json", *shown), **read.present(*maybe)}
+
+    return Stage(
+        name="report",
+        module="report",
+        about="write the page",
+        needs=needs,
+        inputs=inputs,
+        outputs=("report.html",),
+    )
+
+
+def sweep_stage(types: tuple[str, ...] = ()) -> Stage:
+    """The stage that measures these GGUF types, ``SWEEP_TYPES`` when none is named. It is part of no run.
+
+    Raises:
+        RunError: a type that is not written here.
+    """
+    types = types or SWEEP_TYPES
+    if unknown := [kind for kind in types if kind not in get_args(GgufType)]:
+        raise RunError(f"{unknown[0]}: not a type that is written here", f"types: {', '.join(get_args(GgufType))}")
+
+    def inputs(read: Inputs) -> Parts:
+        return {**PARITY.inputs(read), "types": [*sorted(types)], "rows": SWEEP_ROWS}
+
+    return Stage(
+        name="sweep",
+        module="sweep",
+        about="score several GGUF types on dev, and recommend one",
+        verb="export --sweep",
+        needs=PARITY.needs,
+        inputs=inputs,
+        outputs=("export/sweep.json", "export/sweep.svg"),
+        argument=" ".join(types),
+    )

@@ -1,0 +1,82 @@
+"""The stage ``train``: the adapter, trained on the rendered rows; the best one is kept in ``adapter/``."""
+
+import math
+
+from tunesmith.chat.fit_template import check_template
+from tunesmith.data.pack import Plan
+from tunesmith.models.adapter import load_adapter_state, read_adapter, save_adapter
+from tunesmith.models.device import best_device, device_name
+from tunesmith.models.fuse import fuse
+from tunesmith.models.identity import base_identity, commit_of, write_identity
+from tunesmith.models.load import head_weight, load_model, model_key
+from tunesmith.models.precision import precision
+from tunesmith.models.swap import add_lora
+from tunesmith.pipeline.model_access import base_of
+from tunesmith.pipeline.stage import Session
+from tunesmith.recipe import Recipe
+from tunesmith.rundir import RunDir, atomic_directory, fingerprint, sha256_file, write_json
+from tunesmith.tracking import MetricsLog, say, write_csv
+from tunesmith.train.documents import Documents
+from tunesmith.train.health import check_adapter, first_rows, refuse_other_loss, stock_loss
+from tunesmith.train.health_data import check_part
+from tunesmith.train.loop import fit
+
+
+def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> None:
+    """Train the adapter and write the best one to ``adapter/``.
+
+    Raises:
+        TrainingError: nothing to train, or a loss that is not finite.
+        ModelError: a base that cannot be trained.
+    """
+    directory, renderer = base_of(run, recipe)
+    # What checkpoints must have been made with to be resumed from.
+    key = fingerprint(
+        [sha256_file(run.tokens(part)) for part in ("train", "dev")],
+        [renderer.template, model_key(directory), recipe.base, recipe.per_layer_embeddings],
+        [recipe.lora.model_dump(), recipe.train.model_dump(), recipe.seed],
+    )
+    documents = {part: Documents.open(run.tokens(part)) for part in ("train", "dev")}
+    taught = [check_part(part, found, run.data / f"{part}.jsonl", renderer) for part, found in documents.items()]
+    base, compute = precision(recipe.base, recipe.train.compute, directory)
+    device = best_device()
+    model = load_model(directory, compute, base, device, recipe.per_layer_embeddings)
+    template = check_template(renderer, len(head_weight(model)))
+    expected = stock_loss(model)
+    layers = add_lora(model, recipe.lora, recipe.seed)
+    trained_weights = sum(p.numel() for layer in layers.values() for p in layer.parameters() if p.requires_grad)
+    where = f"base {base}, computing in {compute} on {device_name(device)}"
+    say(f"train: LoRA on {len(layers)} layers, {trained_weights:,} weights, {where}")
+    say(f"train: {fuse(model).summary()}")
+    settings = recipe.train
+    steps = Plan(
+        documents["train"].lengths, settings.num_train_epochs, settings.tokens_per_step, settings.max_length, recipe.seed
+    )
+    refuse_other_loss(model, expected)
+    first = check_adapter(model, layers, documents["train"], first_rows(documents["train"], steps[0][1]))
+    say(
+        f"health: adapters change nothing yet and {len(layers)} of {len(layers)} get a gradient; loss {first:.2f} on the "
+        f"first rows; supervised {', '.join(part.told() for part in taught)}; {'; '.join(template)}"
+    )
+    size = f"{steps.packs_per_step} packs of {steps.capacity} tokens"
+    say(f"train: {len(steps)} steps of {size}, {100 * steps.fill:.1f} % full")
+    metrics = MetricsLog(run.metrics_file)
+    trained = fit(model, layers, documents["train"], steps, documents["dev"], recipe, run.checkpoints, metrics, key)
+    load_adapter_state(layers, read_adapter(trained.checkpoint))
+    with atomic_directory(run.adapter) as temporary:
+        save_adapter(temporary, layers, recipe.lora, recipe.model, commit_of(directory))
+        write_identity(temporary, base_identity(directory, renderer.template))
+    write_csv(run.metrics_file, run.metrics_file.with_suffix(".csv"))
+    best = min(trained.progress.dev_losses, key=lambda entry: entry[1])
+    facts = {
+        "steps": len(steps),
+        "fill": round(steps.fill, 4),
+        "best_step": best[0],
+        "best_dev_loss": best[1],
+        "tokens_per_second": None if math.isnan(trained.tokens_per_second) else round(trained.tokens_per_second, 1),
+        "overfit": trained.overfit,
+        "trained_weights": trained_weights,
+        "target_layers": len(layers),
+    }
+    write_json(run.training_file, facts)
+    say(f"train: best dev loss {best[1]:.4f} at step {best[0]} of {len(steps)}, {trained.tokens_per_second:,.0f} tokens/s")

@@ -1,0 +1,61 @@
+"""One writer a run directory: an advisory lock that the kernel gives back when its holder dies.
+
+``flock`` on ``.lock``, whose content says who holds it, for the message of whoever comes second. Refused: a file that is there
+or not (a killed process leaves it behind for ever); a queue (the second one is a mistake that should be told at once).
+"""
+
+import datetime
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tunesmith.errors import RunError
+
+LOCK = ".lock"
+
+
+@contextmanager
+def writing(directory: Path) -> Iterator[None]:
+    """Hold the right to write a run directory within the block.
+
+    Raises:
+        RunError: another process holds it, or this one does already through another object.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / LOCK
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise RunError(f"{directory}: cannot be written: {error.strerror}", "choose another --out") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                f"{directory}: is being written by {os.pread(descriptor, 200, 0).decode() or 'another process'}",
+                "wait for it, or write elsewhere with --out",
+            ) from None
+        now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} since {now}".encode(), 0)
+        yield
+        os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+def writer_of(directory: Path) -> str | None:
+    """Who writes a run directory at this moment, for people; None for nobody."""
+    try:
+        descriptor = os.open(directory / LOCK, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.pread(descriptor, 200, 0).decode() or "another process"
+    finally:
+        os.close(descriptor)
+    return None

@@ -1,0 +1,32 @@
+"""``manifest.json``: where a run comes from, for whoever wants to make it again."""
+
+from dataclasses import dataclass, field
+
+from pydantic import JsonValue
+
+from tunesmith.rundir.records.base import FileRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(FileRecord):
+    """Facts of a run that no stage depends on.
+
+    Attributes:
+        recipe_source: the recipe file; None for a recipe made in Python.
+        template_date: the day that the chat template writes, frozen at the first rendering; None where it writes none.
+        model: hub id or path, revision and sha256 as the recipe names them, and the sha256 of each file.
+        data: the path as the recipe names it, and the sha256 of each file.
+        template_sha256: of the chat template's text.
+        seed: the recipe's.
+        packages, git, hardware: versions, commit and machine at the time the data were read.
+    """
+
+    recipe_source: str | None = None
+    template_date: str | None = None
+    model: dict[str, JsonValue] = field(default_factory=dict)
+    data: dict[str, JsonValue] = field(default_factory=dict)
+    template_sha256: str | None = None
+    seed: int | None = None
+    packages: dict[str, str] = field(default_factory=dict)
+    git: dict[str, JsonValue] | None = None
+    hardware: dict[str, JsonValue] = field(default_factory=dict)
