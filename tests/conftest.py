@@ -4,6 +4,7 @@ What is expensive is made once a session and shared by the workers under a file 
 """
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,19 @@ def one_thread():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hardware, "cpu_count", lambda: 1)
         yield
+
+
+@pytest.fixture
+def talk(caplog):
+    """A function: the lines that the product has logged since its last call."""
+    caplog.set_level(logging.INFO, "tunesmith")
+
+    def since() -> str:
+        lines = [record.getMessage() for record in caplog.records if record.name.startswith("tunesmith")]
+        caplog.clear()
+        return "\n".join(lines)
+
+    return since
 
 
 @pytest.fixture(scope="session")

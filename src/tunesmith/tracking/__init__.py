@@ -1,11 +1,13 @@
 """What a run says while it runs: metrics on disk, progress on the terminal.
 
 ``metrics.jsonl`` is append-only and survives a kill at any byte (a torn last line is ignored by the reader);
-``metrics.csv`` is written from it at the end for people with a spreadsheet. Talk goes to stderr, data to stdout.
+``metrics.csv`` is written from it at the end for people with a spreadsheet. Talk is ``logging``, under the name ``tunesmith``:
+the command line alone shows it (``terminal.py``); a library that nobody asked to speak is silent.
 """
 
 import csv
 import json
+import logging
 import re
 import sys
 from collections.abc import Iterator
@@ -15,6 +17,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+logging.getLogger("tunesmith").addHandler(logging.NullHandler())  # without it, Python itself prints warnings
 
 console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
 
@@ -29,11 +33,6 @@ _UNSEEN = re.compile(
 def visible(text: str) -> str:
     """Other people's text for a terminal or a page: unseen characters and lone surrogates written as escapes."""
     return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
-
-
-def say(text: str) -> None:
-    """One line of talk, to stderr."""
-    console.print(visible(text), markup=False, soft_wrap=True)
 
 
 class Bar:
