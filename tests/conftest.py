@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, settings
 from tunesmith import hardware
 from tunesmith import pipeline as api
 from tunesmith.checkpoints.gguf_tokenizer import load_gguf_tokenizer
+from tunesmith.models import precision
 from tunesmith.models.load import find_model, load_tokenizer
 from tunesmith.recipe import Recipe, load_recipe
 from tunesmith.rundir import RunDir
@@ -86,6 +87,14 @@ def talk(caplog):
         return "\n".join(lines)
 
     return since
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_timed_choice():
+    """What a recipe leaves open is computed in fp32, whichever of fp32 and bf16 this machine happens to multiply faster."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precision, "_faster", lambda directory: "fp32")
+        yield
 
 
 @pytest.fixture(scope="session")

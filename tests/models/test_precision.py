@@ -4,6 +4,14 @@ from tunesmith.errors import RecipeError
 from tunesmith.models import precision as module
 from tunesmith.models.precision import precision
 
+FASTER = module._faster
+
+
+@pytest.fixture(autouse=True)
+def choice(monkeypatch):
+    """The choice itself, which other tests go without."""
+    monkeypatch.setattr(module, "_faster", FASTER)
+
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
