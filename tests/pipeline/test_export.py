@@ -23,6 +23,7 @@ from tunesmith.errors import ExportError
 from tunesmith.export.forms import Operation, peak
 from tunesmith.recipe import dump_recipe
 from tunesmith.rundir import NEXT, READY, RunDir, read_json, write_text
+from tunesmith.rundir.records.export import Export
 
 stage = import_module("tunesmith.pipeline.export")  # the package has a function of that name
 FORMS = {"export.gguf": ["F16", "Q4_0"], "export.imatrix": True, "export.lora_gguf": True}
@@ -80,7 +81,7 @@ def test_every_form_lies_there_as_planned(exported):
             assert abs(step.nbytes - size) < 0.02 * size, step
         elif path.is_file():
             assert path.stat().st_size < 2 * step.nbytes
-    assert list(read_json(exported.export / "export.json")) == ["F16", "Q4_0"]
+    assert list(Export.read(exported.export / "export.json").files) == ["F16", "Q4_0"]
 
 
 def test_files_say_what_they_are(exported, tokenizer):

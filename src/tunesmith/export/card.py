@@ -138,8 +138,8 @@ def _measured(facts: Facts) -> str:
     if {"targets", "into", "dtype"} <= merge.keys():
         into = "weights that it was trained on" if merge["into"] == "trained" else "original weights"
         lines.append(f"- Merged into the {into}: {merge['targets']} weights, {merge['dtype']}")
-    if merge.get("told"):
-        lines.append(f"- {merge['told'][:1].upper()}{merge['told'][1:]}")
+    if merge.get("summary"):
+        lines.append(f"- {merge['summary'][:1].upper()}{merge['summary'][1:]}")
     verdict = facts.get("verdict")
     if verdict:
         on = f"on {verdict['n']} test rows, metric `{verdict['metric']}`"

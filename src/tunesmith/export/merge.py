@@ -19,9 +19,8 @@ Shape suffixes: P some rows of a weight as stored, I its columns, O all its rows
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -38,30 +37,8 @@ from tunesmith.models.adapter import PREFIX, read_adapter, read_experts, read_sc
 from tunesmith.models.identity import refuse_other_base
 from tunesmith.models.nf4_load import shorten
 from tunesmith.rundir import atomic_directory
+from tunesmith.rundir.records.export import Merge
 from tunesmith.tracking import progress
-
-
-@dataclass(frozen=True)
-class Merged:
-    """What was written.
-
-    Attributes:
-        into: ``trained`` or ``original``.
-        dtype: of most weights, as in torch (``bfloat16``).
-        nbytes: of all weights.
-        targets: weights that the adapter changed; a stack of experts is one.
-        dequantized: weights whose values come from 4 bits; a stack of experts is one.
-    """
-
-    into: str
-    dtype: str
-    nbytes: int
-    targets: int
-    dequantized: int
-
-    def facts(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self)
 
 
 def merge(
@@ -73,7 +50,7 @@ def merge(
     towers: Literal["drop", "keep"] = "drop",
     template: str | None = None,
     stop_ids: tuple[int, ...] | None = None,
-) -> Merged:
+) -> Merge:
     """Write a merged Hugging Face directory.
 
     Args:
@@ -117,7 +94,7 @@ def merge(
         sizes[tensor.dtype] += tensor.nbytes
     dtype = str(sizes.most_common(1)[0][0]).removeprefix("torch.")
     dequantized = {write.stack for write in writes.values() if write.form != "dense"}
-    return Merged(into, dtype, nbytes, len(updates), len(dequantized))
+    return Merge(into=into, dtype=dtype, nbytes=nbytes, targets=len(updates), dequantized=len(dequantized))
 
 
 def read_updates(adapter: Path, transposed: bool = False) -> dict[str, list[Update]]:

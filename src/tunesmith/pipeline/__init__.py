@@ -12,9 +12,9 @@ from tunesmith.pipeline.examples import check, check_page, convert, data, previe
 from tunesmith.pipeline.export import export, export_lines
 from tunesmith.pipeline.forgetting import forgetting
 from tunesmith.pipeline.lines import check_lines, reading_lines
-from tunesmith.pipeline.parity import parity, parity_lines
+from tunesmith.pipeline.parity import parity
 from tunesmith.pipeline.seeds import seeds
-from tunesmith.pipeline.sweep import sweep, sweep_lines
+from tunesmith.pipeline.sweep import sweep
 from tunesmith.pipeline.verbs import accept_base, chat, open_run, report, run, train
 
 __all__ = [
@@ -33,7 +33,6 @@ __all__ = [
     "learning_curve",
     "open_run",
     "parity",
-    "parity_lines",
     "preview",
     "reading_lines",
     "render",
@@ -41,7 +40,6 @@ __all__ = [
     "run",
     "seeds",
     "sweep",
-    "sweep_lines",
     "train",
     "verdict",
 ]

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.errors import ExportError
+from tunesmith.errors import ExportError, RunError
 from tunesmith.pipeline.merged import measure_merge, merge_adapter, write_for_vllm
 from tunesmith.pipeline.served import Exported, command_lines, write_cards, write_commands, write_modelfile_of
 from tunesmith.pipeline.stage import renderer, stage
@@ -41,10 +41,12 @@ from tunesmith.rundir import (
     swap_in,
     write_json,
 )
+from tunesmith.rundir.records.export import Export, GgufFile, Merge
 from tunesmith.tracking import say
 
 if TYPE_CHECKING:
     from tunesmith.chat.render import Renderer
+    from tunesmith.engines.form import ExportedForm
     from tunesmith.export.forms import Operation
 
 DONE = "done.json"
@@ -134,6 +136,38 @@ def context_of(run: RunDir, recipe: Recipe) -> tuple[int, str]:
     return tokens, f"longest row {facts['longest']} and {facts['max_new_tokens']} of an answer, at least {LEAST_CONTEXT}"
 
 
+def exported_forms(run: RunDir, recipe: Recipe) -> "list[ExportedForm]":
+    """The forms that an export has written, to be opened.
+
+    Raises:
+        RunError: one of them is gone.
+    """
+    from tunesmith.engines.form import directory_form, gguf_form
+    from tunesmith.export.forms import base_name, gguf_name, lora_name
+    from tunesmith.models.precision import precision
+
+    merge = Merge.read(run.export / "merge.json")
+    _, compute = precision(recipe.base, recipe.train.compute, renderer(recipe)[0])
+    differs = merge.into == "original" and "nf4" in (recipe.base, recipe.per_layer_embeddings)
+    exact = merge.dtype == "float32" and compute == "fp32"
+    rounding = None if differs else "fp32" if exact else "fp16"
+    forms = [directory_form("merged", run.merged, rounding, recipe.evaluate.batch_size)]
+    of_type, name = {"F16": "fp16", "BF16": "bf16"}, str(recipe.name)
+    for kind in Export.read(run.export / "export.json").files:
+        forms.append(gguf_form(kind, run.export / gguf_name(name, kind), None if differs else of_type.get(kind)))
+    if recipe.export.lora_gguf:
+        kind = recipe.export.gguf[-1]
+        own = recipe.model.endswith(".gguf")  # it is its own base GGUF, in whatever type it is
+        base = Path(recipe.model) if own else run.export / base_name(name, kind)
+        differs = "nf4" in (recipe.base, recipe.per_layer_embeddings)  # the base file is made of the checkpoint
+        rounding = None if differs or own else of_type.get(kind)
+        forms.append(gguf_form("LoRA", base, rounding, run.export / lora_name(name)))
+    for file in [file for form in forms for file in form.files]:
+        if not file.exists():
+            raise RunError(f"{file}: part of the export, and not there", f"run: tunesmith export {run.path}")
+    return forms
+
+
 @dataclass(frozen=True)
 class _Job:
     """What the steps work with.
@@ -206,8 +240,8 @@ def _build(job: _Job, steps: "list[Operation]") -> None:
             if other.until == step.target:
                 (job.staged / other.target).unlink(missing_ok=True)
                 done.pop(other.target, None)
-    files = {kind: job.facts[_gguf(job, kind)] for kind in job.recipe.export.gguf}
-    write_json(job.staged / "export.json", files)
+    files = {kind: GgufFile.parse(job.facts[_gguf(job, kind)]) for kind in job.recipe.export.gguf}
+    Export(files=files).write(job.staged / "export.json")
     (job.staged / DONE).unlink()
 
 
@@ -255,11 +289,11 @@ def _merge(job: _Job, step: "Operation") -> dict[str, Any]:
     """The merged model, with a card from which the converter takes the name."""
     facts = merge_adapter(job.run, job.staged)
     write_cards(_exported(job))
-    return facts
+    return facts.to_json()
 
 
 def _measure(job: _Job, step: "Operation") -> dict[str, Any]:
-    return measure_merge(job.run, job.staged, job.facts["merged"])
+    return measure_merge(job.run, job.staged, Merge.parse(job.facts["merged"])).to_json()
 
 
 def _vllm(job: _Job, step: "Operation") -> dict[str, Any]:
@@ -273,7 +307,7 @@ def _convert(job: _Job, step: "Operation") -> dict[str, Any]:
     assert step.file_type == "F16" or step.file_type == "BF16"
     say(f"export: converting to GGUF ({step.file_type}) with llama.cpp's converter")
     convert(job.staged / "merged", job.staged / step.target, step.file_type)
-    return describe(job.staged / step.target)
+    return describe(job.staged / step.target).to_json()
 
 
 def _imatrix(job: _Job, step: "Operation") -> dict[str, Any]:
@@ -310,10 +344,10 @@ def _quantize(job: _Job, step: "Operation") -> dict[str, Any]:
     assert step.file_type is not None
     source, target = job.staged / step.sources[0], job.staged / step.target
     if len(step.sources) == 1:
-        return quantize(source, target, step.file_type)
+        return quantize(source, target, step.file_type).to_json()
     importance = read_imatrix(job.staged / step.sources[1])
     origin = ImatrixOrigin(step.sources[1], _dataset(job), max(1, importance.tokens // CHUNK))
-    return quantize(source, target, step.file_type, importance.values, origin)
+    return quantize(source, target, step.file_type, importance.values, origin).to_json()
 
 
 def _lora(job: _Job, step: "Operation") -> dict[str, Any]:
@@ -341,7 +375,7 @@ def _base_gguf(job: _Job, step: "Operation") -> dict[str, Any]:
         convert(view, job.staged / step.target, step.file_type)
     finally:
         shutil.rmtree(view.parent)
-    return describe(job.staged / step.target)
+    return describe(job.staged / step.target).to_json()
 
 
 def _modelfile(job: _Job, step: "Operation") -> dict[str, Any]:

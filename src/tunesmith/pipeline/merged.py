@@ -7,24 +7,23 @@ the same as a merge, and the dequantised one is merged into a directory that is 
 neither the GPU nor the machine's memory is not measured, and the line says so.
 """
 
+import dataclasses
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.pipeline.stage import renderer
 from tunesmith.recipe import Recipe
-from tunesmith.rundir import RunDir, read_json, write_json
+from tunesmith.rundir import RunDir, read_json
+from tunesmith.rundir.records.export import Merge, MergeLosses
 from tunesmith.tracking import say
 
 if TYPE_CHECKING:
     import torch
 
 
-def merge_adapter(run: RunDir, directory: Path) -> dict[str, Any]:
+def merge_adapter(run: RunDir, directory: Path) -> Merge:
     """Write ``directory/merged/``.
-
-    Returns:
-        What was merged into what, as JSON.
 
     Raises:
         ExportError: as ``export.merge.merge``.
@@ -39,18 +38,19 @@ def merge_adapter(run: RunDir, directory: Path) -> dict[str, Any]:
     stops = tuple(made.stop_ids)
     merged = merge(base, run.adapter, directory / "merged", held, into, towers, made.template, stop_ids=stops)
     say(f"export: merged {merged.targets} weights into the {_base(merged.into, merged.dequantized)}, {merged.dtype}")
-    return merged.facts()
+    return merged
 
 
-def measure_merge(run: RunDir, directory: Path, facts: dict[str, Any]) -> dict[str, Any]:
+def measure_merge(run: RunDir, directory: Path, merge: Merge) -> Merge:
     """Write ``directory/merge.json``: the facts of the merge there, and with ``base: nf4`` the dev loss of both merges."""
     recipe = run.recipe()
     if recipe.base == "nf4":
-        losses = _dev_losses(run, recipe, directory, facts["dtype"], facts["nbytes"])
-        facts = {**facts, "dev_loss": losses, "told": _told(losses, "32-bit" if facts["dtype"] == "float32" else "16-bit")}
-        say(f"export: {facts['told']}")
-    write_json(directory / "merge.json", facts)
-    return facts
+        losses = _dev_losses(run, recipe, directory, merge.dtype, merge.nbytes)
+        summary = _summary(losses, "32-bit" if merge.dtype == "float32" else "16-bit")
+        merge = dataclasses.replace(merge, dev_loss=losses, summary=summary)
+        say(f"export: {summary}")
+    merge.write(directory / "merge.json")
+    return merge
 
 
 def write_for_vllm(run: RunDir, directory: Path) -> None:
@@ -76,7 +76,7 @@ def _base(into: str, dequantized: int) -> str:
     return "dequantised base" if dequantized else "base"
 
 
-def _dev_losses(run: RunDir, recipe: Recipe, exported: Path, dtype: str, nbytes: int) -> dict[str, float | None]:
+def _dev_losses(run: RunDir, recipe: Recipe, exported: Path, dtype: str, nbytes: int) -> MergeLosses:
     """Mean dev loss in nats a supervised token: merged both ways, and the adapter as it was trained; None: not measured."""
     from tunesmith.export.base import held_in_nf4, read_stored
     from tunesmith.export.merge import merge
@@ -98,7 +98,7 @@ def _dev_losses(run: RunDir, recipe: Recipe, exported: Path, dtype: str, nbytes:
                 losses["trained"] = _dev_loss(run, recipe, other, compute, device, with_adapter=False)
         elif not any(weight.is_nf4 for weight in read_stored(directory).values()):
             losses["original"] = _dev_loss(run, recipe, directory, compute, device, with_adapter=True)
-    return {**losses, "adapter": read_json(run.manifest_file)["training"]["best_dev_loss"]}
+    return MergeLosses(**losses, adapter=read_json(run.manifest_file)["training"]["best_dev_loss"])
 
 
 def _dev_loss(run: RunDir, recipe: Recipe, directory: Path, compute: Any, device: "torch.device", with_adapter: bool) -> float:
@@ -119,11 +119,11 @@ def _dev_loss(run: RunDir, recipe: Recipe, directory: Path, compute: Any, device
         return mean_loss(model, step_packs(dev, [tuple(range(len(dev)))], recipe.train.max_length))
 
 
-def _told(losses: dict[str, float | None], width: str) -> str:
+def _summary(losses: MergeLosses, width: str) -> str:
     def number(loss: float | None) -> str:
         return "not measured" if loss is None else f"{loss:.4f}"
 
     return (
-        f"dev loss merged into the dequantised base {number(losses['trained'])}, into the {width} original "
-        f"{number(losses['original'])}, adapter unmerged {number(losses['adapter'])}"
+        f"dev loss merged into the dequantised base {number(losses.trained)}, into the {width} original "
+        f"{number(losses.original)}, adapter unmerged {number(losses.adapter)}"
     )

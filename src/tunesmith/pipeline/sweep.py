@@ -12,23 +12,27 @@ used where the export made one. Cost: a quantisation and at most ``ROWS`` answer
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
+
+from rich.filesize import decimal
 
 from tunesmith.errors import ExportError, RunError
+from tunesmith.pipeline.dev_task import dev_task
 from tunesmith.pipeline.engines import gguf_path, in_process
-from tunesmith.pipeline.parity_reference import Task, dev_task
 from tunesmith.pipeline.stage import stage
 from tunesmith.recipe import Recipe
 from tunesmith.recipe.run import GgufType
-from tunesmith.rundir import RunDir, fingerprint, read_json, write_json, write_text
+from tunesmith.rundir import RunDir, fingerprint, write_text
+from tunesmith.rundir.records.parity import Sweep, SweepType
 from tunesmith.tracking import say
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from tunesmith.evaluate.arms import Outputs
+    from tunesmith.parity.task import Outputs, Task
 
     Values = dict[str, NDArray[np.float32]]
 
@@ -36,13 +40,8 @@ ROWS = 256  # of dev: a choice among seven needs more than parity's look for wha
 TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q4_0", "Q3_K_M")
 
 
-def sweep(run: RunDir, types: tuple[str, ...] = ()) -> dict[str, Any]:
+def sweep(run: RunDir, types: tuple[str, ...] = ()) -> Sweep:
     """Measure types (``TYPES`` when none is named) on dev; writes ``export/sweep.json`` and ``sweep.svg``.
-
-    Returns:
-        ``types``: of each ``type``, ``bytes``, ``bits_per_weight``, ``score``, ``against`` (``Comparison`` with the tuned
-        model), ``state`` (``pass``, ``fail`` or ``unknown``) and ``told``; ``tuned`` (score), ``n``, ``margin``, ``metric``,
-        ``imatrix``, ``recommended`` (None where none is non-inferior) and ``told``.
 
     Raises:
         RunError: nothing was exported, a type that is not known, or the task's metric scores no answer by itself.
@@ -62,72 +61,71 @@ def sweep(run: RunDir, types: tuple[str, ...] = ()) -> dict[str, Any]:
                 raise RunError(f"{run.path}: no type can be scored: {task}", "choose a type by its size and look at answers")
             result = _measured(run, recipe, task, types)
             _draw(run, result)
-            write_json(target, result)
-    return read_json(target)
+            result.write(target)
+    return Sweep.read(target)
 
 
-def sweep_lines(result: dict[str, Any]) -> list[str]:
-    """The result as text, largest file first."""
-    lines = [f"{'type':<8} {'MB':>8} {'bits':>6} {'score':>7}  against the tuned model"]
-    for entry in result["types"]:
-        size, bits, score = entry["bytes"] / 1e6, entry["bits_per_weight"], 100 * entry["score"]
-        lines.append(f"{entry['type']:<8} {size:>8.1f} {bits:>6.2f} {score:>7.1f}  {entry['told']}")
-    return [*lines, f"recommended: {result['recommended'] or 'none of them'}: {result['told']}"]
-
-
-def recommend(entries: list[dict[str, Any]]) -> tuple[str | None, str]:
+def recommend(entries: Sequence[SweepType]) -> tuple[str | None, str]:
     """The smallest type that is non-inferior, and why. A pure function."""
-    good = [entry for entry in entries if entry["state"] == "pass"]
+    good = [entry for entry in entries if entry.state == "pass"]
     if not good:
-        worse = [entry["type"] for entry in entries if entry["state"] == "fail"]
-        found = f"surely worse: {', '.join(worse)}" if worse else "none is surely worse either"
-        return None, f"no type is non-inferior on these dev rows, {found}; more dev rows would tell"
-    best = min(good, key=lambda entry: entry["bytes"])
-    return best["type"], "the smallest file that is non-inferior"
+        worse = [entry.type for entry in entries if entry.state == "fail"]
+        others = f"surely worse: {', '.join(worse)}" if worse else "none is surely worse either"
+        return None, f"no type is non-inferior on these dev rows, {others}; more dev rows would tell"
+    best = min(good, key=lambda entry: entry.bytes)
+    return best.type, "the smallest file that is non-inferior"
 
 
-def _measured(run: RunDir, recipe: Recipe, task: Task, types: tuple[str, ...]) -> dict[str, Any]:
+def _measured(run: RunDir, recipe: Recipe, task: "Task", types: tuple[str, ...]) -> Sweep:
     from tunesmith.export.forms import imatrix_name
     from tunesmith.export.gguf.imatrix import read_imatrix
 
     engine = in_process(recipe, run.adapter)
-    tuned = task.answers("tuned", engine)
+    tuned = task.ask("tuned", engine)
     engine.close()
     del engine
     file = run.export / imatrix_name(str(recipe.name))
     importance = read_imatrix(file).values if file.exists() else None
     with tempfile.TemporaryDirectory(dir=run.export, prefix=".sweep-") as scratch:
         entries = [_entry(run, task, kind, Path(scratch), importance, tuned) for kind in types]
-    entries.sort(key=lambda entry: -entry["bytes"])
-    recommended, told = recommend(entries)
-    return {
-        "types": entries,
-        "tuned": task.score(tuned),
-        "n": len(task.rows),
-        "margin": task.margin,
-        "metric": task.metric.name,
-        "imatrix": importance is not None,
-        "recommended": recommended,
-        "told": told,
-    }
+    recommended, reason = recommend(entries)
+    return Sweep(
+        types=tuple(sorted(entries, key=lambda entry: -entry.bytes)),
+        tuned=task.score(tuned),
+        n=task.n,
+        margin=task.margin,
+        metric=task.metric,
+        imatrix=importance is not None,
+        recommended=recommended,
+        reason=reason,
+    )
 
 
-def _entry(run: RunDir, task: Task, kind: str, scratch: Path, importance: "Values | None", tuned: "Outputs") -> dict[str, Any]:
+def _entry(run: RunDir, task: "Task", kind: str, scratch: Path, importance: "Values | None", tuned: "Outputs") -> SweepType:
     """One type: written where the export did not, asked, compared, and removed again."""
     from tunesmith.engines.llama_cpp import LlamaCppEngine
     from tunesmith.export.gguf.convert import describe
+    from tunesmith.parity.checks import metric_check
 
     file = gguf_path(run, kind)
     if not file.exists():
         file = _written(run, kind, scratch, importance)
     described = describe(file)
     with LlamaCppEngine(file, task.context) as engine:
-        answers = task.answers(kind, engine)
+        answers = task.ask(kind, engine)
     if file.parent == scratch:
         file.unlink()
-    facts, check = task.against(answers, tuned)
-    say(f"sweep: {kind} {described['bytes'] / 1e6:.1f} MB: {check.told}")
-    return {"type": kind, **described, **facts, "state": check.state, "told": check.told}
+    score = task.compare(answers, tuned)
+    check = metric_check(score, task.margin)
+    say(f"sweep: {kind} {decimal(described.bytes)}: {check.summary}")
+    return SweepType(
+        type=kind,
+        bytes=described.bytes,
+        bits_per_weight=described.bits_per_weight,
+        task=score,
+        state=check.state,
+        summary=check.summary,
+    )
 
 
 def _written(run: RunDir, kind: str, scratch: Path, importance: "Values | None") -> Path:
@@ -158,7 +156,7 @@ def _refuse_full_disk(run: RunDir) -> None:
         )
 
 
-def _draw(run: RunDir, result: dict[str, Any]) -> None:
+def _draw(run: RunDir, result: Sweep) -> None:
     from tunesmith.report.figures import sweep_figure
 
     write_text(run.export / "sweep.svg", sweep_figure(result))

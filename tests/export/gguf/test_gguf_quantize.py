@@ -62,9 +62,9 @@ def test_a_file_has_the_planned_size_and_is_described_as_measured(tmp_path):
     facts = quantize(tmp_path / "f16.gguf", tmp_path / "q.gguf", "Q4_K_M")
     tensors = gguf.GGUFReader(tmp_path / "q.gguf").tensors
     assert nbytes(sources, types) == sum(int(t.n_bytes) for t in tensors)
-    assert facts == describe(tmp_path / "q.gguf") and facts["bytes"] == (tmp_path / "q.gguf").stat().st_size
-    assert facts["bits_per_weight"] == pytest.approx(8 * nbytes(sources, types) / facts["weights"], abs=1e-3)
-    assert sum(facts["types"].values()) == facts["weights"] == sum(int(t.n_elements) for t in tensors)
+    assert facts == describe(tmp_path / "q.gguf") and facts.bytes == (tmp_path / "q.gguf").stat().st_size
+    assert facts.bits_per_weight == pytest.approx(8 * nbytes(sources, types) / facts.weights, abs=1e-3)
+    assert sum(facts.types.values()) == facts.weights == sum(int(t.n_elements) for t in tensors)
 
 
 def test_blocks_decode_to_the_weights_and_importance_moves_the_error(tmp_path):

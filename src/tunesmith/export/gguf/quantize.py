@@ -28,7 +28,6 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
@@ -49,6 +48,7 @@ from tunesmith.export.gguf.types import (
     row_bytes,
     sources_of,
 )
+from tunesmith.rundir.records.export import GgufFile
 from tunesmith.tracking import progress, say
 
 PIECE = 2**20  # weights of a piece: 4 MB in fp32, 20 ms in Q4_K
@@ -97,7 +97,7 @@ class _Piece:
 
 def quantize(
     source: Path, target: Path, file_type: str, imatrix: Importance | None = None, origin: ImatrixOrigin | None = None
-) -> dict[str, Any]:
+) -> GgufFile:
     """Quantise a 16-bit GGUF as ``llama-quantize [--imatrix FILE] SOURCE TARGET FILE_TYPE`` does.
 
     Args:
@@ -143,7 +143,7 @@ def quantize(
     return _described(target, [sources[name] for name in types], types)
 
 
-def _described(target: Path, sources: list[Source], types: Mapping[str, Type]) -> dict[str, Any]:
+def _described(target: Path, sources: list[Source], types: Mapping[str, Type]) -> GgufFile:
     """As ``convert.describe``, without parsing the file again, which takes seconds for a large vocabulary."""
     by_type: dict[str, int] = {}
     for tensor in sources:
@@ -151,7 +151,7 @@ def _described(target: Path, sources: list[Source], types: Mapping[str, Type]) -
         by_type[kind] = by_type.get(kind, 0) + math.prod(tensor.shape)
     weights = sum(by_type.values())
     bits = round(8 * nbytes(sources, types) / weights, 3)
-    return {"bytes": target.stat().st_size, "weights": weights, "bits_per_weight": bits, "types": by_type}
+    return GgufFile(bytes=target.stat().st_size, weights=weights, bits_per_weight=bits, types=by_type)
 
 
 def _checked(imatrix: Importance, sources: Mapping[str, Source], types: Mapping[str, Type]) -> dict[str, NDArray[np.float32]]:
