@@ -3,13 +3,16 @@
 A prompt that the model's template or its room cannot take is left out, with the reason.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tunesmith.chat.render import Renderer
 from tunesmith.engines.engine import Message
 from tunesmith.errors import DataError
-from tunesmith.tracking import say
+
+logger = logging.getLogger(__name__)
+
 
 NEW_TOKENS = 32  # of the reference's continuation: enough for the first divergence, cheap on a CPU
 LONG = 500  # tokens of the long prompt, at most
@@ -71,7 +74,7 @@ def choose_prompts(
         else:
             chosen[name] = messages
     for name, reason in left_out.items():
-        say(f"parity: prompt {name} is left out: {reason}")
+        logger.warning(f"parity: prompt {name} is left out: {reason}")
     return chosen, left_out
 
 

@@ -13,6 +13,7 @@ each for a vocabulary of 262 k, 0.1 GB for 49 k. Memory was refused, since the f
 Shape suffixes: N positions of all prompts, T of one, V vocabulary entries.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,9 @@ from tunesmith.parity.prompts import NEW_TOKENS, Prompt, choose_prompts
 from tunesmith.parity.task import Outputs, Task
 from tunesmith.recipe import Recipe
 from tunesmith.rundir.records.export import Merge
-from tunesmith.tracking import progress, say
+from tunesmith.tracking import progress
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +87,7 @@ def choose_place(trained: Trained, merge: Merge) -> ComputePlace:
         return ComputePlace(device=device, arithmetic="fp32")
     _, compute = precision(trained.recipe.base, trained.recipe.train.compute, trained.base)
     room = decimal(int(ROOM * needed))
-    say(f"parity: fp32 takes {room}, which are not there; computing in {compute}, with its wider bounds")
+    logger.warning(f"parity: fp32 takes {room}, which are not there; computing in {compute}, with its wider bounds")
     return ComputePlace(device=best_device(), arithmetic=compute)
 
 

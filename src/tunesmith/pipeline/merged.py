@@ -8,6 +8,7 @@ neither the GPU nor the machine's memory is not measured, and the line says so.
 """
 
 import dataclasses
+import logging
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +17,11 @@ from tunesmith.pipeline.stage import renderer
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, read_json
 from tunesmith.rundir.records.export import Merge, MergeLosses
-from tunesmith.tracking import say
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger(__name__)
 
 
 def merge_adapter(run: RunDir, directory: Path) -> Merge:
@@ -37,7 +39,7 @@ def merge_adapter(run: RunDir, directory: Path) -> Merge:
     into, towers = recipe.export.merge_into, recipe.towers
     stops = tuple(made.stop_ids)
     merged = merge(base, run.adapter, directory / "merged", held, into, towers, made.template, stop_ids=stops)
-    say(f"export: merged {merged.targets} weights into the {_base(merged.into, merged.dequantized)}, {merged.dtype}")
+    logger.info(f"export: merged {merged.targets} weights into the {_base(merged.into, merged.dequantized)}, {merged.dtype}")
     return merged
 
 
@@ -48,7 +50,7 @@ def measure_merge(run: RunDir, directory: Path, merge: Merge) -> Merge:
         losses = _dev_losses(run, recipe, directory, merge.dtype, merge.nbytes)
         summary = _summary(losses, "32-bit" if merge.dtype == "float32" else "16-bit")
         merge = dataclasses.replace(merge, dev_loss=losses, summary=summary)
-        say(f"export: {summary}")
+        logger.info(f"export: {summary}")
     merge.write(directory / "merge.json")
     return merge
 
@@ -67,7 +69,7 @@ def write_for_vllm(run: RunDir, directory: Path) -> None:
     doubled = write_vllm_adapter(renderer(recipe)[0], run.adapter, directory / "adapter-vllm")
     if doubled is not None:
         repeated = f"k_proj repeated under v_proj in {doubled} layers, " if doubled else ""
-        say(f"export: adapter for vLLM ({repeated}names of the checkpoint)")
+        logger.info(f"export: adapter for vLLM ({repeated}names of the checkpoint)")
 
 
 def _base(into: str, dequantized: int) -> str:

@@ -4,6 +4,7 @@ The rooms meet here: the export says which forms there are, the evaluation asks 
 does the rest. The sealed test part is not read.
 """
 
+import logging
 import shutil
 
 from tunesmith.pipeline.dev_task import dev_task, spread, text_rows
@@ -13,7 +14,9 @@ from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, fingerprint
 from tunesmith.rundir.records.export import Merge
 from tunesmith.rundir.records.parity import FormParity, Parity, ParityMetric
-from tunesmith.tracking import say
+
+logger = logging.getLogger(__name__)
+
 
 DEV_PROMPTS = 12  # beside the fixed ones: the figures are means over some 500 positions, enough for 1 in 100
 DEV_ROWS = 32  # for the metric: llama.cpp answers them one after another, once a form; enough to see a form that is broken
@@ -41,7 +44,7 @@ def parity(run: RunDir) -> Parity:
             _measured(run, recipe, exported).write(target)
     result = Parity.read(target)
     for form in result.forms:
-        say(f"parity: {form.form}: {form.state}{f': {form.reason}' if form.reason else ''}")
+        logger.info(f"parity: {form.form}: {form.state}{f': {form.reason}' if form.reason else ''}")
     return result
 
 

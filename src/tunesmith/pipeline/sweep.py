@@ -10,6 +10,7 @@ Files that the recipe does not ask for are written one at a time into a director
 used where the export made one. Cost: a quantisation and at most ``ROWS`` answers of llama.cpp for each type.
 """
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -26,7 +27,6 @@ from tunesmith.recipe import Recipe
 from tunesmith.recipe.run import GgufType
 from tunesmith.rundir import RunDir, fingerprint, write_text
 from tunesmith.rundir.records.parity import Sweep, SweepType
-from tunesmith.tracking import say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from tunesmith.parity.task import Outputs, Task
 
     Values = dict[str, NDArray[np.float32]]
+
+logger = logging.getLogger(__name__)
 
 ROWS = 256  # of dev: a choice among seven needs more than parity's look for what is broken
 TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q4_0", "Q3_K_M")
@@ -117,7 +119,7 @@ def _entry(run: RunDir, task: "Task", kind: str, scratch: Path, importance: "Val
         file.unlink()
     score = task.compare(answers, tuned)
     check = metric_check(score, task.margin)
-    say(f"sweep: {kind} {decimal(described.bytes)}: {check.summary}")
+    logger.info(f"sweep: {kind} {decimal(described.bytes)}: {check.summary}")
     return SweepType(
         type=kind,
         bytes=described.bytes,
