@@ -230,9 +230,11 @@ def export(
     if types and not sweep:
         raise typer.BadParameter("is read with --sweep; the recipe's export.gguf says what is written", param_hint="--type")
     directory = api.open_run(target, out)
+    from tunesmith.export.job import plan_lines
+
     steps = api.export(directory, dry_run)
     if dry_run:
-        for line in api.export_lines(directory, steps):
+        for line in plan_lines(steps, directory.export):
             print(line)
     elif sweep:
         for line in sweep_lines(api.sweep(directory, tuple(types or ()))):

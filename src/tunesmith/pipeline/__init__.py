@@ -9,7 +9,7 @@ from tunesmith.pipeline.advice import advise
 from tunesmith.pipeline.curve import learning_curve
 from tunesmith.pipeline.evaluation import evaluate, verdict
 from tunesmith.pipeline.examples import check, check_page, convert, data, preview, render
-from tunesmith.pipeline.export import export, export_lines
+from tunesmith.pipeline.export import export
 from tunesmith.pipeline.forgetting import forgetting
 from tunesmith.pipeline.lines import check_lines, reading_lines
 from tunesmith.pipeline.parity import parity
@@ -28,7 +28,6 @@ __all__ = [
     "data",
     "evaluate",
     "export",
-    "export_lines",
     "forgetting",
     "learning_curve",
     "open_run",

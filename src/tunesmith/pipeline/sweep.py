@@ -79,7 +79,7 @@ def recommend(entries: Sequence[SweepType]) -> tuple[str | None, str]:
 
 
 def _measured(run: RunDir, recipe: Recipe, task: "Task", types: tuple[str, ...]) -> Sweep:
-    from tunesmith.export.forms import imatrix_name
+    from tunesmith.export.forms.gguf import imatrix_name
     from tunesmith.export.gguf.imatrix import read_imatrix
 
     engine = in_process(recipe, run.adapter)

@@ -94,18 +94,13 @@ class _Model:
     values: int
 
 
-def read_sources(path: Path) -> list[Source]:
-    """The tensors of a GGUF file, in its order."""
-    return sources_of(gguf.GGUFReader(path))
-
-
 def metadata(path: Path) -> dict[str, Any]:
     """The keys of a GGUF file that the rule reads."""
     return metadata_of(gguf.GGUFReader(path))
 
 
 def sources_of(reader: gguf.GGUFReader) -> list[Source]:
-    """As ``read_sources``, of an open file."""
+    """The tensors of a GGUF file, in its order."""
     return [Source(tensor.name, _shape(tensor), tensor.tensor_type) for tensor in reader.tensors]
 
 
