@@ -82,9 +82,8 @@ def test_vllm_gets_the_adapter_with_its_name_room_and_template(job):
 
 def test_the_other_engines_serve_the_same_name_and_context(job):
     commands = {name: command.argvs for name, command in commands_of(job()).commands.items()}
-    assert (
-        options(commands["vllm"][0])["--served-model-name"] == options(commands["llama_server"][0])["--alias"] == "Support-1.0"
-    )
+    vllm, llama = options(commands["vllm"][0]), options(commands["llama_server"][0])
+    assert vllm["--served-model-name"] == llama["--alias"] == "Support-1.0"
     for form in ("llama_server", "llama_server_adapter"):
         assert options(commands[form][0])["--ctx-size"] == "4096" and "--jinja" in commands[form][0]
     assert options(commands["llama_server_adapter"][0])["--lora"] == "export/Support-1.0-lora.gguf"

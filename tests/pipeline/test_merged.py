@@ -8,7 +8,7 @@ import pytest
 from conftest import write_recipe
 from tunesmith import hardware
 from tunesmith import pipeline as api
-from tunesmith.pipeline.merged import measure_merge, merge_adapter, write_for_vllm
+from tunesmith.pipeline.export import job_of, planned
 from tunesmith.rundir import RunDir, write_text
 from tunesmith.rundir.records.export import Merge
 
@@ -25,9 +25,12 @@ def nf4_run(tmp_path_factory, tiny_dir):
 
 
 def _merge(run):
-    """The steps of an export up to the merge."""
-    measure_merge(run, run.export, merge_adapter(run, run.export))
-    write_for_vllm(run, run.export)
+    """The steps of an export up to the merge, in its place."""
+    recipe = run.recipe()
+    job = dataclasses.replace(job_of(run, recipe), staged=run.export)
+    for step in planned(run, recipe):
+        if step.kind in ("merge", "measure", "adapter-vllm"):
+            job.results[step.target] = step.write(job, step)
     return Merge.read(run.export / "merge.json")
 
 

@@ -18,8 +18,7 @@ from tunesmith.errors import ExportError, RunError
 from tunesmith.parity import measure, prompts, reference
 from tunesmith.parity.measure import measure_form
 from tunesmith.parity.reference import Trained, run_reference
-from tunesmith.pipeline.export import exported_forms
-from tunesmith.pipeline.merged import merge_adapter
+from tunesmith.pipeline.export import exported_forms, job_of, planned
 from tunesmith.pipeline.stage import renderer
 from tunesmith.rundir import RunDir, write_text
 from tunesmith.rundir.records.export import Merge
@@ -186,8 +185,10 @@ def test_an_nf4_base_is_compared_as_it_was_trained(tiny_run, tmp_path, monkeypat
     run = RunDir(tmp_path / "run")
     text = run.recipe_file.read_text().replace("base: fp32", "base: nf4").replace("compute: auto", "compute: fp32")
     write_text(run.recipe_file, text)
-    merge_adapter(run, run.export).write(run.export / "merge.json")
     recipe, scratch = run.recipe(), tmp_path / "scratch"
+    merging = planned(run, recipe)[0]
+    job = dataclasses.replace(job_of(run, recipe), staged=run.export)
+    merging.write(job, merging).write(run.export / "merge.json")
     form = exported_forms(run, recipe)[0]
     assert form.rounding == "fp32"
     scratch.mkdir()

@@ -4,7 +4,7 @@ A form computes by its own means: its template, its tokenizer, its products. Eve
 compares forms knows of one kind only; which one it is, the export says when it lists what it wrote. Refused: the run's renderer
 for the merged directory. It would hide a template or a tokenizer that went wrong on the way there, which is what is looked for.
 
-Shape suffixes: V vocabulary entries.
+Shape suffixes: V vocabulary.
 """
 
 import gc

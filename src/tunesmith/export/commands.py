@@ -25,7 +25,7 @@ SHOWN = ("vllm", "llama_server", "ollama")  # after an export; all stand in the 
 
 
 def commands_of(job: Job) -> Commands:
-    """The commands of every form that there is, why a file that one would need is not there, and what llama.cpp does otherwise."""
+    """The commands of every form that there is, and why a file that one would need is not there."""
     commands = {name: command for form in FORMS for name, command in form.commands(job).items()}
     refused = {target: result.reason for target, result in job.results.items() if isinstance(result, NotWritten)}
     return Commands(commands=commands, refused=refused, differs=job.differs)

@@ -7,7 +7,7 @@ decides.
 Refused: comparing sampled or free-running text, which says that two models differ and not by how much. Source: KL against the
 unquantised model is llama.cpp's own measure of quantisation (``tools/perplexity``, ``--kl-divergence``).
 
-Shape suffixes: T positions, V vocabulary entries that both models have.
+Shape suffixes: V vocabulary (entries that both models have); here: T positions.
 """
 
 from collections.abc import Callable, Sequence

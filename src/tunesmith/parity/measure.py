@@ -2,6 +2,8 @@
 
 GGUF forms run in llama.cpp: its own template, tokenizer and products, for the distributions through its library and for the
 task's answers through its server. What a form cannot do is a failed check of that form, never the end of the comparison.
+
+Shape suffixes: N rows (positions of all prompts), T tokens (of one), V vocabulary.
 """
 
 import gc

@@ -1,9 +1,9 @@
 """What an export form is: its steps, how it is opened again, how it is served. One record a form, one file a form.
 
 An export of a large model takes an hour and three times the model's bytes on the disk. What can go wrong with it (no room, an
-adapter that a form cannot hold, an architecture that llama.cpp does not convert) is known from names and shapes. So a form first
-plans: a pure function of the recipe and of ``Facts`` (``export/facts.py`` reads them) gives its steps, each with its size and with
-the function that writes it. ``export/job.py`` carries them out, ``--dry-run`` prints them.
+adapter that a form cannot hold, an architecture that llama.cpp does not convert) is known from names and shapes. So a form
+first plans: a pure function of the recipe and of ``Facts`` (``export/facts.py`` reads them) gives its steps, each with its size
+and with the function that writes it. ``export/job.py`` carries them out, ``--dry-run`` prints them.
 
 **Sizes.** Of a GGUF: llama.cpp's rule says the type of every tensor (``export/gguf/types.py``), and the tokenizer that stands
 before them is counted. Held within 2 % of the real files by a test.
@@ -11,8 +11,8 @@ before them is counted. Held within 2 % of the real files by a test.
 **Room.** The old export stays until the new one is whole, so everything counts that lies there at the same time. A file that
 later steps alone need, as the 16-bit GGUF that the others are quantised from, is gone after the last of them.
 
-Refused: to ask the file system for room before each step (an export that fails at its last file has wasted the hour); a registry
-by decorator, whose order is that of imports.
+Refused: to ask the file system for room before each step (an export that fails at its last file has wasted the hour); a
+registry by decorator, whose order is that of imports.
 
 Source: GGUF's layout, ``docs/gguf.md`` of ggml.
 """

@@ -1,7 +1,7 @@
 """The adapter as a GGUF of its own, applied to a GGUF of the base; one base in memory serves many adapters.
 
-The base file is of the checkpoint as it is, in the deployed type, with the template that was trained with: the adapter's prompts
-are written by this file. A recipe whose model is a GGUF file has its base already.
+The base file is of the checkpoint as it is, in the deployed type, with the template that was trained with: the adapter's
+prompts are written by this file. A recipe whose model is a GGUF file has its base already.
 
 Ollama from 0.34.1 on creates no model from a Modelfile with ADAPTER (ollama/ollama#14969, merged 2026-09-15; read in
 generative-computing/mellea#1651, not run here); models that an older one created go on being served. So the command has a note,

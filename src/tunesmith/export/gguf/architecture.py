@@ -1,4 +1,4 @@
-"""Which architecture llama.cpp makes of a Hugging Face class: read from the decorators of its own converter, without running it.
+"""Which architecture llama.cpp makes of a Hugging Face class, read from the decorators of its converter without running it.
 
 A table of ours was refused: it would be out of date with the next build.
 
