@@ -4,9 +4,9 @@ A card is written from the facts of the run alone. A number that was not measure
 is not guessed: a page that says "apache-2.0" of weights that are not is worse than none. The front matter is the Hub's
 (``base_model``, ``base_model_relation``, ``library_name``, ``license``, ``tags``, ``pipeline_tag``); llama.cpp's converter
 reads ``model_name``, ``base_model``, ``license`` and ``tags`` of it into the GGUF, where ``general.name`` would otherwise be
-the directory's name, "Merged". The same facts give the same bytes: no date, no path of the machine but those of a base that lies
-on it. The card of the merged model is written twice: before the conversion, which takes the name from it, and at the end, when
-sizes and commands are known. No card has a verdict: it is found later, by running what is exported here.
+the directory's name, "Merged". The same facts give the same bytes: no date, no path of the machine but those of a base that
+lies on it. The card of the merged model is written twice: before the conversion, which takes the name from it, and at the end,
+when sizes and commands are known. No card has a verdict: it is found later, by running what is exported here.
 
 Refused: the Hub's full template with its forty headings. Empty headings say nothing.
 

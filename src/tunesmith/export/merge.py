@@ -28,7 +28,7 @@ from tunesmith.checkpoints.hf import read_config
 from tunesmith.checkpoints.names import naming
 from tunesmith.checkpoints.shards import refuse_full_disk, write_model
 from tunesmith.errors import ExportError, ModelError
-from tunesmith.export.base import Base, Held, read_stored
+from tunesmith.export.base import Base, QuantizedWeights, read_stored
 from tunesmith.export.companions import copy_companions
 from tunesmith.export.plan import Stored, Update, Write, plan_merge, shapes, update_of
 from tunesmith.families import FAMILIES
@@ -45,7 +45,7 @@ def merge(
     base: Path,
     adapter: Path,
     target: Path,
-    held: Held | None = None,
+    quantized: QuantizedWeights | None = None,
     into: Literal["trained", "original"] = "trained",
     towers: Literal["drop", "keep"] = "drop",
     template: str | None = None,
@@ -57,8 +57,8 @@ def merge(
         base: directory of the base model (safetensors).
         adapter: PEFT adapter directory.
         target: directory to write, whole or not at all.
-        held: what training quantised to NF4 as it loaded ``base`` (``held_in_nf4``); None for nothing. What lies in NF4 in
-            the checkpoint is known without.
+        quantized: what training quantised to NF4 as it loaded ``base`` (``quantized_in_training``); None for nothing. What lies
+            in NF4 in the checkpoint is known without.
         into: ``trained`` merges into the weights as training held them, ``original`` into those of the checkpoint.
         towers: of a multimodal checkpoint: kept with its names and configuration, or dropped, which leaves a text model.
         template: the chat template to write; the base's own when None.
@@ -73,10 +73,10 @@ def merge(
     stored = read_stored(base)
     if into == "original":
         _refuse_4bit(base, stored)
-    held = held if held is not None and into == "trained" else Held()
+    quantized = quantized if quantized is not None and into == "trained" else QuantizedWeights()
     family = FAMILIES.get(read_config(base)[0].model_type)
     updates = read_updates(adapter, transposed=bool(family and family.experts and family.experts.layout == "EIO"))
-    writes = plan_merge(stored, naming(base), updates, held.weights, held.tables, towers == "keep")
+    writes = plan_merge(stored, naming(base), updates, quantized.weights, quantized.tables, towers == "keep")
     described = shapes(writes)
     nbytes = sum(tensor.nbytes for tensor in described.values())
     refuse_full_disk(next(parent for parent in target.absolute().parents if parent.exists()), nbytes)

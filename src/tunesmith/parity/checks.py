@@ -33,7 +33,7 @@ deploying. Non-inferior: the 95 % interval of the difference lies above minus th
 margin and its interval below zero (the rule of the gate, with the sign turned). Else too few rows to tell: dev is small, and
 the sealed test part is not read here.
 
-Sources: llama.cpp b10605 ``tools/perplexity/README.md`` (LLaMA 3 8b scoreboard); non-inferiority by a margin, CONSORT 2010
+Sources: llama.cpp b10605 ``tools/perplexity/README.md`` (its scoreboard of 8 B); non-inferiority by a margin, CONSORT 2010
 extension (Piaggio et al. 2012).
 """
 

@@ -32,7 +32,7 @@ def dev_task(run: RunDir, recipe: Recipe, most: int) -> "Task | str":
     prompts = [tuned(recipe, row) for row in rows]
     budget, allowed = read_json(run.data / "rendered.json")["max_new_tokens"], output_constraint(recipe)
 
-    def asked(title: str, engine: "Engine") -> "Outputs":
+    def answers(title: str, engine: "Engine") -> "Outputs":
         return ask(f"parity {title}", engine, ids, prompts, references, metric, budget, allowed)
 
     def score(outputs: "Outputs") -> float:
@@ -47,7 +47,7 @@ def dev_task(run: RunDir, recipe: Recipe, most: int) -> "Task | str":
         n=len(rows),
         context=context_for(recipe, prompts, budget),
         margin=recipe.task.min_gain / 2,
-        ask=asked,
+        ask=answers,
         score=score,
         compare=against,
     )

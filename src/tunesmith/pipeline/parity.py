@@ -64,14 +64,14 @@ def _measured(run: RunDir, recipe: Recipe, exported: str) -> Parity:
     trained = Trained(recipe=recipe, base=base, renderer=written, adapter=run.adapter)
     forms = exported_forms(run, recipe)
     place = choose_place(trained, Merge.read(run.export / "merge.json"))
-    found = dev_task(run, recipe, DEV_ROWS)
-    task, no_task = (None, found) if isinstance(found, str) else (found, None)
-    asked = {row["id"]: tuned(recipe, row) for row in spread(text_rows(run), DEV_PROMPTS)}
+    answerable = dev_task(run, recipe, DEV_ROWS)
+    task, no_task = (None, answerable) if isinstance(answerable, str) else (answerable, None)
+    dev_prompts = {row["id"]: tuned(recipe, row) for row in spread(text_rows(run), DEV_PROMPTS)}
     context, scratch = context_of(run, recipe)[0], run.export / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     try:
-        reference = run_reference(trained, asked, place, task, scratch)
+        reference = run_reference(trained, dev_prompts, place, task, scratch)
         entries = [measure_form(form, reference, written.tokenizer, place, task, context, no_task) for form in forms]
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

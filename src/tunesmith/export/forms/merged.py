@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from tunesmith.engines.form import ExportedForm, directory_form
-from tunesmith.export.base import held_in_nf4, read_stored
+from tunesmith.export.base import quantized_in_training, read_stored
 from tunesmith.export.card import card_of, write_card
 from tunesmith.export.forms.form import TEXT, Facts, Form, Job, Operation, Written
 from tunesmith.export.merge import merge
@@ -54,9 +54,10 @@ def merge_adapter(job: Job, step: Operation) -> Merge:
         ExportError: as ``export.merge.merge``.
     """
     recipe, target = job.recipe, job.staged / step.target
-    held = held_in_nf4(job.base, recipe.base == "nf4", recipe.per_layer_embeddings == "nf4")
+    quantized = quantized_in_training(job.base, recipe.base == "nf4", recipe.per_layer_embeddings == "nf4")
     stops, template = tuple(job.renderer.stop_ids), job.renderer.template
-    merged = merge(job.base, job.run.adapter, target, held, recipe.export.merge_into, recipe.towers, template, stop_ids=stops)
+    into, towers = recipe.export.merge_into, recipe.towers
+    merged = merge(job.base, job.run.adapter, target, quantized, into, towers, template, stop_ids=stops)
     base = "original" if merged.into == "original" else "dequantised base" if merged.dequantized else "base"
     logger.info(f"export: merged {merged.targets} weights into the {base}, {merged.dtype}")
     write_card(target, card_of(job, merged))
@@ -88,8 +89,8 @@ def _dev_losses(job: Job, merged: Merge) -> MergeLosses:
             original = written
             with tempfile.TemporaryDirectory(dir=job.staged, prefix=".trained-") as temporary:
                 other = Path(temporary) / "merged"
-                held = held_in_nf4(job.base, True, recipe.per_layer_embeddings == "nf4")
-                merge(job.base, job.run.adapter, other, held, "trained", "drop")
+                quantized = quantized_in_training(job.base, True, recipe.per_layer_embeddings == "nf4")
+                merge(job.base, job.run.adapter, other, quantized, "trained", "drop")
                 trained = _dev_loss(job, other, compute, device)
         else:
             trained = written

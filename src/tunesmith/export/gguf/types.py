@@ -184,8 +184,8 @@ def _first(value: int | list[int]) -> int:
 
 def _is_quantised(tensor: Source) -> bool:
     name = tensor.name
-    kept = name in WHOLE or any(part in name for part in KEPT)
-    return len(tensor.shape) > 1 and name.endswith("weight") and not kept
+    stays = name in WHOLE or any(part in name for part in KEPT)
+    return len(tensor.shape) > 1 and name.endswith("weight") and not stays
 
 
 def _category(name: str) -> str:
@@ -274,5 +274,5 @@ def _fitting(tensor: Source, kind: Type) -> Type:
 
 
 def _layer(name: str) -> int:
-    found = re.match(r"blk\.(\d+)", name)
-    return int(found[1]) if found else -1
+    match = re.match(r"blk\.(\d+)", name)
+    return int(match[1]) if match else -1

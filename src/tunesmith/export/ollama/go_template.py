@@ -186,10 +186,10 @@ class _Scope:
 
     def value(self, tokens: list[str], dot: Any, scopes: list[dict[str, Any]]) -> Any:
         """The value of a command: one operand, or a function and its arguments."""
-        found, end = self._command(tokens, 0, dot, scopes)
+        result, end = self._command(tokens, 0, dot, scopes)
         if end != len(tokens):
             raise ExportError(f"the Ollama template has more than a command in {' '.join(tokens)}", "name another template")
-        return found
+        return result
 
     def _command(self, tokens: list[str], at: int, dot: Any, scopes: list[dict[str, Any]]) -> tuple[Any, int]:
         name = tokens[at]
@@ -205,20 +205,20 @@ class _Scope:
 
     def _lazily(self, tokens: list[str], at: int, dot: Any, scopes: list[dict[str, Any]], stop_at: bool) -> tuple[Any, int]:
         """``and`` and ``or``, which evaluate no argument after the one that decides."""
-        found, decided = None, False
+        result, decided = None, False
         while at < len(tokens) and tokens[at] != ")":
             if decided:
                 at = _after(tokens, at)
                 continue
-            found, at = self._operand(tokens, at, dot, scopes)
-            decided = bool(found) is stop_at
-        return found, at
+            result, at = self._operand(tokens, at, dot, scopes)
+            decided = bool(result) is stop_at
+        return result, at
 
     def _operand(self, tokens: list[str], at: int, dot: Any, scopes: list[dict[str, Any]]) -> tuple[Any, int]:
         token = tokens[at]
         if token == "(":
-            found, at = self._command(tokens, at + 1, dot, scopes)
-            return found, at + 1
+            result, at = self._command(tokens, at + 1, dot, scopes)
+            return result, at + 1
         if token.startswith('"'):
             return _unquoted(token), at + 1
         if token.isdigit():
