@@ -17,12 +17,14 @@ registry by decorator, whose order is that of imports.
 Source: GGUF's layout, ``docs/gguf.md`` of ggml.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 from gguf import GGMLQuantizationType as Type
+from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from tunesmith.chat.render import Renderer
@@ -102,12 +104,12 @@ class TokenRows(Protocol):
     """Rendered rows of a part."""
 
     @property
-    def lengths(self) -> Sequence[int]:
+    def lengths(self) -> NDArray[np.int64]:
         """Tokens of each row."""
         ...
 
-    def ids(self, row: int) -> Any:
-        """Token ids of a row, an array."""
+    def ids(self, document: int) -> NDArray[Any]:
+        """Token ids of a row."""
         ...
 
 
