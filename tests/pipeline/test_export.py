@@ -140,7 +140,8 @@ def test_what_the_new_export_does_not_hold_is_gone(copied, talk):
     names = {entry.name for entry in copied.export.iterdir()}
     assert names == {"merged", "merge.json", "export.json", "toy-Q8_0.gguf", "Modelfile", "commands.json"}
     lines = talk()
-    assert "toy-Q8_0.gguf" in lines and "8.50 bits a weight" in lines and "serve: llama-server" in lines
+    assert "toy-Q8_0.gguf" in lines and "8.50 bits a weight" in lines
+    assert f"serve, in {copied.path}: llama-server --model export/toy-Q8_0.gguf" in lines
     assert api.export(copied) == []
 
 

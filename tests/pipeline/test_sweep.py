@@ -5,7 +5,7 @@ import pytest
 from tunesmith import pipeline as api
 from tunesmith.cli.export_text import sweep_lines
 from tunesmith.errors import RunError
-from tunesmith.pipeline.sweep import recommend
+from tunesmith.parity.recommend import recommend
 from tunesmith.report.figures import sweep_figure
 from tunesmith.rundir.records.parity import Sweep, SweepType, TaskScore
 
