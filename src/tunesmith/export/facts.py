@@ -29,7 +29,7 @@ from tunesmith.export.base import read_stored
 from tunesmith.export.companions import SUFFIXES, merged_config
 from tunesmith.export.forms.form import Facts
 from tunesmith.export.gguf.architecture import architecture_of
-from tunesmith.export.gguf.types import Source
+from tunesmith.export.gguf.types import Metadata, Source
 from tunesmith.export.plan import Write, plan_merge
 from tunesmith.families import FAMILIES
 from tunesmith.models.swap import target_names
@@ -122,7 +122,7 @@ def _kind(name: str, shape: tuple[int, ...]) -> Type:
     return Type.F32 if len(shape) < 2 or name.endswith(IN_FP32) else Type.F16
 
 
-def _metadata(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _metadata(config: Mapping[str, Any], name: str) -> Metadata:
     """The keys of a GGUF that the rule of types asks for."""
     experts = next((config[key] for key in ("num_experts", "num_local_experts") if config.get(key)), 0)
     heads = config.get("num_attention_heads", 1)

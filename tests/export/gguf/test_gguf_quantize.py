@@ -13,8 +13,7 @@ from tunesmith.errors import ExportError
 from tunesmith.export.gguf import quantize as quantize_module
 from tunesmith.export.gguf.convert import describe
 from tunesmith.export.gguf.quantize import ImatrixOrigin, quantize
-from tunesmith.export.gguf.types import metadata as read_metadata
-from tunesmith.export.gguf.types import nbytes, plan_types, sources_of
+from tunesmith.export.gguf.types import metadata_of, nbytes, plan_types, sources_of
 
 ORIGIN = ImatrixOrigin("imatrix.gguf", DATASET, CHUNKS)
 
@@ -57,8 +56,9 @@ def test_files_are_those_of_llama_quantize(name, tmp_path):
 def test_a_file_has_the_planned_size_and_is_described_as_measured(tmp_path):
     name = "4 experts, one shared"
     write_source(tmp_path / "f16.gguf", name)
-    sources = sources_of(gguf.GGUFReader(tmp_path / "f16.gguf"))
-    types = plan_types(sources, "Q4_K_M", read_metadata(tmp_path / "f16.gguf"))
+    reader = gguf.GGUFReader(tmp_path / "f16.gguf")
+    sources = sources_of(reader)
+    types = plan_types(sources, "Q4_K_M", metadata_of(reader))
     facts = quantize(tmp_path / "f16.gguf", tmp_path / "q.gguf", "Q4_K_M")
     tensors = gguf.GGUFReader(tmp_path / "q.gguf").tensors
     assert nbytes(sources, types) == sum(int(t.n_bytes) for t in tensors)

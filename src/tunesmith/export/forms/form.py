@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 
 from tunesmith.chat.render import Renderer
 from tunesmith.engines.form import ExportedForm
-from tunesmith.export.gguf.types import Source, nbytes, plan_types
+from tunesmith.export.gguf.types import Metadata, Source, nbytes, plan_types
 from tunesmith.recipe import Lora, Recipe
 from tunesmith.rundir import RunDir
 from tunesmith.rundir.records.base import Record
@@ -91,7 +91,7 @@ class Facts:
     name: str
     merged: int
     tensors: tuple[Source, ...]
-    metadata: Mapping[str, Any]
+    metadata: Metadata
     header: int
     lora: Lora
     adapted: Mapping[str, tuple[int, int, int]]

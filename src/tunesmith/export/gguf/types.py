@@ -26,7 +26,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gguf
@@ -65,6 +64,8 @@ KEPT = (
     *("a.rvq.codebook", "mm.a.code_embd"),
 )
 
+Metadata = Mapping[str, Any]  # keys of a GGUF file
+
 
 @dataclass(frozen=True)
 class Source:
@@ -94,31 +95,24 @@ class _Model:
     values: int
 
 
-def metadata(path: Path) -> dict[str, Any]:
-    """The keys of a GGUF file that the rule reads."""
-    return metadata_of(gguf.GGUFReader(path))
-
-
 def sources_of(reader: gguf.GGUFReader) -> list[Source]:
     """The tensors of a GGUF file, in its order."""
     return [Source(tensor.name, _shape(tensor), tensor.tensor_type) for tensor in reader.tensors]
 
 
-def metadata_of(reader: gguf.GGUFReader) -> dict[str, Any]:
-    """As ``metadata``, of an open file."""
+def metadata_of(reader: gguf.GGUFReader) -> Metadata:
+    """The keys of a GGUF file that the rule reads."""
     wanted = (".block_count", ".expert_count", ".head_count", ".head_count_kv", "general.architecture")
     return {name: field.contents() for name, field in reader.fields.items() if name.endswith(wanted)}
 
 
-def plan_types(
-    tensors: Iterable[Source], file_type: str, metadata: Mapping[str, Any], has_imatrix: bool = False
-) -> dict[str, Type]:
+def plan_types(tensors: Iterable[Source], file_type: str, metadata: Metadata, has_imatrix: bool = False) -> dict[str, Type]:
     """The type that llama.cpp gives each tensor, in the order in which it writes them. A pure function.
 
     Args:
         tensors: of the 16-bit file.
         file_type: a key of ``BASE_TYPE``.
-        metadata: as ``metadata`` reads it.
+        metadata: as ``metadata_of`` reads it.
         has_imatrix: whether an importance matrix is given.
 
     Raises:
@@ -159,7 +153,7 @@ def _shape(tensor: gguf.ReaderTensor) -> tuple[int, ...]:
     return shape
 
 
-def _model(tensors: list[Source], metadata: Mapping[str, Any]) -> _Model:
+def _model(tensors: list[Source], metadata: Metadata) -> _Model:
     architecture = metadata["general.architecture"]
     layers = int(metadata[f"{architecture}.block_count"])
     heads = _first(metadata.get(f"{architecture}.attention.head_count", 0))
