@@ -83,6 +83,8 @@ def test_files_say_what_they_are(exported, tokenizer):
     assert tuned.fields["quantize.imatrix.dataset"].contents() == "train part of toy"
     assert "quantize.imatrix.dataset" not in base.fields
     assert tuned.fields["general.name"].contents().lower() == "toy" and base.fields["general.name"].contents().lower() == "tiny"
+    lora = gguf.GGUFReader(exported.export / "toy-lora.gguf")
+    assert lora.fields["general.name"].contents() == "Toy Lora"  # and no name of a temporary directory
     written = Commands.read(exported.export / "commands.json")
     assert written.refused == {} and {"vllm", "llama_server_adapter", "ollama", "ollama_adapter"} <= written.commands.keys()
     for name in ("Modelfile", "Modelfile.adapter"):

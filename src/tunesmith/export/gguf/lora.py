@@ -71,11 +71,11 @@ def write_lora_gguf(adapter: Path, base: Path, target: Path) -> int:
     rank, scale = int(config["r"]), read_scale(adapter)
     unchecked = target.with_name(f".{target.name}.unchecked")
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            facts = {"peft_type": "LORA", "r": rank, "lora_alpha": scale * rank}
-            write_json(Path(folder) / CONFIG, facts)
-            (Path(folder) / WEIGHTS).symlink_to((adapter / WEIGHTS).absolute())
-            run_converter("convert_lora_to_gguf.py", [folder, "--base", str(base), "--outtype", "f32"], unchecked)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / target.stem  # the name that the converter puts into the file
+            write_json(folder / CONFIG, {"peft_type": "LORA", "r": rank, "lora_alpha": scale * rank})
+            (folder / WEIGHTS).symlink_to((adapter / WEIGHTS).absolute())
+            run_converter("convert_lora_to_gguf.py", [str(folder), "--base", str(base), "--outtype", "f32"], unchecked)
         tensors = _check(unchecked, adapter, factors, scale, int(model.num_hidden_layers))
         unchecked.replace(target)
     finally:
