@@ -25,10 +25,8 @@ def test_each_place_of_each_pack_has_a_seed_of_its_own_that_a_generator_takes(fi
 
 def test_masks_of_neighbouring_packs_steps_and_layers_do_not_resemble_each_other():
     shape = torch.empty(400, 250)
-    masks = [
-        draw_kept(shape, 0.5, _seed(*where)) == 0
-        for where in ((0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1))
-    ]
+    neighbours = ((0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1))
+    masks = [draw_kept(shape, 0.5, _seed(*where)) == 0 for where in neighbours]
     for number, mask in enumerate(masks):
         for other in masks[:number]:  # 100,000 fair draws: five standard deviations are 0.008
             assert abs((mask == other).float().mean().item() - 0.5) < 0.008

@@ -1,7 +1,7 @@
 """Answers and log-probabilities of a transformers model in this process.
 
-The decoding is ``engines/decode.py``, the scoring ``engines/score.py``; here conversations become token ids and token ids become
-answers.
+The decoding is ``engines/decode.py``, the scoring ``engines/score.py``; here conversations become token ids and token ids
+become answers.
 
 What answers are constrained to masks the logits before the greedy choice (``engines/grammar.py``); free text adds nothing to a
 step. Everything is made where the model is.

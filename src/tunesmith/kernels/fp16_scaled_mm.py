@@ -9,8 +9,8 @@ all eleven down to 2^-28 of the largest of their row. Everything between the pro
 activations, loss) is fp32 and needs no care; neither does the loss, which is not scaled.
 
 Refused: clamping to 65,280 and zeroing what is not a number, which trains on other numbers than the model's (gradient cosine
-0.91 on the model of ``tests/models/test_fp16_compute.py``, against 0.99998 here); a loss scale for the whole model, which skips steps
-and shields the gradients alone; scaling by the exact maximum, which rounds twice. A row that holds infinity or NaN keeps
+0.91 on the model of ``tests/models/test_fp16_compute.py``, against 0.99998 here); a loss scale for the whole model, which skips
+steps and shields the gradients alone; scaling by the exact maximum, which rounds twice. A row that holds infinity or NaN keeps
 it, and the loss shows it.
 
 Cost: two visits of the input more (its largest element, its cast) and one of the output, against I products an output.

@@ -18,7 +18,7 @@ Source of the idea: counter-based random numbers (Salmon et al. 2011, "Parallel 
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -117,7 +117,7 @@ def at_step(model: nn.Module, context: StepContext) -> Iterator[Callable[[int], 
         A function to call with the number of each pack before it is computed, forward and backward.
     """
     layers = [module for module in model.modules() if isinstance(module, InStep)]
-    before = [layer.training for layer in layers if isinstance(layer, nn.Module)]
+    before = [layer.training for layer in layers]
     for place, layer in enumerate(layers):
         layer.place = place
 
@@ -135,6 +135,6 @@ def at_step(model: nn.Module, context: StepContext) -> Iterator[Callable[[int], 
             layer.context = None
 
 
-def _train(layers: list[nn.Module], modes: list[bool]) -> None:
+def _train(layers: Sequence[nn.Module], modes: list[bool]) -> None:
     for layer, mode in zip(layers, modes, strict=True):
         layer.train(mode)

@@ -1,7 +1,7 @@
 """Frozen linear layers that multiply in fp16 what flows in fp32: before an adapter is put on, or without one.
 
-Each product scales its input row by row (``kernels/fp16_scaled_mm.py``) and comes out in fp32, so nothing overflows whatever the
-size of the input. Such a layer saves nothing for its backward pass: the weight is frozen and the product linear. What an
+Each product scales its input row by row (``kernels/fp16_scaled_mm.py``) and comes out in fp32, so nothing overflows whatever
+the size of the input. Such a layer saves nothing for its backward pass: the weight is frozen and the product linear. What an
 adapter on top of it does is in ``layers/lora.py``, which model gets such layers in ``models/fp16_compute.py``.
 
 Refused: an fp32 copy of the weight, which is what fp16 is to save.

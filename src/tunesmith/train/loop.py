@@ -4,8 +4,8 @@ One optimizer step is some packs. Each pack runs through the decoder once, the h
 (``kernels/cross_entropy.py``), and the summed loss is divided by the supervised tokens of the *whole step* before the
 backward pass. That makes accumulation exact: however a step's documents are packed, the gradient is the same.
 
-Nothing random is carried from step to step: the order of documents follows from (seed, epoch), dropout from
-(seed, step, pack), see ``layers/context.py``. A run that was killed goes on from its newest checkpoint and ends with the bytes it would have had.
+Nothing random is carried from step to step: the order of documents follows from (seed, epoch), dropout from (seed, step, pack)
+(``layers/context.py``). A run that was killed goes on from its newest checkpoint and ends with the bytes it would have had.
 
 A loss that is not finite stops the run with the documents that caused it; peers that hide it save an adapter of NaN.
 """
