@@ -16,6 +16,7 @@ Names and layouts are transformers' own tables (``modeling_gguf_pytorch_utils.py
 test stands in ``families.py``.
 """
 
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,10 +34,11 @@ from tunesmith.checkpoints.shards import Shape, refuse_full_disk, write_model
 from tunesmith.errors import ModelError
 from tunesmith.families import GGUF, SCALED_ROTARY, GgufArchitecture
 from tunesmith.rundir import atomic_directory, sha256_file
-from tunesmith.tracking import say
 
 if TYPE_CHECKING:
     from gguf import GGUFReader, ReaderTensor
+
+logger = logging.getLogger(__name__)
 
 COMMON_KEYS = (
     "context_length",
@@ -83,7 +85,7 @@ def convert_gguf(path: Path, expected: str | None) -> Path:
         return target
     reader = _open(path)
     known = _architecture(path, reader)
-    say(f"converting {path.name} to safetensors (once; kept in {target})")
+    logger.info(f"converting {path.name} to safetensors (once; kept in {target})")
     try:
         config = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
         tokenizer = load_gguf_tokenizer(path, reader)

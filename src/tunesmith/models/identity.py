@@ -16,6 +16,7 @@ version; the template in the comparison, since a recipe may train with another t
 """
 
 import hashlib
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ from tunesmith.checkpoints.names import checkpoint_files
 from tunesmith.errors import ModelError
 from tunesmith.models.load import model_key
 from tunesmith.rundir import fingerprint, read_json, sha256_file, write_json
-from tunesmith.tracking import say
+
+logger = logging.getLogger(__name__)
 
 FACTS = "tunesmith.json"
 FACTS_BYTES = 2**20
@@ -116,7 +118,7 @@ def refuse_other_base(adapter: Path, base: Path) -> None:
     """
     known = read_identity(adapter)
     if known is None:
-        say(f"{adapter}: says nothing of the weights that it was trained on; taken on trust for {base}")
+        logger.warning(f"{adapter}: says nothing of the weights that it was trained on; taken on trust for {base}")
         return
     found = _weights_sha256(base)
     if found == known["sha256"]:
@@ -139,7 +141,7 @@ def _weights_sha256(directory: Path) -> str:
     try:
         write_json(known, {"sha256": digest})
     except OSError as error:
-        say(f"{known}: cannot be written ({error.strerror}); the base is hashed anew each time")
+        logger.warning(f"{known}: cannot be written ({error.strerror}); the base is hashed anew each time")
     return digest
 
 

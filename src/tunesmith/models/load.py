@@ -11,6 +11,7 @@ Nothing is substituted: the model that is named is loaded, or it is an error. No
 """
 
 import contextlib
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +28,8 @@ from tunesmith.errors import ModelError
 from tunesmith.models.embeddings import hold_table, per_layer_table, place_of
 from tunesmith.models.nf4_load import load_nf4, shorten
 from tunesmith.rundir import fingerprint, sha256_file
-from tunesmith.tracking import say
+
+logger = logging.getLogger(__name__)
 
 transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
@@ -174,7 +176,7 @@ def _load_dense(directory: Path, dtype: torch.dtype, device: torch.device, per_l
             "they would be random numbers; get the whole checkpoint, and one whose names are those of this architecture",
         )
     if unexpected := sorted(name for name in info["unexpected_keys"] if names.of_model(name) is not None):
-        say(f"{len(unexpected)} tensors of the checkpoint have no place in the model ({shorten(unexpected)})")
+        logger.warning(f"{len(unexpected)} tensors of the checkpoint have no place in the model ({shorten(unexpected)})")
     if table is not None and place != "model":
         read = model.get_submodule(table).get_parameter("weight").detach()
         hold_table(model, table, checkpoint.read(f"{table}.weight") if place == "nf4" else read, dtype, place)

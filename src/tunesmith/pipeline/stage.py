@@ -1,6 +1,7 @@
 """What every verb needs: a stage's books, and the model of a recipe."""
 
 import functools
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +11,11 @@ from typing import TYPE_CHECKING
 from tunesmith import hardware
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir
-from tunesmith.tracking import say
 
 if TYPE_CHECKING:
     from tunesmith.chat.render import Renderer
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -24,7 +26,7 @@ def stage(run: RunDir, name: str, key: str, output: Path | None = None) -> Itera
         output: what it writes where another stage may remove it; without it the stage is not done.
     """
     if run.is_done(name, key) and (output is None or output.exists()):
-        say(f"{name}: up to date")
+        logger.info(f"{name}: up to date")
         yield False
         return
     hardware.reset_peak_memory()

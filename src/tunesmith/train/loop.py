@@ -10,6 +10,7 @@ Nothing random is carried from step to step: the order of documents follows from
 A loss that is not finite stops the run with the documents that caused it; peers that hide it save an adapter of NaN.
 """
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -32,12 +33,14 @@ from tunesmith.models.fuse import narrows
 from tunesmith.models.load import attention, decoder, head_weight
 from tunesmith.models.recompute import recompute
 from tunesmith.recipe import Recipe
-from tunesmith.tracking import MetricsLog, progress, say
+from tunesmith.tracking import MetricsLog, progress
 from tunesmith.train.checkpoint import Progress, checkpoint_path, load_checkpoint, newest_checkpoint, save_checkpoint
 from tunesmith.train.documents import Documents, Pack, make_shared_pack
 from tunesmith.train.optim import make_optimizer
 from tunesmith.train.prefix import find_groups, micro_batches
 from tunesmith.train.schedule import learning_rate
+
+logger = logging.getLogger(__name__)
 
 Step = tuple[int, list[tuple[int, ...]]]  # epoch, and documents of each micro-batch
 
@@ -193,7 +196,7 @@ def fit(
     hardware.release_freed_memory()
     overfit = is_overfitting(done.dev_losses)
     if overfit:
-        say(f"over-fitting: dev loss was lowest at step {done.best_step} and rose while train loss fell")
+        logger.warning(f"over-fitting: dev loss was lowest at step {done.best_step} and rose while train loss fell")
     return Trained(checkpoint_path(checkpoints, done.best_step), done, tokens / seconds if seconds else math.nan, overfit)
 
 
@@ -276,5 +279,5 @@ def _resume(
         return Progress(inputs)
     done = load_checkpoint(newest, layers, optimizer)
     metrics.truncate_after(done.step)
-    say(f"resuming after step {done.step} ({newest})")
+    logger.info(f"resuming after step {done.step} ({newest})")
     return done
