@@ -29,9 +29,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModel
 
+from tunesmith.checkpoints.resolve import find_model
 from tunesmith.errors import MissingPackage, ModelError
 from tunesmith.models.device import best_device
-from tunesmith.models.load import find_model, load_tokenizer
+from tunesmith.models.load import load_tokenizer
 from tunesmith.rundir import fingerprint, sha256_file
 from tunesmith.tracking import progress
 
