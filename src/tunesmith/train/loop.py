@@ -8,6 +8,9 @@ Nothing random is carried from step to step: the order of documents follows from
 (``layers/context.py``). A run that was killed goes on from its newest checkpoint and ends with the bytes it would have had.
 
 A loss that is not finite stops the run with the documents that caused it; peers that hide it save an adapter of NaN.
+
+Shape suffixes: T tokens, N rows (positions that predict), D hidden size, V vocabulary; here: X is N where the last layer is
+narrow, else T.
 """
 
 import logging
