@@ -65,8 +65,8 @@ def recipe_page() -> str:
     schema = Recipe.model_json_schema()
     parts = [
         "A recipe is one YAML file. Three keys are needed: `model`, `data.path` and `task.metric`; the run directory's "
-        "`recipe.yaml` shows every other one written out. Paths are relative to the recipe file. An unknown key is an error that "
-        "names the nearest known one. `tunesmith schema` prints the JSON schema; in VS Code, point `yaml.schemas` at it.\n"
+        "`recipe.yaml` shows every other one written out. Paths are relative to the recipe file. An unknown key is an error "
+        "that names the nearest known one. `tunesmith schema` prints the JSON schema; in VS Code, point `yaml.schemas` at it.\n"
     ]
     parts += _section(Recipe, schema, "")
     return _page("The recipe", "the models in `src/tunesmith/recipe/`", parts)
@@ -191,8 +191,8 @@ def python_page() -> str:
     """Every public name of the package."""
     parts = [
         "```python\nimport tunesmith as ts\n```\n",
-        "Nothing heavy is imported until it is needed. Errors are those of [Errors and exit codes](errors.md); paths are `str` or "
-        "`Path`.\n",
+        "Nothing heavy is imported until it is needed. Errors are those of [Errors and exit codes](errors.md); paths are `str` "
+        "or `Path`.\n",
     ]
     for name in sorted(tunesmith.__all__, key=lambda name: (name[:1].isupper(), name.lower())):
         value = getattr(tunesmith, name)
@@ -254,8 +254,8 @@ def files_page() -> str:
     parts = ["```text", inspect.cleandoc(block), "```", ""]
     parts += [
         "A JSON file is one record, a `.jsonl` file a record a line. Unknown keys, missing keys and values of another type are "
-        "errors, and a file of another `version` is refused by name. `null` is a figure that was not measured. `RECORD.schema()` is the "
-        "JSON schema.\n"
+        "errors, and a file of another `version` is refused by name. `null` is a figure that was not measured. "
+        "`RECORD.schema()` is the JSON schema.\n"
     ]
     for module in modules:
         entries = [value for value in vars(module).values() if _is_record(value) and value.__module__ == module.__name__]
@@ -308,9 +308,13 @@ def _hint(hint: Any) -> str:
 
 def errors_page() -> str:
     """Exit codes of verdicts, advices and errors, with the classes."""
-    parts = ["## Verdicts", "", "What a verdict needs stands in [Deciding](../explanation/deciding.md#after-training-the-gate).", ""]
+    deciding = "[Deciding](../explanation/deciding.md#after-training-the-gate)"
+    parts = ["## Verdicts", "", f"What a verdict needs stands in {deciding}.", ""]
     parts += _table(("exit code", "verdict"), [(str(code), name) for name, code in gate.EXIT_CODES.items()])
-    parts += ["`tunesmith parity` ends with 14 when a form is not the model that was trained, with 12 when none fails and one could not be told.\n"]
+    parts += [
+        "`tunesmith parity` ends with 14 when a form is not the model that was trained, with 12 when none fails and one could not "
+        "be told.\n"
+    ]
     parts += ["## Advices of `tunesmith advise`", ""]
     parts += _table(("exit code", "advice"), [(str(code), name) for name, code in decide.EXIT_CODES.items()])
     parts += [
@@ -323,7 +327,7 @@ def errors_page() -> str:
         "",
     ]
     classes = [value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, errors.TunesmithError)]
-    rows = [(str(error.exit_code), f"`{error.__name__}`", " ".join((error.__doc__ or "").split("\n")[0].split())) for error in classes]
+    rows = [(str(error.exit_code), f"`{error.__name__}`", (error.__doc__ or "").split("\n")[0]) for error in classes]
     parts += _table(("exit code", "class", "when"), rows)
     return _page("Errors and exit codes", "`errors.py`, `evaluate/gate.py` and `advise/decide.py`", parts)
 
