@@ -76,7 +76,7 @@ def with_tree(text: str) -> str:
 
 def _tree(folder: Path, depth: int) -> Iterator[str]:
     """Folders before files, both by name."""
-    entries = [entry for entry in folder.iterdir() if entry.name not in {"__pycache__", "__init__.py"}]
+    entries = [entry for entry in folder.iterdir() if entry.name not in {"__pycache__", "__init__.py"} and entry.name[0] != "."]
     for entry in sorted(entries, key=lambda entry: (entry.is_file(), entry.name)):
         name = f"{'  ' * depth}{entry.name}{'/' if entry.is_dir() else ''}"
         yield f"{name:<33} {_phrase(entry)}"
