@@ -40,8 +40,9 @@ from typing import Any
 import torch
 
 from data import machine
-from tunesmith.engines.score import continuation_logprobs
-from tunesmith.models.load import find_model, load_model, load_tokenizer
+from tunesmith.checkpoints.resolve import find_model
+from tunesmith.engines.score import Scorer
+from tunesmith.models.load import load_model, load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "assets" / "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -98,8 +99,9 @@ def harness(
 
 
 def ours(model: Any) -> Callable[[list[Pair]], list[Result]]:
-    """Scores pairs by ``infer/score.py``."""
-    return lambda pairs: [(scored.logprob, scored.greedy) for scored in continuation_logprobs(model, pairs)]
+    """Scores pairs by ``engines/score.py``."""
+    scorer = Scorer(model)
+    return lambda pairs: [(scored.logprob, scored.greedy) for scored in scorer.continuation_logprobs(pairs)]
 
 
 def disagreement(first: list[Result], second: list[Result]) -> str:

@@ -4,6 +4,8 @@ What is expensive is made once a session and shared by the workers under a file 
 """
 
 import json
+import logging
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,14 +20,18 @@ from hypothesis import HealthCheck, settings
 
 from tunesmith import hardware
 from tunesmith.checkpoints.gguf_tokenizer import load_gguf_tokenizer
-from tunesmith.models.load import find_model, load_tokenizer
+from tunesmith.checkpoints.resolve import find_model
+from tunesmith.models import precision
+from tunesmith.models.load import load_tokenizer
 from tunesmith.pipeline import verbs as api
 from tunesmith.recipe import Recipe, load_recipe
 from tunesmith.rundir import RunDir
 
 ROOT = Path(__file__).resolve().parents[1]
 GGUF = ROOT / "assets" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-torch.set_num_threads(1)
+# One thread, unless whoever looks for a test that depends on rounding sets another number: sums are then split elsewhere.
+THREADS = int(os.environ.get("TUNESMITH_TEST_THREADS", "1"))
+torch.set_num_threads(THREADS)
 # Same examples on every run, and no verdict on a busy machine's speed: a red test means a wrong program.
 settings.register_profile("tunesmith", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tunesmith")
@@ -68,6 +74,27 @@ def one_thread():
     """llama.cpp with one thread: its threads spin at every barrier, and on cores that others use that takes minutes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hardware, "cpu_count", lambda: 1)
+        yield
+
+
+@pytest.fixture
+def talk(caplog):
+    """A function: the lines that the product has logged since its last call."""
+    caplog.set_level(logging.INFO, "tunesmith")
+
+    def since() -> str:
+        lines = [record.getMessage() for record in caplog.records if record.name.startswith("tunesmith")]
+        caplog.clear()
+        return "\n".join(lines)
+
+    return since
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_timed_choice():
+    """What a recipe leaves open is computed in fp32, whichever of fp32 and bf16 this machine happens to multiply faster."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precision, "_faster", lambda directory: "fp32")
         yield
 
 

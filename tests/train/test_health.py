@@ -18,6 +18,7 @@ from transformers import (
 
 from conftest import write_recipe
 from tunesmith.errors import ModelError, TrainingError
+from tunesmith.layers.context import StepContext
 from tunesmith.layers.dora import DoRALinear
 from tunesmith.models.attention import PACKED
 from tunesmith.models.fuse import fuse
@@ -112,19 +113,19 @@ def test_a_healthy_start_leaves_no_trace(base, documents, lora, fused):
     outcomes = []
     for checked in (False, True):
         model, layers = _adapted(base, fused, **lora)
-        model.train()
         torch.manual_seed(7)
         if checked:
             weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
             loss = check_adapter(model, layers, documents, [0, 1, 2])
             assert 0 < loss < 5.0
-            assert model.training and all(p.grad is None for p in model.parameters())
+            assert all(p.grad is None for p in model.parameters())
             assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
         with attention(model, PACKED):
-            outcomes.append((step_gradients(model, [make_pack(documents, (3, 4, 5))]), torch.get_rng_state()))
+            context = StepContext(seed=7, step=0)
+            outcomes.append((step_gradients(model, [make_pack(documents, (3, 4, 5))], context), torch.get_rng_state()))
             outcomes[-1] += tuple(p.grad for p in model.parameters() if p.requires_grad)
     (loss, random, *grads), (loss_after, random_after, *grads_after) = outcomes
-    assert loss == loss_after and torch.equal(random, random_after)  # dropout drew the same numbers
+    assert loss == loss_after and torch.equal(random, random_after)
     assert all(torch.equal(a, b) for a, b in zip(grads, grads_after, strict=True))
 
 
@@ -192,13 +193,13 @@ def test_an_answer_that_the_base_would_never_give_is_no_fault_of_the_base(base):
     assert check_adapter(model, layers, rare, [0]) > math.log(BARE["vocab_size"])
 
 
-def test_a_run_says_it_is_healthy_and_its_bytes_are_those_of_a_run_without_checks(tmp_path, tiny_dir, capsys, monkeypatch):
+def test_a_run_says_it_is_healthy_and_its_bytes_are_those_of_a_run_without_checks(tmp_path, tiny_dir, talk, monkeypatch):
     run = api.open_run(write_recipe(tmp_path, tiny_dir, {"lora.dropout": 0.2}), tmp_path / "run")
     api.data(run)
     api.render(run)
     shutil.copytree(run.path, tmp_path / "unchecked")
     api.train(run)
-    told = capsys.readouterr().err
+    told = talk()
     assert "health: adapters change nothing yet and 14 of 14 get a gradient" in told
     monkeypatch.setattr(health, "check_adapter", lambda *_: 0.0)
     api.train(RunDir(tmp_path / "unchecked"))

@@ -4,6 +4,7 @@ Data goes to stdout, talk and errors to stderr. Exit codes: 0 done (or verdict d
 (``errors.py``), 10-14 verdicts (``evaluate/gate.py``), 21-24 advice (``advise/decide.py``), 130 interrupted.
 """
 
+import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,15 +17,18 @@ from rich.table import Table
 from rich.text import Text
 
 from tunesmith import recipe
+from tunesmith.cli.export_text import print_parity, sweep_lines
 from tunesmith.errors import MissingPackage, TunesmithError
 from tunesmith.pipeline import verbs
 from tunesmith.pipeline.lines import check_lines, reading_lines
 from tunesmith.pipeline.stage import module_of
 from tunesmith.rundir import write_json
-from tunesmith.tracking import say, visible
+from tunesmith.tracking import terminal, visible
 
 if TYPE_CHECKING:
     from tunesmith.data.read import ReadOptions
+
+logger = logging.getLogger(__name__)
 
 SUPERVISED, CONTEXT, CONTROL = "bold green", "default", "reverse"
 COLUMNS_OF_EVERY_ARM = (  # what is left are the metric's own figures
@@ -58,13 +62,22 @@ EXTRAS = {
 }
 
 
+@app.callback()
+def settings(
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also what helps to find a fault.")] = False,
+) -> None:
+    """Fine-tune open-weights language models, and prove whether it was worth it."""
+    terminal.set_verbosity(verbose - quiet)
+
+
 @app.command()
 def run(target: Target, out: Out = None) -> None:
     """All stages, from data to verdict and report. The exit code is the verdict's."""
     directory = verbs.open_run(target, out)
     result = verbs.run(directory)
     _print_verdict(result)
-    say(f"report: {directory.report_file}")
+    logger.info(f"report: {directory.report_file}")
     raise typer.Exit(result["exit_code"])
 
 
@@ -120,7 +133,7 @@ def check(
         write_json(json_file, result)
     if page is not None:
         module_of("check").check_page(result, page)
-        say(f"page: {page}")
+        logger.info(f"page: {page}")
 
 
 @app.command()
@@ -134,7 +147,7 @@ def convert(
     """Write data of any format as messages JSONL."""
     summary = module_of("convert").convert(source, target, _read_options(format, column, quarantine), quarantine)
     for note in reading_lines(summary):
-        say(note)
+        logger.info(note)
     print(f"{summary['rows']} rows written to {target}")
 
 
@@ -182,7 +195,7 @@ def advise(
     directory = verbs.open_run(target, out)
     result = verbs.advise(directory, quick)
     _print_advice(result, Console(highlight=False, width=None if sys.stdout.isatty() else 100))
-    say(f"advice: {directory.path / 'advice.json'}")
+    logger.info(f"advice: {directory.path / 'advice.json'}")
     raise typer.Exit(result["exit_code"])
 
 
@@ -221,13 +234,12 @@ def export(
         raise typer.BadParameter("is read with --sweep; the recipe's export.gguf says what is written", param_hint="--type")
     directory = verbs.open_run(target, out)
     if dry_run:
-        exporting = module_of("export")
-        for line in exporting.export_lines(directory, exporting.dry_run(directory)):
+        for line in module_of("export").plan_text(directory):
             print(line)
         return
     verbs.export(directory)
     if sweep:
-        for line in module_of("sweep").sweep_lines(verbs.sweep(directory, tuple(types or ()))):
+        for line in sweep_lines(verbs.sweep(directory, tuple(types or ()))):
             print(line)
 
 
@@ -251,10 +263,10 @@ def verdict(target: Target) -> None:
 
 @app.command()
 def parity(target: Target) -> None:
-    """Prove that every exported form is the model that was trained. Exit code 14 when one is not."""
+    """Prove that every exported form is the model that was trained. Exit code 14 when one is not, 12 when that is not known."""
     result = verbs.parity(verbs.open_run(target))
-    _print_parity(result, Console(highlight=False, width=None if sys.stdout.isatty() else 100))
-    raise typer.Exit(result["exit_code"])
+    print_parity(result, Console(highlight=False, width=None if sys.stdout.isatty() else 100))
+    raise typer.Exit(result.exit_code)
 
 
 @app.command("accept-base")
@@ -295,7 +307,7 @@ def chat(
     """Talk to the tuned model. An empty line starts over, end of input leaves."""
     answer = verbs.chat(verbs.open_run(target), compare)
     if sys.stdin.isatty():
-        say("type a message; an empty line starts a new conversation, Ctrl-D leaves")
+        logger.info("type a message; an empty line starts a new conversation, Ctrl-D leaves")
     conversation: list[dict[str, str]] = []
     while True:
         try:
@@ -397,24 +409,6 @@ def _print_verdict(result: dict[str, Any]) -> None:
         console.print(Text(sentence), soft_wrap=True)
 
 
-def _print_parity(result: dict[str, Any], console: Console) -> None:
-    """Forms and checks, then why a form is not deployable and where it first says something else, on stdout."""
-    table = Table("form", "template", "ids", "mean KL", "greedy", "adapter", "metric", "", box=box.SIMPLE, pad_edge=False)
-    words = {"pass": Text("ok", "green"), "fail": Text("FAIL", "bold red"), "unknown": Text("?", "yellow"), "shown": Text("")}
-    for form in result["forms"]:
-        states = {name: words[check["state"]] for name, check in form["checks"].items()}
-        figures, mark = form["figures"], states.get("distribution", Text("-"))
-        mean = "" if figures is None or figures["kl_mean"] is None else f"{figures['kl_mean']:.1e} "
-        greedy = "" if figures is None else f"{100 * figures['agreement_or_tie']:.1f} %"
-        before = [states.get(name, Text("-")) for name in ("template", "token ids")]
-        after = [states.get(name, Text("-")) for name in ("adapter", "metric")]
-        ending = Text("deployable") if form["deployable"] else Text("not deployable", "bold red")
-        table.add_row(Text(form["form"]), *before, Text(mean) + mark, greedy, *after, ending)
-    console.print(table)
-    for line in module_of("parity").parity_lines(result):
-        console.print(Text(visible(line)), soft_wrap=True)
-
-
 def _beside(result: dict[str, Any]) -> Iterator[str]:
     """What stands between the tables and the verdict, a line each, where it was measured."""
     found = result["retrieval"]
@@ -450,6 +444,11 @@ def _points(share: float | None) -> str:
 
 def main() -> None:
     """Entry point: user errors become one message and an exit code, never a traceback."""
+    with terminal.session():
+        _guarded()
+
+
+def _guarded() -> None:
     try:
         app()
     except TunesmithError as error:
@@ -462,7 +461,7 @@ def main() -> None:
             MissingPackage(f"this needs the package {name}, which is not installed", f"pip install 'tunesmith[{EXTRAS[name]}]'")
         )
     except KeyboardInterrupt:
-        say("interrupted; the same command goes on from the last checkpoint")
+        logger.warning("interrupted; the same command goes on from the last checkpoint")
         sys.exit(130)
     except OSError as error:
         if error.filename is None:
@@ -471,5 +470,5 @@ def main() -> None:
 
 
 def _fail(error: TunesmithError) -> None:
-    say(f"error: {error}")
+    logger.error(f"error: {error}")
     sys.exit(error.exit_code)

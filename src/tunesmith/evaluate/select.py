@@ -10,6 +10,7 @@ the recipe lets it be the one to beat.
 A judge compares answers in pairs, so on dev every candidate is compared with the first one, which then scores one half.
 """
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -25,7 +26,8 @@ from tunesmith.evaluate.prompts import Candidate, PromptBook, Row, candidates
 from tunesmith.evaluate.search import search, space
 from tunesmith.recipe import PROMPT_ARMS, Recipe
 from tunesmith.rundir import write_json
-from tunesmith.tracking import say
+
+logger = logging.getLogger(__name__)
 
 Judged = Callable[[Outputs, Outputs], Outputs]  # an arm's records and those it is compared with -> with scores
 
@@ -153,7 +155,7 @@ def _optimize(asking: PromptTask, selection: Selection) -> dict[str, Any]:
         lambda outputs: selection.rank(summary(outputs, asking.metric)),
     )
     selection.keep("optimized_prompt", found.candidate, found.outputs)
-    say(f"optimized_prompt: {found.tried} prompts in {found.calls} answers; best on dev: {found.candidate.name}")
+    logger.info(f"optimized_prompt: {found.tried} prompts in {found.calls} answers; best on dev: {found.candidate.name}")
     return {"calls": found.calls, "tried": found.tried, "written": None if written is None else asdict(written)}
 
 
@@ -164,5 +166,5 @@ def _write(asking: PromptTask, selection: Selection, writer: Callable[[str], str
         return selection.answers("written", Candidate("optimized_prompt", instruction), rows, "base")
 
     written = write_instruction(asking.recipe, asking.book.pool, selection.rows, answers_of, writer)
-    say(f"optimized_prompt: {written.rewritings} instructions written, chosen by {written.answers} answers")
+    logger.info(f"optimized_prompt: {written.rewritings} instructions written, chosen by {written.answers} answers")
     return written

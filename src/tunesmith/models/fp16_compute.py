@@ -19,17 +19,21 @@ Cost: the activations of fp32, twice those of fp16. Embedded rows are cast as th
 Source of the hazard: any model whose feed-forward product passes 65,504; see ``Family.half_hazard``.
 """
 
+import logging
+
 import torch
+from rich.filesize import decimal
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunesmith.errors import ModelError
 from tunesmith.layers.embedding import HostEmbedding
 from tunesmith.layers.experts import NF4Experts
-from tunesmith.layers.lora import HalfLinear, HalfNF4Linear
+from tunesmith.layers.half import HalfLinear, HalfNF4Linear
 from tunesmith.layers.nf4 import NF4Embedding, NF4Linear
 from tunesmith.models.swap import put_module
-from tunesmith.tracking import say
+
+logger = logging.getLogger(__name__)
 
 HINT = "set train.compute: fp32"
 
@@ -73,8 +77,8 @@ def keep_residual_in_fp32(model: PreTrainedModel) -> None:
             put_module(model, name, swapped.train(module.training))
             linears += not isinstance(swapped, HalfEmbedding)
     widened = _widen(model)
-    rest = f"activations in fp32; {widened / 1e6:,.1f} MB of other tensors made fp32"
-    say(f"fp16: {linears} linear layers multiply in fp16, rows scaled; {rest}")
+    rest = f"activations in fp32; {decimal(widened)} of other tensors made fp32"
+    logger.info(f"fp16: {linears} linear layers multiply in fp16, rows scaled; {rest}")
 
 
 def _swapped(module: nn.Module) -> nn.Module | None:

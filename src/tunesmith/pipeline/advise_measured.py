@@ -1,5 +1,6 @@
 """What an advice measures where it may take minutes: every prompt on dev, the machine's GPU, and how the base would compute."""
 
+import logging
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from tunesmith.models.precision import precision
 from tunesmith.pipeline.model_access import base_of, model_directory
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, read_json, read_rows, write_json
-from tunesmith.tracking import say
+
+logger = logging.getLogger(__name__)
 
 
 def measure(run: RunDir, recipe: Recipe) -> tuple[tuple[Arm, ...], dict[str, Any], float]:
@@ -71,5 +73,5 @@ def write_prompt(run: RunDir, recipe: Recipe, choice: dict[str, Any], arm: str) 
             f"before the question stand the {chosen.k} train rows nearest to it ({chosen.selection}), nearest last"
         )
     write_json(run.path / "advice" / "prompt.json", written)
-    say(f"advise: the prompt is in {run.path / 'advice' / 'prompt.json'}")
+    logger.info(f"advise: the prompt is in {run.path / 'advice' / 'prompt.json'}")
     return "advice/prompt.json"

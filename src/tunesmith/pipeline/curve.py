@@ -13,6 +13,7 @@ The cost of [0.1, 0.25, 0.5, 1.0] is 0.85 of a training and four answers a dev r
 import dataclasses
 import functools
 import hashlib
+import logging
 import math
 import shutil
 from typing import Any
@@ -31,8 +32,9 @@ from tunesmith.pipeline.subrun import changed, make_inner, open_inner
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, fingerprint, read_json, read_rows, write_json, write_rows
 from tunesmith.rundir.hashes import content_hash
-from tunesmith.tracking import say
 from tunesmith.train.documents import Documents
+
+logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
@@ -85,7 +87,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     unscored = scores_KM.shape[1] - len(kept)
     result = {**dataclasses.asdict(curve), "unscored": unscored, "seed_sd": seed_sd}
     write_json(run.evaluation / "curve.json", result)
-    say(f"learning curve: {curve.verdict}: {curve.told}")
+    logger.info(f"learning curve: {curve.verdict}: {curve.told}")
 
 
 def _train_share(run: RunDir, recipe: Recipe, share: float) -> RunDir:
@@ -94,7 +96,7 @@ def _train_share(run: RunDir, recipe: Recipe, share: float) -> RunDir:
     inner = open_inner(run.path / "curve" / f"{share:g}", given)
     write_rows(inner.data / "train.jsonl", share_of(recipe, read_rows(run.data / "train.jsonl"), share))
     shutil.copyfile(run.data / "dev.jsonl", inner.data / "dev.jsonl")
-    say(f"learning curve: training on {share:g} of the train rows, in {inner.path}")
+    logger.info(f"learning curve: training on {share:g} of the train rows, in {inner.path}")
     make_inner(inner, given, "render", "train")
     return inner
 

@@ -4,6 +4,7 @@ The source is read once into a file of rows; what the split needs is learnt on t
 the parts. Rows that an earlier split knows stay in their part.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from tunesmith.pipeline.reading import near_report, with_bar
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, git_state, package_versions, sha256_file, stream_rows, write_json, writing_rows
-from tunesmith.tracking import say
+
+logger = logging.getLogger(__name__)
 
 
 def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> None:
@@ -52,12 +54,14 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         git=git_state(Path.cwd()),
         hardware=hardware.describe(),
     )
-    say(f"data: {len(parts)} rows, {counts['train']} train, {counts['dev']} dev, {counts['test']} test (sealed)")
+    logger.info(f"data: {len(parts)} rows, {counts['train']} train, {counts['dev']} dev, {counts['test']} test (sealed)")
     if result["repeated_prompts"]:
-        say(f"data: {result['repeated_prompts']} rows repeat an earlier prompt or group and stay on its side of the split")
+        logger.info(
+            f"data: {result['repeated_prompts']} rows repeat an earlier prompt or group and stay on its side of the split"
+        )
     if leaks:
         moved = {"move": "their groups changed sides", "report": "data.on_leak: move takes them out of the test part"}
-        say(f"data: {leaks} test rows have a near duplicate in train; {moved[settings.on_leak]}")
+        logger.info(f"data: {leaks} test rows have a near duplicate in train; {moved[settings.on_leak]}")
 
 
 def _read_and_split(run: RunDir, recipe: Recipe, reader: Reader, everything: Path) -> tuple[np.ndarray, int, dict[str, Any]]:
@@ -73,13 +77,13 @@ def _read_and_split(run: RunDir, recipe: Recipe, reader: Reader, everything: Pat
                 facts.add(row.id, group_key(row), answer_key(row))
     report = quality.report()
     for line in headlines(report):
-        say(f"data: {line}")
+        logger.info(f"data: {line}")
     facts.stratify = report["classes"] is not None
     settings = recipe.data
     named = settings.earlier_split or (run.split_file if run.split_file.exists() else None)
     earlier = None if named is None else read_split(named)
     if earlier is not None:
-        say(f"data: rows that {named} knows stay in their part; seed and fractions decide for new rows alone")
+        logger.info(f"data: rows that {named} knows stay in their part; seed and fractions decide for new rows alone")
     parts = split(facts, settings.test_fraction, settings.dev_fraction, recipe.seed, earlier)
     parts, leaks = settle_leaks(facts, parts, near.groups(), settings.on_leak, earlier)
     write_split(run.split_file, facts, parts, settings.test_fraction, settings.dev_fraction, recipe.seed)

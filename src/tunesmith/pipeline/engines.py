@@ -16,7 +16,7 @@ from tunesmith.engines.engine import Constraint, Engine
 from tunesmith.engines.in_process import InProcessEngine
 from tunesmith.engines.llama_cpp import LlamaCppEngine
 from tunesmith.engines.openai_endpoint import OpenAIEndpoint
-from tunesmith.export.forms import gguf_name
+from tunesmith.export.forms.form import gguf_name
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.adapter import WEIGHTS, load_adapter_state, read_adapter
 from tunesmith.models.device import best_device

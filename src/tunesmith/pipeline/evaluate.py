@@ -5,6 +5,7 @@ When only the scoring changed, the kept answers are scored anew. Each reading of
 """
 
 import json
+import logging
 from datetime import UTC, datetime
 
 from tunesmith.evaluate.arms import run_arm
@@ -15,7 +16,8 @@ from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, Recipe
 from tunesmith.retrieval.corpus import find
 from tunesmith.retrieval.measure import RECALL_AT, figures, told
 from tunesmith.rundir import RunDir, fingerprint, read_json, write_json
-from tunesmith.tracking import say
+
+logger = logging.getLogger(__name__)
 
 
 def execute(run: RunDir, recipe: Recipe, session: Session, arm: str) -> None:
@@ -37,7 +39,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, arm: str) -> None:
     folder, price = run.evaluation / arm, evaluation.cost_of(arm)
     summary = run_arm(folder, engine, asked_key, evaluation.test, prompts, evaluation.metric, budget, allowed, price)
     log_reading(run, arm, asked_key)
-    say(f"evaluate: {_summary_line(arm, summary)}")
+    logger.info(f"evaluate: {_summary_line(arm, summary)}")
 
 
 def log_reading(run: RunDir, arm: str, key: str) -> None:
@@ -60,4 +62,4 @@ def _report_recall(evaluation: Evaluation) -> None:
     hits = find(evaluation.documents(), evaluation.test, max(RECALL_AT, evaluation.recipe.evaluate.retrieval.k))
     measured = figures(hits, evaluation.test, evaluation.corpus())
     write_json(evaluation.run.evaluation / "retrieval.json", measured)
-    say(told(measured))
+    logger.info(told(measured))

@@ -3,6 +3,8 @@
 The model is loaded once, its adapter not merged, so that switching the adapter off gives the base in the same memory.
 """
 
+import logging
+
 from tunesmith.evaluate.forgetting import STEPS, conclude, measure
 from tunesmith.evaluate.lm_eval import run_tasks
 from tunesmith.evaluate.probes import load_probes
@@ -10,7 +12,9 @@ from tunesmith.pipeline.engines import load
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, write_json
-from tunesmith.tracking import progress, say
+from tunesmith.tracking import progress
+
+logger = logging.getLogger(__name__)
 
 
 def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> None:
@@ -29,8 +33,8 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     with progress("forgetting", STEPS) as bar:
         result = measure(*tuned, probes, settings.margin, recipe.evaluate.batch_size, bar.advance)
     if settings.tasks:
-        say(f"forgetting: lm-evaluation-harness on {', '.join(settings.tasks)}, base and tuned")
+        logger.info(f"forgetting: lm-evaluation-harness on {', '.join(settings.tasks)}, base and tuned")
         result["probes"] += run_tasks(*tuned, settings.tasks, settings.tasks_path, settings.limit, settings.margin)
     concluded = conclude(result, settings.margin)
     write_json(run.evaluation / "forgetting.json", concluded)
-    say(f"forgetting: {concluded['verdict']}: {concluded['reason']}")
+    logger.info(f"forgetting: {concluded['verdict']}: {concluded['reason']}")

@@ -5,6 +5,7 @@ It waits until both have answered. The scores lie in ``evaluation/judged/<arm>/`
 consistency and the correlation of length and winning.
 """
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from tunesmith.evaluate.metrics import make_metric
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, read_json, read_rows, write_json
-from tunesmith.tracking import say
+
+logger = logging.getLogger(__name__)
 
 
 def scores_folder(run: RunDir, recipe: Recipe, arm: str) -> Path:
@@ -36,7 +38,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     session.closing.callback(close)
     questions = [question_text(row["messages"]) for row in read_rows(run.data / "test.jsonl")]
     calibration = calibrate(judge, recipe.task.judge.human_labels)
-    say(f"judge: {'calibrated' if calibration['calibrated'] else 'uncalibrated'}: {calibration['reason']}")
+    logger.info(f"judge: {'calibrated' if calibration['calibrated'] else 'uncalibrated'}: {calibration['reason']}")
     baseline, reports = read_outputs(run.evaluation / best), {}
     for arm in recipe.evaluate.arms:
         answers = run.evaluation / arm

@@ -5,6 +5,7 @@ Token ids of the same rows and the same model are kept in the cache, whatever ru
 
 import dataclasses
 import itertools
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +21,10 @@ from tunesmith.pipeline.model_access import freeze_template, model_directory
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, fingerprint, read_json, sha256_file, stream_rows, write_json, write_rows
-from tunesmith.tracking import progress, say
+from tunesmith.tracking import progress
 from tunesmith.train.documents import Documents, DocumentWriter, cached_tokens
+
+logger = logging.getLogger(__name__)
 
 BATCH = 2048  # rows rendered together
 
@@ -61,9 +64,9 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     model = {"id": recipe.model, "revision": recipe.revision, "sha256": recipe.model_sha256}
     run.add_to_manifest(model={**model, "files": model_hashes(directory)}, template_sha256=fingerprint(renderer.template))
     share = 100 * documents.supervised_tokens / tokens
-    say(f"render: {tokens:,} train tokens, {share:.0f} % supervised, longest row {longest}")
+    logger.info(f"render: {tokens:,} train tokens, {share:.0f} % supervised, longest row {longest}")
     derived = "given" if recipe.task.max_new_tokens else f"longest train answer {facts['train']['longest_answer']} + 25 %"
-    say(f"render: at most {budget} new tokens an answer ({derived})")
+    logger.info(f"render: at most {budget} new tokens an answer ({derived})")
 
 
 def _rendered(recipe: Recipe, renderer: Renderer, rows: Path, target: Path, key: str) -> dict[str, Any]:
@@ -81,7 +84,7 @@ def _rendered(recipe: Recipe, renderer: Renderer, rows: Path, target: Path, key:
     if not facts.exists():
         facts.with_suffix(".arrow").unlink(missing_ok=True)  # tokens without their facts are half a cache entry
     if cached_tokens(key, target, make):
-        say(f"render: {rows.stem}: the tokens of these rows are in the cache")
+        logger.info(f"render: {rows.stem}: the tokens of these rows are in the cache")
     return read_json(facts)
 
 
@@ -142,9 +145,9 @@ def _refuse_left_out(recipe: Recipe, part: str, left_out: list[dict[str, Any]], 
 def _say_notes(facts: dict[str, dict[str, Any]]) -> None:
     for part, found in facts.items():
         for note, count in found["notes"].items():
-            say(f"render: {part}: {count:,} rows: {note}")
+            logger.info(f"render: {part}: {count:,} rows: {note}")
         if found["left_out"]:
-            say(f"render: {part}: {len(found['left_out']):,} rows are left out, see data/left_out.jsonl")
+            logger.info(f"render: {part}: {len(found['left_out']):,} rows are left out, see data/left_out.jsonl")
 
 
 def _batched(rows: Path) -> Iterator[tuple[list[dict[str, Any]], int]]:

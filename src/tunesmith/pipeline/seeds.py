@@ -9,6 +9,7 @@ The run deploys its own seed, and the spread says how much that choice mattered.
 The cost is one training and one test arm a seed. Every reading of the test part is written down in the run's book.
 """
 
+import logging
 import statistics
 from typing import Any
 
@@ -17,7 +18,8 @@ from tunesmith.pipeline.stage import Session
 from tunesmith.pipeline.subrun import changed, make_inner, open_inner, share_data
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, read_json, write_json
-from tunesmith.tracking import say
+
+logger = logging.getLogger(__name__)
 
 ARM = "tuned"
 
@@ -37,7 +39,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     for k, other in enumerate(recipes[1:], 1):
         inner = open_inner(run.path / "seeds" / str(k), other)
         share_data(run, inner)
-        say(f"seeds: training seed {other.seed}, {k + 1} of {len(recipes)}, in {inner.path}")
+        logger.info(f"seeds: training seed {other.seed}, {k + 1} of {len(recipes)}, in {inner.path}")
         before = inner.stages().get(f"evaluate {ARM}")
         make_inner(inner, other, "train", f"evaluate {ARM}")
         if inner.stages()[f"evaluate {ARM}"] != before:
@@ -46,7 +48,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     rows = read_json(run.evaluation / ARM / "scores.json")["n"]
     result = {"arm": ARM, "n": rows, "runs": runs, **spread([entry["score"] for entry in runs])}
     write_json(run.evaluation / "seeds.json", result)
-    say(
+    logger.info(
         f"seeds: {ARM} scores {100 * result['mean']:.1f} of 100 over {len(runs)} seeds, "
         f"{100 * result['min']:.1f} to {100 * result['max']:.1f} (sd {100 * result['sd']:.1f} points)"
     )

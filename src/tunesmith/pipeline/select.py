@@ -1,6 +1,7 @@
 """The stage ``select``: the prompts of every arm, chosen on dev; no test row is read."""
 
 import functools
+import logging
 
 from tunesmith.engines.engine import Engine
 from tunesmith.evaluate.select import PromptTask, select_prompt
@@ -10,7 +11,8 @@ from tunesmith.pipeline.judge import comparing, make_judge
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir
-from tunesmith.tracking import say
+
+logger = logging.getLogger(__name__)
 
 
 def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> None:
@@ -20,7 +22,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         DataError: a row that the metric cannot score.
     """
     choice = select_prompt(_prompt_task(evaluation_of(run, recipe, session)), run.evaluation / "selection.json")
-    say(f"select: {choice['best_prompt']} leads on {choice['dev_rows']} dev rows ({choice['best_prompt_name']})")
+    logger.info(f"select: {choice['best_prompt']} leads on {choice['dev_rows']} dev rows ({choice['best_prompt_name']})")
 
 
 def _prompt_task(evaluation: Evaluation) -> PromptTask:

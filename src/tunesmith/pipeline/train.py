@@ -1,5 +1,6 @@
 """The stage ``train``: the adapter, trained on the rendered rows; the best one is kept in ``adapter/``."""
 
+import logging
 import math
 
 from tunesmith.chat.fit_template import check_template
@@ -15,11 +16,13 @@ from tunesmith.pipeline.model_access import base_of
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, atomic_directory, fingerprint, sha256_file, write_json
-from tunesmith.tracking import MetricsLog, say, write_csv
+from tunesmith.tracking import MetricsLog, write_csv
 from tunesmith.train.documents import Documents
 from tunesmith.train.health import check_adapter, first_rows, refuse_other_loss, stock_loss
 from tunesmith.train.health_data import check_part
 from tunesmith.train.loop import fit
+
+logger = logging.getLogger(__name__)
 
 
 def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> None:
@@ -46,20 +49,20 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     layers = add_lora(model, recipe.lora, recipe.seed)
     trained_weights = sum(p.numel() for layer in layers.values() for p in layer.parameters() if p.requires_grad)
     where = f"base {base}, computing in {compute} on {device_name(device)}"
-    say(f"train: LoRA on {len(layers)} layers, {trained_weights:,} weights, {where}")
-    say(f"train: {fuse(model).summary()}")
+    logger.info(f"train: LoRA on {len(layers)} layers, {trained_weights:,} weights, {where}")
+    logger.info(f"train: {fuse(model).summary()}")
     settings = recipe.train
     steps = Plan(
         documents["train"].lengths, settings.num_train_epochs, settings.tokens_per_step, settings.max_length, recipe.seed
     )
     refuse_other_loss(model, expected)
     first = check_adapter(model, layers, documents["train"], first_rows(documents["train"], steps[0][1]))
-    say(
+    logger.info(
         f"health: adapters change nothing yet and {len(layers)} of {len(layers)} get a gradient; loss {first:.2f} on the "
         f"first rows; supervised {', '.join(part.told() for part in taught)}; {'; '.join(template)}"
     )
     size = f"{steps.packs_per_step} packs of {steps.capacity} tokens"
-    say(f"train: {len(steps)} steps of {size}, {100 * steps.fill:.1f} % full")
+    logger.info(f"train: {len(steps)} steps of {size}, {100 * steps.fill:.1f} % full")
     metrics = MetricsLog(run.metrics_file)
     trained = fit(model, layers, documents["train"], steps, documents["dev"], recipe, run.checkpoints, metrics, key)
     load_adapter_state(layers, read_adapter(trained.checkpoint))
@@ -79,4 +82,6 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         "target_layers": len(layers),
     }
     write_json(run.training_file, facts)
-    say(f"train: best dev loss {best[1]:.4f} at step {best[0]} of {len(steps)}, {trained.tokens_per_second:,.0f} tokens/s")
+    logger.info(
+        f"train: best dev loss {best[1]:.4f} at step {best[0]} of {len(steps)}, {trained.tokens_per_second:,.0f} tokens/s"
+    )

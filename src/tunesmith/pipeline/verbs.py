@@ -14,6 +14,7 @@ from tunesmith.pipeline.stage import Table, module_of
 from tunesmith.pipeline.table import sweep_stage, table_of
 from tunesmith.recipe import load_recipe
 from tunesmith.rundir import RunDir, read_json
+from tunesmith.rundir.records.parity import Parity, Sweep
 from tunesmith.rundir.records.stages import Status
 
 
@@ -107,10 +108,10 @@ def export(run: RunDir) -> None:
     make(run, ["export"])
 
 
-def parity(run: RunDir) -> Any:
+def parity(run: RunDir) -> Parity:
     """Hold every exported form against what was trained."""
     make(run, ["parity"])
-    return read_json(run.export / "parity.json")
+    return Parity.read(run.export / "parity.json")
 
 
 def forgetting(run: RunDir) -> Any:
@@ -147,14 +148,14 @@ def report(run: RunDir) -> Path:
     return run.report_file
 
 
-def sweep(run: RunDir, types: tuple[str, ...] = ()) -> Any:
+def sweep(run: RunDir, types: tuple[str, ...] = ()) -> Sweep:
     """Score several GGUF types on dev, and recommend one."""
     recipe = run.recipe()
     table = table_of(recipe)
     added = Table((*table.stages, sweep_stage(types)))
     with run.writing():
         stages.make(run, added, recipe, ["sweep"])
-    return read_json(run.export / "sweep.json")
+    return Sweep.read(run.export / "sweep.json")
 
 
 def advise(run: RunDir, quick: bool = False) -> Any:

@@ -7,10 +7,10 @@ from tunesmith.evaluate import gate
 from tunesmith.evaluate.arms import read_outputs
 from tunesmith.evaluate.metrics import make_metric
 from tunesmith.pipeline.judge import scores_folder
-from tunesmith.pipeline.parity import deployed_parity
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, read_json, read_rows, write_json
+from tunesmith.rundir.records.parity import Parity
 
 
 def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> None:
@@ -30,7 +30,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         _groups(run, recipe),
         forgotten,
         read_json(run.evaluation / "seeds.json") if recipe.evaluate.seeds > 1 else None,
-        deployed_parity(run) if tuned else None,
+        Parity.read(run.export / "parity.json").deployed_form if tuned else None,
     )
     result["selection"] = choice
     result["judge"] = read_json(run.evaluation / "judge.json") if recipe.task.metric == "judge" else None

@@ -20,7 +20,7 @@ without checks. What the data teach is checked in ``health_data.py``.
 Refused: a training step on a throw-away copy (twice the memory), and a check of every pack (the loop looks at every loss
 anyway).
 
-Shape suffixes: T tokens, V vocabulary.
+Shape suffixes: T tokens, V vocabulary, I in_features, O out_features.
 """
 
 import math
@@ -70,7 +70,7 @@ def refuse_other_loss(model: PreTrainedModel, expected: float) -> None:
         ModelError: the losses differ, or the stock model cannot be called as the packed path calls it.
     """
     kind = model.config.model_type
-    hint = "this model type is not supported; docs/guides/training.md names those that are"
+    hint = "this model type is not supported; docs/reference/families.md names those that are"
     documents = make_documents([(ids, [1] * len(ids)) for ids in _documents(model)])
     try:
         with attention(model, PACKED):

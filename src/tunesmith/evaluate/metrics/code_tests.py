@@ -10,6 +10,7 @@ Source: pass@k, Chen et al. 2021 (section 2.1), in the product form that does no
 """
 
 import json
+import logging
 import math
 import re
 import secrets
@@ -19,7 +20,8 @@ from pathlib import Path
 from tunesmith.errors import RecipeError
 from tunesmith.evaluate.metrics.metric import Metric, Score
 from tunesmith.evaluate.metrics.sandbox import run_program
-from tunesmith.tracking import say
+
+logger = logging.getLogger(__name__)
 
 _FENCE = re.compile(r"```[ \t]*(?:python|py)?[ \t]*\n(.*?)(?:\n?```|\Z)", re.DOTALL)
 
@@ -88,4 +90,4 @@ def pass_at_k(n: int, right: int, k: int) -> float:
 
 @lru_cache
 def _warn(lacking: tuple[str, ...]) -> None:
-    say(f"evaluate: this kernel does not confine the {' and the '.join(lacking)} of programs under test")
+    logger.warning(f"evaluate: this kernel does not confine the {' and the '.join(lacking)} of programs under test")

@@ -1,0 +1,161 @@
+"""What the plan of an export has to know of base and adapter, from headers and configuration.
+
+The adapter's shapes follow from its rank and targets: of its own configuration, or before it is trained of the recipe. The
+tensors of a GGUF are named by llama.cpp's own table (``gguf.TensorNameMap``); one that the table does not know counts under its
+own name. The tokenizer is counted from ``tokenizer.json``: it is a fifth of a tiny model.
+
+Cost: the headers of the checkpoint, a model without memory, and the text of the converter: 1 to 3 s.
+
+Source: ``gguf/tensor_mapping.py``.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import torch
+from gguf import GGMLQuantizationType as Type
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from tunesmith.checkpoints.hf import read_config
+from tunesmith.checkpoints.names import naming
+from tunesmith.errors import ExportError
+from tunesmith.export.base import read_stored
+from tunesmith.export.companions import SUFFIXES, merged_config
+from tunesmith.export.forms.form import Facts
+from tunesmith.export.gguf.architecture import architecture_of
+from tunesmith.export.gguf.types import Metadata, Source
+from tunesmith.export.plan import Write, plan_merge
+from tunesmith.families import FAMILIES
+from tunesmith.models.swap import target_names
+from tunesmith.recipe import Lora, Recipe
+
+IN_FP32 = ("_norm.weight", "ffn_gate_inp.weight")  # by the converter, whatever their shape
+SETTINGS = 2048  # bytes of a GGUF's short keys, about
+INFO = 64  # bytes of a tensor's entry in a GGUF, about: name, shape, type, place
+
+
+def read_facts(recipe: Recipe, lora: Lora, base: Path, template: str) -> Facts:
+    """Read what the plan needs.
+
+    Args:
+        lora: rank, kind and targets of the adapter.
+        base: directory of the base model (safetensors).
+        template: the chat template that the run trains with.
+
+    Raises:
+        ExportError: llama.cpp's converter does not know the architecture, or a dtype is not known.
+        ModelError: the base cannot be read.
+        TrainingError: the adapter's targets are not in the model.
+    """
+    stored, names = read_stored(base), naming(base)
+    keep = recipe.towers == "keep"
+    writes = plan_merge(stored, names, {}, frozenset(), frozenset(), keep)
+    config, _ = read_config(base)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    adapted = adapted_shapes(model, target_names(model, lora.target_modules))
+    tied = bool(config.tie_word_embeddings)
+    facts = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    architecture = architecture_of(str((merged_config(facts, keep, tied).get("architectures") or ["none"])[0]))
+    family = FAMILIES.get(config.model_type)
+    transposed = bool(family and family.experts and family.experts.layout == "EIO")
+    tensors = gguf_sources(writes.values(), architecture, config.num_hidden_layers, transposed, tied)
+    return Facts(
+        name=str(recipe.name),
+        merged=sum(math.prod(write.shape) * write.dtype.itemsize for write in writes.values()) + _companion_bytes(base),
+        tensors=tuple(tensors),
+        metadata=_metadata(config.to_dict(), gguf.MODEL_ARCH_NAMES[architecture]),
+        header=SETTINGS + INFO * len(tensors) + _vocabulary_bytes(base) + len(template.encode()),
+        lora=lora,
+        adapted=adapted,
+        modeled=tuple(write.model for write in writes.values() if write.model is not None),
+        renamed=any(names.of_checkpoint(name) != name for name in adapted),
+        is_4bit=any(weight.is_nf4 for weight in stored.values()),
+    )
+
+
+def adapted_shapes(model: nn.Module, targets: Iterable[str]) -> dict[str, tuple[int, int, int]]:
+    """(matrices, outputs, inputs) of what is adapted, by its full name; both projections of a module of experts."""
+    shapes: dict[str, tuple[int, int, int]] = {}
+    for name in targets:
+        for leaf, weight in model.get_submodule(name).named_parameters(recurse=False):
+            if weight.dim() == 3:
+                shapes[f"{name}.{leaf}"] = (weight.shape[0], weight.shape[1], weight.shape[2])
+            elif leaf == "weight":
+                shapes[name] = (1, weight.shape[0], weight.shape[1])
+    return shapes
+
+
+def gguf_sources(
+    writes: Iterable[Write], architecture: gguf.MODEL_ARCH, layers: int, transposed: bool, tied: bool
+) -> list[Source]:
+    """The tensors of the 16-bit GGUF of a merged model. A pure function.
+
+    Args:
+        transposed: stacks of experts lie as (E, inputs, outputs); a GGUF has the inputs last.
+        tied: the head is the embedding, and none is written.
+    """
+    names = gguf.get_tensor_name_map(architecture, layers)
+    shapes: dict[str, tuple[int, ...]] = {}
+    experts: Counter[str] = Counter()
+    for write in writes:
+        if write.model is None or (tied and write.model.startswith("lm_head.")):
+            continue
+        name, shape = write.model, write.shape
+        if write.part is not None:  # one expert's projection, of which a GGUF has a stack
+            name = name.replace(f".experts.{write.part.expert}.", ".experts.")
+            experts[name] += 1
+            shape = (experts[name], *shape)
+        elif transposed and len(shape) == 3:
+            shape = (shape[0], shape[2], shape[1])
+        shapes[names.get_name(name, try_suffixes=(".weight", ".bias")) or name] = shape
+    return [Source(name, shape, _kind(name, shape)) for name, shape in shapes.items()]
+
+
+def _kind(name: str, shape: tuple[int, ...]) -> Type:
+    return Type.F32 if len(shape) < 2 or name.endswith(IN_FP32) else Type.F16
+
+
+def _metadata(config: Mapping[str, Any], name: str) -> Metadata:
+    """The keys of a GGUF that the rule of types asks for."""
+    experts = next((config[key] for key in ("num_experts", "num_local_experts") if config.get(key)), 0)
+    heads = config.get("num_attention_heads", 1)
+    return {
+        "general.architecture": name,
+        f"{name}.block_count": config["num_hidden_layers"],
+        f"{name}.expert_count": experts,
+        f"{name}.attention.head_count": heads,
+        f"{name}.attention.head_count_kv": config.get("num_key_value_heads") or heads,
+    }
+
+
+def _vocabulary_bytes(base: Path) -> int:
+    """Bytes of the tokenizer in a GGUF: tokens, their types, and merges or scores.
+
+    Raises:
+        ExportError: no readable ``tokenizer.json``.
+    """
+    try:
+        facts = json.loads((base / "tokenizer.json").read_text(encoding="utf-8"))
+        model = facts["model"]
+        vocabulary = model["vocab"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ExportError(f"{base}: the tokenizer cannot be read: {error}", "is tokenizer.json there?") from error
+    tokens = [entry if isinstance(entry, str) else entry[0] for entry in vocabulary]
+    tokens += [entry["content"] for entry in facts.get("added_tokens", [])]
+    sizes = sum(8 + len(token.encode("utf-8", "surrogatepass")) for token in dict.fromkeys(tokens))
+    if (base / "tokenizer.model").exists():  # SentencePiece: a score and a type for each token, no merges
+        return sizes + 8 * len(tokens)
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges", [])]
+    return sizes + 4 * len(tokens) + sum(8 + len(merge.encode("utf-8", "surrogatepass")) for merge in merges)
+
+
+def _companion_bytes(base: Path) -> int:
+    """Bytes of configuration, tokenizer and template."""
+    return sum(file.stat().st_size for file in base.iterdir() if file.suffix in SUFFIXES)

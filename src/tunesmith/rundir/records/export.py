@@ -1,0 +1,150 @@
+"""What an export wrote and how it is served: ``export/export.json``, ``merge.json``, ``commands.json``.
+
+Paths stand as they are seen from the run directory, so that a run may be moved: commands are typed there.
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from tunesmith.rundir.records.base import FileRecord, Json, Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufFile(Record):
+    """A GGUF file.
+
+    Attributes:
+        bytes: of the file.
+        weights: numbers in its tensors.
+        bits_per_weight: as measured, over all tensors.
+        types: weights by llama.cpp's type of their tensor.
+    """
+
+    bytes: int
+    weights: int
+    bits_per_weight: float
+    types: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(FileRecord):
+    """``export/export.json``.
+
+    Attributes:
+        files: the merged model's GGUF files by the type that the recipe names, in its order.
+    """
+
+    VERSION: ClassVar[int] = 1
+
+    files: dict[str, GgufFile]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeLosses(Record):
+    """Mean dev loss in nats a supervised token; None where it was not measured.
+
+    Attributes:
+        trained: merged into the weights that training held, dequantised.
+        original: merged into those of the checkpoint.
+        adapter: unmerged, as training measured it.
+    """
+
+    trained: float | None
+    original: float | None
+    adapter: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge(FileRecord):
+    """``export/merge.json``: what the adapter was merged into.
+
+    Attributes:
+        into: the weights as training held them, or those of the checkpoint.
+        dtype: of most weights, as in torch (``bfloat16``).
+        nbytes: of all weights.
+        targets: weights that the adapter changed; a stack of experts is one.
+        dequantized: weights whose values come from 4 bits; a stack of experts is one.
+        dev_loss: of both ways to merge, where the base was held in 4 bits.
+        summary: those in words.
+    """
+
+    VERSION: ClassVar[int] = 1
+
+    into: Literal["trained", "original"]
+    dtype: str
+    nbytes: int
+    targets: int
+    dequantized: int
+    dev_loss: MergeLosses | None = None
+    summary: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotWritten(Record):
+    """A file of an export that there is none of.
+
+    Attributes:
+        reason: why it cannot be expressed.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedStep(Record):
+    """A step of an export that a kill may not undo.
+
+    Attributes:
+        key: fingerprint of all that its target was made from.
+        result: what it left to be remembered; its type is the step's.
+    """
+
+    key: str
+    result: Json | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Staged(FileRecord):
+    """``export/.next/done.json``: an export that is being made.
+
+    Attributes:
+        steps: the finished ones, by their targets.
+    """
+
+    VERSION: ClassVar[int] = 1
+
+    steps: dict[str, FinishedStep] = field(default_factory=dict[str, FinishedStep])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command(Record):
+    """How one engine serves one form.
+
+    Attributes:
+        engine: in words, for headings.
+        of: the model card that shows it: the merged model's or the adapter's.
+        argvs: what is typed in the run directory, one after another, each as the list of its arguments.
+        note: what has to be known before.
+    """
+
+    engine: str
+    of: Literal["merge", "adapter"]
+    argvs: tuple[tuple[str, ...], ...]
+    note: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Commands(FileRecord):
+    """``export/commands.json``.
+
+    Attributes:
+        commands: by engine and form (``vllm``, ``llama_server_adapter``).
+        refused: why a file that a command would need was not written, by its name.
+        differs: what llama.cpp computes otherwise than the model, a line each.
+    """
+
+    VERSION: ClassVar[int] = 1
+
+    commands: dict[str, Command]
+    refused: dict[str, str] = field(default_factory=dict[str, str])
+    differs: tuple[str, ...] = ()
