@@ -19,6 +19,8 @@ from tunesmith.parity.measure import measure_form
 from tunesmith.parity.reference import Trained, run_reference
 from tunesmith.pipeline import verbs as api
 from tunesmith.pipeline.export import exported_forms, job_of, planned
+from tunesmith.pipeline.model_access import base_of
+from tunesmith.report.page import write_report
 from tunesmith.rundir import RunDir, write_text
 from tunesmith.rundir.records.export import Merge
 from tunesmith.rundir.records.parity import Parity
@@ -169,13 +171,14 @@ def test_the_report_marks_what_is_not_deployable(compared):
     forms[4] = dataclasses.replace(forms[4], divergence=dataclasses.replace(forms[4].divergence, so_far=HOSTILE))
     hostile = dataclasses.replace(result, forms=tuple(forms))
     hostile.write(target)
-    page = api.report(run).read_text()
+    write_report(run)
+    page = run.report_file.read_text()
     assert all(f"{form} is not deployable" in page for form in ("without adapter", "swapped tokens"))
     assert "noisy is unknown" in page
     assert HOSTILE not in page and "&lt;script&gt;" in page
-    dataclasses.replace(hostile, inputs="an export before").write(target)
-    assert "Not measured on this export" in api.report(run).read_text()
-    assert verb.deployed_parity(run) is None
+    target.unlink()
+    write_report(run)
+    assert "Not measured on this export" in run.report_file.read_text()
     result.write(target)
 
 
@@ -193,7 +196,7 @@ def test_an_nf4_base_is_compared_as_it_was_trained(tiny_run, tmp_path, monkeypat
     assert form.rounding == "fp32"
     scratch.mkdir()
     _make_small(monkeypatch)
-    base, written = renderer(recipe)
+    base, written = base_of(run, recipe)
     trained = Trained(recipe=recipe, base=base, renderer=written, adapter=run.adapter)
     beside = run_reference(trained, {}, PLACE, None, scratch)
     entry = measure_form(form, beside, written.tokenizer, PLACE, None, 512, "no task")

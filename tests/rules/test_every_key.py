@@ -11,9 +11,6 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import Gemma4ForCausalLM, Gemma4TextConfig
-from tunesmith.pipeline.examples import _refuse_left_out
-from tunesmith.pipeline.judging import make_judge
-from tunesmith.pipeline.merged import merge_adapter
 
 from conftest import toy_rows, write_recipe
 from tunesmith.chat.fit import fit as fit_lengths
@@ -45,9 +42,9 @@ from tunesmith.pipeline.engines import engine_of, output_constraint
 from tunesmith.pipeline.evaluation import Evaluation
 from tunesmith.pipeline.export import context_of, dry_run
 from tunesmith.pipeline.judge import make_judge
+from tunesmith.pipeline.model_access import load_renderer, model_directory
 from tunesmith.pipeline.render import _refuse_left_out
 from tunesmith.pipeline.seeds import seed_recipes
-from tunesmith.pipeline.stage import renderer
 from tunesmith.recipe import Judge, Recipe, dump_recipe, load_recipe
 from tunesmith.retrieval.corpus import open_store, read_corpus
 from tunesmith.retrieval.store import build_store
@@ -239,10 +236,14 @@ def _data(recipe, tmp):
     return [(run.data / f"{part}.jsonl").read_text() for part in ("train", "test")], (run.data / "rejected.jsonl").exists()
 
 
+def _renderer(recipe):
+    return load_renderer(model_directory(recipe), recipe.chat.template, recipe.chat.enable_thinking)
+
+
 def _rendered(recipe, tmp):
     """Rows around the limit, rendered under the recipe's policy and template."""
     turns = [m for i in range(4) for m in ({"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"})]
-    fitted = fit_lengths(renderer(recipe)[1], [Conversation(turns), Conversation(turns[:2])], 60, recipe.data.on_too_long)
+    fitted = fit_lengths(_renderer(recipe), [Conversation(turns), Conversation(turns[:2])], 60, recipe.data.on_too_long)
     return [(f.rendered and f.rendered.ids, f.dropped_turns) for f in fitted]
 
 

@@ -56,9 +56,8 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     )
     logger.info(f"data: {len(parts)} rows, {counts['train']} train, {counts['dev']} dev, {counts['test']} test (sealed)")
     if result["repeated_prompts"]:
-        logger.info(
-            f"data: {result['repeated_prompts']} rows repeat an earlier prompt or group and stay on its side of the split"
-        )
+        count = result["repeated_prompts"]
+        logger.info(f"data: {count} rows repeat an earlier prompt or group and stay on its side of the split")
     if leaks:
         moved = {"move": "their groups changed sides", "report": "data.on_leak: move takes them out of the test part"}
         logger.info(f"data: {leaks} test rows have a near duplicate in train; {moved[settings.on_leak]}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from tunesmith.chat.render import Renderer
+from tunesmith.checkpoints.resolve import model_key
 from tunesmith.engines.engine import Constraint, Engine
 from tunesmith.engines.in_process import InProcessEngine
 from tunesmith.engines.llama_cpp import LlamaCppEngine
@@ -21,7 +22,7 @@ from tunesmith.layers.experts import Adapted
 from tunesmith.models.adapter import WEIGHTS, load_adapter_state, read_adapter
 from tunesmith.models.device import best_device
 from tunesmith.models.identity import refuse_other_base
-from tunesmith.models.load import load_model, model_key
+from tunesmith.models.load import load_model
 from tunesmith.models.precision import precision
 from tunesmith.models.swap import add_lora, merge_lora
 from tunesmith.pipeline.model_access import base_of, model_directory

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from tunesmith.chat.render import Renderer
 from tunesmith.chat.template_choice import template_text
-from tunesmith.models.load import find_model, load_tokenizer
+from tunesmith.checkpoints.resolve import find_model
+from tunesmith.models.load import load_tokenizer
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, write_text
 

@@ -14,8 +14,8 @@ from typing import Any
 from tunesmith import hardware
 from tunesmith.chat.fit import fit
 from tunesmith.chat.render import Conversation, Renderer, with_system
+from tunesmith.checkpoints.resolve import model_hashes, model_key
 from tunesmith.errors import DataError
-from tunesmith.models.load import model_hashes, model_key
 from tunesmith.pipeline.check_tokens import keeping
 from tunesmith.pipeline.model_access import freeze_template, model_directory
 from tunesmith.pipeline.stage import Session

@@ -4,12 +4,13 @@ import logging
 import math
 
 from tunesmith.chat.fit_template import check_template
+from tunesmith.checkpoints.resolve import model_key
 from tunesmith.data.pack import Plan
 from tunesmith.models.adapter import load_adapter_state, read_adapter, save_adapter
 from tunesmith.models.device import best_device, device_name
 from tunesmith.models.fuse import fuse
 from tunesmith.models.identity import base_identity, commit_of, write_identity
-from tunesmith.models.load import head_weight, load_model, model_key
+from tunesmith.models.load import head_weight, load_model
 from tunesmith.models.precision import precision
 from tunesmith.models.swap import add_lora
 from tunesmith.pipeline.model_access import base_of
@@ -82,6 +83,5 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         "target_layers": len(layers),
     }
     write_json(run.training_file, facts)
-    logger.info(
-        f"train: best dev loss {best[1]:.4f} at step {best[0]} of {len(steps)}, {trained.tokens_per_second:,.0f} tokens/s"
-    )
+    speed = trained.tokens_per_second
+    logger.info(f"train: best dev loss {best[1]:.4f} at step {best[0]} of {len(steps)}, {speed:,.0f} tokens/s")

@@ -145,7 +145,6 @@ class Parity(FileRecord):
     """``export/parity.json``.
 
     Attributes:
-        inputs: fingerprint of the export that was compared.
         deployed: name of the form that the recipe deploys.
         arithmetic: that models in process computed in.
         prompts: names.
@@ -158,7 +157,6 @@ class Parity(FileRecord):
 
     VERSION: ClassVar[int] = 1
 
-    inputs: str
     deployed: str
     arithmetic: str
     prompts: tuple[str, ...]
