@@ -1,4 +1,4 @@
-"""Rule 5: small functions and files that say what they raise, few names looked up by string, few imports in functions, few dictionaries of anything.
+"""Small functions and files, errors that are said, few lookups by string, lazy imports and dictionaries of anything.
 
 A test lists every offender at once. Shares are per 1,000 lines that are neither blank nor comment.
 """
