@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.pipeline.stage import renderer
 from tunesmith.recipe import Recipe
-from tunesmith.rundir import RunDir, read_json, write_json
+from tunesmith.rundir import RunDir, write_json
+from tunesmith.rundir.records.training import Training
 
 if TYPE_CHECKING:
     import torch
@@ -100,7 +101,7 @@ def _dev_losses(run: RunDir, recipe: Recipe, exported: Path, dtype: str, nbytes:
                 losses["trained"] = _dev_loss(run, recipe, other, compute, device, with_adapter=False)
         elif not any(weight.is_nf4 for weight in read_stored(directory).values()):
             losses["original"] = _dev_loss(run, recipe, directory, compute, device, with_adapter=True)
-    return {**losses, "adapter": read_json(run.manifest_file)["training"]["best_dev_loss"]}
+    return {**losses, "adapter": Training.read(run.training_file).best_dev_loss}
 
 
 def _dev_loss(run: RunDir, recipe: Recipe, directory: Path, compute: Any, device: "torch.device", with_adapter: bool) -> float:

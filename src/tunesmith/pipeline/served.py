@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.errors import ExportError
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, read_json, sha256_file, write_json
+from tunesmith.rundir.records.training import Training
 
 if TYPE_CHECKING:
     from tunesmith.chat.render import Renderer
@@ -140,7 +141,7 @@ def _card_facts(exported: Exported) -> "card.Facts":
         "revision": recipe.revision,
         "license": license_of(exported.base),
         "lora": recipe.lora.model_dump(),
-        "training": manifest.get("training", {}),
+        "training": Training.read(exported.run.training_file).to_json() if exported.run.training_file.exists() else {},
         "files": files,
         "merge": exported.files.get("merge.json") or exported.files.get("merged", {}),
         "system": recipe.task.short_prompt,

@@ -16,6 +16,7 @@ from typing import Any
 from tunesmith.report.figures import curve_figure, loss_figure
 from tunesmith.report.template import render
 from tunesmith.rundir import RunDir, read_json, read_rows, write_text
+from tunesmith.rundir.records.training import Training
 from tunesmith.tracking import read_metrics
 
 SHOWN, COLLAPSED_ROWS = 3, 17  # rows of a kind in the open, and behind a click; all of them are in outputs.jsonl
@@ -40,7 +41,7 @@ def write_report(run: RunDir) -> None:
         RunError: the adapter was not trained here.
     """
     verdict = read_json(run.verdict_file)
-    manifest = read_json(run.manifest_file)
+    manifest, training = read_json(run.manifest_file), Training.read(run.training_file)
     outputs = {arm["arm"]: read_rows(run.evaluation / arm["arm"] / "outputs.jsonl") for arm in verdict["arms"]}
     best, candidate = verdict["best_prompt"], verdict["candidate"]
     curve = _curve(run)
@@ -59,8 +60,8 @@ def write_report(run: RunDir) -> None:
         retrieval=verdict["retrieval"],
         curve=curve,
         curve_svg=curve and curve_figure(curve),
-        loss_svg=loss_figure(read_metrics(run.metrics_file), manifest["training"]["best_step"]),
-        training=manifest["training"],
+        loss_svg=loss_figure(read_metrics(run.metrics_file), training.best_step),
+        training=training,
         data=read_json(run.data / "report.json"),
         files=_read(run.export / "export.json"),
         merged=_read(run.export / "merge.json"),

@@ -27,6 +27,8 @@ from tunesmith.layers.dora import DoRALinear
 from tunesmith.layers.experts import Adapted
 from tunesmith.recipe import Train
 
+MOMENTS = ("exp_avg", "exp_avg_sq", "state1", "state2")  # of torch and of bitsandbytes: as large as what they belong to
+
 
 def make_optimizer(layers: Mapping[str, Adapted], train: Train) -> torch.optim.Optimizer:
     """The recipe's optimizer over all trained tensors of the layers.
@@ -102,6 +104,22 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Te
                 state[name].copy_(value)
             else:
                 state[name] = value
+
+
+def misfit_of_state(optimizer: torch.optim.Optimizer, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Why tensors of these names and shapes cannot be put into an optimizer; nothing if they can.
+
+    Args:
+        shapes: of what ``optimizer_state`` gave, by name.
+    """
+    parameters = [parameter for _, _, parameter in _parameters(optimizer)]
+    for key, shape in shapes.items():
+        index, name = key.split(".", 1)
+        if int(index) >= len(parameters):
+            return f"{key} belongs to parameter {index} of {len(parameters)}"
+        if name in MOMENTS and shape != tuple(parameters[int(index)].shape):
+            return f"{key} has shape {shape}, expected {tuple(parameters[int(index)].shape)}"
+    return ""
 
 
 def _group(parameters: list[nn.Parameter], train: Train, ratio: float, decay: float) -> dict:

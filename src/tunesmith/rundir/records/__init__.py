@@ -2,6 +2,7 @@
 
 base          what a record is
 stages        stages.json and events.jsonl: what was done, from what, and when
+training      training.json, metrics.jsonl, state.json of a checkpoint: what was trained, step by step
 export        export.json, merge.json, commands.json: what was written, and how it is served
 parity        parity.json, sweep.json: whether forms are what was trained, and which type to deploy
 """
