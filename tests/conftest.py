@@ -21,8 +21,9 @@ from hypothesis import HealthCheck, settings
 from tunesmith import hardware
 from tunesmith import pipeline as api
 from tunesmith.checkpoints.gguf_tokenizer import load_gguf_tokenizer
+from tunesmith.checkpoints.resolve import find_model
 from tunesmith.models import precision
-from tunesmith.models.load import find_model, load_tokenizer
+from tunesmith.models.load import load_tokenizer
 from tunesmith.recipe import Recipe, load_recipe
 from tunesmith.rundir import RunDir
 

@@ -19,11 +19,10 @@ from transformers import (
     MistralConfig,
 )
 
-from conftest import GGUF
 from tunesmith.checkpoints.names import naming
 from tunesmith.errors import ModelError
 from tunesmith.kernels.nf4 import dequantize_nf4, quantize_nf4
-from tunesmith.models.load import find_model, load_model, load_tokenizer
+from tunesmith.models.load import load_model, load_tokenizer
 from tunesmith.models.nf4_load import quantized_experts, quantized_linears
 
 S, F = "sliding_attention", "full_attention"
@@ -56,8 +55,7 @@ MULTIMODAL = {
 IDS = torch.tensor([[2, 5, 9, 33, 70, 3, 3, 8, 95, 4, 17, 60]])
 
 
-def test_directory_is_taken_as_it_is_and_frozen(tiny_dir):
-    assert find_model(str(tiny_dir)) == tiny_dir
+def test_a_model_is_loaded_frozen(tiny_dir):
     model = load_model(tiny_dir, "bf16")
     assert model.dtype == torch.bfloat16 and not model.training
     assert not any(p.requires_grad for p in model.parameters())
@@ -73,40 +71,9 @@ def test_weights_that_are_not_in_the_checkpoint_are_never_made_up(tiny_dir, tmp_
         load_model(broken, "fp32")
 
 
-def test_places_that_hold_no_model(tmp_path):
-    for model, words in [
-        (str(tmp_path / "none"), "no such model"),
-        (str(tmp_path), "no config.json"),
-        (str(tmp_path / "none.gguf"), "no such model file"),
-    ]:
-        with pytest.raises(ModelError, match=words):
-            find_model(model)
+def test_a_directory_without_a_tokenizer(tmp_path):
     with pytest.raises(ModelError, match="tokenizer cannot be loaded"):
         load_tokenizer(tmp_path)
-
-
-def test_gguf_cut_in_half_and_gguf_with_another_hash(tmp_path):
-    half = tmp_path / "half.gguf"
-    with GGUF.open("rb") as file:
-        half.write_bytes(file.read(GGUF.stat().st_size // 2))
-    with pytest.raises(ModelError, match="not a whole GGUF file"):
-        find_model(str(half))
-    with pytest.raises(ModelError, match="the recipe expects 0000"):
-        find_model(str(half), sha256="0" * 64)
-    half.write_bytes(b"not a gguf")
-    with pytest.raises(ModelError, match="not a whole GGUF file"):
-        find_model(str(half))
-
-
-def test_unknown_hub_id_is_an_error_not_another_model(monkeypatch):
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    def offline(*_, **__):
-        raise LocalEntryNotFoundError("no network")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
-    with pytest.raises(ModelError, match="nobody/nothing: no such file or directory, and the hub"):
-        find_model("nobody/nothing")
 
 
 def _files(directory):

@@ -21,6 +21,7 @@ from tunesmith.train import loop
 from tunesmith.train.documents import make_documents
 
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 64}
+SIZES |= {"initializer_range": 0.2}
 
 
 def _documents(seed, count):
@@ -28,23 +29,27 @@ def _documents(seed, count):
     return make_documents([(torch.randint(64, (12,), generator=generator).tolist(), [0] * 4 + [1] * 8) for _ in range(count)])
 
 
+def _model():
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**SIZES)).requires_grad_(False).eval()
+
+
 TRAIN, DEV = _documents(0, 20), _documents(1, 6)
 SIX = {"train.num_train_epochs": 6, "train.learning_rate": 0.03}  # dev loss of random rows is lowest early
-FIVE = {"train.num_train_epochs": 5, "train.learning_rate": 0.01}
+FIVE = {"train.num_train_epochs": 5, "train.learning_rate": 0.02}
 ONE = {**SIX, "train.num_train_epochs": 1}
 WIDE = {**SIX, "lora.r": 8}
 
 
 @pytest.fixture
 def train(tmp_path):
-    """``train(folder, changes)``: a whole training in a folder, as the stage does it; what ended in ``adapter``, and its facts."""
+    """``train(folder, changes)``: a whole training in a folder, as the stage does it; its facts, and all bytes that count."""
     (tmp_path / "recipe").mkdir()
 
-    def run(folder, changes, dying=None):
+    def run(folder, changes, dying=None, dev=DEV):
         fixed = {"train.tokens_per_step": 80, "train.max_length": 40, "train.schedule": "constant", "lora.dropout": 0.1}
         recipe = load_recipe(write_recipe(tmp_path / "recipe", tmp_path, {**fixed, "train.evals_per_epoch": 1, **changes}))
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(**SIZES)).requires_grad_(False).eval()
+        model = _model()
         layers = add_lora(model, recipe.lora, recipe.seed)
         t = recipe.train
         steps = Plan(TRAIN.lengths, t.num_train_epochs, t.tokens_per_step, t.max_length, recipe.seed)
@@ -54,7 +59,7 @@ def train(tmp_path):
         if dying is not None:
             metrics.append = _dying(metrics.append, dying)
         inputs = json.dumps(changes, sort_keys=True)
-        fitted = loop.fit(model, layers, TRAIN, steps, DEV, recipe, directory / "checkpoints", metrics, inputs)
+        fitted = loop.fit(model, layers, TRAIN, steps, dev, recipe, directory / "checkpoints", metrics, inputs)
         load_adapter_state(layers, read_adapter(fitted.checkpoint))
         return fitted, _bytes(fitted, directory)
 
@@ -87,14 +92,15 @@ def test_a_directory_trained_otherwise_in_between_ends_with_the_first_recipes_by
     assert 0 < fitted.best.step < fitted.dev_losses[-1].step  # the best is not the newest, as in the accident
     for changes in (SIX, other):
         train("run", changes)
-    assert "of other inputs" in caplog.text and "removed step-" in caplog.text
+    assert "checkpoints of other inputs, not resumed from" in caplog.text
+    assert "of other inputs than what is trained now" in caplog.text  # replaced or removed
     assert train("run", SIX)[1] == expected
     steps = [Step.parse(line) for line in (train.folder / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [step.step for step in steps] == list(range(1, fitted.dev_losses[-1].step + 1))
 
 
-@pytest.mark.parametrize("step", [1, 7])
-def test_a_training_that_was_begun_with_the_wrong_recipe_costs_nothing(train, step, caplog):
+@pytest.mark.parametrize(("step", "resumed"), [(1, 16), (7, 16), (14, None)])
+def test_a_training_that_was_begun_with_the_wrong_recipe_costs_what_it_wrote_over(train, step, resumed, caplog):
     caplog.set_level(logging.INFO, "tunesmith")
     _, expected = train("reference", SIX)
     with pytest.raises(KeyboardInterrupt):
@@ -103,7 +109,7 @@ def test_a_training_that_was_begun_with_the_wrong_recipe_costs_nothing(train, st
         train("run", FIVE, dying=step)
     caplog.clear()
     assert train("run", SIX)[1] == expected
-    assert "resuming after step" in caplog.text
+    assert (f"resuming after step {resumed} " in caplog.text) == (resumed is not None)
 
 
 def _flip(path):
@@ -195,7 +201,14 @@ def test_a_resume_with_other_threads_is_said_and_recorded(train, caplog):
 
 
 def test_a_run_that_only_got_worse_keeps_the_untouched_adapter(train, caplog):
-    fitted, _ = train("run", {**SIX, "train.learning_rate": 3.0})
+    """Dev rows that the base itself would write, and train rows of noise."""
+    model, rows = _model(), []
+    for first in range(6):
+        ids = [first]
+        while len(ids) < 12:
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        rows.append((ids, [0] * 4 + [1] * 8))
+    fitted, _ = train("run", SIX, dev=make_documents(rows))
     assert fitted.only_worse and fitted.best.step == 0 and "the untouched adapter is kept" in caplog.text
     assert all(not tensor.any() for name, tensor in read_adapter(fitted.checkpoint).items() if "lora_B" in name)
     assert fitted.best.dev_loss == fitted.dev_losses[0].dev_loss < min(entry.dev_loss for entry in fitted.dev_losses[1:])
@@ -227,8 +240,7 @@ def test_steps_one_by_one_are_those_of_a_whole_training(train, tmp_path):
     """The loop that people drive themselves, with answers asked for in between."""
     fitted, _ = train("run", ONE)
     recipe = load_recipe(tmp_path / "recipe" / "toy.yaml")
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**SIZES)).requires_grad_(False).eval()
+    model = _model()
     layers = add_lora(model, recipe.lora, recipe.seed)
     steps = Plan(TRAIN.lengths, 1, recipe.train.tokens_per_step, recipe.train.max_length, recipe.seed)
     records = []

@@ -9,7 +9,7 @@ The hash is over names and contents of the files that hold the weights; the same
 base. A hub id also has a commit, which goes into ``adapter_config.json`` as PEFT's ``revision``.
 
 Cost: hashing reads the weights once, 0.5 to 1 s a GB. From 256 MB on the result is kept in the cache under names, sizes and
-times of the files (``load.model_key``); weights that were exchanged with all of these kept are taken for the old ones.
+times of the files (``resolve.model_key``); weights that were exchanged with all of these kept are taken for the old ones.
 
 Refused: a key of our own in ``adapter_config.json``, which PEFT 0.21 ignores with a warning that the file is from a newer
 version; the template in the comparison, since a recipe may train with another template than the base's own.
@@ -25,8 +25,8 @@ import jiter
 
 from tunesmith import hardware
 from tunesmith.checkpoints.names import checkpoint_files
+from tunesmith.checkpoints.resolve import model_key
 from tunesmith.errors import ModelError
-from tunesmith.models.load import model_key
 from tunesmith.rundir import fingerprint, read_json, sha256_file, write_json
 
 logger = logging.getLogger(__name__)

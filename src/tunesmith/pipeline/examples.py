@@ -227,7 +227,7 @@ def _read_and_split(
 
 def render(run: RunDir) -> None:
     """Render train and dev with the model's template into ``data/{train,dev}.arrow``; once for the same rows and model."""
-    from tunesmith.models.load import model_hashes
+    from tunesmith.checkpoints.resolve import model_hashes
     from tunesmith.train.documents import Documents
 
     recipe = run.recipe()

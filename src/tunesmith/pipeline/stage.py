@@ -45,7 +45,7 @@ def model_directory(recipe: Recipe) -> Path:
 @functools.lru_cache(maxsize=8)
 def _found(model: str, revision: str | None, sha256: str | None, stamp: int) -> Path:
     """A GGUF is hashed to find its directory; once a process is enough while the file has the same time stamp."""
-    from tunesmith.models.load import find_model
+    from tunesmith.checkpoints.resolve import find_model
 
     return find_model(model, revision, sha256)
 
@@ -58,7 +58,7 @@ def find_base(model: str) -> Path:
 
 def model_key(recipe: Recipe) -> str:
     """Fingerprint of the recipe's model."""
-    from tunesmith.models.load import model_key as key_of
+    from tunesmith.checkpoints.resolve import model_key as key_of
 
     return key_of(model_directory(recipe))
 

@@ -95,8 +95,10 @@ class Checkpoints:
         Args:
             metrics: the table as it stands now.
         """
-        moments, numbers = optimizer_state(optimizer)
-        with atomic_directory(self.path(progress.step)) as directory:
+        target, (moments, numbers) = self.path(progress.step), optimizer_state(optimizer)
+        if target.exists() and _inputs_of(target) != self.inputs:
+            logger.info(f"{target}: replaced, it was damaged or of other inputs than what is trained now")
+        with atomic_directory(target) as directory:
             save_file(adapter_state(layers), directory / WEIGHTS, metadata={"format": "pt"})
             save_file(moments, directory / OPTIMIZER, metadata={NUMBERS: json.dumps(numbers)})
             shutil.copyfile(metrics, directory / METRICS)
@@ -110,9 +112,9 @@ class Checkpoints:
                 sha256={name: sha256_file(directory / name) for name in (WEIGHTS, OPTIMIZER, METRICS)},
             )
             state.write(directory / STATE)
-        kept, here = self._kept(progress), self.path(progress.step)
+        kept = self._kept(progress)
         for directory in self._directories():
-            if directory < here and directory not in kept and _inputs_of(directory) == self.inputs:
+            if directory < target and directory not in kept and _inputs_of(directory) == self.inputs:
                 _remove(directory)
 
     def resume(self, layers: Mapping[str, Adapted], optimizer: torch.optim.Optimizer) -> Progress | None:

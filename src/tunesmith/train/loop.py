@@ -14,7 +14,8 @@ The adapter before the first step is a candidate like all others: it computes th
 dev loss worse, it is what is kept, and that is said. A loss, a gradient or a weight that is not finite stops the run with the
 documents that showed it, in the last step as in the first; peers that hide it save an adapter of NaN.
 
-Shape suffixes: T tokens, X rows that the decoder returns, N supervised tokens, D hidden size, V vocabulary.
+Shape suffixes: T tokens, N rows (positions that predict), D hidden size, V vocabulary; here: X is N where the last layer is
+narrow, else T.
 """
 
 import logging
