@@ -21,7 +21,7 @@ narrow, else T.
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
@@ -181,7 +181,7 @@ def train_steps(
     optimizer: torch.optim.Optimizer | None = None,
     dev: Documents | None = None,
     first: int = 0,
-) -> Iterator[Step]:
+) -> Generator[Step, None, None]:
     """Train, one optimizer step at each turn.
 
     When a record comes out, its step is done and its dev loss taken: the adapter may be read, saved or scored then, and the
