@@ -11,8 +11,8 @@ in fp32 (in bf16 they have three digits, and a loss was off by 8.5e-3), probabil
 query, and the backward pass subtracts the row sums inside the product that makes them: ``dP - D = [dO | -D] [V | 1]^T``,
 with D in two parts where the dtype is short, so that the difference is taken in fp32 and rounded once.
 
-Probabilities are kept for the backward pass where documents are short (``KEPT`` tokens: 4 to 9 KB a token and layer at 9
-heads) and made again where they are long, so memory stays linear in T.
+Probabilities are kept for the backward pass where documents are short (``KEEP_PROBS_UP_TO`` tokens: 4 to 9 KB a token and
+layer at 9 heads) and made again where they are long, so memory stays linear in T.
 
 On a GPU the same spans go to PyTorch's variable-length flash attention; a shared prefix is then gathered before each
 span's own keys, which costs its keys once more and no score. What that kernel does not know (soft-capped scores, sinks,
@@ -39,7 +39,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 64  # queries of a block: 256 waste half of the scores of short documents, 32 are too small a product
-KEPT = 512  # tokens of a span and its prefix up to which its probabilities are kept
+KEEP_PROBS_UP_TO = 512  # tokens of a span and its prefix up to which its probabilities are kept
 FLASH_WIDTH = 256  # features of the widest head that the flash kernels take
 
 
@@ -56,7 +56,7 @@ class Span(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Scoring:
+class ScoreParams:
     """How a layer scores.
 
     Attributes:
@@ -82,17 +82,19 @@ class Saved(NamedTuple):
     o_GTJK: Tensor
     blocks: tuple[Tensor | None, ...]
 
-    def flat(self) -> tuple[Tensor | None, ...]:
+    def tensors(self) -> tuple[Tensor | None, ...]:
         """All of them in a row, as autograd saves them."""
         return *self[:4], *self.blocks
 
     @classmethod
-    def of(cls, flat: Sequence[Tensor]) -> "Saved":
-        """From what ``flat`` returned."""
-        return cls(flat[0], flat[1], flat[2], flat[3], tuple(flat[4:]))
+    def from_tensors(cls, tensors: Sequence[Tensor]) -> "Saved":
+        """From what ``tensors`` returned."""
+        return cls(tensors[0], tensors[1], tensors[2], tensors[3], tuple(tensors[4:]))
 
 
-def attention_forward(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spans: list[Span], scoring: Scoring) -> tuple[Tensor, Saved]:
+def attention_forward(
+    q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spans: list[Span], scoring: ScoreParams
+) -> tuple[Tensor, Saved]:
     """Attention of every span.
 
     Args:
@@ -108,18 +110,18 @@ def attention_forward(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spans: list[S
     k_GTK, v_GTK = k_TGK.transpose(0, 1).contiguous(), v_TGK.transpose(0, 1).contiguous()
     o_GTJK = torch.empty_like(q_GTJK)
     scaled_GTJK, exact_GTK = _exact(q_GTJK, k_GTK, scoring)
-    kept: list[Tensor | None] = []
+    probs: list[Tensor | None] = []
     for block in _blocks(spans, scoring):
         p_GRn = _probabilities(scaled_GTJK, exact_GTK, block, scoring).to(q_GTJK.dtype)
         torch.bmm(p_GRn, block.keys(v_GTK), out=block.rows(o_GTJK))
-        kept.append(p_GRn if block.short else None)
+        probs.append(p_GRn if block.short else None)
     o_THK = o_GTJK.transpose(0, 1).reshape(tokens, heads, width)
-    return o_THK, Saved(q_GTJK, k_GTK, v_GTK, o_GTJK, tuple(kept))
+    return o_THK, Saved(q_GTJK, k_GTK, v_GTK, o_GTJK, tuple(probs))
 
 
-def attention_backward(do_THK: Tensor, saved: Saved, spans: list[Span], scoring: Scoring) -> tuple[Tensor, Tensor, Tensor]:
+def attention_backward(do_THK: Tensor, saved: Saved, spans: list[Span], scoring: ScoreParams) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q (T, H, K), k and v (T, G, K)."""
-    q_GTJK, k_GTK, v_GTK, o_GTJK, kept = saved
+    q_GTJK, k_GTK, v_GTK, o_GTJK, probs = saved
     kv_heads, tokens, groups, width = q_GTJK.shape
     do_GTJK = do_THK.unflatten(1, (kv_heads, groups)).transpose(0, 1)
     # [dO | -D] and [V | 1]: D in as many parts as its dtype needs to hold 16 bits of it.
@@ -134,8 +136,8 @@ def attention_backward(do_THK: Tensor, saved: Saved, spans: list[Span], scoring:
     dq_GTJK = torch.empty_like(q_GTJK)
     wide = torch.promote_types(k_GTK.dtype, torch.float32)  # a key's gradient is a sum over many blocks
     dk_GTK, dv_GTX = torch.zeros_like(k_GTK, dtype=wide), torch.zeros_like(v_GTX, dtype=wide)
-    scaled_GTJK, exact_GTK = _exact(q_GTJK, k_GTK, scoring) if any(p is None for p in kept) else (q_GTJK, k_GTK)
-    for block, p_GRn in zip(_blocks(spans, scoring), kept, strict=True):
+    scaled_GTJK, exact_GTK = _exact(q_GTJK, k_GTK, scoring) if any(p is None for p in probs) else (q_GTJK, k_GTK)
+    for block, p_GRn in zip(_blocks(spans, scoring), probs, strict=True):
         if p_GRn is None:
             p_GRn = _probabilities(scaled_GTJK, exact_GTK, block, scoring).to(q_GTJK.dtype)
         do_GRX, q_GRK, k_GnK = block.rows(do_GTJX), block.rows(q_GTJK), block.keys(k_GTK)
@@ -150,7 +152,7 @@ def attention_backward(do_THK: Tensor, saved: Saved, spans: list[Span], scoring:
     return dq_THK, dk_TGK, dv_GTX[..., :width].to(v_GTK.dtype).transpose(0, 1)
 
 
-def attention(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spans: list[Span], scoring: Scoring) -> Tensor:
+def attention(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spans: list[Span], scoring: ScoreParams) -> Tensor:
     """The same on any device, recorded by autograd.
 
     Returns:
@@ -162,7 +164,7 @@ def attention(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spans: list[Span], sc
     return _BlocksFunction.apply(q_THK, k_TGK, v_TGK, spans, scoring)  # type: ignore[return-value]
 
 
-def flash_fits(capability: tuple[int, int] | None, dtype: torch.dtype, width: int, scoring: Scoring) -> bool:
+def flash_fits(capability: tuple[int, int] | None, dtype: torch.dtype, width: int, scoring: ScoreParams) -> bool:
     """Whether PyTorch's flash kernel computes this attention.
 
     Args:
@@ -175,7 +177,7 @@ def flash_fits(capability: tuple[int, int] | None, dtype: torch.dtype, width: in
     return plain and sized and capability is not None and capability >= (8, 0)
 
 
-def _flash(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spans: list[Span], scoring: Scoring) -> Tensor:
+def _flash(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spans: list[Span], scoring: ScoreParams) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     seen, borders, longest = _layout(tuple(spans), q_THK.device)
@@ -201,15 +203,15 @@ def _layout(spans: tuple[Span, ...], device: torch.device) -> tuple[Tensor | Non
 
 class _BlocksFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spans: list[Span], scoring: Scoring) -> Tensor:
+    def forward(ctx: Any, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spans: list[Span], scoring: ScoreParams) -> Tensor:
         o_THK, saved = attention_forward(q_THK, k_TGK, v_TGK, spans, scoring)
-        ctx.save_for_backward(*saved.flat())
+        ctx.save_for_backward(*saved.tensors())
         ctx.spans, ctx.scoring = spans, scoring
         return o_THK
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return *attention_backward(grads[0], Saved.of(ctx.saved_tensors), ctx.spans, ctx.scoring), None, None
+        return *attention_backward(grads[0], Saved.from_tensors(ctx.saved_tensors), ctx.spans, ctx.scoring), None, None
 
 
 class _Block(NamedTuple):
@@ -224,10 +226,10 @@ class _Block(NamedTuple):
 
     def keys(self, values_GTX: Tensor) -> Tensor:
         """Rows of the prefix and of the span itself, shape (G, n, X)."""
-        own = values_GTX[:, self.key_start : self.end]
+        inside = values_GTX[:, self.key_start : self.end]
         if self.prefix_start == self.prefix_end:
-            return own
-        return torch.cat([values_GTX[:, self.prefix_start : self.prefix_end], own], 1)
+            return inside
+        return torch.cat([values_GTX[:, self.prefix_start : self.prefix_end], inside], 1)
 
     def rows(self, values_GTJX: Tensor) -> Tensor:
         """The queries with all their heads, shape (G, R, X), a view."""
@@ -242,27 +244,27 @@ class _Block(NamedTuple):
         total_GTX[:, self.key_start : self.end] += part_GnX[:, shared:]
 
 
-def _blocks(spans: list[Span], scoring: Scoring) -> list[_Block]:
-    found = []
+def _blocks(spans: list[Span], scoring: ScoreParams) -> list[_Block]:
+    blocks = []
     for span in spans:
         shared = span.prefix_end - span.prefix_start
-        short = shared + span.end - span.start <= KEPT  # many short spans may see one long prefix
+        short = shared + span.end - span.start <= KEEP_PROBS_UP_TO  # many short spans may see one long prefix
         for start in range(span.start, span.end, BLOCK):
             reach = span.end - span.start + shared if scoring.window is None else scoring.window - 1
             oldest = start - span.start + shared - reach  # position in prefix and span of the oldest key seen
             key_start = span.start + max(0, oldest - shared)
             prefix_start = min(span.prefix_end, span.prefix_start + max(0, oldest))
-            found.append(_Block(start, min(span.end, start + BLOCK), key_start, prefix_start, span.prefix_end, short))
-    return found
+            blocks.append(_Block(start, min(span.end, start + BLOCK), key_start, prefix_start, span.prefix_end, short))
+    return blocks
 
 
-def _exact(q_GTJK: Tensor, k_GTK: Tensor, scoring: Scoring) -> tuple[Tensor, Tensor]:
+def _exact(q_GTJK: Tensor, k_GTK: Tensor, scoring: ScoreParams) -> tuple[Tensor, Tensor]:
     """Scaled queries, and keys, in at least fp32."""
     dtype = torch.promote_types(q_GTJK.dtype, torch.float32)
     return q_GTJK.to(dtype) * scoring.scale, k_GTK.to(dtype)
 
 
-def _probabilities(scaled_GTJK: Tensor, k_GTK: Tensor, block: _Block, scoring: Scoring) -> Tensor:
+def _probabilities(scaled_GTJK: Tensor, k_GTK: Tensor, block: _Block, scoring: ScoreParams) -> Tensor:
     """Softmax of the scores of a block, shape (G, R, n), in the dtype of the scaled queries."""
     s_GRn = torch.bmm(block.rows(scaled_GTJK), block.keys(k_GTK).mT)
     if scoring.softcap is not None:
@@ -287,7 +289,7 @@ def _triangle(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.full((size, size), -torch.inf, dtype=dtype, device=device).triu_(1)[:, None]
 
 
-def _softcap_slope(q_GRK: Tensor, k_GnK: Tensor, scoring: Scoring) -> Tensor:
+def _softcap_slope(q_GRK: Tensor, k_GnK: Tensor, scoring: ScoreParams) -> Tensor:
     """Derivative of the soft-capped score by the score: ``1 - tanh^2``."""
     assert scoring.softcap is not None
     exact = torch.float32 if q_GRK.dtype.itemsize < 4 else q_GRK.dtype

@@ -116,12 +116,12 @@ def dynamic_map(device: torch.device) -> Tensor:
 
     For each of 7 exponents, 1 to 64 equally spaced fractions of [0.1, 1], of both signs; and 0 and 1.
     """
-    found = [torch.tensor([0.0, 1.0])]
+    parts = [torch.tensor([0.0, 1.0])]
     for exponent in range(7):
         edges = torch.linspace(0.1, 1, 2**exponent + 1, dtype=torch.float32)
         fractions = (edges[:-1] + edges[1:]) / 2.0 * 10.0 ** (exponent - 6)
-        found += [fractions, -fractions]
-    return torch.cat(found).sort().values.to(device)
+        parts += [fractions, -fractions]
+    return torch.cat(parts).sort().values.to(device)
 
 
 @torch.no_grad()

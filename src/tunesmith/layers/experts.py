@@ -28,7 +28,6 @@ I in_features, O out_features, R rank.
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -37,67 +36,14 @@ from torch.autograd.function import once_differentiable
 
 from tunesmith.errors import ModelError
 from tunesmith.kernels.fp16_scaled_mm import scaled_mm, scaled_mm_back
-from tunesmith.kernels.glu import glu_backward, glu_forward
 from tunesmith.kernels.lora import lora_matmul
 from tunesmith.layers.context import InStep
+from tunesmith.layers.gate import Gate, wide
 from tunesmith.layers.lora import LoRALinear
 from tunesmith.layers.nf4 import NF4Weight
 
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 PROJECTIONS = ("gate_up_proj", "down_proj")
-
-
-@dataclass(frozen=True)
-class Gate:
-    """What stands between the two products of an expert: ``activation(gate) * up``, or its clamped form.
-
-    Attributes:
-        activation: ``silu``, ``gelu_tanh``, or ``clamped``: ``(up' + 1) * gate' * sigmoid(alpha * gate')``, with gate' at
-            most ``limit`` and up' between ``-limit`` and ``limit``.
-        interleaved: gate and up take turns in the columns; else all of gate comes first.
-    """
-
-    activation: str
-    interleaved: bool = False
-    alpha: float = 0.0
-    limit: float = math.inf
-
-    def forward(self, gate_up_N2F: Tensor) -> Tensor:
-        """Shape (N, 2 F) to (N, F)."""
-        gate_NF, up_NF = self._parts(gate_up_N2F)
-        if self.activation != "clamped":
-            return glu_forward(gate_NF, up_NF, self.activation)
-        gate_NF, up_NF = _wide(gate_NF).clamp(max=self.limit), _wide(up_NF).clamp(-self.limit, self.limit)
-        return ((up_NF + 1.0) * gate_NF * torch.sigmoid(gate_NF * self.alpha)).to(gate_up_N2F.dtype)
-
-    def backward(self, dh_NF: Tensor, gate_up_N2F: Tensor) -> tuple[Tensor, Tensor]:
-        """h again, shape (N, F), and the gradient of ``gate_up``, shape (N, 2 F); ``dh`` may be overwritten."""
-        gate_NF, up_NF = self._parts(gate_up_N2F)
-        if self.activation != "clamped":
-            h_NF, d_N2F = glu_backward(dh_NF, gate_NF, up_NF, self.activation)
-            dgate_NF, dup_NF = d_N2F.chunk(2, 1)
-            return h_NF, torch.stack((dgate_NF, dup_NF), -1).flatten(1) if self.interleaved else d_N2F
-        wide_gate_NF, wide_up_NF, wide_dh_NF = _wide(gate_NF), _wide(up_NF), _wide(dh_NF)
-        gate_c_NF, up_c_NF = wide_gate_NF.clamp(max=self.limit), wide_up_NF.clamp(-self.limit, self.limit)
-        sigmoid_NF = torch.sigmoid(gate_c_NF * self.alpha)
-        swish_NF = gate_c_NF * sigmoid_NF
-        slope_NF = sigmoid_NF + self.alpha * swish_NF * (1.0 - sigmoid_NF)
-        dgate_NF = wide_dh_NF * (up_c_NF + 1.0) * slope_NF * (wide_gate_NF <= self.limit)
-        dup_NF = wide_dh_NF * swish_NF * (wide_up_NF.abs() <= self.limit)
-        h_NF = ((up_c_NF + 1.0) * swish_NF).to(dh_NF.dtype)
-        parts = torch.stack((dgate_NF, dup_NF), -1).flatten(1) if self.interleaved else torch.cat((dgate_NF, dup_NF), 1)
-        return h_NF, parts.to(dh_NF.dtype)
-
-    def _parts(self, gate_up_N2F: Tensor) -> tuple[Tensor, Tensor]:
-        if self.interleaved:  # the kernels want neighbouring columns
-            return gate_up_N2F[:, ::2].contiguous(), gate_up_N2F[:, 1::2].contiguous()
-        gate_NF, up_NF = gate_up_N2F.chunk(2, 1)
-        return gate_NF, up_NF
-
-
-def _wide(x: Tensor) -> Tensor:
-    """In fp32, or as it is where that is wider."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _times(x: Tensor, weight_N1: Tensor) -> Tensor:
@@ -141,13 +87,13 @@ class ExpertWeight(InStep, nn.Module):
     def base_OI(self, expert: int, dtype: torch.dtype) -> Tensor:
         """The weight of one expert, shape (O, I), to be read; of a quantised one valid until the next call."""
         if self.quantized is not None:
-            found = self.quantized.expert(expert, dtype)
+            matrix = self.quantized.expert(expert, dtype)
         else:
             assert self.weight is not None
-            found = self.weight[expert]
+            matrix = self.weight[expert]
         if not self.transposed:
-            return found
-        return found.T.contiguous() if found.is_cuda else found.T  # the GPU's kernel reads rows
+            return matrix
+        return matrix.T.contiguous() if matrix.is_cuda else matrix.T  # the GPU's kernel reads rows
 
     def bias_O(self, expert: int, dtype: torch.dtype) -> Tensor | None:
         """The bias of one expert, or None."""
@@ -396,11 +342,11 @@ class _ExpertsFunction(torch.autograd.Function):
     ) -> Tensor:
         runs, pairs = _runs(index_TK, gate_up.experts), index_TK.numel()
         up_adapter, down_adapter = (_Adapter(*adapters[:2]), _Adapter(*adapters[2:])) if adapters else (None, None)
-        out_TD = _wide(x_TD.new_zeros(x_TD.shape))
+        out_TD = wide(x_TD.new_zeros(x_TD.shape))
         gate_up_S2F = x_TD.new_empty(pairs, gate_up.out_features)
         rank = adapters[0].shape[1] if adapters else 0
         xA_SR, hA_SR = x_TD.new_empty(pairs, rank), x_TD.new_empty(pairs, rank)
-        flat_weights = _wide(weights_TK.reshape(-1))
+        flat_weights = wide(weights_TK.reshape(-1))
         for expert, rows, token_N, place_N in runs:
             gate_up_N2F, xA_NR = _multiply(gate_up, up_adapter, expert, x_TD[token_N])
             y_ND, hA_NR = _multiply(down, down_adapter, expert, gate.forward(gate_up_N2F))
@@ -421,22 +367,22 @@ class _ExpertsFunction(torch.autograd.Function):
         gate, gate_up, down, dout_TD = ctx.gate, ctx.gate_up, ctx.down, grads[0]
         up_adapter, down_adapter = (_Adapter(*adapters[:2]), _Adapter(*adapters[2:])) if adapters else (None, None)
         wants_x, wants_weights = ctx.needs_input_grad[:2]
-        dx_TD = _wide(x_TD.new_zeros(x_TD.shape)) if wants_x else None
-        flat_weights = _wide(weights_TK.reshape(-1))
+        dx_TD = wide(x_TD.new_zeros(x_TD.shape)) if wants_x else None
+        flat_weights = wide(weights_TK.reshape(-1))
         dweights = torch.zeros_like(flat_weights)
-        found = [torch.zeros_like(adapter) for adapter in adapters]
+        d_adapter = [torch.zeros_like(adapter) for adapter in adapters]
         for expert, rows, token_N, place_N in _runs(index_TK, gate_up.experts):
             dout_ND, weight_N1 = dout_TD[token_N], flat_weights[place_N, None]
             dh_NF, dhA_NR = _multiply_back(down, down_adapter, expert, dout_ND)  # of the output before its weight
             h_NF, d_N2F = gate.backward(_times(dh_NF, weight_N1), gate_up_S2F[rows])
             if wants_weights:
-                dweights[place_N] = (_wide(dh_NF) * _wide(h_NF)).sum(1)
+                dweights[place_N] = (wide(dh_NF) * wide(h_NF)).sum(1)
                 if down.bias is not None:
-                    dweights[place_N] += _wide(dout_ND) @ _wide(down.bias_O(expert, dout_ND.dtype))
+                    dweights[place_N] += wide(dout_ND) @ wide(down.bias_O(expert, dout_ND.dtype))
             if dhA_NR is not None:
-                found[2][expert] = _times(dhA_NR, weight_N1).T @ h_NF
-                found[3][expert] = (_times(dout_ND, weight_N1).T @ hA_SR[rows]).to(found[3].dtype).mul_(down.scale)
-                found[1][expert] = (d_N2F.T @ xA_SR[rows]).to(found[1].dtype).mul_(gate_up.scale)
+                d_adapter[2][expert] = _times(dhA_NR, weight_N1).T @ h_NF
+                d_adapter[3][expert] = (_times(dout_ND, weight_N1).T @ hA_SR[rows]).to(d_adapter[3].dtype).mul_(down.scale)
+                d_adapter[1][expert] = (d_N2F.T @ xA_SR[rows]).to(d_adapter[1].dtype).mul_(gate_up.scale)
             dxA_NR = None
             if dx_TD is not None:
                 dx_ND, dxA_NR = _multiply_back(gate_up, up_adapter, expert, d_N2F)
@@ -444,7 +390,7 @@ class _ExpertsFunction(torch.autograd.Function):
             elif up_adapter is not None:
                 dxA_NR = _narrow_back(gate_up, up_adapter, expert, d_N2F)
             if dxA_NR is not None:
-                found[0][expert] = dxA_NR.T @ x_TD[token_N]
+                d_adapter[0][expert] = dxA_NR.T @ x_TD[token_N]
         dx = None if dx_TD is None else dx_TD.to(x_TD.dtype)
         dweights_TK = dweights.to(weights_TK.dtype).view(weights_TK.shape) if wants_weights else None
-        return dx, dweights_TK, None, None, None, None, *found
+        return dx, dweights_TK, None, None, None, None, *d_adapter

@@ -94,10 +94,10 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Te
     if isinstance(optimizer, torch.optim.AdamW):
         optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
         return
-    for index, (group, place, parameter) in enumerate(_parameters(optimizer)):
+    for index, (group, position, parameter) in enumerate(_parameters(optimizer)):
         if index not in states:
             continue
-        optimizer.init_state(optimizer.param_groups[group], parameter, group, place)  # type: ignore[attr-defined]
+        optimizer.init_state(optimizer.param_groups[group], parameter, group, position)  # type: ignore[attr-defined]
         state = optimizer.state[parameter]
         for name, value in states[index].items():
             if isinstance(value, Tensor):
@@ -127,9 +127,9 @@ def _group(parameters: list[nn.Parameter], train: Train, ratio: float, decay: fl
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[tuple[int, int, nn.Parameter]]:
-    """(group, place in the group, parameter), in the order of torch's own numbering."""
+    """(group, position in the group, parameter), in the order of torch's own numbering."""
     return [
-        (number, place, parameter)
+        (number, position, parameter)
         for number, group in enumerate(optimizer.param_groups)
-        for place, parameter in enumerate(group["params"])
+        for position, parameter in enumerate(group["params"])
     ]
