@@ -25,8 +25,8 @@ share is left out of the probabilities, and the gradients need no other change: 
 Source of the passes: Dao et al. 2022 (FlashAttention, algorithm 4 for the gradient), without its tiling over keys. Sinks:
 Agarwal et al. 2025 (arXiv 2508.10925, section 2.2).
 
-Shape suffixes: T tokens, H query heads, G key/value heads, J query heads of each, K head dimension, L queries of a block,
-R = L J rows of a block, n its keys.
+Shape suffixes: T tokens, H query heads, G key/value heads, J query heads of each, K head dimension; here: L queries of
+a block, Y its rows (L J), n its keys, W any width.
 """
 
 from collections.abc import Sequence
@@ -112,9 +112,9 @@ def attention_forward(
     scaled_GTJK, exact_GTK = _exact(q_GTJK, k_GTK, scoring)
     probs: list[Tensor | None] = []
     for block in _blocks(spans, scoring):
-        p_GRn = _probabilities(scaled_GTJK, exact_GTK, block, scoring).to(q_GTJK.dtype)
-        torch.bmm(p_GRn, block.keys(v_GTK), out=block.rows(o_GTJK))
-        probs.append(p_GRn if block.short else None)
+        p_GYn = _probabilities(scaled_GTJK, exact_GTK, block, scoring).to(q_GTJK.dtype)
+        torch.bmm(p_GYn, block.keys(v_GTK), out=block.rows(o_GTJK))
+        probs.append(p_GYn if block.short else None)
     o_THK = o_GTJK.transpose(0, 1).reshape(tokens, heads, width)
     return o_THK, Saved(q_GTJK, k_GTK, v_GTK, o_GTJK, tuple(probs))
 
@@ -126,30 +126,30 @@ def attention_backward(do_THK: Tensor, saved: Saved, spans: list[Span], scoring:
     do_GTJK = do_THK.unflatten(1, (kv_heads, groups)).transpose(0, 1)
     # [dO | -D] and [V | 1]: D in as many parts as its dtype needs to hold 16 bits of it.
     parts = 1 if do_GTJK.dtype.itemsize >= 4 else 2
-    do_GTJX = do_GTJK.new_empty(kv_heads, tokens, groups, width + parts)
-    do_GTJX[..., :width] = do_GTJK
+    do_GTJW = do_GTJK.new_empty(kv_heads, tokens, groups, width + parts)
+    do_GTJW[..., :width] = do_GTJK
     D_GTJ = -(do_GTJK * o_GTJK).sum(-1, dtype=torch.float32 if parts == 2 else do_GTJK.dtype)
     for part in range(parts):
-        do_GTJX[..., width + part] = D_GTJ
-        D_GTJ -= do_GTJX[..., width + part]
-    v_GTX = torch.cat([v_GTK, v_GTK.new_ones(kv_heads, tokens, parts)], -1)
+        do_GTJW[..., width + part] = D_GTJ
+        D_GTJ -= do_GTJW[..., width + part]
+    v_GTW = torch.cat([v_GTK, v_GTK.new_ones(kv_heads, tokens, parts)], -1)
     dq_GTJK = torch.empty_like(q_GTJK)
     wide = torch.promote_types(k_GTK.dtype, torch.float32)  # a key's gradient is a sum over many blocks
-    dk_GTK, dv_GTX = torch.zeros_like(k_GTK, dtype=wide), torch.zeros_like(v_GTX, dtype=wide)
+    dk_GTK, dv_GTW = torch.zeros_like(k_GTK, dtype=wide), torch.zeros_like(v_GTW, dtype=wide)
     scaled_GTJK, exact_GTK = _exact(q_GTJK, k_GTK, scoring) if any(p is None for p in probs) else (q_GTJK, k_GTK)
-    for block, p_GRn in zip(_blocks(spans, scoring), probs, strict=True):
-        if p_GRn is None:
-            p_GRn = _probabilities(scaled_GTJK, exact_GTK, block, scoring).to(q_GTJK.dtype)
-        do_GRX, q_GRK, k_GnK = block.rows(do_GTJX), block.rows(q_GTJK), block.keys(k_GTK)
-        ds_GRn = torch.bmm(do_GRX, block.keys(v_GTX).mT).mul_(p_GRn)
+    for block, p_GYn in zip(_blocks(spans, scoring), probs, strict=True):
+        if p_GYn is None:
+            p_GYn = _probabilities(scaled_GTJK, exact_GTK, block, scoring).to(q_GTJK.dtype)
+        do_GYW, q_GYK, k_GnK = block.rows(do_GTJW), block.rows(q_GTJK), block.keys(k_GTK)
+        ds_GYn = torch.bmm(do_GYW, block.keys(v_GTW).mT).mul_(p_GYn)
         if scoring.softcap is not None:
-            ds_GRn *= _softcap_slope(q_GRK, k_GnK, scoring)
-        torch.bmm(ds_GRn, k_GnK, out=block.rows(dq_GTJK))
-        block.add(dk_GTK, torch.bmm(ds_GRn.mT, q_GRK))
-        block.add(dv_GTX, torch.bmm(p_GRn.mT, do_GRX))
+            ds_GYn *= _softcap_slope(q_GYK, k_GnK, scoring)
+        torch.bmm(ds_GYn, k_GnK, out=block.rows(dq_GTJK))
+        block.add(dk_GTK, torch.bmm(ds_GYn.mT, q_GYK))
+        block.add(dv_GTW, torch.bmm(p_GYn.mT, do_GYW))
     dq_THK = dq_GTJK.transpose(0, 1).reshape(do_THK.shape).mul_(scoring.scale)
     dk_TGK = dk_GTK.mul_(scoring.scale).to(k_GTK.dtype).transpose(0, 1)
-    return dq_THK, dk_TGK, dv_GTX[..., :width].to(v_GTK.dtype).transpose(0, 1)
+    return dq_THK, dk_TGK, dv_GTW[..., :width].to(v_GTK.dtype).transpose(0, 1)
 
 
 def attention(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spans: list[Span], scoring: ScoreParams) -> Tensor:
@@ -224,24 +224,24 @@ class _Block(NamedTuple):
     prefix_end: int
     short: bool
 
-    def keys(self, values_GTX: Tensor) -> Tensor:
-        """Rows of the prefix and of the span itself, shape (G, n, X)."""
-        inside = values_GTX[:, self.key_start : self.end]
+    def keys(self, values_GTW: Tensor) -> Tensor:
+        """Rows of the prefix and of the span itself, shape (G, n, W)."""
+        inside = values_GTW[:, self.key_start : self.end]
         if self.prefix_start == self.prefix_end:
             return inside
-        return torch.cat([values_GTX[:, self.prefix_start : self.prefix_end], inside], 1)
+        return torch.cat([values_GTW[:, self.prefix_start : self.prefix_end], inside], 1)
 
-    def rows(self, values_GTJX: Tensor) -> Tensor:
-        """The queries with all their heads, shape (G, R, X), a view."""
-        kv_heads, _, groups, width = values_GTJX.shape
-        return values_GTJX[:, self.start : self.end].view(kv_heads, (self.end - self.start) * groups, width)
+    def rows(self, values_GTJW: Tensor) -> Tensor:
+        """The queries with all their heads, shape (G, Y, W), a view."""
+        kv_heads, _, groups, width = values_GTJW.shape
+        return values_GTJW[:, self.start : self.end].view(kv_heads, (self.end - self.start) * groups, width)
 
-    def add(self, total_GTX: Tensor, part_GnX: Tensor) -> None:
+    def add(self, total_GTW: Tensor, part_GnW: Tensor) -> None:
         """Add gradients of the keys to where the keys stand."""
         shared = self.prefix_end - self.prefix_start
         if shared:
-            total_GTX[:, self.prefix_start : self.prefix_end] += part_GnX[:, :shared]
-        total_GTX[:, self.key_start : self.end] += part_GnX[:, shared:]
+            total_GTW[:, self.prefix_start : self.prefix_end] += part_GnW[:, :shared]
+        total_GTW[:, self.key_start : self.end] += part_GnW[:, shared:]
 
 
 def _blocks(spans: list[Span], scoring: ScoreParams) -> list[_Block]:
@@ -265,22 +265,22 @@ def _exact(q_GTJK: Tensor, k_GTK: Tensor, scoring: ScoreParams) -> tuple[Tensor,
 
 
 def _probabilities(scaled_GTJK: Tensor, k_GTK: Tensor, block: _Block, scoring: ScoreParams) -> Tensor:
-    """Softmax of the scores of a block, shape (G, R, n), in the dtype of the scaled queries."""
-    s_GRn = torch.bmm(block.rows(scaled_GTJK), block.keys(k_GTK).mT)
+    """Softmax of the scores of a block, shape (G, Y, n), in the dtype of the scaled queries."""
+    s_GYn = torch.bmm(block.rows(scaled_GTJK), block.keys(k_GTK).mT)
     if scoring.softcap is not None:
-        s_GRn.div_(scoring.softcap).tanh_().mul_(scoring.softcap)
-    rows, keys = block.end - block.start, s_GRn.shape[2]
-    s_GLJn = s_GRn.unflatten(1, (rows, -1))
-    s_GLJn[..., keys - rows :] += _triangle(rows, s_GRn.dtype, s_GRn.device)
+        s_GYn.div_(scoring.softcap).tanh_().mul_(scoring.softcap)
+    rows, keys = block.end - block.start, s_GYn.shape[2]
+    s_GLJn = s_GYn.unflatten(1, (rows, -1))
+    s_GLJn[..., keys - rows :] += _triangle(rows, s_GYn.dtype, s_GYn.device)
     if scoring.window is not None and keys >= scoring.window:
         # Query i stands at position keys - rows + i of these keys; its window begins `window - 1` earlier.
-        behind = torch.arange(keys - rows, keys, device=s_GRn.device)[:, None] - torch.arange(keys, device=s_GRn.device)
+        behind = torch.arange(keys - rows, keys, device=s_GYn.device)[:, None] - torch.arange(keys, device=s_GYn.device)
         s_GLJn.masked_fill_((behind >= scoring.window)[:, None], -torch.inf)
     if scoring.sinks_H is not None:
-        sinks_GLJ = scoring.sinks_H.to(s_GRn.dtype).view(len(s_GRn), 1, -1).expand(-1, rows, -1)
-        total_GR1 = torch.logaddexp(s_GRn.logsumexp(-1, keepdim=True), sinks_GLJ.reshape(len(s_GRn), -1, 1))
-        return s_GRn.sub_(total_GR1).exp_()
-    return torch.softmax(s_GRn, -1)
+        sinks_GLJ = scoring.sinks_H.to(s_GYn.dtype).view(len(s_GYn), 1, -1).expand(-1, rows, -1)
+        total_GY1 = torch.logaddexp(s_GYn.logsumexp(-1, keepdim=True), sinks_GLJ.reshape(len(s_GYn), -1, 1))
+        return s_GYn.sub_(total_GY1).exp_()
+    return torch.softmax(s_GYn, -1)
 
 
 @lru_cache(maxsize=256)
@@ -289,9 +289,9 @@ def _triangle(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.full((size, size), -torch.inf, dtype=dtype, device=device).triu_(1)[:, None]
 
 
-def _softcap_slope(q_GRK: Tensor, k_GnK: Tensor, scoring: ScoreParams) -> Tensor:
+def _softcap_slope(q_GYK: Tensor, k_GnK: Tensor, scoring: ScoreParams) -> Tensor:
     """Derivative of the soft-capped score by the score: ``1 - tanh^2``."""
     assert scoring.softcap is not None
-    exact = torch.float32 if q_GRK.dtype.itemsize < 4 else q_GRK.dtype
-    s_GRn = torch.bmm(q_GRK.to(exact), k_GnK.to(exact).mT).mul_(scoring.scale / scoring.softcap).tanh_()
-    return s_GRn.square_().neg_().add_(1).to(q_GRK.dtype)
+    exact = torch.float32 if q_GYK.dtype.itemsize < 4 else q_GYK.dtype
+    s_GYn = torch.bmm(q_GYK.to(exact), k_GnK.to(exact).mT).mul_(scoring.scale / scoring.softcap).tanh_()
+    return s_GYn.square_().neg_().add_(1).to(q_GYK.dtype)

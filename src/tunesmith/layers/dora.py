@@ -17,7 +17,8 @@ Where a base in fp16 meets an fp32 input, the products with W run in fp16 with r
 
 Layers that read the same input are not computed together (``LoRAGroup``): the lengths tie every output to its own row.
 
-Shape suffixes: T tokens (all leading dimensions flattened), I in_features, O out_features, R rank.
+Shape suffixes: T tokens (all leading dimensions flattened), I in_features, O out_features, R rank, P some of the
+rows.
 """
 
 from typing import Any

@@ -4,7 +4,7 @@ The plain forms go through ``kernels/glu.py``. The clamped one (Agarwal et al. 2
 out here: one family has it, and its cost beside the two products of an expert is small. h is made again with its gradient, so
 nothing but the outputs of gate and up has to be kept for the backward pass.
 
-Shape suffixes: N rows, F features of an expert (intermediate size).
+Shape suffixes: N rows, F features of the hidden layer.
 """
 
 import math

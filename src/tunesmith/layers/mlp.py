@@ -4,7 +4,7 @@ It takes the place of a stock MLP on one model instance, together with the norm 
 are the outputs of gate and up; the activated product, three times as wide as the hidden state, is made again in the very
 pass that takes its gradient (``kernels/glu.py``).
 
-Shape suffixes: T tokens, D hidden size, F intermediate size, S rank, K = F + S.
+Shape suffixes: T tokens, D hidden size, F features of the hidden layer, S ranks of a group, Z features and ranks.
 """
 
 from collections.abc import Mapping
@@ -55,10 +55,10 @@ class _DownFunction(torch.autograd.Function):
         ctx: Any, gate_up_T2F: Tensor, group: LoRAGroup, activation: str, dropout: float, seed: int, *_: Tensor
     ) -> Tensor:
         gate_TF, up_TF = gate_up_T2F.chunk(2, dim=1)
-        h_TK, h_TF = group.augmented_input(gate_TF)
+        h_TZ, h_TF = group.augmented_input(gate_TF)
         glu_forward(gate_TF, up_TF, activation, out=h_TF)
         mask = draw_mask(h_TF, dropout, seed) if dropout else None
-        y_TD, hA_TS = group.outputs(h_TF, h_TK, mask, 1.0 - dropout)
+        y_TD, hA_TS = group.outputs(h_TF, h_TZ, mask, 1.0 - dropout)
         ctx.save_for_backward(gate_up_T2F, hA_TS)
         ctx.group, ctx.activation, ctx.dropout, ctx.seed = group, activation, dropout, seed
         return y_TD
