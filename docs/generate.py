@@ -312,8 +312,8 @@ def errors_page() -> str:
     parts = ["## Verdicts", "", f"What a verdict needs stands in {deciding}.", ""]
     parts += _table(("exit code", "verdict"), [(str(code), name) for name, code in gate.EXIT_CODES.items()])
     parts += [
-        "`tunesmith parity` ends with 14 when a form is not the model that was trained, with 12 when none fails and one could not "
-        "be told.\n"
+        "`tunesmith parity` ends with 14 when a form is not the model that was trained, with 12 when none fails and one could "
+        "not be told.\n"
     ]
     parts += ["## Advices of `tunesmith advise`", ""]
     parts += _table(("exit code", "advice"), [(str(code), name) for name, code in decide.EXIT_CODES.items()])
