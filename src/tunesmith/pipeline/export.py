@@ -23,6 +23,7 @@ from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import NEXT, RunDir, read_json, sha256_file, swap_in
 from tunesmith.rundir.records.export import Export, Merge
+from tunesmith.rundir.records.training import Training
 from tunesmith.train.documents import Documents
 from tunesmith.train.loop import mean_loss, step_packs
 
@@ -79,7 +80,7 @@ def job_of(run: RunDir, recipe: Recipe) -> Job:
 
     base, written = base_of(run, recipe)
     context, _ = context_of(run, recipe)
-    training = read_json(run.training_file)
+    training = Training.read(run.training_file)
 
     def dev_loss(model: PreTrainedModel) -> float:
         dev = Documents.open(run.tokens("dev"))
@@ -97,9 +98,9 @@ def job_of(run: RunDir, recipe: Recipe) -> Job:
         differs=differences(base, context),
         train_rows=lambda: Documents.open(run.tokens("train")),
         dev_loss=dev_loss,
-        adapter_loss=training["best_dev_loss"],
-        best_step=training["best_step"],
-        steps=training["steps"],
+        adapter_loss=training.best_dev_loss,
+        best_step=training.best_step,
+        steps=training.steps,
     )
 
 

@@ -6,7 +6,6 @@ The model is loaded once, its adapter not merged, so that switching the adapter 
 import logging
 
 from tunesmith.evaluate.forgetting import STEPS, conclude, measure
-from tunesmith.evaluate.lm_eval import run_tasks
 from tunesmith.evaluate.probes import load_probes
 from tunesmith.pipeline.engines import load
 from tunesmith.pipeline.stage import Session
@@ -33,6 +32,8 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     with progress("forgetting", STEPS) as bar:
         result = measure(*tuned, probes, settings.margin, recipe.evaluate.batch_size, bar.advance)
     if settings.tasks:
+        from tunesmith.evaluate.lm_eval import run_tasks
+
         logger.info(f"forgetting: lm-evaluation-harness on {', '.join(settings.tasks)}, base and tuned")
         result["probes"] += run_tasks(*tuned, settings.tasks, settings.tasks_path, settings.limit, settings.margin)
     concluded = conclude(result, settings.margin)

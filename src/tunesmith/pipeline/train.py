@@ -1,7 +1,6 @@
 """The stage ``train``: the adapter, trained on the rendered rows; the best one is kept in ``adapter/``."""
 
 import logging
-import math
 
 from tunesmith.chat.fit_template import check_template
 from tunesmith.checkpoints.resolve import model_key
@@ -16,7 +15,8 @@ from tunesmith.models.swap import add_lora
 from tunesmith.pipeline.model_access import base_of
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Recipe
-from tunesmith.rundir import RunDir, atomic_directory, fingerprint, sha256_file, write_json
+from tunesmith.rundir import RunDir, atomic_directory, fingerprint, sha256_file
+from tunesmith.rundir.records.training import Training
 from tunesmith.tracking import MetricsLog, write_csv
 from tunesmith.train.documents import Documents
 from tunesmith.train.health import check_adapter, first_rows, refuse_other_loss, stock_loss
@@ -38,7 +38,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     key = fingerprint(
         [sha256_file(run.tokens(part)) for part in ("train", "dev")],
         [renderer.template, model_key(directory), recipe.base, recipe.per_layer_embeddings],
-        [recipe.lora.model_dump(), recipe.train.model_dump(), recipe.seed],
+        [recipe.lora.model_dump(), recipe.train.model_dump(exclude={"keep_checkpoints"}), recipe.seed],
     )
     documents = {part: Documents.open(run.tokens(part)) for part in ("train", "dev")}
     taught = [check_part(part, found, run.data / f"{part}.jsonl", renderer) for part, found in documents.items()]
@@ -65,23 +65,26 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     size = f"{steps.packs_per_step} packs of {steps.capacity} tokens"
     logger.info(f"train: {len(steps)} steps of {size}, {100 * steps.fill:.1f} % full")
     metrics = MetricsLog(run.metrics_file)
-    trained = fit(model, layers, documents["train"], steps, documents["dev"], recipe, run.checkpoints, metrics, key)
-    load_adapter_state(layers, read_adapter(trained.checkpoint))
+    fitted = fit(model, layers, documents["train"], steps, documents["dev"], recipe, run.checkpoints, metrics, key)
+    load_adapter_state(layers, read_adapter(fitted.checkpoint))
     with atomic_directory(run.adapter) as temporary:
         save_adapter(temporary, layers, recipe.lora, recipe.model, commit_of(directory))
         write_identity(temporary, base_identity(directory, renderer.template))
     write_csv(run.metrics_file, run.metrics_file.with_suffix(".csv"))
-    best = min(trained.progress.dev_losses, key=lambda entry: entry[1])
-    facts = {
-        "steps": len(steps),
-        "fill": round(steps.fill, 4),
-        "best_step": best[0],
-        "best_dev_loss": best[1],
-        "tokens_per_second": None if math.isnan(trained.tokens_per_second) else round(trained.tokens_per_second, 1),
-        "overfit": trained.overfit,
-        "trained_weights": trained_weights,
-        "target_layers": len(layers),
-    }
-    write_json(run.training_file, facts)
-    speed = trained.tokens_per_second
-    logger.info(f"train: best dev loss {best[1]:.4f} at step {best[0]} of {len(steps)}, {speed:,.0f} tokens/s")
+    speed = fitted.tokens_per_second
+    Training(
+        steps=len(steps),
+        fill=round(steps.fill, 4),
+        trained_weights=trained_weights,
+        target_layers=len(layers),
+        dev_losses=fitted.dev_losses,
+        best_step=fitted.best.step,
+        best_dev_loss=fitted.best.dev_loss,
+        first_dev_loss=fitted.dev_losses[0].dev_loss,
+        only_worse=fitted.only_worse,
+        overfit=fitted.overfit,
+        tokens_per_second=None if speed is None else round(speed, 1),
+        computed_on=fitted.computed_on,
+    ).write(run.training_file)
+    at = "" if speed is None else f", {speed:,.0f} tokens/s"
+    logger.info(f"train: best dev loss {fitted.best.dev_loss:.4f} at step {fitted.best.step} of {len(steps)}{at}")

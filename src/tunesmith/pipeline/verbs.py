@@ -16,6 +16,7 @@ from tunesmith.recipe import load_recipe
 from tunesmith.rundir import RunDir, read_json
 from tunesmith.rundir.records.parity import Parity, Sweep
 from tunesmith.rundir.records.stages import Status
+from tunesmith.rundir.records.training import Training
 
 
 def open_run(target: str | Path, out: str | Path | None = None, *, replace: bool = False) -> RunDir:
@@ -84,10 +85,10 @@ def render(run: RunDir) -> None:
     make(run, ["render"])
 
 
-def train(run: RunDir) -> Any:
+def train(run: RunDir) -> Training:
     """Train the adapter."""
     make(run, ["train"])
-    return read_json(run.training_file)
+    return Training.read(run.training_file)
 
 
 def evaluate(run: RunDir, arms: Iterable[str] | None = None) -> None:
