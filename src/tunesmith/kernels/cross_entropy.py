@@ -102,7 +102,9 @@ def _plain_rows_(logits_BV: Tensor, target_B: Tensor, loss_B: Tensor, correct_B:
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, softcap: float | None, bias_V: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         half = hidden_ND.dtype == torch.float32 and head_VD.dtype == torch.float16
         device, dtype = hidden_ND.device, hidden_ND.dtype
         grad_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
@@ -122,6 +124,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 torch.mm(hidden_ND[rows], head_VD.T, out_dtype=torch.float32, out=logits_CV)
             else:
                 torch.mm(hidden_ND[rows], head_VD.T, out=logits_CV)
+            if bias_V is not None:
+                logits_CV.add_(bias_V)
             loss_C, correct_C = cross_entropy_rows_(logits_CV, target_C, softcap)
             loss += loss_C.sum()
             correct += correct_C.sum()
@@ -135,24 +139,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss, correct
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
         (grad_ND,) = ctx.saved_tensors
-        return grad_ND * grads[0], None, None, None
+        return grad_ND * grads[0], None, None, None, None
 
 
 def linear_cross_entropy(
-    hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, softcap: float | None = None
+    hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, softcap: float | None = None, bias_V: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Sum of the cross-entropies of ``hidden @ head.T`` against ``target``, and the number of right top-1 guesses.
+    """Sum of the cross-entropies of ``hidden @ head.T + bias`` against ``target``, and the number of right top-1 guesses.
 
     Args:
         hidden_ND: last hidden states of the supervised positions, shape (N, D), fp32, bf16 or fp16 (fp64 off the GPU).
         head_VD: frozen output embedding, shape (V, D), same dtype, or fp16 under an fp32 hidden_ND. Gets no gradient.
         target_N: the next token of each position, shape (N,), int64.
         softcap: final soft-capping of the logits, or None.
+        bias_V: frozen bias of the head, shape (V,), of any dtype, or None.
 
     Returns:
         ``(loss, correct)``: fp32 scalar (fp64 for fp64) in nats, a sum and not a mean, and int64 scalar.
     """
-    loss, correct = _LinearCrossEntropy.apply(hidden_ND, head_VD, target_N, softcap)  # type: ignore[misc]
+    loss, correct = _LinearCrossEntropy.apply(hidden_ND, head_VD, target_N, softcap, bias_V)  # type: ignore[misc]
     return loss, correct

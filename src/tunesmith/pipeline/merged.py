@@ -104,17 +104,16 @@ def _dev_losses(run: RunDir, recipe: Recipe, exported: Path, dtype: str, nbytes:
 
 
 def _dev_loss(run: RunDir, recipe: Recipe, directory: Path, compute: Any, device: "torch.device", with_adapter: bool) -> float:
-    from tunesmith.models.adapter import load_adapter_state, read_adapter
+    from tunesmith.models.adapter import load_adapted
     from tunesmith.models.attention import PACKED
     from tunesmith.models.fuse import fuse
     from tunesmith.models.load import attention, load_model
-    from tunesmith.models.swap import add_lora
     from tunesmith.train.documents import Documents
     from tunesmith.train.loop import mean_loss, step_packs
 
     model = load_model(directory, compute, None, device)
     if with_adapter:
-        load_adapter_state(add_lora(model, recipe.lora, recipe.seed), read_adapter(run.adapter))
+        load_adapted(model, run.adapter)
     fuse(model)
     dev = Documents.open(run.tokens("dev"))
     with attention(model, PACKED):

@@ -119,10 +119,10 @@ def run_reference(run: RunDir, recipe: Recipe, place: Place, task: Task | str, s
     import torch
 
     from tunesmith.engines.in_process import InProcessEngine
-    from tunesmith.models.adapter import load_adapter_state, read_adapter
+    from tunesmith.models.adapter import load_adapted
     from tunesmith.models.load import load_model
     from tunesmith.models.precision import precision
-    from tunesmith.models.swap import add_lora, without_adapters
+    from tunesmith.models.swap import without_adapters
     from tunesmith.parity.figures import NEW_TOKENS, Prompt, base_distance
 
     directory, made = renderer(recipe)
@@ -132,8 +132,7 @@ def run_reference(run: RunDir, recipe: Recipe, place: Place, task: Task | str, s
     if place.arithmetic == "fp32" and compute == "bf16":
         for parameter in model.parameters():  # as training stored them; a checkpoint in bf16 stays as it is
             parameter.copy_(parameter.bfloat16())
-    layers = add_lora(model, recipe.lora, recipe.seed)
-    load_adapter_state(layers, read_adapter(run.adapter))
+    layers = load_adapted(model, run.adapter)
     room = model.config.get_text_config().max_position_embeddings - NEW_TOKENS
     chosen, left_out = _choose_prompts(run, recipe, made, room)
     stops = set(made.stop_ids)

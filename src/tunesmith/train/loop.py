@@ -30,7 +30,7 @@ from tunesmith.kernels.cross_entropy import linear_cross_entropy
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.attention import PACKED
 from tunesmith.models.fuse import narrows
-from tunesmith.models.load import attention, decoder, head_weight
+from tunesmith.models.load import attention, decoder, head_of, head_weight
 from tunesmith.models.recompute import recompute
 from tunesmith.recipe import Recipe
 from tunesmith.tracking import MetricsLog, progress
@@ -81,7 +81,7 @@ def pack_loss(model: PreTrainedModel, pack: Pack) -> tuple[torch.Tensor, torch.T
     ).last_hidden_state[0]
     hidden_ND = hidden_XD if narrows(model) else hidden_XD[pack.predict_N]
     softcap = vars(model.config).get("final_logit_softcapping")
-    return linear_cross_entropy(hidden_ND, head_VD, pack.target_N, softcap=softcap)
+    return linear_cross_entropy(hidden_ND, head_VD, pack.target_N, softcap=softcap, bias_V=head_of(model).bias)
 
 
 def step_packs(documents: Documents, packs: list[tuple[int, ...]], capacity: int) -> list[Pack]:
