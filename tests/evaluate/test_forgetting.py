@@ -108,7 +108,8 @@ def test_an_untrained_adapter_has_forgotten_nothing_and_a_damaged_model_much(tin
     layers = _adapted(tiny_model, 0.0)
     same = forgetting.conclude(_measured(tiny_model, layers, renderer), 0.02)
     assert same["verdict"] == "no regression"
-    assert [probe["difference"] for probe in same["probes"]] == [0.0, 0.0]
+    # Columns of zeros may change the order of additions.
+    assert [probe["difference"] for probe in same["probes"]] == pytest.approx([0.0, 0.0], abs=1e-6)
     assert same["figures"][0]["value"] < 1e-6 and not same["figures"][0]["alarmed"]
     for layer in layers.values():
         layer.lora_B.data.normal_(std=2.0)

@@ -14,6 +14,8 @@ embedding for another matrix; both are mended here.
 Names and layouts are transformers' own tables (``modeling_gguf_pytorch_utils.py``: ``get_gguf_hf_weights_map`` and the
 ``TensorProcessor`` of an architecture), blocks are read by llama.cpp's package ``gguf``. Which architectures are held by a
 test stands in ``families.py``.
+
+Shape suffixes here: F rotary frequencies.
 """
 
 import logging

@@ -10,7 +10,7 @@ threads than cores and puts them to sleep at every barrier: half of the time wen
 twice as long. A crash of llama.cpp also stays its own. What it logs goes to a file without a name, since nobody empties a pipe
 while he waits for a reply; its last lines are in the error when it dies.
 
-Shape suffixes: L positions looked at, V vocabulary.
+Shape suffixes: V vocabulary; here: L positions whose logits are wanted.
 """
 
 import io

@@ -9,6 +9,8 @@ Refused: NF4 by default. The rows of a token reach every layer unmixed, and host
 Cost: see ``layers/embedding.py``. Quantising 2.3 billion weights takes about 5 s, once a load.
 
 Source: ``get_per_layer_inputs`` in the models of transformers 5.23 that have such a table.
+
+Shape suffixes: V vocabulary, D hidden size.
 """
 
 import logging

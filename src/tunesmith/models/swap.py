@@ -12,6 +12,8 @@ the family's record names, as the linear layers of per-layer embeddings. A list 
 Adapters of experts have no dropout and no DoRA, because PEFT, which has to read them, has neither for such weights.
 
 Source: LoRA (Hu et al. 2021, section 4.2); ``target_modules`` and ``target_parameters`` of PEFT 0.21.
+
+Shape suffixes: I in_features, O out_features.
 """
 
 import logging

@@ -9,6 +9,8 @@ the machine, both compute as training did, and the bounds are those of that arit
 
 GGUF forms run in llama.cpp: its own template, tokenizer and products, for the distributions through its library and for the
 task's answers through its server. The sealed test part is not read.
+
+Shape suffixes: N rows (positions of all prompts), T tokens (of one), V vocabulary.
 """
 
 import gc

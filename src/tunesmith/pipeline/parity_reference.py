@@ -6,7 +6,7 @@ base, with its adapter switched off, and it answers the dev rows; a second copy 
 **Logits** of both are kept on the disk while the forms take their turns, for some 18 prompts of at most 32 positions: 0.6 GB
 each for a vocabulary of 262 k, 0.1 GB for 49 k. Memory was refused, since the forms need it.
 
-Shape suffixes: N positions of all prompts, T of one, V vocabulary entries.
+Shape suffixes: N rows (positions of all prompts), T tokens (of one), V vocabulary.
 """
 
 import logging

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Protocol
 
 from tunesmith.rundir.records.events import Event, StageEnd, StageStart, WarningLine
@@ -73,27 +74,29 @@ def attached(*sinks: Sink) -> Iterator[None]:
         _AUDIENCE.reset(token)
 
 
-@contextmanager
-def stage(name: str, reason: str = "") -> Iterator[None]:
-    """The block is a stage: its start and end are events, and events within carry its name.
+class stage:
+    """``with stage("train"):``: its start and end are events, and events within carry its name.
 
     Args:
         reason: why it is run.
     """
-    outer = _AUDIENCE.get()
-    token = _AUDIENCE.set(Audience(outer.sinks, (*outer.stages, name)))
-    start = time.monotonic()
-    try:
-        emit(StageStart(reason=reason))
-        yield
-    except BaseException as error:
-        outcome = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        emit(StageEnd(outcome=outcome, seconds=time.monotonic() - start, error=str(error)))
-        raise
-    else:
-        emit(StageEnd(outcome="done", seconds=time.monotonic() - start))
-    finally:
-        _AUDIENCE.reset(token)
+
+    def __init__(self, name: str, reason: str = ""):
+        self._name, self._reason = name, reason
+
+    def __enter__(self) -> None:
+        outer = _AUDIENCE.get()
+        self._token = _AUDIENCE.set(Audience(outer.sinks, (*outer.stages, self._name)))
+        self._start = time.monotonic()
+        emit(StageStart(reason=self._reason))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        outcome = "done" if error is None else "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        try:
+            message = "" if error is None else visible(str(error))
+            emit(StageEnd(outcome=outcome, seconds=time.monotonic() - self._start, error=message))
+        finally:
+            _AUDIENCE.reset(self._token)
 
 
 class WarningEvents(logging.Handler):

@@ -18,6 +18,8 @@ Nothing in the cache is ever needed: it may be deleted at any time, and only del
 A pack is one row of T tokens: documents one after another, positions restarting at each, who sees whom in ``spans``.
 Documents that begin alike may hold their beginning once (``train/prefix.py``). The positions that predict are those whose
 *next* token is supervised; the last token of a document predicts nothing.
+
+Shape suffixes: T tokens, N rows (positions that predict).
 """
 
 import logging

@@ -8,6 +8,9 @@ Nothing random is carried from step to step: the order of documents follows from
 (seed, step). A run that was killed goes on from its newest checkpoint and ends with the bytes it would have had.
 
 A loss that is not finite stops the run with the documents that caused it; peers that hide it save an adapter of NaN.
+
+Shape suffixes: T tokens, N rows (positions that predict), D hidden size, V vocabulary; here: X is N where the last layer is
+narrow, else T.
 """
 
 import contextlib
@@ -33,7 +36,8 @@ from tunesmith.models.fuse import narrows
 from tunesmith.models.load import attention, decoder, head_of, head_weight
 from tunesmith.models.recompute import recompute
 from tunesmith.recipe import Recipe
-from tunesmith.tracking import MetricsLog, progress
+from tunesmith.rundir.records.events import Metric
+from tunesmith.tracking import MetricsLog, emit, progress
 from tunesmith.train.checkpoint import Progress, checkpoint_path, load_checkpoint, newest_checkpoint, save_checkpoint
 from tunesmith.train.documents import Documents, Pack, make_shared_pack
 from tunesmith.train.optim import make_optimizer
@@ -159,8 +163,7 @@ def fit(
     done = _resume(checkpoints, inputs, layers, optimizer, metrics)
     seconds, tokens, since_eval = 0.0, 0, []
     recomputed, fixed = recompute(model, recipe.train.recompute), _deterministic(recipe.train.deterministic)
-    with attention(model.train(), PACKED), recomputed, fixed, progress("training", len(steps)) as bar:
-        bar.advance(done.step)
+    with attention(model.train(), PACKED), recomputed, fixed, progress("training", len(steps), done.step) as bar:
         while done.step < len(steps):
             started = time.perf_counter()
             record = _optimizer_step(model, train, steps, done.step, optimizer, recipe)
@@ -177,6 +180,7 @@ def fit(
                 note += f"  dev {dev_loss:.3f}"
                 save_checkpoint(checkpoints, layers, optimizer, done)
             metrics.append(record)
+            emit(Metric.of(record))
             bar.advance(note=note)
     hardware.release_freed_memory()
     overfit = is_overfitting(done.dev_losses)

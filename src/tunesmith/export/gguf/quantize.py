@@ -16,7 +16,7 @@ pieces change no byte.
 Sources: llama.cpp ``src/llama-quant.cpp``, ``llama_model_quantize_impl``; ``tools/quantize/quantize.cpp`` for the keys of the
 importance matrix; ``ggml/src/gguf.cpp``, ``gguf_write_out`` for the layout (build b10605).
 
-Shape suffixes: E experts, P some of the rows, I columns, B bytes.
+Shape suffixes: E experts, P some of the rows, I in_features; here: B bytes.
 """
 
 import ctypes
