@@ -30,7 +30,7 @@ without checks. What the data teach is checked in ``health_data.py``.
 Refused: a training step on a throw-away copy (twice the memory), and a check of every pack (the loop looks at every loss
 anyway).
 
-Shape suffixes: T tokens, V vocabulary, I in_features, O out_features, X what an embedding puts out for a token.
+Shape suffixes: T tokens, V vocabulary, I in_features, O out_features.
 """
 
 import contextlib
@@ -118,9 +118,9 @@ def _leak(model: PreTrainedModel) -> str | None:
         grads = torch.autograd.grad(loss, embedded, allow_unused=True) if loss.requires_grad else ()
     model.train(was_training)
     largest_T = torch.zeros(sum(NEIGHBOURS), device=loss.device)
-    for grad_1TX in grads:
-        if grad_1TX is not None:
-            largest_T = torch.maximum(largest_T, grad_1TX[0].flatten(1).abs().amax(1).float().to(loss.device))
+    for grad in grads:
+        if grad is not None:
+            largest_T = torch.maximum(largest_T, grad[0].flatten(1).abs().amax(1).float().to(loss.device))
     before_T, between_T, after_T = largest_T.split(NEIGHBOURS)
     if not bool(between_T[:-1].any()):  # its last token predicts nothing
         return "it depends on none of its own tokens, as far as can be seen"
