@@ -204,12 +204,17 @@ def read_lora(directory: Path) -> Lora:
         ModelError: see ``read_adapter_config``.
     """
     config = read_adapter_config(directory)
-    targets = config["target_modules"]
+    targets: str | tuple[str, ...] = config["target_modules"]
+    experts = dict.fromkeys(name.rpartition(".")[0] for name in config.get("target_parameters") or ())
+    if not isinstance(targets, str):
+        targets = (*targets, *experts)
+    elif experts:
+        targets = "|".join([f"(?:{targets})", *(rf"(?:.*\.)?{re.escape(name)}" for name in experts)])
     return Lora(
         r=config["r"],
         alpha=config["lora_alpha"],
         dropout=config["lora_dropout"],
-        target_modules=targets if isinstance(targets, str) else (*targets, *(config.get("target_parameters") or ())),
+        target_modules=targets,
         use_rslora=bool(config.get("use_rslora")),
         use_dora=bool(config.get("use_dora")),
     )
