@@ -87,13 +87,16 @@ def refuse_other_loss(model: PreTrainedModel, expected: float) -> None:
     """
     kind = model.config.model_type
     documents = make_documents([(ids, [1] * len(ids)) for ids in _random_documents(model, LENGTHS)])
+    was_training = model.training
     try:
-        with attention(model, PACKED):
+        with attention(model.eval(), PACKED):
             leak = _leak(model)
             packed_loss = mean_loss(model, [make_pack(documents, (0, 1))])
     except (TypeError, AssertionError, RuntimeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ModelError(f"{kind}: its layers cannot run over packed documents: {reason:.300}", UNSUPPORTED) from error
+    finally:
+        model.train(was_training)
     if leak is not None:
         raise ModelError(
             f"{kind}: the loss of a document depends on the documents next to it in a pack ({leak}), so rows would be trained "
@@ -112,11 +115,9 @@ def _leak(model: PreTrainedModel) -> str | None:
     before, between, after = _random_documents(model, NEIGHBOURS)
     rows = [(ids, [int(ids is between)] * len(ids)) for ids in (before, between, after)]
     pack = make_pack(make_documents(rows), (0, 1, 2))
-    was_training = model.training
-    with torch.enable_grad(), _embedded(model.eval(), sum(NEIGHBOURS)) as embedded:
+    with torch.enable_grad(), _embedded(model, sum(NEIGHBOURS)) as embedded:
         loss, _ = pack_loss(model, pack)
         grads = torch.autograd.grad(loss, embedded, allow_unused=True) if loss.requires_grad else ()
-    model.train(was_training)
     largest_T = torch.zeros(sum(NEIGHBOURS), device=loss.device)
     for grad in grads:
         if grad is not None:
