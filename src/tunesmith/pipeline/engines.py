@@ -19,12 +19,12 @@ from tunesmith.engines.llama_cpp import LlamaCppEngine
 from tunesmith.engines.openai_endpoint import OpenAIEndpoint
 from tunesmith.export.forms.form import gguf_name
 from tunesmith.layers.experts import Adapted
-from tunesmith.models.adapter import WEIGHTS, load_adapter_state, read_adapter
+from tunesmith.models.adapter import WEIGHTS, load_adapted
 from tunesmith.models.device import best_device
 from tunesmith.models.identity import refuse_other_base
 from tunesmith.models.load import load_model
 from tunesmith.models.precision import precision
-from tunesmith.models.swap import add_lora, merge_lora
+from tunesmith.models.swap import merge_lora
 from tunesmith.pipeline.model_access import base_of, model_directory
 from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, Recipe
 from tunesmith.recipe.evaluate import Writer
@@ -63,8 +63,7 @@ def load(run: RunDir, recipe: Recipe, adapter: Path | None) -> Loaded:
     model = load_model(directory, compute, base, best_device(), recipe.per_layer_embeddings)
     layers = {}
     if adapter is not None:
-        layers = add_lora(model, recipe.lora, recipe.seed)
-        load_adapter_state(layers, read_adapter(adapter))
+        layers = load_adapted(model, adapter)
     return Loaded(model, layers, renderer, base)
 
 

@@ -14,7 +14,7 @@ from tunesmith.export.facts import read_facts
 from tunesmith.export.forms.form import Job, Operation, Written
 from tunesmith.export.forms.table import FORMS
 from tunesmith.export.job import build, plan_export, plan_lines, report
-from tunesmith.models.adapter import WEIGHTS
+from tunesmith.models.adapter import CONFIG, WEIGHTS, read_lora
 from tunesmith.models.attention import PACKED
 from tunesmith.models.load import attention
 from tunesmith.models.precision import precision
@@ -54,13 +54,13 @@ def plan_text(run: RunDir) -> list[str]:
 
 def planned(run: RunDir, recipe: Recipe) -> list[Operation]:
     """The steps of the export, and aloud what llama.cpp will compute otherwise."""
-
     base, written = base_of(run, recipe)
+    lora = read_lora(run.adapter) if (run.adapter / CONFIG).exists() else recipe.lora  # a plan may come before training
     context, why = context_of(run, recipe)
     logger.info(f"export: {context:,} tokens of context ({why})")
     for line in differences(base, context):
         logger.warning(f"export: llama.cpp computes this model differently: {line}")
-    return plan_export(recipe, read_facts(recipe, recipe.lora, base, written.template))
+    return plan_export(recipe, read_facts(recipe, lora, base, written.template))
 
 
 def context_of(run: RunDir, recipe: Recipe) -> tuple[int, str]:
@@ -92,7 +92,7 @@ def job_of(run: RunDir, recipe: Recipe) -> Job:
         recipe=recipe,
         base=base,
         renderer=written,
-        lora=recipe.lora,
+        lora=read_lora(run.adapter),
         staged=run.export / NEXT,
         context=context,
         differs=differences(base, context),
