@@ -2,6 +2,8 @@
 
 base          what a record is
 stages        stages.json and events.jsonl: what was done, from what, and when
+advice        advice.json: whether to tune at all
+evaluation    evaluation/: answers, scores, selection, judge, forgetting, seeds, curve, verdict
 """
 
 from tunesmith.rundir.records.base import FileRecord, Json, Record
