@@ -1,107 +1,133 @@
-"""Rules 1, 2 and 4 of the design, by reading the imports and the names in every source file."""
+"""Rules 1, 2 and 4 of the design, by reading the imports and the names in every source file. A test lists every offender."""
 
 import ast
 import re
-from pathlib import Path
 
-import pytest
+from source_tree import Module, modules, order
 
 from conftest import ROOT
 
-SOURCE = ROOT / "src" / "tunesmith"
-FILES = sorted(SOURCE.rglob("*.py"))
-ORDER = [
-    {"errors", "hardware", "families"},
-    {"recipe"},
-    {"rundir"},
-    {"tracking"},
-    {"kernels"},
-    {"layers"},
-    {"checkpoints"},
-    {"models", "chat"},
-    {"engines", "retrieval"},
-    {"advise", "data", "train", "evaluate", "export", "parity", "report"},
-    {"pipeline"},
-    {"cli", "__init__"},
-]
-RANK = {part: rank for rank, parts in enumerate(ORDER) for part in parts}
+RANK = {part: rank for rank, parts in enumerate(reversed(order())) for part in parts} | {"__init__": len(order())}
+CYCLES = 3  # to be 0
 
 
-def _part(path: Path) -> str:
-    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+def _top(module: Module) -> set[str]:
+    """The packages that a file imports."""
+    return {name.split(".")[0] for entry in module.imports for name in entry.names}
 
 
-def _imports(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            assert node.level == 0, f"{path}: relative import"
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+def test_imports_go_down_only():
+    """Rooms of one line have one rank, so stages never import each other either."""
+    offenders = []
+    for module in modules():
+        if module.part not in RANK:
+            offenders.append(f"{module.relative}: {module.part} has no place in the order of src/tunesmith/__init__.py")
+            continue
+        for entry in module.imports:
+            for name in sorted(entry.names):
+                if name.startswith("."):
+                    offenders.append(f"{module.at(entry)}: a relative import")
+                elif name.startswith("tunesmith."):
+                    other = name.split(".")[1]
+                    rank = RANK.get(other)
+                    if other != module.part and rank is not None and rank >= RANK[module.part]:
+                        offenders.append(f"{module.at(entry)}: {other} does not lie below {module.part}")
+    assert not offenders, "\n".join(offenders)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
-def test_imports_go_down_only(path):
-    part = _part(path)
-    for name in _imports(path):
-        if name.startswith("tunesmith."):
-            other = name.split(".")[1]
-            if other == part:
+def test_every_room_of_the_order_is_there():
+    rooms = {module.part for module in modules()} - {"__init__"}
+    assert rooms == set(RANK) - {"__init__"}
+
+
+def _cycles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Strongly connected parts of more than one module: those that reach each other."""
+
+    def reach(start: str) -> set[str]:
+        reached, stack = set(), [start]
+        while stack:
+            for name in graph[stack.pop()] - reached:
+                reached.add(name)
+                stack.append(name)
+        return reached
+
+    reaches = {name: reach(name) for name in graph}
+    parts = {frozenset({other for other in reaches[name] if name in reaches[other]}) for name in graph}
+    return sorted(sorted(part) for part in parts if part)
+
+
+def test_no_import_cycles():
+    """Imports in functions count; those for annotations alone do not run, and do not."""
+    names = {module.name for module in modules()}
+    graph: dict[str, set[str]] = {}
+    for module in modules():
+        graph[module.name] = set()
+        for entry in module.imports:
+            if entry.for_types:
                 continue
-            assert other in RANK, f"{path.name} imports {name}, which has no place in the order"
-            assert RANK[other] < RANK[part], f"{path.name} ({part}) imports {name}: {other} does not lie below {part}"
-
-
-def test_order_is_the_one_written_in_init():
-    text = (SOURCE / "__init__.py").read_text()
-    block = re.search(r"never import each other:\n\n(.*?)\n\n", text, re.DOTALL).group(1)
-    written = [set(line.replace("(stages)", "").split()) for line in block.splitlines()]
-    assert written == [parts - {"__init__"} for parts in reversed(ORDER)]
+            inside = entry.names & names
+            # ``from a.b import c`` with c a module is an import of a.b.c; a.b runs before it, as every package's parent does.
+            graph[module.name] |= {name for name in inside if not any(other.startswith(f"{name}.") for other in inside)}
+    cycles = _cycles(graph)
+    assert len(cycles) <= CYCLES, "\n".join(" <-> ".join(cycle) for cycle in cycles)
 
 
 def test_chokepoints():
-    for path in FILES:
-        imported = {name.split(".")[0] for name in _imports(path)}
-        relative = str(path.relative_to(SOURCE))
-        assert "triton" not in imported or relative.startswith("kernels/triton/"), relative
-        assert not {"fastapi", "uvicorn", "starlette"} & imported or relative.startswith(("serve/", "web/")), relative
-        assert "torch.distributed" not in path.read_text() or relative == "train/distributed.py", relative
+    offenders = []
+    for module in modules():
+        relative, imported = module.relative, _top(module)
+        if "triton" in imported and not relative.startswith("kernels/triton/"):
+            offenders.append(f"{relative}: triton")
+        if {"fastapi", "uvicorn", "starlette"} & imported and not relative.startswith(("serve/", "web/")):
+            offenders.append(f"{relative}: the web framework")
+        if "torch.distributed" in module.text and relative != "train/distributed.py":
+            offenders.append(f"{relative}: torch.distributed")
+    assert not offenders, "\n".join(offenders)
 
 
 def test_a_familys_name_appears_in_models_templates_and_tests_alone():
     families = re.compile(r"\b(smollm|gemma|qwen|mistral|phi-?3|gpt-?oss|llama)", re.IGNORECASE)
-    allowed = {"families.py"}
-    for path in FILES:
-        relative = str(path.relative_to(SOURCE))
-        if relative in allowed:
+    offenders = []
+    for module in modules():
+        if module.relative == "families.py":
             continue
-        for number, line in enumerate(path.read_text().splitlines(), start=1):
+        for number, line in enumerate(module.text.splitlines(), start=1):
             # llama.cpp is an engine, not a family; its architecture key is data of the GGUF format.
             clean = re.sub(r"x?llama[._]?cpp\w*|Llama(FileType|Model|Process)\b", "", line, flags=re.IGNORECASE)
             clean = re.sub(r"llama-(cpp|server|perplexity|quantize|imatrix|quant|adapter|vocab|context)\b", "", clean)
             clean = re.sub(r"ik_llama|\bllama_\w+|\bllama\.h\b|src/models/\w+\.cpp|architecture == \"llama\"", "", clean)
-            assert not families.search(clean), f"{relative}:{number}: {line.strip()}"
+            if families.search(clean):
+                offenders.append(f"{module.relative}:{number}: {line.strip()}")
+    assert not offenders, "\n".join(offenders)
 
 
-FORBIDDEN_CALLS = {"exec", "eval", "compile", "__import__"}
+FORBIDDEN_CALLS = {"exec", "eval", "compile", "__import__", "torch.load", "torch.save"}
+PICKLES = {"pickle", "dill", "joblib", "shelve", "marshal"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
-def test_no_exec_no_pickle_no_swallowed_errors_no_stray_environment(path):
-    relative = str(path.relative_to(SOURCE))
-    tree = ast.parse(path.read_text())
-    imported = _imports(path)
-    assert not {"pickle", "dill", "joblib", "shelve", "marshal"} & {name.split(".")[0] for name in imported}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            called = ast.unparse(node.func)
-            assert called not in FORBIDDEN_CALLS, f"{relative}:{node.lineno}: {called}"
-            assert called not in {"torch.load", "torch.save"}, f"{relative}:{node.lineno}: {called}"
+def _forbidden(module: Module) -> list[str]:
+    offenders = [f"{module.relative}: imports {name}" for name in PICKLES & _top(module)]
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in FORBIDDEN_CALLS:
+            offenders.append(f"{module.at(node)}: {ast.unparse(node.func)}")
         if isinstance(node, ast.ExceptHandler):
-            broad = node.type is None or ast.unparse(node.type) in {"Exception", "BaseException"}
-            assert not broad, f"{relative}:{node.lineno}: broad except"
-            assert not all(isinstance(n, ast.Pass) for n in node.body), f"{relative}:{node.lineno}: swallowed"
+            if node.type is None or ast.unparse(node.type) in {"Exception", "BaseException"}:
+                offenders.append(f"{module.at(node)}: broad except")
+            if all(isinstance(statement, ast.Pass) for statement in node.body):
+                offenders.append(f"{module.at(node)}: swallowed error")
         if isinstance(node, ast.Attribute) and ast.unparse(node) in {"os.environ", "os.getenv", "os.environb"}:
-            assert relative == "hardware.py", f"{relative}:{node.lineno}: reads the environment"
+            if module.relative != "hardware.py":
+                offenders.append(f"{module.at(node)}: reads the environment")
+    return offenders
+
+
+def test_no_exec_no_pickle_no_swallowed_errors_no_stray_environment():
+    offenders = [line for module in modules() for line in _forbidden(module)]
+    assert not offenders, "\n".join(offenders)
+
+
+def test_the_rules_would_catch_offenders():
+    text = "import os, pickle\ntry:\n    eval('1')\nexcept Exception:\n    pass\nos.environ['A']\n"
+    module = Module(ROOT / "src" / "tunesmith" / "x.py", text, ast.parse(text))
+    assert len(_forbidden(module)) == 5
+    assert _cycles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]

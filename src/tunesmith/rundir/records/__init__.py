@@ -4,6 +4,8 @@ base          what a record is
 stages        stages.json and events.jsonl: what was done, from what, and when
 advice        advice.json: whether to tune at all
 evaluation    evaluation/: answers, scores, selection, judge, forgetting, seeds, curve, verdict
+export        export.json, merge.json, commands.json: what was written, and how it is served
+parity        parity.json, sweep.json: whether forms are what was trained, and which type to deploy
 """
 
 from tunesmith.rundir.records.base import FileRecord, Json, Record

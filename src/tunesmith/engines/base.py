@@ -1,0 +1,251 @@
+"""The base model of a run, opened once: where it lies, how it writes conversations, in which precision it computes.
+
+Every stage asks the same four questions of a recipe's model: its directory, its renderer, the storage of its weights, the dtype
+of its products. Asked anew in each place they cost a hash of the file, 0.1 to 4.5 s for the second tokenizer and a timed probe;
+worse, two places may get two answers (a template that writes today's date, a file that was exchanged). ``BaseModel`` answers
+each question once, when it is first asked, and is handed around.
+
+Nothing is loaded until ``load``. What is loaded is a stock model on the best device, with an adapter on it where one is named;
+an adapter's rank, scale and targets are those of its own ``adapter_config.json`` and never a recipe's.
+
+Refused: opening by keyword in every stage (seven keys, three of which decide whether an old answer still holds); a cache by
+directory, which would outlive the run.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from transformers import PreTrainedModel
+
+from tunesmith.chat.render import Conversation, Rendered, Renderer
+from tunesmith.chat.template_choice import template_text
+from tunesmith.errors import DataError, RecipeError, RunError
+from tunesmith.layers.experts import Adapted
+from tunesmith.models.adapter import CONFIG, load_adapter_state, read_adapter, read_adapter_config, save_adapter
+from tunesmith.models.device import best_device
+from tunesmith.models.identity import base_identity, commit_of, refuse_other_base, write_identity
+from tunesmith.models.load import find_model, load_model, load_tokenizer, model_key
+from tunesmith.models.precision import Dtype, precision
+from tunesmith.models.swap import add_lora
+from tunesmith.recipe import Lora, Recipe
+from tunesmith.rundir import atomic_directory, fingerprint
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseModel:
+    """A base model that is not loaded yet.
+
+    Attributes:
+        model: hub id, directory or ``.gguf`` file.
+        revision, sha256: what must be found there: the commit of a hub id, the hash of a file.
+        base, arithmetic: storage and dtype that are asked for, ``recipe.base`` and ``recipe.train.compute``.
+        per_layer_embeddings: where the table that feeds every layer lies, as in the recipe.
+        template: Jinja text that takes the place of the tokenizer's own.
+        enable_thinking: switches thinking in the template.
+    """
+
+    model: str
+    revision: str | None = None
+    sha256: str | None = None
+    base: str = "auto"
+    arithmetic: str = "auto"
+    per_layer_embeddings: str = "auto"
+    template: str | None = None
+    enable_thinking: bool | None = None
+
+    @cached_property
+    def directory(self) -> Path:
+        """The model's directory, converted or downloaded when need be.
+
+        Raises:
+            ModelError: nothing there, a damaged file, another hash, or no way to the hub.
+        """
+        return find_model(self.model, self.revision, self.sha256)
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        """The tokenizer with the template in use.
+
+        Raises:
+            ModelError: no tokenizer there, or a template that cannot be used.
+        """
+        return Renderer(load_tokenizer(self.directory), self.template, self.enable_thinking)
+
+    @cached_property
+    def _precision(self) -> tuple[str, Dtype]:
+        return precision(self.base, self.arithmetic, self.directory)
+
+    @property
+    def storage(self) -> str:
+        """What the frozen weights are kept in: ``fp32``, ``bf16``, ``fp16`` or ``nf4``."""
+        return self._precision[0]
+
+    @property
+    def compute(self) -> Dtype:
+        """Dtype of the matrix products."""
+        return self._precision[1]
+
+    @cached_property
+    def key(self) -> str:
+        """Fingerprint of the model's files, without reading its weights."""
+        return model_key(self.directory)
+
+    @property
+    def answering_key(self) -> str:
+        """Fingerprint of the model and of how it is kept while it answers."""
+        return fingerprint(self.key, self.base, self.arithmetic, self.per_layer_embeddings)
+
+    def render(self, rows: Iterable[dict[str, Any]]) -> list[Rendered]:
+        """Token ids and supervision of rows: objects with ``messages``, and ``tools`` where there are some.
+
+        Raises:
+            DataError: a row that the template refuses or in which nothing is supervised, by its number from 1.
+        """
+        rendered: list[Rendered] = []
+        for number, result in enumerate(self.renderer.render_batch([Conversation.of(row) for row in rows]), start=1):
+            if isinstance(result, DataError):
+                raise DataError(f"row {number}: {result.message}", result.hint) from result
+            rendered.append(result)
+        return rendered
+
+    def load(self, adapter: Path | None = None) -> "LoadedModel":
+        """The weights in memory, on the best device, with the adapter of a PEFT directory on them where one is named.
+
+        Raises:
+            ModelError: damaged or unsuitable weights, or an adapter that was trained on another base.
+        """
+        if adapter is not None:
+            refuse_other_base(adapter, self.directory)
+        model = load_model(self.directory, self.compute, self.storage, best_device(), self.per_layer_embeddings)
+        loaded = LoadedModel(base=self, model=model)
+        if adapter is None:
+            return loaded
+        loaded = loaded.adapt(_lora_of(adapter))
+        load_adapter_state(loaded.layers, read_adapter(adapter))
+        return loaded
+
+    def add_lora(self, *, seed: int = 0, **settings: Any) -> "LoadedModel":
+        """The weights in memory with a new adapter on them, which changes nothing yet.
+
+        Args:
+            seed: of its first weights.
+            settings: keys of the recipe's section ``lora``: ``r``, ``alpha``, ``dropout``, ``target_modules`` ...
+
+        Raises:
+            RecipeError: an unknown key, or a value out of range.
+            TrainingError: nothing to adapt.
+        """
+        try:
+            lora = Lora(**settings)
+        except ValidationError as error:
+            first = error.errors()[0]
+            known = ", ".join(Lora.model_fields)
+            raise RecipeError(
+                f"add_lora: {first['loc'][0]}: {first['msg']}, found {first['input']!r}", f"keys: {known}"
+            ) from error
+        return self.load().adapt(lora, seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model in memory.
+
+    Attributes:
+        base: what was opened.
+        model: the stock model, whose adapted layers are swapped.
+        layers: what carries the adapter, by full name; empty without one.
+        lora: the adapter's rank, scale and targets; None without one.
+    """
+
+    base: BaseModel
+    model: PreTrainedModel
+    layers: dict[str, Adapted] = field(default_factory=dict)
+    lora: Lora | None = None
+
+    @property
+    def renderer(self) -> Renderer:
+        """Of the base."""
+        return self.base.renderer
+
+    def adapt(self, lora: Lora, seed: int = 0) -> "LoadedModel":
+        """The same model with a new adapter on it, which changes nothing yet: its layers are swapped in place.
+
+        Raises:
+            TrainingError: nothing to adapt.
+        """
+        assert not self.layers, "a model has one adapter"
+        return replace(self, layers=add_lora(self.model, lora, seed), lora=lora)
+
+    def render(self, rows: Iterable[dict[str, Any]]) -> list[Rendered]:
+        """See ``BaseModel.render``."""
+        return self.base.render(rows)
+
+    def save_adapter(self, directory: Path | str) -> Path:
+        """Write the adapter as a PEFT directory, with the identity of its base beside it; whole or not at all.
+
+        Raises:
+            RunError: there is no adapter, or the directory holds something else.
+        """
+        target = Path(directory)
+        if self.lora is None:
+            raise RunError(f"{target}: the model has no adapter to save", "call add_lora first")
+        if target.exists() and any(target.iterdir()) and not (target / CONFIG).exists():
+            raise RunError(f"{target}: holds files that are no adapter", "name a new directory, or empty this one")
+        with atomic_directory(target) as temporary:
+            save_adapter(temporary, self.layers, self.lora, self.base.model, commit_of(self.base.directory))
+            write_identity(temporary, base_identity(self.base.directory, self.renderer.template))
+        return target
+
+
+def open_base(model: Recipe | str | Path, template: str | None = None, *, base: str | None = None) -> BaseModel:
+    """The base model of a recipe, or one by its hub id, directory or ``.gguf`` file. Loads no weights.
+
+    Args:
+        template: Jinja text in the place of the recipe's or the model's own template, as a run directory keeps it.
+        base: storage of the weights in the place of the recipe's: ``auto``, ``fp32``, ``bf16`` or ``nf4``.
+
+    Raises:
+        ModelError: the recipe's template cannot be read.
+    """
+    if not isinstance(model, Recipe):
+        return BaseModel(model=_local_or_hub(model), base=base or "auto", template=template)
+    if template is None and model.chat.template is not None:
+        template = template_text(model.chat.template)
+    return BaseModel(
+        model=model.model,
+        revision=model.revision,
+        sha256=model.model_sha256,
+        base=base or model.base,
+        arithmetic=model.train.compute,
+        per_layer_embeddings=model.per_layer_embeddings,
+        template=template,
+        enable_thinking=model.chat.enable_thinking,
+    )
+
+
+def _local_or_hub(model: str | Path) -> str:
+    """A file or directory as an absolute path; a hub id as it is."""
+    path = Path(model).expanduser()
+    return str(path.resolve()) if path.exists() or path.suffix == ".gguf" or isinstance(model, Path) else model
+
+
+def _lora_of(adapter: Path) -> Lora:
+    """Rank, scale and targets of a PEFT directory."""
+    config = read_adapter_config(adapter)
+    targets, experts = config["target_modules"], config.get("target_parameters") or []
+    if not isinstance(targets, str):
+        names = [*targets, *(name.rpartition(".")[0] for name in experts)]
+        targets = "|".join(f"(?:.*\\.)?{re.escape(name)}" for name in dict.fromkeys(names))
+    return Lora(
+        r=config["r"],
+        alpha=config["lora_alpha"],
+        dropout=0.0,
+        target_modules=targets,
+        use_rslora=bool(config.get("use_rslora")),
+        use_dora=bool(config.get("use_dora")),
+    )

@@ -1,0 +1,113 @@
+"""What an export wrote and how it is served: ``export/export.json``, ``merge.json``, ``commands.json``.
+
+Paths stand as they are seen from the run directory, so that a run may be moved: commands are typed there.
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from tunesmith.rundir.records.base import FileRecord, Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufFile(Record):
+    """A GGUF file.
+
+    Attributes:
+        bytes: of the file.
+        weights: numbers in its tensors.
+        bits_per_weight: as measured, over all tensors.
+        types: weights by llama.cpp's type of their tensor.
+    """
+
+    bytes: int
+    weights: int
+    bits_per_weight: float
+    types: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(FileRecord):
+    """``export/export.json``.
+
+    Attributes:
+        files: the merged model's GGUF files by the type that the recipe names, in its order.
+    """
+
+    VERSION: ClassVar[int] = 1
+
+    files: dict[str, GgufFile]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeLosses(Record):
+    """Mean dev loss in nats a supervised token; None where it was not measured.
+
+    Attributes:
+        trained: merged into the weights that training held, dequantised.
+        original: merged into those of the checkpoint.
+        adapter: unmerged, as training measured it.
+    """
+
+    trained: float | None
+    original: float | None
+    adapter: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge(FileRecord):
+    """``export/merge.json``: what the adapter was merged into.
+
+    Attributes:
+        into: the weights as training held them, or those of the checkpoint.
+        dtype: of most weights, as in torch (``bfloat16``).
+        nbytes: of all weights.
+        targets: weights that the adapter changed; a stack of experts is one.
+        dequantized: weights whose values come from 4 bits; a stack of experts is one.
+        dev_loss: of both ways to merge, where the base was held in 4 bits.
+        summary: those in words.
+    """
+
+    VERSION: ClassVar[int] = 1
+
+    into: Literal["trained", "original"]
+    dtype: str
+    nbytes: int
+    targets: int
+    dequantized: int
+    dev_loss: MergeLosses | None = None
+    summary: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command(Record):
+    """How one engine serves one form.
+
+    Attributes:
+        engine: in words, for headings.
+        of: the model card that shows it: the merged model's or the adapter's.
+        argvs: what is typed in the run directory, one after another, each as the list of its arguments.
+        note: what has to be known before.
+    """
+
+    engine: str
+    of: Literal["merge", "adapter"]
+    argvs: tuple[tuple[str, ...], ...]
+    note: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Commands(FileRecord):
+    """``export/commands.json``.
+
+    Attributes:
+        commands: by engine and form (``vllm``, ``llama_server_adapter``).
+        refused: why a file that a command would need was not written, by its name.
+        differs: what llama.cpp computes otherwise than the model, a line each.
+    """
+
+    VERSION: ClassVar[int] = 1
+
+    commands: dict[str, Command]
+    refused: dict[str, str] = field(default_factory=dict)
+    differs: tuple[str, ...] = ()
