@@ -41,9 +41,9 @@ def _adapted(model, spread):
 
 def _measured(model, layers, renderer):
     steps = []
-    found = forgetting.measure(model, layers, renderer, PROBES, 0.02, 4, steps.append)
+    probes, figures = forgetting.measure(model, layers, renderer, PROBES, 0.02, 4, steps.append)
     assert sum(steps) == forgetting.STEPS
-    return found
+    return probes, figures
 
 
 @pytest.fixture
@@ -56,9 +56,9 @@ def _log_probs(model, ids):
         return torch.log_softmax(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].double(), -1)
 
 
-def _logprob(model, context, said):
-    log_TV = _log_probs(model, context + said)
-    return sum(float(log_TV[len(context) + i - 1, token]) for i, token in enumerate(said))
+def _logprob(model, context, continuation):
+    log_TV = _log_probs(model, context + continuation)
+    return sum(float(log_TV[len(context) + i - 1, token]) for i, token in enumerate(continuation))
 
 
 def test_figures_equal_those_of_two_stock_models(tiny_model, renderer):
@@ -67,21 +67,20 @@ def test_figures_equal_those_of_two_stock_models(tiny_model, renderer):
     plain = copy.deepcopy(stock)
     for name, layer in layers.items():
         plain.get_submodule(name).weight.data += layer.delta_OI()
-    found = _measured(tiny_model, layers, renderer)
-    bits, answers = found["probes"]
+    (bits, answers), (kl, *_) = _measured(tiny_model, layers, renderer)
     encode = renderer.tokenizer.encode
     for side, model in (("base", stock), ("tuned", plain)):
         texts = [(encode(p.text), len(p.text.encode())) for p in PROBES.passages]
         expected = [-_logprob(model, ids[:1], ids[1:]) / np.log(2) / size for ids, size in texts]
-        assert bits[side] == pytest.approx(np.mean(expected), abs=1e-5)
+        assert getattr(bits, side) == pytest.approx(np.mean(expected), abs=1e-5)
         right = []
         for q in PROBES.questions:
             context = encode(f"Question: {q.question}\nAnswer:")
             likely = np.exp([_logprob(model, context, encode(f" {answer}")) for answer in q.answers])
             right.append(likely[0] / likely.sum())
-        assert answers[side] == pytest.approx(np.mean(right), abs=1e-5)
-    assert bits["difference"] == pytest.approx((bits["base"] - bits["tuned"]) / bits["base"])
-    assert answers["difference"] == pytest.approx(answers["tuned"] - answers["base"])
+        assert getattr(answers, side) == pytest.approx(np.mean(right), abs=1e-5)
+    assert bits.difference == pytest.approx((bits.base - bits.tuned) / bits.base)
+    assert answers.difference == pytest.approx(answers.tuned - answers.base)
 
     kls = []
     for _, request in PROBES.prompts:
@@ -94,18 +93,17 @@ def test_figures_equal_those_of_two_stock_models(tiny_model, renderer):
         made = renderer.tokenizer.encode(renderer.tokenizer.decode(made), add_special_tokens=False)
         log_p, log_q = (_log_probs(model, prompt + made)[len(prompt) - 1 :] for model in (stock, plain))
         kls.append(float((log_p.exp() * (log_p - log_q)).sum(-1).mean()))
-    kl = found["figures"][0]
-    assert kl["name"] == "kl" and kl["value"] == pytest.approx(np.mean(kls), rel=1e-3)
-    assert kl["low"] <= kl["value"] <= kl["high"]
-    assert kl["largest"][0]["id"] == f"r{int(np.argmax(kls))}"
+    assert kl.name == "kl" and kl.value == pytest.approx(np.mean(kls), rel=1e-3)
+    assert kl.low <= kl.value <= kl.high
+    assert kl.largest[0].id == f"r{int(np.argmax(kls))}"
 
 
 def test_an_untrained_adapter_has_forgotten_nothing_and_a_damaged_model_much(tiny_model, renderer, monkeypatch):
     layers = _adapted(tiny_model, 0.0)
-    same = forgetting.conclude(_measured(tiny_model, layers, renderer), 0.02)
-    assert same["verdict"] == "no regression"
-    assert [probe["difference"] for probe in same["probes"]] == [0.0, 0.0]
-    assert same["figures"][0]["value"] < 1e-6 and not same["figures"][0]["alarmed"]
+    same = forgetting.conclude(*_measured(tiny_model, layers, renderer), 0.02)
+    assert same.verdict == "no regression"
+    assert [probe.difference for probe in same.probes] == [0.0, 0.0]
+    assert same.figures[0].value < 1e-6 and not same.figures[0].alarmed
     for layer in layers.values():
         layer.lora_B.data.normal_(std=2.0)
     # A model of random weights cannot lose what it never knew, so every token becomes a tenth less likely, in nats.
@@ -116,12 +114,12 @@ def test_an_untrained_adapter_has_forgotten_nothing_and_a_damaged_model_much(tin
         return [dataclasses.replace(scored, logprob=factor * scored.logprob) for scored in honest(*args)]
 
     monkeypatch.setattr(forgetting, "continuation_logprobs", lowered)
-    worse = forgetting.conclude(_measured(tiny_model, layers, renderer), 0.02)
-    bits = worse["probes"][0]
-    assert worse["verdict"] == bits["verdict"] == "regression" and bits["tuned"] > bits["base"]
-    assert bits["label"] in worse["reason"]
-    assert worse["figures"][0]["alarmed"] and "KL" in worse["reason"]
-    assert {part["name"]: part["n"] for part in bits["parts"]} == {"code": 4, "own": 8}
+    worse = forgetting.conclude(*_measured(tiny_model, layers, renderer), 0.02)
+    bits = worse.probes[0]
+    assert worse.verdict == bits.verdict == "regression" and bits.tuned > bits.base
+    assert bits.label in worse.reason
+    assert worse.figures[0].alarmed and "KL" in worse.reason
+    assert {part.name: part.n for part in bits.parts} == {"code": 4, "own": 8}
 
 
 @pytest.mark.parametrize(
@@ -133,18 +131,20 @@ def test_an_untrained_adapter_has_forgotten_nothing_and_a_damaged_model_much(tin
     ],
 )
 def test_a_run_is_as_good_as_its_worst_probe(verdicts, whole):
-    probes = [{"label": f"probe {i}", "verdict": verdict} for i, verdict in enumerate(verdicts)]
-    told = forgetting.conclude({"probes": probes, "figures": []}, 0.05)
-    assert told["verdict"] == whole and told["margin"] == 0.05
-    blamed = [probe["label"] for probe in probes if probe["verdict"] == whole and whole != "no regression"]
-    assert [probe["label"] for probe in probes if probe["label"] in told["reason"]] == blamed
+    zeros = np.zeros(20)
+    sample = forgetting.probe("x", "x", zeros, zeros, zeros, 0.05, "share")
+    probes = [dataclasses.replace(sample, label=f"probe {i}", verdict=verdict) for i, verdict in enumerate(verdicts)]
+    conclusion = forgetting.conclude(probes, [], 0.05)
+    assert conclusion.verdict == whole and conclusion.margin == 0.05
+    blamed = [probe.label for probe in probes if probe.verdict == whole and whole != "no regression"]
+    assert [probe.label for probe in probes if probe.label in conclusion.reason] == blamed
 
 
 def test_a_base_that_says_nothing_is_still_compared(tiny_model, renderer, monkeypatch):
     silent = lambda self, asked, *_: [Answer("", 1, 1, 0.0, True) for _ in asked]  # noqa: E731
     monkeypatch.setattr("tunesmith.engines.in_process.InProcessEngine.generate", silent)
-    found = _measured(tiny_model, _adapted(tiny_model, 0.05), renderer)
-    assert found["figures"][0]["value"] > 0.0
+    _, (kl, *_) = _measured(tiny_model, _adapted(tiny_model, 0.05), renderer)
+    assert kl.value > 0.0
 
 
 def test_shipped_probes_are_sound():

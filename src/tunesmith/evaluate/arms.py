@@ -165,8 +165,4 @@ def read_outputs(folder: Path) -> list[Output]:
     Raises:
         RunError: no such file, or a line that is no output.
     """
-    file = folder / "outputs.jsonl"
-    if not file.exists():
-        raise RunError(f"{file}: not there", f"the verb that writes it makes it again: tunesmith evaluate --arm {folder.name}")
-    with file.open("rb") as lines:
-        return [Output.parse(line, f"{file}:{number}") for number, line in enumerate(lines, start=1)]
+    return Output.read_lines(folder / "outputs.jsonl")

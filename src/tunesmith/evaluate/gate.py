@@ -17,7 +17,8 @@ correction. The other arms are shown beside it; their p-values are adjusted for 
 the best of them.
 
 **A deployed form that failed parity** outranks every other verdict: its answers, good or bad, are those of another model than
-the one that was trained, so they decide nothing about training.
+the one that was trained, so they decide nothing about training. A form whose parity could not be told is scored like any
+other, and the reason says so.
 
 **A forgetting suite that cannot tell** is said and does not block, unless the recipe asks for it
 (``evaluate.forgetting.required``): else a probe set that is too small would veto every run.
@@ -165,7 +166,7 @@ def verdict(
     comparison = against[candidate]
     forgetting = None if evidence.forgetting is None else evidence.forgetting.verdict
     decision = decide(comparison, min_gain, forgetting, evidence.forgetting_required)
-    if evidence.parity is not None and not evidence.parity.deployable:
+    if evidence.parity is not None and evidence.parity.state == "not deployable":
         decision = NOT_TRAINED
     both = "tuned" in outputs and "deployed" in outputs
     unsettled = decision == "too little data to tell" and decide(comparison, min_gain) == decision
@@ -257,6 +258,8 @@ def _reason(decision: Decision, c: Comparison, candidate: str, best_prompt: str,
         why += f"; {link} ({evidence.forgetting.reason})"
     elif evidence.forgetting is not None and evidence.forgetting.verdict != "no regression" and decision == "deploy":
         why += "; whether general skills were lost is not known"
+    if evidence.parity is not None and evidence.parity.state == "unknown":
+        why += f"; whether {evidence.parity.form} is the model that was trained is not known ({evidence.parity.reason})"
     worse = "; training lowered no dev loss, so the adapter is the untouched one of step 0" if evidence.only_worse else ""
     unscored = f"; {c.unscored} rows are unscored and left out" if c.unscored else ""
     form = "" if candidate == "deployed" else "; the deployed form was not scored"

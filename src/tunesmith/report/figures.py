@@ -14,6 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
+from tunesmith.rundir.records.evaluation import Curve
+from tunesmith.rundir.records.parity import Sweep
+
 matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "tunesmith", "font.family": "sans-serif", "font.size": 11})
 
 INK, QUIET, PROMPT, TUNED, DEV = "#1b1b1f", "#8a8f98", "#0072b2", "#d55e00", "#009e73"
@@ -40,27 +43,23 @@ def loss_figure(metrics: list[dict[str, Any]], best_step: int) -> str:
     return svg(figure, axes)
 
 
-def curve_figure(curve: dict[str, Any]) -> str:
-    """Dev score over train rows: measured points with intervals, the fitted law with its band, and where data end.
-
-    Args:
-        curve: ``evaluation/curve.json``; ``points`` and ``line`` are lists of rows, value, low and high.
-    """
+def curve_figure(curve: Curve) -> str:
+    """Dev score over train rows: measured points with intervals, the fitted law with its band, and where data end."""
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
-    line, points = curve["line"], curve["points"]
-    rows = [place["rows"] for place in line]
-    axes.fill_between(rows, [p["low"] for p in line], [p["high"] for p in line], color=TUNED, alpha=0.15, linewidth=0)
-    now = points[-1]["rows"]
-    for style, keep in (("-", [p for p in line if p["rows"] <= now]), ("--", [p for p in line if p["rows"] >= now])):
+    line, points = curve.line, curve.points
+    rows = [p.rows for p in line]
+    axes.fill_between(rows, [p.low for p in line], [p.high for p in line], color=TUNED, alpha=0.15, linewidth=0)
+    now = points[-1].rows
+    for style, part in (("-", [p for p in line if p.rows <= now]), ("--", [p for p in line if p.rows >= now])):
         label = "fitted, 95 %" if style == "-" else "carried on"
-        axes.plot([p["rows"] for p in keep], [p["value"] for p in keep], style, color=TUNED, linewidth=2, label=label)
-    reach = [[p["value"] - p["low"] for p in points], [p["high"] - p["value"] for p in points]]
-    measured = ([p["rows"] for p in points], [p["value"] for p in points])
+        axes.plot([p.rows for p in part], [p.value for p in part], style, color=TUNED, linewidth=2, label=label)
+    reach = [[p.value - p.low for p in points], [p.high - p.value for p in points]]
+    measured = ([p.rows for p in points], [p.value for p in points])
     axes.errorbar(*measured, yerr=reach, fmt="o", color=INK, markersize=6, linewidth=1.6, label="measured on dev", zorder=3)
     axes.axvline(now, color=QUIET, linewidth=1, linestyle=":")
     axes.set_xscale("log")
-    axes.set_xticks([p["rows"] for p in points] + [gain["rows"] for gain in curve["gains"]])
+    axes.set_xticks([p.rows for p in points] + [gain.rows for gain in curve.gains])
     axes.tick_params(axis="x", labelrotation=45)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -70,26 +69,23 @@ def curve_figure(curve: dict[str, Any]) -> str:
     return svg(figure, axes, grid="y")
 
 
-def sweep_figure(sweep: dict[str, Any]) -> str:
+def sweep_figure(sweep: Sweep) -> str:
     """Difference from the tuned model for each type, smallest file first: a point with its interval, and the margin.
 
     Files of like size would hide each other on an axis of bytes, so each type has a place of its own.
-
-    Args:
-        sweep: ``export/sweep.json``.
     """
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
-    entries = sorted(sweep["types"], key=lambda entry: entry["bytes"])
+    entries = sorted(sweep.types, key=lambda entry: entry.bytes)
     for number, entry in enumerate(entries):
-        c = entry["against"]
-        colour = TUNED if entry["type"] == sweep["recommended"] else INK
-        reach = [[100 * (c["gain"] - c["low"])], [100 * (c["high"] - c["gain"])]]
-        axes.errorbar([number], [100 * c["gain"]], yerr=reach, fmt="o", color=colour, markersize=6, linewidth=1.6)
-    names = [f"{entry['type']}\n{entry['bytes'] / 1e6:.0f} MB" for entry in entries]
+        task = entry.task
+        colour = TUNED if entry.type == sweep.recommended else INK
+        reach = [[100 * (task.gain - task.low)], [100 * (task.high - task.gain)]]
+        axes.errorbar([number], [100 * task.gain], yerr=reach, fmt="o", color=colour, markersize=6, linewidth=1.6)
+    names = [f"{entry.type}\n{entry.bytes / 1e6:.0f} MB" for entry in entries]
     axes.set_xticks(range(len(entries)), names, fontsize=8)
     axes.axhline(0.0, color=QUIET, linewidth=1)
-    axes.axhline(-100 * sweep["margin"], color=PROMPT, linewidth=1.2, linestyle="--", label="margin")
+    axes.axhline(-100 * sweep.margin, color=PROMPT, linewidth=1.2, linestyle="--", label="margin")
     axes.margins(x=0.08, y=0.08)
     axes.set_ylabel("points against tuned, on dev")
     figure.legend(loc="outside upper right", frameon=False, fontsize=9.5)

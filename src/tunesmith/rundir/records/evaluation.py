@@ -1,10 +1,10 @@
 """What ``evaluation/`` holds: answers and scores of every arm, the choice of prompts, and the verdict with its evidence.
 
-    <arm>/outputs.jsonl   an ``Output`` a line          judge.json       ``Judgement``
-    <arm>/scores.json     ``Scores``                    forgetting.json  ``Forgetting``
-    selection.json        ``Selection``                 seeds.json       ``Seeds``
-    retrieval.json        ``RetrievalRecall``           curve.json       ``Curve``
-    verdict.json          ``Verdict``, which holds all of it but the answers and the curve
+    <arm>/outputs.jsonl   an ``Output`` a line (under ``judged/`` with the judge's scores)
+    <arm>/scores.json     ``Scores``               judge.json        ``Judgement``
+    selection.json        ``Selection``            forgetting.json   ``Forgetting``
+    retrieval.json        ``RetrievalRecall``      seeds.json        ``Seeds``
+    curve.json            ``Curve``                verdict.json      ``Verdict``: all of it but the answers and the curve
 
 Scores and shares are fractions of 1. A score of None is an unscored row or arm (a judge that gave no verdict); it is in no
 mean. ``figures`` holds a metric's own figures by name, as many as the metric has.
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tunesmith.rundir.records.base import FileRecord, Json, Record
+from tunesmith.rundir.records.parity import FormState
 
 Decision = Literal[
     "deploy", "prompting is enough", "not better", "too little data to tell", "regression", "not the model that was trained"
@@ -390,7 +391,6 @@ class Seeds(FileRecord):
         n: test rows.
         runs: of each seed; the run's own first.
         mean, min, max: of the scores; ``sd`` their standard deviation (n - 1).
-        inputs: fingerprint of the answers of the run's own seed.
     """
 
     arm: str
@@ -400,7 +400,6 @@ class Seeds(FileRecord):
     min: float
     max: float
     sd: float
-    inputs: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -431,7 +430,6 @@ class Curve(FileRecord):
         seed_sd: standard deviation over training seeds, where it was measured.
         verdict: what follows for ``min_gain``.
         reason: the same as a sentence with its numbers.
-        inputs: fingerprint of the run's own adapter.
     """
 
     a: float
@@ -445,7 +443,6 @@ class Curve(FileRecord):
     seed_sd: float | None = None
     verdict: CurveVerdict
     reason: str
-    inputs: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -520,10 +517,10 @@ class Differing(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class DeployedParity(Record):
-    """Parity of the form that is deployed: its name, whether it is the trained model, and why not."""
+    """Parity of the form that is deployed: its name, whether it is the trained model, and why it is not known to be."""
 
     form: str
-    deployable: bool
+    state: FormState
     reason: str
 
 

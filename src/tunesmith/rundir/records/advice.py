@@ -1,18 +1,22 @@
-"""What the checklist looks at: numbers that somebody measured, as frozen records.
+"""``advice.json``: whether to tune at all, the checklist that says so, and every number that the rules saw.
 
-The rules (``checklist.py``, ``decide.py``) see these records and nothing else: no file, no model, no clock. That makes an
-advice a function of its evidence, so it can be written down, tested row by row and made again. Who measures is
-``api/advise.py``. What was not measured is None, never a guess: a rule answers ``unknown`` to it.
-
-Refused: rules that look things up themselves. They would import the stages that measure, and a rule that failed to
-measure would have to decide something all the same.
+The rules (``tunesmith.advise``) see ``Facts`` and nothing else: no file, no model, no clock. That makes an advice a function of
+its evidence, so it can be written down, tested row by row and made again. What was not measured is None, never a guess: a
+rule answers ``unknown`` to it.
 """
 
 from dataclasses import dataclass
+from typing import Literal
+
+from tunesmith.rundir.records.base import FileRecord, Record
+
+State = Literal["pass", "stop", "unknown"]
+Ending = Literal["tune", "prompt is enough", "use retrieval", "collect more rows"]
+Device = Literal["gpu", "cpu", "unknown"]
 
 
-@dataclass(frozen=True)
-class RowFacts:
+@dataclass(frozen=True, kw_only=True)
+class RowFacts(Record):
     """The examples, as the quality report counts them.
 
     Attributes:
@@ -48,8 +52,8 @@ class RowFacts:
         return self.distinct if self.prompts is None else min(self.distinct, self.prompts)
 
 
-@dataclass(frozen=True)
-class MetricFacts:
+@dataclass(frozen=True, kw_only=True)
+class MetricFacts(Record):
     """The metric and what this many rows can tell with it.
 
     Attributes:
@@ -71,8 +75,8 @@ class MetricFacts:
     discordance: float
 
 
-@dataclass(frozen=True)
-class Arm:
+@dataclass(frozen=True, kw_only=True)
+class DevArm(Record):
     """A way to ask the untuned model, as dev measured it.
 
     Attributes:
@@ -93,8 +97,8 @@ class Arm:
     retrieves: bool
 
 
-@dataclass(frozen=True)
-class PriceFacts:
+@dataclass(frozen=True, kw_only=True)
+class PriceFacts(Record):
     """What calls cost. None: the recipe does not say.
 
     Attributes:
@@ -112,8 +116,8 @@ class PriceFacts:
     counted: bool
 
 
-@dataclass(frozen=True)
-class MachineFacts:
+@dataclass(frozen=True, kw_only=True)
+class MachineFacts(Record):
     """The machine that trains.
 
     Attributes:
@@ -124,50 +128,127 @@ class MachineFacts:
     """
 
     name: str
-    kind: str
+    kind: Device
     cores: int
     memory: int | None
 
 
-@dataclass(frozen=True)
-class MemoryFacts:
-    """Bytes that training takes by what the base is kept in, roughly; see ``memory.py``.
+@dataclass(frozen=True, kw_only=True)
+class MemoryFacts(Record):
+    """Bytes that training takes by what the base is kept in, roughly; see ``advise/memory.py``.
 
     Attributes:
-        asked: the recipe's ``base``, or what ``auto`` comes to on this machine.
+        base: the recipe's ``base``, or what ``auto`` comes to on this machine.
         by_base: base to bytes; empty where the model's configuration is not at hand.
         why_not: the reason for an empty one.
         parameters: weights of the model, 0 where unknown.
         adapter_per_rank: trained weights of a rank-1 adapter on all linear layers.
     """
 
-    asked: str
+    base: str
     by_base: dict[str, int]
     why_not: str
     parameters: int
     adapter_per_rank: int
 
 
-@dataclass(frozen=True)
-class Facts:
+@dataclass(frozen=True, kw_only=True)
+class Facts(Record):
     """All of it. ``arms`` is empty before anything was asked; ``documents`` says whether the recipe brings documents."""
 
     rows: RowFacts
     metric: MetricFacts
-    arms: tuple[Arm, ...]
+    arms: tuple[DevArm, ...]
     documents: bool
     price: PriceFacts
     machine: MachineFacts
     memory: MemoryFacts
 
-    def best_prompt(self) -> Arm | None:
+    def best_prompt(self) -> DevArm | None:
         """The measured arm that searches nothing and scores best; of equals the one that asks with fewer tokens."""
         return _best([arm for arm in self.arms if not arm.retrieves])
 
-    def best_retrieval(self) -> Arm | None:
+    def best_retrieval(self) -> DevArm | None:
         """The same among arms that search."""
         return _best([arm for arm in self.arms if arm.retrieves])
 
 
-def _best(arms: list[Arm]) -> Arm | None:
+def _best(arms: list[DevArm]) -> DevArm | None:
     return max(arms, key=lambda arm: (arm.score, -arm.prompt_tokens), default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check(Record):
+    """One answered question of the checklist: ``evidence`` holds the numbers, ``hint`` what to do (empty for nothing)."""
+
+    check: str
+    state: State
+    evidence: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Record):
+    """What to write into the recipe, each with its reason.
+
+    Attributes:
+        base, r, alpha, num_train_epochs: as in the recipe.
+        test_fraction: None where the recipe's share is right.
+        fits: False where no base fits this machine.
+        why: reason of each, by the key of a recipe (``lora.r``).
+    """
+
+    base: str
+    r: int
+    alpha: int
+    num_train_epochs: int
+    test_fraction: float | None
+    fits: bool
+    why: dict[str, str]
+
+    @property
+    def keys(self) -> dict[str, str | int | float]:
+        """The settings as dotted keys of a recipe."""
+        keys: dict[str, str | int | float] = {
+            "base": self.base,
+            "lora.r": self.r,
+            "lora.alpha": self.alpha,
+            "train.num_train_epochs": self.num_train_epochs,
+        }
+        return keys if self.test_fraction is None else {**keys, "data.test_fraction": self.test_fraction}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice(FileRecord):
+    """How the checklist ends.
+
+    Attributes:
+        ending: one of four.
+        exit_code: of the command: 0 tune here, 21 prompt is enough, 22 use retrieval, 23 collect more rows, 24 tune elsewhere.
+        reason: one sentence with the numbers that decided.
+        decided_by: names of the checks that decided.
+        unknown: names of the checks that had no answer.
+        provisional: whether no prompt was asked, so that two of the endings could not be reached.
+        arm: the arm to use, for the first two endings; ``prompt``: file with its messages, relative to the run directory.
+        more_rows: how many, for the third.
+        settings: for the fourth.
+        checks: the checklist, in order.
+        quick: whether no model was asked.
+        hours: of one training run, roughly; None where unknown.
+        facts: every number that the rules saw.
+    """
+
+    ending: Ending
+    exit_code: int
+    reason: str
+    decided_by: tuple[str, ...]
+    unknown: tuple[str, ...]
+    provisional: bool
+    arm: str | None = None
+    prompt: str | None = None
+    more_rows: int | None = None
+    settings: Settings | None = None
+    checks: tuple[Check, ...]
+    quick: bool = False
+    hours: float | None
+    facts: Facts
