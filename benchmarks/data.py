@@ -170,8 +170,9 @@ def measure_render(path: Path, model: str) -> Figures:
     from itertools import islice
 
     from tunesmith.chat.render import Conversation, Rendered, Renderer
+    from tunesmith.checkpoints.resolve import find_model
     from tunesmith.data.read import Reader
-    from tunesmith.models.load import find_model, load_tokenizer
+    from tunesmith.models.load import load_tokenizer
 
     renderer = Renderer(load_tokenizer(find_model(model)))
     rows = list(islice(Reader(path), CHATS))

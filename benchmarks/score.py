@@ -40,8 +40,9 @@ from typing import Any
 import torch
 
 from data import machine
+from tunesmith.checkpoints.resolve import find_model
 from tunesmith.engines.score import continuation_logprobs
-from tunesmith.models.load import find_model, load_model, load_tokenizer
+from tunesmith.models.load import load_model, load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "assets" / "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -125,7 +125,7 @@ def command_of(arm: str, job: Path, given: argparse.Namespace) -> list[str]:
 
 def prepare(folder: Path, given: argparse.Namespace) -> tuple[Path, Figures]:
     """Rows, rendered once for all arms, and which of them each step takes; returns the job's file and its facts."""
-    from tunesmith.models.load import find_model
+    from tunesmith.checkpoints.resolve import find_model
 
     made = shared_prefix_chats(given.chats) if given.prefix else chats(given.chats)
     digest = write_rows(folder / "rows.jsonl", made)

@@ -4,6 +4,7 @@ What is expensive is made once a session and shared by the workers under a file 
 """
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -20,7 +21,9 @@ from hypothesis import HealthCheck, settings
 from tunesmith import hardware
 from tunesmith import pipeline as api
 from tunesmith.checkpoints.gguf_tokenizer import load_gguf_tokenizer
-from tunesmith.models.load import find_model, load_tokenizer
+from tunesmith.checkpoints.resolve import find_model
+from tunesmith.models import precision
+from tunesmith.models.load import load_tokenizer
 from tunesmith.recipe import Recipe, load_recipe
 from tunesmith.rundir import RunDir
 
@@ -71,6 +74,27 @@ def one_thread():
     """llama.cpp with one thread: its threads spin at every barrier, and on cores that others use that takes minutes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hardware, "cpu_count", lambda: 1)
+        yield
+
+
+@pytest.fixture
+def talk(caplog):
+    """A function: the lines that the product has logged since its last call."""
+    caplog.set_level(logging.INFO, "tunesmith")
+
+    def since() -> str:
+        lines = [record.getMessage() for record in caplog.records if record.name.startswith("tunesmith")]
+        caplog.clear()
+        return "\n".join(lines)
+
+    return since
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_timed_choice():
+    """What a recipe leaves open is computed in fp32, whichever of fp32 and bf16 this machine happens to multiply faster."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precision, "_faster", lambda directory: "fp32")
         yield
 
 

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tunesmith.engines.grammar import Grammar
+
 FP32 = 1e-4  # two logits of at most 20 by sums of a few hundred products, 2^-24 each: below 1e-5 where it was measured
 F16 = 0.04  # llama.cpp rounds activations, keys and values to 2^-11: 0.02 a logit of the tiny models (test_llama_model.py)
 MOST = 200  # answers beyond which a comparison with one of them would say little
@@ -33,9 +35,23 @@ def next_logits(model: PreTrainedModel) -> NextLogits:
 
     @torch.inference_mode()
     def logits_of(ids: list[int]) -> Tensor:
-        return model(torch.tensor([ids]), use_cache=False).logits[0, -1].double()
+        return model(torch.tensor([ids]), use_cache=False, logits_to_keep=1).logits[0, -1].double()
 
     return logits_of
+
+
+def constrained(logits_of: NextLogits, grammar: Grammar, prompt_tokens: int) -> NextLogits:
+    """Logits of which those that the grammar does not allow behind the prompt are minus infinity."""
+
+    def allowed_of(ids: list[int]) -> Tensor:
+        state = grammar.start(1)
+        for token in ids[prompt_tokens:]:
+            state.accept([token])
+        logits_1V = logits_of(ids)[None].clone()
+        state.mask_(logits_1V)
+        return logits_1V[0]
+
+    return allowed_of
 
 
 def greedy_answers(

@@ -33,9 +33,9 @@ class _Renamed:
         return None if value is None else SimpleNamespace(contents=lambda: value)
 
 
-def test_an_unknown_rule_is_refused_and_a_missing_one_is_said(capsys, monkeypatch):
+def test_an_unknown_rule_is_refused_and_a_missing_one_is_said(talk, monkeypatch):
     monkeypatch.setattr(gguf_tokenizer.AutoTokenizer, "from_pretrained", lambda *_, **__: None)
     load_gguf_tokenizer(GGUF, _Renamed(None))
-    assert "does not say how its tokenizer splits text" in capsys.readouterr().err
+    assert "does not say how its tokenizer splits text" in talk()
     with pytest.raises(ModelError, match="'poro-chat', which is not known"):
         load_gguf_tokenizer(GGUF, _Renamed("poro-chat"))

@@ -1,6 +1,9 @@
+from itertools import chain
+
 import pytest
 import torch
 
+from ties import FP32, greedy_answers, next_logits
 from tiny_families import TINY, random_model
 from tunesmith.chat.render import Renderer
 from tunesmith.engines.decode import PACK, StopRule, _batches, _packs, greedy
@@ -16,33 +19,29 @@ def _prompts(system):
     ]
 
 
-def _stock(model, ids_1T, stop):
-    """New ids of one prompt by the stock model alone."""
-    said = model.generate(ids_1T, max_new_tokens=12, do_sample=False, eos_token_id=stop, pad_token_id=0)
-    return said[0, ids_1T.shape[1] :].tolist()
-
-
 @pytest.mark.parametrize(
     ("system", "batch_size"), [("Answer in one word. " * 20, 3), ("Answer in one word. " * 20, 1), (None, 4)]
 )
 def test_equals_generate_one_by_one(tiny_model, tokenizer, system, batch_size):
-    """The oracle: stock attention, stock generate, no batch, no padding, nothing shared."""
-    renderer = Renderer(tokenizer)
-    # A tiny model never says the end-of-turn token by itself; let it stop on one that only some rows say.
+    """The oracle: the stock model token by token, no cache, no batch, no padding, nothing shared."""
+    renderer, logits_of = Renderer(tokenizer), next_logits(tiny_model)
     prompts = _prompts(system)
-    ids = [torch.tensor([renderer.prompt_ids(p)]) for p in prompts]
-    free = [_stock(tiny_model, i, None) for i in ids]
-    some = [token for said in free for token in said if not all(token in other for other in free)]
-    renderer.stop_ids = sorted({2, some[0]})
-    oracle = [_stock(tiny_model, i, renderer.stop_ids) for i in ids]
+    ids = [renderer.prompt_ids(p) for p in prompts]
+    # A tiny model never says the end-of-turn token by itself; let it stop on one that only some rows say, near ties or not.
+    free = [greedy_answers(logits_of, i, 12, FP32) for i in ids]
+    said, sayable = ([how(*map(set, answers)) for answers in free] for how in (set.intersection, set.union))
+    candidates = chain.from_iterable(answers[0] for answers in free)
+    stop = next(t for t in candidates if any(t in row for row in said) and not all(t in row for row in sayable))
+    renderer.stop_ids = sorted({2, stop})
     done = []
     answers = InProcessEngine(tiny_model, renderer, batch_size).generate(prompts, 12, done.append)
     assert sum(done) == 4
-    for answer, expected, prompt_ids in zip(answers, oracle, ids, strict=True):
-        stopped = expected[-1] in renderer.stop_ids
-        said = expected[:-1] if stopped else expected
-        assert answer.text == tokenizer.decode(said) and answer.new_tokens == len(expected)
-        assert answer.finished == stopped and answer.prompt_tokens == prompt_ids.shape[1]
+    for answer, prompt_ids in zip(answers, ids, strict=True):
+        allowed = greedy_answers(logits_of, prompt_ids, 12, FP32, renderer.stop_ids)
+        ends = [new[-1] in renderer.stop_ids for new in allowed]
+        texts = [tokenizer.decode(new[: len(new) - end]) for new, end in zip(allowed, ends, strict=True)]
+        found = (answer.text, answer.new_tokens, answer.finished)
+        assert found in zip(texts, map(len, allowed), ends, strict=True) and answer.prompt_tokens == len(prompt_ids)
     assert len({a.new_tokens for a in answers}) > 1 and any(a.finished for a in answers)  # rows left at different times
 
 
@@ -113,11 +112,5 @@ def test_every_family_decodes_as_stock(name, shared, monkeypatch):
     generator = torch.Generator().manual_seed(1)
     prefix = torch.randint(3, 290, (shared,), generator=generator).tolist()
     prompts = [prefix + torch.randint(3, 290, (n,), generator=generator).tolist() for n in (3, 17, 40)]
-    expected = []
-    for prompt in prompts:  # step by step, without a cache
-        ids = list(prompt)
-        for _ in range(12):
-            ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
-        expected.append(" ".join(map(str, ids[len(prompt) :])))
-    answers = InProcessEngine(model, _Ids, 3).generate(prompts, 12, lambda _: None)
-    assert [answer.text for answer in answers] == expected
+    for prompt, answer in zip(prompts, InProcessEngine(model, _Ids, 3).generate(prompts, 12, lambda _: None), strict=True):
+        assert [int(token) for token in answer.text.split()] in greedy_answers(next_logits(model), prompt, 12, FP32)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from ties import F16, greedy_answers, is_greedy, next_logits
+from ties import F16, constrained, greedy_answers, is_greedy, next_logits
 from tunesmith.engines.llama_cpp import LlamaCppEngine
 from tunesmith.engines.llama_model import LlamaModel
 from tunesmith.errors import ExportError, RecipeError
@@ -143,19 +143,26 @@ def _sentencepiece(path, template):
 
 @pytest.mark.slow
 def test_greedy_answers_equal_those_of_transformers(real_dir, tmp_path):
-    """The same weights in an F16 GGUF, a dozen prompts, free and under a schema; fp16 may turn one near tie."""
+    """The same weights in an F16 GGUF, a dozen prompts, free and under a schema.
+
+    Logits reach 39 here, of which 2^-11 is 0.02; they are off by 0.08 at most, the likeliest ten against each other by 0.03.
+    """
     from tunesmith.chat.render import Renderer
-    from tunesmith.engines.in_process import InProcessEngine
+    from tunesmith.engines.grammar import Grammar
     from tunesmith.export.gguf.convert import convert
     from tunesmith.models.load import load_model, load_tokenizer
 
     convert(real_dir, tmp_path / "f16.gguf")
-    ours = InProcessEngine(load_model(real_dir, "fp32"), Renderer(load_tokenizer(real_dir)), 12)
+    model, tokenizer = load_model(real_dir, "fp32"), load_tokenizer(real_dir)
+    renderer, free = Renderer(tokenizer), next_logits(model)
+    grammar = Grammar(SCHEMA, tokenizer, renderer.stop_ids, model.config.vocab_size)
     with LlamaCppEngine(tmp_path / "f16.gguf", 256) as engine:
-        for schema, few, budget, least in ((None, PROMPTS, 16, 11), (SCHEMA, PROMPTS[:3], 40, 3)):
-            theirs = _said(engine.generate(few, budget, lambda _: None, schema))
-            mine = _said(ours.generate(few, budget, lambda _: None, schema))
-            assert sum(a == b for a, b in zip(mine, theirs, strict=True)) >= least, list(zip(mine, theirs, strict=True))
+        for schema, few, budget in ((None, PROMPTS, 16), (SCHEMA, PROMPTS[:3], 40)):
+            for prompt, answer in zip(few, _said(engine.generate(few, budget, lambda _: None, schema)), strict=True):
+                ids = renderer.prompt_ids(prompt)
+                logits_of = free if schema is None else constrained(free, grammar, len(ids))
+                allowed = greedy_answers(logits_of, ids, budget, 0.1, renderer.stop_ids)
+                assert answer in [_without_control(tokenizer, ids, new, renderer.stop_ids) for new in allowed]
 
 
 def _said(answers):

@@ -58,7 +58,7 @@ def test_logits_are_those_of_stock_transformers(model, rounded):
     found, expected = model.logits(IDS), stock(rounded, IDS)
     assert found.shape == expected.shape and found.dtype == np.float32
     assert np.abs(found - expected).max() < ROUNDING < 0.01 * np.abs(expected).max()
-    assert np.array_equal(model.logits(IDS, first=297), found[297:])
+    assert np.abs(model.logits(IDS, first=297) - found[297:]).max() < ROUNDING  # products of three rows, not of 300
 
 
 def test_a_position_depends_on_what_is_before_it_and_on_nothing_else(model):

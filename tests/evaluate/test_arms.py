@@ -78,7 +78,7 @@ def endpoint():
     server.close()
 
 
-def test_an_endpoint_is_an_arm_with_a_price_and_its_key_is_in_no_file(endpoint, tiny_dir, tmp_path, monkeypatch, capsys):
+def test_an_endpoint_is_an_arm_with_a_price_and_its_key_is_in_no_file(endpoint, tiny_dir, tmp_path, monkeypatch, talk):
     monkeypatch.setenv("THEIR_KEY", "canary-5142")
     named = {
         "base_url": endpoint.url,
@@ -110,8 +110,8 @@ def test_an_endpoint_is_an_arm_with_a_price_and_its_key_is_in_no_file(endpoint, 
     assert read_json(run.evaluation / "retrieval.json")["n"] == len(rows)
     sealed = {row["messages"][0]["content"] for row in read_rows(run.data / "test.jsonl")}
     assert not [row for row in local if any(f" {asked}\n" in row["prompt"][-1]["content"] for asked in sealed)]
-    talk = capsys.readouterr()
-    written = "".join(p.read_text(errors="replace") for p in run.path.rglob("*") if p.is_file()) + talk.out + talk.err
-    assert "canary" not in written and "answer recall@5" in talk.err.split("evaluate: retrieval gets")[0]
+    lines = talk()
+    written = "".join(p.read_text(errors="replace") for p in run.path.rglob("*") if p.is_file()) + lines
+    assert "canary" not in written and "answer recall@5" in lines.split("evaluate: retrieval gets")[0]
     api.evaluate(run)
     assert len(endpoint.requests) == 2 * (3 + len(rows))  # all up to date

@@ -2,12 +2,14 @@
 
 import copy
 import dataclasses
+import itertools
 import json
 
 import numpy as np
 import pytest
 import torch
 
+from ties import FP32, greedy_answers, next_logits
 from tunesmith import pipeline as api
 from tunesmith.chat.render import Renderer
 from tunesmith.engines.engine import Answer
@@ -85,24 +87,27 @@ def test_figures_equal_those_of_two_stock_models(tiny_model, renderer):
     kls = []
     for _, request in PROBES.prompts:
         prompt = renderer.prompt_ids([{"role": "user", "content": request}])
-        made = stock.generate(
-            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=16, do_sample=False,
-            eos_token_id=renderer.stop_ids, pad_token_id=2,
-        )[0, len(prompt) :].tolist()  # fmt: skip
-        made = made[:-1] if made[-1] in renderer.stop_ids else made
-        made = renderer.tokenizer.encode(renderer.tokenizer.decode(made), add_special_tokens=False)
-        log_p, log_q = (_log_probs(model, prompt + made)[len(prompt) - 1 :] for model in (stock, plain))
-        kls.append(float((log_p.exp() * (log_p - log_q)).sum(-1).mean()))
-    assert kl.name == "kl" and kl.value == pytest.approx(np.mean(kls), rel=1e-3)
-    assert kl.low <= kl.value <= kl.high
-    assert kl.largest[0].id == f"r{int(np.argmax(kls))}"
+        answers = greedy_answers(next_logits(stock), prompt, 16, FP32, renderer.stop_ids)
+        kls.append([_kl(stock, plain, prompt, new, renderer) for new in answers])
+    written = [values for values in itertools.product(*kls) if kl.value == pytest.approx(np.mean(values), rel=1e-3)]
+    assert kl.name == "kl" and kl.low <= kl.value <= kl.high
+    assert kl.largest[0].id in [f"r{int(np.argmax(values))}" for values in written]
+
+
+def _kl(stock, plain, prompt, new, renderer):
+    """Mean over the tokens of what the base answers, in nats."""
+    new = new[:-1] if new[-1] in renderer.stop_ids else new
+    new = renderer.tokenizer.encode(renderer.tokenizer.decode(new), add_special_tokens=False)
+    log_p, log_q = (_log_probs(model, prompt + new)[len(prompt) - 1 :] for model in (stock, plain))
+    return float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
 
 
 def test_an_untrained_adapter_has_forgotten_nothing_and_a_damaged_model_much(tiny_model, renderer, monkeypatch):
     layers = _adapted(tiny_model, 0.0)
     same = forgetting.conclude(*_measured(tiny_model, layers, renderer), 0.02)
     assert same.verdict == "no regression"
-    assert [probe.difference for probe in same.probes] == [0.0, 0.0]
+    # Columns of zeros may change the order of additions.
+    assert [probe.difference for probe in same.probes] == pytest.approx([0.0, 0.0], abs=1e-6)
     assert same.figures[0].value < 1e-6 and not same.figures[0].alarmed
     for layer in layers.values():
         layer.lora_B.data.normal_(std=2.0)

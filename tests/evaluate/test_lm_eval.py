@@ -10,6 +10,7 @@ pytest.importorskip("lm_eval")
 
 from lm_eval.models.huggingface import HFLM
 
+from ties import FP32, greedy_answers, next_logits
 from tunesmith.chat.render import Renderer
 from tunesmith.errors import RecipeError
 from tunesmith.evaluate import lm_eval as ours
@@ -110,10 +111,22 @@ class _Asked:
 
 
 def test_writing_is_that_of_the_harness(tiny_model, tokenizer):
-    """Stop texts that the model does write, of one and of several tokens, contexts that are cut, several budgets."""
+    """Stop texts that the model does write, of one and of several tokens, contexts that are cut, several budgets.
+
+    Behind contexts where no two tokens are so near that rounding decides.
+    """
     theirs = HFLM(pretrained=copy.deepcopy(tiny_model), tokenizer=tokenizer, batch_size=1)
     mine = ours.InMemoryLM(tiny_model, Renderer(tokenizer))
-    contexts = ["A red house", "Colour 1? Answer:", "Once", "a b " * 600]
+    logits_of = next_logits(tiny_model)
+
+    def settled(texts):
+        """Those behind which greedy decoding can only say one thing."""
+        ids = {text: tokenizer.encode(text) for text in texts}
+        answers = {t: [greedy_answers(logits_of, ids[t][n - 1024 :], n, FP32) for n in (20, 7)] for t in texts}
+        return [text for text in texts if all(len(each) == 1 for each in answers[text])]
+
+    contexts = settled(["A red house", "Colour 1? Answer:", "Once", "Two birds", "The door"])[:3]
+    contexts += settled(["a b " * 600, "c d e " * 400])[:1]
     free = mine.generate_until([_Asked(text, until=[], max_gen_toks=20) for text in contexts])
     assert len(set(free)) == 4 and all(len(text) > 8 for text in free)
     inside = [free[0][5:7], free[1][6:12]]

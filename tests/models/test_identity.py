@@ -52,10 +52,10 @@ def adapter(tiny_model, tiny_dir, tmp_path):
     return tmp_path / "adapter"
 
 
-def test_another_base_is_refused_until_it_is_accepted_and_a_copy_is_the_same_base(adapter, tiny_dir, other, tmp_path, capsys):
+def test_another_base_is_refused_until_it_is_accepted_and_a_copy_is_the_same_base(adapter, tiny_dir, other, tmp_path, talk):
     shutil.copytree(tiny_dir, tmp_path / "copy")
     refuse_other_base(adapter, tmp_path / "copy")
-    assert capsys.readouterr().err == ""
+    assert talk() == ""
     ours, theirs = base_identity(tiny_dir)["sha256"], base_identity(other)["sha256"]
     with pytest.raises(ModelError, match=f"sha256 {ours}.* have {theirs}"):
         merge(other, adapter, tmp_path / "merged")
@@ -68,7 +68,7 @@ def test_another_base_is_refused_until_it_is_accepted_and_a_copy_is_the_same_bas
         refuse_other_base(adapter, tiny_dir)
 
 
-def test_an_adapter_without_our_facts_passes_with_a_line_and_damaged_facts_do_not(adapter, tiny_dir, other, capsys):
+def test_an_adapter_without_our_facts_passes_with_a_line_and_damaged_facts_do_not(adapter, tiny_dir, other, talk):
     (adapter / FACTS).write_text('{"base": {}}')
     with pytest.raises(ModelError, match=r"says no base\.sha256"):
         read_identity(adapter)
@@ -77,7 +77,7 @@ def test_an_adapter_without_our_facts_passes_with_a_line_and_damaged_facts_do_no
         refuse_other_base(adapter, tiny_dir)
     (adapter / FACTS).unlink()
     refuse_other_base(adapter, other)
-    assert "says nothing of the weights" in capsys.readouterr().err
+    assert "says nothing of the weights" in talk()
 
 
 def test_the_template_is_the_bases_own_or_the_one_that_is_given(tiny_dir, tokenizer, tmp_path):

@@ -109,7 +109,7 @@ def test_fixed_layers_and_scales_are_told_with_their_numbers():
     assert llama_cpp_differs(config, 1024) == [] and "in 4 of 4 layers" in llama_cpp_differs(config, 1025)[0]
 
 
-def test_an_export_says_it_before_and_after_and_writes_it_down(tiny_dir, tmp_path, capsys):
+def test_an_export_says_it_before_and_after_and_writes_it_down(tiny_dir, tmp_path, talk):
     base = tmp_path / "base"
     shutil.copytree(tiny_dir, base)
     config = json.loads((base / "config.json").read_text())
@@ -118,12 +118,12 @@ def test_an_export_says_it_before_and_after_and_writes_it_down(tiny_dir, tmp_pat
     run = api.open_run(write_recipe(tmp_path, base, {"export.gguf": ["F16"]}), tmp_path / "run")
     line = "sliding_window is 300 in 2 of 2 layers and 1,024 tokens are served"
     api.export(run, dry_run=True)
-    assert line in capsys.readouterr().err
+    assert line in talk()
     for stage in (api.data, api.render, api.train):
         stage(run)
-    capsys.readouterr()
+    talk()
     api.export(run)
-    assert line in capsys.readouterr().err
+    assert line in talk()
     (told,) = read_json(run.export / "commands.json")["differs"]
     card = (run.export / "merged" / "README.md").read_text()
     assert line in told and told[1:] in card.split("## llama.cpp\n")[1]

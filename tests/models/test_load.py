@@ -19,11 +19,10 @@ from transformers import (
     MistralConfig,
 )
 
-from conftest import GGUF
 from tunesmith.checkpoints.names import naming
 from tunesmith.errors import ModelError
 from tunesmith.kernels.nf4 import dequantize_nf4, quantize_nf4
-from tunesmith.models.load import find_model, load_model, load_tokenizer
+from tunesmith.models.load import load_model, load_tokenizer
 from tunesmith.models.nf4_load import quantized_experts, quantized_linears
 
 S, F = "sliding_attention", "full_attention"
@@ -56,8 +55,7 @@ MULTIMODAL = {
 IDS = torch.tensor([[2, 5, 9, 33, 70, 3, 3, 8, 95, 4, 17, 60]])
 
 
-def test_directory_is_taken_as_it_is_and_frozen(tiny_dir):
-    assert find_model(str(tiny_dir)) == tiny_dir
+def test_a_model_is_loaded_frozen(tiny_dir):
     model = load_model(tiny_dir, "bf16")
     assert model.dtype == torch.bfloat16 and not model.training
     assert not any(p.requires_grad for p in model.parameters())
@@ -73,40 +71,9 @@ def test_weights_that_are_not_in_the_checkpoint_are_never_made_up(tiny_dir, tmp_
         load_model(broken, "fp32")
 
 
-def test_places_that_hold_no_model(tmp_path):
-    for model, words in [
-        (str(tmp_path / "none"), "no such model"),
-        (str(tmp_path), "no config.json"),
-        (str(tmp_path / "none.gguf"), "no such model file"),
-    ]:
-        with pytest.raises(ModelError, match=words):
-            find_model(model)
+def test_a_directory_without_a_tokenizer(tmp_path):
     with pytest.raises(ModelError, match="tokenizer cannot be loaded"):
         load_tokenizer(tmp_path)
-
-
-def test_gguf_cut_in_half_and_gguf_with_another_hash(tmp_path):
-    half = tmp_path / "half.gguf"
-    with GGUF.open("rb") as file:
-        half.write_bytes(file.read(GGUF.stat().st_size // 2))
-    with pytest.raises(ModelError, match="not a whole GGUF file"):
-        find_model(str(half))
-    with pytest.raises(ModelError, match="the recipe expects 0000"):
-        find_model(str(half), sha256="0" * 64)
-    half.write_bytes(b"not a gguf")
-    with pytest.raises(ModelError, match="not a whole GGUF file"):
-        find_model(str(half))
-
-
-def test_unknown_hub_id_is_an_error_not_another_model(monkeypatch):
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    def offline(*_, **__):
-        raise LocalEntryNotFoundError("no network")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
-    with pytest.raises(ModelError, match="nobody/nothing: no such file or directory, and the hub"):
-        find_model("nobody/nothing")
 
 
 def _files(directory):
@@ -131,10 +98,10 @@ def multimodal(request, tmp_path_factory):
         return directory, model(input_ids=IDS).logits
 
 
-def test_the_text_model_of_a_multimodal_checkpoint_is_the_stock_one(multimodal, capsys):
+def test_the_text_model_of_a_multimodal_checkpoint_is_the_stock_one(multimodal, talk):
     directory, expected = multimodal
     model = load_model(directory, "fp32")
-    said = capsys.readouterr().err
+    said = talk()
     with torch.no_grad():
         torch.testing.assert_close(model(IDS).logits, expected, rtol=1e-5, atol=1e-5)
     towers = sum("language_model" not in name and name != "lm_head.weight" for name in _files(directory))
@@ -150,10 +117,10 @@ def test_names_go_both_ways(multimodal):
         assert model is None or ((model != stored or model == "lm_head.weight") and names.of_checkpoint(model) == stored)
 
 
-def test_in_nf4_it_is_the_text_model_with_rounded_weights(multimodal, capsys):
+def test_in_nf4_it_is_the_text_model_with_rounded_weights(multimodal, talk):
     directory, exact = multimodal
     model, rounded = load_model(directory, "fp32", "nf4"), load_model(directory, "fp32")
-    assert capsys.readouterr().err.count("towers are not loaded") == 2
+    assert talk().count("towers are not loaded") == 2
     names = [f"{name}.weight" for name in quantized_linears(rounded)]
     names += [f"{name}.{stack}" for name in quantized_experts(rounded) for stack in ("gate_up_proj", "down_proj")]
     assert len(names) >= 20 and not any("router" in name or "per_layer" in name for name in names)
@@ -166,14 +133,14 @@ def test_in_nf4_it_is_the_text_model_with_rounded_weights(multimodal, capsys):
 
 
 @pytest.mark.parametrize("base", [None, "nf4"])
-def test_a_missing_tensor_of_a_text_model_is_named_and_a_foreign_one_told(multimodal, tmp_path, base, capsys):
+def test_a_missing_tensor_of_a_text_model_is_named_and_a_foreign_one_told(multimodal, tmp_path, base, talk):
     directory, _ = multimodal
     copy = shutil.copytree(directory, tmp_path / "copy")
     tensors = _files(copy)
     lost = next(name for name in tensors if name.endswith("layers.1.mlp.up_proj.weight"))
     _save({**tensors, "foreign.weight": torch.ones(2)}, copy)
     load_model(copy, "fp32", base)
-    assert "1 tensors of the checkpoint have no place in the model (foreign.weight)" in capsys.readouterr().err
+    assert "1 tensors of the checkpoint have no place in the model (foreign.weight)" in talk()
     _save({name: tensor for name, tensor in tensors.items() if name != lost}, copy)
     with pytest.raises(ModelError, match=r"not in the checkpoint: model\.layers\.1\.mlp\.up_proj\.weight\n"):
         load_model(copy, "fp32", base)
@@ -187,11 +154,11 @@ def e2b(tmp_path):
 
 
 @pytest.mark.parametrize("base", [None, "nf4"])
-def test_keys_of_layers_that_share_them_and_the_older_spelling_of_the_head_size(e2b, base, capsys):
+def test_keys_of_layers_that_share_them_and_the_older_spelling_of_the_head_size(e2b, base, talk):
     """Original checkpoints hold k_proj of every layer, and name the head size of full layers once."""
     with torch.no_grad():
         expected = load_model(e2b, "fp32", base)(IDS).logits
-    capsys.readouterr()
+    talk()
     place = "model.language_model.layers.{}.self_attn.{}.weight"
     vain = {place.format(layer, name): torch.ones(16, 64) for layer in (2, 3) for name in ("k_proj", "v_proj")}
     _save({**_files(e2b), **vain, place.format(3, "k_norm"): torch.ones(32)}, e2b)
@@ -201,7 +168,7 @@ def test_keys_of_layers_that_share_them_and_the_older_spelling_of_the_head_size(
     (e2b / "config.json").write_text(json.dumps(config))
     with torch.no_grad():
         assert torch.equal(load_model(e2b, "fp32", base)(IDS).logits, expected)
-    assert "no place" not in capsys.readouterr().err
+    assert "no place" not in talk()
 
 
 @pytest.mark.parametrize("base", [None, "nf4"])

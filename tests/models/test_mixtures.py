@@ -212,11 +212,11 @@ def test_lists_and_expressions_adapt_what_they_name_and_dora_is_refused(stock):
         add_lora(stock, Lora(r=2, use_dora=True), seed=0)
 
 
-def test_what_is_left_out_is_said(stock, capsys, monkeypatch):
+def test_what_is_left_out_is_said(stock, talk, monkeypatch):
     model = copy.deepcopy(stock)
     assert sum(isinstance(m, LoRAExperts) for m in model.modules()) == 0
     add_lora(model, Lora(r=2), seed=0)
-    assert "lora.dropout 0.05 holds for the linear layers" in capsys.readouterr().err
+    assert "lora.dropout 0.05 holds for the linear layers" in talk()
     monkeypatch.setattr("tunesmith.models.swap.FAMILIES", {})
     add_lora(stock, Lora(r=2), seed=0)
-    assert "experts of 2 layers get no adapter" in capsys.readouterr().err
+    assert "experts of 2 layers get no adapter" in talk()

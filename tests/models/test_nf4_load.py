@@ -134,13 +134,13 @@ def test_gradients_flow_through_to_the_input(family):
     assert grads[0].abs().sum() > 0
 
 
-def test_excluded_layers_stay_dense(tmp_path, capsys):
+def test_excluded_layers_stay_dense(tmp_path, talk):
     _write(CONFIGS["llama"], tmp_path)
     model = load_nf4(tmp_path, exclude=("mlp.up_proj", "layers.0", "k_pro"), dtype=torch.float32)
     kinds = {name: type(module) for name, module in model.named_modules()}
     assert kinds["model.layers.1.mlp.up_proj"] is kinds["model.layers.0.self_attn.q_proj"] is nn.Linear
     assert kinds["model.layers.1.mlp.down_proj"] is kinds["model.layers.1.self_attn.k_proj"] is NF4Linear
-    said = capsys.readouterr().err
+    said = talk()
     assert "NF4: 6 linear layers, 22,528 weights at 4.134 bits" in said
     assert "not quantised: 9 linear layers (model.layers.0.self_attn.q_proj" in said
 
@@ -190,9 +190,9 @@ def mixture(request, tmp_path_factory):
     return _write(MIXTURES[request.param], tmp_path_factory.mktemp("mixture"))
 
 
-def test_experts_are_those_of_the_stacked_dense_model_quantised(mixture, capsys):
+def test_experts_are_those_of_the_stacked_dense_model_quantised(mixture, talk):
     model, stock = load_nf4(mixture, dtype=torch.float32), _stock(mixture, torch.float32)
-    said = capsys.readouterr().err
+    said = talk()
     names = quantized_experts(stock)
     assert len(names) == 2 and [n for n, m in model.named_modules() if isinstance(m, NF4Experts)] == names
     assert "linear layers and the experts of 2 layers" in said and "no place" not in said
@@ -204,7 +204,7 @@ def test_experts_are_those_of_the_stacked_dense_model_quantised(mixture, capsys)
                 weight.copy_(dequantize_nf4(quantize_nf4(weight), weight.dtype))
         torch.testing.assert_close(model(IDS).logits, stock(IDS).logits, rtol=1e-4, atol=1e-4)
     excluded = load_nf4(mixture, exclude=("experts",), dtype=torch.float32)
-    assert ", the experts of 2 layers, embeddings and norms" in capsys.readouterr().err
+    assert ", the experts of 2 layers, embeddings and norms" in talk()
     dense = _rounded(_stock(mixture, torch.float32), quantized_linears(stock))
     with torch.no_grad():
         torch.testing.assert_close(excluded(IDS).logits, dense(IDS).logits, rtol=1e-4, atol=1e-4)
@@ -242,12 +242,12 @@ def test_a_damaged_checkpoint_is_refused_and_named(tied, tmp_path):
             load_nf4(_rewrite(tied, tmp_path / str(number), tensors))
 
 
-def test_an_equal_copy_of_a_tied_head_and_extra_tensors_are_no_error(tied, tmp_path, capsys):
+def test_an_equal_copy_of_a_tied_head_and_extra_tensors_are_no_error(tied, tmp_path, talk):
     whole = _tensors(tied)
     same = {**whole, "lm_head.weight": whole["model.embed_tokens.weight"].clone(), "model.extra": torch.ones(1)}
     model = load_nf4(_rewrite(tied, tmp_path / "x", same))
     assert model.lm_head.weight is model.model.embed_tokens.weight
-    assert "1 tensors of the checkpoint have no place in the model (model.extra)" in capsys.readouterr().err
+    assert "1 tensors of the checkpoint have no place in the model (model.extra)" in talk()
     only_head = {k: v for k, v in same.items() if k != "model.embed_tokens.weight"}
     model = load_nf4(_rewrite(tied, tmp_path / "y", only_head), dtype=torch.float32)
     assert torch.equal(model.get_input_embeddings().weight, whole["model.embed_tokens.weight"])
@@ -281,7 +281,7 @@ def theirs(tied, tmp_path_factory):
     return model, directory
 
 
-def test_a_checkpoint_of_bitsandbytes_gives_its_logits(theirs, tied, capsys):
+def test_a_checkpoint_of_bitsandbytes_gives_its_logits(theirs, tied, talk):
     stock, directory = theirs
     model = load_nf4(directory, dtype=torch.float32)
     with warnings.catch_warnings():
@@ -289,7 +289,7 @@ def test_a_checkpoint_of_bitsandbytes_gives_its_logits(theirs, tied, capsys):
         expected = stock.train()(IDS).logits  # in eval mode its CPU path computes in bf16
     torch.testing.assert_close(model(IDS).logits, expected, rtol=1e-4, atol=1e-4)
     assert type(model.model.layers[0].self_attn.o_proj) is nn.Linear
-    said = capsys.readouterr().err
+    said = talk()
     assert "NF4: 12 linear layers" in said and "o_proj" in said and "no place" not in said
     ours = load_nf4(tied, exclude=("o_proj",), dtype=torch.float32)
     with torch.no_grad():

@@ -84,13 +84,13 @@ def test_preview_shows_what_is_supervised(tmp_path, tiny_dir, command):
     assert "2 supervised" in out
 
 
-def test_tokens_of_unchanged_rows_come_from_the_cache(tmp_path, tiny_dir, capsys):
+def test_tokens_of_unchanged_rows_come_from_the_cache(tmp_path, tiny_dir, talk):
     recipe = write_recipe(tmp_path, tiny_dir, {"task.short_prompt": f"{tmp_path}"})  # a key of this test's own
     first, second = (api.open_run(recipe, tmp_path / name) for name in ("a", "b"))
     for run in (first, second):
         api.data(run)
         api.render(run)
-        said = capsys.readouterr().err
+        said = talk()
         assert ("train: the tokens of these rows are in the cache" in said) == (run is second)
     assert first.tokens("train").read_bytes() == second.tokens("train").read_bytes()
     assert read_json(first.data / "rendered.json") == read_json(second.data / "rendered.json")

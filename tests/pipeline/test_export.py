@@ -136,18 +136,18 @@ def test_what_a_form_cannot_hold_is_refused_before_anything_is_written(copied):
         api.export(copied)
 
 
-def test_what_the_new_export_does_not_hold_is_gone(copied, capsys):
+def test_what_the_new_export_does_not_hold_is_gone(copied, talk):
     (copied.export / "parity.json").write_text("{}")
     _change(copied, **SMALL)
     api.export(copied)
     names = {entry.name for entry in copied.export.iterdir()}
     assert names == {"merged", "merge.json", "export.json", "toy-Q8_0.gguf", "Modelfile", "commands.json"}
-    talk = capsys.readouterr().err
-    assert "toy-Q8_0.gguf" in talk and "8.50 bits a weight" in talk and "serve: llama-server" in talk
+    lines = talk()
+    assert "toy-Q8_0.gguf" in lines and "8.50 bits a weight" in lines and "serve: llama-server" in lines
     assert api.export(copied) == []
 
 
-def test_a_template_that_no_modelfile_expresses_does_not_fail_the_export(copied, monkeypatch, capsys):
+def test_a_template_that_no_modelfile_expresses_does_not_fail_the_export(copied, monkeypatch, talk):
     def refusing(*_):
         raise ExportError("the date")
 
@@ -155,7 +155,7 @@ def test_a_template_that_no_modelfile_expresses_does_not_fail_the_export(copied,
     _change(copied, **SMALL)
     api.export(copied)
     assert read_json(copied.export / "commands.json")["refused"] == {"Modelfile": "the date"}
-    assert not (copied.export / "Modelfile").exists() and "export: no Modelfile: the date" in capsys.readouterr().err
+    assert not (copied.export / "Modelfile").exists() and "export: no Modelfile: the date" in talk()
 
 
 def test_too_little_room_is_said_before_the_first_byte(copied, monkeypatch):

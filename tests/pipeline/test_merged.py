@@ -29,7 +29,7 @@ def _merge(run):
     return read_json(run.export / "merge.json")
 
 
-def test_a_run_on_nf4_says_the_dev_loss_of_both_merges(nf4_run, capsys):
+def test_a_run_on_nf4_says_the_dev_loss_of_both_merges(nf4_run, talk):
     facts = _merge(nf4_run)
     losses = facts["dev_loss"]
     assert (facts["into"], facts["dtype"], facts["dequantized"]) == ("trained", "float32", 14)
@@ -37,7 +37,7 @@ def test_a_run_on_nf4_says_the_dev_loss_of_both_merges(nf4_run, capsys):
     assert losses["trained"] == pytest.approx(losses["adapter"], abs=1e-4)
     assert abs(losses["original"] - losses["adapter"]) > 10 * abs(losses["trained"] - losses["adapter"])
     assert f"into the 32-bit original {losses['original']:.4f}, adapter unmerged {losses['adapter']:.4f}" in facts["told"]
-    assert facts["told"] in capsys.readouterr().err and not (nf4_run.export / "adapter-vllm").exists()
+    assert facts["told"] in talk() and not (nf4_run.export / "adapter-vllm").exists()
     text = nf4_run.recipe_file.read_text()
     write_text(nf4_run.recipe_file, text.replace("merge_into: trained", "merge_into: original"))
     other = _merge(nf4_run)

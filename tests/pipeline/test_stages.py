@@ -64,15 +64,15 @@ def test_exported_file_is_the_tuned_model_with_the_training_template(tiny_run, t
     assert list(facts) == ["Q8_0", "Q4_K_M"] and 8.4 < facts["Q8_0"]["bits_per_weight"] < 8.6
 
 
-def test_everything_is_skipped_the_second_time_and_redone_when_inputs_change(tiny_run, tmp_path, capsys):
+def test_everything_is_skipped_the_second_time_and_redone_when_inputs_change(tiny_run, tmp_path, talk):
     shutil.copytree(tiny_run.path, tmp_path / "run")
     run = RunDir(tmp_path / "run")
     before = run.stages()
     api.run(run)
     assert run.stages() == before
-    talk = capsys.readouterr().err
+    lines = talk()
     for stage in before:
-        assert f"{stage}: up to date" in talk
+        assert f"{stage}: up to date" in lines
     text = run.recipe_file.read_text()
     run.recipe_file.write_text(text.replace("test_fraction: 0.25", "test_fraction: 0.3"))
     api.data(run)

@@ -270,14 +270,14 @@ def test_a_row_asks_with_its_last_user_turn():
     assert question_of({"messages": [*turns, {"role": "assistant", "content": "e"}]}) == "c"
 
 
-def test_documents_of_the_recipe(make_recipe, tmp_path, capsys):
+def test_documents_of_the_recipe(make_recipe, tmp_path, talk):
     (tmp_path / "faq.md").write_text("Q: a red car? It is red indeed.\n")
     recipe = make_recipe({"data.documents": "faq.md"})
     assert recipe.data.documents == tmp_path / "faq.md"
     corpus = read_corpus(recipe, [])
     assert (corpus.kind, corpus.ids) == ("documents", ["faq.md#1"])
     assert check_sealed(corpus, [_row(1), _row(2, answer="blue"), _row(3, question="a blue car")]) == 1
-    assert "1 of 3 test rows stand in data.documents" in capsys.readouterr().err
+    assert "1 of 3 test rows stand in data.documents" in talk()
     store = open_store(recipe, tmp_path / "store.sqlite", corpus)
     found = find(store, [_row(1), _row(2, question="boat")], 5)
     assert [[hit.id for hit in hits] for hits in found] == [["faq.md#1"], []]

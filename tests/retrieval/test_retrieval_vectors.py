@@ -124,11 +124,11 @@ def test_a_paraphrase_is_nearer_than_another_subject():
     assert question @ paraphrase > 0.4 > 0.1 > question @ other
 
 
-def test_a_recipes_embedder_ranks_beside_the_words(encoder, tmp_path, capsys):
+def test_a_recipes_embedder_ranks_beside_the_words(encoder, tmp_path, talk):
     recipe = load_recipe(write_recipe(tmp_path, tmp_path / "no-model", {"evaluate.retrieval.embedder": str(encoder)}))
     corpus = Corpus("documents", TEXTS, [f"d#{i}" for i in range(len(TEXTS))], [])
     store = open_store(recipe, tmp_path / "store.sqlite", corpus)
-    assert "read 1 of 7 passages in part" in capsys.readouterr().err
+    assert "read 1 of 7 passages in part" in talk()
     assert len(store.search("car", 9)) == 7 and store.search("shop nine", 1)[0].id == "d#1"  # meaning ranks all of them
     store.close()
 

@@ -15,6 +15,7 @@ from conftest import toy_rows, write_recipe
 from tunesmith import pipeline as api
 from tunesmith.chat.fit import fit as fit_lengths
 from tunesmith.chat.render import Conversation
+from tunesmith.checkpoints.resolve import find_model
 from tunesmith.data.pack import Plan
 from tunesmith.data.read import Reader
 from tunesmith.data.split import SplitFacts, answer_key, group_key, split
@@ -31,7 +32,7 @@ from tunesmith.evaluate.select import PromptTask, select_prompt
 from tunesmith.export.companions import merged_config
 from tunesmith.export.merge import Merged
 from tunesmith.models.adapter import adapter_state
-from tunesmith.models.load import find_model, load_model
+from tunesmith.models.load import load_model
 from tunesmith.models.precision import precision
 from tunesmith.models.swap import add_lora
 from tunesmith.pipeline.curve import share_of

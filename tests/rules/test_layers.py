@@ -115,9 +115,9 @@ def _forbidden(module: Module) -> list[str]:
                 offenders.append(f"{module.at(node)}: broad except")
             if all(isinstance(statement, ast.Pass) for statement in node.body):
                 offenders.append(f"{module.at(node)}: swallowed error")
-        if isinstance(node, ast.Attribute) and ast.unparse(node) in {"os.environ", "os.getenv", "os.environb"}:
-            if module.relative != "hardware.py":
-                offenders.append(f"{module.at(node)}: reads the environment")
+        variables = isinstance(node, ast.Attribute) and ast.unparse(node) in {"os.environ", "os.getenv", "os.environb"}
+        if variables and module.relative != "hardware.py":
+            offenders.append(f"{module.at(node)}: reads the environment")
     return offenders
 
 

@@ -148,7 +148,7 @@ def test_tokens_are_made_once_and_shared_by_runs(tmp_path, cache, monkeypatch):
     assert not cached_tokens("other", targets[2], _maker(made)) and len(made) == 2
 
 
-def test_a_damaged_cache_is_noticed_at_every_byte_that_counts_and_made_again(tmp_path, cache, capsys):
+def test_a_damaged_cache_is_noticed_at_every_byte_that_counts_and_made_again(tmp_path, cache, talk):
     made = []
     cached_tokens("k", tmp_path / "train.arrow", _maker(made))
     whole = cache.read_bytes()
@@ -161,4 +161,4 @@ def test_a_damaged_cache_is_noticed_at_every_byte_that_counts_and_made_again(tmp
         cache.write_bytes(content)
         assert not cached_tokens("k", tmp_path / "train.arrow", _maker(made))
         assert len(made) == number + 1 and (tmp_path / "train.arrow").read_bytes() == whole
-        assert "damaged" in capsys.readouterr().err
+        assert "damaged" in talk()

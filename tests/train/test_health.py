@@ -192,13 +192,13 @@ def test_an_answer_that_the_base_would_never_give_is_no_fault_of_the_base(base):
     assert check_adapter(model, layers, rare, [0]) > math.log(BARE["vocab_size"])
 
 
-def test_a_run_says_it_is_healthy_and_its_bytes_are_those_of_a_run_without_checks(tmp_path, tiny_dir, capsys, monkeypatch):
+def test_a_run_says_it_is_healthy_and_its_bytes_are_those_of_a_run_without_checks(tmp_path, tiny_dir, talk, monkeypatch):
     run = api.open_run(write_recipe(tmp_path, tiny_dir, {"lora.dropout": 0.2}), tmp_path / "run")
     api.data(run)
     api.render(run)
     shutil.copytree(run.path, tmp_path / "unchecked")
     api.train(run)
-    told = capsys.readouterr().err
+    told = talk()
     assert "health: adapters change nothing yet and 14 of 14 get a gradient" in told
     monkeypatch.setattr(health, "check_adapter", lambda *_: 0.0)
     api.train(RunDir(tmp_path / "unchecked"))

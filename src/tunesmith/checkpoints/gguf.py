@@ -14,8 +14,11 @@ embedding for another matrix; both are mended here.
 Names and layouts are transformers' own tables (``modeling_gguf_pytorch_utils.py``: ``get_gguf_hf_weights_map`` and the
 ``TensorProcessor`` of an architecture), blocks are read by llama.cpp's package ``gguf``. Which architectures are held by a
 test stands in ``families.py``.
+
+Shape suffixes here: F rotary frequencies.
 """
 
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,10 +36,11 @@ from tunesmith.checkpoints.shards import Shape, refuse_full_disk, write_model
 from tunesmith.errors import ModelError
 from tunesmith.families import GGUF, SCALED_ROTARY, GgufArchitecture
 from tunesmith.rundir import atomic_directory, sha256_file
-from tunesmith.tracking import say
 
 if TYPE_CHECKING:
     from gguf import GGUFReader, ReaderTensor
+
+logger = logging.getLogger(__name__)
 
 COMMON_KEYS = (
     "context_length",
@@ -83,7 +87,7 @@ def convert_gguf(path: Path, expected: str | None) -> Path:
         return target
     reader = _open(path)
     known = _architecture(path, reader)
-    say(f"converting {path.name} to safetensors (once; kept in {target})")
+    logger.info(f"converting {path.name} to safetensors (once; kept in {target})")
     try:
         config = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
         tokenizer = load_gguf_tokenizer(path, reader)

@@ -10,6 +10,7 @@ Source: ``src/llama-vocab.cpp`` of llama.cpp (build b10605), ``llm_tokenizer_bpe
 ``ByteLevel`` of the ``tokenizers`` library, which the ``tokenizer.json`` of these models names.
 """
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,10 +20,11 @@ from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKEN
 
 from tunesmith.errors import ModelError
 from tunesmith.families import GGUF_GPT2_SPLIT, GGUF_SINGLE_DIGITS
-from tunesmith.tracking import say
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
+
+logger = logging.getLogger(__name__)
 
 BYTE_LEVEL = "gpt2"  # tokenizer.ggml.model of every byte-level vocabulary
 
@@ -42,7 +44,7 @@ def load_gguf_tokenizer(path: Path, reader: "GGUFReader") -> PreTrainedTokenizer
     if kind is None or kind.contents() != BYTE_LEVEL:
         return tokenizer
     if rule is None:
-        say(f"{path}: does not say how its tokenizer splits text (tokenizer.ggml.pre); split as GPT-2 does")
+        logger.warning(f"{path}: does not say how its tokenizer splits text (tokenizer.ggml.pre); split as GPT-2 does")
         return tokenizer
     name = str(rule.contents())
     if name in GGUF_SINGLE_DIGITS:

@@ -12,6 +12,7 @@ Refused: ``from_pretrained`` for this, which reads whole files and falls back to
 Source: the ``text_config`` of transformers' multimodal configurations; ``checkpoints/names.py`` for the names.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from transformers import AutoConfig, PretrainedConfig
 from tunesmith.checkpoints.names import checkpoint_files, expert_part, naming
 from tunesmith.errors import ModelError
 from tunesmith.families import WRAPPERS
-from tunesmith.tracking import say
+
+logger = logging.getLogger(__name__)
 
 
 def read_config(directory: Path) -> tuple[PretrainedConfig, dict[str, Any] | None]:
@@ -81,7 +83,7 @@ class Checkpoint:
             if part := expert_part(name):
                 places.setdefault(part.stacked, []).append((part.expert, part.part, name))
         if towers:
-            say(f"text only: {towers} tensors of the checkpoint's towers are not loaded")
+            logger.info(f"text only: {towers} tensors of the checkpoint's towers are not loaded")
         self.stacks = {stacked: [name for *_, name in sorted(parts)] for stacked, parts in places.items()}
 
     def __contains__(self, name: str) -> bool:

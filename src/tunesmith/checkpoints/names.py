@@ -17,7 +17,6 @@ Source: ``conversion_mapping.py`` of transformers 5.23 (the entries ``llava`` an
 ``MergeModulelist``).
 """
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,9 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import jiter
-from safetensors import SafetensorError, safe_open
 
-from tunesmith.checkpoints.prescan import check_safetensors
+from tunesmith.checkpoints.prescan import StoredTensor, check_safetensors
 from tunesmith.errors import ModelError
 from tunesmith.families import WRAPPERS
 
@@ -37,6 +35,8 @@ LAYOUTS: tuple[Pairs, ...] = (  # the first pair tells the layout
     (("model.language_model.", "model."),),
     (("language_model.model.", "model."), ("language_model.lm_head.", "lm_head.")),
 )
+INDEX = "model.safetensors.index.json"
+CONFIG_BYTES = 2**22
 INDEX_BYTES = 2**26  # 100,000 tensors take 10 MB
 _EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight")
 _STACKS = {"gate_proj": ("gate_up_proj", 0, 2), "up_proj": ("gate_up_proj", 1, 2), "down_proj": ("down_proj", 0, 1)}
@@ -91,17 +91,29 @@ class ExpertPart:
     parts: int
 
 
+def read_settings(directory: Path) -> dict[str, Any]:
+    """The object that ``config.json`` of a model directory holds.
+
+    Raises:
+        ModelError: not there, too large, or no JSON object.
+    """
+    path = directory / "config.json"
+    try:
+        settings = jiter.from_json(path.read_bytes()) if path.stat().st_size <= CONFIG_BYTES else None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: the configuration cannot be read: {error}", "is config.json there?") from error
+    if not isinstance(settings, dict):
+        raise ModelError(f"{path}: no JSON object of at most {CONFIG_BYTES:,} bytes", "get the file again")
+    return settings
+
+
 def naming(directory: Path) -> Naming:
     """The naming of the checkpoint in a model directory.
 
     Raises:
         ModelError: no configuration or no safetensors there, or they cannot be read.
     """
-    try:
-        facts: dict[str, Any] = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{directory}: the configuration cannot be read: {error}", "is config.json there?") from error
-    return naming_of(str(facts.get("model_type")), checkpoint_files(directory))
+    return naming_of(str(read_settings(directory).get("model_type")), checkpoint_files(directory))
 
 
 def naming_of(model_type: str, names: Iterable[str]) -> Naming:
@@ -121,23 +133,35 @@ def checkpoint_files(directory: Path) -> dict[str, Path]:
     Raises:
         ModelError: no ``model.safetensors`` there, nor its index, or a damaged or forged one.
     """
-    index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
+    return {name: file for file, tensors in stored_tensors(directory).items() for name in tensors}
+
+
+def stored_tensors(directory: Path) -> dict[Path, dict[str, StoredTensor]]:
+    """What the headers of a checkpoint's files say of each tensor, by file; the weights are not read.
+
+    Raises:
+        ModelError: no ``model.safetensors`` there, nor its index; a file of the index is not there; or a damaged or forged one.
+    """
+    index, single = directory / INDEX, directory / "model.safetensors"
     if not index.exists() and not single.exists():
         raise ModelError(f"{directory}: no model.safetensors there, nor its index", "get the checkpoint as safetensors")
     try:
-        files = {directory / file for file in _files_of(index)} if index.exists() else {single}
-        return {name: file for file in sorted(files) for name in _names_in(file)}
-    except (OSError, ValueError, SafetensorError) as error:
+        files = sorted(directory / file for file in _files_of(index)) if index.exists() else [single]
+        if missing := [file.name for file in files if not file.exists()]:
+            gone = f"{len(missing)} of the {len(files)} files that {INDEX} names are not there: {', '.join(missing[:4])}"
+            raise ModelError(f"{directory}: {gone}", "the download was not finished; get the checkpoint again")
+        return {file: check_safetensors(file) for file in files}
+    except (OSError, ValueError) as error:
         raise ModelError(f"{directory}: the checkpoint cannot be read: {error}", "get the checkpoint again") from error
 
 
 def expert_part(name: str) -> ExpertPart | None:
     """The place of ``...experts.7.gate_proj.weight`` in its stack; None for any other name (of the model, not of the file)."""
-    found = _EXPERT.fullmatch(name)
-    if found is None:
+    match = _EXPERT.fullmatch(name)
+    if match is None:
         return None
-    stack, part, parts = _STACKS[found[3]]
-    return ExpertPart(f"{found[1]}.{stack}", int(found[2]), part, parts)
+    stack, part, parts = _STACKS[match[3]]
+    return ExpertPart(f"{match[1]}.{stack}", int(match[2]), part, parts)
 
 
 def _files_of(index: Path) -> set[str]:
@@ -152,9 +176,3 @@ def _files_of(index: Path) -> set[str]:
     if outside := sorted(file for file in files if Path(file).name != file):
         raise ModelError(f"{index}: {outside[0]!r} is not a file beside it", "get the checkpoint from a source that you trust")
     return files
-
-
-def _names_in(file: Path) -> list[str]:
-    check_safetensors(file)
-    with safe_open(file, framework="pt") as tensors:
-        return list(tensors.keys())

@@ -95,11 +95,37 @@ def check_gguf(path: Path) -> None:
         _walk_tensors(header, tensors, alignment)
 
 
-def check_safetensors(path: Path, limits: Limits = MODEL) -> None:
+@dataclass(frozen=True)
+class StoredTensor:
+    """What a safetensors header says of a tensor.
+
+    Attributes:
+        dtype: as the format spells it, ``BF16``.
+        shape: of the tensor.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """Elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return self.numel * DTYPE_BITS[self.dtype] // 8
+
+
+def check_safetensors(path: Path, limits: Limits = MODEL) -> dict[str, StoredTensor]:
     """Refuse a safetensors file that is not whole and in order.
 
     Args:
         limits: ``MODEL``, or ``ADAPTER`` for a file that has no business being large.
+
+    Returns:
+        Its tensors by name, sorted.
 
     Raises:
         ModelError: a header that is too large or no JSON of the format, a name that is there twice, a dtype that is not
@@ -134,6 +160,7 @@ def check_safetensors(path: Path, limits: Limits = MODEL) -> None:
     if len(header) > most:
         raise _unsound(path, f"{len(header):,} tensors, {most:,} are the limit")
     _check_places(path, header, size - 8 - length)
+    return {name: StoredTensor(header[name]["dtype"], tuple(header[name]["shape"])) for name in sorted(header)}
 
 
 def _check_places(path: Path, header: Mapping[str, Any], nbytes: int) -> None:

@@ -4,6 +4,7 @@ Data goes to stdout, talk and errors to stderr. Exit codes: 0 done (or verdict d
 (``errors.py``), 10-14 verdicts (``evaluate/gate.py``), 21-24 advice (``advise/decide.py``), 130 interrupted.
 """
 
+import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,10 +20,12 @@ from tunesmith import pipeline as api
 from tunesmith import recipe
 from tunesmith.errors import MissingPackage, TunesmithError
 from tunesmith.rundir import write_json
-from tunesmith.tracking import say, visible
+from tunesmith.tracking import terminal, visible
 
 if TYPE_CHECKING:
     from tunesmith.data.read import ReadOptions
+
+logger = logging.getLogger(__name__)
 
 SUPERVISED, CONTEXT, CONTROL = "bold green", "default", "reverse"
 COLUMNS_OF_EVERY_ARM = (  # what is left are the metric's own figures
@@ -56,13 +59,22 @@ EXTRAS = {
 }
 
 
+@app.callback()
+def settings(
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also what helps to find a fault.")] = False,
+) -> None:
+    """Fine-tune open-weights language models, and prove whether it was worth it."""
+    terminal.set_verbosity(verbose - quiet)
+
+
 @app.command()
 def run(target: Target, out: Out = None) -> None:
     """All stages, from data to verdict and report. The exit code is the verdict's."""
     directory = api.open_run(target, out)
     result = api.run(directory)
     _print_verdict(result)
-    say(f"report: {directory.report_file}")
+    logger.info(f"report: {directory.report_file}")
     raise typer.Exit(result["exit_code"])
 
 
@@ -118,7 +130,7 @@ def check(
         write_json(json_file, result)
     if page is not None:
         api.check_page(result, page)
-        say(f"page: {page}")
+        logger.info(f"page: {page}")
 
 
 @app.command()
@@ -132,7 +144,7 @@ def convert(
     """Write data of any format as messages JSONL."""
     summary = api.convert(source, target, _read_options(format, column, quarantine), quarantine)
     for note in api.reading_lines(summary):
-        say(note)
+        logger.info(note)
     print(f"{summary['rows']} rows written to {target}")
 
 
@@ -179,7 +191,7 @@ def advise(
     directory = api.open_run(target, out)
     result = api.advise(directory, quick)
     _print_advice(result, Console(highlight=False, width=None if sys.stdout.isatty() else 100))
-    say(f"advice: {directory.path / 'advice.json'}")
+    logger.info(f"advice: {directory.path / 'advice.json'}")
     raise typer.Exit(result["exit_code"])
 
 
@@ -290,7 +302,7 @@ def chat(
     """Talk to the tuned model. An empty line starts over, end of input leaves."""
     answer = api.chat(api.open_run(target), compare)
     if sys.stdin.isatty():
-        say("type a message; an empty line starts a new conversation, Ctrl-D leaves")
+        logger.info("type a message; an empty line starts a new conversation, Ctrl-D leaves")
     conversation: list[dict[str, str]] = []
     while True:
         try:
@@ -445,6 +457,11 @@ def _points(share: float | None) -> str:
 
 def main() -> None:
     """Entry point: user errors become one message and an exit code, never a traceback."""
+    with terminal.session():
+        _guarded()
+
+
+def _guarded() -> None:
     try:
         app()
     except TunesmithError as error:
@@ -457,7 +474,7 @@ def main() -> None:
             MissingPackage(f"this needs the package {name}, which is not installed", f"pip install 'tunesmith[{EXTRAS[name]}]'")
         )
     except KeyboardInterrupt:
-        say("interrupted; the same command goes on from the last checkpoint")
+        logger.warning("interrupted; the same command goes on from the last checkpoint")
         sys.exit(130)
     except OSError as error:
         if error.filename is None:
@@ -466,5 +483,5 @@ def main() -> None:
 
 
 def _fail(error: TunesmithError) -> None:
-    say(f"error: {error}")
+    logger.error(f"error: {error}")
     sys.exit(error.exit_code)

@@ -24,12 +24,13 @@ from transformers import PreTrainedModel
 
 from tunesmith.chat.render import Conversation, Rendered, Renderer
 from tunesmith.chat.template_choice import template_text
+from tunesmith.checkpoints.resolve import find_model, model_key
 from tunesmith.errors import DataError, RecipeError, RunError
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.adapter import CONFIG, load_adapter_state, read_adapter, read_adapter_config, save_adapter
 from tunesmith.models.device import best_device
 from tunesmith.models.identity import base_identity, commit_of, refuse_other_base, write_identity
-from tunesmith.models.load import find_model, load_model, load_tokenizer, model_key
+from tunesmith.models.load import load_model, load_tokenizer
 from tunesmith.models.precision import Dtype, precision
 from tunesmith.models.swap import add_lora
 from tunesmith.recipe import Lora, Recipe

@@ -16,7 +16,7 @@ one layer's activations of one pack, ``PACK * (4 D + 3 F + 3 (H + G) K + 512 H)`
 batch: 0.1 GB for a model of 135 M weights in fp32, where 64 rows of 700 tokens in one rectangle took 8.6 GB. A prompt of
 more than ``PACK`` tokens is a pack of its own and counts with its own length.
 
-Shape suffixes: B living rows, T tokens of a pack, R rows of a pack, D hidden size, V head entries.
+Shape suffixes: T tokens, B rows of a batch that are not done, D hidden size, V vocabulary; here: R rows of a pack.
 """
 
 import time

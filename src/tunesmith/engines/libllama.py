@@ -20,7 +20,7 @@ Source: ``llama.h`` (build b10605): ``llama_context_params``, ``llama_batch``; `
 (``tokenize_input_prompts``) and ``common/chat.cpp`` (``common_chat_template_direct_apply``) for how the server tokenises a
 rendered conversation.
 
-Shape suffixes: T tokens, B tokens of a batch whose logits are wanted, V vocabulary.
+Shape suffixes: V vocabulary; here: B tokens of a batch whose logits are wanted.
 """
 
 import ctypes

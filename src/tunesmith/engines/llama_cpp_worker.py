@@ -12,6 +12,8 @@ conversations and answers them, over a loopback port of its choosing that is ope
 is opened twice; it is mapped, and a page of it lies in memory once.
 
 An adapter is loaded by the server at scale 0 and applied by the requests that ask for it; the library applies it to all.
+
+Shape suffixes: V vocabulary; here: B tokens of a batch whose logits are wanted.
 """
 
 import json

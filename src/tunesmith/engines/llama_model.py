@@ -10,11 +10,12 @@ threads than cores and puts them to sleep at every barrier: half of the time wen
 twice as long. A crash of llama.cpp also stays its own. What it logs goes to a file without a name, since nobody empties a pipe
 while he waits for a reply; its last lines are in the error when it dies.
 
-Shape suffixes: L positions looked at, V vocabulary.
+Shape suffixes: V vocabulary; here: L positions whose logits are wanted.
 """
 
 import io
 import json
+import logging
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,8 @@ from numpy.typing import NDArray
 from tunesmith import hardware
 from tunesmith.engines.engine import Message
 from tunesmith.errors import ExportError
-from tunesmith.tracking import say
+
+logger = logging.getLogger(__name__)
 
 SECONDS = 60  # that the child has to end when it is told to
 LAST = 2**14  # bytes of its log that are looked at when it died
@@ -88,7 +90,7 @@ class LlamaProcess:
             self._child.stdin.write(json.dumps({"do": what, **given}).encode() + b"\n")
             self._child.stdin.flush()
         except BrokenPipeError:
-            say("llama.cpp has stopped")  # its last words are read below
+            logger.warning("llama.cpp has stopped")  # its last words are read below
         line = self._child.stdout.readline()
         if not line:
             raise self._died()
@@ -118,7 +120,7 @@ class LlamaProcess:
         try:
             self._child.stdin.close()
         except BrokenPipeError:
-            say("llama.cpp has stopped")  # what it did not read no longer matters
+            logger.warning("llama.cpp has stopped")  # what it did not read no longer matters
         try:
             self._child.wait(SECONDS)
         except subprocess.TimeoutExpired:

@@ -20,8 +20,8 @@ a batch is known when it begins, and gathering pages for a stock matrix product 
 Memory: ``sum over bins of rows * slots of a row * G * 2 K`` elements a layer that keeps keys of its own, and one layer's share
 twice while pools are laid out anew.
 
-Shape suffixes: B living rows, G key/value heads, T tokens of a pack, W slots of each row of a bin, X = slots times G stretches
-of K elements in a pool, K head dimension.
+Shape suffixes: T tokens, B rows of a batch that are not done, G key/value heads, K head dimension; here: b rows of a bin, X
+slots of a row or (W slots times G) stretches of K elements in a pool.
 """
 
 from collections.abc import Sequence

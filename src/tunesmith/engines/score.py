@@ -26,8 +26,9 @@ scattered keys), and log-softmax over all positions (200 KB a position at V = 49
 Source of the loss: ``kernels/cross_entropy.py``. Pairs as in lm-evaluation-harness: one forward pass predicts token t from
 all before it; ``greedy`` is its ``is_greedy``.
 
-Shape suffixes: T tokens of a pack, H query heads, K head dimension, G key/value heads, P tokens of the header, U positions
-looked at, C positions of a chunk, M target tokens, N tokens of the continuations together, D hidden size, V vocabulary.
+Shape suffixes: T tokens, N rows (tokens of all continuations), C rows of one chunk (positions), D hidden size, V vocabulary, H
+query heads, G key/value heads, K head dimension; here: P tokens of the header, U positions whose hidden states are wanted, M
+target tokens, X targets of a chunk.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -15,8 +15,8 @@ keys of an earlier layer get that layer's, because the shared keys are recorded 
 
 Registered under transformers' public ``AttentionInterface``.
 
-Shape suffixes: B rows, b rows of a bin, H query heads, G key/value heads, J query heads of each, T tokens of a pack, P
-shared tokens, W slots of each row of a bin, X stretches of a pool, K head dimension.
+Shape suffixes: T tokens, B rows of a batch, H query heads, G key/value heads, J query heads of each, K head dimension; here: P
+shared tokens, X stretches of a pool.
 """
 
 from typing import Any

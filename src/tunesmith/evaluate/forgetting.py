@@ -24,7 +24,7 @@ the first is too coarse for a verdict on a hundred questions, the second is rule
 The KL is taken from last hidden states (``engines/score.py``): base and tuned share a frozen head, so no distribution is ever
 kept. Refused: KL over random text (nobody asks for it), and over sampled answers (the sample is noise).
 
-Shape suffixes: P passages, Q questions, A answers of each, R requests, N positions of all, D hidden size.
+Shape suffixes: N rows (positions of all probes), D hidden size; here: P passages, Q questions, A answers of each, R requests.
 """
 
 from collections.abc import Callable, Mapping

@@ -21,6 +21,8 @@ end of the context goes to the answer, and an empty context is the token that be
 no control token here, whatever they look like.
 
 Source: ``lm_eval/api/model.py`` and ``lm_eval/evaluator.py`` of lm-evaluation-harness 0.4.13. Extra ``lm-eval``.
+
+Shape suffixes: N rows (documents of a task).
 """
 
 import json

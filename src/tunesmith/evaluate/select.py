@@ -10,6 +10,7 @@ the recipe lets it be the one to beat.
 A judge compares answers in pairs, so on dev every candidate is compared with the first one, which then scores one half.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,7 +24,8 @@ from tunesmith.evaluate.search import search, space
 from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, Recipe
 from tunesmith.rundir.records.evaluation import Candidate, Output, SearchCost, Selection, Summary, Trial, Written
 from tunesmith.rundir.rows import Row
-from tunesmith.tracking import say
+
+logger = logging.getLogger(__name__)
 
 JudgeAnswers = Callable[[list[Output], list[Output]], list[Output]]  # answers, and those they are compared with -> scored
 
@@ -143,7 +145,7 @@ def _optimize(task: PromptTask, trials: Trials) -> SearchCost:
         lambda outputs: trials.rank(summary("optimized_prompt", outputs, task.metric)),
     )
     trials.add("optimized_prompt", winner.candidate, winner.outputs)
-    say(f"optimized_prompt: {winner.tried} prompts in {winner.calls} answers; best on dev: {winner.candidate.name}")
+    logger.info(f"optimized_prompt: {winner.tried} prompts in {winner.calls} answers; best on dev: {winner.candidate.name}")
     return SearchCost(calls=winner.calls, tried=winner.tried, written=written)
 
 
@@ -154,5 +156,5 @@ def _write(task: PromptTask, trials: Trials, writer: Callable[[str], str]) -> Wr
         return trials.answers("written", Candidate(arm="optimized_prompt", instruction=instruction), rows, "base")
 
     written = write_instruction(task.recipe, task.book.pool, trials.rows, answers_of, writer)
-    say(f"optimized_prompt: {written.rewritings} instructions written, chosen by {written.answers} answers")
+    logger.info(f"optimized_prompt: {written.rewritings} instructions written, chosen by {written.answers} answers")
     return written

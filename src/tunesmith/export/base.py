@@ -8,7 +8,7 @@ Memory: a weight in 4 bits is made from the mapped file, which is given back bef
 that is not quantised is never held whole. Experts that are stored one by one are quantised together, as one weight, because
 the scales of NF4 are themselves quantised over the whole; that weight is kept until its last part is written.
 
-Shape suffixes: P some of the rows, I columns.
+Shape suffixes: P some of the rows, I in_features.
 """
 
 import functools

@@ -14,7 +14,7 @@ failure of exports. Experts are judged as a stack, since one that no token was s
 
 Refused: PEFT's ``merge_and_unload``, which holds the dense model, and rounds the update to 16 bits before it is added.
 
-Shape suffixes: P some rows of a weight as stored, I its columns, O all its rows, E experts, R rank.
+Shape suffixes: P some of the rows, I in_features, O out_features, E experts, R rank.
 """
 
 from collections import Counter

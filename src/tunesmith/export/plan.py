@@ -11,7 +11,7 @@ the merged directory has the checkpoint's names; with towers dropped it has thos
 ``scale B`` and ``A``; for an expert of a stack whose weights lie as (inputs, outputs), ``scale A^T`` and ``B^T``; for one
 projection of one expert, its share of the rows of B.
 
-Shape suffixes: O rows of the weight as stored, I its columns, R rank.
+Shape suffixes: O out_features, I in_features, R rank.
 """
 
 from collections.abc import Mapping

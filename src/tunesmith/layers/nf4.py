@@ -14,8 +14,7 @@ from forward to backward, which is what gives memory away.
 ``weight.absmax``, ``weight.nested_absmax``, ``weight.quant_map``, ``weight.nested_quant_map`` and, as JSON in a tensor,
 ``weight.quant_state.bitsandbytes__nf4``. What we save, transformers loads, and the other way round.
 
-Shape suffixes: T tokens (all leading dimensions flattened), I in_features, O out_features, E experts, V rows of a table,
-D its width.
+Shape suffixes: T tokens, I in_features, O out_features, E experts, V vocabulary, D hidden size (width of a table).
 """
 
 import json

@@ -17,7 +17,7 @@ code while they are read; they are refused with the command that converts them.
 Source: ``ParamWrapper`` in ``peft/tuners/lora/layer.py`` and ``_inject_parameters`` in ``peft/tuners/tuners_utils.py`` of
 PEFT 0.21. Refused: files of our own with a converter, which somebody would have to run.
 
-Shape suffixes: E experts, I in_features, O out_features, R rank.
+Shape suffixes: E experts, O out_features, R rank.
 """
 
 import json

@@ -9,8 +9,11 @@ Refused: NF4 by default. The rows of a token reach every layer unmixed, and host
 Cost: see ``layers/embedding.py``. Quantising 2.3 billion weights takes about 5 s, once a load.
 
 Source: ``get_per_layer_inputs`` in the models of transformers 5.23 that have such a table.
+
+Shape suffixes: V vocabulary, D hidden size.
 """
 
+import logging
 from collections.abc import Iterable
 from typing import Literal
 
@@ -22,7 +25,8 @@ from tunesmith.families import FAMILIES
 from tunesmith.layers.embedding import FrozenEmbedding, HostEmbedding, scale_of
 from tunesmith.layers.nf4 import NF4Embedding
 from tunesmith.models.swap import put_module
-from tunesmith.tracking import say
+
+logger = logging.getLogger(__name__)
 
 Place = Literal["cpu", "nf4", "model"]
 
@@ -84,7 +88,7 @@ def hold_table(model: nn.Module, name: str, table_VD: Tensor, dtype: torch.dtype
     dense = table_VD.numel() * dtype.itemsize
     if place == "cpu":
         rows = HostEmbedding(table_VD.to(dtype))
-        say(f"embeddings: {name} stays in host memory, {dense / 1e6:,.1f} MB less on the device")
+        logger.info(f"embeddings: {name} stays in host memory, {dense / 1e6:,.1f} MB less on the device")
     else:
         try:
             rows = NF4Embedding(table_VD)
@@ -92,5 +96,5 @@ def hold_table(model: nn.Module, name: str, table_VD: Tensor, dtype: torch.dtype
             raise ModelError(f"{name}: {error.message}", error.hint) from error
         rows.weight.dtype = dtype  # of the rows; the codes are those of the table as it came
         held = rows.weight.nbytes
-        say(f"embeddings: {name} in NF4, {held / 1e6:,.1f} MB instead of {dense / 1e6:,.1f}")
+        logger.info(f"embeddings: {name} in NF4, {held / 1e6:,.1f} MB instead of {dense / 1e6:,.1f}")
     put_module(model, name, FrozenEmbedding(rows, scale_of(stock, name)).requires_grad_(False).train(stock.training))

@@ -19,6 +19,8 @@ Cost: the activations of fp32, twice those of fp16. Embedded rows are cast as th
 Source of the hazard: any model whose feed-forward product passes 65,504; see ``Family.half_hazard``.
 """
 
+import logging
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -29,7 +31,8 @@ from tunesmith.layers.experts import NF4Experts
 from tunesmith.layers.lora import HalfLinear, HalfNF4Linear
 from tunesmith.layers.nf4 import NF4Embedding, NF4Linear
 from tunesmith.models.swap import put_module
-from tunesmith.tracking import say
+
+logger = logging.getLogger(__name__)
 
 HINT = "set train.compute: fp32"
 
@@ -74,7 +77,7 @@ def keep_residual_in_fp32(model: PreTrainedModel) -> None:
             linears += not isinstance(swapped, HalfEmbedding)
     widened = _widen(model)
     rest = f"activations in fp32; {widened / 1e6:,.1f} MB of other tensors made fp32"
-    say(f"fp16: {linears} linear layers multiply in fp16, rows scaled; {rest}")
+    logger.info(f"fp16: {linears} linear layers multiply in fp16, rows scaled; {rest}")
 
 
 def _swapped(module: nn.Module) -> nn.Module | None:

@@ -8,6 +8,8 @@ trains nothing.
 What does not fit keeps its stock modules and is named: an unknown family, an adapter that is not plain LoRA, a mixture of
 experts, a layer without the linear parts that its family has. A last layer that does more than attention and MLP (a scale
 of its own, per-layer inputs, experts) runs whole, like any other. Nothing is approximated.
+
+Shape suffixes: H query heads.
 """
 
 from collections import Counter

@@ -9,13 +9,14 @@ The hash is over names and contents of the files that hold the weights; the same
 base. A hub id also has a commit, which goes into ``adapter_config.json`` as PEFT's ``revision``.
 
 Cost: hashing reads the weights once, 0.5 to 1 s a GB. From 256 MB on the result is kept in the cache under names, sizes and
-times of the files (``load.model_key``); weights that were exchanged with all of these kept are taken for the old ones.
+times of the files (``resolve.model_key``); weights that were exchanged with all of these kept are taken for the old ones.
 
 Refused: a key of our own in ``adapter_config.json``, which PEFT 0.21 ignores with a warning that the file is from a newer
 version; the template in the comparison, since a recipe may train with another template than the base's own.
 """
 
 import hashlib
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,11 @@ import jiter
 
 from tunesmith import hardware
 from tunesmith.checkpoints.names import checkpoint_files
+from tunesmith.checkpoints.resolve import model_key
 from tunesmith.errors import ModelError
-from tunesmith.models.load import model_key
 from tunesmith.rundir import fingerprint, read_json, sha256_file, write_json
-from tunesmith.tracking import say
+
+logger = logging.getLogger(__name__)
 
 FACTS = "tunesmith.json"
 FACTS_BYTES = 2**20
@@ -116,7 +118,7 @@ def refuse_other_base(adapter: Path, base: Path) -> None:
     """
     known = read_identity(adapter)
     if known is None:
-        say(f"{adapter}: says nothing of the weights that it was trained on; taken on trust for {base}")
+        logger.warning(f"{adapter}: says nothing of the weights that it was trained on; taken on trust for {base}")
         return
     found = _weights_sha256(base)
     if found == known["sha256"]:
@@ -139,7 +141,7 @@ def _weights_sha256(directory: Path) -> str:
     try:
         write_json(known, {"sha256": digest})
     except OSError as error:
-        say(f"{known}: cannot be written ({error.strerror}); the base is hashed anew each time")
+        logger.warning(f"{known}: cannot be written ({error.strerror}); the base is hashed anew each time")
     return digest
 
 

@@ -1,7 +1,4 @@
-"""Find the base model, whatever the recipe calls it, and load it.
-
-A hub id, a directory and a ``.gguf`` file all become a Hugging Face directory of safetensors. A GGUF is dequantised
-once and the result is kept in the cache (``checkpoints/gguf.py``); the second run starts from there (1 s instead of 25).
+"""Load a base model from its directory of safetensors (``checkpoints/resolve.py`` finds it).
 
 Training is on text: of a multimodal checkpoint the text model alone is built, from its part of the configuration, and the
 towers are not read (``checkpoints/hf.py``). Refused: transformers' automatic class, which builds the towers too, and its
@@ -11,6 +8,7 @@ Nothing is substituted: the model that is named is loaded, or it is an error. No
 """
 
 import contextlib
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,43 +19,17 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from tunesmith.checkpoints.gguf import convert_gguf
 from tunesmith.checkpoints.hf import Checkpoint, read_config
 from tunesmith.errors import ModelError
 from tunesmith.models.embeddings import hold_table, per_layer_table, place_of
 from tunesmith.models.nf4_load import load_nf4, shorten
-from tunesmith.rundir import fingerprint, sha256_file
-from tunesmith.tracking import say
+
+logger = logging.getLogger(__name__)
 
 transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def find_model(model: str, revision: str | None = None, sha256: str | None = None) -> Path:
-    """The local directory of a model, converted or downloaded when need be.
-
-    Args:
-        model: hub id, directory or ``.gguf`` file.
-        revision: commit of a hub id.
-        sha256: expected hash of a ``.gguf`` file.
-
-    Raises:
-        ModelError: nothing there, a damaged file, another hash, or no way to the hub.
-    """
-    path = Path(model)
-    if model.endswith(".gguf"):
-        return convert_gguf(path, sha256)
-    if sha256 is not None:
-        raise ModelError(f"{model}: model_sha256 is for .gguf files", "use revision for a hub id")
-    if path.is_absolute():
-        if not path.is_dir():
-            raise ModelError(f"{model}: no such model", "give a directory with config.json, a .gguf file or a hub id")
-        if not (path / "config.json").exists():
-            raise ModelError(f"{model}: no config.json there", "give the directory that save_pretrained wrote")
-        return path
-    return _download(model, revision)
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
@@ -115,21 +87,6 @@ def attention(model: PreTrainedModel, implementation: str) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def model_hashes(directory: Path) -> dict[str, str]:
-    """sha256 of every file of a model directory, for the manifest."""
-    return {file.name: sha256_file(file) for file in sorted(directory.iterdir()) if file.is_file()}
-
-
-def model_key(directory: Path) -> str:
-    """Fingerprint of a model directory without reading its weights: small files by content, large ones by size and time."""
-    facts = []
-    for file in sorted(directory.iterdir()):
-        if file.is_file():
-            small = file.suffix in {".json", ".jinja"}
-            facts.append((file.name, file.stat().st_size, sha256_file(file) if small else file.stat().st_mtime_ns))
-    return fingerprint(facts)
-
-
 def decoder(model: PreTrainedModel) -> torch.nn.Module:
     """The part of a causal language model that turns ids into the last hidden states (everything but the head)."""
     return model.base_model
@@ -174,23 +131,8 @@ def _load_dense(directory: Path, dtype: torch.dtype, device: torch.device, per_l
             "they would be random numbers; get the whole checkpoint, and one whose names are those of this architecture",
         )
     if unexpected := sorted(name for name in info["unexpected_keys"] if names.of_model(name) is not None):
-        say(f"{len(unexpected)} tensors of the checkpoint have no place in the model ({shorten(unexpected)})")
+        logger.warning(f"{len(unexpected)} tensors of the checkpoint have no place in the model ({shorten(unexpected)})")
     if table is not None and place != "model":
         read = model.get_submodule(table).get_parameter("weight").detach()
         hold_table(model, table, checkpoint.read(f"{table}.weight") if place == "nf4" else read, dtype, place)
     return model.to(device)
-
-
-def _download(model: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        patterns = ["*.safetensors", "*.json", "*.jinja", "*.model"]
-        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"{model}: no such file or directory, and the hub does not have it either: {reason}",
-            "check the spelling; a local path starts with ./ or / or ends in .gguf",
-        ) from error

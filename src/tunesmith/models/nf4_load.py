@@ -22,6 +22,7 @@ experts in 16 bits and hides which layers it skipped.
 Source of the format: QLoRA (Dettmers et al. 2023), see ``kernels/nf4.py``.
 """
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -40,7 +41,8 @@ from tunesmith.layers.experts import NF4Experts
 from tunesmith.layers.nf4 import QUANT_STATE, NF4Linear, NF4Weight
 from tunesmith.models.embeddings import hold_table, per_layer_table, place_of
 from tunesmith.models.swap import put_module
-from tunesmith.tracking import say
+
+logger = logging.getLogger(__name__)
 
 SHOWN = 6  # names in a message
 STACKS = {"gate_up_proj", "down_proj"}  # the weights of a module of experts
@@ -303,11 +305,11 @@ def _report(model: PreTrainedModel, plain: list[str], unexpected: list[str]) -> 
     count, size = sum(weight.numel() for weight in weights), sum(weight.nbytes for weight in weights)
     bits = f" at {8 * size / count:.3f} bits each as measured ({size / 1e6:.1f} MB)" if count else ""
     mixture = f" and the experts of {len(experts)} layers" if experts else ""
-    say(f"NF4: {len(layers)} linear layers{mixture}, {count:,} weights{bits}")
+    logger.info(f"NF4: {len(layers)} linear layers{mixture}, {count:,} weights{bits}")
     left = f", the experts of {len(dense)} layers" if (dense := quantized_experts(model)) else ""
-    say(f"not quantised: {len(plain)} linear layers ({shorten(plain)}){left}, embeddings and norms")
+    logger.info(f"not quantised: {len(plain)} linear layers ({shorten(plain)}){left}, embeddings and norms")
     if unexpected:
-        say(f"{len(unexpected)} tensors of the checkpoint have no place in the model ({shorten(unexpected)})")
+        logger.warning(f"{len(unexpected)} tensors of the checkpoint have no place in the model ({shorten(unexpected)})")
 
 
 def shorten(names: Sequence[str]) -> str:

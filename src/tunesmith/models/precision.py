@@ -9,9 +9,12 @@ A GPU below compute capability 8.0 has no bf16 products: it gets fp16 with rows 
 (``kernels/fp16_scaled_mm.py``). On any other machine fp16 has to be asked for.
 
 ``base`` is what the frozen weights are stored in, ``compute`` the dtype of the products; they differ for NF4 alone.
+
+Shape suffixes: T tokens, I in_features, O out_features.
 """
 
 import json
+import logging
 import time
 from pathlib import Path
 from typing import Literal
@@ -20,7 +23,8 @@ import torch
 
 from tunesmith import hardware
 from tunesmith.rundir import fingerprint, read_json, write_json
-from tunesmith.tracking import say
+
+logger = logging.getLogger(__name__)
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 TOKENS, ROUNDS = 1024, 4
@@ -47,7 +51,7 @@ def _faster(directory: Path) -> Dtype:
         if found >= BF16_CAPABILITY:
             return "bf16"
         name = f"{torch.cuda.get_device_name()} (compute capability {found[0]}.{found[1]})"
-        say(f"precision: {name} has no bf16 products; computing in fp16 (train.compute fixes it)")
+        logger.info(f"precision: {name} has no bf16 products; computing in fp16 (train.compute fixes it)")
         return "fp16"
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     text = config.get("text_config", config)
@@ -59,7 +63,7 @@ def _faster(directory: Path) -> Dtype:
         return read_json(known)["faster"]
     rates = probe(*shape)
     faster: Dtype = "bf16" if rates["bf16"] >= rates["fp32"] else "fp32"
-    say(f"precision: products of this model's shape run at {_told(rates)} here; computing in {faster} (base: fixes it)")
+    logger.info(f"precision: products of this model's shape run at {_told(rates)} here; computing in {faster} (base: fixes it)")
     known.parent.mkdir(parents=True, exist_ok=True)
     write_json(known, {"faster": faster, "gflops": rates, "shape": shape})
     return faster

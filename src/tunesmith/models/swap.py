@@ -12,8 +12,11 @@ the family's record names, as the linear layers of per-layer embeddings. A list 
 Adapters of experts have no dropout and no DoRA, because PEFT, which has to read them, has neither for such weights.
 
 Source: LoRA (Hu et al. 2021, section 4.2); ``target_modules`` and ``target_parameters`` of PEFT 0.21.
+
+Shape suffixes: I in_features, O out_features.
 """
 
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,7 +32,8 @@ from tunesmith.layers.experts import Adapted, LoRAExperts, LoRAExpertWeight
 from tunesmith.layers.lora import LoRALinear
 from tunesmith.layers.nf4 import NF4Linear
 from tunesmith.recipe import Lora
-from tunesmith.tracking import say
+
+logger = logging.getLogger(__name__)
 
 
 def target_names(model: PreTrainedModel, target_modules: str | tuple[str, ...]) -> list[str]:
@@ -112,9 +116,12 @@ def add_lora(model: PreTrainedModel, lora: Lora, seed: int) -> dict[str, Adapted
         layers |= {f"{name}.{part}": adapters for part, adapters in experts.adapters().items()}
         mixtures += 1
     if lora.target_modules == "all-linear" and (left := _other_experts(model)):
-        say(f"experts of {left} layers get no adapter: model type {model.config.model_type} is not known to have any")
+        architecture = model.config.model_type
+        logger.warning(f"experts of {left} layers get no adapter: model type {architecture} is not known to have any")
     if mixtures and lora.dropout:
-        say(f"lora.dropout {lora.dropout} holds for the linear layers; adapters of experts ({mixtures} layers) have none")
+        logger.warning(
+            f"lora.dropout {lora.dropout} holds for the linear layers; adapters of experts ({mixtures} layers) have none"
+        )
     return layers
 
 

@@ -36,7 +36,7 @@ Refused: comparing sampled or free-running text, which says that two models diff
 form's KL, which says nothing of the task. Source: KL against the unquantised model is llama.cpp's own measure of quantisation
 (``tools/perplexity``, ``--kl-divergence``); non-inferiority by a margin, CONSORT 2010 extension (Piaggio et al. 2012).
 
-Shape suffixes: T positions, V vocabulary entries that both models have.
+Shape suffixes: V vocabulary (entries that both models have); here: T positions.
 """
 
 from collections.abc import Callable, Sequence

@@ -28,6 +28,7 @@ the model is on the disk already, tokens are a quarter of the characters, and a 
 import dataclasses
 import itertools
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,9 @@ from tunesmith.pipeline.examples import data, render
 from tunesmith.pipeline.stage import model_directory, renderer
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, read_json, read_rows, sha256_file, write_json
-from tunesmith.tracking import progress, say
+from tunesmith.tracking import progress
+
+logger = logging.getLogger(__name__)
 
 REFERENCES = 1000  # rows whose reference is scored against itself under --quick
 CHARACTERS_A_TOKEN = 4.0  # of English text under today's tokenizers, roughly
@@ -282,7 +285,7 @@ def _write_prompt(run: RunDir, recipe: Recipe, choice: dict[str, Any], arm: str)
             f"before the question stand the {chosen.k} train rows nearest to it ({chosen.selection}), nearest last"
         )
     write_json(run.path / "advice" / "prompt.json", written)
-    say(f"advise: the prompt is in {run.path / 'advice' / 'prompt.json'}")
+    logger.info(f"advise: the prompt is in {run.path / 'advice' / 'prompt.json'}")
     return "advice/prompt.json"
 
 

@@ -8,11 +8,14 @@ Scored is dev and not test: what more data would buy is a question about collect
 the test part is read for verdicts alone. Dev also chose each adapter's checkpoint, which flatters all shares alike.
 
 The cost of [0.1, 0.25, 0.5, 1.0] is 0.85 of a training and four answers a dev row. The fit is ``evaluate/curve.py``.
+
+Shape suffixes here: K shares of the train part, M dev rows, B draws.
 """
 
 import dataclasses
 import functools
 import hashlib
+import logging
 import math
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -26,10 +29,11 @@ from tunesmith.pipeline.stage import stage
 from tunesmith.pipeline.subrun import changed
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, fingerprint, read_json, read_rows, write_json, write_rows
-from tunesmith.tracking import say
 
 if TYPE_CHECKING:
     from tunesmith.evaluate.arms import Outputs
+
+logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
@@ -95,7 +99,7 @@ def learning_curve(run: RunDir) -> dict[str, Any] | None:
     unscored = scores_KM.shape[1] - len(kept)
     result = {**dataclasses.asdict(curve), "unscored": unscored, "seed_sd": seed_sd, "inputs": run.key_of("train")}
     write_json(run.evaluation / "curve.json", result)
-    say(f"learning curve: {curve.verdict}: {curve.told}")
+    logger.info(f"learning curve: {curve.verdict}: {curve.told}")
     return result
 
 
@@ -109,7 +113,7 @@ def _train_share(run: RunDir, recipe: Recipe, share: float) -> RunDir:
         if needed:
             write_rows(inner.data / "train.jsonl", share_of(recipe, read_rows(run.data / "train.jsonl"), share))
             shutil.copyfile(run.data / "dev.jsonl", inner.data / "dev.jsonl")
-    say(f"learning curve: training on {share:g} of the train rows, in {inner.path}")
+    logger.info(f"learning curve: training on {share:g} of the train rows, in {inner.path}")
     render(inner)
     train(inner)
     return inner

@@ -9,6 +9,7 @@ written to ``evaluation/test_readings.jsonl``.
 import contextlib
 import functools
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,7 +24,6 @@ from tunesmith.pipeline.parity import deployed_parity
 from tunesmith.pipeline.stage import stage
 from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, Recipe
 from tunesmith.rundir import RunDir, fingerprint, read_json, read_rows, write_json
-from tunesmith.tracking import say
 
 if TYPE_CHECKING:
     from tunesmith.engines.engine import Answer, Constraint, Engine
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from tunesmith.evaluate.select import PromptTask
     from tunesmith.retrieval.corpus import Corpus
     from tunesmith.retrieval.store import Store
+
+logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
@@ -157,7 +159,7 @@ def _score_arm(made: Evaluation, arm: str, asked: list[list[dict[str, str]]]) ->
             folder, price = run.evaluation / arm, made.price(arm)
             figures = run_arm(folder, engine, asked_key, made.test, asked, made.metric, budget, allowed, price)
             log_reading(run, arm, arm_key)
-            say(f"evaluate: {_told(arm, figures)}")
+            logger.info(f"evaluate: {_told(arm, figures)}")
 
 
 def choose_prompts(run: RunDir) -> dict[str, Any]:
@@ -239,7 +241,9 @@ def select(made: Evaluation) -> dict[str, Any]:
     with stage(run, "select prompt", key) as needed:
         if needed:
             choice = select_prompt(_asking(made), target)
-            say(f"select prompt: {choice['best_prompt']} leads on {choice['dev_rows']} dev rows ({choice['best_prompt_name']})")
+            logger.info(
+                f"select prompt: {choice['best_prompt']} leads on {choice['dev_rows']} dev rows ({choice['best_prompt_name']})"
+            )
     return read_json(target)
 
 
@@ -321,7 +325,7 @@ def _report_recall(made: Evaluation) -> None:
     found = find(made.documents(), made.test, max(RECALL_AT, made.recipe.evaluate.retrieval.k))
     measured = figures(found, made.test, made.corpus())
     write_json(made.run.evaluation / "retrieval.json", measured)
-    say(told(measured))
+    logger.info(told(measured))
 
 
 def _groups(run: RunDir, recipe: Recipe) -> list[str] | None:

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import gc
 import itertools
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ from tunesmith.rundir import (
     write_rows,
     writing_rows,
 )
-from tunesmith.tracking import progress, say
+from tunesmith.tracking import progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from tunesmith.data.near import NearDuplicates
     from tunesmith.data.quality import Quality
     from tunesmith.data.read import Reader, ReadOptions
+
+logger = logging.getLogger(__name__)
 
 BATCH = 2048  # rows rendered together
 
@@ -180,12 +183,14 @@ def data(run: RunDir) -> None:
             git=git_state(Path.cwd()),
             hardware=hardware.describe(),
         )
-        say(f"data: {len(parts)} rows, {counts['train']} train, {counts['dev']} dev, {counts['test']} test (sealed)")
+        logger.info(f"data: {len(parts)} rows, {counts['train']} train, {counts['dev']} dev, {counts['test']} test (sealed)")
         if result["repeated_prompts"]:
-            say(f"data: {result['repeated_prompts']} rows repeat an earlier prompt or group and stay on its side of the split")
+            logger.info(
+                f"data: {result['repeated_prompts']} rows repeat an earlier prompt or group and stay on its side of the split"
+            )
         if leaks:
             moved = {"move": "their groups changed sides", "report": "data.on_leak: move takes them out of the test part"}
-            say(f"data: {leaks} test rows have a near duplicate in train; {moved[settings.on_leak]}")
+            logger.warning(f"data: {leaks} test rows have a near duplicate in train; {moved[settings.on_leak]}")
 
 
 def _read_and_split(
@@ -206,13 +211,13 @@ def _read_and_split(
                 facts.add(row.id, group_key(row), answer_key(row))
     report = quality.report()
     for line in headlines(report):
-        say(f"data: {line}")
+        logger.info(f"data: {line}")
     facts.stratify = report["classes"] is not None
     settings = recipe.data
     named = settings.earlier_split or (run.split_file if run.split_file.exists() else None)
     earlier = None if named is None else read_split(named)
     if earlier is not None:
-        say(f"data: rows that {named} knows stay in their part; seed and fractions decide for new rows alone")
+        logger.info(f"data: rows that {named} knows stay in their part; seed and fractions decide for new rows alone")
     parts = split(facts, settings.test_fraction, settings.dev_fraction, recipe.seed, earlier)
     parts, leaks = settle_leaks(facts, parts, near.groups(), settings.on_leak, earlier)
     write_split(run.split_file, facts, parts, settings.test_fraction, settings.dev_fraction, recipe.seed)
@@ -222,7 +227,7 @@ def _read_and_split(
 
 def render(run: RunDir) -> None:
     """Render train and dev with the model's template into ``data/{train,dev}.arrow``; once for the same rows and model."""
-    from tunesmith.models.load import model_hashes
+    from tunesmith.checkpoints.resolve import model_hashes
     from tunesmith.train.documents import Documents
 
     recipe = run.recipe()
@@ -253,9 +258,9 @@ def render(run: RunDir) -> None:
         model = {"id": recipe.model, "revision": recipe.revision, "sha256": recipe.model_sha256}
         run.add_to_manifest(model={**model, "files": model_hashes(directory)}, template_sha256=fingerprint(made.template))
         share = 100 * documents.supervised_tokens / tokens
-        say(f"render: {tokens:,} train tokens, {share:.0f} % supervised, longest row {longest}")
+        logger.info(f"render: {tokens:,} train tokens, {share:.0f} % supervised, longest row {longest}")
         derived = "given" if recipe.task.max_new_tokens else f"longest train answer {facts['train']['longest_answer']} + 25 %"
-        say(f"render: at most {budget} new tokens an answer ({derived})")
+        logger.info(f"render: at most {budget} new tokens an answer ({derived})")
 
 
 def _rendered(recipe: Recipe, made: "Renderer", rows: Path, target: Path, key: str) -> dict[str, Any]:
@@ -274,7 +279,7 @@ def _rendered(recipe: Recipe, made: "Renderer", rows: Path, target: Path, key: s
     if not facts.exists():
         facts.with_suffix(".arrow").unlink(missing_ok=True)  # tokens without their facts are half a cache entry
     if cached_tokens(key, target, make):
-        say(f"render: {rows.stem}: the tokens of these rows are in the cache")
+        logger.info(f"render: {rows.stem}: the tokens of these rows are in the cache")
     return read_json(facts)
 
 
@@ -344,9 +349,9 @@ def keeping(lengths: list[int]) -> dict[str, int]:
 def _say_notes(facts: dict[str, dict[str, Any]]) -> None:
     for part, found in facts.items():
         for note, count in found["notes"].items():
-            say(f"render: {part}: {count:,} rows: {note}")
+            logger.info(f"render: {part}: {count:,} rows: {note}")
         if found["left_out"]:
-            say(f"render: {part}: {len(found['left_out']):,} rows are left out, see data/left_out.jsonl")
+            logger.warning(f"render: {part}: {len(found['left_out']):,} rows are left out, see data/left_out.jsonl")
 
 
 def _batched(rows: Path) -> Iterator[tuple[list[dict[str, Any]], int]]:

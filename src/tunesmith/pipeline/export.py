@@ -17,6 +17,7 @@ second. Cost: the old and the new export lie side by side until the end.
 """
 
 import errno
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -41,11 +42,12 @@ from tunesmith.rundir import (
     swap_in,
     write_json,
 )
-from tunesmith.tracking import say
 
 if TYPE_CHECKING:
     from tunesmith.chat.render import Renderer
     from tunesmith.export.forms import Operation
+
+logger = logging.getLogger(__name__)
 
 DONE = "done.json"
 CHEAP = ("modelfile", "commands", "card")  # milliseconds; made anew each time, so that they speak of what is there
@@ -164,7 +166,7 @@ def _planned(recipe: Recipe) -> "list[Operation]":
 def _job(run: RunDir, recipe: Recipe) -> _Job:
     base, made = renderer(recipe)
     context, why = context_of(run, recipe)
-    say(f"export: {context:,} tokens of context ({why})")
+    logger.info(f"export: {context:,} tokens of context ({why})")
     differs = _differs(recipe, context)
     _say_differences(differs)
     return _Job(run, recipe, base, made, run.export / NEXT, context, differs)
@@ -180,7 +182,7 @@ def _differs(recipe: Recipe, context: int) -> tuple[str, ...]:
 
 def _say_differences(differs: Iterable[str]) -> None:
     for line in differs:
-        say(f"export: llama.cpp computes this model differently: {line}")
+        logger.warning(f"export: llama.cpp computes this model differently: {line}")
 
 
 def _build(job: _Job, steps: "list[Operation]") -> None:
@@ -219,9 +221,9 @@ def _tell(job: _Job, steps: "list[Operation]") -> None:
             continue
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
         bits = job.facts[step.target].get("bits_per_weight")
-        say(f"export: {step.target} {_size(size)}" + (f", {bits:.2f} bits a weight" if bits is not None else ""))
+        logger.info(f"export: {step.target} {_size(size)}" + (f", {bits:.2f} bits a weight" if bits is not None else ""))
     for line in command_lines(job.run):
-        say(f"export: {line}")
+        logger.info(f"export: {line}")
 
 
 def _left(staged: Path, keys: dict[str, str]) -> dict[str, dict[str, Any]]:
@@ -237,7 +239,7 @@ def _left(staged: Path, keys: dict[str, str]) -> dict[str, dict[str, Any]]:
         else:
             entry.unlink()
     if done:
-        say(f"export: taken from an earlier call that did not end: {', '.join(done)}")
+        logger.info(f"export: taken from an earlier call that did not end: {', '.join(done)}")
     return done
 
 
@@ -271,7 +273,7 @@ def _convert(job: _Job, step: "Operation") -> dict[str, Any]:
     from tunesmith.export.gguf.convert import convert, describe
 
     assert step.file_type == "F16" or step.file_type == "BF16"
-    say(f"export: converting to GGUF ({step.file_type}) with llama.cpp's converter")
+    logger.info(f"export: converting to GGUF ({step.file_type}) with llama.cpp's converter")
     convert(job.staged / "merged", job.staged / step.target, step.file_type)
     return describe(job.staged / step.target)
 
@@ -295,7 +297,7 @@ def _imatrix(job: _Job, step: "Operation") -> dict[str, Any]:
     architecture = gguf.MODEL_ARCH_NAMES[architecture_of(str(read_json(merged / "config.json")["architectures"][0]))]
     importance = collect(model, (documents.ids(row).tolist() for row in rows), architecture)
     write_imatrix(job.staged / step.target, importance, _dataset(job))
-    say(f"export: importance of the columns over {importance.tokens:,} train tokens, {len(rows)} rows")
+    logger.info(f"export: importance of the columns over {importance.tokens:,} train tokens, {len(rows)} rows")
     return {"tokens": importance.tokens, "rows": len(rows)}
 
 
@@ -330,7 +332,7 @@ def _base_gguf(job: _Job, step: "Operation") -> dict[str, Any]:
     if step.sources:
         return _quantize(job, step)
     assert step.file_type == "F16" or step.file_type == "BF16"
-    say(f"export: converting the base to GGUF ({step.file_type})")
+    logger.info(f"export: converting the base to GGUF ({step.file_type})")
     view = job.staged / ".base" / Path(job.recipe.model).name  # the name that the converter puts into the file
     view.mkdir(parents=True)
     try:

@@ -4,12 +4,15 @@ The model is loaded once, its adapter not merged, so that switching the adapter 
 a stage of its own: it needs the adapter and nothing else, and the verdict reads what it wrote.
 """
 
+import logging
 from typing import Any
 
 from tunesmith.pipeline.engines import load
 from tunesmith.pipeline.stage import stage
 from tunesmith.rundir import RunDir, fingerprint, read_json, sha256_file, write_json
-from tunesmith.tracking import progress, say
+from tunesmith.tracking import progress
+
+logger = logging.getLogger(__name__)
 
 
 def forgetting(run: RunDir) -> dict[str, Any]:
@@ -40,7 +43,7 @@ def forgetting(run: RunDir) -> dict[str, Any]:
             write_json(target, _measured(run))
     result = {**read_json(target), "required": settings.required}
     write_json(target, result)
-    say(f"forgetting: {result['verdict']}: {result['reason']}")
+    logger.info(f"forgetting: {result['verdict']}: {result['reason']}")
     return result
 
 
@@ -60,7 +63,7 @@ def _measured(run: RunDir) -> dict[str, Any]:
     if settings.tasks:
         from tunesmith.evaluate.lm_eval import run_tasks
 
-        say(f"forgetting: lm-evaluation-harness on {', '.join(settings.tasks)}, base and tuned")
+        logger.info(f"forgetting: lm-evaluation-harness on {', '.join(settings.tasks)}, base and tuned")
         tasks = (settings.tasks, settings.tasks_path, settings.limit)
         result["probes"] += run_tasks(*held, *tasks, settings.margin)
     return conclude(result, settings.margin)

@@ -5,18 +5,20 @@ done anew when either's answers or the rubric changed. ``evaluation/judge.json``
 its agreement with human labels, and for each arm position consistency and the correlation of length and winning.
 """
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.pipeline.stage import stage
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, fingerprint, read_json, read_rows, write_json
-from tunesmith.tracking import say
 
 if TYPE_CHECKING:
     from tunesmith.evaluate.arms import Outputs
     from tunesmith.evaluate.judge import Judge
     from tunesmith.evaluate.metrics import Metric
+
+logger = logging.getLogger(__name__)
 
 
 def make_judge(recipe: Recipe) -> "tuple[Judge, Callable[[], None]]":
@@ -62,7 +64,7 @@ def judge_arms(run: RunDir, recipe: Recipe, metric: "Metric", best_prompt: str) 
             try:
                 questions = [question_text(row["messages"]) for row in read_rows(run.data / "test.jsonl")]
                 calibration = calibrate(judge, recipe.task.judge.human_labels)
-                say(f"judge: {'calibrated' if calibration['calibrated'] else 'uncalibrated'}: {calibration['reason']}")
+                logger.info(f"judge: {'calibrated' if calibration['calibrated'] else 'uncalibrated'}: {calibration['reason']}")
                 baseline, reports = read_outputs(run.evaluation / best_prompt), {}
                 for arm in arms:
                     folder = run.evaluation / arm

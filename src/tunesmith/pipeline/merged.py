@@ -7,6 +7,7 @@ the same as a merge, and the dequantised one is merged into a directory that is 
 neither the GPU nor the machine's memory is not measured, and the line says so.
 """
 
+import logging
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.pipeline.stage import renderer
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, read_json, write_json
-from tunesmith.tracking import say
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger(__name__)
 
 
 def merge_adapter(run: RunDir, directory: Path) -> dict[str, Any]:
@@ -38,7 +40,7 @@ def merge_adapter(run: RunDir, directory: Path) -> dict[str, Any]:
     into, towers = recipe.export.merge_into, recipe.towers
     stops = tuple(made.stop_ids)
     merged = merge(base, run.adapter, directory / "merged", held, into, towers, made.template, stop_ids=stops)
-    say(f"export: merged {merged.targets} weights into the {_base(merged.into, merged.dequantized)}, {merged.dtype}")
+    logger.info(f"export: merged {merged.targets} weights into the {_base(merged.into, merged.dequantized)}, {merged.dtype}")
     return merged.facts()
 
 
@@ -48,7 +50,7 @@ def measure_merge(run: RunDir, directory: Path, facts: dict[str, Any]) -> dict[s
     if recipe.base == "nf4":
         losses = _dev_losses(run, recipe, directory, facts["dtype"], facts["nbytes"])
         facts = {**facts, "dev_loss": losses, "told": _told(losses, "32-bit" if facts["dtype"] == "float32" else "16-bit")}
-        say(f"export: {facts['told']}")
+        logger.info(f"export: {facts['told']}")
     write_json(directory / "merge.json", facts)
     return facts
 
@@ -67,7 +69,7 @@ def write_for_vllm(run: RunDir, directory: Path) -> None:
     doubled = write_vllm_adapter(renderer(recipe)[0], run.adapter, directory / "adapter-vllm")
     if doubled is not None:
         repeated = f"k_proj repeated under v_proj in {doubled} layers, " if doubled else ""
-        say(f"export: adapter for vLLM ({repeated}names of the checkpoint)")
+        logger.info(f"export: adapter for vLLM ({repeated}names of the checkpoint)")
 
 
 def _base(into: str, dequantized: int) -> str:

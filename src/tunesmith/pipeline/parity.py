@@ -9,9 +9,12 @@ the machine, both compute as training did, and the bounds are those of that arit
 
 GGUF forms run in llama.cpp: its own template, tokenizer and products, for the distributions through its library and for the
 task's answers through its server. The sealed test part is not read.
+
+Shape suffixes: N rows (positions of all prompts), T tokens (of one), V vocabulary.
 """
 
 import gc
+import logging
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +25,13 @@ from tunesmith.pipeline.parity_reference import DEV_PROMPTS, LONG, Reference, Ta
 from tunesmith.pipeline.stage import renderer, stage
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, fingerprint, read_json, write_json
-from tunesmith.tracking import progress, say
+from tunesmith.tracking import progress
 
 if TYPE_CHECKING:
     from tunesmith.engines.engine import Message
     from tunesmith.parity.figures import Check, Rendering
+
+logger = logging.getLogger(__name__)
 
 DEV_ROWS = 32  # for the metric: llama.cpp answers them one after another, once a form; enough to see a form that is broken
 SCRATCH = ".parity"
@@ -59,7 +64,7 @@ def parity(run: RunDir) -> dict[str, Any]:
             write_json(target, {"inputs": exported, **_measured(run, recipe)})
     result = read_json(target)
     for form in result["forms"]:
-        say(f"parity: {form['form']}: {'deployable' if form['deployable'] else 'not deployable: ' + form['reason']}")
+        logger.info(f"parity: {form['form']}: {'deployable' if form['deployable'] else 'not deployable: ' + form['reason']}")
     return result
 
 

@@ -10,6 +10,7 @@ Shape suffixes: V vocabulary entries.
 """
 
 import gc
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,6 @@ from tunesmith.pipeline.engines import gguf_path
 from tunesmith.pipeline.stage import renderer
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, read_json
-from tunesmith.tracking import say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from tunesmith.engines.engine import Engine, Message
+
+logger = logging.getLogger(__name__)
 
 
 class FormModel(Protocol):
@@ -119,7 +121,9 @@ def choose_place(run: RunDir, recipe: Recipe) -> Place:
     if device is not None:
         return Place(device, "fp32")
     _, compute = precision(recipe.base, recipe.train.compute, renderer(recipe)[0])
-    say(f"parity: fp32 takes {ROOM * needed / 1e9:.0f} GB, which are not there; computing in {compute}, with its wider bounds")
+    logger.warning(
+        f"parity: fp32 takes {ROOM * needed / 1e9:.0f} GB, which are not there; computing in {compute}, with its wider bounds"
+    )
     return Place(best_device(), compute)
 
 

@@ -6,9 +6,10 @@ base, with its adapter switched off, and it answers the dev rows; a second copy 
 **Logits** of both are kept on the disk while the forms take their turns, for some 18 prompts of at most 32 positions: 0.6 GB
 each for a vocabulary of 262 k, 0.1 GB for 49 k. Memory was refused, since the forms need it.
 
-Shape suffixes: N positions of all prompts, T of one, V vocabulary entries.
+Shape suffixes: N rows (positions of all prompts), T tokens (of one), V vocabulary.
 """
 
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from tunesmith.pipeline.parity_forms import Place, model_logits
 from tunesmith.pipeline.stage import renderer
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, read_json, read_rows
-from tunesmith.tracking import progress, say
+from tunesmith.tracking import progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from tunesmith.evaluate.arms import Outputs
     from tunesmith.evaluate.metrics import Metric
     from tunesmith.parity.figures import Check, Prompt
+
+logger = logging.getLogger(__name__)
 
 DEV_PROMPTS = 12  # beside the fixed ones: the figures are means over some 500 positions, enough for 1 in 100
 LONG = 500  # tokens of the long prompt, at most
@@ -193,7 +196,7 @@ def _choose_prompts(
         else:
             chosen[name] = messages
     for name, reason in left_out.items():
-        say(f"parity: prompt {name} is left out: {reason}")
+        logger.warning(f"parity: prompt {name} is left out: {reason}")
     return chosen, left_out
 
 

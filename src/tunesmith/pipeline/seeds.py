@@ -9,6 +9,7 @@ The run deploys its own seed, and the spread says how much that choice mattered.
 The cost is one training and one test arm a seed. Every reading of the test part is written down in the run's book.
 """
 
+import logging
 import statistics
 from typing import Any
 
@@ -17,7 +18,8 @@ from tunesmith.pipeline.evaluation import evaluate, log_reading
 from tunesmith.pipeline.subrun import changed, with_shared_data
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, read_json, write_json
-from tunesmith.tracking import say
+
+logger = logging.getLogger(__name__)
 
 ARM = "tuned"
 
@@ -46,7 +48,7 @@ def seeds(run: RunDir) -> dict[str, Any] | None:
     found = [_scored(run, recipes[0])]
     for k, recipe in enumerate(recipes[1:], 1):
         inner = with_shared_data(run, run.path / "seeds" / str(k), recipe)
-        say(f"seeds: training seed {recipe.seed}, {k + 1} of {len(recipes)}, in {inner.path}")
+        logger.info(f"seeds: training seed {recipe.seed}, {k + 1} of {len(recipes)}, in {inner.path}")
         train(inner)
         before = inner.stages().get(f"evaluate {ARM}")
         evaluate(inner, (ARM,))
@@ -56,7 +58,7 @@ def seeds(run: RunDir) -> dict[str, Any] | None:
     rows = read_json(run.evaluation / ARM / "scores.json")["n"]
     result = {"arm": ARM, "n": rows, "inputs": own, "runs": found, **spread([entry["score"] for entry in found])}
     write_json(run.evaluation / "seeds.json", result)
-    say(
+    logger.info(
         f"seeds: {ARM} scores {100 * result['mean']:.1f} of 100 over {len(found)} seeds, "
         f"{100 * result['min']:.1f} to {100 * result['max']:.1f} (sd {100 * result['sd']:.1f} points)"
     )

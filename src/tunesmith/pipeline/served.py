@@ -10,6 +10,7 @@ it, and at the end, when the sizes are known. No card has a verdict: it is found
 Refused: a README for every file. Cost: milliseconds; half a second for a Modelfile, whose template is held against Jinja.
 """
 
+import logging
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.errors import ExportError
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, read_json, sha256_file, write_json
-from tunesmith.tracking import say
 
 if TYPE_CHECKING:
     from tunesmith.chat.render import Renderer
     from tunesmith.export import card, launch
+
+logger = logging.getLogger(__name__)
 
 SHOWN = ("vllm", "llama_server", "ollama")  # of the commands, after an export; all stand in the file
 ADAPTER_FORMS = ("vllm_adapter", "llama_server_adapter", "ollama_adapter")
@@ -77,7 +79,7 @@ def write_modelfile_of(exported: Exported, target: str, gguf: str, adapter: str 
     try:
         write_modelfile(exported.staged / target, gguf, made.template, made.tokenizer, system, stops, exported.context, adapter)
     except ExportError as error:
-        say(f"export: no {target}: {error.message}")
+        logger.warning(f"export: no {target}: {error.message}")
         return error.message
     return None
 

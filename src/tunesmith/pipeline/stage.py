@@ -1,6 +1,7 @@
 """What every verb needs: a stage's books, and the model of a recipe."""
 
 import functools
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +11,11 @@ from typing import TYPE_CHECKING
 from tunesmith import hardware
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir
-from tunesmith.tracking import say
 
 if TYPE_CHECKING:
     from tunesmith.chat.render import Renderer
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -24,7 +26,7 @@ def stage(run: RunDir, name: str, key: str, output: Path | None = None) -> Itera
         output: what it writes where another stage may remove it; without it the stage is not done.
     """
     if run.is_done(name, key) and (output is None or output.exists()):
-        say(f"{name}: up to date")
+        logger.info(f"{name}: up to date")
         yield False
         return
     hardware.reset_peak_memory()
@@ -43,7 +45,7 @@ def model_directory(recipe: Recipe) -> Path:
 @functools.lru_cache(maxsize=8)
 def _found(model: str, revision: str | None, sha256: str | None, stamp: int) -> Path:
     """A GGUF is hashed to find its directory; once a process is enough while the file has the same time stamp."""
-    from tunesmith.models.load import find_model
+    from tunesmith.checkpoints.resolve import find_model
 
     return find_model(model, revision, sha256)
 
@@ -56,7 +58,7 @@ def find_base(model: str) -> Path:
 
 def model_key(recipe: Recipe) -> str:
     """Fingerprint of the recipe's model."""
-    from tunesmith.models.load import model_key as key_of
+    from tunesmith.checkpoints.resolve import model_key as key_of
 
     return key_of(model_directory(recipe))
 

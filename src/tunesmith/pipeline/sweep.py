@@ -10,6 +10,7 @@ Files that the recipe does not ask for are written one at a time into a director
 used where the export made one. Cost: a quantisation and at most ``ROWS`` answers of llama.cpp for each type.
 """
 
+import logging
 import shutil
 import tempfile
 from pathlib import Path
@@ -22,7 +23,6 @@ from tunesmith.pipeline.stage import stage
 from tunesmith.recipe import Recipe
 from tunesmith.recipe.run import GgufType
 from tunesmith.rundir import RunDir, fingerprint, read_json, write_json, write_text
-from tunesmith.tracking import say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from tunesmith.evaluate.arms import Outputs
 
     Values = dict[str, NDArray[np.float32]]
+
+logger = logging.getLogger(__name__)
 
 ROWS = 256  # of dev: a choice among seven needs more than parity's look for what is broken
 TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q4_0", "Q3_K_M")
@@ -126,7 +128,7 @@ def _entry(run: RunDir, task: Task, kind: str, scratch: Path, importance: "Value
     if file.parent == scratch:
         file.unlink()
     facts, check = task.against(answers, tuned)
-    say(f"sweep: {kind} {described['bytes'] / 1e6:.1f} MB: {check.told}")
+    logger.info(f"sweep: {kind} {described['bytes'] / 1e6:.1f} MB: {check.told}")
     return {"type": kind, **described, **facts, "state": check.state, "told": check.told}
 
 

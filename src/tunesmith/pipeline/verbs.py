@@ -4,6 +4,7 @@ A stage is imported by the verb that needs it, so that ``check`` and ``--help`` 
 did not change is skipped; one whose predecessor is missing says which to run.
 """
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from tunesmith.pipeline.seeds import seeds
 from tunesmith.pipeline.stage import renderer, stage
 from tunesmith.recipe import load_recipe
 from tunesmith.rundir import RunDir, atomic_directory, fingerprint, read_json
-from tunesmith.tracking import MetricsLog, say, write_csv
+from tunesmith.tracking import MetricsLog, write_csv
+
+logger = logging.getLogger(__name__)
 
 
 def open_run(target: Path, out: Path | None = None) -> RunDir:
@@ -63,20 +66,20 @@ def train(run: RunDir) -> None:
         layers = add_lora(model, recipe.lora, recipe.seed)
         trained_weights = sum(p.numel() for layer in layers.values() for p in layer.parameters() if p.requires_grad)
         where = f"base {base}, computing in {compute} on {device_name(device)}"
-        say(f"train: LoRA on {len(layers)} layers, {trained_weights:,} weights, {where}")
-        say(f"train: {fuse(model).summary()}")
+        logger.info(f"train: LoRA on {len(layers)} layers, {trained_weights:,} weights, {where}")
+        logger.info(f"train: {fuse(model).summary()}")
         settings = recipe.train
         steps = Plan(
             documents["train"].lengths, settings.num_train_epochs, settings.tokens_per_step, settings.max_length, recipe.seed
         )
         refuse_other_loss(model, expected)
         first = check_adapter(model, layers, documents["train"], first_rows(documents["train"], steps[0][1]))
-        say(
+        logger.info(
             f"health: adapters change nothing yet and {len(layers)} of {len(layers)} get a gradient; loss {first:.2f} on the "
             f"first rows; supervised {', '.join(part.told() for part in taught)}; {'; '.join(template)}"
         )
         size = f"{steps.packs_per_step} packs of {steps.capacity} tokens"
-        say(f"train: {len(steps)} steps of {size}, {100 * steps.fill:.1f} % full")
+        logger.info(f"train: {len(steps)} steps of {size}, {100 * steps.fill:.1f} % full")
         metrics = MetricsLog(run.metrics_file)
         trained = fit(model, layers, documents["train"], steps, documents["dev"], recipe, run.checkpoints, metrics, key)
         load_adapter_state(layers, read_adapter(trained.checkpoint))
@@ -96,7 +99,9 @@ def train(run: RunDir) -> None:
             "target_layers": len(layers),
         }
         run.add_to_manifest(training=facts)
-        say(f"train: best dev loss {best[1]:.4f} at step {best[0]} of {len(steps)}, {trained.tokens_per_second:,.0f} tokens/s")
+        logger.info(
+            f"train: best dev loss {best[1]:.4f} at step {best[0]} of {len(steps)}, {trained.tokens_per_second:,.0f} tokens/s"
+        )
 
 
 def accept_base(run: RunDir) -> str:

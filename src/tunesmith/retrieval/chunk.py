@@ -13,13 +13,15 @@ summaries or titles put in front (they are words that stand nowhere in the file)
 """
 
 import json
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.errors import DataError
-from tunesmith.tracking import say
+
+logger = logging.getLogger(__name__)
 
 WORDS = 180
 OVERLAP = 30
@@ -125,7 +127,7 @@ def _files(source: Path) -> list[tuple[str, Path]]:
     if not readable:
         raise DataError(f"{source}: none of its {len(visible)} files is one of {known}", "convert the documents to text first")
     if left := len(visible) - len(readable):
-        say(f"documents: {left} files of {source} are not {known} and are not searched")
+        logger.warning(f"documents: {left} files of {source} are not {known} and are not searched")
     return [(path.relative_to(source).as_posix(), path) for path in readable]
 
 

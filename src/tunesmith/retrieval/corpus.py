@@ -10,6 +10,7 @@ them too), but how many test questions stand in them word for word, answer inclu
 retrieval only copies.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,9 @@ from tunesmith.recipe import Recipe
 from tunesmith.retrieval.chunk import document_of, read_passages
 from tunesmith.retrieval.store import Hit, Store, build_store
 from tunesmith.rundir.rows import Row, question_of, reference_of
-from tunesmith.tracking import progress, say
+from tunesmith.tracking import progress
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def read_corpus(recipe: Recipe, train: list[Row]) -> Corpus:
     """
     if recipe.data.documents is not None:
         passages = read_passages(recipe.data.documents)
-        say(f"retrieval: {len(passages):,} passages of {recipe.data.documents}")
+        logger.info(f"retrieval: {len(passages):,} passages of {recipe.data.documents}")
         return Corpus("documents", [p.text for p in passages], [p.id for p in passages], [])
     asking = [row for row in train if question_of(row)]
     if not asking:
@@ -74,7 +77,9 @@ def check_sealed(corpus: Corpus, sealed: list[Row]) -> int:
     if corpus.kind == "documents":
         count = _rows_in_documents(corpus, sealed)
         if count:
-            say(f"retrieval: {count} of {len(sealed)} test rows stand in data.documents, question and answer word for word")
+            logger.warning(
+                f"retrieval: {count} of {len(sealed)} test rows stand in data.documents, question and answer word for word"
+            )
         return count
     ids, questions = set(corpus.ids), set(corpus.questions)
     for row in sealed:
@@ -107,7 +112,9 @@ def open_store(recipe: Recipe, path: Path, corpus: Corpus) -> Store:
     else:
         store = build_store(path, corpus.texts, corpus.ids, embedder)
     if embedder is not None and embedder.cut:
-        say(f"retrieval: the embedder read {embedder.cut} of {len(corpus.texts)} passages in part; words see them whole")
+        logger.warning(
+            f"retrieval: the embedder read {embedder.cut} of {len(corpus.texts)} passages in part; words see them whole"
+        )
     return store
 
 

@@ -4,7 +4,8 @@
     manifest.json    base model, hashes, seeds, package versions, git, hardware
     stages.json      what is done: inputs' fingerprint, seconds, peak memory
     data/            rows by part, split.json, report.json and check.html, rejected.jsonl, rendered token ids (*.arrow)
-    metrics.jsonl    append-only; metrics.csv beside it
+    events.jsonl     everything that happened, in order; append-only
+    metrics.jsonl    figures of the training steps; metrics.csv beside it
     checkpoints/     step-000120/ and so on
     adapter/         PEFT format, the best checkpoint
     advice.json      whether to tune at all; advice/ holds the prompt to copy

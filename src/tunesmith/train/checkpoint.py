@@ -10,6 +10,7 @@ of a step from (seed, step).
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,8 +22,9 @@ from safetensors.torch import load_file, save_file
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.adapter import WEIGHTS, adapter_state, load_adapter_state
 from tunesmith.rundir import atomic_directory, read_json, sha256_file, write_json
-from tunesmith.tracking import say
 from tunesmith.train.optim import load_optimizer_state, optimizer_state
+
+logger = logging.getLogger(__name__)
 
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
@@ -80,12 +82,12 @@ def newest_checkpoint(checkpoints: Path, inputs: str) -> Path | None:
     """The newest whole checkpoint of a run with these inputs, or None. Damaged ones are named and passed over."""
     for directory in sorted(checkpoints.glob("step-*"), reverse=True):
         if not (directory / STATE).exists():
-            say(f"{directory}: no {STATE}, passed over")
+            logger.warning(f"{directory}: no {STATE}, passed over")
             continue
         state = read_json(directory / STATE)
         if state["inputs"] != inputs:
             continue
         if all(sha256_file(directory / name) == digest for name, digest in state["sha256"].items()):
             return directory
-        say(f"{directory}: damaged (hash differs), passed over")
+        logger.warning(f"{directory}: damaged (hash differs), passed over")
     return None

@@ -18,8 +18,11 @@ Nothing in the cache is ever needed: it may be deleted at any time, and only del
 A pack is one row of T tokens: documents one after another, positions restarting at each, who sees whom in ``spans``.
 Documents that begin alike may hold their beginning once (``train/prefix.py``). The positions that predict are those whose
 *next* token is supervised; the last token of a document predicts nothing.
+
+Shape suffixes: T tokens, N rows (positions that predict).
 """
 
+import logging
 import os
 import shutil
 import zlib
@@ -37,7 +40,8 @@ from torch import Tensor
 from tunesmith import hardware
 from tunesmith.errors import RunError
 from tunesmith.kernels.attention import Span
-from tunesmith.tracking import say
+
+logger = logging.getLogger(__name__)
 
 SCHEMA = pa.schema(
     [
@@ -279,7 +283,7 @@ def cached_tokens(key: str, target: Path, make: Callable[[Path], None]) -> bool:
     cached = hardware.cache_dir() / "tokens" / f"{key}.arrow"
     found = cached.exists()
     if found and (damage := _damage(cached)):
-        say(f"{cached}: damaged ({damage}); making it again")
+        logger.warning(f"{cached}: damaged ({damage}); making it again")
         found = False
     if not found:
         make(cached)

@@ -20,7 +20,7 @@ without checks. What the data teach is checked in ``health_data.py``.
 Refused: a training step on a throw-away copy (twice the memory), and a check of every pack (the loop looks at every loss
 anyway).
 
-Shape suffixes: T tokens, V vocabulary.
+Shape suffixes: T tokens, V vocabulary, I in_features, O out_features.
 """
 
 import math

@@ -8,9 +8,13 @@ Nothing random is carried from step to step: the order of documents follows from
 (seed, step). A run that was killed goes on from its newest checkpoint and ends with the bytes it would have had.
 
 A loss that is not finite stops the run with the documents that caused it; peers that hide it save an adapter of NaN.
+
+Shape suffixes: T tokens, N rows (positions that predict), D hidden size, V vocabulary; here: X is N where the last layer is
+narrow, else T.
 """
 
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -32,12 +36,15 @@ from tunesmith.models.fuse import narrows
 from tunesmith.models.load import attention, decoder, head_weight
 from tunesmith.models.recompute import recompute
 from tunesmith.recipe import Recipe
-from tunesmith.tracking import MetricsLog, progress, say
+from tunesmith.rundir.records.events import Metric
+from tunesmith.tracking import MetricsLog, emit, progress
 from tunesmith.train.checkpoint import Progress, checkpoint_path, load_checkpoint, newest_checkpoint, save_checkpoint
 from tunesmith.train.documents import Documents, Pack, make_shared_pack
 from tunesmith.train.optim import make_optimizer
 from tunesmith.train.prefix import find_groups, micro_batches
 from tunesmith.train.schedule import learning_rate
+
+logger = logging.getLogger(__name__)
 
 Step = tuple[int, list[tuple[int, ...]]]  # epoch, and documents of each micro-batch
 
@@ -156,8 +163,7 @@ def fit(
     done = _resume(checkpoints, inputs, layers, optimizer, metrics)
     seconds, tokens, since_eval = 0.0, 0, []
     recomputed, fixed = recompute(model, recipe.train.recompute), _deterministic(recipe.train.deterministic)
-    with attention(model.train(), PACKED), recomputed, fixed, progress("training", len(steps)) as bar:
-        bar.advance(done.step)
+    with attention(model.train(), PACKED), recomputed, fixed, progress("training", len(steps), done.step) as bar:
         while done.step < len(steps):
             started = time.perf_counter()
             record = _optimizer_step(model, train, steps, done.step, optimizer, recipe)
@@ -174,11 +180,12 @@ def fit(
                 note += f"  dev {dev_loss:.3f}"
                 save_checkpoint(checkpoints, layers, optimizer, done)
             metrics.append(record)
+            emit(Metric.of(record))
             bar.advance(note=note)
     hardware.release_freed_memory()
     overfit = is_overfitting(done.dev_losses)
     if overfit:
-        say(f"over-fitting: dev loss was lowest at step {done.best_step} and rose while train loss fell")
+        logger.warning(f"over-fitting: dev loss was lowest at step {done.best_step} and rose while train loss fell")
     return Trained(checkpoint_path(checkpoints, done.best_step), done, tokens / seconds if seconds else math.nan, overfit)
 
 
@@ -262,5 +269,5 @@ def _resume(
         return Progress(inputs)
     done = load_checkpoint(newest, layers, optimizer)
     metrics.truncate_after(done.step)
-    say(f"resuming after step {done.step} ({newest})")
+    logger.info(f"resuming after step {done.step} ({newest})")
     return done

@@ -134,12 +134,12 @@ def test_what_cannot_be_quantised_is_refused_and_nothing_is_left(tmp_path, capfd
     assert {p.name for p in tmp_path.iterdir()} == {"f16.gguf", "nan.gguf", "q8.gguf"}
 
 
-def test_tensors_without_importance_are_told(tmp_path, capsys):
+def test_tensors_without_importance_are_told(tmp_path, talk):
     x = np.random.default_rng(0).normal(size=(4, 256)).astype(np.float16)
     tensors = {"token_embd.weight": x, "blk.0.attn_q.weight": x, "blk.0.attn_k.weight": x}
     source = _write(tmp_path / "f16.gguf", tensors)
     quantize(source, tmp_path / "q.gguf", "Q4_K_M", {"blk.0.attn_q.weight": np.ones(256, np.float32)})
-    assert "1 of 3 tensors without importance, first blk.0.attn_k.weight" in capsys.readouterr().err
+    assert "1 of 3 tensors without importance, first blk.0.attn_k.weight" in talk()
     reader = gguf.GGUFReader(tmp_path / "q.gguf")
     assert reader.fields["quantize.imatrix.entries_count"].contents() == 1
     assert "quantize.imatrix.file" not in reader.fields

@@ -10,6 +10,7 @@ Refused: pass@k of several drawn answers. Every arm answers once and greedily, a
 """
 
 import json
+import logging
 import re
 import secrets
 from functools import lru_cache
@@ -19,7 +20,8 @@ from tunesmith.errors import RecipeError
 from tunesmith.evaluate.metrics.metric import Metric, Score
 from tunesmith.evaluate.metrics.sandbox import run_program
 from tunesmith.recipe import Task
-from tunesmith.tracking import say
+
+logger = logging.getLogger(__name__)
 
 _FENCE = re.compile(r"```[ \t]*(?:python|py)?[ \t]*\n(.*?)(?:\n?```|\Z)", re.DOTALL)
 
@@ -88,4 +90,4 @@ def passes(program: str, tests: str) -> bool:
 
 @lru_cache
 def _warn(lacking: tuple[str, ...]) -> None:
-    say(f"evaluate: this kernel does not confine the {' and the '.join(lacking)} of programs under test")
+    logger.warning(f"evaluate: this kernel does not confine the {' and the '.join(lacking)} of programs under test")

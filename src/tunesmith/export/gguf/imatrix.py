@@ -33,8 +33,8 @@ Cost: one forward pass over the tokens without the head; two numbers a column.
 Sources: llama.cpp b10605, ``tools/imatrix/imatrix.cpp``, ``common/imatrix-loader.cpp``, ``tools/quantize/quantize.cpp``;
 llama.cpp pull request 4861.
 
-Shape suffixes: T tokens, I columns of a weight (its in_features), M its matrices (1, or the experts of a stack), K experts a
-token.
+Shape suffixes: T tokens, I in_features, O out_features; here: M matrices of a weight (one, or the experts of a stack), K
+experts a token.
 """
 
 import contextlib

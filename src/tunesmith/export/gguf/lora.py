@@ -24,7 +24,7 @@ Sources: llama.cpp b10605, ``convert_lora_to_gguf.py``, ``src/llama-adapter.h`` 
 ``src/models/gemma4.cpp`` (``project_per_layer_inputs``). rsLoRA: Kalajdzievski 2023
 (arXiv 2312.03732).
 
-Shape suffixes: R rank, I in_features, O out_features.
+Shape suffixes: R rank, O out_features.
 """
 
 import json

@@ -16,11 +16,12 @@ pieces change no byte.
 Sources: llama.cpp ``src/llama-quant.cpp``, ``llama_model_quantize_impl``; ``tools/quantize/quantize.cpp`` for the keys of the
 importance matrix; ``ggml/src/gguf.cpp``, ``gguf_write_out`` for the layout (build b10605).
 
-Shape suffixes: E experts, P some of the rows, I columns, B bytes.
+Shape suffixes: E experts, P some of the rows, I in_features; here: B bytes.
 """
 
 import ctypes
 import functools
+import logging
 import math
 import struct
 from collections import deque
@@ -49,7 +50,9 @@ from tunesmith.export.gguf.types import (
     row_bytes,
     sources_of,
 )
-from tunesmith.tracking import progress, say
+from tunesmith.tracking import progress
+
+logger = logging.getLogger(__name__)
 
 PIECE = 2**20  # weights of a piece: 4 MB in fp32, 20 ms in Q4_K
 ALIGNMENT = 32  # of tensors in the file; llama-quantize writes no other
@@ -178,7 +181,7 @@ def _checked(imatrix: Importance, sources: Mapping[str, Source], types: Mapping[
         )
     missing = [tensor.name for tensor in quantised if tensor.name not in {*found, *EMBEDDINGS}]
     if imatrix and missing:
-        say(f"quantising: {len(missing)} of {len(quantised)} tensors without importance, first {missing[0]}")
+        logger.warning(f"quantising: {len(missing)} of {len(quantised)} tensors without importance, first {missing[0]}")
     return found
 
 

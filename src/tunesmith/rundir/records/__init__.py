@@ -1,7 +1,8 @@
 """Every file of the run directory as a typed record; ``docs/reference/files.md`` is generated from here.
 
 base          what a record is
-stages        stages.json and events.jsonl: what was done, from what, and when
+stages        stages.json: what was done, from what, and when
+events        events.jsonl: what happens, a line an event
 advice        advice.json: whether to tune at all
 evaluation    evaluation/: answers, scores, selection, judge, forgetting, seeds, curve, verdict
 export        export.json, merge.json, commands.json: what was written, and how it is served

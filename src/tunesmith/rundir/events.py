@@ -1,0 +1,132 @@
+"""``events.jsonl``: everything that happened in a run, in order; appended to by the process that works, read by all others.
+
+A line is one event (``records/events.py``), written by a single ``write`` on a file opened for appending: a reader sees whole
+lines or, after a kill or on a full disk, one torn line at the end, which it leaves alone and which the next writer cuts off.
+So a page may read while a run writes, and any number of them.
+
+Refused: a socket or a database, which nobody can read after the fact with ``tail -f``; an fsync a line (events tell what
+happens, nothing is decided by them: a power cut may cost the last ones). Cost: a file opened and closed an event, some 20 us,
+at a few events a second.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tunesmith.errors import RunError
+from tunesmith.rundir.records.events import Event, ProcessStart, parse_event
+
+
+class EventLog:
+    """Appends events to a file; a sink for ``tracking.attached``."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._is_begun = False
+
+    def write(self, event: Event) -> None:
+        """Append an event, before the first one a ``ProcessStart``.
+
+        Raises:
+            RunError: the disk is full, or the place cannot be written.
+        """
+        try:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            try:
+                if not self._is_begun:
+                    _cut_torn_line(descriptor)
+                    _append(descriptor, ProcessStart(at=event.at, process=os.getpid()))
+                    self._is_begun = True
+                _append(descriptor, event)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise RunError(f"{self.path}: cannot be written: {error.strerror}", "make room, or mend the permissions") from error
+
+
+def _append(descriptor: int, event: Event) -> None:
+    line = json.dumps(event.to_json(), ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") + b"\n"
+    written = os.write(descriptor, line)
+    if written < len(line):  # the disk is full: the second write says so, and what is there of the line is cut off
+        try:
+            os.write(descriptor, line[written:])
+        except OSError:
+            os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
+            raise
+
+
+def _cut_torn_line(descriptor: int) -> None:
+    """Cut off what a writer left that was killed within a line."""
+    end = size = os.fstat(descriptor).st_size
+    while end > 0:
+        start = max(0, end - 65_536)
+        last = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if last >= 0:
+            end = start + last + 1
+            break
+        end = start
+    if end < size:
+        os.ftruncate(descriptor, end)
+
+
+class EventReader:
+    """Reads a file that is being written, bit by bit."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file = (0, 0)  # device and inode
+        self._offset, self._line = 0, 0
+
+    def new(self) -> list[Event]:
+        """Events that came since the last call; a line that has no end yet waits for the next one.
+
+        Another file of the name, or one shorter than what was read, is read from its start: the run was made anew.
+
+        Raises:
+            RunError: a line is no event.
+        """
+        try:
+            with self.path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                if (status.st_dev, status.st_ino) != self._file or status.st_size < self._offset:
+                    self._file, self._offset, self._line = (status.st_dev, status.st_ino), 0, 0
+                file.seek(self._offset)
+                whole, newline, _ = file.read().rpartition(b"\n")
+        except FileNotFoundError:
+            return []
+        events: list[Event] = []
+        for line in whole.split(b"\n") if newline else []:
+            self._line += 1
+            events.append(parse_event(line, f"{self.path}, line {self._line}"))
+        self._offset += len(whole) + len(newline)
+        return events
+
+
+def read_events(path: Path) -> list[Event]:
+    """All events so far, none where there is no file; a torn last line is left out.
+
+    Raises:
+        RunError: a line is no event.
+    """
+    return EventReader(path).new()
+
+
+def follow(path: Path, is_over: Callable[[], bool], seconds: float = 0.2) -> Iterator[Event]:
+    """All events so far, then each as it comes.
+
+    Args:
+        is_over: asked before each look; what was written before it said so is still given.
+        seconds: between two looks.
+
+    Raises:
+        RunError: a line is no event.
+    """
+    reader = EventReader(path)
+    while True:
+        last_look = is_over()
+        yield from reader.new()
+        if last_look:
+            return
+        time.sleep(seconds)
