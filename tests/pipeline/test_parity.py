@@ -134,7 +134,8 @@ def test_the_merged_form_computes_what_was_trained(compared):
     merged, padded, base = (forms[name]["figures"] for name in ("merged", "padded", "without adapter"))
     assert merged["kl_mean"] < 1e-8 and merged["agreement_or_tie"] == 1.0
     assert padded["kl_mean"] == pytest.approx(merged["kl_mean"], abs=1e-12)  # over the common entries alone
-    assert base["kl_mean"] == pytest.approx(result["adapter_kl"], rel=1e-6) and base["kl_from_base"] < 1e-8
+    # The base of the reference carries the adapter's columns as zeros: its sums are in another order.
+    assert base["kl_mean"] == pytest.approx(result["adapter_kl"], rel=1e-4) and base["kl_from_base"] < 1e-8
     assert merged["kl_from_base"] > 0.01 and result["positions"] == merged["positions"] > 50
     assert forms["noisy"]["checks"]["distribution"]["state"] == "shown" and forms["noisy"]["figures"]["kl_mean"] > 1e-4
 
