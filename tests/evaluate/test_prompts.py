@@ -78,5 +78,5 @@ def test_candidates_are_the_same_for_a_seed_and_fit_the_pool(make_recipe):
     names = ["k=1 draw=0", "k=1 draw=1", "k=1 bm25", "k=3 draw=0", "k=3 draw=1", "k=3 bm25"]
     assert [c.name for c in found] == names and found == prompts.candidates(recipe, ROWS[:40], "few_shot")
     assert found != prompts.candidates(make_recipe({"seed": 1}), ROWS[:40], "few_shot")
-    with pytest.raises(RunError, match="3 examples asked, train has 2 rows"):
+    with pytest.raises(RunError, match="3 examples wanted, train has 2 rows"):
         prompts.candidates(recipe, ROWS[:2], "few_shot")

@@ -1,3 +1,5 @@
+import doctest
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -5,7 +7,14 @@ from hypothesis import strategies as st
 from scipy import optimize
 from scipy import stats as scipy_stats
 
-from tunesmith.evaluate import stats
+from tunesmith import formatting
+from tunesmith.evaluate import interval, stats
+
+
+@pytest.mark.parametrize("module", [interval, stats, formatting])
+def test_examples_of_docstrings(module):
+    results = doctest.testmod(module)
+    assert results.attempted and not results.failed
 
 
 def test_wilson_known_values():

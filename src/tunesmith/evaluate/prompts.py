@@ -113,7 +113,7 @@ def random_draw(seed: str, pool: list[Row], k: int) -> tuple[str, ...]:
         RunError: a k larger than the pool.
     """
     if k > len(pool):
-        raise RunError(f"evaluate.few_shot.k: {k} examples asked, train has {len(pool)} rows to show", "lower k")
+        raise RunError(f"evaluate.few_shot.k: {k} examples wanted, train has {len(pool)} rows to show", "lower k")
     return tuple(row["id"] for row in random.Random(seed).sample(pool, k))
 
 

@@ -19,6 +19,8 @@ from typing import Literal
 from tunesmith.errors import RunError
 from tunesmith.recipe import Recipe
 from tunesmith.retrieval.chunk import document_of, read_passages
+from tunesmith.retrieval.embed import load_embedder
+from tunesmith.retrieval.qdrant import build_qdrant
 from tunesmith.retrieval.store import Hit, Store, build_store
 from tunesmith.rundir.rows import Row, question_of, reference_of
 from tunesmith.tracking import progress
@@ -99,14 +101,8 @@ def open_store(recipe: Recipe, path: Path, corpus: Corpus) -> Store:
         RunError: the server does not answer.
     """
     settings = recipe.evaluate.retrieval
-    embedder = None
-    if settings.embedder is not None:
-        from tunesmith.retrieval.embed import load_embedder
-
-        embedder = load_embedder(settings.embedder)
+    embedder = None if settings.embedder is None else load_embedder(settings.embedder)
     if settings.qdrant is not None:
-        from tunesmith.retrieval.qdrant import build_qdrant
-
         assert embedder is not None  # the recipe sees to it
         store: Store = build_qdrant(settings.qdrant, corpus.texts, corpus.ids, embedder)
     else:
