@@ -18,11 +18,13 @@ The price against a bare tokenizer is one run of the template for each row.
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from tunesmith.chat.frozen_date import freeze_date
 from tunesmith.chat.layout import PlainLayout, RenderedText, Template, Tools
 from tunesmith.chat.markers import Message
 from tunesmith.chat.template_choice import SWITCH, shipped_names, with_thinking
@@ -112,12 +114,13 @@ class Renderer:
 
     Args:
         tokenizer: a fast tokenizer.
-        template: Jinja text that takes the place of the tokenizer's own.
+        template: Jinja text that takes the place of the tokenizer's own. One that reads the clock is frozen at this moment.
         enable_thinking: switches thinking in the template, on or off; None is what the template does when it is not told.
 
     Attributes:
         tokenizer: as given.
-        template: the Jinja text in use, the switch included: what an export has to carry.
+        template: the Jinja text in use, the switch and the frozen date included: what an export has to carry.
+        frozen: the template with its date frozen, before the switch; None where it depends on no date.
         enable_thinking: how thinking is switched; None where the template has no switch, or none that changes a prompt.
         vocabulary: what its tokens are.
         stop_ids: the tokens that end an answer: the template's end of turn (of a text, and of a tool call where the
@@ -136,6 +139,8 @@ class Renderer:
                 "the tokenizer has no chat template",
                 f"choose an instruction-tuned model, or set chat.template: a .jinja file, or one of {known}",
             )
+        self.frozen = freeze_date(source, datetime.now())
+        source = source if self.frozen is None else self.frozen.text
         self.tokenizer = tokenizer
         self.vocabulary = Vocabulary(tokenizer, source)
         self.enable_thinking = self._default_thinking(source) if enable_thinking is None else enable_thinking
