@@ -11,7 +11,8 @@ from tunesmith.evaluate import resample, stats
 from tunesmith.evaluate.compare import compare, figure_with_interval, rows_needed
 from tunesmith.evaluate.gate import EXIT_CODES, NOT_TRAINED, Evidence, decide, is_borderline, rows_to_settle, verdict
 from tunesmith.evaluate.metrics import Metric
-from tunesmith.rundir.records.evaluation import Comparison, DeployedParity, Forgetting, SeedRun, Seeds, Totals, Verdict
+from tunesmith.rundir.records.evaluation import Comparison, Forgetting, SeedRun, Seeds, Totals, Verdict
+from tunesmith.rundir.records.parity import FormParity
 
 YES_NO = Metric(name="exact_match", score=lambda answer, reference: {"score": 1.0}, tie_break="score", binary=True)
 SHARES = dataclasses.replace(YES_NO, name="rouge", binary=False)
@@ -95,7 +96,13 @@ def _arms():
 
 
 def test_a_deployed_form_that_failed_parity_outranks_every_other_verdict():
-    failed = DeployedParity(form="Q4_K_M", state="not deployable", reason="adapter: it has no effect in this form")
+    failed = FormParity(
+        form="Q4_K_M",
+        file="q4.gguf",
+        state="not deployable",
+        reason="adapter: it has no effect in this form",
+        checks={},
+    )
     hopeless = {**_arms(), "deployed": outputs([0] * 100)}
     for arms in (_arms(), hopeless):
         result = verdict(arms, FEW_SHOT, YES_NO, 0.05, evidence=Evidence(parity=failed))

@@ -19,11 +19,12 @@ import yaml
 import tunesmith
 from conftest import ROOT, _shared
 from tunesmith import cli
-from tunesmith.pipeline.export import LEAST_CONTEXT
-from tunesmith.pipeline.served import Exported, write_commands
+from tunesmith.export.commands import commands_of
+from tunesmith.export.context import LEAST_CONTEXT
+from tunesmith.export.forms.form import Job
 from tunesmith.recipe import load_recipe
 from tunesmith.recipe.run import Export
-from tunesmith.rundir import RunDir, read_json
+from tunesmith.rundir import RunDir
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXPORT = ROOT / "docs" / "guides" / "export.md"
@@ -91,12 +92,21 @@ def test_the_export_guide_shows_the_commands_that_the_demo_writes(tmp_path):
     recipe = load_recipe(ROOT / "recipes" / "us_addresses.yaml")
     for file in ("Modelfile", "Modelfile.adapter"):
         (tmp_path / file).touch()
-    run, base = RunDir(Path("runs/us_addresses")), Path("BASE")
-    write_commands(Exported(run, recipe, None, base, tmp_path, LEAST_CONTEXT, {}, recipe.model))
+    job = Job(
+        run=RunDir(Path("runs/us_addresses")),
+        recipe=recipe,
+        base=Path("BASE"),
+        renderer=None,
+        lora=recipe.lora,
+        staged=tmp_path,
+        context=LEAST_CONTEXT,
+        train_rows=lambda: None,
+        dev_loss=lambda model: 0.0,
+    )
     written = []
-    for command in read_json(tmp_path / "commands.json")["commands"].values():
-        for argv in [command] if isinstance(command, list) else command.values():
-            written.append([word.removeprefix(f"{ROOT}/") for word in argv])
+    for command in commands_of(job).commands.values():
+        for argv in command.argvs:
+            written.append([word.replace(f"{ROOT}/", "../../") for word in argv])
     assert sorted(_argvs(EXPORT)) == sorted(written)
     (example,) = _blocks(EXPORT, "yaml")
     assert Export(**yaml.safe_load(example)["export"]).gguf == recipe.export.gguf

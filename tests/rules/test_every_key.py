@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,7 +22,7 @@ from tunesmith.data.read import Reader
 from tunesmith.data.split import SplitFacts, answer_key, group_key, split
 from tunesmith.engines.engine import Answer
 from tunesmith.engines.in_process import InProcessEngine
-from tunesmith.errors import DataError, ModelError, RecipeError, RunError
+from tunesmith.errors import DataError, ExportError, ModelError, RecipeError, RunError
 from tunesmith.evaluate import gate, prompts
 from tunesmith.evaluate.compare import Comparison
 from tunesmith.evaluate.forgetting import probe
@@ -30,7 +31,7 @@ from tunesmith.evaluate.metrics import make_metric
 from tunesmith.evaluate.search import instructions
 from tunesmith.evaluate.select import PromptTask, select_prompt
 from tunesmith.export.companions import merged_config
-from tunesmith.export.merge import Merged
+from tunesmith.export.forms.merged import merge_adapter
 from tunesmith.models.adapter import adapter_state
 from tunesmith.models.load import load_model
 from tunesmith.models.precision import precision
@@ -41,7 +42,6 @@ from tunesmith.pipeline.evaluation import Evaluation
 from tunesmith.pipeline.examples import _refuse_left_out
 from tunesmith.pipeline.export import context_of
 from tunesmith.pipeline.judging import make_judge
-from tunesmith.pipeline.merged import merge_adapter
 from tunesmith.pipeline.seeds import seed_recipes
 from tunesmith.pipeline.stage import renderer
 from tunesmith.recipe import Judge, Recipe, dump_recipe, load_recipe
@@ -200,11 +200,19 @@ def _context(recipe, tmp):
 
 
 def _merged_into(recipe, tmp):
-    asked = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tunesmith.export.merge.merge", lambda *a, **_: asked.append(a[4]) or Merged(a[4], "float32", 1, 1, 0))
-        merge_adapter(api.open_run(tmp / "toy.yaml", tmp / "run"), tmp)
-    return asked
+    """What the merge is asked for, up to where its directory would be read."""
+    arguments = []
+
+    def merged(*given, **_):
+        arguments.append(given[4])
+        raise ExportError("stopped here", "")
+
+    job = SimpleNamespace(run=api.open_run(tmp / "toy.yaml", tmp / "run"), recipe=recipe, base=Path(recipe.model), staged=tmp)
+    job.renderer = SimpleNamespace(stop_ids=(), template="")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ExportError):
+        patch.setattr("tunesmith.export.forms.merged.merge", merged)
+        merge_adapter(job, SimpleNamespace(target="merged"))
+    return arguments
 
 
 def _data(recipe, tmp):

@@ -48,7 +48,6 @@ from tunesmith.rundir.records.evaluation import (
     Arm,
     Comparison,
     Decision,
-    DeployedParity,
     Differing,
     Forgetting,
     Judgement,
@@ -60,6 +59,7 @@ from tunesmith.rundir.records.evaluation import (
     Totals,
     Verdict,
 )
+from tunesmith.rundir.records.parity import FormParity
 
 NOT_TRAINED: Decision = "not the model that was trained"
 EXIT_CODES: dict[Decision, int] = {
@@ -129,7 +129,7 @@ class Evidence:
     forgetting: Forgetting | None = None
     forgetting_required: bool = False
     seeds: Seeds | None = None
-    parity: DeployedParity | None = None
+    parity: FormParity | None = None
     judge: Judgement | None = None
     retrieval: RetrievalRecall | None = None
     only_worse: bool = False

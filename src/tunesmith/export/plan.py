@@ -152,11 +152,11 @@ def update_of(write: Write, updates: Mapping[str, list[Update]], index: int) -> 
     """The update of one matrix of a tensor: the tensor itself, or the ``index``-th of a stack."""
     if write.update is None:
         return None
-    found = updates[write.update]
+    of_stack = updates[write.update]
     if write.part is None:
-        return found[index]
+        return of_stack[index]
     rows = write.shape[0]
-    return found[write.part.expert].rows(write.part.part * rows, (write.part.part + 1) * rows)
+    return of_stack[write.part.expert].rows(write.part.part * rows, (write.part.part + 1) * rows)
 
 
 def _refuse_other_shape(name: str, weight: Stored, part: ExpertPart | None, updates: list[Update]) -> None:

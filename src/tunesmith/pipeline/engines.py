@@ -162,6 +162,6 @@ def base_key(recipe: Recipe) -> str:
 
 def gguf_path(run: RunDir, file_type: str) -> Path:
     """Where the exported model of a llama.cpp file type lies."""
-    from tunesmith.export.forms import gguf_name
+    from tunesmith.export.forms.form import gguf_name
 
     return run.export / gguf_name(str(run.recipe().name), file_type)

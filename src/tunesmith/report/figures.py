@@ -13,6 +13,9 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
+from rich.filesize import decimal
+
+from tunesmith.rundir.records.parity import Sweep
 
 from tunesmith.rundir.records.evaluation import Curve
 from tunesmith.rundir.records.parity import Sweep
@@ -82,7 +85,7 @@ def sweep_figure(sweep: Sweep) -> str:
         colour = TUNED if entry.type == sweep.recommended else INK
         reach = [[100 * (task.gain - task.low)], [100 * (task.high - task.gain)]]
         axes.errorbar([number], [100 * task.gain], yerr=reach, fmt="o", color=colour, markersize=6, linewidth=1.6)
-    names = [f"{entry.type}\n{entry.bytes / 1e6:.0f} MB" for entry in entries]
+    names = [f"{entry.type}\n{decimal(entry.bytes, precision=0)}" for entry in entries]
     axes.set_xticks(range(len(entries)), names, fontsize=8)
     axes.axhline(0.0, color=QUIET, linewidth=1)
     axes.axhline(-100 * sweep.margin, color=PROMPT, linewidth=1.2, linestyle="--", label="margin")

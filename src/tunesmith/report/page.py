@@ -8,6 +8,7 @@ What has a name that somebody gave (arms, endpoints, probes) is drawn in HTML, w
 numbers alone are drawn by matplotlib (``figures.py``).
 """
 
+import dataclasses
 import json
 import math
 import statistics
@@ -100,7 +101,9 @@ def write_report(run: RunDir) -> None:
     manifest = read_json(run.manifest_file)
     scored = run.evaluation / "judged" if verdict.judge is not None else run.evaluation
     outputs = {arm.name: Output.read_lines(scored / arm.name / "outputs.jsonl") for arm in verdict.arms}
-    curve = _read(Curve, run.evaluation / "curve.json") if run.recipe().evaluate.learning_curve else None
+    curve = _read(Curve, run.evaluation / "curve.json")
+    if curve is not None and curve.inputs != run.key_of("train"):
+        curve = None  # an earlier adapter's
     page = render(
         "page.html.j2",
         name=run.recipe().name,
@@ -129,9 +132,9 @@ def _read(kind: type[F], path: Path) -> F | None:
 
 
 def _parity(run: RunDir) -> Parity | None:
-    """The parity of the export, its texts clipped; None where it was not measured."""
+    """The parity that goes with this export, its texts clipped; None where it was not measured."""
     parity = _read(Parity, run.export / "parity.json")
-    if parity is None:
+    if parity is None or parity.inputs != run.key_of("export"):
         return None
     forms = (
         replace(form, divergence=None if form.divergence is None else _clipped_texts(form.divergence)) for form in parity.forms

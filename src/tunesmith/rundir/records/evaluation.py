@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tunesmith.rundir.records.base import FileRecord, Json, Record
-from tunesmith.rundir.records.parity import FormState
+from tunesmith.rundir.records.parity import FormParity
 
 Decision = Literal[
     "deploy", "prompting is enough", "not better", "too little data to tell", "regression", "not the model that was trained"
@@ -516,15 +516,6 @@ class Differing(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeployedParity(Record):
-    """Parity of the form that is deployed: its name, whether it is the trained model, and why it is not known to be."""
-
-    form: str
-    state: FormState
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Verdict(FileRecord):
     """Whether tuning was worth it, and all that it follows from.
 
@@ -571,7 +562,7 @@ class Verdict(FileRecord):
     deployed_loss: Comparison | None
     differing: Differing
     forgetting: Forgetting | None
-    parity: DeployedParity | None
+    parity: FormParity | None
     seeds: Seeds | None
     seed_gains: tuple[float, ...]
     judge: Judgement | None

@@ -6,7 +6,7 @@ Paths stand as they are seen from the run directory, so that a run may be moved:
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from tunesmith.rundir.records.base import FileRecord, Record
+from tunesmith.rundir.records.base import FileRecord, Json, Record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +77,39 @@ class Merge(FileRecord):
     dequantized: int
     dev_loss: MergeLosses | None = None
     summary: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotWritten(Record):
+    """A file of an export that there is none of.
+
+    Attributes:
+        reason: why it cannot be expressed.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedStep(Record):
+    """A step of an export that a kill may not undo.
+
+    Attributes:
+        key: fingerprint of all that its target was made from.
+        result: what it left to be remembered; its type is the step's.
+    """
+
+    key: str
+    result: Json | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Staged(FileRecord):
+    """``export/.next/done.json``: the finished steps of an export that is being made, by their targets."""
+
+    VERSION: ClassVar[int] = 1
+
+    steps: dict[str, FinishedStep] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -165,7 +165,8 @@ class Parity(FileRecord):
     @property
     def state(self) -> FormState:
         """The worst of its forms."""
-        return max((form.state for form in self.forms), key=list(EXIT_CODES).index, default="unknown")
+        states = {form.state for form in self.forms}
+        return "not deployable" if "not deployable" in states else "unknown" if "unknown" in states else "deployable"
 
     @property
     def exit_code(self) -> int:
