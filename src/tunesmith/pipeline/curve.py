@@ -12,13 +12,12 @@ The cost of [0.1, 0.25, 0.5, 1.0] is 0.85 of a training and four answers a dev r
 Shape suffixes here: K shares of the train part, M dev rows, B draws.
 """
 
-import dataclasses
 import functools
 import hashlib
 import logging
 import math
 import shutil
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
 
 from tunesmith.errors import RunError
 from tunesmith.pipeline.engines import in_process
@@ -28,14 +27,11 @@ from tunesmith.pipeline.seeds import read_seeds
 from tunesmith.pipeline.stage import stage
 from tunesmith.pipeline.subrun import changed
 from tunesmith.recipe import Recipe
-from tunesmith.rundir import RunDir, fingerprint, read_json, read_rows, write_json, write_rows
-
-if TYPE_CHECKING:
-    from tunesmith.evaluate.arms import Outputs
+from tunesmith.rundir import RunDir, fingerprint, read_json, read_rows, write_rows
+from tunesmith.rundir.records.evaluation import Curve, Output
+from tunesmith.rundir.rows import Row
 
 logger = logging.getLogger(__name__)
-
-Row = dict[str, Any]
 
 
 def share_of(recipe: Recipe, rows: list[Row], share: float) -> list[Row]:
@@ -57,49 +53,48 @@ def share_of(recipe: Recipe, rows: list[Row], share: float) -> list[Row]:
     return [row for row in rows if row["id"] in chosen]
 
 
-def learning_curve(run: RunDir) -> dict[str, Any] | None:
+def learning_curve(run: RunDir) -> Curve | None:
     """Train, score and fit the shares of ``evaluate.learning_curve``; writes ``evaluation/curve.json``.
 
     Returns:
-        ``evaluate.curve.Curve`` as a dictionary, with ``unscored`` (dev rows without a score for some share)
-        and ``seed_sd``; None where the recipe asks for no curve.
+        The curve; None where the recipe asks for none.
 
     Raises:
         RunError: the run's own adapter was not trained yet, a share without a row, or no dev row with a score.
     """
     import numpy as np
 
+    from tunesmith.evaluate.compare import scores
     from tunesmith.evaluate.curve import bootstrap, fit_curve
-    from tunesmith.evaluate.metrics import HEADLINE
 
     recipe = run.recipe()
     if not recipe.evaluate.learning_curve:
         return None
     run.key_of("train")
-    counts, outputs = [], []
-    made = Evaluation.of(run)
-    with made.closing:
+    counts: list[int] = []
+    outputs: list[list[Output]] = []
+    evaluation = Evaluation.of(run)
+    with evaluation.closing:
         for share in recipe.evaluate.learning_curve:
             inner = run if share == 1.0 else _train_share(run, recipe, share)
             counts.append(_trained_rows(inner))
-            outputs.append(_scored(made, inner, share))
-    scores_KM = np.array([[row[HEADLINE] for row in rows] for rows in outputs], dtype=np.float64)
-    kept = np.flatnonzero(~np.isnan(scores_KM).any(axis=0))
-    if len(kept) == 0 or len(set(counts)) < len(counts):
+            outputs.append(_outputs_on_dev(evaluation, inner, share))
+    scores_KM = np.stack([scores(answers) for answers in outputs])
+    scored = np.flatnonzero(~np.isnan(scores_KM).any(axis=0))
+    if len(scored) == 0 or len(set(counts)) < len(counts):
         raise RunError(
-            f"evaluate.learning_curve: {len(kept)} dev rows have a score, and the shares hold {counts} train rows",
+            f"evaluate.learning_curve: {len(scored)} dev rows have a score, and the shares hold {counts} train rows",
             "give more rows, or shares that are further apart",
         )
-    over = made.metric.corpus
-    corpus = None if over is None else lambda k, draw_M: over([outputs[k][kept[i]] for i in draw_M])
+    over = evaluation.metric.corpus
+    corpus = None if over is None else lambda k, draw_M: over([outputs[k][scored[i]] for i in draw_M])
     spread = read_seeds(run)
-    seed_sd = None if spread is None else spread["sd"]
-    scores_K, draws_BK = bootstrap(scores_KM[:, kept], corpus)
-    curve = fit_curve(counts, scores_K, draws_BK, len(kept), recipe.task.min_gain, seed_sd)
-    unscored = scores_KM.shape[1] - len(kept)
-    result = {**dataclasses.asdict(curve), "unscored": unscored, "seed_sd": seed_sd, "inputs": run.key_of("train")}
-    write_json(run.evaluation / "curve.json", result)
-    logger.info(f"learning curve: {curve.verdict}: {curve.told}")
+    seed_sd = None if spread is None else spread.sd
+    scores_K, draws_BK = bootstrap(scores_KM[:, scored], corpus)
+    curve = fit_curve(counts, scores_K, draws_BK, len(scored), recipe.task.min_gain, seed_sd)
+    result = replace(curve, unscored=scores_KM.shape[1] - len(scored), inputs=run.key_of("train"))
+    result.write(run.evaluation / "curve.json")
+    logger.info(f"learning curve: {curve.verdict}: {curve.reason}")
     return result
 
 
@@ -125,15 +120,16 @@ def _trained_rows(run: RunDir) -> int:
     return len(Documents.open(run.tokens("train")))
 
 
-def _scored(made: Evaluation, inner: RunDir, share: float) -> "Outputs":
+def _outputs_on_dev(evaluation: Evaluation, inner: RunDir, share: float) -> list[Output]:
     """Answers and scores of one share's adapter on dev, kept in ``curve/<share>/dev/``."""
     from tunesmith.evaluate.arms import read_outputs, run_arm
 
-    folder = made.run.path / "curve" / f"{share:g}" / "dev"
-    asked = [made.book.tuned(row, 0) for row in made.dev]
-    asked_key = fingerprint(inner.key_of("train"), asked, made.max_new_tokens, made.allowed)
-    with stage(inner, "score on dev", fingerprint(asked_key, made.scoring("tuned"))) as needed:
+    folder = evaluation.run.path / "curve" / f"{share:g}" / "dev"
+    prompts = [evaluation.book.tuned(row, 0) for row in evaluation.dev]
+    budget, allowed = evaluation.max_new_tokens, evaluation.allowed
+    answers_key = fingerprint(inner.key_of("train"), prompts, budget, allowed)
+    with stage(inner, "score on dev", fingerprint(answers_key, evaluation.scoring_key("tuned"))) as needed:
         if needed:
-            engine = functools.partial(in_process, made.recipe, inner.adapter)
-            run_arm(folder, engine, asked_key, made.dev, asked, made.metric, made.max_new_tokens, made.allowed)
+            engine = functools.partial(in_process, evaluation.recipe, inner.adapter)
+            run_arm(folder, engine, answers_key, evaluation.dev, prompts, evaluation.metric, budget, allowed)
     return read_outputs(folder)

@@ -13,17 +13,19 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import DataError, RecipeError, RunError
+from tunesmith.formatting import percent
 from tunesmith.pipeline.engines import base_key, engine_of, external, in_process, open_writer, output_constraint
 from tunesmith.pipeline.forgetting import forgetting
 from tunesmith.pipeline.judging import comparing, judge_arms, make_judge
 from tunesmith.pipeline.parity import deployed_parity
 from tunesmith.pipeline.stage import stage
 from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, Recipe
-from tunesmith.rundir import RunDir, fingerprint, read_json, read_rows, write_json
+from tunesmith.rundir import RunDir, fingerprint, read_json, read_rows
+from tunesmith.rundir.records.evaluation import Candidate, RetrievalRecall, Selection, Summary, Verdict
+from tunesmith.rundir.rows import Row, question_of, reference_of, why_not_scored
 
 if TYPE_CHECKING:
     from tunesmith.engines.engine import Answer, Constraint, Engine
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
     from tunesmith.retrieval.store import Store
 
 logger = logging.getLogger(__name__)
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -93,37 +93,35 @@ class Evaluation:
             closing,
         )
 
-    def asked(self, arm: str, chosen: dict[str, Any]) -> list[list[dict[str, str]]]:
+    def prompts(self, arm: str, chosen: dict[str, Candidate]) -> list[list[dict[str, str]]]:
         """An arm's prompts for the test rows.
 
         Args:
-            chosen: by prompt arm, the ``Candidate`` that was chosen on dev, written; not looked at for a tuned arm.
+            chosen: by prompt arm, what was chosen on dev; not looked at for a tuned arm.
         """
-        from tunesmith.evaluate.prompts import Candidate
-
         if arm in PROMPT_ARMS or arm.startswith(EXTERNAL):
-            candidate = Candidate.read(chosen[arm if arm in PROMPT_ARMS else self.recipe.evaluate.prompt_of(arm)])
+            candidate = chosen[arm if arm in PROMPT_ARMS else self.recipe.evaluate.prompt_of(arm)]
             return [self.book.messages(candidate, row) for row in self.test]
         documents = self.recipe.evaluate.retrieval.k if arm == "tuned_retrieval" else 0
         return [self.book.tuned(row, documents) for row in self.test]
 
-    def price(self, arm: str) -> "Callable[[Answer], float] | None":
+    def cost_of(self, arm: str) -> "Callable[[Answer], float] | None":
         """What an answer of an arm costs, where the recipe gives a price."""
         from tunesmith.evaluate.arms import by_time, by_tokens
 
         settings = self.recipe.evaluate
         if arm.startswith(EXTERNAL):
-            asked = settings.endpoint_of(arm).price
-            return None if asked is None else by_tokens(asked)
+            price = settings.endpoint_of(arm).price
+            return None if price is None else by_tokens(price)
         return None if settings.price_per_hour is None else by_time(settings.price_per_hour)
 
-    def scoring(self, arm: str = "") -> list[Any]:
+    def scoring_key(self, arm: str = "") -> list[Any]:
         """What decides figures beside the answers: the metric and its files, and an arm's price (a local one's by default)."""
-        from tunesmith.evaluate.metrics import scoring
+        from tunesmith.evaluate.metrics import scoring_key
 
         settings = self.recipe.evaluate
         price = settings.endpoint_of(arm).model_dump()["price"] if arm.startswith(EXTERNAL) else settings.price_per_hour
-        return [scoring(self.recipe.task), price]
+        return [scoring_key(self.recipe.task), price]
 
 
 def evaluate(run: RunDir, arms: tuple[str, ...] | None = None) -> None:
@@ -137,47 +135,41 @@ def evaluate(run: RunDir, arms: tuple[str, ...] | None = None) -> None:
     if unknown := set(arms or ()) - set(known):
         raise RunError(f"{min(unknown)}: not an arm of this recipe", f"arms: {', '.join(known)}")
     wanted = arms or known
-    made = Evaluation.of(run)
-    with made.closing:
-        chosen = select(made)["arms"] if any(arm in PROMPT_ARMS or arm.startswith(EXTERNAL) for arm in wanted) else {}
+    evaluation = Evaluation.of(run)
+    with evaluation.closing:
+        chosen = select(evaluation).arms if any(arm in PROMPT_ARMS or arm.startswith(EXTERNAL) for arm in wanted) else {}
         for arm in wanted:
-            _score_arm(made, arm, made.asked(arm, chosen))
+            _score_arm(evaluation, arm, evaluation.prompts(arm, chosen))
 
 
-def _score_arm(made: Evaluation, arm: str, asked: list[list[dict[str, str]]]) -> None:
+def _score_arm(evaluation: Evaluation, arm: str, prompts: list[list[dict[str, str]]]) -> None:
     """One arm on the test rows, unless its answers and scores follow from the same inputs already."""
     from tunesmith.evaluate.arms import run_arm
 
-    run, budget, allowed = made.run, made.max_new_tokens, made.allowed
-    weights, engine = engine_of(run, made.recipe, arm, made.base, asked, budget)
-    asked_key = fingerprint(weights, asked, budget, allowed)
-    arm_key = fingerprint(asked_key, made.scoring(arm))
+    run, budget, allowed = evaluation.run, evaluation.max_new_tokens, evaluation.allowed
+    weights, engine = engine_of(run, evaluation.recipe, arm, evaluation.base, prompts, budget)
+    answers_key = fingerprint(weights, prompts, budget, allowed)
+    arm_key = fingerprint(answers_key, evaluation.scoring_key(arm))
     with stage(run, f"evaluate {arm}", arm_key) as needed:
         if needed:
             if arm in ("retrieval", "tuned_retrieval"):
-                _report_recall(made)
-            folder, price = run.evaluation / arm, made.price(arm)
-            figures = run_arm(folder, engine, asked_key, made.test, asked, made.metric, budget, allowed, price)
+                _report_recall(evaluation)
+            folder, price = run.evaluation / arm, evaluation.cost_of(arm)
+            rows, metric = evaluation.test, evaluation.metric
+            summary = run_arm(folder, engine, answers_key, rows, prompts, metric, budget, allowed, price)
             log_reading(run, arm, arm_key)
-            logger.info(f"evaluate: {_told(arm, figures)}")
+            logger.info(f"evaluate: {_summary_line(summary)}")
 
 
-def choose_prompts(run: RunDir) -> dict[str, Any]:
-    """Score the prompt arms on dev rows alone, so that advice spends no sealed row.
-
-    Returns:
-        The content of ``evaluation/selection.json`` (``evaluate.select.select_prompt``).
-    """
-    made = Evaluation.of(run)
-    with made.closing:
-        return select(made)
+def choose_prompts(run: RunDir) -> Selection:
+    """Score the prompt arms on dev rows alone, so that advice spends no sealed row."""
+    evaluation = Evaluation.of(run)
+    with evaluation.closing:
+        return select(evaluation)
 
 
-def verdict(run: RunDir) -> dict[str, Any]:
+def verdict(run: RunDir) -> Verdict:
     """Decide from the arms' outputs and the forgetting check; writes and returns ``evaluation/verdict.json``.
-
-    Returns:
-        What ``evaluate.gate.verdict`` returns, and ``selection``, ``judge`` and ``retrieval`` as their files hold them.
 
     Raises:
         RunError: an arm was not scored yet, or seeds were asked for and not trained.
@@ -190,35 +182,33 @@ def verdict(run: RunDir) -> dict[str, Any]:
     recipe = run.recipe()
     for arm in recipe.evaluate.arms:
         run.key_of(f"evaluate {arm}")
-    choice = read_json(run.evaluation / "selection.json")
+    selection = Selection.read(run.evaluation / "selection.json")
     metric = make_metric(recipe.task)
-    judge = judge_arms(run, recipe, metric, choice["best_prompt"]) if metric.name == "judge" else None
+    judge = judge_arms(run, recipe, metric, selection.best_prompt) if metric.name == "judge" else None
     outputs = {arm: read_outputs(run.evaluation / arm) for arm in recipe.evaluate.arms}
     # Done already after a whole run; a verdict made by hand must not deploy what nobody has looked at.
-    forgotten = forgetting(run) if any(arm in gate.TUNED_ARMS for arm in outputs) else None
-    result = gate.verdict(
-        outputs,
-        choice["best_prompt"],
-        metric,
-        recipe.task.min_gain,
-        _groups(run, recipe),
-        forgotten,
-        read_seeds(run),
-        deployed_parity(run),
+    tuned = any(arm in gate.TUNED_ARMS for arm in outputs)
+    recall = run.evaluation / "retrieval.json"
+    evidence = gate.Evidence(
+        forgetting=forgetting(run) if tuned else None,
+        forgetting_required=recipe.evaluate.forgetting.required,
+        seeds=read_seeds(run),
+        parity=deployed_parity(run),
+        judge=judge,
+        retrieval=RetrievalRecall.read(recall) if recall.exists() else None,
+        only_worse=tuned and read_json(run.manifest_file)["training"].get("only_worse", False),
     )
-    result["selection"] = choice
-    result["judge"] = judge
-    result["retrieval"] = _read(run.evaluation / "retrieval.json")
-    write_json(run.verdict_file, result)
+    result = gate.verdict(outputs, selection, metric, recipe.task.min_gain, _groups(run, recipe), evidence)
+    result.write(run.verdict_file)
     return result
 
 
-def select(made: Evaluation) -> dict[str, Any]:
+def select(evaluation: Evaluation) -> Selection:
     """The prompts chosen on dev, chosen now if they were not for these inputs."""
-    from tunesmith.evaluate.metrics import scoring
+    from tunesmith.evaluate.metrics import scoring_key
     from tunesmith.evaluate.select import select_prompt
 
-    run, recipe = made.run, made.recipe
+    run, recipe = evaluation.run, evaluation.recipe
     target = run.evaluation / "selection.json"
     settings = recipe.evaluate
     external_arms = [arm for arm in settings.arms if arm.startswith(EXTERNAL)]
@@ -228,47 +218,58 @@ def select(made: Evaluation) -> dict[str, Any]:
     key = fingerprint(
         run.key_of("data"),
         base_key(recipe),
-        scoring(recipe.task),
-        made.allowed,
+        scoring_key(recipe.task),
+        evaluation.allowed,
         (recipe.seed, recipe.task.prompt, recipe.task.short_prompt),
         settings.few_shot.model_dump(),
         settings.optimized_prompt.model_dump() if "optimized_prompt" in needed_arms else None,
-        [settings.retrieval.model_dump(), made.corpus().texts] if retrieves else settings.retrieval.embedder,
+        [settings.retrieval.model_dump(), evaluation.corpus().texts] if retrieves else settings.retrieval.embedder,
         [(arm, settings.endpoint_of(arm).model_dump(include=asked_of)) for arm in external_arms if settings.is_rival(arm)],
         [arm for arm in settings.arms if arm in PROMPT_ARMS or arm in external_arms],
-        made.max_new_tokens,
+        evaluation.max_new_tokens,
     )
     with stage(run, "select prompt", key) as needed:
         if needed:
-            choice = select_prompt(_asking(made), target)
+            selection = select_prompt(_prompt_task(evaluation))
+            selection.write(target)
             logger.info(
-                f"select prompt: {choice['best_prompt']} leads on {choice['dev_rows']} dev rows ({choice['best_prompt_name']})"
+                f"select prompt: {selection.best_prompt} leads on {selection.dev_rows} dev rows ({selection.best_prompt_name})"
             )
-    return read_json(target)
+    return Selection.read(target)
 
 
-def _asking(made: Evaluation) -> "PromptTask":
+def _prompt_task(evaluation: Evaluation) -> "PromptTask":
     """What every candidate has in common."""
     from tunesmith.evaluate.select import PromptTask
 
     @functools.cache
     def engine(answerer: str) -> "Engine":
         if answerer == "base":
-            return made.base()
-        opened = external(made.recipe, answerer)
-        made.closing.callback(opened.close)
-        return opened
+            return evaluation.base()
+        endpoint = external(evaluation.recipe, answerer)
+        evaluation.closing.callback(endpoint.close)
+        return endpoint
 
-    judged = None
-    if made.metric.name == "judge":
-        judge, close = make_judge(made.recipe)
-        made.closing.callback(close)
-        judged = comparing(judge, made.dev)
+    judge_answers = None
+    if evaluation.metric.name == "judge":
+        judge, close = make_judge(evaluation.recipe)
+        evaluation.closing.callback(close)
+        judge_answers = comparing(judge, evaluation.dev)
     writer = None
-    if made.recipe.evaluate.optimized_prompt.writer is not None:
-        writer, close = open_writer(made.recipe.evaluate.optimized_prompt.writer)
-        made.closing.callback(close)
-    return PromptTask(made.recipe, made.book, made.dev, made.metric, made.max_new_tokens, engine, made.allowed, judged, writer)
+    if evaluation.recipe.evaluate.optimized_prompt.writer is not None:
+        writer, close = open_writer(evaluation.recipe.evaluate.optimized_prompt.writer)
+        evaluation.closing.callback(close)
+    return PromptTask(
+        recipe=evaluation.recipe,
+        book=evaluation.book,
+        dev=evaluation.dev,
+        metric=evaluation.metric,
+        max_new_tokens=evaluation.max_new_tokens,
+        engine_of=engine,
+        allowed=evaluation.allowed,
+        judge=judge_answers,
+        writer=writer,
+    )
 
 
 def log_reading(run: RunDir, arm: str, key: str) -> None:
@@ -277,12 +278,12 @@ def log_reading(run: RunDir, arm: str, key: str) -> None:
         file.write(json.dumps({"arm": arm, "key": key[:16], "at": datetime.now(UTC).isoformat(timespec="seconds")}) + "\n")
 
 
-def _told(arm: str, figures: dict[str, float]) -> str:
+def _summary_line(summary: Summary) -> str:
     """An arm's result in one line."""
-    scored = figures["unscored"] < figures["n"]
-    told = f"scores {100 * figures['score']:.1f} of 100" if scored else "has answered, and waits for the judge"
-    cost = f", {figures['n'] * figures['cost']:.4g} in all" if "cost" in figures else ""
-    return f"{arm} {told}, {figures['ms']:.0f} ms an example{cost}"
+    scored = summary.score is not None
+    result = f"scores {percent(summary.score)} of 100" if scored else "has answered, and waits for the judge"
+    cost = "" if summary.cost is None else f", {summary.n * summary.cost:.4g} in all"
+    return f"{summary.name} {result}, {summary.ms:.0f} ms an example{cost}"
 
 
 def _read_corpus(recipe: Recipe, pool: list[Row], test: list[Row]) -> "Corpus":
@@ -301,7 +302,6 @@ def _open_documents(run: RunDir, recipe: Recipe, corpus: "Corpus") -> "Store":
 
 def _open_questions(run: RunDir, recipe: Recipe, pool: list[Row], selection: str) -> "Store":
     """The questions of the rows that may be shown, to find the nearest ones."""
-    from tunesmith.retrieval.corpus import question_of
     from tunesmith.retrieval.store import build_store
 
     embed = None
@@ -317,15 +317,15 @@ def _open_questions(run: RunDir, recipe: Recipe, pool: list[Row], selection: str
     return build_store(run.evaluation / f"questions-{selection}.sqlite", texts, ids, embed)
 
 
-def _report_recall(made: Evaluation) -> None:
+def _report_recall(evaluation: Evaluation) -> None:
     """Say whether the right passages are found, before any answer is scored."""
     from tunesmith.retrieval.corpus import find
-    from tunesmith.retrieval.measure import RECALL_AT, figures, told
+    from tunesmith.retrieval.measure import RECALL_AT, recall_line, recall_of
 
-    found = find(made.documents(), made.test, max(RECALL_AT, made.recipe.evaluate.retrieval.k))
-    measured = figures(found, made.test, made.corpus())
-    write_json(made.run.evaluation / "retrieval.json", measured)
-    logger.info(told(measured))
+    hits = find(evaluation.documents(), evaluation.test, max(RECALL_AT, evaluation.recipe.evaluate.retrieval.k))
+    recall = recall_of(hits, evaluation.test, evaluation.corpus())
+    recall.write(evaluation.run.evaluation / "retrieval.json")
+    logger.info(recall_line(recall))
 
 
 def _groups(run: RunDir, recipe: Recipe) -> list[str] | None:
@@ -335,19 +335,14 @@ def _groups(run: RunDir, recipe: Recipe) -> list[str] | None:
     return [row.get("group") or row["id"] for row in read_rows(run.data / "test.jsonl")]
 
 
-def _read(file: Path) -> dict[str, Any] | None:
-    return read_json(file) if file.exists() else None
-
-
 def check_references(rows: list[Row], metric: "Metric") -> None:
     """Every reference must score 1 against itself, or the metric does not fit the data."""
     for row in rows:
-        if row.get("kind") == "text" or "tool_calls" in row["messages"][-1]:
-            what = "a plain text, which asks nothing" if row.get("kind") == "text" else "ended by a tool call"
+        if why := why_not_scored(row):
             raise DataError(
-                f"row {row['id']}, {row['place']}: {what}, so no arm can be scored", "train and preview such rows alone"
+                f"row {row['id']}, {row['place']}: {why}, so no arm can be scored", "train and preview such rows alone"
             )
-        reference = row["messages"][-1]["content"]
+        reference = reference_of(row)
         if not metric.fits(reference):
             raise DataError(
                 f"row {row['id']}, {row['place']}: its own reference does not score under task.metric: {reference[:80]!r}",

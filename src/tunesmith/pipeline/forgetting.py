@@ -5,22 +5,18 @@ a stage of its own: it needs the adapter and nothing else, and the verdict reads
 """
 
 import logging
-from typing import Any
 
 from tunesmith.pipeline.engines import load
 from tunesmith.pipeline.stage import stage
-from tunesmith.rundir import RunDir, fingerprint, read_json, sha256_file, write_json
+from tunesmith.rundir import RunDir, fingerprint, sha256_file
+from tunesmith.rundir.records.evaluation import Forgetting
 from tunesmith.tracking import progress
 
 logger = logging.getLogger(__name__)
 
 
-def forgetting(run: RunDir) -> dict[str, Any]:
+def forgetting(run: RunDir) -> Forgetting:
     """Compare the tuned model with its base; writes and returns ``evaluation/forgetting.json``.
-
-    Returns:
-        ``verdict`` (no regression, regression, or too little data to tell), ``reason``, ``margin``, ``required`` (whether
-        deploying asks for "no regression"), ``probes`` and ``figures`` (``evaluate/forgetting.py``).
 
     Raises:
         RunError: nothing was trained here.
@@ -40,30 +36,27 @@ def forgetting(run: RunDir) -> dict[str, Any]:
     key = fingerprint(run.key_of("train"), settings.model_dump(mode="json", exclude={"required"}), hashes)
     with stage(run, "forgetting", key) as needed:
         if needed:
-            write_json(target, _measured(run))
-    result = {**read_json(target), "required": settings.required}
-    write_json(target, result)
-    logger.info(f"forgetting: {result['verdict']}: {result['reason']}")
+            _measured(run).write(target)
+    result = Forgetting.read(target)
+    logger.info(f"forgetting: {result.verdict}: {result.reason}")
     return result
 
 
-def _measured(run: RunDir) -> dict[str, Any]:
+def _measured(run: RunDir) -> Forgetting:
     from tunesmith.evaluate.forgetting import STEPS, conclude, measure
     from tunesmith.evaluate.probes import load_probes
 
     recipe = run.recipe()
     settings = recipe.evaluate.forgetting
     probes = load_probes(settings.texts)
-    found = load(recipe, run.adapter)
-    held = (found.model, found.layers, found.renderer)
+    loaded = load(recipe, run.adapter)
+    tuned = (loaded.model, loaded.layers, loaded.renderer)
     with progress("forgetting", STEPS) as bar:
-        result = measure(
-            found.model, found.layers, found.renderer, probes, settings.margin, recipe.evaluate.batch_size, bar.advance
-        )
+        decisive, figures = measure(*tuned, probes, settings.margin, recipe.evaluate.batch_size, bar.advance)
     if settings.tasks:
         from tunesmith.evaluate.lm_eval import run_tasks
 
         logger.info(f"forgetting: lm-evaluation-harness on {', '.join(settings.tasks)}, base and tuned")
         tasks = (settings.tasks, settings.tasks_path, settings.limit)
-        result["probes"] += run_tasks(*held, *tasks, settings.margin)
-    return conclude(result, settings.margin)
+        decisive += run_tasks(*tuned, *tasks, settings.margin)
+    return conclude(decisive, figures, settings.margin)

@@ -7,16 +7,18 @@ its agreement with human labels, and for each arm position consistency and the c
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tunesmith.pipeline.stage import stage
 from tunesmith.recipe import Recipe
-from tunesmith.rundir import RunDir, fingerprint, read_json, read_rows, write_json
+from tunesmith.rundir import RunDir, fingerprint, read_rows
+from tunesmith.rundir.records.evaluation import Judgement, JudgeReport, Output, Scores
+from tunesmith.rundir.rows import Row
 
 if TYPE_CHECKING:
-    from tunesmith.evaluate.arms import Outputs
     from tunesmith.evaluate.judge import Judge
     from tunesmith.evaluate.metrics import Metric
+    from tunesmith.evaluate.select import JudgeAnswers
 
 logger = logging.getLogger(__name__)
 
@@ -37,40 +39,41 @@ def make_judge(recipe: Recipe) -> "tuple[Judge, Callable[[], None]]":
     return Judge(engine, recipe.task), engine.close
 
 
-def comparing(judge: "Judge", rows: list[dict[str, Any]]) -> "Callable[[Outputs, Outputs], Outputs]":
-    """Scores of an arm's records on some of these rows, against those of another arm."""
+def comparing(judge: "Judge", rows: list[Row]) -> "JudgeAnswers":
+    """Scores answers to some of these rows against another arm's."""
     from tunesmith.evaluate.judge import judge_arm, question_text
 
-    asked = {row["id"]: question_text(row["messages"]) for row in rows}
-    return lambda outputs, baseline: judge_arm(judge, [asked[row["id"]] for row in outputs], outputs, baseline)[0]
+    questions = {row["id"]: question_text(row["messages"]) for row in rows}
+
+    def scored(outputs: list[Output], baseline: list[Output]) -> list[Output]:
+        return judge_arm(judge, [questions[output.id] for output in outputs], outputs, baseline)[0]
+
+    return scored
 
 
-def judge_arms(run: RunDir, recipe: Recipe, metric: "Metric", best_prompt: str) -> dict[str, Any]:
-    """Judge every arm of the recipe against the best prompt's answers; the scores go into the arms' own files.
-
-    Returns:
-        ``calibration`` and, by arm, the ``report`` of its comparison; also in ``evaluation/judge.json``.
-    """
+def judge_arms(run: RunDir, recipe: Recipe, metric: "Metric", best_prompt: str) -> Judgement:
+    """Judge every arm of the recipe against the best prompt's answers; the scores go into the arms' own files."""
     from tunesmith.evaluate.arms import read_outputs, write_outputs
     from tunesmith.evaluate.judge import calibrate, judge_arm, question_text
-    from tunesmith.evaluate.metrics import scoring
+    from tunesmith.evaluate.metrics import scoring_key
 
     arms = recipe.evaluate.arms
     target = run.evaluation / "judge.json"
-    key = fingerprint(best_prompt, scoring(recipe.task), [run.key_of(f"evaluate {arm}") for arm in arms])
+    key = fingerprint(best_prompt, scoring_key(recipe.task), [run.key_of(f"evaluate {arm}") for arm in arms])
     with stage(run, "judge", key) as needed:
         if needed:
             judge, close = make_judge(recipe)
             try:
                 questions = [question_text(row["messages"]) for row in read_rows(run.data / "test.jsonl")]
                 calibration = calibrate(judge, recipe.task.judge.human_labels)
-                logger.info(f"judge: {'calibrated' if calibration['calibrated'] else 'uncalibrated'}: {calibration['reason']}")
-                baseline, reports = read_outputs(run.evaluation / best_prompt), {}
+                logger.info(f"judge: {'calibrated' if calibration.calibrated else 'uncalibrated'}: {calibration.reason}")
+                baseline = read_outputs(run.evaluation / best_prompt)
+                reports: dict[str, JudgeReport] = {}
                 for arm in arms:
                     folder = run.evaluation / arm
                     outputs, reports[arm] = judge_arm(judge, questions, read_outputs(folder), baseline)
-                    write_outputs(folder, read_json(folder / "scores.json")["key"], outputs, metric)
+                    write_outputs(folder, Scores.read(folder / "scores.json").key, outputs, metric)
             finally:
                 close()
-            write_json(target, {"calibration": calibration, "arms": reports})
-    return read_json(target)
+            Judgement(calibration=calibration, arms=reports).write(target)
+    return Judgement.read(target)

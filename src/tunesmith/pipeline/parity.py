@@ -30,14 +30,14 @@ def parity(run: RunDir) -> Parity:
         RunError: the run was not exported, or a file of its export is gone.
         MissingPackage: llama.cpp is not installed.
     """
-    from tunesmith.evaluate.metrics import scoring
+    from tunesmith.evaluate.metrics import scoring_key
     from tunesmith.parity.checks import AGREEMENT, BOUNDS, LOOSE_AGREEMENT, LOOSE_KL
     from tunesmith.parity.prompts import LONG, NEW_TOKENS
 
     recipe = run.recipe()
     exported = run.key_of("export")
     limits = (DEV_PROMPTS, DEV_ROWS, LONG, NEW_TOKENS, BOUNDS, AGREEMENT, LOOSE_KL, LOOSE_AGREEMENT)
-    key = fingerprint(exported, run.key_of("render"), scoring(recipe.task), recipe.task.min_gain, limits)
+    key = fingerprint(exported, run.key_of("render"), scoring_key(recipe.task), recipe.task.min_gain, limits)
     target = run.export / "parity.json"
     with stage(run, "parity", key, target) as needed:
         if needed:

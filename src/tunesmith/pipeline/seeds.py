@@ -11,13 +11,14 @@ The cost is one training and one test arm a seed. Every reading of the test part
 
 import logging
 import statistics
-from typing import Any
 
 from tunesmith.errors import RunError
+from tunesmith.formatting import percent
 from tunesmith.pipeline.evaluation import evaluate, log_reading
 from tunesmith.pipeline.subrun import changed, with_shared_data
 from tunesmith.recipe import Recipe
-from tunesmith.rundir import RunDir, read_json, write_json
+from tunesmith.rundir import RunDir, read_json
+from tunesmith.rundir.records.evaluation import Scores, SeedRun, Seeds
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +30,11 @@ def seed_recipes(recipe: Recipe) -> list[Recipe]:
     return [changed(recipe, seed=(recipe.seed + k) % 2**31) for k in range(recipe.evaluate.seeds)]
 
 
-def seeds(run: RunDir) -> dict[str, Any] | None:
+def seeds(run: RunDir) -> Seeds | None:
     """Train and score the adapters of ``evaluate.seeds``; writes ``evaluation/seeds.json``.
 
     Returns:
-        ``arm``, ``n`` test rows, ``runs`` (seed, score, best_dev_loss of each), ``mean``, ``min``, ``max``, and ``sd``
-        (over seeds, n - 1 in the denominator), scores in 0..1; None where the recipe asks for one seed.
+        The spread; None where the recipe asks for one seed.
 
     Raises:
         RunError: the run's own adapter was not trained or not scored yet.
@@ -44,8 +44,8 @@ def seeds(run: RunDir) -> dict[str, Any] | None:
     recipes = seed_recipes(run.recipe())
     if len(recipes) == 1:
         return None
-    own = run.key_of(f"evaluate {ARM}")
-    found = [_scored(run, recipes[0])]
+    inputs = run.key_of(f"evaluate {ARM}")
+    runs = [_figures(run, recipes[0])]
     for k, recipe in enumerate(recipes[1:], 1):
         inner = with_shared_data(run, run.path / "seeds" / str(k), recipe)
         logger.info(f"seeds: training seed {recipe.seed}, {k + 1} of {len(recipes)}, in {inner.path}")
@@ -54,18 +54,17 @@ def seeds(run: RunDir) -> dict[str, Any] | None:
         evaluate(inner, (ARM,))
         if inner.stages()[f"evaluate {ARM}"] != before:
             log_reading(run, f"{ARM} seed {recipe.seed}", inner.key_of(f"evaluate {ARM}"))
-        found.append(_scored(inner, recipe))
-    rows = read_json(run.evaluation / ARM / "scores.json")["n"]
-    result = {"arm": ARM, "n": rows, "inputs": own, "runs": found, **spread([entry["score"] for entry in found])}
-    write_json(run.evaluation / "seeds.json", result)
+        runs.append(_figures(inner, recipe))
+    result = spread(Scores.read(run.evaluation / ARM / "scores.json").summary.n, runs, inputs)
+    result.write(run.evaluation / "seeds.json")
     logger.info(
-        f"seeds: {ARM} scores {100 * result['mean']:.1f} of 100 over {len(found)} seeds, "
-        f"{100 * result['min']:.1f} to {100 * result['max']:.1f} (sd {100 * result['sd']:.1f} points)"
+        f"seeds: {ARM} scores {percent(result.mean)} of 100 over {len(runs)} seeds, "
+        f"{percent(result.min)} to {percent(result.max)} (sd {percent(result.sd)} points)"
     )
     return result
 
 
-def read_seeds(run: RunDir) -> dict[str, Any] | None:
+def read_seeds(run: RunDir) -> Seeds | None:
     """What ``seeds`` found, for the verdict; None where the recipe asks for one seed.
 
     Raises:
@@ -75,21 +74,33 @@ def read_seeds(run: RunDir) -> dict[str, Any] | None:
     if wanted == 1:
         return None
     file = run.evaluation / "seeds.json"
-    result = read_json(file) if file.exists() else {"runs": [], "inputs": ""}
-    if len(result["runs"]) != wanted or result["inputs"] != run.key_of(f"evaluate {ARM}"):
+    result = Seeds.read(file) if file.exists() else None
+    if result is None or len(result.runs) != wanted or result.inputs != run.key_of(f"evaluate {ARM}"):
+        there = 0 if result is None else len(result.runs)
         raise RunError(
-            f"{file}: {len(result['runs'])} of the {wanted} seeds that evaluate.seeds asks for go with this adapter",
+            f"{file}: {there} of the {wanted} seeds that evaluate.seeds asks for go with this adapter",
             f"run: tunesmith seeds {run.path}",
         )
     return result
 
 
-def spread(scores: list[float]) -> dict[str, float]:
-    """Mean, smallest, largest and standard deviation (n - 1) of two scores or more."""
-    return {"mean": statistics.fmean(scores), "min": min(scores), "max": max(scores), "sd": statistics.stdev(scores)}
+def spread(rows: int, runs: list[SeedRun], inputs: str) -> Seeds:
+    """Mean, smallest, largest and standard deviation (n - 1) of the scores of two seeds or more on so many rows."""
+    scores = [run.score for run in runs]
+    return Seeds(
+        arm=ARM,
+        n=rows,
+        runs=tuple(runs),
+        mean=statistics.fmean(scores),
+        min=min(scores),
+        max=max(scores),
+        sd=statistics.stdev(scores),
+        inputs=inputs,
+    )
 
 
-def _scored(run: RunDir, recipe: Recipe) -> dict[str, Any]:
+def _figures(run: RunDir, recipe: Recipe) -> SeedRun:
     training = read_json(run.manifest_file)["training"]
-    score = read_json(run.evaluation / ARM / "scores.json")["score"]
-    return {"seed": recipe.seed, "score": score, "best_dev_loss": training["best_dev_loss"]}
+    score = Scores.read(run.evaluation / ARM / "scores.json").summary.score
+    assert score is not None  # the recipe refuses seeds under a judge
+    return SeedRun(seed=recipe.seed, score=score, best_dev_loss=training["best_dev_loss"])

@@ -43,14 +43,14 @@ def sweep(run: RunDir, types: tuple[str, ...] = ()) -> Sweep:
         RunError: nothing was exported, a type that is not known, or the task's metric scores no answer by itself.
         ExportError: a type that cannot be written, or no room for it.
     """
-    from tunesmith.evaluate.metrics import scoring
+    from tunesmith.evaluate.metrics import scoring_key
     from tunesmith.report.figures import sweep_figure
 
     types = types or TYPES
     if unknown := [kind for kind in types if kind not in get_args(GgufType)]:
         raise RunError(f"{unknown[0]}: not a type that is written here", f"types: {', '.join(get_args(GgufType))}")
     recipe, target = run.recipe(), run.export / "sweep.json"
-    key = fingerprint(run.key_of("export"), scoring(recipe.task), recipe.task.min_gain, sorted(types), ROWS)
+    key = fingerprint(run.key_of("export"), scoring_key(recipe.task), recipe.task.min_gain, sorted(types), ROWS)
     with stage(run, "sweep", key, target) as needed:
         if needed:
             result = _measured(run, recipe, types)

@@ -7,7 +7,6 @@ did not change is skipped; one whose predecessor is missing says which to run.
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from tunesmith.errors import RunError
 from tunesmith.pipeline.curve import learning_curve
@@ -20,6 +19,7 @@ from tunesmith.pipeline.seeds import seeds
 from tunesmith.pipeline.stage import renderer, stage
 from tunesmith.recipe import load_recipe
 from tunesmith.rundir import RunDir, atomic_directory, fingerprint, read_json
+from tunesmith.rundir.records.evaluation import Verdict
 from tunesmith.tracking import MetricsLog, write_csv
 
 logger = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ def report(run: RunDir) -> Path:
     return run.report_file
 
 
-def run(directory: RunDir) -> dict[str, Any]:
+def run(directory: RunDir) -> Verdict:
     """All stages in order, prompts first: they cost no training and may already be enough. Returns the verdict."""
     arms = directory.recipe().evaluate.arms
     tuned = tuple(arm for arm in arms if arm in ("tuned", "tuned_retrieval"))

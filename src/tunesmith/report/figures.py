@@ -15,8 +15,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 from rich.filesize import decimal
 
-from tunesmith.rundir.records.parity import Sweep
-
 from tunesmith.rundir.records.evaluation import Curve
 from tunesmith.rundir.records.parity import Sweep
 

@@ -8,7 +8,6 @@ What has a name that somebody gave (arms, endpoints, probes) is drawn in HTML, w
 numbers alone are drawn by matplotlib (``figures.py``).
 """
 
-import dataclasses
 import json
 import math
 import statistics

@@ -391,6 +391,7 @@ class Seeds(FileRecord):
         n: test rows.
         runs: of each seed; the run's own first.
         mean, min, max: of the scores; ``sd`` their standard deviation (n - 1).
+        inputs: fingerprint of the answers of the run's own seed.
     """
 
     arm: str
@@ -400,6 +401,7 @@ class Seeds(FileRecord):
     min: float
     max: float
     sd: float
+    inputs: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -430,6 +432,7 @@ class Curve(FileRecord):
         seed_sd: standard deviation over training seeds, where it was measured.
         verdict: what follows for ``min_gain``.
         reason: the same as a sentence with its numbers.
+        inputs: fingerprint of the run's own adapter.
     """
 
     a: float
@@ -443,6 +446,7 @@ class Curve(FileRecord):
     seed_sd: float | None = None
     verdict: CurveVerdict
     reason: str
+    inputs: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -495,6 +499,7 @@ class Arm(Summary):
         against: its comparison with the best prompt; None for that prompt itself.
     """
 
+    score: float
     low: float
     high: float
     totals: Totals
