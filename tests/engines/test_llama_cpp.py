@@ -71,12 +71,15 @@ def test_answers_and_scores_equal_those_of_transformers(tiny_dir, tiny_gguf, tin
     from tunesmith.models.load import load_model
 
     model, renderer = load_model(tiny_dir, "fp32"), Renderer(tokenizer)
+    asked = [renderer.prompt_ids(prompt) for prompt in PROMPTS]
+    of_base = [greedy_answers(next_logits(model), ids, 6, 0.0, renderer.stop_ids)[0] for ids in asked]
     stock = PeftModel.from_pretrained(model, str(tiny_lora)).merge_and_unload() if adapter else model
     ours = InProcessEngine(stock, renderer, 12)
-    asked = [renderer.prompt_ids(prompt) for prompt in PROMPTS]
     with LlamaCppEngine(tiny_gguf, 256, tiny_lora / "lora.gguf" if adapter else None) as engine:
-        for ids, answer in zip(asked, _said(engine.generate(PROMPTS, 6, lambda _: None)), strict=True):
+        answers = _said(engine.generate(PROMPTS, 6, lambda _: None))
+        for ids, answer, without in zip(asked, answers, of_base, strict=True):
             allowed = greedy_answers(next_logits(stock), ids, 6, F16, renderer.stop_ids)
+            assert (without in allowed) != adapter  # wide enough for rounding, too narrow for a lost adapter
             assert answer in [_without_control(tokenizer, ids, new, renderer.stop_ids) for new in allowed]
         items = [
             (prompt, answer.text) for prompt, answer in zip(PROMPTS, ours.generate(PROMPTS, 1, lambda _: None), strict=True)

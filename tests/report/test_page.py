@@ -109,9 +109,7 @@ def _with_all_parts(run):
     measured = {"forgetting": FORGETTING, "seeds": SEEDS, "seed_gains": (0.1, 0.2, 0.3), "retrieval": RETRIEVAL}
     verdict = replace(Verdict.read(run.verdict_file), judge=JUDGE, advice=("Look again",), **measured)
     verdict.write(run.verdict_file)
-    shutil.copytree(run.evaluation, run.evaluation / "judged", ignore=shutil.ignore_patterns("judged"), dirs_exist_ok=True)
-    run.recipe_file.write_text(run.recipe_file.read_text().replace("learning_curve: []", "learning_curve: [0.25, 0.5, 1.0]"))
-    CURVE.write(run.evaluation / "curve.json")
+    replace(CURVE, inputs=run.key_of("train")).write(run.evaluation / "curve.json")
     return verdict
 
 
@@ -177,8 +175,8 @@ def test_what_was_not_measured_is_said_and_has_no_section(run):
     assert 'id="deployed"' not in page and "needs the arms tuned and deployed" in page
 
 
-def test_a_curve_that_the_recipe_does_not_ask_for_is_left_out(run):
-    CURVE.write(run.evaluation / "curve.json")
+def test_a_curve_of_an_earlier_adapter_is_left_out(run):
+    replace(CURVE, inputs="other").write(run.evaluation / "curve.json")
     assert 'id="curve"' not in api.report(run).read_text()
 
 
@@ -206,7 +204,7 @@ def test_what_models_and_data_say_is_escaped_and_cut(run):
     prompt = [{"role": "user", "content": HOSTILE}]
     for arm in verdict.arms:
         _rewrite(
-            run.evaluation / "judged" / arm.name / "outputs.jsonl",
+            run.evaluation / arm.name / "outputs.jsonl",
             lambda output: replace(output, prompt=prompt, output=text, reference=reference),
         )
     forgetting = replace(FORGETTING, reason=HOSTILE, probes=(replace(PROBE, label=HOSTILE),))

@@ -33,6 +33,7 @@ from tunesmith.evaluate.search import instructions
 from tunesmith.evaluate.select import PromptTask, select_prompt
 from tunesmith.export.companions import merged_config
 from tunesmith.export.forms.merged import merge_adapter
+from tunesmith.layers.context import StepContext, at_step
 from tunesmith.models.adapter import adapter_state
 from tunesmith.models.load import load_model
 from tunesmith.models.precision import precision
@@ -100,7 +101,7 @@ def _recomputed(recipe, tmp):
     """How often a run recomputes a part."""
     calls = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tunesmith.models.recompute.checkpoint", lambda f, x, **o: calls.append(1) or checkpoint(f, x, **o))
+        patch.setattr("tunesmith.models.recompute.checkpoint", lambda f, *x, **o: calls.append(1) or checkpoint(f, *x, **o))
         _fit(recipe, tmp)
     return len(calls)
 
@@ -129,10 +130,12 @@ def _per_layer_table(recipe, tmp):
 def _adapter(recipe, tmp):
     model = load_model(find_model(recipe.model), "fp32")
     layers = add_lora(model, recipe.lora, recipe.seed)
-    first = next(iter(layers.values())).train()
-    torch.manual_seed(0)
-    first.lora_B.data.normal_()
-    return list(layers), first.lora_A.shape, first.scale, first(torch.ones(1, first.weight.shape[1])).sum().item()
+    first = next(iter(layers.values()))
+    first.lora_B.data.normal_(generator=torch.Generator().manual_seed(0))
+    with at_step(first, StepContext(seed=0, step=0)) as enter:
+        enter(0)
+        drawn = first(torch.ones(1, first.weight.shape[1])).sum().item()
+    return list(layers), first.lora_A.shape, first.scale, drawn
 
 
 class _Echo:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from torch.nn import functional as F
 
 from conftest import toy_rows
@@ -9,10 +10,12 @@ from ties import FP32, is_greedy
 from tunesmith.chat.render import Renderer
 from tunesmith.data.pack import Plan
 from tunesmith.errors import TrainingError
+from tunesmith.layers.context import StepContext
 from tunesmith.models.adapter import adapter_state
 from tunesmith.models.attention import PACKED
 from tunesmith.models.load import attention, load_model
 from tunesmith.models.swap import add_lora
+from tunesmith.recipe import Lora
 from tunesmith.tracking import MetricsLog, read_metrics
 from tunesmith.train import loop
 from tunesmith.train.documents import make_documents, make_pack
@@ -82,6 +85,47 @@ def test_accumulation_is_exact(tiny_dir, make_recipe, documents):
         assert other[0] == pytest.approx(one[0], rel=1e-6)
         for name, grad in one[2].items():
             torch.testing.assert_close(other[2][name], grad, rtol=1e-6, atol=1e-6 * float(grad.abs().max()))
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_gradients_of_a_step_follow_from_seed_step_and_packs_alone(tiny_dir, make_recipe, documents, use_dora):
+    """Neither torch's generator nor the process that computes a pack changes a bit; seed and step change the masks."""
+    model = load_model(tiny_dir, "fp32")
+    layers = add_lora(model, make_recipe({"lora.dropout": 0.3, "lora.use_dora": use_dora}).lora, seed=0)
+    _perturb(layers)
+    packs = [make_pack(documents, chosen) for chosen in ((0, 1, 2), (5,), (3, 4))]
+
+    def gradients(seed=1, step=2, rank=0, ranks=1):
+        for layer in layers.values():
+            layer.zero_grad()
+        with attention(model, PACKED):
+            loop.step_gradients(model, packs, StepContext(seed=seed, step=step, rank=rank, ranks=ranks))
+        return torch.cat([p.grad.flatten() for layer in layers.values() for p in layer.parameters() if p.requires_grad])
+
+    expected = gradients()
+    torch.manual_seed(12345)
+    before = torch.get_rng_state()
+    assert torch.equal(gradients(), expected) and torch.equal(torch.get_rng_state(), before)
+    apart = [gradients(rank=rank, ranks=3) for rank in range(3)]  # one pack each: summed in order they are the same sums
+    assert torch.equal(apart[0] + apart[1] + apart[2], expected)
+    last, first, middle = (gradients(rank=rank, ranks=3) for rank in (2, 0, 1))
+    assert all(torch.equal(a, b) for a, b in zip((first, middle, last), apart, strict=True))
+    torch.testing.assert_close(gradients(rank=0, ranks=2) + gradients(rank=1, ranks=2), expected, rtol=1e-5, atol=1e-7)
+    assert not torch.equal(gradients(seed=2), expected) and not torch.equal(gradients(step=3), expected)
+
+
+def test_dropouts_of_the_base_are_off(documents):
+    """GPT-NeoX has some of its own, drawn from torch's generator; a frozen base computes as it is deployed."""
+    sizes = {"vocab_size": 49152, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = (
+        transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**sizes, hidden_dropout=0.5)).requires_grad_(False).eval()
+    )
+    layers = add_lora(model, Lora(r=4, dropout=0.0), seed=0)
+    _perturb(layers)
+    packs = [make_pack(documents, (0, 1))]
+    with attention(model, PACKED):
+        trained, _ = loop.step_gradients(model, packs, StepContext(seed=0, step=0))
+        assert trained == pytest.approx(loop.mean_loss(model, packs), rel=1e-6)
 
 
 def _fit(tiny_dir, recipe, documents, folder, inputs="x", epochs=None, dtype=None):

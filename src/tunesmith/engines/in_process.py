@@ -1,7 +1,7 @@
 """Answers and log-probabilities of a transformers model in this process.
 
-The decoding is ``engines/decode.py``, the scoring ``infer/score.py``; here conversations become token ids and token ids become
-answers.
+The decoding is ``engines/decode.py``, the scoring ``engines/score.py``; here conversations become token ids and token ids
+become answers.
 
 What answers are constrained to masks the logits before the greedy choice (``engines/grammar.py``); free text adds nothing to a
 step. Everything is made where the model is.
@@ -17,7 +17,7 @@ from tunesmith.chat.vocabulary import AFTER, MIDDLE
 from tunesmith.engines.decode import Generation, StopRule, greedy
 from tunesmith.engines.engine import Advance, Answer, Constraint, Message, Scored
 from tunesmith.engines.grammar import Grammar
-from tunesmith.engines.score import continuation_logprobs
+from tunesmith.engines.score import Scorer
 from tunesmith.errors import RunError
 
 
@@ -32,6 +32,7 @@ class InProcessEngine:
         self.model = model.eval()
         self.renderer = renderer
         self.batch_size = batch_size
+        self._scorer = Scorer(model)
         self._grammars: dict[str, Grammar] = {}
 
     def generate(
@@ -58,7 +59,7 @@ class InProcessEngine:
         asked = [self.renderer.prompt_ids(prompt) for prompt, _ in items]
         begins = [AFTER if ids[-1] in vocabulary.control_ids else MIDDLE for ids in asked]
         said = vocabulary.encode([(answer, place) for (_, answer), place in zip(items, begins, strict=True)])
-        return continuation_logprobs(self.model, list(zip(asked, said, strict=True)), advance)
+        return self._scorer.continuation_logprobs(list(zip(asked, said, strict=True)), advance)
 
     def _generate(self, ids: list[list[int]], max_new_tokens: int, advance: Advance, grammar: Grammar | None) -> list[Answer]:
         ending = StopRule(max_new_tokens, self.renderer.stop_ids)

@@ -53,18 +53,16 @@ class LlamaProcess:
         self._gguf = gguf
         command = [sys.executable, "-m", "tunesmith.engines.llama_cpp_worker", str(gguf), str(context)]
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
-        self._child = subprocess.Popen(
+        self._child = hardware.Child(
             [*command, str(hardware.cpu_count()), *([] if lora is None else [str(lora)])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env=hardware.child_environment(),
         )
         try:
             self.ask(f"load {part}")
         except ExportError as error:
-            said = self._end()
-            raise ExportError(f"{error.message}{said}", error.hint) from error
+            raise ExportError(f"{error.message}{self._end()}", error.hint) from error
 
     def __enter__(self) -> Self:
         return self
@@ -92,7 +90,7 @@ class LlamaProcess:
         except BrokenPipeError:
             logger.warning("llama.cpp has stopped")  # its last words are read below
         line = self._child.stdout.readline()
-        if not line:
+        if not line.endswith(b"\n"):
             raise self._died()
         reply = json.loads(line)
         if "error" in reply:
@@ -112,10 +110,17 @@ class LlamaProcess:
         return rows_LV
 
     def _died(self) -> ExportError:
-        return ExportError(f"{self._gguf}: llama.cpp cannot run it:{self._end()}", "run: tunesmith export RUN")
+        log = self._end()
+        death = hardware.death_of(self._child.returncode)
+        if death is not None:
+            return ExportError(f"{self._gguf}: llama.cpp {death.reason}{log}", death.hint)
+        return ExportError(
+            f"{self._gguf}: llama.cpp cannot run it, and ended with exit code {self._child.returncode}:{log}",
+            "run: tunesmith export RUN",
+        )
 
     def _end(self) -> str:
-        """End the process; the last lines of its log, each behind a line break."""
+        """End the process; the last lines of its log, each behind a line break. Nothing the second time."""
         assert self._child.stdin is not None and self._child.stdout is not None
         try:
             self._child.stdin.close()

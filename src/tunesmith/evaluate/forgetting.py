@@ -38,7 +38,7 @@ from transformers import PreTrainedModel
 from tunesmith.chat.render import Renderer
 from tunesmith.chat.vocabulary import AFTER, MIDDLE, START
 from tunesmith.engines.in_process import InProcessEngine
-from tunesmith.engines.score import Pair, continuation_logprobs, kl_of_states, last_states
+from tunesmith.engines.score import Pair, Scorer
 from tunesmith.errors import DataError
 from tunesmith.evaluate import resample, stats
 from tunesmith.evaluate.interval import Interval
@@ -93,17 +93,17 @@ def measure(
     Raises:
         DataError: a passage is longer than the model's context.
     """
-    model.eval()
+    scorer = Scorer(model.eval())
     pairs = _pairs(model, renderer, probes)
     with without_adapters(layers):
-        base = _side(model, probes, pairs)
+        base = _side(scorer, probes, pairs)
         advance(1)
         rows = continuations(model, renderer, [prompt for _, prompt in probes.prompts], batch_size)
-        base_ND = last_states(model, rows)
+        base_ND = scorer.last_states(rows)
         advance(1)
-    tuned = _side(model, probes, pairs)
+    tuned = _side(scorer, probes, pairs)
     advance(1)
-    kl_N = kl_of_states(model, base_ND, last_states(model, rows))
+    kl_N = scorer.kl_of_states(base_ND, scorer.last_states(rows))
     kl_R = np.array([float(kl.mean()) for kl in kl_N.split([len(continuation) for _, continuation in rows])])
     advance(1)
     decisive = [_bits(base.bits_P, tuned.bits_P, probes, margin), _answers(base, tuned, probes, margin)]
@@ -196,8 +196,8 @@ def _pairs(model: PreTrainedModel, renderer: Renderer, probes: Probes) -> list[P
     return pairs
 
 
-def _side(model: PreTrainedModel, probes: Probes, pairs: list[Pair]) -> Side:
-    logprobs = np.array([scored.logprob for scored in continuation_logprobs(model, pairs)])
+def _side(scorer: Scorer, probes: Probes, pairs: list[Pair]) -> Side:
+    logprobs = np.array([scored.logprob for scored in scorer.continuation_logprobs(pairs)])
     passages = len(probes.passages)
     bytes_P = np.array([len(passage.text.encode()) for passage in probes.passages])
     answers = len(probes.questions[0].answers)

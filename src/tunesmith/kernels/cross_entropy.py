@@ -40,7 +40,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunesmith.kernels.fp16_scaled_mm import scaled_mm, scaled_mm_back
+from tunesmith.kernels.fp16_scaled_mm import OverflowRows, scaled_mm, scaled_mm_back
 
 CHUNK = 256  # rows of logits alive at once
 BLOCK = 16  # rows that are taken to fp32 at once: 3 MB at V = 49,152
@@ -102,7 +102,14 @@ def _plain_rows_(logits_BV: Tensor, target_B: Tensor, loss_B: Tensor, correct_B:
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        head_VD: Tensor,
+        target_N: Tensor,
+        softcap: float | None,
+        overflow: OverflowRows | None,
+    ) -> tuple[Tensor, Tensor]:
         half = hidden_ND.dtype == torch.float32 and head_VD.dtype == torch.float16
         device, dtype = hidden_ND.device, hidden_ND.dtype
         grad_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
@@ -117,7 +124,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             target_C = target_N[rows]
             logits_CV = buffer_CV[: len(target_C)]
             if half:
-                scaled_mm(hidden_ND[rows], head_VD, out=logits_CV)
+                scaled_mm(hidden_ND[rows], head_VD, out=logits_CV, overflow=overflow)
             elif widen:
                 torch.mm(hidden_ND[rows], head_VD.T, out_dtype=torch.float32, out=logits_CV)
             else:
@@ -126,7 +133,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             loss += loss_C.sum()
             correct += correct_C.sum()
             if grad_ND is not None and half:
-                scaled_mm_back(logits_CV, head_VD, out=grad_ND[rows])
+                scaled_mm_back(logits_CV, head_VD, out=grad_ND[rows], overflow=overflow)
             elif grad_ND is not None:
                 torch.mm(logits_CV.to(dtype), head_VD, out=grad_ND[rows])
         if grad_ND is not None:
@@ -135,13 +142,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss, correct
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
         (grad_ND,) = ctx.saved_tensors
-        return grad_ND * grads[0], None, None, None
+        return grad_ND * grads[0], None, None, None, None
 
 
 def linear_cross_entropy(
-    hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, softcap: float | None = None
+    hidden_ND: Tensor,
+    head_VD: Tensor,
+    target_N: Tensor,
+    softcap: float | None = None,
+    overflow: OverflowRows | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sum of the cross-entropies of ``hidden @ head.T`` against ``target``, and the number of right top-1 guesses.
 
@@ -150,9 +161,10 @@ def linear_cross_entropy(
         head_VD: frozen output embedding, shape (V, D), same dtype, or fp16 under an fp32 hidden_ND. Gets no gradient.
         target_N: the next token of each position, shape (N,), int64.
         softcap: final soft-capping of the logits, or None.
+        overflow: where rows beyond fp16 are counted, under a head in fp16.
 
     Returns:
         ``(loss, correct)``: fp32 scalar (fp64 for fp64) in nats, a sum and not a mean, and int64 scalar.
     """
-    loss, correct = _LinearCrossEntropy.apply(hidden_ND, head_VD, target_N, softcap)  # type: ignore[misc]
+    loss, correct = _LinearCrossEntropy.apply(hidden_ND, head_VD, target_N, softcap, overflow)  # type: ignore[misc]
     return loss, correct

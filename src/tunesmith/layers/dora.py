@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tunesmith.kernels.fp16_scaled_mm import scaled_mm, scaled_mm_back
+from tunesmith.kernels.fp16_scaled_mm import OverflowRows, scaled_mm, scaled_mm_back
 from tunesmith.kernels.lora import lora_matmul
 from tunesmith.layers.dropout import draw_kept, drop
 from tunesmith.layers.lora import LoRALinear
@@ -59,9 +59,11 @@ def _times(y_TO: Tensor, gain_O: Tensor) -> Tensor:
     return torch.mul(y_TO, gain_O, out=torch.empty_like(y_TO))
 
 
-def _product_back(dy_TO: Tensor, weight_OI: Tensor) -> Tensor:
+def _product_back(dy_TO: Tensor, weight_OI: Tensor, overflow: OverflowRows | None) -> Tensor:
     """``dy W``; an fp32 gradient meets an fp16 weight with its rows scaled."""
-    return dy_TO @ weight_OI if dy_TO.dtype == weight_OI.dtype else scaled_mm_back(dy_TO, weight_OI)
+    if dy_TO.dtype == weight_OI.dtype:
+        return dy_TO @ weight_OI
+    return scaled_mm_back(dy_TO, weight_OI, overflow=overflow)
 
 
 class _DoRAFunction(torch.autograd.Function):
@@ -80,12 +82,12 @@ class _DoRAFunction(torch.autograd.Function):
         xA_TR = left_TI @ A_RI.to(dtype).T
         scaled = weight_OI.dtype != dtype
         if scaled:
-            directed_TO = scaled_mm(left_TI, weight_OI).addmm_(xA_TR, B_OR.T, alpha=layer.scale)
+            directed_TO = scaled_mm(left_TI, weight_OI, overflow=layer.overflow).addmm_(xA_TR, B_OR.T, alpha=layer.scale)
         else:
             directed_TO = lora_matmul(left_TI, weight_OI, xA_TR, B_OR.to(dtype), layer.scale, None)
         y_TO = _times(directed_TO, gain_O)
         if kept is not None and scaled:
-            y_TO.add_(scaled_mm(x_TI - left_TI, weight_OI))
+            y_TO.add_(scaled_mm(x_TI - left_TI, weight_OI, overflow=layer.overflow))
         elif kept is not None:
             y_TO.addmm_(x_TI - left_TI, weight_OI.T)
         if layer.bias is not None:
@@ -110,10 +112,10 @@ class _DoRAFunction(torch.autograd.Function):
             weight_OI = layer.base_OI(torch.float16 if layer.in_fp16 else dy_TO.dtype)
             A_RI = A_RI.to(dy_TO.dtype)
             if kept is None:
-                dx_TI = _product_back(directed_dy_TO, weight_OI).addmm_(dyB_TR, A_RI)
+                dx_TI = _product_back(directed_dy_TO, weight_OI, layer.overflow).addmm_(dyB_TR, A_RI)
             else:
-                through_TI = _product_back(_times(dy_TO, gain_O - 1.0), weight_OI).addmm_(dyB_TR, A_RI)
-                dx_TI = _product_back(dy_TO, weight_OI).add_(_rescaled(through_TI, kept, keep))
+                through_TI = _product_back(_times(dy_TO, gain_O - 1.0), weight_OI, layer.overflow).addmm_(dyB_TR, A_RI)
+                dx_TI = _product_back(dy_TO, weight_OI, layer.overflow).add_(_rescaled(through_TI, kept, keep))
         return dx_TI, None, None, None, dA_RI, dB_OR, dm_O
 
 
@@ -135,7 +137,7 @@ class DoRALinear(LoRALinear):
     def forward(self, x: Tensor) -> Tensor:
         """Shape (..., I) to (..., O), in the dtype of x."""
         dropout = self.dropout if self.training else 0.0
-        seed = int(torch.randint(2**62, ())) if dropout else 0
+        seed = self.dropout_seed() if dropout else 0
         x_TI = x.reshape(-1, x.shape[-1])
         y_TO = _DoRAFunction.apply(x_TI, self, dropout, seed, self.lora_A, self.lora_B, self.lora_magnitude_vector)
         return y_TO.view(*x.shape[:-1], -1)  # type: ignore[union-attr]

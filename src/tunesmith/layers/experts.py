@@ -39,6 +39,7 @@ from tunesmith.errors import ModelError
 from tunesmith.kernels.fp16_scaled_mm import scaled_mm, scaled_mm_back
 from tunesmith.kernels.glu import glu_backward, glu_forward
 from tunesmith.kernels.lora import lora_matmul
+from tunesmith.layers.context import InStep
 from tunesmith.layers.lora import LoRALinear
 from tunesmith.layers.nf4 import NF4Weight
 
@@ -104,7 +105,7 @@ def _times(x: Tensor, weight_N1: Tensor) -> Tensor:
     return torch.mul(x, weight_N1, out=torch.empty_like(x))
 
 
-class ExpertWeight(nn.Module):
+class ExpertWeight(InStep, nn.Module):
     """The frozen weight of one projection of all experts.
 
     Args:
@@ -346,7 +347,7 @@ def _in_half(part: ExpertWeight, x: Tensor) -> bool:
 def _multiply(part: ExpertWeight, adapter: _Adapter | None, expert: int, x_NI: Tensor) -> tuple[Tensor, Tensor | None]:
     """Outputs (N, O) of one expert and its rank-r products (N, R)."""
     dtype, half = x_NI.dtype, _in_half(part, x_NI)
-    y_NO = scaled_mm(x_NI, part.base_OI(expert, torch.float16)) if half else None
+    y_NO = scaled_mm(x_NI, part.base_OI(expert, torch.float16), overflow=part.overflow) if half else None
     if y_NO is not None and part.bias is not None:
         y_NO.add_(part.bias[expert])
     if adapter is None:
@@ -364,7 +365,7 @@ def _multiply(part: ExpertWeight, adapter: _Adapter | None, expert: int, x_NI: T
 def _multiply_back(part: ExpertWeight, adapter: _Adapter | None, expert: int, dy_NO: Tensor) -> tuple[Tensor, Tensor | None]:
     """Gradients of the input (N, I) and of its rank-r products (N, R)."""
     if _in_half(part, dy_NO):
-        dx_NI = scaled_mm_back(dy_NO, part.base_OI(expert, torch.float16))
+        dx_NI = scaled_mm_back(dy_NO, part.base_OI(expert, torch.float16), overflow=part.overflow)
     else:
         dx_NI = dy_NO @ part.base_OI(expert, dy_NO.dtype)
     if adapter is None:

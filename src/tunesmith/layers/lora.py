@@ -22,8 +22,7 @@ r-wide side: ``dA = (dy B)^T x``, never ``dW``.
 Master weights are fp32 whatever the base dtype is; the products run in the dtype of x. Where a base in fp16 meets an fp32
 input, the products with the base run in fp16 with rows scaled (``kernels/fp16_scaled_mm.py``) and come out in fp32. The r-wide
 products stay in fp32 there: fresh B are 1e-6, where fp16 has one digit left, and the update needs no free columns, since
-nothing is rounded after it. ``HalfLinear`` and ``HalfNF4Linear`` are such frozen layers before an adapter is put on, or
-without one.
+nothing is rounded after it.
 
 Shape suffixes: T tokens (all leading dimensions flattened), I in_features, O out_features of one layer, N of all layers
 of a group, R rank of one layer, S of all layers of a group together.
@@ -37,10 +36,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tunesmith.kernels.fp16_scaled_mm import scale_rows, scaled_mm, scaled_mm_back
+from tunesmith.kernels.fp16_scaled_mm import scale_rows, scaled_mm_back
 from tunesmith.kernels.lora import lora_matmul
 from tunesmith.kernels.rms_norm import rms_norm_backward, rms_norm_forward
+from tunesmith.layers.context import InStep
 from tunesmith.layers.dropout import draw_kept, drop
+from tunesmith.layers.half import HalfNF4Linear
 from tunesmith.layers.nf4 import NF4Linear
 
 
@@ -53,74 +54,7 @@ class Norm:
     offset: float
 
 
-class HalfLinear(nn.Linear):
-    """A frozen linear layer with its weight in fp16, for an input of any size in fp32.
-
-    Args:
-        base: its weight, fp16, is taken over as it is, ties included; its bias becomes fp32.
-    """
-
-    def __init__(self, base: nn.Linear):
-        super().__init__(base.in_features, base.out_features, bias=False, device="meta")
-        assert base.weight.dtype == torch.float16, base.weight.dtype
-        self.weight = base.weight.requires_grad_(False)
-        self.register_parameter("bias", _wide_bias(base.bias))
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Shape (..., I) to (..., O), fp32."""
-        return _half_product(input, self)
-
-    def half_OI(self) -> Tensor:
-        """The weight, shape (O, I), fp16."""
-        return self.weight
-
-
-class HalfNF4Linear(NF4Linear):
-    """A frozen linear layer in NF4 that is dense in fp16, for an input of any size in fp32.
-
-    Args:
-        base: its weight is taken over; its bias becomes fp32.
-    """
-
-    def __init__(self, base: NF4Linear):
-        super().__init__(base.weight)
-        self.register_parameter("bias", _wide_bias(base.bias))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shape (..., I) to (..., O), fp32."""
-        return _half_product(x, self)
-
-    def half_OI(self) -> Tensor:
-        """The dense weight, shape (O, I), fp16, valid until the next call on any layer."""
-        return self.weight.dense(torch.float16)
-
-
-def _wide_bias(bias: object) -> nn.Parameter | None:
-    return nn.Parameter(bias.detach().float(), requires_grad=False) if isinstance(bias, Tensor) else None
-
-
-def _half_product(x: Tensor, layer: HalfLinear | HalfNF4Linear) -> Tensor:
-    y_TO = _HalfProduct.apply(x.reshape(-1, layer.in_features).float(), layer)
-    assert isinstance(y_TO, Tensor)
-    if isinstance(layer.bias, Tensor):
-        y_TO.add_(layer.bias)
-    return y_TO.view(*x.shape[:-1], layer.out_features)
-
-
-class _HalfProduct(torch.autograd.Function):
-    """``x W^T`` with a frozen W; saves nothing."""
-
-    @staticmethod
-    def forward(ctx: Any, x_TI: Tensor, layer: HalfLinear | HalfNF4Linear) -> Tensor:
-        ctx.layer = layer
-        return scaled_mm(x_TI, layer.half_OI())
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return scaled_mm_back(grads[0], ctx.layer.half_OI()), None
-
-
-class LoRALinear(nn.Module):
+class LoRALinear(InStep, nn.Module):
     """An ``nn.Linear`` with frozen weight and a trainable low-rank adapter.
 
     Attributes:
@@ -195,7 +129,7 @@ class LoRAGroup:
         """Outputs of all layers side by side, shape (T, N), of ``norm(x)`` where a norm is given."""
         parameters = [p for layer in self.layers for p in (layer.lora_A, layer.lora_B)]
         dropout = max(layer.dropout for layer in self.layers) if self.layers[0].training else 0.0
-        seed = int(torch.randint(2**62, ())) if dropout else 0
+        seed = self.layers[0].dropout_seed() if dropout else 0
         return _GroupFunction.apply(x_TI, self, norm, dropout, seed, *parameters)  # type: ignore[return-value]
 
     def A_SI(self, dtype: torch.dtype) -> Tensor:
@@ -252,7 +186,7 @@ class LoRAGroup:
     def _multiply_half(self, x_TK: Tensor, keep: float) -> Tensor:
         """``multiply`` of an fp32 input with an fp16 base; the rows are scaled once for all layers."""
         inputs = self.layers[0].in_features
-        rows, y_TN = scale_rows(x_TK[:, :inputs]), x_TK.new_empty(x_TK.shape[0], sum(self.widths))
+        rows, y_TN = scale_rows(x_TK[:, :inputs], self.layers[0].overflow), x_TK.new_empty(x_TK.shape[0], sum(self.widths))
         for layer, columns, ranks in self._places():
             y_TO = rows.mm(layer.base_OI(torch.float16).T, out=y_TN[:, columns])
             y_TO.addmm_(x_TK[:, inputs:][:, ranks], layer.lora_B.detach().T, alpha=layer.scale / keep)
@@ -271,7 +205,7 @@ class LoRAGroup:
             weight_OI = layer.base_OI(torch.float16 if half else dy_TN.dtype)
             if half:
                 # Layers have gradients of different sizes, so each has its own scale.
-                part_TI = scaled_mm_back(dy_TO, weight_OI, out=None if number else d_TI)
+                part_TI = scaled_mm_back(dy_TO, weight_OI, out=None if number else d_TI, overflow=layer.overflow)
                 if number:
                     d_TI.add_(part_TI)
             elif number:

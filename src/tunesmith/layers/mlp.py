@@ -41,7 +41,7 @@ class FusedMLP(nn.Module):
         gate_up_T2F = self.gate_up(x.reshape(-1, x.shape[-1]), self.norm)
         down = self.down_proj
         dropout = down.dropout if down.training else 0.0
-        seed = int(torch.randint(2**62, ())) if dropout else 0
+        seed = down.dropout_seed() if dropout else 0
         return _DownFunction.apply(gate_up_T2F, down.group, self.activation, dropout, seed, down.lora_A, down.lora_B).view(
             x.shape
         )  # type: ignore[union-attr]

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 from tunesmith.errors import ModelError
 from tunesmith.layers.embedding import HostEmbedding
 from tunesmith.layers.experts import NF4Experts
-from tunesmith.layers.lora import HalfLinear, HalfNF4Linear
+from tunesmith.layers.half import HalfLinear, HalfNF4Linear
 from tunesmith.layers.nf4 import NF4Embedding, NF4Linear
 from tunesmith.models.swap import put_module
 

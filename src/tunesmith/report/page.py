@@ -98,8 +98,7 @@ def write_report(run: RunDir) -> None:
     """
     verdict = Verdict.read(run.verdict_file)
     manifest = read_json(run.manifest_file)
-    scored = run.evaluation / "judged" if verdict.judge is not None else run.evaluation
-    outputs = {arm.name: Output.read_lines(scored / arm.name / "outputs.jsonl") for arm in verdict.arms}
+    outputs = {arm.name: Output.read_lines(run.evaluation / arm.name / "outputs.jsonl") for arm in verdict.arms}
     curve = _read(Curve, run.evaluation / "curve.json")
     if curve is not None and curve.inputs != run.key_of("train"):
         curve = None  # an earlier adapter's

@@ -4,8 +4,8 @@ One optimizer step is some packs. Each pack runs through the decoder once, the h
 (``kernels/cross_entropy.py``), and the summed loss is divided by the supervised tokens of the *whole step* before the
 backward pass. That makes accumulation exact: however a step's documents are packed, the gradient is the same.
 
-Nothing random is carried from step to step: the order of documents follows from (seed, epoch), dropout from
-(seed, step). A run that was killed goes on from its newest checkpoint and ends with the bytes it would have had.
+Nothing random is carried from step to step: the order of documents follows from (seed, epoch), dropout from (seed, step, pack)
+(``layers/context.py``). A run that was killed goes on from its newest checkpoint and ends with the bytes it would have had.
 
 A loss that is not finite stops the run with the documents that caused it; peers that hide it save an adapter of NaN.
 
@@ -13,11 +13,11 @@ Shape suffixes: T tokens, N rows (positions that predict), D hidden size, V voca
 narrow, else T.
 """
 
-import contextlib
 import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -28,8 +28,8 @@ from transformers import PreTrainedModel
 
 from tunesmith import hardware
 from tunesmith.errors import TrainingError
-from tunesmith.kernels import fp16_scaled_mm
 from tunesmith.kernels.cross_entropy import linear_cross_entropy
+from tunesmith.layers.context import Counters, StepContext, at_step
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.attention import PACKED
 from tunesmith.models.fuse import narrows
@@ -76,8 +76,12 @@ class Trained:
     overfit: bool
 
 
-def pack_loss(model: PreTrainedModel, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed cross-entropy (fp32, nats) and right top-1 guesses over a pack's supervised tokens, where the model is."""
+def pack_loss(model: PreTrainedModel, pack: Pack, counters: Counters | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed cross-entropy (fp32, nats) and right top-1 guesses over a pack's supervised tokens, where the model is.
+
+    Args:
+        counters: of the step; None where nothing is counted.
+    """
     head_VD = head_weight(model)
     pack = pack.to(head_VD.device)
     hidden_XD = decoder(model)(
@@ -85,7 +89,8 @@ def pack_loss(model: PreTrainedModel, pack: Pack) -> tuple[torch.Tensor, torch.T
     ).last_hidden_state[0]
     hidden_ND = hidden_XD if narrows(model) else hidden_XD[pack.predict_N]
     softcap = vars(model.config).get("final_logit_softcapping")
-    return linear_cross_entropy(hidden_ND, head_VD, pack.target_N, softcap=softcap)
+    overflow = None if counters is None else counters.overflow
+    return linear_cross_entropy(hidden_ND, head_VD, pack.target_N, softcap, overflow)
 
 
 def step_packs(documents: Documents, packs: list[tuple[int, ...]], capacity: int) -> list[Pack]:
@@ -100,19 +105,31 @@ def step_packs(documents: Documents, packs: list[tuple[int, ...]], capacity: int
     return [make_shared_pack(documents, [(group.documents, group.shared) for group in batch]) for batch in batches]
 
 
-def step_gradients(model: PreTrainedModel, packs: list[Pack]) -> tuple[float, float]:
-    """Add the gradients of one optimizer step to ``.grad``.
+def step_gradients(model: PreTrainedModel, packs: list[Pack], context: StepContext | None = None) -> tuple[float, float]:
+    """Add the gradients of one optimizer step to ``.grad``: of this process's packs, out of all.
+
+    Args:
+        packs: of the whole step.
+        context: of the step; adapters train in it, with dropout, and everything else computes as it is deployed. None: all of
+            it computes as the model stands, in one process, and nothing is counted.
 
     Returns:
-        Mean loss (nats a supervised token) and top-1 accuracy over the step.
+        This process's share of the step's mean loss (nats a supervised token) and of its top-1 accuracy. The shares of all
+        processes add up, as their gradients do.
     """
     total = sum(len(pack.target_N) for pack in packs)
     sums, right = [], []
-    for pack in packs:
-        pack_sum, pack_correct = pack_loss(model, pack)
-        (pack_sum / total).backward()
-        sums.append(pack_sum.detach())
-        right.append(pack_correct)
+    if context is None:
+        numbers, counters, block = range(len(packs)), None, nullcontext(lambda _: None)
+    else:
+        numbers, counters, block = context.packs(len(packs)), context.counters, at_step(model, context)
+    with block as enter:
+        for number in numbers:
+            enter(number)
+            pack_sum, pack_correct = pack_loss(model, packs[number], counters)
+            (pack_sum / total).backward()
+            sums.append(pack_sum.detach())
+            right.append(pack_correct)
     # Read when all is under way: a GPU runs one pack while the next is copied to it.
     return sum(map(float, sums)) / total, sum(map(int, right)) / total
 
@@ -120,10 +137,8 @@ def step_gradients(model: PreTrainedModel, packs: list[Pack]) -> tuple[float, fl
 @torch.no_grad()
 def mean_loss(model: PreTrainedModel, packs: list[Pack]) -> float:
     """Mean cross-entropy (nats a supervised token) over packs, without dropout."""
-    was_training = model.training
-    model.eval()
+    assert not model.training, "a dev loss of a model in training mode"
     sums = [pack_loss(model, pack)[0] for pack in packs]
-    model.train(was_training)
     return sum(map(float, sums)) / sum(len(pack.target_N) for pack in packs)
 
 
@@ -163,7 +178,7 @@ def fit(
     done = _resume(checkpoints, inputs, layers, optimizer, metrics)
     seconds, tokens, since_eval = 0.0, 0, []
     recomputed, fixed = recompute(model, recipe.train.recompute), _deterministic(recipe.train.deterministic)
-    with attention(model.train(), PACKED), recomputed, fixed, progress("training", len(steps), done.step) as bar:
+    with attention(model.eval(), PACKED), recomputed, fixed, progress("training", len(steps), done.step) as bar:
         while done.step < len(steps):
             started = time.perf_counter()
             record = _optimizer_step(model, train, steps, done.step, optimizer, recipe)
@@ -189,7 +204,7 @@ def fit(
     return Trained(checkpoint_path(checkpoints, done.best_step), done, tokens / seconds if seconds else math.nan, overfit)
 
 
-@contextlib.contextmanager
+@contextmanager
 def _deterministic(wanted: bool) -> Iterator[None]:
     """Within the block, an operation without a deterministic form is an error."""
     if not wanted:
@@ -214,13 +229,12 @@ def _optimizer_step(
 ) -> dict[str, float]:
     """Step ``number`` (from 0): gradients, clipping, update; what the metrics say of it."""
     epoch, chosen = steps[number]
-    fp16_scaled_mm.reset_overflow_rows()
-    torch.manual_seed(recipe.seed * 1_000_003 + number)  # dropout of this step, whatever came before
+    context = StepContext(seed=recipe.seed, step=number)
     rate = learning_rate(recipe.train, number, len(steps))
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_ratio"]
     packs = step_packs(train, chosen, recipe.train.max_length)
-    loss, accuracy = step_gradients(model, packs)
+    loss, accuracy = step_gradients(model, packs, context)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, recipe.train.max_grad_norm))
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
@@ -233,7 +247,7 @@ def _optimizer_step(
     optimizer.zero_grad(set_to_none=True)
     tokens = sum(int(train.lengths[document]) for pack in chosen for document in pack)
     computed = sum(pack.ids_1T.shape[1] for pack in packs)
-    rescued = fp16_scaled_mm.overflow_rows()  # None where nothing is computed in fp16
+    rescued = context.counters.overflow.total()  # None where nothing is computed in fp16
     return {
         "step": number + 1,
         "epoch": epoch,

@@ -58,6 +58,8 @@ def run_converter(script: str, arguments: list[str], target: Path) -> None:
         done = hardware.run_child([sys.executable, str(path), *arguments, "--outfile", str(temporary)])
         if done.returncode != 0 or not temporary.exists():
             last = "\n".join(done.stdout.strip().splitlines()[-LINES:])
+            if (death := hardware.death_of(done.returncode)) is not None:
+                raise ExportError(f"{arguments[0]}: llama.cpp's {script} {death.reason}\n{last}".rstrip(), death.hint)
             raise ExportError(
                 f"{arguments[0]}: llama.cpp's {script} failed ({done.returncode}):\n{last}",
                 "does llama.cpp know this architecture?",

@@ -1,6 +1,6 @@
 """What ``evaluation/`` holds: answers and scores of every arm, the choice of prompts, and the verdict with its evidence.
 
-    <arm>/outputs.jsonl   an ``Output`` a line (under ``judged/`` with the judge's scores)
+    <arm>/outputs.jsonl   an ``Output`` a line
     <arm>/scores.json     ``Scores``               judge.json        ``Judgement``
     selection.json        ``Selection``            forgetting.json   ``Forgetting``
     retrieval.json        ``RetrievalRecall``      seeds.json        ``Seeds``
