@@ -27,7 +27,7 @@ from tunesmith.recipe.run import Export
 from tunesmith.rundir import RunDir
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-EXPORT = ROOT / "docs" / "guides" / "export.md"
+EXPORT = ROOT / "docs" / "how-to" / "export.md"
 MODEL = "assets/SmolLM2-135M-Instruct.Q4_1.gguf"
 VERDICT_CODES = {0, 10, 11, 12, 13, 14, 21, 22, 23, 24}
 WRITING = {"parity", "accept-base", "--sweep"}  # words of commands that write into a run that is done

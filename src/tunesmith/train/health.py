@@ -70,7 +70,7 @@ def refuse_other_loss(model: PreTrainedModel, expected: float) -> None:
         ModelError: the losses differ, or the stock model cannot be called as the packed path calls it.
     """
     kind = model.config.model_type
-    hint = "this model type is not supported; docs/guides/training.md names those that are"
+    hint = "this model type is not supported; docs/reference/families.md names those that are"
     documents = make_documents([(ids, [1] * len(ids)) for ids in _documents(model)])
     try:
         with attention(model, PACKED):

@@ -105,7 +105,11 @@ class FinishedStep(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Staged(FileRecord):
-    """``export/.next/done.json``: the finished steps of an export that is being made, by their targets."""
+    """``export/.next/done.json``: an export that is being made.
+
+    Attributes:
+        steps: the finished ones, by their targets.
+    """
 
     VERSION: ClassVar[int] = 1
 
