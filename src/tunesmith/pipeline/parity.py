@@ -76,7 +76,7 @@ def _measured(run: RunDir, recipe: Recipe, exported: str) -> Parity:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     metric = ParityMetric(reason=no_task)
-    if task is not None:
+    if task is not None and reference.answers is not None:
         metric = ParityMetric(name=task.metric, n=task.n, score=task.score(reference.answers), margin=task.margin)
     return Parity(
         inputs=exported,
