@@ -20,15 +20,17 @@ class RowFacts(Record):
     """The examples, as the quality report counts them.
 
     Attributes:
-        rows: all of them; ``distinct``: without exact copies.
+        rows: all of them.
+        distinct: without exact copies.
         prompts: distinct prompts, None for plain text.
         conflicting: rows whose prompt is answered differently elsewhere.
         distinct_4: share of distinct word 4-grams in the sampled prompts, 0 to 1; None where they are too short to have any.
         compression: bytes of the sampled prompts by their compressed bytes.
         sampled: rows in that sample.
-        train, dev, test: rows of each part; ``split``: whether the split is made (False: by the recipe's fractions).
-        tokens, supervised: tokens of the train part, and those among them that are answers; counted by the model's
-            tokenizer where ``counted``, else a quarter of the characters.
+        train, dev, test: rows of each part.
+        split: whether the split is made (False: by the recipe's fractions).
+        tokens, supervised: tokens of the train part, and those among them that are answers.
+        counted: whether the model's tokenizer counted them (False: a quarter of the characters).
     """
 
     rows: int
@@ -80,8 +82,11 @@ class DevArm(Record):
     """A way to ask the untuned model, as dev measured it.
 
     Attributes:
-        name: of the arm; ``detail``: which demonstrations, for people.
-        score: headline, 0 to 1, of ``n`` dev rows; ``low``, ``high``: its 95 % Wilson interval.
+        name: of the arm.
+        detail: which demonstrations, for people.
+        score: headline, 0 to 1.
+        low, high: its 95 % Wilson interval.
+        n: dev rows.
         prompt_tokens, new_tokens: means a row.
         retrieves: whether passages or examples were searched for each row.
     """
@@ -154,7 +159,17 @@ class MemoryFacts(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Facts(Record):
-    """All of it. ``arms`` is empty before anything was asked; ``documents`` says whether the recipe brings documents."""
+    """All of it.
+
+    Attributes:
+        rows: the examples.
+        metric: what this many rows can tell.
+        arms: prompts as dev measured them; empty before anything was asked.
+        documents: whether the recipe brings documents.
+        price: what calls cost.
+        machine: that trains.
+        memory: that training takes.
+    """
 
     rows: RowFacts
     metric: MetricFacts
@@ -179,7 +194,14 @@ def _best(arms: list[DevArm]) -> DevArm | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Check(Record):
-    """One answered question of the checklist: ``evidence`` holds the numbers, ``hint`` what to do (empty for nothing)."""
+    """One answered question of the checklist.
+
+    Attributes:
+        check: the question, by its name.
+        state: the answer; ``stop`` speaks against tuning, ``unknown`` lacks a number or lies between two bounds.
+        evidence: the numbers.
+        hint: what to do; empty for nothing.
+    """
 
     check: str
     state: State
@@ -229,7 +251,8 @@ class Advice(FileRecord):
         decided_by: names of the checks that decided.
         unknown: names of the checks that had no answer.
         provisional: whether no prompt was asked, so that two of the endings could not be reached.
-        arm: the arm to use, for the first two endings; ``prompt``: file with its messages, relative to the run directory.
+        arm: the arm to use, for the first two endings.
+        prompt: file with that arm's messages, relative to the run directory.
         more_rows: how many, for the third.
         settings: for the fourth.
         checks: the checklist, in order.

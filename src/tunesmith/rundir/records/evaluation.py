@@ -224,7 +224,8 @@ class JudgeReport(Record):
 
     Attributes:
         n: pairs.
-        wins, ties, losses: of the arm; ``unscored``: verdicts that cannot be read.
+        wins, ties, losses: of the arm.
+        unscored: verdicts that cannot be read.
         by_checks: pairs that needed no judge.
         position_consistency: share of readable double verdicts that agree.
         first_preferred: share of A among readable verdicts for one side.
@@ -252,7 +253,8 @@ class Calibration(Record):
         reason: why, or why not.
         n: labels that both gave.
         unscored: labels that the judge did not give.
-        kappa: agreement beyond chance, and ``kappa_low`` its lower bound; None, as the rest, without labels.
+        kappa: agreement beyond chance; None, as the rest, without labels.
+        kappa_low: its lower bound.
         agreement: share of equal labels.
         report: of the judge on the labelled pairs.
     """
@@ -269,7 +271,12 @@ class Calibration(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement(FileRecord):
-    """The judge of a run, and what it decided of each arm against the best prompt."""
+    """The judge of a run.
+
+    Attributes:
+        calibration: its agreement with people.
+        arms: what it decided of each arm against the best prompt.
+    """
 
     calibration: Calibration
     arms: dict[str, JudgeReport]
@@ -277,7 +284,12 @@ class Judgement(FileRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class Change(Record):
-    """An item that changed: tuned less base, worse is negative."""
+    """An item that changed.
+
+    Attributes:
+        id: of the item.
+        difference: tuned less base, worse is negative.
+    """
 
     id: str
     difference: float
@@ -285,7 +297,14 @@ class Change(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ProbePart(Record):
-    """One kind of item of a probe: ``n`` items, the mean of each side, and the difference as a share of the base's."""
+    """One kind of item of a probe.
+
+    Attributes:
+        name: of the kind.
+        n: items.
+        base, tuned: means of both sides.
+        difference: base less tuned, as a share of the base's.
+    """
 
     name: str
     n: int
@@ -332,7 +351,8 @@ class ProbeFigure(Record):
     Attributes:
         name, label: for programs, and for people.
         n: items.
-        value: the figure or the change, with ``low`` and ``high``, its 95 % interval.
+        value: the figure or the change.
+        low, high: its 95 % interval.
         base, tuned: means of both sides; None where the figure is of both together.
         unit: of the value.
         alarm: from where on it is an alarm; None for never.
@@ -375,7 +395,13 @@ class Forgetting(FileRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class SeedRun(Record):
-    """One adapter of ``evaluate.seeds``: its score on the test part, and the dev loss of the checkpoint that was kept."""
+    """One adapter of ``evaluate.seeds``.
+
+    Attributes:
+        seed: of its training.
+        score: on the test part.
+        best_dev_loss: of the checkpoint that stays.
+    """
 
     seed: int
     score: float
@@ -390,7 +416,8 @@ class Seeds(FileRecord):
         arm: what was scored.
         n: test rows.
         runs: of each seed; the run's own first.
-        mean, min, max: of the scores; ``sd`` their standard deviation (n - 1).
+        mean, min, max: of the scores.
+        sd: their standard deviation (n - 1).
         inputs: fingerprint of the answers of the run's own seed.
     """
 
@@ -428,7 +455,8 @@ class Curve(FileRecord):
         points: what was measured on dev, an estimate a share.
         line: the fitted score from the smallest share to four times the data, for a picture.
         gains: predicted gain over the score now, at twice and at four times the rows.
-        dev_rows: rows that every share was scored on; ``unscored``: rows left out because a share has no score for them.
+        dev_rows: rows that every share was scored on.
+        unscored: rows left out because a share has no score for them.
         seed_sd: standard deviation over training seeds, where it was measured.
         verdict: what follows for ``min_gain``.
         reason: the same as a sentence with its numbers.
@@ -481,7 +509,13 @@ class Comparison(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Totals(Record):
-    """What all answers of an arm took together; ``cost`` is None without a price."""
+    """What all answers of an arm took together.
+
+    Attributes:
+        prompt_tokens, new_tokens: as the engine counted them.
+        seconds: of answering.
+        cost: in the currency of the recipe's prices; None without one.
+    """
 
     prompt_tokens: int
     new_tokens: int
@@ -532,8 +566,11 @@ class Verdict(FileRecord):
         candidate: the arm that would be deployed.
         best_prompt: the arm to beat, chosen on dev.
         min_gain: smallest gain that is worth it.
-        n: rows compared; ``unscored``: rows left out; ``clusters``: groups compared, None when each row is its own.
-        metric: its name; ``corpus_metric``: whether its headline is no mean over rows.
+        n: rows compared.
+        unscored: rows left out.
+        clusters: groups compared; None when each row is its own.
+        metric: its name.
+        corpus_metric: whether its headline is no mean over rows.
         comparison: candidate against the best prompt.
         n_needed: rows that find ``min_gain`` with 80 % power; None where it is 0.
         rows_to_settle: rows that would settle it; None unless these are too few, or where no number would.
