@@ -15,7 +15,8 @@ from tunesmith.evaluate.metrics import make_metric
 from tunesmith.evaluate.metrics.metric import Metric
 from tunesmith.recipe import TokenPrice
 from tunesmith.rundir import read_rows
-from tunesmith.rundir.records.evaluation import RetrievalRecall, Scores, Selection
+from tunesmith.rundir.records.evaluation import Scores, Selection
+from tunesmith.rundir.records.evidence import RetrievalRecall
 
 ROWS = [{"id": str(i), "place": f"line {i}", **row} for i, row in enumerate(toy_rows()[:6])]
 ASKED = [row["messages"][:-1] for row in ROWS]

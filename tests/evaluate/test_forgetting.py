@@ -20,7 +20,7 @@ from tunesmith.models.adapter import save_adapter
 from tunesmith.models.load import load_model
 from tunesmith.models.swap import add_lora
 from tunesmith.recipe import Lora
-from tunesmith.rundir.records.evaluation import Forgetting
+from tunesmith.rundir.records.evidence import Forgetting
 
 WORDS = ("red", "green", "blue", "black")
 PROBES = Probes(

@@ -11,7 +11,8 @@ from tunesmith.evaluate import resample, stats
 from tunesmith.evaluate.compare import compare, figure_with_interval, rows_needed
 from tunesmith.evaluate.gate import EXIT_CODES, NOT_TRAINED, Evidence, decide, is_borderline, rows_to_settle, verdict
 from tunesmith.evaluate.metrics import Metric
-from tunesmith.rundir.records.evaluation import Comparison, Forgetting, SeedRun, Seeds, Totals, Verdict
+from tunesmith.rundir.records.evaluation import Comparison, Totals, Verdict
+from tunesmith.rundir.records.evidence import Forgetting, SeedRun, Seeds
 from tunesmith.rundir.records.parity import FormParity
 
 YES_NO = Metric(name="exact_match", score=lambda answer, reference: {"score": 1.0}, tie_break="score", binary=True)

@@ -8,20 +8,19 @@ import pytest
 
 from tunesmith import pipeline as api
 from tunesmith.rundir import RunDir, write_rows
-from tunesmith.rundir.records.evaluation import (
+from tunesmith.rundir.records.evaluation import Output, Verdict
+from tunesmith.rundir.records.evidence import (
     Calibration,
     Curve,
     Estimate,
     Forgetting,
     Judgement,
     JudgeReport,
-    Output,
     Probe,
     ProbeFigure,
     RetrievalRecall,
     SeedRun,
     Seeds,
-    Verdict,
 )
 
 HOSTILE = "<script>alert(1)</script>\u202e\"'</pre>"

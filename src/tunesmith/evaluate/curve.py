@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.formatting import percent, points, points_between
-from tunesmith.rundir.records.evaluation import Curve, CurveVerdict, Estimate
+from tunesmith.rundir.records.evidence import Curve, CurveVerdict, Estimate
 
 DRAWS = 2000
 SLOW_DRAWS = 300  # of a metric over the whole set of rows, which is computed anew for every draw

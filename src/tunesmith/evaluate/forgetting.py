@@ -45,7 +45,7 @@ from tunesmith.evaluate.interval import Interval
 from tunesmith.evaluate.probes import Probes
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.swap import without_adapters
-from tunesmith.rundir.records.evaluation import Change, Forgetting, NonInferiority, Probe, ProbeFigure, ProbePart
+from tunesmith.rundir.records.evidence import Change, Forgetting, NonInferiority, Probe, ProbeFigure, ProbePart
 
 ALARM = 0.5  # nats a token
 CONTINUATION = 16  # tokens of the base's answer along which distributions are compared

@@ -44,21 +44,8 @@ from tunesmith.evaluate.arms import summary
 from tunesmith.evaluate.compare import compare, figure_with_interval, rows_needed, scores, standard_error
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.formatting import percent, points, points_between
-from tunesmith.rundir.records.evaluation import (
-    Arm,
-    Comparison,
-    Decision,
-    Differing,
-    Forgetting,
-    Judgement,
-    NonInferiority,
-    Output,
-    RetrievalRecall,
-    Seeds,
-    Selection,
-    Totals,
-    Verdict,
-)
+from tunesmith.rundir.records.evaluation import Arm, Comparison, Decision, Differing, Output, Selection, Totals, Verdict
+from tunesmith.rundir.records.evidence import Forgetting, Judgement, NonInferiority, RetrievalRecall, Seeds
 from tunesmith.rundir.records.parity import FormParity
 
 NOT_TRAINED: Decision = "not the model that was trained"

@@ -36,7 +36,8 @@ from tunesmith.evaluate.metrics.judge_checks import checks
 from tunesmith.evaluate.metrics.text import normalise
 from tunesmith.recipe import Task
 from tunesmith.rundir import fingerprint
-from tunesmith.rundir.records.evaluation import Calibration, JudgeReport, Output
+from tunesmith.rundir.records.evaluation import Output
+from tunesmith.rundir.records.evidence import Calibration, JudgeReport
 
 WIN, TIE, LOSS = 1.0, 0.5, 0.0
 LABELS_NEEDED, KAPPA_NEEDED = 100, 0.6

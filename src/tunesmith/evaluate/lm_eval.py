@@ -42,7 +42,7 @@ from tunesmith.evaluate.forgetting import probe
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.swap import without_adapters
 from tunesmith.rundir.records import Json
-from tunesmith.rundir.records.evaluation import Probe
+from tunesmith.rundir.records.evidence import Probe
 
 try:
     from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports] - the extra is not in every environment

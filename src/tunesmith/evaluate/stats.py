@@ -33,7 +33,7 @@ from scipy import optimize, stats
 
 from tunesmith.evaluate import resample
 from tunesmith.evaluate.interval import Interval
-from tunesmith.rundir.records.evaluation import NonInferiority
+from tunesmith.rundir.records.evidence import NonInferiority
 
 ALPHA = 0.05
 POWER = 0.80

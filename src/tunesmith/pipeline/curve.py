@@ -28,7 +28,8 @@ from tunesmith.pipeline.stage import stage
 from tunesmith.pipeline.subrun import changed
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, fingerprint, read_json, read_rows, write_rows
-from tunesmith.rundir.records.evaluation import Curve, Output
+from tunesmith.rundir.records.evaluation import Output
+from tunesmith.rundir.records.evidence import Curve
 from tunesmith.rundir.rows import Row
 
 logger = logging.getLogger(__name__)

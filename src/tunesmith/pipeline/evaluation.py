@@ -24,7 +24,8 @@ from tunesmith.pipeline.parity import deployed_parity
 from tunesmith.pipeline.stage import stage
 from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, Recipe
 from tunesmith.rundir import RunDir, fingerprint, read_json, read_rows
-from tunesmith.rundir.records.evaluation import Candidate, RetrievalRecall, Selection, Summary, Verdict
+from tunesmith.rundir.records.evaluation import Candidate, Selection, Summary, Verdict
+from tunesmith.rundir.records.evidence import RetrievalRecall
 from tunesmith.rundir.rows import Row, question_of, reference_of, why_not_scored
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import logging
 from tunesmith.pipeline.engines import load
 from tunesmith.pipeline.stage import stage
 from tunesmith.rundir import RunDir, fingerprint, sha256_file
-from tunesmith.rundir.records.evaluation import Forgetting
+from tunesmith.rundir.records.evidence import Forgetting
 from tunesmith.tracking import progress
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from tunesmith.pipeline.stage import stage
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, fingerprint, read_rows
-from tunesmith.rundir.records.evaluation import Judgement, JudgeReport, Output, Scores
+from tunesmith.rundir.records.evaluation import Output, Scores
+from tunesmith.rundir.records.evidence import Judgement, JudgeReport
 from tunesmith.rundir.rows import Row
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from tunesmith.pipeline.evaluation import evaluate, log_reading
 from tunesmith.pipeline.subrun import changed, with_shared_data
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, read_json
-from tunesmith.rundir.records.evaluation import Scores, SeedRun, Seeds
+from tunesmith.rundir.records.evaluation import Scores
+from tunesmith.rundir.records.evidence import SeedRun, Seeds
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 from rich.filesize import decimal
 
-from tunesmith.rundir.records.evaluation import Curve
+from tunesmith.rundir.records.evidence import Curve
 from tunesmith.rundir.records.parity import Sweep
 
 matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "tunesmith", "font.family": "sans-serif", "font.size": 11})

@@ -20,7 +20,8 @@ from tunesmith.report.figures import curve_figure, loss_figure
 from tunesmith.report.template import render
 from tunesmith.rundir import RunDir, read_json, write_text
 from tunesmith.rundir.records import FileRecord
-from tunesmith.rundir.records.evaluation import Curve, Decision, Output, Verdict
+from tunesmith.rundir.records.evaluation import Decision, Output, Verdict
+from tunesmith.rundir.records.evidence import Curve
 from tunesmith.rundir.records.export import Export, Merge
 from tunesmith.rundir.records.parity import Divergence, Parity
 from tunesmith.tracking import read_metrics

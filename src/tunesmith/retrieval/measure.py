@@ -21,7 +21,7 @@ from dataclasses import replace
 from tunesmith.retrieval.chunk import document_of
 from tunesmith.retrieval.corpus import Corpus
 from tunesmith.retrieval.store import Hit
-from tunesmith.rundir.records.evaluation import RetrievalRecall
+from tunesmith.rundir.records.evidence import RetrievalRecall
 from tunesmith.rundir.rows import Row, reference_of
 
 RECALL_AT = 5
