@@ -162,7 +162,7 @@ def test_views_of_one_product_are_as_good_as_tensors_of_their_own():
     qkv = torch.randn(16, 10, 4, dtype=torch.float64)
     views = qkv.split([6, 2, 2], dim=1)
     found, expected = (attention_forward(*x, spans, Scoring(0.5))[0] for x in (views, [v.contiguous() for v in views]))
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    torch.testing.assert_close(found, expected)  # products of strided rows may be summed in another order
 
 
 def test_nothing_of_another_document_is_seen_not_even_a_nan():

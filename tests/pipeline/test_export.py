@@ -13,6 +13,7 @@ from pathlib import Path
 
 import gguf
 import pytest
+import torch
 
 from conftest import write_recipe
 from tunesmith import cli
@@ -230,6 +231,7 @@ def _killed(run, at):
     """Export in a child that is killed at its ``at``-th rename or removal; whether it was."""
     child = os.fork()
     if child == 0:
+        torch.set_num_threads(1)  # OpenMP's other threads are not in the child, which would wait for them
         calls = [0]
 
         def dying(function):
