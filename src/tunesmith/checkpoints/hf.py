@@ -129,6 +129,10 @@ class Checkpoint:
 
 
 def check_shape(name: str, found: Sequence[int], expected: Sequence[int]) -> None:
-    """Refuse a tensor of another shape than the model's (``ModelError``)."""
+    """Refuse a tensor of another shape than the model's (``ModelError``).
+
+    Raises:
+        ModelError: another shape.
+    """
     if tuple(found) != tuple(expected):
         raise ModelError(f"{name}: shape {tuple(found)}, expected {tuple(expected)}", "does config.json belong to the weights?")

@@ -34,7 +34,7 @@ from tunesmith.tracking import progress
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Seen:
+class _Observation:
     """What a form computes, beside the reference."""
 
     checks: dict[str, Check]
@@ -60,11 +60,11 @@ def measure_form(
         context: tokens that a served model reserves; an engine may compute otherwise with a larger context.
     """
     checks: dict[str, Check] = {}
-    seen: _Seen | None = None
+    observation: _Observation | None = None
     score: TaskScore | None = None
     try:
-        seen = _see(form, reference, tokenizer, place, context)
-        checks |= seen.checks
+        observation = _observe(form, reference, tokenizer, place, context)
+        checks |= observation.checks
         if task is not None:
             score = _score(form, reference, place, task)
             checks["metric"] = metric_check(score, task.margin)
@@ -78,16 +78,16 @@ def measure_form(
         state=state,
         reason=reason,
         checks=checks,
-        figures=None if seen is None else seen.figures,
-        divergence=None if seen is None else seen.divergence,
-        control_tokens=() if seen is None else seen.control_tokens,
+        figures=None if observation is None else observation.figures,
+        divergence=None if observation is None else observation.divergence,
+        control_tokens=() if observation is None else observation.control_tokens,
         task=score,
     )
 
 
-def _see(
+def _observe(
     form: ExportedForm, reference: Reference, tokenizer: PreTrainedTokenizerBase, place: ComputePlace, context: int
-) -> _Seen:
+) -> _Observation:
     """Template, ids, distribution and adapter."""
     prompts = reference.prompts
     longest = max(len(prompt.ids) for prompt in prompts) + NEW_TOKENS + 64
@@ -105,7 +105,7 @@ def _see(
     def decode(ids: list[int]) -> str:
         return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    return _Seen(
+    return _Observation(
         checks={
             "template": template_check(prompts, renderings, bos),
             "token ids": ids_check(prompts, renderings, decode),

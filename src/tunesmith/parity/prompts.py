@@ -48,22 +48,22 @@ class Rendering:
 
 
 def choose_prompts(
-    asked: Mapping[str, list[Message]], renderer: Renderer, room: int
+    dev_prompts: Mapping[str, list[Message]], renderer: Renderer, room: int
 ) -> tuple[dict[str, list[Message]], dict[str, str]]:
     """Prompts by name, the fixed ones among them; and why others were left out.
 
     Args:
-        asked: of dev rows, by row id.
+        dev_prompts: those of dev rows, by row id.
         room: tokens that a prompt may have.
     """
-    written = renderer.text([{"role": "user", "content": "a"}], generate=True)
-    control = list(dict.fromkeys(renderer.vocabulary.tokens(written)))[:4]
+    text = renderer.text([{"role": "user", "content": "a"}], generate=True)
+    control = list(dict.fromkeys(renderer.vocabulary.tokens(text)))[:4]
     sentences = LONG // 10
     while sentences > 1 and len(renderer.vocabulary.encode([(long_text(sentences), "middle")])[0]) > min(LONG, room // 2):
         sentences //= 2
     chosen: dict[str, list[Message]] = {}
     left_out: dict[str, str] = {}
-    for name, messages in {**asked, **fixed_prompts(control, long_text(sentences))}.items():
+    for name, messages in {**dev_prompts, **fixed_prompts(control, long_text(sentences))}.items():
         try:
             length = len(renderer.prompt_ids(messages))
         except DataError as error:

@@ -92,18 +92,21 @@ def choose_place(trained: Trained, merge: Merge) -> ComputePlace:
 
 
 def run_reference(
-    trained: Trained, asked: Mapping[str, list[Message]], place: ComputePlace, task: Task | None, scratch: Path
+    trained: Trained, dev_prompts: Mapping[str, list[Message]], place: ComputePlace, task: Task | None, scratch: Path
 ) -> Reference:
     """The training stack with the adapter on, then off; its answers to the dev rows.
 
     Args:
-        asked: prompts of dev rows, by row id.
+        dev_prompts: of dev rows, by row id.
         scratch: directory for the logits.
+
+    Raises:
+        ModelError: no prompt fits what the model can take.
     """
     recipe, renderer = trained.recipe, trained.renderer
     model, layers = _load(trained, place)
     room = model.config.get_text_config().max_position_embeddings - NEW_TOKENS
-    chosen, left_out = choose_prompts(asked, renderer, room)
+    chosen, left_out = choose_prompts(dev_prompts, renderer, room)
     if not chosen:
         raise ModelError(f"{trained.base}: none of {len(left_out)} prompts fits the model's {room} positions", "a larger model")
     stops = set(renderer.stop_ids)

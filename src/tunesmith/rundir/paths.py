@@ -104,5 +104,5 @@ class RunDir:
 
     def add_to_manifest(self, **facts: Any) -> None:
         """Merge facts into ``manifest.json``."""
-        manifest = read_json(self.manifest_file) if self.manifest_file.exists() else {}
+        manifest: dict[str, Any] = read_json(self.manifest_file) if self.manifest_file.exists() else {}
         write_json(self.manifest_file, {**manifest, **facts})
