@@ -32,11 +32,11 @@ def run(tmp_path_factory, real_dir):
 
 def test_tuning_helps_and_the_deployed_form_keeps_it(run):
     _, verdict = run
-    arms = {arm["arm"]: arm for arm in verdict["arms"]}
-    assert arms["tuned"]["parse"] > 0.9 and arms["deployed"]["parse"] > 0.9
-    assert arms["tuned"]["field_f1"] > arms["few_shot"]["field_f1"] + 0.2
-    assert abs(arms["deployed"]["field_f1"] - arms["tuned"]["field_f1"]) < 0.1
-    assert verdict["verdict"] in {"deploy", "too little data to tell"}
+    tuned, deployed, few_shot = (verdict.arm(name).figures for name in ("tuned", "deployed", "few_shot"))
+    assert tuned["parse"] > 0.9 and deployed["parse"] > 0.9
+    assert tuned["field_f1"] > few_shot["field_f1"] + 0.2
+    assert abs(deployed["field_f1"] - tuned["field_f1"]) < 0.1
+    assert verdict.decision in {"deploy", "too little data to tell"}
 
 
 def test_the_tuned_model_stops_by_itself(run):

@@ -10,31 +10,78 @@ from hypothesis import strategies as st
 from tunesmith.advise import checklist as rules
 from tunesmith.advise.checklist import checklist, rows_in_all
 from tunesmith.advise.decide import ELSEWHERE, EXIT_CODES, SETTINGS, decide
-from tunesmith.advise.facts import Arm, Facts, MachineFacts, MemoryFacts, MetricFacts, PriceFacts, RowFacts
 from tunesmith.advise.price import break_even
 from tunesmith.data.size_advice import BANDS
 from tunesmith.evaluate import gate, stats
+from tunesmith.rundir.records.advice import (
+    Advice,
+    DevArm,
+    Facts,
+    MachineFacts,
+    MemoryFacts,
+    MetricFacts,
+    PriceFacts,
+    RowFacts,
+)
 
 GB = 10**9
-ROWS = RowFacts(1500, 1500, 1500, 0, 0.9, 3.0, 1500, 1125, 75, 300, True, 120_000, 60_000, True)
-METRIC = MetricFacts("json", 375, None, 0.10, 0.07, 155, 0.2)
-PRICE = PriceFacts(100_000, 1.0, 2.0, 500, True)
-MACHINE = MachineFacts("a GPU", "gpu", 8, 24 * GB)
-MEMORY = MemoryFacts("bf16", {"bf16": 10 * GB, "nf4": 5 * GB}, "", 10**9, 1_000_000)
+ROWS = RowFacts(
+    rows=1500,
+    distinct=1500,
+    prompts=1500,
+    conflicting=0,
+    distinct_4=0.9,
+    compression=3.0,
+    sampled=1500,
+    train=1125,
+    dev=75,
+    test=300,
+    split=True,
+    tokens=120_000,
+    supervised=60_000,
+    counted=True,
+)
+METRIC = MetricFacts(name="json", tried=375, calibrated=None, min_gain=0.10, detectable=0.07, test_needed=155, discordance=0.2)
+PRICE = PriceFacts(calls_per_month=100_000, per_million=1.0, per_hour=2.0, tokens_saved=500, counted=True)
+MACHINE = MachineFacts(name="a GPU", kind="gpu", cores=8, memory=24 * GB)
+MEMORY = MemoryFacts(
+    base="bf16", by_base={"bf16": 10 * GB, "nf4": 5 * GB}, why_not="", parameters=10**9, adapter_per_rank=1_000_000
+)
+NO_SIZES = MemoryFacts(base="auto", by_base={}, why_not="not fetched", parameters=0, adapter_per_rank=0)
 
 
 def arm(name, score, retrieves=False, tokens=600.0):
-    return Arm(name, name, score, max(0.0, score - 0.1), min(1.0, score + 0.1), 64, tokens, 40, retrieves)
+    return DevArm(
+        name=name,
+        detail=name,
+        score=score,
+        low=max(0.0, score - 0.1),
+        high=min(1.0, score + 0.1),
+        n=64,
+        prompt_tokens=tokens,
+        new_tokens=40,
+        retrieves=retrieves,
+    )
+
+
+ALL = Facts(
+    rows=ROWS,
+    metric=METRIC,
+    arms=(arm("instruction", 0.3), arm("few_shot", 0.5)),
+    documents=True,
+    price=PRICE,
+    machine=MACHINE,
+    memory=MEMORY,
+)
 
 
 def facts(**changes):
-    made = Facts(ROWS, METRIC, (arm("instruction", 0.3), arm("few_shot", 0.5)), True, PRICE, MACHINE, MEMORY)
+    changed = ALL
     for key, value in changes.items():
         section, _, name = key.partition("__")
-        made = dataclasses.replace(
-            made, **{section: dataclasses.replace(getattr(made, section), **{name: value}) if name else value}
-        )
-    return made
+        value = dataclasses.replace(getattr(changed, section), **{name: value}) if name else value
+        changed = dataclasses.replace(changed, **{section: value})
+    return changed
 
 
 @pytest.mark.parametrize(
@@ -74,8 +121,8 @@ def facts(**changes):
         (rules.HARDWARE, {"machine__memory": 6 * GB}, "unknown"),
         (rules.HARDWARE, {"machine__memory": 4 * GB}, "stop"),
         (rules.HARDWARE, {"machine__memory": None}, "unknown"),
-        (rules.HARDWARE, {"memory": MemoryFacts("auto", {}, "not fetched", 0, 0)}, "unknown"),
-        (rules.HARDWARE, {"machine": MachineFacts("x", "cpu", 2, 24 * GB)}, "pass"),  # 2.5 times nf4, not 2.5 times bf16
+        (rules.HARDWARE, {"memory": NO_SIZES}, "unknown"),
+        (rules.HARDWARE, {"machine__kind": "cpu"}, "pass"),  # 2.5 times nf4, not 2.5 times bf16
     ],
 )
 def test_states(check, changes, state):
@@ -101,18 +148,19 @@ def test_states(check, changes, state):
     ],
 )
 def test_endings(changes, ending, code):
-    found = decide(facts(**changes), 1.0)
-    assert (found.ending, found.exit_code) == (ending, code)
-    assert found.provisional == (changes.get("arms") == ())
-    assert (found.settings is not None) == (ending == "tune")
-    assert (found.more_rows is not None) == (ending == "collect more rows")
-    assert (found.arm is not None) == (ending in ("prompt is enough", "use retrieval"))
+    advice = decide(facts(**changes), 1.0)
+    assert (advice.ending, advice.exit_code) == (ending, code)
+    assert advice.provisional == (changes.get("arms") == ())
+    assert (advice.settings is not None) == (ending == "tune")
+    assert (advice.more_rows is not None) == (ending == "collect more rows")
+    assert (advice.arm is not None) == (ending in ("prompt is enough", "use retrieval"))
+    assert Advice.parse(advice.to_json()) == advice
 
 
 def test_exit_codes_are_free():
     taken = {2, *range(3, 10), 20, 130, *gate.EXIT_CODES.values()} - {0}
-    mine = {*EXIT_CODES.values(), ELSEWHERE}
-    assert not mine & taken and len(mine) == 5
+    codes = {*EXIT_CODES.values(), ELSEWHERE}
+    assert not codes & taken and len(codes) == 5
 
 
 @pytest.mark.parametrize("changes", [{"rows__prompts": 60}, {"metric__detectable": 0.2, "metric__test_needed": 2000}])
@@ -133,17 +181,17 @@ def test_as_many_rows_as_asked_for_are_enough(changes):
 @given(gain=st.floats(0.01, 0.5), share=st.floats(0.01, 1.0), dev=st.integers(10, 200))
 def test_rows_in_all_leave_200_to_train_on(gain, share, dev):
     needed = stats.n_needed(gain, max(gain, share))
-    made = facts(metric__test_needed=needed, rows__dev=dev)
-    total = rows_in_all(made)
-    assert total - needed - total * dev / made.rows.rows >= rules.MIN_DISCORDANT_UNITS - 1e-6
+    changed = facts(metric__test_needed=needed, rows__dev=dev)
+    total = rows_in_all(changed)
+    assert total - needed - total * dev / changed.rows.rows >= rules.FEW - 1e-6
 
 
 def test_another_split_shows_the_gain():
-    made = facts(metric__detectable=0.2, metric__test_needed=626, metric__min_gain=0.05)
-    found = decide(made, 1.0)
-    assert found.ending == "tune" and found.settings.test_fraction == 0.42
-    assert math.floor(found.settings.test_fraction * made.rows.rows) >= 626
-    assert found.settings.as_recipe()["data"] == {"test_fraction": 0.42}
+    changed = facts(metric__detectable=0.2, metric__test_needed=626, metric__min_gain=0.05)
+    advice = decide(changed, 1.0)
+    assert advice.ending == "tune" and advice.settings.test_fraction == 0.42
+    assert math.floor(advice.settings.test_fraction * changed.rows.rows) >= 626
+    assert advice.settings.keys["data.test_fraction"] == 0.42
     assert decide(facts(), 1.0).settings.test_fraction is None
 
 
@@ -154,7 +202,7 @@ def test_rank_and_epochs_follow_the_train_rows(rows, r, epochs):
     many = {f"rows__{name}": rows for name in ("rows", "distinct", "prompts", "train")}
     settings = decide(facts(**many), 1.0).settings
     assert (settings.r, settings.num_train_epochs, settings.alpha) == (r, epochs, 32)
-    assert {"base", "lora.r", "lora.alpha", "train.num_train_epochs"} == set(settings.why)
+    assert {"base", "lora.r", "lora.alpha", "train.num_train_epochs"} == set(settings.why) == set(settings.keys)
 
 
 def test_bands_are_those_of_the_check():
@@ -182,11 +230,11 @@ def test_the_best_prompt_is_the_shorter_of_equals_and_never_retrieves():
 
 
 def test_break_even():
-    found = break_even(calls_per_month=30_000, per_million=2.0, per_hour=3.0, tokens_saved=500, hours=2.0)
-    assert found.a_month == pytest.approx(30.0) and found.cost == 6.0
-    assert found.requests == pytest.approx(6000) and found.days == pytest.approx(6.0)
+    advice = break_even(calls_per_month=30_000, per_million=2.0, per_hour=3.0, tokens_saved=500, hours=2.0)
+    assert advice.a_month == pytest.approx(30.0) and advice.cost == 6.0
+    assert advice.requests == pytest.approx(6000) and advice.days == pytest.approx(6.0)
     # What was saved by then is what the training cost.
-    assert found.requests * 500 * 2.0 / 1e6 == pytest.approx(found.cost)
+    assert advice.requests * 500 * 2.0 / 1e6 == pytest.approx(advice.cost)
     assert break_even(30_000, 2.0, 3.0, -5, 2.0).requests == math.inf
     assert break_even(0, 2.0, 0.0, 0, 2.0).days == 0.0
     assert break_even(0, 2.0, 3.0, 500, 2.0).days == math.inf

@@ -1,6 +1,7 @@
 """The rough estimate against stock models' parameter counts, PEFT's adapters, and published peaks."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -29,7 +30,19 @@ CONFIGS = [
     MixtralConfig(**SMALL, num_local_experts=4),
     Qwen3MoeConfig(**SMALL, **EXPERTS, head_dim=16, decoder_sparse_step=1, tie_word_embeddings=False),
 ]
-LARGE = Shape(4096, 32, 128256, 4096, 1024, 14336, 0, 1, 0, False, 0)  # 8 billion parameters
+LARGE = Shape(  # 8 billion parameters
+    hidden=4096,
+    layers=32,
+    vocab=128256,
+    query=4096,
+    key_value=1024,
+    intermediate=14336,
+    experts=0,
+    chosen=1,
+    shared=0,
+    tied=False,
+    per_layer=0,
+)
 
 
 def _shape(config, tmp_path):
@@ -83,5 +96,5 @@ def test_time_is_linear_and_a_mixture_pays_for_the_chosen_experts_alone():
     dense = training_hours(LARGE, 1e6, 1, gpu=True, cores=2)
     assert training_hours(LARGE, 2e6, 3, gpu=True, cores=2) == pytest.approx(6 * dense)
     assert training_hours(LARGE, 1e6, 1, gpu=False, cores=2) == pytest.approx(500 * dense)
-    mixture = Shape(4096, 32, 128256, 4096, 1024, 14336, 8, 1, 0, False, 0)
+    mixture = replace(LARGE, experts=8)
     assert training_hours(mixture, 1e6, 1, gpu=True, cores=2) == pytest.approx(dense, rel=1e-3)

@@ -8,6 +8,7 @@ import pytest
 
 from conftest import GGUF, write_recipe
 from tunesmith import cli
+from tunesmith.rundir.records.evaluation import Verdict
 
 
 def _main(*arguments, monkeypatch):
@@ -78,11 +79,9 @@ def test_missing_extra_is_named(tmp_path):
 
 
 def test_verdict_is_printed_on_stdout_with_its_exit_code(tiny_run, monkeypatch, capsys):
-    from tunesmith.rundir import read_json
-
-    verdict = read_json(tiny_run.verdict_file)
-    assert _main("verdict", tiny_run.path, monkeypatch=monkeypatch) == verdict["exit_code"]
+    verdict = Verdict.read(tiny_run.verdict_file)
+    assert _main("verdict", tiny_run.path, monkeypatch=monkeypatch) == verdict.exit_code
     printed = capsys.readouterr().out
-    assert f"verdict: {verdict['verdict']}" in printed and verdict["reason"][:40] in printed
+    assert f"verdict: {verdict.decision}" in printed and verdict.reason[:40] in printed
     for arm in ("instruction", "few_shot", "tuned", "deployed"):
         assert arm in printed

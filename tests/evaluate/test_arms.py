@@ -1,19 +1,22 @@
 """An arm's records, and what is asked again when something changes; an endpoint over a socket."""
 
 import json
-import math
+from dataclasses import replace
 
 import pytest
 
 from chat_server import Server, completion
 from conftest import toy_rows, write_recipe
 from tunesmith.engines.engine import Answer
+from tunesmith.errors import RunError
 from tunesmith.evaluate import arms
 from tunesmith.evaluate.metrics import make_metric
 from tunesmith.evaluate.metrics.metric import Metric
 from tunesmith.pipeline import verbs as api
 from tunesmith.recipe import TokenPrice
-from tunesmith.rundir import read_json, read_rows
+from tunesmith.rundir import read_rows
+from tunesmith.rundir.records.evaluation import Scores, Selection
+from tunesmith.rundir.records.evidence import RetrievalRecall
 
 ROWS = [{"id": str(i), "place": f"line {i}", **row} for i, row in enumerate(toy_rows()[:6])]
 ASKED = [row["messages"][:-1] for row in ROWS]
@@ -38,29 +41,43 @@ def test_kept_answers_are_scored_anew_without_asking(make_recipe, tmp_path):
     engine, metric = Engine(), make_metric(make_recipe().task)
     price = arms.by_tokens(TokenPrice(prompt_per_million=1.0, output_per_million=10.0))
     figures = arms.run_arm(tmp_path / "a", lambda: engine, "k", ROWS, ASKED, metric, 8, price=price)
-    assert (figures["score"], figures["n"], figures["unscored"], engine.calls, engine.closed) == (0.5, 6, 0, 1, 1)
-    assert figures["ms"] == 500 and figures["cost"] == pytest.approx(200e-6)
-    strict = Metric("never", lambda answer, reference: {"score": 0.0}, None, "score", True)
+    assert (figures.score, figures.n, figures.unscored, engine.calls, engine.closed) == (0.5, 6, 0, 1, 1)
+    assert figures.ms == 500 and figures.cost == pytest.approx(200e-6)
+    strict = Metric(name="never", score=lambda answer, reference: {"score": 0.0}, tie_break="score", binary=True)
     by_time = arms.by_time(3600.0)
     again = arms.run_arm(tmp_path / "a", lambda: engine, "k", ROWS, ASKED, strict, 8, price=by_time)
-    assert (again["score"], again["cost"], engine.calls) == (0.0, 0.5, 1) and "parse" not in again
+    assert (again.score, again.cost, engine.calls) == (0.0, 0.5, 1) and "parse" not in again.figures
     arms.run_arm(tmp_path / "a", lambda: engine, "other", ROWS, ASKED, metric, 8)
     assert engine.calls == 2
     same = arms.run_arm(tmp_path / "b", lambda: engine, "other", ROWS, ASKED, metric, 8)  # another arm, asked the same
-    assert (same["score"], engine.calls) == (0.5, 2)
+    assert (same.score, engine.calls) == (0.5, 2)
 
 
 def test_an_unscored_row_is_no_wrong_one_and_a_corpus_figure_is_of_the_whole(tmp_path):
     def score(answer, reference):
-        return {"score": math.nan if answer == "{}" else 1.0, "length": float(len(answer))}
+        return {"score": None if answer == "{}" else 1.0, "length": float(len(answer))}
 
-    metric = Metric("some", score, lambda rows: len(rows) / 4, "score", False)
+    metric = Metric(name="some", score=score, corpus=lambda rows: len(rows) / 4, tie_break="score", binary=False)
     figures = arms.run_arm(tmp_path / "a", Engine, "k", ROWS, ASKED, metric, 8)
-    assert figures["score"] == 0.75 and figures["unscored"] == 3
-    mean = arms.summary(arms.read_outputs(tmp_path / "a"))
-    assert mean["score"] == 1.0 and mean["unscored"] == 3
-    assert [row["score"] for row in read_rows(tmp_path / "a" / "outputs.jsonl")] == [1.0] * 3 + [None] * 3
-    assert "NaN" not in (tmp_path / "a" / "scores.json").read_text()
+    assert figures.score == 0.75 and figures.unscored == 3
+    outputs = arms.read_outputs(tmp_path / "a")
+    mean = arms.summary("a", outputs, replace(metric, corpus=None))
+    assert mean.score == 1.0 and mean.unscored == 3 and mean.figures == figures.figures
+    assert [output.score for output in outputs] == [1.0] * 3 + [None] * 3
+    assert Scores.read(tmp_path / "a" / "scores.json") == Scores(key="k", summary=figures)
+
+
+def test_an_unreadable_line_is_named_and_a_torn_neighbour_only_asked_again(tmp_path):
+    metric = Metric(name="one", score=lambda answer, reference: {"score": 1.0}, tie_break="score", binary=True)
+    arms.run_arm(tmp_path / "a", Engine, "k", ROWS, ASKED, metric, 8)
+    (tmp_path / "a" / "scores.json").write_text("{")
+    engine = Engine()
+    arms.run_arm(tmp_path / "b", lambda: engine, "k", ROWS, ASKED, metric, 8)
+    assert engine.calls == 1
+    file = tmp_path / "b" / "outputs.jsonl"
+    file.write_text(file.read_text().replace('"finished": true', '"finished": "yes"', 1))
+    with pytest.raises(RunError, match=r"outputs.jsonl:1: finished: .*Output is expected"):
+        arms.read_outputs(tmp_path / "b")
 
 
 @pytest.fixture
@@ -96,20 +113,20 @@ def test_an_endpoint_is_an_arm_with_a_price_and_its_key_is_in_no_file(endpoint, 
     api.data(run)
     api.render(run)
     api.evaluate(run)
-    choice = read_json(run.evaluation / "selection.json")
-    assert choice["best_prompt"].startswith("external:big") and choice["dev_rows"] == 3
-    rows = read_rows(run.evaluation / "external:big" / "outputs.jsonl")
-    assert all(row["score"] == 1.0 and row["cost"] == pytest.approx(200e-6) for row in rows)
+    choice = Selection.read(run.evaluation / "selection.json")
+    assert choice.best_prompt.startswith("external:big") and choice.dev_rows == 3
+    rows = arms.read_outputs(run.evaluation / "external:big")
+    assert all(row.score == 1.0 and row.cost == pytest.approx(200e-6) for row in rows)
     assert len(endpoint.requests) == 2 * (3 + len(rows))
     (path, body), key = endpoint.requests[-1], endpoint.headers[-1]["Authorization"]
     assert path == "/v1/chat/completions" and key == "Bearer canary-5142" and body["top_p"] == 1 and body["model"] == "big"
-    local = read_rows(run.evaluation / "retrieval" / "outputs.jsonl")
-    theirs = read_rows(run.evaluation / "external:big:retrieval" / "outputs.jsonl")
-    assert [row["prompt"] for row in local] == [row["prompt"] for row in theirs]
-    assert local[0]["prompt"][-1]["content"].startswith("Documents that may help:") and "cost" not in local[0]
-    assert read_json(run.evaluation / "retrieval.json")["n"] == len(rows)
+    local = arms.read_outputs(run.evaluation / "retrieval")
+    theirs = arms.read_outputs(run.evaluation / "external:big:retrieval")
+    assert [row.prompt for row in local] == [row.prompt for row in theirs]
+    assert local[0].prompt[-1]["content"].startswith("Documents that may help:") and local[0].cost is None
+    assert RetrievalRecall.read(run.evaluation / "retrieval.json").n == len(rows)
     sealed = {row["messages"][0]["content"] for row in read_rows(run.data / "test.jsonl")}
-    assert not [row for row in local if any(f" {asked}\n" in row["prompt"][-1]["content"] for asked in sealed)]
+    assert not [row for row in local if any(f" {asked}\n" in row.prompt[-1]["content"] for asked in sealed)]
     lines = talk()
     written = "".join(p.read_text(errors="replace") for p in run.path.rglob("*") if p.is_file()) + lines
     assert "canary" not in written and "answer recall@5" in lines.split("evaluate: retrieval gets")[0]

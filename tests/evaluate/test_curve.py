@@ -23,9 +23,9 @@ def _answers(rng, errors, rows, common=0.7):
 @given(a=st.floats(0.0, 0.5), b=st.floats(0.001, 0.2), c=st.floats(0.06, 0.39))
 def test_a_law_without_noise_is_found(a, b, c):
     errors = _law(SHARES, a, b, c)
-    found = fit_law(SHARES, errors[None])
-    there = np.array([0.1, 0.7, 2.0, 4.0])
-    assert _law(there, *(value.item() for value in found)) == pytest.approx(_law(there, a, b, c), abs=0.002)
+    constants = fit_law(SHARES, errors[None])
+    shares = np.array([0.1, 0.7, 2.0, 4.0])
+    assert _law(shares, *(value.item() for value in constants)) == pytest.approx(_law(shares, a, b, c), abs=0.002)
 
 
 def test_no_fit_of_scipy_is_better_by_more_than_the_grid_leaves():
@@ -35,24 +35,24 @@ def test_no_fit_of_scipy_is_better_by_more_than_the_grid_leaves():
     a_B, b_B, c_B = fit_law(SHARES, errors)
     assert (a_B >= 0).all() and (b_B >= 0).all() and (c_B >= 0.05).all() and (c_B <= 2.0).all()
     ours = ((_law(SHARES, a_B[:, None], b_B[:, None], c_B[:, None]) - errors) ** 2).sum(axis=1)
-    for row, mine in zip(errors, ours, strict=True):
+    for row, loss in zip(errors, ours, strict=True):
         starts = [(0.1, 0.1, c) for c in (0.1, 0.5, 1.5)]
         bounds = ([0, 0, 0.05], [1, 10, 2])
         theirs = min(
             2 * optimize.least_squares(lambda x, row=row: _law(SHARES, *x) - row, start, bounds=bounds).cost for start in starts
         )
-        assert mine <= theirs + 2e-5
+        assert loss <= theirs + 2e-5
 
 
 def test_intervals_of_gains_hold_the_truth():
     a, b, c = 0.2, 0.15, 0.4
     rng = np.random.default_rng(1)
-    held = []
+    covered = []
     for _ in range(60):
         curve = fit_curve(ROWS, *bootstrap(_answers(rng, _law(SHARES, a, b, c), 150)), 150, 0.03)
         truth = [b - _law(times, 0.0, b, c) for times in (2, 4)]
-        held.append([gain.low <= true <= gain.high for gain, true in zip(curve.gains, truth, strict=True)])
-    assert np.mean(held) >= 0.9
+        covered.append([gain.low <= true <= gain.high for gain, true in zip(curve.gains, truth, strict=True)])
+    assert np.mean(covered) >= 0.9
 
 
 def test_rows_are_drawn_jointly_and_of_a_corpus_figure_too():
@@ -78,7 +78,7 @@ def test_rows_are_drawn_jointly_and_of_a_corpus_figure_too():
 def test_verdicts(errors, min_gain, verdict, says):
     scores, draws = bootstrap(_answers(np.random.default_rng(0), np.array(errors), 2000))
     curve = fit_curve(ROWS, scores, draws, 2000, min_gain)
-    assert curve.verdict == verdict and says in curve.told
+    assert curve.verdict == verdict and says in curve.reason
     assert [point.rows for point in curve.points] == ROWS and [gain.rows for gain in curve.gains] == [2000, 4000]
     values = [place.value for place in curve.line]
     assert values == sorted(values) and all(place.low <= place.high for place in curve.line)

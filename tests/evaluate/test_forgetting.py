@@ -20,6 +20,7 @@ from tunesmith.models.load import load_model
 from tunesmith.models.swap import add_lora
 from tunesmith.pipeline import verbs as api
 from tunesmith.recipe import Lora
+from tunesmith.rundir.records.evidence import Forgetting
 
 WORDS = ("red", "green", "blue", "black")
 PROBES = Probes(
@@ -43,9 +44,9 @@ def _adapted(model, spread):
 
 def _measured(model, layers, renderer):
     steps = []
-    found = forgetting.measure(model, layers, renderer, PROBES, 0.02, 4, steps.append)
+    probes, figures = forgetting.measure(model, layers, renderer, PROBES, 0.02, 4, steps.append)
     assert sum(steps) == forgetting.STEPS
-    return found
+    return probes, figures
 
 
 @pytest.fixture
@@ -58,9 +59,9 @@ def _log_probs(model, ids):
         return torch.log_softmax(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].double(), -1)
 
 
-def _logprob(model, context, said):
-    log_TV = _log_probs(model, context + said)
-    return sum(float(log_TV[len(context) + i - 1, token]) for i, token in enumerate(said))
+def _logprob(model, context, continuation):
+    log_TV = _log_probs(model, context + continuation)
+    return sum(float(log_TV[len(context) + i - 1, token]) for i, token in enumerate(continuation))
 
 
 def test_figures_equal_those_of_two_stock_models(tiny_model, renderer):
@@ -69,31 +70,29 @@ def test_figures_equal_those_of_two_stock_models(tiny_model, renderer):
     plain = copy.deepcopy(stock)
     for name, layer in layers.items():
         plain.get_submodule(name).weight.data += layer.delta_OI()
-    found = _measured(tiny_model, layers, renderer)
-    bits, answers = found["probes"]
+    (bits, answers), (kl, *_) = _measured(tiny_model, layers, renderer)
     encode = renderer.tokenizer.encode
     for side, model in (("base", stock), ("tuned", plain)):
         texts = [(encode(p.text), len(p.text.encode())) for p in PROBES.passages]
         expected = [-_logprob(model, ids[:1], ids[1:]) / np.log(2) / size for ids, size in texts]
-        assert bits[side] == pytest.approx(np.mean(expected), abs=1e-5)
+        assert getattr(bits, side) == pytest.approx(np.mean(expected), abs=1e-5)
         right = []
         for q in PROBES.questions:
             context = encode(f"Question: {q.question}\nAnswer:")
             likely = np.exp([_logprob(model, context, encode(f" {answer}")) for answer in q.answers])
             right.append(likely[0] / likely.sum())
-        assert answers[side] == pytest.approx(np.mean(right), abs=1e-5)
-    assert bits["difference"] == pytest.approx((bits["base"] - bits["tuned"]) / bits["base"])
-    assert answers["difference"] == pytest.approx(answers["tuned"] - answers["base"])
+        assert getattr(answers, side) == pytest.approx(np.mean(right), abs=1e-5)
+    assert bits.difference == pytest.approx((bits.base - bits.tuned) / bits.base)
+    assert answers.difference == pytest.approx(answers.tuned - answers.base)
 
     kls = []
     for _, request in PROBES.prompts:
         prompt = renderer.prompt_ids([{"role": "user", "content": request}])
         answers = greedy_answers(next_logits(stock), prompt, 16, FP32, renderer.stop_ids)
         kls.append([_kl(stock, plain, prompt, new, renderer) for new in answers])
-    kl = found["figures"][0]
-    written = [values for values in itertools.product(*kls) if kl["value"] == pytest.approx(np.mean(values), rel=1e-3)]
-    assert kl["name"] == "kl" and kl["low"] <= kl["value"] <= kl["high"]
-    assert kl["largest"][0]["id"] in [f"r{int(np.argmax(values))}" for values in written]
+    written = [values for values in itertools.product(*kls) if kl.value == pytest.approx(np.mean(values), rel=1e-3)]
+    assert kl.name == "kl" and kl.low <= kl.value <= kl.high
+    assert kl.largest[0].id in [f"r{int(np.argmax(values))}" for values in written]
 
 
 def _kl(stock, plain, prompt, new, renderer):
@@ -106,11 +105,11 @@ def _kl(stock, plain, prompt, new, renderer):
 
 def test_an_untrained_adapter_has_forgotten_nothing_and_a_damaged_model_much(tiny_model, renderer, monkeypatch):
     layers = _adapted(tiny_model, 0.0)
-    same = forgetting.conclude(_measured(tiny_model, layers, renderer), 0.02)
-    assert same["verdict"] == "no regression"
+    same = forgetting.conclude(*_measured(tiny_model, layers, renderer), 0.02)
+    assert same.verdict == "no regression"
     # Columns of zeros may change the order of additions.
-    assert [probe["difference"] for probe in same["probes"]] == pytest.approx([0.0, 0.0], abs=1e-6)
-    assert same["figures"][0]["value"] < 1e-6 and not same["figures"][0]["alarmed"]
+    assert [probe.difference for probe in same.probes] == pytest.approx([0.0, 0.0], abs=1e-6)
+    assert same.figures[0].value < 1e-6 and not same.figures[0].alarmed
     for layer in layers.values():
         layer.lora_B.data.normal_(std=2.0)
     # A model of random weights cannot lose what it never knew, so every token becomes a tenth less likely, in nats.
@@ -121,12 +120,12 @@ def test_an_untrained_adapter_has_forgotten_nothing_and_a_damaged_model_much(tin
         return [dataclasses.replace(scored, logprob=factor * scored.logprob) for scored in honest(*args)]
 
     monkeypatch.setattr(forgetting.Scorer, "continuation_logprobs", lowered)
-    worse = forgetting.conclude(_measured(tiny_model, layers, renderer), 0.02)
-    bits = worse["probes"][0]
-    assert worse["verdict"] == bits["verdict"] == "regression" and bits["tuned"] > bits["base"]
-    assert bits["label"] in worse["reason"]
-    assert worse["figures"][0]["alarmed"] and "KL" in worse["reason"]
-    assert {part["name"]: part["n"] for part in bits["parts"]} == {"code": 4, "own": 8}
+    worse = forgetting.conclude(*_measured(tiny_model, layers, renderer), 0.02)
+    bits = worse.probes[0]
+    assert worse.verdict == bits.verdict == "regression" and bits.tuned > bits.base
+    assert bits.label in worse.reason
+    assert worse.figures[0].alarmed and "KL" in worse.reason
+    assert {part.name: part.n for part in bits.parts} == {"code": 4, "own": 8}
 
 
 @pytest.mark.parametrize(
@@ -138,18 +137,20 @@ def test_an_untrained_adapter_has_forgotten_nothing_and_a_damaged_model_much(tin
     ],
 )
 def test_a_run_is_as_good_as_its_worst_probe(verdicts, whole):
-    probes = [{"label": f"probe {i}", "verdict": verdict} for i, verdict in enumerate(verdicts)]
-    told = forgetting.conclude({"probes": probes, "figures": []}, 0.05)
-    assert told["verdict"] == whole and told["margin"] == 0.05
-    blamed = [probe["label"] for probe in probes if probe["verdict"] == whole and whole != "no regression"]
-    assert [probe["label"] for probe in probes if probe["label"] in told["reason"]] == blamed
+    zeros = np.zeros(20)
+    sample = forgetting.probe("x", "x", zeros, zeros, zeros, 0.05, "share")
+    probes = [dataclasses.replace(sample, label=f"probe {i}", verdict=verdict) for i, verdict in enumerate(verdicts)]
+    conclusion = forgetting.conclude(probes, [], 0.05)
+    assert conclusion.verdict == whole and conclusion.margin == 0.05
+    blamed = [probe.label for probe in probes if probe.verdict == whole and whole != "no regression"]
+    assert [probe.label for probe in probes if probe.label in conclusion.reason] == blamed
 
 
 def test_a_base_that_says_nothing_is_still_compared(tiny_model, renderer, monkeypatch):
     silent = lambda self, asked, *_: [Answer("", 1, 1, 0.0, True) for _ in asked]  # noqa: E731
     monkeypatch.setattr("tunesmith.engines.in_process.InProcessEngine.generate", silent)
-    found = _measured(tiny_model, _adapted(tiny_model, 0.05), renderer)
-    assert found["figures"][0]["value"] > 0.0
+    _, (kl, *_) = _measured(tiny_model, _adapted(tiny_model, 0.05), renderer)
+    assert kl.value > 0.0
 
 
 def test_shipped_probes_are_sound():
@@ -199,13 +200,12 @@ def test_a_run_is_checked_once(tmp_path, make_recipe, tiny_dir, monkeypatch):
     run.mark_done("train", "trained", 0.0, 0)
     monkeypatch.setattr("tunesmith.evaluate.probes.load_probes", lambda texts: PROBES)
     first = api.forgetting(run)
-    assert first == json.loads((run.evaluation / "forgetting.json").read_text())
-    assert [probe["name"] for probe in first["probes"]] == ["bits_per_byte", "answer_probability"]
-    assert not first["required"]
+    assert first == Forgetting.read(run.evaluation / "forgetting.json")
+    assert [probe.name for probe in first.probes] == ["bits_per_byte", "answer_probability"]
+    written = (run.evaluation / "forgetting.json").stat().st_mtime_ns
     monkeypatch.setattr("tunesmith.evaluate.probes.load_probes", lambda texts: 1 / 0)
     run.recipe_file.write_text(run.recipe_file.read_text().replace("required: false", "required: true"))
-    assert api.forgetting(run) == {**first, "required": True}
-    assert json.loads((run.evaluation / "forgetting.json").read_text())["required"]
+    assert api.forgetting(run) == first and (run.evaluation / "forgetting.json").stat().st_mtime_ns == written
     run.mark_done("train", "trained again", 0.0, 0)
     with pytest.raises(ZeroDivisionError):
         api.forgetting(run)

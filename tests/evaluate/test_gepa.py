@@ -1,9 +1,12 @@
 """Instructions that another model writes, by the real gepa, with a base model that obeys one word."""
 
+from dataclasses import replace
+
 import pytest
 
 from chat_server import Server, completion
 from conftest import toy_rows
+from outputs import OUTPUT
 from tunesmith.errors import RunError
 from tunesmith.evaluate.gepa import write_instruction
 from tunesmith.evaluate.search import instructions, space
@@ -15,18 +18,15 @@ TRAIN, DEV = ROWS[:40], ROWS[40:46]
 
 def answers_of(instruction, rows):
     """A base model that is right where the instruction says MAGIC."""
-    right = "MAGIC" in instruction
-    return [
-        {"prompt": row["messages"][:1], "output": "x", "reference": row["messages"][1]["content"], "score": float(right)}
-        for row in rows
-    ]
+    scored = replace(OUTPUT, output="x", score=float("MAGIC" in instruction))
+    return [replace(scored, prompt=row["messages"][:1], reference=row["messages"][1]["content"]) for row in rows]
 
 
 @pytest.fixture
 def server():
-    made = Server()
-    yield made
-    made.close()
+    server = Server()
+    yield server
+    server.close()
 
 
 def recipe_of(make_recipe, server, answers=60):
@@ -71,7 +71,7 @@ def test_a_budget_that_pays_for_no_rewriting_is_an_error(make_recipe, server):
 
 def test_it_joins_the_search_before_what_rules_made(make_recipe):
     recipe = make_recipe()
-    made = space(recipe, TRAIN, [], "Be MAGIC.")
-    assert (made[0].instruction, made[0].k, made[0].variant) == ("Be MAGIC.", 0, "written")
-    assert any(candidate.instruction == "Be MAGIC." and candidate.k for candidate in made)
+    options = space(recipe, TRAIN, [], "Be MAGIC.")
+    assert (options[0].instruction, options[0].k, options[0].variant) == ("Be MAGIC.", 0, "written")
+    assert any(candidate.instruction == "Be MAGIC." and candidate.k for candidate in options)
     assert "written" not in instructions(recipe)

@@ -1,12 +1,13 @@
 import json
-import math
 import random
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
+from outputs import answers
 from tunesmith.engines.engine import Answer
 from tunesmith.errors import RecipeError
 from tunesmith.evaluate import judge as judge_module
@@ -45,23 +46,23 @@ def _longer(a, b):
 
 
 def _rows(texts):
-    return [{"id": str(i), "output": text, "reference": "gold", "score": math.nan} for i, text in enumerate(texts)]
+    return answers(texts, ["gold"] * len(texts))
 
 
 def test_both_orders_are_asked_and_disagreement_is_a_tie():
     pairs = [Pair("q", "gold", "better one", "bad"), Pair("q", "gold", "bad", "better one")]
     fair = Reader(_longer)
-    assert [found.score for found in Judge(fair, TASK).decide(pairs)] == [1.0, 0.0]
+    assert [ruling.score for ruling in Judge(fair, TASK).decide(pairs)] == [1.0, 0.0]
     assert [_answers(prompt) for prompt in fair.asked[:2]] == [["better one", "bad"], ["bad", "better one"]]
     always_first = Judge(Reader(lambda a, b: "VERDICT: A"), TASK).decide(pairs)
-    assert [found.score for found in always_first] == [0.5, 0.5]
-    assert [(found.first, found.second) for found in always_first] == [("ours", "theirs")] * 2
+    assert [ruling.score for ruling in always_first] == [0.5, 0.5]
+    assert [(ruling.first, ruling.second) for ruling in always_first] == [("ours", "theirs")] * 2
 
 
 def test_the_judge_sees_the_rubric_and_the_reference_and_no_names_of_arms():
     reader = Reader(_longer)
-    rows, baseline = _rows(["one"]), _rows(["two!"])
-    rows[0]["prompt"] = [{"role": "system", "content": "secret few-shot prompt"}]
+    baseline = _rows(["two!"])
+    rows = [replace(row, prompt=[{"role": "system", "content": "secret few-shot prompt"}]) for row in _rows(["one"])]
     judge_arm(Judge(reader, TASK), ["What?"], rows, baseline)
     text = json.dumps(reader.asked)
     assert "Politeness." in text and "gold" in text and "What?" in text
@@ -78,19 +79,18 @@ def test_what_needs_no_judge_is_decided_before_it():
         Pair("q", "gold", "gold", "brass"),  # equals the reference
     ]
     judged = silent.decide(pairs)
-    assert [found.score for found in judged] == [0.5, 0.0, 1.0, 0.5, 1.0]
-    assert {found.by for found in judged} == {"checks"}
+    assert [ruling.score for ruling in judged] == [0.5, 0.0, 1.0, 0.5, 1.0]
+    assert {ruling.by for ruling in judged} == {"checks"}
 
 
 def test_unreadable_verdicts_are_unscored_and_never_wrong():
     texts = iter(["VERDICT: A", "I cannot say.", "VERDICT: A", "VERDICT: B", "", "VERDICT: TIE"])
-    outputs, found = judge_arm(
+    outputs, report = judge_arm(
         Judge(Reader(lambda a, b: next(texts)), TASK), ["q"] * 4, _rows(["a1", "a2", "a3", "x"]), _rows(["b1", "b2", "b3", "x"])
     )
-    assert [row["score"] for row in outputs][1:] == [1.0, pytest.approx(math.nan, nan_ok=True), 0.5]
-    assert math.isnan(outputs[0]["score"])
-    assert (found["wins"], found["ties"], found["losses"], found["unscored"], found["by_checks"]) == (1, 1, 0, 2, 1)
-    assert found["n"] == 4 and found["position_consistency"] == 1.0 and found["length_correlation"] is None
+    assert [row.score for row in outputs] == [None, 1.0, None, 0.5]
+    assert (report.wins, report.ties, report.losses, report.unscored, report.by_checks) == (1, 1, 0, 2, 1)
+    assert report.n == 4 and report.position_consistency == 1.0 and report.length_correlation is None
 
 
 @pytest.mark.parametrize(
@@ -123,10 +123,10 @@ def test_biases_are_reported():
     _, biased = judge_arm(Judge(Reader(_longer), TASK), ["q"] * 40, _rows(ours), _rows(theirs))
     scores = [1.0 if len(a) > len(b) else 0.0 if len(a) < len(b) else 0.5 for a, b in zip(ours, theirs, strict=True)]
     expected = scipy_stats.spearmanr([len(a) - len(b) for a, b in zip(ours, theirs, strict=True)], scores).statistic
-    assert biased["length_correlation"] == pytest.approx(expected) and expected > 0.8
-    assert biased["position_consistency"] == 1.0 and biased["first_preferred"] == pytest.approx(0.5)
+    assert biased.length_correlation == pytest.approx(expected) and expected > 0.8
+    assert biased.position_consistency == 1.0 and biased.first_preferred == pytest.approx(0.5)
     _, first = judge_arm(Judge(Reader(lambda a, b: "VERDICT: A"), TASK), ["q"] * 40, _rows(ours), _rows(theirs))
-    assert first["position_consistency"] == 0.0 and first["first_preferred"] == 1.0
+    assert first.position_consistency == 0.0 and first.first_preferred == 1.0
 
 
 def test_progress_counts_pairs():
@@ -140,8 +140,8 @@ def test_progress_counts_pairs():
 def test_judge_metric_is_unscored_until_judged():
     metric = make_metric(TASK)
     assert metric.fits("anything") and not metric.fits("  ") and not metric.binary
-    found = metric.score("words", "gold")
-    assert math.isnan(found["score"]) and found["checks"] == 1.0 and metric.score(" ", "gold")["checks"] == 0.0
+    figures = metric.score("words", "gold")
+    assert figures["score"] is None and figures["checks"] == 1.0 and metric.score(" ", "gold")["checks"] == 0.0
 
 
 def test_kappa_by_hand_and_its_bound_against_a_bootstrap():
@@ -170,19 +170,19 @@ def test_calibration_needs_labels_and_agreement(tmp_path, n, noise, calibrated):
         rows.append({"question": "q", "reference": "gold", "a": a, "b": b, "label": label})
     file = tmp_path / "labels.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = calibrate(Judge(Reader(_longer), TASK), file)
-    assert found["calibrated"] is calibrated and found["n"] == n and found["kappa_low"] < found["kappa"]
-    assert f"against {n} human labels" in found["reason"]
+    calibration = calibrate(Judge(Reader(_longer), TASK), file)
+    assert calibration.calibrated is calibrated and calibration.n == n and calibration.kappa_low < calibration.kappa
+    assert f"against {n} human labels" in calibration.reason
 
 
 def test_labels_that_cannot_be_used_are_refused(tmp_path):
     judge = Judge(Reader(_longer), TASK)
-    assert calibrate(judge, None)["calibrated"] is False
+    assert calibrate(judge, None).calibrated is False
     file = tmp_path / "labels.jsonl"
     row = {"question": "q", "reference": "r", "a": "a", "b": "b", "label": "c"}
-    for text, said in ((json.dumps(row), ":1: found the label 'c'"), ("{", ":1: JSONDecodeError"), ("", "is empty")):
+    for text, message in ((json.dumps(row), ":1: found the label 'c'"), ("{", ":1: JSONDecodeError"), ("", "is empty")):
         file.write_text(text)
-        with pytest.raises(RecipeError, match=said):
+        with pytest.raises(RecipeError, match=message):
             calibrate(judge, file)
     with pytest.raises(RecipeError, match="cannot be read"):
         calibrate(judge, tmp_path / "none.jsonl")

@@ -76,14 +76,14 @@ def test_loglikelihoods_are_those_of_the_harness(tiny_model, tokenizer):
 def test_base_and_tuned_are_paired_by_document(tiny_model, tokenizer, folder):
     layers = add_lora(tiny_model, Lora(r=4, alpha=8, dropout=0.0), seed=0)
     (same,) = _run(tiny_model, layers, tokenizer, ("colours",), folder)
-    assert (same["name"], same["n"], same["difference"]) == ("lm_eval:colours", 12, 0.0)
-    assert same["verdict"] == "too little data to tell"  # twelve ties leave room for a loss of far more than two points
+    assert (same.name, same.n, same.difference) == ("lm_eval:colours", 12, 0.0)
+    assert same.verdict == "too little data to tell"  # twelve ties leave room for a loss of far more than two points
     for layer in layers.values():
         layer.lora_B.data.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
     (other,) = _run(tiny_model, layers, tokenizer, ("colours",), folder, limit=8)
-    assert other["n"] == 8
-    assert other["difference"] == pytest.approx(other["tuned"] - other["base"])
-    assert other["base"] == pytest.approx(_accuracy(tiny_model, layers, tokenizer, 8))
+    assert other.n == 8
+    assert other.difference == pytest.approx(other.tuned - other.base)
+    assert other.base == pytest.approx(_accuracy(tiny_model, layers, tokenizer, 8))
 
 
 def _accuracy(model, layers, tokenizer, n):
@@ -151,7 +151,7 @@ def test_a_row_stops_where_its_text_ends(tiny_model, tokenizer, monkeypatch):
 def test_a_task_that_lets_the_model_write_is_paired(tiny_model, tokenizer, folder):
     layers = add_lora(tiny_model, Lora(r=4, alpha=8, dropout=0.0), seed=0)
     (same,) = _run(tiny_model, layers, tokenizer, ("written",), folder, limit=3)
-    assert (same["name"], same["n"], same["difference"]) == ("lm_eval:written", 3, 0.0)
+    assert (same.name, same.n, same.difference) == ("lm_eval:written", 3, 0.0)
 
 
 def test_what_cannot_run_is_named(tiny_model, tokenizer, folder):

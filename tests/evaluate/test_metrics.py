@@ -1,5 +1,4 @@
 import json
-import math
 from collections import Counter
 
 import numpy as np
@@ -8,13 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import write_recipe
+from outputs import answers, outputs
 from tunesmith.errors import RecipeError
-from tunesmith.evaluate.metrics import make_metric, scoring
+from tunesmith.evaluate.metrics import METRICS, make_metric, scoring_key
 from tunesmith.evaluate.metrics.json_object import json_score
 from tunesmith.evaluate.metrics.numeric import last_number, numeric_score
-from tunesmith.evaluate.metrics.text import exact_match, normalise
+from tunesmith.evaluate.metrics.text import match, normalise
 from tunesmith.evaluate.resample import SumStatistic
 from tunesmith.recipe import Judge, Task, load_recipe
+from tunesmith.recipe.metrics import METRIC_KEYS
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
@@ -78,7 +79,7 @@ def test_schema(tmp_path):
     ],
 )
 def test_what_the_ladder_calls_equal(answer, reference):
-    assert exact_match(answer, reference) == {"score": 1.0, "strict": 0.0}
+    assert match(answer, reference) == {"score": 1.0, "strict": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_what_the_ladder_calls_equal(answer, reference):
     ],
 )
 def test_what_the_ladder_keeps_apart(answer, reference):
-    assert exact_match(answer, reference)["score"] == 0.0
+    assert match(answer, reference)["score"] == 0.0
 
 
 @given(st.text(max_size=12))
@@ -112,10 +113,10 @@ def test_an_invalid_answer_is_wrong_and_no_class_of_its_own():
     metric = make_metric(Task(metric="macro_f1", labels=labels))
     wanted = ["red"] * 4 + ["green"] * 2
     garbage = ["Red.", "red", "green", "dunno", "green", "purple"]
-    rows = [{"output": a, "reference": b} for a, b in zip(garbage, wanted, strict=True)]
+    rows = answers(garbage, wanted)
     # red: 2 right of 2 answered and 4 asked; green: 1 of 2 and 2; the two invalid answers cost recall; blue is not asked for
     assert metric.corpus(rows) == pytest.approx((4 / 6 + 2 / 4) / 2)
-    assert metric.corpus([{**row, "output": "?"} for row in rows]) == 0.0
+    assert metric.corpus(answers(["?"] * 6, wanted)) == 0.0
     assert metric.score("purple", "red") == {"score": 0.0, "strict": 0.0, "invalid": 1.0}
     assert metric.score("RED", "red") == {"score": 1.0, "strict": 0.0, "invalid": 0.0}
     assert metric.fits("blue") and not metric.fits("purple") and metric.binary
@@ -127,7 +128,7 @@ def test_an_invalid_answer_is_wrong_and_no_class_of_its_own():
 @given(st.lists(st.tuples(st.sampled_from("abcx"), st.sampled_from("abc")), min_size=1, max_size=12))
 def test_macro_f1_is_the_mean_over_labels_that_are_asked_for(pairs):
     corpus = make_metric(Task(metric="macro_f1", labels=("class a", "class b", "class c"))).corpus
-    rows = [{"output": f"class {a}", "reference": f"class {b}"} for a, b in pairs]
+    rows = answers([f"class {a}" for a, _ in pairs], [f"class {b}" for _, b in pairs])
     f1 = []
     for name in {wanted for _, wanted in pairs}:
         hits = Counter((a == name, b == name) for a, b in pairs)
@@ -163,10 +164,10 @@ def test_last_number(text, number):
 
 
 def test_numbers_compare_as_decimals_within_the_tolerance():
-    assert numeric_score("so 0.10", "0.1", 0.0) == {"score": 1.0, "found": 1.0}
+    assert numeric_score("so 0.10", "0.1", 0.0) == {"score": 1.0, "has_number": 1.0}
     assert numeric_score("9007199254740992", "9007199254740993", 0.0)["score"] == 0.0
     assert numeric_score("2.3", "2.0", 0.3)["score"] == 1.0 and numeric_score("2.31", "2.0", 0.3)["score"] == 0.0
-    assert numeric_score("none", "2", 0.3) == {"score": 0.0, "found": 0.0}
+    assert numeric_score("none", "2", 0.3) == {"score": 0.0, "has_number": 0.0}
     assert numeric_score("1/" + "9" * 5000, "2", 0.0)["score"] == 0.0 and numeric_score("1e999", "2", 0.1)["score"] == 0.0
     assert not make_metric(Task(metric="numeric")).fits("no number")
 
@@ -218,6 +219,7 @@ def test_users_function_and_its_errors_are_named(tmp_path):
     ("task", "said"),
     [
         ({"metric": "exact_match", "labels": ["a", "b"]}, "labels is read by metric: classification or macro_f1"),
+        ({"metric": "exact_matc"}, "no such metric; did you mean exact_match"),
         ({"metric": "classification"}, "needs task.labels"),
         ({"metric": "classification", "labels": ["a"]}, "at least 2"),
         ({"metric": "regex"}, "needs task.pattern"),
@@ -238,9 +240,18 @@ def test_keys_that_do_not_go_together_are_refused(tmp_path, task, said):
 
 
 def test_headline_leaves_unscored_rows_out():
-    rows = [{"score": 1.0}, {"score": math.nan}, {"score": 0.0}, {"score": 1.0}]
+    rows = outputs([1.0, None, 0.0, 1.0])
     metric = make_metric(Task(metric="exact_match"))
-    assert metric.headline(rows) == pytest.approx(2 / 3) and math.isnan(metric.headline(rows[1:2]))
+    assert metric.headline(rows) == pytest.approx(2 / 3) and metric.headline(rows[1:2]) is None
+
+
+def test_the_recipe_knows_the_metrics_that_there_are():
+    assert list(METRICS) == list(METRIC_KEYS)
+    keys = set(Task.model_fields)
+    for name, metric in METRIC_KEYS.items():
+        assert {key.partition(".")[0] for key in (*metric.reads, *metric.needs)} <= keys, name
+        assert {key.partition(".")[0] for key in metric.needs} <= set(metric.reads), f"{name} needs what it does not read"
+    assert set(Task.model_json_schema()["properties"]["metric"]["enum"]) == set(METRICS)
 
 
 def test_scoring_follows_the_content_of_files(tmp_path):
@@ -248,7 +259,7 @@ def test_scoring_follows_the_content_of_files(tmp_path):
     seen = []
     for text in ("a = 1\n", "a = 2\n"):
         file.write_text(text)
-        seen.append(scoring(Task(metric="python", function=f"{file}:f")))
+        seen.append(scoring_key(Task(metric="python", function=f"{file}:f")))
     assert seen[0] != seen[1]
     judges = [Judge(base_url="http://x", model=model, rubric="r") for model in ("m", "n")]
-    assert scoring(Task(metric="judge", judge=judges[0])) != scoring(Task(metric="judge", judge=judges[1]))
+    assert scoring_key(Task(metric="judge", judge=judges[0])) != scoring_key(Task(metric="judge", judge=judges[1]))

@@ -1,15 +1,13 @@
 import json
-import math
 import time
 from contextlib import suppress
-from itertools import combinations
 from pathlib import Path
 
 import pytest
 
 from tunesmith.errors import RecipeError
 from tunesmith.evaluate.metrics import make_metric
-from tunesmith.evaluate.metrics.code_tests import extract_code, pass_at_k, passes
+from tunesmith.evaluate.metrics.code_tests import extract_code, passes
 from tunesmith.evaluate.metrics.sandbox import run_program
 from tunesmith.recipe import Task
 
@@ -89,13 +87,3 @@ def _running(text):
         with suppress(OSError):
             found += [process] if text.encode() in process.read_bytes() else []
     return found
-
-
-def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_answer():
-    for n, right, k in [(5, 2, 1), (6, 2, 3), (7, 0, 2), (4, 3, 2), (200, 3, 100)]:
-        if n < 10:
-            draws = list(combinations(range(n), k))
-            expected = sum(min(draw) < right for draw in draws) / len(draws)
-        else:
-            expected = 1 - math.comb(n - right, k) / math.comb(n, k)
-        assert pass_at_k(n, right, k) == pytest.approx(expected)

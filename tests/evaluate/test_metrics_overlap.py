@@ -3,6 +3,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
+from outputs import answers
 from tunesmith.evaluate.metrics import make_metric
 from tunesmith.recipe import Task
 
@@ -16,7 +17,7 @@ ANSWERS = [
     "It rains in the north of the land.",
     "Completely different words here, by the sea shore.",
 ]
-ROWS = [{"output": a, "reference": b} for a, b in zip(ANSWERS, REFERENCES, strict=True)]
+ROWS = answers(ANSWERS, REFERENCES)
 
 
 def test_rouge_is_rouge_score_on_english_and_reads_other_alphabets():
@@ -48,6 +49,6 @@ def test_bleu_is_sacrebleu_of_the_corpus():
 
 def test_short_references_can_be_perfect():
     metric = make_metric(Task(metric="bleu"))
-    assert metric.corpus([{"output": "a red car", "reference": "a red car"}]) == 1.0
+    assert metric.corpus(answers(["a red car"], ["a red car"])) == 1.0
     assert metric.fits("red") and metric.fits(REFERENCES[0]) and not metric.fits("")
     assert metric.score("", "red")["score"] == 0.0

@@ -3,11 +3,14 @@ import pytest
 from conftest import toy_rows
 from tunesmith.errors import RunError
 from tunesmith.evaluate import prompts
-from tunesmith.evaluate.prompts import Candidate, PromptBook
+from tunesmith.evaluate.prompts import PromptBook
 from tunesmith.retrieval.store import build_store
+from tunesmith.rundir.records.evaluation import Candidate
 
 ROWS = [{"id": str(i), "place": f"line {i}", **row} for i, row in enumerate(toy_rows())]
 SEALED = ROWS[40:]
+RANDOM = {"arm": "few_shot", "instruction": None, "selection": "random", "k": 2}
+RETRIEVAL = {"arm": "retrieval", "instruction": None, "documents": 1}
 
 
 def book(recipe, tmp_path, pool=ROWS[:40], sealed=SEALED):
@@ -23,29 +26,30 @@ def book(recipe, tmp_path, pool=ROWS[:40], sealed=SEALED):
 
 def test_prompt_arms_get_the_full_instruction_zero_shot_and_tuned_the_short_one(make_recipe, tmp_path):
     recipe = make_recipe({"task.short_prompt": "Short."})
-    made = book(recipe, tmp_path)
-    (zero,), (full,) = (prompts.candidates(recipe, made.pool, arm) for arm in ("zero_shot", "instruction"))
+    prompt_book = book(recipe, tmp_path)
+    (zero,), (full,) = (prompts.candidates(recipe, prompt_book.pool, arm) for arm in ("zero_shot", "instruction"))
     short = [{"role": "system", "content": "Short."}, ROWS[50]["messages"][0]]
-    assert made.messages(zero, ROWS[50]) == made.tuned(ROWS[50]) == prompts.tuned(recipe, ROWS[50]) == short
-    assert made.messages(full, ROWS[50]) == [{"role": "system", "content": recipe.task.prompt}, ROWS[50]["messages"][0]]
-    shown = Candidate("few_shot", "Full.", "random", 2, 0, ("1", "2"))
-    asked = made.messages(shown, ROWS[50])
+    assert prompt_book.messages(zero, ROWS[50]) == prompt_book.tuned(ROWS[50]) == prompts.tuned(recipe, ROWS[50]) == short
+    assert prompt_book.messages(full, ROWS[50]) == [{"role": "system", "content": recipe.task.prompt}, ROWS[50]["messages"][0]]
+    shown = Candidate(arm="few_shot", instruction="Full.", selection="random", k=2, demonstrations=("1", "2"))
+    asked = prompt_book.messages(shown, ROWS[50])
     assert [m["role"] for m in asked] == ["system", "user", "assistant", "user", "assistant", "user"]
     assert asked[1:5] == ROWS[1]["messages"] + ROWS[2]["messages"]
-    assert Candidate.read(shown.written()) == shown
+    assert Candidate.parse(shown.to_json()) == shown
 
 
 def test_nearest_rows_share_words_and_stand_nearest_last(make_recipe, tmp_path):
-    made = book(make_recipe(), tmp_path)
+    prompt_book = book(make_recipe(), tmp_path)
     question = {"id": "q", "messages": [{"role": "user", "content": "a white stone"}, {"role": "assistant", "content": "x"}]}
-    asked = made.messages(Candidate("few_shot", None, "bm25", 3), question)
+    asked = prompt_book.messages(Candidate(arm="few_shot", instruction=None, selection="bm25", k=3), question)
     shown = [m["content"] for m in asked[:-1] if m["role"] == "user"]
     assert shown[-1] == "a white stone" and len(shown) == 3 and all("white" in t or "stone" in t for t in shown)
 
 
 def test_documents_stand_before_the_question_alike_for_base_and_tuned(make_recipe, tmp_path):
-    made = book(make_recipe({"task.short_prompt": "Short."}), tmp_path, sealed=[])
-    base, tuned = made.messages(Candidate("retrieval", "Full.", documents=2), ROWS[50]), made.tuned(ROWS[50], 2)
+    prompt_book = book(make_recipe({"task.short_prompt": "Short."}), tmp_path, sealed=[])
+    candidate = Candidate(arm="retrieval", instruction="Full.", documents=2)
+    base, tuned = prompt_book.messages(candidate, ROWS[50]), prompt_book.tuned(ROWS[50], 2)
     assert base[-1] == tuned[-1] and (base[0]["content"], tuned[0]["content"]) == ("Full.", "Short.")
     text = base[-1]["content"]
     assert text.endswith("\n\n" + ROWS[50]["messages"][0]["content"]) and "[1] fact about" in text and "[2] fact" in text
@@ -61,11 +65,11 @@ def test_what_is_sealed_is_never_shown(make_recipe, tmp_path):
     pool = prompts.shown_pool(ROWS[:40], [*SEALED, spelled_otherwise])
     assert [row["id"] for row in pool] == [str(i) for i in range(1, 40)]
     for sealed in ([ROWS[3]], [spelled_otherwise]):
-        made = book(make_recipe(), tmp_path, sealed=sealed)
+        prompt_book = book(make_recipe(), tmp_path, sealed=sealed)
         with pytest.raises(AssertionError, match="also sealed"):
-            made.messages(Candidate("few_shot", None, "random", 2, 0, ("0", "3")), ROWS[50])
+            prompt_book.messages(Candidate(**RANDOM, demonstrations=("0", "3")), ROWS[50])
     with pytest.raises(AssertionError, match="among the documents"):
-        book(make_recipe(), tmp_path, sealed=ROWS[:40]).messages(Candidate("retrieval", None, documents=1), ROWS[0])
+        book(make_recipe(), tmp_path, sealed=ROWS[:40]).messages(Candidate(**RETRIEVAL), ROWS[0])
 
 
 def test_candidates_are_the_same_for_a_seed_and_fit_the_pool(make_recipe):
@@ -74,5 +78,5 @@ def test_candidates_are_the_same_for_a_seed_and_fit_the_pool(make_recipe):
     names = ["k=1 draw=0", "k=1 draw=1", "k=1 bm25", "k=3 draw=0", "k=3 draw=1", "k=3 bm25"]
     assert [c.name for c in found] == names and found == prompts.candidates(recipe, ROWS[:40], "few_shot")
     assert found != prompts.candidates(make_recipe({"seed": 1}), ROWS[:40], "few_shot")
-    with pytest.raises(RunError, match="3 examples asked, train has 2 rows"):
+    with pytest.raises(RunError, match="3 examples wanted, train has 2 rows"):
         prompts.candidates(recipe, ROWS[:2], "few_shot")

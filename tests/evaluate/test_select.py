@@ -1,16 +1,18 @@
 """The choice on dev, with an engine whose right answers are known."""
 
 import json
-import math
+from dataclasses import replace
 
 import pytest
 
 from conftest import toy_rows
 from tunesmith.engines.engine import Answer
+from tunesmith.errors import RunError
 from tunesmith.evaluate.metrics import make_metric
-from tunesmith.evaluate.prompts import Candidate, PromptBook, question_key
+from tunesmith.evaluate.prompts import PromptBook, question_key
 from tunesmith.evaluate.select import PromptTask, select_prompt
 from tunesmith.retrieval.store import build_store
+from tunesmith.rundir.records.evaluation import Selection
 
 ROWS = [{"id": str(i), "place": f"line {i}", **row} for i, row in enumerate(toy_rows())]
 ANSWERS = {row["messages"][0]["content"]: row["messages"][1]["content"] for row in ROWS}
@@ -26,8 +28,8 @@ class Parrot:
         self.asked += asked
         self.schemas.add(json.dumps(allowed))
         advance(len(asked))
-        said = [ANSWERS[p[-1]["content"].split("\n")[-1]] if self.knows(p) else "{}" for p in asked]
-        return [Answer(text, sum(len(m["content"]) for m in p), 1, 0.1, True) for text, p in zip(said, asked, strict=True)]
+        texts = [ANSWERS[p[-1]["content"].split("\n")[-1]] if self.knows(p) else "{}" for p in asked]
+        return [Answer(text, sum(len(m["content"]) for m in p), 1, 0.1, True) for text, p in zip(texts, asked, strict=True)]
 
     def close(self):
         pass
@@ -37,32 +39,37 @@ def shows(k):
     return lambda prompt: sum(m["role"] == "assistant" for m in prompt) == k
 
 
+def prompt_task(recipe, book, dev, engines, **more):
+    metric = make_metric(recipe.task)
+    return PromptTask(recipe=recipe, book=book, dev=dev, metric=metric, max_new_tokens=8, engine_of=engines.__getitem__, **more)
+
+
 def choose(recipe, tmp_path, engines, **more):
     pool, dev = ROWS[:40], ROWS[40:52]
     texts, ids = [row["messages"][0]["content"] for row in pool], [row["id"] for row in pool]
     store = build_store(tmp_path / "store.sqlite", texts, ids)
     book = PromptBook(recipe, pool, ROWS[40:], lambda _: store, lambda: store)
-    asking = PromptTask(recipe, book, dev, make_metric(recipe.task), 8, engines.__getitem__, **more)
-    return select_prompt(asking, tmp_path / "selection.json")
+    return select_prompt(prompt_task(recipe, book, dev, engines, **more))
 
 
 def test_the_best_on_dev_wins_and_only_train_rows_are_shown(make_recipe, tmp_path):
     recipe = make_recipe({"evaluate.few_shot": {"k": [1, 3], "draws": 2, "dev_rows": 5}})
     engine = Parrot(shows(3))
     choice = choose(recipe, tmp_path, {"base": engine})
-    assert choice["best_prompt"] == "few_shot" and choice["arms"]["few_shot"]["k"] == 3
-    assert [c["arm"] for c in choice["candidates"]] == ["instruction"] + ["few_shot"] * 6
-    assert all(c["n"] == 5 for c in choice["candidates"])
-    assert choice == json.loads((tmp_path / "selection.json").read_text())
+    assert choice.best_prompt == "few_shot" and choice.arms["few_shot"].k == 3
+    assert [c.arm for c in choice.candidates] == ["instruction"] + ["few_shot"] * 6
+    assert all(c.n == 5 for c in choice.candidates)
+    choice.write(tmp_path / "selection.json")
+    assert Selection.read(tmp_path / "selection.json") == choice
     sealed = {question_key(row) for row in ROWS[40:]}
     for prompt in engine.asked:
         assert not sealed & {"".join(m["content"].split()) for m in prompt[:-1]}
-    assert choose(recipe, tmp_path, {"base": Parrot(shows(0))})["best_prompt"] == "instruction"
+    assert choose(recipe, tmp_path, {"base": Parrot(shows(0))}).best_prompt == "instruction"
 
 
 def test_among_equals_the_shorter_prompt(make_recipe, tmp_path):
     choice = choose(make_recipe(), tmp_path, {"base": Parrot(lambda _: True)})
-    assert choice["best_prompt"] == "instruction" and Candidate.read(choice["arms"]["few_shot"]).k == 2
+    assert choice.best_prompt == "instruction" and choice.arms["few_shot"].k == 2
 
 
 def test_an_endpoint_gets_the_chosen_prompts_and_can_be_the_one_to_beat(make_recipe, tmp_path):
@@ -71,11 +78,11 @@ def test_an_endpoint_gets_the_chosen_prompts_and_can_be_the_one_to_beat(make_rec
     recipe = make_recipe({"evaluate.arms": arms, "evaluate.external": {"big": endpoint}})
     base, big = Parrot(lambda _: False), Parrot(lambda _: True)
     choice = choose(recipe, tmp_path, {"base": base, "external:big:few_shot": big})
-    assert choice["best_prompt"] == "external:big:few_shot" and len(big.asked) == 4  # dev_rows of the recipe: one prompt
+    assert choice.best_prompt == "external:big:few_shot" and len(big.asked) == 4  # dev_rows of the recipe: one prompt
     assert all(sum(m["role"] == "assistant" for m in prompt) == 2 for prompt in big.asked)
-    assert set(choice["arms"]) == {"instruction", "few_shot"}  # the latter for the endpoint, and no rival itself
+    assert set(choice.arms) == {"instruction", "few_shot"}  # the latter for the endpoint, and no rival itself
     aside = make_recipe({"evaluate.arms": arms, "evaluate.external": {"big": {**endpoint, "rival": False}}})
-    assert choose(aside, tmp_path, {"base": base})["best_prompt"] == "instruction"
+    assert choose(aside, tmp_path, {"base": base}).best_prompt == "instruction"
 
 
 def test_the_search_finds_the_instruction_that_helps_within_its_budget(make_recipe, tmp_path):
@@ -85,32 +92,30 @@ def test_the_search_finds_the_instruction_that_helps_within_its_budget(make_reci
     recipe = make_recipe({"evaluate.arms": arms, "evaluate.optimized_prompt": settings, "evaluate.few_shot.k": [1]})
     engine = Parrot(lambda prompt: prompt[0]["content"].strip() == own)
     choice = choose(recipe, tmp_path, {"base": engine})
-    found = Candidate.read(choice["arms"]["optimized_prompt"])
-    assert choice["best_prompt"] == "optimized_prompt" and found.instruction == own and found.variant == "own 1"
-    others = sum(c["n"] for c in choice["candidates"] if c["arm"] != "optimized_prompt")
-    assert choice["search"]["calls"] == len(engine.asked) - others <= 60
+    best = choice.arms["optimized_prompt"]
+    assert choice.best_prompt == "optimized_prompt" and best.instruction == own and best.variant == "own 1"
+    others = sum(c.n for c in choice.candidates if c.arm != "optimized_prompt")
+    assert choice.search.calls == len(engine.asked) - others <= 60
 
 
 def test_constrained_answers_are_asked_of_all_alike_and_a_judge_compares_with_the_first(make_recipe, tmp_path):
     engine, seen = Parrot(lambda _: True), []
 
-    def judged(outputs, baseline):
-        seen.append([row["prompt"] for row in baseline])
-        shown = sum(m["role"] == "assistant" for m in outputs[0]["prompt"])
-        return [{**row, "score": math.nan if shown == 2 else 0.5} for row in outputs]
+    def judge(outputs, baseline):
+        seen.append([row.prompt for row in baseline])
+        shown = sum(m["role"] == "assistant" for m in outputs[0].prompt)
+        return [replace(row, score=None if shown == 2 else 0.5) for row in outputs]
 
-    choice = choose(make_recipe(), tmp_path, {"base": engine}, allowed={"type": "object"}, judged=judged)
+    choice = choose(make_recipe(), tmp_path, {"base": engine}, allowed={"type": "object"}, judge=judge)
     assert engine.schemas == {'{"type": "object"}'}
     assert len({json.dumps(prompts) for prompts in seen}) == 1 and len(seen[0][0]) == 2  # the instruction arm's
-    assert choice["best_prompt"] == "instruction"
-    few_shot = next(c for c in choice["candidates"] if c["arm"] == "few_shot")
-    assert few_shot["score"] is None and few_shot["unscored"] == few_shot["n"] == 4
+    assert choice.best_prompt == "instruction"
+    few_shot = next(c for c in choice.candidates if c.arm == "few_shot")
+    assert few_shot.score is None and few_shot.unscored == few_shot.n == 4
 
 
-def test_no_dev_row_is_said(make_recipe, tmp_path):
-    from tunesmith.errors import RunError
-
+def test_no_dev_row_is_refused(make_recipe):
     recipe = make_recipe()
     book = PromptBook(recipe, ROWS[:40], [], lambda _: None, lambda: None)
     with pytest.raises(RunError, match="no rows to choose"):
-        select_prompt(PromptTask(recipe, book, [], make_metric(recipe.task), 8, {}.__getitem__), tmp_path / "s.json")
+        select_prompt(prompt_task(recipe, book, [], {}))

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
+from outputs import outputs
 from tunesmith.evaluate import resample, stats
 from tunesmith.evaluate.compare import compare
 from tunesmith.evaluate.gate import decide
 from tunesmith.evaluate.metrics import Metric
 
 TASKS = 2000
-YES_NO = Metric("exact_match", lambda answer, reference: {"score": 1.0}, None, "score", True)
+YES_NO = Metric(name="exact_match", score=lambda answer, reference: {"score": 1.0}, tie_break="score", binary=True)
 CELLS = [
     (n, share, gain)
     for n in (100, 200, 400)
@@ -33,19 +34,15 @@ def _tasks(n, share, gain, tasks=TASKS, seed=0):
     return x[:, 0], x[:, 1]
 
 
-def _rows(scores):
-    return [{"id": str(i), "score": float(s)} for i, s in enumerate(scores)]
-
-
 @pytest.mark.parametrize(("n", "share", "gain"), CELLS)
 def test_the_interval_of_a_gain_covers_95_of_100(n, share, gain):
     """Over 2,000 simulated tasks, and exactly: the probability of all tables whose interval holds the true gain."""
-    low, high = stats.score_interval(*_tasks(n, share, gain), n)
+    low, high = stats.score_limits(*_tasks(n, share, gain), n)
     simulated = ((low <= gain + 1e-9) & (gain - 1e-9 <= high)).mean()
     counts = np.arange(int(min(n, n * share + 6 * np.sqrt(n * share))) + 1)
     b, c = (grid.ravel() for grid in np.meshgrid(counts, counts))
     b, c = b[b + c <= n], c[b + c <= n]
-    low, high = stats.score_interval(b, c, n)
+    low, high = stats.score_limits(b, c, n)
     probability = scipy_stats.multinomial.pmf(np.stack([b, c, n - b - c], axis=1), n, _rates(share, gain))
     assert probability.sum() == pytest.approx(1.0, abs=1e-6)
     exact = probability[(low <= gain + 1e-9) & (gain - 1e-9 <= high)].sum()
@@ -55,7 +52,7 @@ def test_the_interval_of_a_gain_covers_95_of_100(n, share, gain):
 
 def test_where_almost_no_row_differs_the_interval_covers_too_much_rather_than_too_little():
     for share, gain in ((0.01, 0.0), (0.01, 0.01), (0.02, 0.01), (0.02, 0.02)):
-        low, high = stats.score_interval(*_tasks(100, share, gain), 100)
+        low, high = stats.score_limits(*_tasks(100, share, gain), 100)
         assert ((low <= gain + 1e-9) & (gain - 1e-9 <= high)).mean() >= 0.93
 
 
@@ -63,31 +60,33 @@ def test_where_almost_no_row_differs_the_interval_covers_too_much_rather_than_to
 def test_power_is_what_the_table_says(n, expected):
     """A true gain of 5 points with 15 % of the rows discordant; the interval finds what the test finds."""
     b, c = _tasks(n, 0.15, 0.05, tasks=20_000)
-    assert (stats.mcnemar_midp(b, c) < 0.05).mean() == pytest.approx(expected, abs=0.03)
-    assert (stats.score_interval(b, c, n)[0] > 0).mean() == pytest.approx(expected, abs=0.045)
+    assert (stats.midp_values(b, c) < 0.05).mean() == pytest.approx(expected, abs=0.03)
+    assert (stats.score_limits(b, c, n)[0] > 0).mean() == pytest.approx(expected, abs=0.045)
 
 
 @pytest.mark.parametrize("n", [50, 100, 200, 400])
 def test_tuning_that_gains_nothing_seldom_wins(n):
     for share in (0.05, 0.15, 0.4):
         b, c = _tasks(n, share, 0.0, tasks=20_000, seed=n)
-        assert (stats.mcnemar_midp(b, c) < 0.05).mean() <= 0.065  # two-sided, either arm; nominal 5 %
-        assert (stats.score_interval(b, c, n)[0] > 0).mean() <= 0.035  # "tuned wins"; nominal 2.5 %
+        assert (stats.midp_values(b, c) < 0.05).mean() <= 0.065  # two-sided, either arm; nominal 5 %
+        assert (stats.score_limits(b, c, n)[0] > 0).mean() <= 0.035  # "tuned wins"; nominal 2.5 %
 
 
 def test_whole_comparisons_decide_as_promised():
     """Not the formula but the path that a run takes, 200 tasks of 120 rows with and without a true gain."""
-    found = {0.0: [], 0.12: []}
-    for gain, decisions in found.items():
+    decisions_of = {0.0: [], 0.12: []}
+    for gain, decisions in decisions_of.items():
         for won, lost in zip(*_tasks(120, 0.2, gain, tasks=200), strict=True):
-            c = compare(_rows([1] * won + [0] * (120 - won)), _rows([0] * won + [1] * lost + [0] * (120 - won - lost)), YES_NO)
+            c = compare(
+                outputs([1] * won + [0] * (120 - won)), outputs([0] * won + [1] * lost + [0] * (120 - won - lost)), YES_NO
+            )
             decisions.append((decide(c, 0.03), c.low <= gain <= c.high))
-    for decisions in found.values():
+    for decisions in decisions_of.values():
         assert np.mean([covered for _, covered in decisions]) == pytest.approx(0.95, abs=0.045)
-    assert np.mean([decision == "deploy" for decision, _ in found[0.0]]) <= 0.05
-    power = (stats.score_interval(*_tasks(120, 0.2, 0.12, tasks=20_000, seed=1), 120)[0] > 0).mean()
-    assert np.mean([decision == "deploy" for decision, _ in found[0.12]]) == pytest.approx(power, abs=0.07)
-    assert not any(decision in ("not better", "prompting is enough") for decision, _ in found[0.12])
+    assert np.mean([decision == "deploy" for decision, _ in decisions_of[0.0]]) <= 0.05
+    power = (stats.score_limits(*_tasks(120, 0.2, 0.12, tasks=20_000, seed=1), 120)[0] > 0).mean()
+    assert np.mean([decision == "deploy" for decision, _ in decisions_of[0.12]]) == pytest.approx(power, abs=0.07)
+    assert not any(decision in ("not better", "prompting is enough") for decision, _ in decisions_of[0.12])
 
 
 def test_bootstrap_covers_where_scores_are_not_yes_or_no():
@@ -97,7 +96,7 @@ def test_bootstrap_covers_where_scores_are_not_yes_or_no():
     differences = np.where(rng.random((100, TASKS)) < 0.3, rng.beta(1, 3, (100, TASKS)), base) - base
     expected = 0.3 * (0.25 - 0.8)
     draws = np.concatenate(list(resample.weights(100, 1000)))
-    low, high = resample.percentile_interval(draws @ differences / 100, 100, 0.025)
+    low, high = resample.percentile_limits(draws @ differences / 100, 100, 0.025)
     assert 0.93 <= ((low <= expected) & (expected <= high)).mean() <= 0.97
 
 
@@ -114,7 +113,7 @@ def test_bootstrap_of_groups_covers_where_that_of_rows_does_not():
         u = int(unit_N.max()) + 1
         draws = np.concatenate(list(resample.weights(u, 1000)))
         means = (draws @ resample.per_unit(difference, unit_N)) / (draws @ np.bincount(unit_N))[:, None]
-        low, high = resample.percentile_interval(means, u, 0.025)
+        low, high = resample.percentile_limits(means, u, 0.025)
         covered[name] = ((low <= 0.1) & (high >= 0.1)).mean()
     assert 0.93 <= covered["groups"] <= 0.97 and covered["rows"] < 0.85
 
@@ -151,20 +150,20 @@ def test_permutation_of_groups_rejects_one_true_null_in_twenty():
         kind = np.repeat(np.random.default_rng(task).choice(3, size=20, p=[0.25, 0.25, 0.5]), 10)
         won, lost = int((kind == 0).sum()), int((kind == 1).sum())
         wrongly["rows"] += stats.mcnemar_midp(won, lost) < 0.05
-        wrongly["groups"] += resample.permutation_p(resample.MEAN, _rows(kind == 0), _rows(kind == 1), unit_N) < 0.05
+        wrongly["groups"] += resample.permutation_p(resample.MEAN, outputs(kind == 0), outputs(kind == 1), unit_N) < 0.05
     assert wrongly["groups"] <= 18 and wrongly["rows"] > 60  # nominal 10
 
 
 def test_non_inferiority_seldom_overlooks_a_loss_or_invents_one():
     margin, n = 0.02, 1000
     at_the_margin, no_loss = (_tasks(n, 0.1, gain, tasks=500) for gain in (-margin, 0.0))
-    low, _ = stats.score_interval(*at_the_margin, n, stats.ALPHA)
+    low, _ = stats.score_limits(*at_the_margin, n, stats.ALPHA)
     assert (low > -margin).mean() <= 0.08  # "no regression" of a model that lost the margin; nominal 5 %
-    said = [
+    verdicts = [
         stats.non_inferior(np.repeat([1.0, -1.0, 0.0], [won, lost, n - won - lost]), margin)[0]
         for won, lost in zip(*no_loss, strict=True)
     ]
-    assert said.count("regression") <= 0.05 * 500 and said.count("no regression") > 300
+    assert verdicts.count("regression") <= 0.05 * 500 and verdicts.count("no regression") > 300
 
 
 def test_holm_keeps_the_chance_of_one_false_finding():

@@ -1,3 +1,5 @@
+import doctest
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -5,7 +7,14 @@ from hypothesis import strategies as st
 from scipy import optimize
 from scipy import stats as scipy_stats
 
-from tunesmith.evaluate import stats
+from tunesmith import formatting
+from tunesmith.evaluate import interval, stats
+
+
+@pytest.mark.parametrize("module", [interval, stats, formatting])
+def test_examples_of_docstrings(module):
+    results = doctest.testmod(module)
+    assert results.attempted and not results.failed
 
 
 def test_wilson_known_values():
@@ -20,7 +29,7 @@ def test_midp_is_the_exact_p_less_half_the_observed_probability():
         assert stats.mcnemar_midp(won, lost) == pytest.approx(exact - scipy_stats.binom.pmf(few, n, 0.5), rel=1e-9)
     assert stats.mcnemar_midp(0, 0) == 1.0
     assert stats.mcnemar_midp(4, 4) == pytest.approx(1.0)
-    assert stats.mcnemar_midp(np.array([3, 0]), np.array([9, 0])).tolist() == [stats.mcnemar_midp(3, 9), 1.0]
+    assert stats.midp_values(np.array([3, 0]), np.array([9, 0])).tolist() == [stats.mcnemar_midp(3, 9), 1.0]
 
 
 def test_score_interval_known_values():
@@ -61,9 +70,9 @@ def test_score_interval_says_what_the_test_says_and_does_not_depend_on_who_comes
 
 def test_score_interval_of_arrays_is_that_of_each():
     b, c = np.array([[0, 3], [7, 20]]), np.array([[0, 9], [1, 20]])
-    low, high = stats.score_interval(b, c, 50)
-    for place in np.ndindex(2, 2):
-        assert (low[place], high[place]) == stats.score_interval(int(b[place]), int(c[place]), 50)
+    low, high = stats.score_limits(b, c, 50)
+    for cell in np.ndindex(2, 2):
+        assert (low[cell], high[cell]) == stats.score_interval(int(b[cell]), int(c[cell]), 50)
 
 
 def test_holm_by_hand():
@@ -87,7 +96,7 @@ def test_detectable_effect_has_the_power_it_claims():
     n, share = 300, 0.2
     delta = stats.minimum_detectable_effect(40, 20, n)
     x = np.random.default_rng(0).multinomial(n, [(share + delta) / 2, (share - delta) / 2, 1 - share], size=20_000)
-    assert (stats.mcnemar_midp(x[:, 0], x[:, 1]) < 0.05).mean() == pytest.approx(0.80, abs=0.03)
+    assert (stats.midp_values(x[:, 0], x[:, 1]) < 0.05).mean() == pytest.approx(0.80, abs=0.03)
     assert stats.minimum_detectable_effect(0, 0, 3) == 1.0 and stats.minimum_detectable_effect(0, 0, 5) > 0.6
     assert stats.minimum_detectable_effect(10, 10, 10_000) < stats.minimum_detectable_effect(10, 10, 1_000)
 

@@ -1,27 +1,35 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
+from outputs import outputs
 from tunesmith.evaluate import resample, stats
+from tunesmith.evaluate.interval import Interval
 
 LABELS = 3
 
 
-def _rows(scores, **more):
-    return [{"score": float(s), **{name: values[i] for name, values in more.items()}} for i, s in enumerate(scores)]
+def _rows(scores, answer=None, label=None):
+    rows = outputs(scores)
+    if answer is None:
+        return rows
+    return [replace(row, output=str(a), reference=str(b)) for row, a, b in zip(rows, answer, label, strict=True)]
 
 
 def _macro_f1(rows):
-    pairs = [(row["answer"], row["label"]) for row in rows]
-    found = []
+    pairs = [(int(row.output), int(row.reference)) for row in rows]
+    f1 = []
     for label in range(LABELS):
         right = sum(pair == (label, label) for pair in pairs)
-        found.append(2 * right / max(1, sum(int(a == label) + int(b == label) for a, b in pairs)))
-    return float(np.mean(found))
+        f1.append(2 * right / max(1, sum(int(a == label) + int(b == label) for a, b in pairs)))
+    return float(np.mean(f1))
 
 
 def _macro_f1_counts(rows):
-    answer, label = (np.array([row[name] for row in rows])[:, None] == np.arange(LABELS) for name in ("answer", "label"))
+    texts = [[int(row.output) for row in rows], [int(row.reference) for row in rows]]
+    answer, label = (np.array(numbers)[:, None] == np.arange(LABELS) for numbers in texts)
     return np.concatenate([answer & label, answer, label], axis=1).astype(float)
 
 
@@ -98,7 +106,7 @@ def test_weights_draw_every_unit_as_often():
 def test_where_few_units_differ_the_signs_rule():
     difference = np.zeros(100)
     difference[:3] = 0.01
-    low, high = stats.never_inside_the_signs(0.0, 0.0006, difference, 0.025)
+    low, high = stats.never_inside_the_signs(Interval(0.0, 0.0006), difference, 0.025)
     assert (low, high) == (pytest.approx(min(0.0, stats.score_interval(3, 0, 100)[0])), stats.score_interval(3, 0, 100)[1])
     difference[:20] = 0.01
-    assert stats.never_inside_the_signs(0.0, 0.0006, difference, 0.025) == (0.0, 0.0006)
+    assert stats.never_inside_the_signs(Interval(0.0, 0.0006), difference, 0.025) == (0.0, 0.0006)

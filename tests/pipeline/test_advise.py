@@ -5,16 +5,18 @@ import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
 from conftest import toy_rows, write_recipe
-from tunesmith import cli
 from tunesmith.advise.decide import EXIT_CODES
+from tunesmith.cli.text import print_advice
 from tunesmith.errors import DataError, ModelError
-from tunesmith.evaluate.prompts import Candidate
 from tunesmith.pipeline import advice
 from tunesmith.pipeline import verbs as api
 from tunesmith.pipeline.evaluation import Evaluation
 from tunesmith.rundir import read_json
+from tunesmith.rundir.records.advice import Advice
+from tunesmith.rundir.records.evaluation import Candidate, Selection, Trial
 
 CHECKS = 8
 PROBE = """
@@ -34,11 +36,20 @@ def open_toy(tmp_path, tiny_dir):
     return lambda changes=None: api.open_run(write_recipe(tmp_path, tiny_dir, changes), tmp_path / "run")
 
 
-def _figures(score, arm, candidate, tokens=40.0):
-    return {"name": candidate.name, "arm": arm, "candidate": candidate.written(), "score": score, "n": 8} | {
-        "prompt_tokens": tokens,
-        "new_tokens": 9.0,
-    }
+def _trial(score, candidate):
+    return Trial(
+        name=candidate.name,
+        arm=candidate.arm,
+        candidate=candidate,
+        n=8,
+        unscored=0,
+        score=score,
+        figures={},
+        prompt_tokens=40.0,
+        new_tokens=9.0,
+        finished=1.0,
+        ms=1.0,
+    )
 
 
 def test_quick_imports_no_torch_and_its_exit_code_is_the_endings(tmp_path, tiny_dir):
@@ -47,9 +58,9 @@ def test_quick_imports_no_torch_and_its_exit_code_is_the_endings(tmp_path, tiny_
     code = PROBE.format(recipe=str(recipe), out=str(tmp_path / "run"))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "heavy []" in done.stdout and f"code {EXIT_CODES['collect more rows']}" in done.stdout, done.stdout + done.stderr
-    result = read_json(tmp_path / "run" / "advice.json")
-    assert result["quick"] and result["provisional"] and len(result["checks"]) == CHECKS
-    assert result["facts"]["rows"]["rows"] == 64 and result["facts"]["memory"]["parameters"] > 3_000_000
+    result = Advice.read(tmp_path / "run" / "advice.json")
+    assert result.quick and result.provisional and len(result.checks) == CHECKS
+    assert result.facts.rows.rows == 64 and result.facts.memory.parameters > 3_000_000
     assert not (tmp_path / "run" / "data").exists() and not (tmp_path / "run" / "evaluation").exists()
 
 
@@ -65,7 +76,7 @@ def test_quick_tries_the_metric_and_looks_for_the_model(tmp_path, open_toy):
     with pytest.raises(ModelError, match="no such model file"):
         api.advise(open_toy({"model": "none.gguf"}), quick=True)
     unknown = api.advise(open_toy({"model": "org/never-fetched"}), quick=True)
-    assert unknown["checks"][-1]["state"] == "unknown" and "not been fetched" in unknown["checks"][-1]["evidence"]
+    assert unknown.checks[-1].state == "unknown" and "not been fetched" in unknown.checks[-1].evidence
 
 
 def test_prompts_are_measured_on_dev_and_the_test_part_stays_sealed(open_toy):
@@ -75,15 +86,15 @@ def test_prompts_are_measured_on_dev_and_the_test_part_stays_sealed(open_toy):
         not (run.evaluation / "test_readings.jsonl").exists()
         and {p.name for p in run.evaluation.iterdir() if p.is_dir()} == set()
     )
-    arms = result["facts"]["arms"]
-    assert {arm["name"] for arm in arms} == {"zero_shot", "instruction", "few_shot", "retrieval"}
-    assert all(arm["n"] == 4 for arm in arms) and [arm["name"] for arm in arms if arm["retrieves"]] == ["retrieval"]
-    assert not result["provisional"] and "n=4" in result["checks"][0]["evidence"] and result["hours"] > 0
+    arms = result.facts.arms
+    assert {arm.name for arm in arms} == {"zero_shot", "instruction", "few_shot", "retrieval"}
+    assert all(arm.n == 4 for arm in arms) and [arm.name for arm in arms if arm.retrieves] == ["retrieval"]
+    assert not result.provisional and "n=4" in result.checks[0].evidence and result.hours > 0
     # The tokens of the short prompt are those that the tuned model will be asked with.
     made = Evaluation.of(run)
     short = [len(made.base().renderer.prompt_ids(made.book.tuned(row))) for row in made.dev[:4]]
-    best = max((a for a in arms if not a["retrieves"]), key=lambda a: (a["score"], -a["prompt_tokens"]))
-    assert result["facts"]["price"]["tokens_saved"] == pytest.approx(max(0, best["prompt_tokens"] - sum(short) / 4))
+    best = max((a for a in arms if not a.retrieves), key=lambda a: (a.score, -a.prompt_tokens))
+    assert result.facts.price.tokens_saved == pytest.approx(max(0, best.prompt_tokens - sum(short) / 4))
     # A later evaluate finds the choice made.
     before = run.stages()["select prompt"]
     api.evaluate(run, ("zero_shot",))
@@ -96,17 +107,23 @@ def test_the_prompt_to_copy_is_the_one_that_was_measured(open_toy, monkeypatch):
     api.render(run)
     made = Evaluation.of(run)
     shown = tuple(row["id"] for row in made.book.pool[:2])
-    plain = Candidate("few_shot", "Colour and thing.", "random", 2, 0, shown)
-    searched = Candidate("retrieval", "Colour and thing.", documents=2)
+    plain = Candidate(arm="few_shot", instruction="Colour and thing.", selection="random", k=2, demonstrations=shown)
+    searched = Candidate(arm="retrieval", instruction="Colour and thing.", documents=2)
     row = made.dev[0]
 
     def copied(ending, plain_score, searched_score):
-        tried = [_figures(plain_score, "few_shot", plain), _figures(searched_score, "retrieval", searched)]
-        arms = {"few_shot": plain.written(), "retrieval": searched.written()}
-        monkeypatch.setattr(advice, "choose_prompts", lambda run: {"dev_rows": 4, "arms": arms, "candidates": tried})
+        selection = Selection(
+            best_prompt="few_shot",
+            best_prompt_name="few_shot",
+            arms={"few_shot": plain, "retrieval": searched},
+            candidates=(_trial(plain_score, plain), _trial(searched_score, searched)),
+            search=None,
+            dev_rows=4,
+        )
+        monkeypatch.setattr(advice, "choose_prompts", lambda run: selection)
         result = api.advise(run)
-        assert result["ending"] == ending and result["arm"] == {21: "few_shot", 22: "retrieval"}[result["exit_code"]]
-        messages = read_json(run.path / result["prompt"])["messages"]
+        assert result.ending == ending and result.arm == {21: "few_shot", 22: "retrieval"}[result.exit_code]
+        messages = read_json(run.path / result.prompt)["messages"]
         messages[-1]["content"] = messages[-1]["content"].replace("{question}", row["messages"][-2]["content"])
         return messages
 
@@ -120,14 +137,12 @@ def test_the_prompt_to_copy_is_the_one_that_was_measured(open_toy, monkeypatch):
 
 
 def test_the_table_holds_every_check_at_any_width(open_toy, capsys):
-    from rich.console import Console
-
     result = api.advise(open_toy(), quick=True)
     capsys.readouterr()
     for width in (80, 120):
-        cli._print_advice(result, Console(width=width))
+        print_advice(result, Console(width=width))
         printed = capsys.readouterr().out
         table, _, _ = printed.partition("advice:")
         assert max(map(len, table.splitlines())) <= width
-        assert all(row["check"] in printed for row in result["checks"])
-        assert f"advice: {result['ending']}\n{result['reason']}" in printed
+        assert all(row.check in printed for row in result.checks)
+        assert f"advice: {result.ending}\n{result.reason}" in printed

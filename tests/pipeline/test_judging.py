@@ -1,13 +1,13 @@
 """The judge of a run, over a socket: selection on dev, then every arm against the best prompt."""
 
 import pytest
-from tunesmith.pipeline.judging import judge_arms
 
 from chat_server import Server, completion
 from conftest import write_recipe
-from tunesmith.evaluate.metrics import make_metric
+from tunesmith.evaluate.arms import read_outputs
 from tunesmith.pipeline import verbs as api
-from tunesmith.rundir import read_json, read_rows
+from tunesmith.rundir.records.evaluation import Selection
+from tunesmith.rundir.records.evidence import Judgement
 
 
 @pytest.fixture
@@ -38,21 +38,23 @@ def test_arms_are_judged_once_and_no_verdict_is_no_loss(undecided, tiny_dir, tmp
     api.data(run)
     api.render(run)
     api.evaluate(run)
-    choice, recipe = read_json(run.evaluation / "selection.json"), run.recipe()
-    first = next(tried for tried in choice["candidates"] if tried["arm"] == "instruction")
-    assert first["score"] == 0.5 and first["unscored"] == 0  # compared with itself, which needs no judge
-    best = choice["best_prompt"]
+    selection, recipe = Selection.read(run.evaluation / "selection.json"), run.recipe()
+    first = next(trial for trial in selection.candidates if trial.arm == "instruction")
+    assert first.score == 0.5 and first.unscored == 0  # compared with itself, which needs no judge
+    best = selection.best_prompt
     other = {"instruction": "few_shot", "few_shot": "instruction"}[best]
-    assert all(row["score"] is None for row in read_rows(run.evaluation / best / "outputs.jsonl"))
+    assert all(row.score is None for row in read_outputs(run.evaluation / best))
     asked_on_dev = len(undecided.requests)
-    judged = judge_arms(run, recipe, make_metric(recipe.task), best)
-    assert not judged["calibration"]["calibrated"] and judged["arms"][best]["ties"] == judged["arms"][best]["n"]
+    api.make(run, ["judge"])
+    judged = Judgement.read(run.evaluation / "judge.json")
+    assert not judged.calibration.calibrated and judged.arms[best].ties == judged.arms[best].n
     assert len(undecided.requests) > asked_on_dev
-    assert all(row["score"] == 0.5 for row in read_rows(run.evaluation / best / "outputs.jsonl"))
-    rows = read_rows(run.evaluation / other / "outputs.jsonl")
-    scored = {row["prompt"][-1]["content"].startswith("a red"): row["score"] for row in rows if row["score"] not in (0.0, 1.0)}
-    assert scored.get(True, 0.5) == 0.5 and None in {row["score"] for row in rows}
-    assert judged["arms"][other]["unscored"] == sum(row["score"] is None for row in rows) > 0
+    assert all(row.score == 0.5 for row in read_outputs(run.evaluation / best))
+    rows = read_outputs(run.evaluation / other)
+    scored = {row.prompt[-1]["content"].startswith("a red"): row.score for row in rows if row.score not in (0.0, 1.0)}
+    assert scored.get(True, 0.5) == 0.5 and None in {row.score for row in rows}
+    assert judged.arms[other].unscored == sum(row.score is None for row in rows) > 0
     asked = len(undecided.requests)
     api.evaluate(run)
-    assert judge_arms(run, recipe, make_metric(recipe.task), best) == judged and len(undecided.requests) == asked
+    api.make(run, ["judge"])
+    assert Judgement.read(run.evaluation / "judge.json") == judged and len(undecided.requests) == asked

@@ -7,11 +7,13 @@ import pytest
 
 from conftest import write_recipe
 from tunesmith.errors import RecipeError, RunError
+from tunesmith.evaluate.arms import read_outputs
 from tunesmith.models.adapter import read_adapter
 from tunesmith.pipeline.curve import learning_curve, share_of
 from tunesmith.pipeline.seeds import read_seeds, seeds
 from tunesmith.recipe import dump_recipe, load_recipe
-from tunesmith.rundir import RunDir, read_json, read_rows
+from tunesmith.rundir import RunDir, read_rows
+from tunesmith.rundir.records.evaluation import Scores
 from tunesmith.train.documents import Documents
 
 SHARES = (0.25, 0.5, 1.0)
@@ -46,12 +48,12 @@ def test_seeds_differ_in_nothing_but_the_seed_and_none_is_trained_twice(run):
     assert {**own, "seed": 0} == {**other, "seed": 0}
     first, second = read_adapter(run.adapter), read_adapter(inner.adapter)
     assert first.keys() == second.keys() and any((first[name] != second[name]).any() for name in first)
-    asked = [[(row["id"], row["prompt"]) for row in read_rows(at.evaluation / "tuned/outputs.jsonl")] for at in (run, inner)]
+    asked = [[(row.id, row.prompt) for row in read_outputs(at.evaluation / "tuned")] for at in (run, inner)]
     assert asked[0] == asked[1]
-    scores = [read_json(at.evaluation / "tuned/scores.json")["score"] for at in (run, inner)]
-    assert [entry["score"] for entry in found["runs"]] == scores
-    assert found["mean"] == pytest.approx(sum(scores) / 2) and found["sd"] == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5)
-    assert found["n"] == len(asked[0]) and read_seeds(run) == found
+    scores = [Scores.read(at.evaluation / "tuned/scores.json").summary.score for at in (run, inner)]
+    assert [entry.score for entry in found.runs] == scores
+    assert found.mean == pytest.approx(sum(scores) / 2) and found.sd == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5)
+    assert found.n == len(asked[0]) and read_seeds(run) == found
     read = [json.loads(line)["arm"] for line in (run.evaluation / "test_readings.jsonl").read_text().splitlines()]
     assert read[-1] == "tuned seed 1" and "tuned seed 1" not in read[:-1]
     adapter = (inner.adapter / "adapter_model.safetensors").stat().st_mtime_ns
@@ -77,18 +79,18 @@ def test_curve_trains_on_shares_of_train_and_scores_on_dev_alone(run):
     found = learning_curve(run)
     assert (run.evaluation / "test_readings.jsonl").read_text() == sealed
     train, dev = (read_rows(run.data / f"{part}.jsonl") for part in ("train", "dev"))
-    assert [point["rows"] for point in found["points"]] == [round(share * len(train)) for share in SHARES]
-    assert [gain["rows"] for gain in found["gains"]] == [2 * len(train), 4 * len(train)]
-    for share, point in zip(SHARES, found["points"], strict=True):
-        outputs = read_rows(run.path / f"curve/{share:g}/dev/outputs.jsonl")
-        assert [row["id"] for row in outputs] == [row["id"] for row in dev]
-        assert point["value"] == pytest.approx(sum(row["score"] for row in outputs) / len(dev))
+    assert [point.rows for point in found.points] == [round(share * len(train)) for share in SHARES]
+    assert [gain.rows for gain in found.gains] == [2 * len(train), 4 * len(train)]
+    for share, point in zip(SHARES, found.points, strict=True):
+        outputs = read_outputs(run.path / f"curve/{share:g}/dev")
+        assert [output.id for output in outputs] == [row["id"] for row in dev]
+        assert point.value == pytest.approx(sum(output.score for output in outputs) / len(dev))
     inner = RunDir(run.path / "curve" / "0.25")
     trained = Documents.open(inner.tokens("train"))
     share = {row["id"] for row in share_of(run.recipe(), train, 0.25)}
     assert {trained.row_id(document) for document in range(len(trained))} == share
     assert not (inner.data / "test.jsonl").exists() and not (run.path / "curve" / "1" / "recipe.yaml").exists()
-    assert found["dev_rows"] == len(dev) and found["seed_sd"] == read_seeds(run)["sd"]
+    assert found.dev_rows == len(dev) and found.seed_sd == read_seeds(run).sd
     stages = inner.stages()
     assert learning_curve(run) == found and inner.stages() == stages
 

@@ -1,57 +1,70 @@
-import copy
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
 from tunesmith.pipeline import verbs as api
-from tunesmith.rundir import RunDir, read_json, read_rows, write_json, write_rows
+from tunesmith.rundir import RunDir, write_rows
+from tunesmith.rundir.records.evaluation import Output, Verdict
+from tunesmith.rundir.records.evidence import (
+    Calibration,
+    Curve,
+    Estimate,
+    Forgetting,
+    Judgement,
+    JudgeReport,
+    Probe,
+    ProbeFigure,
+    RetrievalRecall,
+    SeedRun,
+    Seeds,
+)
 
 HOSTILE = "<script>alert(1)</script>\u202e\"'</pre>"
-PROBE = {
-    "name": "bits_per_byte",
-    "label": "bits per byte",
-    "n": 120,
-    "base": 0.912,
-    "tuned": 0.934,
-    "difference": -0.0241,
-    "bound": -0.0312,
-    "margin": 0.02,
-    "unit": "share",
-    "verdict": "regression",
-}
-KL = {"name": "kl", "label": "KL", "n": 40, "base": None, "tuned": None, "value": 0.61, "low": 0.4, "high": 0.8}
-FORGETTING = {
-    "verdict": "regression",
-    "reason": "lost more than 2 %",
-    "margin": 0.02,
-    "probes": [PROBE],
-    "figures": [{**KL, "unit": "nats a token", "alarm": 0.5, "alarmed": True}],
-}
-RUNS = [{"seed": seed, "score": score, "best_dev_loss": 1.0} for seed, score in ((0, 0.25), (1, 0.5), (2, 0.75))]
-SEEDS = {"arm": "tuned", "n": 16, "runs": RUNS, "mean": 0.5, "min": 0.25, "max": 0.75, "sd": 0.25, "gains": [0.1, 0.2, 0.3]}
-REPORT = {"n": 16, "wins": 4, "ties": 3, "losses": 9, "unscored": 1, "by_checks": 2, "position_consistency": 0.875}
-JUDGE = {
-    "calibration": {"calibrated": False, "reason": "no human labels", "n": 0},
-    "arms": {"tuned": {**REPORT, "first_preferred": 0.5, "length_correlation": None}},
-}
-RETRIEVAL = {"searched": "documents", "passages": 1234, "k": 5, "n": 16, "answer_recall": 0.625}
-PLACES = [{"rows": rows, "value": v, "low": v - 0.05, "high": v + 0.05} for rows, v in ((10, 0.3), (20, 0.4), (40, 0.5))]
-CURVE = {
-    "a": 0.1,
-    "b": 0.4,
-    "c": 0.5,
-    "points": PLACES,
-    "line": [*PLACES, {"rows": 160, "value": 0.7, "low": 0.4, "high": 0.8}],
-    "gains": [{"rows": 80, "value": 0.123, "low": 0.01, "high": 0.2}, {"rows": 160, "value": 0.2, "low": 0.02, "high": 0.3}],
-    "dev_rows": 64,
-    "verdict": "cannot tell",
-    "told": "80 rows would buy +12.3 points",
-    "unscored": 0,
-    "seed_sd": None,
-}
+PROBE = Probe(
+    name="bits_per_byte",
+    label="bits per byte",
+    n=120,
+    base=0.912,
+    tuned=0.934,
+    difference=-0.0241,
+    bound=-0.0312,
+    margin=0.02,
+    unit="share",
+    verdict="regression",
+)
+KL = ProbeFigure(name="kl", label="KL", n=40, value=0.61, low=0.4, high=0.8, unit="nats a token", alarm=0.5, alarmed=True)
+FORGETTING = Forgetting(verdict="regression", reason="lost more than 2 %", margin=0.02, probes=(PROBE,), figures=(KL,))
+RUNS = tuple(SeedRun(seed=seed, score=score, best_dev_loss=1.0) for seed, score in ((0, 0.25), (1, 0.5), (2, 0.75)))
+SEEDS = Seeds(arm="tuned", n=16, runs=RUNS, mean=0.5, min=0.25, max=0.75, sd=0.25)
+REPORT = JudgeReport(
+    n=16,
+    wins=4,
+    ties=3,
+    losses=9,
+    unscored=1,
+    by_checks=2,
+    position_consistency=0.875,
+    first_preferred=0.5,
+    length_correlation=None,
+)
+JUDGE = Judgement(calibration=Calibration(calibrated=False, reason="no human labels", n=0), arms={"tuned": REPORT})
+RETRIEVAL = RetrievalRecall(searched="documents", passages=1234, k=5, n=16, answer_recall=0.625, relevant="it stands there")
+POINTS = tuple(Estimate(rows=rows, value=v, low=v - 0.05, high=v + 0.05) for rows, v in ((10, 0.3), (20, 0.4), (40, 0.5)))
+CURVE = Curve(
+    a=0.1,
+    b=0.4,
+    c=0.5,
+    points=POINTS,
+    line=(*POINTS, Estimate(rows=160, value=0.7, low=0.4, high=0.8)),
+    gains=(Estimate(rows=80, value=0.123, low=0.01, high=0.2), Estimate(rows=160, value=0.2, low=0.02, high=0.3)),
+    dev_rows=64,
+    verdict="cannot tell",
+    reason="80 rows would buy +12.3 points",
+)
 
 
 class _Page(HTMLParser):
@@ -92,11 +105,15 @@ def run(tiny_run, tmp_path):
 
 def _with_all_parts(run):
     """Every section that a page can have, beside what was measured."""
-    verdict = read_json(run.verdict_file)
-    verdict |= {"forgetting": FORGETTING, "seeds": SEEDS, "judge": JUDGE, "retrieval": RETRIEVAL, "advice": ["Look again"]}
-    write_json(run.verdict_file, verdict)
-    write_json(run.evaluation / "curve.json", {**CURVE, "inputs": run.key_of("train")})
+    measured = {"forgetting": FORGETTING, "seeds": SEEDS, "seed_gains": (0.1, 0.2, 0.3), "retrieval": RETRIEVAL}
+    verdict = replace(Verdict.read(run.verdict_file), judge=JUDGE, advice=("Look again",), **measured)
+    verdict.write(run.verdict_file)
+    replace(CURVE, inputs=run.key_of("train")).write(run.evaluation / "curve.json")
     return verdict
+
+
+def _rewrite(file, change):
+    write_rows(file, [change(output).to_json() for output in Output.read_lines(file)])
 
 
 def _squeezed(text):
@@ -115,18 +132,17 @@ def test_page_is_whole_self_contained_and_holds_the_numbers(run):
         assert tag != "a" or name != "href" or value[1:] in ids, value
     assert "@import" not in page and "default-src 'none'" in page and 'name="viewport"' in page
     text = _squeezed(parsed.text)
-    assert f"Verdict: {verdict['verdict']}" in text
+    assert f"Verdict: {verdict.decision}" in text
     rows = {row[0]: [_squeezed(cell).strip() for cell in row[1:]] for row in parsed.rows if row[0] != "arm"}
-    quality = [row for row in parsed.rows if row and row[0] in {arm["arm"] for arm in verdict["arms"]}]
-    for arm, row in zip(verdict["arms"], quality, strict=False):
-        assert row[0] == arm["arm"]
-        assert _squeezed(row[1]).strip() == f"{100 * arm['score']:.1f} ({100 * arm['low']:.1f} to {100 * arm['high']:.1f})"
-        if arm["against"]:
-            c = arm["against"]
-            assert _squeezed(row[2]).strip() == f"{100 * c['gain']:+.1f} ({100 * c['low']:+.1f} to {100 * c['high']:+.1f})"
-            assert row[4] == f"{c['won']} / {c['lost']}"
-    loss = verdict["deployed_loss"]
-    assert f"{100 * loss['gain']:+.1f} points ({100 * loss['low']:+.1f} to {100 * loss['high']:+.1f}, n {loss['n']})" in text
+    quality = [row for row in parsed.rows if row and row[0] in {arm.name for arm in verdict.arms}]
+    for arm, row in zip(verdict.arms, quality, strict=False):
+        assert row[0] == arm.name
+        assert _squeezed(row[1]).strip() == f"{100 * arm.score:.1f} ({100 * arm.low:.1f} to {100 * arm.high:.1f})"
+        if c := arm.against:
+            assert _squeezed(row[2]).strip() == f"{100 * c.gain:+.1f} ({100 * c.low:+.1f} to {100 * c.high:+.1f})"
+            assert row[4] == f"{c.won} / {c.lost}"
+    loss = verdict.deployed_loss
+    assert f"{100 * loss.gain:+.1f} points ({100 * loss.low:+.1f} to {100 * loss.high:+.1f}, n {loss.n})" in text
     assert rows["bits per byte"] == ["0.912", "0.934", "-2.41", "-3.12", "2.00", "120", "regression"]
     assert rows["80, predicted"] == ["+12.3 (+1.0 to +20.0)"] and rows["160, predicted"] == ["+20.0 (+2.0 to +30.0)"]
     assert rows["KL (alarm: at least 0.5)"][2] == "0.610 (0.400 to 0.800)"
@@ -137,64 +153,61 @@ def test_page_is_whole_self_contained_and_holds_the_numbers(run):
 
 def test_means_and_intervals_of_time_and_tokens_are_those_of_the_outputs(run):
     page = _Page(api.report(run).read_text())
-    for arm in read_json(run.verdict_file)["arms"]:
-        tokens = [row["new_tokens"] for row in read_rows(run.evaluation / arm["arm"] / "outputs.jsonl")]
+    for arm in Verdict.read(run.verdict_file).arms:
+        tokens = [output.new_tokens for output in Output.read_lines(run.evaluation / arm.name / "outputs.jsonl")]
         mean = sum(tokens) / len(tokens)
         reach = 1.96 * (sum((t - mean) ** 2 for t in tokens) / (len(tokens) - 1) / len(tokens)) ** 0.5
-        (row,) = (row for row in page.rows if len(row) == 4 and row[0] == arm["arm"])
+        (row,) = (row for row in page.rows if len(row) == 4 and row[0] == arm.name)
         assert _squeezed(row[2]).strip() == f"{mean:.0f} ({max(0.0, mean - reach):.0f} to {mean + reach:.0f})"
 
 
 def test_what_was_not_measured_is_said_and_has_no_section(run):
     page = api.report(run).read_text()
-    verdict = read_json(run.verdict_file)
-    assert verdict["seeds"] is None
+    verdict = Verdict.read(run.verdict_file)
+    assert verdict.seeds is None
     for section in ("seeds", "curve"):
         assert f'id="{section}"' not in page and f'href="#{section}"' not in page
-    if verdict["forgetting"] is None:
+    if verdict.forgetting is None:
         assert "nobody looked whether other skills decayed" in page and 'id="forgetting"' not in page
-    write_json(run.verdict_file, {**verdict, "deployed_loss": None})
+    replace(verdict, deployed_loss=None).write(run.verdict_file)
     page = api.report(run).read_text()
     assert 'id="deployed"' not in page and "needs the arms tuned and deployed" in page
 
 
 def test_a_curve_of_an_earlier_adapter_is_left_out(run):
-    _with_all_parts(run)
-    write_json(run.evaluation / "curve.json", {**CURVE, "inputs": "other"})
+    replace(CURVE, inputs="other").write(run.evaluation / "curve.json")
     assert 'id="curve"' not in api.report(run).read_text()
 
 
 def test_rows_that_tuning_won_and_broke_are_counted_and_shown(run):
-    verdict = read_json(run.verdict_file)
-    candidate, best = verdict["candidate"], verdict["best_prompt"]
-    ours = read_rows(run.evaluation / candidate / "outputs.jsonl")
+    verdict = Verdict.read(run.verdict_file)
+    candidate, best = verdict.candidate, verdict.best_prompt
+    ours = Output.read_lines(run.evaluation / candidate / "outputs.jsonl")
     scores = [(1.0, 0.0)] * 5 + [(0.0, 1.0)] + [(0.25, 0.5)] + [(None, 1.0)] + [(0.0, 0.0)] * (len(ours) - 8)
     for arm, side in ((candidate, 0), (best, 1)):
-        file = run.evaluation / arm / "outputs.jsonl"
-        write_rows(file, [{**row, "score": pair[side]} for row, pair in zip(read_rows(file), scores, strict=True)])
+        scores_of_arm = iter(pair[side] for pair in scores)
+        _rewrite(run.evaluation / arm / "outputs.jsonl", lambda output, s=scores_of_arm: replace(output, score=next(s)))
     page = api.report(run).read_text()
     text = _squeezed(_Page(page).text)
     assert f"2 broken, 5 won, {len(ours) - 8} missed alike." in text
     shown = re.findall(r"<code>(\w+)</code></header>", page)
-    ids = [row["id"] for row in ours]
+    ids = [output.id for output in ours]
     assert shown == [ids[5], ids[6], *ids[:5], *ids[8:11]]  # broken first, the largest difference before the smaller
     assert "2 more" in text and ids[7] not in shown
 
 
 def test_what_models_and_data_say_is_escaped_and_cut(run):
     _with_all_parts(run)
-    for arm in read_json(run.verdict_file)["arms"]:
-        file = run.evaluation / arm["arm"] / "outputs.jsonl"
-        changed = []
-        for row in read_rows(file):
-            row = copy.deepcopy(row)
-            row["prompt"][-1]["content"] = HOSTILE
-            changed.append({**row, "output": HOSTILE + "x" * 5000, "reference": json.dumps({HOSTILE: HOSTILE})})
-        write_rows(file, changed)
-    verdict = read_json(run.verdict_file)
-    verdict["forgetting"] = {**FORGETTING, "reason": HOSTILE, "probes": [{**PROBE, "label": HOSTILE}]}
-    verdict["advice"] = [HOSTILE]
-    write_json(run.verdict_file, verdict)
+    verdict = Verdict.read(run.verdict_file)
+    text, reference = HOSTILE + "x" * 5000, json.dumps({HOSTILE: HOSTILE})
+    prompt = [{"role": "user", "content": HOSTILE}]
+    for arm in verdict.arms:
+        _rewrite(
+            run.evaluation / arm.name / "outputs.jsonl",
+            lambda output: replace(output, prompt=prompt, output=text, reference=reference),
+        )
+    forgetting = replace(FORGETTING, reason=HOSTILE, probes=(replace(PROBE, label=HOSTILE),))
+    replace(verdict, forgetting=forgetting, advice=(HOSTILE,)).write(run.verdict_file)
     page = api.report(run).read_text()
     _Page(page)
     assert "<script" not in page and "\u202e" not in page and "&lt;script&gt;" in page

@@ -294,29 +294,27 @@ def _hits(*ids):
 
 
 def test_recall_and_ndcg_by_hand():
-    found = [_hits("a#2", "a#1", "b#1", "c#7"), _hits("x", "y"), []]
+    hits = [_hits("a#2", "a#1", "b#1", "c#7"), _hits("x", "y"), []]
     wanted = [{"a", "b"}, {"y", "z"}, {"a"}]
-    assert measure.recall(found, wanted, 5) == pytest.approx((1 + 0.5 + 0) / 3)
-    assert measure.recall(found, wanted, 2) == pytest.approx((0.5 + 0.5 + 0) / 3)
+    assert measure.recall(hits, wanted, 5) == pytest.approx((1 + 0.5 + 0) / 3)
+    assert measure.recall(hits, wanted, 2) == pytest.approx((0.5 + 0.5 + 0) / 3)
     two = 1 + 1 / math.log2(3)
-    assert measure.ndcg(found, wanted, 5) == pytest.approx(((1 + 1 / math.log2(4)) / two + (1 / math.log2(3)) / two) / 3)
-    store = _store()
-    assert measure.recall_at_k(store, ["parking", "refund"], [["t3"], ["t1"]], 5) == 0.5
+    assert measure.ndcg(hits, wanted, 5) == pytest.approx(((1 + 1 / math.log2(4)) / two + (1 / math.log2(3)) / two) / 3)
 
 
 def test_answer_recall_wants_whole_words():
-    found = [_hits("no.md#1"), [Hit("k", "Who knows; It's (Red, car)!", 0.0)], [Hit("k", "a {} b", 0.0)]]
-    assert measure.answer_recall(found, ["md 1", "it's", "{}"], 5) == 1.0
-    assert measure.answer_recall(found[1:2], ["red CAR"], 5) == 1.0
-    assert measure.answer_recall(found[1:2], ["no"], 5) == 0.0  # not inside "knows"
+    hits = [_hits("no.md#1"), [Hit("k", "Who knows; It's (Red, car)!", 0.0)], [Hit("k", "a {} b", 0.0)]]
+    assert measure.answer_recall(hits, ["md 1", "it's", "{}"], 5) == 1.0
+    assert measure.answer_recall(hits[1:2], ["red CAR"], 5) == 1.0
+    assert measure.answer_recall(hits[1:2], ["no"], 5) == 0.0  # not inside "knows"
 
 
 def test_figures_say_how_a_right_passage_is_known():
     rows = [_row(1, group="a.md"), _row(2, group="customer 7"), _row(3)]
-    found = [_hits("b.md#1", "a.md#1"), _hits("a.md#1"), _hits("a.md#2")]
+    hits = [_hits("b.md#1", "a.md#1"), _hits("a.md#1"), _hits("a.md#2")]
     corpus = Corpus("documents", ["x"] * 3, ["a.md#1", "a.md#2", "b.md#1"], [])
-    named = measure.figures(found, rows, corpus)
-    assert named["named"] == 1 and named["recall"] == 1.0 and named["ndcg"] == pytest.approx(1 / math.log2(3))
-    assert "group_by" in named["relevant"] and "recall@5 1.00, nDCG@5 0.63" in measure.told(named)
-    unnamed = measure.figures(found, rows, Corpus("train rows", ["x"], ["a.md"], [""]))
-    assert "recall" not in unnamed and unnamed["answer_recall"] == 0.0 and "nDCG" not in measure.told(unnamed)
+    named = measure.recall_of(hits, rows, corpus)
+    assert named.named == 1 and named.recall == 1.0 and named.ndcg == pytest.approx(1 / math.log2(3))
+    assert "group_by" in named.relevant and "recall@5 1.00, nDCG@5 0.63" in measure.recall_line(named)
+    unnamed = measure.recall_of(hits, rows, Corpus("train rows", ["x"], ["a.md"], [""]))
+    assert unnamed.recall is None and unnamed.answer_recall == 0.0 and "nDCG" not in measure.recall_line(unnamed)

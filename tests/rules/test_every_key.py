@@ -25,6 +25,7 @@ from tunesmith.errors import DataError, ExportError, ModelError, RecipeError, Ru
 from tunesmith.evaluate import gate, prompts
 from tunesmith.evaluate.compare import Comparison
 from tunesmith.evaluate.forgetting import probe
+from tunesmith.evaluate.gate import decide
 from tunesmith.evaluate.judge import Pair, calibrate
 from tunesmith.evaluate.metrics import make_metric
 from tunesmith.evaluate.search import instructions
@@ -157,9 +158,17 @@ def _book(recipe, tmp):
 def _selection(recipe, tmp):
     metric = make_metric(recipe.task)
     writer = (lambda _: "```\nNew.\n```") if recipe.evaluate.optimized_prompt.writer else None
-    asking = PromptTask(recipe, _book(recipe, tmp), ROWS[40:], metric, 4, lambda _: _Echo(), writer=writer)
-    choice = select_prompt(asking, tmp / "selection.json")
-    return [(c["name"], c["n"]) for c in choice["candidates"]], choice["search"]
+    task = PromptTask(
+        recipe=recipe,
+        book=_book(recipe, tmp),
+        dev=ROWS[40:],
+        metric=metric,
+        max_new_tokens=4,
+        engine_of=lambda _: _Echo(),
+        writer=writer,
+    )
+    selection = select_prompt(task)
+    return [(trial.name, trial.n) for trial in selection.candidates], selection.search
 
 
 def _endpoint(recipe, tmp):
@@ -263,7 +272,7 @@ def _refused(recipe, tmp):
 
 def _advised(recipe, tmp):
     """What the checklist says of the price of calls."""
-    return api.advise(api.open_run(tmp / "toy.yaml", tmp / "run"), quick=True)["checks"][6]
+    return api.advise(api.open_run(tmp / "toy.yaml", tmp / "run"), quick=True).checks[6]
 
 
 def _code(recipe, tmp):
@@ -329,9 +338,9 @@ def _forgotten(recipe, tmp):
     asked = []
     lost = np.linspace(-0.02, -0.04, 20)
 
-    def measure(model, layers, made, probes, margin, *_):
+    def measure(model, layers, renderer, probes, margin, *_):
         asked.append(probes.passages[0].id)
-        return {"probes": [probe("a", "a", lost, lost, lost, margin, "")], "figures": []}
+        return [probe("a", "a", lost, lost, lost, margin, "")], []
 
     run = api.open_run(tmp / "toy.yaml", tmp / f"run-{hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:8]}")
     run.mark_done("train", "x", 0.0, 0)
@@ -343,7 +352,13 @@ def _forgotten(recipe, tmp):
         patch.setattr("tunesmith.models.adapter.read_adapter", lambda _: None)
         patch.setattr("tunesmith.models.adapter.load_adapter_state", lambda *_: None)
         result = api.forgetting(run)
-    return asked, result["verdict"], result["required"]
+    return asked, result.verdict
+
+
+def _blocked(recipe, tmp):
+    """What a clear gain comes to when the forgetting suite cannot tell."""
+    gain = Comparison(gain=0.2, low=0.1, high=0.3, p=0.01, won=30, lost=10, detectable=0.1, n=100, units=100)
+    return decide(gain, 0.05, "too little data to tell", recipe.evaluate.forgetting.required)
 
 
 TASKS = {"evaluate.forgetting.tasks": ["arc_easy"]}
@@ -432,7 +447,7 @@ OBSERVE = {
     "evaluate.optimized_prompt.writer": ({"base_url": "http://x/v1", "model": "m"}, _selection),
     "evaluate.optimized_prompt.instructions": (["Mine."], lambda r, t: instructions(r)),
     "evaluate.external": ({"big": {**ENDPOINT, "model": "other"}}, _endpoint),
-    "evaluate.price_per_hour": (2.0, lambda r, t: Evaluation.price(SimpleNamespace(recipe=r), "tuned") is None),
+    "evaluate.price_per_hour": (2.0, lambda r, t: Evaluation.cost_of(SimpleNamespace(recipe=r), "tuned") is None),
     "evaluate.batch_size": (2, _batches),
     "evaluate.seeds": (2, lambda r, t: [other.seed for other in seed_recipes(r)]),
     "evaluate.learning_curve": ([0.25, 0.5, 1.0], lambda r, t: [len(share_of(r, ROWS, s)) for s in r.evaluate.learning_curve]),
@@ -443,7 +458,7 @@ OBSERVE = {
     "evaluate.retrieval.embedder": ("all-MiniLM-L6-v2", _searched),
     "evaluate.retrieval.qdrant": ("http://localhost:6333", _searched),
     "evaluate.forgetting.margin": (0.2, _forgotten),
-    "evaluate.forgetting.required": (True, _forgotten),
+    "evaluate.forgetting.required": (True, _blocked),
     "evaluate.forgetting.texts": ("own.txt", _forgotten),
     "evaluate.forgetting.tasks": (["arc_easy"], _forgotten),
     "evaluate.forgetting.tasks_path": ("tasks", _forgotten),

@@ -8,22 +8,17 @@ Refused: a weighted score. It hides which answer decided, and its weights would 
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
-from tunesmith.advise.facts import Facts
 from tunesmith.advise.memory import HEADROOM
 from tunesmith.advise.price import BreakEven, break_even
-
-State = Literal["pass", "stop", "unknown"]
+from tunesmith.formatting import percent, points
+from tunesmith.rundir.records.advice import Check, Facts, State
 
 PROMPT, RETRIEVAL, ROWS, VARIETY = "room above the prompt", "knowledge or format", "enough rows", "varied rows"
 METRIC, RESOLUTION, PRICE, HARDWARE = "metric", "gain can be shown", "calls pay for it", "hardware fits"
 
-TOO_FEW, MIN_DISCORDANT_UNITS = (
-    50,
-    200,
-)  # train rows: hosted services suggest to start with 50 to 100; the lowest band of `tunesmith check`
+TOO_FEW = 50  # train rows: hosted services suggest to start with 50 to 100
+FEW = 200  # train rows: the lowest band of `tunesmith check`
 CLOSED = 0.5  # share of the missing points that retrieval must bring to be the answer: half, a choice of ours
 PAYBACK_DAYS = 180.0  # open base models are replaced about twice a year, and an adapter fits one of them alone
 ROUNDING = 1e-9  # 1.0 - 0.9 is below 0.1 in floating point
@@ -31,17 +26,7 @@ CONFLICTS = 0.05  # share of rows whose prompt has another answer elsewhere
 DISTINCT_4, COMPRESSION, SAMPLE = 0.3, 10.0, 200  # as `tunesmith check` calls prompts alike
 
 
-@dataclass(frozen=True)
-class Row:
-    """One answered question: ``evidence`` holds the numbers, ``hint`` what to do (empty where there is nothing to do)."""
-
-    check: str
-    state: State
-    evidence: str
-    hint: str = ""
-
-
-def checklist(facts: Facts, hours: float | None) -> list[Row]:
+def checklist(facts: Facts, hours: float | None) -> list[Check]:
     """All eight rows, in the order in which they are read.
 
     Args:
@@ -69,7 +54,7 @@ def rows_in_all(facts: Facts) -> int:
     """Rows of a data set whose test part shows ``min_gain`` and whose train part has 200 rows, at the same share of dev."""
     rows = facts.rows
     dev_share = rows.dev / rows.rows if rows.rows else 0.0
-    return math.ceil((facts.metric.test_needed + MIN_DISCORDANT_UNITS) / (1.0 - dev_share))
+    return math.ceil((facts.metric.test_needed + FEW) / (1.0 - dev_share))
 
 
 def payback(facts: Facts, hours: float | None) -> BreakEven | None:
@@ -80,103 +65,100 @@ def payback(facts: Facts, hours: float | None) -> BreakEven | None:
     return break_even(price.calls_per_month, price.per_million, price.per_hour, price.tokens_saved, hours)
 
 
-def points(share: float) -> str:
-    """A share of 1 in points of 100."""
-    return f"{100 * share:.1f}"
+def _check(check: str, state: State, evidence: str, hint: str = "") -> Check:
+    return Check(check=check, state=state, evidence=evidence, hint=hint)
 
 
-def _prompt(facts: Facts) -> Row:
+def _prompt(facts: Facts) -> Check:
     best = facts.best_prompt()
     if best is None:
-        return Row(PROMPT, "unknown", "no prompt was asked", "leave out --quick: the prompts are asked on dev rows")
+        return _check(PROMPT, "unknown", "no prompt was asked", "leave out --quick: the prompts are asked on dev rows")
     if facts.metric.calibrated is not None:
         hint = "run the gate: tunesmith run RECIPE" if facts.metric.calibrated else "calibrate the judge first"
-        return Row(PROMPT, "unknown", "a judge compares prompts with each other, it does not say what is left", hint)
-    asked = len([arm for arm in facts.arms if not arm.retrieves])
+        return _check(PROMPT, "unknown", "a judge compares prompts with each other, it does not say what is left", hint)
+    prompts = len([arm for arm in facts.arms if not arm.retrieves])
     room, wanted = 1.0 - best.score, facts.metric.min_gain
     evidence = (
-        f"best of {asked} on dev: {best.detail} with {points(best.score)} of 100 "
-        f"({points(best.low)}-{points(best.high)}, n={best.n}); {points(room)} are left, min_gain asks {points(wanted)}"
+        f"best of {prompts} on dev: {best.detail} with {percent(best.score)} of 100 "
+        f"({percent(best.low)}-{percent(best.high)}, n={best.n}); {percent(room)} are left, min_gain asks {percent(wanted)}"
     )
     if room < wanted - ROUNDING or room == 0.0:
-        return Row(PROMPT, "stop", evidence, "use this prompt; lower task.min_gain only if less is worth a model of your own")
-    return Row(PROMPT, "pass", evidence)
+        return _check(PROMPT, "stop", evidence, "use this prompt; lower task.min_gain only if less is worth a model")
+    return _check(PROMPT, "pass", evidence)
 
 
-def _retrieval(facts: Facts) -> Row:
-    best, found = facts.best_prompt(), facts.best_retrieval()
-    if found is None or best is None:
+def _retrieval(facts: Facts) -> Check:
+    best, retrieval = facts.best_prompt(), facts.best_retrieval()
+    if retrieval is None or best is None:
         hint = "add retrieval to evaluate.arms, leave out --quick; data.documents names what is searched"
-        return Row(RETRIEVAL, "unknown", "retrieval was not asked", hint)
+        return _check(RETRIEVAL, "unknown", "retrieval was not asked", hint)
     if facts.metric.calibrated is not None:
         hint = "compare retrieval and tuned_retrieval in the gate"
-        return Row(RETRIEVAL, "unknown", "a judge does not say how much of what is missing retrieval brings", hint)
-    gain, room = found.score - best.score, 1.0 - best.score
+        return _check(RETRIEVAL, "unknown", "a judge does not say how much of what is missing retrieval brings", hint)
+    gain, room = retrieval.score - best.score, 1.0 - best.score
     closed = gain / room if room else 0.0
     source = "documents" if facts.documents else "train rows"
     evidence = (
-        f"retrieval from {source} gets {points(found.score)} of 100 (n={found.n}), "
-        f"{100 * gain:+.1f} over the best prompt: {100 * max(0.0, closed):.0f} % of what was missing"
+        f"retrieval from {source} gets {percent(retrieval.score)} of 100 (n={retrieval.n}), "
+        f"{points(gain)} over the best prompt: {percent(max(0.0, closed), 0)} % of what was missing"
     )
     if gain <= 0.0 or gain < facts.metric.min_gain - ROUNDING:
-        return Row(RETRIEVAL, "pass", f"{evidence}; what is missing is form or skill")
+        return _check(RETRIEVAL, "pass", f"{evidence}; what is missing is form or skill")
     if closed >= CLOSED - ROUNDING:
-        return Row(RETRIEVAL, "stop", f"{evidence}; it can be looked up", "keep the passages in the prompt")
-    return Row(RETRIEVAL, "unknown", f"{evidence}; some of it can be looked up", "add tuned_retrieval to evaluate.arms")
+        return _check(RETRIEVAL, "stop", f"{evidence}; it can be looked up", "keep the passages in the prompt")
+    return _check(RETRIEVAL, "unknown", f"{evidence}; some of it can be looked up", "add tuned_retrieval to evaluate.arms")
 
 
-def _rows(facts: Facts) -> Row:
-    rows, found = facts.rows, learnable(facts)
-    evidence = f"{found:,} distinct to train on, of {rows.rows:,} rows ({rows.distinct:,} distinct"
+def _rows(facts: Facts) -> Check:
+    rows, distinct = facts.rows, learnable(facts)
+    evidence = f"{distinct:,} distinct to train on, of {rows.rows:,} rows ({rows.distinct:,} distinct"
     evidence += f", {rows.prompts:,} prompts)" if rows.prompts is not None else ")"
-    if found < TOO_FEW:
-        return Row(ROWS, "stop", evidence, f"below {TOO_FEW} rows are better used as examples in the prompt")
-    if found < MIN_DISCORDANT_UNITS:
-        return Row(
-            ROWS, "unknown", evidence, f"{TOO_FEW} to {MIN_DISCORDANT_UNITS} rows teach a fixed format at best; collect more"
-        )
-    return Row(ROWS, "pass", evidence)
+    if distinct < TOO_FEW:
+        return _check(ROWS, "stop", evidence, f"below {TOO_FEW} rows are better used as examples in the prompt")
+    if distinct < FEW:
+        return _check(ROWS, "unknown", evidence, f"{TOO_FEW} to {FEW} rows teach a fixed format at best; collect more")
+    return _check(ROWS, "pass", evidence)
 
 
-def _variety(facts: Facts) -> Row:
+def _variety(facts: Facts) -> Check:
     rows = facts.rows
     share = rows.conflicting / rows.rows if rows.rows else 0.0
-    parts = [f"{rows.conflicting:,} rows ({100 * share:.1f} %) contradict another"]
+    parts = [f"{rows.conflicting:,} rows ({percent(share)} %) contradict another"]
     alike = False
     if rows.distinct_4 is not None and rows.compression is not None:
         parts.append(f"prompts: distinct-4 {rows.distinct_4:.2f}, compression {rows.compression:.1f}")
         alike = rows.sampled >= SAMPLE and (rows.distinct_4 < DISTINCT_4 or rows.compression > COMPRESSION)
     evidence = "; ".join(parts)
     if share > CONFLICTS:
-        return Row(VARIETY, "unknown", evidence, "one prompt, two answers: keep the right one, or expect neither")
+        return _check(VARIETY, "unknown", evidence, "one prompt, two answers: keep the right one, or expect neither")
     if alike:
-        return Row(VARIETY, "unknown", evidence, "the prompts repeat each other's words: is it one template, filled in?")
-    return Row(VARIETY, "pass", evidence)
+        return _check(VARIETY, "unknown", evidence, "the prompts repeat each other's words: is it one template, filled in?")
+    return _check(VARIETY, "pass", evidence)
 
 
-def _metric(facts: Facts) -> Row:
+def _metric(facts: Facts) -> Check:
     metric = facts.metric
     if metric.calibrated is False:
         hint = "compare it with 100 labels of people; below kappa 0.6 it decides nothing"
-        return Row(METRIC, "unknown", f"{metric.name}: nobody compared this judge with people", hint)
-    return Row(METRIC, "pass", f"{metric.name}: {metric.tried:,} references score 1 against themselves")
+        return _check(METRIC, "unknown", f"{metric.name}: nobody compared this judge with people", hint)
+    return _check(METRIC, "pass", f"{metric.name}: {metric.tried:,} references score 1 against themselves")
 
 
-def _resolution(facts: Facts) -> Row:
+def _resolution(facts: Facts) -> Check:
     metric, rows = facts.metric, facts.rows
-    evidence = f"{rows.test:,} test rows find {points(metric.detectable)} points four times in five"
+    evidence = f"{rows.test:,} test rows find {percent(metric.detectable)} points four times in five"
     changing = max(metric.discordance, metric.detectable)  # a gain needs as many rows that change
-    evidence += f" if {100 * changing:.0f} % of the rows change"
+    evidence += f" if {percent(changing, 0)} % of the rows change"
     if metric.min_gain == 0.0:
-        return Row(RESOLUTION, "unknown", f"{evidence}; min_gain is 0", "say in task.min_gain how much is worth a model")
-    evidence += f"; {points(metric.min_gain)} need {metric.test_needed:,}"
+        return _check(RESOLUTION, "unknown", f"{evidence}; min_gain is 0", "say in task.min_gain how much is worth a model")
+    evidence += f"; {percent(metric.min_gain)} need {metric.test_needed:,}"
     if metric.detectable <= metric.min_gain:
-        return Row(RESOLUTION, "pass", evidence)
+        return _check(RESOLUTION, "pass", evidence)
     lacking = rows_in_all(facts) - rows.rows
     if lacking <= 0:
         fraction = test_fraction(facts)
-        return Row(RESOLUTION, "unknown", evidence, f"data.test_fraction: {fraction:.2f} is enough, in a new run directory")
-    return Row(RESOLUTION, "stop", evidence, f"{lacking:,} more rows, or a larger task.min_gain")
+        return _check(RESOLUTION, "unknown", evidence, f"data.test_fraction: {fraction:.2f} is enough, in a new run directory")
+    return _check(RESOLUTION, "stop", evidence, f"{lacking:,} more rows, or a larger task.min_gain")
 
 
 def test_fraction(facts: Facts) -> float:
@@ -184,10 +166,10 @@ def test_fraction(facts: Facts) -> float:
     return math.ceil(100.0 * facts.metric.test_needed / max(1, facts.rows.rows)) / 100.0
 
 
-def _price(facts: Facts, hours: float | None) -> Row:
-    price, found = facts.price, payback(facts, hours)
+def _price(facts: Facts, hours: float | None) -> Check:
+    price, even = facts.price, payback(facts, hours)
     saved = f"saves {price.tokens_saved:,.0f} prompt tokens a call" + ("" if price.counted else " (at 4 characters a token)")
-    if found is None:
+    if even is None:
         missing = [
             name
             for name, value in (
@@ -198,29 +180,29 @@ def _price(facts: Facts, hours: float | None) -> Row:
             if value is None
         ]
         hint = f"set {', '.join(missing)}" if missing else "the model's sizes are not at hand, so its training has no price"
-        return Row(PRICE, "unknown", saved, hint)
-    evidence = f"{saved}, {found.a_month:,.2f} a month; training costs about {found.cost:,.2f} ({hours:,.1f} h)"
-    if math.isinf(found.days):
-        return Row(PRICE, "stop", f"{evidence}; never pays back", "tune for quality, or not at all")
-    evidence += f"; even after {math.ceil(found.requests):,} calls, {found.days:,.1f} days"
-    if found.days > PAYBACK_DAYS:
-        return Row(PRICE, "stop", evidence, f"longer than {PAYBACK_DAYS:.0f} days: tune for quality, or not at all")
-    return Row(PRICE, "pass", evidence)
+        return _check(PRICE, "unknown", saved, hint)
+    evidence = f"{saved}, {even.a_month:,.2f} a month; training costs about {even.cost:,.2f} ({hours:,.1f} h)"
+    if math.isinf(even.days):
+        return _check(PRICE, "stop", f"{evidence}; never pays back", "tune for quality, or not at all")
+    evidence += f"; even after {math.ceil(even.requests):,} calls, {even.days:,.1f} days"
+    if even.days > PAYBACK_DAYS:
+        return _check(PRICE, "stop", evidence, f"longer than {PAYBACK_DAYS:.0f} days: tune for quality, or not at all")
+    return _check(PRICE, "pass", evidence)
 
 
-def _hardware(facts: Facts) -> Row:
+def _hardware(facts: Facts) -> Check:
     memory, machine = facts.memory, facts.machine
     if not memory.by_base:
-        return Row(HARDWARE, "unknown", memory.why_not, "leave out --quick: the model is fetched and its sizes read")
-    told = ", ".join(f"{base} {size / 1e9:.1f} GB" for base, size in memory.by_base.items())
+        return _check(HARDWARE, "unknown", memory.why_not, "leave out --quick: the model is fetched and its sizes read")
+    sizes = ", ".join(f"{base} {size / 1e9:.1f} GB" for base, size in memory.by_base.items())
     if machine.memory is None:
-        return Row(HARDWARE, "unknown", f"roughly {told}; the GPU was not asked", "leave out --quick")
-    evidence = f"roughly {told}; {machine.name} has {machine.memory / 1e9:.1f} GB"
+        return _check(HARDWARE, "unknown", f"roughly {sizes}; the GPU was not asked", "leave out --quick")
+    evidence = f"roughly {sizes}; {machine.name} has {machine.memory / 1e9:.1f} GB"
     room = HEADROOM[machine.kind]
-    if room * memory.by_base[memory.asked] <= machine.memory:
-        return Row(HARDWARE, "pass", evidence)
+    if room * memory.by_base[memory.base] <= machine.memory:
+        return _check(HARDWARE, "pass", evidence)
     if min(memory.by_base.values()) > machine.memory:
-        return Row(
+        return _check(
             HARDWARE,
             "stop",
             evidence,
@@ -228,5 +210,5 @@ def _hardware(facts: Facts) -> Row:
         )
     roomy = next((base for base, size in memory.by_base.items() if room * size <= machine.memory), None)
     if roomy is not None:
-        return Row(HARDWARE, "pass", evidence, f"base: {roomy} fits with room to spare")
-    return Row(HARDWARE, "unknown", evidence, "the estimate can be half of the truth: train.recompute: layer takes less")
+        return _check(HARDWARE, "pass", evidence, f"base: {roomy} fits with room to spare")
+    return _check(HARDWARE, "unknown", evidence, "the estimate can be half of the truth: train.recompute: layer takes less")

@@ -19,8 +19,7 @@ experiments on Alpaca (2023), hence one epoch from 10,000 rows.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
 
 from tunesmith.advise.checklist import (
     HARDWARE,
@@ -29,20 +28,17 @@ from tunesmith.advise.checklist import (
     RETRIEVAL,
     ROWS,
     TOO_FEW,
-    Row,
     checklist,
     learnable,
     payback,
-    points,
     rows_in_all,
     test_fraction,
 )
-from tunesmith.advise.facts import Facts
 from tunesmith.advise.memory import HEADROOM
+from tunesmith.formatting import percent
+from tunesmith.rundir.records.advice import Advice, Ending, Facts, Settings
 
-Ending = Literal["tune", "prompt is enough", "use retrieval", "collect more rows"]
-
-EXIT_CODES: dict[str, int] = {"tune": 0, "prompt is enough": 21, "use retrieval": 22, "collect more rows": 23}
+EXIT_CODES: dict[Ending, int] = {"tune": 0, "prompt is enough": 21, "use retrieval": 22, "collect more rows": 23}
 ELSEWHERE = 24  # tune, but this machine has too little memory
 SETTINGS: tuple[tuple[float, int, int], ...] = (  # rows below, r, epochs
     (200, 8, 4),
@@ -56,96 +52,61 @@ ALPHA = 32
 BITS_A_WEIGHT, BITS_A_TOKEN, LARGEST_RANK = 2.0, 1.0, 256
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What to write into the recipe, each with its reason: ``why`` has the keys of a recipe.
-
-    Attributes:
-        base, r, alpha, num_train_epochs: as in the recipe.
-        test_fraction: None where the recipe's share is right.
-        fits: False where no base fits this machine.
-    """
-
-    base: str
-    r: int
-    alpha: int
-    num_train_epochs: int
-    test_fraction: float | None
-    fits: bool
-    why: dict[str, str]
-
-    def as_recipe(self) -> dict[str, Any]:
-        """The settings as the keys of a recipe."""
-        found: dict[str, Any] = {"base": self.base, "lora": {"r": self.r, "alpha": self.alpha}}
-        found["train"] = {"num_train_epochs": self.num_train_epochs}
-        return found | ({} if self.test_fraction is None else {"data": {"test_fraction": self.test_fraction}})
-
-
-@dataclass(frozen=True)
-class Advice:
-    """How the checklist ends.
-
-    Attributes:
-        ending: one of four.
-        exit_code: of the command.
-        reason: one sentence with the numbers that decided.
-        decided_by: the row (or rows) of the checklist.
-        rows: the checklist.
-        unknown: checks that had no answer.
-        provisional: whether no prompt was asked, so that two of the endings could not be reached.
-        arm: the arm to use, for the first two endings.
-        more_rows: how many, for the third.
-        settings: for the fourth.
-    """
-
-    ending: Ending
-    exit_code: int
-    reason: str
-    decided_by: list[str]
-    rows: list[Row]
-    unknown: list[str]
-    provisional: bool
-    arm: str | None = None
-    more_rows: int | None = None
-    settings: Settings | None = None
-
-
 def decide(facts: Facts, hours: float | None) -> Advice:
     """The advice that follows from the facts.
 
     Args:
         hours: of one training run, None where unknown; see ``memory.training_hours``.
     """
-    rows = checklist(facts, hours)
-    state = {row.check: row.state for row in rows}
-    best, found = facts.best_prompt(), facts.best_retrieval()
+    checks = checklist(facts, hours)
+    state = {check.check: check.state for check in checks}
+    best, retrieval = facts.best_prompt(), facts.best_retrieval()
 
-    def advice(ending: Ending, reason: str, by: list[str], code: int | None = None, **rest: Any) -> Advice:
-        unknown = [row.check for row in rows if row.state == "unknown"]
-        return Advice(ending, EXIT_CODES[ending] if code is None else code, reason, by, rows, unknown, best is None, **rest)
+    def advice(
+        ending: Ending,
+        reason: str,
+        by: Sequence[str],
+        arm: str | None = None,
+        more_rows: int | None = None,
+        settings: Settings | None = None,
+    ) -> Advice:
+        return Advice(
+            ending=ending,
+            exit_code=EXIT_CODES[ending] if settings is None or settings.fits else ELSEWHERE,
+            reason=reason,
+            decided_by=tuple(by),
+            unknown=tuple(check.check for check in checks if check.state == "unknown"),
+            provisional=best is None,
+            arm=arm,
+            more_rows=more_rows,
+            settings=settings,
+            checks=tuple(checks),
+            hours=hours,
+            facts=facts,
+        )
 
     if best is not None and state[PROMPT] == "stop":
-        reason = f"{best.detail} scores {points(best.score)} of 100 on dev: less than min_gain is left to be gained"
+        reason = f"{best.detail} scores {percent(best.score)} of 100 on dev: less than min_gain is left to be gained"
         return advice("prompt is enough", reason + _saving(facts, hours), [PROMPT], arm=best.name)
-    if found is not None and best is not None and state[RETRIEVAL] == "stop":
-        reason = f"retrieval scores {points(found.score)} of 100 on dev where {best.detail} scores {points(best.score)}"
-        return advice("use retrieval", f"{reason}: what the model lacks can be looked up", [RETRIEVAL], arm=found.name)
+    if retrieval is not None and best is not None and state[RETRIEVAL] == "stop":
+        reason = f"retrieval scores {percent(retrieval.score)} of 100 on dev where {best.detail} scores {percent(best.score)}"
+        return advice("use retrieval", f"{reason}: what the model lacks can be looked up", [RETRIEVAL], arm=retrieval.name)
     blocking = [check for check in (ROWS, RESOLUTION) if state[check] == "stop"]
     if blocking:
         more = _more_rows(facts, blocking)
         reason = f"{more:,} more rows like these"
         reason += ", before anything is learned from them" if ROWS in blocking else ""
-        reason += f", before a gain of {points(facts.metric.min_gain)} points can be shown" if RESOLUTION in blocking else ""
+        reason += f", before a gain of {percent(facts.metric.min_gain)} points can be shown" if RESOLUTION in blocking else ""
         return advice("collect more rows", reason, blocking, more_rows=more)
     settings = choose_settings(facts, state[RESOLUTION] == "unknown" and facts.metric.min_gain > 0.0)
     where = f"base {settings.base}, r {settings.r}, {settings.num_train_epochs} epochs"
     if not settings.fits:
         reason = f"{where}; on another machine: {facts.machine.name} has too little memory for any base"
-        return advice("tune", reason, [HARDWARE], ELSEWHERE, settings=settings)
+        return advice("tune", reason, [HARDWARE], settings=settings)
     reason = where
     if best is not None and state[PROMPT] == "pass":
-        reason += f"; {best.detail} leaves {points(1.0 - best.score)} points to be gained"
-    return advice("tune", reason, [row.check for row in rows if row.state == "pass"], settings=settings)
+        reason += f"; {best.detail} leaves {percent(1.0 - best.score)} points to be gained"
+    return advice("tune", reason, [check.check for check in checks if check.state == "pass"], settings=settings)
 
 
 def choose_settings(facts: Facts, split_again: bool) -> Settings:
@@ -162,20 +123,20 @@ def choose_settings(facts: Facts, split_again: bool) -> Settings:
     base, fits, why["base"] = _base(facts)
     fraction = test_fraction(facts) if split_again else None
     if fraction is not None:
-        why["data.test_fraction"] = f"{facts.metric.test_needed:,} test rows show {points(facts.metric.min_gain)} points"
-    return Settings(base, r, ALPHA, epochs, fraction, fits, why)
+        why["data.test_fraction"] = f"{facts.metric.test_needed:,} test rows show {percent(facts.metric.min_gain)} points"
+    return Settings(base=base, r=r, alpha=ALPHA, num_train_epochs=epochs, test_fraction=fraction, fits=fits, why=why)
 
 
 def _base(facts: Facts) -> tuple[str, bool, str]:
     """The first base, in the recipe's order, that fits with room to spare; else one that just fits; else the smallest."""
     memory, machine = facts.memory, facts.machine
     if not memory.by_base or machine.memory is None:
-        return memory.asked, True, "the recipe's; whether it fits is unknown"
+        return memory.base, True, "the recipe's; whether it fits is unknown"
     for room in (HEADROOM[machine.kind], 1.0):
         for base, size in memory.by_base.items():
             if room * size <= machine.memory:
-                told = f"roughly {size / 1e9:.1f} GB of {machine.memory / 1e9:.1f} GB"
-                return base, True, told if base == memory.asked else f"{told}; {memory.asked} does not fit"
+                room_line = f"roughly {size / 1e9:.1f} GB of {machine.memory / 1e9:.1f} GB"
+                return base, True, room_line if base == memory.base else f"{room_line}; {memory.base} does not fit"
     smallest = min(memory.by_base, key=lambda base: memory.by_base[base])
     return smallest, False, f"the smallest, roughly {memory.by_base[smallest] / 1e9:.1f} GB"
 
@@ -193,7 +154,7 @@ def _more_rows(facts: Facts, blocking: list[str]) -> int:
 
 
 def _saving(facts: Facts, hours: float | None) -> str:
-    found = payback(facts, hours)
-    if found is None or not found.a_month:
+    even = payback(facts, hours)
+    if even is None or not even.a_month:
         return ""
-    return f"; a tuned model of equal quality would save {found.a_month:,.2f} a month in prompt tokens"
+    return f"; a tuned model of equal quality would save {even.a_month:,.2f} a month in prompt tokens"

@@ -19,23 +19,24 @@ tokens/s at 135M parameters on two cores (docs/LOG.md) are 83 GFLOP/s a core in 
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from tunesmith.recipe import Lora, Train
+from tunesmith.rundir.records import Json
+from tunesmith.rundir.records.advice import Device
 
 BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "nf4": (4.0 + 8.0 / 64 + 32.0 / (64 * 256)) / 8.0}
 COMPUTE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 PROCESS = 700 * 10**6  # torch, transformers and a tokenizer, loaded: the peak of the render stage of the demo
 LOGIT_ROWS = 256  # rows of logits alive at once, in fp32 (kernels/cross_entropy.py)
 OPTIMIZER_STATE = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}
-HEADROOM = {"gpu": 1.25, "cpu": 2.5, "unknown": 2.5}
+HEADROOM: dict[Device, float] = {"gpu": 1.25, "cpu": 2.5, "unknown": 2.5}
 FLOPS_PER_CORE = 50e9
 FLOPS_OF_A_GPU = 50e12
-NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Shape:
     """Sizes of a decoder-only transformer.
 
@@ -93,14 +94,14 @@ class Shape:
         return self.layers * (attention + mlp + shared)
 
 
-def shape_of(config: dict[str, Any]) -> Shape | str:
+def shape_of(config: Json) -> Shape | str:
     """Sizes from a parsed ``config.json`` (of a multimodal model: from its text part).
 
     Returns:
         The shape, or the name of a key that is missing: such a model is not estimated.
     """
     text = config.get("text_config", config)
-    missing = next((key for key in NEEDED if not isinstance(text.get(key), int)), None)
+    missing = next((key for key in REQUIRED if not isinstance(text.get(key), int)), None)
     if missing is not None:
         return missing
     hidden, heads, layers = text["hidden_size"], text["num_attention_heads"], text["num_hidden_layers"]
@@ -136,12 +137,12 @@ def training_bytes(shape: Shape, base: str, compute: str, lora: Lora, train: Tra
     weights = shape.linear * BYTES[base] + shape.embedding * width
     adapter = lora.r * shape.adapter_per_rank * (4 + 4 + OPTIMIZER_STATE[train.optimizer])
     tokens = min(train.max_length, train.tokens_per_step)
-    kept = tokens * width * _kept(shape, train.recompute)
+    activations = tokens * width * _activations(shape, train.recompute)
     logits = LOGIT_ROWS * shape.vocab * 4
-    return int(weights + adapter + kept + logits) + PROCESS
+    return int(weights + adapter + activations + logits) + PROCESS
 
 
-def _kept(shape: Shape, recompute: str | int) -> float:
+def _activations(shape: Shape, recompute: str | int) -> float:
     """Numbers that the forward pass keeps for one token: what the gradients of our modules read."""
     attention = 2 * shape.hidden + 2 * shape.query + 2 * shape.key_value
     mlp = 2 * shape.hidden + 3 * (shape.intermediate * max(1, shape.chosen if shape.experts else 1) + shape.shared)

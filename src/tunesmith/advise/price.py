@@ -11,7 +11,7 @@ from dataclasses import dataclass
 DAYS_A_MONTH = 30.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BreakEven:
     """When the saving has paid for the training.
 
@@ -39,4 +39,4 @@ def break_even(calls_per_month: float, per_million: float, per_hour: float, toke
     cost = per_hour * hours
     requests = cost / saved if saved else float("inf") if cost else 0.0
     days = requests / calls_per_month * DAYS_A_MONTH if calls_per_month else float("inf") if requests else 0.0
-    return BreakEven(saved * calls_per_month, cost, requests, days)
+    return BreakEven(a_month=saved * calls_per_month, cost=cost, requests=requests, days=days)

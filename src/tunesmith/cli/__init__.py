@@ -6,18 +6,16 @@ Data goes to stdout, talk and errors to stderr. Exit codes: 0 done (or verdict d
 
 import logging
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from tunesmith import recipe
 from tunesmith.cli.export_text import print_parity, sweep_lines
+from tunesmith.cli.text import print_advice, print_verdict
 from tunesmith.errors import MissingPackage, TunesmithError
 from tunesmith.pipeline import verbs
 from tunesmith.pipeline.lines import check_lines, reading_lines
@@ -31,10 +29,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SUPERVISED, CONTEXT, CONTROL = "bold green", "default", "reverse"
-COLUMNS_OF_EVERY_ARM = (  # what is left are the metric's own figures
-    *("arm", "n", "score", "low", "high", "against", "totals", "unscored", "finished"),
-    *("prompt_tokens", "new_tokens", "ms", "cost"),
-)
+
+
+def _console() -> Console:
+    """Standard output, as wide as the terminal, or 100 columns in a pipe."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+
 
 app = typer.Typer(
     help="Fine-tune open-weights language models, and prove whether it was worth it.",
@@ -76,9 +76,10 @@ def run(target: Target, out: Out = None) -> None:
     """All stages, from data to verdict and report. The exit code is the verdict's."""
     directory = verbs.open_run(target, out)
     result = verbs.run(directory)
-    _print_verdict(result)
+    assert result is not None  # the whole run has one
+    print_verdict(result, _console())
     logger.info(f"report: {directory.report_file}")
-    raise typer.Exit(result["exit_code"])
+    raise typer.Exit(result.exit_code)
 
 
 Source = Annotated[str, typer.Argument(metavar="DATA", help="File, directory or hub id (owner/name:split).")]
@@ -194,9 +195,9 @@ def advise(
     """Say whether to tune at all, before any training. The exit code is the advice's."""
     directory = verbs.open_run(target, out)
     result = verbs.advise(directory, quick)
-    _print_advice(result, Console(highlight=False, width=None if sys.stdout.isatty() else 100))
+    print_advice(result, _console())
     logger.info(f"advice: {directory.path / 'advice.json'}")
-    raise typer.Exit(result["exit_code"])
+    raise typer.Exit(result.exit_code)
 
 
 @app.command()
@@ -257,8 +258,8 @@ def evaluate(
 def verdict(target: Target) -> None:
     """Decide from the scored arms. The exit code is the verdict's."""
     result = verbs.verdict(verbs.open_run(target))
-    _print_verdict(result)
-    raise typer.Exit(result["exit_code"])
+    print_verdict(result, _console())
+    raise typer.Exit(result.exit_code)
 
 
 @app.command()
@@ -340,106 +341,6 @@ def _read_options(format: str | None, columns: list[str] | None, quarantine: Pat
             raise typer.BadParameter(f"expected NAME=COLUMN, found {column!r}", param_hint="--column")
         named[name] = theirs
     return ReadOptions(format, named or None, None, "refuse" if quarantine is None else "quarantine")
-
-
-def _print_advice(result: dict[str, Any], console: Console) -> None:
-    """The checklist and what follows from it, on stdout."""
-    table = Table("check", "state", "evidence", box=box.SIMPLE)
-    table.columns[0].no_wrap = True
-    for row in result["checks"]:
-        state = Text(row["state"], {"pass": "green", "stop": "bold red", "unknown": "yellow"}[row["state"]])
-        hint = Text(f"\n-> {row['hint']}" if row["hint"] else "", "italic")
-        table.add_row(row["check"], state, Text(row["evidence"]) + hint)
-    console.print(table)
-    console.print(Text(f"advice: {result['ending']}", "bold"), Text(result["reason"]), sep="\n", soft_wrap=True)
-    if result["settings"] is not None:
-        console.print()
-        for key, value in _dotted(result["settings"]["recipe"]):
-            console.print(Text(f"  {key}: {value}  # {result['settings']['why'][key]}"), soft_wrap=True)
-    if result["provisional"]:
-        console.print("\nprovisional: no prompt was asked, and the best one is what a tuned model has to beat", soft_wrap=True)
-
-
-def _dotted(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The keys of nested sections with their values, as ``lora.r``."""
-    for key, value in section.items():
-        if isinstance(value, dict):
-            yield from _dotted(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def _print_verdict(result: dict[str, Any]) -> None:
-    """The tables of arms and the verdict, on stdout."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
-    title = (
-        f"{result['metric']} on {result['n']} sealed test rows; gains against {result['best_prompt']}, the best prompt on dev"
-    )
-    arms = result["arms"]
-    compact: dict[str, Any] = {"box": box.SIMPLE, "pad_edge": False, "collapse_padding": True}
-    gains = Table("arm", "score", "95 %", "gain", "95 % of gain", "p (Holm)", "won/lost", title=title, **compact)
-    finer = [name for name in arms[0] if name not in COLUMNS_OF_EVERY_ARM and all(name in arm for arm in arms)]
-    shares = [name for name in finer if all(0.0 <= (arm[name] or 0.0) <= 1.0 for arm in arms)]
-    priced = any(arm["totals"]["cost"] is not None for arm in arms)
-    unscored = any(arm["unscored"] for arm in arms)
-    more = [*finer, *(["unscored"] if unscored else []), "prompt tok", "new tok", "ms", *(["cost"] if priced else [])]
-    costs = Table("arm", *more, **compact)
-    for table in (gains, costs):
-        table.columns[0].overflow = "fold"  # on a narrow terminal the name gives way, never a number
-        for column in table.columns[1:]:
-            column.justify, column.no_wrap = "right", True
-    for arm in arms:
-        gains.add_row(
-            arm["arm"], _points(arm["score"]), f"{_points(arm['low'])}-{_points(arm['high'])}", *_gain(arm["against"])
-        )
-        figures = [_points(arm[name]) if name in shares else f"{arm[name]:.3g}" for name in finer]
-        figures += [f"{arm['unscored']:.0f}"] if unscored else []
-        figures += [f"{arm[name]:.0f}" for name in ("prompt_tokens", "new_tokens", "ms")]
-        cost = arm["totals"]["cost"]
-        costs.add_row(arm["arm"], *figures, *(["" if cost is None else f"{cost:.4g}"] if priced else []))
-    console.print(gains)
-    console.print(costs)
-    for line in _beside(result):
-        console.print(Text(line), soft_wrap=True)
-    console.print(f"[bold]verdict: {result['verdict']}[/bold]")
-    console.print(Text(result["reason"]), soft_wrap=True)
-    detectable = _points(result["comparison"]["detectable"])
-    console.print(f"{result['n']} such rows find a gain of {detectable} points four times in five")
-    for sentence in result["advice"]:
-        console.print(Text(sentence), soft_wrap=True)
-
-
-def _beside(result: dict[str, Any]) -> Iterator[str]:
-    """What stands between the tables and the verdict, a line each, where it was measured."""
-    found = result["retrieval"]
-    if found is not None:
-        named = f"recall@{found['k']} {found['recall']:.2f}, " if "recall" in found else ""
-        yield f"retrieval: {named}answer recall@{found['k']} {found['answer_recall']:.2f} over {found['passages']:,} passages"
-    if result["deployed_loss"] is not None:
-        loss = result["deployed_loss"]
-        yield (
-            f"deployed form: {100 * loss['gain']:+.1f} points against tuned, "
-            f"95 % {100 * loss['low']:+.1f} to {100 * loss['high']:+.1f}"
-        )
-    if result["judge"] is not None:
-        calibration = result["judge"]["calibration"]
-        yield f"judge: {'calibrated' if calibration['calibrated'] else 'uncalibrated'}: {calibration['reason']}"
-    if result["forgetting"] is not None:
-        yield f"forgetting: {result['forgetting']['verdict']}: {result['forgetting']['reason']}"
-
-
-def _gain(against: dict[str, Any] | None) -> tuple[str, str, str, str]:
-    """Gain, interval, p and discordant rows of an arm; blank for the arm that the others are compared with."""
-    if against is None:
-        return "", "", "", ""
-    p = f"{against['p_holm']:.3f}" if against["p_holm"] >= 0.001 else "<.001"
-    interval = f"{100 * against['low']:+.1f} to {100 * against['high']:+.1f}"
-    return f"{100 * against['gain']:+.1f}", interval, p, f"{against['won']}/{against['lost']}"
-
-
-def _points(share: float | None) -> str:
-    """Out of 100; a dash where nothing was scored."""
-    return "-" if share is None or share != share else f"{100 * share:.1f}"
 
 
 def main() -> None:

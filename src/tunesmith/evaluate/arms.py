@@ -1,84 +1,106 @@
 """Run an arm: ask every row, score every answer, keep all of it.
 
 All outputs are kept, row by row, so that a verdict or a page can be made again without asking anybody. They are kept
-beside the fingerprint of what was asked of whom: when only the scoring changed, the kept answers are scored anew and no
-model is asked. A row that could not be scored (a judge's answer that says nothing) has the score NaN, written as null;
-it is left out of every mean and counted beside it.
+with the fingerprint of what was asked of whom: when only the scoring changed, the answers on the disk are scored anew and no
+model is asked. A row that could not be scored (a judge's answer that says nothing) has the score None; it is left out of
+every mean and counted.
 """
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from tunesmith.engines.engine import Answer, Constraint, Engine, Message
+from tunesmith.errors import RunError
 from tunesmith.evaluate.metrics import HEADLINE, Metric
 from tunesmith.recipe import TokenPrice
-from tunesmith.rundir import read_json, read_rows, write_json, write_rows
+from tunesmith.rundir import write_rows
+from tunesmith.rundir.records.evaluation import Output, Scores, Summary
+from tunesmith.rundir.rows import Row, reference_of
 from tunesmith.tracking import progress
 
-Outputs = list[dict[str, Any]]
-NOT_FIGURES = {"id", "prompt", "output", "reference", "seconds"}
-ANSWERED = ("id", "prompt", "output", "reference", "prompt_tokens", "new_tokens", "seconds", "finished")
+Price = Callable[[Answer], float]
 
 
 def ask(
     title: str,
     engine: Engine,
-    ids: list[str],
+    rows: Sequence[Row],
     prompts: list[list[Message]],
-    references: list[str],
     metric: Metric,
     max_new_tokens: int,
     allowed: Constraint | None = None,
-    price: Callable[[Answer], float] | None = None,
-) -> Outputs:
-    """Answers and scores of one way of asking, a record a row.
+    price: Price | None = None,
+) -> list[Output]:
+    """Answers and scores of one way of asking, one a row.
 
     Args:
-        allowed: what the engine holds every answer to (``task.constrained``).
-        price: cost of an answer; a record then has ``cost``.
+        rows: whose ids and references go with the answers.
+        prompts: what is asked for each row.
+        allowed: what the engine constrains every answer to (``task.constrained``).
+        price: cost of an answer.
     """
     with progress(title, len(prompts)) as bar:
         answers = engine.generate(prompts, max_new_tokens, lambda done: bar.advance(done), allowed)
     return [
-        {
-            "id": row_id,
-            "prompt": prompt,
-            "output": answer.text,
-            "reference": reference,
-            **metric.score(answer.text, reference),
-            "prompt_tokens": answer.prompt_tokens,
-            "new_tokens": answer.new_tokens,
-            "seconds": answer.seconds,
-            "finished": answer.finished,
-            **({} if price is None else {"cost": price(answer)}),
-        }
-        for row_id, prompt, answer, reference in zip(ids, prompts, answers, references, strict=True)
+        _scored(row["id"], prompt, reference_of(row), answer, metric, price)
+        for row, prompt, answer in zip(rows, prompts, answers, strict=True)
     ]
 
 
-def summary(outputs: Outputs, metric: Metric | None = None) -> dict[str, float]:
-    """An arm's figures: ``n`` rows, ``unscored`` among them, the mean of every figure over the rows that have it (a
-    corpus metric's headline over the scored rows), and milliseconds an example."""
-    names = [name for name in outputs[0] if name not in NOT_FIGURES]
-    means = {name: _mean([row[name] for row in outputs]) for name in names}
-    if metric is not None:
-        means[HEADLINE] = metric.headline(outputs)
-    unscored = sum(math.isnan(row[HEADLINE]) for row in outputs)
-    return {"n": len(outputs), "unscored": unscored, **means, "ms": 1000.0 * _mean([row["seconds"] for row in outputs])}
+def _scored(row_id: str, prompt: list[Message], reference: str, answer: Answer, metric: Metric, price: Price | None) -> Output:
+    figures = dict(metric.score(answer.text, reference))
+    return Output(
+        id=row_id,
+        prompt=prompt,
+        output=answer.text,
+        reference=reference,
+        score=figures.pop(HEADLINE),
+        figures=figures,
+        prompt_tokens=answer.prompt_tokens,
+        new_tokens=answer.new_tokens,
+        seconds=answer.seconds,
+        finished=answer.finished,
+        cost=None if price is None else price(answer),
+    )
 
 
-def by_tokens(price: TokenPrice) -> Callable[[Answer], float]:
+def summary(name: str, outputs: Sequence[Output], metric: Metric) -> Summary:
+    """Figures of an arm or a candidate: means over the rows that have them, and the metric's headline over scored rows.
+
+    Args:
+        name: what the figures are of.
+        outputs: one a row, at least one.
+    """
+    figures = list(outputs[0].figures)
+    return Summary(
+        name=name,
+        n=len(outputs),
+        unscored=sum(output.score is None for output in outputs),
+        score=metric.headline(outputs),
+        figures={figure: _mean(output.figures[figure] for output in outputs) for figure in figures},
+        prompt_tokens=float(np.mean([output.prompt_tokens for output in outputs])),
+        new_tokens=float(np.mean([output.new_tokens for output in outputs])),
+        finished=float(np.mean([output.finished for output in outputs])),
+        ms=1000.0 * float(np.mean([output.seconds for output in outputs])),
+        cost=_mean(output.cost for output in outputs),
+    )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return float(np.mean(present)) if present else None
+
+
+def by_tokens(price: TokenPrice) -> Price:
     """Cost of an endpoint's answer, in the price's currency."""
     return lambda answer: (
         1e-6 * (answer.prompt_tokens * price.prompt_per_million + answer.new_tokens * price.output_per_million)
     )
 
 
-def by_time(price_per_hour: float) -> Callable[[Answer], float]:
+def by_time(price_per_hour: float) -> Price:
     """Cost of an answer of this machine: the hours it took."""
     return lambda answer: answer.seconds / 3600.0 * price_per_hour
 
@@ -86,65 +108,61 @@ def by_time(price_per_hour: float) -> Callable[[Answer], float]:
 def run_arm(
     folder: Path,
     make_engine: Callable[[], Engine],
-    asked_key: str,
-    rows: list[dict[str, Any]],
+    answers_key: str,
+    rows: Sequence[Row],
     prompts: list[list[Message]],
     metric: Metric,
     max_new_tokens: int,
     allowed: Constraint | None = None,
-    price: Callable[[Answer], float] | None = None,
-) -> dict[str, float]:
+    price: Price | None = None,
+) -> Summary:
     """Ask an arm all test rows; writes ``outputs.jsonl`` and ``scores.json`` into ``folder`` (``evaluation/<arm>``).
 
     Args:
-        asked_key: fingerprint of everything the answers follow from. Answers that are kept under the same one are scored
+        answers_key: fingerprint of everything the answers follow from. Answers that lie there under the same one are scored
             anew, be they another arm's: a search that ends with the few-shot prompt need not ask it twice.
-
-    Returns:
-        The arm's ``summary``.
     """
-    references = [row["messages"][-1]["content"] for row in rows]
-    kept = [
-        scores.parent for scores in sorted(folder.parent.glob("*/scores.json")) if read_json(scores).get("key") == asked_key
-    ]
-    if kept:
-        outputs = [_scored(row, metric, price) for row in read_outputs(kept[0])]
+    source = _answers_of(folder.parent, answers_key)
+    if source is not None:
+        outputs = [_scored_again(output, metric, price) for output in read_outputs(source)]
     else:
         engine = make_engine()
         try:
-            ids = [row["id"] for row in rows]
-            outputs = ask(folder.name, engine, ids, prompts, references, metric, max_new_tokens, allowed, price)
+            outputs = ask(folder.name, engine, rows, prompts, metric, max_new_tokens, allowed, price)
         finally:
             engine.close()
-    return write_outputs(folder, asked_key, outputs, metric)
+    return write_outputs(folder, answers_key, outputs, metric)
 
 
-def write_outputs(folder: Path, asked_key: str, outputs: Outputs, metric: Metric) -> dict[str, float]:
-    """Write the records and their figures, NaN as null; returns the figures."""
-    write_rows(folder / "outputs.jsonl", [_without_nan(row) for row in outputs])
-    figures = summary(outputs, metric)
-    write_json(folder / "scores.json", {"key": asked_key, **_without_nan(figures)})
+def _answers_of(evaluation: Path, key: str) -> Path | None:
+    """The folder of an arm whose answers follow from the same inputs, None where all have to be asked."""
+    for file in sorted(evaluation.glob("*/scores.json")):
+        try:
+            same = Scores.read(file).key == key
+        except RunError:
+            continue  # damaged: its arm is asked again when its turn comes
+        if same and (file.parent / "outputs.jsonl").exists():
+            return file.parent
+    return None
+
+
+def _scored_again(output: Output, metric: Metric, price: Price | None) -> Output:
+    answer = Answer(output.output, output.prompt_tokens, output.new_tokens, output.seconds, output.finished)
+    return _scored(output.id, output.prompt, output.reference, answer, metric, price)
+
+
+def write_outputs(folder: Path, answers_key: str, outputs: Sequence[Output], metric: Metric) -> Summary:
+    """Write the answers and their figures; returns the figures."""
+    write_rows(folder / "outputs.jsonl", [output.to_json() for output in outputs])
+    figures = summary(folder.name, outputs, metric)
+    Scores(key=answers_key, summary=figures).write(folder / "scores.json")
     return figures
 
 
-def read_outputs(folder: Path) -> Outputs:
-    """The records of an arm; a figure that is null in the file is NaN."""
-    rows = read_rows(folder / "outputs.jsonl")
-    return [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
+def read_outputs(folder: Path) -> list[Output]:
+    """The answers of an arm.
 
-
-def _without_nan(record: dict[str, Any]) -> dict[str, Any]:
-    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in record.items()}
-
-
-def _scored(row: dict[str, Any], metric: Metric, price: Callable[[Answer], float] | None) -> dict[str, Any]:
-    answered = {name: row[name] for name in ANSWERED}
-    first = {name: answered.pop(name) for name in ("id", "prompt", "output", "reference")}
-    answer = Answer(row["output"], row["prompt_tokens"], row["new_tokens"], row["seconds"], row["finished"])
-    cost = {} if price is None else {"cost": price(answer)}
-    return {**first, **metric.score(row["output"], row["reference"]), **answered, **cost}
-
-
-def _mean(values: list[float]) -> float:
-    present = [value for value in values if not math.isnan(value)]
-    return float(np.mean(present)) if present else math.nan
+    Raises:
+        RunError: no such file, or a line that is no output.
+    """
+    return Output.read_lines(folder / "outputs.jsonl")

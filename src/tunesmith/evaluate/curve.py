@@ -10,7 +10,7 @@ are a least-squares problem of two unknowns with a closed form, so c is searched
 depends on where an optimiser starts, and all bootstrap draws of the dev rows are fitted at once: 50 ms for 2,000.
 ``scipy.optimize.curve_fit`` was refused: it finds the same law and takes 10 ms for each draw.
 
-Dev rows are drawn jointly for all shares, because the same rows were asked each time. Drawing rows says nothing of the
+Dev rows are drawn jointly for all shares, because every share answers the same rows. Drawing rows says nothing of the
 luck of one training run; where several seeds were trained, their standard deviation is added to every point of a draw.
 An extrapolation stays one: the intervals assume that the curve goes on as a power law and that new rows resemble the
 old. So the verdict is "pays" or "does not pay" only when a whole interval lies on one side of ``min_gain``.
@@ -22,61 +22,21 @@ Shape suffixes here: K shares of the train part, M dev rows, B draws, G values o
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tunesmith.formatting import percent, points, points_between
+from tunesmith.rundir.records.evidence import Curve, CurveVerdict, Estimate
 
 DRAWS = 2000
 SLOW_DRAWS = 300  # of a metric over the whole set of rows, which is computed anew for every draw
 TIMES = (2, 4)  # how much more data the curve is carried on to; beyond that a power law of four points is a guess
 EXPONENTS = np.geomspace(0.05, 2.0, 160)
 LEVEL = (0.025, 0.975)
-MIN_DISCORDANT_UNITS = 5  # right dev rows below which a flat curve may be one that has not begun to rise
+FEWEST_RIGHT = 5  # right dev rows below which a flat curve may be one that has not begun to rise
 
 Floats = NDArray[np.float64]
-Verdict = Literal["more data pays", "more data does not pay", "cannot tell"]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure with its 95 % interval.
-
-    Attributes:
-        rows: train rows that it belongs to.
-        value, low, high: score, or gain of a score, in 0..1.
-    """
-
-    rows: int
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A fitted learning curve.
-
-    Attributes:
-        a, b, c: the law's constants at the point estimate.
-        points: what was measured on dev, an estimate a share.
-        line: the fitted score from the smallest share to four times the data, for a picture.
-        gains: predicted gain over the score now, at twice and at four times the rows.
-        dev_rows: rows that every share was scored on.
-        verdict: what follows for ``min_gain``.
-        told: the same as a sentence with its numbers.
-    """
-
-    a: float
-    b: float
-    c: float
-    points: list[Estimate]
-    line: list[Estimate]
-    gains: list[Estimate]
-    dev_rows: int
-    verdict: Verdict
-    told: str
 
 
 def bootstrap(scores_KM: Floats, corpus: Callable[[int, NDArray[np.int64]], float] | None = None) -> tuple[Floats, Floats]:
@@ -165,27 +125,36 @@ def fit_curve(
         (then, then_B), (now, now_B) = score(rows), score(most)
         return _estimate(rows, then - now, then_B - now_B)
 
-    points = [_estimate(n, float(s), draws_BK[:, k]) for k, (n, s) in enumerate(zip(rows_K, scores_K, strict=True))]
+    measured = [_estimate(n, float(s), draws_BK[:, k]) for k, (n, s) in enumerate(zip(rows_K, scores_K, strict=True))]
     line = [_estimate(n, *score(n)) for n in line_T.tolist()]
     gains = [gain(times * most) for times in TIMES]
     falls = _fall(rows_K, scores_K, draws_BK)
-    if falls is None and scores_K[-1] * dev_rows < MIN_DISCORDANT_UNITS:
-        verdict, told = (
-            "cannot tell",
-            f"{scores_K[-1] * dev_rows:.0f} of {dev_rows:,} dev rows are right: too few to see a curve",
-        )
+    if falls is None and scores_K[-1] * dev_rows < FEWEST_RIGHT:
+        right = scores_K[-1] * dev_rows
+        verdict, reason = "cannot tell", f"{right:.0f} of {dev_rows:,} dev rows are right: too few to see a curve"
     else:
-        verdict, told = _verdict(gains, falls, min_gain)
-    return Curve(a_1.item(), b_1.item(), c_1.item(), points, line, gains, dev_rows, verdict, told)
+        verdict, reason = _verdict(gains, falls, min_gain)
+    return Curve(
+        a=a_1.item(),
+        b=b_1.item(),
+        c=c_1.item(),
+        points=tuple(measured),
+        line=tuple(line),
+        gains=tuple(gains),
+        dev_rows=dev_rows,
+        seed_sd=seed_sd,
+        verdict=verdict,
+        reason=reason,
+    )
 
 
 def _score(a_B: Floats, b_B: Floats, c_B: Floats, share: float) -> Floats:
     return np.clip(1.0 - a_B - b_B * share**-c_B, 0.0, 1.0)
 
 
-def _estimate(rows: int, value: float, drawn_B: Floats) -> Estimate:
-    low, high = np.quantile(drawn_B, LEVEL).tolist()
-    return Estimate(rows, value, low, high)
+def _estimate(rows: int, value: float, value_B: Floats) -> Estimate:
+    low, high = np.quantile(value_B, LEVEL).tolist()
+    return Estimate(rows=rows, value=value, low=low, high=high)
 
 
 def _fall(rows_K: list[int], scores_K: Floats, draws_BK: Floats) -> tuple[int, int] | None:
@@ -196,9 +165,9 @@ def _fall(rows_K: list[int], scores_K: Floats, draws_BK: Floats) -> tuple[int, i
     return None
 
 
-def _verdict(gains: list[Estimate], falls: tuple[int, int] | None, min_gain: float) -> tuple[Verdict, str]:
+def _verdict(gains: list[Estimate], falls: tuple[int, int] | None, min_gain: float) -> tuple[CurveVerdict, str]:
     twice, most = gains[0], gains[-1]
-    worth = f"the {100 * min_gain:.1f} points that are worth it"
+    worth = f"the {percent(min_gain)} points that are worth it"
     if falls is not None:
         return "cannot tell", (
             f"the score falls between {falls[0]:,} and {falls[1]:,} rows, which no curve of more data explains; "
@@ -216,4 +185,4 @@ def _verdict(gains: list[Estimate], falls: tuple[int, int] | None, min_gain: flo
 
 
 def _points(gain: Estimate) -> str:
-    return f"{100 * gain.value:+.1f} points ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
+    return f"{points(gain.value)} points ({points_between(gain.low, gain.high)})"

@@ -21,15 +21,14 @@ alarm: from 0.5 nats a token on, half of the probability can lie on other tokens
 ``sqrt(KL / 2)``). Accuracy and log-probability of the right answers are shown beside their probability and decide nothing:
 the first is too coarse for a verdict on a hundred questions, the second is ruled by the few least likely answers.
 
-The KL is taken from last hidden states (``infer/score.py``): base and tuned share a frozen head, so no distribution is ever
+The KL is taken from last hidden states (``engines/score.py``): base and tuned share a frozen head, so no distribution is ever
 kept. Refused: KL over random text (nobody asks for it), and over sampled answers (the sample is noise).
 
 Shape suffixes: N rows (positions of all probes), D hidden size; here: P passages, Q questions, A answers of each, R requests.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,14 +41,16 @@ from tunesmith.engines.in_process import InProcessEngine
 from tunesmith.engines.score import Pair, Scorer
 from tunesmith.errors import DataError
 from tunesmith.evaluate import resample, stats
+from tunesmith.evaluate.interval import Interval
 from tunesmith.evaluate.probes import Probes
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.swap import without_adapters
+from tunesmith.rundir.records.evidence import Change, Forgetting, NonInferiority, Probe, ProbeFigure, ProbePart
 
 ALARM = 0.5  # nats a token
 CONTINUATION = 16  # tokens of the base's answer along which distributions are compared
 LARGEST = 3  # items named as those that changed most
-SAYS = {
+SENTENCES: dict[NonInferiority, str] = {
     "no regression": "no probe lost more than {margin}",
     "regression": "lost more than {margin}: {names}",
     "too little data to tell": "may have lost more than {margin}: {names}",
@@ -77,7 +78,7 @@ def measure(
     margin: float,
     batch_size: int,
     advance: Callable[[int], None],
-) -> dict[str, Any]:
+) -> tuple[list[Probe], list[ProbeFigure]]:
     """All probes on both sides of an adapted model.
 
     Args:
@@ -87,7 +88,7 @@ def measure(
         advance: called with the number of finished steps, of ``STEPS`` in all.
 
     Returns:
-        ``probes`` (each with a verdict) and ``figures`` (without), as ``evaluation/forgetting.json`` holds them.
+        Probes, each with a verdict, and figures without one.
 
     Raises:
         DataError: a passage is longer than the model's context.
@@ -103,29 +104,28 @@ def measure(
     tuned = _side(scorer, probes, pairs)
     advance(1)
     kl_N = scorer.kl_of_states(base_ND, scorer.last_states(rows))
-    kl_R = np.array([float(kl.mean()) for kl in kl_N.split([len(said) for _, said in rows])])
+    kl_R = np.array([float(kl.mean()) for kl in kl_N.split([len(continuation) for _, continuation in rows])])
     advance(1)
-    return {
-        "probes": [_bits(base.bits_P, tuned.bits_P, probes, margin), _answers(base, tuned, probes, margin)],
-        "figures": [_kl(kl_R, [name for name, _ in probes.prompts]), *_coarse(base, tuned)],
-    }
+    decisive = [_bits(base.bits_P, tuned.bits_P, probes, margin), _answers(base, tuned, probes, margin)]
+    return decisive, [_kl(kl_R, [name for name, _ in probes.prompts]), *_coarse(base, tuned)]
 
 
 STEPS = 4
 
 
-def conclude(result: dict[str, Any], margin: float) -> dict[str, Any]:
-    """The result with ``verdict``, ``reason`` and ``margin`` over all its probes, those of benchmarks among them."""
-    verdicts = [probe["verdict"] for probe in result["probes"]]
+def conclude(probes: list[Probe], figures: list[ProbeFigure], margin: float) -> Forgetting:
+    """The verdict over all probes, those of benchmarks among them."""
+    verdicts = {probe.verdict for probe in probes}
+    verdict: NonInferiority = "too little data to tell"
     if "regression" in verdicts:
         verdict = "regression"
-    else:
-        verdict = "no regression" if set(verdicts) == {"no regression"} else "too little data to tell"
-    names = ", ".join(probe["label"] for probe in result["probes"] if probe["verdict"] == verdict)
-    alarms = [figure["label"] for figure in result["figures"] if figure["alarmed"]]
-    reason = SAYS[verdict].format(margin=f"{100 * margin:g} %", names=names)
+    elif verdicts == {"no regression"}:
+        verdict = "no regression"
+    names = ", ".join(probe.label for probe in probes if probe.verdict == verdict)
+    alarms = [figure.label for figure in figures if figure.alarmed]
+    reason = SENTENCES[verdict].format(margin=f"{100 * margin:g} %", names=names)
     reason += f"; alarm: {', '.join(alarms)}" if alarms else ""
-    return {"verdict": verdict, "reason": reason, "margin": margin, **result}
+    return Forgetting(verdict=verdict, reason=reason, margin=margin, probes=tuple(probes), figures=tuple(figures))
 
 
 def probe(
@@ -137,26 +137,26 @@ def probe(
     margin: float,
     unit: str,
     binary: bool = False,
-) -> dict[str, Any]:
-    """A record of ``probes``.
+) -> Probe:
+    """A probe with its verdict.
 
     Args:
         differences_N: tuned less base in the unit of the margin, worse is negative.
         binary: whether items are right or wrong.
     """
-    verdict, difference, bound = stats.non_inferior(differences_N, margin, binary=binary)
-    return {
-        "name": name,
-        "label": label,
-        "n": len(differences_N),
-        "base": float(base_N.mean()),
-        "tuned": float(tuned_N.mean()),
-        "difference": difference,
-        "bound": bound,
-        "margin": margin,
-        "unit": unit,
-        "verdict": verdict,
-    }
+    decision = stats.non_inferior(differences_N, margin, binary=binary)
+    return Probe(
+        name=name,
+        label=label,
+        n=len(differences_N),
+        base=float(base_N.mean()),
+        tuned=float(tuned_N.mean()),
+        difference=decision.mean,
+        bound=decision.bound,
+        margin=margin,
+        unit=unit,
+        verdict=decision.verdict,
+    )
 
 
 def continuations(model: PreTrainedModel, renderer: Renderer, prompts: list[str], batch_size: int) -> list[Pair]:
@@ -164,13 +164,13 @@ def continuations(model: PreTrainedModel, renderer: Renderer, prompts: list[str]
 
     The answer's text is encoded again, so that both sides read the same tokens whichever engine wrote it.
     """
-    asked = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
     engine = InProcessEngine(model, renderer, batch_size)
-    answers = engine.generate(asked, CONTINUATION, lambda _: None)
+    answers = engine.generate(conversations, CONTINUATION, lambda _: None)
     engine.close()
-    said = renderer.vocabulary.encode([(answer.text, AFTER) for answer in answers])
+    texts = renderer.vocabulary.encode([(answer.text, AFTER) for answer in answers])
     end = renderer.stop_ids[0]
-    return [(renderer.prompt_ids(messages), [*ids, end]) for messages, ids in zip(asked, said, strict=True)]
+    return [(renderer.prompt_ids(messages), [*ids, end]) for messages, ids in zip(conversations, texts, strict=True)]
 
 
 def _pairs(model: PreTrainedModel, renderer: Renderer, probes: Probes) -> list[Pair]:
@@ -197,52 +197,51 @@ def _pairs(model: PreTrainedModel, renderer: Renderer, probes: Probes) -> list[P
 
 
 def _side(scorer: Scorer, probes: Probes, pairs: list[Pair]) -> Side:
-    scored = np.array([found.logprob for found in scorer.continuation_logprobs(pairs)])
+    logprobs = np.array([scored.logprob for scored in scorer.continuation_logprobs(pairs)])
     passages = len(probes.passages)
     bytes_P = np.array([len(passage.text.encode()) for passage in probes.passages])
     answers = len(probes.questions[0].answers)
-    return Side(-scored[:passages] / np.log(2.0) / bytes_P, scored[passages:].reshape(-1, answers))
+    return Side(-logprobs[:passages] / np.log(2.0) / bytes_P, logprobs[passages:].reshape(-1, answers))
 
 
-def _bits(base_P: NDArray[np.float64], tuned_P: NDArray[np.float64], probes: Probes, margin: float) -> dict[str, Any]:
+def _bits(base_P: NDArray[np.float64], tuned_P: NDArray[np.float64], probes: Probes, margin: float) -> Probe:
     lost_P = (base_P - tuned_P) / base_P.mean()
-    parts = []
+    parts: list[ProbePart] = []
     for kind in dict.fromkeys(passage.kind for passage in probes.passages):
-        mine_P = np.array([passage.kind == kind for passage in probes.passages])
-        base, tuned = float(base_P[mine_P].mean()), float(tuned_P[mine_P].mean())
-        parts.append({"name": kind, "n": int(mine_P.sum()), "base": base, "tuned": tuned, "difference": (base - tuned) / base})
-    found = probe("bits_per_byte", "bits per byte of general text", base_P, tuned_P, lost_P, margin, "share of the base's bits")
-    return {**found, "parts": parts, "largest": _largest([passage.id for passage in probes.passages], lost_P)}
+        of_kind_P = np.array([passage.kind == kind for passage in probes.passages])
+        base, tuned = float(base_P[of_kind_P].mean()), float(tuned_P[of_kind_P].mean())
+        parts.append(ProbePart(name=kind, n=int(of_kind_P.sum()), base=base, tuned=tuned, difference=(base - tuned) / base))
+    label = "bits per byte of general text"
+    bits = probe("bits_per_byte", label, base_P, tuned_P, lost_P, margin, "share of the base's bits")
+    return replace(bits, parts=tuple(parts), largest=_largest([passage.id for passage in probes.passages], lost_P))
 
 
-def _answers(base: Side, tuned: Side, probes: Probes, margin: float) -> dict[str, Any]:
+def _answers(base: Side, tuned: Side, probes: Probes, margin: float) -> Probe:
     """Probability of the right answer among the four."""
     base_Q, tuned_Q = (np.exp(log_softmax(side.logprob_QA, axis=1)[:, 0]) for side in (base, tuned))
     label = "probability of the right answer of four"
-    found = probe("answer_probability", label, base_Q, tuned_Q, tuned_Q - base_Q, margin, "probability")
-    return {**found, "largest": _largest([question.id for question in probes.questions], tuned_Q - base_Q)}
+    answers = probe("answer_probability", label, base_Q, tuned_Q, tuned_Q - base_Q, margin, "probability")
+    return replace(answers, largest=_largest([question.id for question in probes.questions], tuned_Q - base_Q))
 
 
-def _kl(kl_R: NDArray[np.float64], names: list[str]) -> dict[str, Any]:
+def _kl(kl_R: NDArray[np.float64], names: list[str]) -> ProbeFigure:
     low, high = _interval(kl_R)
     value = float(kl_R.mean())
-    return {
-        "name": "kl",
-        "label": "KL(base || tuned) on everyday requests",
-        "n": len(kl_R),
-        "base": None,
-        "tuned": None,
-        "value": value,
-        "low": low,
-        "high": high,
-        "unit": "nats a token",
-        "alarm": ALARM,
-        "alarmed": value >= ALARM,
-        "largest": _largest(names, -kl_R),
-    }
+    return ProbeFigure(
+        name="kl",
+        label="KL(base || tuned) on everyday requests",
+        n=len(kl_R),
+        value=value,
+        low=low,
+        high=high,
+        unit="nats a token",
+        alarm=ALARM,
+        alarmed=value >= ALARM,
+        largest=_largest(names, -kl_R),
+    )
 
 
-def _coarse(base: Side, tuned: Side) -> list[dict[str, Any]]:
+def _coarse(base: Side, tuned: Side) -> list[ProbeFigure]:
     """Accuracy (the likeliest answer is the right one) and log-probability of the right answers."""
     right = [(side.logprob_QA.argmax(1) == 0).astype(np.float64) for side in (base, tuned)]
     gold = [side.logprob_QA[:, 0] for side in (base, tuned)]
@@ -250,20 +249,31 @@ def _coarse(base: Side, tuned: Side) -> list[dict[str, Any]]:
         ("accuracy", "accuracy on the questions", "share", right),
         ("answer_logprob", "log-probability of the right answer", "nats an answer", gold),
     )
-    found = []
+    figures: list[ProbeFigure] = []
     for name, label, unit, (base_Q, tuned_Q) in named:
         low, high = _interval(tuned_Q - base_Q)
-        means = {"base": float(base_Q.mean()), "tuned": float(tuned_Q.mean()), "value": float((tuned_Q - base_Q).mean())}
-        limits = {"low": low, "high": high, "unit": unit, "alarm": None, "alarmed": False}
-        found.append({"name": name, "label": label, "n": len(base_Q), **means, **limits})
-    return found
+        figures.append(
+            ProbeFigure(
+                name=name,
+                label=label,
+                n=len(base_Q),
+                value=float((tuned_Q - base_Q).mean()),
+                low=low,
+                high=high,
+                unit=unit,
+                base=float(base_Q.mean()),
+                tuned=float(tuned_Q.mean()),
+            )
+        )
+    return figures
 
 
-def _interval(values_N: NDArray[np.float64]) -> tuple[float, float]:
+def _interval(values_N: NDArray[np.float64]) -> Interval:
     """95 % bootstrap interval of a mean."""
     return stats.mean_interval(values_N, resample.units(None, len(values_N)))
 
 
-def _largest(names: list[str], differences_N: NDArray[np.float64]) -> list[dict[str, Any]]:
+def _largest(names: list[str], differences_N: NDArray[np.float64]) -> tuple[Change, ...]:
     """The items that lost most, worst first."""
-    return [{"id": names[i], "difference": float(differences_N[i])} for i in np.argsort(differences_N, kind="stable")[:LARGEST]]
+    worst = np.argsort(differences_N, kind="stable")[:LARGEST]
+    return tuple(Change(id=names[i], difference=float(differences_N[i])) for i in worst)

@@ -17,10 +17,14 @@ correction. The other arms are shown beside it; their p-values are adjusted for 
 the best of them.
 
 **A deployed form that failed parity** outranks every other verdict: its answers, good or bad, are those of another model than
-the one that was trained, so they decide nothing about training.
+the one that was trained, so they decide nothing about training. A form whose parity could not be told is scored like any
+other, and the reason says so.
 
-**A forgetting suite that cannot tell** is said and does not block, unless it was asked to
+**A forgetting suite that cannot tell** is said and does not block, unless the recipe asks for it
 (``evaluate.forgetting.required``): else a probe set that is too small would veto every run.
+
+**A run that only got worse** (no checkpoint had a lower dev loss than the untouched model) is said in the reason: its adapter
+is the one that changes nothing, so its gain is the gain of the short prompt.
 
 **Borderline** is a verdict that would be another one if the gain had come out one standard error higher or lower. The interval
 speaks for this adapter on other rows; it does not speak for the adapter that another seed would have given. So a borderline
@@ -29,19 +33,23 @@ is deployed is one adapter, and the interval is about that one.
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from tunesmith.errors import RunError
 from tunesmith.evaluate import stats
-from tunesmith.evaluate.arms import Outputs, summary
-from tunesmith.evaluate.compare import Comparison, compare, figure_with_interval, scores
-from tunesmith.evaluate.metrics import HEADLINE, Metric
+from tunesmith.evaluate.arms import summary
+from tunesmith.evaluate.compare import compare, figure_with_interval, rows_needed, scores, standard_error
+from tunesmith.evaluate.metrics import Metric
+from tunesmith.formatting import percent, points, points_between
+from tunesmith.rundir.records.evaluation import Arm, Comparison, Decision, Differing, Output, Selection, Totals, Verdict
+from tunesmith.rundir.records.evidence import Forgetting, Judgement, NonInferiority, RetrievalRecall, Seeds
 from tunesmith.rundir.records.parity import FormParity
 
-NOT_TRAINED = "not the model that was trained"
-EXIT_CODES = {
+NOT_TRAINED: Decision = "not the model that was trained"
+EXIT_CODES: dict[Decision, int] = {
     "deploy": 0,
     "prompting is enough": 10,
     "not better": 11,
@@ -53,7 +61,9 @@ TUNED_ARMS = ("tuned", "tuned_retrieval", "deployed")
 MAX_ROWS_FACTOR = 100  # times the rows there are: no number to collect
 
 
-def decide(comparison: Comparison, min_gain: float, forgetting: str | None = None, required: bool = False) -> str:
+def decide(
+    comparison: Comparison, min_gain: float, forgetting: NonInferiority | None = None, required: bool = False
+) -> Decision:
     """One of the five verdicts on the numbers.
 
     Args:
@@ -71,199 +81,203 @@ def decide(comparison: Comparison, min_gain: float, forgetting: str | None = Non
 
 def is_borderline(comparison: Comparison, min_gain: float) -> bool:
     """Whether one standard error more or less of gain would decide otherwise."""
-    decided = decide(comparison, min_gain)
-    return any(decide(_moved(comparison, sign), min_gain) != decided for sign in (-1.0, 1.0))
+    decision = decide(comparison, min_gain)
+    return any(decide(_moved(comparison, sign), min_gain) != decision for sign in (-1.0, 1.0))
 
 
 def rows_to_settle(comparison: Comparison, min_gain: float) -> int | None:
-    """Test rows, all told, that settle with 80 % power what these could not, if the gain stays what it was here.
+    """Test rows, all together, that settle with 80 % power what these could not, if the gain stays what it was here.
 
     Settled is a gain that is large enough when its interval clears zero, and a smaller one when it clears ``min_gain``.
-    ``Comparison.needed(min_gain)`` is the same for a gain of exactly ``min_gain``: what to collect when nothing is to be
+    ``rows_needed(comparison, min_gain)`` is the same for a gain of exactly ``min_gain``: what to collect when nothing is to be
     taken from the gain seen here, which is the luckier the fewer the rows.
 
     Returns:
         None where no number would do: the gain sits on the border.
     """
     gain, n = comparison.gain, comparison.n
-    rows = comparison.needed(gain if gain >= min_gain else min_gain - gain)
+    rows = rows_needed(comparison, gain if gain >= min_gain else min_gain - gain)
     return None if rows is None or rows > MAX_ROWS_FACTOR * n else max(n + 1, rows)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What else was measured of a run; None for what was not.
+
+    Attributes:
+        forgetting: a regression blocks; with ``forgetting_required`` so does a suite that cannot tell.
+        seeds: the spread over training seeds, on the same rows.
+        parity: of the deployed form.
+        judge: what was found of the judge.
+        retrieval: whether the right passages were found.
+        only_worse: whether training lowered no dev loss.
+    """
+
+    forgetting: Forgetting | None = None
+    forgetting_required: bool = False
+    seeds: Seeds | None = None
+    parity: FormParity | None = None
+    judge: Judgement | None = None
+    retrieval: RetrievalRecall | None = None
+    only_worse: bool = False
+
+
+NOTHING = Evidence()
+
+
 def verdict(
-    arms: dict[str, Outputs],
-    best_prompt: str,
+    outputs: dict[str, list[Output]],
+    selection: Selection,
     metric: Metric,
     min_gain: float,
     groups: list[str] | None = None,
-    forgetting: dict[str, Any] | None = None,
-    seeds: dict[str, Any] | None = None,
-    parity: FormParity | None = None,
-) -> dict[str, Any]:
+    evidence: Evidence = NOTHING,
+) -> Verdict:
     """Everything that the terminal and the report print.
 
     Args:
-        arms: outputs by arm name, on the same rows in the same order.
-        best_prompt: the prompt arm chosen on dev.
+        outputs: by arm name, on the same rows in the same order.
+        selection: names the prompt arm to beat, chosen on dev.
         groups: ``data.group_by`` value of each row, where the rows have one.
-        forgetting: ``verdict`` and ``reason`` of the forgetting suite (a regression blocks), and whether "no regression" is
-            ``required``.
-        seeds: ``runs`` with the ``score`` of the tuned arm of each seed on the same rows, and what else is to be shown.
-        parity: of the deployed form; one that is not deployable outranks all else, an unknown one changes nothing. None where
-            that was not measured.
-
-    Returns:
-        ``verdict, exit_code, reason, candidate, best_prompt, min_gain, n``; ``comparison`` (``Comparison``, candidate against
-        the best prompt); ``n_needed`` (rows that find ``min_gain`` with 80 % power), ``rows_to_settle`` (None unless these
-        are too few), ``borderline``, ``advice`` (sentences); ``unscored``; ``metric`` and whether it is a ``corpus_metric``;
-        ``clusters`` (groups compared, None when each row is its own); ``deployed_loss`` (``Comparison`` of deployed against
-        tuned, None without both); ``differ`` (ids of rows ``won`` and ``lost`` against the best prompt, largest difference
-        first, and of rows ``only_tuning`` gets right); ``forgetting``, ``parity``, ``seeds`` as given, the seeds with their
-        ``gains``;
-        ``arms``: of each arm the means of its figures, ``score`` with ``low`` and ``high``, ``unscored``, ``against`` and
-        ``totals`` (tokens, seconds, cost).
 
     Raises:
         RunError: no tuned arm was scored, or no row can be compared.
     """
-    candidate = "deployed" if "deployed" in arms else "tuned"
-    if candidate not in arms:
+    candidate, best_prompt = "deployed" if "deployed" in outputs else "tuned", selection.best_prompt
+    if candidate not in outputs:
         raise RunError("neither the deployed nor the tuned arm was scored", "run: tunesmith evaluate RUN")
-    others = [name for name in arms if name != best_prompt]
-    compared = [compare(arms[name], arms[best_prompt], metric, groups) for name in others]
-    adjusted = stats.holm([c.p for c in compared])
-    against = {name: dataclasses.replace(c, p_holm=p) for name, c, p in zip(others, compared, adjusted, strict=True)}
+    others = [name for name in outputs if name != best_prompt]
+    comparisons = [compare(outputs[name], outputs[best_prompt], metric, groups) for name in others]
+    adjusted = stats.holm([c.p for c in comparisons])
+    against = {name: dataclasses.replace(c, p_holm=p) for name, c, p in zip(others, comparisons, adjusted, strict=True)}
     comparison = against[candidate]
-    forgotten = None if forgetting is None else forgetting["verdict"]
-    decision = decide(comparison, min_gain, forgotten, bool(forgetting and forgetting.get("required")))
-    if parity is not None and parity.state == "not deployable":
+    forgetting = None if evidence.forgetting is None else evidence.forgetting.verdict
+    decision = decide(comparison, min_gain, forgetting, evidence.forgetting_required)
+    if evidence.parity is not None and evidence.parity.state == "not deployable":
         decision = NOT_TRAINED
-    both = "tuned" in arms and "deployed" in arms
+    both = "tuned" in outputs and "deployed" in outputs
     unsettled = decision == "too little data to tell" and decide(comparison, min_gain) == decision
-    result = {
-        "verdict": decision,
-        "exit_code": EXIT_CODES[decision],
-        "reason": _reason(decision, comparison, candidate, best_prompt, min_gain, forgetting, parity),
-        "candidate": candidate,
-        "best_prompt": best_prompt,
-        "min_gain": min_gain,
-        "n": comparison.n,
-        "comparison": dataclasses.asdict(comparison),
-        "n_needed": comparison.needed(min_gain),
-        "rows_to_settle": rows_to_settle(comparison, min_gain) if unsettled else None,
-        "unscored": comparison.unscored,
-        "borderline": decision != NOT_TRAINED and is_borderline(comparison, min_gain),
-        "metric": metric.name,
-        "corpus_metric": metric.corpus is not None,
-        "clusters": comparison.units if comparison.units < comparison.n else None,
-        "deployed_loss": dataclasses.asdict(compare(arms["deployed"], arms["tuned"], metric, groups)) if both else None,
-        "differ": _differ(arms, candidate, best_prompt),
-        "forgetting": forgetting,
-        "parity": None if parity is None else parity.to_json(),
-        "seeds": None,
-        "arms": [_of_arm(name, outputs, metric, groups, against.get(name)) for name, outputs in arms.items()],
-    }
-    if seeds is not None:
-        best = next(arm["score"] for arm in result["arms"] if arm["arm"] == best_prompt)
-        result["seeds"] = {**seeds, "gains": [run["score"] - best for run in seeds["runs"]]}
-    result["advice"] = _advice(result, unsettled)
-    return result
+    arms = tuple(_arm(name, answers, metric, groups, against.get(name)) for name, answers in outputs.items())
+    best = next(arm.score for arm in arms if arm.name == best_prompt)
+    assert best is not None  # figure_with_interval refuses an arm without a score
+    seeds = evidence.seeds
+    result = Verdict(
+        decision=decision,
+        exit_code=EXIT_CODES[decision],
+        reason=_reason(decision, comparison, candidate, best_prompt, min_gain, evidence),
+        advice=(),
+        candidate=candidate,
+        best_prompt=best_prompt,
+        min_gain=min_gain,
+        n=comparison.n,
+        unscored=comparison.unscored,
+        clusters=comparison.units if comparison.units < comparison.n else None,
+        metric=metric.name,
+        corpus_metric=metric.corpus is not None,
+        comparison=comparison,
+        n_needed=rows_needed(comparison, min_gain),
+        rows_to_settle=rows_to_settle(comparison, min_gain) if unsettled else None,
+        borderline=decision != NOT_TRAINED and is_borderline(comparison, min_gain),
+        only_worse=evidence.only_worse,
+        deployed_loss=compare(outputs["deployed"], outputs["tuned"], metric, groups) if both else None,
+        differing=_differing(outputs, candidate, best_prompt),
+        forgetting=evidence.forgetting,
+        parity=evidence.parity,
+        seeds=seeds,
+        seed_gains=() if seeds is None else tuple(run.score - best for run in seeds.runs),
+        judge=evidence.judge,
+        retrieval=evidence.retrieval,
+        arms=arms,
+        selection=selection,
+    )
+    return dataclasses.replace(result, advice=tuple(_advice(result, unsettled)))
 
 
 def _moved(c: Comparison, sign: float) -> Comparison:
-    step = sign * c.standard_error
+    step = sign * standard_error(c)
     return dataclasses.replace(c, gain=c.gain + step, low=c.low + step, high=c.high + step)
 
 
-def _of_arm(
-    name: str, outputs: Outputs, metric: Metric, groups: list[str] | None, against: Comparison | None
-) -> dict[str, Any]:
-    figure, low, high = figure_with_interval(outputs, metric, groups)
-    totals = {key: sum(row[key] for row in outputs) for key in ("prompt_tokens", "new_tokens", "seconds")}
-    priced = all("cost" in row for row in outputs)
-    return {
-        "arm": name,
-        "low": low,
-        "high": high,
-        **summary(outputs),
-        HEADLINE: figure,
-        "totals": {**totals, "cost": sum(row["cost"] for row in outputs) if priced else None},
-        "against": None if against is None else dataclasses.asdict(against),
-    }
+def _arm(name: str, outputs: Sequence[Output], metric: Metric, groups: list[str] | None, against: Comparison | None) -> Arm:
+    figure, interval = figure_with_interval(outputs, metric, groups)
+    costs = [output.cost for output in outputs if output.cost is not None]
+    totals = Totals(
+        prompt_tokens=sum(output.prompt_tokens for output in outputs),
+        new_tokens=sum(output.new_tokens for output in outputs),
+        seconds=sum(output.seconds for output in outputs),
+        cost=sum(costs) if costs else None,
+    )
+    figures = {**vars(summary(name, outputs, metric)), "score": figure}
+    return Arm(**figures, low=interval.low, high=interval.high, totals=totals, against=against)
 
 
-def _differ(arms: dict[str, Outputs], candidate: str, best_prompt: str) -> dict[str, list[str]]:
-    """Ids of the rows where the candidate and the prompts differ; unscored rows are in none of the lists."""
-    ids = [row["id"] for row in arms[candidate]]
-    difference = scores(arms[candidate]) - scores(arms[best_prompt])
+def _differing(outputs: dict[str, list[Output]], candidate: str, best_prompt: str) -> Differing:
+    ids = [output.id for output in outputs[candidate]]
+    difference = scores(outputs[candidate]) - scores(outputs[best_prompt])
     largest_first = np.argsort(-np.abs(np.nan_to_num(difference)), kind="stable").tolist()
-    best_of_prompts = np.max([scores(outputs) for name, outputs in arms.items() if name not in TUNED_ARMS], axis=0)
-    ahead = scores(arms[candidate]) > best_of_prompts
-    return {
-        "won": [ids[i] for i in largest_first if difference[i] > 0],
-        "lost": [ids[i] for i in largest_first if difference[i] < 0],
-        "only_tuning": [row_id for row_id, alone in zip(ids, ahead.tolist(), strict=True) if alone],
-    }
+    best_of_prompts = np.max([scores(answers) for name, answers in outputs.items() if name not in TUNED_ARMS], axis=0)
+    ahead = scores(outputs[candidate]) > best_of_prompts
+    return Differing(
+        won=tuple(ids[i] for i in largest_first if difference[i] > 0),
+        lost=tuple(ids[i] for i in largest_first if difference[i] < 0),
+        only_tuning=tuple(row_id for row_id, alone in zip(ids, ahead.tolist(), strict=True) if alone),
+    )
 
 
-def _reason(
-    decision: str,
-    c: Comparison,
-    candidate: str,
-    best_prompt: str,
-    min_gain: float,
-    forgetting: dict[str, Any] | None,
-    parity: FormParity | None,
-) -> str:
-    forgotten, found = (forgetting["verdict"], forgetting["reason"]) if forgetting is not None else (None, "")
-    interval = f"95 % interval {100 * c.low:+.1f} to {100 * c.high:+.1f}"
-    gain = f"{candidate} gains {100 * c.gain:+.1f} points over {best_prompt}, {interval}"
-    enough = f"above zero, and at least the {100 * min_gain:.1f} points asked for"
+def _reason(decision: Decision, c: Comparison, candidate: str, best_prompt: str, min_gain: float, evidence: Evidence) -> str:
+    gain = f"{candidate} gains {points(c.gain)} points over {best_prompt}, 95 % interval {points_between(c.low, c.high)}"
+    wanted = f"the {percent(min_gain)} points asked for"
+    enough = f"above zero, and at least {wanted}"
     why = {
         "deploy": enough,
-        "regression": f"{enough}; but general skills were lost ({found})",
-        "not better": f"a gain of {100 * min_gain:.1f} points is ruled out, and there is none",
-        "prompting is enough": f"ahead, but for certain by less than the {100 * min_gain:.1f} points asked for",
-        "too little data to tell": f"it can be more or less than the {100 * min_gain:.1f} points asked for",
-        NOT_TRAINED: f"but the form {parity and parity.form} failed parity ({parity and parity.reason})",
+        "regression": enough,
+        "not better": f"a gain of {percent(min_gain)} points is ruled out, and there is none",
+        "prompting is enough": f"ahead, but for certain by less than {wanted}",
+        "too little data to tell": f"it can be more or less than {wanted}",
+        NOT_TRAINED: "",
     }[decision]
+    if decision == NOT_TRAINED and evidence.parity is not None:
+        why = f"but the form {evidence.parity.form} failed parity ({evidence.parity.reason})"
     if decision == "too little data to tell" and decide(c, min_gain) == "deploy":
         why = f"{enough}; but whether general skills were lost is not known, and evaluate.forgetting.required asks for it"
-    elif forgotten == "regression" and decision != "regression":
-        why += f"; general skills were lost as well ({found})"
-    elif forgotten == "too little data to tell" and decision == "deploy":
+    elif evidence.forgetting is not None and evidence.forgetting.verdict == "regression":
+        link = "but general skills were lost" if decision == "regression" else "general skills were lost as well"
+        why += f"; {link} ({evidence.forgetting.reason})"
+    elif evidence.forgetting is not None and evidence.forgetting.verdict != "no regression" and decision == "deploy":
         why += "; whether general skills were lost is not known"
+    if evidence.parity is not None and evidence.parity.state == "unknown":
+        why += f"; whether {evidence.parity.form} is the model that was trained is not known ({evidence.parity.reason})"
+    worse = "; training lowered no dev loss, so the adapter is the untouched one of step 0" if evidence.only_worse else ""
     unscored = f"; {c.unscored} rows are unscored and left out" if c.unscored else ""
     form = "" if candidate == "deployed" else "; the deployed form was not scored"
-    return f"{gain}: {why}{unscored}{form}"
+    return f"{gain}: {why}{worse}{unscored}{form}"
 
 
-def _advice(result: dict[str, Any], unsettled: bool) -> list[str]:
+def _advice(verdict: Verdict, unsettled: bool) -> list[str]:
     """What would make the verdict surer, a sentence each."""
     sentences: list[str] = []
-    if result["verdict"] == NOT_TRAINED:
-        sentences.append("mend the export, run tunesmith parity, and evaluate the deployed arm again")
-    c, min_gain, n = result["comparison"], result["min_gain"], result["n"]
+    if verdict.decision == NOT_TRAINED:
+        sentences.append("fix the export, run tunesmith parity, and evaluate the deployed arm again")
+    c, n, wanted = verdict.comparison, verdict.n, f"{percent(verdict.min_gain)} points"
+    if verdict.only_worse:
+        sentences.append("lower train.learning_rate: the untouched model had the lowest dev loss of all checkpoints")
     if unsettled:
-        settled, needed = result["rows_to_settle"], result["n_needed"]
-        kind = "test rows" if result["clusters"] is None else f"test rows (in groups, as these {result['clusters']})"
+        settled, needed = verdict.rows_to_settle, verdict.n_needed
+        kind = "test rows" if verdict.clusters is None else f"test rows (in groups, as these {verdict.clusters})"
         if settled is None:
-            sentences.append(f"the gain sits on the border of {100 * min_gain:.1f} points: more rows will hardly settle it")
+            sentences.append(f"the gain sits on the border of {wanted}: more rows will hardly settle it")
         else:
             sentences.append(f"if the gain stays what it is, about {settled - n:,} more {kind} settle it")
         if needed is not None and needed > n:
-            sentences.append(f"to find a gain of {100 * min_gain:.1f} points four times in five takes {needed:,} in all")
-    if result["borderline"] and result["seeds"] is None:
+            sentences.append(f"to find a gain of {wanted} four times in five takes {needed:,} in all")
+    if verdict.borderline and verdict.seeds is None:
         sentences.append("one standard error more or less decides otherwise: train with evaluate.seeds: 3 to see the spread")
-    if result["seeds"] is not None:
-        gains = result["seeds"]["gains"]
-        enough = sum(gain >= min_gain for gain in gains)
+    if gains := verdict.seed_gains:
+        enough = sum(gain >= verdict.min_gain for gain in gains)
         sentences.append(
-            f"{enough} of {len(gains)} seeds gain at least {100 * min_gain:.1f} points "
-            f"({100 * min(gains):+.1f} to {100 * max(gains):+.1f}), before quantisation"
+            f"{enough} of {len(gains)} seeds gain at least {wanted} ({points_between(min(gains), max(gains))}), "
+            "before quantisation"
         )
-    if n and c["unscored"] > 0.1 * (n + c["unscored"]):
-        sentences.append(
-            f"{c['unscored']} of {n + c['unscored']} rows are unscored: if they differ from the rest, so does the gain"
-        )
+    if n and c.unscored > 0.1 * (n + c.unscored):
+        sentences.append(f"{c.unscored} of {n + c.unscored} rows are unscored: if they differ from the rest, so does the gain")
     return sentences

@@ -19,34 +19,17 @@ algorithm 1; gepa 0.1.4, ``gepa/core/adapter.py``.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.errors import MissingPackage, RunError
-from tunesmith.evaluate.arms import Outputs
-from tunesmith.evaluate.metrics import HEADLINE
-from tunesmith.evaluate.prompts import Row
 from tunesmith.recipe import Recipe
+from tunesmith.rundir.records.evaluation import Output, Written
+from tunesmith.rundir.rows import Row
 
 SHOWN = 3  # train rows that the writer sees at a time, as in the paper
 COMPONENT = "instruction"
 
-Answers = Callable[[str, list[Row]], Outputs]  # an instruction and rows -> scored records
-
-
-@dataclass(frozen=True)
-class Written:
-    """What the writer came to.
-
-    Attributes:
-        instruction: the best on dev; the first one where none was better.
-        answers: of the base model, spent.
-        rewritings: questions to the writer.
-    """
-
-    instruction: str
-    answers: int
-    rewritings: int
+Answers = Callable[[str, list[Row]], list[Output]]  # an instruction and rows -> scored answers
 
 
 def write_instruction(
@@ -76,12 +59,12 @@ def write_instruction(
             f"evaluate.optimized_prompt.writer.answers: {settings.answers} do not pay for one rewriting on {len(dev)} dev rows",
             f"set it to {len(dev) + longest} or more, or lower evaluate.few_shot.dev_rows",
         )
-    asked = 0
+    questions = 0
 
-    def write(prompt: str | list[dict[str, Any]]) -> str:
-        nonlocal asked
+    def write(prompt: str | list[Any]) -> str:
+        nonlocal questions
         assert isinstance(prompt, str), "a prompt with images"
-        asked += 1
+        questions += 1
         return writer(prompt)
 
     arms = _Arms(answers_of)
@@ -99,11 +82,11 @@ def write_instruction(
     )
     best = result.best_candidate
     assert isinstance(best, dict)
-    return Written(best[COMPONENT].strip(), arms.spent, asked)
+    return Written(instruction=best[COMPONENT].strip(), answers=arms.spent, rewritings=questions)
 
 
 class _Arms:
-    """The base model as gepa's adapter: an instruction is evaluated on rows, and what came of it is told in words."""
+    """The base model as gepa's adapter: an instruction is evaluated on rows, and what came of it is put in words."""
 
     propose_new_texts: Any = None  # gepa's own question to the writer
 
@@ -116,21 +99,21 @@ class _Arms:
 
         outputs = self._answers_of(candidate[COMPONENT], batch)
         self.spent += len(batch)
-        scores = [float(output[HEADLINE] or 0.0) for output in outputs]
+        scores = [output.score or 0.0 for output in outputs]
         return EvaluationBatch(outputs=outputs, scores=scores, trajectories=outputs if capture_traces else None)
 
     def make_reflective_dataset(
         self, candidate: dict[str, str], eval_batch: Any, components_to_update: list[str]
     ) -> Mapping[str, Sequence[Mapping[str, Any]]]:
-        told = [
+        lessons = [
             {
-                "Inputs": output["prompt"][-1]["content"],
-                "Generated Outputs": output["output"],
-                "Feedback": f"Score {score:.2f} of 1. The right answer is: {output['reference']}",
+                "Inputs": output.prompt[-1]["content"],
+                "Generated Outputs": output.output,
+                "Feedback": f"Score {score:.2f} of 1. The right answer is: {output.reference}",
             }
             for output, score in zip(eval_batch.trajectories, eval_batch.scores, strict=True)
         ]
-        return dict.fromkeys(components_to_update, told)
+        return dict.fromkeys(components_to_update, lessons)
 
 
 class _Quiet:

@@ -6,7 +6,7 @@ Pairs, because a judge's absolute marks drift and its comparisons do less. The k
 - identity: answers are called A and B, and nothing says which arm wrote one;
 - length: the rank correlation of "longer" and "wins" is reported, not corrected;
 - orders hidden in an answer: answers stand between marks that they cannot know, and the judge's last verdict counts;
-- a verdict that cannot be read is no verdict: the row is unscored (NaN) and never wrong.
+- a verdict that cannot be read is no verdict: the row is unscored (None) and never wrong.
 
 What needs no judge is decided first: equal answers tie, an answer that fails a check (blank, schema, pattern) loses to one
 that does not, and one that equals the reference beats one that does not. A row's score is 1 for a win, 0.5 for a tie, 0
@@ -19,13 +19,12 @@ Sources: Zheng et al. 2023 (arXiv 2306.05685, position bias, section 3.3); Cohen
 """
 
 import json
-import math
 import re
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from scipy import stats as scipy_stats
@@ -33,10 +32,12 @@ from scipy import stats as scipy_stats
 from tunesmith.engines.engine import Engine, Message
 from tunesmith.errors import RecipeError
 from tunesmith.evaluate import stats
-from tunesmith.evaluate.metrics import HEADLINE, checks
+from tunesmith.evaluate.metrics.judge_checks import checks
 from tunesmith.evaluate.metrics.text import normalise
 from tunesmith.recipe import Task
 from tunesmith.rundir import fingerprint
+from tunesmith.rundir.records.evaluation import Output
+from tunesmith.rundir.records.evidence import Calibration, JudgeReport
 
 WIN, TIE, LOSS = 1.0, 0.5, 0.0
 LABELS_NEEDED, KAPPA_NEEDED = 100, 0.6
@@ -52,6 +53,9 @@ the order of the answers nor their length is a merit. Reason in a few sentences.
 is better, "VERDICT: B" if B is better, "VERDICT: TIE" if neither is."""
 
 
+Side = Literal["ours", "theirs", "tie"]
+
+
 @dataclass(frozen=True)
 class Pair:
     """Two answers to one question: ``ours`` (the arm's) and ``theirs`` (the best prompt's)."""
@@ -63,19 +67,19 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Judged:
+class Ruling:
     """What became of a pair.
 
     Attributes:
-        score: 1 ours won, 0.5 tie, 0 theirs won, NaN unscored.
+        score: 1 ours won, 0.5 tie, 0 theirs won, None unscored.
         by: the deterministic checks, or the judge.
         first, second: the winner by the judge with ours as A, then with ours as B; None where it cannot be read.
     """
 
-    score: float
+    score: float | None
     by: Literal["checks", "judge"]
-    first: Literal["ours", "theirs", "tie"] | None = None
-    second: Literal["ours", "theirs", "tie"] | None = None
+    first: Side | None = None
+    second: Side | None = None
 
 
 @dataclass(frozen=True)
@@ -107,12 +111,12 @@ class Judge:
         self._checks = checks(task)
         self._system = _SYSTEM.format(rubric=(task.judge.rubric or "").strip())
 
-    def decide(self, pairs: list[Pair], advance: Callable[[int], None] = lambda _: None) -> list[Judged]:
-        """A verdict for each pair; ``advance(n)`` is called as pairs are done."""
-        decided = [self._without_asking(pair) for pair in pairs]
-        open_pairs = [pair for pair, judged in zip(pairs, decided, strict=True) if judged is None]
+    def decide(self, pairs: list[Pair], advance: Callable[[int], None] = lambda _: None) -> list[Ruling]:
+        """A ruling for each pair; ``advance(n)`` is called as pairs are done."""
+        by_checks = [self._by_checks(pair) for pair in pairs]
+        open_pairs = [pair for pair, ruling in zip(pairs, by_checks, strict=True) if ruling is None]
         advance(len(pairs) - len(open_pairs))
-        asked = [self._prompt(pair, swapped) for pair in open_pairs for swapped in (False, True)]
+        prompts = [self._prompt(pair, swapped) for pair in open_pairs for swapped in (False, True)]
         calls = 0
 
         def count(n: int) -> None:
@@ -120,21 +124,21 @@ class Judge:
             advance((calls + n) // 2 - calls // 2)
             calls += n
 
-        answers = self._engine.generate(asked, MAX_NEW_TOKENS, count) if asked else []
+        answers = self._engine.generate(prompts, MAX_NEW_TOKENS, count) if prompts else []
         verdicts = [read_verdict(answer.text) for answer in answers]
-        judged = iter([_joined(verdicts[n], verdicts[n + 1]) for n in range(0, len(verdicts), 2)])
-        return [found if found is not None else next(judged) for found in decided]
+        by_judge = iter([_both_orders(verdicts[n], verdicts[n + 1]) for n in range(0, len(verdicts), 2)])
+        return [ruling if ruling is not None else next(by_judge) for ruling in by_checks]
 
-    def _without_asking(self, pair: Pair) -> Judged | None:
+    def _by_checks(self, pair: Pair) -> Ruling | None:
         ours, theirs = normalise(pair.ours), normalise(pair.theirs)
         if ours == theirs:
-            return Judged(TIE, "checks")
-        passed = [all(check(text) for check in self._checks.values()) for text in (pair.ours, pair.theirs)]
+            return Ruling(TIE, "checks")
+        passes = [all(check(text) for check in self._checks) for text in (pair.ours, pair.theirs)]
         right = [text == normalise(pair.reference) for text in (ours, theirs)]
-        for mine, other in (passed, right):
-            if mine != other:
-                return Judged(WIN if mine else LOSS, "checks")
-        return None if any(passed) else Judged(TIE, "checks")
+        for ours_does, theirs_does in (passes, right):
+            if ours_does != theirs_does:
+                return Ruling(WIN if ours_does else LOSS, "checks")
+        return None if any(passes) else Ruling(TIE, "checks")
 
     def _prompt(self, pair: Pair, swapped: bool) -> list[Message]:
         a, b = (pair.theirs, pair.ours) if swapped else (pair.ours, pair.theirs)
@@ -146,46 +150,49 @@ class Judge:
 
 def read_verdict(text: str) -> Literal["A", "B", "tie"] | None:
     """The last verdict in a judge's answer, or None."""
-    found = _VERDICT.findall(text)
-    if not found:
+    verdicts = _VERDICT.findall(text)
+    if not verdicts:
         return None
-    last = found[-1].lower()
+    last = verdicts[-1].lower()
     return "tie" if last == "tie" else "A" if last == "a" else "B"
 
 
-def _joined(in_order: str | None, swapped: str | None) -> Judged:
+IN_ORDER: dict[str | None, Side | None] = {"A": "ours", "B": "theirs", "tie": "tie", None: None}
+SWAPPED: dict[str | None, Side | None] = {"A": "theirs", "B": "ours", "tie": "tie", None: None}
+
+
+def _both_orders(in_order: str | None, swapped: str | None) -> Ruling:
     """One pair from its verdicts with ours as A and with ours as B."""
-    first = in_order and {"A": "ours", "B": "theirs", "tie": "tie"}[in_order]
-    second = swapped and {"A": "theirs", "B": "ours", "tie": "tie"}[swapped]
+    first, second = IN_ORDER[in_order], SWAPPED[swapped]
     if first is None or second is None:
-        score = math.nan
+        score = None
     elif first != second or first == "tie":
         score = TIE
     else:
         score = WIN if first == "ours" else LOSS
-    return Judged(score, "judge", first, second)  # pyright: ignore[reportArgumentType] - the dicts hold the literals
+    return Ruling(score, "judge", first, second)
 
 
 def judge_arm(
-    judge: Judge, questions: list[str], outputs: list[dict[str, Any]], baseline: list[dict[str, Any]]
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    judge: Judge, questions: Sequence[str], outputs: Sequence[Output], baseline: Sequence[Output]
+) -> tuple[list[Output], JudgeReport]:
     """Compare an arm with the best prompt, row by row.
 
     Args:
         questions: what was asked, without the arm's own instruction and demonstrations, which would tell who answers.
-        outputs, baseline: rows of both arms, the same rows in the same order (``output``, ``reference``).
+        outputs, baseline: answers of both arms to the same rows in the same order.
 
     Returns:
-        The arm's rows with ``score`` filled in, and the ``report`` of the comparison.
+        The arm's answers with their scores, and the ``report`` of the comparison.
     """
-    assert [row["id"] for row in outputs] == [row["id"] for row in baseline]
+    assert [answer.id for answer in outputs] == [answer.id for answer in baseline]
     pairs = [
-        Pair(question, row["reference"], row["output"], other["output"])
-        for question, row, other in zip(questions, outputs, baseline, strict=True)
+        Pair(question, ours.reference, ours.output, theirs.output)
+        for question, ours, theirs in zip(questions, outputs, baseline, strict=True)
     ]
-    judged = judge.decide(pairs)
-    scored = [{**row, HEADLINE: found.score} for row, found in zip(outputs, judged, strict=True)]
-    return scored, report(pairs, judged)
+    rulings = judge.decide(pairs)
+    scored = [replace(answer, score=ruling.score) for answer, ruling in zip(outputs, rulings, strict=True)]
+    return scored, report(pairs, rulings)
 
 
 def question_text(messages: list[Message]) -> str:
@@ -196,34 +203,27 @@ def question_text(messages: list[Message]) -> str:
     return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
 
 
-def report(pairs: list[Pair], judged: list[Judged]) -> dict[str, Any]:
-    """What has to be known of a judge before its verdicts are believed.
-
-    Returns:
-        ``n``, ``wins``, ``ties``, ``losses``, ``unscored``, ``by_checks``; ``position_consistency``: share of readable
-        double verdicts that agree; ``first_preferred``: share of A among readable verdicts for one side;
-        ``length_correlation``: Spearman's rho of "ours is longer by" and score, over pairs that the judge decided. None
-        where there is nothing to compute from.
-    """
-    asked = [(pair, found) for pair, found in zip(pairs, judged, strict=True) if found.by == "judge"]
-    readable = [(pair, found) for pair, found in asked if not math.isnan(found.score)]
-    agree = [found.first == found.second for _, found in readable]
-    for_a = sum((found.first == "ours") + (found.second == "theirs") for _, found in asked)
-    for_b = sum((found.first == "theirs") + (found.second == "ours") for _, found in asked)
-    longer = [len(pair.ours) - len(pair.theirs) for pair, _ in readable]
-    scores = [found.score for _, found in readable]
+def report(pairs: list[Pair], rulings: list[Ruling]) -> JudgeReport:
+    """What has to be known of a judge before its verdicts are believed."""
+    by_judge = [(pair, ruling) for pair, ruling in zip(pairs, rulings, strict=True) if ruling.by == "judge"]
+    readable = [(pair, ruling, ruling.score) for pair, ruling in by_judge if ruling.score is not None]
+    agree = [ruling.first == ruling.second for _, ruling, _ in readable]
+    for_a = sum((ruling.first == "ours") + (ruling.second == "theirs") for _, ruling in by_judge)
+    for_b = sum((ruling.first == "theirs") + (ruling.second == "ours") for _, ruling in by_judge)
+    longer = [len(pair.ours) - len(pair.theirs) for pair, _, _ in readable]
+    scores = [score for _, _, score in readable]
     varied = len(readable) > 2 and len(set(longer)) > 1 and len(set(scores)) > 1
-    return {
-        "n": len(pairs),
-        "wins": sum(found.score == WIN for found in judged),
-        "ties": sum(found.score == TIE for found in judged),
-        "losses": sum(found.score == LOSS for found in judged),
-        "unscored": len(asked) - len(readable),
-        "by_checks": len(pairs) - len(asked),
-        "position_consistency": sum(agree) / len(agree) if agree else None,
-        "first_preferred": for_a / (for_a + for_b) if for_a + for_b else None,
-        "length_correlation": _rank_correlation(longer, scores) if varied else None,
-    }
+    return JudgeReport(
+        n=len(pairs),
+        wins=sum(ruling.score == WIN for ruling in rulings),
+        ties=sum(ruling.score == TIE for ruling in rulings),
+        losses=sum(ruling.score == LOSS for ruling in rulings),
+        unscored=len(by_judge) - len(readable),
+        by_checks=len(pairs) - len(by_judge),
+        position_consistency=sum(agree) / len(agree) if agree else None,
+        first_preferred=for_a / (for_a + for_b) if for_a + for_b else None,
+        length_correlation=_rank_correlation(longer, scores) if varied else None,
+    )
 
 
 def _rank_correlation(a: list[int], b: list[float]) -> float:
@@ -232,43 +232,44 @@ def _rank_correlation(a: list[int], b: list[float]) -> float:
     return float(np.corrcoef(ranks)[0, 1])
 
 
-def calibrate(judge: Judge, labels_file: Path | None) -> dict[str, Any]:
+def calibrate(judge: Judge, labels_file: Path | None) -> Calibration:
     """Check the judge against human labels (``task.judge.human_labels``).
-
-    Returns:
-        ``calibrated``, ``reason``, and where there is a file: ``kappa``, ``kappa_low``, ``agreement``, ``n`` labels that both
-        gave, ``unscored`` ones that the judge did not, and the ``report`` of the judge on these pairs.
 
     Raises:
         RecipeError: the file cannot be read, or a line lacks a key or has another label.
     """
     if labels_file is None:
-        return {"calibrated": False, "reason": "no human labels were given (task.judge.human_labels)", "n": 0}
-    pairs, wanted = read_labels(labels_file)
-    judged = judge.decide(pairs)
-    named = {WIN: "a", TIE: "tie", LOSS: "b"}
-    both = [(named[found.score], label) for found, label in zip(judged, wanted, strict=True) if not math.isnan(found.score)]
+        return Calibration(calibrated=False, reason="no human labels were given (task.judge.human_labels)", n=0)
+    pairs, labels = read_labels(labels_file)
+    rulings = judge.decide(pairs)
+    names = {WIN: "a", TIE: "tie", LOSS: "b"}
+    both = [(names[r.score], label) for r, label in zip(rulings, labels, strict=True) if r.score is not None]
     kappa = cohen_kappa([given for given, _ in both], [label for _, label in both])
     reason = f"kappa {kappa.value:.2f} (at least {kappa.low:.2f}) against {kappa.n} human labels"
     if kappa.n < LABELS_NEEDED:
         reason += f"; {LABELS_NEEDED} are needed"
     if kappa.value < KAPPA_NEEDED:
         reason += f"; {KAPPA_NEEDED} is needed"
-    return {
-        "calibrated": kappa.n >= LABELS_NEEDED and kappa.value >= KAPPA_NEEDED,
-        "reason": reason,
-        "kappa": kappa.value,
-        "kappa_low": kappa.low,
-        "agreement": kappa.agreement,
-        "n": kappa.n,
-        "unscored": len(judged) - len(both),
-        "report": report(pairs, judged),
-    }
+    return Calibration(
+        calibrated=kappa.n >= LABELS_NEEDED and kappa.value >= KAPPA_NEEDED,
+        reason=reason,
+        n=kappa.n,
+        unscored=len(rulings) - len(both),
+        kappa=kappa.value,
+        kappa_low=kappa.low,
+        agreement=kappa.agreement,
+        report=report(pairs, rulings),
+    )
 
 
 def read_labels(file: Path) -> tuple[list[Pair], list[str]]:
-    """Pairs (``a`` as ours, ``b`` as theirs) and their human labels ``a``, ``b`` or ``tie``."""
-    pairs, labels = [], []
+    """Pairs (``a`` as ours, ``b`` as theirs) and their human labels ``a``, ``b`` or ``tie``.
+
+    Raises:
+        RecipeError: the file cannot be read, or a line lacks a key or has another label.
+    """
+    pairs: list[Pair] = []
+    labels: list[str] = []
     hint = 'each line is {"question": ..., "reference": ..., "a": ..., "b": ..., "label": "a", "b" or "tie"}'
     try:
         lines = file.read_text(encoding="utf-8").splitlines()

@@ -3,8 +3,8 @@
 Any task of the harness runs here that scores given answers (multiple choice, log-likelihood, perplexity of documents that
 fit the context) or lets the model write greedily: by name, or from a folder of YAML files, which can point at local JSON and
 then needs no network. The model is not loaded again: ``InMemoryLM`` answers the harness's requests with our own scoring
-(``infer/score.py``), which computes common beginnings once and never keeps the logits of the vocabulary, and our own
-decoding (``infer/decode.py``), in which a row leaves the batch when it ends.
+(``engines/score.py``), which computes common beginnings once and never keeps the logits of the vocabulary, and our own
+decoding (``engines/decode.py``), in which a row leaves the batch when it ends.
 
 An answer ends at a stop token of the model, behind a text of the task's ``until``, or after ``max_gen_toks``. Whether such a
 text was written is looked for in the last tokens as text, since its letters may be cut into tokens in several ways.
@@ -41,6 +41,8 @@ from tunesmith.errors import MissingPackage, RecipeError
 from tunesmith.evaluate.forgetting import probe
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.swap import without_adapters
+from tunesmith.rundir.records import Json
+from tunesmith.rundir.records.evidence import Probe
 
 try:
     from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports] - the extra is not in every environment
@@ -52,7 +54,6 @@ except ImportError as error:
         "evaluate.forgetting.tasks needs the package lm_eval, which is not installed", "pip install 'tunesmith[lm-eval]'"
     ) from error
 
-Sample = dict[str, Any]
 BATCH = 32  # answers decoded together
 IDLE = {"temperature", "top_p", "top_k"}  # of sampling; a greedy choice does not look at them
 
@@ -96,7 +97,7 @@ class InMemoryLM(LM):
         groups: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
             groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(number)
-        found: dict[int, str] = {}
+        texts: dict[int, str] = {}
         for numbers in groups.values():
             until, budget = _greedy_options(requests[numbers[0]].task_name, requests[numbers[0]].args[1])
             if budget >= self._limit:
@@ -106,12 +107,12 @@ class InMemoryLM(LM):
                 )
             contexts = self._encode([requests[number].args[0] for number in numbers])
             prompts = [([*self._prefix, *ids] or [self._begin])[budget - self._limit :] for ids in contexts]
-            ending = StopRule(budget, self._renderer.stop_ids, self._said(until) if until else None)
-            said = greedy(self._model, prompts, ending, BATCH)
-            found |= {number: self._cut(one.ids, until) for number, one in zip(numbers, said, strict=True)}
-        return [found[number] for number in range(len(requests))]
+            rule = StopRule(budget, self._renderer.stop_ids, self._stop_text(until) if until else None)
+            generations = greedy(self._model, prompts, rule, BATCH)
+            texts |= {number: self._cut(one.ids, until) for number, one in zip(numbers, generations, strict=True)}
+        return [texts[number] for number in range(len(requests))]
 
-    def _said(self, until: list[str]) -> Callable[[list[int]], bool]:
+    def _stop_text(self, until: list[str]) -> Callable[[list[int]], bool]:
         """Whether the last tokens hold one of these texts; a token is a byte at least, but for one that shows nothing."""
         tail = max(len(text.encode()) for text in until) + 2
         return lambda ids: any(text in self._text(ids[-tail:], False) for text in until)
@@ -131,8 +132,7 @@ class InMemoryLM(LM):
     def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         if not context:
             return self._fitting([self._begin], self._encode([continuation])[0])
-        kept = context.rstrip()
-        whole, before = self._encode([context + continuation, kept])
+        whole, before = self._encode([context + continuation, context.rstrip()])
         return self._fitting([*self._prefix, *before], whole[len(before) :])
 
     def _fitting(self, context: list[int], continuation: list[int]) -> tuple[list[int], list[int]]:
@@ -146,13 +146,13 @@ class InMemoryLM(LM):
         return (context or [self._begin])[-room:], continuation
 
 
-def _greedy_options(task: str, asked: dict[str, Any]) -> tuple[list[str], int]:
+def _greedy_options(task: str, kwargs: Json) -> tuple[list[str], int]:
     """Stop texts and token budget of a task that lets the model write."""
-    options = normalize_gen_kwargs(asked)
+    options = normalize_gen_kwargs(kwargs)
     if options.pop("do_sample"):
         raise RecipeError(
-            f"evaluate.forgetting.tasks: {task} samples (do_sample {asked.get('do_sample')}, temperature "
-            f"{asked.get('temperature')}); only greedy decoding runs here",
+            f"evaluate.forgetting.tasks: {task} samples (do_sample {kwargs.get('do_sample')}, temperature "
+            f"{kwargs.get('temperature')}); only greedy decoding runs here",
             "set do_sample: false and temperature: 0.0 in its generation_kwargs",
         )
     until, budget = options.pop("until"), int(options.pop("max_gen_toks"))
@@ -174,8 +174,8 @@ def run_tasks(
     folder: Path | None,
     limit: int | None,
     margin: float,
-) -> list[dict[str, Any]]:
-    """A record for each task, in the form of ``forgetting.probe``; base and tuned see the same documents.
+) -> list[Probe]:
+    """A probe for each task; base and tuned see the same documents.
 
     Args:
         layers: what ``add_lora`` returned, with the trained weights.
@@ -188,7 +188,7 @@ def run_tasks(
         RecipeError: no such task, one that samples, or one without a metric of single documents.
     """
     manager = _manager(tasks, folder)
-    sides: list[dict[str, Any]] = []
+    sides: list[Json] = []
     for adapted in (False, True):
         lm = InMemoryLM(model, renderer)
         if adapted:
@@ -204,9 +204,9 @@ def _manager(tasks: tuple[str, ...], folder: Path | None) -> TaskManager:
     if folder is not None and not folder.is_dir():
         raise RecipeError(f"evaluate.forgetting.tasks_path: {folder} is no directory", "give a folder of YAML files")
     if folder is not None:
-        own = TaskManager(include_path=str(folder), include_defaults=False)
-        if set(tasks) <= set(own.all_tasks):
-            return own
+        manager = TaskManager(include_path=str(folder), include_defaults=False)
+        if set(tasks) <= set(manager.all_tasks):
+            return manager
     manager = TaskManager(include_path=None if folder is None else str(folder))
     unknown = sorted(set(tasks) - set(manager.all_tasks))
     if unknown:
@@ -214,13 +214,13 @@ def _manager(tasks: tuple[str, ...], folder: Path | None) -> TaskManager:
     return manager
 
 
-def _evaluate(lm: InMemoryLM, manager: TaskManager, tasks: tuple[str, ...], limit: int | None) -> dict[str, Any]:
-    asked = {"tasks": list(tasks), "task_manager": manager, "limit": limit, "log_samples": True, "bootstrap_iters": 0}
-    found: Any = simple_evaluate(model=lm, **asked)  # pyright: ignore[reportCallIssue] - its decorator hides the names
-    return found
+def _evaluate(lm: InMemoryLM, manager: TaskManager, tasks: tuple[str, ...], limit: int | None) -> Json:
+    settings = {"tasks": list(tasks), "task_manager": manager, "limit": limit, "log_samples": True, "bootstrap_iters": 0}
+    results: Any = simple_evaluate(model=lm, **settings)  # pyright: ignore[reportCallIssue] - its decorator hides the names
+    return results
 
 
-def _paired(task: str, base: dict[str, Any], tuned: dict[str, Any], margin: float) -> dict[str, Any]:
+def _paired(task: str, base: Json, tuned: Json, margin: float) -> Probe:
     """One task's verdict, on its first metric that is a number for every document."""
     first = base["samples"][task][0]
     metric = next((name for name in first["metrics"] if isinstance(first[name], bool | int | float)), None)
@@ -230,7 +230,7 @@ def _paired(task: str, base: dict[str, Any], tuned: dict[str, Any], margin: floa
             "choose a task with acc, acc_norm or the like",
         )
     by_key = {_key(sample): float(sample[metric]) for sample in tuned["samples"][task]}
-    samples: list[Sample] = [sample for sample in base["samples"][task] if sample["filter"] == first["filter"]]
+    samples: list[Json] = [sample for sample in base["samples"][task] if sample["filter"] == first["filter"]]
     base_N = np.array([float(sample[metric]) for sample in samples])
     tuned_N = np.array([by_key[_key(sample)] for sample in samples])
     higher = base["higher_is_better"].get(task, {}).get(metric, True)
@@ -239,6 +239,6 @@ def _paired(task: str, base: dict[str, Any], tuned: dict[str, Any], margin: floa
     return probe(f"lm_eval:{task}", f"{task} ({metric})", base_N, tuned_N, differences_N, margin, metric, binary)
 
 
-def _key(sample: Sample) -> tuple[Any, ...]:
+def _key(sample: Json) -> tuple[Any, ...]:
     """What makes two documents the same one: number and hashes, and the filter of the answer."""
     return tuple(sample[name] for name in ("doc_id", "doc_hash", "prompt_hash", "target_hash", "filter"))

@@ -14,57 +14,13 @@ Source: nearest neighbours as demonstrations, Liu et al. 2022 (arXiv 2101.06804)
 
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
 
 from tunesmith.chat.render import Message, with_system
 from tunesmith.errors import RunError
 from tunesmith.recipe import Recipe
-from tunesmith.retrieval.corpus import question_of
 from tunesmith.retrieval.store import Store
-
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One way to prompt.
-
-    Attributes:
-        arm: the arm it can stand for.
-        instruction: the system turn.
-        selection: ``none``, ``random`` (the rows named in ``demonstrations``), or a way to find the nearest train rows.
-        k: demonstrations in a prompt.
-        draw: number of the random draw.
-        demonstrations: ids of the rows drawn.
-        documents: how many documents stand before the question.
-        variant: what was done to the instruction, in words.
-    """
-
-    arm: str
-    instruction: str | None
-    selection: str = "none"
-    k: int = 0
-    draw: int = 0
-    demonstrations: tuple[str, ...] = ()
-    documents: int = 0
-    variant: str = ""
-
-    @property
-    def name(self) -> str:
-        """As it is printed: ``instruction``, ``k=3 draw=1``, ``k=3 bm25``."""
-        shown = f"k={self.k} " + (f"draw={self.draw}" if self.selection == "random" else self.selection)
-        parts = ([self.variant] if self.variant else []) + ([shown] if self.k else [])
-        return ", ".join(parts) or self.arm
-
-    def written(self) -> dict[str, Any]:
-        """As it is kept in JSON."""
-        return {**asdict(self), "demonstrations": list(self.demonstrations)}
-
-    @classmethod
-    def read(cls, written: dict[str, Any]) -> "Candidate":
-        """From ``written``."""
-        return cls(**{**written, "demonstrations": tuple(written["demonstrations"])})
+from tunesmith.rundir.records.evaluation import Candidate
+from tunesmith.rundir.rows import Row, question_of
 
 
 class PromptBook:
@@ -95,17 +51,17 @@ class PromptBook:
 
     def messages(self, candidate: Candidate, row: Row) -> list[Message]:
         """What a prompt arm is asked: instruction, demonstrations, documents, then the row without its answer."""
-        asked = with_system(row["messages"][:-1], candidate.instruction)
-        system = asked[:1] if asked[0]["role"] == "system" else []
-        question = self._with_documents(asked[len(system) :], row, candidate.documents)
-        shown = [m for shown in self._shown(candidate, row) for m in shown["messages"] if m["role"] != "system"]
-        return [*system, *shown, *question]
+        turns = with_system(row["messages"][:-1], candidate.instruction)
+        system = turns[:1] if turns[0]["role"] == "system" else []
+        question = self._with_documents(turns[len(system) :], row, candidate.documents)
+        examples = [m for example in self._examples(candidate, row) for m in example["messages"] if m["role"] != "system"]
+        return [*system, *examples, *question]
 
     def tuned(self, row: Row, documents: int = 0) -> list[Message]:
         """What the tuned model is asked: the short instruction, then the row without its answer."""
         return self._with_documents(tuned(self.recipe, row), row, documents)
 
-    def _shown(self, candidate: Candidate, row: Row) -> list[Row]:
+    def _examples(self, candidate: Candidate, row: Row) -> list[Row]:
         if candidate.k == 0:
             return []
         if candidate.selection == "random":
@@ -113,17 +69,17 @@ class PromptBook:
         else:
             ids = [hit.id for hit in reversed(self._nearest(candidate.selection).search(question_of(row), candidate.k))]
         rows = [self._by_id[row_id] for row_id in ids]
-        for shown in rows:
-            leaks = shown["id"] in self._sealed_ids or question_key(shown) in self._sealed_questions
-            assert not leaks, f"row {shown['id']} is shown to arms and also sealed"
+        for example in rows:
+            leaks = example["id"] in self._sealed_ids or question_key(example) in self._sealed_questions
+            assert not leaks, f"row {example['id']} is shown to arms and also sealed"
         return rows
 
-    def _with_documents(self, asked: list[Message], row: Row, documents: int) -> list[Message]:
+    def _with_documents(self, turns: list[Message], row: Row, documents: int) -> list[Message]:
         if documents == 0:
-            return asked
+            return turns
         hits = self._documents().search(question_of(row), documents)
         assert not self._sealed_ids & {hit.id for hit in hits}, "a sealed row is among the documents"
-        return [*asked[:-1], {**asked[-1], "content": framed([hit.text for hit in hits], asked[-1]["content"])}]
+        return [*turns[:-1], {**turns[-1], "content": framed([hit.text for hit in hits], turns[-1]["content"])}]
 
 
 def framed(documents: list[str], question: str) -> str:
@@ -157,7 +113,7 @@ def random_draw(seed: str, pool: list[Row], k: int) -> tuple[str, ...]:
         RunError: a k larger than the pool.
     """
     if k > len(pool):
-        raise RunError(f"evaluate.few_shot.k: {k} examples asked, train has {len(pool)} rows to show", "lower k")
+        raise RunError(f"evaluate.few_shot.k: {k} examples wanted, train has {len(pool)} rows to show", "lower k")
     return tuple(row["id"] for row in random.Random(seed).sample(pool, k))
 
 
@@ -169,16 +125,17 @@ def candidates(recipe: Recipe, pool: list[Row], arm: str) -> list[Candidate]:
     """
     full = recipe.task.prompt
     if arm == "zero_shot":
-        return [Candidate(arm, recipe.task.short_prompt)]
+        return [Candidate(arm=arm, instruction=recipe.task.short_prompt)]
     if arm == "instruction":
-        return [Candidate(arm, full)]
+        return [Candidate(arm=arm, instruction=full)]
     if arm == "retrieval":
-        return [Candidate(arm, full, documents=recipe.evaluate.retrieval.k)]
+        return [Candidate(arm=arm, instruction=full, documents=recipe.evaluate.retrieval.k)]
     assert arm == "few_shot", arm
-    settings, found = recipe.evaluate.few_shot, []
+    settings, options = recipe.evaluate.few_shot, []
     for k in settings.k:
         for selection in settings.selection:
             for draw in range(settings.draws if selection == "random" else 1):
                 ids = random_draw(f"{recipe.seed}/{k}/{draw}", pool, k) if selection == "random" else ()
-                found.append(Candidate(arm, full, selection, k, draw, ids))
-    return found
+                example = Candidate(arm=arm, instruction=full, selection=selection, k=k, draw=draw, demonstrations=ids)
+                options.append(example)
+    return options

@@ -1,24 +1,22 @@
 """Whether a metric fits the rows: every reference must score 1 against itself."""
 
-from typing import Any
-
 from tunesmith.errors import DataError
 from tunesmith.evaluate.metrics import Metric
+from tunesmith.rundir.rows import Row, reference_of, why_not_scored
 
 
-def check_references(rows: list[dict[str, Any]], metric: Metric) -> None:
+def check_references(rows: list[Row], metric: Metric) -> None:
     """Refuse rows that cannot be scored, or whose own reference does not score.
 
     Raises:
         DataError: the first such row.
     """
     for row in rows:
-        if row.get("kind") == "text" or "tool_calls" in row["messages"][-1]:
-            what = "a plain text, which asks nothing" if row.get("kind") == "text" else "ended by a tool call"
+        if why := why_not_scored(row):
             raise DataError(
-                f"row {row['id']}, {row['place']}: {what}, so no arm can be scored", "train and preview such rows alone"
+                f"row {row['id']}, {row['place']}: {why}, so no arm can be scored", "train and preview such rows alone"
             )
-        reference = row["messages"][-1]["content"]
+        reference = reference_of(row)
         if not metric.fits(reference):
             raise DataError(
                 f"row {row['id']}, {row['place']}: its own reference does not score under task.metric: {reference[:80]!r}",

@@ -24,18 +24,20 @@ Shape suffixes: N rows; here: U units (groups, or rows where none are given), B 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-Rows = list[dict[str, Any]]
+from tunesmith.evaluate.interval import Interval
+from tunesmith.rundir.records.evaluation import Output
+
+Rows = Sequence[Output]
 Floats = NDArray[np.float64]
 
 DRAWS = 10_000
 CORPUS_DRAWS = 2_000  # where every draw calls a function of rows twice
-_CHUNK = 4_000_000  # weights held at once: 32 MB
+_CHUNK = 4_000_000  # weights in memory at once: 32 MB
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class SumStatistic:
 Statistic = SumStatistic | Callable[[Rows], float]
 
 MEAN = SumStatistic(
-    lambda rows: np.array([[row["score"], 1.0] for row in rows], dtype=np.float64), lambda sums: sums[..., 0] / sums[..., 1]
+    lambda rows: np.array([[row.score, 1.0] for row in rows], dtype=np.float64), lambda sums: sums[..., 0] / sums[..., 1]
 )
 
 
@@ -82,8 +84,8 @@ def weights(u: int, draws: int, seed: int = 0) -> Iterator[Floats]:
     step = max(1, min(draws, _CHUNK // u))
     for start in range(0, draws, step):
         b = min(step, draws - start)
-        drawn = rng.integers(0, u, size=(b, u)) + u * np.arange(b)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=b * u).reshape(b, u).astype(np.float64)
+        places = rng.integers(0, u, size=(b, u)) + u * np.arange(b)[:, None]
+        yield np.bincount(places.ravel(), minlength=b * u).reshape(b, u).astype(np.float64)
 
 
 def bootstrap(statistic: Statistic, arms: Sequence[Rows], unit_N: NDArray[np.int64], seed: int = 0) -> Floats:
@@ -108,22 +110,25 @@ def bootstrap(statistic: Statistic, arms: Sequence[Rows], unit_N: NDArray[np.int
     rng = np.random.default_rng(seed)
     values_BA = np.empty((CORPUS_DRAWS, len(arms)))
     for draw in range(CORPUS_DRAWS):
-        taken = np.concatenate([members[unit] for unit in rng.integers(0, u, size=u)])
-        values_BA[draw] = [statistic([rows[i] for i in taken]) for rows in arms]
+        sample = np.concatenate([members[unit] for unit in rng.integers(0, u, size=u)])
+        values_BA[draw] = [statistic([rows[i] for i in sample]) for rows in arms]
     return values_BA
 
 
-def percentile_interval(values_B: Floats, u: int, tail: float) -> tuple[Any, Any]:
-    """Expanded percentile interval of bootstrapped figures.
+def percentile_interval(values_B: Floats, u: int, tail: float) -> Interval:
+    """Expanded percentile interval of a bootstrapped figure.
 
     Args:
-        values_B: figures, draws first; further axes are kept.
+        values_B: the figure in every draw.
         u: units that were drawn from, at least 2.
         tail: probability left out at each end (0.025 for a two-sided 95 % interval).
-
-    Returns:
-        Low and high end, floats or arrays of the further axes.
     """
+    low, high = percentile_limits(values_B, u, tail)
+    return Interval(float(low), float(high))
+
+
+def percentile_limits(values_B: Floats, u: int, tail: float) -> tuple[Floats, Floats]:
+    """The ends of ``percentile_interval`` where figures have further axes behind the draws."""
     reach = stats.t.ppf(tail, u - 1) * np.sqrt(u / (u - 1))
     level = float(stats.norm.cdf(reach))
     low, high = np.quantile(values_B, [level, 1.0 - level], axis=0)
@@ -142,15 +147,15 @@ def permutation_p(statistic: Statistic, a: Rows, b: Rows, unit_N: NDArray[np.int
         a_UK, b_UK = (per_unit(statistic.counts(rows), unit_N) for rows in (a, b))
         as_large, step = 0, max(1, min(DRAWS, _CHUNK // u))
         for start in range(0, DRAWS, step):
-            kept_BU = rng.integers(0, 2, size=(min(step, DRAWS - start), u)).astype(np.float64)
-            first_BK = kept_BU @ a_UK + (1.0 - kept_BU) @ b_UK
+            same_BU = rng.integers(0, 2, size=(min(step, DRAWS - start), u)).astype(np.float64)
+            first_BK = same_BU @ a_UK + (1.0 - same_BU) @ b_UK
             other_BK = a_UK.sum(axis=0) + b_UK.sum(axis=0) - first_BK
             as_large += int((np.abs(statistic.value(first_BK) - statistic.value(other_BK)) >= observed).sum())
         return (1 + as_large) / (1 + DRAWS)
     as_large = 0
     for _ in range(CORPUS_DRAWS):
-        kept_N = rng.integers(0, 2, size=u)[unit_N].astype(bool)
-        first = [x if kept else y for x, y, kept in zip(a, b, kept_N, strict=True)]
-        other = [y if kept else x for x, y, kept in zip(a, b, kept_N, strict=True)]
+        same_N = rng.integers(0, 2, size=u)[unit_N].astype(bool)
+        first = [x if same else y for x, y, same in zip(a, b, same_N, strict=True)]
+        other = [y if same else x for x, y, same in zip(a, b, same_N, strict=True)]
         as_large += abs(statistic(first) - statistic(other)) >= observed
     return (1 + as_large) / (1 + CORPUS_DRAWS)

@@ -14,52 +14,39 @@ rows); the sealed test says what it is worth.
 Source: Jamieson and Talwalkar 2016 (arXiv 1502.07943), algorithm 1.
 """
 
-import json
 import math
 import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from tunesmith.errors import RunError
-from tunesmith.evaluate.prompts import Candidate, Row, random_draw
-from tunesmith.recipe import Recipe, Task
+from tunesmith.evaluate.metrics import format_line
+from tunesmith.evaluate.prompts import random_draw
+from tunesmith.recipe import Recipe
+from tunesmith.rundir.records.evaluation import Candidate, Output
+from tunesmith.rundir.rows import Row
 
 DRAWS = 4  # random sets of demonstrations for each k
 EMPHASIS = "This matters: follow the instruction to the letter."
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
 
 
-@dataclass(frozen=True)
-class Found:
+@dataclass(frozen=True, kw_only=True)
+class Winner:
     """What a search ends with.
 
     Attributes:
         candidate: the best way to ask.
-        outputs: its records on all dev rows.
+        outputs: its answers to all dev rows.
         calls: answers that the search cost.
         tried: candidates that were asked at all.
     """
 
     candidate: Candidate
-    outputs: list[dict[str, Any]]
+    outputs: list[Output]
     calls: int
     tried: int
-
-
-def format_line(task: Task) -> str:
-    """One sentence that says what an answer looks like, from the metric and what it is checked against."""
-    if task.metric == "json":
-        schema = {} if task.json_schema is None else json.loads(task.json_schema.read_text(encoding="utf-8"))
-        keys = schema.get("properties") or schema.get("required") or ()
-        named = f" Its keys: {', '.join(keys)}." if keys else ""
-        return f"Answer with one JSON object and nothing else.{named}"
-    if task.labels:
-        return f"Answer with exactly one of these and nothing else: {', '.join(task.labels)}."
-    if task.metric == "numeric":
-        return "End with the answer as a number."
-    return "Give the answer alone, without an explanation."
 
 
 def instructions(recipe: Recipe, written: str | None = None) -> dict[str, str]:
@@ -70,7 +57,7 @@ def instructions(recipe: Recipe, written: str | None = None) -> dict[str, str]:
     """
     base, line = recipe.task.prompt or recipe.task.short_prompt or "", format_line(recipe.task)
     sentences = [sentence for sentence in _SENTENCE_END.split(base.strip()) if sentence]
-    made = {
+    texts = {
         "as written": base,
         "format line last": f"{base}\n{line}",
         "format line first": f"{line}\n{base}",
@@ -80,10 +67,10 @@ def instructions(recipe: Recipe, written: str | None = None) -> dict[str, str]:
         "first sentence repeated": f"{base}\n{sentences[0] if sentences else ''}",
         "short": recipe.task.short_prompt or base,
     }
-    made |= {f"own {number}": text for number, text in enumerate(recipe.evaluate.optimized_prompt.instructions, 1)}
-    made |= {"written": written} if written else {}
+    texts |= {f"own {number}": text for number, text in enumerate(recipe.evaluate.optimized_prompt.instructions, 1)}
+    texts |= {"written": written} if written else {}
     unique: dict[str, str] = {}
-    for name, text in made.items():
+    for name, text in texts.items():
         if text.strip() and text.strip() not in unique.values():
             unique[name] = text.strip()
     return unique
@@ -94,16 +81,17 @@ def space(recipe: Recipe, pool: list[Row], start: list[Candidate], written: str 
     itself), the rest shuffled by the seed."""
     settings = recipe.evaluate.few_shot
     first = [replace(candidate, arm="optimized_prompt", variant="as written") for candidate in start]
-    first += [Candidate("optimized_prompt", written, variant="written")] if written else []
+    first += [Candidate(arm="optimized_prompt", instruction=written, variant="written")] if written else []
     rest: list[Candidate] = []
     for variant, text in instructions(recipe, written).items():
-        rest.append(Candidate("optimized_prompt", text, variant=variant))
+        plain = Candidate(arm="optimized_prompt", instruction=text, variant=variant)
+        rest.append(plain)
         for k in settings.k:
             for draw in range(DRAWS if "random" in settings.selection else 0):
                 ids = random_draw(f"{recipe.seed}/search/{k}/{draw}", pool, k)
-                rest.append(Candidate("optimized_prompt", text, "random", k, draw, ids, variant=variant))
+                rest.append(replace(plain, selection="random", k=k, draw=draw, demonstrations=ids))
             nearest = [selection for selection in settings.selection if selection != "random"]
-            rest += [Candidate("optimized_prompt", text, selection, k, variant=variant) for selection in nearest]
+            rest += [replace(plain, selection=selection, k=k) for selection in nearest]
     random.Random(f"{recipe.seed}/search").shuffle(rest)
     return first + [candidate for candidate in rest if candidate not in first]
 
@@ -138,26 +126,27 @@ def search(
     options: list[Candidate],
     rows: int,
     calls: int,
-    ask: Callable[[Candidate, slice], list[dict[str, Any]]],
-    rank: Callable[[list[dict[str, Any]]], tuple[float, ...]],
-) -> Found:
+    ask: Callable[[Candidate, slice], list[Output]],
+    rank: Callable[[list[Output]], tuple[float, ...]],
+) -> Winner:
     """The best of ``options`` that ``calls`` answers find.
 
     Args:
         options: candidates in the order in which the budget takes them.
         rows: how many dev rows there are.
-        ask: a candidate's records on a slice of the dev rows.
-        rank: what is larger for a better set of records.
+        ask: a candidate's answers to a slice of the dev rows.
+        rank: what is larger for a better set of answers.
 
     Raises:
         RunError: the calls do not pay for one candidate.
     """
     plan = rungs(rows, len(options), calls)
-    alive, outputs, done = options[: plan[0][0]], {}, 0
+    outputs: dict[Candidate, list[Output]] = {}
+    alive, done = options[: plan[0][0]], 0
     for count, mark in plan:
         alive = alive[:count]
         for candidate in alive:
             outputs[candidate] = outputs.get(candidate, []) + ask(candidate, slice(done, mark))
         alive = sorted(alive, key=lambda candidate: rank(outputs[candidate]), reverse=True)
         done = mark
-    return Found(alive[0], outputs[alive[0]], cost(plan), plan[0][0])
+    return Winner(candidate=alive[0], outputs=outputs[alive[0]], calls=cost(plan), tried=plan[0][0])

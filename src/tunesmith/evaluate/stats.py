@@ -16,7 +16,7 @@ what it has seen, so where fewer than ten units differ its interval is never ins
 **Non-inferiority** turns the question round: is it certain that no more than a margin was lost? A large p-value of "no
 difference" is not evidence of none, so few rows give "too little data to tell".
 
-Counts may be arrays of one shape; the answer then has it too.
+``midp_values`` and ``score_limits`` take arrays of counts, for many comparisons at once.
 Sources: Wilson 1927; McNemar's mid-p, Fagerland, Lydersen and Laake 2013; Tango 1998 (score interval of a paired
 difference); power of McNemar's test, Connor 1987; Holm 1979; non-inferiority, Piaggio et al. 2012 (CONSORT).
 
@@ -25,42 +25,57 @@ Shape suffixes: N rows; here: U units, B draws, K sums.
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
 from tunesmith.evaluate import resample
+from tunesmith.evaluate.interval import Interval
+from tunesmith.rundir.records.evidence import NonInferiority
 
 ALPHA = 0.05
 POWER = 0.80
 MIN_DISCORDANT_UNITS = 10  # differing units below which a bootstrap is not believed alone
 
-NonInferiority = Literal["no regression", "regression", "too little data to tell"]
+Counts = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """95 % Wilson interval of a rate."""
-    interval = stats.binomtest(successes, n).proportion_ci(1.0 - ALPHA, method="wilson")
-    return float(interval.low), float(interval.high)
+def wilson(successes: int, n: int) -> Interval:
+    """95 % Wilson interval of a rate.
+
+    >>> low, high = wilson(50, 100)
+    >>> round(low, 3), round(high, 3)
+    (0.404, 0.596)
+    """
+    ends = stats.binomtest(successes, n).proportion_ci(1.0 - ALPHA, method="wilson")
+    return Interval(float(ends.low), float(ends.high))
 
 
-def discordant(a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple[int, int]:
+def discordant(a: Floats, b: Floats) -> tuple[int, int]:
     """Rows where ``a`` scores higher (in yes/no scores: that only ``a`` got right), and rows where ``b`` does."""
     return int((a > b).sum()), int((a < b).sum())
 
 
-def mcnemar_midp(only_a: Any, only_b: Any) -> Any:
-    """Two-sided mid-p of McNemar's test from the discordant counts; 1 when there are none. A float for two integers."""
-    only_a, only_b = np.asarray(only_a), np.asarray(only_b)
+def mcnemar_midp(only_a: int, only_b: int) -> float:
+    """Two-sided mid-p of McNemar's test from the discordant counts; 1 when there are none.
+
+    >>> round(mcnemar_midp(3, 9), 4)
+    0.0923
+    """
+    return float(midp_values(np.array(only_a), np.array(only_b)))
+
+
+def midp_values(only_a: Counts, only_b: Counts) -> Floats:
+    """``mcnemar_midp`` of arrays of one shape."""
     n, few = only_a + only_b, np.minimum(only_a, only_b)
     p = 2.0 * stats.binom.cdf(few, n, 0.5) - stats.binom.pmf(few, n, 0.5)
-    p = np.where(n == 0, 1.0, np.minimum(1.0, p))
-    return float(p) if p.ndim == 0 else p
+    return np.where(n == 0, 1.0, np.minimum(1.0, p))
 
 
-def score_interval(only_a: Any, only_b: Any, n: int, tail: float = ALPHA / 2) -> tuple[Any, Any]:
+def score_interval(only_a: int, only_b: int, n: int, tail: float = ALPHA / 2) -> Interval:
     """Tango's score interval of a difference of two paired rates.
 
     Args:
@@ -69,18 +84,28 @@ def score_interval(only_a: Any, only_b: Any, n: int, tail: float = ALPHA / 2) ->
         tail: probability left out at each end: 0.025 for a two-sided 95 % interval.
 
     Returns:
-        Low and high end in -1..1, to 1e-9; floats for two integers.
+        Ends in -1..1, to 1e-9.
+
+    >>> low, high = score_interval(1, 7, 21)
+    >>> round(low, 3), round(high, 3)
+    (-0.517, -0.026)
     """
-    b, c = np.asarray(only_a, dtype=np.float64), np.asarray(only_b, dtype=np.float64)
+    low, high = score_limits(np.array(only_a), np.array(only_b), n, tail)
+    return Interval(float(low), float(high))
+
+
+def score_limits(only_a: Counts, only_b: Counts, n: int, tail: float = ALPHA / 2) -> tuple[Floats, Floats]:
+    """Low and high ends of ``score_interval`` of arrays of one shape."""
+    b, c = only_a.astype(np.float64), only_b.astype(np.float64)
     z = -float(stats.norm.ppf(tail))
 
-    def statistic(delta: NDArray[np.float64]) -> NDArray[np.float64]:
+    def statistic(delta: Floats) -> Floats:
         # q: most likely rate of "only b" among all with a difference of delta, the root of 2n q^2 + linear q + constant
         linear, constant = (2 * n - b + c) * delta - b - c, -c * delta * (1.0 - delta)
         q = (np.sqrt(np.maximum(linear**2 - 8 * n * constant, 0.0)) - linear) / (4 * n)
         return (b - c - n * delta) / np.sqrt(np.maximum(n * (2.0 * q + delta * (1.0 - delta)), 1e-12))
 
-    def end(sign: float) -> NDArray[np.float64]:
+    def end(sign: float) -> Floats:
         inside, outside = (b - c) / n, np.full(b.shape, -sign)
         for _ in range(32):  # bisection: the statistic falls as delta grows, and is 0 at the observed difference
             middle = (inside + outside) / 2
@@ -88,21 +113,23 @@ def score_interval(only_a: Any, only_b: Any, n: int, tail: float = ALPHA / 2) ->
             inside, outside = np.where(rejected, inside, middle), np.where(rejected, middle, outside)
         return inside
 
-    low, high = end(1.0), end(-1.0)
-    return (float(low), float(high)) if b.ndim == 0 else (low, high)
+    return end(1.0), end(-1.0)
 
 
-def never_inside_the_signs(low: float, high: float, difference_U: NDArray[np.float64], tail: float) -> tuple[float, float]:
+def never_inside_the_signs(interval: Interval, difference_U: Floats, tail: float) -> Interval:
     """A bootstrapped interval of a gain, widened to the score interval of the signs where fewer than ten units differ."""
     only_a, only_b = int((difference_U > 0).sum()), int((difference_U < 0).sum())
     if only_a + only_b >= MIN_DISCORDANT_UNITS:
-        return low, high
-    sign_low, sign_high = score_interval(only_a, only_b, len(difference_U), tail)
-    return min(low, sign_low), max(high, sign_high)
+        return interval
+    return interval.hull(score_interval(only_a, only_b, len(difference_U), tail))
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values, in the order given: the chance of even one false finding stays at 5 % over all."""
+    """Holm's adjusted p-values, in the order given: the chance of even one false finding stays at 5 % over all.
+
+    >>> [round(value, 3) for value in holm([0.01, 0.04, 0.03, 0.005])]
+    [0.03, 0.06, 0.06, 0.02]
+    """
     order = np.argsort(np.array(p), kind="stable")
     adjusted, so_far = [1.0] * len(p), 0.0
     for rank, index in enumerate(order.tolist()):
@@ -135,6 +162,9 @@ def n_needed(gain: float, share: float) -> int:
     Args:
         gain: difference of the rates, above 0.
         share: share of the rows on which the arms differ (0..1); a gain needs at least as many.
+
+    >>> n_needed(0.05, 0.2)
+    626
     """
     return math.ceil(_rows_for(gain, share) - 1e-9)
 
@@ -155,12 +185,20 @@ def _rows_for(delta: float, share: float) -> float:
     return float((z_alpha * math.sqrt(share) + z_power * math.sqrt(max(share - delta**2, 0.0))) / delta) ** 2
 
 
+class NonInferior(NamedTuple):
+    """What ``non_inferior`` finds: the verdict, the mean difference, and its one-sided 95 % lower bound."""
+
+    verdict: NonInferiority
+    mean: float
+    bound: float
+
+
 def non_inferior(
-    differences: NDArray[np.float64],
+    differences: Floats,
     margin: float,
     clusters: Sequence[str] | None = None,
     binary: bool | None = None,
-) -> tuple[NonInferiority, float, float]:
+) -> NonInferior:
     """Whether no more than a margin was lost.
 
     ``no regression``: the one-sided 95 % lower bound lies above -margin. ``regression``: at least the margin was lost,
@@ -173,9 +211,6 @@ def non_inferior(
         binary: whether the items are right or wrong; when not given, they are where all differences are -1, 0 or 1.
             It matters where few items differ: 100 equal answers leave room for 3 in 100 that are not, while 100 equal
             log-probabilities are a model that did not change.
-
-    Returns:
-        The verdict, the mean difference, and the lower bound.
     """
     mean = float(differences.mean())
     if binary is None:
@@ -186,13 +221,11 @@ def non_inferior(
     else:
         low, high = mean_interval(differences, resample.units(clusters, len(differences)), ALPHA, binary)
     if low > -margin:
-        return "no regression", mean, low
-    return ("regression" if mean <= -margin and high < 0.0 else "too little data to tell"), mean, low
+        return NonInferior("no regression", mean, low)
+    return NonInferior("regression" if mean <= -margin and high < 0.0 else "too little data to tell", mean, low)
 
 
-def mean_interval(
-    values_N: NDArray[np.float64], unit_N: NDArray[np.int64], tail: float = ALPHA / 2, signs: bool = False
-) -> tuple[float, float]:
+def mean_interval(values_N: Floats, unit_N: NDArray[np.int64], tail: float = ALPHA / 2, signs: bool = False) -> Interval:
     """Bootstrap interval of a mean over units drawn again; at least 2 units.
 
     Args:
@@ -201,5 +234,5 @@ def mean_interval(
     sums_UK = resample.per_unit(np.stack([values_N, np.ones_like(values_N)], axis=1), unit_N)
     u = len(sums_UK)
     sums_BK = np.concatenate([weight_BU @ sums_UK for weight_BU in resample.weights(u, resample.DRAWS)])
-    low, high = resample.percentile_interval(sums_BK[:, 0] / sums_BK[:, 1], u, tail)
-    return never_inside_the_signs(float(low), float(high), sums_UK[:, 0], tail) if signs else (float(low), float(high))
+    interval = resample.percentile_interval(sums_BK[:, 0] / sums_BK[:, 1], u, tail)
+    return never_inside_the_signs(interval, sums_UK[:, 0], tail) if signs else interval

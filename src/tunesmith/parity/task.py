@@ -6,12 +6,12 @@ outputs pass through unread.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from tunesmith.engines.engine import Engine
+from tunesmith.rundir.records.evaluation import Output
 from tunesmith.rundir.records.parity import TaskScore
 
-Outputs = Any  # of an evaluation: answers with their scores
+Outputs = list[Output]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,22 +1,5 @@
 """The verb ``advise``: measure what the checklist asks for, let the rules decide, write down both.
 
-``advice.json`` in the run directory holds:
-
-    ending       "tune" | "prompt is enough" | "use retrieval" | "collect more rows"
-    exit_code    0 tune here, 21 prompt is enough, 22 use retrieval, 23 collect more rows, 24 tune on another machine
-    reason       one sentence with the numbers that decided
-    decided_by   names of the checks that decided
-    provisional  true where no prompt was asked (--quick), so that only two of the endings could be reached
-    unknown      names of the checks without an answer
-    checks       [{check, state: pass | stop | unknown, evidence, hint}], in order
-    arm          the arm to use, for the two middle endings, else null
-    prompt       file with its messages, relative to the run directory, else null
-    more_rows    for "collect more rows", else null
-    settings     for "tune": {recipe: keys to write, why: {key: reason}, fits: bool}, else null
-    quick        whether nothing was asked
-    hours        of one training run, roughly; null where unknown
-    facts        every number that the rules saw
-
 Prompts and retrieval are measured on dev rows, by the very choice that ``evaluate`` makes before it reads the test part, so
 an advice spends nothing of the sealed rows and a later ``evaluate`` finds the choice done. Refused: scoring the arms on
 test. An advice that has seen the test part makes the verdict after it a second look at the same rows.
@@ -25,15 +8,14 @@ With ``quick`` no model is asked and torch is not imported: rows are read and co
 the model is on the disk already, tokens are a quarter of the characters, and a GPU is not asked for its memory.
 """
 
-import dataclasses
 import itertools
 import json
+import logging
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tunesmith import hardware
-from tunesmith.advise.decide import Advice, decide
-from tunesmith.advise.facts import Facts, MachineFacts, MemoryFacts, MetricFacts, PriceFacts, RowFacts
+from tunesmith.advise.decide import decide
 from tunesmith.advise.memory import Shape, shape_of, training_bytes, training_hours
 from tunesmith.checkpoints.content import hub_snapshot
 from tunesmith.data.quality import Quality
@@ -45,17 +27,31 @@ from tunesmith.evaluate.references import check_references
 from tunesmith.pipeline.stage import make, module_of
 from tunesmith.pipeline.table import table_of
 from tunesmith.recipe import Recipe
-from tunesmith.rundir import RunDir, read_json, sha256_file, write_json
+from tunesmith.rundir import RunDir, read_json, sha256_file
+from tunesmith.rundir.records import Json
+from tunesmith.rundir.records.advice import (
+    Advice,
+    Facts,
+    MachineFacts,
+    MemoryFacts,
+    MetricFacts,
+    PriceFacts,
+    RowFacts,
+)
+from tunesmith.rundir.rows import Row
 from tunesmith.tracking import progress
+
+logger = logging.getLogger(__name__)
 
 REFERENCES = 1000  # rows whose reference is scored against itself under --quick
 CHARACTERS_A_TOKEN = 4.0  # of English text under today's tokenizers, roughly
 NOT_TRIED = ("judge", "code")  # metrics that ask a model or run a program
 PLANNED_DISCORDANCE = 0.20  # share of rows that change between right and wrong, where nothing better is known
+WITHOUT_GPU = "this machine, without a GPU,"
 GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # of the drivers for CUDA, ROCm and WSL
 
 
-def advise(run: RunDir, quick: bool = False) -> dict[str, Any]:
+def advise(run: RunDir, quick: bool = False) -> Advice:
     """Whether to tune at all, before any training; writes and returns ``advice.json``.
 
     Args:
@@ -66,47 +62,52 @@ def advise(run: RunDir, quick: bool = False) -> dict[str, Any]:
     """
     recipe = run.recipe()
     if quick:
-        rows, arms, choice = _read_rows(run, recipe), (), None
+        rows, arms, selection = _read_rows(run, recipe), (), None
         tokens_saved = max(0.0, (len(recipe.task.prompt or "") - len(recipe.task.short_prompt or "")) / CHARACTERS_A_TOKEN)
     else:
         with run.writing():
             make(run, table_of(recipe), recipe, ("select",), all_needed=True)
         rows = _split_rows(run)
-        arms, choice, tokens_saved = module_of("advise_measured").measure(run, recipe)
+        arms, selection, tokens_saved = module_of("advise_measured").measure(run, recipe)
     machine = _machine(quick)
     shape = _shape(recipe, quick)
     memory = _memory(recipe, shape, machine, quick)
     judged = recipe.task.metric == "judge"  # whose scores compare prompts, and count nothing
     best = None if judged else max((arm.score for arm in arms if not arm.retrieves), default=None)
     price = PriceFacts(
-        recipe.advise.calls_per_month,
-        recipe.advise.price_per_million_prompt_tokens,
-        recipe.evaluate.price_per_hour,
-        tokens_saved,
-        not quick,
+        calls_per_month=recipe.advise.calls_per_month,
+        per_million=recipe.advise.price_per_million_prompt_tokens,
+        per_hour=recipe.evaluate.price_per_hour,
+        tokens_saved=tokens_saved,
+        counted=not quick,
     )
-    facts = Facts(rows, _metric(recipe, rows, best), arms, recipe.data.documents is not None, price, machine, memory)
+    facts = Facts(
+        rows=rows,
+        metric=_metric(recipe, rows, best),
+        arms=arms,
+        documents=recipe.data.documents is not None,
+        price=price,
+        machine=machine,
+        memory=memory,
+    )
     hours = None
     if isinstance(shape, Shape):
         hours = training_hours(shape, rows.tokens, recipe.train.num_train_epochs, machine.kind == "gpu", machine.cores)
-    found = decide(facts, hours)
-    prompt = (
-        None
-        if choice is None or found.arm is None
-        else module_of("advise_measured").write_prompt(run, recipe, choice, found.arm)
-    )
-    result = _as_dict(found, facts, hours, prompt, quick)
-    write_json(run.path / "advice.json", result)
-    return result
+    advice = replace(decide(facts, hours), quick=quick)
+    if selection is not None and advice.arm is not None:
+        advice = replace(advice, prompt=module_of("advise_measured").write_prompt(run, recipe, selection, advice.arm))
+    advice.write(run.path / "advice.json")
+    return advice
 
 
 def _read_rows(run: RunDir, recipe: Recipe) -> RowFacts:
     """Read the source once, count it, and score the first references against themselves."""
+
     settings = recipe.data
     options = ReadOptions(settings.format, settings.columns, settings.group_by, settings.on_bad_row)
     reader = Reader(settings.path, options, run.data / "rejected.jsonl")
     quality, characters, supervised = Quality(), 0, 0
-    first: list[dict[str, Any]] = []
+    first: list[Row] = []
     with progress("reading", reader.total_bytes) as bar:
         reader.progress = bar.advance
         for batch in reader.batches():
@@ -132,13 +133,13 @@ def _split_rows(run: RunDir) -> RowFacts:
     return _row_facts(report["check"]["quality"], parts, (rendered["train_tokens"], rendered["supervised"], True))
 
 
-def _row_facts(quality: dict[str, Any], parts: tuple[int, int, int], tokens: tuple[float, float, bool]) -> RowFacts:
-    asked, varied = quality["prompts"], quality["diversity"]
+def _row_facts(quality: Json, parts: tuple[int, int, int], tokens: tuple[float, float, bool]) -> RowFacts:
+    prompts, varied = quality["prompts"], quality["diversity"]
     return RowFacts(
         rows=quality["rows"],
         distinct=quality["duplicates"]["distinct"],
-        prompts=asked["distinct"] if asked["rows"] else None,
-        conflicting=asked["conflicting_rows"],
+        prompts=prompts["distinct"] if prompts["rows"] else None,
+        conflicting=prompts["conflicting_rows"],
         distinct_4=varied["prompts"]["distinct_4"],
         compression=varied["prompts"]["compression_ratio"],
         sampled=varied["sampled"],
@@ -158,6 +159,7 @@ def _metric(recipe: Recipe, rows: RowFacts, best: float | None) -> MetricFacts:
     One row in five is planned to change between right and wrong; fewer where the prompt has few rows right, since tuning can
     break only those: at most ``min_gain`` and twice the prompt's score.
     """
+
     task = recipe.task
     share = PLANNED_DISCORDANCE if best is None else min(PLANNED_DISCORDANCE, task.min_gain + 2.0 * best)
     share = max(share, task.min_gain)
@@ -165,7 +167,15 @@ def _metric(recipe: Recipe, rows: RowFacts, best: float | None) -> MetricFacts:
     needed = stats.n_needed(task.min_gain, share) if task.min_gain > 0.0 else 0
     calibrated = None if task.metric != "judge" else task.judge.human_labels is not None
     tried = 0 if task.metric in NOT_TRIED else min(rows.rows, REFERENCES) if not rows.counted else rows.dev + rows.test
-    return MetricFacts(task.metric, tried, calibrated, task.min_gain, detectable, needed, share)
+    return MetricFacts(
+        name=task.metric,
+        tried=tried,
+        calibrated=calibrated,
+        min_gain=task.min_gain,
+        detectable=detectable,
+        test_needed=needed,
+        discordance=share,
+    )
 
 
 def _machine(quick: bool) -> MachineFacts:
@@ -175,9 +185,10 @@ def _machine(quick: bool) -> MachineFacts:
     assert isinstance(memory, int)
     if quick:
         if any(Path(file).exists() for file in GPU_FILES):
-            return MachineFacts("a GPU", "unknown", cores, None)
-        return MachineFacts("this machine, without a GPU,", "cpu", cores, memory)
-    return module_of("advise_measured").machine() or MachineFacts("this machine, without a GPU,", "cpu", cores, memory)
+            return MachineFacts(name="a GPU", kind="unknown", cores=cores, memory=None)
+        return MachineFacts(name=WITHOUT_GPU, kind="cpu", cores=cores, memory=memory)
+    on_cpu = MachineFacts(name=WITHOUT_GPU, kind="cpu", cores=cores, memory=memory)
+    return module_of("advise_measured").machine() or on_cpu
 
 
 def _shape(recipe: Recipe, quick: bool) -> Shape | str:
@@ -185,8 +196,8 @@ def _shape(recipe: Recipe, quick: bool) -> Shape | str:
     directory = _at_hand(recipe) if quick else module_of("model_access").model_directory(recipe)
     if isinstance(directory, str):
         return directory
-    found = shape_of(json.loads((directory / "config.json").read_text(encoding="utf-8")))
-    return found if isinstance(found, Shape) else f"{recipe.model}: config.json has no {found}, so nothing can be estimated"
+    shape = shape_of(json.loads((directory / "config.json").read_text(encoding="utf-8")))
+    return shape if isinstance(shape, Shape) else f"{recipe.model}: config.json has no {shape}, so nothing can be estimated"
 
 
 def _at_hand(recipe: Recipe) -> Path | str:
@@ -212,7 +223,7 @@ def _at_hand(recipe: Recipe) -> Path | str:
 def _memory(recipe: Recipe, shape: Shape | str, machine: MachineFacts, quick: bool) -> MemoryFacts:
     """Bytes of training for the recipe's base and the smaller ones."""
     if isinstance(shape, str):
-        return MemoryFacts(recipe.base, {}, shape, 0, 0)
+        return MemoryFacts(base=recipe.base, by_base={}, why_not=shape, parameters=0, adapter_per_rank=0)
     if quick:  # the dtype of the products is chosen by a timed probe; fp32 is the larger
         compute = recipe.train.compute if recipe.train.compute != "auto" else "fp32" if machine.kind == "cpu" else "bf16"
         base = compute if recipe.base == "auto" else recipe.base
@@ -224,24 +235,10 @@ def _memory(recipe: Recipe, shape: Shape | str, machine: MachineFacts, quick: bo
         by_base["bf16"] = training_bytes(shape, "bf16", "bf16", recipe.lora, recipe.train)
     if recipe.base != "nf4":
         by_base["nf4"] = training_bytes(shape, "nf4", compute, recipe.lora, recipe.train)
-    return MemoryFacts(recipe.base, by_base, "", shape.parameters, shape.adapter_per_rank)
-
-
-def _as_dict(found: Advice, facts: Facts, hours: float | None, prompt: str | None, quick: bool) -> dict[str, Any]:
-    settings = found.settings
-    return {
-        "ending": found.ending,
-        "exit_code": found.exit_code,
-        "reason": found.reason,
-        "decided_by": found.decided_by,
-        "provisional": found.provisional,
-        "unknown": found.unknown,
-        "checks": [dataclasses.asdict(row) for row in found.rows],
-        "arm": found.arm,
-        "prompt": prompt,
-        "more_rows": found.more_rows,
-        "settings": settings and {"recipe": settings.as_recipe(), "why": settings.why, "fits": settings.fits},
-        "quick": quick,
-        "hours": hours,
-        "facts": dataclasses.asdict(facts),
-    }
+    return MemoryFacts(
+        base=recipe.base,
+        by_base=by_base,
+        why_not="",
+        parameters=shape.parameters,
+        adapter_per_rank=shape.adapter_per_rank,
+    )

@@ -1,42 +1,51 @@
 """What an advice measures where it may take minutes: every prompt on dev, the machine's GPU, and how the base would compute."""
 
 import logging
-from typing import Any
 
 import torch
 
 from tunesmith import hardware
-from tunesmith.advise.facts import Arm, MachineFacts
-from tunesmith.evaluate.prompts import Candidate, framed, tuned
+from tunesmith.evaluate.prompts import framed, tuned
 from tunesmith.evaluate.stats import wilson
 from tunesmith.models.device import best_device, device_name
 from tunesmith.models.precision import precision
 from tunesmith.pipeline.model_access import base_of, model_directory
 from tunesmith.recipe import Recipe
-from tunesmith.rundir import RunDir, read_json, read_rows, write_json
+from tunesmith.rundir import RunDir, read_rows, write_json
+from tunesmith.rundir.records import Json
+from tunesmith.rundir.records.advice import DevArm, MachineFacts
+from tunesmith.rundir.records.evaluation import Selection
 
 logger = logging.getLogger(__name__)
 
 
-def measure(run: RunDir, recipe: Recipe) -> tuple[tuple[Arm, ...], dict[str, Any], float]:
-    """Every prompt candidate on dev, the choice as ``selection.json`` keeps it, and the tokens a tuned model does without."""
+def measure(run: RunDir, recipe: Recipe) -> tuple[tuple[DevArm, ...], Selection, float]:
+    """Every prompt candidate on dev, the choice, and the prompt tokens that a tuned model does without."""
 
-    choice = read_json(run.evaluation / "selection.json")
-    arms = []
-    for tried in choice["candidates"]:
-        score, n = tried["score"], tried["n"]
-        if score is None:
+    selection = Selection.read(run.evaluation / "selection.json")
+    arms: list[DevArm] = []
+    for trial in selection.candidates:
+        if trial.score is None:
             continue  # a judge that could score none of its answers: not measured
-        low, high = wilson(round(score * n), n)
-        retrieves = tried["candidate"]["documents"] > 0
+        low, high = wilson(round(trial.score * trial.n), trial.n)
         arms.append(
-            Arm(tried["arm"], tried["name"], score, low, high, n, tried["prompt_tokens"], tried["new_tokens"], retrieves)
+            DevArm(
+                name=trial.arm,
+                detail=trial.name,
+                score=trial.score,
+                low=low,
+                high=high,
+                n=trial.n,
+                prompt_tokens=trial.prompt_tokens,
+                new_tokens=trial.new_tokens,
+                retrieves=trial.candidate.documents > 0,
+            )
         )
     _, renderer = base_of(run, recipe)
-    dev = read_rows(run.data / "dev.jsonl")[: choice["dev_rows"]]
+    dev = read_rows(run.data / "dev.jsonl")[: selection.dev_rows]
     short = sum(len(renderer.prompt_ids(tuned(recipe, row))) for row in dev) / len(dev)
     best = max((arm for arm in arms if not arm.retrieves), key=lambda arm: (arm.score, -arm.prompt_tokens), default=None)
-    return tuple(arms), choice, 0.0 if best is None else max(0.0, best.prompt_tokens - short)
+    return tuple(arms), selection, 0.0 if best is None else max(0.0, best.prompt_tokens - short)
 
 
 def machine() -> MachineFacts | None:
@@ -45,7 +54,7 @@ def machine() -> MachineFacts | None:
     if device.type == "cpu":
         return None
     memory = torch.cuda.get_device_properties(device).total_memory
-    return MachineFacts(device_name(device), "gpu", hardware.cpu_count(), memory)
+    return MachineFacts(name=device_name(device), kind="gpu", cores=hardware.cpu_count(), memory=memory)
 
 
 def computed_in(recipe: Recipe) -> tuple[str, str]:
@@ -53,13 +62,13 @@ def computed_in(recipe: Recipe) -> tuple[str, str]:
     return precision(recipe.base, recipe.train.compute, model_directory(recipe))
 
 
-def write_prompt(run: RunDir, recipe: Recipe, choice: dict[str, Any], arm: str) -> str:
+def write_prompt(run: RunDir, recipe: Recipe, selection: Selection, arm: str) -> str:
     """Messages to copy: the chosen prompt with ``{question}`` (and ``{passage 1}`` ...) where each call puts its own."""
 
     prompt_arm = recipe.evaluate.prompt_of(arm) if arm.startswith("external:") else arm
-    chosen = Candidate.read(choice["arms"][prompt_arm])
+    chosen = selection.arms[prompt_arm]
     train = {row["id"]: row for row in read_rows(run.data / "train.jsonl")}
-    shown = [
+    examples = [
         {"role": message["role"], "content": message["content"]}
         for row_id in chosen.demonstrations
         for message in train[row_id]["messages"]
@@ -67,11 +76,9 @@ def write_prompt(run: RunDir, recipe: Recipe, choice: dict[str, Any], arm: str) 
     ]
     question = framed([f"{{passage {n}}}" for n in range(1, chosen.documents + 1)], "{question}")
     system = [] if chosen.instruction is None else [{"role": "system", "content": chosen.instruction}]
-    written: dict[str, Any] = {"messages": [*system, *shown, {"role": "user", "content": question}]}
+    prompt: Json = {"messages": [*system, *examples, {"role": "user", "content": question}]}
     if chosen.k and not chosen.demonstrations:
-        written["note"] = (
-            f"before the question stand the {chosen.k} train rows nearest to it ({chosen.selection}), nearest last"
-        )
-    write_json(run.path / "advice" / "prompt.json", written)
+        prompt["note"] = f"before the question stand the {chosen.k} train rows nearest to it ({chosen.selection}), nearest last"
+    write_json(run.path / "advice" / "prompt.json", prompt)
     logger.info(f"advise: the prompt is in {run.path / 'advice' / 'prompt.json'}")
     return "advice/prompt.json"

@@ -10,33 +10,33 @@ the test part is read for verdicts alone. Dev also chose each adapter's checkpoi
 The cost of [0.1, 0.25, 0.5, 1.0] is 0.85 of a training and four answers a dev row. The fit is ``evaluate/curve.py``.
 """
 
-import dataclasses
 import functools
 import hashlib
 import logging
 import math
 import shutil
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
 from tunesmith.errors import RunError
-from tunesmith.evaluate.arms import Outputs, read_outputs, run_arm
+from tunesmith.evaluate.arms import read_outputs, run_arm
+from tunesmith.evaluate.compare import scores
 from tunesmith.evaluate.curve import bootstrap, fit_curve
-from tunesmith.evaluate.metrics import HEADLINE
 from tunesmith.models.adapter import WEIGHTS
 from tunesmith.pipeline.engines import in_process
 from tunesmith.pipeline.evaluation import Evaluation, evaluation_of
 from tunesmith.pipeline.stage import Session
 from tunesmith.pipeline.subrun import changed, make_inner, open_inner
 from tunesmith.recipe import Recipe
-from tunesmith.rundir import RunDir, fingerprint, read_json, read_rows, write_json, write_rows
+from tunesmith.rundir import RunDir, fingerprint, read_json, read_rows, write_rows
 from tunesmith.rundir.hashes import content_hash
+from tunesmith.rundir.records.evaluation import Output
+from tunesmith.rundir.records.evidence import Seeds
+from tunesmith.rundir.rows import Row
 from tunesmith.train.documents import Documents
 
 logger = logging.getLogger(__name__)
-
-Row = dict[str, Any]
 
 
 def share_of(recipe: Recipe, rows: list[Row], share: float) -> list[Row]:
@@ -59,35 +59,34 @@ def share_of(recipe: Recipe, rows: list[Row], share: float) -> list[Row]:
 
 
 def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> None:
-    """Train, score and fit the shares of ``evaluate.learning_curve``; writes ``evaluation/curve.json``:
-    ``evaluate.curve.Curve`` as an object, with ``unscored`` (dev rows without a score for some share) and ``seed_sd``.
+    """Train, score and fit the shares of ``evaluate.learning_curve``; writes ``evaluation/curve.json``.
 
     Raises:
         RunError: a share without a row, or no dev row with a score.
     """
-    counts, outputs = [], []
+    counts: list[int] = []
+    outputs: list[list[Output]] = []
     evaluation = evaluation_of(run, recipe, session)
     for share in recipe.evaluate.learning_curve:
         inner = run if share == 1.0 else _train_share(run, recipe, share)
         counts.append(len(Documents.open(inner.tokens("train"))))
         outputs.append(_outputs_on_dev(evaluation, inner, share))
-    scores_KM = np.array([[row[HEADLINE] for row in rows] for rows in outputs], dtype=np.float64)
-    kept = np.flatnonzero(~np.isnan(scores_KM).any(axis=0))
-    if len(kept) == 0 or len(set(counts)) < len(counts):
+    scores_KM = np.stack([scores(answers) for answers in outputs])
+    scored = np.flatnonzero(~np.isnan(scores_KM).any(axis=0))
+    if len(scored) == 0 or len(set(counts)) < len(counts):
         raise RunError(
-            f"evaluate.learning_curve: {len(kept)} dev rows have a score, and the shares hold {counts} train rows",
+            f"evaluate.learning_curve: {len(scored)} dev rows have a score, and the shares hold {counts} train rows",
             "give more rows, or shares that are further apart",
         )
     over = evaluation.metric.corpus
-    corpus = None if over is None else lambda k, draw_M: over([outputs[k][kept[i]] for i in draw_M])
+    corpus = None if over is None else lambda k, draw_M: over([outputs[k][scored[i]] for i in draw_M])
     seeds = run.evaluation / "seeds.json"
-    seed_sd = read_json(seeds)["sd"] if recipe.evaluate.seeds > 1 and seeds.exists() else None
-    scores_K, draws_BK = bootstrap(scores_KM[:, kept], corpus)
-    curve = fit_curve(counts, scores_K, draws_BK, len(kept), recipe.task.min_gain, seed_sd)
-    unscored = scores_KM.shape[1] - len(kept)
-    result = {**dataclasses.asdict(curve), "unscored": unscored, "seed_sd": seed_sd}
-    write_json(run.evaluation / "curve.json", result)
-    logger.info(f"learning curve: {curve.verdict}: {curve.told}")
+    seed_sd = Seeds.read(seeds).sd if recipe.evaluate.seeds > 1 and seeds.exists() else None
+    scores_K, draws_BK = bootstrap(scores_KM[:, scored], corpus)
+    curve = fit_curve(counts, scores_K, draws_BK, len(scored), recipe.task.min_gain, seed_sd)
+    result = replace(curve, unscored=scores_KM.shape[1] - len(scored))
+    result.write(run.evaluation / "curve.json")
+    logger.info(f"learning curve: {curve.verdict}: {curve.reason}")
 
 
 def _train_share(run: RunDir, recipe: Recipe, share: float) -> RunDir:
@@ -101,12 +100,12 @@ def _train_share(run: RunDir, recipe: Recipe, share: float) -> RunDir:
     return inner
 
 
-def _outputs_on_dev(evaluation: Evaluation, inner: RunDir, share: float) -> Outputs:
+def _outputs_on_dev(evaluation: Evaluation, inner: RunDir, share: float) -> list[Output]:
     """Answers and scores of one share's adapter on dev, kept in ``curve/<share>/dev/``."""
     folder = evaluation.run.path / "curve" / f"{share:g}" / "dev"
     prompts = [evaluation.book.tuned(row, 0) for row in evaluation.dev]
     budget, allowed = evaluation.max_new_tokens, evaluation.allowed
-    asked_key = fingerprint(content_hash(inner.adapter / WEIGHTS), prompts, budget, allowed)
+    answers_key = fingerprint(content_hash(inner.adapter / WEIGHTS), prompts, budget, allowed)
     engine = functools.partial(in_process, evaluation.run, evaluation.recipe, inner.adapter)
-    run_arm(folder, engine, asked_key, evaluation.dev, prompts, evaluation.metric, budget, allowed)
+    run_arm(folder, engine, answers_key, evaluation.dev, prompts, evaluation.metric, budget, allowed)
     return read_outputs(folder)

@@ -1,17 +1,17 @@
 """The task on dev rows that parity asks every form, and a sweep every type."""
 
-from typing import Any
-
 from tunesmith.engines.engine import Engine
-from tunesmith.evaluate.arms import Outputs, ask, summary
+from tunesmith.evaluate.arms import ask
 from tunesmith.evaluate.compare import compare
-from tunesmith.evaluate.metrics import HEADLINE, make_metric
+from tunesmith.evaluate.metrics import make_metric
 from tunesmith.evaluate.prompts import tuned
 from tunesmith.parity.task import Task
 from tunesmith.pipeline.engines import context_for, output_constraint
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, read_json, read_rows
+from tunesmith.rundir.records.evaluation import Output
 from tunesmith.rundir.records.parity import TaskScore
+from tunesmith.rundir.rows import Row, reference_of, why_not_scored
 
 
 def dev_task(run: RunDir, recipe: Recipe, most: int) -> Task | str:
@@ -20,21 +20,22 @@ def dev_task(run: RunDir, recipe: Recipe, most: int) -> Task | str:
     if recipe.task.metric == "judge":
         return "a judge compares two answers and scores none by itself"
     metric = make_metric(recipe.task)
-    rows = spread([row for row in text_rows(run) if metric.fits(row["messages"][-1]["content"])], most)
+    rows = spread([row for row in text_rows(run) if metric.fits(reference_of(row))], most)
     groups = None if recipe.data.group_by is None else [row.get("group") or row["id"] for row in rows]
     if len(set(groups or [row["id"] for row in rows])) < 2:
         return f"{len(rows)} dev rows can be scored, of one group; an interval needs two"
-    ids, references = [row["id"] for row in rows], [row["messages"][-1]["content"] for row in rows]
     prompts = [tuned(recipe, row) for row in rows]
     budget, allowed = read_json(run.rendered_file)["max_new_tokens"], output_constraint(recipe)
 
-    def answers(title: str, engine: Engine) -> Outputs:
-        return ask(f"parity {title}", engine, ids, prompts, references, metric, budget, allowed)
+    def answers(title: str, engine: Engine) -> list[Output]:
+        return ask(f"parity {title}", engine, rows, prompts, metric, budget, allowed)
 
-    def score(outputs: Outputs) -> float:
-        return summary(outputs, metric)[HEADLINE]
+    def score(outputs: list[Output]) -> float:
+        figure = metric.headline(outputs)
+        assert figure is not None  # only a judge leaves rows unscored
+        return figure
 
-    def against(outputs: Outputs, reference: Outputs) -> TaskScore:
+    def against(outputs: list[Output], reference: list[Output]) -> TaskScore:
         c = compare(outputs, reference, metric, groups)
         return TaskScore(score=score(outputs), gain=c.gain, low=c.low, high=c.high, n=c.n)
 
@@ -49,12 +50,11 @@ def dev_task(run: RunDir, recipe: Recipe, most: int) -> Task | str:
     )
 
 
-def text_rows(run: RunDir) -> list[dict[str, Any]]:
+def text_rows(run: RunDir) -> list[Row]:
     """Dev rows that ask for a text: no plain texts, no tool calls."""
-    rows = read_rows(run.data / "dev.jsonl")
-    return [row for row in rows if row.get("kind") != "text" and "tool_calls" not in row["messages"][-1]]
+    return [row for row in read_rows(run.data / "dev.jsonl") if why_not_scored(row) is None]
 
 
-def spread(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+def spread(rows: list[Row], count: int) -> list[Row]:
     """``count`` rows from front to back, or all."""
     return rows if len(rows) <= count else [rows[number * len(rows) // count] for number in range(count)]

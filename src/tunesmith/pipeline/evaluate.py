@@ -9,13 +9,15 @@ import logging
 from datetime import UTC, datetime
 
 from tunesmith.evaluate.arms import run_arm
+from tunesmith.formatting import percent
 from tunesmith.pipeline.engines import engine_of
 from tunesmith.pipeline.evaluation import Evaluation, evaluation_of
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, Recipe
 from tunesmith.retrieval.corpus import find
-from tunesmith.retrieval.measure import RECALL_AT, figures, told
-from tunesmith.rundir import RunDir, fingerprint, read_json, write_json
+from tunesmith.retrieval.measure import RECALL_AT, recall_line, recall_of
+from tunesmith.rundir import RunDir, fingerprint
+from tunesmith.rundir.records.evaluation import Selection, Summary
 
 logger = logging.getLogger(__name__)
 
@@ -29,17 +31,17 @@ def execute(run: RunDir, recipe: Recipe, session: Session, arm: str) -> None:
     """
     evaluation = evaluation_of(run, recipe, session)
     asks_base = arm in PROMPT_ARMS or arm.startswith(EXTERNAL)
-    chosen = read_json(run.evaluation / "selection.json")["arms"] if asks_base else {}
+    chosen = Selection.read(run.evaluation / "selection.json").arms if asks_base else {}
     prompts = evaluation.prompts(arm, chosen)
     budget, allowed = evaluation.max_new_tokens, evaluation.allowed
     weights, engine = engine_of(run, recipe, arm, evaluation.base, prompts, budget)
-    asked_key = fingerprint(weights, prompts, budget, allowed)
+    answers_key = fingerprint(weights, prompts, budget, allowed)
     if arm in ("retrieval", "tuned_retrieval"):
         _report_recall(evaluation)
     folder, price = run.evaluation / arm, evaluation.cost_of(arm)
-    summary = run_arm(folder, engine, asked_key, evaluation.test, prompts, evaluation.metric, budget, allowed, price)
-    log_reading(run, arm, asked_key)
-    logger.info(f"evaluate: {_summary_line(arm, summary)}")
+    summary = run_arm(folder, engine, answers_key, evaluation.test, prompts, evaluation.metric, budget, allowed, price)
+    log_reading(run, arm, answers_key)
+    logger.info(f"evaluate: {_summary_line(summary)}")
 
 
 def log_reading(run: RunDir, arm: str, key: str) -> None:
@@ -48,18 +50,18 @@ def log_reading(run: RunDir, arm: str, key: str) -> None:
         file.write(json.dumps({"arm": arm, "key": key[:16], "at": datetime.now(UTC).isoformat(timespec="seconds")}) + "\n")
 
 
-def _summary_line(arm: str, figures: dict[str, float]) -> str:
+def _summary_line(summary: Summary) -> str:
     """An arm's result in one line."""
-    scored = figures["unscored"] < figures["n"]
-    result = f"scores {100 * figures['score']:.1f} of 100" if scored else "has answered, and waits for the judge"
-    cost = f", {figures['n'] * figures['cost']:.4g} in all" if "cost" in figures else ""
-    return f"{arm} {result}, {figures['ms']:.0f} ms an example{cost}"
+    scored = summary.score is not None
+    result = f"scores {percent(summary.score)} of 100" if scored else "has answered, and waits for the judge"
+    cost = "" if summary.cost is None else f", {summary.n * summary.cost:.4g} in all"
+    return f"{summary.name} {result}, {summary.ms:.0f} ms an example{cost}"
 
 
 def _report_recall(evaluation: Evaluation) -> None:
     """Say whether the right passages are found, before any answer is scored."""
 
     hits = find(evaluation.documents(), evaluation.test, max(RECALL_AT, evaluation.recipe.evaluate.retrieval.k))
-    measured = figures(hits, evaluation.test, evaluation.corpus())
-    write_json(evaluation.run.evaluation / "retrieval.json", measured)
-    logger.info(told(measured))
+    recall = recall_of(hits, evaluation.test, evaluation.corpus())
+    recall.write(evaluation.run.evaluation / "retrieval.json")
+    logger.info(recall_line(recall))

@@ -8,23 +8,22 @@ import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from tunesmith.engines.engine import Answer, Constraint, Engine
 from tunesmith.errors import RecipeError
 from tunesmith.evaluate.arms import by_time, by_tokens
 from tunesmith.evaluate.metrics import Metric, make_metric
-from tunesmith.evaluate.prompts import Candidate, PromptBook, shown_pool
+from tunesmith.evaluate.prompts import PromptBook, shown_pool
 from tunesmith.evaluate.references import check_references
 from tunesmith.pipeline.engines import in_process, output_constraint
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, Recipe
-from tunesmith.retrieval.corpus import Corpus, check_sealed, open_store, question_of, read_corpus
+from tunesmith.retrieval.corpus import Corpus, check_sealed, open_store, read_corpus
 from tunesmith.retrieval.embed import load_embedder
 from tunesmith.retrieval.store import Store, build_store
 from tunesmith.rundir import RunDir, read_json, read_rows
-
-Row = dict[str, Any]
+from tunesmith.rundir.records.evaluation import Candidate
+from tunesmith.rundir.rows import Row, question_of
 
 
 @dataclass(frozen=True)
@@ -79,15 +78,14 @@ class Evaluation:
             closing,
         )
 
-    def prompts(self, arm: str, chosen: dict[str, Any]) -> list[list[dict[str, str]]]:
+    def prompts(self, arm: str, chosen: dict[str, Candidate]) -> list[list[dict[str, str]]]:
         """An arm's prompts for the test rows.
 
         Args:
-            chosen: by prompt arm, the ``Candidate`` that was chosen on dev, written; not looked at for a tuned arm.
+            chosen: by prompt arm, what was chosen on dev; not looked at for a tuned arm.
         """
-
         if arm in PROMPT_ARMS or arm.startswith(EXTERNAL):
-            candidate = Candidate.read(chosen[arm if arm in PROMPT_ARMS else self.recipe.evaluate.prompt_of(arm)])
+            candidate = chosen[arm if arm in PROMPT_ARMS else self.recipe.evaluate.prompt_of(arm)]
             return [self.book.messages(candidate, row) for row in self.test]
         documents = self.recipe.evaluate.retrieval.k if arm == "tuned_retrieval" else 0
         return [self.book.tuned(row, documents) for row in self.test]
@@ -97,8 +95,8 @@ class Evaluation:
 
         settings = self.recipe.evaluate
         if arm.startswith(EXTERNAL):
-            asked = settings.endpoint_of(arm).price
-            return None if asked is None else by_tokens(asked)
+            price = settings.endpoint_of(arm).price
+            return None if price is None else by_tokens(price)
         return None if settings.price_per_hour is None else by_time(settings.price_per_hour)
 
 

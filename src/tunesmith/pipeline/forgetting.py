@@ -10,15 +10,14 @@ from tunesmith.evaluate.probes import load_probes
 from tunesmith.pipeline.engines import load
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Recipe
-from tunesmith.rundir import RunDir, write_json
+from tunesmith.rundir import RunDir
 from tunesmith.tracking import progress
 
 logger = logging.getLogger(__name__)
 
 
 def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> None:
-    """Compare the tuned model with its base; writes ``evaluation/forgetting.json``: ``verdict`` (no regression, regression, or
-    too little data to tell), ``reason``, ``margin``, ``probes`` and ``figures`` (``evaluate/forgetting.py``).
+    """Compare the tuned model with its base; writes ``evaluation/forgetting.json``.
 
     Raises:
         DataError: ``evaluate.forgetting.texts`` cannot be used.
@@ -30,12 +29,12 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     loaded = load(run, recipe, run.adapter)
     tuned = (loaded.model, loaded.layers, loaded.renderer)
     with progress("forgetting", STEPS) as bar:
-        result = measure(*tuned, probes, settings.margin, recipe.evaluate.batch_size, bar.advance)
+        decisive, figures = measure(*tuned, probes, settings.margin, recipe.evaluate.batch_size, bar.advance)
     if settings.tasks:
         from tunesmith.evaluate.lm_eval import run_tasks
 
         logger.info(f"forgetting: lm-evaluation-harness on {', '.join(settings.tasks)}, base and tuned")
-        result["probes"] += run_tasks(*tuned, settings.tasks, settings.tasks_path, settings.limit, settings.margin)
-    concluded = conclude(result, settings.margin)
-    write_json(run.evaluation / "forgetting.json", concluded)
-    logger.info(f"forgetting: {concluded['verdict']}: {concluded['reason']}")
+        decisive += run_tasks(*tuned, settings.tasks, settings.tasks_path, settings.limit, settings.margin)
+    result = conclude(decisive, figures, settings.margin)
+    result.write(run.evaluation / "forgetting.json")
+    logger.info(f"forgetting: {result.verdict}: {result.reason}")

@@ -1,6 +1,6 @@
 """The stage ``judge``: a model compares every arm with the prompt to beat (``task.metric: judge``).
 
-It waits until both have answered. The scores lie in ``evaluation/judged/<arm>/``, beside the answers and not in their place;
+It waits until both have answered. The scores lie in ``evaluation/judged/<arm>/``, next to the answers and not in their place;
 ``evaluation/judge.json`` keeps what has to be known of the judge: its agreement with human labels, and for each arm position
 consistency and the correlation of length and winning.
 """
@@ -8,15 +8,18 @@ consistency and the correlation of length and winning.
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from tunesmith.engines.openai_endpoint import OpenAIEndpoint
-from tunesmith.evaluate.arms import Outputs, read_outputs, write_outputs
+from tunesmith.evaluate.arms import read_outputs, write_outputs
 from tunesmith.evaluate.judge import Judge, calibrate, judge_arm, question_text
 from tunesmith.evaluate.metrics import make_metric
+from tunesmith.evaluate.select import JudgeAnswers
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Recipe
-from tunesmith.rundir import RunDir, read_json, read_rows, write_json
+from tunesmith.rundir import RunDir, read_rows
+from tunesmith.rundir.records.evaluation import Output, Scores, Selection
+from tunesmith.rundir.records.evidence import Judgement, JudgeReport
+from tunesmith.rundir.rows import Row
 
 logger = logging.getLogger(__name__)
 
@@ -33,18 +36,19 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         RecipeError: a bad schema or pattern in the task, or the variable that should hold the judge's key is not set.
     """
     metric = make_metric(recipe.task)
-    best = read_json(run.evaluation / "selection.json")["best_prompt"]
+    best = Selection.read(run.evaluation / "selection.json").best_prompt
     judge, close = make_judge(recipe)
     session.closing.callback(close)
     questions = [question_text(row["messages"]) for row in read_rows(run.data / "test.jsonl")]
     calibration = calibrate(judge, recipe.task.judge.human_labels)
-    logger.info(f"judge: {'calibrated' if calibration['calibrated'] else 'uncalibrated'}: {calibration['reason']}")
-    baseline, reports = read_outputs(run.evaluation / best), {}
+    logger.info(f"judge: {'calibrated' if calibration.calibrated else 'uncalibrated'}: {calibration.reason}")
+    baseline = read_outputs(run.evaluation / best)
+    reports: dict[str, JudgeReport] = {}
     for arm in recipe.evaluate.arms:
         answers = run.evaluation / arm
         outputs, reports[arm] = judge_arm(judge, questions, read_outputs(answers), baseline)
-        write_outputs(scores_folder(run, recipe, arm), read_json(answers / "scores.json")["key"], outputs, metric)
-    write_json(run.evaluation / "judge.json", {"calibration": calibration, "arms": reports})
+        write_outputs(scores_folder(run, recipe, arm), Scores.read(answers / "scores.json").key, outputs, metric)
+    Judgement(calibration=calibration, arms=reports).write(run.evaluation / "judge.json")
 
 
 def make_judge(recipe: Recipe) -> tuple[Judge, Callable[[], None]]:
@@ -61,8 +65,12 @@ def make_judge(recipe: Recipe) -> tuple[Judge, Callable[[], None]]:
     return Judge(engine, recipe.task), engine.close
 
 
-def comparing(judge: Judge, rows: list[dict[str, Any]]) -> Callable[[Outputs, Outputs], Outputs]:
-    """Scores of an arm's records on some of these rows, against those of another arm."""
+def comparing(judge: Judge, rows: list[Row]) -> JudgeAnswers:
+    """Scores answers to some of these rows against another arm's."""
 
     questions = {row["id"]: question_text(row["messages"]) for row in rows}
-    return lambda outputs, baseline: judge_arm(judge, [questions[row["id"]] for row in outputs], outputs, baseline)[0]
+
+    def scored(outputs: list[Output], baseline: list[Output]) -> list[Output]:
+        return judge_arm(judge, [questions[output.id] for output in outputs], outputs, baseline)[0]
+
+    return scored

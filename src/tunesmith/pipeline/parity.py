@@ -58,7 +58,7 @@ def measured(run: RunDir, recipe: Recipe) -> Parity:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     metric = ParityMetric(reason=no_task)
-    if task is not None:
+    if task is not None and reference.answers is not None:
         metric = ParityMetric(name=task.metric, n=task.n, score=task.score(reference.answers), margin=task.margin)
     return Parity(
         deployed=recipe.export.gguf[-1],

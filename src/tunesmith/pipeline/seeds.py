@@ -11,13 +11,15 @@ The cost is one training and one test arm a seed. Every reading of the test part
 
 import logging
 import statistics
-from typing import Any
 
+from tunesmith.formatting import percent
 from tunesmith.pipeline.evaluate import log_reading
 from tunesmith.pipeline.stage import Session
 from tunesmith.pipeline.subrun import changed, make_inner, open_inner, share_data
 from tunesmith.recipe import Recipe
-from tunesmith.rundir import RunDir, read_json, write_json
+from tunesmith.rundir import RunDir
+from tunesmith.rundir.records.evaluation import Scores
+from tunesmith.rundir.records.evidence import SeedRun, Seeds
 from tunesmith.rundir.records.training import Training
 
 logger = logging.getLogger(__name__)
@@ -31,10 +33,7 @@ def seed_recipes(recipe: Recipe) -> list[Recipe]:
 
 
 def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> None:
-    """Train and score the adapters of ``evaluate.seeds``; writes ``evaluation/seeds.json``: ``arm``, ``n`` test rows, ``runs``
-    (seed, score, best_dev_loss of each), ``mean``, ``min``, ``max``, and ``sd`` (over seeds, n - 1 in the denominator), scores
-    in 0..1.
-    """
+    """Train and score the adapters of ``evaluate.seeds``; writes ``evaluation/seeds.json``."""
     recipes = seed_recipes(recipe)
     runs = [_figures(run, recipes[0])]
     for k, other in enumerate(recipes[1:], 1):
@@ -44,23 +43,32 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         before = inner.stages().get(f"evaluate {ARM}")
         make_inner(inner, other, "train", f"evaluate {ARM}")
         if inner.stages()[f"evaluate {ARM}"] != before:
-            log_reading(run, f"{ARM} seed {other.seed}", read_json(inner.evaluation / ARM / "scores.json")["key"])
+            log_reading(run, f"{ARM} seed {other.seed}", Scores.read(inner.evaluation / ARM / "scores.json").key)
         runs.append(_figures(inner, other))
-    rows = read_json(run.evaluation / ARM / "scores.json")["n"]
-    result = {"arm": ARM, "n": rows, "runs": runs, **spread([entry["score"] for entry in runs])}
-    write_json(run.evaluation / "seeds.json", result)
+    result = spread(Scores.read(run.evaluation / ARM / "scores.json").summary.n, runs)
+    result.write(run.evaluation / "seeds.json")
     logger.info(
-        f"seeds: {ARM} scores {100 * result['mean']:.1f} of 100 over {len(runs)} seeds, "
-        f"{100 * result['min']:.1f} to {100 * result['max']:.1f} (sd {100 * result['sd']:.1f} points)"
+        f"seeds: {ARM} scores {percent(result.mean)} of 100 over {len(runs)} seeds, "
+        f"{percent(result.min)} to {percent(result.max)} (sd {percent(result.sd)} points)"
     )
 
 
-def spread(scores: list[float]) -> dict[str, float]:
-    """Mean, smallest, largest and standard deviation (n - 1) of two scores or more."""
-    return {"mean": statistics.fmean(scores), "min": min(scores), "max": max(scores), "sd": statistics.stdev(scores)}
+def spread(rows: int, runs: list[SeedRun]) -> Seeds:
+    """Mean, smallest, largest and standard deviation (n - 1) of the scores of two seeds or more on so many rows."""
+    scores = [run.score for run in runs]
+    return Seeds(
+        arm=ARM,
+        n=rows,
+        runs=tuple(runs),
+        mean=statistics.fmean(scores),
+        min=min(scores),
+        max=max(scores),
+        sd=statistics.stdev(scores),
+    )
 
 
-def _figures(run: RunDir, recipe: Recipe) -> dict[str, Any]:
+def _figures(run: RunDir, recipe: Recipe) -> SeedRun:
     training = Training.read(run.training_file)
-    score = read_json(run.evaluation / ARM / "scores.json")["score"]
-    return {"seed": recipe.seed, "score": score, "best_dev_loss": training.best_dev_loss}
+    score = Scores.read(run.evaluation / ARM / "scores.json").summary.score
+    assert score is not None  # the recipe refuses seeds under a judge
+    return SeedRun(seed=recipe.seed, score=score, best_dev_loss=training.best_dev_loss)

@@ -21,8 +21,9 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     Raises:
         DataError: a row that the metric cannot score.
     """
-    choice = select_prompt(_prompt_task(evaluation_of(run, recipe, session)), run.evaluation / "selection.json")
-    logger.info(f"select: {choice['best_prompt']} leads on {choice['dev_rows']} dev rows ({choice['best_prompt_name']})")
+    selection = select_prompt(_prompt_task(evaluation_of(run, recipe, session)))
+    selection.write(run.evaluation / "selection.json")
+    logger.info(f"select: {selection.best_prompt} leads on {selection.dev_rows} dev rows ({selection.best_prompt_name})")
 
 
 def _prompt_task(evaluation: Evaluation) -> PromptTask:
@@ -36,23 +37,23 @@ def _prompt_task(evaluation: Evaluation) -> PromptTask:
         evaluation.closing.callback(endpoint.close)
         return endpoint
 
-    judged = None
+    judge_answers = None
     if evaluation.metric.name == "judge":
         judge, close = make_judge(evaluation.recipe)
         evaluation.closing.callback(close)
-        judged = comparing(judge, evaluation.dev)
+        judge_answers = comparing(judge, evaluation.dev)
     writer = None
     if evaluation.recipe.evaluate.optimized_prompt.writer is not None:
         writer, close = open_writer(evaluation.recipe.evaluate.optimized_prompt.writer)
         evaluation.closing.callback(close)
     return PromptTask(
-        evaluation.recipe,
-        evaluation.book,
-        evaluation.dev,
-        evaluation.metric,
-        evaluation.max_new_tokens,
-        engine,
-        evaluation.allowed,
-        judged,
-        writer,
+        recipe=evaluation.recipe,
+        book=evaluation.book,
+        dev=evaluation.dev,
+        metric=evaluation.metric,
+        max_new_tokens=evaluation.max_new_tokens,
+        engine_of=engine,
+        allowed=evaluation.allowed,
+        judge=judge_answers,
+        writer=writer,
     )

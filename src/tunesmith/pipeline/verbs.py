@@ -6,14 +6,16 @@ imports torch; a stage's own file does, when the stage is made.
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from tunesmith.errors import RunError
 from tunesmith.pipeline import stage as stages
 from tunesmith.pipeline.stage import Table, module_of
 from tunesmith.pipeline.table import sweep_stage, table_of
 from tunesmith.recipe import load_recipe
-from tunesmith.rundir import RunDir, read_json
+from tunesmith.rundir import RunDir
+from tunesmith.rundir.records.advice import Advice
+from tunesmith.rundir.records.evaluation import Verdict
+from tunesmith.rundir.records.evidence import Curve, Forgetting, Seeds
 from tunesmith.rundir.records.parity import Parity, Sweep
 from tunesmith.rundir.records.stages import Status
 from tunesmith.rundir.records.training import Training
@@ -69,10 +71,10 @@ def status(run: RunDir) -> Status:
     return stages.status(run, table_of(recipe), recipe)
 
 
-def run(directory: RunDir, *, until: str = "report", force: Iterable[str] = ()) -> Any:
+def run(directory: RunDir, *, until: str = "report", force: Iterable[str] = ()) -> Verdict | None:
     """All stages in order; returns the verdict where it was reached."""
     make(directory, [until], all_needed=True, force=force)
-    return read_json(directory.verdict_file) if until in ("verdict", "report") else None
+    return Verdict.read(directory.verdict_file) if until in ("verdict", "report") else None
 
 
 def data(run: RunDir) -> None:
@@ -115,32 +117,32 @@ def parity(run: RunDir) -> Parity:
     return Parity.read(run.export / "parity.json")
 
 
-def forgetting(run: RunDir) -> Any:
+def forgetting(run: RunDir) -> Forgetting:
     """Measure what the tuned model has forgotten, against its base."""
     make(run, ["forgetting"])
-    return read_json(run.evaluation / "forgetting.json")
+    return Forgetting.read(run.evaluation / "forgetting.json")
 
 
-def seeds(run: RunDir) -> Any:
+def seeds(run: RunDir) -> Seeds | None:
     """Train and score the adapters of ``evaluate.seeds``; None where the recipe asks for one."""
     if run.recipe().evaluate.seeds == 1:
         return None
     make(run, ["seeds"])
-    return read_json(run.evaluation / "seeds.json")
+    return Seeds.read(run.evaluation / "seeds.json")
 
 
-def learning_curve(run: RunDir) -> Any:
+def learning_curve(run: RunDir) -> Curve | None:
     """Train on shares of the train part; None where the recipe asks for no curve."""
     if not run.recipe().evaluate.learning_curve:
         return None
     make(run, ["learning-curve"])
-    return read_json(run.evaluation / "curve.json")
+    return Curve.read(run.evaluation / "curve.json")
 
 
-def verdict(run: RunDir) -> Any:
+def verdict(run: RunDir) -> Verdict:
     """Decide from the scored arms."""
     make(run, ["verdict"])
-    return read_json(run.verdict_file)
+    return Verdict.read(run.verdict_file)
 
 
 def report(run: RunDir) -> Path:
@@ -159,7 +161,7 @@ def sweep(run: RunDir, types: tuple[str, ...] = ()) -> Sweep:
     return Sweep.read(run.export / "sweep.json")
 
 
-def advise(run: RunDir, quick: bool = False) -> Any:
+def advise(run: RunDir, quick: bool = False) -> Advice:
     """Say whether to tune at all, before any training."""
     return module_of("advise").advise(run, quick)
 

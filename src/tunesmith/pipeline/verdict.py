@@ -1,7 +1,7 @@
 """The stage ``verdict``: decide from the scored arms and the checks around them. Reads files, and asks nobody."""
 
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from tunesmith.evaluate import gate
 from tunesmith.evaluate.arms import read_outputs
@@ -9,33 +9,35 @@ from tunesmith.evaluate.metrics import make_metric
 from tunesmith.pipeline.judge import scores_folder
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Recipe
-from tunesmith.rundir import RunDir, read_json, read_rows, write_json
+from tunesmith.rundir import RunDir, read_rows
+from tunesmith.rundir.records import FileRecord
+from tunesmith.rundir.records.evaluation import Selection
+from tunesmith.rundir.records.evidence import Forgetting, Judgement, RetrievalRecall, Seeds
 from tunesmith.rundir.records.parity import Parity
+from tunesmith.rundir.records.training import Training
+
+F = TypeVar("F", bound=FileRecord)
 
 
 def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> None:
-    """Write ``evaluation/verdict.json``: what ``evaluate.gate.verdict`` returns, and ``selection``, ``judge`` and ``retrieval``
-    as their files hold them."""
-    arms = recipe.evaluate.arms
-    choice = read_json(run.evaluation / "selection.json")
+    """Write ``evaluation/verdict.json``."""
+    arms, folder = recipe.evaluate.arms, run.evaluation
     tuned = any(arm in gate.TUNED_ARMS for arm in arms)
-    forgotten = read_json(run.evaluation / "forgetting.json") if tuned else None
-    if forgotten is not None:
-        forgotten["required"] = recipe.evaluate.forgetting.required
-    result = gate.verdict(
-        {arm: read_outputs(scores_folder(run, recipe, arm)) for arm in arms},
-        choice["best_prompt"],
-        make_metric(recipe.task),
-        recipe.task.min_gain,
-        _groups(run, recipe),
-        forgotten,
-        read_json(run.evaluation / "seeds.json") if recipe.evaluate.seeds > 1 else None,
-        Parity.read(run.export / "parity.json").deployed_form if tuned else None,
+    parity = _read(Parity, run.export / "parity.json") if tuned else None
+    training = _read(Training, run.training_file) if tuned else None
+    evidence = gate.Evidence(
+        forgetting=Forgetting.read(folder / "forgetting.json") if tuned else None,
+        forgetting_required=recipe.evaluate.forgetting.required,
+        seeds=Seeds.read(folder / "seeds.json") if recipe.evaluate.seeds > 1 else None,
+        parity=None if parity is None else parity.deployed_form,
+        judge=Judgement.read(folder / "judge.json") if recipe.task.metric == "judge" else None,
+        retrieval=_read(RetrievalRecall, folder / "retrieval.json"),
+        only_worse=training is not None and training.only_worse,
     )
-    result["selection"] = choice
-    result["judge"] = read_json(run.evaluation / "judge.json") if recipe.task.metric == "judge" else None
-    result["retrieval"] = _read(run.evaluation / "retrieval.json")
-    write_json(run.verdict_file, result)
+    outputs = {arm: read_outputs(scores_folder(run, recipe, arm)) for arm in arms}
+    selection = Selection.read(folder / "selection.json")
+    metric, groups = make_metric(recipe.task), _groups(run, recipe)
+    gate.verdict(outputs, selection, metric, recipe.task.min_gain, groups, evidence).write(run.verdict_file)
 
 
 def _groups(run: RunDir, recipe: Recipe) -> list[str] | None:
@@ -45,5 +47,5 @@ def _groups(run: RunDir, recipe: Recipe) -> list[str] | None:
     return [row.get("group") or row["id"] for row in read_rows(run.data / "test.jsonl")]
 
 
-def _read(file: Path) -> dict[str, Any] | None:
-    return read_json(file) if file.exists() else None
+def _read(kind: type[F], path: Path) -> F | None:
+    return kind.read(path) if path.exists() else None

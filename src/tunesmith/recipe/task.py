@@ -1,13 +1,16 @@
 """Keys of the task: what is asked, and how an answer is scored.
 
-Which keys a metric reads, and which it cannot do without, are tables; a key that the metric does not read is an error.
+Which keys a metric reads, and which it cannot do without, is a table (``metrics.py``); a key that the metric does not read
+is an error.
 """
 
+import difflib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
+from tunesmith.recipe.metrics import METRIC_KEYS, readers
 from tunesmith.recipe.section import Section
 
 
@@ -23,38 +26,21 @@ class Judge(Section):
     )
 
 
-# Keys that only some metrics read, and keys without which a metric cannot score.
+def _known_metric(name: str) -> str:
+    if name not in METRIC_KEYS:
+        near = difflib.get_close_matches(name, METRIC_KEYS, 1)
+        raise ValueError(f"no such metric; did you mean {near[0]}?" if near else f"expected one of {', '.join(METRIC_KEYS)}")
+    return name
 
 
-READ_BY = {
-    "json_schema": ("json", "judge"),
-    "constrained": ("json", "classification", "macro_f1"),
-    "labels": ("classification", "macro_f1"),
-    "tolerance": ("numeric",),
-    "pattern": ("regex", "judge"),
-    "tests": ("code",),
-    "allow_code": ("code",),
-    "function": ("python",),
-    "judge": ("judge",),
-}
-
-
-NEEDED = {
-    "classification": ("labels",),
-    "macro_f1": ("labels",),
-    "regex": ("pattern",),
-    "code": ("tests",),
-    "python": ("function",),
-    "judge": ("judge.base_url", "judge.model", "judge.rubric"),
-}
+MetricName = Annotated[str, AfterValidator(_known_metric), WithJsonSchema({"type": "string", "enum": [*METRIC_KEYS]})]
+SOME_READ = {key for keys in METRIC_KEYS.values() for key in keys.reads}
 
 
 class Task(Section):
     """What is asked, and what counts as a right answer."""
 
-    metric: Literal[
-        "exact_match", "classification", "macro_f1", "json", "rouge", "bleu", "numeric", "regex", "code", "python", "judge"
-    ] = Field(description="how an answer is scored against the reference")
+    metric: MetricName = Field(description="how an answer is scored against the reference")
     json_schema: Path | None = Field(
         default=None, description="JSON schema file that every answer should meet (metric: json, judge)"
     )
@@ -93,10 +79,11 @@ class Task(Section):
 
     @model_validator(mode="after")
     def _keys_of_the_metric(self) -> "Task":
-        for key, metrics in READ_BY.items():
-            if self.metric not in metrics and self.__dict__[key] not in (None, False, Judge()):
-                raise ValueError(f"{key} is read by metric: {' or '.join(metrics)} alone; leave it out")
-        for key in NEEDED.get(self.metric, ()):
+        keys = METRIC_KEYS[self.metric]
+        for key in sorted(SOME_READ - {*keys.reads}):
+            if self.__dict__[key] not in (None, False, Judge()):
+                raise ValueError(f"{key} is read by metric: {' or '.join(readers(key))} alone; leave it out")
+        for key in keys.needs:
             value = self
             for part in key.split("."):
                 value = value.__dict__[part]

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 from rich.filesize import decimal
 
+from tunesmith.rundir.records.evidence import Curve
 from tunesmith.rundir.records.parity import Sweep
 
 matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "tunesmith", "font.family": "sans-serif", "font.size": 11})
@@ -43,27 +44,23 @@ def loss_figure(metrics: list[dict[str, Any]], best_step: int) -> str:
     return svg(figure, axes)
 
 
-def curve_figure(curve: dict[str, Any]) -> str:
-    """Dev score over train rows: measured points with intervals, the fitted law with its band, and where data end.
-
-    Args:
-        curve: ``evaluation/curve.json``; ``points`` and ``line`` are lists of rows, value, low and high.
-    """
+def curve_figure(curve: Curve) -> str:
+    """Dev score over train rows: measured points with intervals, the fitted law with its band, and where data end."""
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
-    line, points = curve["line"], curve["points"]
-    rows = [place["rows"] for place in line]
-    axes.fill_between(rows, [p["low"] for p in line], [p["high"] for p in line], color=TUNED, alpha=0.15, linewidth=0)
-    now = points[-1]["rows"]
-    for style, keep in (("-", [p for p in line if p["rows"] <= now]), ("--", [p for p in line if p["rows"] >= now])):
+    line, points = curve.line, curve.points
+    rows = [p.rows for p in line]
+    axes.fill_between(rows, [p.low for p in line], [p.high for p in line], color=TUNED, alpha=0.15, linewidth=0)
+    now = points[-1].rows
+    for style, part in (("-", [p for p in line if p.rows <= now]), ("--", [p for p in line if p.rows >= now])):
         label = "fitted, 95 %" if style == "-" else "carried on"
-        axes.plot([p["rows"] for p in keep], [p["value"] for p in keep], style, color=TUNED, linewidth=2, label=label)
-    reach = [[p["value"] - p["low"] for p in points], [p["high"] - p["value"] for p in points]]
-    measured = ([p["rows"] for p in points], [p["value"] for p in points])
+        axes.plot([p.rows for p in part], [p.value for p in part], style, color=TUNED, linewidth=2, label=label)
+    reach = [[p.value - p.low for p in points], [p.high - p.value for p in points]]
+    measured = ([p.rows for p in points], [p.value for p in points])
     axes.errorbar(*measured, yerr=reach, fmt="o", color=INK, markersize=6, linewidth=1.6, label="measured on dev", zorder=3)
     axes.axvline(now, color=QUIET, linewidth=1, linestyle=":")
     axes.set_xscale("log")
-    axes.set_xticks([p["rows"] for p in points] + [gain["rows"] for gain in curve["gains"]])
+    axes.set_xticks([p.rows for p in points] + [gain.rows for gain in curve.gains])
     axes.tick_params(axis="x", labelrotation=45)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.xaxis.set_minor_formatter(NullFormatter())

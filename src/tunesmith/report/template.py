@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from tunesmith.formatting import percent, points, points_between
 from tunesmith.tracking import visible
 
 
@@ -30,7 +31,8 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["points"] = lambda value: f"{100 * value:+.1f}"
-    environment.filters["percent"] = lambda value: f"{100 * value:.1f}"
+    environment.filters["points"] = points
+    environment.filters["percent"] = percent
+    environment.globals["points_between"] = points_between
     environment.filters["grouped"] = lambda value: f"{value:,}"
     return environment.get_template(template).render(**values)

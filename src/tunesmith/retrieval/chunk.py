@@ -18,7 +18,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tunesmith.errors import DataError
 
@@ -120,16 +119,16 @@ def _files(source: Path) -> list[tuple[str, Path]]:
         return [(source.name, source)]
     known = ", ".join(SUFFIXES)
     if not source.is_dir():
-        found = f"a {source.suffix or 'nameless'} file" if source.is_file() else "nothing"
-        raise DataError(f"{source}: expected a folder or a file ({known}), found {found}", "mend data.documents")
+        what = f"a {source.suffix or 'nameless'} file" if source.is_file() else "nothing"
+        raise DataError(f"{source}: expected a folder or a file ({known}), found {what}", "fix data.documents")
     entries = sorted(path for path in source.rglob("*") if path.is_file())
     visible = [path for path in entries if not any(part.startswith(".") for part in path.relative_to(source).parts)]
-    taken = [path for path in visible if path.suffix.lower() in SUFFIXES]
-    if not taken:
+    readable = [path for path in visible if path.suffix.lower() in SUFFIXES]
+    if not readable:
         raise DataError(f"{source}: none of its {len(visible)} files is one of {known}", "convert the documents to text first")
-    if left := len(visible) - len(taken):
+    if left := len(visible) - len(readable):
         logger.warning(f"documents: {left} files of {source} are not {known} and are not searched")
-    return [(path.relative_to(source).as_posix(), path) for path in taken]
+    return [(path.relative_to(source).as_posix(), path) for path in readable]
 
 
 def _documents(name: str, file: Path) -> Iterator[tuple[str, str, int, str]]:
@@ -144,22 +143,24 @@ def _documents(name: str, file: Path) -> Iterator[tuple[str, str, int, str]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             place = f"{name} line {number}"
-            found = _object(line, place)
-            yield str(found["id"]) if "id" in found else f"{name}:{number}", found["text"], number, place
+            document_id, text = _document(line, place)
+            yield document_id or f"{name}:{number}", text, number, place
 
 
-def _object(line: str, place: str) -> dict[str, Any]:
+def _document(line: str, place: str) -> tuple[str | None, str]:
+    """Id and text of a document on a line of its own."""
     hint = 'one document a line: {"id": "refunds", "text": "..."}; id may be left out'
     try:
-        found = json.loads(line)
+        value = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{place}: not JSON: {error}", hint) from error
-    if not isinstance(found, dict) or not isinstance(found.get("text"), str):
+    if not isinstance(value, dict) or not isinstance(value.get("text"), str):
         raise DataError(f"{place}: expected an object with a string under text", hint)
-    if "id" in found and (not isinstance(found["id"], str | int) or isinstance(found["id"], bool)):
+    document_id = value.get("id")
+    if "id" in value and (not isinstance(document_id, str | int) or isinstance(document_id, bool)):
         raise DataError(f"{place}: id is neither a string nor an integer", hint)
     try:
-        found["text"].encode()
+        value["text"].encode()
     except UnicodeEncodeError as error:
         raise DataError(f"{place}: half of a surrogate pair at character {error.start}", "write the character whole") from error
-    return found
+    return None if document_id is None else str(document_id), value["text"]

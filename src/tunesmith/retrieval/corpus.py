@@ -14,17 +14,18 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tunesmith.errors import RunError
 from tunesmith.recipe import Recipe
 from tunesmith.retrieval.chunk import document_of, read_passages
+from tunesmith.retrieval.embed import load_embedder
+from tunesmith.retrieval.qdrant import build_qdrant
 from tunesmith.retrieval.store import Hit, Store, build_store
+from tunesmith.rundir.rows import Row, question_of, reference_of
 from tunesmith.tracking import progress
 
 logger = logging.getLogger(__name__)
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,6 @@ class Corpus:
         return {document_of(name) for name in self.ids}
 
 
-def question_of(row: Row) -> str:
-    """What a row asks the store: its last user turn (empty when it has none)."""
-    return next((turn["content"] for turn in reversed(row["messages"][:-1]) if turn["role"] == "user"), "")
-
-
 def read_corpus(recipe: Recipe, train: list[Row]) -> Corpus:
     """The passages of ``data.documents``, or the train rows.
 
@@ -67,8 +63,8 @@ def read_corpus(recipe: Recipe, train: list[Row]) -> Corpus:
     asking = [row for row in train if question_of(row)]
     if not asking:
         raise RunError("nothing to search: no train row asks anything", "name documents in data.documents")
-    texts = [f"{question_of(row)}\n-> {row['messages'][-1]['content']}" for row in asking]
-    return Corpus("train rows", texts, [row["id"] for row in asking], [_folded(question_of(row)) for row in asking])
+    texts = [f"{question_of(row)}\n-> {reference_of(row)}" for row in asking]
+    return Corpus("train rows", texts, [row["id"] for row in asking], [_normalized(question_of(row)) for row in asking])
 
 
 def check_sealed(corpus: Corpus, sealed: list[Row]) -> int:
@@ -81,15 +77,15 @@ def check_sealed(corpus: Corpus, sealed: list[Row]) -> int:
         RunError: a test row is among the train rows, by id or by its question.
     """
     if corpus.kind == "documents":
-        held = _held(corpus, sealed)
-        if held:
+        count = _rows_in_documents(corpus, sealed)
+        if count:
             logger.warning(
-                f"retrieval: {held} of {len(sealed)} test rows stand in data.documents, question and answer word for word"
+                f"retrieval: {count} of {len(sealed)} test rows stand in data.documents, question and answer word for word"
             )
-        return held
+        return count
     ids, questions = set(corpus.ids), set(corpus.questions)
     for row in sealed:
-        if row["id"] in ids or _folded(question_of(row)) in questions:
+        if row["id"] in ids or _normalized(question_of(row)) in questions:
             raise RunError(
                 f"test row {row['id']} can be found in the store of train rows: the split leaks",
                 "run: tunesmith data RUN (the split keeps rows that ask the same together)",
@@ -105,14 +101,8 @@ def open_store(recipe: Recipe, path: Path, corpus: Corpus) -> Store:
         RunError: the server does not answer.
     """
     settings = recipe.evaluate.retrieval
-    embedder = None
-    if settings.embedder is not None:
-        from tunesmith.retrieval.embed import load_embedder
-
-        embedder = load_embedder(settings.embedder)
+    embedder = None if settings.embedder is None else load_embedder(settings.embedder)
     if settings.qdrant is not None:
-        from tunesmith.retrieval.qdrant import build_qdrant
-
         assert embedder is not None  # the recipe sees to it
         store: Store = build_qdrant(settings.qdrant, corpus.texts, corpus.ids, embedder)
     else:
@@ -126,26 +116,26 @@ def open_store(recipe: Recipe, path: Path, corpus: Corpus) -> Store:
 
 def find(store: Store, rows: Sequence[Row], k: int) -> list[list[Hit]]:
     """The ``k`` best passages for every row."""
-    found = []
+    hits: list[list[Hit]] = []
     with progress("searching", len(rows)) as bar:
         for row in rows:
-            found.append(store.search(question_of(row), k))
+            hits.append(store.search(question_of(row), k))
             bar.advance(1)
-    return found
+    return hits
 
 
-def _held(corpus: Corpus, sealed: list[Row]) -> int:
+def _rows_in_documents(corpus: Corpus, sealed: list[Row]) -> int:
     """Test rows whose question stands in a passage that holds their answer too."""
-    passages = [_folded(text) for text in corpus.texts]
+    passages = [_normalized(text) for text in corpus.texts]
     whole = "\0".join(passages)
     count = 0
     for row in sealed:
-        question, answer = _folded(question_of(row)), _folded(row["messages"][-1]["content"])
+        question, answer = _normalized(question_of(row)), _normalized(reference_of(row))
         if question and question in whole:  # one search of all text; the second look is rare
             count += any(question in passage and answer in passage for passage in passages)
     return count
 
 
-def _folded(text: str) -> str:
+def _normalized(text: str) -> str:
     """Without what a reader does not see a difference in: case and white space."""
     return "".join(text.casefold().split())

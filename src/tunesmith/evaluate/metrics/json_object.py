@@ -15,31 +15,50 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
 
 from tunesmith.errors import RecipeError
-from tunesmith.evaluate.metrics.metric import Score
+from tunesmith.evaluate.metrics.metric import Metric, Score
+from tunesmith.recipe import Task
 
 _FENCE = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*", re.DOTALL)
 _UNPARSED = object()
 
 
+def json_metric(task: Task) -> Metric:
+    """The metric of ``task.json_schema``, or of any JSON without one.
+
+    Raises:
+        RecipeError: the schema file is missing or no JSON schema.
+    """
+    validator = None if task.json_schema is None else load_schema(task.json_schema)
+    return Metric(name="json", score=lambda a, r: json_score(a, r, validator), tie_break="field_f1", binary=True)
+
+
+def json_line(task: Task) -> str:
+    """What an answer looks like: its keys where the schema names them."""
+    schema = {} if task.json_schema is None else json.loads(task.json_schema.read_text(encoding="utf-8"))
+    keys = schema.get("properties") or schema.get("required") or ()
+    named = f" Its keys: {', '.join(keys)}." if keys else ""
+    return f"Answer with one JSON object and nothing else.{named}"
+
+
 def json_score(answer: str, reference: str, validator: Draft202012Validator | None) -> Score:
     """Object equality, parse, schema and field F1. A reference that is not JSON is a ``ValueError``."""
     expected = json.loads(reference)
-    found = _parse(answer)
-    parsed = found is not _UNPARSED
+    value = _parse(answer)
+    parses = value is not _UNPARSED
     score = {
-        "score": float(parsed and _same(found, expected)),
-        "parse": float(parsed),
-        "field_f1": _field_f1(found, expected) if parsed else 0.0,
+        "score": float(parses and _same(value, expected)),
+        "parse": float(parses),
+        "field_f1": _field_f1(value, expected) if parses else 0.0,
     }
     if validator is not None:
-        score["schema"] = float(parsed and validator.is_valid(found))
+        score["schema"] = float(parses and validator.is_valid(value))
     return score
 
 
 def meets_schema(answer: str, validator: Draft202012Validator) -> bool:
     """Whether an answer parses and meets a schema."""
-    found = _parse(answer)
-    return found is not _UNPARSED and validator.is_valid(found)
+    value = _parse(answer)
+    return value is not _UNPARSED and validator.is_valid(value)
 
 
 def load_schema(path: Path) -> Draft202012Validator:
@@ -65,9 +84,9 @@ def _parse(answer: str) -> Any:
         return _UNPARSED
 
 
-def _same(found: Any, expected: Any) -> bool:
+def _same(value: Any, expected: Any) -> bool:
     """Equality of JSON values: 1 is not true."""
-    return json.dumps(found, sort_keys=True) == json.dumps(expected, sort_keys=True)
+    return json.dumps(value, sort_keys=True) == json.dumps(expected, sort_keys=True)
 
 
 def _fields(value: Any, path: str = "$") -> Counter[tuple[str, str]]:
@@ -78,6 +97,6 @@ def _fields(value: Any, path: str = "$") -> Counter[tuple[str, str]]:
     return Counter([(path, json.dumps(value))])
 
 
-def _field_f1(found: Any, expected: Any) -> float:
-    have, want = _fields(found), _fields(expected)
+def _field_f1(value: Any, expected: Any) -> float:
+    have, want = _fields(value), _fields(expected)
     return 2 * (have & want).total() / (have.total() + want.total())

@@ -11,29 +11,33 @@ and takes a third of the figure (96.0 became 64.0), and a resample without that 
 Shape suffixes here: C classes (the labels and invalid).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.errors import RecipeError
-from tunesmith.evaluate.metrics.metric import Metric, Row, Score
+from tunesmith.evaluate.metrics.metric import Metric, Score
 from tunesmith.evaluate.metrics.text import normalise
 from tunesmith.evaluate.resample import SumStatistic
+from tunesmith.recipe import Task
+from tunesmith.rundir.records.evaluation import Output
 
 INVALID = ""  # no label is blank: the recipe refuses it
 
 
-def classification(name: str, labels: tuple[str, ...]) -> Metric:
+def classification(task: Task) -> Metric:
     """Accuracy (``classification``) or macro-F1 (``macro_f1``) as headline; the rows are scored alike.
 
     Raises:
         RecipeError: two labels that the normalisation cannot tell apart, or a blank one.
     """
-    known = {normalise(label): label for label in labels}
-    if len(known) != len(labels) or "" in known:
+    names = task.labels
+    assert names is not None  # the recipe sees to it
+    known = {normalise(name): name for name in names}
+    if len(known) != len(names) or "" in known:
         raise RecipeError(
-            f"task.labels: {len(labels)} labels, and {len(known) - ('' in known)} that differ in more than case, punctuation "
+            f"task.labels: {len(names)} labels, and {len(known) - ('' in known)} that differ in more than case, punctuation "
             "and articles",
             "give each class a name of its own",
         )
@@ -47,8 +51,13 @@ def classification(name: str, labels: tuple[str, ...]) -> Metric:
             raise ValueError(f"{reference[:80]!r} is none of task.labels")
         return {"score": float(given == wanted), "strict": float(answer == reference), "invalid": float(given == INVALID)}
 
-    corpus = _macro_f1((*labels, INVALID), class_of) if name == "macro_f1" else None
-    return Metric(name, score, corpus, tie_break="strict", binary=True)
+    corpus = _macro_f1((*names, INVALID), class_of) if task.metric == "macro_f1" else None
+    return Metric(name=task.metric, score=score, corpus=corpus, tie_break="strict", binary=True)
+
+
+def labels_line(task: Task) -> str:
+    """What an answer looks like."""
+    return f"Answer with exactly one of these and nothing else: {', '.join(task.labels or ())}."
 
 
 def _macro_f1(classes: tuple[str, ...], class_of: Callable[[str], str]) -> SumStatistic:
@@ -56,20 +65,20 @@ def _macro_f1(classes: tuple[str, ...], class_of: Callable[[str], str]) -> SumSt
 
     The counts of a row have shape (3 C,). No reference is invalid, so that class never enters the mean.
     """
-    place = {name: number for number, name in enumerate(classes)}
+    column = {name: number for number, name in enumerate(classes)}
 
-    def counts(rows: list[Row]) -> NDArray[np.float64]:
+    def counts(rows: Sequence[Output]) -> NDArray[np.float64]:
         counts_N3C = np.zeros((len(rows), 3, len(classes)))
         for counts_3C, row in zip(counts_N3C, rows, strict=True):
-            given, wanted = place[class_of(row["output"])], place[class_of(row["reference"])]
+            given, wanted = column[class_of(row.output)], column[class_of(row.reference)]
             counts_3C[0, given] = counts_3C[1, wanted] = 1.0
             counts_3C[2, given] = given == wanted
         return counts_N3C.reshape(len(rows), -1)
 
     def value(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-        answered, asked, right = np.moveaxis(sums.reshape(*sums.shape[:-1], 3, len(classes)), -2, 0)
-        occurs = asked > 0
-        f1 = np.where(occurs, 2.0 * right / np.where(occurs, answered + asked, 1.0), 0.0)
+        answers, references, right = np.moveaxis(sums.reshape(*sums.shape[:-1], 3, len(classes)), -2, 0)
+        occurs = references > 0
+        f1 = np.where(occurs, 2.0 * right / np.where(occurs, answers + references, 1.0), 0.0)
         return f1.sum(axis=-1) / occurs.sum(axis=-1)
 
     return SumStatistic(counts, value)

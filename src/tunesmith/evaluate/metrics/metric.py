@@ -4,39 +4,38 @@ A row's headline is ``score``. For most metrics an arm's number is the mean of i
 are functions of all rows together, and the mean of per-row values is another quantity. Those bring ``corpus``, which
 the gate computes again on every bootstrap sample; both are sums over rows (``resample.SumStatistic``), which is fast.
 
-``score`` NaN means unscored: a judge that gave no verdict. It is never counted as wrong; whoever pairs arms leaves such
-rows out and says how many. Refused: a class hierarchy of metrics. A record of functions is all that callers need.
+A ``score`` of None means unscored: a judge that gave no verdict. It is never counted as wrong; whoever pairs arms leaves
+such rows out and says how many. Refused: a class hierarchy of metrics. A record of functions is all that callers need.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-Score = dict[str, float]
-Row = dict[str, Any]
+from tunesmith.rundir.records.evaluation import Output
+
+Score = Mapping[str, float | None]  # "score", and the metric's own figures
 
 HEADLINE = "score"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Metric:
     """One way to score.
 
     Attributes:
         name: the recipe's ``task.metric``.
-        score: ``(answer, reference)`` -> figures of a row; ``score`` is the headline in 0..1 (NaN: unscored).
-        corpus: headline of an arm where it is not the mean of ``score``: a function of the arm's rows, which hold
-            ``output`` and ``reference``.
+        score: ``(answer, reference)`` -> figures of a row; ``score`` is the headline in 0..1 (None: unscored).
+        corpus: headline of an arm where it is not the mean of ``score``: a function of the arm's outputs.
         tie_break: the figure that decides between prompts of equal headline.
         binary: whether every ``score`` is 0 or 1, so that McNemar's test applies to the rows.
     """
 
     name: str
     score: Callable[[str, str], Score]
-    corpus: Callable[[list[Row]], float] | None
     tie_break: str
     binary: bool
+    corpus: Callable[[Sequence[Output]], float] | None = None
 
     def fits(self, reference: str) -> bool:
         """Whether a reference scores 1 against itself (or the metric leaves it to a judge)."""
@@ -44,13 +43,13 @@ class Metric:
             value = self.score(reference, reference)[HEADLINE]
         except ValueError:
             return False
-        return value == 1.0 or math.isnan(value)
+        return value is None or value == 1.0
 
-    def headline(self, rows: list[Row]) -> float:
-        """Headline of an arm: ``corpus``, or the mean of the rows' ``score``, over scored rows; NaN when there are none."""
-        scored = [row for row in rows if not math.isnan(row[HEADLINE])]
+    def headline(self, outputs: Sequence[Output]) -> float | None:
+        """Headline of an arm: ``corpus``, or the mean of the rows' ``score``, over scored rows; None when there are none."""
+        scored = [(output, output.score) for output in outputs if output.score is not None]
         if not scored:
-            return math.nan
+            return None
         if self.corpus is not None:
-            return self.corpus(scored)
-        return math.fsum(row[HEADLINE] for row in scored) / len(scored)
+            return self.corpus([output for output, _ in scored])
+        return math.fsum(score for _, score in scored) / len(scored)

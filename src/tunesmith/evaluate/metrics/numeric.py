@@ -9,15 +9,27 @@ continental style is not, and a reference in that style should be written anew.
 import re
 from decimal import Decimal
 
-from tunesmith.evaluate.metrics.metric import Score
+from tunesmith.evaluate.metrics.metric import Metric, Score
+from tunesmith.recipe import Task
 
 _NUMBER = re.compile(
     r"(?<![\w.])[-+−]?(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)?(?:\.\d+|(?<=\d))(?:[eE][-+]?\d{1,3}(?!\d))?(?:/\d{1,18}(?![\d/]))?"
 )
 
 
+def number(task: Task) -> Metric:
+    """The metric of ``task.tolerance``."""
+    tolerance = task.tolerance
+    return Metric(name="numeric", score=lambda a, r: numeric_score(a, r, tolerance), tie_break="has_number", binary=True)
+
+
+def number_line(task: Task) -> str:
+    """What an answer looks like."""
+    return "End with the answer as a number."
+
+
 def numeric_score(answer: str, reference: str, tolerance: float) -> Score:
-    """``score``: both last numbers differ by at most ``tolerance``; ``found``: there is a number in the answer.
+    """``score``: both last numbers differ by at most ``tolerance``; ``has_number``: there is a number in the answer.
 
     Raises:
         ValueError: no number in the reference.
@@ -27,7 +39,7 @@ def numeric_score(answer: str, reference: str, tolerance: float) -> Score:
         raise ValueError(f"{reference[:80]!r} holds no number")
     given = last_number(answer)
     right = given is not None and abs(given - wanted) <= Decimal(str(tolerance))
-    return {"score": float(right), "found": float(given is not None)}
+    return {"score": float(right), "has_number": float(given is not None)}
 
 
 def last_number(text: str) -> Decimal | None:

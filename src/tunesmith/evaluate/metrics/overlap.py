@@ -13,14 +13,17 @@ Sources: Lin 2004; Papineni et al. 2002; Post 2018 (sacrebleu).
 """
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.errors import MissingPackage
-from tunesmith.evaluate.metrics.metric import Metric, Row, Score
+from tunesmith.evaluate.metrics.metric import Metric, Score
 from tunesmith.evaluate.resample import SumStatistic
+from tunesmith.recipe import Task
+from tunesmith.rundir.records.evaluation import Output
 
 ORDERS = 4
 
@@ -33,7 +36,7 @@ class _Words:
         return re.findall(r"[^\W_]+", text.lower())
 
 
-def rouge() -> Metric:
+def rouge(task: Task) -> Metric:
     """ROUGE-L, with ROUGE-1 and ROUGE-2 beside it.
 
     Raises:
@@ -46,17 +49,17 @@ def rouge() -> Metric:
     scorer = RougeScorer(["rougeL", "rouge1", "rouge2"], tokenizer=_Words())
 
     def score(answer: str, reference: str) -> Score:
-        found = scorer.score(reference, answer)
+        overlap = scorer.score(reference, answer)
         return {
-            "score": float(found["rougeL"].fmeasure),
-            "rouge1": float(found["rouge1"].fmeasure),
-            "rouge2": float(found["rouge2"].fmeasure),
+            "score": float(overlap["rougeL"].fmeasure),
+            "rouge1": float(overlap["rouge1"].fmeasure),
+            "rouge2": float(overlap["rouge2"].fmeasure),
         }
 
-    return Metric("rouge", score, None, tie_break="rouge1", binary=False)
+    return Metric(name="rouge", score=score, tie_break="rouge1", binary=False)
 
 
-def bleu() -> Metric:
+def bleu(task: Task) -> Metric:
     """BLEU of the corpus, with chrF of the rows beside it.
 
     Raises:
@@ -70,29 +73,27 @@ def bleu() -> Metric:
     meter, characters = BLEU(effective_order=True), CHRF()
 
     @lru_cache(maxsize=65536)
-    def counted(answer: str, reference: str) -> NDArray[np.float64]:
+    def ngrams(answer: str, reference: str) -> NDArray[np.float64]:
         """Matches of each order, n-grams of each order, and both lengths; shape (2 * ORDERS + 2,)."""
-        found = meter.sentence_score(answer, [reference])
-        return np.array([*found.counts, *found.totals, found.sys_len, found.ref_len], dtype=np.float64)
+        bleu = meter.sentence_score(answer, [reference])
+        return np.array([*bleu.counts, *bleu.totals, bleu.sys_len, bleu.ref_len], dtype=np.float64)
 
-    def counts(rows: list[Row]) -> NDArray[np.float64]:
-        return np.stack([counted(row["output"], row["reference"]) for row in rows])
+    def counts(rows: Sequence[Output]) -> NDArray[np.float64]:
+        return np.stack([ngrams(row.output, row.reference) for row in rows])
 
-    def from_sums(summed: NDArray[np.float64]) -> float:
-        numbers = [round(number) for number in summed.tolist()]
-        found = BLEU.compute_bleu(
-            numbers[:ORDERS], numbers[ORDERS:-2], *numbers[-2:], smooth_method="exp", effective_order=True
-        )
-        return min(1.0, round(found.score / 100.0, 12))  # the exponential of a sum of logarithms misses 1 by 1e-16
+    def from_sums(sums: NDArray[np.float64]) -> float:
+        numbers = [round(number) for number in sums.tolist()]
+        bleu = BLEU.compute_bleu(numbers[:ORDERS], numbers[ORDERS:-2], *numbers[-2:], smooth_method="exp", effective_order=True)
+        return min(1.0, round(bleu.score / 100.0, 12))  # the exponential of a sum of logarithms misses 1 by 1e-16
 
     def score(answer: str, reference: str) -> Score:
         return {
-            "score": from_sums(counted(answer, reference)),
+            "score": from_sums(ngrams(answer, reference)),
             "chrf": characters.sentence_score(answer, [reference]).score / 100.0,
         }
 
     corpus = SumStatistic(counts, lambda sums: np.apply_along_axis(from_sums, -1, sums))
-    return Metric("bleu", score, corpus, tie_break="chrf", binary=False)
+    return Metric(name="bleu", score=score, corpus=corpus, tie_break="chrf", binary=False)
 
 
 def _missing(metric: str, package: str) -> MissingPackage:

@@ -7,13 +7,22 @@ Matching can take time exponential in the text. ``re`` cannot be interrupted, so
 stops after a second; such a row scores 0 and says ``timed_out``. Refused: a thread, which would go on for ever.
 """
 
-import regex
-
 from tunesmith.errors import RecipeError
-from tunesmith.evaluate.metrics.metric import Score
+from tunesmith.evaluate.metrics.metric import Metric, Score
 from tunesmith.evaluate.metrics.text import normalise
+from tunesmith.recipe import Task
 
 SECONDS = 1.0
+
+
+def regular_expression(task: Task) -> Metric:
+    """The metric of ``task.pattern``.
+
+    Raises:
+        RecipeError: not a regular expression.
+    """
+    assert task.pattern is not None  # the recipe sees to it
+    return Metric(name="regex", score=Pattern(task.pattern).score, tie_break="score", binary=True)
 
 
 class Pattern:
@@ -24,6 +33,8 @@ class Pattern:
     """
 
     def __init__(self, pattern: str):
+        import regex
+
         try:
             self._pattern = regex.compile(pattern)
         except regex.error as error:
@@ -57,7 +68,7 @@ class Pattern:
             return False
 
     def _last(self, text: str) -> str | None:
-        found = None
+        last = None
         for match in self._pattern.finditer(text, timeout=SECONDS):
-            found = match.group("answer" if self._extracts else 0) or ""
-        return found
+            last = match.group("answer" if self._extracts else 0) or ""
+        return last

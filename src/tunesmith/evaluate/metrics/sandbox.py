@@ -53,10 +53,10 @@ def run_program(source: str, wall_seconds: float = WALL_SECONDS, cpu_seconds: in
     with tempfile.TemporaryDirectory(prefix="tunesmith-") as folder:
         work = Path(folder) / "work"
         work.mkdir()
-        program, said, report = work / "program.py", Path(folder) / "said", Path(folder) / "lacking.json"
+        program, talk, report = work / "program.py", Path(folder) / "output", Path(folder) / "lacking.json"
         program.write_text(source, encoding="utf-8", errors="surrogatepass")
         limits = [str(cpu_seconds), str(MEMORY_BYTES), str(FILE_BYTES)]
-        with said.open("wb") as output:
+        with talk.open("wb") as output:
             child = subprocess.Popen(
                 [sys.executable, "-I", str(_CHILD), str(work), str(report), *limits],
                 stdin=subprocess.DEVNULL,
@@ -75,4 +75,4 @@ def run_program(source: str, wall_seconds: float = WALL_SECONDS, cpu_seconds: in
                     os.killpg(child.pid, signal.SIGKILL)
                     child.wait()
         lacking = tuple(json.loads(report.read_text())) if report.exists() else ("network", "processes", "files")
-        return Finished(code, said.read_bytes()[-10_000:].decode("utf-8", "replace"), lacking)
+        return Finished(code, talk.read_bytes()[-10_000:].decode("utf-8", "replace"), lacking)

@@ -53,8 +53,8 @@ def main() -> None:
     cpu_seconds, memory_bytes, file_bytes = (int(number) for number in sys.argv[3:])
     alone = own_namespaces()
     with report.open("w") as written:  # opened before writing outside of work ends
-        kept = write_only_in(work)
-        json.dump(([] if alone else ["network", "processes"]) + ([] if kept else ["files"]), written)
+        confined = write_only_in(work)
+        json.dump(([] if alone else ["network", "processes"]) + ([] if confined else ["files"]), written)
     child = os.fork()
     if child:
         _, status = os.waitpid(child, 0)

@@ -13,14 +13,20 @@ import re
 import unicodedata
 from functools import lru_cache
 
-from tunesmith.evaluate.metrics.metric import Score
+from tunesmith.evaluate.metrics.metric import Metric, Score
+from tunesmith.recipe import Task
 
 _ARTICLE = re.compile(r"\b(?:a|an|the)\s+(?=\S)")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _MEANING = frozenset("#%&*@/\\_")  # punctuation by Unicode's book, and yet what tells two answers apart
 
 
-def exact_match(answer: str, reference: str) -> Score:
+def exact_match(task: Task) -> Metric:
+    """The metric; it has no keys."""
+    return Metric(name="exact_match", score=match, tie_break="strict", binary=True)
+
+
+def match(answer: str, reference: str) -> Score:
     """``score``: equal on the top of the ladder; ``strict``: equal to the byte."""
     return {"score": float(normalise(answer) == normalise(reference)), "strict": float(answer == reference)}
 
@@ -36,17 +42,17 @@ def normalise(text: str) -> str:
 
 def _without_punctuation(text: str) -> str:
     text = _THOUSANDS.sub("", text)
-    kept = []
-    for place, sign in enumerate(text):
+    signs = []
+    for index, sign in enumerate(text):
         category = unicodedata.category(sign)
-        before, after = text[place - 1 : place], text[place + 1 : place + 2]
+        before, after = text[index - 1 : index], text[index + 1 : index + 2]
         if not category.startswith("P") or sign in _MEANING:
-            kept.append(sign)
+            signs.append(sign)
         elif category == "Pd":  # a minus before a number, else a hyphen between words
-            kept.append(sign if after.isdigit() and not before.isalnum() else " ")
+            signs.append(sign if after.isdigit() and not before.isalnum() else " ")
         elif sign in ".,:" and before.isdigit() and after.isdigit():
-            kept.append(sign)
-    return "".join(kept)
+            signs.append(sign)
+    return "".join(signs)
 
 
 def _without_articles(text: str) -> str:

@@ -15,15 +15,18 @@ from typing import Any
 
 from tunesmith.errors import RecipeError
 from tunesmith.evaluate.metrics.metric import Metric, Score
+from tunesmith.recipe import Task
 
 
-def user_function(place: str) -> Metric:
-    """The metric of ``file.py:name``.
+def user_function_metric(task: Task) -> Metric:
+    """The metric of ``task.function``, ``file.py:name``.
 
     Raises:
         RecipeError: no such file or function, the file or the function raised, or what it returned is no score.
     """
-    file, _, name = place.rpartition(":")
+    location = task.function
+    assert location is not None  # the recipe sees to it
+    file, _, name = location.rpartition(":")
     function = _load(Path(file)).__dict__.get(name)
     if not callable(function):
         raise RecipeError(f"task.function: {file} has no function {name}", f"write: def {name}(answer, reference): ...")
@@ -31,9 +34,9 @@ def user_function(place: str) -> Metric:
     def score(answer: str, reference: str) -> Score:
         with _Named(Path(file), f"on the answer {answer[:80]!r}"):
             returned = function(answer, reference)
-        return _checked(place, returned)
+        return _checked(location, returned)
 
-    return Metric("python", score, None, tie_break="score", binary=False)
+    return Metric(name="python", score=score, tie_break="score", binary=False)
 
 
 def _load(file: Path) -> ModuleType:
@@ -46,14 +49,14 @@ def _load(file: Path) -> ModuleType:
     return module
 
 
-def _checked(place: str, returned: Any) -> Score:
+def _checked(location: str, returned: Any) -> Score:
     figures = returned if isinstance(returned, dict) else {"score": returned}
     for name, value in figures.items():
         if not isinstance(value, numbers.Real) or not math.isfinite(value):
-            raise RecipeError(f"task.function: {place} returned {value!r:.80} as {name}", "return a number")
+            raise RecipeError(f"task.function: {location} returned {value!r:.80} as {name}", "return a number")
     if not 0.0 <= figures.get("score", -1.0) <= 1.0:
-        found = f"the score {figures['score']!r}" if "score" in figures else "no score"
-        raise RecipeError(f"task.function: {place} returned {found}", "return a number in 0..1, or a dict with score in it")
+        what = f"the score {figures['score']!r}" if "score" in figures else "no score"
+        raise RecipeError(f"task.function: {location} returned {what}", "return a number in 0..1, or a dict with score in it")
     return {name: float(value) for name, value in figures.items()}
 
 

@@ -58,6 +58,19 @@ class Record:
             ) from error
 
     @classmethod
+    def read_lines(cls, path: Path) -> list[Self]:
+        """The records of a file that holds one a line.
+
+        Raises:
+            RunError: not there, or a line that is no such record.
+        """
+        try:
+            with path.open("rb") as lines:
+                return [cls.parse(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+        except FileNotFoundError as error:
+            raise RunError(f"{path}: not there", "the verb that writes it makes it again") from error
+
+    @classmethod
     def schema(cls) -> Json:
         """JSON schema of the file."""
         return _adapter(cls).json_schema()

@@ -1,0 +1,277 @@
+"""``advice.json``: whether to tune at all, the checklist that says so, and every number that the rules saw.
+
+The rules (``tunesmith.advise``) see ``Facts`` and nothing else: no file, no model, no clock. That makes an advice a function of
+its evidence, so it can be written down, tested row by row and made again. What was not measured is None, never a guess: a
+rule answers ``unknown`` to it.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tunesmith.rundir.records.base import FileRecord, Record
+
+State = Literal["pass", "stop", "unknown"]
+Ending = Literal["tune", "prompt is enough", "use retrieval", "collect more rows"]
+Device = Literal["gpu", "cpu", "unknown"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowFacts(Record):
+    """The examples, as the quality report counts them.
+
+    Attributes:
+        rows: all of them.
+        distinct: without exact copies.
+        prompts: distinct prompts, None for plain text.
+        conflicting: rows whose prompt is answered differently elsewhere.
+        distinct_4: share of distinct word 4-grams in the sampled prompts, 0 to 1; None where they are too short to have any.
+        compression: bytes of the sampled prompts by their compressed bytes.
+        sampled: rows in that sample.
+        train, dev, test: rows of each part.
+        split: whether the split is made (False: by the recipe's fractions).
+        tokens, supervised: tokens of the train part, and those among them that are answers.
+        counted: whether the model's tokenizer counted them (False: a quarter of the characters).
+    """
+
+    rows: int
+    distinct: int
+    prompts: int | None
+    conflicting: int
+    distinct_4: float | None
+    compression: float | None
+    sampled: int
+    train: int
+    dev: int
+    test: int
+    split: bool
+    tokens: float
+    supervised: float
+    counted: bool
+
+    @property
+    def effective(self) -> int:
+        """Distinct rows, or distinct prompts where there are fewer of them."""
+        return self.distinct if self.prompts is None else min(self.distinct, self.prompts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricFacts(Record):
+    """The metric and what this many rows can tell with it.
+
+    Attributes:
+        name: ``task.metric``.
+        tried: references that were scored against themselves; all of them scored 1.
+        calibrated: False for a judge that nobody compared with people; None for a deterministic metric.
+        min_gain: ``task.min_gain``, a fraction.
+        detectable: smallest gain that the test part finds with 80 % power, a fraction.
+        test_needed: test rows that would find ``min_gain``.
+        discordance: share of rows that are planned to change between right and wrong.
+    """
+
+    name: str
+    tried: int
+    calibrated: bool | None
+    min_gain: float
+    detectable: float
+    test_needed: int
+    discordance: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevArm(Record):
+    """A way to ask the untuned model, as dev measured it.
+
+    Attributes:
+        name: of the arm.
+        detail: which demonstrations, for people.
+        score: headline, 0 to 1.
+        low, high: its 95 % Wilson interval.
+        n: dev rows.
+        prompt_tokens, new_tokens: means a row.
+        retrieves: whether passages or examples were searched for each row.
+    """
+
+    name: str
+    detail: str
+    score: float
+    low: float
+    high: float
+    n: int
+    prompt_tokens: float
+    new_tokens: float
+    retrieves: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriceFacts(Record):
+    """What calls cost. None: the recipe does not say.
+
+    Attributes:
+        calls_per_month: calls.
+        per_million: price of a million prompt tokens, in the reader's money.
+        per_hour: price of an hour of the machine that trains, in the same money.
+        tokens_saved: prompt tokens of a call that a tuned model does without.
+        counted: whether the model's tokenizer counted them (False: four characters a token).
+    """
+
+    calls_per_month: float | None
+    per_million: float | None
+    per_hour: float | None
+    tokens_saved: float
+    counted: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineFacts(Record):
+    """The machine that trains.
+
+    Attributes:
+        name: product name of the GPU, or ``the CPU``.
+        kind: ``gpu``, ``cpu``, or ``unknown`` where a GPU is there but was not asked.
+        cores: CPU cores.
+        memory: bytes of the GPU, or of the machine; None where unknown.
+    """
+
+    name: str
+    kind: Device
+    cores: int
+    memory: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryFacts(Record):
+    """Bytes that training takes by what the base is kept in, roughly; see ``advise/memory.py``.
+
+    Attributes:
+        base: the recipe's ``base``, or what ``auto`` comes to on this machine.
+        by_base: base to bytes; empty where the model's configuration is not at hand.
+        why_not: the reason for an empty one.
+        parameters: weights of the model, 0 where unknown.
+        adapter_per_rank: trained weights of a rank-1 adapter on all linear layers.
+    """
+
+    base: str
+    by_base: dict[str, int]
+    why_not: str
+    parameters: int
+    adapter_per_rank: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts(Record):
+    """All of it.
+
+    Attributes:
+        rows: the examples.
+        metric: what this many rows can tell.
+        arms: prompts as dev measured them; empty before anything was asked.
+        documents: whether the recipe brings documents.
+        price: what calls cost.
+        machine: that trains.
+        memory: that training takes.
+    """
+
+    rows: RowFacts
+    metric: MetricFacts
+    arms: tuple[DevArm, ...]
+    documents: bool
+    price: PriceFacts
+    machine: MachineFacts
+    memory: MemoryFacts
+
+    def best_prompt(self) -> DevArm | None:
+        """The measured arm that searches nothing and scores best; of equals the one that asks with fewer tokens."""
+        return _best([arm for arm in self.arms if not arm.retrieves])
+
+    def best_retrieval(self) -> DevArm | None:
+        """The same among arms that search."""
+        return _best([arm for arm in self.arms if arm.retrieves])
+
+
+def _best(arms: list[DevArm]) -> DevArm | None:
+    return max(arms, key=lambda arm: (arm.score, -arm.prompt_tokens), default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check(Record):
+    """One answered question of the checklist.
+
+    Attributes:
+        check: the question, by its name.
+        state: the answer; ``stop`` speaks against tuning, ``unknown`` lacks a number or lies between two bounds.
+        evidence: the numbers.
+        hint: what to do; empty for nothing.
+    """
+
+    check: str
+    state: State
+    evidence: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Record):
+    """What to write into the recipe, each with its reason.
+
+    Attributes:
+        base, r, alpha, num_train_epochs: as in the recipe.
+        test_fraction: None where the recipe's share is right.
+        fits: False where no base fits this machine.
+        why: reason of each, by the key of a recipe (``lora.r``).
+    """
+
+    base: str
+    r: int
+    alpha: int
+    num_train_epochs: int
+    test_fraction: float | None
+    fits: bool
+    why: dict[str, str]
+
+    @property
+    def keys(self) -> dict[str, str | int | float]:
+        """The settings as dotted keys of a recipe."""
+        keys: dict[str, str | int | float] = {
+            "base": self.base,
+            "lora.r": self.r,
+            "lora.alpha": self.alpha,
+            "train.num_train_epochs": self.num_train_epochs,
+        }
+        return keys if self.test_fraction is None else {**keys, "data.test_fraction": self.test_fraction}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice(FileRecord):
+    """How the checklist ends.
+
+    Attributes:
+        ending: one of four.
+        exit_code: of the command: 0 tune here, 21 prompt is enough, 22 use retrieval, 23 collect more rows, 24 tune elsewhere.
+        reason: one sentence with the numbers that decided.
+        decided_by: names of the checks that decided.
+        unknown: names of the checks that had no answer.
+        provisional: whether no prompt was asked, so that two of the endings could not be reached.
+        arm: the arm to use, for the first two endings.
+        prompt: file with that arm's messages, relative to the run directory.
+        more_rows: how many, for the third.
+        settings: for the fourth.
+        checks: the checklist, in order.
+        quick: whether no model was asked.
+        hours: of one training run, roughly; None where unknown.
+        facts: every number that the rules saw.
+    """
+
+    ending: Ending
+    exit_code: int
+    reason: str
+    decided_by: tuple[str, ...]
+    unknown: tuple[str, ...]
+    provisional: bool
+    arm: str | None = None
+    prompt: str | None = None
+    more_rows: int | None = None
+    settings: Settings | None = None
+    checks: tuple[Check, ...]
+    quick: bool = False
+    hours: float | None
+    facts: Facts

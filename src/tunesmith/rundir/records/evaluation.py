@@ -1,0 +1,334 @@
+"""What ``evaluation/`` holds: answers and scores of every arm, the choice of prompts, and the verdict with its evidence.
+
+    <arm>/outputs.jsonl   an ``Output`` a line
+    <arm>/scores.json     ``Scores``
+    selection.json        ``Selection``
+    verdict.json          ``Verdict``: all of it but the answers and the curve, and the evidence of ``evidence.py``
+
+Scores and shares are fractions of 1. A score of None is an unscored row or arm (a judge that gave no verdict); it is in no
+mean. ``figures`` holds a metric's own figures by name, as many as the metric has.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tunesmith.rundir.records.base import FileRecord, Json, Record
+from tunesmith.rundir.records.evidence import Forgetting, Judgement, RetrievalRecall, Seeds
+from tunesmith.rundir.records.parity import FormParity
+
+Decision = Literal[
+    "deploy", "prompting is enough", "not better", "too little data to tell", "regression", "not the model that was trained"
+]
+Figures = dict[str, float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output(Record):
+    """One answer of an arm, with all that its score follows from.
+
+    Attributes:
+        id: of the row.
+        prompt: the messages that were asked.
+        output: the answer.
+        reference: what it is scored against.
+        score: the headline of the metric.
+        figures: the metric's own figures beside it.
+        prompt_tokens, new_tokens: as the engine counted them.
+        seconds: wall time.
+        finished: whether the model ended its turn itself.
+        cost: in the currency of the recipe's prices; None without one.
+    """
+
+    id: str
+    prompt: list[Json]
+    output: str
+    reference: str
+    score: float | None
+    figures: Figures
+    prompt_tokens: int
+    new_tokens: int
+    seconds: float
+    finished: bool
+    cost: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary(Record):
+    """Figures of a set of answers.
+
+    Attributes:
+        name: of the arm, or of the candidate among prompts.
+        n: rows.
+        unscored: rows among them without a score.
+        score: the metric's headline over the scored rows.
+        figures: mean of each of the metric's own figures over the rows that have it.
+        prompt_tokens, new_tokens: means a row.
+        finished: share of answers that the model ended itself.
+        ms: milliseconds an answer.
+        cost: mean of an answer; None without a price.
+    """
+
+    name: str
+    n: int
+    unscored: int
+    score: float | None
+    figures: Figures
+    prompt_tokens: float
+    new_tokens: float
+    finished: float
+    ms: float
+    cost: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores(FileRecord):
+    """An arm's figures.
+
+    Attributes:
+        key: fingerprint of everything that the answers follow from.
+        summary: the figures.
+    """
+
+    key: str
+    summary: Summary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate(Record):
+    """One way to prompt.
+
+    Attributes:
+        arm: the arm it can stand for.
+        instruction: the system turn.
+        selection: ``none``, ``random`` (the rows named in ``demonstrations``), or a way to find the nearest train rows.
+        k: demonstrations in a prompt.
+        draw: number of the random draw.
+        demonstrations: ids of the rows drawn.
+        documents: how many documents stand before the question.
+        variant: what was done to the instruction, in words.
+    """
+
+    arm: str
+    instruction: str | None
+    selection: str = "none"
+    k: int = 0
+    draw: int = 0
+    demonstrations: tuple[str, ...] = ()
+    documents: int = 0
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        """As it is printed: ``instruction``, ``k=3 draw=1``, ``k=3 bm25``."""
+        shown = f"k={self.k} " + (f"draw={self.draw}" if self.selection == "random" else self.selection)
+        parts = ([self.variant] if self.variant else []) + ([shown] if self.k else [])
+        return ", ".join(parts) or self.arm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial(Summary):
+    """What a candidate got on the dev rows.
+
+    Attributes:
+        arm: the arm it was tried for.
+        candidate: the way to prompt.
+    """
+
+    arm: str
+    candidate: Candidate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written(Record):
+    """What a model that writes instructions came to.
+
+    Attributes:
+        instruction: the best on dev; the first one where none was better.
+        answers: of the base model, spent.
+        rewritings: questions to the writer.
+    """
+
+    instruction: str
+    answers: int
+    rewritings: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchCost(Record):
+    """What the search for ``optimized_prompt`` cost.
+
+    Attributes:
+        calls: answers of the base model.
+        tried: candidates that were asked at all.
+        written: what a writer of instructions came to; None without one.
+    """
+
+    calls: int
+    tried: int
+    written: Written | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection(FileRecord):
+    """The prompts chosen on dev.
+
+    Attributes:
+        best_prompt: the arm to beat.
+        best_prompt_name: its way to ask, for people.
+        arms: the chosen candidate of every prompt arm.
+        candidates: what each candidate got.
+        search: what ``optimized_prompt`` cost; None without that arm.
+        dev_rows: rows that every candidate answered.
+    """
+
+    best_prompt: str
+    best_prompt_name: str
+    arms: dict[str, Candidate]
+    candidates: tuple[Trial, ...]
+    search: SearchCost | None
+    dev_rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Record):
+    """An arm against another (the best prompt, most often), on the same rows.
+
+    Attributes:
+        gain: difference of the headline figures.
+        low, high: 95 % interval of the gain.
+        p: two-sided p of "no difference".
+        won, lost: rows that score higher only here, and only there.
+        detectable: smallest gain that these rows would find with 80 % power.
+        n, units: rows compared; what was drawn again (groups, or the rows themselves).
+        unscored: rows left out because one of the two has no score.
+        yes_no: whether rows are right or wrong and on their own.
+        p_holm: ``p`` adjusted for the number of arms compared (Holm); None outside of a verdict.
+    """
+
+    gain: float
+    low: float
+    high: float
+    p: float
+    won: int
+    lost: int
+    detectable: float
+    n: int
+    units: int
+    unscored: int = 0
+    yes_no: bool = True
+    p_holm: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals(Record):
+    """What all answers of an arm took together.
+
+    Attributes:
+        prompt_tokens, new_tokens: as the engine counted them.
+        seconds: of answering.
+        cost: in the currency of the recipe's prices; None without one.
+    """
+
+    prompt_tokens: int
+    new_tokens: int
+    seconds: float
+    cost: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm(Summary):
+    """An arm on the test part.
+
+    Attributes:
+        low, high: 95 % interval of the score.
+        totals: what its answers took.
+        against: its comparison with the best prompt; None for that prompt itself.
+    """
+
+    score: float
+    low: float
+    high: float
+    totals: Totals
+    against: Comparison | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Differing(Record):
+    """Ids of the rows where the candidate and the prompts differ, the largest difference first; no unscored row is there.
+
+    Attributes:
+        won, lost: better and worse than with the best prompt.
+        only_tuning: better than with every prompt.
+    """
+
+    won: tuple[str, ...]
+    lost: tuple[str, ...]
+    only_tuning: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict(FileRecord):
+    """Whether tuning was worth it, and all that it follows from.
+
+    Attributes:
+        decision: one of six.
+        exit_code: of the command.
+        reason: one sentence with the numbers that decided.
+        advice: what would make it surer, a sentence each.
+        candidate: the arm that would be deployed.
+        best_prompt: the arm to beat, chosen on dev.
+        min_gain: smallest gain that is worth it.
+        n: rows compared.
+        unscored: rows left out.
+        clusters: groups compared; None when each row is its own.
+        metric: its name.
+        corpus_metric: whether its headline is no mean over rows.
+        comparison: candidate against the best prompt.
+        n_needed: rows that find ``min_gain`` with 80 % power; None where it is 0.
+        rows_to_settle: rows that would settle it; None unless these are too few, or where no number would.
+        borderline: whether one standard error more or less of gain decides otherwise.
+        only_worse: whether training lowered no dev loss, so that the adapter is the untouched one.
+        deployed_loss: the deployed form against the tuned model; None without both.
+        differing: rows where the candidate and the prompts differ.
+        forgetting, parity, seeds, judge, retrieval: what was measured; None for what was not.
+        seed_gains: gain of each seed over the best prompt.
+        arms: figures of every arm.
+        selection: how the prompts were chosen.
+    """
+
+    decision: Decision
+    exit_code: int
+    reason: str
+    advice: tuple[str, ...]
+    candidate: str
+    best_prompt: str
+    min_gain: float
+    n: int
+    unscored: int
+    clusters: int | None
+    metric: str
+    corpus_metric: bool
+    comparison: Comparison
+    n_needed: int | None
+    rows_to_settle: int | None
+    borderline: bool
+    only_worse: bool
+    deployed_loss: Comparison | None
+    differing: Differing
+    forgetting: Forgetting | None
+    parity: FormParity | None
+    seeds: Seeds | None
+    seed_gains: tuple[float, ...]
+    judge: Judgement | None
+    retrieval: RetrievalRecall | None
+    arms: tuple[Arm, ...]
+    selection: Selection
+
+    @property
+    def deploy(self) -> bool:
+        """Whether to deploy the tuned model."""
+        return self.decision == "deploy"
+
+    def arm(self, name: str) -> Arm:
+        """The figures of an arm."""
+        return next(arm for arm in self.arms if arm.name == name)

@@ -1,0 +1,35 @@
+"""Records of answers for tests that need scores and nothing else of them."""
+
+import dataclasses
+
+from tunesmith.rundir.records.evaluation import Output, Selection
+
+OUTPUT = Output(
+    id="0",
+    prompt=[],
+    output="",
+    reference="",
+    score=None,
+    figures={},
+    prompt_tokens=9,
+    new_tokens=1,
+    seconds=0.5,
+    finished=True,
+)
+
+
+def outputs(scores, **more):
+    """An answer for each score (None: unscored), with ids 0, 1, 2 ..."""
+    scores = [None if s is None else float(s) for s in scores]
+    return [dataclasses.replace(OUTPUT, id=str(i), score=s, **more) for i, s in enumerate(scores)]
+
+
+def answers(texts, references):
+    """An unscored answer for each text."""
+    pairs = enumerate(zip(texts, references, strict=True))
+    return [dataclasses.replace(OUTPUT, id=str(i), output=text, reference=reference) for i, (text, reference) in pairs]
+
+
+def selection(best):
+    """A selection that names the prompt to beat."""
+    return Selection(best_prompt=best, best_prompt_name=best, arms={}, candidates=(), search=None, dev_rows=0)
