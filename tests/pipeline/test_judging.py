@@ -38,7 +38,7 @@ def test_arms_are_judged_once_and_no_verdict_is_no_loss(undecided, tiny_dir, tmp
     api.data(run)
     api.render(run)
     api.evaluate(run)
-    selection, recipe = Selection.read(run.evaluation / "selection.json"), run.recipe()
+    selection = Selection.read(run.evaluation / "selection.json")
     first = next(trial for trial in selection.candidates if trial.arm == "instruction")
     assert first.score == 0.5 and first.unscored == 0  # compared with itself, which needs no judge
     best = selection.best_prompt
@@ -49,8 +49,9 @@ def test_arms_are_judged_once_and_no_verdict_is_no_loss(undecided, tiny_dir, tmp
     judged = Judgement.read(run.evaluation / "judge.json")
     assert not judged.calibration.calibrated and judged.arms[best].ties == judged.arms[best].n
     assert len(undecided.requests) > asked_on_dev
-    assert all(row.score == 0.5 for row in read_outputs(run.evaluation / best))
-    rows = read_outputs(run.evaluation / other)
+    assert all(row.score is None for row in read_outputs(run.evaluation / best))  # answers stay as they were given
+    assert all(row.score == 0.5 for row in read_outputs(run.evaluation / "judged" / best))
+    rows = read_outputs(run.evaluation / "judged" / other)
     scored = {row.prompt[-1]["content"].startswith("a red"): row.score for row in rows if row.score not in (0.0, 1.0)}
     assert scored.get(True, 0.5) == 0.5 and None in {row.score for row in rows}
     assert judged.arms[other].unscored == sum(row.score is None for row in rows) > 0

@@ -7,7 +7,7 @@ or not (a killed process leaves it behind for ever); a queue (the second one is 
 import datetime
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +17,7 @@ LOCK = ".lock"
 
 
 @contextmanager
-def writing(directory: Path) -> Iterator[None]:
+def writing(directory: Path) -> Generator[None, None, None]:
     """Hold the right to write a run directory within the block.
 
     Raises:

@@ -9,7 +9,7 @@ of the two would stand side by side under one verdict. The same file edited is t
 
 import datetime
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -99,7 +99,7 @@ class RunDir:
         return run
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self) -> Generator[None, None, None]:
         """Hold the right to write within the block; may be nested. What a killed writer left half done is finished first.
 
         Raises:

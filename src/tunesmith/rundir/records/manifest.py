@@ -23,10 +23,10 @@ class Manifest(FileRecord):
 
     recipe_source: str | None = None
     template_date: str | None = None
-    model: dict[str, JsonValue] = field(default_factory=dict)
-    data: dict[str, JsonValue] = field(default_factory=dict)
+    model: dict[str, JsonValue] = field(default_factory=dict[str, JsonValue])
+    data: dict[str, JsonValue] = field(default_factory=dict[str, JsonValue])
     template_sha256: str | None = None
     seed: int | None = None
-    packages: dict[str, str] = field(default_factory=dict)
+    packages: dict[str, str] = field(default_factory=dict[str, str])
     git: dict[str, JsonValue] | None = None
-    hardware: dict[str, JsonValue] = field(default_factory=dict)
+    hardware: dict[str, JsonValue] = field(default_factory=dict[str, JsonValue])

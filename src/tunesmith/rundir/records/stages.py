@@ -49,7 +49,7 @@ class StageRecord(Record):
 class Stages(FileRecord):
     """``stages.json``."""
 
-    stages: dict[str, StageRecord] = field(default_factory=dict)
+    stages: dict[str, StageRecord] = field(default_factory=dict[str, StageRecord])
 
 
 @dataclass(frozen=True, kw_only=True)
