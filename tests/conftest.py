@@ -245,6 +245,7 @@ def tiny_run(tmp_path_factory, tiny_dir) -> RunDir:
         api.run(run)
         # The directory is renamed when it is whole; the resolved recipe holds absolute paths.
         run.recipe_file.write_text(run.recipe_file.read_text().replace("tiny_run.making", "tiny_run"))
+        api.report(run)  # which shows the recipe
 
     return RunDir(_shared(tmp_path_factory, "tiny_run", make) / "run")
 

@@ -15,8 +15,6 @@ from tunesmith.engines.engine import Answer
 from tunesmith.errors import DataError, RunError
 from tunesmith.evaluate import forgetting
 from tunesmith.evaluate.probes import Passage, Probes, Question, load_probes, read_passages
-from tunesmith.models.adapter import save_adapter
-from tunesmith.models.load import load_model
 from tunesmith.models.swap import add_lora
 from tunesmith.pipeline import verbs as api
 from tunesmith.recipe import Lora
@@ -192,20 +190,17 @@ def test_a_passage_longer_than_the_context_is_named(tiny_model, renderer):
 def test_a_run_is_checked_once(tmp_path, make_recipe, tiny_dir, monkeypatch):
     make_recipe()
     run = api.open_run(tmp_path / "toy.yaml", tmp_path / "run")
-    with pytest.raises(RunError, match="stage train"):
+    with pytest.raises(RunError, match="train was not run"):
         api.forgetting(run)
-    model = load_model(tiny_dir, "fp32")
-    run.adapter.mkdir()
-    save_adapter(run.adapter, _adapted(model, 0.02), LORA, str(tiny_dir))
-    run.mark_done("train", "trained", 0.0, 0)
-    monkeypatch.setattr("tunesmith.evaluate.probes.load_probes", lambda texts: PROBES)
+    api.train(run)
+    monkeypatch.setattr("tunesmith.pipeline.forgetting.load_probes", lambda texts: PROBES)
     first = api.forgetting(run)
     assert first == Forgetting.read(run.evaluation / "forgetting.json")
     assert [probe.name for probe in first.probes] == ["bits_per_byte", "answer_probability"]
     written = (run.evaluation / "forgetting.json").stat().st_mtime_ns
-    monkeypatch.setattr("tunesmith.evaluate.probes.load_probes", lambda texts: 1 / 0)
+    monkeypatch.setattr("tunesmith.pipeline.forgetting.load_probes", lambda texts: 1 / 0)
     run.recipe_file.write_text(run.recipe_file.read_text().replace("required: false", "required: true"))
     assert api.forgetting(run) == first and (run.evaluation / "forgetting.json").stat().st_mtime_ns == written
-    run.mark_done("train", "trained again", 0.0, 0)
+    run.recipe_file.write_text(run.recipe_file.read_text().replace("margin: 0.02", "margin: 0.03"))
     with pytest.raises(ZeroDivisionError):
         api.forgetting(run)

@@ -11,7 +11,7 @@ from conftest import toy_rows, write_recipe
 from tunesmith.advise.decide import EXIT_CODES
 from tunesmith.cli.text import print_advice
 from tunesmith.errors import DataError, ModelError
-from tunesmith.pipeline import advice
+from tunesmith.pipeline import advise
 from tunesmith.pipeline import verbs as api
 from tunesmith.pipeline.evaluation import Evaluation
 from tunesmith.rundir import read_json
@@ -91,21 +91,21 @@ def test_prompts_are_measured_on_dev_and_the_test_part_stays_sealed(open_toy):
     assert all(arm.n == 4 for arm in arms) and [arm.name for arm in arms if arm.retrieves] == ["retrieval"]
     assert not result.provisional and "n=4" in result.checks[0].evidence and result.hours > 0
     # The tokens of the short prompt are those that the tuned model will be asked with.
-    made = Evaluation.of(run)
+    made = Evaluation.of(run, run.recipe())
     short = [len(made.base().renderer.prompt_ids(made.book.tuned(row))) for row in made.dev[:4]]
     best = max((a for a in arms if not a.retrieves), key=lambda a: (a.score, -a.prompt_tokens))
     assert result.facts.price.tokens_saved == pytest.approx(max(0, best.prompt_tokens - sum(short) / 4))
     # A later evaluate finds the choice made.
-    before = run.stages()["select prompt"]
+    before = run.stages()["select"]
     api.evaluate(run, ("zero_shot",))
-    assert run.stages()["select prompt"] == before
+    assert run.stages()["select"] == before
 
 
 def test_the_prompt_to_copy_is_the_one_that_was_measured(open_toy, monkeypatch):
     run = open_toy({"evaluate.arms": ["few_shot", "retrieval", "tuned"]})
     api.data(run)
     api.render(run)
-    made = Evaluation.of(run)
+    made = Evaluation.of(run, run.recipe())
     shown = tuple(row["id"] for row in made.book.pool[:2])
     plain = Candidate(arm="few_shot", instruction="Colour and thing.", selection="random", k=2, demonstrations=shown)
     searched = Candidate(arm="retrieval", instruction="Colour and thing.", documents=2)
@@ -120,7 +120,7 @@ def test_the_prompt_to_copy_is_the_one_that_was_measured(open_toy, monkeypatch):
             search=None,
             dev_rows=4,
         )
-        monkeypatch.setattr(advice, "choose_prompts", lambda run: selection)
+        monkeypatch.setattr(advise, "make", lambda *_, **__: selection.write(run.evaluation / "selection.json"))
         result = api.advise(run)
         assert result.ending == ending and result.arm == {21: "few_shot", 22: "retrieval"}[result.exit_code]
         messages = read_json(run.path / result.prompt)["messages"]

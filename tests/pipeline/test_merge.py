@@ -9,6 +9,7 @@ from conftest import write_recipe
 from tunesmith import hardware
 from tunesmith.pipeline import verbs as api
 from tunesmith.pipeline.export import job_of, planned
+from tunesmith.report.page import write_report
 from tunesmith.rundir import RunDir, write_text
 from tunesmith.rundir.records.export import Merge
 
@@ -22,6 +23,11 @@ def nf4_run(tmp_path_factory, tiny_dir):
     api.render(run)
     api.train(run)
     return run
+
+
+def _page(run):
+    write_report(run)
+    return run.report_file.read_text()
 
 
 def _merge(run):
@@ -65,7 +71,4 @@ def test_the_page_says_both_where_both_were_measured(tiny_run, tmp_path):
     shutil.copytree(tiny_run.path, tmp_path / "run")
     run = RunDir(tmp_path / "run")
     dataclasses.replace(facts, summary="dev loss merged into the dequantised base 1.5").write(run.export / "merge.json")
-    assert (
-        "Dev loss merged into the dequantised base 1.5. Merged is the dequantised base, in float32."
-        in api.report(run).read_text()
-    )
+    assert "Dev loss merged into the dequantised base 1.5. Merged is the dequantised base, in float32." in _page(run)

@@ -6,7 +6,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from tunesmith.pipeline import verbs as api
+from tunesmith.recipe import dump_recipe
+from tunesmith.report.page import write_report
 from tunesmith.rundir import RunDir, write_rows
 from tunesmith.rundir.records.evaluation import Output, Verdict
 from tunesmith.rundir.records.evidence import (
@@ -108,8 +109,16 @@ def _with_all_parts(run):
     measured = {"forgetting": FORGETTING, "seeds": SEEDS, "seed_gains": (0.1, 0.2, 0.3), "retrieval": RETRIEVAL}
     verdict = replace(Verdict.read(run.verdict_file), judge=JUDGE, advice=("Look again",), **measured)
     verdict.write(run.verdict_file)
-    replace(CURVE, inputs=run.key_of("train")).write(run.evaluation / "curve.json")
+    CURVE.write(run.evaluation / "curve.json")
+    recipe = run.recipe()
+    evaluate = recipe.evaluate.model_copy(update={"learning_curve": (0.25, 0.5, 1.0)})
+    run.recipe_file.write_text(dump_recipe(recipe.model_copy(update={"evaluate": evaluate})))
     return verdict
+
+
+def _written(run):
+    write_report(run)
+    return run.report_file.read_text()
 
 
 def _rewrite(file, change):
@@ -122,7 +131,7 @@ def _squeezed(text):
 
 def test_page_is_whole_self_contained_and_holds_the_numbers(run):
     verdict = _with_all_parts(run)
-    page = api.report(run).read_text()
+    page = _written(run)
     parsed = _Page(page)
     ids = {value for _, name, value in parsed.attributes if name == "id"}
     for tag, name, value in parsed.attributes:
@@ -152,7 +161,7 @@ def test_page_is_whole_self_contained_and_holds_the_numbers(run):
 
 
 def test_means_and_intervals_of_time_and_tokens_are_those_of_the_outputs(run):
-    page = _Page(api.report(run).read_text())
+    page = _Page(_written(run))
     for arm in Verdict.read(run.verdict_file).arms:
         tokens = [output.new_tokens for output in Output.read_lines(run.evaluation / arm.name / "outputs.jsonl")]
         mean = sum(tokens) / len(tokens)
@@ -162,7 +171,7 @@ def test_means_and_intervals_of_time_and_tokens_are_those_of_the_outputs(run):
 
 
 def test_what_was_not_measured_is_said_and_has_no_section(run):
-    page = api.report(run).read_text()
+    page = _written(run)
     verdict = Verdict.read(run.verdict_file)
     assert verdict.seeds is None
     for section in ("seeds", "curve"):
@@ -170,13 +179,13 @@ def test_what_was_not_measured_is_said_and_has_no_section(run):
     if verdict.forgetting is None:
         assert "nobody looked whether other skills decayed" in page and 'id="forgetting"' not in page
     replace(verdict, deployed_loss=None).write(run.verdict_file)
-    page = api.report(run).read_text()
+    page = _written(run)
     assert 'id="deployed"' not in page and "needs the arms tuned and deployed" in page
 
 
-def test_a_curve_of_an_earlier_adapter_is_left_out(run):
-    replace(CURVE, inputs="other").write(run.evaluation / "curve.json")
-    assert 'id="curve"' not in api.report(run).read_text()
+def test_a_curve_that_the_recipe_does_not_ask_for_is_left_out(run):
+    CURVE.write(run.evaluation / "curve.json")
+    assert 'id="curve"' not in _written(run)
 
 
 def test_rows_that_tuning_won_and_broke_are_counted_and_shown(run):
@@ -187,7 +196,7 @@ def test_rows_that_tuning_won_and_broke_are_counted_and_shown(run):
     for arm, side in ((candidate, 0), (best, 1)):
         scores_of_arm = iter(pair[side] for pair in scores)
         _rewrite(run.evaluation / arm / "outputs.jsonl", lambda output, s=scores_of_arm: replace(output, score=next(s)))
-    page = api.report(run).read_text()
+    page = _written(run)
     text = _squeezed(_Page(page).text)
     assert f"2 broken, 5 won, {len(ours) - 8} missed alike." in text
     shown = re.findall(r"<code>(\w+)</code></header>", page)
@@ -208,7 +217,7 @@ def test_what_models_and_data_say_is_escaped_and_cut(run):
         )
     forgetting = replace(FORGETTING, reason=HOSTILE, probes=(replace(PROBE, label=HOSTILE),))
     replace(verdict, forgetting=forgetting, advice=(HOSTILE,)).write(run.verdict_file)
-    page = api.report(run).read_text()
+    page = _written(run)
     _Page(page)
     assert "<script" not in page and "\u202e" not in page and "&lt;script&gt;" in page
     assert "characters more]" in page and "x" * 2001 not in page

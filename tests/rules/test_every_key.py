@@ -37,6 +37,7 @@ from tunesmith.models.adapter import adapter_state
 from tunesmith.models.load import load_model
 from tunesmith.models.precision import precision
 from tunesmith.models.swap import add_lora
+from tunesmith.pipeline import forgetting
 from tunesmith.pipeline import verbs as api
 from tunesmith.pipeline.curve import share_of
 from tunesmith.pipeline.engines import engine_of, output_constraint
@@ -46,10 +47,12 @@ from tunesmith.pipeline.judge import make_judge
 from tunesmith.pipeline.model_access import load_renderer, model_directory
 from tunesmith.pipeline.render import _refuse_left_out
 from tunesmith.pipeline.seeds import seed_recipes
+from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Judge, Recipe, dump_recipe, load_recipe
 from tunesmith.retrieval.corpus import open_store, read_corpus
 from tunesmith.retrieval.store import build_store
 from tunesmith.rundir import write_json
+from tunesmith.rundir.records.evidence import Forgetting
 from tunesmith.tracking import MetricsLog, read_metrics
 from tunesmith.train import loop
 from tunesmith.train.documents import make_documents
@@ -343,15 +346,14 @@ def _forgotten(recipe, tmp):
         return [probe("a", "a", lost, lost, lost, margin, "")], []
 
     run = api.open_run(tmp / "toy.yaml", tmp / f"run-{hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:8]}")
-    run.mark_done("train", "x", 0.0, 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(
             sys.modules, "tunesmith.evaluate.lm_eval", SimpleNamespace(run_tasks=lambda *a: asked.append(a[3:6]) or [])
         )
-        patch.setattr("tunesmith.evaluate.forgetting.measure", measure)
-        patch.setattr("tunesmith.models.adapter.read_adapter", lambda _: None)
-        patch.setattr("tunesmith.models.adapter.load_adapter_state", lambda *_: None)
-        result = api.forgetting(run)
+        patch.setattr("tunesmith.pipeline.forgetting.measure", measure)
+        patch.setattr("tunesmith.pipeline.forgetting.load", lambda *_: SimpleNamespace(model=None, layers=None, renderer=None))
+        forgetting.execute(run, recipe, Session(), "")
+        result = Forgetting.read(run.evaluation / "forgetting.json")
     return asked, result.verdict
 
 

@@ -125,7 +125,6 @@ class RunDir:
         journal = finish_swap(self.export)
         if journal is not None:
             self.record("export", journal["inputs"], self.files_below("export/"), time.time(), 0.0, 0)
-            forget_journal(self.export)
 
     def tokens(self, part: str) -> Path:
         """Rendered rows of train or dev, a memory-mapped Arrow file."""
@@ -171,6 +170,8 @@ class RunDir:
         at = datetime.datetime.fromtimestamp(began).astimezone().isoformat(timespec="seconds")
         entry = StageRecord(inputs=inputs, outputs=states, began=at, seconds=round(seconds, 2), peak_bytes=peak_bytes)
         Stages(stages={**self.stages(), stage: entry}).write(self.stages_file)
+        if stage == "export":  # which was moved in by a journal, and is on record now
+            forget_journal(self.export)
         return entry
 
     def forget(self, stage: str) -> None:
