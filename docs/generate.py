@@ -1,4 +1,4 @@
-"""Writes the pages of ``docs/reference/`` that the code knows: recipe keys, commands, Python, files of a run, errors.
+"""Writes what the code knows of the documentation: the pages of ``docs/reference/``, and the tree in CONTRIBUTING.
 
     make reference            # or: python docs/generate.py
 
@@ -9,6 +9,7 @@ docstring, a field's in the docstring of its record, and here is only layout.
 Refused: a documentation generator with a theme (a dependency, and pages that cannot be read in the repository).
 """
 
+import ast
 import dataclasses
 import importlib
 import inspect
@@ -32,19 +33,68 @@ from tunesmith.recipe import Recipe
 from tunesmith.rundir import records
 from tunesmith.rundir.records.base import FileRecord, Record
 
-REFERENCE = Path(__file__).resolve().parent / "reference"
+ROOT = Path(__file__).resolve().parents[1]
 NOTE = "Made by `make reference` from {source}; change that, not this page.\n"
 
 
+LONGEST_PHRASE = 94
+# What a file without a docstring holds, by its path below src/tunesmith.
+PHRASES = {
+    "chat/templates": "for base models that have none",
+    "chat/templates/chatml.jinja": "ChatML",
+    "chat/templates/gemma3.jinja": "Gemma 3",
+    "chat/templates/gemma4.jinja": "Gemma 4",
+    "evaluate/probes/passages.jsonl": "English, code, German, Spanish",
+    "evaluate/probes/prompts.jsonl": "what anybody might ask",
+    "evaluate/probes/questions.jsonl": "short questions with four answers",
+    "report/check.html.j2": "the page of a check",
+    "report/layout.html.j2": "head and style of both pages",
+    "report/page.html.j2": "the page of a run",
+}
+
+
 def pages() -> dict[str, str]:
-    """Every generated page by its file name."""
+    """Every generated text by its path."""
     return {
-        "recipe.md": recipe_page(),
-        "cli.md": cli_page(),
-        "python.md": python_page(),
-        "files.md": files_page(),
-        "errors.md": errors_page(),
+        "docs/reference/recipe.md": recipe_page(),
+        "docs/reference/cli.md": cli_page(),
+        "docs/reference/python.md": python_page(),
+        "docs/reference/files.md": files_page(),
+        "docs/reference/errors.md": errors_page(),
+        "CONTRIBUTING.md": with_tree((ROOT / "CONTRIBUTING.md").read_text()),
     }
+
+
+def with_tree(text: str) -> str:
+    """CONTRIBUTING with the tree of the package as it is on the disk, a phrase a file: the first sentence of its docstring."""
+    begin, end = "<!-- tree -->\n", "<!-- end of tree -->\n"
+    before, rest = text.split(begin)
+    after = rest.split(end)[1]
+    lines = "\n".join(_tree(ROOT / "src" / "tunesmith", 0))
+    return f"{before}{begin}```text\n{lines}\n```\n{end}{after}"
+
+
+def _tree(folder: Path, depth: int) -> Iterator[str]:
+    """Folders before files, both by name."""
+    entries = [entry for entry in folder.iterdir() if entry.name not in {"__pycache__", "__init__.py"} and entry.name[0] != "."]
+    for entry in sorted(entries, key=lambda entry: (entry.is_file(), entry.name)):
+        name = f"{'  ' * depth}{entry.name}{'/' if entry.is_dir() else ''}"
+        yield f"{name:<33} {_phrase(entry)}"
+        if entry.is_dir():
+            yield from _tree(entry, depth + 1)
+
+
+def _phrase(entry: Path) -> str:
+    phrase = PHRASES.get(str(entry.relative_to(ROOT / "src" / "tunesmith")))
+    if phrase is not None:
+        return phrase
+    module = entry / "__init__.py" if entry.is_dir() else entry
+    docstring = ast.get_docstring(ast.parse(module.read_text())) or ""
+    sentence = " ".join(re.split(r"[.;](?=\s|$)", docstring)[0].replace("``", "").split())
+    if len(sentence) > LONGEST_PHRASE:
+        head = sentence.split(": ")[0]
+        sentence = head if len(head) > 24 else sentence[:LONGEST_PHRASE].rpartition(",")[0] or head
+    return sentence
 
 
 def _page(title: str, source: str, parts: list[str]) -> str:
@@ -335,8 +385,8 @@ def errors_page() -> str:
 def main() -> None:
     """Write every page."""
     for name, text in pages().items():
-        (REFERENCE / name).write_text(text)
-        print(REFERENCE / name)
+        (ROOT / name).write_text(text)
+        print(name)
 
 
 if __name__ == "__main__":

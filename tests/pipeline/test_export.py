@@ -227,6 +227,15 @@ def test_the_words_of_others_for_a_full_disk():
     assert not export_job._is_full(ExportError("does not know X")) and not export_job._is_full(OSError(13, "Permission denied"))
 
 
+@pytest.mark.parametrize(
+    "text", ['{"version": 1, "ste', '{"version": 99, "steps": {}}', '{"merged": {"key": "x", "facts": {}}}']
+)
+def test_notes_that_cannot_be_read_are_said_and_nothing_is_taken_by_them(text, tmp_path, talk):
+    (tmp_path / "done.json").write_text(text)
+    assert export_job._noted(tmp_path / "done.json") == {}
+    assert "nothing is taken from an earlier call" in talk()
+
+
 def _killed(run, at):
     """Export in a child that is killed at its ``at``-th rename or removal; whether it was."""
     child = os.fork()

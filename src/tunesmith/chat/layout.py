@@ -142,7 +142,11 @@ class Template:
         return self.run_many([messages], tools, generate=generate)[0]
 
     def run_many(self, conversations: list[list[Message]], tools: Tools = None, *, generate: bool = False) -> list[str]:
-        """The same for many conversations with the same tools, which is cheaper than one at a time."""
+        """The same for many conversations with the same tools, which is cheaper than one at a time.
+
+        Raises:
+            DataError: the template refuses a conversation.
+        """
         special: dict[str, Any] = self._special
         declared: Any = tools
         try:

@@ -175,6 +175,9 @@ class Vocabulary:
         Args:
             texts: (text, where it begins: ``START``, ``AFTER`` or ``MIDDLE``). Short ones are remembered: headers and
                 line breaks come back in every row.
+
+        Raises:
+            ModelError: the tokenizer makes a control token of plain text.
         """
         found = [self._cache.get(key) if len(key[0]) <= _REMEMBERED else None for key in texts]
         missing = [number for number, ids in enumerate(found) if ids is None]

@@ -155,6 +155,10 @@ def _read(file: Path, stored: str) -> Tensor:
 
 
 def check_shape(name: str, shape: Sequence[int], expected: Sequence[int]) -> None:
-    """Refuse a tensor of another shape than the model's (``ModelError``)."""
+    """Refuse a tensor of another shape than the model's.
+
+    Raises:
+        ModelError: another shape.
+    """
     if tuple(shape) != tuple(expected):
         raise ModelError(f"{name}: shape {tuple(shape)}, expected {tuple(expected)}", "does config.json belong to the weights?")

@@ -127,7 +127,11 @@ class DirectoryModel:
         self.model = load_model(directory, place.arithmetic, None, place.device)
 
     def render(self, messages: list[Message]) -> str:
-        """See ``FormModel``."""
+        """See ``FormModel``.
+
+        Raises:
+            ExportError: the template of the form fails.
+        """
         try:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except (TemplateError, ValueError) as error:

@@ -106,7 +106,11 @@ class Worker:
         return self._library
 
     def render(self, messages: list[dict[str, str]]) -> str:
-        """The prompt that the server makes of a conversation, with the BOS that its tokenizer puts in front."""
+        """The prompt that the server makes of a conversation, with the BOS that its tokenizer puts in front.
+
+        Raises:
+            ExportError: llama.cpp cannot render a conversation.
+        """
         request = urllib.request.Request(
             f"{self.server().listening_address}/apply-template",
             json.dumps({"messages": messages}).encode(),

@@ -145,7 +145,11 @@ class _Merging:
         self._changed: set[str] = set()
 
     def pieces(self, name: str) -> Iterator[torch.Tensor]:
-        """Consecutive rows of a tensor, merged, in its dtype."""
+        """Consecutive rows of a tensor, merged, in its dtype.
+
+        Raises:
+            ExportError: merging changes nothing: the update is zero, or below the rounding of the weights.
+        """
         write = self._writes[name]
         for number, first, rows_PI in self._base.rows(write):
             plain_PI = rows_PI.to(write.dtype)

@@ -103,6 +103,11 @@ def load_adapted(model: PreTrainedModel, directory: Path) -> dict[str, Adapted]:
     return layers
 
 
+def adapter_shapes(layers: Mapping[str, Adapted]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the trained tensors in the file, under PEFT's names."""
+    return {key: slot.shape for key, slot in _trained(layers).items()}
+
+
 def load_adapter_state(layers: Mapping[str, Adapted], state: Mapping[str, Tensor]) -> None:
     """Copy tensors into the layers.
 

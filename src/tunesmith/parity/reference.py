@@ -99,6 +99,9 @@ def run_reference(
     Args:
         dev_prompts: of dev rows, by row id.
         scratch: directory for the logits.
+
+    Raises:
+        ModelError: no prompt fits what the model can take.
     """
     recipe, renderer = trained.recipe, trained.renderer
     model, layers = _load(trained, place)

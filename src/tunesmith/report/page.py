@@ -19,6 +19,7 @@ from tunesmith.report.template import render
 from tunesmith.rundir import RunDir, read_json, read_rows, write_text
 from tunesmith.rundir.records.export import Export, Merge
 from tunesmith.rundir.records.parity import FormParity, Parity
+from tunesmith.rundir.records.training import Training
 from tunesmith.tracking import read_metrics
 
 SHOWN, COLLAPSED_ROWS = 3, 17  # rows of a kind in the open, and behind a click; all of them are in outputs.jsonl
@@ -43,7 +44,7 @@ def write_report(run: RunDir) -> None:
         RunError: the adapter was not trained here.
     """
     verdict = read_json(run.verdict_file)
-    manifest = read_json(run.manifest_file)
+    manifest, training = read_json(run.manifest_file), Training.read(run.training_file)
     outputs = {arm["arm"]: read_rows(run.evaluation / arm["arm"] / "outputs.jsonl") for arm in verdict["arms"]}
     best, candidate = verdict["best_prompt"], verdict["candidate"]
     curve = _curve(run)
@@ -62,8 +63,8 @@ def write_report(run: RunDir) -> None:
         retrieval=verdict["retrieval"],
         curve=curve,
         curve_svg=curve and curve_figure(curve),
-        loss_svg=loss_figure(read_metrics(run.metrics_file), manifest["training"]["best_step"]),
-        training=manifest["training"],
+        loss_svg=loss_figure(read_metrics(run.metrics_file), training.best_step),
+        training=training,
         data=read_json(run.data / "report.json"),
         files=Export.read(run.export / "export.json").files if (run.export / "export.json").exists() else {},
         merged=Merge.read(run.export / "merge.json") if (run.export / "merge.json").exists() else None,

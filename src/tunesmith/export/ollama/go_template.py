@@ -171,7 +171,11 @@ class _Scope:
                 self.act(node.tokens, dot, scopes)
 
     def act(self, tokens: list[str], dot: Any, scopes: list[Variables]) -> None:
-        """Set a variable, call a defined template, or write a value."""
+        """Set a variable, call a defined template, or write a value.
+
+        Raises:
+            ExportError: the template writes what is no text.
+        """
         if tokens[1:2] == [":="]:
             scopes[-1][tokens[0]] = self.value(tokens[2:], dot, scopes)
         elif tokens[1:2] == ["="]:
@@ -188,7 +192,11 @@ class _Scope:
             self.out.append(written)
 
     def value(self, tokens: list[str], dot: Any, scopes: list[Variables]) -> Any:
-        """The value of a command: one operand, or a function and its arguments."""
+        """The value of a command: one operand, or a function and its arguments.
+
+        Raises:
+            ExportError: more than a command in an action.
+        """
         result, end = self._command(tokens, 0, dot, scopes)
         if end != len(tokens):
             raise ExportError(f"the Ollama template has more than a command in {' '.join(tokens)}", "name another template")

@@ -113,7 +113,7 @@ class Staged(FileRecord):
 
     VERSION: ClassVar[int] = 1
 
-    steps: dict[str, FinishedStep] = field(default_factory=dict)
+    steps: dict[str, FinishedStep] = field(default_factory=dict[str, FinishedStep])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,5 +146,5 @@ class Commands(FileRecord):
     VERSION: ClassVar[int] = 1
 
     commands: dict[str, Command]
-    refused: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict[str, str])
     differs: tuple[str, ...] = ()

@@ -162,7 +162,7 @@ class Parity(FileRecord):
     deployed: str
     arithmetic: str
     prompts: tuple[str, ...]
-    left_out: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict[str, str])
     positions: int
     adapter_kl: float
     metric: ParityMetric
