@@ -59,15 +59,13 @@ def planned(run: RunDir, recipe: Recipe) -> "list[Operation]":
     from tunesmith.export.context import differences
     from tunesmith.export.facts import read_facts
     from tunesmith.export.job import plan_export
-    from tunesmith.models.adapter import CONFIG, read_lora
 
     base, written = renderer(recipe)
-    lora = read_lora(run.adapter) if (run.adapter / CONFIG).exists() else recipe.lora  # a plan may come before training
     context, why = context_of(run, recipe)
     logger.info(f"export: {context:,} tokens of context ({why})")
     for line in differences(base, context):
         logger.warning(f"export: llama.cpp computes this model differently: {line}")
-    return plan_export(recipe, read_facts(recipe, lora, base, written.template))
+    return plan_export(recipe, read_facts(recipe, recipe.lora, base, written.template))
 
 
 def context_of(run: RunDir, recipe: Recipe) -> tuple[int, str]:
