@@ -34,7 +34,7 @@ def _merge(run):
     """The steps of an export up to the merge, in its place."""
     recipe = run.recipe()
     job = dataclasses.replace(job_of(run, recipe), staged=run.export)
-    for step in planned(run, recipe):
+    for step in planned(run, recipe, recipe.lora):
         if step.kind in ("merge", "measure", "adapter-vllm"):
             job.results[step.target] = step.write(job, step)
     return Merge.read(run.export / "merge.json")

@@ -189,7 +189,7 @@ def test_an_nf4_base_is_compared_as_it_was_trained(tiny_run, tmp_path, monkeypat
     text = run.recipe_file.read_text().replace("base: fp32", "base: nf4").replace("compute: auto", "compute: fp32")
     write_text(run.recipe_file, text)
     recipe, scratch = run.recipe(), tmp_path / "scratch"
-    merging = planned(run, recipe)[0]
+    merging = planned(run, recipe, recipe.lora)[0]
     job = dataclasses.replace(job_of(run, recipe), staged=run.export)
     merging.write(job, merging).write(run.export / "merge.json")
     form = exported_forms(run, recipe)[0]

@@ -78,11 +78,6 @@ def adapter_state(layers: Mapping[str, Adapted]) -> dict[str, Tensor]:
     return {key: slot.view.reshape(slot.shape).cpu() for key, slot in _trained(layers).items()}
 
 
-def adapter_shapes(layers: Mapping[str, Adapted]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the trained tensors in the file, under PEFT's names."""
-    return {key: slot.shape for key, slot in _trained(layers).items()}
-
-
 def load_adapted(model: PreTrainedModel, directory: Path) -> dict[str, Adapted]:
     """Put the adapter of a PEFT directory on a stock model: rank, scale, kind and targets are those of its own configuration.
 
@@ -106,6 +101,11 @@ def load_adapted(model: PreTrainedModel, directory: Path) -> dict[str, Adapted]:
     except ModelError as error:
         raise ModelError(f"{directory}: {error.message}", error.hint) from error
     return layers
+
+
+def adapter_shapes(layers: Mapping[str, Adapted]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the trained tensors in the file, under PEFT's names."""
+    return {key: slot.shape for key, slot in _trained(layers).items()}
 
 
 def load_adapter_state(layers: Mapping[str, Adapted], state: Mapping[str, Tensor]) -> None:

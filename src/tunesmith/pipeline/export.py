@@ -14,13 +14,13 @@ from tunesmith.export.facts import read_facts
 from tunesmith.export.forms.form import Job, Operation, Written
 from tunesmith.export.forms.table import FORMS
 from tunesmith.export.job import build, plan_export, plan_lines, report
-from tunesmith.models.adapter import CONFIG, WEIGHTS, read_lora
+from tunesmith.models.adapter import WEIGHTS, read_lora
 from tunesmith.models.attention import PACKED
 from tunesmith.models.load import attention
 from tunesmith.models.precision import precision
 from tunesmith.pipeline.model_access import base_of, model_directory
 from tunesmith.pipeline.stage import Session
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import Lora, Recipe
 from tunesmith.rundir import NEXT, RunDir, read_json, sha256_file, swap_in
 from tunesmith.rundir.records.export import Export, Merge
 from tunesmith.rundir.records.training import Training
@@ -36,7 +36,8 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     Raises:
         ExportError: a form that cannot be written, too little room on the disk, or a step that failed.
     """
-    steps, job = planned(run, recipe), job_of(run, recipe)
+    job = job_of(run, recipe)
+    steps = planned(run, recipe, job.lora)
     build(job, steps, sha256_file(run.adapter / WEIGHTS))
     swap_in(run.export, session.parts)
     report(job, steps)
@@ -44,7 +45,8 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
 
 def dry_run(run: RunDir) -> list[Operation]:
     """The steps of an export that nobody makes; needs no training."""
-    return planned(run, run.recipe())
+    recipe = run.recipe()
+    return planned(run, recipe, recipe.lora)
 
 
 def plan_text(run: RunDir) -> list[str]:
@@ -52,10 +54,9 @@ def plan_text(run: RunDir) -> list[str]:
     return plan_lines(dry_run(run), run.export)
 
 
-def planned(run: RunDir, recipe: Recipe) -> list[Operation]:
+def planned(run: RunDir, recipe: Recipe, lora: Lora) -> list[Operation]:
     """The steps of the export, and aloud what llama.cpp will compute otherwise."""
     base, written = base_of(run, recipe)
-    lora = read_lora(run.adapter) if (run.adapter / CONFIG).exists() else recipe.lora  # a plan may come before training
     context, why = context_of(run, recipe)
     logger.info(f"export: {context:,} tokens of context ({why})")
     for line in differences(base, context):
