@@ -24,10 +24,10 @@ def test_a_row_loses_nothing_but_the_rounding_to_eleven_bits():
     x = _input()
     x[:, 3] = x.abs().amax(1) * (1.37 * 2.0**-28)  # small beside the largest of its row, and still whole
     rows = scale_rows(x)
-    back = rows.half_TK.double() * rows.factor_T1.double()
+    back = rows.half_TI.double() * rows.factor_T1.double()
     assert ((back - x.double()).abs() <= EPS * x.double().abs()).all()
     assert torch.equal(torch.log2(rows.factor_T1).frac(), torch.zeros(len(x), 1))
-    largest = rows.half_TK.abs().amax(1).float()
+    largest = rows.half_TI.abs().amax(1).float()
     assert (largest >= 2**14).all() and (largest <= 2**15).all()
 
 

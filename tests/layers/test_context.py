@@ -7,14 +7,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tunesmith.layers.context import Counters, PackContext, StepContext, at_step
-from tunesmith.layers.dropout import draw_kept
+from tunesmith.layers.dropout import draw_mask
 from tunesmith.layers.lora import LoRALinear
 
 NUMBERS = st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 2**40), st.integers(0, 2**20), st.integers(0, 2**20))
 
 
-def _seed(seed, step, pack, place):
-    return PackContext(seed=seed, step=step, pack=pack, counters=Counters()).dropout_seed(place)
+def _seed(seed, step, pack, index):
+    return PackContext(seed=seed, step=step, pack=pack, counters=Counters()).dropout_seed(index)
 
 
 @given(NUMBERS, NUMBERS)
@@ -26,7 +26,7 @@ def test_each_place_of_each_pack_has_a_seed_of_its_own_that_a_generator_takes(fi
 def test_masks_of_neighbouring_packs_steps_and_layers_do_not_resemble_each_other():
     shape = torch.empty(400, 250)
     neighbours = ((0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1))
-    masks = [draw_kept(shape, 0.5, _seed(*where)) == 0 for where in neighbours]
+    masks = [draw_mask(shape, 0.5, _seed(*where)) == 0 for where in neighbours]
     for number, mask in enumerate(masks):
         for other in masks[:number]:  # 100,000 fair draws: five standard deviations are 0.008
             assert abs((mask == other).float().mean().item() - 0.5) < 0.008

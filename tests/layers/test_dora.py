@@ -39,7 +39,7 @@ def test_output_and_every_gradient_equal_peft(monkeypatch, tokens, bias, dropout
     layer = _layer(bias, dropout)
     oracle = _oracle(layer, dropout).train()
     mask = torch.rand(tokens, 7, generator=torch.Generator().manual_seed(3)) < dropout
-    monkeypatch.setattr(dora, "draw_kept", lambda *_: -(~mask).to(torch.int32))
+    monkeypatch.setattr(dora, "draw_mask", lambda *_: -(~mask).to(torch.int32))
     if dropout:
         oracle.lora_dropout["default"].forward = lambda x: torch.where(mask, 0.0, x) / (1.0 - dropout)
     x = torch.randn(1, tokens, 7, generator=torch.Generator().manual_seed(4))

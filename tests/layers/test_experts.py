@@ -9,7 +9,8 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
 from tunesmith.errors import ModelError
 from tunesmith.kernels.nf4 import quantize_nf4
-from tunesmith.layers.experts import Gate, LoRAExperts, NF4Experts
+from tunesmith.layers.experts import LoRAExperts, NF4Experts
+from tunesmith.layers.gate import Gate
 from tunesmith.layers.nf4 import NF4Weight
 
 E, D, F, R = 5, 8, 6, 2

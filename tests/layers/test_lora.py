@@ -4,7 +4,7 @@ from torch import nn
 
 from tunesmith.kernels.nf4 import quantize_nf4
 from tunesmith.layers.context import StepContext, at_step
-from tunesmith.layers.dropout import draw_kept
+from tunesmith.layers.dropout import draw_mask
 from tunesmith.layers.half import HalfLinear, HalfNF4Linear
 from tunesmith.layers.lora import LoRAGroup, LoRALinear, Norm
 from tunesmith.layers.nf4 import NF4Linear, NF4Weight
@@ -34,7 +34,7 @@ def test_gradients_by_finite_differences(bias):
 def test_dropout_gradient_equals_autograd_on_the_same_mask(monkeypatch):
     layer, x = _layer(dropout=0.5), torch.randn(7, 6, dtype=torch.float64, requires_grad=True)
     kept = torch.rand(7, 6) < 0.5
-    monkeypatch.setattr("tunesmith.layers.lora.draw_kept", lambda *_: -kept.to(torch.int64))
+    monkeypatch.setattr("tunesmith.layers.lora.draw_mask", lambda *_: -kept.to(torch.int64))
     with at_step(layer, STEP) as enter:
         enter(0)
         y = layer(x)
@@ -177,7 +177,7 @@ def test_a_group_over_fp16_bases_equals_autograd(kind, dropout, x_grad):
     group = LoRAGroup(layers)
     with at_step(nn.ModuleList(layers), STEP) as enter:
         enter(0)
-        kept = draw_kept(x, dropout, layers[0].dropout_seed()) if dropout else torch.ones(7, 64)
+        kept = draw_mask(x, dropout, layers[0].dropout_seed()) if dropout else torch.ones(7, 64)
         y = group(x, norm)
     mask = kept == 0
     dy = torch.randn(7, 12)

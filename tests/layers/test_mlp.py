@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tunesmith.layers.context import StepContext, at_step
-from tunesmith.layers.dropout import draw_kept
+from tunesmith.layers.dropout import draw_mask
 from tunesmith.layers.lora import LoRALinear, Norm
 from tunesmith.layers.mlp import FusedMLP
 
@@ -85,7 +85,7 @@ def test_dropout_equals_autograd_on_the_very_masks(activation):
     with at_step(mlp, StepContext(seed=5, step=0)) as enter:
         enter(0)
         seeds = [layer.dropout_seed() for layer in (mlp.gate_proj, mlp.down_proj)]
-        masks = [draw_kept(torch.empty(11, width), 0.4, seed) for width, seed in zip((D, F_), seeds, strict=True)]
+        masks = [draw_mask(torch.empty(11, width), 0.4, seed) for width, seed in zip((D, F_), seeds, strict=True)]
         # One mask for what gate and up read together, another for what down reads.
         assert all(0 < int((mask == 0).sum()) < mask.numel() for mask in masks)
         _assert_same(mlp, x, mlp(x), _plain(mlp, x, masks))

@@ -347,7 +347,8 @@ def test_an_nf4_model_fused_equals_itself_unfused(tmp_path, config, targets):
 def _saved_bytes(model, pack):
     """Bytes of storage that the graph of one pack keeps, weights not counted."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    weights |= {layer.group._whole.untyped_storage().data_ptr() for layer in model.modules() if isinstance(layer, LoRALinear)}
+    groups = [layer.group for layer in model.modules() if isinstance(layer, LoRALinear)]
+    weights |= {group._augmented_weight.untyped_storage().data_ptr() for group in groups}
     kept = {}
 
     def keep(tensor):

@@ -97,6 +97,12 @@ def _fit(recipe, tmp):
     return weights, records, [len(packs) for _, packs in steps]
 
 
+def _checkpoints(recipe, tmp):
+    """How many checkpoints a run leaves."""
+    _fit(recipe, tmp)
+    return len(list(tmp.glob("*/checkpoints/step-*")))
+
+
 def _recomputed(recipe, tmp):
     """How often a run recomputes a part."""
     calls = []
@@ -427,6 +433,7 @@ OBSERVE = {
     "train.tokens_per_step": (20, _fit),
     "train.max_length": (30, _fit),
     "train.evals_per_epoch": (1, _fit),
+    "train.keep_checkpoints": (3, _checkpoints),
     "evaluate.arms": (["zero_shot", "tuned"], _selection),
     "evaluate.few_shot.k": ([1, 2], _selection),
     "evaluate.few_shot.draws": (1, _selection),

@@ -16,6 +16,7 @@ from tunesmith.models.attention import PACKED
 from tunesmith.models.load import attention, load_model
 from tunesmith.models.swap import add_lora
 from tunesmith.recipe import Lora
+from tunesmith.rundir.records.training import DevLoss
 from tunesmith.tracking import MetricsLog, read_metrics
 from tunesmith.train import loop
 from tunesmith.train.documents import make_documents, make_pack
@@ -167,10 +168,9 @@ def test_same_seed_same_bytes_and_resume_to_the_bit(tiny_dir, make_recipe, docum
     for key, tensor in adapter_state(layers).items():
         assert torch.equal(tensor, adapter_state(same)[key]), key
         assert torch.equal(tensor, adapter_state(other)[key]), key
-    assert whole.progress.dev_losses == again.progress.dev_losses == resumed.progress.dev_losses
-    drop = {"tokens"}
-    records = [[{k: v for k, v in r.items() if k not in drop} for r in read_metrics(f / "metrics.jsonl")] for f in folders]
-    assert records[0] == records[1] == records[2]
+    assert whole.dev_losses == again.dev_losses == resumed.dev_losses
+    first, *others = [(folder / "metrics.jsonl").read_bytes() for folder in folders]
+    assert first and others == [first, first]
 
 
 def test_a_run_learns_keeps_the_best_and_other_inputs_do_not_resume(tiny_dir, make_recipe, documents, tmp_path, talk):
@@ -178,31 +178,25 @@ def test_a_run_learns_keeps_the_best_and_other_inputs_do_not_resume(tiny_dir, ma
     trained, _ = _fit(tiny_dir, recipe, documents, tmp_path)
     losses = [r["loss"] for r in read_metrics(tmp_path / "metrics.jsonl")]
     assert losses[-1] < 0.7 * losses[0]
-    best = min(trained.progress.dev_losses, key=lambda entry: entry[1])
-    assert trained.checkpoint.name == f"step-{best[0]:06d}" and (trained.checkpoint / "state.json").exists()
+    best = min(trained.dev_losses, key=lambda entry: entry.dev_loss)
+    assert best == trained.best and best.step > 0 and not trained.only_worse
+    assert trained.checkpoint.name == f"step-{best.step:06d}" and (trained.checkpoint / "state.json").exists()
     _fit(tiny_dir, recipe, documents, tmp_path, inputs="other", epochs=1)
     assert "resuming" not in talk()
     records = read_metrics(tmp_path / "metrics.jsonl")  # those of the other inputs are gone
     assert [r["step"] for r in records] == list(range(1, len(records) + 1)) and {r["epoch"] for r in records} == {0}
 
 
-def test_damaged_checkpoint_is_named_and_passed_over(tiny_dir, make_recipe, documents, tmp_path, talk):
-    recipe = make_recipe({"train.num_train_epochs": 2, "train.evals_per_epoch": 1})
-    _fit(tiny_dir, recipe, documents, tmp_path)
-    newest = sorted((tmp_path / "checkpoints").iterdir())[-1]
-    content = bytearray((newest / "optimizer.safetensors").read_bytes())
-    content[-1] ^= 1
-    (newest / "optimizer.safetensors").write_bytes(content)
-    _fit(tiny_dir, recipe, documents, tmp_path)
-    lines = talk()
-    assert "damaged" in lines and newest.name in lines.replace("\n", "") and "resuming after step" in lines
-
-
 def test_overfitting_is_said_aloud():
-    assert loop.is_overfitting([(1, 2.0, 2.0), (2, 1.0, 1.5), (3, 1.2, 0.9)])
-    assert not loop.is_overfitting([(1, 2.0, 2.0), (2, 1.0, 1.5), (3, 0.9, 0.9)])
-    assert not loop.is_overfitting([(1, 2.0, 2.0), (2, 1.0, 1.5), (3, 1.2, 1.6)])  # both rise: not over-fitting
-    assert not loop.is_overfitting([(1, 2.0, 2.0)])
+    def judged(*losses):
+        start = DevLoss(step=0, dev_loss=0.5)  # better than all that follow: that is another fact
+        trained = [DevLoss(step=n, dev_loss=dev, train_loss=train) for n, (dev, train) in enumerate(losses, 1)]
+        return loop.is_overfitting([start, *trained])
+
+    assert judged((2.0, 2.0), (1.0, 1.5), (1.2, 0.9))
+    assert not judged((2.0, 2.0), (1.0, 1.5), (0.9, 0.9))
+    assert not judged((2.0, 2.0), (1.0, 1.5), (1.2, 1.6))  # both rise: not over-fitting
+    assert not judged((2.0, 2.0))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_dir, make_recipe, documents, tmp_path, monkeypatch):

@@ -44,7 +44,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from tunesmith.engines.engine import Scored
 from tunesmith.engines.shared_prefix import MIN_SHARED, Prefix, common_beginning, compute_prefix
 from tunesmith.errors import ModelError, RunError
-from tunesmith.kernels.attention import Scoring, Span, attention_forward
+from tunesmith.kernels.attention import ScoreParams, Span, attention_forward
 from tunesmith.kernels.cross_entropy import CHUNK, cross_entropy_rows_
 from tunesmith.models.attention import packed_attention
 from tunesmith.models.load import attention, decoder
@@ -346,7 +346,7 @@ def scored_attention(
         spans = [Span(*(at + start for at in span)) for (start, _), of_group in groups for span in of_group]
         asked = {"scaling": scaling, "sliding_window": sliding_window, "softcap": softcap, "s_aux": s_aux}
         return packed_attention(module, query_1HTK, key_1GTK, value_1GTK, None, spans=spans, **asked)
-    scoring = Scoring(scaling, sliding_window, softcap, s_aux)
+    scoring = ScoreParams(scaling, sliding_window, softcap, s_aux)
     q_THK, k_TGK, v_TGK = (x[0].transpose(0, 1) for x in (query_1HTK, key_1GTK, value_1GTK))
     header_k_PGK, header_v_PGK = (x.transpose(0, 1) for x in prefix[module.layer_idx])  # type: ignore[index]
     header = len(header_k_PGK)

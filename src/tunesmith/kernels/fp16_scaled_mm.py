@@ -21,7 +21,7 @@ of the weight at a time: the specification and the tests' path. The CUDA branch 
 
 Mixed precision training: Micikevicius et al. 2018, section 3.2, whose single loss scale this makes one a row.
 
-Shape suffixes: T tokens (rows), K columns of the input, N columns of the output, I in_features, O out_features.
+Shape suffixes: T tokens, I in_features, O out_features (of a product, whichever way the weight is read), P some of the rows.
 """
 
 from typing import NamedTuple
@@ -64,46 +64,46 @@ class Rows(NamedTuple):
         factor_T1: fp32, a power of two for each row.
     """
 
-    half_TK: Tensor
+    half_TI: Tensor
     factor_T1: Tensor
 
-    def mm(self, weight_KN: Tensor, out: Tensor | None = None) -> Tensor:
+    def mm(self, weight_IO: Tensor, out: Tensor | None = None) -> Tensor:
         """``x weight``, accumulated and written in fp32.
 
         Args:
-            weight_KN: shape (K, N), fp16, any strides.
-            out: shape (T, N), fp32, to be written; rows may be strided.
+            weight_KN: shape (I, O), fp16, any strides.
+            out: shape (T, O), fp32, to be written; rows may be strided.
 
         Returns:
-            Shape (T, N), fp32; ``out`` where it is given.
+            Shape (T, O), fp32; ``out`` where it is given.
         """
-        assert weight_KN.dtype == torch.float16, weight_KN.dtype
-        y_TN = self.factor_T1.new_empty(len(self.half_TK), weight_KN.shape[1]) if out is None else out
-        if self.half_TK.is_cuda:
-            return torch.mul(_on_gpu(self.half_TK, weight_KN), self.factor_T1, out=y_TN)
-        x_TK = self.half_TK.float()
-        for y_TP, weight_KP in zip(y_TN.split(BLOCK, 1), weight_KN.split(BLOCK, 1), strict=True):
-            torch.mm(x_TK, weight_KP.float(), out=y_TP)
-        return y_TN.mul_(self.factor_T1)
+        assert weight_IO.dtype == torch.float16, weight_IO.dtype
+        y_TO = self.factor_T1.new_empty(len(self.half_TI), weight_IO.shape[1]) if out is None else out
+        if self.half_TI.is_cuda:
+            return torch.mul(_on_gpu(self.half_TI, weight_IO), self.factor_T1, out=y_TO)
+        x_TI = self.half_TI.float()
+        for y_TP, weight_IP in zip(y_TO.split(BLOCK, 1), weight_IO.split(BLOCK, 1), strict=True):
+            torch.mm(x_TI, weight_IP.float(), out=y_TP)
+        return y_TO.mul_(self.factor_T1)
 
 
-def scale_rows(x_TK: Tensor, overflow: OverflowRows | None = None) -> Rows:
+def scale_rows(x_TI: Tensor, overflow: OverflowRows | None = None) -> Rows:
     """Scale every row by a power of two and round to fp16.
 
     Args:
-        x_TK: shape (T, K), fp32; rows may be strided.
+        x_TK: shape (T, I), fp32; rows may be strided.
         overflow: where rows beyond 65,504 are counted.
     """
-    assert x_TK.dtype == torch.float32, x_TK.dtype
-    largest_T = torch.linalg.vector_norm(x_TK, torch.inf, dim=1)
+    assert x_TI.dtype == torch.float32, x_TI.dtype
+    largest_T = torch.linalg.vector_norm(x_TI, torch.inf, dim=1)
     if overflow is not None:
         overflow.add(largest_T)
     # 2^n is (n + 127) << 23 as an fp32. Rows below 2^-112 are multiplied by 2^126, the largest power whose inverse is normal.
     exponent_T = (largest_T.view(torch.int32) >> _MANTISSA) & 255
     stored_T1 = (2 * _BIAS + _TOP - exponent_T).clamp_(max=2 * _BIAS - 1)[:, None]
     up_T1, down_T1 = (part.bitwise_left_shift(_MANTISSA).view(torch.float32) for part in (stored_T1, 2 * _BIAS - stored_T1))
-    half_TK = torch.mul(x_TK, up_T1, out=torch.empty(x_TK.shape, dtype=torch.float16, device=x_TK.device))
-    return Rows(half_TK, down_T1)
+    half_TI = torch.mul(x_TI, up_T1, out=torch.empty(x_TI.shape, dtype=torch.float16, device=x_TI.device))
+    return Rows(half_TI, down_T1)
 
 
 def scaled_mm(x_TI: Tensor, weight_OI: Tensor, out: Tensor | None = None, *, overflow: OverflowRows | None = None) -> Tensor:
@@ -138,12 +138,12 @@ def scaled_mm_back(
     return scale_rows(dy_TO, overflow).mm(weight_OI, out)
 
 
-def _on_gpu(x_TK: Tensor, weight_KN: Tensor) -> Tensor:
+def _on_gpu(x_TI: Tensor, weight_IO: Tensor) -> Tensor:
     """The product with an fp32 accumulator that is written out; cuBLAS may by default add partial sums in fp16."""
     switch = torch.backends.cuda.matmul
     before = switch.allow_fp16_reduced_precision_reduction
     switch.allow_fp16_reduced_precision_reduction = False
     try:
-        return torch.mm(x_TK, weight_KN, out_dtype=torch.float32)
+        return torch.mm(x_TI, weight_IO, out_dtype=torch.float32)
     finally:
         switch.allow_fp16_reduced_precision_reduction = before

@@ -1,6 +1,6 @@
 """Where a layer stands in training: what its dropout is drawn from, and what a step counts.
 
-A step has no hidden state. The mask of a layer follows from (seed, step, pack, place of the layer), so it is the same whatever
+A step has no hidden state. The mask of a layer follows from (seed, step, pack, number of the layer), so it is the same whatever
 was computed before, wherever the pack runs, and when a layer is recomputed in the backward pass: masks do not change with the
 number of processes, the order of packs, a resumed run or a policy of recomputation. What a step counts (rows that fp16 would
 have lost) is added up in an object that the step owns.
@@ -51,13 +51,13 @@ class PackContext:
     pack: int
     counters: Counters
 
-    def dropout_seed(self, place: int) -> int:
+    def dropout_seed(self, index: int) -> int:
         """Seed of a layer's mask, 0 to 2^63 - 1.
 
         Args:
-            place: number of the layer in the model.
+            index: number of the layer in the model.
         """
-        digest = hashlib.blake2b(struct.pack("<4q", self.seed, self.step, self.pack, place), digest_size=8).digest()
+        digest = hashlib.blake2b(struct.pack("<4q", self.seed, self.step, self.pack, index), digest_size=8).digest()
         return int.from_bytes(digest, "little") >> 1
 
 
@@ -92,16 +92,16 @@ class InStep:
 
     Attributes:
         context: of the pack that is computed now; None outside of ``at_step``.
-        place: number of the layer among its kind in the model.
+        index: number of the layer among its kind in the model.
     """
 
     context: PackContext | None = None
-    place: int = 0
+    index: int = 0
 
     def dropout_seed(self) -> int:
         """What this layer's mask is drawn from."""
         assert self.context is not None, "dropout outside of a step: compute within layers.context.at_step"
-        return self.context.dropout_seed(self.place)
+        return self.context.dropout_seed(self.index)
 
     @property
     def overflow(self) -> OverflowRows | None:
@@ -118,8 +118,8 @@ def at_step(model: nn.Module, context: StepContext) -> Iterator[Callable[[int], 
     """
     layers = [module for module in model.modules() if isinstance(module, InStep)]
     before = [layer.training for layer in layers]
-    for place, layer in enumerate(layers):
-        layer.place = place
+    for index, layer in enumerate(layers):
+        layer.index = index
 
     def enter(pack: int) -> None:
         here = context.at(pack)

@@ -94,11 +94,9 @@ class NF4Weight(nn.Module):
                 "NF4 with double quantisation is read (bnb_4bit_use_double_quant); or quantise the original model",
             )
         facts = json.loads(bytes(state[QUANT_STATE].tolist()))
-        found = (facts["quant_type"], facts["blocksize"], facts["nested_blocksize"])
-        if found != ("nf4", BLOCK, NESTED) or not torch.equal(state["quant_map"].cpu(), values(torch.device("cpu"))):
-            raise ModelError(
-                f"{name}: 4-bit format {found}, expected ('nf4', {BLOCK}, {NESTED})", "quantise the original model"
-            )
+        kind = (facts["quant_type"], facts["blocksize"], facts["nested_blocksize"])
+        if kind != ("nf4", BLOCK, NESTED) or not torch.equal(state["quant_map"].cpu(), values(torch.device("cpu"))):
+            raise ModelError(f"{name}: 4-bit format {kind}, expected ('nf4', {BLOCK}, {NESTED})", "quantise the original model")
         shape = tuple(facts["shape"])
         packed, absmax = state[""].view(torch.uint8).view(-1), state["absmax"]
         q = NF4(packed, absmax, state["nested_absmax"], state["nested_quant_map"], facts["nested_offset"], shape)

@@ -72,6 +72,11 @@ def adapter_state(layers: Mapping[str, Adapted]) -> dict[str, Tensor]:
     return {key: slot.view.reshape(slot.shape).cpu() for key, slot in _trained(layers).items()}
 
 
+def adapter_shapes(layers: Mapping[str, Adapted]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the trained tensors in the file, under PEFT's names."""
+    return {key: slot.shape for key, slot in _trained(layers).items()}
+
+
 def load_adapter_state(layers: Mapping[str, Adapted], state: Mapping[str, Tensor]) -> None:
     """Copy tensors into the layers.
 

@@ -26,6 +26,7 @@ from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, Recipe
 from tunesmith.rundir import RunDir, fingerprint, read_json, read_rows
 from tunesmith.rundir.records.evaluation import Candidate, Selection, Summary, Verdict
 from tunesmith.rundir.records.evidence import RetrievalRecall
+from tunesmith.rundir.records.training import Training
 from tunesmith.rundir.rows import Row, question_of, reference_of, why_not_scored
 
 if TYPE_CHECKING:
@@ -197,7 +198,7 @@ def verdict(run: RunDir) -> Verdict:
         parity=deployed_parity(run),
         judge=judge,
         retrieval=RetrievalRecall.read(recall) if recall.exists() else None,
-        only_worse=tuned and read_json(run.manifest_file)["training"].get("only_worse", False),
+        only_worse=tuned and Training.read(run.training_file).only_worse,
     )
     result = gate.verdict(outputs, selection, metric, recipe.task.min_gain, _groups(run, recipe), evidence)
     result.write(run.verdict_file)

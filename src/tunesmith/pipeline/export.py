@@ -12,6 +12,7 @@ from tunesmith.pipeline.stage import renderer, stage
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import NEXT, RunDir, fingerprint, forget_journal, read_json, swap_in
 from tunesmith.rundir.records.export import Export, Merge
+from tunesmith.rundir.records.training import Training
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -91,7 +92,7 @@ def job_of(run: RunDir, recipe: Recipe) -> "Job":
 
     base, written = renderer(recipe)
     context, _ = context_of(run, recipe)
-    training = read_json(run.manifest_file)["training"]
+    training = Training.read(run.training_file)
 
     def dev_loss(model: "PreTrainedModel") -> float:
         dev = Documents.open(run.tokens("dev"))
@@ -109,9 +110,9 @@ def job_of(run: RunDir, recipe: Recipe) -> "Job":
         differs=differences(base, context),
         train_rows=lambda: Documents.open(run.tokens("train")),
         dev_loss=dev_loss,
-        adapter_loss=training["best_dev_loss"],
-        best_step=training["best_step"],
-        steps=training["steps"],
+        adapter_loss=training.best_dev_loss,
+        best_step=training.best_step,
+        steps=training.steps,
     )
 
 

@@ -2,6 +2,8 @@
 
 The rooms meet here: the export says which forms there are, the evaluation asks and compares answers to dev rows, ``parity/``
 does the rest. The sealed test part is not read.
+
+Shape suffixes: N rows (positions of all prompts), V vocabulary.
 """
 
 import logging

@@ -17,9 +17,10 @@ from tunesmith.formatting import percent
 from tunesmith.pipeline.evaluation import evaluate, log_reading
 from tunesmith.pipeline.subrun import changed, with_shared_data
 from tunesmith.recipe import Recipe
-from tunesmith.rundir import RunDir, read_json
+from tunesmith.rundir import RunDir
 from tunesmith.rundir.records.evaluation import Scores
 from tunesmith.rundir.records.evidence import SeedRun, Seeds
+from tunesmith.rundir.records.training import Training
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ def spread(rows: int, runs: list[SeedRun], inputs: str) -> Seeds:
 
 
 def _figures(run: RunDir, recipe: Recipe) -> SeedRun:
-    training = read_json(run.manifest_file)["training"]
+    training = Training.read(run.training_file)
     score = Scores.read(run.evaluation / ARM / "scores.json").summary.score
     assert score is not None  # the recipe refuses seeds under a judge
-    return SeedRun(seed=recipe.seed, score=score, best_dev_loss=training["best_dev_loss"])
+    return SeedRun(seed=recipe.seed, score=score, best_dev_loss=training.best_dev_loss)

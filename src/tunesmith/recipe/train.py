@@ -77,3 +77,7 @@ class Train(Section):
         default=2048, description="longest row, and the tokens of one packed micro-batch"
     )
     evals_per_epoch: Annotated[int, Field(ge=1)] = Field(default=2, description="dev losses (and checkpoints) an epoch")
+    keep_checkpoints: Annotated[int, Field(ge=1)] = Field(
+        default=1,
+        description="how many of the newest checkpoints are kept, beside the best one; the adapter is the same",
+    )

@@ -24,6 +24,7 @@ from tunesmith.rundir.records.evaluation import Decision, Output, Verdict
 from tunesmith.rundir.records.evidence import Curve
 from tunesmith.rundir.records.export import Export, Merge
 from tunesmith.rundir.records.parity import Divergence, Parity
+from tunesmith.rundir.records.training import Training
 from tunesmith.tracking import read_metrics
 
 SHOWN, COLLAPSED_ROWS = 3, 17  # rows of a kind in the open, and behind a click; all of them are in outputs.jsonl
@@ -98,7 +99,7 @@ def write_report(run: RunDir) -> None:
         RunError: there is no verdict, or a file of the run is damaged.
     """
     verdict = Verdict.read(run.verdict_file)
-    manifest = read_json(run.manifest_file)
+    manifest, training = read_json(run.manifest_file), Training.read(run.training_file)
     outputs = {arm.name: Output.read_lines(run.evaluation / arm.name / "outputs.jsonl") for arm in verdict.arms}
     curve = _read(Curve, run.evaluation / "curve.json")
     if curve is not None and curve.inputs != run.key_of("train"):
@@ -111,8 +112,8 @@ def write_report(run: RunDir) -> None:
         efforts={name: _efforts(answers) for name, answers in outputs.items()},
         curve=curve,
         curve_svg=curve and curve_figure(curve),
-        loss_svg=loss_figure(read_metrics(run.metrics_file), manifest["training"]["best_step"]),
-        training=manifest["training"],
+        loss_svg=loss_figure(read_metrics(run.metrics_file), training.best_step),
+        training=training,
         data=read_json(run.data / "report.json"),
         export=_read(Export, run.export / "export.json"),
         merge=_read(Merge, run.export / "merge.json"),

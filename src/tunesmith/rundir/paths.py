@@ -20,6 +20,7 @@ class RunDir:
         self.data = path / "data"
         self.split_file = self.data / "split.json"
         self.metrics_file = path / "metrics.jsonl"
+        self.training_file = path / "training.json"
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter"
         self.evaluation = path / "evaluation"
