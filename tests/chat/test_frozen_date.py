@@ -92,11 +92,11 @@ def test_renderer_keeps_the_day_it_was_made_on(tokenizer, monkeypatch):
     """Over midnight, and in another process on another day by the text that the first one keeps."""
     source = "{{ '<|im_start|>system\n' + strftime_now('%Y') + '<|im_end|>\n' }}" + tokenizer.chat_template
     first = Renderer(tokenizer, source)
-    assert isinstance(first.frozen, FrozenTemplate) and first.frozen.date == f"{datetime.now():%Y-%m-%d}"
+    assert isinstance(first.frozen_template, FrozenTemplate) and first.frozen_template.date == f"{datetime.now():%Y-%m-%d}"
     ids = first.prompt_ids(TALK)
     monkeypatch.setattr("tunesmith.chat.render.datetime", type("Clock", (), {"now": lambda: NEXT_YEAR}))
     assert Renderer(tokenizer, source).prompt_ids(TALK) != ids
-    again = Renderer(tokenizer, first.frozen.text)
+    again = Renderer(tokenizer, first.frozen_template.text)
     assert again.prompt_ids(TALK) == ids == first.prompt_ids(TALK)
-    assert again.template == first.template and again.frozen is None
-    assert Renderer(tokenizer).frozen is None
+    assert again.template == first.template and again.frozen_template is None
+    assert Renderer(tokenizer).frozen_template is None

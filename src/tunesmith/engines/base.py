@@ -35,6 +35,7 @@ from tunesmith.models.precision import Dtype, precision
 from tunesmith.models.swap import add_lora
 from tunesmith.recipe import Lora, Recipe
 from tunesmith.rundir import atomic_directory, fingerprint
+from tunesmith.rundir.records import Json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +102,7 @@ class BaseModel:
         """Fingerprint of the model and of how it is kept while it answers."""
         return fingerprint(self.key, self.base, self.arithmetic, self.per_layer_embeddings)
 
-    def render(self, rows: Iterable[dict[str, Any]]) -> list[Rendered]:
+    def render(self, rows: Iterable[Json]) -> list[Rendered]:
         """Token ids and supervision of rows: objects with ``messages``, and ``tools`` where there are some.
 
         Raises:
@@ -182,7 +183,7 @@ class LoadedModel:
         assert not self.layers, "a model has one adapter"
         return replace(self, layers=add_lora(self.model, lora, seed), lora=lora)
 
-    def render(self, rows: Iterable[dict[str, Any]]) -> list[Rendered]:
+    def render(self, rows: Iterable[Json]) -> list[Rendered]:
         """See ``BaseModel.render``."""
         return self.base.render(rows)
 

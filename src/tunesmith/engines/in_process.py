@@ -56,26 +56,26 @@ class InProcessEngine:
             ModelError: the model does something to its logits that is not known here.
         """
         vocabulary = self.renderer.vocabulary
-        asked = [self.renderer.prompt_ids(prompt) for prompt, _ in items]
-        begins = [AFTER if ids[-1] in vocabulary.control_ids else MIDDLE for ids in asked]
-        said = vocabulary.encode([(answer, place) for (_, answer), place in zip(items, begins, strict=True)])
-        return self._scorer.continuation_logprobs(list(zip(asked, said, strict=True)), advance)
+        prompts = [self.renderer.prompt_ids(prompt) for prompt, _ in items]
+        begins = [AFTER if ids[-1] in vocabulary.control_ids else MIDDLE for ids in prompts]
+        answers = vocabulary.encode([(answer, place) for (_, answer), place in zip(items, begins, strict=True)])
+        return self._scorer.continuation_logprobs(list(zip(prompts, answers, strict=True)), advance)
 
     def _generate(self, ids: list[list[int]], max_new_tokens: int, advance: Advance, grammar: Grammar | None) -> list[Answer]:
-        ending = StopRule(max_new_tokens, self.renderer.stop_ids)
-        said = greedy(self.model, ids, ending, self.batch_size, advance, None if grammar is None else grammar.start)
-        return [self._answer(len(prompt), found) for prompt, found in zip(ids, said, strict=True)]
+        stop_rule = StopRule(max_new_tokens, self.renderer.stop_ids)
+        generations = greedy(self.model, ids, stop_rule, self.batch_size, advance, None if grammar is None else grammar.start)
+        return [self._answer(len(prompt), generation) for prompt, generation in zip(ids, generations, strict=True)]
 
     def close(self) -> None:
         """Give freed memory back to the system; the model goes with the object."""
         hardware.release_freed_memory()
 
-    def _answer(self, prompt_tokens: int, found: Generation) -> Answer:
-        finished = bool(found.ids) and found.ids[-1] in self.renderer.stop_ids
-        said = found.ids[:-1] if finished else found.ids
-        text = self.renderer.tokenizer.decode(said, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    def _answer(self, prompt_tokens: int, generation: Generation) -> Answer:
+        finished = bool(generation.ids) and generation.ids[-1] in self.renderer.stop_ids
+        answer_ids = generation.ids[:-1] if finished else generation.ids
+        text = self.renderer.tokenizer.decode(answer_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
-        return Answer(text, prompt_tokens, len(found.ids), found.seconds, finished)
+        return Answer(text, prompt_tokens, len(generation.ids), generation.seconds, finished)
 
     def _check_room(self, ids: list[list[int]], max_new_tokens: int) -> None:
         limit = self.model.config.max_position_embeddings

@@ -4,7 +4,7 @@ An exported file is proven by comparing it with what was trained, stage by stage
 that the tokenizer makes of it, the distribution of the next token. Each has to be llama.cpp's own. Our renderer and tokenizer
 would agree with themselves, and the answer that a user gets is made by neither.
 
-``LlamaProcess`` is our end of the child that llama.cpp runs in (``infer/llama_cpp_worker.py``), for ``LlamaModel`` and
+``LlamaProcess`` is our end of the child that llama.cpp runs in (``engines/llama_cpp_worker.py``), for ``LlamaModel`` and
 ``LlamaCppEngine`` alike. In one process with PyTorch the two thread pools share one OpenMP runtime, which then sees more
 threads than cores and puts them to sleep at every barrier: half of the time went into futexes and decoding took more than
 twice as long. A crash of llama.cpp also stays its own. What it logs goes to a file without a name, since nobody empties a pipe
@@ -76,16 +76,16 @@ class LlamaProcess:
             hardware.note_child(self._child.pid)
             self._end()
 
-    def ask(self, what: str, **given: Any) -> Any:
+    def ask(self, what: str, **arguments: Any) -> Any:
         """Send a request and return what was ``done``.
 
         Raises:
             ExportError: llama.cpp refuses it, or died.
         """
         assert self._child.stdin is not None and self._child.stdout is not None
-        assert not self._child.stdin.closed, "asked after close()"
+        assert not self._child.stdin.closed, "a request after close()"
         try:
-            self._child.stdin.write(json.dumps({"do": what, **given}).encode() + b"\n")
+            self._child.stdin.write(json.dumps({"do": what, **arguments}).encode() + b"\n")
             self._child.stdin.flush()
         except BrokenPipeError:
             logger.warning("llama.cpp has stopped")  # its last words are read below
