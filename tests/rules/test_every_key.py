@@ -161,16 +161,8 @@ def _book(recipe, tmp):
 def _selection(recipe, tmp):
     metric = make_metric(recipe.task)
     writer = (lambda _: "```\nNew.\n```") if recipe.evaluate.optimized_prompt.writer else None
-    task = PromptTask(
-        recipe=recipe,
-        book=_book(recipe, tmp),
-        dev=ROWS[40:],
-        metric=metric,
-        max_new_tokens=4,
-        engine_of=lambda _: _Echo(),
-        writer=writer,
-    )
-    selection = select_prompt(task)
+    asked = {"recipe": recipe, "book": _book(recipe, tmp), "dev": ROWS[40:], "metric": metric, "max_new_tokens": 4}
+    selection = select_prompt(PromptTask(**asked, engine_of=lambda _: _Echo(), writer=writer))
     return [(trial.name, trial.n) for trial in selection.candidates], selection.search
 
 
