@@ -18,30 +18,12 @@ from tunesmith.evaluate.references import check_references
 from tunesmith.pipeline.engines import in_process, output_constraint
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, Recipe
-<<<<<<< HEAD
 from tunesmith.retrieval.corpus import Corpus, check_sealed, open_store, read_corpus
 from tunesmith.retrieval.embed import load_embedder
 from tunesmith.retrieval.store import Store, build_store
 from tunesmith.rundir import RunDir, read_json, read_rows
 from tunesmith.rundir.records.evaluation import Candidate
 from tunesmith.rundir.rows import Row, question_of
-=======
-from tunesmith.rundir import RunDir, fingerprint, read_json, read_rows
-from tunesmith.rundir.records.evaluation import Candidate, Selection, Summary, Verdict
-from tunesmith.rundir.records.evidence import RetrievalRecall
-from tunesmith.rundir.records.training import Training
-from tunesmith.rundir.rows import Row, question_of, reference_of, why_not_scored
-
-if TYPE_CHECKING:
-    from tunesmith.engines.engine import Answer, Constraint, Engine
-    from tunesmith.evaluate.metrics import Metric
-    from tunesmith.evaluate.prompts import PromptBook
-    from tunesmith.evaluate.select import PromptTask
-    from tunesmith.retrieval.corpus import Corpus
-    from tunesmith.retrieval.store import Store
-
-logger = logging.getLogger(__name__)
->>>>>>> eval
 
 
 @dataclass(frozen=True)
@@ -129,174 +111,7 @@ def evaluation_of(run: RunDir, recipe: Recipe, session: Session) -> Evaluation:
     return session.once("evaluation", read)
 
 
-<<<<<<< HEAD
 def _read_corpus(recipe: Recipe, pool: list[Row], test: list[Row]) -> Corpus:
-=======
-def evaluate(run: RunDir, arms: tuple[str, ...] | None = None) -> None:
-    """Score arms (all of the recipe's when not named) on the sealed test part.
-
-    Raises:
-        RunError: an arm that the recipe does not have, or whose model was not made yet.
-        DataError: a row that the metric cannot score.
-    """
-    known = run.recipe().evaluate.arms
-    if unknown := set(arms or ()) - set(known):
-        raise RunError(f"{min(unknown)}: not an arm of this recipe", f"arms: {', '.join(known)}")
-    wanted = arms or known
-    evaluation = Evaluation.of(run)
-    with evaluation.closing:
-        chosen = select(evaluation).arms if any(arm in PROMPT_ARMS or arm.startswith(EXTERNAL) for arm in wanted) else {}
-        for arm in wanted:
-            _score_arm(evaluation, arm, evaluation.prompts(arm, chosen))
-
-
-def _score_arm(evaluation: Evaluation, arm: str, prompts: list[list[dict[str, str]]]) -> None:
-    """One arm on the test rows, unless its answers and scores follow from the same inputs already."""
-    from tunesmith.evaluate.arms import run_arm
-
-    run, budget, allowed = evaluation.run, evaluation.max_new_tokens, evaluation.allowed
-    weights, engine = engine_of(run, evaluation.recipe, arm, evaluation.base, prompts, budget)
-    answers_key = fingerprint(weights, prompts, budget, allowed)
-    arm_key = fingerprint(answers_key, evaluation.scoring_key(arm))
-    with stage(run, f"evaluate {arm}", arm_key) as needed:
-        if needed:
-            if arm in ("retrieval", "tuned_retrieval"):
-                _report_recall(evaluation)
-            folder, price = run.evaluation / arm, evaluation.cost_of(arm)
-            rows, metric = evaluation.test, evaluation.metric
-            summary = run_arm(folder, engine, answers_key, rows, prompts, metric, budget, allowed, price)
-            log_reading(run, arm, arm_key)
-            logger.info(f"evaluate: {_summary_line(summary)}")
-
-
-def choose_prompts(run: RunDir) -> Selection:
-    """Score the prompt arms on dev rows alone, so that advice spends no sealed row."""
-    evaluation = Evaluation.of(run)
-    with evaluation.closing:
-        return select(evaluation)
-
-
-def verdict(run: RunDir) -> Verdict:
-    """Decide from the arms' outputs and the forgetting check; writes and returns ``evaluation/verdict.json``.
-
-    Raises:
-        RunError: an arm was not scored yet, or seeds were asked for and not trained.
-    """
-    from tunesmith.evaluate import gate
-    from tunesmith.evaluate.arms import read_outputs
-    from tunesmith.evaluate.metrics import make_metric
-    from tunesmith.pipeline.seeds import read_seeds
-
-    recipe = run.recipe()
-    for arm in recipe.evaluate.arms:
-        run.key_of(f"evaluate {arm}")
-    selection = Selection.read(run.evaluation / "selection.json")
-    metric = make_metric(recipe.task)
-    judge = judge_arms(run, recipe, metric, selection.best_prompt) if metric.name == "judge" else None
-    outputs = {arm: read_outputs(run.evaluation / arm) for arm in recipe.evaluate.arms}
-    # Done already after a whole run; a verdict made by hand must not deploy what nobody has looked at.
-    tuned = any(arm in gate.TUNED_ARMS for arm in outputs)
-    recall = run.evaluation / "retrieval.json"
-    evidence = gate.Evidence(
-        forgetting=forgetting(run) if tuned else None,
-        forgetting_required=recipe.evaluate.forgetting.required,
-        seeds=read_seeds(run),
-        parity=deployed_parity(run),
-        judge=judge,
-        retrieval=RetrievalRecall.read(recall) if recall.exists() else None,
-        only_worse=tuned and Training.read(run.training_file).only_worse,
-    )
-    result = gate.verdict(outputs, selection, metric, recipe.task.min_gain, _groups(run, recipe), evidence)
-    result.write(run.verdict_file)
-    return result
-
-
-def select(evaluation: Evaluation) -> Selection:
-    """The prompts chosen on dev, chosen now if they were not for these inputs."""
-    from tunesmith.evaluate.metrics import scoring_key
-    from tunesmith.evaluate.select import select_prompt
-
-    run, recipe = evaluation.run, evaluation.recipe
-    target = run.evaluation / "selection.json"
-    settings = recipe.evaluate
-    external_arms = [arm for arm in settings.arms if arm.startswith(EXTERNAL)]
-    needed_arms = {*settings.arms, *(settings.prompt_of(arm) for arm in external_arms)}
-    retrieves = "retrieval" in needed_arms
-    asked_of = {"base_url", "model", "prompt", "body"}  # a price or a time-out asks nobody anew
-    key = fingerprint(
-        run.key_of("data"),
-        base_key(recipe),
-        scoring_key(recipe.task),
-        evaluation.allowed,
-        (recipe.seed, recipe.task.prompt, recipe.task.short_prompt),
-        settings.few_shot.model_dump(),
-        settings.optimized_prompt.model_dump() if "optimized_prompt" in needed_arms else None,
-        [settings.retrieval.model_dump(), evaluation.corpus().texts] if retrieves else settings.retrieval.embedder,
-        [(arm, settings.endpoint_of(arm).model_dump(include=asked_of)) for arm in external_arms if settings.is_rival(arm)],
-        [arm for arm in settings.arms if arm in PROMPT_ARMS or arm in external_arms],
-        evaluation.max_new_tokens,
-    )
-    with stage(run, "select prompt", key) as needed:
-        if needed:
-            selection = select_prompt(_prompt_task(evaluation))
-            selection.write(target)
-            logger.info(
-                f"select prompt: {selection.best_prompt} leads on {selection.dev_rows} dev rows ({selection.best_prompt_name})"
-            )
-    return Selection.read(target)
-
-
-def _prompt_task(evaluation: Evaluation) -> "PromptTask":
-    """What every candidate has in common."""
-    from tunesmith.evaluate.select import PromptTask
-
-    @functools.cache
-    def engine(answerer: str) -> "Engine":
-        if answerer == "base":
-            return evaluation.base()
-        endpoint = external(evaluation.recipe, answerer)
-        evaluation.closing.callback(endpoint.close)
-        return endpoint
-
-    judge_answers = None
-    if evaluation.metric.name == "judge":
-        judge, close = make_judge(evaluation.recipe)
-        evaluation.closing.callback(close)
-        judge_answers = comparing(judge, evaluation.dev)
-    writer = None
-    if evaluation.recipe.evaluate.optimized_prompt.writer is not None:
-        writer, close = open_writer(evaluation.recipe.evaluate.optimized_prompt.writer)
-        evaluation.closing.callback(close)
-    return PromptTask(
-        recipe=evaluation.recipe,
-        book=evaluation.book,
-        dev=evaluation.dev,
-        metric=evaluation.metric,
-        max_new_tokens=evaluation.max_new_tokens,
-        engine_of=engine,
-        allowed=evaluation.allowed,
-        judge=judge_answers,
-        writer=writer,
-    )
-
-
-def log_reading(run: RunDir, arm: str, key: str) -> None:
-    """The test part is sealed; every reading of it is written down."""
-    with (run.evaluation / "test_readings.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"arm": arm, "key": key[:16], "at": datetime.now(UTC).isoformat(timespec="seconds")}) + "\n")
-
-
-def _summary_line(summary: Summary) -> str:
-    """An arm's result in one line."""
-    scored = summary.score is not None
-    result = f"scores {percent(summary.score)} of 100" if scored else "has answered, and waits for the judge"
-    cost = "" if summary.cost is None else f", {summary.n * summary.cost:.4g} in all"
-    return f"{summary.name} {result}, {summary.ms:.0f} ms an example{cost}"
-
-
-def _read_corpus(recipe: Recipe, pool: list[Row], test: list[Row]) -> "Corpus":
-    from tunesmith.retrieval.corpus import check_sealed, read_corpus
->>>>>>> eval
 
     corpus = read_corpus(recipe, pool)
     check_sealed(corpus, test)

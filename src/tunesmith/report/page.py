@@ -101,13 +101,7 @@ def write_report(run: RunDir) -> None:
     verdict = Verdict.read(run.verdict_file)
     manifest, training = read_json(run.manifest_file), Training.read(run.training_file)
     outputs = {arm.name: Output.read_lines(run.evaluation / arm.name / "outputs.jsonl") for arm in verdict.arms}
-<<<<<<< HEAD
     curve = _read(Curve, run.evaluation / "curve.json") if run.recipe().evaluate.learning_curve else None
-=======
-    curve = _read(Curve, run.evaluation / "curve.json")
-    if curve is not None and curve.inputs != run.key_of("train"):
-        curve = None  # an earlier adapter's
->>>>>>> eval
     page = render(
         "page.html.j2",
         name=run.recipe().name,

@@ -2,18 +2,12 @@
 
 base          what a record is
 stages        stages.json: what was done, from what, and when
+manifest      manifest.json: where a run comes from
 events        events.jsonl: what happens, a line an event
-<<<<<<< HEAD
 training      training.json, metrics.jsonl, state.json of a checkpoint: what was trained, step by step
 advice        advice.json: whether to tune at all
 evaluation    evaluation/: answers, scores, the choice of prompts, the verdict
 evidence      evaluation/: retrieval, judge, forgetting, seeds, curve
-=======
-advice        advice.json: whether to tune at all
-evaluation    evaluation/: answers, scores, the choice of prompts, the verdict
-evidence      evaluation/: retrieval, judge, forgetting, seeds, curve
-training      training.json, metrics.jsonl, state.json of a checkpoint: what was trained, step by step
->>>>>>> eval
 export        export.json, merge.json, commands.json: what was written, and how it is served
 parity        parity.json, sweep.json: whether forms are what was trained, and which type to deploy
 """
