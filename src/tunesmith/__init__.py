@@ -2,7 +2,7 @@
 
 Layers, top to bottom; imports go down only, and stages never import each other:
 
-    cli
+    cli  run
     pipeline
     advise  data  train  evaluate  export  parity  report      (stages)
     engines  retrieval
@@ -18,6 +18,9 @@ Layers, top to bottom; imports go down only, and stages never import each other:
 ``tests/rules/test_layers.py`` holds the order. A stage is a verb of ``tunesmith.pipeline`` and of the command line.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from tunesmith.errors import (
     DataError,
     ExportError,
@@ -28,8 +31,12 @@ from tunesmith.errors import (
     TrainingError,
     TunesmithError,
 )
-from tunesmith.recipe import Recipe, load_recipe
-from tunesmith.rundir import RunDir
+
+if TYPE_CHECKING:
+    from tunesmith.engines.base import open_base
+    from tunesmith.pipeline.check import check
+    from tunesmith.recipe import Recipe, load_recipe
+    from tunesmith.run import Run
 
 __version__ = "0.1.0"
 
@@ -40,9 +47,32 @@ __all__ = [
     "ModelError",
     "Recipe",
     "RecipeError",
-    "RunDir",
+    "Run",
     "RunError",
     "TrainingError",
     "TunesmithError",
+    "check",
     "load_recipe",
+    "open_base",
 ]
+
+_LAZY = {
+    "Recipe": "tunesmith.recipe",
+    "Run": "tunesmith.run",
+    "check": "tunesmith.pipeline.check",
+    "load_recipe": "tunesmith.recipe",
+    "open_base": "tunesmith.engines.base",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported when it is first used (PEP 562), so that ``import tunesmith`` is quick and brings no torch.
+
+    Raises:
+        AttributeError: no such name.
+    """
+    if name not in _LAZY:
+        raise AttributeError(f"module 'tunesmith' has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value

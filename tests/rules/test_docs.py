@@ -150,7 +150,7 @@ def test_every_recipe_is_valid_and_its_files_are_there(path):
 def test_public_names_are_the_promised_ones():
     assert len(tunesmith.__all__) <= 14
     for name in tunesmith.__all__:
-        assert name in vars(tunesmith), name
+        assert getattr(tunesmith, name) is not None, name
 
 
 def test_readme_is_short_and_names_every_room():

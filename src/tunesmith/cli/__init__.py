@@ -4,6 +4,7 @@ Data goes to stdout, talk and errors to stderr. Exit codes: 0 done (or verdict d
 (``errors.py``), 10-14 verdicts (``evaluate/gate.py``), 21-24 advice (``advise/decide.py``), 130 interrupted.
 """
 
+import json
 import logging
 import sys
 from pathlib import Path
@@ -13,8 +14,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from tunesmith import recipe
+from tunesmith import __version__, recipe
 from tunesmith.cli.export_text import print_parity, sweep_lines
+from tunesmith.cli.status_text import print_status
 from tunesmith.cli.text import print_advice, print_verdict
 from tunesmith.errors import MissingPackage, TunesmithError
 from tunesmith.pipeline import verbs
@@ -62,8 +64,17 @@ EXTRAS = {
 }
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def settings(
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also what helps to find a fault.")] = False,
 ) -> None:
@@ -72,11 +83,24 @@ def settings(
 
 
 @app.command()
-def run(target: Target, out: Out = None) -> None:
+def run(
+    target: Target,
+    out: Out = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Take over a directory that is another recipe's run.")] = False,
+    until: Annotated[str, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")] = "report",
+    force: Annotated[
+        list[str] | None, typer.Option("--force", metavar="STAGE", help="Make it again though it is done; may be repeated.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be made, and why; make nothing.")] = False,
+) -> None:
     """All stages, from data to verdict and report. The exit code is the verdict's."""
-    directory = verbs.open_run(target, out)
-    result = verbs.run(directory)
-    assert result is not None  # the whole run has one
+    directory = verbs.open_run(target, out, replace=replace)
+    if dry_run:
+        print_status(verbs.status(directory), _console())
+        return
+    result = verbs.run(directory, until=until, force=force or ())
+    if result is None:
+        return
     print_verdict(result, _console())
     logger.info(f"report: {directory.report_file}")
     raise typer.Exit(result.exit_code)
@@ -252,6 +276,19 @@ def evaluate(
 ) -> None:
     """Score the arms on the sealed test part."""
     verbs.evaluate(verbs.open_run(target, out), tuple(arm) if arm else None)
+
+
+@app.command()
+def status(
+    target: Target,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Say which stages are done, which are not and why, and how long they took. Writes nothing."""
+    found = verbs.status(verbs.open_run(target))
+    if as_json:
+        print(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
+    else:
+        print_status(found, _console())
 
 
 @app.command()

@@ -18,6 +18,8 @@ from tunesmith.retrieval.corpus import find
 from tunesmith.retrieval.measure import RECALL_AT, recall_line, recall_of
 from tunesmith.rundir import RunDir, fingerprint
 from tunesmith.rundir.records.evaluation import Selection, Summary
+from tunesmith.rundir.records.events import ArmScore
+from tunesmith.tracking import emit
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, arm: str) -> None:
     folder, price = run.evaluation / arm, evaluation.cost_of(arm)
     summary = run_arm(folder, engine, answers_key, evaluation.test, prompts, evaluation.metric, budget, allowed, price)
     log_reading(run, arm, answers_key)
+    emit(ArmScore(arm=arm, rows=summary.n, score=summary.score))
     logger.info(f"evaluate: {_summary_line(summary)}")
 
 

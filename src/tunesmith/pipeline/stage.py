@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, TypeVar
 
-from tunesmith import hardware
+from tunesmith import hardware, tracking
 from tunesmith.errors import RunError
 from tunesmith.pipeline.inputs import Inputs, MissingInput, Unknown
 from tunesmith.recipe import Recipe
@@ -228,7 +228,7 @@ def make(run: RunDir, table: Table, recipe: Recipe, goals: Iterable[str], *, all
                 session, kind = Session(), stage.module
             if known is not None:
                 logger.info("%s: again, %s", stage.name, reason(state))
-            execute(run, stage, recipe, parts, session)
+            execute(run, stage, recipe, parts, session, reason(state))
     finally:
         session.close()
 
@@ -253,9 +253,9 @@ def _is(state: StageState) -> str:
     return {"never": "was not run", "stale": "is stale", "broken": "is damaged", "waiting": "cannot be run yet"}[state.state]
 
 
-def execute(run: RunDir, stage: Stage, recipe: Recipe, parts: Parts, session: Session) -> None:
+def execute(run: RunDir, stage: Stage, recipe: Recipe, parts: Parts, session: Session, why: str = "") -> None:
     """Carry a stage out and write down what it was made from and what it made."""
-    with full_disk_named(run.path, stage.name):
+    with full_disk_named(run.path, stage.name), tracking.stage(stage.name, why):
         hardware.reset_peak_memory()
         began, started = time.time(), time.perf_counter()
         session.parts = parts

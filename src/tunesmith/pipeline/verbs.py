@@ -7,12 +7,14 @@ imports torch; a stage's own file does, when the stage is made.
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from tunesmith import tracking
 from tunesmith.errors import RunError
 from tunesmith.pipeline import stage as stages
 from tunesmith.pipeline.stage import Table, module_of
 from tunesmith.pipeline.table import sweep_stage, table_of
 from tunesmith.recipe import load_recipe
 from tunesmith.rundir import RunDir
+from tunesmith.rundir.events import EventLog
 from tunesmith.rundir.records.advice import Advice
 from tunesmith.rundir.records.evaluation import Verdict
 from tunesmith.rundir.records.evidence import Curve, Forgetting, Seeds
@@ -48,7 +50,7 @@ def make(run: RunDir, goals: Iterable[str], *, all_needed: bool = False, force: 
     recipe = run.recipe()
     table = table_of(recipe)
     goals, force = _known(run, table, goals), _known(run, table, force)
-    with run.writing():
+    with run.writing(), tracking.attached(EventLog(run.events_file)):
         for name in force:
             run.forget(name)
         stages.make(run, table, recipe, goals, all_needed=all_needed)

@@ -12,9 +12,11 @@ from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, read_rows
 from tunesmith.rundir.records import FileRecord
 from tunesmith.rundir.records.evaluation import Selection
+from tunesmith.rundir.records.events import Decision
 from tunesmith.rundir.records.evidence import Forgetting, Judgement, RetrievalRecall, Seeds
 from tunesmith.rundir.records.parity import Parity
 from tunesmith.rundir.records.training import Training
+from tunesmith.tracking import emit
 
 F = TypeVar("F", bound=FileRecord)
 
@@ -37,7 +39,9 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     outputs = {arm: read_outputs(scores_folder(run, recipe, arm)) for arm in arms}
     selection = Selection.read(folder / "selection.json")
     metric, groups = make_metric(recipe.task), _groups(run, recipe)
-    gate.verdict(outputs, selection, metric, recipe.task.min_gain, groups, evidence).write(run.verdict_file)
+    verdict = gate.verdict(outputs, selection, metric, recipe.task.min_gain, groups, evidence)
+    verdict.write(run.verdict_file)
+    emit(Decision(verdict=verdict.decision, exit_code=verdict.exit_code, reason=verdict.reason))
 
 
 def _groups(run: RunDir, recipe: Recipe) -> list[str] | None:

@@ -7,6 +7,9 @@ the recipe; everything else is a hub id.
 
 import difflib
 import json
+import re
+import unicodedata
+from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
@@ -39,11 +42,32 @@ def load_recipe(path: Path) -> Recipe:
     if not isinstance(raw, dict):
         found = "an empty file" if raw is None else f"a {type(raw).__name__}"
         raise RecipeError(f"{path}: expected keys and values, found {found}", "see recipes/ for complete examples")
+    recipe = recipe_from(raw, path.resolve().parent, str(path))
+    return recipe if recipe.name else recipe.model_copy(update={"name": name_of(path.stem)})
+
+
+def recipe_from(raw: Mapping[str, Any], base: Path, where: str) -> Recipe:
+    """Check and resolve the keys of a recipe.
+
+    Args:
+        raw: sections and keys, as in the file.
+        base: the directory that relative paths start from.
+        where: what an error calls its origin.
+
+    Raises:
+        RecipeError: unknown key (with the nearest known one), or a value out of range.
+    """
     try:
-        recipe = Recipe.model_validate(raw)
+        recipe = Recipe.model_validate(dict(raw))
     except ValidationError as error:
-        raise RecipeError(*_explain(path, error)) from error
-    return _resolved(recipe, path)
+        raise RecipeError(*_explain(where, error)) from error
+    return _resolved(recipe, base)
+
+
+def name_of(stem: str) -> str:
+    """The name of a run whose recipe gives none: the file's, in the letters that a name may have."""
+    plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-._")[:64] or "run"
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -56,8 +80,7 @@ def json_schema() -> str:
     return json.dumps(Recipe.model_json_schema(), indent=2)
 
 
-def _resolved(recipe: Recipe, path: Path) -> Recipe:
-    base = path.resolve().parent
+def _resolved(recipe: Recipe, base: Path) -> Recipe:
     source = recipe.data.path
     if source.count("/") != 1 or Path(source).suffix in FILE_SUFFIXES or _is_path(base, source):
         source = str(_absolute(base, Path(source)))
@@ -82,7 +105,7 @@ def _resolved(recipe: Recipe, path: Path) -> Recipe:
         retrieval = evaluate.retrieval.model_copy(update={"embedder": str(_absolute(base, Path(embedder)))})
         evaluate = evaluate.model_copy(update={"retrieval": retrieval})
     changed = {"data": data, "chat": chat, "task": task, "model": model, "evaluate": evaluate}
-    return recipe.model_copy(update={"name": recipe.name or path.stem, **changed})
+    return recipe.model_copy(update=changed)
 
 
 def _task_paths(base: Path, task: Task) -> Task:
@@ -113,7 +136,7 @@ def _absolute(base: Path, path: Path) -> Path:
     return path if path.is_absolute() else (base / path).resolve()
 
 
-def _explain(path: Path, error: ValidationError) -> tuple[str, str]:
+def _explain(path: str, error: ValidationError) -> tuple[str, str]:
     """Message and hint for all problems of a recipe, each with its dotted key."""
     lines: list[str] = []
     hints: list[str] = []

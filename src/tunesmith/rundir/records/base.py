@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import json
 from dataclasses import dataclass, fields
+from html import escape
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
@@ -35,6 +36,10 @@ class Record:
         """The fields as JSON-able values, nested records as objects, in the order of declaration."""
         assert dataclasses.is_dataclass(self)
         return {field.name: _plain(self.__dict__[field.name]) for field in fields(self)}
+
+    def _repr_html_(self) -> str:
+        """The record as a table, for notebooks."""
+        return _html(self)
 
     @classmethod
     def parse(cls, value: Json | bytes | str, where: str = "") -> Self:
@@ -118,6 +123,23 @@ class FileRecord(Record):
                 "it was written by another version of tunesmith; remove it, and the verb that writes it makes it again",
             )
         return record
+
+
+def _html(value: Any) -> str:
+    """A record as a table of its fields, several of one kind as the rows of one, anything else as its text."""
+    if isinstance(value, Record):
+        assert dataclasses.is_dataclass(value)
+        names = [field.name for field in fields(value) if field.repr]
+        rows = "".join(f"<tr><th>{escape(name)}</th><td>{_html(value.__dict__[name])}</td></tr>" for name in names)
+        return f"<table>{rows}</table>"
+    if isinstance(value, list | tuple) and value and all(isinstance(entry, Record) for entry in value):
+        names = list(value[0].to_json())
+        head = "".join(f"<th>{escape(name)}</th>" for name in names)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{_html(entry.__dict__[name])}</td>" for name in names) + "</tr>" for entry in value
+        )
+        return f"<table><tr>{head}</tr>{body}</table>"
+    return escape("" if value is None else str(value))
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,213 @@
+"""``class Run``: a run for Python and notebooks, the same directory that the command line works in.
+
+Each method is a command; it returns the record that the command shows, or the run itself where the next step follows. What a
+method needs is made on the way, with the reason said; errors are ours and never pydantic's. Nothing here imports torch until a
+method needs it.
+
+    run = ts.Run("support", model="HuggingFaceTB/SmolLM2-135M-Instruct", data="rows.jsonl", metric="exact_match")
+    print(run.train().evaluate().verdict())
+
+Refused: a second way to configure (keyword arguments for everything); sections of a recipe are given as in its YAML.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tunesmith.errors import RecipeError, RunError
+from tunesmith.pipeline import verbs
+from tunesmith.recipe import Recipe, recipe_from
+from tunesmith.rundir import RunDir, write_rows
+from tunesmith.rundir.records.advice import Advice
+from tunesmith.rundir.records.evaluation import Output, Verdict
+from tunesmith.rundir.records.export import Export
+from tunesmith.rundir.records.parity import Parity
+from tunesmith.rundir.records.stages import Status
+from tunesmith.rundir.records.training import Training
+
+ROWS = "rows.jsonl"  # rows that were given as objects, below the run directory
+
+
+class Run:
+    """A run.
+
+    Args:
+        name: of the run; its directory is ``runs/<name>``.
+        model: hub id, directory or ``.gguf`` file.
+        data: path or hub id, a list of rows, or a ``datasets.Dataset``.
+        metric: how an answer is scored (``task.metric``).
+        out: another directory.
+        sections: of the recipe, as in its YAML: ``train={"num_train_epochs": 3}``.
+
+    Raises:
+        RecipeError: an unknown key, or a value out of range.
+        RunError: the directory holds something that is not a run.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        model: str | Path,
+        data: str | Path | Iterable[Mapping[str, Any]],
+        metric: str = "exact_match",
+        out: str | Path | None = None,
+        **sections: Any,
+    ):
+        directory = Path(out) if out is not None else Path("runs") / name
+        task = {"metric": metric, **sections.pop("task", {})}
+        source = str(data) if isinstance(data, str | Path) else str(directory.resolve() / ROWS)
+        raw = {"name": name, "model": str(model), "data": {"path": source}, "task": task, **sections}
+        recipe = recipe_from(raw, Path.cwd(), "Run")
+        self.directory = RunDir.create(directory, recipe, replace=True)
+        if not isinstance(data, str | Path):
+            text = [json.loads(json.dumps(dict(row))) for row in data]
+            if not text:
+                raise RunError(f"{directory}: no rows were given", "data is a path, a list of rows, or a datasets.Dataset")
+            with self.directory.writing():
+                write_rows(directory / ROWS, text)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Run":
+        """The run of a directory that is there.
+
+        Raises:
+            RunError: no run there.
+        """
+        run = cls.__new__(cls)
+        run.directory = RunDir.open(Path(path))
+        return run
+
+    @classmethod
+    def of_recipe(cls, path: str | Path, out: str | Path | None = None, *, replace: bool = False) -> "Run":
+        """The run of a recipe file.
+
+        Raises:
+            RecipeError: the file cannot be read, or a key is wrong.
+            RunError: the directory holds the run of another recipe.
+        """
+        run = cls.__new__(cls)
+        run.directory = verbs.open_run(path, out, replace=replace)
+        return run
+
+    def __repr__(self) -> str:
+        states = self.status().stages
+        done = [state.stage for state in states if state.state == "done"]
+        return f"Run({str(self.path)!r}: {len(done)} of {len(states)} stages done)"
+
+    def _repr_html_(self) -> str:
+        return self.status()._repr_html_()
+
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+        return self.directory.path
+
+    @property
+    def recipe(self) -> Recipe:
+        """The resolved recipe."""
+        return self.directory.recipe()
+
+    def set(self, **keys: Any) -> "Run":
+        """Change keys of the recipe; the stages that read them are stale. A key is named by its last part where one key ends
+        so.
+
+        Raises:
+            RecipeError: no such key, several of that name, or a value out of range.
+        """
+        raw = self.recipe.model_dump(mode="json")
+        for name, value in keys.items():
+            places = [path for path in _leaves(raw) if ".".join(path) == name.replace("__", ".") or path[-1] == name]
+            if len(places) != 1:
+                found = ", ".join(".".join(path) for path in places) or "none"
+                raise RecipeError(f"set: {name}: keys of that name: {found}", "write its section too, as train__learning_rate")
+            section: Any = raw
+            for step in places[0][:-1]:
+                section = section[step]
+            section[places[0][-1]] = value
+        recipe = recipe_from(raw, Path.cwd(), "set")
+        RunDir.create(self.path, recipe, replace=True)
+        return self
+
+    def advise(self, quick: bool = False) -> Advice:
+        """Whether to tune at all, before any training."""
+        return verbs.advise(self.directory, quick)
+
+    def train(self) -> "Run":
+        """Train the adapter; ``training`` holds what came out."""
+        verbs.make(self.directory, ["train"], all_needed=True)
+        return self
+
+    @property
+    def training(self) -> Training:
+        """What was trained.
+
+        Raises:
+            RunError: nothing was.
+        """
+        return Training.read(self.directory.training_file)
+
+    def evaluate(self, *arms: str) -> "Run":
+        """Score arms on the sealed test part, all of the recipe's when not named, and make what they need."""
+        names = [f"evaluate {arm}" for arm in arms] or ["evaluate"]
+        verbs.make(self.directory, names, all_needed=True)
+        return self
+
+    def verdict(self) -> Verdict:
+        """Decide, and make what the decision needs."""
+        verbs.make(self.directory, ["verdict"], all_needed=True)
+        return Verdict.read(self.directory.verdict_file)
+
+    def export(self, gguf: str | Iterable[str] | None = None) -> Export:
+        """Write the forms that are deployed.
+
+        Args:
+            gguf: llama.cpp file types in place of the recipe's; the last one is the deployed arm.
+        """
+        if gguf is not None:
+            self.set(gguf=[gguf] if isinstance(gguf, str) else list(gguf))
+        verbs.make(self.directory, ["export"], all_needed=True)
+        return Export.read(self.directory.export / "export.json")
+
+    def parity(self) -> Parity:
+        """Hold every exported form against what was trained."""
+        verbs.make(self.directory, ["parity"], all_needed=True)
+        return Parity.read(self.directory.export / "parity.json")
+
+    def run(self) -> Verdict:
+        """All stages, to the page; returns the verdict."""
+        verbs.make(self.directory, ["report"], all_needed=True)
+        return Verdict.read(self.directory.verdict_file)
+
+    def status(self) -> Status:
+        """How every stage stands; nothing is written."""
+        return verbs.status(self.directory)
+
+    def outputs(self, arm: str) -> list[Output]:
+        """What an arm answered, row by row.
+
+        Raises:
+            RunError: it was not scored.
+        """
+        file = self.directory.evaluation / arm / "outputs.jsonl"
+        if not file.exists():
+            arms = ", ".join(self.recipe.evaluate.arms)
+            raise RunError(f"{self.path}: the arm {arm} was not scored", f"run.evaluate({arm!r}); arms: {arms}")
+        return Output.read_lines(file)
+
+    def chat(self, message: str) -> str:
+        """The tuned model's answer to one message.
+
+        Raises:
+            RunError: nothing was trained, or from another recipe.
+        """
+        return verbs.chat(self.directory)([{"role": "user", "content": message}])["tuned"]
+
+
+def _leaves(section: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterable[tuple[str, ...]]:
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, (*path, key))
+        else:
+            yield (*path, key)
