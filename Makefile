@@ -8,7 +8,7 @@ MODEL_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 GEMMA := assets/gemma-3-270m-Q4_K_M.gguf
 GEMMA_SHA256 := a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
 
-.PHONY: demo gemma spam test test-all check families lock clean
+.PHONY: demo gemma spam test test-all check families reference lock clean
 
 demo: $(VENV)/.run $(MODEL)  ## fine-tune the addresses, end with a verdict and runs/us_addresses/report.html
 	$(BIN)/tunesmith run recipes/us_addresses.yaml
@@ -33,6 +33,9 @@ check: $(VENV)/.dev  ## ruff and pyright
 families: $(VENV)/.dev  ## run the matrix of families and write docs/reference/families.md from it
 	-$(BIN)/pytest -n 0 -k test_cell --junitxml=$(VENV)/families.xml tests/models/test_families.py
 	PYTHONPATH=tests $(BIN)/python tests/models/families_table.py $(VENV)/families.xml
+
+reference: $(VENV)/.dev  ## write the pages of docs/reference that the code knows
+	$(BIN)/python docs/generate.py
 
 lock: $(VENV)/.dev  ## rewrite constraints.txt from what is installed
 	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^tunesmith' | sed 's/+cpu$$//' > constraints.txt

@@ -67,12 +67,12 @@ def _attention_inputs(tokens: int, heads: int, kv_heads: int, width: int) -> Inp
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, do: Tensor) -> tuple[Tensor, ...]:
     """Output and gradients; the pack is one document in three and two that share its first third."""
-    from tunesmith.kernels.attention import Scoring, Span, attention, attention_backward, attention_forward
+    from tunesmith.kernels.attention import ScoreParams, Span, attention, attention_backward, attention_forward
 
     end, third = len(q), max(1, len(q) // 3)
     spans = [Span(0, third, 0, 0), Span(third, 2 * third, 0, third), Span(2 * third, end, 0, third)]
     spans = [span for span in spans if span.end > span.start] if end > 2 else [Span(0, end, 0, 0)]
-    scoring = Scoring(q.shape[-1] ** -0.5)
+    scoring = ScoreParams(q.shape[-1] ** -0.5)
     if not q.is_cuda:
         out, saved = attention_forward(q, k, v, spans, scoring)
         return out, *attention_backward(do, saved, spans, scoring)

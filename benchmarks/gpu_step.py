@@ -11,6 +11,7 @@ one rounding (``kernels/lora.py``); bf16 as it is usually written, where base pr
 added. What is reported is the share of fp32's fall of the loss that each loses.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -122,6 +123,7 @@ def random_documents(tokens: int, vocabulary: int, seed: int = 0) -> list[tuple[
 @contextmanager
 def trained(model: PreTrainedModel, policy: str) -> Iterator[tuple[Callable[[list[Any]], float], list[list[int]]]]:
     """The optimizer step of ``train/loop.py`` on packs that are on the device; and the shapes of the adapted layers."""
+    from tunesmith.layers.context import StepContext
     from tunesmith.models.attention import PACKED
     from tunesmith.models.fuse import fuse
     from tunesmith.models.load import attention
@@ -136,14 +138,16 @@ def trained(model: PreTrainedModel, policy: str) -> Iterator[tuple[Callable[[lis
     optimizer = make_optimizer(layers, Train())
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
+    numbers = itertools.count()
+
     def step(packs: list[Any]) -> float:
-        loss = step_gradients(model, packs)[0]
+        loss = step_gradients(model, packs, StepContext(seed=0, step=next(numbers)))[0]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return loss
 
-    with attention(model.train(), PACKED), recompute(model, policy):  # type: ignore[arg-type]
+    with attention(model, PACKED), recompute(model, policy):  # type: ignore[arg-type]
         yield step, [[layer.out_features, layer.in_features] for layer in layers.values()]
 
 
@@ -224,6 +228,7 @@ class RoundedApart(nn.Module):
 
 def drift_losses(shape: dict[str, Any], device: str, arm: str, steps: int, tokens: int, dtype: torch.dtype) -> list[float]:
     """Losses of ``steps`` optimizer steps on one batch, of one of the three ways."""
+    from tunesmith.layers.context import StepContext
     from tunesmith.models.attention import PACKED
     from tunesmith.models.load import attention
     from tunesmith.models.swap import add_lora
@@ -245,9 +250,9 @@ def drift_losses(shape: dict[str, Any], device: str, arm: str, steps: int, token
     rows = random_documents(tokens, shape["vocab_size"])
     pack = on_device(make_pack(make_documents(rows), range(len(rows))), device)
     losses = []
-    with attention(model.train(), PACKED):
-        for _ in range(steps):
-            losses.append(step_gradients(model, [pack])[0])
+    with attention(model, PACKED):
+        for number in range(steps):
+            losses.append(step_gradients(model, [pack], StepContext(seed=0, step=number))[0])
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

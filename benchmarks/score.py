@@ -41,7 +41,7 @@ import torch
 
 from data import machine
 from tunesmith.checkpoints.resolve import find_model
-from tunesmith.engines.score import continuation_logprobs
+from tunesmith.engines.score import Scorer
 from tunesmith.models.load import load_model, load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,8 +99,9 @@ def harness(
 
 
 def ours(model: Any) -> Callable[[list[Pair]], list[Result]]:
-    """Scores pairs by ``infer/score.py``."""
-    return lambda pairs: [(scored.logprob, scored.greedy) for scored in continuation_logprobs(model, pairs)]
+    """Scores pairs by ``engines/score.py``."""
+    scorer = Scorer(model)
+    return lambda pairs: [(scored.logprob, scored.greedy) for scored in scorer.continuation_logprobs(pairs)]
 
 
 def disagreement(first: list[Result], second: list[Result]) -> str:

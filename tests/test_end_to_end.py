@@ -7,7 +7,8 @@ import yaml
 
 from conftest import GGUF, ROOT
 from tunesmith import pipeline as api
-from tunesmith.rundir import read_json, read_rows
+from tunesmith.rundir import read_rows
+from tunesmith.rundir.records.export import Export
 
 pytestmark = pytest.mark.slow
 
@@ -49,5 +50,5 @@ def test_training_went_down_and_memory_stays_under_six_gigabytes(run):
     losses = [json.loads(line)["loss"] for line in directory.metrics_file.read_text().splitlines()]
     assert sum(losses[-3:]) < 0.5 * sum(losses[:3])
     assert max(stage["peak_bytes"] for stage in directory.stages().values()) < 6e9
-    facts = read_json(directory.export / "export.json")
-    assert 6.0 < facts["Q4_K_M"]["bits_per_weight"] < 6.6 and 8.4 < facts["Q8_0"]["bits_per_weight"] < 8.6
+    files = Export.read(directory.export / "export.json").files
+    assert 6.0 < files["Q4_K_M"].bits_per_weight < 6.6 and 8.4 < files["Q8_0"].bits_per_weight < 8.6

@@ -7,6 +7,7 @@
 and weights. Rendering is outside of what is measured (``data.py`` measures it).
 """
 
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -80,7 +81,8 @@ def training(job: protocol.Job, base: str | None, share: bool) -> Iterator[tuple
         on how tunesmith trains is in this function.
     """
     from tunesmith import hardware
-    from tunesmith.data.pack import pack_documents
+    from tunesmith.data.pack import best_fit
+    from tunesmith.layers.context import StepContext
     from tunesmith.models.adapter import load_adapter_state, read_adapter
     from tunesmith.models.attention import PACKED
     from tunesmith.models.fuse import fuse
@@ -102,13 +104,15 @@ def training(job: protocol.Job, base: str | None, share: bool) -> Iterator[tuple
     optimizer = make_optimizer(layers, Train(learning_rate=job["learning_rate"]))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     documents = make_documents([(row["ids"], row["supervised"]) for row in job["rows"]])
+    steps = itertools.count()
 
     def gradients(rows: list[int]) -> float:
         optimizer.zero_grad(set_to_none=True)
         capacity = max(job["pack_tokens"], int(documents.lengths[rows].max()))
-        chosen = pack_documents(rows, documents.lengths, capacity)
+        numbers, count = best_fit(documents.lengths[rows].tolist(), capacity)
+        chosen = [tuple(row for row, own in zip(rows, numbers, strict=True) if own == pack) for pack in range(count)]
         packs = step_packs(documents, chosen, capacity) if share else [make_pack(documents, pack) for pack in chosen]
-        return step_gradients(model, packs)[0]
+        return step_gradients(model, packs, StepContext(seed=0, step=next(steps)))[0]
 
     def step(rows: list[int]) -> float:
         loss = gradients(rows)
@@ -117,7 +121,7 @@ def training(job: protocol.Job, base: str | None, share: bool) -> Iterator[tuple
         optimizer.zero_grad(set_to_none=True)
         return loss
 
-    with attention(model.train(), PACKED):
+    with attention(model, PACKED):
         yield gradients, step
 
 

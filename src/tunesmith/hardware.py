@@ -3,18 +3,26 @@
 Peak memory is the kernel's own high-water mark of this process (``VmHWM``), which Linux lets us reset, so that every
 stage reports its own peak and not its predecessors'. Child processes are counted in. Where it cannot be reset the mark
 of the whole process is given.
+
+A child process (converter, llama.cpp) ends with its parent, however that ends: it inherits one end of a pipe that tells the
+kernel to kill it when the other end goes. Refused: ``PR_SET_PDEATHSIG``, which fires when the *thread* that started the child
+ends; waiting for the end of standard input, which a child in the middle of a computation does not read.
 """
 
 import ctypes
+import fcntl
 import os
 import platform
 import resource
+import signal
 import subprocess
+import weakref
 from pathlib import Path
+from typing import Any, NamedTuple
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 _largest_child = 0  # bytes, since the last reset
-CONVERTED_FORMAT = 2  # another number where the same GGUF file makes another directory
+CONVERTED_FORMAT = 3  # another number where the same GGUF file makes another directory
 
 
 def cache_dir() -> Path:
@@ -114,15 +122,80 @@ def note_child(pid: int) -> None:
     _largest_child = max(_largest_child, _high_water(str(pid)))
 
 
+class Child(subprocess.Popen[bytes]):
+    """A program that runs off the network and is killed when this process ends or its ``Child`` is no longer held.
+
+    Args:
+        command: the program and its arguments.
+        streams: ``stdin``, ``stdout`` and ``stderr`` as of ``Popen``.
+    """
+
+    def __init__(self, command: list[str], **streams: Any):
+        watched, lifeline = os.pipe()
+        weakref.finalize(self, os.close, lifeline)
+        try:
+            super().__init__(command, env=child_environment(), pass_fds=(watched,), **streams)
+            fcntl.fcntl(watched, fcntl.F_SETOWN, self.pid)
+            fcntl.fcntl(watched, fcntl.F_SETSIG, signal.SIGKILL)
+            fcntl.fcntl(watched, fcntl.F_SETFL, fcntl.fcntl(watched, fcntl.F_GETFL) | os.O_ASYNC)
+        finally:
+            os.close(watched)  # the child's copy stays
+
+
+class Death(NamedTuple):
+    """Why a signal ended a child.
+
+    Attributes:
+        reason: to follow the program's name: ``was killed by signal 9 (SIGKILL): ...``.
+        hint: what to do next.
+    """
+
+    reason: str
+    hint: str
+
+
+def death_of(returncode: int) -> Death | None:
+    """What a child's return code says of a signal that ended it; None where it ended by itself."""
+    if returncode >= 0:
+        return None
+    number = -returncode
+    name = signal.Signals(number).name if number in set(signal.Signals) else "unknown"
+    reason = f"was killed by signal {number} ({name})"
+    if number == signal.SIGKILL:
+        free = _available_memory()
+        room = "" if free is None else f"; {free / 1e9:.1f} GB are free now that it is gone"
+        return Death(
+            f"{reason}: 9 is what the kernel sends when memory runs out{room}",
+            "end other programs, shorten the context, or take a smaller model or file type; then give the same command again",
+        )
+    if number == signal.SIGILL:
+        return Death(f"{reason}: an instruction that this processor does not have", "install a build for this processor")
+    if number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        return Death(f"{reason}: somebody ended it", "give the same command again")
+    return Death(
+        f"{reason}: a fault inside the program", "give the same command again; if it comes back, the file may be damaged"
+    )
+
+
 def run_child(command: list[str]) -> subprocess.CompletedProcess[str]:
     """Run a program to its end, off the network, with its memory counted; stdout and stderr are captured together."""
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=child_environment())
+    child = Child(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     while True:
         try:
-            said, _ = child.communicate(timeout=0.2)
-            return subprocess.CompletedProcess(command, child.returncode, said)
+            output, _ = child.communicate(timeout=0.2)
+            return subprocess.CompletedProcess(command, child.returncode, output.decode(errors="replace"))
         except subprocess.TimeoutExpired:
             note_child(child.pid)
+
+
+def _available_memory() -> int | None:
+    """Bytes that programs can still take; None where the kernel does not say."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
 
 
 def _high_water(pid: str) -> int:

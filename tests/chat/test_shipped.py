@@ -261,5 +261,9 @@ def test_the_switch_of_thinking_is_part_of_the_text(tokenizer4, tokenizer, token
         for told in ({}, {"enable_thinking": not by_default}):
             text = renderer.tokenizer.apply_chat_template([USER], chat_template=renderer.template, tokenize=False, **told)
             assert text == renderer.tokenizer.apply_chat_template([USER], tokenize=False)
+        for told in (None, renderer.enable_thinking):  # as a run directory keeps it, it is opened again unchanged
+            again = Renderer(renderer.tokenizer, renderer.template, told)
+            assert (again.template, again.enable_thinking) == (renderer.template, renderer.enable_thinking)
+    assert with_thinking(source, False) == with_thinking(template_text(Path("gemma4")), False)
     with pytest.raises(ModelError, match="no enable_thinking"):
         Renderer(tokenizer, enable_thinking=False)

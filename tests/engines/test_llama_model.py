@@ -58,7 +58,7 @@ def test_logits_are_those_of_stock_transformers(model, rounded):
     found, expected = model.logits(IDS), stock(rounded, IDS)
     assert found.shape == expected.shape and found.dtype == np.float32
     assert np.abs(found - expected).max() < ROUNDING < 0.01 * np.abs(expected).max()
-    assert np.array_equal(model.logits(IDS, first=297), found[297:])
+    assert np.abs(model.logits(IDS, first=297) - found[297:]).max() < ROUNDING  # products of three rows, not of 300
 
 
 def test_a_position_depends_on_what_is_before_it_and_on_nothing_else(model):
@@ -125,5 +125,8 @@ def test_the_child_ends_with_close_and_its_death_is_told(tiny_gguf):
         os.kill(child, 0)
     with LlamaModel(tiny_gguf, 64) as model:
         os.kill(model._process._child.pid, signal.SIGKILL)
-        with pytest.raises(ExportError, match="cannot run it"):
+        with pytest.raises(
+            ExportError, match=r"llama\.cpp was killed by signal 9 .* memory runs out; .* GB are free"
+        ) as raised:
             model.logits([5])
+        assert "shorten the context" in raised.value.hint and "export" not in raised.value.hint

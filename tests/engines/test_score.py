@@ -1,7 +1,5 @@
 import copy
-import gc
 import math
-import weakref
 
 import pytest
 import torch
@@ -10,7 +8,7 @@ from ties import FP32, greedy_answers, is_greedy, next_logits
 from tiny_families import TINY, random_model
 from tunesmith.chat.render import Renderer
 from tunesmith.engines.in_process import InProcessEngine
-from tunesmith.engines.score import _packs, continuation_logprobs, kl, kl_of_states, last_states, token_logprobs
+from tunesmith.engines.score import Scorer, _packs
 from tunesmith.errors import ModelError, RunError
 
 HEADER = list(range(20, 42))  # longer than any window of the tiny families
@@ -45,7 +43,7 @@ def test_equals_the_stock_model_pair_by_pair(name, header, monkeypatch):
     monkeypatch.setattr("tunesmith.engines.score.CHUNK", 7)  # several chunks of the head
     model = random_model(TINY[name].config)
     pairs, done = _questions(header), []
-    scored = continuation_logprobs(model, pairs, done.append)
+    scored = Scorer(model).continuation_logprobs(pairs, done.append)
     assert sum(done) == len(pairs)
     for (context, said), found in zip(pairs, scored, strict=True):
         logprob_N, log_p_NV = _stock(model, context, said)
@@ -72,21 +70,17 @@ def test_what_all_choices_begin_with_runs_once(tiny_model, header, tail):
     shared = 6 if tail else 5  # a token of each choice is left
     own = sum(len(said) - shared - 1 for _, said in pairs[:3])
     assert len(pack.ids) == 12 + shared + own + 10 + 3 and len(pack.looked) == 1 + shared + own + 1 + 3
-    for (asked, said), found in zip(pairs, continuation_logprobs(tiny_model, pairs), strict=True):
+    for (asked, said), found in zip(pairs, Scorer(tiny_model).continuation_logprobs(pairs), strict=True):
         assert found.logprob == pytest.approx(float(_stock(tiny_model, asked, said)[0].sum()), abs=1e-4)
 
 
-def test_the_head_is_compared_once_a_model_and_no_model_is_kept(tiny_model):
-    model = copy.deepcopy(tiny_model)
-    asked = []
-    model.register_forward_pre_hook(lambda *_: asked.append(1))  # the scoring itself asks the decoder, not the model
-    for _ in range(3):
-        continuation_logprobs(model, [([3], [4])])
-    assert len(asked) == 1
-    kept = weakref.ref(model)
-    del model
-    gc.collect()
-    assert kept() is None
+def test_the_head_is_compared_once_a_scorer(tiny_model):
+    calls = []
+    with tiny_model.register_forward_pre_hook(lambda *_: calls.append(1)):  # scoring asks the decoder, not the model
+        scorer = Scorer(tiny_model)
+        for _ in range(3):
+            scorer.continuation_logprobs([([3], [4])])
+    assert len(calls) == 1
 
 
 @torch.no_grad()
@@ -94,18 +88,7 @@ def test_greedy_is_what_decoding_would_say(tiny_model):
     every = ((_ids(12, seed), greedy_answers(next_logits(tiny_model), _ids(12, seed), 4, FP32)) for seed in range(20))
     context, (said,) = next((context, answers) for context, answers in every if len(answers) == 1)  # no near tie
     other = [*said[:3], (said[3] + 1) % 300]
-    assert [s.greedy for s in continuation_logprobs(tiny_model, [(context, said), (context, other)])] == [True, False]
-
-
-@torch.no_grad()
-def test_every_token_of_a_text_and_windows(tiny_model):
-    texts = [_ids(50, 1), _ids(3, 2), [5]]
-    for ids, found in zip(texts, token_logprobs(tiny_model, texts), strict=True):
-        expected, _ = _stock(tiny_model, ids[:1], ids[1:])
-        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
-    (cut,) = token_logprobs(tiny_model, texts[:1], max_length=20)
-    windows = [_stock(tiny_model, ids[:1], ids[1:])[0] for ids in (texts[0][0:20], texts[0][19:39], texts[0][38:50])]
-    torch.testing.assert_close(cut, torch.cat(windows), atol=1e-4, rtol=0)
+    assert [s.greedy for s in Scorer(tiny_model).continuation_logprobs([(context, said), (context, other)])] == [True, False]
 
 
 @torch.no_grad()
@@ -115,20 +98,22 @@ def test_kl_equals_that_of_the_stock_distributions():
     for parameter in tuned.model.layers.parameters():
         parameter.add_(0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
     pairs = _questions(HEADER)[:4]
-    for (context, said), found in zip(pairs, kl(base, tuned, pairs), strict=True):
+    scorer = Scorer(base)
+    states_ND = scorer.last_states(pairs)
+    kl_N = scorer.kl_of_states(states_ND, Scorer(tuned).last_states(pairs))
+    for (context, said), found in zip(pairs, kl_N.split([len(said) for _, said in pairs]), strict=True):
         log_p_NV, log_q_NV = (_stock(model, context, said)[1] for model in (base, tuned))
         expected_N = (log_p_NV.exp() * (log_p_NV - log_q_NV)).sum(-1)
         torch.testing.assert_close(found, expected_N, atol=1e-5, rtol=1e-3)
         assert (expected_N > 1e-4).all()
-    states_ND = last_states(base, pairs)
-    assert kl_of_states(base, states_ND, states_ND).abs().max() == 0
+    assert scorer.kl_of_states(states_ND, states_ND).abs().max() == 0
 
 
 @torch.no_grad()
 def test_bf16_stays_near_fp32(tiny_model):
     pairs = _questions([])
-    exact = continuation_logprobs(tiny_model, pairs)
-    for found, expected in zip(continuation_logprobs(tiny_model.bfloat16(), pairs), exact, strict=True):
+    exact = Scorer(tiny_model).continuation_logprobs(pairs)
+    for found, expected in zip(Scorer(tiny_model.bfloat16()).continuation_logprobs(pairs), exact, strict=True):
         assert found.logprob == pytest.approx(expected.logprob, abs=0.15 * max(1, math.sqrt(found.tokens)))
 
 
@@ -141,15 +126,15 @@ def test_engine_scores_an_answer_as_it_is_trained(tiny_model, tokenizer):
     ):
         asked, whole = renderer.prompt_ids(prompt), renderer.render([*prompt, {"role": "assistant", "content": answer}]).ids
         end = max(n for n, token in enumerate(whole) if token in renderer.stop_ids)
-        (expected,) = continuation_logprobs(tiny_model, [(asked, list(whole[len(asked) : end]))])
+        (expected,) = Scorer(tiny_model).continuation_logprobs([(asked, list(whole[len(asked) : end]))])
         assert list(whole[: len(asked)]) == asked and found.tokens == expected.tokens
         assert found.logprob == pytest.approx(expected.logprob, abs=1e-4)
 
 
 def test_refused(tiny_model):
     with pytest.raises(RunError, match="pair 1: 1000 tokens of context and 26 of continuation exceed the model's 1024"):
-        continuation_logprobs(tiny_model, [([3], [4]), ([3] * 1000, [4] * 26)])
-    tiny_model = copy.deepcopy(tiny_model)  # a model is compared once
+        Scorer(tiny_model).continuation_logprobs([([3], [4]), ([3] * 1000, [4] * 26)])
+    tiny_model = copy.deepcopy(tiny_model)
     head = tiny_model.lm_head
     forward = type(tiny_model).forward
 
@@ -162,4 +147,4 @@ def test_refused(tiny_model):
     tiny_model.__class__ = Scaling
     assert tiny_model.lm_head is head
     with pytest.raises(ModelError, match="its logits differ from those of its head"):
-        continuation_logprobs(tiny_model, [([3], [4])])
+        Scorer(tiny_model).continuation_logprobs([([3], [4])])

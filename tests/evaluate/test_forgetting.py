@@ -108,18 +108,19 @@ def test_an_untrained_adapter_has_forgotten_nothing_and_a_damaged_model_much(tin
     layers = _adapted(tiny_model, 0.0)
     same = forgetting.conclude(_measured(tiny_model, layers, renderer), 0.02)
     assert same["verdict"] == "no regression"
-    assert [probe["difference"] for probe in same["probes"]] == [0.0, 0.0]
+    # Columns of zeros may change the order of additions.
+    assert [probe["difference"] for probe in same["probes"]] == pytest.approx([0.0, 0.0], abs=1e-6)
     assert same["figures"][0]["value"] < 1e-6 and not same["figures"][0]["alarmed"]
     for layer in layers.values():
         layer.lora_B.data.normal_(std=2.0)
     # A model of random weights cannot lose what it never knew, so every token becomes a tenth less likely, in nats.
-    honest, factors = forgetting.continuation_logprobs, iter((1.0, 1.1))
+    honest, factors = forgetting.Scorer.continuation_logprobs, iter((1.0, 1.1))
 
     def lowered(*args):
         factor = next(factors)
         return [dataclasses.replace(scored, logprob=factor * scored.logprob) for scored in honest(*args)]
 
-    monkeypatch.setattr(forgetting, "continuation_logprobs", lowered)
+    monkeypatch.setattr(forgetting.Scorer, "continuation_logprobs", lowered)
     worse = forgetting.conclude(_measured(tiny_model, layers, renderer), 0.02)
     bits = worse["probes"][0]
     assert worse["verdict"] == bits["verdict"] == "regression" and bits["tuned"] > bits["base"]

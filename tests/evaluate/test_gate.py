@@ -10,6 +10,7 @@ from tunesmith.evaluate import resample, stats
 from tunesmith.evaluate.compare import Comparison, compare, figure_with_interval
 from tunesmith.evaluate.gate import EXIT_CODES, NOT_TRAINED, decide, is_borderline, rows_to_settle, verdict
 from tunesmith.evaluate.metrics import Metric
+from tunesmith.rundir.records.parity import FormParity
 
 YES_NO = Metric("exact_match", lambda answer, reference: {"score": 1.0}, None, "score", True)
 SHARES = dataclasses.replace(YES_NO, name="rouge", binary=False)
@@ -97,15 +98,17 @@ def _arms():
 
 
 def test_a_deployed_form_that_failed_parity_outranks_every_other_verdict():
-    failed = {"form": "Q4_K_M", "deployable": False, "reason": "adapter: the adapter has no effect in this form"}
+    reason = "adapter: the adapter has no effect in this form"
+    failed = FormParity(form="Q4_K_M", file="q4.gguf", state="not deployable", reason=reason, checks={})
     hopeless = {**_arms(), "deployed": _outputs([0] * 100)}
     for arms in (_arms(), hopeless):
         result = verdict(arms, "few_shot", YES_NO, 0.05, parity=failed)
-        assert (result["verdict"], result["exit_code"]) == (NOT_TRAINED, 14) and result["parity"] == failed
+        assert (result["verdict"], result["exit_code"]) == (NOT_TRAINED, 14) and result["parity"] == failed.to_json()
         assert "Q4_K_M failed parity (adapter: the adapter has no effect" in result["reason"]
         assert not result["borderline"] and "tunesmith parity" in result["advice"][0]
-        same = verdict(arms, "few_shot", YES_NO, 0.05, parity={**failed, "deployable": True})
-        assert same["verdict"] == verdict(arms, "few_shot", YES_NO, 0.05)["verdict"] != NOT_TRAINED
+        for state in ("deployable", "unknown"):
+            same = verdict(arms, "few_shot", YES_NO, 0.05, parity=dataclasses.replace(failed, state=state))
+            assert same["verdict"] == verdict(arms, "few_shot", YES_NO, 0.05)["verdict"] != NOT_TRAINED
 
 
 def test_verdict_is_on_the_deployed_arm_against_the_prompt_chosen_on_dev():

@@ -6,34 +6,29 @@ import gguf
 import pytest
 import yaml
 
-from tunesmith.export.card import card, license_of, write_card
+from tunesmith.export.card import Card, card_text, license_of, write_card
 from tunesmith.export.companions import copy_companions
-from tunesmith.export.launch import commands
+from tunesmith.recipe import Lora
+from tunesmith.rundir.records.export import Command, GgufFile, Merge
 
-VERDICT = {
-    "verdict": "deploy",
-    "reason": "deployed gains +9.0 points",
-    "n": 40,
-    "metric": "f1",
-    "arms": [{"arm": "deployed", "score": 0.91, "low": 0.85, "high": 0.95}],
-}
-FACTS = {
-    "name": "support: a 1.0",
-    "relation": "merge",
-    "base_model": "org/Base-1B",
-    "revision": "abc",
-    "license": "mit",
-    "lora": {"r": 16, "alpha": 32.0},
-    "training": {"steps": 10, "best_step": 8, "best_dev_loss": 0.12345},
-    "verdict": VERDICT,
-    "files": {"Q4_K_M": {"bytes": 1234567, "bits_per_weight": 4.83}},
-    "merge": {"targets": 14, "into": "trained", "dtype": "bfloat16", "told": "dev loss merged 0.5000"},
-    "system": "Answer.\nShort.",
-    "template_sha256": "f" * 64,
-    "stops": ["<|im_end|>"],
-    "commands": commands({"name": "s", "num_ctx": 4096, "merged": "it's here"}),
-}
-BARE = {"name": "s", "relation": "adapter", "base_model": "org/b"}
+FULL = Card(
+    name="support: a 1.0",
+    relation="merge",
+    base_model="org/Base-1B",
+    revision="abc",
+    license="mit",
+    lora=Lora(r=16, alpha=32.0),
+    dev_loss=0.12345,
+    best_step=8,
+    steps=10,
+    files={"Q4_K_M": GgufFile(bytes=1234567, weights=2044800, bits_per_weight=4.83, types={"Q4_K": 2044800})},
+    merge=Merge(into="trained", dtype="bfloat16", nbytes=4089600, targets=14, dequantized=0, summary="dev loss merged 0.5000"),
+    system="Answer.\nShort.",
+    template_sha256="f" * 64,
+    stops=("<|im_end|>",),
+    commands={"vllm": Command(engine="vLLM", of="merge", argvs=(("vllm", "serve", "it's here"),), note="a note")},
+)
+BARE = Card(name="s", relation="adapter", base_model="org/b")
 
 
 def front(text):
@@ -41,29 +36,30 @@ def front(text):
 
 
 def test_front_matter_says_what_the_directory_is(tmp_path):
-    write_card(tmp_path, FACTS)
-    found = front((tmp_path / "README.md").read_text())
-    assert found["base_model"] == "org/Base-1B" and found["base_model_relation"] == "merge"
-    assert (found["library_name"], found["pipeline_tag"], found["license"]) == ("transformers", "text-generation", "mit")
-    assert front(card(BARE))["library_name"] == "peft" and "license" not in front(card(BARE))
+    write_card(tmp_path, FULL)
+    matter = front((tmp_path / "README.md").read_text())
+    assert matter["base_model"] == "org/Base-1B" and matter["base_model_relation"] == "merge"
+    assert (matter["library_name"], matter["pipeline_tag"], matter["license"]) == ("transformers", "text-generation", "mit")
+    assert front(card_text(BARE))["library_name"] == "peft" and "license" not in front(card_text(BARE))
 
 
 def test_the_converter_names_the_gguf_after_the_card(tmp_path):
     directory = tmp_path / "merged"
-    write_card(directory, FACTS)
+    write_card(directory, FULL)
     metadata = gguf.Metadata.load(None, directory)
     assert metadata.name == "support: a 1.0" and metadata.license == "mit"
     assert [base["repo_url"] for base in metadata.base_models] == ["https://huggingface.co/org/Base-1B"]
 
 
 def test_what_was_measured_stands_there_and_nothing_else():
-    full, bare = card(FACTS), card(BARE)
-    for shown in ("0.1235", "rank 16, alpha 32", "**deploy**", "| deployed | 0.9100 | 0.8500 to 0.9500 |", "1,234,567", "4.83"):
+    full, bare = card_text(FULL), card_text(BARE)
+    for shown in ("0.1235", "at step 8 of 10", "rank 16, alpha 32", "Dev loss merged 0.5000", "1,234,567", "4.83"):
         assert shown in full
-    assert "vllm serve 'it'\"'\"'s here'" in full and "> Short." in full and "`<|im_end|>`" in full
+    assert "vLLM (a note)" in full and "vllm serve 'it'\"'\"'s here'" in full
+    assert "> Short." in full and "`<|im_end|>`" in full
     body = bare.split("---\n", 2)[2]
     assert not any(character.isdigit() for character in body) and "##" not in body
-    assert card(FACTS) == full
+    assert card_text(FULL) == full
 
 
 @pytest.mark.parametrize(

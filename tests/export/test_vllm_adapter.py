@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from tunesmith.errors import ExportError
-from tunesmith.export.adapter import keys_are_values, write_vllm_adapter
+from tunesmith.export.forms.vllm_adapter import keys_are_values, write_vllm_adapter
 from tunesmith.export.merge import merge, read_updates
 from tunesmith.models.adapter import CONFIG, WEIGHTS, save_adapter
 from tunesmith.models.load import load_model

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tunesmith.kernels import fp16_scaled_mm
-from tunesmith.kernels.fp16_scaled_mm import scale_rows, scaled_mm, scaled_mm_back
+from tunesmith.kernels.fp16_scaled_mm import OverflowRows, scale_rows, scaled_mm, scaled_mm_back
 
 EPS = 2.0**-11  # half a unit in the last place of fp16
 
@@ -24,10 +24,10 @@ def test_a_row_loses_nothing_but_the_rounding_to_eleven_bits():
     x = _input()
     x[:, 3] = x.abs().amax(1) * (1.37 * 2.0**-28)  # small beside the largest of its row, and still whole
     rows = scale_rows(x)
-    back = rows.half_TK.double() * rows.factor_T1.double()
+    back = rows.half_TI.double() * rows.factor_T1.double()
     assert ((back - x.double()).abs() <= EPS * x.double().abs()).all()
     assert torch.equal(torch.log2(rows.factor_T1).frac(), torch.zeros(len(x), 1))
-    largest = rows.half_TK.abs().amax(1).float()
+    largest = rows.half_TI.abs().amax(1).float()
     assert (largest >= 2**14).all() and (largest <= 2**15).all()
 
 
@@ -80,19 +80,16 @@ def test_rows_may_be_strided_and_the_weight_comes_in_blocks(monkeypatch):
 
 
 def test_rows_that_plain_fp16_would_lose_are_counted():
-    fp16_scaled_mm.reset_overflow_rows()
-    assert fp16_scaled_mm.overflow_rows() is None  # no product yet
-    weight = _weight()
+    overflow, weight = OverflowRows(), _weight()
+    assert overflow.total() is None  # no product yet
     with torch.inference_mode():
-        scaled_mm(torch.full((3, 40), 65504.0), weight)
-    assert fp16_scaled_mm.overflow_rows() == 0
+        scaled_mm(torch.full((3, 40), 65504.0), weight, overflow=overflow)
+    assert overflow.total() == 0
     x = torch.ones(5, 40)
     x[1, 7], x[2], x[4, 0] = -7e4, 1e9, torch.inf  # infinity is not rescued
-    scaled_mm(x, weight)
-    scaled_mm_back(torch.full((2, 30), 1e6), weight)
-    assert fp16_scaled_mm.overflow_rows() == 4
-    fp16_scaled_mm.reset_overflow_rows()
-    assert fp16_scaled_mm.overflow_rows() is None
+    scaled_mm(x, weight, overflow=overflow)
+    scaled_mm_back(torch.full((2, 30), 1e6), weight, overflow=overflow)
+    assert overflow.total() == 4
 
 
 def test_other_dtypes_are_the_callers_mistake():

@@ -50,11 +50,13 @@ def test_strided_rows_are_read_where_they_are_and_h_takes_the_place_of_its_gradi
     both, dh = torch.randn(5, 3 * 37), torch.randn(5, 40)
     before, (gate, up) = both.clone(), (both[:, :37], both[:, 37:74])
     out = torch.zeros(5, 40)
-    assert torch.equal(glu_forward(gate, up, "silu", out[:, :37]), glu_forward(gate.clone(), up.clone(), "silu"))
+    # The exponential of a vector and that of a number alone may differ in the last bit.
+    torch.testing.assert_close(glu_forward(gate, up, "silu", out[:, :37]), glu_forward(gate.clone(), up.clone(), "silu"))
     expected = backward(dh[:, :37], gate.clone(), up.clone(), "silu")
     rest = dh[:, 37:].clone()
     h, d_2F = glu_backward(dh[:, :37], gate, up, "silu")
-    assert all(torch.equal(a, b) for a, b in zip((h, *d_2F.chunk(2, dim=1)), expected, strict=True))
+    for found, alone in zip((h, *d_2F.chunk(2, dim=1)), expected, strict=True):
+        torch.testing.assert_close(found, alone)
     assert h.data_ptr() == dh.data_ptr() and torch.equal(dh[:, 37:], rest)
     assert torch.equal(both, before) and not out[:, 37:].any()
 

@@ -60,9 +60,10 @@ def test_strided_rows_and_kept_inputs(dtype):
     x, dy, weight = wide[:, 37:74], wide[:, :37], torch.randn(37)
     before = wide.clone()
     y, rstd = rms_norm_forward(x, weight, EPS)
-    assert torch.equal(y, rms_norm_forward(x.contiguous(), weight, EPS)[0])
+    # Sums of strided rows may be taken in another order.
+    torch.testing.assert_close(y, rms_norm_forward(x.contiguous(), weight, EPS)[0])
     dx = rms_norm_backward(dy, x, weight, rstd)
-    assert torch.equal(dx, rms_norm_backward(dy.contiguous(), x.contiguous(), weight, rstd))
+    torch.testing.assert_close(dx, rms_norm_backward(dy.contiguous(), x.contiguous(), weight, rstd))
     assert torch.equal(wide, before)
 
 

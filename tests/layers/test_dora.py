@@ -5,6 +5,7 @@ from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import nn
 
 from tunesmith.layers import dora
+from tunesmith.layers.context import StepContext, at_step
 from tunesmith.layers.dora import DoRALinear, dora_weight_OI, row_norm_O
 
 
@@ -35,16 +36,18 @@ def _oracle(layer, dropout):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_output_and_every_gradient_equal_peft(monkeypatch, tokens, bias, dropout):
-    layer = _layer(bias, dropout).train()
+    layer = _layer(bias, dropout)
     oracle = _oracle(layer, dropout).train()
     mask = torch.rand(tokens, 7, generator=torch.Generator().manual_seed(3)) < dropout
-    monkeypatch.setattr(dora, "draw_kept", lambda *_: -(~mask).to(torch.int32))
+    monkeypatch.setattr(dora, "draw_mask", lambda *_: -(~mask).to(torch.int32))
     if dropout:
         oracle.lora_dropout["default"].forward = lambda x: torch.where(mask, 0.0, x) / (1.0 - dropout)
     x = torch.randn(1, tokens, 7, generator=torch.Generator().manual_seed(4))
     mine, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
     dy = torch.randn(1, tokens, 5, generator=torch.Generator().manual_seed(5))
-    y, expected = layer(mine), oracle(theirs)
+    with at_step(layer, StepContext(seed=0, step=0)) as enter:
+        enter(0)
+        y, expected = layer(mine), oracle(theirs)
     y.backward(dy)
     expected.backward(dy)
     close = {"rtol": 1e-5, "atol": 1e-5}
@@ -80,7 +83,11 @@ def test_fresh_layer_computes_the_base_and_its_magnitude_is_pefts():
     oracle = PeftLinear(base, "default", r=2, lora_alpha=4, config=peft.LoraConfig(r=2, lora_alpha=4, use_dora=True))
     torch.testing.assert_close(layer.lora_magnitude_vector, oracle.lora_magnitude_vector["default"].weight)
     layer.lora_B.data.normal_()
-    assert not torch.equal(layer.train()(x), layer(x)) and torch.equal(layer.eval()(x), layer(x))
+    plain = layer(x)
+    with at_step(layer, StepContext(seed=0, step=0)) as enter:
+        enter(0)
+        assert not torch.equal(layer(x), plain)
+    assert torch.equal(layer(x), plain)
 
 
 def test_merged_weight_gives_the_same_outputs_and_equals_pefts_merge():

@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from tunesmith.layers.dropout import draw_kept, drop
+from tunesmith.layers.dropout import draw_mask, drop
 
 
 def test_rate_and_seed():
-    first = draw_kept(torch.empty(1000, 333), 0.05, seed=1)
-    assert torch.equal(first, draw_kept(torch.empty(1000, 333), 0.05, seed=1))
-    assert not torch.equal(first, draw_kept(torch.empty(1000, 333), 0.05, seed=2))
+    first = draw_mask(torch.empty(1000, 333), 0.05, seed=1)
+    assert torch.equal(first, draw_mask(torch.empty(1000, 333), 0.05, seed=1))
+    assert not torch.equal(first, draw_mask(torch.empty(1000, 333), 0.05, seed=2))
     gone = first == 0
     # 333,000 Bernoulli draws: five standard deviations are 0.0019
     assert abs(gone.float().mean().item() - 0.05) < 0.0019
@@ -18,9 +18,9 @@ def test_rate_and_seed():
 def test_what_is_dropped_is_zero_whatever_it_was_and_the_rest_untouched(dtype):
     x = torch.randn(7, 40).to(dtype)[:, :33]  # rows with a gap between them
     x[0], x[1], x[2] = torch.inf, torch.nan, -0.0
-    kept = draw_kept(x, 0.5, seed=3)
-    assert kept.shape == x.shape and {int(v) for v in kept.unique()} == {-1, 0}
-    expected = torch.where(kept == 0, 0.0, x)
-    found = drop(x, kept)
+    mask = draw_mask(x, 0.5, seed=3)
+    assert mask.shape == x.shape and {int(v) for v in mask.unique()} == {-1, 0}
+    expected = torch.where(mask == 0, 0.0, x)
+    found = drop(x, mask)
     assert found.dtype == dtype and torch.equal(found.nan_to_num(5.0), expected.nan_to_num(5.0))
     assert drop(x, None) is x

@@ -9,7 +9,8 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
 from tunesmith.errors import ModelError
 from tunesmith.kernels.nf4 import quantize_nf4
-from tunesmith.layers.experts import Gate, LoRAExperts, NF4Experts
+from tunesmith.layers.experts import LoRAExperts, NF4Experts
+from tunesmith.layers.gate import Gate
 from tunesmith.layers.nf4 import NF4Weight
 
 E, D, F, R = 5, 8, 6, 2
@@ -234,9 +235,11 @@ def test_gates_with_turns_equal_gates_in_halves():
     turns_N2F = torch.stack(halves_N2F.chunk(2, 1), -1).flatten(1)
     for activation in ("silu", "gelu_tanh", "clamped"):
         halves, turns = (Gate(activation, interleaved, 1.7, 0.8) for interleaved in (False, True))
-        assert torch.equal(halves.forward(halves_N2F), turns.forward(turns_N2F))
+        # The exponential of a vector and that of a number alone may differ in the last bit.
+        torch.testing.assert_close(halves.forward(halves_N2F), turns.forward(turns_N2F))
         (h, d), (h_, d_) = halves.backward(dh_NF.clone(), halves_N2F), turns.backward(dh_NF.clone(), turns_N2F)
-        assert torch.equal(h, h_) and torch.equal(torch.stack(d.chunk(2, 1), -1).flatten(1), d_)
+        torch.testing.assert_close(h, h_)
+        torch.testing.assert_close(torch.stack(d.chunk(2, 1), -1).flatten(1), d_)
 
 
 def test_experts_of_another_kind_are_refused():

@@ -3,9 +3,13 @@ import torch
 from torch import nn
 
 from tunesmith.kernels.nf4 import quantize_nf4
-from tunesmith.layers.dropout import draw_kept
-from tunesmith.layers.lora import HalfLinear, HalfNF4Linear, LoRAGroup, LoRALinear, Norm
+from tunesmith.layers.context import StepContext, at_step
+from tunesmith.layers.dropout import draw_mask
+from tunesmith.layers.half import HalfLinear, HalfNF4Linear
+from tunesmith.layers.lora import LoRAGroup, LoRALinear, Norm
 from tunesmith.layers.nf4 import NF4Linear, NF4Weight
+
+STEP = StepContext(seed=3, step=0)
 
 
 def _layer(dropout=0.0, dtype=torch.float64, bias=True):
@@ -28,10 +32,12 @@ def test_gradients_by_finite_differences(bias):
 
 
 def test_dropout_gradient_equals_autograd_on_the_same_mask(monkeypatch):
-    layer, x = _layer(dropout=0.5).train(), torch.randn(7, 6, dtype=torch.float64, requires_grad=True)
+    layer, x = _layer(dropout=0.5), torch.randn(7, 6, dtype=torch.float64, requires_grad=True)
     kept = torch.rand(7, 6) < 0.5
-    monkeypatch.setattr("tunesmith.layers.lora.draw_kept", lambda *_: -kept.to(torch.int64))
-    y = layer(x)
+    monkeypatch.setattr("tunesmith.layers.lora.draw_mask", lambda *_: -kept.to(torch.int64))
+    with at_step(layer, STEP) as enter:
+        enter(0)
+        y = layer(x)
     y.pow(2).sum().backward()
     ours = x.grad.clone(), layer.lora_A.grad.clone(), layer.lora_B.grad.clone()
     x.grad = layer.lora_A.grad = layer.lora_B.grad = None
@@ -43,13 +49,21 @@ def test_dropout_gradient_equals_autograd_on_the_same_mask(monkeypatch):
         torch.testing.assert_close(mine, theirs)
 
 
-def test_fresh_adapter_changes_nothing_and_eval_has_no_dropout():
+def test_fresh_adapter_changes_nothing_and_dropout_is_of_a_step_alone():
     base = nn.Linear(6, 5)
-    layer, x = LoRALinear(base, r=2, scale=2.0, dropout=0.9), torch.randn(3, 6)
+    layer, x = LoRALinear(base, r=2, scale=2.0, dropout=0.9).eval(), torch.randn(3, 6)
     torch.testing.assert_close(layer(x), base(x), rtol=0, atol=1e-6)  # columns of zeros change the order of additions
     layer.lora_B.data.normal_()
-    assert not torch.equal(layer.train()(x), layer(x))
-    assert torch.equal(layer.eval()(x), layer(x))
+    plain = layer(x)
+    with at_step(layer, STEP) as enter:
+        drawn = []
+        for pack in (0, 1, 0):
+            enter(pack)
+            drawn.append(layer(x))
+    assert not torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], drawn[2])
+    assert torch.equal(layer(x), plain)
+    with pytest.raises(AssertionError, match="outside of a step"):
+        layer.train()(x)
 
 
 def test_frozen_weights_get_no_gradient():
@@ -160,11 +174,12 @@ def test_a_group_over_fp16_bases_equals_autograd(kind, dropout, x_grad):
         layer.lora_B.data.normal_(std=1e-6)  # fresh: 6e-8 is all that fp16 can tell apart here
     norm = Norm(torch.randn(64) * 1e6, 1e-6, 1.0)
     x = torch.randn(7, 64).requires_grad_(x_grad)
-    torch.manual_seed(3)
-    kept = draw_kept(x, dropout, int(torch.randint(2**62, ()))) if dropout else torch.ones(7, 64)
+    group = LoRAGroup(layers)
+    with at_step(nn.ModuleList(layers), STEP) as enter:
+        enter(0)
+        kept = draw_mask(x, dropout, layers[0].dropout_seed()) if dropout else torch.ones(7, 64)
+        y = group(x, norm)
     mask = kept == 0
-    torch.manual_seed(3)
-    y = LoRAGroup(layers)(x, norm)
     dy = torch.randn(7, 12)
     ours = [x, *(p for layer in layers if layer.lora_A.numel() for p in (layer.lora_A, layer.lora_B))][not x_grad :]
     found = torch.autograd.grad(y, ours, dy)

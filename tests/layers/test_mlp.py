@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tunesmith.layers.dropout import draw_kept
+from tunesmith.layers.context import StepContext, at_step
+from tunesmith.layers.dropout import draw_mask
 from tunesmith.layers.lora import LoRALinear, Norm
 from tunesmith.layers.mlp import FusedMLP
 
@@ -80,28 +81,29 @@ def test_gradients_by_finite_differences(activation):
 
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
 def test_dropout_equals_autograd_on_the_very_masks(activation):
-    mlp, x = _mlp(activation, dropout=0.4).train(), _input(11)
-    torch.manual_seed(5)
-    seeds = [int(torch.randint(2**62, ())) for _ in range(2)]
-    masks = [draw_kept(torch.empty(11, width), 0.4, seed) for width, seed in zip((D, F_), seeds, strict=True)]
-    # One mask for what gate and up read together, another for what down reads.
-    assert all(0 < int((mask == 0).sum()) < mask.numel() for mask in masks)
-    torch.manual_seed(5)
-    _assert_same(mlp, x, mlp(x), _plain(mlp, x, masks))
+    mlp, x = _mlp(activation, dropout=0.4).eval(), _input(11)
+    with at_step(mlp, StepContext(seed=5, step=0)) as enter:
+        enter(0)
+        seeds = [layer.dropout_seed() for layer in (mlp.gate_proj, mlp.down_proj)]
+        masks = [draw_mask(torch.empty(11, width), 0.4, seed) for width, seed in zip((D, F_), seeds, strict=True)]
+        # One mask for what gate and up read together, another for what down reads.
+        assert all(0 < int((mask == 0).sum()) < mask.numel() for mask in masks)
+        _assert_same(mlp, x, mlp(x), _plain(mlp, x, masks))
 
 
-def test_dropout_follows_the_seed_and_ends_with_training():
-    mlp, x = _mlp(dropout=0.4).train(), _input(11)
+def test_dropout_follows_the_step_and_ends_with_it():
+    mlp, x = _mlp(dropout=0.4).eval(), _input(11)
 
-    def drawn(seed):
-        torch.manual_seed(seed)
-        y = mlp(x)
-        return [y, *torch.autograd.grad(y.square().sum(), [x, *_adapters(mlp)])]
+    def drawn(step):
+        with at_step(mlp, StepContext(seed=0, step=step)) as enter:
+            enter(0)
+            y = mlp(x)
+            return [y, *torch.autograd.grad(y.square().sum(), [x, *_adapters(mlp)])]
 
     first, again, other = drawn(1), drawn(1), drawn(2)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
-    _assert_same(mlp.eval(), x, mlp(x), _plain(mlp, x))
+    _assert_same(mlp, x, mlp(x), _plain(mlp, x))
 
 
 def test_an_input_without_gradient_changes_no_other():

@@ -16,7 +16,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from tiny_families import GEMMA4, TINY, VOCABULARY, documents, random_model
 from tunesmith.chat.template_choice import template_text
 from tunesmith.checkpoints.names import naming
-from tunesmith.export.adapter import vllm_state
+from tunesmith.export.forms.vllm_adapter import vllm_state
 from tunesmith.families import FAMILIES
 from tunesmith.layers.lora import LoRALinear
 from tunesmith.layers.mlp import FusedMLP

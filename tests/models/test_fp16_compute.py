@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from tunesmith.errors import ModelError
-from tunesmith.kernels import fp16_scaled_mm
-from tunesmith.layers.lora import HalfLinear
+from tunesmith.layers.context import StepContext
+from tunesmith.layers.half import HalfLinear
 from tunesmith.models.adapter import adapter_state, load_adapter_state
 from tunesmith.models.attention import PACKED
 from tunesmith.models.fp16_compute import keep_residual_in_fp32
@@ -83,7 +83,7 @@ def _in_half(model):
 
 
 def _trained(model, fused=False, state=None, **lora):
-    """Loss and all adapter gradients of a step of ours, and the adapter."""
+    """Loss and all adapter gradients of a step of ours, the adapter, and how many rows were rescued."""
     layers = add_lora(model, Lora(r=4, alpha=8, **{"dropout": 0.0, **lora}), 0)
     if state is not None:
         load_adapter_state(layers, state)
@@ -93,14 +93,11 @@ def _trained(model, fused=False, state=None, **lora):
             layer.lora_B.data.normal_(std=0.1, generator=generator)
     if fused:
         assert not fuse(model).kept
-    if lora.get("dropout"):
-        model.train()
-    fp16_scaled_mm.reset_overflow_rows()
-    torch.manual_seed(7)  # dropout
+    context = StepContext(seed=7, step=0)
     with attention(model, PACKED):
-        loss, _ = step_gradients(model, [make_pack(make_documents(PAIRS), (0, 1, 2))])
+        loss, _ = step_gradients(model, [make_pack(make_documents(PAIRS), (0, 1, 2))], context)
     grads = [p.grad for layer in layers.values() for p in layer.parameters() if p.requires_grad]
-    return (loss, grads), adapter_state(layers)
+    return (loss, grads), adapter_state(layers), context.counters.overflow.total()
 
 
 def _clamp(model):
@@ -141,14 +138,14 @@ def _agree(found, truth):
 @pytest.mark.parametrize("name", ["gemma3", "llama"])
 @pytest.mark.parametrize("fused", [False, True])
 def test_loss_and_gradients_are_those_of_fp32(name, factor, fused):
-    found, state = _trained(_in_half(_stock(name, factor)), fused)
-    assert (fp16_scaled_mm.overflow_rows() > 0) == (factor == LARGE)
+    found, state, rescued = _trained(_in_half(_stock(name, factor)), fused)
+    assert (rescued > 0) == (factor == LARGE)
     assert _agree(found, _by_peft(_stock(name, factor), state))
 
 
 @pytest.mark.parametrize("way", ["half", "autocast", "clamped"])
 def test_the_usual_ways_fail_the_same_comparison(way):
-    _, state = _trained(_in_half(_stock("gemma3", LARGE)))
+    _, state, _ = _trained(_in_half(_stock("gemma3", LARGE)))
     truth = _by_peft(_stock("gemma3", LARGE), state)
     model = _stock("gemma3", LARGE)
     if way == "half":
@@ -164,10 +161,10 @@ def test_the_usual_ways_fail_the_same_comparison(way):
 def test_loaded_dense_or_quantised_with_dropout_and_dora(base, lora, tmp_path):
     _stock("gemma3", LARGE).save_pretrained(tmp_path)
     fused = not lora.get("use_dora")
-    truth, state = _trained(load_model(tmp_path, "fp32", base if base == "nf4" else "fp32"), fused, **lora)
-    assert fp16_scaled_mm.overflow_rows() is None
-    found, _ = _trained(load_model(tmp_path, "fp16", base), fused, state, **lora)
-    assert fp16_scaled_mm.overflow_rows() > 0
+    truth, state, rescued = _trained(load_model(tmp_path, "fp32", base if base == "nf4" else "fp32"), fused, **lora)
+    assert rescued is None
+    found, _, rescued = _trained(load_model(tmp_path, "fp16", base), fused, state, **lora)
+    assert rescued > 0
     assert _agree(found, truth)
 
 
@@ -176,8 +173,8 @@ def test_loaded_dense_or_quantised_with_dropout_and_dora(base, lora, tmp_path):
 def test_shared_keys_and_per_layer_inputs(targets, fused):
     # Attention without a scale is so steep here that rounding the weights alone turns gradients by 4 degrees.
     stock = _stock("gemma4", LARGE).half().float()
-    found, state = _trained(_in_half(stock), fused, target_modules=targets)
-    assert fp16_scaled_mm.overflow_rows() > 0
+    found, state, rescued = _trained(_in_half(stock), fused, target_modules=targets)
+    assert rescued > 0
     assert _agree(found, _trained(stock, False, state, target_modules=targets)[0])
 
 
@@ -185,11 +182,11 @@ def test_shared_keys_and_per_layer_inputs(targets, fused):
 @pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "v_proj")], ids=str)
 def test_experts(base, targets, tmp_path):
     _stock("qwen3_moe", LARGE).save_pretrained(tmp_path)
-    truth, state = _trained(load_model(tmp_path, "fp32", base if base == "nf4" else "fp32"), target_modules=targets)
-    found, _ = _trained(load_model(tmp_path, "fp16", base), state=state, target_modules=targets)
+    truth, state, _ = _trained(load_model(tmp_path, "fp32", base if base == "nf4" else "fp32"), target_modules=targets)
+    found, _, rescued = _trained(load_model(tmp_path, "fp16", base), state=state, target_modules=targets)
     assert _agree(found, truth)
     # Experts in 16 bits are made fp32, those in NF4 are dense in fp16.
-    assert (fp16_scaled_mm.overflow_rows() > 0) == (base == "nf4")
+    assert (rescued > 0) == (base == "nf4")
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))

@@ -30,6 +30,7 @@ from transformers import (
 from tiny_families import adapted
 from tunesmith.families import FAMILIES
 from tunesmith.layers.attention import FusedAttention
+from tunesmith.layers.context import StepContext, at_step
 from tunesmith.layers.lora import LoRALinear
 from tunesmith.layers.mlp import FusedMLP
 from tunesmith.models.adapter import adapter_state, load_adapter_state
@@ -125,12 +126,12 @@ def _stock(config, dtype=torch.float32):
     return model
 
 
-def _gradients(model, layers, packs):
+def _gradients(model, layers, packs, context=None):
     """Loss of a step and its gradients under PEFT's names."""
     for layer in layers.values():
         layer.zero_grad()
     with attention(model, PACKED):
-        loss, _ = step_gradients(model, packs)
+        loss, _ = step_gradients(model, packs, context)
     return loss, {f"{n}.{k}": p.grad for n, layer in layers.items() for k, p in layer.named_parameters() if p.requires_grad}
 
 
@@ -346,7 +347,8 @@ def test_an_nf4_model_fused_equals_itself_unfused(tmp_path, config, targets):
 def _saved_bytes(model, pack):
     """Bytes of storage that the graph of one pack keeps, weights not counted."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    weights |= {layer.group._whole.untyped_storage().data_ptr() for layer in model.modules() if isinstance(layer, LoRALinear)}
+    groups = [layer.group for layer in model.modules() if isinstance(layer, LoRALinear)]
+    weights |= {group._augmented_weight.untyped_storage().data_ptr() for group in groups}
     kept = {}
 
     def keep(tensor):
@@ -367,20 +369,19 @@ def test_a_fused_model_recomputed_keeps_less_and_gives_the_same_gradients(name, 
     model = _stock(KNOWN[name])
     layers = adapted(model, dropout=dropout)
     fuse(model)
-    model.train()
+    context = StepContext(seed=6, step=0)
 
-    def gradients():
-        torch.manual_seed(6)
-        return _gradients(model, layers, SHARED)
+    def saved_bytes():
+        with attention(model, PACKED), at_step(model, context) as enter:
+            enter(0)
+            return _saved_bytes(model, WHOLE[0])
 
-    expected = gradients()
-    with attention(model, PACKED):
-        usual = _saved_bytes(model, WHOLE[0])
+    expected = _gradients(model, layers, SHARED, context)
+    usual = saved_bytes()
     for policy in ("attention", "mlp", "layer", 1, 2):
         with recompute(model, policy):
-            _assert_same(gradients(), expected, 1e-6)
-            with attention(model, PACKED):
-                assert _saved_bytes(model, WHOLE[0]) < 0.95 * usual, policy
+            _assert_same(_gradients(model, layers, SHARED, context), expected, 1e-6)
+            assert saved_bytes() < 0.95 * usual, policy
 
 
 @pytest.mark.parametrize("config", [KNOWN["llama"], KNOWN["phi3"], *LAYERED.values()], ids=["llama", "phi3", *LAYERED])
@@ -400,7 +401,8 @@ def test_dropout_of_a_fused_model_ends_with_training():
     model = _stock(KNOWN["llama"])
     layers = adapted(model, dropout=0.5)
     fuse(model)
-    drawn = [_gradients(model.train(mode), layers, WHOLE)[0] for mode in (True, True, False, False)]
+    contexts = [StepContext(seed=0, step=0), StepContext(seed=0, step=1), None, None]
+    drawn = [_gradients(model, layers, WHOLE, context)[0] for context in contexts]
     assert drawn[0] != drawn[1] and drawn[2] == drawn[3] != drawn[0]
 
 

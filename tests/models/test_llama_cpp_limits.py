@@ -25,7 +25,7 @@ from conftest import write_recipe
 from tiny_families import TINY
 from tunesmith import pipeline as api
 from tunesmith.models.llama_cpp_limits import llama_cpp_differs
-from tunesmith.rundir import read_json
+from tunesmith.rundir.records.export import Commands
 
 S, F = "sliding_attention", "full_attention"
 LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.75}
@@ -124,7 +124,7 @@ def test_an_export_says_it_before_and_after_and_writes_it_down(tiny_dir, tmp_pat
     talk()
     api.export(run)
     assert line in talk()
-    (told,) = read_json(run.export / "commands.json")["differs"]
+    (told,) = Commands.read(run.export / "commands.json").differs
     card = (run.export / "merged" / "README.md").read_text()
     assert line in told and told[1:] in card.split("## llama.cpp\n")[1]
     assert "## llama.cpp\n" not in (run.adapter / "README.md").read_text()  # which no GGUF is written of

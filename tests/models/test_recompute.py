@@ -8,6 +8,7 @@ from torch import nn
 from transformers import DynamicCache, Gemma4ForCausalLM, Gemma4TextConfig
 
 from tunesmith.errors import ModelError
+from tunesmith.layers.context import StepContext
 from tunesmith.models import recompute as module
 from tunesmith.models.attention import PACKED
 from tunesmith.models.fuse import fuse
@@ -124,15 +125,13 @@ def _check_a_pack(model, fused, offload):
     layers = _adapted(model, target_modules=r".*\.(self_attn|mlp)\.\w+_proj", dropout=0.3)
     if fused:
         assert fuse(model).replaced["attention"] == 6
-    model.train()
     generator = torch.Generator().manual_seed(2)
     pairs = [(torch.randint(5, 256, (n,), generator=generator).tolist(), [0] * 4 + [1] * (n - 4)) for n in (30, 9, 17)]
     pack = make_pack(make_documents(pairs), (0, 1, 2))
 
     def gradients(policy, where):
-        torch.manual_seed(3)
         with attention(model, PACKED), recompute(model, policy), where():
-            loss, _ = step_gradients(model, [pack])
+            loss, _ = step_gradients(model, [pack], StepContext(seed=3, step=0))
         return loss, _taken(layers)
 
     loss, expected = gradients("none", contextlib.nullcontext)
@@ -169,9 +168,9 @@ def _packed(tiny_dir, dropout, **lora):
     )
 
     def gradients(policy):
-        torch.manual_seed(5)  # dropout
-        with attention(model.train(), PACKED), recompute(model, policy):
-            loss, _ = step_gradients(model, [make_pack(documents, pack) for pack in ((0, 1, 2), (3,))])
+        packs = [make_pack(documents, pack) for pack in ((0, 1, 2), (3,))]
+        with attention(model, PACKED), recompute(model, policy):
+            loss, _ = step_gradients(model, packs, StepContext(seed=5, step=0))
         return loss, _taken(layers)
 
     return gradients
@@ -251,20 +250,6 @@ def test_a_cache_is_refused_under_gradients(tiny_model):
     _adapted(tiny_model)
     with recompute(tiny_model, "attention"), pytest.raises(ModelError, match="cannot run with a key/value cache"):
         tiny_model(torch.randint(5, 900, (1, 6)), past_key_values=DynamicCache(config=tiny_model.config))
-
-
-def test_a_tensor_is_handed_over_by_place_for_the_random_state_of_its_device(monkeypatch):
-    """torch keeps the random state of the devices of positional tensors alone; stock attention is called by keywords."""
-    seen = []
-
-    def spy(function, *args, **options):
-        seen.append((args, options))
-        return function(*args)
-
-    monkeypatch.setattr(module, "checkpoint", spy)
-    x = torch.ones(2, 3)
-    Recomputed(nn.Identity())(input=x)
-    assert seen[0][0][0] is x and seen[0][1] == {"use_reentrant": False, "preserve_rng_state": True}
 
 
 def test_policies_name_the_parts(tiny_model):

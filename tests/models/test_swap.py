@@ -93,7 +93,8 @@ def test_swap_shares_weights_starts_as_the_base_and_merges_to_the_same_function(
         weight = tiny_model.model.layers[0].self_attn.q_proj.weight
         layers = add_lora(tiny_model, Lora(r=4), seed=3)
         assert tiny_model.model.layers[0].self_attn.q_proj.weight.data_ptr() == weight.data_ptr()
-        assert torch.equal(tiny_model(ids).logits, base)
+        # Columns of zeros change the order of additions.
+        torch.testing.assert_close(tiny_model(ids).logits, base, rtol=0, atol=1e-5)
         for layer in layers.values():
             layer.lora_B.normal_(std=0.05)
         tuned = tiny_model(ids).logits

@@ -4,27 +4,27 @@ One export is made for real. Elsewhere the converter, a child process of some se
 it wrote there: the inputs are the same.
 """
 
-import hashlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import gguf
 import pytest
+import torch
 
 from conftest import write_recipe
 from tunesmith import cli
 from tunesmith import pipeline as api
 from tunesmith.errors import ExportError
-from tunesmith.export.forms import Operation, peak
+from tunesmith.export import job as export_job
+from tunesmith.export.forms.form import Operation, peak
 from tunesmith.recipe import dump_recipe
-from tunesmith.rundir import NEXT, READY, RunDir, read_json, write_text
+from tunesmith.rundir import NEXT, READY, RunDir, sha256_file, write_text
+from tunesmith.rundir.records.export import Commands, Export
 
-stage = import_module("tunesmith.pipeline.export")  # the package has a function of that name
 FORMS = {"export.gguf": ["F16", "Q4_0"], "export.imatrix": True, "export.lora_gguf": True}
 SMALL = {"gguf": ("Q8_0",), "imatrix": False, "lora_gguf": False}
 
@@ -57,15 +57,9 @@ def _change(run, **settings):
 
 
 def _hashes(directory, apart=(NEXT,)):
-    """sha256 by file; a text that names the place it lies in is compared without."""
-    found = {}
-    for file in sorted(directory.rglob("*")):
-        name = str(file.relative_to(directory))
-        if file.is_file() and not name.startswith(apart):
-            raw = file.read_bytes()
-            raw = raw.replace(str(directory.parent).encode(), b"RUN") if file.suffix in {".json", ".md"} else raw
-            found[name] = hashlib.sha256(raw).hexdigest()
-    return found
+    """sha256 by file; none names the place it lies in."""
+    files = {str(file.relative_to(directory)): file for file in sorted(directory.rglob("*")) if file.is_file()}
+    return {name: sha256_file(file) for name, file in files.items() if not name.startswith(apart)}
 
 
 def test_every_form_lies_there_as_planned(exported):
@@ -80,7 +74,7 @@ def test_every_form_lies_there_as_planned(exported):
             assert abs(step.nbytes - size) < 0.02 * size, step
         elif path.is_file():
             assert path.stat().st_size < 2 * step.nbytes
-    assert list(read_json(exported.export / "export.json")) == ["F16", "Q4_0"]
+    assert list(Export.read(exported.export / "export.json").files) == ["F16", "Q4_0"]
 
 
 def test_files_say_what_they_are(exported, tokenizer):
@@ -90,8 +84,10 @@ def test_files_say_what_they_are(exported, tokenizer):
     assert tuned.fields["quantize.imatrix.dataset"].contents() == "train part of toy"
     assert "quantize.imatrix.dataset" not in base.fields
     assert tuned.fields["general.name"].contents().lower() == "toy" and base.fields["general.name"].contents().lower() == "tiny"
-    found = read_json(exported.export / "commands.json")
-    assert found["refused"] == {} and {"vllm", "llama_server_adapter", "ollama", "ollama_adapter"} <= found["commands"].keys()
+    lora = gguf.GGUFReader(exported.export / "toy-lora.gguf")
+    assert lora.fields["general.name"].contents() == "Toy Lora"  # and no name of a temporary directory
+    written = Commands.read(exported.export / "commands.json")
+    assert written.refused == {} and {"vllm", "llama_server_adapter", "ollama", "ollama_adapter"} <= written.commands.keys()
     for name in ("Modelfile", "Modelfile.adapter"):
         assert "PARAMETER num_ctx 1024" in (exported.export / name).read_text()  # what the model takes is less than 4,096
     card = (exported.export / "merged" / "README.md").read_text()
@@ -110,13 +106,17 @@ def test_a_dry_run_before_training_says_the_sizes_and_writes_nothing(exported, t
     assert "until toy-base-Q4_0.gguf is there" in said and "free on the disk" in said and "temporary" in said
 
 
+def _step(target, nbytes, **more):
+    return Operation(kind="any", target=target, nbytes=nbytes, write=lambda job, step: None, **more)
+
+
 def test_the_peak_counts_what_lies_there_at_the_same_time():
     steps = [
-        Operation("merge", "merged", (), 100),
-        Operation("measure", "merge.json", ("merged",), 1, scratch=100),
-        Operation("convert", "half", ("merged",), 50, until="small"),
-        Operation("quantize", "small", ("half",), 20),
-        Operation("lora-gguf", "lora", (), 10),
+        _step("merged", 100),
+        _step("merge.json", 1, scratch=100),
+        _step("half", 50, until="small"),
+        _step("small", 20),
+        _step("lora", 10),
     ]
     assert peak(steps) == 201
     assert peak([steps[0], *steps[2:]]) == 170
@@ -143,7 +143,8 @@ def test_what_the_new_export_does_not_hold_is_gone(copied, talk):
     names = {entry.name for entry in copied.export.iterdir()}
     assert names == {"merged", "merge.json", "export.json", "toy-Q8_0.gguf", "Modelfile", "commands.json"}
     lines = talk()
-    assert "toy-Q8_0.gguf" in lines and "8.50 bits a weight" in lines and "serve: llama-server" in lines
+    assert "toy-Q8_0.gguf" in lines and "8.50 bits a weight" in lines
+    assert f"serve, in {copied.path}: llama-server --model export/toy-Q8_0.gguf" in lines
     assert api.export(copied) == []
 
 
@@ -154,8 +155,17 @@ def test_a_template_that_no_modelfile_expresses_does_not_fail_the_export(copied,
     monkeypatch.setattr("tunesmith.export.ollama.modelfile.write_modelfile", refusing)
     _change(copied, **SMALL)
     api.export(copied)
-    assert read_json(copied.export / "commands.json")["refused"] == {"Modelfile": "the date"}
+    assert Commands.read(copied.export / "commands.json").refused == {"Modelfile": "the date"}
     assert not (copied.export / "Modelfile").exists() and "export: no Modelfile: the date" in talk()
+
+
+def test_a_run_that_is_moved_has_the_same_commands(copied):
+    """No file of the export names the place it was made in, so commands typed in the run directory hold wherever that is."""
+    for file in [*copied.export.rglob("*.json"), *copied.export.rglob("*.md"), *copied.export.glob("Modelfile*")]:
+        assert "/run/" not in file.read_text().replace(str(copied.recipe().model), ""), file
+    argvs = [argv for command in Commands.read(copied.export / "commands.json").commands.values() for argv in command.argvs]
+    named = [word for argv in argvs for word in argv if word.startswith(("export/", "adapter"))]
+    assert len(named) > 6 and all((copied.path / word).exists() for word in named)
 
 
 def test_too_little_room_is_said_before_the_first_byte(copied, monkeypatch):
@@ -195,7 +205,7 @@ def test_a_disk_that_fills_up_in_the_middle_leaves_the_old_export(copied, small_
     taken = sum(file.stat().st_size for file in copied.path.rglob("*") if file.is_file()) + 2**20
     steps = api.export(copied, dry_run=True)
     merged = steps[0].nbytes
-    monkeypatch.setattr(stage, "_refuse_full_disk", lambda *_: None)
+    monkeypatch.setattr(export_job, "_refuse_full_disk", lambda *_: None)
     monkeypatch.setattr("tunesmith.export.merge.refuse_full_disk", lambda *_: None)
     for room in (merged // 2, merged + 3_000_000, merged + 10_000_000):  # the merge, the 16-bit GGUF, the quantised one
         disk = small_disk(taken + room)
@@ -213,14 +223,24 @@ def test_a_disk_that_fills_up_in_the_middle_leaves_the_old_export(copied, small_
 
 def test_the_words_of_others_for_a_full_disk():
     child = "x: llama.cpp's convert_hf_to_gguf.py failed (1):\nOSError: [Errno 28] No space left on device"
-    assert stage._is_full(ExportError(child)) and stage._is_full(OSError("1024 requested and 512 written"))
-    assert not stage._is_full(ExportError("does not know X")) and not stage._is_full(OSError(13, "Permission denied"))
+    assert export_job._is_full(ExportError(child)) and export_job._is_full(OSError("1024 requested and 512 written"))
+    assert not export_job._is_full(ExportError("does not know X")) and not export_job._is_full(OSError(13, "Permission denied"))
+
+
+@pytest.mark.parametrize(
+    "text", ['{"version": 1, "ste', '{"version": 99, "steps": {}}', '{"merged": {"key": "x", "facts": {}}}']
+)
+def test_notes_that_cannot_be_read_are_said_and_nothing_is_taken_by_them(text, tmp_path, talk):
+    (tmp_path / "done.json").write_text(text)
+    assert export_job._noted(tmp_path / "done.json") == {}
+    assert "nothing is taken from an earlier call" in talk()
 
 
 def _killed(run, at):
     """Export in a child that is killed at its ``at``-th rename or removal; whether it was."""
     child = os.fork()
     if child == 0:
+        torch.set_num_threads(1)  # OpenMP's other threads are not in the child, which would wait for them
         calls = [0]
 
         def dying(function):

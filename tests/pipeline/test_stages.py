@@ -10,6 +10,7 @@ from conftest import write_recipe
 from tunesmith import pipeline as api
 from tunesmith.errors import DataError, RunError
 from tunesmith.rundir import RunDir, read_json, read_rows
+from tunesmith.rundir.records.export import Export
 
 
 def test_a_run_leaves_what_the_contract_says(tiny_run):
@@ -60,8 +61,8 @@ def test_exported_file_is_the_tuned_model_with_the_training_template(tiny_run, t
     reader = gguf.GGUFReader(tiny_run.export / "toy-Q8_0.gguf")
     assert reader.fields["tokenizer.chat_template"].contents() == tokenizer.chat_template
     assert reader.fields["tokenizer.ggml.eos_token_id"].contents() == 2
-    facts = read_json(tiny_run.export / "export.json")
-    assert list(facts) == ["Q8_0", "Q4_K_M"] and 8.4 < facts["Q8_0"]["bits_per_weight"] < 8.6
+    files = Export.read(tiny_run.export / "export.json").files
+    assert list(files) == ["Q8_0", "Q4_K_M"] and 8.4 < files["Q8_0"].bits_per_weight < 8.6
 
 
 def test_everything_is_skipped_the_second_time_and_redone_when_inputs_change(tiny_run, tmp_path, talk):

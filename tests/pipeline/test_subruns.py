@@ -84,8 +84,9 @@ def test_curve_trains_on_shares_of_train_and_scores_on_dev_alone(run):
         assert [row["id"] for row in outputs] == [row["id"] for row in dev]
         assert point["value"] == pytest.approx(sum(row["score"] for row in outputs) / len(dev))
     inner = RunDir(run.path / "curve" / "0.25")
-    trained = Documents.open(inner.tokens("train")).row_ids
-    assert set(trained) == {row["id"] for row in share_of(run.recipe(), train, 0.25)}
+    trained = Documents.open(inner.tokens("train"))
+    share = {row["id"] for row in share_of(run.recipe(), train, 0.25)}
+    assert {trained.row_id(document) for document in range(len(trained))} == share
     assert not (inner.data / "test.jsonl").exists() and not (run.path / "curve" / "1" / "recipe.yaml").exists()
     assert found["dev_rows"] == len(dev) and found["seed_sd"] == read_seeds(run)["sd"]
     stages = inner.stages()

@@ -3,34 +3,36 @@
 import pytest
 
 from tunesmith import pipeline as api
+from tunesmith.cli.export_text import sweep_lines
 from tunesmith.errors import RunError
-from tunesmith.pipeline.sweep import recommend, sweep_lines
+from tunesmith.parity.recommend import recommend
 from tunesmith.report.figures import sweep_figure
+from tunesmith.rundir.records.parity import Sweep, SweepType, TaskScore
 
 
 def entry(kind, nbytes, state):
-    against = {"gain": -0.01, "low": -0.05, "high": 0.03}
-    told = {"pass": "non-inferior", "fail": "worse", "unknown": "too few rows to tell"}[state]
-    return {
-        "type": kind,
-        "bytes": nbytes,
-        "bits_per_weight": 6.2,
-        "score": 0.2,
-        "against": against,
-        "state": state,
-        "told": told,
-    }
+    task = TaskScore(score=0.2, gain=-0.01, low=-0.05, high=0.03, n=40)
+    return SweepType(type=kind, bytes=nbytes, bits_per_weight=6.2, task=task, state=state, summary=state)
 
 
 def test_the_smallest_file_that_is_non_inferior_is_recommended():
     entries = [entry("Q8_0", 900, "pass"), entry("Q4_K_M", 500, "pass"), entry("Q4_0", 400, "unknown")]
     assert recommend(entries)[0] == "Q4_K_M"  # size decides, and what cannot be told is not taken
-    kind, told = recommend([entry("Q8_0", 900, "unknown"), entry("Q3_K_M", 300, "fail")])
-    assert kind is None and "surely worse: Q3_K_M" in told
-    result = {"types": entries, "recommended": "Q4_K_M", "told": "the smallest", "margin": 0.02}
+    kind, reason = recommend([entry("Q8_0", 900, "unknown"), entry("Q3_K_M", 300, "fail")])
+    assert kind is None and "surely worse: Q3_K_M" in reason
+    result = Sweep(
+        types=tuple(entries),
+        tuned=0.21,
+        n=40,
+        margin=0.02,
+        metric="json",
+        imatrix=False,
+        recommended="Q4_K_M",
+        reason="the smallest",
+    )
     assert sweep_lines(result)[-1] == "recommended: Q4_K_M: the smallest"
     picture = sweep_figure(result)
-    assert all(f">{one['type']}<" in picture for one in entries) and "points against tuned" in picture
+    assert all(f">{one.type}<" in picture for one in entries) and "points against tuned" in picture
 
 
 def test_a_type_that_is_not_known_is_named_with_those_that_are(tiny_run):

@@ -1,4 +1,4 @@
-"""Rule 7: public names, recipes, and every command in README and docs are exercised; README's tree equals the disk.
+"""Rule 7: public names, recipes, and every command in README and docs are exercised; links lead somewhere.
 
 Commands run on the tiny run, those that write into it on a copy. Commands of other programs are held against what an export of
 the demo writes into ``commands.json``.
@@ -9,7 +9,6 @@ import re
 import runpy
 import shlex
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,14 +18,15 @@ import yaml
 import tunesmith
 from conftest import ROOT, _shared
 from tunesmith import cli
-from tunesmith.pipeline.export import LEAST_CONTEXT
-from tunesmith.pipeline.served import Exported, write_commands
+from tunesmith.export.commands import commands_of
+from tunesmith.export.context import LEAST_CONTEXT
+from tunesmith.export.forms.form import Job
 from tunesmith.recipe import load_recipe
 from tunesmith.recipe.run import Export
-from tunesmith.rundir import RunDir, read_json
+from tunesmith.rundir import RunDir
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-EXPORT = ROOT / "docs" / "guides" / "export.md"
+EXPORT = ROOT / "docs" / "how-to" / "export.md"
 MODEL = "assets/SmolLM2-135M-Instruct.Q4_1.gguf"
 VERDICT_CODES = {0, 10, 11, 12, 13, 14, 21, 22, 23, 24}
 WRITING = {"parity", "accept-base", "--sweep"}  # words of commands that write into a run that is done
@@ -91,12 +91,21 @@ def test_the_export_guide_shows_the_commands_that_the_demo_writes(tmp_path):
     recipe = load_recipe(ROOT / "recipes" / "us_addresses.yaml")
     for file in ("Modelfile", "Modelfile.adapter"):
         (tmp_path / file).touch()
-    run, base = RunDir(Path("runs/us_addresses")), Path("BASE")
-    write_commands(Exported(run, recipe, None, base, tmp_path, LEAST_CONTEXT, {}, recipe.model))
+    job = Job(
+        run=RunDir(Path("runs/us_addresses")),
+        recipe=recipe,
+        base=Path("BASE"),
+        renderer=None,
+        lora=recipe.lora,
+        staged=tmp_path,
+        context=LEAST_CONTEXT,
+        train_rows=lambda: None,
+        dev_loss=lambda model: 0.0,
+    )
     written = []
-    for command in read_json(tmp_path / "commands.json")["commands"].values():
-        for argv in [command] if isinstance(command, list) else command.values():
-            written.append([word.removeprefix(f"{ROOT}/") for word in argv])
+    for command in commands_of(job).commands.values():
+        for argv in command.argvs:
+            written.append([word.replace(f"{ROOT}/", "../../") for word in argv])
     assert sorted(_argvs(EXPORT)) == sorted(written)
     (example,) = _blocks(EXPORT, "yaml")
     assert Export(**yaml.safe_load(example)["export"]).gguf == recipe.export.gguf
@@ -144,29 +153,33 @@ def test_public_names_are_the_promised_ones():
         assert name in vars(tunesmith), name
 
 
-def test_readme_tree_is_the_tree_on_disk():
-    readme = (ROOT / "README.md").read_text()
-    block = re.search(r"```text\n(.*?)```", readme, re.DOTALL).group(1)
-    stack, written = [], set()
-    for line in block.splitlines():
-        match = re.match(r"^( *)(\S+)(?: {2,}(\S.*))?$", line)
-        if not match:
-            continue
-        indent, name, phrase = len(match.group(1)) // 2, match.group(2), match.group(3)
-        stack = [*stack[:indent], name.rstrip("/")]
-        assert phrase, f"{name} has no phrase"
-        written.add("/".join(stack))
-    tracked = subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True, check=True).stdout.split()
-    on_disk = set()
-    for file in tracked:
-        parts = file.split("/")
-        on_disk.add(parts[0])
-        if file.startswith("src/tunesmith/"):
-            on_disk |= {"/".join(parts[:n]) for n in range(2, min(len(parts), 5) + 1)}
-    on_disk = {name for name in on_disk if not name.startswith(".") and "/." not in name and not name.endswith("__init__.py")}
-    on_disk -= {"LICENSE", "README.md", "src"}
-    written = {name for name in written if name != "src"}
-    assert written == on_disk
+def test_readme_is_short_and_names_every_room():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 120
+    folders = re.findall(r"\S+/", re.findall(r"```text\n(.*?)```", text, re.DOTALL)[-1])
+    rooms = {path.name for path in (ROOT / "src" / "tunesmith").iterdir() if (path / "__init__.py").exists()}
+    outside = {name for name in folders if (ROOT / name).is_dir()}
+    assert {name.rstrip("/") for name in set(folders) - outside} == rooms
+    assert outside >= {"docs/", "examples/", "recipes/", "tests/", "benchmarks/", "src/tunesmith/"}
+
+
+def _anchors(document):
+    """The anchors that GitHub makes of headings."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_lead_somewhere():
+    dead = []
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+            path, _, anchor = target.partition("#")
+            if path.startswith(("http://", "https://")):
+                continue
+            file = document.parent / path if path else document
+            if not file.exists() or (anchor and anchor not in _anchors(file)):
+                dead.append(f"{document.relative_to(ROOT)}: {target}")
+    assert not dead, "\n".join(dead)
 
 
 def test_changelog_knows_this_version():

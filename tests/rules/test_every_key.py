@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,7 +22,7 @@ from tunesmith.data.read import Reader
 from tunesmith.data.split import SplitFacts, answer_key, group_key, split
 from tunesmith.engines.engine import Answer
 from tunesmith.engines.in_process import InProcessEngine
-from tunesmith.errors import DataError, ModelError, RecipeError, RunError
+from tunesmith.errors import DataError, ExportError, ModelError, RecipeError, RunError
 from tunesmith.evaluate import gate, prompts
 from tunesmith.evaluate.compare import Comparison
 from tunesmith.evaluate.forgetting import probe
@@ -30,7 +31,8 @@ from tunesmith.evaluate.metrics import make_metric
 from tunesmith.evaluate.search import instructions
 from tunesmith.evaluate.select import PromptTask, select_prompt
 from tunesmith.export.companions import merged_config
-from tunesmith.export.merge import Merged
+from tunesmith.export.forms.merged import merge_adapter
+from tunesmith.layers.context import StepContext, at_step
 from tunesmith.models.adapter import adapter_state
 from tunesmith.models.load import load_model
 from tunesmith.models.precision import precision
@@ -41,7 +43,6 @@ from tunesmith.pipeline.evaluation import Evaluation
 from tunesmith.pipeline.examples import _refuse_left_out
 from tunesmith.pipeline.export import context_of
 from tunesmith.pipeline.judging import make_judge
-from tunesmith.pipeline.merged import merge_adapter
 from tunesmith.pipeline.seeds import seed_recipes
 from tunesmith.pipeline.stage import renderer
 from tunesmith.recipe import Judge, Recipe, dump_recipe, load_recipe
@@ -95,11 +96,17 @@ def _fit(recipe, tmp):
     return weights, records, [len(packs) for _, packs in steps]
 
 
+def _checkpoints(recipe, tmp):
+    """How many checkpoints a run leaves."""
+    _fit(recipe, tmp)
+    return len(list(tmp.glob("*/checkpoints/step-*")))
+
+
 def _recomputed(recipe, tmp):
     """How often a run recomputes a part."""
     calls = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tunesmith.models.recompute.checkpoint", lambda f, x, **o: calls.append(1) or checkpoint(f, x, **o))
+        patch.setattr("tunesmith.models.recompute.checkpoint", lambda f, *x, **o: calls.append(1) or checkpoint(f, *x, **o))
         _fit(recipe, tmp)
     return len(calls)
 
@@ -128,10 +135,12 @@ def _per_layer_table(recipe, tmp):
 def _adapter(recipe, tmp):
     model = load_model(find_model(recipe.model), "fp32")
     layers = add_lora(model, recipe.lora, recipe.seed)
-    first = next(iter(layers.values())).train()
-    torch.manual_seed(0)
-    first.lora_B.data.normal_()
-    return list(layers), first.lora_A.shape, first.scale, first(torch.ones(1, first.weight.shape[1])).sum().item()
+    first = next(iter(layers.values()))
+    first.lora_B.data.normal_(generator=torch.Generator().manual_seed(0))
+    with at_step(first, StepContext(seed=0, step=0)) as enter:
+        enter(0)
+        drawn = first(torch.ones(1, first.weight.shape[1])).sum().item()
+    return list(layers), first.lora_A.shape, first.scale, drawn
 
 
 class _Echo:
@@ -200,11 +209,19 @@ def _context(recipe, tmp):
 
 
 def _merged_into(recipe, tmp):
-    asked = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tunesmith.export.merge.merge", lambda *a, **_: asked.append(a[4]) or Merged(a[4], "float32", 1, 1, 0))
-        merge_adapter(api.open_run(tmp / "toy.yaml", tmp / "run"), tmp)
-    return asked
+    """What the merge is asked for, up to where its directory would be read."""
+    arguments = []
+
+    def merged(*given, **_):
+        arguments.append(given[4])
+        raise ExportError("stopped here", "")
+
+    job = SimpleNamespace(run=api.open_run(tmp / "toy.yaml", tmp / "run"), recipe=recipe, base=Path(recipe.model), staged=tmp)
+    job.renderer = SimpleNamespace(stop_ids=(), template="")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ExportError):
+        patch.setattr("tunesmith.export.forms.merged.merge", merged)
+        merge_adapter(job, SimpleNamespace(target="merged"))
+    return arguments
 
 
 def _data(recipe, tmp):
@@ -401,6 +418,7 @@ OBSERVE = {
     "train.tokens_per_step": (20, _fit),
     "train.max_length": (30, _fit),
     "train.evals_per_epoch": (1, _fit),
+    "train.keep_checkpoints": (3, _checkpoints),
     "evaluate.arms": (["zero_shot", "tuned"], _selection),
     "evaluate.few_shot.k": ([1, 2], _selection),
     "evaluate.few_shot.draws": (1, _selection),

@@ -48,8 +48,11 @@ def test_torn_last_line_of_metrics_is_left_out(tmp_path):
     with log.path.open("a") as file:
         file.write('{"step": 4, "lo')
     assert [r["step"] for r in read_metrics(log.path)] == [1, 2, 3]
-    log.truncate_after(2)
-    assert [r["step"] for r in read_metrics(log.path)] == [1, 2]
+    (tmp_path / "table").write_bytes(b'{"step": 1}\n{"step": 2}\n')
+    log.restore(tmp_path / "table")
+    assert log.path.read_bytes() == (tmp_path / "table").read_bytes()
+    log.restore(None)
+    assert log.path.read_bytes() == b""
 
 
 def test_places_that_are_no_run(tmp_path):

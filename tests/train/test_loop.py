@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from torch.nn import functional as F
 
 from conftest import toy_rows
@@ -9,10 +10,13 @@ from ties import FP32, is_greedy
 from tunesmith.chat.render import Renderer
 from tunesmith.data.pack import Plan
 from tunesmith.errors import TrainingError
+from tunesmith.layers.context import StepContext
 from tunesmith.models.adapter import adapter_state
 from tunesmith.models.attention import PACKED
 from tunesmith.models.load import attention, load_model
 from tunesmith.models.swap import add_lora
+from tunesmith.recipe import Lora
+from tunesmith.rundir.records.training import DevLoss
 from tunesmith.tracking import MetricsLog, read_metrics
 from tunesmith.train import loop
 from tunesmith.train.documents import make_documents, make_pack
@@ -84,6 +88,47 @@ def test_accumulation_is_exact(tiny_dir, make_recipe, documents):
             torch.testing.assert_close(other[2][name], grad, rtol=1e-6, atol=1e-6 * float(grad.abs().max()))
 
 
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_gradients_of_a_step_follow_from_seed_step_and_packs_alone(tiny_dir, make_recipe, documents, use_dora):
+    """Neither torch's generator nor the process that computes a pack changes a bit; seed and step change the masks."""
+    model = load_model(tiny_dir, "fp32")
+    layers = add_lora(model, make_recipe({"lora.dropout": 0.3, "lora.use_dora": use_dora}).lora, seed=0)
+    _perturb(layers)
+    packs = [make_pack(documents, chosen) for chosen in ((0, 1, 2), (5,), (3, 4))]
+
+    def gradients(seed=1, step=2, rank=0, ranks=1):
+        for layer in layers.values():
+            layer.zero_grad()
+        with attention(model, PACKED):
+            loop.step_gradients(model, packs, StepContext(seed=seed, step=step, rank=rank, ranks=ranks))
+        return torch.cat([p.grad.flatten() for layer in layers.values() for p in layer.parameters() if p.requires_grad])
+
+    expected = gradients()
+    torch.manual_seed(12345)
+    before = torch.get_rng_state()
+    assert torch.equal(gradients(), expected) and torch.equal(torch.get_rng_state(), before)
+    apart = [gradients(rank=rank, ranks=3) for rank in range(3)]  # one pack each: summed in order they are the same sums
+    assert torch.equal(apart[0] + apart[1] + apart[2], expected)
+    last, first, middle = (gradients(rank=rank, ranks=3) for rank in (2, 0, 1))
+    assert all(torch.equal(a, b) for a, b in zip((first, middle, last), apart, strict=True))
+    torch.testing.assert_close(gradients(rank=0, ranks=2) + gradients(rank=1, ranks=2), expected, rtol=1e-5, atol=1e-7)
+    assert not torch.equal(gradients(seed=2), expected) and not torch.equal(gradients(step=3), expected)
+
+
+def test_dropouts_of_the_base_are_off(documents):
+    """GPT-NeoX has some of its own, drawn from torch's generator; a frozen base computes as it is deployed."""
+    sizes = {"vocab_size": 49152, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = (
+        transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**sizes, hidden_dropout=0.5)).requires_grad_(False).eval()
+    )
+    layers = add_lora(model, Lora(r=4, dropout=0.0), seed=0)
+    _perturb(layers)
+    packs = [make_pack(documents, (0, 1))]
+    with attention(model, PACKED):
+        trained, _ = loop.step_gradients(model, packs, StepContext(seed=0, step=0))
+        assert trained == pytest.approx(loop.mean_loss(model, packs), rel=1e-6)
+
+
 def _fit(tiny_dir, recipe, documents, folder, inputs="x", epochs=None, dtype=None):
     model = load_model(tiny_dir, dtype or recipe.base)
     layers = add_lora(model, recipe.lora, recipe.seed)
@@ -123,10 +168,9 @@ def test_same_seed_same_bytes_and_resume_to_the_bit(tiny_dir, make_recipe, docum
     for key, tensor in adapter_state(layers).items():
         assert torch.equal(tensor, adapter_state(same)[key]), key
         assert torch.equal(tensor, adapter_state(other)[key]), key
-    assert whole.progress.dev_losses == again.progress.dev_losses == resumed.progress.dev_losses
-    drop = {"tokens"}
-    records = [[{k: v for k, v in r.items() if k not in drop} for r in read_metrics(f / "metrics.jsonl")] for f in folders]
-    assert records[0] == records[1] == records[2]
+    assert whole.dev_losses == again.dev_losses == resumed.dev_losses
+    first, *others = [(folder / "metrics.jsonl").read_bytes() for folder in folders]
+    assert first and others == [first, first]
 
 
 def test_a_run_learns_keeps_the_best_and_other_inputs_do_not_resume(tiny_dir, make_recipe, documents, tmp_path, talk):
@@ -134,31 +178,25 @@ def test_a_run_learns_keeps_the_best_and_other_inputs_do_not_resume(tiny_dir, ma
     trained, _ = _fit(tiny_dir, recipe, documents, tmp_path)
     losses = [r["loss"] for r in read_metrics(tmp_path / "metrics.jsonl")]
     assert losses[-1] < 0.7 * losses[0]
-    best = min(trained.progress.dev_losses, key=lambda entry: entry[1])
-    assert trained.checkpoint.name == f"step-{best[0]:06d}" and (trained.checkpoint / "state.json").exists()
+    best = min(trained.dev_losses, key=lambda entry: entry.dev_loss)
+    assert best == trained.best and best.step > 0 and not trained.only_worse
+    assert trained.checkpoint.name == f"step-{best.step:06d}" and (trained.checkpoint / "state.json").exists()
     _fit(tiny_dir, recipe, documents, tmp_path, inputs="other", epochs=1)
     assert "resuming" not in talk()
     records = read_metrics(tmp_path / "metrics.jsonl")  # those of the other inputs are gone
     assert [r["step"] for r in records] == list(range(1, len(records) + 1)) and {r["epoch"] for r in records} == {0}
 
 
-def test_damaged_checkpoint_is_named_and_passed_over(tiny_dir, make_recipe, documents, tmp_path, talk):
-    recipe = make_recipe({"train.num_train_epochs": 2, "train.evals_per_epoch": 1})
-    _fit(tiny_dir, recipe, documents, tmp_path)
-    newest = sorted((tmp_path / "checkpoints").iterdir())[-1]
-    content = bytearray((newest / "optimizer.safetensors").read_bytes())
-    content[-1] ^= 1
-    (newest / "optimizer.safetensors").write_bytes(content)
-    _fit(tiny_dir, recipe, documents, tmp_path)
-    lines = talk()
-    assert "damaged" in lines and newest.name in lines.replace("\n", "") and "resuming after step" in lines
-
-
 def test_overfitting_is_said_aloud():
-    assert loop.is_overfitting([(1, 2.0, 2.0), (2, 1.0, 1.5), (3, 1.2, 0.9)])
-    assert not loop.is_overfitting([(1, 2.0, 2.0), (2, 1.0, 1.5), (3, 0.9, 0.9)])
-    assert not loop.is_overfitting([(1, 2.0, 2.0), (2, 1.0, 1.5), (3, 1.2, 1.6)])  # both rise: not over-fitting
-    assert not loop.is_overfitting([(1, 2.0, 2.0)])
+    def judged(*losses):
+        start = DevLoss(step=0, dev_loss=0.5)  # better than all that follow: that is another fact
+        trained = [DevLoss(step=n, dev_loss=dev, train_loss=train) for n, (dev, train) in enumerate(losses, 1)]
+        return loop.is_overfitting([start, *trained])
+
+    assert judged((2.0, 2.0), (1.0, 1.5), (1.2, 0.9))
+    assert not judged((2.0, 2.0), (1.0, 1.5), (0.9, 0.9))
+    assert not judged((2.0, 2.0), (1.0, 1.5), (1.2, 1.6))  # both rise: not over-fitting
+    assert not judged((2.0, 2.0))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_dir, make_recipe, documents, tmp_path, monkeypatch):

@@ -13,7 +13,8 @@ from tunesmith.errors import MissingPackage, TrainingError
 from tunesmith.layers.dora import DoRALinear
 from tunesmith.layers.lora import LoRALinear
 from tunesmith.recipe import Train
-from tunesmith.train.checkpoint import Progress, checkpoint_path, load_checkpoint, save_checkpoint
+from tunesmith.rundir.records.training import DevLoss
+from tunesmith.train.checkpoint import Checkpoints, Progress
 from tunesmith.train.optim import make_optimizer, optimizer_state
 
 
@@ -27,6 +28,15 @@ def _layers(kind=LoRALinear, seed=0):
         base.weight.data.normal_(generator=generator)
         layers[name] = kind(base, 8, 2.0, 0.0, generator)
     return layers
+
+
+def _progress(step):
+    return Progress(step=step, dev_losses=[DevLoss(step=step, dev_loss=1.5)], tokens=9, seconds=0.5, computed_on=["here"])
+
+
+def _save(folder, layers, optimizer, progress):
+    (folder / "metrics.jsonl").touch()
+    Checkpoints(folder, "x", 1).save(layers, optimizer, progress, folder / "metrics.jsonl")
 
 
 def _parameters(layers):
@@ -120,9 +130,9 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, name, kind):
         _step(optimizers[id(whole)], _parameters(whole), number, rate=1e-3)
     for number in range(4):
         _step(optimizers[id(first)], _parameters(first), number, rate=1e-3)
-    progress = Progress("x", step=4, dev_losses=[(4, 1.0, 1.5)])
-    save_checkpoint(tmp_path, first, optimizers[id(first)], progress)
-    assert load_checkpoint(checkpoint_path(tmp_path, 4), second, optimizers[id(second)]) == progress
+    progress = _progress(4)
+    _save(tmp_path, first, optimizers[id(first)], progress)
+    assert Checkpoints(tmp_path, "x", 1).resume(second, optimizers[id(second)]) == progress
     for number in range(4, 8):
         _step(optimizers[id(second)], _parameters(second), number, rate=1e-3)
     assert all(torch.equal(a, b) for a, b in zip(_parameters(whole), _parameters(second), strict=True))
@@ -134,8 +144,8 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, name, kind):
 def test_before_the_first_step_there_is_nothing_to_keep(tmp_path):
     layers = _layers()
     optimizer = make_optimizer(layers, Train())
-    save_checkpoint(tmp_path, layers, optimizer, Progress("x"))
-    assert load_checkpoint(checkpoint_path(tmp_path, 0), layers, optimizer) == Progress("x")
+    _save(tmp_path, layers, optimizer, _progress(0))
+    assert Checkpoints(tmp_path, "x", 1).resume(layers, optimizer) == _progress(0)
     assert optimizer_state(optimizer) == ({}, {})
 
 
@@ -156,9 +166,9 @@ def test_a_resumed_paged_state_is_paged_again(tmp_path):
     for parameter in _parameters(layers):
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    save_checkpoint(tmp_path, layers, optimizer, Progress("x"))
+    _save(tmp_path, layers, optimizer, _progress(0))
     again = make_optimizer(layers, train)
-    load_checkpoint(checkpoint_path(tmp_path, 0), layers, again)
+    assert Checkpoints(tmp_path, "x", 1).resume(layers, again)
     large = layers["a"].lora_A
     assert again.state[large]["state1"].is_paged
     assert torch.equal(again.state[large]["state1"], optimizer.state[large]["state1"])

@@ -2,7 +2,7 @@
 
 ``stop`` says that the answer speaks against tuning as the recipe stands, ``unknown`` that a number is missing or lies
 between the two bounds. What follows from the answers together is ``decide.py``'s business. The bounds are written here,
-each with where it comes from; docs/guides/deciding.md says the same to the user.
+each with where it comes from; docs/explanation/deciding.md says the same to the user.
 
 Refused: a weighted score. It hides which answer decided, and its weights would be invented.
 """

@@ -55,12 +55,12 @@ def _shortened(renderer: Renderer, conversation: Conversation, tokens: int, max_
     head = messages[:1] if messages[0]["role"] in ("system", "developer") else []
     starts = [number for number, message in enumerate(messages) if message["role"] == "user"]
     for start in starts[1:]:
-        kept = [*head, *messages[start:]]
-        if not any(message["role"] == "assistant" and message.get("weight", 1) == 1 for message in kept):
+        remaining = [*head, *messages[start:]]
+        if not any(message["role"] == "assistant" and message.get("weight", 1) == 1 for message in remaining):
             break
-        rendered = renderer.render_batch([replace(conversation, messages=kept)])[0]
+        rendered = renderer.render_batch([replace(conversation, messages=remaining)])[0]
         if isinstance(rendered, DataError):
             return Fitted(None, tokens, refused=rendered)
         if len(rendered.ids) <= max_length:
-            return Fitted(rendered, tokens, len(messages) - len(kept))
+            return Fitted(rendered, tokens, len(messages) - len(remaining))
     return Fitted(None, tokens)

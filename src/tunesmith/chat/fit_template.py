@@ -18,7 +18,7 @@ from tunesmith.errors import DataError, ModelError
 
 _ANOTHER = "the template belongs to another model: name another chat.template"
 _MEANT = re.compile(r"<[|｜][^<>\s]*>|<[^<>\s]*[|｜]>")
-_ASKED, _SAID = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+_QUESTION, _ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
 _CALL = {"id": "call00000", "type": "function", "function": {"name": "f", "arguments": {"a": "b"}}}
 _TOOL = {
     "type": "function",
@@ -34,36 +34,38 @@ def check_template(renderer: Renderer, vocab_size: int | None = None) -> list[st
         vocab_size: rows of the model's embedding, which every control token must have one of.
 
     Returns:
-        What was found, a sentence each, for people.
+        What there is, a sentence each, for people.
 
     Raises:
         ModelError: a control token that is not exactly one id, or has no row in the embedding; a beginning-of-text token
             that does not stand once and first; a supervised turn that does not end with a stop token.
     """
     probes = _probes(renderer)
-    written = {piece.text for pieces in probes for piece in pieces if piece.control}
+    probe_tokens = {piece.text for pieces in probes for piece in pieces if piece.control}
     for pieces in probes:
         for piece in pieces:
-            meant = None if piece.control else _MEANT.search(piece.text)
-            if meant:
-                tokens = renderer.tokenizer.tokenize(meant.group())
-                told = f"the chat template writes {meant.group()!r}, which is {len(tokens)} tokens of this tokenizer, not one"
-                raise ModelError(told, _ANOTHER)
-    named = {text for text in renderer.vocabulary.control if text in renderer.template}
-    _check_ids(renderer, written | named, vocab_size)
-    found = [f"the chat template has {len(written | named)} control tokens, one id each"]
+            match = None if piece.control else _MEANT.search(piece.text)
+            if match:
+                tokens = renderer.tokenizer.tokenize(match.group())
+                message = (
+                    f"the chat template writes {match.group()!r}, which is {len(tokens)} tokens of this tokenizer, not one"
+                )
+                raise ModelError(message, _ANOTHER)
+    in_template = {text for text in renderer.vocabulary.control if text in renderer.template}
+    _check_ids(renderer, probe_tokens | in_template, vocab_size)
+    sentences = [f"the chat template has {len(probe_tokens | in_template)} control tokens, one id each"]
     if renderer.enable_thinking is not None:
-        found.append(f"thinking is {'on' if renderer.enable_thinking else 'off'}")
-    return [*found, _check_bos(renderer, probes), _check_end(renderer, probes[0])]
+        sentences.append(f"thinking is {'on' if renderer.enable_thinking else 'off'}")
+    return [*sentences, _check_bos(renderer, probes), _check_end(renderer, probes[0])]
 
 
 def _probes(renderer: Renderer) -> list[list[Piece]]:
     """Small conversations of every form that the template has; the first two are one exchange and two."""
-    probes = [renderer.pieces([_ASKED, _SAID]), renderer.pieces([_ASKED, {**_SAID, "weight": 0}, _ASKED, _SAID])]
+    probes = [renderer.pieces([_QUESTION, _ANSWER]), renderer.pieces([_QUESTION, {**_ANSWER, "weight": 0}, _QUESTION, _ANSWER])]
     forms: list[tuple[list[dict[str, Any]], Any]] = [
-        ([{"role": "system", "content": "s"}, _ASKED, _SAID], None),
-        ([_ASKED, {**_SAID, "reasoning_content": "r"}], None),
-        ([_ASKED, {"role": "assistant", "content": "", "tool_calls": [_CALL]}], [_TOOL]),
+        ([{"role": "system", "content": "s"}, _QUESTION, _ANSWER], None),
+        ([_QUESTION, {**_ANSWER, "reasoning_content": "r"}], None),
+        ([_QUESTION, {"role": "assistant", "content": "", "tool_calls": [_CALL]}], [_TOOL]),
     ]
     for messages, tools in forms:
         # What the template has no form for is refused row by row; there is nothing to check in it.
@@ -79,8 +81,8 @@ def _check_ids(renderer: Renderer, texts: set[str], vocab_size: int | None) -> N
         if ids != [index]:
             raise ModelError(f"the control token {text!r} has id {index}, and is encoded as {ids}", _ANOTHER)
         if vocab_size is not None and index >= vocab_size:
-            told = f"the control token {text!r} has id {index}, and the model's embedding has {vocab_size} rows"
-            raise ModelError(told, "use the tokenizer that was published with the model")
+            message = f"the control token {text!r} has id {index}, and the model's embedding has {vocab_size} rows"
+            raise ModelError(message, "use the tokenizer that was published with the model")
 
 
 def _check_bos(renderer: Renderer, probes: list[list[Piece]]) -> str:

@@ -19,7 +19,7 @@ A plain conversation (texts only) has a layout that depends on its roles alone. 
 result must equal the template's, which is run for every row. So the common case costs one run, and no case is guessed.
 
 Not marked, because templates compare them: roles, ids, the keys of arguments, tool declarations. They are neutral
-(``Vocabulary.neutral``) all the same, and broken by a mark where they begin or end like a control token.
+(``Vocabulary.hide_controls``) all the same, and broken by a mark where they begin or end like a control token.
 
 Cost: one more run for a conversation with tools, names or reasoning, one for each supervised turn of a layout that is
 new, and one for each kind of turn whose end has not been seen.
@@ -142,7 +142,11 @@ class Template:
         return self.run_many([messages], tools, generate=generate)[0]
 
     def run_many(self, conversations: list[list[Message]], tools: Tools = None, *, generate: bool = False) -> list[str]:
-        """The same for many conversations with the same tools, which is cheaper than one at a time."""
+        """The same for many conversations with the same tools, which is cheaper than one at a time.
+
+        Raises:
+            DataError: the template refuses a conversation.
+        """
         special: dict[str, Any] = self._special
         declared: Any = tools
         try:
@@ -157,14 +161,14 @@ class Template:
             raise DataError(f"the chat template refuses the conversation: {error}", "see what it expects") from error
         return texts
 
-    def neutral(self, messages: list[Message], tools: Tools) -> tuple[list[Message], Tools]:
+    def prepare(self, messages: list[Message], tools: Tools) -> tuple[list[Message], Tools]:
         """The conversation as the template may see it: no control token in any text, no weights, a role it knows.
 
         Raises:
-            DataError: a message or a tool is not of OpenAI's form, or ``Vocabulary.neutral`` refuses a text.
+            DataError: a message or a tool is not of OpenAI's form, or ``Vocabulary.hide_controls`` refuses a text.
         """
-        neutral = self._vocabulary.neutral
-        made: list[Message] = []
+        hide = self._vocabulary.hide_controls
+        visible: list[Message] = []
         for number, message in enumerate(messages):
             role = message.get("role")
             if not isinstance(role, str) or not role.isidentifier():
@@ -172,34 +176,34 @@ class Template:
             role = self._system if role == "developer" else role
             content = message.get("content")
             if len(message) == 2 and isinstance(content, str):
-                made.append({"role": role, "content": neutral(content)})
+                visible.append({"role": role, "content": hide(content)})
             else:
                 check_message(message, number)
-                changed = map_strings({k: v for k, v in message.items() if k not in {"weight", "role"}}, neutral)
+                changed = map_strings({k: v for k, v in message.items() if k not in {"weight", "role"}}, hide)
                 # No content beside tool calls means that the turn has no text; templates print None as a word.
-                made.append({"role": role, **changed, "content": changed.get("content") or ""})
+                visible.append({"role": role, **changed, "content": changed.get("content") or ""})
         for number, tool in enumerate(tools or []):
             named(tool, f"$.tools[{number}]")
-        return made, None if tools is None else map_strings(tools, neutral)
+        return visible, None if tools is None else map_strings(tools, hide)
 
     def prompt(self, messages: list[Message], tools: Tools) -> RenderedText:
-        """A prompt that the assistant is to answer; ``messages`` and ``tools`` as ``neutral`` made them."""
+        """A prompt that the assistant is to answer; ``messages`` and ``tools`` from ``prepare``."""
         text = self.run(messages, tools, generate=True)
-        broken = map_strings(messages, self._vocabulary.broken), map_strings(tools, self._vocabulary.broken)
-        if broken == (messages, tools):
+        parted = map_strings(messages, self._vocabulary.split_controls), map_strings(tools, self._vocabulary.split_controls)
+        if parted == (messages, tools):
             return RenderedText(text, [], [])
-        marked = self.run(*broken, generate=True)
+        marked = self.run(*parted, generate=True)
         if _MARKS.sub("", marked) != text:
             raise _unsteady()
         return RenderedText(text, [], [], self._vocabulary.tokens(marked))
 
-    def locate(self, messages: list[Message], tools: Tools, text: str, taught: list[int]) -> RenderedText:
+    def locate(self, messages: list[Message], tools: Tools, text: str, supervised_turns: list[int]) -> RenderedText:
         """Find the supervised spans of a conversation.
 
         Args:
-            messages, tools: as ``neutral`` made them.
-            text: what ``run`` made of them.
-            taught: the assistant turns of weight 1.
+            messages, tools: from ``prepare``.
+            text: what ``run`` writes of them.
+            supervised_turns: the assistant turns of weight 1.
 
         Raises:
             DataError: the template drops or reorders a part of this conversation, or writes a supervised turn otherwise
@@ -207,14 +211,17 @@ class Template:
             ModelError: the template ends an answer without a control token.
         """
         if tools is None and all(len(message) == 2 and message["content"].strip() for message in messages):
-            laid = self._fill(messages, text, taught)
-            if laid is not None:
-                return laid
-        return self._lay_marked(messages, tools, text, taught)
+            plain_layout = self._fill(messages, text, supervised_turns)
+            if plain_layout is not None:
+                return plain_layout
+        return self._locate_marked(messages, tools, text, supervised_turns)
 
-    def _fill(self, messages: list[Message], text: str, taught: list[int]) -> RenderedText | None:
-        """Spans by the layout of the roles, or None when the template's text is not what that layout gives."""
-        plain = self.plain(tuple(message["role"] for message in messages), tuple(taught))
+    def _fill(self, messages: list[Message], text: str, supervised_turns: list[int]) -> RenderedText | None:
+        """Spans by the layout of the roles, or None when the template's text is not what that layout gives.
+
+        For texts with a bracket, which ``TokenLayout`` may not fill; a run with marks each would take 1.4 to 1.7 times as long.
+        """
+        plain = self.plain(tuple(message["role"] for message in messages), tuple(supervised_turns))
         if isinstance(plain, DataError):
             raise DataError(plain.message, plain.hint)
         if plain is None:
@@ -226,7 +233,7 @@ class Template:
                 return RenderedText(*with_blocks(text, turns), [], plain.control, block_notes(turns))
         return None
 
-    def _find_plain(self, roles: tuple[str, ...], taught: tuple[int, ...]) -> PlainLayout | DataError | None:
+    def _find_plain(self, roles: tuple[str, ...], supervised_turns: tuple[int, ...]) -> PlainLayout | DataError | None:
         """The layout of a plain conversation, from one whose texts are single letters; None if it cannot be had so.
 
         An error is returned, not raised, so that it is remembered as a layout is.
@@ -236,7 +243,7 @@ class Template:
             marked, leaves = self._run_marked(messages, None)
             if len(marked.where) < len(leaves):
                 return None
-            turns = self._turns(messages, None, marked, leaves, list(taught))
+            turns = self._turns(messages, None, marked, leaves, list(supervised_turns))
         except DataError as error:
             return error
         order = sorted(marked.where, key=lambda leaf: marked.where[leaf])
@@ -244,14 +251,14 @@ class Template:
         gaps = [marked.text[a:b] for a, b in zip(borders[::2], borders[1::2], strict=True)]
         offsets = [
             (m, Turn(marked.where[m][0] - start, end - marked.where[m][1], block))
-            for m, (start, end, block) in zip(taught, turns, strict=True)
+            for m, (start, end, block) in zip(supervised_turns, turns, strict=True)
         ]
         control = [token for gap in gaps for token in self._vocabulary.tokens(gap)]
         return PlainLayout(
             gaps, [leaves[leaf].message for leaf in order], offsets, self._with_blocks_of(control, marked.text, turns)
         )
 
-    def _lay_marked(self, messages: list[Message], tools: Tools, text: str, taught: list[int]) -> RenderedText:
+    def _locate_marked(self, messages: list[Message], tools: Tools, text: str, supervised_turns: list[int]) -> RenderedText:
         marked, leaves = self._run_marked(messages, tools)
         if marked.text != text:
             raise _unsteady()
@@ -261,7 +268,7 @@ class Template:
             missing = [f"$.tools[{i}]" for i, tool in enumerate(tools) if tool["function"]["name"] not in text]
             if without == text or missing:
                 raise DataError("the chat template leaves the tool declarations out", "choose a model whose template has tools")
-        turns = self._turns(messages, tools, marked, leaves, taught)
+        turns = self._turns(messages, tools, marked, leaves, supervised_turns)
         control = self._with_blocks_of(marked.control, text, turns)
         return RenderedText(*with_blocks(text, turns), dropped, control, block_notes(turns))
 
@@ -289,9 +296,9 @@ class Template:
             cores.append(core.replace(BREAK, ""))
             return f"{text[:start]}{chr(first)}{core}{chr(first + 1)}{text[start + len(core) :]}"
 
-        broken = self._vocabulary.broken
-        wrapped = [mark_message(map_strings(message, broken), number, mark) for number, message in enumerate(messages)]
-        text = self.run(wrapped, map_strings(tools, broken))
+        split = self._vocabulary.split_controls
+        wrapped = [mark_message(map_strings(message, split), number, mark) for number, message in enumerate(messages)]
+        text = self.run(wrapped, map_strings(tools, split))
         bare = _MARKS.sub("", text)
         where: dict[int, Span] = {}
         opened: dict[int, int] = {}
@@ -332,17 +339,17 @@ class Template:
         return dropped
 
     def _turns(
-        self, messages: list[Message], tools: Tools, marked: _Marked, leaves: list[Leaf], taught: list[int]
+        self, messages: list[Message], tools: Tools, marked: _Marked, leaves: list[Leaf], supervised_turns: list[int]
     ) -> list[Turn]:
-        return [self._turn(messages, tools, marked, leaves, index) for index in taught]
+        return [self._turn(messages, tools, marked, leaves, index) for index in supervised_turns]
 
     def _turn(self, messages: list[Message], tools: Tools, marked: _Marked, leaves: list[Leaf], index: int) -> Turn:
         """The assistant turn ``index``: from the end of its generation prompt to its end of turn."""
-        mine = [marked.where[n] for n, leaf in enumerate(leaves) if leaf.message == index and n in marked.where]
-        if not mine:
+        own_spans = [marked.where[n] for n, leaf in enumerate(leaves) if leaf.message == index and n in marked.where]
+        if not own_spans:
             raise DataError(f"the assistant turn $.messages[{index}] is empty", "fill it, give it weight 0, or remove the row")
         others = [span for n, span in marked.where.items() if leaves[n].message != index]
-        first, last = min(span[0] for span in mine), max(span[1] for span in mine)
+        first, last = min(span[0] for span in own_spans), max(span[1] for span in own_spans)
         if any(first < span[0] < last for span in others):
             raise DataError(
                 f"the chat template writes other turns inside $.messages[{index}]",
@@ -374,8 +381,8 @@ class Template:
         control = [number for number, (_, token) in enumerate(pieces) if token is not None]
         if len(control) >= 2 and not "".join(text for text, _ in pieces[control[-1] + 1 :]).strip():
             head = "".join(text for text, _ in pieces[: control[-2]])
-            said = [*messages[:index], {"role": "assistant", "content": "x"}, {"role": "user", "content": "y"}]
-            if before.startswith(head) and self.run(said, tools).startswith(f"{head}x"):
+            conversation = [*messages[:index], {"role": "assistant", "content": "x"}, {"role": "user", "content": "y"}]
+            if before.startswith(head) and self.run(conversation, tools).startswith(f"{head}x"):
                 if thinks:
                     raise DataError(
                         f"$.messages[{index}] has reasoning_content, and the chat template asks for it with thinking "

@@ -16,7 +16,11 @@ DEEPEST = 64  # levels of lists and dictionaries in a message or a tool declarat
 
 
 def check_message(message: Message, number: int) -> None:
-    """Refuse a message whose content is no text, or a tool call without name and arguments."""
+    """Refuse a message whose content is no text, or a tool call without name and arguments.
+
+    Raises:
+        DataError: content, tool calls or arguments are of another kind, or missing.
+    """
     root, content, calls = f"$.messages[{number}]", message.get("content"), message.get("tool_calls")
     if not isinstance(content, str) and not (content is None and calls):
         raise DataError(f"{root}.content is {type(content).__name__}", "expected a text")
@@ -29,7 +33,11 @@ def check_message(message: Message, number: int) -> None:
 
 
 def named(value: Any, path: str) -> dict[str, Any]:
-    """The ``function`` of a tool or of a tool call, which must have a name."""
+    """The ``function`` of a tool or of a tool call, which must have a name.
+
+    Raises:
+        DataError: the function has no name.
+    """
     function = value.get("function") if isinstance(value, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise DataError(f"{path}.function.name is missing", 'expected {"type": "function", "function": {"name": ...}}')

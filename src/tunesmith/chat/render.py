@@ -18,14 +18,16 @@ The price against a bare tokenizer is one run of the template for each row.
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from tunesmith.chat.frozen_date import freeze_date
 from tunesmith.chat.layout import PlainLayout, RenderedText, Template, Tools
 from tunesmith.chat.markers import Message
-from tunesmith.chat.template_choice import SWITCH, shipped_names, with_thinking
+from tunesmith.chat.template_choice import SWITCH, shipped_names, thinking_of, with_thinking
 from tunesmith.chat.thinking_block import block_notes, with_blocks
 from tunesmith.chat.token_layout import BRACKETS, Encodable, FilledLayout, Slot, TokenLayout
 from tunesmith.chat.vocabulary import AFTER, MIDDLE, START, Vocabulary
@@ -100,10 +102,10 @@ class _Cut:
     def assemble(self, encoded: Iterator[list[int]]) -> tuple[list[int], list[int]]:
         ids: list[int] = []
         supervised: list[int] = []
-        for _, control, taught, _ in self.pieces:
+        for _, control, is_supervised, _ in self.pieces:
             tokens = next(encoded) if control is None else [control]
             ids += tokens
-            supervised += [int(taught)] * len(tokens)
+            supervised += [int(is_supervised)] * len(tokens)
         return ids, supervised
 
 
@@ -112,12 +114,13 @@ class Renderer:
 
     Args:
         tokenizer: a fast tokenizer.
-        template: Jinja text that takes the place of the tokenizer's own.
+        template: Jinja text that takes the place of the tokenizer's own. One that reads the clock is frozen at this moment.
         enable_thinking: switches thinking in the template, on or off; None is what the template does when it is not told.
 
     Attributes:
         tokenizer: as given.
-        template: the Jinja text in use, the switch included: what an export has to carry.
+        template: the Jinja text in use, the switch and the frozen date included: what an export has to carry.
+        frozen_template: the template with its date frozen, before the switch; None where it depends on no date.
         enable_thinking: how thinking is switched; None where the template has no switch, or none that changes a prompt.
         vocabulary: what its tokens are.
         stop_ids: the tokens that end an answer: the template's end of turn (of a text, and of a tool call where the
@@ -136,6 +139,8 @@ class Renderer:
                 "the tokenizer has no chat template",
                 f"choose an instruction-tuned model, or set chat.template: a .jinja file, or one of {known}",
             )
+        self.frozen_template = freeze_date(source, datetime.now())
+        source = source if self.frozen_template is None else self.frozen_template.text
         self.tokenizer = tokenizer
         self.vocabulary = Vocabulary(tokenizer, source)
         self.enable_thinking = self._default_thinking(source) if enable_thinking is None else enable_thinking
@@ -144,28 +149,28 @@ class Renderer:
         self.template = source
         self._template = Template(tokenizer, source, self.vocabulary)
         self._frame = lru_cache(maxsize=512)(self._find_frame)
-        asked = {"role": "user", "content": "a"}
+        question = {"role": "user", "content": "a"}
         try:
-            probe = self.pieces([asked, {"role": "assistant", "content": "b"}])
+            probe = self.pieces([question, {"role": "assistant", "content": "b"}])
         except DataError as error:
             raise ModelError(f"the chat template cannot be used: {error.message}", error.hint) from error
         bos = tokenizer.bos_token
-        if isinstance(bos, str) and self.text([asked], generate=True).startswith(2 * bos):
+        if isinstance(bos, str) and self.text([question], generate=True).startswith(2 * bos):
             raise ModelError("the chat template writes the beginning-of-text token twice", "name another chat.template")
         # The last control token of the turn, and the first after the answer: a template may end a conversation with more
         # than a turn.
         answer = next(number for number, piece in enumerate(probe) if piece.supervised and "b" in piece.text)
         ends = [piece.ids[0] for piece in probe[answer:] if piece.supervised and piece.control]
-        stops = [ends[0], ends[-1], *self._tool_stops(asked)]
+        stops = [ends[0], ends[-1], *self._tool_stops(question)]
         self.stop_ids = sorted({*stops, *_as_ids(tokenizer.eos_token_id)})
 
     def text(self, messages: list[Message], tools: Tools = None, *, generate: bool = False) -> str:
         """The conversation as the template writes it; with ``generate``, up to where the assistant begins to speak."""
-        return self.vocabulary.restored(self._template.run(*self._template.neutral(messages, tools), generate=generate))
+        return self.vocabulary.restore_controls(self._template.run(*self._template.prepare(messages, tools), generate=generate))
 
     def prompt_ids(self, messages: list[Message], tools: Tools = None) -> list[int]:
         """Token ids of a prompt that the assistant is to answer."""
-        cut = self._cut(self._template.prompt(*self._template.neutral(messages, tools)))
+        cut = self._cut(self._template.prompt(*self._template.prepare(messages, tools)))
         return cut.assemble(iter(self.vocabulary.encode(cut.texts())))[0]
 
     def render(self, messages: list[Message], tools: Tools = None, kind: Literal["chat", "text"] = "chat") -> Rendered:
@@ -186,12 +191,12 @@ class Renderer:
         if kind == "text":
             cut = self._cut_text(messages[0]["content"])
         else:
-            neutral = self._template.neutral(messages, tools)
-            cut = self._cut(self._lay(conversation, *neutral, self._template.run(*neutral)))
+            prepared = self._template.prepare(messages, tools)
+            cut = self._cut(self._lay(conversation, *prepared, self._template.run(*prepared)))
         encoded = iter(self.vocabulary.encode(cut.texts()))
         return [
-            Piece(text, control is not None, taught, next(encoded) if control is None else [control])
-            for text, control, taught, _ in cut.pieces
+            Piece(text, control is not None, is_supervised, next(encoded) if control is None else [control])
+            for text, control, is_supervised, _ in cut.pieces
         ]
 
     def render_batch(self, conversations: Sequence[Conversation]) -> list[Rendered | DataError]:
@@ -228,7 +233,7 @@ class Renderer:
                 if conversation.kind == "text":
                     cuts[number] = self._cut_text(conversation.messages[0]["content"])
                     continue
-                messages, tools = self._template.neutral(conversation.messages, conversation.tools)
+                messages, tools = self._template.prepare(conversation.messages, conversation.tools)
                 if tools is None:
                     plain.append((number, messages))
                 else:
@@ -255,7 +260,9 @@ class Renderer:
     def _take_apart(self, conversation: Conversation, messages: list[Message], tools: Tools, text: str) -> _Cut | FilledLayout:
         if tools is None and all(len(message) == 2 and message["content"].strip() for message in messages):
             contents = "\n".join([message["content"] for message in conversation.messages])
-            frame = self._frame(tuple([message["role"] for message in messages]), tuple(_taught(conversation.messages)))
+            frame = self._frame(
+                tuple([message["role"] for message in messages]), tuple(_supervised_turns(conversation.messages))
+            )
             if frame is not None and not any(bracket in contents for bracket in BRACKETS):
                 filled = frame.fill(messages, text)
                 if filled is not None:
@@ -264,14 +271,14 @@ class Renderer:
         return self._cut(self._lay(conversation, messages, tools, text))
 
     def _lay(self, conversation: Conversation, messages: list[Message], tools: Tools, text: str) -> RenderedText:
-        taught = _taught(conversation.messages)
-        if not taught:
+        supervised_turns = _supervised_turns(conversation.messages)
+        if not supervised_turns:
             raise DataError("no token is supervised", "give an assistant turn weight 1, or remove the row")
-        return self._template.locate(messages, tools, text, taught)
+        return self._template.locate(messages, tools, text, supervised_turns)
 
-    def _find_frame(self, roles: tuple[str, ...], taught: tuple[int, ...]) -> TokenLayout | None:
+    def _find_frame(self, roles: tuple[str, ...], supervised_turns: tuple[int, ...]) -> TokenLayout | None:
         """The frame of a plain conversation; None where a text is not all that changes from row to row."""
-        plain = self._template.plain(roles, taught) if taught else None
+        plain = self._template.plain(roles, supervised_turns) if supervised_turns else None
         if not isinstance(plain, PlainLayout) or not self.vocabulary.bracketed or self.vocabulary.strips(plain.control):
             return None
         written, turns = plain.written(["x"] * len(roles))
@@ -283,28 +290,28 @@ class Renderer:
         ids: list[list[int]] = [[]]
         supervised: list[list[int]] = [[]]
         position, encoded = 0, iter(self.vocabulary.encode(cut.texts()))
-        for piece, control, is_taught, begins in cut.pieces:
+        for piece, control, is_supervised, begins in cut.pieces:
             tokens = next(encoded) if control is None else [control]
             inside = [place - position for place in places if position <= place < position + len(piece)]
             position += len(piece)
             if not inside:
                 ids[-1] += tokens
-                supervised[-1] += [int(is_taught)] * len(tokens)
+                supervised[-1] += [int(is_supervised)] * len(tokens)
                 continue
             before, after = piece[: inside[0]], piece[inside[0] + 1 :]
             if len(inside) > 1 or any(bracket in before + after for bracket in BRACKETS):
                 return None
-            slots.append(Slot(plain.order[len(slots)], before, after, begins, int(is_taught)))
+            slots.append(Slot(plain.order[len(slots)], before, after, begins, int(is_supervised)))
             ids.append([])
             supervised.append([])
         return TokenLayout(plain.gaps, slots, ids, supervised, block_notes(turns)) if position == len(text) else None
 
-    def _cut(self, laid: RenderedText) -> _Cut:
+    def _cut(self, layout: RenderedText) -> _Cut:
         pieces: list[tuple[str, int | None, bool, str]] = []
-        position, spans, begins = 0, iter(laid.spans), START
-        start, end = next(spans, (len(laid.text), len(laid.text)))
-        parts = self.vocabulary.split(laid.text)
-        if laid.control is not None and laid.control != [text for text, control in parts if control is not None]:
+        position, spans, begins = 0, iter(layout.spans), START
+        start, end = next(spans, (len(layout.text), len(layout.text)))
+        parts = self.vocabulary.split(layout.text)
+        if layout.control is not None and layout.control != [text for text, control in parts if control is not None]:
             raise DataError(
                 "a text of the conversation joins with the template's text into a control token", "remove or change the text"
             )
@@ -314,7 +321,7 @@ class Renderer:
                 position += len(text)
                 begins = AFTER
                 if position >= end:
-                    start, end = next(spans, (len(laid.text), len(laid.text)))
+                    start, end = next(spans, (len(layout.text), len(layout.text)))
                 continue
             whole = position + len(text)
             before = parts[number - 1][0] if number else None
@@ -328,11 +335,15 @@ class Renderer:
         for text, control, _, _ in pieces:
             if control is None:
                 self.vocabulary.refuse_lost(text)
-        forged = not laid.text.isascii() and laid.text != self.vocabulary.restored(laid.text)
-        notes = [f"the chat template leaves out {path.rsplit('.', 1)[-1]}" for path in laid.dropped]
+        has_lookalike = not layout.text.isascii() and layout.text != self.vocabulary.restore_controls(layout.text)
+        notes = [f"the chat template leaves out {path.rsplit('.', 1)[-1]}" for path in layout.dropped]
         return _Cut(
             pieces,
-            (*notes, *laid.notes, *(["text that looks like a control token is encoded as plain text"] if forged else [])),
+            (
+                *notes,
+                *layout.notes,
+                *(["text that looks like a control token is encoded as plain text"] if has_lookalike else []),
+            ),
         )
 
     def _add(
@@ -345,14 +356,14 @@ class Renderer:
         after: str | None,
     ) -> bool:
         """Append plain text, restored, without what the control tokens beside it swallow; False if nothing is left."""
-        text = self.vocabulary.swallowed(text, before if begins == AFTER else None, after)
+        text = self.vocabulary.stripped_by_neighbours(text, before if begins == AFTER else None, after)
         if text:
-            pieces.append((self.vocabulary.restored(text), None, supervised, begins))
+            pieces.append((self.vocabulary.restore_controls(text), None, supervised, begins))
         return bool(text)
 
     def _cut_text(self, text: str) -> _Cut:
         """A plain text: bos where the tokenizer puts one, the text, eos; all but bos supervised."""
-        self.vocabulary.neutral(text)
+        self.vocabulary.hide_controls(text)
         self.vocabulary.refuse_lost(text)
         eos = self.tokenizer.eos_token
         if eos is None:
@@ -367,15 +378,17 @@ class Renderer:
         """The switch that leaves a prompt as the template writes it without being told."""
         if SWITCH not in source:
             return None
+        if (present := thinking_of(source)) is not None:
+            return present
         sources = (source, with_thinking(source, False), with_thinking(source, True))
-        asked = [{"role": "user", "content": "a"}]
+        question = [{"role": "user", "content": "a"}]
         try:
-            untold, off, on = (Template(self.tokenizer, s, self.vocabulary).run(asked, generate=True) for s in sources)
+            default, off, on = (Template(self.tokenizer, s, self.vocabulary).run(question, generate=True) for s in sources)
         except DataError as error:
             raise ModelError(f"the chat template cannot be used: {error.message}", error.hint) from error
-        return None if off == on or untold not in (off, on) else untold == on
+        return None if off == on or default not in (off, on) else default == on
 
-    def _tool_stops(self, asked: Message) -> list[int]:
+    def _tool_stops(self, question: Message) -> list[int]:
         """The token that ends a tool call, where the template has tool calls."""
         function = {"name": "f", "arguments": {"a": "b"}}
         call = {
@@ -386,7 +399,7 @@ class Renderer:
         parameters = {"type": "object", "properties": {"a": {"type": "string", "description": "c"}}, "required": ["a"]}
         declared = {"type": "function", "function": {"name": "f", "description": "d", "parameters": parameters}}
         try:
-            probe = self.pieces([asked, call], [declared])
+            probe = self.pieces([question, call], [declared])
         except DataError:
             return []
         return [piece.ids[0] for piece in probe if piece.supervised and piece.control][-1:]
@@ -402,7 +415,7 @@ def with_system(messages: list[Message], instruction: str | None) -> list[Messag
     return [{"role": "system", "content": instruction}, *messages]
 
 
-def _taught(messages: list[Message]) -> list[int]:
+def _supervised_turns(messages: list[Message]) -> list[int]:
     """Numbers of the assistant turns of weight 1."""
     return [n for n, message in enumerate(messages) if message["role"] == "assistant" and message.get("weight", 1) == 1]
 

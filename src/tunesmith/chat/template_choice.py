@@ -17,6 +17,8 @@ from tunesmith.recipe import is_shipped_name
 
 SHIPPED = Path(__file__).parent / "templates"
 SWITCH = "enable_thinking"  # the variable's name in every published template that has one
+# Jinja drops the line break after a block, so nothing is written (trim_blocks, as every engine sets it).
+_SWITCHED = {value: f"{{% set {SWITCH} = {str(value).lower()} %}}\n" for value in (True, False)}
 
 
 def shipped_names() -> list[str]:
@@ -44,12 +46,17 @@ def template_text(template: Path) -> str:
 
 
 def with_thinking(source: str, enable_thinking: bool) -> str:
-    """A template with thinking switched on or off, whatever the caller passes in.
+    """A template with thinking switched on or off, whatever the caller passes in; one that is switched is switched anew.
 
     Raises:
         ModelError: the template does not ask for the switch.
     """
     if SWITCH not in source:
         raise ModelError(f"the chat template has no {SWITCH}", f"leave chat.{SWITCH} out, or name another chat.template")
-    # Jinja drops the line break after a block, so nothing is written (trim_blocks, as every engine sets it).
-    return f"{{% set {SWITCH} = {'true' if enable_thinking else 'false'} %}}\n{source}"
+    present = thinking_of(source)
+    return _SWITCHED[enable_thinking] + (source if present is None else source.removeprefix(_SWITCHED[present]))
+
+
+def thinking_of(source: str) -> bool | None:
+    """How ``with_thinking`` has switched a template; None where it has not."""
+    return next((value for value, line in _SWITCHED.items() if source.startswith(line)), None)

@@ -83,10 +83,10 @@ class FilledLayout:
         """Token ids and supervision, with the ids of ``texts`` from an iterator of many conversations."""
         frame = self.frame
         ids, supervised = [*frame.ids[0]], [*frame.supervised[0]]
-        for slot, after, taught in zip(frame.slots, frame.ids[1:], frame.supervised[1:], strict=True):
+        for slot, after, flags in zip(frame.slots, frame.ids[1:], frame.supervised[1:], strict=True):
             tokens = next(encoded)
             ids += tokens
             ids += after
             supervised += [slot.supervised] * len(tokens)
-            supervised += taught
+            supervised += flags
         return ids, supervised

@@ -75,7 +75,7 @@ class Vocabulary:
             token.content: (token.lstrip, token.rstrip) for token in added.values() if token.content in self.control
         }
         self._place = {text: chr(PLACE + number) for number, text in enumerate(self.control)}
-        self._restored = {place: text for text, place in self._place.items()}
+        self._control_of = {place: text for text, place in self._place.items()}
         self._find = _COMMON
         self.bracketed = all(_COMMON.fullmatch(text) for text in self.control)
         if not self.bracketed:
@@ -91,7 +91,7 @@ class Vocabulary:
         self._refuse_moved([text for text in (token.content for token in added.values()) if text not in self.control])
         self._refuse_forgeable()
 
-    def neutral(self, text: str) -> str:
+    def hide_controls(self, text: str) -> str:
         """``text`` with each control token in it replaced by its private-use character.
 
         Raises:
@@ -102,12 +102,12 @@ class Vocabulary:
                 raw = text.encode()
             except UnicodeEncodeError as error:
                 half = text[error.start]
-                told = f"the text holds {half!r}, half a surrogate pair, which is no character"
-                raise DataError(told, "remove it") from None
+                message = f"the text holds {half!r}, half a surrogate pair, which is no character"
+                raise DataError(message, "remove it") from None
             # Planes 12 to 16 begin with these bytes; searching all text for the characters takes ten times as long.
             if (b"\xf3" in raw or b"\xf4" in raw) and _PRIVATE.search(text):
                 raise DataError(
-                    "the text holds characters of the private-use planes 15 or 16, which are kept for marks",
+                    "the text holds characters of the private-use planes 15 or 16, which are reserved for marks",
                     "no font and no vocabulary knows them; remove them",
                 )
         return text if self.bracketed and "<" not in text and "[" not in text else self._find.sub(self._placed, text)
@@ -115,9 +115,9 @@ class Vocabulary:
     def _placed(self, match: re.Match[str]) -> str:
         return self._place.get(match.group(), match.group())
 
-    def restored(self, text: str) -> str:
-        """The opposite of ``neutral``."""
-        return text if text.isascii() else _PRIVATE.sub(lambda match: self._restored[match.group()], text)
+    def restore_controls(self, text: str) -> str:
+        """The opposite of ``hide_controls``."""
+        return text if text.isascii() else _PRIVATE.sub(lambda match: self._control_of[match.group()], text)
 
     def split(self, text: str) -> list[tuple[str, int | None]]:
         """A template's text as (piece, id of the control token or None for plain text), in order, nothing lost."""
@@ -138,7 +138,7 @@ class Vocabulary:
         """The control tokens in a template's text, in order."""
         return [piece for piece, control in self.split(text) if control is not None]
 
-    def broken(self, text: str) -> str:
+    def split_controls(self, text: str) -> str:
         """``text`` with a mark at its end if that is how a control token begins, at its beginning if that is how one ends."""
         core = text.strip()
         heads, tails, longest = self._fragments
@@ -161,7 +161,7 @@ class Vocabulary:
         """Whether one of these control tokens takes white space beside it with it."""
         return any(True in self._strips[text] for text in control)
 
-    def swallowed(self, text: str, before: str | None, after: str | None) -> str:
+    def stripped_by_neighbours(self, text: str, before: str | None, after: str | None) -> str:
         """``text`` without the white space that the control tokens around it take with them (their lstrip, rstrip)."""
         if before is not None and self._strips[before][1]:
             text = text.lstrip()
@@ -175,20 +175,23 @@ class Vocabulary:
         Args:
             texts: (text, where it begins: ``START``, ``AFTER`` or ``MIDDLE``). Short ones are remembered: headers and
                 line breaks come back in every row.
+
+        Raises:
+            ModelError: the tokenizer makes a control token of plain text.
         """
-        found = [self._cache.get(key) if len(key[0]) <= _REMEMBERED else None for key in texts]
-        missing = [number for number, ids in enumerate(found) if ids is None]
+        encoded_texts = [self._cache.get(key) if len(key[0]) <= _REMEMBERED else None for key in texts]
+        missing = [number for number, ids in enumerate(encoded_texts) if ids is None]
         for place, tokenizer, anchor in self._ways:
-            mine = [n for n in missing if self._prefix_free or texts[n][1] == place]
-            encoded = tokenizer.encode_batch_fast([anchor + texts[n][0] for n in mine], add_special_tokens=False)
-            for number, encoding in zip(mine, encoded, strict=True):
+            numbers = [n for n in missing if self._prefix_free or texts[n][1] == place]
+            encoded = tokenizer.encode_batch_fast([anchor + texts[n][0] for n in numbers], add_special_tokens=False)
+            for number, encoding in zip(numbers, encoded, strict=True):
                 ids = encoding.ids
-                found[number] = ids = ids[1:] if anchor else ids
+                encoded_texts[number] = ids = ids[1:] if anchor else ids
                 if len(texts[number][0]) <= _REMEMBERED and len(self._cache) < 4096:
                     self._cache[texts[number]] = ids
             if self._prefix_free:
                 break
-        every = [ids for ids in found if ids is not None]
+        every = [ids for ids in encoded_texts if ids is not None]
         if not all(map(self.control_ids.isdisjoint, every)):
             raise ModelError("plain text became a control token", "use the tokenizer as its authors published it")
         return every
@@ -272,17 +275,17 @@ def _without(description: dict[str, Any], control: dict[str, int]) -> Tokenizer:
     """
     vocabulary = description["model"]["vocab"]
     known = set(vocabulary) if isinstance(vocabulary, dict) else {entry[0] for entry in vocabulary}
-    kept = []
+    remaining = []
     for token in description["added_tokens"]:
         if token["content"] not in control:
-            kept.append(token)
+            remaining.append(token)
         elif token["content"] not in known:
-            kept.append({**token, "content": f"{_ANCHOR}{token['id']}"})
+            remaining.append({**token, "content": f"{_ANCHOR}{token['id']}"})
     last = max([len(known) - 1, *(token["id"] for token in description["added_tokens"])])
     plain = {"special": True, "normalized": False, "single_word": False, "lstrip": False, "rstrip": False}
-    kept.append({"id": last + 1, "content": _ANCHOR, **plain})
-    made = {**description, "added_tokens": kept, "post_processor": None, "truncation": None, "padding": None}
-    return Tokenizer.from_str(json.dumps(made))
+    remaining.append({"id": last + 1, "content": _ANCHOR, **plain})
+    plain_description = {**description, "added_tokens": remaining, "post_processor": None, "truncation": None, "padding": None}
+    return Tokenizer.from_str(json.dumps(plain_description))
 
 
 def _no_prefix(step: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -291,8 +294,8 @@ def _no_prefix(step: dict[str, Any] | None) -> dict[str, Any] | None:
         return None
     if step["type"] == "Sequence":
         key = "normalizers" if "normalizers" in step else "pretokenizers"
-        kept = [changed for part in step[key] if (changed := _no_prefix(part)) is not None]
-        return {**step, key: kept}
+        steps = [changed for part in step[key] if (changed := _no_prefix(part)) is not None]
+        return {**step, key: steps}
     if step["type"] == "Metaspace":
         return {**step, "prepend_scheme": "never"}
     return {**step, "add_prefix_space": False} if "add_prefix_space" in step else step

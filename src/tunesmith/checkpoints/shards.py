@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from rich.filesize import decimal
 
 from tunesmith.errors import ExportError
 from tunesmith.rundir import write_json
@@ -85,7 +86,7 @@ def refuse_full_disk(directory: Path, nbytes: int) -> None:
     free = shutil.disk_usage(directory).free
     if nbytes > free:
         raise ExportError(
-            f"{directory}: the model takes {nbytes / 1e9:.2f} GB, {free / 1e9:.2f} GB are free",
+            f"{directory}: the model takes {decimal(nbytes)}, {decimal(free)} are free",
             "make room, or start the run in a directory on a larger disk",
         )
 

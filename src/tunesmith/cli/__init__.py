@@ -19,6 +19,7 @@ from rich.text import Text
 from tunesmith import pipeline as api
 from tunesmith import recipe
 from tunesmith.cli.ending import run_to_its_end
+from tunesmith.cli.export_text import print_parity, sweep_lines
 from tunesmith.errors import TunesmithError
 from tunesmith.rundir import write_json
 from tunesmith.tracking import terminal, visible
@@ -215,12 +216,14 @@ def export(
     if types and not sweep:
         raise typer.BadParameter("is read with --sweep; the recipe's export.gguf says what is written", param_hint="--type")
     directory = api.open_run(target, out)
+    from tunesmith.export.job import plan_lines
+
     steps = api.export(directory, dry_run)
     if dry_run:
-        for line in api.export_lines(directory, steps):
+        for line in plan_lines(steps, directory.export):
             print(line)
     elif sweep:
-        for line in api.sweep_lines(api.sweep(directory, tuple(types or ()))):
+        for line in sweep_lines(api.sweep(directory, tuple(types or ()))):
             print(line)
 
 
@@ -244,10 +247,10 @@ def verdict(target: Target) -> None:
 
 @app.command()
 def parity(target: Target) -> None:
-    """Prove that every exported form is the model that was trained. Exit code 14 when one is not."""
+    """Prove that every exported form is the model that was trained. Exit code 14 when one is not, 12 when that is not known."""
     result = api.parity(api.open_run(target))
-    _print_parity(result, Console(highlight=False, width=None if sys.stdout.isatty() else 100))
-    raise typer.Exit(result["exit_code"])
+    print_parity(result, Console(highlight=False, width=None if sys.stdout.isatty() else 100))
+    raise typer.Exit(result.exit_code)
 
 
 @app.command("accept-base")
@@ -388,24 +391,6 @@ def _print_verdict(result: dict[str, Any]) -> None:
     console.print(f"{result['n']} such rows find a gain of {detectable} points four times in five")
     for sentence in result["advice"]:
         console.print(Text(sentence), soft_wrap=True)
-
-
-def _print_parity(result: dict[str, Any], console: Console) -> None:
-    """Forms and checks, then why a form is not deployable and where it first says something else, on stdout."""
-    table = Table("form", "template", "ids", "mean KL", "greedy", "adapter", "metric", "", box=box.SIMPLE, pad_edge=False)
-    words = {"pass": Text("ok", "green"), "fail": Text("FAIL", "bold red"), "unknown": Text("?", "yellow"), "shown": Text("")}
-    for form in result["forms"]:
-        states = {name: words[check["state"]] for name, check in form["checks"].items()}
-        figures, mark = form["figures"], states.get("distribution", Text("-"))
-        mean = "" if figures is None or figures["kl_mean"] is None else f"{figures['kl_mean']:.1e} "
-        greedy = "" if figures is None else f"{100 * figures['agreement_or_tie']:.1f} %"
-        before = [states.get(name, Text("-")) for name in ("template", "token ids")]
-        after = [states.get(name, Text("-")) for name in ("adapter", "metric")]
-        ending = Text("deployable") if form["deployable"] else Text("not deployable", "bold red")
-        table.add_row(Text(form["form"]), *before, Text(mean) + mark, greedy, *after, ending)
-    console.print(table)
-    for line in api.parity_lines(result):
-        console.print(Text(visible(line)), soft_wrap=True)
 
 
 def _beside(result: dict[str, Any]) -> Iterator[str]:

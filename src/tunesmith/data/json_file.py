@@ -92,7 +92,11 @@ class _Scan:
         self.position = 0
 
     def feed(self, block: bytes) -> Iterator[bytes]:
-        """The objects that this block completes."""
+        """The objects that this block completes.
+
+        Raises:
+            DataError: a row past the longest line, or a quote that never ends.
+        """
         self.buffer += block
         for token in _TOKEN.finditer(self.buffer, self.position):
             self.position = token.end()
@@ -118,7 +122,11 @@ class _Scan:
         self.start = 0 if self.start >= 0 else -1
 
     def finish(self) -> None:
-        """Check that all is closed."""
+        """Check that all is closed.
+
+        Raises:
+            DataError: brackets or quotes are open, or an object holds no list of rows.
+        """
         if self.depth or self.buffer[self.position :].strip():
             raise DataError(f"{self.path}: the JSON ends after row {self.count} with brackets or quotes left open", _HINT)
         if not self.lists:

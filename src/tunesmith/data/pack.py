@@ -77,20 +77,6 @@ def best_fit(lengths: list[int], capacity: int) -> tuple[list[int], int]:
     return numbers, packs
 
 
-def pack_documents(documents: Sequence[int], lengths: Sequence[int] | np.ndarray, max_length: int) -> list[Pack]:
-    """Best-fit packs of at most ``max_length`` tokens, in the order given.
-
-    Args:
-        documents: indices into ``lengths``.
-        lengths: tokens of each document, 1 to ``max_length``.
-    """
-    numbers, count = best_fit([int(lengths[document]) for document in documents], max_length)
-    packs: list[list[int]] = [[] for _ in range(count)]
-    for document, number in zip(documents, numbers, strict=True):
-        packs[number].append(document)
-    return [tuple(pack) for pack in packs]
-
-
 class Plan:
     """All optimizer steps of a run in order, computed an epoch at a time. A pure function of its arguments.
 

@@ -12,7 +12,6 @@ Refused: opening by keyword in every stage (seven keys, three of which decide wh
 directory, which would outlive the run.
 """
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -27,7 +26,7 @@ from tunesmith.chat.template_choice import template_text
 from tunesmith.checkpoints.resolve import find_model, model_key
 from tunesmith.errors import DataError, RecipeError, RunError
 from tunesmith.layers.experts import Adapted
-from tunesmith.models.adapter import CONFIG, load_adapter_state, read_adapter, read_adapter_config, save_adapter
+from tunesmith.models.adapter import CONFIG, load_adapted, read_lora, save_adapter
 from tunesmith.models.device import best_device
 from tunesmith.models.identity import base_identity, commit_of, refuse_other_base, write_identity
 from tunesmith.models.load import load_model, load_tokenizer
@@ -35,6 +34,7 @@ from tunesmith.models.precision import Dtype, precision
 from tunesmith.models.swap import add_lora
 from tunesmith.recipe import Lora, Recipe
 from tunesmith.rundir import atomic_directory, fingerprint
+from tunesmith.rundir.records import Json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class BaseModel:
         """Fingerprint of the model and of how it is kept while it answers."""
         return fingerprint(self.key, self.base, self.arithmetic, self.per_layer_embeddings)
 
-    def render(self, rows: Iterable[dict[str, Any]]) -> list[Rendered]:
+    def render(self, rows: Iterable[Json]) -> list[Rendered]:
         """Token ids and supervision of rows: objects with ``messages``, and ``tools`` where there are some.
 
         Raises:
@@ -123,12 +123,9 @@ class BaseModel:
         if adapter is not None:
             refuse_other_base(adapter, self.directory)
         model = load_model(self.directory, self.compute, self.storage, best_device(), self.per_layer_embeddings)
-        loaded = LoadedModel(base=self, model=model)
         if adapter is None:
-            return loaded
-        loaded = loaded.adapt(_lora_of(adapter))
-        load_adapter_state(loaded.layers, read_adapter(adapter))
-        return loaded
+            return LoadedModel(base=self, model=model)
+        return LoadedModel(base=self, model=model, layers=load_adapted(model, adapter), lora=read_lora(adapter))
 
     def add_lora(self, *, seed: int = 0, **settings: Any) -> "LoadedModel":
         """The weights in memory with a new adapter on them, which changes nothing yet.
@@ -182,7 +179,7 @@ class LoadedModel:
         assert not self.layers, "a model has one adapter"
         return replace(self, layers=add_lora(self.model, lora, seed), lora=lora)
 
-    def render(self, rows: Iterable[dict[str, Any]]) -> list[Rendered]:
+    def render(self, rows: Iterable[Json]) -> list[Rendered]:
         """See ``BaseModel.render``."""
         return self.base.render(rows)
 
@@ -233,20 +230,3 @@ def _local_or_hub(model: str | Path) -> str:
     """A file or directory as an absolute path; a hub id as it is."""
     path = Path(model).expanduser()
     return str(path.resolve()) if path.exists() or path.suffix == ".gguf" or isinstance(model, Path) else model
-
-
-def _lora_of(adapter: Path) -> Lora:
-    """Rank, scale and targets of a PEFT directory."""
-    config = read_adapter_config(adapter)
-    targets, experts = config["target_modules"], config.get("target_parameters") or []
-    if not isinstance(targets, str):
-        names = [*targets, *(name.rpartition(".")[0] for name in experts)]
-        targets = "|".join(f"(?:.*\\.)?{re.escape(name)}" for name in dict.fromkeys(names))
-    return Lora(
-        r=config["r"],
-        alpha=config["lora_alpha"],
-        dropout=0.0,
-        target_modules=targets,
-        use_rslora=bool(config.get("use_rslora")),
-        use_dora=bool(config.get("use_dora")),
-    )

@@ -5,18 +5,18 @@ as documents do in training, in packs of at most ``PACK`` tokens, and each write
 cache. The head sees the last position of each.
 
 *Writing.* Rows leave the batch when they end, so one rambling answer does not keep thirty finished ones computing. What all
-prompts begin with is computed once for all batches (``infer/shared_prefix.py``). ``model.generate`` does neither; it is the
+prompts begin with is computed once for all batches (``engines/shared_prefix.py``). ``model.generate`` does neither; it is the
 oracle in the tests.
 
-Rows are taken shortest first, so a batch holds rows of like lengths, and the bins of its cache (``infer/row_cache.py``) too.
+Rows are taken shortest first, so a batch holds rows of like lengths, and the bins of its cache (``engines/row_cache.py``) too.
 Batches are about equal: a last one of four rows takes a third of the time of a full one.
 
-Memory beside the weights, in elements: the cache of a batch, ``2 G K`` a layer for every slot (``infer/row_cache.py``), and
+Memory beside the weights, in elements: the cache of a batch, ``2 G K`` a layer for every slot (``engines/row_cache.py``), and
 one layer's activations of one pack, ``PACK * (4 D + 3 F + 3 (H + G) K + 512 H)`` with F the width of the MLP, whatever the
 batch: 0.1 GB for a model of 135 M weights in fp32, where 64 rows of 700 tokens in one rectangle took 8.6 GB. A prompt of
 more than ``PACK`` tokens is a pack of its own and counts with its own length.
 
-Shape suffixes: B living rows, T tokens of a pack, R rows of a pack, D hidden size, V head entries.
+Shape suffixes: T tokens, B rows of a batch that are not done, D hidden size, V vocabulary; here: R rows of a pack.
 """
 
 import time
@@ -76,7 +76,7 @@ class StopRule:
 def greedy(
     model: PreTrainedModel,
     prompts: Sequence[list[int]],
-    ending: StopRule,
+    stop_rule: StopRule,
     batch_size: int,
     advance: Callable[[int], None] = lambda _: None,
     constrain: Callable[[int], GrammarState] | None = None,
@@ -93,16 +93,16 @@ def greedy(
     shared = shared if shared >= MIN_SHARED else 0
     prefix = compute_prefix(model, prompts[0][:shared]) if shared else {}
     hardware.keep_freed_memory()
-    found: dict[int, Generation] = {}
+    answers: dict[int, Generation] = {}
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     for batch in _batches(order, batch_size):
         started = time.perf_counter()
-        own = [prompts[number][shared:] for number in batch]
-        said = _batch(model, own, prefix, shared, ending, None if constrain is None else constrain(len(batch)))
+        suffixes = [prompts[number][shared:] for number in batch]
+        new_ids = _batch(model, suffixes, prefix, shared, stop_rule, None if constrain is None else constrain(len(batch)))
         seconds = (time.perf_counter() - started) / len(batch)
-        found |= {number: Generation(ids, seconds) for number, ids in zip(batch, said, strict=True)}
+        answers |= {number: Generation(ids, seconds) for number, ids in zip(batch, new_ids, strict=True)}
         advance(len(batch))
-    return [found[number] for number in range(len(prompts))]
+    return [answers[number] for number in range(len(prompts))]
 
 
 def _batches(order: list[int], batch_size: int) -> list[list[int]]:
@@ -113,13 +113,18 @@ def _batches(order: list[int], batch_size: int) -> list[list[int]]:
 
 
 def _batch(
-    model: PreTrainedModel, own: list[list[int]], prefix: Prefix, shared: int, ending: StopRule, constraint: GrammarState | None
+    model: PreTrainedModel,
+    suffixes: list[list[int]],
+    prefix: Prefix,
+    shared: int,
+    stop_rule: StopRule,
+    constraint: GrammarState | None,
 ) -> list[list[int]]:
-    """New token ids of each row; ``own`` is what follows the shared beginning, shortest first."""
-    cache = RowCache([len(ids) for ids in own], ending.max_new_tokens, model.device)
-    logits_BV = _prefill(model, own, cache, prefix, shared)
-    said: list[list[int]] = [[] for _ in own]
-    rows = list(range(len(own)))
+    """New token ids of each row; ``suffixes`` is what follows the shared beginning, shortest first."""
+    cache = RowCache([len(ids) for ids in suffixes], stop_rule.max_new_tokens, model.device)
+    logits_BV = _prefill(model, suffixes, cache, prefix, shared)
+    new_ids: list[list[int]] = [[] for _ in suffixes]
+    rows = list(range(len(suffixes)))
     with attention(model, DECODE):
         while True:
             if constraint is not None:
@@ -129,10 +134,10 @@ def _batch(
             if constraint is not None:
                 constraint.accept(chosen)
             for row, token in zip(rows, chosen, strict=True):
-                said[row].append(token)
-            keep = [place for place, row in enumerate(rows) if not ending.ended(said[row])]
-            if not keep or len(said[rows[keep[0]]]) == ending.max_new_tokens:
-                return said
+                new_ids[row].append(token)
+            keep = [place for place, row in enumerate(rows) if not stop_rule.ended(new_ids[row])]
+            if not keep or len(new_ids[rows[keep[0]]]) == stop_rule.max_new_tokens:
+                return new_ids
             if len(keep) < len(rows):
                 keep = cache.keep_rows(keep)
                 rows = [rows[place] for place in keep]
@@ -151,18 +156,18 @@ def _batch(
             logits_BV = _logits(model, hidden_B1D[:, 0])
 
 
-def _prefill(model: PreTrainedModel, own: list[list[int]], cache: RowCache, prefix: Prefix, shared: int) -> Tensor:
+def _prefill(model: PreTrainedModel, suffixes: list[list[int]], cache: RowCache, prefix: Prefix, shared: int) -> Tensor:
     """Read the prompts; logits of the token after each, shape (B, V)."""
     last: list[Tensor] = []
     with attention(model, PREFILL):
-        for rows in _packs([len(ids) for ids in own]):
+        for rows in _packs([len(ids) for ids in suffixes]):
             spans: list[Span] = []
             for row in rows:
                 start = spans[-1].end if spans else 0
-                spans.append(Span(start, start + len(own[row]), start, start))
+                spans.append(Span(start, start + len(suffixes[row]), start, start))
             cache.take_pack([(row, span.start, span.end) for row, span in zip(rows, spans, strict=True)])
-            ids = [token for row in rows for token in own[row]]
-            positions = [shared + place for row in rows for place in range(len(own[row]))]
+            ids = [token for row in rows for token in suffixes[row]]
+            positions = [shared + place for row in rows for place in range(len(suffixes[row]))]
             hidden_1TD = decoder(model)(
                 input_ids=torch.tensor([ids], device=model.device),
                 position_ids=torch.tensor([positions], device=model.device),

@@ -1,16 +1,18 @@
 """What an engine is: something that answers prompts, greedily, and says what that took.
 
 One protocol for transformers in process, llama.cpp and an endpoint, so that an arm is a prompt and an engine and nothing
-else. What an engine cannot do it refuses by one of our errors: no engine answers freely where an answer is held to
+else. What an engine cannot do it refuses by one of our errors: no engine answers freely where an answer is constrained to
 something, and none makes up a log-probability.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
+
+from tunesmith.rundir.records import Json
 
 Message = dict[str, str]
-Constraint = dict[str, Any] | tuple[str, ...]  # all that an answer may be: what meets a JSON schema, or one of these labels
+Constraint = Json | tuple[str, ...]  # all that an answer may be: what meets a JSON schema, or one of these labels
 Advance = Callable[[int], None]
 
 
@@ -56,7 +58,7 @@ class Engine(Protocol):
         """Answer every prompt, in order; ``advance(n)`` is called as answers are done.
 
         Args:
-            allowed: what every answer is held to, as far as the token budget lets it end; None for free text.
+            allowed: what every answer is constrained to, as far as the token budget lets it end; None for free text.
         """
         ...
 

@@ -22,7 +22,7 @@ a converter of schemas to grammars of our own.
 
 Source: llguidance 1.x (``LLMatcher``, ``JsonCompileOptions``); llama.cpp ``common/llguidance.cpp`` for the text form.
 
-Shape suffixes: B rows of the batch, V entries of the model's head.
+Shape suffixes: B rows of a batch, V vocabulary; here: X bytes with a bit for each entry.
 """
 
 import json

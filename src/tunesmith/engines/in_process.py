@@ -1,7 +1,7 @@
 """Answers and log-probabilities of a transformers model in this process.
 
-The decoding is ``engines/decode.py``, the scoring ``infer/score.py``; here conversations become token ids and token ids become
-answers.
+The decoding is ``engines/decode.py``, the scoring ``engines/score.py``; here conversations become token ids and token ids
+become answers.
 
 What answers are constrained to masks the logits before the greedy choice (``engines/grammar.py``); free text adds nothing to a
 step. Everything is made where the model is.
@@ -17,7 +17,7 @@ from tunesmith.chat.vocabulary import AFTER, MIDDLE
 from tunesmith.engines.decode import Generation, StopRule, greedy
 from tunesmith.engines.engine import Advance, Answer, Constraint, Message, Scored
 from tunesmith.engines.grammar import Grammar
-from tunesmith.engines.score import continuation_logprobs
+from tunesmith.engines.score import Scorer
 from tunesmith.errors import RunError
 
 
@@ -32,6 +32,7 @@ class InProcessEngine:
         self.model = model.eval()
         self.renderer = renderer
         self.batch_size = batch_size
+        self._scorer = Scorer(model)
         self._grammars: dict[str, Grammar] = {}
 
     def generate(
@@ -55,26 +56,26 @@ class InProcessEngine:
             ModelError: the model does something to its logits that is not known here.
         """
         vocabulary = self.renderer.vocabulary
-        asked = [self.renderer.prompt_ids(prompt) for prompt, _ in items]
-        begins = [AFTER if ids[-1] in vocabulary.control_ids else MIDDLE for ids in asked]
-        said = vocabulary.encode([(answer, place) for (_, answer), place in zip(items, begins, strict=True)])
-        return continuation_logprobs(self.model, list(zip(asked, said, strict=True)), advance)
+        prompts = [self.renderer.prompt_ids(prompt) for prompt, _ in items]
+        begins = [AFTER if ids[-1] in vocabulary.control_ids else MIDDLE for ids in prompts]
+        answers = vocabulary.encode([(answer, place) for (_, answer), place in zip(items, begins, strict=True)])
+        return self._scorer.continuation_logprobs(list(zip(prompts, answers, strict=True)), advance)
 
     def _generate(self, ids: list[list[int]], max_new_tokens: int, advance: Advance, grammar: Grammar | None) -> list[Answer]:
-        ending = StopRule(max_new_tokens, self.renderer.stop_ids)
-        said = greedy(self.model, ids, ending, self.batch_size, advance, None if grammar is None else grammar.start)
-        return [self._answer(len(prompt), found) for prompt, found in zip(ids, said, strict=True)]
+        stop_rule = StopRule(max_new_tokens, self.renderer.stop_ids)
+        generations = greedy(self.model, ids, stop_rule, self.batch_size, advance, None if grammar is None else grammar.start)
+        return [self._answer(len(prompt), generation) for prompt, generation in zip(ids, generations, strict=True)]
 
     def close(self) -> None:
         """Give freed memory back to the system; the model goes with the object."""
         hardware.release_freed_memory()
 
-    def _answer(self, prompt_tokens: int, found: Generation) -> Answer:
-        finished = bool(found.ids) and found.ids[-1] in self.renderer.stop_ids
-        said = found.ids[:-1] if finished else found.ids
-        text = self.renderer.tokenizer.decode(said, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    def _answer(self, prompt_tokens: int, generation: Generation) -> Answer:
+        finished = bool(generation.ids) and generation.ids[-1] in self.renderer.stop_ids
+        answer_ids = generation.ids[:-1] if finished else generation.ids
+        text = self.renderer.tokenizer.decode(answer_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
-        return Answer(text, prompt_tokens, len(found.ids), found.seconds, finished)
+        return Answer(text, prompt_tokens, len(generation.ids), generation.seconds, finished)
 
     def _check_room(self, ids: list[list[int]], max_new_tokens: int) -> None:
         limit = self.model.config.max_position_embeddings

@@ -20,7 +20,7 @@ Source: ``llama.h`` (build b10605): ``llama_context_params``, ``llama_batch``; `
 (``tokenize_input_prompts``) and ``common/chat.cpp`` (``common_chat_template_direct_apply``) for how the server tokenises a
 rendered conversation.
 
-Shape suffixes: T tokens, B tokens of a batch whose logits are wanted, V vocabulary.
+Shape suffixes: V vocabulary; here: B tokens of a batch whose logits are wanted.
 """
 
 import ctypes
@@ -127,7 +127,7 @@ class Libllama:
             raise ExportError(f"{gguf}: llama.cpp cannot run it", "run: tunesmith export RUN")
         self._vocab = library.llama_model_get_vocab(self._model)
         self._tokens = library.llama_vocab_n_tokens(self._vocab)
-        self._context = self._made_context(context)
+        self._context = self._new_context(context)
         library.llama_set_n_threads(self._context, threads, threads)
         begins = library.llama_vocab_get_add_bos(self._vocab)
         self.bos: str = self._text(library.llama_vocab_bos(self._vocab)) if begins else ""
@@ -160,14 +160,14 @@ class Libllama:
 
     def detokenize(self, ids: list[int]) -> str:
         """Text of token ids, control tokens as they are written."""
-        given = (ctypes.c_int32 * len(ids))(*ids)
+        buffer = (ctypes.c_int32 * len(ids))(*ids)
         size = 64
         while True:
             room = ctypes.create_string_buffer(size)
-            found = self._library.llama_detokenize(self._vocab, given, len(ids), room, size, False, True)
-            if found >= 0:
-                return room.raw[:found].decode(errors="replace")
-            size = -found
+            count = self._library.llama_detokenize(self._vocab, buffer, len(ids), room, size, False, True)
+            if count >= 0:
+                return room.raw[:count].decode(errors="replace")
+            size = -count
 
     def logits(self, ids: list[int], first: int = 0) -> Iterator[NDArray[np.float32]]:
         """Logits of what follows ``ids[: first + 1]``, ``ids[: first + 2]``, ... and all of ``ids``, batch by batch.
@@ -182,30 +182,30 @@ class Libllama:
         self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
         for start in range(0, len(ids), BATCH):
             part = ids[start : start + BATCH]
-            wanted = [start + place >= first for place in range(len(part))]
+            is_output = [start + place >= first for place in range(len(part))]
             batch = _Batch(
                 n_tokens=len(part),
                 token=(ctypes.c_int32 * len(part))(*part),
-                logits=(ctypes.c_int8 * len(part))(*wanted),
+                logits=(ctypes.c_int8 * len(part))(*is_output),
             )
             failed = self._library.llama_decode(self._context, batch)
             if failed:
                 raise ExportError(f"{self._path}: llama.cpp's forward pass of {len(ids)} tokens gave {failed}", "")
-            rows = [self._row(place) for place, asked in enumerate(wanted) if asked]
+            rows = [self._row(place) for place, output in enumerate(is_output) if output]
             if rows:
                 yield np.stack(rows)
 
-    def score(self, prompt: list[int], said: list[int]) -> tuple[float, bool]:
-        """Log-probability of the tokens ``said`` behind ``prompt`` (nats, summed in fp64), and whether they are greedy.
+    def score(self, prompt: list[int], answer: list[int]) -> tuple[float, bool]:
+        """Log-probability of the tokens ``answer`` behind ``prompt`` (nats, summed in fp64), and whether they are greedy.
 
         Raises:
             ExportError: see ``logits``.
         """
-        if not said:
+        if not answer:
             return 0.0, True
         total, greedy, place = 0.0, True, 0
-        for logits_BV in self.logits(prompt + said[:-1], len(prompt) - 1):
-            target_B = np.array(said[place : place + len(logits_BV)])
+        for logits_BV in self.logits(prompt + answer[:-1], len(prompt) - 1):
+            target_B = np.array(answer[place : place + len(logits_BV)])
             place += len(target_B)
             top_B1 = logits_BV.max(-1, keepdims=True)
             normalizer_B = np.exp(logits_BV - top_B1, dtype=np.float64).sum(-1)
@@ -214,8 +214,8 @@ class Libllama:
             greedy = greedy and bool((logits_BV.argmax(-1) == target_B).all())
         return total, greedy
 
-    def _made_context(self, context: int) -> int:
-        """A context, whose parameters are looked at once it is made.
+    def _new_context(self, context: int) -> int:
+        """A context, whose parameters are looked at once it is there.
 
         Outputs are counted in tokens; left alone, one a sequence is all that there is room for.
         """
@@ -225,21 +225,21 @@ class Libllama:
         numbers = parameters.numbers
         numbers[_N_CTX], numbers[_N_BATCH], numbers[_N_UBATCH], numbers[_N_SEQ_MAX] = length, BATCH, MICRO_BATCH, 1
         numbers[_N_RS_SEQ], numbers[_N_OUTPUTS_MAX], numbers[_N_OUTPUTS_MAX_PER_SEQ] = 0, BATCH, BATCH
-        made = library.llama_init_from_model(self._model, parameters)
-        if not made:
+        handle = library.llama_init_from_model(self._model, parameters)
+        if not handle:
             raise ExportError(f"{self._path}: llama.cpp has no room for a context of {length} tokens", "shorten the prompts")
-        asked: dict[str, tuple[Callable[[int], int], int]] = {
+        settings: dict[str, tuple[Callable[[int], int], int]] = {
             "n_ctx": (library.llama_n_ctx, length),
             "n_batch": (library.llama_n_batch, BATCH),
             "n_ubatch": (library.llama_n_ubatch, MICRO_BATCH),
             "n_seq_max": (library.llama_n_seq_max, 1),
             "n_rs_seq": (library.llama_n_rs_seq, 0),
         }
-        for name, (function, expected) in asked.items():
-            found = function(made)
-            if found != expected:
-                raise ExportError(f"llama.cpp took {name} for {found} and not {expected}: its parameters lie elsewhere", HINT)
-        return made
+        for name, (function, expected) in settings.items():
+            actual = function(handle)
+            if actual != expected:
+                raise ExportError(f"llama.cpp took {name} for {actual} and not {expected}: its parameters lie elsewhere", HINT)
+        return handle
 
     def _apply(self, lora: Path) -> None:
         adapter = self._library.llama_adapter_lora_init(self._model, str(lora).encode())
@@ -253,12 +253,12 @@ class Libllama:
         return self._library.llama_vocab_get_text(self._vocab, token).decode(errors="replace")
 
     def _tokenize(self, text: str, special: bool) -> list[int]:
-        given = text.encode()
-        size = len(given) + 2
+        buffer = text.encode()
+        size = len(buffer) + 2
         room = (ctypes.c_int32 * size)()
-        found = self._library.llama_tokenize(self._vocab, given, len(given), room, size, special, special)
-        assert found >= 0, f"{-found} tokens for {len(given)} bytes"
-        return room[:found]
+        count = self._library.llama_tokenize(self._vocab, buffer, len(buffer), room, size, special, special)
+        assert count >= 0, f"{-count} tokens for {len(buffer)} bytes"
+        return room[:count]
 
     def _row(self, place: int) -> NDArray[np.float32]:
         pointer = self._library.llama_get_logits_ith(self._context, place)

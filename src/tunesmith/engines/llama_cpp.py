@@ -2,27 +2,28 @@
 
 The chat template is the one inside the GGUF and the tokenizer is llama.cpp's: what is measured here is what a user of
 Ollama, LM Studio or llama-server will get. Prompts are answered one after another, so that the time of an answer is its
-own. The engine runs in a child process (``infer/llama_model.py`` says why).
+own. The engine runs in a child process (``engines/llama_model.py`` says why).
 
 An adapter lies beside its base: the server loads it at scale 0 and every request asks for it at scale 1, as a request to
 llama-server does that chooses among several.
 
 llama.cpp's server gives log-probabilities of what it says, none of what it is given; those come from its library, on the
-prompt that the server rendered (``infer/libllama.py``).
+prompt that the server rendered (``engines/libllama.py``).
 
-What answers are held to goes along as text for its own copy of llguidance, checked by ours beforehand: llama.cpp takes a
-grammar that it cannot read, notes it in its log and answers freely (``infer/grammar.py``).
+What answers are constrained to goes along as text for its own copy of llguidance, checked by ours beforehand: llama.cpp takes a
+grammar that it cannot read, notes it in its log and answers freely (``engines/grammar.py``).
 """
 
 import json
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from tunesmith.engines.engine import Advance, Answer, Constraint, Message, Scored
+from tunesmith.engines.grammar import as_text
 from tunesmith.engines.llama_model import LlamaProcess
 from tunesmith.errors import ExportError
+from tunesmith.rundir.records import Json
 
 
 class LlamaCppEngine:
@@ -58,18 +59,16 @@ class LlamaCppEngine:
 
         Raises:
             ExportError: the engine refused a prompt or died.
-            RecipeError: what answers are held to cannot be enforced.
+            RecipeError: what answers are constrained to cannot be enforced.
             MissingPackage: something is allowed, and llguidance is not installed.
         """
-        asked: dict[str, Any] = {"temperature": 0.0, "max_tokens": max_new_tokens, **self._adapters}
+        request: Json = {"temperature": 0.0, "max_tokens": max_new_tokens, **self._adapters}
         if allowed is not None:
-            from tunesmith.engines.grammar import as_text
-
-            asked["grammar"] = as_text(allowed)
+            request["grammar"] = as_text(allowed)
         answers: list[Answer] = []
         for prompt in prompts:
             started = time.perf_counter()
-            reply = self._process.ask("chat", body={"messages": prompt, **asked})
+            reply = self._process.ask("chat", body={"messages": prompt, **request})
             seconds = time.perf_counter() - started
             if "choices" not in reply:
                 raise ExportError(f"llama.cpp refused a prompt: {json.dumps(reply)[:300]}", "is the context large enough?")
@@ -92,8 +91,8 @@ class LlamaCppEngine:
         Raises:
             ExportError: a prompt and its answer do not fit the context, or the engine refused the conversation or died.
         """
-        found: list[Scored] = []
+        scores: list[Scored] = []
         for prompt, answer in items:
-            found.append(Scored(**self._process.ask("score", messages=prompt, said=answer)))
+            scores.append(Scored(**self._process.ask("score", messages=prompt, answer=answer)))
             advance(1)
-        return found
+        return scores

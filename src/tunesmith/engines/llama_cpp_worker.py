@@ -8,10 +8,12 @@ end of input ends the process.
 
 Two parts of llama.cpp stand behind the requests, and each is made when it is first asked for. Its server renders
 conversations and answers them, over a loopback port of its choosing that is open as long as the process lives. Its library
-(``infer/libllama.py``) gives token ids and logits. The server keeps its model to itself, so where both are asked for the file
+(``engines/libllama.py``) gives token ids and logits. The server keeps its model to itself, so where both are asked for the file
 is opened twice; it is mapped, and a page of it lies in memory once.
 
 An adapter is loaded by the server at scale 0 and applied by the requests that ask for it; the library applies it to all.
+
+Shape suffixes: V vocabulary; here: B tokens of a batch whose logits are wanted.
 """
 
 import json
@@ -26,6 +28,7 @@ import xllamacpp
 
 from tunesmith.engines.libllama import Libllama
 from tunesmith.errors import ExportError
+from tunesmith.rundir.records import Json
 
 SECONDS = 60  # that rendering may take
 
@@ -46,7 +49,7 @@ class Worker:
         self._server: Any = None
         self._library: Libllama | None = None
 
-    def answer(self, request: dict[str, Any]) -> Any:
+    def answer(self, request: Json) -> Any:
         """What is replied to a request: its ``done``.
 
         Raises:
@@ -58,8 +61,8 @@ class Worker:
             case "load library":
                 return self.library() is not None
             case "chat":
-                said = self.server().handle_chat_completions(request["body"])
-                return json.loads(said) if isinstance(said, str | bytes) else said
+                reply = self.server().handle_chat_completions(request["body"])
+                return json.loads(reply) if isinstance(reply, str | bytes) else reply
             case "render":
                 return self.render(request["messages"])
             case "tokenize":
@@ -67,7 +70,7 @@ class Worker:
             case "detokenize":
                 return self.library().detokenize(request["ids"])
             case "score":
-                return self.score(request["messages"], request["said"])
+                return self.score(request["messages"], request["answer"])
         raise AssertionError(request)
 
     def server(self) -> Any:
@@ -104,7 +107,11 @@ class Worker:
         return self._library
 
     def render(self, messages: list[dict[str, str]]) -> str:
-        """The prompt that the server makes of a conversation, with the BOS that its tokenizer puts in front."""
+        """The prompt that the server makes of a conversation, with the BOS that its tokenizer puts in front.
+
+        Raises:
+            ExportError: llama.cpp cannot render a conversation.
+        """
         request = urllib.request.Request(
             f"{self.server().listening_address}/apply-template",
             json.dumps({"messages": messages}).encode(),
@@ -117,13 +124,13 @@ class Worker:
             reason = error.read().decode(errors="replace")[:300]
             raise ExportError(f"{self._gguf}: llama.cpp cannot render a conversation: {reason}", "set chat.template") from error
 
-    def score(self, messages: list[dict[str, str]], answer: str) -> dict[str, Any]:
+    def score(self, messages: list[dict[str, str]], answer: str) -> Json:
         """``Scored`` of an answer to a conversation."""
         library = self.library()
         prompt = library.tokenize(self.render(messages))
-        said = library.answer_ids(answer, prompt)
-        logprob, greedy = library.score(prompt, said)
-        return {"logprob": logprob, "tokens": len(said), "greedy": greedy}
+        answer_ids = library.answer_ids(answer, prompt)
+        logprob, greedy = library.score(prompt, answer_ids)
+        return {"logprob": logprob, "tokens": len(answer_ids), "greedy": greedy}
 
     def write_logits(self, ids: list[int], first: int) -> None:
         """Reply with the shape, then with the rows as they are computed.
@@ -138,7 +145,7 @@ class Worker:
             self._replies.write(logits_BV.data)
         self._replies.flush()
 
-    def write(self, reply: dict[str, Any]) -> None:
+    def write(self, reply: Json) -> None:
         """One line."""
         self._replies.write(json.dumps(reply).encode() + b"\n")
         self._replies.flush()

@@ -4,13 +4,13 @@ An exported file is proven by comparing it with what was trained, stage by stage
 that the tokenizer makes of it, the distribution of the next token. Each has to be llama.cpp's own. Our renderer and tokenizer
 would agree with themselves, and the answer that a user gets is made by neither.
 
-``LlamaProcess`` is our end of the child that llama.cpp runs in (``infer/llama_cpp_worker.py``), for ``LlamaModel`` and
+``LlamaProcess`` is our end of the child that llama.cpp runs in (``engines/llama_cpp_worker.py``), for ``LlamaModel`` and
 ``LlamaCppEngine`` alike. In one process with PyTorch the two thread pools share one OpenMP runtime, which then sees more
 threads than cores and puts them to sleep at every barrier: half of the time went into futexes and decoding took more than
 twice as long. A crash of llama.cpp also stays its own. What it logs goes to a file without a name, since nobody empties a pipe
 while he waits for a reply; its last lines are in the error when it dies.
 
-Shape suffixes: L positions looked at, V vocabulary.
+Shape suffixes: V vocabulary; here: L positions whose logits are wanted.
 """
 
 import io
@@ -53,18 +53,16 @@ class LlamaProcess:
         self._gguf = gguf
         command = [sys.executable, "-m", "tunesmith.engines.llama_cpp_worker", str(gguf), str(context)]
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
-        self._child = subprocess.Popen(
+        self._child = hardware.Child(
             [*command, str(hardware.cpu_count()), *([] if lora is None else [str(lora)])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env=hardware.child_environment(),
         )
         try:
             self.ask(f"load {part}")
         except ExportError as error:
-            said = self._end()
-            raise ExportError(f"{error.message}{said}", error.hint) from error
+            raise ExportError(f"{error.message}{self._end()}", error.hint) from error
 
     def __enter__(self) -> Self:
         return self
@@ -78,21 +76,21 @@ class LlamaProcess:
             hardware.note_child(self._child.pid)
             self._end()
 
-    def ask(self, what: str, **given: Any) -> Any:
+    def ask(self, what: str, **arguments: Any) -> Any:
         """Send a request and return what was ``done``.
 
         Raises:
             ExportError: llama.cpp refuses it, or died.
         """
         assert self._child.stdin is not None and self._child.stdout is not None
-        assert not self._child.stdin.closed, "asked after close()"
+        assert not self._child.stdin.closed, "a request after close()"
         try:
-            self._child.stdin.write(json.dumps({"do": what, **given}).encode() + b"\n")
+            self._child.stdin.write(json.dumps({"do": what, **arguments}).encode() + b"\n")
             self._child.stdin.flush()
         except BrokenPipeError:
             logger.warning("llama.cpp has stopped")  # its last words are read below
         line = self._child.stdout.readline()
-        if not line:
+        if not line.endswith(b"\n"):
             raise self._died()
         reply = json.loads(line)
         if "error" in reply:
@@ -112,10 +110,17 @@ class LlamaProcess:
         return rows_LV
 
     def _died(self) -> ExportError:
-        return ExportError(f"{self._gguf}: llama.cpp cannot run it:{self._end()}", "run: tunesmith export RUN")
+        log = self._end()
+        death = hardware.death_of(self._child.returncode)
+        if death is not None:
+            return ExportError(f"{self._gguf}: llama.cpp {death.reason}{log}", death.hint)
+        return ExportError(
+            f"{self._gguf}: llama.cpp cannot run it, and ended with exit code {self._child.returncode}:{log}",
+            "run: tunesmith export RUN",
+        )
 
     def _end(self) -> str:
-        """End the process; the last lines of its log, each behind a line break."""
+        """End the process; the last lines of its log, each behind a line break. Nothing the second time."""
         assert self._child.stdin is not None and self._child.stdout is not None
         try:
             self._child.stdin.close()

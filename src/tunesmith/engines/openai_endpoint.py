@@ -31,9 +31,12 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import jsonschema
+
 from tunesmith import hardware
 from tunesmith.engines.engine import Advance, Answer, Constraint, Message, Scored
 from tunesmith.errors import MissingPackage, RecipeError, RunError
+from tunesmith.rundir.records import Json
 
 if TYPE_CHECKING:
     import httpx2
@@ -150,38 +153,38 @@ class OpenAIEndpoint:
         raise RunError(f"{self._url}: no log-probability of a given answer", "score with the engine in process")
 
     def _answer(self, prompt: list[Message], max_new_tokens: int, allowed: Constraint | None, stop: Event) -> Answer:
-        asked: dict[str, Any] = {"model": self._model, "messages": prompt, "temperature": 0, "max_tokens": max_new_tokens}
+        request: Json = {"model": self._model, "messages": prompt, "temperature": 0, "max_tokens": max_new_tokens}
         schema = _one_label(allowed) if isinstance(allowed, tuple) else allowed
         if schema is not None:
-            named = {"name": "answer", "schema": schema, "strict": True}
-            asked["response_format"] = {"type": "json_schema", "json_schema": named}
-        asked = {key: value for key, value in (asked | self._body).items() if value is not None}
-        reply, seconds = self._post(asked, stop)
+            json_schema = {"name": "answer", "schema": schema, "strict": True}
+            request["response_format"] = {"type": "json_schema", "json_schema": json_schema}
+        request = {key: value for key, value in (request | self._body).items() if value is not None}
+        reply, seconds = self._post(request, stop)
         try:
             choice, usage = reply["choices"][0], reply["usage"]
             text, finish = choice["message"].get("content"), choice["finish_reason"]
             counts = int(usage["prompt_tokens"]), int(usage["completion_tokens"])
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise RunError(
-                f"{self._url}: not a chat completion with usage: {self._told(json.dumps(reply))}",
+                f"{self._url}: not a chat completion with usage: {self._excerpt(json.dumps(reply))}",
                 "is it an OpenAI-compatible endpoint?",
             ) from error
         answer = Answer(text or "", *counts, seconds, finish == "stop")
         if schema is not None and answer.finished and answer.text:
-            said = self._checked(answer.text, schema)
-            answer = replace(answer, text=said["label"]) if isinstance(allowed, tuple) else answer
+            parsed = self._checked(answer.text, schema)
+            answer = replace(answer, text=parsed["label"]) if isinstance(allowed, tuple) else answer
         return answer
 
-    def _post(self, asked: dict[str, Any], stop: Event) -> tuple[dict[str, Any], float]:
+    def _post(self, request: Json, stop: Event) -> tuple[Json, float]:
         """Ask until there is an answer or an error that will not pass; with the seconds of the try that was answered."""
         attempt = 0
         while True:
             started = time.perf_counter()
             wait = None
             try:
-                response = self._client.post(self._url, json=asked)
+                response = self._client.post(self._url, json=request)
             except self._passing as error:
-                failure = RunError(f"{self._url}: {self._told(str(error) or type(error).__name__)}", "is the endpoint up?")
+                failure = RunError(f"{self._url}: {self._excerpt(str(error) or type(error).__name__)}", "is the endpoint up?")
             else:
                 if response.status_code == 200:
                     return self._parsed(response), time.perf_counter() - started
@@ -194,43 +197,41 @@ class OpenAIEndpoint:
             if attempt > self._retries or stop.wait(pause if wait is None else min(wait, LONGEST_PAUSE)):
                 raise RunError(f"{failure.message} ({attempt} tries)", failure.hint)
 
-    def _parsed(self, response: "httpx2.Response") -> dict[str, Any]:
+    def _parsed(self, response: "httpx2.Response") -> Json:
         try:
             reply = response.json()
         except ValueError as error:
-            raise RunError(f"{self._url}: no JSON: {self._told(response.text)}", HINTS[404]) from error
+            raise RunError(f"{self._url}: no JSON: {self._excerpt(response.text)}", HINTS[404]) from error
         if not isinstance(reply, dict):
-            raise RunError(f"{self._url}: not a chat completion: {self._told(response.text)}", HINTS[404])
+            raise RunError(f"{self._url}: not a chat completion: {self._excerpt(response.text)}", HINTS[404])
         return reply
 
     def _refused(self, response: "httpx2.Response") -> RunError:
         """What a status other than 200 means."""
         hint = HINTS.get(response.status_code, "see what the endpoint says; body adds keys to the request or leaves ours out")
-        return RunError(f"{self._url}: {response.status_code} for model {self._model}: {self._told(response.text)}", hint)
+        return RunError(f"{self._url}: {response.status_code} for model {self._model}: {self._excerpt(response.text)}", hint)
 
-    def _checked(self, text: str, schema: dict[str, Any]) -> Any:
+    def _checked(self, text: str, schema: Json) -> Any:
         """The answer as JSON."""
-        import jsonschema
-
         try:
-            said = json.loads(text)
-            jsonschema.validate(said, schema)
+            parsed = json.loads(text)
+            jsonschema.validate(parsed, schema)
         except (ValueError, jsonschema.ValidationError) as error:
             reason = str(error).splitlines()[0]
             raise RunError(
-                f"{self._url}: an answer does not meet the schema that was asked for ({reason}): {self._told(text)}",
+                f"{self._url}: an answer does not meet the schema that was asked for ({reason}): {self._excerpt(text)}",
                 "the endpoint ignores response_format; decode freely there",
             ) from error
-        return said
+        return parsed
 
-    def _told(self, text: str) -> str:
+    def _excerpt(self, text: str) -> str:
         """The beginning of what the endpoint said, without the key."""
         if self._key is not None:
             text = text.replace(self._key, "[key]")
         return " ".join(text.split())[:300]
 
 
-def _one_label(labels: tuple[str, ...]) -> dict[str, Any]:
+def _one_label(labels: tuple[str, ...]) -> Json:
     """Schema of an object that holds one of the labels: what ``response_format`` knows is an object at the top."""
     label = {"type": "string", "enum": list(labels)}
     return {"type": "object", "properties": {"label": label}, "required": ["label"], "additionalProperties": False}

@@ -20,8 +20,8 @@ a batch is known when it begins, and gathering pages for a stock matrix product 
 Memory: ``sum over bins of rows * slots of a row * G * 2 K`` elements a layer that keeps keys of its own, and one layer's share
 twice while pools are laid out anew.
 
-Shape suffixes: B living rows, G key/value heads, T tokens of a pack, W slots of each row of a bin, X = slots times G stretches
-of K elements in a pool, K head dimension.
+Shape suffixes: T tokens, B rows of a batch that are not done, G key/value heads, K head dimension; here: b rows of a bin, X
+slots of a row or (W slots times G) stretches of K elements in a pool.
 """
 
 from collections.abc import Sequence
@@ -202,10 +202,10 @@ class RowCache(DynamicCache):
         Returns:
             The same numbers in the order that the rows have now.
         """
-        wanted, order, first = set(keep), [], 0
+        rows_to_keep, order, first = set(keep), [], 0
         for group in self._bins:
             rows = range(len(group.lengths))
-            living = [row for row in rows if first + row in wanted]
+            living = [row for row in rows if first + row in rows_to_keep]
             late = [row for row in living if row >= len(living)]
             place = [row if row in living else late.pop() for row in rows[: len(living)]]
             for row, source in enumerate(place):
@@ -227,15 +227,15 @@ class RowCache(DynamicCache):
             self._slots += capacity * len(group.lengths)
         for layer, pools in self._pools.items():
             heads = pools[0].shape[2] // slots
-            self._pools[layer] = tuple(self._laid_out(pool_11XK, heads, before) for pool_11XK in pools)  # type: ignore[assignment]
+            self._pools[layer] = tuple(self._grown_pool(pool_11XK, heads, before) for pool_11XK in pools)  # type: ignore[assignment]
 
-    def _laid_out(self, pool_11XK: Tensor, heads: int, before: Sequence[_Bin]) -> Tensor:
+    def _grown_pool(self, pool_11XK: Tensor, heads: int, before: Sequence[_Bin]) -> Tensor:
         """A pool of the present bins with what the bins ``before`` hold."""
         grown_11XK = pool_11XK.new_zeros(1, 1, self._slots * heads, pool_11XK.shape[3])
         for old, new in zip(before, self._bins, strict=True):
             rows = len(new.lengths)
-            held, room = Part(0, rows, old.start, old.capacity), Part(0, rows, new.start, new.capacity)
-            room.of(grown_11XK, heads)[:, :, : old.capacity] = held.of(pool_11XK, heads)
+            old_part, new_part = Part(0, rows, old.start, old.capacity), Part(0, rows, new.start, new.capacity)
+            new_part.of(grown_11XK, heads)[:, :, : old.capacity] = old_part.of(pool_11XK, heads)
         return grown_11XK
 
     def _move(self, group: _Bin, source: int, target: int) -> None:
@@ -259,7 +259,7 @@ def _bins(lengths: Sequence[int], room: int) -> tuple[list[_Bin], int]:
 
     A bin ends where a wider row would make the rows before it read more than a bin of its own costs.
     """
-    found: list[_Bin] = []
+    bins: list[_Bin] = []
     members: list[int] = []
     slots = 0
     for number, length in enumerate(lengths):
@@ -267,9 +267,9 @@ def _bins(lengths: Sequence[int], room: int) -> tuple[list[_Bin], int]:
         last = number + 1 == len(lengths)
         if last or len(members) * (_rounded(lengths[number + 1]) - _rounded(length)) > BIN_COST:
             capacity = _capacity(length, room)
-            found.append(_Bin(slots, capacity, members))
+            bins.append(_Bin(slots, capacity, members))
             slots, members = slots + capacity * len(members), []
-    return found, slots
+    return bins, slots
 
 
 def _capacity(length: int, room: int) -> int:

@@ -4,7 +4,7 @@ A regression suite asks for thousands of log-probabilities and generates nothing
 runs every one from its first token, and takes a log-softmax over the vocabulary at every position. Here
 
 * what all contexts have in common (an instruction, demonstrations) runs once for the whole call and is kept as keys and
-  values (``infer/shared_prefix.py``);
+  values (``engines/shared_prefix.py``);
 * pairs with the same context, as the choices of one question, run it once: they are spans that see it
   (``kernels/attention.py``); so does what all those choices begin with (a blank, the brace and first key of a JSON object);
 * texts lie one after another without padding;
@@ -26,15 +26,15 @@ scattered keys), and log-softmax over all positions (200 KB a position at V = 49
 Source of the loss: ``kernels/cross_entropy.py``. Pairs as in lm-evaluation-harness: one forward pass predicts token t from
 all before it; ``greedy`` is its ``is_greedy``.
 
-Shape suffixes: T tokens of a pack, H query heads, K head dimension, G key/value heads, P tokens of the header, U positions
-looked at, C positions of a chunk, M target tokens, N tokens of the continuations together, D hidden size, V vocabulary.
+Shape suffixes: T tokens, N rows (tokens of all continuations), C rows of one chunk (positions), D hidden size, V vocabulary, H
+query heads, G key/value heads, K head dimension; here: P tokens of the header, U positions whose hidden states are wanted, M
+target tokens, X targets of a chunk.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from tunesmith.engines.engine import Scored
 from tunesmith.engines.shared_prefix import MIN_SHARED, Prefix, common_beginning, compute_prefix
 from tunesmith.errors import ModelError, RunError
-from tunesmith.kernels.attention import Scoring, Span, attention_forward
+from tunesmith.kernels.attention import ScoreParams, Span, attention_forward
 from tunesmith.kernels.cross_entropy import CHUNK, cross_entropy_rows_
 from tunesmith.models.attention import packed_attention
 from tunesmith.models.load import attention, decoder
@@ -52,85 +52,71 @@ from tunesmith.models.load import attention, decoder
 SCORED = "tunesmith_scored"
 CAPACITY = 2048  # tokens of one pack
 Pair = tuple[Sequence[int], Sequence[int]]  # context, continuation
-_AGREED: WeakSet[PreTrainedModel] = WeakSet()  # models whose head was compared: two passes, 0.2 s at 135 M weights
 
 
-def continuation_logprobs(
-    model: PreTrainedModel, pairs: Sequence[Pair], advance: Callable[[int], None] = lambda _: None
-) -> list[Scored]:
-    """Log-probability of every continuation given its context, in order.
+class Scorer:
+    """A model that continuations are scored with.
 
-    Args:
-        pairs: token ids of context (at least one: a beginning-of-text token where there is nothing else) and continuation.
-        advance: called with the number of pairs done.
-
-    Raises:
-        RunError: a pair exceeds the model's context.
-        ModelError: the model does something to its logits that is not known here.
-    """
-    found = []
-    for logprob_N, greedy_N in _scored(model, pairs, advance):
-        found.append(Scored(float(logprob_N.sum()), len(logprob_N), bool(greedy_N.all())))
-    return found
-
-
-def token_logprobs(model: PreTrainedModel, texts: Sequence[Sequence[int]], max_length: int | None = None) -> list[Tensor]:
-    """Log-probability of every token of a text but the first, given those before it.
+    Its head is compared with what the stock model does to its logits once, before the first pair (two passes, 0.2 s at 135 M
+    weights).
 
     Args:
-        texts: token ids. Divide the negated sum by the text's bytes and ln 2 for bits per byte.
-        max_length: a longer text is cut into windows of so many tokens, each of which begins with the last token of the
-            one before; the model's context when not given.
-
-    Returns:
-        fp64 in nats for each text, shape (tokens - 1,), on the CPU.
+        model: in evaluation mode; its adapter may be switched off and on between calls.
     """
-    limit = min(max_length or model.config.max_position_embeddings, model.config.max_position_embeddings)
-    pairs: list[Pair] = []
-    owner: list[int] = []
-    for number, ids in enumerate(texts):
-        for start in range(0, len(ids) - 1, limit - 1):
-            pairs.append((ids[start : start + 1], ids[start + 1 : start + limit]))
-            owner.append(number)
-    parts: list[list[Tensor]] = [[torch.empty(0, dtype=torch.float64)] for _ in texts]
-    for number, (logprob_N, _) in zip(owner, _scored(model, pairs), strict=True):
-        parts[number].append(logprob_N)
-    return [torch.cat(part) for part in parts]
 
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
 
-@torch.inference_mode()
-def last_states(model: PreTrainedModel, pairs: Sequence[Pair]) -> Tensor:
-    """Last hidden states that predict the continuations' tokens, shape (N, D), pair by pair."""
-    states: dict[int, Tensor] = {}
-    for pack, hidden_UD in _hidden(model, pairs):
-        for pair, rows in pack.rows.items():
-            states[pair] = hidden_UD[rows]
-    return torch.cat([states[pair] for pair in range(len(pairs))])
+    @cached_property
+    def _head(self) -> "_Head":
+        return _compared_head(self.model)
 
+    def continuation_logprobs(self, pairs: Sequence[Pair], advance: Callable[[int], None] = lambda _: None) -> list[Scored]:
+        """Log-probability of every continuation given its context, in order.
 
-@torch.inference_mode()
-def kl_of_states(model: PreTrainedModel, base_ND: Tensor, tuned_ND: Tensor) -> Tensor:
-    """KL(base || tuned) of next-token distributions, in nats, fp64, shape (N,), on the CPU.
+        Args:
+            pairs: token ids of context (at least one: a beginning-of-text token where there is nothing else) and continuation.
+            advance: called with the number of pairs done.
 
-    Args:
-        model: whose head makes both distributions (adapters leave the head alone).
-        base_ND, tuned_ND: what ``last_states`` gave for the same pairs without and with the adapter.
-    """
-    logits_of = _head(model)
-    parts = [torch.empty(0, dtype=torch.float64)]
-    for base_CD, tuned_CD in zip(base_ND.split(CHUNK), tuned_ND.split(CHUNK), strict=True):
-        log_p_CV, log_q_CV = (torch.log_softmax(logits_of(x).float(), -1) for x in (base_CD, tuned_CD))
-        parts.append((log_p_CV.exp() * (log_p_CV - log_q_CV)).sum(-1, dtype=torch.float64).cpu())
-    return torch.cat(parts)
+        Raises:
+            RunError: a pair exceeds the model's context.
+            ModelError: the model does something to its logits that is not known here.
+        """
+        return [
+            Scored(float(logprob_N.sum()), len(logprob_N), bool(greedy_N.all()))
+            for logprob_N, greedy_N in _scored(self.model, self._head, pairs, advance)
+        ]
 
+    @torch.inference_mode()
+    def last_states(self, pairs: Sequence[Pair]) -> Tensor:
+        """Last hidden states that predict the continuations' tokens, shape (N, D), pair by pair.
 
-def kl(base_model: PreTrainedModel, tuned_model: PreTrainedModel, pairs: Sequence[Pair]) -> list[Tensor]:
-    """KL(base || tuned) at every token of each continuation, in nats, fp64.
+        Raises:
+            RunError: a pair exceeds the model's context.
+        """
+        states: dict[int, Tensor] = {}
+        for pack, hidden_UD in _hidden(self.model, pairs):
+            for pair, rows in pack.rows.items():
+                states[pair] = hidden_UD[rows]
+        return torch.cat([states[pair] for pair in range(len(pairs))])
 
-    For one model whose adapter is switched off and on, call ``last_states`` twice and ``kl_of_states``.
-    """
-    kl_N = kl_of_states(base_model, last_states(base_model, pairs), last_states(tuned_model, pairs))
-    return list(kl_N.split([len(continuation) for _, continuation in pairs]))
+    @torch.inference_mode()
+    def kl_of_states(self, base_ND: Tensor, tuned_ND: Tensor) -> Tensor:
+        """KL(base || tuned) of next-token distributions, in nats, fp64, shape (N,), on the CPU.
+
+        The model's head makes both distributions: adapters leave the head alone.
+
+        Args:
+            base_ND, tuned_ND: what ``last_states`` gave for the same pairs without and with the adapter.
+
+        Raises:
+            ModelError: the model does something to its logits that is not known here.
+        """
+        parts = [torch.empty(0, dtype=torch.float64)]
+        for base_CD, tuned_CD in zip(base_ND.split(CHUNK), tuned_ND.split(CHUNK), strict=True):
+            log_p_CV, log_q_CV = (torch.log_softmax(self._head(x).float(), -1) for x in (base_CD, tuned_CD))
+            parts.append((log_p_CV.exp() * (log_p_CV - log_q_CV)).sum(-1, dtype=torch.float64).cpu())
+        return torch.cat(parts)
 
 
 @dataclass
@@ -207,10 +193,9 @@ class _Pack:
 
 @torch.inference_mode()
 def _scored(
-    model: PreTrainedModel, pairs: Sequence[Pair], advance: Callable[[int], None] = lambda _: None
+    model: PreTrainedModel, logits_of: "_Head", pairs: Sequence[Pair], advance: Callable[[int], None]
 ) -> list[tuple[Tensor, Tensor]]:
     """Log-probability (fp64) and whether it is the greedy choice, of every token of each continuation, on the CPU."""
-    logits_of = _head(model)
     softcap = vars(model.config).get("final_logit_softcapping")
     found: dict[int, tuple[Tensor, Tensor]] = {}
     for pack, hidden_UD in _hidden(model, pairs):
@@ -312,11 +297,9 @@ class _Head:
         return _capped(logits_CV, self._softcap) if capped else logits_CV
 
 
-def _head(model: PreTrainedModel) -> _Head:
+def _compared_head(model: PreTrainedModel) -> _Head:
     """The head, once it is known that the stock model does nothing else to its logits."""
     head = _Head(model)
-    if model in _AGREED:
-        return head
     ids_1T = torch.arange(4, device=model.device)[None]
     with torch.inference_mode(), attention(model, "eager"):
         stock_TV = model(input_ids=ids_1T, use_cache=False).logits[0].float()
@@ -327,7 +310,6 @@ def _head(model: PreTrainedModel) -> _Head:
             f"model type {model.config.model_type}: its logits differ from those of its head by {100 * off:.0f} %",
             "log-probabilities of this architecture are not supported",
         )
-    _AGREED.add(model)
     return head
 
 
@@ -364,7 +346,7 @@ def scored_attention(
         spans = [Span(*(at + start for at in span)) for (start, _), of_group in groups for span in of_group]
         asked = {"scaling": scaling, "sliding_window": sliding_window, "softcap": softcap, "s_aux": s_aux}
         return packed_attention(module, query_1HTK, key_1GTK, value_1GTK, None, spans=spans, **asked)
-    scoring = Scoring(scaling, sliding_window, softcap, s_aux)
+    scoring = ScoreParams(scaling, sliding_window, softcap, s_aux)
     q_THK, k_TGK, v_TGK = (x[0].transpose(0, 1) for x in (query_1HTK, key_1GTK, value_1GTK))
     header_k_PGK, header_v_PGK = (x.transpose(0, 1) for x in prefix[module.layer_idx])  # type: ignore[index]
     header = len(header_k_PGK)

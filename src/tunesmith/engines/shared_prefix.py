@@ -7,7 +7,7 @@ spans both (the idea of Hydragen, Juravsky et al. 2024, section 3, without its s
 fit).
 
 Prompts are read as training reads documents, packed and without padding (``kernels/attention.py``); each is a span that
-sees the shared beginning. The rows' own keys lie in bins of about one length (``infer/row_cache.py``), so a step is a
+sees the shared beginning. The rows' own keys lie in bins of about one length (``engines/row_cache.py``), so a step is a
 product for each bin.
 
 What a layer asks of its attention is done or refused: sliding windows, soft-capped scores, sinks; layers that read the
@@ -15,8 +15,8 @@ keys of an earlier layer get that layer's, because the shared keys are recorded 
 
 Registered under transformers' public ``AttentionInterface``.
 
-Shape suffixes: B rows, b rows of a bin, H query heads, G key/value heads, J query heads of each, T tokens of a pack, P
-shared tokens, W slots of each row of a bin, X stretches of a pool, K head dimension.
+Shape suffixes: T tokens, B rows of a batch, H query heads, G key/value heads, J query heads of each, K head dimension; here: P
+shared tokens, X stretches of a pool.
 """
 
 from typing import Any
@@ -45,21 +45,21 @@ def prefill_attention(
     *,
     prefix: Prefix,
     spans: list[Span],
-    **asked: Any,
+    **arguments: Any,
 ) -> tuple[Tensor, None]:
     """``packed_attention`` of rows that also see the shared beginning.
 
     Args:
         prefix: shared keys and values by layer.
         spans: one for each row, without prefixes of their own, in order.
-        asked: what the layer asks of its attention.
+        arguments: of the layer to its attention.
 
     Returns:
         Output of shape (1, T, H, K), and None in the place of the attention weights.
     """
     common = prefix.get(module.layer_idx)  # type: ignore[call-overload]
     if common is None:
-        return packed_attention(module, query_1HTK, key_1GTK, value_1GTK, attention_mask, spans=spans, **asked)
+        return packed_attention(module, query_1HTK, key_1GTK, value_1GTK, attention_mask, spans=spans, **arguments)
     shared = common[0].shape[1]
     behind = [Span(span.start + shared, span.end + shared, 0, shared) for span in spans]
     if query_1HTK.is_cuda:  # the flash kernel takes spans that cover all queries; elsewhere nobody asks for the header's output
@@ -67,7 +67,7 @@ def prefill_attention(
     nothing_1HPK = query_1HTK.new_zeros(1, query_1HTK.shape[1], shared, query_1HTK.shape[3])
     query_1HXK = torch.cat([nothing_1HPK, query_1HTK], 2)
     key_1GXK, value_1GXK = (torch.cat([x[None], y], 2) for x, y in zip(common, (key_1GTK, value_1GTK), strict=True))
-    out_1XHK, _ = packed_attention(module, query_1HXK, key_1GXK, value_1GXK, attention_mask, spans=behind, **asked)
+    out_1XHK, _ = packed_attention(module, query_1HXK, key_1GXK, value_1GXK, attention_mask, spans=behind, **arguments)
     return out_1XHK[:, shared:], None
 
 
@@ -136,11 +136,11 @@ def recorded_attention(
     attention_mask: Tensor | None,
     *,
     record: Prefix,
-    **asked: Any,
+    **arguments: Any,
 ) -> tuple[Tensor, None]:
     """``packed_attention``, with the layer's keys and values kept in ``record``."""
     record[module.layer_idx] = (key_1GPK[0], value_1GPK[0])  # type: ignore[index]
-    return packed_attention(module, query_1HPK, key_1GPK, value_1GPK, attention_mask, **asked)
+    return packed_attention(module, query_1HPK, key_1GPK, value_1GPK, attention_mask, **arguments)
 
 
 def compute_prefix(model: PreTrainedModel, ids: list[int]) -> Prefix:

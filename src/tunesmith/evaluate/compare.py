@@ -10,6 +10,8 @@ Which method applies follows from the metric and the rows, and nothing is to be 
 
 A row that the metric left unscored (a judge that could not be read) is NaN. It is dropped from both arms and counted; to
 count it as wrong would be to guess.
+
+Shape suffixes: N rows (of the test part); here: U units, B draws, A arms.
 """
 
 import math

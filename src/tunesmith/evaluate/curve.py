@@ -18,7 +18,7 @@ old. So the verdict is "pays" or "does not pay" only when a whole interval lies 
 Sources: power laws of error over data, Hestness et al. 2017 (arXiv 1712.00409); their merits and failures, Viering and
 Loog 2023 (arXiv 2103.10948); variable projection, Golub and Pereyra 1973; percentile bootstrap, Efron 1979.
 
-Shapes: K shares of the train part, M dev rows, B bootstrap draws, G values of c, T places on the axis of rows.
+Shape suffixes here: K shares of the train part, M dev rows, B draws, G values of c, T points on the axis of rows.
 """
 
 from collections.abc import Callable

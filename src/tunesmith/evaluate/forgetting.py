@@ -24,7 +24,7 @@ the first is too coarse for a verdict on a hundred questions, the second is rule
 The KL is taken from last hidden states (``infer/score.py``): base and tuned share a frozen head, so no distribution is ever
 kept. Refused: KL over random text (nobody asks for it), and over sampled answers (the sample is noise).
 
-Shape suffixes: P passages, Q questions, A answers of each, R requests, N positions of all, D hidden size.
+Shape suffixes: N rows (positions of all probes), D hidden size; here: P passages, Q questions, A answers of each, R requests.
 """
 
 from collections.abc import Callable, Mapping
@@ -39,7 +39,7 @@ from transformers import PreTrainedModel
 from tunesmith.chat.render import Renderer
 from tunesmith.chat.vocabulary import AFTER, MIDDLE, START
 from tunesmith.engines.in_process import InProcessEngine
-from tunesmith.engines.score import Pair, continuation_logprobs, kl_of_states, last_states
+from tunesmith.engines.score import Pair, Scorer
 from tunesmith.errors import DataError
 from tunesmith.evaluate import resample, stats
 from tunesmith.evaluate.probes import Probes
@@ -92,17 +92,17 @@ def measure(
     Raises:
         DataError: a passage is longer than the model's context.
     """
-    model.eval()
+    scorer = Scorer(model.eval())
     pairs = _pairs(model, renderer, probes)
     with without_adapters(layers):
-        base = _side(model, probes, pairs)
+        base = _side(scorer, probes, pairs)
         advance(1)
         rows = continuations(model, renderer, [prompt for _, prompt in probes.prompts], batch_size)
-        base_ND = last_states(model, rows)
+        base_ND = scorer.last_states(rows)
         advance(1)
-    tuned = _side(model, probes, pairs)
+    tuned = _side(scorer, probes, pairs)
     advance(1)
-    kl_N = kl_of_states(model, base_ND, last_states(model, rows))
+    kl_N = scorer.kl_of_states(base_ND, scorer.last_states(rows))
     kl_R = np.array([float(kl.mean()) for kl in kl_N.split([len(said) for _, said in rows])])
     advance(1)
     return {
@@ -196,8 +196,8 @@ def _pairs(model: PreTrainedModel, renderer: Renderer, probes: Probes) -> list[P
     return pairs
 
 
-def _side(model: PreTrainedModel, probes: Probes, pairs: list[Pair]) -> Side:
-    scored = np.array([found.logprob for found in continuation_logprobs(model, pairs)])
+def _side(scorer: Scorer, probes: Probes, pairs: list[Pair]) -> Side:
+    scored = np.array([found.logprob for found in scorer.continuation_logprobs(pairs)])
     passages = len(probes.passages)
     bytes_P = np.array([len(passage.text.encode()) for passage in probes.passages])
     answers = len(probes.questions[0].answers)

@@ -38,6 +38,7 @@ from tunesmith.evaluate import stats
 from tunesmith.evaluate.arms import Outputs, summary
 from tunesmith.evaluate.compare import Comparison, compare, figure_with_interval, scores
 from tunesmith.evaluate.metrics import HEADLINE, Metric
+from tunesmith.rundir.records.parity import FormParity
 
 NOT_TRAINED = "not the model that was trained"
 EXIT_CODES = {
@@ -97,7 +98,7 @@ def verdict(
     groups: list[str] | None = None,
     forgetting: dict[str, Any] | None = None,
     seeds: dict[str, Any] | None = None,
-    parity: dict[str, Any] | None = None,
+    parity: FormParity | None = None,
 ) -> dict[str, Any]:
     """Everything that the terminal and the report print.
 
@@ -108,7 +109,7 @@ def verdict(
         forgetting: ``verdict`` and ``reason`` of the forgetting suite (a regression blocks), and whether "no regression" is
             ``required``.
         seeds: ``runs`` with the ``score`` of the tuned arm of each seed on the same rows, and what else is to be shown.
-        parity: of the deployed form, whether it is ``deployable``, its name (``form``) and the ``reason`` if not; None where
+        parity: of the deployed form; one that is not deployable outranks all else, an unknown one changes nothing. None where
             that was not measured.
 
     Returns:
@@ -135,7 +136,7 @@ def verdict(
     comparison = against[candidate]
     forgotten = None if forgetting is None else forgetting["verdict"]
     decision = decide(comparison, min_gain, forgotten, bool(forgetting and forgetting.get("required")))
-    if parity is not None and not parity["deployable"]:
+    if parity is not None and parity.state == "not deployable":
         decision = NOT_TRAINED
     both = "tuned" in arms and "deployed" in arms
     unsettled = decision == "too little data to tell" and decide(comparison, min_gain) == decision
@@ -158,7 +159,7 @@ def verdict(
         "deployed_loss": dataclasses.asdict(compare(arms["deployed"], arms["tuned"], metric, groups)) if both else None,
         "differ": _differ(arms, candidate, best_prompt),
         "forgetting": forgetting,
-        "parity": parity,
+        "parity": None if parity is None else parity.to_json(),
         "seeds": None,
         "arms": [_of_arm(name, outputs, metric, groups, against.get(name)) for name, outputs in arms.items()],
     }
@@ -212,7 +213,7 @@ def _reason(
     best_prompt: str,
     min_gain: float,
     forgetting: dict[str, Any] | None,
-    parity: dict[str, Any] | None,
+    parity: FormParity | None,
 ) -> str:
     forgotten, found = (forgetting["verdict"], forgetting["reason"]) if forgetting is not None else (None, "")
     interval = f"95 % interval {100 * c.low:+.1f} to {100 * c.high:+.1f}"
@@ -224,7 +225,7 @@ def _reason(
         "not better": f"a gain of {100 * min_gain:.1f} points is ruled out, and there is none",
         "prompting is enough": f"ahead, but for certain by less than the {100 * min_gain:.1f} points asked for",
         "too little data to tell": f"it can be more or less than the {100 * min_gain:.1f} points asked for",
-        NOT_TRAINED: f"but the form {parity and parity['form']} failed parity ({parity and parity['reason']})",
+        NOT_TRAINED: f"but the form {parity and parity.form} failed parity ({parity and parity.reason})",
     }[decision]
     if decision == "too little data to tell" and decide(c, min_gain) == "deploy":
         why = f"{enough}; but whether general skills were lost is not known, and evaluate.forgetting.required asks for it"

@@ -21,6 +21,8 @@ end of the context goes to the answer, and an empty context is the token that be
 no control token here, whatever they look like.
 
 Source: ``lm_eval/api/model.py`` and ``lm_eval/evaluator.py`` of lm-evaluation-harness 0.4.13. Extra ``lm-eval``.
+
+Shape suffixes: N rows (documents of a task).
 """
 
 import json
@@ -34,7 +36,7 @@ from transformers import PreTrainedModel
 from tunesmith.chat.render import Renderer
 from tunesmith.chat.vocabulary import START
 from tunesmith.engines.decode import StopRule, greedy
-from tunesmith.engines.score import continuation_logprobs
+from tunesmith.engines.score import Scorer
 from tunesmith.errors import MissingPackage, RecipeError
 from tunesmith.evaluate.forgetting import probe
 from tunesmith.layers.experts import Adapted
@@ -60,7 +62,7 @@ class InMemoryLM(LM):
 
     def __init__(self, model: PreTrainedModel, renderer: Renderer):
         super().__init__()
-        self._model, self._renderer = model, renderer
+        self._model, self._renderer, self._scorer = model, renderer, Scorer(model)
         tokenizer = renderer.tokenizer
         bos = tokenizer.bos_token_id
         self._begin = bos if isinstance(bos, int) else renderer.stop_ids[0]
@@ -71,7 +73,7 @@ class InMemoryLM(LM):
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         """Log-probability (nats) of each continuation given its context, and whether greedy decoding would write it."""
         pairs = [self._pair(*request.args) for request in requests]
-        return [(scored.logprob, scored.greedy) for scored in continuation_logprobs(self._model, pairs)]
+        return [(scored.logprob, scored.greedy) for scored in self._scorer.continuation_logprobs(pairs)]
 
     def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
         """Log-probability (nats) of each whole text after the token that begins a text.
@@ -81,7 +83,7 @@ class InMemoryLM(LM):
                 context's length and make two models incomparable.
         """
         pairs = [self._fitting([self._begin], ids) for ids in self._encode([request.args[0] for request in requests])]
-        return [scored.logprob for scored in continuation_logprobs(self._model, pairs)]
+        return [scored.logprob for scored in self._scorer.continuation_logprobs(pairs)]
 
     def generate_until(self, requests: list[Any]) -> list[str]:
         """What the model writes behind each context, up to and without the first of the task's stop texts.

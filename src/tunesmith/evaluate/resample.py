@@ -16,9 +16,10 @@ The refused alternatives: BCa (a jackknife more for a skewness that differences 
 
 The p-value comes from swapping the two arms' answers unit by unit at random, which is exact under "the arms are alike".
 
-Legend: N rows, U units (groups, or rows where none are given), B draws, K sums, A arms.
 Sources: Efron and Tibshirani 1993 (chapters 13, 15); Hesterberg 2015, "What teachers should know about the bootstrap",
 section 5.3 (expanded percentile); Riezler and Maxwell 2005 (approximate randomisation for corpus metrics).
+
+Shape suffixes: N rows; here: U units (groups, or rows where none are given), B draws, K sums, A arms.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -16,9 +16,11 @@ what it has seen, so where fewer than ten units differ its interval is never ins
 **Non-inferiority** turns the question round: is it certain that no more than a margin was lost? A large p-value of "no
 difference" is not evidence of none, so few rows give "too little data to tell".
 
-Legend: N rows. Counts may be arrays of one shape; the answer then has it too.
+Counts may be arrays of one shape; the answer then has it too.
 Sources: Wilson 1927; McNemar's mid-p, Fagerland, Lydersen and Laake 2013; Tango 1998 (score interval of a paired
 difference); power of McNemar's test, Connor 1987; Holm 1979; non-inferiority, Piaggio et al. 2012 (CONSORT).
+
+Shape suffixes: N rows; here: U units, B draws, K sums.
 """
 
 import math

@@ -8,7 +8,7 @@ Memory: a weight in 4 bits is made from the mapped file, which is given back bef
 that is not quantised is never held whole. Experts that are stored one by one are quantised together, as one weight, because
 the scales of NF4 are themselves quantised over the whole; that weight is kept until its last part is written.
 
-Shape suffixes: P some of the rows, I columns.
+Shape suffixes: P some of the rows, I in_features.
 """
 
 import functools
@@ -35,7 +35,7 @@ PIECE = 2**22  # weights computed at a time: 16 MB in fp32
 
 
 @dataclass(frozen=True)
-class Held:
+class QuantizedWeights:
     """The model's names of the weights that training quantised to NF4 as it loaded a dense checkpoint.
 
     Attributes:
@@ -47,7 +47,7 @@ class Held:
     tables: frozenset[str] = frozenset()
 
 
-def held_in_nf4(base: Path, weights: bool, table: bool) -> Held:
+def quantized_in_training(base: Path, weights: bool, table: bool) -> QuantizedWeights:
     """What the loader quantises.
 
     Args:
@@ -61,7 +61,7 @@ def held_in_nf4(base: Path, weights: bool, table: bool) -> Held:
     if weights and any(name.endswith(QUANT_STATE) for name in checkpoint_files(base)):
         weights = False  # the loader takes what lies in 4 bits there, and quantises nothing else
     if not (weights or table):
-        return Held()
+        return QuantizedWeights()
     config, _ = read_config(base)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
@@ -69,8 +69,8 @@ def held_in_nf4(base: Path, weights: bool, table: bool) -> Held:
     if weights:
         names |= {f"{name}.weight" for name in quantized_linears(model)}
         names |= {f"{name}.{stack}" for name in quantized_experts(model) for stack in STACKS}
-    found = per_layer_table(config.model_type, model.state_dict()) if table else None
-    return Held(frozenset(names), frozenset() if found is None else frozenset({f"{found}.weight"}))
+    table_name = per_layer_table(config.model_type, model.state_dict()) if table else None
+    return QuantizedWeights(frozenset(names), frozenset() if table_name is None else frozenset({f"{table_name}.weight"}))
 
 
 def read_stored(base: Path) -> dict[str, Stored]:
@@ -91,10 +91,10 @@ def read_stored(base: Path) -> dict[str, Stored]:
         if f"{name.partition('.weight.')[0]}.weight" in four_bit:
             continue
         with safe_open(file, framework="pt") as opened:
-            found = opened.get_slice(name)
-            if found.get_dtype() not in DTYPES:
-                raise ExportError(f"{file}: {name} has dtype {found.get_dtype()}", f"known: {', '.join(sorted(DTYPES))}")
-            stored[name] = Stored(file, tuple(found.get_shape()), DTYPES[found.get_dtype()])
+            tensor = opened.get_slice(name)
+            if tensor.get_dtype() not in DTYPES:
+                raise ExportError(f"{file}: {name} has dtype {tensor.get_dtype()}", f"known: {', '.join(sorted(DTYPES))}")
+            stored[name] = Stored(file, tuple(tensor.get_shape()), DTYPES[tensor.get_dtype()])
     return stored
 
 
@@ -140,9 +140,9 @@ class Base:
                 yield number, first, dequantize_nf4(run, torch.float32)[place:].view(end - first, width)[:, :columns]
             return
         with safe_open(self._stored[write.source].file, framework="pt") as opened:
-            found = opened.get_slice(write.source)
+            tensor = opened.get_slice(write.source)
             for number, first, end in places:
-                yield number, first, found[first:end] if len(write.shape) == 2 else found[number : number + 1, first:end][0]
+                yield number, first, tensor[first:end] if len(write.shape) == 2 else tensor[number : number + 1, first:end][0]
 
     def _quantize(self, stack: str) -> NF4:
         """A weight in 4 bits as training held it; parts of a stack in the order of its flat run."""

@@ -14,14 +14,13 @@ failure of exports. Experts are judged as a stack, since one that no token was s
 
 Refused: PEFT's ``merge_and_unload``, which holds the dense model, and rounds the update to 16 bits before it is added.
 
-Shape suffixes: P some rows of a weight as stored, I its columns, O all its rows, E experts, R rank.
+Shape suffixes: P some of the rows, I in_features, O out_features, E experts, R rank.
 """
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -29,59 +28,37 @@ from tunesmith.checkpoints.hf import read_config
 from tunesmith.checkpoints.names import naming
 from tunesmith.checkpoints.shards import refuse_full_disk, write_model
 from tunesmith.errors import ExportError, ModelError
-from tunesmith.export.base import Base, Held, read_stored
+from tunesmith.export.base import Base, QuantizedWeights, read_stored
 from tunesmith.export.companions import copy_companions
 from tunesmith.export.plan import Stored, Update, Write, plan_merge, shapes, update_of
 from tunesmith.families import FAMILIES
 from tunesmith.layers.dora import dora_weight_OI
-from tunesmith.models.adapter import PREFIX, read_adapter, read_experts, read_scale
+from tunesmith.models.adapter import PREFIX, read_adapter, read_experts, read_lora
 from tunesmith.models.identity import refuse_other_base
 from tunesmith.models.nf4_load import shorten
 from tunesmith.rundir import atomic_directory
+from tunesmith.rundir.records.export import Merge
 from tunesmith.tracking import progress
-
-
-@dataclass(frozen=True)
-class Merged:
-    """What was written.
-
-    Attributes:
-        into: ``trained`` or ``original``.
-        dtype: of most weights, as in torch (``bfloat16``).
-        nbytes: of all weights.
-        targets: weights that the adapter changed; a stack of experts is one.
-        dequantized: weights whose values come from 4 bits; a stack of experts is one.
-    """
-
-    into: str
-    dtype: str
-    nbytes: int
-    targets: int
-    dequantized: int
-
-    def facts(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self)
 
 
 def merge(
     base: Path,
     adapter: Path,
     target: Path,
-    held: Held | None = None,
+    quantized: QuantizedWeights | None = None,
     into: Literal["trained", "original"] = "trained",
     towers: Literal["drop", "keep"] = "drop",
     template: str | None = None,
     stop_ids: tuple[int, ...] | None = None,
-) -> Merged:
+) -> Merge:
     """Write a merged Hugging Face directory.
 
     Args:
         base: directory of the base model (safetensors).
         adapter: PEFT adapter directory.
         target: directory to write, whole or not at all.
-        held: what training quantised to NF4 as it loaded ``base`` (``held_in_nf4``); None for nothing. What lies in NF4 in
-            the checkpoint is known without.
+        quantized: what training quantised to NF4 as it loaded ``base`` (``quantized_in_training``); None for nothing. What lies
+            in NF4 in the checkpoint is known without.
         into: ``trained`` merges into the weights as training held them, ``original`` into those of the checkpoint.
         towers: of a multimodal checkpoint: kept with its names and configuration, or dropped, which leaves a text model.
         template: the chat template to write; the base's own when None.
@@ -96,10 +73,10 @@ def merge(
     stored = read_stored(base)
     if into == "original":
         _refuse_4bit(base, stored)
-    held = held if held is not None and into == "trained" else Held()
+    quantized = quantized if quantized is not None and into == "trained" else QuantizedWeights()
     family = FAMILIES.get(read_config(base)[0].model_type)
     updates = read_updates(adapter, transposed=bool(family and family.experts and family.experts.layout == "EIO"))
-    writes = plan_merge(stored, naming(base), updates, held.weights, held.tables, towers == "keep")
+    writes = plan_merge(stored, naming(base), updates, quantized.weights, quantized.tables, towers == "keep")
     described = shapes(writes)
     nbytes = sum(tensor.nbytes for tensor in described.values())
     refuse_full_disk(next(parent for parent in target.absolute().parents if parent.exists()), nbytes)
@@ -117,7 +94,7 @@ def merge(
         sizes[tensor.dtype] += tensor.nbytes
     dtype = str(sizes.most_common(1)[0][0]).removeprefix("torch.")
     dequantized = {write.stack for write in writes.values() if write.form != "dense"}
-    return Merged(into, dtype, nbytes, len(updates), len(dequantized))
+    return Merge(into=into, dtype=dtype, nbytes=nbytes, targets=len(updates), dequantized=len(dequantized))
 
 
 def read_updates(adapter: Path, transposed: bool = False) -> dict[str, list[Update]]:
@@ -130,7 +107,7 @@ def read_updates(adapter: Path, transposed: bool = False) -> dict[str, list[Upda
         ModelError: no adapter there, one that cannot be read, or a layer without both factors.
         ExportError: factors that are zero, so that the weight would stay as it is.
     """
-    state, scale = read_adapter(adapter), read_scale(adapter)
+    state, scale = read_adapter(adapter), read_lora(adapter).scale
     experts = read_experts(adapter, state)
     updates: dict[str, list[Update]] = {}
     for name, (A_ERI, B_EOR) in experts.items():
@@ -168,7 +145,11 @@ class _Merging:
         self._changed: set[str] = set()
 
     def pieces(self, name: str) -> Iterator[torch.Tensor]:
-        """Consecutive rows of a tensor, merged, in its dtype."""
+        """Consecutive rows of a tensor, merged, in its dtype.
+
+        Raises:
+            ExportError: merging changes nothing: the update is zero, or below the rounding of the weights.
+        """
         write = self._writes[name]
         for number, first, rows_PI in self._base.rows(write):
             plain_PI = rows_PI.to(write.dtype)

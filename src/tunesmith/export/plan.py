@@ -11,7 +11,7 @@ the merged directory has the checkpoint's names; with towers dropped it has thos
 ``scale B`` and ``A``; for an expert of a stack whose weights lie as (inputs, outputs), ``scale A^T`` and ``B^T``; for one
 projection of one expert, its share of the rows of B.
 
-Shape suffixes: O rows of the weight as stored, I its columns, R rank.
+Shape suffixes: O out_features, I in_features, R rank.
 """
 
 from collections.abc import Mapping
@@ -152,11 +152,11 @@ def update_of(write: Write, updates: Mapping[str, list[Update]], index: int) -> 
     """The update of one matrix of a tensor: the tensor itself, or the ``index``-th of a stack."""
     if write.update is None:
         return None
-    found = updates[write.update]
+    of_stack = updates[write.update]
     if write.part is None:
-        return found[index]
+        return of_stack[index]
     rows = write.shape[0]
-    return found[write.part.expert].rows(write.part.part * rows, (write.part.part + 1) * rows)
+    return of_stack[write.part.expert].rows(write.part.part * rows, (write.part.part + 1) * rows)
 
 
 def _refuse_other_shape(name: str, weight: Stored, part: ExpertPart | None, updates: list[Update]) -> None:

@@ -11,8 +11,8 @@ in fp32 (in bf16 they have three digits, and a loss was off by 8.5e-3), probabil
 query, and the backward pass subtracts the row sums inside the product that makes them: ``dP - D = [dO | -D] [V | 1]^T``,
 with D in two parts where the dtype is short, so that the difference is taken in fp32 and rounded once.
 
-Probabilities are kept for the backward pass where documents are short (``KEPT`` tokens: 4 to 9 KB a token and layer at 9
-heads) and made again where they are long, so memory stays linear in T.
+Probabilities are kept for the backward pass where documents are short (``KEEP_PROBS_UP_TO`` tokens: 4 to 9 KB a token and
+layer at 9 heads) and made again where they are long, so memory stays linear in T.
 
 On a GPU the same spans go to PyTorch's variable-length flash attention; a shared prefix is then gathered before each
 span's own keys, which costs its keys once more and no score. What that kernel does not know (soft-capped scores, sinks,
@@ -25,8 +25,8 @@ share is left out of the probabilities, and the gradients need no other change: 
 Source of the passes: Dao et al. 2022 (FlashAttention, algorithm 4 for the gradient), without its tiling over keys. Sinks:
 Agarwal et al. 2025 (arXiv 2508.10925, section 2.2).
 
-Shape suffixes: T tokens, H query heads, G key/value heads, J query heads of each, K head dimension, L queries of a block,
-R = L J rows of a block, n its keys.
+Shape suffixes: T tokens, H query heads, G key/value heads, J query heads of each, K head dimension; here: L queries of
+a block, Y its rows (L J), n its keys, W any width.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 64  # queries of a block: 256 waste half of the scores of short documents, 32 are too small a product
-KEPT = 512  # tokens of a span and its prefix up to which its probabilities are kept
+KEEP_PROBS_UP_TO = 512  # tokens of a span and its prefix up to which its probabilities are kept
 FLASH_WIDTH = 256  # features of the widest head that the flash kernels take
 
 
@@ -56,7 +56,7 @@ class Span(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Scoring:
+class ScoreParams:
     """How a layer scores.
 
     Attributes:
@@ -82,17 +82,19 @@ class Saved(NamedTuple):
     o_GTJK: Tensor
     blocks: tuple[Tensor | None, ...]
 
-    def flat(self) -> tuple[Tensor | None, ...]:
+    def tensors(self) -> tuple[Tensor | None, ...]:
         """All of them in a row, as autograd saves them."""
         return *self[:4], *self.blocks
 
     @classmethod
-    def of(cls, flat: Sequence[Tensor]) -> "Saved":
-        """From what ``flat`` returned."""
-        return cls(flat[0], flat[1], flat[2], flat[3], tuple(flat[4:]))
+    def from_tensors(cls, tensors: Sequence[Tensor]) -> "Saved":
+        """From what ``tensors`` returned."""
+        return cls(tensors[0], tensors[1], tensors[2], tensors[3], tuple(tensors[4:]))
 
 
-def attention_forward(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spans: list[Span], scoring: Scoring) -> tuple[Tensor, Saved]:
+def attention_forward(
+    q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spans: list[Span], scoring: ScoreParams
+) -> tuple[Tensor, Saved]:
     """Attention of every span.
 
     Args:
@@ -108,49 +110,49 @@ def attention_forward(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spans: list[S
     k_GTK, v_GTK = k_TGK.transpose(0, 1).contiguous(), v_TGK.transpose(0, 1).contiguous()
     o_GTJK = torch.empty_like(q_GTJK)
     scaled_GTJK, exact_GTK = _exact(q_GTJK, k_GTK, scoring)
-    kept: list[Tensor | None] = []
+    probs: list[Tensor | None] = []
     for block in _blocks(spans, scoring):
-        p_GRn = _probabilities(scaled_GTJK, exact_GTK, block, scoring).to(q_GTJK.dtype)
-        torch.bmm(p_GRn, block.keys(v_GTK), out=block.rows(o_GTJK))
-        kept.append(p_GRn if block.short else None)
+        p_GYn = _probabilities(scaled_GTJK, exact_GTK, block, scoring).to(q_GTJK.dtype)
+        torch.bmm(p_GYn, block.keys(v_GTK), out=block.rows(o_GTJK))
+        probs.append(p_GYn if block.short else None)
     o_THK = o_GTJK.transpose(0, 1).reshape(tokens, heads, width)
-    return o_THK, Saved(q_GTJK, k_GTK, v_GTK, o_GTJK, tuple(kept))
+    return o_THK, Saved(q_GTJK, k_GTK, v_GTK, o_GTJK, tuple(probs))
 
 
-def attention_backward(do_THK: Tensor, saved: Saved, spans: list[Span], scoring: Scoring) -> tuple[Tensor, Tensor, Tensor]:
+def attention_backward(do_THK: Tensor, saved: Saved, spans: list[Span], scoring: ScoreParams) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q (T, H, K), k and v (T, G, K)."""
-    q_GTJK, k_GTK, v_GTK, o_GTJK, kept = saved
+    q_GTJK, k_GTK, v_GTK, o_GTJK, probs = saved
     kv_heads, tokens, groups, width = q_GTJK.shape
     do_GTJK = do_THK.unflatten(1, (kv_heads, groups)).transpose(0, 1)
     # [dO | -D] and [V | 1]: D in as many parts as its dtype needs to hold 16 bits of it.
     parts = 1 if do_GTJK.dtype.itemsize >= 4 else 2
-    do_GTJX = do_GTJK.new_empty(kv_heads, tokens, groups, width + parts)
-    do_GTJX[..., :width] = do_GTJK
+    do_GTJW = do_GTJK.new_empty(kv_heads, tokens, groups, width + parts)
+    do_GTJW[..., :width] = do_GTJK
     D_GTJ = -(do_GTJK * o_GTJK).sum(-1, dtype=torch.float32 if parts == 2 else do_GTJK.dtype)
     for part in range(parts):
-        do_GTJX[..., width + part] = D_GTJ
-        D_GTJ -= do_GTJX[..., width + part]
-    v_GTX = torch.cat([v_GTK, v_GTK.new_ones(kv_heads, tokens, parts)], -1)
+        do_GTJW[..., width + part] = D_GTJ
+        D_GTJ -= do_GTJW[..., width + part]
+    v_GTW = torch.cat([v_GTK, v_GTK.new_ones(kv_heads, tokens, parts)], -1)
     dq_GTJK = torch.empty_like(q_GTJK)
     wide = torch.promote_types(k_GTK.dtype, torch.float32)  # a key's gradient is a sum over many blocks
-    dk_GTK, dv_GTX = torch.zeros_like(k_GTK, dtype=wide), torch.zeros_like(v_GTX, dtype=wide)
-    scaled_GTJK, exact_GTK = _exact(q_GTJK, k_GTK, scoring) if any(p is None for p in kept) else (q_GTJK, k_GTK)
-    for block, p_GRn in zip(_blocks(spans, scoring), kept, strict=True):
-        if p_GRn is None:
-            p_GRn = _probabilities(scaled_GTJK, exact_GTK, block, scoring).to(q_GTJK.dtype)
-        do_GRX, q_GRK, k_GnK = block.rows(do_GTJX), block.rows(q_GTJK), block.keys(k_GTK)
-        ds_GRn = torch.bmm(do_GRX, block.keys(v_GTX).mT).mul_(p_GRn)
+    dk_GTK, dv_GTW = torch.zeros_like(k_GTK, dtype=wide), torch.zeros_like(v_GTW, dtype=wide)
+    scaled_GTJK, exact_GTK = _exact(q_GTJK, k_GTK, scoring) if any(p is None for p in probs) else (q_GTJK, k_GTK)
+    for block, p_GYn in zip(_blocks(spans, scoring), probs, strict=True):
+        if p_GYn is None:
+            p_GYn = _probabilities(scaled_GTJK, exact_GTK, block, scoring).to(q_GTJK.dtype)
+        do_GYW, q_GYK, k_GnK = block.rows(do_GTJW), block.rows(q_GTJK), block.keys(k_GTK)
+        ds_GYn = torch.bmm(do_GYW, block.keys(v_GTW).mT).mul_(p_GYn)
         if scoring.softcap is not None:
-            ds_GRn *= _softcap_slope(q_GRK, k_GnK, scoring)
-        torch.bmm(ds_GRn, k_GnK, out=block.rows(dq_GTJK))
-        block.add(dk_GTK, torch.bmm(ds_GRn.mT, q_GRK))
-        block.add(dv_GTX, torch.bmm(p_GRn.mT, do_GRX))
+            ds_GYn *= _softcap_slope(q_GYK, k_GnK, scoring)
+        torch.bmm(ds_GYn, k_GnK, out=block.rows(dq_GTJK))
+        block.add(dk_GTK, torch.bmm(ds_GYn.mT, q_GYK))
+        block.add(dv_GTW, torch.bmm(p_GYn.mT, do_GYW))
     dq_THK = dq_GTJK.transpose(0, 1).reshape(do_THK.shape).mul_(scoring.scale)
     dk_TGK = dk_GTK.mul_(scoring.scale).to(k_GTK.dtype).transpose(0, 1)
-    return dq_THK, dk_TGK, dv_GTX[..., :width].to(v_GTK.dtype).transpose(0, 1)
+    return dq_THK, dk_TGK, dv_GTW[..., :width].to(v_GTK.dtype).transpose(0, 1)
 
 
-def attention(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spans: list[Span], scoring: Scoring) -> Tensor:
+def attention(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spans: list[Span], scoring: ScoreParams) -> Tensor:
     """The same on any device, recorded by autograd.
 
     Returns:
@@ -162,7 +164,7 @@ def attention(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spans: list[Span], sc
     return _BlocksFunction.apply(q_THK, k_TGK, v_TGK, spans, scoring)  # type: ignore[return-value]
 
 
-def flash_fits(capability: tuple[int, int] | None, dtype: torch.dtype, width: int, scoring: Scoring) -> bool:
+def flash_fits(capability: tuple[int, int] | None, dtype: torch.dtype, width: int, scoring: ScoreParams) -> bool:
     """Whether PyTorch's flash kernel computes this attention.
 
     Args:
@@ -175,7 +177,7 @@ def flash_fits(capability: tuple[int, int] | None, dtype: torch.dtype, width: in
     return plain and sized and capability is not None and capability >= (8, 0)
 
 
-def _flash(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spans: list[Span], scoring: Scoring) -> Tensor:
+def _flash(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spans: list[Span], scoring: ScoreParams) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     seen, borders, longest = _layout(tuple(spans), q_THK.device)
@@ -201,15 +203,15 @@ def _layout(spans: tuple[Span, ...], device: torch.device) -> tuple[Tensor | Non
 
 class _BlocksFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spans: list[Span], scoring: Scoring) -> Tensor:
+    def forward(ctx: Any, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spans: list[Span], scoring: ScoreParams) -> Tensor:
         o_THK, saved = attention_forward(q_THK, k_TGK, v_TGK, spans, scoring)
-        ctx.save_for_backward(*saved.flat())
+        ctx.save_for_backward(*saved.tensors())
         ctx.spans, ctx.scoring = spans, scoring
         return o_THK
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return *attention_backward(grads[0], Saved.of(ctx.saved_tensors), ctx.spans, ctx.scoring), None, None
+        return *attention_backward(grads[0], Saved.from_tensors(ctx.saved_tensors), ctx.spans, ctx.scoring), None, None
 
 
 class _Block(NamedTuple):
@@ -222,63 +224,63 @@ class _Block(NamedTuple):
     prefix_end: int
     short: bool
 
-    def keys(self, values_GTX: Tensor) -> Tensor:
-        """Rows of the prefix and of the span itself, shape (G, n, X)."""
-        own = values_GTX[:, self.key_start : self.end]
+    def keys(self, values_GTW: Tensor) -> Tensor:
+        """Rows of the prefix and of the span itself, shape (G, n, W)."""
+        inside = values_GTW[:, self.key_start : self.end]
         if self.prefix_start == self.prefix_end:
-            return own
-        return torch.cat([values_GTX[:, self.prefix_start : self.prefix_end], own], 1)
+            return inside
+        return torch.cat([values_GTW[:, self.prefix_start : self.prefix_end], inside], 1)
 
-    def rows(self, values_GTJX: Tensor) -> Tensor:
-        """The queries with all their heads, shape (G, R, X), a view."""
-        kv_heads, _, groups, width = values_GTJX.shape
-        return values_GTJX[:, self.start : self.end].view(kv_heads, (self.end - self.start) * groups, width)
+    def rows(self, values_GTJW: Tensor) -> Tensor:
+        """The queries with all their heads, shape (G, Y, W), a view."""
+        kv_heads, _, groups, width = values_GTJW.shape
+        return values_GTJW[:, self.start : self.end].view(kv_heads, (self.end - self.start) * groups, width)
 
-    def add(self, total_GTX: Tensor, part_GnX: Tensor) -> None:
+    def add(self, total_GTW: Tensor, part_GnW: Tensor) -> None:
         """Add gradients of the keys to where the keys stand."""
         shared = self.prefix_end - self.prefix_start
         if shared:
-            total_GTX[:, self.prefix_start : self.prefix_end] += part_GnX[:, :shared]
-        total_GTX[:, self.key_start : self.end] += part_GnX[:, shared:]
+            total_GTW[:, self.prefix_start : self.prefix_end] += part_GnW[:, :shared]
+        total_GTW[:, self.key_start : self.end] += part_GnW[:, shared:]
 
 
-def _blocks(spans: list[Span], scoring: Scoring) -> list[_Block]:
-    found = []
+def _blocks(spans: list[Span], scoring: ScoreParams) -> list[_Block]:
+    blocks = []
     for span in spans:
         shared = span.prefix_end - span.prefix_start
-        short = shared + span.end - span.start <= KEPT  # many short spans may see one long prefix
+        short = shared + span.end - span.start <= KEEP_PROBS_UP_TO  # many short spans may see one long prefix
         for start in range(span.start, span.end, BLOCK):
             reach = span.end - span.start + shared if scoring.window is None else scoring.window - 1
             oldest = start - span.start + shared - reach  # position in prefix and span of the oldest key seen
             key_start = span.start + max(0, oldest - shared)
             prefix_start = min(span.prefix_end, span.prefix_start + max(0, oldest))
-            found.append(_Block(start, min(span.end, start + BLOCK), key_start, prefix_start, span.prefix_end, short))
-    return found
+            blocks.append(_Block(start, min(span.end, start + BLOCK), key_start, prefix_start, span.prefix_end, short))
+    return blocks
 
 
-def _exact(q_GTJK: Tensor, k_GTK: Tensor, scoring: Scoring) -> tuple[Tensor, Tensor]:
+def _exact(q_GTJK: Tensor, k_GTK: Tensor, scoring: ScoreParams) -> tuple[Tensor, Tensor]:
     """Scaled queries, and keys, in at least fp32."""
     dtype = torch.promote_types(q_GTJK.dtype, torch.float32)
     return q_GTJK.to(dtype) * scoring.scale, k_GTK.to(dtype)
 
 
-def _probabilities(scaled_GTJK: Tensor, k_GTK: Tensor, block: _Block, scoring: Scoring) -> Tensor:
-    """Softmax of the scores of a block, shape (G, R, n), in the dtype of the scaled queries."""
-    s_GRn = torch.bmm(block.rows(scaled_GTJK), block.keys(k_GTK).mT)
+def _probabilities(scaled_GTJK: Tensor, k_GTK: Tensor, block: _Block, scoring: ScoreParams) -> Tensor:
+    """Softmax of the scores of a block, shape (G, Y, n), in the dtype of the scaled queries."""
+    s_GYn = torch.bmm(block.rows(scaled_GTJK), block.keys(k_GTK).mT)
     if scoring.softcap is not None:
-        s_GRn.div_(scoring.softcap).tanh_().mul_(scoring.softcap)
-    rows, keys = block.end - block.start, s_GRn.shape[2]
-    s_GLJn = s_GRn.unflatten(1, (rows, -1))
-    s_GLJn[..., keys - rows :] += _triangle(rows, s_GRn.dtype, s_GRn.device)
+        s_GYn.div_(scoring.softcap).tanh_().mul_(scoring.softcap)
+    rows, keys = block.end - block.start, s_GYn.shape[2]
+    s_GLJn = s_GYn.unflatten(1, (rows, -1))
+    s_GLJn[..., keys - rows :] += _triangle(rows, s_GYn.dtype, s_GYn.device)
     if scoring.window is not None and keys >= scoring.window:
         # Query i stands at position keys - rows + i of these keys; its window begins `window - 1` earlier.
-        behind = torch.arange(keys - rows, keys, device=s_GRn.device)[:, None] - torch.arange(keys, device=s_GRn.device)
+        behind = torch.arange(keys - rows, keys, device=s_GYn.device)[:, None] - torch.arange(keys, device=s_GYn.device)
         s_GLJn.masked_fill_((behind >= scoring.window)[:, None], -torch.inf)
     if scoring.sinks_H is not None:
-        sinks_GLJ = scoring.sinks_H.to(s_GRn.dtype).view(len(s_GRn), 1, -1).expand(-1, rows, -1)
-        total_GR1 = torch.logaddexp(s_GRn.logsumexp(-1, keepdim=True), sinks_GLJ.reshape(len(s_GRn), -1, 1))
-        return s_GRn.sub_(total_GR1).exp_()
-    return torch.softmax(s_GRn, -1)
+        sinks_GLJ = scoring.sinks_H.to(s_GYn.dtype).view(len(s_GYn), 1, -1).expand(-1, rows, -1)
+        total_GY1 = torch.logaddexp(s_GYn.logsumexp(-1, keepdim=True), sinks_GLJ.reshape(len(s_GYn), -1, 1))
+        return s_GYn.sub_(total_GY1).exp_()
+    return torch.softmax(s_GYn, -1)
 
 
 @lru_cache(maxsize=256)
@@ -287,9 +289,9 @@ def _triangle(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.full((size, size), -torch.inf, dtype=dtype, device=device).triu_(1)[:, None]
 
 
-def _softcap_slope(q_GRK: Tensor, k_GnK: Tensor, scoring: Scoring) -> Tensor:
+def _softcap_slope(q_GYK: Tensor, k_GnK: Tensor, scoring: ScoreParams) -> Tensor:
     """Derivative of the soft-capped score by the score: ``1 - tanh^2``."""
     assert scoring.softcap is not None
-    exact = torch.float32 if q_GRK.dtype.itemsize < 4 else q_GRK.dtype
-    s_GRn = torch.bmm(q_GRK.to(exact), k_GnK.to(exact).mT).mul_(scoring.scale / scoring.softcap).tanh_()
-    return s_GRn.square_().neg_().add_(1).to(q_GRK.dtype)
+    exact = torch.float32 if q_GYK.dtype.itemsize < 4 else q_GYK.dtype
+    s_GYn = torch.bmm(q_GYK.to(exact), k_GnK.to(exact).mT).mul_(scoring.scale / scoring.softcap).tanh_()
+    return s_GYn.square_().neg_().add_(1).to(q_GYK.dtype)

@@ -32,7 +32,7 @@ error that peers shipped for years; the caller divides by the supervised tokens 
 Source of the idea: Cut Cross-Entropy (Wijmans et al. 2024, section 4) and Liger-Kernel's fused linear cross-entropy;
 the code is our own.
 
-Shape suffixes: N supervised tokens, C rows of one chunk, B rows of one block, D hidden size, V vocabulary.
+Shape suffixes: N rows (supervised tokens), C rows of one chunk, P some of the rows, D hidden size, V vocabulary.
 """
 
 from typing import Any
@@ -40,7 +40,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunesmith.kernels.fp16_scaled_mm import scaled_mm, scaled_mm_back
+from tunesmith.kernels.fp16_scaled_mm import OverflowRows, scaled_mm, scaled_mm_back
 
 CHUNK = 256  # rows of logits alive at once
 BLOCK = 16  # rows that are taken to fp32 at once: 3 MB at V = 49,152
@@ -67,42 +67,50 @@ def cross_entropy_rows_(logits_CV: Tensor, target_C: Tensor, softcap: float | No
     as_it_is = logits_CV.dtype == wide and logits_CV.is_contiguous() and softcap is None
     rows = max(len(logits_CV), 1) if as_it_is else BLOCK
     parts = zip(logits_CV.split(rows), target_C.split(rows), loss_C.split(rows), correct_C.split(rows), strict=True)
-    for logits_BV, target_B, loss_B, correct_B in parts:
-        work_BV = logits_BV.to(wide).contiguous()
+    for logits_PV, target_P, loss_P, correct_P in parts:
+        work_PV = logits_PV.to(wide).contiguous()
         if softcap is None:
-            _plain_rows_(work_BV, target_B, loss_B, correct_B)
+            _plain_rows_(work_PV, target_P, loss_P, correct_P)
         else:
-            tanh_BV = torch.tanh(work_BV / softcap)
-            work_BV = tanh_BV * softcap
-            _plain_rows_(work_BV, target_B, loss_B, correct_B)
+            tanh_PV = torch.tanh(work_PV / softcap)
+            work_PV = tanh_PV * softcap
+            _plain_rows_(work_PV, target_P, loss_P, correct_P)
             # d tanh(z) = 1 - tanh(z)^2; the factor softcap and its inverse cancel.
-            work_BV.addcmul_(work_BV * tanh_BV, tanh_BV, value=-1)
+            work_PV.addcmul_(work_PV * tanh_PV, tanh_PV, value=-1)
         if not as_it_is:
-            logits_BV.copy_(work_BV)
+            logits_PV.copy_(work_PV)
     return loss_C, correct_C
 
 
-def _plain_rows_(logits_BV: Tensor, target_B: Tensor, loss_B: Tensor, correct_B: Tensor) -> None:
+def _plain_rows_(logits_PV: Tensor, target_P: Tensor, loss_P: Tensor, correct_P: Tensor) -> None:
     """Loss and correctness into the last two; contiguous fp32 or fp64 logits become softmax minus one-hot in place."""
-    index_B1 = target_B[:, None]
-    picked_B = logits_BV.gather(1, index_B1)[:, 0]
-    others_B = logits_BV.scatter_(1, index_B1, -torch.inf).amax(-1)
-    logits_BV.scatter_(1, index_B1, picked_B[:, None])
-    torch.gt(picked_B, others_B, out=correct_B)
-    tied_B = picked_B == others_B
-    if tied_B.any():
-        correct_B[tied_B] = logits_BV[tied_B].argmax(-1) == target_B[tied_B]
-    top_B = torch.maximum(picked_B, others_B)
-    torch.softmax(logits_BV, -1, out=logits_BV)  # in place: it takes a row's maximum before it writes that row
+    index_P1 = target_P[:, None]
+    picked_P = logits_PV.gather(1, index_P1)[:, 0]
+    others_P = logits_PV.scatter_(1, index_P1, -torch.inf).amax(-1)
+    logits_PV.scatter_(1, index_P1, picked_P[:, None])
+    torch.gt(picked_P, others_P, out=correct_P)
+    tied_P = picked_P == others_P
+    if tied_P.any():
+        correct_P[tied_P] = logits_PV[tied_P].argmax(-1) == target_P[tied_P]
+    top_P = torch.maximum(picked_P, others_P)
+    torch.softmax(logits_PV, -1, out=logits_PV)  # in place: it takes a row's maximum before it writes that row
     # ATen adds up a row in long chains, which errs by 1.5e-5 over 49,152 entries; its sum is pairwise, and mends that.
-    logits_BV.div_(logits_BV.sum(-1, keepdim=True))
-    torch.sub(top_B - picked_B, logits_BV.amax(-1).log_(), out=loss_B)
-    logits_BV.scatter_add_(1, index_B1, logits_BV.new_full(index_B1.shape, -1.0))
+    logits_PV.div_(logits_PV.sum(-1, keepdim=True))
+    torch.sub(top_P - picked_P, logits_PV.amax(-1).log_(), out=loss_P)
+    logits_PV.scatter_add_(1, index_P1, logits_PV.new_full(index_P1.shape, -1.0))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        head_VD: Tensor,
+        target_N: Tensor,
+        softcap: float | None,
+        overflow: OverflowRows | None,
+        bias_V: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
         half = hidden_ND.dtype == torch.float32 and head_VD.dtype == torch.float16
         device, dtype = hidden_ND.device, hidden_ND.dtype
         grad_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
@@ -117,16 +125,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
             target_C = target_N[rows]
             logits_CV = buffer_CV[: len(target_C)]
             if half:
-                scaled_mm(hidden_ND[rows], head_VD, out=logits_CV)
+                scaled_mm(hidden_ND[rows], head_VD, out=logits_CV, overflow=overflow)
             elif widen:
                 torch.mm(hidden_ND[rows], head_VD.T, out_dtype=torch.float32, out=logits_CV)
             else:
                 torch.mm(hidden_ND[rows], head_VD.T, out=logits_CV)
+            if bias_V is not None:
+                logits_CV.add_(bias_V)
             loss_C, correct_C = cross_entropy_rows_(logits_CV, target_C, softcap)
             loss += loss_C.sum()
             correct += correct_C.sum()
             if grad_ND is not None and half:
-                scaled_mm_back(logits_CV, head_VD, out=grad_ND[rows])
+                scaled_mm_back(logits_CV, head_VD, out=grad_ND[rows], overflow=overflow)
             elif grad_ND is not None:
                 torch.mm(logits_CV.to(dtype), head_VD, out=grad_ND[rows])
         if grad_ND is not None:
@@ -135,24 +145,31 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss, correct
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         (grad_ND,) = ctx.saved_tensors
-        return grad_ND * grads[0], None, None, None
+        return grad_ND * grads[0], None, None, None, None, None
 
 
 def linear_cross_entropy(
-    hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, softcap: float | None = None
+    hidden_ND: Tensor,
+    head_VD: Tensor,
+    target_N: Tensor,
+    softcap: float | None = None,
+    overflow: OverflowRows | None = None,
+    bias_V: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Sum of the cross-entropies of ``hidden @ head.T`` against ``target``, and the number of right top-1 guesses.
+    """Sum of the cross-entropies of ``hidden @ head.T + bias`` against ``target``, and the number of right top-1 guesses.
 
     Args:
         hidden_ND: last hidden states of the supervised positions, shape (N, D), fp32, bf16 or fp16 (fp64 off the GPU).
         head_VD: frozen output embedding, shape (V, D), same dtype, or fp16 under an fp32 hidden_ND. Gets no gradient.
         target_N: the next token of each position, shape (N,), int64.
         softcap: final soft-capping of the logits, or None.
+        overflow: where rows beyond fp16 are counted, under a head in fp16.
+        bias_V: frozen bias of the head, shape (V,), of any dtype, or None.
 
     Returns:
         ``(loss, correct)``: fp32 scalar (fp64 for fp64) in nats, a sum and not a mean, and int64 scalar.
     """
-    loss, correct = _LinearCrossEntropy.apply(hidden_ND, head_VD, target_N, softcap)  # type: ignore[misc]
+    loss, correct = _LinearCrossEntropy.apply(hidden_ND, head_VD, target_N, softcap, overflow, bias_V)  # type: ignore[misc]
     return loss, correct

@@ -13,7 +13,7 @@ that each result carries at most two roundings more than the exact value. Refuse
 
 On a GPU the functions of the same names in ``kernels/triton/glu.py`` run instead.
 
-Shape suffixes: T tokens, F features of the hidden layer, B rows of one block.
+Shape suffixes: T tokens, F features of the hidden layer, P some of the rows.
 """
 
 import torch
@@ -64,16 +64,16 @@ def glu_backward(dh_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, activation: str)
     tokens, features = gate_TF.shape
     d_T2F = gate_TF.new_empty(tokens, 2 * features)
     rows = max(1, BLOCK // features)
-    for dh_BF, gate_BF, up_BF, d_B2F in zip(*(x.split(rows) for x in (dh_TF, gate_TF, up_TF, d_T2F)), strict=True):
-        dgate_BF, dup_BF = d_B2F.chunk(2, dim=1)
-        act_BF = _activate(gate_BF, activation, gate_BF.new_empty(gate_BF.shape))
-        dact_BF = dh_BF * up_BF
+    for dh_PF, gate_PF, up_PF, d_P2F in zip(*(x.split(rows) for x in (dh_TF, gate_TF, up_TF, d_T2F)), strict=True):
+        dgate_PF, dup_PF = d_P2F.chunk(2, dim=1)
+        act_PF = _activate(gate_PF, activation, gate_PF.new_empty(gate_PF.shape))
+        dact_PF = dh_PF * up_PF
         if activation == "silu":
-            torch.ops.aten.silu_backward.grad_input(dact_BF, gate_BF, grad_input=dgate_BF)
+            torch.ops.aten.silu_backward.grad_input(dact_PF, gate_PF, grad_input=dgate_PF)
         else:
-            torch.ops.aten.gelu_backward.grad_input(dact_BF, gate_BF, approximate="tanh", grad_input=dgate_BF)
-        torch.mul(dh_BF, act_BF, out=dup_BF)
-        torch.mul(act_BF, up_BF, out=dh_BF)
+            torch.ops.aten.gelu_backward.grad_input(dact_PF, gate_PF, approximate="tanh", grad_input=dgate_PF)
+        torch.mul(dh_PF, act_PF, out=dup_PF)
+        torch.mul(act_PF, up_PF, out=dh_PF)
     return dh_TF, d_T2F
 
 

@@ -23,7 +23,7 @@ quadruples, which is 0.1 ms faster, but rounds values and absmax before their pr
 
 Temporary memory is a few MB whatever the weight.
 
-Shape suffixes: O out_features, I in_features, T tokens, P packed bytes, B blocks, N weights in a row.
+Shape suffixes: O out_features, I in_features, T tokens, Q NF4 blocks; here: b packed bytes.
 """
 
 import math
@@ -69,9 +69,9 @@ class NF4:
     """A quantised tensor.
 
     Attributes:
-        packed: two codes a byte, shape (P,) = (ceil(n / 2),), uint8.
-        absmax: code of each block's absmax, shape (B,) = (ceil(n / 64),), uint8.
-        nested_absmax: absmax of each 256 of them, shape (ceil(B / 256),), fp32.
+        packed: two codes a byte, shape (b,) = (ceil(n / 2),), uint8.
+        absmax: code of each block's absmax, shape (Q,) = (ceil(n / 64),), uint8.
+        nested_absmax: absmax of each 256 of them, shape (ceil(Q / 256),), fp32.
         nested_map: what the absmax codes mean, shape (256,), fp32, ascending.
         offset: mean of the absmax.
         shape: of the dense tensor.
@@ -116,12 +116,12 @@ def dynamic_map(device: torch.device) -> Tensor:
 
     For each of 7 exponents, 1 to 64 equally spaced fractions of [0.1, 1], of both signs; and 0 and 1.
     """
-    found = [torch.tensor([0.0, 1.0])]
+    parts = [torch.tensor([0.0, 1.0])]
     for exponent in range(7):
         edges = torch.linspace(0.1, 1, 2**exponent + 1, dtype=torch.float32)
         fractions = (edges[:-1] + edges[1:]) / 2.0 * 10.0 ** (exponent - 6)
-        found += [fractions, -fractions]
-    return torch.cat(found).sort().values.to(device)
+        parts += [fractions, -fractions]
+    return torch.cat(parts).sort().values.to(device)
 
 
 @torch.no_grad()
@@ -155,20 +155,20 @@ def quantize_nf4_parts(parts: Iterable[Tensor], shape: Sequence[int], device: to
     count = math.prod(shape)
     assert count, "an empty weight has no absmax"
     packed = torch.empty(math.ceil(count / 2), dtype=torch.uint8, device=device)
-    absmax_B = torch.empty(math.ceil(count / BLOCK), dtype=torch.float32, device=device)
+    absmax_Q = torch.empty(math.ceil(count / BLOCK), dtype=torch.float32, device=device)
     start = 0
     for piece in _pieces(parts):
-        places = absmax_B[start // BLOCK : math.ceil((start + len(piece)) / BLOCK)]
+        places = absmax_Q[start // BLOCK : math.ceil((start + len(piece)) / BLOCK)]
         codes = _nearest_value(_divide_blocks(piece, places))
         if len(codes) % 2:
             codes = torch.cat([codes, _nearest_value(codes.new_zeros(1, dtype=torch.float32))])
         packed[start // 2 : start // 2 + len(codes) // 2] = (codes[::2] << 4).bitwise_or_(codes[1::2])
         start += len(piece)
     assert start == count, f"parts of {start} weights for the shape {tuple(shape)}"
-    if not bool(absmax_B.isfinite().all()):
+    if not bool(absmax_Q.isfinite().all()):
         raise ModelError("a weight holds NaN or infinity, which has no 4-bit code", "is the checkpoint damaged?")
-    offset = absmax_B.mean()
-    absmax, nested_absmax = _quantize_absmax(absmax_B.sub_(offset))
+    offset = absmax_Q.mean()
+    absmax, nested_absmax = _quantize_absmax(absmax_Q.sub_(offset))
     return NF4(packed, absmax, nested_absmax, dynamic_map(packed.device), float(offset), tuple(shape))
 
 
@@ -187,47 +187,47 @@ def dequantize_nf4(q: NF4, dtype: torch.dtype, out: Tensor | None = None) -> Ten
         from tunesmith.kernels.triton.nf4 import dequantize_nf4 as on_gpu
 
         return on_gpu(q, dtype, out)
-    absmax_B = dequantize_absmax(q)
+    absmax_Q = dequantize_absmax(q)
     flat = out.view(-1)
     if dtype == torch.float32:
-        _write_products(q.packed, absmax_B, flat)
+        _write_products(q.packed, absmax_Q, flat)
         return out
     for start in range(0, q.numel(), _DEQUANTIZE_PIECE):
         piece = flat[start : start + _DEQUANTIZE_PIECE]
         scratch = torch.empty(len(piece), dtype=torch.float32, device=flat.device)
-        _write_products(q.packed[start // 2 :], absmax_B[start // BLOCK :], scratch)
+        _write_products(q.packed[start // 2 :], absmax_Q[start // BLOCK :], scratch)
         piece.copy_(scratch)
     return out
 
 
 def dequantize_absmax(q: NF4) -> Tensor:
-    """The absmax of each block, shape (B,), fp32."""
-    absmax_B = q.nested_map.index_select(0, q.absmax.to(torch.int32))
-    whole = len(absmax_B) // NESTED
-    absmax_B[: whole * NESTED].view(whole, NESTED).mul_(q.nested_absmax[:whole, None])
-    if len(absmax_B) % NESTED:
-        absmax_B[whole * NESTED :].mul_(q.nested_absmax[whole])
-    return absmax_B.add_(q.offset)
+    """The absmax of each block, shape (Q,), fp32."""
+    absmax_Q = q.nested_map.index_select(0, q.absmax.to(torch.int32))
+    whole = len(absmax_Q) // NESTED
+    absmax_Q[: whole * NESTED].view(whole, NESTED).mul_(q.nested_absmax[:whole, None])
+    if len(absmax_Q) % NESTED:
+        absmax_Q[whole * NESTED :].mul_(q.nested_absmax[whole])
+    return absmax_Q.add_(q.offset)
 
 
 def dequantize_nf4_rows(q: NF4, rows_T: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rows of a quantised matrix, shape (T, N), without the rest of it.
+    """Rows of a quantised matrix, shape (T, I), without the rest of it.
 
     Args:
-        q: shape (rows, N), N a multiple of 64, so that every row has blocks of its own.
+        q: shape (rows, I), I a multiple of 64, so that every row has blocks of its own.
         rows_T: int64, shape (T,).
         dtype: of the result.
     """
     rows, width = q.shape
     assert width % BLOCK == 0
     blocks = width // BLOCK
-    packed_TP = q.packed.view(rows, width // 2).index_select(0, rows_T)
-    codes_TB = q.absmax.view(rows, blocks).index_select(0, rows_T)
-    nested_TB = (rows_T[:, None] * blocks + torch.arange(blocks, device=rows_T.device)) // NESTED
-    absmax_TB = q.nested_map.index_select(0, codes_TB.view(-1).to(torch.int32))
-    absmax_TB = absmax_TB.mul_(q.nested_absmax.index_select(0, nested_TB.view(-1))).add_(q.offset)
+    packed_Tb = q.packed.view(rows, width // 2).index_select(0, rows_T)
+    codes_TQ = q.absmax.view(rows, blocks).index_select(0, rows_T)
+    nested_TQ = (rows_T[:, None] * blocks + torch.arange(blocks, device=rows_T.device)) // NESTED
+    absmax_TQ = q.nested_map.index_select(0, codes_TQ.view(-1).to(torch.int32))
+    absmax_TQ = absmax_TQ.mul_(q.nested_absmax.index_select(0, nested_TQ.view(-1))).add_(q.offset)
     out = torch.empty(len(rows_T), width, dtype=torch.float32, device=q.packed.device)
-    _write_products(packed_TP.view(-1), absmax_TB, out.view(-1))
+    _write_products(packed_Tb.view(-1), absmax_TQ, out.view(-1))
     return out.to(dtype)
 
 
@@ -284,15 +284,15 @@ def _pieces(parts: Iterable[Tensor]) -> Iterator[Tensor]:
         yield rest
 
 
-def _divide_blocks(piece: Tensor, absmax_B: Tensor) -> Tensor:
+def _divide_blocks(piece: Tensor, absmax_Q: Tensor) -> Tensor:
     """Quotients of magnitude 1 at most; the absmax of the blocks are written to ``absmax_B``."""
     whole = len(piece) // BLOCK
     blocks, rest = piece[: whole * BLOCK].view(whole, BLOCK), piece[whole * BLOCK :]
-    torch.amax(blocks.abs(), 1, out=absmax_B[:whole])
-    quotients = blocks.mul(1.0 / absmax_B[:whole, None].clamp(min=_SMALLEST)).view(-1)
+    torch.amax(blocks.abs(), 1, out=absmax_Q[:whole])
+    quotients = blocks.mul(1.0 / absmax_Q[:whole, None].clamp(min=_SMALLEST)).view(-1)
     if len(rest):
-        absmax_B[whole:] = rest.abs().max().clamp(min=_SMALLEST)
-        quotients = torch.cat([quotients, rest / absmax_B[whole:]])
+        absmax_Q[whole:] = rest.abs().max().clamp(min=_SMALLEST)
+        quotients = torch.cat([quotients, rest / absmax_Q[whole:]])
     return quotients.clamp_(-1, 1)
 
 
@@ -322,15 +322,15 @@ def _absmax_codes(device: torch.device) -> Tensor:
     return torch.bucketize(points, (nested_map[:-1] + nested_map[1:]) * 0.5).to(torch.uint8)
 
 
-def _quantize_absmax(centred_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes (B,) and absmax of each 256 of them."""
-    count = len(centred_B)
-    blocks = torch.nn.functional.pad(centred_B, (0, -count % NESTED)).view(-1, NESTED)
+def _quantize_absmax(centred_Q: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes (Q,) and absmax of each 256 of them."""
+    count = len(centred_Q)
+    blocks = torch.nn.functional.pad(centred_Q, (0, -count % NESTED)).view(-1, NESTED)
     absmax = blocks.abs().amax(1, keepdim=True)
     # 1 / absmax overflows for a subnormal absmax, and 0 * infinity has no grid point.
     quotients = (blocks * (1.0 / absmax)).nan_to_num_(0.0).clamp_(-1, 1)
     point = ((quotients + 1.0) * 0.5 * (_GRID - 1) + 0.5).to(torch.int32)
-    codes = _absmax_codes(centred_B.device).index_select(0, point.view(-1)).view_as(point)
+    codes = _absmax_codes(centred_Q.device).index_select(0, point.view(-1)).view_as(point)
     codes = codes.masked_fill_(absmax == 0, 0)
     return codes.view(-1)[:count].clone(), absmax[:, 0]
 
@@ -343,13 +343,13 @@ def _pairs(device: torch.device) -> Tensor:
     return pairs.view(torch.int64).view(-1)
 
 
-def _write_products(packed: Tensor, absmax_B: Tensor, out: Tensor) -> None:
+def _write_products(packed: Tensor, absmax_Q: Tensor, out: Tensor) -> None:
     """Value times absmax into ``out``, fp32, flat, beginning with a block; the sources may reach beyond it."""
     count = len(out)
     even, whole = count - count % 2, count // BLOCK
     torch.index_select(_pairs(out.device), 0, packed[: even // 2].to(torch.int32), out=out[:even].view(torch.int64))
     if count % 2:
         out[even:] = values(out.device)[int(packed[even // 2]) >> 4]
-    out[: whole * BLOCK].view(whole, BLOCK).mul_(absmax_B[:whole, None])
+    out[: whole * BLOCK].view(whole, BLOCK).mul_(absmax_Q[:whole, None])
     if count % BLOCK:
-        out[whole * BLOCK :].mul_(absmax_B[whole])
+        out[whole * BLOCK :].mul_(absmax_Q[whole])

@@ -13,7 +13,7 @@ multiplication (1.6), and rounding after every product in bf16, which is slower 
 
 On a GPU the function of the same name in ``kernels/triton/rope.py`` runs instead.
 
-Shape suffixes: T tokens, H heads, K features of a head; the cosines' K may be smaller than the head's.
+Shape suffixes: T tokens, H query heads (or key heads), K head dimension (the cosines' may be smaller).
 """
 
 import torch

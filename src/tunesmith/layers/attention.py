@@ -13,8 +13,8 @@ hand-written step from q, k and v to the output has no place where another layer
 Which models it fits is a fact of the family (``families.py``); a model that it does not fit keeps its stock module,
 and the summary says so.
 
-Shape suffixes: T tokens, D hidden size, N columns of q, k and v together, H query heads, G key/value heads, K head
-dimension.
+Shape suffixes: T tokens, N rows, D hidden size, I in_features, M outputs of a group, H query heads, G key/value heads, K head
+dimension; here: X is H or G.
 """
 
 from collections.abc import Mapping, MutableMapping
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tunesmith.kernels.attention import Saved, Scoring, Span, attention, attention_backward, attention_forward
+from tunesmith.kernels.attention import Saved, ScoreParams, Span, attention, attention_backward, attention_forward
 from tunesmith.kernels.rms_norm import rms_norm, rms_norm_backward, rms_norm_forward
 from tunesmith.kernels.rope import rope_
 from tunesmith.layers.lora import LoRAGroup, LoRALinear, Norm
@@ -35,17 +35,18 @@ class Heads:
     """Shape of the heads, and what happens to them before they meet.
 
     Attributes:
-        queries, keys: how many; no keys where they are another layer's.
-        width: features of a head.
+        num_heads: query heads.
+        num_kv_heads: key/value heads; 0 where they are another layer's.
+        head_dim: features of a head.
         q_norm, k_norm, v_norm: norms of each head before its positions, where a family has them; q's and k's come together.
         rotary: q and k are turned by their positions.
         half_cosines: the cosines come once for both halves of a head, shape (T, K / 2), and not twice.
         keys_are_values: v is what the key layer makes, before the norm of k.
     """
 
-    queries: int
-    keys: int
-    width: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
     q_norm: Norm | None = None
     k_norm: Norm | None = None
     v_norm: Norm | None = None
@@ -57,18 +58,18 @@ class Heads:
         assert self.k_norm is None or self.q_norm is not None
         assert self.k_norm is not None or (self.v_norm is None and not self.keys_are_values), "k would be turned as v"
 
-    def split(self, qkv_TN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def split(self, qkv_TM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Views of q (T, H, K), k and v (T, G, K)."""
-        heads_TXK = qkv_TN.unflatten(1, (-1, self.width))
+        heads_TXK = qkv_TM.unflatten(1, (-1, self.head_dim))
         if self.keys_are_values:
-            q_THK, k_TGK = heads_TXK.split([self.queries, self.keys], dim=1)
+            q_THK, k_TGK = heads_TXK.split([self.num_heads, self.num_kv_heads], dim=1)
             return q_THK, k_TGK, k_TGK
-        q_THK, k_TGK, v_TGK = heads_TXK.split([self.queries, self.keys, self.keys], dim=1)
+        q_THK, k_TGK, v_TGK = heads_TXK.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
         return q_THK, k_TGK, v_TGK
 
 
 @dataclass(frozen=True)
-class SharedKeys:
+class SharedKV:
     """Keys and values that several layers use.
 
     Attributes:
@@ -97,9 +98,9 @@ class FusedAttention(nn.Module):
         inputs: Mapping[str, LoRALinear],
         o: LoRALinear,
         heads: Heads,
-        scoring: Scoring,
+        scoring: ScoreParams,
         norm: Norm,
-        shared: SharedKeys | None = None,
+        shared: SharedKV | None = None,
     ):
         super().__init__()
         for name, layer in inputs.items():
@@ -125,28 +126,28 @@ class FusedAttention(nn.Module):
             only_N: the positions whose output is wanted, in this order; then the result has shape (1, N, D).
             shared_kv_states: keys and values of layers before this one, each of shape (1, G, T, K), turned already.
         """
-        qkv_TN = self.qkv(hidden_states[0], self.norm)
+        qkv_TM = self.qkv(hidden_states[0], self.norm)
         cos_TK, sin_TK = (part[0] for part in position_embeddings)
         if self.heads.half_cosines:
             cos_TK, sin_TK = torch.cat([cos_TK, cos_TK], 1), torch.cat([sin_TK, sin_TK], 1)
-        if qkv_TN.is_cuda or self.shared is not None:
-            o_THK = self._in_steps(qkv_TN, cos_TK, sin_TK, spans, shared_kv_states)
+        if qkv_TM.is_cuda or self.shared is not None:
+            o_THK = self._in_steps(qkv_TM, cos_TK, sin_TK, spans, shared_kv_states)
         else:
-            o_THK = _AttentionFunction.apply(qkv_TN, self.heads, cos_TK, sin_TK, spans, self.scoring)
+            o_THK = _AttentionFunction.apply(qkv_TM, self.heads, cos_TK, sin_TK, spans, self.scoring)
         assert isinstance(o_THK, Tensor)
         o_NHK = o_THK if only_N is None else o_THK[only_N]
         return self.o_proj(o_NHK.reshape(1, len(o_NHK), -1)), None
 
     def _in_steps(
         self,
-        qkv_TN: Tensor,
+        qkv_TM: Tensor,
         cos_TK: Tensor,
         sin_TK: Tensor,
         spans: list[Span],
         states: MutableMapping[str, tuple[Tensor, Tensor]] | None,
     ) -> Tensor:
         heads, shared = self.heads, self.shared
-        q_THK, k_TGK, v_TGK = heads.split(qkv_TN)
+        q_THK, k_TGK, v_TGK = heads.split(qkv_TM)
         q_THK = _turned(q_THK, heads.q_norm, heads.rotary, cos_TK, sin_TK)
         if shared is None or shared.writes:
             k_TGK = _turned(k_TGK, heads.k_norm, heads.rotary, cos_TK, sin_TK)
@@ -182,44 +183,44 @@ class _RopeFunction(torch.autograd.Function):
 
 
 class _AttentionFunction(torch.autograd.Function):
-    """From q, k and v side by side (T, N) to the heads' outputs (T, H, K)."""
+    """From q, k and v side by side (T, M) to the heads' outputs (T, H, K)."""
 
     @staticmethod
     def forward(
-        ctx: Any, qkv_TN: Tensor, heads: Heads, cos_TK: Tensor, sin_TK: Tensor, spans: list[Span], scoring: Scoring
+        ctx: Any, qkv_TM: Tensor, heads: Heads, cos_TK: Tensor, sin_TK: Tensor, spans: list[Span], scoring: ScoreParams
     ) -> Tensor:
-        q_THK, k_TGK, v_TGK = heads.split(qkv_TN)
+        q_THK, k_TGK, v_TGK = heads.split(qkv_TM)
         # Without norms in place: these values are the output of the group before, which keeps its input and not its output.
         rest: list[Tensor | None] = [None, None, None, None]
         if heads.k_norm is not None:
             q_THK, q_rstd = _norm_heads(q_THK, heads.q_norm)
             k_TGK, k_rstd = _norm_heads(k_TGK, heads.k_norm)
-            rest[:3] = [qkv_TN, q_rstd, k_rstd]
+            rest[:3] = [qkv_TM, q_rstd, k_rstd]
         if heads.v_norm is not None:
             v_TGK, rest[3] = _norm_heads(v_TGK, heads.v_norm)
         if heads.rotary:
             rope_(q_THK, cos_TK, sin_TK)
             rope_(k_TGK, cos_TK, sin_TK)
         o_THK, saved = attention_forward(q_THK, k_TGK, v_TGK, spans, scoring)
-        ctx.save_for_backward(cos_TK, sin_TK, *rest, *saved.flat())
-        ctx.heads, ctx.spans, ctx.scoring, ctx.shape = heads, spans, scoring, qkv_TN.shape
+        ctx.save_for_backward(cos_TK, sin_TK, *rest, *saved.tensors())
+        ctx.heads, ctx.spans, ctx.scoring, ctx.shape = heads, spans, scoring, qkv_TM.shape
         return o_THK
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         heads = ctx.heads
-        cos_TK, sin_TK, qkv_TN, q_rstd, k_rstd, v_rstd, *flat = ctx.saved_tensors
-        dqkv_TN = grads[0].new_empty(ctx.shape)
-        dq_THK, dk_TGK, dv_TGK = heads.split(dqkv_TN)
-        found = attention_backward(grads[0], Saved.of(flat), ctx.spans, ctx.scoring)
-        dq_THK.copy_(found[0])
-        dk_TGK.copy_(found[1])
+        cos_TK, sin_TK, qkv_TM, q_rstd, k_rstd, v_rstd, *tensors = ctx.saved_tensors
+        dqkv_TM = grads[0].new_empty(ctx.shape)
+        dq_THK, dk_TGK, dv_TGK = heads.split(dqkv_TM)
+        grads_qkv = attention_backward(grads[0], Saved.from_tensors(tensors), ctx.spans, ctx.scoring)
+        dq_THK.copy_(grads_qkv[0])
+        dk_TGK.copy_(grads_qkv[1])
         if heads.rotary:
             rope_(dq_THK, cos_TK, sin_TK, inverse=True)
             rope_(dk_TGK, cos_TK, sin_TK, inverse=True)
-        v_grad_TGK = found[2]
+        v_grad_TGK = grads_qkv[2]
         if heads.k_norm is not None:
-            q_THK, k_TGK, v_TGK = heads.split(qkv_TN)
+            q_THK, k_TGK, v_TGK = heads.split(qkv_TM)
             dq_THK.copy_(_norm_heads_backward(dq_THK, q_THK, heads.q_norm, q_rstd))
             dk_TGK.copy_(_norm_heads_backward(dk_TGK, k_TGK, heads.k_norm, k_rstd))
             if heads.v_norm is not None:
@@ -228,7 +229,7 @@ class _AttentionFunction(torch.autograd.Function):
             dk_TGK.add_(v_grad_TGK)
         else:
             dv_TGK.copy_(v_grad_TGK)
-        return dqkv_TN, None, None, None, None, None
+        return dqkv_TM, None, None, None, None, None
 
 
 def _norm_heads(x_TXK: Tensor, norm: Norm | None) -> tuple[Tensor, Tensor]:
@@ -238,5 +239,5 @@ def _norm_heads(x_TXK: Tensor, norm: Norm | None) -> tuple[Tensor, Tensor]:
 
 
 def _norm_heads_backward(dy_TXK: Tensor, x_TXK: Tensor, norm: Norm, rstd: Tensor) -> Tensor:
-    found = rms_norm_backward(dy_TXK.flatten(0, 1), x_TXK.flatten(0, 1), norm.weight_I, rstd, norm.offset)
-    return found.view(x_TXK.shape)
+    grad_TXK = rms_norm_backward(dy_TXK.flatten(0, 1), x_TXK.flatten(0, 1), norm.weight_I, rstd, norm.offset)
+    return grad_TXK.view(x_TXK.shape)

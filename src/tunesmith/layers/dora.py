@@ -17,7 +17,8 @@ Where a base in fp16 meets an fp32 input, the products with W run in fp16 with r
 
 Layers that read the same input are not computed together (``LoRAGroup``): the lengths tie every output to its own row.
 
-Shape suffixes: T tokens (all leading dimensions flattened), I in_features, O out_features, R rank.
+Shape suffixes: T tokens (all leading dimensions flattened), I in_features, O out_features, R rank, P some of the
+rows.
 """
 
 from typing import Any
@@ -25,9 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tunesmith.kernels.fp16_scaled_mm import scaled_mm, scaled_mm_back
+from tunesmith.kernels.fp16_scaled_mm import OverflowRows, scaled_mm, scaled_mm_back
 from tunesmith.kernels.lora import lora_matmul
-from tunesmith.layers.dropout import draw_kept, drop
+from tunesmith.layers.dropout import draw_mask, drop
 from tunesmith.layers.lora import LoRALinear
 from tunesmith.layers.nf4 import NF4Linear
 
@@ -49,9 +50,9 @@ def dora_weight_OI(weight_OI: Tensor, lora_A_RI: Tensor, lora_B_OR: Tensor, magn
     return sum_OI * (magnitude_O / torch.linalg.vector_norm(sum_OI, dim=1))[:, None]
 
 
-def _rescaled(x: Tensor, kept: Tensor | None, keep: float) -> Tensor:
+def _rescaled(x: Tensor, mask: Tensor | None, keep: float) -> Tensor:
     """The input after dropout: zero where it struck, and the rest larger by ``1 / keep``."""
-    return x if kept is None else drop(x, kept).mul_(1.0 / keep)
+    return x if mask is None else drop(x, mask).mul_(1.0 / keep)
 
 
 def _times(y_TO: Tensor, gain_O: Tensor) -> Tensor:
@@ -59,9 +60,11 @@ def _times(y_TO: Tensor, gain_O: Tensor) -> Tensor:
     return torch.mul(y_TO, gain_O, out=torch.empty_like(y_TO))
 
 
-def _product_back(dy_TO: Tensor, weight_OI: Tensor) -> Tensor:
+def _product_back(dy_TO: Tensor, weight_OI: Tensor, overflow: OverflowRows | None) -> Tensor:
     """``dy W``; an fp32 gradient meets an fp16 weight with its rows scaled."""
-    return dy_TO @ weight_OI if dy_TO.dtype == weight_OI.dtype else scaled_mm_back(dy_TO, weight_OI)
+    if dy_TO.dtype == weight_OI.dtype:
+        return dy_TO @ weight_OI
+    return scaled_mm_back(dy_TO, weight_OI, overflow=overflow)
 
 
 class _DoRAFunction(torch.autograd.Function):
@@ -75,18 +78,18 @@ class _DoRAFunction(torch.autograd.Function):
         weight_OI = layer.base_OI(torch.float16 if layer.in_fp16 else dtype)
         norm_O = row_norm_O(weight_OI, A_RI, B_OR, layer.scale)
         gain_O = m_O / norm_O
-        kept = draw_kept(x_TI, dropout, seed) if dropout else None
-        left_TI = _rescaled(x_TI, kept, 1.0 - dropout)
+        mask = draw_mask(x_TI, dropout, seed) if dropout else None
+        left_TI = _rescaled(x_TI, mask, 1.0 - dropout)
         xA_TR = left_TI @ A_RI.to(dtype).T
         scaled = weight_OI.dtype != dtype
         if scaled:
-            directed_TO = scaled_mm(left_TI, weight_OI).addmm_(xA_TR, B_OR.T, alpha=layer.scale)
+            directed_TO = scaled_mm(left_TI, weight_OI, overflow=layer.overflow).addmm_(xA_TR, B_OR.T, alpha=layer.scale)
         else:
             directed_TO = lora_matmul(left_TI, weight_OI, xA_TR, B_OR.to(dtype), layer.scale, None)
         y_TO = _times(directed_TO, gain_O)
-        if kept is not None and scaled:
-            y_TO.add_(scaled_mm(x_TI - left_TI, weight_OI))
-        elif kept is not None:
+        if mask is not None and scaled:
+            y_TO.add_(scaled_mm(x_TI - left_TI, weight_OI, overflow=layer.overflow))
+        elif mask is not None:
             y_TO.addmm_(x_TI - left_TI, weight_OI.T)
         if layer.bias is not None:
             y_TO.add_(layer.bias)
@@ -98,22 +101,22 @@ class _DoRAFunction(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x_TI, A_RI, B_OR, norm_O, gain_O, xA_TR, directed_TO = ctx.saved_tensors
         layer, dy_TO = ctx.layer, grads[0]
-        kept = draw_kept(x_TI, ctx.dropout, ctx.seed) if ctx.dropout else None
+        mask = draw_mask(x_TI, ctx.dropout, ctx.seed) if ctx.dropout else None
         keep = 1.0 - ctx.dropout
         dm_O = (dy_TO * directed_TO).sum(0, dtype=norm_O.dtype) / norm_O
         directed_dy_TO = _times(dy_TO, gain_O)
         dyB_TR = (directed_dy_TO @ B_OR.to(dy_TO.dtype)).mul_(layer.scale)
-        dA_RI = (dyB_TR.T @ _rescaled(x_TI, kept, keep)).to(A_RI.dtype)
+        dA_RI = (dyB_TR.T @ _rescaled(x_TI, mask, keep)).to(A_RI.dtype)
         dB_OR = (directed_dy_TO.T @ xA_TR).to(B_OR.dtype).mul_(layer.scale)
         dx_TI = None
         if ctx.needs_input_grad[0]:
             weight_OI = layer.base_OI(torch.float16 if layer.in_fp16 else dy_TO.dtype)
             A_RI = A_RI.to(dy_TO.dtype)
-            if kept is None:
-                dx_TI = _product_back(directed_dy_TO, weight_OI).addmm_(dyB_TR, A_RI)
+            if mask is None:
+                dx_TI = _product_back(directed_dy_TO, weight_OI, layer.overflow).addmm_(dyB_TR, A_RI)
             else:
-                through_TI = _product_back(_times(dy_TO, gain_O - 1.0), weight_OI).addmm_(dyB_TR, A_RI)
-                dx_TI = _product_back(dy_TO, weight_OI).add_(_rescaled(through_TI, kept, keep))
+                through_TI = _product_back(_times(dy_TO, gain_O - 1.0), weight_OI, layer.overflow).addmm_(dyB_TR, A_RI)
+                dx_TI = _product_back(dy_TO, weight_OI, layer.overflow).add_(_rescaled(through_TI, mask, keep))
         return dx_TI, None, None, None, dA_RI, dB_OR, dm_O
 
 
@@ -135,7 +138,7 @@ class DoRALinear(LoRALinear):
     def forward(self, x: Tensor) -> Tensor:
         """Shape (..., I) to (..., O), in the dtype of x."""
         dropout = self.dropout if self.training else 0.0
-        seed = int(torch.randint(2**62, ())) if dropout else 0
+        seed = self.dropout_seed() if dropout else 0
         x_TI = x.reshape(-1, x.shape[-1])
         y_TO = _DoRAFunction.apply(x_TI, self, dropout, seed, self.lora_A, self.lora_B, self.lora_magnitude_vector)
         return y_TO.view(*x.shape[:-1], -1)  # type: ignore[union-attr]

@@ -14,16 +14,16 @@ from torch import Tensor
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # integer of an element's bytes
 
 
-def draw_kept(x: Tensor, probability: float, seed: int) -> Tensor:
+def draw_mask(x: Tensor, probability: float, seed: int) -> Tensor:
     """Which elements of ``x`` stay: shape of x, integers of its element's width, -1 or 0; the same for the same seed."""
     generator = torch.Generator(x.device).manual_seed(seed)
     words = torch.empty(math.ceil(x.numel() / 4), dtype=torch.int64, device=x.device)
     words.random_(-(2**63), None, generator=generator)
     drawn = words.view(torch.int16)[: x.numel()].view(x.shape)
-    kept = torch.empty(x.shape, dtype=BITS[x.element_size()], device=x.device)
-    return torch.ge(drawn, -(2**15) + round(probability * 2**16), out=kept).neg_()
+    mask = torch.empty(x.shape, dtype=BITS[x.element_size()], device=x.device)
+    return torch.ge(drawn, -(2**15) + round(probability * 2**16), out=mask).neg_()
 
 
-def drop(x: Tensor, kept: Tensor | None) -> Tensor:
-    """``x`` with zeros where ``kept`` (see ``draw_kept``) has none; ``x`` itself without dropout."""
-    return x if kept is None else torch.bitwise_and(x.view(kept.dtype), kept).view(x.dtype)
+def drop(x: Tensor, mask: Tensor | None) -> Tensor:
+    """``x`` with zeros where ``mask`` (see ``draw_mask``) is 0; ``x`` itself without dropout."""
+    return x if mask is None else torch.bitwise_and(x.view(mask.dtype), mask).view(x.dtype)

@@ -13,7 +13,7 @@ memory that the device does not wait for (17.9 KB a token there). On a CPU it co
 
 Source: the scaled word embeddings of transformers 5.23, whose forward is the oracle of the tests.
 
-Shape suffixes: V rows of a table, D its width, T tokens (all leading dimensions flattened).
+Shape suffixes: T tokens, V vocabulary, D hidden size (width of a table).
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """The experts of a mixture: frozen, in 16 bits or in NF4, and with a low-rank adapter an expert.
 
-A mixture-of-experts layer sends each token to K of E small gated MLPs and adds up their outputs, weighted by its router
+A mixture-of-experts layer sends each token to A of E small gated MLPs and adds up their outputs, weighted by its router
 (Shazeer et al. 2017, arXiv 1701.06538). Their weights lie in two tensors of three dimensions, and they are most of the
 model: 22.8 of 26 billion weights in one of today's. So they are what has to be quantised and what has to be adapted: adapters
 on the linear layers alone leave 90 % of the weights as they are.
@@ -13,7 +13,7 @@ of the experts, so that the result is the same on every run, and rounded once.
 update of 0.07 % of the output 97 % arrives so in bf16, and 19 to 29 % if the weight's update is added to the weight.
 
 **One autograd function.** It saves the input, the routing, the outputs of gate and up and the rank-r products. The activated
-product is made again. The gradient of a routing weight is ``<dout, y>``, where y is the expert's output, K times as large
+product is made again. The gradient of a routing weight is ``<dout, y>``, where y is the expert's output, A times as large
 as the hidden states; it is taken as ``<W^T dout, h>`` instead, which the backward pass has at hand, so y is not saved.
 Frozen weights stay outside of the graph. Refused: a grouped GEMM (dense weights of all experts at once, which NF4 has not),
 and PEFT's way, which adds ``B A`` to the whole weight in every forward pass (all experts, rounded to the weight's grid).
@@ -23,12 +23,11 @@ Dropout is not applied here: PEFT has none for such weights, because it adapts t
 Sources: the ``*Experts`` modules of transformers 5.23 and ``integrations/moe.py``; ``ParamWrapper`` in
 ``peft/tuners/lora/layer.py``.
 
-Shape suffixes: T tokens, K experts a token, N rows of one expert, E experts, D hidden size, F features of an expert,
-I in_features, O out_features, R rank.
+Shape suffixes: T tokens, A experts a token, N rows (of one expert), E experts, D hidden size, F features of the hidden
+layer, I in_features, O out_features, R rank; here: U pairs of a token and an expert.
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -37,8 +36,9 @@ from torch.autograd.function import once_differentiable
 
 from tunesmith.errors import ModelError
 from tunesmith.kernels.fp16_scaled_mm import scaled_mm, scaled_mm_back
-from tunesmith.kernels.glu import glu_backward, glu_forward
 from tunesmith.kernels.lora import lora_matmul
+from tunesmith.layers.context import InStep
+from tunesmith.layers.gate import Gate, wide
 from tunesmith.layers.lora import LoRALinear
 from tunesmith.layers.nf4 import NF4Weight
 
@@ -46,65 +46,12 @@ ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"
 PROJECTIONS = ("gate_up_proj", "down_proj")
 
 
-@dataclass(frozen=True)
-class Gate:
-    """What stands between the two products of an expert: ``activation(gate) * up``, or its clamped form.
-
-    Attributes:
-        activation: ``silu``, ``gelu_tanh``, or ``clamped``: ``(up' + 1) * gate' * sigmoid(alpha * gate')``, with gate' at
-            most ``limit`` and up' between ``-limit`` and ``limit``.
-        interleaved: gate and up take turns in the columns; else all of gate comes first.
-    """
-
-    activation: str
-    interleaved: bool = False
-    alpha: float = 0.0
-    limit: float = math.inf
-
-    def forward(self, gate_up_N2F: Tensor) -> Tensor:
-        """Shape (N, 2 F) to (N, F)."""
-        gate_NF, up_NF = self._parts(gate_up_N2F)
-        if self.activation != "clamped":
-            return glu_forward(gate_NF, up_NF, self.activation)
-        gate_NF, up_NF = _wide(gate_NF).clamp(max=self.limit), _wide(up_NF).clamp(-self.limit, self.limit)
-        return ((up_NF + 1.0) * gate_NF * torch.sigmoid(gate_NF * self.alpha)).to(gate_up_N2F.dtype)
-
-    def backward(self, dh_NF: Tensor, gate_up_N2F: Tensor) -> tuple[Tensor, Tensor]:
-        """h again, shape (N, F), and the gradient of ``gate_up``, shape (N, 2 F); ``dh`` may be overwritten."""
-        gate_NF, up_NF = self._parts(gate_up_N2F)
-        if self.activation != "clamped":
-            h_NF, d_N2F = glu_backward(dh_NF, gate_NF, up_NF, self.activation)
-            dgate_NF, dup_NF = d_N2F.chunk(2, 1)
-            return h_NF, torch.stack((dgate_NF, dup_NF), -1).flatten(1) if self.interleaved else d_N2F
-        wide_gate_NF, wide_up_NF, wide_dh_NF = _wide(gate_NF), _wide(up_NF), _wide(dh_NF)
-        gate_c_NF, up_c_NF = wide_gate_NF.clamp(max=self.limit), wide_up_NF.clamp(-self.limit, self.limit)
-        sigmoid_NF = torch.sigmoid(gate_c_NF * self.alpha)
-        swish_NF = gate_c_NF * sigmoid_NF
-        slope_NF = sigmoid_NF + self.alpha * swish_NF * (1.0 - sigmoid_NF)
-        dgate_NF = wide_dh_NF * (up_c_NF + 1.0) * slope_NF * (wide_gate_NF <= self.limit)
-        dup_NF = wide_dh_NF * swish_NF * (wide_up_NF.abs() <= self.limit)
-        h_NF = ((up_c_NF + 1.0) * swish_NF).to(dh_NF.dtype)
-        parts = torch.stack((dgate_NF, dup_NF), -1).flatten(1) if self.interleaved else torch.cat((dgate_NF, dup_NF), 1)
-        return h_NF, parts.to(dh_NF.dtype)
-
-    def _parts(self, gate_up_N2F: Tensor) -> tuple[Tensor, Tensor]:
-        if self.interleaved:  # the kernels want neighbouring columns
-            return gate_up_N2F[:, ::2].contiguous(), gate_up_N2F[:, 1::2].contiguous()
-        gate_NF, up_NF = gate_up_N2F.chunk(2, 1)
-        return gate_NF, up_NF
-
-
-def _wide(x: Tensor) -> Tensor:
-    """In fp32, or as it is where that is wider."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def _times(x: Tensor, weight_N1: Tensor) -> Tensor:
     """Rows times their routing weights, which are fp32, rounded once to the dtype of x."""
     return torch.mul(x, weight_N1, out=torch.empty_like(x))
 
 
-class ExpertWeight(nn.Module):
+class ExpertWeight(InStep, nn.Module):
     """The frozen weight of one projection of all experts.
 
     Args:
@@ -140,13 +87,13 @@ class ExpertWeight(nn.Module):
     def base_OI(self, expert: int, dtype: torch.dtype) -> Tensor:
         """The weight of one expert, shape (O, I), to be read; of a quantised one valid until the next call."""
         if self.quantized is not None:
-            found = self.quantized.expert(expert, dtype)
+            matrix = self.quantized.expert(expert, dtype)
         else:
             assert self.weight is not None
-            found = self.weight[expert]
+            matrix = self.weight[expert]
         if not self.transposed:
-            return found
-        return found.T.contiguous() if found.is_cuda else found.T  # the GPU's kernel reads rows
+            return matrix
+        return matrix.T.contiguous() if matrix.is_cuda else matrix.T  # the GPU's kernel reads rows
 
     def bias_O(self, expert: int, dtype: torch.dtype) -> Tensor | None:
         """The bias of one expert, or None."""
@@ -207,8 +154,8 @@ class _Experts(nn.Module):
 
         Args:
             hidden_states: shape (T, D).
-            top_k_index: chosen experts, int64, shape (T, K); those of a token differ.
-            top_k_weights: shape (T, K), any float dtype.
+            top_k_index: chosen experts, int64, shape (T, A); those of a token differ.
+            top_k_weights: shape (T, A), any float dtype.
 
         Returns:
             Shape (T, D), in the dtype of ``hidden_states``.
@@ -309,7 +256,7 @@ def _weights(stock: Any, gate_up: Tensor | NF4Weight, down: Tensor | NF4Weight) 
 
 
 class _Run(NamedTuple):
-    """The rows of one expert: its number, where they lie among the sorted pairs, their tokens and their places of T x K."""
+    """The rows of one expert: its number, where they lie among the sorted pairs, their tokens and their places of T x A."""
 
     expert: int
     rows: slice
@@ -317,13 +264,13 @@ class _Run(NamedTuple):
     place_N: Tensor
 
 
-def _runs(index_TK: Tensor, experts: int) -> list[_Run]:
+def _runs(index_TA: Tensor, experts: int) -> list[_Run]:
     """Token-expert pairs sorted by expert, by token within; experts without tokens are left out."""
-    flat = index_TK.reshape(-1)
+    flat = index_TA.reshape(-1)
     order = torch.sort(flat, stable=True).indices
     counts = torch.bincount(flat, minlength=experts).tolist()
     assert len(counts) == experts, f"expert {len(counts) - 1} of {experts} was chosen"
-    token, runs, start = order // index_TK.shape[1], [], 0
+    token, runs, start = order // index_TA.shape[1], [], 0
     for expert, count in enumerate(counts):
         if count:
             rows = slice(start, start + count)
@@ -346,7 +293,7 @@ def _in_half(part: ExpertWeight, x: Tensor) -> bool:
 def _multiply(part: ExpertWeight, adapter: _Adapter | None, expert: int, x_NI: Tensor) -> tuple[Tensor, Tensor | None]:
     """Outputs (N, O) of one expert and its rank-r products (N, R)."""
     dtype, half = x_NI.dtype, _in_half(part, x_NI)
-    y_NO = scaled_mm(x_NI, part.base_OI(expert, torch.float16)) if half else None
+    y_NO = scaled_mm(x_NI, part.base_OI(expert, torch.float16), overflow=part.overflow) if half else None
     if y_NO is not None and part.bias is not None:
         y_NO.add_(part.bias[expert])
     if adapter is None:
@@ -364,7 +311,7 @@ def _multiply(part: ExpertWeight, adapter: _Adapter | None, expert: int, x_NI: T
 def _multiply_back(part: ExpertWeight, adapter: _Adapter | None, expert: int, dy_NO: Tensor) -> tuple[Tensor, Tensor | None]:
     """Gradients of the input (N, I) and of its rank-r products (N, R)."""
     if _in_half(part, dy_NO):
-        dx_NI = scaled_mm_back(dy_NO, part.base_OI(expert, torch.float16))
+        dx_NI = scaled_mm_back(dy_NO, part.base_OI(expert, torch.float16), overflow=part.overflow)
     else:
         dx_NI = dy_NO @ part.base_OI(expert, dy_NO.dtype)
     if adapter is None:
@@ -386,28 +333,28 @@ class _ExpertsFunction(torch.autograd.Function):
     def forward(
         ctx: Any,
         x_TD: Tensor,
-        weights_TK: Tensor,
-        index_TK: Tensor,
+        weights_TA: Tensor,
+        index_TA: Tensor,
         gate: Gate,
         gate_up: ExpertWeight,
         down: ExpertWeight,
         *adapters: Tensor,
     ) -> Tensor:
-        runs, pairs = _runs(index_TK, gate_up.experts), index_TK.numel()
+        runs, pairs = _runs(index_TA, gate_up.experts), index_TA.numel()
         up_adapter, down_adapter = (_Adapter(*adapters[:2]), _Adapter(*adapters[2:])) if adapters else (None, None)
-        out_TD = _wide(x_TD.new_zeros(x_TD.shape))
-        gate_up_S2F = x_TD.new_empty(pairs, gate_up.out_features)
+        out_TD = wide(x_TD.new_zeros(x_TD.shape))
+        gate_up_U2F = x_TD.new_empty(pairs, gate_up.out_features)
         rank = adapters[0].shape[1] if adapters else 0
-        xA_SR, hA_SR = x_TD.new_empty(pairs, rank), x_TD.new_empty(pairs, rank)
-        flat_weights = _wide(weights_TK.reshape(-1))
+        xA_UR, hA_UR = x_TD.new_empty(pairs, rank), x_TD.new_empty(pairs, rank)
+        flat_weights = wide(weights_TA.reshape(-1))
         for expert, rows, token_N, place_N in runs:
             gate_up_N2F, xA_NR = _multiply(gate_up, up_adapter, expert, x_TD[token_N])
             y_ND, hA_NR = _multiply(down, down_adapter, expert, gate.forward(gate_up_N2F))
-            gate_up_S2F[rows] = gate_up_N2F
+            gate_up_U2F[rows] = gate_up_N2F
             if xA_NR is not None and hA_NR is not None:
-                xA_SR[rows], hA_SR[rows] = xA_NR, hA_NR
+                xA_UR[rows], hA_UR[rows] = xA_NR, hA_NR
             out_TD.index_add_(0, token_N, y_ND.to(out_TD.dtype).mul_(flat_weights[place_N, None]))
-        ctx.save_for_backward(x_TD, weights_TK, index_TK, gate_up_S2F, xA_SR, hA_SR, *adapters)
+        ctx.save_for_backward(x_TD, weights_TA, index_TA, gate_up_U2F, xA_UR, hA_UR, *adapters)
         ctx.gate, ctx.gate_up, ctx.down = gate, gate_up, down
         return out_TD.to(x_TD.dtype)
 
@@ -416,26 +363,26 @@ class _ExpertsFunction(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator hides the names
         ctx: Any, *grads: Tensor
     ) -> tuple[Tensor | None, ...]:
-        x_TD, weights_TK, index_TK, gate_up_S2F, xA_SR, hA_SR, *adapters = ctx.saved_tensors
+        x_TD, weights_TA, index_TA, gate_up_U2F, xA_UR, hA_UR, *adapters = ctx.saved_tensors
         gate, gate_up, down, dout_TD = ctx.gate, ctx.gate_up, ctx.down, grads[0]
         up_adapter, down_adapter = (_Adapter(*adapters[:2]), _Adapter(*adapters[2:])) if adapters else (None, None)
         wants_x, wants_weights = ctx.needs_input_grad[:2]
-        dx_TD = _wide(x_TD.new_zeros(x_TD.shape)) if wants_x else None
-        flat_weights = _wide(weights_TK.reshape(-1))
+        dx_TD = wide(x_TD.new_zeros(x_TD.shape)) if wants_x else None
+        flat_weights = wide(weights_TA.reshape(-1))
         dweights = torch.zeros_like(flat_weights)
-        found = [torch.zeros_like(adapter) for adapter in adapters]
-        for expert, rows, token_N, place_N in _runs(index_TK, gate_up.experts):
+        d_adapter = [torch.zeros_like(adapter) for adapter in adapters]
+        for expert, rows, token_N, place_N in _runs(index_TA, gate_up.experts):
             dout_ND, weight_N1 = dout_TD[token_N], flat_weights[place_N, None]
             dh_NF, dhA_NR = _multiply_back(down, down_adapter, expert, dout_ND)  # of the output before its weight
-            h_NF, d_N2F = gate.backward(_times(dh_NF, weight_N1), gate_up_S2F[rows])
+            h_NF, d_N2F = gate.backward(_times(dh_NF, weight_N1), gate_up_U2F[rows])
             if wants_weights:
-                dweights[place_N] = (_wide(dh_NF) * _wide(h_NF)).sum(1)
+                dweights[place_N] = (wide(dh_NF) * wide(h_NF)).sum(1)
                 if down.bias is not None:
-                    dweights[place_N] += _wide(dout_ND) @ _wide(down.bias_O(expert, dout_ND.dtype))
+                    dweights[place_N] += wide(dout_ND) @ wide(down.bias_O(expert, dout_ND.dtype))
             if dhA_NR is not None:
-                found[2][expert] = _times(dhA_NR, weight_N1).T @ h_NF
-                found[3][expert] = (_times(dout_ND, weight_N1).T @ hA_SR[rows]).to(found[3].dtype).mul_(down.scale)
-                found[1][expert] = (d_N2F.T @ xA_SR[rows]).to(found[1].dtype).mul_(gate_up.scale)
+                d_adapter[2][expert] = _times(dhA_NR, weight_N1).T @ h_NF
+                d_adapter[3][expert] = (_times(dout_ND, weight_N1).T @ hA_UR[rows]).to(d_adapter[3].dtype).mul_(down.scale)
+                d_adapter[1][expert] = (d_N2F.T @ xA_UR[rows]).to(d_adapter[1].dtype).mul_(gate_up.scale)
             dxA_NR = None
             if dx_TD is not None:
                 dx_ND, dxA_NR = _multiply_back(gate_up, up_adapter, expert, d_N2F)
@@ -443,7 +390,7 @@ class _ExpertsFunction(torch.autograd.Function):
             elif up_adapter is not None:
                 dxA_NR = _narrow_back(gate_up, up_adapter, expert, d_N2F)
             if dxA_NR is not None:
-                found[0][expert] = dxA_NR.T @ x_TD[token_N]
+                d_adapter[0][expert] = dxA_NR.T @ x_TD[token_N]
         dx = None if dx_TD is None else dx_TD.to(x_TD.dtype)
-        dweights_TK = dweights.to(weights_TK.dtype).view(weights_TK.shape) if wants_weights else None
-        return dx, dweights_TK, None, None, None, None, *found
+        dweights_TA = dweights.to(weights_TA.dtype).view(weights_TA.shape) if wants_weights else None
+        return dx, dweights_TA, None, None, None, None, *d_adapter

@@ -22,11 +22,10 @@ r-wide side: ``dA = (dy B)^T x``, never ``dW``.
 Master weights are fp32 whatever the base dtype is; the products run in the dtype of x. Where a base in fp16 meets an fp32
 input, the products with the base run in fp16 with rows scaled (``kernels/fp16_scaled_mm.py``) and come out in fp32. The r-wide
 products stay in fp32 there: fresh B are 1e-6, where fp16 has one digit left, and the update needs no free columns, since
-nothing is rounded after it. ``HalfLinear`` and ``HalfNF4Linear`` are such frozen layers before an adapter is put on, or
-without one.
+nothing is rounded after it.
 
-Shape suffixes: T tokens (all leading dimensions flattened), I in_features, O out_features of one layer, N of all layers
-of a group, R rank of one layer, S of all layers of a group together.
+Shape suffixes: T tokens (all leading dimensions flattened), I in_features, O out_features, M outputs of a group, R rank,
+S ranks of a group, Z features and ranks.
 """
 
 import math
@@ -37,10 +36,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tunesmith.kernels.fp16_scaled_mm import scale_rows, scaled_mm, scaled_mm_back
+from tunesmith.kernels.fp16_scaled_mm import scale_rows, scaled_mm_back
 from tunesmith.kernels.lora import lora_matmul
 from tunesmith.kernels.rms_norm import rms_norm_backward, rms_norm_forward
-from tunesmith.layers.dropout import draw_kept, drop
+from tunesmith.layers.context import InStep
+from tunesmith.layers.dropout import draw_mask, drop
+from tunesmith.layers.half import HalfNF4Linear
 from tunesmith.layers.nf4 import NF4Linear
 
 
@@ -53,74 +54,7 @@ class Norm:
     offset: float
 
 
-class HalfLinear(nn.Linear):
-    """A frozen linear layer with its weight in fp16, for an input of any size in fp32.
-
-    Args:
-        base: its weight, fp16, is taken over as it is, ties included; its bias becomes fp32.
-    """
-
-    def __init__(self, base: nn.Linear):
-        super().__init__(base.in_features, base.out_features, bias=False, device="meta")
-        assert base.weight.dtype == torch.float16, base.weight.dtype
-        self.weight = base.weight.requires_grad_(False)
-        self.register_parameter("bias", _wide_bias(base.bias))
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Shape (..., I) to (..., O), fp32."""
-        return _half_product(input, self)
-
-    def half_OI(self) -> Tensor:
-        """The weight, shape (O, I), fp16."""
-        return self.weight
-
-
-class HalfNF4Linear(NF4Linear):
-    """A frozen linear layer in NF4 that is dense in fp16, for an input of any size in fp32.
-
-    Args:
-        base: its weight is taken over; its bias becomes fp32.
-    """
-
-    def __init__(self, base: NF4Linear):
-        super().__init__(base.weight)
-        self.register_parameter("bias", _wide_bias(base.bias))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shape (..., I) to (..., O), fp32."""
-        return _half_product(x, self)
-
-    def half_OI(self) -> Tensor:
-        """The dense weight, shape (O, I), fp16, valid until the next call on any layer."""
-        return self.weight.dense(torch.float16)
-
-
-def _wide_bias(bias: object) -> nn.Parameter | None:
-    return nn.Parameter(bias.detach().float(), requires_grad=False) if isinstance(bias, Tensor) else None
-
-
-def _half_product(x: Tensor, layer: HalfLinear | HalfNF4Linear) -> Tensor:
-    y_TO = _HalfProduct.apply(x.reshape(-1, layer.in_features).float(), layer)
-    assert isinstance(y_TO, Tensor)
-    if isinstance(layer.bias, Tensor):
-        y_TO.add_(layer.bias)
-    return y_TO.view(*x.shape[:-1], layer.out_features)
-
-
-class _HalfProduct(torch.autograd.Function):
-    """``x W^T`` with a frozen W; saves nothing."""
-
-    @staticmethod
-    def forward(ctx: Any, x_TI: Tensor, layer: HalfLinear | HalfNF4Linear) -> Tensor:
-        ctx.layer = layer
-        return scaled_mm(x_TI, layer.half_OI())
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return scaled_mm_back(grads[0], ctx.layer.half_OI()), None
-
-
-class LoRALinear(nn.Module):
+class LoRALinear(InStep, nn.Module):
     """An ``nn.Linear`` with frozen weight and a trainable low-rank adapter.
 
     Attributes:
@@ -187,15 +121,15 @@ class LoRAGroup:
         self.widths = [layer.out_features for layer in layers]
         self._ranks = [layer.lora_A.shape[0] for layer in layers]
         self._in_fp16 = self.layers[0].in_fp16
-        self._whole: Tensor | None = None  # (N, I + S)
+        self._augmented_weight: Tensor | None = None  # (M, Z)
         for layer in layers:
             layer.group = self
 
     def __call__(self, x_TI: Tensor, norm: Norm | None = None) -> Tensor:
-        """Outputs of all layers side by side, shape (T, N), of ``norm(x)`` where a norm is given."""
+        """Outputs of all layers side by side, shape (T, M), of ``norm(x)`` where a norm is given."""
         parameters = [p for layer in self.layers for p in (layer.lora_A, layer.lora_B)]
         dropout = max(layer.dropout for layer in self.layers) if self.layers[0].training else 0.0
-        seed = int(torch.randint(2**62, ())) if dropout else 0
+        seed = self.layers[0].dropout_seed() if dropout else 0
         return _GroupFunction.apply(x_TI, self, norm, dropout, seed, *parameters)  # type: ignore[return-value]
 
     def A_SI(self, dtype: torch.dtype) -> Tensor:
@@ -204,129 +138,134 @@ class LoRAGroup:
             return self.layers[0].lora_A.detach().to(dtype)
         return torch.cat([layer.lora_A.detach() for layer in self.layers]).to(dtype)
 
-    def room(self, x_TX: Tensor) -> tuple[Tensor, Tensor]:
-        """An empty ``[x | x A^T]`` of shape (T, I + S), in the dtype of x, and the view of its first I columns."""
-        inputs = self.layers[0].in_features
-        x_TK = x_TX.new_empty(x_TX.shape[0], inputs + sum(self._ranks))
-        return x_TK, x_TK[:, :inputs]
-
-    def outputs(self, x_TI: Tensor, x_TK: Tensor, kept: Tensor | None, keep: float) -> tuple[Tensor, Tensor]:
-        """Outputs (T, N), and ``x A^T`` (T, S) for the backward pass.
+    def augmented_input(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """An empty ``[x | x A^T]`` of shape (T, Z), and the view of its first I columns.
 
         Args:
-            x_TI: the input before dropout; it may be the view of ``room``.
-            x_TK: ``room`` with the input in its first columns.
-            kept: what dropout leaves; None for no dropout.
+            like: a tensor of T rows on the same device, whose dtype is taken.
+        """
+        inputs = self.layers[0].in_features
+        x_TZ = like.new_empty(like.shape[0], inputs + sum(self._ranks))
+        return x_TZ, x_TZ[:, :inputs]
+
+    def outputs(self, x_TI: Tensor, x_TZ: Tensor, mask: Tensor | None, keep: float) -> tuple[Tensor, Tensor]:
+        """Outputs (T, M), and ``x A^T`` (T, S) for the backward pass.
+
+        Args:
+            x_TI: the input before dropout; it may be the view of ``augmented_input``.
+            x_TK: ``augmented_input`` with the input in its first columns.
+            mask: what dropout leaves; None for no dropout.
             keep: share of elements that dropout leaves.
         """
-        xA_TS = x_TK[:, x_TI.shape[1] :]
-        xA_TS.copy_(drop(x_TI, kept) @ self.A_SI(x_TI.dtype).T)
-        return self.multiply(x_TK, keep), xA_TS.clone()
+        xA_TS = x_TZ[:, x_TI.shape[1] :]
+        xA_TS.copy_(drop(x_TI, mask) @ self.A_SI(x_TI.dtype).T)
+        return self.multiply(x_TZ, keep), xA_TS.clone()
 
-    def input_gradients(self, dy_TN: Tensor, kept: Tensor | None, keep: float) -> tuple[Tensor, Tensor]:
+    def input_gradients(self, dy_TM: Tensor, mask: Tensor | None, keep: float) -> tuple[Tensor, Tensor]:
         """Gradients of x (T, I), before dropout, and of ``x A^T`` (T, S), both views of one tensor."""
-        d_TK, A_SI = self.multiply_back(dy_TN, keep), self.A_SI(dy_TN.dtype)
-        dx_TI, dxA_TS = d_TK.split((A_SI.shape[1], A_SI.shape[0]), 1)
-        if kept is None:
+        d_TZ, A_SI = self.grad_augmented_input(dy_TM, keep), self.A_SI(dy_TM.dtype)
+        dx_TI, dxA_TS = d_TZ.split((A_SI.shape[1], A_SI.shape[0]), 1)
+        if mask is None:
             dx_TI.addmm_(dxA_TS, A_SI)
         else:
-            dx_TI.add_(drop(dxA_TS @ A_SI, kept))
+            dx_TI.add_(drop(dxA_TS @ A_SI, mask))
         return dx_TI, dxA_TS
 
-    def multiply(self, x_TK: Tensor, keep: float) -> Tensor:
-        """Outputs (T, N) from ``[x | x A^T]``; ``keep`` is the share of elements that dropout leaves."""
-        if self._in_fp16 and x_TK.dtype == torch.float32:
-            return self._multiply_half(x_TK, keep)
+    def multiply(self, x_TZ: Tensor, keep: float) -> Tensor:
+        """Outputs (T, M) from ``[x | x A^T]``; ``keep`` is the share of elements that dropout leaves."""
+        if self._in_fp16 and x_TZ.dtype == torch.float32:
+            return self._multiply_half(x_TZ, keep)
         if self.layers[0].quantized is None:
-            whole_NK = self._augmented(x_TK.dtype, keep)
-            return torch.nn.functional.linear(x_TK, whole_NK, self._bias_N())
+            weight_MZ = self._augmented(x_TZ.dtype, keep)
+            return torch.nn.functional.linear(x_TZ, weight_MZ, self._bias_M())
         inputs = self.layers[0].in_features
-        y_TN = x_TK.new_empty(x_TK.shape[0], sum(self.widths))
-        for layer, columns, ranks in self._places():
-            B_OR = layer.lora_B.detach().to(x_TK.dtype)
-            weight_OI = layer.base_OI(x_TK.dtype)
-            xA_TR = x_TK[:, inputs:][:, ranks]
-            y_TN[:, columns] = lora_matmul(x_TK[:, :inputs], weight_OI, xA_TR, B_OR, layer.scale / keep, layer.bias)
-        return y_TN
+        y_TM = x_TZ.new_empty(x_TZ.shape[0], sum(self.widths))
+        for layer, columns, ranks in self._slices():
+            B_OR = layer.lora_B.detach().to(x_TZ.dtype)
+            weight_OI = layer.base_OI(x_TZ.dtype)
+            xA_TR = x_TZ[:, inputs:][:, ranks]
+            y_TM[:, columns] = lora_matmul(x_TZ[:, :inputs], weight_OI, xA_TR, B_OR, layer.scale / keep, layer.bias)
+        return y_TM
 
-    def _multiply_half(self, x_TK: Tensor, keep: float) -> Tensor:
+    def _multiply_half(self, x_TZ: Tensor, keep: float) -> Tensor:
         """``multiply`` of an fp32 input with an fp16 base; the rows are scaled once for all layers."""
         inputs = self.layers[0].in_features
-        rows, y_TN = scale_rows(x_TK[:, :inputs]), x_TK.new_empty(x_TK.shape[0], sum(self.widths))
-        for layer, columns, ranks in self._places():
-            y_TO = rows.mm(layer.base_OI(torch.float16).T, out=y_TN[:, columns])
-            y_TO.addmm_(x_TK[:, inputs:][:, ranks], layer.lora_B.detach().T, alpha=layer.scale / keep)
+        rows, y_TM = scale_rows(x_TZ[:, :inputs], self.layers[0].overflow), x_TZ.new_empty(x_TZ.shape[0], sum(self.widths))
+        for layer, columns, ranks in self._slices():
+            y_TO = rows.mm(layer.base_OI(torch.float16).T, out=y_TM[:, columns])
+            y_TO.addmm_(x_TZ[:, inputs:][:, ranks], layer.lora_B.detach().T, alpha=layer.scale / keep)
             if layer.bias is not None:
                 y_TO.add_(layer.bias)
-        return y_TN
+        return y_TM
 
-    def multiply_back(self, dy_TN: Tensor, keep: float) -> Tensor:
-        """Gradients (T, I + S) of ``[x | x A^T]`` from those of the outputs."""
-        half = self._in_fp16 and dy_TN.dtype == torch.float32
+    def grad_augmented_input(self, dy_TM: Tensor, keep: float) -> Tensor:
+        """Gradients (T, Z) of ``[x | x A^T]`` from those of the outputs."""
+        half = self._in_fp16 and dy_TM.dtype == torch.float32
         if self.layers[0].quantized is None and not half:
-            return dy_TN @ self._augmented(dy_TN.dtype, keep)
-        d_TK, d_TI = self.room(dy_TN)
-        for number, (layer, columns, ranks) in enumerate(self._places()):
-            dy_TO = dy_TN[:, columns]
-            weight_OI = layer.base_OI(torch.float16 if half else dy_TN.dtype)
+            return dy_TM @ self._augmented(dy_TM.dtype, keep)
+        d_TZ, d_TI = self.augmented_input(dy_TM)
+        for number, (layer, columns, ranks) in enumerate(self._slices()):
+            dy_TO = dy_TM[:, columns]
+            weight_OI = layer.base_OI(torch.float16 if half else dy_TM.dtype)
             if half:
                 # Layers have gradients of different sizes, so each has its own scale.
-                part_TI = scaled_mm_back(dy_TO, weight_OI, out=None if number else d_TI)
+                part_TI = scaled_mm_back(dy_TO, weight_OI, out=None if number else d_TI, overflow=layer.overflow)
                 if number:
                     d_TI.add_(part_TI)
             elif number:
                 d_TI.addmm_(dy_TO, weight_OI)
             else:
                 torch.mm(dy_TO, weight_OI, out=d_TI)
-            d_TK[:, d_TI.shape[1] :][:, ranks] = (dy_TO @ layer.lora_B.detach().to(dy_TN.dtype)).mul_(layer.scale / keep)
-        return d_TK
+            d_TZ[:, d_TI.shape[1] :][:, ranks] = (dy_TO @ layer.lora_B.detach().to(dy_TM.dtype)).mul_(layer.scale / keep)
+        return d_TZ
 
-    def project_back(self, dy_TN: Tensor, keep: float) -> Tensor:
+    def grad_xA(self, dy_TM: Tensor, keep: float) -> Tensor:
         """Gradients (T, S) of ``x A^T`` alone, where nobody asks for those of x."""
         parts = [
-            (dy_TN[:, columns] @ layer.lora_B.detach().to(dy_TN.dtype)).mul_(layer.scale / keep)
-            for layer, columns, _ in self._places()
+            (dy_TM[:, columns] @ layer.lora_B.detach().to(dy_TM.dtype)).mul_(layer.scale / keep)
+            for layer, columns, _ in self._slices()
         ]
         return torch.cat(parts, 1)
 
-    def adapter_gradients(self, dy_TN: Tensor, x_TI: Tensor, xA_TS: Tensor, dxA_TS: Tensor, keep: float) -> list[Tensor]:
+    def adapter_gradients(self, dy_TM: Tensor, x_TI: Tensor, xA_TS: Tensor, dxA_TS: Tensor, keep: float) -> list[Tensor]:
         """Gradients of lora_A and lora_B of each layer in turn, fp32 (or fp64); x as dropout left it."""
         dA_SI = dxA_TS.T @ x_TI
-        found: list[Tensor] = []
-        for layer, columns, ranks in self._places():
-            found.append(dA_SI[ranks].to(layer.lora_A.dtype))
-            dB_OR = (dy_TN[:, columns].T @ xA_TS[:, ranks]).to(layer.lora_B.dtype)
-            found.append(dB_OR.mul_(layer.scale / keep))
-        return found
+        grads_adapter: list[Tensor] = []
+        for layer, columns, ranks in self._slices():
+            grads_adapter.append(dA_SI[ranks].to(layer.lora_A.dtype))
+            dB_OR = (dy_TM[:, columns].T @ xA_TS[:, ranks]).to(layer.lora_B.dtype)
+            grads_adapter.append(dB_OR.mul_(layer.scale / keep))
+        return grads_adapter
 
-    def _places(self) -> list[tuple[LoRALinear, slice, slice]]:
+    def _slices(self) -> list[tuple[LoRALinear, slice, slice]]:
         """Each layer with its columns of the outputs and of the rank-r products."""
-        found, column, rank = [], 0, 0
+        slices, column, rank = [], 0, 0
         for layer, width, r in zip(self.layers, self.widths, self._ranks, strict=True):
-            found.append((layer, slice(column, column + width), slice(rank, rank + r)))
+            slices.append((layer, slice(column, column + width), slice(rank, rank + r)))
             column, rank = column + width, rank + r
-        return found
+        return slices
 
     def _augmented(self, dtype: torch.dtype, keep: float) -> Tensor:
-        """``[W | scale B]`` of all layers, shape (N, I + S): B stands in its layer's rows and columns, zeros elsewhere."""
+        """``[W | scale B]`` of all layers, shape (M, Z): B stands in its layer's rows and columns, zeros elsewhere."""
         inputs = self.layers[0].in_features
-        if self._whole is None:
+        if self._augmented_weight is None:
             first = self.layers[0].base_OI(dtype)
-            self._whole = torch.zeros(sum(self.widths), inputs + sum(self._ranks), dtype=first.dtype, device=first.device)
-            for layer, rows, _ in self._places():
-                self._whole[rows, :inputs] = layer.base_OI(dtype)
+            shape = (sum(self.widths), inputs + sum(self._ranks))
+            self._augmented_weight = torch.zeros(shape, dtype=first.dtype, device=first.device)
+            for layer, rows, _ in self._slices():
+                self._augmented_weight[rows, :inputs] = layer.base_OI(dtype)
                 assert layer.weight is not None
-                layer.weight.data = self._whole[rows, :inputs]
-        for layer, rows, ranks in self._places():
-            torch.mul(layer.lora_B.detach(), layer.scale / keep, out=self._whole[:, inputs:][rows, ranks])
-        return self._whole
+                layer.weight.data = self._augmented_weight[rows, :inputs]
+        for layer, rows, ranks in self._slices():
+            torch.mul(layer.lora_B.detach(), layer.scale / keep, out=self._augmented_weight[:, inputs:][rows, ranks])
+        return self._augmented_weight
 
-    def _bias_N(self) -> Tensor | None:
-        given = [layer.bias for layer in self.layers if layer.bias is not None]
-        if not given:
+    def _bias_M(self) -> Tensor | None:
+        biases = [layer.bias for layer in self.layers if layer.bias is not None]
+        if not biases:
             return None
         return torch.cat(
-            [given[0].new_zeros(n) if x.bias is None else x.bias for x, n in zip(self.layers, self.widths, strict=True)]
+            [biases[0].new_zeros(n) if x.bias is None else x.bias for x, n in zip(self.layers, self.widths, strict=True)]
         )
 
 
@@ -338,28 +277,28 @@ class _GroupFunction(torch.autograd.Function):
         rstd_T, normed_TI = None, x_TI
         if norm is not None:
             normed_TI, rstd_T = rms_norm_forward(x_TI, norm.weight_I, norm.eps, norm.offset)
-        x_TK, room_TI = group.room(x_TI)
-        room_TI.copy_(normed_TI)
-        kept = draw_kept(normed_TI, dropout, seed) if dropout else None
-        y_TN, xA_TS = group.outputs(normed_TI, x_TK, kept, 1.0 - dropout)
+        x_TZ, input_TI = group.augmented_input(x_TI)
+        input_TI.copy_(normed_TI)
+        mask = draw_mask(normed_TI, dropout, seed) if dropout else None
+        y_TM, xA_TS = group.outputs(normed_TI, x_TZ, mask, 1.0 - dropout)
         ctx.save_for_backward(x_TI, rstd_T, xA_TS)
         ctx.group, ctx.norm, ctx.dropout, ctx.seed = group, norm, dropout, seed
-        return y_TN
+        return y_TM
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x_TI, rstd_T, xA_TS = ctx.saved_tensors
-        group, norm, keep, dy_TN = ctx.group, ctx.norm, 1.0 - ctx.dropout, grads[0]
+        group, norm, keep, dy_TM = ctx.group, ctx.norm, 1.0 - ctx.dropout, grads[0]
         normed_TI = x_TI
         if norm is not None:
             normed_TI, _ = rms_norm_forward(x_TI, norm.weight_I, norm.eps, norm.offset)
-        kept = draw_kept(normed_TI, ctx.dropout, ctx.seed) if ctx.dropout else None
+        mask = draw_mask(normed_TI, ctx.dropout, ctx.seed) if ctx.dropout else None
         dx_TI: Tensor | None = None
         if ctx.needs_input_grad[0]:
-            dx_TI, dxA_TS = group.input_gradients(dy_TN, kept, keep)
+            dx_TI, dxA_TS = group.input_gradients(dy_TM, mask, keep)
         else:
-            dxA_TS = group.project_back(dy_TN, keep)
-        found = group.adapter_gradients(dy_TN, drop(normed_TI, kept), xA_TS, dxA_TS, keep)
+            dxA_TS = group.grad_xA(dy_TM, keep)
+        grads_adapter = group.adapter_gradients(dy_TM, drop(normed_TI, mask), xA_TS, dxA_TS, keep)
         if dx_TI is not None and norm is not None:
             dx_TI = rms_norm_backward(dx_TI, x_TI, norm.weight_I, rstd_T, norm.offset)
-        return dx_TI, None, None, None, None, *found
+        return dx_TI, None, None, None, None, *grads_adapter

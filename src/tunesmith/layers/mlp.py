@@ -4,7 +4,7 @@ It takes the place of a stock MLP on one model instance, together with the norm 
 are the outputs of gate and up; the activated product, three times as wide as the hidden state, is made again in the very
 pass that takes its gradient (``kernels/glu.py``).
 
-Shape suffixes: T tokens, D hidden size, F intermediate size, S rank, K = F + S.
+Shape suffixes: T tokens, D hidden size, F features of the hidden layer, S ranks of a group, Z features and ranks.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.kernels.glu import glu_backward, glu_forward
-from tunesmith.layers.dropout import draw_kept, drop
+from tunesmith.layers.dropout import draw_mask, drop
 from tunesmith.layers.lora import LoRAGroup, LoRALinear, Norm
 
 
@@ -41,7 +41,7 @@ class FusedMLP(nn.Module):
         gate_up_T2F = self.gate_up(x.reshape(-1, x.shape[-1]), self.norm)
         down = self.down_proj
         dropout = down.dropout if down.training else 0.0
-        seed = int(torch.randint(2**62, ())) if dropout else 0
+        seed = down.dropout_seed() if dropout else 0
         return _DownFunction.apply(gate_up_T2F, down.group, self.activation, dropout, seed, down.lora_A, down.lora_B).view(
             x.shape
         )  # type: ignore[union-attr]
@@ -55,10 +55,10 @@ class _DownFunction(torch.autograd.Function):
         ctx: Any, gate_up_T2F: Tensor, group: LoRAGroup, activation: str, dropout: float, seed: int, *_: Tensor
     ) -> Tensor:
         gate_TF, up_TF = gate_up_T2F.chunk(2, dim=1)
-        h_TK, h_TF = group.room(gate_TF)
+        h_TZ, h_TF = group.augmented_input(gate_TF)
         glu_forward(gate_TF, up_TF, activation, out=h_TF)
-        kept = draw_kept(h_TF, dropout, seed) if dropout else None
-        y_TD, hA_TS = group.outputs(h_TF, h_TK, kept, 1.0 - dropout)
+        mask = draw_mask(h_TF, dropout, seed) if dropout else None
+        y_TD, hA_TS = group.outputs(h_TF, h_TZ, mask, 1.0 - dropout)
         ctx.save_for_backward(gate_up_T2F, hA_TS)
         ctx.group, ctx.activation, ctx.dropout, ctx.seed = group, activation, dropout, seed
         return y_TD
@@ -68,8 +68,8 @@ class _DownFunction(torch.autograd.Function):
         gate_up_T2F, hA_TS = ctx.saved_tensors
         group, keep, dy_TD = ctx.group, 1.0 - ctx.dropout, grads[0]
         gate_TF, up_TF = gate_up_T2F.chunk(2, dim=1)
-        kept = draw_kept(gate_TF, ctx.dropout, ctx.seed) if ctx.dropout else None
-        dh_TF, dhA_TS = group.input_gradients(dy_TD, kept, keep)
+        mask = draw_mask(gate_TF, ctx.dropout, ctx.seed) if ctx.dropout else None
+        dh_TF, dhA_TS = group.input_gradients(dy_TD, mask, keep)
         h_TF, dgate_dup_T2F = glu_backward(dh_TF, gate_TF, up_TF, ctx.activation)
-        found = group.adapter_gradients(dy_TD, drop(h_TF, kept), hA_TS, dhA_TS, keep)
-        return dgate_dup_T2F, None, None, None, None, *found
+        grads_adapter = group.adapter_gradients(dy_TD, drop(h_TF, mask), hA_TS, dhA_TS, keep)
+        return dgate_dup_T2F, None, None, None, None, *grads_adapter

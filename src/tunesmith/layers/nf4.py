@@ -14,8 +14,7 @@ from forward to backward, which is what gives memory away.
 ``weight.absmax``, ``weight.nested_absmax``, ``weight.quant_map``, ``weight.nested_quant_map`` and, as JSON in a tensor,
 ``weight.quant_state.bitsandbytes__nf4``. What we save, transformers loads, and the other way round.
 
-Shape suffixes: T tokens (all leading dimensions flattened), I in_features, O out_features, E experts, V rows of a table,
-D its width.
+Shape suffixes: T tokens, I in_features, O out_features, E experts, V vocabulary, D hidden size (width of a table).
 """
 
 import json
@@ -95,11 +94,9 @@ class NF4Weight(nn.Module):
                 "NF4 with double quantisation is read (bnb_4bit_use_double_quant); or quantise the original model",
             )
         facts = json.loads(bytes(state[QUANT_STATE].tolist()))
-        found = (facts["quant_type"], facts["blocksize"], facts["nested_blocksize"])
-        if found != ("nf4", BLOCK, NESTED) or not torch.equal(state["quant_map"].cpu(), values(torch.device("cpu"))):
-            raise ModelError(
-                f"{name}: 4-bit format {found}, expected ('nf4', {BLOCK}, {NESTED})", "quantise the original model"
-            )
+        kind = (facts["quant_type"], facts["blocksize"], facts["nested_blocksize"])
+        if kind != ("nf4", BLOCK, NESTED) or not torch.equal(state["quant_map"].cpu(), values(torch.device("cpu"))):
+            raise ModelError(f"{name}: 4-bit format {kind}, expected ('nf4', {BLOCK}, {NESTED})", "quantise the original model")
         shape = tuple(facts["shape"])
         packed, absmax = state[""].view(torch.uint8).view(-1), state["absmax"]
         q = NF4(packed, absmax, state["nested_absmax"], state["nested_quant_map"], facts["nested_offset"], shape)

@@ -5,6 +5,8 @@ holds anyway, and one number a token. Where a norm stands before attention or an
 module is left (``layers/lora.py``).
 
 Source: Zhang and Sennrich 2019 (root mean square layer normalization).
+
+Shape suffixes: I in_features (what is normalised).
 """
 
 from torch import Tensor, nn

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from tunesmith.kernels.attention import Scoring, Span, attention
+from tunesmith.kernels.attention import ScoreParams, Span, attention
 
 PACKED = "tunesmith_packed"
 
@@ -47,7 +47,7 @@ def packed_attention(
     """
     assert attention_mask is None, "packed attention takes spans, not a mask"
     assert s_aux is None or not s_aux.requires_grad, "attention sinks are frozen: they would get no gradient"
-    scoring = Scoring(scaling, sliding_window, softcap, s_aux)
+    scoring = ScoreParams(scaling, sliding_window, softcap, s_aux)
     q_THK, k_TGK, v_TGK = (x[0].transpose(0, 1) for x in (query_1HTK, key_1GTK, value_1GTK))
     return attention(q_THK, k_TGK, v_TGK, spans, scoring)[None], None
 

@@ -9,6 +9,8 @@ Refused: NF4 by default. The rows of a token reach every layer unmixed, and host
 Cost: see ``layers/embedding.py``. Quantising 2.3 billion weights takes about 5 s, once a load.
 
 Source: ``get_per_layer_inputs`` in the models of transformers 5.23 that have such a table.
+
+Shape suffixes: V vocabulary, D hidden size.
 """
 
 import logging
@@ -16,6 +18,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 import torch
+from rich.filesize import decimal
 from torch import Tensor, nn
 
 from tunesmith.errors import ModelError
@@ -86,7 +89,7 @@ def hold_table(model: nn.Module, name: str, table_VD: Tensor, dtype: torch.dtype
     dense = table_VD.numel() * dtype.itemsize
     if place == "cpu":
         rows = HostEmbedding(table_VD.to(dtype))
-        logger.info(f"embeddings: {name} stays in host memory, {dense / 1e6:,.1f} MB less on the device")
+        logger.info(f"embeddings: {name} stays in host memory, {decimal(dense)} less on the device")
     else:
         try:
             rows = NF4Embedding(table_VD)
@@ -94,5 +97,5 @@ def hold_table(model: nn.Module, name: str, table_VD: Tensor, dtype: torch.dtype
             raise ModelError(f"{name}: {error.message}", error.hint) from error
         rows.weight.dtype = dtype  # of the rows; the codes are those of the table as it came
         held = rows.weight.nbytes
-        logger.info(f"embeddings: {name} in NF4, {held / 1e6:,.1f} MB instead of {dense / 1e6:,.1f}")
+        logger.info(f"embeddings: {name} in NF4, {decimal(held)} instead of {decimal(dense)}")
     put_module(model, name, FrozenEmbedding(rows, scale_of(stock, name)).requires_grad_(False).train(stock.training))

@@ -22,13 +22,14 @@ Source of the hazard: any model whose feed-forward product passes 65,504; see ``
 import logging
 
 import torch
+from rich.filesize import decimal
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunesmith.errors import ModelError
 from tunesmith.layers.embedding import HostEmbedding
 from tunesmith.layers.experts import NF4Experts
-from tunesmith.layers.lora import HalfLinear, HalfNF4Linear
+from tunesmith.layers.half import HalfLinear, HalfNF4Linear
 from tunesmith.layers.nf4 import NF4Embedding, NF4Linear
 from tunesmith.models.swap import put_module
 
@@ -76,7 +77,7 @@ def keep_residual_in_fp32(model: PreTrainedModel) -> None:
             put_module(model, name, swapped.train(module.training))
             linears += not isinstance(swapped, HalfEmbedding)
     widened = _widen(model)
-    rest = f"activations in fp32; {widened / 1e6:,.1f} MB of other tensors made fp32"
+    rest = f"activations in fp32; {decimal(widened)} of other tensors made fp32"
     logger.info(f"fp16: {linears} linear layers multiply in fp16, rows scaled; {rest}")
 
 

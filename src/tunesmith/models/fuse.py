@@ -8,6 +8,8 @@ trains nothing.
 What does not fit keeps its stock modules and is named: an unknown family, an adapter that is not plain LoRA, a mixture of
 experts, a layer without the linear parts that its family has. A last layer that does more than attention and MLP (a scale
 of its own, per-layer inputs, experts) runs whole, like any other. Nothing is approximated.
+
+Shape suffixes: H query heads.
 """
 
 from collections import Counter
@@ -19,8 +21,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tunesmith.families import FAMILIES, Family
-from tunesmith.kernels.attention import Scoring
-from tunesmith.layers.attention import FusedAttention, Heads, SharedKeys
+from tunesmith.kernels.attention import ScoreParams
+from tunesmith.layers.attention import FusedAttention, Heads, SharedKV
 from tunesmith.layers.last import LastLayer
 from tunesmith.layers.lora import LoRALinear, Norm
 from tunesmith.layers.mlp import FusedMLP
@@ -125,7 +127,7 @@ def _attention(
     assert isinstance(width, int) and isinstance(attention.scaling, float)
     shared = None
     if family.shared_kv and (attention.is_kv_shared_layer or attention.store_full_length_kv):
-        shared = SharedKeys(attention.layer_type, writes=not attention.is_kv_shared_layer)
+        shared = SharedKV(attention.layer_type, writes=not attention.is_kv_shared_layer)
     reads = shared is not None and not shared.writes
     queries = o.in_features // width
     made = sum(layer.out_features for layer in inputs.values()) // width  # heads of q, k and v, or of q and k
@@ -147,7 +149,7 @@ def _attention(
         window = attention.sliding_window
     softcap = None if family.score_softcap is None else facts[family.score_softcap]
     sinks_H = None if family.sinks is None else attention.get_parameter(family.sinks).data
-    scoring = Scoring(attention.scaling, window, softcap, sinks_H)
+    scoring = ScoreParams(attention.scaling, window, softcap, sinks_H)
     return FusedAttention(inputs, o, heads, scoring, norm, shared).train(attention.training)
 
 

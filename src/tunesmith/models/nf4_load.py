@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.filesize import decimal
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
@@ -303,7 +304,7 @@ def _report(model: PreTrainedModel, plain: list[str], unexpected: list[str]) -> 
     weights = [layer.weight for layer in layers]
     weights += [weight for each in experts for weight in each.modules() if isinstance(weight, NF4Weight)]
     count, size = sum(weight.numel() for weight in weights), sum(weight.nbytes for weight in weights)
-    bits = f" at {8 * size / count:.3f} bits each as measured ({size / 1e6:.1f} MB)" if count else ""
+    bits = f" at {8 * size / count:.3f} bits each as measured ({decimal(size)})" if count else ""
     mixture = f" and the experts of {len(experts)} layers" if experts else ""
     logger.info(f"NF4: {len(layers)} linear layers{mixture}, {count:,} weights{bits}")
     left = f", the experts of {len(dense)} layers" if (dense := quantized_experts(model)) else ""

@@ -9,6 +9,8 @@ A GPU below compute capability 8.0 has no bf16 products: it gets fp16 with rows 
 (``kernels/fp16_scaled_mm.py``). On any other machine fp16 has to be asked for.
 
 ``base`` is what the frozen weights are stored in, ``compute`` the dtype of the products; they differ for NF4 alone.
+
+Shape suffixes: T tokens, I in_features, O out_features.
 """
 
 import json

@@ -4,18 +4,16 @@ What a layer keeps for its gradients is many times the size of its input. A part
 and runs its forward pass again when its gradients are due (Chen et al. 2016, arXiv 1604.06174): a third more arithmetic
 for a layer, for the memory of all its insides. The policy is the dial: every attention, every MLP, every layer, or every
 n-th layer. A last layer that computes only the rows that are read (``layers/last.py``) is left alone: its insides are
-small and would be wanted again at once. Gradients are the same to the bit, dropout included, because the random state of
-the first pass is set again.
+small and would be wanted again at once. Gradients are the same to the bit, dropout included, because a mask follows from the
+step, the pack and the layer (``layers/context.py``) and nothing else is random.
 
 The stock models' own switch was refused: it knows layers only, must be set on the class's terms (a swapped forward loses
 it) and silently turns caches off. Here the parts are taken into wrapper modules on one instance and let go at the end.
 
-Two traps, both held by tests. Layers that read keys and values of earlier layers get them through a mapping that the
+A trap, held by tests: layers that read keys and values of earlier layers get them through a mapping that the
 earlier layer fills; under reentrant checkpointing such gradients are silently wrong, so the non-reentrant form is used,
 which keeps the one true graph: filling the mapping again with the recomputed tensors then changes no gradient, and a
-reader is always recomputed before its writer. And torch keeps the random state of the devices of *positional* tensors
-alone, while stock layers call their attention with keywords; the wrapper therefore hands over one tensor by place.
-A cache of past keys would be filled twice; it is refused.
+reader is always recomputed before its writer. A cache of past keys would be filled twice; it is refused.
 """
 
 import contextlib
@@ -23,7 +21,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Cache, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -60,11 +58,9 @@ class Recomputed(nn.Module):
         """
         if not torch.is_grad_enabled():
             return self.inner(*args, **kwargs)
-        values = (*args, *kwargs.values())
-        if any(isinstance(value, Cache) for value in values):
+        if any(isinstance(value, Cache) for value in (*args, *kwargs.values())):
             raise ModelError("train.recompute cannot run with a key/value cache", "call the model with use_cache=False")
-        by_place = next(value for value in values if isinstance(value, Tensor))
-        return checkpoint(lambda _: self.inner(*args, **kwargs), by_place, use_reentrant=False, preserve_rng_state=True)
+        return checkpoint(self.inner, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
 @contextlib.contextmanager

@@ -9,12 +9,12 @@ from tunesmith.pipeline.advice import advise
 from tunesmith.pipeline.curve import learning_curve
 from tunesmith.pipeline.evaluation import evaluate, verdict
 from tunesmith.pipeline.examples import check, check_page, convert, data, preview, render
-from tunesmith.pipeline.export import export, export_lines
+from tunesmith.pipeline.export import export
 from tunesmith.pipeline.forgetting import forgetting
 from tunesmith.pipeline.lines import check_lines, reading_lines
-from tunesmith.pipeline.parity import parity, parity_lines
+from tunesmith.pipeline.parity import parity
 from tunesmith.pipeline.seeds import seeds
-from tunesmith.pipeline.sweep import sweep, sweep_lines
+from tunesmith.pipeline.sweep import sweep
 from tunesmith.pipeline.verbs import accept_base, chat, open_run, report, run, train
 
 __all__ = [
@@ -28,12 +28,10 @@ __all__ = [
     "data",
     "evaluate",
     "export",
-    "export_lines",
     "forgetting",
     "learning_curve",
     "open_run",
     "parity",
-    "parity_lines",
     "preview",
     "reading_lines",
     "render",
@@ -41,7 +39,6 @@ __all__ = [
     "run",
     "seeds",
     "sweep",
-    "sweep_lines",
     "train",
     "verdict",
 ]

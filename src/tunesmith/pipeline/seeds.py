@@ -18,6 +18,7 @@ from tunesmith.pipeline.evaluation import evaluate, log_reading
 from tunesmith.pipeline.subrun import changed, with_shared_data
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, read_json, write_json
+from tunesmith.rundir.records.training import Training
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +91,6 @@ def spread(scores: list[float]) -> dict[str, float]:
 
 
 def _scored(run: RunDir, recipe: Recipe) -> dict[str, Any]:
-    training = read_json(run.manifest_file)["training"]
+    training = Training.read(run.training_file)
     score = read_json(run.evaluation / ARM / "scores.json")["score"]
-    return {"seed": recipe.seed, "score": score, "best_dev_loss": training["best_dev_loss"]}
+    return {"seed": recipe.seed, "score": score, "best_dev_loss": training.best_dev_loss}

@@ -44,6 +44,7 @@ def train(run: RunDir) -> None:
     from tunesmith.models.load import head_weight, load_model
     from tunesmith.models.precision import precision
     from tunesmith.models.swap import add_lora
+    from tunesmith.rundir.records.training import Training
     from tunesmith.train.documents import Documents
     from tunesmith.train.health import check_adapter, first_rows, refuse_other_loss, stock_loss
     from tunesmith.train.health_data import check_part
@@ -52,7 +53,8 @@ def train(run: RunDir) -> None:
     recipe = run.recipe()
     directory, made = renderer(recipe)
     kept = (recipe.base, recipe.per_layer_embeddings)
-    key = fingerprint(run.key_of("render"), *kept, recipe.lora.model_dump(), recipe.train.model_dump(), recipe.seed)
+    trained_by = recipe.train.model_dump(exclude={"keep_checkpoints"})
+    key = fingerprint(run.key_of("render"), *kept, recipe.lora.model_dump(), trained_by, recipe.seed)
     with stage(run, "train", key) as needed:
         if not needed:
             return
@@ -81,27 +83,29 @@ def train(run: RunDir) -> None:
         size = f"{steps.packs_per_step} packs of {steps.capacity} tokens"
         logger.info(f"train: {len(steps)} steps of {size}, {100 * steps.fill:.1f} % full")
         metrics = MetricsLog(run.metrics_file)
-        trained = fit(model, layers, documents["train"], steps, documents["dev"], recipe, run.checkpoints, metrics, key)
-        load_adapter_state(layers, read_adapter(trained.checkpoint))
+        fitted = fit(model, layers, documents["train"], steps, documents["dev"], recipe, run.checkpoints, metrics, key)
+        load_adapter_state(layers, read_adapter(fitted.checkpoint))
         with atomic_directory(run.adapter) as temporary:
             save_adapter(temporary, layers, recipe.lora, recipe.model, commit_of(directory))
             write_identity(temporary, base_identity(directory, made.template))
         write_csv(run.metrics_file, run.metrics_file.with_suffix(".csv"))
-        best = min(trained.progress.dev_losses, key=lambda entry: entry[1])
-        facts = {
-            "steps": len(steps),
-            "fill": round(steps.fill, 4),
-            "best_step": best[0],
-            "best_dev_loss": best[1],
-            "tokens_per_second": round(trained.tokens_per_second, 1),
-            "overfit": trained.overfit,
-            "trained_weights": trained_weights,
-            "target_layers": len(layers),
-        }
-        run.add_to_manifest(training=facts)
-        logger.info(
-            f"train: best dev loss {best[1]:.4f} at step {best[0]} of {len(steps)}, {trained.tokens_per_second:,.0f} tokens/s"
-        )
+        speed = fitted.tokens_per_second
+        Training(
+            steps=len(steps),
+            fill=round(steps.fill, 4),
+            trained_weights=trained_weights,
+            target_layers=len(layers),
+            dev_losses=fitted.dev_losses,
+            best_step=fitted.best.step,
+            best_dev_loss=fitted.best.dev_loss,
+            first_dev_loss=fitted.dev_losses[0].dev_loss,
+            only_worse=fitted.only_worse,
+            overfit=fitted.overfit,
+            tokens_per_second=None if speed is None else round(speed, 1),
+            computed_on=fitted.computed_on,
+        ).write(run.training_file)
+        at = "" if speed is None else f", {speed:,.0f} tokens/s"
+        logger.info(f"train: best dev loss {fitted.best.dev_loss:.4f} at step {fitted.best.step} of {len(steps)}{at}")
 
 
 def accept_base(run: RunDir) -> str:

@@ -135,7 +135,7 @@ class Evaluate(Section):
     price_per_hour: Annotated[float, Field(ge=0.0)] | None = Field(
         default=None, description="what an hour of this machine costs, in the currency of the endpoints' prices"
     )
-    batch_size: Annotated[int, Field(ge=1)] = 32
+    batch_size: Annotated[int, Field(ge=1)] = Field(default=32, description="conversations that an engine answers at a time")
     forgetting: Forgetting = Forgetting()
     seeds: Annotated[int, Field(ge=1, le=20)] = Field(
         default=1, description="adapters to train, with seed, seed + 1 ...; the spread of their test scores is reported"

@@ -115,7 +115,8 @@ def _absolute(base: Path, path: Path) -> Path:
 
 def _explain(path: Path, error: ValidationError) -> tuple[str, str]:
     """Message and hint for all problems of a recipe, each with its dotted key."""
-    lines, hints = [], []
+    lines: list[str] = []
+    hints: list[str] = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"]) or "recipe"
         if item["type"] == "extra_forbidden":

@@ -73,7 +73,9 @@ class Recipe(Section):
         description="image and audio towers of a multimodal checkpoint, which training never loads: drop merges to a text-only "
         "model, keep copies them into the merged model under the checkpoint's names",
     )
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
+        default=0, description="of the split, the order of rows, the adapter's first weights and dropout"
+    )
     data: Data
     chat: Chat = Chat()
     task: Task

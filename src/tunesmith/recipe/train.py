@@ -11,9 +11,11 @@ from tunesmith.recipe.section import Section
 class Lora(Section):
     """The adapter. Names and meanings are PEFT's."""
 
-    r: Annotated[int, Field(ge=1)] = 16
-    alpha: Annotated[float, Field(gt=0.0)] = 32
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
+    r: Annotated[int, Field(ge=1)] = Field(default=16, description="rank: rows of lora_A and columns of lora_B")
+    alpha: Annotated[float, Field(gt=0.0)] = Field(default=32, description="the update is scaled by alpha / r")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        default=0.05, description="share of an adapter's inputs that a training step leaves out"
+    )
     target_modules: str | tuple[str, ...] = Field(
         default="all-linear",
         description="all-linear | peft-default (attention only, as PEFT chooses) | a list of names | a regular expression",
@@ -34,10 +36,16 @@ class Lora(Section):
 class Train(Section):
     """The optimisation. Names and meanings are TRL's where TRL has them."""
 
-    learning_rate: Annotated[float, Field(gt=0.0)] = 2.0e-4
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
-    max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
+    learning_rate: Annotated[float, Field(gt=0.0)] = Field(default=2.0e-4, description="the highest, after the warm-up")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        default="cosine", description="how the learning rate falls from there to zero, or stays"
+    )
+    warmup_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        default=0.05, description="share of the steps in which it rises from zero"
+    )
+    max_grad_norm: Annotated[float, Field(gt=0.0)] = Field(
+        default=1.0, description="a longer gradient of a step is scaled down to this length"
+    )
     compute: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto",
         description="dtype of the matrix products where base is auto or nf4; auto takes the faster of fp32 and bf16 on this "
@@ -63,9 +71,13 @@ class Train(Section):
         description="what is computed a second time in the backward pass instead of kept: nothing, every attention, every mlp, "
         "every layer, or every n-th layer (gradient checkpointing); the result is the same",
     )
-    num_train_epochs: Annotated[int, Field(ge=1)] = 2
+    num_train_epochs: Annotated[int, Field(ge=1)] = Field(default=2, description="how often every row is trained on")
     tokens_per_step: Annotated[int, Field(ge=1)] = Field(default=8192, description="tokens of one optimizer step, about")
     max_length: Annotated[int, Field(ge=2)] = Field(
         default=2048, description="longest row, and the tokens of one packed micro-batch"
     )
     evals_per_epoch: Annotated[int, Field(ge=1)] = Field(default=2, description="dev losses (and checkpoints) an epoch")
+    keep_checkpoints: Annotated[int, Field(ge=1)] = Field(
+        default=1,
+        description="how many of the newest checkpoints are kept, beside the best one; the adapter is the same",
+    )

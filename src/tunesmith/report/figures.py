@@ -13,6 +13,9 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
+from rich.filesize import decimal
+
+from tunesmith.rundir.records.parity import Sweep
 
 matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "tunesmith", "font.family": "sans-serif", "font.size": 11})
 
@@ -70,26 +73,23 @@ def curve_figure(curve: dict[str, Any]) -> str:
     return svg(figure, axes, grid="y")
 
 
-def sweep_figure(sweep: dict[str, Any]) -> str:
+def sweep_figure(sweep: Sweep) -> str:
     """Difference from the tuned model for each type, smallest file first: a point with its interval, and the margin.
 
     Files of like size would hide each other on an axis of bytes, so each type has a place of its own.
-
-    Args:
-        sweep: ``export/sweep.json``.
     """
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
-    entries = sorted(sweep["types"], key=lambda entry: entry["bytes"])
+    entries = sorted(sweep.types, key=lambda entry: entry.bytes)
     for number, entry in enumerate(entries):
-        c = entry["against"]
-        colour = TUNED if entry["type"] == sweep["recommended"] else INK
-        reach = [[100 * (c["gain"] - c["low"])], [100 * (c["high"] - c["gain"])]]
-        axes.errorbar([number], [100 * c["gain"]], yerr=reach, fmt="o", color=colour, markersize=6, linewidth=1.6)
-    names = [f"{entry['type']}\n{entry['bytes'] / 1e6:.0f} MB" for entry in entries]
+        task = entry.task
+        colour = TUNED if entry.type == sweep.recommended else INK
+        reach = [[100 * (task.gain - task.low)], [100 * (task.high - task.gain)]]
+        axes.errorbar([number], [100 * task.gain], yerr=reach, fmt="o", color=colour, markersize=6, linewidth=1.6)
+    names = [f"{entry.type}\n{decimal(entry.bytes, precision=0)}" for entry in entries]
     axes.set_xticks(range(len(entries)), names, fontsize=8)
     axes.axhline(0.0, color=QUIET, linewidth=1)
-    axes.axhline(-100 * sweep["margin"], color=PROMPT, linewidth=1.2, linestyle="--", label="margin")
+    axes.axhline(-100 * sweep.margin, color=PROMPT, linewidth=1.2, linestyle="--", label="margin")
     axes.margins(x=0.08, y=0.08)
     axes.set_ylabel("points against tuned, on dev")
     figure.legend(loc="outside upper right", frameon=False, fontsize=9.5)

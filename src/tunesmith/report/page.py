@@ -8,6 +8,7 @@ What has a name that somebody gave (arms, endpoints, probes) is drawn in HTML, w
 numbers alone are drawn by matplotlib (``figures.py``).
 """
 
+import dataclasses
 import json
 import math
 import statistics
@@ -16,6 +17,9 @@ from typing import Any
 from tunesmith.report.figures import curve_figure, loss_figure
 from tunesmith.report.template import render
 from tunesmith.rundir import RunDir, read_json, read_rows, write_text
+from tunesmith.rundir.records.export import Export, Merge
+from tunesmith.rundir.records.parity import FormParity, Parity
+from tunesmith.rundir.records.training import Training
 from tunesmith.tracking import read_metrics
 
 SHOWN, COLLAPSED_ROWS = 3, 17  # rows of a kind in the open, and behind a click; all of them are in outputs.jsonl
@@ -40,7 +44,7 @@ def write_report(run: RunDir) -> None:
         RunError: the adapter was not trained here.
     """
     verdict = read_json(run.verdict_file)
-    manifest = read_json(run.manifest_file)
+    manifest, training = read_json(run.manifest_file), Training.read(run.training_file)
     outputs = {arm["arm"]: read_rows(run.evaluation / arm["arm"] / "outputs.jsonl") for arm in verdict["arms"]}
     best, candidate = verdict["best_prompt"], verdict["candidate"]
     curve = _curve(run)
@@ -59,11 +63,11 @@ def write_report(run: RunDir) -> None:
         retrieval=verdict["retrieval"],
         curve=curve,
         curve_svg=curve and curve_figure(curve),
-        loss_svg=loss_figure(read_metrics(run.metrics_file), manifest["training"]["best_step"]),
-        training=manifest["training"],
+        loss_svg=loss_figure(read_metrics(run.metrics_file), training.best_step),
+        training=training,
         data=read_json(run.data / "report.json"),
-        files=_read(run.export / "export.json"),
-        merged=_read(run.export / "merge.json"),
+        files=Export.read(run.export / "export.json").files if (run.export / "export.json").exists() else {},
+        merged=Merge.read(run.export / "merge.json") if (run.export / "merge.json").exists() else None,
         parity=_parity(run),
         stages=run.stages(),
         manifest=manifest,
@@ -85,16 +89,21 @@ def _curve(run: RunDir) -> dict[str, Any] | None:
     return found if found and found["inputs"] == run.key_of("train") else None
 
 
-def _parity(run: RunDir) -> dict[str, Any] | None:
+def _parity(run: RunDir) -> Parity | None:
     """The parity that goes with this export, its texts clipped; None where it was not measured."""
-    found = _read(run.export / "parity.json")
-    if not found or found["inputs"] != run.key_of("export"):
+    target = run.export / "parity.json"
+    result = Parity.read(target) if target.exists() else None
+    if result is None or result.inputs != run.key_of("export"):
         return None
-    clipped = ("question", "so_far", "reference", "form")
-    for form in found["forms"]:
-        if form["divergence"] is not None:
-            form["divergence"] |= {name: _clipped(form["divergence"][name]) for name in clipped}
-    return found
+    return dataclasses.replace(result, forms=tuple(_clipped_form(form) for form in result.forms))
+
+
+def _clipped_form(form: FormParity) -> FormParity:
+    one = form.divergence
+    if one is None:
+        return form
+    texts = {name: _clipped(text) for name, text in one.to_json().items() if isinstance(text, str) and name != "prompt"}
+    return dataclasses.replace(form, divergence=dataclasses.replace(one, **texts))
 
 
 def _efforts(rows: Outputs) -> dict[str, dict[str, float]]:

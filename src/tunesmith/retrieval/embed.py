@@ -15,7 +15,8 @@ that comes alone is a question: several arms ask the same ones, so its vector is
 Refused: sentence-transformers (64 packages for a mean), the pooler output (trained for another task).
 
 Source: Reimers and Gurevych, EMNLP 2019, section 3 (mean pooling).
-Shape suffixes: B texts of a batch, S tokens, D hidden size, N texts.
+
+Shape suffixes: N rows (texts), B rows of a batch, D hidden size; here: S tokens.
 """
 
 import importlib.util

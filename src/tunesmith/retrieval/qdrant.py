@@ -11,6 +11,8 @@ is touched.
 
 Refused: gRPC (``prefer_grpc``) and a key in the recipe. A server that asks for a key is reached through ``api_key``, which
 the caller reads by name.
+
+Shape suffixes: N rows (passages), D hidden size (of the embedding model).
 """
 
 from collections.abc import Sequence

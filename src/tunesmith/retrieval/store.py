@@ -19,7 +19,8 @@ Refused: sqlite-vec (Python's sqlite3 often cannot load extensions, and it was s
 84 packages for what the standard library and numpy do here).
 
 Sources: Cormack, Clarke and Buettcher, SIGIR 2009 (reciprocal rank fusion); SQLite, FTS5 (section 5.1.1, bm25).
-Shape suffixes: N passages, D dimensions of an embedding.
+
+Shape suffixes: N rows (passages), D hidden size (of the embedding model).
 """
 
 import re

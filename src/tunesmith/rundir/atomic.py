@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 @contextmanager
-def writing_rows(path: Path) -> Iterator[Callable[[Iterable[dict[str, Any]]], None]]:
+def writing_rows(path: Path) -> Generator[Callable[[Iterable[dict[str, Any]]], None], None, None]:
     """A JSONL file that is written bit by bit and appears when the block ends well, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -86,7 +86,7 @@ def writing_rows(path: Path) -> Iterator[Callable[[Iterable[dict[str, Any]]], No
 
 
 @contextmanager
-def atomic_directory(target: Path) -> Iterator[Path]:
+def atomic_directory(target: Path) -> Generator[Path, None, None]:
     """A directory to fill that takes ``target``'s place when the block ends well, and vanishes when it does not.
 
     A directory that holds files cannot be renamed over another. So the old one is renamed aside, the new one in, and only

@@ -20,6 +20,7 @@ class RunDir:
         self.data = path / "data"
         self.split_file = self.data / "split.json"
         self.metrics_file = path / "metrics.jsonl"
+        self.training_file = path / "training.json"
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter"
         self.evaluation = path / "evaluation"
@@ -104,5 +105,5 @@ class RunDir:
 
     def add_to_manifest(self, **facts: Any) -> None:
         """Merge facts into ``manifest.json``."""
-        manifest = read_json(self.manifest_file) if self.manifest_file.exists() else {}
+        manifest: dict[str, Any] = read_json(self.manifest_file) if self.manifest_file.exists() else {}
         write_json(self.manifest_file, {**manifest, **facts})

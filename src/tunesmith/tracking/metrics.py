@@ -1,13 +1,15 @@
 """Figures of the training steps as a table: ``metrics.jsonl``, and ``metrics.csv`` for people with a spreadsheet.
 
 ``metrics.jsonl`` is append-only and survives a kill at any byte (a torn last line is ignored by the reader). It holds what
-belongs to the adapter that is there, so a resumed run forgets what it computes again; ``events.jsonl`` forgets nothing.
+belongs to the checkpoint that is there, so a resumed run begins with that one's table; ``events.jsonl`` forgets nothing.
 """
 
 import csv
 import json
 from pathlib import Path
 from typing import Any
+
+from tunesmith.rundir.atomic import write_text
 
 
 class MetricsLog:
@@ -21,10 +23,9 @@ class MetricsLog:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
-    def truncate_after(self, step: int) -> None:
-        """Forget records past ``step``: a resumed run writes them again."""
-        earlier = [record for record in read_metrics(self.path) if record["step"] <= step]
-        self.path.write_text("".join(json.dumps(record) + "\n" for record in earlier), encoding="utf-8")
+    def restore(self, table: Path | None) -> None:
+        """Begin with the table that a checkpoint brought along, to the byte; with an empty one where there is none."""
+        write_text(self.path, "" if table is None else table.read_text(encoding="utf-8"))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

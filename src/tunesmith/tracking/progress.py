@@ -5,7 +5,7 @@ is left, however that happens. What they look like is the terminal's matter.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from tunesmith.rundir.records.events import Progress
@@ -41,7 +41,7 @@ class Bar:
 
 
 @contextmanager
-def progress(title: str, total: int, done: int = 0, clock: Callable[[], float] = time.monotonic) -> Iterator[Bar]:
+def progress(title: str, total: int, done: int = 0, clock: Callable[[], float] = time.monotonic) -> Generator[Bar]:
     """A bar over a block of work.
 
     Args:

@@ -14,7 +14,7 @@ where a slow listener is a lost event.
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ def emit(event: Event) -> None:
 
 
 @contextmanager
-def attached(*sinks: Sink) -> Iterator[None]:
+def attached(*sinks: Sink) -> Generator[None]:
     """Let ``sinks`` listen to what is emitted in the block, with those that listen already."""
     outer = _AUDIENCE.get()
     inner = tuple((sink, len(outer.stages)) for sink in sinks)

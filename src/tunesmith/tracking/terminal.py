@@ -11,7 +11,7 @@ Refused: rich's own ``RichHandler``, whose columns of time, level and file break
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -110,7 +110,7 @@ def set_verbosity(verbosity: int) -> None:
 
 
 @contextmanager
-def session() -> Iterator[None]:
+def session() -> Generator[None]:
     """Show the product's lines and bars on stderr while the block runs; the command line is one such block."""
     console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else WIDTH)
     logger = logging.getLogger(LOGGER)

@@ -18,6 +18,8 @@ Nothing in the cache is ever needed: it may be deleted at any time, and only del
 A pack is one row of T tokens: documents one after another, positions restarting at each, who sees whom in ``spans``.
 Documents that begin alike may hold their beginning once (``train/prefix.py``). The positions that predict are those whose
 *next* token is supervised; the last token of a document predicts nothing.
+
+Shape suffixes: T tokens, N rows (positions that predict).
 """
 
 import logging
@@ -124,30 +126,25 @@ class Documents:
     def __len__(self) -> int:
         return int(self._first[-1])
 
-    @property
-    def row_ids(self) -> list[str]:
-        """Row id of each document."""
-        return [row_id for batch in self._batches for row_id in batch.column("row").to_pylist()]
-
     def row_id(self, document: int) -> str:
         """Row id of one document."""
-        batch, index = self._place(document)
+        batch, index = self._position(document)
         return self._batches[batch].column("row")[index].as_py()
 
     def ids(self, document: int) -> np.ndarray:
         """Token ids of a document, int32, not to be written to."""
-        return _element(self._ids, *self._place(document))
+        return _element(self._ids, *self._position(document))
 
     def spans(self, document: int) -> np.ndarray:
         """Supervised spans of a document, int32, shape (spans, 2): start and end (excluded)."""
-        return _element(self._spans, *self._place(document)).reshape(-1, 2)
+        return _element(self._spans, *self._position(document)).reshape(-1, 2)
 
     def batches(self) -> Iterator[tuple[int, Lists, Lists]]:
         """For whoever looks at all: first document, token ids and supervised spans of each record batch, as views."""
         for number, (ids, spans) in enumerate(zip(self._ids, self._spans, strict=True)):
             yield int(self._first[number]), ids, spans
 
-    def _place(self, document: int) -> tuple[int, int]:
+    def _position(self, document: int) -> tuple[int, int]:
         assert 0 <= document < len(self), f"document {document} of {len(self)}"
         batch = int(np.searchsorted(self._first, document, side="right")) - 1
         return batch, document - int(self._first[batch])
@@ -279,11 +276,11 @@ def cached_tokens(key: str, target: Path, make: Callable[[Path], None]) -> bool:
         RunError: cache or run directory cannot be written to.
     """
     cached = hardware.cache_dir() / "tokens" / f"{key}.arrow"
-    found = cached.exists()
-    if found and (damage := _damage(cached)):
+    is_cached = cached.exists()
+    if is_cached and (damage := _damage(cached)):
         logger.warning(f"{cached}: damaged ({damage}); making it again")
-        found = False
-    if not found:
+        is_cached = False
+    if not is_cached:
         make(cached)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
@@ -299,7 +296,7 @@ def cached_tokens(key: str, target: Path, make: Callable[[Path], None]) -> bool:
         temporary.unlink(missing_ok=True)  # rename does nothing where both names are one file already
     except OSError as error:
         raise _unwritable(target, error) from error
-    return found
+    return is_cached
 
 
 def _record_batch(rows: list[RenderedRow]) -> pa.RecordBatch:

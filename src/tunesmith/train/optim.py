@@ -27,6 +27,8 @@ from tunesmith.layers.dora import DoRALinear
 from tunesmith.layers.experts import Adapted
 from tunesmith.recipe import Train
 
+MOMENTS = ("exp_avg", "exp_avg_sq", "state1", "state2")  # of torch and of bitsandbytes: as large as what they belong to
+
 
 def make_optimizer(layers: Mapping[str, Adapted], train: Train) -> torch.optim.Optimizer:
     """The recipe's optimizer over all trained tensors of the layers.
@@ -92,10 +94,10 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Te
     if isinstance(optimizer, torch.optim.AdamW):
         optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
         return
-    for index, (group, place, parameter) in enumerate(_parameters(optimizer)):
+    for index, (group, position, parameter) in enumerate(_parameters(optimizer)):
         if index not in states:
             continue
-        optimizer.init_state(optimizer.param_groups[group], parameter, group, place)  # type: ignore[attr-defined]
+        optimizer.init_state(optimizer.param_groups[group], parameter, group, position)  # type: ignore[attr-defined]
         state = optimizer.state[parameter]
         for name, value in states[index].items():
             if isinstance(value, Tensor):
@@ -104,14 +106,30 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Te
                 state[name] = value
 
 
+def misfit_of_state(optimizer: torch.optim.Optimizer, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Why tensors of these names and shapes cannot be put into an optimizer; nothing if they can.
+
+    Args:
+        shapes: of what ``optimizer_state`` gave, by name.
+    """
+    parameters = [parameter for _, _, parameter in _parameters(optimizer)]
+    for key, shape in shapes.items():
+        index, name = key.split(".", 1)
+        if int(index) >= len(parameters):
+            return f"{key} belongs to parameter {index} of {len(parameters)}"
+        if name in MOMENTS and shape != tuple(parameters[int(index)].shape):
+            return f"{key} has shape {shape}, expected {tuple(parameters[int(index)].shape)}"
+    return ""
+
+
 def _group(parameters: list[nn.Parameter], train: Train, ratio: float, decay: float) -> dict:
     return {"params": parameters, "lr": train.learning_rate * ratio, "lr_ratio": ratio, "weight_decay": decay}
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[tuple[int, int, nn.Parameter]]:
-    """(group, place in the group, parameter), in the order of torch's own numbering."""
+    """(group, position in the group, parameter), in the order of torch's own numbering."""
     return [
-        (number, place, parameter)
+        (number, position, parameter)
         for number, group in enumerate(optimizer.param_groups)
-        for place, parameter in enumerate(group["params"])
+        for position, parameter in enumerate(group["params"])
     ]

@@ -13,8 +13,7 @@ from tunesmith.errors import ExportError
 from tunesmith.export.gguf import quantize as quantize_module
 from tunesmith.export.gguf.convert import describe
 from tunesmith.export.gguf.quantize import ImatrixOrigin, quantize
-from tunesmith.export.gguf.types import metadata as read_metadata
-from tunesmith.export.gguf.types import nbytes, plan_types, read_sources
+from tunesmith.export.gguf.types import metadata_of, nbytes, plan_types, sources_of
 
 ORIGIN = ImatrixOrigin("imatrix.gguf", DATASET, CHUNKS)
 
@@ -57,14 +56,15 @@ def test_files_are_those_of_llama_quantize(name, tmp_path):
 def test_a_file_has_the_planned_size_and_is_described_as_measured(tmp_path):
     name = "4 experts, one shared"
     write_source(tmp_path / "f16.gguf", name)
-    sources = read_sources(tmp_path / "f16.gguf")
-    types = plan_types(sources, "Q4_K_M", read_metadata(tmp_path / "f16.gguf"))
+    reader = gguf.GGUFReader(tmp_path / "f16.gguf")
+    sources = sources_of(reader)
+    types = plan_types(sources, "Q4_K_M", metadata_of(reader))
     facts = quantize(tmp_path / "f16.gguf", tmp_path / "q.gguf", "Q4_K_M")
     tensors = gguf.GGUFReader(tmp_path / "q.gguf").tensors
     assert nbytes(sources, types) == sum(int(t.n_bytes) for t in tensors)
-    assert facts == describe(tmp_path / "q.gguf") and facts["bytes"] == (tmp_path / "q.gguf").stat().st_size
-    assert facts["bits_per_weight"] == pytest.approx(8 * nbytes(sources, types) / facts["weights"], abs=1e-3)
-    assert sum(facts["types"].values()) == facts["weights"] == sum(int(t.n_elements) for t in tensors)
+    assert facts == describe(tmp_path / "q.gguf") and facts.bytes == (tmp_path / "q.gguf").stat().st_size
+    assert facts.bits_per_weight == pytest.approx(8 * nbytes(sources, types) / facts.weights, abs=1e-3)
+    assert sum(facts.types.values()) == facts.weights == sum(int(t.n_elements) for t in tensors)
 
 
 def test_blocks_decode_to_the_weights_and_importance_moves_the_error(tmp_path):

@@ -2,10 +2,12 @@
 
 import importlib.util
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
+from tunesmith.chat.frozen_date import freeze_date
 from tunesmith.chat.render import Renderer, with_system
 from tunesmith.chat.template_choice import with_thinking
 from tunesmith.errors import ExportError
@@ -209,3 +211,9 @@ def test_every_stop_of_base_and_template_is_kept(tmp_path):
     assert stop_ids(tmp_path, [7, 3]) == [3, 7]
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [9, 3]}')
     assert stop_ids(tmp_path, [7, 3]) == [9, 3, 7]
+
+
+@pytest.mark.parametrize("name", OFFICIAL["the present date"].split())
+def test_a_date_that_is_frozen_is_expressed(name, any_tokenizer):
+    frozen = freeze_date(published(name), datetime(2026, 11, 28))
+    assert "2026" in ollama_template(frozen.text, any_tokenizer, adds_bos=False)

@@ -8,7 +8,7 @@ scikit-learn computes the same as ``f1_score(..., labels=those, average="macro")
 classes that occur, answers included. There one invalid answer among 190 is a third class with an F1 of 0 beside two labels
 and takes a third of the figure (96.0 became 64.0), and a resample without that row gives it back.
 
-Legend: N rows, C classes (the labels and invalid).
+Shape suffixes here: C classes (the labels and invalid).
 """
 
 from collections.abc import Callable

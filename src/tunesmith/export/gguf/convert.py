@@ -13,12 +13,13 @@ Source: llama.cpp ``convert_hf_to_gguf.py``, ``conversion/base.py`` (build b1060
 import importlib.util
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import gguf
 
 from tunesmith import hardware
 from tunesmith.errors import ExportError
+from tunesmith.rundir.records.export import GgufFile
 
 LINES = 8  # of a failed converter's output that are shown
 
@@ -57,6 +58,8 @@ def run_converter(script: str, arguments: list[str], target: Path) -> None:
         done = hardware.run_child([sys.executable, str(path), *arguments, "--outfile", str(temporary)])
         if done.returncode != 0 or not temporary.exists():
             last = "\n".join(done.stdout.strip().splitlines()[-LINES:])
+            if (death := hardware.death_of(done.returncode)) is not None:
+                raise ExportError(f"{arguments[0]}: llama.cpp's {script} {death.reason}\n{last}".rstrip(), death.hint)
             raise ExportError(
                 f"{arguments[0]}: llama.cpp's {script} failed ({done.returncode}):\n{last}",
                 "does llama.cpp know this architecture?",
@@ -66,13 +69,12 @@ def run_converter(script: str, arguments: list[str], target: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """What a GGUF file holds: ``bytes`` of the file, ``weights``, ``bits_per_weight`` as measured, and ``types``, which is the
-    number of weights by tensor type."""
+def describe(path: Path) -> GgufFile:
+    """What a GGUF file holds."""
     tensors = gguf.GGUFReader(path).tensors
     weights = sum(int(tensor.n_elements) for tensor in tensors)
     by_type: dict[str, int] = {}
     for tensor in tensors:
         by_type[tensor.tensor_type.name] = by_type.get(tensor.tensor_type.name, 0) + int(tensor.n_elements)
     bits = 8 * sum(int(tensor.n_bytes) for tensor in tensors) / weights
-    return {"bytes": path.stat().st_size, "weights": weights, "bits_per_weight": round(bits, 3), "types": by_type}
+    return GgufFile(bytes=path.stat().st_size, weights=weights, bits_per_weight=round(bits, 3), types=by_type)

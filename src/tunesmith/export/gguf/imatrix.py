@@ -33,8 +33,8 @@ Cost: one forward pass over the tokens without the head; two numbers a column.
 Sources: llama.cpp b10605, ``tools/imatrix/imatrix.cpp``, ``common/imatrix-loader.cpp``, ``tools/quantize/quantize.cpp``;
 llama.cpp pull request 4861.
 
-Shape suffixes: T tokens, I columns of a weight (its in_features), M its matrices (1, or the experts of a stack), K experts a
-token.
+Shape suffixes: T tokens, I in_features, O out_features; here: M matrices of a weight (one, or the experts of a stack), K
+experts a token.
 """
 
 import contextlib
@@ -94,12 +94,12 @@ class Importance:
 
         An expert that met no token gets 1 everywhere, as in ``llama-quantize``: its columns are alike.
         """
-        made = {}
+        means = {}
         for name, sums_MI in self.sums.items():
             counts_M1 = self.counts[name][:, None]
             mean_MI = np.where(counts_M1 > 0, sums_MI / np.maximum(counts_M1, 1), np.float32(1))
-            made[name] = mean_MI[0] if len(mean_MI) == 1 else mean_MI
-        return made
+            means[name] = mean_MI[0] if len(mean_MI) == 1 else mean_MI
+        return means
 
 
 class _Total:
@@ -204,9 +204,9 @@ def read_imatrix(path: Path) -> Importance:
         check_gguf(path)
         reader = gguf.GGUFReader(path)
     except (OSError, ValueError, ModelError) as error:
-        found = error.message if isinstance(error, ModelError) else f"{path}: {error}"
+        reason = error.message if isinstance(error, ModelError) else f"{path}: {error}"
         hint = "an imatrix in the old format: llama-imatrix --in-file OLD.dat -o NEW.gguf"
-        raise ExportError(f"not a GGUF imatrix file: {found}", hint) from error
+        raise ExportError(f"not a GGUF imatrix file: {reason}", hint) from error
     kind = reader.fields.get("general.type")
     if kind is None or kind.contents() != "imatrix":
         raise ExportError(f"{path}: general.type is not imatrix", "give the file that llama-imatrix wrote")

@@ -11,7 +11,7 @@ does not look at:
   adapter on ``per_layer_model_projection`` is converted, loaded, and has no effect, because that product is taken outside of
   the function that adds adapters (an ``all-linear`` adapter then agrees with its own training on 47 % of tokens). Under tied
   embeddings the head has no tensor of its own to adapt. All of these are refused by name before anything is run.
-- **Proof.** The file is read again: every target is there under its GGUF name, nothing else is, and each factor equals ours
+- **Proof.** The file is read again: every target is there under its GGUF name, nothing else is, and each factor equals trained
   to the last bit, B up to the order of its rows. That is why the factors are written in fp32, as they were trained: 16 bits
   would save half of a small file and leave nothing to compare.
 
@@ -24,7 +24,7 @@ Sources: llama.cpp b10605, ``convert_lora_to_gguf.py``, ``src/llama-adapter.h`` 
 ``src/models/gemma4.cpp`` (``project_per_layer_inputs``). rsLoRA: Kalajdzievski 2023
 (arXiv 2312.03732).
 
-Shape suffixes: R rank, I in_features, O out_features.
+Shape suffixes: R rank, O out_features.
 """
 
 import json
@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from tunesmith.checkpoints.hf import read_config
 from tunesmith.errors import ExportError
 from tunesmith.export.gguf.convert import run_converter
-from tunesmith.models.adapter import CONFIG, PREFIX, WEIGHTS, read_adapter, read_scale
+from tunesmith.models.adapter import CONFIG, PREFIX, WEIGHTS, read_adapter, read_lora
 from tunesmith.rundir import write_json
 
 MERGED = "serve the merged GGUF, which holds all that was trained"
@@ -48,7 +48,7 @@ NOT_APPLIED = ("per_layer_model_projection",)  # multiplied by ggml_mul_mat, whi
 FACTORS = (".lora_A.weight", ".lora_B.weight")
 
 
-def write_lora_gguf(adapter: Path, base: Path, target: Path) -> dict[str, Any]:
+def write_lora_gguf(adapter: Path, base: Path, target: Path) -> int:
     """Write a PEFT adapter as a LoRA GGUF in fp32.
 
     Args:
@@ -57,7 +57,7 @@ def write_lora_gguf(adapter: Path, base: Path, target: Path) -> dict[str, Any]:
         target: file to write, whole or not at all.
 
     Returns:
-        ``{"bytes": size of the file, "tensors": factors in it, two a target}``.
+        Factors in the file, two a target.
 
     Raises:
         ExportError: something that llama.cpp would not apply, a converter that failed, or a file that is not the adapter.
@@ -68,19 +68,19 @@ def write_lora_gguf(adapter: Path, base: Path, target: Path) -> dict[str, Any]:
     model, _ = read_config(base)
     _refuse(adapter, config, list(state), tied=bool(model.tie_word_embeddings))
     factors = {key: tensor.float().numpy() for key, tensor in state.items()}
-    rank, scale = int(config["r"]), read_scale(adapter)
+    rank, scale = int(config["r"]), read_lora(adapter).scale
     unchecked = target.with_name(f".{target.name}.unchecked")
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            facts = {"peft_type": "LORA", "r": rank, "lora_alpha": scale * rank}
-            write_json(Path(folder) / CONFIG, facts)
-            (Path(folder) / WEIGHTS).symlink_to((adapter / WEIGHTS).absolute())
-            run_converter("convert_lora_to_gguf.py", [folder, "--base", str(base), "--outtype", "f32"], unchecked)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / target.stem  # the name that the converter puts into the file
+            write_json(folder / CONFIG, {"peft_type": "LORA", "r": rank, "lora_alpha": scale * rank})
+            (folder / WEIGHTS).symlink_to((adapter / WEIGHTS).absolute())
+            run_converter("convert_lora_to_gguf.py", [str(folder), "--base", str(base), "--outtype", "f32"], unchecked)
         tensors = _check(unchecked, adapter, factors, scale, int(model.num_hidden_layers))
         unchecked.replace(target)
     finally:
         unchecked.unlink(missing_ok=True)
-    return {"bytes": target.stat().st_size, "tensors": tensors}
+    return tensors
 
 
 def gguf_names(architecture: str, layers: int) -> gguf.TensorNameMap:
@@ -123,27 +123,27 @@ def _check(path: Path, adapter: Path, factors: Mapping[str, NDArray[Any]], scale
     """Whether the file is the adapter: scale, targets, factors. Returns the number of its tensors."""
     reader = gguf.GGUFReader(path)
     fields = {name: field.contents() for name, field in reader.fields.items()}
-    found = {tensor.name: tensor.data for tensor in reader.tensors}
+    written = {tensor.name: tensor.data for tensor in reader.tensors}
     names = gguf_names(fields["general.architecture"], layers)
     hint = f"llama.cpp's converter and the adapter disagree; {MERGED}"
-    for key, ours in factors.items():
+    for key, trained in factors.items():
         layer, _, factor = key.removeprefix(PREFIX).rpartition(".lora_")
         weight = names.get_name(f"{layer}.weight", try_suffixes=(".weight",))
         if weight is None:
             raise ExportError(f"{layer}: no GGUF name in architecture {fields['general.architecture']}", hint)
         name = f"{weight}.lora_{factor[0].lower()}"
-        if name not in found:
+        if name not in written:
             raise ExportError(f"{adapter}: target {layer} was dropped: the LoRA GGUF has no {name}", hint)
-        theirs = found.pop(name)
-        same = np.array_equal(ours, theirs) or (factor.startswith("B") and np.array_equal(_sorted(ours), _sorted(theirs)))
+        values = written.pop(name)
+        same = np.array_equal(trained, values) or (factor.startswith("B") and np.array_equal(_sorted(trained), _sorted(values)))
         if not same:
             raise ExportError(f"{adapter}: {key} and {name} of the LoRA GGUF are not the same numbers", hint)
-        rank = ours.shape[0 if factor.startswith("A") else 1]
+        rank = trained.shape[0 if factor.startswith("A") else 1]
         applied = float(fields["adapter.lora.alpha"]) / rank
         if abs(applied - scale) > 1e-6 * scale:
             raise ExportError(f"{layer}: llama.cpp would apply the update times {applied:g}, not {scale:g}", hint)
-    if found:
-        raise ExportError(f"{adapter}: the LoRA GGUF holds {sorted(found)[0]}, which was not trained", hint)
+    if written:
+        raise ExportError(f"{adapter}: the LoRA GGUF holds {sorted(written)[0]}, which was not trained", hint)
     return len(reader.tensors)
 
 

@@ -16,7 +16,7 @@ pieces change no byte.
 Sources: llama.cpp ``src/llama-quant.cpp``, ``llama_model_quantize_impl``; ``tools/quantize/quantize.cpp`` for the keys of the
 importance matrix; ``ggml/src/gguf.cpp``, ``gguf_write_out`` for the layout (build b10605).
 
-Shape suffixes: E experts, P some of the rows, I columns, B bytes.
+Shape suffixes: E experts, P some of the rows, I in_features; here: B bytes.
 """
 
 import ctypes
@@ -29,7 +29,6 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
@@ -50,9 +49,11 @@ from tunesmith.export.gguf.types import (
     row_bytes,
     sources_of,
 )
+from tunesmith.rundir.records.export import GgufFile
 from tunesmith.tracking import progress
 
 logger = logging.getLogger(__name__)
+
 
 PIECE = 2**20  # weights of a piece: 4 MB in fp32, 20 ms in Q4_K
 ALIGNMENT = 32  # of tensors in the file; llama-quantize writes no other
@@ -82,7 +83,7 @@ class _Piece:
 
     Attributes:
         tensor: its name.
-        kind, made: the type in the source, and the one to make.
+        kind, target: the type in the source, and the one to make.
         offset: in the source, in bytes.
         importance_I: of the columns, or None.
         is_last: of the tensor.
@@ -90,7 +91,7 @@ class _Piece:
 
     tensor: str
     kind: Type
-    made: Type
+    target: Type
     offset: int
     rows: int
     columns: int
@@ -100,7 +101,7 @@ class _Piece:
 
 def quantize(
     source: Path, target: Path, file_type: str, imatrix: Importance | None = None, origin: ImatrixOrigin | None = None
-) -> dict[str, Any]:
+) -> GgufFile:
     """Quantise a 16-bit GGUF as ``llama-quantize [--imatrix FILE] SOURCE TARGET FILE_TYPE`` does.
 
     Args:
@@ -126,17 +127,17 @@ def quantize(
     sources = {tensor.name: tensor for tensor in sources_of(reader)}
     types = plan_types(sources.values(), file_type, metadata_of(reader), bool(imatrix))
     importance = _checked(imatrix or {}, sources, types)
-    header = _header(reader, sources, types, _said(file_type, imatrix or {}, origin or ImatrixOrigin()))
+    header = _header(reader, sources, types, _quantization_keys(file_type, imatrix or {}, origin or ImatrixOrigin()))
     offsets = {tensor.name: int(tensor.data_offset) for tensor in reader.tensors}
     pieces = (
-        piece for name, made in types.items() for piece in _pieces(sources[name], made, offsets[name], importance.get(name))
+        piece for name, kind in types.items() for piece in _pieces(sources[name], kind, offsets[name], importance.get(name))
     )
     temporary = target.with_name(f".{target.name}.tmp")
     try:
         with temporary.open("wb") as file, progress(f"quantising {file_type}", len(types)) as bar:
             file.write(header)
-            for piece, made_B in _in_order(source, pieces):
-                file.write(made_B.data)
+            for piece, blocks_B in _in_order(source, pieces):
+                file.write(blocks_B.data)
                 if piece.is_last:
                     file.write(bytes(-file.tell() % ALIGNMENT))
                     bar.advance()
@@ -146,7 +147,7 @@ def quantize(
     return _described(target, [sources[name] for name in types], types)
 
 
-def _described(target: Path, sources: list[Source], types: Mapping[str, Type]) -> dict[str, Any]:
+def _described(target: Path, sources: list[Source], types: Mapping[str, Type]) -> GgufFile:
     """As ``convert.describe``, without parsing the file again, which takes seconds for a large vocabulary."""
     by_type: dict[str, int] = {}
     for tensor in sources:
@@ -154,13 +155,13 @@ def _described(target: Path, sources: list[Source], types: Mapping[str, Type]) -
         by_type[kind] = by_type.get(kind, 0) + math.prod(tensor.shape)
     weights = sum(by_type.values())
     bits = round(8 * nbytes(sources, types) / weights, 3)
-    return {"bytes": target.stat().st_size, "weights": weights, "bits_per_weight": bits, "types": by_type}
+    return GgufFile(bytes=target.stat().st_size, weights=weights, bits_per_weight=bits, types=by_type)
 
 
 def _checked(imatrix: Importance, sources: Mapping[str, Source], types: Mapping[str, Type]) -> dict[str, NDArray[np.float32]]:
     """The entries that are used, as (experts, columns)."""
-    quantised = [sources[name] for name, made in types.items() if made != sources[name].kind]
-    found: dict[str, NDArray[np.float32]] = {}
+    quantised = [sources[name] for name, kind in types.items() if kind != sources[name].kind]
+    fitting: dict[str, NDArray[np.float32]] = {}
     for tensor in quantised:
         values = imatrix.get(tensor.name)
         if values is None:
@@ -173,21 +174,21 @@ def _checked(imatrix: Importance, sources: Mapping[str, Source], types: Mapping[
             )
         if not np.isfinite(values).all():
             raise ExportError(f"importance of {tensor.name} is not finite", "collect it again")
-        found[tensor.name] = np.ascontiguousarray(values, np.float32).reshape(shape_EI)
-    if imatrix and quantised and not found:
+        fitting[tensor.name] = np.ascontiguousarray(values, np.float32).reshape(shape_EI)
+    if imatrix and quantised and not fitting:
         raise ExportError(
             f"no entry of the importance matrix is for a tensor of this file; its first is {next(iter(imatrix))}",
             f"entries are named as tensors are, such as {quantised[0].name}",
         )
-    missing = [tensor.name for tensor in quantised if tensor.name not in {*found, *EMBEDDINGS}]
+    missing = [tensor.name for tensor in quantised if tensor.name not in {*fitting, *EMBEDDINGS}]
     if imatrix and missing:
         logger.warning(f"quantising: {len(missing)} of {len(quantised)} tensors without importance, first {missing[0]}")
-    return found
+    return fitting
 
 
-def _said(file_type: str, imatrix: Importance, origin: ImatrixOrigin) -> dict[str, int | str]:
+def _quantization_keys(file_type: str, imatrix: Importance, origin: ImatrixOrigin) -> dict[str, int | str]:
     """The keys that say how the file was quantised, in llama-quantize's order."""
-    said: dict[str, int | str] = {
+    keys: dict[str, int | str] = {
         "general.quantization_version": gguf.GGML_QUANT_VERSION,
         "general.file_type": int(FILE_TYPE[file_type]),
     }
@@ -198,31 +199,31 @@ def _said(file_type: str, imatrix: Importance, origin: ImatrixOrigin) -> dict[st
             "quantize.imatrix.entries_count": len(imatrix),
             "quantize.imatrix.chunks_count": origin.chunks,
         }
-        said |= {key: value for key, value in about.items() if value}
-    return said
+        keys |= {key: value for key, value in about.items() if value}
+    return keys
 
 
 def _header(
-    reader: gguf.GGUFReader, sources: Mapping[str, Source], types: Mapping[str, Type], said: Mapping[str, int | str]
+    reader: gguf.GGUFReader, sources: Mapping[str, Source], types: Mapping[str, Type], keys: Mapping[str, int | str]
 ) -> bytes:
     """All before the tensors: keys of the source as they lie there, those that are said anew last, and the tensors' places."""
-    kept = [field for key, field in reader.fields.items() if not key.startswith("GGUF.") and key not in said]
-    parts = [b"GGUF", struct.pack("<IQQ", gguf.GGUF_VERSION, len(types), len(kept) + len(said))]
-    for field in kept:
+    fields = [field for key, field in reader.fields.items() if not key.startswith("GGUF.") and key not in keys]
+    parts = [b"GGUF", struct.pack("<IQQ", gguf.GGUF_VERSION, len(types), len(fields) + len(keys))]
+    for field in fields:
         size = sum(int(part.nbytes) for part in field.parts)
         parts.append(reader.data[field.offset : field.offset + size].tobytes())
-    for key, value in said.items():
+    for key, value in keys.items():
         if isinstance(value, str):
             cut = value.encode()[:LONGEST_TEXT].decode(errors="ignore")
             parts += [_text(key), struct.pack("<I", GGUFValueType.STRING), _text(cut)]
         else:
             parts += [_text(key), struct.pack("<II", GGUFValueType.UINT32, value)]
-    place = 0
-    for name, made in types.items():
+    start = 0
+    for name, kind in types.items():
         shape = sources[name].shape
-        parts += [_text(name), struct.pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), made, place)]
-        place += math.prod(shape[:-1]) * row_bytes(made, shape[-1])
-        place += -place % ALIGNMENT
+        parts += [_text(name), struct.pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), kind, start)]
+        start += math.prod(shape[:-1]) * row_bytes(kind, shape[-1])
+        start += -start % ALIGNMENT
     header = b"".join(parts)
     return header + bytes(-len(header) % ALIGNMENT)
 
@@ -233,9 +234,9 @@ def _text(text: str) -> bytes:
     return struct.pack("<Q", len(raw)) + raw
 
 
-def _pieces(tensor: Source, made: Type, offset: int, importance_EI: NDArray[np.float32] | None) -> Iterator[_Piece]:
+def _pieces(tensor: Source, target: Type, offset: int, importance_EI: NDArray[np.float32] | None) -> Iterator[_Piece]:
     """A tensor from front to back, matrix by matrix."""
-    if made != tensor.kind and tensor.kind not in DENSE:
+    if target != tensor.kind and tensor.kind not in DENSE:
         raise ExportError(f"{tensor.name} is {tensor.kind.name} already", "quantise the 16-bit file")
     *_, columns = tensor.shape
     rows, matrices = (tensor.shape[-2] if len(tensor.shape) > 1 else 1), math.prod(tensor.shape[:-2])
@@ -246,7 +247,14 @@ def _pieces(tensor: Source, made: Type, offset: int, importance_EI: NDArray[np.f
             taken = min(step, rows - first)
             is_last = matrix == matrices - 1 and first + taken == rows
             yield _Piece(
-                tensor.name, tensor.kind, made, offset + (matrix * rows + first) * width, taken, columns, importance_I, is_last
+                tensor.name,
+                tensor.kind,
+                target,
+                offset + (matrix * rows + first) * width,
+                taken,
+                columns,
+                importance_I,
+                is_last,
             )
 
 
@@ -268,14 +276,14 @@ def _bytes_of(source: Path, piece: _Piece) -> NDArray[np.uint8]:
     """The rows as the target holds them."""
     library, size = ggml(), piece.rows * row_bytes(piece.kind, piece.columns)
     # From the file and not from its mapping, whose pages would stay resident.
-    made_B = np.fromfile(source, np.uint8, count=size, offset=piece.offset)
-    is_valid = library.is_valid(made_B, piece.kind)  # first: scales of blocks may come out finite where a weight is not
-    if is_valid and piece.made != piece.kind:
-        made_B = library.quantize(library.widen(made_B, piece.kind, piece.columns), piece.made, piece.importance_I)
-        is_valid = library.is_valid(made_B, piece.made)
+    blocks_B = np.fromfile(source, np.uint8, count=size, offset=piece.offset)
+    is_valid = library.is_valid(blocks_B, piece.kind)  # first: scales of blocks may come out finite where a weight is not
+    if is_valid and piece.target != piece.kind:
+        blocks_B = library.quantize(library.widen(blocks_B, piece.kind, piece.columns), piece.target, piece.importance_I)
+        is_valid = library.is_valid(blocks_B, piece.target)
     if not is_valid:
         raise ExportError(f"{source}: {piece.tensor} has weights that are not finite", "look at the merged model")
-    return made_B
+    return blocks_B
 
 
 class Ggml:
@@ -304,15 +312,15 @@ class Ggml:
     def quantize(self, rows_PI: NDArray[np.float32], kind: Type, importance_I: NDArray[np.float32] | None) -> NDArray[np.uint8]:
         """Blocks of the rows, as bytes."""
         rows, columns = rows_PI.shape
-        made_B = np.empty(rows * row_bytes(kind, columns), np.uint8)
+        blocks_B = np.empty(rows * row_bytes(kind, columns), np.uint8)
         weights = None if importance_I is None else importance_I.ctypes.data
-        written = self._quantize(int(kind), rows_PI.ctypes.data, made_B.ctypes.data, 0, rows, columns, weights)
-        assert written == made_B.nbytes
-        return made_B
+        written = self._quantize(int(kind), rows_PI.ctypes.data, blocks_B.ctypes.data, 0, rows, columns, weights)
+        assert written == blocks_B.nbytes
+        return blocks_B
 
-    def is_valid(self, made_B: NDArray[np.uint8], kind: Type) -> bool:
+    def is_valid(self, blocks_B: NDArray[np.uint8], kind: Type) -> bool:
         """Whether no number among the weights and scales is infinite or NaN."""
-        return bool(self._is_valid(int(kind), made_B.ctypes.data, made_B.nbytes))
+        return bool(self._is_valid(int(kind), blocks_B.ctypes.data, blocks_B.nbytes))
 
 
 @functools.cache

@@ -26,7 +26,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gguf
@@ -65,6 +64,8 @@ KEPT = (
     *("a.rvq.codebook", "mm.a.code_embd"),
 )
 
+Metadata = Mapping[str, Any]  # keys of a GGUF file
+
 
 @dataclass(frozen=True)
 class Source:
@@ -94,36 +95,24 @@ class _Model:
     values: int
 
 
-def read_sources(path: Path) -> list[Source]:
-    """The tensors of a GGUF file, in its order."""
-    return sources_of(gguf.GGUFReader(path))
-
-
-def metadata(path: Path) -> dict[str, Any]:
-    """The keys of a GGUF file that the rule reads."""
-    return metadata_of(gguf.GGUFReader(path))
-
-
 def sources_of(reader: gguf.GGUFReader) -> list[Source]:
-    """As ``read_sources``, of an open file."""
+    """The tensors of a GGUF file, in its order."""
     return [Source(tensor.name, _shape(tensor), tensor.tensor_type) for tensor in reader.tensors]
 
 
-def metadata_of(reader: gguf.GGUFReader) -> dict[str, Any]:
-    """As ``metadata``, of an open file."""
+def metadata_of(reader: gguf.GGUFReader) -> Metadata:
+    """The keys of a GGUF file that the rule reads."""
     wanted = (".block_count", ".expert_count", ".head_count", ".head_count_kv", "general.architecture")
     return {name: field.contents() for name, field in reader.fields.items() if name.endswith(wanted)}
 
 
-def plan_types(
-    tensors: Iterable[Source], file_type: str, metadata: Mapping[str, Any], has_imatrix: bool = False
-) -> dict[str, Type]:
+def plan_types(tensors: Iterable[Source], file_type: str, metadata: Metadata, has_imatrix: bool = False) -> dict[str, Type]:
     """The type that llama.cpp gives each tensor, in the order in which it writes them. A pure function.
 
     Args:
         tensors: of the 16-bit file.
         file_type: a key of ``BASE_TYPE``.
-        metadata: as ``metadata`` reads it.
+        metadata: as ``metadata_of`` reads it.
         has_imatrix: whether an importance matrix is given.
 
     Raises:
@@ -164,7 +153,7 @@ def _shape(tensor: gguf.ReaderTensor) -> tuple[int, ...]:
     return shape
 
 
-def _model(tensors: list[Source], metadata: Mapping[str, Any]) -> _Model:
+def _model(tensors: list[Source], metadata: Metadata) -> _Model:
     architecture = metadata["general.architecture"]
     layers = int(metadata[f"{architecture}.block_count"])
     heads = _first(metadata.get(f"{architecture}.attention.head_count", 0))
@@ -189,8 +178,8 @@ def _first(value: int | list[int]) -> int:
 
 def _is_quantised(tensor: Source) -> bool:
     name = tensor.name
-    kept = name in WHOLE or any(part in name for part in KEPT)
-    return len(tensor.shape) > 1 and name.endswith("weight") and not kept
+    stays = name in WHOLE or any(part in name for part in KEPT)
+    return len(tensor.shape) > 1 and name.endswith("weight") and not stays
 
 
 def _category(name: str) -> str:
@@ -279,5 +268,5 @@ def _fitting(tensor: Source, kind: Type) -> Type:
 
 
 def _layer(name: str) -> int:
-    found = re.match(r"blk\.(\d+)", name)
-    return int(found[1]) if found else -1
+    match = re.match(r"blk\.(\d+)", name)
+    return int(match[1]) if match else -1

@@ -36,6 +36,9 @@ class _Node:
     branches: list[tuple[list[str] | None, list["_Node"]]]
 
 
+Variables = dict[str, Any]  # of a block, by name; and the fields of the data
+
+
 def execute(source: str, data: Mapping[str, Any]) -> str:
     """Render a template.
 
@@ -52,7 +55,7 @@ def execute(source: str, data: Mapping[str, Any]) -> str:
     return b"".join(scope.out).decode("utf-8")
 
 
-def values(messages: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+def values(messages: Sequence[Mapping[str, str]]) -> Variables:
     """What Ollama hands to a template: consecutive turns of a role joined, and all system texts once more.
 
     Args:
@@ -146,10 +149,10 @@ def _action(source: str, start: int) -> tuple[list[str], int, bool, bool]:
 class _Scope:
     """One run of a template."""
 
-    def __init__(self, data: dict[str, Any], defined: Mapping[bytes, list[_Node]]):
+    def __init__(self, data: Variables, defined: Mapping[bytes, list[_Node]]):
         self.root, self.defined, self.out = data, defined, list[bytes]()
 
-    def run(self, nodes: list[_Node], dot: Any, scopes: list[dict[str, Any]]) -> None:
+    def run(self, nodes: list[_Node], dot: Any, scopes: list[Variables]) -> None:
         """Write what ``nodes`` write; ``scopes`` are the variables, the innermost block's last."""
         for node in nodes:
             if node.kind == "text":
@@ -167,8 +170,12 @@ class _Scope:
             elif node.kind == "action":
                 self.act(node.tokens, dot, scopes)
 
-    def act(self, tokens: list[str], dot: Any, scopes: list[dict[str, Any]]) -> None:
-        """Set a variable, call a defined template, or write a value."""
+    def act(self, tokens: list[str], dot: Any, scopes: list[Variables]) -> None:
+        """Set a variable, call a defined template, or write a value.
+
+        Raises:
+            ExportError: the template writes what is no text.
+        """
         if tokens[1:2] == [":="]:
             scopes[-1][tokens[0]] = self.value(tokens[2:], dot, scopes)
         elif tokens[1:2] == ["="]:
@@ -184,14 +191,18 @@ class _Scope:
                 raise ExportError(f"the Ollama template writes {written!r}, which is no text", "this is a defect of tunesmith")
             self.out.append(written)
 
-    def value(self, tokens: list[str], dot: Any, scopes: list[dict[str, Any]]) -> Any:
-        """The value of a command: one operand, or a function and its arguments."""
-        found, end = self._command(tokens, 0, dot, scopes)
+    def value(self, tokens: list[str], dot: Any, scopes: list[Variables]) -> Any:
+        """The value of a command: one operand, or a function and its arguments.
+
+        Raises:
+            ExportError: more than a command in an action.
+        """
+        result, end = self._command(tokens, 0, dot, scopes)
         if end != len(tokens):
             raise ExportError(f"the Ollama template has more than a command in {' '.join(tokens)}", "name another template")
-        return found
+        return result
 
-    def _command(self, tokens: list[str], at: int, dot: Any, scopes: list[dict[str, Any]]) -> tuple[Any, int]:
+    def _command(self, tokens: list[str], at: int, dot: Any, scopes: list[Variables]) -> tuple[Any, int]:
         name = tokens[at]
         if name in ("and", "or"):
             return self._lazily(tokens, at + 1, dot, scopes, stop_at=name == "or")
@@ -203,22 +214,22 @@ class _Scope:
             arguments.append(argument)
         return _FUNCTIONS[name](*arguments), at
 
-    def _lazily(self, tokens: list[str], at: int, dot: Any, scopes: list[dict[str, Any]], stop_at: bool) -> tuple[Any, int]:
+    def _lazily(self, tokens: list[str], at: int, dot: Any, scopes: list[Variables], stop_at: bool) -> tuple[Any, int]:
         """``and`` and ``or``, which evaluate no argument after the one that decides."""
-        found, decided = None, False
+        result, decided = None, False
         while at < len(tokens) and tokens[at] != ")":
             if decided:
                 at = _after(tokens, at)
                 continue
-            found, at = self._operand(tokens, at, dot, scopes)
-            decided = bool(found) is stop_at
-        return found, at
+            result, at = self._operand(tokens, at, dot, scopes)
+            decided = bool(result) is stop_at
+        return result, at
 
-    def _operand(self, tokens: list[str], at: int, dot: Any, scopes: list[dict[str, Any]]) -> tuple[Any, int]:
+    def _operand(self, tokens: list[str], at: int, dot: Any, scopes: list[Variables]) -> tuple[Any, int]:
         token = tokens[at]
         if token == "(":
-            found, at = self._command(tokens, at + 1, dot, scopes)
-            return found, at + 1
+            result, at = self._command(tokens, at + 1, dot, scopes)
+            return result, at + 1
         if token.startswith('"'):
             return _unquoted(token), at + 1
         if token.isdigit():

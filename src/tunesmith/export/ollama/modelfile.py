@@ -183,14 +183,14 @@ def _difference(written: str, render: Render, conversations: list[tuple[str, Tur
             continue  # what Jinja refuses has no right text
         expected = render(turns)
         try:
-            found = execute(written, values(turns))
+            text = execute(written, values(turns))
         except ExportError as error:
             if order not in _USUAL:
                 continue  # a refusal is no wrong text
-            found = f"an error: {error.message}"
-        if found != expected:
+            text = f"an error: {error.message}"
+        if text != expected:
             shown = ", ".join(f"{turn['role']} {turn['content'][:40]!r}" for turn in turns)
-            texts = f"Jinja writes {_around(expected, found)}, the Go template {_around(found, expected)}"
+            texts = f"Jinja writes {_around(expected, text)}, the Go template {_around(text, expected)}"
             return f"on the conversation [{shown}] {texts}"
     return ""
 
@@ -234,8 +234,8 @@ def learn(render: Render, late_system: bool) -> Layout:
             continue  # where turns come in such an order, the Go template refuses them
     refused = tuple(role for role, order in ((START, "au"), (SYSTEM, "sau")) if not _accepts(render, order))
     trimmed = frozenset(role for role in (SYSTEM, USER, ASSISTANT) if (has_system or role != SYSTEM) and _trims(render, role))
-    asked = {"role": USER, "content": "x"}
-    empty = has_system and render([{"role": SYSTEM, "content": ""}, asked]) == render([asked])
+    question = {"role": USER, "content": "x"}
+    empty = has_system and render([{"role": SYSTEM, "content": ""}, question]) == render([question])
     return Layout(before, end, trimmed, system_last, refused, empty)
 
 
@@ -243,12 +243,12 @@ def _seen(render: Render, roles: list[str]) -> tuple[list[str], list[str], str |
     """The roles, what stands before, between and after their texts, and where it is so, what follows a moved system text."""
     marks = [f"Qx{number}xQ" for number in range(len(roles))]
     text = render([{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)])
-    found, gaps = _MARK.findall(text), _MARK.split(text)
-    if found == marks:
+    order, gaps = _MARK.findall(text), _MARK.split(text)
+    if order == marks:
         return roles, gaps, None
-    if roles[0] == SYSTEM and len(roles) > 2 and found == [*marks[1:-1], marks[0], marks[-1]]:
+    if roles[0] == SYSTEM and len(roles) > 2 and order == [*marks[1:-1], marks[0], marks[-1]]:
         return roles[1:], [*gaps[:-2], gaps[-1]], gaps[-2]
-    raise _inexpressible(f"of the turns {', '.join(roles)} it writes the texts {', '.join(found) or 'not'}, in this order")
+    raise _inexpressible(f"of the turns {', '.join(roles)} it writes the texts {', '.join(order) or 'not'}, in this order")
 
 
 def _note(before: dict[tuple[str, str], str], end: dict[str, str], roles: list[str], gaps: list[str]) -> None:
@@ -399,9 +399,9 @@ def _jinja(template: str, tokenizer: PreTrainedTokenizerBase, turns: Turns) -> s
 
 def _refuse_dates(template: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """A prompt that holds the day it is written on has no constant form."""
-    asked = [{"role": USER, "content": "x"}]
+    question = [{"role": USER, "content": "x"}]
     dated = "{%- macro strftime_now(format) -%}Qx0xQ{%- endmacro -%}" + template
-    if "strftime_now" in template and _MARK.search(_jinja(dated, tokenizer, asked)):
+    if "strftime_now" in template and _MARK.search(_jinja(dated, tokenizer, question)):
         raise _inexpressible("it writes the present date, which a Go template cannot")
 
 
@@ -426,12 +426,12 @@ def _conversations(
     ]
     if "</think>" in template and not render([{"role": USER, "content": "x"}]).rstrip().endswith("</think>"):
         kinds.append(("Why?", "<think>\nBecause.\n</think>\n\nSo.", "Think."))  # the model writes its thoughts itself
-    made = []
+    conversations = []
     for question, answer, rules in kinds:
         texts = {"u": (USER, question), "a": (ASSISTANT, answer), "s": (SYSTEM, rules)}
         for order in (*_USUAL, *_ANSWER_FIRST, *_LATE_SYSTEM):
-            made.append((order, [{"role": texts[letter][0], "content": texts[letter][1]} for letter in order]))
-    return made
+            conversations.append((order, [{"role": texts[letter][0], "content": texts[letter][1]} for letter in order]))
+    return conversations
 
 
 def adds_bos(file: Path, tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -7,7 +7,7 @@ would start more programs than it moves data. The backward pass needs no second 
 
 Refused: a loop over parts of a row. Up to 32,768 features fit the registers of one program.
 
-Shape suffixes: T tokens (rows), D features.
+Shape suffixes: T tokens, D hidden size (any number of features).
 """
 
 # Triton's types do not say how a kernel is launched: keywords, numbers for constexpr.

@@ -7,7 +7,7 @@ because both members of a pair belong to the same program and both are loaded be
 Refused: one program for all heads of several tokens, which saves nothing (the cosines are in the cache either way) and
 needs a third dimension in the tile.
 
-Shape suffixes: T tokens, H heads, K features of a head.
+Shape suffixes: T tokens, H query heads (or key heads), K head dimension.
 """
 
 # Triton's types do not say how a kernel is launched: keywords, numbers for constexpr.

@@ -3,6 +3,7 @@
 base          what a record is
 stages        stages.json: what was done, from what, and when
 events        events.jsonl: what happens, a line an event
+training      training.json, metrics.jsonl, state.json of a checkpoint: what was trained, step by step
 export        export.json, merge.json, commands.json: what was written, and how it is served
 parity        parity.json, sweep.json: whether forms are what was trained, and which type to deploy
 """

@@ -16,7 +16,7 @@ import functools
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -111,9 +111,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Record):
         return value.to_json()
     if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): _plain(entry) for key, entry in cast(Json, value).items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [_plain(entry) for entry in cast(tuple[Any, ...], value)]
     if isinstance(value, Path):
         return str(value)
     return value

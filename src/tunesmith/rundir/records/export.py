@@ -6,7 +6,7 @@ Paths stand as they are seen from the run directory, so that a run may be moved:
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from tunesmith.rundir.records.base import FileRecord, Record
+from tunesmith.rundir.records.base import FileRecord, Json, Record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +80,43 @@ class Merge(FileRecord):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NotWritten(Record):
+    """A file of an export that there is none of.
+
+    Attributes:
+        reason: why it cannot be expressed.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedStep(Record):
+    """A step of an export that a kill may not undo.
+
+    Attributes:
+        key: fingerprint of all that its target was made from.
+        result: what it left to be remembered; its type is the step's.
+    """
+
+    key: str
+    result: Json | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Staged(FileRecord):
+    """``export/.next/done.json``: an export that is being made.
+
+    Attributes:
+        steps: the finished ones, by their targets.
+    """
+
+    VERSION: ClassVar[int] = 1
+
+    steps: dict[str, FinishedStep] = field(default_factory=dict[str, FinishedStep])
+
+
+@dataclass(frozen=True, kw_only=True)
 class Command(Record):
     """How one engine serves one form.
 
@@ -109,5 +146,5 @@ class Commands(FileRecord):
     VERSION: ClassVar[int] = 1
 
     commands: dict[str, Command]
-    refused: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict[str, str])
     differs: tuple[str, ...] = ()

@@ -94,7 +94,10 @@ class FormParity(Record):
         state: ``unknown`` where a form that differs by design was not shown to do the task as well.
         reason: why it is not deployable, or not known to be.
         checks: by name.
+        figures: of the distribution; None where it could not be opened.
+        divergence: the first; None where every choice agrees.
         control_tokens: names of the prompts whose control tokens in a user's text its engine parses.
+        task: of the dev rows; None where no task was compared.
     """
 
     form: str
@@ -123,10 +126,11 @@ class ParityMetric(Record):
     """The task that the forms were asked.
 
     Attributes:
-        name: of the metric; None where no task was compared, and ``reason`` says why.
+        name: of the metric; None where no task was compared.
         n: dev rows.
         score: the reference's.
         margin: largest loss that is accepted.
+        reason: why no task was compared; None where one was.
     """
 
     name: str | None = None
@@ -148,6 +152,8 @@ class Parity(FileRecord):
         left_out: prompt -> why it was not asked.
         positions: of the next token, over all prompts.
         adapter_kl: mean KL(tuned || base), nats.
+        metric: the task that the forms were asked.
+        forms: in the order in which the export lists them.
     """
 
     VERSION: ClassVar[int] = 1
@@ -156,7 +162,7 @@ class Parity(FileRecord):
     deployed: str
     arithmetic: str
     prompts: tuple[str, ...]
-    left_out: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict[str, str])
     positions: int
     adapter_kl: float
     metric: ParityMetric
@@ -165,7 +171,8 @@ class Parity(FileRecord):
     @property
     def state(self) -> FormState:
         """The worst of its forms."""
-        return max((form.state for form in self.forms), key=list(EXIT_CODES).index, default="unknown")
+        states = {form.state for form in self.forms}
+        return "not deployable" if "not deployable" in states else "unknown" if "unknown" in states else "deployable"
 
     @property
     def exit_code(self) -> int:

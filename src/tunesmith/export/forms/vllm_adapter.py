@@ -8,26 +8,33 @@ and stock transformers compute the values from the adapted keys and take the pla
 
 Which layers these are is read from the checkpoint (a k_proj without a v_proj), so no fact of a family can be out of date.
 
-DoRA is refused, as vLLM refuses it, and so is a rank above those it takes; merge such an adapter.
+DoRA is refused, as vLLM refuses it, and so is a rank above those it takes; merge such an adapter. vLLM takes the chat template
+of the base that it is given, which may not be the one that was trained with, so the command names its file.
 
 Sources: vLLM 0.33 ``lora/model_manager.py`` (``_create_merged_loras_inplace``), ``lora/peft_helper.py``
 (``_validate_features``), ``config/lora.py`` (``MaxLoRARanks``). Held here by merging, not by running vLLM.
 """
 
 import json
+import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
 from tunesmith.checkpoints.names import Naming, checkpoint_files, naming
 from tunesmith.errors import ExportError
-from tunesmith.models.adapter import CONFIG, PREFIX, WEIGHTS, read_adapter
+from tunesmith.export.forms.form import Facts, Form, Job, Operation, adapter_bytes
+from tunesmith.models.adapter import CONFIG, PREFIX, WEIGHTS, read_adapter, read_adapter_config
+from tunesmith.recipe import Lora, Recipe
 from tunesmith.rundir import atomic_directory, write_json
+from tunesmith.rundir.records.export import Command
 
-LARGEST_RANK = 512
+logger = logging.getLogger(__name__)
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM allocates for; any other value is refused by it
+TARGET = "adapter-vllm"
 
 
 def write_vllm_adapter(base: Path, adapter: Path, target: Path) -> int | None:
@@ -48,24 +55,23 @@ def write_vllm_adapter(base: Path, adapter: Path, target: Path) -> int | None:
     names = naming(base)
     doubled = keys_are_values(name for stored in checkpoint_files(base) if (name := names.of_model(stored)) is not None)
     state = read_adapter(adapter)
-    made = vllm_state(state, names, doubled)
-    if made.keys() == state.keys():
+    renamed = vllm_state(state, names, doubled)
+    if renamed.keys() == state.keys():
         return None
-    config: dict[str, Any] = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
+    config = read_adapter_config(adapter)
     if config.get("use_dora"):
         raise ExportError(f"{adapter}: vLLM does not apply DoRA", "serve the merged model")
-    if config["r"] > LARGEST_RANK:
-        raise ExportError(f"{adapter}: rank {config['r']}, vLLM takes {LARGEST_RANK} at most", "serve the merged model")
+    max_lora_rank(config["r"])
     experts = [names.of_checkpoint(name) for name in config.get("target_parameters") or []]
     if experts:
         config["target_parameters"] = experts
     # Full names take the place of a list or a pattern of the recipe, which could not say where v_proj is meant.
     apart = tuple(f"{PREFIX}{name.rpartition('.')[0]}." for name in experts)
-    linears = {key.rsplit(".lora_", 1)[0].removeprefix(PREFIX) for key in made if not key.startswith(apart)}
+    linears = {key.rsplit(".lora_", 1)[0].removeprefix(PREFIX) for key in renamed if not key.startswith(apart)}
     config["target_modules"] = sorted(linears)
     with atomic_directory(target) as directory:
         write_json(directory / CONFIG, config)
-        save_file(made, directory / WEIGHTS, metadata={"format": "pt"})
+        save_file(renamed, directory / WEIGHTS, metadata={"format": "pt"})
     return sum(f"{PREFIX}{layer}.k_proj.lora_A.weight" in state for layer in doubled)
 
 
@@ -86,11 +92,63 @@ def vllm_state(state: dict[str, torch.Tensor], names: Naming, doubled: Iterable[
 
     A pure function; the doubled tensors are copies.
     """
-    made = {PREFIX + names.of_checkpoint(key.removeprefix(PREFIX)): tensor for key, tensor in state.items()}
+    renamed = {PREFIX + names.of_checkpoint(key.removeprefix(PREFIX)): tensor for key, tensor in state.items()}
     for module in doubled:
         old = f"{PREFIX}{module}.k_proj."
         for key, tensor in state.items():
             if key.startswith(old):
                 name = f"{module}.v_proj.{key.removeprefix(old)}"
-                made[PREFIX + names.of_checkpoint(name)] = tensor.clone()
-    return made
+                renamed[PREFIX + names.of_checkpoint(name)] = tensor.clone()
+    return renamed
+
+
+def max_lora_rank(rank: int) -> int:
+    """The smallest rank that vLLM can be told to make room for and that holds this one.
+
+    Raises:
+        ExportError: above the largest.
+    """
+    for allowed in RANKS:
+        if rank <= allowed:
+            return allowed
+    raise ExportError(f"rank {rank}, vLLM takes {RANKS[-1]} at most", "serve the merged model")
+
+
+def _is_taken(lora: Lora) -> bool:
+    return not lora.use_dora and lora.r <= RANKS[-1]
+
+
+def _plan(recipe: Recipe, facts: Facts) -> list[Operation]:
+    """None where vLLM takes the PEFT directory, or such an adapter in no form."""
+    doubled = [facts.adapted[key] for module in keys_are_values(facts.modeled) if (key := f"{module}.k_proj") in facts.adapted]
+    if not _is_taken(facts.lora) or not (doubled or facts.renamed):
+        return []
+    nbytes = adapter_bytes([*facts.adapted.values(), *doubled], facts.lora.r)
+    return [Operation(kind=TARGET, target=TARGET, nbytes=nbytes, write=_write)]
+
+
+def _write(job: Job, step: Operation) -> None:
+    doubled = write_vllm_adapter(job.base, job.run.adapter, job.staged / step.target)
+    if doubled is not None:
+        repeated = f"k_proj repeated under v_proj in {doubled} layers, " if doubled else ""
+        logger.info(f"export: adapter for vLLM ({repeated}names of the checkpoint)")
+
+
+def _commands(job: Job) -> dict[str, Command]:
+    if not _is_taken(job.lora):
+        return {}
+    base = job.recipe.model if job.is_on_hub else str(job.base)
+    path = f"export/{TARGET}" if (job.staged / TARGET).exists() else "adapter"
+    module = {"name": job.name, "path": path, "base_model_name": base}
+    argv = (
+        *("vllm", "serve", base),
+        *(("--revision", job.recipe.revision) if job.recipe.revision else ()),
+        *("--enable-lora", "--max-lora-rank", str(max_lora_rank(job.lora.r))),
+        *("--lora-modules", json.dumps(module, ensure_ascii=False)),
+        *("--max-model-len", str(job.context)),
+        *("--chat-template", "export/merged/chat_template.jinja"),
+    )
+    return {"vllm_adapter": Command(engine="vLLM, adapter on the base", of="adapter", argvs=(argv,))}
+
+
+VLLM_ADAPTER = Form(name="vllm_adapter", plan=_plan, commands=_commands, opened=lambda written: [])

@@ -1,0 +1,132 @@
+"""The merged model as a Hugging Face directory, and what the choice of the base weights means on dev.
+
+An adapter that was trained on NF4 can be merged into the weights that it was trained on, dequantised, or into the 16-bit
+original. Which is better is a question with an answer: the dev loss of both, beside that of the adapter as it was trained.
+The form that is written is read back from the disk and measured; of the other, the original with the adapter on it computes
+the same as a merge, and the dequantised one is merged into a directory that is removed again. A dense model that fits
+neither the GPU nor the machine's memory is not measured, and the line says so.
+"""
+
+import dataclasses
+import logging
+import tempfile
+from pathlib import Path
+
+import torch
+
+from tunesmith.engines.form import ExportedForm, directory_form
+from tunesmith.export.base import quantized_in_training, read_stored
+from tunesmith.export.card import card_of, write_card
+from tunesmith.export.forms.form import TEXT, Facts, Form, Job, Operation, Written
+from tunesmith.export.merge import merge
+from tunesmith.models.adapter import load_adapted
+from tunesmith.models.device import device_with_room
+from tunesmith.models.fuse import fuse
+from tunesmith.models.load import load_model
+from tunesmith.models.precision import precision
+from tunesmith.recipe import Recipe
+from tunesmith.rundir.records.export import Command, Merge, MergeLosses
+
+logger = logging.getLogger(__name__)
+
+
+def _plan(recipe: Recipe, facts: Facts) -> list[Operation]:
+    both = facts.merged if recipe.base == "nf4" and recipe.export.merge_into == "original" else 0
+    return [
+        Operation(kind="merge", target="merged", nbytes=facts.merged, write=merge_adapter, record=Merge),
+        Operation(
+            kind="measure",
+            target="merge.json",
+            sources=("merged",),
+            nbytes=TEXT,
+            scratch=both,
+            write=measure_merge,
+            record=Merge,
+        ),
+    ]
+
+
+def merge_adapter(job: Job, step: Operation) -> Merge:
+    """Write ``merged/``, with a card from which llama.cpp's converter takes the name.
+
+    Raises:
+        ExportError: as ``export.merge.merge``.
+    """
+    recipe, target = job.recipe, job.staged / step.target
+    quantized = quantized_in_training(job.base, recipe.base == "nf4", recipe.per_layer_embeddings == "nf4")
+    stops, template = tuple(job.renderer.stop_ids), job.renderer.template
+    into, towers = recipe.export.merge_into, recipe.towers
+    merged = merge(job.base, job.run.adapter, target, quantized, into, towers, template, stop_ids=stops)
+    base = "original" if merged.into == "original" else "dequantised base" if merged.dequantized else "base"
+    logger.info(f"export: merged {merged.targets} weights into the {base}, {merged.dtype}")
+    write_card(target, card_of(job, merged))
+    return merged
+
+
+def measure_merge(job: Job, step: Operation) -> Merge:
+    """Write ``merge.json``: what was merged, and with ``base: nf4`` the dev loss of both merges."""
+    merged = job.result("merged", Merge)
+    assert merged is not None, "the merge comes first"
+    if job.recipe.base == "nf4":
+        losses = _dev_losses(job, merged)
+        summary = _summary(losses, "32-bit" if merged.dtype == "float32" else "16-bit")
+        merged = dataclasses.replace(merged, dev_loss=losses, summary=summary)
+        logger.info(f"export: {summary}")
+    merged.write(job.staged / step.target)
+    return merged
+
+
+def _dev_losses(job: Job, merged: Merge) -> MergeLosses:
+    """Mean dev loss in nats a supervised token: merged both ways, and the adapter as it was trained; None: not measured."""
+    recipe = job.recipe
+    _, compute = precision(recipe.base, recipe.train.compute, job.base)
+    device = device_with_room(merged.nbytes // (4 if merged.dtype == "float32" else 2) * (4 if compute == "fp32" else 2))
+    trained = original = None
+    if device is not None:
+        written = _dev_loss(job, job.staged / "merged", compute, device)
+        if merged.into == "original":
+            original = written
+            with tempfile.TemporaryDirectory(dir=job.staged, prefix=".trained-") as temporary:
+                other = Path(temporary) / "merged"
+                quantized = quantized_in_training(job.base, True, recipe.per_layer_embeddings == "nf4")
+                merge(job.base, job.run.adapter, other, quantized, "trained", "drop")
+                trained = _dev_loss(job, other, compute, device)
+        else:
+            trained = written
+            if not any(weight.is_nf4 for weight in read_stored(job.base).values()):
+                original = _dev_loss(job, job.base, compute, device, job.run.adapter)
+    return MergeLosses(trained=trained, original=original, adapter=job.adapter_loss)
+
+
+def _dev_loss(job: Job, directory: Path, compute: str, device: torch.device, adapter: Path | None = None) -> float:
+    model = load_model(directory, compute, None, device)
+    if adapter is not None:
+        load_adapted(model, adapter)
+    fuse(model)
+    return job.dev_loss(model)
+
+
+def _summary(losses: MergeLosses, width: str) -> str:
+    def number(loss: float | None) -> str:
+        return "not measured" if loss is None else f"{loss:.4f}"
+
+    return (
+        f"dev loss merged into the dequantised base {number(losses.trained)}, into the {width} original "
+        f"{number(losses.original)}, adapter unmerged {number(losses.adapter)}"
+    )
+
+
+def _commands(job: Job) -> dict[str, Command]:
+    argv = ("vllm", "serve", "export/merged", "--served-model-name", job.name, "--max-model-len", str(job.context))
+    return {"vllm": Command(engine="vLLM", of="merge", argvs=(argv,))}
+
+
+def _opened(written: Written) -> list[ExportedForm]:
+    recipe, merged = written.recipe, written.merge
+    differs = merged.into == "original" and "nf4" in (recipe.base, recipe.per_layer_embeddings)
+    exact = merged.dtype == "float32" and written.compute == "fp32"
+    rounding = None if differs else "fp32" if exact else "fp16"
+    return [directory_form("merged", written.run.merged, rounding, recipe.evaluate.batch_size)]
+
+
+MERGED = Form(name="merged", plan=_plan, commands=_commands, opened=_opened)

@@ -1,0 +1,53 @@
+"""One GGUF of a type that the export did not write, in a directory that is removed again.
+
+The 16-bit file that a type is quantised from is the export's where it kept one, else it is converted once and stays for the
+types that follow.
+"""
+
+import shutil
+from pathlib import Path
+
+from tunesmith.errors import ExportError
+from tunesmith.export.gguf import convert as converter
+from tunesmith.export.gguf.quantize import Importance, quantize
+
+HALF = "half.gguf"
+
+
+def write_type(merged: Path, full: Path, kind: str, scratch: Path, importance: Importance | None) -> Path:
+    """Write a type into ``scratch``.
+
+    Args:
+        merged: directory of the merged model.
+        full: where the export's F16 file lies, if it does.
+        importance: of the columns, by tensor; None for none.
+
+    Raises:
+        ExportError: too little room, or a type that cannot be written.
+    """
+    target = scratch / f"{kind}.gguf"
+    if kind == "F16" or kind == "BF16":
+        refuse_full_disk(merged, scratch)
+        converter.convert(merged, target, kind)
+        return target
+    source = full if full.exists() else scratch / HALF
+    if not source.exists():
+        refuse_full_disk(merged, scratch)
+        converter.convert(merged, source, "F16")
+    quantize(source, target, kind, importance)
+    return target
+
+
+def refuse_full_disk(merged: Path, scratch: Path) -> None:
+    """The 16-bit file and one other are there at a time: no more than twice the merged weights.
+
+    Raises:
+        ExportError: there is less room.
+    """
+    needed = 2 * sum(file.stat().st_size for file in merged.glob("*.safetensors"))
+    free = shutil.disk_usage(scratch).free
+    if needed > free:
+        raise ExportError(
+            f"{scratch.parent}: a sweep takes up to {needed:,} bytes at a time, {free:,} are free",
+            "make room, or name fewer types",
+        )

@@ -1,0 +1,184 @@
+"""What the exported forms are compared with: the model as it was trained, and as it was before.
+
+The base as training stored it (rounded to bf16, or in NF4) with the fp32 adapter on it, unmerged. Once loaded it is also the
+base, with its adapter switched off, and it answers the dev rows; a second copy in memory was refused.
+
+**Arithmetic.** It computes in fp32 all the same, and so does the merged directory: half-precision products would add an error
+of their own, of the very size that a wrong form has to be told from. Where fp32 weights fit neither the GPU nor the machine,
+both compute as training did, and the bounds are those of that arithmetic.
+
+**Logits** of both are kept on the disk while the forms take their turns, for some 18 prompts of at most 32 positions: 0.6 GB
+each for a vocabulary of 262 k, 0.1 GB for 49 k. Memory was refused, since the forms need it.
+
+Shape suffixes: N rows (positions of all prompts), T tokens (of one), V vocabulary.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.filesize import decimal
+from transformers import PreTrainedModel
+
+from tunesmith.chat.render import Renderer
+from tunesmith.engines.engine import Message
+from tunesmith.engines.form import ComputePlace, model_logits
+from tunesmith.engines.in_process import InProcessEngine
+from tunesmith.errors import ModelError
+from tunesmith.layers.experts import Adapted
+from tunesmith.models.adapter import load_adapted
+from tunesmith.models.device import ROOM, best_device, device_with_room
+from tunesmith.models.load import load_model
+from tunesmith.models.precision import precision
+from tunesmith.models.swap import without_adapters
+from tunesmith.parity.figures import base_distance
+from tunesmith.parity.prompts import NEW_TOKENS, Prompt, choose_prompts
+from tunesmith.parity.task import Outputs, Task
+from tunesmith.recipe import Recipe
+from tunesmith.rundir.records.export import Merge
+from tunesmith.tracking import progress
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What was trained.
+
+    Attributes:
+        base: directory of the base model.
+        adapter: PEFT directory.
+    """
+
+    recipe: Recipe
+    base: Path
+    renderer: Renderer
+    adapter: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What the forms are compared with; logits by row, those of prompt i in ``spans[i]``.
+
+    Attributes:
+        left_out: prompts that were not asked, and why.
+        adapter_kl: mean KL(tuned || base), nats.
+        answers: to the dev rows; None where no task is compared.
+    """
+
+    prompts: list[Prompt]
+    left_out: dict[str, str]
+    spans: list[slice]
+    tuned_NV: NDArray[np.float32]
+    base_NV: NDArray[np.float32]
+    adapter_kl: float
+    answers: Outputs | None
+
+
+def choose_place(trained: Trained, merge: Merge) -> ComputePlace:
+    """fp32 on the GPU or the CPU, wherever the dense weights fit; else as training computed."""
+    needed = merge.nbytes // (4 if merge.dtype == "float32" else 2) * 4
+    device = device_with_room(needed)
+    if device is not None:
+        return ComputePlace(device=device, arithmetic="fp32")
+    _, compute = precision(trained.recipe.base, trained.recipe.train.compute, trained.base)
+    room = decimal(int(ROOM * needed))
+    logger.warning(f"parity: fp32 takes {room}, which are not there; computing in {compute}, with its wider bounds")
+    return ComputePlace(device=best_device(), arithmetic=compute)
+
+
+def run_reference(
+    trained: Trained, dev_prompts: Mapping[str, list[Message]], place: ComputePlace, task: Task | None, scratch: Path
+) -> Reference:
+    """The training stack with the adapter on, then off; its answers to the dev rows.
+
+    Args:
+        dev_prompts: of dev rows, by row id.
+        scratch: directory for the logits.
+
+    Raises:
+        ModelError: no prompt fits what the model can take.
+    """
+    recipe, renderer = trained.recipe, trained.renderer
+    model, layers = _load(trained, place)
+    room = model.config.get_text_config().max_position_embeddings - NEW_TOKENS
+    chosen, left_out = choose_prompts(dev_prompts, renderer, room)
+    if not chosen:
+        raise ModelError(f"{trained.base}: none of {len(left_out)} prompts fits the model's {room} positions", "a larger model")
+    stops = set(renderer.stop_ids)
+    with progress("parity reference", 2 * len(chosen)) as bar, torch.inference_mode():
+        prompts = []
+        for name, messages in chosen.items():
+            ids = renderer.prompt_ids(messages)
+            prompts.append(
+                Prompt(
+                    name=name,
+                    messages=messages,
+                    text=renderer.text(messages, generate=True),
+                    ids=ids,
+                    forged=any(renderer.vocabulary.tokens(message["content"]) for message in messages),
+                    continuation=_greedy(model, ids, stops, NEW_TOKENS),
+                )
+            )
+            bar.advance()
+        ends = np.cumsum([len(prompt.continuation) for prompt in prompts]).tolist()
+        spans = [slice(end - len(prompt.continuation), end) for end, prompt in zip(ends, prompts, strict=True)]
+        tuned_NV = _all_logits(model, prompts, spans, scratch / "tuned")
+        with without_adapters(layers):
+            base_NV = _all_logits(model, prompts, spans, scratch / "base")
+        bar.advance(len(prompts))
+    changes = np.concatenate([base_distance(tuned_NV[span], base_NV[span]) for span in spans])
+    answers = None
+    if task is not None:
+        answers = task.ask("reference", InProcessEngine(model, renderer, recipe.evaluate.batch_size))
+    return Reference(
+        prompts=prompts,
+        left_out=left_out,
+        spans=spans,
+        tuned_NV=tuned_NV,
+        base_NV=base_NV,
+        adapter_kl=float(changes.mean()),
+        answers=answers,
+    )
+
+
+def _load(trained: Trained, place: ComputePlace) -> tuple[PreTrainedModel, dict[str, Adapted]]:
+    """The base as training stored it, with the adapter on it."""
+    recipe = trained.recipe
+    _, compute = precision(recipe.base, recipe.train.compute, trained.base)
+    storage = "nf4" if recipe.base == "nf4" else place.arithmetic
+    model = load_model(trained.base, place.arithmetic, storage, place.device, recipe.per_layer_embeddings)
+    if place.arithmetic == "fp32" and compute == "bf16":
+        for parameter in model.parameters():  # as training stored them; a checkpoint in bf16 stays as it is
+            parameter.copy_(parameter.bfloat16())
+    layers = load_adapted(model, trained.adapter)
+    return model, layers
+
+
+def _greedy(model: PreTrainedModel, ids: list[int], stops: set[int], count: int) -> list[int]:
+    """At most ``count`` new tokens, a stop included."""
+    feed, past, answer = ids, None, list[int]()
+    while len(answer) < count and not (answer and answer[-1] in stops):
+        given = torch.tensor([feed], device=model.device)
+        out = model(input_ids=given, past_key_values=past, use_cache=True, logits_to_keep=1)
+        answer.append(int(out.logits[0, -1].argmax()))
+        past, feed = out.past_key_values, answer[-1:]
+    return answer
+
+
+def _all_logits(model: PreTrainedModel, prompts: list[Prompt], spans: list[slice], file: Path) -> NDArray[np.float32]:
+    """Logits at every position of every continuation, on the disk, shape (N, V)."""
+    first_TV = _continuation_logits(model, prompts[0])
+    logits_NV = np.memmap(file, np.float32, "w+", shape=(spans[-1].stop, first_TV.shape[1]))
+    logits_NV[spans[0]] = first_TV
+    for prompt, span in zip(prompts[1:], spans[1:], strict=True):
+        logits_NV[span] = _continuation_logits(model, prompt)
+    return logits_NV
+
+
+def _continuation_logits(model: PreTrainedModel, prompt: Prompt) -> NDArray[np.float32]:
+    return model_logits(model, prompt.ids + prompt.continuation[:-1], len(prompt.ids) - 1)

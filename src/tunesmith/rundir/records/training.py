@@ -1,0 +1,116 @@
+"""What training writes: a line of ``metrics.jsonl`` a step, ``state.json`` a checkpoint, ``training.json`` a run.
+
+The bytes of ``metrics.jsonl`` follow from what the run is trained on and with, and from nothing that differs from one machine's
+day to another: how long a step took is in the events (``events.jsonl``), not in the table. So a directory that was trained with
+one recipe, then another, then the first again ends with the first one's table to the byte.
+"""
+
+from dataclasses import dataclass
+
+from tunesmith.rundir.records.base import FileRecord, Json, Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(Record):
+    """One optimizer step, a line of ``metrics.jsonl``.
+
+    Attributes:
+        step: number of the step, from 1.
+        epoch: from 0.
+        loss: mean over the step's supervised tokens, nats.
+        accuracy: share of them whose right token was the likeliest.
+        learning_rate: of the step.
+        grad_norm: length of the gradient before it was clipped.
+        tokens: of the step's documents.
+        computed_tokens: of the step's packs, where common beginnings are computed once.
+        fp16_rescued_rows: rows that plain fp16 would have made infinite; None where nothing is computed in fp16.
+        dev_loss: mean over the dev part after this step, nats a supervised token; None where it was not taken.
+        seconds: that the step took, dev loss not counted; None in the table.
+    """
+
+    step: int
+    epoch: int
+    loss: float
+    accuracy: float
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    computed_tokens: int
+    fp16_rescued_rows: int | None = None
+    dev_loss: float | None = None
+    seconds: float | None = None
+
+    def line(self) -> Json:
+        """The figures of the table: those that were measured, without the time."""
+        return {name: value for name, value in self.to_json().items() if value is not None and name != "seconds"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevLoss(Record):
+    """A dev loss, taken between two steps.
+
+    Attributes:
+        step: steps done; 0 is the untouched adapter, which computes the base model.
+        dev_loss: nats a supervised token.
+        train_loss: mean train loss of the steps since the dev loss before; None at step 0.
+    """
+
+    step: int
+    dev_loss: float
+    train_loss: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointState(FileRecord):
+    """``state.json`` of a checkpoint: where the run stands, and what proves the files beside it.
+
+    Attributes:
+        inputs: fingerprint of what the run trains on and with.
+        step: optimizer steps done.
+        dev_losses: all so far, oldest first; the last one is of this step.
+        tokens: real tokens trained on so far, of all calls together.
+        seconds: that their steps took.
+        computed_on: devices and numbers of threads that took part, in order.
+        sha256: of each other file of the checkpoint, by name.
+    """
+
+    inputs: str
+    step: int
+    dev_losses: tuple[DevLoss, ...]
+    tokens: int
+    seconds: float
+    computed_on: tuple[str, ...]
+    sha256: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(FileRecord):
+    """``training.json``: what training came to.
+
+    Attributes:
+        steps: optimizer steps of the whole run.
+        fill: tokens over the capacity of all packs, 0..1.
+        trained_weights: numbers that are trained.
+        target_layers: layers that have an adapter.
+        dev_losses: all, oldest first; the first is of step 0, the untouched adapter.
+        best_step: the earliest step of the lowest dev loss; its adapter is in ``adapter/``.
+        best_dev_loss: that loss, nats a supervised token.
+        first_dev_loss: of step 0.
+        only_worse: no step was better than the untouched adapter, which is what was kept.
+        overfit: dev loss rose at the end while train loss fell.
+        tokens_per_second: real tokens over the time of training steps, dev losses not counted; None where no step was needed.
+        computed_on: devices and numbers of threads that took part; more than one where a run went on elsewhere.
+    """
+
+    steps: int
+    fill: float
+    trained_weights: int
+    target_layers: int
+    dev_losses: tuple[DevLoss, ...]
+    best_step: int
+    best_dev_loss: float
+    first_dev_loss: float
+    only_worse: bool
+    overfit: bool
+    tokens_per_second: float | None
+    computed_on: tuple[str, ...]

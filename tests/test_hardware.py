@@ -1,0 +1,70 @@
+"""Children: they end with their parent, and a signal that ends one is named."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tunesmith import hardware
+from tunesmith.errors import ExportError
+from tunesmith.export.gguf.convert import run_converter
+
+CHILD = "import os, time; open({file!r}, 'w').write(str(os.getpid())); time.sleep(600)"  # never looks at its parent
+PARENTS = {
+    "held": "import sys; from tunesmith.hardware import Child; c = Child([sys.executable, '-c', sys.argv[1]]); c.wait()",
+    "run": "import sys; from tunesmith.hardware import run_child; run_child([sys.executable, '-c', sys.argv[1]])",
+}
+
+
+def _is_running(pid):
+    """Whether it computes; a zombie that nobody has reaped does not."""
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.parametrize("how", PARENTS)
+def test_a_child_ends_with_a_killed_parent(how, tmp_path):
+    code = CHILD.format(file=str(tmp_path / "pid"))
+    parent = subprocess.Popen([sys.executable, "-c", PARENTS[how], code])
+    pid = None
+    for _ in range(600):
+        if (tmp_path / "pid").exists() and (text := (tmp_path / "pid").read_text()):
+            pid = int(text)
+            break
+        time.sleep(0.1)
+    assert pid is not None and _is_running(pid)
+    parent.kill()
+    parent.wait()
+    for _ in range(100):
+        if not _is_running(pid):
+            break
+        time.sleep(0.1)
+    else:
+        os.kill(pid, signal.SIGKILL)
+        pytest.fail("the child outlived its parent by ten seconds")
+
+
+def test_a_child_that_ends_by_itself_has_no_death():
+    assert hardware.run_child([sys.executable, "-c", "print('out'); raise SystemExit(3)"]).returncode == 3
+    assert hardware.death_of(3) is None and hardware.death_of(0) is None
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (signal.SIGKILL, "memory runs out; .* GB are free"),
+        (signal.SIGSEGV, "a fault inside"),
+        (signal.SIGTERM, "somebody ended it"),
+    ],
+)
+def test_a_converter_that_is_killed_says_so(number, reason, tmp_path):
+    script = tmp_path / "convert.py"
+    script.write_text(f"import os\nprint('reading', flush=True)\nos.kill(os.getpid(), {int(number)})\n")
+    with pytest.raises(ExportError, match=rf"was killed by signal {int(number)} \({number.name}\): .*{reason}") as raised:
+        run_converter(str(script), ["model"], tmp_path / "x.gguf")
+    assert raised.value.message.endswith("\nreading") and "architecture" not in raised.value.hint
+    assert [file.name for file in tmp_path.iterdir()] == ["convert.py"]
