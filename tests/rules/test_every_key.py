@@ -299,7 +299,7 @@ class _Endpoint:
 def _judge(recipe):
     made = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tunesmith.engines.openai_endpoint.OpenAIEndpoint", lambda *a: made.append(_Endpoint(*a)) or made[0])
+        patch.setattr("tunesmith.pipeline.judge.OpenAIEndpoint", lambda *a: made.append(_Endpoint(*a)) or made[0])
         return make_judge(recipe)[0], made[0]
 
 

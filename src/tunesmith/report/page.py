@@ -100,7 +100,8 @@ def write_report(run: RunDir) -> None:
     """
     verdict = Verdict.read(run.verdict_file)
     manifest, training = read_json(run.manifest_file), Training.read(run.training_file)
-    outputs = {arm.name: Output.read_lines(run.evaluation / arm.name / "outputs.jsonl") for arm in verdict.arms}
+    answers = run.evaluation / "judged" if run.recipe().task.metric == "judge" else run.evaluation
+    outputs = {arm.name: Output.read_lines(answers / arm.name / "outputs.jsonl") for arm in verdict.arms}
     curve = _read(Curve, run.evaluation / "curve.json") if run.recipe().evaluate.learning_curve else None
     page = render(
         "page.html.j2",
