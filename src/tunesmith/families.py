@@ -318,6 +318,9 @@ WRAPPERS: dict[str, Wrapper] = {
     "mistral3": Wrapper("mistral", ("vision_tower.", "multi_modal_projector.")),
 }
 
+# Model types whose projections are transformers' Conv1D: weights of shape (inputs, outputs), which get no adapter here.
+CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"}
+
 WINDOW = {"attention.sliding_window": "sliding_window"}
 HEAD = {"attention.key_length": "head_dim"}
 EXPERT_KEYS = {

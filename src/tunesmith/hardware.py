@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 _largest_child = 0  # bytes, since the last reset
-CONVERTED_FORMAT = 2  # another number where the same GGUF file makes another directory
+CONVERTED_FORMAT = 3  # another number where the same GGUF file makes another directory
 
 
 def cache_dir() -> Path:

@@ -13,10 +13,11 @@ from tunesmith.models.adapter import (
     CONFIG,
     WEIGHTS,
     adapter_state,
+    load_adapted,
     load_adapter_state,
     read_adapter,
     read_adapter_config,
-    read_scale,
+    read_lora,
     save_adapter,
 )
 from tunesmith.models.load import load_model
@@ -35,7 +36,7 @@ def test_peft_loads_it_and_gives_the_same_logits(tiny_model, tiny_dir, tmp_path,
         if lora.use_dora:
             layer.lora_magnitude_vector.data.mul_(1.0 + 0.2 * torch.rand(len(layer.lora_B)))
     save_adapter(tmp_path, layers, lora, str(tiny_dir))
-    assert read_scale(tmp_path) == 12 / (2 if lora.use_rslora else 4)
+    assert read_lora(tmp_path).scale == 12 / (2 if lora.use_rslora else 4)
     oracle = peft.PeftModel.from_pretrained(load_model(tiny_dir, "fp32"), str(tmp_path)).eval()
     ids = torch.randint(5, 49000, (2, 11))
     with torch.no_grad():
@@ -61,9 +62,12 @@ def test_round_trip_and_what_does_not_fit(tiny_model, tiny_dir, tmp_path, use_do
         assert torch.equal(tensor, adapter_state(other)[key])
     with pytest.raises(ModelError, match="shape"):
         load_adapter_state(add_lora(load_model(tiny_dir, "fp32"), Lora(r=2, use_dora=use_dora), seed=1), read_adapter(tmp_path))
-    with pytest.raises(ModelError, match="on one side only"):
-        fewer = add_lora(load_model(tiny_dir, "fp32"), Lora(r=4, target_modules=("q_proj",)), seed=1)
-        load_adapter_state(fewer, read_adapter(tmp_path))
+    fewer, all_layers = Lora(r=4, target_modules=("q_proj",), use_dora=use_dora), len(adapter_state(layers))
+    with pytest.raises(ModelError, match=rf"of {all_layers} tensors of the adapter belong to no layer .*down_proj"):
+        load_adapter_state(add_lora(load_model(tiny_dir, "fp32"), fewer, seed=1), read_adapter(tmp_path))
+    some = {key: tensor for key, tensor in read_adapter(tmp_path).items() if "up_proj" not in key}
+    with pytest.raises(ModelError, match=rf"{all_layers - len(some)} of {all_layers} tensors are not in the .*up_proj"):
+        load_adapter_state(other, some)
     (tmp_path / WEIGHTS).unlink()
     with pytest.raises(ModelError, match=r"no adapter_model\.safetensors"):
         read_adapter(tmp_path)
@@ -154,3 +158,44 @@ def test_the_configuration_that_peft_writes_is_read(tiny_dir, tmp_path):
     with torch.no_grad():
         merged = load_model(tmp_path / "merged", "fp32")(ids).logits
         torch.testing.assert_close(merged, model.eval()(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+TARGETS = [
+    {"target_modules": ["q_proj", "v_proj"], "use_rslora": True},
+    {"target_modules": r".*\.(up|down)_proj"},
+    {"target_modules": ["self_attn.o_proj", "up_proj"], "layers_to_transform": [1], "use_dora": True},
+    {"target_modules": "all-linear", "exclude_modules": ["mlp.gate_proj"]},
+]
+
+
+@pytest.mark.parametrize("settings", TARGETS, ids=str)
+def test_an_adapter_of_others_is_what_its_own_configuration_says(tiny_dir, tmp_path, settings):
+    """Oracle: PEFT, which wrote it. No recipe is asked."""
+    import peft
+
+    config = peft.LoraConfig(r=4, lora_alpha=16, task_type="CAUSAL_LM", **settings)
+    oracle = peft.get_peft_model(load_model(tiny_dir, "fp32"), config).eval()
+    for name, parameter in oracle.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.1)
+    oracle.save_pretrained(tmp_path)
+    model = load_model(tiny_dir, "fp32")
+    layers = load_adapted(model, tmp_path)
+    assert len(layers) == sum("lora_A" in name for name, _ in oracle.named_parameters())
+    lora = read_lora(tmp_path)
+    assert (lora.r, lora.alpha, lora.use_dora) == (4, 16, settings.get("use_dora", False))
+    ids = torch.randint(5, 49000, (2, 11))
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, oracle(ids).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_an_adapter_for_layers_that_the_base_does_not_have_is_refused_by_their_names(written, tiny_dir):
+    path = written / CONFIG
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"target_modules": ["Wqkv"]}))
+    with pytest.raises(ModelError, match=r"no layer of llama is one of its target_modules, \['Wqkv'\]"):
+        load_adapted(load_model(tiny_dir, "fp32"), written)
+    path.write_text(json.dumps(config | {"target_modules": ["q_proj"]}))
+    with pytest.raises(ModelError, match="belong to no layer that is adapted here") as caught:
+        load_adapted(load_model(tiny_dir, "fp32"), written)
+    assert "base" not in caught.value.hint  # the base is right

@@ -33,6 +33,7 @@ from tunesmith import hardware
 from tunesmith.checkpoints.gguf_tokenizer import load_gguf_tokenizer
 from tunesmith.checkpoints.prescan import check_gguf
 from tunesmith.checkpoints.shards import Shape, refuse_full_disk, write_model
+from tunesmith.checkpoints.tokenizer_class import name_tokenizer_class
 from tunesmith.errors import ModelError
 from tunesmith.families import GGUF, SCALED_ROTARY, GgufArchitecture
 from tunesmith.rundir import atomic_directory, sha256_file
@@ -107,6 +108,7 @@ def convert_gguf(path: Path, expected: str | None) -> Path:
             config.save_pretrained(temporary)
             GenerationConfig.from_model_config(config).save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
+            name_tokenizer_class(temporary)
     except OSError as error:
         raise ModelError(f"{target}: cannot be written: {error.strerror or error}", "set XDG_CACHE_HOME") from error
     return target

@@ -17,15 +17,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
-from tunesmith.checkpoints.names import checkpoint_files, expert_part, naming
+from tunesmith.checkpoints.names import INDEX, checkpoint_files, expert_part, naming
 from tunesmith.errors import ModelError
 from tunesmith.families import WRAPPERS
 
 logger = logging.getLogger(__name__)
+
+HEADS = ("lm_head.weight", "language_model.lm_head.weight", "embed_out.weight")
+TABLES = ("embed_tokens.weight", ".wte.weight", "embed_in.weight", "word_embeddings.weight")
 
 
 def read_config(directory: Path) -> tuple[PretrainedConfig, dict[str, Any] | None]:
@@ -40,6 +44,8 @@ def read_config(directory: Path) -> tuple[PretrainedConfig, dict[str, Any] | Non
         raise ModelError(f"{directory}: the configuration cannot be read: {error}", "is config.json there?") from error
     facts = config.to_dict().get("quantization_config")
     text = config.get_text_config()
+    if config.tie_word_embeddings and has_own_head(directory):
+        config.tie_word_embeddings = text.tie_word_embeddings = False
     if text is config:
         if facts is not None:
             del config.quantization_config  # what is made of it is no longer quantised in that way
@@ -51,6 +57,23 @@ def read_config(directory: Path) -> tuple[PretrainedConfig, dict[str, Any] | Non
         )
     text.tie_word_embeddings = config.tie_word_embeddings  # of a multimodal model the outer one decides
     return text, facts
+
+
+def has_own_head(directory: Path) -> bool:
+    """Whether a head lies in the files that is another matrix than the embedding, whatever the configuration says of it.
+
+    Some published models have one under ``tie_word_embeddings: true``. The files are the model: readers that obey the flag
+    would leave the head out.
+    """
+    if not any((directory / name).exists() for name in (INDEX, "model.safetensors")):
+        return False
+    files = checkpoint_files(directory)
+    heads = [name for name in files if name in HEADS]
+    tables = [name for name in files if name.endswith(TABLES)]
+    if len(heads) != 1 or len(tables) != 1:
+        return False
+    head, table = (_read(files[name], name) for name in (heads[0], tables[0]))
+    return not torch.equal(head, table)
 
 
 class Checkpoint:
@@ -69,12 +92,12 @@ class Checkpoint:
             ModelError: no safetensors or no configuration there, or a damaged one.
         """
         self.directory = directory
-        found = checkpoint_files(directory)
+        stored_names = checkpoint_files(directory)
         self.naming = naming(directory)
         self.files: dict[str, tuple[Path, str]] = {}
         towers = 0
         places: dict[str, list[tuple[int, int, str]]] = {}
-        for stored, file in found.items():
+        for stored, file in stored_names.items():
             name = self.naming.of_model(stored)
             if name is None:
                 towers += 1
@@ -95,12 +118,7 @@ class Checkpoint:
         Raises:
             ModelError: the tensor cannot be read.
         """
-        file, stored = self.files[name]
-        try:
-            with safe_open(file, framework="pt") as opened:
-                return opened.get_tensor(stored)
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"{file}: {stored} cannot be read: {error}", "get the checkpoint again") from error
+        return _read(*self.files[name])
 
     def read_parts(self, name: str, shape: Sequence[int]) -> Iterator[tuple[str, Tensor]]:
         """The tensor of this name, or the parts that it is stored in: names and views, one after another in its flat run.
@@ -128,11 +146,19 @@ class Checkpoint:
             yield part, tensor
 
 
-def check_shape(name: str, found: Sequence[int], expected: Sequence[int]) -> None:
-    """Refuse a tensor of another shape than the model's (``ModelError``).
+def _read(file: Path, stored: str) -> Tensor:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return opened.get_tensor(stored)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{file}: {stored} cannot be read: {error}", "get the checkpoint again") from error
+
+
+def check_shape(name: str, shape: Sequence[int], expected: Sequence[int]) -> None:
+    """Refuse a tensor of another shape than the model's.
 
     Raises:
         ModelError: another shape.
     """
-    if tuple(found) != tuple(expected):
-        raise ModelError(f"{name}: shape {tuple(found)}, expected {tuple(expected)}", "does config.json belong to the weights?")
+    if tuple(shape) != tuple(expected):
+        raise ModelError(f"{name}: shape {tuple(shape)}, expected {tuple(expected)}", "does config.json belong to the weights?")

@@ -4,7 +4,7 @@ A hub id, a directory and a ``.gguf`` file all become a Hugging Face directory o
 the result is kept in the cache (``checkpoints/gguf.py``); the second run starts from there (1 s instead of 25).
 
 ``base_facts`` reads ``config.json`` and the headers of the safetensors, some milliseconds, and no weight. That is enough to
-tell most models that cannot be trained from those that can (``checkpoints/accept.py``), before a row is split.
+tell most models that cannot be trained from those that can (``checkpoints/check_base.py``), before a row is split.
 
 Nothing here imports torch or transformers, so that ``status`` and the table of stages know the base model's key at once.
 Refused: ``AutoConfig``, which takes two seconds to import, and fills in defaults that then look like facts of the file; what a

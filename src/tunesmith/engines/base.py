@@ -12,7 +12,6 @@ Refused: opening by keyword in every stage (seven keys, three of which decide wh
 directory, which would outlive the run.
 """
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -27,7 +26,7 @@ from tunesmith.chat.template_choice import template_text
 from tunesmith.checkpoints.resolve import find_model, model_key
 from tunesmith.errors import DataError, RecipeError, RunError
 from tunesmith.layers.experts import Adapted
-from tunesmith.models.adapter import CONFIG, load_adapter_state, read_adapter, read_adapter_config, save_adapter
+from tunesmith.models.adapter import CONFIG, load_adapted, read_lora, save_adapter
 from tunesmith.models.device import best_device
 from tunesmith.models.identity import base_identity, commit_of, refuse_other_base, write_identity
 from tunesmith.models.load import load_model, load_tokenizer
@@ -124,12 +123,9 @@ class BaseModel:
         if adapter is not None:
             refuse_other_base(adapter, self.directory)
         model = load_model(self.directory, self.compute, self.storage, best_device(), self.per_layer_embeddings)
-        loaded = LoadedModel(base=self, model=model)
         if adapter is None:
-            return loaded
-        loaded = loaded.adapt(_lora_of(adapter))
-        load_adapter_state(loaded.layers, read_adapter(adapter))
-        return loaded
+            return LoadedModel(base=self, model=model)
+        return LoadedModel(base=self, model=model, layers=load_adapted(model, adapter), lora=read_lora(adapter))
 
     def add_lora(self, *, seed: int = 0, **settings: Any) -> "LoadedModel":
         """The weights in memory with a new adapter on them, which changes nothing yet.
@@ -234,20 +230,3 @@ def _local_or_hub(model: str | Path) -> str:
     """A file or directory as an absolute path; a hub id as it is."""
     path = Path(model).expanduser()
     return str(path.resolve()) if path.exists() or path.suffix == ".gguf" or isinstance(model, Path) else model
-
-
-def _lora_of(adapter: Path) -> Lora:
-    """Rank, scale and targets of a PEFT directory."""
-    config = read_adapter_config(adapter)
-    targets, experts = config["target_modules"], config.get("target_parameters") or []
-    if not isinstance(targets, str):
-        names = [*targets, *(name.rpartition(".")[0] for name in experts)]
-        targets = "|".join(f"(?:.*\\.)?{re.escape(name)}" for name in dict.fromkeys(names))
-    return Lora(
-        r=config["r"],
-        alpha=config["lora_alpha"],
-        dropout=0.0,
-        target_modules=targets,
-        use_rslora=bool(config.get("use_rslora")),
-        use_dora=bool(config.get("use_dora")),
-    )

@@ -7,6 +7,10 @@ the one that was trained with: a model that is served with another is asked what
 ``generation_config.json`` names every token that ends an answer, the template's end of turn with the tokenizer's
 end-of-text: engines stop at these and at no others, and many a base names one of them only.
 
+Two entries are changed so that others read what we read. A base whose configuration ties the head to the embedding, and whose
+files hold another head, is saved as one with a head of its own. And a tokenizer of transformers 5 that is called
+``TokenizersBackend`` gets its old name, which both 4 and 5 know.
+
 The configuration is changed as JSON. Reading it into transformers and saving it again was refused: 5.23 writes some keys under
 another spelling than it reads (``global_head_dim`` becomes ``per_layer_config``), which other engines need not know.
 """
@@ -19,7 +23,8 @@ from typing import Any
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from tunesmith.checkpoints.hf import read_config
+from tunesmith.checkpoints.hf import has_own_head, read_config
+from tunesmith.checkpoints.tokenizer_class import name_tokenizer_class
 from tunesmith.errors import ExportError
 from tunesmith.families import WRAPPERS
 from tunesmith.rundir import write_json
@@ -49,11 +54,14 @@ def copy_companions(
     except (OSError, ValueError) as error:
         raise ExportError(f"{base}: the configuration cannot be read: {error}", "is config.json there?") from error
     config = merged_config(facts, keep_towers, bool(read_config(base)[0].tie_word_embeddings))
+    if has_own_head(base):
+        config = _untied(config)
     write_json(directory / "config.json", config)
     left = WRITTEN | (PROCESSORS if "text_config" in facts and "text_config" not in config else set())
     for file in base.iterdir():
         if file.suffix in SUFFIXES and file.name not in left and not file.name.endswith(".index.json"):
             shutil.copy(file, directory / file.name)
+    name_tokenizer_class(directory)
     if template is not None:
         _put_template(directory, template)
     if stops is not None:
@@ -100,6 +108,13 @@ def merged_config(facts: dict[str, Any], keep_towers: bool, tied: bool) -> dict[
     text.setdefault("model_type", wrapper.family)
     architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[text["model_type"]]
     return {"architectures": [architecture]} | text | {"tie_word_embeddings": tied}
+
+
+def _untied(config: dict[str, Any]) -> dict[str, Any]:
+    """Say that the head is a matrix of its own: engines that obey the flag would leave it out."""
+    text = config.get("text_config")
+    inner = {} if text is None else {"text_config": text | {"tie_word_embeddings": False}}
+    return config | inner | {"tie_word_embeddings": False}
 
 
 def _put_template(directory: Path, template: str) -> None:

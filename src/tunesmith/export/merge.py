@@ -33,7 +33,7 @@ from tunesmith.export.companions import copy_companions
 from tunesmith.export.plan import Stored, Update, Write, plan_merge, shapes, update_of
 from tunesmith.families import FAMILIES
 from tunesmith.layers.dora import dora_weight_OI
-from tunesmith.models.adapter import PREFIX, read_adapter, read_experts, read_scale
+from tunesmith.models.adapter import PREFIX, read_adapter, read_experts, read_lora
 from tunesmith.models.identity import refuse_other_base
 from tunesmith.models.nf4_load import shorten
 from tunesmith.rundir import atomic_directory
@@ -107,7 +107,7 @@ def read_updates(adapter: Path, transposed: bool = False) -> dict[str, list[Upda
         ModelError: no adapter there, one that cannot be read, or a layer without both factors.
         ExportError: factors that are zero, so that the weight would stay as it is.
     """
-    state, scale = read_adapter(adapter), read_scale(adapter)
+    state, scale = read_adapter(adapter), read_lora(adapter).scale
     experts = read_experts(adapter, state)
     updates: dict[str, list[Update]] = {}
     for name, (A_ERI, B_EOR) in experts.items():

@@ -109,6 +109,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         target_N: Tensor,
         softcap: float | None,
         overflow: OverflowRows | None,
+        bias_V: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         half = hidden_ND.dtype == torch.float32 and head_VD.dtype == torch.float16
         device, dtype = hidden_ND.device, hidden_ND.dtype
@@ -129,6 +130,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 torch.mm(hidden_ND[rows], head_VD.T, out_dtype=torch.float32, out=logits_CV)
             else:
                 torch.mm(hidden_ND[rows], head_VD.T, out=logits_CV)
+            if bias_V is not None:
+                logits_CV.add_(bias_V)
             loss_C, correct_C = cross_entropy_rows_(logits_CV, target_C, softcap)
             loss += loss_C.sum()
             correct += correct_C.sum()
@@ -142,9 +145,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss, correct
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         (grad_ND,) = ctx.saved_tensors
-        return grad_ND * grads[0], None, None, None, None
+        return grad_ND * grads[0], None, None, None, None, None
 
 
 def linear_cross_entropy(
@@ -153,8 +156,9 @@ def linear_cross_entropy(
     target_N: Tensor,
     softcap: float | None = None,
     overflow: OverflowRows | None = None,
+    bias_V: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Sum of the cross-entropies of ``hidden @ head.T`` against ``target``, and the number of right top-1 guesses.
+    """Sum of the cross-entropies of ``hidden @ head.T + bias`` against ``target``, and the number of right top-1 guesses.
 
     Args:
         hidden_ND: last hidden states of the supervised positions, shape (N, D), fp32, bf16 or fp16 (fp64 off the GPU).
@@ -162,9 +166,10 @@ def linear_cross_entropy(
         target_N: the next token of each position, shape (N,), int64.
         softcap: final soft-capping of the logits, or None.
         overflow: where rows beyond fp16 are counted, under a head in fp16.
+        bias_V: frozen bias of the head, shape (V,), of any dtype, or None.
 
     Returns:
         ``(loss, correct)``: fp32 scalar (fp64 for fp64) in nats, a sum and not a mean, and int64 scalar.
     """
-    loss, correct = _LinearCrossEntropy.apply(hidden_ND, head_VD, target_N, softcap, overflow)  # type: ignore[misc]
+    loss, correct = _LinearCrossEntropy.apply(hidden_ND, head_VD, target_N, softcap, overflow, bias_V)  # type: ignore[misc]
     return loss, correct

@@ -9,6 +9,9 @@ same bytes.
 in one matrix: A as (E R, I), expert by expert, and B as (O, R E), rank by rank. PEFT refuses ``lora_dropout`` beside such
 targets, so the file says 0; dropout has no meaning once training is over.
 
+**What an adapter is, its own configuration says**: rank, alpha, targets, rsLoRA and DoRA are read from it wherever an adapter
+is loaded (``load_adapted``, ``read_lora``), and never from a recipe, which may have been changed since.
+
 **Adapters of others** are read with suspicion. The header is scanned before it is parsed (``checkpoints/prescan.py``), factors
 must be finite numbers, and what the configuration asks for and we do not do (a rank of its own for some layers, whole modules
 saved beside the adapter) is an error, because leaving it out gives another model. Pickles (``adapter_model.bin``, ``.pt``) run
@@ -21,6 +24,7 @@ Shape suffixes: E experts, O out_features, R rank.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,12 +34,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from tunesmith.checkpoints.prescan import ADAPTER, check_safetensors
 from tunesmith.errors import ModelError
 from tunesmith.layers.dora import DoRALinear
 from tunesmith.layers.experts import Adapted, LoRAExpertWeight
-from tunesmith.models.nf4_load import shorten
+from tunesmith.models.nf4_load import STACKS, shorten
+from tunesmith.models.swap import adaptable_names, add_lora
 from tunesmith.recipe import Lora
 
 WEIGHTS = "adapter_model.safetensors"
@@ -72,6 +78,31 @@ def adapter_state(layers: Mapping[str, Adapted]) -> dict[str, Tensor]:
     return {key: slot.view.reshape(slot.shape).cpu() for key, slot in _trained(layers).items()}
 
 
+def load_adapted(model: PreTrainedModel, directory: Path) -> dict[str, Adapted]:
+    """Put the adapter of a PEFT directory on a stock model: rank, scale, kind and targets are those of its own configuration.
+
+    Returns:
+        Everything that has an adapter by full name, as ``add_lora`` returns it.
+
+    Raises:
+        ModelError: see ``read_adapter_config`` and ``read_adapter``; or an adapter for layers that the model does not have.
+    """
+    config, state = read_adapter_config(directory), read_adapter(directory)
+    names = [name for name in adaptable_names(model) if _is_target(name, config)]
+    if not names:
+        raise ModelError(
+            f"{directory}: no layer of {model.config.model_type} is one of its target_modules, {config['target_modules']!r}",
+            "it was trained on a model of another architecture",
+        )
+    lora = read_lora(directory).model_copy(update={"target_modules": tuple(names)})
+    layers = add_lora(model, lora, seed=0)
+    try:
+        load_adapter_state(layers, state)
+    except ModelError as error:
+        raise ModelError(f"{directory}: {error.message}", error.hint) from error
+    return layers
+
+
 def adapter_shapes(layers: Mapping[str, Adapted]) -> dict[str, tuple[int, ...]]:
     """Shapes of the trained tensors in the file, under PEFT's names."""
     return {key: slot.shape for key, slot in _trained(layers).items()}
@@ -83,14 +114,24 @@ def load_adapter_state(layers: Mapping[str, Adapted], state: Mapping[str, Tensor
     Raises:
         ModelError: a tensor is missing, extra, or of another shape.
     """
-    own = _trained(layers)
-    if own.keys() != state.keys():
-        odd = sorted(own.keys() ^ state.keys())[0]
-        raise ModelError(f"the adapter does not fit the model: {odd} is on one side only", "is it the base it was trained on?")
+    slots = _trained(layers)
+    if extra := sorted(state.keys() - slots.keys()):
+        raise ModelError(
+            f"{len(extra)} of {len(state)} tensors of the adapter belong to no layer that is adapted here: {shorten(extra)}",
+            "its target_modules and the model's layers are not the same",
+        )
+    if missing := sorted(slots.keys() - state.keys()):
+        raise ModelError(
+            f"{len(missing)} of {len(slots)} tensors are not in the adapter's file: {shorten(missing)}",
+            "its target_modules name more layers than were saved; get the whole adapter",
+        )
     for key, tensor in state.items():
-        if own[key].shape != tensor.shape:
-            raise ModelError(f"{key}: shape {tuple(tensor.shape)}, expected {own[key].shape}", "check lora.r")
-        own[key].view.copy_(tensor.view(own[key].view.shape))
+        if slots[key].shape != tensor.shape:
+            raise ModelError(
+                f"{key}: shape {tuple(tensor.shape)}, expected {slots[key].shape}",
+                "another rank, or a base whose layers are wider or narrower",
+            )
+        slots[key].view.copy_(tensor.view(slots[key].view.shape))
 
 
 def save_adapter(
@@ -136,16 +177,22 @@ def read_adapter_config(directory: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: cannot be read: {error}", "give a directory that PEFT or tunesmith train wrote") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        found = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
-        raise ModelError(f"{path}: peft_type is {found!r}, expected 'LORA'", "other kinds of adapters are not read")
+        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
+        raise ModelError(f"{path}: peft_type is {kind!r}, expected 'LORA'", "other kinds of adapters are not read")
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float) or alpha <= 0:
         raise ModelError(f"{path}: r is {rank!r} and lora_alpha {alpha!r}", "a rank is a whole number, both are positive")
-    asked = [key for key in NOT_APPLIED if config.get(key)]
+    dropout = config.setdefault("lora_dropout", 0.0)
+    if not isinstance(dropout, int | float) or not 0.0 <= dropout < 1.0:
+        raise ModelError(f"{path}: lora_dropout is {dropout!r}", "a share from 0 to below 1")
+    targets = config.setdefault("target_modules", [])
+    if not isinstance(targets, str | list):
+        raise ModelError(f"{path}: target_modules is {targets!r}", "a list of names or a regular expression; get it again")
+    settings = [key for key in NOT_APPLIED if config.get(key)]
     if config.get("bias", "none") != "none":
-        asked.append("bias")
-    if asked:
-        raise ModelError(f"{path}: asks for {', '.join(asked)}, which is not applied here", "merge it with PEFT")
+        settings.append("bias")
+    if settings:
+        raise ModelError(f"{path}: asks for {', '.join(settings)}, which is not applied here", "merge it with PEFT")
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(OTHER_BASE):
         raise ModelError(
@@ -155,14 +202,27 @@ def read_adapter_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def read_scale(directory: Path) -> float:
-    """Factor on ``B A`` that a PEFT adapter directory asks for.
+def read_lora(directory: Path) -> Lora:
+    """What the configuration of a PEFT adapter directory says in our keys: rank, alpha, dropout, kind and targets.
 
     Raises:
         ModelError: see ``read_adapter_config``.
     """
     config = read_adapter_config(directory)
-    return Lora(r=config["r"], alpha=config["lora_alpha"], use_rslora=bool(config.get("use_rslora"))).scale
+    targets: str | tuple[str, ...] = config["target_modules"]
+    experts = dict.fromkeys(name.rpartition(".")[0] for name in config.get("target_parameters") or ())
+    if not isinstance(targets, str):
+        targets = (*targets, *experts)
+    elif experts:
+        targets = "|".join([f"(?:{targets})", *(rf"(?:.*\.)?{re.escape(name)}" for name in experts)])
+    return Lora(
+        r=config["r"],
+        alpha=config["lora_alpha"],
+        dropout=config["lora_dropout"],
+        target_modules=targets,
+        use_rslora=bool(config.get("use_rslora")),
+        use_dora=bool(config.get("use_dora")),
+    )
 
 
 def read_adapter(directory: Path) -> dict[str, Tensor]:
@@ -202,7 +262,7 @@ def read_experts(directory: Path, state: Mapping[str, Tensor]) -> dict[str, tupl
     Raises:
         ModelError: one of its targets has no tensors, or tensors whose shapes are not those of the rank.
     """
-    config, found = read_adapter_config(directory), {}
+    config, experts_by_name = read_adapter_config(directory), {}
     rank, targets = config["r"], config.get("target_parameters") or []
     for name in targets:
         prefix = _prefix_of(name, targets)
@@ -213,8 +273,34 @@ def read_experts(directory: Path, state: Mapping[str, Tensor]) -> dict[str, tupl
             shapes = f"A {tuple(A.shape)} and B {tuple(B.shape)}"
             raise ModelError(f"{directory}: {name} has {shapes}, which is no stack of rank {rank}", "get the adapter again")
         experts = len(A) // rank
-        found[name] = (A.view(experts, -1, A.shape[1]), B.view(len(B), -1, experts).permute(2, 0, 1).contiguous())
-    return found
+        experts_by_name[name] = (A.view(experts, -1, A.shape[1]), B.view(len(B), -1, experts).permute(2, 0, 1).contiguous())
+    return experts_by_name
+
+
+def _is_target(name: str, config: dict[str, Any]) -> bool:
+    """Whether PEFT adapts a module of this full name (``check_target_module_exists`` in its tuners_utils.py)."""
+    parameters = [f"{name}.{leaf}" for leaf in STACKS]
+    if any(_matches(parameter, config.get("target_parameters") or []) for parameter in parameters):
+        return True
+    excluded = config.get("exclude_modules")
+    if excluded and _matches(name, excluded):
+        return False
+    if not _matches(name, config["target_modules"]):
+        return False
+    chosen = config.get("layers_to_transform")
+    if chosen is None:
+        return True
+    patterns = config.get("layers_pattern") or [r"[^.]*"]
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    number = next((match[1] for pattern in patterns if (match := re.match(rf".*\.{pattern}\.(\d+)\.", name))), None)
+    return number is not None and int(number) in (chosen if isinstance(chosen, list) else [chosen])
+
+
+def _matches(name: str, pattern: str | list[str]) -> bool:
+    """A regular expression matches the whole name, an entry of a list its end."""
+    if isinstance(pattern, str):
+        return re.fullmatch(pattern, name) is not None
+    return any(f".{name}".endswith(f".{entry}") for entry in pattern)
 
 
 def _refuse_pickle(place: Path) -> None:
@@ -243,19 +329,19 @@ def _prefix_of(name: str, names: list[str]) -> str:
 
 def _trained(layers: Mapping[str, Adapted]) -> dict[str, _Slot]:
     """The layers' own tensors under PEFT's names, where they are."""
-    own: dict[str, _Slot] = {}
+    slots: dict[str, _Slot] = {}
     names = list(layers)
     for name, layer in layers.items():
         A, B = layer.lora_A.detach(), layer.lora_B.detach()
         if isinstance(layer, LoRAExpertWeight):
             prefix = _prefix_of(name, names)
             view_ORE = B.permute(1, 2, 0)
-            own[f"{prefix}.lora_A.weight"] = _Slot(A, (A.shape[0] * A.shape[1], A.shape[2]))
-            own[f"{prefix}.lora_B.weight"] = _Slot(view_ORE, (B.shape[1], B.shape[2] * B.shape[0]))
+            slots[f"{prefix}.lora_A.weight"] = _Slot(A, (A.shape[0] * A.shape[1], A.shape[2]))
+            slots[f"{prefix}.lora_B.weight"] = _Slot(view_ORE, (B.shape[1], B.shape[2] * B.shape[0]))
             continue
-        own[f"{PREFIX}{name}.lora_A.weight"] = _Slot(A, tuple(A.shape))
-        own[f"{PREFIX}{name}.lora_B.weight"] = _Slot(B, tuple(B.shape))
+        slots[f"{PREFIX}{name}.lora_A.weight"] = _Slot(A, tuple(A.shape))
+        slots[f"{PREFIX}{name}.lora_B.weight"] = _Slot(B, tuple(B.shape))
         if isinstance(layer, DoRALinear):
             magnitude_O = layer.lora_magnitude_vector.detach()
-            own[f"{PREFIX}{name}.lora_magnitude_vector"] = _Slot(magnitude_O, tuple(magnitude_O.shape))
-    return own
+            slots[f"{PREFIX}{name}.lora_magnitude_vector"] = _Slot(magnitude_O, tuple(magnitude_O.shape))
+    return slots

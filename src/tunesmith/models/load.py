@@ -92,11 +92,28 @@ def decoder(model: PreTrainedModel) -> torch.nn.Module:
     return model.base_model
 
 
-def head_weight(model: PreTrainedModel) -> torch.Tensor:
-    """Output embedding, shape (V, D)."""
+def head_of(model: PreTrainedModel) -> torch.nn.Linear:
+    """The layer that turns hidden states into logits.
+
+    Raises:
+        ModelError: the model has none, or one that is no linear layer.
+    """
     head = model.get_output_embeddings()
-    assert isinstance(head, torch.nn.Linear) and head.bias is None
-    return head.weight
+    if not isinstance(head, torch.nn.Linear):
+        raise ModelError(
+            f"{model.config.model_type}: the output head is {type(head).__name__}, expected a linear layer",
+            "the loss is computed from its weight; docs/reference/families.md lists the models that can be trained",
+        )
+    return head
+
+
+def head_weight(model: PreTrainedModel) -> torch.Tensor:
+    """Output embedding, shape (V, D).
+
+    Raises:
+        ModelError: see ``head_of``.
+    """
+    return head_of(model).weight
 
 
 def _load_dense(directory: Path, dtype: torch.dtype, device: torch.device, per_layer_embeddings: str) -> PreTrainedModel:

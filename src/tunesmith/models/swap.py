@@ -18,6 +18,7 @@ Shape suffixes: I in_features, O out_features.
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -41,23 +42,30 @@ def target_names(model: PreTrainedModel, target_modules: str | tuple[str, ...]) 
 
     Args:
         target_modules: ``all-linear`` (every linear layer of the text decoder and all experts, without the head and without
-            what the family's record leaves out), ``peft-default``, a list of last name parts (``experts`` among them), or a
-            regular expression that matches full names, as in PEFT.
+            what the family's record leaves out), ``peft-default``, a list of full names or of their ends (``experts`` among
+            them), or a regular expression that matches full names, as in PEFT.
 
     Raises:
         TrainingError: nothing matches, or the family's PEFT default is not known.
     """
     family = family_of(model)
-    known = _adaptable(model, family)
+    known = adaptable_names(model)
     if target_modules == "all-linear":
         decoder = model.get_decoder()
         prefix = next(name for name, module in model.named_modules() if module is decoder)
         never = family.never_adapted if family else ()
         if family and family.experts:
             never = (*never, family.experts.router)
-        return [
+        chosen = [
             name for name in known if name.startswith(f"{prefix}.") and not any(f".{entry}." in f".{name}." for entry in never)
         ]
+        if not chosen:
+            raise TrainingError(
+                f"lora.target_modules: all-linear finds no linear layer in the text decoder of {model.config.model_type}, "
+                f"whose layers are {_kinds(decoder)}",
+                "docs/reference/families.md lists the models that can be trained",
+            )
+        return chosen
     if target_modules == "peft-default":
         if family is None or not family.peft_default_targets:
             raise TrainingError(
@@ -74,13 +82,25 @@ def target_names(model: PreTrainedModel, target_modules: str | tuple[str, ...]) 
                 "use all-linear, peft-default or a list of names",
             ) from error
     else:
-        chosen = [name for name in known if name.rsplit(".", 1)[-1] in target_modules]
-        unused = [t for t in target_modules if not any(name.rsplit(".", 1)[-1] == t for name in chosen)]
+        chosen = [name for name in known if any(f".{name}".endswith(f".{target}") for target in target_modules)]
+        unused = [target for target in target_modules if not any(f".{name}".endswith(f".{target}") for name in chosen)]
         if unused:
             raise TrainingError(f"lora.target_modules: no linear layer is called {unused[0]!r}", _hint(known))
     if not chosen:
         raise TrainingError(f"lora.target_modules: {target_modules!r} matches no linear layer", _hint(known))
     return chosen
+
+
+def adaptable_names(model: PreTrainedModel) -> list[str]:
+    """Full names of all linear layers but the head, and of the experts modules that the family's record names."""
+    family, head = family_of(model), model.get_output_embeddings()
+    experts = f".{family.experts.module}" if family and family.experts else None
+    return [
+        name
+        for name, module in model.named_modules()
+        if (isinstance(module, nn.Linear | NF4Linear | LoRALinear) and module is not head)
+        or (experts is not None and name.endswith(experts))
+    ]
 
 
 def family_of(model: PreTrainedModel) -> Family | None:
@@ -178,24 +198,18 @@ def put_module(model: nn.Module, name: str, module: nn.Module) -> None:
     model.get_submodule(parent).register_module(child, module)
 
 
-def _adaptable(model: PreTrainedModel, family: Family | None) -> list[str]:
-    """Full names of all linear layers but the head, and of the experts modules that the family's record names."""
-    head = model.get_output_embeddings()
-    experts = f".{family.experts.module}" if family and family.experts else None
-    return [
-        name
-        for name, module in model.named_modules()
-        if (isinstance(module, nn.Linear | NF4Linear | LoRALinear) and module is not head)
-        or (experts is not None and name.endswith(experts))
-    ]
-
-
 def _other_experts(model: PreTrainedModel) -> int:
     """How many stock experts modules are left: those of a family that is not known."""
     return sum(
         any(name in ("gate_up_proj", "down_proj") and p.ndim == 3 for name, p in module.named_parameters(recurse=False))
         for module in model.get_decoder().modules()
     )
+
+
+def _kinds(decoder: nn.Module) -> str:
+    """The classes of modules with weights, the most frequent first."""
+    kinds = Counter(type(module).__name__ for module in decoder.modules() if dict(module.named_parameters(recurse=False)))
+    return ", ".join(f"{name} ({count})" for name, count in kinds.most_common())
 
 
 def _hint(known: list[str]) -> str:

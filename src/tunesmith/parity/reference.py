@@ -30,11 +30,11 @@ from tunesmith.engines.form import ComputePlace, model_logits
 from tunesmith.engines.in_process import InProcessEngine
 from tunesmith.errors import ModelError
 from tunesmith.layers.experts import Adapted
-from tunesmith.models.adapter import load_adapter_state, read_adapter
+from tunesmith.models.adapter import load_adapted
 from tunesmith.models.device import ROOM, best_device, device_with_room
 from tunesmith.models.load import load_model
 from tunesmith.models.precision import precision
-from tunesmith.models.swap import add_lora, without_adapters
+from tunesmith.models.swap import without_adapters
 from tunesmith.parity.figures import base_distance
 from tunesmith.parity.prompts import NEW_TOKENS, Prompt, choose_prompts
 from tunesmith.parity.task import Outputs, Task
@@ -155,8 +155,7 @@ def _load(trained: Trained, place: ComputePlace) -> tuple[PreTrainedModel, dict[
     if place.arithmetic == "fp32" and compute == "bf16":
         for parameter in model.parameters():  # as training stored them; a checkpoint in bf16 stays as it is
             parameter.copy_(parameter.bfloat16())
-    layers = add_lora(model, recipe.lora, recipe.seed)
-    load_adapter_state(layers, read_adapter(trained.adapter))
+    layers = load_adapted(model, trained.adapter)
     return model, layers
 
 

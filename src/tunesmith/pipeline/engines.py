@@ -47,12 +47,11 @@ def load(recipe: Recipe, adapter: Path | None) -> Loaded:
     Raises:
         ModelError: the adapter was trained on another base.
     """
-    from tunesmith.models.adapter import load_adapter_state, read_adapter
+    from tunesmith.models.adapter import load_adapted
     from tunesmith.models.device import best_device
     from tunesmith.models.identity import refuse_other_base
     from tunesmith.models.load import load_model
     from tunesmith.models.precision import precision
-    from tunesmith.models.swap import add_lora
 
     directory, made = renderer(recipe)
     if adapter is not None:
@@ -61,8 +60,7 @@ def load(recipe: Recipe, adapter: Path | None) -> Loaded:
     model = load_model(directory, compute, base, best_device(), recipe.per_layer_embeddings)
     layers = {}
     if adapter is not None:
-        layers = add_lora(model, recipe.lora, recipe.seed)
-        load_adapter_state(layers, read_adapter(adapter))
+        layers = load_adapted(model, adapter)
     return Loaded(model, layers, made, base)
 
 

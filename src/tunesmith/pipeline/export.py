@@ -85,6 +85,7 @@ def job_of(run: RunDir, recipe: Recipe) -> "Job":
     """What the steps of an export work with."""
     from tunesmith.export.context import differences
     from tunesmith.export.forms.form import Job
+    from tunesmith.models.adapter import read_lora
     from tunesmith.models.attention import PACKED
     from tunesmith.models.load import attention
     from tunesmith.train.documents import Documents
@@ -104,7 +105,7 @@ def job_of(run: RunDir, recipe: Recipe) -> "Job":
         recipe=recipe,
         base=base,
         renderer=written,
-        lora=recipe.lora,
+        lora=read_lora(run.adapter),
         staged=run.export / NEXT,
         context=context,
         differs=differences(base, context),

@@ -38,7 +38,7 @@ from tunesmith.layers.context import Counters, StepContext, at_step
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.attention import PACKED
 from tunesmith.models.fuse import narrows
-from tunesmith.models.load import attention, decoder, head_weight
+from tunesmith.models.load import attention, decoder, head_of, head_weight
 from tunesmith.models.recompute import recompute
 from tunesmith.recipe import Recipe, Train
 from tunesmith.rundir.records.events import Metric
@@ -108,7 +108,7 @@ def pack_loss(model: PreTrainedModel, pack: Pack, counters: Counters | None = No
     hidden_ND = hidden_XD if narrows(model) else hidden_XD[pack.predict_N]
     softcap = vars(model.config).get("final_logit_softcapping")
     overflow = None if counters is None else counters.overflow
-    return linear_cross_entropy(hidden_ND, head_VD, pack.target_N, softcap, overflow)
+    return linear_cross_entropy(hidden_ND, head_VD, pack.target_N, softcap, overflow, head_of(model).bias)
 
 
 def step_packs(documents: Documents, packs: list[tuple[int, ...]], capacity: int) -> list[Pack]:

@@ -19,12 +19,11 @@ from tunesmith.export.base import quantized_in_training, read_stored
 from tunesmith.export.card import card_of, write_card
 from tunesmith.export.forms.form import TEXT, Facts, Form, Job, Operation, Written
 from tunesmith.export.merge import merge
-from tunesmith.models.adapter import load_adapter_state, read_adapter
+from tunesmith.models.adapter import load_adapted
 from tunesmith.models.device import device_with_room
 from tunesmith.models.fuse import fuse
 from tunesmith.models.load import load_model
 from tunesmith.models.precision import precision
-from tunesmith.models.swap import add_lora
 from tunesmith.recipe import Recipe
 from tunesmith.rundir.records.export import Command, Merge, MergeLosses
 
@@ -102,7 +101,7 @@ def _dev_losses(job: Job, merged: Merge) -> MergeLosses:
 def _dev_loss(job: Job, directory: Path, compute: str, device: torch.device, adapter: Path | None = None) -> float:
     model = load_model(directory, compute, None, device)
     if adapter is not None:
-        load_adapter_state(add_lora(model, job.lora, 0), read_adapter(adapter))
+        load_adapted(model, adapter)
     fuse(model)
     return job.dev_loss(model)
 

@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from tunesmith.checkpoints.hf import read_config
 from tunesmith.errors import ExportError
 from tunesmith.export.gguf.convert import run_converter
-from tunesmith.models.adapter import CONFIG, PREFIX, WEIGHTS, read_adapter, read_scale
+from tunesmith.models.adapter import CONFIG, PREFIX, WEIGHTS, read_adapter, read_lora
 from tunesmith.rundir import write_json
 
 MERGED = "serve the merged GGUF, which holds all that was trained"
@@ -68,7 +68,7 @@ def write_lora_gguf(adapter: Path, base: Path, target: Path) -> int:
     model, _ = read_config(base)
     _refuse(adapter, config, list(state), tied=bool(model.tie_word_embeddings))
     factors = {key: tensor.float().numpy() for key, tensor in state.items()}
-    rank, scale = int(config["r"]), read_scale(adapter)
+    rank, scale = int(config["r"]), read_lora(adapter).scale
     unchecked = target.with_name(f".{target.name}.unchecked")
     try:
         with tempfile.TemporaryDirectory() as temporary:

@@ -1,0 +1,110 @@
+"""What a recipe asks of a base model that its files already deny, said before the first stage and not after the training.
+
+``config.json``, the headers of the safetensors and the recipe decide it, in some milliseconds and without torch. Each of these
+was once an error after rows were split, rendered or trained on: a base that is quantised in a way that is not read, an
+architecture of two stacks, a text model within a model that is not known, layers that are no linear layers, an export that the
+adapter or the model cannot have, a file that is not there.
+
+A row that is longer than the model's positions is known when lengths are (``check_lengths``). ``train.max_length`` above the
+positions is no error by itself: it is the size of a pack too, and positions start anew at each row of a pack.
+
+Refused: trying the load on the meta device, which needs torch and two seconds, and says of none of these what to do.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from tunesmith.checkpoints.resolve import BaseFacts
+from tunesmith.errors import DataError, ModelError, RecipeError
+from tunesmith.families import CONV1D, WRAPPERS
+from tunesmith.recipe import Recipe
+
+READ_IN_NF4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+DEQUANTIZE = {"mxfp4": "Mxfp4Config", "fp8": "FineGrainedFP8Config", "compressed-tensors": "CompressedTensorsConfig"}
+FAMILIES_PAGE = "docs/reference/families.md lists the models that can be trained"
+SHOWN = 5  # rows in a message
+
+
+def check_base(recipe: Recipe, facts: BaseFacts) -> None:
+    """Refuse what cannot end well.
+
+    Args:
+        facts: of the recipe's model, from ``base_facts``, which refuses missing shards itself.
+
+    Raises:
+        ModelError: the base cannot be trained.
+        RecipeError: the recipe asks for what this base, or another of its keys, rules out; or for a file that is not there.
+    """
+    _check_architecture(facts)
+    if facts.quant_method is not None:
+        _check_quantization(recipe.base, facts)
+    if recipe.export.lora_gguf and recipe.lora.use_dora:
+        raise RecipeError(
+            "export.lora_gguf with lora.use_dora: a GGUF of an adapter holds no lengths of rows",
+            "set export.lora_gguf: false and serve the merged GGUF, or lora.use_dora: false",
+        )
+    context, positions = recipe.export.num_ctx, facts.max_positions
+    if context is not None and positions is not None and context > positions:
+        raise RecipeError(f"export.num_ctx: {context:,}, the model takes {positions:,} tokens", f"at most {positions}")
+    texts = recipe.evaluate.forgetting.texts
+    if texts is not None and not texts.exists():
+        raise RecipeError(f"evaluate.forgetting.texts: {texts}: no such file", "paths are relative to the recipe file")
+
+
+def check_lengths(lengths: Mapping[str, int], facts: BaseFacts) -> None:
+    """Refuse rows that are longer than the positions that the model has.
+
+    Args:
+        lengths: tokens of each row that is to be trained on, by row id.
+
+    Raises:
+        DataError: one is longer.
+    """
+    positions = facts.max_positions
+    if positions is None or max(lengths.values(), default=0) <= positions:
+        return
+    long = [f"{row} ({length:,})" for row, length in lengths.items() if length > positions]
+    more = f" and {len(long) - SHOWN:,} more" if len(long) > SHOWN else ""
+    raise DataError(
+        f"{len(long):,} rows are longer than the {positions:,} tokens that {facts.model_type} has positions for: "
+        f"{', '.join(long[:SHOWN])}{more}",
+        f"set train.max_length: {positions}, and data.on_too_long: drop or drop_oldest_turns",
+    )
+
+
+def _check_architecture(facts: BaseFacts) -> None:
+    name = f"{facts.directory}: model type {facts.model_type}"
+    if facts.encoder_decoder:
+        raise ModelError(f"{name} reads with one stack and answers with another, expected a decoder alone", FAMILIES_PAGE)
+    if facts.multimodal and facts.model_type not in WRAPPERS:
+        raise ModelError(
+            f"{name} is multimodal, and its text model ({facts.text_type}) is not known here",
+            f"known: {', '.join(WRAPPERS)}; or extract its text model with transformers and give that directory",
+        )
+    if facts.text_type in CONV1D:
+        raise ModelError(f"{name} has Conv1D layers, whose weights lie transposed, in place of linear layers", FAMILIES_PAGE)
+
+
+def _check_quantization(base: str, facts: BaseFacts) -> None:
+    method, settings = str(facts.quant_method), facts.quant_settings
+    if method == "bitsandbytes" and all(settings.get(key) == value for key, value in READ_IN_NF4.items()):
+        if base == "nf4":
+            return
+        raise ModelError(
+            f"{facts.directory}: the weights lie in NF4, and the recipe says base: {base}",
+            "set base: nf4, which takes them as they are; or name the 16-bit original as model",
+        )
+    converted = Path(facts.directory.name + "-bf16")
+    if method in DEQUANTIZE:
+        hint = (
+            "where the model has no 16-bit original, write one with transformers and name it as model:\n"
+            f"  from transformers import AutoModelForCausalLM, AutoTokenizer, {DEQUANTIZE[method]}\n"
+            f"  model = AutoModelForCausalLM.from_pretrained({str(facts.directory)!r}, dtype='bfloat16',\n"
+            f"      quantization_config={DEQUANTIZE[method]}(dequantize=True))\n"
+            f"  model.save_pretrained('{converted}')\n"
+            f"  AutoTokenizer.from_pretrained({str(facts.directory)!r}).save_pretrained('{converted}')\n"
+            "base: nf4 then takes a quarter of its memory"
+        )
+    else:
+        hint = "name the 16-bit original as model, or an unquantized QAT release; base: nf4 quantises it as it is read"
+    raise ModelError(f"{facts.directory}: the checkpoint is quantised by {method}, which is not read", hint)
