@@ -23,7 +23,7 @@ from tunesmith.data.split import SplitFacts, answer_key, group_key, split
 from tunesmith.engines.engine import Answer
 from tunesmith.engines.in_process import InProcessEngine
 from tunesmith.errors import DataError, ExportError, ModelError, RecipeError, RunError
-from tunesmith.evaluate import gate, prompts
+from tunesmith.evaluate import prompts
 from tunesmith.evaluate.compare import Comparison
 from tunesmith.evaluate.forgetting import probe
 from tunesmith.evaluate.gate import decide
@@ -304,7 +304,7 @@ def _judge_asked(recipe, tmp):
 
 def _judge_checked(recipe, tmp):
     (tmp / "labels.jsonl").write_text('{"question": "q", "reference": "r", "a": "a", "b": "b", "label": "a"}')
-    return calibrate(_judge(recipe)[0], recipe.task.judge.human_labels)["reason"]
+    return calibrate(_judge(recipe)[0], recipe.task.judge.human_labels).reason
 
 
 JUDGE = {"base_url": "http://here/v1", "model": "m", "rubric": "Short."}
@@ -343,10 +343,12 @@ def _forgotten(recipe, tmp):
     return asked, result.verdict
 
 
+GAIN = Comparison(gain=0.1, low=0.05, high=0.15, p=0.01, won=9, lost=1, detectable=0.1, n=80, units=80)
+
+
 def _blocked(recipe, tmp):
     """What a clear gain comes to when the forgetting suite cannot tell."""
-    gain = Comparison(gain=0.2, low=0.1, high=0.3, p=0.01, won=30, lost=10, detectable=0.1, n=100, units=100)
-    return decide(gain, 0.05, "too little data to tell", recipe.evaluate.forgetting.required)
+    return decide(GAIN, 0.05, "too little data to tell", recipe.evaluate.forgetting.required)
 
 
 TASKS = {"evaluate.forgetting.tasks": ["arc_easy"]}
@@ -358,8 +360,8 @@ def _searched(recipe, tmp):
     (tmp / "faq.md").write_text("Cars are red.")
     corpus = read_corpus(recipe, ROWS[:3])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tunesmith.retrieval.embed.load_embedder", lambda name: SimpleNamespace(key=name, cut=0))
-        patch.setattr("tunesmith.retrieval.qdrant.build_qdrant", lambda url, *_: url)
+        patch.setattr("tunesmith.retrieval.corpus.load_embedder", lambda name: SimpleNamespace(key=name, cut=0))
+        patch.setattr("tunesmith.retrieval.corpus.build_qdrant", lambda url, *_: url)
         patch.setattr("tunesmith.retrieval.corpus.build_store", lambda path, *passages: passages[2] and passages[2].key)
         return corpus.ids, open_store(recipe, tmp / "store.sqlite", corpus)
 
@@ -403,7 +405,7 @@ OBSERVE = {
     "task.judge.human_labels": ("labels.jsonl", _judge_checked),
     "task.prompt": ("Other.", _asked),
     "task.short_prompt": ("Other.", _asked),
-    "task.min_gain": (0.2, lambda r, t: gate.decide(Comparison(0.1, 0.05, 0.15, 0.01, 9, 1, 0.1, 80, 80), r.task.min_gain)),
+    "task.min_gain": (0.2, lambda r, t: decide(GAIN, r.task.min_gain)),
     "task.max_new_tokens": (None, _budget),
     "lora.r": (2, _adapter),
     "lora.alpha": (3, _adapter),
