@@ -1,13 +1,17 @@
 """The command line as a new user meets it: wrong input gives one message, a hint and an exit code, never a traceback."""
 
 import os
+import shlex
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from conftest import GGUF, write_recipe
 from tunesmith import cli
+from tunesmith.cli.ending import interrupt_message
 from tunesmith.rundir.records.evaluation import Verdict
 
 
@@ -76,6 +80,27 @@ def test_missing_extra_is_named(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 20, done.stderr
     assert "pip install 'tunesmith[train]'" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_ctrl_c_says_the_command_that_goes_on(tmp_path, tiny_dir, monkeypatch):
+    recipe = write_recipe(tmp_path, tiny_dir, {"train.num_train_epochs": 500})
+    out = tmp_path / "my run"
+    for verb in ("data", "render"):
+        assert _main(verb, recipe, "--out", out, monkeypatch=monkeypatch) == 0
+    arguments = ["-q", "train", str(recipe), "--out", str(out)]
+    command = [sys.executable, "-c", "from tunesmith.cli import main; main()", *arguments]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while child.poll() is None and not any((out / "checkpoints").glob("step-*")):
+        time.sleep(0.02)
+    child.send_signal(signal.SIGINT)
+    talk = child.communicate()[1]
+    assert child.returncode == 130 and "interrupted" in talk and "Traceback" not in talk, talk
+    assert shlex.split(talk.splitlines()[-1]) == ["tunesmith", *arguments]
+
+
+@pytest.mark.parametrize("arguments", [["chat", "runs/a"], ["check", "rows.jsonl"], ["-v"], []])
+def test_ctrl_c_promises_nothing_where_nothing_is_kept(arguments):
+    assert interrupt_message(arguments) == "interrupted"
 
 
 def test_verdict_is_printed_on_stdout_with_its_exit_code(tiny_run, monkeypatch, capsys):

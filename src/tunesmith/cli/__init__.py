@@ -15,9 +15,10 @@ from rich.text import Text
 
 from tunesmith import pipeline as api
 from tunesmith import recipe
+from tunesmith.cli.ending import run_to_its_end
 from tunesmith.cli.export_text import print_parity, sweep_lines
 from tunesmith.cli.text import print_advice, print_verdict
-from tunesmith.errors import MissingPackage, TunesmithError
+from tunesmith.errors import TunesmithError
 from tunesmith.rundir import write_json
 from tunesmith.tracking import terminal, visible
 
@@ -43,21 +44,6 @@ app = typer.Typer(
 
 Target = Annotated[Path, typer.Argument(metavar="TARGET", help="A recipe (its run is made) or a run directory.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Run directory for a recipe; runs/<name> by default.")]
-
-EXTRAS = {
-    "torch": "train",
-    "transformers": "train",
-    "safetensors": "train",
-    "regex": "metrics",
-    "httpx2": "endpoint",
-    "gepa": "gepa",
-    "llguidance": "constrained",
-    "gguf": "gguf",
-    "xllamacpp": "gguf",
-    "matplotlib": "report",
-    "jinja2": "report",
-    "datasets": "hub",
-}
 
 
 @app.callback()
@@ -341,32 +327,5 @@ def _read_options(format: str | None, columns: list[str] | None, quarantine: Pat
 
 
 def main() -> None:
-    """Entry point: user errors become one message and an exit code, never a traceback."""
-    with terminal.session():
-        _guarded()
-
-
-def _guarded() -> None:
-    try:
-        app()
-    except TunesmithError as error:
-        _fail(error)
-    except ModuleNotFoundError as error:
-        name = (error.name or "").split(".")[0]
-        if name not in EXTRAS:
-            raise
-        _fail(
-            MissingPackage(f"this needs the package {name}, which is not installed", f"pip install 'tunesmith[{EXTRAS[name]}]'")
-        )
-    except KeyboardInterrupt:
-        logger.warning("interrupted; the same command goes on from the last checkpoint")
-        sys.exit(130)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        _fail(TunesmithError(f"{error.filename}: {error.strerror}", "is there room, and may it be written?"))
-
-
-def _fail(error: TunesmithError) -> None:
-    logger.error(f"error: {error}")
-    sys.exit(error.exit_code)
+    """Entry point."""
+    run_to_its_end(app)

@@ -1,0 +1,83 @@
+"""How a command ends: one message, what to do next, and an exit code; never a traceback for what a user can cause.
+
+Typer answers Ctrl-C itself, with exit code 130 and no word. Here the code is taken as the interrupt that it stands for, and the
+reader is told the very command that goes on.
+
+Refused: typer without its standalone mode, which hands us its usage errors to print as well.
+"""
+
+import errno
+import logging
+import shlex
+import sys
+from collections.abc import Callable
+
+from tunesmith.errors import MissingPackage, TunesmithError
+from tunesmith.tracking import terminal
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+EXTRAS = {
+    "torch": "train",
+    "transformers": "train",
+    "safetensors": "train",
+    "regex": "metrics",
+    "httpx2": "endpoint",
+    "gepa": "gepa",
+    "llguidance": "constrained",
+    "gguf": "gguf",
+    "xllamacpp": "gguf",
+    "matplotlib": "report",
+    "jinja2": "report",
+    "datasets": "hub",
+}
+
+RESUMED = (  # verbs that keep what they have finished
+    *("run", "advise", "data", "render", "train", "export", "evaluate", "parity", "forgetting", "seeds", "learning-curve"),
+)
+
+logger = logging.getLogger(__name__)
+
+
+def run_to_its_end(app: Callable[[], object]) -> None:
+    """Run the command line with lines and bars on stderr, and leave the process as it ends."""
+    with terminal.session():
+        try:
+            app()
+        except SystemExit as ending:
+            if ending.code == INTERRUPTED:
+                logger.warning(interrupt_message(sys.argv[1:]))
+            raise
+        except KeyboardInterrupt:  # between two commands of Python's, outside of typer's block
+            logger.warning(interrupt_message(sys.argv[1:]))
+            sys.exit(INTERRUPTED)
+        except TunesmithError as error:
+            _fail(error)
+        except ModuleNotFoundError as error:
+            package = (error.name or "").split(".")[0]
+            if package not in EXTRAS:
+                raise
+            message = f"this needs the package {package}, which is not installed"
+            _fail(MissingPackage(message, f"pip install 'tunesmith[{EXTRAS[package]}]'"))
+        except OSError as error:
+            if error.filename is None and error.errno not in FULL:
+                raise
+            _fail(TunesmithError(f"{error.filename or 'a file'}: {error.strerror}", "is there room, and may it be written?"))
+
+
+def interrupt_message(arguments: list[str]) -> str:
+    """What Ctrl-C leaves, and the command that goes on.
+
+    Args:
+        arguments: of the command line, without the program.
+    """
+    verb = next((argument for argument in arguments if not argument.startswith("-")), "")
+    if verb not in RESUMED:
+        return "interrupted"
+    return f"interrupted; what is finished is kept. To go on, type:\n  {shlex.join(['tunesmith', *arguments])}"
+
+
+def _fail(error: TunesmithError) -> None:
+    logger.error(f"error: {error}")
+    sys.exit(error.exit_code)
