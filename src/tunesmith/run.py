@@ -4,7 +4,7 @@ Each method is a command; it returns the record that the command shows, or the r
 method needs is made on the way, with the reason said; errors are ours and never pydantic's. Nothing here imports torch until a
 method needs it.
 
-    run = ts.Run("support", model="HuggingFaceTB/SmolLM2-135M-Instruct", data="rows.jsonl", metric="exact_match")
+    run = ts.Run("support", model="org/instruct", data="rows.jsonl", metric="exact_match")
     print(run.train().evaluate().verdict())
 
 Refused: a second way to configure (keyword arguments for everything); sections of a recipe are given as in its YAML.

@@ -77,9 +77,9 @@ def test_everything_is_skipped_the_second_time_and_redone_when_inputs_change(tin
     text = run.recipe_file.read_text()
     run.recipe_file.write_text(text.replace("test_fraction: 0.25", "test_fraction: 0.3"))
     api.data(run)
-    assert run.stages()["data"]["inputs"] != before["data"]["inputs"]
+    assert run.stages()["data"].inputs != before["data"].inputs
     api.render(run)
-    assert run.stages()["render"]["inputs"] != before["render"]["inputs"]
+    assert run.stages()["render"].inputs != before["render"].inputs
 
 
 def test_a_stage_whose_predecessor_is_missing_says_which_to_run(tmp_path, tiny_dir):

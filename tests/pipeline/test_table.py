@@ -106,7 +106,7 @@ def test_a_deleted_output_is_made_again_by_the_verb_that_makes_it(run):
     with pytest.raises(RunError, match=r"select is damaged: evaluation/selection\.json is gone"):
         api.evaluate(run, ["few_shot"])
     api.make(run, ["select"])
-    assert _state(run, "evaluate few_shot") == "done"
+    assert _state(run, "select") == "done"
 
 
 def test_a_changed_key_is_named_and_single_verbs_refuse(run):

@@ -201,14 +201,12 @@ def _downloads(recipe, tmp):
     return asked
 
 
-def _exported(recipe, tmp):
-    """The plan that an export carries out."""
+def _exported(recipe, tmp):  # the plan that an export carries out
     return dry_run(api.open_run(tmp / "toy.yaml", tmp / "run"))
 
 
 def _context(recipe, tmp):
-    run = api.open_run(tmp / "toy.yaml", tmp / "run")
-    write_json(run.data / "rendered.json", {"longest": 40, "max_new_tokens": 10})
+    write_json((run := api.open_run(tmp / "toy.yaml", tmp / "run")).rendered_file, {"longest": 40, "max_new_tokens": 10})
     return context_of(run, recipe)
 
 
@@ -246,14 +244,11 @@ def _data(recipe, tmp):
     return [(run.data / f"{part}.jsonl").read_text() for part in ("train", "test")], (run.data / "rejected.jsonl").exists()
 
 
-def _renderer(recipe):
-    return load_renderer(model_directory(recipe), recipe.chat.template, recipe.chat.enable_thinking)
-
-
 def _rendered(recipe, tmp):
     """Rows around the limit, rendered under the recipe's policy and template."""
     turns = [m for i in range(4) for m in ({"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"})]
-    fitted = fit_lengths(_renderer(recipe), [Conversation(turns), Conversation(turns[:2])], 60, recipe.data.on_too_long)
+    renderer = load_renderer(model_directory(recipe), recipe.chat.template, recipe.chat.enable_thinking)
+    fitted = fit_lengths(renderer, [Conversation(turns), Conversation(turns[:2])], 60, recipe.data.on_too_long)
     return [(f.rendered and f.rendered.ids, f.dropped_turns) for f in fitted]
 
 
@@ -305,8 +300,7 @@ def _judge(recipe):
 
 def _judge_asked(recipe, tmp):
     judge, endpoint = _judge(recipe)
-    judge.decide([Pair("q", "{}", '{"a": 1}', '{"a": 2}')])
-    return endpoint.asked
+    return judge.decide([Pair("q", "{}", '{"a": 1}', '{"a": 2}')]) and endpoint.asked
 
 
 def _judge_checked(recipe, tmp):

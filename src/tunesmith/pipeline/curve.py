@@ -8,6 +8,8 @@ Scored is dev and not test: what more data would buy is a question about collect
 the test part is read for verdicts alone. Dev also chose each adapter's checkpoint, which flatters all shares alike.
 
 The cost of [0.1, 0.25, 0.5, 1.0] is 0.85 of a training and four answers a dev row. The fit is ``evaluate/curve.py``.
+
+Shape suffixes here: K shares of the train part, M dev rows, B draws.
 """
 
 import functools

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tunesmith.errors import RunError
+from tunesmith.errors import RunError, TunesmithError
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
@@ -159,7 +159,7 @@ class full_disk_named:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is not None and not isinstance(error, RunError) and is_full_disk(error):
+        if error is not None and not isinstance(error, TunesmithError) and is_full_disk(error):
             raise RunError(
                 f"{self._directory}: {self._what}: the disk is full ({error})",
                 "make room and give the same command again; what was finished stays",

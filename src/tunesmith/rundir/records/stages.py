@@ -47,7 +47,11 @@ class StageRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Stages(FileRecord):
-    """``stages.json``."""
+    """``stages.json``.
+
+    Attributes:
+        stages: what was finished, by the stage's name.
+    """
 
     stages: dict[str, StageRecord] = field(default_factory=dict[str, StageRecord])
 
@@ -78,6 +82,7 @@ class Status(FileRecord):
 
     Attributes:
         run: the directory.
+        stages: how each stands, in the order of a run.
         writer: who writes it at this moment, None for nobody.
     """
 
