@@ -188,7 +188,7 @@ def test_one_writes_and_a_second_one_is_told_who(run):
         api.report(run)
     assert f"process {child.pid}" in api.status(run).writer
     child.kill()
-    child.wait()
+    child.communicate()
     assert api.status(run).writer is None
     api.report(run)
 
