@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any, cast, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -42,7 +42,7 @@ def load_recipe(path: Path) -> Recipe:
     if not isinstance(raw, dict):
         found = "an empty file" if raw is None else f"a {type(raw).__name__}"
         raise RecipeError(f"{path}: expected keys and values, found {found}", "see recipes/ for complete examples")
-    recipe = recipe_from(raw, path.resolve().parent, str(path))
+    recipe = recipe_from(cast("dict[str, Any]", raw), path.resolve().parent, str(path))
     return recipe if recipe.name else recipe.model_copy(update={"name": name_of(path.stem)})
 
 

@@ -132,14 +132,15 @@ def _html(value: Any) -> str:
         names = [field.name for field in fields(value) if field.repr]
         rows = "".join(f"<tr><th>{escape(name)}</th><td>{_html(value.__dict__[name])}</td></tr>" for name in names)
         return f"<table>{rows}</table>"
-    if isinstance(value, list | tuple) and value and all(isinstance(entry, Record) for entry in value):
-        names = list(value[0].to_json())
-        head = "".join(f"<th>{escape(name)}</th>" for name in names)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{_html(entry.__dict__[name])}</td>" for name in names) + "</tr>" for entry in value
-        )
-        return f"<table><tr>{head}</tr>{body}</table>"
-    return escape("" if value is None else str(value))
+    if isinstance(value, list | tuple):
+        entries = list(cast("list[Any]", value))
+        records = [entry for entry in entries if isinstance(entry, Record)]
+        if records and len(records) == len(entries):
+            names = list(records[0].to_json())
+            head = "".join(f"<th>{escape(name)}</th>" for name in names)
+            rows = ["".join(f"<td>{_html(record.__dict__[name])}</td>" for name in names) for record in records]
+            return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+    return escape("" if value is None else str(cast("object", value)))
 
 
 def _plain(value: Any) -> Any:
