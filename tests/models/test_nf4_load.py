@@ -235,11 +235,18 @@ def test_a_damaged_checkpoint_is_refused_and_named(tied, tmp_path):
         "model.norm.weight: shape": {**whole, "model.norm.weight": torch.ones(3)},
         f"{name}: a weight holds NaN": {**whole, name: whole[name] * torch.nan},
         f"{name}: torch.int8": {**whole, name: whole[name].to(torch.int8)},
-        "differ, but the configuration ties": {**whole, "lm_head.weight": whole["model.embed_tokens.weight"] + 1},
     }
     for number, (message, tensors) in enumerate(cases.items()):
         with pytest.raises(ModelError, match=message):
             load_nf4(_rewrite(tied, tmp_path / str(number), tensors))
+
+
+def test_a_head_of_its_own_is_read_whatever_the_configuration_says(tied, tmp_path):
+    whole = _tensors(tied)
+    other = whole["model.embed_tokens.weight"] + 1
+    model = load_nf4(_rewrite(tied, tmp_path / "x", {**whole, "lm_head.weight": other}))
+    assert model.lm_head.weight is not model.model.embed_tokens.weight
+    assert torch.equal(model.lm_head.weight.float(), other.to(model.lm_head.weight.dtype).float())
 
 
 def test_an_equal_copy_of_a_tied_head_and_extra_tensors_are_no_error(tied, tmp_path, talk):
