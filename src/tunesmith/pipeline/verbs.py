@@ -179,7 +179,11 @@ def chat(run: RunDir, compare: bool = False) -> Callable[[list[dict[str, str]]],
 
 
 def accept_base(run: RunDir) -> str:
-    """Write down that the adapter is meant for the base that the recipe names now; returns its sha256."""
+    """Write down that the adapter is meant for the base that the recipe names now; returns its sha256.
+
+    Raises:
+        RunError: there is no adapter.
+    """
     if not run.adapter.is_dir():
         raise RunError(f"{run.path}: train was not run", f"run: tunesmith train {run.path}")
     with run.writing():
