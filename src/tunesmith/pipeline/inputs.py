@@ -53,7 +53,7 @@ class Inputs:
         for name in names:
             value: Any = self.recipe
             for step in name.split("."):
-                value = value.__dict__[step]
+                value = value[step] if isinstance(value, dict) else value.__dict__[step]
             _flatten(name, value.model_dump(mode="json") if isinstance(value, BaseModel) else value, parts)
         return {
             name: value
