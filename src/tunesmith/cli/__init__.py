@@ -4,11 +4,12 @@ Data goes to stdout, talk and errors to stderr. Exit codes: 0 done (or verdict d
 (``errors.py``), 10-14 verdicts (``evaluate/gate.py``), 21-24 advice (``advise/decide.py``), 130 interrupted.
 """
 
+import importlib
 import json
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,13 +17,7 @@ from rich.text import Text
 
 from tunesmith import __version__, recipe
 from tunesmith.cli.ending import run_to_its_end
-from tunesmith.cli.export_text import print_parity, sweep_lines
-from tunesmith.cli.status_text import print_status
-from tunesmith.cli.text import print_advice, print_verdict
 from tunesmith.errors import TunesmithError
-from tunesmith.pipeline import verbs
-from tunesmith.pipeline.lines import check_lines, reading_lines
-from tunesmith.pipeline.stage import module_of
 from tunesmith.rundir import write_json
 from tunesmith.tracking import terminal, visible
 
@@ -30,6 +25,20 @@ if TYPE_CHECKING:
     from tunesmith.data.read import ReadOptions
 
 logger = logging.getLogger(__name__)
+
+
+class _Lazy:
+    """A module that is imported when a command first uses it, so that help answers at once."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(importlib.import_module(self._name), attribute)
+
+
+_verbs, _stage, _lines = (_Lazy(f"tunesmith.pipeline.{name}") for name in ("verbs", "stage", "lines"))
+_text, _status_text, _export_text = (_Lazy(f"tunesmith.cli.{name}") for name in ("text", "status_text", "export_text"))
 
 SUPERVISED, CONTEXT, CONTROL = "bold green", "default", "reverse"
 
@@ -80,14 +89,14 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be made, and why; make nothing.")] = False,
 ) -> None:
     """All stages, from data to verdict and report. The exit code is the verdict's."""
-    directory = verbs.open_run(target, out, replace=replace)
+    directory = _verbs.open_run(target, out, replace=replace)
     if dry_run:
-        print_status(verbs.status(directory), _console())
+        _status_text.print_status(_verbs.status(directory), _console())
         return
-    result = verbs.run(directory, until=until, force=force or ())
+    result = _verbs.run(directory, until=until, force=force or ())
     if result is None:
         return
-    print_verdict(result, _console())
+    _text.print_verdict(result, _console())
     logger.info(f"report: {directory.report_file}")
     raise typer.Exit(result.exit_code)
 
@@ -127,7 +136,7 @@ def check(
     """Look at data: bad rows, duplicates, lengths, labels, secrets. Needs no recipe."""
     if model is None and (max_length is not None or template is not None):
         raise typer.BadParameter("--max-length and --template need --model", param_hint="--model")
-    result = module_of("check").check(
+    result = _stage.module_of("check").check(
         source,
         _read_options(format, column, quarantine),
         model=model,
@@ -138,12 +147,12 @@ def check(
         benchmark_column=benchmark_column,
         rejected=quarantine,
     )
-    for line in check_lines(result):
+    for line in _lines.check_lines(result):
         print(visible(line))
     if json_file is not None:
         write_json(json_file, result)
     if page is not None:
-        module_of("check").check_page(result, page)
+        _stage.module_of("check").check_page(result, page)
         logger.info(f"page: {page}")
 
 
@@ -156,8 +165,8 @@ def convert(
     quarantine: Quarantine = None,
 ) -> None:
     """Write data of any format as messages JSONL."""
-    summary = module_of("convert").convert(source, target, _read_options(format, column, quarantine), quarantine)
-    for note in reading_lines(summary):
+    summary = _stage.module_of("convert").convert(source, target, _read_options(format, column, quarantine), quarantine)
+    for note in _lines.reading_lines(summary):
         logger.info(note)
     print(f"{summary['rows']} rows written to {target}")
 
@@ -177,7 +186,9 @@ def preview(
     console.print(Text.assemble(("supervised", SUPERVISED), " ", ("context", CONTEXT), " ", ("control token", CONTROL)))
     if not console.is_terminal:
         console.print("without colours: «supervised», ‹control token›")
-    shown = module_of("preview").preview(source, model, _read_options(format, column, None), template=template, rows=rows)
+    shown = _stage.module_of("preview").preview(
+        source, model, _read_options(format, column, None), template=template, rows=rows
+    )
     for row_id, place, pieces in shown:
         console.rule(f"{row_id}, {place}")
         if isinstance(pieces, TunesmithError):
@@ -203,9 +214,9 @@ def advise(
     quick: Annotated[bool, typer.Option("--quick", help="Ask no model; answer in seconds.")] = False,
 ) -> None:
     """Say whether to tune at all, before any training. The exit code is the advice's."""
-    directory = verbs.open_run(target, out)
-    result = verbs.advise(directory, quick)
-    print_advice(result, _console())
+    directory = _verbs.open_run(target, out)
+    result = _verbs.advise(directory, quick)
+    _text.print_advice(result, _console())
     logger.info(f"advice: {directory.path / 'advice.json'}")
     raise typer.Exit(result.exit_code)
 
@@ -213,19 +224,19 @@ def advise(
 @app.command()
 def data(target: Target, out: Out = None) -> None:
     """Read, check and split the rows."""
-    verbs.data(verbs.open_run(target, out))
+    _verbs.data(_verbs.open_run(target, out))
 
 
 @app.command()
 def render(target: Target, out: Out = None) -> None:
     """Render the rows with the model's chat template and mark what is supervised."""
-    verbs.render(verbs.open_run(target, out))
+    _verbs.render(_verbs.open_run(target, out))
 
 
 @app.command()
 def train(target: Target, out: Out = None) -> None:
     """Train the adapter."""
-    verbs.train(verbs.open_run(target, out))
+    _verbs.train(_verbs.open_run(target, out))
 
 
 @app.command()
@@ -243,14 +254,14 @@ def export(
     """Write the forms that are deployed: merged, GGUF, what Ollama, llama.cpp and vLLM need. All of them or none."""
     if types and not sweep:
         raise typer.BadParameter("is read with --sweep; the recipe's export.gguf says what is written", param_hint="--type")
-    directory = verbs.open_run(target, out)
+    directory = _verbs.open_run(target, out)
     if dry_run:
-        for line in module_of("export").plan_text(directory):
+        for line in _stage.module_of("export").plan_text(directory):
             print(line)
         return
-    verbs.export(directory)
+    _verbs.export(directory)
     if sweep:
-        for line in sweep_lines(verbs.sweep(directory, tuple(types or ()))):
+        for line in _export_text.sweep_lines(_verbs.sweep(directory, tuple(types or ()))):
             print(line)
 
 
@@ -261,7 +272,7 @@ def evaluate(
     arm: Annotated[list[str] | None, typer.Option("--arm", help="Score this arm only; may be repeated.")] = None,
 ) -> None:
     """Score the arms on the sealed test part."""
-    verbs.evaluate(verbs.open_run(target, out), tuple(arm) if arm else None)
+    _verbs.evaluate(_verbs.open_run(target, out), tuple(arm) if arm else None)
 
 
 @app.command()
@@ -270,57 +281,57 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Say which stages are done, which are not and why, and how long they took. Writes nothing."""
-    found = verbs.status(verbs.open_run(target))
+    found = _verbs.status(_verbs.open_run(target))
     if as_json:
         print(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
     else:
-        print_status(found, _console())
+        _status_text.print_status(found, _console())
 
 
 @app.command()
 def verdict(target: Target) -> None:
     """Decide from the scored arms. The exit code is the verdict's."""
-    result = verbs.verdict(verbs.open_run(target))
-    print_verdict(result, _console())
+    result = _verbs.verdict(_verbs.open_run(target))
+    _text.print_verdict(result, _console())
     raise typer.Exit(result.exit_code)
 
 
 @app.command()
 def parity(target: Target) -> None:
     """Prove that every exported form is the model that was trained. Exit code 14 when one is not, 12 when that is not known."""
-    result = verbs.parity(verbs.open_run(target))
-    print_parity(result, Console(highlight=False, width=None if sys.stdout.isatty() else 100))
+    result = _verbs.parity(_verbs.open_run(target))
+    _export_text.print_parity(result, Console(highlight=False, width=None if sys.stdout.isatty() else 100))
     raise typer.Exit(result.exit_code)
 
 
 @app.command("accept-base")
 def accept_base(target: Target) -> None:
     """Say that the adapter is meant for the base that is there now, though its weights are not those it was trained on."""
-    print(verbs.accept_base(verbs.open_run(target)))
+    print(_verbs.accept_base(_verbs.open_run(target)))
 
 
 @app.command()
 def report(target: Target) -> None:
     """Write the report page and print its path."""
-    print(verbs.report(verbs.open_run(target)))
+    print(_verbs.report(_verbs.open_run(target)))
 
 
 @app.command()
 def forgetting(target: Target) -> None:
     """Measure what the tuned model has forgotten, against its base."""
-    verbs.forgetting(verbs.open_run(target))
+    _verbs.forgetting(_verbs.open_run(target))
 
 
 @app.command()
 def seeds(target: Target) -> None:
     """Train and score the adapters of evaluate.seeds."""
-    verbs.seeds(verbs.open_run(target))
+    _verbs.seeds(_verbs.open_run(target))
 
 
 @app.command("learning-curve")
 def learning_curve(target: Target) -> None:
     """Train on shares of the train part and say what more data would buy."""
-    verbs.learning_curve(verbs.open_run(target))
+    _verbs.learning_curve(_verbs.open_run(target))
 
 
 @app.command()
@@ -329,7 +340,7 @@ def chat(
     compare: Annotated[bool, typer.Option("--compare", help="Show the base model's answer beside the tuned one's.")] = False,
 ) -> None:
     """Talk to the tuned model. An empty line starts over, end of input leaves."""
-    answer = verbs.chat(verbs.open_run(target), compare)
+    answer = _verbs.chat(_verbs.open_run(target), compare)
     if sys.stdin.isatty():
         logger.info("type a message; an empty line starts a new conversation, Ctrl-D leaves")
     conversation: list[dict[str, str]] = []
