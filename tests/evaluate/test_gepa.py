@@ -7,10 +7,10 @@ import pytest
 from chat_server import Server, completion
 from conftest import toy_rows
 from outputs import OUTPUT
+from tunesmith.engines.open import open_writer
 from tunesmith.errors import RunError
 from tunesmith.evaluate.gepa import write_instruction
 from tunesmith.evaluate.search import instructions, space
-from tunesmith.pipeline.engines import open_writer
 
 ROWS = [{"id": str(i), "place": f"line {i}", **row} for i, row in enumerate(toy_rows())]
 TRAIN, DEV = ROWS[:40], ROWS[40:46]

@@ -24,6 +24,7 @@ from tunesmith.pipeline import verbs as api
 from tunesmith.pipeline.export import dry_run
 from tunesmith.recipe import dump_recipe
 from tunesmith.rundir import NEXT, READY, RunDir, sha256_file, write_text
+from tunesmith.rundir.atomic import is_full_disk
 from tunesmith.rundir.records.export import Commands, Export
 
 FORMS = {"export.gguf": ["F16", "Q4_0"], "export.imatrix": True, "export.lora_gguf": True}
@@ -226,8 +227,8 @@ def test_a_disk_that_fills_up_in_the_middle_leaves_the_old_export(copied, small_
 
 def test_the_words_of_others_for_a_full_disk():
     child = "x: llama.cpp's convert_hf_to_gguf.py failed (1):\nOSError: [Errno 28] No space left on device"
-    assert export_job._is_full(ExportError(child)) and export_job._is_full(OSError("1024 requested and 512 written"))
-    assert not export_job._is_full(ExportError("does not know X")) and not export_job._is_full(OSError(13, "Permission denied"))
+    assert is_full_disk(ExportError(child)) and is_full_disk(OSError("1024 requested and 512 written"))
+    assert not is_full_disk(ExportError("does not know X")) and not is_full_disk(OSError(13, "Permission denied"))
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from tunesmith.data.read import Reader
 from tunesmith.data.split import SplitFacts, answer_key, group_key, split
 from tunesmith.engines.engine import Answer
 from tunesmith.engines.in_process import InProcessEngine
+from tunesmith.engines.open import output_constraint
 from tunesmith.errors import DataError, ExportError, ModelError, RecipeError, RunError
 from tunesmith.evaluate import prompts
 from tunesmith.evaluate.compare import Comparison
@@ -40,7 +41,7 @@ from tunesmith.models.swap import add_lora
 from tunesmith.pipeline import forgetting
 from tunesmith.pipeline import verbs as api
 from tunesmith.pipeline.curve import share_of
-from tunesmith.pipeline.engines import engine_of, output_constraint
+from tunesmith.pipeline.engines import engine_of
 from tunesmith.pipeline.evaluation import Evaluation
 from tunesmith.pipeline.export import context_of, dry_run
 from tunesmith.pipeline.judge import make_judge
@@ -210,8 +211,7 @@ def _context(recipe, tmp):
     return context_of(run, recipe)
 
 
-def _merged_into(recipe, tmp):
-    """What the merge is asked for, up to where its directory would be read."""
+def _merged_into(recipe, tmp):  # what the merge is asked for, up to where its directory would be read
     arguments = []
 
     def merged(*given, **_):
@@ -391,7 +391,7 @@ OBSERVE = {
     "data.dev_fraction": (0.5, _split),
     "task.metric": ("exact_match", lambda r, t: make_metric(r.task).score('{"a":1}', '{"a": 1}')),
     "task.json_schema": (None, lambda r, t: make_metric(r.task).score("{}", "{}")),
-    "task.constrained": (True, lambda r, t: output_constraint(r)),
+    "task.constrained": (True, lambda r, t: output_constraint(r.task)),
     "task.labels": (["red", "blue"], lambda r, t: make_metric(r.task).score("green", "red")),
     "task.tolerance": (1.0, lambda r, t: make_metric(r.task).score("2", "1")),
     "task.pattern": ("y", lambda r, t: make_metric(r.task).score("y", "xy")),

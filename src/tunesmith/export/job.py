@@ -16,9 +16,7 @@ Refused: writing into ``export/`` file by file, as a stage that takes an hour is
 second. Cost: the old and the new export lie side by side until the end.
 """
 
-import errno
 import logging
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +31,7 @@ from tunesmith.export.forms.form import TEXT, Facts, Job, Operation, gguf_name, 
 from tunesmith.export.forms.table import FORMS
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, fingerprint, flush, package_versions
+from tunesmith.rundir.atomic import is_full_disk
 from tunesmith.rundir.records.base import Record
 from tunesmith.rundir.records.export import Commands, Export, FinishedStep, GgufFile, Staged
 
@@ -193,17 +192,10 @@ def _full_disk_named(run: RunDir, staged: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ExportError) as error:
-        if not _is_full(error):
+        if not is_full_disk(error):
             raise
         shutil.rmtree(staged, ignore_errors=True)
         raise ExportError(
             f"{run.export}: the disk is full; what was written of the new export is removed, the old one is whole ({error})",
             f"make room; tunesmith export {run.path} --dry-run says how much",
         ) from error
-
-
-def _is_full(error: Exception) -> bool:
-    """Also in the words of a child process, of Rust, and of NumPy, whose error has no number."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return True
-    return os.strerror(errno.ENOSPC) in str(error) or ("requested and" in str(error) and "written" in str(error))

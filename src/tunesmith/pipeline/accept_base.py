@@ -12,7 +12,6 @@ def accept_base(run: RunDir) -> str:
     Raises:
         RunError: nothing was trained yet.
     """
-
     directory, renderer = base_of(run, run.recipe())
     identity = base_identity(directory, renderer.template)
     accept(run.adapter, identity)

@@ -102,7 +102,6 @@ def advise(run: RunDir, quick: bool = False) -> Advice:
 
 def _read_rows(run: RunDir, recipe: Recipe) -> RowFacts:
     """Read the source once, count it, and score the first references against themselves."""
-
     settings = recipe.data
     options = ReadOptions(settings.format, settings.columns, settings.group_by, settings.on_bad_row)
     reader = Reader(settings.path, options, run.data / "rejected.jsonl")
@@ -159,7 +158,6 @@ def _metric(recipe: Recipe, rows: RowFacts, best: float | None) -> MetricFacts:
     One row in five is planned to change between right and wrong; fewer where the prompt has few rows right, since tuning can
     break only those: at most ``min_gain`` and twice the prompt's score.
     """
-
     task = recipe.task
     share = PLANNED_DISCORDANCE if best is None else min(PLANNED_DISCORDANCE, task.min_gain + 2.0 * best)
     share = max(share, task.min_gain)

@@ -21,7 +21,6 @@ logger = logging.getLogger(__name__)
 
 def measure(run: RunDir, recipe: Recipe) -> tuple[tuple[DevArm, ...], Selection, float]:
     """Every prompt candidate on dev, the choice, and the prompt tokens that a tuned model does without."""
-
     selection = Selection.read(run.evaluation / "selection.json")
     arms: list[DevArm] = []
     for trial in selection.candidates:
@@ -64,7 +63,6 @@ def computed_in(recipe: Recipe) -> tuple[str, str]:
 
 def write_prompt(run: RunDir, recipe: Recipe, selection: Selection, arm: str) -> str:
     """Messages to copy: the chosen prompt with ``{question}`` (and ``{passage 1}`` ...) where each call puts its own."""
-
     prompt_arm = recipe.evaluate.prompt_of(arm) if arm.startswith("external:") else arm
     chosen = selection.arms[prompt_arm]
     train = {row["id"]: row for row in read_rows(run.data / "train.jsonl")}

@@ -13,7 +13,6 @@ def chat(run: RunDir, compare: bool = False) -> Callable[[list[dict[str, str]]],
     Returns:
         A function from a conversation to ``{"tuned": answer}``, or with the base's answer beside it.
     """
-
     recipe = run.recipe()
     engines = {"base": in_process(run, recipe, None)} if compare else {}
     engines["tuned"] = in_process(run, recipe, run.adapter)

@@ -48,7 +48,6 @@ def check(
     Raises:
         DataError: nothing to read, or bad rows that are not to be quarantined.
     """
-
     quality, duplicates = Quality(), NearDuplicates() if near else None
     contamination = None if benchmark is None else Contamination(_texts(benchmark, benchmark_column))
     tokens = None if model is None else module_of("check_tokens").Tokens(model, template, max_length)
@@ -77,7 +76,6 @@ def check(
 
 def check_page(result: dict[str, Any], path: Path) -> None:
     """Write what ``check`` returned as one self-contained HTML page."""
-
     from tunesmith.report.check_page import write_check_page
 
     write_check_page(result, path)
@@ -85,6 +83,5 @@ def check_page(result: dict[str, Any], path: Path) -> None:
 
 def _texts(benchmark: Path, column: str | None) -> Iterator[tuple[str, str]]:
     """Id and question of each item of a benchmark file."""
-
     for row in Reader(benchmark, ReadOptions(columns=None if column is None else {"text": column})):
         yield row.id, question(row)

@@ -14,7 +14,6 @@ from tunesmith.pipeline.model_access import load_renderer, resolve_model
 
 def keeping(lengths: list[int]) -> dict[str, int]:
     """The ``max_length`` that keeps 95, 99 and 100 % of the rows."""
-
     found = np.percentile(np.array(lengths or [0]), [95, 99, 100], method="inverted_cdf").astype(int).tolist()
     return dict(zip(("95", "99", "100"), found, strict=True))
 

@@ -12,7 +12,6 @@ def convert(
     source: str | Path, target: Path, options: "ReadOptions | None" = None, rejected: Path | None = None
 ) -> dict[str, Any]:
     """Write data of any format as ``messages`` JSONL. Returns the reader's summary and the file written."""
-
     total = Reader(source, options or AS_FOUND).total_bytes
     with progress("converting", total) as bar:
         return write(source, target, options or AS_FOUND, rejected, bar.advance)

@@ -19,7 +19,8 @@ from tunesmith.errors import DataError
 from tunesmith.pipeline.reading import near_report, with_bar
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Recipe
-from tunesmith.rundir import RunDir, git_state, package_versions, sha256_file, stream_rows, write_json, writing_rows
+from tunesmith.rundir import RunDir, git_state, package_versions, stream_rows, write_json, writing_rows
+from tunesmith.rundir.hashes import content_hash
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         _refuse_missing_split(settings.earlier_split)
     options = ReadOptions(settings.format, settings.columns, settings.group_by, settings.on_bad_row)
     reader = Reader(settings.path, options, run.data / "rejected.jsonl")
-    digests = {str(file.path): sha256_file(file.path) for file in reader.source.files}
+    digests = {str(file.path): content_hash(file.path) for file in reader.source.files}
     run.data.mkdir(parents=True, exist_ok=True)
     everything = run.data / ".rows.jsonl"
     parts, leaks, result = _read_and_split(run, recipe, reader, everything)
@@ -65,7 +66,6 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
 
 def _read_and_split(run: RunDir, recipe: Recipe, reader: Reader, everything: Path) -> tuple[np.ndarray, int, dict[str, Any]]:
     """Read all rows into one file; decide each row's part. Returns parts, leaking test rows, and the check's report."""
-
     facts, quality, near = SplitFacts(), Quality(), NearDuplicates()
     with writing_rows(everything) as write:
         for batch in with_bar(reader):

@@ -1,12 +1,13 @@
 """The task on dev rows that parity asks every form, and a sweep every type."""
 
 from tunesmith.engines.engine import Engine
+from tunesmith.engines.open import context_for, output_constraint
 from tunesmith.evaluate.arms import ask
 from tunesmith.evaluate.compare import compare
 from tunesmith.evaluate.metrics import make_metric
 from tunesmith.evaluate.prompts import tuned
 from tunesmith.parity.task import Task
-from tunesmith.pipeline.engines import context_for, output_constraint
+from tunesmith.pipeline.model_access import base_of
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, read_json, read_rows
 from tunesmith.rundir.records.evaluation import Output
@@ -16,7 +17,6 @@ from tunesmith.rundir.rows import Row, reference_of, why_not_scored
 
 def dev_task(run: RunDir, recipe: Recipe, most: int) -> Task | str:
     """At most so many dev rows to answer, or why there are none."""
-
     if recipe.task.metric == "judge":
         return "a judge compares two answers and scores none by itself"
     metric = make_metric(recipe.task)
@@ -25,7 +25,7 @@ def dev_task(run: RunDir, recipe: Recipe, most: int) -> Task | str:
     if len(set(groups or [row["id"] for row in rows])) < 2:
         return f"{len(rows)} dev rows can be scored, of one group; an interval needs two"
     prompts = [tuned(recipe, row) for row in rows]
-    budget, allowed = read_json(run.rendered_file)["max_new_tokens"], output_constraint(recipe)
+    budget, allowed = read_json(run.rendered_file)["max_new_tokens"], output_constraint(recipe.task)
 
     def answers(title: str, engine: Engine) -> list[Output]:
         return ask(f"parity {title}", engine, rows, prompts, metric, budget, allowed)
@@ -42,7 +42,7 @@ def dev_task(run: RunDir, recipe: Recipe, most: int) -> Task | str:
     return Task(
         metric=metric.name,
         n=len(rows),
-        context=context_for(run, recipe, prompts, budget),
+        context=context_for(base_of(run, recipe)[1], prompts, budget),
         margin=recipe.task.min_gain / 2,
         ask=answers,
         score=score,

@@ -13,10 +13,9 @@ from transformers import PreTrainedModel
 
 from tunesmith.chat.render import Renderer
 from tunesmith.checkpoints.resolve import model_key
-from tunesmith.engines.engine import Constraint, Engine
+from tunesmith.engines.engine import Engine
 from tunesmith.engines.in_process import InProcessEngine
-from tunesmith.engines.llama_cpp import LlamaCppEngine
-from tunesmith.engines.openai_endpoint import OpenAIEndpoint
+from tunesmith.engines.open import endpoint_key, open_endpoint, open_llama_cpp
 from tunesmith.export.forms.form import gguf_name
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.adapter import WEIGHTS, load_adapted
@@ -27,11 +26,8 @@ from tunesmith.models.precision import precision
 from tunesmith.models.swap import merge_lora
 from tunesmith.pipeline.model_access import base_of, model_directory
 from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, Recipe
-from tunesmith.recipe.evaluate import Writer
-from tunesmith.rundir import RunDir, fingerprint, read_json
+from tunesmith.rundir import RunDir, fingerprint
 from tunesmith.rundir.hashes import content_hash
-
-WRITTEN_TOKENS = 2048  # of a new instruction, and of what its writer thinks before it
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,6 @@ def load(run: RunDir, recipe: Recipe, adapter: Path | None) -> Loaded:
     Raises:
         ModelError: the adapter was trained on another base.
     """
-
     directory, renderer = base_of(run, recipe)
     if adapter is not None:
         refuse_other_base(adapter, directory)
@@ -69,7 +64,6 @@ def load(run: RunDir, recipe: Recipe, adapter: Path | None) -> Loaded:
 
 def in_process(run: RunDir, recipe: Recipe, adapter: Path | None) -> InProcessEngine:
     """The base model in this process, or with the adapter of a directory."""
-
     loaded = load(run, recipe, adapter)
     if loaded.base == "fp32":  # exact to fp32 rounding, and decoding runs as fast as the base
         merge_lora(loaded.model, loaded.layers)
@@ -92,63 +86,12 @@ def engine_of(
         return base_key(recipe), base
     if arm.startswith(EXTERNAL):
         endpoint = recipe.evaluate.endpoint_of(arm)
-        return fingerprint(endpoint.base_url, endpoint.model, endpoint.body), lambda: external(recipe, arm)
+        return endpoint_key(endpoint), lambda: open_endpoint(endpoint)
     if arm in ("tuned", "tuned_retrieval"):
         return content_hash(run.adapter / WEIGHTS), lambda: in_process(run, recipe, run.adapter)
     gguf = gguf_path(run, recipe.export.gguf[-1])
 
-    def llama_cpp() -> Engine:
-
-        return LlamaCppEngine(gguf, context_for(run, recipe, prompts, budget))
-
-    return content_hash(gguf), llama_cpp
-
-
-def context_for(run: RunDir, recipe: Recipe, prompts: list[list[dict[str, str]]], budget: int) -> int:
-    """Tokens that the longest of some prompts and its answer need, with room for what an engine's own template adds."""
-    _, renderer = base_of(run, recipe)
-    return max(len(renderer.prompt_ids(prompt)) for prompt in prompts) + budget + 64
-
-
-def output_constraint(recipe: Recipe) -> Constraint | None:
-    """What engines hold answers to, where the recipe asks for that: its JSON schema, or its labels."""
-    task = recipe.task
-    if not task.constrained:
-        return None
-    return task.labels if task.json_schema is None else read_json(task.json_schema)
-
-
-def external(recipe: Recipe, arm: str) -> Engine:
-    """The endpoint of an arm ``external:...``.
-
-    Raises:
-        RecipeError: the variable that should hold its key is not set.
-    """
-
-    endpoint = recipe.evaluate.endpoint_of(arm)
-    return OpenAIEndpoint(
-        endpoint.base_url,
-        endpoint.model,
-        endpoint.api_key_env,
-        body=endpoint.body,
-        timeout=endpoint.timeout,
-        concurrency=endpoint.concurrency,
-    )
-
-
-def open_writer(settings: Writer) -> tuple[Callable[[str], str], Callable[[], None]]:
-    """The model that writes instructions, as a function from a question to its answer, and how to close its connections.
-
-    Raises:
-        RecipeError: the variable that should hold its key is not set.
-    """
-
-    endpoint = OpenAIEndpoint(settings.base_url, settings.model, settings.api_key_env)
-
-    def write(question: str) -> str:
-        return endpoint.generate([[{"role": "user", "content": question}]], WRITTEN_TOKENS, lambda _: None)[0].text
-
-    return write, endpoint.close
+    return content_hash(gguf), lambda: open_llama_cpp(gguf, base_of(run, recipe)[1], prompts, budget)
 
 
 def base_key(recipe: Recipe) -> str:
@@ -158,5 +101,4 @@ def base_key(recipe: Recipe) -> str:
 
 def gguf_path(run: RunDir, file_type: str) -> Path:
     """Where the exported model of a llama.cpp file type lies."""
-
     return run.export / gguf_name(str(run.recipe().name), file_type)

@@ -63,7 +63,6 @@ def _summary_line(summary: Summary) -> str:
 
 def _report_recall(evaluation: Evaluation) -> None:
     """Say whether the right passages are found, before any answer is scored."""
-
     hits = find(evaluation.documents(), evaluation.test, max(RECALL_AT, evaluation.recipe.evaluate.retrieval.k))
     recall = recall_of(hits, evaluation.test, evaluation.corpus())
     recall.write(evaluation.run.evaluation / "retrieval.json")

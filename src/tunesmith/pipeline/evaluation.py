@@ -10,12 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tunesmith.engines.engine import Answer, Constraint, Engine
+from tunesmith.engines.open import output_constraint
 from tunesmith.errors import RecipeError
 from tunesmith.evaluate.arms import by_time, by_tokens
 from tunesmith.evaluate.metrics import Metric, make_metric
 from tunesmith.evaluate.prompts import PromptBook, shown_pool
 from tunesmith.evaluate.references import check_references
-from tunesmith.pipeline.engines import in_process, output_constraint
+from tunesmith.pipeline.engines import in_process
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, Recipe
 from tunesmith.retrieval.corpus import Corpus, check_sealed, open_store, read_corpus
@@ -70,7 +71,7 @@ class Evaluation:
             dev,
             test,
             read_json(run.rendered_file)["max_new_tokens"],
-            output_constraint(recipe),
+            output_constraint(recipe.task),
             functools.cache(lambda: in_process(run, recipe, None)),
             corpus,
             documents,
@@ -125,7 +126,6 @@ def _open_documents(run: RunDir, recipe: Recipe, corpus: Corpus) -> Store:
 
 def _open_questions(run: RunDir, recipe: Recipe, pool: list[Row], selection: str) -> Store:
     """The questions of the rows that may be shown, to find the nearest ones."""
-
     embed = None
     if selection == "embeddings":
         if recipe.evaluate.retrieval.embedder is None:

@@ -21,7 +21,8 @@ from tunesmith.models.precision import precision
 from tunesmith.pipeline.model_access import base_of, model_directory
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Lora, Recipe
-from tunesmith.rundir import NEXT, RunDir, read_json, sha256_file, swap_in
+from tunesmith.rundir import NEXT, RunDir, read_json, swap_in
+from tunesmith.rundir.hashes import content_hash
 from tunesmith.rundir.records.export import Export, Merge
 from tunesmith.rundir.records.training import Training
 from tunesmith.train.documents import Documents
@@ -38,7 +39,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     """
     job = job_of(run, recipe)
     steps = planned(run, recipe, job.lora)
-    build(job, steps, sha256_file(run.adapter / WEIGHTS))
+    build(job, steps, content_hash(run.adapter / WEIGHTS))
     swap_in(run.export, session.parts)
     report(job, steps)
 
@@ -70,7 +71,6 @@ def context_of(run: RunDir, recipe: Recipe) -> tuple[int, str]:
     Raises:
         ExportError: the recipe asks for more than the model takes.
     """
-
     rendered = run.rendered_file
     facts = read_json(rendered) if rendered.exists() else {"longest": None, "max_new_tokens": 0}
     return served_context(model_directory(recipe), recipe.export.num_ctx, facts["longest"], facts["max_new_tokens"])
@@ -78,7 +78,6 @@ def context_of(run: RunDir, recipe: Recipe) -> tuple[int, str]:
 
 def job_of(run: RunDir, recipe: Recipe) -> Job:
     """What the steps of an export work with."""
-
     base, written = base_of(run, recipe)
     context, _ = context_of(run, recipe)
     training = Training.read(run.training_file)
@@ -111,7 +110,6 @@ def exported_forms(run: RunDir, recipe: Recipe) -> list[ExportedForm]:
     Raises:
         RunError: one of them is gone.
     """
-
     _, compute = precision(recipe.base, recipe.train.compute, model_directory(recipe))
     types = tuple(Export.read(run.export / "export.json").files)
     written = Written(run=run, recipe=recipe, compute=compute, merge=Merge.read(run.export / "merge.json"), types=types)

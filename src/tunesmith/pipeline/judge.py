@@ -58,7 +58,6 @@ def make_judge(recipe: Recipe) -> tuple[Judge, Callable[[], None]]:
         RecipeError: a bad schema or pattern in the task.
         RunError: the variable that should hold its key is not set.
     """
-
     settings = recipe.task.judge
     assert settings.base_url is not None and settings.model is not None  # the recipe sees to it
     engine = OpenAIEndpoint(settings.base_url, settings.model, settings.api_key_env)
@@ -67,7 +66,6 @@ def make_judge(recipe: Recipe) -> tuple[Judge, Callable[[], None]]:
 
 def comparing(judge: Judge, rows: list[Row]) -> JudgeAnswers:
     """Scores answers to some of these rows against another arm's."""
-
     questions = {row["id"]: question_text(row["messages"]) for row in rows}
 
     def scored(outputs: list[Output], baseline: list[Output]) -> list[Output]:

@@ -18,7 +18,6 @@ def preview(
     Returns:
         For each row its id, its place, and its pieces in order or the error that keeps it from being rendered.
     """
-
     renderer = load_renderer(resolve_model(model), template)
     for row in itertools.islice(Reader(source, options or AS_FOUND), rows):
         try:

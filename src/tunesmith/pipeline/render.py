@@ -75,7 +75,6 @@ def _rendered(recipe: Recipe, renderer: Renderer, rows: Path, target: Path, key:
     Returns:
         ``rows``, ``longest``, ``longest_answer``, ``notes`` (sentence to rows) and ``left_out`` (id, place, reason).
     """
-
     facts = hardware.cache_dir() / "tokens" / f"{key}.json"
 
     def make(path: Path) -> None:

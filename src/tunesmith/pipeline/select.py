@@ -4,8 +4,8 @@ import functools
 import logging
 
 from tunesmith.engines.engine import Engine
+from tunesmith.engines.open import open_endpoint, open_writer
 from tunesmith.evaluate.select import PromptTask, select_prompt
-from tunesmith.pipeline.engines import external, open_writer
 from tunesmith.pipeline.evaluation import Evaluation, evaluation_of
 from tunesmith.pipeline.judge import comparing, make_judge
 from tunesmith.pipeline.stage import Session
@@ -33,7 +33,7 @@ def _prompt_task(evaluation: Evaluation) -> PromptTask:
     def engine(answerer: str) -> Engine:
         if answerer == "base":
             return evaluation.base()
-        endpoint = external(evaluation.recipe, answerer)
+        endpoint = open_endpoint(evaluation.recipe.evaluate.endpoint_of(answerer))
         evaluation.closing.callback(endpoint.close)
         return endpoint
 

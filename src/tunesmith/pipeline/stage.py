@@ -23,7 +23,7 @@ import importlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -179,18 +179,18 @@ def reason(state: StageState) -> str:
 
 def status(run: RunDir, table: Table, recipe: Recipe) -> Status:
     """Every stage of the table as it stands, in order; nothing is written and no torch imported."""
-    records, states, pending = run.stages(), [], {}
+    records = run.stages()
+    states: list[StageState] = []
+    pending: set[str] = set()
     for stage in table.stages:
         known = records.get(stage.name)
         state, _ = state_of(run, stage, recipe, known)
         if waits_for := [name for name in stage.needs if name in pending]:
             told = f"after {', '.join(waits_for)}"
             if state.state in ("done", "waiting", "never"):
-                kind = "never" if known is None else "waiting"
-                took = {} if known is None else {"seconds": known.seconds, "peak_bytes": known.peak_bytes}
-                state = StageState(stage=stage.name, state=kind, why=(told,), **took)
+                state = replace(state, state="never" if known is None else "waiting", why=(told,))
         if state.state != "done":
-            pending[stage.name] = state
+            pending.add(stage.name)
         states.append(state)
     return Status(run=str(run.path), stages=tuple(states), writer=writer_of(run.path))
 
@@ -217,10 +217,7 @@ def make(run: RunDir, table: Table, recipe: Recipe, goals: Iterable[str], *, all
                 continue
             if not (all_needed or stage.name in goals or (stage.implied and state.state == "never")):
                 goal = next(name for name in goals if any(need.name == stage.name for need in table.closure([name])))
-                raise RunError(
-                    f"{run.path}: {stage.name} {_is(state)}: {reason(state)}",
-                    f"run: {stage.command(run)}; or all that is needed: tunesmith run {run.path} --until '{goal}'",
-                )
+                raise _not_done(run, stage, state, goal)
             if parts is None:
                 raise RunError(f"{run.path}: {stage.name}: {reason(state)}", f"run: tunesmith run {run.path}")
             if stage.module != kind:
@@ -243,14 +240,16 @@ def refuse_not_done(run: RunDir, table: Table, recipe: Recipe, name: str) -> Non
     for stage in table.closure([name]):
         state, _ = state_of(run, stage, recipe, records.get(stage.name))
         if state.state != "done":
-            raise RunError(
-                f"{run.path}: {stage.name} {_is(state)}: {reason(state)}",
-                f"run: {stage.command(run)}; or all that is needed: tunesmith run {run.path} --until '{name}'",
-            )
+            raise _not_done(run, stage, state, name)
 
 
-def _is(state: StageState) -> str:
-    return {"never": "was not run", "stale": "is stale", "broken": "is damaged", "waiting": "cannot be run yet"}[state.state]
+def _not_done(run: RunDir, stage: Stage, state: StageState, goal: str) -> RunError:
+    """The refusal of a goal for a stage before it that is not done."""
+    words = {"never": "was not run", "stale": "is stale", "broken": "is damaged", "waiting": "cannot be run yet"}
+    return RunError(
+        f"{run.path}: {stage.name} {words[state.state]}: {reason(state)}",
+        f"run: {stage.command(run)}; or all that is needed: tunesmith run {run.path} --until '{goal}'",
+    )
 
 
 def execute(run: RunDir, stage: Stage, recipe: Recipe, parts: Parts, session: Session, why: str = "") -> None:

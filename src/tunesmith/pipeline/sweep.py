@@ -78,7 +78,6 @@ def _measured(run: RunDir, recipe: Recipe, types: tuple[str, ...]) -> Sweep:
 
 def _entry(run: RunDir, task: Task, kind: str, scratch: Path, importance: Importance | None, tuned: Outputs) -> SweepType:
     """One type: written where the export did not, asked, compared, and removed again."""
-
     file = gguf_path(run, kind)
     if not file.exists():
         file = write_type(run.merged, gguf_path(run, "F16"), kind, scratch, importance)

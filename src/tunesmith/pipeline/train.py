@@ -15,7 +15,8 @@ from tunesmith.models.swap import add_lora
 from tunesmith.pipeline.model_access import base_of
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Recipe
-from tunesmith.rundir import RunDir, atomic_directory, fingerprint, sha256_file
+from tunesmith.rundir import RunDir, atomic_directory, fingerprint
+from tunesmith.rundir.hashes import content_hash
 from tunesmith.rundir.records.training import Training
 from tunesmith.tracking import MetricsLog, write_csv
 from tunesmith.train.documents import Documents
@@ -36,7 +37,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     directory, renderer = base_of(run, recipe)
     # What checkpoints must have been made with to be resumed from.
     key = fingerprint(
-        [sha256_file(run.tokens(part)) for part in ("train", "dev")],
+        [content_hash(run.tokens(part)) for part in ("train", "dev")],
         [renderer.template, model_key(directory), recipe.base, recipe.per_layer_embeddings],
         [recipe.lora.model_dump(), recipe.train.model_dump(exclude={"keep_checkpoints"}), recipe.seed],
     )
