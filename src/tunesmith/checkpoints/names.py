@@ -25,7 +25,7 @@ from typing import Any
 
 import jiter
 
-from tunesmith.checkpoints.prescan import StoredTensor, check_safetensors
+from tunesmith.checkpoints.prescan import StoredTensor, read_header
 from tunesmith.errors import ModelError
 from tunesmith.families import WRAPPERS
 
@@ -150,7 +150,7 @@ def stored_tensors(directory: Path) -> dict[Path, dict[str, StoredTensor]]:
         if missing := [file.name for file in files if not file.exists()]:
             gone = f"{len(missing)} of the {len(files)} files that {INDEX} names are not there: {', '.join(missing[:4])}"
             raise ModelError(f"{directory}: {gone}", "the download was not finished; get the checkpoint again")
-        return {file: check_safetensors(file) for file in files}
+        return {file: read_header(file) for file in files}
     except (OSError, ValueError) as error:
         raise ModelError(f"{directory}: the checkpoint cannot be read: {error}", "get the checkpoint again") from error
 

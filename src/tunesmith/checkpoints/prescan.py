@@ -118,20 +118,33 @@ class StoredTensor:
         return self.numel * DTYPE_BITS[self.dtype] // 8
 
 
-def check_safetensors(path: Path, limits: Limits = MODEL) -> dict[str, StoredTensor]:
+def check_safetensors(path: Path, limits: Limits = MODEL) -> None:
     """Refuse a safetensors file that is not whole and in order.
 
     Args:
         limits: ``MODEL``, or ``ADAPTER`` for a file that has no business being large.
-
-    Returns:
-        Its tensors by name, sorted.
 
     Raises:
         ModelError: a header that is too large or no JSON of the format, a name that is there twice, a dtype that is not
             known, a tensor whose bytes are not those of its shape, or that lie elsewhere than right after the last one.
         OSError: the file cannot be read.
     """
+    _sound_header(path, limits)
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a model's safetensors file by name, sorted, from its header alone.
+
+    Raises:
+        ModelError: see ``check_safetensors``.
+        OSError: the file cannot be read.
+    """
+    header = _sound_header(path, MODEL)
+    return {name: StoredTensor(header[name]["dtype"], tuple(header[name]["shape"])) for name in sorted(header)}
+
+
+def _sound_header(path: Path, limits: Limits) -> dict[str, Any]:
+    """The header of a file that was found whole and in order, without its notes."""
     size = path.stat().st_size
     with path.open("rb") as file:
         first = file.read(8)
@@ -160,7 +173,7 @@ def check_safetensors(path: Path, limits: Limits = MODEL) -> dict[str, StoredTen
     if len(header) > most:
         raise _unsound(path, f"{len(header):,} tensors, {most:,} are the limit")
     _check_places(path, header, size - 8 - length)
-    return {name: StoredTensor(header[name]["dtype"], tuple(header[name]["shape"])) for name in sorted(header)}
+    return header
 
 
 def _check_places(path: Path, header: Mapping[str, Any], nbytes: int) -> None:
