@@ -85,7 +85,7 @@ def test_companions_hold_stops_and_template_and_no_other_weights(tiny_dir, tmp_p
         if file.suffix != ".safetensors":
             (base / file.name).write_bytes(file.read_bytes())
     for name in ("pytorch_model.bin", "model.pt", "pytorch_model.bin.index.json", "model.safetensors.index.json"):
-        (base / name).write_text("{}")
+        (base / name).write_text('{"weight_map": {}}')
     (base / "generation_config.json").write_text('{"eos_token_id": 2, "temperature": 0.6}')
     copy_companions(base, merged, keep_towers=False, template="{{ messages }}", stops=(5, 2))
     names = {file.name for file in merged.iterdir()}

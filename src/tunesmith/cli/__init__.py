@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from tunesmith import __version__, recipe
+from tunesmith import __version__
 from tunesmith.cli.ending import run_to_its_end
 from tunesmith.errors import TunesmithError
 from tunesmith.rundir import write_json
@@ -38,6 +38,7 @@ class _Lazy:
 
 
 _verbs, _stage, _lines = (_Lazy(f"tunesmith.pipeline.{name}") for name in ("verbs", "stage", "lines"))
+_recipe = _Lazy("tunesmith.recipe")
 _text, _status_text, _export_text = (_Lazy(f"tunesmith.cli.{name}") for name in ("text", "status_text", "export_text"))
 
 SUPERVISED, CONTEXT, CONTROL = "bold green", "default", "reverse"
@@ -362,7 +363,7 @@ def chat(
 @app.command()
 def schema() -> None:
     """Print the JSON schema of a recipe, for editors."""
-    print(recipe.json_schema())
+    print(_recipe.json_schema())
 
 
 def _read_options(format: str | None, columns: list[str] | None, quarantine: Path | None) -> "ReadOptions":

@@ -20,6 +20,9 @@ is done when its fingerprint stands in ``stages.json``; a stage whose inputs cha
 not is skipped. There is no lock: two runs in one directory at once are the user's mistake.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from tunesmith.rundir.atomic import (
     atomic_directory,
     fingerprint,
@@ -35,8 +38,10 @@ from tunesmith.rundir.atomic import (
     writing_rows,
 )
 from tunesmith.rundir.environment import git_state, package_versions
-from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.swap import NEXT, READY, finish_swap, forget_journal, swap_in
+
+if TYPE_CHECKING:
+    from tunesmith.rundir.paths import RunDir
 
 __all__ = [
     "NEXT",
@@ -60,3 +65,14 @@ __all__ = [
     "write_text",
     "writing_rows",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``RunDir``, which knows recipes, when it is first used (PEP 562): help and events need the rest alone.
+
+    Raises:
+        AttributeError: no such name.
+    """
+    if name != "RunDir":
+        raise AttributeError(f"module 'tunesmith.rundir' has no attribute {name!r}")
+    return importlib.import_module("tunesmith.rundir.paths").RunDir
