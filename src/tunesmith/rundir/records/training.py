@@ -40,9 +40,13 @@ class Step(Record):
     dev_loss: float | None = None
     seconds: float | None = None
 
+    def figures(self) -> Json:
+        """All that was measured, the time as well: what an event of the step says."""
+        return {name: value for name, value in self.to_json().items() if value is not None}
+
     def line(self) -> Json:
         """The figures of the table: those that were measured, without the time."""
-        return {name: value for name, value in self.to_json().items() if value is not None and name != "seconds"}
+        return {name: value for name, value in self.figures().items() if name != "seconds"}
 
 
 @dataclass(frozen=True, kw_only=True)
