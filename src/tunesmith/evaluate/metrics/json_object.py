@@ -1,25 +1,24 @@
 """JSON answers: does it parse, does it meet the schema, is it the same object, and how many fields are right.
 
 The headline is equality with the reference's object, keys in any order. Beside it: ``parse``, ``schema``, and F1 over
-the fields (path and value must both be right). An answer may stand in one Markdown code fence: prompted models like to
-write one, and to count that against the prompt would flatter the tuned model. Nothing else is repaired.
+the fields (path and value must both be right). What equal means, and what is no JSON, stands in ``json_values.py``.
+
+An answer may stand in one Markdown code fence, with words around it: prompted models like to write both, whoever asks them
+takes the one block out with a line of code, and to count it against the prompt would flatter the tuned model. So may a
+byte-order mark. Nothing else is repaired: words around bare JSON, or two blocks, are no JSON.
 """
 
 import json
-import re
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
 
 from tunesmith.errors import RecipeError
+from tunesmith.evaluate.metrics.fences import blocks
+from tunesmith.evaluate.metrics.json_values import Values
 from tunesmith.evaluate.metrics.metric import Metric, Score
 from tunesmith.recipe import Task
-
-_FENCE = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*", re.DOTALL)
-_UNPARSED = object()
 
 
 def json_metric(task: Task) -> Metric:
@@ -42,23 +41,39 @@ def json_line(task: Task) -> str:
 
 def json_score(answer: str, reference: str, validator: Draft202012Validator | None) -> Score:
     """Object equality, parse, schema and field F1. A reference that is not JSON is a ``ValueError``."""
-    expected = json.loads(reference)
-    value = _parse(answer)
-    parses = value is not _UNPARSED
-    score = {
-        "score": float(parses and _same(value, expected)),
-        "parse": float(parses),
-        "field_f1": _field_f1(value, expected) if parses else 0.0,
-    }
+    values = Values()
+    expected = values.read(json_text(reference))
+    try:
+        value = values.read(json_text(answer))
+    except ValueError:
+        score = {"score": 0.0, "parse": 0.0, "field_f1": 0.0}
+    else:
+        leaves = values.leaves(value) + values.leaves(expected)
+        score = {
+            "score": float(value == expected),
+            "parse": 1.0,
+            "field_f1": 2.0 * values.shared(value, expected) / leaves,
+        }
     if validator is not None:
-        score["schema"] = float(parses and validator.is_valid(value))
+        score["schema"] = float(meets_schema(answer, validator))
     return score
 
 
+def json_text(answer: str) -> str:
+    """What should be JSON in an answer: its one fenced block where there is one, else all of it."""
+    text = answer.removeprefix("\ufeff").strip()
+    fenced = blocks(text)
+    return fenced[0].text.removeprefix("\ufeff").strip() if len(fenced) == 1 else text
+
+
 def meets_schema(answer: str, validator: Draft202012Validator) -> bool:
-    """Whether an answer parses and meets a schema."""
-    value = _parse(answer)
-    return value is not _UNPARSED and validator.is_valid(value)
+    """Whether an answer parses and meets a schema; what is nested past Python's limit of recursion meets none."""
+    text = json_text(answer)
+    try:
+        Values().read(text)
+        return validator.is_valid(json.loads(text))
+    except (ValueError, RecursionError, OverflowError):
+        return False
 
 
 def load_schema(path: Path) -> Draft202012Validator:
@@ -74,29 +89,3 @@ def load_schema(path: Path) -> Draft202012Validator:
         reason = str(error).splitlines()[0]
         raise RecipeError(f"task.json_schema: {path} is not a JSON schema: {reason}", "draft 2020-12 is expected") from error
     return Draft202012Validator(schema)
-
-
-def _parse(answer: str) -> Any:
-    fenced = _FENCE.fullmatch(answer)
-    try:
-        return json.loads(fenced.group(1) if fenced else answer)
-    except (ValueError, RecursionError):
-        return _UNPARSED
-
-
-def _same(value: Any, expected: Any) -> bool:
-    """Equality of JSON values: 1 is not true."""
-    return json.dumps(value, sort_keys=True) == json.dumps(expected, sort_keys=True)
-
-
-def _fields(value: Any, path: str = "$") -> Counter[tuple[str, str]]:
-    if isinstance(value, dict) and value:
-        return sum((_fields(child, f"{path}.{key}") for key, child in value.items()), Counter())
-    if isinstance(value, list) and value:
-        return sum((_fields(child, f"{path}[]") for child in value), Counter())
-    return Counter([(path, json.dumps(value))])
-
-
-def _field_f1(value: Any, expected: Any) -> float:
-    have, want = _fields(value), _fields(expected)
-    return 2 * (have & want).total() / (have.total() + want.total())
