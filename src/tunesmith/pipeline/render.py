@@ -15,8 +15,9 @@ from tunesmith import hardware
 from tunesmith.chat.fit import fit
 from tunesmith.chat.render import Conversation, Renderer, with_system
 from tunesmith.checkpoints.resolve import model_hashes, model_key
+from tunesmith.data.lengths import keep_shares
 from tunesmith.errors import DataError
-from tunesmith.pipeline.check_tokens import keeping
+from tunesmith.formatting import limits
 from tunesmith.pipeline.model_access import freeze_template, model_directory
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Recipe
@@ -135,9 +136,7 @@ def _refuse_left_out(recipe: Recipe, part: str, left_out: list[dict[str, Any]], 
         more = f" and {len(too_long) - 20:,} more" if len(too_long) > 20 else ""
         raise DataError(
             f"{len(too_long):,} {part} rows are longer than train.max_length {recipe.train.max_length} tokens: {shown}{more}",
-            "train.max_length: "
-            + ", ".join(f"{value} keeps {share} %" for share, value in keeping(lengths).items())
-            + "; or set data.on_too_long: drop, or drop_oldest_turns",
+            f"train.max_length: {limits(keep_shares(lengths))}; or set data.on_too_long: drop, or drop_oldest_turns",
         )
 
 

@@ -34,6 +34,7 @@ class RunDir:
         self.events_file = path / "events.jsonl"
         self.data = path / "data"
         self.split_file = self.data / "split.json"
+        self.data_report_file = self.data / "report.json"
         self.template_file = self.data / "chat_template.jinja"
         self.rendered_file = self.data / "rendered.json"
         self.metrics_file = path / "metrics.jsonl"
