@@ -13,7 +13,12 @@ from tunesmith.rundir.records.quality import Histogram, Lengths, QualityReport, 
 
 @dataclass(frozen=True, kw_only=True)
 class IgnoredColumn(Record):
-    """A column that nothing reads: in how many rows it is filled, and the known name that is nearest to its own."""
+    """A column that nothing reads.
+
+    Attributes:
+        rows: in which it is filled.
+        nearest: the known name that is nearest to its own, or None.
+    """
 
     rows: int
     nearest: str | None
@@ -46,7 +51,12 @@ class Reading(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion(Record):
-    """What ``convert`` wrote: how the source was read, and the file."""
+    """What ``convert`` did.
+
+    Attributes:
+        reading: how the source was read.
+        written: the file.
+    """
 
     reading: Reading
     written: str
@@ -188,7 +198,13 @@ class TooLong(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Refusals(Record):
-    """Rows that the template refuses, by reason, and the first 20 with theirs."""
+    """Rows that the template refuses.
+
+    Attributes:
+        count: such rows.
+        by_reason: rows by what it says of them.
+        examples: the first 20, each with its reason.
+    """
 
     count: int
     by_reason: dict[str, int]

@@ -15,7 +15,12 @@ Severity = Literal["wrong", "suspect", "note"]
 
 @dataclass(frozen=True, kw_only=True)
 class RowPlace(Record):
-    """Which row: its id, and where it stands in the source."""
+    """Which row.
+
+    Attributes:
+        id: of the row.
+        place: where it stands in the source, such as ``line 12``.
+    """
 
     id: str
     place: str
@@ -36,7 +41,11 @@ class RowExcerpt(RowPlace):
 
 @dataclass(frozen=True, kw_only=True)
 class RowLength(RowPlace):
-    """A row and its length, in the unit of the table that it stands in."""
+    """A long row.
+
+    Attributes:
+        length: in the unit of the table that it stands in.
+    """
 
     length: int
 
@@ -110,7 +119,13 @@ class CheckFinding(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class SingleTurn(Record):
-    """Chat rows of one question and one answer; the note says where all are."""
+    """Chat rows of one question and one answer.
+
+    Attributes:
+        count: such rows.
+        share: of the chat rows.
+        note: says so where all are.
+    """
 
     count: int
     share: float
@@ -119,7 +134,14 @@ class SingleTurn(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class QualityLengths(Record):
-    """Lengths of a row and its parts: characters, and words of the answer."""
+    """Lengths of a row and its parts.
+
+    Attributes:
+        prompt: characters before the answer.
+        answer: characters of the answer.
+        whole: characters of all turns.
+        answer_words: words of the answer.
+    """
 
     prompt: Lengths
     answer: Lengths
@@ -129,7 +151,12 @@ class QualityLengths(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Duplicates(Record):
-    """Exact copies: rows that repeat an earlier one, and rows that do not."""
+    """Exact copies.
+
+    Attributes:
+        rows: that repeat an earlier one.
+        distinct: rows that do not.
+    """
 
     rows: int
     distinct: int
@@ -154,7 +181,12 @@ class Prompts(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerFormats(Record):
-    """Answers by format, and the format that at least 60 % of them have (tool calls apart), or None."""
+    """Formats of the answers.
+
+    Attributes:
+        counts: answers of each.
+        majority: the format that at least 60 % of them have (tool calls apart), or None.
+    """
 
     counts: dict[str, int]
     majority: str | None
@@ -162,7 +194,12 @@ class AnswerFormats(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class JsonKey(Record):
-    """A key of JSON answers: the share of objects that have it, and answers by the type of its value."""
+    """A key of JSON answers.
+
+    Attributes:
+        share: of the objects that have it.
+        types: answers by the type of its value.
+    """
 
     share: float
     types: dict[str, int]
@@ -229,7 +266,12 @@ class Languages(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class TextDiversity(Record):
-    """How varied texts are: the share of word 4-grams that differ, and bytes by their compressed bytes; None without any."""
+    """How varied texts are.
+
+    Attributes:
+        distinct_4: share of word 4-grams that differ; None without any.
+        compression_ratio: bytes by their compressed bytes; None without any.
+    """
 
     distinct_4: float | None
     compression_ratio: float | None
