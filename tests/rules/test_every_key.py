@@ -52,8 +52,9 @@ from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Judge, Recipe, dump_recipe, load_recipe
 from tunesmith.retrieval.corpus import open_store, read_corpus
 from tunesmith.retrieval.store import build_store
-from tunesmith.rundir import write_json
+from tunesmith.rundir.records.data import LeftOut, Rendered
 from tunesmith.rundir.records.evidence import Forgetting
+from tunesmith.rundir.rows import Row
 from tunesmith.tracking import MetricsLog, read_metrics
 from tunesmith.train import loop
 from tunesmith.train.documents import make_documents
@@ -62,7 +63,7 @@ from tunesmith.train.schedule import learning_rate
 
 TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
 OTHER = "{{ 'Think.' if enable_thinking }}" + TURNS + "{{ '<|im_start|>assistant: ' if add_generation_prompt }}"
-ROWS = [{"id": str(i), "place": f"line {i}", **row} for i, row in enumerate(toy_rows())]
+ROWS = [Row(str(i), f"line {i}", row["messages"]) for i, row in enumerate(toy_rows())]
 
 
 def _find(recipe, tmp):
@@ -154,7 +155,7 @@ class _Echo:
 
 
 def _book(recipe, tmp):
-    texts, ids = [row["messages"][0]["content"] for row in ROWS[:40]], [row["id"] for row in ROWS[:40]]
+    texts, ids = [row.messages[0]["content"] for row in ROWS[:40]], [row.id for row in ROWS[:40]]
     store = build_store(tmp / "questions.sqlite", texts, ids)
     return prompts.PromptBook(recipe, ROWS[:40], ROWS[40:], lambda _: store, lambda: store)
 
@@ -207,7 +208,8 @@ def _exported(recipe, tmp):  # the plan that an export carries out
 
 
 def _context(recipe, tmp):
-    write_json((run := api.open_run(tmp / "toy.yaml", tmp / "run")).rendered_file, {"longest": 40, "max_new_tokens": 10})
+    run = api.open_run(tmp / "toy.yaml", tmp / "run")
+    Rendered(train_tokens=90, supervised_tokens=9, longest=40, max_new_tokens=10, left_out=0).write(run.rendered_file)
     return context_of(run, recipe)
 
 
@@ -254,7 +256,7 @@ def _rendered(recipe, tmp):
 
 def _refused(recipe, tmp):
     try:
-        _refuse_left_out(recipe, "train", [{"id": "a", "place": "line 1", "reason": "", "hint": "", "tokens": 9}], [9])
+        _refuse_left_out(recipe, "train", [LeftOut(id="a", place="line 1", reason="", hint="", tokens=9)], [9])
     except DataError as error:
         return error.message
     return None

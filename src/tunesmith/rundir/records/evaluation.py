@@ -12,7 +12,8 @@ mean. ``figures`` holds a metric's own figures by name, as many as the metric ha
 from dataclasses import dataclass
 from typing import Literal
 
-from tunesmith.rundir.records.base import FileRecord, Json, Record
+from tunesmith.messages import Message
+from tunesmith.rundir.records.base import FileRecord, Record
 from tunesmith.rundir.records.evidence import Forgetting, Judgement, RetrievalRecall, Seeds
 from tunesmith.rundir.records.parity import FormParity
 
@@ -40,7 +41,7 @@ class Output(Record):
     """
 
     id: str
-    prompt: list[Json]
+    prompt: list[Message]
     output: str
     reference: str
     score: float | None
