@@ -58,7 +58,6 @@ from tunesmith.rundir.rows import Row
 from tunesmith.tracking import MetricsLog, read_metrics
 from tunesmith.train import loop
 from tunesmith.train.documents import make_documents
-from tunesmith.train.loop import fit
 from tunesmith.train.schedule import learning_rate
 
 TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
@@ -96,7 +95,7 @@ def _fit(recipe, tmp):
     documents = make_documents([(torch.randint(5, 900, (20,), generator=generator).tolist(), [0] * 10 + [1] * 10)] * 8)
     t = recipe.train
     steps = Plan(documents.lengths, t.num_train_epochs, t.tokens_per_step, t.max_length, recipe.seed)
-    fit(model, layers, documents, steps, documents, recipe, folder / "checkpoints", MetricsLog(folder / "m.jsonl"), "x")
+    loop.fit(model, layers, documents, steps, documents, recipe, folder / "checkpoints", MetricsLog(folder / "m.jsonl"), "x")
     weights = [float(t.double().sum()) for t in adapter_state(layers).values()]
     records = [(r["loss"], r.get("dev_loss")) for r in read_metrics(folder / "m.jsonl")]
     return weights, records, [len(packs) for _, packs in steps]
@@ -189,10 +188,9 @@ def _batches(recipe, tmp):
 
 
 def _budget(recipe, tmp):
-    run = api.open_run(tmp / "toy.yaml", tmp / f"run-{recipe.task.max_new_tokens}")
-    api.data(run)
+    api.data(run := api.open_run(tmp / "toy.yaml", tmp / f"run-{recipe.task.max_new_tokens}"))
     api.render(run)
-    return json.loads((run.data / "rendered.json").read_text())["max_new_tokens"]
+    return Rendered.read(run.rendered_file).max_new_tokens
 
 
 def _downloads(recipe, tmp):
@@ -208,8 +206,8 @@ def _exported(recipe, tmp):  # the plan that an export carries out
 
 
 def _context(recipe, tmp):
-    run = api.open_run(tmp / "toy.yaml", tmp / "run")
-    Rendered(train_tokens=90, supervised_tokens=9, longest=40, max_new_tokens=10, left_out=0).write(run.rendered_file)
+    lengths = Rendered(train_tokens=90, supervised_tokens=9, longest=40, max_new_tokens=10, left_out=0)
+    lengths.write((run := api.open_run(tmp / "toy.yaml", tmp / "run")).rendered_file)
     return context_of(run, recipe)
 
 

@@ -10,7 +10,11 @@ from tunesmith.rundir.records.base import FileRecord, Record
 
 @dataclass(frozen=True, kw_only=True)
 class PartIds(Record):
-    """Ids of the rows of each part, in reading order."""
+    """Ids of the rows of each part.
+
+    Attributes:
+        train, dev, test: in reading order.
+    """
 
     train: tuple[str, ...]
     dev: tuple[str, ...]
@@ -19,9 +23,12 @@ class PartIds(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class PartGroups(Record):
-    """Group keys of the parts that are kept for good, 16 hexadecimal digits each, sorted.
+    """Group keys of the parts that are kept for good.
 
     Those of train are not written: a train row is known by its id, and a group that has lost all its rows is drawn anew.
+
+    Attributes:
+        dev, test: 16 hexadecimal digits each, sorted.
     """
 
     dev: tuple[str, ...] = ()
