@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from tunesmith.data import minhash, near
 from tunesmith.data.minhash import band_shape, meeting, shingles
 from tunesmith.data.near import NearDuplicates, question
-from tunesmith.data.row import Row, normalized
+from tunesmith.data.normalize import normalized
 from tunesmith.rundir.records.quality import RowPlace
+from tunesmith.rundir.rows import Row
 
 RANDOM = random.Random(7)
 WORDS = ["".join(RANDOM.choices("abcdefghijklmnopqrstuvwxyz", k=RANDOM.randint(2, 9))) for _ in range(3000)]

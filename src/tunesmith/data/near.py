@@ -44,9 +44,10 @@ from tunesmith.data.minhash import (
 )
 from tunesmith.data.normalize import as_binary, folded_all
 from tunesmith.data.places import FindPlaces
-from tunesmith.data.row import Message, Row
+from tunesmith.messages import Message
 from tunesmith.rundir.records.check import NearCluster, NearReport
 from tunesmith.rundir.records.quality import RowExcerpt
+from tunesmith.rundir.rows import Row
 from tunesmith.tracking import progress
 
 NEIGHBOURS = 16  # that each row is compared with in a bucket

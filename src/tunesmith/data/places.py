@@ -3,8 +3,8 @@
 import zlib
 from collections.abc import Callable
 
-from tunesmith.data.row import Row
 from tunesmith.rundir.records.quality import RowPlace
+from tunesmith.rundir.rows import Row
 
 FindPlaces = Callable[[set[int]], dict[int, RowPlace]]  # by row number, in order of reading from 0
 _BLOCK = 2048  # rows whose ids and places are compressed together

@@ -25,7 +25,6 @@ from tunesmith.data.language import languages
 from tunesmith.data.lengths import summary
 from tunesmith.data.personal import PATTERNS, SECRETS, Personal
 from tunesmith.data.places import Places
-from tunesmith.data.row import Row
 from tunesmith.data.sample import Sample, diversity, diversity_finding, openings
 from tunesmith.data.size_advice import advice
 from tunesmith.rundir.records.quality import (
@@ -38,6 +37,7 @@ from tunesmith.rundir.records.quality import (
     RowPlace,
     SingleTurn,
 )
+from tunesmith.rundir.rows import Row
 
 _TOGETHER = 1024  # rows looked at together: fewer, and patterns are compiled too often; more, and they leave the cache
 _SEVERITIES = ("wrong", "suspect", "note")

@@ -8,11 +8,11 @@ import numpy as np
 from tunesmith.chat.render import Conversation
 from tunesmith.data.lengths import histogram, keep_shares, row_lengths, summary
 from tunesmith.data.places import FindPlaces
-from tunesmith.data.row import Row
 from tunesmith.errors import DataError
 from tunesmith.pipeline.model_access import load_renderer, resolve_model
 from tunesmith.rundir.records.check import Refusals, TokenReport, TooLong
 from tunesmith.rundir.records.quality import RowExcerpt
+from tunesmith.rundir.rows import Row
 
 SHOWN = 20  # rows of a kind
 
@@ -32,7 +32,7 @@ class Tokens:
 
     def add(self, rows: list[Row]) -> None:
         """Render a batch and keep its figures."""
-        for rendered in self._renderer.render_batch([Conversation.of(row.as_dict()) for row in rows]):
+        for rendered in self._renderer.render_batch([Conversation.of(row) for row in rows]):
             if isinstance(rendered, DataError):
                 self._refusals.append((self._seen, rendered.message))
             else:

@@ -42,9 +42,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     parts, report = _read_and_split(run, recipe, reader, everything)
     for number, part in enumerate(PARTS):
         with writing_rows(run.data / f"{part}.jsonl") as write:
-            for index, row in enumerate(stream_rows(everything)):
-                if parts[index] == number:
-                    write([row])
+            write(row for index, row in enumerate(stream_rows(everything)) if parts[index] == number)
     everything.unlink()
     report.write(run.data_report_file)
     run.add_to_manifest(
@@ -67,7 +65,7 @@ def _read_and_split(run: RunDir, recipe: Recipe, reader: Reader, everything: Pat
     facts, quality, near = SplitFacts(), Quality(), NearDuplicates()
     with writing_rows(everything) as write:
         for batch in with_bar(reader):
-            write([row.as_dict() for row in batch])
+            write(batch)
             quality.add(batch)
             near.add(batch)
             for row in batch:

@@ -5,7 +5,7 @@ import gc
 from collections.abc import Iterator
 
 from tunesmith.data.read import Reader
-from tunesmith.data.row import Row
+from tunesmith.rundir.rows import Row
 from tunesmith.tracking import progress
 
 
