@@ -20,7 +20,7 @@ from tunesmith.pipeline import verbs
 from tunesmith.recipe import Recipe, recipe_from
 from tunesmith.rundir import RunDir, write_rows
 from tunesmith.rundir.records.advice import Advice
-from tunesmith.rundir.records.evaluation import Output, Verdict
+from tunesmith.rundir.records.evaluation import Output, Outputs, Verdict
 from tunesmith.rundir.records.export import Export
 from tunesmith.rundir.records.parity import Parity
 from tunesmith.rundir.records.stages import Status
@@ -184,7 +184,7 @@ class Run:
         """How every stage stands; nothing is written."""
         return verbs.status(self.directory)
 
-    def outputs(self, arm: str) -> list[Output]:
+    def outputs(self, arm: str) -> Outputs:
         """What an arm answered, row by row.
 
         Raises:
@@ -194,7 +194,7 @@ class Run:
         if not file.exists():
             arms = ", ".join(self.recipe.evaluate.arms)
             raise RunError(f"{self.path}: the arm {arm} was not scored", f"run.evaluate({arm!r}); arms: {arms}")
-        return Output.read_lines(file)
+        return Outputs(Output.read_lines(file))
 
     def chat(self, message: str) -> str:
         """The tuned model's answer to one message.

@@ -10,7 +10,12 @@ from conftest import write_recipe
 from tunesmith.errors import DataError, RunError
 from tunesmith.pipeline import verbs as api
 from tunesmith.rundir import RunDir, read_json, read_rows
+from tunesmith.rundir.events import read_events
+from tunesmith.rundir.records.evaluation import Verdict
+from tunesmith.rundir.records.events import ArmScore, Decision, Metric, Progress, StageEnd, StageStart
 from tunesmith.rundir.records.export import Export
+from tunesmith.rundir.records.training import Training
+from tunesmith.tracking import read_metrics
 
 
 def test_a_run_leaves_what_the_contract_says(tiny_run):
@@ -113,3 +118,26 @@ def test_rows_that_are_too_long_or_do_not_fit_the_metric_are_refused(tmp_path, t
         api.evaluate(run)
     with pytest.raises(RunError, match="not an arm of this recipe"):
         api.evaluate(run, ("gepa",))
+
+
+def test_events_say_every_figure_of_the_table_and_the_scores_and_verdict_of_the_records(tiny_run):
+    """Bars, pages and trackers read events alone, so what they show is what the records of the run hold."""
+    events = read_events(tiny_run.events_file)
+    metrics = [event for event in events if isinstance(event, Metric) and event.stage == "train"]
+    assert all(event.figures["seconds"] > 0 for event in metrics)
+    shown = [
+        {"step": event.step} | {name: value for name, value in event.figures.items() if name != "seconds"} for event in metrics
+    ]
+    assert shown == read_metrics(tiny_run.metrics_file) and len(shown) == Training.read(tiny_run.training_file).steps
+    scores = {event.arm: (event.rows, event.score) for event in events if isinstance(event, ArmScore)}
+    verdict = Verdict.read(tiny_run.verdict_file)
+    assert scores == {arm.name: (arm.n, arm.score) for arm in verdict.arms}
+    (decision,) = (event for event in events if isinstance(event, Decision))
+    assert (decision.verdict, decision.exit_code, decision.reason) == (verdict.decision, verdict.exit_code, verdict.reason)
+    begun = {event.stage for event in events if isinstance(event, StageStart)}
+    assert begun == {event.stage for event in events if isinstance(event, StageEnd)} == set(tiny_run.stages())
+    bars: dict[tuple[str, str], list[Progress]] = {}
+    for event in events:
+        if isinstance(event, Progress):
+            bars.setdefault((event.stage, event.title), []).append(event)
+    assert bars[("train", "training")][-1].done == len(shown) and all(bar[-1].is_last for bar in bars.values())

@@ -15,8 +15,9 @@ from tunesmith.layers.lora import LoRALinear
 from tunesmith.models.adapter import load_adapter_state, read_adapter
 from tunesmith.models.swap import add_lora
 from tunesmith.recipe import load_recipe
+from tunesmith.rundir.records.events import Metric
 from tunesmith.rundir.records.training import CheckpointState, Step
-from tunesmith.tracking import MetricsLog
+from tunesmith.tracking import MetricsLog, attached, read_metrics
 from tunesmith.train import loop
 from tunesmith.train.documents import make_documents
 
@@ -41,6 +42,20 @@ ONE = {**SIX, "train.num_train_epochs": 1}
 WIDE = {**SIX, "lora.r": 8}
 
 
+class Recorder(list):
+    """A sink that keeps the events of the last training."""
+
+    write = list.append
+
+    def table(self):
+        """The lines of ``metrics.jsonl`` as the events give them."""
+        metrics = [event for event in self if isinstance(event, Metric)]
+        return [
+            {"step": event.step} | {name: value for name, value in event.figures.items() if name != "seconds"}
+            for event in metrics
+        ]
+
+
 @pytest.fixture
 def train(tmp_path):
     """``train(folder, changes)``: a whole training in a folder, as the stage does it; its facts, and all bytes that count."""
@@ -59,11 +74,13 @@ def train(tmp_path):
         if dying is not None:
             metrics.append = _dying(metrics.append, dying)
         inputs = json.dumps(changes, sort_keys=True)
-        fitted = loop.fit(model, layers, TRAIN, steps, dev, recipe, directory / "checkpoints", metrics, inputs)
+        run.events.clear()
+        with attached(run.events):
+            fitted = loop.fit(model, layers, TRAIN, steps, dev, recipe, directory / "checkpoints", metrics, inputs)
         load_adapter_state(layers, read_adapter(fitted.checkpoint))
         return fitted, _bytes(fitted, directory)
 
-    run.folder = tmp_path
+    run.folder, run.events = tmp_path, Recorder()
     return run
 
 
@@ -109,6 +126,7 @@ def test_a_training_that_was_begun_with_the_wrong_recipe_costs_what_it_wrote_ove
         train("run", FIVE, dying=step)
     caplog.clear()
     assert train("run", SIX)[1] == expected
+    assert train.events.table() == read_metrics(train.folder / "run" / "metrics.jsonl")  # whatever was said before
     assert (f"resuming after step {resumed} " in caplog.text) == (resumed is not None)
 
 

@@ -43,7 +43,7 @@ from tunesmith.models.recompute import recompute
 from tunesmith.recipe import Recipe, Train
 from tunesmith.rundir.records.events import Metric
 from tunesmith.rundir.records.training import DevLoss, Step
-from tunesmith.tracking import MetricsLog, emit, progress
+from tunesmith.tracking import MetricsLog, emit, progress, read_metrics
 from tunesmith.train.checkpoint import METRICS, Checkpoints, Progress
 from tunesmith.train.documents import Documents, Pack, make_pack, make_shared_pack
 from tunesmith.train.optim import make_optimizer
@@ -256,7 +256,7 @@ def fit(
             done.step, done.tokens, done.seconds = record.step, done.tokens + record.tokens, done.seconds + record.seconds
             losses.append(record.loss)
             metrics.append(record.line())
-            emit(Metric.of(record.line()))
+            emit(Metric.of(record.figures()))
             note = f"loss {record.loss:.3f}  {done.tokens / done.seconds:,.0f} tokens/s"
             if record.dev_loss is not None:
                 mean = sum(losses) / len(losses)
@@ -292,6 +292,8 @@ def _begin(
     here = _computing_on(head_weight(model).device)
     if done is not None:
         metrics.restore(store.path(done.step) / METRICS)
+        for line in read_metrics(metrics.path):
+            emit(Metric.of(line))
         logger.info(f"resuming after step {done.step} ({store.path(done.step)})")
         if here not in done.computed_on:
             logger.warning(

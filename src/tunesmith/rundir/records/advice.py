@@ -8,6 +8,7 @@ rule answers ``unknown`` to it.
 from dataclasses import dataclass
 from typing import Literal
 
+from tunesmith.notebook import paragraph, table
 from tunesmith.rundir.records.base import FileRecord, Record
 
 State = Literal["pass", "stop", "unknown"]
@@ -275,3 +276,16 @@ class Advice(FileRecord):
     quick: bool = False
     hours: float | None
     facts: Facts
+
+    def _repr_html_(self) -> str:
+        """The ending and the checklist that leads to it; the settings where there are some."""
+        checks = table(
+            ("check", "state", "evidence", "what to do"), [(c.check, c.state, c.evidence, c.hint) for c in self.checks]
+        )
+        html = paragraph(self.reason, f"advice: {self.ending}") + checks
+        if self.settings is not None:
+            why = self.settings.why
+            html += table(("key", "value", "why"), [(key, str(value), why[key]) for key, value in self.settings.keys.items()])
+        if self.provisional:
+            html += paragraph("no prompt was asked, and the best one is what a tuned model has to beat", "provisional:")
+        return html

@@ -126,12 +126,15 @@ class FileRecord(Record):
 
 
 def _html(value: Any) -> str:
-    """A record as a table of its fields, several of one kind as the rows of one, anything else as its text."""
+    """A record or a dictionary as a table of its fields, several records as the rows of one, anything else as its text."""
     if isinstance(value, Record):
         assert dataclasses.is_dataclass(value)
         names = [field.name for field in fields(value) if field.repr]
         rows = "".join(f"<tr><th>{escape(name)}</th><td>{_html(value.__dict__[name])}</td></tr>" for name in names)
         return f"<table>{rows}</table>"
+    if isinstance(value, dict):
+        named = cast("dict[object, Any]", value).items()
+        return "".join(["<table>", *(f"<tr><th>{escape(str(k))}</th><td>{_html(v)}</td></tr>" for k, v in named), "</table>"])
     if isinstance(value, list | tuple):
         entries = list(cast("list[Any]", value))
         records = [entry for entry in entries if isinstance(entry, Record)]

@@ -12,6 +12,8 @@ mean. ``figures`` holds a metric's own figures by name, as many as the metric ha
 from dataclasses import dataclass
 from typing import Literal
 
+from tunesmith.formatting import percent, points, points_between
+from tunesmith.notebook import Interval, forest, paragraph, table
 from tunesmith.rundir.records.base import FileRecord, Json, Record
 from tunesmith.rundir.records.evidence import Forgetting, Judgement, RetrievalRecall, Seeds
 from tunesmith.rundir.records.parity import FormParity
@@ -50,6 +52,21 @@ class Output(Record):
     seconds: float
     finished: bool
     cost: float | None = None
+
+
+class Outputs(list[Output]):
+    """What an arm answered, row by row; a notebook shows the first of them."""
+
+    SHOWN = 20
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (row.id, str(row.prompt[-1]["content"]), row.output, row.reference, "" if row.score is None else f"{row.score:g}")
+            for row in self[: self.SHOWN]
+        ]
+        more = len(self) - len(rows)
+        caption = f"{len(self):,} rows" + (f", the first {len(rows)} of them" if more else "")
+        return table(("row", "question", "answer", "reference", "score"), rows, caption)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,3 +349,33 @@ class Verdict(FileRecord):
     def arm(self, name: str) -> Arm:
         """The figures of an arm."""
         return next(arm for arm in self.arms if arm.name == name)
+
+    def _repr_html_(self) -> str:
+        """The decision, the gain of every arm with its interval as a picture, and their scores as a table."""
+        lines: list[Interval] = []
+        rows: list[tuple[str, ...]] = []
+        for arm in self.arms:
+            score = (arm.name, percent(arm.score), f"{percent(arm.low)}-{percent(arm.high)}")
+            versus = arm.against
+            if versus is None:
+                rows.append((*score, "", "", "", ""))
+                continue
+            gain, between = points(versus.gain), points_between(versus.low, versus.high)
+            p = versus.p if versus.p_holm is None else versus.p_holm
+            rows.append((*score, gain, between, f"{p:.3f}" if p >= 0.001 else "<.001", f"{versus.won}/{versus.lost}"))
+            lines.append(
+                Interval(
+                    name=arm.name,
+                    value=100.0 * versus.gain,
+                    low=100.0 * versus.low,
+                    high=100.0 * versus.high,
+                    figures=f"{gain} ({between})",
+                    is_chosen=arm.name == self.candidate,
+                )
+            )
+        unit = f"points of {self.metric} over {self.best_prompt}, 95 % interval; dashed: worth deploying"
+        head = ("arm", "score", "95 %", "gain", "95 % of gain", "p (Holm)", "won/lost")
+        caption = f"{self.metric} on {self.n} sealed test rows; gains against {self.best_prompt}, the best prompt on dev"
+        picture = forest(lines, 100.0 * self.min_gain, unit) if lines else ""
+        advice = "".join(paragraph(sentence) for sentence in self.advice)
+        return paragraph(self.reason, f"verdict: {self.decision}") + picture + table(head, rows, caption) + advice

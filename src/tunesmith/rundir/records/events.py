@@ -112,9 +112,13 @@ class Progress(EventRecord):
 class Metric(EventRecord):
     """Figures of one training step.
 
+    Those since the last start of their stage are the whole of ``metrics.jsonl``: a training that goes on from a checkpoint says
+    the checkpoint's steps again, so a reader never puts together what belongs to two recipes.
+
     Attributes:
         step: from 1.
-        figures: by name, those of ``metrics.jsonl``; None where a figure is not a finite number, which JSON cannot say.
+        figures: by name, those of ``metrics.jsonl`` and, where the step was just made, its ``seconds``; None where a figure
+            is not a finite number, which JSON cannot say.
     """
 
     kind: Literal["metric"] = "metric"

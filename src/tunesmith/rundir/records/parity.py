@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from tunesmith.formatting import percent
+from tunesmith.notebook import paragraph, table
 from tunesmith.rundir.records.base import FileRecord, Record
 
 CheckState = Literal["pass", "fail", "unknown", "shown"]
@@ -182,6 +184,16 @@ class Parity(FileRecord):
         """The entry of the form that the recipe deploys."""
         return next((form for form in self.forms if form.form == self.deployed), None)
 
+    def _repr_html_(self) -> str:
+        """Every form with its state, its checks and the reason where it is not deployable."""
+        names = list(dict.fromkeys(name for form in self.forms for name in form.checks))
+        rows = [
+            (form.form, form.state, *(form.checks[name].state if name in form.checks else "" for name in names), form.reason)
+            for form in self.forms
+        ]
+        measured = f"{len(self.prompts)} prompts, {self.positions} positions, reference in {self.arithmetic}"
+        return paragraph(measured, self.state) + table(("form", "state", *names, "reason"), rows)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SweepType(Record):
@@ -229,3 +241,12 @@ class Sweep(FileRecord):
     imatrix: bool
     recommended: str | None
     reason: str
+
+    def _repr_html_(self) -> str:
+        """The types, largest file first, and the one to take."""
+        rows = [
+            (entry.type, f"{entry.bytes / 1e6:,.1f}", f"{entry.bits_per_weight:.2f}", percent(entry.task.score), entry.summary)
+            for entry in self.types
+        ]
+        head = ("type", "MB", "bits a weight", "score", "against the tuned model")
+        return paragraph(self.reason, f"recommended: {self.recommended or 'none of them'}:") + table(head, rows)

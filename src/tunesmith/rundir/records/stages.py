@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import JsonValue
 
+from tunesmith.notebook import paragraph, table
 from tunesmith.rundir.records.base import FileRecord, Record
 
 Parts = dict[str, JsonValue]  # named inputs of a stage: a recipe key, a file's sha256, a fingerprint of the base
@@ -93,3 +94,12 @@ class Status(FileRecord):
     def __getitem__(self, stage: str) -> StageState:
         """The state of a stage by its name."""
         return next(state for state in self.stages if state.stage == stage)
+
+    def _repr_html_(self) -> str:
+        """Every stage in order, its state, why, and how long it took."""
+        rows = [
+            (entry.stage, entry.state, "" if entry.seconds is None else f"{entry.seconds:,.1f}", "; ".join(entry.why))
+            for entry in self.stages
+        ]
+        writer = "" if self.writer is None else paragraph(f"{self.run} is being written by {self.writer}")
+        return table(("stage", "state", "seconds", "why"), rows, self.run) + writer

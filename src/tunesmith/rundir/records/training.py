@@ -7,6 +7,7 @@ one recipe, then another, then the first again ends with the first one's table t
 
 from dataclasses import dataclass
 
+from tunesmith.notebook import loss_curve, paragraph
 from tunesmith.rundir.records.base import FileRecord, Json, Record
 
 
@@ -40,9 +41,13 @@ class Step(Record):
     dev_loss: float | None = None
     seconds: float | None = None
 
+    def figures(self) -> Json:
+        """All that was measured, the time as well: what an event of the step says."""
+        return {name: value for name, value in self.to_json().items() if value is not None}
+
     def line(self) -> Json:
         """The figures of the table: those that were measured, without the time."""
-        return {name: value for name, value in self.to_json().items() if value is not None and name != "seconds"}
+        return {name: value for name, value in self.figures().items() if name != "seconds"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,3 +119,17 @@ class Training(FileRecord):
     overfit: bool
     tokens_per_second: float | None
     computed_on: tuple[str, ...]
+
+    def _repr_html_(self) -> str:
+        """What was kept, and the losses as a curve."""
+        kept = f"best dev loss {self.best_dev_loss:.4f} at step {self.best_step} of {self.steps}"
+        notes = f"{self.first_dev_loss:.4f} before the first step"
+        if self.tokens_per_second is not None:
+            notes += f"; {self.tokens_per_second:,.0f} tokens/s"
+        if self.only_worse:
+            notes += "; training only made it worse, so the untouched adapter was kept"
+        elif self.overfit:
+            notes += "; over-fitting: dev loss rose at the end while train loss fell"
+        dev = [(entry.step, entry.dev_loss) for entry in self.dev_losses]
+        train = [(entry.step, entry.train_loss) for entry in self.dev_losses if entry.train_loss is not None]
+        return paragraph(notes, kept) + loss_curve(dev, train, self.best_step)
