@@ -60,7 +60,6 @@ def _refuse_missing_files(recipe: Recipe, modules: set[str]) -> None:
     template, forgetting = recipe.chat.template, recipe.evaluate.forgetting
     named: dict[str, tuple[Path | None, set[str]]] = {
         "chat.template": (None if template is None or is_shipped_name(template) else template, {"render"}),
-        "data.earlier_split": (recipe.data.earlier_split, {"data"}),
         "data.documents": (recipe.data.documents, {"select"}),
         "evaluate.forgetting.texts": (forgetting.texts, {"forgetting"}),
         "evaluate.forgetting.tasks_path": (forgetting.tasks_path, {"forgetting"}),
