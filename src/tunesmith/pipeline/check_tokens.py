@@ -11,6 +11,7 @@ from tunesmith.chat.template_choice import template_text
 from tunesmith.data.quality import Quality, histogram, summary
 from tunesmith.engines.base import open_base
 from tunesmith.errors import DataError
+from tunesmith.rundir.rows import Row
 
 
 def keeping(lengths: list[int]) -> dict[str, int]:
@@ -32,7 +33,7 @@ class Tokens:
         self._notes: Counter[str] = Counter()
         self._refused: list[tuple[int, str]] = []
 
-    def add(self, rows: list[dict[str, Any]]) -> None:
+    def add(self, rows: list[Row]) -> None:
         """Render a batch and keep its figures."""
 
         for rendered in self._renderer.render_batch([Conversation.of(row) for row in rows]):

@@ -21,8 +21,9 @@ from tunesmith.models.load import attention
 from tunesmith.pipeline.base import base_of
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Lora, Recipe
-from tunesmith.rundir import NEXT, RunDir, read_json, swap_in
+from tunesmith.rundir import NEXT, RunDir, swap_in
 from tunesmith.rundir.hashes import content_hash
+from tunesmith.rundir.records.data import Rendered
 from tunesmith.rundir.records.export import Export, Merge
 from tunesmith.rundir.records.training import Training
 from tunesmith.train.documents import Documents
@@ -81,9 +82,9 @@ def context_of(run: RunDir, recipe: Recipe) -> tuple[int, str]:
     Raises:
         ExportError: the recipe asks for more than the model takes.
     """
-    rendered = run.rendered_file
-    facts = read_json(rendered) if rendered.exists() else {"longest": None, "max_new_tokens": 0}
-    return served_context(base_of(run, recipe).directory, recipe.export.num_ctx, facts["longest"], facts["max_new_tokens"])
+    rendered = Rendered.read(run.rendered_file) if run.rendered_file.exists() else None
+    longest, budget = (None, 0) if rendered is None else (rendered.longest, rendered.max_new_tokens)
+    return served_context(base_of(run, recipe).directory, recipe.export.num_ctx, longest, budget)
 
 
 def job_of(run: RunDir, recipe: Recipe) -> Job:
@@ -121,9 +122,8 @@ def exported_forms(run: RunDir, recipe: Recipe) -> list[ExportedForm]:
         RunError: one of them is gone.
     """
     types = tuple(Export.read(run.export / "export.json").files)
-    written = Written(
-        run=run, recipe=recipe, compute=base_of(run, recipe).compute, merge=Merge.read(run.export / "merge.json"), types=types
-    )
+    merge, compute = Merge.read(run.export / "merge.json"), base_of(run, recipe).compute
+    written = Written(run=run, recipe=recipe, compute=compute, merge=merge, types=types)
     opened = [one for form in FORMS for one in form.opened(written)]
     for file in [file for form in opened for file in form.files]:
         if not file.exists():

@@ -22,7 +22,7 @@ def preview(
     renderer = open_base(model, None if template is None else template_text(template)).renderer
     for row in itertools.islice(Reader(source, options or AS_FOUND), rows):
         try:
-            conversation = Conversation.of(row.as_dict())
+            conversation = Conversation.of(row)
             yield row.id, row.place, renderer.pieces(conversation.messages, conversation.tools, conversation.kind)
         except DataError as error:
             yield row.id, row.place, error
