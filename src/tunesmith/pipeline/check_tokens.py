@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from tunesmith.chat.render import Conversation
+from tunesmith.chat.template_choice import template_text
 from tunesmith.data.lengths import histogram, keep_shares, row_lengths, summary
 from tunesmith.data.places import FindPlaces
+from tunesmith.engines.base import open_base
 from tunesmith.errors import DataError
-from tunesmith.pipeline.model_access import load_renderer, resolve_model
 from tunesmith.rundir.records.check import Refusals, TokenReport, TooLong
 from tunesmith.rundir.records.quality import RowExcerpt
 from tunesmith.rundir.rows import Row
@@ -21,7 +22,8 @@ class Tokens:
     """What rendering says of the rows of a check."""
 
     def __init__(self, model: str, template: Path | None, max_length: int | None):
-        self._renderer = load_renderer(resolve_model(model), template)
+        text = None if template is None else template_text(template)
+        self._renderer = open_base(model, text).renderer
         self._model, self._max_length = model, max_length
         self._lengths: list[int] = []
         self._supervised: list[int] = []
