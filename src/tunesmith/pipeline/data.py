@@ -4,6 +4,7 @@ The source is read once into a file of rows; what the split needs is learnt on t
 the parts. Rows that an earlier split knows stay in their part.
 """
 
+import dataclasses
 import logging
 from pathlib import Path
 
@@ -45,12 +46,13 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
             write(row for index, row in enumerate(stream_rows(everything)) if parts[index] == number)
     everything.unlink()
     report.write(run.data_report_file)
+    git = git_state(Path.cwd())
     run.add_to_manifest(
         data={"path": settings.path, "sha256": digests},
         seed=recipe.seed,
         packages=package_versions(),
-        git=git_state(Path.cwd()),
-        hardware=hardware.describe(),
+        git=git and git.to_json(),
+        hardware=dataclasses.asdict(hardware.describe()),
     )
     logger.info(f"data: {report.rows} rows, {report.train} train, {report.dev} dev, {report.test} test (sealed)")
     if report.repeated_prompts:
