@@ -22,6 +22,7 @@ from tunesmith.tracking import terminal, visible
 
 if TYPE_CHECKING:
     from tunesmith.data.read import ReadOptions
+    from tunesmith.messages import Message
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ def run(
     """All stages, from data to verdict and report. The exit code is the verdict's."""
     directory = _verbs.open_run(target, out, replace=replace)
     if dry_run:
-        _status_text.print_status(_verbs.status(directory), _console())
+        _status_text.print_status(_verbs.dry_run(directory), _console())
         return
     result = _verbs.run(directory, until=until, force=force or ())
     if result is None:
@@ -342,7 +343,7 @@ def chat(
     answer = _verbs.chat(_verbs.open_run(target), compare)
     if sys.stdin.isatty():
         logger.info("type a message; an empty line starts a new conversation, Ctrl-D leaves")
-    conversation: list[dict[str, str]] = []
+    conversation: list[Message] = []
     while True:
         try:
             said = input("> " if sys.stdin.isatty() else "")

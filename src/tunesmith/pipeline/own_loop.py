@@ -29,6 +29,7 @@ from tunesmith.layers.experts import Adapted
 from tunesmith.models.fuse import fuse, is_fused
 from tunesmith.recipe import Train, section_from
 from tunesmith.rundir.records.training import Step
+from tunesmith.rundir.rows import Example
 from tunesmith.train import loop
 from tunesmith.train.documents import Documents, make_documents
 from tunesmith.train.health import check_adapter, first_rows, refuse_other_loss, stock_loss
@@ -85,7 +86,7 @@ def make_ready(
 
 
 def render(
-    rows: str | Path | Iterable[Mapping[str, Any]], model: BaseModel | LoadedModel, options: ReadOptions = AS_FOUND
+    rows: str | Path | Iterable[Example], model: BaseModel | LoadedModel, options: ReadOptions = AS_FOUND
 ) -> list[Rendered]:
     """Token ids and supervision of rows, as the model's template writes them.
 
@@ -99,8 +100,8 @@ def render(
         DataError: bad rows, or one that the template refuses or in which nothing is supervised.
     """
     if isinstance(rows, str | Path):
-        return model.render(row.as_dict() for row in Reader(rows, options))
-    return model.render(dict(row) for row in rows)
+        return model.render(row.to_json() for row in Reader(rows, options))
+    return model.render(rows)
 
 
 def train_steps(

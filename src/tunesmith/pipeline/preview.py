@@ -7,9 +7,10 @@ from html import escape
 from pathlib import Path
 
 from tunesmith.chat.render import Conversation, Piece
+from tunesmith.chat.template_choice import template_text
 from tunesmith.data.read import AS_FOUND, Reader, ReadOptions
+from tunesmith.engines.base import open_base
 from tunesmith.errors import DataError
-from tunesmith.pipeline.model_access import load_renderer, resolve_model
 
 SUPERVISED, CONTROL = "color:#009e73;font-weight:bold", "opacity:.55"
 
@@ -65,12 +66,12 @@ def preview(
         DataError: nothing to read there, or a bad row.
         ModelError: no tokenizer there, or a template that cannot be used.
     """
-    renderer = load_renderer(resolve_model(str(model)), template)
+    renderer = open_base(model, None if template is None else template_text(template)).renderer
 
     def previewed() -> Iterator[PreviewedRow]:
         for row in itertools.islice(Reader(source, options or AS_FOUND), rows):
             try:
-                conversation = Conversation.of(row.as_dict())
+                conversation = Conversation.of(row)
                 pieces = renderer.pieces(conversation.messages, conversation.tools, conversation.kind)
                 yield PreviewedRow(id=row.id, place=row.place, pieces=tuple(pieces))
             except DataError as error:
