@@ -177,9 +177,8 @@ def _metric(recipe: Recipe, rows: RowFacts, best: float | None) -> MetricFacts:
 
 def _machine(quick: bool) -> MachineFacts:
     """The GPU that training would use, or the machine; without torch only whether there may be a GPU."""
-    facts = hardware.describe()
-    cores, memory = hardware.cpu_count(), facts["memory_bytes"]
-    assert isinstance(memory, int)
+    here = hardware.describe()
+    cores, memory = here.cores, here.memory_bytes
     if quick:
         if any(Path(file).exists() for file in GPU_FILES):
             return MachineFacts(name="a GPU", kind="unknown", cores=cores, memory=None)

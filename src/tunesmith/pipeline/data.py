@@ -4,6 +4,7 @@ The source is read once into a file of rows; what the split needs is learnt on t
 the parts. Rows that an earlier split knows stay in their part.
 """
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -46,12 +47,13 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
             write(row for index, row in enumerate(stream_rows(everything)) if parts[index] == number)
     everything.unlink()
     write_json(run.data / "report.json", {"rows": len(parts), **counts, "leaks": leaks, **result})
+    git = git_state(Path.cwd())
     run.add_to_manifest(
         data={"path": settings.path, "sha256": digests},
         seed=recipe.seed,
         packages=package_versions(),
-        git=git_state(Path.cwd()),
-        hardware=hardware.describe(),
+        git=git and git.to_json(),
+        hardware=dataclasses.asdict(hardware.describe()),
     )
     logger.info(f"data: {len(parts)} rows, {counts['train']} train, {counts['dev']} dev, {counts['test']} test (sealed)")
     if result["repeated_prompts"]:

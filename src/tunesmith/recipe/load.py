@@ -15,12 +15,12 @@ from types import UnionType
 from typing import Any, TypeVar, cast, get_args, get_origin
 
 import yaml
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
 from tunesmith.errors import RecipeError
 from tunesmith.recipe.run import Recipe
 from tunesmith.recipe.section import Section
-from tunesmith.recipe.task import Task
+from tunesmith.recipe.task import Judge, Task
 
 S = TypeVar("S", bound=Section)
 FILE_SUFFIXES = {".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst"}  # no hub id ends so
@@ -44,11 +44,11 @@ def load_recipe(path: Path) -> Recipe:
     if not isinstance(raw, dict):
         found = "an empty file" if raw is None else f"a {type(raw).__name__}"
         raise RecipeError(f"{path}: expected keys and values, found {found}", "see recipes/ for complete examples")
-    recipe = recipe_from(cast("dict[str, Any]", raw), path.resolve().parent, str(path))
+    recipe = recipe_from(cast("dict[str, JsonValue]", raw), path.resolve().parent, str(path))
     return recipe if recipe.name else recipe.model_copy(update={"name": name_of(path.stem)})
 
 
-def recipe_from(raw: Mapping[str, Any], base: Path, where: str) -> Recipe:
+def recipe_from(raw: Mapping[str, JsonValue], base: Path, where: str) -> Recipe:
     """Check and resolve the keys of a recipe.
 
     Args:
@@ -126,7 +126,7 @@ def _resolved(recipe: Recipe, base: Path) -> Recipe:
 
 
 def _task_paths(base: Path, task: Task) -> Task:
-    changes: dict[str, Any] = {}
+    changes: dict[str, Path | str | Judge] = {}
     for key, place in (("json_schema", task.json_schema), ("tests", task.tests)):
         if place is not None:
             changes[key] = _absolute(base, place)

@@ -124,7 +124,7 @@ class RunDir:
         recover_directory(self.adapter)
         journal = finish_swap(self.export)
         if journal is not None:
-            self.record("export", journal["inputs"], self.files_below("export/"), time.time(), 0.0, 0)
+            self.record("export", journal.inputs, self.files_below("export/"), time.time(), 0.0, 0)
 
     def tokens(self, part: str) -> Path:
         """Rendered rows of train or dev, a memory-mapped Arrow file."""

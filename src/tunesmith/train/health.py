@@ -187,9 +187,9 @@ def check_adapter(
     if is_new:
         _refuse_delta(layers)
     trained = {f"{name}.{key}": p for name, layer in layers.items() for key, p in layer.named_parameters() if p.requires_grad}
-    was_training, device = model.training, head_weight(model).device
+    was_training = model.training
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), attention(model.eval(), PACKED):
+        with attention(model.eval(), PACKED):
             loss, _ = step_gradients(model, [make_pack(documents, chosen)])
             whole = make_documents([(documents.ids(n), [1] * int(documents.lengths[n])) for n in chosen])
             text_loss = mean_loss(model, [make_pack(whole, range(len(whole)))])
