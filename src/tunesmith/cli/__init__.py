@@ -17,7 +17,6 @@ from rich.text import Text
 
 from tunesmith import __version__
 from tunesmith.cli.ending import run_to_its_end
-from tunesmith.errors import TunesmithError
 from tunesmith.tracking import terminal, visible
 
 if TYPE_CHECKING:
@@ -190,12 +189,12 @@ def preview(
     shown = _stage.module_of("preview").preview(
         source, model, _read_options(format, column, None), template=template, rows=rows
     )
-    for row_id, place, pieces in shown:
-        console.rule(f"{row_id}, {place}")
-        if isinstance(pieces, TunesmithError):
-            console.print(Text(f"cannot be rendered: {pieces}", "red"))
+    for row in shown:
+        console.rule(f"{row.id}, {row.place}")
+        if row.error is not None:
+            console.print(Text(f"cannot be rendered: {row.error}", "red"))
             continue
-        for piece in pieces:
+        for piece in row.pieces:
             style = SUPERVISED if piece.supervised else CONTEXT
             text = visible(piece.text)
             if not console.is_terminal:
@@ -204,8 +203,7 @@ def preview(
             console.print(Text(text, f"{style} {CONTROL}" if piece.control else style), end="")
             if ids:
                 console.print(Text(f" {piece.ids} ", "dim cyan"), end="")
-        supervised = sum(len(piece.ids) for piece in pieces if piece.supervised)
-        console.print(f"\n{sum(len(piece.ids) for piece in pieces)} tokens, {supervised} supervised", style="dim")
+        console.print(f"\n{row.tokens} tokens, {row.supervised} supervised", style="dim")
 
 
 @app.command()
