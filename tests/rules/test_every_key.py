@@ -15,10 +15,12 @@ from transformers import Gemma4ForCausalLM, Gemma4TextConfig
 from conftest import toy_rows, write_recipe
 from tunesmith.chat.fit import fit as fit_lengths
 from tunesmith.chat.render import Conversation
+from tunesmith.checkpoints import resolve
 from tunesmith.checkpoints.resolve import find_model
 from tunesmith.data.pack import Plan
 from tunesmith.data.read import Reader
 from tunesmith.data.split import SplitFacts, answer_key, group_key, split
+from tunesmith.engines.base import open_base
 from tunesmith.engines.engine import Answer
 from tunesmith.engines.in_process import InProcessEngine
 from tunesmith.engines.open import output_constraint
@@ -41,28 +43,26 @@ from tunesmith.models.swap import add_lora
 from tunesmith.pipeline import forgetting
 from tunesmith.pipeline import verbs as api
 from tunesmith.pipeline.curve import share_of
-from tunesmith.pipeline.engines import engine_of
-from tunesmith.pipeline.evaluation import Evaluation
+from tunesmith.pipeline.evaluation import Evaluation, engine_of
 from tunesmith.pipeline.export import context_of, dry_run
 from tunesmith.pipeline.judge import make_judge
-from tunesmith.pipeline.model_access import load_renderer, model_directory
 from tunesmith.pipeline.render import _refuse_left_out
 from tunesmith.pipeline.seeds import seed_recipes
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Judge, Recipe, dump_recipe, load_recipe
 from tunesmith.retrieval.corpus import open_store, read_corpus
 from tunesmith.retrieval.store import build_store
-from tunesmith.rundir import write_json
+from tunesmith.rundir.records.data import LeftOut, Rendered
 from tunesmith.rundir.records.evidence import Forgetting
+from tunesmith.rundir.rows import Row
 from tunesmith.tracking import MetricsLog, read_metrics
 from tunesmith.train import loop
 from tunesmith.train.documents import make_documents
-from tunesmith.train.loop import fit
 from tunesmith.train.schedule import learning_rate
 
 TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
 OTHER = "{{ 'Think.' if enable_thinking }}" + TURNS + "{{ '<|im_start|>assistant: ' if add_generation_prompt }}"
-ROWS = [{"id": str(i), "place": f"line {i}", **row} for i, row in enumerate(toy_rows())]
+ROWS = [Row(str(i), f"line {i}", row["messages"]) for i, row in enumerate(toy_rows())]
 
 
 def _find(recipe, tmp):
@@ -95,7 +95,7 @@ def _fit(recipe, tmp):
     documents = make_documents([(torch.randint(5, 900, (20,), generator=generator).tolist(), [0] * 10 + [1] * 10)] * 8)
     t = recipe.train
     steps = Plan(documents.lengths, t.num_train_epochs, t.tokens_per_step, t.max_length, recipe.seed)
-    fit(model, layers, documents, steps, documents, recipe, folder / "checkpoints", MetricsLog(folder / "m.jsonl"), "x")
+    loop.fit(model, layers, documents, steps, documents, recipe, folder / "checkpoints", MetricsLog(folder / "m.jsonl"), "x")
     weights = [float(t.double().sum()) for t in adapter_state(layers).values()]
     records = [(r["loss"], r.get("dev_loss")) for r in read_metrics(folder / "m.jsonl")]
     return weights, records, [len(packs) for _, packs in steps]
@@ -154,7 +154,7 @@ class _Echo:
 
 
 def _book(recipe, tmp):
-    texts, ids = [row["messages"][0]["content"] for row in ROWS[:40]], [row["id"] for row in ROWS[:40]]
+    texts, ids = [row.messages[0]["content"] for row in ROWS[:40]], [row.id for row in ROWS[:40]]
     store = build_store(tmp / "questions.sqlite", texts, ids)
     return prompts.PromptBook(recipe, ROWS[:40], ROWS[40:], lambda _: store, lambda: store)
 
@@ -188,16 +188,15 @@ def _batches(recipe, tmp):
 
 
 def _budget(recipe, tmp):
-    run = api.open_run(tmp / "toy.yaml", tmp / f"run-{recipe.task.max_new_tokens}")
-    api.data(run)
+    api.data(run := api.open_run(tmp / "toy.yaml", tmp / f"run-{recipe.task.max_new_tokens}"))
     api.render(run)
-    return json.loads((run.data / "rendered.json").read_text())["max_new_tokens"]
+    return Rendered.read(run.rendered_file).max_new_tokens
 
 
 def _downloads(recipe, tmp):
     asked = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("huggingface_hub.snapshot_download", lambda model, revision, **_: asked.update(r=revision) or str(tmp))
+        patch.setattr(resolve, "snapshot_download", lambda model, revision, **_: asked.update(r=revision) or str(tmp))
         find_model("org/name", recipe.revision)
     return asked
 
@@ -207,7 +206,8 @@ def _exported(recipe, tmp):  # the plan that an export carries out
 
 
 def _context(recipe, tmp):
-    write_json((run := api.open_run(tmp / "toy.yaml", tmp / "run")).rendered_file, {"longest": 40, "max_new_tokens": 10})
+    lengths = Rendered(train_tokens=90, supervised_tokens=9, longest=40, max_new_tokens=10, left_out=0)
+    lengths.write((run := api.open_run(tmp / "toy.yaml", tmp / "run")).rendered_file)
     return context_of(run, recipe)
 
 
@@ -247,14 +247,14 @@ def _data(recipe, tmp):
 def _rendered(recipe, tmp):
     """Rows around the limit, rendered under the recipe's policy and template."""
     turns = [m for i in range(4) for m in ({"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"})]
-    renderer = load_renderer(model_directory(recipe), recipe.chat.template, recipe.chat.enable_thinking)
+    renderer = open_base(recipe).renderer
     fitted = fit_lengths(renderer, [Conversation(turns), Conversation(turns[:2])], 60, recipe.data.on_too_long)
     return [(f.rendered and f.rendered.ids, f.dropped_turns) for f in fitted]
 
 
 def _refused(recipe, tmp):
     try:
-        _refuse_left_out(recipe, "train", [{"id": "a", "place": "line 1", "reason": "", "hint": "", "tokens": 9}], [9])
+        _refuse_left_out(recipe, "train", [LeftOut(id="a", place="line 1", reason="", hint="", tokens=9)], [9])
     except DataError as error:
         return error.message
     return None
@@ -333,11 +333,11 @@ def _forgotten(recipe, tmp):
 
     run = api.open_run(tmp / "toy.yaml", tmp / f"run-{hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:8]}")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(
-            sys.modules, "tunesmith.evaluate.lm_eval", SimpleNamespace(run_tasks=lambda *a: asked.append(a[3:6]) or [])
-        )
+        tasks = SimpleNamespace(task_probes=lambda _, keys: asked.append((keys.tasks, keys.tasks_path, keys.limit)) or [])
+        patch.setitem(sys.modules, "tunesmith.pipeline.forgetting_tasks", tasks)
         patch.setattr("tunesmith.pipeline.forgetting.measure", measure)
-        patch.setattr("tunesmith.pipeline.forgetting.load", lambda *_: SimpleNamespace(model=None, layers=None, renderer=None))
+        loaded = SimpleNamespace(model=None, layers=None, renderer=None)
+        patch.setattr("tunesmith.pipeline.forgetting.base_of", lambda *_: SimpleNamespace(load=lambda _: loaded))
         forgetting.execute(run, recipe, Session(), "")
         result = Forgetting.read(run.evaluation / "forgetting.json")
     return asked, result.verdict

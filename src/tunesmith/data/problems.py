@@ -2,18 +2,42 @@
 
 The first 20 are shown in full and the rest are counted by code: a list of 40,000 lines is read by nobody, and the code
 is what groups them. Memory does not grow with the number of problems. A row has one problem at a time: what follows a
-wrong turn (roles out of step from there on) is noise until that turn is mended.
+wrong turn (roles out of step from there on) is noise until that turn is mended. Nothing is repaired: a repaired row is a
+row that nobody looked at.
 """
 
 import json
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from tunesmith.data.row import Problem
 from tunesmith.errors import DataError
+from tunesmith.rundir.records.check import RejectedRow, RowProblem
 
 SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with one row.
+
+    Attributes:
+        place: as ``Row.place``.
+        path: JSON path of the value, ``$`` for the whole row.
+        code: stable name of the kind of problem, e.g. ``role-order``.
+        message: what was found, and what was expected.
+        hint: the next thing to do.
+    """
+
+    place: str
+    path: str
+    code: str
+    message: str
+    hint: str
+
+    def __str__(self) -> str:
+        return f"{self.place}, {self.path}: {self.message} [{self.code}]\n    hint: {self.hint}"
 
 
 class RowError(Exception):
@@ -80,14 +104,11 @@ class ProblemLog:
         if self._file is None:
             self._target.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._target.open("w", encoding="utf-8")
-        reason = {"path": problem.path, "code": problem.code, "message": problem.message, "hint": problem.hint}
-        record: dict[str, Any] = {"place": problem.place, "problems": [reason]}
-        if isinstance(raw, bytes):
-            record["raw"] = raw.decode("utf-8", "backslashreplace")
-        else:
-            record["row"] = raw
+        reason = RowProblem(path=problem.path, code=problem.code, message=problem.message, hint=problem.hint)
+        text = raw.decode("utf-8", "backslashreplace") if isinstance(raw, bytes) else None
+        row = RejectedRow(place=problem.place, problems=(reason,), raw=text, row=None if text is not None else raw)
         # ASCII, so that half of a surrogate pair can be written down.
-        self._file.write(json.dumps(record, default=_told) + "\n")
+        self._file.write(json.dumps(row.to_json(), default=_text) + "\n")
 
     def close(self) -> None:
         """Finish the file of rejected rows."""
@@ -104,6 +125,6 @@ class ProblemLog:
         return DataError("\n".join(lines), hint)
 
 
-def _told(value: Any) -> str:
+def _text(value: Any) -> str:
     """Values of a Parquet file that JSON has not: dates as text; of a picture its size, as nobody reads a megabyte of bytes."""
     return f"{len(value):,} bytes" if isinstance(value, bytes) else str(value)

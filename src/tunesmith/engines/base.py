@@ -3,28 +3,30 @@
 Every stage asks the same four questions of a recipe's model: its directory, its renderer, the storage of its weights, the dtype
 of its products. Asked anew in each place they cost a hash of the file, 0.1 to 4.5 s for the second tokenizer and a timed probe;
 worse, two places may get two answers (a template that writes today's date, a file that was exchanged). ``BaseModel`` answers
-each question once, when it is first asked, and is handed around.
+each question once, when it is first asked, and is handed around. Stages of one process open the same base one after another,
+so a tokenizer that was read, and what a template was found to do with it, stay (``_renderer``).
 
 Nothing is loaded until ``load``. What is loaded is a stock model on the best device, with an adapter on it where one is named;
 an adapter's rank, scale and targets are those of its own ``adapter_config.json`` and never a recipe's.
 
-Refused: opening by keyword in every stage (seven keys, three of which decide whether an old answer still holds); a cache by
-directory, which would outlive the run.
+Refused: opening by keyword in every stage (seven keys, three of which decide whether an old answer still holds); keeping loaded
+weights, which the next stage would share its memory with.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from transformers import PreTrainedModel
 
 from tunesmith.chat.render import Conversation, Rendered, Renderer
 from tunesmith.chat.template_choice import template_text
-from tunesmith.checkpoints.resolve import find_model, model_key
-from tunesmith.errors import DataError, RecipeError, RunError
+from tunesmith.checkpoints.facts import model_key
+from tunesmith.checkpoints.resolve import find_model
+from tunesmith.errors import DataError, RunError
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.adapter import CONFIG, load_adapted, read_lora, save_adapter
 from tunesmith.models.device import best_device
@@ -32,9 +34,11 @@ from tunesmith.models.identity import base_identity, commit_of, refuse_other_bas
 from tunesmith.models.load import load_model, load_tokenizer
 from tunesmith.models.precision import Dtype, precision
 from tunesmith.models.swap import add_lora
-from tunesmith.recipe import Lora, Recipe
+from tunesmith.recipe import Lora, Recipe, section_from
 from tunesmith.rundir import atomic_directory, fingerprint
-from tunesmith.rundir.records import Json
+from tunesmith.rundir.rows import Example
+
+TOKENIZER_FILES = (".json", ".jinja", ".model")  # suffixes of what a tokenizer and its template are read from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +79,7 @@ class BaseModel:
         Raises:
             ModelError: no tokenizer there, or a template that cannot be used.
         """
-        return Renderer(load_tokenizer(self.directory), self.template, self.enable_thinking)
+        return _renderer(self.directory, self.template, self.enable_thinking)
 
     @cached_property
     def _precision(self) -> tuple[str, Dtype]:
@@ -101,14 +105,15 @@ class BaseModel:
         """Fingerprint of the model and of how it is kept while it answers."""
         return fingerprint(self.key, self.base, self.arithmetic, self.per_layer_embeddings)
 
-    def render(self, rows: Iterable[Json]) -> list[Rendered]:
+    def render(self, rows: Iterable[Example]) -> list[Rendered]:
         """Token ids and supervision of rows: objects with ``messages``, and ``tools`` where there are some.
 
         Raises:
             DataError: a row that the template refuses or in which nothing is supervised, by its number from 1.
         """
         rendered: list[Rendered] = []
-        for number, result in enumerate(self.renderer.render_batch([Conversation.of(row) for row in rows]), start=1):
+        conversations = [Conversation(row["messages"], row.get("tools"), row.get("kind", "chat")) for row in rows]
+        for number, result in enumerate(self.renderer.render_batch(conversations), start=1):
             if isinstance(result, DataError):
                 raise DataError(f"row {number}: {result.message}", result.hint) from result
             rendered.append(result)
@@ -138,15 +143,7 @@ class BaseModel:
             RecipeError: an unknown key, or a value out of range.
             TrainingError: nothing to adapt.
         """
-        try:
-            lora = Lora(**settings)
-        except ValidationError as error:
-            first = error.errors()[0]
-            known = ", ".join(Lora.model_fields)
-            raise RecipeError(
-                f"add_lora: {first['loc'][0]}: {first['msg']}, found {first['input']!r}", f"keys: {known}"
-            ) from error
-        return self.load().adapt(lora, seed)
+        return self.load().adapt(section_from(Lora, settings, "add_lora"), seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +176,7 @@ class LoadedModel:
         assert not self.layers, "a model has one adapter"
         return replace(self, layers=add_lora(self.model, lora, seed), lora=lora)
 
-    def render(self, rows: Iterable[Json]) -> list[Rendered]:
+    def render(self, rows: Iterable[Example]) -> list[Rendered]:
         """See ``BaseModel.render``."""
         return self.base.render(rows)
 
@@ -200,29 +197,35 @@ class LoadedModel:
         return target
 
 
-def open_base(model: Recipe | str | Path, template: str | None = None, *, base: str | None = None) -> BaseModel:
+def open_base(
+    model: Recipe | str | Path, template: str | None = None, *, base: str | None = None, compute: str | None = None
+) -> BaseModel:
     """The base model of a recipe, or one by its hub id, directory or ``.gguf`` file. Loads no weights.
 
     Args:
-        template: Jinja text in the place of the recipe's or the model's own template, as a run directory keeps it.
+        template: Jinja text in the place of the recipe's or the model's own template, as a run directory keeps it: thinking is
+            switched in it already.
         base: storage of the weights in the place of the recipe's: ``auto``, ``fp32``, ``bf16`` or ``nf4``.
+        compute: dtype of the products in the place of the recipe's ``train.compute``.
 
     Raises:
         ModelError: the recipe's template cannot be read.
     """
     if not isinstance(model, Recipe):
-        return BaseModel(model=_local_or_hub(model), base=base or "auto", template=template)
-    if template is None and model.chat.template is not None:
-        template = template_text(model.chat.template)
+        return BaseModel(model=_local_or_hub(model), base=base or "auto", arithmetic=compute or "auto", template=template)
+    enable_thinking = None
+    if template is None:
+        enable_thinking = model.chat.enable_thinking
+        template = None if model.chat.template is None else template_text(model.chat.template)
     return BaseModel(
         model=model.model,
         revision=model.revision,
         sha256=model.model_sha256,
         base=base or model.base,
-        arithmetic=model.train.compute,
+        arithmetic=compute or model.train.compute,
         per_layer_embeddings=model.per_layer_embeddings,
         template=template,
-        enable_thinking=model.chat.enable_thinking,
+        enable_thinking=enable_thinking,
     )
 
 
@@ -230,3 +233,24 @@ def _local_or_hub(model: str | Path) -> str:
     """A file or directory as an absolute path; a hub id as it is."""
     path = Path(model).expanduser()
     return str(path.resolve()) if path.exists() or path.suffix == ".gguf" or isinstance(model, Path) else model
+
+
+_RENDERERS: dict[tuple[object, ...], Renderer] = {}  # of this process, by all that makes one
+MOST_RENDERERS = 8
+
+
+def _renderer(directory: Path, template: str | None, enable_thinking: bool | None) -> Renderer:
+    """The renderer of a directory, once a process while its files stay what they are.
+
+    It is known by what was asked for, and by the text that it settled on: what a run directory keeps is opened by the latter.
+    A template that reads the clock is read anew on another day.
+    """
+    names = [file for file in sorted(directory.iterdir()) if file.suffix in TOKENIZER_FILES]
+    files = (directory, *((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in names))
+    key = (files, template, enable_thinking, date.today())
+    if key not in _RENDERERS:
+        if len(_RENDERERS) >= MOST_RENDERERS:
+            _RENDERERS.clear()
+        renderer = Renderer(load_tokenizer(directory), template, enable_thinking)
+        _RENDERERS[key] = _RENDERERS[(files, renderer.template, None, date.today())] = renderer
+    return _RENDERERS[key]

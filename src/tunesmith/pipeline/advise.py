@@ -8,7 +8,6 @@ With ``quick`` no model is asked and torch is not imported: rows are read and co
 the model is on the disk already, tokens are a quarter of the characters, and a GPU is not asked for its memory.
 """
 
-import itertools
 import json
 import logging
 from dataclasses import replace
@@ -17,18 +16,16 @@ from pathlib import Path
 from tunesmith import hardware
 from tunesmith.advise.decide import decide
 from tunesmith.advise.memory import Shape, shape_of, training_bytes, training_hours
-from tunesmith.checkpoints.content import hub_snapshot
+from tunesmith.checkpoints.content import model_at_hand
 from tunesmith.data.quality import Quality
 from tunesmith.data.read import Reader, ReadOptions
-from tunesmith.errors import ModelError
 from tunesmith.evaluate import stats
 from tunesmith.evaluate.metrics import make_metric
 from tunesmith.evaluate.references import check_references
 from tunesmith.pipeline.stage import make, module_of
 from tunesmith.pipeline.table import table_of
 from tunesmith.recipe import Recipe
-from tunesmith.rundir import RunDir, read_json, sha256_file
-from tunesmith.rundir.records import Json
+from tunesmith.rundir import RunDir
 from tunesmith.rundir.records.advice import (
     Advice,
     Facts,
@@ -38,6 +35,9 @@ from tunesmith.rundir.records.advice import (
     PriceFacts,
     RowFacts,
 )
+from tunesmith.rundir.records.check import DataReport
+from tunesmith.rundir.records.data import Rendered
+from tunesmith.rundir.records.quality import QualityReport
 from tunesmith.rundir.rows import Row
 from tunesmith.tracking import progress
 
@@ -111,7 +111,7 @@ def _read_rows(run: RunDir, recipe: Recipe) -> RowFacts:
         reader.progress = bar.advance
         for batch in reader.batches():
             quality.add(batch)
-            first += [row.as_dict() for row in itertools.islice(batch, REFERENCES - len(first))]
+            first += batch[: REFERENCES - len(first)]
             for message in (message for row in batch for message in row.messages):
                 length = len(str(message.get("content") or ""))
                 characters += length
@@ -119,7 +119,7 @@ def _read_rows(run: RunDir, recipe: Recipe) -> RowFacts:
     if recipe.task.metric not in NOT_TRIED:
         check_references(first, make_metric(recipe.task))
     report = quality.report()
-    rows = report["rows"]
+    rows = report.rows
     test, dev = round(rows * settings.test_fraction), round(rows * settings.dev_fraction)
     share = (rows - test - dev) / max(1, rows) / CHARACTERS_A_TOKEN
     return _row_facts(report, (rows - test - dev, dev, test), (characters * share, supervised * share, False))
@@ -127,21 +127,21 @@ def _read_rows(run: RunDir, recipe: Recipe) -> RowFacts:
 
 def _split_rows(run: RunDir) -> RowFacts:
     """What the stages data and render counted."""
-    report, rendered = read_json(run.data / "report.json"), read_json(run.rendered_file)
-    parts = (report["train"], report["dev"], report["test"])
-    return _row_facts(report["check"]["quality"], parts, (rendered["train_tokens"], rendered["supervised"], True))
+    report, rendered = DataReport.read(run.data_report_file), Rendered.read(run.rendered_file)
+    parts = (report.train, report.dev, report.test)
+    return _row_facts(report.check.quality, parts, (rendered.train_tokens, rendered.supervised_tokens, True))
 
 
-def _row_facts(quality: Json, parts: tuple[int, int, int], tokens: tuple[float, float, bool]) -> RowFacts:
-    prompts, varied = quality["prompts"], quality["diversity"]
+def _row_facts(quality: QualityReport, parts: tuple[int, int, int], tokens: tuple[float, float, bool]) -> RowFacts:
+    prompts, varied = quality.prompts, quality.diversity
     return RowFacts(
-        rows=quality["rows"],
-        distinct=quality["duplicates"]["distinct"],
-        prompts=prompts["distinct"] if prompts["rows"] else None,
-        conflicting=prompts["conflicting_rows"],
-        distinct_4=varied["prompts"]["distinct_4"],
-        compression=varied["prompts"]["compression_ratio"],
-        sampled=varied["sampled"],
+        rows=quality.rows,
+        distinct=quality.duplicates.distinct,
+        prompts=prompts.distinct if prompts.rows else None,
+        conflicting=prompts.conflicting_rows,
+        distinct_4=varied.prompts.distinct_4,
+        compression=varied.prompts.compression_ratio,
+        sampled=varied.sampled,
         train=parts[0],
         dev=parts[1],
         test=parts[2],
@@ -178,9 +178,8 @@ def _metric(recipe: Recipe, rows: RowFacts, best: float | None) -> MetricFacts:
 
 def _machine(quick: bool) -> MachineFacts:
     """The GPU that training would use, or the machine; without torch only whether there may be a GPU."""
-    facts = hardware.describe()
-    cores, memory = hardware.cpu_count(), facts["memory_bytes"]
-    assert isinstance(memory, int)
+    here = hardware.describe()
+    cores, memory = here.cores, here.memory_bytes
     if quick:
         if any(Path(file).exists() for file in GPU_FILES):
             return MachineFacts(name="a GPU", kind="unknown", cores=cores, memory=None)
@@ -191,31 +190,11 @@ def _machine(quick: bool) -> MachineFacts:
 
 def _shape(recipe: Recipe, quick: bool) -> Shape | str:
     """Sizes of the model, or why they are not known."""
-    directory = _at_hand(recipe) if quick else module_of("model_access").model_directory(recipe)
+    directory = model_at_hand(recipe.model, recipe.revision) if quick else module_of("base").directory_of(recipe)
     if isinstance(directory, str):
         return directory
     shape = shape_of(json.loads((directory / "config.json").read_text(encoding="utf-8")))
     return shape if isinstance(shape, Shape) else f"{recipe.model}: config.json has no {shape}, so nothing can be estimated"
-
-
-def _at_hand(recipe: Recipe) -> Path | str:
-    """The model's directory where it is on the disk already, or why not.
-
-    Raises:
-        ModelError: the recipe names a file or directory that is not there.
-    """
-    path = Path(recipe.model)
-    if recipe.model.endswith(".gguf"):
-        if not path.is_file():
-            raise ModelError(f"{path}: no such model file", "check the path; it is relative to the recipe file")
-        directory = hardware.converted_model(sha256_file(path))
-        return directory if (directory / "config.json").exists() else f"{path.name} has not been converted yet"
-    if path.is_absolute():
-        if not (path / "config.json").exists():
-            raise ModelError(f"{path}: no config.json there", "give the directory that save_pretrained wrote")
-        return path
-    snapshot = hub_snapshot(recipe.model, recipe.revision)
-    return snapshot if (snapshot / "config.json").exists() else f"{recipe.model} has not been fetched yet"
 
 
 def _memory(recipe: Recipe, shape: Shape | str, machine: MachineFacts, quick: bool) -> MemoryFacts:

@@ -3,23 +3,27 @@
 from collections.abc import Callable
 
 from tunesmith.chat.render import with_system
-from tunesmith.pipeline.engines import in_process
-from tunesmith.rundir import RunDir, read_json
+from tunesmith.engines.open import open_in_process
+from tunesmith.messages import Message
+from tunesmith.pipeline.base import base_of
+from tunesmith.rundir import RunDir
+from tunesmith.rundir.records.data import Rendered
 
 
-def chat(run: RunDir, compare: bool = False) -> Callable[[list[dict[str, str]]], dict[str, str]]:
+def chat(run: RunDir, compare: bool = False) -> Callable[[list[Message]], dict[str, str]]:
     """The tuned model (and with ``compare`` the base) to talk to.
 
     Returns:
         A function from a conversation to ``{"tuned": answer}``, or with the base's answer beside it.
     """
     recipe = run.recipe()
-    engines = {"base": in_process(run, recipe, None)} if compare else {}
-    engines["tuned"] = in_process(run, recipe, run.adapter)
-    budget = read_json(run.rendered_file)["max_new_tokens"]
+    base, at_a_time = base_of(run, recipe), recipe.evaluate.batch_size
+    engines = {"base": open_in_process(base, None, at_a_time)} if compare else {}
+    engines["tuned"] = open_in_process(base, run.adapter, at_a_time)
+    budget = Rendered.read(run.rendered_file).max_new_tokens
     system = {"base": recipe.task.prompt, "tuned": recipe.task.short_prompt}
 
-    def answer(conversation: list[dict[str, str]]) -> dict[str, str]:
+    def answer(conversation: list[Message]) -> dict[str, str]:
         return {
             name: engine.generate([with_system(conversation, system[name])], budget, lambda _: None)[0].text
             for name, engine in engines.items()
