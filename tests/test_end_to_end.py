@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from conftest import GGUF, ROOT
+from tunesmith.evaluate.arms import read_outputs
 from tunesmith.pipeline import verbs as api
-from tunesmith.rundir import read_rows
 from tunesmith.rundir.records.export import Export
 
 pytestmark = pytest.mark.slow
@@ -41,8 +41,8 @@ def test_tuning_helps_and_the_deployed_form_keeps_it(run):
 
 def test_the_tuned_model_stops_by_itself(run):
     directory, _ = run
-    outputs = read_rows(directory.evaluation / "deployed" / "outputs.jsonl")
-    assert sum(row["finished"] for row in outputs) > 0.9 * len(outputs)
+    outputs = read_outputs(directory.evaluation / "deployed")
+    assert sum(row.finished for row in outputs) > 0.9 * len(outputs)
 
 
 def test_training_went_down_and_memory_stays_under_six_gigabytes(run):

@@ -18,7 +18,7 @@ from typing import Any
 from tunesmith.errors import RecipeError, RunError
 from tunesmith.pipeline import verbs
 from tunesmith.recipe import Recipe, recipe_from
-from tunesmith.rundir import RunDir, write_rows
+from tunesmith.rundir import RunDir, write_lines
 from tunesmith.rundir.records.advice import Advice
 from tunesmith.rundir.records.evaluation import Output, Outputs, Verdict
 from tunesmith.rundir.records.export import Export
@@ -66,7 +66,7 @@ class Run:
             if not text:
                 raise RunError(f"{directory}: no rows were given", "data is a path, a list of rows, or a datasets.Dataset")
             with self.directory.writing():
-                write_rows(directory / ROWS, text)
+                write_lines(directory / ROWS, text)
 
     @classmethod
     def open(cls, path: str | Path) -> "Run":

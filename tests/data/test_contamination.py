@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tunesmith.data.contamination import Contamination, normalised
-from tunesmith.data.row import Row
+from tunesmith.rundir.rows import Row
 
 
 def _letters(rng, n, alphabet=string.ascii_lowercase + string.digits):

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from tunesmith.data import near
 from tunesmith.data.near import NearDuplicates, band_shape, meeting, question, shingles
-from tunesmith.data.row import Row, normalized
+from tunesmith.data.normalize import normalized
+from tunesmith.rundir.rows import Row
 
 RANDOM = random.Random(7)
 WORDS = ["".join(RANDOM.choices("abcdefghijklmnopqrstuvwxyz", k=RANDOM.randint(2, 9))) for _ in range(3000)]

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.data.personal import PATTERNS, Personal, mask, masked
-from tunesmith.data.row import Row
+from tunesmith.rundir.rows import Row
 
 # Written in two parts: scanners of repositories look for the whole.
 FOUND = {

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.data.quality import Quality, headlines, histogram
-from tunesmith.data.row import Row, content_hash, prompt_hash
+from tunesmith.data.row_hash import content_hash, prompt_hash
+from tunesmith.rundir.rows import Row
 
 
 def row(place, *turns, kind="chat", tools=None, **last):
@@ -94,7 +95,8 @@ def test_the_report_is_the_same_in_another_process(tmp_path):
     program = (
         "import json, random\n"
         "from tunesmith.data.quality import Quality\n"
-        "from tunesmith.data.row import Row, content_hash\n"
+        "from tunesmith.data.row_hash import content_hash\n"
+        "from tunesmith.rundir.rows import Row\n"
         "draw, quality = random.Random(0), Quality()\n"
         "for n in range(300):\n"
         "    said = f'q{draw.randrange(60)}', f'a{draw.randrange(9)}'\n"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.data.row import Row, content_hash
+from tunesmith.data.row_hash import content_hash
 from tunesmith.data.split import (
     DEV,
     TEST,
@@ -21,6 +21,7 @@ from tunesmith.data.split import (
     write_split,
 )
 from tunesmith.errors import DataError, RunError
+from tunesmith.rundir.rows import Row
 
 
 def _row(prompt, answer="ok", group=None, kind="chat"):

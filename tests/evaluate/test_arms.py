@@ -17,9 +17,10 @@ from tunesmith.recipe import TokenPrice
 from tunesmith.rundir import read_rows
 from tunesmith.rundir.records.evaluation import Scores, Selection
 from tunesmith.rundir.records.evidence import RetrievalRecall
+from tunesmith.rundir.rows import Row
 
-ROWS = [{"id": str(i), "place": f"line {i}", **row} for i, row in enumerate(toy_rows()[:6])]
-ASKED = [row["messages"][:-1] for row in ROWS]
+ROWS = [Row(str(i), f"line {i}", row["messages"]) for i, row in enumerate(toy_rows()[:6])]
+ASKED = [row.messages[:-1] for row in ROWS]
 
 
 class Engine:
@@ -30,7 +31,7 @@ class Engine:
 
     def generate(self, prompts, max_new_tokens, advance, allowed=None):
         self.calls += 1
-        right = [row["messages"][-1]["content"] for row in ROWS[: len(ROWS) // 2]]
+        right = [row.messages[-1]["content"] for row in ROWS[: len(ROWS) // 2]]
         return [Answer(text, 100, 10, 0.5, True) for text in right + ["{}"] * (len(prompts) - len(right))]
 
     def close(self):
@@ -125,7 +126,7 @@ def test_an_endpoint_is_an_arm_with_a_price_and_its_key_is_in_no_file(endpoint, 
     assert [row.prompt for row in local] == [row.prompt for row in theirs]
     assert local[0].prompt[-1]["content"].startswith("Documents that may help:") and local[0].cost is None
     assert RetrievalRecall.read(run.evaluation / "retrieval.json").n == len(rows)
-    sealed = {row["messages"][0]["content"] for row in read_rows(run.data / "test.jsonl")}
+    sealed = {row.question for row in read_rows(run.data / "test.jsonl")}
     assert not [row for row in local if any(f" {asked}\n" in row.prompt[-1]["content"] for asked in sealed)]
     lines = talk()
     written = "".join(p.read_text(errors="replace") for p in run.path.rglob("*") if p.is_file()) + lines

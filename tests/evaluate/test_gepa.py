@@ -11,15 +11,16 @@ from tunesmith.engines.open import open_writer
 from tunesmith.errors import RunError
 from tunesmith.evaluate.gepa import write_instruction
 from tunesmith.evaluate.search import instructions, space
+from tunesmith.rundir.rows import Row
 
-ROWS = [{"id": str(i), "place": f"line {i}", **row} for i, row in enumerate(toy_rows())]
+ROWS = [Row(str(i), f"line {i}", row["messages"]) for i, row in enumerate(toy_rows())]
 TRAIN, DEV = ROWS[:40], ROWS[40:46]
 
 
 def answers_of(instruction, rows):
     """A base model that is right where the instruction says MAGIC."""
     scored = replace(OUTPUT, output="x", score=float("MAGIC" in instruction))
-    return [replace(scored, prompt=row["messages"][:1], reference=row["messages"][1]["content"]) for row in rows]
+    return [replace(scored, prompt=row.messages[:1], reference=row.messages[1]["content"]) for row in rows]
 
 
 @pytest.fixture
@@ -50,8 +51,8 @@ def test_what_does_better_on_dev_is_kept_and_the_budget_holds(make_recipe, serve
     assert written.answers == len(spent) <= 60
     shown = server.requests[0][1]["messages"][-1]["content"]
     assert recipe.task.prompt in shown  # the writer sees the instruction, train rows and their references
-    references = [row["messages"][1]["content"] for row in TRAIN if row["messages"][1]["content"] in shown]
-    assert len(references) == 3 and not any(row["messages"][1]["content"] in shown for row in DEV)
+    references = [row.messages[1]["content"] for row in TRAIN if row.messages[1]["content"] in shown]
+    assert len(references) == 3 and not any(row.messages[1]["content"] in shown for row in DEV)
 
 
 def test_without_a_better_one_the_first_stays(make_recipe, server):

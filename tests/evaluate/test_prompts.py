@@ -6,15 +6,16 @@ from tunesmith.evaluate import prompts
 from tunesmith.evaluate.prompts import PromptBook
 from tunesmith.retrieval.store import build_store
 from tunesmith.rundir.records.evaluation import Candidate
+from tunesmith.rundir.rows import Row
 
-ROWS = [{"id": str(i), "place": f"line {i}", **row} for i, row in enumerate(toy_rows())]
+ROWS = [Row(str(i), f"line {i}", row["messages"]) for i, row in enumerate(toy_rows())]
 SEALED = ROWS[40:]
 RANDOM = {"arm": "few_shot", "instruction": None, "selection": "random", "k": 2}
 RETRIEVAL = {"arm": "retrieval", "instruction": None, "documents": 1}
 
 
 def book(recipe, tmp_path, pool=ROWS[:40], sealed=SEALED):
-    texts, ids = [row["messages"][0]["content"] for row in pool], [row["id"] for row in pool]
+    texts, ids = [row.messages[0]["content"] for row in pool], [row.id for row in pool]
     return PromptBook(
         recipe,
         pool,
@@ -28,19 +29,19 @@ def test_prompt_arms_get_the_full_instruction_zero_shot_and_tuned_the_short_one(
     recipe = make_recipe({"task.short_prompt": "Short."})
     prompt_book = book(recipe, tmp_path)
     (zero,), (full,) = (prompts.candidates(recipe, prompt_book.pool, arm) for arm in ("zero_shot", "instruction"))
-    short = [{"role": "system", "content": "Short."}, ROWS[50]["messages"][0]]
+    short = [{"role": "system", "content": "Short."}, ROWS[50].messages[0]]
     assert prompt_book.messages(zero, ROWS[50]) == prompt_book.tuned(ROWS[50]) == prompts.tuned(recipe, ROWS[50]) == short
-    assert prompt_book.messages(full, ROWS[50]) == [{"role": "system", "content": recipe.task.prompt}, ROWS[50]["messages"][0]]
+    assert prompt_book.messages(full, ROWS[50]) == [{"role": "system", "content": recipe.task.prompt}, ROWS[50].messages[0]]
     shown = Candidate(arm="few_shot", instruction="Full.", selection="random", k=2, demonstrations=("1", "2"))
     asked = prompt_book.messages(shown, ROWS[50])
     assert [m["role"] for m in asked] == ["system", "user", "assistant", "user", "assistant", "user"]
-    assert asked[1:5] == ROWS[1]["messages"] + ROWS[2]["messages"]
+    assert asked[1:5] == ROWS[1].messages + ROWS[2].messages
     assert Candidate.parse(shown.to_json()) == shown
 
 
 def test_nearest_rows_share_words_and_stand_nearest_last(make_recipe, tmp_path):
     prompt_book = book(make_recipe(), tmp_path)
-    question = {"id": "q", "messages": [{"role": "user", "content": "a white stone"}, {"role": "assistant", "content": "x"}]}
+    question = Row("q", "line 1", [{"role": "user", "content": "a white stone"}, {"role": "assistant", "content": "x"}])
     asked = prompt_book.messages(Candidate(arm="few_shot", instruction=None, selection="bm25", k=3), question)
     shown = [m["content"] for m in asked[:-1] if m["role"] == "user"]
     assert shown[-1] == "a white stone" and len(shown) == 3 and all("white" in t or "stone" in t for t in shown)
@@ -52,18 +53,15 @@ def test_documents_stand_before_the_question_alike_for_base_and_tuned(make_recip
     base, tuned = prompt_book.messages(candidate, ROWS[50]), prompt_book.tuned(ROWS[50], 2)
     assert base[-1] == tuned[-1] and (base[0]["content"], tuned[0]["content"]) == ("Full.", "Short.")
     text = base[-1]["content"]
-    assert text.endswith("\n\n" + ROWS[50]["messages"][0]["content"]) and "[1] fact about" in text and "[2] fact" in text
+    assert text.endswith("\n\n" + ROWS[50].messages[0]["content"]) and "[1] fact about" in text and "[2] fact" in text
     assert prompts.framed([], "Why?") == "Why?"
 
 
 def test_what_is_sealed_is_never_shown(make_recipe, tmp_path):
-    spelled_otherwise = {
-        "id": "t",
-        "messages": [{"role": "user", "content": "A  RED car"}, {"role": "assistant", "content": "x"}],
-    }
-    assert ROWS[0]["messages"][0]["content"] == "a red car"
+    spelled_otherwise = Row("t", "line 1", [{"role": "user", "content": "A  RED car"}, {"role": "assistant", "content": "x"}])
+    assert ROWS[0].messages[0]["content"] == "a red car"
     pool = prompts.shown_pool(ROWS[:40], [*SEALED, spelled_otherwise])
-    assert [row["id"] for row in pool] == [str(i) for i in range(1, 40)]
+    assert [row.id for row in pool] == [str(i) for i in range(1, 40)]
     for sealed in ([ROWS[3]], [spelled_otherwise]):
         prompt_book = book(make_recipe(), tmp_path, sealed=sealed)
         with pytest.raises(AssertionError, match="also sealed"):

@@ -8,8 +8,9 @@ from tunesmith.errors import RunError
 from tunesmith.evaluate.metrics import format_line
 from tunesmith.evaluate.search import cost, instructions, rungs, search, space
 from tunesmith.rundir.records.evaluation import Candidate
+from tunesmith.rundir.rows import Row
 
-ROWS = [{"id": str(i), "place": f"line {i}", **row} for i, row in enumerate(toy_rows())]
+ROWS = [Row(str(i), f"line {i}", row["messages"]) for i, row in enumerate(toy_rows())]
 
 
 @given(st.integers(1, 200), st.integers(1, 300), st.integers(1, 2000))

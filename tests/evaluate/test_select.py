@@ -13,9 +13,10 @@ from tunesmith.evaluate.prompts import PromptBook, question_key
 from tunesmith.evaluate.select import PromptTask, select_prompt
 from tunesmith.retrieval.store import build_store
 from tunesmith.rundir.records.evaluation import Selection
+from tunesmith.rundir.rows import Row
 
-ROWS = [{"id": str(i), "place": f"line {i}", **row} for i, row in enumerate(toy_rows())]
-ANSWERS = {row["messages"][0]["content"]: row["messages"][1]["content"] for row in ROWS}
+ROWS = [Row(str(i), f"line {i}", row["messages"]) for i, row in enumerate(toy_rows())]
+ANSWERS = {row.messages[0]["content"]: row.messages[1]["content"] for row in ROWS}
 
 
 class Parrot:
@@ -46,7 +47,7 @@ def prompt_task(recipe, book, dev, engines, **more):
 
 def choose(recipe, tmp_path, engines, **more):
     pool, dev = ROWS[:40], ROWS[40:52]
-    texts, ids = [row["messages"][0]["content"] for row in pool], [row["id"] for row in pool]
+    texts, ids = [row.messages[0]["content"] for row in pool], [row.id for row in pool]
     store = build_store(tmp_path / "store.sqlite", texts, ids)
     book = PromptBook(recipe, pool, ROWS[40:], lambda _: store, lambda: store)
     return select_prompt(prompt_task(recipe, book, dev, engines, **more))

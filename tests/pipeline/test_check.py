@@ -9,7 +9,8 @@ from tunesmith import cli
 from tunesmith.data.read import read_rows as read_any
 from tunesmith.errors import DataError
 from tunesmith.pipeline import verbs as api
-from tunesmith.rundir import read_json, read_rows
+from tunesmith.rundir import read_json
+from tunesmith.rundir.records.data import LeftOut
 
 ALPACA = [
     {"instruction": "Name the colour.", "input": f"a {c} car", "output": c, "source": "x"} for c in ("red", "blue", "grey")
@@ -102,7 +103,7 @@ def test_too_long_rows_are_refused_with_the_length_that_keeps_them_or_dropped_by
     keeps_all = int(caught.value.hint.split(" keeps 100 %")[0].split()[-1])
     assert _rendered(tmp_path, tiny_dir, {"train.max_length": keeps_all})[1] == []
     run, left_out = _rendered(tmp_path, tiny_dir, {"train.max_length": 47, "data.on_too_long": "drop"})
-    assert left_out and all(row["reason"] == f"{row['tokens']} tokens" and row["tokens"] > 47 for row in left_out)
+    assert left_out and all(row.reason == f"{row.tokens} tokens" and row.tokens > 47 for row in left_out)
     assert read_json(run.data / "rendered.json")["longest"] == 47
 
 
@@ -110,7 +111,7 @@ def _rendered(tmp_path, tiny_dir, changes):
     run = api.open_run(write_recipe(tmp_path, tiny_dir, changes), tmp_path / str(len(list(tmp_path.iterdir()))))
     api.data(run)
     api.render(run)
-    return run, read_rows(run.data / "left_out.jsonl")
+    return run, LeftOut.read_lines(run.data / "left_out.jsonl")
 
 
 def _row(question, answer):
@@ -131,7 +132,7 @@ def test_a_row_that_cannot_be_rendered_refuses_the_run_or_is_left_out_by_name(tm
                 api.render(run)
         else:
             api.render(run)
-            assert all("cannot represent" in row["reason"] for row in read_rows(run.data / "left_out.jsonl"))
+            assert all("cannot represent" in row.reason for row in LeftOut.read_lines(run.data / "left_out.jsonl"))
 
 
 def test_more_rows_keep_the_old_test_rows_in_test(tmp_path, tiny_dir):

@@ -8,6 +8,7 @@ import pytest
 
 from conftest import write_recipe
 from tunesmith.errors import DataError, RunError
+from tunesmith.evaluate.arms import read_outputs
 from tunesmith.pipeline import verbs as api
 from tunesmith.rundir import RunDir, read_json, read_rows
 from tunesmith.rundir.events import read_events
@@ -45,7 +46,7 @@ def test_a_run_leaves_what_the_contract_says(tiny_run):
     assert not [name for name in names if ".tmp" in name] and "export/toy-F16.gguf" not in names
     split = read_json(tiny_run.data / "split.json")
     for arm in arms:
-        assert [row["id"] for row in read_rows(tiny_run.evaluation / arm / "outputs.jsonl")] == split["parts"]["test"]
+        assert [row.id for row in read_outputs(tiny_run.evaluation / arm)] == split["parts"]["test"]
     readings = [json.loads(line)["arm"] for line in (tiny_run.evaluation / "test_readings.jsonl").read_text().splitlines()]
     assert readings == list(arms)
     stages = tiny_run.stages()
@@ -56,10 +57,10 @@ def test_a_run_leaves_what_the_contract_says(tiny_run):
 
 
 def test_no_test_row_is_in_any_prompt(tiny_run):
-    test = {row["messages"][0]["content"] for row in read_rows(tiny_run.data / "test.jsonl")}
+    test = {row.question for row in read_rows(tiny_run.data / "test.jsonl")}
     for arm in ("instruction", "few_shot"):
-        for row in read_rows(tiny_run.evaluation / arm / "outputs.jsonl"):
-            assert not test & {m["content"] for m in row["prompt"][:-1]}
+        for row in read_outputs(tiny_run.evaluation / arm):
+            assert not test & {m["content"] for m in row.prompt[:-1]}
 
 
 def test_exported_file_is_the_tuned_model_with_the_training_template(tiny_run, tiny_dir, tokenizer):

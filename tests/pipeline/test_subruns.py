@@ -63,11 +63,11 @@ def test_seeds_differ_in_nothing_but_the_seed_and_none_is_trained_twice(run):
 def test_shares_are_nested_and_do_not_depend_on_the_order_of_rows(run):
     rows = read_rows(run.data / "train.jsonl")
     recipe = run.recipe()
-    shares = [{row["id"] for row in share_of(recipe, rows, share)} for share in (0.1, 0.25, 0.6, 1.0)]
-    assert shares[0] < shares[1] < shares[2] < shares[3] == {row["id"] for row in rows}
-    assert {row["id"] for row in share_of(recipe, rows[::-1], 0.25)} == shares[1]
+    shares = [{row.id for row in share_of(recipe, rows, share)} for share in (0.1, 0.25, 0.6, 1.0)]
+    assert shares[0] < shares[1] < shares[2] < shares[3] == {row.id for row in rows}
+    assert {row.id for row in share_of(recipe, rows[::-1], 0.25)} == shares[1]
     other = recipe.model_copy(update={"seed": 5})
-    assert {row["id"] for row in share_of(other, rows, 0.25)} != shares[1]
+    assert {row.id for row in share_of(other, rows, 0.25)} != shares[1]
     with pytest.raises(RunError, match="is no row"):
         share_of(recipe, rows, 0.001)
 
@@ -82,11 +82,11 @@ def test_curve_trains_on_shares_of_train_and_scores_on_dev_alone(run):
     assert [gain.rows for gain in found.gains] == [2 * len(train), 4 * len(train)]
     for share, point in zip(SHARES, found.points, strict=True):
         outputs = read_outputs(run.path / f"curve/{share:g}/dev")
-        assert [output.id for output in outputs] == [row["id"] for row in dev]
+        assert [output.id for output in outputs] == [row.id for row in dev]
         assert point.value == pytest.approx(sum(output.score for output in outputs) / len(dev))
     inner = RunDir(run.path / "curve" / "0.25")
     trained = Documents.open(inner.tokens("train"))
-    share = {row["id"] for row in share_of(run.recipe(), train, 0.25)}
+    share = {row.id for row in share_of(run.recipe(), train, 0.25)}
     assert {trained.row_id(document) for document in range(len(trained))} == share
     assert not (inner.data / "test.jsonl").exists() and not (run.path / "curve" / "1" / "recipe.yaml").exists()
     assert found.dev_rows == len(dev) and found.seed_sd == seeds(run).sd

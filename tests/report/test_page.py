@@ -8,7 +8,7 @@ import pytest
 
 from tunesmith.recipe import dump_recipe
 from tunesmith.report.page import write_report
-from tunesmith.rundir import RunDir, write_rows
+from tunesmith.rundir import RunDir
 from tunesmith.rundir.records.evaluation import Output, Verdict
 from tunesmith.rundir.records.evidence import (
     Calibration,
@@ -122,7 +122,7 @@ def _written(run):
 
 
 def _rewrite(file, change):
-    write_rows(file, [change(output).to_json() for output in Output.read_lines(file)])
+    Output.write_lines(file, [change(output) for output in Output.read_lines(file)])
 
 
 def _squeezed(text):

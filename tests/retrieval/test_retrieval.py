@@ -17,8 +17,9 @@ from tunesmith.errors import DataError, RecipeError, RunError
 from tunesmith.recipe import load_recipe
 from tunesmith.retrieval import measure
 from tunesmith.retrieval.chunk import LONGEST, OVERLAP, WORDS, cut, document_of, read_passages
-from tunesmith.retrieval.corpus import Corpus, check_sealed, find, open_store, question_of, read_corpus
+from tunesmith.retrieval.corpus import Corpus, check_sealed, find, open_store, read_corpus
 from tunesmith.retrieval.store import Hit, SqliteStore, build_store, fuse, words_of
+from tunesmith.rundir.rows import Row
 
 TEXTS = [
     "Refunds are paid within ten days.",
@@ -56,7 +57,7 @@ def _store(texts=TEXTS, embed=None):
 
 def _row(number, question="a red car", answer="red", group=None):
     turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return {"id": f"r{number}", "place": f"line {number}", "messages": turns, **({"group": group} if group else {})}
+    return Row(f"r{number}", f"line {number}", turns, group=group)
 
 
 @given(st.text(alphabet=st.sampled_from("ab漢 .\n"), max_size=60).map(lambda text: text * 40))
@@ -257,17 +258,17 @@ def test_train_rows_are_searched_and_sealed_rows_are_not_among_them(make_recipe)
     assert corpus.texts[0] == 'a red car\n-> {"colour": "red", "thing": "car"}'
     assert check_sealed(corpus, [_row("x", "a violet car")]) == 0
     for leak in (_row(9, "another question"), _row("x", " A red  CAR")):
-        with pytest.raises(RunError, match=f"test row {leak['id']} can be found"):
+        with pytest.raises(RunError, match=f"test row {leak.id} can be found"):
             check_sealed(corpus, [leak])
     with pytest.raises(RunError, match="no train row asks anything"):
-        read_corpus(make_recipe(), [{"id": "a", "messages": [{"role": "assistant", "content": "text"}]}])
+        read_corpus(make_recipe(), [Row("a", "line 1", [{"role": "assistant", "content": "text"}])])
 
 
 def test_a_row_asks_with_its_last_user_turn():
     turns = [
         {"role": role, "content": text} for role, text in [("user", "a"), ("assistant", "b"), ("user", "c"), ("tool", "d")]
     ]
-    assert question_of({"messages": [*turns, {"role": "assistant", "content": "e"}]}) == "c"
+    assert Row("a", "line 1", [*turns, {"role": "assistant", "content": "e"}]).question == "c"
 
 
 def test_documents_of_the_recipe(make_recipe, tmp_path, talk):

@@ -52,17 +52,17 @@ from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Judge, Recipe, dump_recipe, load_recipe
 from tunesmith.retrieval.corpus import open_store, read_corpus
 from tunesmith.retrieval.store import build_store
-from tunesmith.rundir import write_json
+from tunesmith.rundir.records.data import LeftOut, Rendered
 from tunesmith.rundir.records.evidence import Forgetting
+from tunesmith.rundir.rows import Row
 from tunesmith.tracking import MetricsLog, read_metrics
 from tunesmith.train import loop
 from tunesmith.train.documents import make_documents
-from tunesmith.train.loop import fit
 from tunesmith.train.schedule import learning_rate
 
 TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
 OTHER = "{{ 'Think.' if enable_thinking }}" + TURNS + "{{ '<|im_start|>assistant: ' if add_generation_prompt }}"
-ROWS = [{"id": str(i), "place": f"line {i}", **row} for i, row in enumerate(toy_rows())]
+ROWS = [Row(str(i), f"line {i}", row["messages"]) for i, row in enumerate(toy_rows())]
 
 
 def _find(recipe, tmp):
@@ -95,7 +95,7 @@ def _fit(recipe, tmp):
     documents = make_documents([(torch.randint(5, 900, (20,), generator=generator).tolist(), [0] * 10 + [1] * 10)] * 8)
     t = recipe.train
     steps = Plan(documents.lengths, t.num_train_epochs, t.tokens_per_step, t.max_length, recipe.seed)
-    fit(model, layers, documents, steps, documents, recipe, folder / "checkpoints", MetricsLog(folder / "m.jsonl"), "x")
+    loop.fit(model, layers, documents, steps, documents, recipe, folder / "checkpoints", MetricsLog(folder / "m.jsonl"), "x")
     weights = [float(t.double().sum()) for t in adapter_state(layers).values()]
     records = [(r["loss"], r.get("dev_loss")) for r in read_metrics(folder / "m.jsonl")]
     return weights, records, [len(packs) for _, packs in steps]
@@ -154,7 +154,7 @@ class _Echo:
 
 
 def _book(recipe, tmp):
-    texts, ids = [row["messages"][0]["content"] for row in ROWS[:40]], [row["id"] for row in ROWS[:40]]
+    texts, ids = [row.messages[0]["content"] for row in ROWS[:40]], [row.id for row in ROWS[:40]]
     store = build_store(tmp / "questions.sqlite", texts, ids)
     return prompts.PromptBook(recipe, ROWS[:40], ROWS[40:], lambda _: store, lambda: store)
 
@@ -188,10 +188,9 @@ def _batches(recipe, tmp):
 
 
 def _budget(recipe, tmp):
-    run = api.open_run(tmp / "toy.yaml", tmp / f"run-{recipe.task.max_new_tokens}")
-    api.data(run)
+    api.data(run := api.open_run(tmp / "toy.yaml", tmp / f"run-{recipe.task.max_new_tokens}"))
     api.render(run)
-    return json.loads((run.data / "rendered.json").read_text())["max_new_tokens"]
+    return Rendered.read(run.rendered_file).max_new_tokens
 
 
 def _downloads(recipe, tmp):
@@ -207,7 +206,8 @@ def _exported(recipe, tmp):  # the plan that an export carries out
 
 
 def _context(recipe, tmp):
-    write_json((run := api.open_run(tmp / "toy.yaml", tmp / "run")).rendered_file, {"longest": 40, "max_new_tokens": 10})
+    lengths = Rendered(train_tokens=90, supervised_tokens=9, longest=40, max_new_tokens=10, left_out=0)
+    lengths.write((run := api.open_run(tmp / "toy.yaml", tmp / "run")).rendered_file)
     return context_of(run, recipe)
 
 
@@ -254,7 +254,7 @@ def _rendered(recipe, tmp):
 
 def _refused(recipe, tmp):
     try:
-        _refuse_left_out(recipe, "train", [{"id": "a", "place": "line 1", "reason": "", "hint": "", "tokens": 9}], [9])
+        _refuse_left_out(recipe, "train", [LeftOut(id="a", place="line 1", reason="", hint="", tokens=9)], [9])
     except DataError as error:
         return error.message
     return None

@@ -8,11 +8,12 @@ from conftest import toy_rows
 from tunesmith.chat.render import Renderer
 from tunesmith.errors import DataError
 from tunesmith.rundir import write_rows
+from tunesmith.rundir.rows import Row
 from tunesmith.train import documents as files
 from tunesmith.train.documents import Documents, DocumentWriter
 from tunesmith.train.health_data import check_part
 
-ROWS = [{"id": f"row-{n}", "place": f"line {n}", **row} for n, row in enumerate(toy_rows()[:9])]
+ROWS = [Row(f"row-{n}", f"line {n}", row["messages"]) for n, row in enumerate(toy_rows()[:9])]
 OPENED = "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 OPENED += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 
@@ -39,8 +40,8 @@ def check(tmp_path, monkeypatch):
         write_rows(tmp_path / "train.jsonl", rows)
         with DocumentWriter(tmp_path / "train.arrow") as writer:
             for number, row in enumerate(rows):
-                rendered = renderer.render(row["messages"], kind=row.get("kind", "chat"))
-                writer.add([(row["id"], *change(number, rendered.ids, rendered.supervised))])
+                rendered = renderer.render(row.messages, kind=row.kind)
+                writer.add([(row.id, *change(number, rendered.ids, rendered.supervised))])
         return check_part("train", Documents.open(tmp_path / "train.arrow"), tmp_path / "train.jsonl", renderer)
 
     return run
@@ -49,7 +50,7 @@ def check(tmp_path, monkeypatch):
 def test_what_the_renderer_makes_is_healthy(check, renderer, opening):
     for made in (renderer, opening):
         taught = check(made)
-        rendered = [made.render(row["messages"]) for row in ROWS]
+        rendered = [made.render(row.messages) for row in ROWS]
         assert taught.share == sum(sum(r.supervised) for r in rendered) / sum(len(r.ids) for r in rendered)
         assert taught.unstopped == 0 and taught.told() == f"{100 * taught.share:.1f} % of train"
 
@@ -60,8 +61,7 @@ def test_a_part_that_teaches_nothing_is_refused(check, renderer):
 
 
 def test_prompts_that_are_supervised_are_refused_and_plain_texts_are_not(check, renderer):
-    text = {"place": "", "kind": "text", "messages": [{"role": "assistant", "content": "ab c"}]}
-    texts = [{"id": str(n), **text} for n in range(5)]
+    texts = [Row(str(n), "", [{"role": "assistant", "content": "ab c"}], kind="text") for n in range(5)]
     assert check(renderer, rows=texts).share == 1.0
     with pytest.raises(DataError, match="every token is supervised, the prompts too, first row row-0, line 0"):
         check(renderer, lambda number, ids, flags: (ids, [1] * len(ids)))

@@ -11,16 +11,17 @@ meant as plain text, and is not judged.
 
 import contextlib
 import re
-from typing import Any
 
 from tunesmith.chat.render import Piece, Renderer
 from tunesmith.errors import DataError, ModelError
+from tunesmith.messages import Message, Tool, ToolCall, Tools
 
 _ANOTHER = "the template belongs to another model: name another chat.template"
 _MEANT = re.compile(r"<[|｜][^<>\s]*>|<[^<>\s]*[|｜]>")
-_QUESTION, _ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
-_CALL = {"id": "call00000", "type": "function", "function": {"name": "f", "arguments": {"a": "b"}}}
-_TOOL = {
+_QUESTION: Message = {"role": "user", "content": "a"}
+_ANSWER: Message = {"role": "assistant", "content": "b"}
+_CALL: ToolCall = {"id": "call00000", "type": "function", "function": {"name": "f", "arguments": {"a": "b"}}}
+_TOOL: Tool = {
     "type": "function",
     "function": {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {"a": {"type": "string"}}}},
 }
@@ -62,7 +63,7 @@ def check_template(renderer: Renderer, vocab_size: int | None = None) -> list[st
 def _probes(renderer: Renderer) -> list[list[Piece]]:
     """Small conversations of every form that the template has; the first two are one exchange and two."""
     probes = [renderer.pieces([_QUESTION, _ANSWER]), renderer.pieces([_QUESTION, {**_ANSWER, "weight": 0}, _QUESTION, _ANSWER])]
-    forms: list[tuple[list[dict[str, Any]], Any]] = [
+    forms: list[tuple[list[Message], Tools]] = [
         ([{"role": "system", "content": "s"}, _QUESTION, _ANSWER], None),
         ([_QUESTION, {**_ANSWER, "reasoning_content": "r"}], None),
         ([_QUESTION, {"role": "assistant", "content": "", "tool_calls": [_CALL]}], [_TOOL]),

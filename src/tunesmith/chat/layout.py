@@ -29,18 +29,17 @@ import json
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from tunesmith.chat.markers import Message, check_message, map_strings, mark_message, named
+from tunesmith.chat.markers import check_message, map_strings, mark_message, named
 from tunesmith.chat.thinking_block import Span, Turn, block_notes, with_blocks
 from tunesmith.chat.vocabulary import BREAK, MARK, Vocabulary
 from tunesmith.errors import DataError, ModelError
-
-Tools = list[dict[str, Any]] | None
+from tunesmith.messages import Message, Tools
 
 _MARKS = re.compile(f"[{chr(MARK)}-{BREAK}]")
 _DEVELOPER = re.compile(r"""(["'])developer\1""")
@@ -147,19 +146,18 @@ class Template:
         Raises:
             DataError: the template refuses a conversation.
         """
-        special: dict[str, Any] = self._special
-        declared: Any = tools
+        special, arguments = cast("Any", self._special), cast("Any", (conversations, tools))  # stated too narrowly there
         try:
-            texts: Any = render_jinja_template(
-                conversations=conversations,
-                tools=declared,
+            texts = render_jinja_template(
+                conversations=arguments[0],
+                tools=arguments[1],
                 chat_template=self.source,
                 add_generation_prompt=generate,
                 **special,
-            )[0]
+            )
         except _REFUSED as error:
             raise DataError(f"the chat template refuses the conversation: {error}", "see what it expects") from error
-        return texts
+        return cast("list[str]", texts[0])
 
     def prepare(self, messages: list[Message], tools: Tools) -> tuple[list[Message], Tools]:
         """The conversation as the template may see it: no control token in any text, no weights, a role it knows.
@@ -179,9 +177,10 @@ class Template:
                 visible.append({"role": role, "content": hide(content)})
             else:
                 check_message(message, number)
-                changed = map_strings({k: v for k, v in message.items() if k not in {"weight", "role"}}, hide)
+                changed: Message = map_strings({"role": role, **message}, hide)
+                changed.pop("weight", None)
                 # No content beside tool calls means that the turn has no text; templates print None as a word.
-                visible.append({"role": role, **changed, "content": changed.get("content") or ""})
+                visible.append({**changed, "role": role, "content": changed.get("content") or ""})
         for number, tool in enumerate(tools or []):
             named(tool, f"$.tools[{number}]")
         return visible, None if tools is None else map_strings(tools, hide)
@@ -238,7 +237,7 @@ class Template:
 
         An error is returned, not raised, so that it is remembered as a layout is.
         """
-        messages = [{"role": role, "content": "x"} for role in roles]
+        messages: list[Message] = [{"role": role, "content": "x"} for role in roles]
         try:
             marked, leaves = self._run_marked(messages, None)
             if len(marked.where) < len(leaves):

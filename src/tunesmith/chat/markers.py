@@ -7,11 +7,12 @@ tree once more to say what these few lines say with the path that people need.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from tunesmith.errors import DataError
+from tunesmith.messages import Function, FunctionCall, Message, Tool, ToolCall
 
-Message = dict[str, Any]
+T = TypeVar("T")
 DEEPEST = 64  # levels of lists and dictionaries in a message or a tool declaration; templates recurse too
 
 
@@ -32,7 +33,15 @@ def check_message(message: Message, number: int) -> None:
             raise DataError(f"{path}.function has no arguments", "expected a dictionary, {} where there are none")
 
 
-def named(value: Any, path: str) -> dict[str, Any]:
+@overload
+def named(value: ToolCall, path: str) -> FunctionCall: ...
+
+
+@overload
+def named(value: Tool, path: str) -> Function: ...
+
+
+def named(value: Any, path: str) -> Any:
     """The ``function`` of a tool or of a tool call, which must have a name.
 
     Raises:
@@ -47,9 +56,11 @@ def named(value: Any, path: str) -> dict[str, Any]:
 def mark_message(marked: Message, number: int, mark: Callable[[str, str, int], str]) -> Message:
     """Mark, in place, the texts of a message: content, reasoning, names, and the strings of arguments."""
     root = f"$.messages[{number}]"
-    for key in ("reasoning_content", "content", "name"):
-        if isinstance(marked.get(key), str):
-            marked[key] = mark(marked[key], f"{root}.{key}", number)
+    if reasoning := marked.get("reasoning_content"):
+        marked["reasoning_content"] = mark(reasoning, f"{root}.reasoning_content", number)
+    marked["content"] = mark(marked["content"], f"{root}.content", number)
+    if name := marked.get("name"):
+        marked["name"] = mark(name, f"{root}.name", number)
     for position, call in enumerate(marked.get("tool_calls") or []):
         path = f"{root}.tool_calls[{position}].function"
         function = call["function"]
@@ -68,18 +79,22 @@ def _mark_values(value: Any, path: str, number: int, mark: Callable[[str, str, i
     return value
 
 
-def map_strings(value: Any, change: Callable[[str], str], depth: int = 0) -> Any:
+def map_strings(value: T, change: Callable[[str], str]) -> T:
     """A copy of ``value`` with every string in it changed, keys included.
 
     Raises:
         DataError: more than ``DEEPEST`` levels.
     """
+    return _mapped(value, change, 0)
+
+
+def _mapped(value: Any, change: Callable[[str], str], depth: int) -> Any:
     if isinstance(value, str):
         return change(value)
     if depth > DEEPEST:
         raise DataError(f"a message or a tool is nested more than {DEEPEST} levels deep", "make it flatter")
     if isinstance(value, dict):
-        return {change(key): map_strings(part, change, depth + 1) for key, part in value.items()}
+        return {change(key): _mapped(part, change, depth + 1) for key, part in value.items()}
     if isinstance(value, list):
-        return [map_strings(part, change, depth + 1) for part in value]
+        return [_mapped(part, change, depth + 1) for part in value]
     return value

@@ -25,13 +25,14 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from tunesmith.chat.frozen_date import freeze_date
-from tunesmith.chat.layout import PlainLayout, RenderedText, Template, Tools
-from tunesmith.chat.markers import Message
+from tunesmith.chat.layout import PlainLayout, RenderedText, Template
 from tunesmith.chat.template_choice import SWITCH, shipped_names, thinking_of, with_thinking
 from tunesmith.chat.thinking_block import block_notes, with_blocks
 from tunesmith.chat.token_layout import BRACKETS, Encodable, FilledLayout, Slot, TokenLayout
 from tunesmith.chat.vocabulary import AFTER, MIDDLE, START, Vocabulary
 from tunesmith.errors import DataError, ModelError
+from tunesmith.messages import Message, Tool, Tools
+from tunesmith.rundir.rows import Row
 
 BATCH = 256  # conversations that are encoded together, while the next ones go through the template
 
@@ -45,9 +46,9 @@ class Conversation:
     kind: Literal["chat", "text"] = "chat"
 
     @classmethod
-    def of(cls, row: dict[str, Any]) -> "Conversation":
-        """The conversation of a row as the run directory holds it."""
-        return cls(row["messages"], row.get("tools"), row.get("kind", "chat"))
+    def of(cls, row: Row) -> "Conversation":
+        """The conversation of a row."""
+        return cls(row.messages, row.tools, row.kind)
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ class Renderer:
         self.template = source
         self._template = Template(tokenizer, source, self.vocabulary)
         self._frame = lru_cache(maxsize=512)(self._find_frame)
-        question = {"role": "user", "content": "a"}
+        question: Message = {"role": "user", "content": "a"}
         try:
             probe = self.pieces([question, {"role": "assistant", "content": "b"}])
         except DataError as error:
@@ -381,7 +382,7 @@ class Renderer:
         if (present := thinking_of(source)) is not None:
             return present
         sources = (source, with_thinking(source, False), with_thinking(source, True))
-        question = [{"role": "user", "content": "a"}]
+        question: list[Message] = [{"role": "user", "content": "a"}]
         try:
             default, off, on = (Template(self.tokenizer, s, self.vocabulary).run(question, generate=True) for s in sources)
         except DataError as error:
@@ -390,14 +391,13 @@ class Renderer:
 
     def _tool_stops(self, question: Message) -> list[int]:
         """The token that ends a tool call, where the template has tool calls."""
-        function = {"name": "f", "arguments": {"a": "b"}}
-        call = {
+        call: Message = {
             "role": "assistant",
             "content": "",
-            "tool_calls": [{"id": "call00000", "type": "function", "function": function}],
+            "tool_calls": [{"id": "call00000", "type": "function", "function": {"name": "f", "arguments": {"a": "b"}}}],
         }
         parameters = {"type": "object", "properties": {"a": {"type": "string", "description": "c"}}, "required": ["a"]}
-        declared = {"type": "function", "function": {"name": "f", "description": "d", "parameters": parameters}}
+        declared: Tool = {"type": "function", "function": {"name": "f", "description": "d", "parameters": parameters}}
         try:
             probe = self.pieces([question, call], [declared])
         except DataError:

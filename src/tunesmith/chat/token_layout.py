@@ -9,7 +9,7 @@ what stands beside it, and goes the long way round, as does everything here that
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tunesmith.chat.markers import Message
+from tunesmith.messages import Message
 
 Encodable = tuple[str, str]  # a text, and where it begins (chat/vocabulary.py)
 BRACKETS = ("<", ">", "[", "]")

@@ -23,6 +23,7 @@ from tunesmith.tracking import terminal, visible
 
 if TYPE_CHECKING:
     from tunesmith.data.read import ReadOptions
+    from tunesmith.messages import Message
 
 logger = logging.getLogger(__name__)
 
@@ -344,7 +345,7 @@ def chat(
     answer = _verbs.chat(_verbs.open_run(target), compare)
     if sys.stdin.isatty():
         logger.info("type a message; an empty line starts a new conversation, Ctrl-D leaves")
-    conversation: list[dict[str, str]] = []
+    conversation: list[Message] = []
     while True:
         try:
             said = input("> " if sys.stdin.isatty() else "")

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from tunesmith.data.normalize import as_binary, folded_all
 from tunesmith.data.personal import texts_of
-from tunesmith.data.row import Message, Row
+from tunesmith.rundir.rows import Row
 
 
 class _Shape(NamedTuple):
@@ -162,8 +162,7 @@ def _structured(row: Row) -> _Shape:
     shape = _shape(roles, supervised, declared, json.dumps(calls[-1], sort_keys=True) if calls[-1] else None)
     if row.kind == "text":
         return shape._replace(answer=-1, asks=False, chat=False)
-    answer: Message = row.messages[shape.answer] if shape.answer >= 0 else {}
-    return shape._replace(called="tool_calls" in answer)
+    return shape._replace(called=shape.answer >= 0 and "tool_calls" in row.messages[shape.answer])
 
 
 def _shape(roles: tuple[str, ...], supervised: tuple[bool, ...], declared: str | None, calls: str | None) -> _Shape:

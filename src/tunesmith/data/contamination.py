@@ -30,7 +30,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tunesmith.data.row import Row
+from tunesmith.rundir.rows import Row
 
 WORD = 8  # bytes that are looked at as one number
 PASSAGE = 50  # characters of a shared passage, and bytes of an anchor

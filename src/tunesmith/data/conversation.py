@@ -14,13 +14,15 @@ an int, an empty ``tool_calls`` is absent, and ``content`` is always there (empt
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
+
+from pydantic import JsonValue
 
 from tunesmith.data.problems import RowError
-from tunesmith.data.row import Message
 from tunesmith.data.strict_json import has_surrogate, loads_text, lone_surrogate, sound
+from tunesmith.messages import Function, Message, Tool, ToolCall, Tools
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SYSTEM = ("system", "developer")
@@ -67,15 +69,15 @@ def check_messages(messages: Any) -> list[Message]:
         raise RowError(
             "$.messages", "no-messages", f"expected a list of turns, found {found}", "add a user and an assistant turn"
         )
-    kept = [_message(message, f"$.messages[{index}]") for index, message in enumerate(messages)]
-    _check_roles([message["role"] for message in kept])
-    _check_turns(kept)
-    weights = [message.get("weight", 1) for message in kept if message["role"] == "assistant"]
+    checked = [_message(message, f"$.messages[{index}]") for index, message in enumerate(messages)]
+    _check_roles([message["role"] for message in checked])
+    _check_turns(checked)
+    weights = [message.get("weight", 1) for message in checked if message["role"] == "assistant"]
     if not any(weights):
         raise RowError(
             "$.messages", "all-weights-zero", "every assistant turn has weight 0", "give weight 1 to a turn to learn"
         )
-    return kept
+    return checked
 
 
 def check_text(messages: Any) -> list[Message]:
@@ -92,7 +94,7 @@ def check_text(messages: Any) -> list[Message]:
     return messages
 
 
-def check_tools(tools: Any, path: str = "$.tools") -> list[dict[str, Any]] | None:
+def check_tools(tools: Any, path: str = "$.tools") -> Tools:
     """The declared functions, each ``{"type": "function", "function": {...}}``; None when there are none.
 
     Args:
@@ -109,7 +111,7 @@ def check_tools(tools: Any, path: str = "$.tools") -> list[dict[str, Any]] | Non
     hint = 'write [{"type": "function", "function": {"name": ..., "parameters": {...}}}]'
     if not isinstance(tools, list):
         raise RowError(path, "bad-tools", f"expected a list of functions, found {type(tools).__name__}", hint)
-    kept = []
+    declared: list[Tool] = []
     for index, tool in enumerate(tools):
         where = f"{path}[{index}]"
         function = tool.get("function") if isinstance(tool, dict) and "function" in tool else tool
@@ -119,14 +121,14 @@ def check_tools(tools: Any, path: str = "$.tools") -> list[dict[str, Any]] | Non
             extra = [key for key in tool if key not in ("type", "function") and tool[key] is not None]
             if extra or tool.get("type", "function") not in ("function", None):
                 raise RowError(where, "bad-tools", f"only functions are known, found {extra or tool['type']!r:.60}", hint)
-        kept.append({"type": "function", "function": {k: v for k, v in function.items() if v is not None}})
-        function = kept[-1]["function"]
+        function = {key: value for key, value in function.items() if value is not None}
         if not isinstance(function.get("name"), str) or not function["name"]:
             raise RowError(f"{where}.name", "bad-tools", "the function has no name", hint)
         if not isinstance(function.get("parameters", {}), dict):
             raise RowError(f"{where}.parameters", "bad-tools", "parameters are a JSON schema, an object", hint)
         sound(function, where)
-    return kept
+        declared.append({"type": "function", "function": cast("Function", function)})
+    return declared
 
 
 def is_media(value: Any) -> bool:
@@ -166,27 +168,28 @@ def _message(raw: Any, path: str) -> Message:
             )
         if key in _ONLY and role != _ONLY[key]:
             raise RowError(f"{path}.{key}", "misplaced-key", f"{key} on a turn of {role}", f"it belongs to {_ONLY[key]} turns")
-    kept: Message = {"role": role, "content": _content(given, path)}
-    for key in ("name", "reasoning_content", "tool_call_id"):
-        if key in given:
-            kept[key] = _text(given[key], f"{path}.{key}")
-            if not kept[key] and key != "reasoning_content":
-                raise RowError(f"{path}.{key}", "empty-text", f"{key} is empty", "fill it, or leave it out")
+    message: Message = {"role": role, "content": _content(given.get("content"), path, called="tool_calls" in given)}
+    if "name" in given:
+        message["name"] = _filled(given["name"], f"{path}.name")
+    if "reasoning_content" in given:
+        message["reasoning_content"] = _text(given["reasoning_content"], f"{path}.reasoning_content")
+    if "tool_call_id" in given:
+        message["tool_call_id"] = _filled(given["tool_call_id"], f"{path}.tool_call_id")
     if "tool_calls" in given:
-        kept["tool_calls"] = _tool_calls(given["tool_calls"], f"{path}.tool_calls")
+        message["tool_calls"] = _tool_calls(given["tool_calls"], f"{path}.tool_calls")
     if "weight" in given:
         weight = given["weight"]
         if isinstance(weight, bool) or weight not in (0, 1):
             raise RowError(f"{path}.weight", "bad-weight", f"weight {weight!r:.40}, expected 0 or 1", "0: context, 1: learned")
         if role != "assistant":
             raise RowError(f"{path}.weight", "bad-weight", f"weight on a turn of {role}", "only assistant turns are learned")
-        kept["weight"] = int(weight)
-    if role in ("user", "assistant") and not kept["content"].strip() and "tool_calls" not in kept:
+        message["weight"] = int(weight)
+    if role in ("user", "assistant") and not message["content"].strip() and "tool_calls" not in message:
         raise RowError(f"{path}.content", "empty-turn", f"empty {role} turn", "fill it or remove the row")
-    return kept
+    return message
 
 
-def _role(given: Message, path: str) -> str:
+def _role(given: Mapping[str, JsonValue], path: str) -> str:
     if "role" not in given:
         raise RowError(
             path, "no-role", f"role is missing, found {', '.join(map(str, given)) or 'no keys'}", "a message has a role"
@@ -195,7 +198,7 @@ def _role(given: Message, path: str) -> str:
     if "function_call" in given or role == "function":
         hint = 'write tool_calls: [{"type": "function", "function": {"name": ..., "arguments": ...}}] and the role tool'
         raise RowError(path, "legacy-function-call", "function_call is OpenAI's form of 2023, replaced by tool_calls", hint)
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise RowError(
             f"{path}.role", "unknown-role", f"unknown role {role!r:.40}{nearest(str(role), ROLES)}", f"use {', '.join(ROLES)}"
         )
@@ -210,11 +213,17 @@ def _text(value: Any, path: str) -> str:
     return value
 
 
-def _content(given: Message, path: str) -> str:
+def _filled(value: Any, path: str) -> str:
+    text = _text(value, path)
+    if not text:
+        raise RowError(path, "empty-text", f"{path.rpartition('.')[2]} is empty", "fill it, or leave it out")
+    return text
+
+
+def _content(content: Any, path: str, *, called: bool) -> str:
     where = f"{path}.content"
-    content = given.get("content")
     if content is None:
-        if "tool_calls" in given:
+        if called:
             return ""
         raise RowError(path, "no-content", "content is missing", "a message has role and content")
     if not isinstance(content, list):
@@ -233,11 +242,11 @@ def _content(given: Message, path: str) -> str:
     return "".join(texts)
 
 
-def _tool_calls(calls: Any, path: str) -> list[dict[str, Any]]:
+def _tool_calls(calls: Any, path: str) -> list[ToolCall]:
     hint = 'write [{"type": "function", "function": {"name": ..., "arguments": "{...}"}}]'
     if not isinstance(calls, list):
         raise RowError(path, "bad-tool-call", f"expected a list of calls, found {type(calls).__name__}", hint)
-    kept = []
+    parsed: list[ToolCall] = []
     for index, call in enumerate(calls):
         where = f"{path}[{index}]"
         given = {k: v for k, v in call.items() if v is not None} if isinstance(call, dict) else {}
@@ -251,19 +260,18 @@ def _tool_calls(calls: Any, path: str) -> list[dict[str, Any]]:
         function = {k: v for k, v in function.items() if v is not None}
         if set(function) - {"name", "arguments"} or not isinstance(function.get("name"), str) or not function["name"]:
             raise RowError(f"{where}.function", "bad-tool-call", f"expected name and arguments, found {function!s:.60}", hint)
-        whole: dict[str, Any] = {}
-        if "id" in given:
-            whole["id"] = _text(given["id"], f"{where}.id")
+        call_id = _text(given["id"], f"{where}.id") if "id" in given else None
         name = _text(function["name"], f"{where}.function.name")
         arguments = _arguments(function.get("arguments"), f"{where}.function.arguments")
-        kept.append({**whole, "type": "function", "function": {"name": name, "arguments": arguments}})
-    ids = [call["id"] for call in kept if "id" in call]
+        checked: ToolCall = {"type": "function", "function": {"name": name, "arguments": arguments}}
+        parsed.append(checked if call_id is None else {"id": call_id, **checked})
+    ids = [call["id"] for call in parsed if "id" in call]
     if len(set(ids)) != len(ids):
         raise RowError(path, "bad-tool-call", "two calls of one turn have the same id", "give each call its own id")
-    return kept
+    return parsed
 
 
-def _arguments(arguments: Any, path: str) -> dict[str, Any]:
+def _arguments(arguments: Any, path: str) -> dict[str, JsonValue]:
     if isinstance(arguments, str):
         try:
             arguments = loads_text(arguments, path)

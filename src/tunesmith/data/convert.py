@@ -13,8 +13,9 @@ from typing import Any
 import orjson
 
 from tunesmith.data.read import AS_FOUND, Reader, ReadOptions
-from tunesmith.data.row import Message, Row
 from tunesmith.errors import DataError
+from tunesmith.messages import Message
+from tunesmith.rundir.rows import Row
 
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 

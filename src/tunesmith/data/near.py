@@ -47,7 +47,8 @@ from scipy.sparse.csgraph import connected_components
 
 from tunesmith.data.finding import excerpt
 from tunesmith.data.normalize import as_binary, folded_all
-from tunesmith.data.row import Message, Row
+from tunesmith.messages import Message
+from tunesmith.rundir.rows import Row
 from tunesmith.tracking import progress
 
 WINDOW = 8  # bytes; one unsigned 64-bit number

@@ -22,7 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tunesmith.data.row import Row
+from tunesmith.messages import Message
+from tunesmith.rundir.rows import Row
 
 _SHOWN = 20  # rows listed for one kind
 
@@ -254,7 +255,7 @@ class Personal:
             self.found[code] = Found(rows + 1, matches + len(mentions), examples)
 
 
-def texts_of(message: dict[str, Any]) -> list[str]:
+def texts_of(message: Message) -> list[str]:
     """Everything a turn says: its content, its reasoning, and the names and arguments of its tool calls."""
     texts = [message["content"]]
     if "reasoning_content" in message:

@@ -2,18 +2,41 @@
 
 The first 20 are shown in full and the rest are counted by code: a list of 40,000 lines is read by nobody, and the code
 is what groups them. Memory does not grow with the number of problems. A row has one problem at a time: what follows a
-wrong turn (roles out of step from there on) is noise until that turn is mended.
+wrong turn (roles out of step from there on) is noise until that turn is mended. Nothing is repaired: a repaired row is a
+row that nobody looked at.
 """
 
 import json
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from tunesmith.data.row import Problem
 from tunesmith.errors import DataError
 
 SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with one row.
+
+    Attributes:
+        place: as ``Row.place``.
+        path: JSON path of the value, ``$`` for the whole row.
+        code: stable name of the kind of problem, e.g. ``role-order``.
+        message: what was found, and what was expected.
+        hint: the next thing to do.
+    """
+
+    place: str
+    path: str
+    code: str
+    message: str
+    hint: str
+
+    def __str__(self) -> str:
+        return f"{self.place}, {self.path}: {self.message} [{self.code}]\n    hint: {self.hint}"
 
 
 class RowError(Exception):

@@ -26,9 +26,9 @@ from tunesmith.data.columns import columns
 from tunesmith.data.finding import SHOWN, Example, Finding
 from tunesmith.data.language import languages
 from tunesmith.data.personal import PATTERNS, SECRETS, Personal
-from tunesmith.data.row import Row
 from tunesmith.data.sample import Sample, diversity, diversity_finding, openings
 from tunesmith.data.size_advice import advice
+from tunesmith.rundir.rows import Row
 
 _BLOCK = 2048  # rows whose ids and places are compressed together
 _TOGETHER = 1024  # rows looked at together: fewer, and patterns are compiled too often; more, and they leave the cache

@@ -23,14 +23,16 @@ import numpy as np
 from tunesmith.data import formats
 from tunesmith.data.conversation import check_messages, check_text, check_tools, is_plain, nearest
 from tunesmith.data.problems import ProblemLog, RowError, Unreadable
-from tunesmith.data.row import Message, Row, content_hash
+from tunesmith.data.row_hash import content_hash
 from tunesmith.data.source import Chunk, chunks, find
 from tunesmith.data.strict_json import MAX_LINE, diagnosed, loads
 from tunesmith.errors import DataError
+from tunesmith.messages import Message, Tools
+from tunesmith.rundir.rows import Row
 
 NAMES = 1000  # of ignored columns that are told apart
 # Messages, tools, group, kind.
-Checked = tuple[list[Message], list[dict[str, Any]] | None, str | None, Literal["chat", "text"]]
+Checked = tuple[list[Message], Tools, str | None, Literal["chat", "text"]]
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,10 @@ from typing import Literal
 import numpy as np
 
 from tunesmith.data.normalize import normalized
-from tunesmith.data.row import Row, content_hash, prompt_hash
+from tunesmith.data.row_hash import content_hash, prompt_hash
 from tunesmith.errors import DataError, RunError
-from tunesmith.rundir import read_json, write_json
+from tunesmith.rundir.records.data import PartGroups, PartIds, Split
+from tunesmith.rundir.rows import Row
 
 MIN_ROWS = 10
 PARTS = ("train", "dev", "test")  # a part is its index here, wherever parts are held as an array
@@ -211,25 +212,20 @@ def settle_leaks(
 
 
 def write_split(path: Path, facts: SplitFacts, parts: np.ndarray, test_fraction: float, dev_fraction: float, seed: int) -> None:
-    """Write ``split.json``: what it was drawn with, the row ids of each part, and the group keys of dev and test.
-
-    Groups of train are not written: a train row is known by its id, and a group that has lost all its rows is drawn anew.
-    """
+    """Write ``split.json``."""
     ids, groups = facts.ids, facts.groups
-    write_json(
-        path,
-        {
-            "seed": seed,
-            "test_fraction": test_fraction,
-            "dev_fraction": dev_fraction,
-            "parts": {name: ids[parts == part].astype(str).tolist() for part, name in enumerate(PARTS)},
-            "groups": {
-                name: [f"{group:016x}" for group in np.unique(groups[parts == part]).tolist()]
-                for part, name in enumerate(PARTS)
-                if part != TRAIN
-            },
-        },
-    )
+
+    def keys(part: int) -> tuple[str, ...]:
+        return tuple([f"{group:016x}" for group in np.unique(groups[parts == part]).tolist()])
+
+    named = {name: tuple(ids[parts == part].astype(str).tolist()) for part, name in enumerate(PARTS)}
+    Split(
+        seed=seed,
+        test_fraction=test_fraction,
+        dev_fraction=dev_fraction,
+        parts=PartIds(**named),
+        groups=PartGroups(dev=keys(DEV), test=keys(TEST)),
+    ).write(path)
 
 
 def read_split(path: Path) -> EarlierSplit:
@@ -241,17 +237,19 @@ def read_split(path: Path) -> EarlierSplit:
     if not path.exists():
         raise RunError(f"{path}: no split here", "run: tunesmith data RUN")
     try:
-        written = read_json(path)
+        written = Split.read(path)
+        ids = (written.parts.train, written.parts.dev, written.parts.test)
+        groups = ((), written.groups.dev, written.groups.test)
         return EarlierSplit(
-            written["seed"],
-            written["test_fraction"],
-            written["dev_fraction"],
-            [np.array(written["parts"][name], dtype=bytes) for name in PARTS],
-            [np.array([int(group, 16) for group in written["groups"].get(name, [])], np.uint64) for name in PARTS],
+            written.seed,
+            written.test_fraction,
+            written.dev_fraction,
+            [np.array(part, dtype=bytes) for part in ids],
+            [np.array([int(group, 16) for group in part], np.uint64) for part in groups],
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (RunError, ValueError) as error:
         raise RunError(
-            f"{path}: not a split of this program, {type(error).__name__}: {error}",
+            f"not a split of this program: {error.message if isinstance(error, RunError) else f'{path}: {error}'}",
             "its test rows cannot be kept; name another earlier run, or none",
         ) from error
 

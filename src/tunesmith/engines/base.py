@@ -34,7 +34,7 @@ from tunesmith.models.precision import Dtype, precision
 from tunesmith.models.swap import add_lora
 from tunesmith.recipe import Lora, Recipe
 from tunesmith.rundir import atomic_directory, fingerprint
-from tunesmith.rundir.records import Json
+from tunesmith.rundir.rows import Example
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,14 +101,15 @@ class BaseModel:
         """Fingerprint of the model and of how it is kept while it answers."""
         return fingerprint(self.key, self.base, self.arithmetic, self.per_layer_embeddings)
 
-    def render(self, rows: Iterable[Json]) -> list[Rendered]:
+    def render(self, rows: Iterable[Example]) -> list[Rendered]:
         """Token ids and supervision of rows: objects with ``messages``, and ``tools`` where there are some.
 
         Raises:
             DataError: a row that the template refuses or in which nothing is supervised, by its number from 1.
         """
         rendered: list[Rendered] = []
-        for number, result in enumerate(self.renderer.render_batch([Conversation.of(row) for row in rows]), start=1):
+        conversations = [Conversation(row["messages"], row.get("tools"), row.get("kind", "chat")) for row in rows]
+        for number, result in enumerate(self.renderer.render_batch(conversations), start=1):
             if isinstance(result, DataError):
                 raise DataError(f"row {number}: {result.message}", result.hint) from result
             rendered.append(result)
@@ -179,7 +180,7 @@ class LoadedModel:
         assert not self.layers, "a model has one adapter"
         return replace(self, layers=add_lora(self.model, lora, seed), lora=lora)
 
-    def render(self, rows: Iterable[Json]) -> list[Rendered]:
+    def render(self, rows: Iterable[Example]) -> list[Rendered]:
         """See ``BaseModel.render``."""
         return self.base.render(rows)
 

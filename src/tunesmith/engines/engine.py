@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from tunesmith.messages import Message
 from tunesmith.rundir.records import Json
 
-Message = dict[str, str]
 Constraint = Json | tuple[str, ...]  # all that an answer may be: what meets a JSON schema, or one of these labels
 Advance = Callable[[int], None]
 

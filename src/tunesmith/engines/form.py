@@ -11,7 +11,7 @@ import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from tunesmith.chat.render import Renderer
-from tunesmith.engines.engine import Engine, Message
+from tunesmith.engines.engine import Engine
 from tunesmith.engines.in_process import InProcessEngine
 from tunesmith.engines.llama_cpp import LlamaCppEngine
 from tunesmith.engines.llama_model import LlamaModel
 from tunesmith.errors import ExportError
+from tunesmith.messages import Message
 from tunesmith.models.load import load_model, load_tokenizer
 
 
@@ -133,7 +134,7 @@ class DirectoryModel:
             ExportError: the template of the form fails.
         """
         try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            text = self.tokenizer.apply_chat_template(cast("Any", messages), tokenize=False, add_generation_prompt=True)
         except (TemplateError, ValueError) as error:
             raise ExportError(f"{self._directory}: its chat template fails: {error}", "export again") from error
         return str(text)

@@ -15,10 +15,11 @@ from tunesmith import hardware
 from tunesmith.chat.render import Renderer
 from tunesmith.chat.vocabulary import AFTER, MIDDLE
 from tunesmith.engines.decode import Generation, StopRule, greedy
-from tunesmith.engines.engine import Advance, Answer, Constraint, Message, Scored
+from tunesmith.engines.engine import Advance, Answer, Constraint, Scored
 from tunesmith.engines.grammar import Grammar
 from tunesmith.engines.score import Scorer
 from tunesmith.errors import RunError
+from tunesmith.messages import Message
 
 
 class InProcessEngine:

@@ -19,10 +19,11 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from tunesmith.engines.engine import Advance, Answer, Constraint, Message, Scored
+from tunesmith.engines.engine import Advance, Answer, Constraint, Scored
 from tunesmith.engines.grammar import as_text
 from tunesmith.engines.llama_model import LlamaProcess
 from tunesmith.errors import ExportError
+from tunesmith.messages import Message
 from tunesmith.rundir.records import Json
 
 

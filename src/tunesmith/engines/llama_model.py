@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith import hardware
-from tunesmith.engines.engine import Message
 from tunesmith.errors import ExportError
+from tunesmith.messages import Message
 
 logger = logging.getLogger(__name__)
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from tunesmith.chat.render import Renderer
 from tunesmith.engines.base import BaseModel
-from tunesmith.engines.engine import Constraint, Message
+from tunesmith.engines.engine import Constraint
 from tunesmith.engines.in_process import InProcessEngine
 from tunesmith.engines.llama_cpp import LlamaCppEngine
 from tunesmith.engines.openai_endpoint import OpenAIEndpoint
+from tunesmith.messages import Message
 from tunesmith.models.swap import merge_lora
 from tunesmith.recipe import Task
 from tunesmith.recipe.evaluate import External, Writer

@@ -34,8 +34,9 @@ from urllib.parse import urlsplit
 import jsonschema
 
 from tunesmith import hardware
-from tunesmith.engines.engine import Advance, Answer, Constraint, Message, Scored
+from tunesmith.engines.engine import Advance, Answer, Constraint, Scored
 from tunesmith.errors import MissingPackage, RecipeError, RunError
+from tunesmith.messages import Message
 from tunesmith.rundir.records import Json
 
 if TYPE_CHECKING:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tunesmith.engines.engine import Answer, Constraint, Engine, Message
+from tunesmith.engines.engine import Answer, Constraint, Engine
 from tunesmith.errors import RunError
 from tunesmith.evaluate.metrics import HEADLINE, Metric
+from tunesmith.messages import Message
 from tunesmith.recipe import TokenPrice
-from tunesmith.rundir import write_rows
 from tunesmith.rundir.records.evaluation import Output, Scores, Summary
-from tunesmith.rundir.rows import Row, reference_of
+from tunesmith.rundir.rows import Row
 from tunesmith.tracking import progress
 
 Price = Callable[[Answer], float]
@@ -44,7 +44,7 @@ def ask(
     with progress(title, len(prompts)) as bar:
         answers = engine.generate(prompts, max_new_tokens, lambda done: bar.advance(done), allowed)
     return [
-        _scored(row["id"], prompt, reference_of(row), answer, metric, price)
+        _scored(row.id, prompt, row.reference, answer, metric, price)
         for row, prompt, answer in zip(rows, prompts, answers, strict=True)
     ]
 
@@ -153,7 +153,7 @@ def _scored_again(output: Output, metric: Metric, price: Price | None) -> Output
 
 def write_outputs(folder: Path, answers_key: str, outputs: Sequence[Output], metric: Metric) -> Summary:
     """Write the answers and their figures; returns the figures."""
-    write_rows(folder / "outputs.jsonl", [output.to_json() for output in outputs])
+    Output.write_lines(folder / "outputs.jsonl", outputs)
     figures = summary(folder.name, outputs, metric)
     Scores(key=answers_key, summary=figures).write(folder / "scores.json")
     return figures

@@ -44,6 +44,7 @@ from tunesmith.evaluate import resample, stats
 from tunesmith.evaluate.interval import Interval
 from tunesmith.evaluate.probes import Probes
 from tunesmith.layers.experts import Adapted
+from tunesmith.messages import Message
 from tunesmith.models.swap import without_adapters
 from tunesmith.rundir.records.evidence import Change, Forgetting, NonInferiority, Probe, ProbeFigure, ProbePart
 
@@ -164,7 +165,7 @@ def continuations(model: PreTrainedModel, renderer: Renderer, prompts: list[str]
 
     The answer's text is encoded again, so that both sides read the same tokens whichever engine wrote it.
     """
-    conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    conversations: list[list[Message]] = [[{"role": "user", "content": prompt}] for prompt in prompts]
     engine = InProcessEngine(model, renderer, batch_size)
     answers = engine.generate(conversations, CONTINUATION, lambda _: None)
     engine.close()

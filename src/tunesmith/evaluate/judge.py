@@ -29,11 +29,12 @@ from typing import Literal
 import numpy as np
 from scipy import stats as scipy_stats
 
-from tunesmith.engines.engine import Engine, Message
+from tunesmith.engines.engine import Engine
 from tunesmith.errors import RecipeError
 from tunesmith.evaluate import stats
 from tunesmith.evaluate.metrics.judge_checks import checks
 from tunesmith.evaluate.metrics.text import normalise
+from tunesmith.messages import Message
 from tunesmith.recipe import Task
 from tunesmith.rundir import fingerprint
 from tunesmith.rundir.records.evaluation import Output

@@ -15,12 +15,13 @@ Source: nearest neighbours as demonstrations, Liu et al. 2022 (arXiv 2101.06804)
 import random
 from collections.abc import Callable, Iterable
 
-from tunesmith.chat.render import Message, with_system
+from tunesmith.chat.render import with_system
 from tunesmith.errors import RunError
+from tunesmith.messages import Message
 from tunesmith.recipe import Recipe
 from tunesmith.retrieval.store import Store
 from tunesmith.rundir.records.evaluation import Candidate
-from tunesmith.rundir.rows import Row, question_of
+from tunesmith.rundir.rows import Row
 
 
 class PromptBook:
@@ -43,18 +44,18 @@ class PromptBook:
     ):
         self.recipe = recipe
         self.pool = pool
-        self._by_id = {row["id"]: row for row in pool}
-        self._sealed_ids = {row["id"] for row in sealed}
+        self._by_id = {row.id: row for row in pool}
+        self._sealed_ids = {row.id for row in sealed}
         self._sealed_questions = {question_key(row) for row in sealed}
         self._nearest = nearest
         self._documents = documents
 
     def messages(self, candidate: Candidate, row: Row) -> list[Message]:
         """What a prompt arm is asked: instruction, demonstrations, documents, then the row without its answer."""
-        turns = with_system(row["messages"][:-1], candidate.instruction)
+        turns = with_system(row.messages[:-1], candidate.instruction)
         system = turns[:1] if turns[0]["role"] == "system" else []
         question = self._with_documents(turns[len(system) :], row, candidate.documents)
-        examples = [m for example in self._examples(candidate, row) for m in example["messages"] if m["role"] != "system"]
+        examples = [m for example in self._examples(candidate, row) for m in example.messages if m["role"] != "system"]
         return [*system, *examples, *question]
 
     def tuned(self, row: Row, documents: int = 0) -> list[Message]:
@@ -67,17 +68,17 @@ class PromptBook:
         if candidate.selection == "random":
             ids: Iterable[str] = candidate.demonstrations
         else:
-            ids = [hit.id for hit in reversed(self._nearest(candidate.selection).search(question_of(row), candidate.k))]
+            ids = [hit.id for hit in reversed(self._nearest(candidate.selection).search(row.question, candidate.k))]
         rows = [self._by_id[row_id] for row_id in ids]
         for example in rows:
-            leaks = example["id"] in self._sealed_ids or question_key(example) in self._sealed_questions
-            assert not leaks, f"row {example['id']} is shown to arms and also sealed"
+            leaks = example.id in self._sealed_ids or question_key(example) in self._sealed_questions
+            assert not leaks, f"row {example.id} is shown to arms and also sealed"
         return rows
 
     def _with_documents(self, turns: list[Message], row: Row, documents: int) -> list[Message]:
         if documents == 0:
             return turns
-        hits = self._documents().search(question_of(row), documents)
+        hits = self._documents().search(row.question, documents)
         assert not self._sealed_ids & {hit.id for hit in hits}, "a sealed row is among the documents"
         return [*turns[:-1], {**turns[-1], "content": framed([hit.text for hit in hits], turns[-1]["content"])}]
 
@@ -92,12 +93,12 @@ def framed(documents: list[str], question: str) -> str:
 
 def tuned(recipe: Recipe, row: Row) -> list[Message]:
     """What the tuned model is asked: the short instruction, then the row without its answer."""
-    return with_system(row["messages"][:-1], recipe.task.short_prompt)
+    return with_system(row.messages[:-1], recipe.task.short_prompt)
 
 
 def question_key(row: Row) -> str:
     """What a row asks in its last turn, without case and white space; empty when nobody asks."""
-    return "".join(question_of(row).casefold().split())
+    return "".join(row.question.casefold().split())
 
 
 def shown_pool(train: list[Row], sealed: list[Row]) -> list[Row]:
@@ -114,7 +115,7 @@ def random_draw(seed: str, pool: list[Row], k: int) -> tuple[str, ...]:
     """
     if k > len(pool):
         raise RunError(f"evaluate.few_shot.k: {k} examples wanted, train has {len(pool)} rows to show", "lower k")
-    return tuple(row["id"] for row in random.Random(seed).sample(pool, k))
+    return tuple(row.id for row in random.Random(seed).sample(pool, k))
 
 
 def candidates(recipe: Recipe, pool: list[Row], arm: str) -> list[Candidate]:

@@ -2,7 +2,7 @@
 
 from tunesmith.errors import DataError
 from tunesmith.evaluate.metrics import Metric
-from tunesmith.rundir.rows import Row, reference_of, why_not_scored
+from tunesmith.rundir.rows import Row
 
 
 def check_references(rows: list[Row], metric: Metric) -> None:
@@ -12,13 +12,11 @@ def check_references(rows: list[Row], metric: Metric) -> None:
         DataError: the first such row.
     """
     for row in rows:
-        if why := why_not_scored(row):
-            raise DataError(
-                f"row {row['id']}, {row['place']}: {why}, so no arm can be scored", "train and preview such rows alone"
-            )
-        reference = reference_of(row)
+        if why := row.why_not_scored():
+            raise DataError(f"row {row.id}, {row.place}: {why}, so no arm can be scored", "train and preview such rows alone")
+        reference = row.reference
         if not metric.fits(reference):
             raise DataError(
-                f"row {row['id']}, {row['place']}: its own reference does not score under task.metric: {reference[:80]!r}",
+                f"row {row.id}, {row.place}: its own reference does not score under task.metric: {reference[:80]!r}",
                 "choose another metric, or mend the row",
             )

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from tunesmith.engines.engine import Message
 from tunesmith.engines.form import ComputePlace, ExportedForm, FormModel
 from tunesmith.errors import ExportError, ModelError, RunError
+from tunesmith.messages import Message
 from tunesmith.parity.checks import (
     adapter_check,
     bound_of,

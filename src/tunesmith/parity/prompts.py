@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tunesmith.chat.render import Renderer
-from tunesmith.engines.engine import Message
 from tunesmith.errors import DataError
+from tunesmith.messages import Message
 
 logger = logging.getLogger(__name__)
 

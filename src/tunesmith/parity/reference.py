@@ -25,11 +25,11 @@ from rich.filesize import decimal
 from transformers import PreTrainedModel
 
 from tunesmith.chat.render import Renderer
-from tunesmith.engines.engine import Message
 from tunesmith.engines.form import ComputePlace, model_logits
 from tunesmith.engines.in_process import InProcessEngine
 from tunesmith.errors import ModelError
 from tunesmith.layers.experts import Adapted
+from tunesmith.messages import Message
 from tunesmith.models.adapter import load_adapted
 from tunesmith.models.device import ROOM, best_device, device_with_room
 from tunesmith.models.load import load_model

@@ -8,7 +8,6 @@ With ``quick`` no model is asked and torch is not imported: rows are read and co
 the model is on the disk already, tokens are a quarter of the characters, and a GPU is not asked for its memory.
 """
 
-import itertools
 import json
 import logging
 from dataclasses import replace
@@ -38,6 +37,7 @@ from tunesmith.rundir.records.advice import (
     PriceFacts,
     RowFacts,
 )
+from tunesmith.rundir.records.data import Rendered
 from tunesmith.rundir.rows import Row
 from tunesmith.tracking import progress
 
@@ -111,7 +111,7 @@ def _read_rows(run: RunDir, recipe: Recipe) -> RowFacts:
         reader.progress = bar.advance
         for batch in reader.batches():
             quality.add(batch)
-            first += [row.as_dict() for row in itertools.islice(batch, REFERENCES - len(first))]
+            first += batch[: REFERENCES - len(first)]
             for message in (message for row in batch for message in row.messages):
                 length = len(str(message.get("content") or ""))
                 characters += length
@@ -127,9 +127,9 @@ def _read_rows(run: RunDir, recipe: Recipe) -> RowFacts:
 
 def _split_rows(run: RunDir) -> RowFacts:
     """What the stages data and render counted."""
-    report, rendered = read_json(run.data / "report.json"), read_json(run.rendered_file)
+    report, rendered = read_json(run.data / "report.json"), Rendered.read(run.rendered_file)
     parts = (report["train"], report["dev"], report["test"])
-    return _row_facts(report["check"]["quality"], parts, (rendered["train_tokens"], rendered["supervised"], True))
+    return _row_facts(report["check"]["quality"], parts, (rendered.train_tokens, rendered.supervised_tokens, True))
 
 
 def _row_facts(quality: Json, parts: tuple[int, int, int], tokens: tuple[float, float, bool]) -> RowFacts:

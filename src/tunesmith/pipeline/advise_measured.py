@@ -65,11 +65,11 @@ def write_prompt(run: RunDir, recipe: Recipe, selection: Selection, arm: str) ->
     """Messages to copy: the chosen prompt with ``{question}`` (and ``{passage 1}`` ...) where each call puts its own."""
     prompt_arm = recipe.evaluate.prompt_of(arm) if arm.startswith("external:") else arm
     chosen = selection.arms[prompt_arm]
-    train = {row["id"]: row for row in read_rows(run.data / "train.jsonl")}
+    train = {row.id: row for row in read_rows(run.data / "train.jsonl")}
     examples = [
         {"role": message["role"], "content": message["content"]}
         for row_id in chosen.demonstrations
-        for message in train[row_id]["messages"]
+        for message in train[row_id].messages
         if message["role"] != "system"
     ]
     question = framed([f"{{passage {n}}}" for n in range(1, chosen.documents + 1)], "{question}")

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 
 from tunesmith.chat.render import with_system
+from tunesmith.messages import Message
 from tunesmith.pipeline.engines import in_process
-from tunesmith.rundir import RunDir, read_json
+from tunesmith.rundir import RunDir
+from tunesmith.rundir.records.data import Rendered
 
 
-def chat(run: RunDir, compare: bool = False) -> Callable[[list[dict[str, str]]], dict[str, str]]:
+def chat(run: RunDir, compare: bool = False) -> Callable[[list[Message]], dict[str, str]]:
     """The tuned model (and with ``compare`` the base) to talk to.
 
     Returns:
@@ -16,10 +18,10 @@ def chat(run: RunDir, compare: bool = False) -> Callable[[list[dict[str, str]]],
     recipe = run.recipe()
     engines = {"base": in_process(run, recipe, None)} if compare else {}
     engines["tuned"] = in_process(run, recipe, run.adapter)
-    budget = read_json(run.rendered_file)["max_new_tokens"]
+    budget = Rendered.read(run.rendered_file).max_new_tokens
     system = {"base": recipe.task.prompt, "tuned": recipe.task.short_prompt}
 
-    def answer(conversation: list[dict[str, str]]) -> dict[str, str]:
+    def answer(conversation: list[Message]) -> dict[str, str]:
         return {
             name: engine.generate([with_system(conversation, system[name])], budget, lambda _: None)[0].text
             for name, engine in engines.items()

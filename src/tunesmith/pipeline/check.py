@@ -59,7 +59,7 @@ def check(
         if contamination is not None:
             contamination.add(batch)
         if tokens is not None:
-            tokens.add([row.as_dict() for row in batch])
+            tokens.add(batch)
     report = quality.report()
     return {
         "source": str(source),

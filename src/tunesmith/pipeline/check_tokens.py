@@ -10,6 +10,7 @@ from tunesmith.chat.render import Conversation
 from tunesmith.data.quality import Quality, histogram, summary
 from tunesmith.errors import DataError
 from tunesmith.pipeline.model_access import load_renderer, resolve_model
+from tunesmith.rundir.rows import Row
 
 
 def keeping(lengths: list[int]) -> dict[str, int]:
@@ -30,7 +31,7 @@ class Tokens:
         self._notes: Counter[str] = Counter()
         self._refused: list[tuple[int, str]] = []
 
-    def add(self, rows: list[dict[str, Any]]) -> None:
+    def add(self, rows: list[Row]) -> None:
         """Render a batch and keep its figures."""
 
         for rendered in self._renderer.render_batch([Conversation.of(row) for row in rows]):

@@ -31,8 +31,9 @@ from tunesmith.pipeline.evaluation import Evaluation, evaluation_of
 from tunesmith.pipeline.stage import Session
 from tunesmith.pipeline.subrun import changed, make_inner, open_inner
 from tunesmith.recipe import Recipe
-from tunesmith.rundir import RunDir, fingerprint, read_json, read_rows, write_rows
+from tunesmith.rundir import RunDir, fingerprint, read_rows, write_rows
 from tunesmith.rundir.hashes import content_hash
+from tunesmith.rundir.records.data import Rendered
 from tunesmith.rundir.records.evaluation import Output
 from tunesmith.rundir.records.evidence import Seeds
 from tunesmith.rundir.rows import Row
@@ -54,10 +55,10 @@ def share_of(recipe: Recipe, rows: list[Row], share: float) -> list[Row]:
         )
 
     def place(row: Row) -> bytes:
-        return hashlib.blake2b(f"{recipe.seed}/{row['id']}".encode(), digest_size=8).digest()
+        return hashlib.blake2b(f"{recipe.seed}/{row.id}".encode(), digest_size=8).digest()
 
-    chosen = {row["id"] for row in sorted(rows, key=place)[:count]}
-    return [row for row in rows if row["id"] in chosen]
+    chosen = {row.id for row in sorted(rows, key=place)[:count]}
+    return [row for row in rows if row.id in chosen]
 
 
 def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> None:
@@ -92,7 +93,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
 
 
 def _train_share(run: RunDir, recipe: Recipe, share: float) -> RunDir:
-    budget = read_json(run.rendered_file)["max_new_tokens"]
+    budget = Rendered.read(run.rendered_file).max_new_tokens
     given = changed(recipe, task=recipe.task.model_copy(update={"max_new_tokens": budget}))
     inner = open_inner(run.path / "curve" / f"{share:g}", given)
     write_rows(inner.data / "train.jsonl", share_of(recipe, read_rows(run.data / "train.jsonl"), share))

@@ -43,9 +43,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     counts = {part: int((parts == number).sum()) for number, part in enumerate(PARTS)}
     for number, part in enumerate(PARTS):
         with writing_rows(run.data / f"{part}.jsonl") as write:
-            for index, row in enumerate(stream_rows(everything)):
-                if parts[index] == number:
-                    write([row])
+            write(row for index, row in enumerate(stream_rows(everything)) if parts[index] == number)
     everything.unlink()
     write_json(run.data / "report.json", {"rows": len(parts), **counts, "leaks": leaks, **result})
     run.add_to_manifest(
@@ -69,7 +67,7 @@ def _read_and_split(run: RunDir, recipe: Recipe, reader: Reader, everything: Pat
     facts, quality, near = SplitFacts(), Quality(), NearDuplicates()
     with writing_rows(everything) as write:
         for batch in with_bar(reader):
-            write([row.as_dict() for row in batch])
+            write(batch)
             quality.add(batch)
             near.add(batch)
             for row in batch:

@@ -9,10 +9,11 @@ from tunesmith.evaluate.prompts import tuned
 from tunesmith.parity.task import Task
 from tunesmith.pipeline.model_access import base_of
 from tunesmith.recipe import Recipe
-from tunesmith.rundir import RunDir, read_json, read_rows
+from tunesmith.rundir import RunDir, read_rows
+from tunesmith.rundir.records.data import Rendered
 from tunesmith.rundir.records.evaluation import Output
 from tunesmith.rundir.records.parity import TaskScore
-from tunesmith.rundir.rows import Row, reference_of, why_not_scored
+from tunesmith.rundir.rows import Row
 
 
 def dev_task(run: RunDir, recipe: Recipe, most: int) -> Task | str:
@@ -20,12 +21,12 @@ def dev_task(run: RunDir, recipe: Recipe, most: int) -> Task | str:
     if recipe.task.metric == "judge":
         return "a judge compares two answers and scores none by itself"
     metric = make_metric(recipe.task)
-    rows = spread([row for row in text_rows(run) if metric.fits(reference_of(row))], most)
-    groups = None if recipe.data.group_by is None else [row.get("group") or row["id"] for row in rows]
-    if len(set(groups or [row["id"] for row in rows])) < 2:
+    rows = spread([row for row in text_rows(run) if metric.fits(row.reference)], most)
+    groups = None if recipe.data.group_by is None else [row.cluster for row in rows]
+    if len(set(groups or [row.id for row in rows])) < 2:
         return f"{len(rows)} dev rows can be scored, of one group; an interval needs two"
     prompts = [tuned(recipe, row) for row in rows]
-    budget, allowed = read_json(run.rendered_file)["max_new_tokens"], output_constraint(recipe.task)
+    budget, allowed = Rendered.read(run.rendered_file).max_new_tokens, output_constraint(recipe.task)
 
     def answers(title: str, engine: Engine) -> list[Output]:
         return ask(f"parity {title}", engine, rows, prompts, metric, budget, allowed)
@@ -52,7 +53,7 @@ def dev_task(run: RunDir, recipe: Recipe, most: int) -> Task | str:
 
 def text_rows(run: RunDir) -> list[Row]:
     """Dev rows that ask for a text: no plain texts, no tool calls."""
-    return [row for row in read_rows(run.data / "dev.jsonl") if why_not_scored(row) is None]
+    return [row for row in read_rows(run.data / "dev.jsonl") if row.why_not_scored() is None]
 
 
 def spread(rows: list[Row], count: int) -> list[Row]:

@@ -18,6 +18,7 @@ from tunesmith.engines.in_process import InProcessEngine
 from tunesmith.engines.open import endpoint_key, open_endpoint, open_llama_cpp
 from tunesmith.export.forms.form import gguf_name
 from tunesmith.layers.experts import Adapted
+from tunesmith.messages import Message
 from tunesmith.models.adapter import WEIGHTS, load_adapted
 from tunesmith.models.device import best_device
 from tunesmith.models.identity import refuse_other_base
@@ -71,7 +72,7 @@ def in_process(run: RunDir, recipe: Recipe, adapter: Path | None) -> InProcessEn
 
 
 def engine_of(
-    run: RunDir, recipe: Recipe, arm: str, base: Callable[[], Engine], prompts: list[list[dict[str, str]]], budget: int
+    run: RunDir, recipe: Recipe, arm: str, base: Callable[[], Engine], prompts: list[list[Message]], budget: int
 ) -> tuple[str, Callable[[], Engine]]:
     """Fingerprint of an arm's weights, and how to make its engine.
 

@@ -16,15 +16,17 @@ from tunesmith.evaluate.arms import by_time, by_tokens
 from tunesmith.evaluate.metrics import Metric, make_metric
 from tunesmith.evaluate.prompts import PromptBook, shown_pool
 from tunesmith.evaluate.references import check_references
+from tunesmith.messages import Message
 from tunesmith.pipeline.engines import in_process
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, Recipe
 from tunesmith.retrieval.corpus import Corpus, check_sealed, open_store, read_corpus
 from tunesmith.retrieval.embed import load_embedder
 from tunesmith.retrieval.store import Store, build_store
-from tunesmith.rundir import RunDir, read_json, read_rows
+from tunesmith.rundir import RunDir, read_rows
+from tunesmith.rundir.records.data import Rendered
 from tunesmith.rundir.records.evaluation import Candidate
-from tunesmith.rundir.rows import Row, question_of
+from tunesmith.rundir.rows import Row
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Evaluation:
             metric,
             dev,
             test,
-            read_json(run.rendered_file)["max_new_tokens"],
+            Rendered.read(run.rendered_file).max_new_tokens,
             output_constraint(recipe.task),
             functools.cache(lambda: in_process(run, recipe, None)),
             corpus,
@@ -79,7 +81,7 @@ class Evaluation:
             closing,
         )
 
-    def prompts(self, arm: str, chosen: dict[str, Candidate]) -> list[list[dict[str, str]]]:
+    def prompts(self, arm: str, chosen: dict[str, Candidate]) -> list[list[Message]]:
         """An arm's prompts for the test rows.
 
         Args:
@@ -133,5 +135,5 @@ def _open_questions(run: RunDir, recipe: Recipe, pool: list[Row], selection: str
                 "evaluate.few_shot.selection: embeddings needs evaluate.retrieval.embedder", "name one, or use bm25"
             )
         embed = load_embedder(recipe.evaluate.retrieval.embedder)
-    texts, ids = [question_of(row) for row in pool], [row["id"] for row in pool]
+    texts, ids = [row.question for row in pool], [row.id for row in pool]
     return build_store(run.evaluation / f"questions-{selection}.sqlite", texts, ids, embed)

@@ -21,8 +21,9 @@ from tunesmith.models.precision import precision
 from tunesmith.pipeline.model_access import base_of, model_directory
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Lora, Recipe
-from tunesmith.rundir import NEXT, RunDir, read_json, swap_in
+from tunesmith.rundir import NEXT, RunDir, swap_in
 from tunesmith.rundir.hashes import content_hash
+from tunesmith.rundir.records.data import Rendered
 from tunesmith.rundir.records.export import Export, Merge
 from tunesmith.rundir.records.training import Training
 from tunesmith.train.documents import Documents
@@ -71,9 +72,9 @@ def context_of(run: RunDir, recipe: Recipe) -> tuple[int, str]:
     Raises:
         ExportError: the recipe asks for more than the model takes.
     """
-    rendered = run.rendered_file
-    facts = read_json(rendered) if rendered.exists() else {"longest": None, "max_new_tokens": 0}
-    return served_context(model_directory(recipe), recipe.export.num_ctx, facts["longest"], facts["max_new_tokens"])
+    rendered = Rendered.read(run.rendered_file) if run.rendered_file.exists() else None
+    longest, budget = (None, 0) if rendered is None else (rendered.longest, rendered.max_new_tokens)
+    return served_context(model_directory(recipe), recipe.export.num_ctx, longest, budget)
 
 
 def job_of(run: RunDir, recipe: Recipe) -> Job:

@@ -39,7 +39,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     best = Selection.read(run.evaluation / "selection.json").best_prompt
     judge, close = make_judge(recipe)
     session.closing.callback(close)
-    questions = [question_text(row["messages"]) for row in read_rows(run.data / "test.jsonl")]
+    questions = [question_text(row.messages) for row in read_rows(run.data / "test.jsonl")]
     calibration = calibrate(judge, recipe.task.judge.human_labels)
     logger.info(f"judge: {'calibrated' if calibration.calibrated else 'uncalibrated'}: {calibration.reason}")
     baseline = read_outputs(run.evaluation / best)
@@ -66,7 +66,7 @@ def make_judge(recipe: Recipe) -> tuple[Judge, Callable[[], None]]:
 
 def comparing(judge: Judge, rows: list[Row]) -> JudgeAnswers:
     """Scores answers to some of these rows against another arm's."""
-    questions = {row["id"]: question_text(row["messages"]) for row in rows}
+    questions = {row.id: question_text(row.messages) for row in rows}
 
     def scored(outputs: list[Output], baseline: list[Output]) -> list[Output]:
         return judge_arm(judge, [questions[output.id] for output in outputs], outputs, baseline)[0]

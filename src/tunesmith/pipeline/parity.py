@@ -50,7 +50,7 @@ def measured(run: RunDir, recipe: Recipe) -> Parity:
     place = choose_place(trained, Merge.read(run.export / "merge.json"))
     answerable = dev_task(run, recipe, DEV_ROWS)
     task, no_task = (None, answerable) if isinstance(answerable, str) else (answerable, None)
-    dev_prompts = {row["id"]: tuned(recipe, row) for row in spread(text_rows(run), DEV_PROMPTS)}
+    dev_prompts = {row.id: tuned(recipe, row) for row in spread(text_rows(run), DEV_PROMPTS)}
     context, scratch = context_of(run, recipe)[0], run.export / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()

@@ -21,7 +21,7 @@ def preview(
     renderer = load_renderer(resolve_model(model), template)
     for row in itertools.islice(Reader(source, options or AS_FOUND), rows):
         try:
-            conversation = Conversation.of(row.as_dict())
+            conversation = Conversation.of(row)
             yield row.id, row.place, renderer.pieces(conversation.messages, conversation.tools, conversation.kind)
         except DataError as error:
             yield row.id, row.place, error

@@ -9,10 +9,11 @@ from typing import Any
 from tunesmith.data.near import NearDuplicates
 from tunesmith.data.quality import PlaceColumn, Quality
 from tunesmith.data.read import Reader
+from tunesmith.rundir.rows import Row
 from tunesmith.tracking import progress
 
 
-def with_bar(reader: "Reader") -> Iterator[list[Any]]:
+def with_bar(reader: "Reader") -> Iterator[list[Row]]:
     """The reader's batches, with a bar over its bytes."""
     with progress("reading", reader.total_bytes) as bar, _without_cycles():
         reader.progress = bar.advance

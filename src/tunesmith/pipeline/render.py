@@ -9,7 +9,6 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from tunesmith import hardware
 from tunesmith.chat.fit import fit
@@ -20,7 +19,8 @@ from tunesmith.pipeline.check_tokens import keeping
 from tunesmith.pipeline.model_access import freeze_template, model_directory
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Recipe
-from tunesmith.rundir import RunDir, fingerprint, read_json, sha256_file, stream_rows, write_json, write_rows
+from tunesmith.rundir import Row, RunDir, fingerprint, sha256_file, stream_rows
+from tunesmith.rundir.records.data import LeftOut, Rendered, RenderedPart
 from tunesmith.tracking import progress
 from tunesmith.train.documents import Documents, DocumentWriter, cached_tokens
 
@@ -46,52 +46,53 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         recipe.train.max_length,
         policy,
     )
-    facts = {}
+    parts: dict[str, RenderedPart] = {}
     for part in ("train", "dev"):
         rows = run.data / f"{part}.jsonl"
-        facts[part] = _rendered(recipe, renderer, rows, run.tokens(part), fingerprint(sha256_file(rows), *settings))
-    left_out = [row for part in facts.values() for row in part["left_out"]]
-    write_rows(run.data / "left_out.jsonl", left_out)
-    _say_notes(facts)
-    if not all(part["rows"] for part in facts.values()):
+        parts[part] = _rendered(recipe, renderer, rows, run.tokens(part), fingerprint(sha256_file(rows), *settings))
+    left_out = [row for part in parts.values() for row in part.left_out]
+    LeftOut.write_lines(run.data / "left_out.jsonl", left_out)
+    _say_notes(parts)
+    if not all(part.rows for part in parts.values()):
         raise DataError("no row is left to train or to choose on", "raise train.max_length, or mend the rows")
     documents = Documents.open(run.tokens("train"))
-    budget = recipe.task.max_new_tokens or facts["train"]["longest_answer"] + facts["train"]["longest_answer"] // 4
+    longest_answer = parts["train"].longest_answer
+    budget = recipe.task.max_new_tokens or longest_answer + longest_answer // 4
     tokens = int(documents.lengths.sum())
-    longest = max(facts[part]["longest"] for part in facts)
-    counts = {"train_tokens": tokens, "supervised": documents.supervised_tokens, "longest": longest}
-    write_json(run.rendered_file, {**counts, "max_new_tokens": budget, "left_out": len(left_out)})
+    longest = max(part.longest for part in parts.values())
+    Rendered(
+        train_tokens=tokens,
+        supervised_tokens=documents.supervised_tokens,
+        longest=longest,
+        max_new_tokens=budget,
+        left_out=len(left_out),
+    ).write(run.rendered_file)
     model = {"id": recipe.model, "revision": recipe.revision, "sha256": recipe.model_sha256}
     run.add_to_manifest(model={**model, "files": model_hashes(directory)}, template_sha256=fingerprint(renderer.template))
     share = 100 * documents.supervised_tokens / tokens
     logger.info(f"render: {tokens:,} train tokens, {share:.0f} % supervised, longest row {longest}")
-    derived = "given" if recipe.task.max_new_tokens else f"longest train answer {facts['train']['longest_answer']} + 25 %"
+    derived = "given" if recipe.task.max_new_tokens else f"longest train answer {longest_answer} + 25 %"
     logger.info(f"render: at most {budget} new tokens an answer ({derived})")
 
 
-def _rendered(recipe: Recipe, renderer: Renderer, rows: Path, target: Path, key: str) -> dict[str, Any]:
-    """Put the tokens of one part into the run directory, from the cache where the same rows were rendered before.
-
-    Returns:
-        ``rows``, ``longest``, ``longest_answer``, ``notes`` (sentence to rows) and ``left_out`` (id, place, reason).
-    """
+def _rendered(recipe: Recipe, renderer: Renderer, rows: Path, target: Path, key: str) -> RenderedPart:
+    """Put the tokens of one part into the run directory, from the cache where the same rows were rendered before."""
     facts = hardware.cache_dir() / "tokens" / f"{key}.json"
 
     def make(path: Path) -> None:
-        write_json(facts, _render_rows(recipe, renderer, rows, path))
+        _render_rows(recipe, renderer, rows, path).write(facts)
 
     if not facts.exists():
         facts.with_suffix(".arrow").unlink(missing_ok=True)  # tokens without their facts are half a cache entry
     if cached_tokens(key, target, make):
         logger.info(f"render: {rows.stem}: the tokens of these rows are in the cache")
-    return read_json(facts)
+    return RenderedPart.read(facts)
 
 
-def _render_rows(recipe: Recipe, renderer: Renderer, rows: Path, target: Path) -> dict[str, Any]:
-
+def _render_rows(recipe: Recipe, renderer: Renderer, rows: Path, target: Path) -> RenderedPart:
     limit, policy = recipe.train.max_length, recipe.data.on_too_long
     lengths: list[int] = []
-    left_out: list[dict[str, Any]] = []
+    left_out: list[LeftOut] = []
     notes: Counter[str] = Counter()
     longest = longest_answer = written = 0
     with DocumentWriter(target) as writer, progress(f"rendering {rows.stem}", rows.stat().st_size) as bar:
@@ -105,11 +106,9 @@ def _render_rows(recipe: Recipe, renderer: Renderer, rows: Path, target: Path) -
                 if fitted.rendered is None:
                     reason = fitted.refused.message if fitted.refused else f"{fitted.tokens} tokens"
                     hint = fitted.refused.hint if fitted.refused else ""
-                    left_out.append(
-                        {"id": row["id"], "place": row["place"], "reason": reason, "hint": hint, "tokens": fitted.tokens}
-                    )
+                    left_out.append(LeftOut(id=row.id, place=row.place, reason=reason, hint=hint, tokens=fitted.tokens))
                     continue
-                writer.add([(row["id"], fitted.rendered.ids, fitted.rendered.supervised)])
+                writer.add([(row.id, fitted.rendered.ids, fitted.rendered.supervised)])
                 written += 1
                 notes.update(fitted.rendered.notes)
                 notes.update(["the oldest turns were dropped to fit train.max_length"] if fitted.dropped_turns else [])
@@ -117,21 +116,23 @@ def _render_rows(recipe: Recipe, renderer: Renderer, rows: Path, target: Path) -
                 longest_answer = max(longest_answer, fitted.rendered.last_answer)
             bar.advance(size)
         _refuse_left_out(recipe, rows.stem, left_out, lengths)
-    return {"rows": written, "longest": longest, "longest_answer": longest_answer, "notes": dict(notes), "left_out": left_out}
+    return RenderedPart(
+        rows=written, longest=longest, longest_answer=longest_answer, notes=dict(notes), left_out=tuple(left_out)
+    )
 
 
-def _refuse_left_out(recipe: Recipe, part: str, left_out: list[dict[str, Any]], lengths: list[int]) -> None:
+def _refuse_left_out(recipe: Recipe, part: str, left_out: list[LeftOut], lengths: list[int]) -> None:
     """Rows that cannot be rendered or are too long refuse the data, unless the recipe says otherwise."""
-    broken = [row for row in left_out if not row["tokens"]]
+    broken = [row for row in left_out if not row.tokens]
     if broken and recipe.data.on_bad_row == "refuse":
-        shown = "\n".join(f"row {row['id']}, {row['place']}: {row['reason']}\n    hint: {row['hint']}" for row in broken[:20])
+        shown = "\n".join(f"row {row.id}, {row.place}: {row.reason}\n    hint: {row.hint}" for row in broken[:20])
         more = f"\n... and {len(broken) - 20:,} more" if len(broken) > 20 else ""
         raise DataError(
             f"{len(broken):,} {part} rows cannot be rendered\n{shown}{more}", "mend them, or set data.on_bad_row: quarantine"
         )
-    too_long = [row for row in left_out if row["tokens"]]
+    too_long = [row for row in left_out if row.tokens]
     if too_long and recipe.data.on_too_long == "refuse":
-        shown = ", ".join(f"{row['id']} ({row['tokens']})" for row in too_long[:20])
+        shown = ", ".join(f"{row.id} ({row.tokens})" for row in too_long[:20])
         more = f" and {len(too_long) - 20:,} more" if len(too_long) > 20 else ""
         raise DataError(
             f"{len(too_long):,} {part} rows are longer than train.max_length {recipe.train.max_length} tokens: {shown}{more}",
@@ -141,17 +142,18 @@ def _refuse_left_out(recipe: Recipe, part: str, left_out: list[dict[str, Any]], 
         )
 
 
-def _say_notes(facts: dict[str, dict[str, Any]]) -> None:
-    for part, found in facts.items():
-        for note, count in found["notes"].items():
+def _say_notes(parts: dict[str, RenderedPart]) -> None:
+    for part, rendered in parts.items():
+        for note, count in rendered.notes.items():
             logger.info(f"render: {part}: {count:,} rows: {note}")
-        if found["left_out"]:
-            logger.info(f"render: {part}: {len(found['left_out']):,} rows are left out, see data/left_out.jsonl")
+        if rendered.left_out:
+            logger.info(f"render: {part}: {len(rendered.left_out):,} rows are left out, see data/left_out.jsonl")
 
 
-def _batched(rows: Path) -> Iterator[tuple[list[dict[str, Any]], int]]:
+def _batched(rows: Path) -> Iterator[tuple[list[Row], int]]:
     """Batches of a JSONL file of our own, each with its share of the file's bytes."""
-    share = rows.stat().st_size // max(1, sum(1 for _ in stream_rows(rows)))
+    with rows.open("rb") as lines:
+        share = rows.stat().st_size // max(1, sum(1 for _ in lines))
     stream = stream_rows(rows)
     while batch := list(itertools.islice(stream, BATCH)):
         yield batch, share * len(batch)

@@ -48,7 +48,7 @@ def _groups(run: RunDir, recipe: Recipe) -> list[str] | None:
     """The group of every test row where ``data.group_by`` makes clusters; a row without one is its own."""
     if recipe.data.group_by is None:
         return None
-    return [row.get("group") or row["id"] for row in read_rows(run.data / "test.jsonl")]
+    return [row.cluster for row in read_rows(run.data / "test.jsonl")]
 
 
 def _read(kind: type[F], path: Path) -> F | None:

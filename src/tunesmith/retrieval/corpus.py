@@ -22,7 +22,7 @@ from tunesmith.retrieval.chunk import document_of, read_passages
 from tunesmith.retrieval.embed import load_embedder
 from tunesmith.retrieval.qdrant import build_qdrant
 from tunesmith.retrieval.store import Hit, Store, build_store
-from tunesmith.rundir.rows import Row, question_of, reference_of
+from tunesmith.rundir.rows import Row
 from tunesmith.tracking import progress
 
 logger = logging.getLogger(__name__)
@@ -60,11 +60,11 @@ def read_corpus(recipe: Recipe, train: list[Row]) -> Corpus:
         passages = read_passages(recipe.data.documents)
         logger.info(f"retrieval: {len(passages):,} passages of {recipe.data.documents}")
         return Corpus("documents", [p.text for p in passages], [p.id for p in passages], [])
-    asking = [row for row in train if question_of(row)]
+    asking = [row for row in train if row.question]
     if not asking:
         raise RunError("nothing to search: no train row asks anything", "name documents in data.documents")
-    texts = [f"{question_of(row)}\n-> {reference_of(row)}" for row in asking]
-    return Corpus("train rows", texts, [row["id"] for row in asking], [_normalized(question_of(row)) for row in asking])
+    texts = [f"{row.question}\n-> {row.reference}" for row in asking]
+    return Corpus("train rows", texts, [row.id for row in asking], [_normalized(row.question) for row in asking])
 
 
 def check_sealed(corpus: Corpus, sealed: list[Row]) -> int:
@@ -85,9 +85,9 @@ def check_sealed(corpus: Corpus, sealed: list[Row]) -> int:
         return count
     ids, questions = set(corpus.ids), set(corpus.questions)
     for row in sealed:
-        if row["id"] in ids or _normalized(question_of(row)) in questions:
+        if row.id in ids or _normalized(row.question) in questions:
             raise RunError(
-                f"test row {row['id']} can be found in the store of train rows: the split leaks",
+                f"test row {row.id} can be found in the store of train rows: the split leaks",
                 "run: tunesmith data RUN (the split keeps rows that ask the same together)",
             )
     return 0
@@ -119,7 +119,7 @@ def find(store: Store, rows: Sequence[Row], k: int) -> list[list[Hit]]:
     hits: list[list[Hit]] = []
     with progress("searching", len(rows)) as bar:
         for row in rows:
-            hits.append(store.search(question_of(row), k))
+            hits.append(store.search(row.question, k))
             bar.advance(1)
     return hits
 
@@ -130,7 +130,7 @@ def _rows_in_documents(corpus: Corpus, sealed: list[Row]) -> int:
     whole = "\0".join(passages)
     count = 0
     for row in sealed:
-        question, answer = _normalized(question_of(row)), _normalized(reference_of(row))
+        question, answer = _normalized(row.question), _normalized(row.reference)
         if question and question in whole:  # one search of all text; the second look is rare
             count += any(question in passage and answer in passage for passage in passages)
     return count

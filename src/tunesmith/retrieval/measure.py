@@ -22,7 +22,7 @@ from tunesmith.retrieval.chunk import document_of
 from tunesmith.retrieval.corpus import Corpus
 from tunesmith.retrieval.store import Hit
 from tunesmith.rundir.records.evidence import RetrievalRecall
-from tunesmith.rundir.rows import Row, reference_of
+from tunesmith.rundir.rows import Row
 
 RECALL_AT = 5
 
@@ -64,13 +64,13 @@ def recall_of(hits: Sequence[Sequence[Hit]], rows: Sequence[Row], corpus: Corpus
         rows: the rows that asked.
     """
     documents = corpus.documents if corpus.kind == "documents" else set[str]()
-    named = [(first, {row["group"]}) for first, row in zip(hits, rows, strict=True) if row.get("group") in documents]
+    named = [(first, {row.group}) for first, row in zip(hits, rows, strict=True) if row.group in documents]
     result = RetrievalRecall(
         searched=corpus.kind,
         passages=len(corpus.ids),
         k=RECALL_AT,
         n=len(rows),
-        answer_recall=answer_recall(hits, [reference_of(row) for row in rows], RECALL_AT),
+        answer_recall=answer_recall(hits, [row.reference for row in rows], RECALL_AT),
         relevant="the reference stands in the passage",
     )
     if not named:

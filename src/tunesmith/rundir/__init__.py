@@ -28,16 +28,15 @@ from tunesmith.rundir.atomic import (
     fingerprint,
     flush,
     read_json,
-    read_rows,
     recover_directory,
     sha256_file,
-    stream_rows,
     write_json,
-    write_rows,
+    write_lines,
     write_text,
-    writing_rows,
+    writing_lines,
 )
 from tunesmith.rundir.environment import git_state, package_versions
+from tunesmith.rundir.rows import Row, read_rows, stream_rows, write_rows, writing_rows
 from tunesmith.rundir.swap import NEXT, READY, finish_swap, forget_journal, swap_in
 
 if TYPE_CHECKING:
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = [
     "NEXT",
     "READY",
+    "Row",
     "RunDir",
     "atomic_directory",
     "fingerprint",
@@ -61,8 +61,10 @@ __all__ = [
     "stream_rows",
     "swap_in",
     "write_json",
+    "write_lines",
     "write_rows",
     "write_text",
+    "writing_lines",
     "writing_rows",
 ]
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -56,32 +56,20 @@ def write_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSONL file of our own."""
-    return list(stream_rows(path))
-
-
-def stream_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The same, one at a time."""
-    with path.open("rb") as file:
-        for line in file:
-            yield json.loads(line)
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_lines(path: Path, objects: Iterable[object]) -> None:
     """Write a JSONL file whole or not at all."""
-    with writing_rows(path) as write:
-        write(rows)
+    with writing_lines(path) as write:
+        write(objects)
 
 
 @contextmanager
-def writing_rows(path: Path) -> Generator[Callable[[Iterable[dict[str, Any]]], None], None, None]:
+def writing_lines(path: Path) -> Generator[Callable[[Iterable[object]], None], None, None]:
     """A JSONL file that is written bit by bit and appears when the block ends well, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            yield lambda rows: file.writelines(_encode(row) + "\n" for row in rows)
+            yield lambda objects: file.writelines(_encode(value) + "\n" for value in objects)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

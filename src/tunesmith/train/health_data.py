@@ -18,6 +18,7 @@ import numpy as np
 
 from tunesmith.chat.render import Renderer
 from tunesmith.errors import DataError
+from tunesmith.messages import Message
 from tunesmith.rundir import stream_rows
 from tunesmith.train.documents import Documents, Lists
 
@@ -97,7 +98,7 @@ def _bos(renderer: Renderer) -> tuple[int | None, bool]:
     bos = renderer.tokenizer.bos_token_id
     if not isinstance(bos, int):
         return None, False
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    turns: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     return bos, renderer.render([*turns, *turns]).ids.count(bos) > 1
 
 
@@ -119,9 +120,9 @@ def _refuse_second_bos(part: str, documents: Documents, first: int, ids: Lists, 
 def _refuse_supervised_prompts(part: str, rows: Path) -> None:
     """All tokens are supervised: right for plain texts, wrong as soon as somebody asks something."""
     first = itertools.islice(stream_rows(rows), KINDS)
-    chat = next((row for row in first if row.get("kind", "chat") != "text"), None)
+    chat = next((row for row in first if row.kind != "text"), None)
     if chat is not None:
         raise DataError(
-            f"{part}: every token is supervised, the prompts too, first row {chat['id']}, {chat['place']}",
+            f"{part}: every token is supervised, the prompts too, first row {chat.id}, {chat.place}",
             "the model would learn to write its users' turns; run: tunesmith render",
         )

@@ -3,6 +3,7 @@
 base          what a record is
 stages        stages.json: what was done, from what, and when
 manifest      manifest.json: where a run comes from
+data          data/: which row is in which part, which were left out, how long they are
 events        events.jsonl: what happens, a line an event
 training      training.json, metrics.jsonl, state.json of a checkpoint: what was trained, step by step
 advice        advice.json: whether to tune at all

@@ -14,6 +14,7 @@ from outside); plain dictionaries, whose keys no checker knows.
 import dataclasses
 import functools
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from html import escape
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any, ClassVar, Self, cast
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from tunesmith.errors import RunError
-from tunesmith.rundir.atomic import write_text
+from tunesmith.rundir.atomic import write_lines, write_text
 
 Json = dict[str, Any]  # an object of JSON as the standard library reads it
 
@@ -74,6 +75,11 @@ class Record:
                 return [cls.parse(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
         except FileNotFoundError as error:
             raise RunError(f"{path}: not there", "the verb that writes it makes it again") from error
+
+    @classmethod
+    def write_lines(cls, path: Path, records: Iterable[Self]) -> None:
+        """Write a file that holds one a line, whole or not at all."""
+        write_lines(path, (record.to_json() for record in records))
 
     @classmethod
     def schema(cls) -> Json:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tunesmith.formatting import percent, points, points_between
+from tunesmith.messages import Message
 from tunesmith.notebook import Interval, forest, paragraph, table
-from tunesmith.rundir.records.base import FileRecord, Json, Record
+from tunesmith.rundir.records.base import FileRecord, Record
 from tunesmith.rundir.records.evidence import Forgetting, Judgement, RetrievalRecall, Seeds
 from tunesmith.rundir.records.parity import FormParity
 
@@ -42,7 +43,7 @@ class Output(Record):
     """
 
     id: str
-    prompt: list[Json]
+    prompt: list[Message]
     output: str
     reference: str
     score: float | None
