@@ -18,8 +18,8 @@ from tunesmith.parity import measure, prompts, reference
 from tunesmith.parity.measure import measure_form
 from tunesmith.parity.reference import Trained, run_reference
 from tunesmith.pipeline import verbs as api
+from tunesmith.pipeline.base import base_of
 from tunesmith.pipeline.export import exported_forms, job_of, planned
-from tunesmith.pipeline.model_access import base_of
 from tunesmith.report.page import write_report
 from tunesmith.rundir import RunDir, write_text
 from tunesmith.rundir.records.export import Merge
@@ -197,10 +197,10 @@ def test_an_nf4_base_is_compared_as_it_was_trained(tiny_run, tmp_path, monkeypat
     assert form.rounding == "fp32"
     scratch.mkdir()
     _make_small(monkeypatch)
-    base, written = base_of(run, recipe)
-    trained = Trained(recipe=recipe, base=base, renderer=written, adapter=run.adapter)
+    base = base_of(run, recipe)
+    trained = Trained(recipe=recipe, base=base, adapter=run.adapter)
     beside = run_reference(trained, {}, PLACE, None, scratch)
-    entry = measure_form(form, beside, written.tokenizer, PLACE, None, 512, "no task")
+    entry = measure_form(form, beside, base.renderer.tokenizer, PLACE, None, 512, "no task")
     assert entry.deployable and entry.figures.kl_mean < 1e-8 and "metric" not in entry.checks
     merge = Merge.read(run.export / "merge.json")
     dataclasses.replace(merge, into="original").write(run.export / "merge.json")

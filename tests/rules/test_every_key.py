@@ -15,10 +15,12 @@ from transformers import Gemma4ForCausalLM, Gemma4TextConfig
 from conftest import toy_rows, write_recipe
 from tunesmith.chat.fit import fit as fit_lengths
 from tunesmith.chat.render import Conversation
+from tunesmith.checkpoints import resolve
 from tunesmith.checkpoints.resolve import find_model
 from tunesmith.data.pack import Plan
 from tunesmith.data.read import Reader
 from tunesmith.data.split import SplitFacts, answer_key, group_key, split
+from tunesmith.engines.base import open_base
 from tunesmith.engines.engine import Answer
 from tunesmith.engines.in_process import InProcessEngine
 from tunesmith.engines.open import output_constraint
@@ -41,11 +43,9 @@ from tunesmith.models.swap import add_lora
 from tunesmith.pipeline import forgetting
 from tunesmith.pipeline import verbs as api
 from tunesmith.pipeline.curve import share_of
-from tunesmith.pipeline.engines import engine_of
-from tunesmith.pipeline.evaluation import Evaluation
+from tunesmith.pipeline.evaluation import Evaluation, engine_of
 from tunesmith.pipeline.export import context_of, dry_run
 from tunesmith.pipeline.judge import make_judge
-from tunesmith.pipeline.model_access import load_renderer, model_directory
 from tunesmith.pipeline.render import _refuse_left_out
 from tunesmith.pipeline.seeds import seed_recipes
 from tunesmith.pipeline.stage import Session
@@ -196,7 +196,7 @@ def _budget(recipe, tmp):
 def _downloads(recipe, tmp):
     asked = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("huggingface_hub.snapshot_download", lambda model, revision, **_: asked.update(r=revision) or str(tmp))
+        patch.setattr(resolve, "snapshot_download", lambda model, revision, **_: asked.update(r=revision) or str(tmp))
         find_model("org/name", recipe.revision)
     return asked
 
@@ -247,7 +247,7 @@ def _data(recipe, tmp):
 def _rendered(recipe, tmp):
     """Rows around the limit, rendered under the recipe's policy and template."""
     turns = [m for i in range(4) for m in ({"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"})]
-    renderer = load_renderer(model_directory(recipe), recipe.chat.template, recipe.chat.enable_thinking)
+    renderer = open_base(recipe).renderer
     fitted = fit_lengths(renderer, [Conversation(turns), Conversation(turns[:2])], 60, recipe.data.on_too_long)
     return [(f.rendered and f.rendered.ids, f.dropped_turns) for f in fitted]
 
@@ -333,11 +333,11 @@ def _forgotten(recipe, tmp):
 
     run = api.open_run(tmp / "toy.yaml", tmp / f"run-{hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:8]}")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(
-            sys.modules, "tunesmith.evaluate.lm_eval", SimpleNamespace(run_tasks=lambda *a: asked.append(a[3:6]) or [])
-        )
+        tasks = SimpleNamespace(task_probes=lambda _, keys: asked.append((keys.tasks, keys.tasks_path, keys.limit)) or [])
+        patch.setitem(sys.modules, "tunesmith.pipeline.forgetting_tasks", tasks)
         patch.setattr("tunesmith.pipeline.forgetting.measure", measure)
-        patch.setattr("tunesmith.pipeline.forgetting.load", lambda *_: SimpleNamespace(model=None, layers=None, renderer=None))
+        loaded = SimpleNamespace(model=None, layers=None, renderer=None)
+        patch.setattr("tunesmith.pipeline.forgetting.base_of", lambda *_: SimpleNamespace(load=lambda _: loaded))
         forgetting.execute(run, recipe, Session(), "")
         result = Forgetting.read(run.evaluation / "forgetting.json")
     return asked, result.verdict

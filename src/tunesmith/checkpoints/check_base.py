@@ -14,7 +14,7 @@ Refused: trying the load on the meta device, which needs torch and two seconds, 
 from collections.abc import Mapping
 from pathlib import Path
 
-from tunesmith.checkpoints.resolve import BaseFacts
+from tunesmith.checkpoints.facts import BaseFacts
 from tunesmith.errors import DataError, ModelError, RecipeError
 from tunesmith.families import CONV1D, WRAPPERS
 from tunesmith.recipe import Recipe
@@ -33,7 +33,7 @@ def check_base(recipe: Recipe, facts: BaseFacts) -> None:
 
     Raises:
         ModelError: the base cannot be trained.
-        RecipeError: the recipe asks for what this base, or another of its keys, rules out; or for a file that is not there.
+        RecipeError: the recipe asks for what this base, or another of its keys, rules out.
     """
     _check_architecture(facts)
     if facts.quant_method is not None:
@@ -46,9 +46,6 @@ def check_base(recipe: Recipe, facts: BaseFacts) -> None:
     context, positions = recipe.export.num_ctx, facts.max_positions
     if context is not None and positions is not None and context > positions:
         raise RecipeError(f"export.num_ctx: {context:,}, the model takes {positions:,} tokens", f"at most {positions}")
-    texts = recipe.evaluate.forgetting.texts
-    if texts is not None and not texts.exists():
-        raise RecipeError(f"evaluate.forgetting.texts: {texts}: no such file", "paths are relative to the recipe file")
 
 
 def check_lengths(lengths: Mapping[str, int], facts: BaseFacts) -> None:

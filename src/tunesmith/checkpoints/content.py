@@ -38,6 +38,30 @@ def content_key(model: str, revision: str | None = None) -> str:
     return fingerprint([(file.name, content_hash(file)) for file in files])
 
 
+def model_at_hand(model: str, revision: str | None = None) -> Path | str:
+    """The directory of a model where it is on the disk already, or why it is not.
+
+    Args:
+        model: hub id, absolute directory, or ``.gguf`` file.
+        revision: commit or branch of a hub id.
+
+    Raises:
+        ModelError: a file or directory that is not there.
+    """
+    path = Path(model)
+    if model.endswith(".gguf"):
+        if not path.is_file():
+            raise ModelError(f"{path}: no such model file", "check the path; it is relative to the recipe file")
+        directory = hardware.converted_model(content_hash(path))
+        return directory if (directory / "config.json").exists() else f"{path.name} has not been converted yet"
+    if path.is_absolute():
+        if not (path / "config.json").exists():
+            raise ModelError(f"{path}: no config.json there", "give the directory that save_pretrained wrote")
+        return path
+    snapshot = hub_snapshot(model, revision)
+    return snapshot if (snapshot / "config.json").exists() else f"{model} has not been fetched yet"
+
+
 def hub_snapshot(model: str, revision: str | None) -> Path:
     """Where the hub's client keeps a commit, by its documented layout (huggingface_hub, "Understand caching")."""
     folder = hardware.hub_cache() / f"models--{model.replace('/', '--')}"

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
 from tunesmith import hardware
 from tunesmith.checkpoints.gguf_tokenizer import load_gguf_tokenizer
@@ -36,7 +37,8 @@ from tunesmith.checkpoints.shards import Shape, refuse_full_disk, write_model
 from tunesmith.checkpoints.tokenizer_class import name_tokenizer_class
 from tunesmith.errors import ModelError
 from tunesmith.families import GGUF, SCALED_ROTARY, GgufArchitecture
-from tunesmith.rundir import atomic_directory, sha256_file
+from tunesmith.rundir import atomic_directory
+from tunesmith.rundir.hashes import content_hash
 
 if TYPE_CHECKING:
     from gguf import GGUFReader, ReaderTensor
@@ -80,7 +82,7 @@ def convert_gguf(path: Path, expected: str | None) -> Path:
     """
     if not path.is_file():
         raise ModelError(f"{path}: no such model file", "check the path; it is relative to the recipe file")
-    digest = sha256_file(path)
+    digest = content_hash(path)
     if expected is not None and digest != expected:
         raise ModelError(f"{path}: sha256 is {digest}, the recipe expects {expected}", "get the file again")
     target = hardware.converted_model(digest)
@@ -191,7 +193,6 @@ def _sources(
 ) -> tuple[dict[str, _Source], Any]:
     """Where each tensor of the model comes from, and transformers' processor of layouts."""
     import gguf
-    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
     architecture = _value(reader, "general.architecture")
     processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=config.to_dict())

@@ -1,67 +1,20 @@
-"""Which directory a recipe's model is, and what its files say before anything is loaded.
+"""Which directory a recipe's model is.
 
 A hub id, a directory and a ``.gguf`` file all become a Hugging Face directory of safetensors. A GGUF is dequantised once and
-the result is kept in the cache (``checkpoints/gguf.py``); the second run starts from there (1 s instead of 25).
+the result is kept in the cache (``checkpoints/gguf.py``); the second run starts from there (1 s instead of 25). A hub id is
+looked up once a process, so that all stages of a run meet one commit.
 
-``base_facts`` reads ``config.json`` and the headers of the safetensors, some milliseconds, and no weight. That is enough to
-tell most models that cannot be trained from those that can (``checkpoints/check_base.py``), before a row is split.
-
-Nothing here imports torch or transformers, so that ``status`` and the table of stages know the base model's key at once.
-Refused: ``AutoConfig``, which takes two seconds to import, and fills in defaults that then look like facts of the file; what a
-file does not say is None here.
+What is on the disk already, and what its files say, is told without torch by ``checkpoints/content.py`` and ``facts.py``.
 """
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+import functools
 from pathlib import Path
 
-from tunesmith.checkpoints.names import naming_of, read_settings, stored_tensors
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from tunesmith.checkpoints.gguf import convert_gguf
 from tunesmith.errors import ModelError
-from tunesmith.rundir import fingerprint, sha256_file
-
-POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")  # the keys of different architectures
-_HEAD_BIAS = re.compile(r"(lm_head|embed_out)\.bias")
-
-
-@dataclass(frozen=True, kw_only=True)
-class BaseFacts:
-    """What the files of a base model say, without a weight being read. What they do not say is None.
-
-    Attributes:
-        directory: of the model.
-        model_type: of the whole model.
-        text_type: of its text model; the same where there is nothing but one.
-        architectures: classes that the configuration names.
-        encoder_decoder: whether it answers by another stack than the one that reads.
-        max_positions: the longest row that it can take, in tokens.
-        quant_method: how the weights are quantised (``bitsandbytes``, ``mxfp4`` ...); None where they are not.
-        quant_settings: the rest of what the configuration says of the quantisation.
-        tied: whether the configuration says that the head is the embedding.
-        own_head: whether a head lies in the files.
-        head_bias: whether that head has a bias.
-        weights: number of weights in the files, those of towers included.
-        nbytes: what they take.
-    """
-
-    directory: Path
-    model_type: str
-    text_type: str
-    architectures: tuple[str, ...]
-    encoder_decoder: bool
-    max_positions: int | None
-    quant_method: str | None
-    quant_settings: Mapping[str, object]
-    tied: bool | None
-    own_head: bool
-    head_bias: bool
-    weights: int
-    nbytes: int
-
-    @property
-    def multimodal(self) -> bool:
-        """Whether there is a text model within another one."""
-        return self.model_type != self.text_type
 
 
 def find_model(model: str, revision: str | None = None, sha256: str | None = None) -> Path:
@@ -77,8 +30,6 @@ def find_model(model: str, revision: str | None = None, sha256: str | None = Non
     """
     path = Path(model)
     if model.endswith(".gguf"):
-        from tunesmith.checkpoints.gguf import convert_gguf  # torch and transformers, for this kind of file alone
-
         return convert_gguf(path, sha256)
     if sha256 is not None:
         raise ModelError(f"{model}: model_sha256 is for .gguf files", "use revision for a hub id")
@@ -91,59 +42,8 @@ def find_model(model: str, revision: str | None = None, sha256: str | None = Non
     return _download(model, revision)
 
 
-def model_hashes(directory: Path) -> dict[str, str]:
-    """sha256 of every file of a model directory, for the manifest."""
-    return {file.name: sha256_file(file) for file in sorted(directory.iterdir()) if file.is_file()}
-
-
-def model_key(directory: Path) -> str:
-    """Fingerprint of a model directory without reading its weights: small files by content, large ones by size and time."""
-    entries = []
-    for file in sorted(directory.iterdir()):
-        if file.is_file():
-            small = file.suffix in {".json", ".jinja"}
-            entries.append((file.name, file.stat().st_size, sha256_file(file) if small else file.stat().st_mtime_ns))
-    return fingerprint(entries)
-
-
-def base_facts(directory: Path) -> BaseFacts:
-    """What a model directory's configuration and headers say.
-
-    Raises:
-        ModelError: no configuration or no safetensors there, a file of the index is missing, or one cannot be read.
-    """
-    config = read_settings(directory)
-    text = config.get("text_config") or config
-    quantization = (
-        config.get("quantization_config") or text.get("quantization_config") or config.get("compression_config") or {}
-    )
-    tensors = {name: tensor for file in stored_tensors(directory).values() for name, tensor in file.items()}
-    model_type = str(config.get("model_type"))
-    of_model = naming_of(model_type, tensors).of_model
-    names = {name for stored in tensors if (name := of_model(stored)) is not None}
-    positions = next((text[key] for key in POSITIONS if isinstance(text.get(key), int)), None)
-    tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings"))
-    return BaseFacts(
-        directory=directory,
-        model_type=model_type,
-        text_type=str(text.get("model_type")),
-        architectures=tuple(map(str, config.get("architectures") or ())),
-        encoder_decoder=bool(config.get("is_encoder_decoder")),
-        max_positions=positions,
-        quant_method=str(quantization.get("quant_method", "unnamed")) if quantization else None,
-        quant_settings={key: value for key, value in quantization.items() if key != "quant_method"},
-        tied=tied if isinstance(tied, bool) else None,
-        own_head=not names.isdisjoint({"lm_head.weight", "embed_out.weight"}),
-        head_bias=any(_HEAD_BIAS.fullmatch(name) for name in names),
-        weights=sum(tensor.numel for tensor in tensors.values()),
-        nbytes=sum(tensor.nbytes for tensor in tensors.values()),
-    )
-
-
+@functools.cache
 def _download(model: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download  # a third of a second, for hub ids alone
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
     try:
         patterns = ["*.safetensors", "*.json", "*.jinja", "*.model"]
         return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))

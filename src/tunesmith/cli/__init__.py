@@ -93,7 +93,7 @@ def run(
     """All stages, from data to verdict and report. The exit code is the verdict's."""
     directory = _verbs.open_run(target, out, replace=replace)
     if dry_run:
-        _status_text.print_status(_verbs.status(directory), _console())
+        _status_text.print_status(_verbs.dry_run(directory), _console())
         return
     result = _verbs.run(directory, until=until, force=force or ())
     if result is None:

@@ -3,17 +3,19 @@
 Every stage asks the same four questions of a recipe's model: its directory, its renderer, the storage of its weights, the dtype
 of its products. Asked anew in each place they cost a hash of the file, 0.1 to 4.5 s for the second tokenizer and a timed probe;
 worse, two places may get two answers (a template that writes today's date, a file that was exchanged). ``BaseModel`` answers
-each question once, when it is first asked, and is handed around.
+each question once, when it is first asked, and is handed around. Stages of one process open the same base one after another,
+so a tokenizer that was read, and what a template was found to do with it, stay (``_renderer``).
 
 Nothing is loaded until ``load``. What is loaded is a stock model on the best device, with an adapter on it where one is named;
 an adapter's rank, scale and targets are those of its own ``adapter_config.json`` and never a recipe's.
 
-Refused: opening by keyword in every stage (seven keys, three of which decide whether an old answer still holds); a cache by
-directory, which would outlive the run.
+Refused: opening by keyword in every stage (seven keys, three of which decide whether an old answer still holds); keeping loaded
+weights, which the next stage would share its memory with.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,8 @@ from transformers import PreTrainedModel
 
 from tunesmith.chat.render import Conversation, Rendered, Renderer
 from tunesmith.chat.template_choice import template_text
-from tunesmith.checkpoints.resolve import find_model, model_key
+from tunesmith.checkpoints.facts import model_key
+from tunesmith.checkpoints.resolve import find_model
 from tunesmith.errors import DataError, RecipeError, RunError
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.adapter import CONFIG, load_adapted, read_lora, save_adapter
@@ -35,6 +38,8 @@ from tunesmith.models.swap import add_lora
 from tunesmith.recipe import Lora, Recipe
 from tunesmith.rundir import atomic_directory, fingerprint
 from tunesmith.rundir.rows import Example
+
+TOKENIZER_FILES = (".json", ".jinja", ".model")  # suffixes of what a tokenizer and its template are read from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +80,7 @@ class BaseModel:
         Raises:
             ModelError: no tokenizer there, or a template that cannot be used.
         """
-        return Renderer(load_tokenizer(self.directory), self.template, self.enable_thinking)
+        return _renderer(self.directory, self.template, self.enable_thinking)
 
     @cached_property
     def _precision(self) -> tuple[str, Dtype]:
@@ -205,7 +210,8 @@ def open_base(model: Recipe | str | Path, template: str | None = None, *, base: 
     """The base model of a recipe, or one by its hub id, directory or ``.gguf`` file. Loads no weights.
 
     Args:
-        template: Jinja text in the place of the recipe's or the model's own template, as a run directory keeps it.
+        template: Jinja text in the place of the recipe's or the model's own template, as a run directory keeps it: thinking is
+            switched in it already.
         base: storage of the weights in the place of the recipe's: ``auto``, ``fp32``, ``bf16`` or ``nf4``.
 
     Raises:
@@ -213,8 +219,10 @@ def open_base(model: Recipe | str | Path, template: str | None = None, *, base: 
     """
     if not isinstance(model, Recipe):
         return BaseModel(model=_local_or_hub(model), base=base or "auto", template=template)
-    if template is None and model.chat.template is not None:
-        template = template_text(model.chat.template)
+    enable_thinking = None
+    if template is None:
+        enable_thinking = model.chat.enable_thinking
+        template = None if model.chat.template is None else template_text(model.chat.template)
     return BaseModel(
         model=model.model,
         revision=model.revision,
@@ -223,7 +231,7 @@ def open_base(model: Recipe | str | Path, template: str | None = None, *, base: 
         arithmetic=model.train.compute,
         per_layer_embeddings=model.per_layer_embeddings,
         template=template,
-        enable_thinking=model.chat.enable_thinking,
+        enable_thinking=enable_thinking,
     )
 
 
@@ -231,3 +239,24 @@ def _local_or_hub(model: str | Path) -> str:
     """A file or directory as an absolute path; a hub id as it is."""
     path = Path(model).expanduser()
     return str(path.resolve()) if path.exists() or path.suffix == ".gguf" or isinstance(model, Path) else model
+
+
+_RENDERERS: dict[tuple[object, ...], Renderer] = {}  # of this process, by all that makes one
+MOST_RENDERERS = 8
+
+
+def _renderer(directory: Path, template: str | None, enable_thinking: bool | None) -> Renderer:
+    """The renderer of a directory, once a process while its files stay what they are.
+
+    It is known by what was asked for, and by the text that it settled on: what a run directory keeps is opened by the latter.
+    A template that reads the clock is read anew on another day.
+    """
+    names = [file for file in sorted(directory.iterdir()) if file.suffix in TOKENIZER_FILES]
+    files = (directory, *((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in names))
+    key = (files, template, enable_thinking, date.today())
+    if key not in _RENDERERS:
+        if len(_RENDERERS) >= MOST_RENDERERS:
+            _RENDERERS.clear()
+        renderer = Renderer(load_tokenizer(directory), template, enable_thinking)
+        _RENDERERS[key] = _RENDERERS[(files, renderer.template, None, date.today())] = renderer
+    return _RENDERERS[key]

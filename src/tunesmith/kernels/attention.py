@@ -38,6 +38,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tunesmith.kernels import triton as on_gpu
+
 BLOCK = 64  # queries of a block: 256 waste half of the scores of short documents, 32 are too small a product
 KEEP_PROBS_UP_TO = 512  # tokens of a span and its prefix up to which its probabilities are kept
 FLASH_WIDTH = 256  # features of the widest head that the flash kernels take
@@ -178,14 +180,12 @@ def flash_fits(capability: tuple[int, int] | None, dtype: torch.dtype, width: in
 
 
 def _flash(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spans: list[Span], scoring: ScoreParams) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
     seen, borders, longest = _layout(tuple(spans), q_THK.device)
     if seen is not None:
         k_TGK, v_TGK = k_TGK[seen], v_TGK[seen]
     window = (-1 if scoring.window is None else scoring.window - 1, 0)
     options = {"scale": scoring.scale, "window_size": window, "enable_gqa": q_THK.shape[1] != k_TGK.shape[1]}
-    return varlen_attn(q_THK, k_TGK, v_TGK, *borders, *longest, **options)  # type: ignore[return-value]
+    return on_gpu.varlen_attn(q_THK, k_TGK, v_TGK, *borders, *longest, **options)  # type: ignore[return-value]
 
 
 @lru_cache(maxsize=8)  # of all layers of a pack, forward and recomputed: each copy to the device waits for it

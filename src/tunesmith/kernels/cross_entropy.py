@@ -40,6 +40,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tunesmith.kernels import triton as on_gpu
 from tunesmith.kernels.fp16_scaled_mm import OverflowRows, scaled_mm, scaled_mm_back
 
 CHUNK = 256  # rows of logits alive at once
@@ -58,9 +59,7 @@ def cross_entropy_rows_(logits_CV: Tensor, target_C: Tensor, softcap: float | No
         ``(loss_C, correct_C)``: nats in fp32 (fp64 for fp64), and whether the target is the first of the largest logits.
     """
     if logits_CV.is_cuda:
-        from tunesmith.kernels.triton.cross_entropy import cross_entropy_rows_ as on_gpu
-
-        return on_gpu(logits_CV, target_C, softcap)
+        return on_gpu.cross_entropy_rows_(logits_CV, target_C, softcap)
     wide = torch.promote_types(logits_CV.dtype, torch.float32)
     loss_C = torch.empty(len(logits_CV), dtype=wide, device=logits_CV.device)
     correct_C = torch.empty(len(logits_CV), dtype=torch.bool, device=logits_CV.device)

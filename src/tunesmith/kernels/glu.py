@@ -19,6 +19,8 @@ Shape suffixes: T tokens, F features of the hidden layer, P some of the rows.
 import torch
 from torch import Tensor
 
+from tunesmith.kernels import triton as on_gpu
+
 ACTIVATIONS = ("silu", "gelu_tanh")
 BLOCK = 2**17  # elements of a block of the backward pass: five tensors of 512 KB in fp32
 
@@ -38,9 +40,7 @@ def glu_forward(gate_TF: Tensor, up_TF: Tensor, activation: str, out: Tensor | N
     assert activation in ACTIVATIONS, f"{activation!r} is none of {ACTIVATIONS}"
     out_TF = gate_TF.new_empty(gate_TF.shape) if out is None else out
     if gate_TF.is_cuda:
-        from tunesmith.kernels.triton.glu import glu_forward as on_gpu
-
-        return on_gpu(gate_TF, up_TF, activation, out_TF)
+        return on_gpu.glu_forward(gate_TF, up_TF, activation, out_TF)
     return _activate(gate_TF, activation, out_TF).mul_(up_TF)
 
 
@@ -58,9 +58,7 @@ def glu_backward(dh_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, activation: str)
     """
     assert activation in ACTIVATIONS, f"{activation!r} is none of {ACTIVATIONS}"
     if gate_TF.is_cuda:
-        from tunesmith.kernels.triton.glu import glu_backward as on_gpu
-
-        return on_gpu(dh_TF, gate_TF, up_TF, activation)
+        return on_gpu.glu_backward(dh_TF, gate_TF, up_TF, activation)
     tokens, features = gate_TF.shape
     d_T2F = gate_TF.new_empty(tokens, 2 * features)
     rows = max(1, BLOCK // features)

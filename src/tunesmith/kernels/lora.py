@@ -20,6 +20,8 @@ Shape suffixes: T tokens, I in_features, O out_features, R rank.
 import torch
 from torch import Tensor
 
+from tunesmith.kernels import triton as on_gpu
+
 
 def lora_matmul(
     x_TI: Tensor,
@@ -48,9 +50,7 @@ def lora_matmul(
     assert all(t.dtype == x_TI.dtype for t in tensors), [x_TI.dtype, *(t.dtype for t in tensors)]
     assert out is None or out.shape == (len(x_TI), len(weight_OI)), out.shape
     if x_TI.is_cuda:
-        from tunesmith.kernels.triton.lora import lora_matmul as on_gpu
-
-        return on_gpu(x_TI, weight_OI, xA_TR, B_OR, scale, bias_O, out)
+        return on_gpu.lora_matmul(x_TI, weight_OI, xA_TR, B_OR, scale, bias_O, out)
     if x_TI.dtype in (torch.float32, torch.float64):
         return _linear(x_TI, weight_OI, bias_O, out).addmm_(xA_TR, B_OR.T, alpha=scale)
     return _linear(torch.cat((x_TI, xA_TR), 1), torch.cat((weight_OI, B_OR * scale), 1), bias_O, out)

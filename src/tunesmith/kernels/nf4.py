@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.errors import ModelError
+from tunesmith.kernels import triton as on_gpu
 
 BLOCK = 64  # weights under one absmax
 NESTED = 256  # absmax under one absmax of theirs
@@ -184,9 +185,7 @@ def dequantize_nf4(q: NF4, dtype: torch.dtype, out: Tensor | None = None) -> Ten
         out = torch.empty(q.shape, dtype=dtype, device=q.packed.device)
     assert out.shape == q.shape and out.dtype == dtype and out.is_contiguous()
     if q.packed.is_cuda:
-        from tunesmith.kernels.triton.nf4 import dequantize_nf4 as on_gpu
-
-        return on_gpu(q, dtype, out)
+        return on_gpu.dequantize_nf4(q, dtype, out)
     absmax_Q = dequantize_absmax(q)
     flat = out.view(-1)
     if dtype == torch.float32:
@@ -264,9 +263,7 @@ def nf4_matmul(x_TI: Tensor, q: NF4) -> Tensor:
     """
     assert x_TI.shape[1] == q.shape[1]
     if x_TI.is_cuda:
-        from tunesmith.kernels.triton.nf4 import nf4_matmul as on_gpu
-
-        return on_gpu(x_TI, q)
+        return on_gpu.nf4_matmul(x_TI, q)
     return torch.nn.functional.linear(x_TI, dequantize_nf4(q, x_TI.dtype))
 
 

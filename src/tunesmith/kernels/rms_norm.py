@@ -25,6 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tunesmith.kernels import triton as on_gpu
+
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     """The dtype of the arithmetic: fp32, or fp64 for fp64."""
@@ -44,9 +46,7 @@ def rms_norm_forward(x_TD: Tensor, weight_D: Tensor, eps: float, offset: float =
         ``(y_TD, rstd_T)``: the result in the dtype of x, contiguous, and ``1 / rms`` of every row in fp32 (fp64 for fp64).
     """
     if x_TD.is_cuda:
-        from tunesmith.kernels.triton.rms_norm import rms_norm_forward as on_gpu
-
-        return on_gpu(x_TD, weight_D, eps, offset)
+        return on_gpu.rms_norm_forward(x_TD, weight_D, eps, offset)
     wide = _wide(x_TD.dtype)
     rstd_T = torch.linalg.vector_norm(x_TD, dim=-1, dtype=wide)
     rstd_T.square_().div_(x_TD.shape[-1]).add_(eps).rsqrt_()
@@ -65,9 +65,7 @@ def rms_norm_backward(dy_TD: Tensor, x_TD: Tensor, weight_D: Tensor, rstd_T: Ten
         offset: as in the forward pass.
     """
     if x_TD.is_cuda:
-        from tunesmith.kernels.triton.rms_norm import rms_norm_backward as on_gpu
-
-        return on_gpu(dy_TD, x_TD, weight_D, rstd_T, offset)
+        return on_gpu.rms_norm_backward(dy_TD, x_TD, weight_D, rstd_T, offset)
     wide = _wide(x_TD.dtype)
     x_TD = x_TD.to(wide)
     g_TD = torch.mul(dy_TD.to(wide), _scale(weight_D, wide, offset))
@@ -91,9 +89,7 @@ def add_rms_norm_forward(
         ``(sum_TD, y_TD, rstd_T)``. The sum is rounded to the dtype of x before it is normalised, as in the stock model.
     """
     if x_TD.is_cuda:
-        from tunesmith.kernels.triton.rms_norm import add_rms_norm_forward as on_gpu
-
-        return on_gpu(x_TD, residual_TD, weight_D, eps, offset)
+        return on_gpu.add_rms_norm_forward(x_TD, residual_TD, weight_D, eps, offset)
     sum_TD = x_TD + residual_TD
     return (sum_TD, *rms_norm_forward(sum_TD, weight_D, eps, offset))
 

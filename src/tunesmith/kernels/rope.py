@@ -19,6 +19,8 @@ Shape suffixes: T tokens, H query heads (or key heads), K head dimension (the co
 import torch
 from torch import Tensor
 
+from tunesmith.kernels import triton as on_gpu
+
 
 def rope_(x_THK: Tensor, cos_TK: Tensor, sin_TK: Tensor, inverse: bool = False) -> Tensor:
     """Turn the heads of every token in place.
@@ -37,9 +39,7 @@ def rope_(x_THK: Tensor, cos_TK: Tensor, sin_TK: Tensor, inverse: bool = False) 
     width = cos_TK.shape[-1]
     assert width % 2 == 0 and width <= x_THK.shape[-1] and cos_TK.shape == sin_TK.shape, (cos_TK.shape, x_THK.shape)
     if x_THK.is_cuda:
-        from tunesmith.kernels.triton.rope import rope_ as on_gpu
-
-        return on_gpu(x_THK, cos_TK, sin_TK, inverse)
+        return on_gpu.rope_(x_THK, cos_TK, sin_TK, inverse)
     half, wide = width // 2, torch.promote_types(x_THK.dtype, torch.float32)
     turned_THK = x_THK[..., :width]
     work_THK = turned_THK.to(wide)  # x itself where it is wide already

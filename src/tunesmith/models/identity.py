@@ -24,8 +24,8 @@ from typing import Any
 import jiter
 
 from tunesmith import hardware
+from tunesmith.checkpoints.facts import model_key
 from tunesmith.checkpoints.names import checkpoint_files
-from tunesmith.checkpoints.resolve import model_key
 from tunesmith.errors import ModelError
 from tunesmith.rundir import fingerprint, read_json, sha256_file, write_json
 

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from tunesmith.checkpoints.hf import Checkpoint, read_config
 from tunesmith.errors import ModelError
 from tunesmith.models.embeddings import hold_table, per_layer_table, place_of
+from tunesmith.models.fp16_compute import keep_residual_in_fp32
 from tunesmith.models.nf4_load import load_nf4, shorten
 
 logger = logging.getLogger(__name__)
@@ -70,8 +71,6 @@ def load_model(
     else:
         model = _load_dense(directory, DTYPES[dtype], device, per_layer_embeddings)
     if dtype == "fp16":
-        from tunesmith.models.fp16_compute import keep_residual_in_fp32
-
         keep_residual_in_fp32(model)
     return model.requires_grad_(False).eval()
 

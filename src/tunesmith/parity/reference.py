@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from rich.filesize import decimal
 from transformers import PreTrainedModel
 
-from tunesmith.chat.render import Renderer
+from tunesmith.engines.base import BaseModel
 from tunesmith.engines.form import ComputePlace, model_logits
 from tunesmith.engines.in_process import InProcessEngine
 from tunesmith.errors import ModelError
@@ -33,7 +33,6 @@ from tunesmith.messages import Message
 from tunesmith.models.adapter import load_adapted
 from tunesmith.models.device import ROOM, best_device, device_with_room
 from tunesmith.models.load import load_model
-from tunesmith.models.precision import precision
 from tunesmith.models.swap import without_adapters
 from tunesmith.parity.figures import base_distance
 from tunesmith.parity.prompts import NEW_TOKENS, Prompt, choose_prompts
@@ -50,13 +49,11 @@ class Trained:
     """What was trained.
 
     Attributes:
-        base: directory of the base model.
         adapter: PEFT directory.
     """
 
     recipe: Recipe
-    base: Path
-    renderer: Renderer
+    base: BaseModel
     adapter: Path
 
 
@@ -85,7 +82,7 @@ def choose_place(trained: Trained, merge: Merge) -> ComputePlace:
     device = device_with_room(needed)
     if device is not None:
         return ComputePlace(device=device, arithmetic="fp32")
-    _, compute = precision(trained.recipe.base, trained.recipe.train.compute, trained.base)
+    compute = trained.base.compute
     room = decimal(int(ROOM * needed))
     logger.warning(f"parity: fp32 takes {room}, which are not there; computing in {compute}, with its wider bounds")
     return ComputePlace(device=best_device(), arithmetic=compute)
@@ -103,12 +100,14 @@ def run_reference(
     Raises:
         ModelError: no prompt fits what the model can take.
     """
-    recipe, renderer = trained.recipe, trained.renderer
+    recipe, renderer = trained.recipe, trained.base.renderer
     model, layers = _load(trained, place)
     room = model.config.get_text_config().max_position_embeddings - NEW_TOKENS
     chosen, left_out = choose_prompts(dev_prompts, renderer, room)
     if not chosen:
-        raise ModelError(f"{trained.base}: none of {len(left_out)} prompts fits the model's {room} positions", "a larger model")
+        raise ModelError(
+            f"{trained.base.directory}: none of {len(left_out)} prompts fits the model's {room} positions", "a larger model"
+        )
     stops = set(renderer.stop_ids)
     with progress("parity reference", 2 * len(chosen)) as bar, torch.inference_mode():
         prompts = []
@@ -149,10 +148,9 @@ def run_reference(
 def _load(trained: Trained, place: ComputePlace) -> tuple[PreTrainedModel, dict[str, Adapted]]:
     """The base as training stored it, with the adapter on it."""
     recipe = trained.recipe
-    _, compute = precision(recipe.base, recipe.train.compute, trained.base)
     storage = "nf4" if recipe.base == "nf4" else place.arithmetic
-    model = load_model(trained.base, place.arithmetic, storage, place.device, recipe.per_layer_embeddings)
-    if place.arithmetic == "fp32" and compute == "bf16":
+    model = load_model(trained.base.directory, place.arithmetic, storage, place.device, recipe.per_layer_embeddings)
+    if place.arithmetic == "fp32" and trained.base.compute == "bf16":
         for parameter in model.parameters():  # as training stored them; a checkpoint in bf16 stays as it is
             parameter.copy_(parameter.bfloat16())
     layers = load_adapted(model, trained.adapter)

@@ -2,7 +2,7 @@
 
 from tunesmith.models.identity import accept_base as accept
 from tunesmith.models.identity import base_identity
-from tunesmith.pipeline.model_access import base_of
+from tunesmith.pipeline.base import base_of
 from tunesmith.rundir import RunDir
 
 
@@ -12,7 +12,7 @@ def accept_base(run: RunDir) -> str:
     Raises:
         RunError: nothing was trained yet.
     """
-    directory, renderer = base_of(run, run.recipe())
-    identity = base_identity(directory, renderer.template)
+    base = base_of(run, run.recipe())
+    identity = base_identity(base.directory, base.renderer.template)
     accept(run.adapter, identity)
     return str(identity["sha256"])

@@ -16,17 +16,16 @@ from pathlib import Path
 from tunesmith import hardware
 from tunesmith.advise.decide import decide
 from tunesmith.advise.memory import Shape, shape_of, training_bytes, training_hours
-from tunesmith.checkpoints.content import hub_snapshot
+from tunesmith.checkpoints.content import model_at_hand
 from tunesmith.data.quality import Quality
 from tunesmith.data.read import Reader, ReadOptions
-from tunesmith.errors import ModelError
 from tunesmith.evaluate import stats
 from tunesmith.evaluate.metrics import make_metric
 from tunesmith.evaluate.references import check_references
 from tunesmith.pipeline.stage import make, module_of
 from tunesmith.pipeline.table import table_of
 from tunesmith.recipe import Recipe
-from tunesmith.rundir import RunDir, read_json, sha256_file
+from tunesmith.rundir import RunDir, read_json
 from tunesmith.rundir.records import Json
 from tunesmith.rundir.records.advice import (
     Advice,
@@ -191,31 +190,11 @@ def _machine(quick: bool) -> MachineFacts:
 
 def _shape(recipe: Recipe, quick: bool) -> Shape | str:
     """Sizes of the model, or why they are not known."""
-    directory = _at_hand(recipe) if quick else module_of("model_access").model_directory(recipe)
+    directory = model_at_hand(recipe.model, recipe.revision) if quick else module_of("base").directory_of(recipe)
     if isinstance(directory, str):
         return directory
     shape = shape_of(json.loads((directory / "config.json").read_text(encoding="utf-8")))
     return shape if isinstance(shape, Shape) else f"{recipe.model}: config.json has no {shape}, so nothing can be estimated"
-
-
-def _at_hand(recipe: Recipe) -> Path | str:
-    """The model's directory where it is on the disk already, or why not.
-
-    Raises:
-        ModelError: the recipe names a file or directory that is not there.
-    """
-    path = Path(recipe.model)
-    if recipe.model.endswith(".gguf"):
-        if not path.is_file():
-            raise ModelError(f"{path}: no such model file", "check the path; it is relative to the recipe file")
-        directory = hardware.converted_model(sha256_file(path))
-        return directory if (directory / "config.json").exists() else f"{path.name} has not been converted yet"
-    if path.is_absolute():
-        if not (path / "config.json").exists():
-            raise ModelError(f"{path}: no config.json there", "give the directory that save_pretrained wrote")
-        return path
-    snapshot = hub_snapshot(recipe.model, recipe.revision)
-    return snapshot if (snapshot / "config.json").exists() else f"{recipe.model} has not been fetched yet"
 
 
 def _memory(recipe: Recipe, shape: Shape | str, machine: MachineFacts, quick: bool) -> MemoryFacts:

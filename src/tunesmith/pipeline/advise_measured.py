@@ -5,11 +5,11 @@ import logging
 import torch
 
 from tunesmith import hardware
+from tunesmith.engines.base import open_base
 from tunesmith.evaluate.prompts import framed, tuned
 from tunesmith.evaluate.stats import wilson
 from tunesmith.models.device import best_device, device_name
-from tunesmith.models.precision import precision
-from tunesmith.pipeline.model_access import base_of, model_directory
+from tunesmith.pipeline.base import base_of
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, read_rows, write_json
 from tunesmith.rundir.records import Json
@@ -40,7 +40,7 @@ def measure(run: RunDir, recipe: Recipe) -> tuple[tuple[DevArm, ...], Selection,
                 retrieves=trial.candidate.documents > 0,
             )
         )
-    _, renderer = base_of(run, recipe)
+    renderer = base_of(run, recipe).renderer
     dev = read_rows(run.data / "dev.jsonl")[: selection.dev_rows]
     short = sum(len(renderer.prompt_ids(tuned(recipe, row))) for row in dev) / len(dev)
     best = max((arm for arm in arms if not arm.retrieves), key=lambda arm: (arm.score, -arm.prompt_tokens), default=None)
@@ -58,7 +58,8 @@ def machine() -> MachineFacts | None:
 
 def computed_in(recipe: Recipe) -> tuple[str, str]:
     """Storage of the base weights and dtype of the products, as training would choose them."""
-    return precision(recipe.base, recipe.train.compute, model_directory(recipe))
+    base = open_base(recipe)
+    return base.storage, base.compute
 
 
 def write_prompt(run: RunDir, recipe: Recipe, selection: Selection, arm: str) -> str:

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 
 from tunesmith.chat.render import with_system
+from tunesmith.engines.open import open_in_process
 from tunesmith.messages import Message
-from tunesmith.pipeline.engines import in_process
+from tunesmith.pipeline.base import base_of
 from tunesmith.rundir import RunDir
 from tunesmith.rundir.records.data import Rendered
 
@@ -16,8 +17,9 @@ def chat(run: RunDir, compare: bool = False) -> Callable[[list[Message]], dict[s
         A function from a conversation to ``{"tuned": answer}``, or with the base's answer beside it.
     """
     recipe = run.recipe()
-    engines = {"base": in_process(run, recipe, None)} if compare else {}
-    engines["tuned"] = in_process(run, recipe, run.adapter)
+    base, at_a_time = base_of(run, recipe), recipe.evaluate.batch_size
+    engines = {"base": open_in_process(base, None, at_a_time)} if compare else {}
+    engines["tuned"] = open_in_process(base, run.adapter, at_a_time)
     budget = Rendered.read(run.rendered_file).max_new_tokens
     system = {"base": recipe.task.prompt, "tuned": recipe.task.short_prompt}
 

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from tunesmith.chat.render import Conversation
+from tunesmith.chat.template_choice import template_text
 from tunesmith.data.quality import Quality, histogram, summary
+from tunesmith.engines.base import open_base
 from tunesmith.errors import DataError
-from tunesmith.pipeline.model_access import load_renderer, resolve_model
 from tunesmith.rundir.rows import Row
 
 
@@ -23,7 +24,8 @@ class Tokens:
     """What rendering says of the rows of a check."""
 
     def __init__(self, model: str, template: Path | None, max_length: int | None):
-        self._renderer, self._max_length = load_renderer(resolve_model(model), template), max_length
+        text = None if template is None else template_text(template)
+        self._renderer, self._max_length = open_base(model, text).renderer, max_length
         self._lengths: list[int] = []
         self._supervised: list[int] = []
         self._rows: list[int] = []

@@ -21,12 +21,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from tunesmith.engines.open import open_in_process
 from tunesmith.errors import RunError
 from tunesmith.evaluate.arms import read_outputs, run_arm
 from tunesmith.evaluate.compare import scores
 from tunesmith.evaluate.curve import bootstrap, fit_curve
 from tunesmith.models.adapter import WEIGHTS
-from tunesmith.pipeline.engines import in_process
+from tunesmith.pipeline.base import base_of
 from tunesmith.pipeline.evaluation import Evaluation, evaluation_of
 from tunesmith.pipeline.stage import Session
 from tunesmith.pipeline.subrun import changed, make_inner, open_inner
@@ -109,6 +110,7 @@ def _outputs_on_dev(evaluation: Evaluation, inner: RunDir, share: float) -> list
     prompts = [evaluation.book.tuned(row, 0) for row in evaluation.dev]
     budget, allowed = evaluation.max_new_tokens, evaluation.allowed
     answers_key = fingerprint(content_hash(inner.adapter / WEIGHTS), prompts, budget, allowed)
-    engine = functools.partial(in_process, evaluation.run, evaluation.recipe, inner.adapter)
+    base = base_of(evaluation.run, evaluation.recipe)
+    engine = functools.partial(open_in_process, base, inner.adapter, evaluation.recipe.evaluate.batch_size)
     run_arm(folder, engine, answers_key, evaluation.dev, prompts, evaluation.metric, budget, allowed)
     return read_outputs(folder)

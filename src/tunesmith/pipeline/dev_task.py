@@ -7,7 +7,7 @@ from tunesmith.evaluate.compare import compare
 from tunesmith.evaluate.metrics import make_metric
 from tunesmith.evaluate.prompts import tuned
 from tunesmith.parity.task import Task
-from tunesmith.pipeline.model_access import base_of
+from tunesmith.pipeline.base import base_of
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, read_rows
 from tunesmith.rundir.records.data import Rendered
@@ -43,7 +43,7 @@ def dev_task(run: RunDir, recipe: Recipe, most: int) -> Task | str:
     return Task(
         metric=metric.name,
         n=len(rows),
-        context=context_for(base_of(run, recipe)[1], prompts, budget),
+        context=context_for(base_of(run, recipe).renderer, prompts, budget),
         margin=recipe.task.min_gain / 2,
         ask=answers,
         score=score,

@@ -10,8 +10,7 @@ from datetime import UTC, datetime
 
 from tunesmith.evaluate.arms import run_arm
 from tunesmith.formatting import percent
-from tunesmith.pipeline.engines import engine_of
-from tunesmith.pipeline.evaluation import Evaluation, evaluation_of
+from tunesmith.pipeline.evaluation import Evaluation, engine_of, evaluation_of
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, Recipe
 from tunesmith.retrieval.corpus import find

@@ -10,20 +10,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tunesmith.engines.engine import Answer, Constraint, Engine
-from tunesmith.engines.open import output_constraint
+from tunesmith.engines.open import endpoint_key, open_endpoint, open_in_process, open_llama_cpp, output_constraint
 from tunesmith.errors import RecipeError
 from tunesmith.evaluate.arms import by_time, by_tokens
 from tunesmith.evaluate.metrics import Metric, make_metric
 from tunesmith.evaluate.prompts import PromptBook, shown_pool
 from tunesmith.evaluate.references import check_references
+from tunesmith.export.forms.form import gguf_name
 from tunesmith.messages import Message
-from tunesmith.pipeline.engines import in_process
+from tunesmith.models.adapter import WEIGHTS
+from tunesmith.pipeline.base import base_of
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, Recipe
 from tunesmith.retrieval.corpus import Corpus, check_sealed, open_store, read_corpus
 from tunesmith.retrieval.embed import load_embedder
 from tunesmith.retrieval.store import Store, build_store
 from tunesmith.rundir import RunDir, read_rows
+from tunesmith.rundir.hashes import content_hash
 from tunesmith.rundir.records.data import Rendered
 from tunesmith.rundir.records.evaluation import Candidate
 from tunesmith.rundir.rows import Row
@@ -74,7 +77,7 @@ class Evaluation:
             test,
             Rendered.read(run.rendered_file).max_new_tokens,
             output_constraint(recipe.task),
-            functools.cache(lambda: in_process(run, recipe, None)),
+            functools.cache(lambda: open_in_process(base_of(run, recipe), None, recipe.evaluate.batch_size)),
             corpus,
             documents,
             PromptBook(recipe, pool, dev + test, nearest, documents),
@@ -112,6 +115,28 @@ def evaluation_of(run: RunDir, recipe: Recipe, session: Session) -> Evaluation:
         return evaluation
 
     return session.once("evaluation", read)
+
+
+def engine_of(
+    run: RunDir, recipe: Recipe, arm: str, base: Callable[[], Engine], prompts: list[list[Message]], budget: int
+) -> tuple[str, Callable[[], Engine]]:
+    """Fingerprint of an arm's weights, and how to make its engine.
+
+    Args:
+        base: how to get the base model's engine.
+        prompts: the arm's prompts, which say how much context the deployed engine needs.
+    """
+    if arm.startswith(EXTERNAL):
+        endpoint = recipe.evaluate.endpoint_of(arm)
+        return endpoint_key(endpoint), lambda: open_endpoint(endpoint)
+    model = base_of(run, recipe)
+    if arm in PROMPT_ARMS:
+        return model.answering_key, base
+    if arm in ("tuned", "tuned_retrieval"):
+        weights = content_hash(run.adapter / WEIGHTS)
+        return weights, lambda: open_in_process(model, run.adapter, recipe.evaluate.batch_size)
+    gguf = run.export / gguf_name(str(recipe.name), recipe.export.gguf[-1])
+    return content_hash(gguf), lambda: open_llama_cpp(gguf, model.renderer, prompts, budget)
 
 
 def _read_corpus(recipe: Recipe, pool: list[Row], test: list[Row]) -> Corpus:

@@ -4,6 +4,7 @@ The rooms meet here: the training's rows and its loss on dev go to the job as fu
 """
 
 import logging
+from pathlib import Path
 
 from transformers import PreTrainedModel
 
@@ -17,8 +18,7 @@ from tunesmith.export.job import build, plan_export, plan_lines, report
 from tunesmith.models.adapter import WEIGHTS, read_lora
 from tunesmith.models.attention import PACKED
 from tunesmith.models.load import attention
-from tunesmith.models.precision import precision
-from tunesmith.pipeline.model_access import base_of, model_directory
+from tunesmith.pipeline.base import base_of
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Lora, Recipe
 from tunesmith.rundir import NEXT, RunDir, swap_in
@@ -58,12 +58,22 @@ def plan_text(run: RunDir) -> list[str]:
 
 def planned(run: RunDir, recipe: Recipe, lora: Lora) -> list[Operation]:
     """The steps of the export, and aloud what llama.cpp will compute otherwise."""
-    base, written = base_of(run, recipe)
+    base = base_of(run, recipe)
     context, why = context_of(run, recipe)
     logger.info(f"export: {context:,} tokens of context ({why})")
-    for line in differences(base, context):
+    for line in differences(base.directory, context):
         logger.warning(f"export: llama.cpp computes this model differently: {line}")
-    return plan_export(recipe, read_facts(recipe, lora, base, written.template))
+    return plan_export(recipe, read_facts(recipe, lora, base.directory, base.renderer.template))
+
+
+def check_export(recipe: Recipe, base: Path) -> None:
+    """Refuse a form that cannot be written of a base, or an adapter that does not fit it, before anything is trained.
+
+    Raises:
+        ExportError: llama.cpp's converter does not know the architecture, or a form that cannot be written.
+        TrainingError: the adapter's targets are not in the model.
+    """
+    plan_export(recipe, read_facts(recipe, recipe.lora, base, ""))
 
 
 def context_of(run: RunDir, recipe: Recipe) -> tuple[int, str]:
@@ -74,12 +84,12 @@ def context_of(run: RunDir, recipe: Recipe) -> tuple[int, str]:
     """
     rendered = Rendered.read(run.rendered_file) if run.rendered_file.exists() else None
     longest, budget = (None, 0) if rendered is None else (rendered.longest, rendered.max_new_tokens)
-    return served_context(model_directory(recipe), recipe.export.num_ctx, longest, budget)
+    return served_context(base_of(run, recipe).directory, recipe.export.num_ctx, longest, budget)
 
 
 def job_of(run: RunDir, recipe: Recipe) -> Job:
     """What the steps of an export work with."""
-    base, written = base_of(run, recipe)
+    base = base_of(run, recipe)
     context, _ = context_of(run, recipe)
     training = Training.read(run.training_file)
 
@@ -91,12 +101,12 @@ def job_of(run: RunDir, recipe: Recipe) -> Job:
     return Job(
         run=run,
         recipe=recipe,
-        base=base,
-        renderer=written,
+        base=base.directory,
+        renderer=base.renderer,
         lora=read_lora(run.adapter),
         staged=run.export / NEXT,
         context=context,
-        differs=differences(base, context),
+        differs=differences(base.directory, context),
         train_rows=lambda: Documents.open(run.tokens("train")),
         dev_loss=dev_loss,
         adapter_loss=training.best_dev_loss,
@@ -111,9 +121,9 @@ def exported_forms(run: RunDir, recipe: Recipe) -> list[ExportedForm]:
     Raises:
         RunError: one of them is gone.
     """
-    _, compute = precision(recipe.base, recipe.train.compute, model_directory(recipe))
     types = tuple(Export.read(run.export / "export.json").files)
-    written = Written(run=run, recipe=recipe, compute=compute, merge=Merge.read(run.export / "merge.json"), types=types)
+    merge, compute = Merge.read(run.export / "merge.json"), base_of(run, recipe).compute
+    written = Written(run=run, recipe=recipe, compute=compute, merge=merge, types=types)
     opened = [one for form in FORMS for one in form.opened(written)]
     for file in [file for form in opened for file in form.files]:
         if not file.exists():

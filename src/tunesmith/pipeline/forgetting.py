@@ -7,8 +7,8 @@ import logging
 
 from tunesmith.evaluate.forgetting import STEPS, conclude, measure
 from tunesmith.evaluate.probes import load_probes
-from tunesmith.pipeline.engines import load
-from tunesmith.pipeline.stage import Session
+from tunesmith.pipeline.base import base_of
+from tunesmith.pipeline.stage import Session, module_of
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir
 from tunesmith.tracking import progress
@@ -26,15 +26,13 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     """
     settings = recipe.evaluate.forgetting
     probes = load_probes(settings.texts)
-    loaded = load(run, recipe, run.adapter)
+    loaded = base_of(run, recipe).load(run.adapter)
     tuned = (loaded.model, loaded.layers, loaded.renderer)
     with progress("forgetting", STEPS) as bar:
         decisive, figures = measure(*tuned, probes, settings.margin, recipe.evaluate.batch_size, bar.advance)
     if settings.tasks:
-        from tunesmith.evaluate.lm_eval import run_tasks
-
         logger.info(f"forgetting: lm-evaluation-harness on {', '.join(settings.tasks)}, base and tuned")
-        decisive += run_tasks(*tuned, settings.tasks, settings.tasks_path, settings.limit, settings.margin)
+        decisive += module_of("forgetting_tasks").task_probes(loaded, settings)
     result = conclude(decisive, figures, settings.margin)
     result.write(run.evaluation / "forgetting.json")
     logger.info(f"forgetting: {result.verdict}: {result.reason}")

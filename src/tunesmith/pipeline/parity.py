@@ -12,9 +12,9 @@ import shutil
 from tunesmith.evaluate.prompts import tuned
 from tunesmith.parity.measure import measure_form
 from tunesmith.parity.reference import Trained, choose_place, run_reference
+from tunesmith.pipeline.base import base_of
 from tunesmith.pipeline.dev_task import dev_task, spread, text_rows
 from tunesmith.pipeline.export import context_of, exported_forms
-from tunesmith.pipeline.model_access import base_of
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir
@@ -44,8 +44,8 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
 
 def measured(run: RunDir, recipe: Recipe) -> Parity:
     """Every exported form, beside what was trained."""
-    base, written = base_of(run, recipe)
-    trained = Trained(recipe=recipe, base=base, renderer=written, adapter=run.adapter)
+    base = base_of(run, recipe)
+    trained = Trained(recipe=recipe, base=base, adapter=run.adapter)
     forms = exported_forms(run, recipe)
     place = choose_place(trained, Merge.read(run.export / "merge.json"))
     answerable = dev_task(run, recipe, DEV_ROWS)
@@ -56,7 +56,7 @@ def measured(run: RunDir, recipe: Recipe) -> Parity:
     scratch.mkdir()
     try:
         reference = run_reference(trained, dev_prompts, place, task, scratch)
-        entries = [measure_form(form, reference, written.tokenizer, place, task, context, no_task) for form in forms]
+        entries = [measure_form(form, reference, base.renderer.tokenizer, place, task, context, no_task) for form in forms]
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     metric = ParityMetric(reason=no_task)

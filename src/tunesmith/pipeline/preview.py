@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tunesmith.chat.render import Conversation, Piece
+from tunesmith.chat.template_choice import template_text
 from tunesmith.data.read import AS_FOUND, Reader, ReadOptions
+from tunesmith.engines.base import open_base
 from tunesmith.errors import DataError
-from tunesmith.pipeline.model_access import load_renderer, resolve_model
 
 
 def preview(
@@ -18,7 +19,7 @@ def preview(
     Returns:
         For each row its id, its place, and its pieces in order or the error that keeps it from being rendered.
     """
-    renderer = load_renderer(resolve_model(model), template)
+    renderer = open_base(model, None if template is None else template_text(template)).renderer
     for row in itertools.islice(Reader(source, options or AS_FOUND), rows):
         try:
             conversation = Conversation.of(row)

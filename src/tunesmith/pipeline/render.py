@@ -12,11 +12,13 @@ from pathlib import Path
 
 from tunesmith import hardware
 from tunesmith.chat.fit import fit
-from tunesmith.chat.render import Conversation, Renderer, with_system
-from tunesmith.checkpoints.resolve import model_hashes, model_key
+from tunesmith.chat.render import Conversation, with_system
+from tunesmith.checkpoints.check_base import check_lengths
+from tunesmith.checkpoints.facts import base_facts, model_hashes
+from tunesmith.engines.base import BaseModel
 from tunesmith.errors import DataError
+from tunesmith.pipeline.base import settle_template
 from tunesmith.pipeline.check_tokens import keeping
-from tunesmith.pipeline.model_access import freeze_template, model_directory
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import Row, RunDir, fingerprint, sha256_file, stream_rows
@@ -36,11 +38,11 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         ModelError: no model there, or a template that cannot be used.
         DataError: rows that cannot be rendered or are too long, where the recipe refuses those.
     """
-    directory = model_directory(recipe)
-    renderer = freeze_template(run, recipe, directory)
+    base = settle_template(run, recipe)
+    renderer = base.renderer
     policy = (recipe.data.on_too_long, recipe.data.on_bad_row)
     settings = (
-        model_key(directory),
+        base.key,
         renderer.template,
         recipe.task.short_prompt,
         recipe.train.max_length,
@@ -49,7 +51,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     parts: dict[str, RenderedPart] = {}
     for part in ("train", "dev"):
         rows = run.data / f"{part}.jsonl"
-        parts[part] = _rendered(recipe, renderer, rows, run.tokens(part), fingerprint(sha256_file(rows), *settings))
+        parts[part] = _rendered(recipe, base, rows, run.tokens(part), fingerprint(sha256_file(rows), *settings))
     left_out = [row for part in parts.values() for row in part.left_out]
     LeftOut.write_lines(run.data / "left_out.jsonl", left_out)
     _say_notes(parts)
@@ -68,19 +70,19 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         left_out=len(left_out),
     ).write(run.rendered_file)
     model = {"id": recipe.model, "revision": recipe.revision, "sha256": recipe.model_sha256}
-    run.add_to_manifest(model={**model, "files": model_hashes(directory)}, template_sha256=fingerprint(renderer.template))
+    run.add_to_manifest(model={**model, "files": model_hashes(base.directory)}, template_sha256=fingerprint(renderer.template))
     share = 100 * documents.supervised_tokens / tokens
     logger.info(f"render: {tokens:,} train tokens, {share:.0f} % supervised, longest row {longest}")
     derived = "given" if recipe.task.max_new_tokens else f"longest train answer {longest_answer} + 25 %"
     logger.info(f"render: at most {budget} new tokens an answer ({derived})")
 
 
-def _rendered(recipe: Recipe, renderer: Renderer, rows: Path, target: Path, key: str) -> RenderedPart:
+def _rendered(recipe: Recipe, base: BaseModel, rows: Path, target: Path, key: str) -> RenderedPart:
     """Put the tokens of one part into the run directory, from the cache where the same rows were rendered before."""
     facts = hardware.cache_dir() / "tokens" / f"{key}.json"
 
     def make(path: Path) -> None:
-        _render_rows(recipe, renderer, rows, path).write(facts)
+        _render_rows(recipe, base, rows, path).write(facts)
 
     if not facts.exists():
         facts.with_suffix(".arrow").unlink(missing_ok=True)  # tokens without their facts are half a cache entry
@@ -89,9 +91,11 @@ def _rendered(recipe: Recipe, renderer: Renderer, rows: Path, target: Path, key:
     return RenderedPart.read(facts)
 
 
-def _render_rows(recipe: Recipe, renderer: Renderer, rows: Path, target: Path) -> RenderedPart:
+def _render_rows(recipe: Recipe, base: BaseModel, rows: Path, target: Path) -> RenderedPart:
+    renderer, of_base = base.renderer, base_facts(base.directory)
     limit, policy = recipe.train.max_length, recipe.data.on_too_long
     lengths: list[int] = []
+    beyond: dict[str, int] = {}  # tokens of rows that the model has no positions for
     left_out: list[LeftOut] = []
     notes: Counter[str] = Counter()
     longest = longest_answer = written = 0
@@ -110,12 +114,15 @@ def _render_rows(recipe: Recipe, renderer: Renderer, rows: Path, target: Path) -
                     continue
                 writer.add([(row.id, fitted.rendered.ids, fitted.rendered.supervised)])
                 written += 1
+                if of_base.max_positions is not None and len(fitted.rendered.ids) > of_base.max_positions:
+                    beyond[row.id] = len(fitted.rendered.ids)
                 notes.update(fitted.rendered.notes)
                 notes.update(["the oldest turns were dropped to fit train.max_length"] if fitted.dropped_turns else [])
                 longest = max(longest, len(fitted.rendered.ids))
                 longest_answer = max(longest_answer, fitted.rendered.last_answer)
             bar.advance(size)
         _refuse_left_out(recipe, rows.stem, left_out, lengths)
+        check_lengths(beyond, of_base)
     return RenderedPart(
         rows=written, longest=longest, longest_answer=longest_answer, notes=dict(notes), left_out=tuple(left_out)
     )

@@ -77,6 +77,7 @@ class Stage:
         argument: what ``execute`` is told (an arm).
         verb: the command that makes it.
         implied: cheap, so a verb that needs it makes it where it was never made.
+        asks_base: it reads the base model.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Stage:
     argument: str = ""
     verb: str = ""
     implied: bool = False
+    asks_base: bool = False
 
     def command(self, run: RunDir) -> str:
         """What to type to make it."""
@@ -204,9 +206,11 @@ def make(run: RunDir, table: Table, recipe: Recipe, goals: Iterable[str], *, all
 
     Raises:
         RunError: an earlier stage is not done; or the disk is full, or another process is writing.
+        TunesmithError: what recipe, base or machine rule out (``pipeline/early.py``), before the first stage.
     """
     goals = set(goals)
     session, kind = Session(), ""
+    is_first = True
     try:
         for stage in table.closure(goals):
             known = run.stages().get(stage.name)
@@ -220,6 +224,9 @@ def make(run: RunDir, table: Table, recipe: Recipe, goals: Iterable[str], *, all
                 raise _not_done(run, stage, state, goal)
             if parts is None:
                 raise RunError(f"{run.path}: {stage.name}: {reason(state)}", f"run: tunesmith run {run.path}")
+            if is_first:
+                module_of("early").refuse_early(recipe, upcoming(run, table, recipe, goals, all_needed), fetch=True)
+                is_first = False
             if stage.module != kind:
                 session.close()
                 session, kind = Session(), stage.module
@@ -228,6 +235,14 @@ def make(run: RunDir, table: Table, recipe: Recipe, goals: Iterable[str], *, all
             execute(run, stage, recipe, parts, session, reason(state))
     finally:
         session.close()
+
+
+def upcoming(run: RunDir, table: Table, recipe: Recipe, goals: Iterable[str], all_needed: bool) -> list[Stage]:
+    """The stages that ``make`` would make."""
+    goals = set(goals)
+    closure = table.closure(goals)
+    done = {state.stage for state in status(run, Table(tuple(closure)), recipe).stages if state.state == "done"}
+    return [stage for stage in closure if stage.name not in done and (all_needed or stage.name in goals or stage.implied)]
 
 
 def refuse_not_done(run: RunDir, table: Table, recipe: Recipe, name: str) -> None:

@@ -17,7 +17,9 @@ from pathlib import Path
 from rich.filesize import decimal
 
 from tunesmith.engines.llama_cpp import LlamaCppEngine
+from tunesmith.engines.open import open_in_process
 from tunesmith.errors import RunError
+from tunesmith.export.forms.form import gguf_name
 from tunesmith.export.forms.gguf import imatrix_name
 from tunesmith.export.gguf.convert import describe
 from tunesmith.export.gguf.imatrix import read_imatrix
@@ -26,8 +28,8 @@ from tunesmith.export.gguf.single import write_type
 from tunesmith.parity.checks import metric_check
 from tunesmith.parity.recommend import recommend
 from tunesmith.parity.task import Outputs, Task
+from tunesmith.pipeline.base import base_of
 from tunesmith.pipeline.dev_task import dev_task
-from tunesmith.pipeline.engines import gguf_path, in_process
 from tunesmith.pipeline.stage import Session
 from tunesmith.pipeline.table import SWEEP_ROWS
 from tunesmith.recipe import Recipe
@@ -55,14 +57,15 @@ def _measured(run: RunDir, recipe: Recipe, types: tuple[str, ...]) -> Sweep:
     task = dev_task(run, recipe, SWEEP_ROWS)
     if isinstance(task, str):
         raise RunError(f"{run.path}: no type can be scored: {task}", "choose a type by its size and look at answers")
-    engine = in_process(run, recipe, run.adapter)
+    engine = open_in_process(base_of(run, recipe), run.adapter, recipe.evaluate.batch_size)
     tuned = task.ask("tuned", engine)
     engine.close()
     del engine  # the model's memory is llama.cpp's from here on
-    file = run.export / imatrix_name(str(recipe.name))
+    name = str(recipe.name)
+    file = run.export / imatrix_name(name)
     importance = read_imatrix(file).values if file.exists() else None
     with tempfile.TemporaryDirectory(dir=run.export, prefix=".sweep-") as scratch:
-        entries = [_entry(run, task, kind, Path(scratch), importance, tuned) for kind in types]
+        entries = [_entry(run, name, task, kind, Path(scratch), importance, tuned) for kind in types]
     recommended, reason = recommend(entries)
     return Sweep(
         types=tuple(sorted(entries, key=lambda entry: -entry.bytes)),
@@ -76,11 +79,13 @@ def _measured(run: RunDir, recipe: Recipe, types: tuple[str, ...]) -> Sweep:
     )
 
 
-def _entry(run: RunDir, task: Task, kind: str, scratch: Path, importance: Importance | None, tuned: Outputs) -> SweepType:
+def _entry(
+    run: RunDir, name: str, task: Task, kind: str, scratch: Path, importance: Importance | None, tuned: Outputs
+) -> SweepType:
     """One type: written where the export did not, asked, compared, and removed again."""
-    file = gguf_path(run, kind)
+    file = run.export / gguf_name(name, kind)
     if not file.exists():
-        file = write_type(run.merged, gguf_path(run, "F16"), kind, scratch, importance)
+        file = write_type(run.merged, run.export / gguf_name(name, "F16"), kind, scratch, importance)
     size = describe(file)
     with LlamaCppEngine(file, task.context) as engine:
         answers = task.ask(kind, engine)

@@ -86,6 +86,7 @@ RENDER = Stage(
     inputs=_render,
     outputs=("data/train.arrow", "data/dev.arrow", RENDERED, "data/left_out.jsonl", TEMPLATE),
     implied=True,
+    asks_base=True,
 )
 
 
@@ -126,6 +127,7 @@ SELECT = Stage(
     inputs=_select,
     outputs=("evaluation/selection.json",),
     implied=True,
+    asks_base=True,
 )
 
 
@@ -144,6 +146,7 @@ TRAIN = Stage(
     needs=("render",),
     inputs=_train,
     outputs=(*ADAPTER, "training.json", "metrics.jsonl", "metrics.csv"),
+    asks_base=True,
 )
 
 
@@ -165,6 +168,7 @@ def _arm(arm: str) -> Stage:
         inputs=_inputs_of_arm(arm),
         outputs=(f"evaluation/{arm}/outputs.jsonl", f"evaluation/{arm}/scores.json"),
         argument=arm,
+        asks_base=not arm.startswith(EXTERNAL),
     )
 
 
@@ -210,6 +214,7 @@ EXPORT = Stage(
     inputs=_export,
     outputs=("export/",),
     without=("export/parity.json", "export/sweep.json", "export/sweep.svg"),
+    asks_base=True,
 )
 
 
@@ -235,6 +240,7 @@ PARITY = Stage(
     needs=("render", "train", "export"),
     inputs=_parity,
     outputs=("export/parity.json",),
+    asks_base=True,
 )
 
 
@@ -257,6 +263,7 @@ FORGETTING = Stage(
     needs=("render", "train"),
     inputs=_forgetting,
     outputs=("evaluation/forgetting.json",),
+    asks_base=True,
 )
 
 
@@ -276,6 +283,7 @@ SEEDS = Stage(
     needs=("render", "train", "evaluate tuned"),
     inputs=_seeds,
     outputs=("evaluation/seeds.json",),
+    asks_base=True,
 )
 
 
@@ -296,6 +304,7 @@ CURVE = Stage(
     needs=("render", "train"),
     inputs=_curve,
     outputs=("evaluation/curve.json",),
+    asks_base=True,
 )
 
 
@@ -379,4 +388,5 @@ def sweep_stage(types: tuple[str, ...] = ()) -> Stage:
         inputs=inputs,
         outputs=("export/sweep.json", "export/sweep.svg"),
         argument=" ".join(types),
+        asks_base=True,
     )

@@ -3,19 +3,15 @@
 import logging
 
 from tunesmith.chat.fit_template import check_template
-from tunesmith.checkpoints.resolve import model_key
 from tunesmith.data.pack import Plan
-from tunesmith.models.adapter import load_adapter_state, read_adapter, save_adapter
-from tunesmith.models.device import best_device, device_name
+from tunesmith.models.adapter import load_adapter_state, read_adapter
+from tunesmith.models.device import device_name
 from tunesmith.models.fuse import fuse
-from tunesmith.models.identity import base_identity, commit_of, write_identity
-from tunesmith.models.load import head_weight, load_model
-from tunesmith.models.precision import precision
-from tunesmith.models.swap import add_lora
-from tunesmith.pipeline.model_access import base_of
+from tunesmith.models.load import head_weight
+from tunesmith.pipeline.base import base_of
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Recipe
-from tunesmith.rundir import RunDir, atomic_directory, fingerprint
+from tunesmith.rundir import RunDir, fingerprint
 from tunesmith.rundir.hashes import content_hash
 from tunesmith.rundir.records.training import Training
 from tunesmith.tracking import MetricsLog, write_csv
@@ -34,23 +30,24 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         TrainingError: nothing to train, or a loss that is not finite.
         ModelError: a base that cannot be trained.
     """
-    directory, renderer = base_of(run, recipe)
+    base = base_of(run, recipe)
+    renderer = base.renderer
     # What checkpoints must have been made with to be resumed from.
     key = fingerprint(
         [content_hash(run.tokens(part)) for part in ("train", "dev")],
-        [renderer.template, model_key(directory), recipe.base, recipe.per_layer_embeddings],
+        [renderer.template, base.key, recipe.base, recipe.per_layer_embeddings],
         [recipe.lora.model_dump(), recipe.train.model_dump(exclude={"keep_checkpoints"}), recipe.seed],
     )
     documents = {part: Documents.open(run.tokens(part)) for part in ("train", "dev")}
     taught = [check_part(part, found, run.data / f"{part}.jsonl", renderer) for part, found in documents.items()]
-    base, compute = precision(recipe.base, recipe.train.compute, directory)
-    device = best_device()
-    model = load_model(directory, compute, base, device, recipe.per_layer_embeddings)
+    loaded = base.load()
+    model = loaded.model
     template = check_template(renderer, len(head_weight(model)))
     expected = stock_loss(model)
-    layers = add_lora(model, recipe.lora, recipe.seed)
+    tuned = loaded.adapt(recipe.lora, recipe.seed)
+    layers = tuned.layers
     trained_weights = sum(p.numel() for layer in layers.values() for p in layer.parameters() if p.requires_grad)
-    where = f"base {base}, computing in {compute} on {device_name(device)}"
+    where = f"base {base.storage}, computing in {base.compute} on {device_name(model.device)}"
     logger.info(f"train: LoRA on {len(layers)} layers, {trained_weights:,} weights, {where}")
     logger.info(f"train: {fuse(model).summary()}")
     settings = recipe.train
@@ -68,9 +65,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     metrics = MetricsLog(run.metrics_file)
     fitted = fit(model, layers, documents["train"], steps, documents["dev"], recipe, run.checkpoints, metrics, key)
     load_adapter_state(layers, read_adapter(fitted.checkpoint))
-    with atomic_directory(run.adapter) as temporary:
-        save_adapter(temporary, layers, recipe.lora, recipe.model, commit_of(directory))
-        write_identity(temporary, base_identity(directory, renderer.template))
+    tuned.save_adapter(run.adapter)
     write_csv(run.metrics_file, run.metrics_file.with_suffix(".csv"))
     speed = fitted.tokens_per_second
     Training(

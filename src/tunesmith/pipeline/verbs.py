@@ -4,6 +4,7 @@ A verb holds the run's lock while it writes, makes its stage (``stage.make``), a
 imports torch; a stage's own file does, when the stage is made.
 """
 
+import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from tunesmith.rundir.records.evidence import Curve, Forgetting, Seeds
 from tunesmith.rundir.records.parity import Parity, Sweep
 from tunesmith.rundir.records.stages import Status
 from tunesmith.rundir.records.training import Training
+
+logger = logging.getLogger(__name__)
 
 
 def open_run(target: str | Path, out: str | Path | None = None, *, replace: bool = False) -> RunDir:
@@ -71,6 +74,21 @@ def status(run: RunDir) -> Status:
     """How every stage of a run stands; nothing is written."""
     recipe = run.recipe()
     return stages.status(run, table_of(recipe), recipe)
+
+
+def dry_run(run: RunDir) -> Status:
+    """How every stage of a run stands; what recipe, base or machine rule out is refused. Nothing is written or fetched.
+
+    Raises:
+        TunesmithError: see ``pipeline/early.py``.
+    """
+    recipe = run.recipe()
+    table = table_of(recipe)
+    stages_to_make = stages.upcoming(run, table, recipe, ["report"], True)
+    not_looked_at = module_of("early").refuse_early(recipe, stages_to_make, fetch=False)
+    if not_looked_at is not None:
+        logger.info(f"the base is not looked at: {not_looked_at}")
+    return stages.status(run, table, recipe)
 
 
 def run(directory: RunDir, *, until: str = "report", force: Iterable[str] = ()) -> Verdict | None:

@@ -1,8 +1,11 @@
 """The kernels again, in Triton: the same names as one folder up, for CUDA devices, and the only place that imports Triton.
 
 Each function here has a specification in plain PyTorch, ``tunesmith.kernels.NAME``, which is also the CPU path and the
-oracle of its tests. That file decides with one visible ``if x.is_cuda``; nothing is patched, registered or compiled
-ahead, and no function falls back: what Triton can not do is an assertion here.
+oracle of its tests. That file decides with one visible ``if x.is_cuda: return on_gpu.NAME(...)``; nothing is patched,
+registered or compiled ahead, and no function falls back: what Triton can not do is an assertion here.
+
+A machine without a GPU has no Triton, so a file of this folder is imported when the first of its functions is asked for
+(``__getattr__`` below), and this file imports nothing. Refused: an import where it is used, in ten functions of six files.
 
 How they are written:
 
@@ -20,3 +23,57 @@ hold them to the reference in fp32 and fp16 without a GPU. It truncates bf16, so
 
 Background: Tillet et al. 2019, "Triton: an intermediate language and compiler for tiled neural network computations".
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch.nn.attention.varlen import varlen_attn
+
+    from tunesmith.kernels.triton.cross_entropy import cross_entropy_rows_
+    from tunesmith.kernels.triton.glu import glu_backward, glu_forward
+    from tunesmith.kernels.triton.lora import lora_matmul
+    from tunesmith.kernels.triton.nf4 import dequantize_nf4, nf4_matmul
+    from tunesmith.kernels.triton.rms_norm import add_rms_norm_forward, rms_norm_backward, rms_norm_forward
+    from tunesmith.kernels.triton.rope import rope_
+
+__all__ = [
+    "add_rms_norm_forward",
+    "cross_entropy_rows_",
+    "dequantize_nf4",
+    "glu_backward",
+    "glu_forward",
+    "lora_matmul",
+    "nf4_matmul",
+    "rms_norm_backward",
+    "rms_norm_forward",
+    "rope_",
+    "varlen_attn",
+]
+
+_HOME = {
+    "cross_entropy_rows_": f"{__name__}.cross_entropy",
+    "glu_backward": f"{__name__}.glu",
+    "glu_forward": f"{__name__}.glu",
+    "lora_matmul": f"{__name__}.lora",
+    "dequantize_nf4": f"{__name__}.nf4",
+    "nf4_matmul": f"{__name__}.nf4",
+    "add_rms_norm_forward": f"{__name__}.rms_norm",
+    "rms_norm_backward": f"{__name__}.rms_norm",
+    "rms_norm_forward": f"{__name__}.rms_norm",
+    "rope_": f"{__name__}.rope",
+    "varlen_attn": "torch.nn.attention.varlen",  # no kernel of ours; 1.6 s to import
+}
+
+
+def __getattr__(name: str) -> Any:
+    """A kernel, its file imported when it is first asked for (PEP 562).
+
+    Raises:
+        AttributeError: no such kernel.
+    """
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    kernel = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = kernel
+    return kernel

