@@ -143,26 +143,26 @@ def measure_convert(path: Path) -> Figures:
 def measure_near(path: Path) -> Figures:
     """Reading and the search for near duplicates, two cores."""
     from tunesmith.data.near import NearDuplicates
+    from tunesmith.data.places import Places
     from tunesmith.data.read import Reader
 
     started = time.perf_counter()
     near = NearDuplicates()
-    ids: list[str] = []
-    places: list[str] = []
+    places, rows = Places(), 0
     adding = 0.0
     for batch in Reader(path).batches():
-        ids += [row.id for row in batch]
-        places += [row.place for row in batch]
+        places.add(batch)
+        rows += len(batch)
         before = time.perf_counter()
         near.add(batch)
         adding += time.perf_counter() - before
     before = time.perf_counter()
-    report = near.report(ids, places)
+    report = near.report(places.find)
     linking = time.perf_counter() - before
     figures = _throughput(path, started)
     found = {"clusters": report.clusters, "rows_in_clusters": report.rows}
-    per_million = figures["seconds"] * 1e6 / len(ids)
-    return {**figures, "rows": len(ids), "signing": adding, "linking": linking, "seconds_per_million": per_million, **found}
+    per_million = figures["seconds"] * 1e6 / rows
+    return {**figures, "rows": rows, "signing": adding, "linking": linking, "seconds_per_million": per_million, **found}
 
 
 def measure_render(path: Path, model: str) -> Figures:

@@ -14,6 +14,7 @@ A table goes to stdout, and the figures as JSON to ``benchmarks/results/quantize
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -127,7 +128,7 @@ def main() -> None:
         return
     where: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        **hardware.describe(),
+        **dataclasses.asdict(hardware.describe()),
         "versions": {name: version(name) for name in PACKAGES},
         "weights": weights,
         "rounds": rounds,

@@ -4,12 +4,17 @@ import json
 import pytest
 import torch
 
+import tunesmith as ts
 from conftest import ROOT, toy_rows
-from tunesmith.models.load import load_model
+from tunesmith.chat.render import Renderer
+from tunesmith.models.attention import PACKED
+from tunesmith.models.load import attention, load_model
+from tunesmith.train.documents import make_documents, make_pack
+from tunesmith.train.loop import mean_loss, pack_loss
 
 
-def _example():
-    spec = importlib.util.spec_from_file_location("sft_loop", ROOT / "examples" / "sft_loop.py")
+def _example(name="sft_loop"):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -30,13 +35,22 @@ def test_sft_loop_learns_and_peft_loads_its_adapter(tiny_dir, tmp_path, monkeypa
     assert not torch.equal(tuned(ids).logits, load_model(tiny_dir, "fp32")(ids).logits)
 
 
-def test_sft_loop_and_library_compute_the_same_loss(tiny_dir, tokenizer):
-    from tunesmith.chat.render import Renderer
-    from tunesmith.models.attention import PACKED
-    from tunesmith.models.load import attention
-    from tunesmith.train.documents import make_documents, make_pack
-    from tunesmith.train.loop import pack_loss
+def test_a_loop_of_ones_own_stops_early_and_leaves_the_best_adapter(tiny_dir, tmp_path, monkeypatch):
+    module = _example("own_loop")
+    settings = {"tokens_per_step": 256, "max_length": 128, "learning_rate": 0.02, "num_train_epochs": 12, "evals_per_epoch": 1}
+    monkeypatch.setattr(module, "SETTINGS", settings)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in toy_rows()))
+    losses = module.main(str(tiny_dir), str(tmp_path / "rows.jsonl"), str(tmp_path / "adapter"))
+    assert min(losses) < losses[0]
+    base = ts.open_base(tiny_dir)
+    tuned, dev = base.load(tmp_path / "adapter"), ts.render(tmp_path / "rows.jsonl", base)[::10]
+    with torch.no_grad(), attention(tuned.model, PACKED):
+        documents = make_documents([(row.ids, row.supervised) for row in dev])
+        kept = mean_loss(tuned.model, [make_pack(documents, tuple(range(len(dev))))])
+    assert kept == pytest.approx(min(losses), rel=1e-4)
 
+
+def test_sft_loop_and_library_compute_the_same_loss(tiny_dir, tokenizer):
     module, model = _example(), load_model(tiny_dir, "fp32")
     turns = [row["messages"] for row in toy_rows()[:5]]
     theirs = module.step_loss(model.base_model, model.get_output_embeddings(), [module.render(tokenizer, t) for t in turns])

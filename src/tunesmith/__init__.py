@@ -35,6 +35,8 @@ from tunesmith.errors import (
 if TYPE_CHECKING:
     from tunesmith.engines.base import open_base
     from tunesmith.pipeline.check import check
+    from tunesmith.pipeline.own_loop import render, train_steps
+    from tunesmith.pipeline.preview import preview
     from tunesmith.recipe import Recipe, load_recipe
     from tunesmith.run import Run
 
@@ -54,6 +56,9 @@ __all__ = [
     "check",
     "load_recipe",
     "open_base",
+    "preview",
+    "render",
+    "train_steps",
 ]
 
 _LAZY = {
@@ -62,6 +67,9 @@ _LAZY = {
     "check": "tunesmith.pipeline.check",
     "load_recipe": "tunesmith.recipe",
     "open_base": "tunesmith.engines.base",
+    "preview": "tunesmith.pipeline.preview",
+    "render": "tunesmith.pipeline.own_loop",
+    "train_steps": "tunesmith.pipeline.own_loop",
 }
 
 

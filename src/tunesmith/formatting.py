@@ -1,8 +1,11 @@
-"""Numbers as people read them: shares and gains in points of 100. One place, so that terminal, page and log agree.
+"""Numbers as people read them: shares and gains in points of 100, limits of length. One place, so that terminal, page and log
+agree.
 
 >>> percent(0.4123), points(0.0312), points_between(-0.01, 0.052)
 ('41.2', '+3.1', '-1.0 to +5.2')
 """
+
+from collections.abc import Mapping
 
 
 def percent(share: float | None, digits: int = 1) -> str:
@@ -18,3 +21,8 @@ def points(gain: float) -> str:
 def points_between(low: float, high: float) -> str:
     """An interval of differences in points of 100."""
     return f"{points(low)} to {points(high)}"
+
+
+def limits(keep: Mapping[str, int]) -> str:
+    """What each ``max_length`` keeps, from percentages of the rows to lengths."""
+    return ", ".join(f"{length:,} keeps {share} %" for share, length in keep.items())

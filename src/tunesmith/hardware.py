@@ -17,6 +17,7 @@ import resource
 import signal
 import subprocess
 import weakref
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,21 +87,32 @@ def release_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def describe() -> dict[str, object]:
-    """CPU model, cores, memory in bytes, operating system and Python version, for the manifest."""
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """The machine as the manifest names it: CPU model, cores, memory, operating system and Python version."""
+
+    cpu: str
+    cores: int
+    memory_bytes: int
+    system: str
+    python: str
+
+
+def describe() -> Machine:
+    """The machine that this process runs on."""
     model = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         model = names[0] if names else model
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "cpu": model,
-        "cores": cpu_count(),
-        "memory_bytes": memory,
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-    }
+    return Machine(
+        cpu=model,
+        cores=cpu_count(),
+        memory_bytes=memory,
+        system=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+    )
 
 
 def reset_peak_memory() -> None:

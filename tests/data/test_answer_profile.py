@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import entropy
 
-from tunesmith.data.answer_profile import Answers, folded_label, word_counts
+from tunesmith.data.answer_profile import Answers, word_counts
+from tunesmith.data.classes import folded_label
+from tunesmith.rundir.records.quality import JsonKey
 
 
 def collected(answers, called=None):
@@ -47,7 +49,7 @@ def test_broken_fenced_and_bare_text_among_json_are_told_apart():
     assert shown(codes["fenced-answers"]) == [96]
     others = [finding for finding in collected(answers).findings() if finding.code == "other-format"]
     assert sorted(row for finding in others for row in shown(finding)) == [97, 98]
-    assert collected(answers).formats()["majority"] == "JSON object"
+    assert collected(answers).formats().majority == "JSON object"
 
 
 def test_without_a_majority_of_json_a_bracket_is_only_a_bracket():
@@ -69,8 +71,8 @@ def test_a_minority_of_keys_and_types_is_named():
     assert shown(codes["json-types"]) == [98] and "'age' is string, mostly number" in codes["json-types"].examples[0].excerpt
     shapes = collected(answers).shapes()
     assert shapes is not None
-    assert shapes["common_keys"] == ["age", "name"] and shapes["common_share"] == 0.99
-    assert shapes["keys"]["age"] == {"share": 0.99, "types": {"number": 98, "string": 1}}
+    assert shapes.common_keys == ("age", "name") and shapes.common_share == 0.99
+    assert shapes.keys["age"] == JsonKey(share=0.99, types={"number": 98, "string": 1})
 
 
 def test_optional_keys_are_no_error_but_a_rare_one_is_shown():
@@ -84,18 +86,18 @@ def test_optional_keys_are_no_error_but_a_rare_one_is_shown():
 def test_keys_that_are_data_stay_bounded():
     answered = collected([json.dumps({f"key {n}": n}) for n in range(6000)])
     shapes = answered.shapes()
-    assert shapes is not None and (shapes["objects"], shapes["not_judged"]) == (4096, 1904)
-    assert answered.formats()["counts"] == {"JSON object": 6000}
+    assert shapes is not None and (shapes.objects, shapes.not_judged) == (4096, 1904)
+    assert answered.formats().counts == {"JSON object": 6000}
 
 
 def test_class_balance_is_counted():
     answers = ["positive"] * 70 + ["negative"] * 25 + ["mixed"] * 5
     classes = collected(answers).classes()
     assert classes is not None
-    assert classes["counts"] == dict(Counter(answers))
-    assert classes["entropy_bits"] == pytest.approx(entropy([70, 25, 5], base=2))
-    assert classes["entropy_share"] == pytest.approx(entropy([70, 25, 5], base=3))
-    assert classes["majority_share"] == 0.7 and classes["below_10"] == ["mixed"]
+    assert classes.counts == dict(Counter(answers))
+    assert classes.entropy_bits == pytest.approx(entropy([70, 25, 5], base=2))
+    assert classes.entropy_share == pytest.approx(entropy([70, 25, 5], base=3))
+    assert classes.majority_share == 0.7 and classes.below_10 == ("mixed",)
     assert shown(found(answers)["rare-classes"]) == [95, 96, 97, 98, 99]
     assert "imbalance" in found(["yes"] * 95 + ["no"] * 20 + ["yes"] * 300)
 
@@ -129,7 +131,7 @@ def test_free_answers_are_no_classes(answers):
 def test_a_one_off_tail_does_not_hide_the_classes():
     answers = ["spam"] * 500 + ["ham"] * 500 + [f"spam because {n}" for n in range(60)]
     classes = collected(answers).classes()
-    assert classes is not None and classes["counts"] == {"spam": 500, "ham": 500}
+    assert classes is not None and classes.counts == {"spam": 500, "ham": 500}
     assert found(answers)["not-a-class"].count == 60
 
 
@@ -144,7 +146,7 @@ def test_empty_one_word_and_cut_answers_are_found():
 def test_a_tool_call_is_not_an_empty_answer_and_a_missing_answer_is_not_judged():
     called = [False] * 50 + [True, False]
     answered = collected([PROSE] * 50 + ["", None], called)
-    assert answered.formats()["counts"] == {"tool call": 1, "text": 50}
+    assert answered.formats().counts == {"tool call": 1, "text": 50}
     assert "empty-answers" not in found([PROSE] * 50 + ["", None], called)
 
 
@@ -186,4 +188,4 @@ def test_excerpts_mask_secrets():
 
 def test_entropy_of_one_class_is_zero():
     classes = collected(["ok"] * 30).classes()
-    assert classes is not None and classes["entropy_bits"] == 0 and math.copysign(1, classes["entropy_bits"]) == 1
+    assert classes is not None and classes.entropy_bits == 0 and math.copysign(1, classes.entropy_bits) == 1

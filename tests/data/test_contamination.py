@@ -29,7 +29,7 @@ def _report(benchmark, rows, step=3):
     search = Contamination(benchmark)
     for start in range(0, len(rows), step):
         search.add(rows[start : start + step])
-    return search.report()
+    return search.report("benchmark.jsonl")
 
 
 ALPHABETS = [string.ascii_lowercase + string.digits, "日本語中文字한국어ねの", "aéöжñ7İ"]
@@ -82,13 +82,13 @@ def test_what_shares_less_than_50_characters_is_never_reported(seed, common):
     item = "x" + _letters(rng, 160, "ab") + "x"
     begin = rng.randrange(0, 100)
     rows = [_row("a", "z" + item[begin : begin + common] + "y", _letters(rng, 49, "ab")), _row("b", _letters(rng, 30, "ab"))]
-    assert _report([("item", item)], rows).rows == []
+    assert _report([("item", item)], rows).rows == ()
 
 
 def test_passages_do_not_run_over_row_borders_but_over_turns():
     item = _letters(random.Random(1), 100)
     apart = [_row("a", "q", item[:45]), _row("b", item[45:90], "r")]
-    assert _report([("item", item)], apart).rows == []
+    assert _report([("item", item)], apart).rows == ()
     together = _report([("item", item)], [_row("a", item[:45], item[45:90])]).rows
     assert [(found.row, found.characters) for found in together] == [("a", 90)]
 
@@ -109,7 +109,7 @@ def test_short_items_are_found_whole_and_the_shortest_are_counted():
     assert report.too_short == 3 and report.items_found == 1
     both = _report(benchmark, [_row("c", "What is the capital of Francestan?")])
     assert both.rows[0].item == "longer" and both.items_found == 2
-    assert _report([("yes", "Yes.")], rows).rows == [] and _report([], rows).rows == []
+    assert _report([("yes", "Yes.")], rows).rows == () and _report([], rows).rows == ()
 
 
 def test_a_shared_instruction_is_reported_once_with_its_number():
@@ -158,7 +158,7 @@ def test_passages_are_counted_in_characters_and_not_in_bytes():
     rng = random.Random(5)
     signs = "".join(chr(code) for code in rng.sample(range(0x4E00, 0x9000), 400))
     # 49 characters are 147 bytes: three anchors long, and too short.
-    assert _report([("item", signs[:200])], [_row("a", signs[30:79])]).rows == []
+    assert _report([("item", signs[:200])], [_row("a", signs[30:79])]).rows == ()
     # Both items hold the anchor that opens the passage, but only the second goes on as the row does.
     benchmark = [("first", signs[:20] + signs[200:300]), ("second", signs[:200])]
     rows = _report(benchmark, [_row("a", signs[:75])]).rows

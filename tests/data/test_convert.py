@@ -86,7 +86,7 @@ def test_every_kind_round_trips(tmp_path, row):
     source.write_text((json.dumps(row) + "\n") * 3)
     summary = convert(source, target)
     assert contents(read_rows(target)) == contents(read_rows(source))
-    assert summary["rows"] == 3 and summary["written"] == str(target)
+    assert summary.reading.rows == 3 and summary.written == str(target)
 
 
 def test_arguments_are_written_as_text_as_openai_does(tmp_path):
@@ -105,7 +105,7 @@ def test_the_target_appears_whole_or_not_at_all(tmp_path):
         convert(source, target)
     assert target.read_text() == "as it was" and sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl", "b.jsonl"]
     summary = convert(source, target, ReadOptions(on_bad_row="quarantine"), tmp_path / "rejected.jsonl")
-    assert summary["bad_rows"] == 1 and len(read_rows(target)) == 5000 and (tmp_path / "rejected.jsonl").exists()
+    assert summary.reading.bad_rows == 1 and len(read_rows(target)) == 5000 and (tmp_path / "rejected.jsonl").exists()
 
 
 def test_targets_that_are_refused(tmp_path):

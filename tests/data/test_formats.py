@@ -13,6 +13,7 @@ from tunesmith.data.formats import draft, kind_of
 from tunesmith.data.problems import RowError
 from tunesmith.data.read import Reader, ReadOptions, read_rows
 from tunesmith.errors import DataError
+from tunesmith.rundir.records.check import IgnoredColumn
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(str.strip)
 
@@ -161,7 +162,7 @@ def test_any_columns_through_a_map(tmp_path):
     assert found.messages == turns(("system", "s"), ("user", "a"), ("assistant", "b"))
     reader = Reader(tmp_path / "one.jsonl", ReadOptions(columns=columns))
     list(reader)
-    assert reader.summary()["ignored_columns"] == {"prompt": {"rows": 1, "nearest": None}}
+    assert reader.summary().ignored_columns == {"prompt": IgnoredColumn(rows=1, nearest=None)}
     for changed, words in [
         ({"prompt": "question", "completion": "anwser"}, "'anwser' of data.columns stands in no row.*'answer'"),
         ({"promt": "question"}, "unknown name 'promt' in data.columns; did you mean 'prompt'"),
@@ -241,7 +242,7 @@ def test_media_rows_are_counted_and_empty_media_columns_are_nothing(tmp_path):
     reader = Reader(tmp_path / "a.jsonl", ReadOptions(on_bad_row="quarantine"))
     assert len(list(reader)) == 1
     summary = reader.summary()
-    assert summary["problems_by_code"] == {"media": 1} and not summary["ignored_columns"] and not summary["notes"]
+    assert summary.problems_by_code == {"media": 1} and not summary.ignored_columns and not summary.notes
 
 
 def test_the_text_of_media_rows_is_read_when_its_columns_are_named(tmp_path):
@@ -250,7 +251,7 @@ def test_the_text_of_media_rows_is_read_when_its_columns_are_named(tmp_path):
     assert read_one(tmp_path, row, columns=columns).messages == turns(*PAIR)
     reader = Reader(tmp_path / "one.jsonl", ReadOptions(columns=columns))
     list(reader)
-    assert "image: 1 rows have more than text, and only their text is read" in reader.summary()["notes"]
+    assert "image: 1 rows have more than text, and only their text is read" in reader.summary().notes
 
 
 def test_pictures_in_a_table_are_refused_and_set_aside_without_their_bytes(tmp_path):

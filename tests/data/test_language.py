@@ -26,9 +26,9 @@ def test_answers_in_another_language_and_the_mix_are_found():
     rows = [Sampled(n, ENGLISH, ENGLISH) for n in range(90)]
     rows += [Sampled(n, GERMAN, GERMAN) for n in range(90, 98)] + [Sampled(98, FRENCH, ENGLISH), Sampled(99, "ok", "ok")]
     summary, found = languages(rows)
-    assert summary["prompts"] == {"en": 90 / 99, "de": 8 / 99, "fr": 1 / 99}
-    assert summary["answers"] == {"en": 91 / 99, "de": 8 / 99}
-    assert (summary["judged_prompts"], summary["judged_answers"], summary["sampled"]) == (99, 99, 100)
+    assert summary.prompts == {"en": 90 / 99, "de": 8 / 99, "fr": 1 / 99}
+    assert summary.answers == {"en": 91 / 99, "de": 8 / 99}
+    assert (summary.judged_prompts, summary.judged_answers, summary.sampled) == (99, 99, 100)
     codes = {finding.code: finding for finding in found}
     assert [(example.row, example.excerpt) for example in codes["answer-language"].examples] == [
         (98, "asked in fr, answered in en")
@@ -41,4 +41,4 @@ def test_translation_is_a_note_and_plain_text_has_no_answer():
     _, found = languages([Sampled(n, ENGLISH, FRENCH) for n in range(20)])
     assert [finding.severity for finding in found if finding.code == "answer-language"] == ["note"]
     summary, found = languages([Sampled(n, GERMAN, None) for n in range(20)])
-    assert found == [] and summary["prompts"] == {"de": 1.0} and summary["answers"] == {}
+    assert found == [] and summary.prompts == {"de": 1.0} and summary.answers == {}

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.data import near
-from tunesmith.data.near import NearDuplicates, band_shape, meeting, question, shingles
+from tunesmith.data import minhash, near
+from tunesmith.data.minhash import band_shape, meeting, shingles
+from tunesmith.data.near import NearDuplicates, question
 from tunesmith.data.normalize import normalized
+from tunesmith.rundir.records.quality import RowPlace
 from tunesmith.rundir.rows import Row
 
 RANDOM = random.Random(7)
@@ -37,6 +39,10 @@ def _found(rows, threshold=0.8, borders=()):
     for start, end in itertools.pairwise([0, *borders, len(rows)]):
         near_duplicates.add(rows[start:end])
     return near_duplicates
+
+
+def _places(rows):
+    return {row: RowPlace(id=f"id{row}", place=f"line {row}") for row in rows}
 
 
 def _windows(text):
@@ -66,7 +72,7 @@ def test_near_pairs_are_found_and_others_are_not(monkeypatch, kept, threshold):
     texts = _planted(seed=1)
     found = _found([_row(text) for text in texts], threshold)
     groups = found.groups()
-    assert found.report([""] * len(texts), [""] * len(texts)).exact == bool(kept)
+    assert found.report(_places).exact == bool(kept)
     # Exact judgement may only miss what never met in a band; an estimate errs by up to four standard errors.
     over, under = (0.04, 0) if kept else (0.1, 0.14)
     near_pairs, loose = 0, list(range(len(texts)))
@@ -88,13 +94,12 @@ def test_batch_borders_change_nothing(monkeypatch):
     monkeypatch.setattr(near, "TEMPLATE_SAMPLE", 150)
     rows = [_row("Name the thing in this text, please: " + text) for text in _planted(seed=2)]
     whole = _found(rows)
-    ids, places = [f"id{i}" for i in range(len(rows))], [f"line {i}" for i in range(len(rows))]
-    expected = whole.report(ids, places)
+    expected = whole.report(_places)
     assert expected.clusters > 5 and expected.template_windows > 10
     for seed in range(6):
         borders = sorted(random.Random(seed).sample(range(len(rows)), 9))
         again = _found(rows, borders=borders)
-        assert again.clusters() == whole.clusters() and again.report(ids, places) == expected
+        assert again.clusters() == whole.clusters() and again.report(_places) == expected
     assert _found(rows, borders=range(len(rows))).clusters() == whole.clusters()
 
 
@@ -106,11 +111,11 @@ def test_copies_are_no_cluster_but_stand_in_the_cluster_of_what_they_resemble():
     found = _found(rows)
     assert found.clusters() == [[1, 3, 4, 5]]
     assert found.groups().tolist() == [0, 1, 0, 1, 1, 1]
-    report = found.report(list("abcdef"), [f"line {i}" for i in range(6)])
+    report = found.report(_places)
     assert (report.clusters, report.rows, report.rows_left, report.unlike_answers) == (1, 4, 3, 1)
     largest = report.largest[0]
-    assert (largest.rows, largest.questions, largest.answers, largest.ids) == (4, 2, 2, ["b", "d"])
-    assert largest.excerpts == [a[:80] + "...", variant[:80] + "..."]
+    assert (largest.rows, largest.questions, largest.answers) == (4, 2, 2)
+    assert [(row.id, row.excerpt) for row in largest.examples] == [("id1", a[:80] + "..."), ("id3", variant[:80] + "...")]
 
 
 def test_a_shared_instruction_is_no_similarity():
@@ -195,9 +200,9 @@ def test_shingles_are_the_windows_of_each_text(texts):
 
 def test_the_curve_in_the_essay_is_the_curve_of_the_bands():
     assert band_shape(0.8) == (21, 6)
-    line = next(line for line in near.__doc__.splitlines() if line.strip().startswith("meets "))
-    points = next(line for line in near.__doc__.splitlines() if line.strip().startswith("J  ")).split()[1:]
+    line = next(line for line in minhash.__doc__.splitlines() if line.strip().startswith("meets "))
+    points = next(line for line in minhash.__doc__.splitlines() if line.strip().startswith("J  ")).split()[1:]
     for similarity, said in zip(points, line.split()[1:], strict=True):
         assert meeting(float(similarity), 21, 6) == pytest.approx(float(said), abs=0.006)
     for threshold in (0.1, 0.5, 0.9, 0.97, 1.0):
-        assert meeting(threshold, *band_shape(threshold)) >= near.RECALL
+        assert meeting(threshold, *band_shape(threshold)) >= minhash.RECALL

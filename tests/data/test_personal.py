@@ -54,7 +54,7 @@ def found(text, role="user"):
     personal = Personal()
     rows = [Row("0", "line 1", [{"role": role, "content": text}])]
     personal.add(rows, pa.array([text.encode("utf-8", "surrogatepass")], pa.large_binary()), np.zeros(1, int), 0)
-    return personal.found
+    return personal.by_code
 
 
 @pytest.mark.parametrize(("code", "text"), [(code, text) for code, texts in FOUND.items() for text in texts])
@@ -98,7 +98,7 @@ def test_tool_calls_are_searched_too():
     message = {"role": "assistant", "content": "", "tool_calls": [call]}
     personal = Personal()
     personal.add([Row("0", "line 1", [message])], pa.array([key.encode()], pa.large_binary()), np.zeros(1, int), 5)
-    assert personal.found["openai-key"].examples == [(5, "assistant", mask(key))]
+    assert personal.by_code["openai-key"].examples == [(5, "assistant", mask(key))]
 
 
 @pytest.mark.parametrize("unit", ["a", "1", "a.", "A1", "eyJ", "-----BEGIN PRIVATE KEY-----", "1 ", "+1", "a@", "sk-", "1."])

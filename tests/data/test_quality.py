@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.data.quality import Quality, headlines, histogram
+from tunesmith.data.lengths import histogram
+from tunesmith.data.quality import Quality, headlines
 from tunesmith.data.row_hash import content_hash, prompt_hash
+from tunesmith.rundir.records.quality import Duplicates, Prompts, QualityReport, SingleTurn
 from tunesmith.rundir.rows import Row
 
 
@@ -33,7 +35,7 @@ def report(rows, size=2048):
 
 
 def findings(reported):
-    return {finding["code"]: finding for finding in reported["findings"]}
+    return {finding.code: finding for finding in reported.findings}
 
 
 # White space that ``str.split`` removes and ``normalized`` keeps in ASCII texts is left out of the alphabet.
@@ -67,7 +69,7 @@ def test_duplicates_and_conflicts_are_those_of_the_row_hashes(drawn):
     rows = made(drawn)
     reported = report(rows)
     contents = Counter(content_hash(each.messages, each.tools, each.kind) for each in rows)
-    assert reported["duplicates"] == {"rows": len(rows) - len(contents), "distinct": len(contents)}
+    assert reported.duplicates == Duplicates(rows=len(rows) - len(contents), distinct=len(contents))
 
     firsts = {content_hash(each.messages, each.tools, each.kind): each for each in reversed(rows)}.values()
     answers = defaultdict(list)
@@ -76,12 +78,12 @@ def test_duplicates_and_conflicts_are_those_of_the_row_hashes(drawn):
             last = each.messages[-1]
             answers[prompt_hash(each.messages, each.tools)].append((last["content"].strip(), "tool_calls" in last))
     several = [given for given in answers.values() if len(set(given)) > 1]
-    assert reported["prompts"] == {
-        "rows": sum(map(len, answers.values())),
-        "distinct": len(answers),
-        "conflicting_prompts": len(several),
-        "conflicting_rows": sum(map(len, several)),
-    }
+    assert reported.prompts == Prompts(
+        rows=sum(map(len, answers.values())),
+        distinct=len(answers),
+        conflicting_prompts=len(several),
+        conflicting_rows=sum(map(len, several)),
+    )
 
 
 @given(rows_drawn, st.integers(1, 7))
@@ -102,7 +104,7 @@ def test_the_report_is_the_same_in_another_process(tmp_path):
         "    said = f'q{draw.randrange(60)}', f'a{draw.randrange(9)}'\n"
         "    m = [{'role': role, 'content': text} for role, text in zip(['user', 'assistant'], said)]\n"
         "    quality.add([Row(content_hash(m).hex()[:12], f'line {n}', m)])\n"
-        "print(json.dumps(quality.report()))"
+        "print(json.dumps(quality.report().to_json()))"
     )
     outputs = [
         subprocess.run(
@@ -119,11 +121,11 @@ def test_examples_name_the_rows_and_the_first_of_their_kind():
     rows[2999] = ask(3000, "question 7", "answer 7")
     rows[2500] = ask(2501, "Question  8", "another answer")
     found = findings(report(rows))
-    (copy,) = found["exact-duplicates"]["examples"]
-    assert (copy["place"], copy["id"], copy["same_as"]["place"]) == ("line 3000", rows[2999].id, "line 7")
-    (conflict,) = found["conflicting-answers"]["examples"]
-    assert (conflict["place"], conflict["same_as"]["place"]) == ("line 2501", "line 8")
-    assert found["conflicting-answers"]["count"] == 2 and found["conflicting-answers"]["severity"] == "wrong"
+    (copy,) = found["exact-duplicates"].examples
+    assert (copy.place, copy.id, copy.same_as.place) == ("line 3000", rows[2999].id, "line 7")
+    (conflict,) = found["conflicting-answers"].examples
+    assert (conflict.place, conflict.same_as.place) == ("line 2501", "line 8")
+    assert found["conflicting-answers"].count == 2 and found["conflicting-answers"].severity == "wrong"
 
 
 def test_lengths_turns_and_supervision_are_counted():
@@ -133,30 +135,30 @@ def test_lengths_turns_and_supervision_are_counted():
         row(3, ("assistant", "plain text"), kind="text"),
     ]
     reported = report(rows)
-    assert reported["kinds"] == {"chat": 2, "text": 1}
-    assert reported["turns"] == {"2": 1, "4": 1}
-    assert reported["supervised_turns"] == {"1": 2}
-    assert reported["supervised_share"] == (10 + 4 + 10) / (15 + 16 + 10)
-    assert reported["single_turn"] == {"count": 1, "share": 0.5, "note": ""}
-    lengths = reported["lengths"]
-    assert [(entry["place"], entry["value"]) for entry in lengths["answer"]["longest"]] == [("line 1", 10), ("line 2", 4)]
-    assert [entry["value"] for entry in lengths["prompt"]["longest"]] == [5, 1]
-    assert (lengths["whole"]["min"], lengths["whole"]["max"]) == (10, 16)
+    assert (reported.chat_rows, reported.text_rows) == (2, 1)
+    assert reported.turns == {"2": 1, "4": 1}
+    assert reported.supervised_turns == {"1": 2}
+    assert reported.supervised_share == (10 + 4 + 10) / (15 + 16 + 10)
+    assert reported.single_turn == SingleTurn(count=1, share=0.5, note="")
+    lengths = reported.lengths
+    assert [(entry.place, entry.length) for entry in lengths.answer.longest] == [("line 1", 10), ("line 2", 4)]
+    assert [entry.length for entry in lengths.prompt.longest] == [5, 1]
+    assert (lengths.whole.min, lengths.whole.max) == (10, 16)
 
 
 @given(st.lists(st.integers(0, 10**6), max_size=50), st.booleans())
 def test_histogram_holds_every_value_once(values, log):
     drawn = histogram(np.array(values, np.int64), log)
-    edges, counts = drawn["edges"], drawn["counts"]
+    edges, counts = drawn.edges, drawn.counts
     assert sum(counts) == len(values) and len(edges) == (len(counts) + 1 if values else 0)
-    assert edges == sorted(set(edges))
+    assert list(edges) == sorted(set(edges))
     expected = [sum(low <= value < high for value in values) for low, high in pairwise(edges)]
-    assert counts == expected
+    assert list(counts) == expected
 
 
 def test_single_turn_data_is_said():
     rows = [ask(n, f"question {n}", f"answer {n}") for n in range(5)]
-    assert "multi-turn chat was never shown" in findings(report(rows))["single-turn"]["text"]
+    assert "multi-turn chat was never shown" in findings(report(rows))["single-turn"].text
     rows.append(row(9, ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")))
     assert "single-turn" not in findings(report(rows))
 
@@ -165,20 +167,21 @@ def test_findings_are_sorted_and_the_headlines_name_places():
     key = "sk-" + "a1B2" * 8
     rows = [ask(n, f"question {n} of many", f"answer {n}") for n in range(1, 60)] + [ask(60, f"use {key}", "done")] * 2
     reported = report(rows)
-    assert [f["severity"] for f in reported["findings"]] == sorted(
-        (f["severity"] for f in reported["findings"]), key=["wrong", "suspect", "note"].index
+    assert [f.severity for f in reported.findings] == sorted(
+        (f.severity for f in reported.findings), key=["wrong", "suspect", "note"].index
     )
     lines = headlines(reported)
     assert lines[0].startswith("61 rows (60 distinct), 2 turns")
     assert "line 60" in lines[1] and "OpenAI" in lines[1]
-    assert key not in json.dumps(reported) and key not in "\n".join(lines)
+    assert key not in json.dumps(reported.to_json()) and key not in "\n".join(lines)
 
 
 @pytest.mark.parametrize("rows", [[], [ask(1, "\ud800 lone", "\ud800")], [row(1, ("assistant", ""), kind="text")]])
 def test_odd_data_still_give_a_report_that_can_be_written(rows):
     reported = report(rows)
-    json.dumps(reported, allow_nan=False).encode()
-    json.dumps(reported, ensure_ascii=False).encode("utf-8")
+    text = json.dumps(reported.to_json(), allow_nan=False)
+    assert QualityReport.parse(text) == reported
+    json.dumps(reported.to_json(), ensure_ascii=False).encode("utf-8")
     assert headlines(reported)[0].startswith(f"{len(rows)} rows")
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from tunesmith.data.read import NAMES, Reader, ReadOptions, _Seen, read_rows
 from tunesmith.errors import DataError
+from tunesmith.rundir.records.check import IgnoredColumn, Reading
 
 GOOD = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 LINE = json.dumps(GOOD).encode() + b"\n"
@@ -65,7 +66,7 @@ def test_crlf_bom_empty_lines_and_spaces_are_no_problem(tmp_path):
     path.write_bytes(b"\xef\xbb\xbf" + LINE.strip() + b"\r\n\r\n  \n " + LINE.strip() + b" \r\n\n")
     reader = Reader(path)
     assert [row.place for row in reader] == ["line 1", "line 4"]
-    assert reader.summary()["notes"] == ["3 empty lines were passed over"]
+    assert reader.summary().notes == ("3 empty lines were passed over",)
 
 
 def test_quarantine_keeps_bad_rows_with_reasons_and_forgets_old_ones(tmp_path):
@@ -79,7 +80,7 @@ def test_quarantine_keeps_bad_rows_with_reasons_and_forgets_old_ones(tmp_path):
     assert [record["raw"] for record in kept] == ["{", '{"messages": []}', '"\\xff"', '{"text": "\\ud800"}']
     codes = [record["problems"][0]["code"] for record in kept]
     assert codes == ["not-json", "no-messages", "not-utf8", "lone-surrogate"]
-    assert reader.summary()["problems_by_code"] == dict.fromkeys(codes, 1) and reader.summary()["bad_rows"] == 4
+    assert reader.summary().problems_by_code == dict.fromkeys(codes, 1) and reader.summary().bad_rows == 4
     path.write_bytes(LINE)
     list(Reader(path, QUARANTINE, rejected))
     assert not rejected.exists()
@@ -165,16 +166,16 @@ def test_summary_tells_what_was_read_and_what_was_not(tmp_path):
     path.write_bytes(json.dumps(row).encode() + b"\n" + b'{"instruction": "a", "output": "b"}\n')
     reader = Reader(path)
     list(reader)
-    assert reader.summary() == {
-        "rows": 2,
-        "bad_rows": 0,
-        "problems_by_code": {},
-        "format": "alpaca",
-        "kinds": {"alpaca": 2},
-        "files": ["rows.jsonl"],
-        "ignored_columns": {"imput": {"rows": 1, "nearest": "input"}, "source": {"rows": 1, "nearest": None}},
-        "notes": ["alpaca: instruction and input are joined by a line break"],
-    }
+    assert reader.summary() == Reading(
+        rows=2,
+        bad_rows=0,
+        problems_by_code={},
+        format="alpaca",
+        kinds={"alpaca": 2},
+        files=("rows.jsonl",),
+        ignored_columns={"imput": IgnoredColumn(rows=1, nearest="input"), "source": IgnoredColumn(rows=1, nearest=None)},
+        notes=("alpaca: instruction and input are joined by a line break",),
+    )
 
 
 def test_names_of_ignored_columns_do_not_fill_the_memory(tmp_path):
@@ -182,7 +183,7 @@ def test_names_of_ignored_columns_do_not_fill_the_memory(tmp_path):
     path.write_text("".join(json.dumps({"text": "a", f"key {i}": 1}) + "\n" for i in range(NAMES + 50)))
     reader = Reader(path)
     list(reader)
-    assert len(reader.summary()["ignored_columns"]) == NAMES + 1
+    assert len(reader.summary().ignored_columns) == NAMES + 1
 
 
 def test_batches_stream_and_a_reader_reads_again(tmp_path):

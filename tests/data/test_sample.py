@@ -47,7 +47,7 @@ def test_a_template_is_less_diverse_than_prose():
     assert diversity_finding(diversity(prose)) == []
     (finding,) = diversity_finding(diversity(template))
     assert finding.code == "low-diversity" and "not more data" in finding.hint
-    assert compression_ratio([]) is None and diversity([])["prompts"]["distinct_4"] is None
+    assert compression_ratio([]) is None and diversity([]).prompts.distinct_4 is None
 
 
 def test_shared_openings_are_counted():

@@ -24,7 +24,7 @@ from tunesmith.data.size_advice import BANDS, advice, detectable_gain
     ],
 )
 def test_bands_change_where_they_say(rows, band):
-    assert advice(rows)["band"] == band
+    assert advice(rows).band == band
 
 
 def test_every_band_says_something_else_in_two_or_three_sentences():
@@ -38,11 +38,11 @@ def test_detectable_gain_is_the_paired_power_formula(n):
     expected = (norm.ppf(0.975) + norm.ppf(0.8)) * math.sqrt(0.2 / n)
     assert detectable_gain(n) == pytest.approx(expected, rel=1e-4)
     said = advice(10 * n, test_rows=n)
-    assert said["detectable_gain"] == detectable_gain(n)
-    assert f"{100 * expected:.1f} points" in " ".join(said["sentences"])
+    assert said.detectable_gain == detectable_gain(n)
+    assert f"{100 * expected:.1f} points" in " ".join(said.sentences)
 
 
 def test_no_test_rows_and_few_prompts_are_said():
-    assert advice(1)["detectable_gain"] is None and "prove nothing" in advice(1)["sentences"][1]
-    assert "100 distinct prompts" in advice(5000, prompts=100)["sentences"][-1]
-    assert len(advice(5000, prompts=4900)["sentences"]) == 2
+    assert advice(1).detectable_gain is None and "prove nothing" in advice(1).sentences[1]
+    assert "100 distinct prompts" in advice(5000, prompts=100).sentences[-1]
+    assert len(advice(5000, prompts=4900).sentences) == 2

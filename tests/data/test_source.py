@@ -14,6 +14,7 @@ from tunesmith.data.json_file import json_rows
 from tunesmith.data.read import Reader, ReadOptions, read_rows
 from tunesmith.data.source import SUFFIXES
 from tunesmith.errors import DataError
+from tunesmith.rundir.records.check import IgnoredColumn
 
 ROWS = [
     {"prompt": f'{i} é, "quoted"\n[{{', "completion": f"answer {i}\\", "system": "s" if i % 2 else None} for i in range(3000)
@@ -82,8 +83,8 @@ def test_every_format_gives_the_same_rows_and_every_byte_is_counted(tmp_path, na
         rows += batch
     assert [(row.id, row.messages) for row in rows] == expected
     assert max(sizes) <= 2048 and sum(read) == reader.total_bytes == path.stat().st_size
-    ignored = {"score": {"rows": 3000, "nearest": None}} if path.suffix in (".parquet", ".feather", ".arrow") else {}
-    assert reader.summary()["ignored_columns"] == ignored
+    ignored = {"score": IgnoredColumn(rows=3000, nearest=None)} if path.suffix in (".parquet", ".feather", ".arrow") else {}
+    assert reader.summary().ignored_columns == ignored
     unit = "row" if "array" in name or "indented" in name or "holder" in name or ignored else "line"
     assert rows[0].place.split()[0] == unit
 
@@ -94,7 +95,7 @@ def test_places_of_csv_rows_are_their_first_lines(tmp_path):
     reader = Reader(path)
     rows = list(reader)
     assert [row.place for row in rows] == ["line 2", "line 6"] and rows[0].messages[0]["content"] == "a\n\nb"
-    assert reader.summary()["notes"][-1] == "1 empty lines were passed over"
+    assert reader.summary().notes[-1] == "1 empty lines were passed over"
 
 
 def test_nested_tables_lose_their_nulls(tmp_path):
@@ -119,8 +120,8 @@ def test_a_directory_is_its_files_in_order(tmp_path):
         (tmp_path / name).write_text(text)
     reader = Reader(tmp_path)
     assert [(row.place, row.messages[0]["content"]) for row in reader] == [("a.json row 1", "1"), ("b.jsonl line 1", "2")]
-    assert reader.summary()["files"] == ["a.json", "b.jsonl"]
-    assert "README.md, state.json, sub/" in reader.summary()["notes"][0]
+    assert reader.summary().files == ("a.json", "b.jsonl")
+    assert "README.md, state.json, sub/" in reader.summary().notes[0]
 
 
 def test_a_hub_data_set_goes_through_datasets(tmp_path, monkeypatch, expected):

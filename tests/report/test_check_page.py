@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -8,10 +9,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import ROOT
-from tunesmith.data.quality import Quality, headlines, histogram, summary
+from tunesmith.data.lengths import histogram, summary
+from tunesmith.data.quality import Quality, headlines
 from tunesmith.data.read import Reader, ReadOptions
 from tunesmith.report.check_page import write_check_page
 from tunesmith.report.template import visible
+from tunesmith.rundir.records.check import (
+    CheckReport,
+    ContaminationReport,
+    NearCluster,
+    NearReport,
+    Refusals,
+    SharedPassage,
+    TokenReport,
+    TooLong,
+)
+from tunesmith.rundir.records.quality import RowExcerpt, RowLength, RowPlace
 
 SCRIPT = "<script>alert(1)</script>"
 HOSTILE = f"{SCRIPT}\x1b[31m\u202ereversed\ufeff\U000e0041 ]]> --> </style></title> &amp; $x_1$ \"'"
@@ -53,72 +66,46 @@ def _checked(source):
     for batch in reader.batches():
         quality.add(batch)
     report = quality.report()
-    return {
-        "source": str(source),
-        "reading": reader.summary(),
-        "quality": report,
-        "headlines": headlines(report),
-        "near": None,
-        "contamination": None,
-        "tokens": None,
-    }
+    return CheckReport(source=str(source), reading=reader.summary(), quality=report, headlines=headlines(report))
 
 
-def _lengths(values):
-    found = summary(np.array(values), np.arange(len(values)))
-    return {key: found[key] for key in ("min", "median", "p95", "p99", "max", "histogram")}
+def _lengths(values, text):
+    return summary(np.array(values), np.arange(len(values)), lambda rows: {row: RowPlace(id=text, place=text) for row in rows})
 
 
-def _with_all_parts(result, text=HOSTILE):
+def _with_all_parts(result, text=HOSTILE, max_length=2048):
     """``result`` with near duplicates, contamination and tokens, whose texts are all ``text``."""
-    rows = result["quality"]["rows"]
+    rows = result.quality.rows
     values = np.random.default_rng(0).integers(20, 3000, rows)
-    cluster = {
-        "rows": 9,
-        "questions": 2,
-        "answers": 3,
-        "ids": [text, "b"],
-        "places": [text, "line 2"],
-        "excerpts": [text, text],
-    }
-    passage = {"row": text, "place": text, "item": text, "items": 2, "characters": 75, "excerpt": text}
-    shown = {"id": text, "place": text}
-    near = {
-        "threshold": 0.8,
-        "recall": 0.998,
-        "exact": True,
-        "clusters": 12,
-        "rows": 30,
-        "rows_left": rows - 18,
-        "unlike_answers": 4,
-        "template_windows": 3,
-        "largest": [cluster],
-    }
-    contamination = {
-        "benchmark": text,
-        "items": 500,
-        "too_short": 7,
-        "items_found": 1,
-        "rows_read": rows,
-        "rows": [passage] * 230,
-    }
-    tokens = {
-        "model": text,
-        "max_length": 2048,
-        "rows": rows,
-        "lengths": _lengths(values),
-        "supervised_share": 0.421,
-        "supervised_histogram": histogram(values / 3000, log=False),
-        "too_long": {
-            "count": int((values > 2048).sum()),
-            "shown": [{**shown, "tokens": 2999}],
-            "keep": {"95": 2850, "99": 2970, "100": 2999},
-        },
-        "notes": {text: 3},
-        "refused": {"count": 2, "by_reason": {text: 2}, "shown": [{**shown, "reason": text}]},
-        "longest": [{**shown, "tokens": 2999}],
-    }
-    return {**result, "near": near, "contamination": contamination, "tokens": tokens}
+    row, over = RowExcerpt(id=text, place=text, excerpt=text), int((values > (max_length or 3000)).sum())
+    near = NearReport(
+        threshold=0.8,
+        recall=0.998,
+        exact=True,
+        template_windows=3,
+        clusters=12,
+        rows=30,
+        rows_left=rows - 18,
+        unlike_answers=4,
+        largest=(NearCluster(rows=9, questions=2, answers=3, examples=(row, row)),),
+    )
+    passage = SharedPassage(row=text, place=text, item=text, items=2, characters=75, excerpt=text)
+    contamination = ContaminationReport(
+        benchmark=text, items=500, too_short=7, items_found=1, rows_read=rows, rows=(passage,) * 230
+    )
+    longest = RowLength(id=text, place=text, length=2999)
+    tokens = TokenReport(
+        model=text,
+        max_length=max_length,
+        rows=rows,
+        lengths=_lengths(values, text),
+        supervised_share=0.421,
+        supervised_histogram=histogram(values / 3000, log=False),
+        too_long=TooLong(count=over, examples=(longest,) * bool(over), keep={"95": 2850, "99": 2970, "100": 2999}),
+        notes={text: 3},
+        refusals=Refusals(count=2, by_reason={text: 2}, examples=(row,)),
+    )
+    return replace(result, near=near, contamination=contamination, tokens=tokens)
 
 
 @pytest.fixture(scope="module")
@@ -191,30 +178,27 @@ def test_findings_of_all_parts_stand_worst_first_with_their_rows(hostile, tmp_pa
     codes = [re.search(r"<code>\[(.*?)\]</code>", body)[1] for _, body in articles]
     added = {"bad-rows", "template-refuses", "too-long", "contamination", "near-duplicates"}
     assert ranks == sorted(ranks)
-    assert sorted(codes) == sorted([found["code"] for found in result["quality"]["findings"]] + list(added))
-    for found in result["quality"]["findings"]:
-        body = next(body for code, (_, body) in zip(codes, articles, strict=True) if code == found["code"])
-        assert f"{found['count']:,} of {found['of']:,}" in body
-        assert all(f"{example['place']} <code>{example['id']}</code>" in body for example in found["examples"])
+    assert sorted(codes) == sorted([finding.code for finding in result.quality.findings] + list(added))
+    for finding in result.quality.findings:
+        body = next(body for code, (_, body) in zip(codes, articles, strict=True) if code == finding.code)
+        assert f"{finding.count:,} of {finding.of:,}" in body
+        assert all(f"{example.place} <code>{example.id}</code>" in body for example in finding.examples)
     assert "2 of 122 (1.64 %): rows that are not valid examples" in page
-    assert f"{result['tokens']['too_long']['count']} of 120" in page and "and 30 more" in page
+    assert f"{result.tokens.too_long.count} of 120" in page and "and 30 more" in page
 
 
 @pytest.mark.parametrize("max_length", [2048, 100_000, None])
 def test_every_row_is_in_the_picture_of_lengths_and_max_length_is_drawn(hostile, tmp_path, max_length):
-    result = _with_all_parts(hostile)
-    result["tokens"]["max_length"] = max_length
-    if max_length != 2048:
-        result["tokens"]["too_long"].update(count=0, shown=[])
+    result = _with_all_parts(hostile, max_length=max_length)
     drawn = re.findall(r"<svg.*?</svg>", _page(result, tmp_path / "check.html"), re.DOTALL)
-    spread = result["tokens"]["lengths"]["histogram"]
+    spread = result.tokens.lengths.histogram
     heights = _bars(drawn[0])
-    assert np.allclose(np.array(heights) / max(heights), np.array(spread["counts"]) / max(spread["counts"]), atol=1e-4)
-    assert sum(spread["counts"]) == result["quality"]["rows"]
+    assert np.allclose(np.array(heights) / max(heights), np.array(spread.counts) / max(spread.counts), atol=1e-4)
+    assert sum(spread.counts) == result.quality.rows
     line = re.search(r'<path d="M (\S+) \S+\s+L (\S+) \S+\s*" clip-path="[^"]*" style="fill: none; stroke: #d55e00', drawn[0])
     assert (line is not None) == (max_length is not None) == (f"max_length {max_length:,}" in drawn[0] if max_length else False)
     if max_length == 2048:
-        beyond = sum(start > max_length for start in spread["edges"][:-1])
+        beyond = sum(start > max_length for start in spread.edges[:-1])
         assert drawn[0].count('" style="fill: #d55e00') == beyond > 0
 
 
@@ -232,15 +216,15 @@ def test_page_of_the_demo_data_holds_its_numbers(tmp_path):
     result = _checked(ROOT / "recipes" / "us_addresses" / "us_addresses.jsonl")
     page = _page(result, tmp_path / "check.html")
     _Page(page)
-    quality = result["quality"]
-    for name in ("prompt", "answer", "whole"):
-        length = quality["lengths"][name]
-        assert "".join(f"<td>{length[key]:,}</td>" for key in ("min", "median", "p95", "p99", "max")) in page
+    lengths = result.quality.lengths
+    for length in (lengths.prompt, lengths.answer, lengths.whole):
+        figures = (length.min, length.median, length.p95, length.p99, length.max)
+        assert "".join(f"<td>{figure:,}</td>" for figure in figures) in page
     drawn = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
     assert len(drawn) == 3  # two turns in every row: no picture of turns
-    for picture, name in zip(drawn, ("whole", "prompt", "answer"), strict=True):
-        heights, counts = _bars(picture), quality["lengths"][name]["histogram"]["counts"]
+    for picture, length in zip(drawn, (lengths.whole, lengths.prompt, lengths.answer), strict=True):
+        heights, counts = _bars(picture), length.histogram.counts
         assert np.allclose(np.array(heights) / max(heights), np.array(counts) / max(counts), atol=1e-4)
-    for key, known in quality["json"]["keys"].items():
-        assert re.search(f'<td class="name" dir="auto">{key}</td><td>{100 * known["share"]:.1f} %</td>', page)
+    for key, known in result.quality.json.keys.items():
+        assert re.search(f'<td class="name" dir="auto">{key}</td><td>{100 * known.share:.1f} %</td>', page)
     assert '<th scope="row" dir="auto">distinct rows</th><td>1,488</td><td>98.3 %</td>' in page

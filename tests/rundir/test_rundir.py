@@ -145,7 +145,7 @@ def test_what_is_published_is_in_its_place_whatever_move_was_the_last(tmp_path, 
                 continue
         else:
             monkeypatch.undo()
-        assert finish_swap(directory)["inputs"] == {"k": 1}
+        assert finish_swap(directory).inputs == {"k": 1}
         forget_journal(directory)
         assert _state(directory) == {"merged/a": "new", "x.gguf": "new", "new.gguf": "new"}
         if len(calls) < killed_at:

@@ -20,8 +20,9 @@ import json
 import re
 import unicodedata
 from functools import cached_property
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
+from pydantic import JsonValue
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
@@ -80,9 +81,13 @@ class Vocabulary:
         self.bracketed = all(_COMMON.fullmatch(text) for text in self.control)
         if not self.bracketed:
             self._find = re.compile("|".join(re.escape(text) for text in sorted(self.control, key=len, reverse=True)))
-        description = json.loads(self._stock.to_str())
+        description: TokenizerFile = json.loads(self._stock.to_str())
         self._after = _without(description, self.control)
-        prefix_free = {**description, **{step: _no_prefix(description[step]) for step in ("normalizer", "pre_tokenizer")}}
+        prefix_free: TokenizerFile = {
+            **description,
+            "normalizer": _no_prefix(description["normalizer"]),
+            "pre_tokenizer": _no_prefix(description["pre_tokenizer"]),
+        }
         self._middle = self._after if prefix_free == description else _without(prefix_free, self.control)
         self._missing_bytes = _missing_bytes(description)
         self._unknown = _unknown_token(description)
@@ -259,6 +264,42 @@ class Vocabulary:
                     )
 
 
+class AddedToken(TypedDict):
+    """An entry of ``added_tokens`` in a ``tokenizer.json``."""
+
+    id: int
+    content: str
+    special: bool
+    normalized: bool
+    single_word: bool
+    lstrip: bool
+    rstrip: bool
+
+
+class TokenModel(TypedDict):
+    """The ``model`` of a ``tokenizer.json``, as far as it is looked at here; a unigram model has pairs for a vocabulary."""
+
+    vocab: dict[str, int] | list[tuple[str, float]]
+    byte_fallback: NotRequired[bool]
+    unk_token: NotRequired[str | None]
+
+
+Step = dict[str, JsonValue]  # a normaliser, pre-tokenizer or decoder: its ``type``, and what that type takes
+
+
+class TokenizerFile(TypedDict):
+    """A ``tokenizer.json``."""
+
+    model: TokenModel
+    added_tokens: list[AddedToken]
+    normalizer: Step | None
+    pre_tokenizer: Step | None
+    decoder: Step | None
+    post_processor: Step | None
+    truncation: Step | None
+    padding: Step | None
+
+
 def _steers(text: str, template: str) -> bool:
     """Whether an added token that is not flagged special is a control token all the same.
 
@@ -267,7 +308,7 @@ def _steers(text: str, template: str) -> bool:
     return not text.replace("▁", " ").isspace() and (text in template or text not in _HTML)
 
 
-def _without(description: dict[str, Any], control: dict[str, int]) -> Tokenizer:
+def _without(description: TokenizerFile, control: dict[str, int]) -> Tokenizer:
     """The tokenizer of a ``tokenizer.json`` that knows no control token.
 
     Ids of added tokens that are not in the model's vocabulary follow from their order in the list. Such control tokens
@@ -275,33 +316,41 @@ def _without(description: dict[str, Any], control: dict[str, int]) -> Tokenizer:
     """
     vocabulary = description["model"]["vocab"]
     known = set(vocabulary) if isinstance(vocabulary, dict) else {entry[0] for entry in vocabulary}
-    remaining = []
+    remaining: list[AddedToken] = []
     for token in description["added_tokens"]:
         if token["content"] not in control:
             remaining.append(token)
         elif token["content"] not in known:
             remaining.append({**token, "content": f"{_ANCHOR}{token['id']}"})
     last = max([len(known) - 1, *(token["id"] for token in description["added_tokens"])])
-    plain = {"special": True, "normalized": False, "single_word": False, "lstrip": False, "rstrip": False}
-    remaining.append({"id": last + 1, "content": _ANCHOR, **plain})
+    anchor: AddedToken = {
+        "id": last + 1,
+        "content": _ANCHOR,
+        "special": True,
+        "normalized": False,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+    }
+    remaining.append(anchor)
     plain_description = {**description, "added_tokens": remaining, "post_processor": None, "truncation": None, "padding": None}
     return Tokenizer.from_str(json.dumps(plain_description))
 
 
-def _no_prefix(step: dict[str, Any] | None) -> dict[str, Any] | None:
+def _no_prefix(step: Step | None) -> Step | None:
     """A normaliser or pre-tokenizer that puts nothing in front of the text."""
     if step is None or step["type"] == "Prepend":
         return None
     if step["type"] == "Sequence":
         key = "normalizers" if "normalizers" in step else "pretokenizers"
-        steps = [changed for part in step[key] if (changed := _no_prefix(part)) is not None]
-        return {**step, key: steps}
+        steps = [changed for part in cast("list[Step]", step[key]) if (changed := _no_prefix(part)) is not None]
+        return cast("Step", {**step, key: steps})
     if step["type"] == "Metaspace":
         return {**step, "prepend_scheme": "never"}
     return {**step, "add_prefix_space": False} if "add_prefix_space" in step else step
 
 
-def _missing_bytes(description: dict[str, Any]) -> bytes:
+def _missing_bytes(description: TokenizerFile) -> bytes:
     """Bytes that a byte-level vocabulary has no token for (some published ones lack a few)."""
     if "ByteLevel" not in json.dumps([description["pre_tokenizer"], description["decoder"]]):
         return b""
@@ -312,9 +361,10 @@ def _missing_bytes(description: dict[str, Any]) -> bytes:
     return bytes(byte for byte, letter in letters.items() if letter not in description["model"]["vocab"])
 
 
-def _unknown_token(description: dict[str, Any]) -> int | None:
+def _unknown_token(description: TokenizerFile) -> int | None:
     """Id that stands for what a vocabulary without byte fallback does not know."""
     model = description["model"]
-    if model.get("byte_fallback") or not model.get("unk_token"):
+    unknown, vocabulary = model.get("unk_token"), model["vocab"]
+    if model.get("byte_fallback") or not unknown or not isinstance(vocabulary, dict):
         return None
-    return model["vocab"].get(model["unk_token"])
+    return vocabulary.get(unknown)

@@ -17,8 +17,6 @@ from rich.text import Text
 
 from tunesmith import __version__
 from tunesmith.cli.ending import run_to_its_end
-from tunesmith.errors import TunesmithError
-from tunesmith.rundir import write_json
 from tunesmith.tracking import terminal, visible
 
 if TYPE_CHECKING:
@@ -39,7 +37,7 @@ class _Lazy:
 
 
 _verbs, _stage, _lines = (_Lazy(f"tunesmith.pipeline.{name}") for name in ("verbs", "stage", "lines"))
-_recipe = _Lazy("tunesmith.recipe")
+_recipe, _check_page = _Lazy("tunesmith.recipe"), _Lazy("tunesmith.report.check_page")
 _text, _status_text, _export_text = (_Lazy(f"tunesmith.cli.{name}") for name in ("text", "status_text", "export_text"))
 
 SUPERVISED, CONTEXT, CONTROL = "bold green", "default", "reverse"
@@ -138,7 +136,7 @@ def check(
     """Look at data: bad rows, duplicates, lengths, labels, secrets. Needs no recipe."""
     if model is None and (max_length is not None or template is not None):
         raise typer.BadParameter("--max-length and --template need --model", param_hint="--model")
-    result = _stage.module_of("check").check(
+    report = _stage.module_of("check").check(
         source,
         _read_options(format, column, quarantine),
         model=model,
@@ -149,12 +147,12 @@ def check(
         benchmark_column=benchmark_column,
         rejected=quarantine,
     )
-    for line in _lines.check_lines(result):
+    for line in _lines.check_lines(report):
         print(visible(line))
     if json_file is not None:
-        write_json(json_file, result)
+        report.write(json_file)
     if page is not None:
-        _stage.module_of("check").check_page(result, page)
+        _check_page.write_check_page(report, page)
         logger.info(f"page: {page}")
 
 
@@ -167,10 +165,10 @@ def convert(
     quarantine: Quarantine = None,
 ) -> None:
     """Write data of any format as messages JSONL."""
-    summary = _stage.module_of("convert").convert(source, target, _read_options(format, column, quarantine), quarantine)
-    for note in _lines.reading_lines(summary):
+    conversion = _stage.module_of("convert").convert(source, target, _read_options(format, column, quarantine), quarantine)
+    for note in _lines.reading_lines(conversion.reading):
         logger.info(note)
-    print(f"{summary['rows']} rows written to {target}")
+    print(f"{conversion.reading.rows} rows written to {target}")
 
 
 @app.command()
@@ -191,12 +189,12 @@ def preview(
     shown = _stage.module_of("preview").preview(
         source, model, _read_options(format, column, None), template=template, rows=rows
     )
-    for row_id, place, pieces in shown:
-        console.rule(f"{row_id}, {place}")
-        if isinstance(pieces, TunesmithError):
-            console.print(Text(f"cannot be rendered: {pieces}", "red"))
+    for row in shown:
+        console.rule(f"{row.id}, {row.place}")
+        if row.error is not None:
+            console.print(Text(f"cannot be rendered: {row.error}", "red"))
             continue
-        for piece in pieces:
+        for piece in row.pieces:
             style = SUPERVISED if piece.supervised else CONTEXT
             text = visible(piece.text)
             if not console.is_terminal:
@@ -205,8 +203,7 @@ def preview(
             console.print(Text(text, f"{style} {CONTROL}" if piece.control else style), end="")
             if ids:
                 console.print(Text(f" {piece.ids} ", "dim cyan"), end="")
-        supervised = sum(len(piece.ids) for piece in pieces if piece.supervised)
-        console.print(f"\n{sum(len(piece.ids) for piece in pieces)} tokens, {supervised} supervised", style="dim")
+        console.print(f"\n{row.tokens} tokens, {row.supervised} supervised", style="dim")
 
 
 @app.command()

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tunesmith.rundir.records.check import ContaminationReport, SharedPassage
 from tunesmith.rundir.rows import Row
 
 WORD = 8  # bytes that are looked at as one number
@@ -47,45 +48,6 @@ _DROPPED = bytes(set(range(128)) - set(_KEPT.upper()) - set(_KEPT))
 _NOT_WORD = re.compile(r"[\W_]+")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _SECOND = np.uint64(0xD6E8FEB86659FD93)
-
-
-@dataclass(frozen=True, slots=True)
-class Contaminated:
-    """A row and the longest passage that it shares with the benchmark.
-
-    Attributes:
-        row, place: id and place of the training row.
-        item: id of the benchmark item.
-        items: number of items that hold the anchor by which it was found: above 1 it is likely an instruction.
-        characters: normalised characters shared.
-        excerpt: the passage as the item writes it, at most 200 characters of it.
-    """
-
-    row: str
-    place: str
-    item: str
-    items: int
-    characters: int
-    excerpt: str
-
-
-@dataclass(frozen=True, slots=True)
-class ContaminationReport:
-    """What was found.
-
-    Attributes:
-        items: benchmark items given.
-        too_short: of these, how many are too short to be looked for.
-        items_found: items with a shared passage (a passage of several items counts for the first).
-        rows_read: training rows read.
-        rows: the contaminated ones, longest passage first.
-    """
-
-    items: int
-    too_short: int
-    items_found: int
-    rows_read: int
-    rows: list[Contaminated]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +74,9 @@ class Contamination:
     """
 
     def __init__(self, benchmark: Iterable[tuple[str, str]]):
-        given = list(benchmark)
-        self._ids = [name for name, _ in given]
-        self._texts = [text for _, text in given]
+        items = list(benchmark)
+        self._ids = [name for name, _ in items]
+        self._texts = [text for _, text in items]
         self._items = [normalised(text) for text in self._texts]
         self._lengths = [len(item.decode("utf-8", "ignore")) for item in self._items]
         long, short = [], []
@@ -128,7 +90,7 @@ class Contamination:
         self._anchors = [
             _anchors(self._items, places, width, self._tables) for places, width in ((long, PASSAGE), (short, SHORT))
         ]
-        self._found: set[int] = set()
+        self._items_shared: set[int] = set()
         self._best: list[tuple[Row, tuple[int, int, int, int]]] = []
         self._rows_read = 0
 
@@ -143,18 +105,26 @@ class Contamination:
                 self._search(rows[start:end], texts[start:end])
                 start, size = end, 0
 
-    def report(self) -> ContaminationReport:
-        """All rows that share a passage with the benchmark, longest passage first."""
+    def report(self, benchmark: str) -> ContaminationReport:
+        """All rows that share a passage with the benchmark (by its name), longest passage first."""
         rows = [
-            Contaminated(row.id, row.place, self._ids[item], shared, characters, self._excerpt(item, start, characters))
-            for row, (characters, item, start, shared) in self._best
+            SharedPassage(
+                row=row.id,
+                place=row.place,
+                item=self._ids[item],
+                items=items,
+                characters=characters,
+                excerpt=self._excerpt(item, start, characters),
+            )
+            for row, (characters, item, start, items) in self._best
         ]
         return ContaminationReport(
+            benchmark=benchmark,
             items=len(self._ids),
             too_short=sum(length < SHORT for length in self._lengths),
-            items_found=len(self._found),
+            items_found=len(self._items_shared),
             rows_read=self._rows_read,
-            rows=sorted(rows, key=lambda found: -found.characters),
+            rows=tuple(sorted(rows, key=lambda passage: -passage.characters)),
         )
 
     def _search(self, rows: list[Row], texts: list[bytes]) -> None:
@@ -179,7 +149,7 @@ class Contamination:
                     passage = self._passage(joined, position, item, offset)
                     if passage is None:
                         continue
-                    self._found.add(item)
+                    self._items_shared.add(item)
                     start, characters = passage
                     if owner not in best or characters > best[owner][0]:
                         best[owner] = (characters, item, start, len(holders))
@@ -227,16 +197,16 @@ def _spoken(row: Row) -> Iterable[str]:
 
 def _anchors(items: list[bytes], places: list[tuple[int, int]], width: int, tables: np.ndarray) -> _Anchors:
     """Passages of ``width`` bytes at ``places`` (item, offset), entered in ``tables``."""
-    found: dict[bytes, dict[int, int]] = {}
+    passages: dict[bytes, dict[int, int]] = {}
     for item, offset in places:
-        found.setdefault(items[item][offset : offset + width], {}).setdefault(item, offset)
-    joined = b"".join(found)
+        passages.setdefault(items[item][offset : offset + width], {}).setdefault(item, offset)
+    joined = b"".join(passages)
     words, at = _words(joined), np.arange(0, len(joined), width)
     tables[0][_slots(words[at])] = True
     tables[1][_slots(_hashes(words, at, 2 * WORD))] = True
     hashes = _hashes(words, at, width)
     order = np.argsort(hashes)
-    holders = list(found.values())
+    holders = list(passages.values())
     return _Anchors(width, hashes[order], [list(holders[i].items()) for i in order.tolist()])
 
 

@@ -15,6 +15,7 @@ import orjson
 from tunesmith.data.read import AS_FOUND, Reader, ReadOptions
 from tunesmith.errors import DataError
 from tunesmith.messages import Message
+from tunesmith.rundir.records.check import Conversion
 from tunesmith.rundir.rows import Row
 
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
@@ -36,7 +37,7 @@ def convert(
     options: ReadOptions = AS_FOUND,
     rejected: Path | None = None,
     progress: Callable[[int], None] | None = None,
-) -> dict[str, Any]:
+) -> Conversion:
     """Write a source as ``messages`` JSONL. The target appears whole or not at all.
 
     Args:
@@ -45,9 +46,6 @@ def convert(
         options: how to read.
         rejected: file for bad rows, with ``quarantine``.
         progress: as in ``Reader``.
-
-    Returns:
-        ``Reader.summary()`` with ``written``, the target's path.
 
     Raises:
         DataError: as the reader's, or a target that is not to be written.
@@ -67,7 +65,7 @@ def convert(
         raise DataError(f"{target}: cannot be written: {error.strerror}", "check the directory and the free space") from error
     finally:
         temporary.unlink(missing_ok=True)
-    return {**reader.summary(), "written": str(target)}
+    return Conversion(reading=reader.summary(), written=str(target))
 
 
 def _line(row: Row) -> bytes:

@@ -7,17 +7,15 @@ goes through ``excerpt``, which masks secrets: a report is read by more people t
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
 from tunesmith.data.personal import masked
+from tunesmith.rundir.records.quality import Severity
 
 SHOWN = 20  # examples of one finding
 _EXCERPT = 80  # characters
 _SCANNED = 20_000  # characters searched for secrets before cutting an excerpt: far more than a key is long
-
-Severity = Literal["wrong", "suspect", "note"]
 
 
 @dataclass(frozen=True, slots=True)

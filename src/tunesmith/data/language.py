@@ -8,10 +8,12 @@ texts that the model is not sure about are not judged, and the report says how m
 
 from collections import Counter
 from functools import cache
-from typing import Any
+
+from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 from tunesmith.data.finding import SHOWN, Example, Finding
 from tunesmith.data.sample import Sampled
+from tunesmith.rundir.records.quality import Languages
 
 _LETTERS = 20
 _CHARACTERS = 500  # read of a text
@@ -20,9 +22,8 @@ _OTHER = 0.8  # from which a row is shown as one of another language: names and 
 
 
 @cache
-def _identifier() -> Any:
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # 2 s to load: only when a sample is judged
-
+def _identifier() -> LanguageIdentifier:
+    """The model: 2 s to load, so only when a sample is judged."""
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
@@ -35,41 +36,31 @@ def language_of(text: str) -> tuple[str | None, float]:
     return (language, probability) if language not in ("zxx", "und") and probability >= _SURE else (None, probability)
 
 
-def languages(rows: list[Sampled]) -> tuple[dict[str, Any], list[Finding]]:
-    """Languages of prompts and answers over the sample, and the findings.
-
-    Returns:
-        ``{"sampled", "judged_prompts", "judged_answers", "prompts": {language: share of judged}, "answers": the same}``
-        and up to two findings: a mix of languages, and answers in another language than their prompt.
+def languages(rows: list[Sampled]) -> tuple[Languages, list[Finding]]:
+    """Languages of prompts and answers over the sample, and up to two findings: a mix of languages, and answers in another
+    language than their prompt.
     """
     prompts, answers = Counter(), Counter()
     other, both, by_language = [], 0, {}
     for row in rows:
-        asked, sure_asked = language_of(row.prompt)
-        said, sure_said = language_of(row.answer or "")
-        prompts[asked] += asked is not None
-        answers[said] += said is not None
-        spoken, sure = (said, sure_said) if said else (asked, sure_asked)
+        prompt, sure_prompt = language_of(row.prompt)
+        answer, sure_answer = language_of(row.answer or "")
+        prompts[prompt] += prompt is not None
+        answers[answer] += answer is not None
+        spoken, sure = (answer, sure_answer) if answer else (prompt, sure_prompt)
         if spoken and sure >= _OTHER:
             by_language.setdefault(spoken, []).append(row.row)
-        if asked and said and min(sure_asked, sure_said) >= _OTHER:
+        if prompt and answer and min(sure_prompt, sure_answer) >= _OTHER:
             both += 1
-            if asked != said:
-                other.append(Example(row.row, f"asked in {asked}, answered in {said}"))
-    summary = {
-        "sampled": len(rows),
-        "judged_prompts": prompts.total(),
-        "judged_answers": answers.total(),
-        "prompts": _shares(prompts),
-        "answers": _shares(answers),
-    }
-    found = []
+            if prompt != answer:
+                other.append(Example(row.row, f"asked in {prompt}, answered in {answer}"))
+    findings: list[Finding] = []
     if other:
         most = len(other) > both / 2
         hint = "If the task is translation, this is right." if most else "A minority: the model learns to switch. Intended?"
         text = "sampled rows answered in another language than asked"
         shown = sorted(other, key=lambda example: example.row)[:SHOWN]
-        found.append(Finding("answer-language", "note" if most else "suspect", text, len(other), both, hint, shown))
+        findings.append(Finding("answer-language", "note" if most else "suspect", text, len(other), both, hint, shown))
     total = sum(map(len, by_language.values()))
     ranked = sorted(by_language, key=lambda language: (-len(by_language[language]), language))
     minority = sorted(number for language in ranked[1:] for number in by_language[language])
@@ -77,8 +68,15 @@ def languages(rows: list[Sampled]) -> tuple[dict[str, Any], list[Finding]]:
         mix = ", ".join(f"{language} {len(by_language[language]) / total:.0%}" for language in ranked[:6])
         hint = f"{mix}. Measure each language on its own in the test part; a few rows of one teach little of it."
         shown = [Example(number) for number in minority[:SHOWN]]
-        found.append(Finding("language-mix", "note", f"sampled rows not in {ranked[0]}", len(minority), total, hint, shown))
-    return summary, found
+        findings.append(Finding("language-mix", "note", f"sampled rows not in {ranked[0]}", len(minority), total, hint, shown))
+    record = Languages(
+        sampled=len(rows),
+        judged_prompts=prompts.total(),
+        judged_answers=answers.total(),
+        prompts=_shares(prompts),
+        answers=_shares(answers),
+    )
+    return record, findings
 
 
 def _shares(counts: Counter[str | None]) -> dict[str, float]:

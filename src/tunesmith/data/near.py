@@ -5,31 +5,16 @@ variants of one question teach what one of them teaches. What is compared is the
 developer and the last one; a plain text as a whole), because that is what leaks. Whether the answers agree as well is
 counted beside it: near questions with unlike answers are either fine distinctions or label noise, both worth a look.
 
-The measure is the Jaccard similarity of the sets of 8-byte windows of the normalized text (no case, no white space), with
-seven zero bytes before and after it, so that a letter changed at an end costs as many windows (eight) as one inside. A
-one-letter change keeps a question above 0.8 from about 65 bytes on; shorter ones ("12 Main St", "14 Main St") are
-different questions, as they should be. Windows that stand in 99 of 100 of the first 1,000 questions are the data set's
-own template ("Classify this review: ..."): they are no evidence for anything and are set aside, or every pair of rows
-under a long instruction would be near. A lower share would also set aside the text of real near copies, where they
-are many; so a data set that mixes two templates is not helped, and shows as two giant clusters.
-
-MinHash (Broder 1997; rensa's full-set R-MinHash, after Fast Similarity Sketching, arXiv:1704.04370) makes 128 numbers
-of each set, two of which agree with probability J. Cut into b bands of r numbers, a pair meets in some band with
-probability 1 - (1 - J^r)^b. We take the largest r that keeps at least 0.99 at the threshold; for 0.8 that is r = 6,
-b = 21:
-
-    J            0.3     0.5     0.6     0.7     0.8     0.85    0.9
-    meets        0.015   0.28    0.63    0.93    0.998   1.000   1.000
-
-A pair that meets is judged, never taken on trust: by the exact Jaccard similarity while all texts together are under
-32 MB, and above by the share of the 128 numbers that agree (standard error 0.035 at 0.8). Near ones are joined into
-clusters by single linkage, as the split must keep a chain of variants on one side.
+Likeness is the Jaccard similarity of 8-byte windows, estimated by MinHash (``minhash.py``). A one-letter change keeps a
+question above 0.8 from about 65 bytes on; shorter ones ("12 Main St", "14 Main St") are different questions, as they should be.
+A pair that meets in a band is judged, never taken on trust: by the exact similarity while all texts together are under 32 MB,
+and above by the share of the 128 numbers that agree (standard error 0.035 at 0.8). Near ones are joined into clusters by single
+linkage, as the split must keep a chain of variants on one side.
 
 No bucket is compared all against all. Its members are sorted by the next band too and each meets the 16 that follow,
 which is every pair in buckets of up to 17 and work linear in the rows in larger ones; pairs that a chain has already
-joined are not judged again. Refused: rensa's Rho sketch (samples positions: a word inserted early hides a duplicate),
-its LSH index (a Python object and a query for each row; 128 numbers a row and a sort need neither), and embeddings
-(minutes become hours, and what "similar" means becomes a model's opinion).
+joined are not judged again. Refused: rensa's LSH index (a Python object and a query for each row; 128 numbers a row and a sort
+need neither), and embeddings (minutes become hours, and what "similar" means becomes a model's opinion).
 
 Cost for a million questions of half a kilobyte: a minute to sign them and half a minute to compare (one core); 0.5 GB of
 signatures, twice that for a moment, and 0.3 GB of excerpts and hashes.
@@ -41,74 +26,37 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]  # compiled, without stubs
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from tunesmith.data.finding import excerpt
+from tunesmith.data.minhash import (
+    NUM_PERM,
+    TEMPLATE_SAMPLE,
+    agreement,
+    band_keys,
+    band_shape,
+    jaccard,
+    meeting,
+    shingles,
+    signatures,
+    template,
+)
 from tunesmith.data.normalize import as_binary, folded_all
+from tunesmith.data.places import FindPlaces
 from tunesmith.messages import Message
+from tunesmith.rundir.records.check import NearCluster, NearReport
+from tunesmith.rundir.records.quality import RowExcerpt
 from tunesmith.rundir.rows import Row
 from tunesmith.tracking import progress
 
-WINDOW = 8  # bytes; one unsigned 64-bit number
-NUM_PERM = 128  # a power of two: rensa's fast path
-SEED = 1
-RECALL = 0.99  # least probability that a pair at the threshold meets in some band
 NEIGHBOURS = 16  # that each row is compared with in a bucket
 DOUBT = 0.1  # three standard errors of the estimate: pairs further below the threshold are not judged exactly
 EXACT_BYTES = 32 << 20  # of normalized questions that are kept to judge pairs exactly
 BATCH_BYTES = 1 << 20  # of normalized text hashed at once: eight times that in memory, twice
-TEMPLATE_SAMPLE, TEMPLATE_LEAST, TEMPLATE_PERCENT = 1000, 100, 99
 LEAK_CANDIDATES = 64  # training rows of a cluster among which a test row's nearest is looked for
 LARGEST, SHOWN = 10, 5
 OPENING = 160  # characters kept of each question: twice what is shown, so that a secret is seen whole and masked
-
-
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """Some near duplicates.
-
-    Attributes:
-        rows: how many rows, exact copies included.
-        questions: how many different questions among them.
-        answers: how many different answers (normalized): 1 where all agree.
-        ids, places, excerpts: of the first few with different questions, in order of reading.
-    """
-
-    rows: int
-    questions: int
-    answers: int
-    ids: list[str]
-    places: list[str]
-    excerpts: list[str]
-
-
-@dataclass(frozen=True, slots=True)
-class NearReport:
-    """What was found.
-
-    Attributes:
-        threshold: Jaccard similarity from which two questions are near.
-        recall: probability that a pair right at the threshold is compared at all.
-        exact: pairs were judged by their exact similarity, not by the signatures' estimate.
-        template_windows: windows set aside because nearly all questions hold them.
-        clusters: number of clusters of at least two different questions.
-        rows: rows in them.
-        rows_left: rows of the data set that would be left if one row of each cluster were kept.
-        unlike_answers: clusters whose answers are not all the same.
-        largest: the largest ones.
-    """
-
-    threshold: float
-    recall: float
-    exact: bool
-    template_windows: int
-    clusters: int
-    rows: int
-    rows_left: int
-    unlike_answers: int
-    largest: list[Cluster]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +84,8 @@ class NearDuplicates:
         self._signatures: list[np.ndarray] = []
         self._digests: list[bytes] = []
         self._openings: list[str] = []
-        self._kept: list[bytes] | None = []
-        self._kept_bytes = 0
+        self._texts: list[bytes] | None = []
+        self._text_bytes = 0
         self._sets: dict[int, np.ndarray] = {}  # windows of the rows judged exactly: at most eight times EXACT_BYTES
         self._groups: np.ndarray | None = None
 
@@ -150,7 +98,7 @@ class NearDuplicates:
         answers = folded_all(as_binary([_spoken(row.messages[-1]) for row in rows]))
         # Question and answer side by side: 16 bytes a row.
         self._digests.append(b"".join(_digest(part) for pair in zip(texts, answers, strict=True) for part in pair))
-        self._keep(texts)
+        self._store(texts)
         if self._waiting is None:
             self._sign(texts)
             return
@@ -175,25 +123,24 @@ class NearDuplicates:
         """
         groups = self.groups()
         order = np.argsort(groups, kind="stable")
-        found = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+        clusters = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
         digests = self._hashes()[:, 0]
-        return [rows.tolist() for rows in found if len(rows) > 1 and (digests[rows] != digests[rows[0]]).any()]
+        return [rows.tolist() for rows in clusters if len(rows) > 1 and (digests[rows] != digests[rows[0]]).any()]
 
-    def report(self, ids: Sequence[str], places: Sequence[str]) -> NearReport:
-        """Count and show the clusters; ``ids`` and ``places`` of all rows, in order of reading."""
+    def report(self, find: FindPlaces) -> NearReport:
+        """Count and show the clusters; ``find`` gives ids and places of rows by their number in order of reading."""
         clusters = self.clusters()
         hashes = self._hashes()
-        unlike = sum(len(np.unique(hashes[rows, 1])) > 1 for rows in clusters)
         return NearReport(
             threshold=self.threshold,
             recall=round(meeting(self.threshold, *band_shape(self.threshold)), 4),
-            exact=self._kept is not None,
+            exact=self._texts is not None,
             template_windows=len(self._template),
             clusters=len(clusters),
             rows=sum(map(len, clusters)),
             rows_left=len(hashes) - sum(len(rows) - 1 for rows in clusters),
-            unlike_answers=unlike,
-            largest=[self._show(rows, ids, places) for rows in sorted(clusters, key=lambda c: (-len(c), c[0]))[:LARGEST]],
+            unlike_answers=sum(len(np.unique(hashes[rows, 1])) > 1 for rows in clusters),
+            largest=tuple(self._show(rows, find) for rows in sorted(clusters, key=lambda c: (-len(c), c[0]))[:LARGEST]),
         )
 
     def leaks(self, parts: Sequence[str]) -> list[Leak]:
@@ -221,14 +168,14 @@ class NearDuplicates:
                 leaks.append(Leak(row, int(seen[best]), round(float(alike[best]), 4), agree))
         return sorted(leaks, key=lambda leak: leak.test)
 
-    def _keep(self, texts: list[bytes]) -> None:
-        if self._kept is None:
+    def _store(self, texts: list[bytes]) -> None:
+        if self._texts is None:
             return
-        self._kept_bytes += sum(map(len, texts))
-        if self._kept_bytes <= EXACT_BYTES:
-            self._kept += texts
+        self._text_bytes += sum(map(len, texts))
+        if self._text_bytes <= EXACT_BYTES:
+            self._texts += texts
         else:
-            self._kept = None
+            self._texts = None
 
     def _sign_waiting(self) -> None:
         if self._waiting is not None:
@@ -256,14 +203,14 @@ class NearDuplicates:
     def _group(self) -> np.ndarray:
         questions = self._hashes()[:, 0]
         rows = np.arange(len(questions))
-        asked = np.flatnonzero(questions != np.frombuffer(_digest(b""), np.uint64)[0])
+        with_question = np.flatnonzero(questions != np.frombuffer(_digest(b""), np.uint64)[0])
         # np.unique gives the first row of each distinct question; putting those in order makes labels follow reading.
-        _, first, inverse = np.unique(questions[asked], return_index=True, return_inverse=True)
-        distinct = asked[np.sort(first)]
+        _, first, inverse = np.unique(questions[with_question], return_index=True, return_inverse=True)
+        distinct = with_question[np.sort(first)]
         rank = np.argsort(np.argsort(first))
         labels = self._link(distinct)
         groups = rows.copy()
-        groups[asked] = distinct[labels][rank[inverse]]
+        groups[with_question] = distinct[labels][rank[inverse]]
         return groups
 
     def _link(self, distinct: np.ndarray) -> np.ndarray:
@@ -273,9 +220,9 @@ class NearDuplicates:
         labels = np.arange(len(distinct))
         bands, width = band_shape(self.threshold)
         with progress("near duplicates", bands) as bar:
-            key = _band_keys(matrix, 0, width)
+            key = band_keys(matrix, 0, width)
             for band in range(bands):
-                following = _band_keys(matrix, (band + 1) % bands, width)
+                following = band_keys(matrix, (band + 1) % bands, width)
                 labels = self._link_band(distinct, key, following, labels)
                 key = following
                 bar.advance()
@@ -302,7 +249,7 @@ class NearDuplicates:
 
     def _near(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         estimate = agreement(self._matrix(), left, right)
-        if self._kept is None:
+        if self._texts is None:
             return estimate >= self.threshold
         near = np.zeros(len(left), bool)
         likely = np.flatnonzero(estimate >= self.threshold - DOUBT)
@@ -311,25 +258,26 @@ class NearDuplicates:
 
     def _similarity(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """float64 (pairs,): Jaccard similarity, exact where the texts were kept."""
-        if self._kept is None:
+        if self._texts is None:
             return agreement(self._matrix(), left, right)
         sets = self._sets
         for row in {*left.tolist(), *right.tolist()} - sets.keys():
-            sets[row] = np.unique(shingles([self._kept[row]], self._template)[0])
+            sets[row] = np.unique(shingles([self._texts[row]], self._template)[0])
         pairs = zip(left.tolist(), right.tolist(), strict=True)
-        return np.array([_jaccard(sets[a], sets[b]) for a, b in pairs], float)
+        return np.array([jaccard(sets[a], sets[b]) for a, b in pairs], float)
 
-    def _show(self, rows: list[int], ids: Sequence[str], places: Sequence[str]) -> Cluster:
+    def _show(self, rows: list[int], find: FindPlaces) -> NearCluster:
         hashes = self._hashes()[rows]
         _, first = np.unique(hashes[:, 0], return_index=True)
         shown: list[int] = [rows[i] for i in np.sort(first)[:SHOWN].tolist()]
-        return Cluster(
+        places = find(set(shown))
+        return NearCluster(
             rows=len(rows),
             questions=len(first),
             answers=len(np.unique(hashes[:, 1])),
-            ids=[ids[row] for row in shown],
-            places=[places[row] for row in shown],
-            excerpts=[excerpt(self._openings[row]) for row in shown],
+            examples=tuple(
+                RowExcerpt(id=places[row].id, place=places[row].place, excerpt=excerpt(self._openings[row])) for row in shown
+            ),
         )
 
 
@@ -350,102 +298,7 @@ def _digest(text: bytes) -> bytes:
     return hashlib.blake2b(text, digest_size=8).digest()
 
 
-def shingles(texts: list[bytes], template: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The 8-byte windows of all texts as mixed 64-bit numbers (a bijection, so equal numbers are equal windows).
-
-    Args:
-        texts: normalized texts.
-        template: sorted windows to leave out.
-
-    Returns:
-        windows uint64 (n,), and offsets uint64 (texts + 1,): text i owns ``windows[offsets[i]:offsets[i + 1]]``.
-    """
-    gap = bytes(WINDOW - 1)
-    joined = gap + b"".join(text + gap for text in texts)
-    lengths = np.array([len(text) + WINDOW - 1 for text in texts], np.uint64)
-    offsets = np.concatenate([np.zeros(1, np.uint64), np.cumsum(lengths, dtype=np.uint64)])
-    windows = np.ndarray((len(joined) - WINDOW + 1,), "<u8", buffer=joined, strides=(1,)) * np.uint64(0x9E3779B97F4A7C15)
-    # Multiply, fold the high half onto the low one, multiply: every output bit depends on every input bit.
-    windows ^= windows >> np.uint64(32)
-    windows *= np.uint64(0xD6E8FEB86659FD93)
-    windows ^= windows >> np.uint64(32)
-    if not len(template):
-        return windows, offsets
-    high = np.zeros(1 << 16, bool)
-    high[(template >> np.uint64(48)).astype(np.int64)] = True
-    suspects = np.flatnonzero(high[(windows >> np.uint64(48)).astype(np.int64)])
-    at = np.minimum(np.searchsorted(template, windows[suspects]), len(template) - 1)
-    kept = np.ones(len(windows), bool)
-    kept[suspects[template[at] == windows[suspects]]] = False
-    before = np.concatenate([np.zeros(1, np.uint64), np.cumsum(kept, dtype=np.uint64)])
-    return windows[kept], before[offsets]
-
-
-def template(texts: list[bytes]) -> np.ndarray:
-    """Sorted uint64 windows that stand in 99 of 100 distinct texts; none where there are fewer than 100 of these."""
-    distinct = list(dict.fromkeys(texts))
-    if len(distinct) < TEMPLATE_LEAST:
-        return np.empty(0, np.uint64)
-    nothing = np.empty(0, np.uint64)
-    needed = -(-TEMPLATE_PERCENT * len(distinct) // 100)
-    # A window that so many texts hold is in at least one of any len - needed + 1: the shortest name all there can be.
-    shortest = sorted(distinct, key=len)[: len(distinct) - needed + 1]
-    names = np.unique(np.concatenate([shingles([text], nothing)[0] for text in shortest]))
-    counts = np.zeros(len(names), np.int64)
-    for text in distinct:
-        windows = np.unique(shingles([text], nothing)[0])
-        at = np.minimum(np.searchsorted(names, windows), len(names) - 1)
-        counts[at[names[at] == windows]] += 1
-    return names[counts >= needed]
-
-
-def signatures(texts: list[bytes], template: np.ndarray) -> np.ndarray:
-    """uint32 (texts, 128): MinHash signatures."""
-    windows, offsets = shingles(texts, template)
-    digests = RMinHash.digest_matrix_from_flat_token_hashes(windows, offsets, NUM_PERM, SEED)
-    return np.array(digests.to_rows(), np.uint32).reshape(-1, NUM_PERM)
-
-
-def agreement(matrix: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """float64 (pairs,): share of the signatures' numbers that agree, an unbiased estimate of the similarity."""
-    shares = np.empty(len(left))
-    for start in range(0, len(left), 8192):
-        span = slice(start, start + 8192)
-        shares[span] = np.count_nonzero(matrix[left[span]] == matrix[right[span]], axis=1) / NUM_PERM
-    return shares
-
-
-def meeting(similarity: float, bands: int, width: int) -> float:
-    """Probability that a pair of this similarity meets in at least one band."""
-    return 1 - (1 - similarity**width) ** bands
-
-
-def band_shape(threshold: float) -> tuple[int, int]:
-    """(bands, numbers in each): the widest bands in which a pair at the threshold meets often enough."""
-    widths = [w for w in range(1, NUM_PERM + 1) if meeting(threshold, NUM_PERM // w, w) >= RECALL]
-    width = max(widths, default=1)
-    return NUM_PERM // width, width
-
-
-def _band_keys(matrix: np.ndarray, band: int, width: int) -> np.ndarray:
-    """uint64 (rows,): a hash of the band's numbers. A collision costs one comparison and nothing else."""
-    keys = np.zeros(len(matrix), np.uint64)
-    for column in range(band * width, (band + 1) * width):
-        keys ^= matrix[:, column]
-        keys *= np.uint64(0x9E3779B97F4A7C15)
-        keys ^= keys >> np.uint64(29)
-    return keys
-
-
 def _join(labels: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     n = len(labels)
     graph = coo_array((np.ones(len(left), bool), (labels[left], labels[right])), shape=(n, n))
     return connected_components(graph, directed=False)[1][labels]
-
-
-def _jaccard(a: np.ndarray, b: np.ndarray) -> float:
-    merged = np.concatenate((a, b))
-    merged.sort()
-    both = np.count_nonzero(merged[1:] == merged[:-1])
-    union = len(a) + len(b) - both
-    return both / union if union else 1.0  # nothing beside the template in either

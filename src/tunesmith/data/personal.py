@@ -61,12 +61,12 @@ def _valid_phone(text: str) -> str:
 def _valid_iban(text: str) -> str:
     """The part of ``text`` that is an IBAN by length and ISO 7064 checksum, or nothing."""
     wanted = _IBAN_LENGTHS.get(text[:2], 0)
-    found = ""
+    letters = ""
     for end, character in enumerate(text, 1):
-        found += character.strip()
-        if wanted and len(found) == wanted:
+        letters += character.strip()
+        if wanted and len(letters) == wanted:
             followed = end < len(text) and text[end].isalnum()
-            number = int("".join(str(int(digit, 36)) for digit in found[4:] + found[:4]))
+            number = int("".join(str(int(digit, 36)) for digit in letters[4:] + letters[:4]))
             return text[:end] if number % 97 == 1 and not followed else ""
     return ""
 
@@ -189,9 +189,9 @@ def _matches(text: str) -> Iterator[tuple[Pattern, int, int]]:
     """Every secret of ``text`` as (pattern, start, end), in the order of ``PATTERNS``."""
     for pattern in PATTERNS:
         for match in pattern.form.finditer(text):
-            found = pattern.valid(match[0]) if pattern.valid else match[0]
-            if found:
-                yield pattern, match.start(), match.start() + len(found)
+            secret = pattern.valid(match[0]) if pattern.valid else match[0]
+            if secret:
+                yield pattern, match.start(), match.start() + len(secret)
 
 
 def mask(secret: str) -> str:
@@ -201,15 +201,15 @@ def mask(secret: str) -> str:
 
 def masked(text: str) -> str:
     """``text`` with every secret replaced by its first 4 characters and ``***``."""
-    kept, done = [], 0
+    parts, done = [], 0
     for start, end in sorted((start, end) for _, start, end in _matches(text)):
         if start >= done:
-            kept += [text[done : start + 4], "***"]
+            parts += [text[done : start + 4], "***"]
         done = max(done, end)
-    return "".join([*kept, text[done:]])
+    return "".join([*parts, text[done:]])
 
 
-class Found(NamedTuple):
+class Sightings(NamedTuple):
     """A kind of secret in the data.
 
     Attributes:
@@ -224,10 +224,10 @@ class Found(NamedTuple):
 
 
 class Personal:
-    """Counts secrets over a stream of rows. ``found`` maps the code of a kind to what was seen of it."""
+    """Counts secrets over a stream of rows. ``by_code`` maps the code of a kind to what was seen of it."""
 
     def __init__(self) -> None:
-        self.found: dict[str, Found] = {}
+        self.by_code: dict[str, Sightings] = {}
 
     def add(self, rows: Sequence[Row], texts: pa.Array, owners: np.ndarray, first: int) -> None:
         """Search one batch.
@@ -249,10 +249,10 @@ class Personal:
                 for pattern, start, end in _matches(text):
                     seen.setdefault(pattern.code, []).append((message["role"], mask(text[start:end])))
         for code, mentions in seen.items():
-            rows, matches, examples = self.found.get(code, Found(0, 0, []))
+            rows, matches, examples = self.by_code.get(code, Sightings(0, 0, []))
             if len(examples) < _SHOWN:
                 examples.append((number, *mentions[0]))
-            self.found[code] = Found(rows + 1, matches + len(mentions), examples)
+            self.by_code[code] = Sightings(rows + 1, matches + len(mentions), examples)
 
 
 def texts_of(message: Message) -> list[str]:
@@ -268,14 +268,14 @@ def texts_of(message: Message) -> list[str]:
 
 def _strings(value: Any) -> list[str]:
     """Keys and values of a parsed JSON value as strings; an explicit stack, since the nesting is the user's."""
-    found, waiting = [], [value]
+    strings, waiting = [], [value]
     while waiting:
         item = waiting.pop()
         if isinstance(item, dict):
-            found.extend(item)
+            strings.extend(item)
             waiting.extend(reversed(item.values()))
         elif isinstance(item, list):
             waiting.extend(reversed(item))
         elif item is not None:
-            found.append(item if isinstance(item, str) else str(item))
-    return found
+            strings.append(item if isinstance(item, str) else str(item))
+    return strings

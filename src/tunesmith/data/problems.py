@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tunesmith.errors import DataError
+from tunesmith.rundir.records.check import RejectedRow, RowProblem
 
 SHOWN = 20
 
@@ -103,14 +104,11 @@ class ProblemLog:
         if self._file is None:
             self._target.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._target.open("w", encoding="utf-8")
-        reason = {"path": problem.path, "code": problem.code, "message": problem.message, "hint": problem.hint}
-        record: dict[str, Any] = {"place": problem.place, "problems": [reason]}
-        if isinstance(raw, bytes):
-            record["raw"] = raw.decode("utf-8", "backslashreplace")
-        else:
-            record["row"] = raw
+        reason = RowProblem(path=problem.path, code=problem.code, message=problem.message, hint=problem.hint)
+        text = raw.decode("utf-8", "backslashreplace") if isinstance(raw, bytes) else None
+        row = RejectedRow(place=problem.place, problems=(reason,), raw=text, row=None if text is not None else raw)
         # ASCII, so that half of a surrogate pair can be written down.
-        self._file.write(json.dumps(record, default=_told) + "\n")
+        self._file.write(json.dumps(row.to_json(), default=_text) + "\n")
 
     def close(self) -> None:
         """Finish the file of rejected rows."""
@@ -127,6 +125,6 @@ class ProblemLog:
         return DataError("\n".join(lines), hint)
 
 
-def _told(value: Any) -> str:
+def _text(value: Any) -> str:
     """Values of a Parquet file that JSON has not: dates as text; of a picture its size, as nobody reads a megabyte of bytes."""
     return f"{len(value):,} bytes" if isinstance(value, bytes) else str(value)

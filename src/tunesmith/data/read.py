@@ -28,6 +28,7 @@ from tunesmith.data.source import Chunk, chunks, find
 from tunesmith.data.strict_json import MAX_LINE, diagnosed, loads
 from tunesmith.errors import DataError
 from tunesmith.messages import Message, Tools
+from tunesmith.rundir.records.check import IgnoredColumn, Reading
 from tunesmith.rundir.rows import Row
 
 NAMES = 1000  # of ignored columns that are told apart
@@ -112,26 +113,20 @@ class Reader:
             self.problems.close()
         self._finish()
 
-    def summary(self) -> dict[str, Any]:
-        """What was read, after the last batch.
-
-        Returns:
-            ``rows``, ``bad_rows``, ``problems_by_code``, ``format``, ``kinds`` (rows of each kind, bad ones included),
-            ``files``, ``ignored_columns`` (name to ``rows`` and ``nearest`` known name, None when none is near),
-            ``notes`` (sentences to be said aloud).
-        """
+    def summary(self) -> Reading:
+        """What was read, after the last batch."""
         assert self._done, "summary() before the last batch"
         files = [file.path.name for file in self.source.files]
-        return {
-            "rows": self._rows,
-            "bad_rows": self.problems.total,
-            "problems_by_code": dict(self.problems.by_code.most_common()),
-            "format": next(iter(self._kinds), None),
-            "kinds": dict(self._kinds),
-            "files": files or [self.source.label],
-            "ignored_columns": self._ignored(),
-            "notes": self._notes(),
-        }
+        return Reading(
+            rows=self._rows,
+            bad_rows=self.problems.total,
+            problems_by_code=dict(self.problems.by_code.most_common()),
+            format=next(iter(self._kinds), None),
+            kinds=dict(self._kinds),
+            files=tuple(files or [self.source.label]),
+            ignored_columns=self._ignored(),
+            notes=tuple(self._notes()),
+        )
 
     def _start(self) -> None:
         self.problems = ProblemLog(self._rejected)
@@ -210,10 +205,10 @@ class Reader:
         group = None
         if group_by is not None:
             if group_by not in row:
-                told = f"no {group_by} in this row, found {', '.join(row) or 'nothing'}"
-                raise RowError(f"$.{group_by}", "missing-column", f"{told:.200}", "fill the column named in data.group_by")
-            held = row[group_by]
-            group = held if isinstance(held, str) else json.dumps(held, sort_keys=True, default=str)
+                message = f"no {group_by} in this row, found {', '.join(row) or 'nothing'}"
+                raise RowError(f"$.{group_by}", "missing-column", f"{message:.200}", "fill the column named in data.group_by")
+            cell = row[group_by]
+            group = cell if isinstance(cell, str) else json.dumps(cell, sort_keys=True, default=str)
         draft = formats.draft(used, kind, columns)
         try:
             if draft.text:
@@ -241,11 +236,11 @@ class Reader:
         for name in names:
             self._unread[name if name in self._unread or len(self._unread) < NAMES else "(further names)"] += rows
 
-    def _ignored(self) -> dict[str, dict[str, Any]]:
+    def _ignored(self) -> dict[str, IgnoredColumn]:
         known = {*formats.COLUMNS, *self._columns.values()}
         near = {name: difflib.get_close_matches(name[:40], known, n=1, cutoff=0.8) for name in self._unread}
         return {
-            name: {"rows": rows, "nearest": near[name][0] if near[name] and near[name][0] != name else None}
+            name: IgnoredColumn(rows=rows, nearest=near[name][0] if near[name] and near[name][0] != name else None)
             for name, rows in self._unread.most_common()
         }
 
@@ -263,17 +258,17 @@ class Reader:
         self._done = True
         label = self.source.label
         if len(self._kinds) > 1:
-            found = ", ".join(f"{kind} {rows:,} rows (first: {self._first[kind]})" for kind, rows in self._kinds.most_common())
+            kinds = ", ".join(f"{kind} {rows:,} rows (first: {self._first[kind]})" for kind, rows in self._kinds.most_common())
             hint = "keep one format in a file, or name one in data.format; rows of another are then bad"
-            raise DataError(f"{label}: mixed formats: {found}", hint)
+            raise DataError(f"{label}: mixed formats: {kinds}", hint)
         if self._kinds["preference"]:
-            told = f"{label}: {self._kinds['preference']:,} rows of preference data (chosen and rejected answers)"
-            raise DataError(told, "tunesmith trains on single answers; keep the chosen answer as the assistant's turn")
+            message = f"{label}: {self._kinds['preference']:,} rows of preference data (chosen and rejected answers)"
+            raise DataError(message, "tunesmith trains on single answers; keep the chosen answer as the assistant's turn")
         missing = [theirs for theirs in self._columns.values() if theirs not in self._columns_seen]
         if missing and (self._rows or self._unread):
-            found = ", ".join([*self._columns_seen, *self._unread][:20])
-            told = f"{label}: column {missing[0]!r} of data.columns stands in no row, found {found}"
-            raise DataError(told, f"correct the name{nearest(missing[0], self._unread)}")
+            columns = ", ".join([*self._columns_seen, *self._unread][:20])
+            message = f"{label}: column {missing[0]!r} of data.columns stands in no row, found {columns}"
+            raise DataError(message, f"correct the name{nearest(missing[0], self._unread)}")
         if self.problems.total and (self.options.on_bad_row == "refuse" or not self._rows):
             hint = "mend or remove these rows, or set data.on_bad_row: quarantine; nothing was written"
             raise self.problems.error(label, self._rows, hint if self._rows else "every row is bad; mend the file")
@@ -304,27 +299,27 @@ class _Seen:
         keys = wanted.tolist()
         at = np.searchsorted(self._old, wanted)
         known = (np.append(self._old, 0)[at] == wanted) & (at < len(self._old)) if len(keys) else at
-        found = []
+        counts = []
         for key, old in zip(keys, known.tolist(), strict=True):
             if old or key in self._new:
                 self._repeated[key] += 1
-                found.append(self._repeated[key] + 1)
+                counts.append(self._repeated[key] + 1)
             else:
                 self._new.add(key)
-                found.append(1)
+                counts.append(1)
         # Merging costs a sort of everything, so it waits until there is an eighth as much again.
         if len(self._new) > max(65_536, len(self._old) // 8):
             self._old = np.sort(np.concatenate([self._old, np.fromiter(self._new, np.uint64, len(self._new))]), kind="stable")
             self._new = set()
-        return found
+        return counts
 
 
 def _checked_options(options: ReadOptions) -> ReadOptions:
     if options.format is not None and options.format not in formats.KINDS:
-        told = f"unknown format {options.format!r}{nearest(options.format, formats.KINDS)}"
-        raise DataError(told, f"data.format is one of {', '.join(formats.KINDS)}")
+        message = f"unknown format {options.format!r}{nearest(options.format, formats.KINDS)}"
+        raise DataError(message, f"data.format is one of {', '.join(formats.KINDS)}")
     for name in options.columns or {}:
         if name not in formats.COLUMNS:
-            told = f"unknown name {name!r} in data.columns{nearest(name, formats.COLUMNS)}"
-            raise DataError(told, f"the names are {', '.join(formats.COLUMNS)}")
+            message = f"unknown name {name!r} in data.columns{nearest(name, formats.COLUMNS)}"
+            raise DataError(message, f"the names are {', '.join(formats.COLUMNS)}")
     return options

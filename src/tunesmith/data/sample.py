@@ -12,9 +12,10 @@ and templates, which are what ruins small data sets, show here already.
 
 import bz2
 from collections import Counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tunesmith.data.finding import Example, Finding, excerpt
+from tunesmith.rundir.records.quality import Diversity, TextDiversity
 
 SIZE = 2000
 CHARACTERS = 2000  # kept of each text
@@ -77,27 +78,28 @@ def compression_ratio(texts: list[str]) -> float | None:
     return len(raw) / len(bz2.compress(raw)) if raw else None
 
 
-def diversity(rows: list[Sampled]) -> dict[str, Any]:
+def diversity(rows: list[Sampled]) -> Diversity:
     """Both figures for the prompts and for the answers of the sample, and what low means."""
-    prompts = [row.prompt for row in rows]
-    answers = [row.answer for row in rows if row.answer is not None]
-    return {
-        "sampled": len(rows),
-        "prompts": {"distinct_4": distinct_4(prompts), "compression_ratio": compression_ratio(prompts)},
-        "answers": {"distinct_4": distinct_4(answers), "compression_ratio": compression_ratio(answers)},
-        "meaning": LOW,
-    }
+    return Diversity(
+        sampled=len(rows),
+        prompts=_figures([row.prompt for row in rows]),
+        answers=_figures([row.answer for row in rows if row.answer is not None]),
+        meaning=LOW,
+    )
 
 
-def diversity_finding(measured: dict[str, Any]) -> list[Finding]:
+def _figures(texts: list[str]) -> TextDiversity:
+    return TextDiversity(distinct_4=distinct_4(texts), compression_ratio=compression_ratio(texts))
+
+
+def diversity_finding(measured: Diversity) -> list[Finding]:
     """A note where the prompts (the answers may be few by design) are all alike."""
-    figure = measured["prompts"]["distinct_4"]
-    ratio = measured["prompts"]["compression_ratio"]
-    if measured["sampled"] < 200 or figure is None or ratio is None or (figure >= 0.3 and ratio <= 10):
+    figure, ratio = measured.prompts.distinct_4, measured.prompts.compression_ratio
+    if measured.sampled < 200 or figure is None or ratio is None or (figure >= 0.3 and ratio <= 10):
         return []
     hint = f"Distinct-4 of the prompts is {figure:.2f}, compression ratio {ratio:.1f}. {LOW}"
     text = "sampled prompts, which repeat each other's words (an instruction copied into every row counts)"
-    return [Finding("low-diversity", "note", text, measured["sampled"], measured["sampled"], hint)]
+    return [Finding("low-diversity", "note", text, measured.sampled, measured.sampled, hint)]
 
 
 def openings(rows: list[Sampled]) -> list[Finding]:
@@ -110,12 +112,12 @@ def openings(rows: list[Sampled]) -> list[Finding]:
             counted += 1
             starts.setdefault(" ".join(words[:_OPENING]), []).append(row.row)
     shares = Counter({start: len(numbers) for start, numbers in starts.items()})
-    found = []
+    findings: list[Finding] = []
     for start, count in sorted(shares.items(), key=lambda item: (-item[1], item[0]))[:5]:
         if count >= max(10, 0.1 * counted):
             text = f"sampled answers that begin with {excerpt(start)!r}"
             hint = "A shared opening is learned first: keep it only if it is wanted in every answer."
-            found.append(
+            findings.append(
                 Finding("same-opening", "note", text, count, counted, hint, [Example(n) for n in sorted(starts[start])[:20]])
             )
-    return found
+    return findings

@@ -7,7 +7,8 @@ rows beat 5,000 copies of one template, which is why distinct prompts are counte
 """
 
 import math
-from typing import Any
+
+from tunesmith.rundir.records.quality import SizeAdvice
 
 BANDS = (
     (
@@ -56,7 +57,7 @@ def detectable_gain(test_rows: int, discordance: float = 0.2) -> float:
     return 2.8016 * math.sqrt(discordance / test_rows) if test_rows else math.inf
 
 
-def advice(rows: int, prompts: int | None = None, test_fraction: float = 0.15, test_rows: int | None = None) -> dict[str, Any]:
+def advice(rows: int, prompts: int | None = None, test_fraction: float = 0.15, test_rows: int | None = None) -> SizeAdvice:
     """Plain advice by size.
 
     Args:
@@ -64,31 +65,27 @@ def advice(rows: int, prompts: int | None = None, test_fraction: float = 0.15, t
         prompts: distinct prompts among them; None for plain text.
         test_fraction: part that the split holds out.
         test_rows: rows of the test part, where the split is already made.
-
-    Returns:
-        ``{"band", "rows", "test_rows", "detectable_gain", "sentences"}``: the band by its name; the smallest gain that the
-        test part can prove, as a fraction (None where there is no test row); the advice, one paragraph an entry.
     """
     _, band, text = next(entry for entry in BANDS if rows < entry[0])
-    held = round(rows * test_fraction) if test_rows is None else test_rows
-    gain = detectable_gain(held)
+    tested = round(rows * test_fraction) if test_rows is None else test_rows
+    gain = detectable_gain(tested)
     sentences = [text]
-    if held and gain < 1:
+    if tested and gain < 1:
         sentences.append(
-            f"With {held:,} test rows a gain below about {100 * gain:.1f} points cannot be told from chance "
+            f"With {tested:,} test rows a gain below about {100 * gain:.1f} points cannot be told from chance "
             "(80 % power, if one row in five changes)."
         )
     else:
-        sentences.append(f"{held:,} test rows prove nothing: collect rows for the test first.")
+        sentences.append(f"{tested:,} test rows prove nothing: collect rows for the test first.")
     if prompts is not None and prompts < 0.8 * rows:
         sentences.append(
             f"There are {prompts:,} distinct prompts in {rows:,} rows: judge the size by the prompts. "
             "Distinct data, not more data."
         )
-    return {
-        "band": band,
-        "rows": rows,
-        "test_rows": held,
-        "detectable_gain": gain if held and gain < 1 else None,
-        "sentences": sentences,
-    }
+    return SizeAdvice(
+        band=band,
+        rows=rows,
+        test_rows=tested,
+        detectable_gain=gain if tested and gain < 1 else None,
+        sentences=tuple(sentences),
+    )

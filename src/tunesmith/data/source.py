@@ -18,14 +18,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import pyarrow
+
+from tunesmith.data.chunk import CHUNK_ROWS, Chunk
 from tunesmith.data.json_file import json_rows
 from tunesmith.data.problems import RowError, Unreadable
 from tunesmith.data.strict_json import MAX_LINE, too_long
+from tunesmith.data.tables import hub_chunks, table_chunks
 from tunesmith.errors import DataError
 
 # A block, its lines and their values should stay in the processor's cache: 1 MB at a time was a tenth slower.
 BLOCK = 1 << 18
-CHUNK_ROWS = 2048
 SUFFIXES = {
     **{".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv"},
     **{".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow"},
@@ -48,25 +51,6 @@ class File:
     def size(self) -> int:
         """Bytes on disk."""
         return self.path.stat().st_size
-
-
-@dataclass(slots=True)
-class Chunk:
-    """Up to 2,048 rows that stand one after another.
-
-    Attributes:
-        prefix: of the places, e.g. ``part-1.jsonl line``.
-        numbers: of the rows, from 1.
-        items: bytes (one JSON text), a dict (a row of a table, nulls dropped), or ``Unreadable``.
-        read: bytes of the file on disk that this chunk took.
-        unread: names of a table's columns that were left out.
-    """
-
-    prefix: str
-    numbers: range | list[int]
-    items: list[Any]
-    read: int
-    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,8 +93,6 @@ def chunks(source: Source, wanted: Set[str]) -> Iterator[Chunk]:
         DataError: a file cannot be read to its end.
     """
     if source.hub is not None:
-        from tunesmith.data.tables import hub_chunks
-
         yield from hub_chunks(source.hub, wanted)
     for file in source.files:
         try:
@@ -118,15 +100,15 @@ def chunks(source: Source, wanted: Set[str]) -> Iterator[Chunk]:
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise DataError(f"{file.path}: the compressed file is damaged or cut short ({error})", "copy it again") from error
         except OSError as error:
-            told = error.strerror or str(error)
-            raise DataError(f"{file.path}: cannot be read: {told}", "check its permissions, or copy it again") from error
+            reason = error.strerror or str(error)
+            raise DataError(f"{file.path}: cannot be read: {reason}", "check its permissions, or copy it again") from error
 
 
 def _format(path: Path) -> str | None:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSED:
-        found = SUFFIXES.get(suffixes[-2]) if len(suffixes) > 1 else None
-        return None if found in ("parquet", "arrow") else found
+        inner = SUFFIXES.get(suffixes[-2]) if len(suffixes) > 1 else None
+        return None if inner in ("parquet", "arrow") else inner
     return SUFFIXES.get(suffixes[-1]) if suffixes else None
 
 
@@ -137,11 +119,11 @@ def _directory(path: Path) -> Source:
         for entry in entries
         if entry.is_file() and entry.name not in METADATA and (kind := _format(entry)) is not None
     ]
-    taken = {file.name for file in files}
-    skipped = [f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries if entry.name not in taken]
+    names = {file.name for file in files}
+    skipped = [f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries if entry.name not in names]
     if not files:
-        found = ", ".join(skipped[:10]) or "nothing"
-        raise DataError(f"{path}: no file of rows in this directory, found {found}; known are {_KNOWN}", "name one of them")
+        others = ", ".join(skipped[:10]) or "nothing"
+        raise DataError(f"{path}: no file of rows in this directory, found {others}; known are {_KNOWN}", "name one of them")
     notes = [f"not read in {path}: {', '.join(skipped)}"] if skipped else []
     return Source(str(path), files, notes=notes)
 
@@ -149,8 +131,6 @@ def _directory(path: Path) -> Source:
 def _file_chunks(file: File, wanted: Set[str]) -> Iterator[Chunk]:
     prefix = f"{file.name} " if file.name else ""
     if file.format in ("parquet", "arrow"):
-        from tunesmith.data.tables import table_chunks
-
         yield from table_chunks(file.path, file.format, f"{prefix}row", wanted)
         return
     with file.path.open("rb") as raw:
@@ -170,8 +150,8 @@ def _text_rows(blocks: Iterator[bytes], file: File, wanted: Set[str]) -> Iterato
     if file.format == "jsonl":
         yield from _numbered("line", _lines(blocks))
     elif file.format == "json":
-        unit, found = json_rows(blocks, file.path, wanted)
-        yield from _numbered(unit, _lines(found) if unit == "line" else ([element] for element in found))
+        unit, texts = json_rows(blocks, file.path, wanted)
+        yield from _numbered(unit, _lines(texts) if unit == "line" else ([element] for element in texts))
     else:
         yield from _csv_rows(blocks, file)
 
@@ -179,25 +159,23 @@ def _text_rows(blocks: Iterator[bytes], file: File, wanted: Set[str]) -> Iterato
 def _numbered(unit: str, lists: Iterator[list[Any]]) -> Iterator[tuple[str, range, list[Any]]]:
     """Lists of rows with their numbers from 1, gathered where they are small."""
     start = 1
-    held: list[Any] = []
+    gathered: list[Any] = []
     size = 0
     for items in lists:
-        held += items
+        gathered += items
         size += len(items[-1]) if unit == "row" and isinstance(items[-1], bytes) else BLOCK
-        if len(held) >= CHUNK_ROWS or size >= BLOCK:
-            yield unit, range(start, start + len(held)), held
-            start += len(held)
-            held, size = [], 0
-    if held:
-        yield unit, range(start, start + len(held)), held
+        if len(gathered) >= CHUNK_ROWS or size >= BLOCK:
+            yield unit, range(start, start + len(gathered)), gathered
+            start += len(gathered)
+            gathered, size = [], 0
+    if gathered:
+        yield unit, range(start, start + len(gathered)), gathered
 
 
 def _decompressed(raw: BinaryIO, path: Path) -> Any:
     if path.suffix.lower() == ".gz":
         return gzip.GzipFile(fileobj=raw)
     if path.suffix.lower() == ".zst":
-        import pyarrow
-
         # Not zstandard's own reader: it takes a frame that is cut short for the end of the file.
         return pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), "zstd")
     return raw
@@ -220,21 +198,21 @@ def _lines(blocks: Iterator[bytes]) -> Iterator[list[Any]]:
     skipped = 0  # bytes of the long line so far
     begin = b""
     for block in blocks:
-        found: list[Any] = []
+        whole: list[Any] = []
         if skipped:
             head, newline, block = block.partition(b"\n")
             skipped += len(head)
             if not newline:
                 continue
-            found.append(Unreadable(too_long(skipped), begin))
+            whole.append(Unreadable(too_long(skipped), begin))
             skipped = 0
         lines = (tail + block).split(b"\n")
         tail = lines.pop()
-        found += lines
+        whole += lines
         if len(tail) > MAX_LINE:
             skipped, begin, tail = len(tail), tail[:200], b""
-        if found:
-            yield found
+        if whole:
+            yield whole
     if skipped:
         yield [Unreadable(too_long(skipped), begin)]
     elif tail:
@@ -257,8 +235,8 @@ def _csv_rows(blocks: Iterator[bytes], file: File) -> Iterator[tuple[str, list[i
             break
         except csv.Error as error:
             if header is None or "field limit" in str(error):
-                told = f"{file.path}: line {number}: {error}; a quote is probably left open there"
-                raise DataError(told, "close it, and double the quotes inside a cell") from error
+                message = f"{file.path}: line {number}: {error}; a quote is probably left open there"
+                raise DataError(message, "close it, and double the quotes inside a cell") from error
             hint = "double the quotes inside a quoted cell, and close every one"
             cells, fault = [], RowError("$", "bad-csv", f"{error}, in the row that begins here", hint)
             items.append(Unreadable(fault, b""))
@@ -289,8 +267,8 @@ def _header(cells: list[str], path: Path, delimiter: str) -> list[str]:
     if twice:
         raise DataError(f"{path}: column {twice[0]!r} stands twice in the first line", "rename one of the two")
     if len(cells) == 1 and any(other in cells[0] for other in ",;\t"):
-        told = f"{path}: the first line is one column, {cells[0]!r:.80}; expected names with {delimiter!r} between"
-        raise DataError(told, "save it with commas as .csv, or with tabs as .tsv")
+        message = f"{path}: the first line is one column, {cells[0]!r:.80}; expected names with {delimiter!r} between"
+        raise DataError(message, "save it with commas as .csv, or with tabs as .tsv")
     return cells
 
 
@@ -299,8 +277,8 @@ def _csv_row(header: list[str], cells: list[str]) -> Any:
         return b""  # an empty line, counted as in the other formats
     raw = ",".join(cells)
     if len(cells) != len(header):
-        told = f"{len(cells)} cells, the first line names {len(header)} columns"
-        bad = RowError("$", "ragged-row", told, "put quotes around text that holds the separator or a line break")
+        message = f"{len(cells)} cells, the first line names {len(header)} columns"
+        bad = RowError("$", "ragged-row", message, "put quotes around text that holds the separator or a line break")
         return Unreadable(bad, raw.encode("utf-8", "surrogateescape"))
     if not raw.isascii() or "\0" in raw:
         for name, cell in zip(header, cells, strict=True):

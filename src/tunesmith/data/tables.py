@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tunesmith.data.chunk import Chunk
 from tunesmith.data.problems import RowError, Unreadable
-from tunesmith.data.source import Chunk
 from tunesmith.errors import DataError
 
 BATCH = 1024
@@ -26,19 +26,19 @@ def table_chunks(path: Path, kind: str, prefix: str, wanted: Set[str]) -> Iterat
         DataError: the file is damaged, or has none of the wanted columns.
     """
     size = path.stat().st_size
-    told = 0
+    read = 0
     number = 1
     try:
         for table, share in _parquet(path, wanted) if kind == "parquet" else _arrow(path):
             for chunk in _chunks(table, prefix, number, wanted, str(path)):
                 yield chunk
                 number += len(chunk.items)
-            yield Chunk(prefix, range(0), [], int(size * share) - told)
-            told = int(size * share)
+            yield Chunk(prefix, range(0), [], int(size * share) - read)
+            read = int(size * share)
     except (pa.ArrowException, OSError) as error:
-        told_by = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}: not a whole {kind} file ({told_by:.120})", "write or copy it again") from error
-    yield Chunk(prefix, range(0), [], size - told)
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path}: not a whole {kind} file ({reason:.120})", "write or copy it again") from error
+    yield Chunk(prefix, range(0), [], size - read)
 
 
 def hub_chunks(name: str, wanted: Set[str]) -> Iterator[Chunk]:
@@ -62,9 +62,9 @@ def hub_chunks(name: str, wanted: Set[str]) -> Iterator[Chunk]:
             raise DataError(f"{name}: no split {split}, found {', '.join(splits)}", f"write {path}:{splits[0]}")
         loaded = datasets.load_dataset(path, config, split=split).with_format("arrow")
     except (OSError, ValueError, DatasetsError) as error:
-        told = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         hint = "check the name and the network; a file or a directory is read by its path"
-        raise DataError(f"{name}: cannot be loaded from the hub ({told:.200})", hint) from error
+        raise DataError(f"{name}: cannot be loaded from the hub ({reason:.200})", hint) from error
     number = 1
     for table in loaded.iter(batch_size=BATCH):
         for chunk in _chunks(table, f"{split} row", number, wanted, name):
@@ -103,9 +103,9 @@ def _arrow(path: Path) -> Iterator[tuple[pa.RecordBatch, float]]:
 def _chunks(table: pa.RecordBatch | pa.Table, prefix: str, number: int, wanted: Set[str], label: str) -> Iterator[Chunk]:
     columns = [name for name in table.column_names if name in wanted]
     if not columns:
-        found = ", ".join(table.column_names) or "none"
+        names = ", ".join(table.column_names) or "none"
         hint = "name the columns: --column prompt=question, or data.columns: {prompt: question, completion: answer}"
-        raise DataError(f"{label}: no known column, found {found:.300}", hint)
+        raise DataError(f"{label}: no known column, found {names:.300}", hint)
     unread = tuple(name for name in table.column_names if name not in wanted)
     read = table.select(columns)
     for start in range(0, table.num_rows, BATCH):

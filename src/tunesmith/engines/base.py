@@ -20,14 +20,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from transformers import PreTrainedModel
 
 from tunesmith.chat.render import Conversation, Rendered, Renderer
 from tunesmith.chat.template_choice import template_text
 from tunesmith.checkpoints.facts import model_key
 from tunesmith.checkpoints.resolve import find_model
-from tunesmith.errors import DataError, RecipeError, RunError
+from tunesmith.errors import DataError, RunError
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.adapter import CONFIG, load_adapted, read_lora, save_adapter
 from tunesmith.models.device import best_device
@@ -35,7 +34,7 @@ from tunesmith.models.identity import base_identity, commit_of, refuse_other_bas
 from tunesmith.models.load import load_model, load_tokenizer
 from tunesmith.models.precision import Dtype, precision
 from tunesmith.models.swap import add_lora
-from tunesmith.recipe import Lora, Recipe
+from tunesmith.recipe import Lora, Recipe, section_from
 from tunesmith.rundir import atomic_directory, fingerprint
 from tunesmith.rundir.rows import Example
 
@@ -144,15 +143,7 @@ class BaseModel:
             RecipeError: an unknown key, or a value out of range.
             TrainingError: nothing to adapt.
         """
-        try:
-            lora = Lora(**settings)
-        except ValidationError as error:
-            first = error.errors()[0]
-            known = ", ".join(Lora.model_fields)
-            raise RecipeError(
-                f"add_lora: {first['loc'][0]}: {first['msg']}, found {first['input']!r}", f"keys: {known}"
-            ) from error
-        return self.load().adapt(lora, seed)
+        return self.load().adapt(section_from(Lora, settings, "add_lora"), seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,19 +197,22 @@ class LoadedModel:
         return target
 
 
-def open_base(model: Recipe | str | Path, template: str | None = None, *, base: str | None = None) -> BaseModel:
+def open_base(
+    model: Recipe | str | Path, template: str | None = None, *, base: str | None = None, compute: str | None = None
+) -> BaseModel:
     """The base model of a recipe, or one by its hub id, directory or ``.gguf`` file. Loads no weights.
 
     Args:
         template: Jinja text in the place of the recipe's or the model's own template, as a run directory keeps it: thinking is
             switched in it already.
         base: storage of the weights in the place of the recipe's: ``auto``, ``fp32``, ``bf16`` or ``nf4``.
+        compute: dtype of the products in the place of the recipe's ``train.compute``.
 
     Raises:
         ModelError: the recipe's template cannot be read.
     """
     if not isinstance(model, Recipe):
-        return BaseModel(model=_local_or_hub(model), base=base or "auto", template=template)
+        return BaseModel(model=_local_or_hub(model), base=base or "auto", arithmetic=compute or "auto", template=template)
     enable_thinking = None
     if template is None:
         enable_thinking = model.chat.enable_thinking
@@ -228,7 +222,7 @@ def open_base(model: Recipe | str | Path, template: str | None = None, *, base: 
         revision=model.revision,
         sha256=model.model_sha256,
         base=base or model.base,
-        arithmetic=model.train.compute,
+        arithmetic=compute or model.train.compute,
         per_layer_embeddings=model.per_layer_embeddings,
         template=template,
         enable_thinking=enable_thinking,

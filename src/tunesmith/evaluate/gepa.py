@@ -104,7 +104,7 @@ class _Arms:
 
     def make_reflective_dataset(
         self, candidate: dict[str, str], eval_batch: Any, components_to_update: list[str]
-    ) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+    ) -> Mapping[str, Sequence[Mapping[str, str]]]:
         lessons = [
             {
                 "Inputs": output.prompt[-1]["content"],

@@ -27,6 +27,5 @@ def device_with_room(nbytes: int) -> torch.device | None:
     device = best_device()
     if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] >= ROOM * nbytes:
         return device
-    memory = hardware.describe()["memory_bytes"]
-    assert isinstance(memory, int)
+    memory = hardware.describe().memory_bytes
     return torch.device("cpu") if memory >= ROOM * nbytes else None

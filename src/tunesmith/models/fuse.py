@@ -96,6 +96,11 @@ def fuse(model: PreTrainedModel) -> Fused:
     return fused
 
 
+def is_fused(model: PreTrainedModel) -> bool:
+    """Whether ``fuse`` was called on a model of a known family. Cheap: it looks at one module."""
+    return isinstance(dict(decoder(model).named_children()).get("norm"), FusedRMSNorm)
+
+
 def narrows(model: PreTrainedModel) -> bool:
     """Whether the decoder returns the rows of ``rows_N`` alone, in their order. Cheap: it looks at one module."""
     layers = dict(decoder(model).named_children()).get("layers")

@@ -56,8 +56,7 @@ def _faster(directory: Path) -> Dtype:
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     text = config.get("text_config", config)
     shape = (int(text["hidden_size"]), int(text.get("intermediate_size") or 4 * text["hidden_size"]))
-    facts = hardware.describe()
-    key = fingerprint([facts["cpu"], torch.get_num_threads(), torch.__version__, shape])
+    key = fingerprint([hardware.describe().cpu, torch.get_num_threads(), torch.__version__, shape])
     known = hardware.cache_dir() / "probes" / f"{key[:16]}.json"
     if known.exists():
         return read_json(known)["faster"]

@@ -25,8 +25,7 @@ from tunesmith.evaluate.references import check_references
 from tunesmith.pipeline.stage import make, module_of
 from tunesmith.pipeline.table import table_of
 from tunesmith.recipe import Recipe
-from tunesmith.rundir import RunDir, read_json
-from tunesmith.rundir.records import Json
+from tunesmith.rundir import RunDir
 from tunesmith.rundir.records.advice import (
     Advice,
     Facts,
@@ -36,7 +35,9 @@ from tunesmith.rundir.records.advice import (
     PriceFacts,
     RowFacts,
 )
+from tunesmith.rundir.records.check import DataReport
 from tunesmith.rundir.records.data import Rendered
+from tunesmith.rundir.records.quality import QualityReport
 from tunesmith.rundir.rows import Row
 from tunesmith.tracking import progress
 
@@ -118,7 +119,7 @@ def _read_rows(run: RunDir, recipe: Recipe) -> RowFacts:
     if recipe.task.metric not in NOT_TRIED:
         check_references(first, make_metric(recipe.task))
     report = quality.report()
-    rows = report["rows"]
+    rows = report.rows
     test, dev = round(rows * settings.test_fraction), round(rows * settings.dev_fraction)
     share = (rows - test - dev) / max(1, rows) / CHARACTERS_A_TOKEN
     return _row_facts(report, (rows - test - dev, dev, test), (characters * share, supervised * share, False))
@@ -126,21 +127,21 @@ def _read_rows(run: RunDir, recipe: Recipe) -> RowFacts:
 
 def _split_rows(run: RunDir) -> RowFacts:
     """What the stages data and render counted."""
-    report, rendered = read_json(run.data / "report.json"), Rendered.read(run.rendered_file)
-    parts = (report["train"], report["dev"], report["test"])
-    return _row_facts(report["check"]["quality"], parts, (rendered.train_tokens, rendered.supervised_tokens, True))
+    report, rendered = DataReport.read(run.data_report_file), Rendered.read(run.rendered_file)
+    parts = (report.train, report.dev, report.test)
+    return _row_facts(report.check.quality, parts, (rendered.train_tokens, rendered.supervised_tokens, True))
 
 
-def _row_facts(quality: Json, parts: tuple[int, int, int], tokens: tuple[float, float, bool]) -> RowFacts:
-    prompts, varied = quality["prompts"], quality["diversity"]
+def _row_facts(quality: QualityReport, parts: tuple[int, int, int], tokens: tuple[float, float, bool]) -> RowFacts:
+    prompts, varied = quality.prompts, quality.diversity
     return RowFacts(
-        rows=quality["rows"],
-        distinct=quality["duplicates"]["distinct"],
-        prompts=prompts["distinct"] if prompts["rows"] else None,
-        conflicting=prompts["conflicting_rows"],
-        distinct_4=varied["prompts"]["distinct_4"],
-        compression=varied["prompts"]["compression_ratio"],
-        sampled=varied["sampled"],
+        rows=quality.rows,
+        distinct=quality.duplicates.distinct,
+        prompts=prompts.distinct if prompts.rows else None,
+        conflicting=prompts.conflicting_rows,
+        distinct_4=varied.prompts.distinct_4,
+        compression=varied.prompts.compression_ratio,
+        sampled=varied.sampled,
         train=parts[0],
         dev=parts[1],
         test=parts[2],
@@ -177,9 +178,8 @@ def _metric(recipe: Recipe, rows: RowFacts, best: float | None) -> MetricFacts:
 
 def _machine(quick: bool) -> MachineFacts:
     """The GPU that training would use, or the machine; without torch only whether there may be a GPU."""
-    facts = hardware.describe()
-    cores, memory = hardware.cpu_count(), facts["memory_bytes"]
-    assert isinstance(memory, int)
+    here = hardware.describe()
+    cores, memory = here.cores, here.memory_bytes
     if quick:
         if any(Path(file).exists() for file in GPU_FILES):
             return MachineFacts(name="a GPU", kind="unknown", cores=cores, memory=None)

@@ -3,22 +3,21 @@
 Rows stream through: what is kept of a row is its hashes and lengths.
 """
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from tunesmith.data.contamination import Contamination
 from tunesmith.data.near import NearDuplicates, question
 from tunesmith.data.quality import Quality, headlines
 from tunesmith.data.read import AS_FOUND, Reader, ReadOptions
-from tunesmith.pipeline.reading import near_report, with_bar
+from tunesmith.pipeline.reading import with_bar
 from tunesmith.pipeline.stage import module_of
+from tunesmith.rundir.records.check import CheckReport
 
 
 def check(
     source: str | Path,
-    options: "ReadOptions | None" = None,
+    options: ReadOptions | None = None,
     *,
     model: str | None = None,
     template: Path | None = None,
@@ -27,7 +26,7 @@ def check(
     benchmark: Path | None = None,
     benchmark_column: str | None = None,
     rejected: Path | None = None,
-) -> dict[str, Any]:
+) -> CheckReport:
     """Look at data without a recipe.
 
     Args:
@@ -40,10 +39,6 @@ def check(
         benchmark: data whose passages must not stand in the rows.
         benchmark_column: its column that holds the questions, where it is not in a format of ours.
         rejected: file for bad rows, with ``on_bad_row: quarantine``.
-
-    Returns:
-        ``source``, ``reading`` (``Reader.summary``), ``quality`` (``Quality.report``), ``headlines``, and ``near``,
-        ``contamination``, ``tokens`` where asked for, else None. ``report/check_page.py`` draws it.
 
     Raises:
         DataError: nothing to read, or bad rows that are not to be quarantined.
@@ -61,24 +56,15 @@ def check(
         if tokens is not None:
             tokens.add(batch)
     report = quality.report()
-    return {
-        "source": str(source),
-        "reading": reader.summary(),
-        "quality": report,
-        "headlines": headlines(report),
-        "near": None if duplicates is None else near_report(duplicates, quality),
-        "contamination": None
-        if contamination is None
-        else {"benchmark": str(benchmark), **dataclasses.asdict(contamination.report())},
-        "tokens": None if tokens is None else {"model": model, **tokens.report(quality)},
-    }
-
-
-def check_page(result: dict[str, Any], path: Path) -> None:
-    """Write what ``check`` returned as one self-contained HTML page."""
-    from tunesmith.report.check_page import write_check_page
-
-    write_check_page(result, path)
+    return CheckReport(
+        source=str(source),
+        reading=reader.summary(),
+        quality=report,
+        headlines=headlines(report),
+        near=None if duplicates is None else duplicates.report(quality.places.find),
+        contamination=None if contamination is None else contamination.report(str(benchmark)),
+        tokens=None if tokens is None else tokens.report(quality.places.find),
+    )
 
 
 def _texts(benchmark: Path, column: str | None) -> Iterator[tuple[str, str]]:

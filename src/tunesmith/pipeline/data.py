@@ -4,9 +4,9 @@ The source is read once into a file of rows; what the split needs is learnt on t
 the parts. Rows that an earlier split knows stay in their part.
 """
 
+import dataclasses
 import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,11 +16,12 @@ from tunesmith.data.quality import Quality, headlines
 from tunesmith.data.read import Reader, ReadOptions
 from tunesmith.data.split import PARTS, SplitFacts, answer_key, group_key, read_split, settle_leaks, split, write_split
 from tunesmith.errors import DataError
-from tunesmith.pipeline.reading import near_report, with_bar
+from tunesmith.pipeline.reading import with_bar
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Recipe
-from tunesmith.rundir import RunDir, git_state, package_versions, stream_rows, write_json, writing_rows
+from tunesmith.rundir import RunDir, git_state, package_versions, stream_rows, writing_rows
 from tunesmith.rundir.hashes import content_hash
+from tunesmith.rundir.records.check import CheckReport, DataReport
 
 logger = logging.getLogger(__name__)
 
@@ -39,31 +40,30 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     digests = {str(file.path): content_hash(file.path) for file in reader.source.files}
     run.data.mkdir(parents=True, exist_ok=True)
     everything = run.data / ".rows.jsonl"
-    parts, leaks, result = _read_and_split(run, recipe, reader, everything)
-    counts = {part: int((parts == number).sum()) for number, part in enumerate(PARTS)}
+    parts, report = _read_and_split(run, recipe, reader, everything)
     for number, part in enumerate(PARTS):
         with writing_rows(run.data / f"{part}.jsonl") as write:
             write(row for index, row in enumerate(stream_rows(everything)) if parts[index] == number)
     everything.unlink()
-    write_json(run.data / "report.json", {"rows": len(parts), **counts, "leaks": leaks, **result})
+    report.write(run.data_report_file)
+    git = git_state(Path.cwd())
     run.add_to_manifest(
         data={"path": settings.path, "sha256": digests},
         seed=recipe.seed,
         packages=package_versions(),
-        git=git_state(Path.cwd()),
-        hardware=hardware.describe(),
+        git=git and git.to_json(),
+        hardware=dataclasses.asdict(hardware.describe()),
     )
-    logger.info(f"data: {len(parts)} rows, {counts['train']} train, {counts['dev']} dev, {counts['test']} test (sealed)")
-    if result["repeated_prompts"]:
-        count = result["repeated_prompts"]
-        logger.info(f"data: {count} rows repeat an earlier prompt or group and stay on its side of the split")
-    if leaks:
+    logger.info(f"data: {report.rows} rows, {report.train} train, {report.dev} dev, {report.test} test (sealed)")
+    if report.repeated_prompts:
+        logger.info(f"data: {report.repeated_prompts} rows repeat an earlier prompt or group and stay on its side of the split")
+    if report.leaks:
         moved = {"move": "their groups changed sides", "report": "data.on_leak: move takes them out of the test part"}
-        logger.info(f"data: {leaks} test rows have a near duplicate in train; {moved[settings.on_leak]}")
+        logger.info(f"data: {report.leaks} test rows have a near duplicate in train; {moved[settings.on_leak]}")
 
 
-def _read_and_split(run: RunDir, recipe: Recipe, reader: Reader, everything: Path) -> tuple[np.ndarray, int, dict[str, Any]]:
-    """Read all rows into one file; decide each row's part. Returns parts, leaking test rows, and the check's report."""
+def _read_and_split(run: RunDir, recipe: Recipe, reader: Reader, everything: Path) -> tuple[np.ndarray, DataReport]:
+    """Read all rows into one file; decide each row's part. Returns the parts and the report."""
     facts, quality, near = SplitFacts(), Quality(), NearDuplicates()
     with writing_rows(everything) as write:
         for batch in with_bar(reader):
@@ -73,9 +73,10 @@ def _read_and_split(run: RunDir, recipe: Recipe, reader: Reader, everything: Pat
             for row in batch:
                 facts.add(row.id, group_key(row), answer_key(row))
     report = quality.report()
-    for line in headlines(report):
+    lines = headlines(report)
+    for line in lines:
         logger.info(f"data: {line}")
-    facts.stratify = report["classes"] is not None
+    facts.stratify = report.classes is not None
     settings = recipe.data
     named = settings.earlier_split or (run.split_file if run.split_file.exists() else None)
     earlier = None if named is None else read_split(named)
@@ -84,8 +85,18 @@ def _read_and_split(run: RunDir, recipe: Recipe, reader: Reader, everything: Pat
     parts = split(facts, settings.test_fraction, settings.dev_fraction, recipe.seed, earlier)
     parts, leaks = settle_leaks(facts, parts, near.groups(), settings.on_leak, earlier)
     write_split(run.split_file, facts, parts, settings.test_fraction, settings.dev_fraction, recipe.seed)
-    checked = {"source": settings.path, "reading": reader.summary(), "quality": report, "headlines": headlines(report)}
-    return parts, leaks, {"repeated_prompts": facts.repeats, "check": {**checked, "near": near_report(near, quality)}}
+    check = CheckReport(
+        source=settings.path,
+        reading=reader.summary(),
+        quality=report,
+        headlines=lines,
+        near=near.report(quality.places.find),
+    )
+    train, dev, test = (int((parts == number).sum()) for number in range(len(PARTS)))
+    counts = DataReport(
+        rows=len(parts), train=train, dev=dev, test=test, leaks=leaks, repeated_prompts=facts.repeats, check=check
+    )
+    return parts, counts
 
 
 def _refuse_missing_split(path: Path) -> None:

@@ -15,10 +15,11 @@ from tunesmith.chat.fit import fit
 from tunesmith.chat.render import Conversation, with_system
 from tunesmith.checkpoints.check_base import check_lengths
 from tunesmith.checkpoints.facts import base_facts, model_hashes
+from tunesmith.data.lengths import keep_shares
 from tunesmith.engines.base import BaseModel
 from tunesmith.errors import DataError
+from tunesmith.formatting import limits
 from tunesmith.pipeline.base import settle_template
-from tunesmith.pipeline.check_tokens import keeping
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import Row, RunDir, fingerprint, sha256_file, stream_rows
@@ -143,9 +144,7 @@ def _refuse_left_out(recipe: Recipe, part: str, left_out: list[LeftOut], lengths
         more = f" and {len(too_long) - 20:,} more" if len(too_long) > 20 else ""
         raise DataError(
             f"{len(too_long):,} {part} rows are longer than train.max_length {recipe.train.max_length} tokens: {shown}{more}",
-            "train.max_length: "
-            + ", ".join(f"{value} keeps {share} %" for share, value in keeping(lengths).items())
-            + "; or set data.on_too_long: drop, or drop_oldest_turns",
+            f"train.max_length: {limits(keep_shares(lengths))}; or set data.on_too_long: drop, or drop_oldest_turns",
         )
 
 

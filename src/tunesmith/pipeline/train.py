@@ -3,12 +3,11 @@
 import logging
 
 from tunesmith.chat.fit_template import check_template
-from tunesmith.data.pack import Plan
 from tunesmith.models.adapter import load_adapter_state, read_adapter
 from tunesmith.models.device import device_name
-from tunesmith.models.fuse import fuse
 from tunesmith.models.load import head_weight
 from tunesmith.pipeline.base import base_of
+from tunesmith.pipeline.own_loop import make_ready
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, fingerprint
@@ -16,7 +15,6 @@ from tunesmith.rundir.hashes import content_hash
 from tunesmith.rundir.records.training import Training
 from tunesmith.tracking import MetricsLog, write_csv
 from tunesmith.train.documents import Documents
-from tunesmith.train.health import check_adapter, first_rows, refuse_other_loss, stock_loss
 from tunesmith.train.health_data import check_part
 from tunesmith.train.loop import fit
 
@@ -43,22 +41,18 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     loaded = base.load()
     model = loaded.model
     template = check_template(renderer, len(head_weight(model)))
-    expected = stock_loss(model)
     tuned = loaded.adapt(recipe.lora, recipe.seed)
     layers = tuned.layers
     trained_weights = sum(p.numel() for layer in layers.values() for p in layer.parameters() if p.requires_grad)
     where = f"base {base.storage}, computing in {base.compute} on {device_name(model.device)}"
     logger.info(f"train: LoRA on {len(layers)} layers, {trained_weights:,} weights, {where}")
-    logger.info(f"train: {fuse(model).summary()}")
-    settings = recipe.train
-    steps = Plan(
-        documents["train"].lengths, settings.num_train_epochs, settings.tokens_per_step, settings.max_length, recipe.seed
-    )
-    refuse_other_loss(model, expected)
-    first = check_adapter(model, layers, documents["train"], first_rows(documents["train"], steps[0][1]))
+    ready = make_ready(model, layers, documents["train"], recipe.train, recipe.seed)
+    steps = ready.steps
+    logger.info(f"train: {ready.swapped}")
     logger.info(
-        f"health: adapters change nothing yet and {len(layers)} of {len(layers)} get a gradient; loss {first:.2f} on the "
-        f"first rows; supervised {', '.join(part.told() for part in taught)}; {'; '.join(template)}"
+        f"health: adapters change nothing yet and {len(layers)} of {len(layers)} get a gradient; "
+        f"loss {ready.first_loss:.2f} on the first rows; supervised {', '.join(part.told() for part in taught)}; "
+        f"{'; '.join(template)}"
     )
     size = f"{steps.packs_per_step} packs of {steps.capacity} tokens"
     logger.info(f"train: {len(steps)} steps of {size}, {100 * steps.fill:.1f} % full")

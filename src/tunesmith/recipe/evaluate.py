@@ -2,9 +2,9 @@
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from tunesmith.recipe.section import Section
 
@@ -65,7 +65,7 @@ class External(Section):
     prompt: PromptArm = Field(default="few_shot", description="the prompt arm whose prompts it gets")
     rival: bool = Field(default=True, description="whether it can be the prompt to beat; else it is shown beside the verdict")
     price: TokenPrice | None = None
-    body: dict[str, Any] = Field(
+    body: dict[str, JsonValue] = Field(
         default={}, description="more keys of every request; null leaves one of ours out, as {max_tokens: null} for some models"
     )
     timeout: Annotated[float, Field(gt=0.0)] = Field(default=120.0, description="seconds to wait for an answer")

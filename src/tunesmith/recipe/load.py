@@ -12,15 +12,17 @@ import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Any, cast, get_args, get_origin
+from typing import Any, TypeVar, cast, get_args, get_origin
 
 import yaml
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
 from tunesmith.errors import RecipeError
 from tunesmith.recipe.run import Recipe
-from tunesmith.recipe.task import Task
+from tunesmith.recipe.section import Section
+from tunesmith.recipe.task import Judge, Task
 
+S = TypeVar("S", bound=Section)
 FILE_SUFFIXES = {".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst"}  # no hub id ends so
 
 
@@ -42,11 +44,11 @@ def load_recipe(path: Path) -> Recipe:
     if not isinstance(raw, dict):
         found = "an empty file" if raw is None else f"a {type(raw).__name__}"
         raise RecipeError(f"{path}: expected keys and values, found {found}", "see recipes/ for complete examples")
-    recipe = recipe_from(cast("dict[str, Any]", raw), path.resolve().parent, str(path))
+    recipe = recipe_from(cast("dict[str, JsonValue]", raw), path.resolve().parent, str(path))
     return recipe if recipe.name else recipe.model_copy(update={"name": name_of(path.stem)})
 
 
-def recipe_from(raw: Mapping[str, Any], base: Path, where: str) -> Recipe:
+def recipe_from(raw: Mapping[str, JsonValue], base: Path, where: str) -> Recipe:
     """Check and resolve the keys of a recipe.
 
     Args:
@@ -62,6 +64,21 @@ def recipe_from(raw: Mapping[str, Any], base: Path, where: str) -> Recipe:
     except ValidationError as error:
         raise RecipeError(*_explain(where, error)) from error
     return _resolved(recipe, base)
+
+
+def section_from(section: type[S], settings: Mapping[str, Any], where: str) -> S:
+    """Check the keys of one section of a recipe.
+
+    Args:
+        where: what an error calls their origin.
+
+    Raises:
+        RecipeError: unknown key (with the nearest known one), or a value out of range.
+    """
+    try:
+        return section.model_validate(dict(settings))
+    except ValidationError as error:
+        raise RecipeError(*_explain(where, error, section)) from error
 
 
 def name_of(stem: str) -> str:
@@ -109,7 +126,7 @@ def _resolved(recipe: Recipe, base: Path) -> Recipe:
 
 
 def _task_paths(base: Path, task: Task) -> Task:
-    changes: dict[str, Any] = {}
+    changes: dict[str, Path | str | Judge] = {}
     for key, place in (("json_schema", task.json_schema), ("tests", task.tests)):
         if place is not None:
             changes[key] = _absolute(base, place)
@@ -136,14 +153,14 @@ def _absolute(base: Path, path: Path) -> Path:
     return path if path.is_absolute() else (base / path).resolve()
 
 
-def _explain(path: str, error: ValidationError) -> tuple[str, str]:
-    """Message and hint for all problems of a recipe, each with its dotted key."""
+def _explain(path: str, error: ValidationError, root: type[Section] = Recipe) -> tuple[str, str]:
+    """Message and hint for all problems of a recipe or of one section, each with its dotted key."""
     lines: list[str] = []
     hints: list[str] = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"]) or "recipe"
         if item["type"] == "extra_forbidden":
-            known = _known_keys(item["loc"][:-1])
+            known = _known_keys(root, item["loc"][:-1])
             near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
             lines.append(f"{path}: unknown key {key}")
             hints.append(f"did you mean {near[0]}?" if near else f"known keys there: {', '.join(sorted(known))}")
@@ -155,8 +172,8 @@ def _explain(path: str, error: ValidationError) -> tuple[str, str]:
     return "\n".join(lines), "; ".join(dict.fromkeys(hints)) or "tunesmith schema prints every key with its range"
 
 
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    section: Any = Recipe
+def _known_keys(root: type[Section], location: tuple[int | str, ...]) -> list[str]:
+    section: Any = root
     for part in location:
         if get_origin(section) is dict:
             section = get_args(section)[1]  # the part names an entry

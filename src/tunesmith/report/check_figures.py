@@ -8,26 +8,28 @@ Lengths have a logarithmic axis, because they spread over decades and a linear o
 stands in the linear part left of 1.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from tunesmith.report.figures import INK, PROMPT, TUNED, svg
+from tunesmith.rundir.records.quality import Histogram, Lengths
 
 SIZE = (4.9, 2.7)  # inches: two beside each other on a screen, one on a telephone, with letters of a readable size
-_MARKS = {"median": ":", "p95": "--", "p99": "-."}
+_STYLES = (":", "--", "-.")  # of median, p95 and p99
 
 
-def length_figure(lengths: dict[str, Any], label: str, max_length: int | None = None) -> str:
+def length_figure(lengths: Lengths, label: str, max_length: int | None = None) -> str:
     """Histogram of ``lengths`` with median, p95 and p99; bins beyond ``max_length`` in another colour, behind a line."""
     figure, axes = _start()
-    _bars(axes, lengths["histogram"], max_length)
-    _log_axis(axes, lengths["histogram"]["edges"], max_length)
-    for name, style in _MARKS.items():
-        axes.axvline(lengths[name], color=INK, linewidth=1.2, linestyle=style, label=f"{name} {lengths[name]:,}")
+    _bars(axes, lengths.histogram, max_length)
+    _log_axis(axes, lengths.histogram.edges, max_length)
+    marks = (("median", lengths.median), ("p95", lengths.p95), ("p99", lengths.p99))
+    for (name, length), style in zip(marks, _STYLES, strict=True):
+        axes.axvline(length, color=INK, linewidth=1.2, linestyle=style, label=f"{name} {length:,}")
     if max_length is not None:
         axes.axvline(max_length, color=TUNED, linewidth=2.2, label=f"max_length {max_length:,}")
     axes.set_xlabel(label)
@@ -46,7 +48,7 @@ def count_figure(counts: dict[str, int], label: str) -> str:
     return svg(figure, axes, grid="y")
 
 
-def share_figure(histogram: dict[str, list[float]], label: str) -> str:
+def share_figure(histogram: Histogram, label: str) -> str:
     """Histogram of shares from 0 to 1."""
     figure, axes = _start()
     _bars(axes, histogram, None)
@@ -65,15 +67,15 @@ def _start() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _bars(axes: Axes, histogram: dict[str, list[float]], max_length: int | None) -> None:
-    edges, counts = histogram["edges"], histogram["counts"]
+def _bars(axes: Axes, histogram: Histogram, max_length: int | None) -> None:
+    edges, counts = histogram.edges, histogram.counts
     widths = [end - start for start, end in pairwise(edges)]
     beyond = [max_length is not None and start > max_length for start in edges[:-1]]
     colours = [TUNED if over else PROMPT for over in beyond]
     axes.bar(edges[:-1], counts, widths, align="edge", color=colours, edgecolor="white", linewidth=0.5)
 
 
-def _log_axis(axes: Axes, edges: list[float], max_length: int | None) -> None:
+def _log_axis(axes: Axes, edges: Sequence[float], max_length: int | None) -> None:
     low, high = edges[0], max(edges[-1], max_length or 0)
     if low < 1:
         axes.set_xscale("symlog", linthresh=1, linscale=0.3)

@@ -7,7 +7,7 @@ colours are chosen to tell apart in print and for the colour-blind (Okabe and It
 
 import io
 import re
-from typing import Any, Literal
+from typing import Literal
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -25,7 +25,7 @@ SIZE = (4.9, 3.0)  # inches
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
-def loss_figure(metrics: list[dict[str, Any]], best_step: int) -> str:
+def loss_figure(metrics: list[dict[str, float]], best_step: int) -> str:
     """Train loss of every step (with a running mean), dev loss where it was taken, and the step that was kept."""
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()

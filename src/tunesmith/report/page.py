@@ -20,6 +20,7 @@ from tunesmith.report.figures import curve_figure, loss_figure
 from tunesmith.report.template import render
 from tunesmith.rundir import RunDir, read_json, write_text
 from tunesmith.rundir.records import FileRecord
+from tunesmith.rundir.records.check import DataReport
 from tunesmith.rundir.records.evaluation import Decision, Output, Verdict
 from tunesmith.rundir.records.evidence import Curve
 from tunesmith.rundir.records.export import Export, Merge
@@ -113,7 +114,7 @@ def write_report(run: RunDir) -> None:
         curve_svg=curve and curve_figure(curve),
         loss_svg=loss_figure(read_metrics(run.metrics_file), training.best_step),
         training=training,
-        data=read_json(run.data / "report.json"),
+        data=DataReport.read(run.data_report_file),
         export=_read(Export, run.export / "export.json"),
         merge=_read(Merge, run.export / "merge.json"),
         parity=_parity(run),

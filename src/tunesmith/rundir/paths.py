@@ -34,6 +34,7 @@ class RunDir:
         self.events_file = path / "events.jsonl"
         self.data = path / "data"
         self.split_file = self.data / "split.json"
+        self.data_report_file = self.data / "report.json"
         self.template_file = self.data / "chat_template.jinja"
         self.rendered_file = self.data / "rendered.json"
         self.metrics_file = path / "metrics.jsonl"
@@ -124,7 +125,7 @@ class RunDir:
         recover_directory(self.adapter)
         journal = finish_swap(self.export)
         if journal is not None:
-            self.record("export", journal["inputs"], self.files_below("export/"), time.time(), 0.0, 0)
+            self.record("export", journal.inputs, self.files_below("export/"), time.time(), 0.0, 0)
 
     def tokens(self, part: str) -> Path:
         """Rendered rows of train or dev, a memory-mapped Arrow file."""

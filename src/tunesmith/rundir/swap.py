@@ -8,9 +8,8 @@ rename to ``.ready/``, and moved in name by name, by this process or by the next
 import shutil
 from pathlib import Path
 
-from tunesmith.rundir.atomic import flush, read_json, write_json
-from tunesmith.rundir.records.base import Json
-from tunesmith.rundir.records.stages import Parts
+from tunesmith.rundir.atomic import flush
+from tunesmith.rundir.records.stages import Journal, Parts
 
 NEXT, READY, PREVIOUS = ".next", ".ready", ".previous"
 JOURNAL = "whole.json"
@@ -24,31 +23,30 @@ def swap_in(directory: Path, inputs: Parts) -> None:
     ``forget_journal``, so that the books can be mended too.
     """
     staged = directory / NEXT
-    write_json(staged / JOURNAL, {"inputs": inputs, "names": sorted(entry.name for entry in staged.iterdir())})
+    Journal(inputs=inputs, names=tuple(sorted(entry.name for entry in staged.iterdir()))).write(staged / JOURNAL)
     flush(staged)
     staged.replace(directory / READY)
     finish_swap(directory)
 
 
-def finish_swap(directory: Path) -> Json | None:
+def finish_swap(directory: Path) -> Journal | None:
     """Move in what was published, whatever moves are done already.
 
     Each move takes a name out of ``.ready`` for good, so a name that is not there is in its place, and the order of the
     moves does not matter. What the new content does not name goes first: it speaks of files that are about to change.
 
     Returns:
-        The journal (``inputs`` of the new content, ``names`` of its entries); None where nothing was published since
-        ``forget_journal``.
+        The journal; None where nothing was published since ``forget_journal``.
     """
     ready, previous = directory / READY, directory / PREVIOUS
     if not (ready / JOURNAL).exists():
         return None
-    journal = read_json(ready / JOURNAL)
+    journal = Journal.read(ready / JOURNAL)
     previous.mkdir(exist_ok=True)
     for entry in sorted(directory.iterdir()):
-        if entry.name not in {READY, NEXT, PREVIOUS, *journal["names"]}:
+        if entry.name not in {READY, NEXT, PREVIOUS, *journal.names}:
             entry.replace(previous / entry.name)
-    for name in journal["names"]:
+    for name in journal.names:
         if (ready / name).exists():
             if (directory / name).exists():
                 (directory / name).replace(previous / name)

@@ -6,8 +6,8 @@ belongs to the checkpoint that is there, so a resumed run begins with that one's
 
 import csv
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from tunesmith.rundir.atomic import write_text
 
@@ -18,7 +18,7 @@ class MetricsLog:
     def __init__(self, path: Path):
         self.path = path
 
-    def append(self, record: dict[str, Any]) -> None:
+    def append(self, record: Mapping[str, float]) -> None:
         """Add one flat record as a line of JSON."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
@@ -28,7 +28,7 @@ class MetricsLog:
         write_text(self.path, "" if table is None else table.read_text(encoding="utf-8"))
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[dict[str, float]]:
     """All whole records; a last line cut short by a kill is left out."""
     if not path.exists():
         return []

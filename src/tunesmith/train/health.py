@@ -164,13 +164,16 @@ def first_rows(documents: Documents, packs: Sequence[Sequence[int]]) -> list[int
     return chosen
 
 
-def check_adapter(model: PreTrainedModel, layers: Mapping[str, Adapted], documents: Documents, chosen: list[int]) -> float:
+def check_adapter(
+    model: PreTrainedModel, layers: Mapping[str, Adapted], documents: Documents, chosen: list[int], *, is_new: bool = True
+) -> float:
     """Send the first rows forward and backward once, and look at what comes back. Leaves no trace.
 
     Args:
-        layers: the adapted layers by name, as ``add_lora`` returned them, untrained.
+        layers: the adapted layers by name, as ``add_lora`` returned them.
         documents: the training part.
         chosen: what ``first_rows`` returned.
+        is_new: whether the layers are untrained, so that they may change nothing.
 
     Returns:
         Their mean loss (nats a supervised token).
@@ -181,11 +184,12 @@ def check_adapter(model: PreTrainedModel, layers: Mapping[str, Adapted], documen
     """
     if not chosen:
         raise TrainingError("no row of the first step has a supervised token to predict", "supervise longer answers")
-    _refuse_delta(layers)
+    if is_new:
+        _refuse_delta(layers)
     trained = {f"{name}.{key}": p for name, layer in layers.items() for key, p in layer.named_parameters() if p.requires_grad}
-    was_training, device = model.training, head_weight(model).device
+    was_training = model.training
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), attention(model.eval(), PACKED):
+        with attention(model.eval(), PACKED):
             loss, _ = step_gradients(model, [make_pack(documents, chosen)])
             whole = make_documents([(documents.ids(n), [1] * int(documents.lengths[n])) for n in chosen])
             text_loss = mean_loss(model, [make_pack(whole, range(len(whole)))])

@@ -6,6 +6,8 @@ manifest      manifest.json: where a run comes from
 data          data/: which row is in which part, which were left out, how long they are
 events        events.jsonl: what happens, a line an event
 training      training.json, metrics.jsonl, state.json of a checkpoint: what was trained, step by step
+check         check --json, data/report.json, data/rejected.jsonl: what is known of the rows
+quality       the quality report in them: what is in the rows
 advice        advice.json: whether to tune at all
 evaluation    evaluation/: answers, scores, the choice of prompts, the verdict
 evidence      evaluation/: retrieval, judge, forgetting, seeds, curve

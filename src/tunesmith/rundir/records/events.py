@@ -15,9 +15,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.json_schema import JsonSchemaValue
 
 from tunesmith.errors import RunError
 from tunesmith.rundir.records.base import Record
@@ -205,7 +206,7 @@ def parse_event(line: bytes | str, where: str) -> Event:
     return event
 
 
-def event_schema() -> dict[str, Any]:
+def event_schema() -> JsonSchemaValue:
     """JSON schema of a line of ``events.jsonl``."""
     return _adapter().json_schema()
 

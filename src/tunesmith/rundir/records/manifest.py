@@ -4,7 +4,20 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
-from tunesmith.rundir.records.base import FileRecord
+from tunesmith.rundir.records.base import FileRecord, Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class GitState(Record):
+    """The repository that a run was started in.
+
+    Attributes:
+        commit: hexadecimal.
+        dirty: whether files differ from it.
+    """
+
+    commit: str
+    dirty: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,5 +41,5 @@ class Manifest(FileRecord):
     template_sha256: str | None = None
     seed: int | None = None
     packages: dict[str, str] = field(default_factory=dict[str, str])
-    git: dict[str, JsonValue] | None = None
+    git: GitState | None = None
     hardware: dict[str, JsonValue] = field(default_factory=dict[str, JsonValue])

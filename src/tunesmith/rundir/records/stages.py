@@ -47,6 +47,19 @@ class StageRecord(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Journal(FileRecord):
+    """``export/.ready/whole.json``: what is being put in the place of what was there.
+
+    Attributes:
+        inputs: what the new content was made from, by name.
+        names: its files and directories.
+    """
+
+    inputs: Parts
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stages(FileRecord):
     """``stages.json``.
 

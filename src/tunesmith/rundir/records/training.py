@@ -8,7 +8,7 @@ one recipe, then another, then the first again ends with the first one's table t
 from dataclasses import dataclass
 
 from tunesmith.notebook import loss_curve, paragraph
-from tunesmith.rundir.records.base import FileRecord, Json, Record
+from tunesmith.rundir.records.base import FileRecord, Record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +41,11 @@ class Step(Record):
     dev_loss: float | None = None
     seconds: float | None = None
 
-    def figures(self) -> Json:
+    def figures(self) -> dict[str, float]:
         """All that was measured, the time as well: what an event of the step says."""
         return {name: value for name, value in self.to_json().items() if value is not None}
 
-    def line(self) -> Json:
+    def line(self) -> dict[str, float]:
         """The figures of the table: those that were measured, without the time."""
         return {name: value for name, value in self.figures().items() if name != "seconds"}
 

@@ -1,0 +1,28 @@
+"""Rows on their way from a source to the reader: up to 2,048 at a time, as bytes of JSON or as values.
+
+The size is what stays in the processor's cache with its values; what a row means is the reader's business.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+CHUNK_ROWS = 2048
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Up to 2,048 rows that stand one after another.
+
+    Attributes:
+        prefix: of the places, e.g. ``part-1.jsonl line``.
+        numbers: of the rows, from 1.
+        items: bytes (one JSON text), a dict (a row of a table, nulls dropped), or ``Unreadable``.
+        read: bytes of the file on disk that this chunk took.
+        unread: names of a table's columns that were left out.
+    """
+
+    prefix: str
+    numbers: range | list[int]
+    items: list[Any]
+    read: int
+    unread: tuple[str, ...] = ()

@@ -1,0 +1,162 @@
+"""For people who own their loop: rows to token ids, and a model trained a step at a turn; no recipe file, no run directory.
+
+    base = ts.open_base("org/instruct").add_lora(r=16)
+    for step in ts.train_steps(base, ts.render("rows.jsonl", base), learning_rate=1e-3):
+        print(step.step, step.loss)
+    base.save_adapter("adapter")
+
+It is the path of the stage ``train``, which calls the same two functions: ``make_ready`` swaps in our layers, proves that they
+compute the stock model's loss and that every adapter can learn, and plans the steps; ``train.loop.train_steps`` is the loop. So
+the records are the lines that a run of the same rows and settings writes into ``metrics.jsonl``, to the bit (a test holds it).
+What a run adds is all around it: the split, checkpoints, the choice of the best, the evaluation.
+
+Refused: a trainer with callbacks, which is somebody else's loop with holes in it.
+"""
+
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from tunesmith.chat.render import Rendered
+from tunesmith.data.pack import Plan
+from tunesmith.data.read import AS_FOUND, Reader, ReadOptions
+from tunesmith.engines.base import BaseModel, LoadedModel
+from tunesmith.errors import DataError, RecipeError, TrainingError
+from tunesmith.layers.experts import Adapted
+from tunesmith.models.fuse import fuse, is_fused
+from tunesmith.recipe import Train, section_from
+from tunesmith.rundir.records.training import Step
+from tunesmith.rundir.rows import Example
+from tunesmith.train import loop
+from tunesmith.train.documents import Documents, make_documents
+from tunesmith.train.health import check_adapter, first_rows, refuse_other_loss, stock_loss
+
+NOT_HERE = {
+    "compute": "the model was opened with it: open_base(model, compute=...)",
+    "keep_checkpoints": "your loop saves when it likes: model.save_adapter(directory)",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """A model that can be trained, and the plan.
+
+    Attributes:
+        steps: all optimizer steps.
+        swapped: what was swapped in, for people.
+        first_loss: on the first rows, nats a supervised token.
+    """
+
+    steps: Plan
+    swapped: str
+    first_loss: float
+
+
+def make_ready(
+    model: PreTrainedModel,
+    layers: Mapping[str, Adapted],
+    documents: Documents,
+    settings: Train,
+    seed: int,
+    *,
+    is_new: bool = True,
+) -> Ready:
+    """Swap in our layers, plan the steps, and look before the first one.
+
+    Args:
+        model: with its adapted layers; fused already where it was made ready before.
+        documents: to train on, none longer than ``settings.max_length``.
+        is_new: whether the adapter is untrained, so that it must change nothing yet.
+
+    Raises:
+        ModelError: our layers compute another loss than the stock ones, or documents in a pack know each other.
+        TrainingError: an adapter that cannot learn, or a model that guesses worse than a die.
+    """
+    steps = Plan(documents.lengths, settings.num_train_epochs, settings.tokens_per_step, settings.max_length, seed)
+    swapped = "as it was made ready before"
+    if not is_fused(model):
+        expected = stock_loss(model)
+        swapped = fuse(model).summary()
+        refuse_other_loss(model, expected)
+    first_loss = check_adapter(model, layers, documents, first_rows(documents, steps[0][1]), is_new=is_new)
+    return Ready(steps=steps, swapped=swapped, first_loss=first_loss)
+
+
+def render(
+    rows: str | Path | Iterable[Example], model: BaseModel | LoadedModel, options: ReadOptions = AS_FOUND
+) -> list[Rendered]:
+    """Token ids and supervision of rows, as the model's template writes them.
+
+    Args:
+        rows: file, directory or hub id in any format that ``check`` reads; or rows with ``messages``, and ``tools`` where there
+            are some.
+        model: what they are rendered for.
+        options: how a file is read.
+
+    Raises:
+        DataError: bad rows, or one that the template refuses or in which nothing is supervised.
+    """
+    if isinstance(rows, str | Path):
+        return model.render(row.to_json() for row in Reader(rows, options))
+    return model.render(rows)
+
+
+def train_steps(
+    model: LoadedModel,
+    rows: Sequence[Rendered],
+    *,
+    dev: Sequence[Rendered] | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> Generator[Step, None, None]:
+    """Train a model's adapter, one optimizer step at each turn.
+
+    What cannot be trained is refused at once, before the first turn. When a record comes out, its step is done and its dev
+    loss taken: the adapter may be saved then, and answers be asked of ``model.base.load(directory)``. (``model`` itself does
+    nothing but train from here on: its layers read packed documents.) Breaking off the loop leaves the adapter of the last
+    step.
+
+    Args:
+        model: with an adapter, from ``add_lora`` or ``load``.
+        rows: what it learns, from ``render``.
+        dev: rows whose loss is taken ``evals_per_epoch`` times an epoch; None for never.
+        seed: of the order of rows and of dropout.
+        settings: keys of the recipe's section ``train``: ``learning_rate``, ``num_train_epochs``, ``tokens_per_step`` ...
+
+    Returns:
+        A record of each step, as it is made.
+
+    Raises:
+        RecipeError: an unknown key, a value out of range, or a key that has no meaning here.
+        DataError: no rows, or one longer than ``max_length``.
+        ModelError: a model type that cannot be trained.
+        TrainingError: no adapter, one that cannot learn, or a loss, a gradient or a weight that is not finite.
+        MissingPackage: 8-bit moments without bitsandbytes.
+    """
+    for key, reason in NOT_HERE.items():
+        if key in settings:
+            raise RecipeError(f"train_steps: {key} has no meaning here", reason)
+    train = section_from(Train, settings, "train_steps")
+    if not model.layers:
+        raise TrainingError("train_steps: the model has no adapter to train", "open_base(model).add_lora(r=16)")
+    documents = _documents(rows, "rows", train.max_length)
+    held_out = None if dev is None else _documents(dev, "dev", train.max_length)
+    ready = make_ready(model.model, model.layers, documents, train, seed, is_new=False)
+    return loop.train_steps(model.model, model.layers, documents, ready.steps, train, seed, dev=held_out)
+
+
+def _documents(rows: Sequence[Rendered], name: str, max_length: int) -> Documents:
+    if not rows:
+        raise DataError(f"train_steps: {name}: no rows", 'render some: ts.render("rows.jsonl", model)')
+    long = [number for number, row in enumerate(rows) if len(row.ids) > max_length]
+    if long:
+        tokens = len(rows[long[0]].ids)
+        raise DataError(
+            f"train_steps: {name}[{long[0]}] has {tokens:,} tokens, more than max_length {max_length:,}, as have "
+            f"{len(long) - 1} more of {len(rows)} rows; nothing is cut",
+            f"leave them out, or give max_length={max(len(row.ids) for row in rows)}",
+        )
+    return make_documents((row.ids, row.supervised) for row in rows)
