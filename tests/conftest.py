@@ -15,10 +15,10 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
-from gguf import GGUFReader
 from hypothesis import HealthCheck, settings
 
 from tunesmith import hardware
+from tunesmith.checkpoints.gguf_reader import GgufReader
 from tunesmith.checkpoints.gguf_tokenizer import load_gguf_tokenizer
 from tunesmith.checkpoints.resolve import find_model
 from tunesmith.models import precision
@@ -103,7 +103,7 @@ def tokenizer_dir(tmp_path_factory):
     assert GGUF.exists(), f"{GGUF} is missing; run: make {GGUF.relative_to(ROOT)}"
 
     def make(directory: Path) -> None:
-        load_gguf_tokenizer(GGUF, GGUFReader(GGUF)).save_pretrained(directory)
+        load_gguf_tokenizer(GGUF, GgufReader(GGUF)).save_pretrained(directory)
 
     return _shared(tmp_path_factory, "tokenizer", make)
 

@@ -14,6 +14,7 @@ from tiny_families import SMALL, TINY, random_model
 from tunesmith import hardware
 from tunesmith.checkpoints import gguf as gguf_file
 from tunesmith.checkpoints.gguf import convert_gguf
+from tunesmith.checkpoints.gguf_reader import GgufReader
 from tunesmith.errors import ModelError
 from tunesmith.export.gguf.convert import convert
 
@@ -32,7 +33,7 @@ def test_a_quantised_file_becomes_the_values_of_its_blocks(tiny_run, cache):
     found = load_file(directory / "model.safetensors")
     merged = load_file(tiny_run.merged / "model.safetensors")
     assert found.keys() == merged.keys()  # tied: no second head
-    blocks = {t.name: gguf.quants.dequantize(t.data, t.tensor_type) for t in gguf.GGUFReader(path).tensors}
+    blocks = {t.name: gguf.quants.dequantize(t.data, t.tensor_type) for t in GgufReader(path).tensors}
     down = "model.layers.1.mlp.down_proj.weight"
     assert np.array_equal(found[down].numpy(), blocks["blk.1.ffn_down.weight"])
     for name, values in merged.items():  # a permutation undone wrongly would be off by 1.4

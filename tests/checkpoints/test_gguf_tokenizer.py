@@ -1,7 +1,6 @@
 """The tokenizer of a GGUF file beside llama.cpp's own reading of the same file."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 
@@ -28,9 +27,8 @@ class _Renamed:
     def __init__(self, rule):
         self.fields = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": rule}
 
-    def get_field(self, key):
-        value = self.fields[key]
-        return None if value is None else SimpleNamespace(contents=lambda: value)
+    def value(self, key):
+        return self.fields[key]
 
 
 def test_an_unknown_rule_is_refused_and_a_missing_one_is_said(talk, monkeypatch):

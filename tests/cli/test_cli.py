@@ -88,12 +88,13 @@ def test_ctrl_c_says_the_command_that_goes_on(tmp_path, tiny_dir, monkeypatch):
     for verb in ("data", "render"):
         assert _main(verb, recipe, "--out", out, monkeypatch=monkeypatch) == 0
     arguments = ["-q", "train", str(recipe), "--out", str(out)]
-    command = [sys.executable, "-c", "from tunesmith.cli import main; main()", *arguments]
-    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # a suite that was started in the background hands down interrupts that are ignored
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from tunesmith.cli import main; main()"
+    child = subprocess.Popen([sys.executable, "-c", heard, *arguments], stderr=subprocess.PIPE, text=True)
     while child.poll() is None and not any((out / "checkpoints").glob("step-*")):
         time.sleep(0.02)
     child.send_signal(signal.SIGINT)
-    talk = child.communicate()[1]
+    talk = child.communicate(timeout=60)[1]
     assert child.returncode == 130 and "interrupted" in talk and "Traceback" not in talk, talk
     assert shlex.split(talk.splitlines()[-1]) == ["tunesmith", *arguments]
 

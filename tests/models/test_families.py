@@ -16,7 +16,6 @@ from dataclasses import replace
 from functools import cached_property
 
 import bitsandbytes
-import gguf
 import numpy as np
 import peft
 import pytest
@@ -27,6 +26,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Gemm
 
 from llama_cpp_sources import convert_here
 from tiny_families import TINY, VOCABULARY, adapted, documents, random_model
+from tunesmith.checkpoints.gguf_reader import GgufReader
 from tunesmith.engines.llama_model import LlamaModel
 from tunesmith.errors import ExportError, TunesmithError
 from tunesmith.export.gguf.quantize import quantize
@@ -266,7 +266,7 @@ def check_gguf(case, tmp_path):
     another: F16 is held to the choices at 19 of 20 positions, a file in F32 to the bound.
     """
     target = exported(case, tmp_path)
-    tensors = {t.name: t for t in gguf.GGUFReader(target).tensors}
+    tensors = {t.name: t for t in GgufReader(target).tensors}
     made = {name for name in tensors if name.startswith("rope_")}  # tables, not weights
     assert sum(int(t.n_elements) for name, t in tensors.items() if name not in made) == sum(
         tensor.numel() for tensor in unique(random_model(case.tiny.config)).values()
@@ -359,7 +359,7 @@ def test_what_converts_with_its_towers_alone_does_convert_with_them(tmp_path):
     save_adapter(tmp_path / "adapter", adapted(model), LORA, "base")
     merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged", towers="keep")
     converted = convert(tmp_path / "merged")
-    weights = sum(int(t.n_elements) for t in gguf.GGUFReader(converted).tensors if not t.name.startswith("rope_"))
+    weights = sum(int(t.n_elements) for t in GgufReader(converted).tensors if not t.name.startswith("rope_"))
     assert weights == sum(tensor.numel() for tensor in unique(random_model(text)).values())
     tuned, base = (
         AutoModelForImageTextToText.from_pretrained(tmp_path / part, dtype=torch.float32).eval() for part in ("merged", "base")

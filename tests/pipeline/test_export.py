@@ -11,12 +11,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gguf
 import pytest
 import torch
 
 from conftest import write_recipe
 from tunesmith import cli
+from tunesmith.checkpoints.gguf_reader import GgufReader
 from tunesmith.errors import ExportError
 from tunesmith.export import job as export_job
 from tunesmith.export.forms.form import Operation, peak
@@ -81,13 +81,13 @@ def test_every_form_lies_there_as_planned(exported):
 
 
 def test_files_say_what_they_are(exported, tokenizer):
-    tuned, base = (gguf.GGUFReader(exported.export / name) for name in ("toy-Q4_0.gguf", "toy-base-Q4_0.gguf"))
+    tuned, base = (GgufReader(exported.export / name) for name in ("toy-Q4_0.gguf", "toy-base-Q4_0.gguf"))
     for reader in (tuned, base):
         assert reader.fields["tokenizer.chat_template"].contents() == tokenizer.chat_template
     assert tuned.fields["quantize.imatrix.dataset"].contents() == "train part of toy"
     assert "quantize.imatrix.dataset" not in base.fields
     assert tuned.fields["general.name"].contents().lower() == "toy" and base.fields["general.name"].contents().lower() == "tiny"
-    lora = gguf.GGUFReader(exported.export / "toy-lora.gguf")
+    lora = GgufReader(exported.export / "toy-lora.gguf")
     assert lora.fields["general.name"].contents() == "Toy Lora"  # and no name of a temporary directory
     written = Commands.read(exported.export / "commands.json")
     assert written.refused == {} and {"vllm", "llama_server_adapter", "ollama", "ollama_adapter"} <= written.commands.keys()

@@ -3,10 +3,10 @@
 import json
 import shutil
 
-import gguf
 import pytest
 
 from conftest import write_recipe
+from tunesmith.checkpoints.gguf_reader import GgufReader
 from tunesmith.errors import DataError, RunError
 from tunesmith.evaluate.arms import read_outputs
 from tunesmith.pipeline import verbs as api
@@ -64,7 +64,7 @@ def test_no_test_row_is_in_any_prompt(tiny_run):
 
 
 def test_exported_file_is_the_tuned_model_with_the_training_template(tiny_run, tiny_dir, tokenizer):
-    reader = gguf.GGUFReader(tiny_run.export / "toy-Q8_0.gguf")
+    reader = GgufReader(tiny_run.export / "toy-Q8_0.gguf")
     assert reader.fields["tokenizer.chat_template"].contents() == tokenizer.chat_template
     assert reader.fields["tokenizer.ggml.eos_token_id"].contents() == 2
     files = Export.read(tiny_run.export / "export.json").files

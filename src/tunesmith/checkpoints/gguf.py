@@ -23,7 +23,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,17 +31,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
 from tunesmith import hardware
+from tunesmith.checkpoints.gguf_reader import GgufReader, GgufTensor
 from tunesmith.checkpoints.gguf_tokenizer import load_gguf_tokenizer
-from tunesmith.checkpoints.prescan import check_gguf
 from tunesmith.checkpoints.shards import Shape, refuse_full_disk, write_model
 from tunesmith.checkpoints.tokenizer_class import name_tokenizer_class
 from tunesmith.errors import ModelError
 from tunesmith.families import GGUF, SCALED_ROTARY, GgufArchitecture
 from tunesmith.rundir import atomic_directory
 from tunesmith.rundir.hashes import content_hash
-
-if TYPE_CHECKING:
-    from gguf import GGUFReader, ReaderTensor
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +63,7 @@ SLOWEST, FASTEST = 1.0, 4.0  # low_freq_factor and high_freq_factor of every pub
 class _Source:
     """Where a tensor of the model is in the file: one tensor, or gate and up of stacked experts."""
 
-    tensors: tuple["ReaderTensor", ...]
+    tensors: tuple[GgufTensor, ...]
     shape: Shape
 
 
@@ -116,37 +113,34 @@ def convert_gguf(path: Path, expected: str | None) -> Path:
     return target
 
 
-def _open(path: Path) -> "GGUFReader":
+def _open(path: Path) -> GgufReader:
     """The parsed header. A forged file, or one whose tensors reach beyond its end (a download cut short), is refused."""
-    import gguf
-
     try:
-        check_gguf(path)
-        return gguf.GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OSError) as error:
+        return GgufReader(path)
+    except OSError as error:
         raise ModelError(
             f"{path}: not a whole GGUF file ({path.stat().st_size:,} bytes): {error}", "get the file again"
         ) from error
 
 
-def _architecture(path: Path, reader: "GGUFReader") -> GgufArchitecture:
+def _architecture(path: Path, reader: GgufReader) -> GgufArchitecture:
     """What is known of the file's architecture; all its keys are."""
-    name = _value(reader, "general.architecture")
+    name = reader.value("general.architecture")
     known = GGUF.get(name)
     if known is None:
         raise ModelError(f"{path}: GGUF architecture {name} is not read here", f"known: {', '.join(GGUF)}; or use safetensors")
     for key in reader.fields:
         if key.startswith(f"{name}.") and key.removeprefix(f"{name}.") not in {*COMMON_KEYS, *known.keys}:
-            raise ModelError(f"{path}: {key} = {_value(reader, key)} is not understood", "use the model's safetensors")
+            raise ModelError(f"{path}: {key} = {reader.value(key)} is not understood", "use the model's safetensors")
     return known
 
 
-def _complete(path: Path, config: PretrainedConfig, reader: "GGUFReader", known: GgufArchitecture) -> None:
+def _complete(path: Path, config: PretrainedConfig, reader: GgufReader, known: GgufArchitecture) -> None:
     """Put into the configuration what the file says and transformers does not read."""
-    name = _value(reader, "general.architecture")
+    name = reader.value("general.architecture")
     facts: dict[str, Any] = {"dtype": torch.float32, "tie_word_embeddings": _is_tied(reader)}
     for key, setting in known.keys.items():
-        if setting is not None and (value := _value(reader, f"{name}.{key}")) is not None:
+        if setting is not None and (value := reader.value(f"{name}.{key}")) is not None:
             facts[setting] = value
     if known.wide_scale_at is not None:
         heads = config.num_attention_heads
@@ -181,7 +175,7 @@ def _scaled_rotary(path: Path, factors_F: np.ndarray, config: PretrainedConfig) 
     }
 
 
-def _is_tied(reader: "GGUFReader") -> bool:
+def _is_tied(reader: GgufReader) -> bool:
     """Whether the head is the embedding: it is not in the file, or it is there twice."""
     by_name = {tensor.name: tensor for tensor in reader.tensors}
     head, table = by_name.get("output.weight"), by_name["token_embd.weight"]
@@ -189,16 +183,16 @@ def _is_tied(reader: "GGUFReader") -> bool:
 
 
 def _sources(
-    path: Path, model: PreTrainedModel, config: PretrainedConfig, reader: "GGUFReader"
+    path: Path, model: PreTrainedModel, config: PretrainedConfig, reader: GgufReader
 ) -> tuple[dict[str, _Source], Any]:
     """Where each tensor of the model comes from, and transformers' processor of layouts."""
     import gguf
 
-    architecture = _value(reader, "general.architecture")
+    architecture = reader.value("general.architecture")
     processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=config.to_dict())
     places = get_gguf_hf_weights_map(model, processor)
     dtypes = {gguf.GGMLQuantizationType.F16: torch.float16, gguf.GGMLQuantizationType.BF16: torch.bfloat16}
-    found: dict[str, list[ReaderTensor]] = {}
+    found: dict[str, list[GgufTensor]] = {}
     left = []
     for tensor in reader.tensors:
         place = places.get(tensor.name) or places.get(tensor.name.removesuffix(".weight"))
@@ -237,7 +231,7 @@ def _pieces(path: Path, source: _Source, processor: Any) -> Iterator[torch.Tenso
     yield torch.from_numpy(np.ascontiguousarray(values)).to(source.shape.dtype)
 
 
-def _read(path: Path, tensor: "ReaderTensor", expert: int | None) -> np.ndarray:
+def _read(path: Path, tensor: GgufTensor, expert: int | None) -> np.ndarray:
     """A tensor's values, or one expert's, fp32. From the file and not from its mapping, whose pages would stay resident."""
     import gguf
 
@@ -245,8 +239,3 @@ def _read(path: Path, tensor: "ReaderTensor", expert: int | None) -> np.ndarray:
     offset = int(tensor.data_offset) + (0 if expert is None else expert * data.nbytes)
     raw = np.fromfile(path, data.dtype, count=data.size, offset=offset).reshape(data.shape)
     return np.asarray(gguf.quants.dequantize(raw, tensor.tensor_type), np.float32)
-
-
-def _value(reader: "GGUFReader", key: str) -> Any:
-    field = reader.get_field(key)
-    return None if field is None else field.contents()

@@ -12,24 +12,21 @@ Source: ``src/llama-vocab.cpp`` of llama.cpp (build b10605), ``llm_tokenizer_bpe
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
+from tunesmith.checkpoints.gguf_reader import GgufReader
 from tunesmith.errors import ModelError
 from tunesmith.families import GGUF_GPT2_SPLIT, GGUF_SINGLE_DIGITS
-
-if TYPE_CHECKING:
-    from gguf import GGUFReader
 
 logger = logging.getLogger(__name__)
 
 BYTE_LEVEL = "gpt2"  # tokenizer.ggml.model of every byte-level vocabulary
 
 
-def load_gguf_tokenizer(path: Path, reader: "GGUFReader") -> PreTrainedTokenizerBase:
+def load_gguf_tokenizer(path: Path, reader: GgufReader) -> PreTrainedTokenizerBase:
     """The file's tokenizer.
 
     Args:
@@ -40,13 +37,13 @@ def load_gguf_tokenizer(path: Path, reader: "GGUFReader") -> PreTrainedTokenizer
         OSError, ValueError, KeyError, TypeError: as transformers reads the file.
     """
     tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-    kind, rule = (reader.get_field(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
-    if kind is None or kind.contents() != BYTE_LEVEL:
+    kind, rule = (reader.value(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
+    if kind != BYTE_LEVEL:
         return tokenizer
     if rule is None:
         logger.warning(f"{path}: does not say how its tokenizer splits text (tokenizer.ggml.pre); split as GPT-2 does")
         return tokenizer
-    name = str(rule.contents())
+    name = str(rule)
     if name in GGUF_SINGLE_DIGITS:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]

@@ -20,6 +20,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from tunesmith.checkpoints.gguf_reader import GgufReader
+
 ANSWERS = Path(__file__).with_suffix(".json")
 FILE_TYPES = ("F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M")
 MIXED = ("Q4_K_M", "Q3_K_M")  # whose values the largest models have more bits
@@ -164,7 +166,7 @@ def write_imatrix_file(path: Path, name: str) -> None:
 
 def told(path: Path) -> str:
     """What is kept of a file: its sha256, and the number of tensors of each type for whoever looks for a difference."""
-    counts = Counter(tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors)
+    counts = Counter(tensor.tensor_type.name for tensor in GgufReader(path).tensors)
     return " ".join([hashlib.sha256(path.read_bytes()).hexdigest(), *(f"{kind}:{n}" for kind, n in sorted(counts.items()))])
 
 

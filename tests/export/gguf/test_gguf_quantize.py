@@ -9,6 +9,7 @@ from gguf import GGMLQuantizationType as Type
 from llama_quantize_oracle import ANSWERS, CASES, CHUNKS, DATASET, importance, told, write_source
 
 from tunesmith import hardware
+from tunesmith.checkpoints.gguf_reader import GgufReader
 from tunesmith.errors import ExportError
 from tunesmith.export.gguf import quantize as quantize_module
 from tunesmith.export.gguf.convert import describe
@@ -56,11 +57,11 @@ def test_files_are_those_of_llama_quantize(name, tmp_path):
 def test_a_file_has_the_planned_size_and_is_described_as_measured(tmp_path):
     name = "4 experts, one shared"
     write_source(tmp_path / "f16.gguf", name)
-    reader = gguf.GGUFReader(tmp_path / "f16.gguf")
+    reader = GgufReader(tmp_path / "f16.gguf")
     sources = sources_of(reader)
     types = plan_types(sources, "Q4_K_M", metadata_of(reader))
     facts = quantize(tmp_path / "f16.gguf", tmp_path / "q.gguf", "Q4_K_M")
-    tensors = gguf.GGUFReader(tmp_path / "q.gguf").tensors
+    tensors = GgufReader(tmp_path / "q.gguf").tensors
     assert nbytes(sources, types) == sum(int(t.n_bytes) for t in tensors)
     assert facts == describe(tmp_path / "q.gguf") and facts.bytes == (tmp_path / "q.gguf").stat().st_size
     assert facts.bits_per_weight == pytest.approx(8 * nbytes(sources, types) / facts.weights, abs=1e-3)
@@ -75,7 +76,7 @@ def test_blocks_decode_to_the_weights_and_importance_moves_the_error(tmp_path):
 
     def errors(file_type, importance):
         quantize(source, tmp_path / "q.gguf", file_type, importance)
-        (tensor,) = gguf.GGUFReader(tmp_path / "q.gguf").tensors
+        (tensor,) = GgufReader(tmp_path / "q.gguf").tensors
         wrong = (gguf.dequantize(tensor.data, tensor.tensor_type).reshape(x.shape) - x) ** 2
         return np.sqrt(wrong[:, 1::2].mean()), np.sqrt(wrong[:, ::2].mean())
 
@@ -93,11 +94,11 @@ def test_a_stack_is_quantised_expert_by_expert_with_its_own_importance(tmp_path)
     weights = rng.uniform(0.01, 9, (experts, columns)).astype(np.float32)
     stack = _write(tmp_path / "stack.gguf", {"blk.0.ffn_up_exps.weight": x})
     quantize(stack, tmp_path / "q.gguf", "Q4_K_M", {"blk.0.ffn_up_exps.weight": weights})
-    (whole,) = gguf.GGUFReader(tmp_path / "q.gguf").tensors
+    (whole,) = GgufReader(tmp_path / "q.gguf").tensors
     for e in range(experts):
         one = _write(tmp_path / f"{e}.gguf", {"blk.0.ffn_up.weight": x[e]})
         quantize(one, tmp_path / "one.gguf", "Q4_K_M", {"blk.0.ffn_up.weight": weights[e]})
-        (alone,) = gguf.GGUFReader(tmp_path / "one.gguf").tensors
+        (alone,) = GgufReader(tmp_path / "one.gguf").tensors
         assert np.array_equal(np.asarray(whole.data[e]).ravel(), np.asarray(alone.data).ravel())
 
 
@@ -140,7 +141,7 @@ def test_tensors_without_importance_are_told(tmp_path, talk):
     source = _write(tmp_path / "f16.gguf", tensors)
     quantize(source, tmp_path / "q.gguf", "Q4_K_M", {"blk.0.attn_q.weight": np.ones(256, np.float32)})
     assert "1 of 3 tensors without importance, first blk.0.attn_k.weight" in talk()
-    reader = gguf.GGUFReader(tmp_path / "q.gguf")
+    reader = GgufReader(tmp_path / "q.gguf")
     assert reader.fields["quantize.imatrix.entries_count"].contents() == 1
     assert "quantize.imatrix.file" not in reader.fields
 
@@ -149,5 +150,5 @@ def test_q8_0_equals_the_gguf_packages_own_quantiser(tmp_path):
     """A second implementation as oracle, on every machine: the Python one of the gguf package, byte for byte."""
     x = np.random.default_rng(1).normal(size=(33, 64)).astype(np.float16)
     quantize(_write(tmp_path / "f16.gguf", {"blk.0.attn_q.weight": x}), tmp_path / "q8.gguf", "Q8_0")
-    (tensor,) = gguf.GGUFReader(tmp_path / "q8.gguf").tensors
+    (tensor,) = GgufReader(tmp_path / "q8.gguf").tensors
     assert np.array_equal(np.asarray(tensor.data), gguf.quantize(x.astype(np.float32), Type.Q8_0))

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from llama_cpp_sources import LLAMA_CPP, convert_here, converters
 from tiny_families import TINY, adapted, random_model
+from tunesmith.checkpoints.gguf_reader import GgufReader
 from tunesmith.errors import ExportError
 from tunesmith.export.gguf import lora as lora_gguf
 from tunesmith.export.gguf.lora import write_lora_gguf
@@ -49,12 +50,12 @@ def here(monkeypatch):
 def tensors_of(directory):
     """A model directory as llama.cpp's converter lays it out, in fp32, without the tables of the tokenizer."""
     target = convert_here(directory, "ALL_F32", lambda self: None)
-    return {tensor.name: tensor.data for tensor in gguf.GGUFReader(target).tensors}
+    return {tensor.name: tensor.data for tensor in GgufReader(target).tensors}
 
 
 def deltas(path):
     """What llama.cpp adds: ``alpha / rank B A`` by the name of the weight."""
-    reader = gguf.GGUFReader(path)
+    reader = GgufReader(path)
     assert reader.fields["general.type"].contents() == "adapter"
     alpha = reader.fields["adapter.lora.alpha"].contents()
     tensors = {tensor.name: tensor.data for tensor in reader.tensors}

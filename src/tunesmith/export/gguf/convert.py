@@ -15,9 +15,8 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-import gguf
-
 from tunesmith import hardware
+from tunesmith.checkpoints.gguf_reader import GgufReader
 from tunesmith.errors import ExportError
 from tunesmith.rundir.records.export import GgufFile
 
@@ -71,10 +70,10 @@ def run_converter(script: str, arguments: list[str], target: Path) -> None:
 
 def describe(path: Path) -> GgufFile:
     """What a GGUF file holds."""
-    tensors = gguf.GGUFReader(path).tensors
-    weights = sum(int(tensor.n_elements) for tensor in tensors)
+    tensors = GgufReader(path).tensors
+    weights = sum(tensor.n_elements for tensor in tensors)
     by_type: dict[str, int] = {}
     for tensor in tensors:
-        by_type[tensor.tensor_type.name] = by_type.get(tensor.tensor_type.name, 0) + int(tensor.n_elements)
-    bits = 8 * sum(int(tensor.n_bytes) for tensor in tensors) / weights
+        by_type[tensor.tensor_type.name] = by_type.get(tensor.tensor_type.name, 0) + tensor.n_elements
+    bits = 8 * sum(tensor.n_bytes for tensor in tensors) / weights
     return GgufFile(bytes=path.stat().st_size, weights=weights, bits_per_weight=round(bits, 3), types=by_type)

@@ -52,7 +52,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from tunesmith.checkpoints.prescan import check_gguf
+from tunesmith.checkpoints.gguf_reader import GgufReader
 from tunesmith.errors import ExportError, ModelError
 from tunesmith.export.gguf.lora import gguf_names
 from tunesmith.kernels.attention import Span
@@ -201,14 +201,12 @@ def read_imatrix(path: Path) -> Importance:
         ExportError: no such file, or another kind of file, or one that contradicts itself.
     """
     try:
-        check_gguf(path)
-        reader = gguf.GGUFReader(path)
-    except (OSError, ValueError, ModelError) as error:
+        reader = GgufReader(path)
+    except (OSError, ModelError) as error:
         reason = error.message if isinstance(error, ModelError) else f"{path}: {error}"
         hint = "an imatrix in the old format: llama-imatrix --in-file OLD.dat -o NEW.gguf"
         raise ExportError(f"not a GGUF imatrix file: {reason}", hint) from error
-    kind = reader.fields.get("general.type")
-    if kind is None or kind.contents() != "imatrix":
+    if reader.value("general.type") != "imatrix":
         raise ExportError(f"{path}: general.type is not imatrix", "give the file that llama-imatrix wrote")
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     sums: dict[str, NDArray[np.float32]] = {}

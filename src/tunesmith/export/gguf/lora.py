@@ -37,6 +37,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from tunesmith.checkpoints.gguf_reader import GgufReader
 from tunesmith.checkpoints.hf import read_config
 from tunesmith.errors import ExportError
 from tunesmith.export.gguf.convert import run_converter
@@ -121,16 +122,16 @@ def _refuse(adapter: Path, config: Mapping[str, Any], keys: list[str], tied: boo
 
 def _check(path: Path, adapter: Path, factors: Mapping[str, NDArray[Any]], scale: float, layers: int) -> int:
     """Whether the file is the adapter: scale, targets, factors. Returns the number of its tensors."""
-    reader = gguf.GGUFReader(path)
-    fields = {name: field.contents() for name, field in reader.fields.items()}
+    reader = GgufReader(path)
+    architecture = reader.value("general.architecture")
     written = {tensor.name: tensor.data for tensor in reader.tensors}
-    names = gguf_names(fields["general.architecture"], layers)
+    names = gguf_names(architecture, layers)
     hint = f"llama.cpp's converter and the adapter disagree; {MERGED}"
     for key, trained in factors.items():
         layer, _, factor = key.removeprefix(PREFIX).rpartition(".lora_")
         weight = names.get_name(f"{layer}.weight", try_suffixes=(".weight",))
         if weight is None:
-            raise ExportError(f"{layer}: no GGUF name in architecture {fields['general.architecture']}", hint)
+            raise ExportError(f"{layer}: no GGUF name in architecture {architecture}", hint)
         name = f"{weight}.lora_{factor[0].lower()}"
         if name not in written:
             raise ExportError(f"{adapter}: target {layer} was dropped: the LoRA GGUF has no {name}", hint)
@@ -139,7 +140,7 @@ def _check(path: Path, adapter: Path, factors: Mapping[str, NDArray[Any]], scale
         if not same:
             raise ExportError(f"{adapter}: {key} and {name} of the LoRA GGUF are not the same numbers", hint)
         rank = trained.shape[0 if factor.startswith("A") else 1]
-        applied = float(fields["adapter.lora.alpha"]) / rank
+        applied = float(reader.value("adapter.lora.alpha")) / rank
         if abs(applied - scale) > 1e-6 * scale:
             raise ExportError(f"{layer}: llama.cpp would apply the update times {applied:g}, not {scale:g}", hint)
     if written:

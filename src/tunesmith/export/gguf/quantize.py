@@ -37,6 +37,7 @@ from gguf import GGUFValueType
 from numpy.typing import NDArray
 
 from tunesmith import hardware
+from tunesmith.checkpoints.gguf_reader import GgufReader
 from tunesmith.errors import ExportError
 from tunesmith.export.gguf.types import (
     DENSE,
@@ -119,7 +120,7 @@ def quantize(
         ExportError: a type or row length that the rule does not know; a weight that is not finite; an entry of the matrix
             that does not fit its tensor, or none that fits any.
     """
-    reader = gguf.GGUFReader(source)
+    reader = GgufReader(source)
     if reader.alignment != ALIGNMENT:
         raise ExportError(
             f"{source}: tensors are aligned to {reader.alignment} bytes, expected {ALIGNMENT}", "convert it again"
@@ -128,7 +129,7 @@ def quantize(
     types = plan_types(sources.values(), file_type, metadata_of(reader), bool(imatrix))
     importance = _checked(imatrix or {}, sources, types)
     header = _header(reader, sources, types, _quantization_keys(file_type, imatrix or {}, origin or ImatrixOrigin()))
-    offsets = {tensor.name: int(tensor.data_offset) for tensor in reader.tensors}
+    offsets = {tensor.name: tensor.data_offset for tensor in reader.tensors}
     pieces = (
         piece for name, kind in types.items() for piece in _pieces(sources[name], kind, offsets[name], importance.get(name))
     )
@@ -204,14 +205,12 @@ def _quantization_keys(file_type: str, imatrix: Importance, origin: ImatrixOrigi
 
 
 def _header(
-    reader: gguf.GGUFReader, sources: Mapping[str, Source], types: Mapping[str, Type], keys: Mapping[str, int | str]
+    reader: GgufReader, sources: Mapping[str, Source], types: Mapping[str, Type], keys: Mapping[str, int | str]
 ) -> bytes:
     """All before the tensors: keys of the source as they lie there, those that are said anew last, and the tensors' places."""
-    fields = [field for key, field in reader.fields.items() if not key.startswith("GGUF.") and key not in keys]
+    fields = [field for key, field in reader.fields.items() if key not in keys]
     parts = [b"GGUF", struct.pack("<IQQ", gguf.GGUF_VERSION, len(types), len(fields) + len(keys))]
-    for field in fields:
-        size = sum(int(part.nbytes) for part in field.parts)
-        parts.append(reader.data[field.offset : field.offset + size].tobytes())
+    parts += [bytes(field.raw) for field in fields]
     for key, value in keys.items():
         if isinstance(value, str):
             cut = value.encode()[:LONGEST_TEXT].decode(errors="ignore")

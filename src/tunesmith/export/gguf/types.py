@@ -32,6 +32,7 @@ import gguf
 from gguf import GGMLQuantizationType as Type
 from gguf import LlamaFileType
 
+from tunesmith.checkpoints.gguf_reader import GgufReader, GgufTensor
 from tunesmith.errors import ExportError
 from tunesmith.families import GGUF_70B, GGUF_OWN_MIXTURE
 
@@ -95,12 +96,12 @@ class _Model:
     values: int
 
 
-def sources_of(reader: gguf.GGUFReader) -> list[Source]:
+def sources_of(reader: GgufReader) -> list[Source]:
     """The tensors of a GGUF file, in its order."""
     return [Source(tensor.name, _shape(tensor), tensor.tensor_type) for tensor in reader.tensors]
 
 
-def metadata_of(reader: gguf.GGUFReader) -> Metadata:
+def metadata_of(reader: GgufReader) -> Metadata:
     """The keys of a GGUF file that the rule reads."""
     wanted = (".block_count", ".expert_count", ".head_count", ".head_count_kv", "general.architecture")
     return {name: field.contents() for name, field in reader.fields.items() if name.endswith(wanted)}
@@ -146,8 +147,8 @@ def row_bytes(kind: Type, columns: int) -> int:
     return columns // block * size
 
 
-def _shape(tensor: gguf.ReaderTensor) -> tuple[int, ...]:
-    shape = tuple(int(n) for n in reversed(tensor.shape))
+def _shape(tensor: GgufTensor) -> tuple[int, ...]:
+    shape = tensor.shape
     while len(shape) > 1 and shape[0] == 1:
         shape = shape[1:]
     return shape

@@ -33,9 +33,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
-from gguf import GGUFReader
 from transformers import PreTrainedTokenizerBase
 
+from tunesmith.checkpoints.gguf_reader import GgufReader
 from tunesmith.errors import ExportError
 from tunesmith.export.ollama.go_template import constant, execute, values
 from tunesmith.rundir import write_text
@@ -437,9 +437,9 @@ def _conversations(
 def adds_bos(file: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether Ollama puts the beginning-of-text token: what the GGUF says, else what the tokenizer does."""
     if file.is_file():
-        field = GGUFReader(file).get_field("tokenizer.ggml.add_bos_token")
-        if field is not None:
-            return bool(field.contents())
+        adds = GgufReader(file).value("tokenizer.ggml.add_bos_token")
+        if adds is not None:
+            return bool(adds)
     ids = tokenizer("a")["input_ids"]
     assert isinstance(ids, list)
     return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
