@@ -2,8 +2,8 @@
 
 The templates are the official ones, as they travel in TRL's package; Mistral's is written from its published format.
 Three pipelines stand for all: byte-level BPE (SmolLM2, Llama 3, Qwen; Qwen with NFC), and SentencePiece-like BPE with byte
-fallback, with a space in front of every text (Mistral) and without (Gemma). The byte-level ones are SmolLM2's
-vocabulary; the other is trained here on a few sentences.
+fallback, with a space in front of every text (Mistral) and without (Gemma). The byte-level ones are the first tokens of
+SmolLM2's vocabulary (reading the whole of it is most of a test's time); the other is trained here on a few sentences.
 """
 
 import functools
@@ -20,6 +20,7 @@ LLAMA_CUT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 HERE = Path(__file__).parent / "templates"
+BYTE_TOKENS = 4096  # control tokens, bytes, then the commonest merges
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,9 @@ def make(name: str, smollm2: Path) -> PreTrainedTokenizerFast:
         if family.kind == "byte-nfc":
             description["normalizer"] = {"type": "NFC"}
         # The published vocabularies have every byte; SmolLM2's, as its GGUF carries it, lacks some.
-        vocabulary = description["model"]["vocab"]
+        bpe = description["model"]
+        vocabulary = bpe["vocab"] = {token: number for token, number in bpe["vocab"].items() if number < BYTE_TOKENS}
+        bpe["merges"] = [pair for pair in bpe["merges"] if "".join(pair) in vocabulary]
         if family.template:
             letters = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324))]
             for letter in letters:
