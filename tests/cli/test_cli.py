@@ -8,11 +8,19 @@ import sys
 import time
 
 import pytest
+import typer.main
+from typer.core import TyperGroup
 
 from conftest import GGUF, write_recipe
-from tunesmith import cli
+from tunesmith import __version__, cli
 from tunesmith.cli.ending import interrupt_message
+from tunesmith.pipeline.table import table_of
+from tunesmith.rundir.records.base import Record
 from tunesmith.rundir.records.evaluation import Verdict
+from tunesmith.rundir.records.export import ExportPlan
+from tunesmith.rundir.records.parity import Parity
+from tunesmith.rundir.records.stages import Status
+from tunesmith.rundir.records.training import Training
 
 
 def _main(*arguments, monkeypatch):
@@ -111,3 +119,46 @@ def test_verdict_is_printed_on_stdout_with_its_exit_code(tiny_run, monkeypatch, 
     assert f"verdict: {verdict.decision}" in printed and verdict.reason[:40] in printed
     for arm in ("instruction", "few_shot", "tuned", "deployed"):
         assert arm in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind"),
+    [
+        (("verdict",), Verdict),
+        (("run",), Verdict),
+        (("parity",), Parity),
+        (("train",), Training),
+        (("status",), Status),
+        (("run", "--dry-run"), Status),
+        (("export", "--dry-run"), ExportPlan),
+    ],
+)
+def test_json_is_the_record_and_nothing_else(tiny_run, arguments, kind: type[Record], monkeypatch, capsys):
+    code = _main(arguments[0], tiny_run.path, *arguments[1:], "--json", monkeypatch=monkeypatch)
+    record = kind.parse(capsys.readouterr().out)
+    if isinstance(record, Verdict | Parity):
+        assert code == record.exit_code
+    if isinstance(record, Verdict):
+        assert record == Verdict.read(tiny_run.verdict_file)
+    if isinstance(record, Status):
+        assert {stage.state for stage in record.stages} == {"done"}
+    if isinstance(record, ExportPlan):
+        assert 0 < record.bytes <= record.peak_bytes
+        assert all((tiny_run.export / step.target).exists() for step in record.steps if step.until is None)
+
+
+def test_help_stands_in_groups_in_the_order_of_a_run(tiny_run):
+    group = typer.main.get_command(cli.app)
+    assert isinstance(group, TyperGroup)
+    panels = [str(vars(command)["rich_help_panel"]) for command in group.commands.values()]
+    assert list(dict.fromkeys(panels)) == [cli.LOOK, cli.WHOLE, cli.STAGES, cli.EVIDENCE, cli.USE]
+    assert panels == sorted(panels, key=panels.index)  # no group in two pieces
+    stages = [stage.name.split()[0] for stage in table_of(tiny_run.recipe()).stages]
+    verbs = [name for name, panel in zip(group.commands, panels, strict=True) if panel == cli.STAGES]
+    last = {name: place for place, name in enumerate(stages)}  # "evaluate" stands once an arm
+    assert verbs == sorted(verbs, key=lambda name: last[name])
+
+
+def test_version(monkeypatch, capsys):
+    assert _main("--version", monkeypatch=monkeypatch) == 0
+    assert capsys.readouterr().out == f"{__version__}\n"

@@ -45,10 +45,10 @@ def test_check_says_format_ignored_columns_and_bad_rows(tmp_path, command):
 def test_check_with_a_model_counts_its_tokens_and_draws_them(tmp_path, tiny_dir, tokenizer, command):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in toy_rows()))
-    files = ("--page", tmp_path / "page.html", "--json", tmp_path / "check.json")
-    code, out, _ = command("check", path, "--model", tiny_dir, "--max-length", 47, *files)
+    arguments = ("check", path, "--model", tiny_dir, "--max-length", 47)
+    code, out, _ = command(*arguments, "--page", tmp_path / "page.html")
     lengths = [len(tokenizer.apply_chat_template(row["messages"], tokenize=True)["input_ids"]) for row in toy_rows()]
-    tokens = json.loads((tmp_path / "check.json").read_text())["tokens"]
+    tokens = json.loads(command(*arguments, "--json")[1])["tokens"]
     assert code == 0 and tokens["lengths"]["max"] == max(lengths) and sum(tokens["lengths"]["histogram"]["counts"]) == 64
     assert tokens["too_long"]["count"] == sum(length > 47 for length in lengths) > 0
     assert f"{tokens['too_long']['count']} rows are longer than 47 tokens" in out

@@ -22,6 +22,7 @@ from tunesmith.tracking import terminal, visible
 if TYPE_CHECKING:
     from tunesmith.data.read import ReadOptions
     from tunesmith.messages import Message
+    from tunesmith.rundir.records.base import Record
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,9 @@ _verbs, _stage, _lines = (_Lazy(f"tunesmith.pipeline.{name}") for name in ("verb
 _recipe, _check_page = _Lazy("tunesmith.recipe"), _Lazy("tunesmith.report.check_page")
 _text, _status_text, _export_text = (_Lazy(f"tunesmith.cli.{name}") for name in ("text", "status_text", "export_text"))
 
+# Headings of the help, in the order of a run.
+LOOK, WHOLE, STAGES, EVIDENCE, USE = "Look at data first", "A whole run", "Its stages", "More evidence", "Use it"
+
 SUPERVISED, CONTEXT, CONTROL = "bold green", "default", "reverse"
 
 
@@ -56,7 +60,13 @@ app = typer.Typer(
 )
 
 Target = Annotated[Path, typer.Argument(metavar="TARGET", help="A recipe (its run is made) or a run directory.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Run directory for a recipe; runs/<name> by default.")]
+
+
+def _print_json(result: "Record | None") -> None:
+    """A record on stdout, nothing beside it; ``null`` where the recipe asks for no such thing."""
+    print(json.dumps(None if result is None else result.to_json(), indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def _show_version(wanted: bool) -> None:
@@ -77,30 +87,6 @@ def settings(
     terminal.set_verbosity(verbose - quiet)
 
 
-@app.command()
-def run(
-    target: Target,
-    out: Out = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Take over a directory that is another recipe's run.")] = False,
-    until: Annotated[str, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")] = "report",
-    force: Annotated[
-        list[str] | None, typer.Option("--force", metavar="STAGE", help="Make it again though it is done; may be repeated.")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be made, and why; make nothing.")] = False,
-) -> None:
-    """All stages, from data to verdict and report. The exit code is the verdict's."""
-    directory = _verbs.open_run(target, out, replace=replace)
-    if dry_run:
-        _status_text.print_status(_verbs.dry_run(directory), _console())
-        return
-    result = _verbs.run(directory, until=until, force=force or ())
-    if result is None:
-        return
-    _text.print_verdict(result, _console())
-    logger.info(f"report: {directory.report_file}")
-    raise typer.Exit(result.exit_code)
-
-
 Source = Annotated[str, typer.Argument(metavar="DATA", help="File, directory or hub id (owner/name:split).")]
 Format = Annotated[str | None, typer.Option("--format", help="Format of the rows, when it is not to be told from them.")]
 Columns = Annotated[
@@ -118,7 +104,7 @@ Template = Annotated[
 ]
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def check(
     source: Source,
     model: Model = None,
@@ -131,7 +117,7 @@ def check(
     benchmark: Annotated[Path | None, typer.Option(help="Data whose passages must not stand in these rows.")] = None,
     benchmark_column: Annotated[str | None, typer.Option(help="Its column that holds the questions.")] = None,
     page: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the whole report as an HTML page.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the whole report as JSON.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Look at data: bad rows, duplicates, lengths, labels, secrets. Needs no recipe."""
     if model is None and (max_length is not None or template is not None):
@@ -147,31 +133,36 @@ def check(
         benchmark_column=benchmark_column,
         rejected=quarantine,
     )
-    for line in _lines.check_lines(report):
-        print(visible(line))
-    if json_file is not None:
-        report.write(json_file)
+    if as_json:
+        _print_json(report)
+    else:
+        for line in _lines.check_lines(report):
+            print(visible(line))
     if page is not None:
         _check_page.write_check_page(report, page)
         logger.info(f"page: {page}")
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def convert(
     source: Source,
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="The .jsonl file to write.")],
     format: Format = None,
     column: Columns = None,
     quarantine: Quarantine = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write data of any format as messages JSONL."""
     conversion = _stage.module_of("convert").convert(source, target, _read_options(format, column, quarantine), quarantine)
     for note in _lines.reading_lines(conversion.reading):
         logger.info(note)
-    print(f"{conversion.reading.rows} rows written to {target}")
+    if as_json:
+        _print_json(conversion)
+    else:
+        print(f"{conversion.reading.rows} rows written to {target}")
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def preview(
     source: Source,
     model: Annotated[str, typer.Option("--model", help="Hub id, directory or .gguf file.")],
@@ -206,39 +197,85 @@ def preview(
         console.print(f"\n{row.tokens} tokens, {row.supervised} supervised", style="dim")
 
 
-@app.command()
+@app.command(rich_help_panel=WHOLE)
 def advise(
     target: Target,
     out: Out = None,
     quick: Annotated[bool, typer.Option("--quick", help="Ask no model; answer in seconds.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say whether to tune at all, before any training. The exit code is the advice's."""
     directory = _verbs.open_run(target, out)
     result = _verbs.advise(directory, quick)
-    _text.print_advice(result, _console())
+    if as_json:
+        _print_json(result)
+    else:
+        _text.print_advice(result, _console())
     logger.info(f"advice: {directory.path / 'advice.json'}")
     raise typer.Exit(result.exit_code)
 
 
-@app.command()
+@app.command(rich_help_panel=WHOLE)
+def run(
+    target: Target,
+    out: Out = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Take over a directory that is another recipe's run.")] = False,
+    until: Annotated[str, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")] = "report",
+    force: Annotated[
+        list[str] | None, typer.Option("--force", metavar="STAGE", help="Make it again though it is done; may be repeated.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be made, and why; make nothing.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the verdict as JSON; before there is one, how the stages stand.")
+    ] = False,
+) -> None:
+    """All stages, from data to verdict and report. The exit code is the verdict's."""
+    directory = _verbs.open_run(target, out, replace=replace)
+    if dry_run:
+        stages = _verbs.dry_run(directory)
+        return _print_json(stages) if as_json else _status_text.print_status(stages, _console())
+    result = _verbs.run(directory, until=until, force=force or ())
+    if result is None:
+        return _print_json(_verbs.status(directory)) if as_json else None
+    if as_json:
+        _print_json(result)
+    else:
+        _text.print_verdict(result, _console())
+    logger.info(f"report: {directory.report_file}")
+    raise typer.Exit(result.exit_code)
+
+
+@app.command(rich_help_panel=WHOLE)
+def status(target: Target, as_json: AsJson = False) -> None:
+    """Say which stages are done, which are not and why, and how long they took. Writes nothing."""
+    stages = _verbs.status(_verbs.open_run(target))
+    if as_json:
+        _print_json(stages)
+    else:
+        _status_text.print_status(stages, _console())
+
+
+@app.command(rich_help_panel=STAGES)
 def data(target: Target, out: Out = None) -> None:
     """Read, check and split the rows."""
     _verbs.data(_verbs.open_run(target, out))
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def render(target: Target, out: Out = None) -> None:
     """Render the rows with the model's chat template and mark what is supervised."""
     _verbs.render(_verbs.open_run(target, out))
 
 
-@app.command()
-def train(target: Target, out: Out = None) -> None:
+@app.command(rich_help_panel=STAGES)
+def train(target: Target, out: Out = None, as_json: AsJson = False) -> None:
     """Train the adapter."""
-    _verbs.train(_verbs.open_run(target, out))
+    training = _verbs.train(_verbs.open_run(target, out))
+    if as_json:
+        _print_json(training)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def export(
     target: Target,
     out: Out = None,
@@ -249,22 +286,35 @@ def export(
     types: Annotated[
         list[str] | None, typer.Option("--type", help="With --sweep: score this type; may be repeated. Seven by default.")
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was written, the plan or the scores as JSON.")] = False,
 ) -> None:
     """Write the forms that are deployed: merged, GGUF, what Ollama, llama.cpp and vLLM need. All of them or none."""
     if types and not sweep:
         raise typer.BadParameter("is read with --sweep; the recipe's export.gguf says what is written", param_hint="--type")
     directory = _verbs.open_run(target, out)
     if dry_run:
-        for line in _stage.module_of("export").plan_text(directory):
-            print(line)
-        return
-    _verbs.export(directory)
+        plan = _stage.module_of("export").plan(directory)
+        return _print_json(plan) if as_json else print("\n".join(_export_text.plan_lines(plan)))
+    files = _verbs.export(directory)
     if sweep:
-        for line in _export_text.sweep_lines(_verbs.sweep(directory, tuple(types or ()))):
-            print(line)
+        scores = _verbs.sweep(directory, tuple(types or ()))
+        return _print_json(scores) if as_json else print("\n".join(_export_text.sweep_lines(scores)))
+    if as_json:
+        _print_json(files)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
+def parity(target: Target, as_json: AsJson = False) -> None:
+    """Prove that every exported form is the model that was trained. Exit code 14 when one is not, 12 when that is not known."""
+    result = _verbs.parity(_verbs.open_run(target))
+    if as_json:
+        _print_json(result)
+    else:
+        _export_text.print_parity(result, _console())
+    raise typer.Exit(result.exit_code)
+
+
+@app.command(rich_help_panel=STAGES)
 def evaluate(
     target: Target,
     out: Out = None,
@@ -274,66 +324,48 @@ def evaluate(
     _verbs.evaluate(_verbs.open_run(target, out), tuple(arm) if arm else None)
 
 
-@app.command()
-def status(
-    target: Target,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
-) -> None:
-    """Say which stages are done, which are not and why, and how long they took. Writes nothing."""
-    found = _verbs.status(_verbs.open_run(target))
+@app.command(rich_help_panel=STAGES)
+def forgetting(target: Target, as_json: AsJson = False) -> None:
+    """Measure what the tuned model has forgotten, against its base."""
+    losses = _verbs.forgetting(_verbs.open_run(target))
     if as_json:
-        print(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
-    else:
-        _status_text.print_status(found, _console())
+        _print_json(losses)
 
 
-@app.command()
-def verdict(target: Target) -> None:
+@app.command(rich_help_panel=STAGES)
+def verdict(target: Target, as_json: AsJson = False) -> None:
     """Decide from the scored arms. The exit code is the verdict's."""
     result = _verbs.verdict(_verbs.open_run(target))
-    _text.print_verdict(result, _console())
+    if as_json:
+        _print_json(result)
+    else:
+        _text.print_verdict(result, _console())
     raise typer.Exit(result.exit_code)
 
 
-@app.command()
-def parity(target: Target) -> None:
-    """Prove that every exported form is the model that was trained. Exit code 14 when one is not, 12 when that is not known."""
-    result = _verbs.parity(_verbs.open_run(target))
-    _export_text.print_parity(result, Console(highlight=False, width=None if sys.stdout.isatty() else 100))
-    raise typer.Exit(result.exit_code)
-
-
-@app.command("accept-base")
-def accept_base(target: Target) -> None:
-    """Say that the adapter is meant for the base that is there now, though its weights are not those it was trained on."""
-    print(_verbs.accept_base(_verbs.open_run(target)))
-
-
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def report(target: Target) -> None:
     """Write the report page and print its path."""
     print(_verbs.report(_verbs.open_run(target)))
 
 
-@app.command()
-def forgetting(target: Target) -> None:
-    """Measure what the tuned model has forgotten, against its base."""
-    _verbs.forgetting(_verbs.open_run(target))
-
-
-@app.command()
-def seeds(target: Target) -> None:
+@app.command(rich_help_panel=EVIDENCE)
+def seeds(target: Target, as_json: AsJson = False) -> None:
     """Train and score the adapters of evaluate.seeds."""
-    _verbs.seeds(_verbs.open_run(target))
+    adapters = _verbs.seeds(_verbs.open_run(target))
+    if as_json:
+        _print_json(adapters)
 
 
-@app.command("learning-curve")
-def learning_curve(target: Target) -> None:
+@app.command("learning-curve", rich_help_panel=EVIDENCE)
+def learning_curve(target: Target, as_json: AsJson = False) -> None:
     """Train on shares of the train part and say what more data would buy."""
-    _verbs.learning_curve(_verbs.open_run(target))
+    curve = _verbs.learning_curve(_verbs.open_run(target))
+    if as_json:
+        _print_json(curve)
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def chat(
     target: Target,
     compare: Annotated[bool, typer.Option("--compare", help="Show the base model's answer beside the tuned one's.")] = False,
@@ -358,7 +390,13 @@ def chat(
         conversation.append({"role": "assistant", "content": answers["tuned"]})
 
 
-@app.command()
+@app.command("accept-base", rich_help_panel=USE)
+def accept_base(target: Target) -> None:
+    """Say that the adapter is meant for the base that is there now, though its weights are not those it was trained on."""
+    print(_verbs.accept_base(_verbs.open_run(target)))
+
+
+@app.command(rich_help_panel=USE)
 def schema() -> None:
     """Print the JSON schema of a recipe, for editors."""
     print(_recipe.json_schema())

@@ -55,7 +55,7 @@ def run_to_its_end(app: Callable[[], object]) -> None:
         except TunesmithError as error:
             _fail(error)
         except ModuleNotFoundError as error:
-            package = (error.name or "").split(".")[0]
+            package = _missing_package(error)
             if package not in EXTRAS:
                 raise
             message = f"this needs the package {package}, which is not installed"
@@ -76,6 +76,15 @@ def interrupt_message(arguments: list[str]) -> str:
     if verb not in RESUMED:
         return "interrupted"
     return f"interrupted; what is finished is kept. To go on, type:\n  {shlex.join(['tunesmith', *arguments])}"
+
+
+def _missing_package(error: BaseException | None) -> str:
+    """The package that is not there; one that imports lazily names it in the cause alone."""
+    while error is not None:
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            return error.name.split(".")[0]
+        error = error.__cause__
+    return ""
 
 
 def _fail(error: TunesmithError) -> None:

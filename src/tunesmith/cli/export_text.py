@@ -2,9 +2,11 @@
 
 from rich import box
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from tunesmith.rundir.records.export import ExportPlan
 from tunesmith.rundir.records.parity import CheckState, FormState, Parity, Sweep
 from tunesmith.tracking import visible
 
@@ -66,6 +68,20 @@ def parity_lines(result: Parity) -> list[str]:
         )
     measured = f"{len(result.prompts)} prompts, {result.positions} positions, reference in {result.arithmetic}"
     return [*lines, f"{measured}; the adapter moves it {result.adapter_kl:.2g} nats from its base"]
+
+
+def plan_lines(plan: ExportPlan) -> list[str]:
+    """Every step with its size, then the total, what is temporary, and the room on the disk."""
+    lines: list[str] = []
+    for step in plan.steps:
+        note = f"  and {decimal(step.scratch_bytes)} meanwhile" if step.scratch_bytes else ""
+        note = f"  until {step.until} is there" if step.until else note
+        lines.append(f"{step.kind:<12}  {step.target:<36}  {decimal(step.bytes, precision=2):>9}{note}")
+    sizes = (plan.bytes, plan.peak_bytes, plan.peak_bytes - plan.bytes)
+    size, at_most, temporary = (decimal(count, precision=2) for count in sizes)
+    lines.append(f"total {size}, at most {at_most} at a time, of which {temporary} temporary")
+    lines.append(f"free on the disk: {decimal(plan.free_bytes, precision=2)}; the old export stays until the end")
+    return lines
 
 
 def sweep_lines(result: Sweep) -> list[str]:

@@ -33,7 +33,7 @@ from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, fingerprint, flush, package_versions
 from tunesmith.rundir.atomic import is_full_disk
 from tunesmith.rundir.records.base import Record
-from tunesmith.rundir.records.export import Commands, Export, FinishedStep, GgufFile, Staged
+from tunesmith.rundir.records.export import Commands, Export, ExportPlan, FinishedStep, GgufFile, PlannedStep, Staged
 
 logger = logging.getLogger(__name__)
 
@@ -54,23 +54,22 @@ def plan_export(recipe: Recipe, facts: Facts) -> list[Operation]:
     return steps
 
 
-def plan_lines(steps: Sequence[Operation], directory: Path) -> list[str]:
-    """A plan as text: every step with its size, then the total, what is temporary, and the room on the disk.
+def plan_record(steps: Sequence[Operation], directory: Path) -> ExportPlan:
+    """A plan with its sizes and the room on the disk.
 
     Args:
         directory: where the export will lie.
     """
-    lines = []
-    for step in steps:
-        note = f"  and {decimal(step.scratch)} meanwhile" if step.scratch else ""
-        note = f"  until {step.until} is there" if step.until else note
-        lines.append(f"{step.kind:<12}  {step.target:<36}  {decimal(step.nbytes, precision=2):>9}{note}")
-    total, most = sum(step.nbytes for step in steps if step.until is None), peak(steps)
-    size, at_most, temporary = (decimal(count, precision=2) for count in (total, most, most - total))
-    lines.append(f"total {size}, at most {at_most} at a time, of which {temporary} temporary")
-    free = shutil.disk_usage(next(place for place in (directory, *directory.absolute().parents) if place.exists())).free
-    lines.append(f"free on the disk: {decimal(free, precision=2)}; the old export stays until the end")
-    return lines
+    place = next(place for place in (directory, *directory.absolute().parents) if place.exists())
+    return ExportPlan(
+        steps=tuple(
+            PlannedStep(kind=step.kind, target=step.target, bytes=step.nbytes, scratch_bytes=step.scratch, until=step.until)
+            for step in steps
+        ),
+        bytes=sum(step.nbytes for step in steps if step.until is None),
+        peak_bytes=peak(steps),
+        free_bytes=shutil.disk_usage(place).free,
+    )
 
 
 def build(job: Job, steps: Sequence[Operation], trained: str) -> None:

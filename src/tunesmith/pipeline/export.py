@@ -14,7 +14,7 @@ from tunesmith.export.context import differences, served_context
 from tunesmith.export.facts import read_facts
 from tunesmith.export.forms.form import Job, Operation, Written
 from tunesmith.export.forms.table import FORMS
-from tunesmith.export.job import build, plan_export, plan_lines, report
+from tunesmith.export.job import build, plan_export, plan_record, report
 from tunesmith.models.adapter import WEIGHTS, read_lora
 from tunesmith.models.attention import PACKED
 from tunesmith.models.load import attention
@@ -24,7 +24,7 @@ from tunesmith.recipe import Lora, Recipe
 from tunesmith.rundir import NEXT, RunDir, swap_in
 from tunesmith.rundir.hashes import content_hash
 from tunesmith.rundir.records.data import Rendered
-from tunesmith.rundir.records.export import Export, Merge
+from tunesmith.rundir.records.export import Export, ExportPlan, Merge
 from tunesmith.rundir.records.training import Training
 from tunesmith.train.documents import Documents
 from tunesmith.train.loop import mean_loss, step_packs
@@ -51,9 +51,9 @@ def dry_run(run: RunDir) -> list[Operation]:
     return planned(run, recipe, recipe.lora)
 
 
-def plan_text(run: RunDir) -> list[str]:
-    """The same as lines, with sizes and the room on the disk."""
-    return plan_lines(dry_run(run), run.export)
+def plan(run: RunDir) -> ExportPlan:
+    """The same with sizes and the room on the disk."""
+    return plan_record(dry_run(run), run.export)
 
 
 def planned(run: RunDir, recipe: Recipe, lora: Lora) -> list[Operation]:

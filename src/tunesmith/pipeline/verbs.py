@@ -19,6 +19,7 @@ from tunesmith.rundir.events import EventLog
 from tunesmith.rundir.records.advice import Advice
 from tunesmith.rundir.records.evaluation import Verdict
 from tunesmith.rundir.records.evidence import Curve, Forgetting, Seeds
+from tunesmith.rundir.records.export import Export
 from tunesmith.rundir.records.parity import Parity, Sweep
 from tunesmith.rundir.records.stages import Status
 from tunesmith.rundir.records.training import Training
@@ -126,9 +127,10 @@ def evaluate(run: RunDir, arms: Iterable[str] | None = None) -> None:
     make(run, [f"evaluate {arm}" for arm in wanted])
 
 
-def export(run: RunDir) -> None:
+def export(run: RunDir) -> Export:
     """Write the forms that are deployed."""
     make(run, ["export"])
+    return Export.read(run.export / "export.json")
 
 
 def parity(run: RunDir) -> Parity:

@@ -240,7 +240,7 @@ class TokenReport(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckReport(FileRecord):
-    """What ``check`` says of data; ``check --json`` writes it.
+    """What ``check`` says of data; ``check --json`` prints it.
 
     Attributes:
         source: file, directory or hub id.

@@ -40,6 +40,42 @@ class Export(FileRecord):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlannedStep(Record):
+    """One step of an export that is planned.
+
+    Attributes:
+        kind: what is done.
+        target: file or directory that it writes, relative to ``export/``.
+        bytes: of the target, as predicted.
+        scratch_bytes: beside the target, gone when the step ends.
+        until: the target of the last step that needs this one, after which it is removed; None where it stays.
+    """
+
+    kind: str
+    target: str
+    bytes: int
+    scratch_bytes: int
+    until: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportPlan(Record):
+    """What ``export --dry-run`` says.
+
+    Attributes:
+        steps: in the order in which they are done.
+        bytes: of all that stays.
+        peak_bytes: the most at a time, what is temporary with it.
+        free_bytes: on the disk of the run.
+    """
+
+    steps: tuple[PlannedStep, ...]
+    bytes: int
+    peak_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class MergeLosses(Record):
     """Mean dev loss in nats a supervised token; None where it was not measured.
 
