@@ -1,4 +1,4 @@
-"""An adapter that PEFT made lies in the run, beside a recipe of another scale: what it is decides, in every place that loads it."""
+"""An adapter of PEFT's in a run whose recipe has another scale: its own facts decide, in every place that loads it."""
 
 import dataclasses
 import shutil
