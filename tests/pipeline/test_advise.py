@@ -106,7 +106,7 @@ def test_the_prompt_to_copy_is_the_one_that_was_measured(open_toy, monkeypatch):
     api.data(run)
     api.render(run)
     made = Evaluation.of(run, run.recipe())
-    shown = tuple(row["id"] for row in made.book.pool[:2])
+    shown = tuple(row.id for row in made.book.pool[:2])
     plain = Candidate(arm="few_shot", instruction="Colour and thing.", selection="random", k=2, demonstrations=shown)
     searched = Candidate(arm="retrieval", instruction="Colour and thing.", documents=2)
     row = made.dev[0]
@@ -124,7 +124,7 @@ def test_the_prompt_to_copy_is_the_one_that_was_measured(open_toy, monkeypatch):
         result = api.advise(run)
         assert result.ending == ending and result.arm == {21: "few_shot", 22: "retrieval"}[result.exit_code]
         messages = read_json(run.path / result.prompt)["messages"]
-        messages[-1]["content"] = messages[-1]["content"].replace("{question}", row["messages"][-2]["content"])
+        messages[-1]["content"] = messages[-1]["content"].replace("{question}", row.messages[-2]["content"])
         return messages
 
     assert copied("prompt is enough", 1.0, 1.0) == made.book.messages(plain, row)

@@ -59,7 +59,8 @@ def test_a_run_on_nf4_says_the_dev_loss_of_both_merges(nf4_run, talk):
 
 
 def test_a_model_that_fits_nowhere_is_not_measured_and_the_run_says_so(nf4_run, monkeypatch):
-    monkeypatch.setattr(hardware, "describe", lambda: {"memory_bytes": 1000})
+    small = dataclasses.replace(hardware.describe(), memory_bytes=1000)
+    monkeypatch.setattr(hardware, "describe", lambda: small)
     facts = _merge(nf4_run)
     assert facts.dev_loss.trained is None and "dequantised base not measured" in facts.summary
 

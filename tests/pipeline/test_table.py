@@ -208,7 +208,7 @@ def test_a_disk_that_is_full_is_named_in_any_stage(run, monkeypatch):
         raise OSError(28, "No space left on device")
 
     _edit(run, "data", test_fraction=0.3)
-    monkeypatch.setattr("tunesmith.pipeline.data.write_json", full)
+    monkeypatch.setattr("tunesmith.pipeline.data.write_split", full)
     with pytest.raises(RunError, match="data: the disk is full"):
         api.data(run)
 
