@@ -300,6 +300,27 @@ def test_the_template_that_was_trained_with_is_the_only_one(tiny_dir, tmp_path):
     assert "chat_template" not in json.loads((tmp_path / "merged" / "tokenizer_config.json").read_text())
 
 
+def test_what_the_base_says_wrongly_of_its_head_and_its_tokenizer_is_mended(tiny_dir, tmp_path):
+    """A head of its own under ``tie_word_embeddings: true``, and a tokenizer class that transformers 4 does not know."""
+    base, merged = tmp_path / "base", tmp_path / "merged"
+    shutil.copytree(tiny_dir, base)
+    weights = load_file(base / "model.safetensors")
+    head = weights["model.embed_tokens.weight"] + 1
+    save_file({**weights, "lm_head.weight": head}, base / "model.safetensors", metadata={"format": "pt"})
+    facts = {name: json.loads((base / name).read_text()) for name in ("config.json", "tokenizer_config.json")}
+    assert facts["config.json"]["tie_word_embeddings"] is True
+    backend = facts["tokenizer_config.json"] | {"tokenizer_class": "TokenizersBackend"}
+    (base / "tokenizer_config.json").write_text(json.dumps(backend))
+    trained(base, tmp_path / "adapter", targets=("q_proj",))
+    merge(base, tmp_path / "adapter", merged)
+    assert json.loads((merged / "config.json").read_text())["tie_word_embeddings"] is False
+    assert torch.equal(stock(merged).lm_head.weight, head)
+    mended = json.loads((merged / "tokenizer_config.json").read_text())
+    assert mended == backend | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    ids = [AutoTokenizer.from_pretrained(place)("A red ball <|im_end|>")["input_ids"] for place in (base, merged)]
+    assert ids[0] == ids[1]
+
+
 def test_a_base_that_cannot_be_read_is_an_error(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match=r"no model\.safetensors there"):

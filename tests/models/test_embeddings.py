@@ -1,5 +1,8 @@
 """Oracles: the stock scaled embedding, and bitsandbytes' dequantised rows."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from torch import nn
@@ -112,6 +115,17 @@ def test_what_cannot_be_held_elsewhere_is_refused(tmp_path):
     ]:
         with pytest.raises(ModelError, match=message):
             hold_table(model, name, given, torch.float32, "nf4")
+
+
+@pytest.mark.parametrize("base", [None, "nf4"])
+def test_weights_with_a_table_under_a_configuration_without_one_are_refused(directory, tmp_path, base):
+    shutil.copytree(directory, tmp_path / "base")
+    path = tmp_path / "base" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden_size_per_layer_input": 0}))
+    with pytest.raises(ModelError, match=rf"{TABLE}: no such module in the model that config.json describes.*\nhint: "):
+        load_model(tmp_path / "base", "fp32", base, per_layer_embeddings="cpu")
+    with pytest.raises(ModelError, match="x: a Linear in the model"):
+        hold_table(nn.ModuleDict({"x": nn.Linear(16, 32)}), "x", torch.randn(32, 16), torch.float32, "cpu")
 
 
 def test_any_table_can_be_held_and_the_bytes_are_told(talk):

@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from tiny_families import adapted
+from tunesmith.errors import ModelError
 from tunesmith.families import FAMILIES
 from tunesmith.layers.attention import FusedAttention
 from tunesmith.layers.context import StepContext, at_step
@@ -290,6 +291,16 @@ def test_an_unknown_model_of_another_build_is_named_too():
     config = OPTConfig(hidden_size=32, word_embed_proj_dim=32, ffn_dim=48, num_hidden_layers=3, num_attention_heads=4)
     model = AutoModelForCausalLM.from_config(config)  # its layers lie deeper
     assert fuse(model).summary() == "fused nothing; model type opt is not known (3 stock)"
+
+
+def test_a_configuration_without_a_real_scale_is_refused_and_the_layer_named():
+    """The square root of a negative ``query_pre_attn_scalar`` is complex."""
+    model = _stock(Gemma3TextConfig(**SMALL, query_pre_attn_scalar=-16))
+    add_lora(model, Lora(r=2), seed=0)
+    with pytest.raises(
+        ModelError, match=r"attention of layer 0: head_dim 8 and scale \(.*j\) of the scores.*\nhint: .*config.json"
+    ):
+        fuse(model)
 
 
 def test_dora_is_not_fused_and_trains_as_before():

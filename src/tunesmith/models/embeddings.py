@@ -68,6 +68,22 @@ def place_of(asked: str, table: str | None, device: torch.device) -> Place:
     return "nf4" if asked == "nf4" else "cpu"
 
 
+def stock_table(model: nn.Module, name: str) -> nn.Embedding:
+    """The embedding of this name in a model as it was built.
+
+    Raises:
+        ModelError: none there, as where ``config.json`` is that of a model without the table that its weights have.
+    """
+    module = dict(model.named_modules()).get(name)
+    if not isinstance(module, nn.Embedding):
+        kind = "no such module" if module is None else f"a {type(module).__name__}"
+        raise ModelError(
+            f"{name}: {kind} in the model that config.json describes, expected an embedding: the weights have a table there",
+            "does config.json belong to the weights?",
+        )
+    return module
+
+
 def hold_table(model: nn.Module, name: str, table_VD: Tensor, dtype: torch.dtype, place: Literal["cpu", "nf4"]) -> None:
     """Replace a stock embedding by one that lies in host memory or in NF4, and print what that saves.
 
@@ -77,10 +93,10 @@ def hold_table(model: nn.Module, name: str, table_VD: Tensor, dtype: torch.dtype
         dtype: of the output.
 
     Raises:
-        ModelError: another class of embedding, another shape, a table that a head shares, or one with NaN or infinity.
+        ModelError: no embedding there, another class of it, another shape, a table that a head shares, or one with NaN or
+            infinity.
     """
-    stock = model.get_submodule(name)
-    assert isinstance(stock, nn.Embedding)
+    stock = stock_table(model, name)
     if sum(parameter is stock.weight for _, parameter in model.named_parameters(remove_duplicate=False)) > 1:
         raise ModelError(f"{name}: the output head shares this table, which it reads dense", "leave it as it is")
     if table_VD.shape != stock.weight.shape:

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from tunesmith.errors import ModelError
 from tunesmith.families import FAMILIES, Family
 from tunesmith.kernels.attention import ScoreParams
 from tunesmith.layers.attention import FusedAttention, Heads, SharedKV
@@ -54,7 +55,11 @@ class Fused:
 
 
 def fuse(model: PreTrainedModel) -> Fused:
-    """Replace what fits. Call it after ``add_lora``; the adapted layers stay the same objects."""
+    """Replace what fits. Call it after ``add_lora``; the adapted layers stay the same objects.
+
+    Raises:
+        ModelError: a configuration that gives the scores no real scale.
+    """
     fused = Fused()
     family = FAMILIES.get(model.config.model_type)
     if family is None:
@@ -129,7 +134,12 @@ def _attention(
     """Our module for a stock one, whose own facts it takes: width and scale, and what differs by layer."""
     inputs = {name: _adapted(attention, name) for name in names}
     o, width = _adapted(attention, "o_proj"), attention.head_dim
-    assert isinstance(width, int) and isinstance(attention.scaling, float)
+    if not isinstance(width, int) or not isinstance(attention.scaling, float):
+        raise ModelError(
+            f"attention of layer {attention.layer_idx}: head_dim {width!r} and scale {attention.scaling!r} of the scores, "
+            "expected an integer and a float",
+            "both follow from config.json (head_dim, query_pre_attn_scalar): does it belong to the weights?",
+        )
     shared = None
     if family.shared_kv and (attention.is_kv_shared_layer or attention.store_full_length_kv):
         shared = SharedKV(attention.layer_type, writes=not attention.is_kv_shared_layer)

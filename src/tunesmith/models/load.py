@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from tunesmith.checkpoints.hf import Checkpoint, read_config
 from tunesmith.errors import ModelError
-from tunesmith.models.embeddings import hold_table, per_layer_table, place_of
+from tunesmith.models.embeddings import hold_table, per_layer_table, place_of, stock_table
 from tunesmith.models.fp16_compute import keep_residual_in_fp32
 from tunesmith.models.nf4_load import load_nf4, shorten
 
@@ -149,6 +149,6 @@ def _load_dense(directory: Path, dtype: torch.dtype, device: torch.device, per_l
     if unexpected := sorted(name for name in info["unexpected_keys"] if names.of_model(name) is not None):
         logger.warning(f"{len(unexpected)} tensors of the checkpoint have no place in the model ({shorten(unexpected)})")
     if table is not None and place != "model":
-        read = model.get_submodule(table).get_parameter("weight").detach()
+        read = stock_table(model, table).weight.detach()
         hold_table(model, table, checkpoint.read(f"{table}.weight") if place == "nf4" else read, dtype, place)
     return model.to(device)
