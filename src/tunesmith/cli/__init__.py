@@ -144,6 +144,18 @@ def check(
 
 
 @app.command(rich_help_panel=LOOK)
+def init(
+    source: Source,
+    model: Annotated[str, typer.Option("--model", help="Hub id, directory or .gguf file to tune.")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="The recipe; DATA.yaml here by default.")] = None,
+    format: Format = None,
+    column: Columns = None,
+) -> None:
+    """Look at data and write a commented recipe for it, with the metric that fits its answers and why."""
+    print(_stage.module_of("init").init(source, model, _read_options(format, column, None), out))
+
+
+@app.command(rich_help_panel=LOOK)
 def convert(
     source: Source,
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="The .jsonl file to write.")],

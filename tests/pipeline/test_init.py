@@ -1,0 +1,77 @@
+"""``tunesmith init``: the recipe that it writes loads, and its metric scores every reference."""
+
+import json
+
+import pytest
+
+import tunesmith as ts
+from tunesmith.data.read import read_rows
+from tunesmith.errors import DataError, RecipeError
+from tunesmith.evaluate.metrics import make_metric
+from tunesmith.evaluate.references import check_references
+from tunesmith.pipeline.init import init
+
+STORY = "a red car and a blue boat went down the long road to the sea where an old man sold them both for a song"
+ANSWERS = {
+    "classification": [("yes: a", "no # b")[n % 2] for n in range(40)],
+    "macro_f1": [("ham", "Ham", "spam")[0 if n % 10 else 2 - n % 20 // 10] for n in range(60)],
+    "json": [json.dumps({"colour": "red", "number": n}) for n in range(40)],
+    "numeric": [str(n * 1.5) for n in range(40)],
+    "rouge": [f"{STORY}, number {n}" for n in range(40)],
+    "exact_match": [f"Row {n}" for n in range(40)],
+}
+
+
+def write_rows(path, answers):
+    rows = [[{"role": "user", "content": f"ask {n}"}, {"role": "assistant", "content": a}] for n, a in enumerate(answers)]
+    path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in rows))
+    return path
+
+
+@pytest.mark.parametrize("metric", ANSWERS)
+def test_the_metric_suits_the_answers(metric, tmp_path, monkeypatch, tiny_dir):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    source = write_rows(tmp_path / "my rows.v2.jsonl", ANSWERS[metric])
+    path = init(str(source), str(tiny_dir))
+    recipe = ts.load_recipe(path)
+    assert recipe.task.metric == metric
+    assert recipe.data.path == str(source.resolve())
+    check_references(read_rows(source), make_metric(recipe.task))
+    tokens = ts.check(source, model=str(tiny_dir)).tokens
+    assert tokens is not None
+    assert tokens.lengths.max + 64 <= recipe.train.max_length < tokens.lengths.max + 128
+
+
+def test_labels_are_the_answers_themselves_one_of_each_spelling(tmp_path, tiny_dir):
+    out = tmp_path / "recipe.yaml"
+    label = "mail to someone@example.org"  # masked in the report
+    init(
+        str(write_rows(tmp_path / "rows.jsonl", [("ham", "HAM", "ham", label)[n % 4] for n in range(40)])),
+        str(tiny_dir),
+        out=out,
+    )
+    assert ts.load_recipe(out).task.labels == ("ham", label)
+
+
+def test_a_metric_that_a_row_does_not_fit_is_named_and_not_proposed(tmp_path, tiny_dir):
+    out = tmp_path / "recipe.yaml"
+    init(str(write_rows(tmp_path / "rows.jsonl", [*ANSWERS["json"], "none"])), str(tiny_dir), out=out)
+    assert ts.load_recipe(out).task.metric == "exact_match"
+    assert "not json: the answer of line 41" in out.read_text()
+
+
+def test_what_cannot_be_proposed_is_refused(tmp_path, tiny_dir):
+    source = write_rows(tmp_path / "rows.jsonl", ANSWERS["numeric"])
+    out = tmp_path / "recipe.yaml"
+    out.write_text("mine")
+    with pytest.raises(RecipeError, match="already"):
+        init(str(source), str(tiny_dir), out=out)
+    assert out.read_text() == "mine"
+    call = {"type": "function", "id": "1", "function": {"name": "f", "arguments": "{}"}}
+    turns = [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    source.write_text(json.dumps({"messages": turns, "tools": tools}))
+    with pytest.raises(DataError, match="line 1: ended by a tool call"):
+        init(str(source), str(tiny_dir), out=tmp_path / "other.yaml")
+    assert not (tmp_path / "other.yaml").exists()
