@@ -417,7 +417,7 @@ def schema() -> None:
 def _read_options(format: str | None, columns: list[str] | None, quarantine: Path | None) -> "ReadOptions":
     from tunesmith.data.read import ReadOptions
 
-    named = {}
+    named: dict[str, str] = {}
     for column in columns or []:
         name, equals, theirs = column.partition("=")
         if not (name and equals and theirs):

@@ -46,7 +46,7 @@ def print_parity(result: Parity, console: Console) -> None:
 
 def parity_lines(result: Parity) -> list[str]:
     """What stands below the table: failed and undecided checks, first divergences, what was left out."""
-    lines = []
+    lines: list[str] = []
     for form in result.forms:
         name, divergence = form.form, form.divergence
         unsettled = {check: entry for check, entry in form.checks.items() if entry.state in ("fail", "unknown")}

@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 from tunesmith.errors import ExportError
 
@@ -36,10 +36,11 @@ class _Node:
     branches: list[tuple[list[str] | None, list["_Node"]]]
 
 
-Variables = dict[str, Any]  # of a block, by name; and the fields of the data
+Value: TypeAlias = "bool | int | str | Sequence[Value] | Mapping[str, Value] | None"  # what a template of Ollama's is given
+Variables = dict[str, Value]  # of a block, by name; and the fields of the data
 
 
-def execute(source: str, data: Mapping[str, Any]) -> str:
+def execute(source: str, data: Mapping[str, Value]) -> str:
     """Render a template.
 
     Args:
