@@ -8,6 +8,7 @@ import importlib
 import json
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,6 +68,14 @@ Out = Annotated[Path | None, typer.Option("--out", help="Run directory for a rec
 def _print_json(result: "Record | None") -> None:
     """A record on stdout, nothing beside it; ``null`` where the recipe asks for no such thing."""
     print(json.dumps(None if result is None else result.to_json(), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _show(result: "Record | None", as_json: bool, in_words: Callable[[], object] = lambda: None) -> None:
+    """What a verb returned: the record as JSON, or in words."""
+    if as_json:
+        _print_json(result)
+    else:
+        in_words()
 
 
 def _show_version(wanted: bool) -> None:
@@ -168,10 +177,7 @@ def convert(
     conversion = _stage.module_of("convert").convert(source, target, _read_options(format, column, quarantine), quarantine)
     for note in _lines.reading_lines(conversion.reading):
         logger.info(note)
-    if as_json:
-        _print_json(conversion)
-    else:
-        print(f"{conversion.reading.rows} rows written to {target}")
+    _show(conversion, as_json, lambda: print(f"{conversion.reading.rows} rows written to {target}"))
 
 
 @app.command(rich_help_panel=LOOK)
@@ -219,10 +225,7 @@ def advise(
     """Say whether to tune at all, before any training. The exit code is the advice's."""
     directory = _verbs.open_run(target, out)
     result = _verbs.advise(directory, quick)
-    if as_json:
-        _print_json(result)
-    else:
-        _text.print_advice(result, _console())
+    _show(result, as_json, lambda: _text.print_advice(result, _console()))
     logger.info(f"advice: {directory.path / 'advice.json'}")
     raise typer.Exit(result.exit_code)
 
@@ -245,14 +248,11 @@ def run(
     directory = _verbs.open_run(target, out, replace=replace)
     if dry_run:
         stages = _verbs.dry_run(directory)
-        return _print_json(stages) if as_json else _status_text.print_status(stages, _console())
+        return _show(stages, as_json, lambda: _status_text.print_status(stages, _console()))
     result = _verbs.run(directory, until=until, force=force or ())
     if result is None:
         return _print_json(_verbs.status(directory)) if as_json else None
-    if as_json:
-        _print_json(result)
-    else:
-        _text.print_verdict(result, _console())
+    _show(result, as_json, lambda: _text.print_verdict(result, _console()))
     logger.info(f"report: {directory.report_file}")
     raise typer.Exit(result.exit_code)
 
@@ -261,10 +261,7 @@ def run(
 def status(target: Target, as_json: AsJson = False) -> None:
     """Say which stages are done, which are not and why, and how long they took. Writes nothing."""
     stages = _verbs.status(_verbs.open_run(target))
-    if as_json:
-        _print_json(stages)
-    else:
-        _status_text.print_status(stages, _console())
+    _show(stages, as_json, lambda: _status_text.print_status(stages, _console()))
 
 
 @app.command(rich_help_panel=STAGES)
@@ -283,8 +280,7 @@ def render(target: Target, out: Out = None) -> None:
 def train(target: Target, out: Out = None, as_json: AsJson = False) -> None:
     """Train the adapter."""
     training = _verbs.train(_verbs.open_run(target, out))
-    if as_json:
-        _print_json(training)
+    _show(training, as_json)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -306,23 +302,19 @@ def export(
     directory = _verbs.open_run(target, out)
     if dry_run:
         plan = _stage.module_of("export").plan(directory)
-        return _print_json(plan) if as_json else print("\n".join(_export_text.plan_lines(plan)))
+        return _show(plan, as_json, lambda: print("\n".join(_export_text.plan_lines(plan))))
     files = _verbs.export(directory)
     if sweep:
         scores = _verbs.sweep(directory, tuple(types or ()))
-        return _print_json(scores) if as_json else print("\n".join(_export_text.sweep_lines(scores)))
-    if as_json:
-        _print_json(files)
+        return _show(scores, as_json, lambda: print("\n".join(_export_text.sweep_lines(scores))))
+    _show(files, as_json)
 
 
 @app.command(rich_help_panel=STAGES)
 def parity(target: Target, as_json: AsJson = False) -> None:
     """Prove that every exported form is the model that was trained. Exit code 14 when one is not, 12 when that is not known."""
     result = _verbs.parity(_verbs.open_run(target))
-    if as_json:
-        _print_json(result)
-    else:
-        _export_text.print_parity(result, _console())
+    _show(result, as_json, lambda: _export_text.print_parity(result, _console()))
     raise typer.Exit(result.exit_code)
 
 
@@ -340,18 +332,14 @@ def evaluate(
 def forgetting(target: Target, as_json: AsJson = False) -> None:
     """Measure what the tuned model has forgotten, against its base."""
     losses = _verbs.forgetting(_verbs.open_run(target))
-    if as_json:
-        _print_json(losses)
+    _show(losses, as_json)
 
 
 @app.command(rich_help_panel=STAGES)
 def verdict(target: Target, as_json: AsJson = False) -> None:
     """Decide from the scored arms. The exit code is the verdict's."""
     result = _verbs.verdict(_verbs.open_run(target))
-    if as_json:
-        _print_json(result)
-    else:
-        _text.print_verdict(result, _console())
+    _show(result, as_json, lambda: _text.print_verdict(result, _console()))
     raise typer.Exit(result.exit_code)
 
 
@@ -365,16 +353,14 @@ def report(target: Target) -> None:
 def seeds(target: Target, as_json: AsJson = False) -> None:
     """Train and score the adapters of evaluate.seeds."""
     adapters = _verbs.seeds(_verbs.open_run(target))
-    if as_json:
-        _print_json(adapters)
+    _show(adapters, as_json)
 
 
 @app.command("learning-curve", rich_help_panel=EVIDENCE)
 def learning_curve(target: Target, as_json: AsJson = False) -> None:
     """Train on shares of the train part and say what more data would buy."""
     curve = _verbs.learning_curve(_verbs.open_run(target))
-    if as_json:
-        _print_json(curve)
+    _show(curve, as_json)
 
 
 @app.command(rich_help_panel=USE)
