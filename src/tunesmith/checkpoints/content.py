@@ -55,11 +55,22 @@ def model_at_hand(model: str, revision: str | None = None) -> Path | str:
         directory = hardware.converted_model(content_hash(path))
         return directory if (directory / "config.json").exists() else f"{path.name} has not been converted yet"
     if path.is_absolute():
-        if not (path / "config.json").exists():
-            raise ModelError(f"{path}: no config.json there", "give the directory that save_pretrained wrote")
-        return path
+        return model_directory(path)
     snapshot = hub_snapshot(model, revision)
     return snapshot if (snapshot / "config.json").exists() else f"{model} has not been fetched yet"
+
+
+def model_directory(path: Path) -> Path:
+    """The directory itself, where it is one of a model.
+
+    Raises:
+        ModelError: nothing there, or no ``config.json`` in it.
+    """
+    if not path.is_dir():
+        raise ModelError(f"{path}: no such model", "give a directory with config.json, a .gguf file or a hub id")
+    if not (path / "config.json").exists():
+        raise ModelError(f"{path}: no config.json there", "give the directory that save_pretrained wrote")
+    return path
 
 
 def hub_snapshot(model: str, revision: str | None) -> Path:

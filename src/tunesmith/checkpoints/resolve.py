@@ -13,6 +13,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from tunesmith.checkpoints.content import model_directory
 from tunesmith.checkpoints.gguf import convert_gguf
 from tunesmith.errors import ModelError
 
@@ -34,11 +35,7 @@ def find_model(model: str, revision: str | None = None, sha256: str | None = Non
     if sha256 is not None:
         raise ModelError(f"{model}: model_sha256 is for .gguf files", "use revision for a hub id")
     if path.is_absolute():
-        if not path.is_dir():
-            raise ModelError(f"{model}: no such model", "give a directory with config.json, a .gguf file or a hub id")
-        if not (path / "config.json").exists():
-            raise ModelError(f"{model}: no config.json there", "give the directory that save_pretrained wrote")
-        return path
+        return model_directory(path)
     return _download(model, revision)
 
 
