@@ -2,13 +2,11 @@
 
 import logging
 
-import torch
-
 from tunesmith import hardware
 from tunesmith.engines.base import open_base
 from tunesmith.evaluate.prompts import framed, tuned
 from tunesmith.evaluate.stats import wilson
-from tunesmith.models.device import best_device, device_name
+from tunesmith.models.device import best_device, device_memory, device_name
 from tunesmith.pipeline.base import base_of
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, read_rows, write_json
@@ -52,8 +50,7 @@ def machine() -> MachineFacts | None:
     device = best_device()
     if device.type == "cpu":
         return None
-    memory = torch.cuda.get_device_properties(device).total_memory
-    return MachineFacts(name=device_name(device), kind="gpu", cores=hardware.cpu_count(), memory=memory)
+    return MachineFacts(name=device_name(device), kind="gpu", cores=hardware.cpu_count(), memory=device_memory(device))
 
 
 def computed_in(recipe: Recipe) -> tuple[str, str]:

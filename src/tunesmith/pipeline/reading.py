@@ -2,7 +2,7 @@
 
 import contextlib
 import gc
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 from tunesmith.data.read import Reader
 from tunesmith.rundir.rows import Row
@@ -17,7 +17,7 @@ def with_bar(reader: Reader) -> Iterator[list[Row]]:
 
 
 @contextlib.contextmanager
-def _without_cycles() -> Iterator[None]:
+def _without_cycles() -> Generator[None]:
     """Without Python's search for cycles: rows are trees, and looking at millions of them is a tenth of a check."""
     enabled = gc.isenabled()
     gc.disable()
