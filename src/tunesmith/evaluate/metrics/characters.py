@@ -31,7 +31,7 @@ def plain(text: str) -> str:
     text = _POWER.sub(lambda match: "^" + "".join(_SUPERSCRIPTS[sign] for sign in match[0]), text)
     text = _INDEX.sub(lambda match: "".join(_SUBSCRIPTS[sign] for sign in match[0]), text)
     text = re.sub(r"(?<=\d)\u2044(?=\d)", "/", text)
-    return unicodedata.normalize("NFC", re.sub(r"(?<!\d) +(?=\d/)", " ", text))
+    return unicodedata.normalize("NFC", re.sub(r" +(?=\d/)", " ", text))
 
 
 @lru_cache(maxsize=4096)
