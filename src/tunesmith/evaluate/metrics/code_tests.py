@@ -1,8 +1,8 @@
 """Programs: a row is right when the tests of its reference run through on the answer's code (pass@1).
 
 ``task.tests`` is a JSONL file of ``{"reference": ..., "tests": ...}``: the tests belong to a reference and not to a row,
-since that is what every arm's answer is scored against; the reference must pass its own. The answer's code is what stands
-in its Markdown fences, or all of it.
+since that is what every arm's answer is scored against; the reference must pass its own. What of an answer
+is its code stands in ``code_blocks.py``.
 
 The tests run in one confined process and the answer in another (``sandbox.py``, ``code_sides.py``), so that no answer can
 end the tests early, read what they compare with, or claim that they passed. Where the reference itself does not pass its
@@ -20,7 +20,6 @@ import ast
 import json
 import logging
 import os
-import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from io import FileIO
 from pathlib import Path
 
 from tunesmith.errors import RecipeError
+from tunesmith.evaluate.metrics.code_blocks import extract_code
 from tunesmith.evaluate.metrics.metric import Metric, Score
 from tunesmith.evaluate.metrics.sandbox import WALL_SECONDS, run_program, running
 from tunesmith.recipe import Task
@@ -36,7 +36,6 @@ from tunesmith.recipe import Task
 logger = logging.getLogger(__name__)
 
 _SIDES = Path(__file__).with_name("code_sides.py")
-_FENCE = re.compile(r"```[ \t]*(?:python|py)?[ \t]*\n(.*?)(?:\n?```|\Z)", re.DOTALL)
 
 
 def code(task: Task) -> Metric:
@@ -91,11 +90,6 @@ def load_tests(file: Path) -> dict[str, str]:
         if tests.setdefault(reference, source) != source:
             raise RecipeError(f"task.tests: {file}:{number}: other tests for a reference that came before", "join both")
     return tests
-
-
-def extract_code(answer: str) -> str:
-    """What stands in Markdown fences, joined; the whole answer when there is none."""
-    return "\n\n".join(_FENCE.findall(answer)) or answer
 
 
 def passes(program: str, tests: str, reference: str) -> bool:
