@@ -77,7 +77,9 @@ def compare(arm: Sequence[Output], baseline: Sequence[Output], metric: Metric, g
         interval = resample.percentile_interval(gain_B, u, stats.ALPHA / 2)
         difference_U = resample.per_unit(a - b, unit_N)
         interval = stats.never_inside_the_signs(interval, difference_U, stats.ALPHA / 2)
+        interval = interval.hull(Interval(gain, gain))  # imagined rows may move it off the figure
         p = stats.never_below_the_signs(resample.percentile_p(gain_B, u), difference_U)
+        p = max(p, stats.ALPHA) if interval.low <= 0.0 <= interval.high else p
     return Comparison(
         gain=gain,
         low=interval.low,
