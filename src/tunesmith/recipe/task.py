@@ -6,7 +6,7 @@ is an error.
 
 import difflib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
@@ -64,7 +64,11 @@ class Task(Section):
     tests: Path | None = Field(
         default=None, description="JSONL file of {reference, tests}: Python that a right program passes (metric: code)"
     )
-    allow_code: bool = Field(default=False, description="agree that programs written by a model run here (metric: code)")
+    allow_code: bool | Literal["unconfined"] = Field(
+        default=False,
+        description="agree that programs written by a model run here; unconfined: also where this kernel cannot confine them "
+        "(metric: code)",
+    )
     function: str | None = Field(
         default=None, description="file.py:name of (answer, reference) -> score in 0..1, or a dict with one (metric: python)"
     )

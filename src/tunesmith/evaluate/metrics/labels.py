@@ -8,10 +8,20 @@ scikit-learn computes the same as ``f1_score(..., labels=those, average="macro")
 classes that occur, answers included. There one invalid answer among 190 is a third class with an F1 of 0 beside two labels
 and takes a third of the figure (96.0 became 64.0), and a resample without that row gives it back.
 
+**Rare classes.** Two rows of a class say next to nothing of its F1, and a bootstrap of them believes that they say all: with a
+class of 2 % of 100 rows and a gain on it, its 95 % intervals held the gain in 78 to 83 % of simulated tasks. So every draw gets
+imagined rows: one of each class that is asked for, right or wrong in each arm with even odds (for one arm that is Jeffreys'
+prior), and a tenth of one for each way in which arms may answer the class wrongly. Then 95.4 to 95.6 % hold it (800 tasks a
+cell, standard error 0.7; 98 to 99 where nothing was gained). Refused: a prior on whole confusion matrices, whose C squared
+cells outweigh the rows. A class without a test row is no part of the figure.
+
+Source of the idea: Goutte and Gaussier 2005 (F1 as a posterior).
+
 Shape suffixes here: C classes (the labels and invalid).
 """
 
 from collections.abc import Callable, Sequence
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +29,11 @@ from numpy.typing import NDArray
 from tunesmith.errors import RecipeError
 from tunesmith.evaluate.metrics.metric import Metric, Score
 from tunesmith.evaluate.metrics.text import normalise
-from tunesmith.evaluate.resample import SumStatistic
+from tunesmith.evaluate.resample import Imagined, SumStatistic
 from tunesmith.recipe import Task
 from tunesmith.rundir.records.evaluation import Output
 
+ANSWERED_WRONGLY = 0.1  # imagined rows of other classes for each way of answering a class
 INVALID = ""  # no label is blank: the recipe refuses it
 
 
@@ -81,4 +92,17 @@ def _macro_f1(classes: tuple[str, ...], class_of: Callable[[str], str]) -> SumSt
         f1 = np.where(occurs, 2.0 * right / np.where(occurs, answers + references, 1.0), 0.0)
         return f1.sum(axis=-1) / occurs.sum(axis=-1)
 
-    return SumStatistic(counts, value)
+    def imagined(rows: Sequence[Output], arms: int) -> Imagined:
+        """For each class asked for: a row of it in all ways of being right, and rows of others in all ways of answering it."""
+        ways = np.array(list(product((0.0, 1.0), repeat=arms)))  # whether each arm answers the class, shape (W, A)
+        asked = sorted({column[class_of(row.reference)] for row in rows})
+        kinds = [(number, wanted, way) for number in asked for wanted in (1.0, 0.0) for way in ways if wanted or way.any()]
+        counts_AP3C = np.zeros((arms, len(kinds), 3, len(classes)))  # P kinds of imagined rows
+        for place, (number, wanted, way) in enumerate(kinds):
+            counts_AP3C[:, place, 0, number] = way
+            counts_AP3C[:, place, 1, number] = wanted
+            counts_AP3C[:, place, 2, number] = way * wanted
+        weights = [1.0 / len(ways) if wanted else ANSWERED_WRONGLY for _, wanted, _ in kinds]
+        return Imagined(counts_AP3C.reshape(arms, len(kinds), -1), np.array(weights))
+
+    return SumStatistic(counts, value, imagined)
