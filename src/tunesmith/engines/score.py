@@ -82,9 +82,10 @@ class Scorer:
             RunError: a pair exceeds the model's context.
             ModelError: the model does something to its logits that is not known here.
         """
+        scored = _scored(self.model, self._head, pairs, advance)
         return [
-            Scored(float(logprob_N.sum()), len(logprob_N), bool(greedy_N.all()))
-            for logprob_N, greedy_N in _scored(self.model, self._head, pairs, advance)
+            Scored(float(logprob_N.sum()), len(context), len(logprob_N), bool(greedy_N.all()))
+            for (context, _), (logprob_N, greedy_N) in zip(pairs, scored, strict=True)
         ]
 
     @torch.inference_mode()
