@@ -25,7 +25,7 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
-from tunesmith.engines.engine import Constraint, Engine
+from tunesmith.engines.engine import Allowed, Engine
 from tunesmith.errors import RunError
 from tunesmith.evaluate.arms import ask, summary
 from tunesmith.evaluate.gepa import write_instruction
@@ -51,7 +51,7 @@ class PromptTask:
     Attributes:
         finalists: how many prompts answer the test part.
         engine_of: the engine of ``base``, or of an arm ``external:...``.
-        allowed: what the engine constrains answers to (``task.constrained``).
+        allowed: what the engine constrains answers to (``task.constrained``), or labels to choose from.
         judge: scores answers that need a judge.
         writer: a question to the answer of the model that writes instructions.
     """
@@ -63,7 +63,7 @@ class PromptTask:
     max_new_tokens: int
     finalists: int
     engine_of: Callable[[str], Engine]
-    allowed: Constraint | None = None
+    allowed: Allowed | None = None
     judge: JudgeAnswers | None = None
     writer: Callable[[str], str] | None = None
 

@@ -62,7 +62,8 @@ class MetricFacts(Record):
     Attributes:
         name: ``task.metric``.
         tried: references that were scored against themselves; all of them scored 1.
-        calibrated: False for a judge that nobody compared with people; None for a deterministic metric.
+        calibrated: whether a judge agrees with people, as measured; None for a deterministic metric.
+        judge: why, or why not; empty for a deterministic metric.
         min_gain: ``task.min_gain``, a fraction.
         planned: the gain that test rows are planned for, twice ``min_gain``; a fraction.
         detectable: smallest true gain that the gate deploys four times in five on the test part, a fraction.
@@ -74,6 +75,7 @@ class MetricFacts(Record):
     name: str
     tried: int
     calibrated: bool | None
+    judge: str = ""
     min_gain: float
     planned: float
     detectable: float
