@@ -12,6 +12,7 @@ from tunesmith.evaluate import resample, stats
 from tunesmith.evaluate.compare import compare
 from tunesmith.evaluate.gate import Case, decide
 from tunesmith.evaluate.metrics import Metric
+from tunesmith.evaluate.rule import is_shown
 from tunesmith.rundir.records.evaluation import Terms
 
 TASKS = 2000
@@ -116,6 +117,19 @@ def test_bootstrap_of_groups_covers_where_that_of_rows_does_not():
         low, high = resample.percentile_limits(means, u, 0.025)
         covered[name] = ((low <= 0.1) & (high >= 0.1)).mean()
     assert 0.93 <= covered["groups"] <= 0.97 and covered["rows"] < 0.85
+
+
+def test_copies_of_a_question_are_no_evidence():
+    """100 questions asked three times each, answered alike, by models that are equal: taken for 300 rows they let too many through."""
+    shown = {"questions": 0, "rows": 0}
+    asked = [str(row // 3) for row in range(300)]
+    for won, lost in zip(*_tasks(100, 0.2, 0.0, tasks=300), strict=True):
+        arms = [
+            np.repeat([1] * first + [0] * (100 - first - second) + [1] * second, 3) for first, second in ((won, 0), (0, lost))
+        ]
+        for name, groups in (("questions", asked), ("rows", None)):
+            shown[name] += is_shown(compare(outputs(arms[0]), outputs(arms[1]), YES_NO, groups), Terms(min_gain=0.03))
+    assert shown["questions"] <= 0.05 * 300 and shown["rows"] > 0.08 * 300
 
 
 def test_bootstrap_of_macro_f1_covers():

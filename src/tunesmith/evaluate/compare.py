@@ -14,6 +14,9 @@ permutation), which contradicts it in the close cases, where people look; and Ho
 contradicts it in most tables. Every interval and p is that of one comparison by itself; what is decided over several prompts
 is ``gate.py``'s business.
 
+Groups are those of the split: ``data.group_by``, else the rows that ask the same. Copies are answered alike, so 100 questions asked
+three times each are no 300 rows of evidence: taken for that, a model that gains nothing is deployed 13 times in 100.
+
 A row that the metric left unscored (a judge that could not be read) has the score None. It is dropped from both arms and
 counted; to count it as wrong would be to guess.
 
@@ -50,7 +53,7 @@ def compare(arm: Sequence[Output], baseline: Sequence[Output], metric: Metric, g
     """Paired comparison of two arms.
 
     Args:
-        groups: group of each row, where rows belong together.
+        groups: group of each row, where rows may belong together; where each is its own they change nothing.
 
     Raises:
         RunError: the arms were not asked the same rows, or too few of them can be compared.
@@ -125,5 +128,5 @@ def figure_with_interval(outputs: Sequence[Output], metric: Metric, groups: list
 
 def _refuse_one(u: int, groups: list[str] | None) -> None:
     if u < 2:
-        what = "row" if groups is None else "group of data.group_by"
+        what = "row" if groups is None else "group (of data.group_by, or of rows that ask the same)"
         raise RunError(f"the scored test rows are one {what}, and one alone has no interval", "raise data.test_fraction")

@@ -260,7 +260,7 @@ def _parity(read: Inputs) -> Parts:
         **read.files(*ADAPTER, RENDERED, TEMPLATE, "data/dev.jsonl"),
         **read.held_base(),
         **read.scoring(),
-        **read.keys("task.min_gain", "task.short_prompt", "data.group_by"),
+        **read.keys("task.min_gain", "task.short_prompt"),
     }
 
 
@@ -365,7 +365,7 @@ def _verdict(needs: tuple[str, ...], checks: tuple[str, ...]) -> Stage:
             **read.files(*(files.get(check, f"evaluation/{check}.json") for check in checks)),
             **read.present("evaluation/retrieval.json"),
             **read.scoring(),
-            **read.keys(*DECIDING, "evaluate.arms", "evaluate.forgetting.required", "data.group_by"),
+            **read.keys(*DECIDING, "evaluate.arms", "evaluate.forgetting.required"),
         }
 
     return Stage(

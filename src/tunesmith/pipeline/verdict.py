@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TypeVar
 
+from tunesmith.data.split import groups_of
 from tunesmith.evaluate import gate
 from tunesmith.evaluate.arms import read_outputs
 from tunesmith.evaluate.metrics import make_metric
@@ -39,16 +40,10 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     selection = Selection.read(folder / "selection.json")
     outputs = {name: read_outputs(folder_of(name)) for name in selection.scored(arms)}
     metric, terms = make_metric(recipe.task), gate.terms_of(recipe.task)
-    verdict = gate.verdict(outputs, selection, metric, terms, _groups(run, recipe), evidence)
+    groups = groups_of(read_rows(run.data / "test.jsonl"))
+    verdict = gate.verdict(outputs, selection, metric, terms, groups, evidence)
     verdict.write(run.verdict_file)
     emit(Decision(verdict=verdict.decision, exit_code=verdict.exit_code, reason=verdict.reason))
-
-
-def _groups(run: RunDir, recipe: Recipe) -> list[str] | None:
-    """The group of every test row where ``data.group_by`` makes clusters; a row without one is its own."""
-    if recipe.data.group_by is None:
-        return None
-    return [row.cluster for row in read_rows(run.data / "test.jsonl")]
 
 
 def _read(kind: type[F], path: Path) -> F | None:
