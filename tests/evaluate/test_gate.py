@@ -3,9 +3,11 @@ import json
 
 import numpy as np
 import pytest
+from rich.console import Console
 from scipy import stats as scipy_stats
 
 from outputs import outputs, selection
+from tunesmith.cli.text import print_verdict
 from tunesmith.errors import RunError
 from tunesmith.evaluate import resample, rule, stats
 from tunesmith.evaluate.compare import compare, figure_with_interval
@@ -329,3 +331,18 @@ def test_a_corpus_metric_is_computed_anew_on_every_draw():
 def test_arms_on_different_rows_are_refused():
     with pytest.raises(RunError, match="different rows"):
         compare(outputs([1, 0]), outputs([1, 0, 1]), YES_NO)
+
+
+def test_the_terminal_shows_every_rival_and_the_answers_that_were_cut(capsys):
+    arms = {**_arms(), "few_shot:2": outputs([0] * 10 + [1] * 48 + [0] * 42, finished=False)}
+    result = verdict(arms, FINALISTS, YES_NO, dataclasses.replace(BETTER, min_score=0.95))
+    print_verdict(result, Console(width=120))
+    printed = capsys.readouterr().out
+    assert "verdict: not good enough" in printed and result.reason in printed
+    assert "few_shot +38.0 (+27.7 to +48.3); few_shot:2 +40.0" in printed
+    assert "deploy a true gain of" in printed and "(min_gain 5.0, certainty better)" in printed
+    head = next(line for line in printed.splitlines() if "cut off" in line)
+    cut = {
+        line.split()[0]: line[: head.index("cut off") + 7].split()[-1] for line in printed.split("cut off")[1].splitlines()[2:7]
+    }
+    assert cut == {name: "100" if name == "few_shot:2" else "0" for name in arms}

@@ -120,7 +120,7 @@ def test_bootstrap_of_groups_covers_where_that_of_rows_does_not():
 
 
 def test_copies_of_a_question_are_no_evidence():
-    """100 questions asked three times each, answered alike, by models that are equal: taken for 300 rows they let too many through."""
+    """100 questions asked three times each, answered alike by equal models: as 300 rows they let too many through."""
     shown = {"questions": 0, "rows": 0}
     asked = [str(row // 3) for row in range(300)]
     for won, lost in zip(*_tasks(100, 0.2, 0.0, tasks=300), strict=True):

@@ -14,8 +14,8 @@ permutation), which contradicts it in the close cases, where people look; and Ho
 contradicts it in most tables. Every interval and p is that of one comparison by itself; what is decided over several prompts
 is ``gate.py``'s business.
 
-Groups are those of the split: ``data.group_by``, else the rows that ask the same. Copies are answered alike, so 100 questions asked
-three times each are no 300 rows of evidence: taken for that, a model that gains nothing is deployed 13 times in 100.
+Groups are those of the split: ``data.group_by``, else the rows that ask the same. Copies are answered alike, so 100 questions
+asked three times each are no 300 rows of evidence: taken for that, a model that gains nothing is deployed 13 times in 100.
 
 A row that the metric left unscored (a judge that could not be read) has the score None. It is dropped from both arms and
 counted; to count it as wrong would be to guess.

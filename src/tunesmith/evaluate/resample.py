@@ -1,9 +1,10 @@
 """Intervals and p-values by drawing the test rows again: for scores that are not yes or no, and for rows that belong together.
 
 A score that is not the mean of yes/no answers (ROUGE, macro-F1, BLEU) has no formula for its error that one would trust, so
-the rows are drawn again with replacement and the figure is computed anew: the paired bootstrap. Both arms get the same
-draws, so what a hard row does to both cancels out. Rows of one group (``data.group_by``: one document, one customer; or one
-question asked again) are drawn together: taken for independent, 300 rows of 30 documents would look like ten times the evidence they are.
+the rows are drawn again with replacement and the figure is computed anew: the paired bootstrap. Both arms get the same draws,
+so what a hard row does to both cancels out. Rows of one group (``data.group_by``: one document, one customer; or one question
+asked again) are drawn together: taken for independent, 300 rows of 30 documents would look like ten times the evidence they
+are.
 
 **Sums instead of rows.** Most figures follow from sums over rows (a mean from score and 1; macro-F1 from the counts of
 each class; BLEU from matches, totals and lengths). For those (``SumStatistic``) all draws are one matrix product, 10,000 of
