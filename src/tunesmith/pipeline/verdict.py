@@ -6,7 +6,6 @@ from typing import TypeVar
 from tunesmith.evaluate import gate
 from tunesmith.evaluate.arms import read_outputs
 from tunesmith.evaluate.metrics import make_metric
-from tunesmith.pipeline.judge import scores_folder
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, read_rows
@@ -36,10 +35,11 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         retrieval=_read(RetrievalRecall, folder / "retrieval.json"),
         only_worse=training is not None and training.only_worse,
     )
-    outputs = {arm: read_outputs(scores_folder(run, recipe, arm)) for arm in arms}
+    folder_of = run.judged.joinpath if recipe.task.metric == "judge" else run.answers
     selection = Selection.read(folder / "selection.json")
-    metric, groups = make_metric(recipe.task), _groups(run, recipe)
-    verdict = gate.verdict(outputs, selection, metric, recipe.task.min_gain, groups, evidence)
+    outputs = {name: read_outputs(folder_of(name)) for name in selection.scored(arms)}
+    metric, terms = make_metric(recipe.task), gate.terms_of(recipe.task)
+    verdict = gate.verdict(outputs, selection, metric, terms, _groups(run, recipe), evidence)
     verdict.write(run.verdict_file)
     emit(Decision(verdict=verdict.decision, exit_code=verdict.exit_code, reason=verdict.reason))
 
