@@ -229,13 +229,13 @@ def test_words_claim_what_was_shown():
     arms = {"few_shot": outputs([1] * 50 + [0] * 50), "tuned": outputs([0] * 4 + [1] * 60 + [0] * 36)}
     likely = verdict(arms, FEW_SHOT, YES_NO, BETTER)
     assert (likely.decision, likely.better, likely.worth) == ("deploy", True, "likely")
-    assert "better for certain; by the 5.0 points asked for or more is likely, not certain" in likely.reason
+    assert "better for certain; that it is by the 5.0 points asked for is likely, not certain" in likely.reason
     assert "no bar was set" in likely.reason and "whether general skills were lost is not known" in likely.reason
     unsure = verdict(arms, FEW_SHOT, YES_NO, WORTH)
     assert unsure.decision == "too little data to tell" and "can be by more or less than the 5.0" in unsure.reason
     certain = verdict(_arms(), FINALISTS, YES_NO, WORTH)
     assert (certain.decision, certain.worth) == ("deploy", "certain")
-    assert "better for certain than each of 2 prompts, and by the 5.0 points asked for or more for certain" in certain.reason
+    assert "better for certain than each of 2 prompts, and for certain by the 5.0 points asked for" in certain.reason
     for bar, sure in ((0.55, "is likely, not certain"), (0.45, "for certain")):
         met = verdict(arms, FEW_SHOT, YES_NO, dataclasses.replace(BETTER, min_score=bar))
         assert met.decision == "deploy" and f"task.min_score, {'which ' if 'likely' in sure else ''}{sure}" in met.reason

@@ -190,8 +190,8 @@ def _shown(case: Case) -> str:
     """What was shown, and no more than that."""
     others = "" if len(case.comparisons) == 1 else f" than each of {len(case.comparisons)} prompts"
     if all(rule.worth(c, case.terms) == "certain" for c in case.comparisons):
-        return f"better for certain{others}, and by {_wanted(case)} or more for certain"
-    return f"better for certain{others}; by {_wanted(case)} or more is likely, not certain"
+        return f"better for certain{others}, and for certain by {_wanted(case)}"
+    return f"better for certain{others}; that it is by {_wanted(case)} is likely, not certain"
 
 
 def _lost_skills(case: Case) -> str:
