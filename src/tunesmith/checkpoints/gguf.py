@@ -31,6 +31,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
 from tunesmith import hardware
+from tunesmith.checkpoints.content import gguf_file
 from tunesmith.checkpoints.gguf_reader import GgufReader, GgufTensor
 from tunesmith.checkpoints.gguf_tokenizer import load_gguf_tokenizer
 from tunesmith.checkpoints.shards import Shape, refuse_full_disk, write_model
@@ -77,9 +78,7 @@ def convert_gguf(path: Path, expected: str | None) -> Path:
         ModelError: no such file, another hash, a file cut short, an architecture or a key that is not known, a tensor too
             many or too few, or no room for the directory.
     """
-    if not path.is_file():
-        raise ModelError(f"{path}: no such model file", "check the path; it is relative to the recipe file")
-    digest = content_hash(path)
+    digest = content_hash(gguf_file(path))
     if expected is not None and digest != expected:
         raise ModelError(f"{path}: sha256 is {digest}, the recipe expects {expected}", "get the file again")
     target = hardware.converted_model(digest)

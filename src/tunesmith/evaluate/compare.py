@@ -127,6 +127,7 @@ def figure_with_interval(outputs: Sequence[Output], metric: Metric, groups: list
     statistic = metric.corpus or resample.MEAN
     figure = statistic(rows)
     interval = resample.percentile_interval(resample.bootstrap(statistic, [rows], unit_N)[:, 0], u, stats.ALPHA / 2)
+    interval = interval.hull(Interval(figure, figure))  # imagined rows may move it off the figure
     mean_U = resample.per_unit(scores(rows), unit_N) / np.bincount(unit_N)
     if min(int((mean_U > 0.0).sum()), int((mean_U < 1.0).sum())) < stats.MIN_DISCORDANT_UNITS:
         interval = interval.hull(stats.wilson(min(u, max(0, round(figure * u))), u))
