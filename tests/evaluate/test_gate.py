@@ -14,7 +14,7 @@ from tunesmith.evaluate.compare import compare, figure_with_interval
 from tunesmith.evaluate.gate import EXIT_CODES, NOT_TRAINED, RULES, Case, Evidence, decide, is_borderline, verdict
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.rundir.records.evaluation import Comparison, Terms, Totals, Verdict
-from tunesmith.rundir.records.evidence import Forgetting, SeedRun, Seeds
+from tunesmith.rundir.records.evidence import Calibration, Forgetting, Judgement, SeedRun, Seeds
 from tunesmith.rundir.records.parity import FormParity
 
 YES_NO = Metric(name="exact_match", score=lambda answer, reference: {"score": 1.0}, tie_break="score", binary=True)
@@ -62,6 +62,24 @@ def test_decision(gain, low, high, expected, if_worth):
     assert decide(_case(c, evidence=_forgetting("no regression", required=True))).decision == expected
 
 
+@pytest.mark.parametrize("numbers", [(0.10, 0.06, 0.18), (0.02, 0.01, 0.04), (-0.10, -0.20, -0.01), (0.04, -0.05, 0.12)])
+def test_a_judge_that_does_not_agree_with_people_decides_nothing(numbers):
+    def judged(calibrated):
+        calibration = Calibration(calibrated=calibrated, reason="kappa 0.00; 0.6 is needed", n=120)
+        return _case(_comparison(*numbers), evidence=Evidence(judge=Judgement(calibration=calibration, arms={})))
+
+    assert decide(judged(False)).decision == "not calibrated" and "kappa 0.00" in decide(judged(False)).why(judged(False))
+    assert EXIT_CODES["not calibrated"] == EXIT_CODES["too little data to tell"]
+    assert decide(judged(True)) == decide(_case(_comparison(*numbers)))
+
+
+def test_rows_without_a_score_block_above_one_in_twenty():
+    strongest, other = (dataclasses.replace(_comparison(0.10, 0.06, 0.18, n=95), unscored=unscored) for unscored in (5, 6))
+    assert decide(_case(strongest)).decision == "deploy"
+    assert decide(_case(other)).decision == decide(_case(strongest, other)).decision == "too little data to tell"
+    assert "6 of 101 rows (5.9 %) have no score" in decide(_case(strongest, other)).why(_case(strongest, other))
+
+
 def test_every_prompt_has_to_be_beaten():
     strongest, other = _comparison(0.08, 0.02, 0.14), _comparison(0.09, 0.03, 0.15)
     assert decide(_case(strongest, other)).decision == "deploy"
@@ -107,7 +125,8 @@ def test_exit_codes_are_distinct_and_clear_of_the_errors():
     import tunesmith.errors as errors
 
     kinds = [v for v in vars(errors).values() if isinstance(v, type) and issubclass(v, errors.TunesmithError)]
-    codes = [kind.exit_code for kind in kinds] + list(EXIT_CODES.values()) + [2, 130]
+    own = [code for decision, code in EXIT_CODES.items() if decision != "not calibrated"]  # that is too little data on a judge
+    codes = [kind.exit_code for kind in kinds] + own + [2, 130]
     assert len(set(codes)) == len(codes) and {row.decision for row in RULES} == set(EXIT_CODES)
 
 
@@ -275,7 +294,8 @@ def test_unscored_rows_leave_the_pair_and_are_counted():
     result = verdict({"few_shot": theirs, "tuned": ours}, FEW_SHOT, SHARES, BETTER)
     assert result.arm("tuned").score == pytest.approx(0.625) and result.arm("tuned").unscored == 2
     assert (result.differing.won, result.differing.lost, result.differing.only_tuning) == (("3",), ("5",), ("3",))
-    assert any("3 of 6 rows are unscored" in sentence for sentence in result.advice)
+    assert result.decision == "too little data to tell" and "3 of 6 rows (50.0 %) have no score" in result.reason
+    assert "were all of them lost, the gain would be -50.0, were all won +50.0" in result.reason
     json.dumps(result.to_json(), allow_nan=False)
     with pytest.raises(RunError, match="none of 2 rows"):
         compare(ours[:2], theirs[:2], SHARES)

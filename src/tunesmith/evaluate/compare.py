@@ -97,6 +97,17 @@ def compare(arm: Sequence[Output], baseline: Sequence[Output], metric: Metric, g
     )
 
 
+def unscored_share(c: Comparison) -> float:
+    """Share of the rows that the comparison leaves out since one of both has no score."""
+    return c.unscored / (c.n + c.unscored)
+
+
+def gain_of_all_rows(c: Comparison) -> Interval:
+    """The gain over all rows, had every row without a score been lost, and had it been won: scores lie in 0..1."""
+    known, rows = c.gain * c.n, c.n + c.unscored
+    return Interval((known - c.unscored) / rows, (known + c.unscored) / rows)
+
+
 def figure_with_interval(outputs: Sequence[Output], metric: Metric, groups: list[str] | None = None) -> tuple[float, Interval]:
     """An arm's headline figure over its scored rows, with its 95 % interval: Wilson's for yes/no rows, else bootstrapped.
 

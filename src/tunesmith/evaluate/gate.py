@@ -13,7 +13,9 @@ is certain (*better*) and what is likely (*by enough*). Whether the gain is ``mi
 out.
 
 **The table** (``RULES``) is asked from the top, and the first that holds decides. Parity first: the answers of a file that is
-not the model that was trained say nothing of the training. Then the bar: where neither the candidate nor a prompt reaches
+not the model that was trained say nothing of the training. Then the scores themselves: those of a judge that does not agree
+with people (``judge.py``: 100 labels, kappa 0.6) decide nothing, nor do rows of which more than one in twenty has no score,
+since the rest need not be like them. Then the bar: where neither the candidate nor a prompt reaches
 ``task.min_score``, none of them is to be used. What forgetting, seeds or a suite that cannot tell take back is only ever a
 ``deploy``. The interval speaks for this adapter on other rows; it does not speak for the adapter that another seed would have
 given, so where seeds were trained at least half of them must gain ``min_gain`` too (their scores are before quantisation).
@@ -34,7 +36,7 @@ import numpy as np
 from tunesmith.errors import RunError
 from tunesmith.evaluate import rule
 from tunesmith.evaluate.arms import summary
-from tunesmith.evaluate.compare import compare, figure_with_interval, scores, standard_error
+from tunesmith.evaluate.compare import compare, figure_with_interval, scores, standard_error, unscored_share
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.verdict_words import advice, gain_line, remarks
 from tunesmith.formatting import percent
@@ -63,7 +65,9 @@ EXIT_CODES: dict[Decision, int] = {
     "regression": 13,
     NOT_TRAINED: 14,
     "not good enough": 15,
+    "not calibrated": 12,  # too little is known of the judge
 }
+UNSCORED_ALLOWED = 0.05  # share of the rows
 TUNED_ARMS = ("tuned", "tuned_retrieval", "deployed")
 
 
@@ -159,6 +163,20 @@ def _failed_parity(case: Case) -> str:
     return f"but the form {parity.form} failed parity ({parity.reason})"
 
 
+def _uncalibrated(case: Case) -> str:
+    judge = case.evidence.judge
+    assert judge is not None
+    return f"but by a judge that nobody can rely on ({judge.calibration.reason})"
+
+
+def _left_out(case: Case) -> str:
+    c = max(case.comparisons, key=unscored_share)
+    rows = c.n + c.unscored
+    return (
+        f"but {c.unscored} of {rows} rows ({percent(unscored_share(c))} %) have no score, {percent(UNSCORED_ALLOWED)} % may be"
+    )
+
+
 def _below_the_bar(case: Case) -> str:
     score, prompt, bar = (percent(x) for x in (case.score, case.best_prompt_score, case.terms.min_score or 0.0))
     return f"it scores {score} of 100, the best prompt {prompt}; task.min_score asks {bar}"
@@ -203,6 +221,14 @@ def _cannot_tell(case: Case) -> str:
 
 RULES = (
     Rule(NOT_TRAINED, lambda c: c.evidence.parity is not None and c.evidence.parity.state == "not deployable", _failed_parity),
+    Rule(
+        "not calibrated",
+        lambda c: c.evidence.judge is not None and not c.evidence.judge.calibration.calibrated,
+        _uncalibrated,
+    ),
+    Rule(
+        "too little data to tell", lambda c: any(unscored_share(each) > UNSCORED_ALLOWED for each in c.comparisons), _left_out
+    ),
     Rule(
         "not good enough",
         lambda c: c.terms.min_score is not None and max(c.score, c.best_prompt_score) < c.terms.min_score,

@@ -4,10 +4,9 @@ Nothing is decided here; ``gate.py`` does. A sentence claims what the numbers be
 or a check is missing: a ``deploy`` at 15 of 100 without a word that no bar was set reads as praise.
 """
 
+from tunesmith.evaluate.compare import gain_of_all_rows
 from tunesmith.formatting import percent, points, points_between
 from tunesmith.rundir.records.evaluation import Verdict
-
-MANY_UNSCORED = 0.1  # share of the rows
 
 
 def gain_line(verdict: Verdict) -> str:
@@ -40,7 +39,11 @@ def remarks(verdict: Verdict) -> str:
     if verdict.ahead:
         lines.append(f"{' and '.join(verdict.ahead)}, which the recipe does not hold against it, scored higher")
     if verdict.unscored:
-        lines.append(f"{verdict.unscored} rows are unscored and left out")
+        low, high = gain_of_all_rows(verdict.comparison)
+        lines.append(
+            f"{verdict.unscored} rows are unscored and left out: were all of them lost, the gain would be {points(low)}, "
+            f"were all won {points(high)}"
+        )
     if verdict.candidate != "deployed":
         lines.append("the deployed form was not scored")
     return "".join(f"; {line}" for line in lines)
@@ -71,7 +74,11 @@ def advice(verdict: Verdict, unsettled: bool) -> list[str]:
     sentences: list[str] = []
     if verdict.decision == "not the model that was trained":
         sentences.append("fix the export, run tunesmith parity, and evaluate the deployed arm again")
-    n, c, wanted = verdict.n, verdict.comparison, f"{percent(verdict.terms.min_gain)} points"
+    if verdict.decision == "not calibrated":
+        sentences.append(
+            "compare the judge with 100 labels of people (task.judge.human_labels); below kappa 0.6 take another one"
+        )
+    wanted = f"{percent(verdict.terms.min_gain)} points"
     if verdict.only_worse:
         sentences.append("lower train.learning_rate: the untouched model had the lowest dev loss of all checkpoints")
     if verdict.decision == "not good enough":
@@ -86,8 +93,6 @@ def advice(verdict: Verdict, unsettled: bool) -> list[str]:
             f"{enough} of {len(gains)} seeds gain at least {wanted} ({points_between(min(gains), max(gains))}), "
             "before quantisation"
         )
-    if n and c.unscored > MANY_UNSCORED * (n + c.unscored):
-        sentences.append(f"{c.unscored} of {n + c.unscored} rows are unscored: if they differ from the rest, so does the gain")
     return sentences
 
 

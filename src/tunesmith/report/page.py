@@ -36,6 +36,7 @@ MEANING: dict[Decision, str] = {
     "not better": "Tuning gained nothing over the best prompt. Keep the prompt.",
     "too little data to tell": "The test part is too small to decide. Collect more rows before you trust either.",
     "not the model that was trained": "The exported file is not what was trained, so its answers say nothing of the training.",
+    "not calibrated": "Nobody knows whether this judge judges as people do. Nothing is decided.",
     "not good enough": "Neither the tuned model nor a prompt reaches the score that you called good enough. Use neither yet.",
     "regression": "Tuning cost the model general skill. Fix that before you deploy it, whatever it gained.",
 }

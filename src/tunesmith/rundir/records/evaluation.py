@@ -28,6 +28,7 @@ Decision = Literal[
     "regression",
     "not the model that was trained",
     "not good enough",
+    "not calibrated",
 ]
 Worth = Literal["certain", "likely", "not shown", "ruled out"]
 Figures = dict[str, float | None]
@@ -352,7 +353,7 @@ class Verdict(FileRecord):
     """Whether tuning was worth it, and all that it follows from.
 
     Attributes:
-        decision: one of seven.
+        decision: one of eight.
         exit_code: of the command.
         reason: one sentence with the numbers that decided.
         advice: what would make it surer, a sentence each.
