@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tunesmith.advise import checklist as rules
 from tunesmith.advise.checklist import checklist, rows_in_all
 from tunesmith.advise.decide import ELSEWHERE, EXIT_CODES, SETTINGS, decide
-from tunesmith.advise.price import break_even
+from tunesmith.advise.price import break_even, by_time, by_tokens
 from tunesmith.data.size_advice import BANDS
 from tunesmith.evaluate import gate, rule
 from tunesmith.rundir.records.advice import (
@@ -243,11 +243,32 @@ def test_the_best_prompt_is_the_shorter_of_equals_and_never_retrieves():
 
 
 def test_break_even():
-    advice = break_even(calls_per_month=30_000, per_million=2.0, per_hour=3.0, tokens_saved=500, hours=2.0)
+    advice = break_even(30_000, by_tokens(500, 2.0), 6.0)
     assert advice.a_month == pytest.approx(30.0) and advice.cost == 6.0
     assert advice.requests == pytest.approx(6000) and advice.days == pytest.approx(6.0)
     # What was saved by then is what the training cost.
-    assert advice.requests * 500 * 2.0 / 1e6 == pytest.approx(advice.cost)
-    assert break_even(30_000, 2.0, 3.0, -5, 2.0).requests == math.inf
-    assert break_even(0, 2.0, 0.0, 0, 2.0).days == 0.0
-    assert break_even(0, 2.0, 3.0, 500, 2.0).days == math.inf
+    assert advice.requests * by_tokens(500, 2.0) == pytest.approx(advice.cost)
+    assert break_even(30_000, by_tokens(-5, 2.0), 6.0).requests == math.inf
+    assert break_even(30_000, 0.0, 0.0).days == math.inf  # free, and nothing is saved
+    assert break_even(0, by_tokens(500, 2.0), 6.0).days == math.inf
+
+
+def test_caching_hosting_answers_and_seconds_have_their_price():
+    # 10,000 calls a month that save 500 prompt tokens at 0.10 a million.
+    assert break_even(10_000, by_tokens(500, 0.10), 3.0).a_month == pytest.approx(0.50)
+    assert break_even(10_000, by_tokens(500, 0.10), 3.0).days == pytest.approx(180.0)
+    assert break_even(10_000, by_tokens(500, 0.10, cached=0.01), 3.0).a_month == pytest.approx(0.05)
+    assert break_even(10_000, by_tokens(500, 0.10, cached=0.0), 3.0).days == math.inf
+    assert break_even(10_000, by_tokens(500, 0.10, new_tokens=-50, output=0.40), 3.0).a_month == pytest.approx(0.30)
+    # Hosting is paid each month, before the training is: 60 a month saved, 20 of it for hosting, 40 pay 20 in half a month.
+    hosted = break_even(60_000, by_tokens(1000, 1.0), 20.0, hosting=20.0)
+    assert (hosted.a_month, hosted.days, hosted.requests) == pytest.approx((40.0, 15.0, 30_000))
+    assert break_even(60_000, by_tokens(1000, 1.0), 20.0, hosting=60.0).days == math.inf
+    assert break_even(7_200, by_time(0.5, 2.0), 1.0).a_month == pytest.approx(2.0)  # an hour of a machine at 2 an hour
+
+
+def test_the_check_says_what_is_in_the_saving():
+    line = checklist(facts(), 1.0)[6].evidence
+    assert "50.00 a month (hosting not counted, answers of today's length)" in line and "cached" not in line
+    line = checklist(facts(price__per_million_cached=0.1, price__hosting=2.0), 1.0)[6].evidence
+    assert "priced as cached ones, 3.00 a month (after 2.00 for hosting" in line

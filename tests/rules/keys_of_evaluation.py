@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from keys_of_data import ROWS, prompt_book
 
+from outputs import outputs, selection
 from tunesmith.checkpoints.resolve import find_model
 from tunesmith.engines.engine import Answer
 from tunesmith.engines.in_process import InProcessEngine
@@ -25,6 +26,7 @@ from tunesmith.pipeline.curve import share_of
 from tunesmith.pipeline.evaluation import Evaluation, engine_of
 from tunesmith.pipeline.seeds import seed_recipes
 from tunesmith.pipeline.stage import Session
+from tunesmith.pipeline.verdict import saving_of
 from tunesmith.retrieval.corpus import open_store, read_corpus
 from tunesmith.rundir.records.evaluation import Terms
 from tunesmith.rundir.records.evidence import Forgetting
@@ -108,6 +110,13 @@ def _searched(recipe, tmp):
         return corpus.ids, open_store(recipe, tmp / "store.sqlite", corpus)
 
 
+def _saved(recipe, tmp):
+    """What a call of 500 prompt tokens and 10 answer tokens more saves."""
+    run = SimpleNamespace(stages=lambda: {"train": SimpleNamespace(seconds=3600.0)})
+    arms = {"prompt_deployed": outputs([1, 1], prompt_tokens=509, new_tokens=11), "deployed": outputs([1, 1])}
+    return saving_of(run, recipe, arms, selection("few_shot"))
+
+
 ENDPOINT = {"base_url": "http://localhost:1/v1", "model": "big"}
 
 
@@ -127,6 +136,9 @@ OBSERVE = {
     "evaluate.learning_curve": ([0.25, 0.5, 1.0], lambda r, t: [len(share_of(r, ROWS, s)) for s in r.evaluate.learning_curve]),
     "advise.calls_per_month": (9000, _advised),
     "advise.price_per_million_prompt_tokens": (2.0, _advised),
+    "advise.price_per_million_cached_tokens": (0.5, _saved),
+    "advise.price_per_million_output_tokens": (4.0, _saved),
+    "advise.hosting_per_month": (3.0, _saved),
     "data.documents": ("faq.md", _searched),
     "evaluate.retrieval.k": (3, lambda r, t: [c.documents for c in prompts.candidates(r, ROWS, "retrieval")]),
     "evaluate.retrieval.embedder": ("all-MiniLM-L6-v2", _searched),
@@ -138,11 +150,14 @@ OBSERVE = {
     "evaluate.forgetting.tasks_path": ("tasks", _forgotten),
     "evaluate.forgetting.limit": (9, _forgotten),
 }
+PRICES = {"advise.calls_per_month": 1e6, "advise.price_per_million_prompt_tokens": 1.0, "evaluate.price_per_hour": 2.0}
 TASKS = {"evaluate.forgetting.tasks": ["arc_easy"]}
 OPTIMIZED = {"evaluate.arms": ["instruction", "optimized_prompt"]}
 FIXED = {
     "evaluate.forgetting.tasks_path": TASKS,
     "evaluate.forgetting.limit": TASKS,
+    **{f"advise.{key}": PRICES for key in ("price_per_million_cached_tokens", "price_per_million_output_tokens")},
+    "advise.hosting_per_month": PRICES,
     "evaluate.retrieval.qdrant": {"evaluate.retrieval.embedder": "all-MiniLM-L6-v2"},
     "evaluate.external": {"evaluate.arms": ["instruction", "external:big"], "evaluate.external": {"big": ENDPOINT}},
     **{key: OPTIMIZED for key in OBSERVE if key.startswith("evaluate.optimized_prompt.")},

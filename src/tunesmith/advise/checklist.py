@@ -10,7 +10,7 @@ Refused: a weighted score. It hides which answer decided, and its weights would 
 import math
 
 from tunesmith.advise.memory import HEADROOM
-from tunesmith.advise.price import BreakEven, break_even
+from tunesmith.advise.price import PAYBACK_DAYS, BreakEven, break_even, by_tokens
 from tunesmith.formatting import percent, points
 from tunesmith.rundir.records.advice import Check, Facts, State
 
@@ -20,7 +20,6 @@ METRIC, RESOLUTION, PRICE, HARDWARE = "metric", "gain can be shown", "calls pay 
 TOO_FEW = 50  # train rows: hosted services suggest to start with 50 to 100
 FEW = 200  # train rows: the lowest band of `tunesmith check`
 CLOSED = 0.5  # share of the missing points that retrieval must bring to be the answer: half, a choice of ours
-PAYBACK_DAYS = 180.0  # open base models are replaced about twice a year, and an adapter fits one of them alone
 ROUNDING = 1e-9  # 1.0 - 0.9 is below 0.1 in floating point
 CONFLICTS = 0.05  # share of rows whose prompt has another answer elsewhere
 DISTINCT_4, COMPRESSION, SAMPLE = 0.3, 10.0, 200  # as `tunesmith check` calls prompts alike
@@ -62,7 +61,8 @@ def payback(facts: Facts, hours: float | None) -> BreakEven | None:
     price = facts.price
     if price.calls_per_month is None or price.per_million is None or price.per_hour is None or hours is None:
         return None
-    return break_even(price.calls_per_month, price.per_million, price.per_hour, price.tokens_saved, hours)
+    a_call = by_tokens(max(0.0, price.tokens_saved), price.per_million, price.per_million_cached)
+    return break_even(price.calls_per_month, a_call, price.per_hour * hours, price.hosting)
 
 
 def _check(check: str, state: State, evidence: str, hint: str = "") -> Check:
@@ -188,7 +188,10 @@ def _price(facts: Facts, hours: float | None) -> Check:
         ]
         hint = f"set {', '.join(missing)}" if missing else "the model's sizes are not at hand, so its training has no price"
         return _check(PRICE, "unknown", saved, hint)
-    evidence = f"{saved}, {even.a_month:,.2f} a month; training costs about {even.cost:,.2f} ({hours:,.1f} h)"
+    saved += "" if price.per_million_cached is None else ", priced as cached ones"
+    hosting = f"after {price.hosting:,.2f} for hosting" if price.hosting else "hosting not counted"
+    evidence = f"{saved}, {even.a_month:,.2f} a month ({hosting}, answers of today's length)"
+    evidence += f"; training costs about {even.cost:,.2f} ({hours:,.1f} h)"
     if math.isinf(even.days):
         return _check(PRICE, "stop", f"{evidence}; never pays back", "tune for quality, or not at all")
     evidence += f"; even after {math.ceil(even.requests):,} calls, {even.days:,.1f} days"

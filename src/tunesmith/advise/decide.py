@@ -160,6 +160,6 @@ def _more_rows(facts: Facts, blocking: list[str]) -> int:
 
 def _saving(facts: Facts, hours: float | None) -> str:
     even = payback(facts, hours)
-    if even is None or not even.a_month:
+    if even is None or even.a_month <= 0.0:
         return ""
     return f"; a tuned model of equal quality would save {even.a_month:,.2f} a month in prompt tokens"

@@ -103,6 +103,8 @@ def _checks(verdict: Verdict) -> Iterator[str]:
         yield f"retrieval: {named}answer recall@{recall.k} {recall.answer_recall:.2f} over {recall.passages:,} passages"
     if loss := verdict.deployed_loss:
         yield f"deployed form: {points(loss.gain)} points against tuned, 95 % {points_between(loss.low, loss.high)}"
+    if verdict.saving is not None:
+        yield f"saving: {verdict.saving.line}"
     if verdict.judge is not None:
         calibration = verdict.judge.calibration
         yield f"judge: {'calibrated' if calibration.calibrated else 'uncalibrated'}: {calibration.reason}"

@@ -14,10 +14,11 @@ import numpy as np
 from tunesmith.engines.engine import Allowed, Answer, Choices, Engine
 from tunesmith.errors import RunError
 from tunesmith.evaluate.choose import choose
+from tunesmith.evaluate.compare import figure_with_interval
 from tunesmith.evaluate.metrics import HEADLINE, Metric
 from tunesmith.messages import Message
 from tunesmith.recipe import TokenPrice
-from tunesmith.rundir.records.evaluation import Output, Scores, Summary
+from tunesmith.rundir.records.evaluation import Arm, Comparison, Output, Scores, Summary, Totals
 from tunesmith.rundir.rows import Row
 from tunesmith.tracking import progress
 
@@ -92,6 +93,25 @@ def summary(name: str, outputs: Sequence[Output], metric: Metric) -> Summary:
         ms=1000.0 * float(np.mean([output.seconds for output in outputs])),
         cost=_mean(output.cost for output in outputs),
     )
+
+
+def arm_of(name: str, outputs: Sequence[Output], metric: Metric, groups: list[str] | None, against: Comparison | None) -> Arm:
+    """Figures of an arm on the test part, with their intervals.
+
+    Args:
+        groups: the group of each row, where rows belong together.
+        against: its comparison with the strongest rival; None for that prompt itself.
+    """
+    figure, interval = figure_with_interval(outputs, metric, groups)
+    costs = [output.cost for output in outputs if output.cost is not None]
+    totals = Totals(
+        prompt_tokens=sum(output.prompt_tokens for output in outputs),
+        new_tokens=sum(output.new_tokens for output in outputs),
+        seconds=sum(output.seconds for output in outputs),
+        cost=sum(costs) if costs else None,
+    )
+    figures = {**vars(summary(name, outputs, metric)), "score": figure}
+    return Arm(**figures, low=interval.low, high=interval.high, totals=totals, against=against)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

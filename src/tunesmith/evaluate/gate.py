@@ -15,10 +15,15 @@ out.
 **The table** (``RULES``) is asked from the top, and the first that holds decides. Parity first: the answers of a file that is
 not the model that was trained say nothing of the training. Then the scores themselves: those of a judge that does not agree
 with people (``judge.py``: 100 labels, kappa 0.6) decide nothing, nor do rows of which more than one in twenty has no score,
-since the rest need not be like them. Then the bar: where neither the candidate nor a prompt reaches
-``task.min_score``, none of them is to be used. What forgetting, seeds or a suite that cannot tell take back is only ever a
-``deploy``. The interval speaks for this adapter on other rows; it does not speak for the adapter that another seed would have
+since the rest need not be like them. Then the bar: where neither the candidate nor a prompt reaches ``task.min_score``, none
+of them is to be used. What forgetting, seeds or a suite that cannot tell take back is only ever a ``deploy``, or that it is
+cheaper. The interval speaks for this adapter on other rows; it does not speak for the adapter that another seed would have
 given, so where seeds were trained at least half of them must gain ``min_gain`` too (their scores are before quantisation).
+
+**As good and cheaper.** Tuning also pays by removing a long prompt. Where no gain is shown, a candidate that is for certain
+less than ``min_gain`` behind every rival (non-inferior; the low end of the interval lies above ``-min_gain``) and whose calls
+save enough to pay for the training in time (``advise/price.py``) gets an ending of its own, not ``deploy``: nothing of the
+answers became better, and the prices are those of the recipe.
 
 **Borderline** is a verdict that would be another one if the gain had come out one standard error higher or lower; it asks for
 ``evaluate.seeds: 3``.
@@ -35,14 +40,13 @@ import numpy as np
 
 from tunesmith.errors import RunError
 from tunesmith.evaluate import rule
-from tunesmith.evaluate.arms import summary
-from tunesmith.evaluate.compare import compare, figure_with_interval, scores, standard_error, unscored_share
+from tunesmith.evaluate.arms import arm_of
+from tunesmith.evaluate.compare import compare, scores, standard_error, unscored_share
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.verdict_words import advice, gain_line, remarks
 from tunesmith.formatting import percent
-from tunesmith.recipe import Task
+from tunesmith.recipe import PROMPT_DEPLOYED, Task
 from tunesmith.rundir.records.evaluation import (
-    Arm,
     Comparison,
     Decision,
     Differing,
@@ -50,11 +54,11 @@ from tunesmith.rundir.records.evaluation import (
     Rival,
     Selection,
     Terms,
-    Totals,
     Verdict,
 )
 from tunesmith.rundir.records.evidence import Forgetting, Judgement, RetrievalRecall, Seeds
 from tunesmith.rundir.records.parity import FormParity
+from tunesmith.rundir.records.saving import Saving
 
 NOT_TRAINED: Decision = "not the model that was trained"
 EXIT_CODES: dict[Decision, int] = {
@@ -65,6 +69,7 @@ EXIT_CODES: dict[Decision, int] = {
     "regression": 13,
     NOT_TRAINED: 14,
     "not good enough": 15,
+    "as good and cheaper": 16,
     "not calibrated": 12,  # too little is known of the judge
 }
 UNSCORED_ALLOWED = 0.05  # share of the rows
@@ -82,6 +87,7 @@ class Evidence:
         judge: what was found of the judge.
         retrieval: whether the right passages were found.
         only_worse: whether training lowered no dev loss.
+        saving: what a call of the deployed form saves.
     """
 
     forgetting: Forgetting | None = None
@@ -91,6 +97,7 @@ class Evidence:
     judge: Judgement | None = None
     retrieval: RetrievalRecall | None = None
     only_worse: bool = False
+    saving: Saving | None = None
 
 
 NOTHING = Evidence()
@@ -130,6 +137,23 @@ class Case:
     def is_shown(self) -> bool:
         """Whether the gain over every rival is as large and as certain as the recipe asks."""
         return all(rule.is_shown(c, self.terms) for c in self.comparisons)
+
+    @property
+    def is_as_good(self) -> bool:
+        """Whether the candidate is worse than no rival by ``min_gain`` for certain, and by itself good enough."""
+        return self.score >= (self.terms.min_score or 0.0) and all(rule.is_as_good(c, self.terms) for c in self.comparisons)
+
+    @property
+    def is_cheaper(self) -> bool:
+        """Whether it is as good, in half of the seeds too, and saves enough to pay for its training in time."""
+        as_good = sum(gain > -self.terms.min_gain for gain in self.seed_gains)
+        pays = self.evidence.saving is not None and self.evidence.saving.pays_back
+        return self.is_as_good and 2 * as_good >= len(self.seed_gains) and pays
+
+    @property
+    def has_merit(self) -> bool:
+        """Whether there is something that lost skills can take back."""
+        return self.is_shown or self.is_cheaper
 
     @property
     def forgot(self) -> str:
@@ -194,14 +218,25 @@ def _shown(case: Case) -> str:
     return f"better for certain{others}; that it is by {_wanted(case)} is likely, not certain"
 
 
+def _cheaper(case: Case) -> str:
+    """As good to within the margin, and the arithmetic of the saving."""
+    saving, others = case.evidence.saving, "" if len(case.comparisons) == 1 else f" of {len(case.comparisons)} prompts"
+    assert saving is not None
+    return f"for certain less than {percent(case.terms.min_gain)} points behind the best{others}, and cheaper: it {saving.even}"
+
+
+def _merit(case: Case) -> str:
+    return _shown(case) if case.is_shown else _cheaper(case)
+
+
 def _lost_skills(case: Case) -> str:
     forgetting = case.evidence.forgetting
     assert forgetting is not None
-    return f"{_shown(case)}; but general skills were lost ({forgetting.reason})"
+    return f"{_merit(case)}; but general skills were lost ({forgetting.reason})"
 
 
 def _unknown_skills(case: Case) -> str:
-    return f"{_shown(case)}; but whether general skills were lost is not known, and evaluate.forgetting.required asks for it"
+    return f"{_merit(case)}; but whether general skills were lost is not known, and evaluate.forgetting.required asks for it"
 
 
 def _few_seeds(case: Case) -> str:
@@ -234,14 +269,15 @@ RULES = (
         lambda c: c.terms.min_score is not None and max(c.score, c.best_prompt_score) < c.terms.min_score,
         _below_the_bar,
     ),
-    Rule("regression", lambda c: c.is_shown and c.forgot == "regression", _lost_skills),
+    Rule("regression", lambda c: c.has_merit and c.forgot == "regression", _lost_skills),
     Rule(
         "too little data to tell",
-        lambda c: c.is_shown and c.evidence.forgetting_required and c.forgot != "no regression",
+        lambda c: c.has_merit and c.evidence.forgetting_required and c.forgot != "no regression",
         _unknown_skills,
     ),
     Rule("too little data to tell", lambda c: c.is_shown and 2 * c.seeds_that_gain < len(c.seed_gains), _few_seeds),
     Rule("deploy", lambda c: c.is_shown, _shown),
+    Rule("as good and cheaper", lambda c: c.is_cheaper, _cheaper),
     Rule(
         "prompting is enough",
         lambda c: rule.is_ruled_out(c.headline, c.terms) and c.headline.gain > 0.0,
@@ -297,7 +333,7 @@ def verdict(
     best = rivals[0]
     others = [name for name in outputs if name != best.name]
     against = {name: compare(outputs[name], outputs[best.name], metric, groups) for name in others}
-    arms = tuple(_arm(name, answers, metric, groups, against.get(name)) for name, answers in outputs.items())
+    arms = tuple(arm_of(name, answers, metric, groups, against.get(name)) for name, answers in outputs.items())
     score = next(arm.score for arm in arms if arm.name == candidate)
     case = case_of(rivals, score, terms, evidence)
     row, c = decide(case), best.comparison
@@ -333,6 +369,8 @@ def verdict(
         forgetting=evidence.forgetting,
         parity=evidence.parity,
         seeds=evidence.seeds,
+        as_good=case.is_as_good,
+        saving=evidence.saving,
         seed_gains=case.seed_gains,
         judge=evidence.judge,
         retrieval=evidence.retrieval,
@@ -387,7 +425,8 @@ def rivals_of(
         raise RunError(f"{missing[0]}: a prompt that has to be beaten was not scored", "run: tunesmith evaluate RUN")
     against = {name: compare(outputs[candidate], outputs[name], metric, groups) for name in outputs if name not in TUNED_ARMS}
     ahead = [name for name, c in against.items() if c.gain < 0.0 and name not in selection.finalists]
-    names = [*selection.finalists, *(name for name in ahead if name in selection.rivals)]
+    hold_against = {*selection.rivals, PROMPT_DEPLOYED}
+    names = [*selection.finalists, *(name for name in ahead if name in hold_against)]
     rivals = [
         Rival(
             name=name,
@@ -399,7 +438,7 @@ def rivals_of(
         for name in names
     ]
     strongest_first = sorted(rivals, key=lambda rival: (rival.comparison.gain, rival.comparison.low))
-    return tuple(strongest_first), tuple(name for name in ahead if name not in selection.rivals)
+    return tuple(strongest_first), tuple(name for name in ahead if name not in hold_against)
 
 
 def _figure(outputs: Sequence[Output], metric: Metric) -> float:
@@ -417,19 +456,6 @@ def _rows_to_settle(case: Case) -> int | None:
 def _moved(c: Comparison, sign: float) -> Comparison:
     step = sign * standard_error(c)
     return dataclasses.replace(c, gain=c.gain + step, low=c.low + step, high=c.high + step)
-
-
-def _arm(name: str, outputs: Sequence[Output], metric: Metric, groups: list[str] | None, against: Comparison | None) -> Arm:
-    figure, interval = figure_with_interval(outputs, metric, groups)
-    costs = [output.cost for output in outputs if output.cost is not None]
-    totals = Totals(
-        prompt_tokens=sum(output.prompt_tokens for output in outputs),
-        new_tokens=sum(output.new_tokens for output in outputs),
-        seconds=sum(output.seconds for output in outputs),
-        cost=sum(costs) if costs else None,
-    )
-    figures = {**vars(summary(name, outputs, metric)), "score": figure}
-    return Arm(**figures, low=interval.low, high=interval.high, totals=totals, against=against)
 
 
 def _differing(outputs: dict[str, list[Output]], candidate: str, best_prompt: str) -> Differing:

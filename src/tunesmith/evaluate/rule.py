@@ -42,6 +42,11 @@ def is_shown(c: Comparison, terms: Terms) -> bool:
     return certain and c.gain >= terms.min_gain - _EVEN
 
 
+def is_as_good(c: Comparison, terms: Terms) -> bool:
+    """Whether it is certain that nothing as large as ``min_gain`` is lost."""
+    return c.low > -terms.min_gain + _EVEN
+
+
 def is_ruled_out(c: Comparison, terms: Terms) -> bool:
     """Whether a gain of ``min_gain`` is ruled out."""
     return c.high < terms.min_gain - _EVEN

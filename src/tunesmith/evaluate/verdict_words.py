@@ -28,9 +28,13 @@ def remarks(verdict: Verdict) -> str:
         lines.append(f"over {weakest.way} it gains {points(c.gain)} ({points_between(c.low, c.high)})")
     lines += _about_the_bar(verdict)
     forgetting, parity = verdict.forgetting, verdict.parity
-    if forgetting is not None and forgetting.verdict == "regression" and verdict.decision not in ("regression", "deploy"):
+    if (
+        forgetting is not None
+        and forgetting.verdict == "regression"
+        and verdict.decision not in ("regression", "deploy", "as good and cheaper")
+    ):
         lines.append(f"general skills were lost as well ({forgetting.reason})")
-    if verdict.decision == "deploy" and (forgetting is None or forgetting.verdict != "no regression"):
+    if verdict.decision in ("deploy", "as good and cheaper") and (forgetting is None or forgetting.verdict != "no regression"):
         lines.append("whether general skills were lost is not known")
     if parity is not None and parity.state == "unknown":
         lines.append(f"whether {parity.form} is the model that was trained is not known ({parity.reason})")
@@ -55,7 +59,7 @@ def _about_the_bar(verdict: Verdict) -> list[str]:
     between = f"{percent(arm.low)} to {percent(arm.high)}"
     if verdict.decision == "not good enough":
         return [f"95 % interval of {verdict.candidate} {between}"]
-    if verdict.decision != "deploy":
+    if verdict.decision not in ("deploy", "as good and cheaper"):
         return []
     if bar is None:
         return [
@@ -92,6 +96,11 @@ def advice(verdict: Verdict, unsettled: bool) -> list[str]:
         sentences.append(
             f"{enough} of {len(gains)} seeds gain at least {wanted} ({points_between(min(gains), max(gains))}), "
             "before quantisation"
+        )
+    if verdict.as_good and verdict.candidate == "deployed" and verdict.saving is None and verdict.decision != "deploy":
+        sentences.append(
+            f"{verdict.candidate} is for certain less than {wanted} behind the best prompt: to know whether it is cheaper, add "
+            "prompt_deployed to evaluate.arms and set advise.calls_per_month and evaluate.price_per_hour"
         )
     return sentences
 

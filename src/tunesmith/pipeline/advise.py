@@ -84,6 +84,8 @@ def advise(run: RunDir, quick: bool = False) -> Advice:
         per_hour=recipe.evaluate.price_per_hour,
         tokens_saved=tokens_saved,
         counted=not quick,
+        per_million_cached=recipe.advise.price_per_million_cached_tokens,
+        hosting=recipe.advise.hosting_per_month,
     )
     facts = Facts(
         rows=rows,

@@ -17,7 +17,7 @@ from tunesmith.evaluate.arms import run_arm
 from tunesmith.formatting import percent
 from tunesmith.pipeline.evaluation import Evaluation, engine_of, evaluation_of
 from tunesmith.pipeline.stage import Session
-from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, Recipe
+from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, PROMPT_DEPLOYED, Recipe
 from tunesmith.retrieval.corpus import find
 from tunesmith.retrieval.measure import RECALL_AT, recall_line, recall_of
 from tunesmith.rundir import RunDir, fingerprint
@@ -38,6 +38,10 @@ def execute(run: RunDir, recipe: Recipe, session: Session, arm: str) -> None:
         RunError: the arm's model is not there.
     """
     evaluation = evaluation_of(run, recipe, session)
+    if arm == PROMPT_DEPLOYED:
+        selection = Selection.read(run.evaluation / "selection.json")
+        _score(evaluation, arm, {arm: selection.arms[selection.base_prompt]})
+        return
     if arm not in PROMPT_ARMS and not arm.startswith(EXTERNAL) and arm != FINALISTS:
         _score(evaluation, arm, {})
         return

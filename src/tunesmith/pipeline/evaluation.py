@@ -16,12 +16,12 @@ from tunesmith.evaluate.arms import by_time, by_tokens
 from tunesmith.evaluate.metrics import Metric, make_metric
 from tunesmith.evaluate.prompts import PromptBook, shown_pool
 from tunesmith.evaluate.references import check_references
-from tunesmith.export.forms.form import gguf_name
+from tunesmith.export.forms.form import base_name, gguf_name
 from tunesmith.messages import Message
 from tunesmith.models.adapter import WEIGHTS
 from tunesmith.pipeline.base import base_of
 from tunesmith.pipeline.stage import Session
-from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, Recipe
+from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, PROMPT_DEPLOYED, Recipe
 from tunesmith.retrieval.corpus import Corpus, check_sealed, open_store, read_corpus
 from tunesmith.retrieval.embed import load_embedder
 from tunesmith.retrieval.store import Store, build_store
@@ -137,7 +137,8 @@ def engine_of(
     if arm in ("tuned", "tuned_retrieval"):
         weights = content_hash(run.adapter / WEIGHTS)
         return weights, lambda: open_in_process(model, run.adapter, recipe.evaluate.batch_size)
-    gguf = run.export / gguf_name(str(recipe.name), recipe.export.gguf[-1])
+    name = base_name if arm == PROMPT_DEPLOYED else gguf_name
+    gguf = run.export / name(str(recipe.name), recipe.export.gguf[-1])
     return content_hash(gguf), lambda: open_llama_cpp(gguf, model.renderer, prompts, budget)
 
 

@@ -13,7 +13,7 @@ from typing import get_args
 from tunesmith.errors import RunError
 from tunesmith.pipeline.inputs import DECIDING, Inputs
 from tunesmith.pipeline.stage import Stage, Table
-from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, Recipe
+from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, PROMPT_DEPLOYED, Recipe
 from tunesmith.recipe.run import GgufType
 from tunesmith.rundir.records.stages import Parts
 
@@ -35,8 +35,8 @@ def table_of(recipe: Recipe) -> Table:
     finalists = _finalists(asking)
     stages = [DATA, RENDER, SELECT, *(_arm(arm) for arm in asking), finalists, TRAIN]
     stages += [_arm(arm) for arm in arms if arm in TUNED_ARMS]
-    stages += [EXPORT, PARITY, *(_arm(arm) for arm in arms if arm == "deployed")]
-    tuned = [arm for arm in arms if arm not in asking]
+    stages += [EXPORT, PARITY, *(_arm(arm) for arm in arms if arm in ("deployed", PROMPT_DEPLOYED))]
+    tuned = [arm for arm in arms if arm not in (*asking, PROMPT_DEPLOYED)]
     if tuned:
         stages.append(FORGETTING)
     if recipe.evaluate.seeds > 1:
@@ -160,7 +160,7 @@ def _arm(arm: str) -> Stage:
     elif arm in TUNED_ARMS:
         needs += ("train",)
     else:
-        needs += ("export",)
+        needs += ("export", *(("select",) if arm == PROMPT_DEPLOYED else ()))
     return Stage(
         name=f"evaluate {arm}",
         module="evaluate",
@@ -178,7 +178,7 @@ def _inputs_of_arm(arm: str) -> Callable[[Inputs], Parts]:
     def inputs(read: Inputs) -> Parts:
         recipe = read.recipe
         parts = {**read.files("data/test.jsonl", RENDERED, TEMPLATE), **read.scoring(), **read.keys("task.short_prompt")}
-        if arm in PROMPT_ARMS or arm.startswith(EXTERNAL):
+        if arm in (*PROMPT_ARMS, PROMPT_DEPLOYED) or arm.startswith(EXTERNAL):
             parts |= {**read.files("evaluation/selection.json"), **read.keys("task.prompt")}
         if arm in PROMPT_ARMS:
             parts |= read.held_base()
@@ -187,8 +187,9 @@ def _inputs_of_arm(arm: str) -> Callable[[Inputs], Parts]:
         elif arm in TUNED_ARMS:
             parts |= {**read.held_base(), **read.files(*ADAPTER)}
         else:
-            parts |= read.files(f"export/{recipe.name}-{recipe.export.gguf[-1]}.gguf")
-        if "retrieval" in arm:
+            of = "-base" if arm == PROMPT_DEPLOYED else ""
+            parts |= read.files(f"export/{recipe.name}{of}-{recipe.export.gguf[-1]}.gguf")
+        if "retrieval" in arm or (arm == PROMPT_DEPLOYED and "retrieval" in recipe.evaluate.arms):
             parts |= {**read.keys("evaluate.retrieval"), **read.source("data.documents (content)", recipe.data.documents)}
         if arm.startswith(EXTERNAL):
             name = arm.removeprefix(EXTERNAL).partition(":")[0]
@@ -234,6 +235,8 @@ def _export(read: Inputs) -> Parts:
         **read.model(),
         **read.keys("name", "export", "towers", "base", "per_layer_embeddings", "task.short_prompt"),
     }
+    if PROMPT_DEPLOYED in recipe.evaluate.arms:
+        parts["base as GGUF"] = True
     return {**parts, **read.files("data/train.arrow")} if recipe.export.imatrix else parts
 
 
@@ -359,7 +362,9 @@ def _verdict(needs: tuple[str, ...], checks: tuple[str, ...]) -> Stage:
     files = {"judge": "evaluation/judge.json", "parity": "export/parity.json"}
 
     def inputs(read: Inputs) -> Parts:
+        priced = read.keys("advise", "evaluate.price_per_hour") if PROMPT_DEPLOYED in read.recipe.evaluate.arms else {}
         return {
+            **priced,
             **read.files("data/test.jsonl", "evaluation/selection.json"),
             **_answers(read),
             **read.files(*(files.get(check, f"evaluation/{check}.json") for check in checks)),

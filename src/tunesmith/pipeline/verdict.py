@@ -1,20 +1,30 @@
-"""The stage ``verdict``: decide from the scored arms and the checks around them. Reads files, and asks nobody."""
+"""The stage ``verdict``: decide from the scored arms and the checks around them. Reads files, and asks nobody.
 
+What a call saves is measured where the arm ``prompt_deployed`` was scored: the same engine, file type and rows as ``deployed``.
+The training costs the wall time of its stage; one that went on after a kill counts its last part.
+"""
+
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
+from tunesmith.advise.price import PAYBACK_DAYS, break_even, by_time, by_tokens
 from tunesmith.data.split import groups_of
 from tunesmith.evaluate import gate
 from tunesmith.evaluate.arms import read_outputs
 from tunesmith.evaluate.metrics import make_metric
 from tunesmith.pipeline.stage import Session
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import PROMPT_DEPLOYED, Recipe
 from tunesmith.rundir import RunDir, read_rows
 from tunesmith.rundir.records import FileRecord
-from tunesmith.rundir.records.evaluation import Selection
+from tunesmith.rundir.records.evaluation import Output, Selection
 from tunesmith.rundir.records.events import Decision
 from tunesmith.rundir.records.evidence import Forgetting, Judgement, RetrievalRecall, Seeds
 from tunesmith.rundir.records.parity import Parity
+from tunesmith.rundir.records.saving import Basis, Saving
 from tunesmith.rundir.records.training import Training
 from tunesmith.tracking import emit
 
@@ -25,6 +35,9 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     """Write ``evaluation/verdict.json``."""
     arms, folder = recipe.evaluate.arms, run.evaluation
     tuned = any(arm in gate.TUNED_ARMS for arm in arms)
+    folder_of = run.judged.joinpath if recipe.task.metric == "judge" else run.answers
+    selection = Selection.read(folder / "selection.json")
+    outputs = {name: read_outputs(folder_of(name)) for name in selection.scored(arms)}
     parity = _read(Parity, run.export / "parity.json") if tuned else None
     training = _read(Training, run.training_file) if tuned else None
     evidence = gate.Evidence(
@@ -35,10 +48,8 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         judge=Judgement.read(folder / "judge.json") if recipe.task.metric == "judge" else None,
         retrieval=_read(RetrievalRecall, folder / "retrieval.json"),
         only_worse=training is not None and training.only_worse,
+        saving=saving_of(run, recipe, outputs, selection),
     )
-    folder_of = run.judged.joinpath if recipe.task.metric == "judge" else run.answers
-    selection = Selection.read(folder / "selection.json")
-    outputs = {name: read_outputs(folder_of(name)) for name in selection.scored(arms)}
     metric, terms = make_metric(recipe.task), gate.terms_of(recipe.task)
     groups = groups_of(read_rows(run.data / "test.jsonl"))
     verdict = gate.verdict(outputs, selection, metric, terms, groups, evidence)
@@ -48,3 +59,49 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
 
 def _read(kind: type[F], path: Path) -> F | None:
     return kind.read(path) if path.exists() else None
+
+
+def saving_of(run: RunDir, recipe: Recipe, outputs: dict[str, list[Output]], selection: Selection) -> Saving | None:
+    """What a call of the deployed form saves; None where an arm, a price or the time of the training is not known."""
+    settings, per_hour = recipe.advise, recipe.evaluate.price_per_hour
+    training = run.stages().get("train")
+    if PROMPT_DEPLOYED not in outputs or settings.calls_per_month is None or per_hour is None or training is None:
+        return None
+    prompt, tuned = (_effort(outputs[name]) for name in (PROMPT_DEPLOYED, "deployed"))
+    prompt_tokens, new_tokens, seconds = (float(saved) for saved in prompt - tuned)
+    per_million, cached, output = (
+        settings.price_per_million_prompt_tokens,
+        settings.price_per_million_cached_tokens,
+        settings.price_per_million_output_tokens,
+    )
+    basis: Basis = "time" if per_million is None else "tokens"
+    if per_million is None:
+        a_call = by_time(seconds, per_hour)
+    else:
+        price = per_million if prompt_tokens < 0.0 else cached  # what tuning adds to a prompt is cached nowhere
+        a_call = by_tokens(prompt_tokens, per_million, price, new_tokens, output)
+    hours = training.seconds / 3600.0
+    even = break_even(settings.calls_per_month, a_call, per_hour * hours, settings.hosting_per_month)
+    return Saving(
+        way=selection.way_of(selection.base_prompt),
+        basis=basis,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        ms=1000.0 * seconds,
+        calls_per_month=settings.calls_per_month,
+        a_call=a_call,
+        cached=cached is not None,
+        output_priced=output is not None,
+        hosting=settings.hosting_per_month,
+        a_month=even.a_month,
+        hours=hours,
+        cost=even.cost,
+        calls=None if math.isinf(even.requests) else even.requests,
+        days=None if math.isinf(even.days) else even.days,
+        horizon=PAYBACK_DAYS,
+    )
+
+
+def _effort(answers: Sequence[Output]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Mean prompt tokens, new tokens and seconds of an answer."""
+    return np.array([(answer.prompt_tokens, answer.new_tokens, answer.seconds) for answer in answers]).mean(axis=0)

@@ -5,7 +5,7 @@ error that names the nearest known one: a mistyped key that is silently ignored 
 What is not written is derived or defaulted, and the resolved recipe in the run directory writes it all out.
 """
 
-from tunesmith.recipe.evaluate import EXTERNAL, PROMPT_ARMS, TokenPrice
+from tunesmith.recipe.evaluate import EXTERNAL, PROMPT_ARMS, PROMPT_DEPLOYED, TokenPrice
 from tunesmith.recipe.load import dump_recipe, is_shipped_name, json_schema, load_recipe, recipe_from, section_from
 from tunesmith.recipe.run import Recipe
 from tunesmith.recipe.task import Judge, Task
@@ -14,6 +14,7 @@ from tunesmith.recipe.train import Lora, Train
 __all__ = [
     "EXTERNAL",
     "PROMPT_ARMS",
+    "PROMPT_DEPLOYED",
     "Judge",
     "Lora",
     "Recipe",

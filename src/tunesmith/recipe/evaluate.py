@@ -9,7 +9,8 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 from tunesmith.recipe.section import Section
 
 PROMPT_ARMS = ("zero_shot", "instruction", "few_shot", "optimized_prompt", "retrieval")  # ask the base model
-ARMS = (*PROMPT_ARMS, "tuned", "tuned_retrieval", "deployed")  # and external:<name>[:<prompt arm>]
+PROMPT_DEPLOYED = "prompt_deployed"
+ARMS = (*PROMPT_ARMS, "tuned", "tuned_retrieval", "deployed", PROMPT_DEPLOYED)  # and external:<name>[:<prompt arm>]
 EXTERNAL = "external:"
 PromptArm = Literal["zero_shot", "instruction", "few_shot", "optimized_prompt", "retrieval"]
 
@@ -125,7 +126,8 @@ class Evaluate(Section):
     arms: tuple[str, ...] = Field(
         default=("instruction", "few_shot", "tuned", "deployed"),
         description="zero_shot (the base model asked as the tuned one is) | instruction (task.prompt) | few_shot | "
-        "optimized_prompt | retrieval | tuned | tuned_retrieval | deployed | external:NAME or external:NAME:PROMPT_ARM",
+        "optimized_prompt | retrieval | tuned | tuned_retrieval | deployed | prompt_deployed (the best prompt of dev on the "
+        "base model's own GGUF, to compare what calls take) | external:NAME or external:NAME:PROMPT_ARM",
     )
     finalists: Annotated[int, Field(ge=1, le=20)] | None = Field(
         default=None,
@@ -188,6 +190,8 @@ class Evaluate(Section):
             raise ValueError(f"external: {min(unused)} is in no arm; add external:{min(unused)} to arms")
         if not any(arm in PROMPT_ARMS or self.is_rival(arm) for arm in self.arms):
             raise ValueError(f"arms: at least one prompt arm ({', '.join(PROMPT_ARMS)}) is needed to compare with")
+        if PROMPT_DEPLOYED in self.arms and not ("deployed" in self.arms and any(arm in PROMPT_ARMS for arm in self.arms)):
+            raise ValueError(f"arms: {PROMPT_DEPLOYED} compares a prompt of the base model with deployed: both have to be arms")
         return self
 
     def endpoint_of(self, arm: str) -> External:

@@ -12,11 +12,21 @@ from tunesmith.recipe.train import Lora, Train
 
 
 class Advise(Section):
-    """What the calls cost that a tuned model would answer; read by the verb advise, with evaluate.price_per_hour."""
+    """What the calls cost that a tuned model would answer; read with evaluate.price_per_hour by the verb advise, and by the
+    verdict where evaluate.arms holds prompt_deployed."""
 
     calls_per_month: Annotated[float, Field(ge=0.0)] | None = Field(default=None, description="calls in a month")
     price_per_million_prompt_tokens: Annotated[float, Field(ge=0.0)] | None = Field(
         default=None, description="price of a million prompt tokens where the prompt is sent today"
+    )
+    price_per_million_cached_tokens: Annotated[float, Field(ge=0.0)] | None = Field(
+        default=None, description="price of a million prompt tokens that are cached there, as those that tuning saves would be"
+    )
+    price_per_million_output_tokens: Annotated[float, Field(ge=0.0)] | None = Field(
+        default=None, description="price of a million answer tokens there"
+    )
+    hosting_per_month: Annotated[float, Field(ge=0.0)] = Field(
+        default=0.0, description="what a month of hosting the tuned model costs more than the prompt does today"
     )
 
 

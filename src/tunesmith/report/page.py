@@ -38,6 +38,7 @@ MEANING: dict[Decision, str] = {
     "not the model that was trained": "The exported file is not what was trained, so its answers say nothing of the training.",
     "not calibrated": "Nobody knows whether this judge judges as people do. Nothing is decided.",
     "not good enough": "Neither the tuned model nor a prompt reaches the score that you called good enough. Use neither yet.",
+    "as good and cheaper": "The tuned model is about as good as the best prompt, and its calls pay for its training in time.",
     "regression": "Tuning cost the model general skill. Fix that before you deploy it, whatever it gained.",
 }
 

@@ -219,6 +219,11 @@ def gguf_name(run: str, file_type: str) -> str:
     return f"{run}-{file_type}.gguf"
 
 
+def base_name(run: str, file_type: str) -> str:
+    """File of the base in a llama.cpp type."""
+    return f"{run}-base-{file_type}.gguf"
+
+
 def gguf_bytes(facts: Facts, file_type: str, has_imatrix: bool = False) -> int:
     """Bytes of a GGUF file of a type."""
     sources = list(facts.tensors)

@@ -1,7 +1,6 @@
 """The adapter as a GGUF of its own, applied to a GGUF of the base; one base in memory serves many adapters.
 
-The base file is of the checkpoint as it is, in the deployed type, with the template that was trained with: the adapter's
-prompts are written by this file. A recipe whose model is a GGUF file has its base already.
+The base is that of ``base_gguf.py``. A recipe whose model is a GGUF file has its base already.
 
 Ollama from 0.34.1 on creates no model from a Modelfile with ADAPTER (ollama/ollama#14969, merged 2026-09-15; read in
 generative-computing/mellea#1651, not run here); models that an older one created go on being served. So the command has a note,
@@ -9,27 +8,20 @@ and the merged GGUF is the way.
 """
 
 import logging
-import shutil
 from pathlib import Path
 
 from tunesmith.engines.form import ExportedForm, gguf_form
 from tunesmith.errors import ExportError
-from tunesmith.export.companions import copy_companions
-from tunesmith.export.forms.form import FULL, ROUNDING, Facts, Form, Job, Operation, Written, adapter_bytes, gguf_bytes
-from tunesmith.export.forms.gguf import convert_16bit, llama_server, modelfile_step, ollama_commands, quantize_step
+from tunesmith.export.forms.form import ROUNDING, Facts, Form, Job, Operation, Written, adapter_bytes, base_name
+from tunesmith.export.forms.gguf import llama_server, modelfile_step, ollama_commands
 from tunesmith.export.gguf.lora import NOT_APPLIED, write_lora_gguf
 from tunesmith.recipe import Recipe
-from tunesmith.rundir.records.export import Command, GgufFile
+from tunesmith.rundir.records.export import Command
 
 logger = logging.getLogger(__name__)
 
 MODELFILE = "Modelfile.adapter"
 OLLAMA_NOTE = "Ollama 0.34.1 and newer refuse to create a model with ADAPTER; there, serve the merged GGUF"
-
-
-def base_name(run: str, file_type: str) -> str:
-    """File of the base, for the adapter to be applied to."""
-    return f"{run}-base-{file_type}.gguf"
 
 
 def lora_name(run: str) -> str:
@@ -42,16 +34,10 @@ def _plan(recipe: Recipe, facts: Facts) -> list[Operation]:
         return []
     if refused := _refused(facts):
         raise ExportError(f"export.lora_gguf: {refused}", "serve the merged GGUF, and set export.lora_gguf: false")
-    if facts.is_4bit:
-        raise ExportError(
-            "export.lora_gguf: the checkpoint lies in 4 bits, and llama.cpp's converter reads no such weights",
-            "name the 16-bit model as model, or set export.lora_gguf: false",
-        )
     lora = lora_name(facts.name)
     nbytes = adapter_bytes(facts.adapted.values(), facts.lora.r)
     return [
         Operation(kind="lora-gguf", target=lora, nbytes=nbytes, write=_write_lora),
-        *_base_steps(recipe, facts),
         modelfile_step(MODELFILE, lora, _base_file(recipe), lora),
     ]
 
@@ -71,54 +57,8 @@ def _base_file(recipe: Recipe) -> str:
     return recipe.model if recipe.model.endswith(".gguf") else base_name(str(recipe.name), recipe.export.gguf[-1])
 
 
-def _base_steps(recipe: Recipe, facts: Facts) -> list[Operation]:
-    if recipe.model.endswith(".gguf"):
-        return []
-    kind, target = recipe.export.gguf[-1], _base_file(recipe)
-    first = kind if kind in FULL else "F16"
-    source = base_name(facts.name, first)
-    steps = [
-        Operation(
-            kind="base-gguf",
-            target=source,
-            nbytes=gguf_bytes(facts, first),
-            file_type=first,
-            until=None if kind in FULL else target,
-            write=_convert_base,
-            record=GgufFile,
-        )
-    ]
-    if kind not in FULL:
-        size = gguf_bytes(facts, kind)
-        steps.append(
-            Operation(
-                kind="base-gguf",
-                target=target,
-                sources=(source,),
-                nbytes=size,
-                file_type=kind,
-                write=quantize_step,
-                record=GgufFile,
-            )
-        )
-    return steps
-
-
 def _write_lora(job: Job, step: Operation) -> None:
     write_lora_gguf(job.run.adapter, job.base, job.staged / step.target)
-
-
-def _convert_base(job: Job, step: Operation) -> GgufFile:
-    logger.info(f"export: converting the base to GGUF ({step.file_type})")
-    view = job.staged / ".base" / Path(job.recipe.model).name  # the name that the converter puts into the file
-    view.mkdir(parents=True)
-    try:
-        copy_companions(job.base, view, keep_towers=True, template=job.renderer.template, stops=job.renderer.stop_ids)
-        for file in (*job.base.glob("*.safetensors"), *job.base.glob("*.safetensors.index.json"), *job.base.glob("README.md")):
-            (view / file.name).symlink_to(file.resolve())
-        return convert_16bit(view, job.staged / step.target, step.file_type)
-    finally:
-        shutil.rmtree(view.parent)
 
 
 def _commands(job: Job) -> dict[str, Command]:

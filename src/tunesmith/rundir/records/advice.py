@@ -116,6 +116,8 @@ class PriceFacts(Record):
     Attributes:
         calls_per_month: calls.
         per_million: price of a million prompt tokens, in the reader's money.
+        per_million_cached: price of a million that are cached; those that tuning saves would be.
+        hosting: what a month of hosting the tuned model adds.
         per_hour: price of an hour of the machine that trains, in the same money.
         tokens_saved: prompt tokens of a call that a tuned model does without.
         counted: whether the model's tokenizer counted them (False: four characters a token).
@@ -126,6 +128,8 @@ class PriceFacts(Record):
     per_hour: float | None
     tokens_saved: float
     counted: bool
+    per_million_cached: float | None = None
+    hosting: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

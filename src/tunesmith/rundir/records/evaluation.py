@@ -19,6 +19,7 @@ from tunesmith.notebook import Interval, forest, paragraph, table
 from tunesmith.rundir.records.base import FileRecord, Record
 from tunesmith.rundir.records.evidence import Forgetting, Judgement, RetrievalRecall, Seeds
 from tunesmith.rundir.records.parity import FormParity
+from tunesmith.rundir.records.saving import Saving
 
 Decision = Literal[
     "deploy",
@@ -29,6 +30,7 @@ Decision = Literal[
     "not the model that was trained",
     "not good enough",
     "not calibrated",
+    "as good and cheaper",
 ]
 Worth = Literal["certain", "likely", "not shown", "ruled out"]
 Figures = dict[str, float | None]
@@ -222,6 +224,15 @@ class Selection(FileRecord):
     dev_rows: int
 
     @property
+    def base_prompt(self) -> str:
+        """The best prompt on dev that the base model itself answers."""
+        name = next((name for name in self.finalists if name in self.arms), None)  # not an endpoint
+        if name is not None:
+            return name
+        figures = {trial.candidate: (trial.n, trial.score or 0.0) for trial in self.candidates}
+        return max(self.arms, key=lambda arm: figures[self.arms[arm]])
+
+    @property
     def leader(self) -> str:
         """The best prompt on dev."""
         return self.finalists[0]
@@ -353,7 +364,7 @@ class Verdict(FileRecord):
     """Whether tuning was worth it, and all that it follows from.
 
     Attributes:
-        decision: one of eight.
+        decision: one of nine.
         exit_code: of the command.
         reason: one sentence with the numbers that decided.
         advice: what would make it surer, a sentence each.
@@ -381,6 +392,8 @@ class Verdict(FileRecord):
         deployed_loss: the deployed form against the tuned model; None without both.
         differing: rows where the candidate and the prompts differ.
         forgetting, parity, seeds, judge, retrieval: what was measured; None for what was not.
+        as_good: whether it is, for certain, worse than no rival by ``min_gain``.
+        saving: what a call saves; None without the arm ``prompt_deployed``, or a price or number of calls.
         seed_gains: gain of each seed over the strongest rival.
         arms: figures of every arm.
         selection: how the prompts were chosen.
@@ -418,12 +431,14 @@ class Verdict(FileRecord):
     seed_gains: tuple[float, ...]
     judge: Judgement | None
     retrieval: RetrievalRecall | None
+    as_good: bool
+    saving: Saving | None
     arms: tuple[Arm, ...]
     selection: Selection
 
     @property
     def deploy(self) -> bool:
-        """Whether to deploy the tuned model."""
+        """Whether to deploy the tuned model because it is better; ``as good and cheaper`` is yours to weigh."""
         return self.decision == "deploy"
 
     def arm(self, name: str) -> Arm:

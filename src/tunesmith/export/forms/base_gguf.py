@@ -1,0 +1,80 @@
+"""A GGUF of the base as it is, in the deployed type, with the template that was trained with.
+
+It serves two: the adapter as a GGUF of its own is applied to it (``export.lora_gguf``), and the arm ``prompt_deployed`` asks
+it the best prompt, so that what a call takes is compared in one engine and one file type. For the adapter a recipe whose
+model is a GGUF file has its base already. The arm gets a file of the deployed type even then, by the way that the tuned one
+went: another type has another speed. It is no deployed form, so nothing is held against it and no command serves it. No
+importance matrix weighs its rounding; what a call takes does not depend on one, what is answered may a little.
+
+Cost: a 16-bit file of the base beside the export until the quantised one is there, and a few minutes for a billion weights.
+"""
+
+import logging
+import shutil
+from pathlib import Path
+
+from tunesmith.errors import ExportError
+from tunesmith.export.companions import copy_companions
+from tunesmith.export.forms.form import FULL, Facts, Form, Job, Operation, base_name, gguf_bytes
+from tunesmith.export.forms.gguf import convert_16bit, quantize_step
+from tunesmith.recipe import PROMPT_DEPLOYED, Recipe
+from tunesmith.rundir.records.export import GgufFile
+
+logger = logging.getLogger(__name__)
+
+
+def _plan(recipe: Recipe, facts: Facts) -> list[Operation]:
+    for_arm = PROMPT_DEPLOYED in recipe.evaluate.arms
+    if not for_arm and (not recipe.export.lora_gguf or recipe.model.endswith(".gguf")):
+        return []
+    if facts.is_4bit:
+        raise ExportError(
+            f"{f'the arm {PROMPT_DEPLOYED}' if for_arm else 'export.lora_gguf'}: the checkpoint lies in 4 bits, "
+            "and llama.cpp's converter reads no such weights",
+            "name the 16-bit model as model, or "
+            + (f"leave {PROMPT_DEPLOYED} out of evaluate.arms" if for_arm else "set export.lora_gguf: false"),
+        )
+    kind, target = recipe.export.gguf[-1], base_name(facts.name, recipe.export.gguf[-1])
+    first = kind if kind in FULL else "F16"
+    source = base_name(facts.name, first)
+    steps = [
+        Operation(
+            kind="base-gguf",
+            target=source,
+            nbytes=gguf_bytes(facts, first),
+            file_type=first,
+            until=None if kind in FULL else target,
+            write=_convert_base,
+            record=GgufFile,
+        )
+    ]
+    if kind not in FULL:
+        size = gguf_bytes(facts, kind)
+        steps.append(
+            Operation(
+                kind="base-gguf",
+                target=target,
+                sources=(source,),
+                nbytes=size,
+                file_type=kind,
+                write=quantize_step,
+                record=GgufFile,
+            )
+        )
+    return steps
+
+
+def _convert_base(job: Job, step: Operation) -> GgufFile:
+    logger.info(f"export: converting the base to GGUF ({step.file_type})")
+    view = job.staged / ".base" / Path(job.recipe.model).name  # the name that the converter puts into the file
+    view.mkdir(parents=True)
+    try:
+        copy_companions(job.base, view, keep_towers=True, template=job.renderer.template, stops=job.renderer.stop_ids)
+        for file in (*job.base.glob("*.safetensors"), *job.base.glob("*.safetensors.index.json"), *job.base.glob("README.md")):
+            (view / file.name).symlink_to(file.resolve())
+        return convert_16bit(view, job.staged / step.target, step.file_type)
+    finally:
+        shutil.rmtree(view.parent)
+
+
+BASE_GGUF = Form(name="base_gguf", plan=_plan, commands=lambda job: {}, opened=lambda written: [])
