@@ -12,7 +12,7 @@ from tunesmith.rundir import RunDir
 from tunesmith.rundir.records.evaluation import Selection
 from tunesmith.rundir.records.export import Export
 
-ARMS = ("instruction", "few_shot", "tuned", "deployed", "prompt_deployed")
+ARMS = ("few_shot", "tuned", "deployed", "prompt_deployed")
 
 
 def _change(run, **sections):
