@@ -12,7 +12,7 @@ known beforehand. Refused: Bonferroni or Sidak over the adapters tried so far (t
 bound, and every old verdict would have to be taken back); a correction for the prompts (more of them only raise what must be
 beaten).
 
-Cost: the 10th adapter on the same rows needs 2.4 times the rows of the first. Fresh test rows start anew.
+Cost: the 10th adapter on the same rows needs 2.3 times the rows of the first. Fresh test rows start anew.
 
 Sources: Bonferroni 1936; Foster and Stine 2008 (alpha-investing), section 2, alpha-spending; Dwork et al. 2015, "The reusable
 holdout".
