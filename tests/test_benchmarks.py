@@ -5,11 +5,11 @@ import subprocess
 import sys
 from collections import Counter
 
-import gguf
 import pytest
 import torch
 
 from conftest import ROOT, toy_rows
+from tunesmith.checkpoints.gguf_reader import GgufReader
 
 sys.path += [str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "peers")]
 
@@ -271,9 +271,9 @@ def test_quantisation_is_measured_on_the_rows_that_the_file_holds(tmp_path):
     """Both ways make the same blocks, or the comparison is of two things."""
     rows = quantize.write_matrix(tmp_path / "source.gguf", 2 * quantize.COLUMNS)
     figures = quantize.measure("IQ4_XS", tmp_path / "source.gguf", rows, 1)
-    (made,) = gguf.GGUFReader(tmp_path / "made.gguf").tensors
-    assert made.tensor_type.name == "IQ4_XS"
-    assert bytes(made.data) == bytes(quantize.ggml().quantize(rows, made.tensor_type, None))
+    (tensor,) = GgufReader(tmp_path / "made.gguf").tensors
+    assert tensor.tensor_type.name == "IQ4_XS"
+    assert bytes(tensor.data) == bytes(quantize.ggml().quantize(rows, tensor.tensor_type, None))
     assert figures["ours_to_bare"] == figures["ours"] / figures["bare"] and "of bare" in quantize.line("IQ4_XS", figures)
     assert quantize.met({"ours": 46e6, "bare": 80e6}) and quantize.met({"ours": 19e6, "bare": 20e6})
     assert not quantize.met({"ours": 40e6, "bare": 80e6})

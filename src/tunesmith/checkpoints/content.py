@@ -50,14 +50,23 @@ def model_at_hand(model: str, revision: str | None = None) -> Path | str:
     """
     path = Path(model)
     if model.endswith(".gguf"):
-        if not path.is_file():
-            raise ModelError(f"{path}: no such model file", "check the path; it is relative to the recipe file")
-        directory = hardware.converted_model(content_hash(path))
+        directory = hardware.converted_model(content_hash(gguf_file(path)))
         return directory if (directory / "config.json").exists() else f"{path.name} has not been converted yet"
     if path.is_absolute():
         return model_directory(path)
     snapshot = hub_snapshot(model, revision)
     return snapshot if (snapshot / "config.json").exists() else f"{model} has not been fetched yet"
+
+
+def gguf_file(path: Path) -> Path:
+    """The file itself, where it is there.
+
+    Raises:
+        ModelError: no such file.
+    """
+    if not path.is_file():
+        raise ModelError(f"{path}: no such model file", "check the path; it is relative to the recipe file")
+    return path
 
 
 def model_directory(path: Path) -> Path:

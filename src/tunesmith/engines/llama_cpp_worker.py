@@ -22,15 +22,13 @@ import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import xllamacpp
 
 from tunesmith.engines.libllama import Libllama
 from tunesmith.errors import ExportError
-
-if TYPE_CHECKING:  # a quarter of the time that the child takes to start
-    from tunesmith.rundir.records import Json
+from tunesmith.rundir.records import Json
 
 SECONDS = 60  # that rendering may take
 
@@ -51,7 +49,7 @@ class Worker:
         self._server: Any = None
         self._library: Libllama | None = None
 
-    def answer(self, request: "Json") -> Any:
+    def answer(self, request: dict[str, Any]) -> Any:
         """What is replied to a request: its ``done``.
 
         Raises:
@@ -126,13 +124,13 @@ class Worker:
             reason = error.read().decode(errors="replace")[:300]
             raise ExportError(f"{self._gguf}: llama.cpp cannot render a conversation: {reason}", "set chat.template") from error
 
-    def score(self, messages: list[dict[str, str]], answer: str) -> "Json":
+    def score(self, messages: list[dict[str, str]], answer: str) -> Json:
         """``Scored`` of an answer to a conversation."""
         library = self.library()
         prompt = library.tokenize(self.render(messages))
         answer_ids = library.answer_ids(answer, prompt)
         logprob, greedy = library.score(prompt, answer_ids)
-        return {"logprob": logprob, "tokens": len(answer_ids), "greedy": greedy}
+        return {"logprob": logprob, "prompt_tokens": len(prompt), "tokens": len(answer_ids), "greedy": greedy}
 
     def write_logits(self, ids: list[int], first: int) -> None:
         """Reply with the shape, then with the rows as they are computed.
@@ -147,7 +145,7 @@ class Worker:
             self._replies.write(logits_BV.data)
         self._replies.flush()
 
-    def write(self, reply: "Json") -> None:
+    def write(self, reply: Json) -> None:
         """One line."""
         self._replies.write(json.dumps(reply).encode() + b"\n")
         self._replies.flush()

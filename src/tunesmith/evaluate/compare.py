@@ -80,7 +80,9 @@ def compare(arm: Sequence[Output], baseline: Sequence[Output], metric: Metric, g
         interval = resample.percentile_interval(values_BA[:, 0] - values_BA[:, 1], u, stats.ALPHA / 2)
         interval = stats.never_inside_the_signs(interval, resample.per_unit(a - b, unit_N), stats.ALPHA / 2)
         detectable = min(1.0, stats.spread_of_power() * (interval.high - interval.low) / (2 * _Z))
-        gain, p = statistic(ours) - statistic(theirs), resample.permutation_p(statistic, ours, theirs, unit_N)
+        gain = statistic(ours) - statistic(theirs)
+        interval = interval.hull(Interval(gain, gain))  # imagined rows may move it off the figure
+        p = resample.permutation_p(statistic, ours, theirs, unit_N)
     return Comparison(
         gain=gain,
         low=interval.low,
@@ -118,6 +120,7 @@ def figure_with_interval(outputs: Sequence[Output], metric: Metric, groups: list
     statistic = metric.corpus or resample.MEAN
     figure = statistic(rows)
     interval = resample.percentile_interval(resample.bootstrap(statistic, [rows], unit_N)[:, 0], u, stats.ALPHA / 2)
+    interval = interval.hull(Interval(figure, figure))  # imagined rows may move it off the figure
     mean_U = resample.per_unit(scores(rows), unit_N) / np.bincount(unit_N)
     if min(int((mean_U > 0.0).sum()), int((mean_U < 1.0).sum())) < stats.MIN_DISCORDANT_UNITS:
         interval = interval.hull(stats.wilson(min(u, max(0, round(figure * u))), u))
