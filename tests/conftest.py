@@ -6,8 +6,10 @@ What is expensive is made once a session and shared by the workers under a file 
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from tunesmith.models.load import load_tokenizer
 from tunesmith.pipeline import verbs as api
 from tunesmith.recipe import Recipe, load_recipe
 from tunesmith.rundir import RunDir
+from tunesmith.rundir.records.check import CheckReport
 
 ROOT = Path(__file__).resolve().parents[1]
 GGUF = ROOT / "assets" / "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -254,3 +257,9 @@ def tiny_run(tmp_path_factory, tiny_dir) -> RunDir:
 def real_dir() -> Path:
     """SmolLM2-135M-Instruct, converted once and kept in the user's cache."""
     return find_model(str(GGUF))
+
+
+def without_places(report: CheckReport) -> Any:
+    """A report with ``row N`` for every ``line N``, and without the names of its source."""
+    report = replace(report, source="", reading=replace(report.reading, files=()))
+    return json.loads(re.sub(r"\bline (\d+)", r"row \1", json.dumps(report.to_json())))
