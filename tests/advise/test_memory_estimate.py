@@ -71,6 +71,7 @@ def test_text_part_of_a_multimodal_configuration(tmp_path):
     text = AutoConfig.from_pretrained(tmp_path).to_dict()
     assert shape_of({"model_type": "x", "text_config": text, "vision_config": {}}) == shape_of(text)
     assert shape_of({"hidden_size": 64}) == "num_hidden_layers"
+    assert shape_of({**text, "intermediate_size": [128, 256]}) == "intermediate_size"  # one a layer, as gemma3n has it
 
 
 @pytest.mark.parametrize(("base", "published"), [("bf16", 16.2 * 2**30), ("nf4", 7.4 * 2**30)])

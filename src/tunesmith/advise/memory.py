@@ -34,6 +34,17 @@ FLOPS_PER_CORE = 50e9
 FLOPS_OF_A_GPU = 50e12
 REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+OPTIONAL = (
+    *_EXPERTS,
+    "head_dim",
+    "num_key_value_heads",
+    "intermediate_size",
+    "moe_intermediate_size",
+    "num_experts_per_tok",
+    "shared_expert_intermediate_size",
+    "hidden_size_per_layer_input",
+    "vocab_size_per_layer_input",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,27 +109,29 @@ def shape_of(config: Json) -> Shape | str:
     """Sizes from a parsed ``config.json`` (of a multimodal model: from its text part).
 
     Returns:
-        The shape, or the name of a key that is missing: such a model is not estimated.
+        The shape, or the name of a key that is missing or no number: such a model is not estimated.
     """
-    text = config.get("text_config", config)
-    missing = next((key for key in REQUIRED if not isinstance(text.get(key), int)), None)
-    if missing is not None:
-        return missing
-    hidden, heads, layers = text["hidden_size"], text["num_attention_heads"], text["num_hidden_layers"]
-    head_dim = text.get("head_dim") or hidden // heads
-    experts = next((int(text[key]) for key in _EXPERTS if text.get(key)), 0)
-    dense = int(text.get("intermediate_size") or 4 * hidden)
-    per_layer = int(text.get("hidden_size_per_layer_input") or 0) * int(text.get("vocab_size_per_layer_input") or 0) * layers
+    part = config.get("text_config")
+    text = part if isinstance(part, dict) else config
+    sizes = {key: value for key, value in text.items() if isinstance(value, int)}
+    odd = (key for key in (*REQUIRED, *OPTIONAL) if key not in sizes and (key in REQUIRED or text.get(key) is not None))
+    if key := next(odd, None):
+        return key
+    hidden, heads, layers = (sizes[key] for key in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
+    experts = next((sizes[key] for key in _EXPERTS if sizes.get(key)), 0)
+    dense = sizes.get("intermediate_size") or 4 * hidden
+    head_dim = sizes.get("head_dim") or hidden // heads
+    per_layer = sizes.get("hidden_size_per_layer_input", 0) * sizes.get("vocab_size_per_layer_input", 0) * layers
     return Shape(
         hidden=hidden,
         layers=layers,
-        vocab=text["vocab_size"],
+        vocab=sizes["vocab_size"],
         query=heads * head_dim,
-        key_value=int(text.get("num_key_value_heads") or heads) * head_dim,
-        intermediate=int(text.get("moe_intermediate_size") or dense) if experts else dense,
+        key_value=(sizes.get("num_key_value_heads") or heads) * head_dim,
+        intermediate=(sizes.get("moe_intermediate_size") or dense) if experts else dense,
         experts=experts,
-        chosen=int(text.get("num_experts_per_tok") or 1),
-        shared=int(text.get("shared_expert_intermediate_size") or 0),
+        chosen=sizes.get("num_experts_per_tok") or 1,
+        shared=sizes.get("shared_expert_intermediate_size", 0),
         tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", True))),
         per_layer=per_layer,
     )

@@ -13,7 +13,7 @@ Nothing here imports ``datasets``, pandas or polars: whoever has such an object 
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -173,7 +173,7 @@ def _mapping_hint(rows: Mapping[Any, Any]) -> str:
 
 
 @contextmanager
-def _arrow_faults(label: str) -> Iterator[None]:
+def _arrow_faults(label: str) -> Generator[None]:
     try:
         yield
     except pa.ArrowException as error:

@@ -41,7 +41,7 @@ class LlamaCppEngine:
 
     def __init__(self, gguf: Path, context: int, lora: Path | None = None):
         self._process = LlamaProcess(gguf, context, lora, "server")
-        self._adapters = {} if lora is None else {"lora": [{"id": 0, "scale": 1.0}]}
+        self._adapters: Json = {} if lora is None else {"lora": [{"id": 0, "scale": 1.0}]}
 
     def __enter__(self) -> "LlamaCppEngine":
         return self

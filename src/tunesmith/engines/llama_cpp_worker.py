@@ -49,7 +49,7 @@ class Worker:
         self._server: Any = None
         self._library: Libllama | None = None
 
-    def answer(self, request: Json) -> Any:
+    def answer(self, request: dict[str, Any]) -> Any:
         """What is replied to a request: its ``done``.
 
         Raises:

@@ -154,7 +154,7 @@ class OpenAIEndpoint:
         raise RunError(f"{self._url}: no log-probability of a given answer", "score with the engine in process")
 
     def _answer(self, prompt: list[Message], max_new_tokens: int, allowed: Constraint | None, stop: Event) -> Answer:
-        request: Json = {"model": self._model, "messages": prompt, "temperature": 0, "max_tokens": max_new_tokens}
+        request: dict[str, Any] = {"model": self._model, "messages": prompt, "temperature": 0, "max_tokens": max_new_tokens}
         schema = _one_label(allowed) if isinstance(allowed, tuple) else allowed
         if schema is not None:
             json_schema = {"name": "answer", "schema": schema, "strict": True}
@@ -176,7 +176,7 @@ class OpenAIEndpoint:
             answer = replace(answer, text=parsed["label"]) if isinstance(allowed, tuple) else answer
         return answer
 
-    def _post(self, request: Json, stop: Event) -> tuple[Json, float]:
+    def _post(self, request: dict[str, Any], stop: Event) -> tuple[dict[str, Any], float]:
         """Ask until there is an answer or an error that will not pass; with the seconds of the try that was answered."""
         attempt = 0
         while True:
@@ -198,7 +198,7 @@ class OpenAIEndpoint:
             if attempt > self._retries or stop.wait(pause if wait is None else min(wait, LONGEST_PAUSE)):
                 raise RunError(f"{failure.message} ({attempt} tries)", failure.hint)
 
-    def _parsed(self, response: "httpx2.Response") -> Json:
+    def _parsed(self, response: "httpx2.Response") -> dict[str, Any]:
         try:
             reply = response.json()
         except ValueError as error:

@@ -41,7 +41,6 @@ from tunesmith.errors import MissingPackage, RecipeError
 from tunesmith.evaluate.forgetting import probe
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.swap import without_adapters
-from tunesmith.rundir.records import Json
 from tunesmith.rundir.records.evidence import Probe
 
 try:
@@ -146,7 +145,7 @@ class InMemoryLM(LM):
         return (context or [self._begin])[-room:], continuation
 
 
-def _greedy_options(task: str, kwargs: Json) -> tuple[list[str], int]:
+def _greedy_options(task: str, kwargs: Mapping[str, Any]) -> tuple[list[str], int]:
     """Stop texts and token budget of a task that lets the model write."""
     options = normalize_gen_kwargs(kwargs)
     if options.pop("do_sample"):
@@ -188,7 +187,7 @@ def run_tasks(
         RecipeError: no such task, one that samples, or one without a metric of single documents.
     """
     manager = _manager(tasks, folder)
-    sides: list[Json] = []
+    sides: list[Any] = []
     for adapted in (False, True):
         lm = InMemoryLM(model, renderer)
         if adapted:
@@ -214,13 +213,12 @@ def _manager(tasks: tuple[str, ...], folder: Path | None) -> TaskManager:
     return manager
 
 
-def _evaluate(lm: InMemoryLM, manager: TaskManager, tasks: tuple[str, ...], limit: int | None) -> Json:
+def _evaluate(lm: InMemoryLM, manager: TaskManager, tasks: tuple[str, ...], limit: int | None) -> Any:
     settings = {"tasks": list(tasks), "task_manager": manager, "limit": limit, "log_samples": True, "bootstrap_iters": 0}
-    results: Any = simple_evaluate(model=lm, **settings)  # pyright: ignore[reportCallIssue] - its decorator hides the names
-    return results
+    return simple_evaluate(model=lm, **settings)  # pyright: ignore[reportCallIssue] - its decorator hides the names
 
 
-def _paired(task: str, base: Json, tuned: Json, margin: float) -> Probe:
+def _paired(task: str, base: Any, tuned: Any, margin: float) -> Probe:
     """One task's verdict, on its first metric that is a number for every document."""
     first = base["samples"][task][0]
     metric = next((name for name in first["metrics"] if isinstance(first[name], bool | int | float)), None)
@@ -230,7 +228,7 @@ def _paired(task: str, base: Json, tuned: Json, margin: float) -> Probe:
             "choose a task with acc, acc_norm or the like",
         )
     by_key = {_key(sample): float(sample[metric]) for sample in tuned["samples"][task]}
-    samples: list[Json] = [sample for sample in base["samples"][task] if sample["filter"] == first["filter"]]
+    samples: list[Any] = [sample for sample in base["samples"][task] if sample["filter"] == first["filter"]]
     base_N = np.array([float(sample[metric]) for sample in samples])
     tuned_N = np.array([by_key[_key(sample)] for sample in samples])
     higher = base["higher_is_better"].get(task, {}).get(metric, True)
@@ -239,6 +237,6 @@ def _paired(task: str, base: Json, tuned: Json, margin: float) -> Probe:
     return probe(f"lm_eval:{task}", f"{task} ({metric})", base_N, tuned_N, differences_N, margin, metric, binary)
 
 
-def _key(sample: Json) -> tuple[Any, ...]:
+def _key(sample: Any) -> tuple[Any, ...]:
     """What makes two documents the same one: number and hashes, and the filter of the answer."""
     return tuple(sample[name] for name in ("doc_id", "doc_hash", "prompt_hash", "target_hash", "filter"))

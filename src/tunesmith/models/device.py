@@ -22,6 +22,11 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
 
 
+def device_memory(device: torch.device) -> int:
+    """Bytes that a GPU has in all."""
+    return torch.cuda.get_device_properties(device).total_memory
+
+
 def device_with_room(nbytes: int) -> torch.device | None:
     """Where a dense model of so many bytes can compute: the GPU, the CPU, or nowhere (None)."""
     device = best_device()

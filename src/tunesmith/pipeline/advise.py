@@ -190,7 +190,9 @@ def _shape(recipe: Recipe, quick: bool) -> Shape | str:
     if isinstance(directory, str):
         return directory
     shape = shape_of(json.loads((directory / "config.json").read_text(encoding="utf-8")))
-    return shape if isinstance(shape, Shape) else f"{recipe.model}: config.json has no {shape}, so nothing can be estimated"
+    if isinstance(shape, Shape):
+        return shape
+    return f"{recipe.model}: config.json has no number for {shape}, so nothing can be estimated"
 
 
 def _memory(recipe: Recipe, shape: Shape | str, machine: MachineFacts, quick: bool) -> MemoryFacts:

@@ -2,13 +2,13 @@
 
 import logging
 
-import torch
+from pydantic import JsonValue
 
 from tunesmith import hardware
 from tunesmith.engines.base import open_base
 from tunesmith.evaluate.prompts import framed, tuned
 from tunesmith.evaluate.stats import wilson
-from tunesmith.models.device import best_device, device_name
+from tunesmith.models.device import best_device, device_memory, device_name
 from tunesmith.pipeline.base import base_of
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, read_rows, write_json
@@ -52,8 +52,7 @@ def machine() -> MachineFacts | None:
     device = best_device()
     if device.type == "cpu":
         return None
-    memory = torch.cuda.get_device_properties(device).total_memory
-    return MachineFacts(name=device_name(device), kind="gpu", cores=hardware.cpu_count(), memory=memory)
+    return MachineFacts(name=device_name(device), kind="gpu", cores=hardware.cpu_count(), memory=device_memory(device))
 
 
 def computed_in(recipe: Recipe) -> tuple[str, str]:
@@ -67,14 +66,14 @@ def write_prompt(run: RunDir, recipe: Recipe, selection: Selection, arm: str) ->
     prompt_arm = recipe.evaluate.prompt_of(arm) if arm.startswith("external:") else arm
     chosen = selection.arms[prompt_arm]
     train = {row.id: row for row in read_rows(run.data / "train.jsonl")}
-    examples = [
+    examples: list[JsonValue] = [
         {"role": message["role"], "content": message["content"]}
         for row_id in chosen.demonstrations
         for message in train[row_id].messages
         if message["role"] != "system"
     ]
     question = framed([f"{{passage {n}}}" for n in range(1, chosen.documents + 1)], "{question}")
-    system = [] if chosen.instruction is None else [{"role": "system", "content": chosen.instruction}]
+    system: list[JsonValue] = [] if chosen.instruction is None else [{"role": "system", "content": chosen.instruction}]
     prompt: Json = {"messages": [*system, *examples, {"role": "user", "content": question}]}
     if chosen.k and not chosen.demonstrations:
         prompt["note"] = f"before the question stand the {chosen.k} train rows nearest to it ({chosen.selection}), nearest last"

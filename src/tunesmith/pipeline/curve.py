@@ -20,6 +20,7 @@ import shutil
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tunesmith.engines.open import open_in_process
 from tunesmith.errors import RunError
@@ -83,10 +84,14 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
             "give more rows, or shares that are further apart",
         )
     over = evaluation.metric.corpus
-    corpus = None if over is None else lambda k, draw_M: over([outputs[k][scored[i]] for i in draw_M])
+
+    def headline(k: int, draw_M: NDArray[np.int64]) -> float:
+        assert over is not None
+        return over([outputs[k][scored[i]] for i in draw_M])
+
     seeds = run.evaluation / "seeds.json"
     seed_sd = Seeds.read(seeds).sd if recipe.evaluate.seeds > 1 and seeds.exists() else None
-    scores_K, draws_BK = bootstrap(scores_KM[:, scored], corpus)
+    scores_K, draws_BK = bootstrap(scores_KM[:, scored], None if over is None else headline)
     curve = fit_curve(counts, scores_K, draws_BK, len(scored), recipe.task.min_gain, seed_sd)
     result = replace(curve, unscored=scores_KM.shape[1] - len(scored))
     result.write(run.evaluation / "curve.json")

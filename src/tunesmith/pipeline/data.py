@@ -9,6 +9,7 @@ import logging
 from pathlib import Path
 
 import numpy as np
+from pydantic import JsonValue
 
 from tunesmith import hardware
 from tunesmith.data.near import NearDuplicates
@@ -36,7 +37,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     if settings.earlier_split is not None:
         _refuse_missing_split(settings.earlier_split)
     reader = reader_of(recipe, run.data / "rejected.jsonl")
-    digests = {str(file.path): content_hash(file.path) for file in reader.source.files}
+    digests: dict[str, JsonValue] = {str(file.path): content_hash(file.path) for file in reader.source.files}
     run.data.mkdir(parents=True, exist_ok=True)
     everything = run.data / ".rows.jsonl"
     parts, report = _read_and_split(run, recipe, reader, everything)
@@ -45,14 +46,14 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
             write(row for index, row in enumerate(stream_rows(everything)) if parts[index] == number)
     everything.unlink()
     report.write(run.data_report_file)
-    git = git_state(Path.cwd())
-    run.add_to_manifest(
+    dataclasses.replace(
+        run.manifest(),
         data={"path": settings.path, "sha256": digests},
         seed=recipe.seed,
         packages=package_versions(),
-        git=git and git.to_json(),
+        git=git_state(Path.cwd()),
         hardware=dataclasses.asdict(hardware.describe()),
-    )
+    ).write(run.manifest_file)
     logger.info(f"data: {report.rows} rows, {report.train} train, {report.dev} dev, {report.test} test (sealed)")
     if report.repeated_prompts:
         logger.info(f"data: {report.repeated_prompts} rows repeat an earlier prompt or group and stay on its side of the split")

@@ -66,9 +66,11 @@ class Evaluation:
         pool = shown_pool(train, dev + test)
         corpus = functools.cache(lambda: _read_corpus(recipe, pool, test))
         documents = functools.cache(lambda: closing.enter_context(contextlib.closing(_open_documents(run, recipe, corpus()))))
-        nearest = functools.cache(
-            lambda selection: closing.enter_context(contextlib.closing(_open_questions(run, recipe, pool, selection)))
-        )
+
+        @functools.cache
+        def nearest(selection: str) -> Store:
+            return closing.enter_context(contextlib.closing(_open_questions(run, recipe, pool, selection)))
+
         return cls(
             run,
             recipe,

@@ -3,12 +3,10 @@
 A part has the name by which a person knows it: ``train.learning_rate``, ``data/train.arrow``, ``task.json_schema (content)``.
 """
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, JsonValue
+from pydantic import JsonValue
 
 from tunesmith.checkpoints.content import content_key
 from tunesmith.errors import ModelError
@@ -40,6 +38,7 @@ class Inputs:
     def __init__(self, run: RunDir, recipe: Recipe):
         self.run = run
         self.recipe = recipe
+        self._settings: dict[str, JsonValue] = recipe.model_dump(mode="json")
         self._records: dict[str, StageRecord] | None = None
 
     def keys(self, *names: str, without: Iterable[str] = ()) -> Parts:
@@ -51,10 +50,11 @@ class Inputs:
         left_out = tuple(without)
         parts: Parts = {}
         for name in names:
-            value: Any = self.recipe
+            value: JsonValue = self._settings
             for step in name.split("."):
-                value = value[step] if isinstance(value, dict) else value.__dict__[step]
-            _flatten(name, value.model_dump(mode="json") if isinstance(value, BaseModel) else value, parts)
+                assert isinstance(value, dict), name
+                value = value[step]
+            _flatten(name, value, parts)
         return {
             name: value
             for name, value in parts.items()
@@ -133,4 +133,4 @@ def _flatten(name: str, value: JsonValue, parts: Parts) -> None:
         for key, entry in value.items():
             _flatten(f"{name}.{key}", entry, parts)
     else:
-        parts[name] = json.loads(json.dumps(value))
+        parts[name] = value

@@ -50,7 +50,7 @@ def _contamination_lines(contamination: ContaminationReport) -> list[str]:
 
 
 def _token_lines(tokens: TokenReport) -> list[str]:
-    lines = []
+    lines: list[str] = []
     if tokens.rows:
         lengths = tokens.lengths
         lines.append(

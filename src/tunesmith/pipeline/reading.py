@@ -2,7 +2,7 @@
 
 import contextlib
 import gc
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from tunesmith.data.read import Reader, ReadOptions
@@ -26,13 +26,8 @@ def reader_of(recipe: Recipe, rejected: Path | None = None) -> Reader:
     if not Path(settings.path).exists() and not is_hub_id(settings.path):
         hint = f"a relative path starts from the directory of the recipe file; {HUB_ID}"
         raise DataError(f"data.path: {settings.path}: no such file", hint)
-    return Reader(settings.path, options_of(recipe), rejected)
-
-
-def options_of(recipe: Recipe) -> ReadOptions:
-    """How a recipe says that its rows are read."""
-    settings = recipe.data
-    return ReadOptions(settings.format, settings.columns, settings.group_by, settings.on_bad_row)
+    options = ReadOptions(settings.format, settings.columns, settings.group_by, settings.on_bad_row)
+    return Reader(settings.path, options, rejected)
 
 
 def with_bar(reader: Reader) -> Iterator[list[Row]]:
@@ -43,7 +38,7 @@ def with_bar(reader: Reader) -> Iterator[list[Row]]:
 
 
 @contextlib.contextmanager
-def _without_cycles() -> Iterator[None]:
+def _without_cycles() -> Generator[None]:
     """Without Python's search for cycles: rows are trees, and looking at millions of them is a tenth of a check."""
     enabled = gc.isenabled()
     gc.disable()

@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from pydantic import JsonValue
+
 from tunesmith import hardware
 from tunesmith.chat.fit import fit
 from tunesmith.chat.render import Conversation, with_system
@@ -70,8 +72,14 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         max_new_tokens=budget,
         left_out=len(left_out),
     ).write(run.rendered_file)
-    model = {"id": recipe.model, "revision": recipe.revision, "sha256": recipe.model_sha256}
-    run.add_to_manifest(model={**model, "files": model_hashes(base.directory)}, template_sha256=fingerprint(renderer.template))
+    model: dict[str, JsonValue] = {
+        "id": recipe.model,
+        "revision": recipe.revision,
+        "sha256": recipe.model_sha256,
+        "files": {**model_hashes(base.directory)},
+    }
+    manifest = dataclasses.replace(run.manifest(), model=model, template_sha256=fingerprint(renderer.template))
+    manifest.write(run.manifest_file)
     share = 100 * documents.supervised_tokens / tokens
     logger.info(f"render: {tokens:,} train tokens, {share:.0f} % supervised, longest row {longest}")
     derived = "given" if recipe.task.max_new_tokens else f"longest train answer {longest_answer} + 25 %"

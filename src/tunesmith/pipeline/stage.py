@@ -19,6 +19,7 @@ commands.
 """
 
 import contextlib
+import functools
 import importlib
 import logging
 import time
@@ -127,20 +128,21 @@ class Table:
 
 def state_of(run: RunDir, stage: Stage, recipe: Recipe, known: StageRecord | None) -> tuple[StageState, Parts | None]:
     """How a stage stands whose needs are done, and its inputs as they are now (None where a file of another stage is gone)."""
-    took = {} if known is None else {"seconds": known.seconds, "peak_bytes": known.peak_bytes}
+    seconds, peak_bytes = (None, None) if known is None else (known.seconds, known.peak_bytes)
+    standing = functools.partial(StageState, stage=stage.name, seconds=seconds, peak_bytes=peak_bytes)
     try:
         parts = stage.inputs(Inputs(run, recipe))
     except MissingInput as missing:
         reason = f"{missing.name} is not there"
-        return StageState(stage=stage.name, state="never" if known is None else "waiting", why=(reason,), **took), None
+        return standing(state="never" if known is None else "waiting", why=(reason,)), None
     if known is None:
-        return StageState(stage=stage.name, state="never"), parts
+        return standing(state="never"), parts
     settled = {name: known.inputs.get(name) if isinstance(value, Unknown) else value for name, value in parts.items()}
     if changes := tuple(_changes(known.inputs, settled)):
-        return StageState(stage=stage.name, state="stale", why=changes, **took), settled
+        return standing(state="stale", why=changes), settled
     if broken := tuple(_broken(run, known)):
-        return StageState(stage=stage.name, state="broken", why=broken, **took), settled
-    return StageState(stage=stage.name, state="done", **took), settled
+        return standing(state="broken", why=broken), settled
+    return standing(state="done"), settled
 
 
 def _changes(before: Parts, now: Parts) -> Iterator[str]:

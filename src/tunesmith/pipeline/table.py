@@ -94,7 +94,7 @@ def _select(read: Inputs) -> Parts:
     settings = read.recipe.evaluate
     external = [arm for arm in settings.arms if arm.startswith(EXTERNAL)]
     needed = {*settings.arms, *(settings.prompt_of(arm) for arm in external)}
-    parts = {
+    parts: Parts = {
         **read.files(*PARTS, RENDERED, TEMPLATE),
         **read.held_base(),
         **read.scoring(),

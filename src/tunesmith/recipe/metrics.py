@@ -40,9 +40,9 @@ METRIC_KEYS: dict[str, MetricKeys] = {
     ),
     "rouge": MetricKeys(description="F-measure of ROUGE-L; ROUGE-1 and ROUGE-2 beside it (extra metrics)"),
     "bleu": MetricKeys(description="BLEU of all rows together; chrF beside it (extra metrics)"),
-    "numeric": MetricKeys(description="the last number, within a tolerance", reads=("tolerance",)),
+    "numeric": MetricKeys(description="the last number or date, with its unit, within a tolerance", reads=("tolerance",)),
     "regex": MetricKeys(
-        description="a pattern is found, or what it extracts equals the reference's", reads=("pattern",), needs=("pattern",)
+        description="what a pattern finds equals what it finds in the reference", reads=("pattern",), needs=("pattern",)
     ),
     "code": MetricKeys(
         description="the reference's tests pass, in a sandbox (pass@1)", reads=("tests", "allow_code"), needs=("tests",)

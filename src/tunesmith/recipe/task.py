@@ -53,12 +53,13 @@ class Task(Section):
         default=None, min_length=2, description="all classes; any other answer is invalid (metric: classification, macro_f1)"
     )
     tolerance: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = Field(
-        default=0.0, description="largest difference from the reference's last number that is still right (metric: numeric)"
+        default=0.0,
+        description="largest difference from the reference's number, in its unit, that is still right (metric: numeric)",
     )
     pattern: str | None = Field(
         default=None,
-        description="regular expression that a right answer holds; a group named answer must also equal the reference's "
-        "(metric: regex, judge)",
+        description="regular expression: its group answer, or all of its last match, must equal what it finds in the reference "
+        "(metric: regex); it must be found (metric: judge)",
     )
     tests: Path | None = Field(
         default=None, description="JSONL file of {reference, tests}: Python that a right program passes (metric: code)"

@@ -7,6 +7,7 @@ A run belongs to one recipe file. Its place is kept in the manifest; another fil
 of the two would stand side by side under one verdict. The same file edited is the same run: every stage knows its own inputs.
 """
 
+import dataclasses
 import datetime
 import time
 from collections.abc import Generator, Iterable
@@ -82,7 +83,7 @@ class RunDir:
             path.mkdir(parents=True, exist_ok=True)
             with run.writing():
                 write_text(run.recipe_file, text)
-                run.add_to_manifest(recipe_source=origin)
+                dataclasses.replace(run.manifest(), recipe_source=origin).write(run.manifest_file)
         except OSError as error:
             raise RunError(f"{path}: cannot be written: {error.strerror}", "choose another --out") from error
         return run
@@ -142,10 +143,6 @@ class RunDir:
             RunError: the file is torn.
         """
         return Manifest.read(self.manifest_file) if self.manifest_file.exists() else Manifest()
-
-    def add_to_manifest(self, **facts: object) -> None:
-        """Replace fields of the manifest."""
-        Manifest.parse({**self.manifest().to_json(), **facts}, str(self.manifest_file)).write(self.manifest_file)
 
     def stages(self) -> dict[str, StageRecord]:
         """What is done, by stage name.

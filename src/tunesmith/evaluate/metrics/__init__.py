@@ -18,6 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import JsonValue
+
 from tunesmith.evaluate.metrics.code_tests import code
 from tunesmith.evaluate.metrics.json_object import json_line, json_metric
 from tunesmith.evaluate.metrics.judge_checks import judge
@@ -85,5 +87,5 @@ def scoring_key(task: Task) -> Json:
     if task.function is not None:
         files.append(Path(task.function.rpartition(":")[0]))
     keys = {"metric", "constrained", "labels", "tolerance", "pattern", "function", "judge"}
-    hashes = [sha256_file(file) if file and file.exists() else None for file in files]
+    hashes: list[JsonValue] = [sha256_file(file) if file and file.exists() else None for file in files]
     return {**task.model_dump(mode="json", include=keys), "files": hashes}

@@ -14,6 +14,11 @@ import re
 import unicodedata
 from functools import lru_cache
 
+HAN = "\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff々"
+KANA = "\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f"
+INDOCHINA = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
+SPACELESS = HAN + KANA + INDOCHINA  # for a class of a regular expression: scripts that write no spaces between words
+
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-", strict=True))
 _SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
 _QUOTES = {**dict.fromkeys("‘’‚‛´ʼ", "'"), **dict.fromkeys("“”„‟", '"')}
@@ -31,7 +36,7 @@ def plain(text: str) -> str:
     text = _POWER.sub(lambda match: "^" + "".join(_SUPERSCRIPTS[sign] for sign in match[0]), text)
     text = _INDEX.sub(lambda match: "".join(_SUBSCRIPTS[sign] for sign in match[0]), text)
     text = re.sub(r"(?<=\d)\u2044(?=\d)", "/", text)
-    return unicodedata.normalize("NFC", re.sub(r"(?<!\d) +(?=\d/)", " ", text))
+    return unicodedata.normalize("NFC", re.sub(r" +(?=\d/)", " ", text))
 
 
 @lru_cache(maxsize=4096)

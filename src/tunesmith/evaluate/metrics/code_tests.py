@@ -1,8 +1,8 @@
 """Programs: a row is right when the tests of its reference run through on the answer's code (pass@1).
 
 ``task.tests`` is a JSONL file of ``{"reference": ..., "tests": ...}``: the tests belong to a reference and not to a row,
-since that is what every arm's answer is scored against; the reference must pass its own. The answer's code is what stands
-in its Markdown fences, or all of it. Code and tests are one program that ends by printing a random token: without it an
+since that is what every arm's answer is scored against; the reference must pass its own. What of an answer
+is its code stands in ``code_blocks.py``. Code and tests are one program that ends by printing a random token: without it an
 answer that leaves early with status 0 would pass. Programs run confined (``sandbox.py``), and only with
 ``task.allow_code: true``.
 
@@ -11,19 +11,17 @@ Refused: pass@k of several drawn answers. Every arm answers once and greedily, a
 
 import json
 import logging
-import re
 import secrets
 from functools import lru_cache
 from pathlib import Path
 
 from tunesmith.errors import RecipeError
+from tunesmith.evaluate.metrics.code_blocks import extract_code
 from tunesmith.evaluate.metrics.metric import Metric, Score
 from tunesmith.evaluate.metrics.sandbox import run_program
 from tunesmith.recipe import Task
 
 logger = logging.getLogger(__name__)
-
-_FENCE = re.compile(r"```[ \t]*(?:python|py)?[ \t]*\n(.*?)(?:\n?```|\Z)", re.DOTALL)
 
 
 def code(task: Task) -> Metric:
@@ -72,11 +70,6 @@ def load_tests(file: Path) -> dict[str, str]:
         if tests.setdefault(reference, source) != source:
             raise RecipeError(f"task.tests: {file}:{number}: other tests for a reference that came before", "join both")
     return tests
-
-
-def extract_code(answer: str) -> str:
-    """What stands in Markdown fences, joined; the whole answer when there is none."""
-    return "\n\n".join(_FENCE.findall(answer)) or answer
 
 
 def passes(program: str, tests: str) -> bool:

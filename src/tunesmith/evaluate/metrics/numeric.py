@@ -1,20 +1,25 @@
-"""Numeric answers: the last number in the answer against the last number in the reference.
+"""Numeric answers: the quantity that an answer gives against the one of its reference.
 
-Models reason before they answer and the answer comes last (the convention of GSM8K's evaluations). Numbers are read as
-decimals, never as binary floats, so that 0.1 equals 0.10 and large integers stay apart. Read are signs (the minus of
-Unicode too), thousands in groups of three, decimals with a point, exponents, and plain fractions; ``1.234,56`` in the
-continental style is not, and a reference in that style should be written anew.
+What is read as a quantity, and which of several is the answer, stands in ``quantities.py``. Numbers are exact fractions, never
+binary floats: 0.1 is 0.10, and integers of thirty digits stay apart.
+
+**Kinds stay apart**: a date is no number, and equals the same day in any spelling (a day and month that nobody can tell apart,
+3/4/2024, equals its own spelling alone); so with times of day, ratios and ranges.
+
+**Units** are compared where both sides name one (5 km is 5,000 m, and no 5 miles). Where one side alone does, the unit is what
+the question asked for, and the numbers are compared as written.
+
+**Percent**: 50 % is 0.5. Where one side alone has the sign it may also be what the question asked for, so 50 % is 50 too; but
+only above 1, since a bare 0.5 beside 0.5 % is a factor of a hundred more often than a sign left out.
+
+The tolerance is in the reference's unit (points beside a percent), and for numbers and ranges alone.
 """
 
-import re
-from decimal import Decimal
+from fractions import Fraction
 
 from tunesmith.evaluate.metrics.metric import Metric, Score
+from tunesmith.evaluate.metrics.quantities import Quantity, last_quantity
 from tunesmith.recipe import Task
-
-_NUMBER = re.compile(
-    r"(?<![\w.])[-+−]?(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)?(?:\.\d+|(?<=\d))(?:[eE][-+]?\d{1,3}(?!\d))?(?:/\d{1,18}(?![\d/]))?"
-)
 
 
 def number(task: Task) -> Metric:
@@ -29,26 +34,38 @@ def number_line(task: Task) -> str:
 
 
 def numeric_score(answer: str, reference: str, tolerance: float) -> Score:
-    """``score``: both last numbers differ by at most ``tolerance``; ``has_number``: there is a number in the answer.
+    """``score``: the quantities are equal within the tolerance; ``has_number``: there is one in the answer.
 
     Raises:
-        ValueError: no number in the reference.
+        ValueError: none in the reference.
     """
-    wanted = last_number(reference)
+    wanted = last_quantity(reference)
     if wanted is None:
         raise ValueError(f"{reference[:80]!r} holds no number")
-    given = last_number(answer)
-    right = given is not None and abs(given - wanted) <= Decimal(str(tolerance))
+    given = last_quantity(answer)
+    right = given is not None and agree(given, wanted, Fraction(str(tolerance)))
     return {"score": float(right), "has_number": float(given is not None)}
 
 
-def last_number(text: str) -> Decimal | None:
-    """The last number of a text, or None."""
-    last = None
-    for match in _NUMBER.finditer(text):
-        number, _, divisor = match.group().replace(",", "").replace("−", "-").partition("/")
-        if not divisor:
-            last = Decimal(number)
-        elif int(divisor):
-            last = Decimal(number) / int(divisor)
-    return last
+def agree(given: Quantity, wanted: Quantity, tolerance: Fraction) -> bool:
+    """Whether two quantities are the same within the tolerance."""
+    if given.kind != wanted.kind or len(given.values) != len(wanted.values):
+        return False
+    if wanted.kind not in ("number", "range"):
+        return given.values == wanted.values
+    pairs = zip(given.values, wanted.values, strict=True)
+    return all(_near(a, b, given, wanted, tolerance) for a, b in pairs)
+
+
+def _near(a: Fraction, b: Fraction, given: Quantity, wanted: Quantity, tolerance: Fraction) -> bool:
+    ours, theirs = given.unit, wanted.unit
+    if ours is not None and theirs is not None:
+        if ours.dimension != theirs.dimension:
+            return False
+        a = (a * ours.factor + ours.zero - theirs.zero) / theirs.factor
+    elif ours is not None and ours.dimension == "percent":
+        share = a * ours.factor / 100
+        return abs(share - b) <= tolerance or (abs(b) > 1 and abs(a - b) <= tolerance)
+    elif theirs is not None and theirs.dimension == "percent":
+        return abs(100 * a / theirs.factor - b) <= tolerance or (abs(a) > 1 and abs(a - b) <= tolerance)
+    return abs(a - b) <= tolerance

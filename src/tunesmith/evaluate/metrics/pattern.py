@@ -1,7 +1,9 @@
-"""Answers that must hold a regular expression, under a time limit.
+"""Answers that a regular expression finds in a text, under a time limit.
 
-Without a group named ``answer`` the pattern must be found in the answer. With it, the text of the group's last match is
-the answer, and it must equal what the pattern finds in the reference (``#### (?P<answer>.+)`` reads answers of GSM8K).
+What the pattern's last match holds in the answer must equal what it holds in the reference, on the ladder of ``text.py``: its
+group named ``answer`` where there is one (``#### (?P<answer>.+)`` reads answers of GSM8K), else all of the match. Refused: a
+pattern that need only be found, by which any number is right where the reference is 42. A reference in which it finds nothing,
+or a blank, cannot be scored.
 
 Matching can take time exponential in the text. ``re`` cannot be interrupted, so the ``regex`` package is used, which
 stops after a second; such a row scores 0 and says ``timed_out``. Refused: a thread, which would go on for ever.
@@ -39,25 +41,24 @@ class Pattern:
             self._pattern = regex.compile(pattern)
         except regex.error as error:
             raise RecipeError(f"task.pattern: {pattern!r} is not a regular expression: {error}", "try it in Python") from error
-        self._extracts = "answer" in self._pattern.groupindex
 
     def score(self, answer: str, reference: str) -> Score:
-        """``score``: the pattern is found (and its group ``answer`` equals the reference's); ``timed_out``.
+        """``score``: what the pattern finds equals what it finds in the reference; ``timed_out``.
 
         Raises:
-            ValueError: the reference itself does not hold the pattern, or takes too long.
+            ValueError: the pattern finds nothing in the reference itself, or takes too long.
         """
         try:
             wanted = self._last(reference)
         except TimeoutError as error:
             raise ValueError(f"task.pattern takes more than {SECONDS:.0f} s on {reference[:80]!r}") from error
-        if wanted is None:
-            raise ValueError(f"{reference[:80]!r} does not hold task.pattern")
+        if wanted is None or not wanted.strip():
+            raise ValueError(f"task.pattern finds nothing in {reference[:80]!r}")
         try:
             given = self._last(answer)
         except TimeoutError:
             return {"score": 0.0, "timed_out": 1.0}
-        right = given is not None and (not self._extracts or normalise(given) == normalise(wanted))
+        right = given is not None and normalise(given) == normalise(wanted)
         return {"score": float(right), "timed_out": 0.0}
 
     def holds(self, answer: str) -> bool:
@@ -68,7 +69,7 @@ class Pattern:
             return False
 
     def _last(self, text: str) -> str | None:
-        last = None
+        last, group = None, "answer" if "answer" in self._pattern.groupindex else 0
         for match in self._pattern.finditer(text, timeout=SECONDS):
-            last = match.group("answer" if self._extracts else 0) or ""
+            last = match.group(group) or ""
         return last

@@ -24,7 +24,7 @@ import re
 import unicodedata
 from functools import lru_cache
 
-from tunesmith.evaluate.metrics.characters import plain
+from tunesmith.evaluate.metrics.characters import SPACELESS, plain
 from tunesmith.evaluate.metrics.metric import Metric, Score
 from tunesmith.recipe import Task
 
@@ -59,8 +59,7 @@ _ARTICLES = re.compile(r"^(?:(?:the (?=\S)|(?:a|an) (?=[^\W\d_]{2})))+|\bthe (?=
 _MEANING = frozenset("#%&*@/\\_‰′″")  # punctuation by Unicode's book, and yet what tells two answers apart
 _OPERATORS = frozenset("=<>+-*/^×÷·≤≥≠≈&~|")
 _SEPARATORS = frozenset(",;،؛、")
-_SPACELESS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"  # Thai to Han
-_SPACES = re.compile(f"(?<=[{_SPACELESS}]) | (?=[{_SPACELESS}])")
+_SPACES = re.compile(f"(?<=[{SPACELESS}]) | (?=[{SPACELESS}])")
 
 
 def exact_match(task: Task) -> Metric:

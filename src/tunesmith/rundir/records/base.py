@@ -20,12 +20,12 @@ from html import escape
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 
 from tunesmith.errors import RunError
 from tunesmith.rundir.atomic import write_lines, write_text
 
-Json = dict[str, Any]  # an object of JSON as the standard library reads it
+Json = dict[str, JsonValue]  # an object of JSON
 
 
 class Record:
@@ -36,7 +36,7 @@ class Record:
     def to_json(self) -> Json:
         """The fields as JSON-able values, nested records as objects, in the order of declaration."""
         assert dataclasses.is_dataclass(self)
-        return {field.name: _plain(self.__dict__[field.name]) for field in fields(self)}
+        return {field.name: _json(self.__dict__[field.name]) for field in fields(self)}
 
     def _repr_html_(self) -> str:
         """The record as a table, for notebooks."""
@@ -152,13 +152,13 @@ def _html(value: Any) -> str:
     return escape("" if value is None else str(cast("object", value)))
 
 
-def _plain(value: Any) -> Any:
+def _json(value: Any) -> JsonValue:
     if isinstance(value, Record):
         return value.to_json()
     if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in cast(Json, value).items()}
+        return {str(key): _json(entry) for key, entry in cast(Json, value).items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in cast(tuple[Any, ...], value)]
+        return [_json(entry) for entry in cast(tuple[Any, ...], value)]
     if isinstance(value, Path):
         return str(value)
     return value

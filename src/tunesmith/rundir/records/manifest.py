@@ -26,7 +26,6 @@ class Manifest(FileRecord):
 
     Attributes:
         recipe_source: the recipe file; None for a recipe made in Python.
-        template_date: the day that the chat template writes, frozen at the first rendering; None where it writes none.
         model: hub id or path, revision and sha256 as the recipe names them, and the sha256 of each file.
         data: the path as the recipe names it, and the sha256 of each file.
         template_sha256: of the chat template's text.
@@ -35,7 +34,6 @@ class Manifest(FileRecord):
     """
 
     recipe_source: str | None = None
-    template_date: str | None = None
     model: dict[str, JsonValue] = field(default_factory=dict[str, JsonValue])
     data: dict[str, JsonValue] = field(default_factory=dict[str, JsonValue])
     template_sha256: str | None = None

@@ -43,7 +43,7 @@ class Step(Record):
 
     def figures(self) -> dict[str, float]:
         """All that was measured, the time as well: what an event of the step says."""
-        return {name: value for name, value in self.to_json().items() if value is not None}
+        return {name: value for name, value in self.to_json().items() if isinstance(value, int | float)}
 
     def line(self) -> dict[str, float]:
         """The figures of the table: those that were measured, without the time."""

@@ -1,0 +1,112 @@
+"""What each key of where the model and the rows come from changes: name, model, data, chat."""
+
+import hashlib
+import json
+
+import pytest
+
+from conftest import toy_rows
+from tunesmith.chat.fit import fit as fit_lengths
+from tunesmith.chat.render import Conversation
+from tunesmith.checkpoints import resolve
+from tunesmith.checkpoints.resolve import find_model
+from tunesmith.data.read import Reader
+from tunesmith.data.split import SplitFacts, answer_key, group_key, split
+from tunesmith.engines.base import open_base
+from tunesmith.errors import DataError, ModelError, RunError
+from tunesmith.evaluate import prompts
+from tunesmith.export.companions import merged_config
+from tunesmith.pipeline import verbs as api
+from tunesmith.pipeline.render import _refuse_left_out
+from tunesmith.recipe import dump_recipe
+from tunesmith.retrieval.store import build_store
+from tunesmith.rundir.records.data import LeftOut
+from tunesmith.rundir.rows import Row
+
+ROWS = [Row(str(i), f"line {i}", row["messages"]) for i, row in enumerate(toy_rows())]
+
+
+def _find(recipe, tmp):
+    try:
+        return find_model(recipe.model, recipe.revision, recipe.model_sha256)
+    except ModelError as error:
+        return error.message
+
+
+def _split(recipe, tmp):
+    facts = SplitFacts()
+    for row in Reader(recipe.data.path):
+        facts.add(row.id, group_key(row), answer_key(row))
+    parts = split(facts, recipe.data.test_fraction, recipe.data.dev_fraction, recipe.seed)
+    return dict(zip(facts.ids.tolist(), parts.tolist(), strict=True))
+
+
+def _downloads(recipe, tmp):
+    asked = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resolve, "snapshot_download", lambda model, revision, **_: asked.update(r=revision) or str(tmp))
+        find_model("org/name", recipe.revision)
+    return asked
+
+
+def _data(recipe, tmp):
+    """What the data stage says or writes for rows made to meet every policy."""
+    turns = [{"role": "user", "content": "What is the colour of the third house on the left side of the road?"}]
+    kinds = {"question": "a red car", "answer": "red", "prompt": "a red car", "completion": "red", "kind": "x"}
+    rows = [{**kinds, "prompt": f"{i} {i * i} a {i % 7} thing", "question": f"q{i}", "kind": f"k{i % 9}"} for i in range(60)]
+    rows += [{**kinds, "prompt": f"{turns[0]['content']} {'!' * i}", "question": f"r{i}"} for i in range(30)]
+    rows += [{**kinds, "prompt": ""}] * (recipe.data.on_bad_row == "quarantine")
+    (tmp / "every.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = api.open_run(tmp / "toy.yaml", tmp / f"run-{hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:8]}")
+    changed = recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": str(tmp / "every.jsonl")})})
+    run.recipe_file.write_text(dump_recipe(changed))
+    try:
+        api.data(run)
+    except (DataError, RunError) as error:
+        return error.message.replace(str(tmp), "")
+    return [(run.data / f"{part}.jsonl").read_text() for part in ("train", "test")], (run.data / "rejected.jsonl").exists()
+
+
+def _rendered(recipe, tmp):
+    """Rows around the limit, rendered under the recipe's policy and template."""
+    turns = [m for i in range(4) for m in ({"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"})]
+    renderer = open_base(recipe).renderer
+    fitted = fit_lengths(renderer, [Conversation(turns), Conversation(turns[:2])], 60, recipe.data.on_too_long)
+    return [(f.rendered and f.rendered.ids, f.dropped_turns) for f in fitted]
+
+
+def _refused(recipe, tmp):
+    try:
+        _refuse_left_out(recipe, "train", [LeftOut(id="a", place="line 1", reason="", hint="", tokens=9)], [9])
+    except DataError as error:
+        return error.message
+    return None
+
+
+def prompt_book(recipe, tmp):
+    texts, ids = [row.messages[0]["content"] for row in ROWS[:40]], [row.id for row in ROWS[:40]]
+    store = build_store(tmp / "questions.sqlite", texts, ids)
+    return prompts.PromptBook(recipe, ROWS[:40], ROWS[40:], lambda _: store, lambda: store)
+
+
+OBSERVE = {
+    "name": ("other", lambda r, t: api.open_run(t / "toy.yaml").path),
+    "model": ("elsewhere.gguf", _find),
+    "revision": ("abc", _downloads),
+    "model_sha256": ("0" * 64, _find),
+    "towers": ("keep", lambda r, t: merged_config({"model_type": "gemma3", "text_config": {}}, r.towers == "keep", True)),
+    "seed": (1, _split),
+    "data.path": ("fewer.jsonl", _split),
+    "data.format": ("alpaca", _data),
+    "data.columns": ({"prompt": "question", "completion": "answer"}, _data),
+    "data.group_by": ("kind", _data),
+    "data.on_bad_row": ("quarantine", _data),
+    "data.on_too_long": ("drop_oldest_turns", lambda r, t: (_rendered(r, t), _refused(r, t))),
+    "data.on_leak": ("refuse", _data),
+    "data.earlier_split": ("none.json", _data),
+    "chat.template": ("other.jinja", _rendered),
+    "chat.enable_thinking": (True, _rendered),
+    "data.test_fraction": (0.5, _split),
+    "data.dev_fraction": (0.5, _split),
+}
+FIXED = {"chat.enable_thinking": {"chat.template": "other.jinja"}, "model_sha256": {"model": "./x.gguf"}}

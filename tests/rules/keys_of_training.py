@@ -1,0 +1,153 @@
+"""What each key of training and export changes: base, lora, train, export."""
+
+import hashlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+from transformers import Gemma4ForCausalLM, Gemma4TextConfig
+
+from tunesmith.checkpoints.resolve import find_model
+from tunesmith.data.pack import Plan
+from tunesmith.errors import ExportError
+from tunesmith.export.forms.merged import merge_adapter
+from tunesmith.layers.context import StepContext, at_step
+from tunesmith.models.adapter import adapter_state
+from tunesmith.models.load import load_model
+from tunesmith.models.precision import precision
+from tunesmith.models.swap import add_lora
+from tunesmith.pipeline import verbs as api
+from tunesmith.pipeline.export import context_of, dry_run
+from tunesmith.rundir.records.data import Rendered
+from tunesmith.tracking import MetricsLog, read_metrics
+from tunesmith.train import loop
+from tunesmith.train.documents import make_documents
+from tunesmith.train.schedule import learning_rate
+
+
+def _precision(recipe, tmp):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tunesmith.models.precision._faster", lambda directory: "bf16")
+        return precision("nf4", recipe.train.compute, find_model(recipe.model))
+
+
+def _fit(recipe, tmp):
+    folder = tmp / hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:8]
+    folder.mkdir(exist_ok=True)
+    model = load_model(find_model(recipe.model), recipe.base)
+    layers = add_lora(model, recipe.lora, recipe.seed)
+    generator = torch.Generator().manual_seed(0)
+    documents = make_documents([(torch.randint(5, 900, (20,), generator=generator).tolist(), [0] * 10 + [1] * 10)] * 8)
+    t = recipe.train
+    steps = Plan(documents.lengths, t.num_train_epochs, t.tokens_per_step, t.max_length, recipe.seed)
+    loop.fit(model, layers, documents, steps, documents, recipe, folder / "checkpoints", MetricsLog(folder / "m.jsonl"), "x")
+    weights = [float(t.double().sum()) for t in adapter_state(layers).values()]
+    records = [(r["loss"], r.get("dev_loss")) for r in read_metrics(folder / "m.jsonl")]
+    return weights, records, [len(packs) for _, packs in steps]
+
+
+def _checkpoints(recipe, tmp):
+    """How many checkpoints a run leaves."""
+    _fit(recipe, tmp)
+    return len(list(tmp.glob("*/checkpoints/step-*")))
+
+
+def _recomputed(recipe, tmp):
+    """How often a run recomputes a part."""
+    calls = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tunesmith.models.recompute.checkpoint", lambda f, *x, **o: calls.append(1) or checkpoint(f, *x, **o))
+        _fit(recipe, tmp)
+    return len(calls)
+
+
+def _is_deterministic(recipe, tmp):
+    """Whether a training step runs under PyTorch's deterministic switch."""
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        original = loop.step_packs
+        patch.setattr(
+            loop, "step_packs", lambda *args: seen.append(torch.are_deterministic_algorithms_enabled()) or original(*args)
+        )
+        _fit(recipe, tmp)
+    return any(seen), torch.are_deterministic_algorithms_enabled()
+
+
+def _per_layer_table(recipe, tmp):
+    """What holds the table that feeds every layer."""
+    config = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 1, "vocab_size": 8}
+    config |= {"num_key_value_heads": 1, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 8}
+    Gemma4ForCausalLM(Gemma4TextConfig(**config, head_dim=16, global_head_dim=16)).save_pretrained(tmp / "ple")
+    model = load_model(tmp / "ple", "fp32", per_layer_embeddings=recipe.per_layer_embeddings)
+    return {type(module) for name, module in model.named_modules() if "embed_tokens_per_layer" in name}
+
+
+def _adapter(recipe, tmp):
+    model = load_model(find_model(recipe.model), "fp32")
+    layers = add_lora(model, recipe.lora, recipe.seed)
+    first = next(iter(layers.values()))
+    first.lora_B.data.normal_(generator=torch.Generator().manual_seed(0))
+    with at_step(first, StepContext(seed=0, step=0)) as enter:
+        enter(0)
+        drawn = first(torch.ones(1, first.weight.shape[1])).sum().item()
+    return list(layers), first.lora_A.shape, first.scale, drawn
+
+
+def _exported(recipe, tmp):  # the plan that an export carries out
+    return dry_run(api.open_run(tmp / "toy.yaml", tmp / "run"))
+
+
+def _context(recipe, tmp):
+    lengths = Rendered(train_tokens=90, supervised_tokens=9, longest=40, max_new_tokens=10, left_out=0)
+    lengths.write((run := api.open_run(tmp / "toy.yaml", tmp / "run")).rendered_file)
+    return context_of(run, recipe)
+
+
+def _merged_into(recipe, tmp):  # what the merge is asked for, up to where its directory would be read
+    arguments = []
+
+    def merged(*given, **_):
+        arguments.append(given[4])
+        raise ExportError("stopped here", "")
+
+    job = SimpleNamespace(run=api.open_run(tmp / "toy.yaml", tmp / "run"), recipe=recipe, base=Path(recipe.model), staged=tmp)
+    job.renderer = SimpleNamespace(stop_ids=(), template="")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ExportError):
+        patch.setattr("tunesmith.export.forms.merged.merge", merged)
+        merge_adapter(job, SimpleNamespace(target="merged"))
+    return arguments
+
+
+OBSERVE = {
+    "base": ("bf16", lambda r, t: load_model(find_model(r.model), r.base).dtype),
+    "per_layer_embeddings": ("nf4", _per_layer_table),
+    "lora.r": (2, _adapter),
+    "lora.alpha": (3, _adapter),
+    "lora.dropout": (0.5, _adapter),
+    "lora.target_modules": ("peft-default", _adapter),
+    "lora.use_rslora": (True, _adapter),
+    "lora.use_dora": (True, _adapter),
+    "train.learning_rate": (0.1, lambda r, t: learning_rate(r.train, 3, 9)),
+    "train.schedule": ("linear", lambda r, t: learning_rate(r.train, 3, 9)),
+    "train.warmup_ratio": (0.9, lambda r, t: learning_rate(r.train, 3, 9)),
+    "train.max_grad_norm": (1e-6, _fit),
+    "train.compute": ("fp32", _precision),
+    "train.optimizer": ("adamw_8bit", _fit),
+    "train.weight_decay": (0.9, _fit),
+    "train.loraplus_lr_ratio": (4.0, _fit),
+    "train.deterministic": (True, _is_deterministic),
+    "train.recompute": ("mlp", _recomputed),
+    "train.num_train_epochs": (2, _fit),
+    "train.tokens_per_step": (20, _fit),
+    "train.max_length": (30, _fit),
+    "train.evals_per_epoch": (1, _fit),
+    "train.keep_checkpoints": (3, _checkpoints),
+    "export.merge_into": ("original", _merged_into),
+    "export.gguf": (["F16", "Q8_0"], _exported),
+    "export.imatrix": (True, _exported),
+    "export.lora_gguf": (True, _exported),
+    "export.num_ctx": (512, _context),
+}
+FIXED = {key: {"train.tokens_per_step": 80} for key in OBSERVE if key.startswith("train.")}
