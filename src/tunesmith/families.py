@@ -52,8 +52,8 @@ class LlamaCpp:
     Source: ``src/models/*.cpp`` of build b10605, each held on a tiny model by a test.
 
     Attributes:
-        windows: ``as told`` where the file decides; ``none`` where no window is computed; else a number n: every n-th layer
-            has none and all others have it (``set_swa_pattern``).
+        windows: ``as configured`` where the file decides; ``none`` where no window is computed; else a number n: every n-th
+            layer has none and all others have it (``set_swa_pattern``).
         no_rope_every: n where every n-th layer, and no other, leaves q and k without positions (``n_no_rope_layer_step``).
         wide_scale_at: number of layers at which scores are scaled by ``hidden_size / heads``, with any other by the head
             dimension (``f_attention_scale``); None where the family has no scale of its own.
@@ -61,7 +61,7 @@ class LlamaCpp:
             context that is reserved (``get_rope_factors``).
     """
 
-    windows: Literal["as told", "none"] | int = "as told"
+    windows: Literal["as configured", "none"] | int = "as configured"
     no_rope_every: int | None = None
     wide_scale_at: int | None = None
     long_factors_at: Literal["length", "context"] = "length"

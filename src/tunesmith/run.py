@@ -122,8 +122,8 @@ class Run:
         for name, value in keys.items():
             places = [path for path in _leaves(raw) if ".".join(path) == name.replace("__", ".") or path[-1] == name]
             if len(places) != 1:
-                found = ", ".join(".".join(path) for path in places) or "none"
-                raise RecipeError(f"set: {name}: keys of that name: {found}", "write its section too, as train__learning_rate")
+                names = ", ".join(".".join(path) for path in places) or "none"
+                raise RecipeError(f"set: {name}: keys of that name: {names}", "write its section too, as train__learning_rate")
             section: Any = raw
             for step in places[0][:-1]:
                 section = section[step]

@@ -89,7 +89,7 @@ def test_answers_and_scores_equal_those_of_transformers(tiny_dir, tiny_gguf, tin
     said = renderer.vocabulary.encode([(text, MIDDLE) for _, text in items])
     likeliest = []
     for ids, new, found, wanted in zip([*asked, *asked[:3]], said, scored, expected, strict=True):
-        assert found.tokens == wanted.tokens == len(new)
+        assert found.tokens == wanted.tokens == len(new) and found.prompt_tokens == wanted.prompt_tokens == len(ids)
         assert found.logprob == pytest.approx(wanted.logprob, abs=0.02 * wanted.tokens)
         logits_TV = stock(torch.tensor([ids + new]), use_cache=False).logits[0]
         likeliest.append(is_greedy(logits_TV[len(ids) - 1 : len(ids) + len(new) - 1], new, F16))

@@ -47,7 +47,8 @@ def test_equals_the_stock_model_pair_by_pair(name, header, monkeypatch):
     assert sum(done) == len(pairs)
     for (context, said), found in zip(pairs, scored, strict=True):
         logprob_N, log_p_NV = _stock(model, context, said)
-        assert found.logprob == pytest.approx(float(logprob_N.sum()), abs=1e-4) and found.tokens == len(said)
+        assert found.logprob == pytest.approx(float(logprob_N.sum()), abs=1e-4)
+        assert (found.prompt_tokens, found.tokens) == (len(context), len(said))
         assert is_greedy(log_p_NV, said, FP32) in (found.greedy, None)
 
 

@@ -68,7 +68,8 @@ def test_figures_equal_those_of_two_stock_models(tiny_model, renderer):
     plain = copy.deepcopy(stock)
     for name, layer in layers.items():
         plain.get_submodule(name).weight.data += layer.delta_OI()
-    (bits, answers), (kl, *_) = _measured(tiny_model, layers, renderer)
+    paired, (kl, *_) = _measured(tiny_model, layers, renderer)
+    bits, answers = forgetting.conclude(paired, [], 0.02).probes
     encode = renderer.tokenizer.encode
     for side, model in (("base", stock), ("tuned", plain)):
         texts = [(encode(p.text), len(p.text.encode())) for p in PROBES.passages]
@@ -126,6 +127,13 @@ def test_an_untrained_adapter_has_forgotten_nothing_and_a_damaged_model_much(tin
     assert {part.name: part.n for part in bits.parts} == {"code": 4, "own": 8}
 
 
+LOST = {
+    "no regression": np.zeros(20),
+    "too little data to tell": np.linspace(-0.5, 0.4, 20),
+    "regression": np.linspace(-0.3, -0.1, 20),
+}
+
+
 @pytest.mark.parametrize(
     ("verdicts", "whole"),
     [
@@ -135,13 +143,23 @@ def test_an_untrained_adapter_has_forgotten_nothing_and_a_damaged_model_much(tin
     ],
 )
 def test_a_run_is_as_good_as_its_worst_probe(verdicts, whole):
-    zeros = np.zeros(20)
-    sample = forgetting.probe("x", "x", zeros, zeros, zeros, 0.05, "share")
-    probes = [dataclasses.replace(sample, label=f"probe {i}", verdict=verdict) for i, verdict in enumerate(verdicts)]
+    probes = [
+        forgetting.Paired(
+            name="x",
+            label=f"probe {i}",
+            base_N=np.ones(20),
+            tuned_N=1.0 + LOST[verdict],
+            differences_N=LOST[verdict],
+            margin=0.05,
+            unit="share",
+        )
+        for i, verdict in enumerate(verdicts)
+    ]
     conclusion = forgetting.conclude(probes, [], 0.05)
     assert conclusion.verdict == whole and conclusion.margin == 0.05
-    blamed = [probe.label for probe in probes if probe.verdict == whole and whole != "no regression"]
-    assert [probe.label for probe in probes if probe.label in conclusion.reason] == blamed
+    assert [probe.verdict for probe in conclusion.probes] == verdicts
+    blamed = [probe.label for probe in conclusion.probes if probe.verdict == whole and whole != "no regression"]
+    assert [probe.label for probe in conclusion.probes if probe.label in conclusion.reason] == blamed
 
 
 def test_a_base_that_says_nothing_is_still_compared(tiny_model, renderer, monkeypatch):

@@ -103,9 +103,32 @@ def test_unreadable_verdicts_are_unscored_and_never_wrong():
         ("VERDICT: neither", None),
         ("Answer A is better", None),
         ("VERDICT: Apples", None),
+        ("Verdict: a tie", "tie"),
+        ("VERDICT: TIE ... The verdict: a close call.", "tie"),
+        ("VERDICT: TIE\nThe verdict: a close call.", "tie"),
+        ("VERDICT: B (verdict A would be unfair to it)", "B"),
+        ("**VERDICT:** **B**", "B"),
+        ("VERDICT: Answer A", "A"),
+        ("- **Verdict**: Response [B]", "B"),
+        ("## Final verdict:\n\n**tie**", "tie"),
+        ("> VERDICT: B, because A is vague.", "B"),
+        ("Verdict: A - it is complete", "A"),
+        ("VERDICT: A is better", "A"),
+        ("Verdict is b.", "B"),
+        ("VERDICT: A is worse", None),
+        ("Verdict: a close call", None),
+        ("VERDICT: A or B", None),
+        ("VERDICT: A/B", None),
+        ("VERDICT: A, B", None),
+        ("VERDICT: A. VERDICT: B", None),
+        ("VERDICT: A and B tie", None),
+        ("VERDICT: not A", None),
+        ("VERDICT: B's answer", None),
+        ("VERDICT: A\nVERDICT: unclear", None),
+        ("I would say that the verdict: A", None),
     ],
 )
-def test_last_verdict_wins(text, verdict):
+def test_a_verdict_is_a_line_that_begins_with_it_and_names_one_label(text, verdict):
     assert read_verdict(text) == verdict
 
 

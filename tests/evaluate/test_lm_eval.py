@@ -14,6 +14,7 @@ from ties import FP32, greedy_answers, next_logits
 from tunesmith.chat.render import Renderer
 from tunesmith.errors import RecipeError
 from tunesmith.evaluate import lm_eval as ours
+from tunesmith.evaluate.forgetting import conclude
 from tunesmith.models.swap import add_lora
 from tunesmith.recipe import Lora
 
@@ -50,7 +51,7 @@ def folder(tmp_path):
 
 
 def _run(model, layers, tokenizer, tasks, folder, limit=None):
-    return ours.run_tasks(model, layers, Renderer(tokenizer), tasks, folder, limit, 0.02)
+    return conclude(ours.run_tasks(model, layers, Renderer(tokenizer), tasks, folder, limit, 0.02), [], 0.02).probes
 
 
 def test_loglikelihoods_are_those_of_the_harness(tiny_model, tokenizer):

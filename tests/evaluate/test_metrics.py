@@ -106,6 +106,11 @@ def test_users_function_and_its_errors_are_named(tmp_path):
         ({"metric": "code", "allow_code": True}, "needs task.tests"),
         ({"metric": "python", "function": "mine.py"}, "function is written file.py:name"),
         ({"metric": "judge"}, "needs task.judge.base_url"),
+        ({"metric": "calibrated"}, "needs task.labels"),
+        (
+            {"metric": "classification", "labels": ["a", "b"], "target_precision": 0.9},
+            "target_precision is read by",
+        ),
         ({"metric": "json", "judge": {"model": "x"}}, "judge is read by metric: judge"),
     ],
 )

@@ -196,7 +196,7 @@ def check_prefixes(case, tmp_path):
 
 def check_fused(case, tmp_path):
     fused = case.run[2]
-    assert (set(fused.replaced), set(fused.kept)) == (set(case.tiny.ours), set(case.tiny.stock)), fused.summary()
+    assert (set(fused.replaced), set(fused.stock_reasons)) == (set(case.tiny.ours), set(case.tiny.stock)), fused.summary()
 
 
 def check_recompute(case, tmp_path):

@@ -92,7 +92,7 @@ def _trained(model, fused=False, state=None, **lora):
         for layer in layers.values():
             layer.lora_B.data.normal_(std=0.1, generator=generator)
     if fused:
-        assert not fuse(model).kept
+        assert not fuse(model).stock_reasons
     context = StepContext(seed=7, step=0)
     with attention(model, PACKED):
         loss, _ = step_gradients(model, [make_pack(make_documents(PAIRS), (0, 1, 2))], context)

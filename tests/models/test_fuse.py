@@ -172,7 +172,7 @@ def test_a_fused_model_equals_stock_transformers_and_peft(config, targets):
     stock = copy.deepcopy(model)
     layers = adapted(model, targets)
     fused = fuse(model)
-    assert fused.replaced["attention"] == fused.replaced["MLP"] == 2 and not fused.kept
+    assert fused.replaced["attention"] == fused.replaced["MLP"] == 2 and not fused.stock_reasons
     expected = _oracle(stock, targets, adapter_state(layers))
     for packs in (WHOLE, SHARED):
         _assert_same(_gradients(model, layers, packs), expected)
@@ -255,7 +255,7 @@ def test_a_model_whose_layers_differ_equals_stock_transformers_and_peft(config, 
     stock = copy.deepcopy(model)
     layers = adapted(model, targets)
     fused = fuse(model)
-    assert fused.replaced["attention"] == fused.replaced["MLP"] == config.num_hidden_layers and not fused.kept
+    assert fused.replaced["attention"] == fused.replaced["MLP"] == config.num_hidden_layers and not fused.stock_reasons
     expected = _oracle(stock, targets, adapter_state(layers))
     for packs in (WHOLE, SHARED):
         _assert_same(_gradients(model, layers, packs), expected)

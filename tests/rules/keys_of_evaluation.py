@@ -13,7 +13,7 @@ from tunesmith.engines.engine import Answer
 from tunesmith.engines.in_process import InProcessEngine
 from tunesmith.evaluate import prompts
 from tunesmith.evaluate.compare import Comparison
-from tunesmith.evaluate.forgetting import probe
+from tunesmith.evaluate.forgetting import Paired
 from tunesmith.evaluate.gate import decide
 from tunesmith.evaluate.metrics import make_metric
 from tunesmith.evaluate.search import instructions
@@ -70,7 +70,8 @@ def _forgotten(recipe, tmp):
 
     def measure(model, layers, renderer, probes, margin, *_):
         asked.append(probes.passages[0].id)
-        return [probe("a", "a", lost, lost, lost, margin, "")], []
+        paired = Paired(name="a", label="a", base_N=lost, tuned_N=lost, differences_N=lost, margin=margin, unit="")
+        return [paired], []
 
     run = api.open_run(tmp / "toy.yaml", tmp / f"run-{hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:8]}")
     with pytest.MonkeyPatch.context() as patch:

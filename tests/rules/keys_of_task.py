@@ -1,10 +1,12 @@
 """What each key of the task changes: what is asked, and how an answer is scored."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from keys_of_data import ROWS, prompt_book
 
+from outputs import answers
 from tunesmith.engines.engine import Answer
 from tunesmith.engines.open import output_constraint
 from tunesmith.errors import RecipeError
@@ -46,6 +48,11 @@ def _function(recipe, tmp):
     return make_metric(recipe.task).score("a", "b")
 
 
+def _coverage(recipe, tmp):
+    rows = answers(["red"] * 4, ["red", "red", "red", "blue"])
+    return make_metric(recipe.task).of_all["coverage"]([replace(row, score=float(row.reference == "red")) for row in rows])
+
+
 class _Endpoint:
     def __init__(self, *asked):
         self.asked = list(asked)
@@ -81,6 +88,7 @@ JUDGE = {"base_url": "http://here/v1", "model": "m", "rubric": "Short."}
 FIXED = {  # what a key needs beside it
     "task.metric": {"task.json_schema": None},
     "task.labels": {"task.metric": "classification", "task.labels": ["red", "green"], "task.json_schema": None},
+    "task.target_precision": {"task.metric": "calibrated", "task.labels": ["red", "blue"], "task.json_schema": None},
     "task.tolerance": {"task.metric": "numeric", "task.json_schema": None},
     "task.pattern": {"task.metric": "regex", "task.pattern": "x", "task.json_schema": None},
     "task.tests": {"task.metric": "code", "task.tests": "pass.jsonl", "task.allow_code": True, "task.json_schema": None},
@@ -95,6 +103,7 @@ OBSERVE = {
     "task.json_schema": (None, lambda r, t: make_metric(r.task).score("{}", "{}")),
     "task.constrained": (True, lambda r, t: output_constraint(r.task)),
     "task.labels": (["red", "blue"], lambda r, t: make_metric(r.task).score("green", "red")),
+    "task.target_precision": (0.5, _coverage),
     "task.tolerance": (1.0, lambda r, t: make_metric(r.task).score("2", "1")),
     "task.pattern": ("y", lambda r, t: make_metric(r.task).score("y", "xy")),
     "task.tests": ("fail.jsonl", _code),

@@ -140,7 +140,9 @@ def _metric(facts: Facts) -> Check:
     metric = facts.metric
     if metric.calibrated is False:
         hint = "compare it with 100 labels of people; below kappa 0.6 it decides nothing"
-        return _check(METRIC, "unknown", f"{metric.name}: nobody compared this judge with people", hint)
+        return _check(METRIC, "unknown", f"{metric.name}: {metric.judge}", hint)
+    if metric.calibrated:
+        return _check(METRIC, "pass", f"{metric.name}: {metric.judge}")
     return _check(METRIC, "pass", f"{metric.name}: {metric.tried:,} references score 1 against themselves")
 
 

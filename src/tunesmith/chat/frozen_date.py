@@ -97,12 +97,12 @@ def _macro(strings: list[str], moment: datetime) -> str:
     directives = {directive: moment.strftime(directive) for text in strings for directive in _DIRECTIVE.findall(text)}
     for text in strings:
         replaced, stock = text, moment.strftime(text)
-        for directive, written in directives.items():
-            replaced = replaced.replace(directive, written)
+        for directive, value in directives.items():
+            replaced = replaced.replace(directive, value)
         if replaced != stock and _DIRECTIVE.search(text):
             raise ModelError(
                 f"the chat template writes a date as {text}, which cannot be frozen: {replaced} in the place of {stock}",
                 "name another chat.template",
             )
-    chain = "".join(f'|replace("{directive}", "{written}")' for directive, written in directives.items())
+    chain = "".join(f'|replace("{directive}", "{value}")' for directive, value in directives.items())
     return f"{{% macro {CLOCK}(format) %}}{{{{ format{chain} }}}}{{% endmacro %}}"

@@ -105,7 +105,7 @@ class PlainLayout:
     turns: list[tuple[int, Turn]]
     control: list[str]
 
-    def written(self, contents: list[str]) -> tuple[str, list[Turn]]:
+    def fill(self, contents: list[str]) -> tuple[str, list[Turn]]:
         """What the template writes with these texts, one for each message, and where the supervised turns are in it."""
         position, starts, parts = len(self.gaps[0]), {}, [self.gaps[0]]
         for gap, message in zip(self.gaps[1:], self.order, strict=True):
@@ -227,8 +227,8 @@ class Template:
             return None
         contents = [message["content"] for message in messages]
         for texts in (contents, [content.strip() for content in contents]):
-            written, turns = plain.written(texts)
-            if written == text:
+            output, turns = plain.fill(texts)
+            if output == text:
                 return RenderedText(*with_blocks(text, turns), [], plain.control, block_notes(turns))
         return None
 
@@ -311,7 +311,7 @@ class Template:
             if leaf not in opened:
                 raise _apart(leaves[leaf].path)
             span = opened.pop(leaf), match.start() - count
-            if not _is_written(bare[slice(*span)], cores[leaf]):
+            if not _is_same_text(bare[slice(*span)], cores[leaf]):
                 raise DataError(f"the chat template rewrites {leaves[leaf].path}", "name another chat.template")
             where.setdefault(leaf, span)
         if opened:
@@ -440,12 +440,12 @@ def _begins(rest: str, closing: str) -> int:
     return blank + len(core) if rest.startswith(core, blank) else 0
 
 
-def _is_written(written: str, text: str) -> bool:
+def _is_same_text(output: str, text: str) -> bool:
     """Whether a template wrote ``text`` as it is or as a JSON string writes it."""
-    if written == text:
+    if output == text:
         return True
     try:
-        return json.loads(f'"{written}"') == text
+        return json.loads(f'"{output}"') == text
     except ValueError:
         return False
 

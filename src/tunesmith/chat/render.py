@@ -282,8 +282,8 @@ class Renderer:
         plain = self._template.plain(roles, supervised_turns) if supervised_turns else None
         if not isinstance(plain, PlainLayout) or not self.vocabulary.bracketed or self.vocabulary.strips(plain.control):
             return None
-        written, turns = plain.written(["x"] * len(roles))
-        text, spans = with_blocks(written, turns)
+        output, turns = plain.fill(["x"] * len(roles))
+        text, spans = with_blocks(output, turns)
         places = [sum(map(len, plain.gaps[: number + 1])) + number for number in range(len(plain.order))]
         places = [place + sum(len(turn.block) for turn in turns if turn.start <= place) for place in places]
         cut = self._cut(RenderedText(text, spans, [], plain.control))

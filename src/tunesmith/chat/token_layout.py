@@ -54,13 +54,13 @@ class TokenLayout:
     def fill(self, messages: list[Message], text: str) -> "FilledLayout | None":
         """The conversation in this frame, or None if that is not what the template wrote (``text``)."""
         contents = [messages[slot.message]["content"] for slot in self.slots]
-        if self._written(contents) != text:
+        if self._text_of(contents) != text:
             contents = [content.strip() for content in contents]
-            if self._written(contents) != text:
+            if self._text_of(contents) != text:
                 return None
         return FilledLayout(self, contents, self.notes)
 
-    def _written(self, contents: list[str]) -> str:
+    def _text_of(self, contents: list[str]) -> str:
         parts = [""] * (2 * len(contents) + 1)
         parts[::2], parts[1::2] = self.gaps, contents
         return "".join(parts)

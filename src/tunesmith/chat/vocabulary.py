@@ -229,8 +229,8 @@ class Vocabulary:
             raise DataError("the tokenizer rewrites '▁' (U+2581) as ' '", "write the row as the tokenizer does")
         if self._normalizer is None or (text.isascii() and self._spares_ascii):
             return
-        written = self._normalizer.normalize_str(text)
-        back = written.replace("▁", " ") if " " not in written else written
+        normal = self._normalizer.normalize_str(text)
+        back = normal.replace("▁", " ") if " " not in normal else normal
         if back != text:
             place = next((i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), min(len(text), len(back)))
             form = "" if unicodedata.is_normalized("NFC", text) else " (the text is not in Unicode's NFC form)"

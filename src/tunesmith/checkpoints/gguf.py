@@ -192,25 +192,25 @@ def _sources(
     processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=config.to_dict())
     places = get_gguf_hf_weights_map(model, processor)
     dtypes = {gguf.GGMLQuantizationType.F16: torch.float16, gguf.GGMLQuantizationType.BF16: torch.bfloat16}
-    found: dict[str, list[GgufTensor]] = {}
+    by_name: dict[str, list[GgufTensor]] = {}
     left = []
     for tensor in reader.tensors:
         place = places.get(tensor.name) or places.get(tensor.name.removesuffix(".weight"))
         if place is not None:
-            found.setdefault(place, []).append(tensor)
+            by_name.setdefault(place, []).append(tensor)
         elif tensor.name != "rope_freqs.weight":
             left.append(tensor.name)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if config.tie_word_embeddings:
         expected.pop("lm_head.weight", None)
-        found.pop("lm_head.weight", None)
-    missing = [name for name in expected if name not in found]
+        by_name.pop("lm_head.weight", None)
+    missing = [name for name in expected if name not in by_name]
     if left or missing:
-        told = f"{left[0]} has no place in the model" if left else f"{missing[0]} is not in the file"
-        raise ModelError(f"{path}: {told}", "use the model's safetensors")
+        problem = f"{left[0]} has no place in the model" if left else f"{missing[0]} is not in the file"
+        raise ModelError(f"{path}: {problem}", "use the model's safetensors")
     sources = {}
     for name, shape in expected.items():
-        parts = tuple(sorted(found[name], key=lambda tensor: ".ffn_up" in tensor.name))  # gate before up
+        parts = tuple(sorted(by_name[name], key=lambda tensor: ".ffn_up" in tensor.name))  # gate before up
         size = sum(int(tensor.n_elements) for tensor in parts)
         if size != math.prod(shape):
             raise ModelError(f"{path}: {parts[0].name} has {size:,} weights, {name} {math.prod(shape):,}", "another config?")

@@ -155,12 +155,12 @@ def _sound_header(path: Path, limits: Limits) -> dict[str, Any]:
             raise _unsound(path, f"a header of {length:,} bytes, {limits.header_bytes:,} are the limit")
         text = file.read(length)
     most = limits.tensors
-    for found, most_of, what in [
+    for count, most_of, what in [
         (text.count(b"{") + text.count(b"["), 3 * most, "brackets"),
         (text.count(b","), 16 * most, "commas"),
     ]:
-        if found > most_of + 64:
-            raise _unsound(path, f"{found:,} {what} in the header, {most_of + 64:,} are the limit ({most:,} tensors)")
+        if count > most_of + 64:
+            raise _unsound(path, f"{count:,} {what} in the header, {most_of + 64:,} are the limit ({most:,} tensors)")
     try:
         header = jiter.from_json(text, catch_duplicate_keys=True, allow_inf_nan=False)
     except ValueError as error:
@@ -286,7 +286,7 @@ class _Header:
     def __init__(self, file: BinaryIO, path: Path):
         self.size = path.stat().st_size
         self._file, self._path = file, path
-        self._held, self._begin, self._at = b"", 0, 0
+        self._window, self._begin, self._at = b"", 0, 0
         self._elements = 0
 
     @property
@@ -313,10 +313,10 @@ class _Header:
     def take(self, nbytes: int, what: str) -> bytes:
         """Read up to a window of bytes."""
         self.skip(nbytes, what)
-        if self._at > len(self._held):
+        if self._at > len(self._window):
             self._move(self.place - nbytes)
             self._at = nbytes
-        return self._held[self._at - nbytes : self._at]
+        return self._window[self._at - nbytes : self._at]
 
     def count(self, limit: int, least: int, what: str) -> int:
         """A number of things that take ``least`` bytes each."""
@@ -375,9 +375,9 @@ class _Header:
         if 8 * left > self.size - self.place:
             raise self.wrong(f"{what} has {left:,} strings, {self.size - self.place:,} bytes are left")
         while left:
-            held, at, last = self._held, self._at, len(self._held) - 8
+            window, at, last = self._window, self._at, len(self._window) - 8
             while left and at <= last:  # beyond the window the slow path below takes over
-                after = at + 8 + _length_at(held, at)[0]
+                after = at + 8 + _length_at(window, at)[0]
                 if after > last + 8:
                     break
                 at, left = after, left - 1
@@ -391,4 +391,4 @@ class _Header:
     def _move(self, place: int) -> None:
         """Put the window where the walk is."""
         self._file.seek(place)
-        self._held, self._begin, self._at = self._file.read(WINDOW), place, 0
+        self._window, self._begin, self._at = self._file.read(WINDOW), place, 0

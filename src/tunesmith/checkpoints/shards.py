@@ -130,8 +130,8 @@ def _write_file(path: Path, tensors: Mapping[str, Shape], pieces: Callable[[str]
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for name in ordered:
-            written = 0
+            nbytes = 0
             for piece in pieces(name):
                 assert piece.dtype == tensors[name].dtype, f"{name}: {piece.dtype}"
-                written += file.write(piece.contiguous().view(-1).view(torch.uint8).numpy().data)
-            assert written == tensors[name].nbytes, f"{name}: {written} bytes"
+                nbytes += file.write(piece.contiguous().view(-1).view(torch.uint8).numpy().data)
+            assert nbytes == tensors[name].nbytes, f"{name}: {nbytes} bytes"

@@ -375,13 +375,13 @@ def chat(
     conversation: list[Message] = []
     while True:
         try:
-            said = input("> " if sys.stdin.isatty() else "")
+            text = input("> " if sys.stdin.isatty() else "")
         except EOFError:
             return
-        if not said.strip():
+        if not text.strip():
             conversation = []
             continue
-        conversation.append({"role": "user", "content": said})
+        conversation.append({"role": "user", "content": text})
         answers = answer(conversation)
         for name, text in answers.items():
             print(f"{name}: {text}" if compare else text, flush=True)

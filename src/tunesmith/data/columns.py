@@ -137,10 +137,10 @@ def _prompts(turns: pa.Array, starts: np.ndarray, ends: np.ndarray, asking: Sequ
     Built-in hashes differ from run to run, but are only compared with each other, and cost a third of blake2b. Those of
     a row's turns are added, each times a number of its place.
     """
-    asked = np.ones(len(turns), bool)
-    asked[ends - 1] = False
+    in_prompt = np.ones(len(turns), bool)
+    in_prompt[ends - 1] = False
     keys = np.zeros(len(turns), np.int64)
-    keys[asked] = [hash(text) for text in folded_all(turns.filter(pa.array(asked)))]
+    keys[in_prompt] = [hash(text) for text in folded_all(turns.filter(pa.array(in_prompt)))]
     places = np.arange(1, len(turns) + 1) - np.repeat(starts, ends - starts)
     keys *= places * -7046029254386353131 | 1  # 2^64 over the golden ratio, as signed
     return np.add.reduceat(keys, starts) + np.array(asking)

@@ -42,9 +42,9 @@ TABLE_BITS = 22  # 4 MB: lookups stay in the cache
 BATCH_BYTES = 1 << 20
 EXCERPT = 200
 
-_KEPT = b"abcdefghijklmnopqrstuvwxyz0123456789"
+_WORD_BYTES = b"abcdefghijklmnopqrstuvwxyz0123456789"
 _FOLD = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ", b"abcdefghijklmnopqrstuvwxyz")
-_DROPPED = bytes(set(range(128)) - set(_KEPT.upper()) - set(_KEPT))
+_DROPPED = bytes(set(range(128)) - set(_WORD_BYTES.upper()) - set(_WORD_BYTES))
 _NOT_WORD = re.compile(r"[\W_]+")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _SECOND = np.uint64(0xD6E8FEB86659FD93)

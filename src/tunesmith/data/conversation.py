@@ -65,9 +65,9 @@ def check_messages(messages: Any) -> list[Message]:
         RowError: the first thing wrong, with a path under ``$.messages``.
     """
     if not isinstance(messages, list) or not messages:
-        found = "an empty list" if messages == [] else type(messages).__name__
+        kind = "an empty list" if messages == [] else type(messages).__name__
         raise RowError(
-            "$.messages", "no-messages", f"expected a list of turns, found {found}", "add a user and an assistant turn"
+            "$.messages", "no-messages", f"expected a list of turns, found {kind}", "add a user and an assistant turn"
         )
     checked = [_message(message, f"$.messages[{index}]") for index, message in enumerate(messages)]
     _check_roles([message["role"] for message in checked])
@@ -143,9 +143,9 @@ def is_media(value: Any) -> bool:
     return bool(value) if isinstance(value, str | bytes) else False
 
 
-def media(path: str, found: str, hint: str = "remove the row, or the part if its text says all without it") -> RowError:
+def media(path: str, what: str, hint: str = "remove the row, or the part if its text says all without it") -> RowError:
     """The problem of a row that is not text alone."""
-    return RowError(path, "media", f"{found}; tunesmith trains on text only", hint)
+    return RowError(path, "media", f"{what}; tunesmith trains on text only", hint)
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
@@ -157,10 +157,10 @@ def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 def _message(raw: Any, path: str) -> Message:
     if not isinstance(raw, dict):
         raise RowError(path, "not-object", f"expected an object, found {type(raw).__name__}", "write role and content")
-    given = {key: value for key, value in raw.items() if value is not None and not (value == [] and key in _MAY_BE_EMPTY)}
-    role = _role(given, path)
-    for key in given:
-        if key in MEDIA and is_media(given[key]):
+    fields = {key: value for key, value in raw.items() if value is not None and not (value == [] and key in _MAY_BE_EMPTY)}
+    role = _role(fields, path)
+    for key in fields:
+        if key in MEDIA and is_media(fields[key]):
             raise media(f"{path}.{key}", f"{key} beside the text of a message")
         if key not in KEYS:
             raise RowError(
@@ -168,17 +168,17 @@ def _message(raw: Any, path: str) -> Message:
             )
         if key in _ONLY and role != _ONLY[key]:
             raise RowError(f"{path}.{key}", "misplaced-key", f"{key} on a turn of {role}", f"it belongs to {_ONLY[key]} turns")
-    message: Message = {"role": role, "content": _content(given.get("content"), path, called="tool_calls" in given)}
-    if "name" in given:
-        message["name"] = _filled(given["name"], f"{path}.name")
-    if "reasoning_content" in given:
-        message["reasoning_content"] = _text(given["reasoning_content"], f"{path}.reasoning_content")
-    if "tool_call_id" in given:
-        message["tool_call_id"] = _filled(given["tool_call_id"], f"{path}.tool_call_id")
-    if "tool_calls" in given:
-        message["tool_calls"] = _tool_calls(given["tool_calls"], f"{path}.tool_calls")
-    if "weight" in given:
-        weight = given["weight"]
+    message: Message = {"role": role, "content": _content(fields.get("content"), path, called="tool_calls" in fields)}
+    if "name" in fields:
+        message["name"] = _filled(fields["name"], f"{path}.name")
+    if "reasoning_content" in fields:
+        message["reasoning_content"] = _text(fields["reasoning_content"], f"{path}.reasoning_content")
+    if "tool_call_id" in fields:
+        message["tool_call_id"] = _filled(fields["tool_call_id"], f"{path}.tool_call_id")
+    if "tool_calls" in fields:
+        message["tool_calls"] = _tool_calls(fields["tool_calls"], f"{path}.tool_calls")
+    if "weight" in fields:
+        weight = fields["weight"]
         if isinstance(weight, bool) or weight not in (0, 1):
             raise RowError(f"{path}.weight", "bad-weight", f"weight {weight!r:.40}, expected 0 or 1", "0: context, 1: learned")
         if role != "assistant":
@@ -189,13 +189,13 @@ def _message(raw: Any, path: str) -> Message:
     return message
 
 
-def _role(given: Mapping[str, JsonValue], path: str) -> str:
-    if "role" not in given:
+def _role(fields: Mapping[str, JsonValue], path: str) -> str:
+    if "role" not in fields:
         raise RowError(
-            path, "no-role", f"role is missing, found {', '.join(map(str, given)) or 'no keys'}", "a message has a role"
+            path, "no-role", f"role is missing, found {', '.join(map(str, fields)) or 'no keys'}", "a message has a role"
         )
-    role = given["role"]
-    if "function_call" in given or role == "function":
+    role = fields["role"]
+    if "function_call" in fields or role == "function":
         hint = 'write tool_calls: [{"type": "function", "function": {"name": ..., "arguments": ...}}] and the role tool'
         raise RowError(path, "legacy-function-call", "function_call is OpenAI's form of 2023, replaced by tool_calls", hint)
     if not isinstance(role, str) or role not in ROLES:
@@ -249,18 +249,18 @@ def _tool_calls(calls: Any, path: str) -> list[ToolCall]:
     parsed: list[ToolCall] = []
     for index, call in enumerate(calls):
         where = f"{path}[{index}]"
-        given = {k: v for k, v in call.items() if v is not None} if isinstance(call, dict) else {}
-        function = given.get("function")
+        fields = {k: v for k, v in call.items() if v is not None} if isinstance(call, dict) else {}
+        function = fields.get("function")
         if (
             not isinstance(function, dict)
-            or given.get("type", "function") != "function"
-            or set(given) - {"id", "type", "function"}
+            or fields.get("type", "function") != "function"
+            or set(fields) - {"id", "type", "function"}
         ):
             raise RowError(where, "bad-tool-call", f"expected id, type and function, found {call!s:.60}", hint)
         function = {k: v for k, v in function.items() if v is not None}
         if set(function) - {"name", "arguments"} or not isinstance(function.get("name"), str) or not function["name"]:
             raise RowError(f"{where}.function", "bad-tool-call", f"expected name and arguments, found {function!s:.60}", hint)
-        call_id = _text(given["id"], f"{where}.id") if "id" in given else None
+        call_id = _text(fields["id"], f"{where}.id") if "id" in fields else None
         name = _text(function["name"], f"{where}.function.name")
         arguments = _arguments(function.get("arguments"), f"{where}.function.arguments")
         checked: ToolCall = {"type": "function", "function": {"name": name, "arguments": arguments}}
@@ -280,8 +280,8 @@ def _arguments(arguments: Any, path: str) -> dict[str, JsonValue]:
                 raise RowError(path, "arguments-not-json", bad.message, 'write an object as JSON text: "{}" for none') from None
             raise
     if not isinstance(arguments, dict):
-        found = "nothing" if arguments is None else type(arguments).__name__
-        raise RowError(path, "arguments-not-object", f"expected an object of arguments, found {found}", 'write "{}" for none')
+        kind = "nothing" if arguments is None else type(arguments).__name__
+        raise RowError(path, "arguments-not-object", f"expected an object of arguments, found {kind}", 'write "{}" for none')
     sound(arguments, path)
     return arguments
 
@@ -321,13 +321,13 @@ def _check_turns(messages: list[Message]) -> None:
         elif role not in SYSTEM:
             # One result without an id may answer several calls; with ids each call has its own.
             if calls and (not results or any(call is not None for call in calls)):
-                told = f"{len(calls)} calls have no result before this {role} turn"
-                raise RowError(path, "call-without-result", told, "add a tool turn for each call, or remove the calls")
+                problem = f"{len(calls)} calls have no result before this {role} turn"
+                raise RowError(path, "call-without-result", problem, "add a tool turn for each call, or remove the calls")
             expected = {"system": "user", "user": "assistant", "assistant": "user", "tool": "assistant"}[previous]
             if role != expected:
-                told = f"expected {expected} after {previous}, found {role}"
+                problem = f"expected {expected} after {previous}, found {role}"
                 raise RowError(
-                    f"{path}.role", "role-order", told, "user and assistant take turns; the assistant speaks after tool"
+                    f"{path}.role", "role-order", problem, "user and assistant take turns; the assistant speaks after tool"
                 )
             calls = [call.get("id") for call in message.get("tool_calls", [])]
             results = 0
@@ -340,13 +340,13 @@ def _check_turns(messages: list[Message]) -> None:
 
 def _take_result(message: Message, calls: list[str | None], previous: str, path: str) -> None:
     if not calls:
-        told = "a tool result without a call" if previous != "tool" else "more tool results than calls"
-        raise RowError(path, "result-without-call", told, "add tool_calls to the assistant turn before it, or remove it")
-    given = message.get("tool_call_id")
-    if given is None:
+        problem = "a tool result without a call" if previous != "tool" else "more tool results than calls"
+        raise RowError(path, "result-without-call", problem, "add tool_calls to the assistant turn before it, or remove it")
+    call_id = message.get("tool_call_id")
+    if call_id is None:
         calls.pop(0)
-    elif given in calls:
-        calls.remove(given)
+    elif call_id in calls:
+        calls.remove(call_id)
     else:
-        told = f"tool_call_id {given!r:.40} names none of the calls before it"
-        raise RowError(f"{path}.tool_call_id", "unknown-call-id", told, "use the id of the call, or leave both out")
+        problem = f"tool_call_id {call_id!r:.40} names none of the calls before it"
+        raise RowError(f"{path}.tool_call_id", "unknown-call-id", problem, "use the id of the call, or leave both out")

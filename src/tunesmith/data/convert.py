@@ -23,12 +23,12 @@ _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",",
 
 def as_messages(row: Row) -> dict[str, Any]:
     """One row as OpenAI writes it: ``arguments`` as JSON text; ``tools`` and ``format`` beside ``messages`` where there."""
-    written: dict[str, Any] = {"messages": [_message(message) for message in row.messages]}
+    entry: dict[str, Any] = {"messages": [_message(message) for message in row.messages]}
     if row.tools is not None:
-        written["tools"] = row.tools
+        entry["tools"] = row.tools
     if row.kind == "text":
-        written["format"] = "text"
-    return written
+        entry["format"] = "text"
+    return entry
 
 
 def convert(

@@ -130,20 +130,20 @@ def draft(row: Mapping[str, Any], kind: str, columns: Mapping[str, str]) -> Draf
         RowError: codes ``media``, ``missing-column``, ``not-text``, ``not-object``, ``unknown-role``, ``bad-tool-call``,
             ``no-content``.
     """
-    shown = _media_column(row)
-    if shown is not None:
-        raise shown
+    error = _media_column(row)
+    if error is not None:
+        raise error
     if kind == "text":
         return _text_row(row, columns)
     if kind == "alpaca":
-        made = _alpaca(row, columns)
+        result = _alpaca(row, columns)
     elif kind == "prompt_completion":
-        made = _prompt_completion(row, columns)
+        result = _prompt_completion(row, columns)
     else:
-        made = _turns_row(row, kind, columns)
-    made.tools = row.get("tools") if "tools" in _USED[kind] else None
-    made.tools_path = _path("tools", columns)
-    return made
+        result = _turns_row(row, kind, columns)
+    result.tools = row.get("tools") if "tools" in _USED[kind] else None
+    result.tools_path = _path("tools", columns)
+    return result
 
 
 def rename(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
@@ -153,14 +153,14 @@ def rename(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]
 
 def unknown_format(row: Mapping[str, Any]) -> RowError:
     """The problem of a row whose keys make none of the kinds."""
-    shown = _media_column(row)
-    if shown is not None:
-        return shown
-    found = ", ".join(map(str, row)) or "no keys"
-    meant = next(filter(None, (nearest(str(key)[:40], COLUMNS, 0.8) for key in row)), "")
-    told = f"found {found:.200}{meant}; expected messages, conversations, instruction, prompt and completion, or text"
+    error = _media_column(row)
+    if error is not None:
+        return error
+    keys = ", ".join(map(str, row)) or "no keys"
+    suggestion = next(filter(None, (nearest(str(key)[:40], COLUMNS, 0.8) for key in row)), "")
+    problem = f"found {keys:.200}{suggestion}; expected messages, conversations, instruction, prompt and completion, or text"
     hint = "name the columns: --column prompt=question, or data.columns: {prompt: question, completion: answer}"
-    return RowError("$", "unknown-format", told, hint)
+    return RowError("$", "unknown-format", problem, hint)
 
 
 def _media_column(row: Mapping[str, Any]) -> RowError | None:
@@ -191,17 +191,17 @@ def _listed(value: Any, path: str) -> Any:
 
 def _needed(row: Mapping[str, Any], name: str, columns: Mapping[str, str]) -> Any:
     if name not in row:
-        found = ", ".join(columns.get(key, key) for key in row)
-        told = f"no {columns.get(name, name)} in this row, found {found or 'nothing'}"
-        raise RowError(_path(name, columns), "missing-column", told, "fill the column or remove the row")
+        keys = ", ".join(columns.get(key, key) for key in row)
+        problem = f"no {columns.get(name, name)} in this row, found {keys or 'nothing'}"
+        raise RowError(_path(name, columns), "missing-column", problem, "fill the column or remove the row")
     return row[name]
 
 
 def _string(row: Mapping[str, Any], name: str, columns: Mapping[str, str]) -> str:
     value = _needed(row, name, columns)
     if not isinstance(value, str):
-        found = type(value).__name__
-        raise RowError(_path(name, columns), "not-text", f"expected text, found {found}", "write a string")
+        kind = type(value).__name__
+        raise RowError(_path(name, columns), "not-text", f"expected text, found {kind}", "write a string")
     return value
 
 
@@ -226,37 +226,37 @@ def _turns_row(row: Mapping[str, Any], kind: str, columns: Mapping[str, str]) ->
     turns = _listed(_needed(row, key, columns), path)
     for name in ("functions", "function_call"):
         if name in row:
-            told = f"{name} is OpenAI's form of 2023, replaced by tools and tool_calls"
-            raise RowError(f"$.{name}", "legacy-function-call", told, "write tools, and tool_calls in the assistant's turns")
+            problem = f"{name} is OpenAI's form of 2023, replaced by tools and tool_calls"
+            raise RowError(f"$.{name}", "legacy-function-call", problem, "write tools, and tool_calls in the assistant's turns")
     before, origins = _system(row, columns)
     if not isinstance(turns, list) or not turns:
         return Draft(turns, whole=path)
     if kind == "messages":
         origins += [(f"{path}[{index}]", True) for index in range(len(turns))]
         return Draft(before + turns, origins=origins, whole=path)
-    made = [_sharegpt(turn, f"{path}[{index}]") for index, turn in enumerate(turns)]
+    messages = [_sharegpt(turn, f"{path}[{index}]") for index, turn in enumerate(turns)]
     origins += [(f"{path}[{index}].value", False) for index in range(len(turns))]
-    return Draft(before + made, origins=origins, whole=path)
+    return Draft(before + messages, origins=origins, whole=path)
 
 
 def _sharegpt(turn: Any, path: str) -> dict[str, Any]:
     if not isinstance(turn, dict):
         raise RowError(path, "not-object", f"expected an object, found {type(turn).__name__}", "write from and value")
-    given = {key: value for key, value in turn.items() if value is not None}
-    extra = [key for key in given if key not in ("from", "value", "weight", "name")]
+    fields = {key: value for key, value in turn.items() if value is not None}
+    extra = [key for key in fields if key not in ("from", "value", "weight", "name")]
     if extra:
-        told = f"unknown key in a turn{nearest(str(extra[0]), ('from', 'value', 'weight', 'name'))}"
-        raise RowError(f"{path}.{extra[0]}", "unknown-key", told, "nothing would read it")
-    speaker = given.pop("from", None)
+        problem = f"unknown key in a turn{nearest(str(extra[0]), ('from', 'value', 'weight', 'name'))}"
+        raise RowError(f"{path}.{extra[0]}", "unknown-key", problem, "nothing would read it")
+    speaker = fields.pop("from", None)
     if not isinstance(speaker, str) or speaker not in _SHAREGPT:
-        told = f"unknown speaker {speaker!r:.40}{nearest(str(speaker), _SHAREGPT)}"
-        raise RowError(f"{path}.from", "unknown-role", told, "use human, gpt, system, function_call or observation")
-    if "value" not in given:
+        problem = f"unknown speaker {speaker!r:.40}{nearest(str(speaker), _SHAREGPT)}"
+        raise RowError(f"{path}.from", "unknown-role", problem, "use human, gpt, system, function_call or observation")
+    if "value" not in fields:
         raise RowError(path, "no-content", "value is missing", "a turn has from and value")
-    value = given.pop("value")
-    made = {"role": _SHAREGPT[speaker], **given}
+    value = fields.pop("value")
+    message = {"role": _SHAREGPT[speaker], **fields}
     if speaker != "function_call":
-        return {**made, "content": value}
+        return {**message, "content": value}
     calls = loads_text(value, f"{path}.value") if isinstance(value, str) else value
     wrapped = []
     for call in calls if isinstance(calls, list) else [calls]:
@@ -266,7 +266,7 @@ def _sharegpt(turn: Any, path: str) -> dict[str, Any]:
         wrapped.append({"type": "function", "function": call})
     if not wrapped:
         raise RowError(f"{path}.value", "bad-tool-call", "an empty list of calls", "remove the turn")
-    return {**made, "content": "", "tool_calls": wrapped}
+    return {**message, "content": "", "tool_calls": wrapped}
 
 
 def _alpaca(row: Mapping[str, Any], columns: Mapping[str, str]) -> Draft:
@@ -282,8 +282,8 @@ def _alpaca(row: Mapping[str, Any], columns: Mapping[str, str]) -> Draft:
             raise RowError(f"{path}[{index}]", "not-object", f"expected a pair, found {pair!s:.60}", "write [asked, answered]")
         turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
         origins += [(f"{path}[{index}][0]", False), (f"{path}[{index}][1]", False)]
-    asked = [_string(row, "instruction", columns)] + ([_string(row, "input", columns)] if "input" in row else [])
-    turns.append({"role": "user", "content": "\n".join(part for part in asked if part)})
+    prompt = [_string(row, "instruction", columns)] + ([_string(row, "input", columns)] if "input" in row else [])
+    turns.append({"role": "user", "content": "\n".join(part for part in prompt if part)})
     turns.append({"role": "assistant", "content": _string(row, "output", columns)})
     origins += [(_path("instruction", columns), False), (_path("output", columns), False)]
     return Draft(turns, origins=origins, whole="$")

@@ -108,9 +108,9 @@ class _Scan:
             elif first in b"[{":
                 self._open(token.start(), first)
             else:
-                found = self._close(token.end())
-                if found is not None:
-                    yield found
+                row = self._close(token.end())
+                if row is not None:
+                    yield row
         else:
             self.position = len(self.buffer)
         keep = self.start if self.start >= 0 else self.after if self.inside else self.position
@@ -157,15 +157,14 @@ class _Scan:
         self.depth -= 1
         if not self.inside or self.depth != self.base or self.start < 0:
             return None
-        found = self.buffer[self.start : end]
+        row = self.buffer[self.start : end]
         self.start = -1
         self.after = end
         self.count += 1
-        return found
+        return row
 
     def _between(self, end: int, expected: bytes) -> None:
-        found = self.buffer[self.after : end].strip()
-        if found != expected:
-            text = found.decode("utf-8", "backslashreplace")
-            told = f"{self.path}: {text!r:.60} after row {self.count}, expected {expected.decode() or 'nothing'} and an object"
-            raise DataError(told, _HINT)
+        between = self.buffer[self.after : end].strip()
+        if between != expected:
+            text, wanted = between.decode("utf-8", "backslashreplace"), expected.decode() or "nothing"
+            raise DataError(f"{self.path}: {text!r:.60} after row {self.count}, expected {wanted} and an object", _HINT)

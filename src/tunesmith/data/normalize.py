@@ -31,12 +31,12 @@ def folded_all(texts: pa.Array) -> list[bytes]:
         lowered = pc.call_function("utf8_lower", [texts.cast(pa.large_string())])
     except pa.ArrowInvalid:  # half of a surrogate pair, which no file can bring and a caller's own rows can
         return [normalized(text.decode("utf-8", "surrogatepass")) for text in texts.to_pylist()]
-    found = [text.translate(None, _BLANK) for text in lowered.cast(pa.large_binary()).to_pylist()]
+    normal = [text.translate(None, _BLANK) for text in lowered.cast(pa.large_binary()).to_pylist()]
     whole = b"" if lowered.buffers()[2] is None else lowered.buffers()[2].to_pybytes()
     for blank in () if whole.isascii() else _WIDE_BLANKS:
         if (wide := blank.encode()) in whole:
-            found = [text.replace(wide, b"") for text in found]
-    return found
+            normal = [text.replace(wide, b"") for text in normal]
+    return normal
 
 
 def as_binary(texts: Sequence[str]) -> pa.Array:

@@ -42,22 +42,22 @@ class Sample:
     """Keeps the sample over a stream."""
 
     def __init__(self) -> None:
-        self._kept: dict[int, tuple[str, Sampled]] = {}
+        self._rows: dict[int, tuple[str, Sampled]] = {}
         self.threshold = "\U0010ffff"  # rows with an id from here on are not of the sample
 
     def add(self, key: int, identity: str, row: int, prompt: str, answer: str | None) -> None:
         """Consider row number ``row``; ``key`` is equal for rows with equal content, ``identity`` is the row's id."""
-        if key in self._kept:
+        if key in self._rows:
             return
-        self._kept[key] = (identity, Sampled(row, prompt[:CHARACTERS], answer and answer[:CHARACTERS]))
-        if len(self._kept) >= 2 * SIZE:
-            ranked = sorted(self._kept.items(), key=lambda item: (item[1][0], item[1][1].row))[:SIZE]
-            self._kept = dict(ranked)
+        self._rows[key] = (identity, Sampled(row, prompt[:CHARACTERS], answer and answer[:CHARACTERS]))
+        if len(self._rows) >= 2 * SIZE:
+            ranked = sorted(self._rows.items(), key=lambda item: (item[1][0], item[1][1].row))[:SIZE]
+            self._rows = dict(ranked)
             self.threshold = ranked[-1][1][0]
 
     def rows(self) -> list[Sampled]:
         """The sample, by id: at most 2,000 rows."""
-        ranked = sorted(self._kept.values(), key=lambda item: (item[0], item[1].row))
+        ranked = sorted(self._rows.values(), key=lambda item: (item[0], item[1].row))
         return [row for _, row in ranked[:SIZE]]
 
 

@@ -237,13 +237,13 @@ def read_split(path: Path) -> EarlierSplit:
     if not path.exists():
         raise RunError(f"{path}: no split here", "run: tunesmith data RUN")
     try:
-        written = Split.read(path)
-        ids = (written.parts.train, written.parts.dev, written.parts.test)
-        groups = ((), written.groups.dev, written.groups.test)
+        record = Split.read(path)
+        ids = (record.parts.train, record.parts.dev, record.parts.test)
+        groups = ((), record.groups.dev, record.groups.test)
         return EarlierSplit(
-            written.seed,
-            written.test_fraction,
-            written.dev_fraction,
+            record.seed,
+            record.test_fraction,
+            record.dev_fraction,
             [np.array(part, dtype=bytes) for part in ids],
             [np.array([int(group, 16) for group in part], np.uint64) for part in groups],
         )

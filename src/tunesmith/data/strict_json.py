@@ -100,8 +100,8 @@ def sound(value: Any, path: str, depth: int = 0) -> None:
         raise RowError(path, "not-json", f"{type(value).__name__} is no JSON type", "store it as text or number")
 
 
-def diagnosed(raw: bytes, told: str) -> RowError:
-    """What is wrong with a text that the parser refused, saying ``told``."""
+def diagnosed(raw: bytes, message: str) -> RowError:
+    """What is wrong with a text that the parser refused, saying ``message``."""
     if b"\0" in raw:
         hint = "the file was damaged (a crash, a full disk) or is UTF-16; write it again as UTF-8"
         return RowError("$", "nul-byte", f"NUL byte at column {raw.index(0) + 1}", hint)
@@ -112,28 +112,30 @@ def diagnosed(raw: bytes, told: str) -> RowError:
             return RowError("$", "lone-surrogate", f"half of a surrogate pair at byte {error.start + 1}", SURROGATE_HINT)
         hint = "save the file as UTF-8; Latin-1 or Windows-1252 text was probably pasted in"
         return RowError("$", "not-utf8", f"byte {error.start + 1} ({raw[error.start]:#04x}) is not UTF-8", hint)
-    if told.startswith("recursion limit"):
+    if message.startswith("recursion limit"):
         return RowError("$", "too-deep", "nested deeper than 200", "flatten it; a row is a handful of levels")
-    if told.startswith("number out of range"):
-        return RowError("$", "number-too-long", f"a whole number of more than 4,300 digits ({told})", "write it as a string")
-    if told.startswith("Detected duplicate key"):
+    if message.startswith("number out of range"):
+        return RowError("$", "number-too-long", f"a whole number of more than 4,300 digits ({message})", "write it as a string")
+    if message.startswith("Detected duplicate key"):
         return RowError(
-            "$", "duplicate-key", f"{told.removeprefix('Detected ')}: two values of one name", "keep one of the two"
+            "$", "duplicate-key", f"{message.removeprefix('Detected ')}: two values of one name", "keep one of the two"
         )
-    if "hex escape" in told or "surrogate" in told:
+    if "hex escape" in message or "surrogate" in message:
         path = _surrogate_path(raw)
         if path is not None:
             return lone_surrogate(path)
-    position = _COLUMN.search(told)
+    position = _COLUMN.search(message)
     if position is not None:
         offset = sum(len(line) + 1 for line in raw.split(b"\n")[: int(position[1]) - 1]) + int(position[2])
         constant = _CONSTANT.search(raw, max(0, offset - 3), offset + 9)
         if constant is not None:
-            return RowError("$", "not-finite", f"{constant[0].decode()} is not JSON ({told})", "write null or a string")
+            return RowError("$", "not-finite", f"{constant[0].decode()} is not JSON ({message})", "write null or a string")
     hint = (
-        "one JSON object a line; a row that spans lines belongs into one" if told.startswith("EOF") else "mend the JSON there"
+        "one JSON object a line; a row that spans lines belongs into one"
+        if message.startswith("EOF")
+        else "mend the JSON there"
     )
-    return RowError("$", "not-json", told, hint)
+    return RowError("$", "not-json", message, hint)
 
 
 def _surrogate_path(raw: bytes) -> str | None:

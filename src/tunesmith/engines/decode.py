@@ -60,16 +60,16 @@ class StopRule:
     Attributes:
         max_new_tokens: at least 1.
         stop_ids: tokens after which it ends.
-        said_enough: whether it ends with these new tokens, looked at after each; None to let it go on.
+        is_complete: whether it ends with these new tokens, looked at after each; None to let it go on.
     """
 
     max_new_tokens: int
     stop_ids: Sequence[int]
-    said_enough: Callable[[list[int]], bool] | None = None
+    is_complete: Callable[[list[int]], bool] | None = None
 
     def ended(self, ids: list[int]) -> bool:
         """Whether an answer of these new tokens is whole."""
-        return ids[-1] in self.stop_ids or (self.said_enough is not None and self.said_enough(ids))
+        return ids[-1] in self.stop_ids or (self.is_complete is not None and self.is_complete(ids))
 
 
 @torch.inference_mode()

@@ -17,6 +17,16 @@ Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
+class Choices:
+    """Answers that are chosen and not written: one of these labels, by the probability of each (``evaluate/choose.py``)."""
+
+    labels: tuple[str, ...]
+
+
+Allowed = Constraint | Choices
+
+
+@dataclass(frozen=True)
 class Answer:
     """One answer.
 
@@ -40,11 +50,12 @@ class Scored:
 
     Attributes:
         logprob: of the answer's tokens given the prompt, summed, in nats.
-        tokens: of the answer.
+        prompt_tokens, tokens: of the prompt and of the answer.
         greedy: whether greedy decoding would say exactly these tokens.
     """
 
     logprob: float
+    prompt_tokens: int
     tokens: int
     greedy: bool
 

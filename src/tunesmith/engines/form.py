@@ -114,8 +114,8 @@ def gguf_form(name: str, file: Path, rounding: str | None, lora: Path | None = N
 
 def model_logits(model: PreTrainedModel, ids: list[int], first: int) -> NDArray[np.float32]:
     """As ``FormModel.logits``."""
-    given = torch.tensor([ids], device=model.device)
-    out = model(input_ids=given, use_cache=False, logits_to_keep=len(ids) - first)
+    input_ids = torch.tensor([ids], device=model.device)
+    out = model(input_ids=input_ids, use_cache=False, logits_to_keep=len(ids) - first)
     return out.logits[0].float().cpu().numpy()
 
 

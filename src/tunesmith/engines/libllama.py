@@ -80,8 +80,8 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     declare(library.llama_get_memory, handle, handle)
     declare(library.llama_memory_clear, None, handle, flag)
     declare(library.llama_set_n_threads, None, handle, number, number)
-    for asked in (library.llama_n_ctx, library.llama_n_batch, library.llama_n_ubatch, library.llama_n_seq_max):
-        declare(asked, ctypes.c_uint32, handle)
+    for getter in (library.llama_n_ctx, library.llama_n_batch, library.llama_n_ubatch, library.llama_n_seq_max):
+        declare(getter, ctypes.c_uint32, handle)
     declare(library.llama_n_rs_seq, ctypes.c_uint32, handle)
     declare(library.llama_vocab_n_tokens, number, handle)
     declare(library.llama_vocab_type, number, handle)

@@ -130,7 +130,7 @@ class Worker:
         prompt = library.tokenize(self.render(messages))
         answer_ids = library.answer_ids(answer, prompt)
         logprob, greedy = library.score(prompt, answer_ids)
-        return {"logprob": logprob, "tokens": len(answer_ids), "greedy": greedy}
+        return {"logprob": logprob, "prompt_tokens": len(prompt), "tokens": len(answer_ids), "greedy": greedy}
 
     def write_logits(self, ids: list[int], first: int) -> None:
         """Reply with the shape, then with the rows as they are computed.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tunesmith.chat.render import Renderer
 from tunesmith.engines.base import BaseModel
-from tunesmith.engines.engine import Constraint
+from tunesmith.engines.engine import Allowed, Choices
 from tunesmith.engines.in_process import InProcessEngine
 from tunesmith.engines.llama_cpp import LlamaCppEngine
 from tunesmith.engines.openai_endpoint import OpenAIEndpoint
@@ -87,8 +87,10 @@ def open_writer(settings: Writer) -> tuple[Callable[[str], str], Callable[[], No
     return write, endpoint.close
 
 
-def output_constraint(task: Task) -> Constraint | None:
-    """What engines constrain answers to, where the recipe asks for that: its JSON schema, or its labels."""
+def output_constraint(task: Task) -> Allowed | None:
+    """What engines constrain answers to, where the recipe asks for that (its JSON schema, its labels), or labels to choose."""
+    if task.metric == "calibrated":
+        return Choices(task.labels or ())
     if not task.constrained:
         return None
     return task.labels if task.json_schema is None else read_json(task.json_schema)

@@ -82,9 +82,10 @@ class Scorer:
             RunError: a pair exceeds the model's context.
             ModelError: the model does something to its logits that is not known here.
         """
+        scored = _scored(self.model, self._head, pairs, advance)
         return [
-            Scored(float(logprob_N.sum()), len(logprob_N), bool(greedy_N.all()))
-            for logprob_N, greedy_N in _scored(self.model, self._head, pairs, advance)
+            Scored(float(logprob_N.sum()), len(context), len(logprob_N), bool(greedy_N.all()))
+            for (context, _), (logprob_N, greedy_N) in zip(pairs, scored, strict=True)
         ]
 
     @torch.inference_mode()
@@ -134,13 +135,13 @@ class _Group:
     @cached_property
     def stem(self) -> list[int]:
         """What all continuations begin with, a token of each left, which predicts nothing or is predicted after it."""
-        said = [said for _, said in self.members]
-        return said[0][: common_beginning(said)] if all(said) else []
+        continuations = [continuation for _, continuation in self.members]
+        return continuations[0][: common_beginning(continuations)] if all(continuations) else []
 
     @property
     def tokens(self) -> int:
         """That are computed: the last token of a continuation predicts nothing."""
-        own = sum(max(0, len(said) - 1 - len(self.stem)) for _, said in self.members)
+        own = sum(max(0, len(continuation) - 1 - len(self.stem)) for _, continuation in self.members)
         return len(self.context) + len(self.stem) + own
 
 
@@ -176,17 +177,17 @@ class _Pack:
         common = range(first, len(self.looked))
         spans = [Span(header, known, 0, header)]
         end = known
-        for pair, said in group.members:
-            fed = said[len(stem) : -1]
+        for pair, continuation in group.members:
+            rest = continuation[len(stem) : -1]
             here = len(self.ids)
-            if fed:
-                spans.append(Span(end, end + len(fed), 0, known))
-                end += len(fed)
-            self.rows[pair] = [*common, *range(len(self.looked), len(self.looked) + len(fed))][: len(said)]
-            self.targets[pair] = said
-            self.looked += range(here, here + len(fed))
-            self.ids += fed
-            self.positions += range(known, known + len(fed))
+            if rest:
+                spans.append(Span(end, end + len(rest), 0, known))
+                end += len(rest)
+            self.rows[pair] = [*common, *range(len(self.looked), len(self.looked) + len(rest))][: len(continuation)]
+            self.targets[pair] = continuation
+            self.looked += range(here, here + len(rest))
+            self.ids += rest
+            self.positions += range(known, known + len(rest))
         self.spans.append(spans)
         self.borders.append((start, len(self.ids)))
 
@@ -197,11 +198,11 @@ def _scored(
 ) -> list[tuple[Tensor, Tensor]]:
     """Log-probability (fp64) and whether it is the greedy choice, of every token of each continuation, on the CPU."""
     softcap = vars(model.config).get("final_logit_softcapping")
-    found: dict[int, tuple[Tensor, Tensor]] = {}
+    scores: dict[int, tuple[Tensor, Tensor]] = {}
     for pack, hidden_UD in _hidden(model, pairs):
         counts = [len(rows) for rows in pack.rows.values()]
         row_M = torch.tensor([row for rows in pack.rows.values() for row in rows], dtype=torch.int64)
-        target_M = torch.tensor([token for said in pack.targets.values() for token in said], dtype=torch.int64)
+        target_M = torch.tensor([token for continuation in pack.targets.values() for token in continuation], dtype=torch.int64)
         logprob_M, greedy_M = torch.empty(len(row_M), dtype=torch.float64), torch.empty(len(row_M), dtype=torch.bool)
         for start in range(0, len(hidden_UD), CHUNK):
             chosen_M = ((row_M >= start) & (row_M < start + CHUNK)).nonzero()[:, 0]
@@ -210,9 +211,9 @@ def _scored(
                 row_X, target_X = (x[chosen_M].to(logits_CV.device) for x in (row_M - start, target_M))
                 logprob_X, greedy_X = _of_targets_(logits_CV, row_X, target_X, softcap)
                 logprob_M[chosen_M], greedy_M[chosen_M] = logprob_X.cpu(), greedy_X.cpu()
-        found |= zip(pack.rows, zip(logprob_M.split(counts), greedy_M.split(counts), strict=True), strict=True)
+        scores |= zip(pack.rows, zip(logprob_M.split(counts), greedy_M.split(counts), strict=True), strict=True)
         advance(len(counts))
-    return [found[pair] for pair in range(len(pairs))]
+    return [scores[pair] for pair in range(len(pairs))]
 
 
 def _of_targets_(logits_CV: Tensor, row_X: Tensor, target_X: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
@@ -251,10 +252,10 @@ def _hidden(model: PreTrainedModel, pairs: Sequence[Pair]) -> Iterator[tuple[_Pa
 def _packs(pairs: Sequence[Pair], header: int) -> list[_Pack]:
     """Pairs grouped by context, groups filled into packs, the longest first, so that packs are of few sizes."""
     groups: dict[Any, _Group] = {}
-    for number, (context, said) in enumerate(pairs):
+    for number, (context, continuation) in enumerate(pairs):
         rest = list(context[header:])
         key = tuple(rest) if len(rest) >= MIN_SHARED else number
-        groups.setdefault(key, _Group(rest, [])).members.append((number, list(said)))
+        groups.setdefault(key, _Group(rest, [])).members.append((number, list(continuation)))
     packs: list[_Pack] = []
     for group in sorted(groups.values(), key=lambda group: -group.tokens):
         if not packs or len(packs[-1].ids) + group.tokens > CAPACITY:
@@ -273,11 +274,12 @@ def _header(contexts: list[list[int]]) -> int:
 
 def _check(model: PreTrainedModel, pairs: Sequence[Pair]) -> None:
     limit = model.config.max_position_embeddings
-    for number, (context, said) in enumerate(pairs):
+    for number, (context, continuation) in enumerate(pairs):
         assert context, f"pair {number} has no context: give a beginning-of-text token"
-        if len(context) + len(said) > limit + 1:
+        if len(context) + len(continuation) > limit + 1:
             raise RunError(
-                f"pair {number}: {len(context)} tokens of context and {len(said)} of continuation exceed the model's {limit}",
+                f"pair {number}: {len(context)} tokens of context and {len(continuation)} of continuation exceed the model's "
+                f"{limit}",
                 "shorten the context",
             )
 
@@ -344,8 +346,8 @@ def scored_attention(
     assert attention_mask is None
     if not prefix:
         spans = [Span(*(at + start for at in span)) for (start, _), of_group in groups for span in of_group]
-        asked = {"scaling": scaling, "sliding_window": sliding_window, "softcap": softcap, "s_aux": s_aux}
-        return packed_attention(module, query_1HTK, key_1GTK, value_1GTK, None, spans=spans, **asked)
+        options = {"scaling": scaling, "sliding_window": sliding_window, "softcap": softcap, "s_aux": s_aux}
+        return packed_attention(module, query_1HTK, key_1GTK, value_1GTK, None, spans=spans, **options)
     scoring = ScoreParams(scaling, sliding_window, softcap, s_aux)
     q_THK, k_TGK, v_TGK = (x[0].transpose(0, 1) for x in (query_1HTK, key_1GTK, value_1GTK))
     header_k_PGK, header_v_PGK = (x.transpose(0, 1) for x in prefix[module.layer_idx])  # type: ignore[index]

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tunesmith.engines.engine import Answer, Constraint, Engine
+from tunesmith.engines.engine import Allowed, Answer, Choices, Engine
 from tunesmith.errors import RunError
+from tunesmith.evaluate.choose import choose
 from tunesmith.evaluate.metrics import HEADLINE, Metric
 from tunesmith.messages import Message
 from tunesmith.recipe import TokenPrice
@@ -30,7 +31,7 @@ def ask(
     prompts: list[list[Message]],
     metric: Metric,
     max_new_tokens: int,
-    allowed: Constraint | None = None,
+    allowed: Allowed | None = None,
     price: Price | None = None,
 ) -> list[Output]:
     """Answers and scores of one way of asking, one a row.
@@ -38,11 +39,14 @@ def ask(
     Args:
         rows: whose ids and references go with the answers.
         prompts: what is asked for each row.
-        allowed: what the engine constrains every answer to (``task.constrained``).
+        allowed: what the engine constrains every answer to (``task.constrained``), or labels to choose from.
         price: cost of an answer.
     """
     with progress(title, len(prompts)) as bar:
-        answers = engine.generate(prompts, max_new_tokens, lambda done: bar.advance(done), allowed)
+        if isinstance(allowed, Choices):
+            answers = choose(engine, prompts, allowed.labels, lambda done: bar.advance(done))
+        else:
+            answers = engine.generate(prompts, max_new_tokens, lambda done: bar.advance(done), allowed)
     return [
         _scored(row.id, prompt, row.reference, answer, metric, price)
         for row, prompt, answer in zip(rows, prompts, answers, strict=True)
@@ -67,19 +71,21 @@ def _scored(row_id: str, prompt: list[Message], reference: str, answer: Answer, 
 
 
 def summary(name: str, outputs: Sequence[Output], metric: Metric) -> Summary:
-    """Figures of an arm or a candidate: means over the rows that have them, and the metric's headline over scored rows.
+    """Figures of an arm or a candidate: means over the rows that have them, and the metric's figures of all scored rows.
 
     Args:
         name: what the figures are of.
         outputs: one a row, at least one.
     """
-    figures = list(outputs[0].figures)
+    figures = {name: _mean(output.figures[name] for output in outputs) for name in outputs[0].figures}
+    scored = [output for output in outputs if output.score is not None]
+    figures |= {name: figure(scored) if scored else None for name, figure in metric.of_all.items()}
     return Summary(
         name=name,
         n=len(outputs),
         unscored=sum(output.score is None for output in outputs),
         score=metric.headline(outputs),
-        figures={figure: _mean(output.figures[figure] for output in outputs) for figure in figures},
+        figures=figures,
         prompt_tokens=float(np.mean([output.prompt_tokens for output in outputs])),
         new_tokens=float(np.mean([output.new_tokens for output in outputs])),
         finished=float(np.mean([output.finished for output in outputs])),
@@ -113,7 +119,7 @@ def run_arm(
     prompts: list[list[Message]],
     metric: Metric,
     max_new_tokens: int,
-    allowed: Constraint | None = None,
+    allowed: Allowed | None = None,
     price: Price | None = None,
 ) -> Summary:
     """Ask an arm all test rows; writes ``outputs.jsonl`` and ``scores.json`` into ``folder`` (``evaluation/<arm>``).

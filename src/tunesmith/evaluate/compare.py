@@ -80,7 +80,9 @@ def compare(arm: Sequence[Output], baseline: Sequence[Output], metric: Metric, g
         interval = resample.percentile_interval(values_BA[:, 0] - values_BA[:, 1], u, stats.ALPHA / 2)
         interval = stats.never_inside_the_signs(interval, resample.per_unit(a - b, unit_N), stats.ALPHA / 2)
         detectable = min(1.0, stats.spread_of_power() * (interval.high - interval.low) / (2 * _Z))
-        gain, p = statistic(ours) - statistic(theirs), resample.permutation_p(statistic, ours, theirs, unit_N)
+        gain = statistic(ours) - statistic(theirs)
+        interval = interval.hull(Interval(gain, gain))  # imagined rows may move it off the figure
+        p = resample.permutation_p(statistic, ours, theirs, unit_N)
     return Comparison(
         gain=gain,
         low=interval.low,

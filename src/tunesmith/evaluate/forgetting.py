@@ -13,8 +13,14 @@ Base and tuned are one model in memory, adapters off and on (``models/swap.py: w
 **Verdicts** are of non-inferiority (``evaluate/stats.py``): no regression, regression, too little data to tell. The margin,
 0.02 unless the recipe says otherwise, is two points of probability. Of bits per byte it is a share, 2 % of the base's:
 loss falls with the 0.076th power of the number of weights (Kaplan et al. 2020, arXiv 2001.08361, equation 1.1), so 2 % is
-what a model with 23 % fewer weights would lose. The first two probes have a verdict each; the run has a regression where
-either has, and none where both are free of it. Asking both needs no correction: all have to pass.
+what a model with 23 % fewer weights would lose. The first two probes and every benchmark have a verdict each; the run has a
+regression where any has, and none where all are free of it.
+
+**A veto is corrected for the number of probes**, freedom from it is not: for "no regression" all have to pass, each at 5 %,
+but any one of K probes vetoes, so a loss must be certain at 5 % / K (Bonferroni; Holm's steps would name more probes and
+veto no more runs). Ten benchmarks of a hundred right-or-wrong items veto a model that lost nothing 1 to 5 times in 100, where
+uncorrected they did 39 times. The cost is power: 10 points lost in one of the ten are vetoed 27 times in 100 (uncorrected 65),
+20 points 90 times, 10 points in all of them 96 times (``tests/evaluate/test_forgetting_veto.py``, by exact enumeration).
 
 **KL has no margin**, because a model that answers as it was taught to has to differ. It is shown with its interval and an
 alarm: from 0.5 nats a token on, half of the probability can lie on other tokens (Pinsker: total variation is at most
@@ -28,7 +34,7 @@ Shape suffixes: N rows (positions of all probes), D hidden size; here: P passage
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +77,30 @@ class Side:
     logprob_QA: NDArray[np.float64]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Paired:
+    """The items of a probe on both sides.
+
+    Attributes:
+        name, label, unit, parts, largest: as of ``Probe``.
+        base_N, tuned_N: of each item, in the probe's own unit.
+        differences_N: tuned less base in the unit of the margin, worse is negative.
+        margin: largest loss that does not matter.
+        binary: whether items are right or wrong.
+    """
+
+    name: str
+    label: str
+    base_N: NDArray[np.float64]
+    tuned_N: NDArray[np.float64]
+    differences_N: NDArray[np.float64]
+    margin: float
+    unit: str
+    binary: bool = False
+    parts: tuple[ProbePart, ...] = ()
+    largest: tuple[Change, ...] = ()
+
+
 def measure(
     model: PreTrainedModel,
     layers: Mapping[str, Adapted],
@@ -79,7 +109,7 @@ def measure(
     margin: float,
     batch_size: int,
     advance: Callable[[int], None],
-) -> tuple[list[Probe], list[ProbeFigure]]:
+) -> tuple[list[Paired], list[ProbeFigure]]:
     """All probes on both sides of an adapted model.
 
     Args:
@@ -89,7 +119,7 @@ def measure(
         advance: called with the number of finished steps, of ``STEPS`` in all.
 
     Returns:
-        Probes, each with a verdict, and figures without one.
+        Probes, and figures without a margin.
 
     Raises:
         DataError: a passage is longer than the model's context.
@@ -114,8 +144,9 @@ def measure(
 STEPS = 4
 
 
-def conclude(probes: list[Probe], figures: list[ProbeFigure], margin: float) -> Forgetting:
+def conclude(paired: list[Paired], figures: list[ProbeFigure], margin: float) -> Forgetting:
     """The verdict over all probes, those of benchmarks among them."""
+    probes = tuple(_judged(items, len(paired)) for items in paired)
     verdicts = {probe.verdict for probe in probes}
     verdict: NonInferiority = "too little data to tell"
     if "regression" in verdicts:
@@ -126,37 +157,25 @@ def conclude(probes: list[Probe], figures: list[ProbeFigure], margin: float) -> 
     alarms = [figure.label for figure in figures if figure.alarmed]
     reason = SENTENCES[verdict].format(margin=f"{100 * margin:g} %", names=names)
     reason += f"; alarm: {', '.join(alarms)}" if alarms else ""
-    return Forgetting(verdict=verdict, reason=reason, margin=margin, probes=tuple(probes), figures=tuple(figures))
+    return Forgetting(verdict=verdict, reason=reason, margin=margin, probes=probes, figures=tuple(figures))
 
 
-def probe(
-    name: str,
-    label: str,
-    base_N: NDArray[np.float64],
-    tuned_N: NDArray[np.float64],
-    differences_N: NDArray[np.float64],
-    margin: float,
-    unit: str,
-    binary: bool = False,
-) -> Probe:
-    """A probe with its verdict.
-
-    Args:
-        differences_N: tuned less base in the unit of the margin, worse is negative.
-        binary: whether items are right or wrong.
-    """
-    decision = stats.non_inferior(differences_N, margin, binary=binary)
+def _judged(paired: Paired, probes: int) -> Probe:
+    """A probe with its verdict, as one of so many that can veto."""
+    decision = stats.non_inferior(paired.differences_N, paired.margin, binary=paired.binary, vetoes=probes)
     return Probe(
-        name=name,
-        label=label,
-        n=len(differences_N),
-        base=float(base_N.mean()),
-        tuned=float(tuned_N.mean()),
+        name=paired.name,
+        label=paired.label,
+        n=len(paired.differences_N),
+        base=float(paired.base_N.mean()),
+        tuned=float(paired.tuned_N.mean()),
         difference=decision.mean,
         bound=decision.bound,
-        margin=margin,
-        unit=unit,
+        margin=paired.margin,
+        unit=paired.unit,
         verdict=decision.verdict,
+        parts=paired.parts,
+        largest=paired.largest,
     )
 
 
@@ -205,24 +224,39 @@ def _side(scorer: Scorer, probes: Probes, pairs: list[Pair]) -> Side:
     return Side(-logprobs[:passages] / np.log(2.0) / bytes_P, logprobs[passages:].reshape(-1, answers))
 
 
-def _bits(base_P: NDArray[np.float64], tuned_P: NDArray[np.float64], probes: Probes, margin: float) -> Probe:
+def _bits(base_P: NDArray[np.float64], tuned_P: NDArray[np.float64], probes: Probes, margin: float) -> Paired:
     lost_P = (base_P - tuned_P) / base_P.mean()
     parts: list[ProbePart] = []
     for kind in dict.fromkeys(passage.kind for passage in probes.passages):
         of_kind_P = np.array([passage.kind == kind for passage in probes.passages])
         base, tuned = float(base_P[of_kind_P].mean()), float(tuned_P[of_kind_P].mean())
         parts.append(ProbePart(name=kind, n=int(of_kind_P.sum()), base=base, tuned=tuned, difference=(base - tuned) / base))
-    label = "bits per byte of general text"
-    bits = probe("bits_per_byte", label, base_P, tuned_P, lost_P, margin, "share of the base's bits")
-    return replace(bits, parts=tuple(parts), largest=_largest([passage.id for passage in probes.passages], lost_P))
+    return Paired(
+        name="bits_per_byte",
+        label="bits per byte of general text",
+        base_N=base_P,
+        tuned_N=tuned_P,
+        differences_N=lost_P,
+        margin=margin,
+        unit="share of the base's bits",
+        parts=tuple(parts),
+        largest=_largest([passage.id for passage in probes.passages], lost_P),
+    )
 
 
-def _answers(base: Side, tuned: Side, probes: Probes, margin: float) -> Probe:
+def _answers(base: Side, tuned: Side, probes: Probes, margin: float) -> Paired:
     """Probability of the right answer among the four."""
     base_Q, tuned_Q = (np.exp(log_softmax(side.logprob_QA, axis=1)[:, 0]) for side in (base, tuned))
-    label = "probability of the right answer of four"
-    answers = probe("answer_probability", label, base_Q, tuned_Q, tuned_Q - base_Q, margin, "probability")
-    return replace(answers, largest=_largest([question.id for question in probes.questions], tuned_Q - base_Q))
+    return Paired(
+        name="answer_probability",
+        label="probability of the right answer of four",
+        base_N=base_Q,
+        tuned_N=tuned_Q,
+        differences_N=tuned_Q - base_Q,
+        margin=margin,
+        unit="probability",
+        largest=_largest([question.id for question in probes.questions], tuned_Q - base_Q),
+    )
 
 
 def _kl(kl_R: NDArray[np.float64], names: list[str]) -> ProbeFigure:

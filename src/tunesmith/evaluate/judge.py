@@ -5,7 +5,8 @@ Pairs, because a judge's absolute marks drift and its comparisons do less. The k
 - position: every pair is asked in both orders; verdicts that disagree are a tie, and how often they agree is reported;
 - identity: answers are called A and B, and nothing says which arm wrote one;
 - length: the rank correlation of "longer" and "wins" is reported, not corrected;
-- orders hidden in an answer: answers stand between marks that they cannot know, and the judge's last verdict counts;
+- orders hidden in an answer: answers stand between marks that they cannot know, and the judge's last line that begins
+  with its verdict counts;
 - a verdict that cannot be read is no verdict: the row is unscored (None) and never wrong.
 
 What needs no judge is decided first: equal answers tie, an answer that fails a check (blank, schema, pattern) loses to one
@@ -44,7 +45,12 @@ WIN, TIE, LOSS = 1.0, 0.5, 0.0
 LABELS_NEEDED, KAPPA_NEEDED = 100, 0.6
 MAX_NEW_TOKENS = 512
 
-_VERDICT = re.compile(r"\bverdict\b\W{0,5}\b(A|B|tie)\b", re.IGNORECASE)
+_MARKS = r"[\s*_`#>\"'\[\](){}-]*"  # markup around a word
+_VERDICT = re.compile(rf"^{_MARKS}(?:final{_MARKS})?verdict{_MARKS}(?::|=|-|–|—|\bis\b)", re.IGNORECASE | re.MULTILINE)
+_LABEL = re.compile(rf"{_MARKS}(?:(?:answer|response|option){_MARKS})?(an? tie|tie|A|B)\b(?P<rest>[^\n]*)", re.IGNORECASE)
+_END = re.compile(r"\W*$")
+_REMARK = re.compile(r"""[*_`"'\])}]*(?:\s*[.,;:!(–—-]|\s+(?:is better|wins|because|since)\b)""")
+_OTHERS = re.compile(r"(?:^\W*(?:or |and )?\W*|\b(?i:verdict)\b\W*[:=]\W*)(A|B|(?i:tie))\b")
 _SYSTEM = """You compare two answers to one question. Judge them by this rubric alone:
 
 {rubric}
@@ -150,14 +156,25 @@ class Judge:
 
 
 def read_verdict(text: str) -> Literal["A", "B", "tie"] | None:
-    """The last verdict in a judge's answer, or None."""
-    verdicts = _VERDICT.findall(text)
-    if not verdicts:
+    """The verdict of a judge's answer, or None where it cannot be told.
+
+    Read is the last line that begins with the word, markup aside, as the judge was asked to write it: what stands within a
+    sentence may be the answer's own, or talk. After the label the line ends, or a remark follows that names no other label; a
+    small ``a`` before other words is an article.
+    """
+    beginnings = list(_VERDICT.finditer(text))
+    label = _LABEL.match(text, beginnings[-1].end()) if beginnings else None
+    if label is None:
         return None
-    last = verdicts[-1].lower()
-    return "tie" if last == "tie" else "A" if last == "a" else "B"
+    word, rest = label[1], label["rest"]
+    if not _END.match(rest) and (word in ("a", "b") or not _REMARK.match(rest)):
+        return None
+    labels = {"tie" if "tie" in name.lower() else name.upper() for name in (word, *_OTHERS.findall(rest))}
+    verdict = labels.pop()
+    return VERDICTS[verdict] if not labels else None
 
 
+VERDICTS: dict[str, Literal["A", "B", "tie"]] = {"A": "A", "B": "B", "tie": "tie"}
 IN_ORDER: dict[str | None, Side | None] = {"A": "ours", "B": "theirs", "tie": "tie", None: None}
 SWAPPED: dict[str | None, Side | None] = {"A": "theirs", "B": "ours", "tie": "tie", None: None}
 

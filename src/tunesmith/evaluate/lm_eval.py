@@ -38,10 +38,9 @@ from tunesmith.chat.vocabulary import START
 from tunesmith.engines.decode import StopRule, greedy
 from tunesmith.engines.score import Scorer
 from tunesmith.errors import MissingPackage, RecipeError
-from tunesmith.evaluate.forgetting import probe
+from tunesmith.evaluate.forgetting import Paired
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.swap import without_adapters
-from tunesmith.rundir.records.evidence import Probe
 
 try:
     from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports] - the extra is not in every environment
@@ -173,7 +172,7 @@ def run_tasks(
     folder: Path | None,
     limit: int | None,
     margin: float,
-) -> list[Probe]:
+) -> list[Paired]:
     """A probe for each task; base and tuned see the same documents.
 
     Args:
@@ -218,8 +217,8 @@ def _evaluate(lm: InMemoryLM, manager: TaskManager, tasks: tuple[str, ...], limi
     return simple_evaluate(model=lm, **settings)  # pyright: ignore[reportCallIssue] - its decorator hides the names
 
 
-def _paired(task: str, base: Any, tuned: Any, margin: float) -> Probe:
-    """One task's verdict, on its first metric that is a number for every document."""
+def _paired(task: str, base: Any, tuned: Any, margin: float) -> Paired:
+    """One task's documents, by its first metric that is a number for every document."""
     first = base["samples"][task][0]
     metric = next((name for name in first["metrics"] if isinstance(first[name], bool | int | float)), None)
     if metric is None:
@@ -234,7 +233,16 @@ def _paired(task: str, base: Any, tuned: Any, margin: float) -> Probe:
     higher = base["higher_is_better"].get(task, {}).get(metric, True)
     differences_N = tuned_N - base_N if higher else base_N - tuned_N
     binary = bool(np.isin(np.concatenate([base_N, tuned_N]), (0.0, 1.0)).all())
-    return probe(f"lm_eval:{task}", f"{task} ({metric})", base_N, tuned_N, differences_N, margin, metric, binary)
+    return Paired(
+        name=f"lm_eval:{task}",
+        label=f"{task} ({metric})",
+        base_N=base_N,
+        tuned_N=tuned_N,
+        differences_N=differences_N,
+        margin=margin,
+        unit=metric,
+        binary=binary,
+    )
 
 
 def _key(sample: Any) -> tuple[Any, ...]:

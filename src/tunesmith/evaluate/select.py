@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tunesmith.engines.engine import Constraint, Engine
+from tunesmith.engines.engine import Allowed, Engine
 from tunesmith.errors import RunError
 from tunesmith.evaluate.arms import ask, summary
 from tunesmith.evaluate.gepa import write_instruction
@@ -36,7 +36,7 @@ class PromptTask:
 
     Attributes:
         engine_of: the engine of ``base``, or of an arm ``external:...``.
-        allowed: what the engine constrains answers to (``task.constrained``).
+        allowed: what the engine constrains answers to (``task.constrained``), or labels to choose from.
         judge: scores answers that need a judge.
         writer: a question to the answer of the model that writes instructions.
     """
@@ -47,7 +47,7 @@ class PromptTask:
     metric: Metric
     max_new_tokens: int
     engine_of: Callable[[str], Engine]
-    allowed: Constraint | None = None
+    allowed: Allowed | None = None
     judge: JudgeAnswers | None = None
     writer: Callable[[str], str] | None = None
 

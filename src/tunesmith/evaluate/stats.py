@@ -198,11 +198,13 @@ def non_inferior(
     margin: float,
     clusters: Sequence[str] | None = None,
     binary: bool | None = None,
+    vetoes: int = 1,
 ) -> NonInferior:
     """Whether no more than a margin was lost.
 
     ``no regression``: the one-sided 95 % lower bound lies above -margin. ``regression``: at least the margin was lost,
-    and a loss is certain (one-sided 95 % upper bound below 0). Anything else is too little data to tell.
+    and a loss is certain (one-sided 95 % upper bound below 0, or that of 1 - 5 % / vetoes). Anything else is too little data
+    to tell.
 
     Args:
         differences: tuned minus base for each item, higher is better, shape (N,); at least 2 items (and groups).
@@ -211,18 +213,23 @@ def non_inferior(
         binary: whether the items are right or wrong; when not given, they are where all differences are -1, 0 or 1.
             It matters where few items differ: 100 equal answers leave room for 3 in 100 that are not, while 100 equal
             log-probabilities are a model that did not change.
+        vetoes: how many decisions like this one there are, any of which is a veto (Bonferroni).
     """
     mean = float(differences.mean())
     if binary is None:
         binary = bool(np.isin(differences, (-1.0, 0.0, 1.0)).all())
-    if binary and clusters is None:
-        only_a, only_b = int((differences > 0).sum()), int((differences < 0).sum())
-        low, high = score_interval(only_a, only_b, len(differences), ALPHA)
-    else:
-        low, high = mean_interval(differences, resample.units(clusters, len(differences)), ALPHA, binary)
+    lower, upper = (_bounds(differences, clusters, binary, tail) for tail in (ALPHA, ALPHA / vetoes))
+    low, high = lower.low, upper.high
     if low > -margin:
         return NonInferior("no regression", mean, low)
     return NonInferior("regression" if mean <= -margin and high < 0.0 else "too little data to tell", mean, low)
+
+
+def _bounds(differences: Floats, clusters: Sequence[str] | None, binary: bool, tail: float) -> Interval:
+    if not binary or clusters is not None:
+        return mean_interval(differences, resample.units(clusters, len(differences)), tail, binary)
+    only_a, only_b = int((differences > 0).sum()), int((differences < 0).sum())
+    return score_interval(only_a, only_b, len(differences), tail)
 
 
 def mean_interval(values_N: Floats, unit_N: NDArray[np.int64], tail: float = ALPHA / 2, signs: bool = False) -> Interval:

@@ -66,8 +66,8 @@ def copy_companions(
         _put_template(directory, template)
     if stops is not None:
         generation = directory / "generation_config.json"
-        held = _json(generation) if generation.exists() else {}
-        write_json(generation, held | {"eos_token_id": stop_ids(base, stops)})
+        settings = _json(generation) if generation.exists() else {}
+        write_json(generation, settings | {"eos_token_id": stop_ids(base, stops)})
 
 
 def stop_ids(base: Path, taught: Iterable[int]) -> list[int]:

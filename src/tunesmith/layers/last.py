@@ -42,14 +42,14 @@ class LastLayer(nn.Module):
             if named is not None:
                 self.register_module(*named)
 
-    def forward(self, hidden_states: Tensor, rows_N: Tensor, **given: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, rows_N: Tensor, **arguments: Any) -> Tensor:
         """Shape (1, T, D) to (1, N, D).
 
         Args:
             rows_N: the positions that are asked for, int64, in the order of the result; may repeat.
-            given: what the stock layer hands to its attention.
+            arguments: what the stock layer hands to its attention.
         """
-        out, _ = self.self_attn(hidden_states=hidden_states, only_N=rows_N, **given)
+        out, _ = self.self_attn(hidden_states=hidden_states, only_N=rows_N, **arguments)
         hidden = hidden_states[:, rows_N] + self._normed(0, out)
         return hidden + self._normed(1, self.mlp(hidden))
 

@@ -46,26 +46,27 @@ def per_layer_table(model_type: str, weights: Iterable[str]) -> str | None:
     return next((name.removesuffix(".weight") for name in weights if name.endswith(ending)), None)
 
 
-def place_of(asked: str, table: str | None, device: torch.device) -> Place:
+def place_of(setting: str, table: str | None, device: torch.device) -> Place:
     """Where the per-layer table of a model is to lie.
 
     Args:
-        asked: ``recipe.per_layer_embeddings``.
+        setting: ``recipe.per_layer_embeddings``.
         table: full name of the table, None for a model without one.
         device: where the model computes.
 
     Raises:
         ModelError: ``cpu`` or ``nf4`` asked of a model without such a table.
     """
-    if asked == "auto":
+    if setting == "auto":
         return "cpu" if table is not None and device.type != "cpu" else "model"
-    if asked == "model":
+    if setting == "model":
         return "model"
     if table is None:
         raise ModelError(
-            f"per_layer_embeddings: {asked}, but the model has no table that feeds every layer", "remove the key, or write auto"
+            f"per_layer_embeddings: {setting}, but the model has no table that feeds every layer",
+            "remove the key, or write auto",
         )
-    return "nf4" if asked == "nf4" else "cpu"
+    return "nf4" if setting == "nf4" else "cpu"
 
 
 def stock_table(model: nn.Module, name: str) -> nn.Embedding:
@@ -100,8 +101,8 @@ def hold_table(model: nn.Module, name: str, table_VD: Tensor, dtype: torch.dtype
     if sum(parameter is stock.weight for _, parameter in model.named_parameters(remove_duplicate=False)) > 1:
         raise ModelError(f"{name}: the output head shares this table, which it reads dense", "leave it as it is")
     if table_VD.shape != stock.weight.shape:
-        found, expected = tuple(table_VD.shape), tuple(stock.weight.shape)
-        raise ModelError(f"{name}: shape {found}, expected {expected}", "does config.json belong to the weights?")
+        shape, expected = tuple(table_VD.shape), tuple(stock.weight.shape)
+        raise ModelError(f"{name}: shape {shape}, expected {expected}", "does config.json belong to the weights?")
     dense = table_VD.numel() * dtype.itemsize
     if place == "cpu":
         rows = HostEmbedding(table_VD.to(dtype))
@@ -112,6 +113,6 @@ def hold_table(model: nn.Module, name: str, table_VD: Tensor, dtype: torch.dtype
         except ModelError as error:
             raise ModelError(f"{name}: {error.message}", error.hint) from error
         rows.weight.dtype = dtype  # of the rows; the codes are those of the table as it came
-        held = rows.weight.nbytes
-        logger.info(f"embeddings: {name} in NF4, {decimal(held)} instead of {decimal(dense)}")
+        nbytes = rows.weight.nbytes
+        logger.info(f"embeddings: {name} in NF4, {decimal(nbytes)} instead of {decimal(dense)}")
     put_module(model, name, FrozenEmbedding(rows, scale_of(stock, name)).requires_grad_(False).train(stock.training))

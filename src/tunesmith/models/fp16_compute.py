@@ -96,7 +96,7 @@ def _swapped(module: nn.Module) -> nn.Module | None:
 
 def _widen(model: nn.Module) -> int:
     """Make all other fp16 tensors fp32, and say what NF4 tables and experts come out as; the bytes of the new tensors."""
-    made: dict[int, nn.Parameter] = {}  # a parameter that two modules share stays one
+    wide: dict[int, nn.Parameter] = {}  # a parameter that two modules share stays one
     size = 0
     for module in model.modules():
         if isinstance(module, NF4Embedding):
@@ -107,13 +107,13 @@ def _widen(model: nn.Module) -> int:
             continue
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.dtype == torch.float16:
-                if id(parameter) not in made:
-                    made[id(parameter)] = nn.Parameter(parameter.detach().float(), requires_grad=False)
-                    size += made[id(parameter)].nbytes
-                module.register_parameter(name, made[id(parameter)])
+                if id(parameter) not in wide:
+                    wide[id(parameter)] = nn.Parameter(parameter.detach().float(), requires_grad=False)
+                    size += wide[id(parameter)].nbytes
+                module.register_parameter(name, wide[id(parameter)])
         for name, buffer in module.named_buffers(recurse=False):
             if buffer.dtype == torch.float16:
-                kept = name not in module._non_persistent_buffers_set
-                module.register_buffer(name, buffer.float(), persistent=kept)
+                persistent = name not in module._non_persistent_buffers_set
+                module.register_buffer(name, buffer.float(), persistent=persistent)
                 size += 4 * buffer.numel()
     return size

@@ -41,16 +41,16 @@ class Fused:
 
     Attributes:
         replaced: kind of module -> how many.
-        kept: reason -> how many stock modules stay for it.
+        stock_reasons: reason -> how many stock modules stay for it.
     """
 
     replaced: Counter[str] = field(default_factory=Counter)
-    kept: Counter[str] = field(default_factory=Counter)
+    stock_reasons: Counter[str] = field(default_factory=Counter)
 
     def summary(self) -> str:
         """One line for people."""
         done = ", ".join(f"{count} {kind}" for kind, count in self.replaced.items()) or "nothing"
-        left = "; ".join(f"{reason} ({count} stock)" for reason, count in self.kept.items())
+        left = "; ".join(f"{reason} ({count} stock)" for reason, count in self.stock_reasons.items())
         return f"fused {done}" + (f"; {left}" if left else "")
 
 
@@ -63,25 +63,25 @@ def fuse(model: PreTrainedModel) -> Fused:
     fused = Fused()
     family = FAMILIES.get(model.config.model_type)
     if family is None:
-        fused.kept[f"model type {model.config.model_type} is not known"] = len(decoder_layers(model))
+        fused.stock_reasons[f"model type {model.config.model_type} is not known"] = len(decoder_layers(model))
         return fused
     config = model.config
     facts = config.to_dict()
     if dropped := facts.get("attention_dropout"):
-        fused.kept[f"attention_dropout {dropped} of the configuration is not applied"] = 0
+        fused.stock_reasons[f"attention_dropout {dropped} of the configuration is not applied"] = 0
     layers = decoder(model).get_submodule("layers")
     for layer in layers.children():
         attention, mlp = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
         names = _projections(attention, family)
         if reason := _misfit(attention, (*names, "o_proj")):
-            fused.kept[reason] += 1
+            fused.stock_reasons[reason] += 1
         else:
             norm = _norm(layer, "input_layernorm", family, config.rms_norm_eps)
             layer.register_module("self_attn", _attention(attention, names, norm, family, config.rms_norm_eps, facts))
             layer.register_module("input_layernorm", nn.Identity())
             fused.replaced["attention"] += 1
         if reason := _mlp_misfit(mlp, family, facts):
-            fused.kept[reason] += 1
+            fused.stock_reasons[reason] += 1
         else:
             norm = _norm(layer, family.mlp_norm, family, config.rms_norm_eps)
             inputs = {name: _adapted(mlp, name) for name in _gates(family)}
@@ -145,8 +145,8 @@ def _attention(
         shared = SharedKV(attention.layer_type, writes=not attention.is_kv_shared_layer)
     reads = shared is not None and not shared.writes
     queries = o.in_features // width
-    made = sum(layer.out_features for layer in inputs.values()) // width  # heads of q, k and v, or of q and k
-    keys = (made - queries) // (1 if names == ("q_proj", "k_proj") else 2)
+    heads_in_all = sum(layer.out_features for layer in inputs.values()) // width  # heads of q, k and v, or of q and k
+    keys = (heads_in_all - queries) // (1 if names == ("q_proj", "k_proj") else 2)
     v_norm = Norm(torch.ones(width, device=o.lora_A.device), eps, 0.0) if family.v_norm and not reads else None
     heads = Heads(
         queries,

@@ -120,12 +120,12 @@ def refuse_other_base(adapter: Path, base: Path) -> None:
     if known is None:
         logger.warning(f"{adapter}: says nothing of the weights that it was trained on; taken on trust for {base}")
         return
-    found = _weights_sha256(base)
-    if found == known["sha256"]:
+    digest = _weights_sha256(base)
+    if digest == known["sha256"]:
         return
     revision = f" (revision {known['revision']})" if known.get("revision") else ""
     raise ModelError(
-        f"{adapter}: trained on weights with sha256 {known['sha256']}{revision}, those of {base} have {found}",
+        f"{adapter}: trained on weights with sha256 {known['sha256']}{revision}, those of {base} have {digest}",
         "name the model and the revision that it was trained on; if this base is meant, run: tunesmith accept-base RUN",
     )
 

@@ -52,19 +52,19 @@ def _windows(settings: dict[str, Any], family: Family, context: int) -> str | No
     window, fixed = settings.get("sliding_window"), family.llama_cpp.windows
     layers = int(settings["num_hidden_layers"])
     kinds = settings.get("layer_types") if family.window == "layer" else None
-    told = [window is not None and (kinds is None or kinds[i] == "sliding_attention") for i in range(layers)]
-    if fixed == "as told" or window is None:
+    has_window = [window is not None and (kinds is None or kinds[i] == "sliding_attention") for i in range(layers)]
+    if fixed == "as configured" or window is None:
         return None
     if fixed == "none":
-        if not any(told) or window >= context:
+        if not any(has_window) or window >= context:
             return None
         return (
-            f"it has no sliding window, sliding_window is {window:,} in {sum(told)} of {layers} layers and {context:,} tokens "
-            f"are served: what is longer than the window is answered otherwise. Parity's prompts are shorter than a long "
-            f"window and show this only beyond {window:,} tokens. export.num_ctx of at most {window:,} keeps within it"
+            f"it has no sliding window, sliding_window is {window:,} in {sum(has_window)} of {layers} layers and {context:,} "
+            f"tokens are served: what is longer than the window is answered otherwise. Parity's prompts are shorter than a "
+            f"long window and show this only beyond {window:,} tokens. export.num_ctx of at most {window:,} keeps within it"
         )
     computed = [(i + 1) % fixed != 0 for i in range(layers)]
-    other = [i for i in range(layers) if told[i] != computed[i]]
+    other = [i for i in range(layers) if has_window[i] != computed[i]]
     # layers with a window may turn q and k by other frequencies; then the kind of a layer matters at every length
     if not other or (window >= context and not _has_local_frequencies(settings)):
         return None
@@ -99,15 +99,15 @@ def _long_factors(settings: dict[str, Any], family: Family, context: int) -> str
 
 def _positions(settings: dict[str, Any], family: Family) -> str | None:
     """Layers without positions, elsewhere than configured."""
-    every, told = family.llama_cpp.no_rope_every, settings.get("no_rope_layers")
-    if every is None or told is None:
+    every, rope_flags = family.llama_cpp.no_rope_every, settings.get("no_rope_layers")
+    if every is None or rope_flags is None:
         return None
-    other = [i for i, turned in enumerate(told) if bool(turned) != ((i + 1) % every != 0)]
+    other = [i for i, turned in enumerate(rope_flags) if bool(turned) != ((i + 1) % every != 0)]
     if not other:
         return None
     return (
         f"the last of every {every} layers has no positions and the others have them; no_rope_layers says otherwise in "
-        f"{len(other)} of {len(told)} layers, first in layer {other[0]}"
+        f"{len(other)} of {len(rope_flags)} layers, first in layer {other[0]}"
     )
 
 
@@ -116,12 +116,12 @@ def _scale(settings: dict[str, Any], family: Family) -> str | None:
     wide = family.llama_cpp.wide_scale_at
     if wide is None:
         return None
-    told, layers = settings["query_pre_attn_scalar"], int(settings["num_hidden_layers"])
+    scalar, layers = settings["query_pre_attn_scalar"], int(settings["num_hidden_layers"])
     is_wide = layers == wide
     computed = settings["hidden_size"] // settings["num_attention_heads"] if is_wide else settings["head_dim"]
-    if told == computed:
+    if scalar == computed:
         return None
     source = "hidden_size / num_attention_heads" if is_wide else "head_dim"
     return (
-        f"scores are divided by the square root of {computed}, {source} with {layers} layers; query_pre_attn_scalar is {told}"
+        f"scores are divided by the square root of {computed}, {source} with {layers} layers; query_pre_attn_scalar is {scalar}"
     )

@@ -149,6 +149,6 @@ def _load_dense(directory: Path, dtype: torch.dtype, device: torch.device, per_l
     if unexpected := sorted(name for name in info["unexpected_keys"] if names.of_model(name) is not None):
         logger.warning(f"{len(unexpected)} tensors of the checkpoint have no place in the model ({shorten(unexpected)})")
     if table is not None and place != "model":
-        read = stock_table(model, table).weight.detach()
-        hold_table(model, table, checkpoint.read(f"{table}.weight") if place == "nf4" else read, dtype, place)
+        dense = stock_table(model, table).weight.detach()
+        hold_table(model, table, checkpoint.read(f"{table}.weight") if place == "nf4" else dense, dtype, place)
     return model.to(device)

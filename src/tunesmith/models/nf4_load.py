@@ -144,11 +144,11 @@ def _config(directory: Path) -> PretrainedConfig:
     config, facts = read_config(directory)
     if facts is None:
         return config
-    found = {name: facts.get(name) for name in ("quant_method", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")}
-    if found != {"quant_method": "bitsandbytes", "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}:
-        given = ", ".join(f"{name}={value}" for name, value in found.items())
+    form = {name: facts.get(name) for name in ("quant_method", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")}
+    if form != {"quant_method": "bitsandbytes", "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}:
+        summary = ", ".join(f"{name}={value}" for name, value in form.items())
         raise ModelError(
-            f"{directory}: the checkpoint is quantised in another way ({given})",
+            f"{directory}: the checkpoint is quantised in another way ({summary})",
             "start from the original 16-bit model or an unquantized QAT release, or from one in NF4 with double quantisation",
         )
     return config
@@ -189,10 +189,10 @@ def _choose(model: PreTrainedModel, checkpoint: Checkpoint, exclude: Sequence[st
 
 def _tensors_of(model: PreTrainedModel) -> list[tuple[Tensor, list[str]]]:
     """Each parameter and saved buffer once, with all its names: a tied one has several."""
-    found: dict[int, tuple[Tensor, list[str]]] = {}
+    by_id: dict[int, tuple[Tensor, list[str]]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        found.setdefault(id(tensor), (tensor, []))[1].append(name)
-    return list(found.values())
+        by_id.setdefault(id(tensor), (tensor, []))[1].append(name)
+    return list(by_id.values())
 
 
 def _refuse_missing(checkpoint: Checkpoint, tensors: list[tuple[Tensor, list[str]]]) -> None:
@@ -249,9 +249,9 @@ def _read_quantized(checkpoint: Checkpoint, weight: str, shape: torch.Size, devi
     if f"{weight}.{QUANT_STATE}" in checkpoint:
         parts = {key.removeprefix(f"{weight}."): key for key in checkpoint.files if key.startswith(f"{weight}.")}
         state = {part: checkpoint.read(key).clone() for part, key in {"": weight, **parts}.items()}
-        found = NF4Weight.from_state(weight, state)
-        check_shape(weight, found.shape, shape)
-        return found.to(device)
+        quantized = NF4Weight.from_state(weight, state)
+        check_shape(weight, quantized.shape, shape)
+        return quantized.to(device)
     dtypes: list[torch.dtype] = []
 
     def parts_on_device() -> Iterator[Tensor]:
@@ -281,14 +281,14 @@ def _fill(model: PreTrainedModel, old: Tensor, names: list[str], checkpoint: Che
                 f"{checkpoint.directory}: {other} and {present[0]} differ, but the configuration ties them",
                 'set "tie_word_embeddings": false in config.json',
             )
-    held = nn.Parameter(new, requires_grad=False) if isinstance(old, nn.Parameter) else new
+    tensor = nn.Parameter(new, requires_grad=False) if isinstance(old, nn.Parameter) else new
     for name in names:
         parent, _, leaf = name.rpartition(".")
         module = model.get_submodule(parent)
-        if isinstance(held, nn.Parameter):
-            module.register_parameter(leaf, held)
+        if isinstance(tensor, nn.Parameter):
+            module.register_parameter(leaf, tensor)
         else:
-            module.register_buffer(leaf, held)
+            module.register_buffer(leaf, tensor)
 
 
 def _refuse_meta(model: PreTrainedModel) -> None:

@@ -47,10 +47,10 @@ def precision(base: str, compute: str, directory: Path) -> tuple[str, Dtype]:
 
 def _faster(directory: Path) -> Dtype:
     if torch.cuda.is_available():
-        found = torch.cuda.get_device_capability()
-        if found >= BF16_CAPABILITY:
+        capability = torch.cuda.get_device_capability()
+        if capability >= BF16_CAPABILITY:
             return "bf16"
-        name = f"{torch.cuda.get_device_name()} (compute capability {found[0]}.{found[1]})"
+        name = f"{torch.cuda.get_device_name()} (compute capability {capability[0]}.{capability[1]})"
         logger.info(f"precision: {name} has no bf16 products; computing in fp16 (train.compute fixes it)")
         return "fp16"
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
@@ -62,7 +62,9 @@ def _faster(directory: Path) -> Dtype:
         return read_json(known)["faster"]
     rates = probe(*shape)
     faster: Dtype = "bf16" if rates["bf16"] >= rates["fp32"] else "fp32"
-    logger.info(f"precision: products of this model's shape run at {_told(rates)} here; computing in {faster} (base: fixes it)")
+    logger.info(
+        f"precision: products of this model's shape run at {_speeds(rates)} here; computing in {faster} (base: fixes it)"
+    )
     known.parent.mkdir(parents=True, exist_ok=True)
     write_json(known, {"faster": faster, "gflops": rates, "shape": shape})
     return faster
@@ -71,12 +73,12 @@ def _faster(directory: Path) -> Dtype:
 def probe(inputs: int, outputs: int) -> dict[str, float]:
     """GFLOP/s of ``x W^T`` and ``dy W`` for 1,024 tokens by dtype, the best of a few rounds taken in turn."""
     best = {"fp32": float("inf"), "bf16": float("inf")}
-    made = {
+    operands = {
         name: [torch.randn(*shape, dtype=dtype) for shape in ((TOKENS, inputs), (outputs, inputs), (TOKENS, outputs))]
         for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
     }
     for turn in range(ROUNDS + 1):
-        for name, (x_TI, weight_OI, dy_TO) in made.items():
+        for name, (x_TI, weight_OI, dy_TO) in operands.items():
             started = time.perf_counter()
             torch.mm(x_TI, weight_OI.T)
             torch.mm(dy_TO, weight_OI)
@@ -85,5 +87,5 @@ def probe(inputs: int, outputs: int) -> dict[str, float]:
     return {name: round(4e-9 * TOKENS * inputs * outputs / seconds, 1) for name, seconds in best.items()}
 
 
-def _told(rates: dict[str, float]) -> str:
+def _speeds(rates: dict[str, float]) -> str:
     return ", ".join(f"{rate:,.0f} GFLOP/s in {name}" for name, rate in rates.items())

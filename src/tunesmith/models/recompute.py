@@ -112,9 +112,9 @@ def decoder_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
     """The layers of the text decoder by their full names, in order; an encoder of images or sound is left alone."""
     decoder = model.get_decoder()
     prefix = next(name for name, module in model.named_modules() if module is decoder)
-    found: dict[str, nn.Module] = {}
+    layers: dict[str, nn.Module] = {}
     for name, module in decoder.named_modules(prefix=prefix):
-        within = any(name.startswith(f"{layer}.") for layer in found)
+        within = any(name.startswith(f"{layer}.") for layer in layers)
         if isinstance(module, GradientCheckpointingLayer) and not within:
-            found[name] = module
-    return found
+            layers[name] = module
+    return layers

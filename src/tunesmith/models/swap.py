@@ -174,7 +174,7 @@ def without_adapters(layers: Mapping[str, Adapted]) -> Iterator[None]:
     sides of a comparison, and both go through the same products. A second copy was refused: it doubles the memory. Fused or
     not makes no difference; a merged layer has no adapter left to switch off.
     """
-    kept = [
+    originals = [
         (layer, layer.scale, layer.lora_magnitude_vector.data if isinstance(layer, DoRALinear) else None)
         for layer in layers.values()
     ]
@@ -186,7 +186,7 @@ def without_adapters(layers: Mapping[str, Adapted]) -> Iterator[None]:
             layer.scale = 0.0
         yield
     finally:
-        for layer, scale, lengths_O in kept:
+        for layer, scale, lengths_O in originals:
             layer.scale = scale
             if isinstance(layer, DoRALinear) and lengths_O is not None:
                 layer.lora_magnitude_vector.data = lengths_O

@@ -161,8 +161,8 @@ def _greedy(model: PreTrainedModel, ids: list[int], stops: set[int], count: int)
     """At most ``count`` new tokens, a stop included."""
     feed, past, answer = ids, None, list[int]()
     while len(answer) < count and not (answer and answer[-1] in stops):
-        given = torch.tensor([feed], device=model.device)
-        out = model(input_ids=given, past_key_values=past, use_cache=True, logits_to_keep=1)
+        input_ids = torch.tensor([feed], device=model.device)
+        out = model(input_ids=input_ids, past_key_values=past, use_cache=True, logits_to_keep=1)
         answer.append(int(out.logits[0, -1].argmax()))
         past, feed = out.past_key_values, answer[-1:]
     return answer

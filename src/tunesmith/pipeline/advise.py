@@ -37,6 +37,7 @@ from tunesmith.rundir.records.advice import (
 )
 from tunesmith.rundir.records.check import DataReport
 from tunesmith.rundir.records.data import Rendered
+from tunesmith.rundir.records.evidence import Calibration
 from tunesmith.rundir.records.quality import QualityReport
 from tunesmith.rundir.rows import Row
 
@@ -62,12 +63,14 @@ def advise(run: RunDir, quick: bool = False) -> Advice:
     recipe = run.recipe()
     if quick:
         rows, arms, selection = _read_rows(run, recipe), (), None
+        calibration = Calibration(calibrated=False, reason="not compared with people: --quick asks no model", n=0)
         tokens_saved = max(0.0, (len(recipe.task.prompt or "") - len(recipe.task.short_prompt or "")) / CHARACTERS_A_TOKEN)
     else:
         with run.writing():
             make(run, table_of(recipe), recipe, ("select",), all_needed=True)
         rows = _split_rows(run)
         arms, selection, tokens_saved = module_of("advise_measured").measure(run, recipe)
+        calibration = module_of("advise_measured").calibration_of(recipe) if recipe.task.metric == "judge" else None
     machine = _machine(quick)
     shape = _shape(recipe, quick)
     memory = _memory(recipe, shape, machine, quick)
@@ -82,7 +85,7 @@ def advise(run: RunDir, quick: bool = False) -> Advice:
     )
     facts = Facts(
         rows=rows,
-        metric=_metric(recipe, rows, best),
+        metric=_metric(recipe, rows, best, calibration if judged else None),
         arms=arms,
         documents=recipe.data.documents is not None,
         price=price,
@@ -148,7 +151,7 @@ def _row_facts(quality: QualityReport, parts: tuple[int, int, int], tokens: tupl
     )
 
 
-def _metric(recipe: Recipe, rows: RowFacts, best: float | None) -> MetricFacts:
+def _metric(recipe: Recipe, rows: RowFacts, best: float | None, calibration: Calibration | None) -> MetricFacts:
     """What the test rows can show.
 
     One row in five is planned to change between right and wrong; fewer where the prompt has few rows right, since tuning can
@@ -159,12 +162,12 @@ def _metric(recipe: Recipe, rows: RowFacts, best: float | None) -> MetricFacts:
     share = max(share, task.min_gain)
     detectable = stats.minimum_detectable_effect(round(share * rows.test), 0, rows.test) if rows.test else 1.0
     needed = stats.n_needed(task.min_gain, share) if task.min_gain > 0.0 else 0
-    calibrated = None if task.metric != "judge" else task.judge.human_labels is not None
     tried = 0 if task.metric in NOT_TRIED else min(rows.rows, REFERENCES) if not rows.counted else rows.dev + rows.test
     return MetricFacts(
         name=task.metric,
         tried=tried,
-        calibrated=calibrated,
+        calibrated=None if calibration is None else calibration.calibrated,
+        judge="" if calibration is None else calibration.reason,
         min_gain=task.min_gain,
         detectable=detectable,
         test_needed=needed,

@@ -1,20 +1,24 @@
 """What an advice measures where it may take minutes: every prompt on dev, the machine's GPU, and how the base would compute."""
 
 import logging
+from contextlib import ExitStack
 
 from pydantic import JsonValue
 
 from tunesmith import hardware
 from tunesmith.engines.base import open_base
+from tunesmith.evaluate.judge import calibrate
 from tunesmith.evaluate.prompts import framed, tuned
 from tunesmith.evaluate.stats import wilson
 from tunesmith.models.device import best_device, device_memory, device_name
 from tunesmith.pipeline.base import base_of
+from tunesmith.pipeline.judge import make_judge
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, read_rows, write_json
 from tunesmith.rundir.records import Json
 from tunesmith.rundir.records.advice import DevArm, MachineFacts
 from tunesmith.rundir.records.evaluation import Selection
+from tunesmith.rundir.records.evidence import Calibration
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +49,19 @@ def measure(run: RunDir, recipe: Recipe) -> tuple[tuple[DevArm, ...], Selection,
     short = sum(len(renderer.prompt_ids(tuned(recipe, row))) for row in dev) / len(dev)
     best = max((arm for arm in arms if not arm.retrieves), key=lambda arm: (arm.score, -arm.prompt_tokens), default=None)
     return tuple(arms), selection, 0.0 if best is None else max(0.0, best.prompt_tokens - short)
+
+
+def calibration_of(recipe: Recipe) -> Calibration:
+    """The recipe's judge against the labels of people, asked now.
+
+    Raises:
+        RecipeError: a bad schema or pattern in the task, or labels that cannot be used.
+        RunError: the variable that should hold the judge's key is not set.
+    """
+    judge, close = make_judge(recipe)
+    with ExitStack() as closing:
+        closing.callback(close)
+        return calibrate(judge, recipe.task.judge.human_labels)
 
 
 def machine() -> MachineFacts | None:

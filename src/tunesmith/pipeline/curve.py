@@ -100,12 +100,12 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
 
 def _train_share(run: RunDir, recipe: Recipe, share: float) -> RunDir:
     budget = Rendered.read(run.rendered_file).max_new_tokens
-    given = changed(recipe, task=recipe.task.model_copy(update={"max_new_tokens": budget}))
-    inner = open_inner(run.path / "curve" / f"{share:g}", given)
+    share_recipe = changed(recipe, task=recipe.task.model_copy(update={"max_new_tokens": budget}))
+    inner = open_inner(run.path / "curve" / f"{share:g}", share_recipe)
     write_rows(inner.data / "train.jsonl", share_of(recipe, read_rows(run.data / "train.jsonl"), share))
     shutil.copyfile(run.data / "dev.jsonl", inner.data / "dev.jsonl")
     logger.info(f"learning curve: training on {share:g} of the train rows, in {inner.path}")
-    make_inner(inner, given, "render", "train")
+    make_inner(inner, share_recipe, "render", "train")
     return inner
 
 

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tunesmith.engines.engine import Answer, Constraint, Engine
+from tunesmith.engines.engine import Allowed, Answer, Engine
 from tunesmith.engines.open import endpoint_key, open_endpoint, open_in_process, open_llama_cpp, output_constraint
 from tunesmith.errors import RecipeError
 from tunesmith.evaluate.arms import by_time, by_tokens
@@ -43,7 +43,7 @@ class Evaluation:
     dev: list[Row]
     test: list[Row]
     max_new_tokens: int
-    allowed: Constraint | None
+    allowed: Allowed | None
     base: Callable[[], Engine]
     corpus: Callable[[], Corpus]
     documents: Callable[[], Store]

@@ -137,9 +137,9 @@ def train_steps(
     if not model.layers:
         raise TrainingError("train_steps: the model has no adapter to train", "open_base(model).add_lora(r=16)")
     documents = _documents(rows, "rows", train.max_length)
-    held_out = None if dev is None else _documents(dev, "dev", train.max_length)
+    dev_documents = None if dev is None else _documents(dev, "dev", train.max_length)
     ready = make_ready(model.model, model.layers, documents, train, seed, is_new=False)
-    return loop.train_steps(model.model, model.layers, documents, ready.steps, train, seed, dev=held_out)
+    return loop.train_steps(model.model, model.layers, documents, ready.steps, train, seed, dev=dev_documents)
 
 
 def _documents(rows: Sequence[Rendered], name: str, max_length: int) -> Documents:

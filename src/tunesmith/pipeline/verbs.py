@@ -65,10 +65,10 @@ def _known(run: RunDir, table: Table, names: Iterable[str]) -> list[str]:
     """The stages of some names; ``evaluate`` stands for all arms."""
     chosen: list[str] = []
     for name in names:
-        found = [stage.name for stage in table.stages if name in (stage.name, stage.module)]
-        if not found:
+        stages_of_name = [stage.name for stage in table.stages if name in (stage.name, stage.module)]
+        if not stages_of_name:
             raise RunError(f"{name}: not a stage of {run.path}", f"stages: {', '.join(s.name for s in table.stages)}")
-        chosen += found
+        chosen += stages_of_name
     return chosen
 
 

@@ -42,8 +42,8 @@ def load_recipe(path: Path) -> Recipe:
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise RecipeError(f"{path}: cannot be read as YAML: {error}", "see recipes/ for complete examples") from error
     if not isinstance(raw, dict):
-        found = "an empty file" if raw is None else f"a {type(raw).__name__}"
-        raise RecipeError(f"{path}: expected keys and values, found {found}", "see recipes/ for complete examples")
+        kind = "an empty file" if raw is None else f"a {type(raw).__name__}"
+        raise RecipeError(f"{path}: expected keys and values, found {kind}", "see recipes/ for complete examples")
     recipe = recipe_from(cast("dict[str, JsonValue]", raw), path.resolve().parent, str(path))
     return recipe if recipe.name else recipe.model_copy(update={"name": name_of(path.stem)})
 
@@ -114,8 +114,8 @@ def _resolved(recipe: Recipe, base: Path) -> Recipe:
     if model.endswith(".gguf") or _is_path(base, model):
         model = str(_absolute(base, Path(model)))
     forgetting = recipe.evaluate.forgetting
-    given = {"texts": forgetting.texts, "tasks_path": forgetting.tasks_path}
-    changes = {key: place and _absolute(base, place) for key, place in given.items()}
+    probes = {"texts": forgetting.texts, "tasks_path": forgetting.tasks_path}
+    changes = {key: place and _absolute(base, place) for key, place in probes.items()}
     evaluate = recipe.evaluate.model_copy(update={"forgetting": forgetting.model_copy(update=changes)})
     embedder = evaluate.retrieval.embedder
     if embedder is not None and _is_path(base, embedder):

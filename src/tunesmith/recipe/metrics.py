@@ -35,6 +35,11 @@ METRIC_KEYS: dict[str, MetricKeys] = {
         reads=("labels", "constrained"),
         needs=("labels",),
     ),
+    "calibrated": MetricKeys(
+        description="the likeliest label, by log-probability; macro-F1, calibration, and coverage at a precision beside it",
+        reads=("labels", "target_precision"),
+        needs=("labels",),
+    ),
     "json": MetricKeys(
         description="the same object; parse, schema and field F1 beside it", reads=("json_schema", "constrained")
     ),

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from tunesmith.recipe.data import Chat, Data
-from tunesmith.recipe.evaluate import Evaluate
+from tunesmith.recipe.evaluate import EXTERNAL, Evaluate
 from tunesmith.recipe.section import Section
 from tunesmith.recipe.task import Task
 from tunesmith.recipe.train import Lora, Train
@@ -91,6 +91,8 @@ class Recipe(Section):
             raise ValueError("evaluate.seeds and evaluate.learning_curve need a metric that scores an answer by itself")
         if self.task.metric == "judge" and self.evaluate.optimized_prompt.writer is not None:
             raise ValueError("evaluate.optimized_prompt.writer needs a metric that scores an answer by itself")
+        if self.task.metric == "calibrated" and any(arm.startswith(EXTERNAL) for arm in self.evaluate.arms):
+            raise ValueError("metric: calibrated needs log-probabilities of the labels, which no external arm gives")
         return self
 
     @model_validator(mode="after")

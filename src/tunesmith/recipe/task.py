@@ -6,7 +6,7 @@ is an error.
 
 import difflib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
@@ -50,7 +50,12 @@ class Task(Section):
         "(metric: json, classification, macro_f1)",
     )
     labels: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(
-        default=None, min_length=2, description="all classes; any other answer is invalid (metric: classification, macro_f1)"
+        default=None,
+        min_length=2,
+        description="all classes; another answer is invalid (metric: classification, macro_f1, calibrated)",
+    )
+    target_precision: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        default=0.95, description="share of right answers among those that the model decides alone (metric: calibrated)"
     )
     tolerance: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = Field(
         default=0.0,
@@ -64,7 +69,11 @@ class Task(Section):
     tests: Path | None = Field(
         default=None, description="JSONL file of {reference, tests}: Python that a right program passes (metric: code)"
     )
-    allow_code: bool = Field(default=False, description="agree that programs written by a model run here (metric: code)")
+    allow_code: bool | Literal["unconfined"] = Field(
+        default=False,
+        description="agree that programs written by a model run here; unconfined: also where this kernel cannot confine them "
+        "(metric: code)",
+    )
     function: str | None = Field(
         default=None, description="file.py:name of (answer, reference) -> score in 0..1, or a dict with one (metric: python)"
     )
@@ -82,7 +91,7 @@ class Task(Section):
     def _keys_of_the_metric(self) -> "Task":
         keys = METRIC_KEYS[self.metric]
         for key in sorted(SOME_READ - {*keys.reads}):
-            if self.__dict__[key] not in (None, False, Judge()):
+            if self.__dict__[key] != type(self).model_fields[key].default:
                 raise ValueError(f"{key} is read by metric: {' or '.join(readers(key))} alone; leave it out")
         for key in keys.needs:
             value = self

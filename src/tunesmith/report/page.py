@@ -142,13 +142,13 @@ def _parity(run: RunDir) -> Parity | None:
     return replace(parity, forms=tuple(forms))
 
 
-def _clipped_texts(found: Divergence) -> Divergence:
+def _clipped_texts(divergence: Divergence) -> Divergence:
     return replace(
-        found,
-        question=_clipped(found.question),
-        so_far=_clipped(found.so_far),
-        reference=_clipped(found.reference),
-        form=_clipped(found.form),
+        divergence,
+        question=_clipped(divergence.question),
+        so_far=_clipped(divergence.so_far),
+        reference=_clipped(divergence.reference),
+        form=_clipped(divergence.form),
     )
 
 

@@ -48,12 +48,12 @@ class EventLog:
 
 def _append(descriptor: int, event: Event) -> None:
     line = json.dumps(event.to_json(), ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") + b"\n"
-    written = os.write(descriptor, line)
-    if written < len(line):  # the disk is full: the second write says so, and what is there of the line is cut off
+    nbytes = os.write(descriptor, line)
+    if nbytes < len(line):  # the disk is full: the second write says so, and what is there of the line is cut off
         try:
-            os.write(descriptor, line[written:])
+            os.write(descriptor, line[nbytes:])
         except OSError:
-            os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
+            os.ftruncate(descriptor, os.fstat(descriptor).st_size - nbytes)
             raise
 
 

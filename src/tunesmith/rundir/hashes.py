@@ -39,12 +39,12 @@ def content_hash(path: Path) -> str:
 def _sha256(path: Path, times: tuple[int, int, int]) -> str:
     if times[0] < LARGE:
         return sha256_file(path)
-    kept = hardware.cache_dir() / "hashes" / f"{fingerprint(str(path.resolve()))[:24]}.json"
-    if kept.exists():
-        entry = read_json(kept)
+    cached = hardware.cache_dir() / "hashes" / f"{fingerprint(str(path.resolve()))[:24]}.json"
+    if cached.exists():
+        entry = read_json(cached)
         if entry["times"] == list(times):
             return entry["sha256"]
     digest = sha256_file(path)
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time, and nothing else
-        write_json(kept, {"times": times, "sha256": digest})
+        write_json(cached, {"times": times, "sha256": digest})
     return digest

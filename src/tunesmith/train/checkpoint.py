@@ -112,9 +112,9 @@ class Checkpoints:
                 sha256={name: sha256_file(directory / name) for name in (WEIGHTS, OPTIMIZER, METRICS)},
             )
             state.write(directory / STATE)
-        kept = self._kept(progress)
+        needed = self._to_keep(progress)
         for directory in self._directories():
-            if directory < target and directory not in kept and _inputs_of(directory) == self.inputs:
+            if directory < target and directory not in needed and _inputs_of(directory) == self.inputs:
                 _remove(directory)
 
     def resume(self, layers: Mapping[str, Adapted], optimizer: torch.optim.Optimizer) -> Progress | None:
@@ -147,15 +147,15 @@ class Checkpoints:
 
     def remove_others(self, progress: Progress) -> None:
         """Remove what a finished run does not need: checkpoints of other inputs, damaged ones, and more than are kept."""
-        kept = self._kept(progress)
-        unneeded = [directory for directory in self._directories() if directory not in kept]
+        needed = self._to_keep(progress)
+        unneeded = [directory for directory in self._directories() if directory not in needed]
         others = [directory.name for directory in unneeded if _inputs_of(directory) != self.inputs]
         for directory in unneeded:
             _remove(directory)
         if others:
             logger.info(f"{self.folder}: removed {', '.join(others)}: damaged, or of other inputs than what is trained now")
 
-    def _kept(self, progress: Progress) -> set[Path]:
+    def _to_keep(self, progress: Progress) -> set[Path]:
         newest = [entry.step for entry in progress.dev_losses][-self.keep :]
         return {self.path(step) for step in (progress.best.step, *newest)}
 

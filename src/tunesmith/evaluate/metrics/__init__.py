@@ -5,7 +5,8 @@ recipe a metric reads and needs stands in ``tunesmith.recipe.metrics``, under th
 
     exact_match               text.py             rouge, bleu    overlap.py
     classification, macro_f1  labels.py           code           code_tests.py
-    json                      json_object.py      python         user_function.py
+    calibrated                calibrated.py       python         user_function.py
+    json                      json_object.py
     numeric                   numeric.py          judge          judge_checks.py; a model compares in ``evaluate/judge.py``
     regex                     pattern.py
 
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from tunesmith.evaluate.metrics.calibrated import calibrated
 from tunesmith.evaluate.metrics.code_tests import code
 from tunesmith.evaluate.metrics.json_object import json_line, json_metric
 from tunesmith.evaluate.metrics.judge_checks import judge
@@ -54,6 +56,7 @@ METRICS: dict[str, MetricSpec] = {
     "exact_match": MetricSpec(make=exact_match),
     "classification": MetricSpec(make=classification, format_line=labels_line),
     "macro_f1": MetricSpec(make=classification, format_line=labels_line),
+    "calibrated": MetricSpec(make=calibrated, format_line=labels_line),
     "json": MetricSpec(make=json_metric, format_line=json_line),
     "rouge": MetricSpec(make=rouge),
     "bleu": MetricSpec(make=bleu),
@@ -86,6 +89,6 @@ def scoring_key(task: Task) -> Json:
     files = [task.json_schema, task.tests, task.judge.human_labels]
     if task.function is not None:
         files.append(Path(task.function.rpartition(":")[0]))
-    keys = {"metric", "constrained", "labels", "tolerance", "pattern", "function", "judge"}
+    keys = {"metric", "constrained", "labels", "tolerance", "pattern", "function", "judge", "target_precision"}
     hashes: list[JsonValue] = [sha256_file(file) if file and file.exists() else None for file in files]
     return {**task.model_dump(mode="json", include=keys), "files": hashes}

@@ -8,10 +8,20 @@ scikit-learn computes the same as ``f1_score(..., labels=those, average="macro")
 classes that occur, answers included. There one invalid answer among 190 is a third class with an F1 of 0 beside two labels
 and takes a third of the figure (96.0 became 64.0), and a resample without that row gives it back.
 
+**Rare classes.** Two rows of a class say next to nothing of its F1, and a bootstrap of them believes that they say all: with a
+class of 2 % of 100 rows and a gain on it, its 95 % intervals held the gain in 78 to 83 % of simulated tasks. So every draw gets
+imagined rows: one of each class that is asked for, right or wrong in each arm with even odds (for one arm that is Jeffreys'
+prior), and a tenth of one for each way in which arms may answer the class wrongly. Then 93.4 to 96.6 % hold it (ten cells of
+classes, rows and shared mistakes, standard errors 0.6 to 1.1; 99.5 where nothing was gained). Refused: a prior on whole
+confusion matrices, whose C squared cells outweigh the rows. A class without a test row is no part of the figure.
+
+Source of the idea: Goutte and Gaussier 2005 (F1 as a posterior).
+
 Shape suffixes here: C classes (the labels and invalid).
 """
 
 from collections.abc import Callable, Sequence
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,15 +29,37 @@ from numpy.typing import NDArray
 from tunesmith.errors import RecipeError
 from tunesmith.evaluate.metrics.metric import Metric, Score
 from tunesmith.evaluate.metrics.text import normalise
-from tunesmith.evaluate.resample import SumStatistic
+from tunesmith.evaluate.resample import Imagined, SumStatistic
 from tunesmith.recipe import Task
 from tunesmith.rundir.records.evaluation import Output
 
+ANSWERED_WRONGLY = 0.1  # imagined rows of other classes for each way of answering a class
 INVALID = ""  # no label is blank: the recipe refuses it
 
 
 def classification(task: Task) -> Metric:
     """Accuracy (``classification``) or macro-F1 (``macro_f1``) as headline; the rows are scored alike.
+
+    Raises:
+        RecipeError: two labels that the normalisation cannot tell apart, or a blank one.
+    """
+    known = class_names(task)
+
+    def class_of(text: str) -> str:
+        return known.get(normalise(text), INVALID)
+
+    def score(answer: str, reference: str) -> Score:
+        given, wanted = class_of(answer), class_of(reference)
+        if wanted == INVALID:
+            raise ValueError(f"{reference[:80]!r} is none of task.labels")
+        return {"score": float(given == wanted), "strict": float(answer == reference), "invalid": float(given == INVALID)}
+
+    corpus = macro_f1((*known.values(), INVALID), class_of) if task.metric == "macro_f1" else None
+    return Metric(name=task.metric, score=score, corpus=corpus, tie_break="strict", binary=True)
+
+
+def class_names(task: Task) -> dict[str, str]:
+    """``task.labels`` by what they are on the ladder of ``normalise``.
 
     Raises:
         RecipeError: two labels that the normalisation cannot tell apart, or a blank one.
@@ -41,18 +73,7 @@ def classification(task: Task) -> Metric:
             "and articles",
             "give each class a name of its own",
         )
-
-    def class_of(text: str) -> str:
-        return known.get(normalise(text), INVALID)
-
-    def score(answer: str, reference: str) -> Score:
-        given, wanted = class_of(answer), class_of(reference)
-        if wanted == INVALID:
-            raise ValueError(f"{reference[:80]!r} is none of task.labels")
-        return {"score": float(given == wanted), "strict": float(answer == reference), "invalid": float(given == INVALID)}
-
-    corpus = _macro_f1((*names, INVALID), class_of) if task.metric == "macro_f1" else None
-    return Metric(name=task.metric, score=score, corpus=corpus, tie_break="strict", binary=True)
+    return known
 
 
 def labels_line(task: Task) -> str:
@@ -60,7 +81,7 @@ def labels_line(task: Task) -> str:
     return f"Answer with exactly one of these and nothing else: {', '.join(task.labels or ())}."
 
 
-def _macro_f1(classes: tuple[str, ...], class_of: Callable[[str], str]) -> SumStatistic:
+def macro_f1(classes: tuple[str, ...], class_of: Callable[[str], str]) -> SumStatistic:
     """Mean of F1 over the classes that are asked for, from how often each was answered, asked and both.
 
     The counts of a row have shape (3 C,). No reference is invalid, so that class never enters the mean.
@@ -81,4 +102,17 @@ def _macro_f1(classes: tuple[str, ...], class_of: Callable[[str], str]) -> SumSt
         f1 = np.where(occurs, 2.0 * right / np.where(occurs, answers + references, 1.0), 0.0)
         return f1.sum(axis=-1) / occurs.sum(axis=-1)
 
-    return SumStatistic(counts, value)
+    def imagined(rows: Sequence[Output], arms: int) -> Imagined:
+        """For each class asked for: a row of it in all ways of being right, and rows of others in all ways of answering it."""
+        ways = np.array(list(product((0.0, 1.0), repeat=arms)))  # whether each arm answers the class, shape (W, A)
+        asked = sorted({column[class_of(row.reference)] for row in rows})
+        kinds = [(number, wanted, way) for number in asked for wanted in (1.0, 0.0) for way in ways if wanted or way.any()]
+        counts_AP3C = np.zeros((arms, len(kinds), 3, len(classes)))  # P kinds of imagined rows
+        for place, (number, wanted, way) in enumerate(kinds):
+            counts_AP3C[:, place, 0, number] = way
+            counts_AP3C[:, place, 1, number] = wanted
+            counts_AP3C[:, place, 2, number] = way * wanted
+        weights = [1.0 / len(ways) if wanted else ANSWERED_WRONGLY for _, wanted, _ in kinds]
+        return Imagined(counts_AP3C.reshape(arms, len(kinds), -1), np.array(weights))
+
+    return SumStatistic(counts, value, imagined)

@@ -10,7 +10,7 @@ such rows out and says how many. Refused: a class hierarchy of metrics. A record
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tunesmith.rundir.records.evaluation import Output
 
@@ -28,6 +28,7 @@ class Metric:
         score: ``(answer, reference)`` -> figures of a row; ``score`` is the headline in 0..1 (None: unscored).
         corpus: headline of an arm where it is not the mean of ``score``: a function of the arm's outputs.
         tie_break: the figure that decides between prompts of equal headline.
+        of_all: figures of an arm beside the headline that are no means over rows (an error of calibration).
         binary: whether every ``score`` is 0 or 1, so that McNemar's test applies to the rows.
     """
 
@@ -36,6 +37,7 @@ class Metric:
     tie_break: str
     binary: bool
     corpus: Callable[[Sequence[Output]], float] | None = None
+    of_all: Mapping[str, Callable[[Sequence[Output]], float | None]] = field(default_factory=dict)
 
     def fits(self, reference: str) -> bool:
         """Whether a reference scores 1 against itself (or the metric leaves it to a judge)."""

@@ -283,8 +283,8 @@ def _watch(model: PreTrainedModel, architecture: str, totals: dict[str, _Total])
     return hooks
 
 
-def _add(total: _Total, _: nn.Module, given: tuple[Any, ...]) -> None:
-    total.add(0, given[0])
+def _add(total: _Total, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+    total.add(0, inputs[0])
 
 
 def _watch_experts(place: str, module: nn.Module, names: gguf.TensorNameMap, totals: dict[str, _Total]) -> Hook:
@@ -301,8 +301,8 @@ def _watch_experts(place: str, module: nn.Module, names: gguf.TensorNameMap, tot
             raise ExportError(f"{place}: no GGUF name for its weights", "export.imatrix: false")
         totals[f"{name}.weight"] = total
 
-    def hook(_: nn.Module, given: tuple[Any, ...]) -> None:
-        hidden_TI, index_TK = given[0], given[1]
+    def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        hidden_TI, index_TK = inputs[0], inputs[1]
         for expert in index_TK.unique().tolist():
             if expert == first.experts:
                 continue  # a place that no expert takes

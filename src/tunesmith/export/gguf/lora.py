@@ -124,7 +124,7 @@ def _check(path: Path, adapter: Path, factors: Mapping[str, NDArray[Any]], scale
     """Whether the file is the adapter: scale, targets, factors. Returns the number of its tensors."""
     reader = GgufReader(path)
     architecture = reader.value("general.architecture")
-    written = {tensor.name: tensor.data for tensor in reader.tensors}
+    tensors = {tensor.name: tensor.data for tensor in reader.tensors}
     names = gguf_names(architecture, layers)
     hint = f"llama.cpp's converter and the adapter disagree; {MERGED}"
     for key, trained in factors.items():
@@ -133,9 +133,9 @@ def _check(path: Path, adapter: Path, factors: Mapping[str, NDArray[Any]], scale
         if weight is None:
             raise ExportError(f"{layer}: no GGUF name in architecture {architecture}", hint)
         name = f"{weight}.lora_{factor[0].lower()}"
-        if name not in written:
+        if name not in tensors:
             raise ExportError(f"{adapter}: target {layer} was dropped: the LoRA GGUF has no {name}", hint)
-        values = written.pop(name)
+        values = tensors.pop(name)
         same = np.array_equal(trained, values) or (factor.startswith("B") and np.array_equal(_sorted(trained), _sorted(values)))
         if not same:
             raise ExportError(f"{adapter}: {key} and {name} of the LoRA GGUF are not the same numbers", hint)
@@ -143,8 +143,8 @@ def _check(path: Path, adapter: Path, factors: Mapping[str, NDArray[Any]], scale
         applied = float(reader.value("adapter.lora.alpha")) / rank
         if abs(applied - scale) > 1e-6 * scale:
             raise ExportError(f"{layer}: llama.cpp would apply the update times {applied:g}, not {scale:g}", hint)
-    if written:
-        raise ExportError(f"{adapter}: the LoRA GGUF holds {sorted(written)[0]}, which was not trained", hint)
+    if tensors:
+        raise ExportError(f"{adapter}: the LoRA GGUF holds {sorted(tensors)[0]}, which was not trained", hint)
     return len(reader.tensors)
 
 

@@ -62,7 +62,8 @@ class MetricFacts(Record):
     Attributes:
         name: ``task.metric``.
         tried: references that were scored against themselves; all of them scored 1.
-        calibrated: False for a judge that nobody compared with people; None for a deterministic metric.
+        calibrated: whether a judge agrees with people, as measured; None for a deterministic metric.
+        judge: why, or why not; empty for a deterministic metric.
         min_gain: ``task.min_gain``, a fraction.
         detectable: smallest gain that the test part finds with 80 % power, a fraction.
         test_needed: test rows that would find ``min_gain``.
@@ -72,6 +73,7 @@ class MetricFacts(Record):
     name: str
     tried: int
     calibrated: bool | None
+    judge: str = ""
     min_gain: float
     detectable: float
     test_needed: int

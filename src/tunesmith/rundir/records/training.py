@@ -122,7 +122,7 @@ class Training(FileRecord):
 
     def _repr_html_(self) -> str:
         """What was kept, and the losses as a curve."""
-        kept = f"best dev loss {self.best_dev_loss:.4f} at step {self.best_step} of {self.steps}"
+        best = f"best dev loss {self.best_dev_loss:.4f} at step {self.best_step} of {self.steps}"
         notes = f"{self.first_dev_loss:.4f} before the first step"
         if self.tokens_per_second is not None:
             notes += f"; {self.tokens_per_second:,.0f} tokens/s"
@@ -132,4 +132,4 @@ class Training(FileRecord):
             notes += "; over-fitting: dev loss rose at the end while train loss fell"
         dev = [(entry.step, entry.dev_loss) for entry in self.dev_losses]
         train = [(entry.step, entry.train_loss) for entry in self.dev_losses if entry.train_loss is not None]
-        return paragraph(notes, kept) + loss_curve(dev, train, self.best_step)
+        return paragraph(notes, best) + loss_curve(dev, train, self.best_step)
