@@ -7,8 +7,10 @@ import importlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from tunesmith.parity import measure, prompts, reference
 from tunesmith.pipeline import verbs as api
 from tunesmith.recipe import Recipe, load_recipe
 from tunesmith.rundir import RunDir
+from tunesmith.rundir.records.check import CheckReport
 
 parity = importlib.import_module("tunesmith.pipeline.parity")  # the name in tunesmith.pipeline is the function
 ROOT = Path(__file__).resolve().parents[1]
@@ -279,3 +282,9 @@ def tiny_run(tmp_path_factory, tiny_dir) -> RunDir:
 def real_dir() -> Path:
     """SmolLM2-135M-Instruct, converted once and kept in the user's cache."""
     return find_model(str(GGUF))
+
+
+def without_places(report: CheckReport) -> Any:
+    """A report with ``row N`` for every ``line N``, and without the names of its source."""
+    report = replace(report, source="", reading=replace(report.reading, files=()))
+    return json.loads(re.sub(r"\bline (\d+)", r"row \1", json.dumps(report.to_json())))
