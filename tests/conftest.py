@@ -240,7 +240,7 @@ def write_recipe(directory: Path, model: Path, changes: dict[str, Any] | None = 
         "task": {"metric": "json", "json_schema": "schema.json", "prompt": "Colour and thing, as JSON.", "max_new_tokens": 12},
         "lora": {"r": 4, "alpha": 8},
         "train": {"tokens_per_step": 256, "max_length": 128, "num_train_epochs": 1, "learning_rate": 0.002},
-        "evaluate": {"few_shot": {"k": [2], "draws": 2, "dev_rows": 4}, "batch_size": 8},
+        "evaluate": {"few_shot": {"k": [2], "draws": 2}, "batch_size": 8},
     }
     for key, value in (changes or {}).items():
         *sections, last = key.split(".")

@@ -30,6 +30,6 @@ def answers(texts, references):
     return [dataclasses.replace(OUTPUT, id=str(i), output=text, reference=reference) for i, (text, reference) in pairs]
 
 
-def selection(best):
-    """A selection that names the prompt to beat."""
-    return Selection(best_prompt=best, best_prompt_name=best, arms={}, candidates=(), search=None, dev_rows=0)
+def selection(*finalists, rivals=()):
+    """A selection that names the prompts to beat."""
+    return Selection(finalists=finalists, rivals=(*finalists, *rivals), arms={}, candidates=(), search=None, dev_rows=0)

@@ -25,7 +25,7 @@ def run(tmp_path_factory, real_dir):
     recipe["data"] = {"path": "rows.jsonl", "test_fraction": 0.15, "dev_fraction": 0.1}
     recipe["task"]["json_schema"] = str(ROOT / "recipes" / "us_addresses" / "schema.json")
     recipe["train"] |= {"learning_rate": 5.0e-4, "num_train_epochs": 1}
-    recipe["evaluate"] = {"few_shot": {"k": [3], "draws": 1, "dev_rows": 8}, "batch_size": 32}
+    recipe["evaluate"] = {"few_shot": {"k": [3], "draws": 1}, "batch_size": 32}
     (folder / "short.yaml").write_text(yaml.safe_dump(recipe))
     run = api.open_run(folder / "short.yaml", folder / "run")
     with pytest.MonkeyPatch.context() as patch, conversion_by(RUN_IN_CHILD):

@@ -18,7 +18,7 @@ SMALL = {
     "base": "fp32",
     "lora": {"r": 4, "alpha": 8},
     "train": {"tokens_per_step": 256, "max_length": 128, "num_train_epochs": 1, "learning_rate": 0.002},
-    "evaluate": {"arms": ["zero_shot", "tuned"], "few_shot": {"k": [1], "draws": 1, "dev_rows": 4}, "batch_size": 8},
+    "evaluate": {"arms": ["zero_shot", "tuned"], "few_shot": {"k": [1], "draws": 1}, "batch_size": 8},
     "export": {"gguf": ["F16"]},
 }
 

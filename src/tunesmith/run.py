@@ -203,7 +203,7 @@ class Run:
         Raises:
             RunError: it was not scored.
         """
-        file = self.directory.evaluation / arm / "outputs.jsonl"
+        file = self.directory.answers(arm) / "outputs.jsonl"
         if not file.exists():
             arms = ", ".join(self.recipe.evaluate.arms)
             raise RunError(f"{self.path}: the arm {arm} was not scored", f"run.evaluate({arm!r}); arms: {arms}")

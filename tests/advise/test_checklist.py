@@ -12,7 +12,7 @@ from tunesmith.advise.checklist import checklist, rows_in_all
 from tunesmith.advise.decide import ELSEWHERE, EXIT_CODES, SETTINGS, decide
 from tunesmith.advise.price import break_even
 from tunesmith.data.size_advice import BANDS
-from tunesmith.evaluate import gate, stats
+from tunesmith.evaluate import gate, rule
 from tunesmith.rundir.records.advice import (
     Advice,
     DevArm,
@@ -23,6 +23,7 @@ from tunesmith.rundir.records.advice import (
     PriceFacts,
     RowFacts,
 )
+from tunesmith.rundir.records.evaluation import Terms
 
 GB = 10**9
 ROWS = RowFacts(
@@ -41,7 +42,17 @@ ROWS = RowFacts(
     supervised=60_000,
     counted=True,
 )
-METRIC = MetricFacts(name="json", tried=375, calibrated=None, min_gain=0.10, detectable=0.07, test_needed=155, discordance=0.2)
+METRIC = MetricFacts(
+    name="json",
+    tried=375,
+    calibrated=None,
+    min_gain=0.10,
+    planned=0.2,
+    detectable=0.12,
+    test_needed=62,
+    discordance=0.2,
+    min_score=None,
+)
 PRICE = PriceFacts(calls_per_month=100_000, per_million=1.0, per_hour=2.0, tokens_saved=500, counted=True)
 MACHINE = MachineFacts(name="a GPU", kind="gpu", cores=8, memory=24 * GB)
 MEMORY = MemoryFacts(
@@ -109,8 +120,8 @@ def facts(**changes):
         (rules.METRIC, {"metric__calibrated": False}, "unknown"),
         (rules.METRIC, {"metric__calibrated": True}, "pass"),
         (rules.RESOLUTION, {}, "pass"),
-        (rules.RESOLUTION, {"metric__detectable": 0.11}, "unknown"),  # another split of these rows would do
-        (rules.RESOLUTION, {"metric__detectable": 0.11, "metric__test_needed": 1500}, "stop"),
+        (rules.RESOLUTION, {"metric__detectable": 0.21}, "unknown"),  # another split of these rows would do
+        (rules.RESOLUTION, {"metric__detectable": 0.21, "metric__test_needed": 1500}, "stop"),
         (rules.RESOLUTION, {"metric__min_gain": 0.0}, "unknown"),
         (rules.PRICE, {}, "pass"),
         (rules.PRICE, {"price__per_hour": None}, "unknown"),
@@ -139,8 +150,10 @@ def test_states(check, changes, state):
         ({"machine__memory": 4 * GB}, "tune", ELSEWHERE),
         ({"arms": (arm("few_shot", 0.95),)}, "prompt is enough", 21),
         ({"arms": (arm("few_shot", 0.5), arm("retrieval", 0.8, True))}, "use retrieval", 22),
+        ({"arms": (arm("few_shot", 0.7),), "metric__min_score": 0.5}, "prompt is enough", 21),  # for certain good enough
+        ({"arms": (arm("few_shot", 0.7),), "metric__min_score": 0.69}, "tune", 0),  # likely, not certain
         ({"rows__prompts": 60}, "collect more rows", 23),
-        ({"metric__detectable": 0.2, "metric__test_needed": 2000}, "collect more rows", 23),
+        ({"metric__detectable": 0.25, "metric__test_needed": 2000}, "collect more rows", 23),
         # A cheap ending goes before a dear one.
         ({"rows__prompts": 60, "arms": (arm("few_shot", 0.95),)}, "prompt is enough", 21),
         ({"rows__prompts": 60, "arms": (arm("few_shot", 0.1), arm("retrieval", 0.8, True))}, "use retrieval", 22),
@@ -163,7 +176,7 @@ def test_exit_codes_are_free():
     assert not codes & taken and len(codes) == 5
 
 
-@pytest.mark.parametrize("changes", [{"rows__prompts": 60}, {"metric__detectable": 0.2, "metric__test_needed": 2000}])
+@pytest.mark.parametrize("changes", [{"rows__prompts": 60}, {"metric__detectable": 0.25, "metric__test_needed": 2000}])
 def test_as_many_rows_as_asked_for_are_enough(changes):
     """The advice, taken, ends the advice: with the rows collected (and split as told) nothing stops any more."""
     before = facts(**changes)
@@ -173,21 +186,21 @@ def test_as_many_rows_as_asked_for_are_enough(changes):
     dev = math.ceil(before.rows.dev / before.rows.rows * total)
     grown = {"rows": total, "distinct": before.rows.distinct + more, "prompts": before.rows.prompts + more}
     rows = dataclasses.replace(before.rows, **grown, train=total - test - dev, dev=dev, test=test)
-    metric = dataclasses.replace(before.metric, detectable=before.metric.min_gain)
+    metric = dataclasses.replace(before.metric, detectable=before.metric.planned)
     after = dataclasses.replace(before, rows=rows, metric=metric)
     assert decide(after, 1.0).ending == "tune"
 
 
-@given(gain=st.floats(0.01, 0.5), share=st.floats(0.01, 1.0), dev=st.integers(10, 200))
+@given(gain=st.floats(0.02, 0.4), share=st.floats(0.01, 1.0), dev=st.integers(10, 200))
 def test_rows_in_all_leave_200_to_train_on(gain, share, dev):
-    needed = stats.n_needed(gain, max(gain, share))
+    needed = rule.planned_rows(max(2 * gain, share), 2 * gain, Terms(min_gain=gain))
     changed = facts(metric__test_needed=needed, rows__dev=dev)
     total = rows_in_all(changed)
     assert total - needed - total * dev / changed.rows.rows >= rules.FEW - 1e-6
 
 
 def test_another_split_shows_the_gain():
-    changed = facts(metric__detectable=0.2, metric__test_needed=626, metric__min_gain=0.05)
+    changed = facts(metric__detectable=0.25, metric__test_needed=626, metric__min_gain=0.05)
     advice = decide(changed, 1.0)
     assert advice.ending == "tune" and advice.settings.test_fraction == 0.42
     assert math.floor(advice.settings.test_fraction * changed.rows.rows) >= 626

@@ -41,16 +41,16 @@ class Engine:
 def test_kept_answers_are_scored_anew_without_asking(make_recipe, tmp_path):
     engine, metric = Engine(), make_metric(make_recipe().task)
     price = arms.by_tokens(TokenPrice(prompt_per_million=1.0, output_per_million=10.0))
-    figures = arms.run_arm(tmp_path / "a", lambda: engine, "k", ROWS, ASKED, metric, 8, price=price)
+    figures = arms.run_arm(tmp_path / "a", tmp_path, lambda: engine, "k", ROWS, ASKED, metric, 8, price=price)
     assert (figures.score, figures.n, figures.unscored, engine.calls, engine.closed) == (0.5, 6, 0, 1, 1)
     assert figures.ms == 500 and figures.cost == pytest.approx(200e-6)
     strict = Metric(name="never", score=lambda answer, reference: {"score": 0.0}, tie_break="score", binary=True)
     by_time = arms.by_time(3600.0)
-    again = arms.run_arm(tmp_path / "a", lambda: engine, "k", ROWS, ASKED, strict, 8, price=by_time)
+    again = arms.run_arm(tmp_path / "a", tmp_path, lambda: engine, "k", ROWS, ASKED, strict, 8, price=by_time)
     assert (again.score, again.cost, engine.calls) == (0.0, 0.5, 1) and "parse" not in again.figures
-    arms.run_arm(tmp_path / "a", lambda: engine, "other", ROWS, ASKED, metric, 8)
+    arms.run_arm(tmp_path / "a", tmp_path, lambda: engine, "other", ROWS, ASKED, metric, 8)
     assert engine.calls == 2
-    same = arms.run_arm(tmp_path / "b", lambda: engine, "other", ROWS, ASKED, metric, 8)  # another arm, asked the same
+    same = arms.run_arm(tmp_path / "b", tmp_path, lambda: engine, "other", ROWS, ASKED, metric, 8)  # asked the same
     assert (same.score, engine.calls) == (0.5, 2)
 
 
@@ -59,7 +59,7 @@ def test_an_unscored_row_is_no_wrong_one_and_a_corpus_figure_is_of_the_whole(tmp
         return {"score": None if answer == "{}" else 1.0, "length": float(len(answer))}
 
     metric = Metric(name="some", score=score, corpus=lambda rows: len(rows) / 4, tie_break="score", binary=False)
-    figures = arms.run_arm(tmp_path / "a", Engine, "k", ROWS, ASKED, metric, 8)
+    figures = arms.run_arm(tmp_path / "a", tmp_path, Engine, "k", ROWS, ASKED, metric, 8)
     assert figures.score == 0.75 and figures.unscored == 3
     outputs = arms.read_outputs(tmp_path / "a")
     mean = arms.summary("a", outputs, replace(metric, corpus=None))
@@ -70,10 +70,10 @@ def test_an_unscored_row_is_no_wrong_one_and_a_corpus_figure_is_of_the_whole(tmp
 
 def test_an_unreadable_line_is_named_and_a_torn_neighbour_only_asked_again(tmp_path):
     metric = Metric(name="one", score=lambda answer, reference: {"score": 1.0}, tie_break="score", binary=True)
-    arms.run_arm(tmp_path / "a", Engine, "k", ROWS, ASKED, metric, 8)
+    arms.run_arm(tmp_path / "a", tmp_path, Engine, "k", ROWS, ASKED, metric, 8)
     (tmp_path / "a" / "scores.json").write_text("{")
     engine = Engine()
-    arms.run_arm(tmp_path / "b", lambda: engine, "k", ROWS, ASKED, metric, 8)
+    arms.run_arm(tmp_path / "b", tmp_path, lambda: engine, "k", ROWS, ASKED, metric, 8)
     assert engine.calls == 1
     file = tmp_path / "b" / "outputs.jsonl"
     file.write_text(file.read_text().replace('"finished": true', '"finished": "yes"', 1))
@@ -108,17 +108,18 @@ def test_an_endpoint_is_an_arm_with_a_price_and_its_key_is_in_no_file(endpoint, 
     changes = {
         "evaluate.arms": ["instruction", "few_shot", "retrieval", "external:big", "external:big:retrieval"],
         "evaluate.external": {"big": named},
-        "evaluate.few_shot": {"k": [1], "draws": 1, "dev_rows": 3},
+        "evaluate.few_shot": {"k": [1], "draws": 1},
     }
     run = api.open_run(write_recipe(tmp_path, tiny_dir, changes), tmp_path / "run")
     api.data(run)
     api.render(run)
     api.evaluate(run)
     choice = Selection.read(run.evaluation / "selection.json")
-    assert choice.best_prompt.startswith("external:big") and choice.dev_rows == 3
+    dev, names = choice.dev_rows, choice.finalists
+    assert choice.leader.startswith("external:big") and len(names) == 3 and dev == len(read_rows(run.data / "dev.jsonl"))
     rows = arms.read_outputs(run.evaluation / "external:big")
     assert all(row.score == 1.0 and row.cost == pytest.approx(200e-6) for row in rows)
-    assert len(endpoint.requests) == 2 * (3 + len(rows))
+    assert len(endpoint.requests) == 2 * (dev + len(rows))
     (path, body), key = endpoint.requests[-1], endpoint.headers[-1]["Authorization"]
     assert path == "/v1/chat/completions" and key == "Bearer canary-5142" and body["top_p"] == 1 and body["model"] == "big"
     local = arms.read_outputs(run.evaluation / "retrieval")
@@ -132,4 +133,4 @@ def test_an_endpoint_is_an_arm_with_a_price_and_its_key_is_in_no_file(endpoint, 
     written = "".join(p.read_text(errors="replace") for p in run.path.rglob("*") if p.is_file()) + lines
     assert "canary" not in written and "answer recall@5" in lines.split("evaluate: retrieval gets")[0]
     api.evaluate(run)
-    assert len(endpoint.requests) == 2 * (3 + len(rows))  # all up to date
+    assert len(endpoint.requests) == 2 * (dev + len(rows))  # all up to date

@@ -3,48 +3,52 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import toy_rows
-from outputs import outputs
 from tunesmith.errors import RunError
 from tunesmith.evaluate.metrics import format_line
-from tunesmith.evaluate.search import cost, instructions, rungs, search, space
+from tunesmith.evaluate.search import affordable, cost, halving, instructions, rungs, space
 from tunesmith.rundir.records.evaluation import Candidate
 from tunesmith.rundir.rows import Row
 
 ROWS = [Row(str(i), f"line {i}", row["messages"]) for i, row in enumerate(toy_rows())]
 
 
+@given(st.integers(1, 200), st.integers(1, 300), st.integers(1, 8))
+def test_a_halving_ends_on_all_rows_and_drops_nobody_on_few(rows, count, survivors):
+    plan = rungs(count, rows, survivors)
+    alive, marks = [a for a, _ in plan], [mark for _, mark in plan]
+    assert alive == sorted(alive, reverse=True) and alive[0] == count and alive[-1] >= min(survivors, count)
+    assert marks == sorted(set(marks)) and marks[-1] == rows and (marks[0] >= 32 or marks == [rows])
+    assert cost(plan) <= count * rows
+
+
 @given(st.integers(1, 200), st.integers(1, 300), st.integers(1, 2000))
-def test_a_plan_never_costs_more_than_the_budget_and_spends_what_it_can(rows, most, calls):
+def test_a_search_never_costs_more_than_the_budget_and_spends_what_it_can(rows, most, calls):
     if calls < rows:
         with pytest.raises(RunError, match="do not cover one prompt"):
-            rungs(rows, most, calls)
+            affordable(most, rows, 3, calls)
         return
-    plan = rungs(rows, most, calls)
-    assert cost(plan) <= calls and plan[-1][1] == rows and 1 <= plan[-1][0] <= plan[0][0] <= most
-    assert plan == sorted(plan, key=lambda rung: rung[1])
-    if plan[0][0] < most:  # one candidate more would not be paid
-        more = [(-(-(plan[0][0] + 1) // 2**number), mark) for number, (_, mark) in enumerate(plan)]
-        assert cost(more) > calls
+    count = affordable(most, rows, 3, calls)
+    assert cost(rungs(count, rows, 3)) <= calls and 1 <= count <= most
+    assert count == most or cost(rungs(count + 1, rows, 3)) > calls  # one prompt more would not be paid
 
 
-def test_halving_keeps_the_better_half_and_asks_no_row_twice():
-    options = [Candidate(arm="optimized_prompt", instruction=str(quality)) for quality in (3, 9, 1, 7, 5, 8, 2, 6)]
-    asked = []
+def test_halving_ranks_by_who_came_further_and_asks_no_row_of_whom_it_dropped():
+    qualities, asked = (3, 9, 1, 7, 5, 8, 2, 6), []
 
-    def ask(candidate, part):
-        rows = range(12)[part]
-        asked.extend((candidate.instruction, row) for row in rows)
-        return outputs([int(candidate.instruction)] * len(rows))
+    def standing(quality, rows):
+        asked.append((quality, rows))
+        return (quality,) if rows < 128 else (-quality,)  # who leads on few rows is the last of the finalists on all of them
 
-    def rank(answers):
-        return (sum(answer.score for answer in answers) / len(answers),)
-
-    winner = search(options, 12, 8 * 3 + 4 * 3 + 2 * 6, ask, rank)
-    assert winner.candidate.instruction == "9" and len(winner.outputs) == 12
-    assert winner.calls == len(asked) == len(set(asked)) == 48
-    assert {name for name, row in asked if row >= 3} == {"9", "8", "7", "6"}
-    assert {name for name, row in asked if row >= 6} == {"9", "8"}
-    assert search(options, 12, 13, ask, rank).candidate == options[0]  # the budget pays for the first alone
+    ranked = halving(qualities, 128, 2, standing)
+    assert ranked == [(8, 128), (9, 128), (7, 64), (6, 64), (5, 32), (3, 32), (2, 32), (1, 32)]
+    assert {quality for quality, rows in asked if rows == 64} == {9, 8, 7, 6}
+    assert {quality for quality, rows in asked if rows == 128} == {9, 8}
+    assert [quality for quality, _ in halving(qualities, 128, 5, standing)][:5] == [5, 6, 7, 8, 9]
+    assert [name for name, _ in halving("abc", 10, 1, lambda option, rows: (1.0,))] == [
+        "a",
+        "b",
+        "c",
+    ]  # equals keep their order
 
 
 def test_instructions_are_rewritten_by_rule_and_listed_once(make_recipe):

@@ -10,7 +10,8 @@ from tunesmith.engines.engine import Answer
 from tunesmith.errors import RunError
 from tunesmith.evaluate.metrics import make_metric
 from tunesmith.evaluate.prompts import PromptBook, question_key
-from tunesmith.evaluate.select import PromptTask, select_prompt
+from tunesmith.evaluate.search import PROMPTS
+from tunesmith.evaluate.select import PromptTask, finalist_count, select_prompt, way_to_ask
 from tunesmith.retrieval.store import build_store
 from tunesmith.rundir.records.evaluation import Selection
 from tunesmith.rundir.rows import Row
@@ -42,11 +43,12 @@ def shows(k):
 
 def prompt_task(recipe, book, dev, engines, **more):
     metric = make_metric(recipe.task)
-    return PromptTask(recipe=recipe, book=book, dev=dev, metric=metric, max_new_tokens=8, engine_of=engines.__getitem__, **more)
+    settings = {"max_new_tokens": 8, "finalists": 3, "engine_of": engines.__getitem__, **more}
+    return PromptTask(recipe=recipe, book=book, dev=dev, metric=metric, **settings)
 
 
-def choose(recipe, tmp_path, engines, **more):
-    pool, dev = ROWS[:40], ROWS[40:52]
+def choose(recipe, tmp_path, engines, dev=ROWS[40:52], **more):
+    pool = ROWS[:40]
     texts, ids = [row.messages[0]["content"] for row in pool], [row.id for row in pool]
     store = build_store(tmp_path / "store.sqlite", texts, ids)
     book = PromptBook(recipe, pool, ROWS[40:], lambda _: store, lambda: store)
@@ -54,23 +56,55 @@ def choose(recipe, tmp_path, engines, **more):
 
 
 def test_the_best_on_dev_wins_and_only_train_rows_are_shown(make_recipe, tmp_path):
-    recipe = make_recipe({"evaluate.few_shot": {"k": [1, 3], "draws": 2, "dev_rows": 5}})
+    recipe = make_recipe({"evaluate.few_shot": {"k": [1, 3], "draws": 2}})
     engine = Parrot(shows(3))
     choice = choose(recipe, tmp_path, {"base": engine})
-    assert choice.best_prompt == "few_shot" and choice.arms["few_shot"].k == 3
-    assert [c.arm for c in choice.candidates] == ["instruction"] + ["few_shot"] * 6
-    assert all(c.n == 5 for c in choice.candidates)
+    assert choice.leader == "few_shot" and choice.arms["few_shot"].k == 3
+    assert choice.finalists == ("few_shot", "few_shot:2", "few_shot:3") and choice.rivals == ("instruction", "few_shot")
+    assert {choice.arms[name].k for name in choice.finalists} == {3} and len({*map(choice.arms.get, choice.finalists)}) == 3
+    assert choice.scored(["instruction", "few_shot", "tuned"]) == (
+        *("instruction", "few_shot", "few_shot:2", "few_shot:3", "tuned"),
+    )
+    assert sorted(c.arm for c in choice.candidates) == ["few_shot"] * 6 + ["instruction"]
+    assert all(c.n == 12 for c in choice.candidates) and len(engine.asked) == 7 * 12
     choice.write(tmp_path / "selection.json")
     assert Selection.read(tmp_path / "selection.json") == choice
     sealed = {question_key(row) for row in ROWS[40:]}
     for prompt in engine.asked:
         assert not sealed & {"".join(m["content"].split()) for m in prompt[:-1]}
-    assert choose(recipe, tmp_path, {"base": Parrot(shows(0))}).best_prompt == "instruction"
+    assert choose(recipe, tmp_path, {"base": Parrot(shows(0))}).leader == "instruction"
 
 
 def test_among_equals_the_shorter_prompt(make_recipe, tmp_path):
     choice = choose(make_recipe(), tmp_path, {"base": Parrot(lambda _: True)})
-    assert choice.best_prompt == "instruction" and choice.arms["few_shot"].k == 2
+    assert choice.leader == "instruction" and choice.arms["few_shot"].k == 2
+
+
+def test_the_same_prompt_is_a_finalist_once_and_asked_once(make_recipe, tmp_path):
+    """The optimized prompt begins with the instruction and the best examples; its own finds are finalists after those."""
+    arms = ["zero_shot", "instruction", "few_shot", "optimized_prompt"]
+    recipe = make_recipe({"evaluate.arms": arms, "task.short_prompt": "Colour and thing.", "task.prompt": "Colour and thing."})
+    engine = Parrot(shows(2))
+    choice = choose(recipe, tmp_path, {"base": engine})
+    ways = [way_to_ask(choice.arms[name]) for name in choice.finalists]
+    assert len(ways) == len(set(ways)) == 3 and choice.leader == "few_shot"
+    bare = [json.dumps(prompt) for prompt in engine.asked if len(prompt) == 2]
+    assert len(bare) == len(set(bare)) > 12  # zero_shot, instruction and the search's own start are one prompt
+    assert len([c for c in choice.candidates if c.arm == "optimized_prompt"]) == choice.search.tried == PROMPTS
+
+
+@pytest.mark.parametrize(("wanted", "rows", "count"), [(None, 499, 3), (None, 500, 5), (2, 1000, 2)])
+def test_more_test_rows_need_more_finalists(wanted, rows, count):
+    assert finalist_count(wanted, rows) == count
+
+
+def test_who_drops_out_early_is_written_down_with_the_rows_it_answered(make_recipe, tmp_path):
+    recipe = make_recipe({"evaluate.few_shot": {"k": [1, 2], "draws": 3}})
+    dev = [replace(ROWS[40 + i % 20], id=str(i)) for i in range(70)]
+    choice = choose(recipe, tmp_path, {"base": Parrot(shows(1))}, dev=dev, finalists=2)
+    few_shot = [c for c in choice.candidates if c.arm == "few_shot"]
+    assert sorted(c.n for c in few_shot) == [35] * 4 + [70] * 4 and choice.dev_rows == 70
+    assert all(c.candidate.k == 1 for c in few_shot if c.n == 70)
 
 
 def test_an_endpoint_gets_the_chosen_prompts_and_can_be_the_one_to_beat(make_recipe, tmp_path):
@@ -79,24 +113,25 @@ def test_an_endpoint_gets_the_chosen_prompts_and_can_be_the_one_to_beat(make_rec
     recipe = make_recipe({"evaluate.arms": arms, "evaluate.external": {"big": endpoint}})
     base, big = Parrot(lambda _: False), Parrot(lambda _: True)
     choice = choose(recipe, tmp_path, {"base": base, "external:big:few_shot": big})
-    assert choice.best_prompt == "external:big:few_shot" and len(big.asked) == 4  # dev_rows of the recipe: one prompt
+    assert choice.leader == "external:big:few_shot" and len(big.asked) == 12  # one prompt
+    assert choice.finalists == ("external:big:few_shot", "instruction")
     assert all(sum(m["role"] == "assistant" for m in prompt) == 2 for prompt in big.asked)
     assert set(choice.arms) == {"instruction", "few_shot"}  # the latter for the endpoint, and no rival itself
     aside = make_recipe({"evaluate.arms": arms, "evaluate.external": {"big": {**endpoint, "rival": False}}})
-    assert choose(aside, tmp_path, {"base": base}).best_prompt == "instruction"
+    assert choose(aside, tmp_path, {"base": base}).finalists == ("instruction",)
 
 
 def test_the_search_finds_the_instruction_that_helps_within_its_budget(make_recipe, tmp_path):
     own = "Say colour and thing as JSON!"
-    settings = {"calls": 60, "instructions": [own]}
+    settings = {"calls": 240, "instructions": [own]}
     arms = ["instruction", "optimized_prompt", "few_shot"]
     recipe = make_recipe({"evaluate.arms": arms, "evaluate.optimized_prompt": settings, "evaluate.few_shot.k": [1]})
     engine = Parrot(lambda prompt: prompt[0]["content"].strip() == own)
     choice = choose(recipe, tmp_path, {"base": engine})
     best = choice.arms["optimized_prompt"]
-    assert choice.best_prompt == "optimized_prompt" and best.instruction == own and best.variant == "own 1"
+    assert choice.leader == "optimized_prompt" and best.instruction == own and best.variant == "own 1"
     others = sum(c.n for c in choice.candidates if c.arm != "optimized_prompt")
-    assert choice.search.calls == len(engine.asked) - others <= 60
+    assert choice.search.calls == len(engine.asked) - others <= 240
 
 
 def test_constrained_answers_are_asked_of_all_alike_and_a_judge_compares_with_the_first(make_recipe, tmp_path):
@@ -110,9 +145,9 @@ def test_constrained_answers_are_asked_of_all_alike_and_a_judge_compares_with_th
     choice = choose(make_recipe(), tmp_path, {"base": engine}, allowed={"type": "object"}, judge=judge)
     assert engine.schemas == {'{"type": "object"}'}
     assert len({json.dumps(prompts) for prompts in seen}) == 1 and len(seen[0][0]) == 2  # the instruction arm's
-    assert choice.best_prompt == "instruction"
+    assert choice.leader == "instruction"
     few_shot = next(c for c in choice.candidates if c.arm == "few_shot")
-    assert few_shot.score is None and few_shot.unscored == few_shot.n == 4
+    assert few_shot.score is None and few_shot.unscored == few_shot.n == 12
 
 
 def test_no_dev_row_is_refused(make_recipe):

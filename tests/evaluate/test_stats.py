@@ -22,14 +22,10 @@ def test_wilson_known_values():
     assert stats.wilson(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
 
 
-def test_midp_is_the_exact_p_less_half_the_observed_probability():
+def test_p_is_that_of_mcnemar_without_correction():
     for won, lost in [(0, 5), (3, 9), (12, 4), (1, 0)]:
-        n, few = won + lost, min(won, lost)
-        exact = scipy_stats.binomtest(few, n, 0.5).pvalue
-        assert stats.mcnemar_midp(won, lost) == pytest.approx(exact - scipy_stats.binom.pmf(few, n, 0.5), rel=1e-9)
-    assert stats.mcnemar_midp(0, 0) == 1.0
-    assert stats.mcnemar_midp(4, 4) == pytest.approx(1.0)
-    assert stats.midp_values(np.array([3, 0]), np.array([9, 0])).tolist() == [stats.mcnemar_midp(3, 9), 1.0]
+        assert stats.score_p(won, lost) == pytest.approx(scipy_stats.chi2.sf((won - lost) ** 2 / (won + lost), 1), rel=1e-9)
+    assert stats.score_p(0, 0) == stats.score_p(4, 4) == 1.0
 
 
 def test_score_interval_known_values():
@@ -63,7 +59,7 @@ def test_score_interval_says_what_the_test_says_and_does_not_depend_on_who_comes
     assert stats.score_interval(c, b, n) == pytest.approx((-high, -low), abs=1e-8)
     chi2 = (b - c) ** 2 / max(b + c, 1)  # McNemar 1947
     if abs(chi2 - 3.841459) > 1e-6:
-        assert (low > 0 or high < 0) == (chi2 > 3.841459)
+        assert (low > 0 or high < 0) == (chi2 > 3.841459) == (stats.score_p(b, c) < 0.05)
     wider_low, wider_high = stats.score_interval(b, c, n, tail=0.005)
     assert (wider_low < low and high < wider_high) or high == wider_high == 1.0 or low == wider_low == -1.0
 
@@ -73,32 +69,6 @@ def test_score_interval_of_arrays_is_that_of_each():
     low, high = stats.score_limits(b, c, 50)
     for cell in np.ndindex(2, 2):
         assert (low[cell], high[cell]) == stats.score_interval(int(b[cell]), int(c[cell]), 50)
-
-
-def test_holm_by_hand():
-    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert stats.holm([0.2]) == [0.2] and stats.holm([]) == [] and stats.holm([0.9, 0.8]) == [1.0, 1.0]
-
-
-def test_rows_needed_as_in_the_published_formula():
-    """Connor 1987; rows: gain 2, 5, 10 points; columns: 10, 20, 30 % of the rows discordant."""
-    table = [[stats.n_needed(gain, share) for share in (0.1, 0.2, 0.3)] for gain in (0.02, 0.05, 0.10)]
-    assert table == [[1960, 3923, 5885], [312, 626, 940], [77, 155, 234]]
-
-
-@given(st.integers(100, 2000), st.floats(0.05, 0.6))
-def test_rows_needed_and_detectable_effect_are_inverse(n, share):
-    delta = stats.minimum_detectable_effect(round(share * n), 0, n)
-    assert stats.n_needed(delta, max(round(share * n) / n, 3 / n)) in (n, n + 1)
-
-
-def test_detectable_effect_has_the_power_it_claims():
-    n, share = 300, 0.2
-    delta = stats.minimum_detectable_effect(40, 20, n)
-    x = np.random.default_rng(0).multinomial(n, [(share + delta) / 2, (share - delta) / 2, 1 - share], size=20_000)
-    assert (stats.midp_values(x[:, 0], x[:, 1]) < 0.05).mean() == pytest.approx(0.80, abs=0.03)
-    assert stats.minimum_detectable_effect(0, 0, 3) == 1.0 and stats.minimum_detectable_effect(0, 0, 5) > 0.6
-    assert stats.minimum_detectable_effect(10, 10, 10_000) < stats.minimum_detectable_effect(10, 10, 1_000)
 
 
 def _changed(n, won, lost):

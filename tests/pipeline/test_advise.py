@@ -14,7 +14,7 @@ from tunesmith.errors import DataError, ModelError
 from tunesmith.pipeline import advise
 from tunesmith.pipeline import verbs as api
 from tunesmith.pipeline.evaluation import Evaluation
-from tunesmith.rundir import read_json
+from tunesmith.rundir import read_json, read_rows
 from tunesmith.rundir.records.advice import Advice
 from tunesmith.rundir.records.evaluation import Candidate, Selection, Trial
 
@@ -88,13 +88,14 @@ def test_prompts_are_measured_on_dev_and_the_test_part_stays_sealed(open_toy):
     )
     arms = result.facts.arms
     assert {arm.name for arm in arms} == {"zero_shot", "instruction", "few_shot", "retrieval"}
-    assert all(arm.n == 4 for arm in arms) and [arm.name for arm in arms if arm.retrieves] == ["retrieval"]
-    assert not result.provisional and "n=4" in result.checks[0].evidence and result.hours > 0
+    dev = len(read_rows(run.data / "dev.jsonl"))
+    assert all(arm.n == dev for arm in arms) and [arm.name for arm in arms if arm.retrieves] == ["retrieval"]
+    assert not result.provisional and f"n={dev}" in result.checks[0].evidence and result.hours > 0
     # The tokens of the short prompt are those that the tuned model will be asked with.
     made = Evaluation.of(run, run.recipe())
-    short = [len(made.base().renderer.prompt_ids(made.book.tuned(row))) for row in made.dev[:4]]
+    short = [len(made.base().renderer.prompt_ids(made.book.tuned(row))) for row in made.dev]
     best = max((a for a in arms if not a.retrieves), key=lambda a: (a.score, -a.prompt_tokens))
-    assert result.facts.price.tokens_saved == pytest.approx(max(0, best.prompt_tokens - sum(short) / 4))
+    assert result.facts.price.tokens_saved == pytest.approx(max(0, best.prompt_tokens - sum(short) / dev))
     # A later evaluate finds the choice made.
     before = run.stages()["select"]
     api.evaluate(run, ("zero_shot",))
@@ -113,8 +114,8 @@ def test_the_prompt_to_copy_is_the_one_that_was_measured(open_toy, monkeypatch):
 
     def copied(ending, plain_score, searched_score):
         selection = Selection(
-            best_prompt="few_shot",
-            best_prompt_name="few_shot",
+            finalists=("few_shot",),
+            rivals=("few_shot", "retrieval"),
             arms={"few_shot": plain, "retrieval": searched},
             candidates=(_trial(plain_score, plain), _trial(searched_score, searched)),
             search=None,

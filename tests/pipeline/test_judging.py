@@ -33,7 +33,7 @@ def test_arms_are_judged_once_and_no_verdict_is_no_loss(undecided, tiny_dir, tmp
         "task.metric": "judge",
         "task.judge": judge,
         "evaluate.arms": ["instruction", "few_shot"],
-        "evaluate.few_shot": {"k": [1], "draws": 1, "selection": ["random"], "dev_rows": 4},
+        "evaluate.few_shot": {"k": [1], "draws": 1, "selection": ["random"]},
     }
     recipe_file = write_recipe(tmp_path, tiny_dir, changes)
     text = recipe_file.read_text().replace("  json_schema: schema.json\n", "")  # answers of noise would fail it, all alike
@@ -45,7 +45,7 @@ def test_arms_are_judged_once_and_no_verdict_is_no_loss(undecided, tiny_dir, tmp
     selection = Selection.read(run.evaluation / "selection.json")
     first = next(trial for trial in selection.candidates if trial.arm == "instruction")
     assert first.score == 0.5 and first.unscored == 0  # compared with itself, which needs no judge
-    best = selection.best_prompt
+    best = selection.leader
     other = {"instruction": "few_shot", "few_shot": "instruction"}[best]
     assert all(row.score is None for row in read_outputs(run.evaluation / best))
     asked_on_dev = len(undecided.requests)

@@ -1,6 +1,7 @@
 """The verbs on the tiny model: what a run leaves behind, what is skipped, what is redone."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -10,6 +11,8 @@ from tunesmith.checkpoints.gguf_reader import GgufReader
 from tunesmith.errors import DataError, RunError
 from tunesmith.evaluate.arms import read_outputs
 from tunesmith.pipeline import verbs as api
+from tunesmith.pipeline import verdict
+from tunesmith.pipeline.stage import Session
 from tunesmith.rundir import RunDir, read_json, read_rows
 from tunesmith.rundir.events import read_events
 from tunesmith.rundir.records.evaluation import Verdict
@@ -48,12 +51,29 @@ def test_a_run_leaves_what_the_contract_says(tiny_run):
     for arm in arms:
         assert [row.id for row in read_outputs(tiny_run.evaluation / arm)] == split["parts"]["test"]
     readings = [json.loads(line)["arm"] for line in (tiny_run.evaluation / "test_readings.jsonl").read_text().splitlines()]
-    assert readings == list(arms)
+    more = [path.name for path in sorted(tiny_run.finalists.iterdir())]
+    assert [name for name in readings if name in arms] == list(arms)
+    assert more and sorted(readings) == sorted([*arms, *more]) and readings.index("tuned") > max(map(readings.index, more))
     stages = tiny_run.stages()
     assert {"data", "render", "select", "train", "export", "evaluate deployed"} <= set(stages)
     assert all(stage.peak_bytes > 1e7 for stage in stages.values())
     manifest = read_json(tiny_run.manifest_file)
     assert manifest["model"]["files"]["model.safetensors"] and manifest["data"]["sha256"] and manifest["packages"]["torch"]
+
+
+def test_rows_that_ask_the_same_are_one_group_of_the_verdict(tiny_run, tmp_path):
+    """Without data.group_by too: the split holds such rows together, so the statistics do."""
+    shutil.copytree(tiny_run.path, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "*.gguf", "merged"))
+    run = RunDir(tmp_path / "run")
+    verdict.execute(run, run.recipe(), Session(), "")
+    assert Verdict.read(run.verdict_file).clusters is None
+    rows = [json.loads(line) for line in (run.data / "test.jsonl").read_text().splitlines()]
+    for first, second in zip(rows[::2], rows[1::2], strict=False):
+        asked = first["messages"][-2]["content"]
+        second["messages"][-2]["content"] = f"  {asked.upper()} "
+    (run.data / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    verdict.execute(run, run.recipe(), Session(), "")
+    assert Verdict.read(run.verdict_file).clusters == math.ceil(len(rows) / 2)
 
 
 def test_no_test_row_is_in_any_prompt(tiny_run):

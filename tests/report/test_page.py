@@ -150,6 +150,11 @@ def test_page_is_whole_self_contained_and_holds_the_numbers(run):
         if c := arm.against:
             assert _squeezed(row[2]).strip() == f"{100 * c.gain:+.1f} ({100 * c.low:+.1f} to {100 * c.high:+.1f})"
             assert row[4] == f"{c.won} / {c.lost}"
+        assert row[-1] == str(arm.cut)
+    for rival in verdict.rivals:
+        c = rival.comparison
+        (row,) = (row for row in parsed.rows if row[0] == rival.way and row[-1] == f"{c.won} / {c.lost}" and len(row) == 5)
+        assert _squeezed(row[2]).strip() == f"{100 * c.gain:+.1f} ({100 * c.low:+.1f} to {100 * c.high:+.1f})"
     loss = verdict.deployed_loss
     assert f"{100 * loss.gain:+.1f} points ({100 * loss.low:+.1f} to {100 * loss.high:+.1f}, n {loss.n})" in text
     assert rows["bits per byte"] == ["0.912", "0.934", "-2.41", "-3.12", "2.00", "120", "regression"]
@@ -163,7 +168,7 @@ def test_page_is_whole_self_contained_and_holds_the_numbers(run):
 def test_means_and_intervals_of_time_and_tokens_are_those_of_the_outputs(run):
     page = _Page(_written(run))
     for arm in Verdict.read(run.verdict_file).arms:
-        tokens = [output.new_tokens for output in Output.read_lines(run.evaluation / arm.name / "outputs.jsonl")]
+        tokens = [output.new_tokens for output in Output.read_lines(run.answers(arm.name) / "outputs.jsonl")]
         mean = sum(tokens) / len(tokens)
         reach = 1.96 * (sum((t - mean) ** 2 for t in tokens) / (len(tokens) - 1) / len(tokens)) ** 0.5
         (row,) = (row for row in page.rows if len(row) == 4 and row[0] == arm.name)
@@ -191,11 +196,11 @@ def test_a_curve_that_the_recipe_does_not_ask_for_is_left_out(run):
 def test_rows_that_tuning_won_and_broke_are_counted_and_shown(run):
     verdict = Verdict.read(run.verdict_file)
     candidate, best = verdict.candidate, verdict.best_prompt
-    ours = Output.read_lines(run.evaluation / candidate / "outputs.jsonl")
+    ours = Output.read_lines(run.answers(candidate) / "outputs.jsonl")
     scores = [(1.0, 0.0)] * 5 + [(0.0, 1.0)] + [(0.25, 0.5)] + [(None, 1.0)] + [(0.0, 0.0)] * (len(ours) - 8)
     for arm, side in ((candidate, 0), (best, 1)):
         scores_of_arm = iter(pair[side] for pair in scores)
-        _rewrite(run.evaluation / arm / "outputs.jsonl", lambda output, s=scores_of_arm: replace(output, score=next(s)))
+        _rewrite(run.answers(arm) / "outputs.jsonl", lambda output, s=scores_of_arm: replace(output, score=next(s)))
     page = _written(run)
     text = _squeezed(_Page(page).text)
     assert f"2 broken, 5 won, {len(ours) - 8} missed alike." in text
@@ -212,7 +217,7 @@ def test_what_models_and_data_say_is_escaped_and_cut(run):
     prompt = [{"role": "user", "content": HOSTILE}]
     for arm in verdict.arms:
         _rewrite(
-            run.evaluation / arm.name / "outputs.jsonl",
+            run.answers(arm.name) / "outputs.jsonl",
             lambda output: replace(output, prompt=prompt, output=text, reference=reference),
         )
     forgetting = replace(FORGETTING, reason=HOSTILE, probes=(replace(PROBE, label=HOSTILE),))

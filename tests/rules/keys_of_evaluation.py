@@ -14,10 +14,10 @@ from tunesmith.engines.in_process import InProcessEngine
 from tunesmith.evaluate import prompts
 from tunesmith.evaluate.compare import Comparison
 from tunesmith.evaluate.forgetting import Paired
-from tunesmith.evaluate.gate import decide
+from tunesmith.evaluate.gate import Case, Evidence, decide
 from tunesmith.evaluate.metrics import make_metric
 from tunesmith.evaluate.search import instructions
-from tunesmith.evaluate.select import PromptTask, select_prompt
+from tunesmith.evaluate.select import PromptTask, finalist_count, select_prompt
 from tunesmith.models.load import load_model
 from tunesmith.pipeline import forgetting
 from tunesmith.pipeline import verbs as api
@@ -26,6 +26,7 @@ from tunesmith.pipeline.evaluation import Evaluation, engine_of
 from tunesmith.pipeline.seeds import seed_recipes
 from tunesmith.pipeline.stage import Session
 from tunesmith.retrieval.corpus import open_store, read_corpus
+from tunesmith.rundir.records.evaluation import Terms
 from tunesmith.rundir.records.evidence import Forgetting
 
 
@@ -38,8 +39,9 @@ def _selection(recipe, tmp):
     metric = make_metric(recipe.task)
     writer = (lambda _: "```\nNew.\n```") if recipe.evaluate.optimized_prompt.writer else None
     asked = {"recipe": recipe, "book": prompt_book(recipe, tmp), "dev": ROWS[40:], "metric": metric, "max_new_tokens": 4}
+    asked["finalists"] = finalist_count(recipe.evaluate.finalists, 80)
     selection = select_prompt(PromptTask(**asked, engine_of=lambda _: _Echo(), writer=writer))
-    return [(trial.name, trial.n) for trial in selection.candidates], selection.search
+    return [(trial.name, trial.n) for trial in selection.candidates], selection.search, selection.finalists
 
 
 def _endpoint(recipe, tmp):
@@ -85,12 +87,14 @@ def _forgotten(recipe, tmp):
     return asked, result.verdict
 
 
-GAIN = Comparison(gain=0.1, low=0.05, high=0.15, p=0.01, won=9, lost=1, detectable=0.1, n=80, units=80)
+GAIN = Comparison(gain=0.1, low=0.05, high=0.15, p=0.01, won=9, lost=1, n=80, units=80)
 
 
 def _blocked(recipe, tmp):
     """What a clear gain comes to when the forgetting suite cannot tell."""
-    return decide(GAIN, 0.05, "too little data to tell", recipe.evaluate.forgetting.required)
+    unknown = Forgetting(verdict="too little data to tell", reason="", margin=0.02, probes=(), figures=())
+    evidence = Evidence(forgetting=unknown, forgetting_required=recipe.evaluate.forgetting.required)
+    return decide(Case(terms=Terms(min_gain=0.05), comparisons=(GAIN,), evidence=evidence)).decision
 
 
 def _searched(recipe, tmp):
@@ -112,8 +116,8 @@ OBSERVE = {
     "evaluate.few_shot.k": ([1, 2], _selection),
     "evaluate.few_shot.draws": (1, _selection),
     "evaluate.few_shot.selection": (["random"], _selection),
-    "evaluate.few_shot.dev_rows": (3, _selection),
-    "evaluate.optimized_prompt.calls": (8, _selection),
+    "evaluate.finalists": (1, _selection),
+    "evaluate.optimized_prompt.calls": (50, _selection),
     "evaluate.optimized_prompt.writer": ({"base_url": "http://x/v1", "model": "m"}, _selection),
     "evaluate.optimized_prompt.instructions": (["Mine."], lambda r, t: instructions(r)),
     "evaluate.external": ({"big": {**ENDPOINT, "model": "other"}}, _endpoint),

@@ -12,7 +12,7 @@ from tunesmith.engines.open import output_constraint
 from tunesmith.errors import RecipeError
 from tunesmith.evaluate import prompts
 from tunesmith.evaluate.compare import Comparison
-from tunesmith.evaluate.gate import decide
+from tunesmith.evaluate.gate import Case, decide, terms_of
 from tunesmith.evaluate.judge import Pair, calibrate
 from tunesmith.evaluate.metrics import make_metric
 from tunesmith.pipeline import verbs as api
@@ -20,7 +20,11 @@ from tunesmith.pipeline.judge import make_judge
 from tunesmith.recipe import Judge
 from tunesmith.rundir.records.data import Rendered
 
-GAIN = Comparison(gain=0.1, low=0.05, high=0.15, p=0.01, won=9, lost=1, detectable=0.1, n=80, units=80)
+GAIN = Comparison(gain=0.1, low=0.02, high=0.15, p=0.01, won=9, lost=1, n=80, units=80)
+
+
+def _decided(recipe, tmp):
+    return decide(Case(terms=terms_of(recipe.task), comparisons=(GAIN,), score=0.7, best_prompt_score=0.6)).decision
 
 
 def _asked(recipe, tmp):
@@ -116,6 +120,8 @@ OBSERVE = {
     "task.judge.human_labels": ("labels.jsonl", _judge_checked),
     "task.prompt": ("Other.", _asked),
     "task.short_prompt": ("Other.", _asked),
-    "task.min_gain": (0.2, lambda r, t: decide(GAIN, r.task.min_gain)),
+    "task.min_gain": (0.2, _decided),
+    "task.certainty": ("worth", _decided),
+    "task.min_score": (0.8, _decided),
     "task.max_new_tokens": (None, _budget),
 }

@@ -51,7 +51,7 @@ def learnable(facts: Facts) -> int:
 
 
 def rows_in_all(facts: Facts) -> int:
-    """Rows of a data set whose test part shows ``min_gain`` and whose train part has 200 rows, at the same share of dev."""
+    """Rows of a data set whose test part shows the planned gain and whose train part has 200 rows, at the same share of dev."""
     rows = facts.rows
     dev_share = rows.dev / rows.rows if rows.rows else 0.0
     return math.ceil((facts.metric.test_needed + FEW) / (1.0 - dev_share))
@@ -82,6 +82,11 @@ def _prompt(facts: Facts) -> Check:
         f"best of {prompts} on dev: {best.detail} with {percent(best.score)} of 100 "
         f"({percent(best.low)}-{percent(best.high)}, n={best.n}); {percent(room)} are left, min_gain asks {percent(wanted)}"
     )
+    bar = facts.metric.min_score
+    if bar is not None and best.low >= bar:
+        return _check(PROMPT, "stop", f"{evidence}; for certain at least the {percent(bar)} of min_score", "use this prompt")
+    if bar is not None:
+        evidence += f"; min_score asks {percent(bar)}, which is not certain of it"
     if room < wanted - ROUNDING or room == 0.0:
         return _check(PROMPT, "stop", evidence, "use this prompt; lower task.min_gain only if less is worth a model")
     return _check(PROMPT, "pass", evidence)
@@ -148,13 +153,13 @@ def _metric(facts: Facts) -> Check:
 
 def _resolution(facts: Facts) -> Check:
     metric, rows = facts.metric, facts.rows
-    evidence = f"{rows.test:,} test rows find {percent(metric.detectable)} points four times in five"
+    evidence = f"{rows.test:,} test rows deploy a true gain of {percent(metric.detectable)} points four times in five"
     changing = max(metric.discordance, metric.detectable)  # a gain needs as many rows that change
     evidence += f" if {percent(changing, 0)} % of the rows change"
     if metric.min_gain == 0.0:
         return _check(RESOLUTION, "unknown", f"{evidence}; min_gain is 0", "say in task.min_gain how much is worth a model")
-    evidence += f"; {percent(metric.min_gain)} need {metric.test_needed:,}"
-    if metric.detectable <= metric.min_gain:
+    evidence += f"; {percent(metric.planned)}, twice min_gain, need {metric.test_needed:,}"
+    if metric.detectable <= metric.planned:
         return _check(RESOLUTION, "pass", evidence)
     lacking = rows_in_all(facts) - rows.rows
     if lacking <= 0:
@@ -164,7 +169,7 @@ def _resolution(facts: Facts) -> Check:
 
 
 def test_fraction(facts: Facts) -> float:
-    """The ``data.test_fraction``, to two places upwards, whose test part shows ``min_gain``."""
+    """The ``data.test_fraction``, to two places upwards, whose test part shows the planned gain."""
     return math.ceil(100.0 * facts.metric.test_needed / max(1, facts.rows.rows)) / 100.0
 
 

@@ -2,7 +2,8 @@
 
 Decided in this order, the first that holds:
 
-    prompt is enough       the best measured prompt leaves less than ``min_gain`` to be gained
+    prompt is enough       the best measured prompt is good enough for certain (``task.min_score``), or leaves less than
+                           ``min_gain`` to be gained
     use retrieval          retrieval brings at least ``min_gain``, and half of what the best prompt lacks
     collect N more rows    too few rows to learn from, or no split of them could show ``min_gain``
     tune                   anything else; on another machine where no base fits this one
@@ -86,7 +87,11 @@ def decide(facts: Facts, hours: float | None) -> Advice:
         )
 
     if best is not None and state[PROMPT] == "stop":
-        reason = f"{best.detail} scores {percent(best.score)} of 100 on dev: less than min_gain is left to be gained"
+        bar = facts.metric.min_score
+        why = "less than min_gain is left to be gained"
+        if bar is not None and best.low >= bar:
+            why = f"at least {percent(best.low)} for certain, and task.min_score asks {percent(bar)}"
+        reason = f"{best.detail} scores {percent(best.score)} of 100 on dev: {why}"
         return advice("prompt is enough", reason + _saving(facts, hours), [PROMPT], arm=best.name)
     if retrieval is not None and best is not None and state[RETRIEVAL] == "stop":
         reason = f"retrieval scores {percent(retrieval.score)} of 100 on dev where {best.detail} scores {percent(best.score)}"
@@ -96,7 +101,7 @@ def decide(facts: Facts, hours: float | None) -> Advice:
         more = _more_rows(facts, blocking)
         reason = f"{more:,} more rows like these"
         reason += ", before anything is learned from them" if ROWS in blocking else ""
-        reason += f", before a gain of {percent(facts.metric.min_gain)} points can be shown" if RESOLUTION in blocking else ""
+        reason += f", before a gain of {percent(facts.metric.planned)} points can be shown" if RESOLUTION in blocking else ""
         return advice("collect more rows", reason, blocking, more_rows=more)
     settings = choose_settings(facts, state[RESOLUTION] == "unknown" and facts.metric.min_gain > 0.0)
     where = f"base {settings.base}, r {settings.r}, {settings.num_train_epochs} epochs"
@@ -123,7 +128,7 @@ def choose_settings(facts: Facts, split_again: bool) -> Settings:
     base, fits, why["base"] = _base(facts)
     fraction = test_fraction(facts) if split_again else None
     if fraction is not None:
-        why["data.test_fraction"] = f"{facts.metric.test_needed:,} test rows show {percent(facts.metric.min_gain)} points"
+        why["data.test_fraction"] = f"{facts.metric.test_needed:,} test rows show {percent(facts.metric.planned)} points"
     return Settings(base=base, r=r, alpha=ALPHA, num_train_epochs=epochs, test_fraction=fraction, fits=fits, why=why)
 
 

@@ -52,21 +52,35 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
         console.print(Text(line), soft_wrap=True)
     console.print(f"[bold]verdict: {verdict.decision}[/bold]")
     console.print(Text(verdict.reason), soft_wrap=True)
-    detectable = percent(verdict.comparison.detectable)
-    console.print(f"{verdict.n} such rows find a gain of {detectable} points four times in five")
+    for line in _strength(verdict):
+        console.print(Text(line), soft_wrap=True)
     for sentence in verdict.advice:
         console.print(Text(sentence), soft_wrap=True)
 
 
+def _strength(verdict: Verdict) -> Iterator[str]:
+    """What was shown over every prompt, and what so many rows can show."""
+    if len(verdict.rivals) > 1:
+        gains = (
+            f"{rival.way} {points(rival.comparison.gain)} ({points_between(rival.comparison.low, rival.comparison.high)})"
+            for rival in verdict.rivals
+        )
+        yield f"gains over each prompt that has to be beaten: {'; '.join(gains)}"
+    asked = f"min_gain {percent(verdict.terms.min_gain)}, certainty {verdict.terms.certainty}"
+    yield f"{verdict.n} such rows deploy a true gain of {percent(verdict.detectable)} points four times in five ({asked})"
+
+
 def verdict_tables(verdict: Verdict) -> tuple[Table, Table]:
     """Scores and gains of the arms; their finer figures and what they take."""
-    title = f"{verdict.metric} on {verdict.n} sealed test rows; gains against {verdict.best_prompt}, the best prompt on dev"
-    gains = Table("arm", "score", "95 %", "gain", "95 % of gain", "p (Holm)", "won/lost", title=title, **COMPACT)
+    title = f"{verdict.metric} on {verdict.n} sealed test rows; gains against {verdict.best_prompt}, the strongest prompt"
+    gains = Table("arm", "score", "95 %", "gain", "95 % of gain", "p", "won/lost", title=title, **COMPACT)
     arms = verdict.arms
     names = list(arms[0].figures)
     shares = [name for name in names if all(0.0 <= (arm.figures[name] or 0.0) <= 1.0 for arm in arms)]
     priced, unscored = any(arm.totals.cost is not None for arm in arms), any(arm.unscored for arm in arms)
-    more = [*names, *(["unscored"] if unscored else []), "prompt tok", "new tok", "ms", *(["cost"] if priced else [])]
+    cut = any(arm.finished < 1.0 for arm in arms)
+    more = [*names, *(["unscored"] if unscored else []), *(["cut off"] if cut else [])]
+    more += ["prompt tok", "new tok", "ms", *(["cost"] if priced else [])]
     costs = Table("arm", *more, **COMPACT)
     for table in (gains, costs):
         table.columns[0].overflow = "fold"  # on a narrow terminal the name gives way, never a number
@@ -76,6 +90,7 @@ def verdict_tables(verdict: Verdict) -> tuple[Table, Table]:
         gains.add_row(arm.name, percent(arm.score), f"{percent(arm.low)}-{percent(arm.high)}", *_gain(arm.against))
         cells = [percent(arm.figures[name]) if name in shares else _number(arm.figures[name], ".3g") for name in names]
         cells += [str(arm.unscored)] if unscored else []
+        cells += [str(arm.cut)] if cut else []
         cells += [f"{value:.0f}" for value in (arm.prompt_tokens, arm.new_tokens, arm.ms)]
         costs.add_row(arm.name, *cells, *([_number(arm.totals.cost, ".4g")] if priced else []))
     return gains, costs
@@ -99,8 +114,7 @@ def _gain(against: Comparison | None) -> tuple[str, str, str, str]:
     """Gain, interval, p and discordant rows of an arm; blank for the arm that the others are compared with."""
     if against is None:
         return "", "", "", ""
-    p = against.p if against.p_holm is None else against.p_holm
-    interval = points_between(against.low, against.high)
+    interval, p = points_between(against.low, against.high), against.p
     return points(against.gain), interval, f"{p:.3f}" if p >= 0.001 else "<.001", f"{against.won}/{against.lost}"
 
 

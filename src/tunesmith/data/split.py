@@ -26,6 +26,7 @@ are not held.
 import hashlib
 import json
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -58,6 +59,11 @@ def group_key(row: Row, prompt: bytes | None = None) -> bytes:
     if not any(message["role"] in ("user", "tool") for message in row.messages[:-1]):
         return content_hash(row.messages, row.tools, row.kind)[:8]
     return prompt or prompt_hash(row.messages, row.tools)
+
+
+def groups_of(rows: Iterable[Row]) -> list[str]:
+    """The group of each row: rows that must not straddle the split are no independent evidence either."""
+    return [group_key(row).hex() for row in rows]
 
 
 def answer_key(row: Row) -> bytes:

@@ -113,6 +113,7 @@ def by_time(price_per_hour: float) -> Price:
 
 def run_arm(
     folder: Path,
+    evaluation: Path,
     make_engine: Callable[[], Engine],
     answers_key: str,
     rows: Sequence[Row],
@@ -125,10 +126,11 @@ def run_arm(
     """Ask an arm all test rows; writes ``outputs.jsonl`` and ``scores.json`` into ``folder`` (``evaluation/<arm>``).
 
     Args:
+        evaluation: where answers of any arm lie.
         answers_key: fingerprint of everything the answers follow from. Answers that lie there under the same one are scored
             anew, be they another arm's: a search that ends with the few-shot prompt need not ask it twice.
     """
-    source = _answers_of(folder.parent, answers_key)
+    source = _answers_of(evaluation, answers_key)
     if source is not None:
         outputs = [_scored_again(output, metric, price) for output in read_outputs(source)]
     else:
@@ -142,7 +144,7 @@ def run_arm(
 
 def _answers_of(evaluation: Path, key: str) -> Path | None:
     """The folder of an arm whose answers follow from the same inputs, None where all have to be asked."""
-    for file in sorted(evaluation.glob("*/scores.json")):
+    for file in [*sorted(evaluation.glob("*/scores.json")), *sorted(evaluation.glob("finalists/*/scores.json"))]:
         try:
             same = Scores.read(file).key == key
         except RunError:

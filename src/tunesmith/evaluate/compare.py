@@ -1,12 +1,21 @@
-"""Two arms on the same rows: the gain, how sure it is, and how many rows it would take.
+"""Two arms on the same rows: the gain, and how sure it is.
 
 Which method applies follows from the metric and the rows, and nothing is to be chosen:
 
-    score of a row     rows        interval of the gain            p
-    yes or no          on their own   Tango's score interval       McNemar's mid-p
-    any other          on their own   paired bootstrap of rows     permutation
-    any                in groups      paired bootstrap of groups   permutation of groups
+    score of a row     rows           interval of the gain
+    yes or no          on their own   Tango's score interval
+    any other          on their own   paired bootstrap of rows
+    any                in groups      paired bootstrap of groups
     a corpus figure    either         the same, the figure computed anew in every draw
+
+The p beside it is the same statement read the other way: the level at which the interval just reaches zero. So it is below
+0.05 exactly where the 95 % interval excludes zero. Refused: a better test beside the interval (McNemar's mid-p, a
+permutation), which contradicts it in the close cases, where people look; and Holm's adjustment of the p alone, which
+contradicts it in most tables. Every interval and p is that of one comparison by itself; what is decided over several prompts
+is ``gate.py``'s business.
+
+Groups are those of the split: ``data.group_by``, else the rows that ask the same. Copies are answered alike, so 100 questions
+asked three times each are no 300 rows of evidence: taken for that, a model that gains nothing is deployed 13 times in 100.
 
 A row that the metric left unscored (a judge that could not be read) has the score None. It is dropped from both arms and
 counted; to count it as wrong would be to guess.
@@ -35,15 +44,6 @@ def standard_error(comparison: Comparison) -> float:
     return (comparison.high - comparison.low) / (2 * _Z)
 
 
-def rows_needed(comparison: Comparison, gain: float) -> int | None:
-    """Rows of this kind that find ``gain`` with 80 % power; None for a gain of 0."""
-    if gain <= 0.0:
-        return None
-    if comparison.yes_no:
-        return stats.n_needed(gain, stats.discordant_share(comparison.won, comparison.lost, comparison.n))
-    return math.ceil(comparison.n * (comparison.detectable / gain) ** 2)
-
-
 def scores(outputs: Sequence[Output]) -> NDArray[np.float64]:
     """Headline scores of an arm's rows, NaN where unscored; shape (n,)."""
     return np.array([math.nan if output.score is None else output.score for output in outputs], dtype=np.float64)
@@ -53,7 +53,7 @@ def compare(arm: Sequence[Output], baseline: Sequence[Output], metric: Metric, g
     """Paired comparison of two arms.
 
     Args:
-        groups: group of each row, where rows belong together.
+        groups: group of each row, where rows may belong together; where each is its own they change nothing.
 
     Raises:
         RunError: the arms were not asked the same rows, or too few of them can be compared.
@@ -70,19 +70,19 @@ def compare(arm: Sequence[Output], baseline: Sequence[Output], metric: Metric, g
     u = int(unit_N.max()) + 1
     yes_no = metric.binary and metric.corpus is None and u == n
     if yes_no:
-        gain, p = float(a.mean() - b.mean()), stats.mcnemar_midp(won, lost)
+        gain, p = float(a.mean() - b.mean()), stats.score_p(won, lost)
         interval = stats.score_interval(won, lost, n)
-        detectable = stats.minimum_detectable_effect(won, lost, n)
     else:
         _refuse_one(u, groups)
         statistic = metric.corpus or resample.MEAN
         values_BA = resample.bootstrap(statistic, [ours, theirs], unit_N)
-        interval = resample.percentile_interval(values_BA[:, 0] - values_BA[:, 1], u, stats.ALPHA / 2)
-        interval = stats.never_inside_the_signs(interval, resample.per_unit(a - b, unit_N), stats.ALPHA / 2)
-        detectable = min(1.0, stats.spread_of_power() * (interval.high - interval.low) / (2 * _Z))
-        gain = statistic(ours) - statistic(theirs)
+        gain, gain_B = statistic(ours) - statistic(theirs), values_BA[:, 0] - values_BA[:, 1]
+        interval = resample.percentile_interval(gain_B, u, stats.ALPHA / 2)
+        difference_U = resample.per_unit(a - b, unit_N)
+        interval = stats.never_inside_the_signs(interval, difference_U, stats.ALPHA / 2)
         interval = interval.hull(Interval(gain, gain))  # imagined rows may move it off the figure
-        p = resample.permutation_p(statistic, ours, theirs, unit_N)
+        p = stats.never_below_the_signs(resample.percentile_p(gain_B, u), difference_U)
+        p = max(p, stats.ALPHA) if interval.low <= 0.0 <= interval.high else p
     return Comparison(
         gain=gain,
         low=interval.low,
@@ -90,12 +90,22 @@ def compare(arm: Sequence[Output], baseline: Sequence[Output], metric: Metric, g
         p=p,
         won=won,
         lost=lost,
-        detectable=detectable,
         n=n,
         units=u,
         unscored=len(arm) - n,
         yes_no=yes_no,
     )
+
+
+def unscored_share(c: Comparison) -> float:
+    """Share of the rows that the comparison leaves out since one of both has no score."""
+    return c.unscored / (c.n + c.unscored)
+
+
+def gain_of_all_rows(c: Comparison) -> Interval:
+    """The gain over all rows, had every row without a score been lost, and had it been won: scores lie in 0..1."""
+    known, rows = c.gain * c.n, c.n + c.unscored
+    return Interval((known - c.unscored) / rows, (known + c.unscored) / rows)
 
 
 def figure_with_interval(outputs: Sequence[Output], metric: Metric, groups: list[str] | None = None) -> tuple[float, Interval]:
@@ -129,5 +139,5 @@ def figure_with_interval(outputs: Sequence[Output], metric: Metric, groups: list
 
 def _refuse_one(u: int, groups: list[str] | None) -> None:
     if u < 2:
-        what = "row" if groups is None else "group of data.group_by"
+        what = "row" if groups is None else "group (of data.group_by, or of rows that ask the same)"
         raise RunError(f"the scored test rows are one {what}, and one alone has no interval", "raise data.test_fraction")

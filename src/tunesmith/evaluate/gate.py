@@ -1,51 +1,59 @@
 """The verdict: is the tuned model, in the form it will be deployed in, worth it over the best prompt?
 
-The gain is the paired difference on the sealed test part, with an interval [low, high] (``compare.py`` says which).
-Six verdicts, decided in this order by nothing but these numbers, ``task.min_gain``, the forgetting suite and parity:
+**The best prompt is every finalist.** Which prompt is the best is not known: dev chose the finalists (``select.py``), and each
+of them answers the sealed test part. The tuned model must be shown to be better than *each*. A claim that needs every one of
+several tests to reject at 5 % needs no correction (intersection-union; Berger 1982): the chance of a false one is that of the
+hardest test. An arm that dev did not choose and that is ahead of the candidate on the test part is held against it like a
+finalist. The headline is the comparison with the strongest on the test part. Refused: one prompt chosen on dev, which lets a
+tuned model pass 20 to 34 % of the time that is no better than the best prompt tried, and the more often the more test rows
+there are.
 
-    not the model that was trained   the deployed form failed parity (``export/parity.json``), where that was measured
-    deploy                    gain >= min_gain and low > 0: better for certain, and by enough
-    regression                the same, but general skills were lost (``forgetting.json``)
-    not better                high < min_gain and gain <= 0: a worthwhile gain is ruled out, and there is none
-    prompting is enough       high < min_gain and gain > 0: ahead, but for certain by less than it is worth
-    too little data to tell   anything else: the interval holds both a worthwhile gain and too small a one
+**What is asked of the gain** is ``task.min_gain`` and ``task.certainty`` (``rule.py``); the words of a verdict say apart what
+is certain (*better*) and what is likely (*by enough*). Whether the gain is ``min_gain`` is certain, likely, not shown or ruled
+out.
 
-The best prompt arm was chosen on dev. When no deployed arm was scored the verdict is on the tuned arm, and says so.
+**The table** (``RULES``) is asked from the top, and the first that holds decides. Parity first: the answers of a file that is
+not the model that was trained say nothing of the training. Then the scores themselves: those of a judge that does not agree
+with people (``judge.py``: 100 labels, kappa 0.6) decide nothing, nor do rows of which more than one in twenty has no score,
+since the rest need not be like them. Then the bar: where neither the candidate nor a prompt reaches
+``task.min_score``, none of them is to be used. What forgetting, seeds or a suite that cannot tell take back is only ever a
+``deploy``. The interval speaks for this adapter on other rows; it does not speak for the adapter that another seed would have
+given, so where seeds were trained at least half of them must gain ``min_gain`` too (their scores are before quantisation).
 
-**One comparison decides**, named before the test part was read: the candidate against the best prompt. Its interval needs no
-correction. The other arms are shown beside it; their p-values are adjusted for their number (Holm), since the eye looks for
-the best of them.
+**Borderline** is a verdict that would be another one if the gain had come out one standard error higher or lower; it asks for
+``evaluate.seeds: 3``.
 
-**A deployed form that failed parity** outranks every other verdict: its answers, good or bad, are those of another model than
-the one that was trained, so they decide nothing about training. A form whose parity could not be told is scored like any
-other, and the reason says so.
-
-**A forgetting suite that cannot tell** is said and does not block, unless the recipe asks for it
-(``evaluate.forgetting.required``): else a probe set that is too small would veto every run.
-
-**A run that only got worse** (no checkpoint had a lower dev loss than the untouched model) is said in the reason: its adapter
-is the one that changes nothing, so its gain is the gain of the short prompt.
-
-**Borderline** is a verdict that would be another one if the gain had come out one standard error higher or lower. The interval
-speaks for this adapter on other rows; it does not speak for the adapter that another seed would have given. So a borderline
-verdict asks for ``evaluate.seeds: 3``, and with them says how many of the seeds gain enough. It does not average them: what
-is deployed is one adapter, and the interval is about that one.
+A negative verdict rests on the headline alone. It is not corrected for having picked the strongest of several on the test
+part, which errs on the side of the prompt.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from tunesmith.errors import RunError
-from tunesmith.evaluate import stats
+from tunesmith.evaluate import rule
 from tunesmith.evaluate.arms import summary
-from tunesmith.evaluate.compare import compare, figure_with_interval, rows_needed, scores, standard_error
+from tunesmith.evaluate.compare import compare, figure_with_interval, scores, standard_error, unscored_share
 from tunesmith.evaluate.metrics import Metric
-from tunesmith.formatting import percent, points, points_between
-from tunesmith.rundir.records.evaluation import Arm, Comparison, Decision, Differing, Output, Selection, Totals, Verdict
-from tunesmith.rundir.records.evidence import Forgetting, Judgement, NonInferiority, RetrievalRecall, Seeds
+from tunesmith.evaluate.verdict_words import advice, gain_line, remarks
+from tunesmith.formatting import percent
+from tunesmith.recipe import Task
+from tunesmith.rundir.records.evaluation import (
+    Arm,
+    Comparison,
+    Decision,
+    Differing,
+    Output,
+    Rival,
+    Selection,
+    Terms,
+    Totals,
+    Verdict,
+)
+from tunesmith.rundir.records.evidence import Forgetting, Judgement, RetrievalRecall, Seeds
 from tunesmith.rundir.records.parity import FormParity
 
 NOT_TRAINED: Decision = "not the model that was trained"
@@ -56,48 +64,11 @@ EXIT_CODES: dict[Decision, int] = {
     "too little data to tell": 12,
     "regression": 13,
     NOT_TRAINED: 14,
+    "not good enough": 15,
+    "not calibrated": 12,  # too little is known of the judge
 }
+UNSCORED_ALLOWED = 0.05  # share of the rows
 TUNED_ARMS = ("tuned", "tuned_retrieval", "deployed")
-MAX_ROWS_FACTOR = 100  # times the rows there are: no number to collect
-
-
-def decide(
-    comparison: Comparison, min_gain: float, forgetting: NonInferiority | None = None, required: bool = False
-) -> Decision:
-    """One of the five verdicts on the numbers.
-
-    Args:
-        forgetting: verdict of the forgetting suite, None when it was not run.
-        required: whether a suite that cannot tell blocks as well.
-    """
-    if comparison.gain >= min_gain and comparison.low > 0.0:
-        if forgetting == "regression":
-            return "regression"
-        return "too little data to tell" if required and forgetting != "no regression" else "deploy"
-    if comparison.high < min_gain:
-        return "prompting is enough" if comparison.gain > 0.0 else "not better"
-    return "too little data to tell"
-
-
-def is_borderline(comparison: Comparison, min_gain: float) -> bool:
-    """Whether one standard error more or less of gain would decide otherwise."""
-    decision = decide(comparison, min_gain)
-    return any(decide(_moved(comparison, sign), min_gain) != decision for sign in (-1.0, 1.0))
-
-
-def rows_to_settle(comparison: Comparison, min_gain: float) -> int | None:
-    """Test rows, all together, that settle with 80 % power what these could not, if the gain stays what it was here.
-
-    Settled is a gain that is large enough when its interval clears zero, and a smaller one when it clears ``min_gain``.
-    ``rows_needed(comparison, min_gain)`` is the same for a gain of exactly ``min_gain``: what to collect when nothing is to be
-    taken from the gain seen here, which is the luckier the fewer the rows.
-
-    Returns:
-        None where no number would do: the gain sits on the border.
-    """
-    gain, n = comparison.gain, comparison.n
-    rows = rows_needed(comparison, gain if gain >= min_gain else min_gain - gain)
-    return None if rows is None or rows > MAX_ROWS_FACTOR * n else max(n + 1, rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,72 +96,322 @@ class Evidence:
 NOTHING = Evidence()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """All that a verdict follows from.
+
+    Attributes:
+        terms: what the recipe asks.
+        comparisons: the candidate against every rival, the strongest first.
+        score: the candidate's.
+        best_prompt_score: the strongest rival's, which is the best score of all rivals.
+        seed_gains: of the seeds over the strongest rival; empty where one seed was trained.
+        evidence: what else was measured.
+    """
+
+    terms: Terms
+    comparisons: tuple[Comparison, ...]
+    score: float = 1.0
+    best_prompt_score: float = 0.0
+    seed_gains: tuple[float, ...] = ()
+    evidence: Evidence = NOTHING
+
+    @property
+    def headline(self) -> Comparison:
+        """The comparison with the strongest rival."""
+        return self.comparisons[0]
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the candidate is better than every rival for certain."""
+        return all(c.low > 0.0 for c in self.comparisons)
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the gain over every rival is as large and as certain as the recipe asks."""
+        return all(rule.is_shown(c, self.terms) for c in self.comparisons)
+
+    @property
+    def forgot(self) -> str:
+        """The verdict of the forgetting suite, ``not measured`` without one."""
+        return "not measured" if self.evidence.forgetting is None else self.evidence.forgetting.verdict
+
+    @property
+    def seeds_that_gain(self) -> int:
+        """How many of the seeds gain ``min_gain`` or more."""
+        return sum(gain >= self.terms.min_gain for gain in self.seed_gains)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A row of the table.
+
+    Attributes:
+        decision: the verdict.
+        holds: whether it is the one.
+        why: the words that follow the gain.
+    """
+
+    decision: Decision
+    holds: Callable[[Case], bool]
+    why: Callable[[Case], str]
+
+
+def _failed_parity(case: Case) -> str:
+    parity = case.evidence.parity
+    assert parity is not None
+    return f"but the form {parity.form} failed parity ({parity.reason})"
+
+
+def _uncalibrated(case: Case) -> str:
+    judge = case.evidence.judge
+    assert judge is not None
+    return f"but by a judge that nobody can rely on ({judge.calibration.reason})"
+
+
+def _left_out(case: Case) -> str:
+    c = max(case.comparisons, key=unscored_share)
+    rows = c.n + c.unscored
+    return (
+        f"but {c.unscored} of {rows} rows ({percent(unscored_share(c))} %) have no score, {percent(UNSCORED_ALLOWED)} % may be"
+    )
+
+
+def _below_the_bar(case: Case) -> str:
+    score, prompt, bar = (percent(x) for x in (case.score, case.best_prompt_score, case.terms.min_score or 0.0))
+    return f"it scores {score} of 100, the best prompt {prompt}; task.min_score asks {bar}"
+
+
+def _wanted(case: Case) -> str:
+    return f"the {percent(case.terms.min_gain)} points asked for"
+
+
+def _shown(case: Case) -> str:
+    """What was shown, and no more than that."""
+    others = "" if len(case.comparisons) == 1 else f" than each of {len(case.comparisons)} prompts"
+    if all(rule.worth(c, case.terms) == "certain" for c in case.comparisons):
+        return f"better for certain{others}, and for certain by {_wanted(case)}"
+    return f"better for certain{others}; that it is by {_wanted(case)} is likely, not certain"
+
+
+def _lost_skills(case: Case) -> str:
+    forgetting = case.evidence.forgetting
+    assert forgetting is not None
+    return f"{_shown(case)}; but general skills were lost ({forgetting.reason})"
+
+
+def _unknown_skills(case: Case) -> str:
+    return f"{_shown(case)}; but whether general skills were lost is not known, and evaluate.forgetting.required asks for it"
+
+
+def _few_seeds(case: Case) -> str:
+    runs = len(case.seed_gains)
+    return (
+        f"{_shown(case)}; but {case.seeds_that_gain} of {runs} seeds gain {_wanted(case)}: it is the luck of one training run"
+    )
+
+
+def _cannot_tell(case: Case) -> str:
+    if rule.is_shown(case.headline, case.terms):
+        return "that is shown against this prompt, and not against every other"
+    if case.headline.low > 0.0:
+        return f"better for certain; it can be by more or less than {_wanted(case)}"
+    return f"it can be more or less than {_wanted(case)}"
+
+
+RULES = (
+    Rule(NOT_TRAINED, lambda c: c.evidence.parity is not None and c.evidence.parity.state == "not deployable", _failed_parity),
+    Rule(
+        "not calibrated",
+        lambda c: c.evidence.judge is not None and not c.evidence.judge.calibration.calibrated,
+        _uncalibrated,
+    ),
+    Rule(
+        "too little data to tell", lambda c: any(unscored_share(each) > UNSCORED_ALLOWED for each in c.comparisons), _left_out
+    ),
+    Rule(
+        "not good enough",
+        lambda c: c.terms.min_score is not None and max(c.score, c.best_prompt_score) < c.terms.min_score,
+        _below_the_bar,
+    ),
+    Rule("regression", lambda c: c.is_shown and c.forgot == "regression", _lost_skills),
+    Rule(
+        "too little data to tell",
+        lambda c: c.is_shown and c.evidence.forgetting_required and c.forgot != "no regression",
+        _unknown_skills,
+    ),
+    Rule("too little data to tell", lambda c: c.is_shown and 2 * c.seeds_that_gain < len(c.seed_gains), _few_seeds),
+    Rule("deploy", lambda c: c.is_shown, _shown),
+    Rule(
+        "prompting is enough",
+        lambda c: rule.is_ruled_out(c.headline, c.terms) and c.headline.gain > 0.0,
+        lambda c: f"ahead, but for certain by less than {_wanted(c)}",
+    ),
+    Rule(
+        "not better",
+        lambda c: rule.is_ruled_out(c.headline, c.terms),
+        lambda c: f"a gain of {percent(c.terms.min_gain)} points is ruled out, and there is none",
+    ),
+    Rule("too little data to tell", lambda c: True, _cannot_tell),
+)
+
+
+def terms_of(task: Task) -> Terms:
+    """What a recipe asks."""
+    return Terms(min_gain=task.min_gain, certainty=task.certainty, min_score=task.min_score)
+
+
+def decide(case: Case) -> Rule:
+    """The first rule that holds."""
+    return next(row for row in RULES if row.holds(case))
+
+
+def is_borderline(case: Case) -> bool:
+    """Whether one standard error more or less of every gain would decide otherwise."""
+    decision = decide(case).decision
+    shifted = (dataclasses.replace(case, comparisons=tuple(_moved(c, sign) for c in case.comparisons)) for sign in (-1.0, 1.0))
+    return any(decide(other).decision != decision for other in shifted)
+
+
 def verdict(
     outputs: dict[str, list[Output]],
     selection: Selection,
     metric: Metric,
-    min_gain: float,
+    terms: Terms,
     groups: list[str] | None = None,
     evidence: Evidence = NOTHING,
 ) -> Verdict:
     """Everything that the terminal and the report print.
 
     Args:
-        outputs: by arm name, on the same rows in the same order.
-        selection: names the prompt arm to beat, chosen on dev.
-        groups: ``data.group_by`` value of each row, where the rows have one.
+        outputs: by the name of an arm or finalist, on the same rows in the same order.
+        selection: names the finalists, chosen on dev.
+        terms: what the recipe asks.
+        groups: the group of each row, where rows belong together.
 
     Raises:
-        RunError: no tuned arm was scored, or no row can be compared.
+        RunError: no tuned arm or not every finalist was scored, or no row can be compared.
     """
-    candidate, best_prompt = "deployed" if "deployed" in outputs else "tuned", selection.best_prompt
-    if candidate not in outputs:
-        raise RunError("neither the deployed nor the tuned arm was scored", "run: tunesmith evaluate RUN")
-    others = [name for name in outputs if name != best_prompt]
-    comparisons = [compare(outputs[name], outputs[best_prompt], metric, groups) for name in others]
-    adjusted = stats.holm([c.p for c in comparisons])
-    against = {name: dataclasses.replace(c, p_holm=p) for name, c, p in zip(others, comparisons, adjusted, strict=True)}
-    comparison = against[candidate]
-    forgetting = None if evidence.forgetting is None else evidence.forgetting.verdict
-    decision = decide(comparison, min_gain, forgetting, evidence.forgetting_required)
-    if evidence.parity is not None and evidence.parity.state == "not deployable":
-        decision = NOT_TRAINED
-    both = "tuned" in outputs and "deployed" in outputs
-    unsettled = decision == "too little data to tell" and decide(comparison, min_gain) == decision
+    candidate = candidate_of(outputs)
+    rivals, ahead = rivals_of(outputs, candidate, selection, metric, groups)
+    best = rivals[0]
+    others = [name for name in outputs if name != best.name]
+    against = {name: compare(outputs[name], outputs[best.name], metric, groups) for name in others}
     arms = tuple(_arm(name, answers, metric, groups, against.get(name)) for name, answers in outputs.items())
-    best = next(arm.score for arm in arms if arm.name == best_prompt)
-    assert best is not None  # figure_with_interval refuses an arm without a score
-    seeds = evidence.seeds
+    score = next(arm.score for arm in arms if arm.name == candidate)
+    case = case_of(rivals, score, terms, evidence)
+    row, c = decide(case), best.comparison
+    both = "tuned" in outputs and "deployed" in outputs
+    unsettled = row is RULES[-1]
     result = Verdict(
-        decision=decision,
-        exit_code=EXIT_CODES[decision],
-        reason=_reason(decision, comparison, candidate, best_prompt, min_gain, evidence),
+        decision=row.decision,
+        exit_code=EXIT_CODES[row.decision],
+        reason="",
         advice=(),
         candidate=candidate,
-        best_prompt=best_prompt,
-        min_gain=min_gain,
-        n=comparison.n,
-        unscored=comparison.unscored,
-        clusters=comparison.units if comparison.units < comparison.n else None,
+        score=score,
+        best_prompt=best.name,
+        rivals=rivals,
+        ahead=ahead,
+        terms=terms,
+        better=case.is_better,
+        worth=rule.worth(c, terms),
+        n=c.n,
+        unscored=c.unscored,
+        clusters=c.units if c.units < c.n else None,
         metric=metric.name,
         corpus_metric=metric.corpus is not None,
-        comparison=comparison,
-        n_needed=rows_needed(comparison, min_gain),
-        rows_to_settle=rows_to_settle(comparison, min_gain) if unsettled else None,
-        borderline=decision != NOT_TRAINED and is_borderline(comparison, min_gain),
+        comparison=c,
+        detectable=rule.detectable(c, terms),
+        planned=rule.planned_gain(terms),
+        n_needed=rule.rows_needed(c, rule.planned_gain(terms), terms),
+        rows_to_settle=_rows_to_settle(case) if unsettled else None,
+        borderline=row.decision != NOT_TRAINED and is_borderline(case),
         only_worse=evidence.only_worse,
         deployed_loss=compare(outputs["deployed"], outputs["tuned"], metric, groups) if both else None,
-        differing=_differing(outputs, candidate, best_prompt),
+        differing=_differing(outputs, candidate, best.name),
         forgetting=evidence.forgetting,
         parity=evidence.parity,
-        seeds=seeds,
-        seed_gains=() if seeds is None else tuple(run.score - best for run in seeds.runs),
+        seeds=evidence.seeds,
+        seed_gains=case.seed_gains,
         judge=evidence.judge,
         retrieval=evidence.retrieval,
         arms=arms,
         selection=selection,
     )
-    return dataclasses.replace(result, advice=tuple(_advice(result, unsettled)))
+    reason = f"{gain_line(result)}: {row.why(case)}{remarks(result)}"
+    return dataclasses.replace(result, reason=reason, advice=tuple(advice(result, unsettled)))
+
+
+def candidate_of(outputs: Collection[str]) -> str:
+    """The arm that would be deployed.
+
+    Raises:
+        RunError: no tuned arm was scored.
+    """
+    candidate = "deployed" if "deployed" in outputs else "tuned"
+    if candidate not in outputs:
+        raise RunError("neither the deployed nor the tuned arm was scored", "run: tunesmith evaluate RUN")
+    return candidate
+
+
+def case_of(rivals: Sequence[Rival], score: float, terms: Terms, evidence: Evidence = NOTHING) -> Case:
+    """What the rules look at.
+
+    Args:
+        rivals: the strongest first.
+        score: the candidate's.
+    """
+    runs = () if evidence.seeds is None else evidence.seeds.runs
+    return Case(
+        terms=terms,
+        comparisons=tuple(rival.comparison for rival in rivals),
+        score=score,
+        best_prompt_score=max(rival.score for rival in rivals),
+        seed_gains=tuple(run.score - rivals[0].score for run in runs),
+        evidence=evidence,
+    )
+
+
+def rivals_of(
+    outputs: dict[str, list[Output]], candidate: str, selection: Selection, metric: Metric, groups: list[str] | None
+) -> tuple[tuple[Rival, ...], tuple[str, ...]]:
+    """What has to be beaten, the strongest on the test part first; and the other arms that are ahead.
+
+    Those are arms that the recipe does not hold against the candidate; one that it does, and that is ahead, is a rival.
+
+    Raises:
+        RunError: not every finalist was scored, or no row can be compared.
+    """
+    if missing := [name for name in selection.finalists if name not in outputs]:
+        raise RunError(f"{missing[0]}: a prompt that has to be beaten was not scored", "run: tunesmith evaluate RUN")
+    against = {name: compare(outputs[candidate], outputs[name], metric, groups) for name in outputs if name not in TUNED_ARMS}
+    ahead = [name for name, c in against.items() if c.gain < 0.0 and name not in selection.finalists]
+    names = [*selection.finalists, *(name for name in ahead if name in selection.rivals)]
+    rivals = [
+        Rival(
+            name=name,
+            way=selection.way_of(name),
+            finalist=name in selection.finalists,
+            score=_figure(outputs[name], metric),
+            comparison=against[name],
+        )
+        for name in names
+    ]
+    strongest_first = sorted(rivals, key=lambda rival: (rival.comparison.gain, rival.comparison.low))
+    return tuple(strongest_first), tuple(name for name in ahead if name not in selection.rivals)
+
+
+def _figure(outputs: Sequence[Output], metric: Metric) -> float:
+    figure = metric.headline(outputs)
+    assert figure is not None  # compare refuses an arm without a score
+    return figure
+
+
+def _rows_to_settle(case: Case) -> int | None:
+    """Rows that settle the hardest of the comparisons; None where no number would."""
+    rows = [rule.rows_to_settle(c, case.terms) for c in case.comparisons]
+    return None if None in rows else max(number or 0 for number in rows)
 
 
 def _moved(c: Comparison, sign: float) -> Comparison:
@@ -222,62 +443,3 @@ def _differing(outputs: dict[str, list[Output]], candidate: str, best_prompt: st
         lost=tuple(ids[i] for i in largest_first if difference[i] < 0),
         only_tuning=tuple(row_id for row_id, alone in zip(ids, ahead.tolist(), strict=True) if alone),
     )
-
-
-def _reason(decision: Decision, c: Comparison, candidate: str, best_prompt: str, min_gain: float, evidence: Evidence) -> str:
-    gain = f"{candidate} gains {points(c.gain)} points over {best_prompt}, 95 % interval {points_between(c.low, c.high)}"
-    wanted = f"the {percent(min_gain)} points asked for"
-    enough = f"above zero, and at least {wanted}"
-    why = {
-        "deploy": enough,
-        "regression": enough,
-        "not better": f"a gain of {percent(min_gain)} points is ruled out, and there is none",
-        "prompting is enough": f"ahead, but for certain by less than {wanted}",
-        "too little data to tell": f"it can be more or less than {wanted}",
-        NOT_TRAINED: "",
-    }[decision]
-    if decision == NOT_TRAINED and evidence.parity is not None:
-        why = f"but the form {evidence.parity.form} failed parity ({evidence.parity.reason})"
-    if decision == "too little data to tell" and decide(c, min_gain) == "deploy":
-        why = f"{enough}; but whether general skills were lost is not known, and evaluate.forgetting.required asks for it"
-    elif evidence.forgetting is not None and evidence.forgetting.verdict == "regression":
-        link = "but general skills were lost" if decision == "regression" else "general skills were lost as well"
-        why += f"; {link} ({evidence.forgetting.reason})"
-    elif evidence.forgetting is not None and evidence.forgetting.verdict != "no regression" and decision == "deploy":
-        why += "; whether general skills were lost is not known"
-    if evidence.parity is not None and evidence.parity.state == "unknown":
-        why += f"; whether {evidence.parity.form} is the model that was trained is not known ({evidence.parity.reason})"
-    worse = "; training lowered no dev loss, so the adapter is the untouched one of step 0" if evidence.only_worse else ""
-    unscored = f"; {c.unscored} rows are unscored and left out" if c.unscored else ""
-    form = "" if candidate == "deployed" else "; the deployed form was not scored"
-    return f"{gain}: {why}{worse}{unscored}{form}"
-
-
-def _advice(verdict: Verdict, unsettled: bool) -> list[str]:
-    """What would make the verdict surer, a sentence each."""
-    sentences: list[str] = []
-    if verdict.decision == NOT_TRAINED:
-        sentences.append("fix the export, run tunesmith parity, and evaluate the deployed arm again")
-    c, n, wanted = verdict.comparison, verdict.n, f"{percent(verdict.min_gain)} points"
-    if verdict.only_worse:
-        sentences.append("lower train.learning_rate: the untouched model had the lowest dev loss of all checkpoints")
-    if unsettled:
-        settled, needed = verdict.rows_to_settle, verdict.n_needed
-        kind = "test rows" if verdict.clusters is None else f"test rows (in groups, as these {verdict.clusters})"
-        if settled is None:
-            sentences.append(f"the gain sits on the border of {wanted}: more rows will hardly settle it")
-        else:
-            sentences.append(f"if the gain stays what it is, about {settled - n:,} more {kind} settle it")
-        if needed is not None and needed > n:
-            sentences.append(f"to find a gain of {wanted} four times in five takes {needed:,} in all")
-    if verdict.borderline and verdict.seeds is None:
-        sentences.append("one standard error more or less decides otherwise: train with evaluate.seeds: 3 to see the spread")
-    if gains := verdict.seed_gains:
-        enough = sum(gain >= verdict.min_gain for gain in gains)
-        sentences.append(
-            f"{enough} of {len(gains)} seeds gain at least {wanted} ({points_between(min(gains), max(gains))}), "
-            "before quantisation"
-        )
-    if n and c.unscored > 0.1 * (n + c.unscored):
-        sentences.append(f"{c.unscored} of {n + c.unscored} rows are unscored: if they differ from the rest, so does the gain")
-    return sentences

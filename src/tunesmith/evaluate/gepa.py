@@ -57,7 +57,7 @@ def write_instruction(
     if settings.answers < len(dev) + longest:
         raise RunError(
             f"evaluate.optimized_prompt.writer.answers: {settings.answers} do not pay for one rewriting on {len(dev)} dev rows",
-            f"set it to {len(dev) + longest} or more, or lower evaluate.few_shot.dev_rows",
+            f"set it to {len(dev) + longest} or more",
         )
     questions = 0
 

@@ -1,9 +1,10 @@
 """Intervals and p-values by drawing the test rows again: for scores that are not yes or no, and for rows that belong together.
 
 A score that is not the mean of yes/no answers (ROUGE, macro-F1, BLEU) has no formula for its error that one would trust, so
-the rows are drawn again with replacement and the figure is computed anew: the paired bootstrap. Both arms get the same
-draws, so what a hard row does to both cancels out. Rows of one group (``data.group_by``: one document, one customer)
-are drawn together: taken for independent, 300 rows of 30 documents would look like ten times the evidence they are.
+the rows are drawn again with replacement and the figure is computed anew: the paired bootstrap. Both arms get the same draws,
+so what a hard row does to both cancels out. Rows of one group (``data.group_by``: one document, one customer; or one question
+asked again) are drawn together: taken for independent, 300 rows of 30 documents would look like ten times the evidence they
+are.
 
 **Sums instead of rows.** Most figures follow from sums over rows (a mean from score and 1; macro-F1 from the counts of
 each class; BLEU from matches, totals and lengths). For those (``SumStatistic``) all draws are one matrix product, 10,000 of
@@ -14,14 +15,12 @@ quantiles are moved outwards by exactly that (the expanded percentile interval),
 The refused alternatives: BCa (a jackknife more for a skewness that differences of two arms hardly have) and bootstrap-t
 (an error for every draw, which a corpus figure does not offer).
 
-The p-value comes from swapping the two arms' answers unit by unit at random, which is exact under "the arms are alike".
-
 **Imagined rows.** A bootstrap cannot draw what no row shows: with two rows of a class, both right, every draw that holds one
 has it right. Macro-F1, where such a class weighs as much as one of a thousand rows, therefore brings a few imagined rows
 (``Imagined``), as a prior does; they change the interval alone, never the figure.
 
 Sources: Efron and Tibshirani 1993 (chapters 13, 15); Hesterberg 2015, "What teachers should know about the bootstrap",
-section 5.3 (expanded percentile); Riezler and Maxwell 2005 (approximate randomisation for corpus metrics).
+section 5.3 (expanded percentile).
 
 Shape suffixes: N rows; here: U units (groups, or rows where none are given), B draws, K sums, A arms, P imagined rows.
 """
@@ -165,27 +164,12 @@ def percentile_limits(values_B: Floats, u: int, tail: float) -> tuple[Floats, Fl
     return low, high
 
 
-def permutation_p(statistic: Statistic, a: Rows, b: Rows, unit_N: NDArray[np.int64], seed: int = 0) -> float:
-    """Two-sided p of "the arms are alike": how often swapping the arms of random units makes as large a difference.
+def percentile_p(values_B: Floats, u: int) -> float:
+    """Two-sided p of "the figure is 0": twice the tail at which the expanded percentile interval just reaches 0.
 
-    The observed arrangement counts as one of the draws, so p is never 0 and never too small (Phipson and Smyth 2010).
+    Half of the draws that are exactly 0 lie on either side; no draw beyond 0 counts as half a draw.
     """
-    rng = np.random.default_rng(seed)
-    u = int(unit_N.max()) + 1
-    observed = abs(statistic(a) - statistic(b)) * (1.0 - 1e-12)  # equal up to rounding is "as large"
-    if isinstance(statistic, SumStatistic):
-        a_UK, b_UK = (per_unit(statistic.counts(rows), unit_N) for rows in (a, b))
-        as_large, step = 0, max(1, min(DRAWS, _CHUNK // u))
-        for start in range(0, DRAWS, step):
-            same_BU = rng.integers(0, 2, size=(min(step, DRAWS - start), u)).astype(np.float64)
-            first_BK = same_BU @ a_UK + (1.0 - same_BU) @ b_UK
-            other_BK = a_UK.sum(axis=0) + b_UK.sum(axis=0) - first_BK
-            as_large += int((np.abs(statistic.value(first_BK) - statistic.value(other_BK)) >= observed).sum())
-        return (1 + as_large) / (1 + DRAWS)
-    as_large = 0
-    for _ in range(CORPUS_DRAWS):
-        same_N = rng.integers(0, 2, size=u)[unit_N].astype(bool)
-        first = [x if same else y for x, y, same in zip(a, b, same_N, strict=True)]
-        other = [y if same else x for x, y, same in zip(a, b, same_N, strict=True)]
-        as_large += abs(statistic(first) - statistic(other)) >= observed
-    return (1 + as_large) / (1 + CORPUS_DRAWS)
+    below, draws = float((values_B < 0.0).sum() + 0.5 * (values_B == 0.0).sum()), len(values_B)
+    share = min(max(min(below, draws - below), 0.5) / draws, 0.5)
+    reach = stats.norm.ppf(share) * np.sqrt((u - 1) / u)
+    return min(1.0, 2.0 * float(stats.t.cdf(reach, u - 1)))

@@ -1,15 +1,16 @@
-"""The ``optimized_prompt`` arm: a seeded random search over instructions and demonstrations, paid in model calls.
+"""Successive halving over prompts, and the space that the ``optimized_prompt`` arm searches with it.
 
-A candidate is an instruction (as written, or rewritten by a fixed rule: an explicit format line from the schema or the
-labels, emphasis, another order; and the user's own) with a set of demonstrations. Successive halving spends the calls:
-all candidates answer a quarter of the dev rows, the better half of them half of the rows, the better half of those all
-of them. Answers are kept, so a survivor is asked only what is new. How many candidates there are follows from the budget.
+**Halving.** All prompts answer a quarter of dev; the better half of them goes on to half of it, and the better half of those
+answer *all* of dev. Answers are kept, so a survivor is asked only what is new. Two rules make the end honest. Nobody is
+thrown out on fewer than 32 rows: on 16 of 64 the best of sixteen prompts goes too often. And never fewer than ``survivors``
+reach the end, since that many finalists answer the test part and the tuned model has to beat each. Refused: all prompts on all
+rows, which costs up to twice as much and chooses hardly better; one winner of a few rows, which lets the tuned model win
+against a prompt that is not the best (``benchmarks/gate_simulation.py`` measures it: ``docs/explanation/deciding.md``).
 
-A model that writes instructions needs a strong one beside the one under test. Who has one names it as
+**The space.** A candidate is an instruction (as written, or rewritten by a fixed rule: an explicit format line from the schema
+or the labels, emphasis, another order; and the user's own) with a set of demonstrations. How many are tried follows from the
+budget. A model that writes instructions needs a strong one beside the one under test. Who has one names it as
 ``evaluate.optimized_prompt.writer`` (``gepa.py``); what it wrote joins the search as one more instruction.
-
-The choice is made on dev, where the best of many looks better than it is (by up to 7 points for the best of ten on 100
-rows); the sealed test says what it is worth.
 
 Source: Jamieson and Talwalkar 2016 (arXiv 1502.07943), algorithm 1.
 """
@@ -17,36 +18,24 @@ Source: Jamieson and Talwalkar 2016 (arXiv 1502.07943), algorithm 1.
 import math
 import random
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 from tunesmith.errors import RunError
 from tunesmith.evaluate.metrics import format_line
 from tunesmith.evaluate.prompts import random_draw
 from tunesmith.recipe import Recipe
-from tunesmith.rundir.records.evaluation import Candidate, Output
+from tunesmith.rundir.records.evaluation import Candidate
 from tunesmith.rundir.rows import Row
 
+FIRST_RUNG = 32  # rows below which no prompt is thrown out
+PROMPTS = 16  # that the search tries where the recipe names no budget
 DRAWS = 4  # random sets of demonstrations for each k
 EMPHASIS = "This matters: follow the instruction to the letter."
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
 
-
-@dataclass(frozen=True, kw_only=True)
-class Winner:
-    """What a search ends with.
-
-    Attributes:
-        candidate: the best way to ask.
-        outputs: its answers to all dev rows.
-        calls: answers that the search cost.
-        tried: candidates that were asked at all.
-    """
-
-    candidate: Candidate
-    outputs: list[Output]
-    calls: int
-    tried: int
+Option = TypeVar("Option")
 
 
 def instructions(recipe: Recipe, written: str | None = None) -> dict[str, str]:
@@ -96,24 +85,19 @@ def space(recipe: Recipe, pool: list[Row], start: list[Candidate], written: str 
     return first + [candidate for candidate in rest if candidate not in first]
 
 
-def rungs(rows: int, most: int, calls: int) -> list[tuple[int, int]]:
-    """``(candidates alive, rows answered by the end of the rung)``, as many candidates (up to ``most``) as ``calls`` pay.
+def rungs(count: int, rows: int, survivors: int) -> list[tuple[int, int]]:
+    """``(prompts alive, rows answered by the end of the rung)`` of a halving.
 
-    Raises:
-        RunError: the calls do not pay for one candidate on all rows.
+    Args:
+        count: prompts that begin, at least 1.
+        rows: of dev; the last rung has them all.
+        survivors: how many reach the end at least, where there are so many.
+
+    >>> rungs(16, 200, 3), rungs(16, 64, 3), rungs(16, 60, 3)
+    ([(16, 50), (8, 100), (4, 200)], [(16, 32), (8, 64)], [(16, 60)])
     """
-    marks = sorted({math.ceil(rows / 4), math.ceil(rows / 2), rows})
-
-    def plan(count: int) -> list[tuple[int, int]]:
-        return [(math.ceil(count / 2**number), mark) for number, mark in enumerate(marks)]
-
-    for count in range(min(most, calls), 0, -1):
-        if cost(plan(count)) <= calls:
-            return plan(count)
-    raise RunError(
-        f"evaluate.optimized_prompt.calls: {calls} answers do not cover one prompt on {rows} dev rows",
-        f"set it to {rows} or more, or lower evaluate.few_shot.dev_rows",
-    )
+    marks = [mark for mark in (math.ceil(rows / 4), math.ceil(rows / 2)) if mark >= FIRST_RUNG] + [rows]
+    return [(max(math.ceil(count / 2**number), min(count, survivors)), mark) for number, mark in enumerate(marks)]
 
 
 def cost(plan: list[tuple[int, int]]) -> int:
@@ -122,31 +106,43 @@ def cost(plan: list[tuple[int, int]]) -> int:
     return sum(alive * (mark - start) for (alive, mark), start in zip(plan, before, strict=True))
 
 
-def search(
-    options: list[Candidate],
-    rows: int,
-    calls: int,
-    ask: Callable[[Candidate, slice], list[Output]],
-    rank: Callable[[list[Output]], tuple[float, ...]],
-) -> Winner:
-    """The best of ``options`` that ``calls`` answers find.
-
-    Args:
-        options: candidates in the order in which the budget takes them.
-        rows: how many dev rows there are.
-        ask: a candidate's answers to a slice of the dev rows.
-        rank: what is larger for a better set of answers.
+def affordable(most: int, rows: int, survivors: int, calls: int) -> int:
+    """How many prompts, up to ``most``, a halving within ``calls`` answers can begin with.
 
     Raises:
-        RunError: the calls do not pay for one candidate.
+        RunError: the calls do not pay for one.
     """
-    plan = rungs(rows, len(options), calls)
-    outputs: dict[Candidate, list[Output]] = {}
-    alive, done = options[: plan[0][0]], 0
-    for count, mark in plan:
-        alive = alive[:count]
-        for candidate in alive:
-            outputs[candidate] = outputs.get(candidate, []) + ask(candidate, slice(done, mark))
-        alive = sorted(alive, key=lambda candidate: rank(outputs[candidate]), reverse=True)
-        done = mark
-    return Winner(candidate=alive[0], outputs=outputs[alive[0]], calls=cost(plan), tried=plan[0][0])
+    for count in range(min(most, calls), 0, -1):
+        if cost(rungs(count, rows, survivors)) <= calls:
+            return count
+    raise RunError(
+        f"evaluate.optimized_prompt.calls: {calls} answers do not cover one prompt on {rows} dev rows",
+        f"set it to {rows} or more, or leave it out for what {PROMPTS} prompts cost",
+    )
+
+
+def halving(
+    options: Sequence[Option],
+    rows: int,
+    survivors: int,
+    standing: Callable[[Option, int], tuple[float, ...]],
+) -> list[tuple[Option, int]]:
+    """Successive halving.
+
+    Args:
+        options: at least one; among equals the earlier one goes on.
+        rows: of dev.
+        survivors: how many answer all rows at least, where there are so many options.
+        standing: of an option that has answered so many of the first rows; larger is better.
+
+    Returns:
+        All options with the rows they have answered, the best first: who came further, and then who stood higher there.
+    """
+    plan = rungs(len(options), rows, survivors)
+    alive: list[Option] = list(options)
+    ranked: list[tuple[Option, int]] = []
+    for (_, mark), (going_on, _) in zip(plan, [*plan[1:], (0, 0)], strict=True):
+        order = sorted(alive, key=lambda option: standing(option, mark), reverse=True)
+        alive = order[:going_on]
+        ranked = [(option, mark) for option in order[going_on:]] + ranked
+    return ranked

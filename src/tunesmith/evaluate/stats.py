@@ -1,14 +1,14 @@
-"""Statistics of two arms on the same rows, with scipy: intervals, tests, power, non-inferiority.
+"""Statistics of two arms on the same rows, with scipy: intervals, the test that goes with them, non-inferiority.
 
 Two arms answer the same rows, so they are compared row by row. The unpaired test that most tools print finds a real gain
-of 5 points on 200 rows one time in twenty; the paired one finds it four times in ten.
+of 5 points on 200 rows one time in twenty where half of the rows are right; the paired one finds it four times in ten.
 
-**The interval of a gain in yes/no scores** is Tango's score interval: all gains that the score test does not reject. It
-holds 95 % as near as whole rows allow: 93.2 to 97.0 % of the time (by exact enumeration, n = 100, 200, 400, 3 to 40 % of
-the rows discordant, gains of 0 to 10 points). It stays honest where few rows differ: sixteen ties rule out nothing below 19
-points. It excludes zero exactly where McNemar's test rejects at 5 %. Refused: the bootstrap, which is a point where all rows
-agree; the adjusted Wald interval (Agresti and Min 2005), which holds 99 % where 3 of 100 rows differ and finds a true gain
-of 2 points there half as often; and the hull of both, which is wider still.
+**The interval of a gain in yes/no scores** is Tango's score interval: all gains that the score test does not reject. It holds
+95 % as near as whole rows allow: 93.2 to 97.0 % of the time (by exact enumeration, n = 100, 200, 400, 3 to 40 % of the rows
+discordant, gains of 0 to 10 points). It stays honest where few rows differ: sixteen ties rule out nothing below 19 points. It
+excludes zero exactly where the p beside it, of McNemar's test without correction, is below 5 %. Refused: the bootstrap, which
+is a point where all rows agree; the adjusted Wald interval (Agresti and Min 2005), which holds 99 % where 3 of 100 rows differ
+and finds a true gain of 2 points there half as often; and the hull of both, which is wider still.
 
 Scores that are not yes or no, corpus figures and grouped rows are bootstrapped (``resample.py``). A bootstrap knows only
 what it has seen, so where fewer than ten units differ its interval is never inside the score interval of the signs.
@@ -16,27 +16,27 @@ what it has seen, so where fewer than ten units differ its interval is never ins
 **Non-inferiority** turns the question round: is it certain that no more than a margin was lost? A large p-value of "no
 difference" is not evidence of none, so few rows give "too little data to tell".
 
-``midp_values`` and ``score_limits`` take arrays of counts, for many comparisons at once.
-Sources: Wilson 1927; McNemar's mid-p, Fagerland, Lydersen and Laake 2013; Tango 1998 (score interval of a paired
-difference); power of McNemar's test, Connor 1987; Holm 1979; non-inferiority, Piaggio et al. 2012 (CONSORT).
+``score_limits`` takes arrays of counts, for many comparisons at once; what power a decision has says ``rule.py``.
+Sources: Wilson 1927; McNemar 1947; Tango 1998 (score interval of a paired difference); non-inferiority, Piaggio et al. 2012
+(CONSORT).
 
 Shape suffixes: N rows; here: U units, B draws, K sums.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, stats
+from scipy import stats
 
 from tunesmith.evaluate import resample
 from tunesmith.evaluate.interval import Interval
 from tunesmith.rundir.records.evidence import NonInferiority
 
 ALPHA = 0.05
-POWER = 0.80
 MIN_DISCORDANT_UNITS = 10  # differing units below which a bootstrap is not believed alone
 
 Counts = NDArray[np.int64]
@@ -50,8 +50,10 @@ def wilson(successes: int, n: int) -> Interval:
     >>> round(low, 3), round(high, 3)
     (0.404, 0.596)
     """
-    ends = stats.binomtest(successes, n).proportion_ci(1.0 - ALPHA, method="wilson")
-    return Interval(float(ends.low), float(ends.high))
+    z2, p = float(stats.norm.ppf(1 - ALPHA / 2)) ** 2, successes / n
+    middle, reach = p + z2 / (2 * n), math.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n)))
+    low, high = (middle - reach) / (1 + z2 / n), (middle + reach) / (1 + z2 / n)
+    return Interval(low if successes else 0.0, high if successes < n else 1.0)
 
 
 def discordant(a: Floats, b: Floats) -> tuple[int, int]:
@@ -59,22 +61,19 @@ def discordant(a: Floats, b: Floats) -> tuple[int, int]:
     return int((a > b).sum()), int((a < b).sum())
 
 
-def mcnemar_midp(only_a: int, only_b: int) -> float:
-    """Two-sided mid-p of McNemar's test from the discordant counts; 1 when there are none.
+def score_p(only_a: int, only_b: int) -> float:
+    """Two-sided p of the score test of "no difference" from the discordant counts (McNemar's without correction).
 
-    >>> round(mcnemar_midp(3, 9), 4)
-    0.0923
+    Below 0.05 exactly where ``score_interval`` excludes 0; 1 when there are no discordant rows.
+
+    >>> round(score_p(3, 9), 4)
+    0.0833
     """
-    return float(midp_values(np.array(only_a), np.array(only_b)))
+    differing = only_a + only_b
+    return 2.0 * float(stats.norm.sf(abs(only_a - only_b) / math.sqrt(differing))) if differing else 1.0
 
 
-def midp_values(only_a: Counts, only_b: Counts) -> Floats:
-    """``mcnemar_midp`` of arrays of one shape."""
-    n, few = only_a + only_b, np.minimum(only_a, only_b)
-    p = 2.0 * stats.binom.cdf(few, n, 0.5) - stats.binom.pmf(few, n, 0.5)
-    return np.where(n == 0, 1.0, np.minimum(1.0, p))
-
-
+@functools.lru_cache(1 << 16)  # the same counts come again in a simulation
 def score_interval(only_a: int, only_b: int, n: int, tail: float = ALPHA / 2) -> Interval:
     """Tango's score interval of a difference of two paired rates.
 
@@ -99,21 +98,29 @@ def score_limits(only_a: Counts, only_b: Counts, n: int, tail: float = ALPHA / 2
     b, c = only_a.astype(np.float64), only_b.astype(np.float64)
     z = -float(stats.norm.ppf(tail))
 
-    def statistic(delta: Floats) -> Floats:
-        # q: most likely rate of "only b" among all with a difference of delta, the root of 2n q^2 + linear q + constant
-        linear, constant = (2 * n - b + c) * delta - b - c, -c * delta * (1.0 - delta)
-        q = (np.sqrt(np.maximum(linear**2 - 8 * n * constant, 0.0)) - linear) / (4 * n)
-        return (b - c - n * delta) / np.sqrt(np.maximum(n * (2.0 * q + delta * (1.0 - delta)), 1e-12))
-
     def end(sign: float) -> Floats:
         inside, outside = (b - c) / n, np.full(b.shape, -sign)
         for _ in range(32):  # bisection: the statistic falls as delta grows, and is 0 at the observed difference
             middle = (inside + outside) / 2
-            rejected = sign * statistic(middle) > z
+            rejected = sign * score_statistic(b, c, n, middle) > z
             inside, outside = np.where(rejected, inside, middle), np.where(rejected, middle, outside)
         return inside
 
     return end(1.0), end(-1.0)
+
+
+def never_below_the_signs(p: float, difference_U: Floats) -> float:
+    """The p that goes with ``never_inside_the_signs``."""
+    only_a, only_b = int((difference_U > 0).sum()), int((difference_U < 0).sum())
+    return p if only_a + only_b >= MIN_DISCORDANT_UNITS else max(p, score_p(only_a, only_b))
+
+
+def score_statistic(b: Floats, c: Floats, n: int, delta: Floats) -> Floats:
+    """Tango's statistic of a difference ``delta``, ``b`` and ``c`` of ``n`` rows being discordant; standard normal if true."""
+    # q: most likely rate of "only b" among all with a difference of delta, the root of 2n q^2 + linear q + constant
+    linear, constant = (2 * n - b + c) * delta - b - c, -c * delta * (1.0 - delta)
+    q = (np.sqrt(np.maximum(linear**2 - 8 * n * constant, 0.0)) - linear) / (4 * n)
+    return (b - c - n * delta) / np.sqrt(np.maximum(n * (2.0 * q + delta * (1.0 - delta)), 1e-12))
 
 
 def never_inside_the_signs(interval: Interval, difference_U: Floats, tail: float) -> Interval:
@@ -124,65 +131,9 @@ def never_inside_the_signs(interval: Interval, difference_U: Floats, tail: float
     return interval.hull(score_interval(only_a, only_b, len(difference_U), tail))
 
 
-def holm(p: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values, in the order given: the chance of even one false finding stays at 5 % over all.
-
-    >>> [round(value, 3) for value in holm([0.01, 0.04, 0.03, 0.005])]
-    [0.03, 0.06, 0.06, 0.02]
-    """
-    order = np.argsort(np.array(p), kind="stable")
-    adjusted, so_far = [1.0] * len(p), 0.0
-    for rank, index in enumerate(order.tolist()):
-        so_far = max(so_far, min(1.0, (len(p) - rank) * p[index]))
-        adjusted[index] = so_far
-    return adjusted
-
-
-def minimum_detectable_effect(only_a: int, only_b: int, n: int) -> float:
-    """Smallest difference of two rates that McNemar's test on n such rows finds with 80 % power at 5 %.
-
-    The share of discordant rows is taken from the data, at least 3/n (what zero of n still allows).
-
-    Returns:
-        The difference, 1.0 when even a total disagreement would not be found.
-    """
-    share = discordant_share(only_a, only_b, n)
-
-    def lacking(delta: float) -> float:
-        return math.sqrt(n) - math.sqrt(_rows_for(delta, share))
-
-    if lacking(1.0) < 0.0:
-        return 1.0
-    return float(optimize.brentq(lacking, 1e-9, 1.0))  # pyright: ignore[reportArgumentType] - without full_output a float
-
-
-def n_needed(gain: float, share: float) -> int:
-    """Rows on which McNemar's test at 5 % finds a gain with 80 % power.
-
-    Args:
-        gain: difference of the rates, above 0.
-        share: share of the rows on which the arms differ (0..1); a gain needs at least as many.
-
-    >>> n_needed(0.05, 0.2)
-    626
-    """
-    return math.ceil(_rows_for(gain, share) - 1e-9)
-
-
 def discordant_share(only_a: int, only_b: int, n: int) -> float:
     """Share of the rows on which two arms differ, at least 3/n: the 95 % bound where none of n does."""
     return max((only_a + only_b) / n, min(1.0, 3.0 / n))
-
-
-def spread_of_power() -> float:
-    """How many standard errors a gain must measure to be found with 80 % power at 5 %: 2.80."""
-    return float(stats.norm.ppf(1 - ALPHA / 2) + stats.norm.ppf(POWER))
-
-
-def _rows_for(delta: float, share: float) -> float:
-    z_alpha, z_power = stats.norm.ppf(1 - ALPHA / 2), stats.norm.ppf(POWER)
-    share = max(share, delta)  # a difference of delta needs at least that share of discordant rows
-    return float((z_alpha * math.sqrt(share) + z_power * math.sqrt(max(share - delta**2, 0.0))) / delta) ** 2
 
 
 class NonInferior(NamedTuple):

@@ -18,7 +18,8 @@ from tunesmith.advise.decide import decide
 from tunesmith.advise.memory import Shape, shape_of, training_bytes, training_hours
 from tunesmith.checkpoints.content import model_at_hand
 from tunesmith.data.quality import Quality
-from tunesmith.evaluate import stats
+from tunesmith.evaluate import rule
+from tunesmith.evaluate.gate import terms_of
 from tunesmith.evaluate.metrics import make_metric
 from tunesmith.evaluate.references import check_references
 from tunesmith.pipeline.reading import reader_of, with_bar
@@ -155,13 +156,15 @@ def _metric(recipe: Recipe, rows: RowFacts, best: float | None, calibration: Cal
     """What the test rows can show.
 
     One row in five is planned to change between right and wrong; fewer where the prompt has few rows right, since tuning can
-    break only those: at most ``min_gain`` and twice the prompt's score.
+    break only those: at most the planned gain and twice the prompt's score.
     """
     task = recipe.task
-    share = PLANNED_DISCORDANCE if best is None else min(PLANNED_DISCORDANCE, task.min_gain + 2.0 * best)
-    share = max(share, task.min_gain)
-    detectable = stats.minimum_detectable_effect(round(share * rows.test), 0, rows.test) if rows.test else 1.0
-    needed = stats.n_needed(task.min_gain, share) if task.min_gain > 0.0 else 0
+    terms = terms_of(task)
+    planned = rule.planned_gain(terms)
+    share = PLANNED_DISCORDANCE if best is None else min(PLANNED_DISCORDANCE, planned + 2.0 * best)
+    share = max(share, planned)
+    detectable = rule.detectable_gain(rows.test, share, terms) if rows.test else 1.0
+    needed = rule.planned_rows(share, planned, terms) or 0
     tried = 0 if task.metric in NOT_TRIED else min(rows.rows, REFERENCES) if not rows.counted else rows.dev + rows.test
     return MetricFacts(
         name=task.metric,
@@ -169,8 +172,10 @@ def _metric(recipe: Recipe, rows: RowFacts, best: float | None, calibration: Cal
         calibrated=None if calibration is None else calibration.calibrated,
         judge="" if calibration is None else calibration.reason,
         min_gain=task.min_gain,
+        planned=planned,
         detectable=detectable,
         test_needed=needed,
+        min_score=task.min_score,
         discordance=share,
     )
 

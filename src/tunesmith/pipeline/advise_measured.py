@@ -16,7 +16,7 @@ from tunesmith.pipeline.judge import make_judge
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, read_rows, write_json
 from tunesmith.rundir.records import Json
-from tunesmith.rundir.records.advice import DevArm, MachineFacts
+from tunesmith.rundir.records.advice import DevArm, MachineFacts, best_of
 from tunesmith.rundir.records.evaluation import Selection
 from tunesmith.rundir.records.evidence import Calibration
 
@@ -47,7 +47,7 @@ def measure(run: RunDir, recipe: Recipe) -> tuple[tuple[DevArm, ...], Selection,
     renderer = base_of(run, recipe).renderer
     dev = read_rows(run.data / "dev.jsonl")[: selection.dev_rows]
     short = sum(len(renderer.prompt_ids(tuned(recipe, row))) for row in dev) / len(dev)
-    best = max((arm for arm in arms if not arm.retrieves), key=lambda arm: (arm.score, -arm.prompt_tokens), default=None)
+    best = best_of([arm for arm in arms if not arm.retrieves])
     return tuple(arms), selection, 0.0 if best is None else max(0.0, best.prompt_tokens - short)
 
 

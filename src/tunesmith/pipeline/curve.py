@@ -117,5 +117,5 @@ def _outputs_on_dev(evaluation: Evaluation, inner: RunDir, share: float) -> list
     answers_key = fingerprint(content_hash(inner.adapter / WEIGHTS), prompts, budget, allowed)
     base = base_of(evaluation.run, evaluation.recipe)
     engine = functools.partial(open_in_process, base, inner.adapter, evaluation.recipe.evaluate.batch_size)
-    run_arm(folder, engine, answers_key, evaluation.dev, prompts, evaluation.metric, budget, allowed)
+    run_arm(folder, folder.parent, engine, answers_key, evaluation.dev, prompts, evaluation.metric, budget, allowed)
     return read_outputs(folder)

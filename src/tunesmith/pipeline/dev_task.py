@@ -1,5 +1,6 @@
 """The task on dev rows that parity asks every form, and a sweep every type."""
 
+from tunesmith.data.split import groups_of
 from tunesmith.engines.engine import Engine
 from tunesmith.engines.open import context_for, output_constraint
 from tunesmith.evaluate.arms import ask
@@ -22,8 +23,8 @@ def dev_task(run: RunDir, recipe: Recipe, most: int) -> Task | str:
         return "a judge compares two answers and scores none by itself"
     metric = make_metric(recipe.task)
     rows = spread([row for row in text_rows(run) if metric.fits(row.reference)], most)
-    groups = None if recipe.data.group_by is None else [row.cluster for row in rows]
-    if len(set(groups or [row.id for row in rows])) < 2:
+    groups = groups_of(rows)
+    if len(set(groups)) < 2:
         return f"{len(rows)} dev rows can be scored, of one group; an interval needs two"
     prompts = [tuned(recipe, row) for row in rows]
     budget, allowed = Rendered.read(run.rendered_file).max_new_tokens, output_constraint(recipe.task)

@@ -1,11 +1,16 @@
 """The stages ``evaluate <arm>``: every arm on the sealed test part, kept row by row.
 
+``evaluate finalists`` scores the prompts that the tuned model has to beat and that are not the best of their arm. How many
+there are, and of which arms, is known when the prompts were chosen, so they share a stage and a folder. One that asks as an
+arm does is not asked twice.
+
 When only the scoring changed, the kept answers are scored anew. Each reading of the test part is written to
 ``evaluation/test_readings.jsonl``.
 """
 
 import json
 import logging
+import shutil
 from datetime import UTC, datetime
 
 from tunesmith.evaluate.arms import run_arm
@@ -16,31 +21,51 @@ from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, Recipe
 from tunesmith.retrieval.corpus import find
 from tunesmith.retrieval.measure import RECALL_AT, recall_line, recall_of
 from tunesmith.rundir import RunDir, fingerprint
-from tunesmith.rundir.records.evaluation import Selection, Summary
+from tunesmith.rundir.records.evaluation import Candidate, Selection, Summary
 from tunesmith.rundir.records.events import ArmScore
 from tunesmith.tracking import emit
 
 logger = logging.getLogger(__name__)
 
+FINALISTS = "finalists"
+
 
 def execute(run: RunDir, recipe: Recipe, session: Session, arm: str) -> None:
-    """Score an arm on the sealed test part.
+    """Score an arm, or the finalists that are no arm, on the sealed test part.
 
     Raises:
         DataError: a row that the metric cannot score.
         RunError: the arm's model is not there.
     """
     evaluation = evaluation_of(run, recipe, session)
-    asks_base = arm in PROMPT_ARMS or arm.startswith(EXTERNAL)
-    chosen = Selection.read(run.evaluation / "selection.json").arms if asks_base else {}
+    if arm not in PROMPT_ARMS and not arm.startswith(EXTERNAL) and arm != FINALISTS:
+        _score(evaluation, arm, {})
+        return
+    selection = Selection.read(run.evaluation / "selection.json")
+    names = selection.more_finalists(recipe.evaluate.arms) if arm == FINALISTS else (arm,)
+    for name in names:
+        _score(evaluation, name, selection.arms)
+    if arm == FINALISTS:
+        for folder in run.finalists.glob("*"):
+            if folder.name not in names:  # of an earlier choice
+                shutil.rmtree(folder)
+
+
+def _score(evaluation: Evaluation, arm: str, chosen: dict[str, Candidate]) -> None:
+    """Score an arm or finalist.
+
+    Args:
+        chosen: by prompt arm or finalist, what was chosen on dev; not looked at for a tuned arm.
+    """
+    run, recipe = evaluation.run, evaluation.recipe
     prompts = evaluation.prompts(arm, chosen)
     budget, allowed = evaluation.max_new_tokens, evaluation.allowed
     weights, engine = engine_of(run, recipe, arm, evaluation.base, prompts, budget)
     answers_key = fingerprint(weights, prompts, budget, allowed)
-    if arm in ("retrieval", "tuned_retrieval"):
+    if arm.partition(":")[0] in ("retrieval", "tuned_retrieval"):
         _report_recall(evaluation)
-    folder, price = run.evaluation / arm, evaluation.cost_of(arm)
-    summary = run_arm(folder, engine, answers_key, evaluation.test, prompts, evaluation.metric, budget, allowed, price)
+    folder, price, rows = run.answers(arm), evaluation.cost_of(arm), evaluation.test
+    summary = run_arm(folder, run.evaluation, engine, answers_key, rows, prompts, evaluation.metric, budget, allowed, price)
     log_reading(run, arm, answers_key)
     emit(ArmScore(arm=arm, rows=summary.n, score=summary.score))
     logger.info(f"evaluate: {_summary_line(summary)}")

@@ -90,10 +90,10 @@ class Evaluation:
         """An arm's prompts for the test rows.
 
         Args:
-            chosen: by prompt arm, what was chosen on dev; not looked at for a tuned arm.
+            chosen: by prompt arm or finalist, what was chosen on dev; not looked at for a tuned arm.
         """
-        if arm in PROMPT_ARMS or arm.startswith(EXTERNAL):
-            candidate = chosen[arm if arm in PROMPT_ARMS else self.recipe.evaluate.prompt_of(arm)]
+        if arm in chosen or arm.startswith(EXTERNAL):
+            candidate = chosen[arm if arm in chosen else self.recipe.evaluate.prompt_of(arm)]
             return [self.book.messages(candidate, row) for row in self.test]
         documents = self.recipe.evaluate.retrieval.k if arm == "tuned_retrieval" else 0
         return [self.book.tuned(row, documents) for row in self.test]
@@ -132,7 +132,7 @@ def engine_of(
         endpoint = recipe.evaluate.endpoint_of(arm)
         return endpoint_key(endpoint), lambda: open_endpoint(endpoint)
     model = base_of(run, recipe)
-    if arm in PROMPT_ARMS:
+    if arm.partition(":")[0] in PROMPT_ARMS:
         return model.answering_key, base
     if arm in ("tuned", "tuned_retrieval"):
         weights = content_hash(run.adapter / WEIGHTS)

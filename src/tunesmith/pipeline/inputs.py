@@ -15,6 +15,8 @@ from tunesmith.rundir import RunDir, fingerprint
 from tunesmith.rundir.hashes import content_hash, file_state
 from tunesmith.rundir.records.stages import Parts, StageRecord
 
+DECIDING = ("task.min_gain", "task.certainty", "task.min_score")  # what a verdict asks, and no score follows from
+
 
 class MissingInput(Exception):
     """A file that another stage makes is not there.
@@ -114,7 +116,7 @@ class Inputs:
         """What decides a score: the metric's keys, and the content of its files."""
         task = self.recipe.task
         function = None if task.function is None else Path(task.function.rpartition(":")[0])
-        other = ("task.prompt", "task.short_prompt", "task.min_gain", "task.max_new_tokens", "task.allow_code")
+        other = ("task.prompt", "task.short_prompt", "task.max_new_tokens", "task.allow_code", *DECIDING)
         return {
             **self.keys("task", without=(*other, "task.json_schema", "task.tests", "task.judge.human_labels")),
             **self.source("task.json_schema (content)", task.json_schema),

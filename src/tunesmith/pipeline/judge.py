@@ -7,7 +7,6 @@ consistency and the correlation of length and winning.
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 
 from tunesmith.engines.openai_endpoint import OpenAIEndpoint
 from tunesmith.evaluate.arms import read_outputs, write_outputs
@@ -24,30 +23,25 @@ from tunesmith.rundir.rows import Row
 logger = logging.getLogger(__name__)
 
 
-def scores_folder(run: RunDir, recipe: Recipe, arm: str) -> Path:
-    """Where an arm's scored answers lie."""
-    return (run.evaluation / "judged" if recipe.task.metric == "judge" else run.evaluation) / arm
-
-
 def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> None:
-    """Judge every arm of the recipe against the best prompt's answers.
+    """Judge every arm and finalist against the answers of the best prompt on dev.
 
     Raises:
         RecipeError: a bad schema or pattern in the task, or the variable that should hold the judge's key is not set.
     """
     metric = make_metric(recipe.task)
-    best = Selection.read(run.evaluation / "selection.json").best_prompt
+    selection = Selection.read(run.evaluation / "selection.json")
     judge, close = make_judge(recipe)
     session.closing.callback(close)
     questions = [question_text(row.messages) for row in read_rows(run.data / "test.jsonl")]
     calibration = calibrate(judge, recipe.task.judge.human_labels)
     logger.info(f"judge: {'calibrated' if calibration.calibrated else 'uncalibrated'}: {calibration.reason}")
-    baseline = read_outputs(run.evaluation / best)
+    baseline = read_outputs(run.answers(selection.leader))
     reports: dict[str, JudgeReport] = {}
-    for arm in recipe.evaluate.arms:
-        answers = run.evaluation / arm
+    for arm in selection.scored(recipe.evaluate.arms):
+        answers = run.answers(arm)
         outputs, reports[arm] = judge_arm(judge, questions, read_outputs(answers), baseline)
-        write_outputs(scores_folder(run, recipe, arm), Scores.read(answers / "scores.json").key, outputs, metric)
+        write_outputs(run.judged / arm, Scores.read(answers / "scores.json").key, outputs, metric)
     Judgement(calibration=calibration, arms=reports).write(run.evaluation / "judge.json")
 
 

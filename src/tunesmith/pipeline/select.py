@@ -5,7 +5,7 @@ import logging
 
 from tunesmith.engines.engine import Engine
 from tunesmith.engines.open import open_endpoint, open_writer
-from tunesmith.evaluate.select import PromptTask, select_prompt
+from tunesmith.evaluate.select import PromptTask, finalist_count, select_prompt
 from tunesmith.pipeline.evaluation import Evaluation, evaluation_of
 from tunesmith.pipeline.judge import comparing, make_judge
 from tunesmith.pipeline.stage import Session
@@ -23,7 +23,8 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     """
     selection = select_prompt(_prompt_task(evaluation_of(run, recipe, session)))
     selection.write(run.evaluation / "selection.json")
-    logger.info(f"select: {selection.best_prompt} leads on {selection.dev_rows} dev rows ({selection.best_prompt_name})")
+    names = ", ".join(selection.way_of(name) for name in selection.finalists)
+    logger.info(f"select: of {len(selection.candidates)} prompts the best on {selection.dev_rows} dev rows: {names}")
 
 
 def _prompt_task(evaluation: Evaluation) -> PromptTask:
@@ -52,6 +53,7 @@ def _prompt_task(evaluation: Evaluation) -> PromptTask:
         dev=evaluation.dev,
         metric=evaluation.metric,
         max_new_tokens=evaluation.max_new_tokens,
+        finalists=finalist_count(evaluation.recipe.evaluate.finalists, len(evaluation.test)),
         engine_of=engine,
         allowed=evaluation.allowed,
         judge=judge_answers,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import get_args
 
 from tunesmith.errors import RunError
-from tunesmith.pipeline.inputs import Inputs
+from tunesmith.pipeline.inputs import DECIDING, Inputs
 from tunesmith.pipeline.stage import Stage, Table
 from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, Recipe
 from tunesmith.recipe.run import GgufType
@@ -32,7 +32,8 @@ def table_of(recipe: Recipe) -> Table:
     """The stages of a recipe."""
     arms = recipe.evaluate.arms
     asking = [arm for arm in arms if arm in PROMPT_ARMS or arm.startswith(EXTERNAL)]
-    stages = [DATA, RENDER, SELECT, *(_arm(arm) for arm in asking), TRAIN]
+    finalists = _finalists(asking)
+    stages = [DATA, RENDER, SELECT, *(_arm(arm) for arm in asking), finalists, TRAIN]
     stages += [_arm(arm) for arm in arms if arm in TUNED_ARMS]
     stages += [EXPORT, PARITY, *(_arm(arm) for arm in arms if arm == "deployed")]
     tuned = [arm for arm in arms if arm not in asking]
@@ -42,13 +43,13 @@ def table_of(recipe: Recipe) -> Table:
         stages.append(SEEDS)
     if recipe.evaluate.learning_curve:
         stages.append(CURVE)
-    scored = tuple(f"evaluate {arm}" for arm in arms)
+    scored = (*(f"evaluate {arm}" for arm in arms), finalists.name)
     if recipe.task.metric == "judge":
-        stages.append(_judge(scored, arms))
+        stages.append(_judge(scored))
     names = {stage.name for stage in stages}
     shown = ("verdict", "train", "export", "parity", *(["learning-curve"] if "learning-curve" in names else []))
     checks = tuple(name for name in ("judge", "parity", "forgetting", "seeds") if name in names and (tuned or name == "judge"))
-    stages += [_verdict(("select", *scored, *checks), arms, checks), _report(shown)]
+    stages += [_verdict(("select", *scored, *checks), checks), _report(shown)]
     return Table(tuple(stages))
 
 
@@ -98,7 +99,8 @@ def _select(read: Inputs) -> Parts:
         **read.files(*PARTS, RENDERED, TEMPLATE),
         **read.held_base(),
         **read.scoring(),
-        **read.keys("seed", "task.prompt", "task.short_prompt", "evaluate.few_shot", "evaluate.retrieval.embedder"),
+        **read.keys("seed", "task.prompt", "task.short_prompt"),
+        **read.keys("evaluate.finalists", "evaluate.few_shot", "evaluate.retrieval.embedder"),
         "arms": [arm for arm in settings.arms if arm in PROMPT_ARMS or arm in external],
     }
     if "optimized_prompt" in needed:
@@ -196,6 +198,35 @@ def _inputs_of_arm(arm: str) -> Callable[[Inputs], Parts]:
     return inputs
 
 
+def _finalists(asking: list[str]) -> Stage:
+    """The stage that scores the finalists beside the arms; it waits for those, which may ask the same."""
+
+    def inputs(read: Inputs) -> Parts:
+        parts = _inputs_of_arm("few_shot")(read)
+        if "retrieval" in asking:
+            parts |= _inputs_of_arm("retrieval")(read)
+        return {**parts, "arms": [*asking]}
+
+    return Stage(
+        name="evaluate finalists",
+        module="evaluate",
+        about="score the prompts that have to be beaten and are not the best of their arm",
+        verb="evaluate",
+        needs=("data", "render", "select", *(f"evaluate {arm}" for arm in asking)),
+        inputs=inputs,
+        outputs=("evaluation/finalists/",),
+        argument="finalists",
+        asks_base=True,
+    )
+
+
+def _answers(read: Inputs) -> Parts:
+    """The answers of everything that was scored on the test part."""
+    arms = read.recipe.evaluate.arms
+    names = read.run.files_below("evaluation/finalists/")
+    return read.files(*(f"evaluation/{arm}/{file}" for arm in arms for file in ("outputs.jsonl", "scores.json")), *names)
+
+
 def _export(read: Inputs) -> Parts:
     recipe = read.recipe
     parts = {
@@ -229,7 +260,7 @@ def _parity(read: Inputs) -> Parts:
         **read.files(*ADAPTER, RENDERED, TEMPLATE, "data/dev.jsonl"),
         **read.held_base(),
         **read.scoring(),
-        **read.keys("task.min_gain", "task.short_prompt", "data.group_by"),
+        **read.keys("task.min_gain", "task.short_prompt"),
     }
 
 
@@ -308,35 +339,33 @@ CURVE = Stage(
 )
 
 
-def _judge(scored: tuple[str, ...], arms: tuple[str, ...]) -> Stage:
+def _judge(scored: tuple[str, ...]) -> Stage:
     def inputs(read: Inputs) -> Parts:
-        outputs = [f"evaluation/{arm}/outputs.jsonl" for arm in arms]
-        return {**read.files("data/test.jsonl", "evaluation/selection.json", *outputs), **read.scoring()}
+        return {**read.files("data/test.jsonl", "evaluation/selection.json"), **_answers(read), **read.scoring()}
 
-    judged = tuple(f"evaluation/judged/{arm}/{file}" for arm in arms for file in ("outputs.jsonl", "scores.json"))
     return Stage(
         name="judge",
         module="judge",
-        about="let the judge compare every arm with the best prompt",
+        about="let the judge compare every arm and finalist with the best prompt on dev",
         verb="verdict",
         needs=("select", *scored),
         inputs=inputs,
-        outputs=("evaluation/judge.json", *judged),
+        outputs=("evaluation/judge.json", "evaluation/judged/"),
         implied=True,
     )
 
 
-def _verdict(needs: tuple[str, ...], arms: tuple[str, ...], checks: tuple[str, ...]) -> Stage:
+def _verdict(needs: tuple[str, ...], checks: tuple[str, ...]) -> Stage:
     files = {"judge": "evaluation/judge.json", "parity": "export/parity.json"}
 
     def inputs(read: Inputs) -> Parts:
         return {
             **read.files("data/test.jsonl", "evaluation/selection.json"),
-            **read.files(*(f"evaluation/{arm}/{file}" for arm in arms for file in ("outputs.jsonl", "scores.json"))),
+            **_answers(read),
             **read.files(*(files.get(check, f"evaluation/{check}.json") for check in checks)),
             **read.present("evaluation/retrieval.json"),
             **read.scoring(),
-            **read.keys("task.min_gain", "evaluate.arms", "evaluate.forgetting.required", "data.group_by"),
+            **read.keys(*DECIDING, "evaluate.arms", "evaluate.forgetting.required"),
         }
 
     return Stage(

@@ -62,7 +62,7 @@ def make(run: RunDir, goals: Iterable[str], *, all_needed: bool = False, force: 
 
 
 def _known(run: RunDir, table: Table, names: Iterable[str]) -> list[str]:
-    """The stages of some names; ``evaluate`` stands for all arms."""
+    """The stages of some names; ``evaluate`` stands for all arms and finalists."""
     chosen: list[str] = []
     for name in names:
         stages_of_name = [stage.name for stage in table.stages if name in (stage.name, stage.module)]
@@ -116,7 +116,7 @@ def train(run: RunDir) -> Training:
 
 
 def evaluate(run: RunDir, arms: Iterable[str] | None = None) -> None:
-    """Score arms, all of the recipe's when not named, on the sealed test part.
+    """Score arms, all of the recipe's and every finalist when none is named, on the sealed test part.
 
     Raises:
         RunError: an arm that the recipe does not have, or whose model was not made yet.
@@ -125,7 +125,7 @@ def evaluate(run: RunDir, arms: Iterable[str] | None = None) -> None:
     wanted = known if arms is None else tuple(arms)
     if unknown := set(wanted) - set(known):
         raise RunError(f"{min(unknown)}: not an arm of this recipe", f"arms: {', '.join(known)}")
-    make(run, [f"evaluate {arm}" for arm in wanted])
+    make(run, [*(f"evaluate {arm}" for arm in wanted), *(["evaluate finalists"] if arms is None else [])])
 
 
 def export(run: RunDir) -> Export:

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import TypeVar
 
+from tunesmith.data.split import groups_of
 from tunesmith.evaluate import gate
 from tunesmith.evaluate.arms import read_outputs
 from tunesmith.evaluate.metrics import make_metric
-from tunesmith.pipeline.judge import scores_folder
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, read_rows
@@ -36,19 +36,14 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         retrieval=_read(RetrievalRecall, folder / "retrieval.json"),
         only_worse=training is not None and training.only_worse,
     )
-    outputs = {arm: read_outputs(scores_folder(run, recipe, arm)) for arm in arms}
+    folder_of = run.judged.joinpath if recipe.task.metric == "judge" else run.answers
     selection = Selection.read(folder / "selection.json")
-    metric, groups = make_metric(recipe.task), _groups(run, recipe)
-    verdict = gate.verdict(outputs, selection, metric, recipe.task.min_gain, groups, evidence)
+    outputs = {name: read_outputs(folder_of(name)) for name in selection.scored(arms)}
+    metric, terms = make_metric(recipe.task), gate.terms_of(recipe.task)
+    groups = groups_of(read_rows(run.data / "test.jsonl"))
+    verdict = gate.verdict(outputs, selection, metric, terms, groups, evidence)
     verdict.write(run.verdict_file)
     emit(Decision(verdict=verdict.decision, exit_code=verdict.exit_code, reason=verdict.reason))
-
-
-def _groups(run: RunDir, recipe: Recipe) -> list[str] | None:
-    """The group of every test row where ``data.group_by`` makes clusters; a row without one is its own."""
-    if recipe.data.group_by is None:
-        return None
-    return [row.cluster for row in read_rows(run.data / "test.jsonl")]
 
 
 def _read(kind: type[F], path: Path) -> F | None:

@@ -27,7 +27,6 @@ class FewShot(Section):
         "or by words and meaning (embeddings, which needs evaluate.retrieval.embedder)",
     )
     draws: Annotated[int, Field(ge=1)] = Field(default=2, description="random draws of examples for each k")
-    dev_rows: Annotated[int, Field(ge=1)] = Field(default=64, description="dev rows on which every prompt is scored")
 
 
 class Writer(Section):
@@ -44,7 +43,9 @@ class Writer(Section):
 class OptimizedPrompt(Section):
     """Random search over instructions and demonstrations, on dev rows."""
 
-    calls: Annotated[int, Field(ge=8)] = Field(default=240, description="answers of the base model that the search may cost")
+    calls: Annotated[int, Field(ge=8)] | None = Field(
+        default=None, description="answers of the base model that the search may cost; what 16 prompts cost when not given"
+    )
     instructions: tuple[str, ...] = Field(default=(), description="instructions of your own that join the search")
     writer: Writer | None = None
 
@@ -125,6 +126,11 @@ class Evaluate(Section):
         default=("instruction", "few_shot", "tuned", "deployed"),
         description="zero_shot (the base model asked as the tuned one is) | instruction (task.prompt) | few_shot | "
         "optimized_prompt | retrieval | tuned | tuned_retrieval | deployed | external:NAME or external:NAME:PROMPT_ARM",
+    )
+    finalists: Annotated[int, Field(ge=1, le=20)] | None = Field(
+        default=None,
+        description="the best prompts of dev that answer the test part and that the tuned model has to beat, each; 3 below 500 "
+        "test rows and 5 from there when not given",
     )
     few_shot: FewShot = FewShot()
     optimized_prompt: OptimizedPrompt = OptimizedPrompt()

@@ -83,6 +83,15 @@ class Task(Section):
     min_gain: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         default=0.03, description="smallest gain over the best prompt that is worth deploying"
     )
+    certainty: Literal["better", "worth"] = Field(
+        default="better",
+        description="what deploying needs to be certain of: that the tuned model is better than every finalist (by min_gain is "
+        "then likely), or worth it, better by min_gain",
+    )
+    min_score: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
+        default=None,
+        description="smallest score that is good enough to be used, by a tuned model or a prompt; no bar when not given",
+    )
     max_new_tokens: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="answer budget; derived from the longest answer of the training part when not given"
     )

@@ -31,11 +31,13 @@ from tunesmith.tracking import read_metrics
 SHOWN, COLLAPSED_ROWS = 3, 17  # rows of a kind in the open, and behind a click; all of them are in outputs.jsonl
 LONGEST = 2000  # characters of a text on the page
 MEANING: dict[Decision, str] = {
-    "deploy": "The tuned model beats the best prompt by enough to be worth deploying.",
+    "deploy": "The tuned model is better than every prompt that came near to it; how sure its worth is stands below.",
     "prompting is enough": "Tuning helps, but by less than you said would be worth it. Keep the prompt.",
     "not better": "Tuning gained nothing over the best prompt. Keep the prompt.",
     "too little data to tell": "The test part is too small to decide. Collect more rows before you trust either.",
     "not the model that was trained": "The exported file is not what was trained, so its answers say nothing of the training.",
+    "not calibrated": "Nobody knows whether this judge judges as people do. Nothing is decided.",
+    "not good enough": "Neither the tuned model nor a prompt reaches the score that you called good enough. Use neither yet.",
     "regression": "Tuning cost the model general skill. Fix that before you deploy it, whatever it gained.",
 }
 
@@ -101,8 +103,8 @@ def write_report(run: RunDir) -> None:
     """
     verdict = Verdict.read(run.verdict_file)
     manifest, training = read_json(run.manifest_file), Training.read(run.training_file)
-    answers = run.evaluation / "judged" if run.recipe().task.metric == "judge" else run.evaluation
-    outputs = {arm.name: Output.read_lines(answers / arm.name / "outputs.jsonl") for arm in verdict.arms}
+    folder_of = run.judged.joinpath if run.recipe().task.metric == "judge" else run.answers
+    outputs = {arm.name: Output.read_lines(folder_of(arm.name) / "outputs.jsonl") for arm in verdict.arms}
     curve = _read(Curve, run.evaluation / "curve.json") if run.recipe().evaluate.learning_curve else None
     page = render(
         "page.html.j2",

@@ -9,7 +9,8 @@
     checkpoints/     step-000120/ and so on
     adapter/         PEFT format, the best checkpoint
     advice.json      whether to tune at all; advice/ holds the prompt to copy
-    evaluation/      one folder per arm; selection, retrieval, judge, forgetting, seeds, curve and verdict as JSON; *.sqlite
+    evaluation/      one folder per arm, finalists/ for prompts beside them; selection, retrieval, judge, forgetting, seeds,
+                     curve and verdict as JSON; *.sqlite
     seeds/ curve/    runs inside the run: other seeds, shares of the train part
     export/          merged/, merge.json, *.gguf, export.json, adapter-vllm/ where vLLM needs its own form, Modelfile,
                      commands.json; .next/ while an export is made

@@ -43,11 +43,18 @@ class RunDir:
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter"
         self.evaluation = path / "evaluation"
+        self.finalists = self.evaluation / "finalists"
+        self.judged = self.evaluation / "judged"
         self.verdict_file = self.evaluation / "verdict.json"
         self.export = path / "export"
         self.merged = self.export / "merged"
         self.report_file = path / "report.html"
         self._writing = 0
+
+    def answers(self, name: str) -> Path:
+        """Where the answers of an arm lie, or of a finalist that is not the best of its arm (``few_shot:2``)."""
+        arm, _, place = name.rpartition(":")
+        return (self.finalists if place.isdigit() and not arm.startswith("external") else self.evaluation) / name
 
     def __repr__(self) -> str:
         return f"RunDir({str(self.path)!r})"

@@ -86,11 +86,6 @@ class Row:
         """What it asks: its last user turn (empty when it has none), as a user of the deployed model would type it."""
         return next((turn["content"] for turn in reversed(self.messages[:-1]) if turn["role"] == "user"), "")
 
-    @property
-    def cluster(self) -> str:
-        """What it hangs together with in statistics: its group, or itself alone."""
-        return self.group or self.id
-
     def why_not_scored(self) -> str | None:
         """Why no answer can be compared with its own: it asks nothing, or it ends by calling a tool. None where one can."""
         if self.kind == "text":

@@ -65,8 +65,10 @@ class MetricFacts(Record):
         calibrated: whether a judge agrees with people, as measured; None for a deterministic metric.
         judge: why, or why not; empty for a deterministic metric.
         min_gain: ``task.min_gain``, a fraction.
-        detectable: smallest gain that the test part finds with 80 % power, a fraction.
-        test_needed: test rows that would find ``min_gain``.
+        planned: the gain that test rows are planned for, twice ``min_gain``; a fraction.
+        detectable: smallest true gain that the gate deploys four times in five on the test part, a fraction.
+        test_needed: test rows on which the gate deploys ``planned`` four times in five; 0 where ``min_gain`` is.
+        min_score: ``task.min_score``; None where no bar was set.
         discordance: share of rows that are planned to change between right and wrong.
     """
 
@@ -75,8 +77,10 @@ class MetricFacts(Record):
     calibrated: bool | None
     judge: str = ""
     min_gain: float
+    planned: float
     detectable: float
     test_needed: int
+    min_score: float | None
     discordance: float
 
 
@@ -183,16 +187,17 @@ class Facts(Record):
     memory: MemoryFacts
 
     def best_prompt(self) -> DevArm | None:
-        """The measured arm that searches nothing and scores best; of equals the one that asks with fewer tokens."""
-        return _best([arm for arm in self.arms if not arm.retrieves])
+        """The measured prompt that searches nothing and is best: on the most rows, then by score, then by fewer tokens."""
+        return best_of([arm for arm in self.arms if not arm.retrieves])
 
     def best_retrieval(self) -> DevArm | None:
         """The same among arms that search."""
-        return _best([arm for arm in self.arms if arm.retrieves])
+        return best_of([arm for arm in self.arms if arm.retrieves])
 
 
-def _best(arms: list[DevArm]) -> DevArm | None:
-    return max(arms, key=lambda arm: (arm.score, -arm.prompt_tokens), default=None)
+def best_of(arms: list[DevArm]) -> DevArm | None:
+    """The best of measured prompts. One that dropped out of the search early has answered fewer rows, and is behind."""
+    return max(arms, key=lambda arm: (arm.n, arm.score, -arm.prompt_tokens), default=None)
 
 
 @dataclass(frozen=True, kw_only=True)

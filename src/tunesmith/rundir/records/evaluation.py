@@ -9,6 +9,7 @@ Scores and shares are fractions of 1. A score of None is an unscored row or arm 
 mean. ``figures`` holds a metric's own figures by name, as many as the metric has.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,8 +21,16 @@ from tunesmith.rundir.records.evidence import Forgetting, Judgement, RetrievalRe
 from tunesmith.rundir.records.parity import FormParity
 
 Decision = Literal[
-    "deploy", "prompting is enough", "not better", "too little data to tell", "regression", "not the model that was trained"
+    "deploy",
+    "prompting is enough",
+    "not better",
+    "too little data to tell",
+    "regression",
+    "not the model that was trained",
+    "not good enough",
+    "not calibrated",
 ]
+Worth = Literal["certain", "likely", "not shown", "ruled out"]
 Figures = dict[str, float | None]
 
 
@@ -96,6 +105,11 @@ class Summary(Record):
     finished: float
     ms: float
     cost: float | None = None
+
+    @property
+    def cut(self) -> int:
+        """Answers that were cut at the limit of tokens."""
+        return round(self.n * (1.0 - self.finished))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,36 +205,54 @@ class Selection(FileRecord):
     """The prompts chosen on dev.
 
     Attributes:
-        best_prompt: the arm to beat.
-        best_prompt_name: its way to ask, for people.
-        arms: the chosen candidate of every prompt arm.
-        candidates: what each candidate got.
+        finalists: prompts that the tuned model has to beat, the best on dev first: an arm's name, or ``few_shot:2`` for the
+            second of an arm.
+        rivals: arms that can be the one to beat.
+        arms: the chosen candidate of every prompt arm, and of every finalist that is not the best of its arm.
+        candidates: what each candidate got on the rows that it answered.
         search: what ``optimized_prompt`` cost; None without that arm.
-        dev_rows: rows that every candidate answered.
+        dev_rows: rows that every finalist answered.
     """
 
-    best_prompt: str
-    best_prompt_name: str
+    finalists: tuple[str, ...]
+    rivals: tuple[str, ...]
     arms: dict[str, Candidate]
     candidates: tuple[Trial, ...]
     search: SearchCost | None
     dev_rows: int
 
+    @property
+    def leader(self) -> str:
+        """The best prompt on dev."""
+        return self.finalists[0]
+
+    def more_finalists(self, arms: Collection[str]) -> tuple[str, ...]:
+        """Finalists that are none of these arms."""
+        return tuple(name for name in self.finalists if name not in arms)
+
+    def scored(self, arms: Collection[str]) -> tuple[str, ...]:
+        """Everything that answers the test part where these are the arms: prompts, more finalists, endpoints, tuned arms."""
+        prompts = [arm for arm in arms if arm in self.arms]
+        return (*prompts, *self.more_finalists(arms), *(arm for arm in arms if arm not in prompts))
+
+    def way_of(self, name: str) -> str:
+        """How an arm or finalist asks, for people: ``few_shot (k=3 bm25)``."""
+        way = self.arms[name].name if name in self.arms else name
+        return name if way in name else f"{name} ({way})"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison(Record):
-    """An arm against another (the best prompt, most often), on the same rows.
+    """An arm against another (the strongest prompt, most often), on the same rows.
 
     Attributes:
         gain: difference of the headline figures.
         low, high: 95 % interval of the gain.
-        p: two-sided p of "no difference".
+        p: two-sided p of "no difference", by the method of the interval: below 0.05 where the interval excludes 0.
         won, lost: rows that score higher only here, and only there.
-        detectable: smallest gain that these rows would find with 80 % power.
         n, units: rows compared; what was drawn again (groups, or the rows themselves).
         unscored: rows left out because one of the two has no score.
         yes_no: whether rows are right or wrong and on their own.
-        p_holm: ``p`` adjusted for the number of arms compared (Holm); None outside of a verdict.
     """
 
     gain: float
@@ -229,12 +261,10 @@ class Comparison(Record):
     p: float
     won: int
     lost: int
-    detectable: float
     n: int
     units: int
     unscored: int = 0
     yes_no: bool = True
-    p_holm: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +290,7 @@ class Arm(Summary):
     Attributes:
         low, high: 95 % interval of the score.
         totals: what its answers took.
-        against: its comparison with the best prompt; None for that prompt itself.
+        against: its comparison with the strongest rival; None for that prompt itself.
     """
 
     score: float
@@ -275,7 +305,7 @@ class Differing(Record):
     """Ids of the rows where the candidate and the prompts differ, the largest difference first; no unscored row is there.
 
     Attributes:
-        won, lost: better and worse than with the best prompt.
+        won, lost: better and worse than with the strongest prompt.
         only_tuning: better than with every prompt.
     """
 
@@ -285,31 +315,73 @@ class Differing(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Terms(Record):
+    """What the recipe asks of a model before it is deployed.
+
+    Attributes:
+        min_gain: smallest gain that is worth it.
+        certainty: what has to be certain: that it is better, or that it is better by ``min_gain``.
+        min_score: smallest score that is good enough; None where no bar was set.
+    """
+
+    min_gain: float
+    certainty: Literal["better", "worth"] = "better"
+    min_score: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rival(Record):
+    """A prompt that the candidate has to beat.
+
+    Attributes:
+        name: of the arm or finalist.
+        way: how it asks, for people.
+        finalist: whether dev chose it; else it is an arm that is ahead of the candidate on the test part.
+        score: on the test part.
+        comparison: the candidate against it.
+    """
+
+    name: str
+    way: str
+    finalist: bool
+    score: float
+    comparison: Comparison
+
+
+@dataclass(frozen=True, kw_only=True)
 class Verdict(FileRecord):
     """Whether tuning was worth it, and all that it follows from.
 
     Attributes:
-        decision: one of six.
+        decision: one of eight.
         exit_code: of the command.
         reason: one sentence with the numbers that decided.
         advice: what would make it surer, a sentence each.
         candidate: the arm that would be deployed.
-        best_prompt: the arm to beat, chosen on dev.
-        min_gain: smallest gain that is worth it.
+        score: the candidate's.
+        best_prompt: the strongest rival on the test part.
+        rivals: every prompt that has to be beaten, the strongest on the test part first.
+        ahead: other arms ahead of the candidate, which the recipe does not hold against it (``rival: false``).
+        terms: what the recipe asks.
+        better: whether it is better than every rival for certain.
+        worth: whether the gain over the strongest rival is ``min_gain`` or more.
         n: rows compared.
         unscored: rows left out.
         clusters: groups compared; None when each row is its own.
         metric: its name.
         corpus_metric: whether its headline is no mean over rows.
         comparison: candidate against the best prompt.
-        n_needed: rows that find ``min_gain`` with 80 % power; None where it is 0.
-        rows_to_settle: rows that would settle it; None unless these are too few, or where no number would.
+        detectable: the true gain over one rival that so many rows deploy four times in five; 1 where none is.
+        planned: twice ``min_gain``, the gain that ``n_needed`` is for.
+        n_needed: rows on which a true gain of ``planned`` is deployed four times in five; None where it is 0.
+        rows_to_settle: rows that would settle it four times in five, if the gain is what it was here; None unless these are too
+            few, or where no number would.
         borderline: whether one standard error more or less of gain decides otherwise.
         only_worse: whether training lowered no dev loss, so that the adapter is the untouched one.
         deployed_loss: the deployed form against the tuned model; None without both.
         differing: rows where the candidate and the prompts differ.
         forgetting, parity, seeds, judge, retrieval: what was measured; None for what was not.
-        seed_gains: gain of each seed over the best prompt.
+        seed_gains: gain of each seed over the strongest rival.
         arms: figures of every arm.
         selection: how the prompts were chosen.
     """
@@ -319,14 +391,21 @@ class Verdict(FileRecord):
     reason: str
     advice: tuple[str, ...]
     candidate: str
+    score: float
     best_prompt: str
-    min_gain: float
+    rivals: tuple[Rival, ...]
+    ahead: tuple[str, ...]
+    terms: Terms
+    better: bool
+    worth: Worth
     n: int
     unscored: int
     clusters: int | None
     metric: str
     corpus_metric: bool
     comparison: Comparison
+    detectable: float
+    planned: float
     n_needed: int | None
     rows_to_settle: int | None
     borderline: bool
@@ -362,8 +441,8 @@ class Verdict(FileRecord):
                 rows.append((*score, "", "", "", ""))
                 continue
             gain, between = points(versus.gain), points_between(versus.low, versus.high)
-            p = versus.p if versus.p_holm is None else versus.p_holm
-            rows.append((*score, gain, between, f"{p:.3f}" if p >= 0.001 else "<.001", f"{versus.won}/{versus.lost}"))
+            p = f"{versus.p:.3f}" if versus.p >= 0.001 else "<.001"
+            rows.append((*score, gain, between, p, f"{versus.won}/{versus.lost}"))
             lines.append(
                 Interval(
                     name=arm.name,
@@ -375,8 +454,8 @@ class Verdict(FileRecord):
                 )
             )
         unit = f"points of {self.metric} over {self.best_prompt}, 95 % interval; dashed: worth deploying"
-        head = ("arm", "score", "95 %", "gain", "95 % of gain", "p (Holm)", "won/lost")
-        caption = f"{self.metric} on {self.n} sealed test rows; gains against {self.best_prompt}, the best prompt on dev"
-        picture = forest(lines, 100.0 * self.min_gain, unit) if lines else ""
+        head = ("arm", "score", "95 %", "gain", "95 % of gain", "p", "won/lost")
+        caption = f"{self.metric} on {self.n} sealed test rows; gains against {self.best_prompt}, the strongest prompt"
+        picture = forest(lines, 100.0 * self.terms.min_gain, unit) if lines else ""
         advice = "".join(paragraph(sentence) for sentence in self.advice)
         return paragraph(self.reason, f"verdict: {self.decision}") + picture + table(head, rows, caption) + advice

@@ -1,0 +1,60 @@
+"""What the gate promises, over whole simulated decisions: the stored simulation holds it, and a smaller one agrees."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def simulation():
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import gate_simulation
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    return gate_simulation
+
+
+def _stored():
+    (*_, newest) = sorted((BENCHMARKS / "results").glob("gate-simulation-*.json"))
+    return {(c["truth"], c["n"], c["sd"], c["dev"]): c for c in json.loads(newest.read_text())["cells"]}
+
+
+def test_the_stored_simulation_is_whole_and_holds_what_is_promised(simulation):
+    cells = _stored()
+    assert set(cells) == set(simulation.CELLS)
+    for (truth, rows, _, _), cell in cells.items():
+        if truth in ("equal", "worse2"):
+            assert cell["deploy"] <= 0.05, cell
+        elif rows >= 300:
+            assert cell["deploy"] >= 0.90, cell
+
+
+def test_a_halving_of_the_simulation_keeps_the_best_prompt_where_it_stands_out(simulation):
+    right = np.zeros((16, 64), dtype=bool)
+    right[11] = True
+    assert simulation.finalists_of(right, 3)[0] == 11
+    task = simulation.Task("gain10", 1000, 2, 64, np.random.default_rng(0))
+    assert task.tuned_test.mean() - task.prompts_test.mean(axis=1).max() == pytest.approx(0.10, abs=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("truth", "rows", "spread", "dev"), [("equal", 1000, 5, 64), ("worse2", 300, 2, 64), ("gain10", 300, 2, 64)]
+)
+def test_a_smaller_simulation_agrees(simulation, truth, rows, spread, dev):
+    cell, stored = simulation.simulate(truth, rows, spread, dev, 600), _stored()[truth, rows, spread, dev]
+    assert cell["deploy"] == pytest.approx(stored["deploy"], abs=3 * cell["se"])
+
+
+@pytest.mark.slow
+def test_one_finalist_lets_models_through_that_are_no_better(simulation):
+    """The accident that several finalists are the cure of: one prompt chosen on 64 rows."""
+    rng, answers = np.random.default_rng(1), simulation.Answers(1000)
+    decisions = [simulation.decision(simulation.Task("equal", 1000, 5, 64, rng), answers, finalists=1) for _ in range(300)]
+    assert decisions.count("deploy") > 0.2 * 300
