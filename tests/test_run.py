@@ -1,13 +1,18 @@
 """The Python product: rows in, a verdict out, and nothing of torch until it is needed."""
 
+import json
+import math
 import subprocess
 import sys
+from pathlib import Path
 
+import datasets
 import pytest
 
 import tunesmith as ts
-from conftest import toy_rows
-from tunesmith.errors import RecipeError, RunError
+from conftest import toy_rows, without_places
+from tunesmith.errors import DataError, RecipeError, RunError
+from tunesmith.pipeline import verbs
 
 SMALL = {
     "base": "fp32",
@@ -47,3 +52,31 @@ def test_what_is_wrong_with_a_recipe_is_ours_to_say(tmp_path, tiny_dir):
         run.set(learning_rat=1.0)
     with pytest.raises(RecipeError, match=r"train\.learning_rate"):
         run.set(learning_rate=-1.0)
+
+
+@pytest.mark.parametrize("kind", ["list", "Dataset"])
+def test_rows_in_memory_are_checked_and_advised_on_as_their_file(kind, tmp_path, tiny_dir):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in toy_rows()))
+    memory = toy_rows() if kind == "list" else datasets.Dataset.from_list(toy_rows())
+    run, other = (
+        ts.Run("toy", model=tiny_dir, data=data, out=tmp_path / name, **SMALL)
+        for name, data in (("memory", memory), ("file", file))
+    )
+    for report, expected in [
+        (run.check(), other.check()),
+        (run.check(), ts.check(memory, model=tiny_dir, max_length=128)),
+    ]:
+        assert report.tokens is not None and report.tokens.rows == 64 and report.tokens.max_length == 128
+        assert without_places(report) == without_places(expected)
+    assert run.advise(quick=True) == other.advise(quick=True)
+    verbs.data(run.directory)
+    again = ts.Run("toy", model=tiny_dir, data=memory, out=run.path, **SMALL)
+    assert again.status()["data"].state == "done" and Path(run.recipe.data.path).parent == run.path
+
+
+def test_rows_that_no_file_can_hold_leave_no_run_behind(tmp_path, tiny_dir):
+    for rows, message in [([{"text": math.nan}], r"row 1, \$\.text: nan is not JSON"), ([], "no rows"), (3, "found int")]:
+        with pytest.raises(DataError, match=message):
+            ts.Run("toy", model=tiny_dir, data=rows, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -10,23 +10,24 @@ method needs it.
 Refused: a second way to configure (keyword arguments for everything); sections of a recipe are given as in its YAML.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tunesmith.data.memory import Rows, rows_in_memory
 from tunesmith.errors import RecipeError, RunError
 from tunesmith.pipeline import verbs
 from tunesmith.recipe import Recipe, recipe_from
-from tunesmith.rundir import RunDir, write_lines
+from tunesmith.rundir import RunDir
 from tunesmith.rundir.records.advice import Advice
+from tunesmith.rundir.records.check import CheckReport
 from tunesmith.rundir.records.evaluation import Output, Outputs, Verdict
 from tunesmith.rundir.records.export import Export
 from tunesmith.rundir.records.parity import Parity
 from tunesmith.rundir.records.stages import Status
 from tunesmith.rundir.records.training import Training
 
-ROWS = "rows.jsonl"  # rows that were given as objects, below the run directory
+ROWS = "rows"  # the file, below the run directory, of rows that were given as objects
 
 
 class Run:
@@ -35,7 +36,7 @@ class Run:
     Args:
         name: of the run; its directory is ``runs/<name>``.
         model: hub id, directory or ``.gguf`` file.
-        data: path or hub id, a list of rows, or a ``datasets.Dataset``.
+        data: path or hub id; or rows in memory as ``ts.check`` takes them, which are written into the run directory.
         metric: how an answer is scored (``task.metric``).
         out: another directory.
         sections: of the recipe, as in its YAML: ``train={"num_train_epochs": 3}``.
@@ -43,6 +44,7 @@ class Run:
     Raises:
         RecipeError: an unknown key, or a value out of range.
         RunError: the directory holds something that is not a run.
+        DataError: rows in memory that are none, or that no file can hold.
     """
 
     def __init__(
@@ -50,23 +52,23 @@ class Run:
         name: str,
         *,
         model: str | Path,
-        data: str | Path | Iterable[Mapping[str, Any]],
+        data: Rows,
         metric: str = "exact_match",
         out: str | Path | None = None,
         **sections: Any,
     ):
         directory = Path(out) if out is not None else Path("runs") / name
         task = {"metric": metric, **sections.pop("task", {})}
-        source = str(data) if isinstance(data, str | Path) else str(directory.resolve() / ROWS)
+        memory = None if isinstance(data, str | Path) else rows_in_memory(data)
+        source = str(data) if memory is None else str(directory.resolve() / f"{ROWS}{memory.suffix}")
         raw = {"name": name, "model": str(model), "data": {"path": source}, "task": task, **sections}
         recipe = recipe_from(raw, Path.cwd(), "Run")
+        if memory is not None:
+            memory.refuse_bad()
         self.directory = RunDir.create(directory, recipe, replace=True)
-        if not isinstance(data, str | Path):
-            text = [json.loads(json.dumps(dict(row))) for row in data]
-            if not text:
-                raise RunError(f"{directory}: no rows were given", "data is a path, a list of rows, or a datasets.Dataset")
+        if memory is not None:
             with self.directory.writing():
-                write_lines(directory / ROWS, text)
+                memory.write(Path(source))
 
     @classmethod
     def open(cls, path: str | Path) -> "Run":
@@ -129,6 +131,17 @@ class Run:
         recipe = recipe_from(raw, Path.cwd(), "set")
         RunDir.create(self.path, recipe, replace=True)
         return self
+
+    def check(self, *, near: bool = True) -> CheckReport:
+        """Look at the rows, rendered with the model's template; nothing is written.
+
+        Args:
+            near: search for near duplicates.
+
+        Raises:
+            DataError: nothing to read, or bad rows that are not to be quarantined.
+        """
+        return verbs.check(self.directory, near=near)
 
     def advise(self, quick: bool = False) -> Advice:
         """Whether to tune at all, before any training."""

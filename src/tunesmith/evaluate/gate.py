@@ -28,6 +28,9 @@ answers became better, and the prices are those of the recipe.
 **Borderline** is a verdict that would be another one if the gain had come out one standard error higher or lower; it asks for
 ``evaluate.seeds: 3``.
 
+**Other tries.** An adapter that comes after others on the same test rows has to be more certain (``tries.py``): every interval
+of the verdict is widened for its place in the ledger, whichever run the others are of.
+
 A negative verdict rests on the headline alone. It is not corrected for having picked the strongest of several on the test
 part, which errs on the side of the prompt.
 """
@@ -43,6 +46,8 @@ from tunesmith.evaluate import rule
 from tunesmith.evaluate.arms import arm_of
 from tunesmith.evaluate.compare import compare, scores, standard_error, unscored_share
 from tunesmith.evaluate.metrics import Metric
+from tunesmith.evaluate.stats import ALPHA
+from tunesmith.evaluate.tries import alpha_of, widened
 from tunesmith.evaluate.verdict_words import advice, gain_line, remarks
 from tunesmith.formatting import percent
 from tunesmith.recipe import PROMPT_DEPLOYED, Task
@@ -58,6 +63,7 @@ from tunesmith.rundir.records.evaluation import (
 )
 from tunesmith.rundir.records.evidence import Forgetting, Judgement, RetrievalRecall, Seeds
 from tunesmith.rundir.records.parity import FormParity
+from tunesmith.rundir.records.readings import Tries
 from tunesmith.rundir.records.saving import Saving
 
 NOT_TRAINED: Decision = "not the model that was trained"
@@ -88,6 +94,7 @@ class Evidence:
         retrieval: whether the right passages were found.
         only_worse: whether training lowered no dev loss.
         saving: what a call of the deployed form saves.
+        tries: what was scored on these rows before; None where nobody counts, and this is the first.
     """
 
     forgetting: Forgetting | None = None
@@ -98,6 +105,7 @@ class Evidence:
     retrieval: RetrievalRecall | None = None
     only_worse: bool = False
     saving: Saving | None = None
+    tries: Tries | None = None
 
 
 NOTHING = Evidence()
@@ -329,10 +337,12 @@ def verdict(
         RunError: no tuned arm or not every finalist was scored, or no row can be compared.
     """
     candidate = candidate_of(outputs)
-    rivals, ahead = rivals_of(outputs, candidate, selection, metric, groups)
+    tries = evidence.tries or Tries()
+    terms = dataclasses.replace(terms, alpha=alpha_of(tries.place))
+    rivals, ahead = rivals_of(outputs, candidate, selection, metric, groups, terms.alpha)
     best = rivals[0]
     others = [name for name in outputs if name != best.name]
-    against = {name: compare(outputs[name], outputs[best.name], metric, groups) for name in others}
+    against = {name: widened(compare(outputs[name], outputs[best.name], metric, groups), terms.alpha) for name in others}
     arms = tuple(arm_of(name, answers, metric, groups, against.get(name)) for name, answers in outputs.items())
     score = next(arm.score for arm in arms if arm.name == candidate)
     case = case_of(rivals, score, terms, evidence)
@@ -374,6 +384,7 @@ def verdict(
         seed_gains=case.seed_gains,
         judge=evidence.judge,
         retrieval=evidence.retrieval,
+        tries=tries,
         arms=arms,
         selection=selection,
     )
@@ -412,7 +423,12 @@ def case_of(rivals: Sequence[Rival], score: float, terms: Terms, evidence: Evide
 
 
 def rivals_of(
-    outputs: dict[str, list[Output]], candidate: str, selection: Selection, metric: Metric, groups: list[str] | None
+    outputs: dict[str, list[Output]],
+    candidate: str,
+    selection: Selection,
+    metric: Metric,
+    groups: list[str] | None,
+    alpha: float = ALPHA,
 ) -> tuple[tuple[Rival, ...], tuple[str, ...]]:
     """What has to be beaten, the strongest on the test part first; and the other arms that are ahead.
 
@@ -423,7 +439,8 @@ def rivals_of(
     """
     if missing := [name for name in selection.finalists if name not in outputs]:
         raise RunError(f"{missing[0]}: a prompt that has to be beaten was not scored", "run: tunesmith evaluate RUN")
-    against = {name: compare(outputs[candidate], outputs[name], metric, groups) for name in outputs if name not in TUNED_ARMS}
+    prompts = [name for name in outputs if name not in TUNED_ARMS]
+    against = {name: widened(compare(outputs[candidate], outputs[name], metric, groups), alpha) for name in prompts}
     ahead = [name for name, c in against.items() if c.gain < 0.0 and name not in selection.finalists]
     hold_against = {*selection.rivals, PROMPT_DEPLOYED}
     names = [*selection.finalists, *(name for name in ahead if name in hold_against)]

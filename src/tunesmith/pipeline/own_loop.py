@@ -13,14 +13,14 @@ What a run adds is all around it: the split, checkpoints, the choice of the best
 Refused: a trainer with callbacks, which is somebody else's loop with holes in it.
 """
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from tunesmith.chat.render import Rendered
+from tunesmith.data.memory import Rows
 from tunesmith.data.pack import Plan
 from tunesmith.data.read import AS_FOUND, Reader, ReadOptions
 from tunesmith.engines.base import BaseModel, LoadedModel
@@ -29,7 +29,6 @@ from tunesmith.layers.experts import Adapted
 from tunesmith.models.fuse import fuse, is_fused
 from tunesmith.recipe import Train, section_from
 from tunesmith.rundir.records.training import Step
-from tunesmith.rundir.rows import Example
 from tunesmith.train import loop
 from tunesmith.train.documents import Documents, make_documents
 from tunesmith.train.health import check_adapter, first_rows, refuse_other_loss, stock_loss
@@ -85,23 +84,18 @@ def make_ready(
     return Ready(steps=steps, swapped=swapped, first_loss=first_loss)
 
 
-def render(
-    rows: str | Path | Iterable[Example], model: BaseModel | LoadedModel, options: ReadOptions = AS_FOUND
-) -> list[Rendered]:
+def render(rows: Rows, model: BaseModel | LoadedModel, options: ReadOptions = AS_FOUND) -> list[Rendered]:
     """Token ids and supervision of rows, as the model's template writes them.
 
     Args:
-        rows: file, directory or hub id in any format that ``check`` reads; or rows with ``messages``, and ``tools`` where there
-            are some.
+        rows: file, directory or hub id, or rows in memory, in any format that ``check`` reads.
         model: what they are rendered for.
-        options: how a file is read.
+        options: how they are read.
 
     Raises:
         DataError: bad rows, or one that the template refuses or in which nothing is supervised.
     """
-    if isinstance(rows, str | Path):
-        return model.render(row.to_json() for row in Reader(rows, options))
-    return model.render(rows)
+    return model.render(row.to_json() for row in Reader(rows, options))
 
 
 def train_steps(

@@ -17,6 +17,7 @@ from tunesmith.recipe import load_recipe
 from tunesmith.rundir import RunDir
 from tunesmith.rundir.events import EventLog
 from tunesmith.rundir.records.advice import Advice
+from tunesmith.rundir.records.check import CheckReport
 from tunesmith.rundir.records.evaluation import Verdict
 from tunesmith.rundir.records.evidence import Curve, Forgetting, Seeds
 from tunesmith.rundir.records.export import Export
@@ -181,6 +182,18 @@ def sweep(run: RunDir, types: tuple[str, ...] = ()) -> Sweep:
     with run.writing():
         stages.make(run, added, recipe, ["sweep"])
     return Sweep.read(run.export / "sweep.json")
+
+
+def check(run: RunDir, *, near: bool = True) -> CheckReport:
+    """Look at the rows of a run, rendered as its base is asked; nothing is written.
+
+    Args:
+        near: search for near duplicates.
+
+    Raises:
+        DataError: nothing to read, or bad rows that are not to be quarantined.
+    """
+    return module_of("check").check_run(run, near)
 
 
 def advise(run: RunDir, quick: bool = False) -> Advice:

@@ -16,6 +16,7 @@ from tunesmith.data.split import groups_of
 from tunesmith.evaluate import gate
 from tunesmith.evaluate.arms import read_outputs
 from tunesmith.evaluate.metrics import make_metric
+from tunesmith.pipeline.booking import tries_of
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import PROMPT_DEPLOYED, Recipe
 from tunesmith.rundir import RunDir, read_rows
@@ -34,6 +35,7 @@ F = TypeVar("F", bound=FileRecord)
 def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> None:
     """Write ``evaluation/verdict.json``."""
     arms, folder = recipe.evaluate.arms, run.evaluation
+    rows = read_rows(run.data / "test.jsonl")
     tuned = any(arm in gate.TUNED_ARMS for arm in arms)
     folder_of = run.judged.joinpath if recipe.task.metric == "judge" else run.answers
     selection = Selection.read(folder / "selection.json")
@@ -49,9 +51,10 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         retrieval=_read(RetrievalRecall, folder / "retrieval.json"),
         only_worse=training is not None and training.only_worse,
         saving=saving_of(run, recipe, outputs, selection),
+        tries=tries_of(run, rows) if tuned else None,
     )
     metric, terms = make_metric(recipe.task), gate.terms_of(recipe.task)
-    groups = groups_of(read_rows(run.data / "test.jsonl"))
+    groups = groups_of(rows)
     verdict = gate.verdict(outputs, selection, metric, terms, groups, evidence)
     verdict.write(run.verdict_file)
     emit(Decision(verdict=verdict.decision, exit_code=verdict.exit_code, reason=verdict.reason))
