@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,7 +29,7 @@ from tunesmith.pipeline.seeds import seed_recipes
 from tunesmith.pipeline.stage import Session
 from tunesmith.pipeline.verdict import saving_of
 from tunesmith.retrieval.corpus import open_store, read_corpus
-from tunesmith.rundir.records.evaluation import Terms
+from tunesmith.rundir.records.evaluation import Candidate, Terms
 from tunesmith.rundir.records.evidence import Forgetting
 
 
@@ -114,7 +115,8 @@ def _saved(recipe, tmp):
     """What a call of 500 prompt tokens and 10 answer tokens more saves."""
     run = SimpleNamespace(stages=lambda: {"train": SimpleNamespace(seconds=3600.0)})
     arms = {"prompt_deployed": outputs([1, 1], prompt_tokens=509, new_tokens=11), "deployed": outputs([1, 1])}
-    return saving_of(run, recipe, arms, selection("few_shot"))
+    chosen = {"few_shot": Candidate(arm="few_shot", instruction=None, k=3)}
+    return saving_of(run, recipe, arms, replace(selection("few_shot"), arms=chosen))
 
 
 ENDPOINT = {"base_url": "http://localhost:1/v1", "model": "big"}
