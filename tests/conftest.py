@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -95,6 +96,20 @@ def talk(caplog):
         return "\n".join(lines)
 
     return since
+
+
+@pytest.fixture(scope="session", autouse=True)
+def data_home(tmp_path_factory):
+    """Where the session's runs are booked: no test writes the ledger of whoever runs it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data_home")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def own_ledger(data_home, tmp_path_factory, monkeypatch):
+    """A ledger for each test, since all of them ask the same few rows."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path_factory.getbasetemp() / "ledgers" / uuid.uuid4().hex))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -45,6 +45,7 @@ class RunDir:
         self.evaluation = path / "evaluation"
         self.finalists = self.evaluation / "finalists"
         self.judged = self.evaluation / "judged"
+        self.readings = path / "readings"
         self.verdict_file = self.evaluation / "verdict.json"
         self.export = path / "export"
         self.merged = self.export / "merged"
