@@ -11,7 +11,7 @@ import pytest
 
 import tunesmith as ts
 from conftest import toy_rows, without_places
-from tunesmith.errors import DataError, RecipeError, RunError
+from tunesmith.errors import DataError, ModelError, RecipeError, RunError
 from tunesmith.pipeline import verbs
 
 SMALL = {
@@ -21,6 +21,8 @@ SMALL = {
     "evaluate": {"arms": ["zero_shot", "tuned"], "few_shot": {"k": [1], "draws": 1}, "batch_size": 8},
     "export": {"gguf": ["F16"]},
 }
+
+ROWS = [{"prompt": "a", "completion": "b"}]
 
 
 def test_import_brings_no_torch():
@@ -37,8 +39,8 @@ def test_rows_become_a_trained_run_that_talks(tmp_path, tiny_dir):
     assert run.status()["train"].state == "done" and "<table" in run._repr_html_() and "stages done" in repr(run)
     assert run.set(learning_rate=0.001).status()["train"].why == ("train.learning_rate 0.002 -> 0.001",)
     assert ts.Run.open(run.path).recipe == run.recipe
-    with pytest.raises(RunError, match="the arm few_shot was not scored"):
-        run.outputs("few_shot")
+    with pytest.raises(RunError, match="the arm zero_shot was not scored"):
+        run.outputs("zero_shot")
 
 
 def test_what_is_wrong_with_a_recipe_is_ours_to_say(tmp_path, tiny_dir):
@@ -80,3 +82,27 @@ def test_rows_that_no_file_can_hold_leave_no_run_behind(tmp_path, tiny_dir):
         with pytest.raises(DataError, match=message):
             ts.Run("toy", model=tiny_dir, data=rows, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (lambda run: run.set(learnin_rate=1), RecipeError, "unknown key learnin_rate\nhint: did you mean learning_rate"),
+        (lambda run: run.training, RunError, r"nothing was trained\nhint: run\.train"),
+        (lambda run: run.outputs("tund"), RunError, "no arm tund in evaluate.arms\nhint: arms: instruction, few_shot"),
+        (lambda run: ts.Run("a", model=None, data=ROWS), RecipeError, "model: expected a hub id or a path, found None"),
+        (lambda run: ts.check(""), DataError, "the path of the rows is empty"),
+        (lambda run: ts.render(ROWS, "org/model"), ModelError, "expected LoadedModel, found str\nhint: open one"),
+        (lambda run: next(ts.train_steps(5, [])), ModelError, r"found int\nhint: open_base\(model\)\.add_lora"),
+        (lambda run: ts.open_base(5), ModelError, "expected a model or a recipe, found int"),
+    ],
+)
+def test_a_slip_is_answered_with_what_to_type(call, error, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = ts.Run("support", model="org/model", data=ROWS)
+    with pytest.raises(error, match=says):
+        call(run)
+
+
+def test_names_are_offered_before_they_are_imported():
+    assert set(ts.__all__) <= set(dir(ts))

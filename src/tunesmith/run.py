@@ -10,6 +10,7 @@ method needs it.
 Refused: a second way to configure (keyword arguments for everything); sections of a recipe are given as in its YAML.
 """
 
+import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,8 @@ class Run:
         out: str | Path | None = None,
         **sections: Any,
     ):
+        if not isinstance(model, str | Path):
+            raise RecipeError(f"Run: model: expected a hub id or a path, found {model!r:.80}", 'such as model="org/instruct"')
         directory = Path(out) if out is not None else Path("runs") / name
         task = {"metric": metric, **sections.pop("task", {})}
         memory = None if isinstance(data, str | Path) else rows_in_memory(data)
@@ -121,9 +124,15 @@ class Run:
         raw = self.recipe.model_dump(mode="json")
         for name, value in keys.items():
             places = [path for path in _leaves(raw) if ".".join(path) == name.replace("__", ".") or path[-1] == name]
-            if len(places) != 1:
-                names = ", ".join(".".join(path) for path in places) or "none"
-                raise RecipeError(f"set: {name}: keys of that name: {names}", "write its section too, as train__learning_rate")
+            if not places:
+                near = difflib.get_close_matches(name, [path[-1] for path in _leaves(raw)], n=1)
+                raise RecipeError(
+                    f"set: unknown key {name}", f"did you mean {near[0]}?" if near else "tunesmith schema prints every key"
+                )
+            if len(places) > 1:
+                names = ", ".join(".".join(path) for path in places)
+                hint = f"write its section too: {'__'.join(places[0])}"
+                raise RecipeError(f"set: {name}: several keys have that name: {names}", hint)
             section: Any = raw
             for step in places[0][:-1]:
                 section = section[step]
@@ -159,6 +168,8 @@ class Run:
         Raises:
             RunError: nothing was.
         """
+        if not self.directory.training_file.exists():
+            raise RunError(f"{self.path}: nothing was trained", "run.train()")
         return Training.read(self.directory.training_file)
 
     def evaluate(self, *arms: str) -> "Run":
@@ -201,12 +212,14 @@ class Run:
         """What an arm answered, row by row.
 
         Raises:
-            RunError: it was not scored.
+            RunError: no such arm, or it was not scored.
         """
         file = self.directory.answers(arm) / "outputs.jsonl"
         if not file.exists():
-            arms = ", ".join(self.recipe.evaluate.arms)
-            raise RunError(f"{self.path}: the arm {arm} was not scored", f"run.evaluate({arm!r}); arms: {arms}")
+            arms = self.recipe.evaluate.arms
+            if arm not in arms:
+                raise RunError(f"{self.path}: no arm {arm} in evaluate.arms", f"arms: {', '.join(arms)}")
+            raise RunError(f"{self.path}: the arm {arm} was not scored", f"run.evaluate({arm!r})")
         return Outputs(Output.read_lines(file))
 
     def chat(self, message: str) -> str:

@@ -75,6 +75,8 @@ def find(source: Rows) -> Source:
     if not isinstance(source, str | Path):
         memory = rows_in_memory(source)
         return Source(memory.label, memory=memory)
+    if not str(source):
+        raise DataError("the path of the rows is empty", "name a file, a directory or a hub id")
     path = Path(source)
     if path.is_dir():
         return _directory(path)

@@ -24,7 +24,7 @@ from tunesmith.data.memory import Rows
 from tunesmith.data.pack import Plan
 from tunesmith.data.read import AS_FOUND, Reader, ReadOptions
 from tunesmith.engines.base import BaseModel, LoadedModel
-from tunesmith.errors import DataError, RecipeError, TrainingError
+from tunesmith.errors import DataError, ModelError, RecipeError, TrainingError
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.fuse import fuse, is_fused
 from tunesmith.recipe import Train, section_from
@@ -94,7 +94,9 @@ def render(rows: Rows, model: BaseModel | LoadedModel, options: ReadOptions = AS
 
     Raises:
         DataError: bad rows, or one that the template refuses or in which nothing is supervised.
+        ModelError: ``model`` is not an open one.
     """
+    _expect(model, (BaseModel, LoadedModel), "render", "open one: ts.open_base(model)")
     return model.render(row.to_json() for row in Reader(rows, options))
 
 
@@ -126,10 +128,11 @@ def train_steps(
     Raises:
         RecipeError: an unknown key, a value out of range, or a key that has no meaning here.
         DataError: no rows, or one longer than ``max_length``.
-        ModelError: a model type that cannot be trained.
+        ModelError: not an open model, or a type that cannot be trained.
         TrainingError: no adapter, one that cannot learn, or a loss, a gradient or a weight that is not finite.
         MissingPackage: 8-bit moments without bitsandbytes.
     """
+    _expect(model, (LoadedModel,), "train_steps", "open_base(model).add_lora(r=16)")
     for key, reason in NOT_HERE.items():
         if key in settings:
             raise RecipeError(f"train_steps: {key} has no meaning here", reason)
@@ -140,6 +143,11 @@ def train_steps(
     dev_documents = None if dev is None else _documents(dev, "dev", train.max_length)
     ready = make_ready(model.model, model.layers, documents, train, seed, is_new=False)
     return loop.train_steps(model.model, model.layers, documents, ready.steps, train, seed, dev=dev_documents)
+
+
+def _expect(model: object, kinds: tuple[type, ...], where: str, hint: str) -> None:
+    if not isinstance(model, kinds):
+        raise ModelError(f"{where}: expected {kinds[-1].__name__}, found {type(model).__name__}", hint)
 
 
 def _documents(rows: Sequence[Rendered], name: str, max_length: int) -> Documents:

@@ -13,7 +13,7 @@ from tunesmith.errors import RunError
 from tunesmith.pipeline import stage as stages
 from tunesmith.pipeline.stage import Table, module_of
 from tunesmith.pipeline.table import sweep_stage, table_of
-from tunesmith.recipe import load_recipe
+from tunesmith.recipe import Recipe, load_recipe
 from tunesmith.rundir import RunDir
 from tunesmith.rundir.events import EventLog
 from tunesmith.rundir.records.advice import Advice
@@ -39,7 +39,25 @@ def open_run(target: str | Path, out: str | Path | None = None, *, replace: bool
     if target.is_dir():
         return RunDir.open(target)
     recipe = load_recipe(target)
-    return RunDir.create(Path(out) if out is not None else Path("runs") / str(recipe.name), recipe, target, replace=replace)
+    return RunDir.create(_place(recipe, out), recipe, target, replace=replace)
+
+
+def look_at(target: str | Path, out: str | Path | None = None, *, replace: bool = False) -> RunDir:
+    """The same run to be looked at, as ``open_run`` would leave it; nothing is written.
+
+    Raises:
+        RecipeError: the recipe cannot be read, or a key is wrong.
+        RunError: no run there, or the run of another recipe.
+    """
+    target = Path(target)
+    if target.is_dir():
+        return RunDir.open(target)
+    recipe = load_recipe(target)
+    return RunDir.planned(_place(recipe, out), recipe, target, replace=replace)
+
+
+def _place(recipe: Recipe, out: str | Path | None) -> Path:
+    return Path(out) if out is not None else Path("runs") / str(recipe.name)
 
 
 def make(run: RunDir, goals: Iterable[str], *, all_needed: bool = False, force: Iterable[str] = ()) -> None:
