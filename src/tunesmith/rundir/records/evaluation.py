@@ -17,7 +17,7 @@ from tunesmith.formatting import percent, points, points_between
 from tunesmith.messages import Message
 from tunesmith.notebook import Interval, forest, paragraph, table
 from tunesmith.rundir.records.base import FileRecord, Record
-from tunesmith.rundir.records.evidence import Forgetting, Judgement, RetrievalRecall, Seeds
+from tunesmith.rundir.records.evidence import CrossFit, Forgetting, Judgement, RetrievalRecall, Seeds
 from tunesmith.rundir.records.parity import FormParity
 
 Decision = Literal[
@@ -212,6 +212,8 @@ class Selection(FileRecord):
         candidates: what each candidate got on the rows that it answered.
         search: what ``optimized_prompt`` cost; None without that arm.
         dev_rows: rows that every finalist answered.
+        prompt, retrieval: what the best prompt that searches nothing, and that searches for passages, is worth on rows that did
+            not choose it; None where there is none, or a judge scores.
     """
 
     finalists: tuple[str, ...]
@@ -220,6 +222,8 @@ class Selection(FileRecord):
     candidates: tuple[Trial, ...]
     search: SearchCost | None
     dev_rows: int
+    prompt: CrossFit | None = None
+    retrieval: CrossFit | None = None
 
     @property
     def leader(self) -> str:
