@@ -61,12 +61,12 @@ class Task:
     def __init__(self, truth: str, rows: int, spread: int, dev: int, rng: np.random.Generator):
         accuracies = np.clip(BASE + spread / 100 * rng.standard_normal(PROMPTS), 0.01, 0.99)
         tuned = float(np.clip(accuracies.max() + TRUTHS[truth], 0.01, 0.99))
-        self.prompts_dev = _right(accuracies, dev, rng)
-        both = _right(np.append(accuracies, tuned), rows, rng)
+        self.prompts_dev = answers_right(accuracies, dev, rng)
+        both = answers_right(np.append(accuracies, tuned), rows, rng)
         self.prompts_test, self.tuned_test = both[:-1], both[-1]
 
 
-def _right(accuracies: NDArray[np.float64], rows: int, rng: np.random.Generator) -> Bools:
+def answers_right(accuracies: NDArray[np.float64], rows: int, rng: np.random.Generator) -> Bools:
     """Shape (ways of answering, rows)."""
     shared, own = rng.standard_normal(rows), rng.standard_normal((len(accuracies), rows))
     return ndtri(accuracies)[:, None] > math.sqrt(SHARED) * shared + math.sqrt(1.0 - SHARED) * own

@@ -24,6 +24,7 @@ from tunesmith.rundir.records.advice import (
     RowFacts,
 )
 from tunesmith.rundir.records.evaluation import Terms
+from tunesmith.rundir.records.evidence import CrossFit
 
 GB = 10**9
 ROWS = RowFacts(
@@ -66,8 +67,6 @@ def arm(name, score, retrieves=False, tokens=600.0):
         name=name,
         detail=name,
         score=score,
-        low=max(0.0, score - 0.1),
-        high=min(1.0, score + 0.1),
         n=64,
         prompt_tokens=tokens,
         new_tokens=40,
@@ -75,10 +74,18 @@ def arm(name, score, retrieves=False, tokens=600.0):
     )
 
 
+def fit(score, below=0.1):
+    """A figure whose bound lies so far below it."""
+    low, high = max(0.0, score - 1.1 * below), min(1.0, score + below)
+    return CrossFit(score=score, low=low, high=high, bound=max(0.0, score - below), n=64)
+
+
 ALL = Facts(
     rows=ROWS,
     metric=METRIC,
     arms=(arm("instruction", 0.3), arm("few_shot", 0.5)),
+    prompt=fit(0.5),
+    retrieval=None,
     documents=True,
     price=PRICE,
     machine=MACHINE,
@@ -87,7 +94,12 @@ ALL = Facts(
 
 
 def facts(**changes):
+    """``ALL`` with changes; where the arms change, their best scores are the cross-fitted figures, sure to 1 point."""
     changed = ALL
+    if "arms" in changes:
+        best = {searches: [a.score for a in changes["arms"] if a.retrieves == searches] for searches in (False, True)}
+        figures = {searches: fit(max(scores), 0.01) if scores else None for searches, scores in best.items()}
+        changed = dataclasses.replace(changed, prompt=figures[False], retrieval=figures[True])
     for key, value in changes.items():
         section, _, name = key.partition("__")
         value = dataclasses.replace(getattr(changed, section), **{name: value}) if name else value
@@ -104,12 +116,19 @@ def facts(**changes):
         (rules.PROMPT, {"arms": (arm("instruction", 0.91),)}, "stop"),
         (rules.PROMPT, {"arms": (arm("instruction", 1.0),), "metric__min_gain": 0.0}, "stop"),
         (rules.PROMPT, {"arms": (arm("instruction", 0.95),), "metric__calibrated": True}, "unknown"),
+        # Sure to 10 points, sure to 11; the figure is what counts, not what the winner got on the rows that chose it.
+        (rules.PROMPT, {"arms": (arm("instruction", 0.95),), "prompt": fit(0.95, 0.10)}, "stop"),
+        (rules.PROMPT, {"arms": (arm("instruction", 0.95),), "prompt": fit(0.95, 0.11)}, "unknown"),
+        (rules.PROMPT, {"arms": (arm("instruction", 1.0),), "prompt": fit(0.85, 0.01)}, "pass"),
+        (rules.PROMPT, {"prompt": None}, "unknown"),
         (rules.RETRIEVAL, {}, "unknown"),
         (rules.RETRIEVAL, {"arms": (arm("a", 0.5), arm("b", 0.9, True)), "metric__calibrated": True}, "unknown"),
         (rules.RETRIEVAL, {"arms": (arm("few_shot", 0.5), arm("retrieval", 0.55, True))}, "pass"),
         (rules.RETRIEVAL, {"arms": (arm("few_shot", 0.5), arm("retrieval", 0.4, True))}, "pass"),
         (rules.RETRIEVAL, {"arms": (arm("few_shot", 0.5), arm("retrieval", 0.7, True))}, "unknown"),  # 40 % of what lacks
         (rules.RETRIEVAL, {"arms": (arm("few_shot", 0.5), arm("retrieval", 0.75, True))}, "stop"),
+        (rules.RETRIEVAL, {"arms": (arm("few_shot", 0.5), arm("retrieval", 0.75, True)), "retrieval": fit(0.7)}, "unknown"),
+        (rules.RETRIEVAL, {"arms": (arm("few_shot", 0.5), arm("retrieval", 0.75, True)), "retrieval": None}, "unknown"),
         (rules.ROWS, {}, "pass"),
         (rules.ROWS, {"rows__train": 199, "rows__rows": 199, "rows__distinct": 199, "rows__prompts": None}, "unknown"),
         (rules.ROWS, {"rows__prompts": 60}, "stop"),  # 1,500 rows of 60 prompts: 45 of them to train on
@@ -150,7 +169,7 @@ def test_states(check, changes, state):
         ({"machine__memory": 4 * GB}, "tune", ELSEWHERE),
         ({"arms": (arm("few_shot", 0.95),)}, "prompt is enough", 21),
         ({"arms": (arm("few_shot", 0.5), arm("retrieval", 0.8, True))}, "use retrieval", 22),
-        ({"arms": (arm("few_shot", 0.7),), "metric__min_score": 0.5}, "prompt is enough", 21),  # for certain good enough
+        ({"arms": (arm("few_shot", 0.7),), "metric__min_score": 0.68}, "prompt is enough", 21),  # for certain good enough
         ({"arms": (arm("few_shot", 0.7),), "metric__min_score": 0.69}, "tune", 0),  # likely, not certain
         ({"rows__prompts": 60}, "collect more rows", 23),
         ({"metric__detectable": 0.25, "metric__test_needed": 2000}, "collect more rows", 23),

@@ -8,6 +8,8 @@ import pytest
 from conftest import toy_rows
 from tunesmith.engines.engine import Answer
 from tunesmith.errors import RunError
+from tunesmith.evaluate import select
+from tunesmith.evaluate.cross_fit import cross_fit
 from tunesmith.evaluate.metrics import make_metric
 from tunesmith.evaluate.prompts import PromptBook, question_key
 from tunesmith.evaluate.search import PROMPTS
@@ -107,6 +109,25 @@ def test_who_drops_out_early_is_written_down_with_the_rows_it_answered(make_reci
     assert all(c.candidate.k == 1 for c in few_shot if c.n == 70)
 
 
+def test_the_figure_of_the_best_prompt_is_of_all_rows_and_of_prompts_in_no_order_of_merit(make_recipe, tmp_path, monkeypatch):
+    """Ties go to the earlier: listed by rank, the lucky would be first where the rows that are left call it a tie."""
+    listed = []
+
+    def spy(ways, *more):
+        listed.append([(len(way), sum(m["role"] == "assistant" for m in way[0].prompt)) for way in ways])
+        return cross_fit(ways, *more)
+
+    monkeypatch.setattr(select, "cross_fit", spy)
+    recipe = make_recipe({"evaluate.few_shot": {"k": [1, 2], "draws": 3}})
+    dev = [replace(ROWS[40 + i % 20], id=str(i)) for i in range(70)]
+    choice = choose(recipe, tmp_path, {"base": Parrot(shows(2))}, dev=dev, finalists=2)
+    assert listed == [[(70, 0), *[(35, 1)] * 4, *[(70, 2)] * 4], []]
+    assert choice.prompt.score == 1.0 and choice.prompt.n == 70 and choice.retrieval is None
+    groups = [str(i % 20) for i in range(70)]
+    by_group = choose(recipe, tmp_path, {"base": Parrot(shows(2))}, dev=dev, finalists=2, groups=groups)
+    assert by_group.prompt.score == 1.0 and by_group.prompt.bound < choice.prompt.bound  # 20 units are less to go by than 70
+
+
 def test_an_endpoint_gets_the_chosen_prompts_and_can_be_the_one_to_beat(make_recipe, tmp_path):
     endpoint = {"base_url": "http://x/v1", "model": "m"}
     arms = ["instruction", "external:big:few_shot"]
@@ -147,7 +168,7 @@ def test_constrained_answers_are_asked_of_all_alike_and_a_judge_compares_with_th
     assert len({json.dumps(prompts) for prompts in seen}) == 1 and len(seen[0][0]) == 2  # the instruction arm's
     assert choice.leader == "instruction"
     few_shot = next(c for c in choice.candidates if c.arm == "few_shot")
-    assert few_shot.score is None and few_shot.unscored == few_shot.n == 12
+    assert few_shot.score is None and few_shot.unscored == few_shot.n == 12 and choice.prompt is None
 
 
 def test_no_dev_row_is_refused(make_recipe):

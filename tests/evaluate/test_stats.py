@@ -20,6 +20,10 @@ def test_examples_of_docstrings(module):
 def test_wilson_known_values():
     assert stats.wilson(0, 100) == pytest.approx((0.0, 0.0370), abs=1e-4)
     assert stats.wilson(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    test = scipy_stats.binomtest(61, 64)
+    assert stats.wilson(61, 64, 0.05) == pytest.approx(tuple(test.proportion_ci(0.90, "wilson")))
+    assert stats.exact_low(61, 64, 0.05) == pytest.approx(test.proportion_ci(0.90, "exact").low)
+    assert stats.exact_low(0, 64, 0.05) == 0.0
 
 
 def test_p_is_that_of_mcnemar_without_correction():

@@ -17,6 +17,7 @@ from tunesmith.pipeline.evaluation import Evaluation
 from tunesmith.rundir import read_json, read_rows
 from tunesmith.rundir.records.advice import Advice
 from tunesmith.rundir.records.evaluation import Candidate, Selection, Trial
+from tunesmith.rundir.records.evidence import CrossFit
 
 CHECKS = 8
 PROBE = """
@@ -50,6 +51,10 @@ def _trial(score, candidate):
         finished=1.0,
         ms=1.0,
     )
+
+
+def _sure(score):
+    return CrossFit(score=score, low=score, high=score, bound=score, n=8)
 
 
 def test_quick_imports_no_torch_and_its_exit_code_is_the_endings(tmp_path, tiny_dir):
@@ -88,6 +93,8 @@ def test_prompts_are_measured_on_dev_and_the_test_part_stays_sealed(open_toy):
     dev = len(read_rows(run.data / "dev.jsonl"))
     assert all(arm.n == dev for arm in arms) and [arm.name for arm in arms if arm.retrieves] == ["retrieval"]
     assert not result.provisional and f"n={dev}" in result.checks[0].evidence and result.hours > 0
+    prompt, retrieval = result.facts.prompt, result.facts.retrieval
+    assert prompt and retrieval and prompt.n == retrieval.n == dev and prompt.bound >= prompt.low
     # The tokens of the short prompt are those that the tuned model will be asked with.
     made = Evaluation.of(run, run.recipe())
     short = [len(made.base().renderer.prompt_ids(made.book.tuned(row))) for row in made.dev]
@@ -117,6 +124,8 @@ def test_the_prompt_to_copy_is_the_one_that_was_measured(open_toy, monkeypatch):
             candidates=(_trial(plain_score, plain), _trial(searched_score, searched)),
             search=None,
             dev_rows=4,
+            prompt=_sure(plain_score),
+            retrieval=_sure(searched_score),
         )
         monkeypatch.setattr(advise, "make", lambda *_, **__: selection.write(run.evaluation / "selection.json"))
         result = api.advise(run)

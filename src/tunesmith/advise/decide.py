@@ -3,7 +3,7 @@
 Decided in this order, the first that holds:
 
     prompt is enough       the best measured prompt is good enough for certain (``task.min_score``), or leaves less than
-                           ``min_gain`` to be gained
+                           ``min_gain`` to be gained, and for certain no more than 5 points beyond it
     use retrieval          retrieval brings at least ``min_gain``, and half of what the best prompt lacks
     collect N more rows    too few rows to learn from, or no split of them could show ``min_gain``
     tune                   anything else; on another machine where no base fits this one
@@ -86,15 +86,16 @@ def decide(facts: Facts, hours: float | None) -> Advice:
             facts=facts,
         )
 
-    if best is not None and state[PROMPT] == "stop":
+    fit, searched = facts.prompt, facts.retrieval
+    if best is not None and fit is not None and state[PROMPT] == "stop":
         bar = facts.metric.min_score
         why = "less than min_gain is left to be gained"
-        if bar is not None and best.low >= bar:
-            why = f"at least {percent(best.low)} for certain, and task.min_score asks {percent(bar)}"
-        reason = f"{best.detail} scores {percent(best.score)} of 100 on dev: {why}"
+        if bar is not None and fit.low >= bar:
+            why = f"at least {percent(fit.low)} for certain, and task.min_score asks {percent(bar)}"
+        reason = f"{best.detail} is the best prompt; on dev rows that did not choose it {percent(fit.score)} of 100: {why}"
         return advice("prompt is enough", reason + _saving(facts, hours), [PROMPT], arm=best.name)
-    if retrieval is not None and best is not None and state[RETRIEVAL] == "stop":
-        reason = f"retrieval scores {percent(retrieval.score)} of 100 on dev where {best.detail} scores {percent(best.score)}"
+    if retrieval is not None and fit is not None and searched is not None and state[RETRIEVAL] == "stop":
+        reason = f"retrieval scores {percent(searched.score)} of 100 on dev where the best prompt scores {percent(fit.score)}"
         return advice("use retrieval", f"{reason}: what the model lacks can be looked up", [RETRIEVAL], arm=retrieval.name)
     blocking = [check for check in (ROWS, RESOLUTION) if state[check] == "stop"]
     if blocking:
@@ -109,8 +110,8 @@ def decide(facts: Facts, hours: float | None) -> Advice:
         reason = f"{where}; on another machine: {facts.machine.name} has too little memory for any base"
         return advice("tune", reason, [HARDWARE], settings=settings)
     reason = where
-    if best is not None and state[PROMPT] == "pass":
-        reason += f"; {best.detail} leaves {percent(1.0 - best.score)} points to be gained"
+    if fit is not None and state[PROMPT] == "pass":
+        reason += f"; the best prompt leaves {percent(1.0 - fit.score)} points to be gained"
     return advice("tune", reason, [check.check for check in checks if check.state == "pass"], settings=settings)
 
 

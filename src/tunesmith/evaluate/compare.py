@@ -106,11 +106,17 @@ def gain_of_all_rows(c: Comparison) -> Interval:
     return Interval((known - c.unscored) / rows, (known + c.unscored) / rows)
 
 
-def figure_with_interval(outputs: Sequence[Output], metric: Metric, groups: list[str] | None = None) -> tuple[float, Interval]:
+def figure_with_interval(
+    outputs: Sequence[Output], metric: Metric, groups: Sequence[str] | None = None, tail: float = stats.ALPHA / 2
+) -> tuple[float, Interval]:
     """An arm's headline figure over its scored rows, with its 95 % interval: Wilson's for yes/no rows, else bootstrapped.
 
     Where fewer than ten units are not all wrong (or not all right) the bootstrap has seen too little of the rest, and the
     interval is never inside Wilson's.
+
+    Args:
+        groups: group of each row, where rows belong together.
+        tail: probability left out at each end.
 
     Raises:
         RunError: no row is scored, or one alone.
@@ -123,19 +129,19 @@ def figure_with_interval(outputs: Sequence[Output], metric: Metric, groups: list
     u = int(unit_N.max()) + 1
     if metric.binary and metric.corpus is None and u == n:
         right = int(scores(rows).sum())
-        return right / n, stats.wilson(right, n)
+        return right / n, stats.wilson(right, n, tail)
     _refuse_one(u, groups)
     statistic = metric.corpus or resample.MEAN
     figure = statistic(rows)
-    interval = resample.percentile_interval(resample.bootstrap(statistic, [rows], unit_N)[:, 0], u, stats.ALPHA / 2)
+    interval = resample.percentile_interval(resample.bootstrap(statistic, [rows], unit_N)[:, 0], u, tail)
     interval = interval.hull(Interval(figure, figure))  # imagined rows may move it off the figure
     mean_U = resample.per_unit(scores(rows), unit_N) / np.bincount(unit_N)
     if min(int((mean_U > 0.0).sum()), int((mean_U < 1.0).sum())) < stats.MIN_DISCORDANT_UNITS:
-        interval = interval.hull(stats.wilson(min(u, max(0, round(figure * u))), u))
+        interval = interval.hull(stats.wilson(min(u, max(0, round(figure * u))), u, tail))
     return figure, Interval(max(0.0, interval.low), min(1.0, interval.high))
 
 
-def _refuse_one(u: int, groups: list[str] | None) -> None:
+def _refuse_one(u: int, groups: Sequence[str] | None) -> None:
     if u < 2:
         what = "row" if groups is None else "group (of data.group_by, or of rows that ask the same)"
         raise RunError(f"the scored test rows are one {what}, and one alone has no interval", "raise data.test_fraction")

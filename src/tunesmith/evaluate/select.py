@@ -28,12 +28,14 @@ from dataclasses import dataclass, replace
 from tunesmith.engines.engine import Allowed, Engine
 from tunesmith.errors import RunError
 from tunesmith.evaluate.arms import ask, summary
+from tunesmith.evaluate.cross_fit import cross_fit
 from tunesmith.evaluate.gepa import write_instruction
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.prompts import PromptBook, candidates
 from tunesmith.evaluate.search import PROMPTS, affordable, halving, rungs, space
 from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, Recipe
 from tunesmith.rundir.records.evaluation import Candidate, Output, SearchCost, Selection, Summary, Trial, Written
+from tunesmith.rundir.records.evidence import CrossFit
 from tunesmith.rundir.rows import Row
 
 logger = logging.getLogger(__name__)
@@ -50,6 +52,7 @@ class PromptTask:
 
     Attributes:
         finalists: how many prompts answer the test part.
+        groups: group of each dev row, where rows belong together.
         engine_of: the engine of ``base``, or of an arm ``external:...``.
         allowed: what the engine constrains answers to (``task.constrained``), or labels to choose from.
         judge: scores answers that need a judge.
@@ -64,6 +67,7 @@ class PromptTask:
     finalists: int
     engine_of: Callable[[str], Engine]
     allowed: Allowed | None = None
+    groups: Sequence[str] | None = None
     judge: JudgeAnswers | None = None
     writer: Callable[[str], str] | None = None
 
@@ -134,6 +138,21 @@ class Trials:
             unique.setdefault((trial.arm if trial.arm.startswith(EXTERNAL) else "base", way_to_ask(trial.candidate)), trial)
         return list(unique.values())
 
+    def cross_fit(self, retrieves: bool) -> CrossFit | None:
+        """What the best prompt that searches for passages, or that does not, is worth on rows that did not choose it.
+
+        An instruction that another model wrote stays out: dev rows took part in the writing, so none of them is unseen. Under a
+        judge there is no figure: what it says of a prompt is a comparison with another.
+        """
+        metric, groups = self._task.metric, self._task.groups
+        if self._task.judge is not None:
+            return None
+        written = {way_to_ask(trial.candidate) for trial in self.done if trial.candidate.variant == "written"}
+        ways = [  # in the order in which they were first asked
+            answers for (_, way), answers in self._answers.items() if (way.documents > 0) == retrieves and way not in written
+        ]
+        return cross_fit(ways, lambda answers: self.rank(summary("held out", answers, metric)), metric, groups)
+
 
 def way_to_ask(candidate: Candidate) -> Candidate:
     """What the messages follow from, without the names for it: equal for candidates that ask alike."""
@@ -176,6 +195,8 @@ def select_prompt(task: PromptTask) -> Selection:
         candidates=tuple(trials.done),
         search=search,
         dev_rows=len(trials.rows),
+        prompt=trials.cross_fit(retrieves=False),
+        retrieval=trials.cross_fit(retrieves=True),
     )
 
 

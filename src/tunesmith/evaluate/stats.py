@@ -43,17 +43,26 @@ Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
-def wilson(successes: int, n: int) -> Interval:
-    """95 % Wilson interval of a rate.
+def wilson(successes: int, n: int, tail: float = ALPHA / 2) -> Interval:
+    """Wilson interval of a rate, 95 % unless told otherwise.
 
     >>> low, high = wilson(50, 100)
     >>> round(low, 3), round(high, 3)
     (0.404, 0.596)
     """
-    z2, p = float(stats.norm.ppf(1 - ALPHA / 2)) ** 2, successes / n
+    z2, p = float(stats.norm.ppf(1 - tail)) ** 2, successes / n
     middle, reach = p + z2 / (2 * n), math.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n)))
     low, high = (middle - reach) / (1 + z2 / n), (middle + reach) / (1 + z2 / n)
     return Interval(low if successes else 0.0, high if successes < n else 1.0)
+
+
+def exact_low(successes: int, n: int, tail: float) -> float:
+    """Lower end of the exact (Clopper-Pearson) interval of a rate: too high at most ``tail`` of the time, whatever the rate.
+
+    >>> round(exact_low(29, 29, 0.05), 3)
+    0.902
+    """
+    return float(stats.beta.ppf(tail, successes, n - successes + 1)) if successes else 0.0
 
 
 def discordant(a: Floats, b: Floats) -> tuple[int, int]:

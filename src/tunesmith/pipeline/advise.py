@@ -75,8 +75,7 @@ def advise(run: RunDir, quick: bool = False) -> Advice:
     machine = _machine(quick)
     shape = _shape(recipe, quick)
     memory = _memory(recipe, shape, machine, quick)
-    judged = recipe.task.metric == "judge"  # whose scores compare prompts, and count nothing
-    best = None if judged else max((arm.score for arm in arms if not arm.retrieves), default=None)
+    prompt, retrieval = (None, None) if selection is None else (selection.prompt, selection.retrieval)
     price = PriceFacts(
         calls_per_month=recipe.advise.calls_per_month,
         per_million=recipe.advise.price_per_million_prompt_tokens,
@@ -88,8 +87,10 @@ def advise(run: RunDir, quick: bool = False) -> Advice:
     )
     facts = Facts(
         rows=rows,
-        metric=_metric(recipe, rows, best, calibration if judged else None),
+        metric=_metric(recipe, rows, prompt and prompt.score, calibration if recipe.task.metric == "judge" else None),
         arms=arms,
+        prompt=prompt,
+        retrieval=retrieval,
         documents=recipe.data.documents is not None,
         price=price,
         machine=machine,

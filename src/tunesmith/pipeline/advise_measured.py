@@ -9,7 +9,6 @@ from tunesmith import hardware
 from tunesmith.engines.base import open_base
 from tunesmith.evaluate.judge import calibrate
 from tunesmith.evaluate.prompts import framed, tuned
-from tunesmith.evaluate.stats import wilson
 from tunesmith.models.device import best_device, device_memory, device_name
 from tunesmith.pipeline.base import base_of
 from tunesmith.pipeline.judge import make_judge
@@ -30,14 +29,11 @@ def measure(run: RunDir, recipe: Recipe) -> tuple[tuple[DevArm, ...], Selection,
     for trial in selection.candidates:
         if trial.score is None:
             continue  # a judge that could score none of its answers: not measured
-        low, high = wilson(round(trial.score * trial.n), trial.n)
         arms.append(
             DevArm(
                 name=trial.arm,
                 detail=trial.name,
                 score=trial.score,
-                low=low,
-                high=high,
                 n=trial.n,
                 prompt_tokens=trial.prompt_tokens,
                 new_tokens=trial.new_tokens,

@@ -3,6 +3,7 @@
 import functools
 import logging
 
+from tunesmith.data.split import groups_of
 from tunesmith.engines.engine import Engine
 from tunesmith.engines.open import open_endpoint, open_writer
 from tunesmith.evaluate.select import PromptTask, finalist_count, select_prompt
@@ -54,6 +55,7 @@ def _prompt_task(evaluation: Evaluation) -> PromptTask:
         metric=evaluation.metric,
         max_new_tokens=evaluation.max_new_tokens,
         finalists=finalist_count(evaluation.recipe.evaluate.finalists, len(evaluation.test)),
+        groups=groups_of(evaluation.dev),
         engine_of=engine,
         allowed=evaluation.allowed,
         judge=judge_answers,

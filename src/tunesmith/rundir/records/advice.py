@@ -10,6 +10,7 @@ from typing import Literal
 
 from tunesmith.notebook import paragraph, table
 from tunesmith.rundir.records.base import FileRecord, Record
+from tunesmith.rundir.records.evidence import CrossFit
 
 State = Literal["pass", "stop", "unknown"]
 Ending = Literal["tune", "prompt is enough", "use retrieval", "collect more rows"]
@@ -91,8 +92,7 @@ class DevArm(Record):
     Attributes:
         name: of the arm.
         detail: which demonstrations, for people.
-        score: headline, 0 to 1.
-        low, high: its 95 % Wilson interval.
+        score: headline, 0 to 1; that of the best of several flatters (``Facts.prompt`` does not).
         n: dev rows.
         prompt_tokens, new_tokens: means a row.
         retrieves: whether passages or examples were searched for each row.
@@ -101,8 +101,6 @@ class DevArm(Record):
     name: str
     detail: str
     score: float
-    low: float
-    high: float
     n: int
     prompt_tokens: float
     new_tokens: float
@@ -176,6 +174,8 @@ class Facts(Record):
         rows: the examples.
         metric: what this many rows can tell.
         arms: prompts as dev measured them; empty before anything was asked.
+        prompt, retrieval: what the best prompt that searches nothing, and that searches for each row, is worth on rows that did
+            not choose it; None where none was asked, where there is no second dev row, or a judge scores.
         documents: whether the recipe brings documents.
         price: what calls cost.
         machine: that trains.
@@ -185,6 +185,8 @@ class Facts(Record):
     rows: RowFacts
     metric: MetricFacts
     arms: tuple[DevArm, ...]
+    prompt: CrossFit | None
+    retrieval: CrossFit | None
     documents: bool
     price: PriceFacts
     machine: MachineFacts

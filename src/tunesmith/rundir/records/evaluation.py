@@ -17,7 +17,7 @@ from tunesmith.formatting import percent, points, points_between
 from tunesmith.messages import Message
 from tunesmith.notebook import Interval, forest, paragraph, table
 from tunesmith.rundir.records.base import FileRecord, Record
-from tunesmith.rundir.records.evidence import Forgetting, Judgement, RetrievalRecall, Seeds
+from tunesmith.rundir.records.evidence import CrossFit, Forgetting, Judgement, RetrievalRecall, Seeds
 from tunesmith.rundir.records.parity import FormParity
 from tunesmith.rundir.records.readings import Tries
 from tunesmith.rundir.records.saving import Saving
@@ -215,6 +215,8 @@ class Selection(FileRecord):
         candidates: what each candidate got on the rows that it answered.
         search: what ``optimized_prompt`` cost; None without that arm.
         dev_rows: rows that every finalist answered.
+        prompt, retrieval: what the best prompt that searches nothing, and that searches for passages, is worth on rows that did
+            not choose it; None where there is none, or a judge scores.
     """
 
     finalists: tuple[str, ...]
@@ -223,6 +225,8 @@ class Selection(FileRecord):
     candidates: tuple[Trial, ...]
     search: SearchCost | None
     dev_rows: int
+    prompt: CrossFit | None = None
+    retrieval: CrossFit | None = None
 
     @property
     def base_prompt(self) -> str:

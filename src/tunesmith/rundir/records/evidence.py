@@ -15,6 +15,24 @@ CurveVerdict = Literal["more data pays", "more data does not pay", "cannot tell"
 
 
 @dataclass(frozen=True, kw_only=True)
+class CrossFit(Record):
+    """What the best of some prompts is worth: chosen on one half of dev, scored on the other, and the other way round.
+
+    Attributes:
+        score: headline over the rows, each answered by the prompt that was best without it; 0 to 1.
+        low, high: 95 % interval, by the method that fits the metric.
+        bound: what the score is at least, one-sided 96 %; never above the exact bound where few rows are wrong.
+        n: dev rows.
+    """
+
+    score: float
+    low: float
+    high: float
+    bound: float
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class RetrievalRecall(FileRecord):
     """Whether the right passages are found, before any answer is scored.
 
