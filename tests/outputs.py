@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from tunesmith.rundir import RunDir, read_rows
+from tunesmith.rundir.ledger import Ledger, part_of
 from tunesmith.rundir.records.evaluation import Output, Selection
 
 OUTPUT = Output(
@@ -33,3 +35,9 @@ def answers(texts, references):
 def selection(*finalists, rivals=()):
     """A selection that names the prompts to beat."""
     return Selection(finalists=finalists, rivals=(*finalists, *rivals), arms={}, candidates=(), search=None, dev_rows=0)
+
+
+def arms_that_read(run: RunDir) -> list[str]:
+    """The arms that answered the test part of a run, in order, as its own ledger has them."""
+    readings = Ledger(run.readings).find(part_of(read_rows(run.data / "test.jsonl"))).readings
+    return [reading.arm for reading in readings]

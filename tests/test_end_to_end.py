@@ -5,7 +5,8 @@ import json
 import pytest
 import yaml
 
-from conftest import GGUF, ROOT
+from conftest import GGUF, ROOT, WHOLE_PARITY
+from llama_cpp_sources import RUN_IN_CHILD, conversion_by
 from tunesmith.evaluate.arms import read_outputs
 from tunesmith.pipeline import verbs as api
 from tunesmith.rundir.records.export import Export
@@ -27,7 +28,10 @@ def run(tmp_path_factory, real_dir):
     recipe["evaluate"] = {"few_shot": {"k": [3], "draws": 1}, "batch_size": 32}
     (folder / "short.yaml").write_text(yaml.safe_dump(recipe))
     run = api.open_run(folder / "short.yaml", folder / "run")
-    return run, api.run(run)
+    with pytest.MonkeyPatch.context() as patch, conversion_by(RUN_IN_CHILD):
+        for limit in WHOLE_PARITY:
+            patch.setattr(*limit)
+        return run, api.run(run)
 
 
 def test_tuning_helps_and_the_deployed_form_keeps_it(run):

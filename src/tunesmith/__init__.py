@@ -73,6 +73,10 @@ _LAZY = {
 }
 
 
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
 def __getattr__(name: str) -> Any:
     """A public name, imported when it is first used (PEP 562), so that ``import tunesmith`` is quick and brings no torch.
 

@@ -32,6 +32,12 @@ def cache_dir() -> Path:
     return Path(base) / "tunesmith"
 
 
+def data_dir() -> Path:
+    """Where what no command can make again is kept: ``$XDG_DATA_HOME/tunesmith`` or ``~/.local/share/tunesmith``."""
+    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return Path(base) / "tunesmith"
+
+
 def hub_cache() -> Path:
     """Where the hub's client keeps models, by its own variables (huggingface_hub, "Environment variables")."""
     home = os.environ.get("HF_HOME") or str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface")

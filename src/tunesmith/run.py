@@ -10,23 +10,25 @@ method needs it.
 Refused: a second way to configure (keyword arguments for everything); sections of a recipe are given as in its YAML.
 """
 
-import json
+import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tunesmith.data.memory import Rows, rows_in_memory
 from tunesmith.errors import RecipeError, RunError
 from tunesmith.pipeline import verbs
 from tunesmith.recipe import Recipe, recipe_from
-from tunesmith.rundir import RunDir, write_lines
+from tunesmith.rundir import RunDir
 from tunesmith.rundir.records.advice import Advice
+from tunesmith.rundir.records.check import CheckReport
 from tunesmith.rundir.records.evaluation import Output, Outputs, Verdict
 from tunesmith.rundir.records.export import Export
 from tunesmith.rundir.records.parity import Parity
 from tunesmith.rundir.records.stages import Status
 from tunesmith.rundir.records.training import Training
 
-ROWS = "rows.jsonl"  # rows that were given as objects, below the run directory
+ROWS = "rows"  # the file, below the run directory, of rows that were given as objects
 
 
 class Run:
@@ -35,7 +37,7 @@ class Run:
     Args:
         name: of the run; its directory is ``runs/<name>``.
         model: hub id, directory or ``.gguf`` file.
-        data: path or hub id, a list of rows, or a ``datasets.Dataset``.
+        data: path or hub id; or rows in memory as ``ts.check`` takes them, which are written into the run directory.
         metric: how an answer is scored (``task.metric``).
         out: another directory.
         sections: of the recipe, as in its YAML: ``train={"num_train_epochs": 3}``.
@@ -43,6 +45,7 @@ class Run:
     Raises:
         RecipeError: an unknown key, or a value out of range.
         RunError: the directory holds something that is not a run.
+        DataError: rows in memory that are none, or that no file can hold.
     """
 
     def __init__(
@@ -50,23 +53,25 @@ class Run:
         name: str,
         *,
         model: str | Path,
-        data: str | Path | Iterable[Mapping[str, Any]],
+        data: Rows,
         metric: str = "exact_match",
         out: str | Path | None = None,
         **sections: Any,
     ):
+        if not isinstance(model, str | Path):
+            raise RecipeError(f"Run: model: expected a hub id or a path, found {model!r:.80}", 'such as model="org/instruct"')
         directory = Path(out) if out is not None else Path("runs") / name
         task = {"metric": metric, **sections.pop("task", {})}
-        source = str(data) if isinstance(data, str | Path) else str(directory.resolve() / ROWS)
+        memory = None if isinstance(data, str | Path) else rows_in_memory(data)
+        source = str(data) if memory is None else str(directory.resolve() / f"{ROWS}{memory.suffix}")
         raw = {"name": name, "model": str(model), "data": {"path": source}, "task": task, **sections}
         recipe = recipe_from(raw, Path.cwd(), "Run")
+        if memory is not None:
+            memory.refuse_bad()
         self.directory = RunDir.create(directory, recipe, replace=True)
-        if not isinstance(data, str | Path):
-            text = [json.loads(json.dumps(dict(row))) for row in data]
-            if not text:
-                raise RunError(f"{directory}: no rows were given", "data is a path, a list of rows, or a datasets.Dataset")
+        if memory is not None:
             with self.directory.writing():
-                write_lines(directory / ROWS, text)
+                memory.write(Path(source))
 
     @classmethod
     def open(cls, path: str | Path) -> "Run":
@@ -119,9 +124,15 @@ class Run:
         raw = self.recipe.model_dump(mode="json")
         for name, value in keys.items():
             places = [path for path in _leaves(raw) if ".".join(path) == name.replace("__", ".") or path[-1] == name]
-            if len(places) != 1:
-                names = ", ".join(".".join(path) for path in places) or "none"
-                raise RecipeError(f"set: {name}: keys of that name: {names}", "write its section too, as train__learning_rate")
+            if not places:
+                near = difflib.get_close_matches(name, [path[-1] for path in _leaves(raw)], n=1)
+                raise RecipeError(
+                    f"set: unknown key {name}", f"did you mean {near[0]}?" if near else "tunesmith schema prints every key"
+                )
+            if len(places) > 1:
+                names = ", ".join(".".join(path) for path in places)
+                hint = f"write its section too: {'__'.join(places[0])}"
+                raise RecipeError(f"set: {name}: several keys have that name: {names}", hint)
             section: Any = raw
             for step in places[0][:-1]:
                 section = section[step]
@@ -129,6 +140,17 @@ class Run:
         recipe = recipe_from(raw, Path.cwd(), "set")
         RunDir.create(self.path, recipe, replace=True)
         return self
+
+    def check(self, *, near: bool = True) -> CheckReport:
+        """Look at the rows, rendered with the model's template; nothing is written.
+
+        Args:
+            near: search for near duplicates.
+
+        Raises:
+            DataError: nothing to read, or bad rows that are not to be quarantined.
+        """
+        return verbs.check(self.directory, near=near)
 
     def advise(self, quick: bool = False) -> Advice:
         """Whether to tune at all, before any training."""
@@ -146,6 +168,8 @@ class Run:
         Raises:
             RunError: nothing was.
         """
+        if not self.directory.training_file.exists():
+            raise RunError(f"{self.path}: nothing was trained", "run.train()")
         return Training.read(self.directory.training_file)
 
     def evaluate(self, *arms: str) -> "Run":
@@ -188,12 +212,14 @@ class Run:
         """What an arm answered, row by row.
 
         Raises:
-            RunError: it was not scored.
+            RunError: no such arm, or it was not scored.
         """
         file = self.directory.answers(arm) / "outputs.jsonl"
         if not file.exists():
-            arms = ", ".join(self.recipe.evaluate.arms)
-            raise RunError(f"{self.path}: the arm {arm} was not scored", f"run.evaluate({arm!r}); arms: {arms}")
+            arms = self.recipe.evaluate.arms
+            if arm not in arms:
+                raise RunError(f"{self.path}: no arm {arm} in evaluate.arms", f"arms: {', '.join(arms)}")
+            raise RunError(f"{self.path}: the arm {arm} was not scored", f"run.evaluate({arm!r})")
         return Outputs(Output.read_lines(file))
 
     def chat(self, message: str) -> str:

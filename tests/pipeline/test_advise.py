@@ -87,10 +87,7 @@ def test_quick_tries_the_metric_and_looks_for_the_model(tmp_path, open_toy):
 def test_prompts_are_measured_on_dev_and_the_test_part_stays_sealed(open_toy):
     run = open_toy({"evaluate.arms": ["zero_shot", "instruction", "few_shot", "retrieval", "tuned"]})
     result = api.advise(run)
-    assert (
-        not (run.evaluation / "test_readings.jsonl").exists()
-        and {p.name for p in run.evaluation.iterdir() if p.is_dir()} == set()
-    )
+    assert not run.readings.exists() and {p.name for p in run.evaluation.iterdir() if p.is_dir()} == set()
     arms = result.facts.arms
     assert {arm.name for arm in arms} == {"zero_shot", "instruction", "few_shot", "retrieval"}
     dev = len(read_rows(run.data / "dev.jsonl"))

@@ -1,6 +1,7 @@
 """Check, convert, preview, and what a run does with its rows, as a user meets them."""
 
 import json
+from functools import partial
 
 import pytest
 
@@ -156,3 +157,11 @@ def test_a_model_that_is_not_there_is_said(tmp_path, command):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"prompt": "q", "completion": "a"}) + "\n")
     assert command("preview", path, "--model", GGUF.with_name("none.gguf"))[0] == 6
+
+
+def test_rows_of_a_recipe_that_are_not_there_are_looked_for_from_the_recipe(tmp_path, tiny_dir):
+    recipe = write_recipe(tmp_path, tiny_dir, {"data.path": "./nowhere.jsonl"})
+    for verb in (api.data, api.check, partial(api.advise, quick=True)):
+        with pytest.raises(DataError, match=r"data\.path: .*nowhere\.jsonl: no such file") as caught:
+            verb(api.open_run(recipe, tmp_path / "run"))
+        assert "the directory of the recipe file" in caught.value.hint

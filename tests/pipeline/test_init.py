@@ -5,8 +5,8 @@ import json
 import pytest
 
 import tunesmith as ts
-from tunesmith.data.read import read_rows
-from tunesmith.errors import DataError, RecipeError
+from tunesmith.data.read import Reader, read_rows
+from tunesmith.errors import DataError, ModelError, RecipeError
 from tunesmith.evaluate.metrics import make_metric
 from tunesmith.evaluate.references import check_references
 from tunesmith.pipeline.init import init
@@ -75,3 +75,21 @@ def test_what_cannot_be_proposed_is_refused(tmp_path, tiny_dir):
     with pytest.raises(DataError, match="line 1: ended by a tool call"):
         init(str(source), str(tiny_dir), out=tmp_path / "other.yaml")
     assert not (tmp_path / "other.yaml").exists()
+
+
+def test_missing_data_is_said_before_a_missing_model_and_where_it_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r"rows\.jsonl: no such file") as caught:
+        init("rows.jsonl", "no_model.gguf")
+    assert f"from {tmp_path}" in caught.value.hint and "recipe" not in caught.value.hint
+    write_rows(tmp_path / "rows.jsonl", ["a"])
+    with pytest.raises(ModelError, match="no_model"):
+        init("rows.jsonl", "no_model.gguf")
+
+
+def test_the_source_is_read_twice(tmp_path, tiny_dir, monkeypatch):
+    readings = []
+    batches = Reader.batches
+    monkeypatch.setattr(Reader, "batches", lambda reader: readings.append(reader) or batches(reader))
+    init(str(write_rows(tmp_path / "rows.jsonl", [*ANSWERS["json"], "none"])), str(tiny_dir), out=tmp_path / "recipe.yaml")
+    assert len(readings) == 2

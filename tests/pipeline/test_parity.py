@@ -14,7 +14,6 @@ from tunesmith import cli
 from tunesmith.cli.export_text import parity_lines
 from tunesmith.engines.form import ComputePlace, DirectoryModel, directory_form
 from tunesmith.errors import ExportError, RunError
-from tunesmith.parity import measure, prompts, reference
 from tunesmith.parity.measure import measure_form
 from tunesmith.parity.reference import Trained, run_reference
 from tunesmith.pipeline import verbs as api
@@ -42,15 +41,6 @@ class _Padded:
 
 def _unreadable(place, context):
     raise ExportError("llama.cpp cannot run it", "")
-
-
-def _make_small(patch):
-    """Few prompts, rows and tokens."""
-    patch.setattr(verb, "DEV_PROMPTS", 2)
-    patch.setattr(prompts, "LONG", 60)
-    patch.setattr(verb, "DEV_ROWS", 2)
-    for module in (prompts, reference, measure):
-        patch.setattr(module, "NEW_TOKENS", 8)
 
 
 def _wrong_directories(run, tiny_dir, folder):
@@ -97,7 +87,6 @@ def compared(tiny_run, tiny_dir, tmp_path_factory):
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(verb, "exported_forms", lambda run, recipe: forms)
-        _make_small(patch)
         api.make(run, ["parity"], force=["parity"])
         result = Parity.read(run.export / "parity.json")
         assert api.parity(run) == result  # kept
@@ -156,7 +145,6 @@ def test_the_first_divergence_is_shown_in_text(compared):
 
 def test_the_exit_code_and_the_table(compared, monkeypatch, capsys):
     run, _ = compared
-    _make_small(monkeypatch)  # the limits are part of the stage's key
     monkeypatch.setattr("sys.argv", ["tunesmith", "parity", str(run.path)])
     with pytest.raises(SystemExit) as stop:
         cli.main()
@@ -196,7 +184,6 @@ def test_an_nf4_base_is_compared_as_it_was_trained(tiny_run, tmp_path, monkeypat
     form = exported_forms(run, recipe)[0]
     assert form.rounding == "fp32"
     scratch.mkdir()
-    _make_small(monkeypatch)
     base = base_of(run, recipe)
     trained = Trained(recipe=recipe, base=base, adapter=run.adapter)
     beside = run_reference(trained, {}, PLACE, None, scratch)
@@ -213,7 +200,6 @@ def test_an_nf4_base_is_compared_as_it_was_trained(tiny_run, tmp_path, monkeypat
 def test_the_run_of_llama_cpp_passes(tiny_run, tmp_path, monkeypatch):
     """The files of a whole run, by llama.cpp's own template, tokenizer and products."""
     shutil.copytree(tiny_run.path, tmp_path / "run")
-    _make_small(monkeypatch)
     run = RunDir(tmp_path / "run")
     result = api.parity(run)
     # Two dev rows show nothing of the task, so what is quantised is not known to do it as well.

@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from conftest import write_recipe
+from outputs import arms_that_read
 from tunesmith.checkpoints.gguf_reader import GgufReader
 from tunesmith.errors import DataError, RunError
 from tunesmith.evaluate.arms import read_outputs
@@ -50,7 +51,7 @@ def test_a_run_leaves_what_the_contract_says(tiny_run):
     split = read_json(tiny_run.data / "split.json")
     for arm in arms:
         assert [row.id for row in read_outputs(tiny_run.evaluation / arm)] == split["parts"]["test"]
-    readings = [json.loads(line)["arm"] for line in (tiny_run.evaluation / "test_readings.jsonl").read_text().splitlines()]
+    readings = arms_that_read(tiny_run)
     more = [path.name for path in sorted(tiny_run.finalists.iterdir())]
     assert [name for name in readings if name in arms] == list(arms)
     assert more and sorted(readings) == sorted([*arms, *more]) and readings.index("tuned") > max(map(readings.index, more))

@@ -1,11 +1,11 @@
 """Several seeds and the learning curve: runs inside a run."""
 
-import json
 import shutil
 
 import pytest
 
 from conftest import write_recipe
+from outputs import arms_that_read
 from tunesmith.errors import RecipeError, RunError
 from tunesmith.evaluate.arms import read_outputs
 from tunesmith.models.adapter import read_adapter
@@ -53,11 +53,11 @@ def test_seeds_differ_in_nothing_but_the_seed_and_none_is_trained_twice(run):
     assert [entry.score for entry in found.runs] == scores
     assert found.mean == pytest.approx(sum(scores) / 2) and found.sd == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5)
     assert found.n == len(asked[0])
-    read = [json.loads(line)["arm"] for line in (run.evaluation / "test_readings.jsonl").read_text().splitlines()]
+    read = arms_that_read(run)
     assert read[-1] == "tuned seed 1" and "tuned seed 1" not in read[:-1]
     adapter = (inner.adapter / "adapter_model.safetensors").stat().st_mtime_ns
     assert seeds(run) == found and (inner.adapter / "adapter_model.safetensors").stat().st_mtime_ns == adapter
-    assert len((run.evaluation / "test_readings.jsonl").read_text().splitlines()) == len(read)
+    assert arms_that_read(run) == read
 
 
 def test_shares_are_nested_and_do_not_depend_on_the_order_of_rows(run):
@@ -74,9 +74,9 @@ def test_shares_are_nested_and_do_not_depend_on_the_order_of_rows(run):
 
 def test_curve_trains_on_shares_of_train_and_scores_on_dev_alone(run):
     seeds(run)
-    sealed = (run.evaluation / "test_readings.jsonl").read_text()
+    sealed = arms_that_read(run)
     found = learning_curve(run)
-    assert (run.evaluation / "test_readings.jsonl").read_text() == sealed
+    assert arms_that_read(run) == sealed
     train, dev = (read_rows(run.data / f"{part}.jsonl") for part in ("train", "dev"))
     assert [point.rows for point in found.points] == [round(share * len(train)) for share in SHARES]
     assert [gain.rows for gain in found.gains] == [2 * len(train), 4 * len(train)]

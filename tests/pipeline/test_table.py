@@ -218,6 +218,24 @@ def test_status_imports_no_torch(run):
     assert done.stdout.splitlines()[-1] == "False False" and "train" in done.stdout, done.stderr
 
 
+def test_looking_at_a_recipe_writes_nothing(tmp_path, tiny_dir):
+    recipe, place = write_recipe(tmp_path, tiny_dir), tmp_path / "new"
+    before = sorted(tmp_path.rglob("*"))
+    for look in (api.status, api.dry_run):
+        assert {state.state for state in look(api.look_at(recipe, place)).stages} == {"never"}
+    assert sorted(tmp_path.rglob("*")) == before
+    api.run(api.open_run(recipe, place), until="render")
+    text = (place / "recipe.yaml").read_text()
+    write_recipe(tmp_path, tiny_dir, {"train.max_length": 100})
+    planned = api.status(api.look_at(recipe, place))
+    assert planned["data"].state == "done" and planned["render"].why == ("train.max_length 128 -> 100",)
+    assert (place / "recipe.yaml").read_text() == text
+    other = tmp_path / "other.yaml"
+    other.write_text(recipe.read_text())
+    with pytest.raises(RunError, match=r"is the run of .*toy\.yaml, .*other\.yaml differs"):
+        api.look_at(other, place)
+
+
 def test_a_run_can_be_planned_stopped_and_forced(run, tmp_path, tiny_dir):
     made = api.open_run(write_recipe(tmp_path, tiny_dir), tmp_path / "new")
     api.run(made, until="render")

@@ -14,6 +14,8 @@ from tunesmith.recipe import dump_recipe, json_schema, load_recipe
         ({"train.learing_rate": 1}, "unknown key train.learing_rate\nhint: did you mean learning_rate"),
         ({"lora.rank": 4}, "unknown key lora.rank"),
         ({"modle": "x"}, "did you mean model"),
+        ({"learning_rate": 1}, "unknown key learning_rate\nhint: learning_rate is a key of the section train"),
+        ({"learnin_rate": 1}, "hint: learning_rate is a key of the section train"),
         ({"lora.r": 0}, "lora.r: .*greater than or equal to 1"),
         ({"lora.r": "many"}, "lora.r: .*integer.*'many'"),
         ({"data.test_fraction": 0.9, "data.dev_fraction": 0.2}, "leave nothing to train on"),

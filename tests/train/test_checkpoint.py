@@ -1,8 +1,10 @@
 """Whatever happened in a run directory before, training ends with the bytes of an undisturbed run, or says what it cannot."""
 
+import itertools
 import json
 import logging
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -56,32 +58,52 @@ class Recorder(list):
         ]
 
 
+def _train(home, folder, changes, dying=None, dev=DEV, events=None):
+    """A whole training in a folder, as the stage does it; its facts, and all bytes that count."""
+    (home / "recipe").mkdir(exist_ok=True)
+    fixed = {"train.tokens_per_step": 80, "train.max_length": 40, "train.schedule": "constant", "lora.dropout": 0.1}
+    recipe = load_recipe(write_recipe(home / "recipe", home, {**fixed, "train.evals_per_epoch": 1, **changes}))
+    model = _model()
+    layers = add_lora(model, recipe.lora, recipe.seed)
+    t = recipe.train
+    steps = Plan(TRAIN.lengths, t.num_train_epochs, t.tokens_per_step, t.max_length, recipe.seed)
+    directory = home / folder
+    directory.mkdir(exist_ok=True)
+    metrics = MetricsLog(directory / "metrics.jsonl")
+    if dying is not None:
+        metrics.append = _dying(metrics.append, dying)
+    inputs = json.dumps(changes, sort_keys=True)
+    with attached(Recorder() if events is None else events):
+        fitted = loop.fit(model, layers, TRAIN, steps, dev, recipe, directory / "checkpoints", metrics, inputs)
+    load_adapter_state(layers, read_adapter(fitted.checkpoint))
+    return fitted, _bytes(fitted, directory)
+
+
 @pytest.fixture
 def train(tmp_path):
-    """``train(folder, changes)``: a whole training in a folder, as the stage does it; its facts, and all bytes that count."""
-    (tmp_path / "recipe").mkdir()
+    """``train(folder, changes)``: a training in a folder of the test's; ``train.events`` are those of the last one."""
 
-    def run(folder, changes, dying=None, dev=DEV):
-        fixed = {"train.tokens_per_step": 80, "train.max_length": 40, "train.schedule": "constant", "lora.dropout": 0.1}
-        recipe = load_recipe(write_recipe(tmp_path / "recipe", tmp_path, {**fixed, "train.evals_per_epoch": 1, **changes}))
-        model = _model()
-        layers = add_lora(model, recipe.lora, recipe.seed)
-        t = recipe.train
-        steps = Plan(TRAIN.lengths, t.num_train_epochs, t.tokens_per_step, t.max_length, recipe.seed)
-        directory = tmp_path / folder
-        directory.mkdir(exist_ok=True)
-        metrics = MetricsLog(directory / "metrics.jsonl")
-        if dying is not None:
-            metrics.append = _dying(metrics.append, dying)
-        inputs = json.dumps(changes, sort_keys=True)
+    def run(folder, changes, **options):
         run.events.clear()
-        with attached(run.events):
-            fitted = loop.fit(model, layers, TRAIN, steps, dev, recipe, directory / "checkpoints", metrics, inputs)
-        load_adapter_state(layers, read_adapter(fitted.checkpoint))
-        return fitted, _bytes(fitted, directory)
+        return _train(tmp_path, folder, changes, events=run.events, **options)
 
     run.folder, run.events = tmp_path, Recorder()
     return run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A training by ``SIX`` from its beginning to its end: its folder, its facts, and all bytes that count."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return folder / "run", *_train(folder, "run", SIX)
+
+
+@pytest.fixture
+def whole(train, undisturbed):
+    """The same in ``run`` of the test's own folder."""
+    directory, fitted, expected = undisturbed
+    shutil.copytree(directory, train.folder / "run")
+    return replace(fitted, checkpoint=train.folder / "run" / "checkpoints" / fitted.checkpoint.name), expected
 
 
 def _dying(append, step):
@@ -103,12 +125,11 @@ def _bytes(fitted, directory):
 
 
 @pytest.mark.parametrize("other", [FIVE, ONE, WIDE], ids=["five", "one", "wide"])
-def test_a_directory_trained_otherwise_in_between_ends_with_the_first_recipes_bytes(train, other, caplog):
+def test_a_directory_trained_otherwise_in_between_ends_with_the_first_recipes_bytes(train, whole, other, caplog):
     caplog.set_level(logging.INFO, "tunesmith")
-    fitted, expected = train("reference", SIX)
+    fitted, expected = whole
     assert 0 < fitted.best.step < fitted.dev_losses[-1].step  # the best is not the newest, as in the accident
-    for changes in (SIX, other):
-        train("run", changes)
+    train("run", other)
     assert "checkpoints of other inputs, not resumed from" in caplog.text
     assert "of other inputs than what is trained now" in caplog.text  # replaced or removed
     assert train("run", SIX)[1] == expected
@@ -117,9 +138,9 @@ def test_a_directory_trained_otherwise_in_between_ends_with_the_first_recipes_by
 
 
 @pytest.mark.parametrize(("step", "resumed"), [(1, 16), (7, 16), (14, None)])
-def test_a_training_that_was_begun_with_the_wrong_recipe_costs_what_it_wrote_over(train, step, resumed, caplog):
+def test_a_training_that_was_begun_with_the_wrong_recipe_costs_what_it_wrote_over(train, undisturbed, step, resumed, caplog):
     caplog.set_level(logging.INFO, "tunesmith")
-    _, expected = train("reference", SIX)
+    *_, expected = undisturbed
     with pytest.raises(KeyboardInterrupt):
         train("run", SIX, dying=20)
     with pytest.raises(KeyboardInterrupt):
@@ -168,10 +189,12 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("kind", DAMAGE)
-@pytest.mark.parametrize("which", ["newest", "best", "both"])
-def test_damage_of_any_kind_is_named_and_the_run_ends_as_undisturbed(train, kind, which, caplog):
-    fitted, expected = train("run", SIX)
+@pytest.mark.parametrize(
+    ("which", "kind"),
+    [*itertools.product(["newest", "best"], DAMAGE), *itertools.product(["both"], ["adapter", "torn state", "gone"])],
+)
+def test_damage_of_any_kind_is_named_and_the_run_ends_as_undisturbed(train, whole, kind, which, caplog):
+    fitted, expected = whole
     damage, message = DAMAGE[kind]
     directories = sorted((train.folder / "run" / "checkpoints").iterdir())
     assert directories[0] == fitted.checkpoint and len(directories) == 2
@@ -193,15 +216,15 @@ def test_the_best_and_the_newest_are_kept(train, keep):
     assert {path.name for path in (train.folder / "run" / "checkpoints").iterdir()} == {f"step-{n:06d}" for n in expected}
 
 
-def test_a_finished_training_is_only_read_again(train, monkeypatch):
-    first, expected = train("run", SIX)
+def test_a_finished_training_is_only_read_again(train, whole, monkeypatch):
+    first, expected = whole
     monkeypatch.setattr(loop, "_optimizer_step", None)
     again, found = train("run", SIX)
     assert found == expected and again.tokens_per_second == first.tokens_per_second > 0
 
 
-def test_a_resume_with_other_threads_is_said_and_recorded(train, caplog):
-    _, expected = train("reference", SIX)
+def test_a_resume_with_other_threads_is_said_and_recorded(train, undisturbed, caplog):
+    _, reference, expected = undisturbed
     threads = torch.get_num_threads()
     with pytest.raises(KeyboardInterrupt):
         train("run", SIX, dying=20)
@@ -215,7 +238,7 @@ def test_a_resume_with_other_threads_is_said_and_recorded(train, caplog):
     assert elsewhere.best.dev_loss == pytest.approx(expected[3].dev_loss, rel=1e-4)
     caplog.clear()
     assert train("run", SIX)[0].computed_on == (begun, went_on) and "resuming on" not in caplog.text
-    assert train("reference", SIX)[0].computed_on == (begun,)
+    assert reference.computed_on == (begun,)
 
 
 def test_a_run_that_only_got_worse_keeps_the_untouched_adapter(train, caplog):

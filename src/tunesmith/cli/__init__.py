@@ -245,10 +245,10 @@ def run(
     ] = False,
 ) -> None:
     """All stages, from data to verdict and report. The exit code is the verdict's."""
-    directory = _verbs.open_run(target, out, replace=replace)
     if dry_run:
-        stages = _verbs.dry_run(directory)
+        stages = _verbs.dry_run(_verbs.look_at(target, out, replace=replace))
         return _show(stages, as_json, lambda: _status_text.print_status(stages, _console()))
+    directory = _verbs.open_run(target, out, replace=replace)
     result = _verbs.run(directory, until=until, force=force or ())
     if result is None:
         return _print_json(_verbs.status(directory)) if as_json else None
@@ -260,7 +260,7 @@ def run(
 @app.command(rich_help_panel=WHOLE)
 def status(target: Target, as_json: AsJson = False) -> None:
     """Say which stages are done, which are not and why, and how long they took. Writes nothing."""
-    stages = _verbs.status(_verbs.open_run(target))
+    stages = _verbs.status(_verbs.look_at(target))
     _show(stages, as_json, lambda: _status_text.print_status(stages, _console()))
 
 

@@ -66,6 +66,7 @@ def _strength(verdict: Verdict) -> Iterator[str]:
             for rival in verdict.rivals
         )
         yield f"gains over each prompt that has to be beaten: {'; '.join(gains)}"
+    yield verdict.tries.line
     asked = f"min_gain {percent(verdict.terms.min_gain)}, certainty {verdict.terms.certainty}"
     yield f"{verdict.n} such rows deploy a true gain of {percent(verdict.detectable)} points four times in five ({asked})"
 
@@ -73,7 +74,9 @@ def _strength(verdict: Verdict) -> Iterator[str]:
 def verdict_tables(verdict: Verdict) -> tuple[Table, Table]:
     """Scores and gains of the arms; their finer figures and what they take."""
     title = f"{verdict.metric} on {verdict.n} sealed test rows; gains against {verdict.best_prompt}, the strongest prompt"
-    gains = Table("arm", "score", "95 %", "gain", "95 % of gain", "p", "won/lost", title=title, **COMPACT)
+    gains = Table(
+        "arm", "score", "95 %", "gain", f"{verdict.comparison.level} % of gain", "p", "won/lost", title=title, **COMPACT
+    )
     arms = verdict.arms
     names = list(arms[0].figures)
     shares = [name for name in names if all(0.0 <= (arm.figures[name] or 0.0) <= 1.0 for arm in arms)]

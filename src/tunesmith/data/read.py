@@ -24,7 +24,7 @@ from tunesmith.data import formats
 from tunesmith.data.conversation import check_messages, check_text, check_tools, is_plain, nearest
 from tunesmith.data.problems import ProblemLog, RowError, Unreadable
 from tunesmith.data.row_hash import content_hash
-from tunesmith.data.source import Chunk, chunks, find
+from tunesmith.data.source import Chunk, Rows, chunks, find
 from tunesmith.data.strict_json import MAX_LINE, diagnosed, loads
 from tunesmith.errors import DataError
 from tunesmith.messages import Message, Tools
@@ -61,7 +61,7 @@ class Reader:
     """Rows of a source, checked.
 
     Args:
-        source: file, directory, or hub id.
+        source: file, directory, hub id, or rows in memory (``memory.py``).
         options: how to read.
         rejected: file for bad rows and their reasons, with ``quarantine``.
         progress: called with the number of bytes newly read from disk; they add up to ``total_bytes``.
@@ -72,7 +72,7 @@ class Reader:
 
     def __init__(
         self,
-        source: str | Path,
+        source: Rows,
         options: ReadOptions = AS_FOUND,
         rejected: Path | None = None,
         progress: Callable[[int], None] | None = None,
@@ -271,12 +271,14 @@ class Reader:
             raise DataError(message, f"correct the name{nearest(missing[0], self._unread)}")
         if self.problems.total and (self.options.on_bad_row == "refuse" or not self._rows):
             hint = "mend or remove these rows, or set data.on_bad_row: quarantine; nothing was written"
-            raise self.problems.error(label, self._rows, hint if self._rows else "every row is bad; mend the file")
+            raise self.problems.error(label, self._rows, hint if self._rows else "every row is bad; mend the data")
         if not self._rows:
+            if self.source.memory is not None:
+                raise self.source.memory.no_rows()
             raise DataError(f"{label}: no rows, the file is empty", "expected one JSON object a line, or a table with a header")
 
 
-def read_rows(source: str | Path, options: ReadOptions = AS_FOUND) -> list[Row]:
+def read_rows(source: Rows, options: ReadOptions = AS_FOUND) -> list[Row]:
     """All rows of a source at once, for files that fit into memory.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Where rows come from: files of any format, directories, the hub; read in pieces whatever their size.
+"""Where rows come from: files of any format, directories, the hub, memory; read in pieces whatever their size.
 
 What comes out are chunks of raw rows: bytes of one JSON text each (parsed by the reader, where it is fast), or values
 where the file is a table. Nothing here knows what a row means. No file is held in memory: lines and array elements past
@@ -22,6 +22,7 @@ import pyarrow
 
 from tunesmith.data.chunk import CHUNK_ROWS, Chunk
 from tunesmith.data.json_file import json_rows
+from tunesmith.data.memory import Rows, RowsInMemory, rows_in_memory
 from tunesmith.data.problems import RowError, Unreadable
 from tunesmith.data.strict_json import MAX_LINE, too_long
 from tunesmith.data.tables import hub_chunks, table_chunks
@@ -37,6 +38,7 @@ COMPRESSED = (".gz", ".zst")
 # What datasets.save_to_disk and hub downloads put beside the rows.
 METADATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 _HUB = re.compile(r"[\w.-]+/[\w.-]+(?::[\w.-]+){0,2}")
+HUB_ID = "a hub id reads owner/name:split"
 _KNOWN = f"{', '.join(SUFFIXES)}; {' and '.join(COMPRESSED)} of the text ones"
 
 
@@ -55,20 +57,26 @@ class File:
 
 @dataclass(frozen=True)
 class Source:
-    """What ``data.path`` named."""
+    """What somebody named as rows: files, a data set of the hub, or rows in memory."""
 
     label: str
     files: list[File] = field(default_factory=list)
     hub: str | None = None
+    memory: RowsInMemory | None = None
     notes: list[str] = field(default_factory=list)
 
 
-def find(source: str | Path) -> Source:
-    """The files behind a path, or a hub id where no such path is.
+def find(source: Rows) -> Source:
+    """The files behind a path, a hub id where no such path is, or rows in memory.
 
     Raises:
         DataError: nothing there, or nothing that can be read.
     """
+    if not isinstance(source, str | Path):
+        memory = rows_in_memory(source)
+        return Source(memory.label, memory=memory)
+    if not str(source):
+        raise DataError("the path of the rows is empty", "name a file, a directory or a hub id")
     path = Path(source)
     if path.is_dir():
         return _directory(path)
@@ -77,9 +85,14 @@ def find(source: str | Path) -> Source:
         if kind is None:
             raise DataError(f"{path}: cannot tell the format from the name, known are {_KNOWN}", "rename the file")
         return Source(str(path), [File(path, "", kind)])
-    if _HUB.fullmatch(str(source)) and _format(path) is None:
+    if is_hub_id(source):
         return Source(str(source), hub=str(source))
-    raise DataError(f"{path}: no such file", "data.path is relative to the recipe file; a hub id reads owner/name:split")
+    raise DataError(f"{path}: no such file", f"it is looked for from {Path.cwd()}; {HUB_ID}")
+
+
+def is_hub_id(source: str | Path) -> bool:
+    """Whether it reads as one; a path that is there comes first."""
+    return _HUB.fullmatch(str(source)) is not None and _format(Path(source)) is None
 
 
 def chunks(source: Source, wanted: Set[str]) -> Iterator[Chunk]:
@@ -94,6 +107,8 @@ def chunks(source: Source, wanted: Set[str]) -> Iterator[Chunk]:
     """
     if source.hub is not None:
         yield from hub_chunks(source.hub, wanted)
+    if source.memory is not None:
+        yield from source.memory.chunks(wanted)
     for file in source.files:
         try:
             yield from _file_chunks(file, wanted)

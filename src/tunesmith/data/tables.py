@@ -1,4 +1,4 @@
-"""Rows of Parquet and Arrow files and of the hub, batch by batch.
+"""Rows of Parquet and Arrow files, of the hub and of tables in memory, batch by batch.
 
 Only the columns that the program knows or was told of are read: a table of conversations may carry images. A table has
 a null wherever a row lacks a column, and a struct has a null wherever one turn lacks a key that another has, so nulls
@@ -30,7 +30,7 @@ def table_chunks(path: Path, kind: str, prefix: str, wanted: Set[str]) -> Iterat
     number = 1
     try:
         for table, share in _parquet(path, wanted) if kind == "parquet" else _arrow(path):
-            for chunk in _chunks(table, prefix, number, wanted, str(path)):
+            for chunk in record_chunks(table, prefix, number, wanted, str(path)):
                 yield chunk
                 number += len(chunk.items)
             yield Chunk(prefix, range(0), [], int(size * share) - read)
@@ -67,7 +67,7 @@ def hub_chunks(name: str, wanted: Set[str]) -> Iterator[Chunk]:
         raise DataError(f"{name}: cannot be loaded from the hub ({reason:.200})", hint) from error
     number = 1
     for table in loaded.iter(batch_size=BATCH):
-        for chunk in _chunks(table, f"{split} row", number, wanted, name):
+        for chunk in record_chunks(table, f"{split} row", number, wanted, name):
             yield chunk
             number += len(chunk.items)
 
@@ -100,7 +100,16 @@ def _arrow(path: Path) -> Iterator[tuple[pa.RecordBatch, float]]:
                 yield batch, file.tell() / file.size()
 
 
-def _chunks(table: pa.RecordBatch | pa.Table, prefix: str, number: int, wanted: Set[str], label: str) -> Iterator[Chunk]:
+def record_chunks(table: pa.RecordBatch | pa.Table, prefix: str, number: int, wanted: Set[str], label: str) -> Iterator[Chunk]:
+    """Rows of a piece of a table.
+
+    Args:
+        number: of its first row.
+        label: what errors call the table.
+
+    Raises:
+        DataError: none of the wanted columns.
+    """
     columns = [name for name in table.column_names if name in wanted]
     if not columns:
         names = ", ".join(table.column_names) or "none"

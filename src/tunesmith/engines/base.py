@@ -26,7 +26,7 @@ from tunesmith.chat.render import Conversation, Rendered, Renderer
 from tunesmith.chat.template_choice import template_text
 from tunesmith.checkpoints.facts import model_key
 from tunesmith.checkpoints.resolve import find_model
-from tunesmith.errors import DataError, RunError
+from tunesmith.errors import DataError, ModelError, RunError
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.adapter import CONFIG, load_adapted, read_lora, save_adapter
 from tunesmith.models.device import best_device
@@ -209,8 +209,10 @@ def open_base(
         compute: dtype of the products in the place of the recipe's ``train.compute``.
 
     Raises:
-        ModelError: the recipe's template cannot be read.
+        ModelError: the recipe's template cannot be read, or ``model`` names none.
     """
+    if not isinstance(model, Recipe | str | Path):
+        raise ModelError(f"open_base: expected a model or a recipe, found {type(model).__name__}", "a path or a hub id")
     if not isinstance(model, Recipe):
         return BaseModel(model=_local_or_hub(model), base=base or "auto", arithmetic=compute or "auto", template=template)
     enable_thinking = None

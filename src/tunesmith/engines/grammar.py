@@ -25,6 +25,7 @@ Source: llguidance 1.x (``LLMatcher``, ``JsonCompileOptions``); llama.cpp ``comm
 Shape suffixes: B rows of a batch, V vocabulary; here: X bytes with a bit for each entry.
 """
 
+import functools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -75,9 +76,7 @@ class Grammar:
         self._stop_ids = sorted(stop_ids)
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise RecipeError("constrained decoding needs a fast tokenizer", "decode freely, or convert the tokenizer")
-        import llguidance.hf
-
-        self._tokenizer = llguidance.hf.from_tokenizer(tokenizer, n_vocab=vocabulary, eos_token=self._stop_ids)
+        self._tokenizer = _vocabulary(tokenizer, vocabulary, tuple(self._stop_ids))
 
     def start(self, rows: int) -> "GrammarState":
         """The constraint on so many answers, none of which has begun."""
@@ -109,6 +108,14 @@ class GrammarState:
     def keep_rows(self, keep: Sequence[int]) -> None:
         """Forget all rows but ``keep``."""
         self._matchers = [self._matchers[row] for row in keep]
+
+
+@functools.lru_cache(maxsize=2)
+def _vocabulary(tokenizer: PreTrainedTokenizerFast, size: int, stop_ids: tuple[int, ...]) -> Any:
+    """A tokenizer as llguidance has it: half a second for 49,152 tokens, and every grammar of a model is over the same one."""
+    import llguidance.hf
+
+    return llguidance.hf.from_tokenizer(tokenizer, n_vocab=size, eos_token=list(stop_ids))
 
 
 def _alternatives(labels: tuple[str, ...]) -> str:

@@ -7,8 +7,6 @@ What answers are constrained to masks the logits before the greedy choice (``eng
 step. Everything is made where the model is.
 """
 
-import json
-
 from transformers import PreTrainedModel
 
 from tunesmith import hardware
@@ -34,7 +32,6 @@ class InProcessEngine:
         self.renderer = renderer
         self.batch_size = batch_size
         self._scorer = Scorer(model)
-        self._grammars: dict[str, Grammar] = {}
 
     def generate(
         self, prompts: list[list[Message]], max_new_tokens: int, advance: Advance, allowed: Constraint | None = None
@@ -88,10 +85,7 @@ class InProcessEngine:
             )
 
     def _grammar(self, allowed: Constraint) -> Grammar:
-        """What is allowed over this model's vocabulary; made once, since it takes a second for a large vocabulary."""
-        key = json.dumps(allowed)
-        if key not in self._grammars:
-            head = self.model.get_output_embeddings()
-            assert head is not None
-            self._grammars[key] = Grammar(allowed, self.renderer.tokenizer, self.renderer.stop_ids, head.weight.shape[0])
-        return self._grammars[key]
+        """What is allowed over this model's vocabulary."""
+        head = self.model.get_output_embeddings()
+        assert head is not None
+        return Grammar(allowed, self.renderer.tokenizer, self.renderer.stop_ids, head.weight.shape[0])

@@ -36,12 +36,10 @@ from tunesmith.evaluate.interval import Interval
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.rundir.records.evaluation import Comparison, Output
 
-_Z = float(scipy_stats.norm.ppf(1 - stats.ALPHA / 2))
-
 
 def standard_error(comparison: Comparison) -> float:
-    """Half the interval over 1.96."""
-    return (comparison.high - comparison.low) / (2 * _Z)
+    """Half the interval over the quantile of its level: 1.96 for 95 %."""
+    return (comparison.high - comparison.low) / (2 * float(scipy_stats.norm.ppf(1 - comparison.alpha / 2)))
 
 
 def scores(outputs: Sequence[Output]) -> NDArray[np.float64]:

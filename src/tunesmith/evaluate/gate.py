@@ -23,6 +23,9 @@ given, so where seeds were trained at least half of them must gain ``min_gain`` 
 **Borderline** is a verdict that would be another one if the gain had come out one standard error higher or lower; it asks for
 ``evaluate.seeds: 3``.
 
+**Other tries.** An adapter that comes after others on the same test rows has to be more certain (``tries.py``): every interval
+of the verdict is widened for its place in the ledger, whichever run the others are of.
+
 A negative verdict rests on the headline alone. It is not corrected for having picked the strongest of several on the test
 part, which errs on the side of the prompt.
 """
@@ -38,6 +41,8 @@ from tunesmith.evaluate import rule
 from tunesmith.evaluate.arms import summary
 from tunesmith.evaluate.compare import compare, figure_with_interval, scores, standard_error, unscored_share
 from tunesmith.evaluate.metrics import Metric
+from tunesmith.evaluate.stats import ALPHA
+from tunesmith.evaluate.tries import alpha_of, widened
 from tunesmith.evaluate.verdict_words import advice, gain_line, remarks
 from tunesmith.formatting import percent
 from tunesmith.recipe import Task
@@ -55,6 +60,7 @@ from tunesmith.rundir.records.evaluation import (
 )
 from tunesmith.rundir.records.evidence import Forgetting, Judgement, RetrievalRecall, Seeds
 from tunesmith.rundir.records.parity import FormParity
+from tunesmith.rundir.records.readings import Tries
 
 NOT_TRAINED: Decision = "not the model that was trained"
 EXIT_CODES: dict[Decision, int] = {
@@ -82,6 +88,7 @@ class Evidence:
         judge: what was found of the judge.
         retrieval: whether the right passages were found.
         only_worse: whether training lowered no dev loss.
+        tries: what was scored on these rows before; None where nobody counts, and this is the first.
     """
 
     forgetting: Forgetting | None = None
@@ -91,6 +98,7 @@ class Evidence:
     judge: Judgement | None = None
     retrieval: RetrievalRecall | None = None
     only_worse: bool = False
+    tries: Tries | None = None
 
 
 NOTHING = Evidence()
@@ -293,10 +301,12 @@ def verdict(
         RunError: no tuned arm or not every finalist was scored, or no row can be compared.
     """
     candidate = candidate_of(outputs)
-    rivals, ahead = rivals_of(outputs, candidate, selection, metric, groups)
+    tries = evidence.tries or Tries()
+    terms = dataclasses.replace(terms, alpha=alpha_of(tries.place))
+    rivals, ahead = rivals_of(outputs, candidate, selection, metric, groups, terms.alpha)
     best = rivals[0]
     others = [name for name in outputs if name != best.name]
-    against = {name: compare(outputs[name], outputs[best.name], metric, groups) for name in others}
+    against = {name: widened(compare(outputs[name], outputs[best.name], metric, groups), terms.alpha) for name in others}
     arms = tuple(_arm(name, answers, metric, groups, against.get(name)) for name, answers in outputs.items())
     score = next(arm.score for arm in arms if arm.name == candidate)
     case = case_of(rivals, score, terms, evidence)
@@ -336,6 +346,7 @@ def verdict(
         seed_gains=case.seed_gains,
         judge=evidence.judge,
         retrieval=evidence.retrieval,
+        tries=tries,
         arms=arms,
         selection=selection,
     )
@@ -374,7 +385,12 @@ def case_of(rivals: Sequence[Rival], score: float, terms: Terms, evidence: Evide
 
 
 def rivals_of(
-    outputs: dict[str, list[Output]], candidate: str, selection: Selection, metric: Metric, groups: list[str] | None
+    outputs: dict[str, list[Output]],
+    candidate: str,
+    selection: Selection,
+    metric: Metric,
+    groups: list[str] | None,
+    alpha: float = ALPHA,
 ) -> tuple[tuple[Rival, ...], tuple[str, ...]]:
     """What has to be beaten, the strongest on the test part first; and the other arms that are ahead.
 
@@ -385,7 +401,8 @@ def rivals_of(
     """
     if missing := [name for name in selection.finalists if name not in outputs]:
         raise RunError(f"{missing[0]}: a prompt that has to be beaten was not scored", "run: tunesmith evaluate RUN")
-    against = {name: compare(outputs[candidate], outputs[name], metric, groups) for name in outputs if name not in TUNED_ARMS}
+    prompts = [name for name in outputs if name not in TUNED_ARMS]
+    against = {name: widened(compare(outputs[candidate], outputs[name], metric, groups), alpha) for name in prompts}
     ahead = [name for name, c in against.items() if c.gain < 0.0 and name not in selection.finalists]
     names = [*selection.finalists, *(name for name in ahead if name in selection.rivals)]
     rivals = [

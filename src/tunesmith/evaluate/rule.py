@@ -2,7 +2,8 @@
 
 A gain is *shown* when it is as large as the recipe asks (``task.min_gain``) and certain: by ``task.certainty: better`` the 95
 % interval lies above zero, by ``worth`` it lies above ``min_gain``. A gain is *ruled out* when the interval lies below
-``min_gain``.
+``min_gain``. For an adapter that is not the first on its test rows the interval is a wider one (``tries.py``), and all that
+follows here is of that one.
 
 **Power is that of this rule**, not of a test that is a part of it. Under ``better`` a true gain of exactly ``min_gain`` is
 shown half of the time, however many rows there are, since the gain that is seen comes out below it half of the time. So no
@@ -31,7 +32,6 @@ POWER = 0.80
 PLANNED = 2.0  # times min_gain: the gain that rows are planned for
 MAX_ROWS_FACTOR = 100  # times the rows there are: no number to collect
 MOST_ROWS = 1_000_000
-_Z = float(scipy_stats.norm.ppf(1 - stats.ALPHA / 2))
 _Z_POWER = float(scipy_stats.norm.ppf(POWER))
 _EVEN = 1e-9  # 0.15 - 0.10 is below 0.05 in floating point
 
@@ -66,18 +66,19 @@ def power(n: int, share: float, gain: float, terms: Terms) -> float:
     (0.49, 1.0)
     """
     m, probability = _discordant(n, share)
-    least = (m + _Z * np.sqrt(m)) / 2  # low > 0: Tango's statistic at a difference of 0 is (won - lost) / sqrt(won + lost)
+    z = _z(terms)
+    least = (m + z * np.sqrt(m)) / 2  # low > 0: Tango's statistic at a difference of 0 is (won - lost) / sqrt(won + lost)
     won = np.floor(least + _EVEN) + 1
     won = np.maximum(won, np.ceil((m + n * (terms.min_gain - _EVEN)) / 2))
     if terms.certainty == "worth":
-        won = np.maximum(won, _first_won(m, n, terms.min_gain, _Z))
+        won = np.maximum(won, _first_won(m, n, terms.min_gain, z))
     return float((probability * scipy_stats.binom.sf(won - 1, m, _share_won(share, gain))).sum())
 
 
 def power_to_rule_out(n: int, share: float, gain: float, terms: Terms) -> float:
     """Probability that ``n`` right-or-wrong rows rule ``min_gain`` out where the true gain is a smaller one."""
     m, probability = _discordant(n, share)
-    won = _first_won(m, n, terms.min_gain, -_Z)
+    won = _first_won(m, n, terms.min_gain, -_z(terms))
     return float((probability * scipy_stats.binom.cdf(won - 1, m, _share_won(share, gain))).sum())
 
 
@@ -113,9 +114,9 @@ def planned_gain(terms: Terms) -> float:
 def rows_needed(c: Comparison, gain: float, terms: Terms) -> int | None:
     """Rows of this kind that show a true gain four times in five; None where no number does."""
     if not c.yes_no:
-        error = min((gain - terms.min_gain) / _Z_POWER, gain / (_Z + _Z_POWER))
+        error = min((gain - terms.min_gain) / _Z_POWER, gain / (_z(terms) + _Z_POWER))
         if terms.certainty == "worth":
-            error = (gain - terms.min_gain) / (_Z + _Z_POWER)
+            error = (gain - terms.min_gain) / (_z(terms) + _Z_POWER)
         return _rows_for(c, error)
     return planned_rows(stats.discordant_share(c.won, c.lost, c.n), gain, terms)
 
@@ -143,7 +144,7 @@ def rows_to_settle(c: Comparison, terms: Terms) -> int | None:
     if c.gain > terms.min_gain:
         rows = rows_needed(c, c.gain, terms)
     elif not c.yes_no:
-        rows = _rows_for(c, (terms.min_gain - c.gain) / (_Z + _Z_POWER))
+        rows = _rows_for(c, (terms.min_gain - c.gain) / (_z(terms) + _Z_POWER))
     elif c.gain == terms.min_gain:
         rows = None
     else:
@@ -154,6 +155,11 @@ def rows_to_settle(c: Comparison, terms: Terms) -> int | None:
 @functools.cache
 def _rows_to_rule_out(share: float, gain: float, terms: Terms) -> int | None:
     return _smallest(lambda n: power_to_rule_out(n, max(share, abs(gain)), gain, terms))
+
+
+def _z(terms: Terms) -> float:
+    """Standard errors to either side of the interval: 1.96 for the first adapter on a test part."""
+    return float(scipy_stats.norm.ppf(1 - terms.alpha / 2))
 
 
 def _discordant(n: int, share: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -195,8 +201,8 @@ def _smallest(power_of: Callable[[int], float]) -> int | None:
 def _shown_at(error: float, terms: Terms) -> float:
     """The true gain that an estimate with this standard error shows four times in five."""
     if terms.certainty == "worth":
-        return terms.min_gain + (_Z + _Z_POWER) * error
-    return max(terms.min_gain + _Z_POWER * error, (_Z + _Z_POWER) * error)
+        return terms.min_gain + (_z(terms) + _Z_POWER) * error
+    return max(terms.min_gain + _Z_POWER * error, (_z(terms) + _Z_POWER) * error)
 
 
 def _rows_for(c: Comparison, error: float) -> int | None:

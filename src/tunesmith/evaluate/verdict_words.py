@@ -15,7 +15,7 @@ def gain_line(verdict: Verdict) -> str:
     kind = "" if best.finalist else ", which dev did not choose and which is the strongest on the test part"
     return (
         f"{verdict.candidate} gains {points(c.gain)} points over {verdict.best_prompt}{kind}, "
-        f"95 % interval {points_between(c.low, c.high)}"
+        f"{c.level} % interval {points_between(c.low, c.high)}"
     )
 
 
@@ -44,6 +44,8 @@ def remarks(verdict: Verdict) -> str:
             f"{verdict.unscored} rows are unscored and left out: were all of them lost, the gain would be {points(low)}, "
             f"were all won {points(high)}"
         )
+    if verdict.tries.place > 1 or verdict.tries.lacking is not None:
+        lines.append(verdict.tries.line)
     if verdict.candidate != "deployed":
         lines.append("the deployed form was not scored")
     return "".join(f"; {line}" for line in lines)

@@ -18,11 +18,11 @@ from tunesmith.advise.decide import decide
 from tunesmith.advise.memory import Shape, shape_of, training_bytes, training_hours
 from tunesmith.checkpoints.content import model_at_hand
 from tunesmith.data.quality import Quality
-from tunesmith.data.read import Reader, ReadOptions
 from tunesmith.evaluate import rule
 from tunesmith.evaluate.gate import terms_of
 from tunesmith.evaluate.metrics import make_metric
 from tunesmith.evaluate.references import check_references
+from tunesmith.pipeline.reading import reader_of, with_bar
 from tunesmith.pipeline.stage import make, module_of
 from tunesmith.pipeline.table import table_of
 from tunesmith.recipe import Recipe
@@ -41,7 +41,6 @@ from tunesmith.rundir.records.data import Rendered
 from tunesmith.rundir.records.evidence import Calibration
 from tunesmith.rundir.records.quality import QualityReport
 from tunesmith.rundir.rows import Row
-from tunesmith.tracking import progress
 
 logger = logging.getLogger(__name__)
 
@@ -108,19 +107,16 @@ def advise(run: RunDir, quick: bool = False) -> Advice:
 def _read_rows(run: RunDir, recipe: Recipe) -> RowFacts:
     """Read the source once, count it, and score the first references against themselves."""
     settings = recipe.data
-    options = ReadOptions(settings.format, settings.columns, settings.group_by, settings.on_bad_row)
-    reader = Reader(settings.path, options, run.data / "rejected.jsonl")
+    reader = reader_of(recipe, run.data / "rejected.jsonl")
     quality, characters, supervised = Quality(), 0, 0
     first: list[Row] = []
-    with progress("reading", reader.total_bytes) as bar:
-        reader.progress = bar.advance
-        for batch in reader.batches():
-            quality.add(batch)
-            first += batch[: REFERENCES - len(first)]
-            for message in (message for row in batch for message in row.messages):
-                length = len(str(message.get("content") or ""))
-                characters += length
-                supervised += length if message["role"] == "assistant" else 0
+    for batch in with_bar(reader):
+        quality.add(batch)
+        first += batch[: REFERENCES - len(first)]
+        for message in (message for row in batch for message in row.messages):
+            length = len(str(message.get("content") or ""))
+            characters += length
+            supervised += length if message["role"] == "assistant" else 0
     if recipe.task.metric not in NOT_TRIED:
         check_references(first, make_metric(recipe.task))
     report = quality.report()

@@ -5,32 +5,79 @@ Rows stream through: what is kept of a row is its hashes and lengths.
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tunesmith.data.contamination import Contamination
+from tunesmith.data.memory import Rows
 from tunesmith.data.near import NearDuplicates, question
 from tunesmith.data.quality import Quality, headlines
 from tunesmith.data.read import AS_FOUND, Reader, ReadOptions
-from tunesmith.pipeline.reading import with_bar
+from tunesmith.pipeline.reading import reader_of, with_bar
 from tunesmith.pipeline.stage import module_of
+from tunesmith.rundir import RunDir
 from tunesmith.rundir.records.check import CheckReport
+from tunesmith.rundir.rows import Row
+
+if TYPE_CHECKING:
+    from tunesmith.pipeline.check_tokens import Tokens
+
+
+class Check:
+    """What is looked at while rows are read.
+
+    Args:
+        reader: of the rows.
+        tokens: counts them as a model's template renders them.
+        near: search for near duplicates.
+        benchmark: whose passages must not stand in the rows.
+    """
+
+    def __init__(self, reader: Reader, tokens: "Tokens | None" = None, *, near: bool = True, benchmark: Reader | None = None):
+        self.reader, self._benchmark = reader, benchmark
+        self._quality, self._near = Quality(), NearDuplicates() if near else None
+        self._contamination = None if benchmark is None else Contamination(_texts(benchmark))
+        self._tokens = tokens
+
+    def add(self, batch: list[Row]) -> None:
+        """Look at a batch of the reader's rows."""
+        for part in (self._quality, self._near, self._contamination, self._tokens):
+            if part is not None:
+                part.add(batch)
+
+    def report(self) -> CheckReport:
+        """What was seen, after the last batch."""
+        report, find = self._quality.report(), self._quality.places.find
+        contamination = None
+        if self._contamination is not None and self._benchmark is not None:
+            contamination = self._contamination.report(self._benchmark.source.label)
+        return CheckReport(
+            source=self.reader.source.label,
+            reading=self.reader.summary(),
+            quality=report,
+            headlines=headlines(report),
+            near=None if self._near is None else self._near.report(find),
+            contamination=contamination,
+            tokens=None if self._tokens is None else self._tokens.report(find),
+        )
 
 
 def check(
-    source: str | Path,
+    source: Rows,
     options: ReadOptions | None = None,
     *,
-    model: str | None = None,
+    model: str | Path | None = None,
     template: Path | None = None,
     max_length: int | None = None,
     near: bool = True,
-    benchmark: Path | None = None,
+    benchmark: Rows | None = None,
     benchmark_column: str | None = None,
     rejected: Path | None = None,
 ) -> CheckReport:
     """Look at data without a recipe.
 
     Args:
-        source: file, directory or hub id.
+        source: file, directory or hub id; or rows in memory: a list of dictionaries, a ``datasets.Dataset``, a table of Arrow,
+            pandas or polars.
         options: how to read.
         model: hub id, directory or .gguf file whose tokenizer and template render every row; then lengths are tokens.
         template: Jinja file that takes the place of the model's template.
@@ -43,31 +90,30 @@ def check(
     Raises:
         DataError: nothing to read, or bad rows that are not to be quarantined.
     """
-    quality, duplicates = Quality(), NearDuplicates() if near else None
-    contamination = None if benchmark is None else Contamination(_texts(benchmark, benchmark_column))
-    tokens = None if model is None else module_of("check_tokens").Tokens(model, template, max_length)
     reader = Reader(source, options or AS_FOUND, rejected)
-    for batch in with_bar(reader):
-        quality.add(batch)
-        if duplicates is not None:
-            duplicates.add(batch)
-        if contamination is not None:
-            contamination.add(batch)
-        if tokens is not None:
-            tokens.add(batch)
-    report = quality.report()
-    return CheckReport(
-        source=str(source),
-        reading=reader.summary(),
-        quality=report,
-        headlines=headlines(report),
-        near=None if duplicates is None else duplicates.report(quality.places.find),
-        contamination=None if contamination is None else contamination.report(str(benchmark)),
-        tokens=None if tokens is None else tokens.report(quality.places.find),
-    )
+    column = ReadOptions(columns=None if benchmark_column is None else {"text": benchmark_column})
+    items = None if benchmark is None else Reader(benchmark, column)
+    tokens = None if model is None else module_of("check_tokens").tokens_of(str(model), template, max_length)
+    return _report(Check(reader, tokens, near=near, benchmark=items))
 
 
-def _texts(benchmark: Path, column: str | None) -> Iterator[tuple[str, str]]:
-    """Id and question of each item of a benchmark file."""
-    for row in Reader(benchmark, ReadOptions(columns=None if column is None else {"text": column})):
+def check_run(run: RunDir, near: bool) -> CheckReport:
+    """Look at the rows of a run; they are rendered as its base is asked."""
+    recipe = run.recipe()
+    reader = reader_of(recipe)
+    renderer = module_of("base").base_of(run, recipe).renderer
+    tokens = module_of("check_tokens").Tokens(renderer, recipe.model, recipe.train.max_length)
+    return _report(Check(reader, tokens, near=near))
+
+
+def _report(checks: Check) -> CheckReport:
+    """The report of all rows."""
+    for batch in with_bar(checks.reader):
+        checks.add(batch)
+    return checks.report()
+
+
+def _texts(benchmark: Reader) -> Iterator[tuple[str, str]]:
+    """Id and question of each item of a benchmark."""
+    for row in benchmark:
         yield row.id, question(row)

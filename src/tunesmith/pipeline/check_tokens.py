@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tunesmith.chat.render import Conversation
+from tunesmith.chat.render import Conversation, Renderer
 from tunesmith.chat.template_choice import template_text
 from tunesmith.data.lengths import histogram, keep_shares, row_lengths, summary
 from tunesmith.data.places import FindPlaces
@@ -18,13 +18,21 @@ from tunesmith.rundir.rows import Row
 SHOWN = 20  # rows of a kind
 
 
+def tokens_of(model: str, template: Path | None, max_length: int | None) -> "Tokens":
+    """Rendering with a model's template, or with the one of a file.
+
+    Raises:
+        ModelError: no tokenizer there, or a template that cannot be used.
+    """
+    text = None if template is None else template_text(template)
+    return Tokens(open_base(model, text).renderer, model, max_length)
+
+
 class Tokens:
     """What rendering says of the rows of a check."""
 
-    def __init__(self, model: str, template: Path | None, max_length: int | None):
-        text = None if template is None else template_text(template)
-        self._renderer = open_base(model, text).renderer
-        self._model, self._max_length = model, max_length
+    def __init__(self, renderer: Renderer, model: str, max_length: int | None):
+        self._renderer, self._model, self._max_length = renderer, model, max_length
         self._lengths: list[int] = []
         self._supervised: list[int] = []
         self._rows: list[int] = []

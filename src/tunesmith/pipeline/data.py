@@ -14,10 +14,10 @@ from pydantic import JsonValue
 from tunesmith import hardware
 from tunesmith.data.near import NearDuplicates
 from tunesmith.data.quality import Quality, headlines
-from tunesmith.data.read import Reader, ReadOptions
+from tunesmith.data.read import Reader
 from tunesmith.data.split import PARTS, SplitFacts, answer_key, group_key, read_split, settle_leaks, split, write_split
 from tunesmith.errors import DataError
-from tunesmith.pipeline.reading import with_bar
+from tunesmith.pipeline.reading import reader_of, with_bar
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, git_state, package_versions, stream_rows, writing_rows
@@ -36,8 +36,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     settings = recipe.data
     if settings.earlier_split is not None:
         _refuse_missing_split(settings.earlier_split)
-    options = ReadOptions(settings.format, settings.columns, settings.group_by, settings.on_bad_row)
-    reader = Reader(settings.path, options, run.data / "rejected.jsonl")
+    reader = reader_of(recipe, run.data / "rejected.jsonl")
     digests: dict[str, JsonValue] = {str(file.path): content_hash(file.path) for file in reader.source.files}
     run.data.mkdir(parents=True, exist_ok=True)
     everything = run.data / ".rows.jsonl"

@@ -4,17 +4,18 @@
 there are, and of which arms, is known when the prompts were chosen, so they share a stage and a folder. One that asks as an
 arm does is not asked twice.
 
-When only the scoring changed, the kept answers are scored anew. Each reading of the test part is written to
-``evaluation/test_readings.jsonl``.
+When only the scoring changed, the kept answers are scored anew. Each reading of the test part is booked before its first
+question (``booking.py``).
 """
 
-import json
 import logging
 import shutil
-from datetime import UTC, datetime
+from dataclasses import replace
 
 from tunesmith.evaluate.arms import run_arm
+from tunesmith.evaluate.gate import TUNED_ARMS
 from tunesmith.formatting import percent
+from tunesmith.pipeline.booking import adapter_key, book
 from tunesmith.pipeline.evaluation import Evaluation, engine_of, evaluation_of
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, Recipe
@@ -65,16 +66,18 @@ def _score(evaluation: Evaluation, arm: str, chosen: dict[str, Candidate]) -> No
     if arm.partition(":")[0] in ("retrieval", "tuned_retrieval"):
         _report_recall(evaluation)
     folder, price, rows = run.answers(arm), evaluation.cost_of(arm), evaluation.test
+    if arm in TUNED_ARMS:
+        book(run, rows, arm, "tuned", adapter_key(run))
+    else:
+        book(run, rows, arm, "prompt", _prompt_key(weights, evaluation.candidate_of(arm, chosen)))
     summary = run_arm(folder, run.evaluation, engine, answers_key, rows, prompts, evaluation.metric, budget, allowed, price)
-    log_reading(run, arm, answers_key)
     emit(ArmScore(arm=arm, rows=summary.n, score=summary.score))
     logger.info(f"evaluate: {_summary_line(summary)}")
 
 
-def log_reading(run: RunDir, arm: str, key: str) -> None:
-    """The test part is sealed; every reading of it is written down."""
-    with (run.evaluation / "test_readings.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"arm": arm, "key": key[:16], "at": datetime.now(UTC).isoformat(timespec="seconds")}) + "\n")
+def _prompt_key(weights: str, candidate: Candidate) -> str:
+    """One way to prompt one model, whichever arm it stands for."""
+    return fingerprint(weights, replace(candidate, arm="").to_json())
 
 
 def _summary_line(summary: Summary) -> str:

@@ -93,10 +93,14 @@ class Evaluation:
             chosen: by prompt arm or finalist, what was chosen on dev; not looked at for a tuned arm.
         """
         if arm in chosen or arm.startswith(EXTERNAL):
-            candidate = chosen[arm if arm in chosen else self.recipe.evaluate.prompt_of(arm)]
+            candidate = self.candidate_of(arm, chosen)
             return [self.book.messages(candidate, row) for row in self.test]
         documents = self.recipe.evaluate.retrieval.k if arm == "tuned_retrieval" else 0
         return [self.book.tuned(row, documents) for row in self.test]
+
+    def candidate_of(self, arm: str, chosen: dict[str, Candidate]) -> Candidate:
+        """How a prompt arm, a finalist or an endpoint asks."""
+        return chosen[arm if arm in chosen else self.recipe.evaluate.prompt_of(arm)]
 
     def cost_of(self, arm: str) -> Callable[[Answer], float] | None:
         """What an answer of an arm costs, where the recipe gives a price."""

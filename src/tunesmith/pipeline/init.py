@@ -1,12 +1,12 @@
 """Write a first recipe for some data: it looks at the rows, proposes a metric under which every reference scores, and says why.
 
-The source is read three times (check, answers, references), which keeps nothing of a row but its answer where that repeats.
+The source is read twice: for the check and the different answers, and for whether every reference scores. Refused: one reading
+that keeps all answers, which holds a file of long texts in memory.
 """
 
 import logging
 import os
 from collections import Counter
-from itertools import chain
 from pathlib import Path
 
 from tunesmith.data.classes import MOST_SHORT
@@ -15,8 +15,9 @@ from tunesmith.data.read import AS_FOUND, Reader, ReadOptions
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.evaluate.metrics import make_metric
 from tunesmith.evaluate.metrics.text import normalise
-from tunesmith.pipeline.check import check
+from tunesmith.pipeline.check import Check
 from tunesmith.pipeline.reading import with_bar
+from tunesmith.pipeline.stage import module_of
 from tunesmith.recipe import Task, load_recipe
 from tunesmith.rundir.atomic import write_text
 from tunesmith.rundir.rows import Row
@@ -40,8 +41,14 @@ def init(source: str, model: str, options: ReadOptions = AS_FOUND, out: Path | N
     path = out or Path(f"{Path(source.replace(':', '-')).name.partition('.')[0] or 'recipe'}.yaml")
     if path.exists():
         raise RecipeError(f"{path}: there is already a file", "name another one with --out, or remove it")
-    report = check(source, options, model=model, near=False)
-    proposal, misfits = _proposal(source, options, proposals(report.quality, _labels(source, options)))
+    reader = Reader(source, options)
+    checks = Check(reader, module_of("check_tokens").tokens_of(model, None, None), near=False)
+    answers = Answers()
+    for batch in with_bar(reader):
+        checks.add(batch)
+        answers.add(batch)
+    report = checks.report()
+    proposal, misfits = _proposal(reader, proposals(report.quality, answers.labels(source)))
     text = recipe_text(
         report,
         proposal,
@@ -58,43 +65,56 @@ def init(source: str, model: str, options: ReadOptions = AS_FOUND, out: Path | N
     return path
 
 
-def _labels(source: str, options: ReadOptions) -> tuple[str, ...]:
-    """Different answers, the most frequent first, one of each that the metrics cannot tell apart; none where they are many.
+class Answers:
+    """Different answers of rows, up to a number that no labels have."""
 
-    Raises:
-        DataError: a row whose answer cannot be compared.
-    """
-    answers: Counter[str] = Counter()
-    for row in _rows(source, options):
-        if why := row.why_not_scored():
+    def __init__(self) -> None:
+        self._answers: Counter[str] = Counter()
+        self._not_scored: Row | None = None
+
+    def add(self, batch: list[Row]) -> None:
+        """Count the answers of a batch."""
+        for row in batch:
+            if row.why_not_scored():
+                self._not_scored = self._not_scored or row
+            elif len(self._answers) <= MOST_SHORT:
+                self._answers[row.reference.strip()] += 1
+
+    def labels(self, source: str) -> tuple[str, ...]:
+        """The most frequent first, one of each that the metrics cannot tell apart; none where they are many.
+
+        Raises:
+            DataError: a row whose answer cannot be compared.
+        """
+        if row := self._not_scored:
             raise DataError(
-                f"{source}: row {row.id}, {row.place}: {why}, so no metric can be proposed", "train and preview such rows alone"
+                f"{source}: row {row.id}, {row.place}: {row.why_not_scored()}, so no metric can be proposed",
+                "train and preview such rows alone",
             )
-        if len(answers) <= MOST_SHORT:
-            answers[row.reference.strip()] += 1
-    if len(answers) > MOST_SHORT:
-        return ()
-    spellings: dict[str, str] = {}
-    for answer, _ in answers.most_common():
-        spellings.setdefault(normalise(answer), answer)
-    spellings.pop("", None)
-    return tuple(spellings.values())
+        if len(self._answers) > MOST_SHORT:
+            return ()
+        spellings: dict[str, str] = {}
+        for answer, _ in self._answers.most_common():
+            spellings.setdefault(normalise(answer), answer)
+        spellings.pop("", None)
+        return tuple(spellings.values())
 
 
-def _proposal(source: str, options: ReadOptions, suitable: list[Proposal]) -> tuple[Proposal, tuple[str, ...]]:
+def _proposal(reader: Reader, suitable: list[Proposal]) -> tuple[Proposal, tuple[str, ...]]:
     """The first under which every reference scores, and of those before it a row that does not."""
+    metrics = [make_metric(Task(metric=proposal.metric, labels=proposal.labels)) for proposal in suitable]
+    first: dict[int, Row] = {}  # that does not score, by the number of the metric
+    for batch in with_bar(reader):
+        for number, metric in enumerate(metrics):
+            misfit = None if number in first else next((row for row in batch if not metric.fits(row.reference)), None)
+            if misfit is not None:
+                first[number] = misfit
     misfits: list[str] = []
-    for proposal in suitable:
-        metric = make_metric(Task(metric=proposal.metric, labels=proposal.labels))
-        misfit = next((row for row in _rows(source, options) if not metric.fits(row.reference)), None)
-        if misfit is None:
+    for number, proposal in enumerate(suitable):
+        if number not in first:
             return proposal, tuple(misfits)
-        misfits.append(f"{proposal.metric}: the answer of {misfit.place} does not score against itself")
-    raise DataError(f"{source}: {misfits[-1]}", "mend the row, or remove it")
-
-
-def _rows(source: str, options: ReadOptions) -> chain[Row]:
-    return chain.from_iterable(with_bar(Reader(source, options)))
+        misfits.append(f"{proposal.metric}: the answer of {first[number].place} does not score against itself")
+    raise DataError(f"{reader.source.label}: {misfits[-1]}", "mend the row, or remove it")
 
 
 def _from(path: Path, named: str) -> str:

@@ -13,23 +13,22 @@ What a run adds is all around it: the split, checkpoints, the choice of the best
 Refused: a trainer with callbacks, which is somebody else's loop with holes in it.
 """
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from tunesmith.chat.render import Rendered
+from tunesmith.data.memory import Rows
 from tunesmith.data.pack import Plan
 from tunesmith.data.read import AS_FOUND, Reader, ReadOptions
 from tunesmith.engines.base import BaseModel, LoadedModel
-from tunesmith.errors import DataError, RecipeError, TrainingError
+from tunesmith.errors import DataError, ModelError, RecipeError, TrainingError
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.fuse import fuse, is_fused
 from tunesmith.recipe import Train, section_from
 from tunesmith.rundir.records.training import Step
-from tunesmith.rundir.rows import Example
 from tunesmith.train import loop
 from tunesmith.train.documents import Documents, make_documents
 from tunesmith.train.health import check_adapter, first_rows, refuse_other_loss, stock_loss
@@ -85,23 +84,20 @@ def make_ready(
     return Ready(steps=steps, swapped=swapped, first_loss=first_loss)
 
 
-def render(
-    rows: str | Path | Iterable[Example], model: BaseModel | LoadedModel, options: ReadOptions = AS_FOUND
-) -> list[Rendered]:
+def render(rows: Rows, model: BaseModel | LoadedModel, options: ReadOptions = AS_FOUND) -> list[Rendered]:
     """Token ids and supervision of rows, as the model's template writes them.
 
     Args:
-        rows: file, directory or hub id in any format that ``check`` reads; or rows with ``messages``, and ``tools`` where there
-            are some.
+        rows: file, directory or hub id, or rows in memory, in any format that ``check`` reads.
         model: what they are rendered for.
-        options: how a file is read.
+        options: how they are read.
 
     Raises:
         DataError: bad rows, or one that the template refuses or in which nothing is supervised.
+        ModelError: ``model`` is not an open one.
     """
-    if isinstance(rows, str | Path):
-        return model.render(row.to_json() for row in Reader(rows, options))
-    return model.render(rows)
+    _expect(model, (BaseModel, LoadedModel), "render", "open one: ts.open_base(model)")
+    return model.render(row.to_json() for row in Reader(rows, options))
 
 
 def train_steps(
@@ -132,10 +128,11 @@ def train_steps(
     Raises:
         RecipeError: an unknown key, a value out of range, or a key that has no meaning here.
         DataError: no rows, or one longer than ``max_length``.
-        ModelError: a model type that cannot be trained.
+        ModelError: not an open model, or a type that cannot be trained.
         TrainingError: no adapter, one that cannot learn, or a loss, a gradient or a weight that is not finite.
         MissingPackage: 8-bit moments without bitsandbytes.
     """
+    _expect(model, (LoadedModel,), "train_steps", "open_base(model).add_lora(r=16)")
     for key, reason in NOT_HERE.items():
         if key in settings:
             raise RecipeError(f"train_steps: {key} has no meaning here", reason)
@@ -146,6 +143,11 @@ def train_steps(
     dev_documents = None if dev is None else _documents(dev, "dev", train.max_length)
     ready = make_ready(model.model, model.layers, documents, train, seed, is_new=False)
     return loop.train_steps(model.model, model.layers, documents, ready.steps, train, seed, dev=dev_documents)
+
+
+def _expect(model: object, kinds: tuple[type, ...], where: str, hint: str) -> None:
+    if not isinstance(model, kinds):
+        raise ModelError(f"{where}: expected {kinds[-1].__name__}, found {type(model).__name__}", hint)
 
 
 def _documents(rows: Sequence[Rendered], name: str, max_length: int) -> Documents:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tunesmith.chat.render import Conversation, Piece
 from tunesmith.chat.template_choice import template_text
+from tunesmith.data.memory import Rows
 from tunesmith.data.read import AS_FOUND, Reader, ReadOptions
 from tunesmith.engines.base import open_base
 from tunesmith.errors import DataError
@@ -51,12 +52,12 @@ class Preview(list[PreviewedRow]):
 
 
 def preview(
-    source: str | Path, model: str | Path, options: ReadOptions | None = None, *, template: Path | None = None, rows: int = 3
+    source: Rows, model: str | Path, options: ReadOptions | None = None, *, template: Path | None = None, rows: int = 3
 ) -> Preview:
     """The first rows as a model's template writes them.
 
     Args:
-        source: file, directory or hub id.
+        source: file, directory or hub id, or rows in memory as in ``check``.
         model: hub id, directory or ``.gguf`` file.
         options: how to read.
         template: Jinja file in place of the model's chat template, or the name of one of ours.
@@ -66,10 +67,11 @@ def preview(
         DataError: nothing to read there, or a bad row.
         ModelError: no tokenizer there, or a template that cannot be used.
     """
+    reader = Reader(source, options or AS_FOUND)
     renderer = open_base(model, None if template is None else template_text(template)).renderer
 
     def previewed() -> Iterator[PreviewedRow]:
-        for row in itertools.islice(Reader(source, options or AS_FOUND), rows):
+        for row in itertools.islice(reader, rows):
             try:
                 conversation = Conversation.of(row)
                 pieces = renderer.pieces(conversation.messages, conversation.tools, conversation.kind)

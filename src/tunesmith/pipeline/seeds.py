@@ -6,18 +6,19 @@ adapter, another order of rows or another dropout. ``evaluate.seeds: 3`` trains 
 again; the others lie in ``seeds/1/``, ``seeds/2/``. Refused: choosing the best seed, which is selection on the test part.
 The run deploys its own seed, and the spread says how much that choice mattered.
 
-The cost is one training and one test arm a seed. Every reading of the test part is written down in the run's book.
+The cost is one training and one test arm a seed. Every reading of the test part is booked
+in the ledger, behind the run's own (``booking.py``).
 """
 
 import logging
 import statistics
 
 from tunesmith.formatting import percent
-from tunesmith.pipeline.evaluate import log_reading
+from tunesmith.pipeline.booking import adapter_key, book
 from tunesmith.pipeline.stage import Session
 from tunesmith.pipeline.subrun import changed, make_inner, open_inner, share_data
 from tunesmith.recipe import Recipe
-from tunesmith.rundir import RunDir
+from tunesmith.rundir import RunDir, read_rows
 from tunesmith.rundir.records.evaluation import Scores
 from tunesmith.rundir.records.evidence import SeedRun, Seeds
 from tunesmith.rundir.records.training import Training
@@ -43,7 +44,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         before = inner.stages().get(f"evaluate {ARM}")
         make_inner(inner, other, "train", f"evaluate {ARM}")
         if inner.stages()[f"evaluate {ARM}"] != before:
-            log_reading(run, f"{ARM} seed {other.seed}", Scores.read(inner.evaluation / ARM / "scores.json").key)
+            book(run, read_rows(run.data / "test.jsonl"), f"{ARM} seed {other.seed}", "tuned", adapter_key(inner))
         runs.append(_figures(inner, other))
     result = spread(Scores.read(run.evaluation / ARM / "scores.json").summary.n, runs)
     result.write(run.evaluation / "seeds.json")

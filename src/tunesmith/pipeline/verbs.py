@@ -13,10 +13,11 @@ from tunesmith.errors import RunError
 from tunesmith.pipeline import stage as stages
 from tunesmith.pipeline.stage import Table, module_of
 from tunesmith.pipeline.table import sweep_stage, table_of
-from tunesmith.recipe import load_recipe
+from tunesmith.recipe import Recipe, load_recipe
 from tunesmith.rundir import RunDir
 from tunesmith.rundir.events import EventLog
 from tunesmith.rundir.records.advice import Advice
+from tunesmith.rundir.records.check import CheckReport
 from tunesmith.rundir.records.evaluation import Verdict
 from tunesmith.rundir.records.evidence import Curve, Forgetting, Seeds
 from tunesmith.rundir.records.export import Export
@@ -38,7 +39,25 @@ def open_run(target: str | Path, out: str | Path | None = None, *, replace: bool
     if target.is_dir():
         return RunDir.open(target)
     recipe = load_recipe(target)
-    return RunDir.create(Path(out) if out is not None else Path("runs") / str(recipe.name), recipe, target, replace=replace)
+    return RunDir.create(_place(recipe, out), recipe, target, replace=replace)
+
+
+def look_at(target: str | Path, out: str | Path | None = None, *, replace: bool = False) -> RunDir:
+    """The same run to be looked at, as ``open_run`` would leave it; nothing is written.
+
+    Raises:
+        RecipeError: the recipe cannot be read, or a key is wrong.
+        RunError: no run there, or the run of another recipe.
+    """
+    target = Path(target)
+    if target.is_dir():
+        return RunDir.open(target)
+    recipe = load_recipe(target)
+    return RunDir.planned(_place(recipe, out), recipe, target, replace=replace)
+
+
+def _place(recipe: Recipe, out: str | Path | None) -> Path:
+    return Path(out) if out is not None else Path("runs") / str(recipe.name)
 
 
 def make(run: RunDir, goals: Iterable[str], *, all_needed: bool = False, force: Iterable[str] = ()) -> None:
@@ -181,6 +200,18 @@ def sweep(run: RunDir, types: tuple[str, ...] = ()) -> Sweep:
     with run.writing():
         stages.make(run, added, recipe, ["sweep"])
     return Sweep.read(run.export / "sweep.json")
+
+
+def check(run: RunDir, *, near: bool = True) -> CheckReport:
+    """Look at the rows of a run, rendered as its base is asked; nothing is written.
+
+    Args:
+        near: search for near duplicates.
+
+    Raises:
+        DataError: nothing to read, or bad rows that are not to be quarantined.
+    """
+    return module_of("check").check_run(run, near)
 
 
 def advise(run: RunDir, quick: bool = False) -> Advice:

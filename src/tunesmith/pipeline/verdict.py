@@ -7,6 +7,7 @@ from tunesmith.data.split import groups_of
 from tunesmith.evaluate import gate
 from tunesmith.evaluate.arms import read_outputs
 from tunesmith.evaluate.metrics import make_metric
+from tunesmith.pipeline.booking import tries_of
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, read_rows
@@ -24,6 +25,7 @@ F = TypeVar("F", bound=FileRecord)
 def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> None:
     """Write ``evaluation/verdict.json``."""
     arms, folder = recipe.evaluate.arms, run.evaluation
+    rows = read_rows(run.data / "test.jsonl")
     tuned = any(arm in gate.TUNED_ARMS for arm in arms)
     parity = _read(Parity, run.export / "parity.json") if tuned else None
     training = _read(Training, run.training_file) if tuned else None
@@ -35,12 +37,13 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         judge=Judgement.read(folder / "judge.json") if recipe.task.metric == "judge" else None,
         retrieval=_read(RetrievalRecall, folder / "retrieval.json"),
         only_worse=training is not None and training.only_worse,
+        tries=tries_of(run, rows) if tuned else None,
     )
     folder_of = run.judged.joinpath if recipe.task.metric == "judge" else run.answers
     selection = Selection.read(folder / "selection.json")
     outputs = {name: read_outputs(folder_of(name)) for name in selection.scored(arms)}
     metric, terms = make_metric(recipe.task), gate.terms_of(recipe.task)
-    groups = groups_of(read_rows(run.data / "test.jsonl"))
+    groups = groups_of(rows)
     verdict = gate.verdict(outputs, selection, metric, terms, groups, evidence)
     verdict.write(run.verdict_file)
     emit(Decision(verdict=verdict.decision, exit_code=verdict.exit_code, reason=verdict.reason))

@@ -161,15 +161,30 @@ def _explain(path: str, error: ValidationError, root: type[Section] = Recipe) ->
         key = ".".join(str(part) for part in item["loc"]) or "recipe"
         if item["type"] == "extra_forbidden":
             known = _known_keys(root, item["loc"][:-1])
-            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
             lines.append(f"{path}: unknown key {key}")
-            hints.append(f"did you mean {near[0]}?" if near else f"known keys there: {', '.join(sorted(known))}")
+            hints.append(_hint_of_key(str(item["loc"][-1]), known, root if len(item["loc"]) == 1 else None))
         elif item["type"] == "missing":
             lines.append(f"{path}: {key} is missing")
             hints.append("every recipe names model, data.path and task.metric")
         else:
             lines.append(f"{path}: {key}: {item['msg']}, found {item['input']!r:.80}")
     return "\n".join(lines), "; ".join(dict.fromkeys(hints)) or "tunesmith schema prints every key with its range"
+
+
+def _hint_of_key(name: str, known: list[str], root: type[Section] | None) -> str:
+    """What was meant by an unknown key; at the top of ``root`` it may be a key of one of the sections."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if not near and root is not None:
+        below = {key: section for section in known for key in _keys_of_section(root, section)}
+        if close := difflib.get_close_matches(name, below, n=1, cutoff=0.8):
+            return f"{close[0]} is a key of the section {below[close[0]]}"
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else f"known keys there: {', '.join(sorted(known))}"
+
+
+def _keys_of_section(root: type[Section], name: str) -> list[str]:
+    annotation: Any = root.model_fields[name].annotation
+    return list(annotation.model_fields) if isinstance(annotation, type) and issubclass(annotation, Section) else []
 
 
 def _known_keys(root: type[Section], location: tuple[int | str, ...]) -> list[str]:

@@ -11,6 +11,7 @@
     advice.json      whether to tune at all; advice/ holds the prompt to copy
     evaluation/      one folder per arm, finalists/ for prompts beside them; selection, retrieval, judge, forgetting, seeds,
                      curve and verdict as JSON; *.sqlite
+    readings/        what answered the test part, a line a reading; the same is in the user's data folder
     seeds/ curve/    runs inside the run: other seeds, shares of the train part
     export/          merged/, merge.json, *.gguf, export.json, adapter-vllm/ where vLLM needs its own form, Modelfile,
                      commands.json; .next/ while an export is made

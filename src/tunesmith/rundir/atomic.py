@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 from tunesmith.errors import RunError, TunesmithError
 
@@ -65,11 +65,18 @@ def write_lines(path: Path, objects: Iterable[object]) -> None:
 @contextmanager
 def writing_lines(path: Path) -> Generator[Callable[[Iterable[object]], None], None, None]:
     """A JSONL file that is written bit by bit and appears when the block ends well, or not at all."""
+    with writing_file(path) as file:
+        yield lambda objects: file.writelines(f"{_encode(value)}\n".encode() for value in objects)
+
+
+@contextmanager
+def writing_file(path: Path) -> Generator[BinaryIO, None, None]:
+    """A file that is written bit by bit and appears when the block ends well, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            yield lambda objects: file.writelines(_encode(value) + "\n" for value in objects)
+        with temporary.open("wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -1,5 +1,6 @@
 """What a result depended on beside its inputs: installed packages and the state of the repository."""
 
+import functools
 import shutil
 import subprocess
 from importlib import metadata
@@ -8,8 +9,9 @@ from pathlib import Path
 from tunesmith.rundir.records.manifest import GitState
 
 
+@functools.cache  # every distribution's metadata is read: a third of a second
 def package_versions() -> dict[str, str]:
-    """Versions of the installed packages that can change a result."""
+    """Versions of the installed packages that can change a result, as they were when this process first asked."""
     names = (
         "tunesmith",
         "torch",

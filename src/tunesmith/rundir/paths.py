@@ -45,11 +45,13 @@ class RunDir:
         self.evaluation = path / "evaluation"
         self.finalists = self.evaluation / "finalists"
         self.judged = self.evaluation / "judged"
+        self.readings = path / "readings"
         self.verdict_file = self.evaluation / "verdict.json"
         self.export = path / "export"
         self.merged = self.export / "merged"
         self.report_file = path / "report.html"
         self._writing = 0
+        self._planned: Recipe | None = None
 
     def answers(self, name: str) -> Path:
         """Where the answers of an arm lie, or of a finalist that is not the best of its arm (``few_shot:2``)."""
@@ -71,29 +73,50 @@ class RunDir:
             RunError: the place cannot be written, holds something that is not a run, or the run of another recipe file.
         """
         run = cls(path)
-        if path.exists() and not path.is_dir():
-            raise RunError(f"{path}: is a file, expected a run directory", "choose another --out")
-        if path.is_dir() and not run.recipe_file.exists() and any(entry.name != lock.LOCK for entry in path.iterdir()):
-            raise RunError(f"{path}: holds files but no recipe.yaml, so it is not a run", "choose another --out")
-        text, origin = dump_recipe(recipe), None if source is None else str(source.resolve())
-        if run.recipe_file.exists():
-            known = run.manifest().recipe_source
-            changed = run.recipe_file.read_text(encoding="utf-8") != text
-            if changed and known != origin and not replace:
-                raise RunError(
-                    f"{path}: is the run of {known or 'a recipe made in Python'}, {origin or 'this recipe'} differs",
-                    "choose another place with --out, or let it take this one over with --replace",
-                )
-            if not changed and known == origin:
-                return run
+        if run._holds(recipe, source, replace):
+            return run
         try:
             path.mkdir(parents=True, exist_ok=True)
             with run.writing():
-                write_text(run.recipe_file, text)
-                dataclasses.replace(run.manifest(), recipe_source=origin).write(run.manifest_file)
+                write_text(run.recipe_file, dump_recipe(recipe))
+                dataclasses.replace(run.manifest(), recipe_source=_origin(source)).write(run.manifest_file)
         except OSError as error:
             raise RunError(f"{path}: cannot be written: {error.strerror}", "choose another --out") from error
         return run
+
+    @classmethod
+    def planned(cls, path: Path, recipe: Recipe, source: Path | None = None, *, replace: bool = False) -> "RunDir":
+        """The run as ``create`` would leave it, to be looked at; nothing is written.
+
+        Raises:
+            RunError: the place holds something that is not a run, or the run of another recipe file.
+        """
+        run = cls(path)
+        run._holds(recipe, source, replace)
+        run._planned = recipe
+        return run
+
+    def _holds(self, recipe: Recipe, source: Path | None, replace: bool) -> bool:
+        """Whether the directory is the run of this very recipe.
+
+        Raises:
+            RunError: it holds something that is not a run, or the run of another recipe file.
+        """
+        path, origin = self.path, _origin(source)
+        if path.exists() and not path.is_dir():
+            raise RunError(f"{path}: is a file, expected a run directory", "choose another --out")
+        if not self.recipe_file.exists():
+            if path.is_dir() and any(entry.name != lock.LOCK for entry in path.iterdir()):
+                raise RunError(f"{path}: holds files but no recipe.yaml, so it is not a run", "choose another --out")
+            return False
+        known = self.manifest().recipe_source
+        changed = self.recipe_file.read_text(encoding="utf-8") != dump_recipe(recipe)
+        if changed and known != origin and not replace:
+            raise RunError(
+                f"{path}: is the run of {known or 'a recipe made in Python'}, {origin or 'this recipe'} differs",
+                "choose another place with --out, or let it take this one over with --replace",
+            )
+        return not changed and known == origin
 
     @classmethod
     def open(cls, path: Path) -> "RunDir":
@@ -141,7 +164,7 @@ class RunDir:
 
     def recipe(self) -> Recipe:
         """The resolved recipe of this run."""
-        return load_recipe(self.recipe_file)
+        return self._planned or load_recipe(self.recipe_file)
 
     def manifest(self) -> Manifest:
         """Where the run comes from; an empty one before the first stage.
@@ -198,3 +221,7 @@ class RunDir:
                 if file.is_file() and not any(part.startswith(".") for part in relative.parts):
                     files.append(relative.as_posix())
         return files
+
+
+def _origin(source: Path | None) -> str | None:
+    return None if source is None else str(source.resolve())

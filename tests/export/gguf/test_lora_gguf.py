@@ -1,8 +1,6 @@
 """A LoRA GGUF against what merging adds, in llama.cpp's own layout and in PEFT's."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import gguf
@@ -13,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from llama_cpp_sources import LLAMA_CPP, convert_here, converters
+from llama_cpp_sources import convert_here, run_here
 from tiny_families import TINY, adapted, random_model
 from tunesmith.checkpoints.gguf_reader import GgufReader
 from tunesmith.errors import ExportError
@@ -35,18 +33,6 @@ def trained(folder, name, target_modules="all-linear", **options):
     return folder / "adapter", folder / "base"
 
 
-def run_here(script, arguments, target):
-    """``run_converter`` without the child process, which imports torch again."""
-    with converters() as patch:
-        patch.setattr(sys, "argv", [script, *arguments, "--outfile", str(target)])
-        runpy.run_path(str(LLAMA_CPP / script), run_name="__main__")
-
-
-@pytest.fixture
-def here(monkeypatch):
-    monkeypatch.setattr(lora_gguf, "run_converter", run_here)
-
-
 def tensors_of(directory):
     """A model directory as llama.cpp's converter lays it out, in fp32, without the tables of the tokenizer."""
     target = convert_here(directory, "ALL_F32", lambda self: None)
@@ -65,7 +51,7 @@ def deltas(path):
 
 @pytest.mark.parametrize("rslora", [False, True], ids=["lora", "rslora"])
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "phi3", "gemma4-e", "gemma4-31b"])
-def test_llama_cpp_adds_what_merging_adds(name, rslora, here, tmp_path):
+def test_llama_cpp_adds_what_merging_adds(name, rslora, tmp_path):
     """llama reorders the rows of q and k, phi3 fuses q, k and v, gemma4-31b has layers whose values are their keys."""
     adapter, base = trained(tmp_path, name, use_rslora=rslora)
     factors = write_lora_gguf(adapter, base, tmp_path / "lora.gguf")

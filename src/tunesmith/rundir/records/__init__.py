@@ -10,6 +10,7 @@ check         check --json, data/report.json, data/rejected.jsonl: what is known
 quality       the quality report in them: what is in the rows
 advice        advice.json: whether to tune at all
 evaluation    evaluation/: answers, scores, the choice of prompts, the verdict
+readings      readings/: what answered the test part
 evidence      evaluation/: retrieval, judge, forgetting, seeds, curve
 export        export.json, merge.json, commands.json: what was written, and how it is served
 parity        parity.json, sweep.json: whether forms are what was trained, and which type to deploy

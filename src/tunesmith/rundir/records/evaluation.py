@@ -19,6 +19,7 @@ from tunesmith.notebook import Interval, forest, paragraph, table
 from tunesmith.rundir.records.base import FileRecord, Record
 from tunesmith.rundir.records.evidence import CrossFit, Forgetting, Judgement, RetrievalRecall, Seeds
 from tunesmith.rundir.records.parity import FormParity
+from tunesmith.rundir.records.readings import Tries
 
 Decision = Literal[
     "deploy",
@@ -251,12 +252,13 @@ class Comparison(Record):
 
     Attributes:
         gain: difference of the headline figures.
-        low, high: 95 % interval of the gain.
+        low, high: interval of the gain, 95 % where ``alpha`` is 0.05.
         p: two-sided p of "no difference", by the method of the interval: below 0.05 where the interval excludes 0.
         won, lost: rows that score higher only here, and only there.
         n, units: rows compared; what was drawn again (groups, or the rows themselves).
         unscored: rows left out because one of the two has no score.
         yes_no: whether rows are right or wrong and on their own.
+        alpha: what the interval leaves out: 0.05, or less where other adapters were scored on these rows before.
     """
 
     gain: float
@@ -269,6 +271,12 @@ class Comparison(Record):
     units: int
     unscored: int = 0
     yes_no: bool = True
+    alpha: float = 0.05
+
+    @property
+    def level(self) -> str:
+        """What the interval holds, in per cent: ``95``."""
+        return f"{100.0 * (1.0 - self.alpha):.4g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,11 +334,13 @@ class Terms(Record):
         min_gain: smallest gain that is worth it.
         certainty: what has to be certain: that it is better, or that it is better by ``min_gain``.
         min_score: smallest score that is good enough; None where no bar was set.
+        alpha: two-sided level of the certainty: 0.05 for the first adapter on a test part, less for later ones.
     """
 
     min_gain: float
     certainty: Literal["better", "worth"] = "better"
     min_score: float | None = None
+    alpha: float = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -386,6 +396,7 @@ class Verdict(FileRecord):
         differing: rows where the candidate and the prompts differ.
         forgetting, parity, seeds, judge, retrieval: what was measured; None for what was not.
         seed_gains: gain of each seed over the strongest rival.
+        tries: what was scored on these rows up to this verdict.
         arms: figures of every arm.
         selection: how the prompts were chosen.
     """
@@ -422,6 +433,7 @@ class Verdict(FileRecord):
     seed_gains: tuple[float, ...]
     judge: Judgement | None
     retrieval: RetrievalRecall | None
+    tries: Tries
     arms: tuple[Arm, ...]
     selection: Selection
 
@@ -457,9 +469,9 @@ class Verdict(FileRecord):
                     is_chosen=arm.name == self.candidate,
                 )
             )
-        unit = f"points of {self.metric} over {self.best_prompt}, 95 % interval; dashed: worth deploying"
-        head = ("arm", "score", "95 %", "gain", "95 % of gain", "p", "won/lost")
+        unit = f"points of {self.metric} over {self.best_prompt}, {self.comparison.level} % interval; dashed: worth deploying"
+        head = ("arm", "score", "95 %", "gain", f"{self.comparison.level} % of gain", "p", "won/lost")
         caption = f"{self.metric} on {self.n} sealed test rows; gains against {self.best_prompt}, the strongest prompt"
         picture = forest(lines, 100.0 * self.terms.min_gain, unit) if lines else ""
-        advice = "".join(paragraph(sentence) for sentence in self.advice)
-        return paragraph(self.reason, f"verdict: {self.decision}") + picture + table(head, rows, caption) + advice
+        advice, counts = "".join(paragraph(sentence) for sentence in self.advice), paragraph(self.tries.line)
+        return paragraph(self.reason, f"verdict: {self.decision}") + picture + table(head, rows, caption) + counts + advice
