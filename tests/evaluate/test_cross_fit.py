@@ -1,18 +1,14 @@
 """The figure of a chosen prompt owes nothing to the choice; what the advice promises of it, over simulated tasks."""
 
-import json
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from outputs import outputs
+from simulations import simulation_module, stored_simulation
 from tunesmith.evaluate import stats
 from tunesmith.evaluate.cross_fit import BOUND, cross_fit
 from tunesmith.evaluate.metrics import Metric
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 YES_NO = Metric(name="exact_match", score=lambda answer, reference: {"score": 1.0}, tie_break="score", binary=True)
 
 
@@ -22,12 +18,7 @@ def mean(answers):
 
 @pytest.fixture(scope="module")
 def simulation():
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import advice_simulation
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    return advice_simulation
+    return simulation_module("advice_simulation")
 
 
 def test_one_prompt_is_worth_what_it_got():
@@ -75,13 +66,8 @@ def test_few_wrong_rows_are_bounded_exactly():
     assert bound == pytest.approx(BOUND ** (1 / 30)) and bound < 0.90
 
 
-def _stored(table):
-    (*_, newest) = sorted((BENCHMARKS / "results").glob("advice-simulation-*.json"))
-    return json.loads(newest.read_text())[table]
-
-
 def test_the_stored_simulation_is_whole_and_holds_what_is_promised(simulation):
-    cells = {(c["left"], c["dev"], c["prompts"], c["sd"]): c for c in _stored("cells")}
+    cells = {(c["left"], c["dev"], c["prompts"], c["sd"]): c for c in stored_simulation("advice_simulation")["cells"]}
     assert set(cells) == set(simulation.CELLS)
     for (left, rows, _, _), cell in cells.items():
         if left == 10:
@@ -89,7 +75,7 @@ def test_the_stored_simulation_is_whole_and_holds_what_is_promised(simulation):
             assert cell["fitted"] <= 0.90 + 0.005, cell
         elif left == 0 and rows >= 64:  # no promise: a floor under what was measured
             assert cell["enough"] >= (0.70 if rows == 64 else 0.90), cell
-    coverage = {(c["metric"], c["dev"]): c for c in _stored("coverage")}
+    coverage = {(c["metric"], c["dev"]): c for c in stored_simulation("advice_simulation")["coverage"]}
     assert set(coverage) == set(simulation.COVERED)
     assert all(cell["covered"] >= 0.92 for cell in coverage.values())
 

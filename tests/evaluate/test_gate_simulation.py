@@ -1,28 +1,18 @@
 """What the gate promises, over whole simulated decisions: the stored simulation holds it, and a smaller one agrees."""
 
-import json
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+from simulations import simulation_module, stored_simulation
 
 
 @pytest.fixture(scope="module")
 def simulation():
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import gate_simulation
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    return gate_simulation
+    return simulation_module("gate_simulation")
 
 
 def _stored():
-    (*_, newest) = sorted((BENCHMARKS / "results").glob("gate-simulation-*.json"))
-    return {(c["truth"], c["n"], c["sd"], c["dev"]): c for c in json.loads(newest.read_text())["cells"]}
+    return {(c["truth"], c["n"], c["sd"], c["dev"]): c for c in stored_simulation("gate_simulation")["cells"]}
 
 
 def test_the_stored_simulation_is_whole_and_holds_what_is_promised(simulation):

@@ -13,7 +13,7 @@ from tunesmith.errors import RunError
 from tunesmith.pipeline import stage as stages
 from tunesmith.pipeline.stage import Table, module_of
 from tunesmith.pipeline.table import sweep_stage, table_of
-from tunesmith.recipe import Recipe, load_recipe
+from tunesmith.recipe import load_recipe
 from tunesmith.rundir import RunDir
 from tunesmith.rundir.events import EventLog
 from tunesmith.rundir.records.advice import Advice
@@ -35,11 +35,7 @@ def open_run(target: str | Path, out: str | Path | None = None, *, replace: bool
         RecipeError: the recipe cannot be read, or a key is wrong.
         RunError: no run there, or the run of another recipe.
     """
-    target = Path(target)
-    if target.is_dir():
-        return RunDir.open(target)
-    recipe = load_recipe(target)
-    return RunDir.create(_place(recipe, out), recipe, target, replace=replace)
+    return _run_of(target, out, replace, RunDir.create)
 
 
 def look_at(target: str | Path, out: str | Path | None = None, *, replace: bool = False) -> RunDir:
@@ -49,15 +45,15 @@ def look_at(target: str | Path, out: str | Path | None = None, *, replace: bool 
         RecipeError: the recipe cannot be read, or a key is wrong.
         RunError: no run there, or the run of another recipe.
     """
+    return _run_of(target, out, replace, RunDir.planned)
+
+
+def _run_of(target: str | Path, out: str | Path | None, replace: bool, enter: Callable[..., RunDir]) -> RunDir:
     target = Path(target)
     if target.is_dir():
         return RunDir.open(target)
     recipe = load_recipe(target)
-    return RunDir.planned(_place(recipe, out), recipe, target, replace=replace)
-
-
-def _place(recipe: Recipe, out: str | Path | None) -> Path:
-    return Path(out) if out is not None else Path("runs") / str(recipe.name)
+    return enter(Path(out) if out is not None else Path("runs") / str(recipe.name), recipe, target, replace=replace)
 
 
 def make(run: RunDir, goals: Iterable[str], *, all_needed: bool = False, force: Iterable[str] = ()) -> None:
