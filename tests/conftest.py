@@ -3,6 +3,7 @@
 What is expensive is made once a session and shared by the workers under a file lock.
 """
 
+import gc
 import importlib
 import json
 import logging
@@ -43,6 +44,13 @@ torch.set_num_threads(THREADS)
 # Same examples on every run, and no verdict on a busy machine's speed: a red test means a wrong program.
 settings.register_profile("tunesmith", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tunesmith")
+
+
+def pytest_collection_finish():
+    """What imports and collection left lives to the end: no collection of garbage walks its two million objects again."""
+    gc.collect()
+    gc.freeze()
+
 
 COLOURS = ["red", "green", "blue", "black", "white", "brown", "pink", "grey"]
 THINGS = ["car", "house", "river", "bird", "table", "cloud", "door", "stone"]
