@@ -44,12 +44,7 @@ torch.set_num_threads(THREADS)
 # Same examples on every run, and no verdict on a busy machine's speed: a red test means a wrong program.
 settings.register_profile("tunesmith", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tunesmith")
-
-
-def pytest_collection_finish():
-    """What imports and collection left lives to the end: no collection of garbage walks its two million objects again."""
-    gc.collect()
-    gc.freeze()
+gc.set_threshold(20_000, 20, 20)
 
 
 COLOURS = ["red", "green", "blue", "black", "white", "brown", "pink", "grey"]
@@ -83,6 +78,13 @@ def _shared(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[
             make(temporary)
             temporary.rename(target)
     return target
+
+
+@pytest.fixture(scope="module", autouse=True)
+def little_garbage():
+    """Two million objects of imports and collection live to the end: no collection of garbage walks them again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -154,7 +156,7 @@ def tokenizer_dir(tmp_path_factory):
     assert GGUF.exists(), f"{GGUF} is missing; run: make {GGUF.relative_to(ROOT)}"
 
     def make(directory: Path) -> None:
-        load_gguf_tokenizer(GGUF, GgufReader(GGUF)).save_pretrained(directory)
+        load_gguf_tokenizer(GGUF, GgufReader(GGUF), "llama").save_pretrained(directory)
 
     return _shared(tmp_path_factory, "tokenizer", make)
 

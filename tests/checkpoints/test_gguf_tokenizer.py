@@ -32,8 +32,8 @@ class _Renamed:
 
 
 def test_an_unknown_rule_is_refused_and_a_missing_one_is_said(talk, monkeypatch):
-    monkeypatch.setattr(gguf_tokenizer.AutoTokenizer, "from_pretrained", lambda *_, **__: None)
-    load_gguf_tokenizer(GGUF, _Renamed(None))
+    monkeypatch.setattr(gguf_tokenizer.TokenizersBackend, "from_pretrained", lambda *_, **__: None)
+    load_gguf_tokenizer(GGUF, _Renamed(None), "llama")
     assert "does not say how its tokenizer splits text" in talk()
     with pytest.raises(ModelError, match="'poro-chat', which is not known"):
-        load_gguf_tokenizer(GGUF, _Renamed("poro-chat"))
+        load_gguf_tokenizer(GGUF, _Renamed("poro-chat"), "llama")

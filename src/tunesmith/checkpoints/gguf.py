@@ -89,7 +89,7 @@ def convert_gguf(path: Path, expected: str | None) -> Path:
     logger.info(f"converting {path.name} to safetensors (once; kept in {target})")
     try:
         config = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
-        tokenizer = load_gguf_tokenizer(path, reader)
+        tokenizer = load_gguf_tokenizer(path, reader, config.model_type)
         _complete(path, config, reader, known)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)

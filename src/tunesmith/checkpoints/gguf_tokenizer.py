@@ -6,6 +6,9 @@ other file GPT-2's rule in silence. For vocabularies that cut digits one by one 
 on " ½" or on a digit of another script behind a space: other ids in training than in every engine that runs the export, and
 than in the model's own pretraining. So the rule is set here, and a name that nobody knows is refused.
 
+The class is looked up here too: ``AutoTokenizer`` would parse the file for its configuration, which takes 5 s for 49,152 tokens
+and their merges, and the caller has it.
+
 Source: ``src/llama-vocab.cpp`` of llama.cpp (build b10605), ``llm_tokenizer_bpe`` and the list of names; ``Digits`` and
 ``ByteLevel`` of the ``tokenizers`` library, which the ``tokenizer.json`` of these models names.
 """
@@ -14,8 +17,9 @@ import logging
 from pathlib import Path
 
 from tokenizers import pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, TokenizersBackend
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from tunesmith.checkpoints.gguf_reader import GgufReader
 from tunesmith.errors import ModelError
@@ -26,17 +30,21 @@ logger = logging.getLogger(__name__)
 BYTE_LEVEL = "gpt2"  # tokenizer.ggml.model of every byte-level vocabulary
 
 
-def load_gguf_tokenizer(path: Path, reader: GgufReader) -> PreTrainedTokenizerBase:
+def load_gguf_tokenizer(path: Path, reader: GgufReader, model_type: str) -> PreTrainedTokenizerBase:
     """The file's tokenizer.
 
     Args:
         reader: of the same file.
+        model_type: of the file's configuration as transformers reads it.
 
     Raises:
         ModelError: a rule of splitting that is not known.
         OSError, ValueError, KeyError, TypeError: as transformers reads the file.
     """
-    tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    if TOKENIZER_MAPPING_NAMES.get(model_type) is None:
+        tokenizer = TokenizersBackend.from_pretrained(str(path.parent), gguf_file=path.name)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, tokenizer_type=model_type)
     kind, rule = (reader.value(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
     if kind != BYTE_LEVEL:
         return tokenizer
