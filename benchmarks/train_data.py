@@ -64,9 +64,9 @@ class Function:
 
 
 @cache
-def functions() -> tuple[Function, ...]:
-    """Documented functions of the standard library, by path, then in the order of ``ast.walk``."""
-    root = Path(sysconfig.get_paths()["stdlib"])
+def functions(package: str = "") -> tuple[Function, ...]:
+    """Documented functions of the standard library, or of one package in it, by path, then in the order of ``ast.walk``."""
+    root = Path(sysconfig.get_paths()["stdlib"], package)
     found: list[Function] = []
     for path in sorted(root.rglob("*.py"), key=lambda p: p.relative_to(root).as_posix()):
         parts = path.relative_to(root).with_suffix("").parts

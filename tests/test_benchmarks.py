@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -36,6 +37,7 @@ MIN_DISCORDANT_UNITS = tuple(train_data.Function("m", f"def f{n}():\n    return 
 
 
 def test_chats_are_the_same_every_time_and_come_from_code(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_data, "functions", partial(train_data.functions, "email"))  # the whole takes 7 s
     first, second = train_data.chats(60), train_data.chats(60)
     assert train_data.write_rows(tmp_path / "a", first) == train_data.write_rows(tmp_path / "b", second)
     assert train_data.chats(20, seed=1) != first[:20]
@@ -52,6 +54,7 @@ def test_chats_are_the_same_every_time_and_come_from_code(tmp_path, monkeypatch)
         train_data.chats(10)
 
 
+@pytest.mark.slow
 def test_lengths_of_chats_and_prefix(tokenizer):
     def tokens(messages):
         return len(tokenizer.apply_chat_template(messages, return_dict=False))

@@ -13,6 +13,7 @@ from conftest import ROOT
 
 NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
 MODEL = '"HuggingFaceTB/SmolLM2-135M-Instruct"'
+DAYS = "draw.sample(range(15_000), 240)"  # a third of these rows is trained on here
 PICTURES = {"run.training": "<svg", "verdict": "<svg", "run": "<table", "run.advise(quick=True)": "<table"}
 
 
@@ -31,10 +32,14 @@ def test_quickstart_runs_and_shows_what_it_says(tiny_dir: Path, tmp_path: Path, 
     notebook = json.loads(NOTEBOOK.read_text())
     sources = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert all(not cell["outputs"] for cell in notebook["cells"] if cell["cell_type"] == "code")
-    assert sum(source.count(MODEL) for source in sources) == 1
+    for text in (MODEL, DAYS):
+        assert sum(source.count(text) for source in sources) == 1
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    values = dict(_last_value(source.replace(MODEL, repr(str(tiny_dir))), names) for source in sources)
+    meant = {MODEL: repr(str(tiny_dir)), DAYS: DAYS.replace("240", "80")}
+    for written, here in meant.items():
+        sources = [source.replace(written, here) for source in sources]
+    values = dict(_last_value(source, names) for source in sources)
     for expression, mark in PICTURES.items():
         shown = values[expression]._repr_html_().replace("&nbsp;", " ")
         assert mark in shown, expression

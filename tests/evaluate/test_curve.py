@@ -48,7 +48,7 @@ def test_intervals_of_gains_hold_the_truth():
     a, b, c = 0.2, 0.15, 0.4
     rng = np.random.default_rng(1)
     covered = []
-    for _ in range(60):
+    for _ in range(40):
         curve = fit_curve(ROWS, *bootstrap(_answers(rng, _law(SHARES, a, b, c), 150)), 150, 0.03)
         truth = [b - _law(times, 0.0, b, c) for times in (2, 4)]
         covered.append([gain.low <= true <= gain.high for gain, true in zip(curve.gains, truth, strict=True)])
