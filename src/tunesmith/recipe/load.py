@@ -98,7 +98,8 @@ def json_schema() -> str:
 
 def _resolved(recipe: Recipe, base: Path) -> Recipe:
     source = recipe.data.path
-    if source.count("/") != 1 or Path(source).suffix in FILE_SUFFIXES or _is_path(base, source):
+    is_file = source.count("/") != 1 or Path(source).suffix in FILE_SUFFIXES
+    if is_file or _is_path(base, source) or is_below_folder(base, source):
         source = str(_absolute(base, Path(source)))
     earlier = recipe.data.earlier_split
     documents = recipe.data.documents
@@ -140,6 +141,11 @@ def _task_paths(base: Path, task: Task) -> Task:
 def is_shipped_name(template: Path) -> bool:
     """Whether ``chat.template`` names a template that tunesmith brings (no suffix, no folder) rather than a file."""
     return not template.suffix and len(template.parts) == 1
+
+
+def is_below_folder(base: Path, name: str) -> bool:
+    """Whether ``folder/rows`` means a place in a folder that is there, and no hub id; with a split it is always one."""
+    return ":" not in name and (base / name).parent.is_dir()
 
 
 def _is_path(base: Path, name: str) -> bool:
