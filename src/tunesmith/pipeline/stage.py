@@ -22,6 +22,7 @@ import contextlib
 import functools
 import importlib
 import logging
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -95,7 +96,7 @@ class Stage:
 
     def command(self, run: RunDir) -> str:
         """What to type to make it."""
-        return f"tunesmith {self.verb or self.name} {run.path}"
+        return f"tunesmith {self.verb or self.name} {shlex.quote(str(run.target))}"
 
 
 @dataclass(frozen=True)
@@ -263,9 +264,11 @@ def refuse_not_done(run: RunDir, table: Table, recipe: Recipe, name: str) -> Non
 def _not_done(run: RunDir, stage: Stage, state: StageState, goal: str) -> RunError:
     """The refusal of a goal for a stage before it that is not done."""
     words = {"never": "was not run", "stale": "is stale", "broken": "is damaged", "waiting": "cannot be run yet"}
+    why = "" if state.state == "never" and not state.why else f": {reason(state)}"
+    everything = shlex.join(["tunesmith", "run", str(run.target), "--until", goal])
     return RunError(
-        f"{run.path}: {stage.name} {words[state.state]}: {reason(state)}",
-        f"run: {stage.command(run)}; or all that is needed: tunesmith run {run.path} --until '{goal}'",
+        f"{run.path}: {stage.name} {words[state.state]}{why}",
+        f"run: {stage.command(run)}; or all that is needed: {everything}",
     )
 
 
