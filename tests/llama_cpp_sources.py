@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 
-from tiny_families import VOCABULARY
 from tunesmith.export.gguf import convert, lora
 
 RUN_IN_CHILD = convert.run_converter
@@ -57,7 +56,8 @@ def conversion_by(run: Callable[[str, list[str], Path], None]) -> Iterator[None]
 
 def convert_here(directory: Path, kind: str, set_vocab: Callable[[Any], None]) -> Path:
     """A tiny model directory as a GGUF of a ``LlamaFileType``, beside it; ``set_vocab`` stands for the tokenizer's tables."""
-    tokens = {"vocab": {str(i): i for i in range(VOCABULARY)}}
+    config = json.loads((directory / "config.json").read_text())
+    tokens = {"vocab": {str(i): i for i in range(config.get("text_config", config)["vocab_size"])}}
     (directory / "tokenizer.json").write_text(json.dumps({"model": tokens, "added_tokens": []}))
     target = directory.with_suffix(".gguf")
     with converters() as patch:

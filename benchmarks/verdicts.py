@@ -1,0 +1,58 @@
+"""Keep the evidence of a verdict, and reach the verdict again from it.
+
+Kept is the part of a run directory that the stage ``verdict`` reads: the answers of every arm with their scores, the test rows,
+what was chosen on dev, parity, forgetting, seeds. No weights, and no ledger: how often the test part had been read is taken from
+the verdict. ``verdict.json`` lies beside the archive, to be read. Paths below the checkout are written as ``{root}``.
+
+    python benchmarks/verdicts.py runs/us_addresses benchmarks/results/verdicts/us_addresses-2026-11-28
+"""
+
+import io
+import sys
+import tarfile
+from pathlib import Path
+from unittest import mock
+
+from tunesmith.pipeline import verdict as stage
+from tunesmith.pipeline.stage import Session
+from tunesmith.rundir import RunDir
+from tunesmith.rundir.records.evaluation import Verdict
+
+ROOT = Path(__file__).resolve().parents[1]
+ARCHIVE = "run.tar.xz"
+READ = (
+    *("recipe.yaml", "stages.json", "training.json", "manifest.json", "data/test.jsonl", "export/parity.json"),
+    *("evaluation/*.json", "evaluation/**/outputs.jsonl", "evaluation/**/scores.json"),
+)
+
+
+def keep(run: RunDir, target: Path) -> None:
+    """Write ``verdict.json`` and the archive of what it was made from into ``target``."""
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "verdict.json").write_bytes(run.verdict_file.read_bytes())
+    files = sorted({file for pattern in READ for file in run.path.glob(pattern)})
+    with tarfile.open(target / ARCHIVE, "w:xz") as archive:
+        for file in files:
+            content = file.read_text(encoding="utf-8").replace(str(ROOT), "{root}").encode()
+            entry = tarfile.TarInfo(str(file.relative_to(run.path)))
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+
+
+def reach(kept: Path, place: Path) -> Verdict:
+    """The verdict of what was kept in a directory, made anew by the stage of a run, in ``place``."""
+    with tarfile.open(kept / ARCHIVE) as archive:
+        archive.extractall(place, filter="data")
+    for file in place.rglob("*.*"):
+        if file.is_file():
+            file.write_text(file.read_text(encoding="utf-8").replace("{root}", str(ROOT)), encoding="utf-8")
+    run = RunDir(place)
+    tries = Verdict.read(kept / "verdict.json").tries
+    run.verdict_file.unlink()
+    with mock.patch.object(stage, "tries_of", lambda *_: tries):
+        stage.execute(run, run.recipe(), Session(), "")
+    return Verdict.read(run.verdict_file)
+
+
+if __name__ == "__main__":
+    keep(RunDir(Path(sys.argv[1])), Path(sys.argv[2]))
