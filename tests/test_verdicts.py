@@ -42,7 +42,7 @@ def test_every_table_in_the_documents_is_of_a_kept_verdict():
             if TABLE_HEADER not in block:
                 continue
             tables += 1
-            lines = [" ".join(line.split()) for line in block.splitlines() if line.strip() and not line.lstrip().startswith("─")]
+            lines = [words for line in block.splitlines() if (words := " ".join(line.split())) and not words.startswith("─")]
             assert any(_in_order(lines, _printed(kept)) for kept in KEPT), f"{page.name}: a table of no kept verdict:\n{block}"
     assert tables >= 2
 
