@@ -152,10 +152,10 @@ def evaluate(run: RunDir, arms: Iterable[str] | None = None) -> None:
         RunError: an arm that the recipe does not have, or whose model was not made yet.
     """
     known = run.recipe().evaluate.arms
-    wanted = known if arms is None else tuple(arms)
-    if unknown := set(wanted) - set(known):
+    names = known if arms is None else tuple(arms)
+    if unknown := set(names) - set(known):
         raise RunError(f"{min(unknown)}: not an arm of this recipe", f"arms: {', '.join(known)}")
-    make(run, [*(f"evaluate {arm}" for arm in wanted), *(["evaluate finalists"] if arms is None else [])])
+    make(run, [*(f"evaluate {arm}" for arm in names), *(["evaluate finalists"] if arms is None else [])])
 
 
 def export(run: RunDir) -> Export:
