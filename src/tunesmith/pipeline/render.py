@@ -148,10 +148,10 @@ def _refuse_left_out(recipe: Recipe, part: str, left_out: list[LeftOut], lengths
         )
     too_long = [row for row in left_out if row.tokens]
     if too_long and recipe.data.on_too_long == "refuse":
-        examples = ", ".join(f"{row.id} ({row.tokens})" for row in too_long[:20])
+        rows = ", ".join(f"{row.id} ({row.tokens})" for row in too_long[:20])
         more = f" and {len(too_long) - 20:,} more" if len(too_long) > 20 else ""
         raise DataError(
-            f"{len(too_long):,} {part} rows are longer than train.max_length {recipe.train.max_length} tokens: {examples}{more}",
+            f"{len(too_long):,} {part} rows are longer than train.max_length {recipe.train.max_length} tokens: {rows}{more}",
             f"train.max_length: {limits(keep_shares(lengths))}; or set data.on_too_long: drop, or drop_oldest_turns",
         )
 

@@ -51,7 +51,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     logger.info(f"train: {ready.swapped}")
     logger.info(
         f"health: adapters change nothing yet and {len(layers)} of {len(layers)} get a gradient; "
-        f"loss {ready.first_loss:.2f} on the first rows; supervised {', '.join(part.told() for part in parts)}; "
+        f"loss {ready.first_loss:.2f} on the first rows; supervised {', '.join(part.words() for part in parts)}; "
         f"{'; '.join(template)}"
     )
     size = f"{steps.packs_per_step} packs of {steps.capacity} tokens"
