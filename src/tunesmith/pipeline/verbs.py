@@ -205,10 +205,14 @@ def report(run: RunDir) -> Path:
 
 
 def sweep(run: RunDir, types: tuple[str, ...] = ()) -> Sweep:
-    """Score several GGUF types on dev, and recommend one."""
-    recipe = run.recipe()
-    table = table_of(recipe)
-    added = Table((*table.stages, sweep_stage(types)))
+    """Write the forms that are deployed, then score several GGUF types on dev and recommend one.
+
+    Raises:
+        RunError: a type that is not written here, before anything is; or train is not done.
+    """
+    stage, recipe = sweep_stage(types), run.recipe()
+    make(run, ["export"])
+    added = Table((*table_of(recipe).stages, stage))
     with run.writing():
         stages.make(run, added, recipe, ["sweep"])
     return Sweep.read(run.export / "sweep.json")
