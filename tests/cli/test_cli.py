@@ -102,6 +102,13 @@ def test_place_without_permission(tmp_path, tiny_dir, monkeypatch, capsys):
         assert _main("data", recipe, "--out", tmp_path / "closed" / "run", monkeypatch=monkeypatch) == 7
 
 
+def test_a_file_that_cannot_be_written_is_named_as_it_was_given(tmp_path, tiny_dir, monkeypatch, capsys):
+    write_recipe(tmp_path, tiny_dir)
+    out = "/proc/rows.yaml"  # where nobody may make a file, not even root
+    assert _main("init", tmp_path / "rows.jsonl", "--model", tiny_dir, "--out", out, monkeypatch=monkeypatch) == 3
+    assert f"error: {out}: " in capsys.readouterr().err
+
+
 def test_missing_extra_is_named(tmp_path):
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')")
     recipe = write_recipe(tmp_path, tmp_path)

@@ -303,11 +303,10 @@ def export(
         plan = _stage.module_of("export").plan(_verbs.look_at(target, out))
         return _show(plan, as_json, lambda: print("\n".join(_export_text.plan_lines(plan))))
     directory = _verbs.open_run(target, out)
-    files = _verbs.export(directory)
     if sweep:
         scores = _verbs.sweep(directory, tuple(types or ()))
         return _show(scores, as_json, lambda: print("\n".join(_export_text.sweep_lines(scores))))
-    _show(files, as_json)
+    _show(_verbs.export(directory), as_json)
 
 
 @app.command(rich_help_panel=STAGES)

@@ -117,14 +117,14 @@ class Table:
 
     def closure(self, goals: Iterable[str]) -> list[Stage]:
         """The goals and all that they need, in the order of the table."""
-        wanted: set[str] = set()
+        names: set[str] = set()
         pending = list(goals)
         while pending:
             name = pending.pop()
-            if name not in wanted:
-                wanted.add(name)
+            if name not in names:
+                names.add(name)
                 pending += self[name].needs
-        return [stage for stage in self.stages if stage.name in wanted]
+        return [stage for stage in self.stages if stage.name in names]
 
 
 def state_of(run: RunDir, stage: Stage, recipe: Recipe, known: StageRecord | None) -> tuple[StageState, Parts | None]:
@@ -191,9 +191,9 @@ def status(run: RunDir, table: Table, recipe: Recipe) -> Status:
         known = records.get(stage.name)
         state, _ = state_of(run, stage, recipe, known)
         if waits_for := [name for name in stage.needs if name in pending]:
-            told = f"after {', '.join(waits_for)}"
+            why = f"after {', '.join(waits_for)}"
             if state.state in ("done", "waiting", "never"):
-                state = replace(state, state="never" if known is None else "waiting", why=(told,))
+                state = replace(state, state="never" if known is None else "waiting", why=(why,))
         if state.state != "done":
             pending.add(stage.name)
         states.append(state)

@@ -152,10 +152,10 @@ def evaluate(run: RunDir, arms: Iterable[str] | None = None) -> None:
         RunError: an arm that the recipe does not have, or whose model was not made yet.
     """
     known = run.recipe().evaluate.arms
-    wanted = known if arms is None else tuple(arms)
-    if unknown := set(wanted) - set(known):
+    names = known if arms is None else tuple(arms)
+    if unknown := set(names) - set(known):
         raise RunError(f"{min(unknown)}: not an arm of this recipe", f"arms: {', '.join(known)}")
-    make(run, [*(f"evaluate {arm}" for arm in wanted), *(["evaluate finalists"] if arms is None else [])])
+    make(run, [*(f"evaluate {arm}" for arm in names), *(["evaluate finalists"] if arms is None else [])])
 
 
 def export(run: RunDir) -> Export:
@@ -205,10 +205,14 @@ def report(run: RunDir) -> Path:
 
 
 def sweep(run: RunDir, types: tuple[str, ...] = ()) -> Sweep:
-    """Score several GGUF types on dev, and recommend one."""
-    recipe = run.recipe()
-    table = table_of(recipe)
-    added = Table((*table.stages, sweep_stage(types)))
+    """Write the forms that are deployed, then score several GGUF types on dev and recommend one.
+
+    Raises:
+        RunError: a type that is not written here, before anything is; or train is not done.
+    """
+    stage, recipe = sweep_stage(types), run.recipe()
+    make(run, ["export"])
+    added = Table((*table_of(recipe).stages, stage))
     with run.writing():
         stages.make(run, added, recipe, ["sweep"])
     return Sweep.read(run.export / "sweep.json")
