@@ -142,6 +142,17 @@ def test_rows_that_are_too_long_or_do_not_fit_the_metric_are_refused(tmp_path, t
         api.evaluate(run, ("gepa",))
 
 
+def test_a_label_without_a_test_row_is_said(tmp_path, tiny_dir, talk):
+    task = {"metric": "macro_f1", "labels": ["red", "green", "mauve"]}
+    changes = {"task": task, "data.path": str(tmp_path / "labels.jsonl")}
+    rows = [{"prompt": f"a thing, number {n}", "completion": ("red", "green")[n % 2]} for n in range(60)]
+    recipe = write_recipe(tmp_path, tiny_dir, changes)
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    api.data(api.open_run(recipe, tmp_path / "run"))
+    said = talk()
+    assert "no test row has the label mauve: " in said and "the label red" not in said
+
+
 def test_events_say_every_figure_of_the_table_and_the_scores_and_verdict_of_the_records(tiny_run):
     """Bars, pages and trackers read events alone, so what they show is what the records of the run hold."""
     events = read_events(tiny_run.events_file)

@@ -17,6 +17,7 @@ from tunesmith.data.quality import Quality, headlines
 from tunesmith.data.read import Reader
 from tunesmith.data.split import PARTS, SplitFacts, answer_key, group_key, read_split, settle_leaks, split, write_split
 from tunesmith.errors import DataError
+from tunesmith.evaluate.metrics.labels import labels_without_rows
 from tunesmith.pipeline.reading import reader_of, with_bar
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Recipe
@@ -60,6 +61,11 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     if report.leaks:
         moved = {"move": "their groups changed sides", "report": "data.on_leak: move takes them out of the test part"}
         logger.info(f"data: {report.leaks} test rows have a near duplicate in train; {moved[settings.on_leak]}")
+    if recipe.task.labels is not None:
+        test = [row.reference for row in stream_rows(run.data / "test.jsonl") if row.why_not_scored() is None]
+        if absent := labels_without_rows(recipe.task, test):
+            more = "more rows of it, or a larger data.test_fraction, bring it in"
+            logger.warning(f"data: no test row has the label {', '.join(absent)}: no arm's score says anything of it; {more}")
 
 
 def _read_and_split(run: RunDir, recipe: Recipe, reader: Reader, everything: Path) -> tuple[np.ndarray, DataReport]:

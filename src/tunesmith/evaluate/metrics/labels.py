@@ -20,7 +20,7 @@ Source of the idea: Goutte and Gaussier 2005 (F1 as a posterior).
 Shape suffixes here: C classes (the labels and invalid).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 
 import numpy as np
@@ -78,6 +78,16 @@ def class_names(task: Task) -> dict[str, str]:
             "give each class a name of its own",
         )
     return known
+
+
+def labels_without_rows(task: Task, references: Iterable[str]) -> list[str]:
+    """Those of ``task.labels`` that no reference asks for.
+
+    Raises:
+        RecipeError: two labels that the normalisation cannot tell apart, or a blank one.
+    """
+    asked_for = {normalise(reference) for reference in references}
+    return [name for key, name in class_names(task).items() if key not in asked_for]
 
 
 def labels_line(task: Task) -> str:
