@@ -144,7 +144,7 @@ def rows_to_settle(c: Comparison, terms: Terms) -> int | None:
     Settled is a gain that is large enough when it is shown, and a smaller one when ``min_gain`` is ruled out.
 
     Returns:
-        None where no number would do: the gain sits on the border.
+        None where ``MAX_ROWS_FACTOR`` times these would not: the gain is too near ``min_gain`` for so few.
     """
     if c.gain > terms.min_gain:
         rows = rows_needed(c, c.gain, terms)

@@ -5,6 +5,7 @@ or a check is missing: a ``deploy`` at 15 of 100 without a word that no bar was 
 """
 
 from tunesmith.evaluate.compare import gain_of_all_rows
+from tunesmith.evaluate.rule import MAX_ROWS_FACTOR
 from tunesmith.formatting import percent, points, points_between
 from tunesmith.rundir.records.evaluation import Verdict
 
@@ -111,9 +112,8 @@ def _rows_that_settle(verdict: Verdict) -> list[str]:
     settled, needed, n = verdict.rows_to_settle, verdict.n_needed, verdict.n
     kind = "test rows" if verdict.clusters is None else f"test rows (in groups, as these {verdict.clusters})"
     if settled is None:
-        sentences = [
-            f"the gain sits on the border of {percent(verdict.terms.min_gain)} points: more rows will hardly settle it"
-        ]
+        rows = f"{MAX_ROWS_FACTOR * n:,} {kind}"
+        sentences = [f"the gain is so near {percent(verdict.terms.min_gain)} points that {rows} would not settle it"]
     else:
         sentences = [f"if the gain stays what it is, {settled - n:,} more {kind} settle it four times in five"]
     if needed is not None and needed > n:
