@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tunesmith.chat.render import Renderer
 from tunesmith.engines.base import BaseModel
-from tunesmith.engines.engine import Allowed, Choices
+from tunesmith.engines.engine import Allowed, Choices, Constraint
 from tunesmith.engines.in_process import InProcessEngine
 from tunesmith.engines.llama_cpp import LlamaCppEngine
 from tunesmith.engines.openai_endpoint import OpenAIEndpoint
@@ -88,9 +88,14 @@ def open_writer(settings: Writer) -> tuple[Callable[[str], str], Callable[[], No
 
 
 def output_constraint(task: Task) -> Allowed | None:
-    """What engines constrain answers to, where the recipe asks for that (its JSON schema, its labels), or labels to choose."""
+    """What engines constrain the answers of every arm to, where the recipe asks for that, or labels to choose."""
     if task.metric == "calibrated":
         return Choices(task.labels or ())
-    if not task.constrained:
+    return answer_language(task) if task.constrained is True else None
+
+
+def answer_language(task: Task) -> Constraint | None:
+    """What an answer can be constrained to: the JSON schema, the labels; None where the recipe has neither."""
+    if not task.can_constrain:
         return None
     return task.labels if task.json_schema is None else read_json(task.json_schema)

@@ -64,7 +64,7 @@ def _score(evaluation: Evaluation, arm: str, chosen: dict[str, Candidate]) -> No
     """
     run, recipe = evaluation.run, evaluation.recipe
     prompts = evaluation.prompts(arm, chosen)
-    budget, allowed = evaluation.max_new_tokens, evaluation.allowed
+    budget, allowed = evaluation.max_new_tokens, evaluation.allowed_of(arm, chosen)
     weights, engine = engine_of(run, recipe, arm, evaluation.base, prompts, budget)
     answers_key = fingerprint(weights, prompts, budget, allowed)
     if arm.partition(":")[0] in ("retrieval", "tuned_retrieval"):

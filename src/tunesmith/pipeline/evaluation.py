@@ -10,7 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tunesmith.engines.engine import Allowed, Answer, Engine
-from tunesmith.engines.open import endpoint_key, open_endpoint, open_in_process, open_llama_cpp, output_constraint
+from tunesmith.engines.open import (
+    answer_language,
+    endpoint_key,
+    open_endpoint,
+    open_in_process,
+    open_llama_cpp,
+    output_constraint,
+)
 from tunesmith.errors import RecipeError
 from tunesmith.evaluate.arms import by_time, by_tokens
 from tunesmith.evaluate.metrics import Metric, make_metric
@@ -43,7 +50,8 @@ class Evaluation:
     dev: list[Row]
     test: list[Row]
     max_new_tokens: int
-    allowed: Allowed | None
+    allowed: Allowed | None  # of every arm
+    language: Allowed | None  # of a prompt that is held to something
     base: Callable[[], Engine]
     corpus: Callable[[], Corpus]
     documents: Callable[[], Store]
@@ -79,6 +87,7 @@ class Evaluation:
             test,
             Rendered.read(run.rendered_file).max_new_tokens,
             output_constraint(recipe.task),
+            output_constraint(recipe.task) or answer_language(recipe.task),
             functools.cache(lambda: open_in_process(base_of(run, recipe), None, recipe.evaluate.batch_size)),
             corpus,
             documents,
@@ -97,6 +106,12 @@ class Evaluation:
             return [self.book.messages(candidate, row) for row in self.test]
         documents = self.recipe.evaluate.retrieval.k if arm == "tuned_retrieval" else 0
         return [self.book.tuned(row, documents) for row in self.test]
+
+    def allowed_of(self, arm: str, chosen: dict[str, Candidate]) -> Allowed | None:
+        """What the answers of an arm are constrained to; arguments as of ``prompts``."""
+        if arm in chosen or arm.startswith(EXTERNAL):
+            return self.language if self.candidate_of(arm, chosen).held_to else self.allowed
+        return self.allowed
 
     def candidate_of(self, arm: str, chosen: dict[str, Candidate]) -> Candidate:
         """How a prompt arm, a finalist or an endpoint asks."""
