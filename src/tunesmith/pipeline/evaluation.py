@@ -17,7 +17,7 @@ from tunesmith.evaluate.metrics import Metric, make_metric
 from tunesmith.evaluate.prompts import PromptBook, shown_pool
 from tunesmith.evaluate.references import check_references
 from tunesmith.export.forms.form import base_name, gguf_name
-from tunesmith.messages import Message
+from tunesmith.messages import Message, Tools
 from tunesmith.models.adapter import WEIGHTS
 from tunesmith.pipeline.base import base_of
 from tunesmith.pipeline.stage import Session
@@ -124,13 +124,19 @@ def evaluation_of(run: RunDir, recipe: Recipe, session: Session) -> Evaluation:
 
 
 def engine_of(
-    run: RunDir, recipe: Recipe, arm: str, base: Callable[[], Engine], prompts: list[list[Message]], budget: int
+    run: RunDir,
+    recipe: Recipe,
+    arm: str,
+    base: Callable[[], Engine],
+    prompts: list[list[Message]],
+    budget: int,
+    tools: list[Tools] | None = None,
 ) -> tuple[str, Callable[[], Engine]]:
     """Fingerprint of an arm's weights, and how to make its engine.
 
     Args:
         base: how to get the base model's engine.
-        prompts: the arm's prompts, which say how much context the deployed engine needs.
+        prompts, tools: the arm's prompts and what they declare, which say how much context the deployed engine needs.
     """
     if arm.startswith(EXTERNAL):
         endpoint = recipe.evaluate.endpoint_of(arm)
@@ -143,7 +149,7 @@ def engine_of(
         return weights, lambda: open_in_process(model, run.adapter, recipe.evaluate.batch_size)
     name = base_name if arm == PROMPT_DEPLOYED else gguf_name
     gguf = run.export / name(str(recipe.name), recipe.export.gguf[-1])
-    return content_hash(gguf), lambda: open_llama_cpp(gguf, model.renderer, prompts, budget)
+    return content_hash(gguf), lambda: open_llama_cpp(gguf, model.renderer, prompts, budget, tools)
 
 
 def _read_corpus(recipe: Recipe, pool: list[Row], test: list[Row]) -> Corpus:

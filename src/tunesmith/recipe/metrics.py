@@ -43,6 +43,9 @@ METRIC_KEYS: dict[str, MetricKeys] = {
     "json": MetricKeys(
         description="the same object; parse, schema and field F1 beside it", reads=("json_schema", "constrained")
     ),
+    "tool_calls": MetricKeys(
+        description="the same functions called with the same arguments; malformed and lost calls counted apart"
+    ),
     "rouge": MetricKeys(description="F-measure of ROUGE-L; ROUGE-1 and ROUGE-2 beside it (extra metrics)"),
     "bleu": MetricKeys(description="BLEU of all rows together; chrF beside it (extra metrics)"),
     "numeric": MetricKeys(description="the last number or date, with its unit, within a tolerance", reads=("tolerance",)),
