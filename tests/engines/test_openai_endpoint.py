@@ -164,7 +164,7 @@ def test_tools_go_along_and_calls_come_back(server):
     answers = [
         {
             "content": None,
-            "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1.0}'}}],
+            "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": '{"a": 1.0}'}}],
         },
         {"content": '<tool_call>{"name": "f", "arguments": {}}</tool_call>'},
         {"content": "", "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": '}}]},

@@ -5,8 +5,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import COLOURS, THINGS, write_recipe
+from tunesmith.chat.render import Renderer
+from tunesmith.data.conversation import check_messages
 from tunesmith.errors import DataError, ModelError
 from tunesmith.evaluate.arms import read_outputs
 from tunesmith.evaluate.metrics import make_metric
@@ -76,7 +80,7 @@ def test_rows_whose_calls_cannot_be_scored_are_refused():
 
 
 def _recipe(directory: Path, tiny_dir: Path, changes: dict) -> Path:
-    task = {"metric": "tool_calls", "prompt": "Call the function that does it.", "max_new_tokens": 40}
+    task = {"metric": "tool_calls", "prompt": "Call the function that does it.", "max_new_tokens": 8}
     train = {"tokens_per_step": 512, "max_length": 512, "num_train_epochs": 1, "learning_rate": 0.002}
     recipe = write_recipe(directory, tiny_dir, {"task": task, "train": train, **changes})
     (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in _rows()))
@@ -90,12 +94,32 @@ def test_a_template_without_tools_is_refused_before_anything_is_trained(tmp_path
     assert "train" not in run.stages()
 
 
+def _learned(tiny_dir: Path, template: Path, target: Path, steps: int) -> Path:
+    """The tiny model after so many steps on the rows, all tokens; its tokens write the marks of calls letter by letter."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_dir), AutoTokenizer.from_pretrained(tiny_dir)
+    renderer = Renderer(tokenizer, template.read_text())
+    read = [check_messages(row["messages"]) for row in _rows()]
+    torch.manual_seed(0)
+    ids = [torch.tensor(renderer.render(messages, TOOLS).ids) for messages in read]
+    ids_NT = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-100)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.004)
+    for step in range(steps):
+        labels_BT = ids_NT[step % 8 :: 8]
+        model(input_ids=labels_BT.clamp(min=0), labels=labels_BT).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    return target
+
+
 def test_a_run_from_rows_with_calls_to_a_verdict(tmp_path, tiny_dir):
-    """Qwen's template on the tiny model, whose tokens write its marks letter by letter."""
+    """Qwen's template on the tiny model, which has seen such rows a few times."""
     trl = importlib.util.find_spec("trl")
     assert trl is not None and trl.submodule_search_locations
     template = Path(trl.submodule_search_locations[0]) / "chat_templates" / "qwen2_5.jinja"
-    arms = ["instruction", "few_shot", "tuned", "deployed"]
+    tiny_dir = _learned(tiny_dir, template, tmp_path / "learned", 4)
+    arms = ["instruction", "few_shot", "tuned"]
     changes = {"chat.template": str(template), "evaluate.arms": arms, "evaluate.few_shot": {"k": [1], "draws": 1}}
     run = api.open_run(_recipe(tmp_path, tiny_dir, changes), tmp_path / "run")
     verdict = api.run(run)

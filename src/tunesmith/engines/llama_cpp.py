@@ -11,7 +11,8 @@ llama.cpp's server gives log-probabilities of what it says, none of what it is g
 prompt that the server rendered (``engines/libllama.py``).
 
 Tools go along too: the server writes them with the template and takes calls out of the answer with its own parser, as whoever
-deploys the file will see it (``engines/wire.py``).
+deploys the file will see it (``engines/wire.py``). Once a call has begun, it also holds the model to the declared schema. An
+answer that its parser cannot read is an error of the server's, and a malformed call here.
 
 What answers are constrained to goes along as text for its own copy of llguidance, checked by ours beforehand: llama.cpp takes a
 grammar that it cannot read, notes it in its log and answers freely (``engines/grammar.py``).
@@ -31,6 +32,9 @@ from tunesmith.engines.wire import calls_of_reply, wire_messages
 from tunesmith.errors import ExportError
 from tunesmith.messages import Message, Tools
 from tunesmith.rundir.records import Json
+from tunesmith.rundir.records.calls import Calls
+
+UNREAD = "does not match the expected"  # llama.cpp of an answer that its parser for calls cannot read
 
 
 class LlamaCppEngine:
@@ -84,6 +88,9 @@ class LlamaCppEngine:
                 body |= {"tools": own, "tool_choice": "auto" if allowed is None else "none"}
             started = time.perf_counter()
             reply = self._process.ask("chat", body=body)
+            unread = bool(own) and UNREAD in json.dumps(reply.get("error", ""))
+            if unread:  # the same prompt, and the answer as it is
+                reply = self._process.ask("chat", body=body | {"tool_choice": "none"})
             seconds = time.perf_counter() - started
             if "choices" not in reply:
                 raise ExportError(f"llama.cpp refused a prompt: {json.dumps(reply)[:300]}", "is the context large enough?")
@@ -96,7 +103,7 @@ class LlamaCppEngine:
                     usage["completion_tokens"],
                     seconds,
                     choice["finish_reason"] in ("stop", "tool_calls"),
-                    None if tools is None else calls,
+                    None if tools is None else Calls(malformed=1) if unread else calls,
                 )
             )
             advance(1)

@@ -62,7 +62,7 @@ def calls_of_reply(message: dict[str, Any], tools: Tools) -> tuple[str, Calls]:
     for entry in message.get("tool_calls") or ():
         function = entry["function"]
         try:
-            calls.append(call_of_text(str(function["name"]), function["arguments"] or "{}"))
+            calls.append(call_of_text(str(function["name"]), function["arguments"]))
         except ValueError:
             malformed += 1
     if not calls and not malformed:
