@@ -17,15 +17,15 @@ from tunesmith.errors import ModelError
 from tunesmith.rundir.records.calls import Call, Calls
 
 BY_NAME = {form.name: form for form in FORMS}
-EXPECTED = {"llama3.1": "bare", "qwen2.5": "hermes", "qwen3": "hermes", "gemma4": "gemma", "mistral": "mistral"}
+EXPECTED = {"llama3.1": "bare", "qwen2.5": "hermes", "qwen3": "hermes", "gemma4": "braces", "mistral": "brackets"}
 TRL = importlib.util.find_spec("trl")
 assert TRL is not None and TRL.submodule_search_locations
 PUBLISHED = Path(TRL.submodule_search_locations[0]) / "chat_templates"
 # What else is published; the date and single calls of Llama keep it to the probe above, R1's drops calls.
 FORM_OF = {
     "deepseekv3_training": "deepseek",
-    "diffusion_gemma": "gemma",
-    "gemma4": "gemma",
+    "diffusion_gemma": "braces",
+    "gemma4": "braces",
     "glm4moe": "keys",
     "gptoss": "harmony",
     "lfm2_2_5": "python",
@@ -107,7 +107,7 @@ def test_published_templates_are_read_by_one_form_alone(template, form):
         if functions(entry.calls(answer, TOOLS)) == [c["function"] for c in CALLS[:count]]
     }
     assert readers == {form}
-    lost = read_calls(answer, BY_NAME["mistral"], TOOLS)
+    lost = read_calls(answer, BY_NAME["brackets"], TOOLS)
     assert (lost.calls, lost.malformed, lost.lost) == ((), 0, count)
 
 
@@ -115,10 +115,10 @@ def test_published_templates_are_read_by_one_form_alone(template, form):
     ("form", "answer"),
     [
         ("bare", '<|python_tag|>{"type": "function", "name": "f", "parameters": {"a": 1}};{"name":"f", "parameters": {"a":1}}'),
-        ("mistral", '[TOOL_CALLS] [{"name": "f", "arguments": {"a": 1}}, {"name": "f", "arguments": {"a": 1}}]'),
-        ("mistral args", '[TOOL_CALLS]f[ARGS]{"a": 1}[TOOL_CALLS]f{"a": 1}'),
+        ("brackets", '[TOOL_CALLS] [{"name": "f", "arguments": {"a": 1}}, {"name": "f", "arguments": {"a": 1}}]'),
+        ("brackets args", '[TOOL_CALLS]f[ARGS]{"a": 1}[TOOL_CALLS]f{"a": 1}'),
         ("list", '<|tool_call|>[{"name": "f", "arguments": {"a": 1}}, {"name": "f", "arguments": {"a": 1}}]<|/tool_call|>'),
-        ("functiongemma", "<start_function_call>call:f{a:1}<end_function_call>" * 2),
+        ("escapes", "<start_function_call>call:f{a:1}<end_function_call>" * 2),
         ("harmony", 'analysis<|end|><|start|>assistant<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"a": 1}'
          '<|call|><|start|>assistant to=functions.f<|channel|>commentary json<|message|>{"a": 1}'),
         ("deepseek", "<｜tool▁calls▁begin｜>" + '<｜tool▁call▁begin｜>f<｜tool▁sep｜>{"a": 1}<｜tool▁call▁end｜>' * 2),

@@ -13,16 +13,16 @@ from typing import Any
 
 from tunesmith.chat.calls.forms import read_calls
 from tunesmith.chat.calls.values import call_of_text
-from tunesmith.messages import Message, Tools
+from tunesmith.messages import Message, ToolCall, Tools
 from tunesmith.rundir.records.calls import Call, Calls
 
 
-def wire_messages(messages: list[Message]) -> list[dict[str, Any]]:
+def wire_messages(messages: list[Message]) -> list[Message]:
     """The conversation in OpenAI's schema."""
-    sent: list[dict[str, Any]] = []
+    sent: list[Message] = []
     open_ids: list[str] = []  # of calls that have no result yet
     for message in messages:
-        turn: dict[str, Any] = {**message}
+        turn = message.copy()
         if message["role"] == "tool":
             turn["tool_call_id"] = message.get("tool_call_id") or (open_ids[0] if open_ids else "")
             open_ids = [number for number in open_ids if number != turn["tool_call_id"]]
@@ -30,27 +30,24 @@ def wire_messages(messages: list[Message]) -> list[dict[str, Any]]:
             sent += _empty_results(open_ids)
             open_ids = []
         if "tool_calls" in message:
-            turn["tool_calls"] = [
-                {
-                    "id": call.get("id") or f"call_{len(sent)}_{place}",
-                    "type": "function",
-                    "function": {
-                        "name": call["function"]["name"],
-                        "arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False),
-                    },
-                }
-                for place, call in enumerate(message["tool_calls"])
-            ]
-            open_ids = [call["id"] for call in turn["tool_calls"]]
+            calls = [_wire_call(call, f"call_{len(sent)}_{place}") for place, call in enumerate(message["tool_calls"])]
+            turn["tool_calls"] = calls
+            open_ids = [call["id"] for call in calls]
         sent.append(turn)
     return sent
 
 
-def _empty_results(ids: list[str]) -> list[dict[str, Any]]:
+def _empty_results(ids: list[str]) -> list[Message]:
     return [{"role": "tool", "tool_call_id": number, "content": ""} for number in ids]
 
 
-def calls_of_reply(message: dict[str, Any], tools: Tools) -> tuple[str, Calls]:
+def _wire_call(call: ToolCall, number: str) -> Any:
+    arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+    function = {"name": call["function"]["name"], "arguments": arguments}
+    return {"id": call.get("id") or number, "type": "function", "function": function}
+
+
+def calls_of_reply(message: Any, tools: Tools) -> tuple[str, Calls]:
     """What a server's answer says, calls included, and what it calls.
 
     Raises:

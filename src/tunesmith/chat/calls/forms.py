@@ -5,20 +5,22 @@ another family's form reaches nobody, however right it is. So an answer is read 
 finds that out); what begins like that form and is none is *malformed*; a whole call in another form is *lost*. Each is counted
 apart, because the remedies differ: a longer budget or more training for the one, another template or parser for the other.
 
-    hermes       <tool_call>{"name": ..., "arguments": {...}}</tool_call>        Qwen 2.5 and 3, Hermes, SmolLM3, Granite 4
-    function     <tool_call><function=f><parameter=a>...</parameter></function>  Qwen 3.5, Nemotron 3
-    keys         <tool_call>f<arg_key>a</arg_key><arg_value>...</arg_value>      GLM 4
-    invoke       <invoke name="f"><parameter name="a">...</parameter></invoke>   MiniMax, Muse (each with its prefix)
-    gemma        <|tool_call>call:f{a:<|"|>...<|"|>}<tool_call|>                 Gemma 4
-    functiongemma  <start_function_call>call:f{a:<escape>...<escape>}            FunctionGemma
-    harmony      to=functions.f<|channel|>commentary json<|message|>{...}        gpt-oss
-    python       <|tool_call_start|>[f(a='...')]<|tool_call_end|>                LFM 2
-    mistral      [TOOL_CALLS][{"name": ..., "arguments": {...}}]                 Mistral to v7
-    mistral args   [TOOL_CALLS]f[ARGS]{...}                                      Mistral from v11
-    deepseek     <｜tool▁call▁begin｜>f<｜tool▁sep｜>{...}<｜tool▁call▁end｜>         DeepSeek V3 and R1 (in a fence), V3.1
-    list         <|tool_call|>[{"name": ..., "arguments": {...}}]                Granite 3, Phi 4
-    bare         {"name": ..., "parameters": {...}}                              Llama 3.1 and later, with <|python_tag|> or not
-    loose        a list of such objects, or one in a Markdown fence              no runtime; untrained models write it
+    hermes         <tool_call>{"name": ..., "arguments": {...}}</tool_call>
+    function       <tool_call><function=f><parameter=a>...</parameter></function></tool_call>
+    keys           <tool_call>f<arg_key>a</arg_key><arg_value>...</arg_value></tool_call>
+    invoke         <invoke name="f"><parameter name="a">...</parameter></invoke>, each tag with a prefix or none
+    braces         <|tool_call>call:f{a:<|"|>...<|"|>}<tool_call|>
+    escapes        <start_function_call>call:f{a:<escape>...<escape>}<end_function_call>
+    harmony        to=functions.f<|channel|>commentary json<|message|>{...}
+    python         <|tool_call_start|>[f(a='...')]<|tool_call_end|>
+    brackets       [TOOL_CALLS][{"name": ..., "arguments": {...}}]
+    brackets args  [TOOL_CALLS]f[ARGS]{...}
+    deepseek       <｜tool▁call▁begin｜>f<｜tool▁sep｜>{...}<｜tool▁call▁end｜>, or with a kind before and a fence around
+    list           <|tool_call|>[{"name": ..., "arguments": {...}}]
+    bare           {"name": ..., "parameters": {...}} as the whole answer, behind <|python_tag|> or not
+    loose          a list of such objects, or one in a Markdown fence; no runtime reads it, untrained models write it
+
+Whose they are stands in ``docs/explanation/metrics.md``.
 
 Refused: one lenient reader that takes a call wherever it finds one, which scores a model above what its runtime makes of it;
 a table from model names to forms, wrong for every tuned or renamed model. What was thought (up to ``</think>``) is no answer.
@@ -30,7 +32,7 @@ from dataclasses import dataclass
 
 from tunesmith.chat.calls.values import (
     call_of,
-    call_of_gemma,
+    call_of_braces,
     call_of_tags,
     call_of_text,
     calls_of_python,
@@ -114,11 +116,11 @@ def _tagged(block: re.Pattern[str], argument: re.Pattern[str]) -> Read:
     return read
 
 
-def _gemma(quote: str, closing: str) -> Read:
+def _braces(quote: str, closing: str) -> Read:
     def read(text: str, opening: re.Match[str], _: Tools) -> tuple[list[Call], int]:
         if opening["name"] is None:
             raise ValueError("a call has a name")
-        call, end = call_of_gemma(opening["name"], text, opening.end(), quote)
+        call, end = call_of_braces(opening["name"], text, opening.end(), quote)
         return [call], _expect(text, end, closing)
 
     return read
@@ -210,19 +212,19 @@ FORMS = (
     CallForm(name="keys", opening=_TOOL_CALL, read=_KEYS),
     CallForm(name="invoke", opening=re.compile(r"<(?:\w+:)?invoke\b"), read=_INVOKE),
     CallForm(
-        name="gemma",
+        name="braces",
         opening=re.compile(r"<\|tool_call>(?:call:(?P<name>[^\s{]+))?"),
-        read=_gemma('<|"|>', "<tool_call|>"),
+        read=_braces('<|"|>', "<tool_call|>"),
     ),
     CallForm(
-        name="functiongemma",
+        name="escapes",
         opening=re.compile(r"<start_function_call>(?:call:(?P<name>[^\s{]+))?"),
-        read=_gemma("<escape>", "<end_function_call>"),
+        read=_braces("<escape>", "<end_function_call>"),
     ),
     CallForm(name="harmony", opening=re.compile(r"\bto=functions\.(?P<name>[\w.-]+)"), read=_harmony),
     CallForm(name="python", opening=re.compile(r"<\|tool_call_start\|>"), read=_python),
-    CallForm(name="mistral", opening=re.compile(r"\[TOOL_CALLS\]"), read=_list),
-    CallForm(name="mistral args", opening=re.compile(r"\[TOOL_CALLS\]\s*(?P<name>[\w.-]*)(?:\[ARGS\])?"), read=_args),
+    CallForm(name="brackets", opening=re.compile(r"\[TOOL_CALLS\]"), read=_list),
+    CallForm(name="brackets args", opening=re.compile(r"\[TOOL_CALLS\]\s*(?P<name>[\w.-]*)(?:\[ARGS\])?"), read=_args),
     CallForm(name="deepseek", opening=re.compile(r"<｜tool▁call▁begin｜>"), read=_deepseek),
     CallForm(name="list", opening=re.compile(r"<\|tool_call\|>"), read=_list),
     CallForm(name="bare", opening=re.compile(rf"\A\s*(?:<\|python_tag\|>)?\s*(?={_NAMED})"), read=_bare),

@@ -18,7 +18,7 @@ from tunesmith.errors import DataError, ModelError
 from tunesmith.messages import Message, Tool, ToolCall
 
 QUESTION: Message = {"role": "user", "content": "a"}
-_ARGUMENTS: tuple[dict[str, Any], ...] = (
+_ARGUMENTS: tuple[Any, ...] = (
     {"text": 'a "b" {c} é', "code": "7", "count": 2, "items": [1.5, True, {"x": "y"}]},
     {"text": "d"},
 )
@@ -28,7 +28,7 @@ def _tool(name: str) -> Tool:
     types = {"text": "string", "code": "string", "count": "integer", "items": "array"}
     properties: Any = {key: {"type": kind, "description": "e"} for key, kind in types.items()}
     properties["items"]["items"] = {"type": "string"}
-    parameters: dict[str, Any] = {"type": "object", "properties": properties, "required": ["text"]}
+    parameters: Any = {"type": "object", "properties": properties, "required": ["text"]}
     return {"type": "function", "function": {"name": name, "description": "d", "parameters": parameters}}
 
 

@@ -1,8 +1,8 @@
 """Arguments of a call, whatever they were written in, as strict JSON text.
 
-Four notations are in use: JSON; the text between two tags, whose type only the declared schema says; Gemma's objects with bare
-keys; Python's keyword arguments. Each becomes the JSON text that means the same, with numbers as they were written. What
-cannot be read, names a key twice or has no JSON (NaN) is a ``ValueError``.
+Four notations are in use: JSON; the text between two tags, whose type only the declared schema says; objects with bare keys
+(``braces``); Python's keyword arguments. Each becomes the JSON text that means the same, with numbers as they were written.
+What cannot be read, names a key twice or has no JSON (NaN) is a ``ValueError``.
 """
 
 import ast
@@ -16,8 +16,8 @@ from tunesmith.rundir.records.calls import Call
 
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][-+]?\d+)?", re.ASCII)
 _WORDS = {"true": "true", "false": "false", "null": "null", "True": "true", "False": "false", "None": "null"}
-_GEMMA_STOP = re.compile(r"[,\]}]")
-_GEMMA_KEY = re.compile(r"\s*([^:{}\[\],]+?)\s*:\s*")
+_BRACES_STOP = re.compile(r"[,\]}]")
+_BRACES_KEY = re.compile(r"\s*([^:{}\[\],]+?)\s*:\s*")
 
 
 class _Written(str):
@@ -28,7 +28,7 @@ def _no_constant(word: str) -> None:
     raise ValueError(f"{word} is no JSON")
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, Any]]) -> Any:
     keys = dict(pairs)
     if len(keys) != len(pairs):
         raise ValueError("a key twice in one object")
@@ -69,7 +69,7 @@ def quoted(text: str) -> str:
 
 
 def call_of(value: Any) -> Call:
-    """The call of ``{"name": ..., "arguments": {...}}``; ``parameters`` is Llama's word for the latter.
+    """The call of ``{"name": ..., "arguments": {...}}``; ``parameters`` is some templates' word for the latter.
 
     Raises:
         ValueError: it is none.
@@ -82,7 +82,7 @@ def call_of(value: Any) -> Call:
     return _call(value["name"], given[0])
 
 
-def _call(name: str, arguments: dict[str, Any]) -> Call:
+def _call(name: str, arguments: Any) -> Call:
     try:
         return Call(name=name, arguments=encode(arguments))
     except RecursionError as error:
@@ -123,7 +123,7 @@ def call_of_tags(name: str, arguments: Iterable[tuple[str, str]], tools: Tools) 
     return _call(name, _unique([(key, typed(key, text)) for key, text in arguments]))
 
 
-def _types(name: str, tools: Tools) -> dict[str, Any]:
+def _types(name: str, tools: Tools) -> Any:
     """The declared type of each argument."""
     for tool in tools or ():
         if tool["function"]["name"] == name:
@@ -133,8 +133,8 @@ def _types(name: str, tools: Tools) -> dict[str, Any]:
     return {}
 
 
-def call_of_gemma(name: str, text: str, start: int, quote: str) -> tuple[Call, int]:
-    """The call of Gemma's ``{key:value,...}`` with strings between two ``quote``, and where it ends.
+def call_of_braces(name: str, text: str, start: int, quote: str) -> tuple[Call, int]:
+    """The call of ``{key:value,...}`` with strings between two ``quote``, and where it ends.
 
     Raises:
         ValueError: it is not in that notation.
@@ -153,10 +153,10 @@ def call_of_gemma(name: str, text: str, start: int, quote: str) -> tuple[Call, i
                 items.append(value)
                 place = _next(text, place, "]")
             return items, place + 1
-        stop = _GEMMA_STOP.search(text, place)
+        stop = _BRACES_STOP.search(text, place)
         return _bare(text[place : stop.start() if stop else len(text)].strip()), stop.start() if stop else len(text)
 
-    def entries(place: int) -> tuple[dict[str, Any], int]:
+    def entries(place: int) -> tuple[Any, int]:
         pairs, place = list[tuple[str, Any]](), place + 1
         while not text.startswith("}", place):
             if text.startswith(quote, place):  # a key may be quoted too
@@ -165,7 +165,7 @@ def call_of_gemma(name: str, text: str, start: int, quote: str) -> tuple[Call, i
                 if not text.startswith(":", place):
                     raise ValueError("no colon behind a key")
                 place += 1
-            elif match := _GEMMA_KEY.match(text, place):
+            elif match := _BRACES_KEY.match(text, place):
                 key, place = match[1], match.end()
             else:
                 raise ValueError("no key")
