@@ -16,7 +16,7 @@ import inspect
 import pkgutil
 import re
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -262,15 +262,39 @@ def _entry(name: str, value: Any) -> list[str]:
         function = function.__func__ if isinstance(function, classmethod | staticmethod) else function
         if method == "__init__" or (not method.startswith("_") and inspect.isfunction(function)):
             shown = name if method == "__init__" else f".{method}"
-            parts += [f"### {shown}", "", f"```python\n{_signature(shown, function)}\n```", "", *_docstring(function)]
+            text = [] if method == "__init__" and not function.__doc__ else _docstring(function)
+            parts += [f"### {shown}", "", f"```python\n{_signature(shown, function)}\n```", "", *text]
     return parts
 
 
+class _Source(str):
+    """A default as it is written in the source, where its value shows itself otherwise."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
+def _written_defaults(function: Any) -> dict[str, str]:
+    """The defaults of a function's parameters that are names, as ``AS_FOUND``: a record that shows all its fields is no text
+    for a signature."""
+    definition = typing.cast(ast.FunctionDef, ast.parse(inspect.cleandoc("\n" + inspect.getsource(function))).body[0])
+    given = definition.args
+    positional = [*given.posonlyargs, *given.args]
+    pairs = [*zip(positional[len(positional) - len(given.defaults) :], given.defaults, strict=True)]
+    pairs += [(key, default) for key, default in zip(given.kwonlyargs, given.kw_defaults, strict=True) if default is not None]
+    return {parameter.arg: ast.unparse(default) for parameter, default in pairs if not isinstance(default, ast.Constant)}
+
+
 def _signature(name: str, function: Any) -> str:
-    signature = inspect.signature(function)
-    parameters = [parameter for key, parameter in signature.parameters.items() if key not in {"self", "cls"}]
+    signature, written = inspect.signature(function), _written_defaults(function)
+    parameters = [
+        parameter.replace(default=_Source(written[key])) if key in written else parameter
+        for key, parameter in signature.parameters.items()
+        if key not in {"self", "cls"}
+    ]
     text = name + str(signature.replace(parameters=parameters))
-    text = re.sub(r"\b(?:tunesmith|pathlib|collections|typing)\.(?:\w+\.)*", "", text).replace("'", "")
+    text = re.sub(r"\b(?:tunesmith|pathlib|collections|typing)\.(?:\w+\.)*", "", text)
+    text = re.sub(r"(?<!= )'([^']*)'", r"\1", text)  # annotations that wait for a name, but no default
     return text if len(text) <= 110 else re.sub(r"(, |\()(?=\w+: )", lambda m: m.group(1).rstrip() + "\n    ", text)
 
 
@@ -360,13 +384,13 @@ def errors_page() -> str:
     """Exit codes of verdicts, advices and errors, with the classes."""
     deciding = "[Deciding](../explanation/deciding.md#after-training-the-gate)"
     parts = ["## Verdicts", "", f"What a verdict needs stands in {deciding}.", ""]
-    parts += _table(("exit code", "verdict"), [(str(code), name) for name, code in gate.EXIT_CODES.items()])
+    parts += _table(("exit code", "verdict"), _by_code(gate.EXIT_CODES))
     parts += [
         "`tunesmith parity` ends with 14 when a form is not the model that was trained, with 12 when none fails and one could "
         "not be told.\n"
     ]
     parts += ["## Advices of `tunesmith advise`", ""]
-    parts += _table(("exit code", "advice"), [(str(code), name) for name, code in decide.EXIT_CODES.items()])
+    parts += _table(("exit code", "advice"), _by_code(decide.EXIT_CODES))
     parts += [
         f"{decide.ELSEWHERE} is `tune` on another machine: the smallest base does not fit this one.",
         "",
@@ -380,6 +404,11 @@ def errors_page() -> str:
     rows = [(str(error.exit_code), f"`{error.__name__}`", (error.__doc__ or "").split("\n")[0]) for error in classes]
     parts += _table(("exit code", "class", "when"), rows)
     return _page("Errors and exit codes", "`errors.py`, `evaluate/gate.py` and `advise/decide.py`", parts)
+
+
+def _by_code(codes: Mapping[Any, int]) -> list[tuple[str, str]]:
+    """A row a code, in order; names that share one stand together."""
+    return [(str(code), "; ".join(name for name in codes if codes[name] == code)) for code in sorted(set(codes.values()))]
 
 
 def main() -> None:

@@ -60,6 +60,29 @@ def test_wrong_input(tmp_path, tiny_dir, changes, rows, code, words, monkeypatch
     assert not {name for name in left if ".tmp" in name or name.startswith(("adapter", "export", "evaluation"))}
 
 
+@pytest.mark.parametrize("verb", [("status",), ("chat",), ("export", "--dry-run"), ("run", "--dry-run"), ("train",)])
+def test_a_target_that_is_not_there_names_those_that_are(tmp_path, tiny_dir, verb, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert _main(verb[0], "support", *verb[1:], monkeypatch=monkeypatch) == 7
+    assert "support: no run or recipe of that name\nhint: there are no runs and no recipes here" in capsys.readouterr().err
+    write_recipe(tmp_path, tiny_dir)
+    (tmp_path / "runs" / "support").mkdir(parents=True)
+    (tmp_path / "runs" / "support" / "recipe.yaml").touch()
+    for target in ("support", "runs"):
+        assert _main(verb[0], target, *verb[1:], monkeypatch=monkeypatch) == 7
+        assert "hint: runs here: runs/support; recipes here: toy.yaml" in capsys.readouterr().err
+    assert not (tmp_path / "runs" / "toy").exists()
+
+
+def test_chat_of_a_recipe_that_never_ran_leaves_nothing_and_names_the_recipe(tmp_path, tiny_dir, monkeypatch, capsys):
+    write_recipe(tmp_path, tiny_dir)
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert _main("chat", "toy.yaml", monkeypatch=monkeypatch) == 7
+    assert "data was not run\nhint: run: tunesmith data toy.yaml;" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_gguf_cut_in_half(tmp_path, monkeypatch, capsys):
     with GGUF.open("rb") as file:
         (tmp_path / "half.gguf").write_bytes(file.read(GGUF.stat().st_size // 2))
@@ -77,6 +100,13 @@ def test_place_without_permission(tmp_path, tiny_dir, monkeypatch, capsys):
     if os.geteuid() != 0:
         (tmp_path / "closed").mkdir(mode=0o500)
         assert _main("data", recipe, "--out", tmp_path / "closed" / "run", monkeypatch=monkeypatch) == 7
+
+
+def test_a_file_that_cannot_be_written_is_named_as_it_was_given(tmp_path, tiny_dir, monkeypatch, capsys):
+    write_recipe(tmp_path, tiny_dir)
+    out = "/proc/rows.yaml"  # where nobody may make a file, not even root
+    assert _main("init", tmp_path / "rows.jsonl", "--model", tiny_dir, "--out", out, monkeypatch=monkeypatch) == 3
+    assert f"error: {out}: " in capsys.readouterr().err
 
 
 def test_missing_extra_is_named(tmp_path):

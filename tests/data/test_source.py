@@ -137,7 +137,7 @@ def test_a_hub_data_set_goes_through_datasets(tmp_path, monkeypatch, expected):
     assert [row.place for row in read_rows("owner/name:test")] == [f"test row {i}" for i in range(1, 6)]
     with pytest.raises(DataError, match="no split dev, found"):
         read_rows("owner/name:dev")
-    with pytest.raises(DataError, match="cannot be loaded from the hub"):
+    with pytest.raises(DataError, match="the hub does not give it"):
         read_rows("owner/name:other:train")
     shutil.rmtree(folder)
 
@@ -250,12 +250,16 @@ def test_json_is_cut_the_same_whatever_the_pieces(tmp_path, block):
             assert unit == "row" and [json.loads(element) for element in found] == rows
 
 
-def test_no_such_place(tmp_path):
+def test_no_such_place(tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
     for path, words in [
         (tmp_path / "none.jsonl", "no such file"),
         (tmp_path, "no file of rows"),
         ("some/rows.jsonl", "no such"),
+        ("folder/rows", "no such file"),  # would read as a hub id, were there no such folder
     ]:
         with pytest.raises(DataError, match=words):
             Reader(path)
+    assert Reader("folder/rows:train").source.hub and Reader("owner/rows").source.hub
     assert set(SUFFIXES) >= {".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow"}

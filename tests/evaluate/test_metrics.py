@@ -100,7 +100,7 @@ def test_users_function_and_its_errors_are_named(tmp_path):
         ({"metric": "classification", "labels": ["a"]}, "at least 2"),
         ({"metric": "regex"}, "needs task.pattern"),
         ({"metric": "json", "pattern": "x"}, "pattern is read by metric: regex or judge"),
-        ({"metric": "numeric", "tolerance": -1}, "greater than or equal to 0"),
+        ({"metric": "numeric", "tolerance": -1}, "expected 0 or more"),
         ({"metric": "json", "tolerance": 0.1}, "tolerance is read by"),
         ({"metric": "json", "constrained": True}, "constrained needs task.json_schema"),
         ({"metric": "code", "allow_code": True}, "needs task.tests"),

@@ -99,14 +99,15 @@ def test_files_say_what_they_are(exported, tokenizer):
 
 def test_a_dry_run_before_training_says_the_sizes_and_writes_nothing(exported, tmp_path, tiny_dir, monkeypatch, capsys):
     recipe = write_recipe(tmp_path, tiny_dir, FORMS)
+    before = sorted(tmp_path.rglob("*"))
     monkeypatch.setattr(sys, "argv", ["tunesmith", "export", str(recipe), "--out", str(tmp_path / "run"), "--dry-run"])
     with pytest.raises(SystemExit) as left:
         cli.main()
-    said = capsys.readouterr().out
-    assert left.value.code == 0 and not (tmp_path / "run" / "export").exists()
+    listing = capsys.readouterr().out
+    assert left.value.code == 0 and sorted(tmp_path.rglob("*")) == before
     for step in exported.steps_done:
-        assert step.target in said
-    assert "until toy-base-Q4_0.gguf is there" in said and "free on the disk" in said and "temporary" in said
+        assert step.target in listing
+    assert "until toy-base-Q4_0.gguf is there" in listing and "free on the disk" in listing and "temporary" in listing
 
 
 def _step(target, nbytes, **more):

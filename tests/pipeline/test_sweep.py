@@ -2,6 +2,7 @@
 
 import pytest
 
+from conftest import write_recipe
 from tunesmith.cli.export_text import sweep_lines
 from tunesmith.errors import RunError
 from tunesmith.parity.recommend import recommend
@@ -35,6 +36,7 @@ def test_the_smallest_file_that_is_non_inferior_is_recommended():
     assert all(f">{one.type}<" in picture for one in entries) and "points against tuned" in picture
 
 
-def test_a_type_that_is_not_known_is_named_with_those_that_are(tiny_run):
+def test_a_type_that_is_not_known_is_refused_before_anything_is_exported(tmp_path, tiny_dir):
+    run = api.open_run(write_recipe(tmp_path, tiny_dir), tmp_path / "run")
     with pytest.raises(RunError, match=r"Q9_X: not a type that is written here\nhint: types: F16, BF16"):
-        api.sweep(tiny_run, ("Q9_X",))
+        api.sweep(run, ("Q9_X",))

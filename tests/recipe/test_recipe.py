@@ -1,11 +1,16 @@
+import copy
 import json
+import math
+import re
+from collections.abc import Iterator
 
 import pytest
 import yaml
 
 from conftest import write_recipe
 from tunesmith.errors import RecipeError
-from tunesmith.recipe import dump_recipe, json_schema, load_recipe
+from tunesmith.recipe import Recipe, dump_recipe, json_schema, load_recipe, recipe_from
+from tunesmith.recipe.section import Section
 
 
 @pytest.mark.parametrize(
@@ -16,20 +21,76 @@ from tunesmith.recipe import dump_recipe, json_schema, load_recipe
         ({"modle": "x"}, "did you mean model"),
         ({"learning_rate": 1}, "unknown key learning_rate\nhint: learning_rate is a key of the section train"),
         ({"learnin_rate": 1}, "hint: learning_rate is a key of the section train"),
-        ({"lora.r": 0}, "lora.r: .*greater than or equal to 1"),
-        ({"lora.r": "many"}, "lora.r: .*integer.*'many'"),
+        ({"lora.r": 0}, "lora.r: expected 1 or more, found 0"),
+        ({"lora.r": "many"}, "lora.r: expected a whole number, found 'many'"),
         ({"data.test_fraction": 0.9, "data.dev_fraction": 0.2}, "leave nothing to train on"),
         ({"evaluate.arms": ["tuned"]}, "at least one prompt arm"),
         ({"evaluate.arms": ["zero_shot", "zero_shot"]}, "named twice"),
         ({"task.metric": "exact_match"}, "json_schema is read by metric: json or judge alone"),
-        ({"name": "../x"}, "name: "),
-        ({"model_sha256": "abc"}, "model_sha256: "),
+        ({"name": "../x"}, r"name: expected at most 64 letters .*, found '\.\./x'"),
+        ({"model_sha256": "abc"}, "model_sha256: expected 64 hexadecimal digits"),
+        ({"task.metric": "jsn"}, "task.metric: found 'jsn': no such metric; did you mean json"),
+        (
+            {"evaluate.external": {"ab": {"base_url": "x"}}},
+            "ab.model is missing\nhint: give evaluate.external.ab.model",
+        ),
+        ({"evaluate.external": {"a b": {"base_url": "x", "model": "y"}}}, "external.a b: expected letters without accents"),
+        ({"task.allow_code": "perhaps"}, "task.allow_code: expected true or false, or 'unconfined', found 'perhaps'"),
     ],
 )
 def test_wrong_values_are_named_with_their_key(tmp_path, changes, words):
     with pytest.raises(RecipeError, match=f"(?s){words}") as caught:
         load_recipe(write_recipe(tmp_path, tmp_path, changes))
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("key", "entries"),
+    [
+        ("export.gguf", ["Q9"]),
+        ("evaluate.few_shot.k", [2.5]),
+        ("lora.target_modules", [3, "q"]),
+        ("task.labels", ["", "b"]),
+    ],
+)
+def test_a_wrong_entry_of_a_list_is_one_line(tmp_path, key, entries):
+    """And no second one that says that the list, its wrong entries taken away, is too short or of another type."""
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write_recipe(tmp_path, tmp_path, {key: entries}))
+    [line] = caught.value.message.splitlines()
+    assert f"{key}.0: expected" in line
+
+
+def leaves(section: type[Section], place: str = "") -> Iterator[str]:
+    """Dotted keys of a section and of those below it."""
+    for name, field in section.model_fields.items():
+        yield f"{place}{name}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from leaves(field.annotation, f"{place}{name}.")
+
+
+ODD = [None, -1, 1e300, math.nan, 0.5, "", " ?", True, [], [None], ["", ""], {}, {"a b": 1}, {" ": {}}]
+OF_PYDANTIC = re.compile(r"Value error|Input |should|valid |\^\[|<class|\[key\]|tuple|dict|literal\[|\.(str|bool|int|float)\b")
+
+
+def test_no_wrong_value_of_any_key_shows_the_words_of_pydantic(tmp_path):
+    plain = yaml.safe_load(write_recipe(tmp_path, tmp_path).read_text())
+    refused: dict[str, int] = {}
+    for key in leaves(Recipe):
+        for value in ODD:
+            raw = copy.deepcopy(plain)
+            *sections, last = key.split(".")
+            place = raw
+            for section in sections:
+                place = place.setdefault(section, {})
+            place[last] = value
+            try:
+                recipe_from(raw, tmp_path, "toy.yaml")
+            except RecipeError as error:
+                refused[key] = refused.get(key, 0) + 1
+                assert not OF_PYDANTIC.search(error.message), (key, value)
+                assert key.split(".")[0] in error.message, (key, value)
+    assert set(refused) == set(leaves(Recipe))
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_what_the_renderer_makes_is_healthy(check, renderer, opening):
         taught = check(made)
         rendered = [made.render(row.messages) for row in ROWS]
         assert taught.share == sum(sum(r.supervised) for r in rendered) / sum(len(r.ids) for r in rendered)
-        assert taught.unstopped == 0 and taught.told() == f"{100 * taught.share:.1f} % of train"
+        assert taught.unstopped == 0 and taught.words() == f"{100 * taught.share:.1f} % of train"
 
 
 def test_a_part_that_teaches_nothing_is_refused(check, renderer):
@@ -79,7 +79,7 @@ def test_a_mask_without_the_stop_token_is_refused_or_told(check, renderer):
         check(renderer, lambda number, ids, flags: _without_stop(ids, flags))
     some = check(renderer, lambda number, ids, flags: _without_stop(ids, flags) if number in (5, 8) else (ids, flags))
     assert some.unstopped == 2 and some.first_unstopped == "row-5"
-    assert "(2 rows end without a stop token, first row-5)" in some.told()
+    assert "(2 rows end without a stop token, first row-5)" in some.words()
 
 
 @pytest.mark.parametrize("row", [0, 6])

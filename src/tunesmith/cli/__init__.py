@@ -1,7 +1,7 @@
 """The command line: parses and prints, nothing else. One function per verb; ``tunesmith.pipeline`` does the work.
 
 Data goes to stdout, talk and errors to stderr. Exit codes: 0 done (or verdict deploy), 2 usage, 3-9 and 20 errors
-(``errors.py``), 10-14 verdicts (``evaluate/gate.py``), 21-24 advice (``advise/decide.py``), 130 interrupted.
+(``errors.py``), 10-16 verdicts (``evaluate/gate.py``), 21-24 advice (``advise/decide.py``), 130 interrupted.
 """
 
 import importlib
@@ -192,12 +192,12 @@ def preview(
 ) -> None:
     """Show rows as a model's template writes them: what is supervised, what is context, what are control tokens."""
     console = Console(highlight=False, soft_wrap=True)
-    console.print(Text.assemble(("supervised", SUPERVISED), " ", ("context", CONTEXT), " ", ("control token", CONTROL)))
-    if not console.is_terminal:
-        console.print("without colours: «supervised», ‹control token›")
     shown = _stage.module_of("preview").preview(
         source, model, _read_options(format, column, None), template=template, rows=rows
     )
+    console.print(Text.assemble(("supervised", SUPERVISED), " ", ("context", CONTEXT), " ", ("control token", CONTROL)))
+    if not console.is_terminal:
+        console.print("without colours: «supervised», ‹control token›")
     for row in shown:
         console.rule(f"{row.id}, {row.place}")
         if row.error is not None:
@@ -299,15 +299,14 @@ def export(
     """Write the forms that are deployed: merged, GGUF, what Ollama, llama.cpp and vLLM need. All of them or none."""
     if types and not sweep:
         raise typer.BadParameter("is read with --sweep; the recipe's export.gguf says what is written", param_hint="--type")
-    directory = _verbs.open_run(target, out)
     if dry_run:
-        plan = _stage.module_of("export").plan(directory)
+        plan = _stage.module_of("export").plan(_verbs.look_at(target, out))
         return _show(plan, as_json, lambda: print("\n".join(_export_text.plan_lines(plan))))
-    files = _verbs.export(directory)
+    directory = _verbs.open_run(target, out)
     if sweep:
         scores = _verbs.sweep(directory, tuple(types or ()))
         return _show(scores, as_json, lambda: print("\n".join(_export_text.sweep_lines(scores))))
-    _show(files, as_json)
+    _show(_verbs.export(directory), as_json)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -369,7 +368,7 @@ def chat(
     compare: Annotated[bool, typer.Option("--compare", help="Show the base model's answer beside the tuned one's.")] = False,
 ) -> None:
     """Talk to the tuned model. An empty line starts over, end of input leaves."""
-    answer = _verbs.chat(_verbs.open_run(target), compare)
+    answer = _verbs.chat(_verbs.look_at(target), compare)
     if sys.stdin.isatty():
         logger.info("type a message; an empty line starts a new conversation, Ctrl-D leaves")
     conversation: list[Message] = []

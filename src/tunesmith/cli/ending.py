@@ -8,9 +8,11 @@ Refused: typer without its standalone mode, which hands us its usage errors to p
 
 import errno
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from tunesmith.errors import MissingPackage, TunesmithError
 from tunesmith.tracking import terminal
@@ -63,7 +65,7 @@ def run_to_its_end(app: Callable[[], object]) -> None:
         except OSError as error:
             if error.filename is None and error.errno not in FULL:
                 raise
-            _fail(TunesmithError(f"{error.filename or 'a file'}: {error.strerror}", "is there room, and may it be written?"))
+            _fail(TunesmithError(f"{_place(error)}: {error.strerror}", "is there room, and may it be written?"))
 
 
 def interrupt_message(arguments: list[str]) -> str:
@@ -76,6 +78,14 @@ def interrupt_message(arguments: list[str]) -> str:
     if verb not in RESUMED:
         return "interrupted"
     return f"interrupted; what is finished is kept. To go on, type:\n  {shlex.join(['tunesmith', *arguments])}"
+
+
+def _place(error: OSError) -> str:
+    """The file as its reader knows it: what is written under a temporary name (``rundir/atomic.py``) by its own."""
+    if error.filename is None:
+        return "a file"
+    path = Path(os.fsdecode(error.filename))
+    return str(path.with_name(path.name[1:-4]) if path.name.startswith(".") and path.suffix == ".tmp" else path)
 
 
 def _missing_package(error: BaseException | None) -> str:

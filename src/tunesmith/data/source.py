@@ -27,6 +27,7 @@ from tunesmith.data.problems import RowError, Unreadable
 from tunesmith.data.strict_json import MAX_LINE, too_long
 from tunesmith.data.tables import hub_chunks, table_chunks
 from tunesmith.errors import DataError
+from tunesmith.recipe import is_below_folder
 
 # A block, its lines and their values should stay in the processor's cache: 1 MB at a time was a tenth slower.
 BLOCK = 1 << 18
@@ -85,7 +86,7 @@ def find(source: Rows) -> Source:
         if kind is None:
             raise DataError(f"{path}: cannot tell the format from the name, known are {_KNOWN}", "rename the file")
         return Source(str(path), [File(path, "", kind)])
-    if is_hub_id(source):
+    if is_hub_id(source) and not is_below_folder(Path(), str(source)):
         return Source(str(source), hub=str(source))
     raise DataError(f"{path}: no such file", f"it is looked for from {Path.cwd()}; {HUB_ID}")
 
@@ -138,7 +139,12 @@ def _directory(path: Path) -> Source:
     skipped = [f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries if entry.name not in names]
     if not files:
         others = ", ".join(skipped[:10]) or "nothing"
-        raise DataError(f"{path}: no file of rows in this directory, found {others}; known are {_KNOWN}", "name one of them")
+        hint = (
+            "name one of the directories below it"
+            if any(name.endswith("/") for name in skipped)
+            else "name the file of the rows"
+        )
+        raise DataError(f"{path}: no file of rows in this directory, found {others}; known are {_KNOWN}", hint)
     notes = [f"not read in {path}: {', '.join(skipped)}"] if skipped else []
     return Source(str(path), files, notes=notes)
 

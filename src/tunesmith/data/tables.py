@@ -64,7 +64,7 @@ def hub_chunks(name: str, wanted: Set[str]) -> Iterator[Chunk]:
     except (OSError, ValueError, DatasetsError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         hint = "check the name and the network; a file or a directory is read by its path"
-        raise DataError(f"{name}: cannot be loaded from the hub ({reason:.200})", hint) from error
+        raise DataError(f"{name}: no such file or directory, and the hub does not give it ({reason:.200})", hint) from error
     number = 1
     for table in loaded.iter(batch_size=BATCH):
         for chunk in record_chunks(table, f"{split} row", number, wanted, name):

@@ -62,10 +62,10 @@ def cross_fit(
     if not parts or not all(rest for _, _, rest in parts):
         return None
     held_out: dict[int, Output] = {}
-    for mark, held, rest in parts:
+    for mark, fold, rest in parts:
         alive = (answers for answers in ways if len(answers) >= mark)
         best = max(alive, key=lambda answers: rank([answers[row] for row in rest]))
-        held_out |= {row: best[row] for row in held}
+        held_out |= {row: best[row] for row in fold}
     rows = [row for row in sorted(held_out) if held_out[row].score is not None]
     u = len(np.unique(unit_N[rows])) if rows else 0
     if u < 2:
@@ -89,8 +89,8 @@ def _parts(marks: Sequence[int], unit_N: np.ndarray) -> Iterator[tuple[int, list
     for mark in marks:
         in_rung = np.unique(unit_N[start:mark])
         for half in range(HALVES):
-            is_held_N = np.isin(unit_N[:mark], in_rung[half::HALVES])
-            held, rest = np.flatnonzero(is_held_N), np.flatnonzero(~is_held_N)
-            if (held := held[held >= start]).size:
-                yield mark, held.tolist(), rest.tolist()
+            in_fold_N = np.isin(unit_N[:mark], in_rung[half::HALVES])
+            fold, rest = np.flatnonzero(in_fold_N), np.flatnonzero(~in_fold_N)
+            if (fold := fold[fold >= start]).size:
+                yield mark, fold.tolist(), rest.tolist()
         start = mark

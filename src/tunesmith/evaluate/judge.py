@@ -262,7 +262,7 @@ def calibrate(judge: Judge, labels_file: Path | None) -> Calibration:
     rulings = judge.decide(pairs)
     names = {WIN: "a", TIE: "tie", LOSS: "b"}
     both = [(names[r.score], label) for r, label in zip(rulings, labels, strict=True) if r.score is not None]
-    kappa = cohen_kappa([given for given, _ in both], [label for _, label in both])
+    kappa = cohen_kappa([ruling for ruling, _ in both], [label for _, label in both])
     reason = f"kappa {kappa.value:.2f} (at least {kappa.low:.2f}) against {kappa.n} human labels"
     if kappa.n < LABELS_NEEDED:
         reason += f"; {LABELS_NEEDED} are needed"
@@ -308,14 +308,14 @@ def read_labels(file: Path) -> tuple[list[Pair], list[str]]:
     return pairs, labels
 
 
-def cohen_kappa(given: list[str], wanted: list[str]) -> Kappa:
+def cohen_kappa(ours: list[str], others: list[str]) -> Kappa:
     """Agreement of two raters beyond chance, with a lower bound that stays below 1 when a few labels all agree."""
-    n = len(given)
+    n = len(ours)
     if n == 0:
         return Kappa(0.0, -1.0, 0, 0.0)
-    equal = sum(a == b for a, b in zip(given, wanted, strict=True))
-    by_given, by_wanted = Counter(given), Counter(wanted)
-    chance = sum(by_given[label] * by_wanted[label] for label in by_given) / n**2
+    equal = sum(a == b for a, b in zip(ours, others, strict=True))
+    by_ours, by_others = Counter(ours), Counter(others)
+    chance = sum(by_ours[label] * by_others[label] for label in by_ours) / n**2
     if chance == 1.0:
         return Kappa(0.0, -1.0, n, 1.0)
     low, _ = stats.wilson(equal, n)

@@ -84,7 +84,7 @@ def advice(verdict: Verdict, unsettled: bool) -> list[str]:
         sentences.append(
             "compare the judge with 100 labels of people (task.judge.human_labels); below kappa 0.6 take another one"
         )
-    wanted = f"{percent(verdict.terms.min_gain)} points"
+    gain = f"{percent(verdict.terms.min_gain)} points"
     if verdict.only_worse:
         sentences.append("lower train.learning_rate: the untouched model had the lowest dev loss of all checkpoints")
     if verdict.decision == "not good enough":
@@ -96,12 +96,12 @@ def advice(verdict: Verdict, unsettled: bool) -> list[str]:
     if gains := verdict.seed_gains:
         enough = sum(gain >= verdict.terms.min_gain for gain in gains)
         sentences.append(
-            f"{enough} of {len(gains)} seeds gain at least {wanted} ({points_between(min(gains), max(gains))}), "
+            f"{enough} of {len(gains)} seeds gain at least {gain} ({points_between(min(gains), max(gains))}), "
             "before quantisation"
         )
     if verdict.as_good and verdict.candidate == "deployed" and verdict.saving is None and verdict.decision != "deploy":
         sentences.append(
-            f"{verdict.candidate} is for certain less than {wanted} behind the best prompt: to know whether it is cheaper, add "
+            f"{verdict.candidate} is for certain less than {gain} behind the best prompt: to know whether it is cheaper, add "
             "prompt_deployed to evaluate.arms and set advise.calls_per_month and evaluate.price_per_hour"
         )
     return sentences

@@ -125,7 +125,7 @@ class Inputs:
             **self.source("task.judge.human_labels (content)", task.judge.human_labels),
         }
 
-    def held_base(self) -> Parts:
+    def base_in_memory(self) -> Parts:
         """The base model, how it is held, and in what it computes."""
         return {**self.model(), **self.keys("base", "train.compute", "per_layer_embeddings")}
 

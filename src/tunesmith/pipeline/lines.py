@@ -58,8 +58,8 @@ def _token_lines(tokens: TokenReport) -> list[str]:
             f"{percent(tokens.supervised_share, 0)} % supervised; max_length {limits(tokens.too_long.keep)}"
         )
     if tokens.too_long.count:
-        shown = ", ".join(f"{row.place} ({row.id}): {row.length:,}" for row in tokens.too_long.examples[:5])
-        lines.append(f"wrong: {tokens.too_long.count:,} rows are longer than {tokens.max_length:,} tokens: {shown}")
+        examples = ", ".join(f"{row.place} ({row.id}): {row.length:,}" for row in tokens.too_long.examples[:5])
+        lines.append(f"wrong: {tokens.too_long.count:,} rows are longer than {tokens.max_length:,} tokens: {examples}")
     if tokens.refusals.count:
         lines.append(f"wrong: {tokens.refusals.count:,} rows cannot be rendered")
         lines += [f"  {row.place} ({row.id}): {row.excerpt}" for row in tokens.refusals.examples[:5]]

@@ -147,17 +147,17 @@ def _refuse_left_out(recipe: Recipe, part: str, left_out: list[LeftOut], lengths
     """Rows that cannot be rendered or are too long refuse the data, unless the recipe says otherwise."""
     broken = [row for row in left_out if not row.tokens]
     if broken and recipe.data.on_bad_row == "refuse":
-        shown = "\n".join(f"row {row.id}, {row.place}: {row.reason}\n    hint: {row.hint}" for row in broken[:20])
+        examples = "\n".join(f"row {row.id}, {row.place}: {row.reason}\n    hint: {row.hint}" for row in broken[:20])
         more = f"\n... and {len(broken) - 20:,} more" if len(broken) > 20 else ""
         raise DataError(
-            f"{len(broken):,} {part} rows cannot be rendered\n{shown}{more}", "mend them, or set data.on_bad_row: quarantine"
+            f"{len(broken):,} {part} rows cannot be rendered\n{examples}{more}", "mend them, or set data.on_bad_row: quarantine"
         )
     too_long = [row for row in left_out if row.tokens]
     if too_long and recipe.data.on_too_long == "refuse":
-        shown = ", ".join(f"{row.id} ({row.tokens})" for row in too_long[:20])
+        rows = ", ".join(f"{row.id} ({row.tokens})" for row in too_long[:20])
         more = f" and {len(too_long) - 20:,} more" if len(too_long) > 20 else ""
         raise DataError(
-            f"{len(too_long):,} {part} rows are longer than train.max_length {recipe.train.max_length} tokens: {shown}{more}",
+            f"{len(too_long):,} {part} rows are longer than train.max_length {recipe.train.max_length} tokens: {rows}{more}",
             f"train.max_length: {limits(keep_shares(lengths))}; or set data.on_too_long: drop, or drop_oldest_turns",
         )
 

@@ -22,6 +22,7 @@ import contextlib
 import functools
 import importlib
 import logging
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -95,7 +96,7 @@ class Stage:
 
     def command(self, run: RunDir) -> str:
         """What to type to make it."""
-        return f"tunesmith {self.verb or self.name} {run.path}"
+        return f"tunesmith {self.verb or self.name} {shlex.quote(str(run.target))}"
 
 
 @dataclass(frozen=True)
@@ -116,14 +117,14 @@ class Table:
 
     def closure(self, goals: Iterable[str]) -> list[Stage]:
         """The goals and all that they need, in the order of the table."""
-        wanted: set[str] = set()
+        names: set[str] = set()
         pending = list(goals)
         while pending:
             name = pending.pop()
-            if name not in wanted:
-                wanted.add(name)
+            if name not in names:
+                names.add(name)
                 pending += self[name].needs
-        return [stage for stage in self.stages if stage.name in wanted]
+        return [stage for stage in self.stages if stage.name in names]
 
 
 def state_of(run: RunDir, stage: Stage, recipe: Recipe, known: StageRecord | None) -> tuple[StageState, Parts | None]:
@@ -190,9 +191,9 @@ def status(run: RunDir, table: Table, recipe: Recipe) -> Status:
         known = records.get(stage.name)
         state, _ = state_of(run, stage, recipe, known)
         if waits_for := [name for name in stage.needs if name in pending]:
-            told = f"after {', '.join(waits_for)}"
+            why = f"after {', '.join(waits_for)}"
             if state.state in ("done", "waiting", "never"):
-                state = replace(state, state="never" if known is None else "waiting", why=(told,))
+                state = replace(state, state="never" if known is None else "waiting", why=(why,))
         if state.state != "done":
             pending.add(stage.name)
         states.append(state)
@@ -263,9 +264,11 @@ def refuse_not_done(run: RunDir, table: Table, recipe: Recipe, name: str) -> Non
 def _not_done(run: RunDir, stage: Stage, state: StageState, goal: str) -> RunError:
     """The refusal of a goal for a stage before it that is not done."""
     words = {"never": "was not run", "stale": "is stale", "broken": "is damaged", "waiting": "cannot be run yet"}
+    why = "" if state.state == "never" and not state.why else f": {reason(state)}"
+    everything = shlex.join(["tunesmith", "run", str(run.target), "--until", goal])
     return RunError(
-        f"{run.path}: {stage.name} {words[state.state]}: {reason(state)}",
-        f"run: {stage.command(run)}; or all that is needed: tunesmith run {run.path} --until '{goal}'",
+        f"{run.path}: {stage.name} {words[state.state]}{why}",
+        f"run: {stage.command(run)}; or all that is needed: {everything}",
     )
 
 

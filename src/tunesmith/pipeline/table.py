@@ -47,9 +47,9 @@ def table_of(recipe: Recipe) -> Table:
     if recipe.task.metric == "judge":
         stages.append(_judge(scored))
     names = {stage.name for stage in stages}
-    shown = ("verdict", "train", "export", "parity", *(["learning-curve"] if "learning-curve" in names else []))
+    on_page = ("verdict", "train", "export", "parity", *(["learning-curve"] if "learning-curve" in names else []))
     checks = tuple(name for name in ("judge", "parity", "forgetting", "seeds") if name in names and (tuned or name == "judge"))
-    stages += [_verdict(("select", *scored, *checks), checks), _report(shown)]
+    stages += [_verdict(("select", *scored, *checks), checks), _report(on_page)]
     return Table(tuple(stages))
 
 
@@ -97,7 +97,7 @@ def _select(read: Inputs) -> Parts:
     needed = {*settings.arms, *(settings.prompt_of(arm) for arm in external)}
     parts: Parts = {
         **read.files(*PARTS, RENDERED, TEMPLATE),
-        **read.held_base(),
+        **read.base_in_memory(),
         **read.scoring(),
         **read.keys("seed", "task.prompt", "task.short_prompt"),
         **read.keys("evaluate.finalists", "evaluate.few_shot", "evaluate.retrieval.embedder"),
@@ -181,11 +181,11 @@ def _inputs_of_arm(arm: str) -> Callable[[Inputs], Parts]:
         if arm in (*PROMPT_ARMS, PROMPT_DEPLOYED) or arm.startswith(EXTERNAL):
             parts |= {**read.files("evaluation/selection.json"), **read.keys("task.prompt")}
         if arm in PROMPT_ARMS:
-            parts |= read.held_base()
+            parts |= read.base_in_memory()
         elif arm.startswith(EXTERNAL):
             parts |= _endpoint(read, arm)
         elif arm in TUNED_ARMS:
-            parts |= {**read.held_base(), **read.files(*ADAPTER)}
+            parts |= {**read.base_in_memory(), **read.files(*ADAPTER)}
         else:
             of = "-base" if arm == PROMPT_DEPLOYED else ""
             parts |= read.files(f"export/{recipe.name}{of}-{recipe.export.gguf[-1]}.gguf")
@@ -261,7 +261,7 @@ def _parity(read: Inputs) -> Parts:
     return {
         **_exported_files(read),
         **read.files(*ADAPTER, RENDERED, TEMPLATE, "data/dev.jsonl"),
-        **read.held_base(),
+        **read.base_in_memory(),
         **read.scoring(),
         **read.keys("task.min_gain", "task.short_prompt"),
     }
@@ -283,7 +283,7 @@ def _forgetting(read: Inputs) -> Parts:
     without = ("evaluate.forgetting.required", "evaluate.forgetting.texts", "evaluate.forgetting.tasks_path")
     return {
         **read.files(*ADAPTER, TEMPLATE),
-        **read.held_base(),
+        **read.base_in_memory(),
         **read.keys("evaluate.forgetting", without=without),
         **read.source("evaluate.forgetting.texts (content)", settings.texts),
         **read.source("evaluate.forgetting.tasks_path (content)", settings.tasks_path),
@@ -384,11 +384,11 @@ def _verdict(needs: tuple[str, ...], checks: tuple[str, ...]) -> Stage:
 
 
 def _report(needs: tuple[str, ...]) -> Stage:
-    shown = ("data/report.json", RENDERED, "metrics.jsonl", "training.json", "export/export.json", "export/merge.json")
+    on_page = ("data/report.json", RENDERED, "metrics.jsonl", "training.json", "export/export.json", "export/merge.json")
     maybe = ("export/parity.json", "evaluation/curve.json", "evaluation/seeds.json", "manifest.json", "recipe.yaml")
 
     def inputs(read: Inputs) -> Parts:
-        return {**read.files("evaluation/verdict.json", *shown), **read.present(*maybe)}
+        return {**read.files("evaluation/verdict.json", *on_page), **read.present(*maybe)}
 
     return Stage(
         name="report",

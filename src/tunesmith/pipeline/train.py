@@ -37,7 +37,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         [recipe.lora.model_dump(), recipe.train.model_dump(exclude={"keep_checkpoints"}), recipe.seed],
     )
     documents = {part: Documents.open(run.tokens(part)) for part in ("train", "dev")}
-    taught = [check_part(part, found, run.data / f"{part}.jsonl", renderer) for part, found in documents.items()]
+    parts = [check_part(part, rows, run.data / f"{part}.jsonl", renderer) for part, rows in documents.items()]
     loaded = base.load()
     model = loaded.model
     template = check_template(renderer, len(head_weight(model)))
@@ -51,7 +51,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     logger.info(f"train: {ready.swapped}")
     logger.info(
         f"health: adapters change nothing yet and {len(layers)} of {len(layers)} get a gradient; "
-        f"loss {ready.first_loss:.2f} on the first rows; supervised {', '.join(part.told() for part in taught)}; "
+        f"loss {ready.first_loss:.2f} on the first rows; supervised {', '.join(part.words() for part in parts)}; "
         f"{'; '.join(template)}"
     )
     size = f"{steps.packs_per_step} packs of {steps.capacity} tokens"

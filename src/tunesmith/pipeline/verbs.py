@@ -27,13 +27,16 @@ from tunesmith.rundir.records.training import Training
 
 logger = logging.getLogger(__name__)
 
+RECIPES = (".yaml", ".yml")
+MOST_NAMED = 10  # of runs or recipes in a hint
+
 
 def open_run(target: str | Path, out: str | Path | None = None, *, replace: bool = False) -> RunDir:
     """The run of a target: an existing run directory, or a recipe, whose run is ``runs/<name>`` unless ``out`` is given.
 
     Raises:
         RecipeError: the recipe cannot be read, or a key is wrong.
-        RunError: no run there, or the run of another recipe.
+        RunError: no run or recipe there, or the run of another recipe.
     """
     return _run_of(target, out, replace, RunDir.create)
 
@@ -43,7 +46,7 @@ def look_at(target: str | Path, out: str | Path | None = None, *, replace: bool 
 
     Raises:
         RecipeError: the recipe cannot be read, or a key is wrong.
-        RunError: no run there, or the run of another recipe.
+        RunError: no run or recipe there, or the run of another recipe.
     """
     return _run_of(target, out, replace, RunDir.planned)
 
@@ -51,9 +54,22 @@ def look_at(target: str | Path, out: str | Path | None = None, *, replace: bool 
 def _run_of(target: str | Path, out: str | Path | None, replace: bool, enter: Callable[..., RunDir]) -> RunDir:
     target = Path(target)
     if target.is_dir():
-        return RunDir.open(target)
+        run = RunDir(target)
+        if not run.recipe_file.exists():
+            raise RunError(f"{target}: no run here (no recipe.yaml)", _targets_here())
+        return run
+    if not target.exists() and target.suffix not in RECIPES:
+        raise RunError(f"{target}: no run or recipe of that name", _targets_here())
     recipe = load_recipe(target)
     return enter(Path(out) if out is not None else Path("runs") / str(recipe.name), recipe, target, replace=replace)
+
+
+def _targets_here() -> str:
+    """What may be named in the place of a target that is not there."""
+    runs = sorted(str(file.parent) for file in Path().glob("runs/*/recipe.yaml"))
+    recipes = sorted(str(file) for file in Path().iterdir() if file.suffix in RECIPES)
+    known = [f"{kind} here: {', '.join(names[:MOST_NAMED])}" for kind, names in (("runs", runs), ("recipes", recipes)) if names]
+    return "; ".join(known) or "there are no runs and no recipes here; write one with: tunesmith init DATA --model MODEL"
 
 
 def make(run: RunDir, goals: Iterable[str], *, all_needed: bool = False, force: Iterable[str] = ()) -> None:
@@ -136,10 +152,10 @@ def evaluate(run: RunDir, arms: Iterable[str] | None = None) -> None:
         RunError: an arm that the recipe does not have, or whose model was not made yet.
     """
     known = run.recipe().evaluate.arms
-    wanted = known if arms is None else tuple(arms)
-    if unknown := set(wanted) - set(known):
+    names = known if arms is None else tuple(arms)
+    if unknown := set(names) - set(known):
         raise RunError(f"{min(unknown)}: not an arm of this recipe", f"arms: {', '.join(known)}")
-    make(run, [*(f"evaluate {arm}" for arm in wanted), *(["evaluate finalists"] if arms is None else [])])
+    make(run, [*(f"evaluate {arm}" for arm in names), *(["evaluate finalists"] if arms is None else [])])
 
 
 def export(run: RunDir) -> Export:
@@ -189,10 +205,14 @@ def report(run: RunDir) -> Path:
 
 
 def sweep(run: RunDir, types: tuple[str, ...] = ()) -> Sweep:
-    """Score several GGUF types on dev, and recommend one."""
-    recipe = run.recipe()
-    table = table_of(recipe)
-    added = Table((*table.stages, sweep_stage(types)))
+    """Write the forms that are deployed, then score several GGUF types on dev and recommend one.
+
+    Raises:
+        RunError: a type that is not written here, before anything is; or train is not done.
+    """
+    stage, recipe = sweep_stage(types), run.recipe()
+    make(run, ["export"])
+    added = Table((*table_of(recipe).stages, stage))
     with run.writing():
         stages.make(run, added, recipe, ["sweep"])
     return Sweep.read(run.export / "sweep.json")

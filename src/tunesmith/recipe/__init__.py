@@ -6,7 +6,15 @@ What is not written is derived or defaulted, and the resolved recipe in the run 
 """
 
 from tunesmith.recipe.evaluate import EXTERNAL, PROMPT_ARMS, PROMPT_DEPLOYED, TokenPrice
-from tunesmith.recipe.load import dump_recipe, is_shipped_name, json_schema, load_recipe, recipe_from, section_from
+from tunesmith.recipe.load import (
+    dump_recipe,
+    is_below_folder,
+    is_shipped_name,
+    json_schema,
+    load_recipe,
+    recipe_from,
+    section_from,
+)
 from tunesmith.recipe.run import Recipe
 from tunesmith.recipe.task import Judge, Task
 from tunesmith.recipe.train import Lora, Train
@@ -22,6 +30,7 @@ __all__ = [
     "TokenPrice",
     "Train",
     "dump_recipe",
+    "is_below_folder",
     "is_shipped_name",
     "json_schema",
     "load_recipe",

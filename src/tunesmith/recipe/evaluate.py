@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
-from tunesmith.recipe.section import Section
+from tunesmith.recipe.section import ENTRY, Section
 
 PROMPT_ARMS = ("zero_shot", "instruction", "few_shot", "optimized_prompt", "retrieval")  # ask the base model
 PROMPT_DEPLOYED = "prompt_deployed"
@@ -137,7 +137,7 @@ class Evaluate(Section):
     few_shot: FewShot = FewShot()
     optimized_prompt: OptimizedPrompt = OptimizedPrompt()
     retrieval: Retrieval = Retrieval()
-    external: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], External] = Field(
+    external: dict[Annotated[str, Field(pattern=ENTRY)], External] = Field(
         default={}, description="endpoints by name, for the arms external:NAME"
     )
     price_per_hour: Annotated[float, Field(ge=0.0)] | None = Field(

@@ -5,19 +5,18 @@ holds absolute ones. ``model`` is a path if it ends in ``.gguf``, starts with ``
 the recipe; everything else is a hub id.
 """
 
-import difflib
 import json
 import re
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypeVar, cast, get_args, get_origin
+from typing import Any, TypeVar, cast
 
 import yaml
 from pydantic import JsonValue, ValidationError
 
 from tunesmith.errors import RecipeError
+from tunesmith.recipe.problems import problems
 from tunesmith.recipe.run import Recipe
 from tunesmith.recipe.section import Section
 from tunesmith.recipe.task import Judge, Task
@@ -62,7 +61,7 @@ def recipe_from(raw: Mapping[str, JsonValue], base: Path, where: str) -> Recipe:
     try:
         recipe = Recipe.model_validate(dict(raw))
     except ValidationError as error:
-        raise RecipeError(*_explain(where, error)) from error
+        raise RecipeError(*problems(where, error, Recipe)) from error
     return _resolved(recipe, base)
 
 
@@ -78,7 +77,7 @@ def section_from(section: type[S], settings: Mapping[str, Any], where: str) -> S
     try:
         return section.model_validate(dict(settings))
     except ValidationError as error:
-        raise RecipeError(*_explain(where, error, section)) from error
+        raise RecipeError(*problems(where, error, section)) from error
 
 
 def name_of(stem: str) -> str:
@@ -99,7 +98,8 @@ def json_schema() -> str:
 
 def _resolved(recipe: Recipe, base: Path) -> Recipe:
     source = recipe.data.path
-    if source.count("/") != 1 or Path(source).suffix in FILE_SUFFIXES or _is_path(base, source):
+    is_file = source.count("/") != 1 or Path(source).suffix in FILE_SUFFIXES
+    if is_file or _is_path(base, source) or is_below_folder(base, source):
         source = str(_absolute(base, Path(source)))
     earlier = recipe.data.earlier_split
     documents = recipe.data.documents
@@ -143,6 +143,11 @@ def is_shipped_name(template: Path) -> bool:
     return not template.suffix and len(template.parts) == 1
 
 
+def is_below_folder(base: Path, name: str) -> bool:
+    """Whether ``folder/rows`` means a place in a folder that is there, and no hub id; with a split it is always one."""
+    return ":" not in name and (base / name).parent.is_dir()
+
+
 def _is_path(base: Path, name: str) -> bool:
     """Whether a name that could be a hub id is a place on the disk."""
     return name[:1] in {".", "/", "~"} or (base / name).exists()
@@ -151,48 +156,3 @@ def _is_path(base: Path, name: str) -> bool:
 def _absolute(base: Path, path: Path) -> Path:
     path = path.expanduser()
     return path if path.is_absolute() else (base / path).resolve()
-
-
-def _explain(path: str, error: ValidationError, root: type[Section] = Recipe) -> tuple[str, str]:
-    """Message and hint for all problems of a recipe or of one section, each with its dotted key."""
-    lines: list[str] = []
-    hints: list[str] = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"]) or "recipe"
-        if item["type"] == "extra_forbidden":
-            known = _known_keys(root, item["loc"][:-1])
-            lines.append(f"{path}: unknown key {key}")
-            hints.append(_hint_of_key(str(item["loc"][-1]), known, root if len(item["loc"]) == 1 else None))
-        elif item["type"] == "missing":
-            lines.append(f"{path}: {key} is missing")
-            hints.append("every recipe names model, data.path and task.metric")
-        else:
-            lines.append(f"{path}: {key}: {item['msg']}, found {item['input']!r:.80}")
-    return "\n".join(lines), "; ".join(dict.fromkeys(hints)) or "tunesmith schema prints every key with its range"
-
-
-def _hint_of_key(name: str, known: list[str], root: type[Section] | None) -> str:
-    """What was meant by an unknown key; at the top of ``root`` it may be a key of one of the sections."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if not near and root is not None:
-        below = {key: section for section in known for key in _keys_of_section(root, section)}
-        if close := difflib.get_close_matches(name, below, n=1, cutoff=0.8):
-            return f"{close[0]} is a key of the section {below[close[0]]}"
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]}?" if near else f"known keys there: {', '.join(sorted(known))}"
-
-
-def _keys_of_section(root: type[Section], name: str) -> list[str]:
-    annotation: Any = root.model_fields[name].annotation
-    return list(annotation.model_fields) if isinstance(annotation, type) and issubclass(annotation, Section) else []
-
-
-def _known_keys(root: type[Section], location: tuple[int | str, ...]) -> list[str]:
-    section: Any = root
-    for part in location:
-        if get_origin(section) is dict:
-            section = get_args(section)[1]  # the part names an entry
-        else:
-            section = section.model_fields[str(part)].annotation
-            section = get_args(section)[0] if get_origin(section) is UnionType else section
-    return list(section.model_fields)

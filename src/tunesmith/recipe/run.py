@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from tunesmith.recipe.data import Chat, Data
 from tunesmith.recipe.evaluate import EXTERNAL, Evaluate
-from tunesmith.recipe.section import Section
+from tunesmith.recipe.section import NAME, SHA256, Section
 from tunesmith.recipe.task import Task
 from tunesmith.recipe.train import Lora, Train
 
@@ -60,12 +60,12 @@ class Export(Section):
 class Recipe(Section):
     """A whole run."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] | None = Field(
+    name: Annotated[str, Field(pattern=NAME)] | None = Field(
         default=None, description="name of the run directory; the recipe's file name when not given"
     )
     model: str = Field(description="hub id, directory, or .gguf file")
     revision: str | None = Field(default=None, description="commit of a hub id")
-    model_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
+    model_sha256: Annotated[str, Field(pattern=SHA256)] | None = Field(
         default=None, description="expected sha256 of a .gguf file; another file is refused"
     )
     base: Literal["auto", "fp32", "bf16", "nf4"] = Field(

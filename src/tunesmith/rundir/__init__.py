@@ -2,11 +2,13 @@
 
     recipe.yaml      resolved: every default written out
     manifest.json    base model, hashes, seeds, package versions, git, hardware
-    stages.json      what is done: inputs' fingerprint, seconds, peak memory
-    data/            rows by part, split.json, report.json and check.html, rejected.jsonl, rendered token ids (*.arrow)
+    stages.json      what is done: inputs by name, outputs with their hashes, seconds, peak memory
+    data/            rows by part, split.json, report.json, rejected.jsonl and left_out.jsonl, the template as it was settled,
+                     rendered.json, token ids (*.arrow)
     events.jsonl     everything that happened, in order; append-only
     metrics.jsonl    figures of the training steps; metrics.csv beside it
-    checkpoints/     step-000120/ and so on
+    training.json    what came out of the training: steps, losses, the best checkpoint, memory
+    checkpoints/     step-000120/ and so on: the best and the newest
     adapter/         PEFT format, the best checkpoint
     advice.json      whether to tune at all; advice/ holds the prompt to copy
     evaluation/      one folder per arm, finalists/ for prompts beside them; selection, retrieval, judge, forgetting, seeds,
@@ -16,10 +18,11 @@
     export/          merged/, merge.json, *.gguf, export.json, adapter-vllm/ where vLLM needs its own form, Modelfile,
                      commands.json; .next/ while an export is made
     report.html      the page
+    .lock            who writes here at this moment; empty when nobody does
 
 Every file appears whole or not at all: it is written under a temporary name, flushed to the disk, and renamed. A stage
-is done when its fingerprint stands in ``stages.json``; a stage whose inputs changed is run again, one whose inputs did
-not is skipped. There is no lock: two runs in one directory at once are the user's mistake.
+is done while its inputs and its outputs are what ``stages.json`` says; else it is made again. One process writes at a time
+(``lock.py``), any number read.
 """
 
 import importlib

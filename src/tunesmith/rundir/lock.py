@@ -28,7 +28,9 @@ def writing(directory: Path) -> Generator[None, None, None]:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise RunError(f"{directory}: cannot be written: {error.strerror}", "choose another --out") from error
+        raise RunError(
+            f"{directory}: cannot be written: {error.strerror}", "whose is it? or write elsewhere with --out"
+        ) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -25,7 +25,11 @@ from tunesmith.rundir.swap import finish_swap, forget_journal
 
 
 class RunDir:
-    """Paths and bookkeeping of one run; makes no directory until something is written."""
+    """Paths and bookkeeping of one run; makes no directory until something is written.
+
+    Attributes:
+        target: what a command is given to work on it: the directory, or the recipe as long as there is none.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -52,6 +56,7 @@ class RunDir:
         self.report_file = path / "report.html"
         self._writing = 0
         self._planned: Recipe | None = None
+        self.target = path
 
     def answers(self, name: str) -> Path:
         """Where the answers of an arm lie, or of a finalist that is not the best of its arm (``few_shot:2``)."""
@@ -94,6 +99,7 @@ class RunDir:
         run = cls(path)
         run._holds(recipe, source, replace)
         run._planned = recipe
+        run.target = path if run.recipe_file.exists() or source is None else source
         return run
 
     def _holds(self, recipe: Recipe, source: Path | None, replace: bool) -> bool:

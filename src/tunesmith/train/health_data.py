@@ -41,7 +41,7 @@ class Taught:
     unstopped: int
     first_unstopped: str
 
-    def told(self) -> str:
+    def words(self) -> str:
         """For the one line that a healthy run says."""
         rows = f" ({self.unstopped:,} rows end without a stop token, first {self.first_unstopped})" if self.unstopped else ""
         return f"{100 * self.share:.1f} % of {self.part}{rows}"

@@ -72,12 +72,12 @@ def calibrated(task: Task) -> Metric:
         return max(p_of, key=lambda name: p_of[name]) if p_of else INVALID
 
     def score(answer: str, reference: str) -> Score:
-        wanted = known.get(normalise(reference))
-        if wanted is None:
+        label = known.get(normalise(reference))
+        if label is None:
             raise ValueError(f"{reference[:80]!r} is none of task.labels")
         p_of = distribution(answer)
-        brier = sum((p_of.get(name, 0.0) - (name == wanted)) ** 2 for name in names)
-        return {"score": float(class_of(answer) == wanted), "p_right": p_of.get(wanted, 0.0), "brier": brier}
+        brier = sum((p_of.get(name, 0.0) - (name == label)) ** 2 for name in names)
+        return {"score": float(class_of(answer) == label), "p_right": p_of.get(label, 0.0), "brier": brier}
 
     def sureness(rows: Sequence[Output]) -> tuple[Floats, Floats]:
         """How sure the model was of its answer to each row, and whether it was right; shapes (N,), (N,)."""

@@ -45,9 +45,9 @@ def extract_code(answer: str) -> str:
             programs.append(_before_a_session(text))
         elif not block.language:
             (programs if _does_something(text) else others).append(_before_a_session(text))
-    for found in (programs, sessions, others):
-        if found:
-            return "\n\n".join(found)
+    for kind in (programs, sessions, others):
+        if kind:
+            return "\n\n".join(kind)
     return _between_words(_outside(answer) if fenced else answer)
 
 

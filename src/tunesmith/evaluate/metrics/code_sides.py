@@ -150,8 +150,8 @@ def answer(program: str, requests: IO[str], replies: IO[str]) -> None:
     for line in requests:
         request: Message = json.loads(line)
         reply: Message = {}
-        if wanted := request.get("names"):
-            reply = {name: _lent(names[name]) for name in cast(list[str], wanted) if name in names}
+        if lookups := request.get("names"):
+            reply = {name: _lent(names[name]) for name in cast(list[str], lookups) if name in names}
         else:
             args, kwargs = unpack(request["args"]), unpack(request["kwargs"])
             with _Raised() as raised:

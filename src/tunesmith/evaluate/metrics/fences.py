@@ -33,7 +33,7 @@ def blocks(answer: str) -> list[Block]:
     """The fenced blocks of an answer, in order."""
     if one := _ONE_LINE.fullmatch(answer):
         return [Block(language=(one["language"] or "").lower(), text=one["text"].strip())]
-    found: list[Block] = []
+    result: list[Block] = []
     fence, language, lines = "", "", list[str]()
     for line in answer.splitlines():
         if not fence:
@@ -45,9 +45,9 @@ def blocks(answer: str) -> list[Block]:
         if content or not closes:
             lines.append(content)
         if closes:
-            found.append(Block(language=language, text="\n".join(lines)))
+            result.append(Block(language=language, text="\n".join(lines)))
             fence = ""
-    return [*found, Block(language=language, text="\n".join(lines))] if fence else found
+    return [*result, Block(language=language, text="\n".join(lines))] if fence else result
 
 
 def _until(line: str, fence: str) -> tuple[str, bool]:

@@ -140,10 +140,10 @@ class Values:
 
 
 def _without(items: tuple[int, ...], same: Counter[int]) -> list[int]:
-    left, rest = same.copy(), list[int]()
+    supply, rest = same.copy(), list[int]()
     for item in items:
-        if left[item] > 0:
-            left[item] -= 1
+        if supply[item] > 0:
+            supply[item] -= 1
         else:
             rest.append(item)
     return rest
@@ -168,13 +168,13 @@ class _Parser:
         """The number of the one value of the text."""
         stack: list[_Open] = []
         while True:
-            done = self._begin(stack)
-            while done is not None:
+            value = self._begin(stack)
+            while value is not None:
                 if not stack:
                     if _BLANK.fullmatch(self._text, self._place) is None:
                         raise ValueError(f"text after the value, at character {self._place}")
-                    return done
-                done = self._follow(stack, done)
+                    return value
+                value = self._follow(stack, value)
 
     def _begin(self, stack: list[_Open]) -> int | None:
         """Read the beginning of a value; its number where that is all of it."""

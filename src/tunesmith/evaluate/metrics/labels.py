@@ -49,10 +49,14 @@ def classification(task: Task) -> Metric:
         return known.get(normalise(text), INVALID)
 
     def score(answer: str, reference: str) -> Score:
-        given, wanted = class_of(answer), class_of(reference)
-        if wanted == INVALID:
+        of_answer, of_reference = class_of(answer), class_of(reference)
+        if of_reference == INVALID:
             raise ValueError(f"{reference[:80]!r} is none of task.labels")
-        return {"score": float(given == wanted), "strict": float(answer == reference), "invalid": float(given == INVALID)}
+        return {
+            "score": float(of_answer == of_reference),
+            "strict": float(answer == reference),
+            "invalid": float(of_answer == INVALID),
+        }
 
     corpus = macro_f1((*known.values(), INVALID), class_of) if task.metric == "macro_f1" else None
     return Metric(name=task.metric, score=score, corpus=corpus, tie_break="strict", binary=True)
@@ -91,9 +95,9 @@ def macro_f1(classes: tuple[str, ...], class_of: Callable[[str], str]) -> SumSta
     def counts(rows: Sequence[Output]) -> NDArray[np.float64]:
         counts_N3C = np.zeros((len(rows), 3, len(classes)))
         for counts_3C, row in zip(counts_N3C, rows, strict=True):
-            given, wanted = column[class_of(row.output)], column[class_of(row.reference)]
-            counts_3C[0, given] = counts_3C[1, wanted] = 1.0
-            counts_3C[2, given] = given == wanted
+            answer, reference = column[class_of(row.output)], column[class_of(row.reference)]
+            counts_3C[0, answer] = counts_3C[1, reference] = 1.0
+            counts_3C[2, answer] = answer == reference
         return counts_N3C.reshape(len(rows), -1)
 
     def value(sums: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -105,14 +109,14 @@ def macro_f1(classes: tuple[str, ...], class_of: Callable[[str], str]) -> SumSta
     def imagined(rows: Sequence[Output], arms: int) -> Imagined:
         """For each class asked for: a row of it in all ways of being right, and rows of others in all ways of answering it."""
         ways = np.array(list(product((0.0, 1.0), repeat=arms)))  # whether each arm answers the class, shape (W, A)
-        asked = sorted({column[class_of(row.reference)] for row in rows})
-        kinds = [(number, wanted, way) for number in asked for wanted in (1.0, 0.0) for way in ways if wanted or way.any()]
+        references = sorted({column[class_of(row.reference)] for row in rows})
+        kinds = [(number, own, way) for number in references for own in (1.0, 0.0) for way in ways if own or way.any()]
         counts_AP3C = np.zeros((arms, len(kinds), 3, len(classes)))  # P kinds of imagined rows
-        for place, (number, wanted, way) in enumerate(kinds):
+        for place, (number, own, way) in enumerate(kinds):
             counts_AP3C[:, place, 0, number] = way
-            counts_AP3C[:, place, 1, number] = wanted
-            counts_AP3C[:, place, 2, number] = way * wanted
-        weights = [1.0 / len(ways) if wanted else ANSWERED_WRONGLY for _, wanted, _ in kinds]
+            counts_AP3C[:, place, 1, number] = own
+            counts_AP3C[:, place, 2, number] = way * own
+        weights = [1.0 / len(ways) if own else ANSWERED_WRONGLY for _, own, _ in kinds]
         return Imagined(counts_AP3C.reshape(arms, len(kinds), -1), np.array(weights))
 
     return SumStatistic(counts, value, imagined)

@@ -39,26 +39,26 @@ def numeric_score(answer: str, reference: str, tolerance: float) -> Score:
     Raises:
         ValueError: none in the reference.
     """
-    wanted = last_quantity(reference)
-    if wanted is None:
+    of_reference = last_quantity(reference)
+    if of_reference is None:
         raise ValueError(f"{reference[:80]!r} holds no number")
-    given = last_quantity(answer)
-    right = given is not None and agree(given, wanted, Fraction(str(tolerance)))
-    return {"score": float(right), "has_number": float(given is not None)}
+    of_answer = last_quantity(answer)
+    right = of_answer is not None and agree(of_answer, of_reference, Fraction(str(tolerance)))
+    return {"score": float(right), "has_number": float(of_answer is not None)}
 
 
-def agree(given: Quantity, wanted: Quantity, tolerance: Fraction) -> bool:
+def agree(answer: Quantity, reference: Quantity, tolerance: Fraction) -> bool:
     """Whether two quantities are the same within the tolerance."""
-    if given.kind != wanted.kind or len(given.values) != len(wanted.values):
+    if answer.kind != reference.kind or len(answer.values) != len(reference.values):
         return False
-    if wanted.kind not in ("number", "range"):
-        return given.values == wanted.values
-    pairs = zip(given.values, wanted.values, strict=True)
-    return all(_near(a, b, given, wanted, tolerance) for a, b in pairs)
+    if reference.kind not in ("number", "range"):
+        return answer.values == reference.values
+    pairs = zip(answer.values, reference.values, strict=True)
+    return all(_near(a, b, answer, reference, tolerance) for a, b in pairs)
 
 
-def _near(a: Fraction, b: Fraction, given: Quantity, wanted: Quantity, tolerance: Fraction) -> bool:
-    ours, theirs = given.unit, wanted.unit
+def _near(a: Fraction, b: Fraction, answer: Quantity, reference: Quantity, tolerance: Fraction) -> bool:
+    ours, theirs = answer.unit, reference.unit
     if ours is not None and theirs is not None:
         if ours.dimension != theirs.dimension:
             return False

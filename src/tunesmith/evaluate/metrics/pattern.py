@@ -49,16 +49,16 @@ class Pattern:
             ValueError: the pattern finds nothing in the reference itself, or takes too long.
         """
         try:
-            wanted = self._last(reference)
+            of_reference = self._last(reference)
         except TimeoutError as error:
             raise ValueError(f"task.pattern takes more than {SECONDS:.0f} s on {reference[:80]!r}") from error
-        if wanted is None or not wanted.strip():
+        if of_reference is None or not of_reference.strip():
             raise ValueError(f"task.pattern finds nothing in {reference[:80]!r}")
         try:
-            given = self._last(answer)
+            of_answer = self._last(answer)
         except TimeoutError:
             return {"score": 0.0, "timed_out": 1.0}
-        right = given is not None and normalise(given) == normalise(wanted)
+        right = of_answer is not None and normalise(of_answer) == normalise(of_reference)
         return {"score": float(right), "timed_out": 0.0}
 
     def holds(self, answer: str) -> bool:

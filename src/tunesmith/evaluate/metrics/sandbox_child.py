@@ -222,11 +222,11 @@ def confine(work: Path, program: Path, alone: bool) -> list[str]:
     os.chdir(work)  # after the mount: before, the directory would be the one below it
     lowered = alone or drop_privileges()
     locked = libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
-    seen = locked and see_only(work, program)
+    narrow = locked and see_only(work, program)
     filtered = locked and refuse_calls(metadata=not sealed)
     return [
         *([] if filtered else ["network", "processes"]),
-        *([] if seen and (sealed or filtered) else ["files"]),
+        *([] if narrow and (sealed or filtered) else ["files"]),
         *([] if lowered else ["privileges"]),
     ]
 

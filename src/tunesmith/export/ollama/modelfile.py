@@ -189,9 +189,9 @@ def _difference(written: str, render: Render, conversations: list[tuple[str, Tur
                 continue  # a refusal is no wrong text
             text = f"an error: {error.message}"
         if text != expected:
-            shown = ", ".join(f"{turn['role']} {turn['content'][:40]!r}" for turn in turns)
+            order_text = ", ".join(f"{turn['role']} {turn['content'][:40]!r}" for turn in turns)
             texts = f"Jinja writes {_around(expected, text)}, the Go template {_around(text, expected)}"
-            return f"on the conversation [{shown}] {texts}"
+            return f"on the conversation [{order_text}] {texts}"
     return ""
 
 
@@ -263,9 +263,9 @@ def _note(before: dict[tuple[str, str], str], end: dict[str, str], roles: list[s
 def go_source(layout: Layout) -> str:
     """A Go template with this layout. Every text is a constant, so that white space between actions means nothing."""
     lines = [*_trim_source()] if layout.trimmed else []
-    lines += [f"$prev := {constant(START)}", "range $i, $_ := .Messages", "$left := len (slice $.Messages $i)"]
+    lines += [f"$prev := {constant(START)}", "range $i, $_ := .Messages", "$rest := len (slice $.Messages $i)"]
     if layout.system_last is not None:
-        lines.insert(-2, f"$told := {constant(START)}")
+        lines.insert(-2, f"$system := {constant(START)}")
     keyword = "if"
     if layout.answer_refused:
         lines.append(f"if and (eq .Role {constant(ASSISTANT)}) ({_is(layout.answer_refused)})")  # left out
@@ -287,22 +287,22 @@ def _turn_source(layout: Layout, role: str) -> list[str]:
     """What a turn writes: the text between the turn before and itself, then its own."""
     content = f'template "{_TRIMMED}" .Content' if role in layout.trimmed else ".Content"
     refused = f"this chat template refuses a turn of role {role} in this place"
-    done = [content, f"$prev = {constant(role)}"]
+    turn = [content, f"$prev = {constant(role)}"]
     if role == SYSTEM and layout.system_last is not None:
         # Its text is written later, from .System.
-        return [f"if {_is([START])}", f"$told = {constant(SYSTEM)}", "else", _refusal(refused), "end"]
+        return [f"if {_is([START])}", f"$system = {constant(SYSTEM)}", "else", _refusal(refused), "end"]
     gaps = {previous: gap for (previous, following), gap in layout.before.items() if following == role}
     possible = {START, SYSTEM, USER, ASSISTANT} - {role}
     written = _choice(gaps, possible, refused)
     if role == ASSISTANT:
         begun = {previous: layout.end.get(previous, gap) for previous, gap in gaps.items()}
         if begun != gaps:
-            written = ["if eq $left 1", *_choice(begun, possible, refused), "else", *written, "end"]
+            written = ["if eq $rest 1", *_choice(begun, possible, refused), "else", *written, "end"]
     if role == USER and layout.system_last is not None:
         system = f'template "{_TRIMMED}" $.System' if SYSTEM in layout.trimmed else "$.System"
         between = [constant(layout.system_last)] if layout.system_last else []
-        done = [f"if and (eq $told {constant(SYSTEM)}) (le $left 2)", system, *between, "end", *done]
-    return [*written, *done]
+        turn = [f"if and (eq $system {constant(SYSTEM)}) (le $rest 2)", system, *between, "end", *turn]
+    return [*written, *turn]
 
 
 def _choice(texts: dict[str, str], possible: set[str], refused: str) -> list[str]:
@@ -345,8 +345,8 @@ def _trim_source() -> list[str]:
         texts = " ".join(constant(character) for character in characters)
         rest = f"(len (slice . {size}))"
         sides.append((f"(ge (len .) {size}) (eq (slice . {rest}) {texts})", f"slice . 0 {rest}"))
-    for test, left in sides:
-        lines += [f"{keyword} and {test}", f'template "{_TRIMMED}" ({left})']
+    for test, cut in sides:
+        lines += [f"{keyword} and {test}", f'template "{_TRIMMED}" ({cut})']
         keyword = "else if"
     return [*lines, "else", ".", "end", "end"]
 

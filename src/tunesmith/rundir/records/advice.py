@@ -259,16 +259,16 @@ class Advice(FileRecord):
     """How the checklist ends.
 
     Attributes:
-        ending: one of four.
+        ending: what to do.
         exit_code: of the command: 0 tune here, 21 prompt is enough, 22 use retrieval, 23 collect more rows, 24 tune elsewhere.
         reason: one sentence with the numbers that decided.
         decided_by: names of the checks that decided.
         unknown: names of the checks that had no answer.
         provisional: whether no prompt was asked, so that two of the endings could not be reached.
-        arm: the arm to use, for the first two endings.
+        arm: the arm to use, where a prompt or retrieval is enough.
         prompt: file with that arm's messages, relative to the run directory.
-        more_rows: how many, for the third.
-        settings: for the fourth.
+        more_rows: how many to collect, where there are too few.
+        settings: of the training, where to tune is the advice.
         checks: the checklist, in order.
         quick: whether no model was asked.
         hours: of one training run, roughly; None where unknown.
