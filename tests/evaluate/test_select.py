@@ -28,7 +28,7 @@ class Parrot:
     def __init__(self, knows):
         self.knows, self.asked, self.schemas = knows, [], set()
 
-    def generate(self, asked, max_new_tokens, advance, allowed=None):
+    def generate(self, asked, max_new_tokens, advance, allowed=None, tools=None):
         self.asked += asked
         self.schemas.add(json.dumps(allowed))
         advance(len(asked))

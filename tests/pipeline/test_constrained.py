@@ -10,9 +10,10 @@ import pytest
 from tunesmith.engines.open import answer_language
 from tunesmith.errors import RecipeError
 from tunesmith.pipeline import verbs as api
-from tunesmith.pipeline.evaluation import Evaluation
+from tunesmith.pipeline.evaluation import ROOM, Evaluation
 from tunesmith.recipe import dump_recipe
 from tunesmith.rundir import RunDir
+from tunesmith.rundir.records.data import Rendered
 from tunesmith.rundir.records.evaluation import Selection
 
 
@@ -54,3 +55,17 @@ def test_true_needs_something_to_hold_answers_to(make_recipe):
     with pytest.raises(RecipeError, match="constrained needs task"):
         make_recipe({"task.json_schema": None, "task.constrained": True})
     assert make_recipe({"task.json_schema": None}).task.held_to == ("",)
+
+
+@pytest.mark.parametrize(
+    ("task", "room"), [({"max_new_tokens": None}, ROOM), ({}, 0), ({"max_new_tokens": None, "metric": "exact_match"}, 0)]
+)
+def test_prompts_have_room_to_reason_where_the_metric_finds_the_answer(tiny_run, task, room):
+    recipe = tiny_run.recipe()
+    evaluation = dataclasses.replace(
+        Evaluation.of(tiny_run, recipe), recipe=recipe.model_copy(update={"task": recipe.task.model_copy(update=task)})
+    )
+    tuned = evaluation.budget_of("deployed")
+    assert tuned == evaluation.budget_of("tuned_retrieval") == Rendered.read(tiny_run.rendered_file).max_new_tokens
+    for arm in ("few_shot", "few_shot:2", "prompt_deployed", "external:big"):
+        assert evaluation.budget_of(arm) == tuned + room

@@ -61,7 +61,7 @@ class _Endpoint:
     def __init__(self, *asked):
         self.asked = list(asked)
 
-    def generate(self, prompts, max_new_tokens, advance, allowed=None):
+    def generate(self, prompts, max_new_tokens, advance, allowed=None, tools=None):
         self.asked += prompts
         return [Answer("VERDICT: A", 1, 1, 0.0, True) for _ in prompts]
 

@@ -51,6 +51,7 @@ class PromptTask:
     """What is the same for every candidate.
 
     Attributes:
+        max_new_tokens: that an answer to a prompt may take.
         finalists: how many prompts answer the test part.
         groups: group of each dev row, where rows belong together.
         engine_of: the engine of ``base``, or of an arm ``external:...``.

@@ -70,7 +70,7 @@ def _prompt_task(evaluation: Evaluation) -> PromptTask:
         book=evaluation.book,
         dev=evaluation.dev,
         metric=evaluation.metric,
-        max_new_tokens=evaluation.max_new_tokens,
+        max_new_tokens=evaluation.prompt_budget,
         finalists=finalist_count(evaluation.recipe.evaluate.finalists, len(evaluation.test)),
         groups=groups_of(evaluation.dev),
         engine_of=engine,

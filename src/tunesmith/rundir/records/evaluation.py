@@ -17,6 +17,7 @@ from tunesmith.formatting import percent, points, points_between
 from tunesmith.messages import Message
 from tunesmith.notebook import Interval, forest, paragraph, table
 from tunesmith.rundir.records.base import FileRecord, Record
+from tunesmith.rundir.records.calls import Calls
 from tunesmith.rundir.records.evidence import CrossFit, Forgetting, Judgement, RetrievalRecall, Seeds
 from tunesmith.rundir.records.parity import FormParity
 from tunesmith.rundir.records.readings import Tries
@@ -52,6 +53,7 @@ class Output(Record):
         seconds: wall time.
         finished: whether the model ended its turn itself.
         cost: in the currency of the recipe's prices; None without one.
+        calls: the tool calls in the answer, where they were read.
     """
 
     id: str
@@ -65,6 +67,7 @@ class Output(Record):
     seconds: float
     finished: bool
     cost: float | None = None
+    calls: Calls | None = None
 
 
 class Outputs(list[Output]):
