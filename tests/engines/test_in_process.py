@@ -95,7 +95,7 @@ class _Ids:
             return " ".join(map(str, ids))
 
     @staticmethod
-    def prompt_ids(prompt):
+    def prompt_ids(prompt, tools=None):
         return prompt
 
 

@@ -1,13 +1,21 @@
+import importlib.util
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
+from llama_cpp_sources import RUN_IN_CHILD, conversion_by
 from ties import F16, constrained, greedy_answers, is_greedy, next_logits
 from tiny_gguf import write_tiny_gguf
+from tunesmith.chat.render import Renderer
 from tunesmith.engines.llama_cpp import LlamaCppEngine
 from tunesmith.engines.llama_model import LlamaModel
 from tunesmith.errors import ExportError, RecipeError
+from tunesmith.export.gguf.convert import convert
+from tunesmith.models.load import load_tokenizer
+from tunesmith.rundir.records.calls import Calls
 
 SCHEMA = {
     "type": "object",
@@ -16,6 +24,7 @@ SCHEMA = {
     "additionalProperties": False,
 }
 
+CALL_TEXT = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
 ASKED = ["capital of France", "opposite of hot", "2 + 3", "a rhyme with cat", "the sea in one sentence", "three fruits"]
 ASKED += ["what a verb is", "a name for a dog", "the colours of a flag", "hello in Spanish", "a large animal", "seven days"]
 PROMPTS = [[{"role": "user", "content": f"Tell me: {what}."}] for what in ASKED]
@@ -148,3 +157,32 @@ def _without_control(tokenizer, prompt_ids, new, stop_ids):
     finished = new[-1] in stop_ids
     text = tokenizer.decode([token for token in new if token not in tokenizer.added_tokens_decoder])
     return text, len(prompt_ids), len(new), finished
+
+
+def test_tools_are_rendered_and_calls_taken_out_of_the_answer(tiny_dir, tmp_path):
+    """By llama.cpp, with the template inside the file; a parser that gives up is no end of the run."""
+    trl = importlib.util.find_spec("trl")
+    assert trl is not None and trl.submodule_search_locations
+    template = (Path(trl.submodule_search_locations[0]) / "chat_templates" / "qwen2_5.jinja").read_text()
+    shutil.copytree(tiny_dir, tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text(template)
+    with conversion_by(RUN_IN_CHILD):
+        convert(tmp_path / "model", tmp_path / "tools.gguf")
+    renderer = Renderer(load_tokenizer(tmp_path / "model"), template)
+    call = {"type": "function", "function": {"name": "f", "arguments": {"a": [1, "\u00e9"]}}}
+    shown = [PROMPTS[0][0], {"role": "assistant", "content": "", "tool_calls": [call]}]
+    tools = [{"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}]
+    with LlamaCppEngine(tmp_path / "tools.gguf", 512) as engine:
+        (answer,) = engine.generate([PROMPTS[0]], 3, lambda _: None, None, [tools])
+        assert answer.prompt_tokens == len(renderer.prompt_ids(PROMPTS[0], tools)) and answer.calls == Calls()
+        (label,) = engine.generate([PROMPTS[0]], 30, lambda _: None, (CALL_TEXT,), [tools])
+        assert label.text == CALL_TEXT and label.calls == Calls(lost=1)  # nobody takes calls out of constrained answers
+        ask = engine._process.ask
+
+        def once(what, **arguments):
+            auto = arguments["body"].get("tool_choice") == "auto"
+            return {"error": {"message": "output that does not match the expected format"}} if auto else ask(what, **arguments)
+
+        engine._process.ask = once
+        (unread,) = engine.generate([[*shown, PROMPTS[1][0]]], 3, lambda _: None, None, [tools])
+        assert unread.calls == Calls(malformed=1) and unread.new_tokens == 3

@@ -1,5 +1,6 @@
 """Against a server on a loopback port that speaks the chat-completions schema."""
 
+import json
 import time
 
 import pytest
@@ -8,6 +9,7 @@ from chat_server import Server, completion
 from tunesmith.engines import openai_endpoint
 from tunesmith.engines.openai_endpoint import OpenAIEndpoint
 from tunesmith.errors import RecipeError, RunError
+from tunesmith.rundir.records.calls import Call, Calls
 
 KEY = "sk-canary-7f3a"
 PROMPTS = [[{"role": "system", "content": "Echo."}, {"role": "user", "content": f"q{n}"}] for n in range(6)]
@@ -152,3 +154,39 @@ def test_nobody_there():
     with pytest.raises(RunError, match=r"127.0.0.1:9/v1/chat/completions: .*\(1 tries\)") as error:
         OpenAIEndpoint("http://127.0.0.1:9/v1", "big", retries=0).generate(PROMPTS, 5, lambda _: None)
     assert error.value.hint == "is the endpoint up?"
+
+
+def test_tools_go_along_and_calls_come_back(server):
+    """By the schema, examples in the prompt too; what the endpoint's parser left in the text reaches nobody."""
+    call = {"type": "function", "function": {"name": "f", "arguments": {"a": [1, "é"]}}}
+    shown = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call, call]}]
+    tools = [{"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}]
+    answers = [
+        {
+            "content": None,
+            "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": '{"a": 1.0}'}}],
+        },
+        {"content": '<tool_call>{"name": "f", "arguments": {}}</tool_call>'},
+        {"content": "", "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": '}}]},
+        {"content": "No function."},
+    ]
+
+    def reply(number, asked):
+        body = completion("", "tool_calls" if number == 1 else "stop")
+        body["choices"][0]["message"] = {"role": "assistant", **answers[number - 1]}
+        return 200, body, {}
+
+    server.reply = reply
+    prompts = [[*shown, {"role": "user", "content": "now"}]] * 4
+    with OpenAIEndpoint(server.url, "big", concurrency=1) as engine:
+        read = engine.generate(prompts, 20, lambda _: None, None, [tools, tools, tools, None])
+    call_read = Call(name="f", arguments='{"a": 1.0}')
+    assert [a.calls for a in read] == [Calls(calls=(call_read,)), Calls(lost=1), Calls(malformed=1), Calls()]
+    assert json.loads(read[0].text) == {"tool_calls": [{"name": "f", "arguments": {"a": 1.0}}]} and read[0].finished
+    sent = [asked for _, asked in server.requests]
+    assert [asked.get("tools") for asked in sent] == [tools, tools, tools, None]
+    turns = sent[0]["messages"]
+    assert [turn["role"] for turn in turns] == ["user", "assistant", "tool", "tool", "user"]
+    assert [json.loads(c["function"]["arguments"]) for c in turns[1]["tool_calls"]] == [{"a": [1, "é"]}] * 2
+    assert [c["id"] for c in turns[1]["tool_calls"]] == [turn["tool_call_id"] for turn in turns[2:4]]
+    assert len({turn["tool_call_id"] for turn in turns[2:4]}) == 2

@@ -29,7 +29,7 @@ class Engine:
     def __init__(self):
         self.calls = self.closed = 0
 
-    def generate(self, prompts, max_new_tokens, advance, allowed=None):
+    def generate(self, prompts, max_new_tokens, advance, allowed=None, tools=None):
         self.calls += 1
         right = [row.messages[-1]["content"] for row in ROWS[: len(ROWS) // 2]]
         return [Answer(text, 100, 10, 0.5, True) for text in right + ["{}"] * (len(prompts) - len(right))]

@@ -25,7 +25,7 @@ class Reader:
     def __init__(self, opinion):
         self.opinion, self.asked = opinion, []
 
-    def generate(self, prompts, max_new_tokens, advance, allowed=None):
+    def generate(self, prompts, max_new_tokens, advance, allowed=None, tools=None):
         self.asked += prompts
         advance(len(prompts))
         return [Answer(self.opinion(*_answers(prompt)), 1, 1, 0.0, True) for prompt in prompts]

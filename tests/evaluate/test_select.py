@@ -28,7 +28,7 @@ class Parrot:
     def __init__(self, knows):
         self.knows, self.asked, self.schemas = knows, [], set()
 
-    def generate(self, asked, max_new_tokens, advance, allowed=None):
+    def generate(self, asked, max_new_tokens, advance, allowed=None, tools=None):
         self.asked += asked
         self.schemas.add(json.dumps(allowed))
         advance(len(asked))
@@ -163,12 +163,46 @@ def test_constrained_answers_are_asked_of_all_alike_and_a_judge_compares_with_th
         shown = sum(m["role"] == "assistant" for m in outputs[0].prompt)
         return [replace(row, score=None if shown == 2 else 0.5) for row in outputs]
 
-    choice = choose(make_recipe(), tmp_path, {"base": engine}, allowed={"type": "object"}, judge=judge)
+    choice = choose(make_recipe(), tmp_path, {"base": engine}, allowed={"type": "object"}, held_to=("schema",), judge=judge)
     assert engine.schemas == {'{"type": "object"}'}
     assert len({json.dumps(prompts) for prompts in seen}) == 1 and len(seen[0][0]) == 2  # the instruction arm's
     assert choice.leader == "instruction"
     few_shot = next(c for c in choice.candidates if c.arm == "few_shot")
     assert few_shot.score is None and few_shot.unscored == few_shot.n == 12 and choice.prompt is None
+
+
+class OnlyConstrained(Parrot):
+    """Right where its answers are held to something and ``knows`` says so."""
+
+    def generate(self, asked, max_new_tokens, advance, allowed=None):
+        self.knows, knows = (self.knows if allowed is not None else lambda _: False), self.knows
+        answers = super().generate(asked, max_new_tokens, advance, allowed)
+        self.knows = knows
+        return answers
+
+
+def test_a_prompt_that_is_right_only_when_constrained_is_found_and_is_a_finalist(make_recipe, tmp_path):
+    recipe = make_recipe({"evaluate.arms": ["instruction", "few_shot", "optimized_prompt"]})
+    assert recipe.task.held_to == ("", "schema")
+    both = {"allowed": {"type": "object"}, "held_to": recipe.task.held_to}
+    choice = choose(recipe, tmp_path, {"base": OnlyConstrained(shows(2))}, **both)
+    best = choice.arms[choice.leader]
+    assert best.held_to == "schema" and best.k == 2
+    assert choice.way_of(choice.leader).endswith("answers held to the schema)")
+    assert {trial.score for trial in choice.candidates if not trial.candidate.held_to} == {0.0}
+    assert choice.search.tried == PROMPTS  # the search is as wide as before
+    choice.write(tmp_path / "selection.json")
+    assert Selection.read(tmp_path / "selection.json").arms[choice.leader] == best
+    free = choose(recipe, tmp_path, {"base": OnlyConstrained(shows(2))}, allowed={"type": "object"})
+    assert not any(trial.score for trial in free.candidates)
+
+
+def test_a_constrained_twin_that_answers_alike_takes_no_seat(make_recipe, tmp_path):
+    recipe = make_recipe({"evaluate.few_shot": {"k": [1, 3], "draws": 1}})
+    both = {"allowed": {"type": "object"}, "held_to": ("", "schema")}
+    choice = choose(recipe, tmp_path, {"base": Parrot(lambda _: True)}, **both)
+    assert [choice.arms[name].held_to for name in choice.finalists] == [""] * 3
+    assert len({(choice.arms[name].k, choice.arms[name].selection) for name in choice.finalists}) == 3
 
 
 def test_no_dev_row_is_refused(make_recipe):

@@ -91,7 +91,7 @@ def test_prompts_are_measured_on_dev_and_the_test_part_stays_sealed(open_toy):
     arms = result.facts.arms
     assert {arm.name for arm in arms} == {"zero_shot", "instruction", "few_shot", "retrieval"}
     dev = len(read_rows(run.data / "dev.jsonl"))
-    assert all(arm.n == dev for arm in arms) and [arm.name for arm in arms if arm.retrieves] == ["retrieval"]
+    assert all(arm.n == dev for arm in arms) and {arm.name for arm in arms if arm.retrieves} == {"retrieval"}
     assert not result.provisional and f"n={dev}" in result.checks[0].evidence and result.hours > 0
     prompt, retrieval = result.facts.prompt, result.facts.retrieval
     assert prompt and retrieval and prompt.n == retrieval.n == dev and prompt.bound >= prompt.low

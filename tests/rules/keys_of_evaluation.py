@@ -34,7 +34,7 @@ from tunesmith.rundir.records.evidence import Forgetting
 
 
 class _Echo:
-    def generate(self, asked, max_new_tokens, advance, allowed=None):
+    def generate(self, asked, max_new_tokens, advance, allowed=None, tools=None):
         return [Answer("{}", 1, 1, 0.0, True) for _ in asked]
 
 

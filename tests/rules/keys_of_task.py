@@ -61,7 +61,7 @@ class _Endpoint:
     def __init__(self, *asked):
         self.asked = list(asked)
 
-    def generate(self, prompts, max_new_tokens, advance, allowed=None):
+    def generate(self, prompts, max_new_tokens, advance, allowed=None, tools=None):
         self.asked += prompts
         return [Answer("VERDICT: A", 1, 1, 0.0, True) for _ in prompts]
 
@@ -105,7 +105,7 @@ FIXED = {  # what a key needs beside it
 OBSERVE = {
     "task.metric": ("exact_match", lambda r, t: make_metric(r.task).score('{"a":1}', '{"a": 1}')),
     "task.json_schema": (None, lambda r, t: make_metric(r.task).score("{}", "{}")),
-    "task.constrained": (True, lambda r, t: output_constraint(r.task)),
+    "task.constrained": (True, lambda r, t: (output_constraint(r.task), r.task.held_to)),
     "task.labels": (["red", "blue"], lambda r, t: make_metric(r.task).score("green", "red")),
     "task.target_precision": (0.5, _coverage),
     "task.tolerance": (1.0, lambda r, t: make_metric(r.task).score("2", "1")),

@@ -1,7 +1,7 @@
 """A first recipe from a check of the rows: which metric fits the answers, what a row needs, and a comment that says why.
 
-The metric is told from the answers, the strictest that suits them first: classes, JSON objects, numbers, long texts, and
-equality for what is left. Whether every reference scores under a metric is not guessed here:
+The metric is told from the answers, the strictest that suits them first: calls of functions, classes, JSON objects, numbers,
+long texts, and equality for what is left. Whether every reference scores under a metric is not guessed here:
 ``pipeline/init.py`` asks the metric, and takes the first under which all do. Labels come from the rows
 themselves, since a report's names of classes are excerpts.
 
@@ -37,12 +37,16 @@ class Proposal:
     labels: tuple[str, ...] | None = None
 
 
-def proposals(quality: QualityReport, labels: tuple[str, ...]) -> list[Proposal]:
+def proposals(quality: QualityReport, labels: tuple[str, ...], calls: int = 0) -> list[Proposal]:
     """Metrics that suit the answers, the best first; ``exact_match``, under which any answer scores, is the last.
 
     Args:
         labels: different answers of the rows, the most frequent first, those that a metric cannot tell apart left out.
+        calls: rows whose answer calls functions; where there are some, nothing else scores all rows.
     """
+    if calls:
+        reason = f"the answers of {calls:,} rows call functions: right is the same functions with the same arguments"
+        return [Proposal(metric="tool_calls", reason=reason)]
     suitable: list[Proposal] = []
     classes, majority = quality.classes, quality.formats.majority
     if classes is not None and 2 <= len(labels) <= MOST_CLASSES and max(map(len, labels)) <= SHORT:

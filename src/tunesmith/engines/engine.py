@@ -5,12 +5,13 @@ else. What an engine cannot do it refuses by one of our errors: no engine answer
 something, and none makes up a log-probability.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from tunesmith.messages import Message
+from tunesmith.messages import Message, Tools
 from tunesmith.rundir.records import Json
+from tunesmith.rundir.records.calls import Calls
 
 Constraint = Json | tuple[str, ...]  # all that an answer may be: what meets a JSON schema, or one of these labels
 Advance = Callable[[int], None]
@@ -35,6 +36,8 @@ class Answer:
         prompt_tokens, new_tokens: as the engine counted them, the end-of-turn token included.
         seconds: wall time; within a batch, the batch's time divided by its rows.
         finished: whether the model ended its turn itself (False: cut at the token budget).
+        calls: the tool calls in it, where tools were handed over; None too where the model's template writes none that can be
+            read. What a server took out of its answer stands in ``text`` as JSON.
     """
 
     text: str
@@ -42,6 +45,7 @@ class Answer:
     new_tokens: int
     seconds: float
     finished: bool
+    calls: Calls | None = None
 
 
 @dataclass(frozen=True)
@@ -64,12 +68,18 @@ class Engine(Protocol):
     """Greedy decoding with the model's own chat template."""
 
     def generate(
-        self, prompts: list[list[Message]], max_new_tokens: int, advance: Advance, allowed: Constraint | None = None
+        self,
+        prompts: list[list[Message]],
+        max_new_tokens: int,
+        advance: Advance,
+        allowed: Constraint | None = None,
+        tools: Sequence[Tools] | None = None,
     ) -> list[Answer]:
         """Answer every prompt, in order; ``advance(n)`` is called as answers are done.
 
         Args:
             allowed: what every answer is constrained to, as far as the token budget lets it end; None for free text.
+            tools: what each prompt declares, one entry a prompt; None where none declares any and nobody asks for calls.
         """
         ...
 

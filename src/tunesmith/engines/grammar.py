@@ -123,6 +123,16 @@ def _alternatives(labels: tuple[str, ...]) -> str:
     return "start: " + " | ".join(json.dumps(label, ensure_ascii=False) for label in labels)
 
 
+def check_constraint(allowed: Constraint) -> None:
+    """Whether answers can be constrained to it at all, before a model is loaded.
+
+    Raises:
+        MissingPackage: the extra is not installed.
+        RecipeError: it cannot be enforced.
+    """
+    _compiled(allowed)
+
+
 def _compiled(allowed: Constraint) -> str:
     try:
         import llguidance

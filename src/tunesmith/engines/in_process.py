@@ -7,9 +7,14 @@ What answers are constrained to masks the logits before the greedy choice (``eng
 step. Everything is made where the model is.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from transformers import PreTrainedModel
 
 from tunesmith import hardware
+from tunesmith.chat.calls.forms import read_calls
+from tunesmith.chat.calls.probe import call_form
 from tunesmith.chat.render import Renderer
 from tunesmith.chat.vocabulary import AFTER, MIDDLE
 from tunesmith.engines.decode import Generation, StopRule, greedy
@@ -17,7 +22,7 @@ from tunesmith.engines.engine import Advance, Answer, Constraint, Scored
 from tunesmith.engines.grammar import Grammar
 from tunesmith.engines.score import Scorer
 from tunesmith.errors import RunError
-from tunesmith.messages import Message
+from tunesmith.messages import Message, Tools
 
 
 class InProcessEngine:
@@ -34,7 +39,12 @@ class InProcessEngine:
         self._scorer = Scorer(model)
 
     def generate(
-        self, prompts: list[list[Message]], max_new_tokens: int, advance: Advance, allowed: Constraint | None = None
+        self,
+        prompts: list[list[Message]],
+        max_new_tokens: int,
+        advance: Advance,
+        allowed: Constraint | None = None,
+        tools: Sequence[Tools] | None = None,
     ) -> list[Answer]:
         """See ``Engine``.
 
@@ -42,9 +52,13 @@ class InProcessEngine:
             RunError: a prompt and its answer do not fit the model's context.
             RecipeError: what answers are constrained to cannot be enforced.
         """
-        ids = [self.renderer.prompt_ids(prompt) for prompt in prompts]
+        declared = tools or [None] * len(prompts)
+        ids = [self.renderer.prompt_ids(prompt, own) for prompt, own in zip(prompts, declared, strict=True)]
         self._check_room(ids, max_new_tokens)
-        return self._generate(ids, max_new_tokens, advance, None if allowed is None else self._grammar(allowed))
+        answers = self._generate(ids, max_new_tokens, advance, None if allowed is None else self._grammar(allowed))
+        if tools is None or (form := call_form(self.renderer)) is None:
+            return answers
+        return [replace(answer, calls=read_calls(answer.text, form, own)) for answer, own in zip(answers, tools, strict=True)]
 
     def score(self, items: list[tuple[list[Message], str]], advance: Advance) -> list[Scored]:
         """See ``Engine``. An answer is encoded apart from its prompt, as in training, and as plain text.

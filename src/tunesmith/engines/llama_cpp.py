@@ -10,21 +10,31 @@ llama-server does that chooses among several.
 llama.cpp's server gives log-probabilities of what it says, none of what it is given; those come from its library, on the
 prompt that the server rendered (``engines/libllama.py``).
 
+Tools go along too: the server writes them with the template and takes calls out of the answer with its own parser, as whoever
+deploys the file will see it (``engines/wire.py``). Once a call has begun, it also holds the model to the declared schema. An
+answer that its parser cannot read is an error of the server's, and a malformed call here.
+
 What answers are constrained to goes along as text for its own copy of llguidance, checked by ours beforehand: llama.cpp takes a
 grammar that it cannot read, notes it in its log and answers freely (``engines/grammar.py``).
 """
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from tunesmith.engines.engine import Advance, Answer, Constraint, Scored
 from tunesmith.engines.grammar import as_text
 from tunesmith.engines.llama_model import LlamaProcess
+from tunesmith.engines.wire import calls_of_reply, wire_messages
 from tunesmith.errors import ExportError
-from tunesmith.messages import Message
+from tunesmith.messages import Message, Tools
 from tunesmith.rundir.records import Json
+from tunesmith.rundir.records.calls import Calls
+
+UNREAD = "does not match the expected"  # llama.cpp of an answer that its parser for calls cannot read
 
 
 class LlamaCppEngine:
@@ -54,7 +64,12 @@ class LlamaCppEngine:
         self._process.close()
 
     def generate(
-        self, prompts: list[list[Message]], max_new_tokens: int, advance: Advance, allowed: Constraint | None = None
+        self,
+        prompts: list[list[Message]],
+        max_new_tokens: int,
+        advance: Advance,
+        allowed: Constraint | None = None,
+        tools: Sequence[Tools] | None = None,
     ) -> list[Answer]:
         """See ``Engine``.
 
@@ -67,20 +82,28 @@ class LlamaCppEngine:
         if allowed is not None:
             request["grammar"] = as_text(allowed)
         answers: list[Answer] = []
-        for prompt in prompts:
+        for prompt, own in zip(prompts, tools or [None] * len(prompts), strict=True):
+            body: dict[str, Any] = {"messages": wire_messages(prompt), **request}
+            if own:  # a grammar of ours and one for calls exclude each other
+                body |= {"tools": own, "tool_choice": "auto" if allowed is None else "none"}
             started = time.perf_counter()
-            reply = self._process.ask("chat", body={"messages": prompt, **request})
+            reply = self._process.ask("chat", body=body)
+            unread = bool(own) and UNREAD in json.dumps(reply.get("error", ""))
+            if unread:  # the same prompt, and the answer as it is
+                reply = self._process.ask("chat", body=body | {"tool_choice": "none"})
             seconds = time.perf_counter() - started
             if "choices" not in reply:
                 raise ExportError(f"llama.cpp refused a prompt: {json.dumps(reply)[:300]}", "is the context large enough?")
             choice, usage = reply["choices"][0], reply["usage"]
+            text, calls = calls_of_reply(choice["message"], own)
             answers.append(
                 Answer(
-                    choice["message"]["content"] or "",
+                    text,
                     usage["prompt_tokens"],
                     usage["completion_tokens"],
                     seconds,
-                    choice["finish_reason"] == "stop",
+                    choice["finish_reason"] in ("stop", "tool_calls"),
+                    None if tools is None else Calls(malformed=1) if unread else calls,
                 )
             )
             advance(1)

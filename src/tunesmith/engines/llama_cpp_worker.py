@@ -61,7 +61,10 @@ class Worker:
             case "load library":
                 return self.library() is not None
             case "chat":
-                reply = self.server().handle_chat_completions(request["body"])
+                try:
+                    reply = self.server().handle_chat_completions(request["body"])
+                except (ValueError, RuntimeError) as error:  # of llama.cpp, as its server would have said it
+                    return {"error": {"message": str(error)}}
                 return json.loads(reply) if isinstance(reply, str | bytes) else reply
             case "render":
                 return self.render(request["messages"])

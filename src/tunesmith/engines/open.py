@@ -10,11 +10,11 @@ from pathlib import Path
 
 from tunesmith.chat.render import Renderer
 from tunesmith.engines.base import BaseModel
-from tunesmith.engines.engine import Allowed, Choices
+from tunesmith.engines.engine import Allowed, Choices, Constraint
 from tunesmith.engines.in_process import InProcessEngine
 from tunesmith.engines.llama_cpp import LlamaCppEngine
 from tunesmith.engines.openai_endpoint import OpenAIEndpoint
-from tunesmith.messages import Message
+from tunesmith.messages import Message, Tools
 from tunesmith.models.swap import merge_lora
 from tunesmith.recipe import Task
 from tunesmith.recipe.evaluate import External, Writer
@@ -36,18 +36,28 @@ def open_in_process(base: BaseModel, adapter: Path | None, batch_size: int) -> I
     return InProcessEngine(loaded.model, base.renderer, batch_size)
 
 
-def open_llama_cpp(gguf: Path, renderer: Renderer, prompts: Sequence[list[Message]], max_new_tokens: int) -> LlamaCppEngine:
+def open_llama_cpp(
+    gguf: Path,
+    renderer: Renderer,
+    prompts: Sequence[list[Message]],
+    max_new_tokens: int,
+    tools: Sequence[Tools] | None = None,
+) -> LlamaCppEngine:
     """An exported model in llama.cpp, with the context that some prompts and their answers need.
 
     Raises:
         ExportError: llama.cpp cannot run the file.
     """
-    return LlamaCppEngine(gguf, context_for(renderer, prompts, max_new_tokens))
+    return LlamaCppEngine(gguf, context_for(renderer, prompts, max_new_tokens, tools))
 
 
-def context_for(renderer: Renderer, prompts: Sequence[list[Message]], max_new_tokens: int) -> int:
+def context_for(
+    renderer: Renderer, prompts: Sequence[list[Message]], max_new_tokens: int, tools: Sequence[Tools] | None = None
+) -> int:
     """Tokens that the longest of some prompts and its answer need, with room for what an engine's own template adds."""
-    return max(len(renderer.prompt_ids(prompt)) for prompt in prompts) + max_new_tokens + TEMPLATE_ROOM
+    declared = tools or [None] * len(prompts)
+    longest = max(len(renderer.prompt_ids(prompt, own)) for prompt, own in zip(prompts, declared, strict=True))
+    return longest + max_new_tokens + TEMPLATE_ROOM
 
 
 def open_endpoint(endpoint: External) -> OpenAIEndpoint:
@@ -88,9 +98,14 @@ def open_writer(settings: Writer) -> tuple[Callable[[str], str], Callable[[], No
 
 
 def output_constraint(task: Task) -> Allowed | None:
-    """What engines constrain answers to, where the recipe asks for that (its JSON schema, its labels), or labels to choose."""
+    """What engines constrain the answers of every arm to, where the recipe asks for that, or labels to choose."""
     if task.metric == "calibrated":
         return Choices(task.labels or ())
-    if not task.constrained:
+    return answer_language(task) if task.constrained is True else None
+
+
+def answer_language(task: Task) -> Constraint | None:
+    """What an answer can be constrained to: the JSON schema, the labels; None where the recipe has neither."""
+    if not task.can_constrain:
         return None
     return task.labels if task.json_schema is None else read_json(task.json_schema)

@@ -11,6 +11,9 @@ the endpoint said, where, and a hint. Answers that came before are lost with the
 **The key** is named in the recipe and read from the environment when the engine is made (``hardware.secret``). It is in the
 headers of the requests and nowhere else: an endpoint that repeats it in an error has it struck out.
 
+**Tools** that a row declares go along as ``tools``, and the calls of an answer are those that the endpoint's own parser took
+out (``tool_calls``); a call that it left in the text is lost, as it would be for any user of it (``engines/wire.py``).
+
 **A schema** goes along as ``response_format``. Some servers take that field and ignore it, so every finished answer is
 checked against the schema, and one that does not meet it is an error. Labels go as an object with one of them, and the label
 is the answer; what it costs in tokens is the endpoint's own count.
@@ -24,7 +27,7 @@ Source: OpenAI API reference, "Create chat completion"; RFC 9110 section 10.2.3 
 import json
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from threading import Event
@@ -35,8 +38,9 @@ import jsonschema
 
 from tunesmith import hardware
 from tunesmith.engines.engine import Advance, Answer, Constraint, Scored
+from tunesmith.engines.wire import calls_of_reply, wire_messages
 from tunesmith.errors import MissingPackage, RecipeError, RunError
-from tunesmith.messages import Message
+from tunesmith.messages import Message, Tools
 from tunesmith.rundir.records import Json
 
 if TYPE_CHECKING:
@@ -124,7 +128,12 @@ class OpenAIEndpoint:
         self._client.close()
 
     def generate(
-        self, prompts: list[list[Message]], max_new_tokens: int, advance: Advance, allowed: Constraint | None = None
+        self,
+        prompts: list[list[Message]],
+        max_new_tokens: int,
+        advance: Advance,
+        allowed: Constraint | None = None,
+        tools: Sequence[Tools] | None = None,
     ) -> list[Answer]:
         """See ``Engine``. The seconds of an answer are those of the try that was answered, the network included.
 
@@ -136,14 +145,19 @@ class OpenAIEndpoint:
         stop = Event()  # one failure ends the call; who waits to try again need not
         pool = ThreadPoolExecutor(self._concurrency)
         try:
-            jobs = {pool.submit(self._answer, prompt, max_new_tokens, allowed, stop): n for n, prompt in enumerate(prompts)}
+            declared = tools or [None] * len(prompts)
+            jobs = {
+                pool.submit(self._answer, prompt, own, max_new_tokens, allowed, stop): n
+                for n, (prompt, own) in enumerate(zip(prompts, declared, strict=True))
+            }
             for job in as_completed(jobs):
                 answers[jobs[job]] = job.result()
                 advance(1)
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
-        return [answers[number] for number in range(len(prompts))]
+        in_order = [answers[number] for number in range(len(prompts))]
+        return in_order if tools is not None else [replace(answer, calls=None) for answer in in_order]
 
     def score(self, items: list[tuple[list[Message], str]], advance: Advance) -> list[Scored]:
         """Not to be had: a chat completion gives log-probabilities of what it says, none of what it is given.
@@ -153,24 +167,33 @@ class OpenAIEndpoint:
         """
         raise RunError(f"{self._url}: no log-probability of a given answer", "score with the engine in process")
 
-    def _answer(self, prompt: list[Message], max_new_tokens: int, allowed: Constraint | None, stop: Event) -> Answer:
-        request: dict[str, Any] = {"model": self._model, "messages": prompt, "temperature": 0, "max_tokens": max_new_tokens}
+    def _answer(
+        self, prompt: list[Message], tools: Tools, max_new_tokens: int, allowed: Constraint | None, stop: Event
+    ) -> Answer:
+        request: dict[str, Any] = {
+            "model": self._model,
+            "messages": wire_messages(prompt),
+            "temperature": 0,
+            "max_tokens": max_new_tokens,
+            "tools": tools or None,
+        }
         schema = _one_label(allowed) if isinstance(allowed, tuple) else allowed
         if schema is not None:
             json_schema = {"name": "answer", "schema": schema, "strict": True}
             request["response_format"] = {"type": "json_schema", "json_schema": json_schema}
+            request["tool_choice"] = "none" if tools else None
         request = {key: value for key, value in (request | self._body).items() if value is not None}
         reply, seconds = self._post(request, stop)
         try:
             choice, usage = reply["choices"][0], reply["usage"]
-            text, finish = choice["message"].get("content"), choice["finish_reason"]
+            (text, calls), finish = calls_of_reply(choice["message"], tools), choice["finish_reason"]
             counts = int(usage["prompt_tokens"]), int(usage["completion_tokens"])
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise RunError(
                 f"{self._url}: not a chat completion with usage: {self._excerpt(json.dumps(reply))}",
                 "is it an OpenAI-compatible endpoint?",
             ) from error
-        answer = Answer(text or "", *counts, seconds, finish == "stop")
+        answer = Answer(text, *counts, seconds, finish in ("stop", "tool_calls"), calls)
         if schema is not None and answer.finished and answer.text:
             parsed = self._checked(answer.text, schema)
             answer = replace(answer, text=parsed["label"]) if isinstance(allowed, tuple) else answer

@@ -16,7 +16,7 @@ from tunesmith.errors import RunError
 from tunesmith.evaluate.choose import choose
 from tunesmith.evaluate.compare import figure_with_interval
 from tunesmith.evaluate.metrics import HEADLINE, Metric
-from tunesmith.messages import Message
+from tunesmith.messages import Message, Tools
 from tunesmith.recipe import TokenPrice
 from tunesmith.rundir.records.evaluation import Arm, Comparison, Output, Scores, Summary, Totals
 from tunesmith.rundir.rows import Row
@@ -47,7 +47,8 @@ def ask(
         if isinstance(allowed, Choices):
             answers = choose(engine, prompts, allowed.labels, lambda done: bar.advance(done))
         else:
-            answers = engine.generate(prompts, max_new_tokens, lambda done: bar.advance(done), allowed)
+            tools = declared_tools(rows, metric)
+            answers = engine.generate(prompts, max_new_tokens, lambda done: bar.advance(done), allowed, tools)
     return [
         _scored(row.id, prompt, row.reference, answer, metric, price)
         for row, prompt, answer in zip(rows, prompts, answers, strict=True)
@@ -55,7 +56,11 @@ def ask(
 
 
 def _scored(row_id: str, prompt: list[Message], reference: str, answer: Answer, metric: Metric, price: Price | None) -> Output:
-    figures = dict(metric.score(answer.text, reference))
+    if metric.score_calls is None:
+        figures = dict(metric.score(answer.text, reference))
+    else:
+        assert answer.calls is not None, "calls are scored, and no engine read them"
+        figures = dict(metric.score_calls(answer.calls, reference))
     return Output(
         id=row_id,
         prompt=prompt,
@@ -68,7 +73,14 @@ def _scored(row_id: str, prompt: list[Message], reference: str, answer: Answer, 
         seconds=answer.seconds,
         finished=answer.finished,
         cost=None if price is None else price(answer),
+        calls=answer.calls,
     )
+
+
+def declared_tools(rows: Sequence[Row], metric: Metric) -> list[Tools] | None:
+    """What each row's prompt declares; None where none declares any and calls are not scored."""
+    tools = [row.tools for row in rows]
+    return tools if any(tools) or metric.score_calls is not None else None
 
 
 def summary(name: str, outputs: Sequence[Output], metric: Metric) -> Summary:
@@ -175,7 +187,7 @@ def _answers_of(evaluation: Path, key: str) -> Path | None:
 
 
 def _scored_again(output: Output, metric: Metric, price: Price | None) -> Output:
-    answer = Answer(output.output, output.prompt_tokens, output.new_tokens, output.seconds, output.finished)
+    answer = Answer(output.output, output.prompt_tokens, output.new_tokens, output.seconds, output.finished, output.calls)
     return _scored(output.id, output.prompt, output.reference, answer, metric, price)
 
 

@@ -12,8 +12,14 @@ def check_references(rows: list[Row], metric: Metric) -> None:
         DataError: the first such row.
     """
     for row in rows:
-        if why := row.why_not_scored():
-            raise DataError(f"row {row.id}, {row.place}: {why}, so no arm can be scored", "train and preview such rows alone")
+        if why := row.why_not_scored(metric.score_calls is not None):
+            hint = "calls are scored by task.metric: tool_calls, of functions that the row's tools declare"
+            raise DataError(f"row {row.id}, {row.place}: {why}, so no arm can be scored", hint)
+        if row.tools and metric.name == "calibrated":
+            raise DataError(
+                f"row {row.id}, {row.place}: it declares tools, and a choice among labels is asked without any",
+                "leave its tools out, or set task.metric: classification",
+            )
         reference = row.reference
         if not metric.fits(reference):
             raise DataError(

@@ -8,7 +8,9 @@ rows, which costs up to twice as much and chooses hardly better; one winner of a
 against a prompt that is not the best (``benchmarks/gate_simulation.py`` measures it: ``docs/explanation/deciding.md``).
 
 **The space.** A candidate is an instruction (as written, or rewritten by a fixed rule: an explicit format line from the schema
-or the labels, emphasis, another order; and the user's own) with a set of demonstrations. How many are tried follows from the
+or the labels, emphasis, another order; and the user's own) with a set of demonstrations, answered freely or constrained to the
+schema or the labels (``task.constrained``). Both ways begin together: a prompt whose free answers no parser reads would be
+thrown out before it is constrained, if that came after the first rung. How many are tried follows from the
 budget. A model that writes instructions needs a strong one beside the one under test. Who has one names it as
 ``evaluate.optimized_prompt.writer`` (``gepa.py``); what it wrote joins the search as one more instruction.
 
@@ -25,7 +27,7 @@ from typing import TypeVar
 from tunesmith.errors import RunError
 from tunesmith.evaluate.metrics import format_line
 from tunesmith.evaluate.prompts import random_draw
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import HeldTo, Recipe
 from tunesmith.rundir.records.evaluation import Candidate
 from tunesmith.rundir.rows import Row
 
@@ -65,12 +67,24 @@ def instructions(recipe: Recipe, written: str | None = None) -> dict[str, str]:
     return unique
 
 
-def space(recipe: Recipe, pool: list[Row], start: list[Candidate], written: str | None = None) -> list[Candidate]:
+def space(
+    recipe: Recipe,
+    pool: list[Row],
+    start: list[Candidate],
+    written: str | None = None,
+    held_to: Sequence[HeldTo] = ("",),
+) -> list[Candidate]:
     """Every candidate, in the order in which a budget takes them: ``start`` first, then what another model has written (by
-    itself), the rest shuffled by the seed."""
+    itself), the rest shuffled by the seed.
+
+    Args:
+        held_to: what answers are constrained to: each of the ways, for every prompt but ``start``.
+    """
     settings = recipe.evaluate.few_shot
     first = [replace(candidate, arm="optimized_prompt", variant="as written") for candidate in start]
-    first += [Candidate(arm="optimized_prompt", instruction=written, variant="written")] if written else []
+    first += (
+        in_each_way([Candidate(arm="optimized_prompt", instruction=written, variant="written")], held_to) if written else []
+    )
     rest: list[Candidate] = []
     for variant, text in instructions(recipe, written).items():
         plain = Candidate(arm="optimized_prompt", instruction=text, variant=variant)
@@ -81,8 +95,14 @@ def space(recipe: Recipe, pool: list[Row], start: list[Candidate], written: str 
                 rest.append(replace(plain, selection="random", k=k, draw=draw, demonstrations=ids))
             nearest = [selection for selection in settings.selection if selection != "random"]
             rest += [replace(plain, selection=selection, k=k) for selection in nearest]
+    rest = in_each_way(rest, held_to)
     random.Random(f"{recipe.seed}/search").shuffle(rest)
     return first + [candidate for candidate in rest if candidate not in first]
+
+
+def in_each_way(options: Sequence[Candidate], held_to: Sequence[HeldTo]) -> list[Candidate]:
+    """Every candidate with its answers constrained in each of the ways; the free one comes first and wins a tie."""
+    return [replace(candidate, held_to=way) for way in held_to for candidate in options]
 
 
 def rungs(count: int, rows: int, survivors: int) -> list[tuple[int, int]]:

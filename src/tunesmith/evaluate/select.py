@@ -25,15 +25,15 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
-from tunesmith.engines.engine import Allowed, Engine
+from tunesmith.engines.engine import Allowed, Choices, Engine
 from tunesmith.errors import RunError
 from tunesmith.evaluate.arms import ask, summary
 from tunesmith.evaluate.cross_fit import cross_fit
 from tunesmith.evaluate.gepa import write_instruction
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.prompts import PromptBook, candidates
-from tunesmith.evaluate.search import PROMPTS, affordable, halving, rungs, space
-from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, Recipe
+from tunesmith.evaluate.search import PROMPTS, affordable, halving, in_each_way, rungs, space
+from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, HeldTo, Recipe
 from tunesmith.rundir.records.evaluation import Candidate, Output, SearchCost, Selection, Summary, Trial, Written
 from tunesmith.rundir.records.evidence import CrossFit
 from tunesmith.rundir.rows import Row
@@ -51,10 +51,12 @@ class PromptTask:
     """What is the same for every candidate.
 
     Attributes:
+        max_new_tokens: that an answer to a prompt may take.
         finalists: how many prompts answer the test part.
         groups: group of each dev row, where rows belong together.
         engine_of: the engine of ``base``, or of an arm ``external:...``.
-        allowed: what the engine constrains answers to (``task.constrained``), or labels to choose from.
+        allowed: what the engine constrains answers of a candidate with ``held_to`` to; labels to choose from bind them all.
+        held_to: the ways in which every prompt is tried.
         judge: scores answers that need a judge.
         writer: a question to the answer of the model that writes instructions.
     """
@@ -67,6 +69,7 @@ class PromptTask:
     finalists: int
     engine_of: Callable[[str], Engine]
     allowed: Allowed | None = None
+    held_to: Sequence[HeldTo] = ("",)
     groups: Sequence[str] | None = None
     judge: JudgeAnswers | None = None
     writer: Callable[[str], str] | None = None
@@ -90,7 +93,7 @@ class Trials:
         if task.judge is None:
             return answers
         if (answerer, way, rows) not in self._judged:
-            first = candidates(task.recipe, task.book.pool, "instruction")[0]
+            first = in_each_way(candidates(task.recipe, task.book.pool, "instruction"), task.held_to)[0]
             baseline = self._answered(way_to_ask(first), first.name, rows, "base")
             self._judged[answerer, way, rows] = task.judge(answers, baseline)
         return self._judged[answerer, way, rows]
@@ -108,7 +111,8 @@ class Trials:
         task = self._task
         prompts = [task.book.messages(candidate, row) for row in rows]
         engine = task.engine_of(answerer)
-        return ask(f"dev {title}", engine, rows, prompts, task.metric, task.max_new_tokens, task.allowed)
+        allowed = task.allowed if candidate.held_to or isinstance(task.allowed, Choices) else None
+        return ask(f"dev {title}", engine, rows, prompts, task.metric, task.max_new_tokens, allowed)
 
     def halve(self, arm: str, options: Sequence[Candidate], survivors: int) -> None:
         """Successive halving of an arm's ways to ask; all of them are written down."""
@@ -131,12 +135,24 @@ class Trials:
         return headline, second, -figures.prompt_tokens
 
     def best_first(self, arms: Collection[str]) -> list[Trial]:
-        """What was tried for these arms and has answered all rows, the best first; the same prompt once."""
+        """What was tried for these arms and has answered all rows, the best first; the same prompt once.
+
+        A prompt whose free answers are, row by row, those of its constrained twin is the same rival, and takes one seat.
+        """
         last = sorted((t for t in self.done if t.arm in arms and t.n == len(self.rows)), key=self.rank, reverse=True)
         unique: dict[tuple[str, Candidate], Trial] = {}
         for trial in last:
-            unique.setdefault((trial.arm if trial.arm.startswith(EXTERNAL) else "base", way_to_ask(trial.candidate)), trial)
+            answerer = trial.arm if trial.arm.startswith(EXTERNAL) else "base"
+            way = way_to_ask(trial.candidate)
+            free = replace(way, held_to="")
+            unique.setdefault((answerer, free if self._alike(answerer, way, free) else way), trial)
         return list(unique.values())
+
+    def _alike(self, answerer: str, way: Candidate, free: Candidate) -> bool:
+        """Whether two ways to ask got the same answer to every dev row."""
+        answers = [self._answers.get((answerer, candidate), []) for candidate in (way, free)]
+        texts = [[output.output for output in outputs] for outputs in answers]
+        return len(texts[0]) == len(self.rows) and texts[0] == texts[1]
 
     def cross_fit(self, retrieves: bool) -> CrossFit | None:
         """What the best prompt that searches for passages, or that does not, is worth on rows that did not choose it.
@@ -179,7 +195,7 @@ def select_prompt(task: PromptTask) -> Selection:
         raise RunError("the dev part has no rows to choose a prompt on", "raise data.dev_fraction")
     for arm in PROMPT_ARMS:
         if arm in needed and arm != "optimized_prompt":
-            trials.halve(arm, candidates(recipe, task.book.pool, arm), task.finalists)
+            trials.halve(arm, in_each_way(candidates(recipe, task.book.pool, arm), task.held_to), task.finalists)
     search = _optimize(task, trials) if "optimized_prompt" in needed else None
     chosen = {arm: best[0].candidate for arm in PROMPT_ARMS if (best := trials.best_first({arm}))}
     rivals = tuple(arm for arm in settings.arms if settings.is_rival(arm))
@@ -212,10 +228,10 @@ def _named(trials: Trials, rivals: Collection[str], count: int) -> dict[str, Tri
 def _optimize(task: PromptTask, trials: Trials) -> SearchCost:
     """Search for the ``optimized_prompt``; returns what that cost. The few-shot arm's winner is one of its starts."""
     recipe = task.recipe
-    start = candidates(recipe, task.book.pool, "instruction")
+    start = in_each_way(candidates(recipe, task.book.pool, "instruction"), task.held_to)
     start += [trial.candidate for trial in trials.best_first({"few_shot"})[:1]]
     written = None if task.writer is None else _write(task, trials, task.writer)
-    options = space(recipe, task.book.pool, start, written and written.instruction)
+    options = space(recipe, task.book.pool, start, written and written.instruction, task.held_to)
     calls = recipe.evaluate.optimized_prompt.calls
     count = min(PROMPTS, len(options)) if calls is None else affordable(len(options), len(trials.rows), task.finalists, calls)
     before = trials.asked
@@ -229,7 +245,8 @@ def _write(task: PromptTask, trials: Trials, writer: Callable[[str], str]) -> Wr
     """Let another model write an instruction from train rows, chosen on the first dev rows."""
 
     def answers_of(instruction: str, rows: list[Row]) -> list[Output]:
-        return trials.answers("written", Candidate(arm="optimized_prompt", instruction=instruction), rows, "base")
+        way = Candidate(arm="optimized_prompt", instruction=instruction, held_to=task.held_to[0])
+        return trials.answers("written", way, rows, "base")
 
     first = rungs(1, len(trials.rows), 1)[0][1]
     written = write_instruction(task.recipe, task.book.pool, trials.rows[:first], answers_of, writer)

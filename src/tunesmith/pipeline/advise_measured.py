@@ -42,7 +42,7 @@ def measure(run: RunDir, recipe: Recipe) -> tuple[tuple[DevArm, ...], Selection,
         )
     renderer = base_of(run, recipe).renderer
     dev = read_rows(run.data / "dev.jsonl")[: selection.dev_rows]
-    short = sum(len(renderer.prompt_ids(tuned(recipe, row))) for row in dev) / len(dev)
+    short = sum(len(renderer.prompt_ids(tuned(recipe, row), row.tools)) for row in dev) / len(dev)
     best = best_of([arm for arm in arms if not arm.retrieves])
     return tuple(arms), selection, 0.0 if best is None else max(0.0, best.prompt_tokens - short)
 

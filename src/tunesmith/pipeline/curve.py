@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from tunesmith.engines.open import open_in_process
 from tunesmith.errors import RunError
-from tunesmith.evaluate.arms import read_outputs, run_arm
+from tunesmith.evaluate.arms import declared_tools, read_outputs, run_arm
 from tunesmith.evaluate.compare import scores
 from tunesmith.evaluate.curve import bootstrap, fit_curve
 from tunesmith.models.adapter import WEIGHTS
@@ -113,8 +113,8 @@ def _outputs_on_dev(evaluation: Evaluation, inner: RunDir, share: float) -> list
     """Answers and scores of one share's adapter on dev, kept in ``curve/<share>/dev/``."""
     folder = evaluation.run.path / "curve" / f"{share:g}" / "dev"
     prompts = [evaluation.book.tuned(row, 0) for row in evaluation.dev]
-    budget, allowed = evaluation.max_new_tokens, evaluation.allowed
-    answers_key = fingerprint(content_hash(inner.adapter / WEIGHTS), prompts, budget, allowed)
+    budget, allowed, tools = evaluation.max_new_tokens, evaluation.allowed, declared_tools(evaluation.dev, evaluation.metric)
+    answers_key = fingerprint(content_hash(inner.adapter / WEIGHTS), prompts, budget, allowed, *([tools] if tools else []))
     base = base_of(evaluation.run, evaluation.recipe)
     engine = functools.partial(open_in_process, base, inner.adapter, evaluation.recipe.evaluate.batch_size)
     run_arm(folder, folder.parent, engine, answers_key, evaluation.dev, prompts, evaluation.metric, budget, allowed)

@@ -3,7 +3,7 @@
 from tunesmith.data.split import groups_of
 from tunesmith.engines.engine import Engine
 from tunesmith.engines.open import context_for, output_constraint
-from tunesmith.evaluate.arms import ask
+from tunesmith.evaluate.arms import ask, declared_tools
 from tunesmith.evaluate.compare import compare
 from tunesmith.evaluate.metrics import make_metric
 from tunesmith.evaluate.prompts import tuned
@@ -22,7 +22,8 @@ def dev_task(run: RunDir, recipe: Recipe, most: int) -> Task | str:
     if recipe.task.metric == "judge":
         return "a judge compares two answers and scores none by itself"
     metric = make_metric(recipe.task)
-    rows = spread([row for row in text_rows(run) if metric.fits(row.reference)], most)
+    scored = [row for row in read_rows(run.data / "dev.jsonl") if row.why_not_scored(metric.score_calls is not None) is None]
+    rows = spread([row for row in scored if metric.fits(row.reference)], most)
     groups = groups_of(rows)
     if len(set(groups)) < 2:
         return f"{len(rows)} dev rows can be scored, of one group; an interval needs two"
@@ -44,7 +45,7 @@ def dev_task(run: RunDir, recipe: Recipe, most: int) -> Task | str:
     return Task(
         metric=metric.name,
         n=len(rows),
-        context=context_for(base_of(run, recipe).renderer, prompts, budget),
+        context=context_for(base_of(run, recipe).renderer, prompts, budget, declared_tools(rows, metric)),
         margin=recipe.task.min_gain / 2,
         ask=answers,
         score=score,

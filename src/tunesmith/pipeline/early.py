@@ -78,7 +78,7 @@ def _refuse_missing_packages(recipe: Recipe, stages: Iterable[Stage], modules: s
         needed += [("export.gguf", package, "gguf") for package in GGUF_PACKAGES]
     if "forgetting" in modules and evaluate.forgetting.tasks:
         needed.append(("evaluate.forgetting.tasks", "lm_eval", "lm-eval"))
-    if SCORING & modules and recipe.task.constrained:
+    if SCORING & modules and recipe.task.constrained is True:
         needed.append(("task.constrained", "llguidance", "constrained"))
     if "select" in modules and evaluate.optimized_prompt.writer is not None:
         needed.append(("evaluate.optimized_prompt.writer", "gepa", "gepa"))

@@ -10,18 +10,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tunesmith.engines.engine import Allowed, Answer, Engine
-from tunesmith.engines.open import endpoint_key, open_endpoint, open_in_process, open_llama_cpp, output_constraint
+from tunesmith.engines.open import (
+    answer_language,
+    endpoint_key,
+    open_endpoint,
+    open_in_process,
+    open_llama_cpp,
+    output_constraint,
+)
 from tunesmith.errors import RecipeError
 from tunesmith.evaluate.arms import by_time, by_tokens
+from tunesmith.evaluate.gate import TUNED_ARMS
 from tunesmith.evaluate.metrics import Metric, make_metric
 from tunesmith.evaluate.prompts import PromptBook, shown_pool
 from tunesmith.evaluate.references import check_references
 from tunesmith.export.forms.form import base_name, gguf_name
-from tunesmith.messages import Message
+from tunesmith.messages import Message, Tools
 from tunesmith.models.adapter import WEIGHTS
 from tunesmith.pipeline.base import base_of
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, PROMPT_DEPLOYED, Recipe
+from tunesmith.recipe.metrics import METRIC_KEYS
 from tunesmith.retrieval.corpus import Corpus, check_sealed, open_store, read_corpus
 from tunesmith.retrieval.embed import load_embedder
 from tunesmith.retrieval.store import Store, build_store
@@ -30,6 +39,8 @@ from tunesmith.rundir.hashes import content_hash
 from tunesmith.rundir.records.data import Rendered
 from tunesmith.rundir.records.evaluation import Candidate
 from tunesmith.rundir.rows import Row
+
+ROOM = 256  # new tokens that a prompted model may spend on reasoning before its answer
 
 
 @dataclass(frozen=True)
@@ -43,7 +54,8 @@ class Evaluation:
     dev: list[Row]
     test: list[Row]
     max_new_tokens: int
-    allowed: Allowed | None
+    allowed: Allowed | None  # of every arm
+    language: Allowed | None  # of a prompt that is held to something
     base: Callable[[], Engine]
     corpus: Callable[[], Corpus]
     documents: Callable[[], Store]
@@ -79,6 +91,7 @@ class Evaluation:
             test,
             Rendered.read(run.rendered_file).max_new_tokens,
             output_constraint(recipe.task),
+            output_constraint(recipe.task) or answer_language(recipe.task),
             functools.cache(lambda: open_in_process(base_of(run, recipe), None, recipe.evaluate.batch_size)),
             corpus,
             documents,
@@ -97,6 +110,27 @@ class Evaluation:
             return [self.book.messages(candidate, row) for row in self.test]
         documents = self.recipe.evaluate.retrieval.k if arm == "tuned_retrieval" else 0
         return [self.book.tuned(row, documents) for row in self.test]
+
+    def budget_of(self, arm: str) -> int:
+        """New tokens that an answer of an arm may take: of a prompted model with ``ROOM`` to reason, see ``prompt_budget``."""
+        return self.max_new_tokens if arm in TUNED_ARMS else self.prompt_budget
+
+    @property
+    def prompt_budget(self) -> int:
+        """New tokens that an answer to a prompt may take.
+
+        The budget of the answers that are trained, and where the metric finds an answer in a longer text also ``ROOM`` for the
+        text before it, unless the recipe says how many.
+        """
+        task = self.recipe.task
+        reasons = task.max_new_tokens is None and METRIC_KEYS[task.metric].within_text
+        return self.max_new_tokens + (ROOM if reasons else 0)
+
+    def allowed_of(self, arm: str, chosen: dict[str, Candidate]) -> Allowed | None:
+        """What the answers of an arm are constrained to; arguments as of ``prompts``."""
+        if arm in chosen or arm.startswith(EXTERNAL):
+            return self.language if self.candidate_of(arm, chosen).held_to else self.allowed
+        return self.allowed
 
     def candidate_of(self, arm: str, chosen: dict[str, Candidate]) -> Candidate:
         """How a prompt arm, a finalist or an endpoint asks."""
@@ -124,13 +158,19 @@ def evaluation_of(run: RunDir, recipe: Recipe, session: Session) -> Evaluation:
 
 
 def engine_of(
-    run: RunDir, recipe: Recipe, arm: str, base: Callable[[], Engine], prompts: list[list[Message]], budget: int
+    run: RunDir,
+    recipe: Recipe,
+    arm: str,
+    base: Callable[[], Engine],
+    prompts: list[list[Message]],
+    budget: int,
+    tools: list[Tools] | None = None,
 ) -> tuple[str, Callable[[], Engine]]:
     """Fingerprint of an arm's weights, and how to make its engine.
 
     Args:
         base: how to get the base model's engine.
-        prompts: the arm's prompts, which say how much context the deployed engine needs.
+        prompts, tools: the arm's prompts and what they declare, which say how much context the deployed engine needs.
     """
     if arm.startswith(EXTERNAL):
         endpoint = recipe.evaluate.endpoint_of(arm)
@@ -143,7 +183,7 @@ def engine_of(
         return weights, lambda: open_in_process(model, run.adapter, recipe.evaluate.batch_size)
     name = base_name if arm == PROMPT_DEPLOYED else gguf_name
     gguf = run.export / name(str(recipe.name), recipe.export.gguf[-1])
-    return content_hash(gguf), lambda: open_llama_cpp(gguf, model.renderer, prompts, budget)
+    return content_hash(gguf), lambda: open_llama_cpp(gguf, model.renderer, prompts, budget, tools)
 
 
 def _read_corpus(recipe: Recipe, pool: list[Row], test: list[Row]) -> Corpus:

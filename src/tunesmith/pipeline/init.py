@@ -48,7 +48,7 @@ def init(source: str, model: str, options: ReadOptions = AS_FOUND, out: Path | N
         checks.add(batch)
         answers.add(batch)
     report = checks.report()
-    proposal, misfits = _proposal(reader, proposals(report.quality, answers.labels(source)))
+    proposal, misfits = _proposal(reader, proposals(report.quality, answers.labels(source), answers.calls))
     text = recipe_text(
         report,
         proposal,
@@ -70,12 +70,14 @@ class Answers:
 
     def __init__(self) -> None:
         self._answers: Counter[str] = Counter()
+        self.calls = 0  # rows whose answer calls functions
         self._not_scored: Row | None = None
 
     def add(self, batch: list[Row]) -> None:
         """Count the answers of a batch."""
         for row in batch:
-            if row.why_not_scored():
+            self.calls += "tool_calls" in row.messages[-1]
+            if row.why_not_scored(calls=True):
                 self._not_scored = self._not_scored or row
             elif len(self._answers) <= MOST_SHORT:
                 self._answers[row.reference.strip()] += 1
@@ -88,7 +90,7 @@ class Answers:
         """
         if row := self._not_scored:
             raise DataError(
-                f"{source}: row {row.id}, {row.place}: {row.why_not_scored()}, so no metric can be proposed",
+                f"{source}: row {row.id}, {row.place}: {row.why_not_scored(calls=True)}, so no metric can be proposed",
                 "train and preview such rows alone",
             )
         if len(self._answers) > MOST_SHORT:

@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from tunesmith import hardware
+from tunesmith.chat.calls.probe import check_call_form
 from tunesmith.chat.fit import fit
 from tunesmith.chat.render import Conversation, with_system
 from tunesmith.checkpoints.check_base import check_lengths
@@ -23,7 +24,7 @@ from tunesmith.errors import DataError
 from tunesmith.formatting import limits
 from tunesmith.pipeline.base import settle_template
 from tunesmith.pipeline.stage import Session
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import EXTERNAL, Recipe
 from tunesmith.rundir import Row, RunDir, fingerprint, sha256_file, stream_rows
 from tunesmith.rundir.records.data import LeftOut, Rendered, RenderedPart
 from tunesmith.tracking import progress
@@ -38,11 +39,16 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     """Render train and dev with the model's template, once for the same rows and model.
 
     Raises:
-        ModelError: no model there, or a template that cannot be used.
+        ModelError: no model there, or a template that cannot be used, or whose calls cannot be read where they are scored.
         DataError: rows that cannot be rendered or are too long, where the recipe refuses those.
     """
     base = settle_template(run, recipe)
     renderer = base.renderer
+    if recipe.task.metric == "tool_calls":
+        arms = recipe.evaluate.arms
+        asking = {*arms, *(recipe.evaluate.prompt_of(arm) for arm in arms if arm.startswith(EXTERNAL))}
+        form = check_call_form(renderer, shown=bool(asking & {"few_shot", "optimized_prompt"}))
+        logger.info(f"render: the template writes tool calls in the form {form.name}")
     policy = (recipe.data.on_too_long, recipe.data.on_bad_row)
     settings = (
         base.key,

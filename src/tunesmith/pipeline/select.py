@@ -4,13 +4,15 @@ import functools
 import logging
 
 from tunesmith.data.split import groups_of
-from tunesmith.engines.engine import Engine
+from tunesmith.engines.engine import Choices, Engine
+from tunesmith.engines.grammar import check_constraint
 from tunesmith.engines.open import open_endpoint, open_writer
+from tunesmith.errors import MissingPackage, RecipeError
 from tunesmith.evaluate.select import PromptTask, finalist_count, select_prompt
 from tunesmith.pipeline.evaluation import Evaluation, evaluation_of
 from tunesmith.pipeline.judge import comparing, make_judge
 from tunesmith.pipeline.stage import Session
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import HeldTo, Recipe
 from tunesmith.rundir import RunDir
 
 logger = logging.getLogger(__name__)
@@ -26,6 +28,21 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     selection.write(run.evaluation / "selection.json")
     names = ", ".join(selection.way_of(name) for name in selection.finalists)
     logger.info(f"select: of {len(selection.candidates)} prompts the best on {selection.dev_rows} dev rows: {names}")
+
+
+def _ways(evaluation: Evaluation) -> tuple[HeldTo, ...]:
+    """The ways in which every prompt is tried; what nobody asked for and cannot be had is said."""
+    task, language = evaluation.recipe.task, evaluation.language
+    if task.constrained != "auto" or language is None or isinstance(language, Choices):
+        return task.held_to
+    try:
+        check_constraint(language)
+    except (MissingPackage, RecipeError) as error:
+        logger.warning(
+            f"select: no prompt is tried with its answers held to the {task.held_to[-1]}: {error.message}; {error.hint}"
+        )
+        return ("",)
+    return task.held_to
 
 
 def _prompt_task(evaluation: Evaluation) -> PromptTask:
@@ -53,11 +70,12 @@ def _prompt_task(evaluation: Evaluation) -> PromptTask:
         book=evaluation.book,
         dev=evaluation.dev,
         metric=evaluation.metric,
-        max_new_tokens=evaluation.max_new_tokens,
+        max_new_tokens=evaluation.prompt_budget,
         finalists=finalist_count(evaluation.recipe.evaluate.finalists, len(evaluation.test)),
         groups=groups_of(evaluation.dev),
         engine_of=engine,
-        allowed=evaluation.allowed,
+        allowed=evaluation.language,
+        held_to=_ways(evaluation),
         judge=judge_answers,
         writer=writer,
     )

@@ -16,13 +16,14 @@ from tunesmith.recipe.load import (
     section_from,
 )
 from tunesmith.recipe.run import Recipe
-from tunesmith.recipe.task import Judge, Task
+from tunesmith.recipe.task import HeldTo, Judge, Task
 from tunesmith.recipe.train import Lora, Train
 
 __all__ = [
     "EXTERNAL",
     "PROMPT_ARMS",
     "PROMPT_DEPLOYED",
+    "HeldTo",
     "Judge",
     "Lora",
     "Recipe",

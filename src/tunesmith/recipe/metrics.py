@@ -16,11 +16,13 @@ class MetricKeys:
         description: one line for people.
         reads: keys of ``task`` that some metrics read and this one does too; any other such key is an error beside it.
         needs: keys without which it cannot score, ``judge.model`` for a key of a section.
+        within_text: whether it finds the answer in a longer text, so that a prompt may let the model reason first.
     """
 
     description: str
     reads: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    within_text: bool = False
 
 
 METRIC_KEYS: dict[str, MetricKeys] = {
@@ -41,16 +43,30 @@ METRIC_KEYS: dict[str, MetricKeys] = {
         needs=("labels",),
     ),
     "json": MetricKeys(
-        description="the same object; parse, schema and field F1 beside it", reads=("json_schema", "constrained")
+        description="the same object; parse, schema and field F1 beside it",
+        reads=("json_schema", "constrained"),
+        within_text=True,
+    ),
+    "tool_calls": MetricKeys(
+        description="the same functions called with the same arguments; malformed and lost calls counted apart",
+        within_text=True,
     ),
     "rouge": MetricKeys(description="F-measure of ROUGE-L; ROUGE-1 and ROUGE-2 beside it (extra metrics)"),
     "bleu": MetricKeys(description="BLEU of all rows together; chrF beside it (extra metrics)"),
-    "numeric": MetricKeys(description="the last number or date, with its unit, within a tolerance", reads=("tolerance",)),
+    "numeric": MetricKeys(
+        description="the last number or date, with its unit, within a tolerance", reads=("tolerance",), within_text=True
+    ),
     "regex": MetricKeys(
-        description="what a pattern finds equals what it finds in the reference", reads=("pattern",), needs=("pattern",)
+        description="what a pattern finds equals what it finds in the reference",
+        reads=("pattern",),
+        needs=("pattern",),
+        within_text=True,
     ),
     "code": MetricKeys(
-        description="the reference's tests pass, in a sandbox (pass@1)", reads=("tests", "allow_code"), needs=("tests",)
+        description="the reference's tests pass, in a sandbox (pass@1)",
+        reads=("tests", "allow_code"),
+        needs=("tests",),
+        within_text=True,
     ),
     "python": MetricKeys(description="a function of the user's", reads=("function",), needs=("function",)),
     "judge": MetricKeys(

@@ -34,6 +34,7 @@ def _known_metric(name: str) -> str:
 
 
 MetricName = Annotated[str, AfterValidator(_known_metric), WithJsonSchema({"type": "string", "enum": [*METRIC_KEYS]})]
+HeldTo = Literal["", "schema", "labels"]
 SOME_READ = {key for keys in METRIC_KEYS.values() for key in keys.reads}
 
 
@@ -44,9 +45,10 @@ class Task(Section):
     json_schema: Path | None = Field(
         default=None, description="JSON schema file that every answer should meet (metric: json, judge)"
     )
-    constrained: bool = Field(
-        default=False,
-        description="let the engine write nothing but what meets json_schema, or one of labels, in every arm alike "
+    constrained: bool | Literal["auto"] = Field(
+        default="auto",
+        description="let the engine write nothing but what meets json_schema, or one of labels; true: in every arm alike; "
+        "auto: prompts are tried on dev freely and held to it, tuned models answer freely; false: in no arm "
         "(metric: json, classification, macro_f1)",
     )
     labels: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(
@@ -96,6 +98,19 @@ class Task(Section):
         default=None, description="answer budget; derived from the longest answer of the training part when not given"
     )
 
+    @property
+    def can_constrain(self) -> bool:
+        """Whether the recipe says what an answer may be constrained to, and its metric lets it."""
+        return "constrained" in METRIC_KEYS[self.metric].reads and not (self.json_schema is None and self.labels is None)
+
+    @property
+    def held_to(self) -> tuple[HeldTo, ...]:
+        """The ways in which a prompt of the search is answered: freely, or constrained to the schema or the labels."""
+        if not self.can_constrain or self.constrained is False:
+            return ("",)
+        kind: HeldTo = "labels" if self.json_schema is None else "schema"
+        return (kind,) if self.constrained is True else ("", kind)
+
     @model_validator(mode="after")
     def _keys_of_the_metric(self) -> "Task":
         keys = METRIC_KEYS[self.metric]
@@ -108,7 +123,7 @@ class Task(Section):
                 value = value.__dict__[part]
             if not value:
                 raise ValueError(f"metric: {self.metric} needs task.{key}")
-        if self.constrained and self.json_schema is None and self.labels is None:
+        if self.constrained is True and self.json_schema is None and self.labels is None:
             raise ValueError("constrained needs task.json_schema, which says what may be written")
         if self.function is not None and not all(self.function.rpartition(":")[::2]):
             raise ValueError("function is written file.py:name")

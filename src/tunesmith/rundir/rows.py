@@ -20,6 +20,7 @@ from typing import Literal, Required, TypedDict
 
 from tunesmith.messages import Message, Tool
 from tunesmith.rundir.atomic import writing_lines
+from tunesmith.rundir.records.calls import Call, Calls
 
 
 class Example(TypedDict, total=False):
@@ -78,19 +79,35 @@ class Row:
 
     @property
     def reference(self) -> str:
-        """The answer that it brings: the text of its last turn."""
-        return self.messages[-1]["content"]
+        """The answer that it brings: what its last turn calls, as JSON, or that turn's text."""
+        last = self.messages[-1]
+        if "tool_calls" not in last:
+            return last["content"]
+        calls = [call["function"] for call in last["tool_calls"]]
+        texts = [Call(name=call["name"], arguments=json.dumps(call["arguments"], ensure_ascii=False)) for call in calls]
+        return Calls(calls=tuple(texts)).text
 
     @property
     def question(self) -> str:
         """What it asks: its last user turn (empty when it has none), as a user of the deployed model would type it."""
         return next((turn["content"] for turn in reversed(self.messages[:-1]) if turn["role"] == "user"), "")
 
-    def why_not_scored(self) -> str | None:
-        """Why no answer can be compared with its own: it asks nothing, or it ends by calling a tool. None where one can."""
+    def why_not_scored(self, calls: bool = False) -> str | None:
+        """Why no answer can be compared with its own; None where one can.
+
+        Args:
+            calls: whether calls are compared (metric ``tool_calls``), and not texts.
+        """
         if self.kind == "text":
             return "a plain text, which asks nothing"
-        return "ended by a tool call" if "tool_calls" in self.messages[-1] else None
+        if "tool_calls" not in self.messages[-1]:
+            return None
+        if not calls:
+            return "ended by a tool call"
+        declared = {tool["function"]["name"] for tool in self.tools or ()}
+        called = [call["function"]["name"] for call in self.messages[-1]["tool_calls"]]
+        unknown = [name for name in called if name not in declared]
+        return f"it calls {unknown[0]!r:.60}, which its tools do not declare" if unknown else None
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -6,7 +6,7 @@ recipe a metric reads and needs stands in ``tunesmith.recipe.metrics``, under th
     exact_match               text.py             rouge, bleu    overlap.py
     classification, macro_f1  labels.py           code           code_tests.py
     calibrated                calibrated.py       python         user_function.py
-    json                      json_object.py
+    json                      json_object.py            tool_calls     tool_calls.py
     numeric                   numeric.py          judge          judge_checks.py; a model compares in ``evaluate/judge.py``
     regex                     pattern.py
 
@@ -31,6 +31,7 @@ from tunesmith.evaluate.metrics.numeric import number, number_line
 from tunesmith.evaluate.metrics.overlap import bleu, rouge
 from tunesmith.evaluate.metrics.pattern import regular_expression
 from tunesmith.evaluate.metrics.text import exact_match
+from tunesmith.evaluate.metrics.tool_calls import tool_calls
 from tunesmith.evaluate.metrics.user_function import user_function_metric
 from tunesmith.recipe import Task
 from tunesmith.rundir import sha256_file
@@ -58,6 +59,9 @@ METRICS: dict[str, MetricSpec] = {
     "macro_f1": MetricSpec(make=classification, format_line=labels_line),
     "calibrated": MetricSpec(make=calibrated, format_line=labels_line),
     "json": MetricSpec(make=json_metric, format_line=json_line),
+    "tool_calls": MetricSpec(
+        make=tool_calls, format_line=lambda task: "Call the functions that answer the question, or say in words that none does."
+    ),
     "rouge": MetricSpec(make=rouge),
     "bleu": MetricSpec(make=bleu),
     "numeric": MetricSpec(make=number, format_line=number_line),

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tunesmith.rundir.records.calls import Calls
 from tunesmith.rundir.records.evaluation import Output
 
 Score = Mapping[str, float | None]  # "score", and the metric's own figures
@@ -28,6 +29,7 @@ class Metric:
         score: ``(answer, reference)`` -> figures of a row; ``score`` is the headline in 0..1 (None: unscored).
         corpus: headline of an arm where it is not the mean of ``score``: a function of the arm's outputs.
         tie_break: the figure that decides between prompts of equal headline.
+        score_calls: the same of what an answer calls, where that is scored and not its text.
         of_all: figures of an arm beside the headline that are no means over rows (an error of calibration).
         binary: whether every ``score`` is 0 or 1, so that McNemar's test applies to the rows.
     """
@@ -37,6 +39,7 @@ class Metric:
     tie_break: str
     binary: bool
     corpus: Callable[[Sequence[Output]], float] | None = None
+    score_calls: Callable[[Calls, str], Score] | None = None
     of_all: Mapping[str, Callable[[Sequence[Output]], float | None]] = field(default_factory=dict)
 
     def fits(self, reference: str) -> bool:

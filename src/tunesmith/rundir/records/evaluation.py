@@ -17,6 +17,7 @@ from tunesmith.formatting import percent, points, points_between
 from tunesmith.messages import Message
 from tunesmith.notebook import Interval, forest, paragraph, table
 from tunesmith.rundir.records.base import FileRecord, Record
+from tunesmith.rundir.records.calls import Calls
 from tunesmith.rundir.records.evidence import CrossFit, Forgetting, Judgement, RetrievalRecall, Seeds
 from tunesmith.rundir.records.parity import FormParity
 from tunesmith.rundir.records.readings import Tries
@@ -52,6 +53,7 @@ class Output(Record):
         seconds: wall time.
         finished: whether the model ended its turn itself.
         cost: in the currency of the recipe's prices; None without one.
+        calls: the tool calls in the answer, where they were read.
     """
 
     id: str
@@ -65,6 +67,7 @@ class Output(Record):
     seconds: float
     finished: bool
     cost: float | None = None
+    calls: Calls | None = None
 
 
 class Outputs(list[Output]):
@@ -141,6 +144,7 @@ class Candidate(Record):
         demonstrations: ids of the rows drawn.
         documents: how many documents stand before the question.
         variant: what was done to the instruction, in words.
+        held_to: what the engine constrains the answers to; empty where they are written freely.
     """
 
     arm: str
@@ -151,13 +155,15 @@ class Candidate(Record):
     demonstrations: tuple[str, ...] = ()
     documents: int = 0
     variant: str = ""
+    held_to: Literal["", "schema", "labels"] = ""
 
     @property
     def name(self) -> str:
-        """As it is printed: ``instruction``, ``k=3 draw=1``, ``k=3 bm25``."""
+        """As it is printed: ``instruction``, ``k=3 draw=1``, ``k=3 bm25, answers held to the schema``."""
         shown = f"k={self.k} " + (f"draw={self.draw}" if self.selection == "random" else self.selection)
         parts = ([self.variant] if self.variant else []) + ([shown] if self.k else [])
-        return ", ".join(parts) or self.arm
+        held = [f"answers held to the {self.held_to}"] if self.held_to else []
+        return ", ".join([*(parts or [self.arm]), *held])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,9 +258,11 @@ class Selection(FileRecord):
         return (*prompts, *self.more_finalists(arms), *(arm for arm in arms if arm not in prompts))
 
     def way_of(self, name: str) -> str:
-        """How an arm or finalist asks, for people: ``few_shot (k=3 bm25)``."""
-        way = self.arms[name].name if name in self.arms else name
-        return name if way in name else f"{name} ({way})"
+        """How an arm or finalist asks, for people: ``few_shot (k=3 bm25)``, ``instruction (answers held to the schema)``."""
+        if name not in self.arms:
+            return name
+        way = self.arms[name].name.removeprefix(self.arms[name].arm).removeprefix(", ")
+        return f"{name} ({way})" if way else name
 
 
 @dataclass(frozen=True, kw_only=True)
