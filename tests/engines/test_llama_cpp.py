@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama_cpp_sources import RUN_IN_CHILD, conversion_by
 from ties import F16, constrained, greedy_answers, is_greedy, next_logits
 from tiny_gguf import write_tiny_gguf
 from tunesmith.chat.render import Renderer
@@ -166,8 +165,7 @@ def test_tools_are_rendered_and_calls_taken_out_of_the_answer(tiny_dir, tmp_path
     template = (Path(trl.submodule_search_locations[0]) / "chat_templates" / "qwen2_5.jinja").read_text()
     shutil.copytree(tiny_dir, tmp_path / "model")
     (tmp_path / "model" / "chat_template.jinja").write_text(template)
-    with conversion_by(RUN_IN_CHILD):
-        convert(tmp_path / "model", tmp_path / "tools.gguf")
+    convert(tmp_path / "model", tmp_path / "tools.gguf")
     renderer = Renderer(load_tokenizer(tmp_path / "model"), template)
     call = {"type": "function", "function": {"name": "f", "arguments": {"a": [1, "\u00e9"]}}}
     shown = [PROMPTS[0][0], {"role": "assistant", "content": "", "tool_calls": [call]}]

@@ -83,7 +83,7 @@ def _recipe(directory: Path, tiny_dir: Path, changes: dict) -> Path:
     task = {"metric": "tool_calls", "prompt": "Call the function that does it.", "max_new_tokens": 8}
     train = {"tokens_per_step": 512, "max_length": 512, "num_train_epochs": 1, "learning_rate": 0.002}
     recipe = write_recipe(directory, tiny_dir, {"task": task, "train": train, **changes})
-    (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in _rows()))
+    (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in _rows()[::2]))
     return recipe
 
 

@@ -174,9 +174,9 @@ def test_constrained_answers_are_asked_of_all_alike_and_a_judge_compares_with_th
 class OnlyConstrained(Parrot):
     """Right where its answers are held to something and ``knows`` says so."""
 
-    def generate(self, asked, max_new_tokens, advance, allowed=None):
+    def generate(self, asked, max_new_tokens, advance, allowed=None, tools=None):
         self.knows, knows = (self.knows if allowed is not None else lambda _: False), self.knows
-        answers = super().generate(asked, max_new_tokens, advance, allowed)
+        answers = super().generate(asked, max_new_tokens, advance, allowed, tools)
         self.knows = knows
         return answers
 
