@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from conftest import ROOT
+from shared import ROOT
 
 BENCHMARKS = ROOT / "benchmarks"
 

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 
-from conftest import ROOT, toy_rows
+from shared import ROOT, toy_rows
 from tunesmith.checkpoints.gguf_reader import GgufReader
 
 sys.path += [str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "peers")]

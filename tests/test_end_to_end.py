@@ -5,8 +5,8 @@ import json
 import pytest
 import yaml
 
-from conftest import GGUF, ROOT, WHOLE_PARITY
 from llama_cpp_sources import RUN_IN_CHILD, conversion_by
+from shared import GGUF, ROOT, WHOLE_PARITY
 from tunesmith.evaluate.arms import read_outputs
 from tunesmith.pipeline import verbs as api
 from tunesmith.rundir.records.export import Export

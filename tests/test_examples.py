@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import tunesmith as ts
-from conftest import ROOT, toy_rows
+from shared import ROOT, toy_rows
 from tunesmith.chat.render import Renderer
 from tunesmith.models.attention import PACKED
 from tunesmith.models.load import attention, load_model

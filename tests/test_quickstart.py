@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
-from conftest import ROOT
+from shared import ROOT
 
 NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
 MODEL = '"HuggingFaceTB/SmolLM2-135M-Instruct"'

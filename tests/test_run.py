@@ -10,7 +10,7 @@ import datasets
 import pytest
 
 import tunesmith as ts
-from conftest import toy_rows, without_places
+from shared import toy_rows, without_places
 from tunesmith.errors import DataError, ModelError, RecipeError, RunError
 from tunesmith.pipeline import verbs
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from conftest import ROOT
+from shared import ROOT
 from tunesmith.cli.text import print_verdict
 from tunesmith.rundir.records.evaluation import Verdict
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import write_recipe
+from shared import write_recipe
 from tunesmith.chat.render import Renderer
 from tunesmith.chat.template_choice import SHIPPED, template_text, with_thinking
 from tunesmith.errors import DataError, ModelError

@@ -4,7 +4,7 @@ import gguf
 import numpy as np
 import pytest
 
-from conftest import GGUF
+from shared import GGUF
 from tunesmith.checkpoints.gguf_reader import GgufReader
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from conftest import GGUF
+from shared import GGUF
 from tunesmith.checkpoints import gguf_tokenizer
 from tunesmith.checkpoints.gguf_tokenizer import load_gguf_tokenizer
 from tunesmith.engines.llama_model import LlamaModel

@@ -25,7 +25,7 @@ from prescan_files import (
 )
 from safetensors.torch import save_file
 
-from conftest import GGUF, ROOT
+from shared import GGUF, ROOT
 from tunesmith.checkpoints.prescan import ADAPTER, ELEMENTS_OF_ONE, MODEL, check_gguf, check_safetensors
 from tunesmith.errors import ModelError
 

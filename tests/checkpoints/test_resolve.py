@@ -2,7 +2,7 @@
 
 import pytest
 
-from conftest import GGUF
+from shared import GGUF
 from tunesmith.checkpoints.resolve import find_model
 from tunesmith.errors import ModelError
 

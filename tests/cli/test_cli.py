@@ -11,7 +11,7 @@ import pytest
 import typer.main
 from typer.core import TyperGroup
 
-from conftest import GGUF, write_recipe
+from shared import GGUF, write_recipe
 from tunesmith import __version__, cli
 from tunesmith.cli.ending import interrupt_message
 from tunesmith.pipeline.table import table_of

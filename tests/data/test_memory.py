@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tunesmith as ts
-from conftest import without_places
+from shared import without_places
 from tunesmith.data.memory import rows_in_memory
 from tunesmith.data.read import Reader, ReadOptions, read_rows
 from tunesmith.errors import DataError

@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from conftest import toy_rows
+from shared import toy_rows
 from tunesmith.engines.base import open_base
 from tunesmith.engines.open import context_for, open_in_process
 from tunesmith.errors import DataError, RecipeError, RunError, TunesmithError

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from chat_server import Server, completion
-from conftest import toy_rows, write_recipe
+from shared import toy_rows, write_recipe
 from tunesmith.engines.engine import Answer
 from tunesmith.errors import RunError
 from tunesmith.evaluate import arms

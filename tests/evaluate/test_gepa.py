@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from chat_server import Server, completion
-from conftest import toy_rows
 from outputs import OUTPUT
+from shared import toy_rows
 from tunesmith.engines.open import open_writer
 from tunesmith.errors import RunError
 from tunesmith.evaluate.gepa import write_instruction

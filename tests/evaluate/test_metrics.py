@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import write_recipe
 from outputs import answers, outputs
+from shared import write_recipe
 from tunesmith.errors import RecipeError
 from tunesmith.evaluate.metrics import METRICS, make_metric, scoring_key
 from tunesmith.evaluate.resample import SumStatistic

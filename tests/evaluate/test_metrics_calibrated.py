@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import write_recipe
 from outputs import answers
+from shared import write_recipe
 from tunesmith.chat.render import Renderer
 from tunesmith.engines.engine import Choices, Scored
 from tunesmith.engines.in_process import InProcessEngine

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from conftest import COLOURS, THINGS, write_recipe
+from shared import COLOURS, THINGS, write_recipe
 from tunesmith.chat.render import Renderer
 from tunesmith.data.conversation import check_messages
 from tunesmith.errors import DataError, ModelError
@@ -83,7 +83,7 @@ def _recipe(directory: Path, tiny_dir: Path, changes: dict) -> Path:
     task = {"metric": "tool_calls", "prompt": "Call the function that does it.", "max_new_tokens": 8}
     train = {"tokens_per_step": 512, "max_length": 512, "num_train_epochs": 1, "learning_rate": 0.002}
     recipe = write_recipe(directory, tiny_dir, {"task": task, "train": train, **changes})
-    (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in _rows()[::2]))
+    (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in _rows()[::3]))
     return recipe
 
 
@@ -98,7 +98,7 @@ def _learned(tiny_dir: Path, template: Path, target: Path, steps: int) -> Path:
     """The tiny model after so many steps on the rows, all tokens; its tokens write the marks of calls letter by letter."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_dir), AutoTokenizer.from_pretrained(tiny_dir)
     renderer = Renderer(tokenizer, template.read_text())
-    read = [check_messages(row["messages"]) for row in _rows()]
+    read = [check_messages(row["messages"]) for row in _rows()[:16]]
     torch.manual_seed(0)
     ids = [torch.tensor(renderer.render(messages, TOOLS).ids) for messages in read]
     ids_NT = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-100)
@@ -120,7 +120,12 @@ def test_a_run_from_rows_with_calls_to_a_verdict(tmp_path, tiny_dir):
     template = Path(trl.submodule_search_locations[0]) / "chat_templates" / "qwen2_5.jinja"
     tiny_dir = _learned(tiny_dir, template, tmp_path / "learned", 4)
     arms = ["instruction", "few_shot", "tuned"]
-    changes = {"chat.template": str(template), "evaluate.arms": arms, "evaluate.few_shot": {"k": [1], "draws": 1}}
+    changes = {
+        "chat.template": str(template),
+        "evaluate.arms": arms,
+        "evaluate.few_shot": {"k": [1], "draws": 1},
+        "export.gguf": [],
+    }
     run = api.open_run(_recipe(tmp_path, tiny_dir, changes), tmp_path / "run")
     verdict = api.run(run)
     assert set(verdict.arm("tuned").figures) == {"name", "arguments", "parsed", "malformed", "lost"}

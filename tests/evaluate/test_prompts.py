@@ -1,6 +1,6 @@
 import pytest
 
-from conftest import toy_rows
+from shared import toy_rows
 from tunesmith.errors import RunError
 from tunesmith.evaluate import prompts
 from tunesmith.evaluate.prompts import PromptBook

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import toy_rows
+from shared import toy_rows
 from tunesmith.errors import RunError
 from tunesmith.evaluate.metrics import format_line
 from tunesmith.evaluate.search import affordable, cost, halving, instructions, rungs, space

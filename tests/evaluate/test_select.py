@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from conftest import toy_rows
+from shared import toy_rows
 from tunesmith.engines.engine import Answer
 from tunesmith.errors import RunError
 from tunesmith.evaluate import select

@@ -21,7 +21,7 @@ from transformers import (
     SmolLM3Config,
 )
 
-from conftest import write_recipe
+from shared import write_recipe
 from tiny_families import TINY
 from tunesmith.models.llama_cpp_limits import llama_cpp_differs
 from tunesmith.pipeline import verbs as api

@@ -7,7 +7,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from conftest import toy_rows, write_recipe
+from shared import toy_rows, write_recipe
 from tunesmith.advise.decide import EXIT_CODES
 from tunesmith.cli.text import print_advice
 from tunesmith.errors import DataError, ModelError

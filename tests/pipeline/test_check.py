@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from conftest import GGUF, toy_rows, write_recipe
+from shared import GGUF, toy_rows, write_recipe
 from tunesmith import cli
 from tunesmith.data.read import read_rows as read_any
 from tunesmith.errors import DataError

@@ -7,7 +7,7 @@ from importlib.machinery import ModuleSpec
 import pytest
 
 import tunesmith as ts
-from conftest import write_recipe
+from shared import write_recipe
 from tunesmith.errors import DataError, ExportError, MissingPackage, ModelError, RecipeError, TrainingError
 from tunesmith.pipeline import early
 from tunesmith.pipeline import verbs as api

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import write_recipe
+from shared import write_recipe
 from tunesmith import cli
 from tunesmith.checkpoints.gguf_reader import GgufReader
 from tunesmith.errors import ExportError

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from chat_server import Server, completion
-from conftest import write_recipe
+from shared import write_recipe
 from tunesmith.advise.checklist import METRIC
 from tunesmith.evaluate.arms import read_outputs
 from tunesmith.pipeline import verbs as api

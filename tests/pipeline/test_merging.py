@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from conftest import write_recipe
+from shared import write_recipe
 from tunesmith import hardware
 from tunesmith.pipeline import verbs as api
 from tunesmith.pipeline.export import job_of, planned

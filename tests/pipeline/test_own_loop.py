@@ -5,7 +5,7 @@ import json
 import pytest
 
 import tunesmith as ts
-from conftest import toy_rows
+from shared import toy_rows
 from tunesmith.errors import DataError, RecipeError, TrainingError
 from tunesmith.models.adapter import adapter_state, read_adapter
 from tunesmith.rundir.records.training import Training

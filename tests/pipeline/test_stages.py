@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from conftest import write_recipe
 from outputs import arms_that_read
+from shared import write_recipe
 from tunesmith.checkpoints.gguf_reader import GgufReader
 from tunesmith.errors import DataError, RunError
 from tunesmith.evaluate.arms import read_outputs

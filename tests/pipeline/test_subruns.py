@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from conftest import write_recipe
 from outputs import arms_that_read
+from shared import write_recipe
 from tunesmith.errors import RecipeError, RunError
 from tunesmith.evaluate.arms import read_outputs
 from tunesmith.models.adapter import read_adapter

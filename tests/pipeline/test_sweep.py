@@ -2,7 +2,7 @@
 
 import pytest
 
-from conftest import write_recipe
+from shared import write_recipe
 from tunesmith.cli.export_text import sweep_lines
 from tunesmith.errors import RunError
 from tunesmith.parity.recommend import recommend

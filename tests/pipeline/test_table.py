@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from conftest import write_recipe
+from shared import write_recipe
 from tunesmith.errors import RunError
 from tunesmith.pipeline import verbs as api
 from tunesmith.pipeline.table import table_of

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
-from conftest import write_recipe
+from shared import write_recipe
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe, dump_recipe, json_schema, load_recipe, recipe_from
 from tunesmith.recipe.section import Section

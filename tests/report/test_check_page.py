@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import ROOT
+from shared import ROOT
 from tunesmith.data.lengths import histogram, summary
 from tunesmith.data.quality import Quality, headlines
 from tunesmith.data.read import Reader, ReadOptions

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import toy_rows, write_recipe
+from shared import toy_rows, write_recipe
 from tunesmith.errors import DataError, RecipeError, RunError
 from tunesmith.recipe import load_recipe
 from tunesmith.retrieval import measure

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from conftest import write_recipe
+from shared import write_recipe
 from tunesmith.errors import MissingPackage, ModelError, RunError
 from tunesmith.recipe import load_recipe
 from tunesmith.retrieval.corpus import Corpus, open_store

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from conftest import toy_rows
+from shared import toy_rows
 from tunesmith.chat.fit import fit as fit_lengths
 from tunesmith.chat.render import Conversation
 from tunesmith.checkpoints import resolve

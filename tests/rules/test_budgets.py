@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from source_tree import Module, code_lines, modules, packages_of_extras
 
-from conftest import ROOT
+from shared import ROOT
 
 LINES_OF_A_FUNCTION = 80
 LINES_OF_A_FILE = 500

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 import tunesmith
-from conftest import ROOT, _shared
+from shared import ROOT, _shared
 from tunesmith import cli
 from tunesmith.export.commands import commands_of
 from tunesmith.export.context import LEAST_CONTEXT

@@ -11,7 +11,7 @@ import keys_of_task
 import keys_of_training
 import pytest
 
-from conftest import toy_rows, write_recipe
+from shared import toy_rows, write_recipe
 from tunesmith.recipe import Recipe, load_recipe
 
 TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"

@@ -5,7 +5,7 @@ import re
 
 from source_tree import Module, modules, order
 
-from conftest import ROOT
+from shared import ROOT
 
 RANK = {part: rank for rank, parts in enumerate(reversed(order())) for part in parts} | {"__init__": len(order())}
 CYCLES = 0

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from conftest import ROOT
+from shared import ROOT
 
 GENERATOR = ROOT / "docs" / "generate.py"
 FIELDS_WITHOUT_MEANING = 0

@@ -11,7 +11,7 @@ from collections import defaultdict
 
 from source_tree import Module, modules
 
-from conftest import ROOT
+from shared import ROOT
 
 SUFFIX = re.compile(r"^[A-Za-z0-9_]*[a-z][A-Za-z0-9_]*_(?=[a-z]*[A-Z1])([A-Z1bn]{1,5})_?$")
 MATRIX = re.compile(r"^[A-Z]_([A-Z1bn]{1,5})_?$")  # a variable whose name is one letter

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 
-from conftest import toy_rows
+from shared import toy_rows
 
 PROBE = """
 import sys

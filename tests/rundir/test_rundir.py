@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import write_recipe
+from shared import write_recipe
 from tunesmith.errors import RunError
 from tunesmith.recipe import load_recipe
 from tunesmith.rundir import (

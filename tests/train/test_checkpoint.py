@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from conftest import write_recipe
+from shared import write_recipe
 from tunesmith.data.pack import Plan
 from tunesmith.errors import TrainingError
 from tunesmith.layers.lora import LoRALinear

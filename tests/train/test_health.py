@@ -16,7 +16,7 @@ from transformers import (
     StableLmConfig,
 )
 
-from conftest import write_recipe
+from shared import write_recipe
 from tunesmith.errors import ModelError, TrainingError
 from tunesmith.layers.context import StepContext
 from tunesmith.layers.dora import DoRALinear

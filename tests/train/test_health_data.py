@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from conftest import toy_rows
+from shared import toy_rows
 from tunesmith.chat.render import Renderer
 from tunesmith.errors import DataError
 from tunesmith.rundir import write_rows

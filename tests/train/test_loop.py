@@ -5,7 +5,7 @@ import torch
 import transformers
 from torch.nn import functional as F
 
-from conftest import toy_rows
+from shared import toy_rows
 from ties import FP32, is_greedy
 from tunesmith.chat.render import Renderer
 from tunesmith.data.pack import Plan
