@@ -124,7 +124,6 @@ def test_a_run_from_rows_with_calls_to_a_verdict(tmp_path, tiny_dir):
         "chat.template": str(template),
         "evaluate.arms": arms,
         "evaluate.few_shot": {"k": [1], "draws": 1},
-        "export.gguf": [],
     }
     run = api.open_run(_recipe(tmp_path, tiny_dir, changes), tmp_path / "run")
     verdict = api.run(run)
