@@ -20,8 +20,10 @@ processes for a program, which root could not be held to (``sandbox_child.py``).
 Sources: landlock(7), seccomp(2), namespaces(7), setrlimit(2).
 """
 
+import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -55,6 +57,23 @@ class Finished:
     lacking: tuple[str, ...]
 
 
+def _exit_status(child: subprocess.Popen[bytes], seconds: float) -> int | None:
+    """Exit status of a child, None when it still runs after so long.
+
+    The kernel says when it ends; where it cannot, Python looks every 50 ms, a third of what a short program takes.
+    """
+    if not hasattr(os, "pidfd_open"):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(seconds)
+        return child.poll()
+    descriptor = os.pidfd_open(child.pid)
+    try:
+        select.select([descriptor], [], [], seconds)
+    finally:
+        os.close(descriptor)
+    return child.poll()
+
+
 class Running:
     """A program that runs; ``sandbox.running`` starts one and ends it."""
 
@@ -63,10 +82,7 @@ class Running:
 
     def wait(self, wall_seconds: float) -> Finished:
         """How it ended, at the latest after this time."""
-        try:
-            code = self._child.wait(wall_seconds)
-        except subprocess.TimeoutExpired:
-            code = None
+        code = _exit_status(self._child, wall_seconds)
         self.end()
         lacking = json.loads(self._report.read_text() or "null") if self._report.exists() else None
         output = self._talk.read_bytes()[-10_000:].decode("utf-8", "replace")
