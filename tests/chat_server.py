@@ -21,6 +21,7 @@ class Server:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # head and body are two packets, and the second waits 40 ms
 
             def do_POST(self):
                 asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
