@@ -1,4 +1,4 @@
-"""The simulations of ``benchmarks/``: their modules, and what they have stored."""
+"""The modules of ``benchmarks/``, and what their simulations have stored."""
 
 import importlib
 import json

@@ -2,7 +2,6 @@
 
 import io
 import re
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -10,21 +9,18 @@ import pytest
 from rich.console import Console
 
 from shared import ROOT
+from simulations import BENCHMARKS, simulation_module
 from tunesmith.cli.text import print_verdict
 from tunesmith.rundir.records.evaluation import Verdict
 
-sys.path.append(str(ROOT / "benchmarks"))
-
-import verdicts
-
-KEPT = sorted((ROOT / "benchmarks" / "results" / "verdicts").iterdir())
+KEPT = sorted((BENCHMARKS / "results" / "verdicts").iterdir())
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TABLE_HEADER = "won/lost"
 
 
 @pytest.mark.parametrize("kept", KEPT, ids=lambda path: path.name)
 def test_a_kept_verdict_follows_from_the_answers(kept, tmp_path):
-    assert verdicts.reach(kept, tmp_path) == Verdict.read(kept / "verdict.json")
+    assert simulation_module("verdicts").reach(kept, tmp_path) == Verdict.read(kept / "verdict.json")
 
 
 @cache

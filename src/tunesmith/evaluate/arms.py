@@ -18,6 +18,7 @@ from tunesmith.evaluate.compare import figure_with_interval
 from tunesmith.evaluate.metrics import HEADLINE, Metric
 from tunesmith.messages import Message, Tools
 from tunesmith.recipe import TokenPrice
+from tunesmith.rundir import fingerprint
 from tunesmith.rundir.records.evaluation import Arm, Comparison, Output, Scores, Summary, Totals
 from tunesmith.rundir.rows import Row
 from tunesmith.tracking import progress
@@ -81,6 +82,13 @@ def declared_tools(rows: Sequence[Row], metric: Metric) -> list[Tools] | None:
     """What each row's prompt declares; None where none declares any and calls are not scored."""
     tools = [row.tools for row in rows]
     return tools if any(tools) or metric.score_calls is not None else None
+
+
+def key_of_answers(
+    weights: str, prompts: list[list[Message]], max_new_tokens: int, allowed: Allowed | None, tools: list[Tools] | None
+) -> str:
+    """Fingerprint of everything that decides what an engine answers."""
+    return fingerprint(weights, prompts, max_new_tokens, allowed, *([tools] if tools else []))
 
 
 def summary(name: str, outputs: Sequence[Output], metric: Metric) -> Summary:

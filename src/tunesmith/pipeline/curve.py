@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from tunesmith.engines.open import open_in_process
 from tunesmith.errors import RunError
-from tunesmith.evaluate.arms import declared_tools, read_outputs, run_arm
+from tunesmith.evaluate.arms import declared_tools, key_of_answers, read_outputs, run_arm
 from tunesmith.evaluate.compare import scores
 from tunesmith.evaluate.curve import bootstrap, fit_curve
 from tunesmith.models.adapter import WEIGHTS
@@ -33,7 +33,7 @@ from tunesmith.pipeline.evaluation import Evaluation, evaluation_of
 from tunesmith.pipeline.stage import Session
 from tunesmith.pipeline.subrun import changed, make_inner, open_inner
 from tunesmith.recipe import Recipe
-from tunesmith.rundir import RunDir, fingerprint, read_rows, write_rows
+from tunesmith.rundir import RunDir, read_rows, write_rows
 from tunesmith.rundir.hashes import content_hash
 from tunesmith.rundir.records.data import Rendered
 from tunesmith.rundir.records.evaluation import Output
@@ -114,7 +114,7 @@ def _outputs_on_dev(evaluation: Evaluation, inner: RunDir, share: float) -> list
     folder = evaluation.run.path / "curve" / f"{share:g}" / "dev"
     prompts = [evaluation.book.tuned(row, 0) for row in evaluation.dev]
     budget, allowed, tools = evaluation.max_new_tokens, evaluation.allowed, declared_tools(evaluation.dev, evaluation.metric)
-    answers_key = fingerprint(content_hash(inner.adapter / WEIGHTS), prompts, budget, allowed, *([tools] if tools else []))
+    answers_key = key_of_answers(content_hash(inner.adapter / WEIGHTS), prompts, budget, allowed, tools)
     base = base_of(evaluation.run, evaluation.recipe)
     engine = functools.partial(open_in_process, base, inner.adapter, evaluation.recipe.evaluate.batch_size)
     run_arm(folder, folder.parent, engine, answers_key, evaluation.dev, prompts, evaluation.metric, budget, allowed)

@@ -12,7 +12,7 @@ import logging
 import shutil
 from dataclasses import replace
 
-from tunesmith.evaluate.arms import declared_tools, run_arm
+from tunesmith.evaluate.arms import declared_tools, key_of_answers, run_arm
 from tunesmith.evaluate.gate import TUNED_ARMS
 from tunesmith.formatting import percent
 from tunesmith.pipeline.booking import adapter_key, book
@@ -67,7 +67,7 @@ def _score(evaluation: Evaluation, arm: str, chosen: dict[str, Candidate]) -> No
     budget, allowed = evaluation.budget_of(arm), evaluation.allowed_of(arm, chosen)
     tools = declared_tools(evaluation.test, evaluation.metric)
     weights, engine = engine_of(run, recipe, arm, evaluation.base, prompts, budget, tools)
-    answers_key = fingerprint(weights, prompts, budget, allowed, *([tools] if tools else []))
+    answers_key = key_of_answers(weights, prompts, budget, allowed, tools)
     if arm.partition(":")[0] in ("retrieval", "tuned_retrieval"):
         _report_recall(evaluation)
     folder, price, rows = run.answers(arm), evaluation.cost_of(arm), evaluation.test
