@@ -44,6 +44,7 @@ def test_no_fit_of_scipy_is_better_by_more_than_the_grid_leaves():
         assert loss <= theirs + 2e-5
 
 
+@pytest.mark.slow
 def test_intervals_of_gains_hold_the_truth():
     a, b, c = 0.2, 0.15, 0.4
     rng = np.random.default_rng(1)
