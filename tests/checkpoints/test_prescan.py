@@ -175,6 +175,7 @@ def _worst():
     ]
 
 
+@pytest.mark.slow
 def test_the_worst_takes_less_than_a_second_and_200_mb(tmp_path):
     for name, raw in _worst():
         path = tmp_path / name
