@@ -34,7 +34,7 @@ from tunesmith.evaluate.compare import figure_with_interval
 from tunesmith.evaluate.cross_fit import cross_fit
 from tunesmith.evaluate.metrics import Metric, make_metric
 from tunesmith.evaluate.search import halving
-from tunesmith.evaluate.select import FEW_FINALISTS
+from tunesmith.evaluate.select import FEWEST
 from tunesmith.evaluate.stats import wilson
 from tunesmith.recipe import Task
 from tunesmith.rundir.records.advice import (
@@ -109,7 +109,7 @@ class Dev:
         accuracies = np.clip(1.0 - left / 100 + below - below.max(), 0.01, 1.0)
         right = answers_right(accuracies, rows, rng)
         outputs = [answers.of(right[prompt]) for prompt in range(prompts)]
-        order = halving(range(prompts), rows, FEW_FINALISTS, lambda prompt, mark: (float(right[prompt, :mark].mean()),))
+        order = halving(range(prompts), rows, FEWEST, lambda prompt, mark: (float(right[prompt, :mark].mean()),))
         ways = [outputs[prompt][:mark] for prompt, mark in sorted(order)]
         fit = cross_fit(ways, _mean, YES_NO)
         assert fit is not None

@@ -1,10 +1,11 @@
 """How often the gate is wrong: whole decisions over simulated tasks, through the product's own halving, comparison and verdict.
 
 A task is 16 prompts with true accuracies around 60 of 100 (normal, with a standard deviation of 2, 5 or 10 points) and a tuned
-model whose true accuracy is fixed against the *best prompt tried*: equal, 2 points worse, or 10 better. Rows share their
-difficulty (a normal copula with correlation 0.6 between any two ways of answering, so that answers agree more often than
-chance). The prompts go through ``evaluate/search.py``'s halving on dev, the finalists and the tuned model answer the test
-part, and ``evaluate/gate.py`` decides with ``min_gain`` 3 points.
+model whose true accuracy is fixed against the *best prompt tried*: equal, 2 points worse, or 10 better. Some cells have 32 or
+64 prompts: so many are tried when every prompt is also held to the schema or the labels. The two ways of one prompt are taken
+as independent, which is harder. Rows share their difficulty (a normal copula with correlation 0.6 between any two ways of
+answering, so that answers agree more often than chance). The prompts go through ``evaluate/search.py``'s halving on dev, the
+finalists and the tuned model answer the test part, and ``evaluate/gate.py`` decides with ``min_gain`` 3 points.
 
     python benchmarks/gate_simulation.py --runs 1000 --out benchmarks/results/gate-simulation-DATE.json
 
@@ -34,11 +35,14 @@ from tunesmith.evaluate.search import halving
 from tunesmith.evaluate.select import finalist_count
 from tunesmith.rundir.records.evaluation import Candidate, Output, Selection, Terms
 
-PROMPTS, BASE, SHARED, MIN_GAIN = 16, 0.60, 0.6, 0.03
+BASE, SHARED, MIN_GAIN = 0.60, 0.6, 0.03
 TRUTHS = {"equal": 0.0, "worse2": -0.02, "gain10": 0.10}
-CELLS = tuple(
-    itertools.product(TRUTHS, (100, 300, 1000), (2, 5, 10), (64, 200))
-)  # truth, test rows, spread in points, dev rows
+# truth, test rows, spread of the prompts in points, dev rows, prompts
+CELLS = (
+    *itertools.product(TRUTHS, (100, 300, 1000), (2, 5, 10), (64, 200), (16,)),
+    *itertools.product(("equal",), (300, 1000), (2, 5, 10), (64, 200), (32,)),
+    *itertools.product(("equal",), (300, 1000), (2, 5), (64,), (64,)),
+)
 YES_NO = Metric(name="exact_match", score=lambda answer, reference: {"score": 1.0}, tie_break="score", binary=True)
 EMPTY = Output(
     id="",
@@ -58,8 +62,8 @@ Bools = NDArray[np.bool_]
 class Task:
     """One simulated task: which rows each prompt and the tuned model get right."""
 
-    def __init__(self, truth: str, rows: int, spread: int, dev: int, rng: np.random.Generator):
-        accuracies = np.clip(BASE + spread / 100 * rng.standard_normal(PROMPTS), 0.01, 0.99)
+    def __init__(self, truth: str, rows: int, spread: int, dev: int, rng: np.random.Generator, prompts: int = 16):
+        accuracies = np.clip(BASE + spread / 100 * rng.standard_normal(prompts), 0.01, 0.99)
         tuned = float(np.clip(accuracies.max() + TRUTHS[truth], 0.01, 0.99))
         self.prompts_dev = answers_right(accuracies, dev, rng)
         both = answers_right(np.append(accuracies, tuned), rows, rng)
@@ -95,7 +99,8 @@ def decision(task: Task, answers: Answers, finalists: int | None = None) -> str:
     Args:
         finalists: as in the recipe.
     """
-    best = finalists_of(task.prompts_dev, finalist_count(finalists, len(task.tuned_test)))
+    prompts, dev_rows = task.prompts_dev.shape
+    best = finalists_of(task.prompts_dev, finalists or finalist_count(len(task.tuned_test), dev_rows, prompts))
     names = [f"few_shot:{place}" if place > 1 else "few_shot" for place in range(1, len(best) + 1)]
     outputs = {name: answers.of(task.prompts_test[prompt]) for name, prompt in zip(names, best, strict=True)}
     outputs["tuned"] = answers.of(task.tuned_test)
@@ -111,17 +116,18 @@ def decision(task: Task, answers: Answers, finalists: int | None = None) -> str:
     return decide(case_of(rivals, float(task.tuned_test.mean()), Terms(min_gain=MIN_GAIN))).decision
 
 
-def simulate(truth: str, rows: int, spread: int, dev: int, runs: int) -> dict[str, float | int | str]:
+def simulate(truth: str, rows: int, spread: int, dev: int, prompts: int, runs: int) -> dict[str, float | int | str]:
     """The share of deploys over so many tasks, with its Monte-Carlo standard error (of (x + 1) / (n + 2), never 0)."""
-    rng = np.random.default_rng([sorted(TRUTHS).index(truth), rows, spread, dev])
+    rng = np.random.default_rng([sorted(TRUTHS).index(truth), rows, spread, dev, prompts])
     answers = Answers(rows)
-    decisions = [decision(Task(truth, rows, spread, dev, rng), answers) for _ in range(runs)]
+    decisions = [decision(Task(truth, rows, spread, dev, rng, prompts), answers) for _ in range(runs)]
     share, smoothed = decisions.count("deploy") / runs, (decisions.count("deploy") + 1) / (runs + 2)
     return {
         "truth": truth,
         "n": rows,
         "sd": spread,
         "dev": dev,
+        "prompts": prompts,
         "deploy": round(share, 4),
         "se": round(math.sqrt(smoothed * (1.0 - smoothed) / runs), 4),
         "runs": runs,
@@ -135,12 +141,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON file of cells; goes on with one that is there")
     options = parser.parse_args()
     cells = json.loads(options.out.read_text())["cells"] if options.out.exists() else []
-    for truth, rows, spread, dev in sorted(CELLS, key=lambda cell: cell[1]):
-        key = (truth, rows, spread, dev)
-        known = [cell for cell in cells if (cell["truth"], cell["n"], cell["sd"], cell["dev"]) == key]
+    for key in sorted(CELLS, key=lambda cell: cell[1]):
+        known = [cell for cell in cells if tuple(cell[name] for name in ("truth", "n", "sd", "dev", "prompts")) == key]
         if any(cell["runs"] >= options.runs for cell in known):
             continue
-        cell = simulate(truth, rows, spread, dev, options.runs)
+        cell = simulate(*key, options.runs)
         cells = [other for other in cells if other not in known] + [cell]
         options.out.write_text(json.dumps({"cells": cells}, indent=1) + "\n")
         print(json.dumps(cell), file=sys.stderr, flush=True)

@@ -12,13 +12,13 @@ def simulation():
 
 
 def _stored():
-    return {(c["truth"], c["n"], c["sd"], c["dev"]): c for c in stored_simulation("gate_simulation")["cells"]}
+    return {(c["truth"], c["n"], c["sd"], c["dev"], c["prompts"]): c for c in stored_simulation("gate_simulation")["cells"]}
 
 
 def test_the_stored_simulation_is_whole_and_holds_what_is_promised(simulation):
     cells = _stored()
     assert set(cells) == set(simulation.CELLS)
-    for (truth, rows, _, _), cell in cells.items():
+    for (truth, rows, _, _, _), cell in cells.items():
         if truth in ("equal", "worse2"):
             assert cell["deploy"] <= 0.05, cell
         elif rows >= 300:
@@ -35,10 +35,10 @@ def test_a_halving_of_the_simulation_keeps_the_best_prompt_where_it_stands_out(s
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("truth", "rows", "spread", "dev"), [("equal", 1000, 5, 64), ("worse2", 300, 2, 64), ("gain10", 300, 2, 64)]
+    "key", [("equal", 1000, 5, 64, 16), ("equal", 300, 5, 64, 32), ("worse2", 300, 2, 64, 16), ("gain10", 300, 2, 64, 16)]
 )
-def test_a_smaller_simulation_agrees(simulation, truth, rows, spread, dev):
-    cell, stored = simulation.simulate(truth, rows, spread, dev, 600), _stored()[truth, rows, spread, dev]
+def test_a_smaller_simulation_agrees(simulation, key):
+    cell, stored = simulation.simulate(*key, 600), _stored()[key]
     assert cell["deploy"] == pytest.approx(stored["deploy"], abs=3 * cell["se"])
 
 

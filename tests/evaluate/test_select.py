@@ -13,7 +13,7 @@ from tunesmith.evaluate.cross_fit import cross_fit
 from tunesmith.evaluate.metrics import make_metric
 from tunesmith.evaluate.prompts import PromptBook, question_key
 from tunesmith.evaluate.search import PROMPTS
-from tunesmith.evaluate.select import PromptTask, finalist_count, select_prompt, way_to_ask
+from tunesmith.evaluate.select import PromptTask, select_prompt, way_to_ask
 from tunesmith.retrieval.store import build_store
 from tunesmith.rundir.records.evaluation import Selection
 from tunesmith.rundir.rows import Row
@@ -45,7 +45,7 @@ def shows(k):
 
 def prompt_task(recipe, book, dev, engines, **more):
     metric = make_metric(recipe.task)
-    settings = {"max_new_tokens": 8, "finalists": 3, "engine_of": engines.__getitem__, **more}
+    settings = {"max_new_tokens": 8, "test_rows": 12, "engine_of": engines.__getitem__, **more}
     return PromptTask(recipe=recipe, book=book, dev=dev, metric=metric, **settings)
 
 
@@ -95,15 +95,30 @@ def test_the_same_prompt_is_a_finalist_once_and_asked_once(make_recipe, tmp_path
     assert len([c for c in choice.candidates if c.arm == "optimized_prompt"]) == choice.search.tried == PROMPTS
 
 
-@pytest.mark.parametrize(("wanted", "rows", "count"), [(None, 499, 3), (None, 500, 5), (2, 1000, 2)])
-def test_more_test_rows_need_more_finalists(wanted, rows, count):
-    assert finalist_count(wanted, rows) == count
+SEARCHED = {"evaluate.arms": ["instruction", "few_shot", "optimized_prompt"]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "test_rows", "ways", "count"),
+    [
+        ({}, 12, ("",), 3),
+        ({}, 150, ("",), 5),  # 13 prompts on 12 rows of dev
+        ({}, 150, ("", "schema"), 7),
+        (SEARCHED | {"evaluate.optimized_prompt.calls": 60}, 150, ("",), 6),  # 5 prompts more at most
+        ({"evaluate.finalists": 2}, 150, ("",), 2),
+    ],
+)
+def test_more_test_rows_and_more_prompts_need_more_finalists(make_recipe, tmp_path, settings, test_rows, ways, count):
+    recipe = make_recipe({"evaluate.few_shot": {"k": [1, 2, 3], "draws": 4}, **settings})
+    engine = Parrot(lambda prompt: len(prompt) % 4 == 0)
+    choice = choose(recipe, tmp_path, {"base": engine}, test_rows=test_rows, held_to=ways)
+    assert len(choice.finalists) == count
 
 
 def test_who_drops_out_early_is_written_down_with_the_rows_it_answered(make_recipe, tmp_path):
-    recipe = make_recipe({"evaluate.few_shot": {"k": [1, 2], "draws": 3}})
+    recipe = make_recipe({"evaluate.few_shot": {"k": [1, 2], "draws": 3}, "evaluate.finalists": 2})
     dev = [replace(ROWS[40 + i % 20], id=str(i)) for i in range(70)]
-    choice = choose(recipe, tmp_path, {"base": Parrot(shows(1))}, dev=dev, finalists=2)
+    choice = choose(recipe, tmp_path, {"base": Parrot(shows(1))}, dev=dev)
     few_shot = [c for c in choice.candidates if c.arm == "few_shot"]
     assert sorted(c.n for c in few_shot) == [35] * 4 + [70] * 4 and choice.dev_rows == 70
     assert all(c.candidate.k == 1 for c in few_shot if c.n == 70)
@@ -118,13 +133,13 @@ def test_the_figure_of_the_best_prompt_is_of_all_rows_and_of_prompts_in_no_order
         return cross_fit(ways, *more)
 
     monkeypatch.setattr(select, "cross_fit", spy)
-    recipe = make_recipe({"evaluate.few_shot": {"k": [1, 2], "draws": 3}})
+    recipe = make_recipe({"evaluate.few_shot": {"k": [1, 2], "draws": 3}, "evaluate.finalists": 2})
     dev = [replace(ROWS[40 + i % 20], id=str(i)) for i in range(70)]
-    choice = choose(recipe, tmp_path, {"base": Parrot(shows(2))}, dev=dev, finalists=2)
+    choice = choose(recipe, tmp_path, {"base": Parrot(shows(2))}, dev=dev)
     assert listed == [[(70, 0), *[(35, 1)] * 4, *[(70, 2)] * 4], []]
     assert choice.prompt.score == 1.0 and choice.prompt.n == 70 and choice.retrieval is None
     groups = [str(i % 20) for i in range(70)]
-    by_group = choose(recipe, tmp_path, {"base": Parrot(shows(2))}, dev=dev, finalists=2, groups=groups)
+    by_group = choose(recipe, tmp_path, {"base": Parrot(shows(2))}, dev=dev, groups=groups)
     assert by_group.prompt.score == 1.0 and by_group.prompt.bound < choice.prompt.bound  # 20 units are less to go by than 70
 
 

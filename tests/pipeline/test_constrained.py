@@ -1,20 +1,25 @@
 """Constrained answers as a part of the prompt search, on the tiny run."""
 
 import dataclasses
+import json
 import logging
 import shutil
 import sys
 
 import pytest
 
+from shared import COLOURS
 from tunesmith.engines.open import answer_language
 from tunesmith.errors import RecipeError
+from tunesmith.evaluate.arms import read_outputs
+from tunesmith.pipeline import report, verdict
 from tunesmith.pipeline import verbs as api
 from tunesmith.pipeline.evaluation import ROOM, Evaluation
+from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import dump_recipe
 from tunesmith.rundir import RunDir
 from tunesmith.rundir.records.data import Rendered
-from tunesmith.rundir.records.evaluation import Selection
+from tunesmith.rundir.records.evaluation import Selection, Verdict
 
 
 def _selection(tiny_run, folder, constrained):
@@ -69,3 +74,26 @@ def test_prompts_have_room_to_reason_where_the_metric_finds_the_answer(tiny_run,
     assert tuned == evaluation.budget_of("tuned_retrieval") == Rendered.read(tiny_run.rendered_file).max_new_tokens
     for arm in ("few_shot", "few_shot:2", "prompt_deployed", "external:big"):
         assert evaluation.budget_of(arm) == tuned + room
+
+
+def test_a_prompt_held_to_the_schema_is_the_one_to_beat_on_page_and_in_verdict(tiny_run, tmp_path):
+    """Random weights write no JSON; held to the schema's few words they are right now and then, and that prompt wins dev."""
+    shutil.copytree(tiny_run.path, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "*.gguf", "merged"))
+    run = RunDir(tmp_path / "run")
+    recipe = run.recipe()
+    properties = {"colour": {"enum": COLOURS}}
+    schema = {"type": "object", "properties": properties, "required": ["colour"], "additionalProperties": False}
+    (tmp_path / "words.json").write_text(json.dumps(schema))
+    changes = {"json_schema": tmp_path / "words.json", "prompt": "Say it.", "max_new_tokens": 32}
+    run.recipe_file.write_text(dump_recipe(recipe.model_copy(update={"task": recipe.task.model_copy(update=changes)})))
+    api.make(run, ["render", "select", "evaluate instruction", "evaluate few_shot", "evaluate finalists"])
+    selection = Selection.read(run.evaluation / "selection.json")
+    leader = selection.finalists[0]
+    assert selection.arms[leader].held_to == "schema"
+    answers = [output.output for output in read_outputs(run.answers(leader)) if output.finished]
+    assert answers and all(json.loads(answer)["colour"] in COLOURS for answer in answers)
+    for module in (verdict, report):
+        module.execute(run, run.recipe(), Session(), "")
+    way = selection.way_of(leader)
+    assert way.endswith("answers held to the schema)") and way in run.report_file.read_text()
+    assert way in [rival.way for rival in Verdict.read(run.verdict_file).rivals]

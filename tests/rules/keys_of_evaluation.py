@@ -19,7 +19,7 @@ from tunesmith.evaluate.forgetting import Paired
 from tunesmith.evaluate.gate import Case, Evidence, decide
 from tunesmith.evaluate.metrics import make_metric
 from tunesmith.evaluate.search import instructions
-from tunesmith.evaluate.select import PromptTask, finalist_count, select_prompt
+from tunesmith.evaluate.select import PromptTask, select_prompt
 from tunesmith.models.load import load_model
 from tunesmith.pipeline import forgetting
 from tunesmith.pipeline import verbs as api
@@ -42,7 +42,7 @@ def _selection(recipe, tmp):
     metric = make_metric(recipe.task)
     writer = (lambda _: "```\nNew.\n```") if recipe.evaluate.optimized_prompt.writer else None
     asked = {"recipe": recipe, "book": prompt_book(recipe, tmp), "dev": ROWS[40:], "metric": metric, "max_new_tokens": 4}
-    asked["finalists"] = finalist_count(recipe.evaluate.finalists, 80)
+    asked["test_rows"] = 80
     selection = select_prompt(PromptTask(**asked, engine_of=lambda _: _Echo(), writer=writer))
     return [(trial.name, trial.n) for trial in selection.candidates], selection.search, selection.finalists
 

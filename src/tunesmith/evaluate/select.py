@@ -9,10 +9,11 @@ whatever arms they come from, answer the test part as well; every arm's own best
 once. A finalist has its arm's name where it is the best of its arm, else the arm's name and its place among the arm's:
 ``few_shot:2``.
 
-**How many** follows from the test rows: 3 below 500, 5 from there. More test rows make the tuned model's lead over a
-second-best prompt certain where it is none over the best one, so more prompts must be held against it. With 1,000 test rows
-and 64 of dev a model equal to the best of sixteen prompts is deployed 8 to 10 % of the time against 3 finalists, at most 5 %
-against 5; with 300 rows 3 suffice, and the power to find 10 points is 2 points higher (``benchmarks/gate_simulation.py``).
+**How many** follows from three numbers (``finalist_count``). More test rows make the tuned model's lead over a second-best
+prompt certain where it is none over the best one; fewer dev rows and more prompts make it likelier that the best one is not
+among the first of dev. Each asks for more prompts to be held against the tuned model. Against 3 finalists a model equal to the
+best of sixteen prompts is deployed 4.6 % of the time with 300 test rows and 64 of dev, but 9 % with 1,000 test rows
+(``benchmarks/gate_simulation.py``); the power to find 10 points falls by 2 points with 2 finalists more.
 
 Candidates of local arms are answered by the base model. An endpoint gets the prompts that were best for the base: to
 search on a paid endpoint again would multiply its bill by the number of candidates. It answers the dev rows once, when
@@ -22,6 +23,7 @@ A judge compares answers in pairs, so on dev every candidate is compared with th
 """
 
 import logging
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -32,7 +34,7 @@ from tunesmith.evaluate.cross_fit import cross_fit
 from tunesmith.evaluate.gepa import write_instruction
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.prompts import PromptBook, candidates
-from tunesmith.evaluate.search import PROMPTS, affordable, halving, in_each_way, rungs, space
+from tunesmith.evaluate.search import FIRST_RUNG, PROMPTS, affordable, halving, in_each_way, rungs, space
 from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, HeldTo, Recipe
 from tunesmith.rundir.records.evaluation import Candidate, Output, SearchCost, Selection, Summary, Trial, Written
 from tunesmith.rundir.records.evidence import CrossFit
@@ -40,8 +42,7 @@ from tunesmith.rundir.rows import Row
 
 logger = logging.getLogger(__name__)
 
-MANY_TEST_ROWS = 500  # from here on more prompts have to be beaten
-FEW_FINALISTS, MANY_FINALISTS = 3, 5
+FEWEST, MOST = 3, 20  # finalists, where the recipe says no number
 
 JudgeAnswers = Callable[[list[Output], list[Output]], list[Output]]  # answers, and those they are compared with -> scored
 
@@ -52,7 +53,7 @@ class PromptTask:
 
     Attributes:
         max_new_tokens: that an answer to a prompt may take.
-        finalists: how many prompts answer the test part.
+        test_rows: how many rows the finalists will answer; none of them is read here.
         groups: group of each dev row, where rows belong together.
         engine_of: the engine of ``base``, or of an arm ``external:...``.
         allowed: what the engine constrains answers of a candidate with ``held_to`` to; labels to choose from bind them all.
@@ -66,7 +67,7 @@ class PromptTask:
     dev: list[Row]
     metric: Metric
     max_new_tokens: int
-    finalists: int
+    test_rows: int
     engine_of: Callable[[str], Engine]
     allowed: Allowed | None = None
     held_to: Sequence[HeldTo] = ("",)
@@ -175,9 +176,29 @@ def way_to_ask(candidate: Candidate) -> Candidate:
     return replace(candidate, arm="", draw=0, variant="")
 
 
-def finalist_count(wanted: int | None, test_rows: int) -> int:
-    """``evaluate.finalists``, or what follows from the test rows."""
-    return wanted if wanted is not None else FEW_FINALISTS if test_rows < MANY_TEST_ROWS else MANY_FINALISTS
+def finalist_count(test_rows: int, dev_rows: int, prompts: int) -> int:
+    """How many prompts the tuned model has to beat, where the recipe does not say.
+
+    Three hold the simulated rate of false deploys below 5 % with 16 prompts, 300 test and 64 dev rows; elsewhere more in
+    proportion to the root of what makes dev's first prompts less likely to hold the best one.
+
+    >>> finalist_count(300, 64, 16), finalist_count(1000, 64, 16), finalist_count(1000, 64, 32), finalist_count(200, 100, 26)
+    (3, 6, 8, 3)
+    """
+    return min(MOST, max(FEWEST, math.ceil(FEWEST * math.sqrt(test_rows / 300 * 64 / dev_rows * prompts / 16))))
+
+
+def _finalists(task: PromptTask, arms: Collection[str]) -> int:
+    """``evaluate.finalists``, or what follows from the rows and from the prompts that these arms try at most."""
+    settings = task.recipe.evaluate
+    if settings.finalists is not None:
+        return settings.finalists
+    listed = [arm for arm in PROMPT_ARMS if arm in arms and arm != "optimized_prompt"]
+    prompts = sum(len(candidates(task.recipe, task.book.pool, arm)) for arm in listed) * len(task.held_to)
+    if "optimized_prompt" in arms:
+        calls, first = settings.optimized_prompt.calls, min(FIRST_RUNG, len(task.dev))
+        prompts += PROMPTS if calls is None else calls // first
+    return finalist_count(task.test_rows, len(task.dev), prompts)
 
 
 def select_prompt(task: PromptTask) -> Selection:
@@ -193,17 +214,18 @@ def select_prompt(task: PromptTask) -> Selection:
     trials = Trials(task)
     if not trials.rows:
         raise RunError("the dev part has no rows to choose a prompt on", "raise data.dev_fraction")
+    count = _finalists(task, needed)
     for arm in PROMPT_ARMS:
         if arm in needed and arm != "optimized_prompt":
-            trials.halve(arm, in_each_way(candidates(recipe, task.book.pool, arm), task.held_to), task.finalists)
-    search = _optimize(task, trials) if "optimized_prompt" in needed else None
+            trials.halve(arm, in_each_way(candidates(recipe, task.book.pool, arm), task.held_to), count)
+    search = _optimize(task, trials, count) if "optimized_prompt" in needed else None
     chosen = {arm: best[0].candidate for arm in PROMPT_ARMS if (best := trials.best_first({arm}))}
     rivals = tuple(arm for arm in settings.arms if settings.is_rival(arm))
     for arm in external:
         if arm in rivals:
             candidate = chosen[settings.prompt_of(arm)]
             trials.add(arm, candidate, trials.outputs(candidate, len(trials.rows), arm))
-    finalists = _named(trials, rivals, task.finalists)
+    finalists = _named(trials, rivals, count)
     return Selection(
         finalists=tuple(finalists),
         rivals=rivals,
@@ -225,7 +247,7 @@ def _named(trials: Trials, rivals: Collection[str], count: int) -> dict[str, Tri
     return finalists
 
 
-def _optimize(task: PromptTask, trials: Trials) -> SearchCost:
+def _optimize(task: PromptTask, trials: Trials, survivors: int) -> SearchCost:
     """Search for the ``optimized_prompt``; returns what that cost. The few-shot arm's winner is one of its starts."""
     recipe = task.recipe
     start = in_each_way(candidates(recipe, task.book.pool, "instruction"), task.held_to)
@@ -233,9 +255,9 @@ def _optimize(task: PromptTask, trials: Trials) -> SearchCost:
     written = None if task.writer is None else _write(task, trials, task.writer)
     options = space(recipe, task.book.pool, start, written and written.instruction, task.held_to)
     calls = recipe.evaluate.optimized_prompt.calls
-    count = min(PROMPTS, len(options)) if calls is None else affordable(len(options), len(trials.rows), task.finalists, calls)
+    count = min(PROMPTS, len(options)) if calls is None else affordable(len(options), len(trials.rows), survivors, calls)
     before = trials.asked
-    trials.halve("optimized_prompt", options[:count], task.finalists)
+    trials.halve("optimized_prompt", options[:count], survivors)
     best, spent = trials.best_first({"optimized_prompt"})[0], trials.asked - before
     logger.info(f"optimized_prompt: {count} prompts in {spent} answers; best on dev: {best.candidate.name}")
     return SearchCost(calls=spent, tried=count, written=written)

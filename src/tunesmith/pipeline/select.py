@@ -8,7 +8,7 @@ from tunesmith.engines.engine import Choices, Engine
 from tunesmith.engines.grammar import check_constraint
 from tunesmith.engines.open import open_endpoint, open_writer
 from tunesmith.errors import MissingPackage, RecipeError
-from tunesmith.evaluate.select import PromptTask, finalist_count, select_prompt
+from tunesmith.evaluate.select import PromptTask, select_prompt
 from tunesmith.pipeline.evaluation import Evaluation, evaluation_of
 from tunesmith.pipeline.judge import comparing, make_judge
 from tunesmith.pipeline.stage import Session
@@ -71,7 +71,7 @@ def _prompt_task(evaluation: Evaluation) -> PromptTask:
         dev=evaluation.dev,
         metric=evaluation.metric,
         max_new_tokens=evaluation.prompt_budget,
-        finalists=finalist_count(evaluation.recipe.evaluate.finalists, len(evaluation.test)),
+        test_rows=len(evaluation.test),
         groups=groups_of(evaluation.dev),
         engine_of=engine,
         allowed=evaluation.language,

@@ -131,8 +131,8 @@ class Evaluate(Section):
     )
     finalists: Annotated[int, Field(ge=1, le=20)] | None = Field(
         default=None,
-        description="the best prompts of dev that answer the test part and that the tuned model has to beat, each; 3 below 500 "
-        "test rows and 5 from there when not given",
+        description="the best prompts of dev that answer the test part and that the tuned model has to beat, each; 3 to 20 "
+        "when not given, more with more test rows, fewer dev rows and more prompts",
     )
     few_shot: FewShot = FewShot()
     optimized_prompt: OptimizedPrompt = OptimizedPrompt()
