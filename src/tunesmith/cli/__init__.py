@@ -253,6 +253,8 @@ def run(
     if result is None:
         return _print_json(_verbs.status(directory)) if as_json else None
     _show(result, as_json, lambda: _text.print_verdict(result, _console()))
+    if not as_json:
+        _status_text.print_times(directory.stages(), _console())
     logger.info(f"report: {directory.report_file}")
     raise typer.Exit(result.exit_code)
 

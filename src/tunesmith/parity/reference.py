@@ -25,6 +25,7 @@ from rich.filesize import decimal
 from transformers import PreTrainedModel
 
 from tunesmith.engines.base import BaseModel
+from tunesmith.engines.decode import StopRule, greedy
 from tunesmith.engines.form import ComputePlace, model_logits
 from tunesmith.engines.in_process import InProcessEngine
 from tunesmith.errors import ModelError
@@ -108,22 +109,21 @@ def run_reference(
         raise ModelError(
             f"{trained.base.directory}: none of {len(left_out)} prompts fits the model's {room} positions", "a larger model"
         )
-    stops = set(renderer.stop_ids)
+    ids_of = [renderer.prompt_ids(messages) for messages in chosen.values()]
+    stop_rule = StopRule(NEW_TOKENS, renderer.stop_ids)
     with progress("parity reference", 2 * len(chosen)) as bar, torch.inference_mode():
-        prompts = []
-        for name, messages in chosen.items():
-            ids = renderer.prompt_ids(messages)
-            prompts.append(
-                Prompt(
-                    name=name,
-                    messages=messages,
-                    text=renderer.text(messages, generate=True),
-                    ids=ids,
-                    forged=any(renderer.vocabulary.tokens(message["content"]) for message in messages),
-                    continuation=_greedy(model, ids, stops, NEW_TOKENS),
-                )
+        generations = greedy(model, ids_of, stop_rule, recipe.evaluate.batch_size, bar.advance)
+        prompts = [
+            Prompt(
+                name=name,
+                messages=messages,
+                text=renderer.text(messages, generate=True),
+                ids=ids,
+                forged=any(renderer.vocabulary.tokens(message["content"]) for message in messages),
+                continuation=generation.ids,
             )
-            bar.advance()
+            for (name, messages), ids, generation in zip(chosen.items(), ids_of, generations, strict=True)
+        ]
         ends = np.cumsum([len(prompt.continuation) for prompt in prompts]).tolist()
         spans = [slice(end - len(prompt.continuation), end) for end, prompt in zip(ends, prompts, strict=True)]
         tuned_NV = _all_logits(model, prompts, spans, scratch / "tuned")
@@ -155,17 +155,6 @@ def _load(trained: Trained, place: ComputePlace) -> tuple[PreTrainedModel, dict[
             parameter.copy_(parameter.bfloat16())
     layers = load_adapted(model, trained.adapter)
     return model, layers
-
-
-def _greedy(model: PreTrainedModel, ids: list[int], stops: set[int], count: int) -> list[int]:
-    """At most ``count`` new tokens, a stop included."""
-    feed, past, answer = ids, None, list[int]()
-    while len(answer) < count and not (answer and answer[-1] in stops):
-        input_ids = torch.tensor([feed], device=model.device)
-        out = model(input_ids=input_ids, past_key_values=past, use_cache=True, logits_to_keep=1)
-        answer.append(int(out.logits[0, -1].argmax()))
-        past, feed = out.past_key_values, answer[-1:]
-    return answer
 
 
 def _all_logits(model: PreTrainedModel, prompts: list[Prompt], spans: list[slice], file: Path) -> NDArray[np.float32]:

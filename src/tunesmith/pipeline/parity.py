@@ -1,7 +1,8 @@
 """The stage parity: every form that an export wrote, held against what was trained.
 
 The rooms meet here: the export says which forms there are, the evaluation asks and compares answers to dev rows, ``parity/``
-does the rest. The sealed test part is not read.
+does the rest. The sealed test part is not read. Dev rows are asked of the form that deploys alone: llama.cpp answers them one
+after another, a form that computes what was trained needs no such look, and of another quantised one it decides nothing.
 
 Shape suffixes: N rows (positions of all prompts), V vocabulary.
 """
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 DEV_PROMPTS = 12  # beside the fixed ones: the figures are means over some 500 positions, enough for 1 in 100
-DEV_ROWS = 32  # for the metric: llama.cpp answers them one after another, once a form; enough to see a form that is broken
+DEV_ROWS = 32  # for the metric: llama.cpp answers them one after another, enough to see a form that is broken
 SCRATCH = ".parity"
 
 
@@ -52,18 +53,23 @@ def measured(run: RunDir, recipe: Recipe) -> Parity:
     task, no_task = (None, answerable) if isinstance(answerable, str) else (answerable, None)
     dev_prompts = {row.id: tuned(recipe, row) for row in spread(text_rows(run), DEV_PROMPTS)}
     context, scratch = context_of(run, recipe)[0], run.export / SCRATCH
+    deployed = recipe.export.gguf[-1]
+    elsewhere = f"the dev rows are asked of the form that deploys, {deployed}"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     try:
         reference = run_reference(trained, dev_prompts, place, task, scratch)
-        entries = [measure_form(form, reference, base.renderer.tokenizer, place, task, context, no_task) for form in forms]
+        entries = []
+        for form in forms:
+            its_task, reason = (task, no_task) if form.name == deployed else (None, no_task or elsewhere)
+            entries.append(measure_form(form, reference, base.renderer.tokenizer, place, its_task, context, reason))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     metric = ParityMetric(reason=no_task)
     if task is not None and reference.answers is not None:
         metric = ParityMetric(name=task.metric, n=task.n, score=task.score(reference.answers), margin=task.margin)
     return Parity(
-        deployed=recipe.export.gguf[-1],
+        deployed=deployed,
         arithmetic=place.arithmetic,
         prompts=tuple(prompt.name for prompt in reference.prompts),
         left_out=reference.left_out,
