@@ -20,10 +20,12 @@ from tunesmith.models.precision import precision
 from tunesmith.models.swap import add_lora
 from tunesmith.pipeline import verbs as api
 from tunesmith.pipeline.export import context_of, dry_run
+from tunesmith.pipeline.table import table_of
 from tunesmith.rundir.records.data import Rendered
 from tunesmith.tracking import MetricsLog, read_metrics
 from tunesmith.train import loop
 from tunesmith.train.documents import make_documents
+from tunesmith.train.replay import replay_count
 from tunesmith.train.schedule import learning_rate
 
 
@@ -143,6 +145,7 @@ OBSERVE = {
     "train.tokens_per_step": (20, _fit),
     "train.max_length": (30, _fit),
     "train.evals_per_epoch": (1, _fit),
+    "train.replay": (0.5, lambda r, t: (table_of(r)["train"].needs, replay_count(r.train.replay, 40))),
     "train.keep_checkpoints": (3, _checkpoints),
     "export.merge_into": ("original", _merged_into),
     "export.gguf": (["F16", "Q8_0"], _exported),

@@ -104,6 +104,8 @@ def _train_share(run: RunDir, recipe: Recipe, share: float) -> RunDir:
     inner = open_inner(run.path / "curve" / f"{share:g}", share_recipe)
     write_rows(inner.data / "train.jsonl", share_of(recipe, read_rows(run.data / "train.jsonl"), share))
     shutil.copyfile(run.data / "dev.jsonl", inner.data / "dev.jsonl")
+    if recipe.train.replay:
+        shutil.copyfile(run.tokens("replay"), inner.tokens("replay"))  # a share of the rows takes a share of it
     logger.info(f"learning curve: training on {share:g} of the train rows, in {inner.path}")
     make_inner(inner, share_recipe, "render", "train")
     return inner

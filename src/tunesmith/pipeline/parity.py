@@ -20,7 +20,7 @@ from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir
 from tunesmith.rundir.records.export import Merge
-from tunesmith.rundir.records.parity import Parity, ParityMetric
+from tunesmith.rundir.records.parity import FormParity, Parity, ParityMetric
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def measured(run: RunDir, recipe: Recipe) -> Parity:
     scratch.mkdir()
     try:
         reference = run_reference(trained, dev_prompts, place, task, scratch)
-        entries = []
+        entries: list[FormParity] = []
         for form in forms:
             its_task, reason = (task, no_task) if form.name == deployed else (None, no_task or elsewhere)
             entries.append(measure_form(form, reference, base.renderer.tokenizer, place, its_task, context, reason))

@@ -33,7 +33,8 @@ def table_of(recipe: Recipe) -> Table:
     arms = recipe.evaluate.arms
     asking = [arm for arm in arms if arm in PROMPT_ARMS or arm.startswith(EXTERNAL)]
     finalists = _finalists(asking)
-    stages = [DATA, RENDER, SELECT, *(_arm(arm) for arm in asking), finalists, TRAIN]
+    replay = [REPLAY] if recipe.train.replay else []
+    stages = [DATA, RENDER, SELECT, *(_arm(arm) for arm in asking), finalists, *replay, _train(recipe)]
     stages += [_arm(arm) for arm in arms if arm in TUNED_ARMS]
     stages += [EXPORT, PARITY, *(_arm(arm) for arm in arms if arm in ("deployed", PROMPT_DEPLOYED))]
     tuned = [arm for arm in arms if arm not in (*asking, PROMPT_DEPLOYED)]
@@ -133,23 +134,37 @@ SELECT = Stage(
 )
 
 
-def _train(read: Inputs) -> Parts:
+REPLAY = Stage(
+    name="replay",
+    module="replay",
+    about="let the base model answer requests that training mixes in",
+    needs=("render",),
+    inputs=lambda read: {**read.files("data/train.arrow", TEMPLATE), **read.base_in_memory(), **read.keys("train.replay")},
+    outputs=("data/replay.arrow", "data/replay.jsonl"),
+    implied=True,
+    asks_base=True,
+)
+
+
+def _training(read: Inputs) -> Parts:
+    replay = ("data/replay.arrow",) if read.recipe.train.replay else ()
     return {
-        **read.files("data/train.arrow", "data/dev.arrow", TEMPLATE),
+        **read.files("data/train.arrow", "data/dev.arrow", *replay, TEMPLATE),
         **read.model(),
         **read.keys("base", "per_layer_embeddings", "lora", "train", "seed", without=CHEAP_TRAIN_KEYS),
     }
 
 
-TRAIN = Stage(
-    name="train",
-    module="train",
-    about="train the adapter",
-    needs=("render",),
-    inputs=_train,
-    outputs=(*ADAPTER, "training.json", "metrics.jsonl", "metrics.csv"),
-    asks_base=True,
-)
+def _train(recipe: Recipe) -> Stage:
+    return Stage(
+        name="train",
+        module="train",
+        about="train the adapter",
+        needs=("render", *(["replay"] if recipe.train.replay else [])),
+        inputs=_training,
+        outputs=(*ADAPTER, "training.json", "metrics.jsonl", "metrics.csv"),
+        asks_base=True,
+    )
 
 
 def _arm(arm: str) -> Stage:
@@ -303,7 +318,7 @@ FORGETTING = Stage(
 
 def _seeds(read: Inputs) -> Parts:
     return {
-        **_train(read),
+        **_training(read),
         **_inputs_of_arm("tuned")(read),
         **read.files("evaluation/tuned/scores.json"),
         **read.keys(SUB_RUNS[0]),
@@ -323,7 +338,7 @@ SEEDS = Stage(
 
 def _curve(read: Inputs) -> Parts:
     return {
-        **_train(read),
+        **_training(read),
         **read.files(*ADAPTER, *PARTS[:2], RENDERED),
         **read.scoring(),
         **read.keys("task.min_gain", "task.short_prompt", SUB_RUNS[1]),

@@ -17,6 +17,7 @@ from tunesmith.tracking import MetricsLog, write_csv
 from tunesmith.train.documents import Documents
 from tunesmith.train.health_data import check_part
 from tunesmith.train.loop import fit
+from tunesmith.train.replay import replay_count
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     renderer = base.renderer
     # What checkpoints must have been made with to be resumed from.
     key = fingerprint(
-        [content_hash(run.tokens(part)) for part in ("train", "dev")],
+        [content_hash(run.tokens(part)) for part in ("train", "dev", *(["replay"] if recipe.train.replay else []))],
         [renderer.template, base.key, recipe.base, recipe.per_layer_embeddings],
         [recipe.lora.model_dump(), recipe.train.model_dump(exclude={"keep_checkpoints"}), recipe.seed],
     )
@@ -46,7 +47,10 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     trained_weights = sum(p.numel() for layer in layers.values() for p in layer.parameters() if p.requires_grad)
     where = f"base {base.storage}, computing in {base.compute} on {device_name(model.device)}"
     logger.info(f"train: LoRA on {len(layers)} layers, {trained_weights:,} weights, {where}")
-    ready = make_ready(model, layers, documents["train"], recipe.train, recipe.seed)
+    train = documents["train"]
+    if recipe.train.replay:
+        train = train.joined(Documents.open(run.tokens("replay")).first(replay_count(recipe.train.replay, len(train))))
+    ready = make_ready(model, layers, train, recipe.train, recipe.seed)
     steps = ready.steps
     logger.info(f"train: {ready.swapped}")
     logger.info(
@@ -57,7 +61,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     size = f"{steps.packs_per_step} packs of {steps.capacity} tokens"
     logger.info(f"train: {len(steps)} steps of {size}, {100 * steps.fill:.1f} % full")
     metrics = MetricsLog(run.metrics_file)
-    fitted = fit(model, layers, documents["train"], steps, documents["dev"], recipe, run.checkpoints, metrics, key)
+    fitted = fit(model, layers, train, steps, documents["dev"], recipe, run.checkpoints, metrics, key)
     load_adapter_state(layers, read_adapter(fitted.checkpoint))
     tuned.save_adapter(run.adapter)
     write_csv(run.metrics_file, run.metrics_file.with_suffix(".csv"))
@@ -67,6 +71,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         fill=round(steps.fill, 4),
         trained_weights=trained_weights,
         target_layers=len(layers),
+        replayed_rows=len(train) - len(documents["train"]),
         dev_losses=fitted.dev_losses,
         best_step=fitted.best.step,
         best_dev_loss=fitted.best.dev_loss,

@@ -76,6 +76,11 @@ class Train(Section):
     max_length: Annotated[int, Field(ge=2)] = Field(
         default=2048, description="longest row, and the tokens of one packed micro-batch"
     )
+    replay: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=0.0,
+        description="the base model's own answers to everyday requests, mixed in against forgetting: their number as a share "
+        "of the train rows, 202 at most",
+    )
     evals_per_epoch: Annotated[int, Field(ge=1)] = Field(default=2, description="dev losses (and checkpoints) an epoch")
     keep_checkpoints: Annotated[int, Field(ge=1)] = Field(
         default=1,

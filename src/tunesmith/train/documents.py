@@ -123,6 +123,18 @@ class Documents:
         except (pa.ArrowException, OSError) as error:
             raise RunError(f"{path}: damaged: {error}", "delete it and run: tunesmith render RUN") from error
 
+    def joined(self, other: "Documents") -> "Documents":
+        """These documents and then those of another."""
+        return Documents([*self._batches, *other._batches])
+
+    def first(self, count: int) -> "Documents":
+        """So many of the first documents."""
+        batches: list[pa.RecordBatch] = []
+        for batch in self._batches:
+            batches.append(batch.slice(0, count))
+            count -= batches[-1].num_rows
+        return Documents([pa.record_batch(batch.to_pydict(), schema=SCHEMA) for batch in batches if batch.num_rows])
+
     def __len__(self) -> int:
         return int(self._first[-1])
 

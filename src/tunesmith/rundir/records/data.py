@@ -71,6 +71,20 @@ class LeftOut(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Replayed(Record):
+    """A line of ``data/replay.jsonl``: a request and what the base model answered, which training mixes in.
+
+    Attributes:
+        id, prompt: of the request.
+        answer: as far as the limit of tokens let it go.
+    """
+
+    id: str
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class RenderedPart(FileRecord):
     """What rendering one part came to; it stands beside the token ids in the cache.
 
