@@ -48,7 +48,7 @@ def constrained(logits_of: NextLogits, grammar: Grammar, prompt_tokens: int) -> 
         for token in ids[prompt_tokens:]:
             state.accept([token])
         logits_1V = logits_of(ids)[None].clone()
-        state.mask_(logits_1V)
+        logits_1V = state.change(logits_1V)
         return logits_1V[0]
 
     return allowed_of

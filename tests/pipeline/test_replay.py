@@ -1,13 +1,13 @@
-"""The base model's own answers as rows to train on."""
+"""What the base model writes as rows to train on."""
 
 import re
 import shutil
 
 import pytest
 
-from tunesmith.engines.in_process import InProcessEngine
+from tunesmith.engines.decode import StopRule, greedy
+from tunesmith.engines.sampling import Sampling
 from tunesmith.evaluate.probes import load_probes
-from tunesmith.messages import Message
 from tunesmith.models.load import load_model
 from tunesmith.pipeline import verbs as api
 from tunesmith.pipeline.base import base_of
@@ -25,18 +25,20 @@ def _words(text: str) -> frozenset[str]:
 
 
 def test_no_request_is_a_probe_and_none_stands_there_twice():
-    requests = [_words(text) for _, text in load_prompts()]
+    requests = [_words(prompt.text) for prompt in load_prompts() if prompt.kind == "request"]
     assert len(set(requests)) == len(requests) >= 200
     probes = load_probes(None)
     measured = [_words(text) for _, text in probes.prompts] + [_words(question.question) for question in probes.questions]
     for request in requests:
         for probe in measured:
             assert len(request & probe) < 0.7 * len(request | probe), (request, probe)
+    beginnings = {prompt.text for prompt in load_prompts() if prompt.kind == "beginning"}
+    assert not [text for text in beginnings for passage in probes.passages if passage.text.startswith(text)]
 
 
 @pytest.fixture(scope="module")
 def replayed(tiny_run, tmp_path_factory):
-    """The tiny run trained again with a fifth more rows of the base model's answers."""
+    """The tiny run trained again with a fifth more rows of the base model's."""
     path = tmp_path_factory.mktemp("replay") / "run"
     shutil.copytree(tiny_run.path, path, ignore=shutil.ignore_patterns("*.gguf", "merged"))
     run = RunDir(path)
@@ -47,21 +49,21 @@ def replayed(tiny_run, tmp_path_factory):
     return run
 
 
-def test_rows_are_the_base_models_greedy_answers_and_the_answers_alone_are_supervised(replayed, tiny_dir):
+def test_rows_are_samples_of_the_base_model_and_what_it_wrote_alone_is_supervised(replayed, tiny_dir):
     rows, task = Documents.open(replayed.tokens("replay")), Documents.open(replayed.tokens("train"))
     count = replay_count(0.2, len(task))
     assert len(rows) == count == round(0.2 * len(task))
     renderer = base_of(replayed, replayed.recipe()).renderer
-    prompts = [[Message(role="user", content=text)] for _, text in load_prompts()[:count]]
-    engine = InProcessEngine(load_model(tiny_dir, "fp32"), renderer, replayed.recipe().evaluate.batch_size)
-    answers = engine.generate(prompts, NEW_TOKENS, lambda _: None)
+    chosen = load_prompts()[:count]
+    prompts = [prompt.ids(renderer) for prompt in chosen]
+    assert {prompt.kind for prompt in chosen} == {"request", "beginning"}
+    model, stop_rule = load_model(tiny_dir, "fp32"), StopRule(NEW_TOKENS, renderer.stop_ids)
+    written = greedy(model, prompts, stop_rule, 3, constrain=Sampling(replayed.recipe().seed).start)
     lines = Replayed.read_lines(replayed.data / "replay.jsonl")
-    for number, (prompt, answer, line) in enumerate(zip(prompts, answers, lines, strict=True)):
-        before = renderer.prompt_ids(prompt)
+    for number, (prompt, new, line) in enumerate(zip(prompts, written, lines, strict=True)):
         ((start, end),) = rows.spans(number).tolist()
-        assert rows.ids(number)[:start].tolist() == before and end == len(rows.ids(number)) == start + answer.new_tokens
-        assert line.prompt == prompt[0]["content"] and line.id == rows.row_id(number)
-        assert (rows.ids(number)[-1] in renderer.stop_ids) == answer.finished
+        assert rows.ids(number).tolist() == prompt + new.ids and (start, end) == (len(prompt), len(rows.ids(number)))
+        assert line.prompt == chosen[number].text and line.id == chosen[number].id == rows.row_id(number)
 
 
 def test_they_are_trained_on_and_another_share_trains_again(replayed):

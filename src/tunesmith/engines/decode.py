@@ -23,13 +23,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunesmith import hardware
-from tunesmith.engines.grammar import GrammarState
 from tunesmith.engines.row_cache import RowCache
 from tunesmith.engines.shared_prefix import DECODE, MIN_SHARED, PREFILL, Prefix, common_beginning, compute_prefix
 from tunesmith.kernels.attention import Span
@@ -38,6 +38,22 @@ from tunesmith.models.load import attention, decoder
 # Tokens read at once. Products of a few hundred rows run as fast as a core can; more only cost memory there, and a GPU is
 # busy with two thousand.
 PACK = 2048
+
+
+class Choice(Protocol):
+    """What has a say in the choice of the next token of every row of a batch."""
+
+    def change(self, logits_BV: Tensor) -> Tensor:
+        """The logits whose largest is taken."""
+        ...
+
+    def accept(self, tokens: Sequence[int]) -> None:
+        """Move every row on by the token that it chose."""
+        ...
+
+    def keep_rows(self, keep: Sequence[int]) -> None:
+        """Forget all rows but ``keep``."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -79,7 +95,7 @@ def greedy(
     stop_rule: StopRule,
     batch_size: int,
     advance: Callable[[int], None] = lambda _: None,
-    constrain: Callable[[int], GrammarState] | None = None,
+    constrain: Callable[[int], Choice] | None = None,
 ) -> list[Generation]:
     """The likeliest next token, again and again, of every prompt, in order.
 
@@ -87,7 +103,8 @@ def greedy(
         prompts: token ids, at least one each.
         batch_size: rows decoded together, up to an eighth more where that saves a batch.
         advance: called with the number of answers done.
-        constrain: makes the grammar of a batch of so many rows; None for free text.
+        constrain: makes what has a say in the choice, a grammar or the dice of a sample, for a batch of so many rows; None for
+            the likeliest token.
     """
     shared = common_beginning(list(prompts))
     shared = shared if shared >= MIN_SHARED else 0
@@ -118,7 +135,7 @@ def _batch(
     prefix: Prefix,
     shared: int,
     stop_rule: StopRule,
-    constraint: GrammarState | None,
+    constraint: Choice | None,
 ) -> list[list[int]]:
     """New token ids of each row; ``suffixes`` is what follows the shared beginning, shortest first."""
     cache = RowCache([len(ids) for ids in suffixes], stop_rule.max_new_tokens, model.device)
@@ -128,7 +145,7 @@ def _batch(
     with attention(model, DECODE):
         while True:
             if constraint is not None:
-                constraint.mask_(logits_BV)
+                logits_BV = constraint.change(logits_BV)
             next_B = logits_BV.argmax(-1)
             chosen = next_B.tolist()
             if constraint is not None:

@@ -92,11 +92,11 @@ class GrammarState:
         self._matchers = matchers
         self._stop_ids = stop_ids
 
-    def mask_(self, logits_BV: Tensor) -> None:
-        """Set the logits of tokens that do not fit to minus infinity."""
+    def change(self, logits_BV: Tensor) -> Tensor:
+        """The same logits, those of tokens that do not fit at minus infinity."""
         packed_BX = np.stack([np.frombuffer(matcher.compute_bitmask(), np.uint8) for matcher in self._matchers])
         fits_BV = np.unpackbits(packed_BX, axis=1, bitorder="little")[:, : logits_BV.shape[1]].astype(bool)
-        logits_BV.masked_fill_(~torch.from_numpy(fits_BV).to(logits_BV.device), -torch.inf)
+        return logits_BV.masked_fill_(~torch.from_numpy(fits_BV).to(logits_BV.device), -torch.inf)
 
     def accept(self, tokens: Sequence[int]) -> None:
         """Move every row on by the token that it chose."""

@@ -35,7 +35,7 @@ from tunesmith.train.health import check_adapter, first_rows, refuse_other_loss,
 
 NOT_HERE = {
     "compute": "the model was opened with it: open_base(model, compute=...)",
-    "replay": "rows of the base model's answers are rows like all others: render them too",
+    "replay": "what the base model writes are rows like all others: render them too",
     "keep_checkpoints": "your loop saves when it likes: model.save_adapter(directory)",
 }
 

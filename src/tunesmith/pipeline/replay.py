@@ -1,9 +1,9 @@
-"""The stage ``replay``: the base model answers requests of everyday life, for training to mix in (``train/replay``)."""
+"""The stage ``replay``: the base model writes what training mixes in against forgetting (``train/replay``)."""
 
 import logging
 
 from tunesmith.engines.decode import StopRule, greedy
-from tunesmith.messages import Message
+from tunesmith.engines.sampling import Sampling
 from tunesmith.pipeline.base import base_of
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Recipe
@@ -11,30 +11,33 @@ from tunesmith.rundir import RunDir
 from tunesmith.rundir.records.data import Replayed
 from tunesmith.tracking import progress
 from tunesmith.train.documents import Documents, DocumentWriter
-from tunesmith.train.replay import NEW_TOKENS, answer_text, load_prompts, replay_count
+from tunesmith.train.replay import NEW_TOKENS, load_prompts, replay_count, written_text
 
 logger = logging.getLogger(__name__)
 
 
 def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> None:
-    """Answer the requests; writes ``data/replay.arrow`` for training, and ``data/replay.jsonl`` to be read."""
+    """Sample from the base model; writes ``data/replay.arrow`` for training, and ``data/replay.jsonl`` to be read."""
     rows = len(Documents.open(run.tokens("train")))
     count = replay_count(recipe.train.replay, rows)
     chosen = load_prompts()[:count]
     base = base_of(run, recipe)
-    renderer = base.renderer
-    prompts = [renderer.prompt_ids([Message(role="user", content=text)]) for _, text in chosen]
+    renderer, model = base.renderer, base.load().model
+    prompts = [prompt.ids(renderer) for prompt in chosen]
+    sampling = Sampling(recipe.seed, vars(model.config.get_text_config()).get("final_logit_softcapping"))
     with progress("replay", count) as bar:
         stop_rule = StopRule(NEW_TOKENS, renderer.stop_ids)
-        answers = greedy(base.load().model, prompts, stop_rule, recipe.evaluate.batch_size, bar.advance)
+        written = greedy(model, prompts, stop_rule, recipe.evaluate.batch_size, bar.advance, sampling.start)
     with DocumentWriter(run.tokens("replay")) as writer:
-        for (name, _), prompt, answer in zip(chosen, prompts, answers, strict=True):
-            writer.add([(name, prompt + answer.ids, [0] * len(prompt) + [1] * len(answer.ids))])
-    texts = [answer_text(renderer, answer.ids) for answer in answers]
+        for entry, prompt, new in zip(chosen, prompts, written, strict=True):
+            writer.add([(entry.id, prompt + new.ids, [0] * len(prompt) + [1] * len(new.ids))])
     Replayed.write_lines(
         run.data / "replay.jsonl",
-        [Replayed(id=name, prompt=text, answer=answer) for (name, text), answer in zip(chosen, texts, strict=True)],
+        [
+            Replayed(id=entry.id, kind=entry.kind, prompt=entry.text, written=written_text(renderer, new.ids))
+            for entry, new in zip(chosen, written, strict=True)
+        ],
     )
     wanted = round(recipe.train.replay * rows)
-    fewer = f", not {wanted}: there are no more requests" if wanted > count else ""
-    logger.info(f"replay: the base model's answers to {count} requests join {rows:,} train rows{fewer}")
+    fewer = f", not {wanted}: there are no more" if wanted > count else ""
+    logger.info(f"replay: what the base model writes to {count} prompts joins {rows:,} train rows{fewer}")

@@ -137,9 +137,13 @@ SELECT = Stage(
 REPLAY = Stage(
     name="replay",
     module="replay",
-    about="let the base model answer requests that training mixes in",
+    about="let the base model write what training mixes in",
     needs=("render",),
-    inputs=lambda read: {**read.files("data/train.arrow", TEMPLATE), **read.base_in_memory(), **read.keys("train.replay")},
+    inputs=lambda read: {
+        **read.files("data/train.arrow", TEMPLATE),
+        **read.base_in_memory(),
+        **read.keys("train.replay", "seed"),
+    },
     outputs=("data/replay.arrow", "data/replay.jsonl"),
     implied=True,
     asks_base=True,

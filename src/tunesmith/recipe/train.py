@@ -78,8 +78,8 @@ class Train(Section):
     )
     replay: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
         default=0.0,
-        description="the base model's own answers to everyday requests, mixed in against forgetting: their number as a share "
-        "of the train rows, 202 at most",
+        description="samples of the base model's own writing, mixed in against forgetting: their number as a share of the "
+        "train rows, 404 at most",
     )
     evals_per_epoch: Annotated[int, Field(ge=1)] = Field(default=2, description="dev losses (and checkpoints) an epoch")
     keep_checkpoints: Annotated[int, Field(ge=1)] = Field(

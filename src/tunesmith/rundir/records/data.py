@@ -4,6 +4,7 @@ The rows themselves are no records (``rundir/rows.py`` says why).
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from tunesmith.rundir.records.base import FileRecord, Record
 
@@ -72,16 +73,19 @@ class LeftOut(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Replayed(Record):
-    """A line of ``data/replay.jsonl``: a request and what the base model answered, which training mixes in.
+    """A line of ``data/replay.jsonl``: what the base model wrote, which training mixes in.
 
     Attributes:
-        id, prompt: of the request.
-        answer: as far as the limit of tokens let it go.
+        id: of the prompt.
+        kind: a request, asked as chat, or the beginning of a text.
+        prompt: its text.
+        written: what followed, as far as the limit of tokens let it go.
     """
 
     id: str
+    kind: Literal["request", "beginning"]
     prompt: str
-    answer: str
+    written: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,7 +97,7 @@ class Training(FileRecord):
         fill: tokens over the capacity of all packs, 0..1.
         trained_weights: numbers that are trained.
         target_layers: layers that have an adapter.
-        replayed_rows: answers of the base model that were trained on beside the train rows.
+        replayed_rows: samples of the base model that were trained on beside the train rows.
         dev_losses: all, oldest first; the first is of step 0, the untouched adapter.
         best_step: the earliest step of the lowest dev loss; its adapter is in ``adapter/``.
         best_dev_loss: that loss, nats a supervised token.
