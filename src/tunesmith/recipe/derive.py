@@ -15,7 +15,7 @@ nothing. So the three settings that matter follow from what is known before the 
 ``scale r`` is alpha under LoRA and DoRA, and alpha sqrt(r) under rsLoRA. The rate has two digits, so that what is printed is
 what is used.
 
-Sources: the first line is Tinker's rule for Llama (``tinker_cookbook/hyperparam_utils.py``). Over its authors' stored sweeps of
+Sources: the first line is Tinker's rule (``tinker_cookbook/hyperparam_utils.py``). Over its authors' stored sweeps of
 20 models of all families it ends 0.22 % above the best rate's test loss (0.84 % at worst; a fixed 2e-4: 0.69 % and 2.3 %).
 The other factors: their guide (the square root, 128 rows), Schulman et al. 2025, "LoRA Without Regret" (short runs; few rows a
 step), Chen, Villar and Hayou 2026, PMLR 306 (the best rate does not depend on rank while alpha is fixed). The lower clamp is
