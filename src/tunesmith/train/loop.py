@@ -40,7 +40,7 @@ from tunesmith.models.attention import PACKED
 from tunesmith.models.fuse import narrows
 from tunesmith.models.load import attention, decoder, head_of, head_weight
 from tunesmith.models.recompute import recompute
-from tunesmith.recipe import Recipe, Train
+from tunesmith.recipe import Optimisation, TrainSettings
 from tunesmith.rundir.records.events import Metric
 from tunesmith.rundir.records.training import DevLoss, Step
 from tunesmith.tracking import MetricsLog, emit, progress, read_metrics
@@ -175,7 +175,7 @@ def train_steps(
     layers: Mapping[str, Adapted],
     train: Documents,
     steps: Steps,
-    settings: Train,
+    settings: TrainSettings,
     seed: int,
     *,
     optimizer: torch.optim.Optimizer | None = None,
@@ -191,7 +191,7 @@ def train_steps(
         layers: the adapted layers by name, as ``add_lora`` returned them.
         train: the documents.
         steps: all optimizer steps in order, documents of ``train`` by index.
-        settings: the section ``train`` of a recipe.
+        settings: the section ``train`` of a recipe, with numbers.
         seed: of dropout.
         optimizer: made from ``settings`` where none is given.
         dev: documents whose loss is taken as often as ``settings`` say; None for never.
@@ -228,7 +228,8 @@ def fit(
     train: Documents,
     steps: Steps,
     dev: Documents,
-    recipe: Recipe,
+    settings: TrainSettings,
+    seed: int,
     checkpoints: Path,
     metrics: MetricsLog,
     inputs: str,
@@ -237,19 +238,19 @@ def fit(
 
     Args:
         steps: all optimizer steps in order, documents of ``train`` by index.
+        settings: the section ``train`` of the recipe, with numbers.
+        seed: of dropout.
         inputs: fingerprint of data, model and recipe; only checkpoints that carry it are resumed from.
 
     Raises:
         TrainingError: a loss, a gradient or a weight that is not finite.
         MissingPackage: 8-bit moments without bitsandbytes.
     """
-    optimizer = make_optimizer(layers, recipe.train)
-    store = Checkpoints(checkpoints, inputs, recipe.train.keep_checkpoints)
-    done = _begin(model, layers, dev, recipe.train, optimizer, store, metrics)
+    optimizer = make_optimizer(layers, settings)
+    store = Checkpoints(checkpoints, inputs, settings.keep_checkpoints)
+    done = _begin(model, layers, dev, settings, optimizer, store, metrics)
     losses: list[float] = []
-    following = train_steps(
-        model, layers, train, steps, recipe.train, recipe.seed, optimizer=optimizer, dev=dev, first=done.step
-    )
+    following = train_steps(model, layers, train, steps, settings, seed, optimizer=optimizer, dev=dev, first=done.step)
     with closing(following), progress("training", len(steps), done.step) as bar:
         for record in following:
             assert record.seconds is not None
@@ -282,7 +283,7 @@ def _begin(
     model: PreTrainedModel,
     layers: Mapping[str, Adapted],
     dev: Documents,
-    settings: Train,
+    settings: TrainSettings,
     optimizer: torch.optim.Optimizer,
     store: Checkpoints,
     metrics: MetricsLog,
@@ -330,7 +331,7 @@ def _computing_on(device: torch.device) -> str:
     return f"{device.type} with {threads} thread{'' if threads == 1 else 's'}"
 
 
-def _dev_packs(dev: Documents, settings: Train) -> list[Pack]:
+def _dev_packs(dev: Documents, settings: Optimisation) -> list[Pack]:
     return step_packs(dev, [tuple(range(len(dev)))], settings.max_length)
 
 
@@ -383,7 +384,7 @@ def _optimizer_step(
     steps: Steps,
     number: int,
     optimizer: torch.optim.Optimizer,
-    settings: Train,
+    settings: TrainSettings,
     seed: int,
 ) -> Step:
     """Step ``number`` (from 0): gradients, clipping, update."""
