@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 
 class Sampling:
@@ -26,6 +27,11 @@ class Sampling:
     def __init__(self, seed: int, softcap: float | None = None):
         self._seed, self._softcap = seed, softcap
         self._started = 0
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, seed: int) -> "Sampling":
+        """From a model's own distribution."""
+        return cls(seed, vars(model.config.get_text_config()).get("final_logit_softcapping"))
 
     def start(self, rows: int) -> "SamplingState":
         """The draws of so many answers that follow those of the calls before."""

@@ -24,7 +24,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     base = base_of(run, recipe)
     renderer, model = base.renderer, base.load().model
     prompts = [prompt.ids(renderer) for prompt in chosen]
-    sampling = Sampling(recipe.seed, vars(model.config.get_text_config()).get("final_logit_softcapping"))
+    sampling = Sampling.of(model, recipe.seed)
     with progress("replay", count) as bar:
         stop_rule = StopRule(NEW_TOKENS, renderer.stop_ids)
         written = greedy(model, prompts, stop_rule, recipe.evaluate.batch_size, bar.advance, sampling.start)
