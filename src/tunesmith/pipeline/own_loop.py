@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from tunesmith.chat.render import Rendered
 from tunesmith.data.memory import Rows
-from tunesmith.data.pack import Plan
+from tunesmith.data.pack import Plan, pack_tokens
 from tunesmith.data.read import AS_FOUND, Reader, ReadOptions
 from tunesmith.engines.base import BaseModel, LoadedModel
 from tunesmith.errors import DataError, ModelError, RecipeError, TrainingError
@@ -74,7 +74,10 @@ def make_ready(
         ModelError: our layers compute another loss than the stock ones, or documents in a pack know each other.
         TrainingError: an adapter that cannot learn, or a model that guesses worse than a die.
     """
-    steps = Plan(documents.lengths, settings.num_train_epochs, settings.tokens_per_step, settings.max_length, seed)
+    largest = settings.max_length
+    if model.device.type == "cpu":
+        largest = pack_tokens(settings.tokens_per_step, int(documents.lengths.max()), largest)
+    steps = Plan(documents.lengths, settings.num_train_epochs, settings.tokens_per_step, largest, seed)
     swapped = "as it was made ready before"
     if not is_fused(model):
         expected = stock_loss(model)

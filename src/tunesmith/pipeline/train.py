@@ -34,7 +34,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     key = fingerprint(
         [content_hash(run.tokens(part)) for part in ("train", "dev")],
         [renderer.template, base.key, recipe.base, recipe.per_layer_embeddings],
-        [recipe.lora.model_dump(), recipe.train.model_dump(exclude={"keep_checkpoints"}), recipe.seed],
+        [recipe.lora.model_dump(), recipe.train.model_dump(exclude={"keep_checkpoints", "ranks"}), recipe.seed],
     )
     documents = {part: Documents.open(run.tokens(part)) for part in ("train", "dev")}
     parts = [check_part(part, rows, run.data / f"{part}.jsonl", renderer) for part, rows in documents.items()]
