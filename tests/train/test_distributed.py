@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from shared import write_recipe
 from tunesmith import hardware
-from tunesmith.data.pack import Plan, pack_tokens
+from tunesmith.data.pack import Plan
 from tunesmith.errors import TrainingError
 from tunesmith.models.load import load_model
 from tunesmith.models.swap import add_lora
@@ -20,6 +20,7 @@ from tunesmith.tracking import MetricsLog
 from tunesmith.train import distributed, loop
 from tunesmith.train.distributed import Load, Shape, flop_of, longest_first, shape_of
 from tunesmith.train.documents import make_documents, make_pack
+from tunesmith.train.step import pack_tokens
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 96}
 FIXED = {

@@ -22,9 +22,6 @@ set bit of a bit mask in two levels of 1,024. Best fit in any order never leaves
 is ``min(max_length, max(tokens_per_step, longest document))``, so a step of 1,024 tokens is one pack of 1,024 and not a
 full and a nearly empty one. The last step of an epoch may hold fewer packs than the others.
 
-On a CPU packs are what is dealt out to processes (``train/distributed.py``), so there a step should have at least four, and a
-pack no more tokens than its products need to be efficient: ``pack_tokens``. It follows from recipe and rows alone.
-
 In memory are the lengths (8 bytes a document) and the one epoch that is kept (4 bytes a document, 8 a pack); packing
 takes some 50 bytes a document while it lasts.
 """
@@ -36,20 +33,6 @@ import numpy as np
 
 Pack = tuple[int, ...]  # documents of one micro-batch
 Step = tuple[int, list[Pack]]  # epoch, and the micro-batches of one optimizer step
-
-PACKS_PER_STEP = 4  # at least, on a CPU, as long as packs are not too small
-SMALLEST_PACK, LARGEST_PACK = 256, 512  # tokens: rows of a product; more make it no faster on a core, and take memory
-
-
-def pack_tokens(tokens_per_step: int, longest: int, max_length: int) -> int:
-    """Tokens of a pack on a CPU.
-
-    Args:
-        longest: tokens of the longest document.
-        max_length: what the longest may have.
-    """
-    part = min(max(tokens_per_step // PACKS_PER_STEP, SMALLEST_PACK), LARGEST_PACK)
-    return min(max_length, max(longest, min(part, tokens_per_step)))
 
 
 def best_fit(lengths: list[int], capacity: int) -> tuple[list[int], int]:

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from tunesmith.chat.render import Rendered
 from tunesmith.data.memory import Rows
-from tunesmith.data.pack import Plan, pack_tokens
+from tunesmith.data.pack import Plan
 from tunesmith.data.read import AS_FOUND, Reader, ReadOptions
 from tunesmith.engines.base import BaseModel, LoadedModel
 from tunesmith.errors import DataError, ModelError, RecipeError, TrainingError
@@ -32,6 +32,7 @@ from tunesmith.rundir.records.training import Step
 from tunesmith.train import loop
 from tunesmith.train.documents import Documents, make_documents
 from tunesmith.train.health import check_adapter, first_rows, refuse_other_loss, stock_loss
+from tunesmith.train.step import pack_tokens
 
 NOT_HERE = {
     "compute": "the model was opened with it: open_base(model, compute=...)",

@@ -22,6 +22,8 @@ steps go through them in turns. Adding them takes a thousandth of a step.
 
 Refused: gradients by rank (their sum depends on how packs fell), ``torch.distributed`` over gloo (sockets and copies for what
 lies in the same memory), a fixed deal (a process beside which something else runs would be waited for).
+
+Shape suffixes: T tokens, N rows (positions that predict).
 """
 
 import logging
@@ -37,7 +39,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunesmith import hardware
-from tunesmith.data.pack import pack_tokens
 from tunesmith.errors import TrainingError
 from tunesmith.layers.context import Counters, StepContext, at_step
 from tunesmith.layers.experts import Adapted
@@ -47,7 +48,7 @@ from tunesmith.models.recompute import recompute
 from tunesmith.processes import Team, obstacle_to_forking, shared_memory
 from tunesmith.recipe import Train
 from tunesmith.train.documents import Documents, Pack
-from tunesmith.train.step import mean_loss, pack_loss, step_gradients, step_packs
+from tunesmith.train.step import mean_loss, pack_loss, pack_tokens, step_gradients, step_packs
 
 logger = logging.getLogger(__name__)
 

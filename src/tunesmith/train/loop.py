@@ -15,6 +15,8 @@ Nothing random is carried from step to step: the order of documents follows from
 The adapter before the first step is a candidate like all others: it computes the base model, and where training only made the
 dev loss worse, it is what is kept, and that is said. A loss, a gradient or a weight that is not finite stops the run with the
 documents that showed it, in the last step as in the first; peers that hide it save an adapter of NaN.
+
+Shape suffixes: T tokens, N rows (positions that predict).
 """
 
 import logging

@@ -4,8 +4,11 @@ Every pack goes forward and backward by itself, and its gradient is added to the
 numbers. That sum is the definition of a step's gradient: where packs are dealt out to several processes
 (``train/distributed.py``), the same numbers are added in the same order.
 
-Shape suffixes: N rows (positions that predict), D hidden size, V vocabulary, X is N where the last layer is narrow, else all
-tokens of the pack.
+On a CPU packs are what is dealt out to processes, so there a step should have at least four, and a pack no more tokens than its
+products need to be efficient: ``pack_tokens``. It follows from recipe and rows alone.
+
+Shape suffixes: T tokens, N rows (positions that predict), D hidden size, V vocabulary; here: X is N where the last layer is
+narrow, else T.
 """
 
 from collections.abc import Sequence
@@ -22,6 +25,19 @@ from tunesmith.train.documents import Documents, Pack, make_shared_pack
 from tunesmith.train.prefix import find_groups, micro_batches
 
 WORTH = 8  # times what its documents share that a pack has: cutting a group then costs a seventh at most
+PACKS_PER_STEP = 4  # at least, on a CPU, as long as packs are not too small
+SMALLEST_PACK, LARGEST_PACK = 256, 512  # tokens: rows of a product; more make it no faster on a core, and take memory
+
+
+def pack_tokens(tokens_per_step: int, longest: int, max_length: int) -> int:
+    """Tokens of a pack on a CPU.
+
+    Args:
+        longest: tokens of the longest document.
+        max_length: what the longest may have.
+    """
+    part = min(max(tokens_per_step // PACKS_PER_STEP, SMALLEST_PACK), LARGEST_PACK)
+    return min(max_length, max(longest, min(part, tokens_per_step)))
 
 
 def pack_loss(model: PreTrainedModel, pack: Pack, counters: Counters | None = None) -> tuple[torch.Tensor, torch.Tensor]:
