@@ -31,7 +31,7 @@ from tunesmith.models import precision
 from tunesmith.models.load import load_tokenizer
 from tunesmith.parity import measure, prompts, reference
 from tunesmith.pipeline import verbs as api
-from tunesmith.recipe import Recipe, load_recipe
+from tunesmith.recipe import Recipe, TrainSettings, load_recipe
 from tunesmith.rundir import RunDir
 from tunesmith.rundir.records.check import CheckReport
 
@@ -278,6 +278,11 @@ def write_recipe(directory: Path, model: Path, changes: dict[str, Any] | None = 
     path = directory / "toy.yaml"
     path.write_text(yaml.safe_dump(recipe))
     return path
+
+
+def train_settings(**keys: Any) -> TrainSettings:
+    """Numbers for a training by these keys of the section ``train``."""
+    return TrainSettings(**{"learning_rate": 1e-3, "tokens_per_step": 8192, "num_train_epochs": 1, **keys})
 
 
 @pytest.fixture

@@ -75,6 +75,10 @@ def test_a_training_shows_its_curve_and_what_speaks_against_it():
     training = Training(
         steps=5,
         fill=1.0,
+        learning_rate=1e-3,
+        tokens_per_step=64,
+        num_train_epochs=1,
+        derivation=("learning_rate 1.0e-03 as the recipe says",),
         trained_weights=8,
         target_layers=1,
         dev_losses=losses,

@@ -89,7 +89,7 @@ def training(job: protocol.Job, base: str | None, share: bool) -> Iterator[tuple
     from tunesmith.models.load import attention, load_model
     from tunesmith.models.precision import precision
     from tunesmith.models.swap import add_lora
-    from tunesmith.recipe import Lora, Recipe, Train
+    from tunesmith.recipe import Lora, Recipe, TrainSettings
     from tunesmith.train.documents import make_documents, make_pack
     from tunesmith.train.loop import step_gradients, step_packs
     from tunesmith.train.optim import make_optimizer
@@ -101,7 +101,7 @@ def training(job: protocol.Job, base: str | None, share: bool) -> Iterator[tuple
     layers = add_lora(model, Lora(**job["lora"]), 0)
     load_adapter_state(layers, read_adapter(Path(job["adapter"])))
     print(fuse(model).summary(), file=sys.stderr)
-    optimizer = make_optimizer(layers, Train(learning_rate=job["learning_rate"]))
+    optimizer = make_optimizer(layers, TrainSettings(learning_rate=job["learning_rate"], tokens_per_step=1, num_train_epochs=1))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     documents = make_documents([(row["ids"], row["supervised"]) for row in job["rows"]])
     steps = itertools.count()

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from tunesmith.advise import checklist as rules
 from tunesmith.advise.checklist import checklist, rows_in_all
-from tunesmith.advise.decide import ELSEWHERE, EXIT_CODES, SETTINGS, decide
+from tunesmith.advise.decide import ELSEWHERE, EXIT_CODES, decide
 from tunesmith.advise.price import break_even, by_time, by_tokens
-from tunesmith.data.size_advice import BANDS
+from tunesmith.data.size_advice import BANDS as SIZES
 from tunesmith.evaluate import gate, rule
+from tunesmith.recipe import Lora, Train
+from tunesmith.recipe.derive import BANDS, derive, width_of_update
 from tunesmith.rundir.records.advice import (
     Advice,
     DevArm,
@@ -57,9 +59,9 @@ METRIC = MetricFacts(
 PRICE = PriceFacts(calls_per_month=100_000, per_million=1.0, per_hour=2.0, tokens_saved=500, counted=True)
 MACHINE = MachineFacts(name="a GPU", kind="gpu", cores=8, memory=24 * GB)
 MEMORY = MemoryFacts(
-    base="bf16", by_base={"bf16": 10 * GB, "nf4": 5 * GB}, why_not="", parameters=10**9, adapter_per_rank=1_000_000
+    base="bf16", by_base={"bf16": 10 * GB, "nf4": 5 * GB}, why_not="", parameters=10**9, adapter_per_rank=1_000_000, hidden=2048
 )
-NO_SIZES = MemoryFacts(base="auto", by_base={}, why_not="not fetched", parameters=0, adapter_per_rank=0)
+NO_SIZES = MemoryFacts(base="auto", by_base={}, why_not="not fetched", parameters=0, adapter_per_rank=0, hidden=0)
 
 
 def arm(name, score, retrieves=False, tokens=600.0):
@@ -234,11 +236,23 @@ def test_rank_and_epochs_follow_the_train_rows(rows, r, epochs):
     many = {f"rows__{name}": rows for name in ("rows", "distinct", "prompts", "train")}
     settings = decide(facts(**many), 1.0).settings
     assert (settings.r, settings.num_train_epochs, settings.alpha) == (r, epochs, 32)
-    assert {"base", "lora.r", "lora.alpha", "train.num_train_epochs"} == set(settings.why) == set(settings.keys)
+    derived = {"train.num_train_epochs", "train.tokens_per_step", "train.learning_rate"}
+    assert {"base", "lora.r", "lora.alpha", *derived} == set(settings.why) == set(settings.keys)
+
+
+def test_advice_names_what_auto_comes_to():
+    for rslora in (False, True):
+        seen = dataclasses.replace(facts(), use_rslora=rslora)
+        settings = decide(seen, 1.0).settings
+        update = width_of_update(Lora(r=settings.r, alpha=32, use_rslora=rslora))
+        trained = derive(Train(), rows=seen.rows.train, tokens=seen.rows.tokens, hidden=2048, update=update).settings
+        assert settings.learning_rate == trained.learning_rate and settings.tokens_per_step == trained.tokens_per_step
+    unknown = decide(facts(memory=NO_SIZES), 1.0).settings
+    assert unknown.learning_rate is None and "train.learning_rate" not in {*unknown.keys, *unknown.why}
 
 
 def test_bands_are_those_of_the_check():
-    assert [bound for bound, _, _ in SETTINGS] == [bound for bound, _, _ in BANDS]
+    assert [bound for bound, _, _ in BANDS] == [bound for bound, _, _ in SIZES]
 
 
 def test_rank_grows_until_the_adapter_holds_the_answers():

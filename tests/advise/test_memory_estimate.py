@@ -16,8 +16,9 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from shared import train_settings
 from tunesmith.advise.memory import Shape, shape_of, training_bytes, training_hours
-from tunesmith.recipe import Lora, Train
+from tunesmith.recipe import Lora
 
 SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 300}
 SMALL |= {"num_key_value_heads": 2}
@@ -77,13 +78,13 @@ def test_text_part_of_a_multimodal_configuration(tmp_path):
 @pytest.mark.parametrize(("base", "published"), [("bf16", 16.2 * 2**30), ("nf4", 7.4 * 2**30)])
 def test_published_peaks_of_8b_are_met_within_a_tenth(base, published):
     """torchtune's README: Llama-3.1-8B, packed 2,048, recomputed layers, one RTX 4090 or A6000."""
-    found = training_bytes(LARGE, base, "bf16", Lora(r=16), Train(max_length=2048, recompute="layer"))
+    found = training_bytes(LARGE, base, "bf16", Lora(r=16), train_settings(max_length=2048, recompute="layer"))
     assert found == pytest.approx(published, rel=0.1)
 
 
 def test_what_takes_less_is_estimated_as_less():
     def size(base="bf16", r=16, **train):
-        return training_bytes(LARGE, base, "bf16", Lora(r=r), Train(**train))
+        return training_bytes(LARGE, base, "bf16", Lora(r=r), train_settings(**train))
 
     assert size("nf4") < size()
     assert size(r=8) < size() < size(r=64)

@@ -57,19 +57,20 @@ def test_every_document_once_an_epoch_and_seeking_is_iterating(lengths, epochs, 
     lengths = [min(length, max_length) for length in lengths]
     plan = Plan(lengths, epochs, budget, max_length, seed)
     steps = list(plan)
-    assert plan.capacity <= max_length and plan.capacity <= max(budget, max(lengths))
+    assert plan.capacity <= min(max_length, budget)
+    assert 0 <= plan.capacity * plan.packs_per_step - budget < plan.packs_per_step
     assert len(steps) == len(plan) == plan.epoch_ends[-1]
     packs_seen = 0
     for epoch in range(epochs):
         mine = [packs for e, packs in steps if e == epoch]
         assert steps[plan.epoch_ends[epoch] - 1][0] == epoch
         assert sorted(d for packs in mine for pack in packs for d in pack) == list(range(len(lengths)))
-        assert all(0 < sum(lengths[d] for d in pack) <= plan.capacity for packs in mine for pack in packs)
+        assert all(len(pack) == 1 or sum(lengths[d] for d in pack) <= plan.capacity for packs in mine for pack in packs)
         assert all(len(packs) == plan.packs_per_step for packs in mine[:-1])
-        sums = sorted(sum(lengths[d] for d in pack) for packs in mine for pack in packs)
+        sums = sorted(min(plan.capacity, sum(lengths[d] for d in pack)) for packs in mine for pack in packs)
         assert len(sums) < 2 or sums[0] + sums[1] > plan.capacity
         packs_seen += len(sums)
-    assert plan.fill == pytest.approx(epochs * sum(lengths) / (packs_seen * plan.capacity))
+    assert plan.fill == pytest.approx(epochs * np.clip(lengths, 0, plan.capacity).sum() / (packs_seen * plan.capacity))
     again = Plan(np.array(lengths), epochs, budget, max_length, seed)
     for step in random.Random(seed).sample(range(len(plan)), len(plan)):
         assert again[step] == steps[step]
@@ -90,9 +91,12 @@ def test_a_step_holds_about_the_tokens_asked_for():
     for budget in (256, 512, 1000, 4096):
         plan = Plan(lengths, 1, budget, 512, 0)
         tokens = [sum(lengths[d] for pack in packs for d in pack) for _, packs in plan][:-1]
-        # 1,000 is two packs of 512; a step smaller than the longest document is one pack of that document's length
-        assert np.mean(tokens) == pytest.approx(plan.packs_per_step * plan.capacity, rel=0.03)
-        assert plan.packs_per_step * plan.capacity == {256: max(256, lengths.max()), 512: 512, 1000: 1024, 4096: 4096}[budget]
+        assert np.mean(tokens) == pytest.approx(budget, rel=0.03)
+
+
+def test_one_long_document_leaves_the_other_steps_small():
+    plan = Plan([10] * 90 + [500], 1, 30, 512, 0)
+    assert sorted(len(packs[0]) for _, packs in plan) == [1, *[3] * 30]
 
 
 def test_fuller_than_first_fit_and_steps_mix_lengths_like_a_random_draw():

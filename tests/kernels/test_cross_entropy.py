@@ -76,6 +76,23 @@ def test_rows_may_be_strided(dtype):
     assert torch.equal(room[:, :20], before[:, :20]) and torch.equal(room[:, 57:], before[:, 57:])
 
 
+@pytest.mark.parametrize("gap", [10.0, 17.0, 20.0, 40.0])
+def test_a_target_far_ahead_keeps_its_loss_and_gradient(gap):
+    logits = torch.randn(3, 700, generator=torch.Generator().manual_seed(0)).clamp_(-2, 2)
+    target = torch.tensor([0, 350, 699])
+    logits[torch.arange(3), target] = logits.amax(-1) + gap
+    exact = logits.double().requires_grad_()
+    loss = F.cross_entropy(exact, target, reduction="none")
+    loss.sum().backward()
+    others = exact.grad.scatter(1, target[:, None], 0.0)
+    work = logits.clone()
+    found, correct = cross_entropy_rows_(work, target)
+    lacking = others.sum(-1)  # fp64 itself rounds 1 - p at a lead of 36
+    torch.testing.assert_close(found.double(), -torch.log1p(-lacking), rtol=2e-6, atol=0.0)
+    torch.testing.assert_close(work.double(), others.scatter(1, target[:, None], -lacking[:, None]), rtol=2e-6, atol=0.0)
+    assert correct.all()
+
+
 def test_ties_go_to_the_first_index_as_in_argmax():
     logits = torch.tensor([[1.0, 2.0, 2.0], [1.0, 2.0, 2.0], [2.0, 2.0, 2.0], [3.0, 2.0, 2.0]])
     _, correct = cross_entropy_rows_(logits, torch.tensor([1, 2, 0, 1]))

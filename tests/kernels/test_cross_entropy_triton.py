@@ -30,6 +30,18 @@ def test_equals_the_reference(C, V, dtype, softcap, device):
     assert correct[0] and (softcap is not None or torch.equal(correct.cpu(), expected_correct))
 
 
+@pytest.mark.parametrize("gap", [10.0, 17.0, 20.0, 40.0])
+def test_a_target_far_ahead_keeps_its_loss_and_gradient(gap, device):
+    logits, target = _operands(2, BLOCK + 9, torch.float32, device)
+    logits.clamp_(-3, 3)
+    logits[[0, 1], target] = logits.amax(-1) + gap
+    exact = logits.double().cpu()
+    expected, _ = reference.cross_entropy_rows_(exact, target.cpu())
+    loss, _ = cross_entropy_rows_(logits, target)
+    torch.testing.assert_close(loss.double().cpu(), expected, rtol=2e-6, atol=0.0)
+    torch.testing.assert_close(logits.double().cpu(), exact, rtol=3e-6, atol=0.0)
+
+
 def test_ties_go_to_the_first_index_within_and_across_blocks(device):
     logits = torch.zeros(4, BLOCK + 5, device=device)
     logits[:, [7, 9, BLOCK + 2]] = 1.0

@@ -110,3 +110,18 @@ def test_what_was_made_from_a_file_stands_without_it(tiny_run, tmp_path):
     api.verdict(run)
     with pytest.raises(ModelError, match="no such model"):
         api.make(run, ["train"], force=["train"])
+
+
+@pytest.mark.parametrize(
+    ("lora", "words"),
+    [
+        ({"r": 64, "alpha": 128}, "about 0.25 of that under alpha 32"),
+        ({"r": 64, "alpha": 32}, ""),
+        ({"r": 32, "alpha": 64}, ""),
+        ({"r": 64, "alpha": 128, "use_rslora": True}, ""),
+    ],
+)
+def test_alpha_of_twice_a_high_rank_is_warned_of(tmp_path, tiny_dir, talk, lora, words):
+    run = api.open_run(write_recipe(tmp_path, tiny_dir, {"lora": lora}), tmp_path / "run")
+    api.dry_run(run)
+    assert ("the best rate is" in talk()) == bool(words) and words in talk()

@@ -57,7 +57,7 @@ def test_training_goes_on_where_it_was_left(base):
     ("change", "kind", "words"),
     [
         ({"learning_rat": 1.0}, RecipeError, "train_steps: unknown key learning_rat\nhint: did you mean learning_rate"),
-        ({"learning_rate": -1.0}, RecipeError, "learning_rate: expected more than 0"),
+        ({"learning_rate": -1.0}, RecipeError, "learning_rate: expected 'auto', or more than 0"),
         ({"compute": "bf16"}, RecipeError, "compute has no meaning here\nhint: .*open_base"),
         ({"max_length": 8}, DataError, r"rows\[0\] has \d+ tokens, more than max_length 8, as have 63 more of 64"),
         ({"dev": []}, DataError, "dev: no rows"),

@@ -21,6 +21,7 @@ from tunesmith.models.swap import add_lora
 from tunesmith.pipeline import verbs as api
 from tunesmith.pipeline.export import context_of, dry_run
 from tunesmith.processes import Team
+from tunesmith.recipe import TrainSettings
 from tunesmith.rundir.records.data import Rendered
 from tunesmith.tracking import MetricsLog, read_metrics
 from tunesmith.train import distributed, loop
@@ -41,12 +42,17 @@ def _fit(recipe, tmp):
     layers = add_lora(model, recipe.lora, recipe.seed)
     generator = torch.Generator().manual_seed(0)
     documents = make_documents([(torch.randint(5, 900, (20,), generator=generator).tolist(), [0] * 10 + [1] * 10)] * 8)
-    t = recipe.train
+    t = TrainSettings(**recipe.train.model_dump())
     steps = Plan(documents.lengths, t.num_train_epochs, t.tokens_per_step, t.max_length, recipe.seed)
-    loop.fit(model, layers, documents, steps, documents, recipe, folder / "checkpoints", MetricsLog(folder / "m.jsonl"), "x")
+    metrics = MetricsLog(folder / "m.jsonl")
+    loop.fit(model, layers, documents, steps, documents, t, recipe.seed, folder / "checkpoints", metrics, "x")
     weights = [float(t.double().sum()) for t in adapter_state(layers).values()]
     records = [(r["loss"], r.get("dev_loss")) for r in read_metrics(folder / "m.jsonl")]
     return weights, records, [len(packs) for _, packs in steps]
+
+
+def _rate(recipe, tmp):
+    return learning_rate(TrainSettings(**recipe.train.model_dump()), 3, 9)
 
 
 def _checkpoints(recipe, tmp):
@@ -141,9 +147,9 @@ OBSERVE = {
     "lora.target_modules": ("peft-default", _adapter),
     "lora.use_rslora": (True, _adapter),
     "lora.use_dora": (True, _adapter),
-    "train.learning_rate": (0.1, lambda r, t: learning_rate(r.train, 3, 9)),
-    "train.schedule": ("linear", lambda r, t: learning_rate(r.train, 3, 9)),
-    "train.warmup_ratio": (0.9, lambda r, t: learning_rate(r.train, 3, 9)),
+    "train.learning_rate": (0.1, _rate),
+    "train.schedule": ("linear", _rate),
+    "train.warmup_ratio": (0.9, _rate),
     "train.max_grad_norm": (1e-6, _fit),
     "train.compute": ("fp32", _precision),
     "train.optimizer": ("adamw_8bit", _fit),

@@ -16,7 +16,7 @@ from tunesmith.errors import TrainingError
 from tunesmith.layers.lora import LoRALinear
 from tunesmith.models.adapter import load_adapter_state, read_adapter
 from tunesmith.models.swap import add_lora
-from tunesmith.recipe import load_recipe
+from tunesmith.recipe import TrainSettings, load_recipe
 from tunesmith.rundir.records.events import Metric
 from tunesmith.rundir.records.training import CheckpointState, Step
 from tunesmith.tracking import MetricsLog, attached, read_metrics
@@ -74,7 +74,8 @@ def _train(home, folder, changes, dying=None, dev=DEV, events=None):
         metrics.append = _dying(metrics.append, dying)
     inputs = json.dumps(changes, sort_keys=True)
     with attached(Recorder() if events is None else events):
-        fitted = loop.fit(model, layers, TRAIN, steps, dev, recipe, directory / "checkpoints", metrics, inputs)
+        settings = TrainSettings(**t.model_dump())
+        fitted = loop.fit(model, layers, TRAIN, steps, dev, settings, recipe.seed, directory / "checkpoints", metrics, inputs)
     load_adapter_state(layers, read_adapter(fitted.checkpoint))
     return fitted, _bytes(fitted, directory)
 

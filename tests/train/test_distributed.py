@@ -15,7 +15,7 @@ from tunesmith.errors import TrainingError
 from tunesmith.models.load import load_model
 from tunesmith.models.swap import add_lora
 from tunesmith.processes import Team
-from tunesmith.recipe import load_recipe
+from tunesmith.recipe import TrainSettings, load_recipe
 from tunesmith.tracking import MetricsLog
 from tunesmith.train import distributed, loop
 from tunesmith.train.distributed import Load, Shape, flop_of, longest_first, shape_of
@@ -65,11 +65,12 @@ def fit(tmp_path, directory):
         recipe = load_recipe(write_recipe(tmp_path / "recipe", tmp_path, {**FIXED, **changes}))
         model = load_model(directory, dtype, base)
         layers = add_lora(model, recipe.lora, recipe.seed)
-        t = recipe.train
+        t = TrainSettings(**recipe.train.model_dump())
         steps = Plan(TRAIN.lengths, t.num_train_epochs, t.tokens_per_step, t.max_length, recipe.seed)
         home = tmp_path / folder
         home.mkdir(exist_ok=True)
-        fitted = loop.fit(model, layers, TRAIN, steps, DEV, recipe, home / "checkpoints", metrics_of(home / "m.jsonl"), "x")
+        metrics = metrics_of(home / "m.jsonl")
+        fitted = loop.fit(model, layers, TRAIN, steps, DEV, t, recipe.seed, home / "checkpoints", metrics, "x")
         return fitted, _bytes(home)
 
     return run

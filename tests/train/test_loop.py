@@ -15,7 +15,7 @@ from tunesmith.models.adapter import adapter_state
 from tunesmith.models.attention import PACKED
 from tunesmith.models.load import attention, load_model
 from tunesmith.models.swap import add_lora
-from tunesmith.recipe import Lora
+from tunesmith.recipe import Lora, TrainSettings
 from tunesmith.rundir.records.training import DevLoss
 from tunesmith.tracking import MetricsLog, read_metrics
 from tunesmith.train import loop
@@ -131,7 +131,10 @@ def _fit(tiny_dir, recipe, documents, folder, inputs="x", epochs=None, dtype=Non
     t = recipe.train
     steps = Plan(documents.lengths, epochs or t.num_train_epochs, t.tokens_per_step, t.max_length, recipe.seed)
     metrics = MetricsLog(folder / "metrics.jsonl")
-    trained = loop.fit(model, layers, documents, steps, documents, recipe, folder / "checkpoints", metrics, inputs)
+    settings = TrainSettings(**t.model_dump())
+    trained = loop.fit(
+        model, layers, documents, steps, documents, settings, recipe.seed, folder / "checkpoints", metrics, inputs
+    )
     return trained, layers
 
 

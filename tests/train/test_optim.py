@@ -9,10 +9,10 @@ import torch
 from peft.optimizers import create_loraplus_optimizer
 from torch import nn
 
+from shared import train_settings
 from tunesmith.errors import MissingPackage, TrainingError
 from tunesmith.layers.dora import DoRALinear
 from tunesmith.layers.lora import LoRALinear
-from tunesmith.recipe import Train
 from tunesmith.rundir.records.training import DevLoss
 from tunesmith.train.checkpoint import Checkpoints, Progress
 from tunesmith.train.optim import make_optimizer, optimizer_state
@@ -54,7 +54,7 @@ def _step(optimizer, parameters, number, rate=None):
 
 def test_adamw_equals_torchs_default_over_ten_steps():
     ours, theirs = _layers(), _layers()
-    optimizer = make_optimizer(ours, Train(learning_rate=1e-3, weight_decay=0.1))
+    optimizer = make_optimizer(ours, train_settings(learning_rate=1e-3, weight_decay=0.1))
     stock = torch.optim.AdamW(_parameters(theirs), lr=1e-3, weight_decay=0.1)
     for number in range(10):
         _step(optimizer, _parameters(ours), number, rate=1e-3)
@@ -65,7 +65,7 @@ def test_adamw_equals_torchs_default_over_ten_steps():
 
 def test_eight_bit_steps_equal_bitsandbytes():
     ours, theirs = _layers(), _layers()
-    optimizer = make_optimizer(ours, Train(optimizer="adamw_8bit", learning_rate=1e-3, weight_decay=0.1))
+    optimizer = make_optimizer(ours, train_settings(optimizer="adamw_8bit", learning_rate=1e-3, weight_decay=0.1))
     stock = bitsandbytes.optim.AdamW8bit(_parameters(theirs), lr=1e-3, weight_decay=0.1)
     for number in range(5):
         _step(optimizer, _parameters(ours), number, rate=1e-3)
@@ -88,7 +88,7 @@ def test_loraplus_groups_and_steps_equal_peft(use_dora):
         oracle = wrapped.base_model.model.get_submodule(name)
         oracle.lora_A["default"].weight.data.copy_(layer.lora_A)
     theirs = create_loraplus_optimizer(wrapped, torch.optim.AdamW, lr=1e-2, loraplus_lr_ratio=8.0)
-    ours = make_optimizer(layers, Train(learning_rate=1e-2, loraplus_lr_ratio=8.0))
+    ours = make_optimizer(layers, train_settings(learning_rate=1e-2, loraplus_lr_ratio=8.0))
     x = torch.randn(9, 6)
     for _ in range(4):
         wrapped(x).pow(2).sum().backward()
@@ -109,7 +109,7 @@ def test_loraplus_groups_and_steps_equal_peft(use_dora):
 def test_decay_pulls_towards_the_base_and_leaves_magnitudes_alone():
     layers = _layers(DoRALinear)
     before = [layer.lora_magnitude_vector.clone() for layer in layers.values()]
-    optimizer = make_optimizer(layers, Train(weight_decay=0.5))
+    optimizer = make_optimizer(layers, train_settings(learning_rate=2e-4, weight_decay=0.5))
     for parameter in _parameters(layers):
         parameter.grad = torch.zeros_like(parameter)
     norm = layers["a"].lora_A.norm().item()
@@ -121,7 +121,7 @@ def test_decay_pulls_towards_the_base_and_leaves_magnitudes_alone():
 @pytest.mark.parametrize("kind", [LoRALinear, DoRALinear])
 @pytest.mark.parametrize("name", ["adamw", "adamw_8bit"])
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path, name, kind):
-    train = Train(optimizer=name, learning_rate=1e-3, weight_decay=0.01, loraplus_lr_ratio=4.0)
+    train = train_settings(optimizer=name, learning_rate=1e-3, weight_decay=0.01, loraplus_lr_ratio=4.0)
     whole, first, second = _layers(kind), _layers(kind), _layers(kind, seed=7)
     for ours, theirs in zip(second.values(), whole.values(), strict=True):
         ours.weight.data.copy_(theirs.weight)  # the frozen base is the same; the adapter is not
@@ -143,7 +143,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, name, kind):
 
 def test_before_the_first_step_there_is_nothing_to_keep(tmp_path):
     layers = _layers()
-    optimizer = make_optimizer(layers, Train())
+    optimizer = make_optimizer(layers, train_settings())
     _save(tmp_path, layers, optimizer, _progress(0))
     assert Checkpoints(tmp_path, "x", 1).resume(layers, optimizer) == _progress(0)
     assert optimizer_state(optimizer) == ({}, {})
@@ -151,17 +151,17 @@ def test_before_the_first_step_there_is_nothing_to_keep(tmp_path):
 
 def test_what_the_machine_or_the_installation_cannot_do_is_refused(monkeypatch):
     with pytest.raises(TrainingError, match="paged_adamw_8bit pages between a CUDA GPU"):
-        make_optimizer(_layers(), Train(optimizer="paged_adamw_8bit"))
+        make_optimizer(_layers(), train_settings(optimizer="paged_adamw_8bit"))
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim.adamw", None)
     with pytest.raises(MissingPackage, match="bitsandbytes") as caught:
-        make_optimizer(_layers(), Train(optimizer="adamw_8bit"))
+        make_optimizer(_layers(), train_settings(optimizer="adamw_8bit"))
     assert "tunesmith[bnb]" in caught.value.hint
 
 
 @pytest.mark.gpu
 def test_a_resumed_paged_state_is_paged_again(tmp_path):
     layers = {"a": LoRALinear(nn.Linear(40_000, 64, bias=False, device="cuda"), 8, 2.0, 0.0)}
-    train = Train(optimizer="paged_adamw_8bit")
+    train = train_settings(optimizer="paged_adamw_8bit")
     optimizer = make_optimizer(layers, train)
     for parameter in _parameters(layers):
         parameter.grad = torch.ones_like(parameter)

@@ -13,10 +13,10 @@ price of calls never decides alone: a verdict to deploy needs a gain in quality,
 reported, and left to the reader.
 
 Settings are few, because few matter: every linear layer gets an adapter and alpha is 32 (Schulman et al. 2025, "LoRA
-Without Regret", whose best learning rate hardly depends on rank), so what is left is rank and epochs. Both follow the
-rows (the bands of ``tunesmith check``); the rank doubles until the adapter holds the answers, at 2 bits a weight (Allen-Zhu
-and Li 2024, arXiv 2404.05405) against 1 bit a supervised token. The second epoch hurt in Raschka's
-experiments on Alpaca (2023), hence one epoch from 10,000 rows.
+Without Regret", whose best learning rate hardly depends on rank). Epochs, tokens a step and the rate are what ``auto`` comes to
+in the section ``train`` (``recipe/derive.py``). The rank follows the rows as the epochs do (the bands of ``tunesmith check``),
+and doubles until the adapter holds the answers, at 2 bits a weight (Allen-Zhu and Li 2024, arXiv 2404.05405) against 1 bit a
+supervised token.
 """
 
 import math
@@ -37,19 +37,12 @@ from tunesmith.advise.checklist import (
 )
 from tunesmith.advise.memory import HEADROOM
 from tunesmith.formatting import percent
+from tunesmith.recipe import Lora, Train
+from tunesmith.recipe.derive import ALPHA, WIDTH, band, derive, width_of_update
 from tunesmith.rundir.records.advice import Advice, Ending, Facts, Settings
 
 EXIT_CODES: dict[Ending, int] = {"tune": 0, "prompt is enough": 21, "use retrieval": 22, "collect more rows": 23}
 ELSEWHERE = 24  # tune, but this machine has too little memory
-SETTINGS: tuple[tuple[float, int, int], ...] = (  # rows below, r, epochs
-    (200, 8, 4),
-    (500, 8, 3),
-    (1000, 16, 3),
-    (5000, 16, 2),
-    (10000, 32, 2),
-    (math.inf, 32, 1),
-)
-ALPHA = 32
 BITS_A_WEIGHT, BITS_A_TOKEN, LARGEST_RANK = 2.0, 1.0, 256
 
 
@@ -116,11 +109,11 @@ def decide(facts: Facts, hours: float | None) -> Advice:
 
 
 def choose_settings(facts: Facts, split_again: bool) -> Settings:
-    """Base, rank and epochs, by the rules at the top; ``split_again`` asks for another ``data.test_fraction``."""
+    """All settings, by the rules at the top; ``split_again`` asks for another ``data.test_fraction``."""
     rows = learnable(facts)
-    _, r, epochs = next(entry for entry in SETTINGS if rows < entry[0])
+    r, _ = band(rows)
     tokens = facts.rows.supervised
-    why = {"lora.r": f"{rows:,} distinct train rows", "train.num_train_epochs": f"{rows:,} distinct train rows"}
+    why = {"lora.r": f"{rows:,} distinct train rows"}
     per_rank = facts.memory.adapter_per_rank
     while per_rank and r < LARGEST_RANK and r * per_rank * BITS_A_WEIGHT < tokens * BITS_A_TOKEN:
         r *= 2
@@ -130,7 +123,24 @@ def choose_settings(facts: Facts, split_again: bool) -> Settings:
     fraction = test_fraction(facts) if split_again else None
     if fraction is not None:
         why["data.test_fraction"] = f"{facts.metric.test_needed:,} test rows show {percent(facts.metric.planned)} points"
-    return Settings(base=base, r=r, alpha=ALPHA, num_train_epochs=epochs, test_fraction=fraction, fits=fits, why=why)
+    hidden = facts.memory.hidden
+    lora = Lora(r=r, alpha=ALPHA, use_rslora=facts.use_rslora)
+    trained = max(1, facts.rows.train)
+    derived = derive(
+        Train(), rows=trained, tokens=max(trained, facts.rows.tokens), hidden=hidden or WIDTH, update=width_of_update(lora)
+    )
+    why |= {f"train.{key}": reason for key, reason in derived.why.items() if hidden or key != "learning_rate"}
+    return Settings(
+        base=base,
+        r=r,
+        alpha=ALPHA,
+        num_train_epochs=derived.settings.num_train_epochs,
+        tokens_per_step=derived.settings.tokens_per_step,
+        learning_rate=derived.settings.learning_rate if hidden else None,
+        test_fraction=fraction,
+        fits=fits,
+        why=why,
+    )
 
 
 def _base(facts: Facts) -> tuple[str, bool, str]:

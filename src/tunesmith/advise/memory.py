@@ -20,7 +20,7 @@ tokens/s at 135M parameters on two cores (docs/LOG.md) are 83 GFLOP/s a core in 
 
 from dataclasses import dataclass
 
-from tunesmith.recipe import Lora, Train
+from tunesmith.recipe import Lora, TrainSettings
 from tunesmith.rundir.records import Json
 from tunesmith.rundir.records.advice import Device
 
@@ -137,7 +137,7 @@ def shape_of(config: Json) -> Shape | str:
     )
 
 
-def training_bytes(shape: Shape, base: str, compute: str, lora: Lora, train: Train) -> int:
+def training_bytes(shape: Shape, base: str, compute: str, lora: Lora, train: TrainSettings) -> int:
     """Bytes of a training run.
 
     Args:

@@ -18,9 +18,10 @@ Sorting buys 0.3 to 2.4 % of the matrix products and pays with steps made of lon
 All take one to two seconds: packs are kept by their free tokens, and the smallest sufficient number is found as the lowest
 set bit of a bit mask in two levels of 1,024. Best fit in any order never leaves two packs that would fit into one.
 
-``max_length`` is what the longest document may have. A pack is no larger than a step, unless one document is: capacity
-is ``min(max_length, max(tokens_per_step, longest document))``, so a step of 1,024 tokens is one pack of 1,024 and not a
-full and a nearly empty one. The last step of an epoch may hold fewer packs than the others.
+``max_length`` is what the longest document may have. A step is as few packs as hold its tokens, all of one size: 1,000 tokens
+are one pack, or two of 500 where ``max_length`` is 512. A document longer than a pack has one alone, and is the only thing
+that makes a step larger: one long document in a set of short ones leaves all other steps as small as they were asked to be.
+The last step of an epoch may hold fewer packs than the others.
 
 In memory are the lengths (8 bytes a document) and the one epoch that is kept (4 bytes a document, 8 a pack); packing
 takes some 50 bytes a document while it lasts.
@@ -90,25 +91,26 @@ class Plan:
         seed: decides the order, together with the epoch.
 
     Attributes:
-        capacity: tokens that a pack can hold.
+        capacity: tokens that a pack of several documents can hold.
         packs_per_step: packs of every step but the last of an epoch.
         epoch_ends: number of steps done at the end of each epoch.
-        fill: tokens over the capacity of all packs.
+        fill: tokens over the capacity of all packs; a document longer than that fills its own.
     """
 
     def __init__(self, lengths: Sequence[int] | np.ndarray, epochs: int, tokens_per_step: int, max_length: int, seed: int):
         self._lengths = np.asarray(lengths, dtype=np.int64)
         assert len(self._lengths) and epochs >= 1, "nothing to plan"
         self._seed = seed
-        self.capacity = min(max_length, max(tokens_per_step, int(self._lengths.max())))
-        self.packs_per_step = max(1, round(tokens_per_step / self.capacity))
+        self.packs_per_step = -(-tokens_per_step // max_length)
+        self.capacity = -(-tokens_per_step // self.packs_per_step)
+        self._room = self._lengths.clip(max=self.capacity)  # that a document takes of a pack
         counts = []
         for epoch in reversed(range(epochs)):  # the first is wanted first, and the last computed is kept
             self._keep(epoch)
             counts.insert(0, len(self._borders) - 1)
         steps = [-(-count // self.packs_per_step) for count in counts]
         self.epoch_ends: list[int] = np.cumsum(steps).tolist()
-        self.fill = epochs * int(self._lengths.sum()) / (sum(counts) * self.capacity)
+        self.fill = epochs * int(self._room.sum()) / (sum(counts) * self.capacity)
 
     def __len__(self) -> int:
         return self.epoch_ends[-1]
@@ -132,7 +134,7 @@ class Plan:
         """Pack an epoch: its documents pack after pack, and the borders of the packs."""
         random = np.random.PCG64([self._seed, epoch])  # raw draws of a bit generator are the same in every numpy
         order = random.random_raw(len(self._lengths)).argsort(kind="stable")
-        numbers, count = best_fit(self._lengths[order].tolist(), self.capacity)
+        numbers, count = best_fit(self._room[order].tolist(), self.capacity)
         place_of_pack = np.empty(count, np.int64)
         place_of_pack[random.random_raw(count).argsort(kind="stable")] = np.arange(count)
         places = place_of_pack[np.array(numbers)]

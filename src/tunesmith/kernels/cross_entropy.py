@@ -9,13 +9,15 @@ the incoming gradient. The head itself is frozen (LoRA never trains it), so no w
 The chunk size is a constant, not a function of free memory: the order of additions, and with it every bit of the
 result, depends on the data alone. Memory: ``CHUNK * V * 4`` bytes (50 MB at V = 49,152).
 
-Between the two GEMMs of a chunk, ``cross_entropy_rows_`` turns logits into their gradient where they lie. Its unit is the
-pass over memory: one maximum and one softmax (which ATen fuses row by row), instead of argmax, logsumexp, difference and
-exponential. 256 x 49,152 on one core: 11 ms instead of 41 in fp32, 14 instead of 44 in bf16 (56 with soft-capping, most
-of it the tanh), before the two short passes that mend the softmax's sum. The loss comes out of the same pass, because the
-largest probability is one over the sum of the exponentials. Whether the top guess is right needs no argmax either (10 ms:
-ATen does not vectorise it): the target is compared with the largest of the *other* logits, and only rows in which the two
-are equal are looked at again, so that ties go to the first index as in ``argmax``.
+Between the two GEMMs of a chunk, ``cross_entropy_rows_`` turns logits into their gradient where they lie. Its unit is the pass
+over memory: one maximum and one softmax (which ATen fuses row by row), instead of argmax, logsumexp, difference and
+exponential. 256 x 49,152 on one core: 11 ms instead of 41 in fp32, 14 instead of 44 in bf16 (56 with soft-capping, most of it
+the tanh), before the two short passes that mend the softmax's sum. The loss comes out of the same pass, because the largest
+probability is one over the sum of the exponentials. Where that is the target's it rounds to 1 once the target leads by 16.6
+logits (24 bits), and loss and gradient would be 0 with the others still learning; so what it lacks is summed without it: the
+loss is ``log1p(others / target)``, the target's gradient ``-others / sum``, exact at any lead. Whether the top guess is right
+needs no argmax either (10 ms: ATen does not vectorise it): the target is compared with the largest of the *other* logits, and
+only rows in which the two are equal are looked at again, so that ties go to the first index as in ``argmax``.
 
 bf16 logits are taken to fp32 a few rows at a time. On a GPU the first GEMM writes its fp32 accumulator out and there is
 nothing to take; on a CPU it can not, and an fp32 GEMM would cost 2.4 times the time.
@@ -91,12 +93,15 @@ def _plain_rows_(logits_PV: Tensor, target_P: Tensor, loss_P: Tensor, correct_P:
     tied_P = picked_P == others_P
     if tied_P.any():
         correct_P[tied_P] = logits_PV[tied_P].argmax(-1) == target_P[tied_P]
-    top_P = torch.maximum(picked_P, others_P)
     torch.softmax(logits_PV, -1, out=logits_PV)  # in place: it takes a row's maximum before it writes that row
     # ATen adds up a row in long chains, which errs by 1.5e-5 over 49,152 entries; its sum is pairwise, and mends that.
-    logits_PV.div_(logits_PV.sum(-1, keepdim=True))
-    torch.sub(top_P - picked_P, logits_PV.amax(-1).log_(), out=loss_P)
-    logits_PV.scatter_add_(1, index_P1, logits_PV.new_full(index_P1.shape, -1.0))
+    target_P1 = logits_PV.gather(1, index_P1)
+    rest_P1 = logits_PV.scatter_(1, index_P1, 0.0).sum(-1, keepdim=True)
+    total_P1 = rest_P1 + target_P1
+    logits_PV.div_(total_P1)
+    behind_P = (others_P - picked_P) - logits_PV.amax(-1).log_()  # where another entry is the largest
+    torch.where(picked_P < others_P, behind_P, torch.log1p(rest_P1 / target_P1)[:, 0], out=loss_P)
+    logits_PV.scatter_(1, index_P1, rest_P1.div_(total_P1).neg_())
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -25,7 +25,8 @@ from tunesmith.evaluate.references import check_references
 from tunesmith.pipeline.reading import reader_of, with_bar
 from tunesmith.pipeline.stage import make, module_of
 from tunesmith.pipeline.table import table_of
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import Recipe, TrainSettings
+from tunesmith.recipe.derive import WIDTH, derive
 from tunesmith.rundir import RunDir
 from tunesmith.rundir.records.advice import (
     Advice,
@@ -74,7 +75,8 @@ def advise(run: RunDir, quick: bool = False) -> Advice:
         calibration = module_of("advise_measured").calibration_of(recipe) if recipe.task.metric == "judge" else None
     machine = _machine(quick)
     shape = _shape(recipe, quick)
-    memory = _memory(recipe, shape, machine, quick)
+    derived = _derived(recipe, rows, shape)
+    memory = _memory(recipe, derived, shape, machine, quick)
     prompt, retrieval = (None, None) if selection is None else (selection.prompt, selection.retrieval)
     price = PriceFacts(
         calls_per_month=recipe.advise.calls_per_month,
@@ -95,10 +97,11 @@ def advise(run: RunDir, quick: bool = False) -> Advice:
         price=price,
         machine=machine,
         memory=memory,
+        use_rslora=recipe.lora.use_rslora,
     )
     hours = None
     if isinstance(shape, Shape):
-        hours = training_hours(shape, rows.tokens, recipe.train.num_train_epochs, machine.kind == "gpu", machine.cores)
+        hours = training_hours(shape, rows.tokens, derived.num_train_epochs, machine.kind == "gpu", machine.cores)
     advice = replace(decide(facts, hours), quick=quick)
     if selection is not None and advice.arm is not None:
         advice = replace(advice, prompt=module_of("advise_measured").write_prompt(run, recipe, selection, advice.arm))
@@ -206,25 +209,33 @@ def _shape(recipe: Recipe, quick: bool) -> Shape | str:
     return f"{recipe.model}: config.json has no number for {shape}, so nothing can be estimated"
 
 
-def _memory(recipe: Recipe, shape: Shape | str, machine: MachineFacts, quick: bool) -> MemoryFacts:
+def _derived(recipe: Recipe, rows: RowFacts, shape: Shape | str) -> TrainSettings:
+    """What the recipe's section ``train`` comes to; its rate counts for nothing here."""
+    trained = max(1, rows.train)
+    hidden = shape.hidden if isinstance(shape, Shape) else WIDTH
+    return derive(recipe.train, rows=trained, tokens=max(trained, rows.tokens), hidden=hidden).settings
+
+
+def _memory(recipe: Recipe, train: TrainSettings, shape: Shape | str, machine: MachineFacts, quick: bool) -> MemoryFacts:
     """Bytes of training for the recipe's base and the smaller ones."""
     if isinstance(shape, str):
-        return MemoryFacts(base=recipe.base, by_base={}, why_not=shape, parameters=0, adapter_per_rank=0)
+        return MemoryFacts(base=recipe.base, by_base={}, why_not=shape, parameters=0, adapter_per_rank=0, hidden=0)
     if quick:  # the dtype of the products is chosen by a timed probe; fp32 is the larger
         compute = recipe.train.compute if recipe.train.compute != "auto" else "fp32" if machine.kind == "cpu" else "bf16"
         base = compute if recipe.base == "auto" else recipe.base
         compute = recipe.base if recipe.base in ("fp32", "bf16") else compute
     else:
         base, compute = module_of("advise_measured").computed_in(recipe)
-    by_base = {recipe.base: training_bytes(shape, base, compute, recipe.lora, recipe.train)}
+    by_base = {recipe.base: training_bytes(shape, base, compute, recipe.lora, train)}
     if recipe.base == "fp32":
-        by_base["bf16"] = training_bytes(shape, "bf16", "bf16", recipe.lora, recipe.train)
+        by_base["bf16"] = training_bytes(shape, "bf16", "bf16", recipe.lora, train)
     if recipe.base != "nf4":
-        by_base["nf4"] = training_bytes(shape, "nf4", compute, recipe.lora, recipe.train)
+        by_base["nf4"] = training_bytes(shape, "nf4", compute, recipe.lora, train)
     return MemoryFacts(
         base=recipe.base,
         by_base=by_base,
         why_not="",
         parameters=shape.parameters,
         adapter_per_rank=shape.adapter_per_rank,
+        hidden=shape.hidden,
     )

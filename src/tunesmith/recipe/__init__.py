@@ -17,7 +17,7 @@ from tunesmith.recipe.load import (
 )
 from tunesmith.recipe.run import Recipe
 from tunesmith.recipe.task import HeldTo, Judge, Task
-from tunesmith.recipe.train import Lora, Train
+from tunesmith.recipe.train import Lora, Optimisation, Train, TrainSettings
 
 __all__ = [
     "EXTERNAL",
@@ -26,10 +26,12 @@ __all__ = [
     "HeldTo",
     "Judge",
     "Lora",
+    "Optimisation",
     "Recipe",
     "Task",
     "TokenPrice",
     "Train",
+    "TrainSettings",
     "dump_recipe",
     "is_below_folder",
     "is_shipped_name",

@@ -33,10 +33,13 @@ class Lora(Section):
         return self.alpha / math.sqrt(self.r) if self.use_rslora else self.alpha / self.r
 
 
-class Train(Section):
-    """The optimisation. Names and meanings are TRL's where TRL has them."""
+Rate = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
 
-    learning_rate: Annotated[float, Field(gt=0.0)] = Field(default=2.0e-4, description="the highest, after the warm-up")
+
+class Optimisation(Section):
+    """What training is told and nothing derives. Names and meanings are TRL's where TRL has them."""
+
     schedule: Literal["cosine", "linear", "constant"] = Field(
         default="cosine", description="how the learning rate falls from there to zero, or stays"
     )
@@ -71,8 +74,6 @@ class Train(Section):
         description="what is computed a second time in the backward pass instead of kept: nothing, every attention, every mlp, "
         "every layer, or every n-th layer (gradient checkpointing); the result is the same",
     )
-    num_train_epochs: Annotated[int, Field(ge=1)] = Field(default=2, description="how often every row is trained on")
-    tokens_per_step: Annotated[int, Field(ge=1)] = Field(default=8192, description="tokens of one optimizer step, about")
     max_length: Annotated[int, Field(ge=2)] = Field(
         default=2048, description="longest row, and the tokens of one packed micro-batch"
     )
@@ -86,3 +87,28 @@ class Train(Section):
         description="processes that a training on a CPU is dealt out to, each with one thread; auto takes one a physical core, "
         "fewer where memory is short or a step has fewer packs; the adapter is the same to the byte",
     )
+
+
+class Train(Optimisation):
+    """The section ``train`` of a recipe: three of its keys may be left to the rows (``recipe/derive.py``)."""
+
+    learning_rate: Literal["auto"] | Rate = Field(
+        default="auto",
+        description="the highest, after the warm-up; auto follows from the model's width, the adapter's scale, the rows a step "
+        "and the number of steps",
+    )
+    tokens_per_step: Literal["auto"] | Count = Field(
+        default="auto",
+        description="tokens of one optimizer step, about; auto: 32 rows, fewer where that leaves under 150 steps",
+    )
+    num_train_epochs: Literal["auto"] | Count = Field(
+        default="auto", description="how often every row is trained on; auto: 4 to 1, fewer the more rows there are"
+    )
+
+
+class TrainSettings(Optimisation):
+    """The same with numbers in every place: what a training runs by."""
+
+    learning_rate: Rate
+    tokens_per_step: Count
+    num_train_epochs: Count

@@ -37,7 +37,7 @@ from tunesmith.layers.experts import Adapted
 from tunesmith.models.attention import PACKED
 from tunesmith.models.load import attention, head_weight
 from tunesmith.models.recompute import recompute
-from tunesmith.recipe import Recipe, Train
+from tunesmith.recipe import TrainSettings
 from tunesmith.rundir.records.events import Metric
 from tunesmith.rundir.records.training import DevLoss, Step
 from tunesmith.tracking import MetricsLog, emit, progress, read_metrics
@@ -96,7 +96,7 @@ def train_steps(
     layers: Mapping[str, Adapted],
     train: Documents,
     steps: Steps,
-    settings: Train,
+    settings: TrainSettings,
     seed: int,
     *,
     dev: Documents | None = None,
@@ -110,7 +110,7 @@ def train_steps(
         layers: the adapted layers by name, as ``add_lora`` returned them.
         train: the documents.
         steps: all optimizer steps in order, documents of ``train`` by index.
-        settings: the section ``train`` of a recipe.
+        settings: the section ``train`` of a recipe, with numbers.
         seed: of dropout.
         dev: documents whose loss is taken as often as ``settings`` say; None for never.
 
@@ -132,7 +132,8 @@ def fit(
     train: Documents,
     steps: Steps,
     dev: Documents,
-    recipe: Recipe,
+    settings: TrainSettings,
+    seed: int,
     checkpoints: Path,
     metrics: MetricsLog,
     inputs: str,
@@ -141,19 +142,21 @@ def fit(
 
     Args:
         steps: all optimizer steps in order, documents of ``train`` by index.
+        settings: the section ``train`` of the recipe, with numbers.
+        seed: of dropout.
         inputs: fingerprint of data, model and recipe; only checkpoints that carry it are resumed from.
 
     Raises:
         TrainingError: a loss, a gradient or a weight that is not finite.
         MissingPackage: 8-bit moments without bitsandbytes.
     """
-    optimizer = make_optimizer(layers, recipe.train)
-    store = Checkpoints(checkpoints, inputs, recipe.train.keep_checkpoints)
+    optimizer = make_optimizer(layers, settings)
+    store = Checkpoints(checkpoints, inputs, settings.keep_checkpoints)
     losses: list[float] = []
     with ExitStack() as stack:
-        world = stack.enter_context(World(model, layers, train, steps, dev, recipe.train, recipe.seed))
+        world = stack.enter_context(World(model, layers, train, steps, dev, settings, seed))
         done = _begin(model, layers, dev, world, optimizer, store, metrics)
-        following = _steps(model, layers, train, steps, recipe.train, world, optimizer, dev, done.step)
+        following = _steps(model, layers, train, steps, settings, world, optimizer, dev, done.step)
         stack.enter_context(closing(following))
         bar = stack.enter_context(progress("training", len(steps), done.step))
         for record in following:
@@ -268,7 +271,7 @@ def _steps(
     layers: Mapping[str, Adapted],
     train: Documents,
     steps: Steps,
-    settings: Train,
+    settings: TrainSettings,
     world: World,
     optimizer: torch.optim.Optimizer,
     dev: Documents | None,
@@ -293,7 +296,7 @@ def _steps(
 
 
 def _optimizer_step(
-    train: Documents, steps: Steps, number: int, optimizer: torch.optim.Optimizer, settings: Train, world: World
+    train: Documents, steps: Steps, number: int, optimizer: torch.optim.Optimizer, settings: TrainSettings, world: World
 ) -> Step:
     """Step ``number`` (from 0): gradients, clipping, update."""
     started = time.perf_counter()

@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from tunesmith.errors import MissingPackage, TrainingError
 from tunesmith.layers.dora import DoRALinear
 from tunesmith.layers.experts import Adapted
-from tunesmith.recipe import Train
+from tunesmith.recipe import TrainSettings
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "state1", "state2")  # of torch and of bitsandbytes: as large as what they belong to
 
 
-def make_optimizer(layers: Mapping[str, Adapted], train: Train) -> torch.optim.Optimizer:
+def make_optimizer(layers: Mapping[str, Adapted], train: TrainSettings) -> torch.optim.Optimizer:
     """The recipe's optimizer over all trained tensors of the layers.
 
     Returns:
@@ -122,7 +122,7 @@ def misfit_of_state(optimizer: torch.optim.Optimizer, shapes: Mapping[str, tuple
     return ""
 
 
-def _group(parameters: list[nn.Parameter], train: Train, ratio: float, decay: float) -> dict:
+def _group(parameters: list[nn.Parameter], train: TrainSettings, ratio: float, decay: float) -> dict:
     return {"params": parameters, "lr": train.learning_rate * ratio, "lr_ratio": ratio, "weight_decay": decay}
 
 

@@ -2,10 +2,10 @@
 
 import math
 
-from tunesmith.recipe import Train
+from tunesmith.recipe import TrainSettings
 
 
-def learning_rate(train: Train, step: int, total_steps: int) -> float:
+def learning_rate(train: TrainSettings, step: int, total_steps: int) -> float:
     """Learning rate of optimizer step ``step`` (from 0) out of ``total_steps``.
 
     Warm-up rises from ``1/warmup`` of the peak in the first step, so that no step is wasted at zero; the cosine ends at

@@ -5,6 +5,8 @@ keeps a running maximum and a running sum of exponentials that is rescaled whene
 Milakov and Gimelshein 2018, algorithm 3), the index of the maximum and the target's logit. The second pass writes the
 gradient over the logits. Read twice and written once is the least that a row larger than the chip's registers allows.
 
+What the target lacks is summed without the target, as in the reference: its probability rounds to 1 once it leads by 16.6.
+
 The target's logit is taken out of the first pass and not loaded by its address: a second load would have to be ordered
 against the stores of the second pass. Equal maxima go to the first index, as in ``argmax``.
 
@@ -44,7 +46,7 @@ def _rows(
     row_ptr = logits_ptr + row * stride
     # Finite, so that a block of nothing but -inf gives exp(-inf) = 0 and not exp(nan).
     top = -3.0e38
-    total = 0.0
+    others = 0.0  # sum over all entries but the target
     picked = 0.0
     best = V
     for start in range(0, V, BLOCK):
@@ -57,20 +59,23 @@ def _rows(
         block_best = tl.min(tl.where(x == block_top, col, V), 0)
         best = tl.where(block_top > top, block_best, best)
         new_top = tl.maximum(top, block_top)
-        total = total * tl.exp(top - new_top) + tl.sum(tl.exp(x - new_top), 0)
+        others = others * tl.exp(top - new_top) + tl.sum(tl.where(col == target, 0.0, tl.exp(x - new_top)), 0)
         picked += tl.sum(tl.where(col == target, x, 0.0), 0)
         top = new_top
-    tl.store(loss_ptr + row, tl.log(total) + (top - picked))
+    total = others + tl.exp(picked - top)
+    whole = 1.0 + others
+    # log(1 + others) to the last digit: what rounding took from the sum is put back (Kahan; Goldberg 1991, theorem 4).
+    log1p = tl.where(whole == 1.0, others, tl.log(whole) * others / tl.where(whole == 1.0, 1.0, whole - 1.0))
+    tl.store(loss_ptr + row, tl.where(picked == top, log1p, tl.log(total) + (top - picked)))
     tl.store(correct_ptr + row, best == target)
     for start in range(0, V, BLOCK):
         col = start + tl.arange(0, BLOCK)
         x = tl.load(row_ptr + col, col < V, other=0.0).to(tl.float32)
-        one_hot = tl.where(col == target, 1.0, 0.0)
         if CAP:
             t = _tanh(x / softcap)
-            grad = (tl.exp(softcap * t - top) / total - one_hot) * (1.0 - t * t)
+            grad = tl.where(col == target, -others, tl.exp(softcap * t - top)) / total * (1.0 - t * t)
         else:
-            grad = tl.exp(x - top) / total - one_hot
+            grad = tl.where(col == target, -others, tl.exp(x - top)) / total
         tl.store(row_ptr + col, grad.to(logits_ptr.dtype.element_ty), col < V)
 
 

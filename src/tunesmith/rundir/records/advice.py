@@ -157,6 +157,7 @@ class MemoryFacts(Record):
         why_not: the reason for an empty one.
         parameters: weights of the model, 0 where unknown.
         adapter_per_rank: trained weights of a rank-1 adapter on all linear layers.
+        hidden: width of the model, 0 where unknown.
     """
 
     base: str
@@ -164,6 +165,7 @@ class MemoryFacts(Record):
     why_not: str
     parameters: int
     adapter_per_rank: int
+    hidden: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +182,7 @@ class Facts(Record):
         price: what calls cost.
         machine: that trains.
         memory: that training takes.
+        use_rslora: ``lora.use_rslora``.
     """
 
     rows: RowFacts
@@ -191,6 +194,7 @@ class Facts(Record):
     price: PriceFacts
     machine: MachineFacts
     memory: MemoryFacts
+    use_rslora: bool = False
 
     def best_prompt(self) -> DevArm | None:
         """The measured prompt that searches nothing and is best: on the most rows, then by score, then by fewer tokens."""
@@ -228,7 +232,8 @@ class Settings(Record):
     """What to write into the recipe, each with its reason.
 
     Attributes:
-        base, r, alpha, num_train_epochs: as in the recipe.
+        base, r, alpha, num_train_epochs, tokens_per_step: as in the recipe.
+        learning_rate: the same; None where the model's width is unknown.
         test_fraction: None where the recipe's share is right.
         fits: False where no base fits this machine.
         why: reason of each, by the key of a recipe (``lora.r``).
@@ -238,6 +243,8 @@ class Settings(Record):
     r: int
     alpha: int
     num_train_epochs: int
+    tokens_per_step: int
+    learning_rate: float | None
     test_fraction: float | None
     fits: bool
     why: dict[str, str]
@@ -250,7 +257,10 @@ class Settings(Record):
             "lora.r": self.r,
             "lora.alpha": self.alpha,
             "train.num_train_epochs": self.num_train_epochs,
+            "train.tokens_per_step": self.tokens_per_step,
         }
+        if self.learning_rate is not None:
+            keys["train.learning_rate"] = self.learning_rate
         return keys if self.test_fraction is None else {**keys, "data.test_fraction": self.test_fraction}
 
 

@@ -95,6 +95,8 @@ class Training(FileRecord):
     Attributes:
         steps: optimizer steps of the whole run.
         fill: tokens over the capacity of all packs, 0..1.
+        learning_rate, tokens_per_step, num_train_epochs: what it was trained with.
+        derivation: a line for each of them: its value, and why.
         trained_weights: numbers that are trained.
         target_layers: layers that have an adapter.
         dev_losses: all, oldest first; the first is of step 0, the untouched adapter.
@@ -109,6 +111,10 @@ class Training(FileRecord):
 
     steps: int
     fill: float
+    learning_rate: float
+    tokens_per_step: int
+    num_train_epochs: int
+    derivation: tuple[str, ...]
     trained_weights: int
     target_layers: int
     dev_losses: tuple[DevLoss, ...]
@@ -132,4 +138,5 @@ class Training(FileRecord):
             notes += "; over-fitting: dev loss rose at the end while train loss fell"
         dev = [(entry.step, entry.dev_loss) for entry in self.dev_losses]
         train = [(entry.step, entry.train_loss) for entry in self.dev_losses if entry.train_loss is not None]
+        notes += "".join(f"; {line}" for line in self.derivation)
         return paragraph(notes, best) + loss_curve(dev, train, self.best_step)
