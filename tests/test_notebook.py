@@ -87,6 +87,7 @@ def test_a_training_shows_its_curve_and_what_speaks_against_it():
         first_dev_loss=2.0,
         only_worse=True,
         overfit=False,
+        undertrained=False,
         tokens_per_second=None,
         computed_on=("cpu",),
     )

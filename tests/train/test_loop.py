@@ -219,3 +219,21 @@ def test_rows_that_fp16_would_lose_are_in_the_metrics_where_it_is_computed_in(ti
         _fit(tiny_dir, make_recipe(), documents, tmp_path / dtype, dtype=dtype)
         records = read_metrics(tmp_path / dtype / "metrics.jsonl")
         assert {r["fp16_rescued_rows"] for r in records if "fp16_rescued_rows" in r} == expected
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ((2.0, 1.5, 1.0), True),
+        ((2.0, 1.0, 0.95), False),  # a tenth of its mean speed
+        ((2.0, 1.0, 0.85), True),
+        ((2.0, 1.3, 1.1, 1.06, 1.0), True),
+        ((2.0, 1.3, 1.1, 1.03, 1.0), False),
+        ((2.0, 1.0, 1.2, 1.1), False),  # falls, but not below its best
+        ((2.0, 1.0), False),  # no interval to compare with
+    ],
+)
+def test_a_dev_loss_that_still_falls_is_told_by_its_speed(losses, expected):
+    for interval in (1, 50):
+        entries = [DevLoss(step=n * interval, dev_loss=loss) for n, loss in enumerate(losses)]
+        assert loop.is_undertrained(entries) == expected

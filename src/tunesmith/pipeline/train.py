@@ -82,6 +82,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         first_dev_loss=fitted.dev_losses[0].dev_loss,
         only_worse=fitted.only_worse,
         overfit=fitted.overfit,
+        undertrained=fitted.undertrained,
         tokens_per_second=None if speed is None else round(speed, 1),
         computed_on=fitted.computed_on,
     ).write(run.training_file)

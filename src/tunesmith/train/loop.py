@@ -52,6 +52,7 @@ logger = logging.getLogger(__name__)
 
 NAMED_ROWS = 20  # that an error names
 DEV_ROWS = 3  # that one about a dev loss looks for: each is a pass of its own
+STILL_FALLING = 0.2  # of its mean speed: a rate that ends at zero leaves a trained model less
 LOWER_RATE = "lower train.learning_rate, or use base: fp32"
 
 
@@ -65,6 +66,7 @@ class Fitted:
         best: the lowest of them, the earliest among equals.
         tokens_per_second: real tokens over the time of training steps, dev losses not counted; None where no step was needed.
         overfit: whether dev loss rose at the end while train loss fell.
+        undertrained: whether dev loss was still falling fast at the end.
         computed_on: devices and numbers of threads that took part.
     """
 
@@ -73,6 +75,7 @@ class Fitted:
     best: DevLoss
     tokens_per_second: float | None
     overfit: bool
+    undertrained: bool
     computed_on: tuple[str, ...]
 
     @property
@@ -89,6 +92,21 @@ def is_overfitting(dev_losses: Sequence[DevLoss]) -> bool:
     best, last = min(trained, key=lambda entry: entry.dev_loss), trained[-1]
     assert best.train_loss is not None and last.train_loss is not None
     return last.dev_loss > best.dev_loss and last.train_loss < best.train_loss
+
+
+def is_undertrained(dev_losses: Sequence[DevLoss]) -> bool:
+    """The last dev loss is the lowest, and it fell faster since the one before than ``STILL_FALLING`` of its mean speed.
+
+    A speed and not a share of the fall: the last of two intervals is half the run, that of ten a tenth. With fewer than two
+    intervals there is nothing to compare.
+    """
+    if len(dev_losses) < 3:
+        return False
+    first, before, last = dev_losses[0], dev_losses[-2], dev_losses[-1]
+    if last.dev_loss >= min(entry.dev_loss for entry in dev_losses[:-1]):
+        return False
+    mean_speed = (first.dev_loss - last.dev_loss) / (last.step - first.step)
+    return (before.dev_loss - last.dev_loss) / (last.step - before.step) > STILL_FALLING * mean_speed
 
 
 def train_steps(
@@ -180,6 +198,7 @@ def fit(
         best=done.best,
         tokens_per_second=done.tokens / done.seconds if done.seconds else None,
         overfit=is_overfitting(done.dev_losses),
+        undertrained=is_undertrained(done.dev_losses),
         computed_on=tuple(done.computed_on),
     )
     _judge(fitted)
@@ -229,6 +248,12 @@ def _judge(fitted: Fitted) -> None:
         )
     elif fitted.overfit:
         logger.warning(f"over-fitting: dev loss was lowest at step {fitted.best.step} and rose while train loss fell")
+    elif fitted.undertrained:
+        before, last = fitted.dev_losses[-2:]
+        logger.warning(
+            f"under-trained: dev loss was still falling at the end, {before.dev_loss:.4f} to {last.dev_loss:.4f} from step "
+            f"{before.step} to {last.step}; raise train.num_train_epochs, or train.learning_rate"
+        )
 
 
 def _computing_on(device: torch.device, number: int | None) -> str:

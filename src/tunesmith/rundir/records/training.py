@@ -105,6 +105,7 @@ class Training(FileRecord):
         first_dev_loss: of step 0.
         only_worse: no step was better than the untouched adapter, which is what was kept.
         overfit: dev loss rose at the end while train loss fell.
+        undertrained: dev loss was still falling at the end, at more than a fifth of its mean speed.
         tokens_per_second: real tokens over the time of training steps, dev losses not counted; None where no step was needed.
         computed_on: devices and numbers of threads that took part; more than one where a run went on elsewhere.
     """
@@ -123,6 +124,7 @@ class Training(FileRecord):
     first_dev_loss: float
     only_worse: bool
     overfit: bool
+    undertrained: bool
     tokens_per_second: float | None
     computed_on: tuple[str, ...]
 
@@ -136,6 +138,8 @@ class Training(FileRecord):
             notes += "; training only made it worse, so the untouched adapter was kept"
         elif self.overfit:
             notes += "; over-fitting: dev loss rose at the end while train loss fell"
+        elif self.undertrained:
+            notes += "; under-trained: dev loss was still falling at the end"
         dev = [(entry.step, entry.dev_loss) for entry in self.dev_losses]
         train = [(entry.step, entry.train_loss) for entry in self.dev_losses if entry.train_loss is not None]
         notes += "".join(f"; {line}" for line in self.derivation)
