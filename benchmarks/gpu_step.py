@@ -122,7 +122,7 @@ def random_documents(tokens: int, vocabulary: int, seed: int = 0) -> list[tuple[
 
 @contextmanager
 def trained(model: PreTrainedModel, policy: str) -> Iterator[tuple[Callable[[list[Any]], float], list[list[int]]]]:
-    """The optimizer step of ``train/loop.py`` on packs that are on the device; and the shapes of the adapted layers."""
+    """The optimizer step of ``train/step.py`` on packs that are on the device; and the shapes of the adapted layers."""
     from tunesmith.layers.context import StepContext
     from tunesmith.models.attention import PACKED
     from tunesmith.models.fuse import fuse
@@ -130,8 +130,8 @@ def trained(model: PreTrainedModel, policy: str) -> Iterator[tuple[Callable[[lis
     from tunesmith.models.recompute import recompute
     from tunesmith.models.swap import add_lora
     from tunesmith.recipe import Lora, Train
-    from tunesmith.train.loop import step_gradients
     from tunesmith.train.optim import make_optimizer
+    from tunesmith.train.step import step_gradients
 
     layers = add_lora(model, Lora(r=RANK, alpha=32, dropout=0.0), 0)
     fuse(model)
@@ -234,7 +234,7 @@ def drift_losses(shape: dict[str, Any], device: str, arm: str, steps: int, token
     from tunesmith.models.swap import add_lora
     from tunesmith.recipe import Lora
     from tunesmith.train.documents import make_documents, make_pack
-    from tunesmith.train.loop import step_gradients
+    from tunesmith.train.step import step_gradients
 
     model = random_model(shape, "cpu", quantized=False)  # drawn in one place: the device's generator gives other numbers
     if dtype == torch.float32:

@@ -10,7 +10,7 @@ from tunesmith.chat.render import Renderer
 from tunesmith.models.attention import PACKED
 from tunesmith.models.load import attention, load_model
 from tunesmith.train.documents import make_documents, make_pack
-from tunesmith.train.loop import mean_loss, pack_loss
+from tunesmith.train.step import mean_loss, pack_loss
 
 
 def _example(name="sft_loop"):

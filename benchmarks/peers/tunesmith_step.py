@@ -91,8 +91,8 @@ def training(job: protocol.Job, base: str | None, share: bool) -> Iterator[tuple
     from tunesmith.models.swap import add_lora
     from tunesmith.recipe import Lora, Recipe, TrainSettings
     from tunesmith.train.documents import make_documents, make_pack
-    from tunesmith.train.loop import step_gradients, step_packs
     from tunesmith.train.optim import make_optimizer
+    from tunesmith.train.step import step_gradients, step_packs
 
     hardware.keep_freed_memory()
     directory = Path(job["model"])

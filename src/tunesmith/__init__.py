@@ -13,6 +13,7 @@ Layers, top to bottom; imports go down only, and stages never import each other:
     tracking
     rundir
     recipe
+    processes
     errors  hardware  families  formatting  messages  notebook
 
 ``tests/rules/test_layers.py`` holds the order. A stage is a verb of ``tunesmith.pipeline`` and of the command line.

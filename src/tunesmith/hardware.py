@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 _largest_child = 0  # bytes, since the last reset
+_CGROUPS = Path("/sys/fs/cgroup")
 CONVERTED_FORMAT = 3  # another number where the same GGUF file makes another directory
 
 
@@ -66,6 +67,37 @@ def secret(name: str) -> str | None:
 def cpu_count() -> int:
     """Cores this process may run on."""
     return len(os.sched_getaffinity(0))
+
+
+def physical_cores() -> int:
+    """Cores this process may keep busy: two threads of one core count once, and a container's quota is kept (at least 1)."""
+    siblings: set[str] = set()
+    for cpu in os.sched_getaffinity(0):
+        shared = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        siblings.add(shared.read_text() if shared.exists() else str(cpu))
+    quotas = [int(quota) / int(period) for quota, period in map(str.split, _limits("cpu.max")) if quota != "max"]
+    return max(1, int(min([len(siblings), *quotas])))
+
+
+def total_memory() -> int:
+    """Bytes that this process may have at all: the machine's, or its container's limit."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine, *(int(limit) for limit in _limits("memory.max") if limit != "max")])
+
+
+def available_memory() -> int:
+    """Bytes that programs here can still take."""
+    free = _available_memory()
+    return total_memory() if free is None else min(free, total_memory())
+
+
+def _limits(name: str) -> list[str]:
+    """A limit of this process's control group and of those around it (cgroup v2)."""
+    own = Path("/proc/self/cgroup")
+    lines = own.read_text().splitlines() if own.exists() else []
+    path = next((Path(line[3:].lstrip("/")) for line in lines if line.startswith("0::")), Path())
+    files = [_CGROUPS / group / name for group in (path, *path.parents)]
+    return [file.read_text().strip() for file in files if file.exists()]
 
 
 def ask_for_deterministic_cublas() -> None:
@@ -146,6 +178,33 @@ def note_child(pid: int) -> None:
     _largest_child = max(_largest_child, _high_water(str(pid)))
 
 
+def note_processes(private: int) -> None:
+    """Take the private memory of all forked processes together into account (``private_memory`` of each)."""
+    global _largest_child
+    _largest_child = max(_largest_child, private)
+
+
+def private_memory() -> int:
+    """Bytes that this process wrote and shares with no other; 0 where the kernel does not say."""
+    rollup = Path("/proc/self/smaps_rollup")
+    if rollup.exists():
+        for line in rollup.read_text().splitlines():
+            if line.startswith("Private_Dirty:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def die_with(watched: int, pid: int) -> None:
+    """Have a process killed when the last writer of a pipe is gone.
+
+    Args:
+        watched: the end that is read; the process has it open.
+    """
+    fcntl.fcntl(watched, fcntl.F_SETOWN, pid)
+    fcntl.fcntl(watched, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(watched, fcntl.F_SETFL, fcntl.fcntl(watched, fcntl.F_GETFL) | os.O_ASYNC)
+
+
 class Child(subprocess.Popen[bytes]):
     """A program that runs off the network and is killed when this process ends or its ``Child`` is no longer held.
 
@@ -159,9 +218,7 @@ class Child(subprocess.Popen[bytes]):
         weakref.finalize(self, os.close, lifeline)
         try:
             super().__init__(command, env=child_environment(), pass_fds=(watched,), **streams)
-            fcntl.fcntl(watched, fcntl.F_SETOWN, self.pid)
-            fcntl.fcntl(watched, fcntl.F_SETSIG, signal.SIGKILL)
-            fcntl.fcntl(watched, fcntl.F_SETFL, fcntl.fcntl(watched, fcntl.F_GETFL) | os.O_ASYNC)
+            die_with(watched, self.pid)
         finally:
             os.close(watched)  # the child's copy stays
 

@@ -32,13 +32,6 @@ def test_masks_of_neighbouring_packs_steps_and_layers_do_not_resemble_each_other
             assert abs((mask == other).float().mean().item() - 0.5) < 0.008
 
 
-@given(st.integers(1, 9), st.integers(0, 40))
-def test_every_pack_is_computed_by_one_process(ranks, packs):
-    dealt = [StepContext(seed=0, step=0, rank=rank, ranks=ranks).packs(packs) for rank in range(ranks)]
-    assert sorted(number for own in dealt for number in own) == list(range(packs))
-    assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
-
-
 @pytest.mark.parametrize("training", [True, False])
 def test_layers_are_as_they_were_after_a_step_that_failed(training):
     model = nn.Sequential(LoRALinear(nn.Linear(3, 3), 2, 1.0, 0.5), nn.Dropout(0.5), LoRALinear(nn.Linear(3, 3), 2, 1.0, 0.5))

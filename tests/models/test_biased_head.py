@@ -18,7 +18,7 @@ from tunesmith.models.swap import add_lora
 from tunesmith.recipe import Lora
 from tunesmith.train.documents import make_documents, make_pack
 from tunesmith.train.health import refuse_other_loss, stock_loss
-from tunesmith.train.loop import step_gradients
+from tunesmith.train.step import step_gradients
 
 SETTINGS = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
 SETTINGS |= {"vocab_size": 300, "initializer_range": 0.15, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

@@ -29,7 +29,7 @@ from tunesmith.models.recompute import recompute
 from tunesmith.models.swap import add_lora, target_names
 from tunesmith.recipe import Lora
 from tunesmith.train.documents import make_documents, make_pack
-from tunesmith.train.loop import step_gradients
+from tunesmith.train.step import step_gradients
 
 DOCUMENTS = make_documents(documents())
 WHOLE = make_pack(DOCUMENTS, (0, 1, 2, 3))

@@ -42,7 +42,7 @@ from tunesmith.parity.checks import BOUNDS, adapter_check, distribution_check
 from tunesmith.parity.figures import base_distance, distances, figures
 from tunesmith.recipe import Lora
 from tunesmith.train.documents import make_documents, make_pack
-from tunesmith.train.loop import step_gradients, step_packs
+from tunesmith.train.step import step_gradients, step_packs
 
 PAIRS = documents()
 DOCUMENTS = make_documents(PAIRS)

@@ -29,7 +29,7 @@ from tunesmith.models.load import attention, load_model
 from tunesmith.models.swap import add_lora
 from tunesmith.recipe import Lora
 from tunesmith.train.documents import make_documents, make_pack
-from tunesmith.train.loop import step_gradients
+from tunesmith.train.step import step_gradients
 
 SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
 SMALL |= {"num_key_value_heads": 2, "head_dim": 16, "vocab_size": 300, "initializer_range": 0.12}

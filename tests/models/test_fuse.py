@@ -43,7 +43,7 @@ from tunesmith.models.recompute import recompute
 from tunesmith.models.swap import add_lora
 from tunesmith.recipe import Lora
 from tunesmith.train.documents import make_documents, make_pack
-from tunesmith.train.loop import pack_loss, step_gradients, step_packs
+from tunesmith.train.step import pack_loss, step_gradients, step_packs
 
 VOCABULARY = 300
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -17,7 +17,7 @@ from tunesmith.models.recompute import Recomputed, decoder_layers, recompute, re
 from tunesmith.models.swap import add_lora
 from tunesmith.recipe import Lora
 from tunesmith.train.documents import make_documents, make_pack
-from tunesmith.train.loop import step_gradients
+from tunesmith.train.step import step_gradients
 
 POLICIES = ["attention", "mlp", "layer", 2, 3]
 

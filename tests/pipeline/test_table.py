@@ -129,6 +129,7 @@ def test_a_changed_key_is_named_and_single_verbs_refuse(run):
         ("task", {"min_gain": 0.2}, "verdict", "evaluate tuned"),
         ("lora", {"alpha": 4}, "train", "evaluate few_shot"),
         ("train", {"keep_checkpoints": 2}, None, "train"),
+        ("train", {"ranks": 2}, None, "train"),
         ("evaluate", {"batch_size": 3}, None, "evaluate few_shot"),
         ("evaluate", {"few_shot": None}, "select", "render"),
         ("export", {"num_ctx": 512}, "export", "train"),

@@ -21,10 +21,11 @@ from tunesmith.models.swap import add_lora
 from tunesmith.pipeline import verbs as api
 from tunesmith.pipeline.export import context_of, dry_run
 from tunesmith.pipeline.table import table_of
+from tunesmith.processes import Team
 from tunesmith.recipe import TrainSettings
 from tunesmith.rundir.records.data import Rendered
 from tunesmith.tracking import MetricsLog, read_metrics
-from tunesmith.train import loop
+from tunesmith.train import distributed, loop
 from tunesmith.train.documents import make_documents
 from tunesmith.train.replay import replay_count
 from tunesmith.train.schedule import learning_rate
@@ -62,6 +63,15 @@ def _checkpoints(recipe, tmp):
     return len(list(tmp.glob("*/checkpoints/step-*")))
 
 
+def _ranks(recipe, tmp):
+    """How many processes compute a run whose steps have two packs."""
+    sizes = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "Team", lambda size, *others: sizes.append(size) or Team(size, *others))
+        _fit(recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_length": 40})}), tmp)
+    return sizes
+
+
 def _recomputed(recipe, tmp):
     """How often a run recomputes a part."""
     calls = []
@@ -73,14 +83,16 @@ def _recomputed(recipe, tmp):
 
 def _is_deterministic(recipe, tmp):
     """Whether a training step runs under PyTorch's deterministic switch."""
-    seen = []
+    seen, is_deterministic = [], torch.are_deterministic_algorithms_enabled
     with pytest.MonkeyPatch.context() as patch:
-        original = loop.step_packs
+        original = distributed.step_packs
         patch.setattr(
-            loop, "step_packs", lambda *args: seen.append(torch.are_deterministic_algorithms_enabled()) or original(*args)
+            distributed,
+            "step_packs",
+            lambda *args: seen.append(torch.are_deterministic_algorithms_enabled()) or original(*args),
         )
         _fit(recipe, tmp)
-    return any(seen), torch.are_deterministic_algorithms_enabled()
+    return any(seen), is_deterministic()
 
 
 def _per_layer_table(recipe, tmp):
@@ -153,6 +165,7 @@ OBSERVE = {
     "train.evals_per_epoch": (1, _fit),
     "train.replay": (0.5, lambda r, t: (table_of(r)["train"].needs, replay_count(r.train.replay, 40))),
     "train.keep_checkpoints": (3, _checkpoints),
+    "train.ranks": (2, _ranks),
     "export.merge_into": ("original", _merged_into),
     "export.gguf": (["F16", "Q8_0"], _exported),
     "export.imatrix": (True, _exported),

@@ -18,7 +18,7 @@ from tunesmith.models.swap import add_lora
 from tunesmith.recipe import Lora
 from tunesmith.train.documents import make_documents
 from tunesmith.train.health import check_adapter, refuse_other_loss, stock_loss
-from tunesmith.train.loop import step_gradients, step_packs
+from tunesmith.train.step import step_gradients, step_packs
 
 DOCUMENTS = make_documents([([5] * length, [0] * 15 + [1] * (length - 15)) for length in (20, 30)])
 LLAMA = LlamaConfig(

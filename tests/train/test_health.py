@@ -30,7 +30,7 @@ from tunesmith.recipe import Lora
 from tunesmith.rundir import RunDir
 from tunesmith.train.documents import make_documents, make_pack
 from tunesmith.train.health import check_adapter, first_rows, refuse_other_loss, stock_loss
-from tunesmith.train.loop import step_gradients
+from tunesmith.train.step import step_gradients
 
 BARE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300, "initializer_range": 0.15}
 SMALL = {**BARE, "intermediate_size": 48, "num_key_value_heads": 2}

@@ -20,6 +20,7 @@ from tunesmith.rundir.records.training import DevLoss
 from tunesmith.tracking import MetricsLog, read_metrics
 from tunesmith.train import loop
 from tunesmith.train.documents import make_documents, make_pack
+from tunesmith.train.step import mean_loss, step_gradients
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def _gradients(tiny_dir, recipe, documents, packs):
     layers = add_lora(model, recipe.lora, seed=0)
     _perturb(layers)
     with attention(model.eval(), PACKED):
-        loss, accuracy = loop.step_gradients(model, [make_pack(documents, pack) for pack in packs])
+        loss, accuracy = step_gradients(model, [make_pack(documents, pack) for pack in packs])
     grads = {f"{n}.{k}": getattr(layer, k).grad for n, layer in layers.items() for k in ("lora_A", "lora_B")}
     return loss, accuracy, grads, layers
 
@@ -90,28 +91,23 @@ def test_accumulation_is_exact(tiny_dir, make_recipe, documents):
 
 @pytest.mark.parametrize("use_dora", [False, True])
 def test_gradients_of_a_step_follow_from_seed_step_and_packs_alone(tiny_dir, make_recipe, documents, use_dora):
-    """Neither torch's generator nor the process that computes a pack changes a bit; seed and step change the masks."""
+    """Torch's generator changes no bit; seed and step change the masks."""
     model = load_model(tiny_dir, "fp32")
     layers = add_lora(model, make_recipe({"lora.dropout": 0.3, "lora.use_dora": use_dora}).lora, seed=0)
     _perturb(layers)
     packs = [make_pack(documents, chosen) for chosen in ((0, 1, 2), (5,), (3, 4))]
 
-    def gradients(seed=1, step=2, rank=0, ranks=1):
+    def gradients(seed=1, step=2):
         for layer in layers.values():
             layer.zero_grad()
         with attention(model, PACKED):
-            loop.step_gradients(model, packs, StepContext(seed=seed, step=step, rank=rank, ranks=ranks))
+            step_gradients(model, packs, StepContext(seed=seed, step=step))
         return torch.cat([p.grad.flatten() for layer in layers.values() for p in layer.parameters() if p.requires_grad])
 
     expected = gradients()
     torch.manual_seed(12345)
     before = torch.get_rng_state()
     assert torch.equal(gradients(), expected) and torch.equal(torch.get_rng_state(), before)
-    apart = [gradients(rank=rank, ranks=3) for rank in range(3)]  # one pack each: summed in order they are the same sums
-    assert torch.equal(apart[0] + apart[1] + apart[2], expected)
-    last, first, middle = (gradients(rank=rank, ranks=3) for rank in (2, 0, 1))
-    assert all(torch.equal(a, b) for a, b in zip((first, middle, last), apart, strict=True))
-    torch.testing.assert_close(gradients(rank=0, ranks=2) + gradients(rank=1, ranks=2), expected, rtol=1e-5, atol=1e-7)
     assert not torch.equal(gradients(seed=2), expected) and not torch.equal(gradients(step=3), expected)
 
 
@@ -125,8 +121,8 @@ def test_dropouts_of_the_base_are_off(documents):
     _perturb(layers)
     packs = [make_pack(documents, (0, 1))]
     with attention(model, PACKED):
-        trained, _ = loop.step_gradients(model, packs, StepContext(seed=0, step=0))
-        assert trained == pytest.approx(loop.mean_loss(model, packs), rel=1e-6)
+        trained, _ = step_gradients(model, packs, StepContext(seed=0, step=0))
+        assert trained == pytest.approx(mean_loss(model, packs), rel=1e-6)
 
 
 def _fit(tiny_dir, recipe, documents, folder, inputs="x", epochs=None, dtype=None):
@@ -203,7 +199,7 @@ def test_overfitting_is_said_aloud():
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_dir, make_recipe, documents, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "step_gradients", lambda *_: (float("nan"), 0.0))
+    monkeypatch.setattr("tunesmith.train.distributed.step_gradients", lambda *_: (float("nan"), 0.0))
     with pytest.raises(TrainingError, match="step 1: loss nan"):
         _fit(tiny_dir, make_recipe(), documents, tmp_path)
 

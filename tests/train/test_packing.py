@@ -25,7 +25,7 @@ from tunesmith.models.swap import add_lora
 from tunesmith.recipe import Lora
 from tunesmith.train.documents import make_documents, make_pack
 from tunesmith.train.health import refuse_other_loss, stock_loss
-from tunesmith.train.loop import mean_loss
+from tunesmith.train.step import mean_loss
 
 BARE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300}
 SMALL = {**BARE, "intermediate_size": 48, "num_key_value_heads": 2}

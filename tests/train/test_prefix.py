@@ -15,8 +15,8 @@ from tunesmith.models.load import attention
 from tunesmith.models.swap import add_lora
 from tunesmith.recipe import Lora
 from tunesmith.train.documents import make_documents, make_pack
-from tunesmith.train.loop import mean_loss, step_gradients, step_packs
 from tunesmith.train.prefix import JOIN, PIECE, SHORTEST, Group, find_groups, micro_batches
+from tunesmith.train.step import mean_loss, step_gradients, step_packs
 
 VOCABULARY = 200
 

@@ -63,24 +63,17 @@ class PackContext:
 
 @dataclass(frozen=True, kw_only=True)
 class StepContext:
-    """One optimizer step, as one process computes it.
+    """One optimizer step, or what one process computes of it.
 
     Attributes:
         seed: of the run.
         step: number of the step, from 0.
-        rank: number of this process among ``ranks``, from 0: it computes every ``ranks``-th pack and draws nothing from it.
-        counters: what this process counts in this step.
+        counters: what is counted.
     """
 
     seed: int
     step: int
-    rank: int = 0
-    ranks: int = 1
     counters: Counters = field(default_factory=Counters)
-
-    def packs(self, count: int) -> range:
-        """Numbers of the packs that this process computes, of ``count`` in the step."""
-        return range(self.rank, count, self.ranks)
 
     def at(self, pack: int) -> PackContext:
         """The context of one pack."""

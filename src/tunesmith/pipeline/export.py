@@ -27,7 +27,7 @@ from tunesmith.rundir.records.data import Rendered
 from tunesmith.rundir.records.export import Export, ExportPlan, Merge
 from tunesmith.rundir.records.training import Training
 from tunesmith.train.documents import Documents
-from tunesmith.train.loop import mean_loss, step_packs
+from tunesmith.train.step import mean_loss, step_packs
 
 logger = logging.getLogger(__name__)
 

@@ -34,6 +34,7 @@ from tunesmith.rundir.records.training import Step
 from tunesmith.train import loop
 from tunesmith.train.documents import Documents, make_documents
 from tunesmith.train.health import check_adapter, first_rows, refuse_other_loss, stock_loss
+from tunesmith.train.step import pack_tokens
 
 NOT_HERE = {
     "compute": "the model was opened with it: open_base(model, compute=...)",
@@ -77,7 +78,10 @@ def make_ready(
         ModelError: our layers compute another loss than the stock ones, or documents in a pack know each other.
         TrainingError: an adapter that cannot learn, or a model that guesses worse than a die.
     """
-    steps = Plan(documents.lengths, settings.num_train_epochs, settings.tokens_per_step, settings.max_length, seed)
+    largest = settings.max_length
+    if model.device.type == "cpu":
+        largest = pack_tokens(settings.tokens_per_step, int(documents.lengths.max()), largest)
+    steps = Plan(documents.lengths, settings.num_train_epochs, settings.tokens_per_step, largest, seed)
     swapped = "as it was made ready before"
     if not is_fused(model):
         expected = stock_loss(model)

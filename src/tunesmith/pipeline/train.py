@@ -49,7 +49,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     key = fingerprint(
         [content_hash(run.tokens(part)) for part in ("train", "dev", *(["replay"] if recipe.train.replay else []))],
         [renderer.template, base.key, recipe.base, recipe.per_layer_embeddings],
-        [recipe.lora.model_dump(), settings.model_dump(exclude={"keep_checkpoints"}), recipe.seed],
+        [recipe.lora.model_dump(), settings.model_dump(exclude={"keep_checkpoints", "ranks"}), recipe.seed],
     )
     train, dev = documents["train"], documents["dev"]
     if recipe.train.replay:

@@ -87,6 +87,11 @@ class Optimisation(Section):
         default=1,
         description="how many of the newest checkpoints are kept, beside the best one; the adapter is the same",
     )
+    ranks: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        default="auto",
+        description="processes that a training on a CPU is dealt out to, each with one thread; auto takes one a physical core, "
+        "fewer where memory is short or a step has fewer packs; the adapter is the same to the byte",
+    )
 
 
 class Train(Optimisation):

@@ -48,7 +48,7 @@ from tunesmith.layers.experts import Adapted
 from tunesmith.models.attention import PACKED
 from tunesmith.models.load import attention, decoder, head_weight
 from tunesmith.train.documents import Documents, make_documents, make_pack
-from tunesmith.train.loop import mean_loss, pack_loss, step_gradients
+from tunesmith.train.step import mean_loss, pack_loss, step_gradients
 
 LENGTHS = (9, 24)  # tokens of the two documents
 NEIGHBOURS = (23, 41, 17)  # tokens of the three documents of the proof that none knows another

@@ -2,7 +2,9 @@
 
 One optimizer step is some packs. Each pack runs through the decoder once, the head sees the supervised positions alone
 (``kernels/cross_entropy.py``), and the summed loss is divided by the supervised tokens of the *whole step* before the
-backward pass. That makes accumulation exact: however a step's documents are packed, the gradient is the same.
+backward pass. That makes accumulation exact: however a step's documents are packed, the gradient is the same
+(``train/step.py``). On a CPU the packs are dealt out to processes, and the bytes of the adapter do not depend on their number
+(``train/distributed.py``).
 
 ``train_steps`` is the loop itself, a generator of step records, for people who own what happens around it; ``fit`` is what the
 pipeline does around it: metrics, dev losses, checkpoints, the choice of the best.
@@ -14,59 +16,44 @@ The adapter before the first step is a candidate like all others: it computes th
 dev loss worse, it is what is kept, and that is said. A loss, a gradient or a weight that is not finite stops the run with the
 documents that showed it, in the last step as in the first; peers that hide it save an adapter of NaN.
 
-Shape suffixes: T tokens, N rows (positions that predict), D hidden size, V vocabulary; here: X is N where the last layer is
-narrow, else T.
+Shape suffixes: T tokens, N rows (positions that predict).
 """
 
 import logging
 import math
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from transformers import PreTrainedModel
 
 from tunesmith import hardware
 from tunesmith.errors import TrainingError
-from tunesmith.kernels.cross_entropy import linear_cross_entropy
-from tunesmith.layers.context import Counters, StepContext, at_step
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.attention import PACKED
-from tunesmith.models.fuse import narrows
-from tunesmith.models.load import attention, decoder, head_of, head_weight
+from tunesmith.models.load import attention, head_weight
 from tunesmith.models.recompute import recompute
-from tunesmith.recipe import Optimisation, TrainSettings
+from tunesmith.recipe import TrainSettings
 from tunesmith.rundir.records.events import Metric
 from tunesmith.rundir.records.training import DevLoss, Step
 from tunesmith.tracking import MetricsLog, emit, progress, read_metrics
 from tunesmith.train.checkpoint import METRICS, Checkpoints, Progress
-from tunesmith.train.documents import Documents, Pack, make_pack, make_shared_pack
+from tunesmith.train.distributed import Steps, World, deterministic, threads
+from tunesmith.train.documents import Documents, make_pack
 from tunesmith.train.optim import make_optimizer
-from tunesmith.train.prefix import find_groups, micro_batches
 from tunesmith.train.schedule import learning_rate
+from tunesmith.train.step import mean_loss
 
 logger = logging.getLogger(__name__)
 
-PlannedStep = tuple[int, list[tuple[int, ...]]]  # epoch, and documents of each micro-batch
 NAMED_ROWS = 20  # that an error names
 DEV_ROWS = 3  # that one about a dev loss looks for: each is a pass of its own
 STILL_FALLING = 0.2  # of its mean speed: a rate that ends at zero leaves a trained model less
 LOWER_RATE = "lower train.learning_rate, or use base: fp32"
-
-
-class Steps(Protocol):
-    """All optimizer steps of a run, as ``data/pack.py`` plans them."""
-
-    epoch_ends: list[int]  # number of steps done at the end of each epoch
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, step: int, /) -> PlannedStep: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,72 +82,6 @@ class Fitted:
     def only_worse(self) -> bool:
         """Whether no step was better than the untouched adapter."""
         return self.best.step == 0
-
-
-def pack_loss(model: PreTrainedModel, pack: Pack, counters: Counters | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed cross-entropy (fp32, nats) and right top-1 guesses over a pack's supervised tokens, where the model is.
-
-    Args:
-        counters: of the step; None where nothing is counted.
-    """
-    head_VD = head_weight(model)
-    pack = pack.to(head_VD.device)
-    hidden_XD = decoder(model)(
-        input_ids=pack.ids_1T, position_ids=pack.position_1T, spans=pack.spans, rows_N=pack.predict_N, use_cache=False
-    ).last_hidden_state[0]
-    hidden_ND = hidden_XD if narrows(model) else hidden_XD[pack.predict_N]
-    softcap = vars(model.config).get("final_logit_softcapping")
-    overflow = None if counters is None else counters.overflow
-    return linear_cross_entropy(hidden_ND, head_VD, pack.target_N, softcap, overflow, head_of(model).bias)
-
-
-def step_packs(documents: Documents, packs: list[tuple[int, ...]], capacity: int) -> list[Pack]:
-    """The micro-batches of a step, with common beginnings computed once.
-
-    Args:
-        packs: the documents of each, as planned; they are put together anew.
-        capacity: tokens of a micro-batch.
-    """
-    chosen = [document for pack in packs for document in pack]
-    batches = micro_batches(find_groups(documents, chosen, capacity), capacity)
-    return [make_shared_pack(documents, [(group.documents, group.shared) for group in batch]) for batch in batches]
-
-
-def step_gradients(model: PreTrainedModel, packs: list[Pack], context: StepContext | None = None) -> tuple[float, float]:
-    """Add the gradients of one optimizer step to ``.grad``: of this process's packs, out of all.
-
-    Args:
-        packs: of the whole step.
-        context: of the step; adapters train in it, with dropout, and everything else computes as it is deployed. None: all of
-            it computes as the model stands, in one process, and nothing is counted.
-
-    Returns:
-        This process's share of the step's mean loss (nats a supervised token) and of its top-1 accuracy. The shares of all
-        processes add up, as their gradients do.
-    """
-    total = sum(len(pack.target_N) for pack in packs)
-    sums, right = [], []
-    if context is None:
-        numbers, counters, block = range(len(packs)), None, nullcontext(lambda _: None)
-    else:
-        numbers, counters, block = context.packs(len(packs)), context.counters, at_step(model, context)
-    with block as enter:
-        for number in numbers:
-            enter(number)
-            pack_sum, pack_correct = pack_loss(model, packs[number], counters)
-            (pack_sum / total).backward()
-            sums.append(pack_sum.detach())
-            right.append(pack_correct)
-    # Read when all is under way: a GPU runs one pack while the next is copied to it.
-    return sum(map(float, sums)) / total, sum(map(int, right)) / total
-
-
-@torch.no_grad()
-def mean_loss(model: PreTrainedModel, packs: list[Pack]) -> float:
-    """Mean cross-entropy (nats a supervised token) over packs, without dropout."""
-    assert not model.training, "a dev loss of a model in training mode"
-    sums = [pack_loss(model, pack)[0] for pack in packs]
-    return sum(map(float, sums)) / sum(len(pack.target_N) for pack in packs)
 
 
 def is_overfitting(dev_losses: Sequence[DevLoss]) -> bool:
@@ -196,9 +117,7 @@ def train_steps(
     settings: TrainSettings,
     seed: int,
     *,
-    optimizer: torch.optim.Optimizer | None = None,
     dev: Documents | None = None,
-    first: int = 0,
 ) -> Generator[Step, None, None]:
     """Train, one optimizer step at each turn.
 
@@ -211,9 +130,7 @@ def train_steps(
         steps: all optimizer steps in order, documents of ``train`` by index.
         settings: the section ``train`` of a recipe, with numbers.
         seed: of dropout.
-        optimizer: made from ``settings`` where none is given.
         dev: documents whose loss is taken as often as ``settings`` say; None for never.
-        first: steps that are done already.
 
     Yields:
         A record of each step.
@@ -222,22 +139,9 @@ def train_steps(
         TrainingError: a loss, a gradient or a weight that is not finite.
         MissingPackage: 8-bit moments without bitsandbytes.
     """
-    optimizer = make_optimizer(layers, settings) if optimizer is None else optimizer
-    dev_packs = [] if dev is None else _dev_packs(dev, settings)
-    eval_steps = _eval_steps(steps.epoch_ends, settings.evals_per_epoch)
-    hardware.keep_freed_memory()
-    try:
-        for number in range(first, len(steps)):
-            recomputed, fixed = recompute(model, settings.recompute), _deterministic(settings.deterministic)
-            with attention(model.eval(), PACKED), recomputed, fixed:
-                record = _optimizer_step(model, train, steps, number, optimizer, settings, seed)
-                if record.step in eval_steps:
-                    _refuse_broken_weights(layers, record.step)
-                    if dev is not None:
-                        record = replace(record, dev_loss=_dev_loss(model, dev, dev_packs, record.step))
-            yield record
-    finally:
-        hardware.release_freed_memory()
+    optimizer = make_optimizer(layers, settings)
+    with World(model, layers, train, steps, dev, settings, seed) as world:
+        yield from _steps(model, layers, train, steps, settings, world, optimizer, dev, 0)
 
 
 def fit(
@@ -266,10 +170,13 @@ def fit(
     """
     optimizer = make_optimizer(layers, settings)
     store = Checkpoints(checkpoints, inputs, settings.keep_checkpoints)
-    done = _begin(model, layers, dev, settings, optimizer, store, metrics)
     losses: list[float] = []
-    following = train_steps(model, layers, train, steps, settings, seed, optimizer=optimizer, dev=dev, first=done.step)
-    with closing(following), progress("training", len(steps), done.step) as bar:
+    with ExitStack() as stack:
+        world = stack.enter_context(World(model, layers, train, steps, dev, settings, seed))
+        done = _begin(model, layers, dev, world, optimizer, store, metrics)
+        following = _steps(model, layers, train, steps, settings, world, optimizer, dev, done.step)
+        stack.enter_context(closing(following))
+        bar = stack.enter_context(progress("training", len(steps), done.step))
         for record in following:
             assert record.seconds is not None
             done.step, done.tokens, done.seconds = record.step, done.tokens + record.tokens, done.seconds + record.seconds
@@ -302,14 +209,14 @@ def _begin(
     model: PreTrainedModel,
     layers: Mapping[str, Adapted],
     dev: Documents,
-    settings: TrainSettings,
+    world: World,
     optimizer: torch.optim.Optimizer,
     store: Checkpoints,
     metrics: MetricsLog,
 ) -> Progress:
     """Where training goes on from: a checkpoint with its metrics, or the start, whose dev loss is taken."""
     done = store.resume(layers, optimizer)
-    here = _computing_on(head_weight(model).device)
+    here = _computing_on(head_weight(model).device, world.threads)
     if done is not None:
         metrics.restore(store.path(done.step) / METRICS)
         for line in read_metrics(metrics.path):
@@ -324,8 +231,9 @@ def _begin(
         return done
     done = Progress(computed_on=[here])
     metrics.restore(None)
-    with attention(model.eval(), PACKED):
-        done.dev_losses.append(DevLoss(step=0, dev_loss=_dev_loss(model, dev, _dev_packs(dev, settings), 0)))
+    world.start()
+    with attention(model.eval(), PACKED), threads(world.threads):
+        done.dev_losses.append(DevLoss(step=0, dev_loss=_dev_loss(model, dev, world, 0)))
     store.save(layers, optimizer, done, metrics.path)
     return done
 
@@ -348,25 +256,20 @@ def _judge(fitted: Fitted) -> None:
         )
 
 
-def _computing_on(device: torch.device) -> str:
-    """A device and what the order of its additions depends on."""
+def _computing_on(device: torch.device, number: int | None) -> str:
+    """A device and what the order of its additions depends on: the threads of a process, and not how many processes."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"{device.type} with {threads} thread{'' if threads == 1 else 's'}"
+    return f"{device.type} with {number} thread{'' if number == 1 else 's'}"
 
 
-def _dev_packs(dev: Documents, settings: Optimisation) -> list[Pack]:
-    return step_packs(dev, [tuple(range(len(dev)))], settings.max_length)
-
-
-def _dev_loss(model: PreTrainedModel, dev: Documents, packs: list[Pack], step: int) -> float:
+def _dev_loss(model: PreTrainedModel, dev: Documents, world: World, step: int) -> float:
     """The mean loss over the dev part after a step.
 
     Raises:
         TrainingError: it is not finite.
     """
-    loss = mean_loss(model, packs)
+    loss = world.dev_loss()
     if math.isfinite(loss):
         return loss
     alone = ((dev.row_id(document), mean_loss(model, [make_pack(dev, (document,))])) for document in _supervised(dev))
@@ -388,39 +291,45 @@ def _refuse_broken_weights(layers: Mapping[str, Adapted], step: int) -> None:
                 raise TrainingError(f"step {step}: its update left NaN or infinity in {name}.{key}", LOWER_RATE)
 
 
-@contextmanager
-def _deterministic(wanted: bool) -> Iterator[None]:
-    """Within the block, an operation without a deterministic form is an error."""
-    if not wanted:
-        yield
-        return
-    hardware.ask_for_deterministic_cublas()
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
+def _steps(
+    model: PreTrainedModel,
+    layers: Mapping[str, Adapted],
+    train: Documents,
+    steps: Steps,
+    settings: TrainSettings,
+    world: World,
+    optimizer: torch.optim.Optimizer,
+    dev: Documents | None,
+    first: int,
+) -> Generator[Step, None, None]:
+    """The steps from ``first`` on; in a process of one thread, the parent of the others."""
+    eval_steps = _eval_steps(steps.epoch_ends, settings.evals_per_epoch)
+    hardware.keep_freed_memory()
     try:
-        yield
+        for number in range(first, len(steps)):
+            world.start()
+            recomputed, fixed = recompute(model, settings.recompute), deterministic(settings.deterministic)
+            with attention(model.eval(), PACKED), recomputed, fixed, threads(world.threads):
+                record = _optimizer_step(train, steps, number, optimizer, settings, world)
+                if record.step in eval_steps:
+                    _refuse_broken_weights(layers, record.step)
+                    if dev is not None:
+                        record = replace(record, dev_loss=_dev_loss(model, dev, world, record.step))
+            yield record
     finally:
-        torch.use_deterministic_algorithms(before)
+        hardware.release_freed_memory()
 
 
 def _optimizer_step(
-    model: PreTrainedModel,
-    train: Documents,
-    steps: Steps,
-    number: int,
-    optimizer: torch.optim.Optimizer,
-    settings: TrainSettings,
-    seed: int,
+    train: Documents, steps: Steps, number: int, optimizer: torch.optim.Optimizer, settings: TrainSettings, world: World
 ) -> Step:
     """Step ``number`` (from 0): gradients, clipping, update."""
     started = time.perf_counter()
     epoch, chosen = steps[number]
-    context = StepContext(seed=seed, step=number)
     rate = learning_rate(settings, number, len(steps))
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_ratio"]
-    packs = step_packs(train, chosen, settings.max_length)
-    loss, accuracy = step_gradients(model, packs, context)
+    loss, accuracy, rescued = world.gradients(number)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm))
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
@@ -438,8 +347,8 @@ def _optimizer_step(
         learning_rate=rate,
         grad_norm=grad_norm,
         tokens=sum(int(train.lengths[document]) for pack in chosen for document in pack),
-        computed_tokens=sum(pack.ids_1T.shape[1] for pack in packs),
-        fp16_rescued_rows=context.counters.overflow.total(),
+        computed_tokens=sum(pack.ids_1T.shape[1] for pack in world.packs(number)),
+        fp16_rescued_rows=rescued,
         seconds=time.perf_counter() - started,
     )
 

@@ -1,0 +1,391 @@
+"""The processes of a training: packs are dealt out, their gradients are added in the order of the packs.
+
+**On a CPU** a training is a world of processes with one thread each, one a physical core (``processes.py`` says why). They are
+forked when the model is loaded, adapted and checked, so the frozen base lies in memory once. The adapter's weights lie in
+memory that all of them share, and so does a slot for the gradient of each pack. Whoever is free takes the longest pack that is
+left, and leaves its gradient in the pack's slot; then the first process adds the slots in the order of the packs, and makes the
+optimizer's step. The others see the new weights where the old ones were.
+
+**The result does not depend on the number of processes.** One process adds the same gradients in the same order
+(``train/step.py``), every process computes with one thread, dropout follows from (seed, step, pack), and losses are added in
+the order of the packs. So a run may go on with more processes or fewer, and ends with the same bytes.
+
+**How many.** ``train.ranks: auto`` takes a process a physical core, no more than a step has packs and than memory has room for:
+each needs the activations of one pack. A training whose steps are shorter than what the messages cost is left in one process.
+Where nothing can be dealt out (a step of one pack, a machine that holds the activations of one, a process that cannot be
+forked) one process computes with a thread a core, which is decided by recipe and machine alone, never by ``ranks``.
+
+**On a GPU** the world is one process.
+
+Cost: a slot is as large as the adapter (20 MB for 5M weights), and there are as many as packs in a step, up to 1 GB; longer
+steps go through them in turns. Adding them takes a thousandth of a step.
+
+Refused: gradients by rank (their sum depends on how packs fell), ``torch.distributed`` over gloo (sockets and copies for what
+lies in the same memory), a fixed deal (a process beside which something else runs would be waited for).
+
+Shape suffixes: T tokens, N rows (positions that predict).
+"""
+
+import logging
+import mmap
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol, Self
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tunesmith import hardware
+from tunesmith.errors import TrainingError
+from tunesmith.layers.context import Counters, StepContext, at_step
+from tunesmith.layers.experts import Adapted
+from tunesmith.models.attention import PACKED
+from tunesmith.models.load import attention, head_weight
+from tunesmith.models.recompute import recompute
+from tunesmith.processes import Team, obstacle_to_forking, shared_memory
+from tunesmith.recipe import TrainSettings
+from tunesmith.train.documents import Documents, Pack
+from tunesmith.train.step import mean_loss, pack_loss, pack_tokens, step_gradients, step_packs
+
+logger = logging.getLogger(__name__)
+
+PlannedStep = tuple[int, list[tuple[int, ...]]]  # epoch, and documents of each micro-batch
+LIGHT_STEP = 1e10  # FLOP, a fifth of a second of a core: less is not dealt out
+FIRST_STEPS = 8  # whose packs are looked at
+SLOT_BYTES, MOST_SLOTS = 1 << 30, 4096
+# Hidden sizes that a layer keeps for a token (1.10 GB was taken where 1.17 were foretold).
+WIDTHS_KEPT = 28
+OTHER_BYTES = 150 << 20  # that a process takes beside activations and gradients
+ALIGNED = 64  # bytes: a product may be rounded otherwise where its operands lie otherwise
+STEP, DEV = 0, 1
+JOB = struct.Struct("<qq")
+RESULT = struct.Struct(
+    "<dqq"
+)  # summed loss, right guesses, rescued rows (-1: not counted); then a byte a weight: has it a gradient
+
+
+class Steps(Protocol):
+    """All optimizer steps of a run, as ``data/pack.py`` plans them."""
+
+    epoch_ends: list[int]  # number of steps done at the end of each epoch
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, step: int, /) -> PlannedStep: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What there is to compute and what it takes.
+
+    Attributes:
+        packs: of a step, the most.
+        flop: of a step.
+        rank_bytes: that a process needs for itself.
+        base_bytes: that lie in memory once.
+    """
+
+    packs: int
+    flop: float
+    rank_bytes: int
+    base_bytes: int
+
+
+class Shape(NamedTuple):
+    """How many processes, with how many threads, and why, for people."""
+
+    ranks: int
+    threads: int
+    reason: str
+
+
+class StepSums(NamedTuple):
+    """Mean loss and top-1 accuracy of a step; rows that fp16 would have lost (None: nothing was computed in fp16)."""
+
+    loss: float
+    accuracy: float
+    rescued: int | None
+
+
+def shape_of(asked: int | Literal["auto"], load: Load, obstacle: str | None) -> Shape:
+    """The world of a training on a CPU.
+
+    Args:
+        asked: the recipe's ``train.ranks``.
+        obstacle: why no process can be forked; None where it can.
+
+    Raises:
+        TrainingError: several processes were asked for, and cannot be.
+    """
+    cores = hardware.physical_cores()
+    room = 1 + (hardware.total_memory() - load.base_bytes - load.rank_bytes) // load.rank_bytes
+    alone = None
+    if obstacle is not None:
+        alone = obstacle
+    elif load.packs == 1:
+        alone = "a step is one pack, which cannot be dealt out"
+    elif room < 2:
+        alone = f"two would need {2 * load.rank_bytes / 1e9:.1f} GB beside the model's {load.base_bytes / 1e9:.1f}"
+    if alone is not None:
+        if asked != "auto" and asked > 1 and obstacle is not None:
+            raise TrainingError(f"train.ranks: {asked}, but {obstacle}", "use train.ranks: auto")
+        return Shape(1, cores, alone)
+    if asked != "auto":
+        most = min(asked, load.packs)
+        return Shape(most, 1, f"train.ranks: {asked}" + (f", and a step has {most} packs" if most < asked else ""))
+    if load.flop < LIGHT_STEP:
+        return Shape(1, 1, "a step is too short to be dealt out")
+    free = max(1, hardware.available_memory() // load.rank_bytes)
+    ranks = min(cores, load.packs, free)
+    limit = {free: "what memory has room for now", load.packs: "a step's packs", cores: "one a physical core"}
+    return Shape(ranks, 1, limit[ranks])
+
+
+def flop_of(pack: Pack, width: int) -> float:
+    """Arithmetic of a pack, but for a factor that all packs of a model share: products with weights, and attention.
+
+    Args:
+        width: hidden size; a layer has some 12 times its square in weights.
+    """
+    pairs = sum((s.end - s.start) * ((s.end - s.start + 1) / 2 + s.prefix_end - s.prefix_start) for s in pack.spans)
+    return 36 * width * pack.ids_1T.shape[1] + 7 * pairs
+
+
+def longest_first(packs: Sequence[Pack], width: int) -> list[int]:
+    """Numbers of the packs by falling arithmetic, the first among equals first."""
+    costs = [flop_of(pack, width) for pack in packs]
+    return sorted(range(len(packs)), key=lambda number: (-costs[number], number))
+
+
+@contextmanager
+def threads(number: int | None) -> Iterator[None]:
+    """Within the block torch computes with so many threads; None: as many as it did."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if number is None else number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Within the block, an operation without a deterministic form is an error."""
+    if not wanted:
+        yield
+        return
+    hardware.ask_for_deterministic_cublas()
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+class World:
+    """The processes of one training. A context manager: at the end of the block the forked ones are gone.
+
+    Args:
+        model: adapted and ready.
+        layers: the adapted layers by name.
+        train: the documents.
+        steps: all optimizer steps in order.
+        dev: documents whose loss is taken; None for none.
+        settings: the section ``train`` of a recipe.
+        seed: of dropout.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        layers: Mapping[str, Adapted],
+        train: Documents,
+        steps: Steps,
+        dev: Documents | None,
+        settings: TrainSettings,
+        seed: int,
+    ):
+        self._model, self._train, self._steps, self._settings, self._seed = model, train, steps, settings, seed
+        self._parameters = [p for layer in layers.values() for p in layer.parameters() if p.requires_grad]
+        self._device, self._width = head_weight(model).device, head_weight(model).shape[1]
+        self._capacity = self._pack_tokens(train)
+        self.dev_packs: list[Pack] = []
+        if dev is not None:
+            self.dev_packs = step_packs(dev, [tuple(range(len(dev)))], settings.max_length, self._pack_tokens(dev))
+        self._stack = ExitStack()
+        self._team: Team | None = None
+        self._job: tuple[int, list[Pack]] = (-1, [])
+        self._offsets: list[int] = []
+        self._slot_size = self._slots = 0
+        self._gradients = shared_memory(0)
+        self.shape = self._shape()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def threads(self) -> int | None:
+        """Threads of each process; None where a GPU computes."""
+        return self.shape.threads if self._device.type == "cpu" else None
+
+    def packs(self, number: int) -> list[Pack]:
+        """The packs of a step, counted from 0."""
+        if self._job[0] != number:
+            self._job = number, step_packs(self._train, self._steps[number][1], self._settings.max_length, self._capacity)
+        return self._job[1]
+
+    def start(self) -> None:
+        """Fork the others, where they are not there yet. Outside of the contexts in which a step computes."""
+        if self._team is not None:
+            return
+        ranks, each, reason = self.shape
+        if self._device.type == "cpu":
+            processes = "1 process" if ranks == 1 else f"{ranks} processes"
+            logger.info(f"train: {processes} of {each} thread{'' if each == 1 else 's'} ({reason})")
+        if ranks > 1:
+            self._share()
+            hardware.release_freed_memory()
+        hint = f"train.ranks: {ranks - 1} needs less memory; a run goes on with any number of processes"
+        self._team = self._stack.enter_context(Team(ranks, "training process", self._work, self._begin, TrainingError, hint))
+
+    def gradients(self, number: int) -> StepSums:
+        """Leave the gradients of a step in ``.grad``."""
+        packs = self.packs(number)
+        if self._team is None or self._team.size == 1:
+            context = StepContext(seed=self._seed, step=number)
+            loss, accuracy = step_gradients(self._model, packs, context)
+            return StepSums(loss, accuracy, context.counters.overflow.total())
+        sums: list[tuple[float, int, int]] = []
+        gradients: list[Tensor | None] = [None] * len(self._parameters)
+        for first in range(0, len(packs), self._slots):
+            some = range(first, min(first + self._slots, len(packs)))
+            order = [first + n for n in longest_first([packs[n] for n in some], self._width)]
+            results = self._team.run(JOB.pack(STEP, number), order)
+            sums += [RESULT.unpack_from(results[n]) for n in some]
+            self._add(gradients, [results[n][RESULT.size :] for n in some])
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient
+        total = sum(len(pack.target_N) for pack in packs)
+        losses, right, rescued = zip(*sums, strict=True)
+        counted = [rows for rows in rescued if rows >= 0]
+        return StepSums(sum(losses) / total, sum(right) / total, sum(counted) if counted else None)
+
+    def dev_loss(self) -> float:
+        """Mean cross-entropy (nats a supervised token) over the dev documents, without dropout."""
+        if self._team is None or self._team.size == 1:
+            return mean_loss(self._model, self.dev_packs)
+        results = self._team.run(JOB.pack(DEV, 0), longest_first(self.dev_packs, self._width))
+        sums = [RESULT.unpack(results[number])[0] for number in range(len(self.dev_packs))]
+        return sum(sums) / sum(len(pack.target_N) for pack in self.dev_packs)
+
+    def _add(self, gradients: list[Tensor | None], has_gradient: Sequence[bytes]) -> None:
+        """Add slots in the order of their packs, as a backward pass adds a gradient to that of the packs before.
+
+        Args:
+            gradients: one a weight; None where no pack had one yet.
+            has_gradient: of each pack, a byte a weight.
+        """
+        for slot, marks in enumerate(has_gradient):
+            for index, (view, mark) in enumerate(zip(self._views(slot), marks, strict=True)):
+                if mark:
+                    before = gradients[index]
+                    gradients[index] = view.clone() if before is None else before.add_(view)
+
+    def _share(self) -> None:
+        """Put the adapter where the forked processes see its changes, and make the slots."""
+        for parameter in self._parameters:
+            self._offsets.append(self._slot_size)
+            self._slot_size += -(-parameter.nbytes // ALIGNED) * ALIGNED
+        self._slots = min(MOST_SLOTS, max(2 * self.shape.ranks, SLOT_BYTES // self._slot_size))
+        self._gradients = shared_memory(self._slots * self._slot_size)
+        weights = shared_memory(self._slot_size)
+        for parameter, offset in zip(self._parameters, self._offsets, strict=True):
+            shared = _view(weights, offset, parameter)
+            shared.copy_(parameter.data)
+            parameter.data = shared
+
+    def _views(self, slot: int) -> Iterator[Tensor]:
+        """The gradients in a slot, one a parameter."""
+        for parameter, offset in zip(self._parameters, self._offsets, strict=True):
+            yield _view(self._gradients, slot * self._slot_size + offset, parameter)
+
+    def _begin(self) -> None:
+        """In a forked process: compute as the first one does in a step, for good."""
+        torch.set_num_threads(self.shape.threads)
+        hardware.keep_freed_memory()
+        self._stack = ExitStack()
+        self._stack.enter_context(attention(self._model.eval(), PACKED))
+        self._stack.enter_context(recompute(self._model, self._settings.recompute))
+        self._stack.enter_context(deterministic(self._settings.deterministic))
+
+    def _work(self, job: bytes, item: int) -> bytes:
+        """One pack, in any of the processes; its gradient goes to its slot."""
+        kind, number = JOB.unpack(job)
+        if kind == DEV:
+            with torch.no_grad():
+                return RESULT.pack(float(pack_loss(self._model, self.dev_packs[item])[0]), 0, -1)
+        packs = self.packs(number)
+        for parameter in self._parameters:
+            parameter.grad = None
+        counters = Counters()
+        with at_step(self._model, StepContext(seed=self._seed, step=number, counters=counters)) as enter:
+            enter(item)
+            pack_sum, right = pack_loss(self._model, packs[item], counters)
+            (pack_sum / sum(len(pack.target_N) for pack in packs)).backward()
+        marks = bytearray()
+        for parameter, view in zip(self._parameters, self._views(item % self._slots), strict=True):
+            marks.append(parameter.grad is not None)
+            if parameter.grad is not None:
+                view.copy_(parameter.grad)
+            parameter.grad = None
+        rescued = counters.overflow.total()
+        return RESULT.pack(float(pack_sum.detach()), int(right), -1 if rescued is None else rescued) + marks
+
+    def _pack_tokens(self, documents: Documents) -> int:
+        """Tokens of a pack where nothing is shared: on a CPU there should be several in a step."""
+        if self._device.type != "cpu":
+            return self._settings.max_length
+        return pack_tokens(self._settings.tokens_per_step, int(documents.lengths.max()), self._settings.max_length)
+
+    def _shape(self) -> Shape:
+        asked = self._settings.ranks
+        if self._device.type != "cpu":
+            if asked != "auto" and asked > 1:
+                raise TrainingError(f"train.ranks: {asked}, but the model is on {self._device.type}", "use train.ranks: auto")
+            return Shape(1, torch.get_num_threads(), "a GPU")
+        first = [self.packs(number) for number in range(min(FIRST_STEPS, len(self._steps)))]
+        tokens = max(pack.ids_1T.shape[1] for packs in first for pack in packs)
+        kept = {"none": 1.0, "attention": 0.8, "mlp": 0.6, "layer": 0.1}.get(str(self._settings.recompute), 1.0)
+        layers = int(self._model.config.num_hidden_layers)
+        activations = int(tokens * layers * kept * WIDTHS_KEPT * self._width * head_weight(self._model).element_size())
+        trained = sum(parameter.nbytes for parameter in self._parameters)
+        weights = self._model.get_memory_footprint()
+        return shape_of(
+            asked,
+            Load(
+                packs=max(map(len, first)),
+                flop=max(sum(pack.ids_1T.shape[1] for pack in packs) for packs in first) * 72.0 * layers * self._width**2,
+                rank_bytes=activations + trained + OTHER_BYTES,
+                base_bytes=weights,
+            ),
+            obstacle_to_forking() or _obstacle_of_torch(),
+        )
+
+
+def _obstacle_of_torch() -> str | None:
+    """torch refuses a backward pass in a forked process once its parent has made one with a GPU in sight."""
+    if torch.accelerator.is_available():
+        return "torch sees a GPU, and then computes no gradients in a forked process"
+    return None
+
+
+def _view(memory: mmap.mmap, offset: int, like: Tensor) -> Tensor:
+    """Shared bytes as a tensor of another's dtype and shape."""
+    return torch.frombuffer(memory, dtype=like.dtype, count=like.numel(), offset=offset).view(like.shape)

@@ -1,0 +1,110 @@
+"""What one optimizer step computes: the packs, their losses, their gradients.
+
+Every pack goes forward and backward by itself, and its gradient is added to the sum of those before it, in the order of their
+numbers. That sum is the definition of a step's gradient: where packs are dealt out to several processes
+(``train/distributed.py``), the same numbers are added in the same order.
+
+On a CPU packs are what is dealt out to processes, so there a step should have at least four, and a pack no more tokens than its
+products need to be efficient: ``pack_tokens``. It follows from recipe and rows alone.
+
+Shape suffixes: T tokens, N rows (positions that predict), D hidden size, V vocabulary; here: X is N where the last layer is
+narrow, else T.
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from transformers import PreTrainedModel
+
+from tunesmith.kernels.cross_entropy import linear_cross_entropy
+from tunesmith.layers.context import Counters, StepContext, at_step
+from tunesmith.models.fuse import narrows
+from tunesmith.models.load import decoder, head_of, head_weight
+from tunesmith.train.documents import Documents, Pack, make_shared_pack
+from tunesmith.train.prefix import find_groups, micro_batches
+
+WORTH = 8  # times what its documents share that a pack has: cutting a group then costs a seventh at most
+PACKS_PER_STEP = 4  # at least, on a CPU, as long as packs are not too small
+SMALLEST_PACK, LARGEST_PACK = 256, 512  # tokens: rows of a product; more make it no faster on a core, and take memory
+
+
+def pack_tokens(tokens_per_step: int, longest: int, max_length: int) -> int:
+    """Tokens of a pack on a CPU.
+
+    Args:
+        longest: tokens of the longest document.
+        max_length: what the longest may have.
+    """
+    part = min(max(tokens_per_step // PACKS_PER_STEP, SMALLEST_PACK), LARGEST_PACK)
+    return min(max_length, max(longest, min(part, tokens_per_step)))
+
+
+def pack_loss(model: PreTrainedModel, pack: Pack, counters: Counters | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed cross-entropy (fp32, nats) and right top-1 guesses over a pack's supervised tokens, where the model is.
+
+    Args:
+        counters: of the step; None where nothing is counted.
+    """
+    head_VD = head_weight(model)
+    pack = pack.to(head_VD.device)
+    hidden_XD = decoder(model)(
+        input_ids=pack.ids_1T, position_ids=pack.position_1T, spans=pack.spans, rows_N=pack.predict_N, use_cache=False
+    ).last_hidden_state[0]
+    hidden_ND = hidden_XD if narrows(model) else hidden_XD[pack.predict_N]
+    softcap = vars(model.config).get("final_logit_softcapping")
+    overflow = None if counters is None else counters.overflow
+    return linear_cross_entropy(hidden_ND, head_VD, pack.target_N, softcap, overflow, head_of(model).bias)
+
+
+def step_packs(documents: Documents, packs: list[tuple[int, ...]], most: int, tokens: int | None = None) -> list[Pack]:
+    """The micro-batches of a step, with common beginnings computed once.
+
+    Args:
+        packs: the documents of each, as planned; they are put together anew.
+        most: tokens of a micro-batch, at most.
+        tokens: that it should have; more where documents share much, since every micro-batch computes what they share again.
+            None: as many as it may have.
+    """
+    chosen = [document for pack in packs for document in pack]
+    groups = find_groups(documents, chosen, most)
+    if tokens is not None and tokens < most:
+        most = min(most, max(tokens, WORTH * max(group.shared for group in groups)))
+        groups = find_groups(documents, chosen, most)
+    return [
+        make_shared_pack(documents, [(group.documents, group.shared) for group in batch])
+        for batch in micro_batches(groups, most)
+    ]
+
+
+def step_gradients(model: PreTrainedModel, packs: Sequence[Pack], context: StepContext | None = None) -> tuple[float, float]:
+    """Add the gradients of one optimizer step to ``.grad``, pack after pack.
+
+    Args:
+        packs: of the whole step.
+        context: of the step; adapters train in it, with dropout, and everything else computes as it is deployed. None: all of
+            it computes as the model stands, and nothing is counted.
+
+    Returns:
+        The step's mean loss (nats a supervised token) and its top-1 accuracy.
+    """
+    total = sum(len(pack.target_N) for pack in packs)
+    sums, right = [], []
+    counters = None if context is None else context.counters
+    with nullcontext(lambda _: None) if context is None else at_step(model, context) as enter:
+        for number, pack in enumerate(packs):
+            enter(number)
+            pack_sum, pack_correct = pack_loss(model, pack, counters)
+            (pack_sum / total).backward()
+            sums.append(pack_sum.detach())
+            right.append(pack_correct)
+    # Read when all is under way: a GPU runs one pack while the next is copied to it.
+    return sum(map(float, sums)) / total, sum(map(int, right)) / total
+
+
+@torch.no_grad()
+def mean_loss(model: PreTrainedModel, packs: list[Pack]) -> float:
+    """Mean cross-entropy (nats a supervised token) over packs, without dropout."""
+    assert not model.training, "a dev loss of a model in training mode"
+    sums = [pack_loss(model, pack)[0] for pack in packs]
+    return sum(map(float, sums)) / sum(len(pack.target_N) for pack in packs)

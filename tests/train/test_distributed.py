@@ -1,0 +1,214 @@
+"""Packs are dealt out to processes, and no byte of a run depends on how many there are."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from shared import write_recipe
+from tunesmith import hardware
+from tunesmith.data.pack import Plan
+from tunesmith.errors import TrainingError
+from tunesmith.models.load import load_model
+from tunesmith.models.swap import add_lora
+from tunesmith.processes import Team
+from tunesmith.recipe import TrainSettings, load_recipe
+from tunesmith.tracking import MetricsLog
+from tunesmith.train import distributed, loop
+from tunesmith.train.distributed import Load, Shape, flop_of, longest_first, shape_of
+from tunesmith.train.documents import make_documents, make_pack
+from tunesmith.train.step import pack_tokens
+
+SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 96}
+FIXED = {
+    "train.tokens_per_step": 120,
+    "train.max_length": 40,
+    "train.num_train_epochs": 2,
+    "train.evals_per_epoch": 1,
+    "train.learning_rate": 0.02,
+    "train.keep_checkpoints": 100,
+    "lora.dropout": 0.1,
+}
+
+
+def _documents(seed, count):
+    generator = torch.Generator().manual_seed(seed)
+    return make_documents(
+        [
+            (torch.randint(96, (length,), generator=generator).tolist(), [0] * 4 + [1] * (length - 4))
+            for length in torch.randint(6, 30, (count,), generator=generator).tolist()
+        ]
+    )
+
+
+TRAIN, DEV = _documents(0, 24), _documents(1, 12)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    LlamaForCausalLM(LlamaConfig(**SIZES, initializer_range=0.2)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def fit(tmp_path, directory):
+    """``fit(folder, changes)``: a training as the stage does it; all bytes that it leaves."""
+
+    def run(folder, changes, metrics_of=MetricsLog):
+        base, dtype = changes.pop("base", None), changes.pop("dtype", "fp32")
+        (tmp_path / "recipe").mkdir(exist_ok=True)
+        recipe = load_recipe(write_recipe(tmp_path / "recipe", tmp_path, {**FIXED, **changes}))
+        model = load_model(directory, dtype, base)
+        layers = add_lora(model, recipe.lora, recipe.seed)
+        t = TrainSettings(**recipe.train.model_dump())
+        steps = Plan(TRAIN.lengths, t.num_train_epochs, t.tokens_per_step, t.max_length, recipe.seed)
+        home = tmp_path / folder
+        home.mkdir(exist_ok=True)
+        metrics = metrics_of(home / "m.jsonl")
+        fitted = loop.fit(model, layers, TRAIN, steps, DEV, t, recipe.seed, home / "checkpoints", metrics, "x")
+        return fitted, _bytes(home)
+
+    return run
+
+
+def _bytes(home):
+    """Every file of a run; of a checkpoint's state all but what is measured."""
+    files = {str(path.relative_to(home)): path.read_bytes() for path in sorted(home.rglob("*")) if path.is_file()}
+    for name in [name for name in files if name.endswith("state.json")]:
+        files[name] = {key: value for key, value in json.loads(files[name]).items() if key != "seconds"}
+    return files
+
+
+@pytest.fixture
+def team_sizes(monkeypatch):
+    """Of all teams that were made."""
+    sizes = []
+
+    class Counted(Team):
+        def __init__(self, size, *others):
+            sizes.append(size)
+            super().__init__(size, *others)
+
+    monkeypatch.setattr(distributed, "Team", Counted)
+    return sizes
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"base": "nf4"}, {"lora.use_dora": True, "train.recompute": "mlp", "train.deterministic": True}],
+    ids=["fp32", "nf4", "dora"],
+)
+def test_the_number_of_processes_changes_no_byte(fit, changes, team_sizes):
+    """Adapters and moments of all checkpoints, metrics, dev losses; with dropout."""
+    fitted, expected = fit("one", {**changes, "train.ranks": 1})
+    for ranks in (2, 3):
+        again, files = fit(f"of-{ranks}", {**changes, "train.ranks": ranks})
+        assert files.keys() == expected.keys()
+        assert [name for name in files if files[name] != expected[name]] == []
+        assert again.dev_losses == fitted.dev_losses and again.computed_on == fitted.computed_on
+    assert team_sizes == [1, 2, 3] and len(fitted.dev_losses) == 3
+    assert fitted.dev_losses[-1].dev_loss != fitted.dev_losses[0].dev_loss
+
+
+def test_few_slots_are_gone_through_in_turns(fit, monkeypatch):
+    expected = fit("one", {"train.ranks": 1})[1]
+    monkeypatch.setattr(distributed, "MOST_SLOTS", 2)
+    assert fit("turns", {"train.ranks": 2})[1] == expected
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_run_goes_on_with_another_number_of_processes(fit, ranks):
+    class Dying(MetricsLog):
+        def append(self, line):
+            if line["step"] == 7:
+                raise KeyboardInterrupt
+            super().append(line)
+
+    expected = fit("whole", {"train.ranks": 2})[1]
+    with pytest.raises(KeyboardInterrupt):
+        fit("cut", {"train.ranks": 2}, Dying)
+    assert fit("cut", {"train.ranks": ranks})[1] == expected
+
+
+def test_rows_beyond_fp16_are_counted_in_all_processes(fit, monkeypatch):
+    monkeypatch.setattr("tunesmith.kernels.fp16_scaled_mm.LARGEST", 0.5)
+    one, two = (fit(f"of-{ranks}", {"train.ranks": ranks, "dtype": "fp16"})[1]["m.jsonl"] for ranks in (1, 2))
+    assert one == two
+    assert all(json.loads(line)["fp16_rescued_rows"] > 0 for line in one.splitlines())
+
+
+def test_a_killed_process_ends_the_run_with_its_name(fit, monkeypatch):
+    honest = distributed.World.gradients
+
+    def dying(world, number):
+        if number == 2:
+            os.kill(world._team.pids[0], signal.SIGKILL)
+        return honest(world, number)
+
+    monkeypatch.setattr(distributed.World, "gradients", dying)
+    with pytest.raises(TrainingError, match=r"training process 2 of 2 .* signal 9 \(SIGKILL\).*memory") as caught:
+        fit("killed", {"train.ranks": 2})
+    assert "train.ranks: 1" in caught.value.hint
+
+
+LOAD = Load(packs=6, flop=1e13, rank_bytes=10**9, base_bytes=2 * 10**9)
+
+
+@pytest.mark.parametrize(
+    ("asked", "changes", "machine", "expected"),
+    [
+        ("auto", {}, {}, (4, 1)),
+        ("auto", {"packs": 3}, {}, (3, 1)),
+        ("auto", {}, {"available_memory": 2.5e9}, (2, 1)),
+        ("auto", {}, {"available_memory": 0.5e9}, (1, 1)),
+        ("auto", {"flop": 1e8}, {}, (1, 1)),
+        (2, {}, {}, (2, 1)),
+        (9, {}, {}, (6, 1)),
+        (1, {}, {}, (1, 1)),
+        (2, {"flop": 1e8}, {}, (2, 1)),
+        # nothing to deal out, on this machine with this recipe: threads, whatever ``ranks`` says
+        ("auto", {"packs": 1}, {}, (1, 4)),
+        (3, {"packs": 1}, {}, (1, 4)),
+        ("auto", {"rank_bytes": 8 * 10**9}, {}, (1, 4)),
+        (2, {"rank_bytes": 8 * 10**9}, {}, (1, 4)),
+    ],
+)
+def test_a_process_a_core_and_fewer_where_packs_or_memory_say_so(asked, changes, machine, expected, monkeypatch):
+    here = {"physical_cores": 4, "total_memory": 16 * 10**9, "available_memory": 12 * 10**9} | machine
+    for name, value in here.items():
+        monkeypatch.setattr(hardware, name, lambda value=value: int(value))
+    load = Load(**{**vars(LOAD), **changes})
+    assert shape_of(asked, load, None)[:2] == expected
+    assert shape_of("auto", load, "no fork") == Shape(1, 4, "no fork")
+    if asked != "auto" and asked > 1:
+        with pytest.raises(TrainingError, match=f"train.ranks: {asked}, but no fork"):
+            shape_of(asked, load, "no fork")
+
+
+def test_the_longest_pack_is_first_by_arithmetic_and_not_by_tokens():
+    documents = make_documents([([1] * length, [0] + [1] * (length - 1)) for length in (4000, 2000, 2000, 2000, 900)])
+    packs = [make_pack(documents, chosen) for chosen in ((1, 2), (0,), (1, 3, 4), (4,))]
+    assert longest_first(packs, 64) == [1, 2, 0, 3]  # 4,000 tokens that all see each other, before 4,900 in three documents
+    assert longest_first(packs, 4096) == [2, 1, 0, 3]
+    assert flop_of(packs[1], 64) == 36 * 64 * 4000 + 7 * 4000 * 4001 / 2
+
+
+@pytest.mark.parametrize(
+    ("step", "longest", "most", "expected"),
+    [
+        (8192, 90, 2048, 512),
+        (1024, 90, 2048, 256),
+        (1600, 90, 2048, 400),
+        (8192, 900, 2048, 900),
+        (200, 90, 2048, 200),
+        (200, 300, 2048, 300),
+        (8192, 90, 128, 128),
+    ],
+)
+def test_a_step_on_a_cpu_has_several_packs(step, longest, most, expected):
+    assert pack_tokens(step, longest, most) == expected
