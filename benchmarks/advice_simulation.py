@@ -92,7 +92,7 @@ FACTS = Facts(
     documents=False,
     price=PriceFacts(calls_per_month=None, per_million=None, per_hour=None, tokens_saved=0.0, counted=True),
     machine=MachineFacts(name="this machine", kind="cpu", cores=2, memory=2**34),
-    memory=MemoryFacts(base="auto", by_base={}, why_not="not asked", parameters=0, adapter_per_rank=0),
+    memory=MemoryFacts(base="auto", by_base={}, why_not="not asked", parameters=0, adapter_per_rank=0, hidden=0),
 )
 
 

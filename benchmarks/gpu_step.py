@@ -129,13 +129,13 @@ def trained(model: PreTrainedModel, policy: str) -> Iterator[tuple[Callable[[lis
     from tunesmith.models.load import attention
     from tunesmith.models.recompute import recompute
     from tunesmith.models.swap import add_lora
-    from tunesmith.recipe import Lora, Train
+    from tunesmith.recipe import Lora, TrainSettings
     from tunesmith.train.optim import make_optimizer
     from tunesmith.train.step import step_gradients
 
     layers = add_lora(model, Lora(r=RANK, alpha=32, dropout=0.0), 0)
     fuse(model)
-    optimizer = make_optimizer(layers, Train())
+    optimizer = make_optimizer(layers, TrainSettings(learning_rate=2e-4, tokens_per_step=8192, num_train_epochs=1))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     numbers = itertools.count()

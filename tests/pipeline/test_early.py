@@ -124,4 +124,5 @@ def test_what_was_made_from_a_file_stands_without_it(tiny_run, tmp_path):
 def test_alpha_of_twice_a_high_rank_is_warned_of(tmp_path, tiny_dir, talk, lora, words):
     run = api.open_run(write_recipe(tmp_path, tiny_dir, {"lora": lora}), tmp_path / "run")
     api.dry_run(run)
-    assert ("the best rate is" in talk()) == bool(words) and words in talk()
+    said = talk()
+    assert ("the best rate is" in said) == bool(words) and words in said

@@ -6,8 +6,9 @@ is left, however that happens. What they look like is the terminal's matter.
 
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+from tunesmith.errors import TunesmithError
 from tunesmith.rundir.records.events import Progress
 from tunesmith.tracking.sinks import audience
 
@@ -53,5 +54,8 @@ def progress(title: str, total: int, done: int = 0, clock: Callable[[], float] =
     bar = Bar(title, total, done, clock)
     try:
         yield bar
-    finally:
-        bar.close()
+    except BaseException:
+        with suppress(TunesmithError):  # a disk that is full has no room for the bar's last line, and what filled it is said
+            bar.close()
+        raise
+    bar.close()
