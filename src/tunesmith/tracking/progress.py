@@ -6,7 +6,7 @@ is left, however that happens. What they look like is the terminal's matter.
 
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 
 from tunesmith.errors import TunesmithError
 from tunesmith.rundir.records.events import Progress
@@ -52,10 +52,11 @@ def progress(title: str, total: int, done: int = 0, clock: Callable[[], float] =
         clock: seconds; for tests.
     """
     bar = Bar(title, total, done, clock)
+    is_whole = False
     try:
         yield bar
-    except BaseException:
-        with suppress(TunesmithError):  # a disk that is full has no room for the bar's last line, and what filled it is said
+        is_whole = True
+    finally:
+        # A disk that is full has no room for the bar's last line either; what filled it is the error to hear.
+        with nullcontext() if is_whole else suppress(TunesmithError):
             bar.close()
-        raise
-    bar.close()
