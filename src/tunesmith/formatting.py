@@ -1,5 +1,5 @@
-"""Numbers as people read them: shares and gains in points of 100, limits of length. One place, so that terminal, page and log
-agree.
+"""Numbers as people read them: shares and gains in points of 100, times, limits of length. One place, so that terminal, page
+and log agree.
 
 >>> percent(0.4123), points(0.0312), points_between(-0.01, 0.052)
 ('41.2', '+3.1', '-1.0 to +5.2')
@@ -11,6 +11,13 @@ from collections.abc import Mapping
 def percent(share: float | None, digits: int = 1) -> str:
     """A share of 1 in points of 100; a dash where nothing was measured."""
     return "-" if share is None else f"{100.0 * share:.{digits}f}"
+
+
+def duration(seconds: float) -> str:
+    """Minutes and seconds, or hours as well."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def points(gain: float) -> str:

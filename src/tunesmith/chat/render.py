@@ -169,6 +169,11 @@ class Renderer:
         """The conversation as the template writes it; with ``generate``, up to where the assistant begins to speak."""
         return self.vocabulary.restore_controls(self._template.run(*self._template.prepare(messages, tools), generate=generate))
 
+    @property
+    def text_begin(self) -> list[int]:
+        """The token that the tokenizer itself begins a plain text with, or none."""
+        return list(self.tokenizer("").input_ids)[:1]
+
     def prompt_ids(self, messages: list[Message], tools: Tools = None) -> list[int]:
         """Token ids of a prompt that the assistant is to answer."""
         cut = self._cut(self._template.prompt(*self._template.prepare(messages, tools)))

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tunesmith.formatting import duration
 from tunesmith.rundir.records.stages import StageRecord, Status
 
 STYLES = {"done": "green", "never": "dim", "stale": "yellow", "broken": "bold red", "waiting": "dim"}
@@ -37,13 +38,8 @@ def print_times(stages: Mapping[str, StageRecord], console: Console) -> None:
     whole = sum(stage.seconds for stage in stages.values())
     for name, stage in stages.items():
         share = f"{100 * stage.seconds / whole:.0f} %" if whole else ""
-        table.add_row(Text(name), _clock(stage.seconds), share, f"{stage.peak_bytes / 1e9:.1f}")
+        table.add_row(Text(name), duration(stage.seconds), share, f"{stage.peak_bytes / 1e9:.1f}")
     table.add_section()
     largest = max((stage.peak_bytes for stage in stages.values()), default=0)
-    table.add_row("all", _clock(whole), "", f"{largest / 1e9:.1f}")
+    table.add_row("all", duration(whole), "", f"{largest / 1e9:.1f}")
     console.print(table)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"

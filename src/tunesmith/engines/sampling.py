@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tunesmith.engines.score import capped_logits
+
 
 class Sampling:
     """Temperature 1, nothing cut off.
@@ -48,9 +50,7 @@ class SamplingState:
 
     def change(self, logits_BV: Tensor) -> Tensor:
         """The logits (fp64) with the noise of a step on them."""
-        logits_BV = logits_BV.double()
-        if self._softcap is not None:
-            logits_BV = self._softcap * torch.tanh(logits_BV / self._softcap)
+        logits_BV = capped_logits(logits_BV.double(), self._softcap)
         uniform_BV = torch.stack(
             [torch.rand(logits_BV.shape[1], generator=generator, dtype=torch.float64) for generator in self._generators]
         )

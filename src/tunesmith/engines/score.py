@@ -226,7 +226,7 @@ def _of_targets_(logits_CV: Tensor, row_X: Tensor, target_X: Tensor, softcap: fl
     any_C[row_X] = target_X
     first_C = logits_CV.gather(1, any_C[:, None])[:, 0]
     loss_C, _ = cross_entropy_rows_(logits_CV, any_C, softcap)
-    picked_X, first_C = (_capped(x.to(loss_C.dtype), softcap).double() for x in (picked_X, first_C))
+    picked_X, first_C = (capped_logits(x.to(loss_C.dtype), softcap).double() for x in (picked_X, first_C))
     return picked_X - (loss_C.double() + first_C)[row_X], greedy_X
 
 
@@ -296,7 +296,7 @@ class _Head:
     def __call__(self, hidden_CD: Tensor, capped: bool = True) -> Tensor:
         """Shape (C, D) to (C, V)."""
         logits_CV = self._head(hidden_CD.contiguous())
-        return _capped(logits_CV, self._softcap) if capped else logits_CV
+        return capped_logits(logits_CV, self._softcap) if capped else logits_CV
 
 
 def _compared_head(model: PreTrainedModel) -> _Head:
@@ -315,7 +315,8 @@ def _compared_head(model: PreTrainedModel) -> _Head:
     return head
 
 
-def _capped(logits: Tensor, softcap: float | None) -> Tensor:
+def capped_logits(logits: Tensor, softcap: float | None) -> Tensor:
+    """Logits as a model with a soft cap has them; None for one without."""
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 

@@ -199,7 +199,7 @@ def _pairs(model: PreTrainedModel, renderer: Renderer, probes: Probes) -> list[P
     A text begins with the token that the tokenizer begins it with, or with none; its first token is then only read. A token
     that begins chat turns would not do: after it a tuned model expects its own turns, and each passage pays for that once.
     """
-    begin = list(renderer.tokenizer("").input_ids)[:1]
+    begin = renderer.text_begin
     encode = renderer.vocabulary.encode
     texts = encode([(passage.text, START) for passage in probes.passages])
     pairs: list[Pair] = [(begin, ids) if begin else (ids[:1], ids[1:]) for ids in texts]

@@ -66,7 +66,7 @@ class InMemoryLM(LM):
         bos = tokenizer.bos_token_id
         self._begin = bos if isinstance(bos, int) else renderer.stop_ids[0]
         # The tokenizer says itself whether a text begins with that token.
-        self._prefix = [self._begin] if list(tokenizer("").input_ids)[:1] == [self._begin] else []
+        self._prefix = [self._begin] if renderer.text_begin == [self._begin] else []
         self._limit = int(model.config.max_position_embeddings)
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from tunesmith.formatting import duration
 from tunesmith.rundir.records.events import Event
 from tunesmith.rundir.records.events import Progress as ProgressEvent
 from tunesmith.tracking.sinks import LOGGER, Sink, attached
@@ -98,9 +99,11 @@ class ProgressLines:
         if now >= self._next:
             self._next = now + SECONDS
             elapsed, done = now - start, event.done - before
-            left = f", {_clock(elapsed / done * (event.total - event.done))} left" if done and event.done < event.total else ""
+            left = (
+                f", {duration(elapsed / done * (event.total - event.done))} left" if done and event.done < event.total else ""
+            )
             note = f"  {event.note}" if event.note else ""
-            line = f"{event.title}: {event.done:,}/{event.total:,}{note}  {_clock(elapsed)}{left}"
+            line = f"{event.title}: {event.done:,}/{event.total:,}{note}  {duration(elapsed)}{left}"
             self._console.print(Text(visible(line)), soft_wrap=True)
 
 
@@ -148,10 +151,3 @@ def _columns() -> tuple[TextColumn | BarColumn | MofNCompleteColumn | TimeElapse
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-
-
-def _clock(seconds: float) -> str:
-    """Minutes and seconds, or hours as well."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -45,8 +45,7 @@ class ReplayPrompt:
         """Its tokens: a request as the template writes it, the beginning of a text as it is."""
         if self.kind == "request":
             return renderer.prompt_ids([Message(role="user", content=self.text)])
-        begin = list(renderer.tokenizer("").input_ids)[:1]
-        return [*begin, *renderer.vocabulary.encode([(self.text, START)])[0]]
+        return [*renderer.text_begin, *renderer.vocabulary.encode([(self.text, START)])[0]]
 
 
 def load_prompts() -> list[ReplayPrompt]:
