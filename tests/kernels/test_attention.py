@@ -89,12 +89,14 @@ group = st.tuples(st.integers(0, 14), st.lists(st.integers(1, 14), min_size=1, m
     heads=st.sampled_from([(1, 1), (2, 1), (2, 3), (1, 3)]),
     block=st.sampled_from([1, 3, 8]),
     kept=st.sampled_from([0, 9, 64]),
+    joined=st.sampled_from([0, 8, 40]),
 )
-def test_forward_and_gradients_equal_dense_attention(groups, window, softcap, sinks, heads, block, kept):
+def test_forward_and_gradients_equal_dense_attention(groups, window, softcap, sinks, heads, block, kept, joined):
     sinks_H = torch.linspace(-1, 3, heads[0] * heads[1], dtype=torch.float64) if sinks else None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "BLOCK", block)
         patch.setattr(module, "KEEP_PROBS_UP_TO", kept)
+        patch.setattr(module, "JOINED", joined)
         _check_against_dense(_spans(groups), ScoreParams(0.4, window, softcap, sinks_H), *heads)
 
 
@@ -165,7 +167,8 @@ def test_views_of_one_product_are_as_good_as_tensors_of_their_own():
     torch.testing.assert_close(found, expected)  # products of strided rows may be summed in another order
 
 
-def test_nothing_of_another_document_is_seen_not_even_a_nan():
+def test_nothing_of_another_document_is_seen_not_even_a_nan(monkeypatch):
+    monkeypatch.setattr(module, "JOINED", 0)
     spans = _spans([(6, [5, 70]), (0, [9])])
     q, k, v, do = _inputs(90, 1, 2, 4)
     clean, _ = attention_forward(q, k, v, spans, ScoreParams(0.5))
@@ -176,6 +179,20 @@ def test_nothing_of_another_document_is_seen_not_even_a_nan():
     torch.testing.assert_close(o[:6], clean[:6], rtol=0, atol=0)
     dq, _, _ = attention_backward(do, saved, spans, ScoreParams(0.5))
     assert dq[6:11].isnan().all() and dq[11:].isfinite().all()
+
+
+def test_what_stands_in_the_same_block_changes_no_bit():
+    spans = _spans([(6, [5, 30]), (0, [9, 20, 8])])
+    q, k, v, do = _inputs(78, 1, 2, 4, torch.bfloat16)
+    clean, _ = attention_forward(q, k, v, spans, ScoreParams(0.5))
+    kept = attention_backward(do, attention_forward(q, k, v, spans, ScoreParams(0.5))[1], spans, ScoreParams(0.5))
+    for x in (q, k, v):
+        x[50:70] *= 1e4  # the document before the last
+    o, saved = attention_forward(q, k, v, spans, ScoreParams(0.5))
+    assert len(saved.blocks) == 3, "the three last documents are no block"
+    for mine, theirs in zip((o, *attention_backward(do, saved, spans, ScoreParams(0.5))), (clean, *kept), strict=True):
+        torch.testing.assert_close(mine[:50], theirs[:50], rtol=0, atol=0)
+        torch.testing.assert_close(mine[70:], theirs[70:], rtol=0, atol=0)
 
 
 def _error(found, exact):
@@ -247,7 +264,7 @@ def test_short_documents_keep_theirs():
     q, k, v, _ = _inputs(40, 1, 3, 8)
     spans = _spans([(0, [30]), (4, [3, 3])])
     _, saved = attention_forward(q, k, v, spans, ScoreParams(0.3))
-    assert len(saved.blocks) == 4 and all(p is not None for p in saved.blocks)
+    assert len(saved.blocks) == 2 and all(p is not None for p in saved.blocks)  # what stands alone or is shared, the rests
 
 
 class _Largest(TorchDispatchMode):

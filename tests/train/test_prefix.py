@@ -15,7 +15,7 @@ from tunesmith.models.load import attention
 from tunesmith.models.swap import add_lora
 from tunesmith.recipe import Lora
 from tunesmith.train.documents import make_documents, make_pack
-from tunesmith.train.prefix import JOIN, PIECE, SHORTEST, Group, find_groups, micro_batches
+from tunesmith.train.prefix import JOIN, PIECE, SHORTEST, Group, even_parts, find_groups, micro_batches
 from tunesmith.train.step import mean_loss, step_gradients, step_packs
 
 VOCABULARY = 200
@@ -99,6 +99,19 @@ def test_no_other_cut_of_the_sorted_documents_is_cheaper(pairs, capacity):
         return min((first + cheapest(later) for first, later in options if first is not None), default=0)
 
     assert sum(cost(group.documents) for group in groups) == cheapest(ordered)
+
+
+@given(pairs=st.lists(document(), min_size=1, max_size=9), parts=st.integers(1, 5))
+def test_even_parts_hold_every_document_in_order_and_differ_by_one_at_most(pairs, parts):
+    documents = make_documents(pairs)
+    groups = find_groups(documents, range(len(pairs)), 40)
+    cut = even_parts(documents, groups, parts)
+    assert [document for part in cut for document in part] == [document for group in groups for document in group.documents]
+    assert all(cut) and len(cut) <= parts
+    own = {document: len(pairs[document][0]) - group.shared for group in groups for document in group.documents}
+    share = sum(own.values()) / min(parts, len(pairs))
+    for part in cut:
+        assert abs(sum(own[document] for document in part) - share) <= max(own.values()) or len(cut) < parts
 
 
 @given(pairs=documents_, capacity=capacities)

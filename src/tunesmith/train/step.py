@@ -4,8 +4,9 @@ Every pack goes forward and backward by itself, and its gradient is added to the
 numbers. That sum is the definition of a step's gradient: where packs are dealt out to several processes
 (``train/distributed.py``), the same numbers are added in the same order.
 
-On a CPU packs are what is dealt out to processes, so there a step should have at least four, and a pack no more tokens than its
-products need to be efficient: ``pack_tokens``. It follows from recipe and rows alone.
+On a CPU packs are what is dealt out to processes, so there a step should have four, of about equal size and of no more tokens
+than its products need to be efficient, or two where four would be too small: ``pack_tokens``. It follows from recipe and rows
+alone.
 
 Shape suffixes: T tokens, N rows (positions that predict), D hidden size, V vocabulary; here: X is N where the last layer is
 narrow, else T.
@@ -22,11 +23,12 @@ from tunesmith.layers.context import Counters, StepContext, at_step
 from tunesmith.models.fuse import narrows
 from tunesmith.models.load import decoder, head_of, head_weight
 from tunesmith.train.documents import Documents, Pack, make_shared_pack
-from tunesmith.train.prefix import find_groups, micro_batches
+from tunesmith.train.prefix import even_parts, find_groups, micro_batches
 
-WORTH = 8  # times what its documents share that a pack has: cutting a group then costs a seventh at most
-PACKS_PER_STEP = 4  # at least, on a CPU, as long as packs are not too small
-SMALLEST_PACK, LARGEST_PACK = 256, 512  # tokens: rows of a product; more make it no faster on a core, and take memory
+CUT_COST = 1 / 7  # of a step's tokens that may be computed again because groups are cut, at most
+PACKS_PER_STEP = (4, 2)  # at least, on a CPU, as long as packs are not too small
+SMALLEST_PACK = 112  # tokens: of fewer, what a pack costs whatever its size is more than a core gains
+LARGEST_PACK = 512  # tokens: rows of a product; more make it no faster on a core, and take memory
 
 
 def pack_tokens(tokens_per_step: int, longest: int, max_length: int) -> int:
@@ -36,8 +38,8 @@ def pack_tokens(tokens_per_step: int, longest: int, max_length: int) -> int:
         longest: tokens of the longest document.
         max_length: what the longest may have.
     """
-    part = min(max(tokens_per_step // PACKS_PER_STEP, SMALLEST_PACK), LARGEST_PACK)
-    return min(max_length, max(longest, min(part, tokens_per_step)))
+    packs = next((packs for packs in PACKS_PER_STEP if tokens_per_step >= packs * SMALLEST_PACK), 1)
+    return min(max_length, max(longest, min(-(-tokens_per_step // packs), LARGEST_PACK)))
 
 
 def pack_loss(model: PreTrainedModel, pack: Pack, counters: Counters | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,18 +65,21 @@ def step_packs(documents: Documents, packs: list[tuple[int, ...]], most: int, to
     Args:
         packs: the documents of each, as planned; they are put together anew.
         most: tokens of a micro-batch, at most.
-        tokens: that it should have; more where documents share much, since every micro-batch computes what they share again.
-            None: as many as it may have.
+        tokens: that it should have, about, all of them alike; more where documents share much, since every micro-batch computes
+            what they share again. None: as many as it may have.
     """
     chosen = [document for pack in packs for document in pack]
     groups = find_groups(documents, chosen, most)
+    batches = micro_batches(groups, most)
     if tokens is not None and tokens < most:
-        most = min(most, max(tokens, WORTH * max(group.shared for group in groups)))
-        groups = find_groups(documents, chosen, most)
-    return [
-        make_shared_pack(documents, [(group.documents, group.shared) for group in batch])
-        for batch in micro_batches(groups, most)
-    ]
+        count = -(-sum(len(documents.ids(document)) for document in chosen) // tokens)
+        shared = max(group.shared for group in groups)
+        if shared:
+            count = min(count, 1 + int(CUT_COST * sum(group.tokens for group in groups) / shared))
+        even = [find_groups(documents, part, most) for part in even_parts(documents, groups, count)]
+        if all(sum(group.tokens for group in part) <= most for part in even):
+            batches = even
+    return [make_shared_pack(documents, [(group.documents, group.shared) for group in batch]) for batch in batches]
 
 
 def step_gradients(model: PreTrainedModel, packs: Sequence[Pack], context: StepContext | None = None) -> tuple[float, float]:
