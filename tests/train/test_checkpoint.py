@@ -58,7 +58,7 @@ class Recorder(list):
         ]
 
 
-def _train(home, folder, changes, dying=None, dev=DEV, events=None):
+def train_in(home, folder, changes, dying=None, dev=DEV, events=None):
     """A whole training in a folder, as the stage does it; its facts, and all bytes that count."""
     (home / "recipe").mkdir(exist_ok=True)
     fixed = {"train.tokens_per_step": 80, "train.max_length": 40, "train.schedule": "constant", "lora.dropout": 0.1}
@@ -86,7 +86,7 @@ def train(tmp_path):
 
     def run(folder, changes, **options):
         run.events.clear()
-        return _train(tmp_path, folder, changes, events=run.events, **options)
+        return train_in(tmp_path, folder, changes, events=run.events, **options)
 
     run.folder, run.events = tmp_path, Recorder()
     return run
@@ -96,7 +96,7 @@ def train(tmp_path):
 def undisturbed(tmp_path_factory):
     """A training by ``SIX`` from its beginning to its end: its folder, its facts, and all bytes that count."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    return folder / "run", *_train(folder, "run", SIX)
+    return folder / "run", *train_in(folder, "run", SIX)
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def _bytes(fitted, directory):
         (fitted.checkpoint / "adapter_model.safetensors").read_bytes(),
         (directory / "metrics.jsonl").read_bytes(),
     )
-    return adapter, metrics, fitted.dev_losses, fitted.best, fitted.overfit, fitted.computed_on
+    return adapter, metrics, fitted.dev_losses, fitted.best, fitted.overfit, fitted.computed_on, fitted.spikes
 
 
 @pytest.mark.parametrize("other", [FIVE, ONE, WIDE], ids=["five", "one", "wide"])

@@ -89,6 +89,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         undertrained=fitted.undertrained,
         tokens_per_second=None if speed is None else round(speed, 1),
         computed_on=fitted.computed_on,
+        spikes=fitted.spikes,
     ).write(run.training_file)
     at = "" if speed is None else f", {speed:,.0f} tokens/s"
     logger.info(f"train: best dev loss {fitted.best.dev_loss:.4f} at step {fitted.best.step} of {len(steps)}{at}")

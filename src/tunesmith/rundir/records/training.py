@@ -66,6 +66,25 @@ class DevLoss(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Spike(Record):
+    """A loss that jumped and took the dev loss with it.
+
+    Attributes:
+        step: of the jump.
+        loss: of that step.
+        dev_loss: the next one.
+        back_to: step of the checkpoint that training went on from.
+        learning_rate: the highest, from there on.
+    """
+
+    step: int
+    loss: float
+    dev_loss: float
+    back_to: int
+    learning_rate: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointState(FileRecord):
     """``state.json`` of a checkpoint: where the run stands, and what proves the files beside it.
 
@@ -76,6 +95,7 @@ class CheckpointState(FileRecord):
         tokens: real tokens trained on so far, of all calls together.
         seconds: that their steps took.
         computed_on: devices and numbers of threads that took part, in order.
+        spikes: from which the run went back.
         sha256: of each other file of the checkpoint, by name.
     """
 
@@ -85,6 +105,7 @@ class CheckpointState(FileRecord):
     tokens: int
     seconds: float
     computed_on: tuple[str, ...]
+    spikes: tuple[Spike, ...]
     sha256: dict[str, str]
 
 
@@ -109,6 +130,7 @@ class Training(FileRecord):
         undertrained: dev loss was still falling at the end, at more than a fifth of its mean speed.
         tokens_per_second: real tokens over the time of training steps, dev losses not counted; None where no step was needed.
         computed_on: devices and numbers of threads that took part; more than one where a run went on elsewhere.
+        spikes: from which the run went back to its best checkpoint, at half the rate.
     """
 
     steps: int
@@ -129,6 +151,7 @@ class Training(FileRecord):
     undertrained: bool
     tokens_per_second: float | None
     computed_on: tuple[str, ...]
+    spikes: tuple[Spike, ...] = ()
 
     def _repr_html_(self) -> str:
         """What was kept, and the losses as a curve."""
@@ -142,6 +165,8 @@ class Training(FileRecord):
             notes += "; over-fitting: dev loss rose at the end while train loss fell"
         elif self.undertrained:
             notes += "; under-trained: dev loss was still falling at the end"
+        for spike in self.spikes:
+            notes += f"; spike at step {spike.step}: back to step {spike.back_to}, at rate {spike.learning_rate:.1e} from there"
         dev = [(entry.step, entry.dev_loss) for entry in self.dev_losses]
         train = [(entry.step, entry.train_loss) for entry in self.dev_losses if entry.train_loss is not None]
         notes += "".join(f"; {line}" for line in self.derivation)
