@@ -58,6 +58,10 @@ STILL_FALLING = 0.2  # of its mean speed: a rate that ends at zero leaves a trai
 LOWER_RATE = "lower train.learning_rate, or use base: fp32"
 
 
+class NotFinite(TrainingError):
+    """A loss, a gradient or a weight is NaN or infinity."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
     """What training ended with.
@@ -221,6 +225,7 @@ def _follow(
         save: writes a checkpoint.
     """
     losses = [float(line["loss"]) for line in read_metrics(metrics.path)]
+    is_third_told = False
     with closing(following), progress("training", total, done.step) as bar:
         for record in following:
             assert record.seconds is not None
@@ -234,7 +239,8 @@ def _follow(
                 spike = find_spike(losses, since, record.dev_loss, done.best, rate)
                 if spike is not None and len(done.spikes) < MOST:
                     return spike
-                if spike is not None:
+                if spike is not None and not is_third_told:
+                    is_third_told = True
                     logger.warning(f"{_words(spike, done.best)}; training went back {MOST} times before, and goes on")
                 mean = sum(losses[since:]) / len(losses[since:])
                 done.dev_losses.append(DevLoss(step=record.step, dev_loss=record.dev_loss, train_loss=mean))
@@ -274,9 +280,7 @@ def _begin(
         return done
     done = Progress(computed_on=[here])
     metrics.restore(None)
-    world.start()
-    with attention(model.eval(), PACKED), threads(world.threads):
-        done.dev_losses.append(DevLoss(step=0, dev_loss=_dev_loss(model, dev, world, 0)))
+    done.dev_losses.append(DevLoss(step=0, dev_loss=dev_loss_after(model, layers, dev, world, 0)))
     store.save(layers, optimizer, done, metrics.path)
     return done
 
@@ -306,11 +310,23 @@ def _computing_on(device: torch.device, number: int | None) -> str:
     return f"{device.type} with {number} thread{'' if number == 1 else 's'}"
 
 
+def dev_loss_after(model: PreTrainedModel, layers: Mapping[str, Adapted], dev: Documents, world: World, step: int) -> float:
+    """The mean loss over the dev part after a step, between the steps of a training.
+
+    Raises:
+        NotFinite: that loss, or a weight.
+    """
+    _refuse_broken_weights(layers, step)
+    world.start()
+    with attention(model.eval(), PACKED), threads(world.threads):
+        return _dev_loss(model, dev, world, step)
+
+
 def _dev_loss(model: PreTrainedModel, dev: Documents, world: World, step: int) -> float:
     """The mean loss over the dev part after a step.
 
     Raises:
-        TrainingError: it is not finite.
+        NotFinite: that loss.
     """
     loss = world.dev_loss()
     if math.isfinite(loss):
@@ -319,7 +335,7 @@ def _dev_loss(model: PreTrainedModel, dev: Documents, world: World, step: int) -
     rows = list(islice((row for row, value in alone if not math.isfinite(value)), DEV_ROWS))
     where = f"dev rows {', '.join(rows)}" if rows else "the dev rows together, though not on any alone"
     hint = "use base: fp32; is the checkpoint whole?" if step == 0 else LOWER_RATE
-    raise TrainingError(f"dev loss after step {step} is {loss} on {where}", hint)
+    raise NotFinite(f"dev loss after step {step} is {loss} on {where}", hint)
 
 
 def _supervised(documents: Documents) -> Iterator[int]:
@@ -331,7 +347,7 @@ def _refuse_broken_weights(layers: Mapping[str, Adapted], step: int) -> None:
     for name, layer in layers.items():
         for key, parameter in layer.named_parameters():
             if parameter.requires_grad and not bool(parameter.isfinite().all()):
-                raise TrainingError(f"step {step}: its update left NaN or infinity in {name}.{key}", LOWER_RATE)
+                raise NotFinite(f"step {step}: its update left NaN or infinity in {name}.{key}", LOWER_RATE)
 
 
 def steps_in_world(
@@ -377,7 +393,7 @@ def _optimizer_step(
     grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm))
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         rows = [train.row_id(document) for document in sorted(d for pack in chosen for d in pack)[:NAMED_ROWS]]
-        raise TrainingError(
+        raise NotFinite(
             f"step {number + 1}: loss {loss}, gradient norm {grad_norm} on train rows {', '.join(rows)}", LOWER_RATE
         )
     optimizer.step()

@@ -85,6 +85,56 @@ class Spike(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RaceEntry(Record):
+    """One rate of a race.
+
+    Attributes:
+        learning_rate: the highest, after the warm-up.
+        dev_loss: after the steps of the race; None where something was not finite, which loses it.
+    """
+
+    learning_rate: float
+    dev_loss: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Race(Record):
+    """Rates that were tried from the same start on the first steps of a training.
+
+    Attributes:
+        steps: of each.
+        entries: lowest rate first.
+        learning_rate: that won, and was trained at from the start: of the lowest dev loss, the lower rate among equals.
+    """
+
+    steps: int
+    entries: tuple[RaceEntry, ...]
+    learning_rate: float
+
+    @property
+    def words(self) -> str:
+        """What was tried and what came of it, for people."""
+        losses = ", ".join(
+            f"{entry.learning_rate:g}: " + ("not finite" if entry.dev_loss is None else f"{entry.dev_loss:.4f}")
+            for entry in self.entries
+        )
+        return f"race over {self.steps} steps, rate and dev loss: {losses}; trained at {self.learning_rate:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaceState(FileRecord):
+    """``checkpoints/race.json``: the rates of a race that are through, so a killed one goes on.
+
+    Attributes:
+        inputs: fingerprint of what is trained on and with, without a race.
+        entries: in order.
+    """
+
+    inputs: str
+    entries: tuple[RaceEntry, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointState(FileRecord):
     """``state.json`` of a checkpoint: where the run stands, and what proves the files beside it.
 
@@ -120,6 +170,7 @@ class Training(FileRecord):
         derivation: a line for each of them: its value, and why.
         trained_weights: numbers that are trained.
         target_layers: layers that have an adapter.
+        race: of rates, before it; None where the recipe asks for none.
         replayed_rows: samples of the base model that were trained on beside the train rows.
         dev_losses: all, oldest first; the first is of step 0, the untouched adapter.
         best_step: the earliest step of the lowest dev loss; its adapter is in ``adapter/``.
@@ -141,6 +192,7 @@ class Training(FileRecord):
     derivation: tuple[str, ...]
     trained_weights: int
     target_layers: int
+    race: Race | None = None
     replayed_rows: int = 0
     dev_losses: tuple[DevLoss, ...]
     best_step: int
@@ -165,6 +217,8 @@ class Training(FileRecord):
             notes += "; over-fitting: dev loss rose at the end while train loss fell"
         elif self.undertrained:
             notes += "; under-trained: dev loss was still falling at the end"
+        if self.race is not None:
+            notes += f"; {self.race.words}"
         for spike in self.spikes:
             notes += f"; spike at step {spike.step}: back to step {spike.back_to}, at rate {spike.learning_rate:.1e} from there"
         dev = [(entry.step, entry.dev_loss) for entry in self.dev_losses]
