@@ -63,10 +63,12 @@ class Generation:
     Attributes:
         ids: new tokens, the one that ended it included.
         seconds: wall time of its batch divided by the rows of the batch.
+        likeliest: whether each token is the model's likeliest, whatever had a say in the choice.
     """
 
     ids: list[int]
     seconds: float
+    likeliest: bool = True
 
 
 @dataclass(frozen=True)
@@ -115,9 +117,11 @@ def greedy(
     for batch in _batches(order, batch_size):
         started = time.perf_counter()
         suffixes = [prompts[number][shared:] for number in batch]
-        new_ids = _batch(model, suffixes, prefix, shared, stop_rule, None if constrain is None else constrain(len(batch)))
+        constraint = None if constrain is None else constrain(len(batch))
+        new_ids, changed = _batch(model, suffixes, prefix, shared, stop_rule, constraint)
         seconds = (time.perf_counter() - started) / len(batch)
-        answers |= {number: Generation(ids, seconds) for number, ids in zip(batch, new_ids, strict=True)}
+        for row, (number, ids) in enumerate(zip(batch, new_ids, strict=True)):
+            answers[number] = Generation(ids, seconds, row not in changed)
         advance(len(batch))
     return [answers[number] for number in range(len(prompts))]
 
@@ -136,17 +140,23 @@ def _batch(
     shared: int,
     stop_rule: StopRule,
     constraint: Choice | None,
-) -> list[list[int]]:
-    """New token ids of each row; ``suffixes`` is what follows the shared beginning, shortest first."""
+) -> tuple[list[list[int]], set[int]]:
+    """New token ids of each row, and the rows in which the constraint changed a choice.
+
+    Args:
+        suffixes: what follows the shared beginning, shortest first.
+    """
     cache = RowCache([len(ids) for ids in suffixes], stop_rule.max_new_tokens, model.device)
     logits_BV = _prefill(model, suffixes, cache, prefix, shared)
     new_ids: list[list[int]] = [[] for _ in suffixes]
+    changed: set[int] = set()
     rows = list(range(len(suffixes)))
     with attention(model, DECODE):
         while True:
+            likeliest_B = next_B = logits_BV.argmax(-1)
             if constraint is not None:
-                logits_BV = constraint.change(logits_BV)
-            next_B = logits_BV.argmax(-1)
+                next_B = constraint.change(logits_BV).argmax(-1)
+                changed |= {rows[place] for place in (next_B != likeliest_B).nonzero()[:, 0].tolist()}
             chosen = next_B.tolist()
             if constraint is not None:
                 constraint.accept(chosen)
@@ -154,7 +164,7 @@ def _batch(
                 new_ids[row].append(token)
             keep = [place for place, row in enumerate(rows) if not stop_rule.ended(new_ids[row])]
             if not keep or len(new_ids[rows[keep[0]]]) == stop_rule.max_new_tokens:
-                return new_ids
+                return new_ids, changed
             if len(keep) < len(rows):
                 keep = cache.keep_rows(keep)
                 rows = [rows[place] for place in keep]
