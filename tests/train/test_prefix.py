@@ -16,7 +16,7 @@ from tunesmith.models.swap import add_lora
 from tunesmith.recipe import Lora
 from tunesmith.train.documents import make_documents, make_pack
 from tunesmith.train.prefix import JOIN, PIECE, SHORTEST, Group, even_parts, find_groups, micro_batches
-from tunesmith.train.step import mean_loss, step_gradients, step_packs
+from tunesmith.train.step import ROUND, mean_loss, step_gradients, step_packs
 
 VOCABULARY = 200
 
@@ -234,12 +234,16 @@ STEPS = {
 
 @pytest.mark.parametrize("pairs", STEPS.values(), ids=STEPS)
 @pytest.mark.parametrize("kind", ["stock", "fused"])
-@pytest.mark.parametrize("capacity", [90, 400])
-def test_a_step_with_sharing_is_the_step_without(adapted, kind, pairs, capacity):
+@pytest.mark.parametrize(("capacity", "tokens"), [(90, None), (400, None), (400, 60)])
+def test_a_step_with_sharing_is_the_step_without(adapted, kind, pairs, capacity, tokens):
     documents = make_documents(pairs)
-    shared = step_packs(documents, [tuple(range(len(pairs)))], capacity)
+    shared = step_packs(documents, [tuple(range(len(pairs)))], capacity, tokens)
     alone = [make_pack(documents, [d]) for d in range(len(pairs))]
-    assert sum(p.ids_1T.shape[1] for p in shared) < int(documents.lengths.sum())
+    sizes = [p.ids_1T.shape[1] for p in shared]
+    if tokens is None:
+        assert sum(sizes) < int(documents.lengths.sum())
+    else:  # dealt out: of few sizes
+        assert not any(size % ROUND for size in sizes)
     loss, accuracy, grads = _gradients(adapted[kind], shared)
     expected_loss, expected_accuracy, expected = _gradients(adapted[kind], alone)
     assert loss == pytest.approx(expected_loss, rel=1e-5) and accuracy == expected_accuracy

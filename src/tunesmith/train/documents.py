@@ -173,11 +173,12 @@ def make_pack(documents: Documents, chosen: Sequence[int]) -> Pack:
     return make_shared_pack(documents, [((document,), 0) for document in chosen])
 
 
-def make_shared_pack(documents: Documents, groups: Iterable[tuple[Sequence[int], int]]) -> Pack:
+def make_shared_pack(documents: Documents, groups: Iterable[tuple[Sequence[int], int]], multiple: int = 1) -> Pack:
     """Groups of documents as one micro-batch: the first tokens of a group once, then the rest of each document.
 
     Args:
         groups: documents, and how many first tokens all of them share; no token up to there predicts a supervised one.
+        multiple: that the number of tokens is made by a document of nothing, token 0 again and again, unsupervised.
     """
     parts: list[np.ndarray] = []
     positions: list[np.ndarray] = []
@@ -202,6 +203,10 @@ def make_shared_pack(documents: Documents, groups: Iterable[tuple[Sequence[int],
             positions.append(np.arange(shared, len(ids)))
             spans.append(Span(at, at + len(ids) - shared, prefix if shared else at, prefix + shared if shared else at))
             at += len(ids) - shared
+    if missing := -at % multiple:
+        parts.append(np.zeros(missing, np.int64))
+        positions.append(np.arange(missing))
+        spans.append(Span(at, at + missing, at, at))
     nothing = np.zeros(0, np.int64)
     ids_T, position_T, predict_N, target_N = (
         torch.from_numpy(np.concatenate([nothing, *arrays], dtype=np.int64)) for arrays in (parts, positions, predict, targets)

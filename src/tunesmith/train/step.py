@@ -28,6 +28,9 @@ from tunesmith.train.prefix import even_parts, find_groups, micro_batches
 CUT_COST = 1 / 7  # of a step's tokens that may be computed again because groups are cut, at most
 PACKS_PER_STEP = (4, 2)  # at least, on a CPU, as long as packs are not too small
 SMALLEST_PACK = 112  # tokens: of fewer, what a pack costs whatever its size is more than a core gains
+# A pack that is dealt out has a multiple of these tokens. oneDNN compiles a bf16 product for every shape (3 ms, 25 shapes a
+# pack) and keeps a thousand of them: with packs of any size one step in two found its own no more.
+ROUND = 16
 LARGEST_PACK = 512  # tokens: rows of a product; more make it no faster on a core, and take memory
 
 
@@ -64,7 +67,7 @@ def step_packs(documents: Documents, packs: list[tuple[int, ...]], most: int, to
 
     Args:
         packs: the documents of each, as planned; they are put together anew.
-        most: tokens of a micro-batch, at most.
+        most: tokens of a micro-batch, at most, before it is rounded up.
         tokens: that it should have, about, all of them alike; more where documents share much, since every micro-batch computes
             what they share again. None: as many as it may have.
     """
@@ -79,7 +82,8 @@ def step_packs(documents: Documents, packs: list[tuple[int, ...]], most: int, to
         even = [find_groups(documents, part, most) for part in even_parts(documents, groups, count)]
         if all(sum(group.tokens for group in part) <= most for part in even):
             batches = even
-    return [make_shared_pack(documents, [(group.documents, group.shared) for group in batch]) for batch in batches]
+    multiple = 1 if tokens is None else ROUND
+    return [make_shared_pack(documents, [(group.documents, group.shared) for group in batch], multiple) for batch in batches]
 
 
 def step_gradients(model: PreTrainedModel, packs: Sequence[Pack], context: StepContext | None = None) -> tuple[float, float]:
