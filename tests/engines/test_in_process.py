@@ -59,10 +59,21 @@ def test_packs_are_bounded_and_keep_the_order():
 
 
 @pytest.mark.parametrize(
-    ("rows", "batch_size", "sizes"), [(132, 64, {66}), (190, 64, {63, 64}), (9, 8, {9}), (7, 2, {1, 2}), (5, 1, {1})]
+    ("rows", "batch_size", "pieces", "sizes"),
+    [
+        (132, 64, 1, {66}),
+        (190, 64, 1, {63, 64}),
+        (9, 8, 1, {9}),
+        (7, 2, 1, {1, 2}),
+        (5, 1, 1, {1}),
+        (31, 32, 8, {31}),
+        (64, 32, 8, {16}),
+        (200, 32, 8, {25}),
+        (400, 32, 8, {33, 34}),
+    ],
 )
-def test_batches_are_about_equal_and_keep_the_order(rows, batch_size, sizes):
-    batches = _batches(list(range(rows)), batch_size)
+def test_batches_are_about_equal_and_keep_the_order(rows, batch_size, pieces, sizes):
+    batches = _batches(list(range(rows)), batch_size, pieces)
     assert [row for batch in batches for row in batch] == list(range(rows))
     assert {len(batch) for batch in batches} == sizes
 
