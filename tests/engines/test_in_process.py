@@ -59,21 +59,23 @@ def test_packs_are_bounded_and_keep_the_order():
 
 
 @pytest.mark.parametrize(
-    ("rows", "batch_size", "pieces", "sizes"),
+    ("rows", "batch_size", "to_deal_out", "sizes"),
     [
-        (132, 64, 1, {66}),
-        (190, 64, 1, {63, 64}),
-        (9, 8, 1, {9}),
-        (7, 2, 1, {1, 2}),
-        (5, 1, 1, {1}),
-        (31, 32, 8, {31}),
-        (64, 32, 8, {16}),
-        (200, 32, 8, {25}),
-        (400, 32, 8, {33, 34}),
+        (132, 64, False, {66}),
+        (190, 64, False, {63, 64}),
+        (9, 8, False, {9}),
+        (7, 2, False, {1, 2}),
+        (5, 1, False, {1}),
+        (15, 32, True, {15}),
+        (16, 32, True, {8}),
+        (64, 64, True, {16}),
+        (200, 32, True, {28, 29}),
+        (400, 32, True, {33, 34}),
+        (7, 2, True, {1, 2}),
     ],
 )
-def test_batches_are_about_equal_and_keep_the_order(rows, batch_size, pieces, sizes):
-    batches = _batches(list(range(rows)), batch_size, pieces)
+def test_batches_are_about_equal_and_keep_the_order(rows, batch_size, to_deal_out, sizes):
+    batches = _batches(list(range(rows)), batch_size, to_deal_out)
     assert [row for batch in batches for row in batch] == list(range(rows))
     assert {len(batch) for batch in batches} == sizes
 
