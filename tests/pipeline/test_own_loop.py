@@ -23,7 +23,7 @@ def test_its_steps_are_the_lines_of_a_runs_table(tiny_run):
     recipe = tiny_run.recipe()
     model = ts.open_base(recipe).add_lora(seed=recipe.seed, **recipe.lora.model_dump())
     train, dev = (ts.render(tiny_run.data / f"{part}.jsonl", model) for part in ("train", "dev"))
-    settings = recipe.train.model_dump(exclude={"compute", "keep_checkpoints", "replay"})
+    settings = recipe.train.model_dump(exclude={"compute", "keep_checkpoints", "race", "replay"})
     best, weights = float("inf"), {}
     records = []
     for step in ts.train_steps(model, train, dev=dev, seed=recipe.seed, **settings):
@@ -59,6 +59,7 @@ def test_training_goes_on_where_it_was_left(base):
         ({"learning_rat": 1.0}, RecipeError, "train_steps: unknown key learning_rat\nhint: did you mean learning_rate"),
         ({"learning_rate": -1.0}, RecipeError, "learning_rate: expected 'auto', or more than 0"),
         ({"compute": "bf16"}, RecipeError, "compute has no meaning here\nhint: .*open_base"),
+        ({"race": True}, RecipeError, "race has no meaning here\nhint: .*tunesmith train"),
         ({"max_length": 8}, DataError, r"rows\[0\] has \d+ tokens, more than max_length 8, as have 63 more of 64"),
         ({"dev": []}, DataError, "dev: no rows"),
     ],

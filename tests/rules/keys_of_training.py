@@ -27,6 +27,7 @@ from tunesmith.rundir.records.data import Rendered
 from tunesmith.tracking import MetricsLog, read_metrics
 from tunesmith.train import distributed, loop
 from tunesmith.train.documents import make_documents
+from tunesmith.train.race import race
 from tunesmith.train.replay import replay_count
 from tunesmith.train.schedule import learning_rate
 
@@ -37,7 +38,8 @@ def _precision(recipe, tmp):
         return precision("nf4", recipe.train.compute, find_model(recipe.model))
 
 
-def _fit(recipe, tmp):
+def _training(recipe, tmp):
+    """What a training is given: a folder for it, and all that stands first in the call of a race or of the training itself."""
     folder = tmp / hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:8]
     folder.mkdir(exist_ok=True)
     model = load_model(find_model(recipe.model), recipe.base)
@@ -46,11 +48,23 @@ def _fit(recipe, tmp):
     documents = make_documents([(torch.randint(5, 900, (20,), generator=generator).tolist(), [0] * 10 + [1] * 10)] * 8)
     t = TrainSettings(**recipe.train.model_dump())
     steps = Plan(documents.lengths, t.num_train_epochs, t.tokens_per_step, t.max_length, recipe.seed)
-    metrics = MetricsLog(folder / "m.jsonl")
-    loop.fit(model, layers, documents, steps, documents, t, recipe.seed, folder / "checkpoints", metrics, "x")
+    return folder, (model, layers, documents, steps, documents, t, recipe.seed, folder / "checkpoints")
+
+
+def _fit(recipe, tmp):
+    folder, training = _training(recipe, tmp)
+    _, layers, _, steps, *_ = training
+    loop.fit(*training, MetricsLog(folder / "m.jsonl"), "x")
     weights = [float(t.double().sum()) for t in adapter_state(layers).values()]
     records = [(r["loss"], r.get("dev_loss")) for r in read_metrics(folder / "m.jsonl")]
     return weights, records, [len(packs) for _, packs in steps]
+
+
+def _raced(recipe, tmp):
+    """Rates that are tried before a training."""
+    _, training = _training(recipe, tmp)
+    outcome = race(*training, "x")
+    return None if outcome is None else len(outcome.entries)
 
 
 def _rate(recipe, tmp):
@@ -164,6 +178,7 @@ OBSERVE = {
     "train.max_length": (30, _fit),
     "train.evals_per_epoch": (1, _fit),
     "train.replay": (0.5, lambda r, t: (table_of(r)["train"].needs, replay_count(r.train.replay, 40))),
+    "train.race": (True, _raced),
     "train.keep_checkpoints": (3, _checkpoints),
     "train.ranks": (2, _ranks),
     "export.merge_into": ("original", _merged_into),

@@ -32,7 +32,7 @@ def _documents(seed, count):
     return make_documents([(torch.randint(64, (12,), generator=generator).tolist(), [0] * 4 + [1] * 8) for _ in range(count)])
 
 
-def _model():
+def make_model():
     torch.manual_seed(0)
     return LlamaForCausalLM(LlamaConfig(**SIZES)).requires_grad_(False).eval()
 
@@ -58,12 +58,12 @@ class Recorder(list):
         ]
 
 
-def _train(home, folder, changes, dying=None, dev=DEV, events=None):
+def train_in(home, folder, changes, dying=None, dev=DEV, events=None):
     """A whole training in a folder, as the stage does it; its facts, and all bytes that count."""
     (home / "recipe").mkdir(exist_ok=True)
     fixed = {"train.tokens_per_step": 80, "train.max_length": 40, "train.schedule": "constant", "lora.dropout": 0.1}
     recipe = load_recipe(write_recipe(home / "recipe", home, {**fixed, "train.evals_per_epoch": 1, **changes}))
-    model = _model()
+    model = make_model()
     layers = add_lora(model, recipe.lora, recipe.seed)
     t = recipe.train
     steps = Plan(TRAIN.lengths, t.num_train_epochs, t.tokens_per_step, t.max_length, recipe.seed)
@@ -77,7 +77,7 @@ def _train(home, folder, changes, dying=None, dev=DEV, events=None):
         settings = TrainSettings(**t.model_dump())
         fitted = loop.fit(model, layers, TRAIN, steps, dev, settings, recipe.seed, directory / "checkpoints", metrics, inputs)
     load_adapter_state(layers, read_adapter(fitted.checkpoint))
-    return fitted, _bytes(fitted, directory)
+    return fitted, bytes_of(fitted, directory)
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def train(tmp_path):
 
     def run(folder, changes, **options):
         run.events.clear()
-        return _train(tmp_path, folder, changes, events=run.events, **options)
+        return train_in(tmp_path, folder, changes, events=run.events, **options)
 
     run.folder, run.events = tmp_path, Recorder()
     return run
@@ -96,7 +96,7 @@ def train(tmp_path):
 def undisturbed(tmp_path_factory):
     """A training by ``SIX`` from its beginning to its end: its folder, its facts, and all bytes that count."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    return folder / "run", *_train(folder, "run", SIX)
+    return folder / "run", *train_in(folder, "run", SIX)
 
 
 @pytest.fixture
@@ -116,13 +116,13 @@ def _dying(append, step):
     return killed
 
 
-def _bytes(fitted, directory):
+def bytes_of(fitted, directory):
     """Adapter, metrics and all facts of the training but the time that it took."""
     adapter, metrics = (
         (fitted.checkpoint / "adapter_model.safetensors").read_bytes(),
         (directory / "metrics.jsonl").read_bytes(),
     )
-    return adapter, metrics, fitted.dev_losses, fitted.best, fitted.overfit, fitted.computed_on
+    return adapter, metrics, fitted.dev_losses, fitted.best, fitted.overfit, fitted.computed_on, fitted.spikes
 
 
 @pytest.mark.parametrize("other", [FIVE, ONE, WIDE], ids=["five", "one", "wide"])
@@ -240,7 +240,7 @@ def test_a_resume_with_other_threads_is_said_and_recorded(train, undisturbed, ca
 
 def test_a_run_that_only_got_worse_keeps_the_untouched_adapter(train, caplog):
     """Dev rows that the base itself would write, and train rows of noise."""
-    model, rows = _model(), []
+    model, rows = make_model(), []
     for first in range(6):
         ids = [first]
         while len(ids) < 12:
@@ -279,7 +279,7 @@ def test_steps_one_by_one_are_those_of_a_whole_training(train, tmp_path):
     """The loop that people drive themselves, with answers asked for in between."""
     fitted, _ = train("run", ONE)
     recipe = load_recipe(tmp_path / "recipe" / "toy.yaml")
-    model = _model()
+    model = make_model()
     layers = add_lora(model, recipe.lora, recipe.seed)
     steps = Plan(TRAIN.lengths, 1, recipe.train.tokens_per_step, recipe.train.max_length, recipe.seed)
     records = []

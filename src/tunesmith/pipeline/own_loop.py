@@ -39,6 +39,7 @@ from tunesmith.train.step import pack_tokens
 NOT_HERE = {
     "compute": "the model was opened with it: open_base(model, compute=...)",
     "replay": "what the base model writes are rows like all others: render them too",
+    "race": "a race is between the first steps of whole trainings: tunesmith train",
     "keep_checkpoints": "your loop saves when it likes: model.save_adapter(directory)",
 }
 

@@ -3,13 +3,14 @@
 import logging
 
 from tunesmith.chat.fit_template import check_template
+from tunesmith.engines.base import BaseModel
 from tunesmith.models.adapter import load_adapter_state, read_adapter
 from tunesmith.models.device import device_name
 from tunesmith.models.load import head_weight
 from tunesmith.pipeline.base import base_of
 from tunesmith.pipeline.own_loop import make_ready, settings_for
 from tunesmith.pipeline.stage import Session
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import Recipe, TrainSettings
 from tunesmith.rundir import RunDir, fingerprint
 from tunesmith.rundir.hashes import content_hash
 from tunesmith.rundir.records.training import Training
@@ -17,6 +18,7 @@ from tunesmith.tracking import MetricsLog, write_csv
 from tunesmith.train.documents import Documents
 from tunesmith.train.health_data import check_part
 from tunesmith.train.loop import fit
+from tunesmith.train.race import race
 from tunesmith.train.replay import replay_count
 
 logger = logging.getLogger(__name__)
@@ -45,12 +47,6 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     settings = derived.settings
     for line in derived.lines:
         logger.info(f"train: {line}")
-    # What checkpoints must have been made with to be resumed from.
-    key = fingerprint(
-        [content_hash(run.tokens(part)) for part in ("train", "dev", *(["replay"] if recipe.train.replay else []))],
-        [renderer.template, base.key, recipe.base, recipe.per_layer_embeddings],
-        [recipe.lora.model_dump(), settings.model_dump(exclude={"keep_checkpoints", "ranks"}), recipe.seed],
-    )
     train, dev = documents["train"], documents["dev"]
     if recipe.train.replay:
         train = train.joined(Documents.open(run.tokens("replay")).first(replay_count(recipe.train.replay, len(train))))
@@ -64,8 +60,14 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     )
     size = f"{steps.packs_per_step} packs of {steps.capacity} tokens"
     logger.info(f"train: {len(steps)} steps of {size}, {100 * steps.fill:.1f} % full")
+    inputs = _inputs(run, recipe, base, settings)
+    outcome = race(model, layers, train, steps, dev, settings, recipe.seed, run.checkpoints, inputs)
+    if outcome is not None:
+        logger.info(f"train: {outcome.words}, from the start")
+        settings = settings.model_copy(update={"learning_rate": outcome.learning_rate})
+        inputs = _inputs(run, recipe, base, settings)
     metrics = MetricsLog(run.metrics_file)
-    fitted = fit(model, layers, train, steps, dev, settings, recipe.seed, run.checkpoints, metrics, key)
+    fitted = fit(model, layers, train, steps, dev, settings, recipe.seed, run.checkpoints, metrics, inputs)
     load_adapter_state(layers, read_adapter(fitted.checkpoint))
     tuned.save_adapter(run.adapter)
     write_csv(run.metrics_file, run.metrics_file.with_suffix(".csv"))
@@ -79,6 +81,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         derivation=derived.lines,
         trained_weights=trained_weights,
         target_layers=len(layers),
+        race=outcome,
         replayed_rows=len(train) - len(documents["train"]),
         dev_losses=fitted.dev_losses,
         best_step=fitted.best.step,
@@ -89,6 +92,18 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         undertrained=fitted.undertrained,
         tokens_per_second=None if speed is None else round(speed, 1),
         computed_on=fitted.computed_on,
+        spikes=fitted.spikes,
     ).write(run.training_file)
     at = "" if speed is None else f", {speed:,.0f} tokens/s"
     logger.info(f"train: best dev loss {fitted.best.dev_loss:.4f} at step {fitted.best.step} of {len(steps)}{at}")
+
+
+def _inputs(run: RunDir, recipe: Recipe, base: BaseModel, settings: TrainSettings) -> str:
+    """What checkpoints must have been made with to be resumed from; how their rate was found is no part of it."""
+    parts = ("train", "dev", *(["replay"] if recipe.train.replay else []))
+    trained_by = settings.model_dump(exclude={"keep_checkpoints", "ranks", "race"})
+    return fingerprint(
+        [content_hash(run.tokens(part)) for part in parts],
+        [base.renderer.template, base.key, recipe.base, recipe.per_layer_embeddings],
+        [recipe.lora.model_dump(), trained_by, recipe.seed],
+    )

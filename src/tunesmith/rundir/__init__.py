@@ -8,7 +8,7 @@
     events.jsonl     everything that happened, in order; append-only
     metrics.jsonl    figures of the training steps; metrics.csv beside it
     training.json    what came out of the training: steps, losses, the best checkpoint, memory
-    checkpoints/     step-000120/ and so on: the best and the newest
+    checkpoints/     step-000120/ and so on: the best and the newest; race.json
     adapter/         PEFT format, the best checkpoint
     advice.json      whether to tune at all; advice/ holds the prompt to copy
     evaluation/      one folder per arm, finalists/ for prompts beside them; selection, retrieval, judge, forgetting, seeds,

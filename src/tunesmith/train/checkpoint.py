@@ -32,11 +32,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from tunesmith.errors import RunError
+from tunesmith.errors import RunError, TrainingError
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.adapter import WEIGHTS, adapter_shapes, adapter_state, load_adapter_state
 from tunesmith.rundir import atomic_directory, sha256_file
-from tunesmith.rundir.records.training import CheckpointState, DevLoss
+from tunesmith.rundir.records.training import CheckpointState, DevLoss, Spike
+from tunesmith.tracking import MetricsLog
 from tunesmith.train.optim import load_optimizer_state, misfit_of_state, optimizer_state
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class Progress:
         tokens: trained on.
         seconds: that took.
         computed_on: devices and numbers of threads that took part.
+        spikes: from which the run went back.
     """
 
     step: int = 0
@@ -66,6 +68,7 @@ class Progress:
     tokens: int = 0
     seconds: float = 0.0
     computed_on: list[str] = field(default_factory=list)
+    spikes: list[Spike] = field(default_factory=list)
 
     @property
     def best(self) -> DevLoss:
@@ -109,6 +112,7 @@ class Checkpoints:
                 tokens=progress.tokens,
                 seconds=progress.seconds,
                 computed_on=tuple(progress.computed_on),
+                spikes=tuple(progress.spikes),
                 sha256={name: sha256_file(directory / name) for name in (WEIGHTS, OPTIMIZER, METRICS)},
             )
             state.write(directory / STATE)
@@ -142,8 +146,43 @@ class Checkpoints:
                 tokens=state.tokens,
                 seconds=state.seconds,
                 computed_on=list(state.computed_on),
+                spikes=list(state.spikes),
             )
         return None
+
+    def go_back(
+        self,
+        layers: Mapping[str, Adapted],
+        optimizer: torch.optim.Optimizer,
+        done: Progress,
+        spike: Spike,
+        metrics: MetricsLog,
+    ) -> Progress:
+        """Adapter, metrics and progress as they were at the checkpoint that a spike names, which holds that spike from here on.
+
+        Later ones go first, the newest before the others: a kill within leaves a run that comes to the same spike again.
+
+        Args:
+            optimizer: a new one; takes that checkpoint's state.
+            done: where the run stood.
+
+        Raises:
+            TrainingError: the checkpoint is gone or damaged.
+        """
+        target = self.path(spike.back_to)
+        for directory in reversed(self._directories()):
+            if directory > target and _inputs_of(directory) == self.inputs:
+                _remove(directory)
+        progress = self.resume(layers, optimizer)
+        if progress is None or progress.step != spike.back_to:
+            raise TrainingError(
+                f"{target}: gone or damaged while training ran", "run it again: it begins at the last whole one"
+            )
+        progress.spikes = [*done.spikes, spike]
+        progress.computed_on = done.computed_on
+        metrics.restore(target / METRICS)
+        self.save(layers, optimizer, progress, metrics.path)
+        return progress
 
     def remove_others(self, progress: Progress) -> None:
         """Remove what a finished run does not need: checkpoints of other inputs, damaged ones, and more than are kept."""

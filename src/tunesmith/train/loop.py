@@ -22,9 +22,10 @@ Shape suffixes: T tokens, N rows (positions that predict).
 import logging
 import math
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -40,13 +41,14 @@ from tunesmith.models.ranks import threads
 from tunesmith.models.recompute import recompute
 from tunesmith.recipe import TrainSettings
 from tunesmith.rundir.records.events import Metric
-from tunesmith.rundir.records.training import DevLoss, Step
+from tunesmith.rundir.records.training import DevLoss, Spike, Step
 from tunesmith.tracking import MetricsLog, emit, progress, read_metrics
 from tunesmith.train.checkpoint import METRICS, Checkpoints, Progress
 from tunesmith.train.distributed import Steps, World, deterministic
 from tunesmith.train.documents import Documents, make_pack
 from tunesmith.train.optim import make_optimizer
 from tunesmith.train.schedule import learning_rate
+from tunesmith.train.spike import MOST, SLOWER, find_spike
 from tunesmith.train.step import mean_loss
 
 logger = logging.getLogger(__name__)
@@ -55,6 +57,10 @@ NAMED_ROWS = 20  # that an error names
 DEV_ROWS = 3  # that one about a dev loss looks for: each is a pass of its own
 STILL_FALLING = 0.2  # of its mean speed: a rate that ends at zero leaves a trained model less
 LOWER_RATE = "lower train.learning_rate, or use base: fp32"
+
+
+class NotFinite(TrainingError):
+    """A loss, a gradient or a weight is NaN or infinity."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +75,7 @@ class Fitted:
         overfit: whether dev loss rose at the end while train loss fell.
         undertrained: whether dev loss was still falling fast at the end.
         computed_on: devices and numbers of threads that took part.
+        spikes: from which the run went back.
     """
 
     checkpoint: Path
@@ -78,6 +85,7 @@ class Fitted:
     overfit: bool
     undertrained: bool
     computed_on: tuple[str, ...]
+    spikes: tuple[Spike, ...]
 
     @property
     def only_worse(self) -> bool:
@@ -142,7 +150,7 @@ def train_steps(
     """
     optimizer = make_optimizer(layers, settings)
     with World(model, layers, train, steps, dev, settings, seed) as world:
-        yield from _steps(model, layers, train, steps, settings, world, optimizer, dev, 0)
+        yield from steps_in_world(model, layers, train, steps, settings, world, optimizer, dev, 0)
 
 
 def fit(
@@ -171,27 +179,21 @@ def fit(
     """
     optimizer = make_optimizer(layers, settings)
     store = Checkpoints(checkpoints, inputs, settings.keep_checkpoints)
-    losses: list[float] = []
-    with ExitStack() as stack:
-        world = stack.enter_context(World(model, layers, train, steps, dev, settings, seed))
+    with World(model, layers, train, steps, dev, settings, seed) as world:
         done = _begin(model, layers, dev, world, optimizer, store, metrics)
-        following = _steps(model, layers, train, steps, settings, world, optimizer, dev, done.step)
-        stack.enter_context(closing(following))
-        bar = stack.enter_context(progress("training", len(steps), done.step))
-        for record in following:
-            assert record.seconds is not None
-            done.step, done.tokens, done.seconds = record.step, done.tokens + record.tokens, done.seconds + record.seconds
-            losses.append(record.loss)
-            metrics.append(record.line())
-            emit(Metric.of(record.figures()))
-            note = f"loss {record.loss:.3f}  {done.tokens / done.seconds:,.0f} tokens/s"
-            if record.dev_loss is not None:
-                mean = sum(losses) / len(losses)
-                done.dev_losses.append(DevLoss(step=record.step, dev_loss=record.dev_loss, train_loss=mean))
-                losses.clear()
-                store.save(layers, optimizer, done, metrics.path)
-                note += f"  dev {record.dev_loss:.3f}"
-            bar.advance(note=note)
+        while True:
+            rate = settings.learning_rate * SLOWER ** len(done.spikes)
+            slowed = settings.model_copy(update={"learning_rate": rate})
+            following = steps_in_world(model, layers, train, steps, slowed, world, optimizer, dev, done.step)
+            save = partial(store.save, layers, optimizer, done, metrics.path)
+            spike = _follow(following, len(steps), done, rate, metrics, save)
+            if spike is None:
+                break
+            logger.warning(
+                f"{_words(spike, done.best)}; back to step {spike.back_to} and on at half the rate, {spike.learning_rate:.1e}"
+            )
+            optimizer = make_optimizer(layers, settings)
+            done = store.go_back(layers, optimizer, done, spike, metrics)
     store.remove_others(done)
     fitted = Fitted(
         checkpoint=store.path(done.best.step),
@@ -201,9 +203,56 @@ def fit(
         overfit=is_overfitting(done.dev_losses),
         undertrained=is_undertrained(done.dev_losses),
         computed_on=tuple(done.computed_on),
+        spikes=tuple(done.spikes),
     )
     _judge(fitted)
     return fitted
+
+
+def _follow(
+    following: Generator[Step, None, None],
+    total: int,
+    done: Progress,
+    rate: float,
+    metrics: MetricsLog,
+    save: Callable[[], None],
+) -> Spike | None:
+    """Go through the steps to the end, or to the dev loss after a spike, and say which.
+
+    Args:
+        total: steps of the run.
+        done: where it stands; brought forward.
+        rate: that it is at.
+        save: writes a checkpoint.
+    """
+    losses = [float(line["loss"]) for line in read_metrics(metrics.path)]
+    is_third_told = False
+    with closing(following), progress("training", total, done.step) as bar:
+        for record in following:
+            assert record.seconds is not None
+            done.step, done.tokens, done.seconds = record.step, done.tokens + record.tokens, done.seconds + record.seconds
+            losses.append(record.loss)
+            metrics.append(record.line())
+            emit(Metric.of(record.figures()))
+            note = f"loss {record.loss:.3f}  {done.tokens / done.seconds:,.0f} tokens/s"
+            if record.dev_loss is not None:
+                since = done.dev_losses[-1].step
+                spike = find_spike(losses, since, record.dev_loss, done.best, rate)
+                if spike is not None and len(done.spikes) < MOST:
+                    return spike
+                if spike is not None and not is_third_told:
+                    is_third_told = True
+                    logger.warning(f"{_words(spike, done.best)}; training went back {MOST} times before, and goes on")
+                mean = sum(losses[since:]) / len(losses[since:])
+                done.dev_losses.append(DevLoss(step=record.step, dev_loss=record.dev_loss, train_loss=mean))
+                save()
+                note += f"  dev {record.dev_loss:.3f}"
+            bar.advance(note=note)
+    return None
+
+
+def _words(spike: Spike, best: DevLoss) -> str:
+    return f"spike: loss {spike.loss:.3f} at step {spike.step}, dev loss {spike.dev_loss:.4f} after {best.dev_loss:.4f} at best"
 
 
 def _begin(
@@ -232,9 +281,7 @@ def _begin(
         return done
     done = Progress(computed_on=[here])
     metrics.restore(None)
-    world.start()
-    with attention(model.eval(), PACKED), threads(world.threads):
-        done.dev_losses.append(DevLoss(step=0, dev_loss=_dev_loss(model, dev, world, 0)))
+    done.dev_losses.append(DevLoss(step=0, dev_loss=dev_loss_after(model, layers, dev, world, 0)))
     store.save(layers, optimizer, done, metrics.path)
     return done
 
@@ -264,11 +311,23 @@ def _computing_on(device: torch.device, number: int | None) -> str:
     return f"{device.type} with {number} thread{'' if number == 1 else 's'}"
 
 
+def dev_loss_after(model: PreTrainedModel, layers: Mapping[str, Adapted], dev: Documents, world: World, step: int) -> float:
+    """The mean loss over the dev part after a step, between the steps of a training.
+
+    Raises:
+        NotFinite: that loss, or a weight.
+    """
+    _refuse_broken_weights(layers, step)
+    world.start()
+    with attention(model.eval(), PACKED), threads(world.threads):
+        return _dev_loss(model, dev, world, step)
+
+
 def _dev_loss(model: PreTrainedModel, dev: Documents, world: World, step: int) -> float:
     """The mean loss over the dev part after a step.
 
     Raises:
-        TrainingError: it is not finite.
+        NotFinite: that loss.
     """
     loss = world.dev_loss()
     if math.isfinite(loss):
@@ -277,7 +336,7 @@ def _dev_loss(model: PreTrainedModel, dev: Documents, world: World, step: int) -
     rows = list(islice((row for row, value in alone if not math.isfinite(value)), DEV_ROWS))
     where = f"dev rows {', '.join(rows)}" if rows else "the dev rows together, though not on any alone"
     hint = "use base: fp32; is the checkpoint whole?" if step == 0 else LOWER_RATE
-    raise TrainingError(f"dev loss after step {step} is {loss} on {where}", hint)
+    raise NotFinite(f"dev loss after step {step} is {loss} on {where}", hint)
 
 
 def _supervised(documents: Documents) -> Iterator[int]:
@@ -289,10 +348,10 @@ def _refuse_broken_weights(layers: Mapping[str, Adapted], step: int) -> None:
     for name, layer in layers.items():
         for key, parameter in layer.named_parameters():
             if parameter.requires_grad and not bool(parameter.isfinite().all()):
-                raise TrainingError(f"step {step}: its update left NaN or infinity in {name}.{key}", LOWER_RATE)
+                raise NotFinite(f"step {step}: its update left NaN or infinity in {name}.{key}", LOWER_RATE)
 
 
-def _steps(
+def steps_in_world(
     model: PreTrainedModel,
     layers: Mapping[str, Adapted],
     train: Documents,
@@ -335,7 +394,7 @@ def _optimizer_step(
     grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm))
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         rows = [train.row_id(document) for document in sorted(d for pack in chosen for d in pack)[:NAMED_ROWS]]
-        raise TrainingError(
+        raise NotFinite(
             f"step {number + 1}: loss {loss}, gradient norm {grad_norm} on train rows {', '.join(rows)}", LOWER_RATE
         )
     optimizer.step()

@@ -114,7 +114,8 @@ class Metric(EventRecord):
     """Figures of one training step.
 
     Those since the last start of their stage are the whole of ``metrics.jsonl``: a training that goes on from a checkpoint says
-    the checkpoint's steps again, so a reader never puts together what belongs to two recipes.
+    the checkpoint's steps again, so a reader never puts together what belongs to two recipes. A step that is said again within
+    a stage takes the place of the first one and of all after it: the training went back (``train/spike.py``).
 
     Attributes:
         step: from 1.

@@ -66,6 +66,75 @@ class DevLoss(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Spike(Record):
+    """A loss that jumped and took the dev loss with it.
+
+    Attributes:
+        step: of the jump.
+        loss: of that step.
+        dev_loss: the next one.
+        back_to: step of the checkpoint that training went on from.
+        learning_rate: the highest, from there on.
+    """
+
+    step: int
+    loss: float
+    dev_loss: float
+    back_to: int
+    learning_rate: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaceEntry(Record):
+    """One rate of a race.
+
+    Attributes:
+        learning_rate: the highest, after the warm-up.
+        dev_loss: after the steps of the race; None where something was not finite, which loses it.
+    """
+
+    learning_rate: float
+    dev_loss: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Race(Record):
+    """Rates that were tried from the same start on the first steps of a training.
+
+    Attributes:
+        steps: of each.
+        entries: lowest rate first.
+        learning_rate: that won, and was trained at from the start: of the lowest dev loss, the lower rate among equals.
+    """
+
+    steps: int
+    entries: tuple[RaceEntry, ...]
+    learning_rate: float
+
+    @property
+    def words(self) -> str:
+        """What was tried and what came of it, for people."""
+        losses = ", ".join(
+            f"{entry.learning_rate:g}: " + ("not finite" if entry.dev_loss is None else f"{entry.dev_loss:.4f}")
+            for entry in self.entries
+        )
+        return f"race over {self.steps} steps, rate and dev loss: {losses}; trained at {self.learning_rate:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaceState(FileRecord):
+    """``checkpoints/race.json``: the rates of a race that are through, so a killed one goes on.
+
+    Attributes:
+        inputs: fingerprint of what is trained on and with, without a race.
+        entries: in order.
+    """
+
+    inputs: str
+    entries: tuple[RaceEntry, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointState(FileRecord):
     """``state.json`` of a checkpoint: where the run stands, and what proves the files beside it.
 
@@ -76,6 +145,7 @@ class CheckpointState(FileRecord):
         tokens: real tokens trained on so far, of all calls together.
         seconds: that their steps took.
         computed_on: devices and numbers of threads that took part, in order.
+        spikes: from which the run went back.
         sha256: of each other file of the checkpoint, by name.
     """
 
@@ -85,6 +155,7 @@ class CheckpointState(FileRecord):
     tokens: int
     seconds: float
     computed_on: tuple[str, ...]
+    spikes: tuple[Spike, ...]
     sha256: dict[str, str]
 
 
@@ -99,6 +170,7 @@ class Training(FileRecord):
         derivation: a line for each of them: its value, and why.
         trained_weights: numbers that are trained.
         target_layers: layers that have an adapter.
+        race: of rates, before it; None where the recipe asks for none.
         replayed_rows: samples of the base model that were trained on beside the train rows.
         dev_losses: all, oldest first; the first is of step 0, the untouched adapter.
         best_step: the earliest step of the lowest dev loss; its adapter is in ``adapter/``.
@@ -109,6 +181,7 @@ class Training(FileRecord):
         undertrained: dev loss was still falling at the end, at more than a fifth of its mean speed.
         tokens_per_second: real tokens over the time of training steps, dev losses not counted; None where no step was needed.
         computed_on: devices and numbers of threads that took part; more than one where a run went on elsewhere.
+        spikes: from which the run went back to its best checkpoint, at half the rate.
     """
 
     steps: int
@@ -119,6 +192,7 @@ class Training(FileRecord):
     derivation: tuple[str, ...]
     trained_weights: int
     target_layers: int
+    race: Race | None = None
     replayed_rows: int = 0
     dev_losses: tuple[DevLoss, ...]
     best_step: int
@@ -129,6 +203,7 @@ class Training(FileRecord):
     undertrained: bool
     tokens_per_second: float | None
     computed_on: tuple[str, ...]
+    spikes: tuple[Spike, ...] = ()
 
     def _repr_html_(self) -> str:
         """What was kept, and the losses as a curve."""
@@ -142,6 +217,10 @@ class Training(FileRecord):
             notes += "; over-fitting: dev loss rose at the end while train loss fell"
         elif self.undertrained:
             notes += "; under-trained: dev loss was still falling at the end"
+        if self.race is not None:
+            notes += f"; {self.race.words}"
+        for spike in self.spikes:
+            notes += f"; spike at step {spike.step}: back to step {spike.back_to}, at rate {spike.learning_rate:.1e} from there"
         dev = [(entry.step, entry.dev_loss) for entry in self.dev_losses]
         train = [(entry.step, entry.train_loss) for entry in self.dev_losses if entry.train_loss is not None]
         notes += "".join(f"; {line}" for line in self.derivation)
