@@ -46,7 +46,7 @@ from tunesmith.rundir.records.advice import (
     PriceFacts,
     RowFacts,
 )
-from tunesmith.rundir.records.evaluation import Output
+from tunesmith.rundir.records.answers import Output
 from tunesmith.rundir.records.evidence import CrossFit
 
 Cell = dict[str, int | float | str]

@@ -33,7 +33,8 @@ from tunesmith.evaluate.gate import case_of, decide, rivals_of
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.search import halving
 from tunesmith.evaluate.select import finalist_count
-from tunesmith.rundir.records.evaluation import Candidate, Output, Selection, Terms
+from tunesmith.rundir.records.answers import Output
+from tunesmith.rundir.records.evaluation import Candidate, Selection, Terms
 
 BASE, SHARED, MIN_GAIN = 0.60, 0.6, 0.03
 TRUTHS = {"equal": 0.0, "worse2": -0.02, "gain10": 0.10}

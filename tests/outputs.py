@@ -4,7 +4,8 @@ import dataclasses
 
 from tunesmith.rundir import RunDir, read_rows
 from tunesmith.rundir.ledger import Ledger, part_of
-from tunesmith.rundir.records.evaluation import Output, Selection
+from tunesmith.rundir.records.answers import Output
+from tunesmith.rundir.records.evaluation import Selection
 
 OUTPUT = Output(
     id="0",

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.notebook import DEV, TUNED, Interval, forest, loss_curve, nice_ticks, table
-from tunesmith.rundir.records.evaluation import Output, Outputs
+from tunesmith.rundir.records.answers import Output, Outputs
 from tunesmith.rundir.records.training import DevLoss, Training
 
 SVG = "{http://www.w3.org/2000/svg}"

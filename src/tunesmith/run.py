@@ -21,8 +21,9 @@ from tunesmith.pipeline import verbs
 from tunesmith.recipe import Recipe, recipe_from
 from tunesmith.rundir import RunDir
 from tunesmith.rundir.records.advice import Advice
+from tunesmith.rundir.records.answers import Output, Outputs
 from tunesmith.rundir.records.check import CheckReport
-from tunesmith.rundir.records.evaluation import Output, Outputs, Verdict
+from tunesmith.rundir.records.evaluation import Verdict
 from tunesmith.rundir.records.export import Export
 from tunesmith.rundir.records.parity import Parity
 from tunesmith.rundir.records.stages import Status

@@ -16,10 +16,11 @@ from tunesmith.engines.in_process import InProcessEngine
 from tunesmith.engines.sampling import Sampling
 from tunesmith.engines.score import Scorer
 from tunesmith.errors import RunError
+from tunesmith.messages import Message
 from tunesmith.models import ranks
 from tunesmith.processes import Team
 
-PROMPTS = [
+PROMPTS: list[list[Message]] = [
     [{"role": "system", "content": "Answer in one word."}, {"role": "user", "content": "a b " * (5 * number % 13 + 1)}]
     for number in range(13)
 ]
@@ -71,7 +72,7 @@ def test_samples_are_the_same_in_any_number_of_processes(tiny_model, tokenizer, 
     for cores in (1, 2, 3):
         machine(cores)
         drawn = greedy(tiny_model, prompts, StopRule(8, renderer.stop_ids), 2, constrain=Sampling(4).start)
-        texts.append([answer.ids for answer in drawn])
+        texts.append([(answer.ids, answer.likeliest) for answer in drawn])
     assert texts[0] == texts[1] == texts[2] and machine.sizes == [1, 2, 3]
 
 

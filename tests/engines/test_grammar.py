@@ -6,7 +6,7 @@ import torch
 
 from ties import FP32, constrained, greedy_answers, next_logits
 from tunesmith.chat.render import Renderer
-from tunesmith.engines.grammar import OPTIONS, Grammar, as_text
+from tunesmith.engines.grammar import OPTIONS, Grammar, as_text, fits
 from tunesmith.engines.in_process import InProcessEngine
 from tunesmith.errors import RecipeError
 
@@ -29,11 +29,12 @@ def test_random_weights_meet_the_schema(tiny_model, tokenizer):
     engine = InProcessEngine(tiny_model, renderer, 4)
     answers = engine.generate(PROMPTS, 200, lambda _: None, SCHEMA)
     for answer in answers:
-        assert answer.finished
+        assert answer.finished and not answer.free
         jsonschema.validate(json.loads(answer.text), SCHEMA)
+        assert fits(SCHEMA, answer.text) and not fits(SCHEMA, answer.text[:-1]) and not fits(SCHEMA, answer.text + " ")
     assert len({answer.new_tokens for answer in answers}) > 1
     free = engine.generate(PROMPTS, 12, lambda _: None)  # and nothing of it stays behind
-    assert all("{" not in answer.text for answer in free)
+    assert all("{" not in answer.text and answer.free and not fits(SCHEMA, answer.text) for answer in free)
     alone = InProcessEngine(tiny_model, renderer, 1).generate(PROMPTS[:3], 200, lambda _: None, SCHEMA)
     grammar = Grammar(SCHEMA, tokenizer, renderer.stop_ids, 49152)
     for prompt, *given in zip(PROMPTS, answers, alone, strict=False):

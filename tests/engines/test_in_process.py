@@ -45,6 +45,32 @@ def test_equals_generate_one_by_one(tiny_model, tokenizer, system, batch_size):
     assert len({a.new_tokens for a in answers}) > 1 and any(a.finished for a in answers)  # rows left at different times
 
 
+class _Ban:
+    """Rules out some tokens."""
+
+    def __init__(self, tokens):
+        self.tokens = tokens
+
+    def change(self, logits_BV):
+        return logits_BV.index_fill_(1, torch.tensor(self.tokens), -torch.inf)
+
+    def accept(self, tokens):
+        pass
+
+    def keep_rows(self, keep):
+        pass
+
+
+def test_an_answer_knows_whether_it_would_be_the_same_without_a_constraint(tiny_model, tokenizer):
+    renderer, rule = Renderer(tokenizer), StopRule(12, [0])
+    ids = [renderer.prompt_ids(prompt) for prompt in _prompts(None)]
+    free = [generation.ids for generation in greedy(tiny_model, ids, rule, 4)]
+    some = next(token for token in chain(*free) if not all(token in row for row in free))
+    held = greedy(tiny_model, ids, rule, 4, constrain=lambda _: _Ban([some]))
+    assert [generation.likeliest for generation in held] == [some not in row for row in free]
+    assert [g.ids == row for g, row in zip(held, free, strict=True)] == [g.likeliest for g in held]
+
+
 def test_prompt_that_exceeds_the_context(tiny_model, tokenizer):
     with pytest.raises(RunError, match="exceed the model's context of 1024"):
         InProcessEngine(tiny_model, Renderer(tokenizer), 2).generate(_prompts("word " * 1100), 4, lambda _: None)

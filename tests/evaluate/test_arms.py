@@ -15,7 +15,8 @@ from tunesmith.evaluate.metrics.metric import Metric
 from tunesmith.pipeline import verbs as api
 from tunesmith.recipe import TokenPrice
 from tunesmith.rundir import read_rows
-from tunesmith.rundir.records.evaluation import Scores, Selection
+from tunesmith.rundir.records.answers import Scores
+from tunesmith.rundir.records.evaluation import Selection
 from tunesmith.rundir.records.evidence import RetrievalRecall
 from tunesmith.rundir.rows import Row
 
@@ -52,6 +53,28 @@ def test_kept_answers_are_scored_anew_without_asking(make_recipe, tmp_path):
     assert engine.calls == 2
     same = arms.run_arm(tmp_path / "b", tmp_path, lambda: engine, "other", ROWS, ASKED, metric, 8)  # asked the same
     assert (same.score, engine.calls) == (0.5, 2)
+
+
+def test_what_the_twin_answered_alike_is_not_asked_and_an_answer_that_was_cut_is(tmp_path):
+    class Cuts(Engine):
+        def generate(self, prompts, max_new_tokens, advance, allowed=None, tools=None):
+            self.calls += len(prompts)
+            texts = ["red", "red", "a red one", "green"] if allowed is None else ["red"] * len(prompts)
+            return [Answer(text, 9, 1, 0.5, n != 1) for n, text in enumerate(texts)]
+
+    metric = Metric(name="length", score=lambda answer, _: {"score": float(len(answer))}, tie_break="score", binary=False)
+    engine, four = Cuts(), (ROWS[:4], ASKED[:4], metric, 8)
+    arms.run_arm(tmp_path / "free", tmp_path, lambda: engine, "k", *four)
+    labels = ("red", "green")
+    arms.run_arm(tmp_path / "held", tmp_path, lambda: engine, "l", *four, labels, twin_key="k")
+    assert engine.calls == 4 + 2
+    outputs = arms.read_outputs(tmp_path / "held")
+    assert [(row.output, row.score, row.free) for row in outputs] == [
+        ("red", 3.0, True),
+        ("red", 3.0, None),
+        ("red", 3.0, None),
+        ("green", 5.0, True),
+    ]
 
 
 def test_an_unscored_row_is_no_wrong_one_and_a_corpus_figure_is_of_the_whole(tmp_path):

@@ -15,7 +15,7 @@ from tunesmith.evaluate.prompts import PromptBook, question_key
 from tunesmith.evaluate.search import PROMPTS
 from tunesmith.evaluate.select import PromptTask, select_prompt, way_to_ask
 from tunesmith.retrieval.store import build_store
-from tunesmith.rundir.records.evaluation import Selection
+from tunesmith.rundir.records.evaluation import Candidate, Selection
 from tunesmith.rundir.rows import Row
 
 ROWS = [Row(str(i), f"line {i}", row["messages"]) for i, row in enumerate(toy_rows())]
@@ -187,13 +187,11 @@ def test_constrained_answers_are_asked_of_all_alike_and_a_judge_compares_with_th
 
 
 class OnlyConstrained(Parrot):
-    """Right where its answers are held to something and ``knows`` says so."""
+    """Right where its answers are held to something and ``knows`` says so; chatters where they are not."""
 
     def generate(self, asked, max_new_tokens, advance, allowed=None, tools=None):
-        self.knows, knows = (self.knows if allowed is not None else lambda _: False), self.knows
         answers = super().generate(asked, max_new_tokens, advance, allowed, tools)
-        self.knows = knows
-        return answers
+        return [replace(a, text="Sure!") for a in answers] if allowed is None else answers
 
 
 def test_a_prompt_that_is_right_only_when_constrained_is_found_and_is_a_finalist(make_recipe, tmp_path):
@@ -210,6 +208,31 @@ def test_a_prompt_that_is_right_only_when_constrained_is_found_and_is_a_finalist
     assert Selection.read(tmp_path / "selection.json").arms[choice.leader] == best
     free = choose(recipe, tmp_path, {"base": OnlyConstrained(shows(2))}, allowed={"type": "object"})
     assert not any(trial.score for trial in free.candidates)
+
+
+class HalfChatters(Parrot):
+    """Says every other answer in prose where nothing constrains it, and knows that."""
+
+    def generate(self, asked, max_new_tokens, advance, allowed=None, tools=None):
+        answers = super().generate(asked, max_new_tokens, advance, allowed, tools)
+        prose = [list(ANSWERS).index(prompt[-1]["content"]) % 2 == 0 for prompt in asked]
+        return [
+            replace(answer, text="Sure!" if chats and allowed is None else answer.text, free=not chats)
+            for answer, chats in zip(answers, prose, strict=True)
+        ]
+
+
+@pytest.mark.parametrize("order", [("", "schema"), ("schema", "")])
+def test_only_what_a_prompt_answers_otherwise_when_constrained_is_asked_twice(make_recipe, order):
+    dev, engine = ROWS[40:50], HalfChatters(lambda _: True)
+    book = PromptBook(make_recipe(), ROWS[:40], dev, lambda _: None, lambda: None)
+    both = {"allowed": {"type": "object"}, "held_to": ("", "schema")}
+    trials = select.Trials(prompt_task(make_recipe(), book, dev, {"base": engine}, **both))
+    outputs = {held_to: trials.outputs(Candidate(arm="zero_shot", instruction=None, held_to=held_to), 10) for held_to in order}
+    assert trials.asked == len(engine.asked) == 15
+    assert [row.output for row in outputs["schema"]] == [ANSWERS[row.question] for row in dev]
+    assert [row.output == "Sure!" for row in outputs[""]] == [True, False] * 5
+    assert [row.id for row in outputs[""]] == [row.id for row in dev]
 
 
 def test_a_constrained_twin_that_answers_alike_takes_no_seat(make_recipe, tmp_path):

@@ -13,7 +13,7 @@ from tunesmith.pipeline.curve import share_of
 from tunesmith.pipeline.verbs import learning_curve, seeds, status
 from tunesmith.recipe import dump_recipe, load_recipe
 from tunesmith.rundir import RunDir, read_rows
-from tunesmith.rundir.records.evaluation import Scores
+from tunesmith.rundir.records.answers import Scores
 from tunesmith.train.documents import Documents
 
 SHARES = (0.25, 0.5, 1.0)

@@ -9,7 +9,8 @@ import pytest
 from tunesmith.recipe import dump_recipe
 from tunesmith.report.page import write_report
 from tunesmith.rundir import RunDir
-from tunesmith.rundir.records.evaluation import Output, Verdict
+from tunesmith.rundir.records.answers import Output
+from tunesmith.rundir.records.evaluation import Verdict
 from tunesmith.rundir.records.evidence import (
     Calibration,
     Curve,

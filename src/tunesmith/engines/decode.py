@@ -25,7 +25,6 @@ pack.
 import math
 import struct
 import time
-from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -44,7 +43,7 @@ from tunesmith.models.load import attention, decoder
 # Tokens read at once. Products of a few hundred rows run as fast as a core can; more only cost memory there, and a GPU is
 # busy with two thousand.
 PACK = 2048
-SECONDS = struct.Struct("<d")
+SECONDS, ROW = struct.Struct("<d"), struct.Struct("<q?")  # of a batch; new tokens, and whether each is the likeliest
 
 
 class Choice(Protocol):
@@ -70,10 +69,12 @@ class Generation:
     Attributes:
         ids: new tokens, the one that ended it included.
         seconds: its share of the wall time of all, by what its batch took.
+        likeliest: whether each token is the model's likeliest, whatever had a say in the choice.
     """
 
     ids: list[int]
     seconds: float
+    likeliest: bool = True
 
 
 @dataclass(frozen=True)
@@ -130,11 +131,11 @@ def greedy(
             begun, batch = time.perf_counter(), batches[item]
             suffixes = [prompts[number][shared_tokens:] for number in batch]
             choice = None if constrain is None else constrain(batch)
-            new_ids = _batch(model, suffixes, prefix, shared_tokens, stop_rule, choice)
+            new_ids, changed = _batch(model, suffixes, prefix, shared_tokens, stop_rule, choice)
             for number, ids in zip(batch, new_ids, strict=True):
                 ids_NT[number, : len(ids)] = torch.tensor(ids)
-            lengths = array("q", map(len, new_ids)).tobytes()
-            return SECONDS.pack(time.perf_counter() - begun) + lengths
+            rows = b"".join(ROW.pack(len(ids), row not in changed) for row, ids in enumerate(new_ids))
+            return SECONDS.pack(time.perf_counter() - begun) + rows
 
         results = run(answer, lambda item: advance(len(batches[item])))
     return _generations(batches, results, ids_NT, time.perf_counter() - started)
@@ -145,9 +146,10 @@ def _generations(batches: list[list[int]], results: list[bytes], ids_NT: Tensor,
     spent = [SECONDS.unpack_from(result)[0] for result in results]
     answers: dict[int, Generation] = {}
     for batch, result, own in zip(batches, results, spent, strict=True):
-        lengths = array("q", result[SECONDS.size :])
+        rows = ROW.iter_unpack(result[SECONDS.size :])
         each = own / len(batch) * seconds / sum(spent)
-        answers |= {n: Generation(ids_NT[n, :length].tolist(), each) for n, length in zip(batch, lengths, strict=True)}
+        for number, (length, likeliest) in zip(batch, rows, strict=True):
+            answers[number] = Generation(ids_NT[number, :length].tolist(), each, likeliest)
     return [answers[number] for number in range(len(answers))]
 
 
@@ -180,17 +182,23 @@ def _batch(
     shared: int,
     stop_rule: StopRule,
     constraint: Choice | None,
-) -> list[list[int]]:
-    """New token ids of each row; ``suffixes`` is what follows the shared beginning, shortest first."""
+) -> tuple[list[list[int]], set[int]]:
+    """New token ids of each row, and the rows in which the constraint changed a choice.
+
+    Args:
+        suffixes: what follows the shared beginning, shortest first.
+    """
     cache = RowCache([len(ids) for ids in suffixes], stop_rule.max_new_tokens, model.device)
     logits_BV = _prefill(model, suffixes, cache, prefix, shared)
     new_ids: list[list[int]] = [[] for _ in suffixes]
+    changed: set[int] = set()
     rows = list(range(len(suffixes)))
     with attention(model, DECODE):
         while True:
+            likeliest_B = next_B = logits_BV.argmax(-1)
             if constraint is not None:
-                logits_BV = constraint.change(logits_BV)
-            next_B = logits_BV.argmax(-1)
+                next_B = constraint.change(logits_BV).argmax(-1)
+                changed |= {rows[place] for place in (next_B != likeliest_B).nonzero()[:, 0].tolist()}
             chosen = next_B.tolist()
             if constraint is not None:
                 constraint.accept(chosen)
@@ -198,7 +206,7 @@ def _batch(
                 new_ids[row].append(token)
             keep = [place for place, row in enumerate(rows) if not stop_rule.ended(new_ids[row])]
             if not keep or len(new_ids[rows[keep[0]]]) == stop_rule.max_new_tokens:
-                return new_ids
+                return new_ids, changed
             if len(keep) < len(rows):
                 keep = cache.keep_rows(keep)
                 rows = [rows[place] for place in keep]

@@ -38,6 +38,7 @@ class Answer:
         finished: whether the model ended its turn itself (False: cut at the token budget).
         calls: the tool calls in it, where tools were handed over; None too where the model's template writes none that can be
             read. What a server took out of its answer stands in ``text`` as JSON.
+        free: whether the model says the same when nothing constrains it; None: the engine does not know.
     """
 
     text: str
@@ -46,6 +47,7 @@ class Answer:
     seconds: float
     finished: bool
     calls: Calls | None = None
+    free: bool | None = None
 
 
 @dataclass(frozen=True)

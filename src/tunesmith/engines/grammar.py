@@ -133,6 +133,25 @@ def check_constraint(allowed: Constraint) -> None:
     _compiled(allowed)
 
 
+def fits(allowed: Constraint, text: str) -> bool:
+    """Whether an answer is one that is allowed, to the last character; raises as ``check_constraint``."""
+    if isinstance(allowed, tuple):
+        return text in allowed
+    import llguidance
+
+    matcher = llguidance.LLMatcher(_of_bytes(), _compiled(allowed))
+    given = list(text.encode())
+    return matcher.try_consume_tokens(given) == len(given) and matcher.is_accepting()
+
+
+@functools.cache
+def _of_bytes() -> Any:
+    """A vocabulary whose tokens are the bytes."""
+    import llguidance
+
+    return llguidance.LLTokenizer("byte")
+
+
 def _compiled(allowed: Constraint) -> str:
     try:
         import llguidance

@@ -88,7 +88,7 @@ class InProcessEngine:
         answer_ids = generation.ids[:-1] if finished else generation.ids
         text = self.renderer.tokenizer.decode(answer_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
-        return Answer(text, prompt_tokens, len(generation.ids), generation.seconds, finished)
+        return Answer(text, prompt_tokens, len(generation.ids), generation.seconds, finished, free=generation.likeliest)
 
     def _check_room(self, ids: list[list[int]], max_new_tokens: int) -> None:
         limit = self.model.config.max_position_embeddings

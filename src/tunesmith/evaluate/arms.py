@@ -6,8 +6,10 @@ model is asked. A row that could not be scored (a judge's answer that says nothi
 every mean and counted.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -16,10 +18,12 @@ from tunesmith.errors import RunError
 from tunesmith.evaluate.choose import choose
 from tunesmith.evaluate.compare import figure_with_interval
 from tunesmith.evaluate.metrics import HEADLINE, Metric
+from tunesmith.evaluate.twin import in_common
 from tunesmith.messages import Message, Tools
 from tunesmith.recipe import TokenPrice
 from tunesmith.rundir import fingerprint
-from tunesmith.rundir.records.evaluation import Arm, Comparison, Output, Scores, Summary, Totals
+from tunesmith.rundir.records.answers import Output, Scores, Summary
+from tunesmith.rundir.records.evaluation import Arm, Comparison, Totals
 from tunesmith.rundir.rows import Row
 from tunesmith.tracking import progress
 
@@ -35,6 +39,7 @@ def ask(
     max_new_tokens: int,
     allowed: Allowed | None = None,
     price: Price | None = None,
+    known: Mapping[str, Output] = MappingProxyType({}),
 ) -> list[Output]:
     """Answers and scores of one way of asking, one a row.
 
@@ -43,17 +48,26 @@ def ask(
         prompts: what is asked for each row.
         allowed: what the engine constrains every answer to (``task.constrained``), or labels to choose from.
         price: cost of an answer.
+        known: answers by row, which need not be asked.
     """
-    with progress(title, len(prompts)) as bar:
-        if isinstance(allowed, Choices):
-            answers = choose(engine, prompts, allowed.labels, lambda done: bar.advance(done))
-        else:
-            tools = declared_tools(rows, metric)
-            answers = engine.generate(prompts, max_new_tokens, lambda done: bar.advance(done), allowed, tools)
-    return [
-        _scored(row.id, prompt, row.reference, answer, metric, price)
-        for row, prompt, answer in zip(rows, prompts, answers, strict=True)
-    ]
+    left = [(row, prompt) for row, prompt in zip(rows, prompts, strict=True) if row.id not in known]
+    answers: list[Answer] = []
+    with progress(title, len(rows)) as bar:
+        bar.advance(len(rows) - len(left))
+        if left:
+            own_rows, own_prompts = [row for row, _ in left], [prompt for _, prompt in left]
+            if isinstance(allowed, Choices):
+                answers = choose(engine, own_prompts, allowed.labels, lambda done: bar.advance(done))
+            else:
+                tools = declared_tools(own_rows, metric)
+                answers = engine.generate(own_prompts, max_new_tokens, lambda done: bar.advance(done), allowed, tools)
+    if allowed is None:
+        answers = [replace(answer, free=True) for answer in answers]
+    new = {
+        row.id: _scored(row.id, prompt, row.reference, answer, metric, price)
+        for (row, prompt), answer in zip(left, answers, strict=True)
+    }
+    return [new[row.id] if row.id in new else _scored_again(known[row.id], metric, price) for row in rows]
 
 
 def _scored(row_id: str, prompt: list[Message], reference: str, answer: Answer, metric: Metric, price: Price | None) -> Output:
@@ -75,6 +89,7 @@ def _scored(row_id: str, prompt: list[Message], reference: str, answer: Answer, 
         finished=answer.finished,
         cost=None if price is None else price(answer),
         calls=answer.calls,
+        free=answer.free,
     )
 
 
@@ -162,6 +177,7 @@ def run_arm(
     max_new_tokens: int,
     allowed: Allowed | None = None,
     price: Price | None = None,
+    twin_key: str | None = None,
 ) -> Summary:
     """Ask an arm all test rows; writes ``outputs.jsonl`` and ``scores.json`` into ``folder`` (``evaluation/<arm>``).
 
@@ -169,14 +185,20 @@ def run_arm(
         evaluation: where answers of any arm lie.
         answers_key: fingerprint of everything the answers follow from. Answers that lie there under the same one are scored
             anew, be they another arm's: a search that ends with the few-shot prompt need not ask it twice.
+        twin_key: the same of these prompts asked the other way, freely or constrained; what both ways have in common is not
+            asked again (``twin.py``). None where the engine may answer otherwise.
     """
     source = _answers_of(evaluation, answers_key)
     if source is not None:
         outputs = [_scored_again(output, metric, price) for output in read_outputs(source)]
     else:
+        known: dict[str, Output] = {}
+        if twin_key is not None and not isinstance(allowed, Choices):
+            twin = _answers_of(evaluation, twin_key)
+            known = {} if twin is None else in_common(read_outputs(twin), allowed)
         engine = make_engine()
         try:
-            outputs = ask(folder.name, engine, rows, prompts, metric, max_new_tokens, allowed, price)
+            outputs = ask(folder.name, engine, rows, prompts, metric, max_new_tokens, allowed, price, known)
         finally:
             engine.close()
     return write_outputs(folder, answers_key, outputs, metric)
@@ -195,7 +217,9 @@ def _answers_of(evaluation: Path, key: str) -> Path | None:
 
 
 def _scored_again(output: Output, metric: Metric, price: Price | None) -> Output:
-    answer = Answer(output.output, output.prompt_tokens, output.new_tokens, output.seconds, output.finished, output.calls)
+    answer = Answer(
+        output.output, output.prompt_tokens, output.new_tokens, output.seconds, output.finished, output.calls, output.free
+    )
     return _scored(output.id, output.prompt, output.reference, answer, metric, price)
 
 

@@ -34,7 +34,8 @@ from tunesmith.errors import RunError
 from tunesmith.evaluate import resample, stats
 from tunesmith.evaluate.interval import Interval
 from tunesmith.evaluate.metrics import Metric
-from tunesmith.rundir.records.evaluation import Comparison, Output
+from tunesmith.rundir.records.answers import Output
+from tunesmith.rundir.records.evaluation import Comparison
 
 
 def standard_error(comparison: Comparison) -> float:

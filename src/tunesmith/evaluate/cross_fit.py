@@ -31,7 +31,7 @@ import numpy as np
 from tunesmith.evaluate import resample, stats
 from tunesmith.evaluate.compare import figure_with_interval
 from tunesmith.evaluate.metrics import Metric
-from tunesmith.rundir.records.evaluation import Output
+from tunesmith.rundir.records.answers import Output
 from tunesmith.rundir.records.evidence import CrossFit
 
 HALVES = 2

@@ -51,16 +51,8 @@ from tunesmith.evaluate.tries import alpha_of, widened
 from tunesmith.evaluate.verdict_words import advice, gain_line, remarks
 from tunesmith.formatting import percent
 from tunesmith.recipe import PROMPT_DEPLOYED, Task
-from tunesmith.rundir.records.evaluation import (
-    Comparison,
-    Decision,
-    Differing,
-    Output,
-    Rival,
-    Selection,
-    Terms,
-    Verdict,
-)
+from tunesmith.rundir.records.answers import Output
+from tunesmith.rundir.records.evaluation import Comparison, Decision, Differing, Rival, Selection, Terms, Verdict
 from tunesmith.rundir.records.evidence import Forgetting, Judgement, RetrievalRecall, Seeds
 from tunesmith.rundir.records.parity import FormParity
 from tunesmith.rundir.records.readings import Tries

@@ -23,7 +23,8 @@ from typing import Any
 
 from tunesmith.errors import MissingPackage, RunError
 from tunesmith.recipe import Recipe
-from tunesmith.rundir.records.evaluation import Output, Written
+from tunesmith.rundir.records.answers import Output
+from tunesmith.rundir.records.evaluation import Written
 from tunesmith.rundir.rows import Row
 
 SHOWN = 3  # train rows that the writer sees at a time, as in the paper

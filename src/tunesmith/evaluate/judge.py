@@ -38,7 +38,7 @@ from tunesmith.evaluate.metrics.text import normalise
 from tunesmith.messages import Message
 from tunesmith.recipe import Task
 from tunesmith.rundir import fingerprint
-from tunesmith.rundir.records.evaluation import Output
+from tunesmith.rundir.records.answers import Output
 from tunesmith.rundir.records.evidence import Calibration, JudgeReport
 
 WIN, TIE, LOSS = 1.0, 0.5, 0.0

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from tunesmith.evaluate.interval import Interval
-from tunesmith.rundir.records.evaluation import Output
+from tunesmith.rundir.records.answers import Output
 
 Rows = Sequence[Output]
 Floats = NDArray[np.float64]

@@ -24,8 +24,9 @@ A judge compares answers in pairs, so on dev every candidate is compared with th
 
 import logging
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from tunesmith.engines.engine import Allowed, Choices, Engine
 from tunesmith.errors import RunError
@@ -35,8 +36,10 @@ from tunesmith.evaluate.gepa import write_instruction
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.prompts import PromptBook, candidates
 from tunesmith.evaluate.search import FIRST_RUNG, PROMPTS, affordable, halving, in_each_way, rungs, space
+from tunesmith.evaluate.twin import in_common
 from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, HeldTo, Recipe
-from tunesmith.rundir.records.evaluation import Candidate, Output, SearchCost, Selection, Summary, Trial, Written
+from tunesmith.rundir.records.answers import Output, Summary
+from tunesmith.rundir.records.evaluation import Candidate, SearchCost, Selection, Trial, Written
 from tunesmith.rundir.records.evidence import CrossFit
 from tunesmith.rundir.rows import Row
 
@@ -102,18 +105,45 @@ class Trials:
     def _answered(self, way: Candidate, title: str, rows: int, answerer: str) -> list[Output]:
         answers = self._answers.setdefault((answerer, way), [])
         if len(answers) < rows:
-            more = self.answers(title, way, self.rows[len(answers) : rows], answerer)
-            self.asked += len(more)
-            answers += more
+            more = self.rows[len(answers) : rows]
+            known = self._known(way, more, answerer)
+            answers += self.answers(title, way, more, answerer, known)
+            self.asked += len(more) - len(known)
         return answers[:rows]
 
-    def answers(self, title: str, candidate: Candidate, rows: Sequence[Row], answerer: str) -> list[Output]:
-        """A candidate's answers to any rows; a judge has not seen them, and they are not remembered."""
+    def _known(self, way: Candidate, rows: Sequence[Row], answerer: str) -> dict[str, Output]:
+        """Answers to these rows that are those of the same prompt asked the other way."""
+        known: dict[str, Output] = {}
+        allowed = self._allowed(way)
+        if answerer == "base" and not isinstance(allowed, Choices):
+            ids = {row.id for row in rows}
+            for held_to in {*self._task.held_to} - {way.held_to}:
+                twin = self._answers.get((answerer, replace(way, held_to=held_to)), [])
+                known |= in_common([output for output in twin if output.id in ids], allowed)
+        return known
+
+    def _allowed(self, candidate: Candidate) -> Allowed | None:
+        allowed = self._task.allowed
+        return allowed if candidate.held_to or isinstance(allowed, Choices) else None
+
+    def answers(
+        self,
+        title: str,
+        candidate: Candidate,
+        rows: Sequence[Row],
+        answerer: str,
+        known: Mapping[str, Output] = MappingProxyType({}),
+    ) -> list[Output]:
+        """A candidate's answers to any rows; a judge has not seen them, and they are not remembered.
+
+        Args:
+            known: answers by row that need not be asked.
+        """
         task = self._task
         prompts = [task.book.messages(candidate, row) for row in rows]
         engine = task.engine_of(answerer)
-        allowed = task.allowed if candidate.held_to or isinstance(task.allowed, Choices) else None
-        return ask(f"dev {title}", engine, rows, prompts, task.metric, task.max_new_tokens, allowed)
+        allowed = self._allowed(candidate)
+        return ask(f"dev {title}", engine, rows, prompts, task.metric, task.max_new_tokens, allowed, known=known)
 
     def halve(self, arm: str, options: Sequence[Candidate], survivors: int) -> None:
         """Successive halving of an arm's ways to ask; all of them are written down."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tunesmith.engines.engine import Engine
-from tunesmith.rundir.records.evaluation import Output
+from tunesmith.rundir.records.answers import Output
 from tunesmith.rundir.records.parity import TaskScore
 
 Outputs = list[Output]

@@ -35,8 +35,8 @@ from tunesmith.pipeline.subrun import changed, make_inner, open_inner
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, read_rows, write_rows
 from tunesmith.rundir.hashes import content_hash
+from tunesmith.rundir.records.answers import Output
 from tunesmith.rundir.records.data import Rendered
-from tunesmith.rundir.records.evaluation import Output
 from tunesmith.rundir.records.evidence import Seeds
 from tunesmith.rundir.rows import Row
 from tunesmith.train.documents import Documents

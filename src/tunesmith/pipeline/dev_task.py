@@ -11,8 +11,8 @@ from tunesmith.parity.task import Task
 from tunesmith.pipeline.base import base_of
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, read_rows
+from tunesmith.rundir.records.answers import Output
 from tunesmith.rundir.records.data import Rendered
-from tunesmith.rundir.records.evaluation import Output
 from tunesmith.rundir.records.parity import TaskScore
 from tunesmith.rundir.rows import Row
 

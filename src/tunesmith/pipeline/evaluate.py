@@ -12,6 +12,7 @@ import logging
 import shutil
 from dataclasses import replace
 
+from tunesmith.engines.engine import Choices
 from tunesmith.evaluate.arms import declared_tools, key_of_answers, run_arm
 from tunesmith.evaluate.gate import TUNED_ARMS
 from tunesmith.formatting import percent
@@ -22,7 +23,8 @@ from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, PROMPT_DEPLOYED, Recipe
 from tunesmith.retrieval.corpus import find
 from tunesmith.retrieval.measure import RECALL_AT, recall_line, recall_of
 from tunesmith.rundir import RunDir, fingerprint
-from tunesmith.rundir.records.evaluation import Candidate, Selection, Summary
+from tunesmith.rundir.records.answers import Summary
+from tunesmith.rundir.records.evaluation import Candidate, Selection
 from tunesmith.rundir.records.events import ArmScore
 from tunesmith.tracking import emit
 
@@ -68,6 +70,10 @@ def _score(evaluation: Evaluation, arm: str, chosen: dict[str, Candidate]) -> No
     tools = declared_tools(evaluation.test, evaluation.metric)
     weights, engine = engine_of(run, recipe, arm, evaluation.base, prompts, budget, tools)
     answers_key = key_of_answers(weights, prompts, budget, allowed, tools)
+    twin_key = None
+    if arm in chosen and arm != PROMPT_DEPLOYED and not isinstance(evaluation.language, Choices):  # the base answers
+        other = None if allowed is not None else evaluation.language
+        twin_key = key_of_answers(weights, prompts, budget, other, tools)
     if arm.partition(":")[0] in ("retrieval", "tuned_retrieval"):
         _report_recall(evaluation)
     folder, price, rows = run.answers(arm), evaluation.cost_of(arm), evaluation.test
@@ -75,7 +81,9 @@ def _score(evaluation: Evaluation, arm: str, chosen: dict[str, Candidate]) -> No
         book(run, rows, arm, "tuned", adapter_key(run))
     else:
         book(run, rows, arm, "prompt", _prompt_key(weights, evaluation.candidate_of(arm, chosen)))
-    summary = run_arm(folder, run.evaluation, engine, answers_key, rows, prompts, evaluation.metric, budget, allowed, price)
+    summary = run_arm(
+        folder, run.evaluation, engine, answers_key, rows, prompts, evaluation.metric, budget, allowed, price, twin_key
+    )
     emit(ArmScore(arm=arm, rows=summary.n, score=summary.score))
     logger.info(f"evaluate: {_summary_line(summary)}")
 

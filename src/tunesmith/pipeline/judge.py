@@ -16,7 +16,8 @@ from tunesmith.evaluate.select import JudgeAnswers
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, read_rows
-from tunesmith.rundir.records.evaluation import Output, Scores, Selection
+from tunesmith.rundir.records.answers import Output, Scores
+from tunesmith.rundir.records.evaluation import Selection
 from tunesmith.rundir.records.evidence import Judgement, JudgeReport
 from tunesmith.rundir.rows import Row
 

@@ -19,7 +19,7 @@ from tunesmith.pipeline.stage import Session
 from tunesmith.pipeline.subrun import changed, make_inner, open_inner, share_data
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, read_rows
-from tunesmith.rundir.records.evaluation import Scores
+from tunesmith.rundir.records.answers import Scores
 from tunesmith.rundir.records.evidence import SeedRun, Seeds
 from tunesmith.rundir.records.training import Training
 

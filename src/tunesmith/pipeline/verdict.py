@@ -21,7 +21,8 @@ from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import PROMPT_DEPLOYED, Recipe
 from tunesmith.rundir import RunDir, read_rows
 from tunesmith.rundir.records import FileRecord
-from tunesmith.rundir.records.evaluation import Output, Selection
+from tunesmith.rundir.records.answers import Output
+from tunesmith.rundir.records.evaluation import Selection
 from tunesmith.rundir.records.events import Decision
 from tunesmith.rundir.records.evidence import Forgetting, Judgement, RetrievalRecall, Seeds
 from tunesmith.rundir.records.parity import Parity

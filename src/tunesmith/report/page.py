@@ -20,8 +20,9 @@ from tunesmith.report.figures import curve_figure, loss_figure
 from tunesmith.report.template import render
 from tunesmith.rundir import RunDir, read_json, write_text
 from tunesmith.rundir.records import FileRecord
+from tunesmith.rundir.records.answers import Output
 from tunesmith.rundir.records.check import DataReport
-from tunesmith.rundir.records.evaluation import Decision, Output, Verdict
+from tunesmith.rundir.records.evaluation import Decision, Verdict
 from tunesmith.rundir.records.evidence import Curve
 from tunesmith.rundir.records.export import Export, Merge
 from tunesmith.rundir.records.parity import Divergence, Parity

@@ -33,7 +33,7 @@ from tunesmith.evaluate.metrics.labels import INVALID, class_names, macro_f1
 from tunesmith.evaluate.metrics.metric import Metric, Score
 from tunesmith.evaluate.metrics.text import normalise
 from tunesmith.recipe import Task
-from tunesmith.rundir.records.evaluation import Output
+from tunesmith.rundir.records.answers import Output
 
 BINS = 10
 ROWS_OF_A_BIN = 10

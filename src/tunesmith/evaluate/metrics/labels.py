@@ -31,7 +31,7 @@ from tunesmith.evaluate.metrics.metric import Metric, Score
 from tunesmith.evaluate.metrics.text import normalise
 from tunesmith.evaluate.resample import Imagined, SumStatistic
 from tunesmith.recipe import Task
-from tunesmith.rundir.records.evaluation import Output
+from tunesmith.rundir.records.answers import Output
 
 ANSWERED_WRONGLY = 0.1  # imagined rows of other classes for each way of answering a class
 INVALID = ""  # no label is blank: the recipe refuses it

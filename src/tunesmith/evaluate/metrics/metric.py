@@ -12,8 +12,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tunesmith.rundir.records.answers import Output
 from tunesmith.rundir.records.calls import Calls
-from tunesmith.rundir.records.evaluation import Output
 
 Score = Mapping[str, float | None]  # "score", and the metric's own figures
 

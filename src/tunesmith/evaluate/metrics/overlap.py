@@ -32,7 +32,7 @@ from tunesmith.evaluate.metrics.characters import HAN, INDOCHINA, KANA, SPACELES
 from tunesmith.evaluate.metrics.metric import Metric, Score
 from tunesmith.evaluate.resample import SumStatistic
 from tunesmith.recipe import Task
-from tunesmith.rundir.records.evaluation import Output
+from tunesmith.rundir.records.answers import Output
 
 Tokenizer = Literal["13a", "zh", "char"]
 

@@ -9,7 +9,8 @@ training      training.json, metrics.jsonl, state.json of a checkpoint: what was
 check         check --json, data/report.json, data/rejected.jsonl: what is known of the rows
 quality       the quality report in them: what is in the rows
 advice        advice.json: whether to tune at all
-evaluation    evaluation/: answers, scores, the choice of prompts, the verdict
+answers       evaluation/: answers and scores of every arm
+evaluation    evaluation/: the choice of prompts, the verdict
 saving        a part of verdict.json: what a call of the tuned model saves
 readings      readings/: what answered the test part
 evidence      evaluation/: retrieval, judge, forgetting, seeds, curve

@@ -1,12 +1,10 @@
-"""What ``evaluation/`` holds: answers and scores of every arm, the choice of prompts, and the verdict with its evidence.
+"""What ``evaluation/`` holds beside the answers of every arm (``answers.py``): the choice of prompts, and the verdict with its
+evidence.
 
-    <arm>/outputs.jsonl   an ``Output`` a line
-    <arm>/scores.json     ``Scores``
     selection.json        ``Selection``
     verdict.json          ``Verdict``: all of it but the answers and the curve, and the evidence of ``evidence.py``
 
-Scores and shares are fractions of 1. A score of None is an unscored row or arm (a judge that gave no verdict); it is in no
-mean. ``figures`` holds a metric's own figures by name, as many as the metric has.
+Scores and shares are fractions of 1.
 """
 
 from collections.abc import Collection
@@ -14,10 +12,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tunesmith.formatting import percent, points, points_between
-from tunesmith.messages import Message
 from tunesmith.notebook import Interval, forest, paragraph, table
+from tunesmith.rundir.records.answers import Summary
 from tunesmith.rundir.records.base import FileRecord, Record
-from tunesmith.rundir.records.calls import Calls
 from tunesmith.rundir.records.evidence import CrossFit, Forgetting, Judgement, RetrievalRecall, Seeds
 from tunesmith.rundir.records.parity import FormParity
 from tunesmith.rundir.records.readings import Tries
@@ -35,100 +32,6 @@ Decision = Literal[
     "as good and cheaper",
 ]
 Worth = Literal["certain", "likely", "not shown", "ruled out"]
-Figures = dict[str, float | None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Output(Record):
-    """One answer of an arm, with all that its score follows from.
-
-    Attributes:
-        id: of the row.
-        prompt: the messages that were asked.
-        output: the answer.
-        reference: what it is scored against.
-        score: the headline of the metric.
-        figures: the metric's own figures beside it.
-        prompt_tokens, new_tokens: as the engine counted them.
-        seconds: wall time.
-        finished: whether the model ended its turn itself.
-        cost: in the currency of the recipe's prices; None without one.
-        calls: the tool calls in the answer, where they were read.
-    """
-
-    id: str
-    prompt: list[Message]
-    output: str
-    reference: str
-    score: float | None
-    figures: Figures
-    prompt_tokens: int
-    new_tokens: int
-    seconds: float
-    finished: bool
-    cost: float | None = None
-    calls: Calls | None = None
-
-
-class Outputs(list[Output]):
-    """What an arm answered, row by row; a notebook shows the first of them."""
-
-    SHOWN = 20
-
-    def _repr_html_(self) -> str:
-        rows = [
-            (row.id, str(row.prompt[-1]["content"]), row.output, row.reference, "" if row.score is None else f"{row.score:g}")
-            for row in self[: self.SHOWN]
-        ]
-        more = len(self) - len(rows)
-        caption = f"{len(self):,} rows" + (f", the first {len(rows)} of them" if more else "")
-        return table(("row", "question", "answer", "reference", "score"), rows, caption)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary(Record):
-    """Figures of a set of answers.
-
-    Attributes:
-        name: of the arm, or of the candidate among prompts.
-        n: rows.
-        unscored: rows among them without a score.
-        score: the metric's headline over the scored rows.
-        figures: mean of each of the metric's own figures over the rows that have it.
-        prompt_tokens, new_tokens: means a row.
-        finished: share of answers that the model ended itself.
-        ms: milliseconds an answer.
-        cost: mean of an answer; None without a price.
-    """
-
-    name: str
-    n: int
-    unscored: int
-    score: float | None
-    figures: Figures
-    prompt_tokens: float
-    new_tokens: float
-    finished: float
-    ms: float
-    cost: float | None = None
-
-    @property
-    def cut(self) -> int:
-        """Answers that were cut at the limit of tokens."""
-        return round(self.n * (1.0 - self.finished))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scores(FileRecord):
-    """An arm's figures.
-
-    Attributes:
-        key: fingerprint of everything that the answers follow from.
-        summary: the figures.
-    """
-
-    key: str
-    summary: Summary
 
 
 @dataclass(frozen=True, kw_only=True)
