@@ -28,6 +28,7 @@ Figures are ratios within a round, their median and range. A table goes to stdou
 
 import argparse
 import json
+import os
 import random
 import statistics
 import sys
@@ -153,6 +154,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / f"score-{date.today()}.json")
     given = parser.parse_args()
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.threads])  # ours takes a process a core
     torch.set_num_threads(given.threads)
     directory = find_model(given.model)
     model, tokenizer = load_model(directory, "fp32"), load_tokenizer(directory)

@@ -34,7 +34,9 @@ def test_every_item_once_and_its_own_result(size):
     """Also of results larger than a pipe, and of more items than a pipe holds tickets for."""
     with _team(size, lambda job, item: job * item) as team:
         for job, count in ((b"ab", 5000), (b"x" * 1000, 300), (b"", 3), (b"c", 0)):
-            assert team.run(job, range(count)) == {item: job * item for item in range(count)}
+            done = []
+            assert team.run(job, range(count), done.append) == {item: job * item for item in range(count)}
+            assert sorted(done) == list(range(count))
         pids = team.pids
         assert len(pids) == size - 1
     assert not any(_alive(pid) for pid in pids)

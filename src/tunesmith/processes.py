@@ -39,6 +39,8 @@ from tunesmith import errors, hardware
 from tunesmith.errors import TunesmithError
 
 Work = Callable[[bytes, int], bytes]  # job and item to result
+Advance = Callable[[int], None]  # item
+Keep = Callable[[int, bytes], None]  # item and its result
 
 TICKET = struct.Struct("<q")
 FRAME = struct.Struct("<qQ")  # item, or what else it is; bytes that follow
@@ -48,7 +50,7 @@ MOST_TICKETS = 4096  # that are given out at once: a pipe holds 64 KB
 
 
 def obstacle_to_forking() -> str | None:
-    """Why this process cannot fork one that computes; None where it can. (torch has its own, see ``train/distributed.py``.)"""
+    """Why this process cannot fork one that computes; None where it can. (torch has its own: ``models/ranks.py``.)"""
     return None if sys.platform == "linux" else f"{sys.platform} has no fork that is safe and ends with its parent"
 
 
@@ -112,12 +114,13 @@ class Team:
         """Of the forked processes."""
         return [member.pid for member in self._members]
 
-    def run(self, job: bytes, items: Sequence[int]) -> dict[int, bytes]:
+    def run(self, job: bytes, items: Sequence[int], advance: Advance = lambda _: None) -> dict[int, bytes]:
         """Compute all items of a job.
 
         Args:
             job: what ``work`` needs to know beside the item.
             items: numbers from 0; the longest first, if it is known.
+            advance: called in this process with each item as its result arrives.
 
         Returns:
             The result of each.
@@ -129,8 +132,13 @@ class Team:
         assert not self._broken, "a team whose job failed"
         self._broken = True
         results: dict[int, bytes] = {}
+
+        def keep(item: int, result: bytes) -> None:
+            results[item] = result
+            advance(item)
+
         for first in range(0, len(items), MOST_TICKETS):
-            self._run_some(job, items[first : first + MOST_TICKETS], results)
+            self._run_some(job, items[first : first + MOST_TICKETS], keep)
         self._broken = False
         return results
 
@@ -146,7 +154,7 @@ class Team:
         for end in self._tickets:
             os.close(end)
 
-    def _run_some(self, job: bytes, items: Sequence[int], results: dict[int, bytes]) -> None:
+    def _run_some(self, job: bytes, items: Sequence[int], keep: Keep) -> None:
         for member in self._members:
             try:
                 _write(member.jobs, FRAME.pack(0, len(job)) + job)
@@ -155,16 +163,16 @@ class Team:
             member.busy = True
         _write(self._tickets[1], b"".join(TICKET.pack(item) for item in [*items, *[END] * self.size]))
         while (item := self._ticket()) != END:
-            results[item] = self._work(job, item)
-            self._collect(results, 0)
+            keep(item, self._work(job, item))
+            self._collect(keep, 0)
         while any(member.busy for member in self._members):
-            self._collect(results, None)
+            self._collect(keep, None)
         hardware.note_processes(sum(member.private for member in self._members))
 
     def _ticket(self) -> int:
         return TICKET.unpack(os.read(self._tickets[0], TICKET.size))[0]
 
-    def _collect(self, results: dict[int, bytes], timeout: int | None) -> None:
+    def _collect(self, keep: Keep, timeout: int | None) -> None:
         """Take what the others have sent; wait for something, or for ``timeout`` milliseconds."""
         waiting = {member.results: member for member in self._members if member.busy}
         poll = select.poll()
@@ -176,9 +184,9 @@ class Team:
             if not data:
                 raise self._death_of(member)
             member.received += data
-            self._take(member, results)
+            self._take(member, keep)
 
-    def _take(self, member: _Member, results: dict[int, bytes]) -> None:
+    def _take(self, member: _Member, keep: Keep) -> None:
         while len(member.received) >= FRAME.size:
             item, length = FRAME.unpack_from(member.received)
             if len(member.received) < FRAME.size + length:
@@ -190,7 +198,7 @@ class Team:
             if item == END:
                 member.busy, member.private = False, PRIVATE.unpack(content)[0]
             else:
-                results[item] = content
+                keep(item, content)
 
     def _death_of(self, member: _Member) -> TunesmithError:
         """The error of a process that is gone."""

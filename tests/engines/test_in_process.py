@@ -85,10 +85,23 @@ def test_packs_are_bounded_and_keep_the_order():
 
 
 @pytest.mark.parametrize(
-    ("rows", "batch_size", "sizes"), [(132, 64, {66}), (190, 64, {63, 64}), (9, 8, {9}), (7, 2, {1, 2}), (5, 1, {1})]
+    ("rows", "batch_size", "to_deal_out", "sizes"),
+    [
+        (132, 64, False, {66}),
+        (190, 64, False, {63, 64}),
+        (9, 8, False, {9}),
+        (7, 2, False, {1, 2}),
+        (5, 1, False, {1}),
+        (15, 32, True, {15}),
+        (16, 32, True, {8}),
+        (64, 64, True, {16}),
+        (200, 32, True, {28, 29}),
+        (400, 32, True, {33, 34}),
+        (7, 2, True, {1, 2}),
+    ],
 )
-def test_batches_are_about_equal_and_keep_the_order(rows, batch_size, sizes):
-    batches = _batches(list(range(rows)), batch_size)
+def test_batches_are_about_equal_and_keep_the_order(rows, batch_size, to_deal_out, sizes):
+    batches = _batches(list(range(rows)), batch_size, to_deal_out)
     assert [row for batch in batches for row in batch] == list(range(rows))
     assert {len(batch) for batch in batches} == sizes
 

@@ -11,7 +11,7 @@ from tunesmith.engines.sampling import Sampling
 def test_tokens_are_drawn_from_the_softmax(softcap):
     logits_V = torch.tensor([0.0, 1.0, 2.5, -1.0, 3.0])
     rows = 4000
-    state = Sampling(0, softcap).start(rows)
+    state = Sampling(0, softcap).start(range(rows))
     drawn = torch.cat([state.change(logits_V.expand(rows, -1)).argmax(-1) for _ in range(5)])
     shares = np.bincount(drawn.numpy(), minlength=5) / len(drawn)
     capped = logits_V if softcap is None else softcap * torch.tanh(logits_V / softcap)

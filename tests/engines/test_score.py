@@ -54,7 +54,7 @@ def test_equals_the_stock_model_pair_by_pair(name, header, monkeypatch):
 
 def test_what_is_common_runs_once():
     pairs = _questions(HEADER)
-    packs = _packs(pairs, len(HEADER))
+    packs = _packs(pairs, len(HEADER), 512)
     fed = sum(len(pack.ids) for pack in packs)
     # Three questions once each, the fed tokens of the choices of five, and the long continuation; not the header.
     assert fed == (9 + 16 + 23) + 3 * 4 + 2 * 2 + 29
@@ -67,7 +67,7 @@ def test_what_is_common_runs_once():
 def test_what_all_choices_begin_with_runs_once(tiny_model, header, tail):
     context, stem = header + _ids(12, 0), _ids(6, 1)
     pairs = [(context, stem + _ids(n, 2 + n)) for n in (tail, 3, 5)] + [(header + _ids(10, 9), _ids(4, 8))]
-    (pack,) = _packs(pairs, len(header))
+    (pack,) = _packs(pairs, len(header), 512)
     shared = 6 if tail else 5  # a token of each choice is left
     own = sum(len(said) - shared - 1 for _, said in pairs[:3])
     assert len(pack.ids) == 12 + shared + own + 10 + 3 and len(pack.looked) == 1 + shared + own + 1 + 3

@@ -9,16 +9,16 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from shared import write_recipe
-from tunesmith import hardware
 from tunesmith.data.pack import Plan
 from tunesmith.errors import TrainingError
 from tunesmith.models.load import load_model
+from tunesmith.models.ranks import longest_first
 from tunesmith.models.swap import add_lora
 from tunesmith.processes import Team
 from tunesmith.recipe import TrainSettings, load_recipe
 from tunesmith.tracking import MetricsLog
 from tunesmith.train import distributed, loop
-from tunesmith.train.distributed import Load, Shape, flop_of, longest_first, shape_of
+from tunesmith.train.distributed import flop_of
 from tunesmith.train.documents import make_documents, make_pack
 from tunesmith.train.step import pack_tokens
 
@@ -156,45 +156,12 @@ def test_a_killed_process_ends_the_run_with_its_name(fit, monkeypatch):
     assert "train.ranks: 1" in caught.value.hint
 
 
-LOAD = Load(packs=6, flop=1e13, rank_bytes=10**9, base_bytes=2 * 10**9)
-
-
-@pytest.mark.parametrize(
-    ("asked", "changes", "machine", "expected"),
-    [
-        ("auto", {}, {}, (4, 1)),
-        ("auto", {"packs": 3}, {}, (3, 1)),
-        ("auto", {}, {"available_memory": 2.5e9}, (2, 1)),
-        ("auto", {}, {"available_memory": 0.5e9}, (1, 1)),
-        ("auto", {"flop": 1e8}, {}, (1, 1)),
-        (2, {}, {}, (2, 1)),
-        (9, {}, {}, (6, 1)),
-        (1, {}, {}, (1, 1)),
-        (2, {"flop": 1e8}, {}, (2, 1)),
-        # nothing to deal out, on this machine with this recipe: threads, whatever ``ranks`` says
-        ("auto", {"packs": 1}, {}, (1, 4)),
-        (3, {"packs": 1}, {}, (1, 4)),
-        ("auto", {"rank_bytes": 8 * 10**9}, {}, (1, 4)),
-        (2, {"rank_bytes": 8 * 10**9}, {}, (1, 4)),
-    ],
-)
-def test_a_process_a_core_and_fewer_where_packs_or_memory_say_so(asked, changes, machine, expected, monkeypatch):
-    here = {"physical_cores": 4, "total_memory": 16 * 10**9, "available_memory": 12 * 10**9} | machine
-    for name, value in here.items():
-        monkeypatch.setattr(hardware, name, lambda value=value: int(value))
-    load = Load(**{**vars(LOAD), **changes})
-    assert shape_of(asked, load, None)[:2] == expected
-    assert shape_of("auto", load, "no fork") == Shape(1, 4, "no fork")
-    if asked != "auto" and asked > 1:
-        with pytest.raises(TrainingError, match=f"train.ranks: {asked}, but no fork"):
-            shape_of(asked, load, "no fork")
-
-
 def test_the_longest_pack_is_first_by_arithmetic_and_not_by_tokens():
     documents = make_documents([([1] * length, [0] + [1] * (length - 1)) for length in (4000, 2000, 2000, 2000, 900)])
     packs = [make_pack(documents, chosen) for chosen in ((1, 2), (0,), (1, 3, 4), (4,))]
-    assert longest_first(packs, 64) == [1, 2, 0, 3]  # 4,000 tokens that all see each other, before 4,900 in three documents
-    assert longest_first(packs, 4096) == [2, 1, 0, 3]
+    order = {width: longest_first([flop_of(pack, width) for pack in packs]) for width in (64, 4096)}
+    assert order[64] == [1, 2, 0, 3]  # 4,000 tokens that all see each other, before 4,900 in three documents
+    assert order[4096] == [2, 1, 0, 3]
     assert flop_of(packs[1], 64) == 36 * 64 * 4000 + 7 * 4000 * 4001 / 2
 
 

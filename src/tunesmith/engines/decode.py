@@ -9,16 +9,21 @@ prompts begin with is computed once for all batches (``engines/shared_prefix.py`
 oracle in the tests.
 
 Rows are taken shortest first, so a batch holds rows of like lengths, and the bins of its cache (``engines/row_cache.py``) too.
-Batches are about equal: a last one of four rows takes a third of the time of a full one.
+Batches are about equal: a last one of four rows takes a third of the time of a full one. On a CPU they are dealt out to
+processes of one thread (``engines/deal.py``), so a call of some rows is several batches, whatever ``batch_size`` allows; which
+rows share a batch follows from rows and recipe alone.
 
 Memory beside the weights, in elements: the cache of a batch, ``2 G K`` a layer for every slot (``engines/row_cache.py``), and
 one layer's activations of one pack, ``PACK * (4 D + 3 F + 3 (H + G) K + 512 H)`` with F the width of the MLP, whatever the
 batch: 0.1 GB for a model of 135 M weights in fp32, where 64 rows of 700 tokens in one rectangle took 8.6 GB. A prompt of
 more than ``PACK`` tokens is a pack of its own and counts with its own length.
 
-Shape suffixes: T tokens, B rows of a batch that are not done, D hidden size, V vocabulary; here: R rows of a pack.
+Shape suffixes: N rows (prompts), T tokens, B rows of a batch that are not done, D hidden size, V vocabulary; here: R rows of a
+pack.
 """
 
+import math
+import struct
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,8 +34,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunesmith import hardware
-from tunesmith.engines.row_cache import RowCache
+from tunesmith.engines.deal import Widths, dealt_out, shared
+from tunesmith.engines.row_cache import GROWTH, RowCache
 from tunesmith.engines.shared_prefix import DECODE, MIN_SHARED, PREFILL, Prefix, common_beginning, compute_prefix
 from tunesmith.kernels.attention import Span
 from tunesmith.models.load import attention, decoder
@@ -38,6 +43,7 @@ from tunesmith.models.load import attention, decoder
 # Tokens read at once. Products of a few hundred rows run as fast as a core can; more only cost memory there, and a GPU is
 # busy with two thousand.
 PACK = 2048
+SECONDS, ROW = struct.Struct("<d"), struct.Struct("<q?")  # of a batch; new tokens, and whether each is the likeliest
 
 
 class Choice(Protocol):
@@ -62,7 +68,7 @@ class Generation:
 
     Attributes:
         ids: new tokens, the one that ended it included.
-        seconds: wall time of its batch divided by the rows of the batch.
+        seconds: its share of the wall time of all, by what its batch took.
         likeliest: whether each token is the model's likeliest, whatever had a say in the choice.
     """
 
@@ -97,7 +103,7 @@ def greedy(
     stop_rule: StopRule,
     batch_size: int,
     advance: Callable[[int], None] = lambda _: None,
-    constrain: Callable[[int], Choice] | None = None,
+    constrain: Callable[[Sequence[int]], Choice] | None = None,
 ) -> list[Generation]:
     """The likeliest next token, again and again, of every prompt, in order.
 
@@ -105,32 +111,68 @@ def greedy(
         prompts: token ids, at least one each.
         batch_size: rows decoded together, up to an eighth more where that saves a batch.
         advance: called with the number of answers done.
-        constrain: makes what has a say in the choice, a grammar or the dice of a sample, for a batch of so many rows; None for
-            the likeliest token.
+        constrain: makes what has a say in the choice, a grammar or the dice of a sample, for a batch of prompts by their
+            numbers; None for the likeliest token.
     """
-    shared = common_beginning(list(prompts))
-    shared = shared if shared >= MIN_SHARED else 0
-    prefix = compute_prefix(model, prompts[0][:shared]) if shared else {}
-    hardware.keep_freed_memory()
-    answers: dict[int, Generation] = {}
+    started = time.perf_counter()
+    shared_tokens = common_beginning(list(prompts))
+    shared_tokens = shared_tokens if shared_tokens >= MIN_SHARED else 0
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
-    for batch in _batches(order, batch_size):
-        started = time.perf_counter()
-        suffixes = [prompts[number][shared:] for number in batch]
-        constraint = None if constrain is None else constrain(len(batch))
-        new_ids, changed = _batch(model, suffixes, prefix, shared, stop_rule, constraint)
-        seconds = (time.perf_counter() - started) / len(batch)
-        for row, (number, ids) in enumerate(zip(batch, new_ids, strict=True)):
-            answers[number] = Generation(ids, seconds, row not in changed)
-        advance(len(batch))
-    return [answers[number] for number in range(len(prompts))]
+    batches = _batches(order, batch_size, to_deal_out=model.device.type == "cpu")
+    rests = [[len(prompts[number]) - shared_tokens for number in batch] for batch in batches]
+    widths, most = Widths(model), stop_rule.max_new_tokens
+    costs = [widths.flop(sum(rest) + len(rest) * most, len(rest) * most) for rest in rests]
+    needed = max(_batch_bytes(widths, rest, most, constrain is not None) for rest in rests)
+    ids_NT = shared((len(prompts), most), torch.int32, torch.device("cpu"))
+    with dealt_out(model, costs, needed) as run:
+        prefix = compute_prefix(model, prompts[0][:shared_tokens]) if shared_tokens else {}
+
+        def answer(item: int) -> bytes:
+            begun, batch = time.perf_counter(), batches[item]
+            suffixes = [prompts[number][shared_tokens:] for number in batch]
+            choice = None if constrain is None else constrain(batch)
+            new_ids, changed = _batch(model, suffixes, prefix, shared_tokens, stop_rule, choice)
+            for number, ids in zip(batch, new_ids, strict=True):
+                ids_NT[number, : len(ids)] = torch.tensor(ids)
+            rows = b"".join(ROW.pack(len(ids), row not in changed) for row, ids in enumerate(new_ids))
+            return SECONDS.pack(time.perf_counter() - begun) + rows
+
+        results = run(answer, lambda item: advance(len(batches[item])))
+    return _generations(batches, results, ids_NT, time.perf_counter() - started)
 
 
-def _batches(order: list[int], batch_size: int) -> list[list[int]]:
-    """Rows in order, as few batches as batches of ``batch_size`` and an eighth make, of equal sizes but for one row."""
+def _generations(batches: list[list[int]], results: list[bytes], ids_NT: Tensor, seconds: float) -> list[Generation]:
+    """Answers in the order of the prompts; all of them together took ``seconds``, shared out by what each batch took."""
+    spent = [SECONDS.unpack_from(result)[0] for result in results]
+    answers: dict[int, Generation] = {}
+    for batch, result, own in zip(batches, results, spent, strict=True):
+        rows = ROW.iter_unpack(result[SECONDS.size :])
+        each = own / len(batch) * seconds / sum(spent)
+        for number, (length, likeliest) in zip(batch, rows, strict=True):
+            answers[number] = Generation(ids_NT[number, :length].tolist(), each, likeliest)
+    return [answers[number] for number in range(len(answers))]
+
+
+def _batches(order: list[int], batch_size: int, to_deal_out: bool) -> list[list[int]]:
+    """Rows in order, in batches of equal sizes but for one row, as few as batches of ``batch_size`` and an eighth make.
+
+    Where they are dealt out there are at least half as many as the root of the rows: 2 of 8 rows, 4 of 16, 8 of 32. Fewer rows
+    read the weights as often for less (16 took a fifth more time a row than 32, and 8 half as much again), and fewer batches
+    leave a process waiting for another's last.
+    """
     count = -(-len(order) // (batch_size + batch_size // 8))
+    if to_deal_out:
+        count = max(count, math.isqrt(len(order) // 4))
     borders = [number * len(order) // count for number in range(count + 1)]
     return [order[start:end] for start, end in pairwise(borders)]
+
+
+def _batch_bytes(widths: Widths, lengths: Sequence[int], new_tokens: int, is_constrained: bool) -> int:
+    """What answering a batch takes beside the model: its cache, a pack as it is read, its logits."""
+    slots = len(lengths) * (max(lengths) + new_tokens + GROWTH)
+    cache = slots * 2 * widths.key * (widths.layers + 1) * widths.nbytes
+    of_logit = 2 * widths.nbytes + (24 if is_constrained else 0)  # fp64 logits, draws and their sum
+    return cache + widths.reading_bytes(max(PACK, max(lengths))) + len(lengths) * widths.vocabulary * of_logit
 
 
 def _batch(

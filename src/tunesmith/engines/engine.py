@@ -34,7 +34,7 @@ class Answer:
     Attributes:
         text: what the model said, without the end-of-turn token.
         prompt_tokens, new_tokens: as the engine counted them, the end-of-turn token included.
-        seconds: wall time; within a batch, the batch's time divided by its rows.
+        seconds: wall time; of prompts that are answered together, their share of it.
         finished: whether the model ended its turn itself (False: cut at the token budget).
         calls: the tool calls in it, where tools were handed over; None too where the model's template writes none that can be
             read. What a server took out of its answer stands in ``text`` as JSON.

@@ -75,7 +75,8 @@ class InProcessEngine:
 
     def _generate(self, ids: list[list[int]], max_new_tokens: int, advance: Advance, grammar: Grammar | None) -> list[Answer]:
         stop_rule = StopRule(max_new_tokens, self.renderer.stop_ids)
-        generations = greedy(self.model, ids, stop_rule, self.batch_size, advance, None if grammar is None else grammar.start)
+        constrain = None if grammar is None else lambda numbers: grammar.start(len(numbers))
+        generations = greedy(self.model, ids, stop_rule, self.batch_size, advance, constrain)
         return [self._answer(len(prompt), generation) for prompt, generation in zip(ids, generations, strict=True)]
 
     def close(self) -> None:

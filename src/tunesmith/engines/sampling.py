@@ -28,17 +28,14 @@ class Sampling:
 
     def __init__(self, seed: int, softcap: float | None = None):
         self._seed, self._softcap = seed, softcap
-        self._started = 0
 
     @classmethod
     def of(cls, model: PreTrainedModel, seed: int) -> "Sampling":
         """From a model's own distribution."""
         return cls(seed, vars(model.config.get_text_config()).get("final_logit_softcapping"))
 
-    def start(self, rows: int) -> "SamplingState":
-        """The draws of so many answers that follow those of the calls before."""
-        numbers = range(self._started, self._started + rows)
-        self._started += rows
+    def start(self, numbers: Sequence[int]) -> "SamplingState":
+        """The draws of answers by their places among all."""
         return SamplingState([_generator(self._seed, number) for number in numbers], self._softcap)
 
 

@@ -7,7 +7,7 @@ runs every one from its first token, and takes a log-softmax over the vocabulary
   values (``engines/shared_prefix.py``);
 * pairs with the same context, as the choices of one question, run it once: they are spans that see it
   (``kernels/attention.py``); so does what all those choices begin with (a blank, the brace and first key of a JSON object);
-* texts lie one after another without padding;
+* texts lie one after another without padding, in packs that are dealt out to the cores (``engines/deal.py``);
 * the head sees only the positions that predict a continuation, ``CHUNK`` at a time, and a position that predicts the first
   token of four choices once.
 
@@ -31,9 +31,11 @@ query heads, G key/value heads, K head dimension; here: P tokens of the header, 
 target tokens, X targets of a chunk.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import struct
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -41,6 +43,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
+from tunesmith.engines.deal import Widths, dealt_out, shared
 from tunesmith.engines.engine import Scored
 from tunesmith.engines.shared_prefix import MIN_SHARED, Prefix, common_beginning, compute_prefix
 from tunesmith.errors import ModelError, RunError
@@ -50,7 +53,9 @@ from tunesmith.models.attention import packed_attention
 from tunesmith.models.load import attention, decoder
 
 SCORED = "tunesmith_scored"
-CAPACITY = 2048  # tokens of one pack
+CAPACITY = 512  # tokens of one pack on a CPU, where packs are dealt out; a core is busy with a few hundred
+GPU_CAPACITY = 2048
+SCORE = struct.Struct("<d?")  # log-probability, and whether it is the greedy choice
 Pair = tuple[Sequence[int], Sequence[int]]  # context, continuation
 
 
@@ -82,10 +87,18 @@ class Scorer:
             RunError: a pair exceeds the model's context.
             ModelError: the model does something to its logits that is not known here.
         """
-        scored = _scored(self.model, self._head, pairs, advance)
+        head = self._head
+
+        def score(pack: _Pack, hidden_UD: Tensor) -> bytes:
+            scores = _scored(head, pack, hidden_UD)
+            return b"".join(SCORE.pack(float(logprob_N.sum()), bool(greedy_N.all())) for logprob_N, greedy_N in scores)
+
+        scores: dict[int, tuple[float, bool]] = {}
+        for pack, result in _over_packs(self.model, pairs, score, advance):
+            scores |= zip(pack.rows, SCORE.iter_unpack(result), strict=True)
         return [
-            Scored(float(logprob_N.sum()), len(context), len(logprob_N), bool(greedy_N.all()))
-            for (context, _), (logprob_N, greedy_N) in zip(pairs, scored, strict=True)
+            Scored(scores[pair][0], len(context), len(continuation), scores[pair][1])
+            for pair, (context, continuation) in enumerate(pairs)
         ]
 
     @torch.inference_mode()
@@ -94,12 +107,18 @@ class Scorer:
 
         Raises:
             RunError: a pair exceeds the model's context.
+            ModelError: the model does something to its logits that is not known here.
         """
-        states: dict[int, Tensor] = {}
-        for pack, hidden_UD in _hidden(self.model, pairs):
+        ends = list(accumulate((len(continuation) for _, continuation in pairs), initial=0))
+        states_ND = shared((ends[-1], self._head.width), self._head.dtype, self.model.device)
+
+        def keep(pack: _Pack, hidden_UD: Tensor) -> bytes:
             for pair, rows in pack.rows.items():
-                states[pair] = hidden_UD[rows]
-        return torch.cat([states[pair] for pair in range(len(pairs))])
+                states_ND[ends[pair] : ends[pair + 1]] = hidden_UD[rows]
+            return b""
+
+        _over_packs(self.model, pairs, keep, lambda _: None)
+        return states_ND
 
     @torch.inference_mode()
     def kl_of_states(self, base_ND: Tensor, tuned_ND: Tensor) -> Tensor:
@@ -113,11 +132,20 @@ class Scorer:
         Raises:
             ModelError: the model does something to its logits that is not known here.
         """
-        parts = [torch.empty(0, dtype=torch.float64)]
-        for base_CD, tuned_CD in zip(base_ND.split(CHUNK), tuned_ND.split(CHUNK), strict=True):
-            log_p_CV, log_q_CV = (torch.log_softmax(self._head(x).float(), -1) for x in (base_CD, tuned_CD))
-            parts.append((log_p_CV.exp() * (log_p_CV - log_q_CV)).sum(-1, dtype=torch.float64).cpu())
-        return torch.cat(parts)
+        head, widths = self._head, Widths(self.model)
+        kl_N = shared((len(base_ND),), torch.float64, torch.device("cpu"))
+        chunks = list(zip(base_ND.split(CHUNK), tuned_ND.split(CHUNK), kl_N.split(CHUNK), strict=True))
+
+        def compare(item: int) -> bytes:
+            base_CD, tuned_CD, kl_C = chunks[item]
+            log_p_CV, log_q_CV = (torch.log_softmax(head(x).float(), -1) for x in (base_CD, tuned_CD))
+            kl_C.copy_((log_p_CV.exp() * (log_p_CV - log_q_CV)).sum(-1, dtype=torch.float64))
+            return b""
+
+        costs = [2 * widths.flop(0, len(kl_C)) for _, _, kl_C in chunks]
+        with dealt_out(self.model, costs, 6 * CHUNK * widths.vocabulary * 4) as run:
+            run(compare, lambda _: None)
+        return kl_N
 
 
 @dataclass
@@ -192,28 +220,20 @@ class _Pack:
         self.borders.append((start, len(self.ids)))
 
 
-@torch.inference_mode()
-def _scored(
-    model: PreTrainedModel, logits_of: "_Head", pairs: Sequence[Pair], advance: Callable[[int], None]
-) -> list[tuple[Tensor, Tensor]]:
-    """Log-probability (fp64) and whether it is the greedy choice, of every token of each continuation, on the CPU."""
-    softcap = vars(model.config).get("final_logit_softcapping")
-    scores: dict[int, tuple[Tensor, Tensor]] = {}
-    for pack, hidden_UD in _hidden(model, pairs):
-        counts = [len(rows) for rows in pack.rows.values()]
-        row_M = torch.tensor([row for rows in pack.rows.values() for row in rows], dtype=torch.int64)
-        target_M = torch.tensor([token for continuation in pack.targets.values() for token in continuation], dtype=torch.int64)
-        logprob_M, greedy_M = torch.empty(len(row_M), dtype=torch.float64), torch.empty(len(row_M), dtype=torch.bool)
-        for start in range(0, len(hidden_UD), CHUNK):
-            chosen_M = ((row_M >= start) & (row_M < start + CHUNK)).nonzero()[:, 0]
-            if len(chosen_M):
-                logits_CV = logits_of(hidden_UD[start : start + CHUNK], capped=False)
-                row_X, target_X = (x[chosen_M].to(logits_CV.device) for x in (row_M - start, target_M))
-                logprob_X, greedy_X = _of_targets_(logits_CV, row_X, target_X, softcap)
-                logprob_M[chosen_M], greedy_M[chosen_M] = logprob_X.cpu(), greedy_X.cpu()
-        scores |= zip(pack.rows, zip(logprob_M.split(counts), greedy_M.split(counts), strict=True), strict=True)
-        advance(len(counts))
-    return [scores[pair] for pair in range(len(pairs))]
+def _scored(logits_of: "_Head", pack: _Pack, hidden_UD: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Log-probability (fp64) and whether it is the greedy choice, of every token of a pack's continuations, on the CPU."""
+    counts = [len(rows) for rows in pack.rows.values()]
+    row_M = torch.tensor([row for rows in pack.rows.values() for row in rows], dtype=torch.int64)
+    target_M = torch.tensor([token for continuation in pack.targets.values() for token in continuation], dtype=torch.int64)
+    logprob_M, greedy_M = torch.empty(len(row_M), dtype=torch.float64), torch.empty(len(row_M), dtype=torch.bool)
+    for start in range(0, len(hidden_UD), CHUNK):
+        chosen_M = ((row_M >= start) & (row_M < start + CHUNK)).nonzero()[:, 0]
+        if len(chosen_M):
+            logits_CV = logits_of(hidden_UD[start : start + CHUNK], capped=False)
+            row_X, target_X = (x[chosen_M].to(logits_CV.device) for x in (row_M - start, target_M))
+            logprob_X, greedy_X = _of_targets_(logits_CV, row_X, target_X, logits_of.softcap)
+            logprob_M[chosen_M], greedy_M[chosen_M] = logprob_X.cpu(), greedy_X.cpu()
+    return list(zip(logprob_M.split(counts), greedy_M.split(counts), strict=True))
 
 
 def _of_targets_(logits_CV: Tensor, row_X: Tensor, target_X: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
@@ -230,26 +250,49 @@ def _of_targets_(logits_CV: Tensor, row_X: Tensor, target_X: Tensor, softcap: fl
     return picked_X - (loss_C.double() + first_C)[row_X], greedy_X
 
 
-def _hidden(model: PreTrainedModel, pairs: Sequence[Pair]) -> Iterator[tuple[_Pack, Tensor]]:
-    """Each pack and its last hidden states at the positions looked at, shape (U, D)."""
+@torch.inference_mode()
+def _over_packs(
+    model: PreTrainedModel,
+    pairs: Sequence[Pair],
+    work: Callable[["_Pack", Tensor], bytes],
+    advance: Callable[[int], None],
+) -> list[tuple[_Pack, bytes]]:
+    """Every pack, and what ``work`` makes of it and of its last hidden states at the positions looked at, shape (U, D).
+
+    Args:
+        work: in whichever process has the pack.
+        advance: called with the number of pairs done.
+    """
     _check(model, pairs)
     contexts = [list(context) for context, _ in pairs]
     header = _header(contexts)
-    prefix = compute_prefix(model, contexts[0][:header]) if header else {}
-    for pack in _packs(pairs, header):
-        ids_1T, position_1T = (torch.tensor([x], device=model.device) for x in (pack.ids, pack.positions))
-        with attention(model, SCORED):
-            hidden_TD = decoder(model)(
-                input_ids=ids_1T,
-                position_ids=position_1T,
-                groups=list(zip(pack.borders, pack.spans, strict=True)),
-                prefix=prefix,
-                use_cache=False,
-            ).last_hidden_state[0]
-        yield pack, hidden_TD[torch.tensor(pack.looked, device=model.device)]
+    packs = _packs(pairs, header, CAPACITY if model.device.type == "cpu" else GPU_CAPACITY)
+    widths = Widths(model)
+    costs = [widths.flop(len(pack.ids), len(pack.looked)) for pack in packs]
+    needed = (
+        widths.reading_bytes(header + max((len(pack.ids) for pack in packs), default=0)) + 3 * CHUNK * widths.vocabulary * 4
+    )
+    with dealt_out(model, costs, needed) as run:
+        prefix = compute_prefix(model, contexts[0][:header]) if header else {}
+
+        def compute(item: int) -> bytes:
+            pack = packs[item]
+            ids_1T, position_1T = (torch.tensor([x], device=model.device) for x in (pack.ids, pack.positions))
+            with attention(model, SCORED):
+                hidden_TD = decoder(model)(
+                    input_ids=ids_1T,
+                    position_ids=position_1T,
+                    groups=list(zip(pack.borders, pack.spans, strict=True)),
+                    prefix=prefix,
+                    use_cache=False,
+                ).last_hidden_state[0]
+            return work(pack, hidden_TD[torch.tensor(pack.looked, device=model.device)])
+
+        results = run(compute, lambda item: advance(len(packs[item].rows)))
+    return list(zip(packs, results, strict=True))
 
 
-def _packs(pairs: Sequence[Pair], header: int) -> list[_Pack]:
+def _packs(pairs: Sequence[Pair], header: int, capacity: int) -> list[_Pack]:
     """Pairs grouped by context, groups filled into packs, the longest first, so that packs are of few sizes."""
     groups: dict[Any, _Group] = {}
     for number, (context, continuation) in enumerate(pairs):
@@ -258,7 +301,7 @@ def _packs(pairs: Sequence[Pair], header: int) -> list[_Pack]:
         groups.setdefault(key, _Group(rest, [])).members.append((number, list(continuation)))
     packs: list[_Pack] = []
     for group in sorted(groups.values(), key=lambda group: -group.tokens):
-        if not packs or len(packs[-1].ids) + group.tokens > CAPACITY:
+        if not packs or len(packs[-1].ids) + group.tokens > capacity:
             packs.append(_Pack())
         packs[-1].add(group, header)
     return packs
@@ -285,27 +328,33 @@ def _check(model: PreTrainedModel, pairs: Sequence[Pair]) -> None:
 
 
 class _Head:
-    """From last hidden states to logits."""
+    """From last hidden states to logits.
 
-    def __init__(self, model: PreTrainedModel):
+    Attributes:
+        dtype, width: of the hidden states.
+        softcap: of the logits; None where the model has none.
+    """
+
+    def __init__(self, model: PreTrainedModel, dtype: torch.dtype):
         head = model.get_output_embeddings()
         assert head is not None
-        self._head = head
-        self._softcap = vars(model.config).get("final_logit_softcapping")
+        self._head, self.dtype, self.width = head, dtype, head.weight.shape[1]
+        self.softcap = vars(model.config).get("final_logit_softcapping")
 
     def __call__(self, hidden_CD: Tensor, capped: bool = True) -> Tensor:
         """Shape (C, D) to (C, V)."""
         logits_CV = self._head(hidden_CD.contiguous())
-        return capped_logits(logits_CV, self._softcap) if capped else logits_CV
+        return capped_logits(logits_CV, self.softcap) if capped else logits_CV
 
 
 def _compared_head(model: PreTrainedModel) -> _Head:
     """The head, once it is known that the stock model does nothing else to its logits."""
-    head = _Head(model)
     ids_1T = torch.arange(4, device=model.device)[None]
     with torch.inference_mode(), attention(model, "eager"):
         stock_TV = model(input_ids=ids_1T, use_cache=False).logits[0].float()
-        ours_TV = head(decoder(model)(input_ids=ids_1T, use_cache=False).last_hidden_state[0]).float()
+        states_TD = decoder(model)(input_ids=ids_1T, use_cache=False).last_hidden_state[0]
+        head = _Head(model, states_TD.dtype)
+        ours_TV = head(states_TD).float()
     off = float((stock_TV - ours_TV).abs().max() / stock_TV.abs().max().clamp(min=1e-6))
     if off > 0.02:  # rounding of bf16 is 0.004; a factor or an offset is far more
         raise ModelError(

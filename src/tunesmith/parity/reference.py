@@ -10,7 +10,7 @@ both compute as training did, and the bounds are those of that arithmetic.
 **Logits** of both are kept on the disk while the forms take their turns, for some 18 prompts of at most 32 positions: 0.6 GB
 each for a vocabulary of 262 k, 0.1 GB for 49 k. Memory was refused, since the forms need it.
 
-Shape suffixes: N rows (positions of all prompts), T tokens (of one), V vocabulary.
+Shape suffixes: N rows (positions of all prompts), V vocabulary.
 """
 
 import logging
@@ -25,6 +25,7 @@ from rich.filesize import decimal
 from transformers import PreTrainedModel
 
 from tunesmith.engines.base import BaseModel
+from tunesmith.engines.deal import Widths, dealt_out
 from tunesmith.engines.decode import StopRule, greedy
 from tunesmith.engines.form import ComputePlace, model_logits
 from tunesmith.engines.in_process import InProcessEngine
@@ -33,7 +34,7 @@ from tunesmith.layers.experts import Adapted
 from tunesmith.messages import Message
 from tunesmith.models.adapter import load_adapted
 from tunesmith.models.device import ROOM, best_device, device_with_room
-from tunesmith.models.load import load_model
+from tunesmith.models.load import head_weight, load_model
 from tunesmith.models.swap import without_adapters
 from tunesmith.parity.figures import base_distance
 from tunesmith.parity.prompts import NEW_TOKENS, Prompt, choose_prompts
@@ -159,13 +160,16 @@ def _load(trained: Trained, place: ComputePlace) -> tuple[PreTrainedModel, dict[
 
 def _all_logits(model: PreTrainedModel, prompts: list[Prompt], spans: list[slice], file: Path) -> NDArray[np.float32]:
     """Logits at every position of every continuation, on the disk, shape (N, V)."""
-    first_TV = _continuation_logits(model, prompts[0])
-    logits_NV = np.memmap(file, np.float32, "w+", shape=(spans[-1].stop, first_TV.shape[1]))
-    logits_NV[spans[0]] = first_TV
-    for prompt, span in zip(prompts[1:], spans[1:], strict=True):
-        logits_NV[span] = _continuation_logits(model, prompt)
+    widths = Widths(model)
+    logits_NV = np.memmap(file, np.float32, "w+", shape=(spans[-1].stop, head_weight(model).shape[0]))
+
+    def compute(item: int) -> bytes:
+        prompt = prompts[item]
+        logits_NV[spans[item]] = model_logits(model, prompt.ids + prompt.continuation[:-1], len(prompt.ids) - 1)
+        return b""
+
+    costs = [widths.flop(len(prompt.ids) + len(prompt.continuation), len(prompt.continuation)) for prompt in prompts]
+    longest = max(len(prompt.ids) + len(prompt.continuation) for prompt in prompts)
+    with dealt_out(model, costs, widths.reading_bytes(longest) + 3 * NEW_TOKENS * widths.vocabulary * 4) as run:
+        run(compute, lambda _: None)
     return logits_NV
-
-
-def _continuation_logits(model: PreTrainedModel, prompt: Prompt) -> NDArray[np.float32]:
-    return model_logits(model, prompt.ids + prompt.continuation[:-1], len(prompt.ids) - 1)

@@ -10,10 +10,8 @@ optimizer's step. The others see the new weights where the old ones were.
 (``train/step.py``), every process computes with one thread, dropout follows from (seed, step, pack), and losses are added in
 the order of the packs. So a run may go on with more processes or fewer, and ends with the same bytes.
 
-**How many.** ``train.ranks: auto`` takes a process a physical core, no more than a step has packs and than memory has room for:
-each needs the activations of one pack. A training whose steps are shorter than what the messages cost is left in one process.
-Where nothing can be dealt out (a step of one pack, a machine that holds the activations of one, a process that cannot be
-forked) one process computes with a thread a core, which is decided by recipe and machine alone, never by ``ranks``.
+**How many.** ``models/ranks.py`` has the rule: a process a physical core, as far as a step has packs and memory has room for
+the activations of one pack each.
 
 **On a GPU** the world is one process.
 
@@ -31,8 +29,7 @@ import mmap
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -44,8 +41,9 @@ from tunesmith.layers.context import Counters, StepContext, at_step
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.attention import PACKED
 from tunesmith.models.load import attention, head_weight
+from tunesmith.models.ranks import Load, Shape, longest_first, obstacle_to_computing, shape_of
 from tunesmith.models.recompute import recompute
-from tunesmith.processes import Team, obstacle_to_forking, shared_memory
+from tunesmith.processes import Team, shared_memory
 from tunesmith.recipe import TrainSettings
 from tunesmith.train.documents import Documents, Pack
 from tunesmith.train.step import mean_loss, pack_loss, pack_tokens, step_gradients, step_packs
@@ -53,7 +51,6 @@ from tunesmith.train.step import mean_loss, pack_loss, pack_tokens, step_gradien
 logger = logging.getLogger(__name__)
 
 PlannedStep = tuple[int, list[tuple[int, ...]]]  # epoch, and documents of each micro-batch
-LIGHT_STEP = 1e10  # FLOP, a fifth of a second of a core: less is not dealt out
 FIRST_STEPS = 8  # whose packs are looked at
 SLOT_BYTES, MOST_SLOTS = 1 << 30, 4096
 # Hidden sizes that a layer keeps for a token (1.10 GB was taken where 1.17 were foretold).
@@ -77,71 +74,12 @@ class Steps(Protocol):
     def __getitem__(self, step: int, /) -> PlannedStep: ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Load:
-    """What there is to compute and what it takes.
-
-    Attributes:
-        packs: of a step, the most.
-        flop: of a step.
-        rank_bytes: that a process needs for itself.
-        base_bytes: that lie in memory once.
-    """
-
-    packs: int
-    flop: float
-    rank_bytes: int
-    base_bytes: int
-
-
-class Shape(NamedTuple):
-    """How many processes, with how many threads, and why, for people."""
-
-    ranks: int
-    threads: int
-    reason: str
-
-
 class StepSums(NamedTuple):
     """Mean loss and top-1 accuracy of a step; rows that fp16 would have lost (None: nothing was computed in fp16)."""
 
     loss: float
     accuracy: float
     rescued: int | None
-
-
-def shape_of(asked: int | Literal["auto"], load: Load, obstacle: str | None) -> Shape:
-    """The world of a training on a CPU.
-
-    Args:
-        asked: the recipe's ``train.ranks``.
-        obstacle: why no process can be forked; None where it can.
-
-    Raises:
-        TrainingError: several processes were asked for, and cannot be.
-    """
-    cores = hardware.physical_cores()
-    room = 1 + (hardware.total_memory() - load.base_bytes - load.rank_bytes) // load.rank_bytes
-    alone = None
-    if obstacle is not None:
-        alone = obstacle
-    elif load.packs == 1:
-        alone = "a step is one pack, which cannot be dealt out"
-    elif room < 2:
-        alone = f"two would need {2 * load.rank_bytes / 1e9:.1f} GB beside the model's {load.base_bytes / 1e9:.1f}"
-    if alone is not None:
-        if asked != "auto" and asked > 1 and obstacle is not None:
-            raise TrainingError(f"train.ranks: {asked}, but {obstacle}", "use train.ranks: auto")
-        return Shape(1, cores, alone)
-    if asked != "auto":
-        most = min(asked, load.packs)
-        return Shape(most, 1, f"train.ranks: {asked}" + (f", and a step has {most} packs" if most < asked else ""))
-    if load.flop < LIGHT_STEP:
-        return Shape(1, 1, "a step is too short to be dealt out")
-    free = max(1, hardware.available_memory() // load.rank_bytes)
-    ranks = min(cores, load.packs, free)
-    limit = {free: "what memory has room for now", load.packs: "a step's packs", cores: "one a physical core"}
-    return Shape(ranks, 1, limit[ranks])
 
 
 def flop_of(pack: Pack, width: int) -> float:
@@ -152,23 +90,6 @@ def flop_of(pack: Pack, width: int) -> float:
     """
     pairs = sum((s.end - s.start) * ((s.end - s.start + 1) / 2 + s.prefix_end - s.prefix_start) for s in pack.spans)
     return 36 * width * pack.ids_1T.shape[1] + 7 * pairs
-
-
-def longest_first(packs: Sequence[Pack], width: int) -> list[int]:
-    """Numbers of the packs by falling arithmetic, the first among equals first."""
-    costs = [flop_of(pack, width) for pack in packs]
-    return sorted(range(len(packs)), key=lambda number: (-costs[number], number))
-
-
-@contextmanager
-def threads(number: int | None) -> Iterator[None]:
-    """Within the block torch computes with so many threads; None: as many as it did."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(before if number is None else number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager
@@ -245,10 +166,9 @@ class World:
         """Fork the others, where they are not there yet. Outside of the contexts in which a step computes."""
         if self._team is not None:
             return
-        ranks, each, reason = self.shape
+        ranks = self.shape.ranks
         if self._device.type == "cpu":
-            processes = "1 process" if ranks == 1 else f"{ranks} processes"
-            logger.info(f"train: {processes} of {each} thread{'' if each == 1 else 's'} ({reason})")
+            logger.info(f"train: {self.shape}")
         if ranks > 1:
             self._share()
             hardware.release_freed_memory()
@@ -266,7 +186,7 @@ class World:
         gradients: list[Tensor | None] = [None] * len(self._parameters)
         for first in range(0, len(packs), self._slots):
             some = range(first, min(first + self._slots, len(packs)))
-            order = [first + n for n in longest_first([packs[n] for n in some], self._width)]
+            order = [first + n for n in longest_first([flop_of(packs[n], self._width) for n in some])]
             results = self._team.run(JOB.pack(STEP, number), order)
             sums += [RESULT.unpack_from(results[n]) for n in some]
             self._add(gradients, [results[n][RESULT.size :] for n in some])
@@ -281,7 +201,7 @@ class World:
         """Mean cross-entropy (nats a supervised token) over the dev documents, without dropout."""
         if self._team is None or self._team.size == 1:
             return mean_loss(self._model, self.dev_packs)
-        results = self._team.run(JOB.pack(DEV, 0), longest_first(self.dev_packs, self._width))
+        results = self._team.run(JOB.pack(DEV, 0), longest_first([flop_of(pack, self._width) for pack in self.dev_packs]))
         sums = [RESULT.unpack(results[number])[0] for number in range(len(self.dev_packs))]
         return sum(sums) / sum(len(pack.target_N) for pack in self.dev_packs)
 
@@ -370,20 +290,13 @@ class World:
         return shape_of(
             asked,
             Load(
-                packs=max(map(len, first)),
+                items=max(map(len, first)),
                 flop=max(sum(pack.ids_1T.shape[1] for pack in packs) for packs in first) * 72.0 * layers * self._width**2,
                 rank_bytes=activations + trained + OTHER_BYTES,
                 base_bytes=weights,
             ),
-            obstacle_to_forking() or _obstacle_of_torch(),
+            obstacle_to_computing(),
         )
-
-
-def _obstacle_of_torch() -> str | None:
-    """torch refuses a backward pass in a forked process once its parent has made one with a GPU in sight."""
-    if torch.accelerator.is_available():
-        return "torch sees a GPU, and then computes no gradients in a forked process"
-    return None
 
 
 def _view(memory: mmap.mmap, offset: int, like: Tensor) -> Tensor:

@@ -37,13 +37,14 @@ from tunesmith.errors import TrainingError
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.attention import PACKED
 from tunesmith.models.load import attention, head_weight
+from tunesmith.models.ranks import threads
 from tunesmith.models.recompute import recompute
 from tunesmith.recipe import TrainSettings
 from tunesmith.rundir.records.events import Metric
 from tunesmith.rundir.records.training import DevLoss, Spike, Step
 from tunesmith.tracking import MetricsLog, emit, progress, read_metrics
 from tunesmith.train.checkpoint import METRICS, Checkpoints, Progress
-from tunesmith.train.distributed import Steps, World, deterministic, threads
+from tunesmith.train.distributed import Steps, World, deterministic
 from tunesmith.train.documents import Documents, make_pack
 from tunesmith.train.optim import make_optimizer
 from tunesmith.train.schedule import learning_rate
