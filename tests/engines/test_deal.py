@@ -27,25 +27,31 @@ PROMPTS: list[list[Message]] = [
 CAN_BE = {"free": None, "schema": {"type": "integer", "minimum": 1, "maximum": 999}}
 
 
+class Machine:
+    """Called with a number of cores, it has so many from then on; ``sizes`` are those of all teams."""
+
+    def __init__(self, patch):
+        self._patch, self.sizes = patch, []
+
+    def __call__(self, cores):
+        self._patch.setattr(hardware, "physical_cores", lambda: cores)
+
+
 @pytest.fixture
 def machine(monkeypatch):
-    """A function: what is asked from now on is asked on a machine with so many cores. It has the sizes of all teams."""
-    sizes = []
+    """Small work is dealt out too, in small pieces."""
+    machine = Machine(monkeypatch)
 
     class Counted(Team):
         def __init__(self, size, *others):
-            sizes.append(size)
+            machine.sizes.append(size)
             super().__init__(size, *others)
-
-    def use(cores):
-        monkeypatch.setattr(hardware, "physical_cores", lambda: cores)
 
     monkeypatch.setattr(deal, "Team", Counted)
     monkeypatch.setattr(ranks, "LIGHT", 0)
     monkeypatch.setattr("tunesmith.engines.score.CAPACITY", 60)
     monkeypatch.setattr("tunesmith.engines.score.CHUNK", 7)
-    use.sizes = sizes
-    return use
+    return machine
 
 
 @pytest.mark.parametrize("kind", CAN_BE)
