@@ -6,7 +6,8 @@ import torch
 
 from ties import FP32, constrained, greedy_answers, next_logits
 from tunesmith.chat.render import Renderer
-from tunesmith.engines.grammar import OPTIONS, Grammar, as_text, fits
+from tunesmith.engines.constraint import OPTIONS, as_text, fits
+from tunesmith.engines.grammar import Grammar
 from tunesmith.engines.in_process import InProcessEngine
 from tunesmith.errors import RecipeError
 

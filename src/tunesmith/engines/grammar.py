@@ -1,32 +1,16 @@
-"""Constrained decoding: at every token the model chooses among those that can still lead to an answer that is allowed,
-which is one that meets a JSON schema or one of a list of labels.
+"""Constrained decoding: at every token the model chooses among those that can still lead to an answer that is allowed
+(``engines/constraint.py``).
 
-llguidance turns the schema, or the labels as alternatives, into a parser over bytes and says for each token of the vocabulary
+llguidance turns a schema, or labels as alternatives, into a parser over bytes and says for each token of the vocabulary
 whether it fits; what does not fit gets a logit of minus infinity, and greedy decoding goes on as always. A mask costs 20 to 50
-microseconds a token. The llama.cpp that we run has the same library inside, so the deployed form gets the same as text
-(``as_text``).
-
-**A schema that cannot be enforced is refused before the first token.** llguidance names what it does not know (``not``, a
-remote ``$ref``). llama.cpp's own check of it only writes to its log and then answers freely, so it is not relied upon. A
-keyword that llguidance only warns about is refused too: it would be ignored.
-
-White space between tokens of JSON is what llama.cpp's own grammars allow: one blank, or one or two line breaks and up to 20
-characters of indentation. Unbounded white space lets a weak model fill its budget with nothing; none at all forces
-a tuned model out of the layout that it learned. The copy of llguidance inside llama.cpp does not know this option: there
-white space has no bound, and an untrained model may spend its budget on it.
+microseconds a token. The llama.cpp that we run has the same library inside, so the deployed form gets the same as text.
 
 Several end tokens are one to the grammar: where it lets the answer end, every stop token of the model is allowed.
-
-Refused: Outlines and xgrammar, which cover 3 and 28 % of the hard schemas of JSONSchemaBench where llguidance covers 41, and
-a converter of schemas to grammars of our own.
-
-Source: llguidance 1.x (``LLMatcher``, ``JsonCompileOptions``); llama.cpp ``common/llguidance.cpp`` for the text form.
 
 Shape suffixes: B rows of a batch, V vocabulary; here: X bytes with a bit for each entry.
 """
 
 import functools
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,25 +19,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from tunesmith.engines.constraint import compiled
 from tunesmith.engines.engine import Constraint
-from tunesmith.errors import MissingPackage, RecipeError
-
-WHITESPACE = r"( |\n{1,2}[ \t]{0,20})?"
-OPTIONS = {"whitespace_flexible": True, "whitespace_pattern": WHITESPACE}
-
-
-def as_text(allowed: Constraint) -> str:
-    """The grammar of what is allowed as llama.cpp takes it in ``grammar``.
-
-    Raises:
-        RecipeError: it cannot be enforced whole: a schema's keyword that is not known, a reference that leads nowhere, a
-            schema that nothing meets.
-        MissingPackage: llguidance is not installed.
-    """
-    _compiled(allowed)
-    if isinstance(allowed, tuple):
-        return f"%llguidance {{}}\n{_alternatives(allowed)}\n"
-    return f"%llguidance {{}}\nstart: %json {json.dumps({**allowed, 'x-guidance': OPTIONS})}\n"
+from tunesmith.errors import RecipeError
 
 
 class Grammar:
@@ -71,7 +39,7 @@ class Grammar:
     """
 
     def __init__(self, allowed: Constraint, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], vocabulary: int):
-        self._grammar = _compiled(allowed)
+        self._grammar = compiled(allowed)
         self._vocabulary = vocabulary
         self._stop_ids = sorted(stop_ids)
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -116,58 +84,3 @@ def _vocabulary(tokenizer: PreTrainedTokenizerFast, size: int, stop_ids: tuple[i
     import llguidance.hf
 
     return llguidance.hf.from_tokenizer(tokenizer, n_vocab=size, eos_token=list(stop_ids))
-
-
-def _alternatives(labels: tuple[str, ...]) -> str:
-    """Labels in the grammar language of llguidance, whose strings are those of JSON."""
-    return "start: " + " | ".join(json.dumps(label, ensure_ascii=False) for label in labels)
-
-
-def check_constraint(allowed: Constraint) -> None:
-    """Whether answers can be constrained to it at all, before a model is loaded.
-
-    Raises:
-        MissingPackage: the extra is not installed.
-        RecipeError: it cannot be enforced.
-    """
-    _compiled(allowed)
-
-
-def fits(allowed: Constraint, text: str) -> bool:
-    """Whether an answer is one that is allowed, to the last character; raises as ``check_constraint``."""
-    if isinstance(allowed, tuple):
-        return text in allowed
-    import llguidance
-
-    matcher = llguidance.LLMatcher(_of_bytes(), _compiled(allowed))
-    given = list(text.encode())
-    return matcher.try_consume_tokens(given) == len(given) and matcher.is_accepting()
-
-
-@functools.cache
-def _of_bytes() -> Any:
-    """A vocabulary whose tokens are the bytes."""
-    import llguidance
-
-    return llguidance.LLTokenizer("byte")
-
-
-def _compiled(allowed: Constraint) -> str:
-    try:
-        import llguidance
-    except ModuleNotFoundError as error:
-        raise MissingPackage(
-            "constrained decoding needs the package llguidance", "run: pip install 'tunesmith[constrained]'"
-        ) from error
-    if isinstance(allowed, tuple):
-        grammar = llguidance.LLMatcher.grammar_from_lark(_alternatives(allowed))
-    else:
-        grammar = llguidance.LLMatcher.grammar_from_json_schema(allowed, overrides=OPTIONS)  # type: ignore[arg-type]
-    wrong, messages = llguidance.LLMatcher.validate_grammar_with_warnings(grammar)
-    if wrong or messages:
-        raise RecipeError(
-            f"{'the list of labels' if isinstance(allowed, tuple) else 'the JSON schema'} cannot be enforced token by token: "
-            f"{messages[0].strip()}",
-            "simplify the schema, or decode freely and let the metric check the answers",
-        )
-    return grammar

@@ -15,7 +15,7 @@ deploys the file will see it (``engines/wire.py``). Once a call has begun, it al
 answer that its parser cannot read is an error of the server's, and a malformed call here.
 
 What answers are constrained to goes along as text for its own copy of llguidance, checked by ours beforehand: llama.cpp takes a
-grammar that it cannot read, notes it in its log and answers freely (``engines/grammar.py``).
+grammar that it cannot read, notes it in its log and answers freely (``engines/constraint.py``).
 """
 
 import json
@@ -25,8 +25,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tunesmith.engines.constraint import as_text
 from tunesmith.engines.engine import Advance, Answer, Constraint, Scored
-from tunesmith.engines.grammar import as_text
 from tunesmith.engines.llama_model import LlamaProcess
 from tunesmith.engines.wire import calls_of_reply, wire_messages
 from tunesmith.errors import ExportError

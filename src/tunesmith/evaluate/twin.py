@@ -12,8 +12,8 @@ Source: llguidance 1.x, ``LLMatcher`` over bytes in place of tokens.
 
 from collections.abc import Sequence
 
+from tunesmith.engines.constraint import fits
 from tunesmith.engines.engine import Constraint
-from tunesmith.engines.grammar import fits
 from tunesmith.rundir.records.answers import Output
 
 

@@ -4,8 +4,8 @@ import functools
 import logging
 
 from tunesmith.data.split import groups_of
+from tunesmith.engines.constraint import check_constraint
 from tunesmith.engines.engine import Choices, Engine
-from tunesmith.engines.grammar import check_constraint
 from tunesmith.engines.open import open_endpoint, open_writer
 from tunesmith.errors import MissingPackage, RecipeError
 from tunesmith.evaluate.select import PromptTask, select_prompt
