@@ -27,9 +27,9 @@ from tunesmith.train.prefix import even_parts, find_groups, micro_batches
 
 CUT_COST = 1 / 7  # of a step's tokens that may be computed again because groups are cut, at most
 PACKS_PER_STEP = (4, 2)  # at least, on a CPU, as long as packs are not too small
-SMALLEST_PACK = 112  # tokens: of fewer, what a pack costs whatever its size is more than a core gains
-# A pack that is dealt out has a multiple of these tokens. oneDNN compiles a bf16 product for every shape (3 ms, 25 shapes a
-# pack) and keeps a thousand of them: with packs of any size one step in two found its own no more.
+SMALLEST_PACK = 112  # tokens; a pack has costs that do not depend on its size, and smaller ones were not measured
+# A pack that is dealt out has a multiple of these tokens. oneDNN compiles a bf16 product for every shape, some 3 ms each, and
+# keeps a limited number: 1,442 in 16 steps of packs of any size, 825 so (docs/LOG.md).
 ROUND = 16
 LARGEST_PACK = 512  # tokens: rows of a product; more make it no faster on a core, and take memory
 
