@@ -1,8 +1,11 @@
 """The suite's fixtures, where tests run; what deals them out to workers would import for seven seconds what it never uses."""
 
+import gc
 import importlib
 
 import pytest
+
+gc.disable()  # imports leave two million objects that live to the end; ``little_garbage`` in ``shared.py`` collects
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -22,11 +22,12 @@ import yaml
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
-from llama_cpp_sources import RUN_IN_CHILD, conversion_by, run_here
+from llama_cpp_sources import RUN_IN_CHILD, VOCABULARY, conversion_by, run_here
 from tunesmith import hardware
 from tunesmith.checkpoints.gguf_reader import GgufReader
 from tunesmith.checkpoints.gguf_tokenizer import load_gguf_tokenizer
 from tunesmith.checkpoints.resolve import find_model
+from tunesmith.evaluate import probes
 from tunesmith.models import precision
 from tunesmith.models.load import load_tokenizer
 from tunesmith.parity import measure, prompts, reference
@@ -46,7 +47,6 @@ settings.register_profile(
     "tunesmith", max_examples=60, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("tunesmith")
-gc.disable()  # between modules alone: see little_garbage
 
 
 COLOURS = ["red", "green", "blue", "black", "white", "brown", "pink", "grey"]
@@ -84,7 +84,7 @@ def _shared(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[
 
 @pytest.fixture(scope="module", autouse=True)
 def little_garbage():
-    """Two million objects of imports and collection live to the end: garbage is collected once a module, without them."""
+    """Garbage is collected once a module, without what was there before: the imports."""
     gc.collect()
     gc.freeze()
 
@@ -135,15 +135,29 @@ def no_timed_choice():
 
 PARITY = [(parity, "DEV_PROMPTS", 2), (prompts, "LONG", 60), (parity, "DEV_ROWS", 2)]
 PARITY += [(module, "NEW_TOKENS", 8) for module in (prompts, reference, measure)]
-WHOLE_PARITY = [(module, name, getattr(module, name)) for module, name, _ in PARITY]
+forgetting = importlib.import_module("tunesmith.pipeline.forgetting")
+WHOLE = [(module, name, getattr(module, name)) for module, name, _ in [*PARITY, (forgetting, "load_probes", None)]]
 
 
 @pytest.fixture(scope="session", autouse=True)
 def small_parity():
-    """Few prompts, rows and tokens; the end-to-end run on the real model takes ``WHOLE_PARITY`` again."""
+    """Few prompts, rows and tokens; the end-to-end run on the real model takes ``WHOLE`` again."""
     with pytest.MonkeyPatch.context() as patch:
         for limit in PARITY:
             patch.setattr(*limit)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_probes():
+    """A quarter of what a run is asked against forgetting; its kinds come in blocks, so every fourth."""
+
+    def some(texts: Path | None) -> probes.Probes:
+        whole = probes.load_probes(texts)
+        return probes.Probes(whole.passages[::4], whole.prompts[::4], whole.questions[::4])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forgetting, "load_probes", some)
         yield
 
 
@@ -156,10 +170,19 @@ def no_converter_child():
 
 @pytest.fixture(scope="session")
 def tokenizer_dir(tmp_path_factory):
+    """SmolLM2's tokenizer with the first sixth of its vocabulary: byte pairs that stand behind it were merged last."""
     assert GGUF.exists(), f"{GGUF} is missing; run: make {GGUF.relative_to(ROOT)}"
 
     def make(directory: Path) -> None:
         load_gguf_tokenizer(GGUF, GgufReader(GGUF), "llama").save_pretrained(directory)
+        file = directory / "tokenizer.json"
+        whole = json.loads(file.read_text())
+        model = whole["model"]
+        model["vocab"] = {token: number for token, number in model["vocab"].items() if number < VOCABULARY}
+        model["merges"] = [pair for pair in model["merges"] if "".join(pair) in model["vocab"]]
+        file.write_text(json.dumps(whole))
+        settings_file = directory / "tokenizer_config.json"  # of 49,152 tokens llama.cpp's converter knows it without a word
+        settings_file.write_text(json.dumps(json.loads(settings_file.read_text()) | {"add_bos_token": False}))
 
     return _shared(tmp_path_factory, "tokenizer", make)
 
@@ -188,7 +211,7 @@ def tiny_dir(tmp_path_factory, tokenizer_dir):
             num_attention_heads=4,
             num_key_value_heads=2,
             head_dim=16,
-            vocab_size=49152,
+            vocab_size=VOCABULARY,
             max_position_embeddings=1024,
             bos_token_id=1,
             eos_token_id=2,
@@ -221,20 +244,22 @@ def _learn(model: Any, tokenizer: Any) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_gguf(tmp_path_factory, tiny_dir):
-    """The F16 GGUF of the tiny model, by llama.cpp's converter in a child process, as users have it."""
+    """The F16 GGUF of the tiny model, by llama.cpp's converter."""
 
     def make(directory: Path) -> None:
         from tunesmith.export.gguf.convert import convert
 
-        with conversion_by(RUN_IN_CHILD):
-            convert(tiny_dir, directory / "tiny-F16.gguf")
+        convert(tiny_dir, directory / "tiny-F16.gguf")
 
     return _shared(tmp_path_factory, "tiny_gguf", make) / "tiny-F16.gguf"
 
 
 @pytest.fixture(scope="session")
 def tiny_lora(tmp_path_factory, tiny_dir):
-    """A drawn adapter of the tiny model: its PEFT directory, with ``lora.gguf`` by llama.cpp's converter inside."""
+    """A drawn adapter of the tiny model: its PEFT directory, with ``lora.gguf`` by llama.cpp's converter inside.
+
+    In a child process, as users have it; the converter of models would not know the small vocabulary there.
+    """
 
     def make(directory: Path) -> None:
         from tiny_families import adapted
@@ -244,7 +269,7 @@ def tiny_lora(tmp_path_factory, tiny_dir):
 
         save_adapter(directory, adapted(load_model(tiny_dir, "fp32")), Lora(r=4, alpha=8), "base")
         arguments = [str(directory), "--base", str(tiny_dir), "--outtype", "f32"]
-        run_here("convert_lora_to_gguf.py", arguments, directory / "lora.gguf")
+        RUN_IN_CHILD("convert_lora_to_gguf.py", arguments, directory / "lora.gguf")
 
     return _shared(tmp_path_factory, "tiny_lora", make)
 

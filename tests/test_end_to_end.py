@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from llama_cpp_sources import RUN_IN_CHILD, conversion_by
-from shared import GGUF, ROOT, WHOLE_PARITY
+from shared import GGUF, ROOT, WHOLE
 from tunesmith.evaluate.arms import read_outputs
 from tunesmith.pipeline import verbs as api
 from tunesmith.rundir.records.export import Export
@@ -28,7 +28,7 @@ def run(tmp_path_factory, real_dir):
     (folder / "short.yaml").write_text(yaml.safe_dump(recipe))
     run = api.open_run(folder / "short.yaml", folder / "run")
     with pytest.MonkeyPatch.context() as patch, conversion_by(RUN_IN_CHILD):
-        for limit in WHOLE_PARITY:
+        for limit in WHOLE:
             patch.setattr(*limit)
         return run, api.run(run)
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 
+from llama_cpp_sources import VOCABULARY
 from tiny_families import SMALL, TINY, random_model
 from tunesmith import hardware
 from tunesmith.checkpoints import gguf as gguf_file
@@ -17,8 +18,6 @@ from tunesmith.checkpoints.gguf import convert_gguf
 from tunesmith.checkpoints.gguf_reader import GgufReader
 from tunesmith.errors import ModelError
 from tunesmith.export.gguf.convert import convert
-
-VOCABULARY = 49152  # of the tokenizer that llama.cpp's converter knows
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import gguf
 import numpy as np
 import pytest
 
-from shared import GGUF
 from tunesmith.checkpoints.gguf_reader import GgufReader
 
 
@@ -36,8 +35,8 @@ def every_kind(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["kinds", "model"])
-def test_a_file_is_what_the_package_reads(name, every_kind):
-    path = every_kind if name == "kinds" else GGUF
+def test_a_file_is_what_the_package_reads(name, every_kind, tiny_gguf):
+    path = every_kind if name == "kinds" else tiny_gguf
     ours, stock = GgufReader(path), gguf.GGUFReader(path)
     expected = {key: field for key, field in stock.fields.items() if not key.startswith("GGUF.")}
     assert list(ours.fields) == list(expected)

@@ -6,6 +6,7 @@ import pytest
 
 from shared import GGUF
 from tunesmith.checkpoints import gguf_tokenizer
+from tunesmith.checkpoints.gguf_reader import GgufReader
 from tunesmith.checkpoints.gguf_tokenizer import load_gguf_tokenizer
 from tunesmith.engines.llama_model import LlamaModel
 from tunesmith.errors import ModelError
@@ -13,7 +14,8 @@ from tunesmith.errors import ModelError
 TEXTS = [" ½", "12 ½ Main St", "x² ٣ Ⅳ", "1990s, 3.14  and\n\n 007", "don't I'LL", "naïve ß 漢字かな한글", "q\u0303 🇪🇺\t end "]
 
 
-def test_digits_of_every_script_are_cut_as_llama_cpp_cuts_them(tokenizer):
+def test_digits_of_every_script_are_cut_as_llama_cpp_cuts_them():
+    tokenizer = load_gguf_tokenizer(GGUF, GgufReader(GGUF), "llama")
     with LlamaModel(GGUF, 256) as theirs:
         for text in TEXTS:
             assert tokenizer(text, add_special_tokens=False)["input_ids"] == theirs.tokenize(text), text

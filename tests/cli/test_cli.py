@@ -121,19 +121,30 @@ def test_missing_extra_is_named(tmp_path):
 
 
 def test_ctrl_c_says_the_command_that_goes_on(tmp_path, tiny_dir, monkeypatch):
-    recipe = write_recipe(tmp_path, tiny_dir, {"train.num_train_epochs": 500})
+    recipe = write_recipe(tmp_path, tiny_dir, {"train.num_train_epochs": 40, "train.evals_per_epoch": 20})
     out = tmp_path / "my run"
     for verb in ("data", "render"):
         assert _main(verb, recipe, "--out", out, monkeypatch=monkeypatch) == 0
     arguments = ["-q", "train", str(recipe), "--out", str(out)]
-    # a suite that was started in the background hands down interrupts that are ignored
-    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from tunesmith.cli import main; main()"
-    child = subprocess.Popen([sys.executable, "-c", heard, *arguments], stderr=subprocess.PIPE, text=True)
-    while child.poll() is None and not any((out / "checkpoints").glob("step-*")):
+    child = os.fork()  # a fresh process would import for seconds what is here
+    if child == 0:
+        os.dup2(os.open(tmp_path / "talk", os.O_CREAT | os.O_WRONLY), 2)
+        sys.stderr = open(2, "w", buffering=1)  # noqa: SIM115 - not pytest's
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background hands it down ignored
+        sys.argv = ["tunesmith", *arguments]
+        try:
+            cli.main()
+        except SystemExit as stop:
+            os._exit(stop.code)
+        finally:
+            os._exit(99)
+    while not (ended := os.waitpid(child, os.WNOHANG)[0]) and not any((out / "checkpoints").glob("step-*")):
         time.sleep(0.02)
-    child.send_signal(signal.SIGINT)
-    talk = child.communicate(timeout=60)[1]
-    assert child.returncode == 130 and "interrupted" in talk and "Traceback" not in talk, talk
+    assert not ended
+    os.kill(child, signal.SIGINT)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    talk = (tmp_path / "talk").read_text()
+    assert code == 130 and "interrupted" in talk and "Traceback" not in talk, talk
     assert shlex.split(talk.splitlines()[-1]) == ["tunesmith", *arguments]
 
 

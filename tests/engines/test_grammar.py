@@ -36,8 +36,8 @@ def test_random_weights_meet_the_schema(tiny_model, tokenizer):
     assert len({answer.new_tokens for answer in answers}) > 1
     free = engine.generate(PROMPTS, 12, lambda _: None)  # and nothing of it stays behind
     assert all("{" not in answer.text and answer.free and not fits(SCHEMA, answer.text) for answer in free)
-    alone = InProcessEngine(tiny_model, renderer, 1).generate(PROMPTS[:3], 200, lambda _: None, SCHEMA)
-    grammar = Grammar(SCHEMA, tokenizer, renderer.stop_ids, 49152)
+    alone = InProcessEngine(tiny_model, renderer, 1).generate(PROMPTS[:2], 200, lambda _: None, SCHEMA)
+    grammar = Grammar(SCHEMA, tokenizer, renderer.stop_ids, 8192)
     for prompt, *given in zip(PROMPTS, answers, alone, strict=False):
         ids = renderer.prompt_ids(prompt)
         logits_of = constrained(next_logits(tiny_model), grammar, len(ids))
@@ -64,11 +64,11 @@ def test_a_choice_that_fits_anyway_is_not_changed(tiny_model, tokenizer):
 
 
 def test_grammar_ends_where_any_stop_token_may_stand(tokenizer):
-    grammar = Grammar({"const": 1}, tokenizer, [0, 2], 49152)
+    grammar = Grammar({"const": 1}, tokenizer, [0, 2], 8192)
     constraint = grammar.start(2)
     one = tokenizer.encode("1")[0]
     for expected in ({one}, {0, 2}):
-        logits_BV = torch.zeros(2, 49152)
+        logits_BV = torch.zeros(2, 8192)
         logits_BV = constraint.change(logits_BV)
         fits = {n for n, x in enumerate(logits_BV[1].tolist()) if x == 0}
         assert expected <= fits and (one in fits) == (one in expected) and (2 in fits) == (2 in expected)

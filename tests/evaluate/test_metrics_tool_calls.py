@@ -124,6 +124,7 @@ def test_a_run_from_rows_with_calls_to_a_verdict(tmp_path, tiny_dir):
         "chat.template": str(template),
         "evaluate.arms": arms,
         "evaluate.few_shot": {"k": [1], "draws": 1},
+        "export.gguf": ["Q8_0"],
     }
     run = api.open_run(_recipe(tmp_path, tiny_dir, changes), tmp_path / "run")
     verdict = api.run(run)

@@ -90,7 +90,7 @@ def stock(directory, kind=AutoModelForCausalLM):
 
 def test_merged_model_equals_base_plus_adapter_in_stock_transformers(tiny_model, tiny_dir, adapter, tmp_path):
     facts = merge(tiny_dir, adapter, tmp_path / "merged")
-    ids = torch.randint(5, 49000, (2, 9))
+    ids = torch.randint(5, 8000, (2, 9))
     with torch.no_grad():
         torch.testing.assert_close(stock(tmp_path / "merged")(ids).logits, tiny_model(ids).logits, rtol=1e-4, atol=1e-4)
     assert {"tokenizer.json", "chat_template.jinja", "config.json"} <= {f.name for f in (tmp_path / "merged").iterdir()}

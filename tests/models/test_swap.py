@@ -87,7 +87,7 @@ def test_targets_that_match_nothing(tiny_model, targets, words):
 
 
 def test_swap_shares_weights_starts_as_the_base_and_merges_to_the_same_function(tiny_model):
-    ids = torch.randint(5, 49000, (1, 9))
+    ids = torch.randint(5, 8000, (1, 9))
     with torch.no_grad():
         base = tiny_model(ids).logits
         weight = tiny_model.model.layers[0].self_attn.q_proj.weight

@@ -100,12 +100,12 @@ def test_tokens_of_unchanged_rows_come_from_the_cache(tmp_path, tiny_dir, talk):
 
 def test_too_long_rows_are_refused_with_the_length_that_keeps_them_or_dropped_by_name(tmp_path, tiny_dir):
     with pytest.raises(DataError) as caught:
-        _rendered(tmp_path, tiny_dir, {"train.max_length": 47})
+        _rendered(tmp_path, tiny_dir, {"train.max_length": 57})
     keeps_all = int(caught.value.hint.split(" keeps 100 %")[0].split()[-1])
     assert _rendered(tmp_path, tiny_dir, {"train.max_length": keeps_all})[1] == []
-    run, left_out = _rendered(tmp_path, tiny_dir, {"train.max_length": 47, "data.on_too_long": "drop"})
-    assert left_out and all(row.reason == f"{row.tokens} tokens" and row.tokens > 47 for row in left_out)
-    assert read_json(run.data / "rendered.json")["longest"] == 47
+    run, left_out = _rendered(tmp_path, tiny_dir, {"train.max_length": 57, "data.on_too_long": "drop"})
+    assert left_out and all(row.reason == f"{row.tokens} tokens" and row.tokens > 57 for row in left_out)
+    assert read_json(run.data / "rendered.json")["longest"] == 57
 
 
 def _rendered(tmp_path, tiny_dir, changes):

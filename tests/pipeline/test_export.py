@@ -147,8 +147,8 @@ def test_what_the_new_export_does_not_hold_is_gone(copied, talk):
     api.export(copied)
     names = {entry.name for entry in copied.export.iterdir()}
     assert names == {"merged", "merge.json", "export.json", "toy-Q8_0.gguf", "Modelfile", "commands.json"}
-    lines = talk()
-    assert "toy-Q8_0.gguf" in lines and "8.50 bits a weight" in lines
+    lines, files = talk(), Export.read(copied.export / "export.json").files
+    assert "toy-Q8_0.gguf" in lines and f"{files['Q8_0'].bits_per_weight:.2f} bits a weight" in lines
     assert f"serve, in {copied.path}: llama-server --model export/toy-Q8_0.gguf" in lines
     assert api.status(copied)["export"].state == "done"
 
@@ -208,11 +208,10 @@ def test_a_disk_that_fills_up_in_the_middle_leaves_the_old_export(copied, small_
     for file in copied.export.glob("*F16.gguf"):
         file.unlink()
     taken = sum(file.stat().st_size for file in copied.path.rglob("*") if file.is_file()) + 2**20
-    steps = dry_run(copied)
-    merged = steps[0].nbytes
+    merged, sixteen, quantised = (step.nbytes for step in dry_run(copied)[:3])
     monkeypatch.setattr(export_job, "_refuse_full_disk", lambda *_: None)
     monkeypatch.setattr("tunesmith.export.merge.refuse_full_disk", lambda *_: None)
-    for room in (merged // 2, merged + 3_000_000, merged + 10_000_000):  # the merge, the 16-bit GGUF, the quantised one
+    for room in (merged // 2, merged + sixteen // 2, merged + sixteen + quantised // 2):
         disk = small_disk(taken + room)
         shutil.copytree(copied.path, disk / "run")
         run = RunDir(disk / "run")

@@ -128,7 +128,7 @@ def test_rows_that_are_too_long_or_do_not_fit_the_metric_are_refused(tmp_path, t
     api.data(run)
     with pytest.raises(DataError, match=r"longer than train.max_length 20 tokens: [0-9a-f]{12} \(\d+\)") as caught:
         api.render(run)
-    assert "48 keeps 100 %" in caught.value.hint
+    assert "59 keeps 100 %" in caught.value.hint
     plain = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "not json"}]}
     recipe = write_recipe(tmp_path, tiny_dir)
     rows = [json.dumps({"messages": [{"role": "user", "content": str(i)}, plain["messages"][1]]}) for i in range(60)]

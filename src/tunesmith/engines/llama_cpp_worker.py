@@ -91,6 +91,10 @@ class Worker:
             params.cpuparams_batch.n_threads = self._threads
             params.use_jinja = True
             params.verbosity = 1  # errors
+            # To fit layers into the memory of a GPU, the file is read once more; without one there is nothing to fit.
+            cpu = xllamacpp.ggml_backend_dev_type.GGML_BACKEND_DEVICE_TYPE_CPU  # pyright: ignore[reportAttributeAccessIssue]
+            devices = xllamacpp.get_device_info()  # pyright: ignore[reportAttributeAccessIssue]
+            params.fit_params = any(device["type"] != cpu for device in devices)
             if self._lora is not None:
                 adapter = xllamacpp.CommonAdapterLoraInfo(  # pyright: ignore[reportAttributeAccessIssue]
                     str(self._lora), 0.0

@@ -28,7 +28,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats as scipy_stats
+from scipy import special
 
 from tunesmith.errors import RunError
 from tunesmith.evaluate import resample, stats
@@ -40,7 +40,7 @@ from tunesmith.rundir.records.evaluation import Comparison
 
 def standard_error(comparison: Comparison) -> float:
     """Half the interval over the quantile of its level: 1.96 for 95 %."""
-    return (comparison.high - comparison.low) / (2 * float(scipy_stats.norm.ppf(1 - comparison.alpha / 2)))
+    return (comparison.high - comparison.low) / (2 * float(special.ndtri(1 - comparison.alpha / 2)))
 
 
 def scores(outputs: Sequence[Output]) -> NDArray[np.float64]:

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from tunesmith.evaluate.interval import Interval
 from tunesmith.rundir.records.answers import Output
@@ -158,8 +158,8 @@ def percentile_interval(values_B: Floats, u: int, tail: float) -> Interval:
 
 def percentile_limits(values_B: Floats, u: int, tail: float) -> tuple[Floats, Floats]:
     """The ends of ``percentile_interval`` where figures have further axes behind the draws."""
-    reach = stats.t.ppf(tail, u - 1) * np.sqrt(u / (u - 1))
-    level = float(stats.norm.cdf(reach))
+    reach = special.stdtrit(u - 1, tail) * np.sqrt(u / (u - 1))
+    level = float(special.ndtr(reach))
     low, high = np.quantile(values_B, [level, 1.0 - level], axis=0)
     return low, high
 
@@ -171,5 +171,5 @@ def percentile_p(values_B: Floats, u: int) -> float:
     """
     below, draws = float((values_B < 0.0).sum() + 0.5 * (values_B == 0.0).sum()), len(values_B)
     share = min(max(min(below, draws - below), 0.5) / draws, 0.5)
-    reach = stats.norm.ppf(share) * np.sqrt((u - 1) / u)
-    return min(1.0, 2.0 * float(stats.t.cdf(reach, u - 1)))
+    reach = special.ndtri(share) * np.sqrt((u - 1) / u)
+    return min(1.0, 2.0 * float(special.stdtr(u - 1, reach)))

@@ -22,6 +22,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 from scipy import stats as scipy_stats
 
 from tunesmith.evaluate import stats
@@ -32,7 +33,7 @@ POWER = 0.80
 PLANNED = 2.0  # times min_gain: the gain that rows are planned for
 MAX_ROWS_FACTOR = 100  # times the rows there are: no number to collect
 MOST_ROWS = 1_000_000
-_Z_POWER = float(scipy_stats.norm.ppf(POWER))
+_Z_POWER = float(special.ndtri(POWER))
 _EVEN = 1e-9  # 0.15 - 0.10 is below 0.05 in floating point
 
 
@@ -164,7 +165,7 @@ def _rows_to_rule_out(share: float, gain: float, terms: Terms) -> int | None:
 
 def _z(terms: Terms) -> float:
     """Standard errors to either side of the interval: 1.96 for the first adapter on a test part."""
-    return float(scipy_stats.norm.ppf(1 - terms.alpha / 2))
+    return float(special.ndtri(1 - terms.alpha / 2))
 
 
 def _discordant(n: int, share: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special, stats
 
 from tunesmith.evaluate import resample
 from tunesmith.evaluate.interval import Interval
@@ -50,7 +50,7 @@ def wilson(successes: int, n: int, tail: float = ALPHA / 2) -> Interval:
     >>> round(low, 3), round(high, 3)
     (0.404, 0.596)
     """
-    z2, p = float(stats.norm.ppf(1 - tail)) ** 2, successes / n
+    z2, p = float(special.ndtri(1 - tail)) ** 2, successes / n
     middle, reach = p + z2 / (2 * n), math.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n)))
     low, high = (middle - reach) / (1 + z2 / n), (middle + reach) / (1 + z2 / n)
     return Interval(low if successes else 0.0, high if successes < n else 1.0)
@@ -79,7 +79,7 @@ def score_p(only_a: int, only_b: int) -> float:
     0.0833
     """
     differing = only_a + only_b
-    return 2.0 * float(stats.norm.sf(abs(only_a - only_b) / math.sqrt(differing))) if differing else 1.0
+    return 2.0 * float(special.ndtr(-abs(only_a - only_b) / math.sqrt(differing))) if differing else 1.0
 
 
 @functools.lru_cache(1 << 16)  # the same counts come again in a simulation
@@ -105,7 +105,7 @@ def score_interval(only_a: int, only_b: int, n: int, tail: float = ALPHA / 2) ->
 def score_limits(only_a: Counts, only_b: Counts, n: int, tail: float = ALPHA / 2) -> tuple[Floats, Floats]:
     """Low and high ends of ``score_interval`` of arrays of one shape."""
     b, c = only_a.astype(np.float64), only_b.astype(np.float64)
-    z = -float(stats.norm.ppf(tail))
+    z = -float(special.ndtri(tail))
 
     def end(sign: float) -> Floats:
         inside, outside = (b - c) / n, np.full(b.shape, -sign)

@@ -20,7 +20,7 @@ holdout".
 
 import dataclasses
 
-from scipy import stats as scipy_stats
+from scipy import special
 
 from tunesmith.evaluate import stats
 from tunesmith.rundir.records.evaluation import Comparison
@@ -48,10 +48,10 @@ def widened(c: Comparison, alpha: float) -> Comparison:
         low, high = stats.score_interval(c.won, c.lost, c.n, alpha / 2)
         return dataclasses.replace(c, low=low, high=high, p=min(1.0, factor * c.p), alpha=alpha)
     freedom = c.units - 1
-    reach = float(scipy_stats.t.ppf(1 - c.alpha / 2, freedom))
-    stretch = float(scipy_stats.t.ppf(1 - alpha / 2, freedom)) / reach
+    reach = float(special.stdtrit(freedom, 1 - c.alpha / 2))
+    stretch = float(special.stdtrit(freedom, 1 - alpha / 2)) / reach
     side = c.gain - c.low if c.gain > 0.0 else c.high - c.gain
-    p = 2.0 * float(scipy_stats.t.sf(reach * abs(c.gain) / side, freedom)) if side > 0.0 else c.p
+    p = 2.0 * float(special.stdtr(freedom, -reach * abs(c.gain) / side)) if side > 0.0 else c.p
     return dataclasses.replace(
         c,
         low=max(-1.0, c.gain - stretch * (c.gain - c.low)),
