@@ -1,9 +1,10 @@
-"""How fast a LoRA step is against TRL's, in real tokens a second, on the same rows from the same adapter.
+"""How fast a LoRA step is against TRL's and Unsloth's, in real tokens a second, on the same rows from the same adapter.
 
     python benchmarks/train_step.py                                       # ours against TRL's default and best, SmolLM2-135M
     python benchmarks/train_step.py --arms trl_fp32,ours_fp32 --rounds 1  # a quick look
     python benchmarks/train_step.py --arms ours_bf16,ours_nf4             # what four bits cost
-    python benchmarks/train_step.py --settle                              # every documented setting of TRL
+    python benchmarks/train_step.py --arms ours,ours_dropout              # what the default dropout costs
+    python benchmarks/train_step.py --settle trl                          # every documented setting of a peer
     python benchmarks/train_step.py --prefix                              # ours with and without a shared prefix
 
 Every arm is a process of its own, in its own environment, that does the next optimizer step when told to
@@ -42,8 +43,11 @@ from data import machine
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / "benchmarks" / "peers"
 MODEL = "assets/SmolLM2-135M-Instruct.Q4_1.gguf"
-ARMS = "trl_fp32,trl_best,ours_fp32,ours_bf16,ours"
-TRL_ARMS = "trl_fp32,trl_default,trl_autocast,trl_bf16,trl_fp32_packing,trl_bf16_packing,trl_bf16_packing4,trl_bf16_packing8"
+ARMS = "trl_fp32,trl_best,unsloth_fp32,unsloth_best,ours_fp32,ours"
+PEER_ARMS = {
+    "trl": "trl_fp32,trl_default,trl_autocast,trl_bf16,trl_fp32_packing,trl_bf16_packing,trl_bf16_packing4,trl_bf16_packing8",
+    "unsloth": "unsloth_fp32,unsloth_default,unsloth_fp32_single,unsloth_autocast,unsloth_bf16,unsloth_bf16_single",
+}
 PREFIX_ARMS = "ours_unshared,ours"
 TOLERANCE_FP32, TOLERANCE_BF16 = 1e-5, 1e-2  # relative difference of the mean loss
 TOLERANCE_NF4 = 0.3  # other weights, by 9 %: a guard against nonsense, no more
@@ -115,12 +119,22 @@ def is_fp32(arm: str) -> bool:
     return "fp32" in arm
 
 
+def peer_of(arm: str) -> str | None:
+    """Whose arm it is; None for ours."""
+    peer = arm.partition("_")[0]
+    return None if peer == "ours" else peer
+
+
+def python_of(peer: str) -> Path:
+    """The interpreter of a peer's environment."""
+    return PEERS / f".venv-{peer}" / "bin" / "python"
+
+
 def command_of(arm: str, job: Path, given: argparse.Namespace) -> list[str]:
     """How the process of an arm is started."""
-    ours = arm.startswith("ours")
-    script = PEERS / ("tunesmith_step.py" if ours else "trl_step.py")
-    step = ["step"] if ours else []
-    return [sys.executable if ours else str(given.peer_python), str(script), *step, str(job), arm, str(given.threads)]
+    peer = peer_of(arm)
+    python, script = (sys.executable, "tunesmith_step.py") if peer is None else (str(python_of(peer)), f"{peer}_step.py")
+    return [python, str(PEERS / script), *(["step"] if peer is None else []), str(job), arm, str(given.threads)]
 
 
 def prepare(folder: Path, given: argparse.Namespace) -> tuple[Path, Figures]:
@@ -217,7 +231,7 @@ def summarise(arms: list[Arm], rounds: int, steps: int, facts: Figures, rates: d
 
 
 def ratios(arms: list[Arm], rounds: int, steps: int) -> dict[str, Figures]:
-    """Each arm that is not a baseline over each baseline (TRL's arms, or the first): time, processor time and memory."""
+    """Each arm that is not a baseline over each baseline (the peers' arms, or the first): time, processor time and memory."""
     baselines = [arm for arm in arms if not arm.name.startswith("ours")] or arms[:1]
     found = {}
     for base in baselines:
@@ -289,11 +303,11 @@ def benchmark(folder: Path, given: argparse.Namespace) -> Figures:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Measure training steps against TRL's, interleaved.")
+    parser = argparse.ArgumentParser(description="Measure training steps against those of peers, interleaved.")
     parser.add_argument("--model", default=MODEL, help="a .gguf file, or the directory of a Hugging Face model")
     parser.add_argument("--template", type=Path, help="Jinja file, for a model without a chat template")
     parser.add_argument("--arms", help=f"comma-separated ({ARMS})")
-    parser.add_argument("--settle", action="store_true", help="race every documented setting of TRL")
+    parser.add_argument("--settle", choices=PEER_ARMS, help="race every documented setting of a peer")
     parser.add_argument("--prefix", action="store_true", help="rows behind one long system turn, shared and not")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2, help="optimizer steps of an arm in a round")
@@ -301,15 +315,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--chats", type=int, default=1000, help="rows that the steps are drawn from")
     parser.add_argument("--pack-tokens", type=int, default=2048, help="tokens of our packs")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--peer-python", type=Path, default=PEERS / ".venv-trl" / "bin" / "python")
     parser.add_argument("--out", type=Path, help="JSON file (benchmarks/results/train-step-DATE.json)")
     given = parser.parse_args(arguments)
-    given.arms = given.arms or (PREFIX_ARMS if given.prefix else TRL_ARMS if given.settle else ARMS)
+    given.arms = given.arms or (PREFIX_ARMS if given.prefix else PEER_ARMS[given.settle] if given.settle else ARMS)
     given.rows = given.rows or (24 if given.prefix else 8)
     if given.rows % 4:
         parser.error("--rows must be a multiple of 4: the peer's batches have 4 rows")
-    if "trl" in given.arms and not given.peer_python.exists():
-        parser.error(f"{given.peer_python}: no such interpreter; run: sh benchmarks/peers/setup.sh trl")
+    for peer in sorted({peer for arm in given.arms.split(",") if (peer := peer_of(arm)) is not None}):
+        if not python_of(peer).exists():
+            parser.error(f"{python_of(peer)}: no such interpreter; run: sh benchmarks/peers/setup.sh {peer}")
     return given
 
 
@@ -326,7 +340,7 @@ def main() -> None:
     target = given.out or ROOT / "benchmarks" / "results" / f"{kind}-{where['date'][:10]}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     asked = {name: str(value) if isinstance(value, Path) else value for name, value in vars(given).items()}
-    asked |= {"model": Path(given.model).name, "peer_python": Path(given.peer_python).name, "out": None}
+    asked |= {"model": Path(given.model).name, "out": None}
     target.write_text(json.dumps({**where, "asked": asked, **results}, indent=2) + "\n")
     print(f"written: {target}")
 

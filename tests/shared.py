@@ -136,12 +136,14 @@ def no_timed_choice():
 PARITY = [(parity, "DEV_PROMPTS", 2), (prompts, "LONG", 60), (parity, "DEV_ROWS", 2)]
 PARITY += [(module, "NEW_TOKENS", 8) for module in (prompts, reference, measure)]
 forgetting = importlib.import_module("tunesmith.pipeline.forgetting")
-WHOLE = [(module, name, getattr(module, name)) for module, name, _ in [*PARITY, (forgetting, "load_probes", None)]]
+SMALLER = [(module, name) for module, name, _ in PARITY]
+SMALLER += [(forgetting, "load_probes"), (hardware, "cpu_count"), (hardware, "physical_cores"), (precision, "_faster")]
+WHOLE = [(module, name, getattr(module, name)) for module, name in SMALLER]  # as they are outside of the tests
 
 
 @pytest.fixture(scope="session", autouse=True)
 def small_parity():
-    """Few prompts, rows and tokens; the end-to-end run on the real model takes ``WHOLE`` again."""
+    """Few prompts, rows and tokens; the end-to-end run on the real model takes ``WHOLE`` again, with all that it needs."""
     with pytest.MonkeyPatch.context() as patch:
         for limit in PARITY:
             patch.setattr(*limit)

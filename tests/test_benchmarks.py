@@ -11,6 +11,7 @@ import torch
 
 from shared import ROOT, toy_rows
 from tunesmith.checkpoints.gguf_reader import GgufReader
+from tunesmith.models.load import load_tokenizer
 
 sys.path += [str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "peers")]
 
@@ -55,7 +56,9 @@ def test_chats_are_the_same_every_time_and_come_from_code(tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
-def test_lengths_of_chats_and_prefix(tokenizer):
+def test_lengths_of_chats_and_prefix(real_dir):
+    tokenizer = load_tokenizer(real_dir)
+
     def tokens(messages):
         return len(tokenizer.apply_chat_template(messages, return_dict=False))
 

@@ -12,7 +12,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,18 @@ def open_answers() -> Callable[[dict[str, Any]], None]:
         answers.flush()
 
     return answer
+
+
+@contextmanager
+def stdout_kept() -> Iterator[None]:
+    """A block whose output goes to stderr, for an import that talks before there are answers."""
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def next_command(answer: Callable[[dict[str, Any]], None], evaluate: Callable[[], float]) -> None:

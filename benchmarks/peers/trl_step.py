@@ -120,17 +120,17 @@ class Commands(TrainerCallback):
         self._answer(self._clock.figures(self._trainer.step_loss, *protocol.counts(self._job, rows)))
 
 
-def make_trainer(job: protocol.Job, arm: str, folder: str) -> Measured:
-    """A trainer on the job's rows, its adapter set to the job's."""
-    dtype, autocast, checkpointing, packs = ARMS[BEST if arm == "trl_best" else arm]
-    lora = job["lora"]
-    config = SFTConfig(
+def make_config(
+    job: protocol.Job, folder: str, autocast: bool | None, checkpointing: bool, packs: int, batch: int
+) -> SFTConfig:
+    """Arguments of the trainer: ``packs`` a step, or (0) batches of ``batch`` rows."""
+    return SFTConfig(
         output_dir=folder,
         use_cpu=True,
         bf16=autocast,
         gradient_checkpointing=checkpointing,
-        per_device_train_batch_size=1 if packs else ROWS_A_BATCH,
-        gradient_accumulation_steps=packs or len(job["steps"][0]) // ROWS_A_BATCH,
+        per_device_train_batch_size=1 if packs else batch,
+        gradient_accumulation_steps=packs or len(job["steps"][0]) // batch,
         max_length=max(len(row["ids"]) for row in job["rows"]) * (len(job["steps"][0]) if packs else 1),
         packing=packs > 0,
         dataset_kwargs={"skip_prepare_dataset": True},
@@ -144,6 +144,13 @@ def make_trainer(job: protocol.Job, arm: str, folder: str) -> Measured:
         logging_strategy="no",
         disable_tqdm=True,
     )
+
+
+def make_trainer(job: protocol.Job, arm: str, folder: str) -> Measured:
+    """A trainer on the job's rows, its adapter set to the job's."""
+    dtype, autocast, checkpointing, packs = ARMS[BEST if arm == "trl_best" else arm]
+    lora = job["lora"]
+    config = make_config(job, folder, autocast, checkpointing, packs, ROWS_A_BATCH)
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=dtype)
     peft = LoraConfig(
         r=lora["r"],
@@ -159,11 +166,16 @@ def make_trainer(job: protocol.Job, arm: str, folder: str) -> Measured:
         processing_class=AutoTokenizer.from_pretrained(job["model"]),
         peft_config=peft,
     )
+    set_adapter(job, trainer)
+    return trainer
+
+
+def set_adapter(job: protocol.Job, trainer: Measured) -> None:
+    """Start from the job's weights."""
     state = load_file(Path(job["adapter"]) / "adapter_model.safetensors")
     outcome = set_peft_model_state_dict(trainer.model, state)
     lost = [key for key in outcome.missing_keys if "lora" in key] + list(outcome.unexpected_keys)
     assert not lost, f"the adapter does not fit: {lost[:3]}"
-    return trainer
 
 
 def tokenised_otherwise(job: protocol.Job) -> int:
@@ -175,13 +187,13 @@ def tokenised_otherwise(job: protocol.Job) -> int:
     return sum(ids != job["rows"][row]["ids"] for ids, row in zip(own, used, strict=True))
 
 
-def main() -> None:
+def main(make: Callable[[protocol.Job, str, str], Measured] = make_trainer) -> None:
     """Train, a step at a command."""
     job, arm, threads = protocol.read_job(Path(sys.argv[1])), sys.argv[2], int(sys.argv[3])
     answer = protocol.open_answers()
     torch.set_num_threads(threads)
-    with tempfile.TemporaryDirectory(prefix="trl-step-") as folder:
-        trainer = make_trainer(job, arm, folder)
+    with tempfile.TemporaryDirectory(prefix="peer-step-") as folder:
+        trainer = make(job, arm, folder)
         trainer.add_callback(Commands(job, trainer, trainer.padding_free, answer))
         protocol.reset_peak()
         answer({"ready": arm, "torch": torch.__version__, "rows_tokenised_otherwise": tokenised_otherwise(job)})

@@ -4,27 +4,31 @@
     python benchmarks/peers/tunesmith_step.py step JOB ARM THREADS
 
 ``prepare`` renders the chats once and draws the adapter once; every arm, a peer's too, starts from these very ids, masks
-and weights. Rendering is outside of what is measured (``data.py`` measures it).
+and weights. Rendering is outside of what is measured (``data.py`` measures it). A step is that of a run, in all its processes;
+their time counts, and the memory that each shares with none.
 """
 
-import itertools
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import protocol
 import torch
+from numpy.typing import NDArray
 
-# base of each arm (None: the recipe's default), and whether rows of a step share their common beginnings
-ARMS: dict[str, tuple[str | None, bool]] = {
-    "ours": (None, True),
-    "ours_fp32": ("fp32", True),
-    "ours_bf16": ("bf16", True),
-    "ours_nf4": ("nf4", True),
-    "ours_unshared": (None, False),
+# base of each arm (None: the recipe's default), whether rows of a step share their common beginnings, dropout
+ARMS: dict[str, tuple[str | None, bool, float]] = {
+    "ours": (None, True, 0.0),
+    "ours_fp32": ("fp32", True, 0.0),
+    "ours_bf16": ("bf16", True, 0.0),
+    "ours_nf4": ("nf4", True, 0.0),
+    "ours_unshared": (None, False, 0.0),
+    "ours_dropout": (None, True, 0.05),
 }
 OnRows = Callable[[list[int]], float]
 LORA = {"r": 16, "alpha": 32, "dropout": 0.0, "target_modules": "all-linear"}
@@ -72,17 +76,35 @@ def prepare(job_file: Path, rows_file: Path, model_dir: Path, template: str | No
     }
 
 
+class Given:
+    """The job's steps in the place of a plan: the rows of each, in packs of so many tokens."""
+
+    def __init__(self, job: protocol.Job, lengths: NDArray[np.int64]):
+        self._packs = [self._packed(rows, lengths, job["pack_tokens"]) for rows in job["steps"]]
+        self.epoch_ends = [len(self._packs)]
+
+    def __len__(self) -> int:
+        return len(self._packs)
+
+    def __getitem__(self, step: int) -> tuple[int, list[tuple[int, ...]]]:
+        return 0, self._packs[step]
+
+    @staticmethod
+    def _packed(rows: list[int], lengths: NDArray[np.int64], capacity: int) -> list[tuple[int, ...]]:
+        from tunesmith.data.pack import best_fit
+
+        numbers, count = best_fit(lengths[rows].tolist(), max(capacity, int(lengths[rows].max())))
+        return [tuple(row for row, own in zip(rows, numbers, strict=True) if own == pack) for pack in range(count)]
+
+
 @contextmanager
-def training(job: protocol.Job, base: str | None, share: bool) -> Iterator[tuple[OnRows, OnRows]]:
-    """A model under training, as ``fit`` in ``train/loop.py`` has it.
+def training(job: protocol.Job, base: str | None, share: bool, dropout: float) -> Iterator[tuple[OnRows, Iterator[float]]]:
+    """A model under training, by the steps of ``train/loop.py`` as a run takes them, in as many processes.
 
     Yields:
-        The mean loss of some rows, and an optimizer step on some rows (which returns its mean loss). All that depends
-        on how tunesmith trains is in this function.
+        The mean loss of some rows; and the steps of the job, each of which gives its mean loss. All that depends on how
+        tunesmith trains is in this function.
     """
-    from tunesmith import hardware
-    from tunesmith.data.pack import best_fit
-    from tunesmith.layers.context import StepContext
     from tunesmith.models.adapter import load_adapter_state, read_adapter
     from tunesmith.models.attention import PACKED
     from tunesmith.models.fuse import fuse
@@ -90,53 +112,73 @@ def training(job: protocol.Job, base: str | None, share: bool) -> Iterator[tuple
     from tunesmith.models.precision import precision
     from tunesmith.models.swap import add_lora
     from tunesmith.recipe import Lora, Recipe, TrainSettings
+    from tunesmith.train import distributed
     from tunesmith.train.documents import make_documents, make_pack
-    from tunesmith.train.optim import make_optimizer
-    from tunesmith.train.step import step_gradients, step_packs
+    from tunesmith.train.loop import train_steps
+    from tunesmith.train.step import mean_loss
 
-    hardware.keep_freed_memory()
     directory = Path(job["model"])
     stored, compute = precision(base or Recipe.model_fields["base"].default, "auto", directory)
     model = load_model(directory, compute, stored)
-    layers = add_lora(model, Lora(**job["lora"]), 0)
+    layers = add_lora(model, Lora(**{**job["lora"], "dropout": dropout}), 0)
     load_adapter_state(layers, read_adapter(Path(job["adapter"])))
     print(fuse(model).summary(), file=sys.stderr)
-    optimizer = make_optimizer(layers, TrainSettings(learning_rate=job["learning_rate"], tokens_per_step=1, num_train_epochs=1))
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     documents = make_documents([(row["ids"], row["supervised"]) for row in job["rows"]])
-    steps = itertools.count()
+    steps = Given(job, documents.lengths)
+    settings = TrainSettings(
+        learning_rate=job["learning_rate"],
+        max_grad_norm=job["max_grad_norm"],
+        schedule="constant",
+        warmup_ratio=0.0,
+        tokens_per_step=sum(int(documents.lengths[rows].sum()) for rows in job["steps"]) // len(steps),
+        max_length=job["pack_tokens"],
+        num_train_epochs=1,
+    )
+    if not share:
+        apart: Any = lambda documents, chosen, *_: [make_pack(documents, pack) for pack in chosen]  # noqa: E731
+        distributed.step_packs = apart
 
-    def gradients(rows: list[int]) -> float:
-        optimizer.zero_grad(set_to_none=True)
-        capacity = max(job["pack_tokens"], int(documents.lengths[rows].max()))
-        numbers, count = best_fit(documents.lengths[rows].tolist(), capacity)
-        chosen = [tuple(row for row, own in zip(rows, numbers, strict=True) if own == pack) for pack in range(count)]
-        packs = step_packs(documents, chosen, capacity) if share else [make_pack(documents, pack) for pack in chosen]
-        return step_gradients(model, packs, StepContext(seed=0, step=next(steps)))[0]
+    def evaluate(rows: list[int]) -> float:
+        with attention(model, PACKED), torch.no_grad():
+            return mean_loss(model, [make_pack(documents, tuple(rows))])
 
-    def step(rows: list[int]) -> float:
-        loss = gradients(rows)
-        torch.nn.utils.clip_grad_norm_(parameters, job["max_grad_norm"])
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss
+    yield evaluate, (record.loss for record in train_steps(model, layers, documents, steps, settings, 0))
 
-    with attention(model, PACKED):
-        yield gradients, step
+
+def processes() -> list[int]:
+    """The others of this process's world."""
+    return [int(pid) for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()]
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time of another process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def private_bytes(pid: int) -> int:
+    """Memory that another process shares with none."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Private_Clean", "Private_Dirty")))
 
 
 def serve(job: protocol.Job, arm: str, threads: int) -> None:
     """Answer commands until told to stop."""
     answer = protocol.open_answers()
     torch.set_num_threads(threads)
-    with training(job, *ARMS[arm]) as (evaluate, step):
+    with training(job, *ARMS[arm]) as (evaluate, losses):
         protocol.reset_peak()
         answer({"ready": arm, "torch": torch.__version__})
+        others = 0
         for rows in job["steps"]:
             protocol.next_command(answer, lambda: evaluate(job["evaluate"]))
-            clock = protocol.Clock()
-            loss = step(rows)
-            answer(clock.figures(loss, *protocol.counts(job, rows)))
+            clock, before = protocol.Clock(), {pid: cpu_seconds(pid) for pid in processes()}
+            loss = next(losses)
+            figures = clock.figures(loss, *protocol.counts(job, rows))
+            others = max(others, sum(map(private_bytes, processes())))
+            figures["cpu_seconds"] += sum(cpu_seconds(pid) - before.get(pid, 0.0) for pid in processes())
+            figures["peak_bytes"] += others
+            answer(figures)
         protocol.next_command(answer, lambda: evaluate(job["evaluate"]))
         raise SystemExit("no more steps in the job")
 
