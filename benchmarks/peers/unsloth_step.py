@@ -15,7 +15,7 @@ with protocol.stdout_kept():
 import torch
 import trl_step
 
-BEST = "unsloth_bf16"  # fastest setting as measured; train_step.py --settle unsloth measures them all
+BEST = "unsloth_bf16_single"  # fastest setting as measured; train_step.py --settle unsloth measures them all
 # dtype of the weights (None: its choice), bf16 autocast (None: its choice), checkpointing, rows a batch
 ARMS: dict[str, tuple[torch.dtype | None, bool | None, bool | str, int]] = {
     "unsloth_default": (None, None, "unsloth", 8),
