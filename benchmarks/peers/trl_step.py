@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-BEST = "trl_bf16_packing"  # fastest documented setting on a CPU as measured; train_step.py --settle measures them all
+BEST = "trl_bf16_packing8"  # fastest documented setting on a CPU as measured; train_step.py --settle trl measures them all
 # dtype of the weights, bf16 autocast, gradient checkpointing, packs a step (0: padded batches of 4 rows)
 ARMS: dict[str, tuple[str, bool, bool, int]] = {
     "trl_fp32": ("float32", False, False, 0),
