@@ -25,7 +25,8 @@ def run(tmp_path_factory, real_dir):
     recipe["data"] = {"path": "rows.jsonl", "test_fraction": 0.15, "dev_fraction": 0.1}
     del recipe["task"]["min_score"]  # which a quarter of the rows does not reach
     recipe["task"]["json_schema"] = str(ROOT / "recipes" / "us_addresses" / "schema.json")
-    recipe["evaluate"] = {"few_shot": {"k": [3], "draws": 1}, "batch_size": 32}
+    forgetting = recipe["evaluate"]["forgetting"]
+    recipe["evaluate"] = {"few_shot": {"k": [3], "draws": 1}, "batch_size": 32, "forgetting": forgetting}
     (folder / "short.yaml").write_text(yaml.safe_dump(recipe))
     run = api.open_run(folder / "short.yaml", folder / "run")
     with pytest.MonkeyPatch.context() as patch, conversion_by(RUN_IN_CHILD):
