@@ -28,7 +28,7 @@ from tunesmith.engines.open import open_in_process
 from tunesmith.pipeline import verbs
 from tunesmith.pipeline.base import base_of
 from tunesmith.pipeline.dev_task import dev_task
-from tunesmith.pipeline.subrun import make_inner, open_inner, share_data
+from tunesmith.pipeline.subrun import changed, make_inner, open_inner, share_data
 from tunesmith.recipe import Recipe, load_recipe
 from tunesmith.rundir import RunDir
 from tunesmith.rundir.records.training import Training
@@ -53,12 +53,12 @@ def recipe_of(task: str, rows: Path, rate: str, seed: int) -> Recipe:
         }
     )
     data = recipe.data.model_copy(update={"path": str(rows), "test_fraction": 0.05, "dev_fraction": 0.2})
-    evaluate = recipe.evaluate.model_copy(update={"seeds": 1, "learning_curve": ()})
-    return recipe.model_copy(update={"data": data, "train": train, "evaluate": evaluate, "seed": seed})
+    return changed(recipe, data=data, train=train, seed=seed)
 
 
 def _rendered(task: str, room: Path) -> RunDir:
     """The run whose split and rendered rows all trainings of a task share."""
+    room.mkdir(parents=True, exist_ok=True)
     rows = room / f"{task}.jsonl"
     if not rows.exists():
         whole = Path(load_recipe(ROOT / "recipes" / f"{task}.yaml").data.path)

@@ -232,7 +232,7 @@ def summarise(arms: list[Arm], rounds: int, steps: int, facts: Figures, rates: d
 
 def ratios(arms: list[Arm], rounds: int, steps: int) -> dict[str, Figures]:
     """Each arm that is not a baseline over each baseline (the peers' arms, or the first): time, processor time and memory."""
-    baselines = [arm for arm in arms if not arm.name.startswith("ours")] or arms[:1]
+    baselines = [arm for arm in arms if peer_of(arm.name) is not None] or arms[:1]
     found = {}
     for base in baselines:
         for arm in arms:

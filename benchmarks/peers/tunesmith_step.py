@@ -156,14 +156,10 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def private_bytes(pid: int) -> int:
-    """Memory that another process shares with none."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Private_Clean", "Private_Dirty")))
-
-
 def serve(job: protocol.Job, arm: str, threads: int) -> None:
     """Answer commands until told to stop."""
+    from tunesmith import hardware
+
     answer = protocol.open_answers()
     torch.set_num_threads(threads)
     with training(job, *ARMS[arm]) as (evaluate, losses):
@@ -175,7 +171,7 @@ def serve(job: protocol.Job, arm: str, threads: int) -> None:
             clock, before = protocol.Clock(), {pid: cpu_seconds(pid) for pid in processes()}
             loss = next(losses)
             figures = clock.figures(loss, *protocol.counts(job, rows))
-            others = max(others, sum(map(private_bytes, processes())))
+            others = max(others, sum(map(hardware.private_memory, processes())))
             figures["cpu_seconds"] += sum(cpu_seconds(pid) - before.get(pid, 0.0) for pid in processes())
             figures["peak_bytes"] += others
             answer(figures)

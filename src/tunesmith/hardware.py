@@ -184,9 +184,9 @@ def note_processes(private: int) -> None:
     _largest_child = max(_largest_child, private)
 
 
-def private_memory() -> int:
-    """Bytes that this process wrote and shares with no other; 0 where the kernel does not say."""
-    rollup = Path("/proc/self/smaps_rollup")
+def private_memory(pid: int | None = None) -> int:
+    """Bytes that a process (None: this one) wrote and shares with no other; 0 where the kernel does not say."""
+    rollup = Path(f"/proc/{'self' if pid is None else pid}/smaps_rollup")
     if rollup.exists():
         for line in rollup.read_text().splitlines():
             if line.startswith("Private_Dirty:"):

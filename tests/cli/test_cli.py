@@ -138,11 +138,15 @@ def test_ctrl_c_says_the_command_that_goes_on(tmp_path, tiny_dir, monkeypatch):
             os._exit(stop.code)
         finally:
             os._exit(99)
-    while not (ended := os.waitpid(child, os.WNOHANG)[0]) and not any((out / "checkpoints").glob("step-*")):
+    while not (died := os.waitpid(child, os.WNOHANG)[0]) and not any((out / "checkpoints").glob("step-*")):
         time.sleep(0.02)
-    assert not ended
+    assert not died
     os.kill(child, signal.SIGINT)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    deadline = time.monotonic() + 60
+    while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert ended[0], "it did not end"
+    code = os.waitstatus_to_exitcode(ended[1])
     talk = (tmp_path / "talk").read_text()
     assert code == 130 and "interrupted" in talk and "Traceback" not in talk, talk
     assert shlex.split(talk.splitlines()[-1]) == ["tunesmith", *arguments]
