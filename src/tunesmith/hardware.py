@@ -105,6 +105,14 @@ def ask_for_deterministic_cublas() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
+def keep_fewer_kernels() -> None:
+    """Have oneDNN keep 256 compiled products instead of 1,024; before the first product, unless the user has set a number.
+
+    It compiles a product for every shape, about 1 MB each, and every process keeps its own (docs/LOG.md).
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
+
+
 def keep_freed_memory() -> None:
     """Tell glibc to keep freed blocks in the process instead of giving them back after every use.
 

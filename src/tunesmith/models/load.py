@@ -19,6 +19,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from tunesmith import hardware
 from tunesmith.checkpoints.hf import Checkpoint, read_config
 from tunesmith.errors import ModelError
 from tunesmith.models.embeddings import hold_table, per_layer_table, place_of, stock_table
@@ -65,6 +66,7 @@ def load_model(
         ModelError: no safetensors, unknown architecture, damaged file, a weight that is not in the checkpoint, a quantisation
             that is not read.
     """
+    hardware.keep_fewer_kernels()
     device = torch.device(device)
     if base == "nf4":
         model = load_nf4(directory, dtype=DTYPES[dtype], device=device, per_layer_embeddings=per_layer_embeddings)

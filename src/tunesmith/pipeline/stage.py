@@ -20,6 +20,7 @@ commands.
 
 import contextlib
 import functools
+import gc
 import importlib
 import logging
 import shlex
@@ -59,9 +60,11 @@ class Session:
         return self._values[name]
 
     def close(self) -> None:
-        """Close what was opened, and forget the rest."""
+        """Close what was opened, forget the rest, and give its memory back: a model goes with the last that knows it."""
         self._values.clear()
         self.closing.close()
+        gc.collect()
+        hardware.release_freed_memory()
 
 
 @dataclass(frozen=True, kw_only=True)
