@@ -1,0 +1,44 @@
+"""Tables of a text and its label, which read as plain texts that nobody asks for.
+
+A column named ``text`` makes a row a plain text, and everything of it is trained. Beside a column of labels that is a
+classification: the text is asked and the label is the answer, and training the texts teaches a model to write the inputs. Names
+of columns are the only sign, so this proposes (``--column prompt=text --column completion=label``) and never reads a table
+otherwise than it says.
+"""
+
+from tunesmith.data.finding import Finding
+from tunesmith.rundir.records.check import Reading
+
+# What columns of answers are called in published tables, the surest first.
+LABELS = (
+    *("label", "labels", "label_text", "label_name", "class", "category", "intent", "sentiment", "target", "choice", "kind"),
+    *("answer", "answers", "output", "response", "completion", "reply", "topic", "tag", "emotion", "stars", "rating"),
+)
+
+
+def label_column(reading: Reading) -> str | None:
+    """The column that answers the texts of a source read as plain texts; None where there is none."""
+    if reading.format != "text":
+        return None
+    beside = {name.lower(): name for name in reading.ignored_columns}
+    return next((beside[name] for name in LABELS if name in beside), None)
+
+
+def columns_hint(reading: Reading) -> str:
+    """How to read a table of plain texts as what is asked and what is answered."""
+    label = label_column(reading)
+    named = f"--column prompt=text --column completion={label or 'LABEL'}"
+    recipe = f"data.columns: {{prompt: text, completion: {label or 'LABEL'}}}"
+    if label is not None:
+        return f"the text is asked and {label} is the answer: {named} (in a recipe {recipe})"
+    return f"name the columns of question and answer: {named} (in a recipe {recipe})"
+
+
+def task_finding(reading: Reading) -> list[Finding]:
+    """That plain texts stand beside a column of labels, which nothing reads."""
+    label = label_column(reading)
+    if label is None:
+        return []
+    rows = reading.ignored_columns[label].rows
+    text = f"plain texts beside a column {label} that nothing reads: the texts are trained, and nobody asks for them"
+    return [Finding("text-and-label", "wrong", text, rows, reading.rows, f"If {columns_hint(reading)}.")]
