@@ -216,6 +216,8 @@ def preview(
     shown = _stage.module_of("preview").preview(
         source, model, _read_options(format, column, None, reasoning, take), template=template, rows=rows
     )
+    for line in shown.lines:
+        logger.info(line)
     console.print(Text.assemble(("supervised", SUPERVISED), " ", ("context", CONTEXT), " ", ("control token", CONTROL)))
     if not console.is_terminal:
         console.print("without colours: «supervised», ‹control token›")

@@ -122,8 +122,7 @@ class Reader:
         self._finish()
 
     def summary(self) -> Reading:
-        """What was read, after the last batch."""
-        assert self._done, "summary() before the last batch"
+        """What was read: all of it after the last batch, before that what came so far."""
         files = [file.path.name for file in self.source.files]
         return Reading(
             rows=self._rows,
@@ -140,7 +139,6 @@ class Reader:
         self.problems = ProblemLog(self._rejected)
         self._rows = 0
         self._blank = 0
-        self._done = False
         self._kinds: Counter[str] = Counter()
         self._first: dict[str, str] = {}  # kind -> place of its first row
         self._unread: Counter[str] = Counter()  # name of a column that nothing reads -> rows
@@ -283,7 +281,6 @@ class Reader:
         return notes
 
     def _finish(self) -> None:
-        self._done = True
         label = self.source.label
         if len(self._kinds) > 1:
             kinds = ", ".join(f"{kind} {rows:,} rows (first: {self._first[kind]})" for kind, rows in self._kinds.most_common())

@@ -92,7 +92,7 @@ FORMS = (
     Form(
         "ChatML",
         re.compile(r"<\|im_start\|>"),
-        _framed(r"<\|im_start\|>(?P<role>\w+)\n(?P<words>(?:(?!<\|im_start\|>|<\|im_end\|>).)*)(?:<\|im_end\|>|\Z)"),
+        _framed(r"<\|im_start\|>(?P<role>\w+)(?:\n|\Z)(?P<words>(?:(?!<\|im_start\|>|<\|im_end\|>).)*)(?:<\|im_end\|>|\Z)"),
     ),
     Form(
         "Llama 3",
@@ -105,7 +105,7 @@ FORMS = (
     Form(
         "Gemma",
         re.compile(r"<start_of_turn>"),
-        _framed(r"<start_of_turn>(?P<role>\w+)\n(?P<words>(?:(?!<start_of_turn>|<end_of_turn>).)*)(?:<end_of_turn>|\Z)"),
+        _framed(r"<start_of_turn>(?P<role>\w+)(?:\n|\Z)(?P<words>(?:(?!<start_of_turn>|<end_of_turn>).)*)(?:<end_of_turn>|\Z)"),
     ),
     Form("Llama 2 or Mistral", re.compile(r"\[INST\]"), _instructions),
     Form(

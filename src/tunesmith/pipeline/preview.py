@@ -9,9 +9,11 @@ from pathlib import Path
 from tunesmith.chat.render import Conversation, Piece
 from tunesmith.chat.template_choice import template_text
 from tunesmith.data.memory import Rows
+from tunesmith.data.quality import Quality, wrong_lines
 from tunesmith.data.read import AS_FOUND, Reader, ReadOptions
 from tunesmith.engines.base import open_base
 from tunesmith.errors import DataError
+from tunesmith.pipeline.lines import reading_lines
 
 SUPERVISED, CONTROL = "color:#009e73;font-weight:bold", "opacity:.55"
 
@@ -44,7 +46,13 @@ class PreviewedRow:
 
 
 class Preview(list[PreviewedRow]):
-    """The first rows of a source; a notebook shows them in colours."""
+    """The first rows of a source; a notebook shows them in colours.
+
+    Attributes:
+        lines: how the source is read so far, and what is wrong with the rows shown.
+    """
+
+    lines: tuple[str, ...] = ()
 
     def _repr_html_(self) -> str:
         legend = f'<span style="{SUPERVISED}">supervised</span> context <span style="{CONTROL}">control token</span>'
@@ -68,10 +76,12 @@ def preview(
         ModelError: no tokenizer there, or a template that cannot be used.
     """
     reader = Reader(source, options or AS_FOUND)
+    quality = Quality(reasoning_is_text=reader.options.reasoning == "keep")
     renderer = open_base(model, None if template is None else template_text(template)).renderer
 
     def previewed() -> Iterator[PreviewedRow]:
         for row in itertools.islice(reader, rows):
+            quality.add([row])
             try:
                 conversation = Conversation.of(row)
                 pieces = renderer.pieces(conversation.messages, conversation.tools, conversation.kind)
@@ -79,7 +89,10 @@ def preview(
             except DataError as error:
                 yield PreviewedRow(id=row.id, place=row.place, error=error)
 
-    return Preview(previewed())
+    shown = Preview(previewed())
+    reading = reader.summary()
+    shown.lines = (*reading_lines(reading), *wrong_lines(quality.report(reading)))
+    return shown
 
 
 def _shown(row: PreviewedRow) -> str:
