@@ -34,7 +34,7 @@ _FORMS = (
     ("<|channel|>analysis<|message|>", f"<|end|>{_HARMONY_FINAL}"),
     ("<|channel>thought", "<channel|>"),
 )
-_TRACES = (b"think>", b"THINK]", b"_THINKING|>", b"<|channel|>", b"<|channel>", b"<channel|>")
+_TRACES = (b"think>", b"THINK", b"<|channel", b"<channel|>")
 _HARMONY_AROUND = re.compile(r"\A\s*<\|start\|>assistant(?=<\|channel\|>)|(?:<\|return\|>|<\|end\|>)\s*\Z")
 
 
