@@ -277,6 +277,7 @@ def test_marks_of_a_template_are_looked_for_in_plain_texts_alone(tmp_path):
 def test_a_table_of_texts_and_labels_is_told_from_plain_texts(tmp_path):
     rows = [{"text": "late again", "label": "complaint"}, {"text": "lovely", "label": "praise"}]
     assert findings(tmp_path, rows) == [("text-and-label", 2, "")]
+    assert findings(tmp_path, [{"text": "hello", "role": "prompter"}]) == [("text-and-speaker", 1, "")]
     assert not findings(tmp_path, [{"text": "late again", "lang": "en"}])
 
 

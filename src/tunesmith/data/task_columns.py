@@ -1,9 +1,9 @@
-"""Tables of a text and its label, which read as plain texts that nobody asks for.
+"""Tables of a text and what it is, which read as plain texts that nobody asks for.
 
 A column named ``text`` makes a row a plain text, and everything of it is trained. Beside a column of labels that is a
-classification: the text is asked and the label is the answer, and training the texts teaches a model to write the inputs. Names
-of columns are the only sign, so this proposes (``--column prompt=text --column completion=label``) and never reads a table
-otherwise than it says.
+classification: the text is asked and the label is the answer, and training the texts teaches a model to write the inputs.
+Beside a column of speakers it is a turn of a conversation, and what users say is trained. Names of columns are the only sign,
+so this proposes (``--column prompt=text --column completion=label``) and never reads a table otherwise than it says.
 """
 
 from tunesmith.data.finding import Finding
@@ -14,6 +14,7 @@ LABELS = (
     *("label", "labels", "label_text", "label_name", "class", "category", "intent", "sentiment", "target", "choice", "kind"),
     *("answer", "answers", "output", "response", "completion", "reply", "topic", "tag", "emotion", "stars", "rating"),
 )
+SPEAKERS = ("role", "from", "speaker", "author")
 
 
 def label_column(reading: Reading) -> str | None:
@@ -35,8 +36,14 @@ def columns_hint(reading: Reading) -> str:
 
 
 def task_finding(reading: Reading) -> list[Finding]:
-    """That plain texts stand beside a column of labels, which nothing reads."""
+    """That plain texts stand beside a column of labels or of speakers, which nothing reads."""
     label = label_column(reading)
+    speaker = next((name for name in SPEAKERS if name in reading.ignored_columns), None)
+    if reading.format == "text" and speaker is not None:
+        rows = reading.ignored_columns[speaker].rows
+        text = f"plain texts beside a column {speaker} that nothing reads: what users say is trained, and nobody asks"
+        hint = "Write each conversation as one row: messages with role and content, in their order."
+        return [Finding("text-and-speaker", "wrong", text, rows, reading.rows, hint)]
     if label is None:
         return []
     rows = reading.ignored_columns[label].rows

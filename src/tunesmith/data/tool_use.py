@@ -46,7 +46,12 @@ _KEYWORDS = {
     "definitions",
     "$schema",
 }
-_MAY_BE_NULL = ("default", "const")  # keywords of a schema whose value may be null
+# Keywords that no null may stand for; of any other key a null may mean something (default, const, a vendor's own).
+_NEVER_NULL = {
+    *("type", "description", "title", "format", "properties", "required", "additionalProperties", "items", "enum"),
+    *("anyOf", "oneOf", "allOf", "$ref", "$defs", "pattern", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
+    *("multipleOf", "minLength", "maxLength", "minItems", "maxItems", "uniqueItems", "minProperties", "maxProperties"),
+}
 _MOST_DEPTH = 32  # of a schema that refers to itself
 
 KINDS = {
@@ -83,7 +88,8 @@ def without_padding(messages: list[Message], tools: Tools) -> tuple[list[Message
     Args:
         messages, tools: checked ones; nothing of them is altered.
     """
-    if not tools:
+    calls_of = [message["tool_calls"] for message in messages if "tool_calls" in message]
+    if not tools or (not _holds_null(calls_of) and not _holds_null(tools)):
         return messages, tools, 0
     dropped = 0
     declared: list[Tool] = []
@@ -107,6 +113,15 @@ def without_padding(messages: list[Message], tools: Tools) -> tuple[list[Message
     return (turns, declared, dropped) if dropped else (messages, tools, 0)
 
 
+def _holds_null(value: object) -> bool:
+    """Whether there is a null anywhere in a parsed value."""
+    if type(value) is str:
+        return False
+    if type(value) is dict:
+        return any(map(_holds_null, value.values()))
+    return any(map(_holds_null, value)) if type(value) is list else value is None
+
+
 def _schemas(tools: list[Tool]) -> dict[str, Schema]:
     return {tool["function"]["name"]: tool["function"].get("parameters", {}) for tool in tools}
 
@@ -116,7 +131,7 @@ def _schema_without_nulls(schema: JsonValue) -> tuple[Schema, int]:
     kept: Schema = {}
     dropped = 0
     for key, value in schema.items() if isinstance(schema, dict) else ():
-        if value is None and key not in _MAY_BE_NULL:
+        if value is None and key in _NEVER_NULL:
             dropped += 1
             continue
         if key in ("properties", "$defs", "definitions") and isinstance(value, dict):

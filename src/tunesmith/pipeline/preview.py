@@ -9,11 +9,10 @@ from pathlib import Path
 from tunesmith.chat.render import Conversation, Piece
 from tunesmith.chat.template_choice import template_text
 from tunesmith.data.memory import Rows
-from tunesmith.data.quality import Quality, wrong_lines
 from tunesmith.data.read import AS_FOUND, Reader, ReadOptions
 from tunesmith.engines.base import open_base
 from tunesmith.errors import DataError
-from tunesmith.pipeline.lines import reading_lines
+from tunesmith.pipeline.lines import lines_of
 
 SUPERVISED, CONTROL = "color:#009e73;font-weight:bold", "opacity:.55"
 
@@ -76,12 +75,11 @@ def preview(
         ModelError: no tokenizer there, or a template that cannot be used.
     """
     reader = Reader(source, options or AS_FOUND)
-    quality = Quality(reasoning_is_text=reader.options.reasoning == "keep")
     renderer = open_base(model, None if template is None else template_text(template)).renderer
+    first = list(itertools.islice(reader, rows))
 
     def previewed() -> Iterator[PreviewedRow]:
-        for row in itertools.islice(reader, rows):
-            quality.add([row])
+        for row in first:
             try:
                 conversation = Conversation.of(row)
                 pieces = renderer.pieces(conversation.messages, conversation.tools, conversation.kind)
@@ -90,8 +88,7 @@ def preview(
                 yield PreviewedRow(id=row.id, place=row.place, error=error)
 
     shown = Preview(previewed())
-    reading = reader.summary()
-    shown.lines = (*reading_lines(reading), *wrong_lines(quality.report(reading)))
+    shown.lines = lines_of(reader, first)
     return shown
 
 
