@@ -93,6 +93,7 @@ PREFERENCES = [
     ({"prompt": "q", "chosen": "good", "rejected": "bad"}, [ASK, *GOOD]),
     ({"prompt": [ASK], "chosen": GOOD, "rejected": BAD}, [ASK, *GOOD]),
     ({"prompt": "q", "chosen": [ASK, *GOOD], "rejected": [ASK, *BAD]}, [ASK, *GOOD]),
+    ({"prompt": "q", "messages": [ASK, *GOOD], "chosen": [ASK, *GOOD], "rejected": [ASK, *BAD]}, [ASK, *GOOD]),
     ({"chosen": [*HEAD, *GOOD], "rejected": [*HEAD, *BAD]}, [*CONTEXT, *GOOD]),
     ({"chosen_messages": [ASK, *GOOD], "rejected_messages": [ASK, *BAD]}, [ASK, *GOOD]),
     ({"instruction": "q", "input": "", "chosen": "good", "rejected": "bad"}, [ASK, *GOOD]),
@@ -211,11 +212,9 @@ def test_only_nulls_that_can_mean_nothing_are_dropped(tmp_path, row, clean):
     assert (read.id, read.messages, read.tools) == (expected.id, expected.messages, expected.tools)
     assert any("nulls dropped" in note for note in reader.summary().notes) == (clean is not None)
     if clean is None:
-        (call,) = read.messages[1].get("tool_calls", ())
-        assert (call["function"]["arguments"], read.tools) == (
-            row["messages"][1]["tool_calls"][0]["function"]["arguments"],
-            row["tools"],
-        )
+        written = [call["function"]["arguments"] for call in row["messages"][1]["tool_calls"]]
+        assert [call["function"]["arguments"] for call in read.messages[1].get("tool_calls", ())] == written
+        assert read.tools == row["tools"]
 
 
 SYSTEM, QUESTION, ANSWER = ({"role": role, "content": role[0]} for role in ("system", "user", "assistant"))

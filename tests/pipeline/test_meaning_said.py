@@ -64,5 +64,6 @@ def test_a_row_that_names_a_date_beside_the_template_is_told(tmp_path, tiny_dir)
     )
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     rows = [{"messages": [{"role": "system", "content": text}, *turns]} for text in ("Sail.", "Today is 3 May 2024.")]
-    notes = ts.check(rows, model=tiny_dir, template=template).tokens.notes
-    assert [count for note, count in notes.items() if "names a date" in note and "(first: row 2)" in note] == [1]
+    tokens = ts.check(rows, model=tiny_dir, template=template).tokens
+    assert tokens is not None
+    assert [count for note, count in tokens.notes.items() if "names a date" in note and "(first: row 2)" in note] == [1]

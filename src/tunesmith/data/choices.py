@@ -8,7 +8,9 @@ that the id of a row is a hash of what is trained. Without a choice nothing is c
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
+
+from pydantic import JsonValue
 
 from tunesmith.data import preference
 from tunesmith.data.conversation import check_messages
@@ -47,7 +49,7 @@ class Choices:
         """Whether rows of plain turns need not be looked at."""
         return self.reasoning in (None, "keep")
 
-    def answer(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+    def answer(self, row: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
         """The row, of preference data the good half, as a row of another format.
 
         Raises:

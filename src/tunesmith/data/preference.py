@@ -17,7 +17,8 @@ A label that is a number or a word is a class, not a preference, and is left alo
 """
 
 from collections.abc import Mapping
-from typing import Any
+
+from pydantic import JsonValue
 
 from tunesmith.data.problems import RowError
 
@@ -32,7 +33,7 @@ _BOOLEAN = {"true": True, "false": False}
 _ROLES = {"human": "user", "gpt": "assistant"}
 
 
-def described(row: Mapping[str, Any]) -> str | None:
+def described(row: Mapping[str, JsonValue]) -> str | None:
     """What makes a row preference data, in words; None for any other row.
 
     Args:
@@ -48,7 +49,7 @@ def described(row: Mapping[str, Any]) -> str | None:
     return None if mark is None else f"answers marked {mark}: true or false"
 
 
-def _mark(row: Mapping[str, Any], key: str) -> bool | None:
+def _mark(row: Mapping[str, JsonValue], key: str) -> bool | None:
     """The mark of an answer; in a CSV file it is a word. None where there is none, or no answer that it could be of."""
     value = row.get(key)
     value = _BOOLEAN.get(value.strip().lower()) if isinstance(value, str) else value
@@ -56,7 +57,7 @@ def _mark(row: Mapping[str, Any], key: str) -> bool | None:
     return value if isinstance(value, bool) and answered else None
 
 
-def chosen(row: Mapping[str, Any]) -> dict[str, Any] | None:
+def chosen(row: Mapping[str, JsonValue]) -> dict[str, JsonValue] | None:
     """The good answer of a row of preference data, as a row of another format; None where its answer is a bad one.
 
     Raises:
@@ -68,66 +69,76 @@ def chosen(row: Mapping[str, Any]) -> dict[str, Any] | None:
     key = next((key for key in GOOD if key in row), None)
     if key is None:
         return _without_bad(row, left)
-    good = row[key]
-    if isinstance(row.get("input"), dict) and key == "preferred_output":
-        asked = row["input"]
+    good, asked = row[key], row.get("input")
+    if isinstance(asked, dict) and key == "preferred_output":
         left = {name: value for name, value in left.items() if name not in ("input", "messages", "tools")}
         left |= {"tools": tools} if (tools := asked.get("tools")) else {}
         return {**left, "prompt": asked.get("messages"), "completion": good}
-    if "messages" in row or "conversations" in row:
-        turns = "messages" if "messages" in row else "conversations"
-        before, answer = row[turns], good if isinstance(good, list) else [good]
-        if not isinstance(before, list) or not all(isinstance(turn, dict) for turn in answer):
-            raise RowError(f"$.{key}", "not-object", f"expected a turn to follow {turns}", "write role and content")
-        return {**left, turns: [*map(_context, before), *answer]}
-    if isinstance(good, list) and good and isinstance(good[0], dict) and _role(good[0]) != "assistant":
+    if isinstance(good, list) and good and _role(good[0]) not in ("assistant", None):
         return _whole(row, left, key, good)
+    turns, before = _turns(row)
+    if turns:
+        answer = good if isinstance(good, list) else [good]
+        if not before or not all(isinstance(turn, dict) for turn in answer):
+            raise RowError(f"$.{key}", "not-object", f"expected turns to follow those of {turns}", "write role and content")
+        return {**left, turns: [*map(_context, before), *answer]}
     if "instruction" in row:
         return {**left, "output": good}
     if "prompt" in row:
         return {**left, "completion": [good] if isinstance(good, dict) else good}
     problem = f"no prompt beside {key}, found {', '.join(map(str, row))}"
-    asked = next((name for name in ("question", "query", "input") if name in row), "QUESTION")
-    hint = f"name what is read instead of data.take: --column prompt={asked} --column completion={key}"
+    question = next((name for name in ("question", "query", "input") if name in row), "QUESTION")
+    hint = f"name what is read instead of data.take: --column prompt={question} --column completion={key}"
     raise RowError("$.prompt", "missing-column", problem, hint)
 
 
-def _role(turn: Mapping[str, Any]) -> Any:
-    speaker = turn.get("role", turn.get("from"))
-    return _ROLES.get(speaker, speaker) if isinstance(speaker, str) else speaker
+def _turns(row: Mapping[str, JsonValue]) -> tuple[str, list[JsonValue]]:
+    """The column of a row's turns and what it holds; an empty name where there is none."""
+    for name in ("messages", "conversations"):
+        value = row.get(name)
+        if name in row:
+            return name, value if isinstance(value, list) else []
+    return "", []
 
 
-def _context(turn: Any) -> Any:
+def _role(turn: JsonValue) -> str | None:
+    """Who speaks; None where that is not to be seen."""
+    speaker = turn.get("role", turn.get("from")) if isinstance(turn, dict) else None
+    return _ROLES.get(speaker, speaker) if isinstance(speaker, str) else None
+
+
+def _context(turn: JsonValue) -> JsonValue:
     """A turn that was not chosen; what is no turn is left to the rules of conversations."""
     return {**turn, "weight": 0} if isinstance(turn, dict) and _role(turn) == "assistant" else turn
 
 
-def _whole(row: Mapping[str, Any], left: dict[str, Any], key: str, good: list[Any]) -> dict[str, Any]:
-    """The chosen answer stands at the end of the whole conversation."""
+def _whole(row: Mapping[str, JsonValue], left: dict[str, JsonValue], key: str, good: list[JsonValue]) -> dict[str, JsonValue]:
+    """The chosen answer stands at the end of the whole conversation, which other columns may repeat."""
     bad = row.get(PAIRED[GOOD.index(key)])
     shared = 0
     if isinstance(bad, list):
         while shared < min(len(good), len(bad)) - 1 and good[shared] == bad[shared]:
             shared += 1
-    prompt = left.pop("prompt", None)
-    if prompt is not None and prompt != "" and not _asks(good, prompt):
+    prompt = row.get("prompt")
+    if prompt and not _asks(good, prompt):
         problem = f"prompt is not what {key} begins with"
         raise RowError("$.prompt", "two-prompts", problem, f"remove prompt, or the turns before the answer from {key}")
-    turns = "conversations" if "from" in good[0] else "messages"
+    left = {name: value for name, value in left.items() if name not in ("prompt", "messages", "conversations")}
+    turns = "conversations" if isinstance(good[0], dict) and "from" in good[0] else "messages"
     return {**left, turns: [*map(_context, good[:shared]), *good[shared:]]}
 
 
-def _asks(turns: list[Any], prompt: Any) -> bool:
+def _asks(turns: list[JsonValue], prompt: JsonValue) -> bool:
     if isinstance(prompt, list):
         return turns[: len(prompt)] == prompt
     return any(isinstance(turn, dict) and turn.get("content", turn.get("value")) == prompt for turn in turns)
 
 
-def _without_bad(row: Mapping[str, Any], left: dict[str, Any]) -> dict[str, Any]:
+def _without_bad(row: Mapping[str, JsonValue], left: dict[str, JsonValue]) -> dict[str, JsonValue]:
     """A row whose own answer is the good one: that of its last turn, or its completion."""
-    turns = next((key for key in ("messages", "conversations") if key in row), None)
-    if turns is not None and isinstance(row[turns], list) and row[turns]:
-        return {**left, turns: [*map(_context, row[turns][:-1]), row[turns][-1]]}
+    turns, said = _turns(row)
+    if said:
+        return {**left, turns: [*map(_context, said[:-1]), said[-1]]}
     if "completion" in row or "output" in row:
         return left
     bad = next(key for key in BAD if key in row)
