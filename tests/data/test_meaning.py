@@ -30,7 +30,8 @@ def findings(tmp_path, rows, options=None):
     for batch in reader.batches():
         quality.add(batch)
     report = quality.report(reader.summary())
-    return [(f.code, f.count, f.examples[0].excerpt if f.examples else "") for f in report.findings if f.severity == "wrong"]
+    shown = [f for f in report.findings if f.severity == "wrong" or f.code == "null-argument"]
+    return [(f.code, f.count, f.examples[0].excerpt if f.examples else "") for f in shown]
 
 
 PARTED = [
@@ -136,6 +137,13 @@ def test_what_cannot_be_taken_is_said(tmp_path, row, options, reason):
     assert reason in f"{refusal.value.message} {refusal.value.hint}"
 
 
+def test_named_columns_read_bad_answers_and_say_so(tmp_path):
+    rows = [{"q": "a", "a": "b", "label": False}, {"q": "c", "a": "d", "label": True}]
+    reader = reader_of(tmp_path, rows, ReadOptions(columns={"prompt": "q", "completion": "a"}))
+    assert len(list(reader)) == 2
+    assert any(note.startswith("1 rows: an answer that label or kto_tag marks as false") for note in reader.summary().notes)
+
+
 def test_a_class_is_no_preference(tmp_path):
     rows = [{"prompt": "q", "completion": "a", "label": 1}, {"prompt": "r", "completion": "a", "rejected": True}]
     assert len(list(reader_of(tmp_path, rows))) == 2
@@ -157,6 +165,7 @@ DAYS = {"$defs": {"day": {"enum": ["mon", "tue"]}}}
 CALLS = [
     ([declared({"at": TEXT})], {"at": "Elm"}, {}),
     (None, {"whatever": 1}, {}),
+    (None, {"whatever": None}, {"null-argument": "tide"}),
     ([declared({"n": {"type": "integer"}, "x": {"type": ["number", "null"]}})], {"n": 2.0, "x": None}, {}),
     ([declared({"at": TEXT}, additionalProperties=True)], {"other": 1}, {}),
     ([declared({"at": {"anyOf": [TEXT, {"type": "array", "items": TEXT}]}})], {"at": ["a", "b"]}, {}),
@@ -223,21 +232,21 @@ RENDERED = {
         "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n",
         [SYSTEM, QUESTION, ANSWER],
     ),
-    "Llama 3": (
+    "<|start_header_id|>": (
         "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\ns<|eot_id|><|start_header_id|>user<|end_header_id|>"
         "\n\nu<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\na<|eot_id|>",
         [SYSTEM, QUESTION, ANSWER],
     ),
-    "Gemma": (
+    "<start_of_turn>": (
         "<bos><start_of_turn>user\nu<end_of_turn>\n<start_of_turn>model\na<end_of_turn>\n",
         [QUESTION, ANSWER],
     ),
-    "Llama 2 or Mistral": (
+    "[INST]": (
         "<s>[INST] <<SYS>>\ns\n<</SYS>>\n\nu [/INST] a </s><s>[INST] u [/INST] a</s>",
         [SYSTEM, QUESTION, ANSWER, QUESTION, ANSWER],
     ),
-    "Zephyr or Phi": ("<|system|>\ns</s>\n<|user|>\nu<|end|>\n<|assistant|>\na<|end|>\n", [SYSTEM, QUESTION, ANSWER]),
-    "DeepSeek": ("<｜begin▁of▁sentence｜><｜User｜>u<｜Assistant｜>a<｜end▁of▁sentence｜>", [QUESTION, ANSWER]),
+    "<|user|>": ("<|system|>\ns</s>\n<|user|>\nu<|end|>\n<|assistant|>\na<|end|>\n", [SYSTEM, QUESTION, ANSWER]),
+    "<｜User｜>": ("<｜begin▁of▁sentence｜><｜User｜>u<｜Assistant｜>a<｜end▁of▁sentence｜>", [QUESTION, ANSWER]),
     "Alpaca": ("s\n\n### Instruction:\nu\n\n### Response:\na", [SYSTEM, QUESTION, ANSWER]),
     "Guanaco": ("### Human: u### Assistant: a### Human: u### Assistant: a", [QUESTION, ANSWER, QUESTION, ANSWER]),
 }

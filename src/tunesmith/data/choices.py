@@ -67,6 +67,10 @@ class Choices:
             raise NotTaken
         return good
 
+    def pass_over(self, row: Mapping[str, JsonValue]) -> None:
+        """Count a row whose columns were named, and whose mark of a bad answer is therefore not read."""
+        self._counts["bad"] += preference.marked_as_bad(row)
+
     def settle(self, messages: list[Message], tools: Tools, kind: Kind, path: str) -> tuple[list[Message], Tools, Kind]:
         """A checked row as it is trained.
 
@@ -99,6 +103,10 @@ class Choices:
         lines = [
             (count["taken"], "the chosen answer is trained (data.take: chosen), and the rejected one is not read"),
             (count["not taken"], "left out, since their answer is marked as a bad one (data.take: chosen)"),
+            (
+                count["bad"],
+                "an answer that label or kto_tag marks as false is read like any other, since the columns are named",
+            ),
             (count["padded"], "nulls dropped that a table put into tool schemas or arguments (no such property or argument)"),
             (count["split"], f"reasoning in the text is put into reasoning_content (data.reasoning: {self.reasoning})"),
             (count["dropped"], "turns of weight 0 lose their reasoning (data.reasoning: drop)"),

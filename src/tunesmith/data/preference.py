@@ -5,13 +5,13 @@ answer, so all of these are told by their keys and refused, with the way out: ``
 ordinary row. What both answers begin with was asked and not chosen: its assistant turns get weight 0, as those in a prompt.
 
 a row has                                            of                                    becomes
-chosen, rejected; prompt or instruction, or neither  TRL, LLaMA-Factory, UltraFeedback     the prompt and chosen
-conversations, chosen, rejected                      LLaMA-Factory (ShareGPT)              the turns and chosen
+chosen, rejected; prompt or instruction, or neither  TRL, UltraFeedback                    the prompt and chosen
+conversations, chosen, rejected                      ShareGPT                              the turns and chosen
 chosen_messages, rejected_messages                   OLMo, Tulu                            chosen_messages
 messages (or prompt, completion) and rejected,       ms-swift                              the row without the bad answer
 rejected_response, rejected_messages
 input, preferred_output                              OpenAI                                input.messages and preferred_output
-label or kto_tag, true or false, beside an answer    TRL's KTO, LLaMA-Factory              the row where true, nothing where not
+label or kto_tag, true or false, beside an answer    KTO, in TRL and others                the row where true, nothing where not
 
 A label that is a number or a word is a class, not a preference, and is left alone.
 """
@@ -28,6 +28,7 @@ PAIRED = ("rejected", "rejected_messages", "non_preferred_output")  # the bad an
 _ASKED = ("prompt", "messages", "conversations", "instruction", "input")
 MARKS = ("label", "kto_tag")  # of KTO's rows
 KEYS = (*GOOD, *BAD, *MARKS)
+_KEY_SET = frozenset(KEYS)
 HINT = "data.take: chosen (--take chosen) trains the good answers of such rows; tunesmith trains on single answers"
 _BOOLEAN = {"true": True, "false": False}
 _ROLES = {"human": "user", "gpt": "assistant"}
@@ -39,6 +40,8 @@ def described(row: Mapping[str, JsonValue]) -> str | None:
     Args:
         row: as in the file, without nulls.
     """
+    if _KEY_SET.isdisjoint(row):
+        return None
     answers = [key for key in (*GOOD, *BAD) if isinstance(row.get(key), str | list | dict)]
     pair = next(((good, bad) for good, bad in zip(GOOD, PAIRED, strict=True) if {good, bad} <= {*answers}), None)
     if pair is not None:
@@ -47,6 +50,11 @@ def described(row: Mapping[str, JsonValue]) -> str | None:
         return f"{answers[0]} answers"
     mark = next((key for key in MARKS if _mark(row, key) is not None), None)
     return None if mark is None else f"answers marked {mark}: true or false"
+
+
+def marked_as_bad(row: Mapping[str, JsonValue]) -> bool:
+    """Whether a row says that its answer is a bad one, whatever its columns are called."""
+    return any(row.get(key) is False for key in MARKS)
 
 
 def _mark(row: Mapping[str, JsonValue], key: str) -> bool | None:

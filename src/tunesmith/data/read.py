@@ -209,6 +209,7 @@ class Reader:
             used = formats.rename(row, columns) if columns else row
             if columns:
                 self._columns_seen.update(theirs for theirs in columns.values() if theirs in row)
+                self._choices.pass_over(row)
             kind = self.options.format or formats.kind_of(used)
             if kind is not None:
                 self._kinds[kind] += 1

@@ -10,7 +10,7 @@ Only what can be parted without a guess is parted: one block that begins the ans
 named. A tag within a sentence is prose about tags. Refused: splitting at the last closing tag wherever it stands, as templates
 do, which loses what stands before the opening one.
 
-Source: the published templates of Qwen 3, DeepSeek R1, Magistral, Seed-OSS, Command A, gpt-oss and Gemma 4.
+Source: the published chat templates of reasoning models, and the harmony format.
 """
 
 import re
@@ -25,7 +25,7 @@ from tunesmith.rundir.rows import Row
 
 Mode = Literal["split", "keep", "drop"]
 _HARMONY_FINAL = "<|start|>assistant<|channel|>final<|message|>"
-# What opens and what closes reasoning; of gpt-oss also what the harmony format writes around both.
+# What opens and what closes reasoning; the fifth is the harmony format's.
 _FORMS = (
     ("<think>", "</think>"),
     ("[THINK]", "[/THINK]"),
@@ -158,7 +158,7 @@ class ReasoningInText:
             return []
         hint = (
             "Set data.reasoning: split (--reasoning split), which puts it where the model's own template writes reasoning; "
-            "keep says that the tags are meant as text."
+            "keep trains the tags as text, where that is meant or the template has no reasoning."
         )
         if self._not_parted:
             hint += f" In {self._not_parted:,} rows it cannot be told from the answer: mend them first."

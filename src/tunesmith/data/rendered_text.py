@@ -5,9 +5,9 @@ control token, so such a row would teach the letters ``<|im_start|>``, the user'
 way back is asked for (``convert --parse-template``) and whole or not at all: every letter of a text belongs to a turn or to
 a mark of one known form, or the row is refused; only the white space around turns goes, as templates trim it themselves.
 
-The forms are those that published data sets are written in: ChatML, Llama 3, Llama 2 and Mistral, Gemma, DeepSeek, Zephyr
-and Phi, and the marks of Alpaca (``### Instruction:``) and Guanaco (``### Human:``). Tool calls within a text are words of
-one model's template: such a row is refused, not read. Reasoning within a turn is ``data/reasoning.py``'s.
+The forms are those that published data sets are written in, named by their marks, with Alpaca's (``### Instruction:``) and
+Guanaco's (``### Human:``). Tool calls within a text are words of one model's template: such a row is refused, not read.
+Reasoning within a turn is ``data/reasoning.py``'s.
 """
 
 import re
@@ -65,7 +65,7 @@ def _framed(turn: str) -> Callable[[str], list[tuple[str, str]] | None]:
 
 
 def _instructions(text: str) -> list[tuple[str, str]] | None:
-    """Llama 2 and Mistral: ``[INST] question [/INST] answer</s>``, the system text between ``<<SYS>>`` marks."""
+    """``[INST] question [/INST] answer</s>``, the system text between ``<<SYS>>`` marks."""
     turns: list[tuple[str, str]] = []
     rest = text
     for match in _INST.finditer(text):
@@ -95,7 +95,7 @@ FORMS = (
         _framed(r"<\|im_start\|>(?P<role>\w+)(?:\n|\Z)(?P<words>(?:(?!<\|im_start\|>|<\|im_end\|>).)*)(?:<\|im_end\|>|\Z)"),
     ),
     Form(
-        "Llama 3",
+        "<|start_header_id|>",
         re.compile(r"<\|start_header_id\|>"),
         _framed(
             r"<\|start_header_id\|>(?P<role>\w+)<\|end_header_id\|>(?P<words>(?:(?!<\|start_header_id\|>|<\|eot_id\|>).)*)"
@@ -103,13 +103,13 @@ FORMS = (
         ),
     ),
     Form(
-        "Gemma",
+        "<start_of_turn>",
         re.compile(r"<start_of_turn>"),
         _framed(r"<start_of_turn>(?P<role>\w+)(?:\n|\Z)(?P<words>(?:(?!<start_of_turn>|<end_of_turn>).)*)(?:<end_of_turn>|\Z)"),
     ),
-    Form("Llama 2 or Mistral", re.compile(r"\[INST\]"), _instructions),
+    Form("[INST]", re.compile(r"\[INST\]"), _instructions),
     Form(
-        "Zephyr or Phi",
+        "<|user|>",
         re.compile(r"<\|(?:user|assistant)\|>"),
         _framed(
             r"<\|(?P<role>system|user|assistant)\|>(?P<words>(?:(?!<\|(?:system|user|assistant|end)\|>|</s>).)*)"
@@ -117,7 +117,7 @@ FORMS = (
         ),
     ),
     Form(
-        "DeepSeek",
+        "<｜User｜>",
         re.compile(r"<｜(?:User|Assistant)｜>"),
         _framed(
             r"<｜(?P<role>User|Assistant)｜>(?P<words>(?:(?!<｜(?:User|Assistant|end▁of▁sentence)｜>).)*)(?:<｜end▁of▁sentence｜>)?"

@@ -12,7 +12,7 @@ The schema is read as far as declarations go: ``type``, ``enum``, ``const``, ``p
 against a call. One reading is stricter than the specification: an object that lists its properties has no others unless it
 says so. Refused: a validator's package, which compiles a schema to use it once.
 
-Source: JSON Schema 2020-12; OpenAI's function calling. A row without tools is not looked at.
+Source: JSON Schema 2020-12; OpenAI's function calling.
 """
 
 from collections.abc import Iterator, Sequence
@@ -74,6 +74,10 @@ KINDS = {
     "not-a-schema": (
         "rows that declare a function whose parameters are no JSON schema",
         'Write {"type": "object", "properties": {...}, "required": [...]}: templates look for these.',
+    ),
+    "null-argument": (
+        "rows whose calls have arguments that are null, and no tools that say what a null means",
+        "Remove the nulls if a table put them there, or declare the functions in tools.",
     ),
     "duplicate-tool": (
         "rows that declare two tools of one name",
@@ -272,7 +276,8 @@ def _referred(reference: str, root: Schema) -> JsonValue:
 def faults(row: Row) -> dict[str, str]:
     """What is wrong with the calls and the tools of a row: codes of ``KINDS``, each with its first case."""
     if not row.tools:
-        return {}
+        calls = [call["function"] for message in row.messages for call in message.get("tool_calls", ())]
+        return next(({"null-argument": call["name"]} for call in calls if _holds_null(call["arguments"])), {})
     first: dict[str, str] = {}
     schemas = _schemas(row.tools)
     if len(schemas) < len(row.tools):
@@ -309,7 +314,7 @@ class ToolUse:
     def add(self, rows: Sequence[Row], first: int) -> None:
         """Look at a batch; ``first`` is the number of its first row."""
         for number, row in enumerate(rows, first):
-            if row.tools is None:
+            if row.tools is None and not any("tool_calls" in message for message in row.messages):
                 continue
             self._rows += 1
             for code, what in faults(row).items():
@@ -321,6 +326,14 @@ class ToolUse:
     def findings(self) -> list[Finding]:
         """One for each kind of fault that there is."""
         return [
-            Finding(code, "wrong", KINDS[code][0], seen.rows, self._rows, KINDS[code][1], seen.examples)
+            Finding(
+                code,
+                "suspect" if code == "null-argument" else "wrong",
+                KINDS[code][0],
+                seen.rows,
+                self._rows,
+                KINDS[code][1],
+                seen.examples,
+            )
             for code, seen in self._seen.items()
         ]
