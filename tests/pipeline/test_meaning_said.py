@@ -22,7 +22,7 @@ def recipe_of(tmp_path, tiny_dir, **data):
     return api.open_run(recipe, tmp_path / "run")
 
 
-def test_plain_texts_are_refused_where_answers_are_scored(tmp_path, tiny_dir, caplog):
+def test_plain_texts_are_refused_where_answers_are_scored(tmp_path, tiny_dir):
     run = recipe_of(tmp_path, tiny_dir)
     for verb in (api.data, lambda run: api.advise(run, quick=True)):
         with pytest.raises(DataError, match=r"60 plain texts, .*\(task.metric: classification\)") as refusal:
@@ -31,6 +31,20 @@ def test_plain_texts_are_refused_where_answers_are_scored(tmp_path, tiny_dir, ca
     with pytest.raises(DataError, match="a plain text, which asks nothing") as refusal:
         init(str(tmp_path / "rows.jsonl"), str(tiny_dir), out=tmp_path / "new.yaml")
     assert COLUMNS in refusal.value.hint
+
+
+def test_the_hint_of_refused_texts_follows_from_what_they_are(tmp_path, tiny_dir):
+    hints = {
+        "--parse-template": {"text": "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>"},
+        "one of mood, day: --column prompt=text --column completion=LABEL": {"text": "late", "mood": "bad", "day": "monday"},
+        "bring rows that ask": {"text": "An oak is a tree."},
+    }
+    run = recipe_of(tmp_path, tiny_dir)
+    for hint, row in hints.items():
+        (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+        with pytest.raises(DataError) as refusal:
+            api.data(run)
+        assert hint in refusal.value.hint
 
 
 @pytest.mark.parametrize("data", [{"columns": {"prompt": "text", "completion": "label"}}, {"format": "text"}])

@@ -192,8 +192,8 @@ class RenderedTexts:
         if not self._rows:
             return []
         hint = (
-            "Write them as messages again: tunesmith convert DATA rows.jsonl --parse-template. As plain texts the marks are "
-            "letters, and what was asked is trained too."
+            "As plain texts the marks are letters, and what was asked is trained too. Write them as messages again: tunesmith "
+            "convert DATA rows.jsonl --parse-template"
         )
         text = f"plain texts that hold a rendered template or marks of speakers ({', '.join(self._forms)})"
         return [Finding("rendered-template", "wrong", text, self._rows, of, hint, self._examples)]

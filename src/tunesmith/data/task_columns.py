@@ -28,11 +28,14 @@ def label_column(reading: Reading) -> str | None:
 def columns_hint(reading: Reading) -> str:
     """How to read a table of plain texts as what is asked and what is answered."""
     label = label_column(reading)
+    if label is None and not reading.ignored_columns:
+        return "bring rows that ask: prompt and completion, or messages"
     named = f"--column prompt=text --column completion={label or 'LABEL'}"
     recipe = f"data.columns: {{prompt: text, completion: {label or 'LABEL'}}}"
     if label is not None:
         return f"the text is asked and {label} is the answer: {named} (in a recipe {recipe})"
-    return f"name the columns of question and answer: {named} (in a recipe {recipe})"
+    others = ", ".join(list(reading.ignored_columns)[:10])
+    return f"name the column of the answers, one of {others}: {named} (in a recipe {recipe})"
 
 
 def task_finding(reading: Reading) -> list[Finding]:

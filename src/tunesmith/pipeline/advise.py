@@ -124,8 +124,8 @@ def _read_rows(run: RunDir, recipe: Recipe) -> RowFacts:
             characters += length
             supervised += length if message["role"] == "assistant" else 0
     reading = reader.summary()
-    refuse_plain_texts(recipe, reading)
     report = quality.report(reading)
+    refuse_plain_texts(recipe, reading, report)
     for line in (*reading_lines(reading), *wrong_lines(report)):
         logger.info(f"rows: {line}")
     if recipe.task.metric not in NOT_TRIED:

@@ -81,8 +81,8 @@ def _read_and_split(run: RunDir, recipe: Recipe, reader: Reader, everything: Pat
             for row in batch:
                 facts.add(row.id, group_key(row), answer_key(row))
     reading = reader.summary()
-    refuse_plain_texts(recipe, reading)
     report = quality.report(reading)
+    refuse_plain_texts(recipe, reading, report)
     lines = headlines(report)
     for line in (*reading_lines(reading), *lines):
         logger.info(f"data: {line}")

@@ -11,6 +11,7 @@ from tunesmith.data.task_columns import columns_hint
 from tunesmith.errors import DataError
 from tunesmith.recipe import Recipe
 from tunesmith.rundir.records.check import Reading
+from tunesmith.rundir.records.quality import QualityReport
 from tunesmith.rundir.rows import Row
 from tunesmith.tracking import progress
 
@@ -39,7 +40,7 @@ def reader_of(recipe: Recipe, rejected: Path | None = None) -> Reader:
     return Reader(settings.path, options, rejected)
 
 
-def refuse_plain_texts(recipe: Recipe, reading: Reading) -> None:
+def refuse_plain_texts(recipe: Recipe, reading: Reading, report: QualityReport) -> None:
     """Refuse plain texts where answers are to be scored, unless the recipe names them: nobody asks for one.
 
     Raises:
@@ -49,7 +50,8 @@ def refuse_plain_texts(recipe: Recipe, reading: Reading) -> None:
     if reading.format != "text" or settings.format == "text" or settings.columns is not None:
         return
     message = f"{settings.path}: {reading.rows:,} plain texts, which nobody asks for, so no answer can be scored"
-    hint = f"{columns_hint(reading)}; data.format: text trains the texts themselves, with the stages up to train"
+    rendered = next((finding.hint for finding in report.findings if finding.code == "rendered-template"), None)
+    hint = f"{rendered or columns_hint(reading)}; data.format: text trains the texts themselves, with the stages up to train"
     raise DataError(f"{message} (task.metric: {recipe.task.metric})", hint)
 
 
