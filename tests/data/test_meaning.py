@@ -247,7 +247,7 @@ RENDERED = {
     ),
     "<|user|>": ("<|system|>\ns</s>\n<|user|>\nu<|end|>\n<|assistant|>\na<|end|>\n", [SYSTEM, QUESTION, ANSWER]),
     "<｜User｜>": ("<｜begin▁of▁sentence｜><｜User｜>u<｜Assistant｜>a<｜end▁of▁sentence｜>", [QUESTION, ANSWER]),
-    "Alpaca": ("s\n\n### Instruction:\nu\n\n### Response:\na", [SYSTEM, QUESTION, ANSWER]),
+    "Alpaca": ("s\n\n### Instruction:\nu\n\n### Input:\n\n\n### Response:\na<|im_end|>\n", [SYSTEM, QUESTION, ANSWER]),
     "Guanaco": ("### Human: u### Assistant: a### Human: u### Assistant: a", [QUESTION, ANSWER, QUESTION, ANSWER]),
 }
 

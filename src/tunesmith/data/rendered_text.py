@@ -23,7 +23,7 @@ _ROLES = {"human": "user", "model": "assistant", "prompter": "user", "bot": "ass
 _CALLS = re.compile(r"<tool_call>|</tools>|\[TOOL_CALLS\]|<\|python_tag\|>|\[AVAILABLE_TOOLS\]")
 _AROUND = re.compile(
     r"\A\s*(?:<s>|<bos>|<\|begin_of_text\|>|<\|endoftext\|>|<｜begin▁of▁sentence｜>)*"
-    r"|(?:</s>|<eos>|<\|endoftext\|>|<\|end_of_text\|>)*\s*\Z"
+    r"|(?:</s>|<eos>|<\|endoftext\|>|<\|end_of_text\|>|<\|im_end\|>|<\|eot_id\|>|\s)+\Z"  # whatever eos was put there
 )
 _INST = re.compile(r"\[INST\](.*?)\[/INST\](.*?)(?=</s>|<s>|\[INST\]|\Z)", re.DOTALL)
 _SYS = re.compile(r"\s*<<SYS>>(.*?)<</SYS>>(.*)", re.DOTALL)
@@ -79,8 +79,10 @@ def _instructions(text: str) -> list[tuple[str, str]] | None:
 
 
 def _alpaca(text: str) -> list[tuple[str, str]] | None:
+    if any(text.count(mark) > 1 for mark in ("### Instruction:", "### Input:", "### Response:")):
+        return None
     match = _ALPACA.fullmatch(text)
-    if match is None or any(text.count(mark) > 1 for mark in ("### Instruction:", "### Input:", "### Response:")):
+    if match is None:
         return None
     asked = "\n".join(part.strip() for part in (match["instruction"], match["input"] or "") if part.strip())
     system = [("system", match["system"])] if match["system"].strip() else []
