@@ -55,6 +55,7 @@ def _data(recipe, tmp):
     kinds = {"question": "a red car", "answer": "red", "prompt": "a red car", "completion": "red", "kind": "x"}
     rows = [{**kinds, "prompt": f"{i} {i * i} a {i % 7} thing", "question": f"q{i}", "kind": f"k{i % 9}"} for i in range(60)]
     rows += [{**kinds, "prompt": f"{turns[0]['content']} {'!' * i}", "question": f"r{i}"} for i in range(30)]
+    rows += [{**kinds, "prompt": "a thought", "completion": "<think>why</think>red"}]
     rows += [{**kinds, "prompt": ""}] * (recipe.data.on_bad_row == "quarantine")
     (tmp / "every.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = api.open_run(tmp / "toy.yaml", tmp / f"run-{hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:8]}")
@@ -101,6 +102,8 @@ OBSERVE = {
     "data.columns": ({"prompt": "question", "completion": "answer"}, _data),
     "data.group_by": ("kind", _data),
     "data.on_bad_row": ("quarantine", _data),
+    "data.reasoning": ("split", _data),
+    "data.take": ("chosen", _data),
     "data.on_too_long": ("drop_oldest_turns", lambda r, t: (_rendered(r, t), _refused(r, t))),
     "data.on_leak": ("refuse", _data),
     "data.earlier_split": ("none.json", _data),

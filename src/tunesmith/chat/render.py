@@ -34,6 +34,7 @@ from tunesmith.errors import DataError, ModelError
 from tunesmith.messages import Message, Tool, Tools
 from tunesmith.rundir.rows import Row
 
+_LOOKALIKE = ("text that looks like a control token is encoded as plain text",)
 BATCH = 256  # conversations that are encoded together, while the next ones go through the template
 
 
@@ -348,7 +349,7 @@ class Renderer:
             (
                 *notes,
                 *layout.notes,
-                *(["text that looks like a control token is encoded as plain text"] if has_lookalike else []),
+                *(_LOOKALIKE if has_lookalike else ()),
             ),
         )
 
@@ -369,7 +370,7 @@ class Renderer:
 
     def _cut_text(self, text: str) -> _Cut:
         """A plain text: bos where the tokenizer puts one, the text, eos; all but bos supervised."""
-        self.vocabulary.hide_controls(text)
+        has_lookalike = self.vocabulary.hide_controls(text) != text
         self.vocabulary.refuse_lost(text)
         eos = self.tokenizer.eos_token
         if eos is None:
@@ -378,7 +379,9 @@ class Renderer:
         starts = bos is not None and self.tokenizer("a")["input_ids"][0] == self.tokenizer.bos_token_id
         head = [(str(bos), self.vocabulary.control[str(bos)], False, START)] if starts else []
         body = (text, None, True, AFTER if starts else START)
-        return _Cut([*head, body, (str(eos), self.vocabulary.control[str(eos)], True, MIDDLE)], ())
+        return _Cut(
+            [*head, body, (str(eos), self.vocabulary.control[str(eos)], True, MIDDLE)], _LOOKALIKE if has_lookalike else ()
+        )
 
     def _default_thinking(self, source: str) -> bool | None:
         """The switch that leaves a prompt as the template writes it without being told."""

@@ -10,7 +10,7 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -21,7 +21,9 @@ from tunesmith.cli.ending import run_to_its_end
 from tunesmith.tracking import terminal, visible
 
 if TYPE_CHECKING:
+    from tunesmith.data.choices import Take as Taken
     from tunesmith.data.read import ReadOptions
+    from tunesmith.data.reasoning import Mode
     from tunesmith.messages import Message
     from tunesmith.rundir.records.base import Record
 
@@ -101,6 +103,13 @@ Format = Annotated[str | None, typer.Option("--format", help="Format of the rows
 Columns = Annotated[
     list[str] | None, typer.Option("--column", metavar="NAME=COLUMN", help="Our name for a column, e.g. prompt=question.")
 ]
+Reasoning = Annotated[
+    Literal["split", "keep", "drop"] | None,
+    typer.Option("--reasoning", help="What happens to reasoning (<think>) in the text of answers."),
+]
+Take = Annotated[
+    Literal["chosen"] | None, typer.Option("--take", help="Read the good answers of preference data (chosen and rejected).")
+]
 Quarantine = Annotated[
     Path | None, typer.Option("--quarantine", metavar="FILE", help="Keep bad rows in FILE with their reasons, and go on.")
 ]
@@ -121,6 +130,8 @@ def check(
     max_length: Annotated[int | None, typer.Option(help="Tokens above which a row is too long (with --model).", min=2)] = None,
     format: Format = None,
     column: Columns = None,
+    reasoning: Reasoning = None,
+    take: Take = None,
     quarantine: Quarantine = None,
     near: Annotated[bool, typer.Option(help="Search for near duplicates.")] = True,
     benchmark: Annotated[Path | None, typer.Option(help="Data whose passages must not stand in these rows.")] = None,
@@ -133,7 +144,7 @@ def check(
         raise typer.BadParameter("--max-length and --template need --model", param_hint="--model")
     report = _stage.module_of("check").check(
         source,
-        _read_options(format, column, quarantine),
+        _read_options(format, column, quarantine, reasoning, take),
         model=model,
         template=template,
         max_length=max_length,
@@ -159,9 +170,11 @@ def init(
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="The recipe; DATA.yaml here by default.")] = None,
     format: Format = None,
     column: Columns = None,
+    reasoning: Reasoning = None,
+    take: Take = None,
 ) -> None:
     """Look at data and write a commented recipe for it, with the metric that fits its answers and why."""
-    print(_stage.module_of("init").init(source, model, _read_options(format, column, None), out))
+    print(_stage.module_of("init").init(source, model, _read_options(format, column, None, reasoning, take), out))
 
 
 @app.command(rich_help_panel=LOOK)
@@ -170,11 +183,17 @@ def convert(
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="The .jsonl file to write.")],
     format: Format = None,
     column: Columns = None,
+    reasoning: Reasoning = None,
+    take: Take = None,
+    parse_template: Annotated[
+        bool, typer.Option("--parse-template", help="Read plain texts that hold a rendered template as conversations.")
+    ] = False,
     quarantine: Quarantine = None,
     as_json: AsJson = False,
 ) -> None:
     """Write data of any format as messages JSONL."""
-    conversion = _stage.module_of("convert").convert(source, target, _read_options(format, column, quarantine), quarantine)
+    options = _read_options(format, column, quarantine, reasoning, take, parse_template)
+    conversion = _stage.module_of("convert").convert(source, target, options, quarantine)
     for note in _lines.reading_lines(conversion.reading):
         logger.info(note)
     _show(conversion, as_json, lambda: print(f"{conversion.reading.rows} rows written to {target}"))
@@ -189,12 +208,16 @@ def preview(
     ids: Annotated[bool, typer.Option("--ids", help="Show token ids.")] = False,
     format: Format = None,
     column: Columns = None,
+    reasoning: Reasoning = None,
+    take: Take = None,
 ) -> None:
     """Show rows as a model's template writes them: what is supervised, what is context, what are control tokens."""
     console = Console(highlight=False, soft_wrap=True)
     shown = _stage.module_of("preview").preview(
-        source, model, _read_options(format, column, None), template=template, rows=rows
+        source, model, _read_options(format, column, None, reasoning, take), template=template, rows=rows
     )
+    for line in shown.lines:
+        logger.info(line)
     console.print(Text.assemble(("supervised", SUPERVISED), " ", ("context", CONTEXT), " ", ("control token", CONTROL)))
     if not console.is_terminal:
         console.print("without colours: «supervised», ‹control token›")
@@ -401,7 +424,14 @@ def schema() -> None:
     print(_recipe.json_schema())
 
 
-def _read_options(format: str | None, columns: list[str] | None, quarantine: Path | None) -> "ReadOptions":
+def _read_options(
+    format: str | None,
+    columns: list[str] | None,
+    quarantine: Path | None,
+    reasoning: "Mode | None" = None,
+    take: "Taken | None" = None,
+    parse_template: bool = False,
+) -> "ReadOptions":
     from tunesmith.data.read import ReadOptions
 
     named: dict[str, str] = {}
@@ -410,7 +440,15 @@ def _read_options(format: str | None, columns: list[str] | None, quarantine: Pat
         if not (name and equals and theirs):
             raise typer.BadParameter(f"expected NAME=COLUMN, found {column!r}", param_hint="--column")
         named[name] = theirs
-    return ReadOptions(format, named or None, None, "refuse" if quarantine is None else "quarantine")
+    return ReadOptions(
+        format,
+        named or None,
+        None,
+        "refuse" if quarantine is None else "quarantine",
+        reasoning=reasoning,
+        take=take,
+        parse_template=parse_template,
+    )
 
 
 def main() -> None:

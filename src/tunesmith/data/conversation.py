@@ -300,6 +300,9 @@ def _check_roles(roles: list[str]) -> None:
         raise RowError(
             path, "system-not-first", f"a {roles[systems[0]]} turn after others", "put it first, or make it a user turn"
         )
+    if roles == ["assistant"]:
+        hint = "add what was asked; a plain text that nobody asks for is named: --format text (data.format: text)"
+        raise RowError("$.messages[0].role", "assistant-first", "the assistant speaks, and nobody asks", hint)
     if roles[len(systems)] == "assistant":
         path = f"$.messages[{len(systems)}].role"
         raise RowError(

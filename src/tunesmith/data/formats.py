@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tunesmith.data.conversation import MEDIA, is_media, media, nearest
+from tunesmith.data.preference import KEYS
 from tunesmith.data.problems import RowError
 from tunesmith.data.strict_json import loads_text
 
@@ -28,9 +29,7 @@ COLUMNS = (
     *("instruction", "input", "output", "history", "prompt", "completion", "text"),
 )
 # Not ours to use, but to know: media, preference data, OpenAI's old calls, and our own mark of a plain text.
-KNOWN = frozenset(
-    (*COLUMNS, *MEDIA, "chosen", "rejected", "chosen_messages", "rejected_messages", "functions", "function_call", "format")
-)
+KNOWN = frozenset((*COLUMNS, *MEDIA, *KEYS, "functions", "function_call", "format"))
 NOTES = {
     "sharegpt": "sharegpt: from/value turns are read as role/content, function_call as tool_calls",
     "alpaca": "alpaca: instruction and input are joined by a line break",
@@ -50,7 +49,6 @@ _USED = {
     "alpaca": ("instruction", "input", "output", "system", "history"),
     "prompt_completion": ("prompt", "completion", "system", "tools"),
     "text": ("text",),
-    "preference": (),
 }
 
 
@@ -87,9 +85,7 @@ class Draft:
 
 
 def kind_of(row: Mapping[str, Any]) -> str | None:
-    """The kind of a row without nulls: one of ``KINDS``, ``preference`` (which is refused), or None when unknown."""
-    if "chosen" in row and "rejected" in row:
-        return "preference"
+    """The kind of a row without nulls that is no preference data: one of ``KINDS``, or None when unknown."""
     if "messages" in row or "conversations" in row:
         if _is_written_text(row):
             return "text"
@@ -103,9 +99,7 @@ def kind_of(row: Mapping[str, Any]) -> str | None:
         return "prompt_completion"
     if "text" in row:
         return "text"
-    if "prompt" in row or "completion" in row:
-        return "prompt_completion"
-    return "preference" if "chosen_messages" in row and "rejected_messages" in row else None
+    return "prompt_completion" if "prompt" in row or "completion" in row else None
 
 
 def unknown_keys(row: Mapping[str, Any], kind: str, group_by: str | None) -> list[str]:
@@ -113,7 +107,7 @@ def unknown_keys(row: Mapping[str, Any], kind: str, group_by: str | None) -> lis
     used = {*_USED[kind], *MEDIA, group_by}
     if kind in ("messages", "sharegpt"):
         used.add(_turns_key(row))
-    if kind == "text" and _is_written_text(row):
+    if kind == "text" and _is_one_turn(row):
         used |= {"messages", "format"}
     return [key for key in row if key not in used]
 
@@ -180,8 +174,13 @@ def _turns_key(row: Mapping[str, Any]) -> str:
 
 def _is_written_text(row: Mapping[str, Any]) -> bool:
     """Whether this is how ``convert`` writes a plain text."""
-    turns = row.get("messages") if row.get("format") == "text" else None
-    return isinstance(turns, list) and len(turns) == 1
+    return row.get("format") == "text" and _is_one_turn(row)
+
+
+def _is_one_turn(row: Mapping[str, Any]) -> bool:
+    """Whether this is how ms-swift writes a plain text, which has to be named as one (``data.format: text``)."""
+    turns = row.get("messages")
+    return isinstance(turns, list) and len(turns) == 1 and "text" not in row
 
 
 def _listed(value: Any, path: str) -> Any:
@@ -213,7 +212,7 @@ def _system(row: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[list[An
 
 
 def _text_row(row: Mapping[str, Any], columns: Mapping[str, str]) -> Draft:
-    if _is_written_text(row):
+    if _is_one_turn(row):
         return Draft(row["messages"], text=True, whole=_path("messages", columns))
     path = _path("text", columns)
     turn = {"role": "assistant", "content": _string(row, "text", columns)}

@@ -9,6 +9,7 @@ Refused: questions to the user. What the rows do not say (the two prompts, the s
 a comment to fill, because nothing that we could ask on a terminal is easier to answer there.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import yaml
@@ -81,6 +82,7 @@ def recipe_text(
     data: str,
     format: str | None = None,
     columns: dict[str, str] | None = None,
+    choices: Mapping[str, str | None] | None = None,
     misfits: tuple[str, ...] = (),
 ) -> str:
     """A commented recipe.
@@ -89,6 +91,7 @@ def recipe_text(
         path: of the recipe, for the commands that it names.
         model, data: as the recipe names them, relative to its place.
         format, columns: how the rows were read, where that was said.
+        choices: further keys of ``data`` by name; those that are None are left out.
         misfits: metrics that suit most answers, each with the row that it cannot score.
     """
     lines = [
@@ -105,6 +108,7 @@ def recipe_text(
         lines.append("  " + _line("format", format))
     if columns is not None:
         lines.append("  " + _line("columns", columns))
+    lines += ["  " + _line(key, value) for key, value in (choices or {}).items() if value is not None]
     lines += ["", "task:", f"  # {proposal.reason}", *(f"  # not {misfit}" for misfit in misfits)]
     lines.append("  " + _line("metric", proposal.metric))
     if proposal.labels is not None:

@@ -23,10 +23,13 @@ from tunesmith.data.columns import columns
 from tunesmith.data.finding import SHOWN, Example, Finding
 from tunesmith.data.language import languages
 from tunesmith.data.lengths import summary
+from tunesmith.data.misread import Misread
 from tunesmith.data.personal import PATTERNS, SECRETS, Personal
 from tunesmith.data.places import Places
 from tunesmith.data.sample import Sample, diversity, diversity_finding, openings
 from tunesmith.data.size_advice import advice
+from tunesmith.data.task_columns import task_finding
+from tunesmith.rundir.records.check import Reading
 from tunesmith.rundir.records.quality import (
     CheckFinding,
     Duplicates,
@@ -46,12 +49,16 @@ _SEVERITIES = ("wrong", "suspect", "note")
 class Quality:
     """Collects the report: ``add`` for each batch of rows as they are read, then ``report`` once.
 
+    Args:
+        reasoning_is_text: whether reasoning in the text of an answer is meant as text (``data.reasoning: keep``).
+
     Attributes:
         places: ids and places of the rows.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, reasoning_is_text: bool = False):
         self.places = Places()
+        self._misread = Misread(reasoning_is_text=reasoning_is_text)
         self._answers = Answers()
         self._personal = Personal()
         self._sample = Sample()
@@ -84,6 +91,7 @@ class Quality:
         self._supervised_length += batch.supervised_length
         self._conversations.update(batch.conversations)
         self._personal.add(rows, batch.texts, batch.owners, first)
+        self._misread.add(rows, batch.texts, first)
         self._answers.add(batch.answers, batch.called, batch.answer_texts)
         for number, row in enumerate(rows):
             if row.id < self._sample.threshold:
@@ -91,8 +99,12 @@ class Quality:
                 question = row.messages[0]["content"] if row.kind == "text" else question
                 self._sample.add(self._content[first + number], row.id, first + number, question, batch.answers[number])
 
-    def report(self) -> QualityReport:
-        """What is in the rows."""
+    def report(self, reading: Reading | None = None) -> QualityReport:
+        """What is in the rows.
+
+        Args:
+            reading: how they were read, where they came from a source: what stands beside them is looked at too.
+        """
         self._look()
         rows = len(self._content)
         sampled = self._sample.rows()
@@ -102,7 +114,8 @@ class Quality:
         diverse = diversity(sampled)
         single, single_finding = self._single_turn()
         findings += [*conflicts, *single_finding, *mixed, *diversity_finding(diverse), *openings(sampled)]
-        findings += self._answers.findings() + self._personal_findings()
+        findings += self._answers.findings() + self._personal_findings() + self._misread.findings(rows)
+        findings += [] if reading is None else task_finding(reading)
         findings.sort(key=lambda finding: (_SEVERITIES.index(finding.severity), -finding.share, finding.code, finding.text))
         shown = {example.row for finding in findings for example in finding.examples}
         shown |= {example.same_as for finding in findings for example in finding.examples if example.same_as is not None}
@@ -254,7 +267,10 @@ def _recorded(finding: Finding, places: dict[int, RowPlace]) -> CheckFinding:
 
 
 def headlines(report: QualityReport, limit: int = 12) -> tuple[str, ...]:
-    """The report in short, for the terminal: a line for the whole, one a finding (the worst ``limit``), then the advice."""
+    """The report in short, for the terminal: a line for the whole, one a finding (the worst ``limit``), then the advice.
+
+    What is wrong brings its hint.
+    """
     line = f"{report.rows:,} rows ({report.duplicates.distinct:,} distinct)"
     if report.chat_rows:
         turns = [int(number) for number in report.turns]
@@ -265,11 +281,21 @@ def headlines(report: QualityReport, limit: int = 12) -> tuple[str, ...]:
         line += f"; answers of {answer.min:,} to {answer.max:,} characters (median {answer.median:,})"
     lines = [line]
     for finding in report.findings[:limit]:
-        first = ", ".join(f"{example.place} ({example.id})" for example in finding.examples[:3])
-        share = f"{finding.count:,} of {finding.of:,} ({finding.share:.2%})"
-        lines.append(f"{finding.severity}: {share} {finding.text}" + (f": {first}" if first else ""))
+        lines += _finding_lines(finding)
     if len(report.findings) > limit:
         lines.append(f"{len(report.findings) - limit} more findings are in the report.")
     if report.rows:
         lines.append(f"{report.advice.band} rows: {' '.join(report.advice.sentences)}")
     return tuple(lines)
+
+
+def wrong_lines(report: QualityReport) -> tuple[str, ...]:
+    """What is wrong alone, for verbs that say little of the rows."""
+    return tuple(line for finding in report.findings if finding.severity == "wrong" for line in _finding_lines(finding))
+
+
+def _finding_lines(finding: CheckFinding) -> list[str]:
+    first = ", ".join(f"{example.place} ({example.id})" for example in finding.examples[:3])
+    share = f"{finding.count:,} of {finding.of:,} ({finding.share:.2%})"
+    line = f"{finding.severity}: {share} {finding.text}" + (f": {first}" if first else "")
+    return [line, f"  hint: {finding.hint}"] if finding.severity == "wrong" else [line]

@@ -20,9 +20,11 @@ from typing import Any, Literal
 import jiter
 import numpy as np
 
-from tunesmith.data import formats
+from tunesmith.data import formats, preference
+from tunesmith.data.choices import Choices, NotTaken, Take
 from tunesmith.data.conversation import check_messages, check_text, check_tools, is_plain, nearest
 from tunesmith.data.problems import ProblemLog, RowError, Unreadable
+from tunesmith.data.reasoning import Mode
 from tunesmith.data.row_hash import content_hash
 from tunesmith.data.source import Chunk, Rows, chunks, find
 from tunesmith.data.strict_json import MAX_LINE, diagnosed, loads
@@ -46,12 +48,18 @@ class ReadOptions:
             only these are read.
         group_by: column whose value holds rows together in the split.
         on_bad_row: ``refuse`` the file, or ``quarantine`` the row.
+        reasoning: what happens to reasoning that stands in the text of an answer (``reasoning.py``).
+        take: ``chosen`` reads the good answers of preference data (``preference.py``).
+        parse_template: read plain texts that hold a rendered template as the conversations in them (``rendered_text.py``).
     """
 
     format: str | None = None
     columns: dict[str, str] | None = None
     group_by: str | None = None
     on_bad_row: Literal["refuse", "quarantine"] = "refuse"
+    reasoning: Mode | None = None
+    take: Take | None = None
+    parse_template: bool = False
 
 
 AS_FOUND = ReadOptions()
@@ -114,8 +122,7 @@ class Reader:
         self._finish()
 
     def summary(self) -> Reading:
-        """What was read, after the last batch."""
-        assert self._done, "summary() before the last batch"
+        """What was read: all of it after the last batch, before that what came so far."""
         files = [file.path.name for file in self.source.files]
         return Reading(
             rows=self._rows,
@@ -132,12 +139,13 @@ class Reader:
         self.problems = ProblemLog(self._rejected)
         self._rows = 0
         self._blank = 0
-        self._done = False
         self._kinds: Counter[str] = Counter()
         self._first: dict[str, str] = {}  # kind -> place of its first row
         self._unread: Counter[str] = Counter()  # name of a column that nothing reads -> rows
         self._columns_seen: set[str] = set()
+        self._answers: str | None = None  # what makes rows preference data
         self._seen = _Seen()
+        self._choices = Choices(self.options.reasoning, self.options.take, self.options.parse_template)
 
     def _batch(self, chunk: Chunk) -> list[Row]:
         rows: list[Row] = []
@@ -147,6 +155,7 @@ class Reader:
         from_json = jiter.from_json
         options, prefix = self.options, chunk.prefix
         simple = not self._columns and options.group_by is None and options.format in (None, "messages")
+        simple = simple and self._choices.leaves_plain_rows
         for number, item in zip(chunk.numbers, chunk.items, strict=True):
             place = f"{prefix} {number}"
             try:
@@ -170,6 +179,8 @@ class Reader:
                     digest = content_hash(messages, tools, kind)
                     rows.append(Row(digest[:6].hex(), place, messages, tools, group, kind))
                 digests.append(digest)
+            except NotTaken:
+                continue
             except (ValueError, RowError, Unreadable) as error:
                 self._refuse(error, item, place)
         if plain:
@@ -186,17 +197,25 @@ class Reader:
             raise RowError("$", "not-object", f"expected an object, found {type(value).__name__}", 'write {"messages": [...]}')
         columns, group_by = self._columns, self.options.group_by
         row = {key: member for key, member in value.items() if member is not None}
-        used = formats.rename(row, columns) if columns else row
-        if columns:
-            self._columns_seen.update(theirs for theirs in columns.values() if theirs in row)
-        kind = self.options.format or formats.kind_of(used)
+        answers = None if columns else preference.described(row)
+        if answers is not None:
+            self._kinds["preference"] += 1
+            self._first.setdefault("preference", place)
+            self._answers = self._answers or answers
+            used = self._choices.answer(row)
+            row = dict(used)
+            kind = self.options.format or formats.kind_of(used)
+        else:
+            used = formats.rename(row, columns) if columns else row
+            if columns:
+                self._columns_seen.update(theirs for theirs in columns.values() if theirs in row)
+                self._choices.pass_over(row)
+            kind = self.options.format or formats.kind_of(used)
+            if kind is not None:
+                self._kinds[kind] += 1
+                self._first.setdefault(kind, place)
         if kind is None:
             raise formats.unknown_format(row)
-        self._kinds[kind] += 1
-        self._first.setdefault(kind, place)
-        if kind == "preference":
-            hint = "tunesmith trains on single answers; keep the chosen answer as the assistant's turn"
-            raise RowError("$", "preference-data", "a row with chosen and rejected answers (preference data)", hint)
         unread = [columns.get(name, name) for name in formats.unknown_keys(used, kind, group_by)]
         if columns:
             unread += [name for name in row if name not in columns.values() and name != group_by]
@@ -217,7 +236,13 @@ class Reader:
                 messages = draft.messages if is_plain(draft.messages) else check_messages(draft.messages)
         except RowError as bad:
             raise RowError(draft.locate(bad.path), bad.code, bad.message, bad.hint) from None
-        return messages, check_tools(draft.tools, draft.tools_path), group, "text" if draft.text else "chat"
+        tools = check_tools(draft.tools, draft.tools_path)
+        kind_read: Literal["chat", "text"] = "text" if draft.text else "chat"
+        try:
+            messages, tools, kind_read = self._choices.settle(messages, tools, kind_read, draft.whole)
+        except RowError as bad:
+            raise RowError(draft.locate(bad.path), bad.code, bad.message, bad.hint) from None
+        return messages, tools, group, kind_read
 
     def _refuse(self, error: ValueError | RowError | Unreadable, item: Any, place: str) -> None:
         raw = item
@@ -246,7 +271,9 @@ class Reader:
 
     def _notes(self) -> list[str]:
         notes = list(self.source.notes)
-        notes += [formats.NOTES[kind] for kind in self._kinds if kind in formats.NOTES]
+        if not self.options.parse_template:
+            notes += [formats.NOTES[kind] for kind in self._kinds if kind in formats.NOTES]
+        notes += self._choices.notes()
         for name in formats.MEDIA:
             if self._unread[name]:
                 notes.append(f"{name}: {self._unread[name]:,} rows have more than text, and only their text is read")
@@ -255,15 +282,17 @@ class Reader:
         return notes
 
     def _finish(self) -> None:
-        self._done = True
         label = self.source.label
         if len(self._kinds) > 1:
             kinds = ", ".join(f"{kind} {rows:,} rows (first: {self._first[kind]})" for kind, rows in self._kinds.most_common())
             hint = "keep one format in a file, or name one in data.format; rows of another are then bad"
             raise DataError(f"{label}: mixed formats: {kinds}", hint)
-        if self._kinds["preference"]:
-            message = f"{label}: {self._kinds['preference']:,} rows of preference data (chosen and rejected answers)"
-            raise DataError(message, "tunesmith trains on single answers; keep the chosen answer as the assistant's turn")
+        if self._kinds["preference"] and self.options.take is None:
+            message = f"{label}: {self._kinds['preference']:,} rows of preference data ({self._answers})"
+            raise DataError(message, preference.HINT)
+        if self.options.take is not None and not self._kinds["preference"]:
+            message = f"{label}: no row of preference data, so data.take: {self.options.take} has nothing to take"
+            raise DataError(message, "leave data.take (--take) out")
         missing = [theirs for theirs in self._columns.values() if theirs not in self._columns_seen]
         if missing and (self._rows or self._unread):
             columns = ", ".join([*self._columns_seen, *self._unread][:20])
@@ -324,4 +353,7 @@ def _checked_options(options: ReadOptions) -> ReadOptions:
         if name not in formats.COLUMNS:
             message = f"unknown name {name!r} in data.columns{nearest(name, formats.COLUMNS)}"
             raise DataError(message, f"the names are {', '.join(formats.COLUMNS)}")
+    if options.columns and options.take is not None:
+        message = "data.take is told from the names of the columns, and data.columns says already which are read"
+        raise DataError(message, "leave one of the two out (--take, --column)")
     return options

@@ -17,12 +17,13 @@ from tunesmith import hardware
 from tunesmith.advise.decide import decide
 from tunesmith.advise.memory import Shape, shape_of, training_bytes, training_hours
 from tunesmith.checkpoints.content import model_at_hand
-from tunesmith.data.quality import Quality
+from tunesmith.data.quality import Quality, wrong_lines
 from tunesmith.evaluate import rule
 from tunesmith.evaluate.gate import terms_of
 from tunesmith.evaluate.metrics import make_metric
 from tunesmith.evaluate.references import check_references
-from tunesmith.pipeline.reading import reader_of, with_bar
+from tunesmith.pipeline.lines import reading_lines
+from tunesmith.pipeline.reading import reader_of, refuse_plain_texts, with_bar
 from tunesmith.pipeline.stage import make, module_of
 from tunesmith.pipeline.table import table_of
 from tunesmith.recipe import Recipe, TrainSettings
@@ -113,7 +114,7 @@ def _read_rows(run: RunDir, recipe: Recipe) -> RowFacts:
     """Read the source once, count it, and score the first references against themselves."""
     settings = recipe.data
     reader = reader_of(recipe, run.data / "rejected.jsonl")
-    quality, characters, supervised = Quality(), 0, 0
+    quality, characters, supervised = Quality(reasoning_is_text=settings.reasoning == "keep"), 0, 0
     first: list[Row] = []
     for batch in with_bar(reader):
         quality.add(batch)
@@ -122,9 +123,13 @@ def _read_rows(run: RunDir, recipe: Recipe) -> RowFacts:
             length = len(str(message.get("content") or ""))
             characters += length
             supervised += length if message["role"] == "assistant" else 0
+    reading = reader.summary()
+    report = quality.report(reading)
+    refuse_plain_texts(recipe, reading, report)
+    for line in (*reading_lines(reading), *wrong_lines(report)):
+        logger.info(f"rows: {line}")
     if recipe.task.metric not in NOT_TRIED:
         check_references(first, make_metric(recipe.task))
-    report = quality.report()
     rows = report.rows
     test, dev = round(rows * settings.test_fraction), round(rows * settings.dev_fraction)
     share = (rows - test - dev) / max(1, rows) / CHARACTERS_A_TOKEN

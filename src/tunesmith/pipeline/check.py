@@ -34,7 +34,8 @@ class Check:
 
     def __init__(self, reader: Reader, tokens: "Tokens | None" = None, *, near: bool = True, benchmark: Reader | None = None):
         self.reader, self._benchmark = reader, benchmark
-        self._quality, self._near = Quality(), NearDuplicates() if near else None
+        self._quality = Quality(reasoning_is_text=reader.options.reasoning == "keep")
+        self._near = NearDuplicates() if near else None
         self._contamination = None if benchmark is None else Contamination(_texts(benchmark))
         self._tokens = tokens
 
@@ -46,13 +47,14 @@ class Check:
 
     def report(self) -> CheckReport:
         """What was seen, after the last batch."""
-        report, find = self._quality.report(), self._quality.places.find
+        reading = self.reader.summary()
+        report, find = self._quality.report(reading), self._quality.places.find
         contamination = None
         if self._contamination is not None and self._benchmark is not None:
             contamination = self._contamination.report(self._benchmark.source.label)
         return CheckReport(
             source=self.reader.source.label,
-            reading=self.reader.summary(),
+            reading=reading,
             quality=report,
             headlines=headlines(report),
             near=None if self._near is None else self._near.report(find),

@@ -1,5 +1,6 @@
 """What rendering with a model's template says of the rows of a check: the part of ``check --model`` that needs a tokenizer."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tunesmith.rundir.records.quality import RowExcerpt
 from tunesmith.rundir.rows import Row
 
 SHOWN = 20  # rows of a kind
+_DATE = re.compile(r"(?i)\b(?:today|current date|date today|knowledge date|knowledge cutoff)\b[^\n]{0,20}?\d")
 
 
 def tokens_of(model: str, template: Path | None, max_length: int | None) -> "Tokens":
@@ -37,6 +39,7 @@ class Tokens:
         self._supervised: list[int] = []
         self._rows: list[int] = []
         self._seen = 0
+        self._own_dates: list[int] = []  # rows that name a date beside the template's
         self._notes: Counter[str] = Counter()
         self._refusals: list[tuple[int, str]] = []
 
@@ -51,6 +54,9 @@ class Tokens:
                 self._supervised.append(sum(rendered.supervised))
                 self._notes.update(rendered.notes)
             self._seen += 1
+        if self._renderer.frozen_template is not None and self._renderer.frozen_template.date is not None:
+            first = self._seen - len(rows)
+            self._own_dates += [number for number, row in enumerate(rows, first) if names_date(row)]
 
     def report(self, find: FindPlaces) -> TokenReport:
         """The part ``tokens`` of a check."""
@@ -71,7 +77,7 @@ class Tokens:
                 examples=row_lengths([(int(rows[i]), int(lengths[i])) for i in over[:SHOWN]], find),
                 keep=keep_shares(self._lengths),
             ),
-            notes=dict(self._notes),
+            notes={**self._notes, **self._date_notes(find)},
             refusals=Refusals(
                 count=len(self._refusals),
                 by_reason=dict(Counter(reason for _, reason in self._refusals).most_common(SHOWN)),
@@ -80,3 +86,19 @@ class Tokens:
                 ),
             ),
         )
+
+    def _date_notes(self, find: FindPlaces) -> dict[str, int]:
+        """That rows bring a date of their own, and the first of them."""
+        if not self._own_dates:
+            return {}
+        first = ", ".join(place.place for place in find(set(self._own_dates[:3])).values())
+        note = (
+            f"the system turn names a date, and the chat template writes another one (first: {first}); remove it from the rows"
+        )
+        return {note: len(self._own_dates)}
+
+
+def names_date(row: Row) -> bool:
+    """Whether the system turn of a row says which day it is."""
+    system = row.messages[0]
+    return system["role"] in ("system", "developer") and _DATE.search(system["content"]) is not None

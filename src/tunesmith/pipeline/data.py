@@ -18,7 +18,8 @@ from tunesmith.data.read import Reader
 from tunesmith.data.split import PARTS, SplitFacts, answer_key, group_key, read_split, settle_leaks, split, write_split
 from tunesmith.errors import DataError
 from tunesmith.evaluate.metrics.labels import labels_without_rows
-from tunesmith.pipeline.reading import reader_of, with_bar
+from tunesmith.pipeline.lines import reading_lines
+from tunesmith.pipeline.reading import reader_of, refuse_plain_texts, with_bar
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, git_state, package_versions, stream_rows, writing_rows
@@ -70,7 +71,8 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
 
 def _read_and_split(run: RunDir, recipe: Recipe, reader: Reader, everything: Path) -> tuple[np.ndarray, DataReport]:
     """Read all rows into one file; decide each row's part. Returns the parts and the report."""
-    facts, quality, near = SplitFacts(), Quality(), NearDuplicates()
+    facts, near = SplitFacts(), NearDuplicates()
+    quality = Quality(reasoning_is_text=recipe.data.reasoning == "keep")
     with writing_rows(everything) as write:
         for batch in with_bar(reader):
             write(batch)
@@ -78,9 +80,11 @@ def _read_and_split(run: RunDir, recipe: Recipe, reader: Reader, everything: Pat
             near.add(batch)
             for row in batch:
                 facts.add(row.id, group_key(row), answer_key(row))
-    report = quality.report()
+    reading = reader.summary()
+    report = quality.report(reading)
+    refuse_plain_texts(recipe, reading, report)
     lines = headlines(report)
-    for line in lines:
+    for line in (*reading_lines(reading), *lines):
         logger.info(f"data: {line}")
     facts.stratify = report.classes is not None
     settings = recipe.data
@@ -93,7 +97,7 @@ def _read_and_split(run: RunDir, recipe: Recipe, reader: Reader, everything: Pat
     write_split(run.split_file, facts, parts, settings.test_fraction, settings.dev_fraction, recipe.seed)
     check = CheckReport(
         source=settings.path,
-        reading=reader.summary(),
+        reading=reading,
         quality=report,
         headlines=lines,
         near=near.report(quality.places.find),

@@ -11,15 +11,19 @@ from pathlib import Path
 
 from tunesmith.data.classes import MOST_SHORT
 from tunesmith.data.propose import Proposal, proposals, recipe_text
+from tunesmith.data.quality import wrong_lines
 from tunesmith.data.read import AS_FOUND, Reader, ReadOptions
+from tunesmith.data.task_columns import columns_hint, label_column
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.evaluate.metrics import make_metric
 from tunesmith.evaluate.metrics.text import normalise
 from tunesmith.pipeline.check import Check
+from tunesmith.pipeline.lines import reading_lines
 from tunesmith.pipeline.reading import with_bar
 from tunesmith.pipeline.stage import module_of
 from tunesmith.recipe import Task, load_recipe
 from tunesmith.rundir.atomic import write_text
+from tunesmith.rundir.records.check import Reading
 from tunesmith.rundir.rows import Row
 
 logger = logging.getLogger(__name__)
@@ -48,7 +52,9 @@ def init(source: str, model: str, options: ReadOptions = AS_FOUND, out: Path | N
         checks.add(batch)
         answers.add(batch)
     report = checks.report()
-    proposal, misfits = _proposal(reader, proposals(report.quality, answers.labels(source), answers.calls))
+    for line in (*reading_lines(report.reading), *wrong_lines(report.quality)):
+        logger.info(line)
+    proposal, misfits = _proposal(reader, proposals(report.quality, answers.labels(source, report.reading), answers.calls))
     text = recipe_text(
         report,
         proposal,
@@ -57,6 +63,7 @@ def init(source: str, model: str, options: ReadOptions = AS_FOUND, out: Path | N
         data=_from(path, source),
         format=options.format,
         columns=options.columns,
+        choices={"reasoning": options.reasoning, "take": options.take},
         misfits=misfits,
     )
     write_text(path, text)
@@ -82,8 +89,11 @@ class Answers:
             elif len(self._answers) <= MOST_SHORT:
                 self._answers[row.reference.strip()] += 1
 
-    def labels(self, source: str) -> tuple[str, ...]:
+    def labels(self, source: str, reading: Reading) -> tuple[str, ...]:
         """The most frequent first, one of each that the metrics cannot tell apart; none where they are many.
+
+        Args:
+            reading: of the source; a table of texts and labels is told from plain texts in the hint.
 
         Raises:
             DataError: a row whose answer cannot be compared.
@@ -91,7 +101,7 @@ class Answers:
         if row := self._not_scored:
             raise DataError(
                 f"{source}: row {row.id}, {row.place}: {row.why_not_scored(calls=True)}, so no metric can be proposed",
-                "train and preview such rows alone",
+                columns_hint(reading) if label_column(reading) else "train and preview such rows alone",
             )
         if len(self._answers) > MOST_SHORT:
             return ()

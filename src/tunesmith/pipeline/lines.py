@@ -1,7 +1,10 @@
 """What a check says on the terminal: a line for each thing worth one, the numbers first."""
 
+from tunesmith.data.quality import Quality, wrong_lines
+from tunesmith.data.read import Reader
 from tunesmith.formatting import limits, percent
 from tunesmith.rundir.records.check import CheckReport, ContaminationReport, NearReport, Reading, TokenReport
+from tunesmith.rundir.rows import Row
 
 
 def check_lines(report: CheckReport) -> list[str]:
@@ -25,6 +28,13 @@ def reading_lines(reading: Reading) -> list[str]:
         codes = ", ".join(f"{code} {count:,}" for code, count in reading.problems_by_code.items())
         lines.append(f"wrong: {reading.bad_rows:,} bad rows set aside ({codes})")
     return lines
+
+
+def lines_of(reader: Reader, rows: list[Row]) -> tuple[str, ...]:
+    """How a source is read so far, and what is wrong with some of its rows: for verbs that look at the first ones."""
+    quality, reading = Quality(reasoning_is_text=reader.options.reasoning == "keep"), reader.summary()
+    quality.add(rows)
+    return *reading_lines(reading), *wrong_lines(quality.report(reading))
 
 
 def _near_lines(near: NearReport) -> list[str]:

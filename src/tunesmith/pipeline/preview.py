@@ -12,6 +12,7 @@ from tunesmith.data.memory import Rows
 from tunesmith.data.read import AS_FOUND, Reader, ReadOptions
 from tunesmith.engines.base import open_base
 from tunesmith.errors import DataError
+from tunesmith.pipeline.lines import lines_of
 
 SUPERVISED, CONTROL = "color:#009e73;font-weight:bold", "opacity:.55"
 
@@ -44,7 +45,13 @@ class PreviewedRow:
 
 
 class Preview(list[PreviewedRow]):
-    """The first rows of a source; a notebook shows them in colours."""
+    """The first rows of a source; a notebook shows them in colours.
+
+    Attributes:
+        lines: how the source is read so far, and what is wrong with the rows shown.
+    """
+
+    lines: tuple[str, ...] = ()
 
     def _repr_html_(self) -> str:
         legend = f'<span style="{SUPERVISED}">supervised</span> context <span style="{CONTROL}">control token</span>'
@@ -69,9 +76,10 @@ def preview(
     """
     reader = Reader(source, options or AS_FOUND)
     renderer = open_base(model, None if template is None else template_text(template)).renderer
+    first = list(itertools.islice(reader, rows))
 
     def previewed() -> Iterator[PreviewedRow]:
-        for row in itertools.islice(reader, rows):
+        for row in first:
             try:
                 conversation = Conversation.of(row)
                 pieces = renderer.pieces(conversation.messages, conversation.tools, conversation.kind)
@@ -79,7 +87,9 @@ def preview(
             except DataError as error:
                 yield PreviewedRow(id=row.id, place=row.place, error=error)
 
-    return Preview(previewed())
+    shown = Preview(previewed())
+    shown.lines = lines_of(reader, first)
+    return shown
 
 
 def _shown(row: PreviewedRow) -> str:

@@ -7,8 +7,11 @@ from pathlib import Path
 
 from tunesmith.data.read import Reader, ReadOptions
 from tunesmith.data.source import HUB_ID, is_hub_id
+from tunesmith.data.task_columns import columns_hint
 from tunesmith.errors import DataError
 from tunesmith.recipe import Recipe
+from tunesmith.rundir.records.check import Reading
+from tunesmith.rundir.records.quality import QualityReport
 from tunesmith.rundir.rows import Row
 from tunesmith.tracking import progress
 
@@ -26,8 +29,30 @@ def reader_of(recipe: Recipe, rejected: Path | None = None) -> Reader:
     if not Path(settings.path).exists() and not is_hub_id(settings.path):
         hint = f"a relative path starts from the directory of the recipe file; {HUB_ID}"
         raise DataError(f"data.path: {settings.path}: no such file", hint)
-    options = ReadOptions(settings.format, settings.columns, settings.group_by, settings.on_bad_row)
+    options = ReadOptions(
+        settings.format,
+        settings.columns,
+        settings.group_by,
+        settings.on_bad_row,
+        reasoning=settings.reasoning,
+        take=settings.take,
+    )
     return Reader(settings.path, options, rejected)
+
+
+def refuse_plain_texts(recipe: Recipe, reading: Reading, report: QualityReport) -> None:
+    """Refuse plain texts where answers are to be scored, unless the recipe names them: nobody asks for one.
+
+    Raises:
+        DataError: the rows are plain texts, and neither ``data.format`` nor ``data.columns`` says so.
+    """
+    settings = recipe.data
+    if reading.format != "text" or settings.format == "text" or settings.columns is not None:
+        return
+    message = f"{settings.path}: {reading.rows:,} plain texts, which nobody asks for, so no answer can be scored"
+    rendered = next((finding.hint for finding in report.findings if finding.code == "rendered-template"), None)
+    hint = f"{rendered or columns_hint(reading)}; data.format: text trains the texts themselves, with the stages up to train"
+    raise DataError(f"{message} (task.metric: {recipe.task.metric})", hint)
 
 
 def with_bar(reader: Reader) -> Iterator[list[Row]]:

@@ -23,9 +23,11 @@ from tunesmith.engines.base import BaseModel
 from tunesmith.errors import DataError
 from tunesmith.formatting import limits
 from tunesmith.pipeline.base import settle_template
+from tunesmith.pipeline.lines import reading_lines
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import EXTERNAL, Recipe
 from tunesmith.rundir import Row, RunDir, fingerprint, sha256_file, stream_rows
+from tunesmith.rundir.records.check import DataReport
 from tunesmith.rundir.records.data import LeftOut, Rendered, RenderedPart
 from tunesmith.tracking import progress
 from tunesmith.train.documents import Documents, DocumentWriter, cached_tokens
@@ -44,6 +46,8 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     """
     base = settle_template(run, recipe)
     renderer = base.renderer
+    if run.data_report_file.exists():
+        logger.info(f"render: {reading_lines(DataReport.read(run.data_report_file).check.reading)[0]}")
     if recipe.task.metric == "tool_calls":
         arms = recipe.evaluate.arms
         asking = {*arms, *(recipe.evaluate.prompt_of(arm) for arm in arms if arm.startswith(EXTERNAL))}

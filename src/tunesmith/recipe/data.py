@@ -24,6 +24,14 @@ class Data(Section):
     on_bad_row: Literal["refuse", "quarantine"] = Field(
         default="refuse", description="refuse the data, or keep bad rows aside in data/rejected.jsonl"
     )
+    reasoning: Literal["split", "keep", "drop"] | None = Field(
+        default=None,
+        description="reasoning between tags (<think>) in the text of answers: split puts it into reasoning_content, keep "
+        "trains it as text, drop splits it and takes it from the turns of weight 0",
+    )
+    take: Literal["chosen"] | None = Field(
+        default=None, description="chosen reads the good answers of preference data, which are refused else"
+    )
     on_too_long: Literal["refuse", "drop", "drop_oldest_turns"] = Field(
         default="refuse",
         description="what happens to a train or dev row above train.max_length; none is ever cut",

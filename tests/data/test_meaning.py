@@ -1,0 +1,297 @@
+"""Rows that mean something else than what they teach: what is found, what is settled on request, and what is left alone."""
+
+import json
+
+import pytest
+
+from tunesmith.data.convert import convert
+from tunesmith.data.quality import Quality
+from tunesmith.data.read import Reader, ReadOptions
+from tunesmith.data.rendered_text import FORMS
+from tunesmith.errors import DataError
+
+SPLIT, TAKE = ReadOptions(reasoning="split"), ReadOptions(take="chosen")
+ASK = {"role": "user", "content": "q"}
+
+
+def said(content, **more):
+    return {"role": "assistant", "content": content, **more}
+
+
+def reader_of(tmp_path, rows, options=None):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Reader(tmp_path / "rows.jsonl", options or ReadOptions())
+
+
+def findings(tmp_path, rows, options=None):
+    """Code, number of rows and first excerpt of what is wrong with rows."""
+    reader = reader_of(tmp_path, rows, options)
+    quality = Quality(reasoning_is_text=reader.options.reasoning == "keep")
+    for batch in reader.batches():
+        quality.add(batch)
+    report = quality.report(reader.summary())
+    shown = [f for f in report.findings if f.severity == "wrong" or f.code == "null-argument"]
+    return [(f.code, f.count, f.examples[0].excerpt if f.examples else "") for f in shown]
+
+
+PARTED = [
+    ("<think>\nwhy\n</think>\n\nso", "why", "so"),
+    ("why\n</think>\n\nso", "why", "so"),
+    ("  <think>a <think> tag</think>so", "a <think> tag", "so"),
+    ("[THINK]why[/THINK]so", "why", "so"),
+    ("<|channel|>analysis<|message|>why<|end|><|start|>assistant<|channel|>final<|message|>so<|return|>", "why", "so"),
+    ("<|channel>thought\nwhy\n<channel|>so", "why", "so"),
+]
+NOT_PARTED = [
+    ("<think>why and why", "never ends"),
+    ("<think>a</think>b<think>c</think>d", "2 times"),
+    ("Well.\n<think>a</think>\nb", "words stand before <think>"),
+    ("<think>why</think>\n", "without an answer"),
+]
+PROSE = ["Write <think> and </think> around it.", "Close it with </think> at the end.", "a > b and [THINKING] aloud"]
+
+
+@pytest.mark.parametrize(("text", "thoughts", "answer"), PARTED)
+def test_reasoning_in_a_text_is_found_and_split(tmp_path, text, thoughts, answer):
+    rows = [{"messages": [ASK, said(text)]}]
+    assert [found[:2] for found in findings(tmp_path, rows)] == [("reasoning-in-content", 1)]
+    assert not findings(tmp_path, rows, ReadOptions(reasoning="keep"))
+    reader = reader_of(tmp_path, rows, SPLIT)
+    (row,) = reader
+    assert row.messages == [ASK, said(answer, reasoning_content=thoughts)]
+    assert any("1 rows: reasoning in the text" in note for note in reader.summary().notes)
+    assert next(iter(reader_of(tmp_path, rows, ReadOptions(reasoning="keep")))).messages == rows[0]["messages"]
+
+
+@pytest.mark.parametrize(("text", "reason"), NOT_PARTED)
+def test_reasoning_that_cannot_be_told_from_the_answer_is_refused_by_place(tmp_path, text, reason):
+    rows = [{"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": text}]}]
+    assert findings(tmp_path, rows)[0][0] == "reasoning-in-content"
+    with pytest.raises(DataError, match=rf"line 1, \$\.conversations\[1\]\.value: .*{reason}"):
+        list(reader_of(tmp_path, rows, SPLIT))
+
+
+@pytest.mark.parametrize("text", PROSE)
+def test_a_tag_in_a_sentence_is_prose(tmp_path, text):
+    rows = [{"messages": [ASK, said(text)]}]
+    assert not findings(tmp_path, rows)
+    (row,) = reader_of(tmp_path, rows, SPLIT)
+    assert row.messages[1] == said(text)
+
+
+def test_only_context_loses_its_reasoning(tmp_path):
+    thinks = [ASK, said("<think>a</think>b", weight=0), ASK, said("<think>c</think>d")]
+    reader = reader_of(tmp_path, [{"messages": thinks}], ReadOptions(reasoning="drop"))
+    (row,) = reader
+    assert row.messages == [ASK, said("b", weight=0), ASK, said("d", reasoning_content="c")]
+    assert any("1 rows: turns of weight 0 lose their reasoning" in note for note in reader.summary().notes)
+
+
+GOOD, BAD = [said("good")], [said("bad")]
+HEAD = [ASK, said("first"), ASK]
+CONTEXT = [ASK, said("first", weight=0), ASK]
+PREFERENCES = [
+    ({"prompt": "q", "chosen": "good", "rejected": "bad"}, [ASK, *GOOD]),
+    ({"prompt": [ASK], "chosen": GOOD, "rejected": BAD}, [ASK, *GOOD]),
+    ({"prompt": "q", "chosen": [ASK, *GOOD], "rejected": [ASK, *BAD]}, [ASK, *GOOD]),
+    ({"prompt": "q", "messages": [ASK, *GOOD], "chosen": [ASK, *GOOD], "rejected": [ASK, *BAD]}, [ASK, *GOOD]),
+    ({"chosen": [*HEAD, *GOOD], "rejected": [*HEAD, *BAD]}, [*CONTEXT, *GOOD]),
+    ({"chosen_messages": [ASK, *GOOD], "rejected_messages": [ASK, *BAD]}, [ASK, *GOOD]),
+    ({"instruction": "q", "input": "", "chosen": "good", "rejected": "bad"}, [ASK, *GOOD]),
+    ({"messages": [*HEAD, *GOOD], "rejected_response": "bad"}, [*CONTEXT, *GOOD]),
+    ({"messages": HEAD, "chosen": GOOD[0], "rejected": BAD[0]}, [*CONTEXT, *GOOD]),
+    ({"input": {"messages": [ASK], "tools": []}, "preferred_output": GOOD, "non_preferred_output": BAD}, [ASK, *GOOD]),
+    ({"prompt": "q", "completion": "good", "label": True}, [ASK, *GOOD]),
+    ({"instruction": "q", "output": "good", "kto_tag": "True"}, [ASK, *GOOD]),
+    ({"messages": [ASK, *GOOD], "label": True}, [ASK, *GOOD]),
+    ({"messages": [ASK, *BAD], "label": False}, None),
+]
+
+
+@pytest.mark.parametrize(("row", "taken"), PREFERENCES)
+def test_preference_data_is_refused_or_gives_its_good_half(tmp_path, row, taken):
+    with pytest.raises(DataError, match="1 rows of preference data") as refusal:
+        list(reader_of(tmp_path, [row]))
+    assert "--take chosen" in refusal.value.hint
+    # Beside a row that is good, so that one of a bad answer alone does not leave the file without any.
+    reader = reader_of(tmp_path, [row, {"prompt": "other", "completion": "good", "label": True}], TAKE)
+    assert [read.messages for read in reader][:-1] == ([] if taken is None else [taken])
+    assert any(
+        note.startswith("1 rows: left out" if taken is None else "2 rows: the chosen") for note in reader.summary().notes
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "reason"),
+    [
+        ({"question": "q", "chosen": "good", "rejected": "bad"}, TAKE, "--column prompt=question --column completion=chosen"),
+        ({"prompt": "q", "rejected": "bad"}, TAKE, "no answer that is better"),
+        ({"prompt": "other", "chosen": [ASK, *GOOD], "rejected": [ASK, *BAD]}, TAKE, "prompt is not what chosen begins with"),
+        ({"prompt": "q", "completion": "a"}, TAKE, "no row of preference data"),
+        ({"prompt": "q", "chosen": "a"}, ReadOptions(take="chosen", columns={"prompt": "q"}), "data.columns says already"),
+    ],
+)
+def test_what_cannot_be_taken_is_said(tmp_path, row, options, reason):
+    with pytest.raises(DataError) as refusal:
+        list(reader_of(tmp_path, [row], options))
+    assert reason in f"{refusal.value.message} {refusal.value.hint}"
+
+
+def test_named_columns_read_bad_answers_and_say_so(tmp_path):
+    rows = [{"q": "a", "a": "b", "label": False}, {"q": "c", "a": "d", "label": True}]
+    reader = reader_of(tmp_path, rows, ReadOptions(columns={"prompt": "q", "completion": "a"}))
+    assert len(list(reader)) == 2
+    assert any(note.startswith("1 rows: an answer that label or kto_tag marks as false") for note in reader.summary().notes)
+
+
+def test_a_class_is_no_preference(tmp_path):
+    rows = [{"prompt": "q", "completion": "a", "label": 1}, {"prompt": "r", "completion": "a", "rejected": True}]
+    assert len(list(reader_of(tmp_path, rows))) == 2
+
+
+def declared(properties, required=(), **more):
+    parameters = {"type": "object", "properties": properties, "required": list(required), **more}
+    return {"type": "function", "function": {"name": "tide", "parameters": parameters}}
+
+
+def calling(tools, arguments, name="tide"):
+    call = {"type": "function", "function": {"name": name, "arguments": arguments}}
+    return {"messages": [ASK, said(None, tool_calls=[call]), {"role": "tool", "content": "low"}, said("Low.")], "tools": tools}
+
+
+TEXT = {"type": "string"}
+DAY = {"$ref": "#/$defs/day"}
+DAYS = {"$defs": {"day": {"enum": ["mon", "tue"]}}}
+CALLS = [
+    ([declared({"at": TEXT})], {"at": "Elm"}, {}),
+    (None, {"whatever": 1}, {}),
+    (None, {"whatever": None}, {"null-argument": "tide"}),
+    ([declared({"n": {"type": "integer"}, "x": {"type": ["number", "null"]}})], {"n": 2.0, "x": None}, {}),
+    ([declared({"at": TEXT}, additionalProperties=True)], {"other": 1}, {}),
+    ([declared({"at": {"anyOf": [TEXT, {"type": "array", "items": TEXT}]}})], {"at": ["a", "b"]}, {}),
+    ([declared({"on": DAY}, **DAYS)], {"on": "mon"}, {}),
+    ([declared({"at": TEXT})], {"port": "Elm"}, {"unknown-argument": "tide: port, declared are at"}),
+    ([declared({"at": TEXT}, ["at"])], {}, {"missing-argument": "tide: at is missing"}),
+    ([declared({"at": TEXT})], {"at": 7}, {"argument-type": "tide: at is integer, declared string"}),
+    ([declared({"n": {"type": "integer"}})], {"n": True}, {"argument-type": "tide: n is boolean, declared integer"}),
+    ([declared({"on": DAY}, **DAYS)], {"on": "sun"}, {"argument-type": "tide: on is 'sun', not one of 'mon', 'tue'"}),
+    ([declared({"at": {"anyOf": [TEXT, {"type": "null"}]}})], {"at": 1}, {"argument-type": "tide: at is integer, which none"}),
+    ([declared({"l": {"type": "array", "items": TEXT}})], {"l": ["a", 1]}, {"argument-type": "tide: l[1] is integer"}),
+    ([declared({"o": declared({"p": TEXT})["function"]["parameters"]})], {"o": {"q": 1}}, {"unknown-argument": "tide: o.q"}),
+    ([declared({"at": TEXT})] * 2, {"at": "Elm"}, {"duplicate-tool": "tide"}),
+    ([{"name": "tide", "parameters": {"at": TEXT}}], {"at": "Elm"}, {"not-a-schema": "tide: at"}),
+]
+
+
+@pytest.mark.parametrize(("tools", "arguments", "wrong"), CALLS)
+def test_calls_are_held_against_the_declared_tools(tmp_path, tools, arguments, wrong):
+    seen = findings(tmp_path, [calling(tools, arguments)])
+    assert {code for code, _, _ in seen} == {*wrong}
+    assert all(excerpt.startswith(wrong[code]) for code, _, excerpt in seen)
+
+
+def test_a_call_of_no_declared_function_is_named(tmp_path):
+    ((code, rows, excerpt),) = findings(tmp_path, [calling([declared({})], {}, "rain"), calling([declared({})], {})])
+    assert (code, rows, excerpt) == ("undeclared-tool", 1, "rain, declared are tide")
+
+
+@pytest.mark.parametrize(
+    ("row", "clean"),
+    [
+        (
+            calling([declared({"at": TEXT, "line": None})], {"at": "Elm", "line": None}),
+            calling([declared({"at": TEXT})], {"at": "Elm"}),
+        ),
+        (
+            calling([declared({"o": declared({"p": {**TEXT, "enum": None}})["function"]["parameters"]})], {"o": {"q": None}}),
+            calling([declared({"o": declared({"p": TEXT})["function"]["parameters"]})], {"o": {}}),
+        ),
+        # What a null could mean is kept: a declared null, an open object, a required argument, a default.
+        (calling([declared({"at": {"type": ["string", "null"]}})], {"at": None}), None),
+        (calling([declared({"at": TEXT}, additionalProperties=True)], {"on": None}), None),
+        (calling([declared({"at": TEXT}, ["at"])], {"at": None}), None),
+        (calling([declared({"at": {**TEXT, "default": None}})], {"at": "Elm"}), None),
+        (calling(None, {"at": None}), None),
+    ],
+)
+def test_only_nulls_that_can_mean_nothing_are_dropped(tmp_path, row, clean):
+    reader = reader_of(tmp_path, [row])
+    (read,) = reader
+    (expected,) = reader_of(tmp_path, [clean or row])
+    assert (read.id, read.messages, read.tools) == (expected.id, expected.messages, expected.tools)
+    assert any("nulls dropped" in note for note in reader.summary().notes) == (clean is not None)
+    if clean is None:
+        written = [call["function"]["arguments"] for call in row["messages"][1]["tool_calls"]]
+        assert [call["function"]["arguments"] for call in read.messages[1].get("tool_calls", ())] == written
+        assert read.tools == row["tools"]
+
+
+SYSTEM, QUESTION, ANSWER = ({"role": role, "content": role[0]} for role in ("system", "user", "assistant"))
+RENDERED = {
+    "ChatML": (
+        "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n",
+        [SYSTEM, QUESTION, ANSWER],
+    ),
+    "<|start_header_id|>": (
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\ns<|eot_id|><|start_header_id|>user<|end_header_id|>"
+        "\n\nu<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\na<|eot_id|>",
+        [SYSTEM, QUESTION, ANSWER],
+    ),
+    "<start_of_turn>": (
+        "<bos><start_of_turn>user\nu<end_of_turn>\n<start_of_turn>model\na<end_of_turn>\n",
+        [QUESTION, ANSWER],
+    ),
+    "[INST]": (
+        "<s>[INST] <<SYS>>\ns\n<</SYS>>\n\nu [/INST] a </s><s>[INST] u [/INST] a</s>",
+        [SYSTEM, QUESTION, ANSWER, QUESTION, ANSWER],
+    ),
+    "<|user|>": ("<|system|>\ns</s>\n<|user|>\nu<|end|>\n<|assistant|>\na<|end|>\n", [SYSTEM, QUESTION, ANSWER]),
+    "<｜User｜>": ("<｜begin▁of▁sentence｜><｜User｜>u<｜Assistant｜>a<｜end▁of▁sentence｜>", [QUESTION, ANSWER]),
+    "Alpaca": ("s\n\n### Instruction:\nu\n\n### Input:\n\n\n### Response:\na<|im_end|>\n", [SYSTEM, QUESTION, ANSWER]),
+    "Guanaco": ("### Human: u### Assistant: a### Human: u### Assistant: a", [QUESTION, ANSWER, QUESTION, ANSWER]),
+}
+
+
+@pytest.mark.parametrize("form", [form.name for form in FORMS])
+def test_a_rendered_text_is_found_and_parsed_on_request(tmp_path, form):
+    text, turns = RENDERED[form]
+    assert [(code, count) for code, count, _ in findings(tmp_path, [{"text": text}])] == [("rendered-template", 1)]
+    conversion = convert(tmp_path / "rows.jsonl", tmp_path / "out.jsonl", ReadOptions(parse_template=True))
+    (row,) = Reader(tmp_path / "out.jsonl")
+    assert (row.kind, row.messages) == ("chat", turns)
+    assert any(f"1 rows: texts in the form of {form}" in note for note in conversion.reading.notes)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("an oak is a tree", "no marks of a template"),
+        ("<|im_start|>user\nq<|im_end|>\nwords between<|im_start|>assistant\na<|im_end|>", "not a whole conversation"),
+        ("<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n", "ChatML: no turn of the assistant"),
+        ("<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n<tool_call>{}</tool_call><|im_end|>", "holds tools or calls"),
+        ("### Instruction:\nq\n### Response:\na\n### Instruction:\nr\n### Response:\nb", "not a whole conversation"),
+    ],
+)
+def test_a_text_is_parsed_whole_or_refused(tmp_path, text, reason):
+    with pytest.raises(DataError, match=rf"line 1, \$\.text: .*{reason}"):
+        list(reader_of(tmp_path, [{"text": text}], ReadOptions(parse_template=True)))
+
+
+def test_marks_of_a_template_are_looked_for_in_plain_texts_alone(tmp_path):
+    assert not findings(tmp_path, [{"messages": [ASK, said("### Response: see <|im_start|>")]}])
+    assert not findings(tmp_path, [{"text": "# A page\n### Human rights\nare [for] all"}])
+
+
+def test_a_table_of_texts_and_labels_is_told_from_plain_texts(tmp_path):
+    rows = [{"text": "late again", "label": "complaint"}, {"text": "lovely", "label": "praise"}]
+    assert findings(tmp_path, rows) == [("text-and-label", 2, "")]
+    assert findings(tmp_path, [{"text": "hello", "role": "prompter"}]) == [("text-and-speaker", 1, "")]
+    assert not findings(tmp_path, [{"text": "late again", "lang": "en"}])
+
+
+def test_a_single_turn_is_a_plain_text_when_named_so(tmp_path):
+    rows = [{"messages": [said("an oak")]}]
+    with pytest.raises(DataError, match="--format text"):
+        list(reader_of(tmp_path, rows))
+    (row,) = reader_of(tmp_path, rows, ReadOptions(format="text"))
+    assert (row.kind, row.messages) == ("text", rows[0]["messages"])
