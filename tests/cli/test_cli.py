@@ -112,10 +112,9 @@ def test_a_file_that_cannot_be_written_is_named_as_it_was_given(tmp_path, tiny_d
 def test_missing_extra_is_named(tmp_path):
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')")
     recipe = write_recipe(tmp_path, tmp_path)
-    arguments = ["tunesmith", "render", str(recipe), "--out", str(tmp_path / "run")]
-    code = f"import sys; sys.argv = {arguments!r}; from tunesmith import cli; cli.main()"
+    command = [sys.executable, "-m", "tunesmith", "render", str(recipe), "--out", str(tmp_path / "run")]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 20, done.stderr
     assert "pip install 'tunesmith[train]'" in done.stderr and "Traceback" not in done.stderr
 
