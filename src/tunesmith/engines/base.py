@@ -22,7 +22,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from tunesmith.chat.render import Conversation, Rendered, Renderer
+from tunesmith.chat.render import Conversation, Renderer
+from tunesmith.chat.rendered import Rendered
 from tunesmith.chat.template_choice import template_text
 from tunesmith.checkpoints.facts import model_key
 from tunesmith.checkpoints.resolve import find_model

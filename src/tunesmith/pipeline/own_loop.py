@@ -19,7 +19,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from tunesmith.chat.render import Rendered
+from tunesmith.chat.rendered import Rendered
 from tunesmith.data.memory import Rows
 from tunesmith.data.pack import Plan
 from tunesmith.data.read import AS_FOUND, Reader, ReadOptions
