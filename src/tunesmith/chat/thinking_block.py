@@ -106,10 +106,13 @@ def block_of(
                     "set chat.enable_thinking: true, or remove reasoning_content",
                 )
             return Turn(0, 0, block)
+    both = any(message.get("tool_calls") and message["content"].strip() for message in messages[:index])
     raise DataError(
         f"the chat template writes $.messages[{index}] otherwise than it asks for it: its prompt for that turn is not how the "
         "conversation up to there begins",
-        "name another chat.template, or give the turn weight 0",
+        "an assistant turn with both content and tool_calls may have to be two turns"
+        if both
+        else "name another chat.template, or give the turn weight 0",
     )
 
 

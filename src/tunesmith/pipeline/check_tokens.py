@@ -34,6 +34,7 @@ class Tokens:
     def __init__(self, renderer: Renderer, model: str, max_length: int | None):
         self._renderer, self._model, self._max_length = renderer, model, max_length
         self._lengths: list[int] = []
+        self._tokens: list[int] = []
         self._supervised: list[int] = []
         self._rows: list[int] = []
         self._seen = 0
@@ -47,14 +48,16 @@ class Tokens:
                 self._refusals.append((self._seen, rendered.message))
             else:
                 self._rows.append(self._seen)
-                self._lengths.append(len(rendered.ids))
-                self._supervised.append(sum(rendered.supervised))
+                self._lengths.append(rendered.longest)
+                self._tokens.append(rendered.tokens)
+                self._supervised.append(rendered.supervised_tokens)
                 self._notes.update(rendered.notes)
             self._seen += 1
 
     def report(self, find: FindPlaces) -> TokenReport:
         """The part ``tokens`` of a check."""
         lengths, supervised, rows = np.array(self._lengths), np.array(self._supervised), np.array(self._rows)
+        tokens = np.array(self._tokens)  # of all documents of a row, as training computes them
         limit = self._max_length
         over = [] if limit is None else np.flatnonzero(lengths > limit).tolist()
         refusals = self._refusals[:SHOWN]
@@ -64,8 +67,8 @@ class Tokens:
             max_length=limit,
             rows=len(lengths),
             lengths=summary(lengths, rows, find),
-            supervised_share=int(supervised.sum()) / max(1, int(lengths.sum())),
-            supervised_histogram=histogram(supervised / np.maximum(lengths, 1), log=False),
+            supervised_share=int(supervised.sum()) / max(1, int(tokens.sum())),
+            supervised_histogram=histogram(supervised / np.maximum(tokens, 1), log=False),
             too_long=TooLong(
                 count=len(over),
                 examples=row_lengths([(int(rows[i]), int(lengths[i])) for i in over[:SHOWN]], find),

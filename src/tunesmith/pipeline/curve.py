@@ -74,7 +74,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     evaluation = evaluation_of(run, recipe, session)
     for share in recipe.evaluate.learning_curve:
         inner = run if share == 1.0 else _train_share(run, recipe, share)
-        counts.append(len(Documents.open(inner.tokens("train"))))
+        counts.append(Documents.open(inner.tokens("train")).rows)
         outputs.append(_outputs_on_dev(evaluation, inner, share))
     scores_KM = np.stack([scores(answers) for answers in outputs])
     scored = np.flatnonzero(~np.isnan(scores_KM).any(axis=0))
