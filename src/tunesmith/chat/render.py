@@ -98,8 +98,9 @@ class Renderer:
 
     Args:
         tokenizer: a fast tokenizer.
-        template: Jinja text that takes the place of the tokenizer's own. One that reads the clock is frozen at this moment.
+        template: Jinja text that takes the place of the tokenizer's own.
         enable_thinking: switches thinking in the template, on or off; None is what the template does when it is not told.
+        moment: at which a template that reads the clock is frozen; None: now.
 
     Attributes:
         tokenizer: as given.
@@ -115,7 +116,13 @@ class Renderer:
             a switch for thinking where it is to be switched, or a vocabulary in which plain text can forge a control token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None = None, enable_thinking: bool | None = None):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str | None = None,
+        enable_thinking: bool | None = None,
+        moment: datetime | None = None,
+    ):
         source = template or tokenizer.chat_template
         if not isinstance(source, str):
             known = ", ".join(shipped_names())
@@ -123,7 +130,7 @@ class Renderer:
                 "the tokenizer has no chat template",
                 f"choose an instruction-tuned model, or set chat.template: a .jinja file, or one of {known}",
             )
-        self.frozen_template = freeze_date(source, datetime.now())
+        self.frozen_template = freeze_date(source, moment or datetime.now())
         source = source if self.frozen_template is None else self.frozen_template.text
         self.tokenizer = tokenizer
         self.vocabulary = Vocabulary(tokenizer, source)

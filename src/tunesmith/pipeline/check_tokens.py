@@ -28,6 +28,14 @@ def tokens_of(model: str, template: Path | None, max_length: int | None) -> "Tok
     return Tokens(open_base(model, text).renderer, model, max_length)
 
 
+def dated(renderer: Renderer, rows: int) -> dict[str, int]:
+    """What is to be said of rows into which the template writes the date of the day; nothing where it writes none."""
+    frozen = renderer.frozen_template
+    if frozen is None or frozen.date is None:
+        return {}
+    return {f"the chat template writes the date, here {frozen.date}; a run keeps the one of its first rendering": rows}
+
+
 class Tokens:
     """What rendering says of the rows of a check."""
 
@@ -74,7 +82,7 @@ class Tokens:
                 examples=row_lengths([(int(rows[i]), int(lengths[i])) for i in over[:SHOWN]], find),
                 keep=keep_shares(self._lengths),
             ),
-            notes=dict(self._notes),
+            notes={**self._notes, **dated(self._renderer, len(lengths))},
             refusals=Refusals(
                 count=len(self._refusals),
                 by_reason=dict(Counter(reason for _, reason in self._refusals).most_common(SHOWN)),

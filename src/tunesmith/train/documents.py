@@ -36,7 +36,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -371,11 +370,9 @@ def _as_array(values: TokenList, dtype: type[np.int32] | type[np.int8]) -> np.nd
 
 def _row_sizes(batches: list[pa.RecordBatch]) -> np.ndarray:
     """Documents of each row: lengths of the runs of one id."""
-    ids = pa.chunked_array([batch.column("row") for batch in batches], pa.string())
-    if not len(ids):
-        return np.zeros(0, np.int64)
-    changes = pc.not_equal(ids[1:], ids[:-1]).to_numpy()
-    return np.diff([0, *(np.flatnonzero(changes) + 1).tolist(), len(ids)]).astype(np.int64)
+    ids = np.concatenate([np.zeros(0, object), *(batch.column("row").to_numpy(zero_copy_only=False) for batch in batches)])
+    borders = np.flatnonzero(ids[1:] != ids[:-1]) + 1
+    return np.diff([0, *borders.tolist(), len(ids)]).astype(np.int64) if len(ids) else np.zeros(0, np.int64)
 
 
 def _list_array(lengths: np.ndarray, values: np.ndarray) -> pa.ListArray:
