@@ -204,6 +204,13 @@ class Renderer:
             for encoded in (iter(self.vocabulary.encode(cut.texts())),)
         ]
 
+    def left_out(self, messages: list[Message], tools: Tools = None, kind: Literal["chat", "text"] = "chat") -> list[list[str]]:
+        """JSON paths of the texts that the template does not write, of each document. Raises what ``render`` raises."""
+        if kind == "text":
+            return [[]]
+        prepared, supervised_turns = self._template.prepare(messages, tools), _supervised_turns(messages)
+        return [layout.dropped for layout in self._as_asked.lay_out(*prepared, supervised_turns)]
+
     def render_batch(self, conversations: Sequence[Conversation]) -> list[Rendered | DataError]:
         """Many conversations at once: the template runs for some while others are encoded.
 
