@@ -265,7 +265,11 @@ class Template:
     def locate_marked(
         self, messages: list[Message], tools: Tools, text: str, supervised_turns: list[int]
     ) -> tuple[RenderedText, list[Turn]]:
-        """What ``locate`` finds, with marks whatever the conversation holds, and the turns in ``text`` as it was given."""
+        """What ``locate`` finds, with marks whatever the conversation holds, and the turns in ``text`` as it was given.
+
+        Raises:
+            DataError, ModelError: see ``locate``.
+        """
         marked, leaves = self._run_marked(messages, tools)
         if marked.text != text:
             raise _unsteady()
@@ -419,7 +423,7 @@ def is_plain(messages: list[Message]) -> bool:
 
 
 def _with_thinking(message: Message) -> Message:
-    """A message with its reasoning under the name that gpt-oss and LFM 2.5 know."""
+    """A message with its reasoning under the name ``thinking``, the only one that some templates know."""
     if "reasoning_content" not in message:
         return message
     renamed = {"thinking" if key == "reasoning_content" else key: value for key, value in message.items()}

@@ -31,7 +31,7 @@ def tokens_of(model: str, template: Path | None, max_length: int | None) -> "Tok
 def dated(renderer: Renderer, rows: int) -> dict[str, int]:
     """What is to be said of rows into which the template writes the date of the day; nothing where it writes none."""
     frozen = renderer.frozen_template
-    if frozen is None or frozen.date is None:
+    if frozen is None or frozen.date is None or not rows:
         return {}
     return {f"the chat template writes the date, here {frozen.date}; a run keeps the one of its first rendering": rows}
 
