@@ -293,8 +293,8 @@ class Template:
         tokens = self._vocabulary.tokens
         for turn in reversed(turns):
             if turn.added:
-                before = len(tokens(text[: turn.start]))
-                control = [*control[:before], *tokens(turn.block), *tokens(turn.closing), *control[before:]]
+                before, cut = len(tokens(text[: turn.start])), len(tokens(text[turn.start : turn.start + turn.cut]))
+                control = [*control[:before], *tokens(turn.block), *tokens(turn.closing), *control[before + cut :]]
         return control
 
     def _run_marked(self, messages: list[Message], tools: Tools) -> tuple[_Marked, list[Leaf]]:

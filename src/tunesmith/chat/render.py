@@ -303,7 +303,7 @@ class Renderer:
         output, turns = plain.fill(["x"] * len(roles))
         text, spans = with_blocks(output, turns)
         places = [sum(map(len, plain.gaps[: number + 1])) + number for number in range(len(plain.order))]
-        places = [place + sum(len(turn.added) for turn in turns if turn.start <= place) for place in places]
+        places = [place + sum(len(turn.added) - turn.cut for turn in turns if turn.start <= place) for place in places]
         cut = self._cut(RenderedText(text, spans, [], plain.control))
         slots: list[Slot] = []
         ids: list[list[int]] = [[]]

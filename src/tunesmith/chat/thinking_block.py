@@ -10,7 +10,9 @@ reasoning, then the closing tag, then the answer; the template keeps the answer 
 row's ``reasoning_content``, the closing tag and the answer, behind the prompt with its open tag. A row without reasoning closes
 the tag at once, as these models do themselves when they do not think. The template says nowhere how the tag is closed, so the
 white space follows the opening: a tag with a line break behind it is closed on a line of its own and an empty line follows
-(``<think>\\n\\n</think>\\n\\n``, DeepSeek's own form of an empty block), a bare tag by a bare one.
+(``<think>\\n\\n</think>\\n\\n``, DeepSeek's own form of an empty block), a bare tag by a bare one. Others do say it, since they
+write reasoning where there is some, and put an empty block of another form (``<think></think>``) before answers without: that
+is taken out, because no answer can begin with it behind a prompt that has opened the tag.
 
 Either way the document is, character for character, what deployment writes. Refused: to train on the answer without the block,
 as whoever renders the whole conversation does, because the model is never asked so; and to refuse such rows, because with these
@@ -35,6 +37,7 @@ class Turn(NamedTuple):
         start, end: its span.
         block: what the prompt for it ends with and the text lacks, put before the turn as context; mostly nothing.
         reasoning, closing: what is put behind that, supervised: the reasoning that an open tag asks for, and the closing tag.
+        cut: characters of the text at ``start`` that all this takes the place of: an empty block of another form.
     """
 
     start: int
@@ -42,6 +45,7 @@ class Turn(NamedTuple):
     block: str = ""
     reasoning: str = ""
     closing: str = ""
+    cut: int = 0
 
     @property
     def added(self) -> str:
@@ -56,7 +60,7 @@ def with_blocks(text: str, turns: list[Turn]) -> tuple[str, list[Span]]:
         start = turn.start + shift + len(turn.block)
         if turn.added:
             parts += (text[cursor : turn.start], turn.added)
-            cursor, shift = turn.start, shift + len(turn.added)
+            cursor, shift = turn.start + turn.cut, shift + len(turn.added) - turn.cut
         spans.append((start, turn.end + shift))
     return "".join([*parts, text[cursor:]]), spans
 
@@ -86,19 +90,9 @@ def block_of(
     pieces = vocabulary.split(prompt)
     control = [number for number, (_, token) in enumerate(pieces) if token is not None]
     if control and not "".join(text for text, _ in pieces[control[-1] + 1 :]).strip():
-        conversation = [*messages[:index], Message(role="assistant", content="x"), Message(role="user", content="y")]
-        said = run(conversation)
-        for count in (2, 1):
-            head = "".join(text for text, _ in pieces[: control[-count]]) if len(control) >= count else prompt
-            if len(head) == len(prompt) or not (before.startswith(head) and said.startswith(f"{head}x")):
-                continue
-            block = prompt[len(head) :]
-            if count == 1:
-                tag = pieces[control[-1]][0]
-                closing = _closing(vocabulary, tag, block)
-                if closing and not thinks and closing.strip() not in before[len(head) :]:
-                    return Turn(0, 0, block, messages[index].get("reasoning_content") or "", closing)
-                continue
+        heads = ["".join(text for text, _ in pieces[:number]) for number in control[-2:]]
+        if len(heads) == 2 and before.startswith(heads[0]) and run(_answered(messages[:index])).startswith(f"{heads[0]}x"):
+            block = prompt[len(heads[0]) :]
             if thinks or messages[index].get("reasoning_content"):
                 raise DataError(
                     f"$.messages[{index}] has reasoning_content, and the chat template asks for it with thinking switched "
@@ -106,6 +100,9 @@ def block_of(
                     "set chat.enable_thinking: true, or remove reasoning_content",
                 )
             return Turn(0, 0, block)
+        turn = _opened(vocabulary, run, messages, index, before, prompt, heads[-1], pieces[control[-1]][0])
+        if turn is not None and not thinks:
+            return turn
     both = any(message.get("tool_calls") and message["content"].strip() for message in messages[:index])
     raise DataError(
         f"the chat template writes $.messages[{index}] otherwise than it asks for it: its prompt for that turn is not how the "
@@ -116,9 +113,33 @@ def block_of(
     )
 
 
-def _closing(vocabulary: Vocabulary, tag: str, block: str) -> str:
-    """How the tag that ``block`` opens is closed; nothing where the vocabulary has no tag that closes it."""
+def _answered(messages: list[Message], reasoning: str = "") -> list[Message]:
+    """A conversation that goes on with a short answer and a question."""
+    answer = Message(role="assistant", content="x")
+    if reasoning:
+        answer["reasoning_content"] = reasoning
+    return [*messages, answer, Message(role="user", content="y")]
+
+
+def _opened(
+    vocabulary: Vocabulary, run: Run, messages: list[Message], index: int, before: str, prompt: str, head: str, tag: str
+) -> Turn | None:
+    """What stands behind an open tag; None where ``tag``, with which the prompt ends behind ``head``, is none.
+
+    How the tag is closed is what the template writes between a reasoning and an answer, where it knows any.
+    """
     closing = f"</{tag[1:]}"
-    if closing not in vocabulary.control:
-        return ""
-    return f"\n{closing}\n\n" if block.endswith("\n") else closing
+    if closing not in vocabulary.control or not before.startswith(head):
+        return None
+    empty = before[len(head) :]
+    empty = empty[: empty.rfind(closing) + len(closing)] if closing in empty else ""
+    if "".join(empty.split()) not in ("", tag + closing) or not run(_answered(messages[:index])).startswith(f"{head}{empty}x"):
+        return None
+    block = prompt[len(head) :]
+    written = run(_answered(messages[:index], "r")[:-1])
+    between = written.removeprefix(f"{prompt}r").partition("x")[0] if written.startswith(f"{prompt}r") else ""
+    if between.strip() == closing:
+        closing = between
+    elif block.endswith("\n"):
+        closing = f"\n{closing}\n\n"
+    return Turn(0, 0, block, messages[index].get("reasoning_content") or "", closing, len(empty))
