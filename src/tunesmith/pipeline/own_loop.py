@@ -109,8 +109,8 @@ def settings_for(model: LoadedModel, documents: Documents, train: Train) -> Deri
 def render(rows: Rows, model: BaseModel | LoadedModel, options: ReadOptions = AS_FOUND) -> list[Rendered]:
     """Token ids and supervision of rows, as the model's template writes them.
 
-    A row whose template rewrites earlier turns is a document for each supervised turn: ``documents`` of what is returned has all
-    of them, ``ids`` is the last.
+    A row whose template rewrites earlier turns is a document for each supervised turn: ``documents`` of what is returned has
+    all of them, ``ids`` is the last.
 
     Args:
         rows: file, directory or hub id, or rows in memory, in any format that ``check`` reads.
