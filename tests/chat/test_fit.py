@@ -1,3 +1,4 @@
+import families
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -43,3 +44,19 @@ def test_oldest_exchanges_go_until_the_rest_fits(renderer, exchanges, limit):
 def test_a_row_is_not_shortened_to_one_without_a_supervised_token(renderer):
     [fitted] = fit(renderer, [_conversation([5, 5], weights=[1, 0])], 30, "drop_oldest_turns")
     assert fitted.rendered is None and fitted.refused is None and fitted.tokens > 30
+
+
+def test_every_document_of_a_row_has_to_fit(tokenizer_dir):
+    qwen = Renderer(families.make("qwen3", tokenizer_dir))
+    thought = {"role": "assistant", "content": "a", "reasoning_content": "long " * 40}
+    asked = {"role": "user", "content": "q"}
+    conversation = Conversation([SYSTEM, asked, thought, asked, {"role": "assistant", "content": "b"}])
+    rendered = qwen.render(conversation.messages)
+    first, last = (len(document.ids) for document in rendered.documents)
+    assert rendered.longest == first > last and rendered.supervised_tokens < rendered.tokens < first + last
+    for policy in ("refuse", "drop"):
+        assert [kept.rendered for kept in fit(qwen, [conversation], first - 1, policy)] == [None]
+    [fitted] = fit(qwen, [conversation], first, "refuse")
+    assert fitted.rendered == rendered and fitted.tokens == first
+    [shortened] = fit(qwen, [conversation], last, "drop_oldest_turns")
+    assert shortened.dropped_turns == 2 and shortened.rendered == qwen.render([SYSTEM, *conversation.messages[3:]])

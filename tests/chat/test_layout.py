@@ -92,21 +92,18 @@ def test_developer_is_a_role_only_where_the_template_compares_it(tokenizer_dir):
     assert "developer\n" in Renderer(families.make("chatml", tokenizer_dir), quoted).text(turns)
 
 
-def test_long_conversations_cost_one_run_a_taught_turn_and_failures_are_remembered(tokenizer_dir, monkeypatch):
-    renderer = Renderer(families.make("qwen3", tokenizer_dir))
-    runs = []
-    run_many = renderer._template.run_many
-    monkeypatch.setattr(renderer._template, "run_many", lambda *a, **k: runs.append(1) or run_many(*a, **k))
-    renderer.render([ASKED, SAID] * 20)
-    assert len(runs) <= 20 + 4
-    runs.clear()
-    renderer.render([ASKED, SAID] * 20)
-    assert len(runs) == 1
-    mistral = Renderer(families.make("mistral", tokenizer_dir))
-    render_once = mistral._template.run_many
-    monkeypatch.setattr(mistral._template, "run_many", lambda *a, **k: runs.append(1) or render_once(*a, **k))
-    for expected in (2, 1):
+def test_long_conversations_cost_a_run_a_document_and_what_is_known_of_their_roles_is_remembered(tokenizer_dir, monkeypatch):
+    runs: list[int] = []
+
+    def counted(name):
+        renderer = Renderer(families.make(name, tokenizer_dir))
+        run_many = renderer._template.run_many
+        monkeypatch.setattr(renderer._template, "run_many", lambda c, *a, **k: runs.append(len(c)) or run_many(c, *a, **k))
+        return renderer
+
+    for name, documents in (("llama3", 1), ("qwen3", 20)):
+        renderer = counted(name)
+        assert len(renderer.render([ASKED, SAID] * 20).documents) == documents
         runs.clear()
-        with pytest.raises(DataError, match="rewrites earlier turns"):
-            mistral.render([{"role": "system", "content": "s"}, *[ASKED, SAID] * 2])
-        assert len(runs) >= expected if expected > 1 else len(runs) == 1
+        renderer.render([ASKED, SAID] * 20)
+        assert runs == [documents]  # all in one go

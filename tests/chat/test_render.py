@@ -72,7 +72,7 @@ def test_refusals(tokenizer, tokenizer_dir):
     with pytest.raises(ModelError, match="never stop"):
         Renderer(other)
     other.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
-    with pytest.raises(ModelError, match="rewrites earlier turns"):
+    with pytest.raises(ModelError, match="otherwise than it asks for it"):
         Renderer(other)
     other.chat_template = None
     with pytest.raises(ModelError, match="no chat template"):

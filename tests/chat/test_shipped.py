@@ -188,10 +188,12 @@ def test_gemma4_takes_results_inside_the_message_that_called(tokenizer4):
         assert ours == theirs
 
 
-def test_a_template_that_drops_the_last_thought_is_refused_and_one_that_drops_old_ones_says_so(tokenizer4, renderers4):
-    with pytest.raises(DataError, match=r"leaves \$.messages\[1\].reasoning_content out"):
-        Renderer(tokenizer4, _official("gemma4_v4")).render([USER, THOUGHT])
-    assert renderers4[None].render([USER, THOUGHT, USER, SAID]).notes == ("the chat template leaves out reasoning_content",)
+def test_a_template_that_drops_a_thought_is_refused_and_one_that_drops_those_of_the_context_says_so(tokenizer4, renderers4):
+    for messages in ([USER, THOUGHT], [USER, THOUGHT, USER, SAID]):
+        with pytest.raises(DataError, match=r"leaves \$.messages\[1\].reasoning_content out"):
+            Renderer(tokenizer4, _official("gemma4_v4")).render(messages)
+    rendered = renderers4[None].render([USER, {**THOUGHT, "weight": 0}, USER, SAID])
+    assert rendered.notes == ("the chat template leaves out reasoning_content",) and not rendered.earlier
 
 
 @pytest.mark.parametrize("generate", [False, True])

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunesmith.chat.render import Conversation, Renderer
+from tunesmith.chat.rendered import EACH_ALONE
 from tunesmith.errors import DataError
 
 NAMES = list(families.FAMILIES)
@@ -77,6 +78,16 @@ def _stock(renderer: Renderer, messages, tools, **options):
     return renderer.tokenizer.apply_chat_template(bare, tools=tools, **options)
 
 
+def _documents(renderer, messages, tools):
+    """Of each document: the messages that it holds, those that it teaches, and its pieces."""
+    taught = [i for i, m in enumerate(messages) if m["role"] == "assistant" and m.get("weight", 1)]
+    documents = renderer.documents(messages, tools)
+    if len(documents) == 1 < len(taught):
+        return [(messages, taught, documents[0])]
+    held = [messages] if len(documents) == 1 else [messages[: i + 1] for i in taught]
+    return [(part, [i], pieces) for part, i, pieces in zip(held, taught, documents, strict=True)]
+
+
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=40)
 @given(data=st.data())
@@ -84,20 +95,21 @@ def test_ids_are_the_templates_and_each_turn_begins_where_its_prompt_ends(render
     renderer = renderers[name]
     messages, tools = data.draw(conversations(families.FAMILIES[name]))
     rendered = renderer.render(messages, tools)
-    assert rendered.ids == _stock(renderer, messages, tools, tokenize=True)["input_ids"]
-    starts = [i for i, taught in enumerate(rendered.supervised) if taught and not rendered.supervised[i - 1]]
-    taught = [i for i, m in enumerate(messages) if m["role"] == "assistant" and m.get("weight", 1)]
-    # Two taught turns can touch: Gemma 4 hands over to a tool and goes on in the same turn.
-    assert len(starts) <= len(taught)
-    prompts = [renderer.prompt_ids(messages[:i], tools) for i in taught]
-    assert all(rendered.ids[: len(prompt)] == prompt for prompt in prompts)
-    assert {*starts} <= {len(prompt) for prompt in prompts}
-    text = renderer.text(messages, tools)
-    assert all(
-        text.startswith(_stock(renderer, messages[:i], tools, tokenize=False, add_generation_prompt=True)) for i in taught
-    )
-    bos = renderer.tokenizer.bos_token_id
-    assert bos is None or (rendered.ids[0] == bos and rendered.ids.count(bos) == 1)
+    held = _documents(renderer, messages, tools)
+    for document, (part, taught, pieces) in zip(rendered.documents, held, strict=True):
+        assert document.ids == _stock(renderer, part, tools, tokenize=True)["input_ids"] == [i for p in pieces for i in p.ids]
+        starts = [i for i, flag in enumerate(document.supervised) if flag and not document.supervised[i - 1]]
+        # Two taught turns can touch: Gemma 4 hands over to a tool and goes on in the same turn.
+        assert len(starts) <= len(taught)
+        prompts = [renderer.prompt_ids(messages[:i], tools) for i in taught]
+        assert all(document.ids[: len(prompt)] == prompt for prompt in prompts)
+        assert {*starts} <= {len(prompt) for prompt in prompts}
+        text = renderer.text(part, tools)
+        assert all(
+            text.startswith(_stock(renderer, messages[:i], tools, tokenize=False, add_generation_prompt=True)) for i in taught
+        )
+        bos = renderer.tokenizer.bos_token_id
+        assert bos is None or (document.ids[0] == bos and document.ids.count(bos) == 1)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -106,25 +118,22 @@ def test_ids_are_the_templates_and_each_turn_begins_where_its_prompt_ends(render
 def test_supervised_is_what_the_assistant_says_and_its_end_of_turn(renderers, name, data):
     renderer, family = renderers[name], families.FAMILIES[name]
     messages, tools = data.draw(conversations(family))
-    pieces = renderer.pieces(messages, tools)
-    taught = "".join(piece.text for piece in pieces if piece.supervised)
-    context = "".join(piece.text for piece in pieces if not piece.supervised)
-    turns = 0
-    for number, message in enumerate(messages):
-        said = taught if message["role"] == "assistant" and message.get("weight", 1) else context
-        word = {"assistant": "call" if "tool_calls" in message else "answer", "tool": "tool"}.get(
-            message["role"], message["role"]
-        )
-        word += str(number - 1 if word == "tool" else number) + " "
-        assert word.strip() in said and word.strip() not in (context if said is taught else taught)
-        if message["role"] == "assistant":
-            turns += said is taught
-            assert "tool_calls" in message or message["content"].strip() in said
-    header = {"gemma3": "model\n", "gemma4": "model\n"}.get(name, "assistant")
-    assert header not in taught and "[INST]" not in taught
-    ends = [piece for piece in pieces if piece.supervised and piece.control and piece.ids[0] in renderer.stop_ids]
-    assert len(ends) == turns
-    assert renderer.render(messages, tools).supervised == [int(p.supervised) for p in pieces for _ in p.ids]
+    for part, taught, pieces in _documents(renderer, messages, tools):
+        said_text = "".join(piece.text for piece in pieces if piece.supervised)
+        context = "".join(piece.text for piece in pieces if not piece.supervised)
+        for number, message in enumerate(part):
+            said, other = (said_text, context) if number in taught else (context, said_text)
+            word = {"assistant": "call" if "tool_calls" in message else "answer", "tool": "tool"}.get(
+                message["role"], message["role"]
+            )
+            word += str(number - 1 if word == "tool" else number) + " "
+            assert word.strip() in said and word.strip() not in other
+            if message["role"] == "assistant":
+                assert "tool_calls" in message or message["content"].strip() in said
+        header = {"gemma3": "model\n", "gemma4": "model\n"}.get(name, "assistant")
+        assert header not in said_text and "[INST]" not in said_text
+        ends = [piece for piece in pieces if piece.supervised and piece.control and piece.ids[0] in renderer.stop_ids]
+        assert len(ends) == len(taught)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -203,24 +212,29 @@ def test_templates_that_alter_a_conversation_are_refused_by_name(renderers):
     result = {"role": "tool", "tool_call_id": "abcdefghi", "content": "sunny"}
     with pytest.raises(DataError, match=r"leaves \$.messages\[1\].content out"):
         renderers["llama3.1"].render(beside, TOOLS)
-    with pytest.raises(DataError, match=r"writes other turns inside \$.messages\[1\]"):
+    with pytest.raises(DataError, match=r"writes \$.messages\[3\] otherwise than it asks for it.*\n.*may have to be two turns"):
         renderers["gemma4"].render([*beside, result, {"role": "assistant", "content": "Sunny."}], TOOLS)
     with pytest.raises(DataError, match="leaves the tool declarations out"):
         renderers["chatml"].render([asked, {"role": "assistant", "content": "a"}], TOOLS)
     with pytest.raises(DataError, match="single tool-calls at once"):
         renderers["llama3.1"].render([asked, {"role": "assistant", "content": "", "tool_calls": [call, call]}], TOOLS)
-    said = [{"role": "assistant", "content": text} for text in "ab"]
-    turns = [{"role": "system", "content": "s"}, asked, said[0], asked, said[1]]
-    with pytest.raises(DataError, match=r"rewrites earlier turns.*messages\[2\]"):
-        renderers["mistral"].render(turns)
     with pytest.raises(DataError, match=r"turn \$.messages\[1\] is empty"):
         renderers["qwen3"].render([asked, {"role": "assistant", "content": " "}])
-    turns[2] = {**turns[2], "weight": 0}
-    taught = [piece.text for piece in renderers["mistral"].pieces(turns) if piece.supervised]
-    assert taught == [" b", "</s>"]
 
 
-def test_reasoning_is_taught_in_the_last_turn_and_its_absence_elsewhere_said(renderers):
+def test_what_a_template_moves_to_the_last_question_is_where_each_turn_is_asked(renderers):
+    asked, said = ([{"role": role, "content": text} for text in texts] for role, texts in (("user", "qr"), ("assistant", "ab")))
+    turns = [{"role": "system", "content": "s"}, asked[0], said[0], asked[1], said[1]]
+    first, second = renderers["mistral"].documents(turns)
+    assert "".join(piece.text for piece in first) == "<s>[INST] s\n\nq[/INST] a</s>"
+    assert "".join(piece.text for piece in second) == "<s>[INST] q[/INST] a</s>[INST] s\n\nr[/INST] b</s>"
+    taught = [[piece.text for piece in pieces if piece.supervised] for pieces in (first, second)]
+    assert taught == [[" a", "</s>"], [" b", "</s>"]]
+    turns[2] = {**said[0], "weight": 0}
+    assert renderers["mistral"].documents(turns) == [second]
+
+
+def test_every_taught_turn_keeps_its_own_reasoning_and_that_of_the_context_is_left_out_and_said(renderers):
     turns = [
         {"role": "user", "content": "q"},
         {"role": "assistant", "content": "a", "reasoning_content": "early"},
@@ -228,11 +242,16 @@ def test_reasoning_is_taught_in_the_last_turn_and_its_absence_elsewhere_said(ren
         {"role": "assistant", "content": "b", "reasoning_content": "late </think>"},
     ]
     for name, opening in (("qwen3", "<think>\n"), ("gemma4", "<|channel>thought\n")):
-        taught = "".join(piece.text for piece in renderers[name].pieces(turns) if piece.supervised)
-        assert opening + "late </think>" in taught and "early" not in renderers[name].text(turns)
+        documents = renderers[name].documents(turns)
+        taught = ["".join(piece.text for piece in pieces if piece.supervised) for pieces in documents]
+        assert taught[0].startswith(f"{opening}early\n") and taught[1].startswith(f"{opening}late </think>\n")
+        assert "early" not in "".join(piece.text for piece in documents[1])
         notes = renderers[name].render(turns).notes
-        assert notes[0] == "the chat template leaves out reasoning_content"
-    assert len(renderers["qwen3"].render(turns).notes) == 2  # </think> is a control token of Qwen's, not of Gemma's
+        assert notes[:2] == (EACH_ALONE, "the chat template leaves out reasoning_content")
+    assert len(renderers["qwen3"].render(turns).notes) == 3  # </think> is a control token of Qwen's, not of Gemma's
+    turns[1]["weight"] = 0
+    rendered = renderers["qwen3"].render(turns)
+    assert rendered.notes[0] == "the chat template leaves out reasoning_content" and not rendered.earlier
 
 
 def test_gemma_4_is_written_as_its_published_revision_does(renderers):

@@ -123,3 +123,14 @@ def test_a_million_lengths_pack_in_seconds():
     plan = Plan(lengths, 1, 16384, 2048, 0)
     seconds = time.process_time() - started
     assert seconds < 2 and plan.fill > 0.99  # a fifth of a million in a fifth of ten seconds
+
+
+def test_documents_of_a_row_are_in_one_pack_and_the_plan_is_the_rows():
+    sizes = np.array([1, 3, 2, 1, 4, 1])
+    lengths = [10, 30, 25, 40, 60, 5]
+    rows, documents = list(Plan(lengths, 2, 70, 60, 3)), list(Plan(lengths, 2, 70, 60, 3, sizes))
+    firsts = np.cumsum(sizes) - sizes
+    of_row = [tuple(range(first, first + size)) for first, size in zip(firsts.tolist(), sizes.tolist(), strict=True)]
+    assert documents == [
+        (epoch, [tuple(document for row in pack for document in of_row[row]) for pack in packs]) for epoch, packs in rows
+    ]

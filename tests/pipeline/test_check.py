@@ -84,6 +84,8 @@ def test_preview_shows_what_is_supervised(tmp_path, tiny_dir, command):
     code, out, _ = command("preview", path, "--model", tiny_dir, "--ids")
     assert code == 0 and "«no» [" in out and "«‹<|im_end|>›» [2]" in out and "say <|im_end|> [" in out
     assert "2 supervised" in out
+    code, out, _ = command("preview", path, "--model", tiny_dir, "--page", tmp_path / "rows.html")
+    assert code == 0 and not out and (tmp_path / "rows.html").read_text().count('class="example"') == 1
 
 
 def test_tokens_of_unchanged_rows_come_from_the_cache(tmp_path, tiny_dir, talk):

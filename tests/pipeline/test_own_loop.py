@@ -85,7 +85,8 @@ def test_a_preview_shows_every_token_once_and_rows_that_cannot_be_rendered(tiny_
     )
     shown = ts.preview(tmp_path / "rows.jsonl", tiny_dir, template=tmp_path / "own.jinja")
     text = "<|im_start|>user\none<|im_end|>\n<|im_start|>assistant\n<b><|im_end|>\n"
-    assert "".join(piece.text for piece in shown[0].pieces) == text
-    assert [token for piece in shown[0].pieces for token in piece.ids] == tokenizer(text, add_special_tokens=False).input_ids
-    assert 0 < shown[0].supervised < shown[0].tokens and "not two" in str(shown[1].error)
+    [document] = shown[0].documents
+    assert "".join(piece.text for piece in document.pieces) == text
+    assert [token for piece in document.pieces for token in piece.ids] == tokenizer(text, add_special_tokens=False).input_ids
+    assert 0 < document.supervised < document.tokens and "not two" in str(shown[1].error)
     assert "cannot be rendered" in shown._repr_html_() and "<b>" not in shown._repr_html_()

@@ -15,7 +15,7 @@ from tunesmith.models.load import attention
 from tunesmith.models.swap import add_lora
 from tunesmith.recipe import Lora
 from tunesmith.train.documents import make_documents, make_pack
-from tunesmith.train.prefix import JOIN, PIECE, SHORTEST, Group, even_parts, find_groups, micro_batches
+from tunesmith.train.prefix import JOIN, PIECE, SHORTEST, Group, even_parts, find_groups, micro_batches, row_tokens
 from tunesmith.train.step import ROUND, mean_loss, step_gradients, step_packs
 
 VOCABULARY = 200
@@ -61,13 +61,14 @@ def test_groups_and_micro_batches(pairs, capacity, random):
     for group in packed:
         members = [pairs[d] for d in group.documents]
         # What is shared is common, worth it, and ends before the token that predicts the first supervised one.
-        assert len({tuple(ids[: group.shared]) for ids, _ in members}) == 1
-        assert (group.shared >= SHORTEST) == (len(members) > 1) and (group.shared == 0) == (len(members) == 1)
+        (shared,) = {*group.shared}
+        assert len({tuple(ids[:shared]) for ids, _ in members}) == 1
+        assert (shared >= SHORTEST) == (len(members) > 1) and (shared == 0) == (len(members) == 1)
         for _, flags in members:
             first = _first_supervised(flags)
-            assert group.shared == 0 or (first is not None and group.shared <= first - 1)
-        assert group.tokens == group.shared + sum(len(ids) - group.shared for ids, _ in members)
-        if group.shared:
+            assert shared == 0 or (first is not None and shared <= first - 1)
+        assert group.tokens == shared + sum(len(ids) - shared for ids, _ in members)
+        if shared:
             assert sum(len(ids) for ids, _ in members) - group.tokens > PIECE + JOIN * len(members)
     for pack in packs:
         assert sum(g.tokens for g in pack) <= capacity or (len(pack) == 1 and len(pack[0].documents) == 1)
@@ -108,28 +109,37 @@ def test_even_parts_hold_every_document_in_order_and_differ_by_one_at_most(pairs
     cut = even_parts(documents, groups, parts)
     assert [document for part in cut for document in part] == [document for group in groups for document in group.documents]
     assert all(cut) and len(cut) <= parts
-    own = {document: len(pairs[document][0]) - group.shared for group in groups for document in group.documents}
+    own = {document: len(pairs[document][0]) - group.shared[0] for group in groups for document in group.documents}
     share = sum(own.values()) / min(parts, len(pairs))
     for part in cut:
         assert abs(sum(own[document] for document in part) - share) <= max(own.values()) or len(cut) < parts
 
 
-@given(pairs=documents_, capacity=capacities)
-def test_packs_hold_what_the_documents_hold(pairs, capacity):
-    documents = make_documents(pairs)
-    chosen = list(range(len(pairs)))
-    groups = find_groups(documents, chosen, capacity)
-    packs = step_packs(documents, [tuple(chosen)], capacity)
-    assert sum(pack.ids_1T.shape[1] for pack in packs) == sum(group.tokens for group in groups)
+@st.composite
+def asked_turn_by_turn(draw):
+    """Rows as they are where a template rewrites earlier turns: a document a turn, a longer history each, and its answer."""
+    pairs, sizes = [], []
+    system = _numbers(3, draw(st.sampled_from([0, 10, 60])))
+    for row in range(draw(st.integers(1, 3))):
+        history, sizes = list(system), [*sizes, draw(st.integers(1, 4))]
+        for turn in range(sizes[-1]):
+            history += _numbers(100 * row + turn, draw(st.integers(2, 12)))
+            said = _numbers(1000 + 100 * row + turn, draw(st.integers(1, 8)))
+            pairs.append((history + said, [0] * len(history) + [1] * len(said)))
+            history = [*history, *(said[1:] if draw(st.booleans()) else [9])]
+    return pairs, sizes
+
+
+def _step_holds_its_documents(documents, pairs, packs):
     rows = []
     for pack in packs:
         ids, positions = pack.ids_1T[0].tolist(), pack.position_1T[0].tolist()
         targets = dict(zip(pack.predict_N.tolist(), pack.target_N.tolist(), strict=True))
         assert len(targets) == len(pack.target_N)  # nothing predicts twice
-        prefixes = {(s.prefix_start, s.prefix_end) for s in pack.spans if s.prefix_end > s.prefix_start}
+        prefixes = {s.prefix_start for s in pack.spans if s.prefix_end > s.prefix_start}
         assert [s.start for s in pack.spans] + [len(ids)] == [0] + [s.end for s in pack.spans]
         for span in pack.spans:
-            if (span.start, span.end) in prefixes:
+            if span.start in prefixes:
                 assert not any(place in targets for place in range(span.start, span.end))
                 continue
             places = [*range(span.prefix_start, span.prefix_end), *range(span.start, span.end)]
@@ -137,6 +147,46 @@ def test_packs_hold_what_the_documents_hold(pairs, capacity):
             rows.append(([ids[place] for place in places], [targets.get(place, 0) for place in places]))
     expected = [(ids, [b if flag else 0 for b, flag in zip(ids[1:], flags[1:], strict=True)] + [0]) for ids, flags in pairs]
     assert sorted(rows) == sorted(expected)
+
+
+@given(pairs=documents_, capacity=capacities)
+def test_packs_hold_what_the_documents_hold(pairs, capacity):
+    documents = make_documents(pairs)
+    groups = find_groups(documents, range(len(pairs)), capacity)
+    packs = step_packs(documents, [tuple(range(len(pairs)))], capacity)
+    assert sum(pack.ids_1T.shape[1] for pack in packs) == sum(group.tokens for group in groups)
+    _step_holds_its_documents(documents, pairs, packs)
+
+
+@given(rows=asked_turn_by_turn(), capacity=st.sampled_from([1, 40, 100, 1000]), random=st.randoms(use_true_random=False))
+def test_a_row_of_several_documents_is_a_chain(rows, capacity, random):
+    pairs, sizes = rows
+    documents = make_documents(pairs, sizes)
+    chosen = list(range(len(pairs)))
+    groups = find_groups(documents, chosen, capacity)
+    packs = step_packs(documents, [tuple(chosen)], capacity)
+    _step_holds_its_documents(documents, pairs, packs)
+    assert all(group.tokens <= capacity or len(group.documents) == 1 for group in groups)
+    alone = find_groups(make_documents(pairs), chosen, capacity)
+    assert sum(group.cost for group in groups) <= sum(group.cost for group in alone)
+    random.shuffle(chosen)
+    assert find_groups(documents, chosen, capacity) == groups
+
+
+def test_a_conversation_costs_its_history_once_and_every_answer_once_more():
+    history, pairs = [], []
+    for turn in range(6):
+        history += _numbers(turn, 20)
+        pairs.append((history + _numbers(50 + turn, 10), [0] * len(history) + [1] * 10))
+        history += _numbers(80 + turn, 5)  # the answer as the template remembers it
+    documents = make_documents(pairs, [6])
+    (group,) = find_groups(documents, range(6), 1000)
+    # Of a shorter document the last token before its answer is its own, since it predicts the answer.
+    assert group.tokens == int(row_tokens(documents)[0]) == 5 * 25 + 30 + 5 * 11
+    assert group.shared == (19, 44, 69, 94, 119, 119)
+    assert [len(g.documents) for g in find_groups(documents, range(6), 120)] == [2, 2, 1, 1]
+    mixed = make_documents([*pairs[:2], pairs[5], (pairs[0][0], pairs[0][1])], [2, 1, 1])
+    assert row_tokens(mixed).tolist() == [55 + 11, 155, 30] and [mixed.row_number(n) for n in range(4)] == [0, 0, 1, 2]
 
 
 def _pairs(shared, rests, supervised=5):
@@ -148,7 +198,7 @@ def _pairs(shared, rests, supervised=5):
 def test_rows_with_one_system_prompt_compute_it_once():
     documents = make_documents(_pairs(40, [10, 12, 20, 9]))
     groups = find_groups(documents, [3, 0, 2, 1], 1000)
-    assert len(groups) == 1 and groups[0].shared == 40 and groups[0].tokens == 40 + 51
+    assert len(groups) == 1 and groups[0].shared == (40,) * 4 and groups[0].tokens == 40 + 51
     assert sorted(groups[0].documents) == [0, 1, 2, 3]
     # A capacity that two rows fill: the prompt stands once in each group.
     assert sorted(len(group.documents) for group in find_groups(documents, range(4), 75)) == [2, 2]
@@ -159,7 +209,7 @@ def test_rows_of_several_prompts_find_their_own_in_any_order():
     pairs = [(prompts[n % 3] + _numbers(100 + n, 8), [0] * 51 + [1] * 7) for n in range(12)]
     groups = find_groups(make_documents(pairs), range(12), 1000)
     assert sorted(sorted(group.documents) for group in groups) == [list(range(n, 12, 3)) for n in range(3)]
-    assert {group.shared for group in groups} == {50}
+    assert {max(group.shared) for group in groups} == {50}
     # By another numbering of the same rows the same rows are together.
     again = find_groups(make_documents(pairs[::-1]), range(12), 1000)
     assert {frozenset(11 - d for d in g.documents) for g in again} == {frozenset(g.documents) for g in groups}
@@ -175,14 +225,14 @@ def test_the_same_row_twice_keeps_the_token_that_predicts():
     ids = _numbers(0, 30)
     flags = [0] * 25 + [1] * 5
     groups = find_groups(make_documents([(ids, flags)] * 3), range(3), 1000)
-    assert groups == [Group((0, 1, 2), 24, 24 + 3 * 6)]
+    assert groups == [Group((0, 1, 2), (24,) * 3, 24 + 3 * 6)]
 
 
 def test_a_row_that_shares_less_does_not_spoil_the_sharing_of_many():
     pairs = _pairs(100, [10] * 6)
     pairs.append((pairs[0][0][:20] + _numbers(99, 20), [0] * 35 + [1] * 5))
     groups = find_groups(make_documents(pairs), range(7), 10_000)
-    assert sorted((group.shared, len(group.documents)) for group in groups) == [(0, 1), (100, 6)]
+    assert sorted((max(group.shared), len(group.documents)) for group in groups) == [(0, 1), (100, 6)]
 
 
 def test_nothing_to_train_on():
@@ -232,11 +282,24 @@ STEPS = {
 }
 
 
-@pytest.mark.parametrize("pairs", STEPS.values(), ids=STEPS)
+def _asked_turn_by_turn(turns):
+    history, pairs = [], []
+    for turn in range(turns):
+        history = history + _numbers(200 + turn, 17)
+        pairs.append((history + _numbers(300 + turn, 6), [0] * len(history) + [1] * 6))
+    return pairs
+
+
+STEPS["a document a turn"] = [*_asked_turn_by_turn(3), *_pairs(0, [20, 9])]
+SIZES = {"a document a turn": [3, 1, 1]}
+
+
+@pytest.mark.parametrize("name", STEPS)
 @pytest.mark.parametrize("kind", ["stock", "fused"])
 @pytest.mark.parametrize(("capacity", "tokens"), [(90, None), (400, None), (400, 60)])
-def test_a_step_with_sharing_is_the_step_without(adapted, kind, pairs, capacity, tokens):
-    documents = make_documents(pairs)
+def test_a_step_with_sharing_is_the_step_without(adapted, kind, name, capacity, tokens):
+    pairs = STEPS[name]
+    documents = make_documents(pairs, SIZES.get(name))
     shared = step_packs(documents, [tuple(range(len(pairs)))], capacity, tokens)
     alone = [make_pack(documents, [d]) for d in range(len(pairs))]
     sizes = [p.ids_1T.shape[1] for p in shared]

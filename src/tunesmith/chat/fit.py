@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from tunesmith.chat.render import Conversation, Rendered, Renderer
+from tunesmith.chat.render import Conversation, Renderer
+from tunesmith.chat.rendered import Rendered
 from tunesmith.errors import DataError
 
 OnTooLong = Literal["refuse", "drop", "drop_oldest_turns"]
@@ -21,7 +22,7 @@ class Fitted:
 
     Attributes:
         rendered: token ids and supervision, or None where it is left out.
-        tokens: its whole length; 0 where it could not be rendered.
+        tokens: its length, of its longest document where it has several; 0 where it could not be rendered.
         dropped_turns: messages that were left out to make it fit.
         refused: why it could not be rendered at all, with what to do.
     """
@@ -41,12 +42,12 @@ def fit(renderer: Renderer, conversations: Sequence[Conversation], max_length: i
     for conversation, rendered in zip(conversations, renderer.render_batch(conversations), strict=True):
         if isinstance(rendered, DataError):
             fitted.append(Fitted(None, refused=rendered))
-        elif max_length is None or len(rendered.ids) <= max_length:
-            fitted.append(Fitted(rendered, len(rendered.ids)))
+        elif max_length is None or rendered.longest <= max_length:
+            fitted.append(Fitted(rendered, rendered.longest))
         elif policy == "drop_oldest_turns":
-            fitted.append(_shortened(renderer, conversation, len(rendered.ids), max_length))
+            fitted.append(_shortened(renderer, conversation, rendered.longest, max_length))
         else:
-            fitted.append(Fitted(None, len(rendered.ids)))
+            fitted.append(Fitted(None, rendered.longest))
     return fitted
 
 
@@ -61,6 +62,6 @@ def _shortened(renderer: Renderer, conversation: Conversation, tokens: int, max_
         rendered = renderer.render_batch([replace(conversation, messages=remaining)])[0]
         if isinstance(rendered, DataError):
             return Fitted(None, tokens, refused=rendered)
-        if len(rendered.ids) <= max_length:
+        if rendered.longest <= max_length:
             return Fitted(rendered, tokens, len(messages) - len(remaining))
     return Fitted(None, tokens)

@@ -12,7 +12,7 @@ space around it, or as JSON writes it; a template that does anything else with i
 An assistant's turn starts where the template's generation prompt for the turns before it ends: that prompt must be a
 prefix of the whole, character for character, or the turn could not be asked for in deployment as it was trained. It
 ends with the last control token that the template writes when the conversation stops there (end of turn, or handing
-over to a tool), as far as it writes the same when the conversation goes on. One difference is mended: an empty thinking
+over to a tool), as far as it writes the same when the conversation goes on. One difference is mended: a thinking
 block that only the prompt has (``chat/thinking_block.py``).
 
 A plain conversation (texts only) has a layout that depends on its roles alone. It is found once and filled in; the
@@ -36,7 +36,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from tunesmith.chat.markers import check_message, map_strings, mark_message, named
-from tunesmith.chat.thinking_block import Span, Turn, block_notes, with_blocks
+from tunesmith.chat.thinking_block import Span, Turn, block_notes, block_of, with_blocks
 from tunesmith.chat.vocabulary import BREAK, MARK, Vocabulary
 from tunesmith.errors import DataError, ModelError
 from tunesmith.messages import Message, Tools
@@ -44,7 +44,7 @@ from tunesmith.messages import Message, Tools
 _MARKS = re.compile(f"[{chr(MARK)}-{BREAK}]")
 _DEVELOPER = re.compile(r"""(["'])developer\1""")
 _REFUSED = (jinja2.TemplateError, TypeError, LookupError, ValueError, AttributeError, ArithmeticError, RecursionError)
-_REWRITES = "give the earlier turns weight 0, split the conversation into single-turn rows, or name another chat.template"
+_THINKING = re.compile(r"""\.thinking\b|\[["']thinking["']\]""")
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,9 @@ class PlainLayout:
             starts[message] = position
             parts += (contents[message], gap)
             position += len(contents[message]) + len(gap)
-        turns = [Turn(starts[m] - a, starts[m] + len(contents[m]) + b, block) for m, (a, b, block) in self.turns]
+        turns = [
+            turn._replace(start=starts[m] - turn.start, end=starts[m] + len(contents[m]) + turn.end) for m, turn in self.turns
+        ]
         return "".join(parts), turns
 
 
@@ -129,6 +131,7 @@ class Template:
         self._vocabulary = vocabulary
         self._special = dict(tokenizer.special_tokens_map)
         self.plain = lru_cache(maxsize=512)(self._find_plain)
+        self._thinking = "reasoning_content" not in source and _THINKING.search(source) is not None
         self._system = "developer" if _DEVELOPER.search(source) else "system"
         self._closings: dict[tuple[Any, ...], str] = {}
 
@@ -146,6 +149,8 @@ class Template:
         Raises:
             DataError: the template refuses a conversation.
         """
+        if self._thinking:
+            conversations = [[_with_thinking(message) for message in messages] for messages in conversations]
         special, arguments = cast("Any", self._special), cast("Any", (conversations, tools))  # stated too narrowly there
         try:
             texts = render_jinja_template(
@@ -197,7 +202,7 @@ class Template:
         return RenderedText(text, [], [], self._vocabulary.tokens(marked))
 
     def locate(self, messages: list[Message], tools: Tools, text: str, supervised_turns: list[int]) -> RenderedText:
-        """Find the supervised spans of a conversation.
+        """Find the supervised spans of a document.
 
         Args:
             messages, tools: from ``prepare``.
@@ -209,11 +214,11 @@ class Template:
                 than it asks for it.
             ModelError: the template ends an answer without a control token.
         """
-        if tools is None and all(len(message) == 2 and message["content"].strip() for message in messages):
+        if tools is None and is_plain(messages):
             plain_layout = self._fill(messages, text, supervised_turns)
             if plain_layout is not None:
                 return plain_layout
-        return self._locate_marked(messages, tools, text, supervised_turns)
+        return self.locate_marked(messages, tools, text, supervised_turns)[0]
 
     def _fill(self, messages: list[Message], text: str, supervised_turns: list[int]) -> RenderedText | None:
         """Spans by the layout of the roles, or None when the template's text is not what that layout gives.
@@ -249,34 +254,47 @@ class Template:
         borders = [0, *(border for leaf in order for border in marked.where[leaf]), len(marked.text)]
         gaps = [marked.text[a:b] for a, b in zip(borders[::2], borders[1::2], strict=True)]
         offsets = [
-            (m, Turn(marked.where[m][0] - start, end - marked.where[m][1], block))
-            for m, (start, end, block) in zip(supervised_turns, turns, strict=True)
+            (m, turn._replace(start=marked.where[m][0] - turn.start, end=turn.end - marked.where[m][1]))
+            for m, turn in zip(supervised_turns, turns, strict=True)
         ]
         control = [token for gap in gaps for token in self._vocabulary.tokens(gap)]
         return PlainLayout(
             gaps, [leaves[leaf].message for leaf in order], offsets, self._with_blocks_of(control, marked.text, turns)
         )
 
-    def _locate_marked(self, messages: list[Message], tools: Tools, text: str, supervised_turns: list[int]) -> RenderedText:
+    def locate_marked(
+        self, messages: list[Message], tools: Tools, text: str, supervised_turns: list[int]
+    ) -> tuple[RenderedText, list[Turn]]:
+        """What ``locate`` finds, with marks whatever the conversation holds, and the turns in ``text`` as it was given.
+
+        Raises:
+            DataError, ModelError: see ``locate``.
+        """
         marked, leaves = self._run_marked(messages, tools)
         if marked.text != text:
             raise _unsteady()
-        dropped = self._dropped(messages, leaves, marked)
+        dropped = self._dropped(leaves, marked)
         if tools:
             without = self.run(messages, None)
             missing = [f"$.tools[{i}]" for i, tool in enumerate(tools) if tool["function"]["name"] not in text]
             if without == text or missing:
                 raise DataError("the chat template leaves the tool declarations out", "choose a model whose template has tools")
         turns = self._turns(messages, tools, marked, leaves, supervised_turns)
+        reasoning = {f"$.messages[{m}].reasoning_content": turn for m, turn in zip(supervised_turns, turns, strict=True)}
+        for path in dropped:
+            if path in reasoning and not reasoning[path].reasoning:
+                raise _left_out(path)
+        dropped = [path for path in dropped if path not in reasoning]
         control = self._with_blocks_of(marked.control, text, turns)
-        return RenderedText(*with_blocks(text, turns), dropped, control, block_notes(turns))
+        return RenderedText(*with_blocks(text, turns), dropped, control, block_notes(turns)), turns
 
     def _with_blocks_of(self, control: list[str], text: str, turns: list[Turn]) -> list[str]:
         """The control tokens that stand in ``text`` with the blocks, those of ``text`` being given."""
-        for start, _, block in reversed(turns):
-            if block:
-                before = len(self._vocabulary.tokens(text[:start]))
-                control = [*control[:before], *self._vocabulary.tokens(block), *control[before:]]
+        tokens = self._vocabulary.tokens
+        for turn in reversed(turns):
+            if turn.added:
+                before, cut = len(tokens(text[: turn.start])), len(tokens(text[turn.start : turn.start + turn.cut]))
+                control = [*control[:before], *tokens(turn.block), *tokens(turn.closing), *control[before + cut :]]
         return control
 
     def _run_marked(self, messages: list[Message], tools: Tools) -> tuple[_Marked, list[Leaf]]:
@@ -318,23 +336,17 @@ class Template:
             raise _apart(leaves[min(opened)].path)
         return _Marked(bare, where, self._vocabulary.tokens(text)), leaves
 
-    def _dropped(self, messages: list[Message], leaves: list[Leaf], marked: _Marked) -> list[str]:
-        """Paths of texts that the template left out.
+    def _dropped(self, leaves: list[Leaf], marked: _Marked) -> list[str]:
+        """Paths of texts that the template left out. Whether reasoning may be among them, the turns decide.
 
         Raises:
-            DataError: one of them is more than a name, an id or the reasoning of an earlier turn.
+            DataError: one of them is more than a name, an id or reasoning.
         """
-        dropped = []
-        for number, leaf in enumerate(leaves):
-            if number in marked.where:
-                continue
-            name = leaf.path.endswith(".name") and "function" not in leaf.path
-            old_reasoning = leaf.path.endswith(".reasoning_content") and leaf.message < len(messages) - 1
-            dropped.append(leaf.path)
-            if not (name or old_reasoning):
-                raise DataError(
-                    f"the chat template leaves {leaf.path} out", "remove it from the row, or name another chat.template"
-                )
+        dropped = [leaf.path for number, leaf in enumerate(leaves) if number not in marked.where]
+        for path in dropped:
+            name = path.endswith(".name") and "function" not in path
+            if not (name or path.endswith(".reasoning_content")):
+                raise _left_out(path)
         return dropped
 
     def _turns(
@@ -355,45 +367,17 @@ class Template:
                 "an assistant turn with both content and tool_calls may have to be two turns",
             )
         prompt = self.run(messages[:index], tools, generate=True)
-        start, block = len(prompt), ""
-        if not marked.text.startswith(prompt) or start > first:
-            thinks = any(
-                leaf.path == f"$.messages[{index}].reasoning_content" and n in marked.where for n, leaf in enumerate(leaves)
-            )
-            block = self._block(messages, tools, index, marked.text[:first], prompt, thinks)
-            start -= len(block)
-        return Turn(start, last + self._closing(messages, tools, index, marked.text[last:]), block)
+        turn = Turn(len(prompt), 0)
+        if not marked.text.startswith(prompt) or len(prompt) > first:
+            path = f"$.messages[{index}].reasoning_content"
+            thinks = any(leaf.path == path and n in marked.where for n, leaf in enumerate(leaves))
 
-    def _block(self, messages: list[Message], tools: Tools, index: int, before: str, prompt: str, thinks: bool) -> str:
-        """The empty thinking block at the end of a prompt: its last two control tokens, if a turn that was said begins
-        with what stands before them, and an answer can follow there.
+            def run(conversation: list[Message]) -> str:
+                return self.run(conversation, tools)
 
-        Args:
-            before: what the whole conversation holds before the first text of the turn ``index``.
-            prompt: what asks for that turn; ``before`` does not begin so.
-            thinks: the template writes the turn's reasoning.
-
-        Raises:
-            DataError: the prompt differs in something else, or the turn thinks although the prompt says not to.
-        """
-        pieces = self._vocabulary.split(prompt)
-        control = [number for number, (_, token) in enumerate(pieces) if token is not None]
-        if len(control) >= 2 and not "".join(text for text, _ in pieces[control[-1] + 1 :]).strip():
-            head = "".join(text for text, _ in pieces[: control[-2]])
-            conversation = [*messages[:index], {"role": "assistant", "content": "x"}, {"role": "user", "content": "y"}]
-            if before.startswith(head) and self.run(conversation, tools).startswith(f"{head}x"):
-                if thinks:
-                    raise DataError(
-                        f"$.messages[{index}] has reasoning_content, and the chat template asks for it with thinking "
-                        f"switched off ({prompt[len(head) :]!r})",
-                        "set chat.enable_thinking: true, or remove reasoning_content",
-                    )
-                return prompt[len(head) :]
-        raise DataError(
-            f"the chat template rewrites earlier turns: what it writes to ask for $.messages[{index}] is not how the "
-            "whole conversation begins",
-            _REWRITES,
-        )
+            turn = block_of(self._vocabulary, run, messages, index, marked.text[:first], prompt, thinks)
+            turn = turn._replace(start=len(prompt) - len(turn.block))
+        return turn._replace(end=last + self._closing(messages, tools, index, marked.text[last:]))
 
     def _closing(self, messages: list[Message], tools: Tools, index: int, rest: str) -> int:
         """Length of what belongs to the assistant turn ``index`` after its last text, where the template goes on with
@@ -415,7 +399,7 @@ class Template:
             if length := _begins(rest, closing):
                 self._closings[(tools is None, *form)] = closing
                 return length
-        raise DataError(f"the chat template closes $.messages[{index}] in two ways", _REWRITES)
+        raise DataError(f"the chat template closes $.messages[{index}] in two ways", "give the turn weight 0")
 
     def _ends(self, text: str) -> list[str]:
         """The beginnings of ``text`` that end in a control token, shortest first.
@@ -431,6 +415,23 @@ class Template:
                 "choose a model and a template that belong together: the end of turn has to be one token of the tokenizer",
             )
         return ["".join(piece for piece, _ in pieces[: stop + 1]) for stop in stops]
+
+
+def is_plain(messages: list[Message]) -> bool:
+    """Whether messages from ``Template.prepare`` are texts and nothing else."""
+    return all(len(message) == 2 and message["content"].strip() for message in messages)
+
+
+def _with_thinking(message: Message) -> Message:
+    """A message with its reasoning under the name ``thinking``, the only one that some templates know."""
+    if "reasoning_content" not in message:
+        return message
+    renamed = {"thinking" if key == "reasoning_content" else key: value for key, value in message.items()}
+    return cast("Message", renamed)
+
+
+def _left_out(path: str) -> DataError:
+    return DataError(f"the chat template leaves {path} out", "remove it from the row, or name another chat.template")
 
 
 def _begins(rest: str, closing: str) -> int:

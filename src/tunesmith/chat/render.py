@@ -24,8 +24,10 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from tunesmith.chat.as_asked import AsAsked, Part
 from tunesmith.chat.frozen_date import freeze_date
-from tunesmith.chat.layout import PlainLayout, RenderedText, Template
+from tunesmith.chat.layout import PlainLayout, RenderedText, Template, is_plain
+from tunesmith.chat.rendered import Rendered
 from tunesmith.chat.template_choice import SWITCH, shipped_names, thinking_of, with_thinking
 from tunesmith.chat.thinking_block import block_notes, with_blocks
 from tunesmith.chat.token_layout import BRACKETS, Encodable, FilledLayout, Slot, TokenLayout
@@ -70,28 +72,6 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Rendered:
-    """Token ids of a conversation.
-
-    Attributes:
-        ids: token ids.
-        supervised: 1 for a supervised token, 0 for context, as long as ``ids``.
-        notes: what the template left out or took as plain text, for people: ``chat template leaves out name``, ...
-    """
-
-    ids: list[int]
-    supervised: list[int]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def last_answer(self) -> int:
-        """Tokens of the last supervised turn, its end of turn included."""
-        end = len(self.supervised) - self.supervised[::-1].index(1)
-        before = self.supervised[:end][::-1]
-        return before.index(0) if 0 in before else end
-
-
-@dataclass(frozen=True)
 class _Cut:
     """Laid-out text cut into pieces: (text, control id or None, supervised, where it begins)."""
 
@@ -111,13 +91,17 @@ class _Cut:
         return ids, supervised
 
 
+_Document = _Cut | FilledLayout
+
+
 class Renderer:
     """A tokenizer and a chat template, checked once.
 
     Args:
         tokenizer: a fast tokenizer.
-        template: Jinja text that takes the place of the tokenizer's own. One that reads the clock is frozen at this moment.
+        template: Jinja text that takes the place of the tokenizer's own.
         enable_thinking: switches thinking in the template, on or off; None is what the template does when it is not told.
+        moment: at which a template that reads the clock is frozen; None: now.
 
     Attributes:
         tokenizer: as given.
@@ -133,7 +117,13 @@ class Renderer:
             a switch for thinking where it is to be switched, or a vocabulary in which plain text can forge a control token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None = None, enable_thinking: bool | None = None):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str | None = None,
+        enable_thinking: bool | None = None,
+        moment: datetime | None = None,
+    ):
         source = template or tokenizer.chat_template
         if not isinstance(source, str):
             known = ", ".join(shipped_names())
@@ -141,7 +131,7 @@ class Renderer:
                 "the tokenizer has no chat template",
                 f"choose an instruction-tuned model, or set chat.template: a .jinja file, or one of {known}",
             )
-        self.frozen_template = freeze_date(source, datetime.now())
+        self.frozen_template = freeze_date(source, moment or datetime.now())
         source = source if self.frozen_template is None else self.frozen_template.text
         self.tokenizer = tokenizer
         self.vocabulary = Vocabulary(tokenizer, source)
@@ -150,6 +140,7 @@ class Renderer:
             source = with_thinking(source, self.enable_thinking)
         self.template = source
         self._template = Template(tokenizer, source, self.vocabulary)
+        self._as_asked = AsAsked(self._template)
         self._frame = lru_cache(maxsize=512)(self._find_frame)
         question: Message = {"role": "user", "content": "a"}
         try:
@@ -193,18 +184,33 @@ class Renderer:
         return rendered
 
     def pieces(self, messages: list[Message], tools: Tools = None, kind: Literal["chat", "text"] = "chat") -> list[Piece]:
-        """The same, piece by piece, for people to look at. Raises what ``render`` raises."""
-        conversation = Conversation(messages, tools, kind)
+        """``ids`` and ``supervised`` of ``render``, piece by piece. Raises what ``render`` raises."""
+        return self.documents(messages, tools, kind)[-1]
+
+    def documents(
+        self, messages: list[Message], tools: Tools = None, kind: Literal["chat", "text"] = "chat"
+    ) -> list[list[Piece]]:
+        """All documents of ``render``, piece by piece, for people to look at. Raises what ``render`` raises."""
         if kind == "text":
-            cut = self._cut_text(messages[0]["content"])
+            cuts = [self._cut_text(messages[0]["content"])]
         else:
-            prepared = self._template.prepare(messages, tools)
-            cut = self._cut(self._lay(conversation, *prepared, self._template.run(*prepared)))
-        encoded = iter(self.vocabulary.encode(cut.texts()))
+            prepared, supervised_turns = self._template.prepare(messages, tools), _supervised_turns(messages)
+            cuts = [self._cut(layout) for layout in self._as_asked.lay_out(*prepared, supervised_turns)]
         return [
-            Piece(text, control is not None, is_supervised, next(encoded) if control is None else [control])
-            for text, control, is_supervised, _ in cut.pieces
+            [
+                Piece(text, control is not None, is_supervised, next(encoded) if control is None else [control])
+                for text, control, is_supervised, _ in cut.pieces
+            ]
+            for cut in cuts
+            for encoded in (iter(self.vocabulary.encode(cut.texts())),)
         ]
+
+    def left_out(self, messages: list[Message], tools: Tools = None, kind: Literal["chat", "text"] = "chat") -> list[list[str]]:
+        """JSON paths of the texts that the template does not write, of each document. Raises what ``render`` raises."""
+        if kind == "text":
+            return [[]]
+        prepared, supervised_turns = self._template.prepare(messages, tools), _supervised_turns(messages)
+        return [layout.dropped for layout in self._as_asked.lay_out(*prepared, supervised_turns)]
 
     def render_batch(self, conversations: Sequence[Conversation]) -> list[Rendered | DataError]:
         """Many conversations at once: the template runs for some while others are encoded.
@@ -223,38 +229,51 @@ class Renderer:
             results += waiting.result() if waiting is not None else []
         return results
 
-    def _finish(self, cuts: list[_Cut | FilledLayout | DataError]) -> list[Rendered | DataError]:
-        texts = [text for cut in cuts if not isinstance(cut, DataError) for text in cut.texts()]
+    def _finish(self, conversations: list[list[_Document] | DataError]) -> list[Rendered | DataError]:
+        texts = [text for cuts in conversations if not isinstance(cuts, DataError) for cut in cuts for text in cut.texts()]
         encoded = iter(self.vocabulary.encode(texts))
         return [
-            cut if isinstance(cut, DataError) else Rendered(*cut.assemble(encoded), cut.notes)  # in this order
-            for cut in cuts
+            cuts
+            if isinstance(cuts, DataError)
+            else Rendered.of([Rendered(*cut.assemble(encoded), cut.notes) for cut in cuts])  # in this order
+            for cuts in conversations
         ]
 
-    def _prepare(self, conversations: Sequence[Conversation]) -> list[_Cut | FilledLayout | DataError]:
+    def _prepare(self, conversations: Sequence[Conversation]) -> list[list[_Document] | DataError]:
         """Run the template and take its text apart; plain chats go through it together."""
-        cuts: list[_Cut | FilledLayout | DataError | None] = [None] * len(conversations)
-        plain: list[tuple[int, list[Message]]] = []
+        results: list[list[_Document] | DataError] = []
+        plain: list[tuple[int, Part]] = []
+        given: list[list[Message]] = []  # of each of these
         for number, conversation in enumerate(conversations):
             try:
                 if conversation.kind == "text":
-                    cuts[number] = self._cut_text(conversation.messages[0]["content"])
+                    results.append([self._cut_text(conversation.messages[0]["content"])])
                     continue
                 messages, tools = self._template.prepare(conversation.messages, conversation.tools)
-                if tools is None:
-                    plain.append((number, messages))
+                supervised_turns = _supervised_turns(conversation.messages)
+                roles = tuple([message["role"] for message in messages])
+                plainly = tools is None and is_plain(messages)
+                parts = self._as_asked.parts(roles, tuple(supervised_turns)) if plainly else None
+                if parts is None:
+                    layouts = self._as_asked.lay_out(messages, tools, supervised_turns)
+                    results.append([self._cut(layout) for layout in layouts])
                 else:
-                    cuts[number] = self._take_apart(conversation, messages, tools, self._template.run(messages, tools))
+                    plain += [(number, part) for part in parts]
+                    given += [messages[: part[0]] for part in parts]
+                    results.append([])
             except DataError as error:
-                cuts[number] = error
-        for (number, messages), text in zip(plain, self._run([messages for _, messages in plain]), strict=True):
+                results.append(error)
+        for (number, (count, supervised_turns)), messages, text in zip(plain, given, self._run(given), strict=True):
+            done, written = results[number], conversations[number].messages[:count]
+            if isinstance(done, DataError):
+                continue
             try:
-                cuts[number] = (
-                    text if isinstance(text, DataError) else self._take_apart(conversations[number], messages, None, text)
-                )
+                if isinstance(text, DataError):
+                    raise text
+                done.append(self._take_apart(written, messages, text, supervised_turns))
             except DataError as error:
-                cuts[number] = error
-        return [cut for cut in cuts if cut is not None]
+                results[number] = error
+        return results
 
     def _run(self, conversations: list[list[Message]]) -> list[str | DataError]:
         try:
@@ -264,34 +283,28 @@ class Renderer:
                 return [error]
         return [text for messages in conversations for text in self._run([messages])]
 
-    def _take_apart(self, conversation: Conversation, messages: list[Message], tools: Tools, text: str) -> _Cut | FilledLayout:
-        if tools is None and all(len(message) == 2 and message["content"].strip() for message in messages):
-            contents = "\n".join([message["content"] for message in conversation.messages])
-            frame = self._frame(
-                tuple([message["role"] for message in messages]), tuple(_supervised_turns(conversation.messages))
-            )
-            if frame is not None and not any(bracket in contents for bracket in BRACKETS):
-                filled = frame.fill(messages, text)
-                if filled is not None:
-                    self.vocabulary.refuse_lost(contents)
-                    return filled
-        return self._cut(self._lay(conversation, messages, tools, text))
-
-    def _lay(self, conversation: Conversation, messages: list[Message], tools: Tools, text: str) -> RenderedText:
-        supervised_turns = _supervised_turns(conversation.messages)
-        if not supervised_turns:
-            raise DataError("no token is supervised", "give an assistant turn weight 1, or remove the row")
-        return self._template.locate(messages, tools, text, supervised_turns)
+    def _take_apart(
+        self, written: list[Message], messages: list[Message], text: str, supervised_turns: tuple[int, ...]
+    ) -> _Document:
+        """A document of plain messages, as they were written and from ``Template.prepare``."""
+        contents = "\n".join([message["content"] for message in written])
+        frame = self._frame(tuple([message["role"] for message in messages]), supervised_turns)
+        if frame is not None and not any(bracket in contents for bracket in BRACKETS):
+            filled = frame.fill(messages, text)
+            if filled is not None:
+                self.vocabulary.refuse_lost(contents)
+                return filled
+        return self._cut(self._template.locate(messages, None, text, list(supervised_turns)))
 
     def _find_frame(self, roles: tuple[str, ...], supervised_turns: tuple[int, ...]) -> TokenLayout | None:
         """The frame of a plain conversation; None where a text is not all that changes from row to row."""
-        plain = self._template.plain(roles, supervised_turns) if supervised_turns else None
+        plain = self._template.plain(roles, supervised_turns)
         if not isinstance(plain, PlainLayout) or not self.vocabulary.bracketed or self.vocabulary.strips(plain.control):
             return None
         output, turns = plain.fill(["x"] * len(roles))
         text, spans = with_blocks(output, turns)
         places = [sum(map(len, plain.gaps[: number + 1])) + number for number in range(len(plain.order))]
-        places = [place + sum(len(turn.block) for turn in turns if turn.start <= place) for place in places]
+        places = [place + sum(len(turn.added) - turn.cut for turn in turns if turn.start <= place) for place in places]
         cut = self._cut(RenderedText(text, spans, [], plain.control))
         slots: list[Slot] = []
         ids: list[list[int]] = [[]]
@@ -424,8 +437,15 @@ def with_system(messages: list[Message], instruction: str | None) -> list[Messag
 
 
 def _supervised_turns(messages: list[Message]) -> list[int]:
-    """Numbers of the assistant turns of weight 1."""
-    return [n for n, message in enumerate(messages) if message["role"] == "assistant" and message.get("weight", 1) == 1]
+    """Numbers of the assistant turns of weight 1.
+
+    Raises:
+        DataError: there is none.
+    """
+    turns = [n for n, message in enumerate(messages) if message["role"] == "assistant" and message.get("weight", 1) == 1]
+    if not turns:
+        raise DataError("no token is supervised", "give an assistant turn weight 1, or remove the row")
+    return turns
 
 
 def _as_ids(value: Any) -> list[int]:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
 from tunesmith import __version__
 from tunesmith.cli.ending import run_to_its_end
@@ -42,12 +41,11 @@ class _Lazy:
 
 _verbs, _stage, _lines = (_Lazy(f"tunesmith.pipeline.{name}") for name in ("verbs", "stage", "lines"))
 _recipe, _check_page = _Lazy("tunesmith.recipe"), _Lazy("tunesmith.report.check_page")
+_preview_page, _preview_text = _Lazy("tunesmith.report.preview_page"), _Lazy("tunesmith.cli.preview_text")
 _text, _status_text, _export_text = (_Lazy(f"tunesmith.cli.{name}") for name in ("text", "status_text", "export_text"))
 
 # Headings of the help, in the order of a run.
 LOOK, WHOLE, STAGES, EVIDENCE, USE = "Look at data first", "A whole run", "Its stages", "More evidence", "Use it"
-
-SUPERVISED, CONTEXT, CONTROL = "bold green", "default", "reverse"
 
 
 def _console() -> Console:
@@ -210,32 +208,19 @@ def preview(
     column: Columns = None,
     reasoning: Reasoning = None,
     take: Take = None,
+    page: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the rows as an HTML page, in colours.")] = None,
 ) -> None:
     """Show rows as a model's template writes them: what is supervised, what is context, what are control tokens."""
-    console = Console(highlight=False, soft_wrap=True)
     shown = _stage.module_of("preview").preview(
         source, model, _read_options(format, column, None, reasoning, take), template=template, rows=rows
     )
     for line in shown.lines:
         logger.info(line)
-    console.print(Text.assemble(("supervised", SUPERVISED), " ", ("context", CONTEXT), " ", ("control token", CONTROL)))
-    if not console.is_terminal:
-        console.print("without colours: «supervised», ‹control token›")
-    for row in shown:
-        console.rule(f"{row.id}, {row.place}")
-        if row.error is not None:
-            console.print(Text(f"cannot be rendered: {row.error}", "red"))
-            continue
-        for piece in row.pieces:
-            style = SUPERVISED if piece.supervised else CONTEXT
-            text = visible(piece.text)
-            if not console.is_terminal:
-                text = f"‹{text}›" if piece.control else text
-                text = f"«{text}»" if piece.supervised else text
-            console.print(Text(text, f"{style} {CONTROL}" if piece.control else style), end="")
-            if ids:
-                console.print(Text(f" {piece.ids} ", "dim cyan"), end="")
-        console.print(f"\n{row.tokens} tokens, {row.supervised} supervised", style="dim")
+    if page is None:
+        _preview_text.print_preview(shown, shown.dated, ids)
+    else:
+        _preview_page.write_preview_page(shown, source, model, shown.dated, page)
+        logger.info(f"preview: {page}")
 
 
 @app.command(rich_help_panel=WHOLE)

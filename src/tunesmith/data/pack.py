@@ -83,12 +83,15 @@ class Plan:
 
     ``plan[step]`` costs the same for every step of an epoch; one epoch is kept, another is packed anew when asked for.
 
+    Rows of several documents stay together: what is shuffled and packed is rows, and a step names their documents.
+
     Args:
-        lengths: tokens of each document, 1 to ``max_length``; at least one document.
+        lengths: tokens of each row, 1 to ``max_length``; at least one.
         epochs: passes over all documents.
         tokens_per_step: tokens of an optimizer step, about.
         max_length: largest pack, in tokens.
         seed: decides the order, together with the epoch.
+        sizes: documents of each row, which are numbered row after row; None: one each.
 
     Attributes:
         capacity: tokens that a pack of several documents can hold.
@@ -97,10 +100,19 @@ class Plan:
         fill: tokens over the capacity of all packs; a document longer than that fills its own.
     """
 
-    def __init__(self, lengths: Sequence[int] | np.ndarray, epochs: int, tokens_per_step: int, max_length: int, seed: int):
+    def __init__(
+        self,
+        lengths: Sequence[int] | np.ndarray,
+        epochs: int,
+        tokens_per_step: int,
+        max_length: int,
+        seed: int,
+        sizes: np.ndarray | None = None,
+    ):
         self._lengths = np.asarray(lengths, dtype=np.int64)
         assert len(self._lengths) and epochs >= 1, "nothing to plan"
         self._seed = seed
+        self._borders_of_rows = None if sizes is None else np.concatenate([[0], np.cumsum(sizes)])
         self.packs_per_step = -(-tokens_per_step // max_length)
         self.capacity = -(-tokens_per_step // self.packs_per_step)
         self._room = self._lengths.clip(max=self.capacity)  # that a document takes of a pack
@@ -125,7 +137,12 @@ class Plan:
         borders = self._borders[first : first + self.packs_per_step + 1].tolist()
         members = self._documents[borders[0] : borders[-1]].tolist()
         packs = [tuple(members[a - borders[0] : b - borders[0]]) for a, b in pairwise(borders)]
-        return epoch, packs
+        return epoch, packs if self._borders_of_rows is None else [self._documents_of(pack) for pack in packs]
+
+    def _documents_of(self, rows: Pack) -> Pack:
+        assert self._borders_of_rows is not None
+        borders = self._borders_of_rows
+        return tuple(document for row in rows for document in range(int(borders[row]), int(borders[row + 1])))
 
     def __iter__(self) -> Iterator[Step]:
         return (self[step] for step in range(len(self)))

@@ -15,14 +15,15 @@ weights, which the next stage would share its memory with.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from datetime import date
+from datetime import date, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from tunesmith.chat.render import Conversation, Rendered, Renderer
+from tunesmith.chat.render import Conversation, Renderer
+from tunesmith.chat.rendered import Rendered
 from tunesmith.chat.template_choice import template_text
 from tunesmith.checkpoints.facts import model_key
 from tunesmith.checkpoints.resolve import find_model
@@ -52,6 +53,7 @@ class BaseModel:
         per_layer_embeddings: where the table that feeds every layer lies, as in the recipe.
         template: Jinja text that takes the place of the tokenizer's own.
         enable_thinking: switches thinking in the template.
+        moment: what a template that reads the clock writes for good; None: the day on which it is first used.
     """
 
     model: str
@@ -62,6 +64,7 @@ class BaseModel:
     per_layer_embeddings: str = "auto"
     template: str | None = None
     enable_thinking: bool | None = None
+    moment: datetime | None = None
 
     @cached_property
     def directory(self) -> Path:
@@ -79,7 +82,7 @@ class BaseModel:
         Raises:
             ModelError: no tokenizer there, or a template that cannot be used.
         """
-        return _renderer(self.directory, self.template, self.enable_thinking)
+        return _renderer(self.directory, self.template, self.enable_thinking, self.moment)
 
     @cached_property
     def _precision(self) -> tuple[str, Dtype]:
@@ -241,7 +244,7 @@ _RENDERERS: dict[tuple[object, ...], Renderer] = {}  # of this process, by all t
 MOST_RENDERERS = 8
 
 
-def _renderer(directory: Path, template: str | None, enable_thinking: bool | None) -> Renderer:
+def _renderer(directory: Path, template: str | None, enable_thinking: bool | None, moment: datetime | None) -> Renderer:
     """The renderer of a directory, once a process while its files stay what they are.
 
     It is known by what was asked for, and by the text that it settled on: what a run directory keeps is opened by the latter.
@@ -249,10 +252,10 @@ def _renderer(directory: Path, template: str | None, enable_thinking: bool | Non
     """
     names = [file for file in sorted(directory.iterdir()) if file.suffix in TOKENIZER_FILES]
     files = (directory, *((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in names))
-    key = (files, template, enable_thinking, date.today())
+    key = (files, template, enable_thinking, moment or date.today())
     if key not in _RENDERERS:
         if len(_RENDERERS) >= MOST_RENDERERS:
             _RENDERERS.clear()
-        renderer = Renderer(load_tokenizer(directory), template, enable_thinking)
+        renderer = Renderer(load_tokenizer(directory), template, enable_thinking, moment)
         _RENDERERS[key] = _RENDERERS[(files, renderer.template, None, date.today())] = renderer
     return _RENDERERS[key]

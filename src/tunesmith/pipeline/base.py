@@ -1,14 +1,22 @@
 """The base model of a run, with the chat template that the run has settled on.
 
 The template is settled at the first rendering, with thinking switched and a date written out, and lies in
-``data/chat_template.jinja`` from then on; whoever trains, asks, exports or serves renders with that text.
+``data/chat_template.jinja`` from then on; whoever trains, asks, exports or serves renders with that text. Rows that are
+rendered anew on a later day (a longer ``train.max_length``, a share of the rows for a learning curve) get the date of the first
+rendering, which stands in the manifest: with another date every row would be another, and all that was trained would be made
+again.
 """
 
+import logging
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 from tunesmith.engines.base import BaseModel, open_base
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, write_text
+
+logger = logging.getLogger(__name__)
 
 
 def directory_of(recipe: Recipe) -> Path:
@@ -24,5 +32,18 @@ def base_of(run: RunDir, recipe: Recipe) -> BaseModel:
 
 def settle_template(run: RunDir, recipe: Recipe) -> BaseModel:
     """Settle the template of a run, and write it down."""
-    write_text(run.template_file, open_base(recipe).renderer.template)
+    known = run.manifest().moment
+    moment = datetime.now().replace(microsecond=0) if known is None else datetime.fromisoformat(known)
+    renderer = replace(open_base(recipe), moment=moment).renderer
+    frozen = renderer.frozen_template
+    if frozen is not None and frozen.date is not None:
+        replace(run.manifest(), moment=moment.isoformat()).write(run.manifest_file)
+        since = "from now on" if known is None else "since its first rendering"
+        logger.info(f"render: the chat template writes a date; in this run it is {frozen.date}, {since}")
+    write_text(run.template_file, renderer.template)
     return base_of(run, recipe)
+
+
+def keep_moment(run: RunDir, inner: RunDir) -> None:
+    """Let a run inside a run write the date of that run."""
+    replace(inner.manifest(), moment=run.manifest().moment).write(inner.manifest_file)

@@ -30,12 +30,21 @@ def tokens_of(model: str, template: Path | None, max_length: int | None) -> "Tok
     return Tokens(open_base(model, text).renderer, model, max_length)
 
 
+def dated(renderer: Renderer, rows: int) -> dict[str, int]:
+    """What is to be said of rows into which the template writes the date of the day; nothing where it writes none."""
+    frozen = renderer.frozen_template
+    if frozen is None or frozen.date is None or not rows:
+        return {}
+    return {f"the chat template writes the date, here {frozen.date}; a run keeps the one of its first rendering": rows}
+
+
 class Tokens:
     """What rendering says of the rows of a check."""
 
     def __init__(self, renderer: Renderer, model: str, max_length: int | None):
         self._renderer, self._model, self._max_length = renderer, model, max_length
         self._lengths: list[int] = []
+        self._tokens: list[int] = []
         self._supervised: list[int] = []
         self._rows: list[int] = []
         self._seen = 0
@@ -50,8 +59,9 @@ class Tokens:
                 self._refusals.append((self._seen, rendered.message))
             else:
                 self._rows.append(self._seen)
-                self._lengths.append(len(rendered.ids))
-                self._supervised.append(sum(rendered.supervised))
+                self._lengths.append(rendered.longest)
+                self._tokens.append(rendered.tokens)
+                self._supervised.append(rendered.supervised_tokens)
                 self._notes.update(rendered.notes)
             self._seen += 1
         if self._renderer.frozen_template is not None and self._renderer.frozen_template.date is not None:
@@ -61,6 +71,7 @@ class Tokens:
     def report(self, find: FindPlaces) -> TokenReport:
         """The part ``tokens`` of a check."""
         lengths, supervised, rows = np.array(self._lengths), np.array(self._supervised), np.array(self._rows)
+        tokens = np.array(self._tokens)  # of all documents of a row, as training computes them
         limit = self._max_length
         over = [] if limit is None else np.flatnonzero(lengths > limit).tolist()
         refusals = self._refusals[:SHOWN]
@@ -70,14 +81,14 @@ class Tokens:
             max_length=limit,
             rows=len(lengths),
             lengths=summary(lengths, rows, find),
-            supervised_share=int(supervised.sum()) / max(1, int(lengths.sum())),
-            supervised_histogram=histogram(supervised / np.maximum(lengths, 1), log=False),
+            supervised_share=int(supervised.sum()) / max(1, int(tokens.sum())),
+            supervised_histogram=histogram(supervised / np.maximum(tokens, 1), log=False),
             too_long=TooLong(
                 count=len(over),
                 examples=row_lengths([(int(rows[i]), int(lengths[i])) for i in over[:SHOWN]], find),
                 keep=keep_shares(self._lengths),
             ),
-            notes={**self._notes, **self._date_notes(find)},
+            notes={**self._notes, **dated(self._renderer, len(lengths)), **self._date_notes(find)},
             refusals=Refusals(
                 count=len(self._refusals),
                 by_reason=dict(Counter(reason for _, reason in self._refusals).most_common(SHOWN)),

@@ -28,7 +28,7 @@ from tunesmith.evaluate.arms import declared_tools, key_of_answers, read_outputs
 from tunesmith.evaluate.compare import scores
 from tunesmith.evaluate.curve import bootstrap, fit_curve
 from tunesmith.models.adapter import WEIGHTS
-from tunesmith.pipeline.base import base_of
+from tunesmith.pipeline.base import base_of, keep_moment
 from tunesmith.pipeline.evaluation import Evaluation, evaluation_of
 from tunesmith.pipeline.stage import Session
 from tunesmith.pipeline.subrun import changed, make_inner, open_inner
@@ -74,7 +74,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     evaluation = evaluation_of(run, recipe, session)
     for share in recipe.evaluate.learning_curve:
         inner = run if share == 1.0 else _train_share(run, recipe, share)
-        counts.append(len(Documents.open(inner.tokens("train"))))
+        counts.append(Documents.open(inner.tokens("train")).rows)
         outputs.append(_outputs_on_dev(evaluation, inner, share))
     scores_KM = np.stack([scores(answers) for answers in outputs])
     scored = np.flatnonzero(~np.isnan(scores_KM).any(axis=0))
@@ -102,6 +102,7 @@ def _train_share(run: RunDir, recipe: Recipe, share: float) -> RunDir:
     budget = Rendered.read(run.rendered_file).max_new_tokens
     share_recipe = changed(recipe, task=recipe.task.model_copy(update={"max_new_tokens": budget}))
     inner = open_inner(run.path / "curve" / f"{share:g}", share_recipe)
+    keep_moment(run, inner)
     write_rows(inner.data / "train.jsonl", share_of(recipe, read_rows(run.data / "train.jsonl"), share))
     shutil.copyfile(run.data / "dev.jsonl", inner.data / "dev.jsonl")
     if recipe.train.replay:

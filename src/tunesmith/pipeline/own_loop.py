@@ -19,7 +19,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from tunesmith.chat.render import Rendered
+from tunesmith.chat.rendered import Rendered
 from tunesmith.data.memory import Rows
 from tunesmith.data.pack import Plan
 from tunesmith.data.read import AS_FOUND, Reader, ReadOptions
@@ -34,6 +34,7 @@ from tunesmith.rundir.records.training import Step
 from tunesmith.train import loop
 from tunesmith.train.documents import Documents, make_documents
 from tunesmith.train.health import check_adapter, first_rows, refuse_other_loss, stock_loss
+from tunesmith.train.prefix import row_tokens
 from tunesmith.train.step import pack_tokens
 
 NOT_HERE = {
@@ -82,7 +83,8 @@ def make_ready(
     largest = settings.max_length
     if model.device.type == "cpu":
         largest = pack_tokens(settings.tokens_per_step, int(documents.lengths.max()), largest)
-    steps = Plan(documents.lengths, settings.num_train_epochs, settings.tokens_per_step, largest, seed)
+    sizes = documents.row_sizes if documents.rows < len(documents) else None
+    steps = Plan(row_tokens(documents), settings.num_train_epochs, settings.tokens_per_step, largest, seed, sizes)
     swapped = "as it was made ready before"
     if not is_fused(model):
         expected = stock_loss(model)
@@ -97,8 +99,8 @@ def settings_for(model: LoadedModel, documents: Documents, train: Train) -> Deri
     assert model.lora is not None, "no adapter"
     return derive(
         train,
-        rows=len(documents),
-        tokens=int(documents.lengths.sum()),
+        rows=documents.rows,
+        tokens=int(row_tokens(documents).sum()),
         hidden=head_weight(model.model).shape[1],
         update=width_of_update(model.lora),
     )
@@ -106,6 +108,9 @@ def settings_for(model: LoadedModel, documents: Documents, train: Train) -> Deri
 
 def render(rows: Rows, model: BaseModel | LoadedModel, options: ReadOptions = AS_FOUND) -> list[Rendered]:
     """Token ids and supervision of rows, as the model's template writes them.
+
+    A row whose template rewrites earlier turns is a document for each supervised turn: ``documents`` of what is returned has
+    all of them, ``ids`` is the last.
 
     Args:
         rows: file, directory or hub id, or rows in memory, in any format that ``check`` reads.
@@ -175,12 +180,13 @@ def _expect(model: object, kinds: tuple[type, ...], where: str, hint: str) -> No
 def _documents(rows: Sequence[Rendered], name: str, max_length: int) -> Documents:
     if not rows:
         raise DataError(f"train_steps: {name}: no rows", 'render some: ts.render("rows.jsonl", model)')
-    long = [number for number, row in enumerate(rows) if len(row.ids) > max_length]
+    long = [number for number, row in enumerate(rows) if row.longest > max_length]
     if long:
-        tokens = len(rows[long[0]].ids)
+        tokens = rows[long[0]].longest
         raise DataError(
             f"train_steps: {name}[{long[0]}] has {tokens:,} tokens, more than max_length {max_length:,}, as have "
             f"{len(long) - 1} more of {len(rows)} rows; nothing is cut",
-            f"leave them out, or give max_length={max(len(row.ids) for row in rows)}",
+            f"leave them out, or give max_length={max(row.longest for row in rows)}",
         )
-    return make_documents((row.ids, row.supervised) for row in rows)
+    pairs = ((document.ids, document.supervised) for row in rows for document in row.documents)
+    return make_documents(pairs, [len(row.documents) for row in rows])

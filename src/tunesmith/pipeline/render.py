@@ -31,10 +31,12 @@ from tunesmith.rundir.records.check import DataReport
 from tunesmith.rundir.records.data import LeftOut, Rendered, RenderedPart
 from tunesmith.tracking import progress
 from tunesmith.train.documents import Documents, DocumentWriter, cached_tokens
+from tunesmith.train.prefix import row_tokens
 
 logger = logging.getLogger(__name__)
 
 BATCH = 2048  # rows rendered together
+RENDERING = 2  # in the key of cached tokens: raised when the same row is rendered otherwise than before
 
 
 def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> None:
@@ -55,6 +57,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         logger.info(f"render: the template writes tool calls in the form {form.name}")
     policy = (recipe.data.on_too_long, recipe.data.on_bad_row)
     settings = (
+        RENDERING,
         base.key,
         renderer.template,
         recipe.task.short_prompt,
@@ -73,7 +76,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     documents = Documents.open(run.tokens("train"))
     longest_answer = parts["train"].longest_answer
     budget = recipe.task.max_new_tokens or longest_answer + longest_answer // 4
-    tokens = int(documents.lengths.sum())
+    tokens = int(row_tokens(documents).sum())
     longest = max(part.longest for part in parts.values())
     Rendered(
         train_tokens=tokens,
@@ -91,7 +94,8 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     manifest = dataclasses.replace(run.manifest(), model=model, template_sha256=fingerprint(renderer.template))
     manifest.write(run.manifest_file)
     share = 100 * documents.supervised_tokens / tokens
-    logger.info(f"render: {tokens:,} train tokens, {share:.0f} % supervised, longest row {longest}")
+    apart = f" ({documents.rows:,} rows as {len(documents):,} documents)" if documents.rows < len(documents) else ""
+    logger.info(f"render: {tokens:,} train tokens{apart}, {share:.0f} % supervised, longest row {longest}")
     derived = "given" if recipe.task.max_new_tokens else f"longest train answer {longest_answer} + 25 %"
     logger.info(f"render: at most {budget} new tokens an answer ({derived})")
 
@@ -131,13 +135,13 @@ def _render_rows(recipe: Recipe, base: BaseModel, rows: Path, target: Path) -> R
                     hint = fitted.refused.hint if fitted.refused else ""
                     left_out.append(LeftOut(id=row.id, place=row.place, reason=reason, hint=hint, tokens=fitted.tokens))
                     continue
-                writer.add([(row.id, fitted.rendered.ids, fitted.rendered.supervised)])
+                writer.add((row.id, document.ids, document.supervised) for document in fitted.rendered.documents)
                 written += 1
-                if of_base.max_positions is not None and len(fitted.rendered.ids) > of_base.max_positions:
-                    beyond[row.id] = len(fitted.rendered.ids)
+                if of_base.max_positions is not None and fitted.rendered.longest > of_base.max_positions:
+                    beyond[row.id] = fitted.rendered.longest
                 notes.update(fitted.rendered.notes)
                 notes.update(["the oldest turns were dropped to fit train.max_length"] if fitted.dropped_turns else [])
-                longest = max(longest, len(fitted.rendered.ids))
+                longest = max(longest, fitted.rendered.longest)
                 longest_answer = max(longest_answer, fitted.rendered.last_answer)
             bar.advance(size)
         _refuse_left_out(recipe, rows.stem, left_out, lengths)

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> None:
     """Sample from the base model; writes ``data/replay.arrow`` for training, and ``data/replay.jsonl`` to be read."""
-    rows = len(Documents.open(run.tokens("train")))
+    rows = Documents.open(run.tokens("train")).rows
     count = replay_count(recipe.train.replay, rows)
     chosen = load_prompts()[:count]
     base = base_of(run, recipe)

@@ -49,7 +49,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         logger.info(f"train: {line}")
     train, dev = documents["train"], documents["dev"]
     if recipe.train.replay:
-        train = train.joined(Documents.open(run.tokens("replay")).first(replay_count(recipe.train.replay, len(train))))
+        train = train.joined(Documents.open(run.tokens("replay")).first(replay_count(recipe.train.replay, train.rows)))
     ready = make_ready(model, layers, train, settings, recipe.seed)
     steps = ready.steps
     logger.info(f"train: {ready.swapped}")
@@ -82,7 +82,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         trained_weights=trained_weights,
         target_layers=len(layers),
         race=outcome,
-        replayed_rows=len(train) - len(documents["train"]),
+        replayed_rows=train.rows - documents["train"].rows,
         dev_losses=fitted.dev_losses,
         best_step=fitted.best.step,
         best_dev_loss=fitted.best.dev_loss,

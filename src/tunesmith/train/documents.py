@@ -1,7 +1,9 @@
 """Rendered documents: on disk as a memory-mapped Arrow file, in training as packs.
 
 The file is Arrow's IPC file format, uncompressed: whatever speaks Arrow can read it, and the system pages in what a
-pack touches and drops it again, so the data may be larger than memory. One row a document:
+pack touches and drops it again, so the data may be larger than memory. A row is one document, or one for each of its supervised
+turns, side by side (``chat/as_asked.py``); ids of rows are unique, so neighbours with one id are documents of one row. A line a
+document:
 
     row         string        id of the row
     ids         list<int32>   its tokens
@@ -98,6 +100,7 @@ class Documents:
 
     Attributes:
         lengths: tokens of each document, int64.
+        row_sizes: documents of each row, int64.
         supervised_tokens: how many of them are supervised, all documents together.
     """
 
@@ -107,6 +110,8 @@ class Documents:
         self._spans = [_lists(batch, "supervised") for batch in batches]
         self._first = np.cumsum([0, *(batch.num_rows for batch in batches)])  # document that a batch begins with
         self.lengths = np.concatenate([np.zeros(0, np.int64), *(np.diff(offsets) for offsets, _ in self._ids)])
+        self.row_sizes = _row_sizes(batches)
+        self._row_ends = np.cumsum(self.row_sizes)
         self.supervised_tokens = sum(int(spans[1::2].sum() - spans[::2].sum()) for _, spans in self._spans)
 
     @classmethod
@@ -126,6 +131,15 @@ class Documents:
     def joined(self, other: "Documents") -> "Documents":
         """These documents and then those of another."""
         return Documents([*self._batches, *other._batches])
+
+    @property
+    def rows(self) -> int:
+        """How many rows they are of."""
+        return len(self.row_sizes)
+
+    def row_number(self, document: int) -> int:
+        """Which row a document is of."""
+        return int(np.searchsorted(self._row_ends, document, side="right"))
 
     def first(self, count: int) -> "Documents":
         """So many of the first documents."""
@@ -162,22 +176,30 @@ class Documents:
         return batch, document - int(self._first[batch])
 
 
-def make_documents(rendered: Iterable[tuple[TokenList, TokenList]]) -> Documents:
-    """Documents in memory, from pairs of (ids, supervised); their number is their row id."""
-    rows = [(str(number), ids, supervised) for number, (ids, supervised) in enumerate(rendered)]
+def make_documents(rendered: Iterable[tuple[TokenList, TokenList]], row_sizes: Sequence[int] | None = None) -> Documents:
+    """Documents in memory, from pairs of (ids, supervised); the number of a row is its id.
+
+    Args:
+        row_sizes: documents of each row; None: one each.
+    """
+    pairs = list(rendered)
+    sizes = [1] * len(pairs) if row_sizes is None else row_sizes
+    numbers = [str(number) for number, size in enumerate(sizes) for _ in range(size)]
+    rows = [(number, ids, supervised) for number, (ids, supervised) in zip(numbers, pairs, strict=True)]
     return Documents([_record_batch(rows)] if rows else [])
 
 
 def make_pack(documents: Documents, chosen: Sequence[int]) -> Pack:
     """The chosen documents as one micro-batch, each whole."""
-    return make_shared_pack(documents, [((document,), 0) for document in chosen])
+    return make_shared_pack(documents, [((document,), (0,)) for document in chosen])
 
 
-def make_shared_pack(documents: Documents, groups: Iterable[tuple[Sequence[int], int]], multiple: int = 1) -> Pack:
+def make_shared_pack(documents: Documents, groups: Iterable[tuple[Sequence[int], Sequence[int]]], multiple: int = 1) -> Pack:
     """Groups of documents as one micro-batch: the first tokens of a group once, then the rest of each document.
 
     Args:
-        groups: documents, and how many first tokens all of them share; no token up to there predicts a supervised one.
+        groups: documents, and for each how many of its first tokens are not its own: they are the first ones of the document
+            that shares most, and none of them predicts a supervised one.
         multiple: that the number of tokens is made by a document of nothing, token 0 again and again, unsupervised.
     """
     parts: list[np.ndarray] = []
@@ -186,14 +208,14 @@ def make_shared_pack(documents: Documents, groups: Iterable[tuple[Sequence[int],
     targets: list[np.ndarray] = []
     spans: list[Span] = []
     at = 0
-    for members, shared in groups:
-        prefix = at
-        if shared:
-            parts.append(documents.ids(members[0])[:shared])
-            positions.append(np.arange(shared))
-            spans.append(Span(at, at + shared, at, at))
-            at += shared
-        for document in members:
+    for members, shares in groups:
+        prefix, most = at, max(shares)
+        if most:
+            parts.append(documents.ids(members[shares.index(most)])[:most])
+            positions.append(np.arange(most))
+            spans.append(Span(at, at + most, at, at))
+            at += most
+        for document, shared in zip(members, shares, strict=True):
             ids = documents.ids(document)
             for a, b in documents.spans(document).tolist():
                 first = max(a, 1)
@@ -344,6 +366,13 @@ def _as_array(values: TokenList, dtype: type[np.int32] | type[np.int8]) -> np.nd
     if isinstance(values, np.ndarray):
         return values
     return np.frombuffer(bytes(values), np.int8) if dtype is np.int8 else np.fromiter(values, dtype, len(values))
+
+
+def _row_sizes(batches: list[pa.RecordBatch]) -> np.ndarray:
+    """Documents of each row: lengths of the runs of one id."""
+    ids = np.concatenate([np.zeros(0, object), *(batch.column("row").to_numpy(zero_copy_only=False) for batch in batches)])
+    borders = np.flatnonzero(ids[1:] != ids[:-1]) + 1
+    return np.diff([0, *borders.tolist(), len(ids)]).astype(np.int64) if len(ids) else np.zeros(0, np.int64)
 
 
 def _list_array(lengths: np.ndarray, values: np.ndarray) -> pa.ListArray:

@@ -21,6 +21,7 @@ from tunesmith.errors import DataError
 from tunesmith.messages import Message
 from tunesmith.rundir import stream_rows
 from tunesmith.train.documents import Documents, Lists
+from tunesmith.train.prefix import row_tokens
 
 KINDS = 10_000  # rows whose kind is looked at where all tokens are supervised: a large part of plain texts is not read twice
 
@@ -31,7 +32,7 @@ class Taught:
 
     Attributes:
         part: its name.
-        share: supervised tokens of all its tokens.
+        share: supervised tokens of all its tokens, what the documents of a row begin with alike counted once.
         unstopped: its documents whose last supervised token ends no answer.
         first_unstopped: row id of the first of them.
     """
@@ -81,7 +82,7 @@ def check_part(part: str, documents: Documents, rows: Path, renderer: Renderer) 
             "chat.template has to end a turn with one of them; run: tunesmith preview",
         )
     named = documents.row_id(unstopped[0]) if unstopped else ""
-    return Taught(part, documents.supervised_tokens / tokens, len(unstopped), named)
+    return Taught(part, documents.supervised_tokens / int(row_tokens(documents).sum()), len(unstopped), named)
 
 
 def _last_supervised(ids: Lists, spans: Lists) -> np.ndarray:

@@ -76,7 +76,7 @@ def step_packs(documents: Documents, packs: list[tuple[int, ...]], most: int, to
     batches = micro_batches(groups, most)
     if tokens is not None and tokens < most:
         count = -(-sum(len(documents.ids(document)) for document in chosen) // tokens)
-        shared = max(group.shared for group in groups)
+        shared = max(max(group.shared) for group in groups)
         if shared:
             count = min(count, 1 + int(CUT_COST * sum(group.tokens for group in groups) / shared))
         even = [find_groups(documents, part, most) for part in even_parts(documents, groups, count)]

@@ -29,6 +29,7 @@ class Manifest(FileRecord):
         model: hub id or path, revision and sha256 as the recipe names them, and the sha256 of each file.
         data: the path as the recipe names it, and the sha256 of each file.
         template_sha256: of the chat template's text.
+        moment: when the rows were first rendered; what a template that writes a date writes in this run, for good.
         seed: the recipe's.
         packages, git, hardware: versions, commit and machine at the time the data were read.
     """
@@ -37,6 +38,7 @@ class Manifest(FileRecord):
     model: dict[str, JsonValue] = field(default_factory=dict[str, JsonValue])
     data: dict[str, JsonValue] = field(default_factory=dict[str, JsonValue])
     template_sha256: str | None = None
+    moment: str | None = None
     seed: int | None = None
     packages: dict[str, str] = field(default_factory=dict[str, str])
     git: GitState | None = None
