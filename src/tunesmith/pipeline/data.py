@@ -12,10 +12,11 @@ import numpy as np
 from pydantic import JsonValue
 
 from tunesmith import hardware
+from tunesmith.data.leaks import Leaks, leak_lines, settle_leaks
 from tunesmith.data.near import NearDuplicates
 from tunesmith.data.quality import Quality, headlines
 from tunesmith.data.read import Reader
-from tunesmith.data.split import PARTS, SplitFacts, answer_key, group_key, read_split, settle_leaks, split, write_split
+from tunesmith.data.split import PARTS, SplitFacts, read_split, split, write_split
 from tunesmith.errors import DataError
 from tunesmith.evaluate.metrics.labels import labels_without_rows
 from tunesmith.pipeline.reading import reader_of, with_bar
@@ -41,7 +42,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     digests: dict[str, JsonValue] = {str(file.path): content_hash(file.path) for file in reader.source.files}
     run.data.mkdir(parents=True, exist_ok=True)
     everything = run.data / ".rows.jsonl"
-    parts, report = _read_and_split(run, recipe, reader, everything)
+    parts, report, leaks = _read_and_split(run, recipe, reader, everything)
     for number, part in enumerate(PARTS):
         with writing_rows(run.data / f"{part}.jsonl") as write:
             write(row for index, row in enumerate(stream_rows(everything)) if parts[index] == number)
@@ -57,10 +58,10 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     ).write(run.manifest_file)
     logger.info(f"data: {report.rows} rows, {report.train} train, {report.dev} dev, {report.test} test (sealed)")
     if report.repeated_prompts:
-        logger.info(f"data: {report.repeated_prompts} rows repeat an earlier prompt or group and stay on its side of the split")
-    if report.leaks:
-        moved = {"move": "their groups changed sides", "report": "data.on_leak: move takes them out of the test part"}
-        logger.info(f"data: {report.leaks} test rows have a near duplicate in train; {moved[settings.on_leak]}")
+        what = "repeat an earlier prompt, are pieces of one conversation, or share a group"
+        logger.info(f"data: {report.repeated_prompts} rows {what}, and stay on one side of the split")
+    for line in leak_lines(leaks, settings.on_leak):
+        logger.info(f"data: {line}")
     if recipe.task.labels is not None:
         test = [row.reference for row in stream_rows(run.data / "test.jsonl") if row.why_not_scored() is None]
         if absent := labels_without_rows(recipe.task, test):
@@ -68,8 +69,8 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
             logger.warning(f"data: no test row has the label {', '.join(absent)}: no arm's score says anything of it; {more}")
 
 
-def _read_and_split(run: RunDir, recipe: Recipe, reader: Reader, everything: Path) -> tuple[np.ndarray, DataReport]:
-    """Read all rows into one file; decide each row's part. Returns the parts and the report."""
+def _read_and_split(run: RunDir, recipe: Recipe, reader: Reader, everything: Path) -> tuple[np.ndarray, DataReport, Leaks]:
+    """Read all rows into one file; decide each row's part. Returns the parts, the report and the leaks."""
     facts, quality, near = SplitFacts(), Quality(), NearDuplicates()
     with writing_rows(everything) as write:
         for batch in with_bar(reader):
@@ -77,7 +78,7 @@ def _read_and_split(run: RunDir, recipe: Recipe, reader: Reader, everything: Pat
             quality.add(batch)
             near.add(batch)
             for row in batch:
-                facts.add(row.id, group_key(row), answer_key(row))
+                facts.add(row)
     report = quality.report()
     lines = headlines(report)
     for line in lines:
@@ -100,9 +101,17 @@ def _read_and_split(run: RunDir, recipe: Recipe, reader: Reader, everything: Pat
     )
     train, dev, test = (int((parts == number).sum()) for number in range(len(PARTS)))
     counts = DataReport(
-        rows=len(parts), train=train, dev=dev, test=test, leaks=leaks, repeated_prompts=facts.repeats, check=check
+        rows=len(parts),
+        train=train,
+        dev=dev,
+        test=test,
+        leaks=leaks.test,
+        inside=leaks.inside,
+        dev_leaks=leaks.dev,
+        repeated_prompts=facts.repeats,
+        check=check,
     )
-    return parts, counts
+    return parts, counts, leaks
 
 
 def _refuse_missing_split(path: Path) -> None:

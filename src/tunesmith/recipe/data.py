@@ -29,7 +29,8 @@ class Data(Section):
         description="what happens to a train or dev row above train.max_length; none is ever cut",
     )
     on_leak: Literal["report", "move", "refuse"] = Field(
-        default="report", description="what happens to test rows that have a near duplicate in train"
+        default="report",
+        description="what happens to test and dev rows that have a near duplicate in train, or stand whole inside a train row",
     )
     earlier_split: Path | None = Field(
         default=None, description="data/split.json of an earlier run, whose test rows stay test rows"

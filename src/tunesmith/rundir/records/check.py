@@ -268,9 +268,11 @@ class DataReport(FileRecord):
     Attributes:
         rows: all of them.
         train, dev, test: rows of each part.
-        leaks: test rows that have a near duplicate in the train part.
-        repeated_prompts: rows that repeat an earlier prompt or group, and stay on its side of the split.
+        leaks: test rows that have a near duplicate in the train part, or stand whole inside a train row.
+        repeated_prompts: rows that repeat an earlier prompt, conversation or group, and stay on its side of the split.
         check: what is in the rows.
+        inside: those of the leaks that stand whole inside a train row.
+        dev_leaks: dev rows that leak so.
     """
 
     rows: int
@@ -280,3 +282,5 @@ class DataReport(FileRecord):
     leaks: int
     repeated_prompts: int
     check: CheckReport
+    inside: int = 0
+    dev_leaks: int = 0
