@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from tunesmith.data.split import DEV, PARTS, TEST, TRAIN, EarlierSplit, SplitFacts, parts_in, refuse_an_empty_part
+from tunesmith.data.split import DEV, TEST, TRAIN, EarlierSplit, SplitFacts, parts_in, refuse_an_empty_part
 from tunesmith.errors import DataError
 
 SHOWN = 20  # leaks that a refusal names
@@ -91,10 +91,7 @@ def leak_lines(leaks: Leaks, action: Literal["move", "refuse", "report"]) -> lis
     if leaks.inside:
         lines.append(f"{leaks.inside} test rows stand whole inside a train row, question and answer; {done}")
     if leaks.dev:
-        lines.append(
-            f"{leaks.dev} dev rows have a near duplicate in train, or stand inside a train row: what is chosen on {PARTS[DEV]} "
-            f"favours what remembers them; {done}"
-        )
+        lines.append(f"{leaks.dev} dev rows have a near duplicate in train or stand whole inside a train row; {done}")
     return lines
 
 
