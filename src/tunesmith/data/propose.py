@@ -81,6 +81,7 @@ def recipe_text(
     data: str,
     format: str | None = None,
     columns: dict[str, str] | None = None,
+    is_split: bool = False,
     misfits: tuple[str, ...] = (),
 ) -> str:
     """A commented recipe.
@@ -89,6 +90,7 @@ def recipe_text(
         path: of the recipe, for the commands that it names.
         model, data: as the recipe names them, relative to its place.
         format, columns: how the rows were read, where that was said.
+        is_split: whether they are split already.
         misfits: metrics that suit most answers, each with the row that it cannot score.
     """
     lines = [
@@ -105,6 +107,8 @@ def recipe_text(
         lines.append("  " + _line("format", format))
     if columns is not None:
         lines.append("  " + _line("columns", columns))
+    if is_split:
+        lines += ["  # The files bring their own parts; drawn would put all rows together and draw new ones.", "  split: given"]
     lines += ["", "task:", f"  # {proposal.reason}", *(f"  # not {misfit}" for misfit in misfits)]
     lines.append("  " + _line("metric", proposal.metric))
     if proposal.labels is not None:

@@ -24,7 +24,7 @@ from tunesmith.data import formats
 from tunesmith.data.conversation import check_messages, check_text, check_tools, is_plain, nearest
 from tunesmith.data.problems import ProblemLog, RowError, Unreadable
 from tunesmith.data.row_hash import content_hash
-from tunesmith.data.source import Chunk, Rows, chunks, find
+from tunesmith.data.source import Chunk, Rows, Source, chunks, find
 from tunesmith.data.strict_json import MAX_LINE, diagnosed, loads
 from tunesmith.errors import DataError
 from tunesmith.messages import Message, Tools
@@ -61,10 +61,14 @@ class Reader:
     """Rows of a source, checked.
 
     Args:
-        source: file, directory, hub id, or rows in memory (``memory.py``).
+        source: file, directory, hub id, or rows in memory (``memory.py``); or what was found of them.
         options: how to read.
         rejected: file for bad rows and their reasons, with ``quarantine``.
         progress: called with the number of bytes newly read from disk; they add up to ``total_bytes``.
+
+    Attributes:
+        part: of a split that is there already, of the last batch; None where its file's name says none.
+        entry: the number of the path that the last batch comes from, where several were named.
 
     Raises:
         DataError: nothing to read there, or an option that does not fit.
@@ -72,13 +76,13 @@ class Reader:
 
     def __init__(
         self,
-        source: Rows,
+        source: Rows | Source,
         options: ReadOptions = AS_FOUND,
         rejected: Path | None = None,
         progress: Callable[[int], None] | None = None,
     ):
         self.options = _checked_options(options)
-        self.source = find(source)
+        self.source = source if isinstance(source, Source) else find(source)
         self.total_bytes = sum(file.size() for file in self.source.files)
         self._rejected = rejected if options.on_bad_row == "quarantine" else None
         self.progress = progress
@@ -108,6 +112,7 @@ class Reader:
                 if self.progress is not None and chunk.read:
                     self.progress(chunk.read)
                 if rows:
+                    self.part, self.entry = chunk.part, chunk.entry
                     yield rows
         finally:
             self.problems.close()
@@ -130,6 +135,8 @@ class Reader:
 
     def _start(self) -> None:
         self.problems = ProblemLog(self._rejected)
+        self.part: str | None = None
+        self.entry = 0
         self._rows = 0
         self._blank = 0
         self._done = False
@@ -245,7 +252,7 @@ class Reader:
         }
 
     def _notes(self) -> list[str]:
-        notes = list(self.source.notes)
+        notes = self.source.all_notes()
         notes += [formats.NOTES[kind] for kind in self._kinds if kind in formats.NOTES]
         for name in formats.MEDIA:
             if self._unread[name]:

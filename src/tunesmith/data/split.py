@@ -163,11 +163,7 @@ def split(
     Raises:
         DataError: fewer than 10 rows, or a part that stays empty.
     """
-    if len(facts) < MIN_ROWS:
-        raise DataError(
-            f"{len(facts)} rows cannot be split into train, dev and test (at least {MIN_ROWS} are needed)",
-            "collect more; a verdict usually takes some hundreds",
-        )
+    _refuse_few(facts)
     groups, group_of_row = np.unique(facts.groups, return_inverse=True)
     hashes = _group_hashes(groups, seed)
     parts = np.full(len(groups), TRAIN, np.uint8)
@@ -186,6 +182,31 @@ def split(
         hint = "what an earlier split sealed stays in test, with its whole groups; to split anew, name a new run directory"
         refuse_an_empty_part(rows, len(groups), hint)
     return rows
+
+
+def keep_given(facts: SplitFacts, given: np.ndarray, test_fraction: float, dev_fraction: float, seed: int) -> np.ndarray:
+    """Keep parts that are there already; of dev and test a missing one is drawn from the train rows, group by group.
+
+    Args:
+        given: uint8, one index into ``PARTS`` a row.
+
+    Returns:
+        As ``split``.
+
+    Raises:
+        DataError: fewer than 10 rows, or a part that stays empty.
+    """
+    _refuse_few(facts)
+    groups, group_of_row = np.unique(facts.groups, return_inverse=True)
+    hashes = _group_hashes(groups, seed)[group_of_row]
+    parts = given.copy()
+    low = 0.0
+    for part, fraction in ((TEST, test_fraction), (DEV, dev_fraction)):
+        if not (given == part).any():
+            parts[(given == TRAIN) & (low <= hashes) & (hashes < low + fraction)] = part
+            low += fraction
+    refuse_an_empty_part(parts, len(groups))
+    return parts
 
 
 def write_split(path: Path, facts: SplitFacts, parts: np.ndarray, test_fraction: float, dev_fraction: float, seed: int) -> None:
@@ -277,6 +298,14 @@ def _cover_classes(parts: np.ndarray, hashes: np.ndarray, free: np.ndarray, clas
             only_one = (parts[candidate] == other) & (np.count_nonzero(inside == other) == 1)
             if wanted not in inside and not only_one.any():
                 parts[candidate] = wanted
+
+
+def _refuse_few(facts: SplitFacts) -> None:
+    if len(facts) < MIN_ROWS:
+        raise DataError(
+            f"{len(facts)} rows cannot be split into train, dev and test (at least {MIN_ROWS} are needed)",
+            "collect more; a verdict usually takes some hundreds",
+        )
 
 
 def refuse_an_empty_part(

@@ -6,23 +6,39 @@ the parts. Rows that an earlier split knows stay in their part.
 
 import dataclasses
 import logging
+from array import array
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 from pydantic import JsonValue
 
 from tunesmith import hardware
+from tunesmith.data.choose import places
+from tunesmith.data.choose import repeats as repeated
 from tunesmith.data.leaks import Leaks, leak_lines, settle_leaks
 from tunesmith.data.near import NearDuplicates
 from tunesmith.data.quality import Quality, headlines
 from tunesmith.data.read import Reader
-from tunesmith.data.split import PARTS, SplitFacts, read_split, split, write_split
+from tunesmith.data.split import (
+    DEV,
+    PARTS,
+    TEST,
+    TRAIN,
+    EarlierSplit,
+    SplitFacts,
+    keep_given,
+    read_split,
+    split,
+    write_split,
+)
 from tunesmith.errors import DataError
 from tunesmith.evaluate.metrics.labels import labels_without_rows
-from tunesmith.pipeline.reading import reader_of, with_bar
+from tunesmith.pipeline.reading import reader_of
 from tunesmith.pipeline.stage import Session
+from tunesmith.pipeline.taking import taken
 from tunesmith.recipe import Recipe
-from tunesmith.rundir import RunDir, git_state, package_versions, stream_rows, writing_rows
+from tunesmith.rundir import Row, RunDir, git_state, package_versions, stream_rows, writing_rows
 from tunesmith.rundir.hashes import content_hash
 from tunesmith.rundir.records.check import CheckReport, DataReport
 
@@ -42,15 +58,25 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     digests: dict[str, JsonValue] = {str(file.path): content_hash(file.path) for file in reader.source.files}
     run.data.mkdir(parents=True, exist_ok=True)
     everything = run.data / ".rows.jsonl"
-    parts, report, leaks = _read_and_split(run, recipe, reader, everything)
+    rows = _read_and_split(run, recipe, reader, everything)
+    report, trained = rows.report, 0
     for number, part in enumerate(PARTS):
         with writing_rows(run.data / f"{part}.jsonl") as write:
-            write(row for index, row in enumerate(stream_rows(everything)) if parts[index] == number)
+            stream = (row for row, of in zip(stream_rows(everything), rows.parts, strict=True) if of == number)
+            if number == TRAIN and rows.repeats is not None:
+                for row in _repeated(stream, rows.repeats[rows.parts == TRAIN].tolist()):
+                    trained += row.repeats
+                    write([row])
+            else:
+                write(stream)
+    if rows.repeats is not None:
+        report = dataclasses.replace(report, trained=trained)
+        logger.info(f"data: by their weights {trained:,} rows are trained on, of {report.train:,} in the train part")
     everything.unlink()
     report.write(run.data_report_file)
     dataclasses.replace(
         run.manifest(),
-        data={"path": settings.path, "sha256": digests},
+        data={"path": reader.source.label, "sha256": digests},
         seed=recipe.seed,
         packages=package_versions(),
         git=git_state(Path.cwd()),
@@ -60,7 +86,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     if report.repeated_prompts:
         what = "repeat an earlier prompt, are pieces of one conversation, or share a group"
         logger.info(f"data: {report.repeated_prompts} rows {what}, and stay on one side of the split")
-    for line in leak_lines(leaks, settings.on_leak):
+    for line in leak_lines(rows.leaks, settings.on_leak):
         logger.info(f"data: {line}")
     if recipe.task.labels is not None:
         test = [row.reference for row in stream_rows(run.data / "test.jsonl") if row.why_not_scored() is None]
@@ -69,31 +95,46 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
             logger.warning(f"data: no test row has the label {', '.join(absent)}: no arm's score says anything of it; {more}")
 
 
-def _read_and_split(run: RunDir, recipe: Recipe, reader: Reader, everything: Path) -> tuple[np.ndarray, DataReport, Leaks]:
-    """Read all rows into one file; decide each row's part. Returns the parts, the report and the leaks."""
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """What became of the rows, one entry a row: its part, and how often it is trained on (None: all of them once)."""
+
+    parts: np.ndarray
+    repeats: np.ndarray | None
+    leaks: Leaks
+    report: DataReport
+
+
+def _read_and_split(run: RunDir, recipe: Recipe, reader: Reader, everything: Path) -> _Rows:
+    """Read all rows into one file; decide each row's part."""
     facts, quality, near = SplitFacts(), Quality(), NearDuplicates()
+    settings = recipe.data
+    weights = [rows.weight for rows in settings.paths]
+    weighted = any(weight != 1.0 for weight in weights)
+    given, repeats = bytearray(), array("L")
     with writing_rows(everything) as write:
-        for batch in with_bar(reader):
-            write(batch)
-            quality.add(batch)
-            near.add(batch)
-            for row in batch:
+        for batch in taken(reader, recipe, run.data / ".all.jsonl"):
+            write(batch.rows)
+            quality.add(batch.rows)
+            near.add(batch.rows)
+            for row in batch.rows:
                 facts.add(row)
+            given += bytes([PARTS.index(batch.part) if batch.part else TRAIN] * len(batch.rows))
+            if weighted:
+                weight = weights[batch.entry]
+                repeats.extend(
+                    repeated(place, weight) for place in places([row.id for row in batch.rows], recipe.seed).tolist()
+                )
     report = quality.report()
     lines = headlines(report)
-    for line in lines:
+    for line in [*reader.source.all_notes(), *lines]:
         logger.info(f"data: {line}")
     facts.stratify = report.classes is not None
-    settings = recipe.data
-    named = settings.earlier_split or (run.split_file if run.split_file.exists() else None)
-    earlier = None if named is None else read_split(named)
-    if earlier is not None:
-        logger.info(f"data: rows that {named} knows stay in their part; seed and fractions decide for new rows alone")
-    parts = split(facts, settings.test_fraction, settings.dev_fraction, recipe.seed, earlier)
+    parts, earlier = _parts_of(run, recipe, facts, np.frombuffer(bytes(given), np.uint8))
     parts, leaks = settle_leaks(facts, parts, near.groups(), settings.on_leak, earlier)
     write_split(run.split_file, facts, parts, settings.test_fraction, settings.dev_fraction, recipe.seed)
     check = CheckReport(
-        source=settings.path,
+        source=reader.source.label,
         reading=reader.summary(),
         quality=report,
         headlines=lines,
@@ -110,8 +151,35 @@ def _read_and_split(run: RunDir, recipe: Recipe, reader: Reader, everything: Pat
         dev_leaks=leaks.dev,
         repeated_prompts=facts.repeats,
         check=check,
+        split=settings.split or "drawn",
     )
-    return parts, counts, leaks
+    return _Rows(parts, np.array(repeats, np.int64) if repeats else None, leaks, counts)
+
+
+def _parts_of(run: RunDir, recipe: Recipe, facts: SplitFacts, given: np.ndarray) -> tuple[np.ndarray, EarlierSplit | None]:
+    """The part of each row before leaks, and the earlier split that it keeps to."""
+    settings = recipe.data
+    test, dev = settings.test_fraction, settings.dev_fraction
+    if settings.split == "given":
+        for part, fraction in ((TEST, test), (DEV, dev)):
+            name = PARTS[part]
+            what = f"is drawn from train ({fraction:g} of it)"
+            if (given == part).any():
+                what = f"is the part that is there; data.{name}_fraction counts for nothing"
+            logger.info(f"data: {name} {what}")
+        return keep_given(facts, given, test, dev, recipe.seed), None
+    named = settings.earlier_split or (run.split_file if run.split_file.exists() else None)
+    earlier = None if named is None else read_split(named)
+    if earlier is not None:
+        logger.info(f"data: rows that {named} knows stay in their part; seed and fractions decide for new rows alone")
+    return split(facts, test, dev, recipe.seed, earlier), earlier
+
+
+def _repeated(rows: Iterable[Row], repeats: list[int]) -> Iterator[Row]:
+    """The rows that are trained on, each with how often."""
+    for row, times in zip(rows, repeats, strict=True):
+        if times:
+            yield row if times == 1 else dataclasses.replace(row, repeats=times)
 
 
 def _refuse_missing_split(path: Path) -> None:

@@ -127,8 +127,8 @@ def _render_rows(recipe: Recipe, base: BaseModel, rows: Path, target: Path) -> R
                     hint = fitted.refused.hint if fitted.refused else ""
                     left_out.append(LeftOut(id=row.id, place=row.place, reason=reason, hint=hint, tokens=fitted.tokens))
                     continue
-                writer.add([(row.id, fitted.rendered.ids, fitted.rendered.supervised)])
-                written += 1
+                writer.add([(row.id, fitted.rendered.ids, fitted.rendered.supervised)] * row.repeats)
+                written += row.repeats
                 if of_base.max_positions is not None and len(fitted.rendered.ids) > of_base.max_positions:
                     beyond[row.id] = len(fitted.rendered.ids)
                 notes.update(fitted.rendered.notes)

@@ -5,7 +5,7 @@ is None. What is in the rows themselves stands in ``quality``.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tunesmith.rundir.records.base import FileRecord, Record
 from tunesmith.rundir.records.quality import Histogram, Lengths, QualityReport, RowExcerpt, RowLength
@@ -273,6 +273,8 @@ class DataReport(FileRecord):
         check: what is in the rows.
         inside: those of the leaks that stand whole inside a train row.
         dev_leaks: dev rows that leak so.
+        split: whether the parts were drawn, or were there.
+        trained: rows that are trained on, with their repetitions; None where each is, once.
     """
 
     rows: int
@@ -284,3 +286,5 @@ class DataReport(FileRecord):
     check: CheckReport
     inside: int = 0
     dev_leaks: int = 0
+    split: Literal["drawn", "given"] = "drawn"
+    trained: int | None = None
