@@ -103,6 +103,8 @@ OBSERVE = {
     "data.on_bad_row": ("quarantine", _data),
     "data.on_too_long": ("drop_oldest_turns", lambda r, t: (_rendered(r, t), _refused(r, t))),
     "data.on_leak": ("refuse", _data),
+    "data.limit": (50, _data),
+    "data.split": ("given", _data),
     "data.earlier_split": ("none.json", _data),
     "chat.template": ("other.jinja", _rendered),
     "chat.enable_thinking": (True, _rendered),

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def places(ids: Sequence[str], seed: int) -> np.ndarray:
-    """A place in [0, 1) for each row, float64."""
-    digests = b"".join(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest() for name in ids)
+def places(ids: Sequence[str], seed: int, purpose: str) -> np.ndarray:
+    """A place in [0, 1) for each row, float64; those of two purposes have nothing to do with each other."""
+    digests = b"".join(hashlib.blake2b(f"{purpose}/{seed}/{name}".encode(), digest_size=8).digest() for name in ids)
     return np.frombuffer(digests, np.uint64) / 2.0**64
 
 

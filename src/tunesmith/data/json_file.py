@@ -10,12 +10,14 @@ import re
 from collections.abc import Iterator, Set
 from pathlib import Path
 
+from tunesmith.data.parts import WORDS
 from tunesmith.data.problems import RowError
 from tunesmith.data.strict_json import MAX_LINE, loads
 from tunesmith.errors import DataError
 
 # A whole string, a bracket, or the quote of a string whose end has not been read yet. Possessive: no backtracking.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["\[\]{}]', re.DOTALL)
+_NAMED_PART = re.compile(rb'"(?i:' + "|".join(WORDS).encode() + rb')"\s*:\s*\[')
 _HINT = "mend the JSON there, or write one object a line (JSONL)"
 
 
@@ -59,9 +61,9 @@ def json_rows(
 
 
 def list_names(blocks: Iterator[bytes], path: Path) -> list[str]:
-    """Names of the lists of rows in a file that is one object; none where it begins otherwise, or is damaged."""
+    """Names of the lists in a file that is one object with a list for a part of a split; none in another, or a damaged one."""
     head = next(blocks, b"")
-    if not re.match(rb'\s*\{\s*"[^"\\]+"\s*:\s*\[\s*\{', head):
+    if not head.lstrip().startswith(b"{") or not _NAMED_PART.search(head):
         return []
     scan = _Scan(path, 2, "")
     try:
@@ -71,7 +73,7 @@ def list_names(blocks: Iterator[bytes], path: Path) -> list[str]:
         scan.finish()
     except DataError:  # which reading it will say, with its place
         return []
-    return scan.names
+    return scan.names if len(set(scan.names)) == len(scan.names) else []
 
 
 def _first_line(text: bytes, wanted: Set[str]) -> str:

@@ -121,7 +121,7 @@ class Reader:
     def summary(self) -> Reading:
         """What was read, after the last batch."""
         assert self._done, "summary() before the last batch"
-        files = [file.path.name for file in self.source.files]
+        files = list(dict.fromkeys(file.path.name for file in self.source.files))
         return Reading(
             rows=self._rows,
             bad_rows=self.problems.total,

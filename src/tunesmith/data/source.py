@@ -128,8 +128,9 @@ def find(source: Rows) -> Source:
         kind = _format(path)
         if kind is None:
             raise DataError(f"{path}: cannot tell the format from the name, known are {_KNOWN}", "rename the file")
-        files = _lists([File(path, "", kind)])
-        return Source(str(path), files)
+        notes: list[str] = []
+        files = _lists([File(path, "", kind)], notes)
+        return Source(str(path), files, notes=notes)
     if is_hub_id(source) and not is_below_folder(Path(), str(source)):
         return Source(str(source), hub=str(source))
     raise DataError(f"{path}: no such file", f"it is looked for from {Path.cwd()}; {HUB_ID}")
@@ -212,7 +213,8 @@ def _directory(path: Path) -> Source:
         else:
             folders = [folder for folder in folders if folder.name == "data"]
         files = [file for folder in folders for file in _files_in(folder, f"{folder.name}/")]
-    files = _lists(files)
+    notes: list[str] = []
+    files = _lists(files, notes)
     read = {file.path.name for file in files} | {file.path.parent.name for file in files if file.path.parent != path}
     skipped = [f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries if entry.name not in read]
     if not files:
@@ -223,7 +225,8 @@ def _directory(path: Path) -> Source:
             else "name the file of the rows"
         )
         raise DataError(f"{path}: no file of rows in this directory, found {others}; known are {_KNOWN}", hint)
-    notes = [f"not read in {path}: {', '.join(skipped)}"] if skipped else []
+    if skipped:
+        notes.append(f"not read in {path}: {', '.join(skipped)}")
     return Source(str(path), files, notes=notes)
 
 
@@ -250,8 +253,8 @@ def _is_sidecar(file: File, files: list[File]) -> bool:
     return not any(isinstance(member, list) and member and isinstance(member[0], dict) for member in value.values())
 
 
-def _lists(files: list[File]) -> list[File]:
-    """Files with a JSON object of several lists, such as ``train`` and ``test``, as one file a list."""
+def _lists(files: list[File], notes: list[str]) -> list[File]:
+    """Files, with a JSON object of lists such as ``train`` and ``test`` as one file a list; notes say what is not read."""
     lists: list[File] = []
     for file in files:
         names: list[str] = []
@@ -261,9 +264,13 @@ def _lists(files: list[File]) -> list[File]:
         if not is_split(map(part_of, names)):
             lists.append(file)
             continue
-        for name in names:
-            place = f"{file.name} {name}".strip()
-            lists.append(replace(file, name=place, part=part_of(name), list_name=name))
+        lists += [
+            replace(file, name=f"{file.name} {name}".strip(), part=part, list_name=name)
+            for name in names
+            if (part := part_of(name)) is not None
+        ]
+        if others := [name for name in names if part_of(name) is None]:
+            notes.append(f"not read in {file.path}: the lists {', '.join(others)}")
     return lists
 
 

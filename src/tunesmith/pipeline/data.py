@@ -122,9 +122,8 @@ def _read_and_split(run: RunDir, recipe: Recipe, reader: Reader, everything: Pat
             given += bytes([PARTS.index(batch.part) if batch.part else TRAIN] * len(batch.rows))
             if weighted:
                 weight = weights[batch.entry]
-                repeats.extend(
-                    repeated(place, weight) for place in places([row.id for row in batch.rows], recipe.seed).tolist()
-                )
+                drawn = places([row.id for row in batch.rows], recipe.seed, "repeat")
+                repeats.extend(repeated(place, weight) for place in drawn.tolist())
     report = quality.report()
     lines = headlines(report)
     for line in [*reader.source.all_notes(), *lines]:

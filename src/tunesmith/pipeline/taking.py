@@ -61,7 +61,7 @@ def taken(reader: Reader, recipe: Recipe, aside: Path) -> Iterator[Batch]:
             write(rows)
             if reader.part not in names:
                 names.append(reader.part)
-            digits.extend(places([row.id for row in rows], recipe.seed).tolist())
+            digits.extend(places([row.id for row in rows], recipe.seed, "take").tolist())
             entries.extend([reader.entry] * len(rows))
             parts.extend([names.index(reader.part)] * len(rows))
     entry_of, places_of = np.array(entries, np.int64), np.array(digits)
