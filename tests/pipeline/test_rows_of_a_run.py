@@ -3,6 +3,7 @@
 import json
 from functools import partial
 
+import datasets
 import pytest
 
 from shared import write_recipe
@@ -60,8 +61,25 @@ def test_leaks_of_a_given_split_are_counted_and_refused(tmp_path, talk):
     run = _data(tmp_path, {"data.path": "rows", "data.split": "given"})
     report = DataReport.read(run.data_report_file)
     assert report.test == 12 and report.leaks > 6 and "test rows stand whole inside a train row" in talk()
-    with pytest.raises(DataError, match="stand whole inside"):
+    with pytest.raises(DataError, match="stand whole inside") as refused:
         _data(tmp_path, {"data.path": "rows", "data.split": "given", "data.on_leak": "refuse"})
+    assert "train files" in refused.value.hint  # move would be refused
+
+
+def test_splits_of_the_hub_are_kept_or_asked_about(tmp_path, monkeypatch):
+    rows = {split: [f"{split} {i}" for i in range(20)] for split in ("train", "validation", "test")}
+    monkeypatch.setattr("datasets.get_dataset_split_names", lambda *_: list(rows))
+    monkeypatch.setattr(
+        "datasets.load_dataset",
+        lambda name, config, split: datasets.Dataset.from_dict({"prompt": rows[split], "completion": rows[split]}),
+    )
+    with pytest.raises(DataError, match=r"split already: train \(owner/rows:train\), dev \(owner/rows:validation\)"):
+        _data(tmp_path, {"data.path": "owner/rows"})
+    given = _data(tmp_path, {"data.path": "owner/rows", "data.split": "given"})
+    for part, split in (("train", "train"), ("dev", "validation"), ("test", "test")):
+        assert _questions(given, part) == set(rows[split])
+    one = _data(tmp_path, {"data.path": "owner/rows:train"})
+    assert set().union(*(_questions(one, part) for part in ("train", "dev", "test"))) == set(rows["train"])
 
 
 def test_counts_and_weights_of_several_paths(tmp_path, talk):

@@ -19,6 +19,7 @@ from tunesmith.data.split import DEV, TEST, TRAIN, EarlierSplit, SplitFacts, par
 from tunesmith.errors import DataError
 
 SHOWN = 20  # leaks that a refusal names
+OWN = "take them out of the train files, or draw new parts with data.split: drawn"
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ def settle_leaks(
     near: np.ndarray,
     action: Literal["move", "refuse", "report"],
     earlier: EarlierSplit | None = None,
+    *,
+    given: bool = False,
 ) -> tuple[np.ndarray, Leaks]:
     """Deal with leaks.
 
@@ -54,6 +57,7 @@ def settle_leaks(
         action: ``move`` the groups of the leaking rows to train (where one was in an earlier test part, the train rows'
             groups to test), ``refuse``, or only count (``report``).
         earlier: as given to ``split``.
+        given: whether the parts were there already, so that nobody but their owner can change them.
 
     Returns:
         The parts after moving, and the leaks before.
@@ -74,17 +78,21 @@ def settle_leaks(
         raise DataError(
             f"{leaks.test} test rows and {leaks.dev} dev rows have a near duplicate in train or stand whole inside a row of it "
             f"(row ~ train row): {shown}",
-            "data.on_leak: move takes their groups to train; or name what belongs together with data.group_by",
+            OWN
+            if given
+            else "data.on_leak: move takes their groups to train; or name what belongs together with data.group_by",
         )
     moved = _moved(facts, parts, cluster, parts_in(earlier, facts) == TEST)
-    hint = "data.on_leak: report keeps them, with what they leak said in the report"
+    hint = "name what belongs together (a document, a customer) with data.group_by; or data.on_leak: report, which only counts"
     refuse_an_empty_part(moved, len(np.unique(facts.groups)), hint)
     return moved, leaks
 
 
-def leak_lines(leaks: Leaks, action: Literal["move", "refuse", "report"]) -> list[str]:
-    """What a person should know of them."""
-    done = {"move": "their groups changed sides", "report": "data.on_leak: move takes them out of the part"}.get(action)
+def leak_lines(leaks: Leaks, action: Literal["move", "refuse", "report"], *, given: bool = False) -> list[str]:
+    """What a person should know of them; ``given`` as in ``settle_leaks``."""
+    done = (
+        "their groups changed sides" if action == "move" else OWN if given else "data.on_leak: move takes them out of the part"
+    )
     lines: list[str] = []
     if near := leaks.test - leaks.inside:
         lines.append(f"{near} test rows have a near duplicate in train; {done}")

@@ -86,7 +86,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     if report.repeated_prompts:
         what = "repeat an earlier prompt, are pieces of one conversation, or share a group"
         logger.info(f"data: {report.repeated_prompts} rows {what}, and stay on one side of the split")
-    for line in leak_lines(rows.leaks, settings.on_leak):
+    for line in leak_lines(rows.leaks, settings.on_leak, given=settings.split == "given"):
         logger.info(f"data: {line}")
     if recipe.task.labels is not None:
         test = [row.reference for row in stream_rows(run.data / "test.jsonl") if row.why_not_scored() is None]
@@ -111,7 +111,7 @@ def _read_and_split(run: RunDir, recipe: Recipe, reader: Reader, everything: Pat
     settings = recipe.data
     weights = [rows.weight for rows in settings.paths]
     weighted = any(weight != 1.0 for weight in weights)
-    given, repeats = bytearray(), array("L")
+    there, repeats = bytearray(), array("L")
     with writing_rows(everything) as write:
         for batch in taken(reader, recipe, run.data / ".all.jsonl"):
             write(batch.rows)
@@ -119,7 +119,7 @@ def _read_and_split(run: RunDir, recipe: Recipe, reader: Reader, everything: Pat
             near.add(batch.rows)
             for row in batch.rows:
                 facts.add(row)
-            given += bytes([PARTS.index(batch.part) if batch.part else TRAIN] * len(batch.rows))
+            there += bytes([PARTS.index(batch.part) if batch.part else TRAIN] * len(batch.rows))
             if weighted:
                 weight = weights[batch.entry]
                 drawn = places([row.id for row in batch.rows], recipe.seed, "repeat")
@@ -129,8 +129,9 @@ def _read_and_split(run: RunDir, recipe: Recipe, reader: Reader, everything: Pat
     for line in [*reader.source.all_notes(), *lines]:
         logger.info(f"data: {line}")
     facts.stratify = report.classes is not None
-    parts, earlier = _parts_of(run, recipe, facts, np.frombuffer(bytes(given), np.uint8))
-    parts, leaks = settle_leaks(facts, parts, near.groups(), settings.on_leak, earlier)
+    parts, earlier = _parts_of(run, recipe, facts, np.frombuffer(bytes(there), np.uint8))
+    given = settings.split == "given"
+    parts, leaks = settle_leaks(facts, parts, near.groups(), settings.on_leak, earlier, given=given)
     write_split(run.split_file, facts, parts, settings.test_fraction, settings.dev_fraction, recipe.seed)
     check = CheckReport(
         source=reader.source.label,
