@@ -86,8 +86,9 @@ def test_a_greeting_a_closing_and_a_text_in_the_system_turn_chain_nothing():
     assert len(set(groups_of(greeted[:MOST]))) == 1  # few enough: they begin alike
     closed = [row(f"q{i}", f"a{i}", "Thanks!", "You're welcome.") for i in range(3)]
     assert len(set(groups_of(closed))) == 3
-    judged = [row("Is this spam?", "yes", system=f"text {i}") for i in range(many)]
-    assert len(set(groups_of(judged))) == many and len(set(groups_of(judged[:3]))) == 1
+    judged = [row("Is this spam?", ("no", "yes")[i < 3], system=f"text {i}") for i in range(many)]
+    longer = row("Is this spam?", "yes", "Why?", "It is.", system="text 4")
+    assert len(set(groups_of([*judged, longer]))) == many + 1 and len(set(groups_of(judged[:3]))) == 1
     # single rows and conversations put together from them, at random
     steps = [(f"q{i}", f"a{i}") for i in range(60)]
     random.seed(0)

@@ -49,10 +49,12 @@ def threads(turns: Turns, keys: np.ndarray, free: np.ndarray) -> np.ndarray:
     asked = answers > begins
     questions = turns.runs(begins, answers)
     opening = _few(questions, _following(questions, last)) & _few(questions, turns.settings[rows]) & asked
+    if last.all():  # nobody speaks twice: an exchange is a beginning
+        return _joined(keys, lengths, rows[opening], questions[opening])
     since = np.where(first, begins, np.concatenate([[0], answers[:-1] + 1]))
-    exchanges = turns.runs(since, answers + 1)
-    single = _few(exchanges, _following(turns.runs(since, answers), last), 1) & _few(exchanges, _preceding(exchanges, first), 1)
-    single &= _few(exchanges, turns.settings[rows]) & (answers > since)
+    exchanges, blocks = turns.runs(since, answers + 1), turns.runs(since, answers)
+    single = _few(exchanges, _following(blocks, last), 1) & _few(exchanges, _preceding(exchanges, first), 1)
+    single &= _few(blocks, turns.settings[rows]) & (answers > since)
     nodes = np.concatenate([questions[opening], ~exchanges[single]])
     return _joined(keys, lengths, np.concatenate([rows[opening], rows[single]]), nodes)
 
