@@ -8,6 +8,7 @@ from test_threads import facts_of, own_pairs, pairs, pieces, row
 
 from tunesmith.data.leaks import leak_lines, settle_leaks
 from tunesmith.data.split import DEV, TEST, TRAIN, EarlierSplit, split
+from tunesmith.data.turns import MOST
 from tunesmith.errors import DataError
 
 
@@ -76,6 +77,14 @@ def test_an_answer_that_is_not_supervised_gives_nothing_away():
         long.messages[1]["weight"] = weight
         _, leaks = settle_leaks(facts_of([short, long, other]), np.array([TEST, TRAIN, DEV]), np.arange(3), "report")
         assert leaks.inside == count
+
+
+def test_a_text_in_the_system_turn_is_what_is_asked_about():
+    rows = [row("Is this spam?", "yes", system=f"text {i}") for i in range(MOST + 1)]
+    parts = np.array([TEST, DEV, *[TRAIN] * (MOST - 1)])
+    assert settle_leaks(facts_of(rows), parts, np.arange(MOST + 1), "report")[1].inside == 0
+    rows[2] = row("Is this spam?", "yes", "Why?", "Read it.", system="text 0")
+    assert settle_leaks(facts_of(rows), parts, np.arange(MOST + 1), "report")[1].inside == 1
 
 
 def test_leaks_are_refused_by_name_and_said():

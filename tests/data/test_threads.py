@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tunesmith.data.row_hash import content_hash
 from tunesmith.data.split import DEV, TEST, TRAIN, EarlierSplit, SplitFacts, group_key, groups_of, split
-from tunesmith.data.threads import MOST
+from tunesmith.data.turns import MOST
 from tunesmith.rundir.rows import Row
 
 

@@ -23,10 +23,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from tunesmith.data.turns import ASKING, Turns
-
-_ODD = np.uint64(0xD6E8FEB86659FD93)
-MOST = 16  # ways to go on, or settings, of what still holds rows together
+from tunesmith.data.turns import ASKING, Turns, few
 
 
 def threads(turns: Turns, keys: np.ndarray, free: np.ndarray) -> np.ndarray:
@@ -48,13 +45,13 @@ def threads(turns: Turns, keys: np.ndarray, free: np.ndarray) -> np.ndarray:
     last = np.diff(rows, append=-1) != 0
     asked = answers > begins
     questions = turns.runs(begins, answers)
-    opening = _few(questions, _following(questions, last)) & _few(questions, turns.settings[rows]) & asked
+    opening = few(questions, _following(questions, last)) & few(questions, turns.settings[rows]) & asked
     if last.all():  # nobody speaks twice: an exchange is a beginning
         return _joined(keys, lengths, rows[opening], questions[opening])
     since = np.where(first, begins, np.concatenate([[0], answers[:-1] + 1]))
     exchanges, blocks = turns.runs(since, answers + 1), turns.runs(since, answers)
-    single = _few(exchanges, _following(blocks, last), 1) & _few(exchanges, _preceding(exchanges, first), 1)
-    single &= _few(blocks, turns.settings[rows]) & (answers > since)
+    single = few(exchanges, _following(blocks, last), 1) & few(exchanges, _preceding(exchanges, first), 1)
+    single &= few(blocks, turns.settings[rows]) & (answers > since)
     nodes = np.concatenate([questions[opening], ~exchanges[single]])
     return _joined(keys, lengths, np.concatenate([rows[opening], rows[single]]), nodes)
 
@@ -83,12 +80,3 @@ def _following(values: np.ndarray, last: np.ndarray) -> np.ndarray:
 def _preceding(values: np.ndarray, first: np.ndarray) -> np.ndarray:
     """The value before each; 0 where it is its row's first."""
     return np.where(first, np.uint64(0), np.concatenate([np.zeros(1, np.uint64), values[:-1]])[: len(values)])
-
-
-def _few(values: np.ndarray, beside: np.ndarray, most: int = MOST) -> np.ndarray:
-    """Whether each value has at most so many different ones beside it; 0 is none."""
-    present = beside != 0
-    pairs = values[present] * _ODD + beside[present]
-    _, first = np.unique(pairs, return_index=True)
-    crowded, counts = np.unique(values[present][first], return_counts=True)
-    return ~np.isin(values, crowded[counts > most])

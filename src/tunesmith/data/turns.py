@@ -21,8 +21,19 @@ from tunesmith.messages import Message
 from tunesmith.rundir.rows import Row
 
 ASKING, UNTAUGHT, TAUGHT = range(3)  # who speaks in a turn: not the assistant; it, at weight 0; it, supervised
+MOST = 16  # ways to go on, or settings, of what still holds rows together
+_ODD = np.uint64(0xD6E8FEB86659FD93)
 _BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse
 _INVERSE = pow(_BASE, -1, 1 << 64)
+
+
+def few(values: np.ndarray, beside: np.ndarray, most: int = MOST) -> np.ndarray:
+    """Whether each value has at most so many different ones beside it; 0 is none. Both are uint64."""
+    present = beside != 0
+    pairs = values[present] * _ODD + beside[present]
+    _, first = np.unique(pairs, return_index=True)
+    crowded, counts = np.unique(values[present][first], return_counts=True)
+    return ~np.isin(values, crowded[counts > most])
 
 
 def is_asked(row: Row) -> bool:
@@ -99,6 +110,9 @@ class Turns:
     def standing(self, inner: np.ndarray, outer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which rows stand whole, their last answer supervised, inside which others.
 
+        System turns and tools may differ, unless the question stands under more than ``MOST`` of them: then they are what is
+        asked about.
+
         Args:
             inner, outer: bool, one a row: what is looked for, and where.
 
@@ -113,17 +127,24 @@ class Turns:
         answers = np.flatnonzero((self.speakers == TAUGHT) & outer[row_of_turn])
         turns_before = answers - starts[row_of_turn[answers]] + 1
         inner = inner & (lengths > 0)
-        for length in np.unique(lengths[inner]).tolist():
-            rows = np.flatnonzero(inner & (lengths == length))
-            wholes, of_row = np.unique(self.runs(starts[rows], starts[rows] + length), return_inverse=True)
+        about = np.zeros(len(lengths), np.uint64)  # the setting, where it is what is asked about
+        asked = np.flatnonzero(lengths > 0)
+        questions = self.runs(starts[asked], starts[asked] + lengths[asked] - 1)
+        varied = asked[~few(questions, self.settings[asked])]
+        about[varied] = self.settings[varied] | np.uint64(1)
+        for length, in_setting in np.unique(np.stack([lengths[inner], about[inner] > 0], axis=1), axis=0).tolist():
+            rows = np.flatnonzero(inner & (lengths == length) & ((about > 0) == in_setting))
+            wholes, of_row = np.unique(self.runs(starts[rows], starts[rows] + length) + about[rows], return_inverse=True)
             ends = answers[turns_before >= length] + 1
+            outer_rows = row_of_turn[ends - 1]
             found = self.runs(ends - length, ends)
+            if in_setting:
+                found = found + (self.settings[outer_rows] | np.uint64(1))
             place = np.minimum(np.searchsorted(wholes, found), len(wholes) - 1)
             equal = wholes[place] == found
-            outer_rows = row_of_turn[ends[equal] - 1]
-            holds[outer_rows] = True
+            holds[outer_rows[equal]] = True
             first = np.full(len(wholes), len(lengths))
-            np.minimum.at(first, place[equal], outer_rows)
+            np.minimum.at(first, place[equal], outer_rows[equal])
             holder[rows] = np.where(first[of_row] < len(lengths), first[of_row], -1)
         return holder, holds
 
