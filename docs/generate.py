@@ -134,7 +134,8 @@ def _section(model: type[BaseModel], schema: dict[str, Any], prefix: str) -> lis
             continue
         rows.append((f"`{key}`", _type(properties[name], schema), _default(field), field.description or ""))
         if section is not None:
-            inner.append((f"{key}.NAME", section, False))
+            named = "dict" in str(field.annotation)
+            inner.append((f"{key}.{'NAME' if named else 'NUMBER'}", section, False))
     parts = _table(("key", "value", "default", "what it does"), rows) if rows else []
     for key, section, optional in inner:
         text = " ".join((section.__doc__ or "").split("\n\n")[0].split())

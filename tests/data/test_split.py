@@ -16,7 +16,6 @@ from tunesmith.data.split import (
     answer_key,
     group_key,
     read_split,
-    settle_leaks,
     split,
     write_split,
 )
@@ -34,7 +33,7 @@ def _row(prompt, answer="ok", group=None, kind="chat"):
 def _facts(rows, stratify=False):
     facts = SplitFacts(stratify)
     for row in rows:
-        facts.add(row.id, group_key(row), answer_key(row))
+        facts.add(row)
     return facts
 
 
@@ -141,38 +140,6 @@ def test_too_few_rows():
         split(_facts([_row(c) for c in "abc"]), 0.15, 0.1, seed=0)
     with pytest.raises(DataError, match="30 rows in 1 distinct groups leave the"):
         split(_facts([_row("same", str(i)) for i in range(30)]), 0.15, 0.1, seed=0)
-
-
-@given(st.lists(st.tuples(st.integers(0, 79), st.integers(0, 9)), max_size=40), st.booleans())
-def test_moving_leaves_no_cluster_across_test_and_train_and_no_old_test_row_outside(clustered, with_earlier):
-    rows = [_row(f"prompt {i // 2}", str(i)) for i in range(80)]
-    facts = _facts(rows)
-    earlier = _saved(rows[:30], _parts(rows[:30], 0.3, 0.2, 1), 0.3, 0.2, 1) if with_earlier else None
-    parts = split(facts, 0.3, 0.2, 1, earlier)
-    near = np.arange(80) + 10
-    for row, cluster in clustered:
-        near[row] = cluster
-    members = [np.flatnonzero(near == label) for label in np.unique(near)]
-    leaks = sum((parts[rows] == TEST).sum() for rows in members if TRAIN in parts[rows])
-    same, reported = settle_leaks(facts, parts, near, "report", earlier)
-    assert reported == leaks and (same == parts).all()
-    moved, found = settle_leaks(facts, parts, near, "move", earlier)
-    assert found == leaks and not any({TRAIN, TEST} <= set(moved[rows].tolist()) for rows in members)
-    assert (moved[::2] == moved[1::2]).all()  # groups stay whole
-    assert (moved[parts == DEV] == DEV).all() and (leaks or (moved == parts).all())
-    if with_earlier:
-        assert (moved[:30][parts[:30] == TEST] == TEST).all()
-    else:
-        assert not ((moved == TEST) & (parts != TEST)).any()
-
-
-def test_leaks_are_refused_by_name():
-    rows = [_row(f"prompt {i}") for i in range(40)]
-    parts = split(_facts(rows), 0.3, 0.2, seed=0)
-    test, train, near = int(np.argmax(parts == TEST)), int(np.argmax(parts == TRAIN)), np.arange(40)
-    near[test] = near[train]
-    with pytest.raises(DataError, match=f"1 test rows .*: {rows[test].id} ~ {rows[train].id}"):
-        settle_leaks(_facts(rows), parts, near, "refuse")
 
 
 def test_a_split_that_is_missing_or_not_ours_is_refused(tmp_path):

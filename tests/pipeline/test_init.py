@@ -71,6 +71,13 @@ def test_a_metric_that_a_row_does_not_fit_is_named_and_not_proposed(tmp_path, ti
     assert "not json: the answer of line 41" in out.read_text()
 
 
+def test_a_split_that_is_there_is_proposed_as_given(tmp_path, tiny_dir):
+    (tmp_path / "rows").mkdir()
+    for part in ("train", "test"):
+        write_rows(tmp_path / "rows" / f"{part}.jsonl", [f"{part} {n}" for n in range(10)])
+    assert ts.load_recipe(init(str(tmp_path / "rows"), str(tiny_dir), out=tmp_path / "r.yaml")).data.split == "given"
+
+
 def test_what_cannot_be_proposed_is_refused(tmp_path, tiny_dir):
     source = write_rows(tmp_path / "rows.jsonl", ANSWERS["numeric"])
     out = tmp_path / "recipe.yaml"

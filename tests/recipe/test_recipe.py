@@ -35,6 +35,12 @@ from tunesmith.recipe.section import Section
             "ab.model is missing\nhint: give evaluate.external.ab.model",
         ),
         ({"evaluate.external": {"a b": {"base_url": "x", "model": "y"}}}, "external.a b: expected letters without accents"),
+        ({"data.path": ["a", {"path": "b", "wieght": 2}]}, "unknown key data.path.1.wieght\nhint: did you mean weight"),
+        ({"data.path": [{"path": "b", "weight": -2}]}, "data.path.0.weight: expected more than 0, found -2"),
+        ({"data.path": [{"count": 2}]}, "data.path.0.path is missing"),
+        ({"data.path": []}, "path: nothing is named"),
+        ({"data.split": "given", "data.on_leak": "move"}, "on_leak: move would change the parts"),
+        ({"data.split": "given", "data.earlier_split": "x"}, "earlier_split is for parts that are drawn"),
         ({"task.allow_code": "perhaps"}, "task.allow_code: expected true or false, or 'unconfined', found 'perhaps'"),
     ],
 )
@@ -114,6 +120,9 @@ def test_files_that_are_no_recipe(tmp_path, text, words):
 def test_resolved_recipe_writes_every_default_and_reads_back_the_same(tmp_path):
     recipe = load_recipe(write_recipe(tmp_path, tmp_path, {"train.learning_rate": "2e-4"}))
     assert recipe.name == "toy" and recipe.data.path == str(tmp_path / "rows.jsonl") and recipe.train.learning_rate == 2e-4
+    several = load_recipe(write_recipe(tmp_path, tmp_path, {"data.path": ["rows.jsonl", {"path": "org/rows", "count": 3}]}))
+    assert [rows.path for rows in several.data.paths] == [str(tmp_path / "rows.jsonl"), "org/rows"]
+    assert recipe_from(yaml.safe_load(dump_recipe(several)), tmp_path, "") == several
     again = tmp_path / "elsewhere" / "recipe.yaml"
     again.parent.mkdir()
     again.write_text(dump_recipe(recipe))

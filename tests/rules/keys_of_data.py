@@ -11,7 +11,7 @@ from tunesmith.chat.render import Conversation
 from tunesmith.checkpoints import resolve
 from tunesmith.checkpoints.resolve import find_model
 from tunesmith.data.read import Reader
-from tunesmith.data.split import SplitFacts, answer_key, group_key, split
+from tunesmith.data.split import SplitFacts, split
 from tunesmith.engines.base import open_base
 from tunesmith.errors import DataError, ModelError, RunError
 from tunesmith.evaluate import prompts
@@ -36,7 +36,7 @@ def _find(recipe, tmp):
 def _split(recipe, tmp):
     facts = SplitFacts()
     for row in Reader(recipe.data.path):
-        facts.add(row.id, group_key(row), answer_key(row))
+        facts.add(row)
     parts = split(facts, recipe.data.test_fraction, recipe.data.dev_fraction, recipe.seed)
     return dict(zip(facts.ids.tolist(), parts.tolist(), strict=True))
 
@@ -106,6 +106,8 @@ OBSERVE = {
     "data.take": ("chosen", _data),
     "data.on_too_long": ("drop_oldest_turns", lambda r, t: (_rendered(r, t), _refused(r, t))),
     "data.on_leak": ("refuse", _data),
+    "data.limit": (50, _data),
+    "data.split": ("given", _data),
     "data.earlier_split": ("none.json", _data),
     "chat.template": ("other.jinja", _rendered),
     "chat.enable_thinking": (True, _rendered),

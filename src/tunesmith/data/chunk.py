@@ -19,6 +19,8 @@ class Chunk:
         items: bytes (one JSON text), a dict (a row of a table, nulls dropped), or ``Unreadable``.
         read: bytes of the file on disk that this chunk took.
         unread: names of a table's columns that were left out.
+        part: of a split that is there already, where the file's name says one.
+        entry: the number of the path that they come from, where several were named.
     """
 
     prefix: str
@@ -26,3 +28,5 @@ class Chunk:
     items: list[Any]
     read: int
     unread: tuple[str, ...] = ()
+    part: str | None = None
+    entry: int = 0

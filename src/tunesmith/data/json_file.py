@@ -1,4 +1,4 @@
-"""Rows of a ``.json`` file, which may be three things: an array, an object with one list, or lines of JSON.
+"""Rows of a ``.json`` file, which may be three things: an array, an object with a list, or lines of JSON.
 
 Which one it is, is read off the beginning. An array is cut into its elements by a scanner that knows only strings and
 brackets, so that a file of any size is read in pieces; the elements are then parsed one by one like lines, and a fault
@@ -10,22 +10,27 @@ import re
 from collections.abc import Iterator, Set
 from pathlib import Path
 
+from tunesmith.data.parts import WORDS
 from tunesmith.data.problems import RowError
 from tunesmith.data.strict_json import MAX_LINE, loads
 from tunesmith.errors import DataError
 
 # A whole string, a bracket, or the quote of a string whose end has not been read yet. Possessive: no backtracking.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["\[\]{}]', re.DOTALL)
+_NAMED_PART = re.compile(rb'"(?i:' + "|".join(WORDS).encode() + rb')"\s*:\s*\[')
 _HINT = "mend the JSON there, or write one object a line (JSONL)"
 
 
-def json_rows(blocks: Iterator[bytes], path: Path, wanted: Set[str]) -> tuple[str, Iterator[bytes]]:
+def json_rows(
+    blocks: Iterator[bytes], path: Path, wanted: Set[str], list_name: str | None = None
+) -> tuple[str, Iterator[bytes]]:
     """What a JSON file holds.
 
     Args:
         blocks: the file's text in pieces.
         path: for messages.
         wanted: names that make an object a row, and not a holder of rows.
+        list_name: of the list to read in an object that holds several.
 
     Returns:
         ``line`` and the file's blocks where it is lines of JSON; ``row`` and the elements otherwise, one JSON text each.
@@ -33,6 +38,8 @@ def json_rows(blocks: Iterator[bytes], path: Path, wanted: Set[str]) -> tuple[st
     Raises:
         DataError: the brackets do not close, an element is past 8 MB, or there is no list or more than one.
     """
+    if list_name is not None:
+        return "row", _elements(blocks, path, 2, list_name)
     head = next(blocks, b"")
     while not head.strip() and (block := next(blocks, b"")):
         head += block
@@ -53,6 +60,22 @@ def json_rows(blocks: Iterator[bytes], path: Path, wanted: Set[str]) -> tuple[st
     return ("line", everything) if kind == "row" else ("row", _elements(everything, path, 2))
 
 
+def list_names(blocks: Iterator[bytes], path: Path) -> list[str]:
+    """Names of the lists in a file that is one object with a list for a part of a split; none in another, or a damaged one."""
+    head = next(blocks, b"")
+    if not head.lstrip().startswith(b"{") or not _NAMED_PART.search(head):
+        return []
+    scan = _Scan(path, 2, "")
+    try:
+        for block in itertools.chain([head], blocks):
+            for _ in scan.feed(block):
+                pass
+        scan.finish()
+    except DataError:  # which reading it will say, with its place
+        return []
+    return scan.names if len(set(scan.names)) == len(scan.names) else []
+
+
 def _first_line(text: bytes, wanted: Set[str]) -> str:
     """``row``: an object by itself; ``holder``: an object with lists of rows; ``part``: not a whole JSON text."""
     try:
@@ -68,20 +91,23 @@ def _first_line(text: bytes, wanted: Set[str]) -> str:
     return "holder" if any(isinstance(v, list) and v and isinstance(v[0], dict) for v in value.values()) else "row"
 
 
-def _elements(blocks: Iterator[bytes], path: Path, base: int) -> Iterator[bytes]:
+def _elements(blocks: Iterator[bytes], path: Path, base: int, list_name: str | None = None) -> Iterator[bytes]:
     """The objects of the list whose brackets open at depth ``base``: 1 for an array, 2 for a list in an object."""
-    scan = _Scan(path, base)
+    scan = _Scan(path, base, list_name)
     for block in blocks:
         yield from scan.feed(block)
     scan.finish()
 
 
 class _Scan:
-    """Cuts a list into its objects, block by block."""
+    """Cuts a list into its objects, block by block; of several lists in an object the one of a name."""
 
-    def __init__(self, path: Path, base: int):
+    def __init__(self, path: Path, base: int, list_name: str | None = None):
         self.path = path
         self.base = base
+        self.list_name = list_name
+        self.names: list[str] = []  # of the lists
+        self.key = b""  # the last string before them
         self.buffer = b""
         self.depth = 0
         self.count = 0  # objects found
@@ -105,6 +131,8 @@ class _Scan:
                 if token.end() - token.start() == 1:
                     self.position = token.start()
                     break
+                if self.depth == 1 and not self.inside:
+                    self.key = token[0][1:-1]
             elif first in b"[{":
                 self._open(token.start(), first)
             else:
@@ -141,7 +169,10 @@ class _Scan:
         self.depth += 1
         if first == 0x5B and self.depth == self.base and not self.inside:
             self.lists += 1
-            if self.lists > 1:
+            self.names.append(self.key.decode("utf-8", "backslashreplace"))
+            if self.list_name is not None and self.list_name != self.names[-1]:
+                return
+            if self.lists > 1 and self.list_name is None:
                 raise DataError(
                     f"{self.path}: more than one list, expected one list of rows", "write one of them to its own file"
                 )

@@ -83,6 +83,7 @@ def recipe_text(
     format: str | None = None,
     columns: dict[str, str] | None = None,
     choices: Mapping[str, str | None] | None = None,
+    is_split: bool = False,
     misfits: tuple[str, ...] = (),
 ) -> str:
     """A commented recipe.
@@ -92,6 +93,7 @@ def recipe_text(
         model, data: as the recipe names them, relative to its place.
         format, columns: how the rows were read, where that was said.
         choices: further keys of ``data`` by name; those that are None are left out.
+        is_split: whether they are split already.
         misfits: metrics that suit most answers, each with the row that it cannot score.
     """
     lines = [
@@ -109,6 +111,8 @@ def recipe_text(
     if columns is not None:
         lines.append("  " + _line("columns", columns))
     lines += ["  " + _line(key, value) for key, value in (choices or {}).items() if value is not None]
+    if is_split:
+        lines += ["  # The files bring their own parts; drawn would put all rows together and draw new ones.", "  split: given"]
     lines += ["", "task:", f"  # {proposal.reason}", *(f"  # not {misfit}" for misfit in misfits)]
     lines.append("  " + _line("metric", proposal.metric))
     if proposal.labels is not None:

@@ -26,7 +26,7 @@ from tunesmith.data.conversation import check_messages, check_text, check_tools,
 from tunesmith.data.problems import ProblemLog, RowError, Unreadable
 from tunesmith.data.reasoning import Mode
 from tunesmith.data.row_hash import content_hash
-from tunesmith.data.source import Chunk, Rows, chunks, find
+from tunesmith.data.source import Chunk, Rows, Source, chunks, find
 from tunesmith.data.strict_json import MAX_LINE, diagnosed, loads
 from tunesmith.errors import DataError
 from tunesmith.messages import Message, Tools
@@ -69,10 +69,14 @@ class Reader:
     """Rows of a source, checked.
 
     Args:
-        source: file, directory, hub id, or rows in memory (``memory.py``).
+        source: file, directory, hub id, or rows in memory (``memory.py``); or what was found of them.
         options: how to read.
         rejected: file for bad rows and their reasons, with ``quarantine``.
         progress: called with the number of bytes newly read from disk; they add up to ``total_bytes``.
+
+    Attributes:
+        part: of a split that is there already, of the last batch; None where its file's name says none.
+        entry: the number of the path that the last batch comes from, where several were named.
 
     Raises:
         DataError: nothing to read there, or an option that does not fit.
@@ -80,13 +84,13 @@ class Reader:
 
     def __init__(
         self,
-        source: Rows,
+        source: Rows | Source,
         options: ReadOptions = AS_FOUND,
         rejected: Path | None = None,
         progress: Callable[[int], None] | None = None,
     ):
         self.options = _checked_options(options)
-        self.source = find(source)
+        self.source = source if isinstance(source, Source) else find(source)
         self.total_bytes = sum(file.size() for file in self.source.files)
         self._rejected = rejected if options.on_bad_row == "quarantine" else None
         self.progress = progress
@@ -116,6 +120,7 @@ class Reader:
                 if self.progress is not None and chunk.read:
                     self.progress(chunk.read)
                 if rows:
+                    self.part, self.entry = chunk.part, chunk.entry
                     yield rows
         finally:
             self.problems.close()
@@ -123,7 +128,7 @@ class Reader:
 
     def summary(self) -> Reading:
         """What was read: all of it after the last batch, before that what came so far."""
-        files = [file.path.name for file in self.source.files]
+        files = list(dict.fromkeys(file.path.name for file in self.source.files))
         return Reading(
             rows=self._rows,
             bad_rows=self.problems.total,
@@ -137,6 +142,8 @@ class Reader:
 
     def _start(self) -> None:
         self.problems = ProblemLog(self._rejected)
+        self.part: str | None = None
+        self.entry = 0
         self._rows = 0
         self._blank = 0
         self._kinds: Counter[str] = Counter()
@@ -270,7 +277,7 @@ class Reader:
         }
 
     def _notes(self) -> list[str]:
-        notes = list(self.source.notes)
+        notes = self.source.all_notes()
         if not self.options.parse_template:
             notes += [formats.NOTES[kind] for kind in self._kinds if kind in formats.NOTES]
         notes += self._choices.notes()

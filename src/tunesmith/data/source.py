@@ -13,18 +13,20 @@ import csv
 import gzip
 import re
 import zlib
-from collections.abc import Iterator, Set
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow
 
 from tunesmith.data.chunk import CHUNK_ROWS, Chunk
-from tunesmith.data.json_file import json_rows
+from tunesmith.data.formats import KNOWN
+from tunesmith.data.json_file import json_rows, list_names
 from tunesmith.data.memory import Rows, RowsInMemory, rows_in_memory
+from tunesmith.data.parts import is_split, listed, part_of
 from tunesmith.data.problems import RowError, Unreadable
-from tunesmith.data.strict_json import MAX_LINE, too_long
+from tunesmith.data.strict_json import MAX_LINE, loads, too_long
 from tunesmith.data.tables import hub_chunks, table_chunks
 from tunesmith.errors import DataError
 from tunesmith.recipe import is_below_folder
@@ -38,6 +40,7 @@ SUFFIXES = {
 COMPRESSED = (".gz", ".zst")
 # What datasets.save_to_disk and hub downloads put beside the rows.
 METADATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+SIDECAR = 1 << 20  # bytes up to which a .json file is looked at for being none of rows
 _HUB = re.compile(r"[\w.-]+/[\w.-]+(?::[\w.-]+){0,2}")
 HUB_ID = "a hub id reads owner/name:split"
 _KNOWN = f"{', '.join(SUFFIXES)}; {' and '.join(COMPRESSED)} of the text ones"
@@ -45,11 +48,21 @@ _KNOWN = f"{', '.join(SUFFIXES)}; {' and '.join(COMPRESSED)} of the text ones"
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """One file of rows: its path, the name it has in places (empty for a single file), its format."""
+    """One file of rows, or one list of a JSON file.
+
+    Attributes:
+        path: of the file.
+        name: that it has in places, empty for a single file.
+        format: by its suffix.
+        part: of a split, where its name says one.
+        list_name: the list of a JSON object that is read.
+    """
 
     path: Path
     name: str
     format: str
+    part: str | None = None
+    list_name: str | None = None
 
     def size(self) -> int:
         """Bytes on disk."""
@@ -58,13 +71,43 @@ class File:
 
 @dataclass(frozen=True)
 class Source:
-    """What somebody named as rows: files, a data set of the hub, or rows in memory."""
+    """What somebody named as rows: files, a data set of the hub, rows in memory, or several of these.
+
+    Attributes:
+        label: its name for people.
+        files: of rows, those of all members.
+        hub: id of a data set.
+        splits: of the data set to read; by default the one of its id, ``train``, or its only one.
+        memory: rows that are objects.
+        members: what several paths name, in their order.
+        given: whether rows stay in the part that their file or split names.
+        notes: what a person should know of it.
+    """
 
     label: str
     files: list[File] = field(default_factory=list)
     hub: str | None = None
     memory: RowsInMemory | None = None
     notes: list[str] = field(default_factory=list)
+    splits: tuple[str, ...] = ()
+    members: tuple["Source", ...] = ()
+
+    given: bool = False
+
+    @property
+    def named_parts(self) -> list[tuple[str | None, str]]:
+        """The part and the name of every file or split of the hub."""
+        splits = [(part_of(split), f"{source.hub}:{split}") for source in self.members or (self,) for split in source.splits]
+        return [(file.part, file.name or file.path.name) for file in self.files] + splits
+
+    def all_notes(self) -> list[str]:
+        """What a person should know of it and of its members."""
+        notes = [note for source in (self, *self.members) for note in source.notes]
+        if self.given:
+            notes.append(f"the parts are those that are there: {listed(self.named_parts)}")
+        elif is_split(part for part, _ in self.named_parts):
+            notes.append(f"these rows are split already, and read together here: {listed(self.named_parts)}")
+        return notes
 
 
 def find(source: Rows) -> Source:
@@ -85,10 +128,34 @@ def find(source: Rows) -> Source:
         kind = _format(path)
         if kind is None:
             raise DataError(f"{path}: cannot tell the format from the name, known are {_KNOWN}", "rename the file")
-        return Source(str(path), [File(path, "", kind)])
+        notes: list[str] = []
+        files = _lists([File(path, "", kind)], notes)
+        return Source(str(path), files, notes=notes)
     if is_hub_id(source) and not is_below_folder(Path(), str(source)):
         return Source(str(source), hub=str(source))
     raise DataError(f"{path}: no such file", f"it is looked for from {Path.cwd()}; {HUB_ID}")
+
+
+def find_all(paths: Sequence[str]) -> Source:
+    """What several paths name, as one source; places name the file.
+
+    Raises:
+        DataError: a path that is named twice, or as ``find``.
+    """
+    twice = [path for path in paths if paths.count(path) > 1]
+    if twice:
+        hint = "name it once; {path: ..., weight: 2} trains on its rows twice"
+        raise DataError(f"data.path: {twice[0]} is named twice", hint)
+    names = [Path(path).name for path in paths]
+    members: list[Source] = []
+    for path, name in zip(paths, names, strict=True):
+        found = find(path)
+        prefix = name if names.count(name) == 1 else path
+        part = part_of(name) if Path(path).is_file() else None
+        files = [replace(file, name=f"{prefix} {file.name}".strip(), part=file.part or part) for file in found.files]
+        members.append(replace(found, files=files))
+    together = [file for member in members for file in member.files]
+    return Source(", ".join(paths), together, members=tuple(members))
 
 
 def is_hub_id(source: str | Path) -> bool:
@@ -106,13 +173,19 @@ def chunks(source: Source, wanted: Set[str]) -> Iterator[Chunk]:
     Raises:
         DataError: a file cannot be read to its end.
     """
+    if source.members:
+        for number, member in enumerate(source.members):
+            for chunk in chunks(member, wanted):
+                yield replace(chunk, entry=number)
+        return
     if source.hub is not None:
-        yield from hub_chunks(source.hub, wanted)
+        yield from hub_chunks(source.hub, wanted, source.splits, source.notes)
     if source.memory is not None:
         yield from source.memory.chunks(wanted)
     for file in source.files:
         try:
-            yield from _file_chunks(file, wanted)
+            for chunk in _file_chunks(file, wanted):
+                yield replace(chunk, part=file.part)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise DataError(f"{file.path}: the compressed file is damaged or cut short ({error})", "copy it again") from error
         except OSError as error:
@@ -130,13 +203,20 @@ def _format(path: Path) -> str | None:
 
 def _directory(path: Path) -> Source:
     entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
-    files = [
-        File(entry, entry.name, kind)
-        for entry in entries
-        if entry.is_file() and entry.name not in METADATA and (kind := _format(entry)) is not None
-    ]
-    names = {file.name for file in files}
-    skipped = [f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries if entry.name not in names]
+    files = _files_in(path, "")
+    files = [file for file in files if not _is_sidecar(file, files)]
+    if not files:
+        # What save_to_disk writes of a DatasetDict (a folder a part), and a data set as the hub keeps it (data/).
+        folders = [entry for entry in entries if entry.is_dir()]
+        if is_split(part_of(folder.name) for folder in folders):
+            folders = [folder for folder in folders if part_of(folder.name)]
+        else:
+            folders = [folder for folder in folders if folder.name == "data"]
+        files = [file for folder in folders for file in _files_in(folder, f"{folder.name}/")]
+    notes: list[str] = []
+    files = _lists(files, notes)
+    read = {file.path.name for file in files} | {file.path.parent.name for file in files if file.path.parent != path}
+    skipped = [f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries if entry.name not in read]
     if not files:
         others = ", ".join(skipped[:10]) or "nothing"
         hint = (
@@ -145,8 +225,53 @@ def _directory(path: Path) -> Source:
             else "name the file of the rows"
         )
         raise DataError(f"{path}: no file of rows in this directory, found {others}; known are {_KNOWN}", hint)
-    notes = [f"not read in {path}: {', '.join(skipped)}"] if skipped else []
+    if skipped:
+        notes.append(f"not read in {path}: {', '.join(skipped)}")
     return Source(str(path), files, notes=notes)
+
+
+def _files_in(path: Path, prefix: str) -> list[File]:
+    """The files of rows right in a directory; those of a folder named for a part are all of it."""
+    return [
+        File(entry, prefix + entry.name, kind, part_of(prefix) or part_of(entry.name))
+        for entry in sorted(path.iterdir())
+        if not entry.name.startswith(".") and entry.is_file() and entry.name not in METADATA
+        if (kind := _format(entry)) is not None
+    ]
+
+
+def _is_sidecar(file: File, files: list[File]) -> bool:
+    """Whether a .json file beside rows of another format is one object without a list of objects: facts about them."""
+    if file.format != "json" or all(other.format == "json" for other in files) or file.size() > SIDECAR:
+        return False
+    try:
+        value = loads(file.path.read_bytes())
+    except (RowError, OSError):
+        return False
+    if not isinstance(value, dict) or KNOWN & value.keys():
+        return False
+    return not any(isinstance(member, list) and member and isinstance(member[0], dict) for member in value.values())
+
+
+def _lists(files: list[File], notes: list[str]) -> list[File]:
+    """Files, with a JSON object of lists such as ``train`` and ``test`` as one file a list; notes say what is not read."""
+    lists: list[File] = []
+    for file in files:
+        names: list[str] = []
+        if file.format == "json":
+            with file.path.open("rb") as raw:
+                names = list_names(_blocks(_decompressed(raw, file.path), file.path), file.path)
+        if not is_split(map(part_of, names)):
+            lists.append(file)
+            continue
+        lists += [
+            replace(file, name=f"{file.name} {name}".strip(), part=part, list_name=name)
+            for name in names
+            if (part := part_of(name)) is not None
+        ]
+        if others := [name for name in names if part_of(name) is None]:
+            notes.append(f"not read in {file.path}: the lists {', '.join(others)}")
+    return lists
 
 
 def _file_chunks(file: File, wanted: Set[str]) -> Iterator[Chunk]:
@@ -171,7 +296,7 @@ def _text_rows(blocks: Iterator[bytes], file: File, wanted: Set[str]) -> Iterato
     if file.format == "jsonl":
         yield from _numbered("line", _lines(blocks))
     elif file.format == "json":
-        unit, texts = json_rows(blocks, file.path, wanted)
+        unit, texts = json_rows(blocks, file.path, wanted, file.list_name)
         yield from _numbered(unit, _lines(texts) if unit == "line" else ([element] for element in texts))
     else:
         yield from _csv_rows(blocks, file)

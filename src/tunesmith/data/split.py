@@ -1,10 +1,10 @@
 """Split rows into train, dev and test, by content and for good.
 
 Rows that belong together form a group, and a group never straddles the split: a test prompt that also stands in train
-measures memory, not skill. A group is what ``data.group_by`` names, else the rows that ask the same up to case and
-white space. Its part follows from a hash of (seed, group) alone, so the split is the same on every machine, the order
-of the file plays no role, and rows that are added move no old row. The price: part sizes are about the fractions asked
-for, not exactly them.
+measures memory, not skill. A group is what ``data.group_by`` names, else the rows that ask the same up to case and white
+space, and all pieces of one conversation (``threads.py``). Its part follows from a hash of (seed, group) alone, so the
+split is the same on every machine, the order of the file plays no role, and rows that are added move no old row. The price:
+part sizes are about the fractions asked for, not exactly them.
 
 **Stratified or stable: stability wins.** Exact shares of every class need the groups of a class in one order with a cut
 in it, and every added row shifts the cut. The threshold on the hash gives every class its share in expectation, and one
@@ -12,15 +12,14 @@ correction is made where answers are classes: a class of two groups or more is l
 without a train row. The group with the smallest (or largest) hash moves. Such a move cannot follow from the group
 alone, so an added row could take it back: this is what ``split.json`` is for. Given the split of an earlier run, every
 group known to it keeps its part and only new groups are drawn, whatever the seed and the fractions are now. Without
-the earlier split, what an added row can move is the few corrected groups of rare classes (and leaks, below), and
-nothing else.
+the earlier split, what an added row can move is the few corrected groups of rare classes, rows that it joins into one
+conversation, and leaks (``leaks.py``).
 
 **Sealed is sealed.** The test part is never chosen on, and a row that was once in test stays there with its whole group,
-also when its group has become another (``data.group_by`` was changed). Near duplicates across train and test move the
-test row's group to train; but where one of them was in the test part of an earlier run, train gives way instead.
+also when its group has become another (``data.group_by`` was changed, a conversation went on).
 
-Facts are kept as arrays: a million rows of 12-character ids take 30 MB, and 60 more while they are split. Rows themselves
-are not held.
+Facts are kept as arrays: a million rows of two turns and ids of 12 characters take 60 MB, and 100 more while they are split.
+Rows themselves are not held.
 """
 
 import hashlib
@@ -29,12 +28,13 @@ from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from tunesmith.data.normalize import normalized
 from tunesmith.data.row_hash import content_hash, prompt_hash
+from tunesmith.data.threads import threads
+from tunesmith.data.turns import Turns, is_asked
 from tunesmith.errors import DataError, RunError
 from tunesmith.rundir.records.data import PartGroups, PartIds, Split
 from tunesmith.rundir.rows import Row
@@ -45,7 +45,7 @@ TRAIN, DEV, TEST = range(3)
 
 
 def group_key(row: Row, prompt: bytes | None = None) -> bytes:
-    """8 bytes that are equal for rows that must not straddle the split.
+    """8 bytes that are equal for rows that must not straddle the split, as far as they alone tell it.
 
     Rows in which nobody asks (a plain text, or an answer after a system turn alone) are grouped with exact repetitions
     only: an empty prompt would make one group of them all.
@@ -56,14 +56,17 @@ def group_key(row: Row, prompt: bytes | None = None) -> bytes:
     """
     if row.group is not None:
         return hashlib.blake2b(row.group.encode("utf-8", "surrogatepass"), digest_size=8, person=b"group_by").digest()
-    if not any(message["role"] in ("user", "tool") for message in row.messages[:-1]):
+    if not is_asked(row):
         return content_hash(row.messages, row.tools, row.kind)[:8]
     return prompt or prompt_hash(row.messages, row.tools)
 
 
 def groups_of(rows: Iterable[Row]) -> list[str]:
     """The group of each row: rows that must not straddle the split are no independent evidence either."""
-    return [group_key(row).hex() for row in rows]
+    facts = SplitFacts()
+    for row in rows:
+        facts.add(row)
+    return [group.tobytes().hex() for group in facts.groups]
 
 
 def answer_key(row: Row) -> bytes:
@@ -80,22 +83,29 @@ class SplitFacts:
 
     Attributes:
         stratify: whether answers are classes.
+        turns: of the rows.
     """
 
     def __init__(self, stratify: bool = False):
         self.stratify = stratify
+        self.turns = Turns()
         self._ids = bytearray()
-        self._groups = array("Q")
+        self._keys = array("Q")
         self._answers = array("Q")
+        self._free = bytearray()
+        self._groups: np.ndarray | None = None
 
-    def add(self, row_id: str, group: bytes, answer: bytes) -> None:
-        """Take in one row: its id, its ``group_key`` and its ``answer_key``."""
-        self._ids += row_id.encode() + b"\n"
-        self._groups.frombytes(group)
-        self._answers.frombytes(answer)
+    def add(self, row: Row) -> None:
+        """Take in one row."""
+        self._ids += row.id.encode() + b"\n"
+        self._keys.frombytes(group_key(row))
+        self._answers.frombytes(answer_key(row))
+        self._free.append(row.group is None)
+        self.turns.add(row)
+        self._groups = None
 
     def __len__(self) -> int:
-        return len(self._groups)
+        return len(self._keys)
 
     @property
     def ids(self) -> np.ndarray:
@@ -103,9 +113,16 @@ class SplitFacts:
         return np.array(bytes(self._ids).split(b"\n")[:-1], dtype=bytes)
 
     @property
+    def keys(self) -> np.ndarray:
+        """``group_key`` of each row, uint64."""
+        return np.array(self._keys, dtype=np.uint64)
+
+    @property
     def groups(self) -> np.ndarray:
-        """Group of each row, uint64."""
-        return np.array(self._groups, dtype=np.uint64)
+        """Group of each row, uint64: its key, or that of the row with which its conversation begins."""
+        if self._groups is None:
+            self._groups = threads(self.turns, self.keys, np.frombuffer(bytes(self._free), bool))
+        return self._groups
 
     @property
     def answers(self) -> np.ndarray:
@@ -125,14 +142,14 @@ class EarlierSplit:
     Attributes:
         seed, test_fraction, dev_fraction: what it was drawn with.
         ids: row ids of each part, as fixed-width bytes.
-        groups: group keys of each part, uint64.
+        keys: ``group_key`` of the rows of each part, uint64; none of train.
     """
 
     seed: int
     test_fraction: float
     dev_fraction: float
     ids: list[np.ndarray]
-    groups: list[np.ndarray]
+    keys: list[np.ndarray]
 
 
 def split(
@@ -146,83 +163,58 @@ def split(
     Raises:
         DataError: fewer than 10 rows, or a part that stays empty.
     """
-    if len(facts) < MIN_ROWS:
-        raise DataError(
-            f"{len(facts)} rows cannot be split into train, dev and test (at least {MIN_ROWS} are needed)",
-            "collect more; a verdict usually takes some hundreds",
-        )
+    _refuse_few(facts)
     groups, group_of_row = np.unique(facts.groups, return_inverse=True)
     hashes = _group_hashes(groups, seed)
     parts = np.full(len(groups), TRAIN, np.uint8)
     parts[hashes < test_fraction + dev_fraction] = DEV
     parts[hashes < test_fraction] = TEST
-    known = _parts_in(earlier, facts, groups, group_of_row)
+    known = np.full(len(groups), -1, np.int8)
+    known[group_of_row] = parts_in(earlier, facts)
     free = known < 0
     parts[~free] = known[~free]
     if facts.stratify:
         _cover_classes(parts, hashes, free, _class_of_groups(facts.answers, group_of_row, len(groups)))
     rows = parts[group_of_row]
-    _refuse_an_empty_part(rows, len(groups))
+    if earlier is None:
+        refuse_an_empty_part(rows, len(groups))
+    else:
+        hint = "what an earlier split sealed stays in test, with its whole groups; to split anew, name a new run directory"
+        refuse_an_empty_part(rows, len(groups), hint)
     return rows
 
 
-def settle_leaks(
-    facts: SplitFacts,
-    parts: np.ndarray,
-    near: np.ndarray,
-    action: Literal["move", "refuse", "report"],
-    earlier: EarlierSplit | None = None,
-) -> tuple[np.ndarray, int]:
-    """Deal with leaks: test rows in one cluster of near duplicates with train rows.
-
-    With ``move``, all groups that hang together by clusters leave test as a whole, so that no cluster straddles test and
-    train afterwards and no group is torn. It comes after ``split`` and may take the last test row of a rare class.
+def keep_given(facts: SplitFacts, given: np.ndarray, test_fraction: float, dev_fraction: float, seed: int) -> np.ndarray:
+    """Keep parts that are there already; of dev and test a missing one is drawn from the train rows, group by group.
 
     Args:
-        parts: as ``split`` returned them; not altered.
-        near: integer, one a row: equal for the rows of one cluster, as ``NearDuplicates.groups`` has it.
-        action: ``move`` the test rows' groups to train (where one was in an earlier test part, the train rows' groups to
-            test), ``refuse``, or only count (``report``).
-        earlier: as given to ``split``.
+        given: uint8, one index into ``PARTS`` a row.
 
     Returns:
-        The parts after moving, and the number of test rows that leaked before.
+        As ``split``.
 
     Raises:
-        DataError: there are leaks and the action is ``refuse``, or moving leaves a part empty.
+        DataError: fewer than 10 rows, or a part that stays empty.
     """
-    _, cluster = np.unique(near, return_inverse=True)
-    size = int(cluster.max()) + 1
-    first_train = np.full(size, -1)
-    train_rows = np.flatnonzero(parts == TRAIN)[::-1]
-    first_train[cluster[train_rows]] = train_rows
-    leaks = np.flatnonzero((parts == TEST) & (first_train[cluster] >= 0))
-    if not len(leaks) or action == "report":
-        return parts, len(leaks)
-    if action == "refuse":
-        ids = facts.ids.astype(str)
-        shown = ", ".join(f"{ids[row]} ~ {ids[first_train[cluster[row]]]}" for row in leaks[:20])
-        raise DataError(
-            f"{len(leaks)} test rows have a near duplicate in train (test row ~ train row): {shown}",
-            "data.on_leak: move takes their groups to train; or name what belongs together with data.group_by",
-        )
+    _refuse_few(facts)
     groups, group_of_row = np.unique(facts.groups, return_inverse=True)
-    hangs_with = _components(len(groups), size, group_of_row, cluster)[group_of_row]
-    leaking = np.isin(hangs_with, hangs_with[leaks])
-    sealed = np.isin(hangs_with, hangs_with[_parts_in(earlier, facts, groups, group_of_row)[group_of_row] == TEST])
-    moved = parts.copy()
-    moved[leaking & ~sealed & (parts == TEST)] = TRAIN
-    moved[leaking & sealed & (parts == TRAIN)] = TEST
-    _refuse_an_empty_part(moved, len(groups), "data.on_leak: report keeps them, with what they leak said in the report")
-    return moved, len(leaks)
+    hashes = _group_hashes(groups, seed)[group_of_row]
+    parts = given.copy()
+    low = 0.0
+    for part, fraction in ((TEST, test_fraction), (DEV, dev_fraction)):
+        if not (given == part).any():
+            parts[(given == TRAIN) & (low <= hashes) & (hashes < low + fraction)] = part
+            low += fraction
+    refuse_an_empty_part(parts, len(groups))
+    return parts
 
 
 def write_split(path: Path, facts: SplitFacts, parts: np.ndarray, test_fraction: float, dev_fraction: float, seed: int) -> None:
     """Write ``split.json``."""
-    ids, groups = facts.ids, facts.groups
+    ids, keys = facts.ids, facts.keys
 
-    def keys(part: int) -> tuple[str, ...]:
-        return tuple([f"{group:016x}" for group in np.unique(groups[parts == part]).tolist()])
+    def keys_of(part: int) -> tuple[str, ...]:
+        return tuple([f"{key:016x}" for key in np.unique(keys[parts == part]).tolist()])
 
     named = {name: tuple(ids[parts == part].astype(str).tolist()) for part, name in enumerate(PARTS)}
     Split(
@@ -230,7 +222,7 @@ def write_split(path: Path, facts: SplitFacts, parts: np.ndarray, test_fraction:
         test_fraction=test_fraction,
         dev_fraction=dev_fraction,
         parts=PartIds(**named),
-        groups=PartGroups(dev=keys(DEV), test=keys(TEST)),
+        groups=PartGroups(dev=keys_of(DEV), test=keys_of(TEST)),
     ).write(path)
 
 
@@ -272,15 +264,18 @@ def _group_hashes(groups: np.ndarray, seed: int) -> np.ndarray:
     return np.frombuffer(digests, np.uint64) / 2.0**64
 
 
-def _parts_in(earlier: EarlierSplit | None, facts: SplitFacts, groups: np.ndarray, group_of_row: np.ndarray) -> np.ndarray:
-    """The part of each group in an earlier split, -1 for new groups; test goes before dev, dev before train."""
+def parts_in(earlier: EarlierSplit | None, facts: SplitFacts) -> np.ndarray:
+    """The part of each row's group in an earlier split, -1 for new groups; test goes before dev, dev before train."""
+    known = np.full(len(facts), -1, np.int8)
+    if earlier is None:
+        return known
+    groups, group_of_row = np.unique(facts.groups, return_inverse=True)
     known = np.full(len(groups), -1, np.int8)
-    if earlier is not None:
-        ids = facts.ids
-        for part in (TRAIN, DEV, TEST):
-            known[group_of_row[np.isin(ids, earlier.ids[part])]] = part
-            known[np.isin(groups, earlier.groups[part])] = part
-    return known
+    ids, keys = facts.ids, facts.keys
+    for part in (TRAIN, DEV, TEST):
+        known[group_of_row[np.isin(ids, earlier.ids[part])]] = part
+        known[group_of_row[np.isin(keys, earlier.keys[part])]] = part
+    return known[group_of_row]
 
 
 def _class_of_groups(answers: np.ndarray, group_of_row: np.ndarray, groups: int) -> np.ndarray:
@@ -305,26 +300,26 @@ def _cover_classes(parts: np.ndarray, hashes: np.ndarray, free: np.ndarray, clas
                 parts[candidate] = wanted
 
 
-def _components(groups: int, clusters: int, group_of_row: np.ndarray, cluster_of_row: np.ndarray) -> np.ndarray:
-    """For each group, one number that it shares with all groups that it hangs together with by clusters."""
-    joining = np.bincount(cluster_of_row, minlength=clusters)[cluster_of_row] > 1
-    edges = np.unique(np.stack([group_of_row[joining], groups + cluster_of_row[joining]], axis=1), axis=0)
-    parent = list(range(groups + clusters))
-
-    def root(node: int) -> int:
-        while parent[node] != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
-
-    for group, cluster in edges.tolist():
-        parent[root(group)] = root(cluster)
-    return np.array([root(group) for group in range(groups)])
+def _refuse_few(facts: SplitFacts) -> None:
+    if len(facts) < MIN_ROWS:
+        raise DataError(
+            f"{len(facts)} rows cannot be split into train, dev and test (at least {MIN_ROWS} are needed)",
+            "collect more; a verdict usually takes some hundreds",
+        )
 
 
-def _refuse_an_empty_part(
+def refuse_an_empty_part(
     parts: np.ndarray, groups: int, hint: str = "collect more rows, or raise data.test_fraction or data.dev_fraction"
 ) -> None:
+    """Refuse parts of which one has no row.
+
+    Args:
+        groups: number of groups, for the message.
+        hint: what to do about it.
+
+    Raises:
+        DataError: one is empty.
+    """
     for part, name in enumerate(PARTS):
         if not (parts == part).any():
             raise DataError(f"{len(parts)} rows in {groups} distinct groups leave the {name} part empty", hint)

@@ -5,7 +5,7 @@ a null wherever a row lacks a column, and a struct has a null wherever one turn 
 are dropped at every depth; a table cannot say ``{"unit": null}``, which is why this loses nothing that was there.
 """
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tunesmith.data.chunk import Chunk
+from tunesmith.data.parts import part_of
 from tunesmith.data.problems import RowError, Unreadable
 from tunesmith.errors import DataError
 
@@ -41,10 +42,14 @@ def table_chunks(path: Path, kind: str, prefix: str, wanted: Set[str]) -> Iterat
     yield Chunk(prefix, range(0), [], size - read)
 
 
-def hub_chunks(name: str, wanted: Set[str]) -> Iterator[Chunk]:
+def hub_chunks(name: str, wanted: Set[str], splits: Sequence[str] = (), notes: list[str] | None = None) -> Iterator[Chunk]:
     """Rows of a data set that ``datasets`` loads: ``owner/name``, ``owner/name:split`` or ``owner/name:config:split``.
 
     Without a split it is ``train``, or the only one there is. What was downloaded stays in the user's cache.
+
+    Args:
+        splits: to read, where the id names none.
+        notes: takes what a person should know.
 
     Raises:
         DataError: no such data set, configuration or split, or it cannot be loaded.
@@ -55,21 +60,46 @@ def hub_chunks(name: str, wanted: Set[str]) -> Iterator[Chunk]:
 
     path, *rest = name.split(":")
     config = rest[0] if len(rest) == 2 else None
+    known = hub_splits(name)
+    if not rest and not splits and len(known) > 1 and "train" in known and notes is not None:
+        notes[:] = [f"of {name} only the split train is read; there are {', '.join(known)}"]
+    splits = splits or [rest[-1] if rest else "train" if "train" in known or len(known) > 1 else known[0]]
+    for split in splits:
+        if split not in known:
+            raise DataError(f"{name}: no split {split}, found {', '.join(known)}", f"write {path}:{known[0]}")
+        try:
+            loaded = datasets.load_dataset(path, config, split=split).with_format("arrow")
+        except (OSError, ValueError, DatasetsError) as error:
+            raise _not_given(name, error) from error
+        number = 1
+        for table in loaded.iter(batch_size=BATCH):
+            for chunk in record_chunks(table, f"{split} row", number, wanted, name):
+                chunk.part = part_of(split)
+                yield chunk
+                number += len(chunk.items)
+
+
+def hub_splits(name: str) -> list[str]:
+    """Names of the splits of a data set of the hub.
+
+    Raises:
+        DataError: no such data set or configuration.
+        ModuleNotFoundError: ``datasets`` is not installed.
+    """
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    path, *rest = name.split(":")
     try:
-        splits = datasets.get_dataset_split_names(path, config)
-        split = rest[-1] if rest else "train" if "train" in splits or len(splits) > 1 else splits[0]
-        if split not in splits:
-            raise DataError(f"{name}: no split {split}, found {', '.join(splits)}", f"write {path}:{splits[0]}")
-        loaded = datasets.load_dataset(path, config, split=split).with_format("arrow")
+        return list(datasets.get_dataset_split_names(path, rest[0] if len(rest) == 2 else None))
     except (OSError, ValueError, DatasetsError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        hint = "check the name and the network; a file or a directory is read by its path"
-        raise DataError(f"{name}: no such file or directory, and the hub does not give it ({reason:.200})", hint) from error
-    number = 1
-    for table in loaded.iter(batch_size=BATCH):
-        for chunk in record_chunks(table, f"{split} row", number, wanted, name):
-            yield chunk
-            number += len(chunk.items)
+        raise _not_given(name, error) from error
+
+
+def _not_given(name: str, error: Exception) -> DataError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    hint = "check the name and the network; a file or a directory is read by its path"
+    return DataError(f"{name}: no such file or directory, and the hub does not give it ({reason:.200})", hint)
 
 
 def _parquet(path: Path, wanted: Set[str]) -> Iterator[tuple[pa.RecordBatch, float]]:

@@ -23,9 +23,10 @@ from tunesmith.evaluate.gate import terms_of
 from tunesmith.evaluate.metrics import make_metric
 from tunesmith.evaluate.references import check_references
 from tunesmith.pipeline.lines import reading_lines
-from tunesmith.pipeline.reading import reader_of, refuse_plain_texts, with_bar
+from tunesmith.pipeline.reading import reader_of, refuse_plain_texts
 from tunesmith.pipeline.stage import make, module_of
 from tunesmith.pipeline.table import table_of
+from tunesmith.pipeline.taking import taken
 from tunesmith.recipe import Recipe, TrainSettings
 from tunesmith.recipe.derive import WIDTH, derive
 from tunesmith.rundir import RunDir
@@ -116,10 +117,13 @@ def _read_rows(run: RunDir, recipe: Recipe) -> RowFacts:
     reader = reader_of(recipe, run.data / "rejected.jsonl")
     quality, characters, supervised = Quality(reasoning_is_text=settings.reasoning == "keep"), 0, 0
     first: list[Row] = []
-    for batch in with_bar(reader):
-        quality.add(batch)
-        first += batch[: REFERENCES - len(first)]
-        for message in (message for row in batch for message in row.messages):
+    given = {"train": 0, "dev": 0, "test": 0}
+    for batch in taken(reader, recipe, run.path / ".rows.jsonl"):
+        quality.add(batch.rows)
+        if batch.part is not None:
+            given[batch.part] += len(batch.rows)
+        first += batch.rows[: REFERENCES - len(first)]
+        for message in (message for row in batch.rows for message in row.messages):
             length = len(str(message.get("content") or ""))
             characters += length
             supervised += length if message["role"] == "assistant" else 0
@@ -131,7 +135,10 @@ def _read_rows(run: RunDir, recipe: Recipe) -> RowFacts:
     if recipe.task.metric not in NOT_TRIED:
         check_references(first, make_metric(recipe.task))
     rows = report.rows
-    test, dev = round(rows * settings.test_fraction), round(rows * settings.dev_fraction)
+    drawn_from = given["train"] if settings.split == "given" else rows
+    test, dev = round(drawn_from * settings.test_fraction), round(drawn_from * settings.dev_fraction)
+    if settings.split == "given":
+        test, dev = given["test"] or test, given["dev"] or dev
     share = (rows - test - dev) / max(1, rows) / CHARACTERS_A_TOKEN
     return _row_facts(report, (rows - test - dev, dev, test), (characters * share, supervised * share, False))
 

@@ -6,23 +6,40 @@ the parts. Rows that an earlier split knows stay in their part.
 
 import dataclasses
 import logging
+from array import array
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 from pydantic import JsonValue
 
 from tunesmith import hardware
+from tunesmith.data.choose import places
+from tunesmith.data.choose import repeats as repeated
+from tunesmith.data.leaks import Leaks, leak_lines, settle_leaks
 from tunesmith.data.near import NearDuplicates
 from tunesmith.data.quality import Quality, headlines
 from tunesmith.data.read import Reader
-from tunesmith.data.split import PARTS, SplitFacts, answer_key, group_key, read_split, settle_leaks, split, write_split
+from tunesmith.data.split import (
+    DEV,
+    PARTS,
+    TEST,
+    TRAIN,
+    EarlierSplit,
+    SplitFacts,
+    keep_given,
+    read_split,
+    split,
+    write_split,
+)
 from tunesmith.errors import DataError
 from tunesmith.evaluate.metrics.labels import labels_without_rows
 from tunesmith.pipeline.lines import reading_lines
-from tunesmith.pipeline.reading import reader_of, refuse_plain_texts, with_bar
+from tunesmith.pipeline.reading import reader_of, refuse_plain_texts
 from tunesmith.pipeline.stage import Session
+from tunesmith.pipeline.taking import taken
 from tunesmith.recipe import Recipe
-from tunesmith.rundir import RunDir, git_state, package_versions, stream_rows, writing_rows
+from tunesmith.rundir import Row, RunDir, git_state, package_versions, stream_rows, writing_rows
 from tunesmith.rundir.hashes import content_hash
 from tunesmith.rundir.records.check import CheckReport, DataReport
 
@@ -42,15 +59,25 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     digests: dict[str, JsonValue] = {str(file.path): content_hash(file.path) for file in reader.source.files}
     run.data.mkdir(parents=True, exist_ok=True)
     everything = run.data / ".rows.jsonl"
-    parts, report = _read_and_split(run, recipe, reader, everything)
+    rows = _read_and_split(run, recipe, reader, everything)
+    report, trained = rows.report, 0
     for number, part in enumerate(PARTS):
         with writing_rows(run.data / f"{part}.jsonl") as write:
-            write(row for index, row in enumerate(stream_rows(everything)) if parts[index] == number)
+            stream = (row for row, of in zip(stream_rows(everything), rows.parts, strict=True) if of == number)
+            if number == TRAIN and rows.repeats is not None:
+                for row in _repeated(stream, rows.repeats[rows.parts == TRAIN].tolist()):
+                    trained += row.repeats
+                    write([row])
+            else:
+                write(stream)
+    if rows.repeats is not None:
+        report = dataclasses.replace(report, trained=trained)
+        logger.info(f"data: by their weights {trained:,} rows are trained on, of {report.train:,} in the train part")
     everything.unlink()
     report.write(run.data_report_file)
     dataclasses.replace(
         run.manifest(),
-        data={"path": settings.path, "sha256": digests},
+        data={"path": reader.source.label, "sha256": digests},
         seed=recipe.seed,
         packages=package_versions(),
         git=git_state(Path.cwd()),
@@ -58,10 +85,10 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     ).write(run.manifest_file)
     logger.info(f"data: {report.rows} rows, {report.train} train, {report.dev} dev, {report.test} test (sealed)")
     if report.repeated_prompts:
-        logger.info(f"data: {report.repeated_prompts} rows repeat an earlier prompt or group and stay on its side of the split")
-    if report.leaks:
-        moved = {"move": "their groups changed sides", "report": "data.on_leak: move takes them out of the test part"}
-        logger.info(f"data: {report.leaks} test rows have a near duplicate in train; {moved[settings.on_leak]}")
+        what = "repeat an earlier prompt, are pieces of one conversation, or share a group"
+        logger.info(f"data: {report.repeated_prompts} rows {what}, and stay on one side of the split")
+    for line in leak_lines(rows.leaks, settings.on_leak, given=settings.split == "given"):
+        logger.info(f"data: {line}")
     if recipe.task.labels is not None:
         test = [row.reference for row in stream_rows(run.data / "test.jsonl") if row.why_not_scored() is None]
         if absent := labels_without_rows(recipe.task, test):
@@ -69,17 +96,36 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
             logger.warning(f"data: no test row has the label {', '.join(absent)}: no arm's score says anything of it; {more}")
 
 
-def _read_and_split(run: RunDir, recipe: Recipe, reader: Reader, everything: Path) -> tuple[np.ndarray, DataReport]:
-    """Read all rows into one file; decide each row's part. Returns the parts and the report."""
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """What became of the rows, one entry a row: its part, and how often it is trained on (None: all of them once)."""
+
+    parts: np.ndarray
+    repeats: np.ndarray | None
+    leaks: Leaks
+    report: DataReport
+
+
+def _read_and_split(run: RunDir, recipe: Recipe, reader: Reader, everything: Path) -> _Rows:
+    """Read all rows into one file; decide each row's part."""
     facts, near = SplitFacts(), NearDuplicates()
-    quality = Quality(reasoning_is_text=recipe.data.reasoning == "keep")
+    settings = recipe.data
+    quality = Quality(reasoning_is_text=settings.reasoning == "keep")
+    weights = [rows.weight for rows in settings.paths]
+    weighted = any(weight != 1.0 for weight in weights)
+    there, repeats = bytearray(), array("L")
     with writing_rows(everything) as write:
-        for batch in with_bar(reader):
-            write(batch)
-            quality.add(batch)
-            near.add(batch)
-            for row in batch:
-                facts.add(row.id, group_key(row), answer_key(row))
+        for batch in taken(reader, recipe, run.data / ".all.jsonl"):
+            write(batch.rows)
+            quality.add(batch.rows)
+            near.add(batch.rows)
+            for row in batch.rows:
+                facts.add(row)
+            there += bytes([PARTS.index(batch.part) if batch.part else TRAIN] * len(batch.rows))
+            if weighted:
+                weight = weights[batch.entry]
+                drawn = places([row.id for row in batch.rows], recipe.seed, "repeat")
+                repeats.extend(repeated(place, weight) for place in drawn.tolist())
     reading = reader.summary()
     report = quality.report(reading)
     refuse_plain_texts(recipe, reading, report)
@@ -87,16 +133,12 @@ def _read_and_split(run: RunDir, recipe: Recipe, reader: Reader, everything: Pat
     for line in (*reading_lines(reading), *lines):
         logger.info(f"data: {line}")
     facts.stratify = report.classes is not None
-    settings = recipe.data
-    named = settings.earlier_split or (run.split_file if run.split_file.exists() else None)
-    earlier = None if named is None else read_split(named)
-    if earlier is not None:
-        logger.info(f"data: rows that {named} knows stay in their part; seed and fractions decide for new rows alone")
-    parts = split(facts, settings.test_fraction, settings.dev_fraction, recipe.seed, earlier)
-    parts, leaks = settle_leaks(facts, parts, near.groups(), settings.on_leak, earlier)
+    parts, earlier = _parts_of(run, recipe, facts, np.frombuffer(bytes(there), np.uint8))
+    given = settings.split == "given"
+    parts, leaks = settle_leaks(facts, parts, near.groups(), settings.on_leak, earlier, given=given)
     write_split(run.split_file, facts, parts, settings.test_fraction, settings.dev_fraction, recipe.seed)
     check = CheckReport(
-        source=settings.path,
+        source=reader.source.label,
         reading=reading,
         quality=report,
         headlines=lines,
@@ -104,9 +146,44 @@ def _read_and_split(run: RunDir, recipe: Recipe, reader: Reader, everything: Pat
     )
     train, dev, test = (int((parts == number).sum()) for number in range(len(PARTS)))
     counts = DataReport(
-        rows=len(parts), train=train, dev=dev, test=test, leaks=leaks, repeated_prompts=facts.repeats, check=check
+        rows=len(parts),
+        train=train,
+        dev=dev,
+        test=test,
+        leaks=leaks.test,
+        inside=leaks.inside,
+        dev_leaks=leaks.dev,
+        repeated_prompts=facts.repeats,
+        check=check,
+        split=settings.split or "drawn",
     )
-    return parts, counts
+    return _Rows(parts, np.array(repeats, np.int64) if repeats else None, leaks, counts)
+
+
+def _parts_of(run: RunDir, recipe: Recipe, facts: SplitFacts, given: np.ndarray) -> tuple[np.ndarray, EarlierSplit | None]:
+    """The part of each row before leaks, and the earlier split that it keeps to."""
+    settings = recipe.data
+    test, dev = settings.test_fraction, settings.dev_fraction
+    if settings.split == "given":
+        for part, fraction in ((TEST, test), (DEV, dev)):
+            name = PARTS[part]
+            what = f"is drawn from train ({fraction:g} of it)"
+            if (given == part).any():
+                what = f"is the part that is there; data.{name}_fraction counts for nothing"
+            logger.info(f"data: {name} {what}")
+        return keep_given(facts, given, test, dev, recipe.seed), None
+    named = settings.earlier_split or (run.split_file if run.split_file.exists() else None)
+    earlier = None if named is None else read_split(named)
+    if earlier is not None:
+        logger.info(f"data: rows that {named} knows stay in their part; seed and fractions decide for new rows alone")
+    return split(facts, test, dev, recipe.seed, earlier), earlier
+
+
+def _repeated(rows: Iterable[Row], repeats: list[int]) -> Iterator[Row]:
+    """The rows that are trained on, each with how often."""
+    for row, times in zip(rows, repeats, strict=True):
+        if times:
+            yield row if times == 1 else dataclasses.replace(row, repeats=times)
 
 
 def _refuse_missing_split(path: Path) -> None:

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from tunesmith.data.classes import MOST_SHORT
+from tunesmith.data.parts import is_split
 from tunesmith.data.propose import Proposal, proposals, recipe_text
 from tunesmith.data.quality import wrong_lines
 from tunesmith.data.read import AS_FOUND, Reader, ReadOptions
@@ -64,6 +65,7 @@ def init(source: str, model: str, options: ReadOptions = AS_FOUND, out: Path | N
         format=options.format,
         columns=options.columns,
         choices={"reasoning": options.reasoning, "take": options.take},
+        is_split=is_split(part for part, _ in reader.source.named_parts),
         misfits=misfits,
     )
     write_text(path, text)

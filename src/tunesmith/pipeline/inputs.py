@@ -96,8 +96,17 @@ class Inputs:
 
     def rows(self, label: str) -> Parts:
         """The content of the rows, wherever they lie; a hub id by its name."""
-        path = Path(self.recipe.data.path)
-        return self.source(label, path) if path.is_absolute() else {"data.path": self.recipe.data.path}
+        if isinstance(self.recipe.data.path, str):
+            return self._rows_at(label, "data.path", self.recipe.data.path)
+        parts: Parts = {}
+        for number, rows in enumerate(self.recipe.data.path):
+            name = f"data.path.{number}"
+            parts |= self._rows_at(f"{name} (content)", name, rows.path)
+            parts |= {f"{name}.count": rows.count, f"{name}.weight": rows.weight}
+        return parts
+
+    def _rows_at(self, label: str, name: str, path: str) -> Parts:
+        return self.source(label, Path(path)) if Path(path).is_absolute() else {name: path}
 
     def model(self) -> Parts:
         """The content of the base model and of what takes its template's place."""

@@ -3,10 +3,13 @@
 import contextlib
 import gc
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+from tunesmith.data.parts import is_split, listed, part_of
 from tunesmith.data.read import Reader, ReadOptions
-from tunesmith.data.source import HUB_ID, is_hub_id
+from tunesmith.data.source import HUB_ID, Source, find, find_all, is_hub_id
+from tunesmith.data.tables import hub_splits
 from tunesmith.data.task_columns import columns_hint
 from tunesmith.errors import DataError
 from tunesmith.recipe import Recipe
@@ -23,12 +26,9 @@ def reader_of(recipe: Recipe, rejected: Path | None = None) -> Reader:
         rejected: file for bad rows, where the recipe keeps them aside.
 
     Raises:
-        DataError: nothing to read there.
+        DataError: nothing to read there, or rows that are split already, and the recipe does not say what becomes of that.
     """
     settings = recipe.data
-    if not Path(settings.path).exists() and not is_hub_id(settings.path):
-        hint = f"a relative path starts from the directory of the recipe file; {HUB_ID}"
-        raise DataError(f"data.path: {settings.path}: no such file", hint)
     options = ReadOptions(
         settings.format,
         settings.columns,
@@ -37,7 +37,44 @@ def reader_of(recipe: Recipe, rejected: Path | None = None) -> Reader:
         reasoning=settings.reasoning,
         take=settings.take,
     )
-    return Reader(settings.path, options, rejected)
+    return Reader(_source_of(recipe), options, rejected)
+
+
+def _source_of(recipe: Recipe) -> Source:
+    """The rows of a recipe; where they are split already, the recipe must say what becomes of that."""
+    settings = recipe.data
+    paths = [rows.path for rows in settings.paths]
+    for path in paths:
+        if not Path(path).exists() and not is_hub_id(path):
+            hint = f"a relative path starts from the directory of the recipe file; {HUB_ID}"
+            raise DataError(f"data.path: {path}: no such file", hint)
+    source = find(settings.path) if isinstance(settings.path, str) else find_all(paths)
+    members = tuple([_with_splits(member) for member in source.members])
+    source = replace(source, members=members) if members else _with_splits(source)
+    named = source.named_parts
+    parts = [part for part, _ in named]
+    if settings.split is None and is_split(parts):
+        raise DataError(
+            f"data.path: {source.label}: these rows are split already: {listed(named)}",
+            "add to the section data either 'split: given', which keeps these parts, or 'split: drawn', which puts all rows "
+            "together and draws new ones",
+        )
+    if settings.split != "given":
+        return source
+    if not is_split(parts) or None in parts:
+        raise DataError(
+            f"data.split: given, but the names do not say the part of all rows: {listed(named) or source.label}",
+            "name files or folders train, test and where there is one validation; or split: drawn",
+        )
+    return replace(source, given=True)
+
+
+def _with_splits(source: Source) -> Source:
+    """A data set of the hub with its splits, where its id names none and there are several."""
+    if source.hub is None or ":" in source.hub:
+        return source
+    splits = hub_splits(source.hub)
+    return replace(source, splits=tuple(splits)) if is_split(map(part_of, splits)) else source
 
 
 def refuse_plain_texts(recipe: Recipe, reading: Reading, report: QualityReport) -> None:
@@ -49,7 +86,8 @@ def refuse_plain_texts(recipe: Recipe, reading: Reading, report: QualityReport) 
     settings = recipe.data
     if reading.format != "text" or settings.format == "text" or settings.columns is not None:
         return
-    message = f"{settings.path}: {reading.rows:,} plain texts, which nobody asks for, so no answer can be scored"
+    paths = ", ".join(rows.path for rows in settings.paths)
+    message = f"{paths}: {reading.rows:,} plain texts, which nobody asks for, so no answer can be scored"
     rendered = next((finding.hint for finding in report.findings if finding.code == "rendered-template"), None)
     hint = f"{rendered or columns_hint(reading)}; data.format: text trains the texts themselves, with the stages up to train"
     raise DataError(f"{message} (task.metric: {recipe.task.metric})", hint)

@@ -135,8 +135,9 @@ def _render_rows(recipe: Recipe, base: BaseModel, rows: Path, target: Path) -> R
                     hint = fitted.refused.hint if fitted.refused else ""
                     left_out.append(LeftOut(id=row.id, place=row.place, reason=reason, hint=hint, tokens=fitted.tokens))
                     continue
-                writer.add((row.id, document.ids, document.supervised) for document in fitted.rendered.documents)
-                written += 1
+                for name in _copies(row):
+                    writer.add((name, document.ids, document.supervised) for document in fitted.rendered.documents)
+                written += row.repeats
                 if of_base.max_positions is not None and fitted.rendered.longest > of_base.max_positions:
                     beyond[row.id] = fitted.rendered.longest
                 notes.update(fitted.rendered.notes)
@@ -149,6 +150,11 @@ def _render_rows(recipe: Recipe, base: BaseModel, rows: Path, target: Path) -> R
     return RenderedPart(
         rows=written, longest=longest, longest_answer=longest_answer, notes=dict(notes), left_out=tuple(left_out)
     )
+
+
+def _copies(row: Row) -> list[str]:
+    """The name of each time that a row is trained on: documents that stand side by side under one name are one row."""
+    return [row.id, *(f"{row.id}#{copy}" for copy in range(2, row.repeats + 1))]
 
 
 def _refuse_left_out(recipe: Recipe, part: str, left_out: list[LeftOut], lengths: list[int]) -> None:

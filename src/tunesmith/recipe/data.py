@@ -3,17 +3,42 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue, model_validator
 
 from tunesmith.recipe.section import Section
 
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
+class RowsOf(Section):
+    """One path of several, and how much of it is used."""
+
+    path: str = Field(description="file, directory, or hub id")
+    count: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="so many of its rows are taken, by a hash of their content and the seed; all when not given"
+    )
+    weight: Annotated[float, Field(gt=0.0, le=100.0)] = Field(
+        default=1.0,
+        description="how often each of its train rows is trained on (2.5: twice, and half of them once more, drawn by hash); "
+        "dev and test hold a row once whatever its weight",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_path_alone(cls, raw: JsonValue) -> JsonValue:
+        return {"path": raw} if isinstance(raw, str) else raw
+
+
 class Data(Section):
     """The examples, how they are read, and how they are split."""
 
-    path: str = Field(description="file, directory, or hub id (owner/name, owner/name:split)")
+    path: tuple[RowsOf, ...] | str = Field(
+        description="file, directory, or hub id (owner/name, owner/name:split); or a list of these, each a path or "
+        "{path, count, weight}"
+    )
+    limit: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="at most so many rows are taken, by a hash of their content and the seed; all when not given"
+    )
     format: Literal["messages", "sharegpt", "alpaca", "prompt_completion", "text"] | None = Field(
         default=None, description="format of the rows; told from the whole file when not given"
     )
@@ -37,7 +62,14 @@ class Data(Section):
         description="what happens to a train or dev row above train.max_length; none is ever cut",
     )
     on_leak: Literal["report", "move", "refuse"] = Field(
-        default="report", description="what happens to test rows that have a near duplicate in train"
+        default="report",
+        description="what happens to test and dev rows that have a near duplicate in train, or stand whole inside a train row",
+    )
+    split: Literal["given", "drawn"] | None = Field(
+        default=None,
+        description="given: files, folders or splits of the hub named train, test, validation are the parts, and what is "
+        "missing of dev and test is drawn from train; drawn: all rows are put together and parts are drawn. Rows that are "
+        "split already need one of the two",
     )
     earlier_split: Path | None = Field(
         default=None, description="data/split.json of an earlier run, whose test rows stay test rows"
@@ -49,6 +81,23 @@ class Data(Section):
         description="a .txt, .md or .jsonl file, or a folder of them, for the retrieval arms to search; the train rows when "
         "not given",
     )
+
+    @property
+    def paths(self) -> tuple[RowsOf, ...]:
+        """Every path, also where only one is named."""
+        return (RowsOf(path=self.path),) if isinstance(self.path, str) else self.path
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Data":
+        if not self.path:
+            raise ValueError("path: nothing is named; give a file, a directory or a hub id")
+        if self.split == "given" and self.on_leak == "move":
+            raise ValueError(
+                "on_leak: move would change the parts that split: given keeps; use report or refuse, or split: drawn"
+            )
+        if self.split == "given" and self.earlier_split is not None:
+            raise ValueError("earlier_split is for parts that are drawn, and split: given keeps the parts that are there")
+        return self
 
 
 class Chat(Section):

@@ -97,10 +97,10 @@ def json_schema() -> str:
 
 
 def _resolved(recipe: Recipe, base: Path) -> Recipe:
-    source = recipe.data.path
-    is_file = source.count("/") != 1 or Path(source).suffix in FILE_SUFFIXES
-    if is_file or _is_path(base, source) or is_below_folder(base, source):
-        source = str(_absolute(base, Path(source)))
+    if isinstance(recipe.data.path, str):
+        source = _rows_place(base, recipe.data.path)
+    else:
+        source = tuple([rows.model_copy(update={"path": _rows_place(base, rows.path)}) for rows in recipe.data.path])
     earlier = recipe.data.earlier_split
     documents = recipe.data.documents
     places = {"earlier_split": earlier and _absolute(base, earlier), "documents": documents and _absolute(base, documents)}
@@ -123,6 +123,14 @@ def _resolved(recipe: Recipe, base: Path) -> Recipe:
         evaluate = evaluate.model_copy(update={"retrieval": retrieval})
     changed = {"data": data, "chat": chat, "task": task, "model": model, "evaluate": evaluate}
     return recipe.model_copy(update=changed)
+
+
+def _rows_place(base: Path, source: str) -> str:
+    """A path of rows as an absolute one; a hub id as it is."""
+    is_file = source.count("/") != 1 or Path(source).suffix in FILE_SUFFIXES
+    if is_file or _is_path(base, source) or is_below_folder(base, source):
+        return str(_absolute(base, Path(source)))
+    return source
 
 
 def _task_paths(base: Path, task: Task) -> Task:

@@ -97,6 +97,7 @@ def _place(root: type[Section], location: Sequence[int | str]) -> tuple[int | st
             annotation = get_args(annotation)[1]
         elif isinstance(part, int):
             place.append(part)
+            annotation = get_args(annotation)[0] if get_origin(annotation) is tuple else None
     return tuple(place)
 
 
@@ -130,6 +131,8 @@ def _keys_of_section(root: type[Section], name: str) -> list[str]:
 def _known_keys(root: type[Section], location: Sequence[int | str]) -> list[str]:
     section: Any = root
     for part in location:
-        is_entry = get_origin(section) is dict
-        section = get_args(section)[1] if is_entry else _plain(section.model_fields[str(part)].annotation)
+        if get_origin(section) in (dict, tuple):
+            section = get_args(section)[get_origin(section) is dict]
+        else:
+            section = _plain(section.model_fields[str(part)].annotation)
     return list(section.model_fields)

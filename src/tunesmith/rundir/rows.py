@@ -37,6 +37,7 @@ class WrittenRow(Example, total=False):
     id: Required[str]
     place: Required[str]
     group: str
+    repeats: int
 
 
 @dataclass(slots=True)  # frozen would cost 1.5 us a row, a tenth of reading it
@@ -50,6 +51,7 @@ class Row:
         tools: the declared functions, or None.
         group: value of the ``data.group_by`` column: rows of one group never straddle the split.
         kind: ``chat``, or ``text`` for one plain text held in a single assistant turn.
+        repeats: how often it is trained on; of train rows alone.
     """
 
     id: str
@@ -58,6 +60,7 @@ class Row:
     tools: list[Tool] | None = None
     group: str | None = None
     kind: Literal["chat", "text"] = "chat"
+    repeats: int = 1
 
     @classmethod
     def from_json(cls, written: WrittenRow) -> "Row":
@@ -75,6 +78,8 @@ class Row:
             written["group"] = self.group
         if self.kind != "chat":
             written["kind"] = self.kind
+        if self.repeats != 1:
+            written["repeats"] = self.repeats
         return written
 
     @property

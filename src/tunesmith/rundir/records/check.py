@@ -5,7 +5,7 @@ is None. What is in the rows themselves stands in ``quality``.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tunesmith.rundir.records.base import FileRecord, Record
 from tunesmith.rundir.records.quality import Histogram, Lengths, QualityReport, RowExcerpt, RowLength
@@ -268,9 +268,13 @@ class DataReport(FileRecord):
     Attributes:
         rows: all of them.
         train, dev, test: rows of each part.
-        leaks: test rows that have a near duplicate in the train part.
-        repeated_prompts: rows that repeat an earlier prompt or group, and stay on its side of the split.
+        leaks: test rows that have a near duplicate in the train part, or stand whole inside a train row.
+        repeated_prompts: rows that repeat an earlier prompt, conversation or group, and stay on its side of the split.
         check: what is in the rows.
+        inside: those of the leaks that stand whole inside a train row.
+        dev_leaks: dev rows that leak so.
+        split: whether the parts were drawn, or were there.
+        trained: rows that are trained on, with their repetitions; None where each is, once.
     """
 
     rows: int
@@ -280,3 +284,7 @@ class DataReport(FileRecord):
     leaks: int
     repeated_prompts: int
     check: CheckReport
+    inside: int = 0
+    dev_leaks: int = 0
+    split: Literal["drawn", "given"] = "drawn"
+    trained: int | None = None
