@@ -11,14 +11,15 @@ from tunesmith.errors import DataError
 from tunesmith.pipeline import verbs as api
 from tunesmith.rundir import read_json, read_rows
 from tunesmith.rundir.records.check import DataReport
+from tunesmith.train.documents import Documents
 
 
 def _write(path, count, name="q", answer="a"):
     path.write_text("".join(json.dumps({"prompt": f"{name}{i}", "completion": f"{answer}{i}"}) + "\n" for i in range(count)))
 
 
-def _data(folder, changes):
-    recipe = write_recipe(folder, folder, {"task": {"metric": "exact_match"}, **changes})
+def _data(folder, changes, model=None):
+    recipe = write_recipe(folder, model or folder, {"task": {"metric": "exact_match"}, **changes})
     run = api.open_run(recipe, folder / f"run{len(list(folder.iterdir()))}")
     api.data(run)
     return run
@@ -82,11 +83,11 @@ def test_splits_of_the_hub_are_kept_or_asked_about(tmp_path, monkeypatch):
     assert set().union(*(_questions(one, part) for part in ("train", "dev", "test"))) == set(rows["train"])
 
 
-def test_counts_and_weights_of_several_paths(tmp_path, talk):
+def test_counts_and_weights_of_several_paths(tmp_path, tiny_dir, talk):
     _write(tmp_path / "a.jsonl", 100)
     _write(tmp_path / "b.jsonl", 80, "other")
     path = ["a.jsonl", {"path": "b.jsonl", "count": 40, "weight": 2.5}]
-    run = _data(tmp_path, {"data.path": path, "data.limit": 130})
+    run = _data(tmp_path, {"data.path": path, "data.limit": 130}, tiny_dir)
     rows = {part: read_rows(run.data / f"{part}.jsonl") for part in ("train", "dev", "test")}
     report = DataReport.read(run.data_report_file)
     assert report.rows == sum(map(len, rows.values())) == 130 and report.check.reading.rows == 180
@@ -97,6 +98,9 @@ def test_counts_and_weights_of_several_paths(tmp_path, talk):
             assert row.repeats in ((2, 3) if part == "train" and row.place.startswith("b") else (1,))
     said = talk()
     assert "b.jsonl: 40 of 80 rows are taken" in said and f"{report.trained} rows are trained on, of {report.train}" in said
+    api.render(run)
+    documents = Documents.open(run.data / "train.arrow")
+    assert documents.rows == report.trained, "a copy is a row of its own, which another step may take"
     lighter = _data(tmp_path, {"data.path": [{**path[1], "weight": 0.5}], "data.limit": 130})
     report = DataReport.read(lighter.data_report_file)
     assert report.rows == 40 and len(read_rows(lighter.data / "train.jsonl")) == report.trained < report.train
