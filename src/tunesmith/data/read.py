@@ -22,6 +22,9 @@ import numpy as np
 
 from tunesmith.data import formats
 from tunesmith.data.conversation import check_messages, check_text, check_tools, is_plain, nearest
+from tunesmith.data.dialects.declarations import openai_tools
+from tunesmith.data.dialects.turns import openai_turns
+from tunesmith.data.draft import Draft
 from tunesmith.data.problems import ProblemLog, RowError, Unreadable
 from tunesmith.data.row_hash import content_hash
 from tunesmith.data.source import Chunk, Rows, chunks, find
@@ -138,6 +141,7 @@ class Reader:
         self._unread: Counter[str] = Counter()  # name of a column that nothing reads -> rows
         self._columns_seen: set[str] = set()
         self._seen = _Seen()
+        self._said: Counter[str] = Counter()  # what is read as something else -> rows
 
     def _batch(self, chunk: Chunk) -> list[Row]:
         rows: list[Row] = []
@@ -209,15 +213,10 @@ class Reader:
                 raise RowError(f"$.{group_by}", "missing-column", f"{message:.200}", "fill the column named in data.group_by")
             cell = row[group_by]
             group = cell if isinstance(cell, str) else json.dumps(cell, sort_keys=True, default=str)
-        draft = formats.draft(used, kind, columns)
-        try:
-            if draft.text:
-                messages = check_text(draft.messages)
-            else:
-                messages = draft.messages if is_plain(draft.messages) else check_messages(draft.messages)
-        except RowError as bad:
-            raise RowError(draft.locate(bad.path), bad.code, bad.message, bad.hint) from None
-        return messages, check_tools(draft.tools, draft.tools_path), group, "text" if draft.text else "chat"
+        said: set[str] = set()
+        messages, tools, is_text = _checked(formats.draft(used, kind, columns, said), said)
+        self._said.update(said)
+        return messages, tools, group, "text" if is_text else "chat"
 
     def _refuse(self, error: ValueError | RowError | Unreadable, item: Any, place: str) -> None:
         raw = item
@@ -247,6 +246,7 @@ class Reader:
     def _notes(self) -> list[str]:
         notes = list(self.source.notes)
         notes += [formats.NOTES[kind] for kind in self._kinds if kind in formats.NOTES]
+        notes += [f"{sentence} ({rows:,} rows)" for sentence, rows in self._said.most_common()]
         for name in formats.MEDIA:
             if self._unread[name]:
                 notes.append(f"{name}: {self._unread[name]:,} rows have more than text, and only their text is read")
@@ -314,6 +314,23 @@ class _Seen:
             self._old = np.sort(np.concatenate([self._old, np.fromiter(self._new, np.uint64, len(self._new))]), kind="stable")
             self._new = set()
         return counts
+
+
+def _checked(draft: Draft, said: set[str]) -> tuple[list[Message], Tools, bool]:
+    """Turns and tools of a row, and whether it is a plain text; problems are told where they stand in the file."""
+    try:
+        if draft.text:
+            return check_text(draft.messages), None, True
+        if is_plain(draft.messages):
+            return draft.messages, check_tools(openai_tools(draft.tools, draft.tools_path, said), draft.tools_path), False
+        turns = openai_turns(draft, said)
+    except RowError as bad:
+        raise draft.located(bad) from None
+    try:
+        messages = check_messages(turns.messages)
+    except RowError as bad:
+        raise turns.located(bad) from None
+    return messages, check_tools(openai_tools(draft.tools, draft.tools_path, said), draft.tools_path), False
 
 
 def _checked_options(options: ReadOptions) -> ReadOptions:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tunesmith.data.chunk import Chunk
+from tunesmith.data.dialects.column_names import naming_hint
 from tunesmith.data.problems import RowError, Unreadable
 from tunesmith.errors import DataError
 
@@ -113,8 +114,7 @@ def record_chunks(table: pa.RecordBatch | pa.Table, prefix: str, number: int, wa
     columns = [name for name in table.column_names if name in wanted]
     if not columns:
         names = ", ".join(table.column_names) or "none"
-        hint = "name the columns: --column prompt=question, or data.columns: {prompt: question, completion: answer}"
-        raise DataError(f"{label}: no known column, found {names:.300}", hint)
+        raise DataError(f"{label}: no known column, found {names:.300}", naming_hint(table.column_names))
     unread = tuple(name for name in table.column_names if name not in wanted)
     read = table.select(columns)
     for start in range(0, table.num_rows, BATCH):
