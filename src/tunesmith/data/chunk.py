@@ -19,6 +19,7 @@ class Chunk:
         items: bytes (one JSON text), a dict (a row of a table, nulls dropped), or ``Unreadable``.
         read: bytes of the file on disk that this chunk took.
         unread: names of a table's columns that were left out.
+        notes: how the file was read, once it has been.
     """
 
     prefix: str
@@ -26,3 +27,4 @@ class Chunk:
     items: list[Any]
     read: int
     unread: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()

@@ -162,10 +162,15 @@ def unknown_format(row: Mapping[str, Any]) -> RowError:
     if isinstance(row.get("segments"), list):
         hint = "Axolotl's segments mark parts of a text to learn; write prompt and completion, or messages"
     elif row and all(isinstance(cell, dict) and "0" in cell for cell in row.values()):
-        problem = f"found {keys:.200}, each an object of all its cells: a whole table, as pandas writes it by columns"
-        hint = "write one row a line: frame.to_json('rows.jsonl', orient='records', lines=True)"
+        return _whole_table(keys)
     else:
         hint = naming_hint(row)
+    return RowError("$", "unknown-format", problem, hint)
+
+
+def _whole_table(keys: str) -> RowError:
+    problem = f"found {keys:.200}, each an object of all its cells: a whole table, as pandas writes it by columns"
+    hint = "write one row a line: frame.to_json('rows.jsonl', orient='records', lines=True)"
     return RowError("$", "unknown-format", problem, hint)
 
 
@@ -206,6 +211,8 @@ def _needed(row: Mapping[str, Any], name: str, columns: Mapping[str, str]) -> An
 def _string(row: Mapping[str, Any], name: str, columns: Mapping[str, str]) -> str:
     value = _needed(row, name, columns)
     if not isinstance(value, str):
+        if isinstance(value, dict) and "0" in value:
+            raise _whole_table(", ".join(map(str, row)))
         kind = type(value).__name__
         hint = f'write it as text, as it is to be said: "{value}"' if isinstance(value, bool | int | float) else "write a string"
         raise RowError(_path(name, columns), "not-text", f"expected text, found {kind}", hint)

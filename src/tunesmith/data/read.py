@@ -22,12 +22,14 @@ import numpy as np
 
 from tunesmith.data import formats
 from tunesmith.data.conversation import check_messages, check_text, check_tools, is_plain, nearest
+from tunesmith.data.csv_file import checked_delimiter
 from tunesmith.data.dialects.declarations import openai_tools
 from tunesmith.data.dialects.turns import openai_turns
 from tunesmith.data.draft import Draft
+from tunesmith.data.encoding import checked_encoding
 from tunesmith.data.problems import ProblemLog, RowError, Unreadable
 from tunesmith.data.row_hash import content_hash
-from tunesmith.data.source import Chunk, Rows, chunks, find
+from tunesmith.data.source import Chunk, Rows, TextOptions, chunks, find
 from tunesmith.data.strict_json import MAX_LINE, diagnosed, loads
 from tunesmith.errors import DataError
 from tunesmith.messages import Message, Tools
@@ -49,12 +51,18 @@ class ReadOptions:
             only these are read.
         group_by: column whose value holds rows together in the split.
         on_bad_row: ``refuse`` the file, or ``quarantine`` the row.
+        encoding: of files of text, None to tell it.
+        delimiter: between the cells of CSV files, None to tell it.
+        turns: what becomes of turns that a conversation has no place for (``turn_order.py``).
     """
 
     format: str | None = None
     columns: dict[str, str] | None = None
     group_by: str | None = None
     on_bad_row: Literal["refuse", "quarantine"] = "refuse"
+    encoding: str | None = None
+    delimiter: str | None = None
+    turns: Literal["refuse", "trim", "merge"] = "refuse"
 
 
 AS_FOUND = ReadOptions()
@@ -86,6 +94,8 @@ class Reader:
         self._rejected = rejected if options.on_bad_row == "quarantine" else None
         self.progress = progress
         self._columns = options.columns or {}
+        encoding, delimiter = options.encoding, options.delimiter
+        self._text = TextOptions(encoding and checked_encoding(encoding), delimiter and checked_delimiter(delimiter))
         self._start()
 
     def __iter__(self) -> Iterator[Row]:
@@ -104,8 +114,9 @@ class Reader:
         mapped = {*self._columns.values()} or formats.KNOWN
         wanted = mapped | {self.options.group_by} if self.options.group_by else mapped
         try:
-            for chunk in chunks(self.source, wanted):
+            for chunk in chunks(self.source, wanted, self._text):
                 rows = self._batch(chunk)
+                self._file_notes += chunk.notes
                 if chunk.unread:
                     self._ignore(chunk.unread, len(chunk.items))
                 if self.progress is not None and chunk.read:
@@ -141,6 +152,7 @@ class Reader:
         self._unread: Counter[str] = Counter()  # name of a column that nothing reads -> rows
         self._columns_seen: set[str] = set()
         self._seen = _Seen()
+        self._file_notes: list[str] = []
         self._said: Counter[str] = Counter()  # what is read as something else -> rows
 
     def _batch(self, chunk: Chunk) -> list[Row]:
@@ -244,7 +256,7 @@ class Reader:
         }
 
     def _notes(self) -> list[str]:
-        notes = list(self.source.notes)
+        notes = [*self.source.notes, *self._file_notes]
         notes += [formats.NOTES[kind] for kind in self._kinds if kind in formats.NOTES]
         notes += [f"{sentence} ({rows:,} rows)" for sentence, rows in self._said.most_common()]
         for name in formats.MEDIA:
