@@ -10,7 +10,7 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -101,6 +101,12 @@ Format = Annotated[str | None, typer.Option("--format", help="Format of the rows
 Columns = Annotated[
     list[str] | None, typer.Option("--column", metavar="NAME=COLUMN", help="Our name for a column, e.g. prompt=question.")
 ]
+Encoding = Annotated[str | None, typer.Option("--encoding", help="Encoding of files of text, e.g. cp1252.")]
+Delimiter = Annotated[str | None, typer.Option("--delimiter", help="Between the cells of CSV files: a character, or tab.")]
+Turns = Annotated[
+    Literal["refuse", "trim", "merge"],
+    typer.Option("--turns", help="Rows whose turns are out of order: refuse, trim what is no question or answer, or merge."),
+]
 Quarantine = Annotated[
     Path | None, typer.Option("--quarantine", metavar="FILE", help="Keep bad rows in FILE with their reasons, and go on.")
 ]
@@ -121,6 +127,9 @@ def check(
     max_length: Annotated[int | None, typer.Option(help="Tokens above which a row is too long (with --model).", min=2)] = None,
     format: Format = None,
     column: Columns = None,
+    encoding: Encoding = None,
+    delimiter: Delimiter = None,
+    turns: Turns = "refuse",
     quarantine: Quarantine = None,
     near: Annotated[bool, typer.Option(help="Search for near duplicates.")] = True,
     benchmark: Annotated[Path | None, typer.Option(help="Data whose passages must not stand in these rows.")] = None,
@@ -133,7 +142,7 @@ def check(
         raise typer.BadParameter("--max-length and --template need --model", param_hint="--model")
     report = _stage.module_of("check").check(
         source,
-        _read_options(format, column, quarantine),
+        _read_options(format, column, quarantine, encoding, delimiter, turns),
         model=model,
         template=template,
         max_length=max_length,
@@ -159,9 +168,12 @@ def init(
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="The recipe; DATA.yaml here by default.")] = None,
     format: Format = None,
     column: Columns = None,
+    encoding: Encoding = None,
+    delimiter: Delimiter = None,
+    turns: Turns = "refuse",
 ) -> None:
     """Look at data and write a commented recipe for it, with the metric that fits its answers and why."""
-    print(_stage.module_of("init").init(source, model, _read_options(format, column, None), out))
+    print(_stage.module_of("init").init(source, model, _read_options(format, column, None, encoding, delimiter, turns), out))
 
 
 @app.command(rich_help_panel=LOOK)
@@ -170,11 +182,16 @@ def convert(
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="The .jsonl file to write.")],
     format: Format = None,
     column: Columns = None,
+    encoding: Encoding = None,
+    delimiter: Delimiter = None,
+    turns: Turns = "refuse",
     quarantine: Quarantine = None,
     as_json: AsJson = False,
 ) -> None:
     """Write data of any format as messages JSONL."""
-    conversion = _stage.module_of("convert").convert(source, target, _read_options(format, column, quarantine), quarantine)
+    conversion = _stage.module_of("convert").convert(
+        source, target, _read_options(format, column, quarantine, encoding, delimiter, turns), quarantine
+    )
     for note in _lines.reading_lines(conversion.reading):
         logger.info(note)
     _show(conversion, as_json, lambda: print(f"{conversion.reading.rows} rows written to {target}"))
@@ -189,11 +206,14 @@ def preview(
     ids: Annotated[bool, typer.Option("--ids", help="Show token ids.")] = False,
     format: Format = None,
     column: Columns = None,
+    encoding: Encoding = None,
+    delimiter: Delimiter = None,
+    turns: Turns = "refuse",
 ) -> None:
     """Show rows as a model's template writes them: what is supervised, what is context, what are control tokens."""
     console = Console(highlight=False, soft_wrap=True)
     shown = _stage.module_of("preview").preview(
-        source, model, _read_options(format, column, None), template=template, rows=rows
+        source, model, _read_options(format, column, None, encoding, delimiter, turns), template=template, rows=rows
     )
     console.print(Text.assemble(("supervised", SUPERVISED), " ", ("context", CONTEXT), " ", ("control token", CONTROL)))
     if not console.is_terminal:
@@ -401,7 +421,14 @@ def schema() -> None:
     print(_recipe.json_schema())
 
 
-def _read_options(format: str | None, columns: list[str] | None, quarantine: Path | None) -> "ReadOptions":
+def _read_options(
+    format: str | None,
+    columns: list[str] | None,
+    quarantine: Path | None,
+    encoding: str | None,
+    delimiter: str | None,
+    turns: Literal["refuse", "trim", "merge"],
+) -> "ReadOptions":
     from tunesmith.data.read import ReadOptions
 
     named: dict[str, str] = {}
@@ -410,7 +437,8 @@ def _read_options(format: str | None, columns: list[str] | None, quarantine: Pat
         if not (name and equals and theirs):
             raise typer.BadParameter(f"expected NAME=COLUMN, found {column!r}", param_hint="--column")
         named[name] = theirs
-    return ReadOptions(format, named or None, None, "refuse" if quarantine is None else "quarantine")
+    on_bad_row = "refuse" if quarantine is None else "quarantine"
+    return ReadOptions(format, named or None, None, on_bad_row, encoding=encoding, delimiter=delimiter, turns=turns)
 
 
 def main() -> None:

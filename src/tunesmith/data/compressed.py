@@ -1,7 +1,7 @@
 """Files of text that are compressed: gzip, zstd, bzip2, xz, and a zip archive that holds one file of rows.
 
-Each is read as a stream, so that nothing is unpacked to disk or held in memory. A zip archive with several files is refused with
-their names: which of them are rows is not for a program to say.
+Each is read as a stream, so that nothing is unpacked to disk or held in memory. A zip archive with several files is refused
+with their names: which of them are rows is not for a program to say.
 """
 
 import bz2

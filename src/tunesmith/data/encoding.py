@@ -1,7 +1,7 @@
 """The encoding of a text file, made UTF-8 on the way: by its byte order mark, by where its NUL bytes stand, or by name.
 
-UTF-16 is told for certain. An encoding of one byte a letter is not: any bytes are text in it. So Windows-1252 is taken only for a
-table of comma separated values (Excel writes them so) of which not one letter beyond ASCII is UTF-8; a file that mixes both was
+UTF-16 is told for certain. An encoding of one byte a letter is not: any bytes are text in it. So Windows-1252 is taken only for
+a table of separated values (Excel writes them so) of which not one letter beyond ASCII is UTF-8; a file that mixes both was
 damaged, and stays a problem of the rows concerned. Whatever is not UTF-8 is said, and can be named.
 """
 
@@ -30,7 +30,9 @@ def checked_encoding(name: str) -> str:
         codecs.lookup(name)
         "".encode(name)
     except (LookupError, ValueError) as error:
-        raise DataError(f"unknown encoding {name!r:.40}", "data.encoding is one such as utf-8, cp1252, utf-16 or latin-1") from error
+        raise DataError(
+            f"unknown encoding {name!r:.40}", "data.encoding is one such as utf-8, cp1252, utf-16 or latin-1"
+        ) from error
     return name
 
 
@@ -55,15 +57,19 @@ def as_utf8(blocks: Iterator[bytes], path: Path, encoding: str | None, notes: li
             return
         notes.append(f"{path.name}: read as {encoding.upper()}")
     decoder = codecs.getincrementaldecoder(encoding)()
+    before = 0
     try:
         text = decoder.decode(first).removeprefix("\ufeff")
-        while text or first:
-            yield text.encode("utf-8", "surrogatepass")
+        while first:
+            if text:
+                yield text.encode("utf-8", "surrogatepass")
+            before += len(first)
             first = next(blocks, b"")
             text = decoder.decode(first, final=not first)
-        yield text.encode("utf-8", "surrogatepass")
+        if text:
+            yield text.encode("utf-8", "surrogatepass")
     except UnicodeDecodeError as error:
-        message = f"{path}: not {encoding}: {error.reason} at byte {error.start + 1} of a piece"
+        message = f"{path}: not {encoding}: {error.reason} after byte {before + error.start:,}"
         raise DataError(message, "name its encoding: --encoding cp1252 (data.encoding)") from error
 
 

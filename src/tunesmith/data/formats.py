@@ -16,7 +16,7 @@ Null values are absent values: a table has a null in every column that a row doe
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from tunesmith.data.conversation import MEDIA, is_media, media, nearest
 from tunesmith.data.dialects import table
@@ -25,10 +25,10 @@ from tunesmith.data.dialects.turns import shared_turns
 from tunesmith.data.draft import Draft
 from tunesmith.data.problems import RowError
 from tunesmith.data.strict_json import loads_text
+from tunesmith.recipe.data import Format
 
-OURS = ("messages", "sharegpt", "alpaca", "prompt_completion", "text")
+KINDS = get_args(Format)
 _PUBLISHED = {names.name: names for names in PUBLISHED}
-KINDS = (*OURS, *_PUBLISHED, *table.BY_NAME)
 COLUMNS = (
     *("messages", "conversations", "tools", "system"),
     *("instruction", "input", "output", "history", "prompt", "completion", "text"),
@@ -128,7 +128,9 @@ def draft(row: Mapping[str, Any], kind: str, columns: Mapping[str, str], said: s
         raise error
     if kind in table.BY_NAME:
         if not table.BY_NAME[kind].matches(row):
-            raise RowError("$", "unknown-format", f"not a row of {kind}, found {', '.join(map(str, row)):.200}", naming_hint(row))
+            raise RowError(
+                "$", "unknown-format", f"not a row of {kind}, found {', '.join(map(str, row)):.200}", naming_hint(row)
+            )
         return table.BY_NAME[kind].draft(row, said)
     if kind in _PUBLISHED:
         names = _PUBLISHED[kind]
@@ -214,7 +216,9 @@ def _string(row: Mapping[str, Any], name: str, columns: Mapping[str, str]) -> st
         if isinstance(value, dict) and "0" in value:
             raise _whole_table(", ".join(map(str, row)))
         kind = type(value).__name__
-        hint = f'write it as text, as it is to be said: "{value}"' if isinstance(value, bool | int | float) else "write a string"
+        hint = (
+            f'write it as text, as it is to be said: "{value}"' if isinstance(value, bool | int | float) else "write a string"
+        )
         raise RowError(_path(name, columns), "not-text", f"expected text, found {kind}", hint)
     return value
 

@@ -44,7 +44,7 @@ def jsonl_rows(blocks: Iterator[bytes], path: Path, wanted: Set[str], notes: lis
     if first[:1] == b"[" and _is_array(first):
         notes.append(f"{path.name}: one array of rows, and not a row a line")
         return "row", _elements(everything, path, 1)
-    if first.split(b"\n", 1)[0].strip() == b"{":
+    if first.split(b"\n", 1)[0].strip() == b"{" and first[1:].lstrip()[:1] in (b'"', b"}"):
         notes.append(OBJECTS.format(path.name))
         return "row", _elements(everything, path, 0)
     return "line", everything
@@ -54,7 +54,7 @@ def _is_array(head: bytes) -> bool:
     """Whether a text that begins with a bracket is an array of objects, and not a line that holds one among other lines."""
     if head[1:].lstrip()[:1] != b"{":
         return False
-    line, newline, rest = head.partition(b"\n")
+    line, _, rest = head.partition(b"\n")
     return not rest.strip() or not line.rstrip().endswith(b"]")
 
 

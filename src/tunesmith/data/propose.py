@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import yaml
 
 from tunesmith.data.classes import MOST_CLASSES, SHORT
+from tunesmith.data.read import AS_FOUND, ReadOptions
 from tunesmith.rundir.records.check import CheckReport, TokenReport
 from tunesmith.rundir.records.quality import QualityReport
 
@@ -79,8 +80,7 @@ def recipe_text(
     path: str,
     model: str,
     data: str,
-    format: str | None = None,
-    columns: dict[str, str] | None = None,
+    options: ReadOptions = AS_FOUND,
     misfits: tuple[str, ...] = (),
 ) -> str:
     """A commented recipe.
@@ -88,7 +88,7 @@ def recipe_text(
     Args:
         path: of the recipe, for the commands that it names.
         model, data: as the recipe names them, relative to its place.
-        format, columns: how the rows were read, where that was said.
+        options: how the rows were read, where that was said.
         misfits: metrics that suit most answers, each with the row that it cannot score.
     """
     lines = [
@@ -101,10 +101,14 @@ def recipe_text(
         "data:",
         "  " + _line("path", data),
     ]
-    if format is not None:
-        lines.append("  " + _line("format", format))
-    if columns is not None:
-        lines.append("  " + _line("columns", columns))
+    named = {
+        "format": options.format,
+        "columns": options.columns,
+        "encoding": options.encoding,
+        "delimiter": options.delimiter,
+        "turns": None if options.turns == "refuse" else options.turns,
+    }
+    lines += ["  " + _line(key, value) for key, value in named.items() if value is not None]
     lines += ["", "task:", f"  # {proposal.reason}", *(f"  # not {misfit}" for misfit in misfits)]
     lines.append("  " + _line("metric", proposal.metric))
     if proposal.labels is not None:

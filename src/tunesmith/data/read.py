@@ -31,6 +31,7 @@ from tunesmith.data.problems import ProblemLog, RowError, Unreadable
 from tunesmith.data.row_hash import content_hash
 from tunesmith.data.source import Chunk, Rows, TextOptions, chunks, find
 from tunesmith.data.strict_json import MAX_LINE, diagnosed, loads
+from tunesmith.data.turn_order import ordered, with_way_out
 from tunesmith.errors import DataError
 from tunesmith.messages import Message, Tools
 from tunesmith.rundir.records.check import IgnoredColumn, Reading
@@ -96,6 +97,7 @@ class Reader:
         self._columns = options.columns or {}
         encoding, delimiter = options.encoding, options.delimiter
         self._text = TextOptions(encoding and checked_encoding(encoding), delimiter and checked_delimiter(delimiter))
+        self.source.refuse_options(self._text)
         self._start()
 
     def __iter__(self) -> Iterator[Row]:
@@ -226,7 +228,7 @@ class Reader:
             cell = row[group_by]
             group = cell if isinstance(cell, str) else json.dumps(cell, sort_keys=True, default=str)
         said: set[str] = set()
-        messages, tools, is_text = _checked(formats.draft(used, kind, columns, said), said)
+        messages, tools, is_text = _checked(formats.draft(used, kind, columns, said), self.options.turns, said)
         self._said.update(said)
         return messages, tools, group, "text" if is_text else "chat"
 
@@ -283,7 +285,7 @@ class Reader:
             raise DataError(message, f"correct the name{nearest(missing[0], self._unread)}")
         if self.problems.total and (self.options.on_bad_row == "refuse" or not self._rows):
             hint = "mend or remove these rows, or set data.on_bad_row: quarantine; nothing was written"
-            raise self.problems.error(label, self._rows, hint if self._rows else "every row is bad; mend the data")
+            raise self.problems.error(label, self._rows, hint if self._rows else self.problems.way_out())
         if not self._rows:
             if self.source.memory is not None:
                 raise self.source.memory.no_rows()
@@ -328,7 +330,7 @@ class _Seen:
         return counts
 
 
-def _checked(draft: Draft, said: set[str]) -> tuple[list[Message], Tools, bool]:
+def _checked(draft: Draft, order: Literal["refuse", "trim", "merge"], said: set[str]) -> tuple[list[Message], Tools, bool]:
     """Turns and tools of a row, and whether it is a plain text; problems are told where they stand in the file."""
     try:
         if draft.text:
@@ -338,10 +340,11 @@ def _checked(draft: Draft, said: set[str]) -> tuple[list[Message], Tools, bool]:
         turns = openai_turns(draft, said)
     except RowError as bad:
         raise draft.located(bad) from None
+    turns = turns if order == "refuse" else ordered(turns, order, said)
     try:
         messages = check_messages(turns.messages)
     except RowError as bad:
-        raise turns.located(bad) from None
+        raise turns.located(with_way_out(bad, turns)) from None
     return messages, check_tools(openai_tools(draft.tools, draft.tools_path, said), draft.tools_path), False
 
 

@@ -81,6 +81,20 @@ class Source:
     memory: RowsInMemory | None = None
     notes: list[str] = field(default_factory=list)
 
+    def refuse_options(self, options: TextOptions) -> None:
+        """Refuse options that nothing here would read.
+
+        Raises:
+            DataError: an encoding without a file of text, or a separator without a table of separated values.
+        """
+        formats = {file.format for file in self.files}
+        if options.delimiter is not None and not formats & {"csv", "tsv"}:
+            raise DataError(
+                f"{self.label}: no CSV or TSV file, and a delimiter is given", "leave out data.delimiter (--delimiter)"
+            )
+        if options.encoding is not None and not formats - {*_TABLES}:
+            raise DataError(f"{self.label}: no file of text, and an encoding is given", "leave out data.encoding (--encoding)")
+
 
 def find(source: Rows) -> Source:
     """The files behind a path, a hub id where no such path is, or rows in memory.

@@ -55,8 +55,7 @@ def init(source: str, model: str, options: ReadOptions = AS_FOUND, out: Path | N
         path=str(path),
         model=_from(path, model),
         data=_from(path, source),
-        format=options.format,
-        columns=options.columns,
+        options=options,
         misfits=misfits,
     )
     write_text(path, text)

@@ -26,7 +26,15 @@ def reader_of(recipe: Recipe, rejected: Path | None = None) -> Reader:
     if not Path(settings.path).exists() and not is_hub_id(settings.path):
         hint = f"a relative path starts from the directory of the recipe file; {HUB_ID}"
         raise DataError(f"data.path: {settings.path}: no such file", hint)
-    options = ReadOptions(settings.format, settings.columns, settings.group_by, settings.on_bad_row)
+    options = ReadOptions(
+        settings.format,
+        settings.columns,
+        settings.group_by,
+        settings.on_bad_row,
+        encoding=settings.encoding,
+        delimiter=settings.delimiter,
+        turns=settings.turns,
+    )
     return Reader(settings.path, options, rejected)
 
 

@@ -14,7 +14,18 @@ LABEL_STUDIO_READS = ("data", "annotations")
 ARGILLA_NOTE = "argilla: the field of an Argilla record is asked, the submitted response answered; suggestions are not read"
 _VALUES = ("choices", "text", "labels")
 _FIELDS = ("prompt", "instruction", "question", "text", "input")
-_ABOUT = ("id", "status", "_server_id", "metadata", "vectors", "inserted_at", "updated_at", "fields", "responses", "suggestions")
+_ABOUT = (
+    "id",
+    "status",
+    "_server_id",
+    "metadata",
+    "vectors",
+    "inserted_at",
+    "updated_at",
+    "fields",
+    "responses",
+    "suggestions",
+)
 
 
 def is_label_studio(row: Any) -> bool:
@@ -48,7 +59,9 @@ def _value(result: Any) -> str | None:
     if not isinstance(value, dict):
         return None
     if "start" in value or "end" in value:
-        raise RowError("$.annotations", "not-text", "a span of the text is labelled", "a span is no answer; write the answer out")
+        raise RowError(
+            "$.annotations", "not-text", "a span of the text is labelled", "a span is no answer; write the answer out"
+        )
     found = next((value[name] for name in _VALUES if name in value), None)
     if isinstance(found, list) and all(isinstance(text, str) for text in found):
         if len(found) != 1:
@@ -98,7 +111,9 @@ def _names(row: Any) -> tuple[str, str | None]:
 
 def _pair(asked: str, question: str, answered: str, answers: list[str], other: str = "") -> Draft:
     if not answers:
-        hint = f"to learn the suggestions: {other}" if other else "annotate it or remove the row (--quarantine FILE sets it aside)"
+        hint = (
+            f"to learn the suggestions: {other}" if other else "annotate it or remove the row (--quarantine FILE sets it aside)"
+        )
         raise RowError(answered, "no-answer", "nobody answered this row", hint)
     if len(set(answers)) > 1:
         problem = f"{len(set(answers))} different answers: {', '.join(sorted(set(answers))):.80}"

@@ -61,7 +61,9 @@ def flat(row: Any, said: set[str]) -> Draft:
         RowError: always.
     """
     hint = "bring the trees of the same data: the files whose names end in trees.jsonl.gz, one tree a line"
-    raise RowError("$", "unknown-format", "OASST, one message a row (message_id, parent_id): a message is no conversation", hint)
+    raise RowError(
+        "$", "unknown-format", "OASST, one message a row (message_id, parent_id): a message is no conversation", hint
+    )
 
 
 def _rank(reply: Any) -> float:

@@ -1,7 +1,7 @@
 """OpenAI's stored completions and other logs of a request beside its answer, and what a batch gives back.
 
-A log holds ``messages`` (or ``request.messages``) and the answer's ``choices``. The output of a batch holds the answer alone: its
-question is in the file that was sent, so a row of it is no example and is refused with what would make it one.
+A log holds ``messages`` (or ``request.messages``) and the answer's ``choices``. The output of a batch holds the answer alone:
+its question is in the file that was sent, so a row of it is no example and is refused with what would make it one.
 """
 
 from typing import Any

@@ -115,9 +115,13 @@ def _blocks(turn: Any, path: str, said: set[str]) -> list[Any]:
         return [turn]
     for kind, there, owner in (("calls", blocks.calls, "assistant"), ("thinking", blocks.thoughts, "assistant")):
         if there and turn.get("role") != owner:
-            raise RowError(f"{path}.content", "misplaced-key", f"{kind} on a turn of {turn.get('role')}", f"they are the {owner}'s")
+            raise RowError(
+                f"{path}.content", "misplaced-key", f"{kind} on a turn of {turn.get('role')}", f"they are the {owner}'s"
+            )
     if blocks.results and turn.get("role") == "assistant":
-        raise RowError(f"{path}.content", "misplaced-key", "results on a turn of assistant", "they are the user's or the tool's")
+        raise RowError(
+            f"{path}.content", "misplaced-key", "results on a turn of assistant", "they are the user's or the tool's"
+        )
     for name, value in (("reasoning_content", "\n".join(blocks.thoughts)), ("tool_calls", blocks.calls)):
         if value and name in turn:
             raise RowError(f"{path}.{name}", "misplaced-key", f"{name} beside blocks that say the same", "keep one of the two")
