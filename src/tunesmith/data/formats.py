@@ -72,7 +72,7 @@ def kind_of(row: Mapping[str, Any]) -> str | None:
     """The kind of a row without nulls: one of ``KINDS``, ``preference`` (which is refused), or None when unknown."""
     if "chosen" in row and "rejected" in row:
         return "preference"
-    if ("messages" in row or "conversations" in row) and "choices" not in row:
+    if ("messages" in row or "conversations" in row) and not ("choices" in row and table.BY_NAME["openai_log"].matches(row)):
         if _is_written_text(row):
             return "text"
         key = _turns_key(row)
@@ -159,7 +159,7 @@ def unknown_format(row: Mapping[str, Any]) -> RowError:
     if error is not None:
         return error
     keys = ", ".join(map(str, row)) or "no keys"
-    suggestion = next(filter(None, (nearest(str(key)[:40], COLUMNS, 0.8) for key in row)), "")
+    suggestion = next(filter(None, (nearest(str(key)[:40], COLUMNS, 0.8) for key in row if key not in COLUMNS)), "")
     problem = f"found {keys:.200}{suggestion}; expected messages, conversations, instruction, prompt and completion, or text"
     if isinstance(row.get("segments"), list):
         hint = "Axolotl's segments mark parts of a text to learn; write prompt and completion, or messages"

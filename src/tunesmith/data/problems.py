@@ -118,7 +118,8 @@ class ProblemLog:
 
     def way_out(self) -> str:
         """What to do where every row is bad: the hint of them all, where they have one kind of problem."""
-        return f"every row is bad: {self.first[0].hint}" if len(self.by_code) == 1 else "every row is bad; mend the data"
+        hints = {problem.hint for problem in self.first}
+        return f"every row is bad: {hints.pop()}" if len(hints) == 1 else "every row is bad; mend the data"
 
     def error(self, source: str, good: int, hint: str) -> DataError:
         """The first problems in full, the rest counted, as an error."""

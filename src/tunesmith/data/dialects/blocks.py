@@ -1,4 +1,4 @@
-"""A content that is a list of blocks: Anthropic's, the Responses API's, LLaMA-Factory's, and camel case forms of them.
+"""A content that is a list of blocks: Anthropic's, the Responses API's, those of trainers, and camel case forms of them.
 
 What a block is decides where it goes: text is content, thinking is reasoning, a call is a tool call, a result is a turn of its
 own. A message has one order of these (reasoning, text, calls; results before text), so blocks in any other order would be said

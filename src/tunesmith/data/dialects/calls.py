@@ -15,6 +15,7 @@ FLAT = "tool calls without a function around name and arguments are read as call
 EMPTY = "empty arguments of a tool call are read as {}"
 TWICE = "arguments that are JSON text twice over are decoded twice"
 HERMES = "<tool_call> and <tool_response> in a turn are read as tool_calls and tool turns"
+_KEYS = frozenset(("id", "type", "function"))
 _NAMES = ("name", "toolName", "tool_name")
 _IDS = ("id", "call_id", "toolCallId", "tool_call_id")
 _ARGUMENTS = ("arguments", "args", "input")
@@ -26,6 +27,19 @@ def call_of(name: Any, arguments: Any, call_id: Any = None) -> Any:
     """A call in OpenAI's form."""
     call = {"type": "function", "function": {"name": name, "arguments": {} if arguments is None else arguments}}
     return call if call_id is None else {"id": call_id, **call}
+
+
+def are_openai_calls(calls: Any) -> bool:
+    """Whether there is nothing to read otherwise in a list of calls."""
+    return isinstance(calls, list) and all(map(_is_openai_call, calls))
+
+
+def _is_openai_call(call: Any) -> bool:
+    function = call.get("function") if isinstance(call, dict) and call.keys() <= _KEYS else None
+    if not isinstance(function, dict):
+        return False
+    arguments = function.get("arguments")
+    return isinstance(arguments, dict) or (isinstance(arguments, str) and arguments.startswith("{"))
 
 
 def openai_calls(calls: Any, path: str, said: set[str]) -> Any:

@@ -15,6 +15,8 @@ GEMINI = "functionDeclarations are read as functions, their types in small lette
 CACHE = "cache_control is left out"
 STRICT = "strict beside a function is read as part of it"
 _SCHEMAS = ("input_schema", "inputSchema", "parametersJsonSchema", "parameters_json_schema")
+_KEYS = frozenset(("type", "function"))
+_FOREIGN = frozenset((*_SCHEMAS, "cache_control"))
 _GROUPS = ("functionDeclarations", "function_declarations")
 
 
@@ -27,11 +29,11 @@ def openai_tools(tools: Any, path: str, said: set[str]) -> Any:
         said: receives what was written otherwise.
 
     Raises:
-        RowError: JSON text that is none, or two schemas in one declaration.
+        RowError: JSON text that is none, two schemas in one declaration, or a tool that is no function.
     """
     if isinstance(tools, str):
         tools = loads_text(tools, path) if tools.strip() else None
-    if not isinstance(tools, list):
+    if not isinstance(tools, list) or all(map(_is_openai, tools)):
         return tools
     declared: list[Any] = []
     for index, tool in enumerate(tools):
@@ -47,6 +49,12 @@ def openai_tools(tools: Any, path: str, said: set[str]) -> Any:
     return declared
 
 
+def _is_openai(tool: Any) -> bool:
+    """Whether there is nothing to read otherwise."""
+    function = tool.get("function") if isinstance(tool, dict) and tool.keys() <= _KEYS else None
+    return isinstance(function, dict) and _FOREIGN.isdisjoint(function)
+
+
 def _tool(tool: Any, path: str, said: set[str]) -> Any:
     if not isinstance(tool, dict):
         return tool
@@ -57,8 +65,11 @@ def _tool(tool: Any, path: str, said: set[str]) -> Any:
             said.add(STRICT)
             function = {**function, "strict": rest.pop("strict")}
         return {**rest, "function": function}
-    if tool.get("type", "function") not in ("function", "custom", None) or "name" not in tool:
-        return tool  # a tool that the provider runs, which the checks refuse by name
+    if tool.get("type", "function") not in ("function", "custom", None):
+        hint = "declare the function that the model is to call, or remove the tool"
+        raise RowError(path, "bad-tools", f"a tool of type {tool['type']!r:.40}, which its provider runs", hint)
+    if "name" not in tool:
+        return tool
     if "type" in tool:
         said.add(FLAT)
     function = _function({key: value for key, value in tool.items() if key != "type"}, path, said)

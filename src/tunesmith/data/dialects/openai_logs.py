@@ -30,7 +30,7 @@ def draft(row: Any, said: set[str]) -> Draft:
     asked = _request(row)
     if found is None and asked is not None:
         hint = "bring its output too: one row a request, with the answer after these messages"
-        raise RowError(f"$.{asked[1]}", "no-answer", "a request of an OpenAI batch, without its answer", hint)
+        raise RowError(asked[1], "no-answer", "a request of an OpenAI batch, without its answer", hint)
     if found is None:
         raise RowError("$", "no-answer", "OpenAI batch output without choices: the request failed", "remove the row")
     choices, path = found
@@ -64,14 +64,19 @@ def _request(row: Any) -> tuple[Any, str] | None:
     return None
 
 
+def _are_choices(value: Any) -> bool:
+    """Objects, unlike the choices of a question."""
+    return isinstance(value, list) and all(isinstance(choice, dict) for choice in value)
+
+
 def _choices(row: Any) -> tuple[list[Any], str] | None:
     """The choices of the answer, and their path."""
-    if isinstance(row.get("choices"), list):
+    if _are_choices(row.get("choices")):
         return row["choices"], "$.choices"
     for name in _ANSWERS:
         inner = row.get(name)
         body = inner.get("body") if isinstance(inner, dict) else None
         for holder, path in ((inner, f"$.{name}"), (body, f"$.{name}.body")):
-            if isinstance(holder, dict) and isinstance(holder.get("choices"), list):
+            if isinstance(holder, dict) and _are_choices(holder.get("choices")):
                 return holder["choices"], f"{path}.choices"
     return None

@@ -7,7 +7,7 @@ different things of one turn are left for the checks to refuse. A turn that is O
 from typing import Any
 
 from tunesmith.data.dialects.blocks import result_text, sorted_blocks
-from tunesmith.data.dialects.calls import hermes_turns, openai_calls
+from tunesmith.data.dialects.calls import are_openai_calls, hermes_turns, openai_calls
 from tunesmith.data.draft import Draft
 from tunesmith.data.problems import RowError
 from tunesmith.data.strict_json import loads_text
@@ -17,6 +17,7 @@ RESULT_ROLES = ("tool_response", "toolResult", "tool_result", "observation")
 SWIFT = "turns of tool_call and tool_response are read as tool_calls and tool turns"
 _ROLES = frozenset(("system", "developer", "user", "assistant", "tool"))
 _PLAIN = frozenset(("role", "content", "name", "weight", "reasoning_content", "tool_call_id"))
+_CALLING = _PLAIN | {"tool_calls"}
 _CAMEL = {
     **{"toolCalls": "tool_calls", "toolCallId": "tool_call_id", "reasoningContent": "reasoning_content"},
     **{"toolName": "name", "tool_name": "name"},
@@ -69,9 +70,12 @@ def _is_openai(turn: Any) -> bool:
     if not isinstance(turn, dict):
         return True
     role, content = turn.get("role"), turn.get("content")
-    if not isinstance(role, str) or role not in _ROLES or not turn.keys() <= _PLAIN:
+    if not isinstance(role, str) or role not in _ROLES:
         return False
-    return isinstance(content, str) and not (role != "assistant" and "weight" in turn)
+    if role == "assistant" and "tool_calls" in turn:
+        plain = turn.keys() <= _CALLING and are_openai_calls(turn["tool_calls"])
+        return plain and (content is None or isinstance(content, str))
+    return turn.keys() <= _PLAIN and isinstance(content, str) and (role == "assistant" or "weight" not in turn)
 
 
 def _calls_of(turn: Any, path: str, said: set[str]) -> Any:
@@ -183,7 +187,7 @@ def shared_turns(message: Any, path: str, said: set[str]) -> list[Any]:
         RowError: a call that is no JSON.
     """
     text = message.get("content")
-    turns = hermes_turns(message["role"], text, path, said) if isinstance(text, str) else None
+    turns = hermes_turns(message["role"], text, path, said) if isinstance(text, str) and "<tool_" in text else None
     if turns is None:
         return [message]
     rest = {key: value for key, value in message.items() if key not in ("role", "content")}
