@@ -216,3 +216,20 @@ def test_json_in_a_table_keeps_its_nulls_and_its_faults_have_a_place(tmp_path):
     assert row.messages[1]["tool_calls"][0]["function"]["arguments"] == arguments
     with pytest.raises(DataError, match=r"row 2, \$\.messages\[0\]: JSON inside the text"):
         read_rows(tmp_path / "rows.parquet")
+
+
+def test_columns_and_speakers_that_a_file_beside_the_rows_names(tmp_path):
+    (tmp_path / "pairs.json").write_text(json.dumps([{"q": "a", "a": "b", "x": 1}]))
+    (tmp_path / "talk.jsonl").write_text(json.dumps({"talk": [{"who": "me", "says": "a"}, {"who": "it", "says": "b"}]}) + "\n")
+    tags = {"role_tag": "who", "content_tag": "says", "user_tag": "me", "assistant_tag": "it"}
+    info = {
+        "pairs": {"file_name": "pairs.json", "columns": {"prompt": "q", "response": "a"}},
+        "talk": {"file_name": "talk.jsonl", "formatting": "sharegpt", "columns": {"messages": "talk"}, "tags": tags},
+    }
+    (tmp_path / "dataset_info.json").write_text(json.dumps(info))
+    for name in ("pairs.json", "talk.jsonl"):
+        reader = Reader(tmp_path / name)
+        assert [row.messages for row in reader] == [[USER, END]]
+        assert f"of {name} as" in reader.summary().notes[0]
+    with pytest.raises(DataError, match="column 'a2' of data.columns stands in no row"):
+        read_rows(tmp_path / "pairs.json", ReadOptions(columns={"prompt": "q", "completion": "a2"}))

@@ -24,6 +24,7 @@ from tunesmith.data import formats
 from tunesmith.data.conversation import check_messages, check_text, check_tools, is_plain, nearest
 from tunesmith.data.csv_file import checked_delimiter
 from tunesmith.data.dialects.declarations import openai_tools
+from tunesmith.data.dialects.trainer_info import info_beside
 from tunesmith.data.dialects.turns import openai_turns
 from tunesmith.data.draft import Draft
 from tunesmith.data.encoding import checked_encoding
@@ -94,7 +95,9 @@ class Reader:
         self.total_bytes = sum(file.size() for file in self.source.files)
         self._rejected = rejected if options.on_bad_row == "quarantine" else None
         self.progress = progress
-        self._columns = options.columns or {}
+        named = options.format is not None or options.columns is not None
+        self._info = None if named or not isinstance(source, str | Path) else info_beside(Path(source))
+        self._columns = options.columns or (self._info.columns if self._info is not None else {})
         encoding, delimiter = options.encoding, options.delimiter
         self._text = TextOptions(encoding and checked_encoding(encoding), delimiter and checked_delimiter(delimiter))
         self.source.refuse_options(self._text)
@@ -205,6 +208,8 @@ class Reader:
         columns, group_by = self._columns, self.options.group_by
         row = {key: member for key, member in value.items() if member is not None}
         used = formats.rename(row, columns) if columns else row
+        if self._info is not None and "conversations" in used:
+            used = {**used, "conversations": self._info.turns(used["conversations"])}
         if columns:
             self._columns_seen.update(theirs for theirs in columns.values() if theirs in row)
         kind = self.options.format or formats.kind_of(used)
@@ -259,6 +264,7 @@ class Reader:
 
     def _notes(self) -> list[str]:
         notes = [*self.source.notes, *self._file_notes]
+        notes += [self._info.note] if self._info is not None else []
         notes += [formats.NOTES[kind] for kind in self._kinds if kind in formats.NOTES]
         notes += [f"{sentence} ({rows:,} rows)" for sentence, rows in self._said.most_common()]
         for name in formats.MEDIA:
