@@ -231,5 +231,20 @@ def test_columns_and_speakers_that_a_file_beside_the_rows_names(tmp_path):
         reader = Reader(tmp_path / name)
         assert [row.messages for row in reader] == [[USER, END]]
         assert f"of {name} as" in reader.summary().notes[0]
-    with pytest.raises(DataError, match="column 'a2' of data.columns stands in no row"):
+    with pytest.raises(DataError, match="column 'a2' of"):
         read_rows(tmp_path / "pairs.json", ReadOptions(columns={"prompt": "q", "completion": "a2"}))
+
+
+@pytest.mark.parametrize(
+    ("row", "line"),
+    [
+        ({"prompt": "a", "reply": "b"}, "--column prompt=prompt --column completion=reply"),
+        ({"completion": "b", "problem": "a"}, "--column prompt=problem --column completion=completion"),
+        ({"Question": "a", "My Label": "b"}, "name two columns of Question, My Label"),
+        ({"Frage": "a", "Die Antwort": "b"}, "--column prompt=Frage --column 'completion=Die Antwort'"),
+    ],
+)
+def test_a_refusal_names_the_columns_to_type(row, line):
+    with pytest.raises(DataError) as caught:
+        read_rows([row])
+    assert line in caught.value.message

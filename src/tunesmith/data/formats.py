@@ -20,7 +20,7 @@ from typing import Any, get_args
 
 from tunesmith.data.conversation import MEDIA, is_media, media, nearest
 from tunesmith.data.dialects import table
-from tunesmith.data.dialects.column_names import PUBLISHED, naming_hint, published
+from tunesmith.data.dialects.column_names import PUBLISHED, answer_hint, naming_hint, published
 from tunesmith.data.dialects.turns import shared_turns
 from tunesmith.data.draft import Draft
 from tunesmith.data.problems import RowError
@@ -206,7 +206,8 @@ def _needed(row: Mapping[str, Any], name: str, columns: Mapping[str, str]) -> An
     if name not in row:
         keys = ", ".join(columns.get(key, key) for key in row)
         problem = f"no {columns.get(name, name)} in this row, found {keys or 'nothing'}"
-        raise RowError(_path(name, columns), "missing-column", problem, "fill the column or remove the row")
+        other = "" if columns else answer_hint(row, name)
+        raise RowError(_path(name, columns), "missing-column", problem, f"fill the column or remove the row{other}")
     return row[name]
 
 
@@ -255,10 +256,26 @@ def _turns_row(row: Mapping[str, Any], kind: str, columns: Mapping[str, str], sa
     messages: list[Any] = []
     for index, turn in enumerate(turns):
         where = f"{path}[{index}].value"
+        plain = _plain_sharegpt(turn)
+        if plain is not None:
+            messages.append(plain)
+            origins.append((where, False))
+            continue
         read = shared_turns(_sharegpt(turn, f"{path}[{index}]", said), where, said)
         messages += read
         origins += [(where, False)] * len(read)
     return Draft(before + messages, origins=origins, whole=path)
+
+
+def _plain_sharegpt(turn: Any) -> dict[str, str] | None:
+    """A turn of two texts in which nothing but a speaker is to be read; None for any other."""
+    if type(turn) is not dict or len(turn) != 2:
+        return None
+    speaker, value = turn.get("from"), turn.get("value")
+    if type(speaker) is not str or type(value) is not str or speaker == "function_call" or "<tool_" in value:
+        return None
+    role = _SHAREGPT.get(speaker)
+    return None if role is None else {"role": role, "content": value}
 
 
 def _sharegpt(turn: Any, path: str, said: set[str]) -> dict[str, Any]:

@@ -65,13 +65,13 @@ PUBLISHED = (
         ("completion",),
     ),
 )
-_ASKED = (
-    *("prompt", "instruction", "question", "query", "input", "inputs", "request", "user", "human", "problem", "q"),
-    *("source", "sentence", "document", "article", "dialogue", "text", "title"),
-)
+_SURE_ASKED = ("prompt", "instruction", "question", "query", "request", "user", "human", "problem")
+_SURE_ANSWERED = ("completion", "response", "output", "answer", "reply", "assistant", "target", "solution")
+_ASKED = (*_SURE_ASKED, *("input", "inputs", "q", "source", "sentence", "document", "article", "dialogue", "text", "title"))
 _ANSWERED = (
-    *("completion", "response", "output", "outputs", "answer", "answers", "target", "targets", "reply", "assistant"),
-    *("solution", "a", "summary", "highlights", "translation", "sql", "code", "label", "labels", "category", "class", "kind"),
+    *_SURE_ANSWERED,
+    *("outputs", "answers", "targets", "a", "summary", "highlights", "translation", "sql", "code"),
+    *("label", "labels", "category", "class", "kind"),
 )
 
 
@@ -81,6 +81,17 @@ def published(row: Mapping[str, Any]) -> ColumnNames | None:
         if all(name in row for name in names.needed) and not any(name in row for name in names.never):
             return names
     return None
+
+
+def answer_hint(row: Mapping[str, Any], missing: str) -> str:
+    """``, or name the columns: ...`` where a row without our column has one that may be it; nothing otherwise."""
+    words = _SURE_ASKED if missing in ("prompt", "instruction") else _SURE_ANSWERED
+    other = next((name for name in row if str(name).lower() in words), None)
+    kept = next((name for name in ("prompt", "instruction", "completion", "output") if name in row and name != other), None)
+    if other is None or kept is None:
+        return ""
+    asked, answered = (other, kept) if missing in ("prompt", "instruction") else (kept, other)
+    return f", or {naming_hint((asked, answered))}"
 
 
 def naming_hint(names: Iterable[str]) -> str:
