@@ -248,3 +248,10 @@ def test_a_refusal_names_the_columns_to_type(row, line):
     with pytest.raises(DataError) as caught:
         read_rows([row])
     assert line in caught.value.message
+
+
+@pytest.mark.parametrize("kind", [[], {"role": []}, 1])
+@pytest.mark.parametrize("role", ["user", "tool"])
+def test_types_of_blocks_that_are_no_text_are_faults_of_the_row(kind, role):
+    with pytest.raises(DataError, match="row 1, "):
+        read_rows([chat({"role": role, "content": [{"type": kind, "text": "a"}]}, END)])

@@ -49,9 +49,13 @@ def label_studio(row: Any, said: set[str]) -> Draft:
         _value(result)
         for annotation in row["annotations"]
         if isinstance(annotation, dict) and not annotation.get("was_cancelled")
-        for result in annotation.get("result") or []
+        for result in _listed(annotation.get("result"))
     ]
     return _pair(f"$.data.{name}", texts[name], "$.annotations", [answer for answer in answers if answer is not None])
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _value(result: Any) -> str | None:
@@ -95,7 +99,7 @@ def argilla(row: Any, said: set[str]) -> Draft:
     path = f"$.{question}.responses"
     responses = row[f"{question}.responses"]
     responses = responses if isinstance(responses, list) else [responses]
-    status = row.get(f"{question}.responses.status") or ["submitted"] * len(responses)
+    status = _listed(row.get(f"{question}.responses.status")) or ["submitted"] * len(responses)
     answers = [text for text, state in zip(responses, status, strict=False) if state == "submitted" and isinstance(text, str)]
     suggestion = f"{question}.suggestion"
     other = f"--column prompt={field} --column completion={suggestion}" if suggestion in row else ""

@@ -62,7 +62,7 @@ def sorted_blocks(content: list[Any], path: str, said: set[str]) -> Blocks | Non
         RowError: media, a type that is not known, or an order that a message has not.
     """
     kinds = [part.get("type") if isinstance(part, dict) else None for part in content]
-    if None in kinds or not content:
+    if not content or not all(isinstance(kind, str) for kind in kinds):
         return None
     blocks = Blocks()
     for index, (kind, raw) in enumerate(zip(kinds, content, strict=True)):
@@ -85,11 +85,11 @@ def sorted_blocks(content: list[Any], path: str, said: set[str]) -> Blocks | Non
                 raise RowError(where, "block-order", f"{kind} after text in one turn", "put results first, or split the turn")
             said.add(ANTHROPIC if kind == "tool_result" else CAMEL)
             blocks.results.append(_result(part, where, said))
-        elif isinstance(kind, str) and kind in MEDIA_PARTS:
+        elif kind in MEDIA_PARTS:
             raise media(where, f"a part of type {kind}")
         else:
             hint = 'write {"type": "text", "text": "..."}'
-            raise RowError(where, "not-text", f"expected a text part, found a part of type {kind!s:.40}", hint)
+            raise RowError(where, "not-text", f"expected a text part, found a part of type {kind:.40}", hint)
     return blocks
 
 

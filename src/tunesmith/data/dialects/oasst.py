@@ -42,7 +42,7 @@ def draft(row: Any, said: set[str]) -> Draft:
             raise RowError(path, "unknown-role", "expected a message of an OASST tree: role and text", "prompter or assistant")
         turns.append({"role": _ROLES[role], "content": node["text"]})
         origins.append((f"{path}.text", False))
-        replies = node.get("replies") or []
+        replies = node["replies"] if isinstance(node.get("replies"), list) else []
         kept = [index for index, reply in enumerate(replies) if isinstance(reply, dict) and not reply.get("deleted")]
         best = min(kept, key=lambda index: (_rank(replies[index]), index), default=None)
         node, path = (None, path) if best is None else (replies[best], f"{path}.replies[{best}]")
