@@ -13,7 +13,6 @@ NOTE = "oasst: an OASST tree is read as one conversation, the best ranked reply 
 READS = ("prompt", "message_tree_id", "tree_state")
 FLAT_READS = ("message_id", "parent_id", "role", "text")
 _ROLES = {"prompter": "user", "assistant": "assistant"}
-_MOST = 100  # turns of one path
 
 
 def matches(row: Any) -> bool:
@@ -36,7 +35,7 @@ def draft(row: Any, said: set[str]) -> Draft:
     turns: list[Any] = []
     origins: list[tuple[str, bool]] = []
     node, path = row["prompt"], "$.prompt"
-    while node is not None and len(turns) < _MOST:
+    while node is not None:
         role = node.get("role") if isinstance(node, dict) else None
         if not isinstance(role, str) or role not in _ROLES or not isinstance(node.get("text"), str):
             raise RowError(path, "unknown-role", "expected a message of an OASST tree: role and text", "prompter or assistant")
