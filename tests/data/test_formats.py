@@ -265,7 +265,7 @@ def test_pictures_in_a_table_are_refused_and_set_aside_without_their_bytes(tmp_p
 def test_draft_does_not_change_the_row_it_is_given():
     row = {"prompt": turns(("user", "a"), ("assistant", "b"), ("user", "c")), "completion": "d"}
     before = json.dumps(row)
-    draft(row, "prompt_completion", {})
+    draft(row, "prompt_completion", {}, set())
     assert json.dumps(row) == before
     with pytest.raises(RowError):
-        draft({"prompt": "a"}, "prompt_completion", {})
+        draft({"prompt": "a"}, "prompt_completion", {}, set())

@@ -157,7 +157,7 @@ ACCIDENTS = {
     "empty list": ([], "list of 0 rows: there are no rows", "prompt"),
     "empty generator": (iter(()), "no rows", "prompt"),
     "empty table": (pd.DataFrame({"prompt": [], "completion": []}), "DataFrame of 0 rows: there are no rows", "prompt"),
-    "other columns": (pd.DataFrame({"q": ["a"], "a": ["b"]}), "no known column, found q, a", "prompt=question"),
+    "other columns": (pd.DataFrame({"q": ["a"], "a": ["b"]}), "no known column, found q, a", "prompt=q --column completion=a"),
     "mixed types": (pd.DataFrame({"prompt": ["a", 3]}), "DataFrame: no table of Arrow .*column prompt", "to_dict"),
 }
 

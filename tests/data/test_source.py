@@ -1,8 +1,11 @@
 """Files of every format give the same rows; a damaged file is an error that names it."""
 
+import bz2
 import gzip
 import json
+import lzma
 import shutil
+import zipfile
 
 import pyarrow as pa
 import pyarrow.feather
@@ -42,6 +45,12 @@ def write_stream(path):
         writer.write_table(table(), max_chunksize=700)
 
 
+def write_archive(path, files):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+
+
 FILES = {
     "a.jsonl": lambda path: path.write_bytes(lines()),
     "crlf.ndjson": lambda path: path.write_bytes(lines().replace(b"\n", b"\r\n")),
@@ -49,6 +58,14 @@ FILES = {
     "no_last_break.jsonl": lambda path: path.write_bytes(lines()[:-1]),
     "a.jsonl.gz": lambda path: path.write_bytes(gzip.compress(lines()[:99_999]) + gzip.compress(lines()[99_999:])),
     "a.jsonl.zst": lambda path: path.write_bytes(zstandard.compress(lines()[:99_999]) + zstandard.compress(lines()[99_999:])),
+    "a.jsonl.bz2": lambda path: path.write_bytes(bz2.compress(lines())),
+    "a.jsonl.xz": lambda path: path.write_bytes(lzma.compress(lines())),
+    "a.jsonl.zip": lambda path: write_archive(path, {"folder/a.jsonl": lines(), "__MACOSX/a.jsonl": b"x"}),
+    "utf16.jsonl": lambda path: path.write_bytes(lines().decode().encode("utf-16")),
+    "utf16_without_mark.json": lambda path: path.write_bytes(json.dumps(ROWS).encode("utf-16-be")),
+    "objects.json": lambda path: path.write_text("\n".join(json.dumps(row, indent=1) for row in ROWS)),
+    "objects.jsonl": lambda path: path.write_text("\n".join(json.dumps(row, indent=1) for row in ROWS)),
+    "array.jsonl": lambda path: path.write_text(json.dumps(ROWS, indent=1)),
     "array.json": lambda path: path.write_text(json.dumps(ROWS)),
     "indented.json": lambda path: path.write_text("\n" + json.dumps(ROWS, indent=2) + "\n"),
     "holder.json": lambda path: path.write_text(json.dumps({"version": 1, "meta": {"list": [{}]}, "data": ROWS})),
@@ -56,6 +73,8 @@ FILES = {
     "lines.json": lambda path: path.write_bytes(lines()),
     "array.json.gz": lambda path: path.write_bytes(gzip.compress(json.dumps(ROWS).encode())),
     "a.csv": lambda path: path.write_bytes(as_csv(",")),
+    "semicolons.csv": lambda path: path.write_bytes(as_csv(";")),
+    "bars.tsv": lambda path: path.write_bytes(as_csv("|").decode().encode("utf-16")),
     "a.tsv": lambda path: path.write_bytes(b"\xef\xbb\xbf" + as_csv("\t")),
     "a.csv.gz": lambda path: path.write_bytes(gzip.compress(as_csv(","))),
     "a.parquet": lambda path: pq.write_table(table(), path, row_group_size=1300),
@@ -85,7 +104,8 @@ def test_every_format_gives_the_same_rows_and_every_byte_is_counted(tmp_path, na
     assert max(sizes) <= 2048 and sum(read) == reader.total_bytes == path.stat().st_size
     ignored = {"score": IgnoredColumn(rows=3000, nearest=None)} if path.suffix in (".parquet", ".feather", ".arrow") else {}
     assert reader.summary().ignored_columns == ignored
-    unit = "row" if "array" in name or "indented" in name or "holder" in name or ignored else "line"
+    is_list = any(word in name for word in ("array", "indented", "holder", "objects", "without_mark"))
+    unit = "row" if is_list or ignored else "line"
     assert rows[0].place.split()[0] == unit
 
 
@@ -161,6 +181,10 @@ def test_a_long_line_is_passed_over_without_being_held(tmp_path):
     assert rejected["problems"][0]["code"] == "line-too-long" and len(rejected["raw"]) == 200
 
 
+def archive(*names):
+    return lambda path: write_archive(path, dict.fromkeys(names, lines()))
+
+
 def cut(name, keep):
     return lambda path: (FILES[name](path), path.write_bytes(path.read_bytes()[:-keep]))
 
@@ -180,8 +204,6 @@ def put(content):
         ("a.arrow", cut("data-00000-of-00001.arrow", 5000), "not a whole arrow file"),
         ("a.feather", cut("a.feather", 10), "not a whole arrow file"),
         ("a.parquet", lambda path: pq.write_table(pa.table({"x": [1]}), path), "no known column, found x"),
-        ("a.jsonl", put(lines().decode().encode("utf-16")), "is UTF-16"),
-        ("a.json", put(json.dumps(ROWS).encode("utf-16")), "is UTF-16"),
         ("a.json", put(json.dumps(ROWS)[:-1].encode()), "ends after row 3000"),
         ("a.json", put(json.dumps(ROWS)[:50_000].encode()), "left open"),
         ("a.json", put(json.dumps(ROWS).replace("}, {", "} {").encode()), "after row 1, expected ,"),
@@ -193,7 +215,14 @@ def put(content):
         ("a.json", put(b'[{"text": "' + b"x" * 12_000_000 + b'"}]'), "row 1 is past"),
         ("a.json", put(b" \n "), "the file is empty"),
         ("a.csv", put(b"text,text\na,b\n"), "'text' stands twice"),
-        ("a.csv", put(b"prompt;completion\na;b\n"), "the first line is one column"),
+        ("a.csv", put(b"prompt;completion\na;b;c\nd;e\n"), "the first line is one column"),
+        ("a.xlsx", put(b"prompt"), "not a whole Excel workbook"),
+        ("a.jsonl.bz2", put(b"no bzip2 at all"), "Invalid data stream"),
+        ("a.jsonl.xz", cut("a.jsonl.xz", 1000), "damaged or cut short"),
+        ("a.zip", put(b"no archive"), "damaged or cut short"),
+        ("a.zip", archive("a.jsonl", "b.jsonl"), "2 files in the archive, expected one: a.jsonl, b.jsonl"),
+        ("a.zip", archive("a.parquet"), "cannot tell the format"),
+        ("a.json", put(b'{\n"text": "a"}\n{"text": "b"}\nc'), "'c' after row 2, expected nothing"),
         ("a.csv", put(b'text\n"' + b"x\n" * 5_000_000), "left open"),
         ("a.csv", put(b"hello,goodbye\na,b\n"), "found hello, goodbye"),
         ("a.csv", put(b"text\n"), "the file is empty"),
@@ -218,7 +247,7 @@ def test_damaged_files(tmp_path, name, make, words):
         ("ragged-row", b"a\n"),
         ("bad-csv", b'"a"b,c\n'),
         ("nul-byte", b"a,\0\n"),
-        ("not-utf8", b"a,\xff\n"),
+        ("not-utf8", "é,".encode() + b"\xff\n"),
         ("missing-column", b"a,\n"),
     ],
 )
@@ -246,7 +275,7 @@ def test_json_is_cut_the_same_whatever_the_pieces(tmp_path, block):
     for value in (rows, {"x": "[{", "y": rows, "z": {"k": 1}}):
         for text in (json.dumps(value), json.dumps(value, indent=1)):
             data = text.encode()
-            unit, found = json_rows(iter([data[i : i + block] for i in range(0, len(data), block)]), tmp_path, {"text"})
+            unit, found = json_rows(iter([data[i : i + block] for i in range(0, len(data), block)]), tmp_path, {"text"}, [])
             assert unit == "row" and [json.loads(element) for element in found] == rows
 
 

@@ -17,12 +17,14 @@ from tunesmith.errors import DataError, ModelError, RunError
 from tunesmith.evaluate import prompts
 from tunesmith.export.companions import merged_config
 from tunesmith.pipeline import verbs as api
+from tunesmith.pipeline.reading import reader_of
 from tunesmith.pipeline.render import _refuse_left_out
 from tunesmith.recipe import dump_recipe
 from tunesmith.retrieval.store import build_store
 from tunesmith.rundir.records.data import LeftOut
 from tunesmith.rundir.rows import Row
 
+GREETED = [{"role": role, "content": text} for role, text in (("assistant", "hi"), ("user", "é?"), ("assistant", "é"))]
 ROWS = [Row(str(i), f"line {i}", row["messages"]) for i, row in enumerate(toy_rows())]
 
 
@@ -68,6 +70,18 @@ def _data(recipe, tmp):
     return [(run.data / f"{part}.jsonl").read_text() for part in ("train", "test")], (run.data / "rejected.jsonl").exists()
 
 
+def _read(recipe, tmp):
+    """Turns of a table in Windows-1252 with bars, of which one row is a string of questions."""
+    path = tmp / "every.csv"
+    path.write_bytes(f"conversations|completion\n{json.dumps(GREETED)}|a\n".encode("cp1252") + "é;b|c;d\n".encode("cp1252"))
+    settings = recipe.data.model_copy(update={"path": str(path), "on_bad_row": "quarantine"})
+    try:
+        reader = reader_of(recipe.model_copy(update={"data": settings}))
+        return [row.messages for row in reader], reader.summary().notes
+    except DataError as error:
+        return error.message
+
+
 def _rendered(recipe, tmp):
     """Rows around the limit, rendered under the recipe's policy and template."""
     turns = [m for i in range(4) for m in ({"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"})]
@@ -102,6 +116,9 @@ OBSERVE = {
     "data.columns": ({"prompt": "question", "completion": "answer"}, _data),
     "data.group_by": ("kind", _data),
     "data.on_bad_row": ("quarantine", _data),
+    "data.encoding": ("latin-2", _read),
+    "data.delimiter": (";", _read),
+    "data.turns": ("trim", _read),
     "data.reasoning": ("split", _data),
     "data.take": ("chosen", _data),
     "data.on_too_long": ("drop_oldest_turns", lambda r, t: (_rendered(r, t), _refused(r, t))),

@@ -101,6 +101,12 @@ Format = Annotated[str | None, typer.Option("--format", help="Format of the rows
 Columns = Annotated[
     list[str] | None, typer.Option("--column", metavar="NAME=COLUMN", help="Our name for a column, e.g. prompt=question.")
 ]
+Encoding = Annotated[str | None, typer.Option("--encoding", help="Encoding of files of text, e.g. cp1252.")]
+Delimiter = Annotated[str | None, typer.Option("--delimiter", help="Between the cells of CSV files: a character, or tab.")]
+Turns = Annotated[
+    Literal["refuse", "trim", "merge"],
+    typer.Option("--turns", help="Rows whose turns are out of order: refuse, trim what is no question or answer, or merge."),
+]
 Reasoning = Annotated[
     Literal["split", "keep", "drop"] | None,
     typer.Option("--reasoning", help="What happens to reasoning (<think>) in the text of answers."),
@@ -128,6 +134,9 @@ def check(
     max_length: Annotated[int | None, typer.Option(help="Tokens above which a row is too long (with --model).", min=2)] = None,
     format: Format = None,
     column: Columns = None,
+    encoding: Encoding = None,
+    delimiter: Delimiter = None,
+    turns: Turns = "refuse",
     reasoning: Reasoning = None,
     take: Take = None,
     quarantine: Quarantine = None,
@@ -142,7 +151,7 @@ def check(
         raise typer.BadParameter("--max-length and --template need --model", param_hint="--model")
     report = _stage.module_of("check").check(
         source,
-        _read_options(format, column, quarantine, reasoning, take),
+        _read_options(format, column, quarantine, encoding, delimiter, turns, reasoning, take),
         model=model,
         template=template,
         max_length=max_length,
@@ -168,11 +177,15 @@ def init(
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="The recipe; DATA.yaml here by default.")] = None,
     format: Format = None,
     column: Columns = None,
+    encoding: Encoding = None,
+    delimiter: Delimiter = None,
+    turns: Turns = "refuse",
     reasoning: Reasoning = None,
     take: Take = None,
 ) -> None:
     """Look at data and write a commented recipe for it, with the metric that fits its answers and why."""
-    print(_stage.module_of("init").init(source, model, _read_options(format, column, None, reasoning, take), out))
+    options = _read_options(format, column, None, encoding, delimiter, turns, reasoning, take)
+    print(_stage.module_of("init").init(source, model, options, out))
 
 
 @app.command(rich_help_panel=LOOK)
@@ -181,6 +194,9 @@ def convert(
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="The .jsonl file to write.")],
     format: Format = None,
     column: Columns = None,
+    encoding: Encoding = None,
+    delimiter: Delimiter = None,
+    turns: Turns = "refuse",
     reasoning: Reasoning = None,
     take: Take = None,
     parse_template: Annotated[
@@ -190,7 +206,7 @@ def convert(
     as_json: AsJson = False,
 ) -> None:
     """Write data of any format as messages JSONL."""
-    options = _read_options(format, column, quarantine, reasoning, take, parse_template)
+    options = _read_options(format, column, quarantine, encoding, delimiter, turns, reasoning, take, parse_template)
     conversion = _stage.module_of("convert").convert(source, target, options, quarantine)
     for note in _lines.reading_lines(conversion.reading):
         logger.info(note)
@@ -206,13 +222,20 @@ def preview(
     ids: Annotated[bool, typer.Option("--ids", help="Show token ids.")] = False,
     format: Format = None,
     column: Columns = None,
+    encoding: Encoding = None,
+    delimiter: Delimiter = None,
+    turns: Turns = "refuse",
     reasoning: Reasoning = None,
     take: Take = None,
     page: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the rows as an HTML page, in colours.")] = None,
 ) -> None:
     """Show rows as a model's template writes them: what is supervised, what is context, what are control tokens."""
     shown = _stage.module_of("preview").preview(
-        source, model, _read_options(format, column, None, reasoning, take), template=template, rows=rows
+        source,
+        model,
+        _read_options(format, column, None, encoding, delimiter, turns, reasoning, take),
+        template=template,
+        rows=rows,
     )
     for line in shown.lines:
         logger.info(line)
@@ -413,8 +436,11 @@ def _read_options(
     format: str | None,
     columns: list[str] | None,
     quarantine: Path | None,
-    reasoning: "Mode | None" = None,
-    take: "Taken | None" = None,
+    encoding: str | None,
+    delimiter: str | None,
+    turns: Literal["refuse", "trim", "merge"],
+    reasoning: "Mode | None",
+    take: "Taken | None",
     parse_template: bool = False,
 ) -> "ReadOptions":
     from tunesmith.data.read import ReadOptions
@@ -430,6 +456,9 @@ def _read_options(
         named or None,
         None,
         "refuse" if quarantine is None else "quarantine",
+        encoding=encoding,
+        delimiter=delimiter,
+        turns=turns,
         reasoning=reasoning,
         take=take,
         parse_template=parse_template,

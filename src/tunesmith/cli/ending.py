@@ -33,6 +33,7 @@ EXTRAS = {
     "matplotlib": "report",
     "jinja2": "report",
     "datasets": "hub",
+    "python_calamine": "excel",
 }
 
 RESUMED = (  # verbs that keep what they have finished

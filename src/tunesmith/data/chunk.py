@@ -21,6 +21,7 @@ class Chunk:
         unread: names of a table's columns that were left out.
         part: of a split that is there already, where the file's name says one.
         entry: the number of the path that they come from, where several were named.
+        notes: how the file was read, once it has been.
     """
 
     prefix: str
@@ -30,3 +31,4 @@ class Chunk:
     unread: tuple[str, ...] = ()
     part: str | None = None
     entry: int = 0
+    notes: tuple[str, ...] = ()

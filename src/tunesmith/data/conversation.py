@@ -28,7 +28,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 SYSTEM = ("system", "developer")
 KEYS = ("role", "content", "name", "weight", "reasoning_content", "tool_calls", "tool_call_id")
 _ONLY = {"reasoning_content": "assistant", "tool_calls": "assistant", "tool_call_id": "tool"}
-_PARTS = ("image", "image_url", "input_image", "audio", "input_audio", "video", "video_url", "file")  # types in use
+MEDIA_PARTS = ("image", "image_url", "input_image", "audio", "input_audio", "video", "video_url", "file")  # types in use
 _MAY_BE_EMPTY = ("tool_calls", "images", "audios", "videos")  # an empty list of these says nothing
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")  # columns, or keys of a message, that hold media
 
@@ -232,8 +232,8 @@ def _content(content: Any, path: str, *, called: bool) -> str:
     for index, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
         # Some write a part without a type: {"image": "a.png"}.
-        named = next((key for key in part if key in _PARTS), None) if isinstance(part, dict) and kind is None else kind
-        if isinstance(named, str) and named in _PARTS:
+        named = next((key for key in part if key in MEDIA_PARTS), None) if isinstance(part, dict) and kind is None else kind
+        if isinstance(named, str) and named in MEDIA_PARTS:
             raise media(f"{where}[{index}]", f"a part of type {named}")
         if kind != "text" or {key for key, value in part.items() if value is not None} != {"type", "text"}:
             hint = 'write {"type": "text", "text": "..."}'

@@ -11,31 +11,39 @@ alpaca             instruction, output (input, system, history)   user: instruct
 prompt_completion  prompt, completion (system, tools)             user and assistant; lists of turns are joined
 text               text                                           a single assistant turn of kind ``text``
 
+What other programs write (exports, logs, trees) and other names of columns are in ``dialects/``; they come after these.
 Null values are absent values: a table has a null in every column that a row does not use.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from tunesmith.data.conversation import MEDIA, is_media, media, nearest
+from tunesmith.data.dialects import table
+from tunesmith.data.dialects.column_names import PUBLISHED, answer_hint, naming_hint, published
+from tunesmith.data.dialects.turns import shared_turns
+from tunesmith.data.draft import Draft
 from tunesmith.data.preference import KEYS
 from tunesmith.data.problems import RowError
 from tunesmith.data.strict_json import loads_text
+from tunesmith.recipe.data import Format
 
-KINDS = ("messages", "sharegpt", "alpaca", "prompt_completion", "text")
+KINDS = get_args(Format)
+_PUBLISHED = {names.name: names for names in PUBLISHED}
 COLUMNS = (
     *("messages", "conversations", "tools", "system"),
     *("instruction", "input", "output", "history", "prompt", "completion", "text"),
 )
 # Not ours to use, but to know: media, preference data, OpenAI's old calls, and our own mark of a plain text.
-KNOWN = frozenset((*COLUMNS, *MEDIA, *KEYS, "functions", "function_call", "format"))
+KNOWN = frozenset((*COLUMNS, *MEDIA, *KEYS, *table.COLUMNS, "functions", "function_call", "format"))
 NOTES = {
     "sharegpt": "sharegpt: from/value turns are read as role/content, function_call as tool_calls",
     "alpaca": "alpaca: instruction and input are joined by a line break",
     "prompt_completion": "prompt_completion: prompt is the user's turn, completion the assistant's; "
     "assistant turns inside a prompt list get weight 0",
     "text": "text: each text is a single assistant turn, nobody asks",
+    **{names.name: names.note for names in PUBLISHED},
+    **{dialect.name: dialect.note for dialect in table.DIALECTS},
 }
 _SHAREGPT = {
     **dict.fromkeys(("human", "user"), "user"),
@@ -43,6 +51,7 @@ _SHAREGPT = {
     **dict.fromkeys(("tool", "observation", "function_response", "function"), "tool"),
     **{"system": "system", "developer": "developer"},
 }
+_SHAREGPT_KEYS = ("from", "value", "weight", "name", "loss", "train", "reasoning_content", "reasoning", "thinking")
 _USED = {
     "messages": ("tools", "system"),
     "sharegpt": ("tools", "system"),
@@ -52,51 +61,24 @@ _USED = {
 }
 
 
-@dataclass(slots=True)
-class Draft:
-    """A row's turns in OpenAI's shape, not yet checked.
-
-    Attributes:
-        messages: the turns, of whatever type the file held when it is not a list.
-        tools: as in the file, or None.
-        text: whether the row is one plain text.
-        origins: where each turn came from, when that is not ``$.messages[i]``, and whether a whole turn stands there
-            (True) or the one value that it was made of (False).
-        whole: where the list of turns came from.
-        tools_path: where the tools came from.
-    """
-
-    messages: Any
-    tools: Any = None
-    text: bool = False
-    origins: list[tuple[str, bool]] = field(default_factory=list)
-    whole: str = "$.messages"
-    tools_path: str = "$.tools"
-
-    def locate(self, path: str) -> str:
-        """The path in the file of a path under ``$.messages``."""
-        if not path.startswith("$.messages"):
-            return path
-        if not path.startswith("$.messages[") or not self.origins:
-            return self.whole + path.removeprefix("$.messages")
-        index, _, rest = path.removeprefix("$.messages[").partition("]")
-        origin, is_turn = self.origins[int(index)]
-        return origin + rest if is_turn else origin
-
-
 def kind_of(row: Mapping[str, Any]) -> str | None:
     """The kind of a row without nulls that is no preference data: one of ``KINDS``, or None when unknown."""
-    if "messages" in row or "conversations" in row:
+    if ("messages" in row or "conversations" in row) and not ("choices" in row and table.BY_NAME["openai_log"].matches(row)):
         if _is_written_text(row):
             return "text"
         key = _turns_key(row)
         turns = _listed(row[key], f"$.{key}")
         first = turns[0] if isinstance(turns, list) and turns else None
         return "sharegpt" if isinstance(first, dict) and ("from" in first or "value" in first) else "messages"
-    if "instruction" in row:
+    if "instruction" in row and "output" in row:
         return "alpaca"
     if "prompt" in row and "completion" in row:
         return "prompt_completion"
+    other = next((dialect for dialect in table.DIALECTS if dialect.matches(row)), None) or published(row)
+    if other is not None:
+        return other.name
+    if "instruction" in row:
+        return "alpaca"
     if "text" in row:
         return "text"
     return "prompt_completion" if "prompt" in row or "completion" in row else None
@@ -104,7 +86,12 @@ def kind_of(row: Mapping[str, Any]) -> str | None:
 
 def unknown_keys(row: Mapping[str, Any], kind: str, group_by: str | None) -> list[str]:
     """The keys that a row of this kind has and that nothing reads. Media are read: they refuse the row."""
-    used = {*_USED[kind], *MEDIA, group_by}
+    if kind in table.BY_NAME:
+        used = {*table.BY_NAME[kind].reads(row), *MEDIA, group_by}
+    elif kind in _PUBLISHED:
+        used = {*_PUBLISHED[kind].columns.values(), *MEDIA, group_by}
+    else:
+        used = {*_USED[kind], *MEDIA, group_by}
     if kind in ("messages", "sharegpt"):
         used.add(_turns_key(row))
     if kind == "text" and _is_one_turn(row):
@@ -112,21 +99,31 @@ def unknown_keys(row: Mapping[str, Any], kind: str, group_by: str | None) -> lis
     return [key for key in row if key not in used]
 
 
-def draft(row: Mapping[str, Any], kind: str, columns: Mapping[str, str]) -> Draft:
+def draft(row: Mapping[str, Any], kind: str, columns: Mapping[str, str], said: set[str]) -> Draft:
     """The turns of a row.
 
     Args:
         row: keys are ours (after ``rename``), without nulls.
         kind: one of ``KINDS``.
         columns: our names to the file's, for the paths in problems.
+        said: receives a sentence for everything that is read as something else.
 
     Raises:
         RowError: codes ``media``, ``missing-column``, ``not-text``, ``not-object``, ``unknown-role``, ``bad-tool-call``,
-            ``no-content``.
+            ``no-content``; those of the dialects.
     """
     error = _media_column(row)
     if error is not None:
         raise error
+    if kind in table.BY_NAME:
+        if not table.BY_NAME[kind].matches(row):
+            raise RowError(
+                "$", "unknown-format", f"not a row of {kind}, found {', '.join(map(str, row)):.200}", naming_hint(row)
+            )
+        return table.BY_NAME[kind].draft(row, said)
+    if kind in _PUBLISHED:
+        names = _PUBLISHED[kind]
+        return draft(rename(row, names.columns), names.base, names.columns, said)
     if kind == "text":
         return _text_row(row, columns)
     if kind == "alpaca":
@@ -134,7 +131,7 @@ def draft(row: Mapping[str, Any], kind: str, columns: Mapping[str, str]) -> Draf
     elif kind == "prompt_completion":
         result = _prompt_completion(row, columns)
     else:
-        result = _turns_row(row, kind, columns)
+        result = _turns_row(row, kind, columns, said)
     result.tools = row.get("tools") if "tools" in _USED[kind] else None
     result.tools_path = _path("tools", columns)
     return result
@@ -151,9 +148,20 @@ def unknown_format(row: Mapping[str, Any]) -> RowError:
     if error is not None:
         return error
     keys = ", ".join(map(str, row)) or "no keys"
-    suggestion = next(filter(None, (nearest(str(key)[:40], COLUMNS, 0.8) for key in row)), "")
+    suggestion = next(filter(None, (nearest(str(key)[:40], COLUMNS, 0.8) for key in row if key not in COLUMNS)), "")
     problem = f"found {keys:.200}{suggestion}; expected messages, conversations, instruction, prompt and completion, or text"
-    hint = "name the columns: --column prompt=question, or data.columns: {prompt: question, completion: answer}"
+    if isinstance(row.get("segments"), list):
+        hint = "Axolotl's segments mark parts of a text to learn; write prompt and completion, or messages"
+    elif row and all(isinstance(cell, dict) and "0" in cell for cell in row.values()):
+        return _whole_table(keys)
+    else:
+        hint = naming_hint(row)
+    return RowError("$", "unknown-format", problem, hint)
+
+
+def _whole_table(keys: str) -> RowError:
+    problem = f"found {keys:.200}, each an object of all its cells: a whole table, as pandas writes it by columns"
+    hint = "write one row a line: frame.to_json('rows.jsonl', orient='records', lines=True)"
     return RowError("$", "unknown-format", problem, hint)
 
 
@@ -192,15 +200,21 @@ def _needed(row: Mapping[str, Any], name: str, columns: Mapping[str, str]) -> An
     if name not in row:
         keys = ", ".join(columns.get(key, key) for key in row)
         problem = f"no {columns.get(name, name)} in this row, found {keys or 'nothing'}"
-        raise RowError(_path(name, columns), "missing-column", problem, "fill the column or remove the row")
+        other = "" if columns else answer_hint(row, name)
+        raise RowError(_path(name, columns), "missing-column", problem, f"fill the column or remove the row{other}")
     return row[name]
 
 
 def _string(row: Mapping[str, Any], name: str, columns: Mapping[str, str]) -> str:
     value = _needed(row, name, columns)
     if not isinstance(value, str):
+        if isinstance(value, dict) and "0" in value:
+            raise _whole_table(", ".join(map(str, row)))
         kind = type(value).__name__
-        raise RowError(_path(name, columns), "not-text", f"expected text, found {kind}", "write a string")
+        hint = (
+            f'write it as text, as it is to be said: "{value}"' if isinstance(value, bool | int | float) else "write a string"
+        )
+        raise RowError(_path(name, columns), "not-text", f"expected text, found {kind}", hint)
     return value
 
 
@@ -219,7 +233,7 @@ def _text_row(row: Mapping[str, Any], columns: Mapping[str, str]) -> Draft:
     return Draft([turn], text=True, origins=[(path, False)], whole=path)
 
 
-def _turns_row(row: Mapping[str, Any], kind: str, columns: Mapping[str, str]) -> Draft:
+def _turns_row(row: Mapping[str, Any], kind: str, columns: Mapping[str, str], said: set[str]) -> Draft:
     key = _turns_key(row)
     path = _path(key, columns)
     turns = _listed(_needed(row, key, columns), path)
@@ -233,18 +247,40 @@ def _turns_row(row: Mapping[str, Any], kind: str, columns: Mapping[str, str]) ->
     if kind == "messages":
         origins += [(f"{path}[{index}]", True) for index in range(len(turns))]
         return Draft(before + turns, origins=origins, whole=path)
-    messages = [_sharegpt(turn, f"{path}[{index}]") for index, turn in enumerate(turns)]
-    origins += [(f"{path}[{index}].value", False) for index in range(len(turns))]
+    messages: list[Any] = []
+    for index, turn in enumerate(turns):
+        where = f"{path}[{index}].value"
+        plain = _plain_sharegpt(turn)
+        if plain is not None:
+            messages.append(plain)
+            origins.append((where, False))
+            continue
+        read = shared_turns(_sharegpt(turn, f"{path}[{index}]", said), where, said)
+        messages += read
+        origins += [(where, False)] * len(read)
     return Draft(before + messages, origins=origins, whole=path)
 
 
-def _sharegpt(turn: Any, path: str) -> dict[str, Any]:
+def _plain_sharegpt(turn: Any) -> dict[str, str] | None:
+    """A turn of two texts in which nothing but a speaker is to be read; None for any other."""
+    if type(turn) is not dict or len(turn) != 2:
+        return None
+    speaker, value = turn.get("from"), turn.get("value")
+    if type(speaker) is not str or type(value) is not str or speaker == "function_call" or "<tool_" in value:
+        return None
+    role = _SHAREGPT.get(speaker)
+    return None if role is None else {"role": role, "content": value}
+
+
+def _sharegpt(turn: Any, path: str, said: set[str]) -> dict[str, Any]:
     if not isinstance(turn, dict):
         raise RowError(path, "not-object", f"expected an object, found {type(turn).__name__}", "write from and value")
     fields = {key: value for key, value in turn.items() if value is not None}
-    extra = [key for key in fields if key not in ("from", "value", "weight", "name")]
+    if fields.pop("id", None) is not None:
+        said.add("id of a turn is left out")
+    extra = [key for key in fields if key not in _SHAREGPT_KEYS]
     if extra:
-        problem = f"unknown key in a turn{nearest(str(extra[0]), ('from', 'value', 'weight', 'name'))}"
+        problem = f"unknown key in a turn{nearest(str(extra[0]), _SHAREGPT_KEYS)}"
         raise RowError(f"{path}.{extra[0]}", "unknown-key", problem, "nothing would read it")
     speaker = fields.pop("from", None)
     if not isinstance(speaker, str) or speaker not in _SHAREGPT:

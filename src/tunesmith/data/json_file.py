@@ -1,4 +1,4 @@
-"""Rows of a ``.json`` file, which may be three things: an array, an object with a list, or lines of JSON.
+"""Rows of a ``.json`` file, which may be four things: an array, an object with a list, objects, or lines of JSON.
 
 Which one it is, is read off the beginning. An array is cut into its elements by a scanner that knows only strings and
 brackets, so that a file of any size is read in pieces; the elements are then parsed one by one like lines, and a fault
@@ -18,11 +18,50 @@ from tunesmith.errors import DataError
 # A whole string, a bracket, or the quote of a string whose end has not been read yet. Possessive: no backtracking.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["\[\]{}]', re.DOTALL)
 _NAMED_PART = re.compile(rb'"(?i:' + "|".join(WORDS).encode() + rb')"\s*:\s*\[')
+_HOLDERS = ("data",)  # names of a column somewhere, and of the list of rows in many more files
+OBJECTS = "{}: objects one after another, and not one a line"
 _HINT = "mend the JSON there, or write one object a line (JSONL)"
 
 
+def jsonl_rows(blocks: Iterator[bytes], path: Path, wanted: Set[str], notes: list[str]) -> tuple[str, Iterator[bytes]]:
+    """What a file of lines holds: lines, or what people give that name to as well, an array or objects over several lines.
+
+    Args:
+        blocks: the file's text in pieces.
+        path: for messages.
+        wanted: as in ``json_rows``.
+        notes: receives what it is, where it is no lines.
+
+    Returns:
+        As ``json_rows``.
+
+    Raises:
+        DataError: as ``json_rows``.
+    """
+    head = next(blocks, b"")
+    while not head.strip() and (block := next(blocks, b"")):
+        head += block
+    everything = itertools.chain([head], blocks)
+    first = head.lstrip()
+    if first[:1] == b"[" and _is_array(first):
+        notes.append(f"{path.name}: one array of rows, and not a row a line")
+        return "row", _elements(everything, path, 1)
+    if first.split(b"\n", 1)[0].strip() == b"{" and first[1:].lstrip()[:1] in (b'"', b"}"):
+        notes.append(OBJECTS.format(path.name))
+        return "row", _elements(everything, path, 0)
+    return "line", everything
+
+
+def _is_array(head: bytes) -> bool:
+    """Whether a text that begins with a bracket is an array of objects, and not a line that holds one among other lines."""
+    if head[1:].lstrip()[:1] != b"{":
+        return False
+    line, _, rest = head.partition(b"\n")
+    return not rest.strip() or not line.rstrip().endswith(b"]")
+
+
 def json_rows(
-    blocks: Iterator[bytes], path: Path, wanted: Set[str], list_name: str | None = None
+    blocks: Iterator[bytes], path: Path, wanted: Set[str], notes: list[str], list_name: str | None = None
 ) -> tuple[str, Iterator[bytes]]:
     """What a JSON file holds.
 
@@ -30,6 +69,7 @@ def json_rows(
         blocks: the file's text in pieces.
         path: for messages.
         wanted: names that make an object a row, and not a holder of rows.
+        notes: receives what the file is, where it is no JSON as a whole.
         list_name: of the list to read in an object that holds several.
 
     Returns:
@@ -54,10 +94,23 @@ def json_rows(
     if kind == "part":
         while len(head) <= MAX_LINE and (block := next(blocks, b"")):
             head += block
+        if _objects_follow(head):
+            notes.append(OBJECTS.format(path.name))
+            return "row", _elements(itertools.chain([head], blocks), path, 0)
         if len(head) <= MAX_LINE and _first_line(head, wanted) == "row":
             return "row", iter([head])
     everything = itertools.chain([head], blocks)
     return ("line", everything) if kind == "row" else ("row", _elements(everything, path, 2))
+
+
+def _objects_follow(head: bytes) -> bool:
+    """Whether the first object is whole, and another begins after it."""
+    depth = 0
+    for token in _TOKEN.finditer(head):
+        depth += (token[0] in b"[{") - (token[0] in b"]}")
+        if depth == 0:
+            return head[token.end() :].lstrip()[:1] == b"{"
+    return False
 
 
 def list_names(blocks: Iterator[bytes], path: Path) -> list[str]:
@@ -86,13 +139,16 @@ def _first_line(text: bytes, wanted: Set[str]) -> str:
             opened += token[0] in b"[{"
             closed += token[0] in b"]}"
         return "part" if bad.code in ("not-json", "line-too-long") and opened > closed else "row"
-    if any(name in value for name in wanted):
+    if any(name in value and not (name in _HOLDERS and isinstance(value[name], list)) for name in wanted):
         return "row"
     return "holder" if any(isinstance(v, list) and v and isinstance(v[0], dict) for v in value.values()) else "row"
 
 
 def _elements(blocks: Iterator[bytes], path: Path, base: int, list_name: str | None = None) -> Iterator[bytes]:
-    """The objects of the list whose brackets open at depth ``base``: 1 for an array, 2 for a list in an object."""
+    """The objects of the list whose brackets open at depth ``base``: 1 for an array, 2 for a list in an object.
+
+    Base 0 is no list: objects one after another.
+    """
     scan = _Scan(path, base, list_name)
     for block in blocks:
         yield from scan.feed(block)
@@ -111,8 +167,8 @@ class _Scan:
         self.buffer = b""
         self.depth = 0
         self.count = 0  # objects found
-        self.lists = 0  # lists begun
-        self.inside = False  # between the brackets of the list
+        self.lists = int(base == 0)  # lists begun
+        self.inside = base == 0  # between the brackets of the list
         self.start = -1  # of the object at hand
         self.after = 0  # end of the object before it
         self.position = 0
@@ -155,6 +211,8 @@ class _Scan:
         Raises:
             DataError: brackets or quotes are open, or an object holds no list of rows.
         """
+        if self.base == 0 and self.depth == 0:
+            self._between(len(self.buffer), b"")
         if self.depth or self.buffer[self.position :].strip():
             raise DataError(f"{self.path}: the JSON ends after row {self.count} with brackets or quotes left open", _HINT)
         if not self.lists:
@@ -162,7 +220,7 @@ class _Scan:
 
     def _open(self, at: int, first: int) -> None:
         if self.inside and self.depth == self.base:
-            self._between(at, b"," if self.count else b"")
+            self._between(at, b"," if self.count and self.base else b"")
             if first != 0x7B:
                 raise DataError(f"{self.path}: row {self.count + 1} is a list, expected an object", _HINT)
             self.start = at

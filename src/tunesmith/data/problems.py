@@ -116,6 +116,11 @@ class ProblemLog:
             self._file.close()
             self._file = None
 
+    def way_out(self) -> str:
+        """What to do where every row is bad: the hint of them all, where they have one kind of problem."""
+        hints = {problem.hint for problem in self.first}
+        return f"every row is bad: {hints.pop()}" if len(hints) == 1 else "every row is bad; mend the data"
+
     def error(self, source: str, good: int, hint: str) -> DataError:
         """The first problems in full, the rest counted, as an error."""
         counts = ", ".join(f"{code} {count:,}" for code, count in self.by_code.most_common())

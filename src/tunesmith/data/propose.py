@@ -9,12 +9,12 @@ Refused: questions to the user. What the rows do not say (the two prompts, the s
 a comment to fill, because nothing that we could ask on a terminal is easier to answer there.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import yaml
 
 from tunesmith.data.classes import MOST_CLASSES, SHORT
+from tunesmith.data.read import AS_FOUND, ReadOptions
 from tunesmith.rundir.records.check import CheckReport, TokenReport
 from tunesmith.rundir.records.quality import QualityReport
 
@@ -80,9 +80,7 @@ def recipe_text(
     path: str,
     model: str,
     data: str,
-    format: str | None = None,
-    columns: dict[str, str] | None = None,
-    choices: Mapping[str, str | None] | None = None,
+    options: ReadOptions = AS_FOUND,
     is_split: bool = False,
     misfits: tuple[str, ...] = (),
 ) -> str:
@@ -91,8 +89,7 @@ def recipe_text(
     Args:
         path: of the recipe, for the commands that it names.
         model, data: as the recipe names them, relative to its place.
-        format, columns: how the rows were read, where that was said.
-        choices: further keys of ``data`` by name; those that are None are left out.
+        options: how the rows were read, where that was said.
         is_split: whether they are split already.
         misfits: metrics that suit most answers, each with the row that it cannot score.
     """
@@ -106,11 +103,16 @@ def recipe_text(
         "data:",
         "  " + _line("path", data),
     ]
-    if format is not None:
-        lines.append("  " + _line("format", format))
-    if columns is not None:
-        lines.append("  " + _line("columns", columns))
-    lines += ["  " + _line(key, value) for key, value in (choices or {}).items() if value is not None]
+    named = {
+        "format": options.format,
+        "columns": options.columns,
+        "encoding": options.encoding,
+        "delimiter": options.delimiter,
+        "turns": None if options.turns == "refuse" else options.turns,
+        "reasoning": options.reasoning,
+        "take": options.take,
+    }
+    lines += ["  " + _line(key, value) for key, value in named.items() if value is not None]
     if is_split:
         lines += ["  # The files bring their own parts; drawn would put all rows together and draw new ones.", "  split: given"]
     lines += ["", "task:", f"  # {proposal.reason}", *(f"  # not {misfit}" for misfit in misfits)]

@@ -23,11 +23,18 @@ import numpy as np
 from tunesmith.data import formats, preference
 from tunesmith.data.choices import Choices, NotTaken, Take
 from tunesmith.data.conversation import check_messages, check_text, check_tools, is_plain, nearest
+from tunesmith.data.csv_file import checked_delimiter
+from tunesmith.data.dialects.declarations import openai_tools
+from tunesmith.data.dialects.trainer_info import info_beside
+from tunesmith.data.dialects.turns import openai_turns
+from tunesmith.data.draft import Draft
+from tunesmith.data.encoding import checked_encoding
 from tunesmith.data.problems import ProblemLog, RowError, Unreadable
 from tunesmith.data.reasoning import Mode
 from tunesmith.data.row_hash import content_hash
-from tunesmith.data.source import Chunk, Rows, Source, chunks, find
+from tunesmith.data.source import Chunk, Rows, Source, TextOptions, chunks, find
 from tunesmith.data.strict_json import MAX_LINE, diagnosed, loads
+from tunesmith.data.turn_order import ordered, with_way_out
 from tunesmith.errors import DataError
 from tunesmith.messages import Message, Tools
 from tunesmith.rundir.records.check import IgnoredColumn, Reading
@@ -48,6 +55,9 @@ class ReadOptions:
             only these are read.
         group_by: column whose value holds rows together in the split.
         on_bad_row: ``refuse`` the file, or ``quarantine`` the row.
+        encoding: of files of text, None to tell it.
+        delimiter: between the cells of CSV files, None to tell it.
+        turns: what becomes of turns that a conversation has no place for (``turn_order.py``).
         reasoning: what happens to reasoning that stands in the text of an answer (``reasoning.py``).
         take: ``chosen`` reads the good answers of preference data (``preference.py``).
         parse_template: read plain texts that hold a rendered template as the conversations in them (``rendered_text.py``).
@@ -57,6 +67,9 @@ class ReadOptions:
     columns: dict[str, str] | None = None
     group_by: str | None = None
     on_bad_row: Literal["refuse", "quarantine"] = "refuse"
+    encoding: str | None = None
+    delimiter: str | None = None
+    turns: Literal["refuse", "trim", "merge"] = "refuse"
     reasoning: Mode | None = None
     take: Take | None = None
     parse_template: bool = False
@@ -94,7 +107,12 @@ class Reader:
         self.total_bytes = sum(file.size() for file in self.source.files)
         self._rejected = rejected if options.on_bad_row == "quarantine" else None
         self.progress = progress
-        self._columns = options.columns or {}
+        named = options.format is not None or options.columns is not None
+        self._info = None if named or len(self.source.files) != 1 else info_beside(self.source.files[0].path)
+        self._columns = options.columns or (self._info.columns if self._info is not None else {})
+        encoding, delimiter = options.encoding, options.delimiter
+        self._text = TextOptions(encoding and checked_encoding(encoding), delimiter and checked_delimiter(delimiter))
+        self.source.refuse_options(self._text)
         self._start()
 
     def __iter__(self) -> Iterator[Row]:
@@ -113,8 +131,9 @@ class Reader:
         mapped = {*self._columns.values()} or formats.KNOWN
         wanted = mapped | {self.options.group_by} if self.options.group_by else mapped
         try:
-            for chunk in chunks(self.source, wanted):
+            for chunk in chunks(self.source, wanted, self._text):
                 rows = self._batch(chunk)
+                self._file_notes += chunk.notes
                 if chunk.unread:
                     self._ignore(chunk.unread, len(chunk.items))
                 if self.progress is not None and chunk.read:
@@ -153,6 +172,8 @@ class Reader:
         self._answers: str | None = None  # what makes rows preference data
         self._seen = _Seen()
         self._choices = Choices(self.options.reasoning, self.options.take, self.options.parse_template)
+        self._file_notes: list[str] = []
+        self._said: Counter[str] = Counter()  # what is read as something else -> rows
 
     def _batch(self, chunk: Chunk) -> list[Row]:
         rows: list[Row] = []
@@ -214,6 +235,8 @@ class Reader:
             kind = self.options.format or formats.kind_of(used)
         else:
             used = formats.rename(row, columns) if columns else row
+            if self._info is not None and "conversations" in used:
+                used = {**used, "conversations": self._info.turns(used["conversations"])}
             if columns:
                 self._columns_seen.update(theirs for theirs in columns.values() if theirs in row)
                 self._choices.pass_over(row)
@@ -235,20 +258,14 @@ class Reader:
                 raise RowError(f"$.{group_by}", "missing-column", f"{message:.200}", "fill the column named in data.group_by")
             cell = row[group_by]
             group = cell if isinstance(cell, str) else json.dumps(cell, sort_keys=True, default=str)
-        draft = formats.draft(used, kind, columns)
+        said: set[str] = set()
+        draft = formats.draft(used, kind, columns, said)
+        messages, tools, is_text = _checked(draft, self.options.turns, said)
+        self._said.update(said)
         try:
-            if draft.text:
-                messages = check_text(draft.messages)
-            else:
-                messages = draft.messages if is_plain(draft.messages) else check_messages(draft.messages)
+            messages, tools, kind_read = self._choices.settle(messages, tools, "text" if is_text else "chat", draft.whole)
         except RowError as bad:
-            raise RowError(draft.locate(bad.path), bad.code, bad.message, bad.hint) from None
-        tools = check_tools(draft.tools, draft.tools_path)
-        kind_read: Literal["chat", "text"] = "text" if draft.text else "chat"
-        try:
-            messages, tools, kind_read = self._choices.settle(messages, tools, kind_read, draft.whole)
-        except RowError as bad:
-            raise RowError(draft.locate(bad.path), bad.code, bad.message, bad.hint) from None
+            raise draft.located(bad) from None
         return messages, tools, group, kind_read
 
     def _refuse(self, error: ValueError | RowError | Unreadable, item: Any, place: str) -> None:
@@ -277,10 +294,12 @@ class Reader:
         }
 
     def _notes(self) -> list[str]:
-        notes = self.source.all_notes()
+        notes = [*self.source.all_notes(), *self._file_notes]
+        notes += [self._info.note] if self._info is not None else []
         if not self.options.parse_template:
             notes += [formats.NOTES[kind] for kind in self._kinds if kind in formats.NOTES]
         notes += self._choices.notes()
+        notes += [f"{sentence} ({rows:,} rows)" for sentence, rows in self._said.most_common()]
         for name in formats.MEDIA:
             if self._unread[name]:
                 notes.append(f"{name}: {self._unread[name]:,} rows have more than text, and only their text is read")
@@ -307,7 +326,7 @@ class Reader:
             raise DataError(message, f"correct the name{nearest(missing[0], self._unread)}")
         if self.problems.total and (self.options.on_bad_row == "refuse" or not self._rows):
             hint = "mend or remove these rows, or set data.on_bad_row: quarantine; nothing was written"
-            raise self.problems.error(label, self._rows, hint if self._rows else "every row is bad; mend the data")
+            raise self.problems.error(label, self._rows, hint if self._rows else self.problems.way_out())
         if not self._rows:
             if self.source.memory is not None:
                 raise self.source.memory.no_rows()
@@ -350,6 +369,24 @@ class _Seen:
             self._old = np.sort(np.concatenate([self._old, np.fromiter(self._new, np.uint64, len(self._new))]), kind="stable")
             self._new = set()
         return counts
+
+
+def _checked(draft: Draft, order: Literal["refuse", "trim", "merge"], said: set[str]) -> tuple[list[Message], Tools, bool]:
+    """Turns and tools of a row, and whether it is a plain text; problems are told where they stand in the file."""
+    try:
+        if draft.text:
+            return check_text(draft.messages), None, True
+        if is_plain(draft.messages):
+            return draft.messages, check_tools(openai_tools(draft.tools, draft.tools_path, said), draft.tools_path), False
+        turns = openai_turns(draft, said)
+    except RowError as bad:
+        raise draft.located(bad) from None
+    turns = turns if order == "refuse" else ordered(turns, order, said)
+    try:
+        messages = check_messages(turns.messages)
+    except RowError as bad:
+        raise turns.located(with_way_out(bad, turns)) from None
+    return messages, check_tools(openai_tools(draft.tools, draft.tools_path, said), draft.tools_path), False
 
 
 def _checked_options(options: ReadOptions) -> ReadOptions:

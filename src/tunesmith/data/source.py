@@ -9,20 +9,19 @@ A fault of a row is one row's problem. A fault of a file (a gzip cut short, a Pa
 whose brackets do not close) ends the reading whatever ``on_bad_row`` says: what is lost behind it cannot be counted.
 """
 
-import csv
-import gzip
 import re
-import zlib
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import pyarrow
-
+from tunesmith.data import compressed
 from tunesmith.data.chunk import CHUNK_ROWS, Chunk
+from tunesmith.data.csv_file import csv_rows
+from tunesmith.data.encoding import WINDOWS, as_utf8, windows_encoding
+from tunesmith.data.excel import excel_rows
 from tunesmith.data.formats import KNOWN
-from tunesmith.data.json_file import json_rows, list_names
+from tunesmith.data.json_file import json_rows, jsonl_rows, list_names
 from tunesmith.data.memory import Rows, RowsInMemory, rows_in_memory
 from tunesmith.data.parts import is_split, listed, part_of
 from tunesmith.data.problems import RowError, Unreadable
@@ -35,15 +34,31 @@ from tunesmith.recipe import is_below_folder
 BLOCK = 1 << 18
 SUFFIXES = {
     **{".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv"},
-    **{".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow"},
+    **{".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow", ".xlsx": "excel"},
 }
-COMPRESSED = (".gz", ".zst")
+_TABLES = ("parquet", "arrow", "excel")  # that are not read as a stream of text
 # What datasets.save_to_disk and hub downloads put beside the rows.
 METADATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 SIDECAR = 1 << 20  # bytes up to which a .json file is looked at for being none of rows
 _HUB = re.compile(r"[\w.-]+/[\w.-]+(?::[\w.-]+){0,2}")
 HUB_ID = "a hub id reads owner/name:split"
-_KNOWN = f"{', '.join(SUFFIXES)}; {' and '.join(COMPRESSED)} of the text ones"
+_KNOWN = f"{', '.join(SUFFIXES)}; {', '.join(compressed.SUFFIXES)} and .zip of the text ones"
+
+
+@dataclass(frozen=True, slots=True)
+class TextOptions:
+    """How files of text are read.
+
+    Attributes:
+        encoding: of the text; None to tell it.
+        delimiter: between the cells of a table; None to tell it.
+    """
+
+    encoding: str | None = None
+    delimiter: str | None = None
+
+
+AS_TOLD = TextOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +124,20 @@ class Source:
             notes.append(f"these rows are split already, and read together here: {listed(self.named_parts)}")
         return notes
 
+    def refuse_options(self, options: TextOptions) -> None:
+        """Refuse options that nothing here would read.
+
+        Raises:
+            DataError: an encoding without a file of text, or a separator without a table of separated values.
+        """
+        formats = {file.format for file in self.files}
+        if options.delimiter is not None and not formats & {"csv", "tsv"}:
+            raise DataError(
+                f"{self.label}: no CSV or TSV file, and a delimiter is given", "leave out data.delimiter (--delimiter)"
+            )
+        if options.encoding is not None and not formats - {*_TABLES}:
+            raise DataError(f"{self.label}: no file of text, and an encoding is given", "leave out data.encoding (--encoding)")
+
 
 def find(source: Rows) -> Source:
     """The files behind a path, a hub id where no such path is, or rows in memory.
@@ -127,7 +156,8 @@ def find(source: Rows) -> Source:
     if path.exists():
         kind = _format(path)
         if kind is None:
-            raise DataError(f"{path}: cannot tell the format from the name, known are {_KNOWN}", "rename the file")
+            hint = "save the rows as JSONL or CSV: one example a row, with what is asked and what is answered"
+            raise DataError(f"{path}: cannot tell the format from the name, known are {_KNOWN}", hint)
         notes: list[str] = []
         files = _lists([File(path, "", kind)], notes)
         return Source(str(path), files, notes=notes)
@@ -163,19 +193,20 @@ def is_hub_id(source: str | Path) -> bool:
     return _HUB.fullmatch(str(source)) is not None and _format(Path(source)) is None
 
 
-def chunks(source: Source, wanted: Set[str]) -> Iterator[Chunk]:
+def chunks(source: Source, wanted: Set[str], options: TextOptions = AS_TOLD) -> Iterator[Chunk]:
     """All rows of a source.
 
     Args:
         source: from ``find``.
         wanted: names of the columns to read. An object in a JSON file that has one of them is a row, not a holder of rows.
+        options: of files of text.
 
     Raises:
         DataError: a file cannot be read to its end.
     """
     if source.members:
         for number, member in enumerate(source.members):
-            for chunk in chunks(member, wanted):
+            for chunk in chunks(member, wanted, options):
                 yield replace(chunk, entry=number)
         return
     if source.hub is not None:
@@ -184,10 +215,9 @@ def chunks(source: Source, wanted: Set[str]) -> Iterator[Chunk]:
         yield from source.memory.chunks(wanted)
     for file in source.files:
         try:
-            for chunk in _file_chunks(file, wanted):
-                yield replace(chunk, part=file.part)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise DataError(f"{file.path}: the compressed file is damaged or cut short ({error})", "copy it again") from error
+            with compressed.faults(file.path):
+                for chunk in _file_chunks(file, wanted, options):
+                    yield replace(chunk, part=file.part)
         except OSError as error:
             reason = error.strerror or str(error)
             raise DataError(f"{file.path}: cannot be read: {reason}", "check its permissions, or copy it again") from error
@@ -195,9 +225,12 @@ def chunks(source: Source, wanted: Set[str]) -> Iterator[Chunk]:
 
 def _format(path: Path) -> str | None:
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in COMPRESSED:
+    if suffixes and suffixes[-1] == compressed.ARCHIVE and path.is_file():
+        inner = SUFFIXES.get(Path(compressed.name_inside(path)).suffix.lower())
+        return None if inner in _TABLES else inner
+    if suffixes and suffixes[-1] in compressed.SUFFIXES:
         inner = SUFFIXES.get(suffixes[-2]) if len(suffixes) > 1 else None
-        return None if inner in ("parquet", "arrow") else inner
+        return None if inner in _TABLES else inner
     return SUFFIXES.get(suffixes[-1]) if suffixes else None
 
 
@@ -260,7 +293,7 @@ def _lists(files: list[File], notes: list[str]) -> list[File]:
         names: list[str] = []
         if file.format == "json":
             with file.path.open("rb") as raw:
-                names = list_names(_blocks(_decompressed(raw, file.path), file.path), file.path)
+                names = list_names(_blocks(compressed.decompressed(raw, file.path)), file.path)
         if not is_split(map(part_of, names)):
             lists.append(file)
             continue
@@ -274,32 +307,55 @@ def _lists(files: list[File], notes: list[str]) -> list[File]:
     return lists
 
 
-def _file_chunks(file: File, wanted: Set[str]) -> Iterator[Chunk]:
+def _file_chunks(file: File, wanted: Set[str], options: TextOptions) -> Iterator[Chunk]:
     prefix = f"{file.name} " if file.name else ""
     if file.format in ("parquet", "arrow"):
         yield from table_chunks(file.path, file.format, f"{prefix}row", wanted)
         return
+    notes: list[str] = []
+    if file.format == "excel":
+        for unit, numbers, items in excel_rows(file.path, notes):
+            yield Chunk(f"{prefix}{unit}", numbers, items, 0)
+        yield Chunk(f"{prefix}row", range(0), [], file.size(), notes=tuple(notes))
+        return
+    encoding = options.encoding or _encoding(file, notes)
     with file.path.open("rb") as raw:
-        stream = _decompressed(raw, file.path)  # held here: pyarrow closes the file when it lets go of it
+        stream = compressed.decompressed(raw, file.path)  # held here: pyarrow closes the file when it lets go of it
         before = 0
-        for unit, numbers, items in _text_rows(_blocks(stream, file.path), file, wanted):
+        blocks = as_utf8(_blocks(stream), file.path, encoding, notes)
+        for unit, numbers, items in _text_rows(blocks, file, wanted, options, notes):
             for start in range(0, len(items), CHUNK_ROWS):
                 now = raw.tell()
                 part = slice(start, start + CHUNK_ROWS)
                 yield Chunk(f"{prefix}{unit}", numbers[part], items[part], now - before)
                 before = now
-        yield Chunk(f"{prefix}line", range(0), [], file.size() - before)
+        yield Chunk(f"{prefix}line", range(0), [], file.size() - before, notes=tuple(notes))
 
 
-def _text_rows(blocks: Iterator[bytes], file: File, wanted: Set[str]) -> Iterator[tuple[str, Any, list[Any]]]:
+def _encoding(file: File, notes: list[str]) -> str | None:
+    """Windows-1252 for a table of separated values that is it; None to go by the file's first bytes."""
+    if file.format not in ("csv", "tsv"):
+        return None
+    with file.path.open("rb") as raw:
+        encoding = windows_encoding(compressed.decompressed(raw, file.path), BLOCK)
+    if encoding is not None:
+        notes.append(f"{file.path.name}: not UTF-8, read as {WINDOWS} (Windows-1252)")
+    return encoding
+
+
+def _text_rows(
+    blocks: Iterator[bytes], file: File, wanted: Set[str], options: TextOptions, notes: list[str]
+) -> Iterator[tuple[str, Any, list[Any]]]:
     """(unit, numbers, items) of a text file."""
-    if file.format == "jsonl":
-        yield from _numbered("line", _lines(blocks))
-    elif file.format == "json":
-        unit, texts = json_rows(blocks, file.path, wanted, file.list_name)
+    if file.format in ("jsonl", "json"):
+        if file.format == "jsonl":
+            unit, texts = jsonl_rows(blocks, file.path, wanted, notes)
+        else:
+            unit, texts = json_rows(blocks, file.path, wanted, notes, file.list_name)
         yield from _numbered(unit, _lines(texts) if unit == "line" else ([element] for element in texts))
     else:
-        yield from _csv_rows(blocks, file)
+        usual = "," if file.format == "csv" else "\t"
+        yield from csv_rows(_text_lines(blocks, file.path), file.path, usual, options.delimiter, notes)
 
 
 def _numbered(unit: str, lists: Iterator[list[Any]]) -> Iterator[tuple[str, range, list[Any]]]:
@@ -318,24 +374,10 @@ def _numbered(unit: str, lists: Iterator[list[Any]]) -> Iterator[tuple[str, rang
         yield unit, range(start, start + len(gathered)), gathered
 
 
-def _decompressed(raw: BinaryIO, path: Path) -> Any:
-    if path.suffix.lower() == ".gz":
-        return gzip.GzipFile(fileobj=raw)
-    if path.suffix.lower() == ".zst":
-        # Not zstandard's own reader: it takes a frame that is cut short for the end of the file.
-        return pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), "zstd")
-    return raw
-
-
-def _blocks(stream: Any, path: Path) -> Iterator[bytes]:
-    """The text of a file in pieces, without a byte order mark."""
-    block = stream.read(BLOCK)
-    if block.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError(f"{path}: the file is UTF-16 (it begins with its byte order mark)", "save it as UTF-8")
-    block = block.removeprefix(b"\xef\xbb\xbf")
-    while block:
+def _blocks(stream: Any) -> Iterator[bytes]:
+    """A file in pieces."""
+    while block := stream.read(BLOCK):
         yield block
-        block = stream.read(BLOCK)
 
 
 def _lines(blocks: Iterator[bytes]) -> Iterator[list[Any]]:
@@ -365,40 +407,6 @@ def _lines(blocks: Iterator[bytes]) -> Iterator[list[Any]]:
         yield [tail]
 
 
-def _csv_rows(blocks: Iterator[bytes], file: File) -> Iterator[tuple[str, list[int], list[Any]]]:
-    delimiter = "," if file.format == "csv" else "\t"
-    # The module's own limit (131,072 characters) is for a whole process, and too small for a conversation.
-    csv.field_size_limit(MAX_LINE)
-    reader = csv.reader(_text_lines(blocks, file.path), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
-    numbers: list[int] = []
-    items: list[Any] = []
-    while True:
-        number = reader.line_num + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            break
-        except csv.Error as error:
-            if header is None or "field limit" in str(error):
-                message = f"{file.path}: line {number}: {error}; a quote is probably left open there"
-                raise DataError(message, "close it, and double the quotes inside a cell") from error
-            hint = "double the quotes inside a quoted cell, and close every one"
-            cells, fault = [], RowError("$", "bad-csv", f"{error}, in the row that begins here", hint)
-            items.append(Unreadable(fault, b""))
-        else:
-            if header is None:
-                header = _header(cells, file.path, delimiter) if cells else None
-                continue
-            items.append(_csv_row(header, cells))
-        numbers.append(number)
-        if len(items) == CHUNK_ROWS:
-            yield "line", numbers, items
-            numbers, items = [], []
-    if items:
-        yield "line", numbers, items
-
-
 def _text_lines(blocks: Iterator[bytes], path: Path) -> Iterator[str]:
     """Lines with their line breaks; a byte that is not UTF-8 becomes half a surrogate pair, found cell by cell."""
     for lines in _lines(blocks):
@@ -406,34 +414,3 @@ def _text_lines(blocks: Iterator[bytes], path: Path) -> Iterator[str]:
             if isinstance(line, Unreadable):
                 raise DataError(f"{path}: {line.bad.message}", line.bad.hint)
             yield line.decode("utf-8", "surrogateescape") + "\n"
-
-
-def _header(cells: list[str], path: Path, delimiter: str) -> list[str]:
-    twice = sorted({cell for cell in cells if cells.count(cell) > 1})
-    if twice:
-        raise DataError(f"{path}: column {twice[0]!r} stands twice in the first line", "rename one of the two")
-    if len(cells) == 1 and any(other in cells[0] for other in ",;\t"):
-        message = f"{path}: the first line is one column, {cells[0]!r:.80}; expected names with {delimiter!r} between"
-        raise DataError(message, "save it with commas as .csv, or with tabs as .tsv")
-    return cells
-
-
-def _csv_row(header: list[str], cells: list[str]) -> Any:
-    if not cells:
-        return b""  # an empty line, counted as in the other formats
-    raw = ",".join(cells)
-    if len(cells) != len(header):
-        message = f"{len(cells)} cells, the first line names {len(header)} columns"
-        bad = RowError("$", "ragged-row", message, "put quotes around text that holds the separator or a line break")
-        return Unreadable(bad, raw.encode("utf-8", "surrogateescape"))
-    if not raw.isascii() or "\0" in raw:
-        for name, cell in zip(header, cells, strict=True):
-            if "\0" in cell:
-                bad = RowError(
-                    f"$.{name}", "nul-byte", "NUL byte in the cell", "the file was damaged, or is UTF-16; write it again"
-                )
-                return Unreadable(bad, raw.encode("utf-8", "surrogateescape"))
-            if any("\udc80" <= letter <= "\udcff" for letter in cell):
-                bad = RowError(f"$.{name}", "not-utf8", "the cell is not UTF-8", "save the file as UTF-8; it may be Latin-1")
-                return Unreadable(bad, raw.encode("utf-8", "surrogateescape"))
-    return {name: cell for name, cell in zip(header, cells, strict=True) if cell}

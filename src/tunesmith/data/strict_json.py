@@ -18,9 +18,11 @@ from tunesmith.data.problems import RowError
 
 MAX_LINE = 8 * 1024 * 1024  # bytes; a longer line is a file without line breaks, not a row
 MAX_DEPTH = 100  # of a value held in a row (arguments, parameters); the row itself may be 200 deep
+_LINE_HINT = "one JSON object a line; a row that spans lines belongs into one"
 _CONSTANT = re.compile(rb"-?(?:NaN|Infinity)")
 _UTF8_SURROGATE = re.compile(rb"\xed[\xa0-\xbf]")
 _COLUMN = re.compile(r"line (\d+) column (\d+)$")
+_REPR = re.compile(r"\s*[\[{][\s\[{]*'")  # a list or dictionary of Python whose first text is in single quotes
 SURROGATE_HINT = "the text was cut inside a character; mend the program that wrote it"
 
 
@@ -46,6 +48,9 @@ def loads_text(text: str, path: str) -> Any:
     except UnicodeEncodeError:
         raise lone_surrogate(path) from None
     except RowError as bad:
+        if bad.code == "not-json" and _REPR.match(text):
+            hint = "write it with json.dumps: rows.to_csv and str() write Python's repr"
+            raise RowError(path, bad.code, f"Python's repr, not JSON: {text:.40}", hint) from None
         raise RowError(path, bad.code, f"JSON inside the text: {bad.message}", bad.hint) from None
 
 
@@ -130,12 +135,29 @@ def diagnosed(raw: bytes, message: str) -> RowError:
         constant = _CONSTANT.search(raw, max(0, offset - 3), offset + 9)
         if constant is not None:
             return RowError("$", "not-finite", f"{constant[0].decode()} is not JSON ({message})", "write null or a string")
-    hint = (
-        "one JSON object a line; a row that spans lines belongs into one"
-        if message.startswith("EOF")
-        else "mend the JSON there"
-    )
-    return RowError("$", "not-json", message, hint)
+        return _fault_at(raw, offset, message)
+    return RowError("$", "not-json", message, _LINE_HINT if message.startswith("EOF") else "mend the JSON there")
+
+
+def _fault_at(raw: bytes, offset: int, message: str) -> RowError:
+    """The fault that the parser met at ``offset``, by name where it is one that people make."""
+    at = max(0, offset - 1)
+    rest = raw[at:].lstrip()
+    if message.startswith("trailing comma"):
+        return RowError("$", "not-json", f"a comma before the closing bracket ({message})", "remove the comma")
+    if message.startswith("trailing characters") and rest[:1] == b",":
+        hint = "a line is one object: remove the comma, or make the file one array, [...], with a name in .json"
+        return RowError("$", "not-json", f"a comma after the object ({message})", hint)
+    if message.startswith("trailing characters") and rest[:1] == b"{":
+        return RowError("$", "not-json", f"a second object on the line ({message})", "put each object on a line of its own")
+    if rest[:1] == b"'":
+        hint = "write it with json.dumps: str() writes Python's repr, which is not JSON"
+        return RowError("$", "not-json", f"single quotes where JSON has double ones ({message})", hint)
+    word = re.match(rb"True|False|None|undefined|//|#", rest)
+    if word is not None:
+        named = word[0].decode()
+        return RowError("$", "not-json", f"{named} is not JSON ({message})", "write true, false or null, and no comments")
+    return RowError("$", "not-json", message, _LINE_HINT if message.startswith("EOF") else "mend the JSON there")
 
 
 def _surrogate_path(raw: bytes) -> str | None:

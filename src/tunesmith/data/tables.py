@@ -2,9 +2,12 @@
 
 Only the columns that the program knows or was told of are read: a table of conversations may carry images. A table has
 a null wherever a row lacks a column, and a struct has a null wherever one turn lacks a key that another has, so nulls
-are dropped at every depth; a table cannot say ``{"unit": null}``, which is why this loses nothing that was there.
+are dropped at every depth; a table cannot say ``{"unit": null}``, which is why this loses nothing that was there. Cells of
+Arrow's JSON type are text that says what it says: they are parsed strictly, nulls and all. Numbers of a class label are read as
+the names that the table's metadata give them.
 """
 
+import json
 from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tunesmith.data.chunk import Chunk
+from tunesmith.data.dialects.column_names import naming_hint
 from tunesmith.data.parts import part_of
 from tunesmith.data.problems import RowError, Unreadable
+from tunesmith.data.strict_json import loads_text
 from tunesmith.errors import DataError
 
 BATCH = 1024
@@ -143,13 +148,70 @@ def record_chunks(table: pa.RecordBatch | pa.Table, prefix: str, number: int, wa
     columns = [name for name in table.column_names if name in wanted]
     if not columns:
         names = ", ".join(table.column_names) or "none"
-        hint = "name the columns: --column prompt=question, or data.columns: {prompt: question, completion: answer}"
-        raise DataError(f"{label}: no known column, found {names:.300}", hint)
+        raise DataError(f"{label}: no known column, found {names:.300}", naming_hint(table.column_names))
     unread = tuple(name for name in table.column_names if name not in wanted)
     read = table.select(columns)
+    json_columns = [field for field in read.schema if _holds_json(field)]
+    labels = {name: names for name, names in _class_labels(table.schema).items() if name in columns}
+    notes = tuple(f"{name}: numbers are read as the names of their classes" for name in labels) if number == 1 else ()
     for start in range(0, table.num_rows, BATCH):
-        items = _rows(read.slice(start, BATCH))
-        yield Chunk(prefix, range(number + start, number + start + len(items)), items, 0, unread)
+        items = [_decoded(item, json_columns, labels) for item in _rows(read.slice(start, BATCH))]
+        yield Chunk(
+            prefix, range(number + start, number + start + len(items)), items, 0, unread, notes=notes if start == 0 else ()
+        )
+
+
+def _holds_json(field: pa.Field) -> bool:
+    """Whether cells of a column are, or hold, Arrow's JSON type."""
+    kind = field.type
+    named = (field.metadata or {}).get(b"ARROW:extension:name")
+    if named == b"arrow.json" or (isinstance(kind, pa.BaseExtensionType) and kind.extension_name == "arrow.json"):
+        return True
+    return any(_holds_json(kind.field(index)) for index in range(kind.num_fields))
+
+
+def _class_labels(schema: pa.Schema) -> dict[str, list[str]]:
+    """The names of the classes of columns that ``datasets`` wrote as numbers."""
+    written = (schema.metadata or {}).get(b"huggingface")
+    if written is None:
+        return {}
+    try:
+        features = json.loads(written)["info"]["features"]
+        kinds = {name: feature for name, feature in features.items() if isinstance(feature, dict)}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    names = {name: feature.get("names") for name, feature in kinds.items() if feature.get("_type") == "ClassLabel"}
+    return {name: listed for name, listed in names.items() if isinstance(listed, list)}
+
+
+def _decoded(item: Any, json_columns: list[pa.Field], labels: dict[str, list[str]]) -> Any:
+    """A row whose cells of JSON are values, and whose numbers of classes are names."""
+    if not isinstance(item, dict):
+        return item
+    try:
+        for field in json_columns:
+            if field.name in item:
+                item[field.name] = _parsed(item[field.name], field, f"$.{field.name}")
+    except RowError as bad:
+        return Unreadable(bad, json.dumps(item, default=str)[:200].encode())
+    for name, names in labels.items():
+        if isinstance(item.get(name), int):
+            if 0 <= item[name] < len(names):
+                item[name] = names[item[name]]
+            else:
+                del item[name]  # datasets writes -1 where nobody has labelled the row
+    return item
+
+
+def _parsed(value: Any, field: pa.Field, path: str) -> Any:
+    kind = field.type
+    if isinstance(value, str) and kind.num_fields == 0:
+        return loads_text(value, path) if _holds_json(field) else value
+    if isinstance(value, list):
+        return [_parsed(member, kind.field(0), f"{path}[{index}]") for index, member in enumerate(value)]
+    if isinstance(value, dict) and pa.types.is_struct(kind):
+        return {name: _parsed(member, kind.field(name), f"{path}.{name}") for name, member in value.items()}
+    return value
 
 
 def _rows(table: pa.RecordBatch | pa.Table) -> list[Any]:

@@ -62,9 +62,7 @@ def init(source: str, model: str, options: ReadOptions = AS_FOUND, out: Path | N
         path=str(path),
         model=_from(path, model),
         data=_from(path, source),
-        format=options.format,
-        columns=options.columns,
-        choices={"reasoning": options.reasoning, "take": options.take},
+        options=options,
         is_split=is_split(part for part, _ in reader.source.named_parts),
         misfits=misfits,
     )

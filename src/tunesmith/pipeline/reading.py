@@ -34,6 +34,9 @@ def reader_of(recipe: Recipe, rejected: Path | None = None) -> Reader:
         settings.columns,
         settings.group_by,
         settings.on_bad_row,
+        encoding=settings.encoding,
+        delimiter=settings.delimiter,
+        turns=settings.turns,
         reasoning=settings.reasoning,
         take=settings.take,
     )

@@ -8,6 +8,25 @@ from pydantic import Field, JsonValue, model_validator
 from tunesmith.recipe.section import Section
 
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+Turns = Literal["refuse", "trim", "merge"]
+Format = Literal[
+    "messages",
+    "sharegpt",
+    "alpaca",
+    "prompt_completion",
+    "text",
+    "dolly",
+    "query_response",
+    "question_answer",
+    "prompt_response",
+    "squad",
+    "gemini",
+    "responses",
+    "openai_log",
+    "label_studio",
+    "argilla",
+    "oasst",
+]
 
 
 class RowsOf(Section):
@@ -39,8 +58,17 @@ class Data(Section):
     limit: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="at most so many rows are taken, by a hash of their content and the seed; all when not given"
     )
-    format: Literal["messages", "sharegpt", "alpaca", "prompt_completion", "text"] | None = Field(
-        default=None, description="format of the rows; told from the whole file when not given"
+    format: Format | None = Field(default=None, description="format of the rows; told from the whole file when not given")
+    encoding: str | None = Field(
+        default=None, description="encoding of files of text, for example cp1252; told from the file, and said, when not given"
+    )
+    delimiter: str | None = Field(
+        default=None, description="what stands between the cells of CSV files: one character, or tab; told when not given"
+    )
+    turns: Turns = Field(
+        default="refuse",
+        description="what happens to a row whose turns are out of order: it is bad, or loses what stands outside of questions "
+        "and answers (trim), or has turns of one speaker joined (merge)",
     )
     columns: dict[str, str] | None = Field(
         default=None, description="our names to the file's columns, for example {prompt: question, completion: answer}"

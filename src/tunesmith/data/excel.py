@@ -1,0 +1,65 @@
+"""Rows of an Excel workbook: its one sheet with cells, the first row the names of the columns.
+
+A cell is text, as in a table of comma separated values: 1 where Excel shows 1 (it keeps every number with a decimal point), a
+date as ISO 8601 writes it. The parser reads the sheet whole; a sheet has a million rows at most.
+"""
+
+import datetime
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tunesmith.data.chunk import CHUNK_ROWS
+from tunesmith.errors import DataError
+
+
+def excel_rows(path: Path, notes: list[str]) -> Iterator[tuple[str, list[int], list[Any]]]:
+    """Chunks of rows: ``row``, their numbers in the sheet, and an object a row.
+
+    Raises:
+        DataError: no workbook, no sheet with rows or several, or a header that is none.
+        ModuleNotFoundError: ``python-calamine`` is not installed.
+    """
+    import python_calamine as calamine
+
+    try:
+        book = calamine.CalamineWorkbook.from_path(str(path))
+        sheets = [book.get_sheet_by_name(name) for name in book.sheet_names]
+    except calamine.CalamineError as error:
+        raise DataError(f"{path}: not a whole Excel workbook ({error!s:.120})", "save it again, as .xlsx or as CSV") from error
+    filled = [sheet for sheet in sheets if sheet.total_height > 1]
+    if len(filled) != 1:
+        names = ", ".join(sheet.name for sheet in filled) or "none"
+        raise DataError(f"{path}: {len(filled)} sheets with rows, expected one: {names}", "save the sheet of the rows as CSV")
+    notes.append(f"{path.name}: sheet {filled[0].name!r}, the first row names the columns, every cell is read as text")
+    header: list[str] | None = None
+    numbers: list[int] = []
+    items: list[Any] = []
+    start = filled[0].start or (0, 0)
+    for number, values in enumerate(filled[0].iter_rows(), start=start[0] + 1):
+        cells = [_text(value) for value in values]
+        if header is None:
+            header = _header(cells, path) if any(cells) else None
+            continue
+        items.append({name: cell for name, cell in zip(header, cells, strict=False) if cell and name} or b"")
+        numbers.append(number)
+        if len(items) == CHUNK_ROWS:
+            yield "row", numbers, items
+            numbers, items = [], []
+    if items:
+        yield "row", numbers, items
+
+
+def _header(cells: list[str], path: Path) -> list[str]:
+    twice = sorted({cell for cell in cells if cell and cells.count(cell) > 1})
+    if twice:
+        raise DataError(f"{path}: column {twice[0]!r} stands twice in the first row", "rename one of the two")
+    return cells
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    return str(value)
