@@ -5,13 +5,16 @@ from pathlib import Path
 import pytest
 import yaml
 
+from shared import write_recipe
 from tunesmith.data.read import Reader, ReadOptions
 from tunesmith.errors import DataError
+from tunesmith.pipeline import verbs
 from tunesmith.pipeline.check import check
+from tunesmith.rundir.records.check import DataReport
 
 CASES = Path(__file__).parent / "cases"
 WANTED = yaml.safe_load((CASES / "wanted.yaml").read_text())
-KEYS = {"file", "options", "rows", "same", "format", "says", "error", "hint", "finding", "todo"}
+KEYS = {"file", "options", "rows", "same", "format", "says", "error", "hint", "finding", "recipe", "leaks"}
 
 
 def name_of(line):
@@ -47,14 +50,28 @@ def faults(line):
     return wrong
 
 
-@pytest.mark.parametrize("line", WANTED, ids=name_of)
-def test_every_file_gives_what_its_line_says(line):
-    assert set(line) <= KEYS and ("rows" in line) != ("error" in line)
+def faults_of_run(line, folder):
+    """The same of the stage ``data`` of a recipe."""
+    recipe = write_recipe(
+        folder, folder, {"task": {"metric": "exact_match"}, "data.path": str(CASES / line["file"]), **line["recipe"]}
+    )
+    run = verbs.open_run(recipe, folder / "run")
     try:
-        wrong = faults(line)
-    except TypeError as error:  # an option that is not there yet
-        wrong = [str(error)]
-    if "todo" in line:
-        assert wrong, "it passes: take the todo off its line"
-        pytest.xfail(line["todo"])
-    assert not wrong
+        verbs.data(run)
+    except DataError as error:
+        text = f"{error.message}\n{error.hint}"
+        return [text for word in (line.get("error"), line.get("hint", "")) if word is None or word not in text]
+    report = DataReport.read(run.data_report_file)
+    leaks = report.leaks + report.dev_leaks
+    return [] if leaks == line.get("leaks") else [f"{leaks} rows leak"]
+
+
+@pytest.mark.parametrize("line", WANTED, ids=name_of)
+def test_every_file_gives_what_its_line_says(line, tmp_path):
+    assert set(line) <= KEYS and len({"rows", "error", "leaks"} & set(line)) == 1
+    assert not (faults(line) if "recipe" not in line else faults_of_run(line, tmp_path))
+
+
+def test_every_file_has_a_line():
+    named = {Path(name).parts[0] for line in WANTED for name in (line["file"], line.get("same", line["file"]))}
+    assert {file.name for file in CASES.iterdir()} - {"wanted.yaml"} == named
