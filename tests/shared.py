@@ -294,7 +294,7 @@ def write_recipe(directory: Path, model: Path, changes: dict[str, Any] | None = 
         "data": {"path": "rows.jsonl", "test_fraction": 0.25, "dev_fraction": 0.2},
         "task": {"metric": "json", "json_schema": "schema.json", "prompt": "Colour and thing, as JSON.", "max_new_tokens": 12},
         "lora": {"r": 4, "alpha": 8},
-        "train": {"tokens_per_step": 256, "max_length": 128, "num_train_epochs": 1, "learning_rate": 0.002},
+        "train": {"tokens_per_step": 256, "max_length": 128, "num_train_epochs": 1, "learning_rate": 0.002, "replay": 0.0},
         "evaluate": {"few_shot": {"k": [2], "draws": 2}, "batch_size": 8},
     }
     for key, value in (changes or {}).items():

@@ -78,9 +78,9 @@ class Optimisation(Section):
         default=2048, description="longest row, and the tokens of one packed micro-batch"
     )
     replay: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
-        default=0.0,
+        default=0.1,
         description="samples of the base model's own writing, mixed in against forgetting: their number as a share of the "
-        "train rows, 404 at most",
+        "train rows, 404 at most; 0 for none",
     )
     race: bool = Field(
         default=False,
