@@ -50,7 +50,6 @@ def recipe_of(task: str, rows: Path, rate: str, seed: int) -> Recipe:
             "tokens_per_step": "auto",
             "num_train_epochs": 1,
             "replay": 0.0,
-            "replay": 0.0,
         }
     )
     data = recipe.data.model_copy(update={"path": str(rows), "test_fraction": 0.05, "dev_fraction": 0.2})
