@@ -35,7 +35,7 @@ def _main(*arguments, monkeypatch):
     [
         ({"data.path": "none.jsonl"}, None, 5, "no such file"),
         ({}, "", 5, "is empty"),
-        ({"data.path": "."}, None, 5, "1 bad rows, 64 good ones"),
+        ({}, '{"prompt": "a", "completion": "b"}\n' * 3 + '{"prompt": "a"}\n', 5, "1 bad rows, 3 good ones"),
         ({"trian": {}}, None, 4, "did you mean train"),
         ({"model": "./none"}, None, 6, "no such model"),
         (

@@ -36,6 +36,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -370,9 +371,15 @@ def _as_array(values: TokenList, dtype: type[np.int32] | type[np.int8]) -> np.nd
 
 def _row_sizes(batches: list[pa.RecordBatch]) -> np.ndarray:
     """Documents of each row: lengths of the runs of one id."""
-    ids = np.concatenate([np.zeros(0, object), *(batch.column("row").to_numpy(zero_copy_only=False) for batch in batches)])
-    borders = np.flatnonzero(ids[1:] != ids[:-1]) + 1
-    return np.diff([0, *borders.tolist(), len(ids)]).astype(np.int64) if len(ids) else np.zeros(0, np.int64)
+    begins: list[np.ndarray] = []  # of each batch: whether a document is its row's first
+    before = None
+    for batch in batches:
+        ids = batch.column("row")
+        follows = pc.not_equal(ids.slice(1), ids.slice(0, len(ids) - 1)).to_numpy(zero_copy_only=False)
+        begins.append(np.concatenate([[ids[0] != before], follows]))
+        before = ids[-1]
+    firsts = np.flatnonzero(np.concatenate([np.zeros(0, bool), *begins]))
+    return np.diff(firsts, append=sum(batch.num_rows for batch in batches)).astype(np.int64)
 
 
 def _list_array(lengths: np.ndarray, values: np.ndarray) -> pa.ListArray:
