@@ -54,7 +54,7 @@ def run_kernels() -> Figures:
             figures["errors"] = {str(tokens): check(case, tokens, "cuda") for tokens in CHECKED_TOKENS}
             figures["right"] = max(figures["errors"].values()) <= case.tolerance
             figures |= measure_case(case, TIMED_TOKENS, "cuda", card)
-        except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:  # CUDA's and Triton's are these
+        except Exception as error:  # noqa: BLE001  # Triton's compile errors share no class; the other kernels still run
             figures |= {"right": False, "failed": f"{type(error).__name__}: {error}"[:500]}
         found["cases"][name] = figures
         print(kernel_line(name, figures), flush=True)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tunesmith.kernels import attention as attention_kernel
 from tunesmith.kernels import attention as module
 from tunesmith.kernels.attention import (
     Saved,
@@ -305,3 +306,24 @@ def test_on_a_gpu_equals_dense_attention(window, heads, width, softcap):
     grads = torch.autograd.grad(found, leaves, do.cuda())
     for mine, theirs in zip((found, *grads), (expected, *torch.autograd.grad(expected, exact, do.double())), strict=True):
         assert _error(mine.cpu(), theirs) < 0.01
+
+
+def test_a_layout_that_an_evaluation_made_can_be_trained_with():
+    attention_kernel._layout.cache_clear()
+    with torch.inference_mode():
+        seen, borders, _ = attention_kernel._layout((Span(0, 4, 0, 0), Span(4, 7, 0, 4)), torch.device("cpu"))
+    assert seen is not None and not any(tensor.is_inference() for tensor in (seen, *borders))
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_shared_keys_are_named_only_to_a_pytorch_that_knows_the_name(monkeypatch, knows):
+    def newer(q, k, v, *_, scale, window_size, enable_gqa):
+        assert enable_gqa
+        return q
+
+    def older(q, k, v, *_, scale, window_size):
+        return q
+
+    monkeypatch.setattr(attention_kernel.on_gpu, "varlen_attn", newer if knows else older, raising=False)
+    q_THK, k_TGK = torch.zeros(4, 2, 8), torch.zeros(4, 1, 8)
+    assert attention_kernel._flash(q_THK, k_TGK, k_TGK, [Span(0, 4, 0, 0)], ScoreParams(1.0)) is q_THK

@@ -6,7 +6,6 @@ elsewhere.
 
 import pytest
 import torch
-import transformers.masking_utils
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, Gemma4TextConfig, LlamaConfig
@@ -57,9 +56,7 @@ class Elsewhere(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(("config", "fused"), [(LLAMA, False), (LLAMA, True), (GEMMA, False), (GEMMA, True)])
-def test_a_pass_through_the_decoder_touches_no_other_device(config, fused, monkeypatch):
-    # It asks the positions whether documents are packed, which waits for the device; the answer is not used.
-    monkeypatch.setattr(transformers.masking_utils, "find_packed_sequence_indices", lambda positions: None)
+def test_a_pass_through_the_decoder_touches_no_other_device(config, fused):
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config).requires_grad_(False)
     add_lora(model, Lora(r=2, alpha=4, dropout=0.0), seed=0)

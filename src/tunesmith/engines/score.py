@@ -41,7 +41,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
-from transformers.masking_utils import AttentionMaskInterface
 
 from tunesmith.engines.deal import Widths, dealt_out, shared
 from tunesmith.engines.engine import Scored
@@ -412,4 +411,3 @@ def scored_attention(
 
 
 AttentionInterface.register(SCORED, scored_attention)
-AttentionMaskInterface.register(SCORED, lambda *_, **__: None)

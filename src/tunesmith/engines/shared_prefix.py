@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
-from transformers.masking_utils import AttentionMaskInterface
 
 from tunesmith.engines.row_cache import Step
 from tunesmith.kernels.attention import Span
@@ -165,4 +164,3 @@ def common_beginning(ids: list[list[int]]) -> int:
 
 for _name, _function in ((PREFILL, prefill_attention), (DECODE, decode_attention), (RECORDED, recorded_attention)):
     AttentionInterface.register(_name, _function)
-    AttentionMaskInterface.register(_name, lambda *_, **__: None)

@@ -30,6 +30,7 @@ Shape suffixes: T tokens, H query heads, G key/value heads, J query heads of eac
 a block, Y its rows (L J), n its keys, W any width.
 """
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -186,13 +187,20 @@ def _flash(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spans: list[Span], scori
     if seen is not None:
         k_TGK, v_TGK = k_TGK[seen], v_TGK[seen]
     window = (-1 if scoring.window is None else scoring.window - 1, 0)
-    options = {"scale": scoring.scale, "window_size": window, "enable_gqa": q_THK.shape[1] != k_TGK.shape[1]}
+    options: dict[str, Any] = {"scale": scoring.scale, "window_size": window}
+    if "enable_gqa" in inspect.signature(on_gpu.varlen_attn).parameters:  # since PyTorch 2.12; 2.11 shares keys without asking
+        options["enable_gqa"] = q_THK.shape[1] != k_TGK.shape[1]
     return on_gpu.varlen_attn(q_THK, k_TGK, v_TGK, *borders, *longest, **options)  # type: ignore[return-value]
 
 
 @lru_cache(maxsize=8)  # of all layers of a pack, forward and recomputed: each copy to the device waits for it
 def _layout(spans: tuple[Span, ...], device: torch.device) -> tuple[Tensor | None, list[Tensor], tuple[int, int]]:
     """Index of the keys where prefixes are shared, borders of queries and of keys, and the longest run of each."""
+    with torch.inference_mode(False):  # one filled by an evaluation may be met again in training
+        return _made_layout(spans, device)
+
+
+def _made_layout(spans: tuple[Span, ...], device: torch.device) -> tuple[Tensor | None, list[Tensor], tuple[int, int]]:
     seen = None
     if any(span.prefix_end > span.prefix_start for span in spans):
         runs = [torch.cat([torch.arange(s.prefix_start, s.prefix_end), torch.arange(s.start, s.end)]) for s in spans]

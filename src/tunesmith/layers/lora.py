@@ -184,7 +184,8 @@ class LoRAGroup:
             B_OR = layer.lora_B.detach().to(x_TZ.dtype)
             weight_OI = layer.base_OI(x_TZ.dtype)
             xA_TR = x_TZ[:, inputs:][:, ranks]
-            y_TM[:, columns] = lora_matmul(x_TZ[:, :inputs], weight_OI, xA_TR, B_OR, layer.scale / keep, layer.bias)
+            x_TI, y_TO = x_TZ[:, :inputs], y_TM[:, columns]
+            lora_matmul(x_TI, weight_OI, xA_TR, B_OR, layer.scale / keep, layer.bias, out=y_TO)
         return y_TM
 
     def _multiply_half(self, x_TZ: Tensor, keep: float) -> Tensor:

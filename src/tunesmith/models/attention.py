@@ -1,7 +1,8 @@
 """Attention over packed documents for stock modules: no token sees another document, and no T x T mask is ever built.
 
 ``kernels/attention.py`` does the work. It is registered under transformers' public ``AttentionInterface``; who sees whom
-arrives as the keyword ``spans``, which the stock decoder layers hand down untouched.
+arrives as the keyword ``spans``, which the stock decoder layers hand down untouched. No mask function is registered
+beside it: with one, transformers asks the positions whether documents are packed, and on a GPU the host waits for the answer.
 
 Shape suffixes: H query heads, G key/value heads, T tokens, K head dimension.
 """
@@ -10,7 +11,6 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
 
 from tunesmith.kernels.attention import ScoreParams, Span, attention
 
@@ -53,4 +53,3 @@ def packed_attention(
 
 
 AttentionInterface.register(PACKED, packed_attention)
-AttentionMaskInterface.register(PACKED, lambda *_, **__: None)
