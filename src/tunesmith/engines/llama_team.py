@@ -10,7 +10,7 @@ llama.cpp's server keeps what the last prompt computed and begins where the next
 together decides which of its products are used, and so the last bits of a logit. So that neither the number of processes nor
 their speed can turn an answer over, prompts are dealt out as **runs** of neighbours, which follow from their number alone: the
 first prompt of a run begins with nothing kept, the others follow the same neighbour wherever the run is answered.
-Refused: dealing single prompts (a tie fell the other way in 1 of 60 rows when the order changed), and keeping nothing (every
+Refused: dealing single prompts (1 answer of 60 changed when the order did), and keeping nothing (every
 prompt would read the shared instruction and examples again: 1.6 times as long without any).
 
 The file is mapped, and a page of it lies in memory once. What each process has to itself is the cache, buffers, and a copy of
