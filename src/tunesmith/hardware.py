@@ -180,10 +180,14 @@ def peak_memory() -> int:
     return own + _largest_child
 
 
-def note_child(pid: int) -> None:
-    """Take a living child's high-water mark into account. (Its rusage will not do: it inherits the parent's mark.)"""
+def note_children(pids: list[int]) -> None:
+    """Take living children of one program into account: a high-water mark, and what the others have to themselves beside it.
+
+    (Their rusage will not do: it inherits the parent's mark.)
+    """
     global _largest_child
-    _largest_child = max(_largest_child, _high_water(str(pid)))
+    together = sum(_high_water(str(pid)) for pid in pids[:1]) + sum(private_memory(pid) for pid in pids[1:])
+    _largest_child = max(_largest_child, together)
 
 
 def note_processes(private: int) -> None:
@@ -274,7 +278,7 @@ def run_child(command: list[str]) -> subprocess.CompletedProcess[str]:
             output, _ = child.communicate(timeout=0.2)
             return subprocess.CompletedProcess(command, child.returncode, output.decode(errors="replace"))
         except subprocess.TimeoutExpired:
-            note_child(child.pid)
+            note_children([child.pid])
 
 
 def _available_memory() -> int | None:

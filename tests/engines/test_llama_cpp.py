@@ -1,6 +1,8 @@
 import importlib.util
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,9 +10,11 @@ import torch
 
 from ties import F16, constrained, greedy_answers, is_greedy, next_logits
 from tiny_gguf import write_tiny_gguf
+from tunesmith import hardware
 from tunesmith.chat.render import Renderer
 from tunesmith.engines.llama_cpp import LlamaCppEngine
 from tunesmith.engines.llama_model import LlamaModel
+from tunesmith.engines.llama_team import OTHER_BYTES, processes_for, runs_of
 from tunesmith.errors import ExportError, RecipeError
 from tunesmith.export.gguf.convert import convert
 from tunesmith.models.load import load_tokenizer
@@ -175,12 +179,62 @@ def test_tools_are_rendered_and_calls_taken_out_of_the_answer(tiny_dir, tmp_path
         assert answer.prompt_tokens == len(renderer.prompt_ids(PROMPTS[0], tools)) and answer.calls == Calls()
         (label,) = engine.generate([PROMPTS[0]], 30, lambda _: None, (CALL_TEXT,), [tools])
         assert label.text == CALL_TEXT and label.calls == Calls(lost=1)  # nobody takes calls out of constrained answers
-        ask = engine._process.ask
+        (process,) = engine._team._processes
+        ask = process.ask
 
         def once(what, **arguments):
             auto = arguments["body"].get("tool_choice") == "auto"
             return {"error": {"message": "output that does not match the expected format"}} if auto else ask(what, **arguments)
 
-        engine._process.ask = once
+        process.ask = once
         (unread,) = engine.generate([[*shown, PROMPTS[1][0]]], 3, lambda _: None, None, [tools])
         assert unread.calls == Calls(malformed=1) and unread.new_tokens == 3
+
+
+def test_answers_do_not_depend_on_the_processes_they_are_dealt_out_to(tiny_gguf, monkeypatch):
+    """Nor does their order; neighbours that share a beginning are among them, which llama.cpp does not read twice."""
+    prompts = [[{"role": "user", "content": f"{prompt[0]['content']} {n}"}] for prompt in PROMPTS for n in (1, 2)]
+    items = [(prompt, " a red car") for prompt in prompts]
+    told = {}
+    for processes in (1, 3):
+        monkeypatch.setattr(hardware, "physical_cores", lambda count=processes: count)
+        done = []
+        with LlamaCppEngine(tiny_gguf, 256, prompts=len(prompts)) as engine:
+            answers = engine.generate(prompts, 6, done.append)
+            told[processes] = _said(answers), engine.score(items, done.append)
+            assert len(engine._team._processes) == processes and all(answer.seconds > 0 for answer in answers)
+        assert done == [1] * 2 * len(prompts)
+    assert told[1] == told[3] and len({text for text, *_ in told[1][0]}) > 1
+
+
+def test_an_error_or_a_death_in_one_process_ends_all(tiny_gguf, monkeypatch):
+    monkeypatch.setattr(hardware, "physical_cores", lambda: 2)
+    for end in ("refused", "died", "interrupted"):
+        prompts, done = PROMPTS * 2, []
+        if end == "refused":
+            prompts = [*prompts[:-1], [{"role": "user", "content": "word " * 400}]]
+        with LlamaCppEngine(tiny_gguf, 256, prompts=len(prompts)) as engine:
+
+            def advance(number, engine=engine, end=end, done=done):
+                done.append(number)
+                if end == "died" and len(done) == 1:
+                    os.kill(engine._team._processes[0].pid, signal.SIGKILL)
+                if end == "interrupted":
+                    raise KeyboardInterrupt
+
+            message = {"refused": "refused a prompt", "died": r"llama\.cpp was killed by signal 9", "interrupted": "^$"}[end]
+            with pytest.raises(KeyboardInterrupt if end == "interrupted" else ExportError, match=message):
+                engine.generate(prompts, 6, advance)
+            children = engine._team._processes
+        assert len(done) < len(prompts) and [child.pid for child in children] == [None] * len(children)
+
+
+def test_how_many_processes_answer(tiny_gguf, monkeypatch):
+    """One where two would not pay, or memory has no room for them."""
+    monkeypatch.setattr(hardware, "physical_cores", lambda: 4)
+    free = hardware.available_memory()
+    bytes_of_one = tiny_gguf.stat().st_size + OTHER_BYTES
+    for prompts, memory, processes in ((8, free, 1), (9, free, 2), (500, free, 4), (500, 3 * bytes_of_one - 1, 2), (500, 0, 1)):
+        monkeypatch.setattr(hardware, "available_memory", lambda memory=memory: memory)
+        assert processes_for(tiny_gguf, prompts) == processes
+    assert [len(runs_of(count)) for count in (0, 1, 8, 9, 128, 129, 1000)] == [0, 1, 1, 2, 16, 15, 16]

@@ -67,14 +67,14 @@ class ExportedForm:
         rounding: the coarsest rounding of a form that computes what was trained (``fp32``, ``fp16``, ``bf16``); None for one
             that differs by design.
         open: from a place and tokens of context to its template, tokenizer and logits.
-        engine: from the same to what answers.
+        engine: from the same, and the number of prompts that will be asked in a call, to what answers.
     """
 
     name: str
     files: tuple[Path, ...]
     rounding: str | None
     open: Callable[[ComputePlace, int], FormModel]
-    engine: Callable[[ComputePlace, int], Engine]
+    engine: Callable[[ComputePlace, int, int], Engine]
 
 
 def directory_form(name: str, directory: Path, rounding: str | None, batch_size: int) -> ExportedForm:
@@ -84,7 +84,7 @@ def directory_form(name: str, directory: Path, rounding: str | None, batch_size:
         batch_size: rows that its engine answers at a time.
     """
 
-    def engine(place: ComputePlace, context: int) -> Engine:
+    def engine(place: ComputePlace, context: int, prompts: int) -> Engine:
         opened = DirectoryModel(directory, place)
         return InProcessEngine(opened.model, Renderer(opened.tokenizer), batch_size)
 
@@ -108,7 +108,7 @@ def gguf_form(name: str, file: Path, rounding: str | None, lora: Path | None = N
         files=(file,) if lora is None else (file, lora),
         rounding=rounding,
         open=lambda place, context: LlamaModel(file, context, lora),
-        engine=lambda place, context: LlamaCppEngine(file, context, lora),
+        engine=lambda place, context, prompts: LlamaCppEngine(file, context, lora, prompts),
     )
 
 

@@ -26,6 +26,7 @@ from typing import Any, BinaryIO
 
 import xllamacpp
 
+from tunesmith import hardware
 from tunesmith.engines.libllama import Libllama
 from tunesmith.errors import ExportError
 from tunesmith.rundir.records import Json
@@ -57,9 +58,11 @@ class Worker:
         """
         match request["do"]:
             case "load server":
-                return self.server() is not None
+                self.server()
+                return _has_gpu()
             case "load library":
-                return self.library() is not None
+                self.library()
+                return False
             case "chat":
                 try:
                     reply = self.server().handle_chat_completions(request["body"])
@@ -87,14 +90,13 @@ class Worker:
             params.model.path = str(self._gguf)
             params.n_ctx = self._context
             params.n_parallel = 1
-            params.cpuparams.n_threads = self._threads
-            params.cpuparams_batch.n_threads = self._threads
+            threads = hardware.cpu_count() if _has_gpu() else self._threads  # one process serves it alone
+            params.cpuparams.n_threads = threads
+            params.cpuparams_batch.n_threads = threads
             params.use_jinja = True
             params.verbosity = 1  # errors
             # To fit layers into the memory of a GPU, the file is read once more; without one there is nothing to fit.
-            cpu = xllamacpp.ggml_backend_dev_type.GGML_BACKEND_DEVICE_TYPE_CPU  # pyright: ignore[reportAttributeAccessIssue]
-            devices = xllamacpp.get_device_info()  # pyright: ignore[reportAttributeAccessIssue]
-            params.fit_params = any(device["type"] != cpu for device in devices)
+            params.fit_params = _has_gpu()
             if self._lora is not None:
                 adapter = xllamacpp.CommonAdapterLoraInfo(  # pyright: ignore[reportAttributeAccessIssue]
                     str(self._lora), 0.0
@@ -156,6 +158,13 @@ class Worker:
         """One line."""
         self._replies.write(json.dumps(reply).encode() + b"\n")
         self._replies.flush()
+
+
+def _has_gpu() -> bool:
+    """Whether llama.cpp computes on something else than the CPU."""
+    cpu = xllamacpp.ggml_backend_dev_type.GGML_BACKEND_DEVICE_TYPE_CPU  # pyright: ignore[reportAttributeAccessIssue]
+    devices = xllamacpp.get_device_info()  # pyright: ignore[reportAttributeAccessIssue]
+    return any(device["type"] != cpu for device in devices)
 
 
 def main(gguf: str, context: str, threads: str, lora: str | None = None) -> None:

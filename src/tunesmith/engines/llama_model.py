@@ -44,23 +44,27 @@ class LlamaProcess:
         context: tokens of context to reserve: the longest prompt and its answer.
         lora: adapter GGUF.
         part: what is loaded at once, ``server`` or ``library``; the other when it is first needed.
+        threads: for computing.
+
+    Attributes:
+        has_gpu: whether llama.cpp sees one and its server was loaded; it then computes with a thread a core beside it.
 
     Raises:
         ExportError: llama.cpp cannot run the file.
     """
 
-    def __init__(self, gguf: Path, context: int, lora: Path | None, part: str):
+    def __init__(self, gguf: Path, context: int, lora: Path | None, part: str, threads: int):
         self._gguf = gguf
         command = [sys.executable, "-m", "tunesmith.engines.llama_cpp_worker", str(gguf), str(context)]
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         self._child = hardware.Child(
-            [*command, str(hardware.cpu_count()), *([] if lora is None else [str(lora)])],
+            [*command, str(threads), *([] if lora is None else [str(lora)])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
         )
         try:
-            self.ask(f"load {part}")
+            self.has_gpu: bool = self.ask(f"load {part}")
         except ExportError as error:
             raise ExportError(f"{error.message}{self._end()}", error.hint) from error
 
@@ -70,11 +74,20 @@ class LlamaProcess:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    @property
+    def pid(self) -> int | None:
+        """The process's number; None where it has ended."""
+        return self._child.pid if self._child.poll() is None else None
+
+    def kill(self) -> None:
+        """End the process in the middle of what it computes; whoever waits for its reply is told that it died."""
+        self._child.kill()
+
     def close(self) -> None:
         """End the process. It may be called twice."""
-        if self._child.returncode is None:
-            hardware.note_child(self._child.pid)
-            self._end()
+        if self.pid is not None:
+            hardware.note_children([self.pid])
+        self._end()
 
     def ask(self, what: str, **arguments: Any) -> Any:
         """Send a request and return what was ``done``.
@@ -155,7 +168,7 @@ class LlamaModel:
     """
 
     def __init__(self, gguf: Path, context: int, lora: Path | None = None):
-        self._process = LlamaProcess(gguf, context, lora, "library")
+        self._process = LlamaProcess(gguf, context, lora, "library", hardware.cpu_count())
 
     def __enter__(self) -> "LlamaModel":
         return self

@@ -48,7 +48,7 @@ def open_llama_cpp(
     Raises:
         ExportError: llama.cpp cannot run the file.
     """
-    return LlamaCppEngine(gguf, context_for(renderer, prompts, max_new_tokens, tools))
+    return LlamaCppEngine(gguf, context_for(renderer, prompts, max_new_tokens, tools), prompts=len(prompts))
 
 
 def context_for(

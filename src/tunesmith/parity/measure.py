@@ -129,7 +129,7 @@ def _rendering(model: FormModel, messages: list[Message]) -> Rendering:
 def _score(form: ExportedForm, reference: Reference, place: ComputePlace, task: Task) -> TaskScore:
     """The form's answers to the dev rows beside the reference's."""
     assert reference.answers is not None  # the reference answers what the forms are asked
-    engine = form.engine(place, task.context)
+    engine = form.engine(place, task.context, task.n)
     try:
         answers = task.ask(form.name, engine)
     finally:

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 DEV_PROMPTS = 12  # beside the fixed ones: the figures are means over some 500 positions, enough for 1 in 100
-DEV_ROWS = 32  # for the metric: llama.cpp answers them one after another, enough to see a form that is broken
+DEV_ROWS = 32  # for the metric: every form answers them, enough to see a form that is broken
 SCRATCH = ".parity"
 
 

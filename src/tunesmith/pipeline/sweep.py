@@ -87,7 +87,7 @@ def _entry(
     if not file.exists():
         file = write_type(run.merged, run.export / gguf_name(name, "F16"), kind, scratch, importance)
     size = describe(file)
-    with LlamaCppEngine(file, task.context) as engine:
+    with LlamaCppEngine(file, task.context, prompts=task.n) as engine:
         answers = task.ask(kind, engine)
     if file.parent == scratch:
         file.unlink()

