@@ -375,7 +375,7 @@ def _row_sizes(batches: list[pa.RecordBatch]) -> np.ndarray:
     before = None
     for batch in batches:
         ids = batch.column("row")
-        follows = pc.not_equal(ids.slice(1), ids.slice(0, len(ids) - 1)).to_numpy(zero_copy_only=False)
+        follows = pc.call_function("not_equal", [ids.slice(1), ids.slice(0, len(ids) - 1)]).to_numpy(zero_copy_only=False)
         begins.append(np.concatenate([[ids[0] != before], follows]))
         before = ids[-1]
     firsts = np.flatnonzero(np.concatenate([np.zeros(0, bool), *begins]))
