@@ -123,3 +123,11 @@ def test_several_paths_are_one_source_whose_places_name_the_file(tmp_path):
     assert reader.total_bytes == sum(file.size() for path in paths for file in find(path).files)
     with pytest.raises(DataError, match="named twice"):
         find_all(paths + paths[:1])
+    (tmp_path / "other.jsonl").write_text(
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
+    )
+    reader = Reader(find_all([paths[1], str(tmp_path / "other.jsonl")]))  # each path has its own format
+    assert len(list(reader)) == 3 and len(reader.summary().kinds) == 2
+    (tmp_path / "x" / "other.jsonl").write_text((tmp_path / "other.jsonl").read_text())
+    with pytest.raises(DataError, match="mixed formats"):
+        list(Reader(find_all(paths)))

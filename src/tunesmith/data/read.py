@@ -11,7 +11,7 @@ turns takes about four times what the parser alone takes; everything else goes a
 
 import difflib
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -132,7 +132,9 @@ class Reader:
         wanted = mapped | {self.options.group_by} if self.options.group_by else mapped
         try:
             for chunk in chunks(self.source, wanted, self._text):
+                before = dict(self._kinds)
                 rows = self._batch(chunk)
+                self._kinds_of[chunk.entry] |= {kind for kind, count in self._kinds.items() if count != before.get(kind)}
                 self._file_notes += chunk.notes
                 if chunk.unread:
                     self._ignore(chunk.unread, len(chunk.items))
@@ -166,6 +168,7 @@ class Reader:
         self._rows = 0
         self._blank = 0
         self._kinds: Counter[str] = Counter()
+        self._kinds_of: defaultdict[int, set[str]] = defaultdict(set)  # of the rows of each path
         self._first: dict[str, str] = {}  # kind -> place of its first row
         self._unread: Counter[str] = Counter()  # name of a column that nothing reads -> rows
         self._columns_seen: set[str] = set()
@@ -245,6 +248,10 @@ class Reader:
                 self._kinds[kind] += 1
                 self._first.setdefault(kind, place)
         if kind is None:
+            blank = [key for key, member in value.items() if member is None]
+            if blank and not columns and formats.kind_of({**row, **dict.fromkeys(blank, "")}) is not None:
+                message = f"{', '.join(blank)} {'is' if len(blank) == 1 else 'are'} empty in this row"
+                raise RowError(f"$.{blank[0]}", "missing-column", message, "fill the column or remove the row")
             raise formats.unknown_format(row)
         unread = [columns.get(name, name) for name in formats.unknown_keys(used, kind, group_by)]
         if columns:
@@ -309,7 +316,7 @@ class Reader:
 
     def _finish(self) -> None:
         label = self.source.label
-        if len(self._kinds) > 1:
+        if any(len(kinds) > 1 for kinds in self._kinds_of.values()):
             kinds = ", ".join(f"{kind} {rows:,} rows (first: {self._first[kind]})" for kind, rows in self._kinds.most_common())
             hint = "keep one format in a file, or name one in data.format; rows of another are then bad"
             raise DataError(f"{label}: mixed formats: {kinds}", hint)

@@ -19,7 +19,8 @@ def check_lines(report: CheckReport) -> list[str]:
 
 def reading_lines(reading: Reading) -> list[str]:
     """How a source was read: its format, what was passed over, bad rows by code."""
-    lines = [f"{', '.join(reading.files[:3])}{' ...' if len(reading.files) > 3 else ''}: format {reading.format}"]
+    formats = ", ".join(reading.kinds) or reading.format
+    lines = [f"{', '.join(reading.files[:3])}{' ...' if len(reading.files) > 3 else ''}: format {formats}"]
     lines += reading.notes
     for name, column in reading.ignored_columns.items():
         near = f"; did you mean {column.nearest}?" if column.nearest else ""

@@ -87,10 +87,10 @@ def refuse_plain_texts(recipe: Recipe, reading: Reading, report: QualityReport) 
         DataError: the rows are plain texts, and neither ``data.format`` nor ``data.columns`` says so.
     """
     settings = recipe.data
-    if reading.format != "text" or settings.format == "text" or settings.columns is not None:
+    if "text" not in reading.kinds or settings.format == "text" or settings.columns is not None:
         return
     paths = ", ".join(rows.path for rows in settings.paths)
-    message = f"{paths}: {reading.rows:,} plain texts, which nobody asks for, so no answer can be scored"
+    message = f"{paths}: {reading.kinds['text']:,} plain texts, which nobody asks for, so no answer can be scored"
     rendered = next((finding.hint for finding in report.findings if finding.code == "rendered-template"), None)
     hint = f"{rendered or columns_hint(reading)}; data.format: text trains the texts themselves, with the stages up to train"
     raise DataError(f"{message} (task.metric: {recipe.task.metric})", hint)
