@@ -13,8 +13,8 @@ from tiny_gguf import write_tiny_gguf
 from tunesmith import hardware
 from tunesmith.chat.render import Renderer
 from tunesmith.engines.llama_cpp import LlamaCppEngine
+from tunesmith.engines.llama_cpp_team import OTHER_BYTES, processes_for, runs_of
 from tunesmith.engines.llama_model import LlamaModel
-from tunesmith.engines.llama_team import OTHER_BYTES, processes_for, runs_of
 from tunesmith.errors import ExportError, RecipeError
 from tunesmith.export.gguf.convert import convert
 from tunesmith.models.load import load_tokenizer

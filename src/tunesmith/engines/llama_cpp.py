@@ -2,8 +2,8 @@
 
 The chat template is the one inside the GGUF and the tokenizer is llama.cpp's: what is measured here is what a user of
 Ollama, LM Studio or llama-server will get. A child process answers one prompt after another (``engines/llama_model.py`` says
-why there is one); many prompts are dealt out to several of one thread each (``engines/llama_team.py``). The time of an answer
-is then divided by their number, so that the times of all add up to what passed.
+why there is one); many prompts are dealt out to several of one thread each (``engines/llama_cpp_team.py``). The time of an
+answer is then divided by their number, so that the times of all add up to what passed.
 
 An adapter lies beside its base: the server loads it at scale 0 and every request asks for it at scale 1, as a request to
 llama-server does that chooses among several.
@@ -29,8 +29,8 @@ from typing import Any
 
 from tunesmith.engines.constraint import as_text
 from tunesmith.engines.engine import Advance, Answer, Constraint, Scored
+from tunesmith.engines.llama_cpp_team import LlamaCppTeam
 from tunesmith.engines.llama_model import LlamaProcess
-from tunesmith.engines.llama_team import LlamaTeam
 from tunesmith.engines.wire import calls_of_reply, wire_messages
 from tunesmith.errors import ExportError
 from tunesmith.messages import Message, Tools
@@ -54,7 +54,7 @@ class LlamaCppEngine:
     """
 
     def __init__(self, gguf: Path, context: int, lora: Path | None = None, prompts: int = 1):
-        self._team = LlamaTeam(gguf, context, lora, prompts)
+        self._team = LlamaCppTeam(gguf, context, lora, prompts)
         self._adapters: Json = {} if lora is None else {"lora": [{"id": 0, "scale": 1.0}]}
 
     def __enter__(self) -> "LlamaCppEngine":

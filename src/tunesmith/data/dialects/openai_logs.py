@@ -24,7 +24,7 @@ def draft(row: Any, said: set[str]) -> Draft:
     """The turns of a row.
 
     Raises:
-        RowError: an answer without its question, or a question without an answer.
+        RowError: an answer without its question, a question without an answer, or an answer that was cut off.
     """
     found = _choices(row)
     asked = _request(row)
@@ -42,6 +42,9 @@ def draft(row: Any, said: set[str]) -> Draft:
     if len(choices) != 1 or not isinstance(answer, dict):
         hint = "keep one choice, the one to learn"
         raise RowError(path, "no-answer", f"{len(choices)} choices, expected one with a message", hint)
+    if choices[0].get("finish_reason") in ("length", "content_filter"):
+        message = f"the answer was cut off (finish_reason {choices[0]['finish_reason']}), and its end would be trained"
+        raise RowError(f"{path}[0].finish_reason", "cut-off-answer", message, "remove the row, or complete its answer")
     turns = request["messages"]
     if not isinstance(turns, list):
         raise RowError(where, "no-messages", f"expected a list of turns, found {type(turns).__name__}", "write a list")

@@ -38,7 +38,7 @@ Result = TypeVar("Result")
 Compute = Callable[[LlamaProcess, int, bool, int], Result]
 
 
-class LlamaTeam:
+class LlamaCppTeam:
     """llama.cpp in as many processes as some prompts are worth; they end with ``close``.
 
     The first process is opened at once, the others when there is work for them.
