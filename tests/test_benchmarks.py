@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections import Counter
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -200,7 +201,8 @@ def test_our_runner_agrees_with_the_peer_on_a_tiny_model(tiny_dir, tmp_path, mon
     rows = [row["messages"] for row in toy_rows()]
     monkeypatch.setattr(train_step, "chats", lambda count: rows[:count])
     arguments = f"--arms trl_fp32,ours_fp32 --model {tiny_dir} --rounds 1 --steps 1 --rows 4 --threads 1 --chats 16"
-    given = train_step.parse([*arguments.split(), "--peer-python", sys.executable, "--pack-tokens", "64"])
+    monkeypatch.setattr(train_step, "python_of", lambda peer: Path(sys.executable))
+    given = train_step.parse([*arguments.split(), "--pack-tokens", "64"])
     results = train_step.benchmark(tmp_path, given)
     losses = [results["agreement"][arm]["loss"] for arm in ("trl_fp32", "ours_fp32")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)

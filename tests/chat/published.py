@@ -39,9 +39,8 @@ def texts() -> dict[str, str]:
     return dict(sorted(known.items()))
 
 
-def make(name: str) -> PreTrainedTokenizerFast:
-    """A tokenizer with the template of this name: bytes, and the template's control tokens."""
-    source = texts()[name]
+def make(source: str) -> PreTrainedTokenizerFast:
+    """A tokenizer with this template: bytes, and the template's control tokens."""
     control = list(dict.fromkeys(CONTROL.findall(source)))
     control += [token for token in ("</think>", "<think>") if "<think>" in control and token not in control]
     if "<|channel|>" in control:
@@ -117,16 +116,25 @@ class Facts:
 @functools.cache
 def renderer(name: str) -> Renderer:
     """The renderer of a template. Raises ModelError where it cannot be used."""
-    return Renderer(make(name))
+    return renderer_of(texts()[name])
+
+
+def renderer_of(source: str) -> Renderer:
+    """The renderer of a template's text. Raises ModelError where it cannot be used."""
+    return Renderer(make(source))
 
 
 @functools.cache
 def facts(name: str) -> Facts:
     """Measured on conversations of a few letters."""
     try:
-        used = renderer(name)
+        return facts_of(renderer(name))
     except ModelError as error:
         return Facts(refused=error.message)
+
+
+def facts_of(used: Renderer) -> Facts:
+    """Measured with a renderer that there is."""
 
     def documents(messages, tools=None) -> int:
         try:

@@ -15,7 +15,9 @@ OPENING = """# Chat templates
 
 Made by `make templates` from what the renderer makes of each template (`tests/chat/published.py`); nothing here is typed. The
 templates are those that travel in TRL's package, on a small tokenizer with the control tokens that they write, Mistral's as it
-was published, and the three that tunesmith brings. The names are TRL's.
+was published, and the three that tunesmith brings. The names are TRL's. What is asked of their masks is asked in the slow suite
+of the templates that Axolotl and Unsloth carry, too (`tests/chat/mask_properties.py`); LLaMA-Factory and ms-swift carry none,
+theirs are code.
 
 - **system**, **tools**: whether rows with a system turn, with declared tools, a call and its result can be trained. *no*: such
   rows are refused by name, because the template refuses them or leaves something out.

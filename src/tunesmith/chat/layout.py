@@ -362,9 +362,12 @@ class Template:
         others = [span for n, span in marked.where.items() if leaves[n].message != index]
         first, last = min(span[0] for span in own_spans), max(span[1] for span in own_spans)
         if any(first < span[0] < last for span in others):
+            ids = [call.get("id") for message in messages for call in message.get("tool_calls") or []]
             raise DataError(
                 f"the chat template writes other turns inside $.messages[{index}]",
-                "an assistant turn with both content and tool_calls may have to be two turns",
+                "give each tool call an id of its own, and each tool message the id of its call"
+                if len(set(ids)) < len(ids)
+                else "an assistant turn with both content and tool_calls may have to be two turns",
             )
         prompt = self.run(messages[:index], tools, generate=True)
         turn = Turn(len(prompt), 0)
