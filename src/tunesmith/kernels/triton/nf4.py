@@ -5,9 +5,10 @@ values and the 256 of the absmax codes are tables in memory, which the first-lev
 
 ``nf4_matmul`` serves the decoding of text, where T is one to a few tokens and the weight is read for a single product: it
 is unpacked in registers and never written, so 0.52 bytes a weight are moved instead of 4.5. What an adapter and a bias add
-goes into the same accumulator, so that it is rounded once (``kernels/lora.py``). A byte holds two neighbouring columns, therefore x is read as its even and its odd columns, and two products are added up: nothing is interleaved. Where
-rows are multiples of 64 long, a step of the loop covers one block of each row and needs one absmax a row; other lengths
-take the general way, each weight by its own byte and absmax.
+goes into the same accumulator, so that it is rounded once (``kernels/lora.py``). A byte holds two neighbouring columns,
+therefore x is split into its even and its odd columns, and two products are added up: nothing is interleaved. Where rows are
+multiples of 64 long, a step of the loop covers one block of each row and needs one absmax a row; other lengths take the
+general way, each weight by its own byte and absmax.
 
 Products of value and absmax are rounded as in PyTorch: fusing a multiplication and an addition into one rounding is
 turned off for the absmax. Refused: splitting the sum over programs (atomics, other bits in each run) and autotuning. Tile
@@ -119,12 +120,9 @@ def _matmul(
         acc *= scale
     for start in range(0, inputs, BLOCK):
         even, odd = start + 2 * half, start + 2 * half + 1
-        x_even = tl.load(
-            x_ptr + row[:, None] * x_stride + even[None, :], (row[:, None] < tokens) & (even[None, :] < inputs), other=0.0
-        )
-        x_odd = tl.load(
-            x_ptr + row[:, None] * x_stride + odd[None, :], (row[:, None] < tokens) & (odd[None, :] < inputs), other=0.0
-        )
+        col = start + tl.arange(0, BLOCK)[None, :]
+        x = tl.load(x_ptr + row[:, None] * x_stride + col, (row[:, None] < tokens) & (col < inputs), other=0.0)
+        x_even, x_odd = tl.split(tl.reshape(x, (TILE_T, BLOCK // 2, 2)))  # one load of neighbours, not two of every other
         place = out[None, :] * inputs + even[:, None]
         live = out[None, :] < outputs
         if ALIGNED:
@@ -169,7 +167,7 @@ def nf4_matmul(
     assert xA_TR.stride(1) == 1 and B_OR.stride(1) == 1 and xA_TR.dtype == x_TI.dtype, (xA_TR.stride(), B_OR.stride())
     rank = 0 if update is None else B_OR.shape[1]
     tile_T = min(max(triton.next_power_of_2(tokens), 16), 64)
-    tiles: dict[str, Any] = {"TILE_T": tile_T, "TILE_O": TILE_O, "TILE_R": min(max(triton.next_power_of_2(rank), 16), 64)}
+    tiles: dict[str, Any] = {"TILE_T": tile_T, "TILE_O": TILE_O, "TILE_R": 16 if rank <= 16 else 32}
     which = {"ALIGNED": inputs % BLOCK == 0, "HAS_ADAPTER": rank > 0, "HAS_BIAS": bias_O is not None}
     tensors = (x_TI, q.packed, q.absmax, q.nested_absmax, q.nested_map, values(x_TI.device), y_TO)
     added = (xA_TR, B_OR, x_TI if bias_O is None else bias_O)
