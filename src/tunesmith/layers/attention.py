@@ -193,11 +193,11 @@ class _AttentionFunction(torch.autograd.Function):
         # Without norms in place: these values are the output of the group before, which keeps its input and not its output.
         rest: list[Tensor | None] = [None, None, None, None]
         if heads.k_norm is not None:
-            q_THK, q_rstd = _norm_heads(q_THK, heads.q_norm)
-            k_TGK, k_rstd = _norm_heads(k_TGK, heads.k_norm)
+            q_THK, q_rstd = norm_heads(q_THK, heads.q_norm)
+            k_TGK, k_rstd = norm_heads(k_TGK, heads.k_norm)
             rest[:3] = [qkv_TM, q_rstd, k_rstd]
         if heads.v_norm is not None:
-            v_TGK, rest[3] = _norm_heads(v_TGK, heads.v_norm)
+            v_TGK, rest[3] = norm_heads(v_TGK, heads.v_norm)
         if heads.rotary:
             rope_(q_THK, cos_TK, sin_TK)
             rope_(k_TGK, cos_TK, sin_TK)
@@ -232,7 +232,8 @@ class _AttentionFunction(torch.autograd.Function):
         return dqkv_TM, None, None, None, None, None
 
 
-def _norm_heads(x_TXK: Tensor, norm: Norm | None) -> tuple[Tensor, Tensor]:
+def norm_heads(x_TXK: Tensor, norm: Norm | None) -> tuple[Tensor, Tensor]:
+    """Every head normed, in memory of its own, and ``1 / rms`` of each, heads within tokens."""
     assert norm is not None
     normed, rstd = rms_norm_forward(x_TXK.flatten(0, 1), norm.weight_I, norm.eps, norm.offset)
     return normed.view(x_TXK.shape), rstd
