@@ -67,23 +67,28 @@ class AnsweringAttention(FusedAttention):
         cos_TK, sin_TK = (part.expand(rows, -1, -1).flatten(0, 1) for part in position_embeddings)
         if heads.half_cosines:
             cos_TK, sin_TK = torch.cat([cos_TK, cos_TK], 1), torch.cat([sin_TK, sin_TK], 1)
-        q_THK, k_TGK, v_TGK = heads.split(self.qkv(hidden_states.flatten(0, 1), self.norm))
+        qkv_TM = self.qkv(hidden_states.flatten(0, 1), self.norm)
+        # Where they stand, or where the norms wrote them: nobody else has them.
+        if heads.rotary and heads.q_norm is None:
+            rope_(qkv_TM.unflatten(1, (-1, heads.head_dim))[:, : heads.num_heads + heads.num_kv_heads], cos_TK, sin_TK)
 
-        def ready(x_TXK: Tensor, norm: Norm | None, turned: bool = heads.rotary) -> Tensor:
+        def ready(x_TXK: Tensor, norm: Norm | None, turned: bool) -> Tensor:
             """Normed and turned, shape (B, X, T, K)."""
-            x_TXK = x_TXK if norm is None else norm_heads(x_TXK, norm)[0]
-            x_TXK = rope_(x_TXK, cos_TK, sin_TK) if turned else x_TXK  # where they stand: nobody else has them
+            if norm is not None:
+                x_TXK = norm_heads(x_TXK, norm)[0]
+                x_TXK = rope_(x_TXK, cos_TK, sin_TK) if turned else x_TXK
             return x_TXK.unflatten(0, (rows, tokens)).transpose(1, 2)
 
-        query = ready(q_THK, heads.q_norm)
+        q_THK, k_TGK, v_TGK = heads.split(qkv_TM)
+        query = ready(q_THK, heads.q_norm, heads.rotary)
         if shared is None or shared.writes:
-            key, value = ready(k_TGK, heads.k_norm), ready(v_TGK, heads.v_norm, turned=False)
+            key, value = ready(k_TGK, heads.k_norm, heads.rotary), ready(v_TGK, heads.v_norm, False)
             if past_key_values is not None:
                 key, value = past_key_values.update(key, value, self.layer_idx)
-        if shared is not None:
-            assert shared_kv_states is not None, "the decoder layer hands no keys and values down"
-            if shared.writes:
+            if shared is not None and shared_kv_states is not None:
                 shared_kv_states[shared.name] = key, value
+        else:
+            assert shared_kv_states is not None, "the decoder layer hands no keys and values down"
             key, value = shared_kv_states[shared.name]
         name = self.config._attn_implementation
         attend, mask = ALL_ATTENTION_FUNCTIONS.get(name), attention_mask
