@@ -3,6 +3,7 @@ from itertools import chain
 import pytest
 import torch
 
+from gpu_ways import as_on_a_gpu
 from ties import FP32, greedy_answers, next_logits
 from tiny_families import TINY, random_model
 from tunesmith.chat.render import Renderer
@@ -155,6 +156,7 @@ def test_every_family_decodes_as_stock(name, shared, fused, monkeypatch):
     prompts = [prefix + torch.randint(3, 290, (n,), generator=generator).tolist() for n in (3, 17, 40)]
     answering = random_model(TINY[name].config)
     if fused:
+        as_on_a_gpu(monkeypatch, "flash")
         fuse(answering, answering=True)
     for prompt, answer in zip(prompts, InProcessEngine(answering, _Ids, 3).generate(prompts, 12, lambda _: None), strict=True):
         assert [int(token) for token in answer.text.split()] in greedy_answers(next_logits(model), prompt, 12, FP32)

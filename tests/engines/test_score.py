@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 
+from gpu_ways import as_on_a_gpu
 from ties import FP32, greedy_answers, is_greedy, next_logits
 from tiny_families import TINY, random_model
 from tunesmith.chat.render import Renderer
@@ -46,6 +47,7 @@ def test_equals_the_stock_model_pair_by_pair(name, header, fused, monkeypatch):
     model = random_model(TINY[name].config)
     scoring = random_model(TINY[name].config)
     if fused:
+        as_on_a_gpu(monkeypatch, "flash")
         fuse(scoring, answering=True)
     pairs, done = _questions(header), []
     scored = Scorer(scoring).continuation_logprobs(pairs, done.append)
