@@ -3,6 +3,7 @@ from itertools import chain
 import pytest
 import torch
 
+from gpu_ways import as_on_a_gpu
 from ties import FP32, greedy_answers, next_logits
 from tiny_families import TINY, random_model
 from tunesmith.chat.render import Renderer
@@ -10,6 +11,7 @@ from tunesmith.engines.decode import PACK, StopRule, _batches, _packs, greedy
 from tunesmith.engines.in_process import InProcessEngine
 from tunesmith.engines.shared_prefix import common_beginning
 from tunesmith.errors import RunError
+from tunesmith.models.fuse import fuse
 
 
 def _prompts(system):
@@ -140,7 +142,8 @@ class _Ids:
 
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("shared", [22, 0])
-def test_every_family_decodes_as_stock(name, shared, monkeypatch):
+@pytest.mark.parametrize("fused", [False, True], ids=["stock", "fused"])  # as models answer on a CPU and on a GPU
+def test_every_family_decodes_as_stock(name, shared, fused, monkeypatch):
     """Sliding windows shorter than the shared beginning, soft-capped scores, sinks, layers that read others' keys.
 
     Two packs of which one is longer than it should be, and two bins.
@@ -151,5 +154,9 @@ def test_every_family_decodes_as_stock(name, shared, monkeypatch):
     generator = torch.Generator().manual_seed(1)
     prefix = torch.randint(3, 290, (shared,), generator=generator).tolist()
     prompts = [prefix + torch.randint(3, 290, (n,), generator=generator).tolist() for n in (3, 17, 40)]
-    for prompt, answer in zip(prompts, InProcessEngine(model, _Ids, 3).generate(prompts, 12, lambda _: None), strict=True):
+    answering = random_model(TINY[name].config)
+    if fused:
+        as_on_a_gpu(monkeypatch, "flash")
+        fuse(answering, answering=True)
+    for prompt, answer in zip(prompts, InProcessEngine(answering, _Ids, 3).generate(prompts, 12, lambda _: None), strict=True):
         assert [int(token) for token in answer.text.split()] in greedy_answers(next_logits(model), prompt, 12, FP32)

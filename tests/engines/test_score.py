@@ -4,12 +4,14 @@ import math
 import pytest
 import torch
 
+from gpu_ways import as_on_a_gpu
 from ties import FP32, greedy_answers, is_greedy, next_logits
 from tiny_families import TINY, random_model
 from tunesmith.chat.render import Renderer
 from tunesmith.engines.in_process import InProcessEngine
 from tunesmith.engines.score import Scorer, _packs
 from tunesmith.errors import ModelError, RunError
+from tunesmith.models.fuse import fuse
 
 HEADER = list(range(20, 42))  # longer than any window of the tiny families
 
@@ -37,13 +39,18 @@ def _stock(model, context, said):
 
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("header", [HEADER, []], ids=["header", "no header"])
+@pytest.mark.parametrize("fused", [False, True], ids=["stock", "fused"])  # as models score on a CPU and on a GPU
 @torch.no_grad()
-def test_equals_the_stock_model_pair_by_pair(name, header, monkeypatch):
+def test_equals_the_stock_model_pair_by_pair(name, header, fused, monkeypatch):
     monkeypatch.setattr("tunesmith.engines.score.CAPACITY", 60)  # several packs
     monkeypatch.setattr("tunesmith.engines.score.CHUNK", 7)  # several chunks of the head
     model = random_model(TINY[name].config)
+    scoring = random_model(TINY[name].config)
+    if fused:
+        as_on_a_gpu(monkeypatch, "flash")
+        fuse(scoring, answering=True)
     pairs, done = _questions(header), []
-    scored = Scorer(model).continuation_logprobs(pairs, done.append)
+    scored = Scorer(scoring).continuation_logprobs(pairs, done.append)
     assert sum(done) == len(pairs)
     for (context, said), found in zip(pairs, scored, strict=True):
         logprob_N, log_p_NV = _stock(model, context, said)

@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gpu_ways import as_on_a_gpu
 from tunesmith.kernels import attention as attention_kernel
 from tunesmith.kernels import attention as module
 from tunesmith.kernels.attention import (
+    Reach,
     Saved,
     ScoreParams,
     Span,
@@ -291,6 +293,30 @@ def test_no_tensor_has_a_side_of_all_tokens_twice(groups):
     assert largest.elements <= module.BLOCK * 2048
 
 
+@pytest.mark.parametrize("window", [None, 20, 5])
+@pytest.mark.parametrize("heads", [(1, 1), (2, 3)])
+@pytest.mark.parametrize("kernel", ["flash", "documents"])
+@pytest.mark.parametrize("joined", [512, 40])
+def test_the_kernels_of_a_gpu_are_asked_for_dense_attention(window, heads, kernel, joined, monkeypatch):
+    """What they are called with, on the CPU: flash as its manual says it, the other one itself."""
+    as_on_a_gpu(monkeypatch, kernel)
+    monkeypatch.setattr(attention_kernel, "GPU_JOINED", joined)
+    spans, scoring = _spans([(30, [1, 70, 12]), (0, [25]), (0, [1]), (3, [4, 4])]), ScoreParams(0.3, window)
+    q, k, v, do = _inputs(spans[-1].end, *heads, 8)
+    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+    exact = [x.clone().requires_grad_() for x in (q, k, v)]
+    found, expected = attention(*leaves, spans, scoring), _dense(*exact, spans, scoring)
+    grads, expected_grads = torch.autograd.grad(found, leaves, do), torch.autograd.grad(expected, exact, do)
+    for mine, theirs in zip((found, *grads), (expected, *expected_grads), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_blocks_of_a_gpu_have_the_same_result(monkeypatch):
+    spans, scoring = _spans([(30, [1, 300, 12]), (0, [65])]), ScoreParams(0.3, 50, 4.0)
+    monkeypatch.setattr(attention_kernel, "_sizes", lambda _: (attention_kernel.GPU_BLOCK, attention_kernel.GPU_BLOCK))
+    _check_against_dense(spans, scoring, 1, 2)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("window", [None, 20])
 @pytest.mark.parametrize("heads", [(1, 1), (2, 3)])
@@ -311,7 +337,9 @@ def test_on_a_gpu_equals_dense_attention(window, heads, width, softcap):
 def test_a_layout_that_an_evaluation_made_can_be_trained_with():
     attention_kernel._layout.cache_clear()
     with torch.inference_mode():
-        seen, borders, _ = attention_kernel._layout((Span(0, 4, 0, 0), Span(4, 7, 0, 4)), torch.device("cpu"))
+        seen, borders, _ = attention_kernel._layout(
+            (Reach(0, 4, ((0, 4),)), Reach(4, 7, ((0, 4), (4, 7)))), torch.device("cpu")
+        )
     assert seen is not None and not any(tensor.is_inference() for tensor in (seen, *borders))
 
 
@@ -326,4 +354,4 @@ def test_shared_keys_are_named_only_to_a_pytorch_that_knows_the_name(monkeypatch
 
     monkeypatch.setattr(attention_kernel.on_gpu, "varlen_attn", newer if knows else older, raising=False)
     q_THK, k_TGK = torch.zeros(4, 2, 8), torch.zeros(4, 1, 8)
-    assert attention_kernel._flash(q_THK, k_TGK, k_TGK, [Span(0, 4, 0, 0)], ScoreParams(1.0)) is q_THK
+    assert attention_kernel._flash(q_THK, k_TGK, k_TGK, [Reach(0, 4, ((0, 4),))], ScoreParams(1.0)) is q_THK

@@ -41,6 +41,24 @@ def test_product_is_that_of_the_reference(rows, width, T, dtype, device):
     torch.testing.assert_close(y.cpu(), reference.nf4_matmul(x, q), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * width**0.5)
 
 
+@pytest.mark.parametrize("T", [2, 70])
+@pytest.mark.parametrize(("rows", "width", "rank"), [(17, 128, 3), (7, 33, 16), (40, 64, 70)])
+def test_product_with_an_adapter_is_rounded_once(rows, width, rank, T, device):
+    torch.manual_seed(0)
+    q, x = _quantized(rows, width), torch.randn(T, width).half()
+    xA, B, bias = torch.randn(T, rank + 2).half()[:, 2:], torch.randn(rows, rank), torch.randn(rows).half()
+    update = reference.Update(xA.to(device), B.to(device), 1e-3)
+    out = torch.full((T, rows + 3), torch.nan, dtype=torch.float16, device=device)
+    assert triton.nf4_matmul(x.to(device), q.to(device), update, bias.to(device), out=out[:, :rows]).shape == (T, rows)
+    exact = x.double() @ reference.dequantize_nf4(q, torch.float16).double().T + bias.double()
+    exact += 1e-3 * xA.double() @ B.half().double().T
+    # Half a unit in the last place, and what fp32 adds to it: an update added after the rounding would be a whole one off.
+    torch.testing.assert_close(out[:, :rows].double().cpu(), exact, rtol=2.0**-11 * 1.01, atol=2e-5)
+    expected = reference.nf4_matmul(x, q, reference.Update(xA, B, 1e-3), bias)
+    torch.testing.assert_close(out[:, :rows].cpu(), expected, rtol=2e-3, atol=2e-3)
+    assert out[:, rows:].isnan().all()
+
+
 def test_no_tokens_and_double_precision(device):
     q = _quantized(4, 64).to(device)
     assert triton.nf4_matmul(torch.ones(0, 64, device=device), q).shape == (0, 4)

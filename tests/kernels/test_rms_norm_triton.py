@@ -41,6 +41,22 @@ def test_equals_the_reference(T, D, offset, dtype, device):
         torch.testing.assert_close(result.cpu(), wanted, **near)
 
 
+def test_heads_are_read_and_written_where_they_lie(device):
+    """q of a row of q, k and v: 5 tokens of 3 heads; the gradient goes to the columns of another such row."""
+    torch.manual_seed(0)
+    qkv, dqkv = (torch.randn(5, 7 * 8).to(device) for _ in range(2))
+    x, dy, out, dx = (t.unflatten(1, (-1, 8))[:, 1:4] for t in (qkv, dqkv, torch.zeros_like(qkv), torch.zeros_like(qkv)))
+    weight = torch.randn(8, device=device)
+    y, rstd = triton.rms_norm_forward(x, weight, EPS, 1.0, out)
+    assert y is out and triton.rms_norm_backward(dy, x, weight, rstd, 1.0, dx) is dx
+    rows = x.cpu().flatten(0, 1)
+    expected, rstd_ = reference.rms_norm_forward(rows, weight.cpu(), EPS, 1.0)
+    dx_ = reference.rms_norm_backward(dy.cpu().flatten(0, 1), rows, weight.cpu(), rstd_, 1.0)
+    for found, wanted in ((out, expected), (dx, dx_)):
+        torch.testing.assert_close(found.cpu().flatten(0, 1), wanted, rtol=2e-6, atol=2e-6)
+    assert all(float(t._base.abs().sum()) == pytest.approx(float(t.abs().sum())) for t in (out, dx))  # and nowhere else
+
+
 def test_no_rows_and_double_precision(device):
     weight = torch.ones(4, device=device)
     y, rstd = triton.rms_norm_forward(torch.ones(0, 4, device=device), weight, EPS)

@@ -30,6 +30,16 @@ def test_equals_the_reference_and_touches_nothing_else(sizes, dtype, inverse, de
     assert torch.equal(qkv[:, :8].cpu(), expected[:, :8]) and torch.equal(qkv[:, 8 + H * K :].cpu(), expected[:, 8 + H * K :])
 
 
+@pytest.mark.parametrize("sizes", SHAPES)
+def test_into_another_tensor_what_is_not_turned_goes_along(sizes, device):
+    qkv, x, cos, sin = _operands(*sizes, torch.float32, device)
+    before, out = qkv.clone(), torch.full((x.shape[0], x.shape[1] + 1, x.shape[2]), torch.nan, device=device)
+    rope_(x, cos, sin, out=out[:, 1:])
+    assert torch.equal(qkv, before) and out[:, 0].isnan().all()
+    expected = reference.rope_(x.cpu(), cos.cpu(), sin.cpu(), out=torch.empty(x.shape))
+    torch.testing.assert_close(out[:, 1:].cpu(), expected, rtol=1e-6, atol=1e-6)
+
+
 def test_heads_may_come_first(device):
     """A view of (H, T, K): the stride of tokens is smaller than that of heads."""
     _, x, cos, sin = _operands(5, 3, 8, 8, torch.float32, device)

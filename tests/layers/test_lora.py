@@ -210,3 +210,22 @@ def test_an_fp16_input_meets_an_fp16_weight_unscaled():
     base, x = nn.Linear(6, 5).half(), torch.randn(3, 6).half()
     expected = base(x)
     torch.testing.assert_close(LoRALinear(base, 2, 1.0, 0.0)(x), expected)
+
+
+@pytest.mark.parametrize("ranks", [(3, 2), (0, 0), (0, 4)])
+def test_a_few_rows_are_answered_without_a_dense_weight(ranks, monkeypatch):
+    """The way of a GPU, taken on the CPU: the same outputs, and no weight is dequantised but inside the product."""
+    torch.manual_seed(0)
+    layers = []
+    for r, outputs, biased in zip(ranks, (70, 6), (True, False), strict=True):
+        bias = nn.Parameter(torch.randn(outputs)) if biased else None
+        base = NF4Linear(NF4Weight(quantize_nf4(torch.randn(outputs, 64)), torch.float32), bias)
+        layers.append(LoRALinear(base, r, 2.0, 0.0).eval())
+        layers[-1].lora_B.data.normal_()
+    group, norm, x = LoRAGroup(layers), Norm(torch.randn(64), 1e-5, 1.0), torch.randn(5, 64)
+    with torch.no_grad():
+        assert not group.answers(x)
+        expected = group(x, norm)
+        monkeypatch.setattr(LoRAGroup, "answers", lambda *_: True)
+        monkeypatch.setattr(NF4Weight, "dense", lambda *_: pytest.fail("a dense weight"))
+        torch.testing.assert_close(group(x, norm), expected, rtol=1e-5, atol=1e-5)

@@ -15,6 +15,7 @@ from tunesmith.engines.in_process import InProcessEngine
 from tunesmith.engines.llama_cpp import LlamaCppEngine
 from tunesmith.engines.openai_endpoint import OpenAIEndpoint
 from tunesmith.messages import Message, Tools
+from tunesmith.models.fuse import fuse_on_gpu
 from tunesmith.models.swap import merge_lora
 from tunesmith.recipe import Task
 from tunesmith.recipe.evaluate import External, Writer
@@ -33,6 +34,7 @@ def open_in_process(base: BaseModel, adapter: Path | None, batch_size: int) -> I
     loaded = base.load(adapter)
     if base.storage == "fp32":  # exact to fp32 rounding, and decoding runs as fast as the base
         merge_lora(loaded.model, loaded.layers)
+    fuse_on_gpu(loaded.model)
     return InProcessEngine(loaded.model, base.renderer, batch_size)
 
 

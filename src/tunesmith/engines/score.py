@@ -46,9 +46,9 @@ from tunesmith.engines.deal import Widths, dealt_out, shared
 from tunesmith.engines.engine import Scored
 from tunesmith.engines.shared_prefix import MIN_SHARED, Prefix, common_beginning, compute_prefix
 from tunesmith.errors import ModelError, RunError
-from tunesmith.kernels.attention import ScoreParams, Span, attention_forward
+from tunesmith.kernels.attention import Reach, ScoreParams, Span, attention_forward, gpu_kernel
 from tunesmith.kernels.cross_entropy import CHUNK, cross_entropy_rows_
-from tunesmith.models.attention import packed_attention
+from tunesmith.models.attention import attention_behind, packed_attention
 from tunesmith.models.load import attention, decoder
 
 SCORED = "tunesmith_scored"
@@ -224,29 +224,42 @@ def _scored(logits_of: "_Head", pack: _Pack, hidden_UD: Tensor) -> list[tuple[Te
     counts = [len(rows) for rows in pack.rows.values()]
     row_M = torch.tensor([row for rows in pack.rows.values() for row in rows], dtype=torch.int64)
     target_M = torch.tensor([token for continuation in pack.targets.values() for token in continuation], dtype=torch.int64)
-    logprob_M, greedy_M = torch.empty(len(row_M), dtype=torch.float64), torch.empty(len(row_M), dtype=torch.bool)
-    for start in range(0, len(hidden_UD), CHUNK):
-        chosen_M = ((row_M >= start) & (row_M < start + CHUNK)).nonzero()[:, 0]
-        if len(chosen_M):
+    sorted_M, order_M = torch.sort(row_M, stable=True)  # here, so that no chunk asks a GPU which tokens are its own
+    device, chunks = hidden_UD.device, range(0, len(hidden_UD), CHUNK)
+    ends = torch.searchsorted(sorted_M, torch.tensor([start + CHUNK for start in chunks])).tolist()
+    rows_M, targets_M = sorted_M.to(device), target_M[order_M].to(device)
+    found: list[tuple[Tensor, Tensor]] = []
+    for start, begin, end in zip(chunks, [0, *ends], ends, strict=False):
+        if begin < end:
             logits_CV = logits_of(hidden_UD[start : start + CHUNK], capped=False)
-            row_X, target_X = (x[chosen_M].to(logits_CV.device) for x in (row_M - start, target_M))
-            logprob_X, greedy_X = _of_targets_(logits_CV, row_X, target_X, logits_of.softcap)
-            logprob_M[chosen_M], greedy_M[chosen_M] = logprob_X.cpu(), greedy_X.cpu()
+            found.append(_of_targets_(logits_CV, rows_M[begin:end] - start, targets_M[begin:end], logits_of.softcap))
+    logprob_M, greedy_M = torch.empty(len(row_M), dtype=torch.float64), torch.empty(len(row_M), dtype=torch.bool)
+    if found:
+        logprobs, greedy = zip(*found, strict=True)
+        logprob_M[order_M], greedy_M[order_M] = torch.cat(logprobs).cpu(), torch.cat(greedy).cpu()
     return list(zip(logprob_M.split(counts), greedy_M.split(counts), strict=True))
 
 
 def _of_targets_(logits_CV: Tensor, row_X: Tensor, target_X: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
     """Log-probability (fp64) of some entries, and whether each is its row's greedy choice; overwrites ``logits_CV``."""
     picked_X = logits_CV[row_X, target_X]
-    greedy_X = picked_X == logits_CV.amax(-1)[row_X]
-    if greedy_X.any():  # bf16 logits tie often; the first of the largest is the greedy choice
-        greedy_X[greedy_X.clone()] = logits_CV[row_X[greedy_X]].argmax(-1) == target_X[greedy_X]
+    greedy_X = _greedy(logits_CV, row_X, target_X, picked_X)
     any_C = torch.zeros(len(logits_CV), dtype=torch.int64, device=logits_CV.device)
     any_C[row_X] = target_X
     first_C = logits_CV.gather(1, any_C[:, None])[:, 0]
     loss_C, _ = cross_entropy_rows_(logits_CV, any_C, softcap)
     picked_X, first_C = (capped_logits(x.to(loss_C.dtype), softcap).double() for x in (picked_X, first_C))
     return picked_X - (loss_C.double() + first_C)[row_X], greedy_X
+
+
+def _greedy(logits_CV: Tensor, row_X: Tensor, target_X: Tensor, picked_X: Tensor) -> Tensor:
+    """Whether each target is the first of its row's largest, bool; bf16 logits tie often."""
+    if logits_CV.is_cuda:  # every row, and nothing that the host would wait for
+        return logits_CV.argmax(-1)[row_X] == target_X
+    greedy_X = picked_X == logits_CV.amax(-1)[row_X]
+    if greedy_X.any():
+        greedy_X[greedy_X.clone()] = logits_CV[row_X[greedy_X]].argmax(-1) == target_X[greedy_X]
+    return greedy_X
 
 
 @torch.inference_mode()
@@ -398,6 +411,10 @@ def scored_attention(
         options = {"scaling": scaling, "sliding_window": sliding_window, "softcap": softcap, "s_aux": s_aux}
         return packed_attention(module, query_1HTK, key_1GTK, value_1GTK, None, spans=spans, **options)
     scoring = ScoreParams(scaling, sliding_window, softcap, s_aux)
+    if gpu_kernel(query_1HTK, scoring) is not None:
+        common = prefix[module.layer_idx]  # type: ignore[index]
+        reaches = [_reach(span, start, common[0].shape[1]) for (start, _), spans in groups for span in spans]
+        return attention_behind(common, query_1HTK, key_1GTK, value_1GTK, reaches, scoring), None
     q_THK, k_TGK, v_TGK = (x[0].transpose(0, 1) for x in (query_1HTK, key_1GTK, value_1GTK))
     header_k_PGK, header_v_PGK = (x.transpose(0, 1) for x in prefix[module.layer_idx])  # type: ignore[index]
     header = len(header_k_PGK)
@@ -408,6 +425,19 @@ def scored_attention(
         k, v = torch.cat([header_k_PGK, k_TGK[start:end]]), torch.cat([header_v_PGK, v_TGK[start:end]])
         out_THK[start:end] = attention_forward(q, k, v, spans, scoring)[0][header:]
     return out_THK[None], None
+
+
+def _reach(span: Span, start: int, header: int) -> Reach:
+    """What a span of a group sees, where keys are those of the header and then the pack's.
+
+    Args:
+        span: counted from the beginning of the header.
+        start: where the group begins in the pack.
+        header: its tokens.
+    """
+    context = ((start + header, start + span.prefix_end),) if span.prefix_end > header else ()
+    keys = ((0, header), *context, (start + span.start, start + span.end))
+    return Reach(start + span.start - header, start + span.end - header, keys)
 
 
 AttentionInterface.register(SCORED, scored_attention)

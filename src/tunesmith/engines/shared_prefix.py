@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from tunesmith.engines.row_cache import Step
-from tunesmith.kernels.attention import Span
-from tunesmith.models.attention import packed_attention
+from tunesmith.kernels.attention import Reach, ScoreParams, Span, gpu_kernel
+from tunesmith.models.attention import attention_behind, packed_attention
 from tunesmith.models.load import attention
 
 PREFILL, DECODE, RECORDED = "tunesmith_prefill", "tunesmith_decode", "tunesmith_recorded"
@@ -42,31 +42,37 @@ def prefill_attention(
     value_1GTK: Tensor,
     attention_mask: Tensor | None,
     *,
+    scaling: float,
     prefix: Prefix,
     spans: list[Span],
-    **arguments: Any,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
 ) -> tuple[Tensor, None]:
     """``packed_attention`` of rows that also see the shared beginning.
 
     Args:
+        scaling, sliding_window, softcap, s_aux: see ``packed_attention``.
         prefix: shared keys and values by layer.
         spans: one for each row, without prefixes of their own, in order.
-        arguments: of the layer to its attention.
 
     Returns:
         Output of shape (1, T, H, K), and None in the place of the attention weights.
     """
     common = prefix.get(module.layer_idx)  # type: ignore[call-overload]
+    options = {"scaling": scaling, "sliding_window": sliding_window, "softcap": softcap, "s_aux": s_aux}
     if common is None:
-        return packed_attention(module, query_1HTK, key_1GTK, value_1GTK, attention_mask, spans=spans, **arguments)
-    shared = common[0].shape[1]
+        return packed_attention(module, query_1HTK, key_1GTK, value_1GTK, attention_mask, spans=spans, **options)
+    shared, scoring = common[0].shape[1], ScoreParams(scaling, sliding_window, softcap, s_aux)
+    if gpu_kernel(query_1HTK, scoring) is not None:
+        reaches = [Reach(at.start, at.end, ((0, shared), (at.start + shared, at.end + shared))) for at in spans]
+        return attention_behind(common, query_1HTK, key_1GTK, value_1GTK, reaches, scoring), None
     behind = [Span(span.start + shared, span.end + shared, 0, shared) for span in spans]
-    if query_1HTK.is_cuda:  # the flash kernel takes spans that cover all queries; elsewhere nobody asks for the header's output
-        behind.insert(0, Span(0, shared, 0, 0))
     nothing_1HPK = query_1HTK.new_zeros(1, query_1HTK.shape[1], shared, query_1HTK.shape[3])
     query_1HXK = torch.cat([nothing_1HPK, query_1HTK], 2)
     key_1GXK, value_1GXK = (torch.cat([x[None], y], 2) for x, y in zip(common, (key_1GTK, value_1GTK), strict=True))
-    out_1XHK, _ = packed_attention(module, query_1HXK, key_1GXK, value_1GXK, attention_mask, spans=behind, **arguments)
+    out_1XHK, _ = packed_attention(module, query_1HXK, key_1GXK, value_1GXK, attention_mask, spans=behind, **options)
     return out_1XHK[:, shared:], None
 
 

@@ -16,8 +16,9 @@ Probabilities are kept for the backward pass where documents are short (``KEEP_P
 layer at 9 heads) and made again where they are long, so memory stays linear in T.
 
 On a GPU the same spans go to PyTorch's variable-length flash attention; a shared prefix is then gathered before each
-span's own keys, which costs its keys once more and no score. What that kernel does not know (soft-capped scores, sinks,
-heads wider than 256, fp32, cards before compute capability 8.0) runs block by block there too: slower, the same result.
+span's own keys, which costs its keys once more and no score. Heads wider than 256, fp32 and cards before compute capability
+8.0 go to PyTorch's other kernels, document by document, short ones together. What neither knows (soft-capped scores, sinks)
+runs block by block there too, in blocks four times as large: slower, the same result.
 
 A sink is one more score of a head that takes part in the softmax and has no value (a learned way to look at nothing). Its
 share is left out of the probabilities, and the gradients need no other change: ``D = dO . O`` is still the row sum of
@@ -35,15 +36,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from tunesmith.kernels import triton as on_gpu
 
 BLOCK = 64  # queries of a block: 256 waste half of the scores of short documents, 32 are too small a product
 JOINED = 128  # tokens of the spans of a block, at most, where it has several
+GPU_BLOCK = 256  # both on a GPU, whose time goes to launches: the widest scores known (32 heads, 8,192 keys) are 0.3 GB in fp32
+GPU_JOINED = 512  # tokens of documents that one call of PyTorch's kernel takes together
 KEEP_PROBS_UP_TO = 512  # tokens of a span and its prefix up to which its probabilities are kept
 FLASH_WIDTH = 256  # features of the widest head that the flash kernels take
 
@@ -58,6 +62,23 @@ class Span(NamedTuple):
     end: int
     prefix_start: int
     prefix_end: int
+
+
+class Reach(NamedTuple):
+    """Queries ``start`` to ``end`` and the ranges of keys that they see: the last, as long as they are, causally, others whole.
+
+    What it sees stands before it in position, in the order of the ranges.
+    """
+
+    start: int
+    end: int
+    keys: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, span: Span) -> "Reach":
+        """Of a span whose keys stand where its queries do."""
+        prefix = ((span.prefix_start, span.prefix_end),) if span.prefix_end > span.prefix_start else ()
+        return cls(span.start, span.end, (*prefix, (span.start, span.end)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +137,7 @@ def attention_forward(
     o_GTJK = torch.empty_like(q_GTJK)
     scaled_GTJK, exact_GTK = _exact(q_GTJK, k_GTK, scoring)
     probs: list[Tensor | None] = []
-    for block in _blocks(spans, scoring):
+    for block in _blocks(spans, scoring, *_sizes(q_GTJK)):
         p_GYn = _probabilities(scaled_GTJK, exact_GTK, block, scoring).to(q_GTJK.dtype)
         torch.bmm(p_GYn, block.keys(v_GTK), out=block.rows(o_GTJK))
         probs.append(p_GYn if block.short else None)
@@ -142,7 +163,7 @@ def attention_backward(do_THK: Tensor, saved: Saved, spans: list[Span], scoring:
     wide = torch.promote_types(k_GTK.dtype, torch.float32)  # a key's gradient is a sum over many blocks
     dk_GTK, dv_GTW = torch.zeros_like(k_GTK, dtype=wide), torch.zeros_like(v_GTW, dtype=wide)
     scaled_GTJK, exact_GTK = _exact(q_GTJK, k_GTK, scoring) if any(p is None for p in probs) else (q_GTJK, k_GTK)
-    for block, p_GYn in zip(_blocks(spans, scoring), probs, strict=True):
+    for block, p_GYn in zip(_blocks(spans, scoring, *_sizes(q_GTJK)), probs, strict=True):
         if p_GYn is None:
             p_GYn = _probabilities(scaled_GTJK, exact_GTK, block, scoring).to(q_GTJK.dtype)
         do_GYW, q_GYK, k_GnK = block.rows(do_GTJW), block.rows(q_GTJK), block.keys(k_GTK)
@@ -163,10 +184,33 @@ def attention(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spans: list[Span], sc
     Returns:
         Output of shape (T, H, K).
     """
-    capability = torch.cuda.get_device_capability(q_THK.device) if q_THK.is_cuda else None
-    if flash_fits(capability, q_THK.dtype, q_THK.shape[-1], scoring):
-        return _flash(q_THK, k_TGK, v_TGK, spans, scoring)
+    if gpu_kernel(q_THK, scoring) is not None:
+        return reach_attention(q_THK, k_TGK, v_TGK, [Reach.of(span) for span in spans], scoring)
     return _BlocksFunction.apply(q_THK, k_TGK, v_TGK, spans, scoring)  # type: ignore[return-value]
+
+
+def reach_attention(q_THK: Tensor, k_XGK: Tensor, v_XGK: Tensor, reaches: Sequence[Reach], scoring: ScoreParams) -> Tensor:
+    """Attention of queries over keys that need not stand where the queries do, where ``gpu_kernel`` names a kernel.
+
+    Args:
+        q_THK: queries.
+        k_XGK, v_XGK: keys and values, of any number.
+        reaches: cover all T queries in order.
+
+    Returns:
+        Output of shape (T, H, K), recorded by autograd.
+    """
+    kernel = gpu_kernel(q_THK, scoring)
+    assert kernel is not None
+    return {"flash": _flash, "documents": _by_document}[kernel](q_THK, k_XGK, v_XGK, reaches, scoring)
+
+
+def gpu_kernel(q_THK: Tensor, scoring: ScoreParams) -> Literal["flash", "documents"] | None:
+    """Which of PyTorch's kernels computes this attention on a GPU: flash, another a document, or none; None off a GPU."""
+    if not q_THK.is_cuda or scoring.softcap is not None or scoring.sinks_H is not None:
+        return None
+    capability = torch.cuda.get_device_capability(q_THK.device)
+    return "flash" if flash_fits(capability, q_THK.dtype, q_THK.shape[-1], scoring) else "documents"
 
 
 def flash_fits(capability: tuple[int, int] | None, dtype: torch.dtype, width: int, scoring: ScoreParams) -> bool:
@@ -182,33 +226,85 @@ def flash_fits(capability: tuple[int, int] | None, dtype: torch.dtype, width: in
     return plain and sized and capability is not None and capability >= (8, 0)
 
 
-def _flash(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spans: list[Span], scoring: ScoreParams) -> Tensor:
-    seen, borders, longest = _layout(tuple(spans), q_THK.device)
+def _flash(q_THK: Tensor, k_XGK: Tensor, v_XGK: Tensor, reaches: Sequence[Reach], scoring: ScoreParams) -> Tensor:
+    seen, borders, longest = _layout(tuple(reaches), q_THK.device)
     if seen is not None:
-        k_TGK, v_TGK = k_TGK[seen], v_TGK[seen]
+        k_XGK, v_XGK = k_XGK[seen], v_XGK[seen]
     window = (-1 if scoring.window is None else scoring.window - 1, 0)
     options: dict[str, Any] = {"scale": scoring.scale, "window_size": window}
     if "enable_gqa" in inspect.signature(on_gpu.varlen_attn).parameters:  # since PyTorch 2.12; 2.11 shares keys without asking
-        options["enable_gqa"] = q_THK.shape[1] != k_TGK.shape[1]
-    return on_gpu.varlen_attn(q_THK, k_TGK, v_TGK, *borders, *longest, **options)  # type: ignore[return-value]
+        options["enable_gqa"] = q_THK.shape[1] != k_XGK.shape[1]
+    return on_gpu.varlen_attn(q_THK, k_XGK, v_XGK, *borders, *longest, **options)  # type: ignore[return-value]
 
 
 @lru_cache(maxsize=8)  # of all layers of a pack, forward and recomputed: each copy to the device waits for it
-def _layout(spans: tuple[Span, ...], device: torch.device) -> tuple[Tensor | None, list[Tensor], tuple[int, int]]:
-    """Index of the keys where prefixes are shared, borders of queries and of keys, and the longest run of each."""
+def _layout(reaches: tuple[Reach, ...], device: torch.device) -> tuple[Tensor | None, list[Tensor], tuple[int, int]]:
+    """Index of the keys where they do not stand as they are seen, borders of queries and of keys, the longest run of each."""
     with torch.inference_mode(False):  # one filled by an evaluation may be met again in training
-        return _made_layout(spans, device)
+        seen = None
+        if any(reach.keys != ((reach.start, reach.end),) for reach in reaches):
+            seen = torch.cat([torch.arange(*keys) for reach in reaches for keys in reach.keys]).to(device)
+        queries = [reach.end - reach.start for reach in reaches]
+        keys = [_count(reach.keys) for reach in reaches]
+        borders = [torch.tensor([0, *accumulate(n)], dtype=torch.int32, device=device) for n in (queries, keys)]
+        return seen, borders, (max(queries), max(keys))
 
 
-def _made_layout(spans: tuple[Span, ...], device: torch.device) -> tuple[Tensor | None, list[Tensor], tuple[int, int]]:
-    seen = None
-    if any(span.prefix_end > span.prefix_start for span in spans):
-        runs = [torch.cat([torch.arange(s.prefix_start, s.prefix_end), torch.arange(s.start, s.end)]) for s in spans]
-        seen = torch.cat(runs).to(device)
-    queries = [span.end - span.start for span in spans]
-    keys = [n + span.prefix_end - span.prefix_start for n, span in zip(queries, spans, strict=True)]
-    borders = [torch.tensor([0, *accumulate(n)], dtype=torch.int32, device=device) for n in (queries, keys)]
-    return seen, borders, (max(queries), max(keys))
+def _count(ranges: Sequence[tuple[int, int]]) -> int:
+    return sum(end - start for start, end in ranges)
+
+
+def _by_document(q_THK: Tensor, k_XGK: Tensor, v_XGK: Tensor, reaches: Sequence[Reach], scoring: ScoreParams) -> Tensor:
+    """By ``scaled_dot_product_attention``, one call a reach, or a few short ones that stand side by side."""
+    q_GJTK = q_THK.unflatten(1, (k_XGK.shape[1], -1)).permute(1, 2, 0, 3)
+    outs: list[Tensor] = []
+    for reach, lengths in _side_by_side(reaches, scoring.window):
+        shared, own = _count(reach.keys[:-1]), reach.end - reach.start
+        plain = shared == 0 and len(lengths) == 1 and (scoring.window is None or own <= scoring.window)
+        mask_Ln = None if plain else _seen(lengths, shared, scoring.window, q_THK.device)
+        k_GJnK, v_GJnK = (
+            _ranges(x, reach.keys).transpose(0, 1)[:, None].expand(-1, len(q_GJTK[0]), -1, -1) for x in (k_XGK, v_XGK)
+        )
+        q_GJLK = q_GJTK[:, :, reach.start : reach.end]
+        outs.append(
+            scaled_dot_product_attention(q_GJLK, k_GJnK, v_GJnK, attn_mask=mask_Ln, is_causal=plain, scale=scoring.scale)
+        )
+    return torch.cat(outs, 2).permute(2, 0, 1, 3).flatten(1, 2)
+
+
+def _ranges(x_XGK: Tensor, ranges: Sequence[tuple[int, int]]) -> Tensor:
+    parts = [x_XGK[start:end] for start, end in ranges]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _side_by_side(reaches: Sequence[Reach], window: int | None) -> list[tuple[Reach, tuple[int, ...]]]:
+    """Reaches, short neighbours that see the same beyond themselves as one, and the lengths of which each is made."""
+    joined: list[tuple[Reach, tuple[int, ...]]] = []
+    for reach in reaches:
+        own = reach.keys[-1]
+        if joined:
+            before, lengths = joined[-1]
+            rows, same = reach.end - before.start, before.keys[:-1] == reach.keys[:-1]
+            follows = before.end == reach.start and before.keys[-1][1] == own[0]
+            if same and follows and rows <= GPU_JOINED and (window is None or _count(reach.keys[:-1]) + rows <= window):
+                whole = Reach(before.start, reach.end, (*reach.keys[:-1], (before.keys[-1][0], own[1])))
+                joined[-1] = whole, (*lengths, reach.end - reach.start)
+                continue
+        joined.append((reach, (reach.end - reach.start,)))
+    return joined
+
+
+@lru_cache(maxsize=16)  # of all layers of a pack
+def _seen(lengths: tuple[int, ...], shared: int, window: int | None, device: torch.device) -> Tensor:
+    """Which of the shared keys and of their own the queries of some documents see; bool, shape (L, n)."""
+    with torch.inference_mode(False):
+        rows = sum(lengths)
+        own = torch.block_diag(*(torch.ones(length, length, device=device).tril_() for length in lengths)).bool()
+        sees_Ln = torch.cat([torch.ones(rows, shared, dtype=torch.bool, device=device), own], 1)
+        if window is None:
+            return sees_Ln
+        behind_Ln = torch.arange(shared, shared + rows, device=device)[:, None] - torch.arange(shared + rows, device=device)
+        return sees_Ln & (behind_Ln < window)
 
 
 class _BlocksFunction(torch.autograd.Function):
@@ -259,26 +355,31 @@ class _Block(NamedTuple):
         total_GTW[:, self.key_start : self.end] += part_GnW[:, shared:]
 
 
-def _blocks(spans: list[Span], scoring: ScoreParams) -> list[_Block]:
+def _sizes(q_GTJK: Tensor) -> tuple[int, int]:
+    """Queries of a block, and of one of several spans."""
+    return (GPU_BLOCK, GPU_BLOCK) if q_GTJK.is_cuda else (BLOCK, JOINED)
+
+
+def _blocks(spans: list[Span], scoring: ScoreParams, size: int, most: int) -> list[_Block]:
     blocks = []
-    for span, lengths in _joined(spans, scoring.window):
+    for span, lengths in _joined(spans, scoring.window, most):
         shared = span.prefix_end - span.prefix_start
         if len(lengths) > 1:
             blocks.append(_Block(span.start, span.end, span.start, span.prefix_start, span.prefix_end, True, lengths))
             continue
         short = shared + span.end - span.start <= KEEP_PROBS_UP_TO  # many short spans may see one long prefix
-        for start in range(span.start, span.end, BLOCK):
+        for start in range(span.start, span.end, size):
             reach = span.end - span.start + shared if scoring.window is None else scoring.window - 1
             oldest = start - span.start + shared - reach  # position in prefix and span of the oldest key seen
             key_start = span.start + max(0, oldest - shared)
             prefix_start = min(span.prefix_end, span.prefix_start + max(0, oldest))
-            end = min(span.end, start + BLOCK)
+            end = min(span.end, start + size)
             blocks.append(_Block(start, end, key_start, prefix_start, span.prefix_end, short, (end - start,)))
     return blocks
 
 
-def _joined(spans: list[Span], window: int | None) -> list[tuple[Span, tuple[int, ...]]]:
-    """The spans, those that one block can hold as one, and the lengths of which each is made."""
+def _joined(spans: list[Span], window: int | None, most: int) -> list[tuple[Span, tuple[int, ...]]]:
+    """The spans, those that one block of ``most`` queries can hold as one, and the lengths of which each is made."""
     joined: list[tuple[Span, tuple[int, ...]]] = []
     for span in spans:
         length = span.end - span.start
@@ -288,7 +389,7 @@ def _joined(spans: list[Span], window: int | None) -> list[tuple[Span, tuple[int
             seen = before[2:] if before.prefix_start < before.prefix_end else (span.prefix_start,) * 2
             rows = span.end - before.start
             in_sight = shared + rows <= KEEP_PROBS_UP_TO and (window is None or shared + rows <= window)
-            if seen == span[2:] and before.end == span.start and rows <= JOINED and in_sight:
+            if seen == span[2:] and before.end == span.start and rows <= most and in_sight:
                 joined[-1] = Span(before.start, span.end, *span[2:]), (*lengths, length)
                 continue
         joined.append((span, (length,)))

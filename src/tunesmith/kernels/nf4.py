@@ -23,19 +23,21 @@ quadruples, which is 0.1 ms faster, but rounds values and absmax before their pr
 
 Temporary memory is a few MB whatever the weight.
 
-Shape suffixes: O out_features, I in_features, T tokens, Q NF4 blocks; here: b packed bytes.
+Shape suffixes: O out_features, I in_features, T tokens, R rank, Q NF4 blocks; here: b packed bytes.
 """
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tunesmith.errors import ModelError
 from tunesmith.kernels import triton as on_gpu
+from tunesmith.kernels.lora import lora_matmul
 
 BLOCK = 64  # weights under one absmax
 NESTED = 256  # absmax under one absmax of theirs
@@ -57,7 +59,7 @@ VALUES = (
     0.7229568362236023,
     1.0,
 )  # QLoRA, appendix E
-FEW_TOKENS = 32  # up to here the product reads the packed weight once and never writes a dense one
+FEW_TOKENS = 64  # up to here the product reads the packed weight once and never writes a dense one
 
 _QUANTIZE_PIECE = 2**17  # weights; the temporaries of a piece stay in the second-level cache
 _DEQUANTIZE_PIECE = 2**20
@@ -252,19 +254,45 @@ def nf4_part(q: NF4, start: int, stop: int) -> tuple[NF4, int]:
     return NF4(packed, absmax, nested_absmax, q.nested_map, q.offset, (stop - first,)), start - first
 
 
-def nf4_matmul(x_TI: Tensor, q: NF4) -> Tensor:
-    """``x @ W.T`` with a quantised W, for few tokens: shape (T, O), in the dtype of x, added up in fp32.
+class Update(NamedTuple):
+    """What an adapter adds to a product: ``scale * xA B^T``.
+
+    Attributes:
+        xA_TR: the narrow product ``x A^T``, in the dtype of x; rows may be strided, here and in B.
+        B_OR: shape (O, R), any floating dtype; it is rounded to the dtype of x.
+        scale: ``alpha / r``.
+    """
+
+    xA_TR: Tensor
+    B_OR: Tensor
+    scale: float
+
+
+def nf4_matmul(
+    x_TI: Tensor, q: NF4, update: Update | None = None, bias_O: Tensor | None = None, out: Tensor | None = None
+) -> Tensor:
+    """``x @ W.T + scale * xA B.T + b`` with a quantised W, for few tokens: added up in fp32 and rounded once.
 
     The weight is rounded to the dtype of x before the product, as ``dequantize_nf4`` does.
 
     Args:
         x_TI: shape (T, I), last dimension contiguous.
         q: shape (O, I).
+        update: what an adapter adds.
+        bias_O: shape (O,).
+        out: shape (T, O), dtype of x, to be written; rows may be strided.
+
+    Returns:
+        Shape (T, O), dtype of x; ``out`` where it is given.
     """
     assert x_TI.shape[1] == q.shape[1]
     if x_TI.is_cuda:
-        return on_gpu.nf4_matmul(x_TI, q)
-    return torch.nn.functional.linear(x_TI, dequantize_nf4(q, x_TI.dtype))
+        return on_gpu.nf4_matmul(x_TI, q, update, bias_O, out)
+    weight_OI, bias_O = dequantize_nf4(q, x_TI.dtype), None if bias_O is None else bias_O.to(x_TI.dtype)
+    if update is not None:
+        return lora_matmul(x_TI, weight_OI, update.xA_TR, update.B_OR.to(x_TI.dtype), update.scale, bias_O, out)
+    y_TO = torch.nn.functional.linear(x_TI, weight_OI, bias_O)
+    return y_TO if out is None else out.copy_(y_TO)
 
 
 def _pieces(parts: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -17,7 +17,7 @@ in the cache, which wins nothing in the forward pass and doubles the time of the
 
 On a GPU the functions of the same names in ``kernels/triton/rms_norm.py`` run instead.
 
-Shape suffixes: T tokens, D hidden size (any number of features).
+Shape suffixes: T tokens, D hidden size (any number of features); here: X heads of a token.
 """
 
 from typing import Any
@@ -33,44 +33,54 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def rms_norm_forward(x_TD: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0) -> tuple[Tensor, Tensor]:
+def rms_norm_forward(
+    x: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Normalise every row.
 
     Args:
-        x_TD: shape (T, D), fp32, bf16 or fp16 (fp64 off the GPU); rows may be strided, the last dimension is contiguous.
+        x: rows (T, D), or heads of tokens (T, X, D), fp32, bf16 or fp16 (fp64 off the GPU); any strides, but the last dimension
+            is contiguous.
         weight_D: shape (D,), any floating dtype.
         eps: added to the mean square.
         offset: added to the weight; 1.0 for models that store ``weight - 1``.
+        out: to be written, in the shape and dtype of x, strided like it.
 
     Returns:
-        ``(y_TD, rstd_T)``: the result in the dtype of x, contiguous, and ``1 / rms`` of every row in fp32 (fp64 for fp64).
+        The result in the shape and dtype of x, contiguous or ``out``; and ``1 / rms`` of every row in fp32 (fp64 for fp64), one
+        after another, shape (T,) or (T X,).
     """
-    if x_TD.is_cuda:
-        return on_gpu.rms_norm_forward(x_TD, weight_D, eps, offset)
+    if x.is_cuda:
+        return on_gpu.rms_norm_forward(x, weight_D, eps, offset, out)
+    x_TD = x.flatten(0, -2)
     wide = _wide(x_TD.dtype)
     rstd_T = torch.linalg.vector_norm(x_TD, dim=-1, dtype=wide)
     rstd_T.square_().div_(x_TD.shape[-1]).add_(eps).rsqrt_()
-    y_TD = torch.mul(x_TD.to(wide), rstd_T[:, None]).mul_(_scale(weight_D, wide, offset))
-    return y_TD.to(x_TD.dtype), rstd_T
+    y_TD = torch.mul(x_TD.to(wide), rstd_T[:, None]).mul_(_scale(weight_D, wide, offset)).to(x.dtype)
+    return y_TD.view(x.shape) if out is None else out.copy_(y_TD.view(x.shape)), rstd_T
 
 
-def rms_norm_backward(dy_TD: Tensor, x_TD: Tensor, weight_D: Tensor, rstd_T: Tensor, offset: float = 0.0) -> Tensor:
-    """The gradient with respect to x, shape (T, D), dtype of dy.
+def rms_norm_backward(
+    dy: Tensor, x: Tensor, weight_D: Tensor, rstd_T: Tensor, offset: float = 0.0, out: Tensor | None = None
+) -> Tensor:
+    """The gradient with respect to x, in its shape, dtype of dy.
 
     Args:
-        dy_TD: incoming gradient, shape (T, D); rows may be strided.
-        x_TD: the input of the forward pass, shape (T, D); rows may be strided.
+        dy: incoming gradient, in the shape of x; any strides, but the last dimension is contiguous.
+        x: the input of the forward pass.
         weight_D: shape (D,).
-        rstd_T: as the forward pass returned it, shape (T,).
+        rstd_T: as the forward pass returned it.
         offset: as in the forward pass.
+        out: to be written, in the shape of x and the dtype of dy.
     """
-    if x_TD.is_cuda:
-        return on_gpu.rms_norm_backward(dy_TD, x_TD, weight_D, rstd_T, offset)
-    wide = _wide(x_TD.dtype)
-    x_TD = x_TD.to(wide)
-    g_TD = torch.mul(dy_TD.to(wide), _scale(weight_D, wide, offset))
+    if x.is_cuda:
+        return on_gpu.rms_norm_backward(dy, x, weight_D, rstd_T, offset, out)
+    wide = _wide(x.dtype)
+    x_TD = x.flatten(0, -2).to(wide)
+    g_TD = torch.mul(dy.flatten(0, -2).to(wide), _scale(weight_D, wide, offset))
     pull_T = torch.linalg.vecdot(g_TD, x_TD).mul_(rstd_T).mul_(rstd_T).mul_(rstd_T).div_(-x_TD.shape[-1])
-    return g_TD.mul_(rstd_T[:, None]).addcmul_(x_TD, pull_T[:, None]).to(dy_TD.dtype)
+    dx = g_TD.mul_(rstd_T[:, None]).addcmul_(x_TD, pull_T[:, None]).to(dy.dtype).view(x.shape)
+    return dx if out is None else out.copy_(dx)
 
 
 def add_rms_norm_forward(
@@ -102,19 +112,21 @@ def _scale(weight_D: Tensor, dtype: torch.dtype, offset: float) -> Tensor:
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float, offset: float) -> Tensor:
-        x_TD = x.reshape(-1, x.shape[-1])
-        y_TD, rstd_T = rms_norm_forward(x_TD, weight_D, eps, offset)
+        y, rstd_T = rms_norm_forward(_rows(x), weight_D, eps, offset)
         ctx.save_for_backward(x, weight_D, rstd_T)
         ctx.offset = offset
-        return y_TD.view(x.shape)
+        return y.view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         x, weight_D, rstd_T = ctx.saved_tensors
-        D = x.shape[-1]
-        dy_TD = grads[0].contiguous().view(-1, D)  # the gradient of a sum comes expanded, with strides of zero
-        dx_TD = rms_norm_backward(dy_TD, x.reshape(-1, D), weight_D, rstd_T, ctx.offset)
-        return dx_TD.view(x.shape), None, None, None
+        dy = grads[0].contiguous()  # the gradient of a sum comes expanded, with strides of zero
+        return rms_norm_backward(_rows(dy), _rows(x), weight_D, rstd_T, ctx.offset).view(x.shape), None, None, None
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Two or three dimensions, copied only where there are more."""
+    return x if x.ndim in (2, 3) else x.reshape(-1, x.shape[-1])
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0) -> Tensor:

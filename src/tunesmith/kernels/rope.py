@@ -22,8 +22,8 @@ from torch import Tensor
 from tunesmith.kernels import triton as on_gpu
 
 
-def rope_(x_THK: Tensor, cos_TK: Tensor, sin_TK: Tensor, inverse: bool = False) -> Tensor:
-    """Turn the heads of every token in place.
+def rope_(x_THK: Tensor, cos_TK: Tensor, sin_TK: Tensor, inverse: bool = False, out: Tensor | None = None) -> Tensor:
+    """Turn the heads of every token in place, or into another tensor.
 
     Args:
         x_THK: queries, keys or their gradient, shape (T, H, K), fp32, bf16 or fp16 (fp64 off the GPU); a view with any
@@ -32,14 +32,17 @@ def rope_(x_THK: Tensor, cos_TK: Tensor, sin_TK: Tensor, inverse: bool = False) 
             is read. Any floating dtype; rows may be strided.
         sin_TK: likewise.
         inverse: turn back: the backward pass.
+        out: shape and dtype of x, to be written in its place; any strides over T and H.
 
     Returns:
-        ``x_THK`` itself. The arithmetic is fp32 with one rounding (fp64 for fp64).
+        ``x_THK`` itself, or ``out``. The arithmetic is fp32 with one rounding (fp64 for fp64).
     """
     width = cos_TK.shape[-1]
     assert width % 2 == 0 and width <= x_THK.shape[-1] and cos_TK.shape == sin_TK.shape, (cos_TK.shape, x_THK.shape)
     if x_THK.is_cuda:
-        return on_gpu.rope_(x_THK, cos_TK, sin_TK, inverse)
+        return on_gpu.rope_(x_THK, cos_TK, sin_TK, inverse, out)
+    if out is not None:
+        return rope_(out.copy_(x_THK), cos_TK, sin_TK, inverse)
     half, wide = width // 2, torch.promote_types(x_THK.dtype, torch.float32)
     turned_THK = x_THK[..., :width]
     work_THK = turned_THK.to(wide)  # x itself where it is wide already

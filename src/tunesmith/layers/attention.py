@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.kernels.attention import Saved, ScoreParams, Span, attention, attention_backward, attention_forward
-from tunesmith.kernels.rms_norm import rms_norm, rms_norm_backward, rms_norm_forward
+from tunesmith.kernels.rms_norm import rms_norm_backward, rms_norm_forward
 from tunesmith.kernels.rope import rope_
 from tunesmith.layers.lora import LoRAGroup, LoRALinear, Norm
 
@@ -146,12 +146,8 @@ class FusedAttention(nn.Module):
         spans: list[Span],
         states: MutableMapping[str, tuple[Tensor, Tensor]] | None,
     ) -> Tensor:
-        heads, shared = self.heads, self.shared
-        q_THK, k_TGK, v_TGK = heads.split(qkv_TM)
-        q_THK = _turned(q_THK, heads.q_norm, heads.rotary, cos_TK, sin_TK)
-        if shared is None or shared.writes:
-            k_TGK = _turned(k_TGK, heads.k_norm, heads.rotary, cos_TK, sin_TK)
-            v_TGK = _turned(v_TGK, heads.v_norm, False, cos_TK, sin_TK)
+        shared = self.shared
+        q_THK, k_TGK, v_TGK = _HeadsFunction.apply(qkv_TM, self.heads, cos_TK, sin_TK)  # type: ignore[misc]
         if shared is not None:
             assert states is not None, "the decoder layer hands no keys and values down"
             if shared.writes:
@@ -162,24 +158,51 @@ class FusedAttention(nn.Module):
         return attention(q_THK, k_TGK, v_TGK, spans, self.scoring)
 
 
-def _turned(x_TXK: Tensor, norm: Norm | None, rotary: bool, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
-    """Heads after their norm and their positions, each where asked for; recorded by autograd."""
-    if norm is not None:
-        x_TXK = rms_norm(x_TXK, norm.weight_I, norm.eps, norm.offset)
-    return _RopeFunction.apply(x_TXK, cos_TK, sin_TK) if rotary else x_TXK  # type: ignore[return-value]
-
-
-class _RopeFunction(torch.autograd.Function):
-    """Rotary positions on a copy; the gradient turns back."""
+class _HeadsFunction(torch.autograd.Function):
+    """From q, k and v side by side (T, M) to the heads, normed and turned; their gradients are written side by side again."""
 
     @staticmethod
-    def forward(ctx: Any, x_THK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
-        ctx.save_for_backward(cos_TK, sin_TK)
-        return rope_(x_THK.clone(), cos_TK, sin_TK)
+    def forward(ctx: Any, qkv_TM: Tensor, heads: Heads, cos_TK: Tensor, sin_TK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q_THK, k_TGK, v_TGK = heads.split(qkv_TM)
+        rstds: list[Tensor | None] = [None, None, None]
+        if heads.q_norm is not None:
+            q_THK, rstds[0] = norm_heads(q_THK, heads.q_norm)
+            if heads.k_norm is not None:
+                k_TGK, rstds[1] = norm_heads(k_TGK, heads.k_norm)
+            if heads.rotary:  # what the norms wrote is ours
+                q_THK, k_TGK = (rope_(x, cos_TK, sin_TK) for x in (q_THK, k_TGK))
+        elif heads.rotary:
+            qk_TXK = qkv_TM.unflatten(1, (-1, heads.head_dim))[:, : heads.num_heads + heads.num_kv_heads]
+            qk_TXK = rope_(qk_TXK, cos_TK, sin_TK, out=torch.empty(qk_TXK.shape, dtype=qk_TXK.dtype, device=qk_TXK.device))
+            q_THK, k_TGK = qk_TXK.split([heads.num_heads, heads.num_kv_heads], 1)
+        if heads.v_norm is not None:
+            v_TGK, rstds[2] = norm_heads(v_TGK, heads.v_norm)
+        ctx.save_for_backward(cos_TK, sin_TK, qkv_TM if heads.q_norm is not None else None, *rstds)
+        ctx.heads, ctx.shape = heads, qkv_TM.shape
+        return q_THK, k_TGK, v_TGK
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return rope_(grads[0].clone(), *ctx.saved_tensors, inverse=True), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        cos_TK, sin_TK, qkv_TM, *rstds = ctx.saved_tensors
+        heads, dqkv_TM = ctx.heads, grads[0].new_empty(ctx.shape)
+        norms = (heads.q_norm, heads.k_norm, heads.v_norm)
+        inputs = heads.split(dqkv_TM if qkv_TM is None else qkv_TM)
+        outs = list(heads.split(dqkv_TM))
+        if heads.keys_are_values:
+            outs[2] = torch.empty_like(outs[2])
+        for which, (grad_TXK, x_TXK, out_TXK) in enumerate(zip(grads, inputs, outs, strict=True)):
+            if grad_TXK.stride(-1) != 1:  # that of a sum comes expanded
+                grad_TXK = grad_TXK.contiguous()
+            norm, turns = norms[which], heads.rotary and which < 2
+            if turns:
+                grad_TXK = rope_(grad_TXK, cos_TK, sin_TK, inverse=True, out=torch.empty_like(out_TXK) if norm else out_TXK)
+            if norm is not None:
+                _norm_heads_backward(grad_TXK, x_TXK, norm, rstds[which], out_TXK)
+            elif not turns:
+                out_TXK.copy_(grad_TXK)
+        if heads.keys_are_values:
+            outs[1].add_(outs[2])
+        return dqkv_TM, None, None, None
 
 
 class _AttentionFunction(torch.autograd.Function):
@@ -193,11 +216,11 @@ class _AttentionFunction(torch.autograd.Function):
         # Without norms in place: these values are the output of the group before, which keeps its input and not its output.
         rest: list[Tensor | None] = [None, None, None, None]
         if heads.k_norm is not None:
-            q_THK, q_rstd = _norm_heads(q_THK, heads.q_norm)
-            k_TGK, k_rstd = _norm_heads(k_TGK, heads.k_norm)
+            q_THK, q_rstd = norm_heads(q_THK, heads.q_norm)
+            k_TGK, k_rstd = norm_heads(k_TGK, heads.k_norm)
             rest[:3] = [qkv_TM, q_rstd, k_rstd]
         if heads.v_norm is not None:
-            v_TGK, rest[3] = _norm_heads(v_TGK, heads.v_norm)
+            v_TGK, rest[3] = norm_heads(v_TGK, heads.v_norm)
         if heads.rotary:
             rope_(q_THK, cos_TK, sin_TK)
             rope_(k_TGK, cos_TK, sin_TK)
@@ -232,12 +255,11 @@ class _AttentionFunction(torch.autograd.Function):
         return dqkv_TM, None, None, None, None, None
 
 
-def _norm_heads(x_TXK: Tensor, norm: Norm | None) -> tuple[Tensor, Tensor]:
+def norm_heads(x_TXK: Tensor, norm: Norm | None) -> tuple[Tensor, Tensor]:
+    """Every head normed, in memory of its own, and ``1 / rms`` of each, heads within tokens."""
     assert norm is not None
-    normed, rstd = rms_norm_forward(x_TXK.flatten(0, 1), norm.weight_I, norm.eps, norm.offset)
-    return normed.view(x_TXK.shape), rstd
+    return rms_norm_forward(x_TXK, norm.weight_I, norm.eps, norm.offset)
 
 
-def _norm_heads_backward(dy_TXK: Tensor, x_TXK: Tensor, norm: Norm, rstd: Tensor) -> Tensor:
-    grad_TXK = rms_norm_backward(dy_TXK.flatten(0, 1), x_TXK.flatten(0, 1), norm.weight_I, rstd, norm.offset)
-    return grad_TXK.view(x_TXK.shape)
+def _norm_heads_backward(dy_TXK: Tensor, x_TXK: Tensor, norm: Norm, rstd: Tensor, out: Tensor | None = None) -> Tensor:
+    return rms_norm_backward(dy_TXK, x_TXK, norm.weight_I, rstd, norm.offset, out)

@@ -14,6 +14,9 @@ grid of the much larger product it is added to: 60 % of the early gain was lost 
 tensor with R free columns at the right, where the B of the moment is written before each product; the layers' ``weight``
 are views of that tensor, so nothing is held twice. The same product gives, backwards, the gradients of x and of x A^T.
 
+**Answers come a token a row.** Where a few rows meet a quantised weight on a GPU and no gradient is asked for, the weight
+is unpacked inside the product and never written (``kernels/nf4.py``), and nothing is kept.
+
 **Little is saved.** The backward pass needs the input and the rank-r products. Where a norm stands before the layers
 (``layers/norm.py``), the group takes it in: then the input of the norm is saved, which the residual stream keeps alive
 anyway, and the normed values are made again. Dropout is saved as a seed. The gradients take the cheap order, through the
@@ -38,6 +41,7 @@ from torch import Tensor, nn
 
 from tunesmith.kernels.fp16_scaled_mm import scale_rows, scaled_mm_back
 from tunesmith.kernels.lora import lora_matmul
+from tunesmith.kernels.nf4 import FEW_TOKENS, Update, nf4_matmul
 from tunesmith.kernels.rms_norm import rms_norm_backward, rms_norm_forward
 from tunesmith.layers.context import InStep
 from tunesmith.layers.dropout import draw_mask, drop
@@ -127,10 +131,30 @@ class LoRAGroup:
 
     def __call__(self, x_TI: Tensor, norm: Norm | None = None) -> Tensor:
         """Outputs of all layers side by side, shape (T, M), of ``norm(x)`` where a norm is given."""
+        if self.answers(x_TI):
+            return self.answer(x_TI if norm is None else rms_norm_forward(x_TI, norm.weight_I, norm.eps, norm.offset)[0])
         parameters = [p for layer in self.layers for p in (layer.lora_A, layer.lora_B)]
         dropout = max(layer.dropout for layer in self.layers) if self.layers[0].training else 0.0
         seed = self.layers[0].dropout_seed() if dropout else 0
         return _GroupFunction.apply(x_TI, self, norm, dropout, seed, *parameters)  # type: ignore[return-value]
+
+    def answers(self, x_TI: Tensor) -> bool:
+        """Whether ``answer`` computes this: a few rows on a GPU, a quantised weight, and nothing to remember."""
+        first = self.layers[0]
+        half = self._in_fp16 and x_TI.dtype == torch.float32
+        few = x_TI.is_cuda and len(x_TI) <= FEW_TOKENS
+        return few and first.quantized is not None and not (half or torch.is_grad_enabled() or first.training)
+
+    def answer(self, x_TI: Tensor) -> Tensor:
+        """Outputs (T, M) of a few rows, each weight unpacked inside its product; nothing is kept for a backward pass."""
+        x_TI = x_TI.contiguous()
+        y_TM = x_TI.new_empty(len(x_TI), sum(self.widths))
+        xA_TS = x_TI @ self.A_SI(x_TI.dtype).T if sum(self._ranks) else None
+        for layer, columns, ranks in self._slices():
+            assert layer.quantized is not None
+            update = None if xA_TS is None else Update(xA_TS[:, ranks], layer.lora_B.detach(), layer.scale)
+            nf4_matmul(x_TI, layer.quantized.q, update, layer.bias, out=y_TM[:, columns])
+        return y_TM
 
     def A_SI(self, dtype: torch.dtype) -> Tensor:
         """All A under each other."""

@@ -7,12 +7,14 @@ beside it: with one, transformers asks the positions whether documents are packe
 Shape suffixes: H query heads, G key/value heads, T tokens, K head dimension.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from tunesmith.kernels.attention import ScoreParams, Span, attention
+from tunesmith.kernels.attention import Reach, ScoreParams, Span, attention, reach_attention
 
 PACKED = "tunesmith_packed"
 
@@ -50,6 +52,27 @@ def packed_attention(
     scoring = ScoreParams(scaling, sliding_window, softcap, s_aux)
     q_THK, k_TGK, v_TGK = (x[0].transpose(0, 1) for x in (query_1HTK, key_1GTK, value_1GTK))
     return attention(q_THK, k_TGK, v_TGK, spans, scoring)[None], None
+
+
+def attention_behind(
+    header: tuple[Tensor, Tensor],
+    query_1HTK: Tensor,
+    key_1GTK: Tensor,
+    value_1GTK: Tensor,
+    reaches: Sequence[Reach],
+    scoring: ScoreParams,
+) -> Tensor:
+    """Attention of a pack whose queries also see a header that stands before it, where a kernel of the GPU computes it.
+
+    Args:
+        header: its keys and values, shape (G, P, K): the first P rows of those that the reaches count.
+
+    Returns:
+        Output of shape (1, T, H, K).
+    """
+    q_THK, k_TGK, v_TGK = (x[0].transpose(0, 1) for x in (query_1HTK, key_1GTK, value_1GTK))
+    k_XGK, v_XGK = (torch.cat([x.transpose(0, 1), y]) for x, y in zip(header, (k_TGK, v_TGK), strict=True))
+    return reach_attention(q_THK, k_XGK, v_XGK, reaches, scoring)[None]
 
 
 AttentionInterface.register(PACKED, packed_attention)

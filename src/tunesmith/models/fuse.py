@@ -9,6 +9,8 @@ What does not fit keeps its stock modules and is named: an unknown family, an ad
 experts, a layer without the linear parts that its family has. A last layer that does more than attention and MLP (a scale
 of its own, per-layer inputs, experts) runs whole, like any other. Nothing is approximated.
 
+A model that is to answer has attention that knows caches (``models/answering.py``) and whole layers.
+
 Shape suffixes: H query heads.
 """
 
@@ -28,6 +30,7 @@ from tunesmith.layers.last import LastLayer
 from tunesmith.layers.lora import LoRALinear, Norm
 from tunesmith.layers.mlp import FusedMLP
 from tunesmith.layers.norm import FusedRMSNorm
+from tunesmith.models.answering import AnsweringAttention
 from tunesmith.models.load import decoder
 from tunesmith.models.recompute import decoder_layers
 
@@ -54,8 +57,11 @@ class Fused:
         return f"fused {done}" + (f"; {left}" if left else "")
 
 
-def fuse(model: PreTrainedModel) -> Fused:
+def fuse(model: PreTrainedModel, *, answering: bool = False) -> Fused:
     """Replace what fits. Call it after ``add_lora``; the adapted layers stay the same objects.
+
+    Args:
+        answering: to decode and score, and not to train.
 
     Raises:
         ModelError: a configuration that gives the scores no real scale.
@@ -77,7 +83,8 @@ def fuse(model: PreTrainedModel) -> Fused:
             fused.stock_reasons[reason] += 1
         else:
             norm = _norm(layer, "input_layernorm", family, config.rms_norm_eps)
-            layer.register_module("self_attn", _attention(attention, names, norm, family, config.rms_norm_eps, facts))
+            ours = _attention(attention, names, norm, family, config.rms_norm_eps, facts, answering)
+            layer.register_module("self_attn", ours)
             layer.register_module("input_layernorm", nn.Identity())
             fused.replaced["attention"] += 1
         if reason := _mlp_misfit(mlp, family, facts):
@@ -85,15 +92,15 @@ def fuse(model: PreTrainedModel) -> Fused:
         else:
             norm = _norm(layer, family.mlp_norm, family, config.rms_norm_eps)
             inputs = {name: _adapted(mlp, name) for name in _gates(family)}
-            ours = FusedMLP(inputs, _adapted(mlp, "down_proj"), ACTIVATIONS[_activation(facts)], norm)
-            layer.register_module("mlp", ours.train(mlp.training))
+            gated = FusedMLP(inputs, _adapted(mlp, "down_proj"), ACTIVATIONS[_activation(facts)], norm)
+            layer.register_module("mlp", gated.train(mlp.training))
             layer.register_module(family.mlp_norm, nn.Identity())
             fused.replaced["MLP"] += 1
         present = {name for name, _ in layer.named_children()}
         for name in (name for name in (*family.post_norms, *family.other_norms) if name in present):
             layer.register_module(name, FusedRMSNorm(_norm(layer, name, family, config.rms_norm_eps)))
             fused.replaced["norm"] += 1
-    if _narrow(layers, family):
+    if not answering and _narrow(layers, family):
         fused.replaced["last layer"] += 1
     last = _norm(decoder(model), "norm", family, config.rms_norm_eps)
     decoder(model).register_module("norm", FusedRMSNorm(last))
@@ -128,8 +135,18 @@ def _narrow(layers: nn.Module, family: Family) -> bool:
     return True
 
 
+def fuse_on_gpu(model: PreTrainedModel) -> None:
+    """``fuse`` a model that is to answer where that pays: on a GPU, whose time a token is launches as much as bytes.
+
+    Raises:
+        ModelError: see ``fuse``.
+    """
+    if model.device.type == "cuda":
+        fuse(model, answering=True)
+
+
 def _attention(
-    attention: Any, names: tuple[str, ...], norm: Norm, family: Family, eps: float, facts: dict[str, Any]
+    attention: Any, names: tuple[str, ...], norm: Norm, family: Family, eps: float, facts: dict[str, Any], answering: bool
 ) -> FusedAttention:
     """Our module for a stock one, whose own facts it takes: width and scale, and what differs by layer."""
     inputs = {name: _adapted(attention, name) for name in names}
@@ -165,7 +182,10 @@ def _attention(
     softcap = None if family.score_softcap is None else facts[family.score_softcap]
     sinks_H = None if family.sinks is None else attention.get_parameter(family.sinks).data
     scoring = ScoreParams(attention.scaling, window, softcap, sinks_H)
-    return FusedAttention(inputs, o, heads, scoring, norm, shared).train(attention.training)
+    parts: dict[str, Any] = {"inputs": inputs, "o": o, "heads": heads, "scoring": scoring, "norm": norm, "shared": shared}
+    if answering:
+        return AnsweringAttention(attention.config, attention.layer_idx, **parts).train(attention.training)
+    return FusedAttention(**parts).train(attention.training)
 
 
 def _projections(attention: Any, family: Family) -> tuple[str, ...]:

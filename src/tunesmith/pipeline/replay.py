@@ -4,6 +4,7 @@ import logging
 
 from tunesmith.engines.decode import StopRule, greedy
 from tunesmith.engines.sampling import Sampling
+from tunesmith.models.fuse import fuse_on_gpu
 from tunesmith.pipeline.base import base_of
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Recipe
@@ -23,6 +24,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     chosen = load_prompts()[:count]
     base = base_of(run, recipe)
     renderer, model = base.renderer, base.load().model
+    fuse_on_gpu(model)
     prompts = [prompt.ids(renderer) for prompt in chosen]
     sampling = Sampling.of(model, recipe.seed)
     with progress("replay", count) as bar:

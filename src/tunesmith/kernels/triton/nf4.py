@@ -4,16 +4,17 @@
 values and the 256 of the absmax codes are tables in memory, which the first-level cache holds after the first visit.
 
 ``nf4_matmul`` serves the decoding of text, where T is one to a few tokens and the weight is read for a single product: it
-is unpacked in registers and never written, so 0.52 bytes a weight are moved instead of 4.5. A byte holds two neighbouring
-columns, therefore x is read as its even and its odd columns, and two products are added up: nothing is interleaved. Where
-rows are multiples of 64 long, a step of the loop covers one block of each row and needs one absmax a row; other lengths
-take the general way, each weight by its own byte and absmax.
+is unpacked in registers and never written, so 0.52 bytes a weight are moved instead of 4.5. What an adapter and a bias add
+goes into the same accumulator, so that it is rounded once (``kernels/lora.py``). A byte holds two neighbouring columns,
+therefore x is split into its even and its odd columns, and two products are added up: nothing is interleaved. Where rows are
+multiples of 64 long, a step of the loop covers one block of each row and needs one absmax a row; other lengths take the
+general way, each weight by its own byte and absmax.
 
 Products of value and absmax are rounded as in PyTorch: fusing a multiplication and an addition into one rounding is
 turned off for the absmax. Refused: splitting the sum over programs (atomics, other bits in each run) and autotuning. Tile
 sizes follow from the shape and have not been tuned on any device.
 
-Shape suffixes: T tokens, I in_features, O out_features.
+Shape suffixes: T tokens, I in_features, O out_features, R rank.
 """
 
 from typing import Any
@@ -23,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tunesmith.kernels.nf4 import BLOCK, NESTED, NF4, values
+from tunesmith.kernels.nf4 import BLOCK, NESTED, NF4, Update, values
 
 BYTES = 1024  # of a program of dequantize_nf4
 TILE_O = 16  # output features of a program of nf4_matmul: the smallest that tl.dot takes, for the most programs
@@ -81,30 +82,47 @@ def _matmul(
     map_ptr,
     values_ptr,
     y_ptr,
+    xA_ptr,
+    B_ptr,
+    bias_ptr,
     offset,
+    scale,
     tokens,
     inputs,
     outputs,
+    rank,
     x_stride,
+    y_stride,
+    xA_stride,
+    B_stride,
+    HAS_ADAPTER: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
     NESTED: tl.constexpr,
     TILE_T: tl.constexpr,
     TILE_O: tl.constexpr,
+    TILE_R: tl.constexpr,
 ):
     out = tl.program_id(0).to(tl.int64) * TILE_O + tl.arange(0, TILE_O)
     row = tl.program_id(1).to(tl.int64) * TILE_T + tl.arange(0, TILE_T)
     acc = tl.zeros((TILE_T, TILE_O), dtype=tl.float32)
     half = tl.arange(0, BLOCK // 2)
     dtype = x_ptr.dtype.element_ty
+    if HAS_ADAPTER:
+        for start in range(0, rank, TILE_R):
+            r = start + tl.arange(0, TILE_R)
+            xA = tl.load(
+                xA_ptr + row[:, None] * xA_stride + r[None, :], (row[:, None] < tokens) & (r[None, :] < rank), other=0.0
+            )
+            B = tl.load(B_ptr + out[None, :] * B_stride + r[:, None], (out[None, :] < outputs) & (r[:, None] < rank), other=0.0)
+            acc = tl.dot(xA, B.to(dtype), acc, input_precision="ieee")
+        acc *= scale
     for start in range(0, inputs, BLOCK):
         even, odd = start + 2 * half, start + 2 * half + 1
-        x_even = tl.load(
-            x_ptr + row[:, None] * x_stride + even[None, :], (row[:, None] < tokens) & (even[None, :] < inputs), other=0.0
-        )
-        x_odd = tl.load(
-            x_ptr + row[:, None] * x_stride + odd[None, :], (row[:, None] < tokens) & (odd[None, :] < inputs), other=0.0
-        )
+        col = start + tl.arange(0, BLOCK)[None, :]
+        x = tl.load(x_ptr + row[:, None] * x_stride + col, (row[:, None] < tokens) & (col < inputs), other=0.0)
+        x_even, x_odd = tl.split(tl.reshape(x, (TILE_T, BLOCK // 2, 2)))  # one load of neighbours, not two of every other
         place = out[None, :] * inputs + even[:, None]
         live = out[None, :] < outputs
         if ALIGNED:
@@ -119,7 +137,9 @@ def _matmul(
             w_odd = _weights_at(place + 1, mask, packed_ptr, absmax_ptr, nested_ptr, map_ptr, values_ptr, offset, BLOCK, NESTED)
         acc = tl.dot(x_even, w_even.to(dtype), acc, input_precision="ieee")
         acc = tl.dot(x_odd, w_odd.to(dtype), acc, input_precision="ieee")
-    tl.store(y_ptr + row[:, None] * outputs + out[None, :], acc.to(dtype), (row[:, None] < tokens) & (out[None, :] < outputs))
+    if HAS_BIAS:
+        acc += tl.load(bias_ptr + out, out < outputs, other=0.0).to(tl.float32)[None, :]
+    tl.store(y_ptr + row[:, None] * y_stride + out[None, :], acc.to(dtype), (row[:, None] < tokens) & (out[None, :] < outputs))
 
 
 def dequantize_nf4(q: NF4, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
@@ -135,14 +155,25 @@ def dequantize_nf4(q: NF4, dtype: torch.dtype, out: Tensor | None = None) -> Ten
     return out
 
 
-def nf4_matmul(x_TI: Tensor, q: NF4) -> Tensor:
+def nf4_matmul(
+    x_TI: Tensor, q: NF4, update: Update | None = None, bias_O: Tensor | None = None, out: Tensor | None = None
+) -> Tensor:
     """See ``tunesmith.kernels.nf4.nf4_matmul``; x in fp32, fp16 or bf16."""
     (tokens, inputs), (outputs, _) = x_TI.shape, q.shape
     assert x_TI.dtype != torch.float64 and x_TI.stride(1) == 1 and q.shape == (outputs, inputs)
-    y_TO = x_TI.new_empty(tokens, outputs)
-    tile_T = min(max(triton.next_power_of_2(tokens), 16), 32)
-    grid = (triton.cdiv(outputs, TILE_O), triton.cdiv(tokens, tile_T))
+    y_TO = x_TI.new_empty(tokens, outputs) if out is None else out
+    assert y_TO.shape == (tokens, outputs) and y_TO.stride(1) == 1, (y_TO.shape, y_TO.stride())
+    xA_TR, B_OR, scale = (x_TI, x_TI, 0.0) if update is None else update
+    assert xA_TR.stride(1) == 1 and B_OR.stride(1) == 1 and xA_TR.dtype == x_TI.dtype, (xA_TR.stride(), B_OR.stride())
+    rank = 0 if update is None else B_OR.shape[1]
+    tile_T = min(max(triton.next_power_of_2(tokens), 16), 64)
+    tiles: dict[str, Any] = {"TILE_T": tile_T, "TILE_O": TILE_O, "TILE_R": 16 if rank <= 16 else 32}
+    which = {"ALIGNED": inputs % BLOCK == 0, "HAS_ADAPTER": rank > 0, "HAS_BIAS": bias_O is not None}
     tensors = (x_TI, q.packed, q.absmax, q.nested_absmax, q.nested_map, values(x_TI.device), y_TO)
-    tiles: dict[str, Any] = {"TILE_T": tile_T, "TILE_O": TILE_O, "ALIGNED": inputs % BLOCK == 0}
-    _matmul[grid](*tensors, q.offset, tokens, inputs, outputs, x_TI.stride(0), **tiles, **COMMON)
+    added = (xA_TR, B_OR, x_TI if bias_O is None else bias_O)
+    strides = (x_TI.stride(0), y_TO.stride(0), xA_TR.stride(0), B_OR.stride(0))
+    if tokens:
+        grid = (triton.cdiv(outputs, TILE_O), triton.cdiv(tokens, tile_T))
+        sizes = (tokens, inputs, outputs, rank)
+        _matmul[grid](*tensors, *added, q.offset, float(scale), *sizes, *strides, **which, **tiles, **COMMON)
     return y_TO

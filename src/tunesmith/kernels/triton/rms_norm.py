@@ -5,9 +5,12 @@ tile, the mean square is taken from registers, and the residual sum rides along 
 rows where they are short (the norms of single heads, K = 64 to 256, come by the hundred thousand): one program a row
 would start more programs than it moves data. The backward pass needs no second kernel for the weight, which is frozen.
 
-Refused: a loop over parts of a row. Up to 32,768 features fit the registers of one program.
+Heads are rows too: of (T, X, D) the rows of one token lie one stride apart and those of the next another, so that the norms
+of q and k read the columns that the product wrote, and their gradients go where the next product reads them.
 
-Shape suffixes: T tokens, D hidden size (any number of features).
+Refused: a loop over parts of a row. Up to 16,384 features fit the registers of one program (the widest model has so many).
+
+Shape suffixes: T tokens, D hidden size (any number of features); here: X heads of a token.
 """
 
 # Triton's types do not say how a kernel is launched: keywords, numbers for constexpr.
@@ -19,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 TILE = 2048  # elements of a tile of short rows
-LONGEST = 32768  # features of a row
+LONGEST = 16384  # features of a row
 
 
 @triton.jit
@@ -31,9 +34,13 @@ def _forward(
     y_ptr,
     rstd_ptr,
     T,
+    X,
     D,
-    x_stride,
+    x_stride_T,
+    x_stride_X,
     residual_stride,
+    y_stride_T,
+    y_stride_X,
     eps,
     offset,
     ADD: tl.constexpr,
@@ -41,9 +48,10 @@ def _forward(
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    token, head = row // X, row % X
     col = tl.arange(0, BLOCK)[None, :]
-    mask = (row < T) & (col < D)
-    x = tl.load(x_ptr + row * x_stride + col, mask, other=0.0).to(tl.float32)
+    mask = (token < T) & (col < D)
+    x = tl.load(x_ptr + token * x_stride_T + head * x_stride_X + col, mask, other=0.0).to(tl.float32)
     if ADD:
         x += tl.load(residual_ptr + row * residual_stride + col, mask, other=0.0).to(tl.float32)
         rounded = x.to(sum_ptr.dtype.element_ty)
@@ -51,8 +59,9 @@ def _forward(
         x = rounded.to(tl.float32)
     rstd = tl.rsqrt(tl.sum(x * x, 1, keep_dims=True) / D + eps)
     weight = tl.load(weight_ptr + col, col < D, other=0.0).to(tl.float32) + offset
-    tl.store(y_ptr + row * D + col, (x * rstd * weight).to(y_ptr.dtype.element_ty), mask)
-    tl.store(rstd_ptr + row, rstd, row < T)
+    y_ptr += token * y_stride_T + head * y_stride_X + col
+    tl.store(y_ptr, (x * rstd * weight).to(y_ptr.dtype.element_ty), mask)
+    tl.store(rstd_ptr + row, rstd, token < T)
 
 
 @triton.jit
@@ -63,44 +72,67 @@ def _backward(
     rstd_ptr,
     dx_ptr,
     T,
+    X,
     D,
-    dy_stride,
-    x_stride,
+    dy_stride_T,
+    dy_stride_X,
+    x_stride_T,
+    x_stride_X,
+    dx_stride_T,
+    dx_stride_X,
     offset,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    token, head = row // X, row % X
     col = tl.arange(0, BLOCK)[None, :]
-    mask = (row < T) & (col < D)
-    x = tl.load(x_ptr + row * x_stride + col, mask, other=0.0).to(tl.float32)
-    g = tl.load(dy_ptr + row * dy_stride + col, mask, other=0.0).to(tl.float32)
+    mask = (token < T) & (col < D)
+    x = tl.load(x_ptr + token * x_stride_T + head * x_stride_X + col, mask, other=0.0).to(tl.float32)
+    g = tl.load(dy_ptr + token * dy_stride_T + head * dy_stride_X + col, mask, other=0.0).to(tl.float32)
     g *= tl.load(weight_ptr + col, col < D, other=0.0).to(tl.float32) + offset
-    rstd = tl.load(rstd_ptr + row, row < T, other=0.0)
+    rstd = tl.load(rstd_ptr + row, token < T, other=0.0)
     normed = x * rstd
     dx = rstd * (g - normed * (tl.sum(g * normed, 1, keep_dims=True) / D))
-    tl.store(dx_ptr + row * D + col, dx.to(dx_ptr.dtype.element_ty), mask)
+    dx_ptr += token * dx_stride_T + head * dx_stride_X + col
+    tl.store(dx_ptr, dx.to(dx_ptr.dtype.element_ty), mask)
 
 
-def _launch(x_TD: Tensor) -> tuple[tuple[int], dict[str, int]]:
+def _launch(x: Tensor) -> tuple[tuple[int], dict[str, int]]:
     """Grid and block sizes for rows of this length."""
-    T, D = x_TD.shape
-    assert D <= LONGEST and x_TD.dtype != torch.float64 and x_TD.stride(1) == 1, (x_TD.shape, x_TD.dtype, x_TD.stride())
+    D = x.shape[-1]
+    assert D <= LONGEST and x.dtype != torch.float64 and x.stride(-1) == 1, (x.shape, x.dtype, x.stride())
     block = triton.next_power_of_2(D)
     rows = max(1, TILE // block)
-    return (triton.cdiv(T, rows),), {"ROWS": rows, "BLOCK": block, "num_warps": min(16, max(4, block // 512))}
+    return (triton.cdiv(x[..., 0].numel(), rows),), {
+        "ROWS": rows,
+        "BLOCK": block,
+        "num_warps": min(16, max(4, block // 512)),
+    }
 
 
-def rms_norm_forward(x_TD: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0) -> tuple[Tensor, Tensor]:
-    """As ``tunesmith.kernels.rms_norm.rms_norm_forward``: ``(y_TD, rstd_T)``."""
-    grid, blocks = _launch(x_TD)
-    T, D = x_TD.shape
-    y_TD = torch.empty((T, D), dtype=x_TD.dtype, device=x_TD.device)
-    rstd_T = torch.empty(T, dtype=torch.float32, device=x_TD.device)
-    strides = (x_TD.stride(0), x_TD.stride(0))
-    if T:
-        _forward[grid](x_TD, x_TD, weight_D, y_TD, y_TD, rstd_T, T, D, *strides, eps, offset, ADD=False, **blocks)
-    return y_TD, rstd_T
+def _sizes(x: Tensor) -> tuple[int, int, int]:
+    """T, X and D."""
+    return x.shape[0], x.shape[1] if x.ndim == 3 else 1, x.shape[-1]
+
+
+def _strides(x: Tensor, like: Tensor) -> tuple[int, int]:
+    """From token to token and from head to head."""
+    assert x.shape == like.shape and x.stride(-1) == 1, (x.shape, x.stride(), like.shape)
+    return x.stride(0), x.stride(1) if x.ndim == 3 else 0
+
+
+def rms_norm_forward(
+    x: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """As ``tunesmith.kernels.rms_norm.rms_norm_forward``: ``(y, rstd)``."""
+    grid, blocks = _launch(x)
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
+    rstd = torch.empty(x.shape[:-1].numel(), dtype=torch.float32, device=x.device)
+    strides = (*_strides(x, x), 0, *_strides(y, x))
+    if grid[0]:
+        _forward[grid](x, x, weight_D, y, y, rstd, *_sizes(x), *strides, eps, offset, ADD=False, **blocks)
+    return y, rstd
 
 
 def add_rms_norm_forward(
@@ -108,22 +140,23 @@ def add_rms_norm_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As ``tunesmith.kernels.rms_norm.add_rms_norm_forward``: ``(sum_TD, y_TD, rstd_T)``."""
     grid, blocks = _launch(x_TD)
-    assert residual_TD.shape == x_TD.shape and residual_TD.stride(1) == 1, (residual_TD.shape, residual_TD.stride())
     T, D = x_TD.shape
     sum_TD, y_TD = (torch.empty((T, D), dtype=x_TD.dtype, device=x_TD.device) for _ in range(2))
     rstd_T = torch.empty(T, dtype=torch.float32, device=x_TD.device)
-    strides = (x_TD.stride(0), residual_TD.stride(0))
+    strides = (*_strides(x_TD, x_TD), _strides(residual_TD, x_TD)[0], *_strides(y_TD, x_TD))
     if T:
-        _forward[grid](x_TD, residual_TD, weight_D, sum_TD, y_TD, rstd_T, T, D, *strides, eps, offset, ADD=True, **blocks)
+        tensors = (x_TD, residual_TD, weight_D, sum_TD, y_TD, rstd_T)
+        _forward[grid](*tensors, *_sizes(x_TD), *strides, eps, offset, ADD=True, **blocks)
     return sum_TD, y_TD, rstd_T
 
 
-def rms_norm_backward(dy_TD: Tensor, x_TD: Tensor, weight_D: Tensor, rstd_T: Tensor, offset: float = 0.0) -> Tensor:
-    """As ``tunesmith.kernels.rms_norm.rms_norm_backward``: dx, shape (T, D)."""
-    grid, blocks = _launch(x_TD)
-    assert dy_TD.shape == x_TD.shape and dy_TD.stride(1) == 1, (dy_TD.shape, dy_TD.stride())
-    T, D = x_TD.shape
-    dx_TD = torch.empty((T, D), dtype=dy_TD.dtype, device=x_TD.device)
-    if T:
-        _backward[grid](dy_TD, x_TD, weight_D, rstd_T, dx_TD, T, D, dy_TD.stride(0), x_TD.stride(0), offset, **blocks)
-    return dx_TD
+def rms_norm_backward(
+    dy: Tensor, x: Tensor, weight_D: Tensor, rstd: Tensor, offset: float = 0.0, out: Tensor | None = None
+) -> Tensor:
+    """As ``tunesmith.kernels.rms_norm.rms_norm_backward``: dx, in the shape of x."""
+    grid, blocks = _launch(x)
+    dx = torch.empty(x.shape, dtype=dy.dtype, device=x.device) if out is None else out
+    strides = (*_strides(dy, x), *_strides(x, x), *_strides(dx, x))
+    if grid[0]:
+        _backward[grid](dy, x, weight_D, rstd, dx, *_sizes(x), *strides, offset, **blocks)
+    return dx
