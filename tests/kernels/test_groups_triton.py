@@ -11,9 +11,15 @@ from tunesmith.layers.mlp import FusedMLP
 from tunesmith.layers.nf4 import NF4Linear, NF4Weight
 
 
+def _mask(x, probability, seed):
+    drawn = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed))
+    return -(drawn >= probability).to(torch.int32)
+
+
 @pytest.fixture
 def on_gpu(monkeypatch):
-    """A function that lets every tensor say that it is on a GPU."""
+    """A function that lets every tensor say that it is on a GPU; a seed gives one mask there and here."""
+    monkeypatch.setattr("tunesmith.layers.lora.draw_mask", _mask)
     return lambda: monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda _: True))
 
 
