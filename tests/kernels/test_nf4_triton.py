@@ -22,6 +22,17 @@ def test_dequantised_bits_are_those_of_the_reference(rows, width, dtype, device)
     assert torch.equal(out.cpu(), reference.dequantize_nf4(q, dtype))
 
 
+@pytest.mark.parametrize(("rows", "width"), SHAPES)
+def test_rows_are_written_apart_and_nothing_between_them(rows, width, device):
+    q = _quantized(rows, width)
+    wide = torch.full((rows, width + 21), torch.nan, dtype=torch.float16)
+    for made in (triton.dequantize_nf4(q.to(device), torch.float16, wide.to(device)[:, 5 : width + 5]).cpu(),
+                 reference.dequantize_nf4(q, torch.float16, wide.clone()[:, 5 : width + 5])):  # fmt: skip
+        whole = made.as_strided(wide.shape, wide.stride(), 0)
+        assert torch.equal(made, reference.dequantize_nf4(q, torch.float16))
+        assert whole[:, :5].isnan().all() and whole[:, width + 5 :].isnan().all()
+
+
 def test_three_dimensions(device):
     q = reference.quantize_nf4(torch.randn(2, 3, 90))
     assert torch.equal(triton.dequantize_nf4(q.to(device), torch.float32).cpu(), reference.dequantize_nf4(q, torch.float32))

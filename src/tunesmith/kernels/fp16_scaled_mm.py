@@ -80,7 +80,8 @@ class Rows(NamedTuple):
         assert weight_IO.dtype == torch.float16, weight_IO.dtype
         y_TO = self.factor_T1.new_empty(len(self.half_TI), weight_IO.shape[1]) if out is None else out
         if self.half_TI.is_cuda:
-            return torch.mul(_on_gpu(self.half_TI, weight_IO), self.factor_T1, out=y_TO)
+            # models/device.py has asked cuBLAS not to add parts of a sum in fp16.
+            return torch.mul(torch.mm(self.half_TI, weight_IO, out_dtype=torch.float32), self.factor_T1, out=y_TO)
         x_TI = self.half_TI.float()
         for y_TP, weight_IP in zip(y_TO.split(BLOCK, 1), weight_IO.split(BLOCK, 1), strict=True):
             torch.mm(x_TI, weight_IP.float(), out=y_TP)
@@ -136,14 +137,3 @@ def scaled_mm_back(
         Shape (T, I), fp32; ``out`` where it is given.
     """
     return scale_rows(dy_TO, overflow).mm(weight_OI, out)
-
-
-def _on_gpu(x_TI: Tensor, weight_IO: Tensor) -> Tensor:
-    """The product with an fp32 accumulator that is written out; cuBLAS may by default add partial sums in fp16."""
-    switch = torch.backends.cuda.matmul
-    before = switch.allow_fp16_reduced_precision_reduction
-    switch.allow_fp16_reduced_precision_reduction = False
-    try:
-        return torch.mm(x_TI, weight_IO, out_dtype=torch.float32)
-    finally:
-        switch.allow_fp16_reduced_precision_reduction = before

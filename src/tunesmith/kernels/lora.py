@@ -12,6 +12,10 @@ Refused there: W in fp32 (memory, and 2.4 times the time where the processor mul
 concatenation (a second copy of the base model, and tied or shared weights cut). On a GPU ``kernels/triton/lora.py`` runs
 both products into one accumulator without any copy.
 
+This is the product of a weight that stands by itself: an expert's, one with row lengths (``layers/dora.py``), a quantised one
+on a CPU. Where a group can keep columns free beside its weights, ``layers/lora.py`` has one GEMM of the library without any
+copy.
+
 LoRA: Hu et al. 2021, section 4.1.
 
 Shape suffixes: T tokens, I in_features, O out_features, R rank.
@@ -35,7 +39,7 @@ def lora_matmul(
     """``x W^T + scale * xA B^T (+ bias)``, accumulated in fp32 (fp64 for fp64) and rounded once.
 
     Args:
-        x_TI: shape (T, I), fp32, bf16 or fp16 (fp64 off the GPU); rows may be strided, here and in all that follows.
+        x_TI: shape (T, I), fp64, fp32, bf16 or fp16; rows may be strided, here and in all that follows.
         weight_OI: frozen base weight, shape (O, I), dtype of x.
         xA_TR: the adapter's narrow product ``x A^T``, shape (T, R), dtype of x.
         B_OR: shape (O, R), dtype of x.
@@ -49,10 +53,10 @@ def lora_matmul(
     tensors = [t for t in (weight_OI, xA_TR, B_OR, bias_O, out) if t is not None]
     assert all(t.dtype == x_TI.dtype for t in tensors), [x_TI.dtype, *(t.dtype for t in tensors)]
     assert out is None or out.shape == (len(x_TI), len(weight_OI)), out.shape
-    if x_TI.is_cuda:
-        return on_gpu.lora_matmul(x_TI, weight_OI, xA_TR, B_OR, scale, bias_O, out)
     if x_TI.dtype in (torch.float32, torch.float64):
         return _linear(x_TI, weight_OI, bias_O, out).addmm_(xA_TR, B_OR.T, alpha=scale)
+    if x_TI.is_cuda:
+        return on_gpu.lora_matmul(x_TI, weight_OI, xA_TR, B_OR, scale, bias_O, out)
     return _linear(torch.cat((x_TI, xA_TR), 1), torch.cat((weight_OI, B_OR * scale), 1), bias_O, out)
 
 

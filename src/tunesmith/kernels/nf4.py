@@ -181,13 +181,15 @@ def dequantize_nf4(q: NF4, dtype: torch.dtype, out: Tensor | None = None) -> Ten
     Args:
         q: quantised tensor.
         dtype: of the result.
-        out: where to write, shape ``q.shape``, contiguous, ``dtype``; a new tensor when None.
+        out: where to write, shape ``q.shape``, ``dtype``; rows of a matrix may be strided. A new tensor when None.
     """
     if out is None:
         out = torch.empty(q.shape, dtype=dtype, device=q.packed.device)
-    assert out.shape == q.shape and out.dtype == dtype and out.is_contiguous()
+    assert out.shape == q.shape and out.dtype == dtype
     if q.packed.is_cuda:
         return on_gpu.dequantize_nf4(q, dtype, out)
+    if not out.is_contiguous():
+        return out.copy_(dequantize_nf4(q, dtype))
     absmax_Q = dequantize_absmax(q)
     flat = out.view(-1)
     if dtype == torch.float32:

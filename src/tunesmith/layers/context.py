@@ -5,6 +5,11 @@ was computed before, wherever the pack runs, and when a layer is recomputed in t
 number of processes, the order of packs, a resumed run or a policy of recomputation. What a step counts (rows that fp16 would
 have lost) is added up in an object that the step owns.
 
+On a GPU, where a step of a small model is bound by launches, it also keeps what its products make of adapters in every pack:
+their casts, and their columns side by side. Nothing writes to an adapter within a step, and with the step they are dropped.
+Refused: keeping them as long as the version counters of their parameters stand still, which optimizers' own kernels and
+``.data`` write past.
+
 The context is set on the layers of one model instance before each pack and taken off after the last, since a stock model
 hands its layers no argument of ours. Within the block those layers train; the rest of the model computes as it does when it
 is deployed. The base's own dropouts (0.1 in some older families) stay off: they are noise on frozen layers, and they draw from
@@ -20,9 +25,9 @@ import hashlib
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from tunesmith.kernels.fp16_scaled_mm import OverflowRows
 
@@ -38,18 +43,34 @@ class Counters:
     overflow: OverflowRows = field(default_factory=OverflowRows)
 
 
+class StepCache:
+    """Tensors that are made once a step."""
+
+    def __init__(self) -> None:
+        self._slots: dict[tuple[object, str], tuple[object, Tensor]] = {}
+
+    def get(self, owner: object, name: str, variant: object, make: Callable[[], Tensor]) -> Tensor:
+        """What ``make`` gave for this owner, name and variant, of which the latest alone is kept."""
+        slot = (owner, name)
+        if slot not in self._slots or self._slots[slot][0] != variant:
+            self._slots[slot] = (variant, make())
+        return self._slots[slot][1]
+
+
 @dataclass(frozen=True, kw_only=True)
 class PackContext:
     """One pack of one step.
 
     Attributes:
         pack: its number among all packs of the step, whichever process computes it.
+        cache: of the step.
     """
 
     seed: int
     step: int
     pack: int
     counters: Counters
+    cache: StepCache = field(default_factory=StepCache)
 
     def dropout_seed(self, index: int) -> int:
         """Seed of a layer's mask, 0 to 2^63 - 1.
@@ -111,11 +132,12 @@ def at_step(model: nn.Module, context: StepContext) -> Iterator[Callable[[int], 
     """
     layers = [module for module in model.modules() if isinstance(module, InStep)]
     before = [layer.training for layer in layers]
+    cache = StepCache()
     for index, layer in enumerate(layers):
         layer.index = index
 
     def enter(pack: int) -> None:
-        here = context.at(pack)
+        here = replace(context.at(pack), cache=cache)
         for layer in layers:
             layer.context = here
 

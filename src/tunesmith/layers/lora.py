@@ -13,6 +13,13 @@ grid of the much larger product it is added to: 60 % of the early gain was lost 
 ``[x | x A^T]`` and ``[W | scale B]`` adds both in fp32 and rounds once. For it a group keeps its frozen weights in one
 tensor with R free columns at the right, where the B of the moment is written before each product; the layers' ``weight``
 are views of that tensor, so nothing is held twice. The same product gives, backwards, the gradients of x and of x A^T.
+A quantised group does the same on a GPU: its weights are dequantised into the left columns of the process-wide buffer.
+That is one launch and one visit of x and of the gradients where a product a layer takes three. On a CPU, which gains
+neither, each layer is dequantised and multiplied while it lies in the cache.
+
+**Rows are aligned.** GPUs load 16 bytes at once where every row begins at a multiple of that, and element by element where
+not, at half the speed or less. So there the free columns are filled up with zeros, in A and in B, until a row is a multiple of
+16 elements: ranks 1, 4, 8 and 12 run the kernels of rank 16.
 
 **Answers come a token a row.** Where a few rows meet a quantised weight on a GPU and no gradient is asked for, the weight
 is unpacked inside the product and never written (``kernels/nf4.py``), and nothing is kept.
@@ -32,8 +39,9 @@ S ranks of a group, Z features and ranks.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,7 +54,9 @@ from tunesmith.kernels.rms_norm import rms_norm_backward, rms_norm_forward
 from tunesmith.layers.context import InStep
 from tunesmith.layers.dropout import draw_mask, drop
 from tunesmith.layers.half import HalfNF4Linear
-from tunesmith.layers.nf4 import NF4Linear
+from tunesmith.layers.nf4 import NF4Linear, dense_buffer
+
+ALIGNED = 16  # elements; Triton takes a stride as aligned where it is a multiple of 16, cuBLAS where it is one of 16 bytes
 
 
 @dataclass(frozen=True)
@@ -125,6 +135,7 @@ class LoRAGroup:
         self.widths = [layer.out_features for layer in layers]
         self._ranks = [layer.lora_A.shape[0] for layer in layers]
         self._in_fp16 = self.layers[0].in_fp16
+        self._quantized = any(layer.quantized is not None for layer in layers)
         self._augmented_weight: Tensor | None = None  # (M, Z)
         for layer in layers:
             layer.group = self
@@ -157,10 +168,15 @@ class LoRAGroup:
         return y_TM
 
     def A_SI(self, dtype: torch.dtype) -> Tensor:
-        """All A under each other."""
-        if len(self.layers) == 1:
-            return self.layers[0].lora_A.detach().to(dtype)
-        return torch.cat([layer.lora_A.detach() for layer in self.layers]).to(dtype)
+        """All A under each other, and zeros up to the columns of ``augmented_input``."""
+
+        def make() -> Tensor:
+            parts = [layer.lora_A.detach() for layer in self.layers]
+            if spare := self._columns(dtype) - sum(self._ranks):
+                parts.append(parts[0].new_zeros(spare, parts[0].shape[1]))
+            return (torch.cat(parts) if len(parts) > 1 else parts[0]).to(dtype)
+
+        return self._once_a_step("A", dtype, make)
 
     def augmented_input(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """An empty ``[x | x A^T]`` of shape (T, Z), and the view of its first I columns.
@@ -169,7 +185,7 @@ class LoRAGroup:
             like: a tensor of T rows on the same device, whose dtype is taken.
         """
         inputs = self.layers[0].in_features
-        x_TZ = like.new_empty(like.shape[0], inputs + sum(self._ranks))
+        x_TZ = like.new_empty(like.shape[0], inputs + self._columns(like.dtype))
         return x_TZ, x_TZ[:, :inputs]
 
     def outputs(self, x_TI: Tensor, x_TZ: Tensor, mask: Tensor | None, keep: float) -> tuple[Tensor, Tensor]:
@@ -181,9 +197,9 @@ class LoRAGroup:
             mask: what dropout leaves; None for no dropout.
             keep: share of elements that dropout leaves.
         """
-        xA_TS = x_TZ[:, x_TI.shape[1] :]
-        xA_TS.copy_(drop(x_TI, mask) @ self.A_SI(x_TI.dtype).T)
-        return self.multiply(x_TZ, keep), xA_TS.clone()
+        xA_TS = drop(x_TI, mask) @ self.A_SI(x_TI.dtype).T
+        x_TZ[:, x_TI.shape[1] :] = xA_TS
+        return self.multiply(x_TZ, keep), xA_TS
 
     def input_gradients(self, dy_TM: Tensor, mask: Tensor | None, keep: float) -> tuple[Tensor, Tensor]:
         """Gradients of x (T, I), before dropout, and of ``x A^T`` (T, S), both views of one tensor."""
@@ -197,11 +213,10 @@ class LoRAGroup:
 
     def multiply(self, x_TZ: Tensor, keep: float) -> Tensor:
         """Outputs (T, M) from ``[x | x A^T]``; ``keep`` is the share of elements that dropout leaves."""
-        if self._in_fp16 and x_TZ.dtype == torch.float32:
+        if self._in_half(x_TZ.dtype):
             return self._multiply_half(x_TZ, keep)
-        if self.layers[0].quantized is None:
-            weight_MZ = self._augmented(x_TZ.dtype, keep)
-            return torch.nn.functional.linear(x_TZ, weight_MZ, self._bias_M())
+        if self._side_by_side(x_TZ.dtype):
+            return torch.nn.functional.linear(x_TZ, self._augmented(x_TZ.dtype, keep), self._bias_M())
         inputs = self.layers[0].in_features
         y_TM = x_TZ.new_empty(x_TZ.shape[0], sum(self.widths))
         for layer, columns, ranks in self._slices():
@@ -225,8 +240,8 @@ class LoRAGroup:
 
     def grad_augmented_input(self, dy_TM: Tensor, keep: float) -> Tensor:
         """Gradients (T, Z) of ``[x | x A^T]`` from those of the outputs."""
-        half = self._in_fp16 and dy_TM.dtype == torch.float32
-        if self.layers[0].quantized is None and not half:
+        half = self._in_half(dy_TM.dtype)
+        if self._side_by_side(dy_TM.dtype):
             return dy_TM @ self._augmented(dy_TM.dtype, keep)
         d_TZ, d_TI = self.augmented_input(dy_TM)
         for number, (layer, columns, ranks) in enumerate(self._slices()):
@@ -254,13 +269,33 @@ class LoRAGroup:
 
     def adapter_gradients(self, dy_TM: Tensor, x_TI: Tensor, xA_TS: Tensor, dxA_TS: Tensor, keep: float) -> list[Tensor]:
         """Gradients of lora_A and lora_B of each layer in turn, fp32 (or fp64); x as dropout left it."""
-        dA_SI = dxA_TS.T @ x_TI
+        dA_SI = _product(dxA_TS.T, x_TI, self.layers[0].lora_A.dtype)
         grads_adapter: list[Tensor] = []
         for layer, columns, ranks in self._slices():
-            grads_adapter.append(dA_SI[ranks].to(layer.lora_A.dtype))
-            dB_OR = (dy_TM[:, columns].T @ xA_TS[:, ranks]).to(layer.lora_B.dtype)
+            grads_adapter.append(dA_SI[ranks])
+            dB_OR = _product(dy_TM[:, columns].T, xA_TS[:, ranks], layer.lora_B.dtype)
             grads_adapter.append(dB_OR.mul_(layer.scale / keep))
         return grads_adapter
+
+    def _in_half(self, dtype: torch.dtype) -> bool:
+        """Whether rows are scaled for products in fp16."""
+        return self._in_fp16 and dtype == torch.float32
+
+    def _side_by_side(self, dtype: torch.dtype) -> bool:
+        """Whether the weights of all layers stand in one tensor in a product of this dtype."""
+        return (not self._quantized or self.layers[0].lora_A.is_cuda) and not self._in_half(dtype)
+
+    def _columns(self, dtype: torch.dtype) -> int:
+        """How many stand beside x in ``augmented_input``: one a rank, and on a GPU what aligns the rows."""
+        ranks, first = sum(self._ranks), self.layers[0]
+        return ranks + (-(first.in_features + ranks) % ALIGNED if first.lora_A.is_cuda and not self._in_half(dtype) else 0)
+
+    def _once_a_step(self, name: str, variant: object, make: Callable[[], Tensor]) -> Tensor:
+        """What a step makes of the adapters in one form; on a CPU, which has no launches to save, no memory is kept for it."""
+        first = self.layers[0]
+        if first.context is None or not first.lora_A.is_cuda:
+            return make()
+        return first.context.cache.get(self, name, variant, make)
 
     def _slices(self) -> list[tuple[LoRALinear, slice, slice]]:
         """Each layer with its columns of the outputs and of the rank-r products."""
@@ -271,19 +306,44 @@ class LoRAGroup:
         return slices
 
     def _augmented(self, dtype: torch.dtype, keep: float) -> Tensor:
-        """``[W | scale B]`` of all layers, shape (M, Z): B stands in its layer's rows and columns, zeros elsewhere."""
-        inputs = self.layers[0].in_features
+        """``[W | scale B]`` of all layers, shape (M, Z): B stands in its layer's rows and columns, zeros elsewhere.
+
+        Of quantised layers valid until the next call on any layer.
+        """
+        inputs, device = self.layers[0].in_features, self.layers[0].lora_A.device
+        shape = (sum(self.widths), inputs + self._columns(dtype))
+        if not self._quantized:
+            weight_MZ = self._own_augmented(shape, dtype)
+            self._once_a_step("B", keep, lambda: self._write_B(weight_MZ[:, inputs:], keep))
+            return weight_MZ
+        weight_MZ = dense_buffer(device, dtype, math.prod(shape)).view(shape)
+        for layer, rows, _ in self._slices():
+            weight_OI = weight_MZ[rows, :inputs]
+            if layer.quantized is None:
+                weight_OI.copy_(layer.base_OI(dtype))
+            else:
+                layer.quantized.dense(dtype, out=weight_OI)
+        zeros = partial(torch.zeros, (shape[0], shape[1] - inputs), dtype=dtype, device=device)
+        weight_MZ[:, inputs:] = self._once_a_step("B", (dtype, keep), lambda: self._write_B(zeros(), keep))
+        return weight_MZ
+
+    def _own_augmented(self, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """The tensor that the frozen weights are views of, shape (M, Z)."""
         if self._augmented_weight is None:
             first = self.layers[0].base_OI(dtype)
-            shape = (sum(self.widths), inputs + sum(self._ranks))
             self._augmented_weight = torch.zeros(shape, dtype=first.dtype, device=first.device)
             for layer, rows, _ in self._slices():
-                self._augmented_weight[rows, :inputs] = layer.base_OI(dtype)
+                view_OI = self._augmented_weight[rows, : first.shape[1]]
+                view_OI.copy_(layer.base_OI(dtype))
                 assert layer.weight is not None
-                layer.weight.data = self._augmented_weight[rows, :inputs]
-        for layer, rows, ranks in self._slices():
-            torch.mul(layer.lora_B.detach(), layer.scale / keep, out=self._augmented_weight[:, inputs:][rows, ranks])
+                layer.weight.data = view_OI
         return self._augmented_weight
+
+    def _write_B(self, B_MS: Tensor, keep: float) -> Tensor:
+        """Every ``scale B`` into its rows and columns of a tensor of zeros."""
+        for layer, rows, ranks in self._slices():
+            torch.mul(layer.lora_B.detach(), layer.scale / keep, out=B_MS[rows, ranks])
+        return B_MS
 
     def _bias_M(self) -> Tensor | None:
         biases = [layer.bias for layer in self.layers if layer.bias is not None]
@@ -292,6 +352,13 @@ class LoRAGroup:
         return torch.cat(
             [biases[0].new_zeros(n) if x.bias is None else x.bias for x, n in zip(self.layers, self.widths, strict=True)]
         )
+
+
+def _product(a_MK: Tensor, b_KN: Tensor, dtype: torch.dtype) -> Tensor:
+    """The product in another dtype; a GPU writes the sum in it as it stands, in the one launch."""
+    if a_MK.is_cuda and a_MK.dtype != dtype:
+        return torch.mm(a_MK, b_KN, out_dtype=dtype)
+    return (a_MK @ b_KN).to(dtype)
 
 
 class _GroupFunction(torch.autograd.Function):

@@ -5,10 +5,10 @@ dense weight anew, forwards and again backwards. Nothing dense is saved for the 
 and linear, not even the input is.
 
 **One buffer.** The dense weight goes to a buffer that all layers of the process share, one a device and dtype, as large as
-the largest weight met so far. A product is done before the next weight is made, so one is enough, and the allocator
-neither fragments nor meets the kernel's page faults: a fresh 3.5 MB tensor costs as much as its dequantisation. Two
-threads that train at once would overwrite each other; train in processes. Refused: keeping the dense weights of a layer
-from forward to backward, which is what gives memory away.
+the largest weight met so far (on a GPU, the weights of a group side by side: ``layers/lora.py``). A product is done before
+the next weight is made, so one is enough, and the allocator neither fragments nor meets the kernel's page faults: a fresh
+3.5 MB tensor costs as much as its dequantisation. Two threads that train at once would overwrite each other; train in
+processes. Refused: keeping the dense weights of a layer from forward to backward, which is what gives memory away.
 
 **bitsandbytes' names.** The state dict of a layer equals that of ``bitsandbytes.nn.Linear4bit``, byte for byte: ``weight``,
 ``weight.absmax``, ``weight.nested_absmax``, ``weight.quant_map``, ``weight.nested_quant_map`` and, as JSON in a tensor,
@@ -42,7 +42,7 @@ QUANT_STATE = "quant_state.bitsandbytes__nf4"
 _dense: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
 
-def _buffer(device: torch.device, dtype: torch.dtype, count: int) -> Tensor:
+def dense_buffer(device: torch.device, dtype: torch.dtype, count: int) -> Tensor:
     """The first ``count`` elements of the process-wide buffer, which grows when it is too small."""
     key = (device, dtype)
     if key not in _dense or _dense[key].numel() < count:
@@ -126,10 +126,17 @@ class NF4Weight(nn.Module):
         """Number of weights."""
         return self.shape.numel()
 
-    def dense(self, dtype: torch.dtype) -> Tensor:
-        """The dense weight in the process-wide buffer: valid until the next call on any weight, never to be kept."""
+    def dense(self, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+        """The dense weight in the process-wide buffer: valid until the next call on any weight, never to be kept.
+
+        Args:
+            dtype: of the result.
+            out: where to write instead, of the weight's shape; rows of a matrix may be strided.
+        """
         with torch.no_grad():
-            return dequantize_nf4(self.q, dtype, _buffer(self.device, dtype, self.numel()).view(self.shape))
+            if out is None:
+                out = dense_buffer(self.device, dtype, self.numel()).view(self.shape)
+            return dequantize_nf4(self.q, dtype, out)
 
     def expert(self, number: int, dtype: torch.dtype) -> Tensor:
         """One matrix of a weight of three dimensions, dense, without the others.
@@ -145,7 +152,7 @@ class NF4Weight(nn.Module):
         size = self.shape[1] * self.shape[2]
         part, place = nf4_part(self.q, number * size, (number + 1) * size)
         with torch.no_grad():
-            run = dequantize_nf4(part, dtype, _buffer(self.device, dtype, part.numel()))
+            run = dequantize_nf4(part, dtype, dense_buffer(self.device, dtype, part.numel()))
         return run[place:].view(self.shape[1:])
 
     def _apply(self, fn: Any, recurse: bool = True) -> "NF4Weight":

@@ -3,6 +3,10 @@
 No switch in the recipe: a recipe says what is trained, and the machine where. Whoever wants another GPU hides the others
 (``CUDA_VISIBLE_DEVICES``), whoever wants the CPU hides all. Facts of the machine that need no torch are in
 ``tunesmith/hardware.py``.
+
+cuBLAS may cut a long sum of a bf16 or fp16 product into parts and add those in bf16 or fp16. Then nothing is rounded once,
+and a fresh adapter's updates are what is lost (``layers/lora.py``). So the process that is told to compute on a GPU adds in
+fp32 from then on: PyTorch has a switch for all products, not for one.
 """
 
 import torch
@@ -13,8 +17,12 @@ ROOM = 1.5  # of a dense model's bytes: weights, activations of one pack and wha
 
 
 def best_device() -> torch.device:
-    """``cuda:0`` where PyTorch can use a GPU, else ``cpu``."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    """``cuda:0`` where PyTorch can use a GPU, whose products add up in fp32 from then on; else ``cpu``."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    return torch.device("cuda", 0)
 
 
 def device_name(device: torch.device) -> str:

@@ -1,4 +1,4 @@
-"""The product of a layer with an adapter in one Triton kernel; the specification is ``tunesmith/kernels/lora.py``.
+"""The product of a weight and its adapter in one Triton kernel; the specification is ``tunesmith/kernels/lora.py``.
 
 A tiled GEMM with two loops into one fp32 accumulator. The adapter's loop comes first, over the rank, so that its sum can
 be multiplied by the scale where it lies; the base product is then added on top and the total is rounded once. The second
@@ -8,9 +8,9 @@ and writes all T x O elements again for a rank of 16.
 Neighbouring programs share rows of W: programs are numbered in groups of eight tiles of tokens, so that the tiles of W
 which one group streams are still in the L2 cache for its other rows (the order of Triton's own tutorial on GEMM).
 
-The fp32 path asks for IEEE products, not TF32. Refused: autotuning (see the package's essay). The tile sizes follow
-from the shape; compiled for sm_80 and sm_86 they take at most 64 KB of shared memory (consumer cards have 99), for sm_90
-96 KB. They have not been tuned on any device.
+In bf16 and fp16 alone: in fp32 two GEMMs of the library lose nothing. Refused: autotuning (see the package's essay). The tile
+sizes follow from the shape; compiled for sm_80 and sm_86 they take at most 64 KB of shared memory (consumer cards have 99),
+for sm_90 104 KB, and no register is spilled: 32 tokens by 128 outputs would. They have not been tuned on any device.
 
 Shape suffixes: T tokens, I in_features, O out_features, R rank.
 """
@@ -23,6 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+BLOCK_I = 64  # columns of a step of the loop
 GROUP = 8  # tiles of tokens that share tiles of W in the cache
 
 
@@ -37,7 +38,7 @@ def _add_product(acc, x_ptr, w_ptr, row, out_col, T, out_features, depth, x_stri
             (out_col[None, :] < out_features) & (k[:, None] < depth),
             other=0.0,
         )
-        acc = tl.dot(x, w, acc, input_precision="ieee")
+        acc = tl.dot(x, w, acc)
     return acc
 
 
@@ -95,12 +96,11 @@ def lora_matmul(
     (T, in_features), (out_features, R) = x_TI.shape, B_OR.shape
     y_TO = torch.empty((T, out_features), dtype=x_TI.dtype, device=x_TI.device) if out is None else out
     for tensor in (x_TI, weight_OI, xA_TR, B_OR, y_TO):
-        assert tensor.stride(1) == 1 and tensor.dtype != torch.float64, (tensor.shape, tensor.stride(), tensor.dtype)
+        assert tensor.stride(1) == 1 and tensor.element_size() == 2, (tensor.shape, tensor.stride(), tensor.dtype)
     assert weight_OI.shape == (out_features, in_features) and xA_TR.shape == (T, R), (weight_OI.shape, xA_TR.shape)
     block_T = min(128, max(16, triton.next_power_of_2(T)))
-    block_O = 128 if block_T > 16 else 64
-    block_I = 32 if x_TI.dtype == torch.float32 else 64
-    block_R = min(block_I, max(16, triton.next_power_of_2(R)))
+    block_O = 128 if block_T > 32 else 64
+    block_R = min(BLOCK_I, max(16, triton.next_power_of_2(R)))
     if T:
         _matmul[(triton.cdiv(T, block_T) * triton.cdiv(out_features, block_O),)](
             x_TI,
@@ -119,7 +119,7 @@ def lora_matmul(
             GROUP=GROUP,
             BLOCK_T=block_T,
             BLOCK_O=block_O,
-            BLOCK_I=block_I,
+            BLOCK_I=BLOCK_I,
             BLOCK_R=block_R,
             num_warps=8 if block_T == 128 else 4,
             num_stages=3,

@@ -1,7 +1,10 @@
 """NF4 in Triton: the dense weight, and its product with few tokens; the specification is ``tunesmith/kernels/nf4.py``.
 
 ``dequantize_nf4`` reads a byte and writes two weights: five eighths of the time of a bf16 copy is the floor. The 16
-values and the 256 of the absmax codes are tables in memory, which the first-level cache holds after the first visit.
+values and the 256 of the absmax codes are tables in memory, which the first-level cache holds after the first visit. Loads
+are what such a kernel is bound by, so an absmax is made once a block, and masks compare bytes with their number, which lets
+the compiler read eight at a time: 20 loads for 16 weights, 16 of them from the table, where one absmax a weight took 72.
+Rows may be written apart, beside columns of somebody else's (``layers/lora.py``).
 
 ``nf4_matmul`` serves the decoding of text, where T is one to a few tokens and the weight is read for a single product: it
 is unpacked in registers and never written, so 0.52 bytes a weight are moved instead of 4.5. What an adapter and a bias add
@@ -26,7 +29,7 @@ from torch import Tensor
 
 from tunesmith.kernels.nf4 import BLOCK, NESTED, NF4, Update, values
 
-BYTES = 1024  # of a program of dequantize_nf4
+BYTES = 1024  # of a program of dequantize_nf4; its blocks share one nested absmax
 TILE_O = 16  # output features of a program of nf4_matmul: the smallest that tl.dot takes, for the most programs
 COMMON: dict[str, Any] = {"BLOCK": BLOCK, "NESTED": NESTED, "enable_fp_fusion": False}
 
@@ -47,19 +50,34 @@ def _dequantize(
     values_ptr,
     out_ptr,
     offset,
+    nbytes,
     count,
+    width,
+    stride,
+    WHOLE: tl.constexpr,
     BLOCK: tl.constexpr,
     NESTED: tl.constexpr,
     BYTES: tl.constexpr,
 ):
-    start = tl.program_id(0).to(tl.int64) * BYTES
-    byte = start + tl.arange(0, BYTES)
-    pair = tl.load(packed_ptr + byte, 2 * byte < count, other=0).to(tl.int32)
+    """Rows of ``width`` weights to rows ``stride`` apart; WHOLE: ``width`` is a multiple of BLOCK."""
+    BLOCKS: tl.constexpr = 2 * BYTES // BLOCK
+    program = tl.program_id(0)
+    byte = program.to(tl.int64) * BYTES + tl.arange(0, BYTES)
+    pair = tl.load(packed_ptr + byte, byte < nbytes, other=0).to(tl.int32)
     value = tl.interleave(tl.load(values_ptr + (pair >> 4)), tl.load(values_ptr + (pair & 15)))
-    place = 2 * start + tl.arange(0, 2 * BYTES)
-    mask = place < count
-    absmax = _absmax_at(place // BLOCK, mask, absmax_ptr, nested_ptr, map_ptr, offset, NESTED)
-    tl.store(out_ptr + place, (value * absmax).to(out_ptr.dtype.element_ty), mask)
+    block = program * BLOCKS + tl.arange(0, BLOCKS)  # less than 2^31 up to 10^11 weights
+    code = tl.load(absmax_ptr + block, block.to(tl.int64) * BLOCK < count, other=0).to(tl.int32)
+    absmax = tl.load(map_ptr + code) * tl.load(nested_ptr + program * BLOCKS // NESTED) + offset
+    weight = tl.reshape(value, (BLOCKS, BLOCK)) * absmax[:, None]
+    lane = tl.arange(0, BLOCK)[None, :]
+    mask = block.to(tl.int64)[:, None] * BLOCK + lane < count
+    if WHOLE:
+        row = block // (width // BLOCK)
+        place = row.to(tl.int64)[:, None] * stride + (block - row * (width // BLOCK))[:, None] * BLOCK + lane
+    else:
+        flat = block.to(tl.int64)[:, None] * BLOCK + lane
+        place = flat // width * stride + flat % width
+    tl.store(out_ptr + place, weight.to(out_ptr.dtype.element_ty), mask)
 
 
 @triton.jit
@@ -147,11 +165,13 @@ def dequantize_nf4(q: NF4, dtype: torch.dtype, out: Tensor | None = None) -> Ten
     assert dtype != torch.float64
     if out is None:
         out = torch.empty(q.shape, dtype=dtype, device=q.packed.device)
-    assert out.shape == q.shape and out.dtype == dtype and out.is_contiguous()
-    table = values(q.packed.device)
-    grid, sizes = (triton.cdiv(len(q.packed), BYTES),), {"BYTES": BYTES, **COMMON}
-    tensors = (q.packed, q.absmax, q.nested_absmax, q.nested_map, table, out)
-    _dequantize[grid](*tensors, q.offset, q.numel(), **sizes)
+    assert out.shape == q.shape and out.dtype == dtype and (out.is_contiguous() or (out.dim() == 2 and out.stride(1) == 1))
+    # What lies in one piece has rows of any width: of a block.
+    width, stride = (BLOCK, BLOCK) if out.is_contiguous() else (out.shape[1], out.stride(0))
+    tensors = (q.packed, q.absmax, q.nested_absmax, q.nested_map, values(q.packed.device), out)
+    sizes = (len(q.packed), q.numel(), width, stride)
+    grid, tiles = (triton.cdiv(len(q.packed), BYTES),), {"WHOLE": width % BLOCK == 0, "BYTES": BYTES, **COMMON}
+    _dequantize[grid](*tensors, q.offset, *sizes, **tiles)
     return out
 
 
