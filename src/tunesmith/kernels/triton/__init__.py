@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch.nn.attention.varlen import varlen_attn
 
     from tunesmith.kernels.triton.cross_entropy import cross_entropy_rows_
+    from tunesmith.kernels.triton.dropout import drop_seeded
     from tunesmith.kernels.triton.glu import glu_backward, glu_forward
     from tunesmith.kernels.triton.lora import lora_matmul
     from tunesmith.kernels.triton.nf4 import dequantize_nf4, nf4_matmul
@@ -41,6 +42,7 @@ __all__ = [
     "add_rms_norm_forward",
     "cross_entropy_rows_",
     "dequantize_nf4",
+    "drop_seeded",
     "glu_backward",
     "glu_forward",
     "lora_matmul",
@@ -53,6 +55,7 @@ __all__ = [
 
 _HOME = {
     "cross_entropy_rows_": f"{__name__}.cross_entropy",
+    "drop_seeded": f"{__name__}.dropout",
     "glu_backward": f"{__name__}.glu",
     "glu_forward": f"{__name__}.glu",
     "lora_matmul": f"{__name__}.lora",
