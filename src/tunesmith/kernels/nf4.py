@@ -168,7 +168,7 @@ def quantize_nf4_parts(parts: Iterable[Tensor], shape: Sequence[int], device: to
         packed[start // 2 : start // 2 + len(codes) // 2] = (codes[::2] << 4).bitwise_or_(codes[1::2])
         start += len(piece)
     assert start == count, f"parts of {start} weights for the shape {tuple(shape)}"
-    there_Q = absmax_Q.cpu()  # of a GPU's, the one thing that the host waits for
+    there_Q = absmax_Q.to("cpu")  # of a GPU's, the one thing that the host waits for
     if not bool(there_Q.isfinite().all()):
         raise ModelError("a weight holds NaN or infinity, which has no 4-bit code", "is the checkpoint damaged?")
     offset = float(there_Q.mean())

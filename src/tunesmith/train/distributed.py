@@ -94,11 +94,13 @@ def flop_of(pack: Pack, width: int) -> float:
 
 @contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """Within the block, an operation without a deterministic form is an error."""
+    """Within the block, an operation without a deterministic form is an error.
+
+    Without it, PyTorch adds up the gradients of packed attention on a GPU by atomics, so two runs differ in their last digits.
+    """
     if not wanted:
         yield
         return
-    hardware.ask_for_deterministic_cublas()
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     try:

@@ -15,7 +15,7 @@ How they are written:
 * Row numbers are widened to int64 before they meet a stride: 262,144 tokens times 8,192 features pass 2^31.
 * Block sizes are constants or powers of two that follow from the shape. Refused: autotuning, which measures on the
   user's machine for minutes, may choose differently in a resumed run, and so may add up in a different order.
-* No atomics: two runs give the same bits.
+* No atomics: two runs give the same bits. (PyTorch's attention has some in its backward pass, unless ``train.deterministic``.)
 * ``tanh`` is written as ``2 * sigmoid(2 z) - 1``, because libdevice is not there for Triton's interpreter.
 
 Triton's interpreter (``TRITON_INTERPRET=1``, set before the import) runs all of them on a CPU, which is how the tests
