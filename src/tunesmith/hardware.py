@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 _largest_child = 0  # bytes, since the last reset
 _CGROUPS = Path("/sys/fs/cgroup")
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 CONVERTED_FORMAT = 3  # another number where the same GGUF file makes another directory
 
 
@@ -103,8 +104,7 @@ def _limits(name: str) -> list[str]:
 
 def gpu_driver() -> str | None:
     """Version of NVIDIA's driver; None where the system does not say."""
-    file = Path("/proc/driver/nvidia/version")
-    found = re.search(r"\b\d+\.\d+(\.\d+)?\b", file.read_text()) if file.exists() else None
+    found = re.search(r"\b\d+\.\d+(\.\d+)?\b", NVIDIA_DRIVER.read_text()) if NVIDIA_DRIVER.exists() else None
     return None if found is None else found[0]
 
 

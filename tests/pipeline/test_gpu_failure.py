@@ -39,7 +39,7 @@ FAULT = torch.AcceleratorError(
 def test_memory_and_launches_are_told_with_numbers_and_the_next_try(
     stage, changes, raised, expected, message, hints, make_recipe, tmp_path, monkeypatch
 ):
-    recipe = make_recipe(changes)
+    recipe = make_recipe({"train.max_length": 2048, **changes})
     run = RunDir(tmp_path / "run")
 
     def fail(*_):
