@@ -3,8 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from tunesmith.kernels.triton.dropout import GROUPS, LANES, drop_seeded
+from tunesmith.layers import lora
+from tunesmith.layers.context import StepContext, at_step
+from tunesmith.layers.dropout import SeededMask
 
 SEED, HALF = 0x1234_5678_9ABC_DEF0, 2**15
 
@@ -74,3 +78,27 @@ def test_no_tokens_and_double_precision(device):
     assert drop_seeded(torch.ones(0, 8, device=device), SEED, HALF).shape == (0, 8)
     with pytest.raises(AssertionError):
         drop_seeded(torch.ones(1, 8, dtype=torch.float64, device=device), SEED, HALF)
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_an_adapter_takes_its_gradients_through_the_mask_of_its_forward_pass(recomputed, monkeypatch):
+    """A layer on the CPU that is given a GPU's mask, against autograd through the mask written out."""
+    seeds = []
+    monkeypatch.setattr(lora, "draw_mask", lambda x, p, seed: seeds.append(seed) or SeededMask(seed, round(p * 2**16)))
+    torch.manual_seed(0)
+    layer = lora.LoRALinear(torch.nn.Linear(24, 10, bias=False), r=3, scale=2.0, dropout=0.25)
+    layer.lora_B.data.normal_()
+    x = torch.randn(7, 24, requires_grad=True)
+    with at_step(layer, StepContext(seed=0, step=0)) as enter:
+        enter(0)
+        y = checkpoint(layer, x, use_reentrant=False) if recomputed else layer(x)
+        y.square().sum().backward()
+    assert len(seeds) == 2 + recomputed and len(set(seeds)) == 1
+    found = [x.grad, layer.lora_A.grad, layer.lora_B.grad]
+    stays = _expected(7, 24, seeds[0], 2**14)
+    A, B, x = (t.detach().clone().requires_grad_() for t in (layer.lora_A, layer.lora_B, x))
+    assert layer.weight is not None
+    expected = x @ layer.weight.T + 2.0 / 0.75 * ((x * stays) @ A.T) @ B.T
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+    for ours, true in zip(found, torch.autograd.grad(expected.square().sum(), (x, A, B)), strict=True):
+        torch.testing.assert_close(ours, true, rtol=1e-4, atol=1e-4)
