@@ -68,3 +68,32 @@ def test_a_converter_that_is_killed_says_so(number, reason, tmp_path):
         run_converter(str(script), ["model"], tmp_path / "x.gguf")
     assert raised.value.message.endswith("\nreading") and "architecture" not in raised.value.hint
     assert [file.name for file in tmp_path.iterdir()] == ["convert.py"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}),
+        ({"PYTORCH_ALLOC_CONF": "backend:native"}, {"PYTORCH_ALLOC_CONF": "backend:native"}),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, {"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}),
+    ],
+)
+def test_segments_grow_unless_the_user_says_how_memory_is_kept(given, expected, monkeypatch):
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    monkeypatch.setattr(os, "environ", {key: value for key, value in os.environ.items() if key not in names} | given)
+    hardware.grow_gpu_segments()
+    assert {name: os.environ[name] for name in names if name in os.environ} == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.10  Release Build  (dvs)\nGCC version: gcc 12.3.0",
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.10  Wed Nov 1 2023\nGCC version: gcc 12.3.0",
+    ],
+)
+def test_the_drivers_version_is_read(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(hardware, "NVIDIA_DRIVER", tmp_path / "version")
+    assert hardware.gpu_driver() is None
+    (tmp_path / "version").write_text(text)
+    assert hardware.gpu_driver() == "570.86.10"

@@ -13,6 +13,7 @@ import ctypes
 import fcntl
 import os
 import platform
+import re
 import resource
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 _largest_child = 0  # bytes, since the last reset
 _CGROUPS = Path("/sys/fs/cgroup")
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 CONVERTED_FORMAT = 3  # another number where the same GGUF file makes another directory
 
 
@@ -100,9 +102,28 @@ def _limits(name: str) -> list[str]:
     return [file.read_text().strip() for file in files if file.exists()]
 
 
+def gpu_driver() -> str | None:
+    """Version of NVIDIA's driver; None where the system does not say."""
+    found = re.search(r"\b\d+\.\d+(\.\d+)?\b", NVIDIA_DRIVER.read_text()) if NVIDIA_DRIVER.exists() else None
+    return None if found is None else found[0]
+
+
 def ask_for_deterministic_cublas() -> None:
-    """Give cuBLAS the fixed workspace without which its products may differ from run to run; before CUDA starts."""
+    """Give cuBLAS the fixed workspace without which its products may differ from run to run; before the first product.
+
+    PyTorch reads the variable once, at the first product on a GPU, and refuses products under ``train.deterministic`` if it was
+    not there. So it is set wherever a model is loaded, whatever the recipe says: 34 MB, which is what newer cards take anyway.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def grow_gpu_segments() -> None:
+    """Have PyTorch's allocator grow its segments on a GPU, unless the user has set it; before anything lies there.
+
+    Packs differ in their number of tokens, so blocks of fixed segments fit less and less (PyTorch, "CUDA memory management").
+    """
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 
 def keep_fewer_kernels() -> None:

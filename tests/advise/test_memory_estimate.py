@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from shared import train_settings
-from tunesmith.advise.memory import Shape, shape_of, training_bytes, training_hours
+from tunesmith.advise.memory import POLICIES, Shape, first_that_fits, shape_of, training_bytes, training_hours
 from tunesmith.recipe import Lora
 
 SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 300}
@@ -92,6 +92,18 @@ def test_what_takes_less_is_estimated_as_less():
     assert size(optimizer="adamw_8bit") < size()
     assert size(recompute="layer") < size(recompute=2) < size()
     assert size(recompute="layer") < size(recompute="mlp") < size(recompute="attention") < size()
+
+
+def test_auto_is_the_first_policy_that_fits_a_gpu_with_headroom():
+    def need(policy):
+        return training_bytes(LARGE, "nf4", "bf16", Lora(r=16), train_settings(recompute=policy))
+
+    def chosen(room, **train):
+        return first_that_fits(LARGE, "nf4", "bf16", Lora(r=16), train_settings(recompute="auto", **train), int(room))
+
+    assert [chosen(1.25 * need(policy) + 1) for policy in POLICIES] == list(POLICIES)
+    assert chosen(1e9) == "layer" and chosen(80e9) == "none"
+    assert chosen(80e9, max_length=65536, tokens_per_step=65536) == "layer"
 
 
 def test_time_is_linear_and_a_mixture_pays_for_the_chosen_experts_alone():

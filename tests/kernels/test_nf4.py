@@ -75,6 +75,17 @@ def test_pieces_make_no_difference(monkeypatch):
     assert torch.equal(dequantize_nf4(pieces, torch.bfloat16), dense)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bytes_from_a_gpu_are_those_of_the_cpu(dtype, monkeypatch):
+    monkeypatch.setattr(nf4, "QUANTIZE_PIECE_GPU", 2**17)
+    weight = _weight((517, 1031), "normal", dtype)
+    here, there = quantize_nf4(weight), quantize_nf4(weight.to("cuda"))
+    assert there.offset == here.offset
+    for name in ("packed", "absmax", "nested_absmax", "nested_map"):
+        assert torch.equal(getattr(there, name).cpu(), getattr(here, name)), name
+
+
 def test_every_fp32_finds_the_nearest_value():
     """Around each boundary, to the last bit, and over the whole range."""
     table = nf4.values(CPU)

@@ -10,9 +10,12 @@ from transformers import Gemma4ForCausalLM, Gemma4TextConfig, LlamaConfig, Llama
 from transformers.models.gemma4.modeling_gemma4 import Gemma4TextScaledWordEmbedding
 
 from tunesmith.errors import ModelError
-from tunesmith.layers.embedding import FrozenEmbedding, HostEmbedding, scale_of
+from tunesmith.layers.embedding import FrozenEmbedding, HostEmbedding, known_ids, scale_of
+from tunesmith.models.attention import PACKED
 from tunesmith.models.embeddings import hold_table, place_of
-from tunesmith.models.load import load_model
+from tunesmith.models.load import attention, decoder, load_model
+from tunesmith.train.documents import make_documents
+from tunesmith.train.step import pack_loss, step_packs
 
 S, F = "sliding_attention", "full_attention"
 IDS = torch.tensor([[2, 5, 9, 33, 70], [3, 3, 8, 95, 4]])
@@ -65,6 +68,23 @@ def test_the_table_stays_where_it_is_when_the_model_goes(directory):
     assert held.rows.weight.device.type == "cpu" and held.rows.weight.dtype == torch.float32
     model = load_model(directory, "bf16", device="meta")  # any device but the CPU: the table is left out of the move
     assert {name for name, p in model.named_parameters() if not p.is_meta} == {f"{TABLE}.rows.weight"}
+
+
+def test_a_training_reads_no_ids_off_the_device(directory, monkeypatch):
+    """The meta device stands in for a GPU: nothing can be read off it."""
+    model = load_model(directory, "bf16", device="meta")
+    (pack,) = step_packs(make_documents([([5, 7, 9, 11], [0, 1, 1, 1])]), [(0,)], 64)
+    monkeypatch.setattr("tunesmith.train.step.linear_cross_entropy", lambda hidden_ND, *_: (hidden_ND.sum(), None))
+    with attention(model, PACKED):
+        loss, _ = pack_loss(model, pack)
+        assert loss.is_meta
+        with pytest.raises(NotImplementedError, match="meta"):
+            decoder(model)(input_ids=pack.ids_1T.to("meta"), spans=pack.spans, use_cache=False)
+    table = HostEmbedding(torch.randn(9, 4))
+    with known_ids(table, torch.tensor([3, 1])):
+        assert torch.equal(table(torch.tensor([8, 8])), table.weight[[3, 1]])
+        assert torch.equal(table(torch.tensor([8])), table.weight[[8]])  # of another pass
+    assert torch.equal(table(torch.tensor([8, 8])), table.weight[[8, 8]])
 
 
 @pytest.mark.parametrize("base", [None, "nf4"])

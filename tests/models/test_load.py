@@ -1,6 +1,7 @@
 """Oracle of the text-only loads: the stock multimodal model, which reads the same checkpoint with its towers."""
 
 import json
+import os
 import shutil
 import warnings
 
@@ -59,6 +60,15 @@ def test_a_model_is_loaded_frozen(tiny_dir):
     model = load_model(tiny_dir, "bf16")
     assert model.dtype == torch.bfloat16 and not model.training
     assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_the_workspace_that_train_deterministic_needs_is_there_before_the_first_product(tiny_dir, monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    load_model(tiny_dir, "fp32")
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    load_model(tiny_dir, "fp32")
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
 
 
 def test_weights_that_are_not_in_the_checkpoint_are_never_made_up(tiny_dir, tmp_path):

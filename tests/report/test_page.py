@@ -24,6 +24,7 @@ from tunesmith.rundir.records.evidence import (
     SeedRun,
     Seeds,
 )
+from tunesmith.rundir.records.training import GpuUse, Training
 
 HOSTILE = "<script>alert(1)</script>\u202e\"'</pre>"
 PROBE = Probe(
@@ -128,6 +129,22 @@ def _rewrite(file, change):
 
 def _squeezed(text):
     return re.sub(r"\s+", " ", text)
+
+
+def test_the_gpu_of_a_training_and_its_peaks_are_on_the_page(run):
+    gpu = GpuUse(
+        name="NVIDIA <X>",
+        driver=None,
+        capability="9.0",
+        total_bytes=80 * 10**9,
+        torch="2.13.0",
+        cuda="13.0",
+        peak_allocated=7_240_000_000,
+        peak_reserved=8_000_000_000,
+    )
+    assert "<td>GPU</td>" not in _written(run)
+    replace(Training.read(run.training_file), gpu=gpu).write(run.training_file)
+    assert ["GPU", gpu.words] in [[cell.strip() for cell in row] for row in _Page(_written(run)).rows]
 
 
 def test_page_is_whole_self_contained_and_holds_the_numbers(run):

@@ -8,17 +8,18 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from shared import write_recipe
+from shared import train_settings, write_recipe
 from tunesmith.data.pack import Plan
 from tunesmith.errors import TrainingError
-from tunesmith.models.load import load_model
+from tunesmith.models.attention import PACKED
+from tunesmith.models.load import attention, load_model
 from tunesmith.models.ranks import longest_first
 from tunesmith.models.swap import add_lora
 from tunesmith.processes import Team
-from tunesmith.recipe import TrainSettings, load_recipe
+from tunesmith.recipe import Lora, TrainSettings, load_recipe
 from tunesmith.tracking import MetricsLog
 from tunesmith.train import distributed, loop
-from tunesmith.train.distributed import flop_of
+from tunesmith.train.distributed import World, flop_of
 from tunesmith.train.documents import make_documents, make_pack
 from tunesmith.train.step import pack_tokens
 
@@ -181,3 +182,24 @@ def test_the_longest_pack_is_first_by_arithmetic_and_not_by_tokens():
 )
 def test_a_step_on_a_cpu_has_several_packs(step, longest, most, expected):
     assert pack_tokens(step, longest, most) == expected
+
+
+def test_a_gpu_has_the_packs_of_the_next_step_before_its_loss_is_read(directory, monkeypatch):
+    model = load_model(directory, "fp32")
+    layers = add_lora(model, Lora(r=2, alpha=4, dropout=0.0), seed=0)
+    steps = Plan(TRAIN.lengths, 1, 60, 64, 0)
+    order, packs_of = [], distributed.step_packs
+    with World(model, layers, TRAIN, steps, None, train_settings(ranks=1), 0) as world, attention(model, PACKED):
+        world._device = torch.device("meta")  # any but the CPU
+        monkeypatch.setattr(distributed, "step_packs", lambda *given: order.append("packs") or packs_of(*given))
+        monkeypatch.setattr(torch.Tensor, "__float__", lambda x, read=torch.Tensor.__float__: order.append("read") or read(x))
+        packs = world.packs(0)
+        order.clear()
+        world.gradients(0)
+        assert order[:2] == ["packs", "read"] and world.packs(0) is packs
+        order.clear()
+        world.packs(1)
+        assert not order
+        world.packs(2)
+        world.packs(0)
+        assert order == ["packs", "packs"]  # no more than two steps are kept

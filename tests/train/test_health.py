@@ -73,6 +73,41 @@ def test_a_model_that_would_be_computed_wrong_is_refused(config):
         refuse_other_loss(model, expected)
 
 
+@pytest.mark.parametrize(
+    ("error", "where"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+            "tunesmith.train.step.linear_cross_entropy",
+        ),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), "torch.nn.functional.silu"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling cublasGemmEx"), "torch.nn.functional.linear"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_a_gpu_raises_is_not_said_of_the_model(error, where, monkeypatch):
+    model = _model(LlamaConfig(**SMALL))
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(where, fail)
+    with pytest.raises(type(error)) as raised:
+        refuse_other_loss(model, 5.7)
+    assert raised.value is error
+
+
+def test_a_call_of_ours_that_pytorch_refuses_is_not_said_of_the_model(monkeypatch):
+    model = _model(LlamaConfig(**SMALL))
+    monkeypatch.setattr("torch.bmm", lambda one, other: one)  # no ``out``, as if PyTorch were older
+    with pytest.raises(TypeError):
+        refuse_other_loss(model, 5.7)
+    monkeypatch.undo()
+    monkeypatch.setattr(type(model.model.layers[0]), "forward", lambda self, x: x)
+    with pytest.raises(ModelError, match="cannot run over packed documents"):
+        refuse_other_loss(model, 5.7)
+
+
 @pytest.fixture(scope="module")
 def base():
     return _model(LlamaConfig(**SMALL))

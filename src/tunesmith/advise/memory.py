@@ -27,6 +27,7 @@ from tunesmith.rundir.records.advice import Device
 BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "nf4": (4.0 + 8.0 / 64 + 32.0 / (64 * 256)) / 8.0}
 COMPUTE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 PROCESS = 700 * 10**6  # torch, transformers and a tokenizer, loaded: the peak of the render stage of the demo
+POLICIES = ("none", "attention", "mlp", "layer")  # of train.recompute: each keeps less and computes more again
 LOGIT_ROWS = 256  # rows of logits alive at once, in fp32 (kernels/cross_entropy.py)
 OPTIMIZER_STATE = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}
 HEADROOM: dict[Device, float] = {"gpu": 1.25, "cpu": 2.5, "unknown": 2.5}
@@ -153,6 +154,20 @@ def training_bytes(shape: Shape, base: str, compute: str, lora: Lora, train: Tra
     activations = tokens * width * _activations(shape, train.recompute)
     logits = LOGIT_ROWS * shape.vocab * 4
     return int(weights + adapter + activations + logits) + PROCESS
+
+
+def first_that_fits(shape: Shape, base: str, compute: str, lora: Lora, train: TrainSettings, room: int) -> str:
+    """What ``train.recompute: auto`` comes to on a GPU: the first policy that fits with headroom, or the smallest.
+
+    Args:
+        base, compute, lora, train: as of ``training_bytes``.
+        room: bytes that the GPU has for it.
+    """
+    for policy in POLICIES:
+        settings = train.model_copy(update={"recompute": policy})
+        if training_bytes(shape, base, compute, lora, settings) * HEADROOM["gpu"] <= room:
+            return policy
+    return POLICIES[-1]
 
 
 def _activations(shape: Shape, recompute: str | int) -> float:

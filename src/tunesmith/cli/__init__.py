@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from tunesmith import __version__
+from tunesmith import __version__, hardware
 from tunesmith.cli.ending import run_to_its_end
 from tunesmith.tracking import terminal, visible
 
@@ -467,4 +467,5 @@ def _read_options(
 
 def main() -> None:
     """Entry point."""
+    hardware.grow_gpu_segments()
     run_to_its_end(app)

@@ -21,7 +21,8 @@ are multiplied in place by their absmax. Narrower types are made by the piece fr
 rounding. 1536 x 576 on one core: 0.37 ms in fp32, 0.47 ms in bf16 (bitsandbytes' C++: 0.15). Refused: a table of bf16
 quadruples, which is 0.1 ms faster, but rounds values and absmax before their product.
 
-Temporary memory is a few MB whatever the weight.
+Temporary memory is a few MB whatever the weight; on a GPU, whose launches cost more than its passes, quantising takes
+350 MB. The bytes are a CPU's: no step but the mean of the absmax adds numbers up, and that one is taken on the CPU.
 
 Shape suffixes: O out_features, I in_features, T tokens, R rank, Q NF4 blocks; here: b packed bytes.
 """
@@ -62,6 +63,7 @@ VALUES = (
 FEW_TOKENS = 64  # up to here the product reads the packed weight once and never writes a dense one
 
 _QUANTIZE_PIECE = 2**17  # weights; the temporaries of a piece stay in the second-level cache
+QUANTIZE_PIECE_GPU = 2**24  # 17 launches each, so 8 billion weights take 10,000 and not a million
 _DEQUANTIZE_PIECE = 2**20
 _GRID = 65536
 _SMALLEST = 1e-38
@@ -160,7 +162,7 @@ def quantize_nf4_parts(parts: Iterable[Tensor], shape: Sequence[int], device: to
     packed = torch.empty(math.ceil(count / 2), dtype=torch.uint8, device=device)
     absmax_Q = torch.empty(math.ceil(count / BLOCK), dtype=torch.float32, device=device)
     start = 0
-    for piece in _pieces(parts):
+    for piece in _pieces(parts, QUANTIZE_PIECE_GPU if packed.is_cuda else _QUANTIZE_PIECE):
         places = absmax_Q[start // BLOCK : math.ceil((start + len(piece)) / BLOCK)]
         codes = _nearest_value(_divide_blocks(piece, places))
         if len(codes) % 2:
@@ -168,11 +170,12 @@ def quantize_nf4_parts(parts: Iterable[Tensor], shape: Sequence[int], device: to
         packed[start // 2 : start // 2 + len(codes) // 2] = (codes[::2] << 4).bitwise_or_(codes[1::2])
         start += len(piece)
     assert start == count, f"parts of {start} weights for the shape {tuple(shape)}"
-    if not bool(absmax_Q.isfinite().all()):
+    there_Q = absmax_Q.to("cpu")  # of a GPU's, the one thing that the host waits for
+    if not bool(there_Q.isfinite().all()):
         raise ModelError("a weight holds NaN or infinity, which has no 4-bit code", "is the checkpoint damaged?")
-    offset = absmax_Q.mean()
+    offset = float(there_Q.mean())
     absmax, nested_absmax = _quantize_absmax(absmax_Q.sub_(offset))
-    return NF4(packed, absmax, nested_absmax, dynamic_map(packed.device), float(offset), tuple(shape))
+    return NF4(packed, absmax, nested_absmax, dynamic_map(packed.device), offset, tuple(shape))
 
 
 def dequantize_nf4(q: NF4, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
@@ -297,11 +300,11 @@ def nf4_matmul(
     return y_TO if out is None else out.copy_(y_TO)
 
 
-def _pieces(parts: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The flat parts in fp32, cut again: whole blocks each, but for the last one."""
+def _pieces(parts: Iterable[Tensor], most: int) -> Iterator[Tensor]:
+    """The flat parts in fp32, cut again into about ``most`` weights: whole blocks each, but for the last one."""
     rest = torch.empty(0)
     for part in parts:
-        for piece in part.detach().reshape(-1).split(_QUANTIZE_PIECE):
+        for piece in part.detach().reshape(-1).split(most):
             piece = torch.cat([rest, piece.float()]) if len(rest) else piece.float()
             whole = len(piece) - len(piece) % BLOCK
             rest = piece[whole:]
@@ -312,7 +315,7 @@ def _pieces(parts: Iterable[Tensor]) -> Iterator[Tensor]:
 
 
 def _divide_blocks(piece: Tensor, absmax_Q: Tensor) -> Tensor:
-    """Quotients of magnitude 1 at most; the absmax of the blocks are written to ``absmax_B``."""
+    """Quotients of magnitude 1 at most; the absmax of the blocks are written to ``absmax_Q``."""
     whole = len(piece) // BLOCK
     blocks, rest = piece[: whole * BLOCK].view(whole, BLOCK), piece[whole * BLOCK :]
     torch.amax(blocks.abs(), 1, out=absmax_Q[:whole])
@@ -326,12 +329,14 @@ def _divide_blocks(piece: Tensor, absmax_Q: Tensor) -> Tensor:
 @cache
 def _cells(device: torch.device) -> tuple[Tensor, Tensor]:
     """For each upper half of an fp32 number: boundaries below the cell (uint8), and the one inside it (infinity if none)."""
-    bounds = (values(device)[:-1] + values(device)[1:]) / 2
-    upper = torch.arange(_GRID, dtype=torch.int32, device=device) << 16
+    table = torch.tensor(VALUES)  # on the CPU, as the map below: the same tables on every device
+    bounds = (table[:-1] + table[1:]) / 2
+    upper = torch.arange(_GRID, dtype=torch.int32) << 16
     ends = torch.stack([upper.view(torch.float32), (upper | 0xFFFF).view(torch.float32)])
     below = torch.bucketize(ends.amin(0), bounds)
     within = torch.bucketize(ends.amax(0), bounds, right=True) > below
-    return below.to(torch.uint8), torch.where(within, bounds[below.clamp(max=len(bounds) - 1)], torch.inf)
+    bound = torch.where(within, bounds[below.clamp(max=len(bounds) - 1)], torch.inf)
+    return below.to(torch.uint8).to(device), bound.to(device)
 
 
 def _nearest_value(quotients: Tensor) -> Tensor:
@@ -344,9 +349,9 @@ def _nearest_value(quotients: Tensor) -> Tensor:
 @cache
 def _absmax_codes(device: torch.device) -> Tensor:
     """The nearest absmax code of each point of the grid over [-1, 1], uint8."""
-    nested_map = dynamic_map(device)
-    points = -1.0 + (2.0 * torch.arange(_GRID, dtype=torch.float32, device=device)) / (_GRID - 1)
-    return torch.bucketize(points, (nested_map[:-1] + nested_map[1:]) * 0.5).to(torch.uint8)
+    nested_map = dynamic_map(torch.device("cpu"))
+    points = -1.0 + (2.0 * torch.arange(_GRID, dtype=torch.float32)) / (_GRID - 1)
+    return torch.bucketize(points, (nested_map[:-1] + nested_map[1:]) * 0.5).to(torch.uint8).to(device)
 
 
 def _quantize_absmax(centred_Q: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from tunesmith.kernels.fp16_scaled_mm import OverflowRows, scaled_mm, scaled_mm_back
 from tunesmith.kernels.lora import lora_matmul
-from tunesmith.layers.dropout import draw_mask, drop
+from tunesmith.layers.dropout import Mask, draw_mask, drop
 from tunesmith.layers.lora import LoRALinear
 from tunesmith.layers.nf4 import NF4Linear
 
@@ -50,7 +50,7 @@ def dora_weight_OI(weight_OI: Tensor, lora_A_RI: Tensor, lora_B_OR: Tensor, magn
     return sum_OI * (magnitude_O / torch.linalg.vector_norm(sum_OI, dim=1))[:, None]
 
 
-def _rescaled(x: Tensor, mask: Tensor | None, keep: float) -> Tensor:
+def _rescaled(x: Tensor, mask: Mask | None, keep: float) -> Tensor:
     """The input after dropout: zero where it struck, and the rest larger by ``1 / keep``."""
     return x if mask is None else drop(x, mask).mul_(1.0 / keep)
 

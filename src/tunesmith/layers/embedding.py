@@ -8,14 +8,18 @@ the place of a stock embedding, with its scale.
 Refused: accelerate's offload, which copies the whole table in every forward; and a gather by the device out of pinned memory,
 which pins all of it.
 
-Cost on a GPU: the ids come to the host, which waits for what was queued before; the rows follow in one copy from pinned
-memory that the device does not wait for (17.9 KB a token there). On a CPU it costs nothing.
+Cost on a GPU: one copy from pinned memory that the device does not wait for (17.9 KB a token there). A pack's ids come from
+the host, where they still lie, so a training names them (``known_ids``): then nobody waits, and the rows of the next pack are
+gathered while the device computes this one. Whoever does not (decoding, whose ids are made on the device) has the host read
+them, which waits for what was queued before. On a CPU it costs nothing.
 
 Source: the scaled word embeddings of transformers 5.23, whose forward is the oracle of the tests.
 
 Shape suffixes: T tokens, V vocabulary, D hidden size (width of a table).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,7 +34,12 @@ class HostEmbedding(nn.Module):
 
     Args:
         table_VD: the table, on the CPU; it is held, not copied.
+
+    Attributes:
+        known: on the CPU, the ids that are asked for next; None where only the device has them.
     """
+
+    known: Tensor | None = None
 
     def __init__(self, table_VD: Tensor):
         super().__init__()
@@ -39,7 +48,8 @@ class HostEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Int64 of shape (...) on any device to (..., D) on that device, in the dtype of the table."""
-        ids_T = ids.reshape(-1).cpu()
+        there = ids if self.known is None or self.known.shape != ids.shape else self.known
+        ids_T = there.reshape(-1).cpu()
         shape = (*ids.shape, self.weight.shape[1])
         if not ids.is_cuda:
             return self.weight.index_select(0, ids_T).view(shape).to(ids.device)
@@ -55,6 +65,24 @@ class HostEmbedding(nn.Module):
     def extra_repr(self) -> str:
         """As ``nn.Embedding``, and the place."""
         return f"{self.weight.shape[0]}, {self.weight.shape[1]}, on the CPU"
+
+
+@contextmanager
+def known_ids(model: nn.Module, ids: Tensor) -> Iterator[None]:
+    """Within the block the tables of a model that lie in host memory are asked for these ids, of which the device has a copy.
+
+    Args:
+        ids: on the CPU.
+    """
+    assert ids.device.type == "cpu", ids.device
+    tables = [module for module in model.modules() if isinstance(module, HostEmbedding)]
+    for table in tables:
+        table.known = ids
+    try:
+        yield
+    finally:
+        for table in tables:
+            table.known = None
 
 
 class FrozenEmbedding(nn.Module):

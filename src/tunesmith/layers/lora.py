@@ -52,7 +52,7 @@ from tunesmith.kernels.lora import lora_matmul
 from tunesmith.kernels.nf4 import FEW_TOKENS, Update, nf4_matmul
 from tunesmith.kernels.rms_norm import rms_norm_backward, rms_norm_forward
 from tunesmith.layers.context import InStep
-from tunesmith.layers.dropout import draw_mask, drop
+from tunesmith.layers.dropout import Mask, add_dropped_, draw_mask, drop
 from tunesmith.layers.half import HalfNF4Linear
 from tunesmith.layers.nf4 import NF4Linear, dense_buffer
 
@@ -188,7 +188,7 @@ class LoRAGroup:
         x_TZ = like.new_empty(like.shape[0], inputs + self._columns(like.dtype))
         return x_TZ, x_TZ[:, :inputs]
 
-    def outputs(self, x_TI: Tensor, x_TZ: Tensor, mask: Tensor | None, keep: float) -> tuple[Tensor, Tensor]:
+    def outputs(self, x_TI: Tensor, x_TZ: Tensor, mask: Mask | None, keep: float) -> tuple[Tensor, Tensor]:
         """Outputs (T, M), and ``x A^T`` (T, S) for the backward pass.
 
         Args:
@@ -201,14 +201,14 @@ class LoRAGroup:
         x_TZ[:, x_TI.shape[1] :] = xA_TS
         return self.multiply(x_TZ, keep), xA_TS
 
-    def input_gradients(self, dy_TM: Tensor, mask: Tensor | None, keep: float) -> tuple[Tensor, Tensor]:
+    def input_gradients(self, dy_TM: Tensor, mask: Mask | None, keep: float) -> tuple[Tensor, Tensor]:
         """Gradients of x (T, I), before dropout, and of ``x A^T`` (T, S), both views of one tensor."""
         d_TZ, A_SI = self.grad_augmented_input(dy_TM, keep), self.A_SI(dy_TM.dtype)
         dx_TI, dxA_TS = d_TZ.split((A_SI.shape[1], A_SI.shape[0]), 1)
         if mask is None:
             dx_TI.addmm_(dxA_TS, A_SI)
         else:
-            dx_TI.add_(drop(dxA_TS @ A_SI, mask))
+            add_dropped_(dx_TI, dxA_TS @ A_SI, mask)
         return dx_TI, dxA_TS
 
     def multiply(self, x_TZ: Tensor, keep: float) -> Tensor:

@@ -12,6 +12,7 @@ fp32 from then on: PyTorch has a switch for all products, not for one.
 import torch
 
 from tunesmith import hardware
+from tunesmith.rundir.records.training import GpuUse
 
 ROOM = 1.5  # of a dense model's bytes: weights, activations of one pack and what the loader holds on the way
 
@@ -33,6 +34,33 @@ def device_name(device: torch.device) -> str:
 def device_memory(device: torch.device) -> int:
     """Bytes that a GPU has in all."""
     return torch.cuda.get_device_properties(device).total_memory
+
+
+def usable_memory(device: torch.device) -> int:
+    """Bytes of a GPU that this process has or may still take."""
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+
+
+def watch_gpu(device: torch.device) -> None:
+    """Begin the peak of ``gpu_use`` anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def gpu_use(device: torch.device) -> GpuUse | None:
+    """The GPU and the most that this process held there since ``watch_gpu``; None for a CPU."""
+    if device.type != "cuda":
+        return None
+    return GpuUse(
+        name=torch.cuda.get_device_name(device),
+        driver=hardware.gpu_driver(),
+        capability=".".join(map(str, torch.cuda.get_device_capability(device))),
+        total_bytes=device_memory(device),
+        torch=str(torch.__version__),
+        cuda=torch.version.cuda,
+        peak_allocated=torch.cuda.max_memory_allocated(device),
+        peak_reserved=torch.cuda.max_memory_reserved(device),
+    )
 
 
 def device_with_room(nbytes: int) -> torch.device | None:

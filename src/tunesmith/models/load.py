@@ -67,6 +67,7 @@ def load_model(
             that is not read.
     """
     hardware.keep_fewer_kernels()
+    hardware.ask_for_deterministic_cublas()
     device = torch.device(device)
     if base == "nf4":
         model = load_nf4(directory, dtype=DTYPES[dtype], device=device, per_layer_embeddings=per_layer_embeddings)

@@ -41,6 +41,7 @@ from tunesmith.kernels.nf4 import quantize_nf4_parts
 from tunesmith.layers.experts import NF4Experts
 from tunesmith.layers.nf4 import QUANT_STATE, NF4Linear, NF4Weight
 from tunesmith.models.embeddings import hold_table, per_layer_table, place_of
+from tunesmith.models.staging import staged
 from tunesmith.models.swap import put_module
 
 logger = logging.getLogger(__name__)
@@ -259,7 +260,7 @@ def _read_quantized(checkpoint: Checkpoint, weight: str, shape: torch.Size, devi
             if not tensor.is_floating_point() or tensor.element_size() < 2:
                 raise ModelError(f"{name}: {tensor.dtype}, expected 16 or 32 bits a weight", "start from the original model")
             dtypes.append(tensor.dtype)
-            yield tensor.to(device)
+            yield from staged(tensor, device)
 
     try:
         return NF4Weight(quantize_nf4_parts(parts_on_device(), shape, device), dtypes[0])
@@ -273,8 +274,9 @@ def _fill(model: PreTrainedModel, old: Tensor, names: list[str], checkpoint: Che
     new = torch.empty(old.shape, dtype=old.dtype, device=device)
     flat, start = new.view(-1), 0
     for _, part in checkpoint.read_parts(present[0], old.shape):
-        flat[start : start + part.numel()].copy_(part.reshape(-1))
-        start += part.numel()
+        for piece in staged(part, device):
+            flat[start : start + piece.numel()].copy_(piece.reshape(-1))
+            start += piece.numel()
     for other in present[1:]:
         if not torch.equal(checkpoint.read(other), checkpoint.read(present[0])):
             raise ModelError(

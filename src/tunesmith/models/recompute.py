@@ -29,7 +29,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from tunesmith.errors import ModelError
 from tunesmith.models.swap import put_module
 
-Policy = Literal["none", "attention", "mlp", "layer"] | int
+Policy = Literal["auto", "none", "attention", "mlp", "layer"] | int
 
 # What stock models call the two blocks of a decoder layer. Experts may stand beside an MLP instead of within it.
 BLOCKS = {
@@ -68,7 +68,8 @@ def recompute(model: PreTrainedModel, policy: Policy) -> Iterator[None]:
     """Within the block the parts that the policy names are recomputed; afterwards the model is as it was.
 
     Args:
-        policy: ``none``, ``attention``, ``mlp``, ``layer``, or n for the first of every n layers.
+        policy: ``none``, ``attention``, ``mlp``, ``layer``, or n for the first of every n layers; ``auto`` that nobody has
+            replaced by one of them (``pipeline/recompute_choice.py``) is ``none``.
 
     Raises:
         ModelError: the model has no such parts.
@@ -91,7 +92,7 @@ def recomputed_names(model: PreTrainedModel, policy: Policy) -> list[str]:
     Raises:
         ModelError: no decoder layers are found, or one has no block of the kind.
     """
-    if policy == "none":
+    if policy in ("auto", "none"):
         return []
     layers = decoder_layers(model)
     if not layers:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tunesmith import hardware
 from tunesmith.advise.decide import decide
-from tunesmith.advise.memory import Shape, shape_of, training_bytes, training_hours
+from tunesmith.advise.memory import Shape, first_that_fits, shape_of, training_bytes, training_hours
 from tunesmith.checkpoints.content import model_at_hand
 from tunesmith.data.quality import Quality, wrong_lines
 from tunesmith.evaluate import rule
@@ -238,11 +238,19 @@ def _memory(recipe: Recipe, train: TrainSettings, shape: Shape | str, machine: M
         compute = recipe.base if recipe.base in ("fp32", "bf16") else compute
     else:
         base, compute = module_of("advise_measured").computed_in(recipe)
-    by_base = {recipe.base: training_bytes(shape, base, compute, recipe.lora, train)}
+
+    def needed(base: str, compute: str) -> int:
+        settings = train
+        if train.recompute == "auto" and machine.kind == "gpu" and machine.memory is not None:
+            policy = first_that_fits(shape, base, compute, recipe.lora, train, machine.memory)
+            settings = train.model_copy(update={"recompute": policy})
+        return training_bytes(shape, base, compute, recipe.lora, settings)
+
+    by_base = {recipe.base: needed(base, compute)}
     if recipe.base == "fp32":
-        by_base["bf16"] = training_bytes(shape, "bf16", "bf16", recipe.lora, train)
+        by_base["bf16"] = needed("bf16", "bf16")
     if recipe.base != "nf4":
-        by_base["nf4"] = training_bytes(shape, "nf4", compute, recipe.lora, train)
+        by_base["nf4"] = needed("nf4", compute)
     return MemoryFacts(
         base=recipe.base,
         by_base=by_base,

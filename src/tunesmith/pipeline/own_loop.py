@@ -28,6 +28,7 @@ from tunesmith.errors import DataError, ModelError, RecipeError, TrainingError
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.fuse import fuse, is_fused
 from tunesmith.models.load import head_weight
+from tunesmith.pipeline.recompute_choice import choose_recompute
 from tunesmith.recipe import Train, TrainSettings, section_from
 from tunesmith.recipe.derive import Derived, derive, width_of_update
 from tunesmith.rundir.records.training import Step
@@ -97,13 +98,14 @@ def make_ready(
 def settings_for(model: LoadedModel, documents: Documents, train: Train) -> Derived:
     """What a section ``train`` comes to for a model with an adapter and for what it is trained on."""
     assert model.lora is not None, "no adapter"
-    return derive(
+    derived = derive(
         train,
         rows=documents.rows,
         tokens=int(row_tokens(documents).sum()),
         hidden=head_weight(model.model).shape[1],
         update=width_of_update(model.lora),
     )
+    return choose_recompute(derived, model)
 
 
 def render(rows: Rows, model: BaseModel | LoadedModel, options: ReadOptions = AS_FOUND) -> list[Rendered]:

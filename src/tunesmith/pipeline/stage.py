@@ -24,6 +24,7 @@ import gc
 import importlib
 import logging
 import shlex
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -276,12 +277,22 @@ def _not_done(run: RunDir, stage: Stage, state: StageState, goal: str) -> RunErr
 
 
 def execute(run: RunDir, stage: Stage, recipe: Recipe, parts: Parts, session: Session, why: str = "") -> None:
-    """Carry a stage out and write down what it was made from and what it made."""
+    """Carry a stage out and write down what it was made from and what it made.
+
+    Raises:
+        TunesmithError: what the stage refuses, a full disk, or a GPU that cannot go on (``pipeline/gpu_failure.py``).
+    """
     with full_disk_named(run.path, stage.name), tracking.stage(stage.name, why):
         hardware.reset_peak_memory()
         began, started = time.time(), time.perf_counter()
         session.parts = parts
-        module_of(stage.module).execute(run, recipe, session, stage.argument)
+        try:
+            module_of(stage.module).execute(run, recipe, session, stage.argument)
+        except RuntimeError as error:
+            told = module_of("gpu_failure").as_told(error, recipe, stage.name) if "torch" in sys.modules else None
+            if told is None:
+                raise
+            raise told from error
         seconds = time.perf_counter() - started
         outputs = [name for name in run.files_below(*stage.outputs) if name not in stage.without]
         run.record(stage.name, parts, outputs, began, seconds, hardware.peak_memory())

@@ -1,11 +1,12 @@
 """The stage ``train``: the adapter, trained on the rendered rows; the best one is kept in ``adapter/``."""
 
 import logging
+from dataclasses import replace
 
 from tunesmith.chat.fit_template import check_template
 from tunesmith.engines.base import BaseModel
 from tunesmith.models.adapter import load_adapter_state, read_adapter
-from tunesmith.models.device import device_name
+from tunesmith.models.device import best_device, device_name, gpu_use, watch_gpu
 from tunesmith.models.load import head_weight
 from tunesmith.pipeline.base import base_of
 from tunesmith.pipeline.own_loop import make_ready, settings_for
@@ -35,6 +36,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     renderer = base.renderer
     documents = {part: Documents.open(run.tokens(part)) for part in ("train", "dev")}
     parts = [check_part(part, rows, run.data / f"{part}.jsonl", renderer) for part, rows in documents.items()]
+    watch_gpu(best_device())
     loaded = base.load()
     model = loaded.model
     template = check_template(renderer, len(head_weight(model)))
@@ -93,7 +95,13 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         tokens_per_second=None if speed is None else round(speed, 1),
         computed_on=fitted.computed_on,
         spikes=fitted.spikes,
+        recompute=settings.recompute,
+        gpu=(gpu := gpu_use(model.device)),
     ).write(run.training_file)
+    if gpu is not None:
+        logger.info(f"train: {gpu.words}")
+        manifest = run.manifest()
+        replace(manifest, hardware={**manifest.hardware, "gpu": gpu.to_json()}).write(run.manifest_file)
     at = "" if speed is None else f", {speed:,.0f} tokens/s"
     logger.info(f"train: best dev loss {fitted.best.dev_loss:.4f} at step {fitted.best.step} of {len(steps)}{at}")
 
@@ -101,7 +109,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
 def _inputs(run: RunDir, recipe: Recipe, base: BaseModel, settings: TrainSettings) -> str:
     """What checkpoints must have been made with to be resumed from; how their rate was found is no part of it."""
     parts = ("train", "dev", *(["replay"] if recipe.train.replay else []))
-    trained_by = settings.model_dump(exclude={"keep_checkpoints", "ranks", "race"})
+    trained_by = settings.model_dump(exclude={"keep_checkpoints", "ranks", "race", "recompute"})
     return fingerprint(
         [content_hash(run.tokens(part)) for part in parts],
         [base.renderer.template, base.key, recipe.base, recipe.per_layer_embeddings],

@@ -54,7 +54,7 @@ class Derived:
         settings: what training runs by.
         rows_per_step: rows of an optimizer step, on average.
         steps: of the whole run, about.
-        why: of each of the three keys that may be ``auto``, by its name.
+        why: of each of the three keys that are derived here, by its name; of ``recompute`` where a GPU's memory decided.
     """
 
     settings: TrainSettings
@@ -70,6 +70,7 @@ class Derived:
             "num_train_epochs": str(settings.num_train_epochs),
             "tokens_per_step": f"{settings.tokens_per_step:,}",
             "learning_rate": f"{settings.learning_rate:.1e}",
+            "recompute": str(settings.recompute),
         }
         return tuple(f"{key} {shown[key]} {why}" for key, why in self.why.items())
 

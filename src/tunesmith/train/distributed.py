@@ -13,7 +13,7 @@ the order of the packs. So a run may go on with more processes or fewer, and end
 **How many.** ``models/ranks.py`` has the rule: a process a physical core, as far as a step has packs and memory has room for
 the activations of one pack each.
 
-**On a GPU** the world is one process.
+**On a GPU** the world is one process. It puts the packs of the next step together before it waits for the loss of this one.
 
 Cost: a slot is as large as the adapter (20 MB for 5M weights), and there are as many as packs in a step, up to 1 GB; longer
 steps go through them in turns. Adding them takes a thousandth of a step.
@@ -94,11 +94,13 @@ def flop_of(pack: Pack, width: int) -> float:
 
 @contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """Within the block, an operation without a deterministic form is an error."""
+    """Within the block, an operation without a deterministic form is an error.
+
+    Without it, PyTorch adds up the gradients of packed attention on a GPU by atomics, so two runs differ in their last digits.
+    """
     if not wanted:
         yield
         return
-    hardware.ask_for_deterministic_cublas()
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     try:
@@ -139,7 +141,7 @@ class World:
             self.dev_packs = step_packs(dev, [tuple(range(len(dev)))], settings.max_length, self._pack_tokens(dev))
         self._stack = ExitStack()
         self._team: Team | None = None
-        self._job: tuple[int, list[Pack]] = (-1, [])
+        self._packs: dict[int, list[Pack]] = {}  # of this step; on a GPU of the next as well
         self._offsets: list[int] = []
         self._slot_size = self._slots = 0
         self._gradients = shared_memory(0)
@@ -158,9 +160,16 @@ class World:
 
     def packs(self, number: int) -> list[Pack]:
         """The packs of a step, counted from 0."""
-        if self._job[0] != number:
-            self._job = number, step_packs(self._train, self._steps[number][1], self._settings.max_length, self._capacity)
-        return self._job[1]
+        if number not in self._packs:
+            before = {step: packs for step, packs in self._packs.items() if step == number - 1}
+            packs = step_packs(self._train, self._steps[number][1], self._settings.max_length, self._capacity)
+            self._packs = {**before, number: packs}
+        return self._packs[number]
+
+    def _prepare(self, number: int) -> None:
+        """Put the packs of a step together while a GPU computes the one before it."""
+        if self._device.type != "cpu" and number < len(self._steps):
+            self.packs(number)
 
     def start(self) -> None:
         """Fork the others, where they are not there yet. Outside of the contexts in which a step computes."""
@@ -180,7 +189,7 @@ class World:
         packs = self.packs(number)
         if self._team is None or self._team.size == 1:
             context = StepContext(seed=self._seed, step=number)
-            loss, accuracy = step_gradients(self._model, packs, context)
+            loss, accuracy = step_gradients(self._model, packs, context, lambda: self._prepare(number + 1))
             return StepSums(loss, accuracy, context.counters.overflow.total())
         sums: list[tuple[float, int, int]] = []
         gradients: list[Tensor | None] = [None] * len(self._parameters)

@@ -46,6 +46,7 @@ from tunesmith.layers.dora import DoRALinear
 from tunesmith.layers.embedding import FrozenEmbedding
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.attention import PACKED
+from tunesmith.models.gpu_failure import is_gpu_failure
 from tunesmith.models.load import attention, decoder, head_weight
 from tunesmith.train.documents import Documents, make_documents, make_pack
 from tunesmith.train.step import mean_loss, pack_loss, step_gradients
@@ -83,7 +84,7 @@ def refuse_other_loss(model: PreTrainedModel, expected: float) -> None:
 
     Raises:
         ModelError: the losses differ, a loss depends on another document, or the stock model cannot be called as the packed
-            path calls it.
+            path calls it. What a GPU raises itself goes through as it is (``models/gpu_failure.py``).
     """
     kind = model.config.model_type
     documents = make_documents([(ids, [1] * len(ids)) for ids in _random_documents(model, LENGTHS)])
@@ -93,6 +94,8 @@ def refuse_other_loss(model: PreTrainedModel, expected: float) -> None:
             leak = _leak(model)
             packed_loss = mean_loss(model, [make_pack(documents, (0, 1))])
     except (TypeError, AssertionError, RuntimeError, ValueError) as error:
+        if is_gpu_failure(error) or _is_in_our_kernels(error):
+            raise
         reason = str(error).strip().partition("\n")[0]
         raise ModelError(f"{kind}: its layers cannot run over packed documents: {reason:.300}", UNSUPPORTED) from error
     finally:
@@ -108,6 +111,15 @@ def refuse_other_loss(model: PreTrainedModel, expected: float) -> None:
         raise ModelError(
             f"{kind}: the loss over packed documents is {packed_loss:.4f}, the stock model says {expected:.4f}", UNSUPPORTED
         )
+
+
+def _is_in_our_kernels(error: BaseException) -> bool:
+    """Whether a call of ours was refused, as by another version of PyTorch, and not one of a layer of the model."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__"))
+    return isinstance(error, TypeError) and where.startswith("tunesmith.kernels.")
 
 
 def _leak(model: PreTrainedModel) -> str | None:

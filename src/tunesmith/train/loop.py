@@ -10,7 +10,9 @@ backward pass. That makes accumulation exact: however a step's documents are pac
 pipeline does around it: metrics, dev losses, checkpoints, the choice of the best.
 
 Nothing random is carried from step to step: the order of documents follows from (seed, epoch), dropout from (seed, step, pack)
-(``layers/context.py``). A run that was killed goes on from its newest checkpoint and ends with the bytes it would have had.
+(``layers/context.py``). A run that was killed goes on from its newest checkpoint and ends
+with the bytes it would have had; on a GPU under ``train.deterministic`` alone, without which PyTorch's attention adds its
+gradients up in the order of their arrival.
 
 The adapter before the first step is a candidate like all others: it computes the base model, and where training only made the
 dev loss worse, it is what is kept, and that is said. A loss, a gradient or a weight that is not finite stops the run with the

@@ -12,7 +12,7 @@ Shape suffixes: T tokens, N rows (positions that predict), D hidden size, V voca
 narrow, else T.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from tunesmith.kernels.cross_entropy import linear_cross_entropy
 from tunesmith.layers.context import Counters, StepContext, at_step
+from tunesmith.layers.embedding import known_ids
 from tunesmith.models.fuse import narrows
 from tunesmith.models.load import decoder, head_of, head_weight
 from tunesmith.train.documents import Documents, Pack, make_shared_pack
@@ -52,10 +53,11 @@ def pack_loss(model: PreTrainedModel, pack: Pack, counters: Counters | None = No
         counters: of the step; None where nothing is counted.
     """
     head_VD = head_weight(model)
-    pack = pack.to(head_VD.device)
-    hidden_XD = decoder(model)(
-        input_ids=pack.ids_1T, position_ids=pack.position_1T, spans=pack.spans, rows_N=pack.predict_N, use_cache=False
-    ).last_hidden_state[0]
+    there, pack = pack, pack.to(head_VD.device)
+    with nullcontext() if there is pack else known_ids(model, there.ids_1T):
+        hidden_XD = decoder(model)(
+            input_ids=pack.ids_1T, position_ids=pack.position_1T, spans=pack.spans, rows_N=pack.predict_N, use_cache=False
+        ).last_hidden_state[0]
     hidden_ND = hidden_XD if narrows(model) else hidden_XD[pack.predict_N]
     softcap = vars(model.config).get("final_logit_softcapping")
     overflow = None if counters is None else counters.overflow
@@ -86,13 +88,19 @@ def step_packs(documents: Documents, packs: list[tuple[int, ...]], most: int, to
     return [make_shared_pack(documents, [(group.documents, group.shared) for group in batch], multiple) for batch in batches]
 
 
-def step_gradients(model: PreTrainedModel, packs: Sequence[Pack], context: StepContext | None = None) -> tuple[float, float]:
+def step_gradients(
+    model: PreTrainedModel,
+    packs: Sequence[Pack],
+    context: StepContext | None = None,
+    meanwhile: Callable[[], object] = lambda: None,
+) -> tuple[float, float]:
     """Add the gradients of one optimizer step to ``.grad``, pack after pack.
 
     Args:
         packs: of the whole step.
         context: of the step; adapters train in it, with dropout, and everything else computes as it is deployed. None: all of
             it computes as the model stands, and nothing is counted.
+        meanwhile: called when all is under way, before the host waits for a GPU.
 
     Returns:
         The step's mean loss (nats a supervised token) and its top-1 accuracy.
@@ -107,6 +115,7 @@ def step_gradients(model: PreTrainedModel, packs: Sequence[Pack], context: StepC
             (pack_sum / total).backward()
             sums.append(pack_sum.detach())
             right.append(pack_correct)
+    meanwhile()
     # Read when all is under way: a GPU runs one pack while the next is copied to it.
     return sum(map(float, sums)) / total, sum(map(int, right)) / total
 

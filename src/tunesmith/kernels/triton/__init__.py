@@ -15,7 +15,7 @@ How they are written:
 * Row numbers are widened to int64 before they meet a stride: 262,144 tokens times 8,192 features pass 2^31.
 * Block sizes are constants or powers of two that follow from the shape. Refused: autotuning, which measures on the
   user's machine for minutes, may choose differently in a resumed run, and so may add up in a different order.
-* No atomics: two runs give the same bits.
+* No atomics: two runs give the same bits. (PyTorch's attention has some in its backward pass, unless ``train.deterministic``.)
 * ``tanh`` is written as ``2 * sigmoid(2 z) - 1``, because libdevice is not there for Triton's interpreter.
 
 Triton's interpreter (``TRITON_INTERPRET=1``, set before the import) runs all of them on a CPU, which is how the tests
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch.nn.attention.varlen import varlen_attn
 
     from tunesmith.kernels.triton.cross_entropy import cross_entropy_rows_
+    from tunesmith.kernels.triton.dropout import drop_seeded
     from tunesmith.kernels.triton.glu import glu_backward, glu_forward
     from tunesmith.kernels.triton.lora import lora_matmul
     from tunesmith.kernels.triton.nf4 import dequantize_nf4, nf4_matmul
@@ -41,6 +42,7 @@ __all__ = [
     "add_rms_norm_forward",
     "cross_entropy_rows_",
     "dequantize_nf4",
+    "drop_seeded",
     "glu_backward",
     "glu_forward",
     "lora_matmul",
@@ -53,6 +55,7 @@ __all__ = [
 
 _HOME = {
     "cross_entropy_rows_": f"{__name__}.cross_entropy",
+    "drop_seeded": f"{__name__}.dropout",
     "glu_backward": f"{__name__}.glu",
     "glu_forward": f"{__name__}.glu",
     "lora_matmul": f"{__name__}.lora",

@@ -135,6 +135,40 @@ class RaceState(FileRecord):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GpuUse(Record):
+    """The GPU of a training, and the most that it held.
+
+    Attributes:
+        name: of the product.
+        driver: its version; None where the system does not say.
+        capability: of the card, such as 9.0.
+        total_bytes: of its memory.
+        torch, cuda: versions of PyTorch and of the CUDA that it was built with.
+        peak_allocated: bytes of tensors at most, loading included.
+        peak_reserved: bytes that PyTorch had taken from the card at most.
+    """
+
+    name: str
+    driver: str | None
+    capability: str
+    total_bytes: int
+    torch: str
+    cuda: str | None
+    peak_allocated: int
+    peak_reserved: int
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        driver = "" if self.driver is None else f", driver {self.driver}"
+        peak = f"{self.peak_allocated / 1e9:.1f} GB allocated and {self.peak_reserved / 1e9:.1f} reserved at most"
+        return (
+            f"{self.name} (capability {self.capability}{driver}, CUDA {self.cuda}, torch {self.torch}): "
+            f"{peak}, of {self.total_bytes / 1e9:.1f}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointState(FileRecord):
     """``state.json`` of a checkpoint: where the run stands, and what proves the files beside it.
 
@@ -182,6 +216,8 @@ class Training(FileRecord):
         tokens_per_second: real tokens over the time of training steps, dev losses not counted; None where no step was needed.
         computed_on: devices and numbers of threads that took part; more than one where a run went on elsewhere.
         spikes: from which the run went back to its best checkpoint, at half the rate.
+        recompute: what was computed a second time instead of kept.
+        gpu: that it ran on; None for a CPU.
     """
 
     steps: int
@@ -204,6 +240,8 @@ class Training(FileRecord):
     tokens_per_second: float | None
     computed_on: tuple[str, ...]
     spikes: tuple[Spike, ...] = ()
+    recompute: str | int = "none"
+    gpu: GpuUse | None = None
 
     def _repr_html_(self) -> str:
         """What was kept, and the losses as a curve."""
@@ -224,4 +262,6 @@ class Training(FileRecord):
         dev = [(entry.step, entry.dev_loss) for entry in self.dev_losses]
         train = [(entry.step, entry.train_loss) for entry in self.dev_losses if entry.train_loss is not None]
         notes += "".join(f"; {line}" for line in self.derivation)
+        if self.gpu is not None:
+            notes += f"; {self.gpu.words}"
         return paragraph(notes, best) + loss_curve(dev, train, self.best_step)

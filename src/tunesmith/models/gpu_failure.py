@@ -1,0 +1,73 @@
+"""What a GPU says when it cannot go on, told as what it is: with its numbers, and the next thing to try.
+
+PyTorch raises ``OutOfMemoryError`` where memory ends and ``AcceleratorError`` where a kernel failed; cuBLAS and older paths
+raise a plain ``RuntimeError`` that begins with their name. All of them say something about the machine or a kernel and nothing
+about the model's type, so no check may take them for "this model is not supported". (A kernel that Triton cannot compile is a
+fault of ours, and stays a traceback.)
+
+A kernel's failure is noticed later than it happens, at the next read; the line that a traceback names is often innocent. Only
+a run that waits for every launch (``CUDA_LAUNCH_BLOCKING=1``) names the right one.
+
+Refused: going on with a smaller batch by itself, which would change what a run is without a word.
+"""
+
+import re
+
+import torch
+
+ASKED = re.compile(r"Tried to allocate ([\d.]+ \w+)")
+FREE = re.compile(r"total capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free")
+HELD = re.compile(r"([\d.]+ \w+) is allocated by PyTorch(?:[^,]*), and ([\d.]+ \w+) is reserved")
+LIBRARIES = ("CUDA", "cuBLAS", "cuDNN", "CUBLAS", "CUDNN")
+BLOCKING = "give the same command again with CUDA_LAUNCH_BLOCKING=1 before it: the last line of its traceback is the place"
+
+
+def is_gpu_failure(error: BaseException) -> bool:
+    """Whether an error is about the GPU's memory, a launch or a library of it, and not about what was computed."""
+    if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError):
+        return True
+    return isinstance(error, RuntimeError) and str(error).startswith(LIBRARIES)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the GPU's memory was what was missing."""
+    return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)
+
+
+def words_of(error: BaseException) -> str:
+    """What happened, in one sentence; of memory with what was asked for, free, held by tensors and reserved."""
+    text = " ".join(str(error).split())
+    if not is_out_of_memory(error):
+        return f"the GPU failed: {text.partition(' For debugging')[0]:.300}"
+    asked, free, held = ASKED.search(text), FREE.search(text), HELD.search(text)
+    if asked is None:
+        return f"the GPU's memory is full: {text:.300}"
+    figures = f"the GPU's memory is full: {asked[1]} were asked for"
+    if free is not None:
+        figures += f", {free[2]} of {free[1]} are free"
+    if held is not None:
+        figures += f"; tensors hold {held[1]}, and {held[2]} more are reserved"
+    return figures
+
+
+def next_try(error: BaseException, in_training: bool, recompute: str | int, base: str, max_length: int, batch_size: int) -> str:
+    """What to do next.
+
+    Args:
+        in_training: whether it was training that failed, or something that answers and scores.
+        recompute, base, max_length: of the recipe.
+        batch_size: of its evaluation.
+    """
+    if not is_out_of_memory(error):
+        return BLOCKING
+    steps: list[str] = []
+    if in_training and recompute != "layer":
+        steps.append("train.recompute: layer")
+    if not in_training and batch_size > 1:
+        steps.append(f"evaluate.batch_size: {batch_size // 2}")
+    if base != "nf4":
+        steps.append("base: nf4")
+    if in_training:
+        steps.append(f"train.max_length: {max_length // 2}, where rows are short enough")
+    steps.append("a smaller model")
+    return f"try in this order: {'; '.join(steps)}. nvidia-smi shows what other programs hold"
