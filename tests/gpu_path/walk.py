@@ -281,7 +281,7 @@ def seen_by_the_device() -> dict[str, Any]:
         product = weight @ x
         total = product.sum()
         total.backward()
-        float(total)
+        float(total.detach())
         x[x > 0].cpu()
         assert weight.grad is not None
         return found | WATCH.figures() | {"grad": str(weight.grad.device), "kept": WATCH.live() - before}
