@@ -422,6 +422,7 @@ def _probabilities(scaled_GTJK: Tensor, k_GTK: Tensor, block: _Block, scoring: S
 
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)
 def _unseen(lengths: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """-inf where a query does not see a key of its own block, zero elsewhere; shape (rows, 1, rows)."""
     sees = torch.block_diag(*(torch.ones(length, length, device=device).tril_() for length in lengths)).bool()

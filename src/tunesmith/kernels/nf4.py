@@ -110,12 +110,14 @@ class NF4:
 
 
 @cache
+@torch.inference_mode(False)
 def values(device: torch.device) -> Tensor:
     """The 16 values, shape (16,), fp32."""
     return torch.tensor(VALUES, dtype=torch.float32, device=device)
 
 
 @cache
+@torch.inference_mode(False)
 def dynamic_map(device: torch.device) -> Tensor:
     """The 256 values of an absmax code, shape (256,), fp32, ascending.
 
@@ -327,6 +329,7 @@ def _divide_blocks(piece: Tensor, absmax_Q: Tensor) -> Tensor:
 
 
 @cache
+@torch.inference_mode(False)
 def _cells(device: torch.device) -> tuple[Tensor, Tensor]:
     """For each upper half of an fp32 number: boundaries below the cell (uint8), and the one inside it (infinity if none)."""
     table = torch.tensor(VALUES)  # on the CPU, as the map below: the same tables on every device
@@ -347,6 +350,7 @@ def _nearest_value(quotients: Tensor) -> Tensor:
 
 
 @cache
+@torch.inference_mode(False)
 def _absmax_codes(device: torch.device) -> Tensor:
     """The nearest absmax code of each point of the grid over [-1, 1], uint8."""
     nested_map = dynamic_map(torch.device("cpu"))
@@ -368,6 +372,7 @@ def _quantize_absmax(centred_Q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @cache
+@torch.inference_mode(False)
 def _pairs(device: torch.device) -> Tensor:
     """The two fp32 values of each byte, shape (256,), as one int64."""
     byte = torch.arange(256, device=device)

@@ -1,0 +1,99 @@
+"""The GPU path from loading to scoring, on a device that is not there: where it waits, what it moves, what it launches.
+
+Models have the widths of the real ones and a few layers. The figures that it is held to are in ``budgets.py``.
+"""
+
+import pytest
+
+from .budgets import (
+    ON_THE_HOST,
+    QUANTISE,
+    STAGES,
+    STEPS,
+    StageBudget,
+    StepBudget,
+    early_waits,
+    pageable,
+    stage_figures,
+    step_figures,
+)
+
+SLACK, STALE = 1.02, 0.85  # of a budget: what rounding and another PyTorch may add, and where a lower number is due
+# A step's host waits where its losses, its rescued rows and the norm of its gradient are read.
+READS = ("item train/step.py", "item train/loop.py", "item kernels/fp16_scaled_mm.py")
+
+
+@pytest.fixture(scope="module")
+def seen(walk):
+    return walk()
+
+
+def misfits(figures: StepBudget | StageBudget, budget: StepBudget | StageBudget) -> list[str]:
+    """What is above its budget, or so far below that the budget says nothing."""
+    found = []
+    for name, figure, allowed in zip(budget._fields, figures, budget, strict=True):
+        if figure > allowed * SLACK:
+            found.append(f"{name}: {figure:g}, and {allowed:g} are allowed")
+        elif figure < allowed * STALE:
+            found.append(f"{name}: {figure:g}, far below {allowed:g}; write the lower number in budgets.py")
+    return found
+
+
+def test_the_device_sees_what_must_not_be_done(seen):
+    """Else nothing below could fail."""
+    device = seen["device"]
+    assert "same device" in device["mixed"] and device["grad"] == "cuda:0"
+    assert [what.split()[0] for what, _ in device["waits"]] == ["item", "index"]
+    assert [tuple(upload[:3]) for upload in device["uploads"]] == [(4000, False, False), (4000, True, True)]
+    assert [nbytes for nbytes, _ in device["downloads"]] == [4000]
+    assert 8_000_000 <= device["kept"] <= 8_050_000 and device["peak"] >= device["kept"]  # the weight and its gradient
+    assert device["by_name"]["mv"] == 1 and device["bytes_by_name"]["mv"] == 4_008_000
+
+
+def test_every_case_has_its_budget(seen):
+    stages = {(name, stage) for name, case in seen["cases"].items() for stage in stage_figures(case) if "score" in case}
+    assert (set(STEPS), set(STAGES)) == (set(seen["cases"]), stages)
+
+
+def test_a_model_is_loaded_whole_onto_the_device(seen):
+    elsewhere = {name: case["load"]["elsewhere"] for name, case in seen["cases"].items() if case["load"]["elsewhere"]}
+    assert elsewhere == ON_THE_HOST
+
+
+def test_everything_is_fused(seen):
+    """What is measured below is our path, not the stock one."""
+    assert not {name: case["fuse"] for name, case in seen["cases"].items() if "attention" not in case["fuse"]}
+
+
+def test_a_step_waits_only_where_its_results_are_read(seen):
+    found = {
+        name: others
+        for name, case in seen["cases"].items()
+        if (others := {what for what, _ in case["step"]["waits"] if not what.startswith(READS)})
+    }
+    assert set(found) == {name for name, budget in STEPS.items() if budget.waits}, found
+    assert all(case["step"]["waits"] for case in seen["cases"].values())
+
+
+def test_the_host_runs_ahead_to_the_end_of_a_step(seen):
+    found = {name: waits for name, case in seen["cases"].items() if (waits := early_waits(case["step"]))}
+    assert {name: len(waits) for name, waits in found.items()} == {n: b.waits for n, b in STEPS.items() if b.waits}, found
+
+
+def test_a_pack_goes_to_the_device_pinned_and_while_the_device_computes(seen):
+    assert not {name: places for name, case in seen["cases"].items() if (places := pageable(case["step"]))}
+    assert all(case["step"]["uploads"] for case in seen["cases"].values())
+
+
+def test_quantising_a_weight(seen):
+    assert QUANTISE * STALE <= seen["quantise"]["launches"] <= QUANTISE
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_stays_within_its_budget(seen, name):
+    assert not misfits(step_figures(seen["cases"][name]), STEPS[name])
+
+
+@pytest.mark.parametrize(("name", "stage"), STAGES)
+def test_a_stage_stays_within_its_budget(seen, name, stage):
+    assert not misfits(stage_figures(seen["cases"][name])[stage], STAGES[name, stage])

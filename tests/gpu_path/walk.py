@@ -1,0 +1,312 @@
+"""Walks models of real widths and few layers through all that a GPU does, on the device that is not there.
+
+    python tests/gpu_path/walk.py OUT.json [--chips 80,90] [--sites] [CASE...]
+
+A process of its own, without Triton's interpreter. Writes what was seen at each stage of each case; with ``--chips``, what the
+compiler makes of every Triton kernel that was launched (``compiled.py``); with ``--sites``, from where the launches came. Of a
+checkpoint there are only names and shapes: weights have no memory.
+
+A step is walked at two depths, so that a layer's share can be told from what a step costs once.
+"""
+
+import contextlib
+import gc
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ.pop("TRITON_INTERPRET", None)
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import fake_cuda
+import torch
+from compiled import compile_all
+from fake_cuda import WATCH, weightless
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    Gemma4TextConfig,
+    Gemma4UnifiedTextConfig,
+    LlamaConfig,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
+
+from tunesmith.engines.decode import StopRule, greedy
+from tunesmith.engines.score import Scorer
+from tunesmith.errors import ModelError
+from tunesmith.kernels.nf4 import quantize_nf4
+from tunesmith.models import nf4_load
+from tunesmith.models.device import best_device
+from tunesmith.models.fuse import fuse
+from tunesmith.models.load import load_model
+from tunesmith.models.precision import precision
+from tunesmith.models.swap import add_lora
+from tunesmith.recipe import Lora, TrainSettings
+from tunesmith.train import health
+from tunesmith.train.documents import make_documents
+from tunesmith.train.loop import train_steps
+
+S, F = "sliding_attention", "full_attention"
+QKV8 = {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128}
+GEMMA4 = {"head_dim": 256, "global_head_dim": 512, "tie_word_embeddings": True, "vocab_size": 262144}
+GEMMA4 |= {"final_logit_softcapping": 30.0}
+WIDE = {"hidden_size": 3840, "intermediate_size": 15360, "num_attention_heads": 16, "num_key_value_heads": 8}
+LENGTHS = (700, 512, 300, 256, 160, 120)  # tokens of the documents of the pack: 2,048
+TOKENS = sum(LENGTHS)
+
+CONFIGS: dict[str, Callable[[int], Any]] = {  # by the number of layers, an even one
+    "llama-8b": lambda n: LlamaConfig(
+        **QKV8, hidden_size=4096, intermediate_size=14336, num_hidden_layers=n, vocab_size=128256, tie_word_embeddings=False
+    ),
+    "qwen3-8b": lambda n: Qwen3Config(
+        **QKV8, hidden_size=4096, intermediate_size=12288, num_hidden_layers=n, vocab_size=151936, tie_word_embeddings=False
+    ),
+    "gemma3-12b": lambda n: Gemma3TextConfig(
+        **WIDE, num_hidden_layers=n, head_dim=256, layer_types=[S, F] * (n // 2), vocab_size=262208
+    ),
+    "gemma4-12b": lambda n: Gemma4UnifiedTextConfig(
+        **GEMMA4,
+        **WIDE,
+        num_hidden_layers=n,
+        layer_types=[S, F] * (n // 2),
+        num_global_key_value_heads=1,
+        attention_k_eq_v=True,
+        sliding_window=1024,
+    ),
+    "gemma4-e2b": lambda n: Gemma4TextConfig(
+        **GEMMA4,
+        hidden_size=1536,
+        intermediate_size=6144,
+        num_hidden_layers=n,
+        layer_types=[S, F] * (n // 2),
+        num_attention_heads=8,
+        num_key_value_heads=1,
+        num_kv_shared_layers=n // 2,
+        hidden_size_per_layer_input=256,
+        vocab_size_per_layer_input=1024,
+        sliding_window=512,
+        use_double_wide_mlp=True,
+    ),
+    "qwen3-moe": lambda n: Qwen3MoeConfig(
+        hidden_size=2048,
+        moe_intermediate_size=768,
+        intermediate_size=6144,
+        num_hidden_layers=n,
+        num_experts=16,
+        num_experts_per_tok=8,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        head_dim=128,
+        vocab_size=151936,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is walked.
+
+    Attributes:
+        model: of ``CONFIGS``.
+        whole: with health check, decoding and scoring; else a step alone.
+        layers: of the smaller model; the other has twice as many.
+    """
+
+    model: str
+    r: int = 16
+    dropout: float = 0.0
+    policy: Any = "none"
+    whole: bool = False
+    capability: tuple[int, int] = (9, 0)
+    layers: int = 2
+
+
+CASES: dict[str, Case] = {
+    "llama-8b": Case("llama-8b", whole=True),
+    "llama-8b dropout": Case("llama-8b", dropout=0.05),
+    "llama-8b layer": Case("llama-8b", policy="layer"),
+    "llama-8b dropout layer": Case("llama-8b", dropout=0.05, policy="layer"),
+    "llama-8b attention": Case("llama-8b", policy="attention"),
+    "llama-8b mlp": Case("llama-8b", policy="mlp"),
+    "llama-8b every second": Case("llama-8b", policy=2),
+    "llama-8b r1": Case("llama-8b", r=1),
+    "llama-8b r4": Case("llama-8b", r=4),
+    "llama-8b r8": Case("llama-8b", r=8, dropout=0.05),
+    "llama-8b r64": Case("llama-8b", r=64),
+    "llama-8b fp16": Case("llama-8b", capability=(7, 5), dropout=0.05, whole=True),
+    "qwen3-8b": Case("qwen3-8b", dropout=0.05, whole=True),
+    "gemma3-12b": Case("gemma3-12b", dropout=0.05, whole=True),
+    "gemma4-12b": Case("gemma4-12b", dropout=0.05, whole=True),
+    "gemma4-e2b": Case("gemma4-e2b", dropout=0.05, whole=True, layers=4),
+    "qwen3-moe": Case("qwen3-moe", whole=True),
+}
+
+
+class _Checkpoint:
+    """In the place of ``Checkpoint``: tensors of the model's shapes without memory."""
+
+    shapes: dict[str, torch.Size]
+
+    def __init__(self, directory: Path):
+        self.directory, self.stacks = directory, {}
+        self.files = {name: (directory, name) for name in self.shapes}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.files
+
+    def read(self, name: str) -> torch.Tensor:
+        return weightless(self.shapes[name], torch.bfloat16)
+
+    def read_parts(self, name: str, shape: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        yield name, self.read(name)
+
+
+class _Steps:
+    """Optimizer steps over the same documents again and again, as one pack."""
+
+    epoch_ends = (100,)
+
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, step: int, /) -> tuple[int, list[tuple[int, ...]]]:
+        return 0, [tuple(range(len(LENGTHS)))]
+
+
+@contextlib.contextmanager
+def _stored(config: Any) -> Iterator[Path]:
+    """A model directory with a configuration and no weights."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    tied = config.tie_word_embeddings
+    _Checkpoint.shapes = {name: t.shape for name, t in model.state_dict().items() if not (tied and name == "lm_head.weight")}
+    nf4_load.Checkpoint = _Checkpoint  # type: ignore[assignment, misc]
+    with tempfile.TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        yield Path(folder)
+
+
+def walk(case: Case) -> dict[str, Any]:
+    """Figures of each stage."""
+    depths = (case.layers, 2 * case.layers)
+    parts = [partial(_trained, depth=depth) for depth in depths] + [_answers] * case.whole
+    seen: dict[str, Any] = {}
+    for part in parts:
+        gc.collect()  # models are cycles
+        depth = part.keywords["depth"] if isinstance(part, partial) else case.layers
+        with fake_cuda.cuda(case.capability), _stored(CONFIGS[case.model](depth)) as folder:
+            WATCH.reset()
+            seen = part(load_model(folder, precision("nf4", "auto", folder)[1], "nf4", best_device()), case) | seen
+    return seen
+
+
+def _elsewhere(model: PreTrainedModel) -> list[str]:
+    """Tensors that stayed on the host."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return [name for name, tensor in tensors if not tensor.is_cuda]
+
+
+def _trained(model: PreTrainedModel, case: Case, depth: int) -> dict[str, Any]:
+    """Loading, health check, and the second step of a training: the first one fills what is made once."""
+    seen: dict[str, Any] = {"load": WATCH.figures() | {"elsewhere": _elsewhere(model)}}
+    checked = case.whole and depth == case.layers
+    WATCH.reset()
+    expected = health.stock_loss(model) if checked else 0.0
+    layers = add_lora(model, Lora(r=case.r, alpha=32, dropout=case.dropout), 0)
+    seen["fuse"] = fuse(model).summary()
+    if checked:
+        try:
+            health.refuse_other_loss(model, expected)
+        except ModelError as error:  # numbers read off this device are constants: a derivative is never zero
+            assert "depends on the documents" in str(error), error
+        seen["health"] = WATCH.figures()
+    documents = make_documents([([7 + n] * length, [0] * (length - 40) + [1] * 40) for n, length in enumerate(LENGTHS)])
+    settings = TrainSettings(learning_rate=2e-4, tokens_per_step=TOKENS, num_train_epochs=1, recompute=case.policy)
+    steps = train_steps(model, layers, documents, _Steps(), settings, 0)  # type: ignore[arg-type]
+    next(steps)
+    WATCH.reset()
+    next(steps)
+    name = "step" if depth == case.layers else "deeper step"
+    return seen | {name: WATCH.figures() | {"layers": depth, "resident": WATCH.live()}}
+
+
+def _answers(model: PreTrainedModel, case: Case) -> dict[str, Any]:
+    """An evaluation, which has adapters on stock modules: tokens one by one, and choices scored."""
+    seen = {}
+    add_lora(model, Lora(r=case.r, alpha=32, dropout=case.dropout), 0)
+    model.eval()
+    prompts = [[9] * 40 + [5 + n] * (20 + 7 * n) for n in range(6)]
+    for tokens in (2, 3):
+        WATCH.reset()
+        greedy(model, prompts, StopRule(tokens, [0]), 6)
+        seen[f"decode {tokens}"] = WATCH.figures() | {"layers": case.layers}
+    WATCH.reset()
+    Scorer(model).continuation_logprobs([([9] * 40 + [3 + n] * 20, [4 + m] * 5) for n in range(6) for m in range(3)])
+    return seen | {"score": WATCH.figures()}
+
+
+def quantised() -> dict[str, Any]:
+    """One weight of four million numbers, as a loader quantises it."""
+    with fake_cuda.cuda():
+        weight = torch.empty(1024, 4096, dtype=torch.bfloat16, device="cuda")
+        quantize_nf4(weight)  # fills the tables
+        WATCH.reset()
+        quantize_nf4(weight)
+        return WATCH.figures()
+
+
+def seen_by_the_device() -> dict[str, Any]:
+    """What the device that is not there says of a few lines that do what our code must not."""
+    with fake_cuda.cuda():
+        WATCH.reset()
+        before = WATCH.live()
+        weight = torch.zeros(1000, 1000, device="cuda", requires_grad=True)
+        host = torch.ones(1000)
+        found: dict[str, Any] = {}
+        try:
+            weight @ host
+        except RuntimeError as error:
+            found["mixed"] = str(error)
+        x = host.to("cuda")
+        host.pin_memory().to("cuda", non_blocking=True)
+        product = weight @ x
+        total = product.sum()
+        total.backward()
+        float(total.detach())
+        x[x > 0].cpu()
+        assert weight.grad is not None
+        return found | WATCH.figures() | {"grad": str(weight.grad.device), "kept": WATCH.live() - before}
+
+
+def main() -> None:
+    """Walk the cases that were named, or all."""
+    out, *given = sys.argv[1:]
+    chips: list[int] = []
+    if "--chips" in given:
+        at = given.index("--chips")
+        chips = [int(chip) for chip in given[at + 1].split(",")]
+        del given[at : at + 2]
+    if "--sites" in given:
+        given.remove("--sites")
+        WATCH.sites = type(WATCH.launches)()
+    torch.set_num_threads(1)
+    quantise = quantised()
+    # A weight in one piece: thousands of small ones are counted above, and would take most of the time here.
+    sys.modules["tunesmith.kernels.nf4"]._QUANTIZE_PIECE = 2**28
+    cases = {name: walk(CASES[name]) for name in given or CASES}
+    found = {"device": seen_by_the_device(), "quantise": quantise, "cases": cases, "kernels": list(WATCH.kernels.values())}
+    found["compiled"] = compile_all(found["kernels"], chips)
+    Path(out).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
