@@ -16,8 +16,8 @@ which is every pair in buckets of up to 17 and work linear in the rows in larger
 joined are not judged again. Refused: rensa's LSH index (a Python object and a query for each row; 128 numbers a row and a sort
 need neither), and embeddings (minutes become hours, and what "similar" means becomes a model's opinion).
 
-Cost for a million questions of half a kilobyte: a minute to sign them and half a minute to compare (one core); 0.5 GB of
-signatures, twice that for a moment, and 0.3 GB of excerpts and hashes.
+Cost for a million questions of half a kilobyte: a minute to sign them and half a minute to compare (one core); 256 MB of
+signatures (``signature_table.py``), and about 100 MB of excerpts (``kept_texts.py``) and hashes.
 """
 
 import hashlib
@@ -30,8 +30,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from tunesmith.data.finding import excerpt
+from tunesmith.data.kept_texts import KeptTexts
 from tunesmith.data.minhash import (
-    NUM_PERM,
     TEMPLATE_SAMPLE,
     agreement,
     band_keys,
@@ -44,6 +44,7 @@ from tunesmith.data.minhash import (
 )
 from tunesmith.data.normalize import as_binary, folded_all
 from tunesmith.data.places import FindPlaces
+from tunesmith.data.signature_table import SignatureTable
 from tunesmith.messages import Message
 from tunesmith.rundir.records.check import NearCluster, NearReport
 from tunesmith.rundir.records.quality import RowExcerpt
@@ -81,9 +82,9 @@ class NearDuplicates:
         self.threshold = threshold
         self._waiting: list[bytes] | None = []  # until there are enough to know the template
         self._template = np.empty(0, np.uint64)
-        self._signatures: list[np.ndarray] = []
+        self._signatures = SignatureTable()
         self._digests: list[bytes] = []
-        self._openings: list[str] = []
+        self._openings = KeptTexts()
         self._texts: list[bytes] | None = []
         self._text_bytes = 0
         self._sets: dict[int, np.ndarray] = {}  # windows of the rows judged exactly: at most eight times EXACT_BYTES
@@ -93,7 +94,7 @@ class NearDuplicates:
         """Take the next rows, in order of reading."""
         assert self._groups is None, "rows added after the result was asked for"
         questions = [question(row) for row in rows]
-        self._openings += [text[:OPENING] for text in questions]
+        self._openings.add([text[:OPENING] for text in questions])
         texts = folded_all(as_binary(questions))
         answers = folded_all(as_binary([_spoken(row.messages[-1]) for row in rows]))
         # Question and answer side by side: 16 bytes a row.
@@ -123,9 +124,11 @@ class NearDuplicates:
         """
         groups = self.groups()
         order = np.argsort(groups, kind="stable")
-        clusters = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+        borders = np.concatenate([[0], np.flatnonzero(np.diff(groups[order])) + 1, [len(order)]])
+        several = np.flatnonzero(np.diff(borders) > 1)  # an array for each row that is alone would be a hundred megabytes
+        clusters = [order[borders[i] : borders[i + 1]] for i in several.tolist()]
         digests = self._hashes()[:, 0]
-        return [rows.tolist() for rows in clusters if len(rows) > 1 and (digests[rows] != digests[rows[0]]).any()]
+        return [rows.tolist() for rows in clusters if (digests[rows] != digests[rows[0]]).any()]
 
     def report(self, find: FindPlaces) -> NearReport:
         """Count and show the clusters; ``find`` gives ids and places of rows by their number in order of reading."""
@@ -188,13 +191,8 @@ class NearDuplicates:
         for end, text in enumerate(texts, start=1):
             size += len(text)
             if size >= BATCH_BYTES or end == len(texts):
-                self._signatures.append(signatures(texts[start:end], self._template))
+                self._signatures.add(signatures(texts[start:end], self._template))
                 start, size = end, 0
-
-    def _matrix(self) -> np.ndarray:
-        if len(self._signatures) != 1:
-            self._signatures = [np.concatenate([np.empty((0, NUM_PERM), np.uint32), *self._signatures])]
-        return self._signatures[0]
 
     def _hashes(self) -> np.ndarray:
         """uint64 (rows, 2): of the normalized question and of the normalized answer."""
@@ -215,14 +213,14 @@ class NearDuplicates:
 
     def _link(self, distinct: np.ndarray) -> np.ndarray:
         """Single linkage over distinct questions: for each, the smallest index (into ``distinct``) of its cluster."""
-        matrix = self._matrix()
-        matrix = matrix if len(distinct) == len(matrix) else matrix[distinct]
+        matrix = self._signatures.whole()
         labels = np.arange(len(distinct))
         bands, width = band_shape(self.threshold)
         with progress("near duplicates", bands) as bar:
-            key = band_keys(matrix, 0, width)
+            key = band_keys(matrix[distinct, :width])
             for band in range(bands):
-                following = band_keys(matrix, (band + 1) % bands, width)
+                start = (band + 1) % bands * width
+                following = band_keys(matrix[distinct, start : start + width])
                 labels = self._link_band(distinct, key, following, labels)
                 key = following
                 bar.advance()
@@ -248,7 +246,7 @@ class NearDuplicates:
         return labels
 
     def _near(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        estimate = agreement(self._matrix(), left, right)
+        estimate = agreement(self._signatures.whole(), left, right)
         if self._texts is None:
             return estimate >= self.threshold
         near = np.zeros(len(left), bool)
@@ -259,7 +257,7 @@ class NearDuplicates:
     def _similarity(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """float64 (pairs,): Jaccard similarity, exact where the texts were kept."""
         if self._texts is None:
-            return agreement(self._matrix(), left, right)
+            return agreement(self._signatures.whole(), left, right)
         sets = self._sets
         for row in {*left.tolist(), *right.tolist()} - sets.keys():
             sets[row] = np.unique(shingles([self._texts[row]], self._template)[0])
@@ -270,13 +268,13 @@ class NearDuplicates:
         hashes = self._hashes()[rows]
         _, first = np.unique(hashes[:, 0], return_index=True)
         shown: list[int] = [rows[i] for i in np.sort(first)[:SHOWN].tolist()]
-        places = find(set(shown))
+        places, openings = find(set(shown)), self._openings.get(set(shown))
         return NearCluster(
             rows=len(rows),
             questions=len(first),
             answers=len(np.unique(hashes[:, 1])),
             examples=tuple(
-                RowExcerpt(id=places[row].id, place=places[row].place, excerpt=excerpt(self._openings[row])) for row in shown
+                RowExcerpt(id=places[row].id, place=places[row].place, excerpt=excerpt(openings[row])) for row in shown
             ),
         )
 
