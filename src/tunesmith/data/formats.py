@@ -137,6 +137,17 @@ def draft(row: Mapping[str, Any], kind: str, columns: Mapping[str, str], said: s
     return result
 
 
+def naming(row: Mapping[str, Any]) -> str:
+    """The options that name what is read of a row, for one whose other columns must not be looked at."""
+    kind = kind_of(row)
+    if kind in _PUBLISHED:
+        columns = _PUBLISHED[kind].columns
+    else:
+        used = {*_USED.get(kind or "", ()), *([_turns_key(row)] if kind in ("messages", "sharegpt") else [])}
+        columns = {name: name for name in COLUMNS if name in used}
+    return " ".join(f"--column {ours}={theirs}" for ours, theirs in columns.items() if theirs in row)
+
+
 def rename(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     """The named columns of a row under our names; nothing else is read."""
     return {ours: row[theirs] for ours, theirs in columns.items() if row.get(theirs) is not None}

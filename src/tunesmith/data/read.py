@@ -29,6 +29,7 @@ from tunesmith.data.dialects.trainer_info import info_beside
 from tunesmith.data.dialects.turns import openai_turns
 from tunesmith.data.draft import Draft
 from tunesmith.data.encoding import checked_encoding
+from tunesmith.data.marks import Marks
 from tunesmith.data.problems import ProblemLog, RowError, Unreadable
 from tunesmith.data.reasoning import Mode
 from tunesmith.data.row_hash import content_hash
@@ -174,6 +175,7 @@ class Reader:
         self._columns_seen: set[str] = set()
         self._answers: str | None = None  # what makes rows preference data
         self._seen = _Seen()
+        self._marks = Marks()
         self._choices = Choices(self.options.reasoning, self.options.take, self.options.parse_template)
         self._file_notes: list[str] = []
         self._said: Counter[str] = Counter()  # what is read as something else -> rows
@@ -216,6 +218,7 @@ class Reader:
                 self._refuse(error, item, place)
         if plain:
             self._kinds["messages"] += plain
+            self._marks.add_unmarked(plain, first_plain)
             self._first.setdefault("messages", first_plain)
         self._rows += len(rows)
         for index, repeat in enumerate(self._seen.add(digests)):
@@ -226,14 +229,17 @@ class Reader:
     def _general(self, value: Any, place: str) -> Checked:
         if not isinstance(value, dict):
             raise RowError("$", "not-object", f"expected an object, found {type(value).__name__}", 'write {"messages": [...]}')
-        columns, group_by = self._columns, self.options.group_by
+        options, columns = self.options, self._columns
+        group_by = options.group_by
         row = {key: member for key, member in value.items() if member is not None}
         answers = None if columns else preference.described(row)
+        if not columns and (answers is None or preference.mark_key(row)) and self._marks.add(row, place) and options.take:
+            answers = "answers marked 0 or 1"
         if answers is not None:
             self._kinds["preference"] += 1
             self._first.setdefault("preference", place)
             self._answers = self._answers or answers
-            used = self._choices.answer(row)
+            used = self._choices.answer(row, answers)
             row = dict(used)
             kind = self.options.format or formats.kind_of(used)
         else:
@@ -316,6 +322,7 @@ class Reader:
 
     def _finish(self) -> None:
         label = self.source.label
+        self._marks.refuse(label, taken=self.options.take is not None)
         if any(len(kinds) > 1 for kinds in self._kinds_of.values()):
             kinds = ", ".join(f"{kind} {rows:,} rows (first: {self._first[kind]})" for kind, rows in self._kinds.most_common())
             hint = "keep one format in a file, or name one in data.format; rows of another are then bad"
