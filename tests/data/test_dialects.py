@@ -38,6 +38,11 @@ def chat(*turns, **beside):
 # What is read, as what, and a word of what is said of it.
 READ = {
     "a result and a question in one turn": (
+        chat(USER, blocks(USE), blocks(RESULT, text("a"), role="user"), END),
+        chat(USER, {**CALLING, "tool_calls": [{"id": "t", **CALL}]}, {**LOW, "tool_call_id": "t"}, USER, END),
+        "is_error",
+    ),
+    "a result": (
         chat(USER, blocks(USE), blocks(RESULT, role="user"), END),
         chat(USER, {**CALLING, "tool_calls": [{"id": "t", **CALL}]}, {**LOW, "tool_call_id": "t"}, END),
         "is_error",
