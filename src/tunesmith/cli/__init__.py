@@ -208,7 +208,7 @@ def convert(
     """Write data of any format as messages JSONL."""
     options = _read_options(format, column, quarantine, encoding, delimiter, turns, reasoning, take, parse_template)
     conversion = _stage.module_of("convert").convert(source, target, options, quarantine)
-    for note in _lines.reading_lines(conversion.reading):
+    for note in _lines.conversion_lines(conversion):
         logger.info(note)
     _show(conversion, as_json, lambda: print(f"{conversion.reading.rows} rows written to {target}"))
 

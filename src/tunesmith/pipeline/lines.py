@@ -3,7 +3,7 @@
 from tunesmith.data.quality import Quality, wrong_lines
 from tunesmith.data.read import Reader
 from tunesmith.formatting import limits, percent
-from tunesmith.rundir.records.check import CheckReport, ContaminationReport, NearReport, Reading, TokenReport
+from tunesmith.rundir.records.check import CheckReport, ContaminationReport, Conversion, NearReport, Reading, TokenReport
 from tunesmith.rundir.rows import Row
 
 
@@ -31,11 +31,16 @@ def reading_lines(reading: Reading) -> list[str]:
     return lines
 
 
+def conversion_lines(conversion: Conversion) -> list[str]:
+    """How a source was read that was written anew, and what is wrong with its rows."""
+    return [*reading_lines(conversion.reading), *wrong_lines(conversion.findings)]
+
+
 def lines_of(reader: Reader, rows: list[Row]) -> tuple[str, ...]:
     """How a source is read so far, and what is wrong with some of its rows: for verbs that look at the first ones."""
     quality, reading = Quality(reasoning_is_text=reader.options.reasoning == "keep"), reader.summary()
     quality.add(rows)
-    return *reading_lines(reading), *wrong_lines(quality.report(reading))
+    return *reading_lines(reading), *wrong_lines(quality.report(reading).findings)
 
 
 def _near_lines(near: NearReport) -> list[str]:
