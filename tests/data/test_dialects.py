@@ -35,8 +35,27 @@ def chat(*turns, **beside):
     return {"messages": list(turns), **beside}
 
 
+HERMES_CALL = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
+LISTED = f"Be kind. <tools></tools> Here: <tools>\n{json.dumps(FUNCTION)}\n</tools> Go."
+
+
 # What is read, as what, and a word of what is said of it.
 READ = {
+    "calls and results in the text": (
+        chat(USER, {**END, "content": HERMES_CALL}, {**LOW, "content": "<tool_response>low</tool_response>"}, END),
+        chat(USER, {**CALLING, "tool_calls": [CALL]}, LOW, END),
+        "<tool_call>",
+    ),
+    "results in a user's text, who says more": (
+        chat(USER, {**END, "content": f"b\n{HERMES_CALL}"}, {**USER, "content": "<tool_response>low</tool_response>a"}, END),
+        chat(USER, {**END, "tool_calls": [CALL]}, LOW, USER, END),
+        "<tool_response>",
+    ),
+    "tools in the system text": (
+        chat({"role": "system", "content": LISTED}, USER, END),
+        chat({"role": "system", "content": "Be kind. <tools></tools> Here:  Go."}, USER, END, tools=[FUNCTION]),
+        "taken out of the text",
+    ),
     "a result and a question in one turn": (
         chat(USER, blocks(USE), blocks(RESULT, text("a"), role="user"), END),
         chat(USER, {**CALLING, "tool_calls": [{"id": "t", **CALL}]}, {**LOW, "tool_call_id": "t"}, USER, END),

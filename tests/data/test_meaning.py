@@ -319,6 +319,23 @@ def test_marks_of_a_template_are_looked_for_in_plain_texts_alone(tmp_path):
     assert not findings(tmp_path, [{"text": "# A page\n### Human rights\nare [for] all"}])
 
 
+@pytest.mark.parametrize(
+    ("turns", "found"),
+    [
+        ([ASK, said("<tool_call>\n{}")], ["call-in-text"]),
+        ([ASK, said('Wait.\n[TOOL_CALLS] [{"name": "f"}]')], ["call-in-text"]),
+        ([ASK, said("<function=f>\n<parameter=x>1</parameter></function>")], ["call-in-text"]),
+        ([{"role": "system", "content": "<tools>[{'name': 'f'}]</tools>"}, ASK, said("a")], ["tools-in-text"]),
+        ([ASK, said("Write <tool_call> before it and </tool_call> after.")], []),
+        ([ASK, said("Calls stand in <tool_call>...</tool_call>")], []),
+        ([{"role": "system", "content": "You see <tools></tools>."}, ASK, said("a")], []),
+    ],
+)
+def test_calls_and_tools_that_stay_text_are_found_and_prose_is_not(tmp_path, turns, found):
+    assert [code for code, _, _ in findings(tmp_path, [{"messages": turns}])] == found
+    assert next(iter(reader_of(tmp_path, [{"messages": turns}]))).messages == turns
+
+
 def test_a_table_of_texts_and_labels_is_told_from_plain_texts(tmp_path):
     rows = [{"text": "late again", "label": "complaint"}, {"text": "lovely", "label": "praise"}]
     assert findings(tmp_path, rows) == [("text-and-label", 2, "")]

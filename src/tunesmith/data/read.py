@@ -25,6 +25,7 @@ from tunesmith.data.choices import Choices, NotTaken, Take
 from tunesmith.data.conversation import check_messages, check_text, check_tools, is_plain, nearest
 from tunesmith.data.csv_file import checked_delimiter
 from tunesmith.data.dialects.declarations import openai_tools
+from tunesmith.data.dialects.hermes import holds_tags
 from tunesmith.data.dialects.trainer_info import info_beside
 from tunesmith.data.dialects.turns import openai_turns
 from tunesmith.data.draft import Draft
@@ -201,8 +202,9 @@ class Reader:
                         loads(item)
                 else:
                     value = item
-                if simple and type(value) is dict and len(value) == 1 and is_plain(value.get("messages")):
-                    messages = value["messages"]
+                messages = value.get("messages") if simple and type(value) is dict and len(value) == 1 else None
+                tagged = type(item) is not bytes or b"tool" in item
+                if messages is not None and is_plain(messages) and not (tagged and holds_tags(messages)):
                     digest = content_hash(messages)
                     rows.append(Row(digest[:6].hex(), place, messages))
                     plain += 1
@@ -390,7 +392,7 @@ def _checked(draft: Draft, order: Literal["refuse", "trim", "merge"], said: set[
     try:
         if draft.text:
             return check_text(draft.messages), None, True
-        if is_plain(draft.messages):
+        if is_plain(draft.messages) and not holds_tags(draft.messages):
             return draft.messages, check_tools(openai_tools(draft.tools, draft.tools_path, said), draft.tools_path), False
         turns = openai_turns(draft, said)
     except RowError as bad:
@@ -400,7 +402,7 @@ def _checked(draft: Draft, order: Literal["refuse", "trim", "merge"], said: set[
         messages = check_messages(turns.messages)
     except RowError as bad:
         raise turns.located(with_way_out(bad, turns)) from None
-    return messages, check_tools(openai_tools(draft.tools, draft.tools_path, said), draft.tools_path), False
+    return messages, check_tools(openai_tools(turns.tools, turns.tools_path, said), turns.tools_path), False
 
 
 def _checked_options(options: ReadOptions) -> ReadOptions:
