@@ -21,6 +21,7 @@ import jiter
 import numpy as np
 
 from tunesmith.data import formats, preference
+from tunesmith.data.batch import Requests
 from tunesmith.data.choices import Choices, NotTaken, Take
 from tunesmith.data.conversation import check_messages, check_text, check_tools, is_plain, nearest
 from tunesmith.data.csv_file import checked_delimiter
@@ -63,6 +64,7 @@ class ReadOptions:
         reasoning: what happens to reasoning that stands in the text of an answer (``reasoning.py``).
         take: ``chosen`` reads the good answers of preference data (``preference.py``).
         parse_template: read plain texts that hold a rendered template as the conversations in them (``rendered_text.py``).
+        requests: the file that was sent to a batch whose output is read (``batch.py``).
     """
 
     format: str | None = None
@@ -75,6 +77,7 @@ class ReadOptions:
     reasoning: Mode | None = None
     take: Take | None = None
     parse_template: bool = False
+    requests: Path | None = None
 
 
 AS_FOUND = ReadOptions()
@@ -177,6 +180,7 @@ class Reader:
         self._answers: str | None = None  # what makes rows preference data
         self._seen = _Seen()
         self._marks = Marks()
+        self._requests: Requests | None = None  # once the first row is there
         self._choices = Choices(self.options.reasoning, self.options.take, self.options.parse_template)
         self._file_notes: list[str] = []
         self._said: Counter[str] = Counter()  # what is read as something else -> rows
@@ -189,7 +193,7 @@ class Reader:
         from_json = jiter.from_json
         options, prefix = self.options, chunk.prefix
         simple = not self._columns and options.group_by is None and options.format in (None, "messages")
-        simple = simple and self._choices.leaves_plain_rows
+        simple = simple and self._choices.leaves_plain_rows and options.requests is None
         for number, item in zip(chunk.numbers, chunk.items, strict=True):
             place = f"{prefix} {number}"
             try:
@@ -233,6 +237,9 @@ class Reader:
             raise RowError("$", "not-object", f"expected an object, found {type(value).__name__}", 'write {"messages": [...]}')
         options, columns = self.options, self._columns
         group_by = options.group_by
+        if options.requests is not None:
+            self._requests = self._requests or Requests(options.requests)
+            value = self._requests.joined(value)
         row = {key: member for key, member in value.items() if member is not None}
         answers = None if columns else preference.described(row)
         if not columns and (answers is None or preference.mark_key(row)) and self._marks.add(row, place) and options.take:
@@ -313,6 +320,7 @@ class Reader:
         notes += [self._info.note] if self._info is not None else []
         if not self.options.parse_template:
             notes += [formats.NOTES[kind] for kind in self._kinds if kind in formats.NOTES]
+        notes += self._requests.notes() if self._requests is not None else []
         notes += self._choices.notes()
         notes += [f"{sentence} ({rows:,} rows)" for sentence, rows in self._said.most_common()]
         for name in formats.MEDIA:
@@ -344,6 +352,8 @@ class Reader:
             hint = "mend or remove these rows, or set data.on_bad_row: quarantine; nothing was written"
             raise self.problems.error(label, self._rows, hint if self._rows else self.problems.way_out())
         if not self._rows:
+            if self._requests is not None:
+                raise DataError(f"{label}: no row is left: {'; '.join(self._requests.notes())}", "name the file that was sent")
             if self.source.memory is not None:
                 raise self.source.memory.no_rows()
             raise DataError(f"{label}: no rows, the file is empty", "expected one JSON object a line, or a table with a header")
