@@ -10,6 +10,7 @@ turns takes about four times what the parser alone takes; everything else goes a
 """
 
 import difflib
+import itertools
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -25,12 +26,14 @@ from tunesmith.data.batch import Requests
 from tunesmith.data.choices import Choices, NotTaken, Take
 from tunesmith.data.conversation import check_messages, check_text, check_tools, is_plain, nearest
 from tunesmith.data.csv_file import checked_delimiter
+from tunesmith.data.dialects import oasst
 from tunesmith.data.dialects.declarations import openai_tools
 from tunesmith.data.dialects.hermes import holds_tags
 from tunesmith.data.dialects.trainer_info import info_beside
 from tunesmith.data.dialects.turns import openai_turns
 from tunesmith.data.draft import Draft
 from tunesmith.data.encoding import checked_encoding
+from tunesmith.data.forest import Forest
 from tunesmith.data.marks import Marks
 from tunesmith.data.problems import ProblemLog, RowError, Unreadable
 from tunesmith.data.reasoning import Mode
@@ -136,7 +139,8 @@ class Reader:
         mapped = {*self._columns.values()} or formats.KNOWN
         wanted = mapped | {self.options.group_by} if self.options.group_by else mapped
         try:
-            for chunk in chunks(self.source, wanted, self._text):
+            for chunk in itertools.chain(chunks(self.source, wanted, self._text), self._forest.chunks()):
+                self.part, self.entry = chunk.part, chunk.entry
                 before = dict(self._kinds)
                 rows = self._batch(chunk)
                 self._kinds_of[chunk.entry] |= {kind for kind, count in self._kinds.items() if count != before.get(kind)}
@@ -146,7 +150,6 @@ class Reader:
                 if self.progress is not None and chunk.read:
                     self.progress(chunk.read)
                 if rows:
-                    self.part, self.entry = chunk.part, chunk.entry
                     yield rows
         finally:
             self.problems.close()
@@ -180,6 +183,7 @@ class Reader:
         self._answers: str | None = None  # what makes rows preference data
         self._seen = _Seen()
         self._marks = Marks()
+        self._forest = Forest()
         self._requests: Requests | None = None  # once the first row is there
         self._choices = Choices(self.options.reasoning, self.options.take, self.options.parse_template)
         self._file_notes: list[str] = []
@@ -259,6 +263,10 @@ class Reader:
                 self._columns_seen.update(theirs for theirs in columns.values() if theirs in row)
                 self._choices.pass_over(row)
             kind = self.options.format or formats.kind_of(used)
+            if kind in ("oasst", oasst.FLAT) and oasst.is_flat(used):
+                self._ignore(formats.unknown_keys(used, oasst.FLAT, group_by), 1)
+                self._forest.add(used, place, self.part, self.entry, group_by)
+                raise NotTaken
             if kind is not None:
                 self._kinds[kind] += 1
                 self._first.setdefault(kind, place)
@@ -320,6 +328,7 @@ class Reader:
         notes += [self._info.note] if self._info is not None else []
         if not self.options.parse_template:
             notes += [formats.NOTES[kind] for kind in self._kinds if kind in formats.NOTES]
+        notes += self._forest.notes()
         notes += self._requests.notes() if self._requests is not None else []
         notes += self._choices.notes()
         notes += [f"{sentence} ({rows:,} rows)" for sentence, rows in self._said.most_common()]
