@@ -1,5 +1,7 @@
 """What a check says on the terminal: a line for each thing worth one, the numbers first."""
 
+from tunesmith.data.finding import recorded
+from tunesmith.data.own_dates import OwnDates
 from tunesmith.data.quality import Quality, wrong_lines
 from tunesmith.data.read import Reader
 from tunesmith.formatting import limits, percent
@@ -36,11 +38,19 @@ def conversion_lines(conversion: Conversion) -> list[str]:
     return [*reading_lines(conversion.reading), *wrong_lines(conversion.findings)]
 
 
-def lines_of(reader: Reader, rows: list[Row]) -> tuple[str, ...]:
-    """How a source is read so far, and what is wrong with some of its rows: for verbs that look at the first ones."""
+def lines_of(reader: Reader, rows: list[Row], date: str | None = None) -> tuple[str, ...]:
+    """How a source is read so far, and what is wrong with some of its rows: for verbs that look at the first ones.
+
+    Args:
+        date: that the template writes into the rows.
+    """
     quality, reading = Quality(reasoning_is_text=reader.options.reasoning == "keep"), reader.summary()
     quality.add(rows)
-    return *reading_lines(reading), *wrong_lines(quality.report(reading).findings)
+    report, dates = quality.report(reading), OwnDates(date)
+    dates.add(rows)
+    places = quality.places.find(set(range(len(rows))))
+    own = [recorded(finding, places) for finding in dates.finding()]
+    return *reading_lines(reading), *wrong_lines([*own, *report.findings])
 
 
 def _near_lines(near: NearReport) -> list[str]:
