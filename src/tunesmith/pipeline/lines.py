@@ -8,6 +8,8 @@ from tunesmith.formatting import limits, percent
 from tunesmith.rundir.records.check import CheckReport, ContaminationReport, Conversion, NearReport, Reading, TokenReport
 from tunesmith.rundir.rows import Row
 
+_COLUMNS = 8  # ignored ones that have a line each
+
 
 def check_lines(report: CheckReport) -> list[str]:
     """A check in short."""
@@ -24,9 +26,14 @@ def reading_lines(reading: Reading) -> list[str]:
     formats = ", ".join(reading.kinds) or reading.format
     lines = [f"{', '.join(reading.files[:3])}{' ...' if len(reading.files) > 3 else ''}: format {formats}"]
     lines += reading.notes
-    for name, column in reading.ignored_columns.items():
+    ignored = sorted(reading.ignored_columns.items(), key=lambda column: column[1].nearest is None)  # misspelt ones first
+    shown = len(ignored) if len(ignored) <= _COLUMNS + 1 else _COLUMNS
+    for name, column in ignored[:shown]:
         near = f"; did you mean {column.nearest}?" if column.nearest else ""
         lines.append(f"column {name or 'without a name'} is ignored ({column.rows:,} rows){near}")
+    if others := [name or "without a name" for name, _ in ignored[shown:]]:
+        named = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+        lines.append(f"and {len(others):,} others are ignored: {named}")
     if reading.bad_rows:
         codes = ", ".join(f"{code} {count:,}" for code, count in reading.problems_by_code.items())
         lines.append(f"wrong: {reading.bad_rows:,} bad rows set aside ({codes})")
