@@ -17,10 +17,16 @@ def conversations(draw, facts, words=words):
         messages.append({"role": "user", "content": f"user{len(messages)} {draw(words)} u"})
         if with_tools and draw(st.booleans()):
             arguments = {"city": f"call{len(messages)} {draw(words)}"}
-            call = {**published.CALL, "id": f"abcdefgh{len(messages)}", "function": {"name": "weather", "arguments": arguments}}
+            call = {
+                **published.CALL,
+                "id": f"abcdefg{len(messages):02}",
+                "function": {"name": "weather", "arguments": arguments},
+            }
             messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
             result = f"tool{len(messages)} {draw(words)} t"
             messages.append({"role": "tool", "tool_call_id": call["id"], "content": result})
+            if draw(st.booleans()):  # who asks says more before it is answered
+                messages.append({"role": "user", "content": f"user{len(messages)} {draw(words)} u"})
         answer = {"role": "assistant", "content": f"answer{len(messages)} {draw(words)} a"}
         if facts.reasoning and draw(st.booleans()):
             answer["reasoning_content"] = f"why{len(messages)} {draw(words)} w"

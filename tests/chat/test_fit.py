@@ -46,6 +46,21 @@ def test_a_row_is_not_shortened_to_one_without_a_supervised_token(renderer):
     assert fitted.rendered is None and fitted.refused is None and fitted.tokens > 30
 
 
+def test_a_question_after_a_result_begins_no_exchange(tokenizer_dir):
+    qwen = Renderer(families.make("qwen3", tokenizer_dir))
+    call = {"type": "function", "function": {"name": "tide", "arguments": {}}}
+    asked, result = {"role": "user", "content": "q " * 30}, {"role": "tool", "content": "low"}
+    turns = [
+        asked,
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        result,
+        asked,
+        {"role": "assistant", "content": "a"},
+    ]
+    [fitted] = fit(qwen, [Conversation(turns)], qwen.render(turns).longest - 1, "drop_oldest_turns")
+    assert fitted.rendered is None and fitted.dropped_turns == 0
+
+
 def test_every_document_of_a_row_has_to_fit(tokenizer_dir):
     qwen = Renderer(families.make("qwen3", tokenizer_dir))
     thought = {"role": "assistant", "content": "a", "reasoning_content": "long " * 40}

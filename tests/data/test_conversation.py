@@ -69,7 +69,7 @@ BAD = {
     "role-order": [
         ("[1].role", [USER, USER, ANSWER]),
         ("[2].role", [USER, ANSWER, ANSWER]),
-        ("[3].role", [USER, call(), result(), USER, ANSWER]),
+        ("[4].role", [USER, call(), result(), USER, USER, ANSWER]),
     ],
     "no-answer": [("", [USER, ANSWER, USER]), ("", [USER, call(), result()])],
     "result-without-call": [
@@ -81,6 +81,16 @@ BAD = {
     "call-without-result": [
         ("[2]", [USER, call(), USER, ANSWER]),
         ("[2]", [USER, call(), ANSWER]),
+        (
+            "[3]",
+            [
+                USER,
+                {**call(), "tool_calls": [call(id=i)["tool_calls"][0] for i in "12"]},
+                result(tool_call_id="1"),
+                USER,
+                ANSWER,
+            ],
+        ),
         (
             "[3]",
             [USER, {**call(), "tool_calls": [call(id=i)["tool_calls"][0] for i in "12"]}, result(tool_call_id="1"), ANSWER],

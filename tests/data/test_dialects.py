@@ -35,9 +35,33 @@ def chat(*turns, **beside):
     return {"messages": list(turns), **beside}
 
 
+HERMES_CALL = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
+LISTED = f"Be kind. <tools></tools> Here: <tools>\n{json.dumps(FUNCTION)}\n</tools> Go."
+
+
 # What is read, as what, and a word of what is said of it.
 READ = {
+    "calls and results in the text": (
+        chat(USER, {**END, "content": HERMES_CALL}, {**LOW, "content": "<tool_response>low</tool_response>"}, END),
+        chat(USER, {**CALLING, "tool_calls": [CALL]}, LOW, END),
+        "<tool_call>",
+    ),
+    "results in a user's text, who says more": (
+        chat(USER, {**END, "content": f"b\n{HERMES_CALL}"}, {**USER, "content": "<tool_response>low</tool_response>a"}, END),
+        chat(USER, {**END, "tool_calls": [CALL]}, LOW, USER, END),
+        "<tool_response>",
+    ),
+    "tools in the system text": (
+        chat({"role": "system", "content": LISTED}, USER, END),
+        chat({"role": "system", "content": "Be kind. <tools></tools> Here:  Go."}, USER, END, tools=[FUNCTION]),
+        "taken out of the text",
+    ),
     "a result and a question in one turn": (
+        chat(USER, blocks(USE), blocks(RESULT, text("a"), role="user"), END),
+        chat(USER, {**CALLING, "tool_calls": [{"id": "t", **CALL}]}, {**LOW, "tool_call_id": "t"}, USER, END),
+        "is_error",
+    ),
+    "a result": (
         chat(USER, blocks(USE), blocks(RESULT, role="user"), END),
         chat(USER, {**CALLING, "tool_calls": [{"id": "t", **CALL}]}, {**LOW, "tool_call_id": "t"}, END),
         "is_error",
@@ -255,3 +279,36 @@ def test_a_refusal_names_the_columns_to_type(row, line):
 def test_types_of_blocks_that_are_no_text_are_faults_of_the_row(kind, role):
     with pytest.raises(DataError, match="row 1, "):
         read_rows([chat({"role": role, "content": [{"type": kind, "text": "a"}]}, END)])
+
+
+def said_by(name, parent, text, **more):
+    role = "prompter" if parent is None or parent.startswith("a") else "assistant"
+    return {"message_id": name, "parent_id": parent, "role": role, "text": text, "lang": "en", **more}
+
+
+def test_messages_of_trees_are_put_together_whatever_their_order(tmp_path):
+    rows = [
+        said_by("a2", "p1", "best", rank=0),
+        said_by("p1", None, "q"),
+        said_by("u2", "a2", "thanks"),
+        said_by("a1", "p1", "good", rank=1),
+        said_by("a3", "p2", "gone", deleted=True, rank=0),
+        said_by("p2", None, "r"),
+        said_by("a4", "p2", "kept", rank=1),
+        said_by("a5", "nobody", "lost"),
+    ]
+    path = tmp_path / "messages.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for options in (ReadOptions(), ReadOptions(format="oasst"), ReadOptions(group_by="lang")):
+        reader = Reader(path, options)
+        assert [(row.place, [turn["content"] for turn in row.messages]) for row in reader] == [
+            ("line 2", ["q", "best"]),
+            ("line 6", ["r", "kept"]),
+        ]
+        notes = "\n".join(reader.summary().notes)
+        assert "8 messages, one a row, make 2 trees" in notes and "left out: 3 messages off the best ranked path" in notes
+        assert "left out: 1 messages whose parent_id is in no row" in notes
+    for bad, reason in ((rows[1], "line 9, .*two messages of message_id p1"), ({**rows[1], "role": "user"}, "OASST tree")):
+        path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, bad]))
+        with pytest.raises(DataError, match=reason):
+            read_rows(path)

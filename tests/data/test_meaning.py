@@ -149,6 +149,43 @@ def test_a_class_is_no_preference(tmp_path):
     assert len(list(reader_of(tmp_path, rows))) == 2
 
 
+def marked(*labels, **more):
+    """Rows with an answer and a label each, None for a row without one."""
+    rows = [{"prompt": f"q{number}", "completion": "a", "label": label} for number, label in enumerate(labels)]
+    return [{**{key: value for key, value in row.items() if value is not None}, **more} for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason", "taken"),
+    [
+        (marked(1, 0, 1), "3 rows of preference data (answers marked label: 0 or 1, 1 of them 0)", 2),
+        (marked(1.0, 0.0), "where label is a class and every answer is good: --column prompt=prompt --column completion=c", 1),
+        (marked("1", "0"), "0 or 1", 1),
+        ([{"question": "q", "answer": "a", "label": n} for n in (0, 1)], "--column instruction=question --column output=", 1),
+        ([{"messages": [ASK, *GOOD], "label": n} for n in (0, 1)], "answer is good: --column messages=messages", 1),
+        ([{"prompt": "q", "response": "a", "label": mark} for mark in (True, False)], "preference data", 1),
+        (marked(True, None, False), "one row has no label (line 2) beside 2 answers marked true or false", "one row has no"),
+        ([{"messages": [ASK, *GOOD]}, *marked(True)], "one row has no label (line 1)", "write label there, or remove"),
+        (marked(1, None, 0), "answers marked label: 0 or 1, 1 of them 0", "one row has no label (line 2)"),
+        (marked(0, 1, 2), None, "0 or 1 in some rows and 2 in others: classes"),
+        (marked(1, 1), None, 2),
+        (marked("good", "bad"), None, "no row of preference data"),
+    ],
+)
+def test_numbers_and_gaps_among_the_marks_of_answers_are_settled_over_the_whole_file(tmp_path, rows, reason, taken):
+    def outcome(options):
+        try:
+            return len(list(reader_of(tmp_path, rows, options)))
+        except DataError as error:
+            return f"{error.message}\n{error.hint}"
+
+    found = outcome(ReadOptions())
+    assert found == len(rows) if reason is None else reason in found and "--take chosen" in found
+    assert taken in outcome(TAKE) if isinstance(taken, str) else outcome(TAKE) == taken
+    named = ReadOptions(columns={"prompt": "prompt", "completion": "completion"})
+    assert "completion" not in rows[0] or len(list(reader_of(tmp_path, rows, named))) == len(rows)
+
+
 def declared(properties, required=(), **more):
     parameters = {"type": "object", "properties": properties, "required": list(required), **more}
     return {"type": "function", "function": {"name": "tide", "parameters": parameters}}
@@ -280,6 +317,23 @@ def test_a_text_is_parsed_whole_or_refused(tmp_path, text, reason):
 def test_marks_of_a_template_are_looked_for_in_plain_texts_alone(tmp_path):
     assert not findings(tmp_path, [{"messages": [ASK, said("### Response: see <|im_start|>")]}])
     assert not findings(tmp_path, [{"text": "# A page\n### Human rights\nare [for] all"}])
+
+
+@pytest.mark.parametrize(
+    ("turns", "found"),
+    [
+        ([ASK, said("<tool_call>\n{}")], ["call-in-text"]),
+        ([ASK, said('Wait.\n[TOOL_CALLS] [{"name": "f"}]')], ["call-in-text"]),
+        ([ASK, said("<function=f>\n<parameter=x>1</parameter></function>")], ["call-in-text"]),
+        ([{"role": "system", "content": "<tools>[{'name': 'f'}]</tools>"}, ASK, said("a")], ["tools-in-text"]),
+        ([ASK, said("Write <tool_call> before it and </tool_call> after.")], []),
+        ([ASK, said("Calls stand in <tool_call>...</tool_call>")], []),
+        ([{"role": "system", "content": "You see <tools></tools>."}, ASK, said("a")], []),
+    ],
+)
+def test_calls_and_tools_that_stay_text_are_found_and_prose_is_not(tmp_path, turns, found):
+    assert [code for code, _, _ in findings(tmp_path, [{"messages": turns}])] == found
+    assert next(iter(reader_of(tmp_path, [{"messages": turns}]))).messages == turns
 
 
 def test_a_table_of_texts_and_labels_is_told_from_plain_texts(tmp_path):

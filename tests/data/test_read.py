@@ -48,10 +48,11 @@ def test_a_bad_row_is_told_and_the_rows_around_it_live(tmp_path, code, line):
     assert [row.place for row in read_rows(path, QUARANTINE)] == ["line 1", "line 3"]
 
 
-def test_path_of_half_a_surrogate_pair(tmp_path):
+@pytest.mark.parametrize(("value", "fault"), [(b'"\\ud83d!"', "half of a surrogate pair"), (b"NaN", "NaN is not JSON")])
+def test_path_of_what_only_a_lenient_parser_reads(tmp_path, value, fault):
     path = tmp_path / "rows.jsonl"
-    path.write_bytes(in_answer(b'"\\ud83d!"'))
-    with pytest.raises(DataError, match=r"line 1, \$\.messages\[1\]\.content: half of a surrogate pair"):
+    path.write_bytes(in_answer(value))
+    with pytest.raises(DataError, match=rf"line 1, \$\.messages\[1\]\.content: {fault}"):
         read_rows(path)
 
 

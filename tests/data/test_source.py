@@ -292,3 +292,43 @@ def test_no_such_place(tmp_path, monkeypatch):
             Reader(path)
     assert Reader("folder/rows:train").source.hub and Reader("owner/rows").source.hub
     assert set(SUFFIXES) >= {".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow"}
+
+
+FRENCH = ("Où est le café ?", "À côté de l’école, déjà fermé")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "rows", "said"),
+    [
+        ("cp1252", [FRENCH, ("Größe", "München 5 €")], "x.csv: not UTF-8, read as cp1252 (Windows-1252)"),
+        ("mac_roman", [FRENCH], "read as mac_roman (Mac OS Roman), in which its words are words"),
+        ("cp850", [("où est le café ?", "déjà fermé")], "read as cp850 (DOS)"),
+        (
+            "cp1252",
+            [("Größe", "für ihn")] * 4 + [("Ž", "cafŽ né")],
+            "1 of 10 words with letters beyond ASCII look wrong in cp1252 (cafŽ)",
+        ),
+        ("cp1251", [("привет мир", "спасибо")], None),
+        ("cp1250", [("Příliš žluťoučký", "úpěl ďábelské")], None),
+    ],
+)
+def test_an_encoding_of_one_byte_a_letter_is_told_by_its_words_and_doubt_is_said(tmp_path, encoding, rows, said):
+    path = tmp_path / "x.csv"
+    path.write_text("prompt,completion\n" + "".join(f'"{q}","{a}"\n' for q, a in rows), encoding=encoding)
+    if said is None:
+        with pytest.raises(DataError, match="look wrong in") as refusal:
+            read_rows(path)
+        assert f"--encoding cp1250, {'cp1251' if encoding == 'cp1251' else ''}" in refusal.value.hint
+    else:
+        reader = Reader(path)
+        assert [tuple(turn["content"] for turn in row.messages) for row in reader] == rows
+        assert any(said in note for note in reader.summary().notes)
+    assert len(read_rows(path, ReadOptions(encoding=encoding))) == len(rows)
+
+
+def test_a_cell_of_another_encoding_beside_utf8_is_a_bad_row_and_no_encoding_is_proposed(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_bytes("prompt,completion\ncafé,ok\n".encode() + "thé,ok\n".encode("cp1252"))
+    with pytest.raises(DataError, match=r"line 3, \$\.prompt: the cell is not UTF-8") as refusal:
+        read_rows(path)
+    assert "--encoding" not in refusal.value.message + refusal.value.hint

@@ -43,5 +43,7 @@ def test_every_launch_compiles_into_code_that_fits(walk, given):
         (worst(products, lambda one: one["loads"].get("ld.global 16", 0)), NARROW),
     ):
         above = {name: number for name, number in figures.items() if number > allowed.get(name, 0)}
-        assert not above, [(one["chip"], one["from"], one["arguments"]) for one in compiled if one["kernel"].endswith(tuple(above))]
+        assert not above, [
+            (one["chip"], one["from"], one["arguments"]) for one in compiled if one["kernel"].endswith(tuple(above))
+        ]
         assert set(allowed) <= set(figures), "these are mended: take them out of the table"

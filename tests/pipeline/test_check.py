@@ -78,6 +78,26 @@ def test_convert_writes_what_reads_back_and_columns_are_named(tmp_path, command)
     assert command("convert", source, source, *named)[0] == 5
 
 
+def test_of_many_columns_that_nothing_reads_some_are_named_and_the_others_counted(tmp_path, command):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "q", "completion": "a", **{f"c{n}": n for n in range(99)}, "systen": "s"}) + "\n")
+    out = command("check", path, "--no-near")[1]
+    assert out.count("column ") == 8 and "column systen is ignored (1 rows); did you mean system?" in out
+    assert "and 92 others are ignored: c7, c8, c9, c10, c11, ..." in out
+
+
+def test_convert_says_what_is_wrong_with_the_rows_that_it_writes(tmp_path, command):
+    source, target = tmp_path / "rows.jsonl", tmp_path / "written.jsonl"
+    rows = [{"prompt": "q", "completion": "a"}, {"prompt": "r", "completion": "<think>b</think>c"}]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, err = command("convert", source, target)
+    assert code == 0 and "wrong: 1 of 2 (50.00%) rows whose answers hold reasoning" in err and "line 2 (" in err
+    code, out, err = command("convert", source, target, "--reasoning", "keep", "--json")
+    assert code == 0 and "wrong:" not in err and json.loads(out)["findings"] == []
+    source.write_text(json.dumps({"text": "late again", "label": "complaint"}) + "\n")
+    assert "--column prompt=text --column completion=label" in command("convert", source, target)[2]
+
+
 def test_preview_shows_what_is_supervised(tmp_path, tiny_dir, command):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"prompt": "say <|im_end|>", "completion": "no"}) + "\n")

@@ -77,7 +77,11 @@ def test_a_row_that_names_a_date_beside_the_template_is_told(tmp_path, tiny_dir)
         "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    rows = [{"messages": [{"role": "system", "content": text}, *turns]} for text in ("Sail.", "Today is 3 May 2024.")]
-    tokens = ts.check(rows, model=tiny_dir, template=template).tokens
-    assert tokens is not None
-    assert [count for note, count in tokens.notes.items() if "names a date" in note and "(first: row 2)" in note] == [1]
+    texts = ("Sail today's 3 boats.", "Today is 3 May 2024.", "The date is 2024-05-03, sail.", "Knowledge cutoff: June 2024")
+    rows = [{"messages": [{"role": "system", "content": text}, *turns]} for text in texts]
+    report = ts.check(rows, model=tiny_dir, template=template)
+    found = next(finding for finding in report.quality.findings if finding.code == "own-date")
+    assert found.severity == "wrong" and found.count == 3 and found.examples[0].place == "row 2"
+    assert any(line.startswith("wrong: 3 of 4 (75.00%) rows whose system text names a date") for line in report.headlines)
+    assert any("names a date" in line for line in ts.preview(rows, tiny_dir, template=template).lines)
+    assert not [finding for finding in ts.check(rows, model=tiny_dir).quality.findings if finding.code == "own-date"]

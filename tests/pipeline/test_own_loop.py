@@ -36,12 +36,14 @@ def test_its_steps_are_the_lines_of_a_runs_table(tiny_run):
     assert weights.keys() == expected.keys() and all(bool((weights[name] == expected[name]).all()) for name in weights)
 
 
-def test_rows_come_from_a_file_of_any_format_or_from_memory(base, tmp_path):
+def test_rows_come_from_a_file_of_any_format_or_from_memory(base, tmp_path, caplog):
     texts = [[turn["content"] for turn in row["messages"]] for row in toy_rows()[:4]]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"prompt": q, "completion": a}) + "\n" for q, a in texts))
     rendered = ts.render(tmp_path / "rows.jsonl", base)
     assert rendered == ts.render(toy_rows()[:4], base)
     assert rendered[3] == base.renderer.render(toy_rows()[3]["messages"])
+    ts.render([{"prompt": "q", "completion": "<think>a</think>b"}], base)
+    assert "hold reasoning as text" in caplog.text
 
 
 def test_training_goes_on_where_it_was_left(base):

@@ -54,7 +54,8 @@ def fit(renderer: Renderer, conversations: Sequence[Conversation], max_length: i
 def _shortened(renderer: Renderer, conversation: Conversation, tokens: int, max_length: int) -> Fitted:
     messages = conversation.messages
     head = messages[:1] if messages[0]["role"] in ("system", "developer") else []
-    starts = [number for number, message in enumerate(messages) if message["role"] == "user"]
+    asked = [number for number, message in enumerate(messages) if message["role"] == "user"]
+    starts = [number for number in asked if messages[number - 1]["role"] != "tool"]  # not within an exchange
     for start in starts[1:]:
         remaining = [*head, *messages[start:]]
         if not any(message["role"] == "assistant" and message.get("weight", 1) == 1 for message in remaining):

@@ -202,13 +202,16 @@ def convert(
     parse_template: Annotated[
         bool, typer.Option("--parse-template", help="Read plain texts that hold a rendered template as conversations.")
     ] = False,
+    requests: Annotated[
+        Path | None, typer.Option("--requests", metavar="FILE", help="DATA is the output of a batch, FILE what was sent to it.")
+    ] = None,
     quarantine: Quarantine = None,
     as_json: AsJson = False,
 ) -> None:
     """Write data of any format as messages JSONL."""
-    options = _read_options(format, column, quarantine, encoding, delimiter, turns, reasoning, take, parse_template)
+    options = _read_options(format, column, quarantine, encoding, delimiter, turns, reasoning, take, parse_template, requests)
     conversion = _stage.module_of("convert").convert(source, target, options, quarantine)
-    for note in _lines.reading_lines(conversion.reading):
+    for note in _lines.conversion_lines(conversion):
         logger.info(note)
     _show(conversion, as_json, lambda: print(f"{conversion.reading.rows} rows written to {target}"))
 
@@ -442,6 +445,7 @@ def _read_options(
     reasoning: "Mode | None",
     take: "Taken | None",
     parse_template: bool = False,
+    requests: Path | None = None,
 ) -> "ReadOptions":
     from tunesmith.data.read import ReadOptions
 
@@ -462,6 +466,7 @@ def _read_options(
         reasoning=reasoning,
         take=take,
         parse_template=parse_template,
+        requests=requests,
     )
 
 

@@ -49,16 +49,16 @@ class Choices:
         """Whether rows of plain turns need not be looked at."""
         return self.reasoning in (None, "keep")
 
-    def answer(self, row: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
-        """The row, of preference data the good half, as a row of another format.
+    def answer(self, row: Mapping[str, JsonValue], answers: str) -> Mapping[str, JsonValue]:
+        """The good half of a row of preference data, as a row of another format.
+
+        Args:
+            answers: what makes it one, in words.
 
         Raises:
-            RowError: preference data without a choice, or without a good answer.
+            RowError: there is no choice, or no good answer.
             NotTaken: its answer is a bad one.
         """
-        answers = preference.described(row)
-        if answers is None:
-            return row
         if self.take is None:
             raise RowError("$", "preference-data", f"a row with {answers} (preference data)", preference.HINT)
         good = preference.chosen(row)

@@ -1,9 +1,9 @@
 """What a conversation must be, and the one form in which the program keeps it.
 
 The rules are OpenAI's for fine-tuning files, read strictly: at most one system (or developer) turn, and only first;
-then the user; user and assistant in turn; tool results after the assistant's calls, and the assistant after them; the
-last turn is the assistant's. Templates differ in what they do with anything else (drop it, raise, forge a turn), which
-is why it is refused here and not left to them.
+then the user; user and assistant in turn; tool results after the assistant's calls, and after them the assistant, or a
+user who says more before it answers (Anthropic's results beside text); the last turn is the assistant's. Templates differ in
+what they do with anything else (drop it, raise, forge a turn), which is why it is refused here and not left to them.
 
 Nearly all rows of most files are plain: ``role`` and ``content``, nothing else. ``is_plain`` settles these in about a
 microsecond; whatever it is unsure of goes the general way, which finds the fault and names it. Refused: one general
@@ -327,10 +327,10 @@ def _check_turns(messages: list[Message]) -> None:
                 problem = f"{len(calls)} calls have no result before this {role} turn"
                 raise RowError(path, "call-without-result", problem, "add a tool turn for each call, or remove the calls")
             expected = {"system": "user", "user": "assistant", "assistant": "user", "tool": "assistant"}[previous]
-            if role != expected:
+            if role != expected and previous != "tool":
                 problem = f"expected {expected} after {previous}, found {role}"
                 raise RowError(
-                    f"{path}.role", "role-order", problem, "user and assistant take turns; the assistant speaks after tool"
+                    f"{path}.role", "role-order", problem, "user and assistant take turns; tool results stand between them"
                 )
             calls = [call.get("id") for call in message.get("tool_calls", [])]
             results = 0

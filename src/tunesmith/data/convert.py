@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from tunesmith.data.meaning import Meaning
 from tunesmith.data.read import AS_FOUND, Reader, ReadOptions
 from tunesmith.errors import DataError
 from tunesmith.messages import Message
@@ -55,17 +56,20 @@ def convert(
     reader = Reader(source, options, rejected, progress)
     if any(file.path.resolve() == target.resolve() for file in reader.source.files):
         raise DataError(f"{target}: is also the source", "write to another file")
+    meaning = Meaning(reasoning_is_text=options.reasoning == "keep")
     temporary = target.with_name(f"{target.name}.part")
     try:
         with temporary.open("wb") as file:
             for batch in reader.batches():
                 file.writelines(_line(row) for row in batch)
+                meaning.add(batch)
         temporary.rename(target)
     except OSError as error:
         raise DataError(f"{target}: cannot be written: {error.strerror}", "check the directory and the free space") from error
     finally:
         temporary.unlink(missing_ok=True)
-    return Conversion(reading=reader.summary(), written=str(target))
+    reading = reader.summary()
+    return Conversion(reading=reading, written=str(target), findings=meaning.findings(reading))
 
 
 def _line(row: Row) -> bytes:

@@ -135,7 +135,7 @@ def _row(header: list[str], cells: list[str]) -> Any:
                 )
                 return Unreadable(bad, raw.encode("utf-8", "surrogateescape"))
             if any("\udc80" <= letter <= "\udcff" for letter in cell):
-                hint = "save the file as UTF-8, or name what it is: --encoding cp1252 (data.encoding)"
+                hint = "write this cell again; an encoding named for the file would garble the cells that are UTF-8"
                 bad = RowError(f"$.{name}", "not-utf8", "the cell is not UTF-8, as others of the file are", hint)
                 return Unreadable(bad, raw.encode("utf-8", "surrogateescape"))
     return {name: cell for name, cell in zip(header, cells, strict=True) if cell}

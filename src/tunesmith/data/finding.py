@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tunesmith.data.personal import masked
-from tunesmith.rundir.records.quality import Severity
+from tunesmith.rundir.records.quality import CheckFinding, RowExcerpt, RowPlace, Severity
 
 SHOWN = 20  # examples of one finding
 _EXCERPT = 80  # characters
@@ -73,3 +73,29 @@ def excerpt(text: str, tail: bool = False) -> str:
 def examples(rows: np.ndarray | Sequence[int]) -> list[Example]:
     """The first rows of ``rows``, by place alone."""
     return [Example(int(row)) for row in rows[:SHOWN]]
+
+
+def recorded(finding: Finding, places: dict[int, RowPlace]) -> CheckFinding:
+    """The finding as a record.
+
+    Args:
+        places: of all rows that its examples name.
+    """
+    examples = [
+        RowExcerpt(
+            id=places[example.row].id,
+            place=places[example.row].place,
+            excerpt=example.excerpt,
+            same_as=None if example.same_as is None else places[example.same_as],
+        )
+        for example in finding.examples
+    ]
+    return CheckFinding(
+        code=finding.code,
+        severity=finding.severity,
+        text=finding.text,
+        count=finding.count,
+        of=finding.of,
+        hint=finding.hint,
+        examples=tuple(examples),
+    )

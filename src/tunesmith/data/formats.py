@@ -21,7 +21,7 @@ from typing import Any, get_args
 from tunesmith.data.conversation import MEDIA, is_media, media, nearest
 from tunesmith.data.dialects import table
 from tunesmith.data.dialects.column_names import PUBLISHED, answer_hint, naming_hint, published
-from tunesmith.data.dialects.turns import shared_turns
+from tunesmith.data.dialects.hermes import TRACE
 from tunesmith.data.draft import Draft
 from tunesmith.data.preference import KEYS
 from tunesmith.data.problems import RowError
@@ -135,6 +135,17 @@ def draft(row: Mapping[str, Any], kind: str, columns: Mapping[str, str], said: s
     result.tools = row.get("tools") if "tools" in _USED[kind] else None
     result.tools_path = _path("tools", columns)
     return result
+
+
+def naming(row: Mapping[str, Any]) -> str:
+    """The options that name what is read of a row, for one whose other columns must not be looked at."""
+    kind = kind_of(row)
+    if kind in _PUBLISHED:
+        columns = _PUBLISHED[kind].columns
+    else:
+        used = {*_USED.get(kind or "", ()), *([_turns_key(row)] if kind in ("messages", "sharegpt") else [])}
+        columns = {name: name for name in COLUMNS if name in used}
+    return " ".join(f"--column {ours}={theirs}" for ours, theirs in columns.items() if theirs in row)
 
 
 def rename(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
@@ -255,9 +266,8 @@ def _turns_row(row: Mapping[str, Any], kind: str, columns: Mapping[str, str], sa
             messages.append(plain)
             origins.append((where, False))
             continue
-        read = shared_turns(_sharegpt(turn, f"{path}[{index}]", said), where, said)
-        messages += read
-        origins += [(where, False)] * len(read)
+        messages.append(_sharegpt(turn, f"{path}[{index}]", said))
+        origins.append((where, False))
     return Draft(before + messages, origins=origins, whole=path)
 
 
@@ -266,7 +276,7 @@ def _plain_sharegpt(turn: Any) -> dict[str, str] | None:
     if type(turn) is not dict or len(turn) != 2:
         return None
     speaker, value = turn.get("from"), turn.get("value")
-    if type(speaker) is not str or type(value) is not str or speaker == "function_call" or "<tool_" in value:
+    if type(speaker) is not str or type(value) is not str or speaker == "function_call" or TRACE in value:
         return None
     role = _SHAREGPT.get(speaker)
     return None if role is None else {"role": role, "content": value}

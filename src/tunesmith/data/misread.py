@@ -1,18 +1,19 @@
 """Rows that mean something else than what they will teach: the part of a check that looks for it.
 
-Three questions, each asked in its own file: does reasoning stand in the text of an answer, does a plain text hold a rendered
-conversation, do calls and declared tools belong together? A batch that holds no trace of a tag, a mark or a tool costs a few
-searches of its bytes: under 1 % of a check.
+Four questions, each asked in its own file: does reasoning stand in the text of an answer, does a plain text hold a rendered
+conversation, is a call left in the text, do calls and declared tools belong together? A batch that holds no trace of a tag, a
+mark or a tool costs a few searches of its bytes: under 1 % of a check.
 """
 
 from collections.abc import Sequence
 
 import pyarrow as pa
 
-from tunesmith.data import reasoning, rendered_text
+from tunesmith.data import reasoning, rendered_text, text_calls
 from tunesmith.data.finding import Finding
 from tunesmith.data.reasoning import ReasoningInText
 from tunesmith.data.rendered_text import RenderedTexts
+from tunesmith.data.text_calls import TextCalls
 from tunesmith.data.tool_use import ToolUse
 from tunesmith.rundir.rows import Row
 
@@ -27,6 +28,7 @@ class Misread:
     def __init__(self, *, reasoning_is_text: bool = False):
         self._reasoning = None if reasoning_is_text else ReasoningInText()
         self._rendered = RenderedTexts()
+        self._calls = TextCalls()
         self._tools = ToolUse()
 
     def add(self, rows: Sequence[Row], texts: pa.Array, first: int) -> None:
@@ -42,9 +44,11 @@ class Misread:
             self._reasoning.add(rows, first)
         if rows[0].kind == "text" and rendered_text.may_hold(whole):  # a source has one kind of rows
             self._rendered.add(rows, first)
+        if text_calls.may_hold(whole):
+            self._calls.add(rows, first)
         self._tools.add(rows, first)
 
     def findings(self, rows: int) -> list[Finding]:
         """What was found in so many rows."""
         found = [] if self._reasoning is None else self._reasoning.finding(rows)
-        return [*found, *self._rendered.finding(rows), *self._tools.findings()]
+        return [*found, *self._rendered.finding(rows), *self._calls.findings(rows), *self._tools.findings()]

@@ -12,8 +12,9 @@ messages (or prompt, completion) and rejected,       ms-swift                   
 rejected_response, rejected_messages
 input, preferred_output                              OpenAI                                input.messages and preferred_output
 label or kto_tag, true or false, beside an answer    KTO, in TRL and others                the row where true, nothing where not
+the same as 0 and 1                                  KTO from a table                      the same, where nothing else is there
 
-A label that is a number or a word is a class, not a preference, and is left alone.
+A label that is a word, or one of more than two numbers, is a class and no preference, and is left alone (``marks.py``).
 """
 
 from collections.abc import Mapping
@@ -31,6 +32,8 @@ KEYS = (*GOOD, *BAD, *MARKS)
 _KEY_SET = frozenset(KEYS)
 HINT = "data.take: chosen (--take chosen) trains the good answers of such rows; tunesmith trains on single answers"
 _BOOLEAN = {"true": True, "false": False}
+_NUMBERS = {"0": False, "1": True, "0.0": False, "1.0": True}
+_ANSWERED = ("messages", "conversations", "completion", "output", "response", "answer")
 _ROLES = {"human": "user", "gpt": "assistant"}
 
 
@@ -48,8 +51,8 @@ def described(row: Mapping[str, JsonValue]) -> str | None:
         return f"{pair[0]} and {pair[1]} answers"
     if answers and any(key in row for key in _ASKED):
         return f"{answers[0]} answers"
-    mark = next((key for key in MARKS if _mark(row, key) is not None), None)
-    return None if mark is None else f"answers marked {mark}: true or false"
+    marked = next((key for key in MARKS if mark(row, key) is not None), None)
+    return None if marked is None else f"answers marked {marked}: true or false"
 
 
 def marked_as_bad(row: Mapping[str, JsonValue]) -> bool:
@@ -57,12 +60,23 @@ def marked_as_bad(row: Mapping[str, JsonValue]) -> bool:
     return any(row.get(key) is False for key in MARKS)
 
 
-def _mark(row: Mapping[str, JsonValue], key: str) -> bool | None:
+def mark_key(row: Mapping[str, JsonValue]) -> str | None:
+    """The column that may mark the answer of a row; None where there is none, or no answer that it could be of."""
+    if not any(name in row for name in _ANSWERED):
+        return None
+    return next((key for key in MARKS if key in row), None)
+
+
+def mark(row: Mapping[str, JsonValue], key: str) -> bool | None:
     """The mark of an answer; in a CSV file it is a word. None where there is none, or no answer that it could be of."""
     value = row.get(key)
     value = _BOOLEAN.get(value.strip().lower()) if isinstance(value, str) else value
-    answered = "messages" in row or "conversations" in row or "completion" in row or "output" in row
-    return value if isinstance(value, bool) and answered else None
+    return value if isinstance(value, bool) and mark_key(row) is not None else None
+
+
+def number_mark(value: JsonValue) -> bool | None:
+    """What a mark says that is written as 0 or 1, a number or a cell of a table; None for anything else."""
+    return _NUMBERS.get(str(value).strip()) if isinstance(value, int | float | str) else None
 
 
 def chosen(row: Mapping[str, JsonValue]) -> dict[str, JsonValue] | None:
@@ -73,7 +87,7 @@ def chosen(row: Mapping[str, JsonValue]) -> dict[str, JsonValue] | None:
     """
     left = {key: value for key, value in row.items() if key not in KEYS}
     if not any(key in row for key in (*GOOD, *BAD)):
-        return left if all(_mark(row, key) is not False for key in MARKS) else None
+        return left if not any(_says_bad(row, key) for key in MARKS) else None
     key = next((key for key in GOOD if key in row), None)
     if key is None:
         return _without_bad(row, left)
@@ -98,6 +112,11 @@ def chosen(row: Mapping[str, JsonValue]) -> dict[str, JsonValue] | None:
     question = next((name for name in ("question", "query", "input") if name in row), "QUESTION")
     hint = f"name what is read instead of data.take: --column prompt={question} --column completion={key}"
     raise RowError("$.prompt", "missing-column", problem, hint)
+
+
+def _says_bad(row: Mapping[str, JsonValue], key: str) -> bool:
+    """Whether a mark, of either form, says that the answer is a bad one."""
+    return mark(row, key) is False or number_mark(row.get(key)) is False
 
 
 def _turns(row: Mapping[str, JsonValue]) -> tuple[str, list[JsonValue]]:

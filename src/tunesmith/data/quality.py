@@ -15,12 +15,13 @@ were cut into batches.
 
 from array import array
 from collections import Counter
+from collections.abc import Iterable
 
 import numpy as np
 
 from tunesmith.data.answer_profile import Answers
 from tunesmith.data.columns import columns
-from tunesmith.data.finding import SHOWN, Example, Finding
+from tunesmith.data.finding import SHOWN, Example, Finding, recorded
 from tunesmith.data.language import languages
 from tunesmith.data.lengths import summary
 from tunesmith.data.misread import Misread
@@ -36,8 +37,6 @@ from tunesmith.rundir.records.quality import (
     Prompts,
     QualityLengths,
     QualityReport,
-    RowExcerpt,
-    RowPlace,
     SingleTurn,
 )
 from tunesmith.rundir.rows import Row
@@ -142,7 +141,7 @@ class Quality:
             languages=spoken,
             diversity=diverse,
             advice=advice(duplicates.distinct, prompts.distinct if prompts.rows else None),
-            findings=tuple(_recorded(finding, places) for finding in findings),
+            findings=tuple(recorded(finding, places) for finding in findings),
         )
 
     def _duplicates(self) -> tuple[Duplicates, np.ndarray, list[Finding]]:
@@ -245,27 +244,6 @@ def _groups(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return order, starts, np.diff(np.append(starts, len(keys)))
 
 
-def _recorded(finding: Finding, places: dict[int, RowPlace]) -> CheckFinding:
-    examples = [
-        RowExcerpt(
-            id=places[example.row].id,
-            place=places[example.row].place,
-            excerpt=example.excerpt,
-            same_as=None if example.same_as is None else places[example.same_as],
-        )
-        for example in finding.examples
-    ]
-    return CheckFinding(
-        code=finding.code,
-        severity=finding.severity,
-        text=finding.text,
-        count=finding.count,
-        of=finding.of,
-        hint=finding.hint,
-        examples=tuple(examples),
-    )
-
-
 def headlines(report: QualityReport, limit: int = 12) -> tuple[str, ...]:
     """The report in short, for the terminal: a line for the whole, one a finding (the worst ``limit``), then the advice.
 
@@ -289,9 +267,9 @@ def headlines(report: QualityReport, limit: int = 12) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def wrong_lines(report: QualityReport) -> tuple[str, ...]:
+def wrong_lines(findings: Iterable[CheckFinding]) -> tuple[str, ...]:
     """What is wrong alone, for verbs that say little of the rows."""
-    return tuple(line for finding in report.findings if finding.severity == "wrong" for line in _finding_lines(finding))
+    return tuple(line for finding in findings if finding.severity == "wrong" for line in _finding_lines(finding))
 
 
 def _finding_lines(finding: CheckFinding) -> list[str]:

@@ -10,6 +10,7 @@ turns takes about four times what the parser alone takes; everything else goes a
 """
 
 import difflib
+import itertools
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -21,14 +22,19 @@ import jiter
 import numpy as np
 
 from tunesmith.data import formats, preference
+from tunesmith.data.batch import Requests
 from tunesmith.data.choices import Choices, NotTaken, Take
 from tunesmith.data.conversation import check_messages, check_text, check_tools, is_plain, nearest
 from tunesmith.data.csv_file import checked_delimiter
+from tunesmith.data.dialects import oasst
 from tunesmith.data.dialects.declarations import openai_tools
+from tunesmith.data.dialects.hermes import holds_tags
 from tunesmith.data.dialects.trainer_info import info_beside
 from tunesmith.data.dialects.turns import openai_turns
 from tunesmith.data.draft import Draft
 from tunesmith.data.encoding import checked_encoding
+from tunesmith.data.forest import Forest
+from tunesmith.data.marks import Marks
 from tunesmith.data.problems import ProblemLog, RowError, Unreadable
 from tunesmith.data.reasoning import Mode
 from tunesmith.data.row_hash import content_hash
@@ -61,6 +67,7 @@ class ReadOptions:
         reasoning: what happens to reasoning that stands in the text of an answer (``reasoning.py``).
         take: ``chosen`` reads the good answers of preference data (``preference.py``).
         parse_template: read plain texts that hold a rendered template as the conversations in them (``rendered_text.py``).
+        requests: the file that was sent to a batch whose output is read (``batch.py``).
     """
 
     format: str | None = None
@@ -73,6 +80,7 @@ class ReadOptions:
     reasoning: Mode | None = None
     take: Take | None = None
     parse_template: bool = False
+    requests: Path | None = None
 
 
 AS_FOUND = ReadOptions()
@@ -131,7 +139,8 @@ class Reader:
         mapped = {*self._columns.values()} or formats.KNOWN
         wanted = mapped | {self.options.group_by} if self.options.group_by else mapped
         try:
-            for chunk in chunks(self.source, wanted, self._text):
+            for chunk in itertools.chain(chunks(self.source, wanted, self._text), self._forest.chunks()):
+                self.part, self.entry = chunk.part, chunk.entry
                 before = dict(self._kinds)
                 rows = self._batch(chunk)
                 self._kinds_of[chunk.entry] |= {kind for kind, count in self._kinds.items() if count != before.get(kind)}
@@ -141,7 +150,6 @@ class Reader:
                 if self.progress is not None and chunk.read:
                     self.progress(chunk.read)
                 if rows:
-                    self.part, self.entry = chunk.part, chunk.entry
                     yield rows
         finally:
             self.problems.close()
@@ -174,6 +182,9 @@ class Reader:
         self._columns_seen: set[str] = set()
         self._answers: str | None = None  # what makes rows preference data
         self._seen = _Seen()
+        self._marks = Marks()
+        self._forest = Forest()
+        self._requests: Requests | None = None  # once the first row is there
         self._choices = Choices(self.options.reasoning, self.options.take, self.options.parse_template)
         self._file_notes: list[str] = []
         self._said: Counter[str] = Counter()  # what is read as something else -> rows
@@ -186,7 +197,7 @@ class Reader:
         from_json = jiter.from_json
         options, prefix = self.options, chunk.prefix
         simple = not self._columns and options.group_by is None and options.format in (None, "messages")
-        simple = simple and self._choices.leaves_plain_rows
+        simple = simple and self._choices.leaves_plain_rows and options.requests is None
         for number, item in zip(chunk.numbers, chunk.items, strict=True):
             place = f"{prefix} {number}"
             try:
@@ -199,8 +210,9 @@ class Reader:
                         loads(item)
                 else:
                     value = item
-                if simple and type(value) is dict and len(value) == 1 and is_plain(value.get("messages")):
-                    messages = value["messages"]
+                messages = value.get("messages") if simple and type(value) is dict and len(value) == 1 else None
+                tagged = type(item) is not bytes or b"tool" in item
+                if messages is not None and is_plain(messages) and not (tagged and holds_tags(messages)):
                     digest = content_hash(messages)
                     rows.append(Row(digest[:6].hex(), place, messages))
                     plain += 1
@@ -216,6 +228,7 @@ class Reader:
                 self._refuse(error, item, place)
         if plain:
             self._kinds["messages"] += plain
+            self._marks.add_unmarked(plain, first_plain)
             self._first.setdefault("messages", first_plain)
         self._rows += len(rows)
         for index, repeat in enumerate(self._seen.add(digests)):
@@ -226,14 +239,20 @@ class Reader:
     def _general(self, value: Any, place: str) -> Checked:
         if not isinstance(value, dict):
             raise RowError("$", "not-object", f"expected an object, found {type(value).__name__}", 'write {"messages": [...]}')
-        columns, group_by = self._columns, self.options.group_by
+        options, columns = self.options, self._columns
+        group_by = options.group_by
+        if options.requests is not None:
+            self._requests = self._requests or Requests(options.requests)
+            value = self._requests.joined(value)
         row = {key: member for key, member in value.items() if member is not None}
         answers = None if columns else preference.described(row)
+        if not columns and (answers is None or preference.mark_key(row)) and self._marks.add(row, place) and options.take:
+            answers = "answers marked 0 or 1"
         if answers is not None:
             self._kinds["preference"] += 1
             self._first.setdefault("preference", place)
             self._answers = self._answers or answers
-            used = self._choices.answer(row)
+            used = self._choices.answer(row, answers)
             row = dict(used)
             kind = self.options.format or formats.kind_of(used)
         else:
@@ -244,6 +263,10 @@ class Reader:
                 self._columns_seen.update(theirs for theirs in columns.values() if theirs in row)
                 self._choices.pass_over(row)
             kind = self.options.format or formats.kind_of(used)
+            if kind in ("oasst", oasst.FLAT) and oasst.is_flat(used):
+                self._ignore(formats.unknown_keys(used, oasst.FLAT, group_by), 1)
+                self._forest.add(used, place, self.part, self.entry, group_by)
+                raise NotTaken
             if kind is not None:
                 self._kinds[kind] += 1
                 self._first.setdefault(kind, place)
@@ -305,6 +328,8 @@ class Reader:
         notes += [self._info.note] if self._info is not None else []
         if not self.options.parse_template:
             notes += [formats.NOTES[kind] for kind in self._kinds if kind in formats.NOTES]
+        notes += self._forest.notes()
+        notes += self._requests.notes() if self._requests is not None else []
         notes += self._choices.notes()
         notes += [f"{sentence} ({rows:,} rows)" for sentence, rows in self._said.most_common()]
         for name in formats.MEDIA:
@@ -316,6 +341,7 @@ class Reader:
 
     def _finish(self) -> None:
         label = self.source.label
+        self._marks.refuse(label, taken=self.options.take is not None)
         if any(len(kinds) > 1 for kinds in self._kinds_of.values()):
             kinds = ", ".join(f"{kind} {rows:,} rows (first: {self._first[kind]})" for kind, rows in self._kinds.most_common())
             hint = "keep one format in a file, or name one in data.format; rows of another are then bad"
@@ -335,6 +361,8 @@ class Reader:
             hint = "mend or remove these rows, or set data.on_bad_row: quarantine; nothing was written"
             raise self.problems.error(label, self._rows, hint if self._rows else self.problems.way_out())
         if not self._rows:
+            if self._requests is not None:
+                raise DataError(f"{label}: no row is left: {'; '.join(self._requests.notes())}", "name the file that was sent")
             if self.source.memory is not None:
                 raise self.source.memory.no_rows()
             raise DataError(f"{label}: no rows, the file is empty", "expected one JSON object a line, or a table with a header")
@@ -383,7 +411,7 @@ def _checked(draft: Draft, order: Literal["refuse", "trim", "merge"], said: set[
     try:
         if draft.text:
             return check_text(draft.messages), None, True
-        if is_plain(draft.messages):
+        if is_plain(draft.messages) and not holds_tags(draft.messages):
             return draft.messages, check_tools(openai_tools(draft.tools, draft.tools_path, said), draft.tools_path), False
         turns = openai_turns(draft, said)
     except RowError as bad:
@@ -393,7 +421,7 @@ def _checked(draft: Draft, order: Literal["refuse", "trim", "merge"], said: set[
         messages = check_messages(turns.messages)
     except RowError as bad:
         raise turns.located(with_way_out(bad, turns)) from None
-    return messages, check_tools(openai_tools(draft.tools, draft.tools_path, said), draft.tools_path), False
+    return messages, check_tools(openai_tools(turns.tools, turns.tools_path, said), turns.tools_path), False
 
 
 def _checked_options(options: ReadOptions) -> ReadOptions:

@@ -18,7 +18,7 @@ from typing import Any
 from tunesmith.data import compressed
 from tunesmith.data.chunk import CHUNK_ROWS, Chunk
 from tunesmith.data.csv_file import csv_rows
-from tunesmith.data.encoding import WINDOWS, as_utf8, windows_encoding
+from tunesmith.data.encoding import as_utf8, byte_encoding
 from tunesmith.data.excel import excel_rows
 from tunesmith.data.formats import KNOWN
 from tunesmith.data.json_file import json_rows, jsonl_rows, list_names
@@ -333,14 +333,11 @@ def _file_chunks(file: File, wanted: Set[str], options: TextOptions) -> Iterator
 
 
 def _encoding(file: File, notes: list[str]) -> str | None:
-    """Windows-1252 for a table of separated values that is it; None to go by the file's first bytes."""
+    """That of a table of separated values with one byte a letter; None to go by the file's first bytes."""
     if file.format not in ("csv", "tsv"):
         return None
     with file.path.open("rb") as raw:
-        encoding = windows_encoding(compressed.decompressed(raw, file.path), BLOCK)
-    if encoding is not None:
-        notes.append(f"{file.path.name}: not UTF-8, read as {WINDOWS} (Windows-1252)")
-    return encoding
+        return byte_encoding(compressed.decompressed(raw, file.path), BLOCK, file.path, notes)
 
 
 def _text_rows(

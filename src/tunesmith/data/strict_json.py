@@ -126,7 +126,7 @@ def diagnosed(raw: bytes, message: str) -> RowError:
             "$", "duplicate-key", f"{message.removeprefix('Detected ')}: two values of one name", "keep one of the two"
         )
     if "hex escape" in message or "surrogate" in message:
-        path = _surrogate_path(raw)
+        path = _path_of("lone-surrogate", raw)
         if path is not None:
             return lone_surrogate(path)
     position = _COLUMN.search(message)
@@ -134,7 +134,12 @@ def diagnosed(raw: bytes, message: str) -> RowError:
         offset = sum(len(line) + 1 for line in raw.split(b"\n")[: int(position[1]) - 1]) + int(position[2])
         constant = _CONSTANT.search(raw, max(0, offset - 3), offset + 9)
         if constant is not None:
-            return RowError("$", "not-finite", f"{constant[0].decode()} is not JSON ({message})", "write null or a string")
+            return RowError(
+                _path_of("not-finite", raw) or "$",
+                "not-finite",
+                f"{constant[0].decode()} is not JSON ({message})",
+                "write null or a string",
+            )
         return _fault_at(raw, offset, message)
     return RowError("$", "not-json", message, _LINE_HINT if message.startswith("EOF") else "mend the JSON there")
 
@@ -160,8 +165,8 @@ def _fault_at(raw: bytes, offset: int, message: str) -> RowError:
     return RowError("$", "not-json", message, _LINE_HINT if message.startswith("EOF") else "mend the JSON there")
 
 
-def _surrogate_path(raw: bytes) -> str | None:
-    """Where half of a surrogate pair stands; None when something else is wrong as well."""
+def _path_of(code: str, raw: bytes) -> str | None:
+    """Where a fault of a value stands that Python's parser lets through; None when something else is wrong as well."""
     try:
         value = json.loads(raw)
     except (ValueError, RecursionError):
@@ -169,5 +174,5 @@ def _surrogate_path(raw: bytes) -> str | None:
     try:
         sound(value, "$")
     except RowError as bad:
-        return bad.path if bad.code == "lone-surrogate" else None
+        return bad.path if bad.code == code else None
     return None

@@ -130,7 +130,7 @@ def _read_rows(run: RunDir, recipe: Recipe) -> RowFacts:
     reading = reader.summary()
     report = quality.report(reading)
     refuse_plain_texts(recipe, reading, report)
-    for line in (*reading_lines(reading), *wrong_lines(report)):
+    for line in (*reading_lines(reading), *wrong_lines(report.findings)):
         logger.info(f"rows: {line}")
     if recipe.task.metric not in NOT_TRIED:
         check_references(first, make_metric(recipe.task))

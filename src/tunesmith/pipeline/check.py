@@ -4,6 +4,7 @@ Rows stream through: what is kept of a row is its hashes and lengths.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,8 @@ class Check:
         """What was seen, after the last batch."""
         reading = self.reader.summary()
         report, find = self._quality.report(reading), self._quality.places.find
+        if self._tokens is not None:
+            report = replace(report, findings=(*self._tokens.findings(find), *report.findings))
         contamination = None
         if self._contamination is not None and self._benchmark is not None:
             contamination = self._contamination.report(self._benchmark.source.label)

@@ -1,6 +1,5 @@
 """What rendering with a model's template says of the rows of a check: the part of ``check --model`` that needs a tokenizer."""
 
-import re
 from collections import Counter
 from pathlib import Path
 
@@ -8,16 +7,17 @@ import numpy as np
 
 from tunesmith.chat.render import Conversation, Renderer
 from tunesmith.chat.template_choice import template_text
+from tunesmith.data.finding import recorded
 from tunesmith.data.lengths import histogram, keep_shares, row_lengths, summary
+from tunesmith.data.own_dates import OwnDates
 from tunesmith.data.places import FindPlaces
 from tunesmith.engines.base import open_base
 from tunesmith.errors import DataError
 from tunesmith.rundir.records.check import Refusals, TokenReport, TooLong
-from tunesmith.rundir.records.quality import RowExcerpt
+from tunesmith.rundir.records.quality import CheckFinding, RowExcerpt
 from tunesmith.rundir.rows import Row
 
 SHOWN = 20  # rows of a kind
-_DATE = re.compile(r"(?i)\b(?:today|current date|date today|knowledge date|knowledge cutoff)\b[^\n]{0,20}?\d")
 
 
 def tokens_of(model: str, template: Path | None, max_length: int | None) -> "Tokens":
@@ -30,12 +30,17 @@ def tokens_of(model: str, template: Path | None, max_length: int | None) -> "Tok
     return Tokens(open_base(model, text).renderer, model, max_length)
 
 
+def date_of(renderer: Renderer) -> str | None:
+    """The day that the template writes into every row; None where it writes none."""
+    return None if renderer.frozen_template is None else renderer.frozen_template.date
+
+
 def dated(renderer: Renderer, rows: int) -> dict[str, int]:
     """What is to be said of rows into which the template writes the date of the day; nothing where it writes none."""
-    frozen = renderer.frozen_template
-    if frozen is None or frozen.date is None or not rows:
+    date = date_of(renderer)
+    if date is None or not rows:
         return {}
-    return {f"the chat template writes the date, here {frozen.date}; a run keeps the one of its first rendering": rows}
+    return {f"the chat template writes the date, here {date}; a run keeps the one of its first rendering": rows}
 
 
 class Tokens:
@@ -48,7 +53,7 @@ class Tokens:
         self._supervised: list[int] = []
         self._rows: list[int] = []
         self._seen = 0
-        self._own_dates: list[int] = []  # rows that name a date beside the template's
+        self._own_dates = OwnDates(date_of(renderer))
         self._notes: Counter[str] = Counter()
         self._refusals: list[tuple[int, str]] = []
 
@@ -64,9 +69,13 @@ class Tokens:
                 self._supervised.append(rendered.supervised_tokens)
                 self._notes.update(rendered.notes)
             self._seen += 1
-        if self._renderer.frozen_template is not None and self._renderer.frozen_template.date is not None:
-            first = self._seen - len(rows)
-            self._own_dates += [number for number, row in enumerate(rows, first) if names_date(row)]
+        self._own_dates.add(rows)
+
+    def findings(self, find: FindPlaces) -> list[CheckFinding]:
+        """What is wrong with rows under this template."""
+        found = self._own_dates.finding()
+        places = find({example.row for finding in found for example in finding.examples})
+        return [recorded(finding, places) for finding in found]
 
     def report(self, find: FindPlaces) -> TokenReport:
         """The part ``tokens`` of a check."""
@@ -88,7 +97,7 @@ class Tokens:
                 examples=row_lengths([(int(rows[i]), int(lengths[i])) for i in over[:SHOWN]], find),
                 keep=keep_shares(self._lengths),
             ),
-            notes={**self._notes, **dated(self._renderer, len(lengths)), **self._date_notes(find)},
+            notes={**self._notes, **dated(self._renderer, len(lengths))},
             refusals=Refusals(
                 count=len(self._refusals),
                 by_reason=dict(Counter(reason for _, reason in self._refusals).most_common(SHOWN)),
@@ -97,19 +106,3 @@ class Tokens:
                 ),
             ),
         )
-
-    def _date_notes(self, find: FindPlaces) -> dict[str, int]:
-        """That rows bring a date of their own, and the first of them."""
-        if not self._own_dates:
-            return {}
-        first = ", ".join(place.place for place in find(set(self._own_dates[:3])).values())
-        note = (
-            f"the system turn names a date, and the chat template writes another one (first: {first}); remove it from the rows"
-        )
-        return {note: len(self._own_dates)}
-
-
-def names_date(row: Row) -> bool:
-    """Whether the system turn of a row says which day it is."""
-    system = row.messages[0]
-    return system["role"] in ("system", "developer") and _DATE.search(system["content"]) is not None

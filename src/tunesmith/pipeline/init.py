@@ -53,7 +53,7 @@ def init(source: str, model: str, options: ReadOptions = AS_FOUND, out: Path | N
         checks.add(batch)
         answers.add(batch)
     report = checks.report()
-    for line in (*reading_lines(report.reading), *wrong_lines(report.quality)):
+    for line in (*reading_lines(report.reading), *wrong_lines(report.quality.findings)):
         logger.info(line)
     proposal, misfits = _proposal(reader, proposals(report.quality, answers.labels(source, report.reading), answers.calls))
     text = recipe_text(

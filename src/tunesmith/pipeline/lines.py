@@ -1,10 +1,14 @@
 """What a check says on the terminal: a line for each thing worth one, the numbers first."""
 
+from tunesmith.data.finding import recorded
+from tunesmith.data.own_dates import OwnDates
 from tunesmith.data.quality import Quality, wrong_lines
 from tunesmith.data.read import Reader
 from tunesmith.formatting import limits, percent
-from tunesmith.rundir.records.check import CheckReport, ContaminationReport, NearReport, Reading, TokenReport
+from tunesmith.rundir.records.check import CheckReport, ContaminationReport, Conversion, NearReport, Reading, TokenReport
 from tunesmith.rundir.rows import Row
+
+_COLUMNS = 8  # ignored ones that have a line each
 
 
 def check_lines(report: CheckReport) -> list[str]:
@@ -22,20 +26,38 @@ def reading_lines(reading: Reading) -> list[str]:
     formats = ", ".join(reading.kinds) or reading.format
     lines = [f"{', '.join(reading.files[:3])}{' ...' if len(reading.files) > 3 else ''}: format {formats}"]
     lines += reading.notes
-    for name, column in reading.ignored_columns.items():
+    ignored = sorted(reading.ignored_columns.items(), key=lambda column: column[1].nearest is None)  # misspelt ones first
+    shown = len(ignored) if len(ignored) <= _COLUMNS + 1 else _COLUMNS
+    for name, column in ignored[:shown]:
         near = f"; did you mean {column.nearest}?" if column.nearest else ""
         lines.append(f"column {name or 'without a name'} is ignored ({column.rows:,} rows){near}")
+    if others := [name or "without a name" for name, _ in ignored[shown:]]:
+        named = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+        lines.append(f"and {len(others):,} others are ignored: {named}")
     if reading.bad_rows:
         codes = ", ".join(f"{code} {count:,}" for code, count in reading.problems_by_code.items())
         lines.append(f"wrong: {reading.bad_rows:,} bad rows set aside ({codes})")
     return lines
 
 
-def lines_of(reader: Reader, rows: list[Row]) -> tuple[str, ...]:
-    """How a source is read so far, and what is wrong with some of its rows: for verbs that look at the first ones."""
+def conversion_lines(conversion: Conversion) -> list[str]:
+    """How a source was read that was written anew, and what is wrong with its rows."""
+    return [*reading_lines(conversion.reading), *wrong_lines(conversion.findings)]
+
+
+def lines_of(reader: Reader, rows: list[Row], date: str | None = None) -> tuple[str, ...]:
+    """How a source is read so far, and what is wrong with some of its rows: for verbs that look at the first ones.
+
+    Args:
+        date: that the template writes into the rows.
+    """
     quality, reading = Quality(reasoning_is_text=reader.options.reasoning == "keep"), reader.summary()
     quality.add(rows)
-    return *reading_lines(reading), *wrong_lines(quality.report(reading))
+    report, dates = quality.report(reading), OwnDates(date)
+    dates.add(rows)
+    places = quality.places.find(set(range(len(rows))))
+    own = [recorded(finding, places) for finding in dates.finding()]
+    return *reading_lines(reading), *wrong_lines([*own, *report.findings])
 
 
 def _near_lines(near: NearReport) -> list[str]:

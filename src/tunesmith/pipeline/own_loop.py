@@ -13,30 +13,37 @@ What a run adds is all around it: the split, checkpoints, the choice of the best
 Refused: a trainer with callbacks, which is somebody else's loop with holes in it.
 """
 
-from collections.abc import Generator, Mapping, Sequence
+import logging
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from tunesmith.chat.rendered import Rendered
+from tunesmith.data.meaning import Meaning
 from tunesmith.data.memory import Rows
 from tunesmith.data.pack import Plan
+from tunesmith.data.quality import wrong_lines
 from tunesmith.data.read import AS_FOUND, Reader, ReadOptions
 from tunesmith.engines.base import BaseModel, LoadedModel
 from tunesmith.errors import DataError, ModelError, RecipeError, TrainingError
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.fuse import fuse, is_fused
 from tunesmith.models.load import head_weight
+from tunesmith.pipeline.lines import reading_lines
 from tunesmith.pipeline.recompute_choice import choose_recompute
 from tunesmith.recipe import Train, TrainSettings, section_from
 from tunesmith.recipe.derive import Derived, derive, width_of_update
 from tunesmith.rundir.records.training import Step
+from tunesmith.rundir.rows import Row
 from tunesmith.train import loop
 from tunesmith.train.documents import Documents, make_documents
 from tunesmith.train.health import check_adapter, first_rows, refuse_other_loss, stock_loss
 from tunesmith.train.prefix import row_tokens
 from tunesmith.train.step import pack_tokens
+
+logger = logging.getLogger(__name__)
 
 NOT_HERE = {
     "compute": "the model was opened with it: open_base(model, compute=...)",
@@ -114,6 +121,8 @@ def render(rows: Rows, model: BaseModel | LoadedModel, options: ReadOptions = AS
     A row whose template rewrites earlier turns is a document for each supervised turn: ``documents`` of what is returned has
     all of them, ``ids`` is the last.
 
+    How they are read, and what they mean that their author may not have meant, is logged.
+
     Args:
         rows: file, directory or hub id, or rows in memory, in any format that ``check`` reads.
         model: what they are rendered for.
@@ -124,7 +133,21 @@ def render(rows: Rows, model: BaseModel | LoadedModel, options: ReadOptions = AS
         ModelError: ``model`` is not an open one.
     """
     _expect(model, (BaseModel, LoadedModel), "render", "open one: ts.open_base(model)")
-    return model.render(row.to_json() for row in Reader(rows, options))
+    reader = Reader(rows, options)
+    meaning = Meaning(reasoning_is_text=options.reasoning == "keep")
+    rendered = model.render(row.to_json() for row in _seen(reader, meaning))
+    reading = reader.summary()
+    for line in reading_lines(reading):
+        logger.info(f"render: {line}")
+    for line in wrong_lines(meaning.findings(reading)):
+        logger.warning(f"render: {line}")
+    return rendered
+
+
+def _seen(reader: Reader, meaning: Meaning) -> Iterator[Row]:
+    for batch in reader.batches():
+        meaning.add(batch)
+        yield from batch
 
 
 def train_steps(

@@ -51,8 +51,8 @@ def preview(
     renderer = open_base(model, None if template is None else template_text(template)).renderer
     first = list(itertools.islice(reader, rows))
     previewed = Preview(shown(renderer, Conversation.of(row), row.id, row.place) for row in first)
-    previewed.lines = lines_of(reader, first)
     previewed.dated = None if renderer.frozen_template is None else renderer.frozen_template.date
+    previewed.lines = lines_of(reader, first, previewed.dated)
     return previewed
 
 

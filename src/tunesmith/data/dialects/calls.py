@@ -1,26 +1,21 @@
 """Tool calls as programs write them: as JSON text, flat, in camel case, with an index, with arguments encoded twice.
 
-All of these say a name and arguments without doubt, so they are read, and every form but JSON text is said. Hermes models
-write their calls and get their results inside the text; there the text is cut only when every block in it is whole.
+All of these say a name and arguments without doubt, so they are read, and every form but JSON text is said. Calls that stand
+in the text are ``hermes.py``'s.
 """
 
-import re
 from typing import Any
 
-from tunesmith.data.problems import RowError
 from tunesmith.data.strict_json import loads_text
 
 INDEX = "index of a tool call is left out"
 FLAT = "tool calls without a function around name and arguments are read as calls of functions"
 EMPTY = "empty arguments of a tool call are read as {}"
 TWICE = "arguments that are JSON text twice over are decoded twice"
-HERMES = "<tool_call> and <tool_response> in a turn are read as tool_calls and tool turns"
 _KEYS = frozenset(("id", "type", "function"))
 _NAMES = ("name", "toolName", "tool_name")
 _IDS = ("id", "call_id", "toolCallId", "tool_call_id")
 _ARGUMENTS = ("arguments", "args", "input")
-_BLOCK = re.compile(r"<(tool_call|tool_response)>\s*(.*?)\s*</\1>", re.DOTALL)
-_TAG = re.compile(r"</?tool_(?:call|response)>")
 
 
 def call_of(name: Any, arguments: Any, call_id: Any = None) -> Any:
@@ -105,28 +100,3 @@ def decoded(arguments: Any, path: str, said: set[str]) -> Any:
             said.add(TWICE)
             return inner
     return arguments
-
-
-def hermes_turns(role: str, text: str, path: str, said: set[str]) -> list[Any] | None:
-    """The turns of a Hermes text: calls of an assistant, results of a tool; None where no whole block ends it.
-
-    Raises:
-        RowError: a call that is no JSON.
-    """
-    tag = {"assistant": "tool_call", "tool": "tool_response", "user": "tool_response"}.get(role)
-    if tag is None or f"<{tag}>" not in text:
-        return None
-    blocks = [block[2] for block in _BLOCK.finditer(text) if block[1] == tag]
-    before, *between = [part.strip() for part in _BLOCK.sub("\0", text).split("\0")]
-    if not blocks or any(between) or _TAG.search(before) or (before and role != "assistant"):
-        return None
-    said.add(HERMES)
-    if role != "assistant":
-        return [{"role": "tool", "content": block} for block in blocks]
-    calls = [loads_text(block, path) for block in blocks]
-    for call in calls:
-        if not isinstance(call, dict) or not {"name", "arguments"} <= set(call):
-            hint = 'write {"name": ..., "arguments": {...}} between the tags'
-            raise RowError(path, "bad-tool-call", f"expected name and arguments, found {call!s:.60}", hint)
-    turn = {"role": "assistant", "content": before}
-    return [{**turn, "tool_calls": [call_of(call["name"], decoded(call["arguments"], path, said)) for call in calls]}]

@@ -13,6 +13,7 @@ NOTE = "openai_log: the messages of a logged request, and the message of its fir
 READS = ("messages", "choices", "request", "response", "tools", "input", "output", "body")
 _REQUESTS = ("request", "input", "body")
 _ANSWERS = ("response", "output")
+_SENT = ("body", "params")  # of a request of a batch, OpenAI's or Anthropic's
 
 
 def matches(row: Any) -> bool:
@@ -28,15 +29,17 @@ def draft(row: Any, said: set[str]) -> Draft:
     """
     found = _choices(row)
     asked = _request(row)
-    if found is None and asked is not None:
-        hint = "bring its output too: one row a request, with the answer after these messages"
-        raise RowError(asked[1], "no-answer", "a request of an OpenAI batch, without its answer", hint)
-    if found is None:
+    sent = asked[1] if asked is not None else next((f"$.{key}" for key in _SENT if isinstance(row.get(key), dict)), None)
+    if found is None and sent is not None:
+        hint = "bring its output too, by custom_id: tunesmith convert OUTPUT rows.jsonl --requests REQUESTS"
+        raise RowError(sent, "no-answer", "a request of a batch, without its answer", hint)
+    if found is None and "result" not in row and not (isinstance(response := row.get("response"), dict) and _output(response)):
         raise RowError("$", "no-answer", "OpenAI batch output without choices: the request failed", "remove the row")
+    if asked is None or found is None:
+        hint = "join it with the file that was sent, by custom_id: tunesmith convert OUTPUT rows.jsonl --requests REQUESTS"
+        of = "Anthropic" if "result" in row else "OpenAI"
+        raise RowError("$", "no-question", f"{of} batch output: an answer without the messages that it answers", hint)
     choices, path = found
-    if asked is None:
-        hint = 'join it with the requests by custom_id: {"messages": [*body.messages, choices[0].message]}, one a line'
-        raise RowError("$", "no-question", "OpenAI batch output: an answer without the messages that it answers", hint)
     request, where = asked
     answer = choices[0].get("message") if choices and isinstance(choices[0], dict) else None
     if len(choices) != 1 or not isinstance(answer, dict):
@@ -50,6 +53,12 @@ def draft(row: Any, said: set[str]) -> Draft:
         raise RowError(where, "no-messages", f"expected a list of turns, found {type(turns).__name__}", "write a list")
     origins = [(f"{where}[{index}]", True) for index in range(len(turns))]
     return Draft([*turns, answer], request.get("tools"), origins=[*origins, (f"{path}[0].message", True)], whole=where)
+
+
+def _output(response: Any) -> bool:
+    """Whether there is an answer of the Responses API."""
+    body = response.get("body")
+    return isinstance(body, dict) and isinstance(body.get("output"), list)
 
 
 def _request(row: Any) -> tuple[Any, str] | None:

@@ -44,7 +44,7 @@ DIALECTS = (
     ),
     Dialect("argilla", annotation.ARGILLA_NOTE, annotation.is_argilla, annotation.argilla_reads, annotation.argilla),
     Dialect("oasst", oasst.NOTE, oasst.matches, _always(oasst.READS), oasst.draft),
-    Dialect("oasst_flat", "", oasst.is_flat, _always(oasst.FLAT_READS), oasst.flat),
+    Dialect(oasst.FLAT, "", oasst.is_flat, _always(oasst.FLAT_READS), oasst.draft),  # trees by the time of a draft
     Dialect("squad", squad.NOTE, squad.matches, _always(squad.READS), squad.draft),
 )
 BY_NAME = {dialect.name: dialect for dialect in DIALECTS}

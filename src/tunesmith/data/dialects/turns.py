@@ -7,7 +7,8 @@ different things of one turn are left for the checks to refuse. A turn that is O
 from typing import Any
 
 from tunesmith.data.dialects.blocks import result_text, sorted_blocks
-from tunesmith.data.dialects.calls import are_openai_calls, hermes_turns, openai_calls
+from tunesmith.data.dialects.calls import are_openai_calls, openai_calls
+from tunesmith.data.dialects.hermes import TOOLS, TRACE, declared_tools, hermes_turns
 from tunesmith.data.draft import Draft
 from tunesmith.data.problems import RowError
 from tunesmith.data.strict_json import loads_text
@@ -62,7 +63,20 @@ def openai_turns(draft: Draft, said: set[str]) -> Draft:
             read, swift = _turn(turn, path, said), False
         turns += read
         origins += [origin if len(read) == 1 else (origin[0], False)] * len(read)
-    return Draft(turns, draft.tools, draft.text, origins, draft.whole, draft.tools_path)
+    tools, tools_path = draft.tools, draft.tools_path
+    declared = declared_tools(turns[0]["content"]) if tools is None and _is_system(turns[0]) else None
+    if declared is not None:
+        said.add(TOOLS)
+        (tools, left), tools_path = declared, origins[0][0] + ("" if not origins[0][1] else ".content")
+        turns[0] = {**turns[0], "content": left}
+        turns, origins = (turns, origins) if left else (turns[1:], origins[1:])
+    return Draft(turns, tools, draft.text, origins, draft.whole, tools_path)
+
+
+def _is_system(turn: Any) -> bool:
+    """Whether it is a system text in which tools may be declared."""
+    content = turn.get("content") if isinstance(turn, dict) and turn.get("role") in ("system", "developer") else None
+    return isinstance(content, str) and "<tools>" in content
 
 
 def _is_openai(turn: Any) -> bool:
@@ -70,7 +84,7 @@ def _is_openai(turn: Any) -> bool:
     if not isinstance(turn, dict):
         return True
     role, content = turn.get("role"), turn.get("content")
-    if not isinstance(role, str) or role not in _ROLES:
+    if not isinstance(role, str) or role not in _ROLES or (isinstance(content, str) and TRACE in content):
         return False
     if role == "assistant" and "tool_calls" in turn:
         plain = turn.keys() <= _CALLING and are_openai_calls(turn["tool_calls"])
@@ -110,7 +124,17 @@ def _turn(raw: Any, path: str, said: set[str]) -> list[Any]:
         turn["content"] = result_text(turn.get("content", ""), f"{path}.content", said)
     if isinstance(turn.get("content"), list):
         return _blocks(turn, path, said)
-    return [turn]
+    return _texts(turn, f"{path}.content", said)
+
+
+def _texts(turn: Any, path: str, said: set[str]) -> list[Any]:
+    """A turn whose text may hold calls or results."""
+    role, text = turn.get("role"), turn.get("content")
+    if not isinstance(role, str) or not isinstance(text, str) or TRACE not in text or "tool_calls" in turn:
+        return [turn]
+    rest = {key: value for key, value in turn.items() if key not in ("role", "content")}
+    read = [turn] if role == "user" and rest else hermes_turns(role, text, path, said) or [turn]
+    return [{**part, **rest} if part["role"] == role else part for part in read]
 
 
 def _blocks(turn: Any, path: str, said: set[str]) -> list[Any]:
@@ -178,17 +202,3 @@ def _loss(turn: Any, path: str, said: set[str]) -> None:
             said.add(f"{name} of a turn is read as weight")
         else:
             said.add(f"{name} of a turn that nobody learns is left out")
-
-
-def shared_turns(message: Any, path: str, said: set[str]) -> list[Any]:
-    """A turn of ShareGPT whose text may hold Hermes calls or results.
-
-    Raises:
-        RowError: a call that is no JSON.
-    """
-    text = message.get("content")
-    turns = hermes_turns(message["role"], text, path, said) if isinstance(text, str) and "<tool_" in text else None
-    if turns is None:
-        return [message]
-    rest = {key: value for key, value in message.items() if key not in ("role", "content")}
-    return [{**turn, **rest} for turn in turns]

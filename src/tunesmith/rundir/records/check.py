@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tunesmith.rundir.records.base import FileRecord, Record
-from tunesmith.rundir.records.quality import Histogram, Lengths, QualityReport, RowExcerpt, RowLength
+from tunesmith.rundir.records.quality import CheckFinding, Histogram, Lengths, QualityReport, RowExcerpt, RowLength
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +56,12 @@ class Conversion(Record):
     Attributes:
         reading: how the source was read.
         written: the file.
+        findings: what its rows mean that their author may not have meant; ``check`` looks for more.
     """
 
     reading: Reading
     written: str
+    findings: tuple[CheckFinding, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
