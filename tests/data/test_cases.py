@@ -1,10 +1,14 @@
 """Files of the dialects that people bring, each held to its line of ``cases/wanted.yaml``."""
 
+import ast
+import re
 from pathlib import Path
 
 import pytest
 import yaml
+from hints import faults_of, is_known, read_as_typed
 
+import tunesmith.data
 from shared import write_recipe
 from tunesmith.data.read import Reader, ReadOptions
 from tunesmith.errors import DataError
@@ -26,13 +30,31 @@ def content(file, options=None):
     return [(row.messages, row.tools, row.kind) for row in reader], reader
 
 
+def refusal(file, options):
+    """The error of reading a file so; empty where it is read."""
+    try:
+        list(Reader(CASES / file, options))
+    except DataError as error:
+        return error.message
+    return ""
+
+
+def faults_of_error(line, error):
+    """What an error does not say, and what it offers and nobody could type."""
+    text = f"{error.message}\n{error.hint}"
+    return [text for word in (line.get("error"), line.get("hint", "")) if word is None or word not in text] + faults_of(text)
+
+
 def faults(line):
     """What the file gives and the line does not want."""
     try:
         rows, reader = content(line["file"], line.get("options"))
     except DataError as error:
-        text = f"{error.message}\n{error.hint}"
-        return [text for word in (line.get("error"), line.get("hint", "")) if word is None or word not in text]
+        return faults_of_error(line, error) + [
+            f"{options} change nothing: {error.message}"
+            for options in read_as_typed(error.hint)
+            if "options" not in line and refusal(line["file"], options) == error.message
+        ]
     if "rows" not in line:
         return [f"{len(rows)} rows"]
     reading = reader.summary()
@@ -59,8 +81,7 @@ def faults_of_run(line, folder):
     try:
         verbs.data(run)
     except DataError as error:
-        text = f"{error.message}\n{error.hint}"
-        return [text for word in (line.get("error"), line.get("hint", "")) if word is None or word not in text]
+        return faults_of_error(line, error)
     report = DataReport.read(run.data_report_file)
     leaks = report.leaks + report.dev_leaks
     return [] if leaks == line.get("leaks") else [f"{leaks} rows leak"]
@@ -75,3 +96,32 @@ def test_every_file_gives_what_its_line_says(line, tmp_path):
 def test_every_file_has_a_line():
     named = {Path(name).parts[0] for line in WANTED for name in (line["file"], line.get("same", line["file"]))}
     assert {file.name for file in CASES.iterdir()} - {"wanted.yaml"} == named
+
+
+@pytest.mark.parametrize(
+    ("hint", "fault"),
+    [
+        ("or name it: --encodin cp1252 (data.encoding)", "--encodin cp1252"),
+        ("--turns mend (data.turns: trim) joins", "--turns mend"),
+        ("set data.reasonings: split", "data.reasonings"),
+        ("data.turns: mend", "data.turns: mend"),
+        ("way back: tunesmith convert DATA rows.jsonl --request IN", "tunesmith convert DATA rows.jsonl --request IN"),
+        ("leave one out (--tak)", "--tak"),
+        ("--take chosen (data.take) or --column 'prompt=a b' --column completion=c, or data.columns: {prompt: a}", None),
+    ],
+)
+def test_a_hint_that_nobody_could_type_is_found(hint, fault):
+    assert [found.removeprefix(": ") for found in faults_of(hint)] == ([] if fault is None else [fault])
+
+
+def test_every_option_and_key_that_the_room_names_is_known():
+    room = Path(tunesmith.data.__file__).parent
+    texts = {
+        node.value
+        for file in room.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    named = {word for text in texts for word in re.findall(r"(?<![\w-])--[a-z][a-z-]+|\bdata\.[a-z_]+\b(?=[:) ])", text)}
+    assert {"--column", "--requests", "data.take"} <= named
+    assert not {word for word in named if not is_known(word)}

@@ -42,7 +42,7 @@ class Requests:
                 name = _id_of(item)
                 if name is None:
                     message = f"{path}: {chunk.prefix} {number}: no request of a batch (custom_id with body or params)"
-                    raise DataError(message, "name the file that was sent to the batch: --requests FILE")
+                    raise DataError(message, "name what was sent: tunesmith convert OUTPUT rows.jsonl --requests REQUESTS")
                 if name in self._sent:
                     raise DataError(f"{path}: two requests of custom_id {name!r:.60}", "rename one, or remove it")
                 self._sent[name] = item

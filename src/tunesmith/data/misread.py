@@ -40,11 +40,12 @@ class Misread:
         """
         data = texts.buffers()[2]
         whole = b"" if data is None else data.to_pybytes()
-        if self._reasoning is not None and reasoning.may_hold(whole):
+        tagged = b"<" in whole or b"[" in whole  # every tag begins so
+        if tagged and self._reasoning is not None and reasoning.may_hold(whole):
             self._reasoning.add(rows, first)
         if rows[0].kind == "text" and rendered_text.may_hold(whole):  # a source has one kind of rows
             self._rendered.add(rows, first)
-        if text_calls.may_hold(whole):
+        if tagged and text_calls.may_hold(whole):
             self._calls.add(rows, first)
         self._tools.add(rows, first)
 
