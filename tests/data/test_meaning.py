@@ -36,7 +36,9 @@ def findings(tmp_path, rows, options=None):
 
 PARTED = [
     ("<think>\nwhy\n</think>\n\nso", "why", "so"),
-    ("why\n</think>\n\nso", "why", "so"),
+    ("Why? 4.\n</think>\n\nso", "Why? 4.", "so"),
+    ("<|begin_of_thought|>\n\nwhy\n\n<|end_of_thought|>\n\n<|begin_of_solution|>\n\nso\n\n<|end_of_solution|>", "why", "so"),
+    *((f"<{word}>\nwhy\n</{word}>\n\nso", "why", "so") for word in ("thinking", "thought", "reasoning")),
     ("  <think>a <think> tag</think>so", "a <think> tag", "so"),
     ("[THINK]why[/THINK]so", "why", "so"),
     ("<|channel|>analysis<|message|>why<|end|><|start|>assistant<|channel|>final<|message|>so<|return|>", "why", "so"),
@@ -47,8 +49,11 @@ NOT_PARTED = [
     ("<think>a</think>b<think>c</think>d", "2 times"),
     ("Well.\n<think>a</think>\nb", "words stand before <think>"),
     ("<think>why</think>\n", "without an answer"),
+    ("The tag is\n</think>\nand it ends thinking.", "no <think> opens it"),
+    ("The tag is:\n\n</think>\n\nIt ends thinking.", "no <think> opens it"),
 ]
 PROSE = ["Write <think> and </think> around it.", "Close it with </think> at the end.", "a > b and [THINKING] aloud"]
+PROSE += ["An XML:\n<reasoning>\nwhy\n</reasoning>\n\nso", "The end is\n</thought>\n\nso."]
 
 
 @pytest.mark.parametrize(("text", "thoughts", "answer"), PARTED)
