@@ -53,6 +53,10 @@ def preview(
     previewed = Preview(shown(renderer, Conversation.of(row), row.id, row.place) for row in first)
     previewed.dated = None if renderer.frozen_template is None else renderer.frozen_template.date
     previewed.lines = lines_of(reader, first, previewed.dated)
+    if len(first) == rows:
+        previewed.lines += (
+            f"the first {rows:,} rows alone were read, and may be all that is right: tunesmith check reads every row",
+        )
     return previewed
 
 
