@@ -306,6 +306,7 @@ RENDERED = {
     "<|user|>": ("<|system|>\ns</s>\n<|user|>\nu<|end|>\n<|assistant|>\na<|end|>\n", [SYSTEM, QUESTION, ANSWER]),
     "<｜User｜>": ("<｜begin▁of▁sentence｜><｜User｜>u<｜Assistant｜>a<｜end▁of▁sentence｜>", [QUESTION, ANSWER]),
     "Alpaca": ("s\n\n### Instruction:\nu\n\n### Input:\n\n\n### Response:\na<|im_end|>\n", [SYSTEM, QUESTION, ANSWER]),
+    "Human and Assistant": ("\n\nHuman: u\n\nAssistant: a\n\nHuman: u\n\nAssistant: a", [QUESTION, ANSWER, QUESTION, ANSWER]),
     "Guanaco": ("### Human: u### Assistant: a### Human: u### Assistant: a", [QUESTION, ANSWER, QUESTION, ANSWER]),
 }
 
@@ -318,6 +319,28 @@ def test_a_rendered_text_is_found_and_parsed_on_request(tmp_path, form):
     (row,) = Reader(tmp_path / "out.jsonl")
     assert (row.kind, row.messages) == ("chat", turns)
     assert any(f"1 rows: texts in the form of {form}" in note for note in conversion.reading.notes)
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer", "turns"),
+    [
+        (
+            "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\n",
+            "a<|im_end|>",
+            [SYSTEM, QUESTION, ANSWER],
+        ),
+        ("<s>[INST] u [/INST]", " a </s>", [QUESTION, ANSWER]),
+        ("### Instruction:\nu\n\n### Response:\n", "a", [QUESTION, ANSWER]),
+        ("\n\nHuman: u\n\nAssistant:", " a", [QUESTION, ANSWER]),
+        ("u", "a</s>", [QUESTION, ANSWER]),
+    ],
+)
+def test_a_rendered_prompt_is_found_and_parsed_on_request(tmp_path, asked, answer, turns):
+    found = findings(tmp_path, [{"prompt": asked, "completion": answer}])
+    assert [(code, count) for code, count, _ in found] == [("rendered-template", 1)]
+    reader = reader_of(tmp_path, [{"prompt": asked, "completion": answer}], ReadOptions(parse_template=True))
+    assert [row.messages for row in reader] == [turns]
+    assert any(note.startswith("1 rows: ") for note in reader.summary().notes)
 
 
 @pytest.mark.parametrize(
@@ -335,7 +358,8 @@ def test_a_text_is_parsed_whole_or_refused(tmp_path, text, reason):
         list(reader_of(tmp_path, [{"text": text}], ReadOptions(parse_template=True)))
 
 
-def test_marks_of_a_template_are_looked_for_in_plain_texts_alone(tmp_path):
+def test_marks_of_a_template_within_a_turn_are_words(tmp_path):
+    assert not findings(tmp_path, [{"messages": [asking("Human: hi\nBot: ho"), said("<s>old</s>")]}])
     assert not findings(tmp_path, [{"messages": [ASK, said("### Response: see <|im_start|>")]}])
     assert not findings(tmp_path, [{"text": "# A page\n### Human rights\nare [for] all"}])
 

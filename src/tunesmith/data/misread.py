@@ -42,7 +42,7 @@ class Misread:
         whole = b"" if data is None else data.to_pybytes()
         if self._reasoning is not None and reasoning.may_hold(whole):
             self._reasoning.add(rows, first)
-        if rows[0].kind == "text" and rendered_text.may_hold(whole):  # a source has one kind of rows
+        if rendered_text.may_hold(whole):
             self._rendered.add(rows, first)
         if text_calls.may_hold(whole):
             self._calls.add(rows, first)

@@ -338,8 +338,8 @@ class Reader:
     def _notes(self) -> list[str]:
         notes = [*self.source.all_notes(), *self._file_notes]
         notes += [self._info.note] if self._info is not None else []
-        if not self.options.parse_template:
-            notes += [formats.NOTES[kind] for kind in self._kinds if kind in formats.NOTES]
+        parsed = "text" if self.options.parse_template else None  # that note would not be true
+        notes += [formats.NOTES[kind] for kind in self._kinds if kind in formats.NOTES and kind != parsed]
         notes += self._forest.notes()
         notes += self._requests.notes() if self._requests is not None else []
         notes += self._choices.notes()

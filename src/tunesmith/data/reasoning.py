@@ -8,8 +8,8 @@ it goes there is the owner's choice (``data.reasoning``), since there is text in
 Only what can be parted without a guess is parted: one block that begins the answer, or one closing tag behind a whole sentence
 and before a blank line (prompts of reasoning models end with the opening one, and all of them write that line). Two blocks,
 words before the block, a block that never closes and a closing tag beside any other line break are named. A tag within a
-sentence is prose about tags, and tags that are plain words (``<reasoning>``) count at the beginning of an answer alone. Refused:
-splitting at the last closing tag wherever it stands, as templates do, which loses what stands before the opening one.
+sentence is prose about tags, and tags that are plain words (``<reasoning>``) count at the beginning of an answer alone.
+Refused: splitting at the last closing tag wherever it stands, as templates do, which loses what stands before the opening one.
 
 Source: the published chat templates of reasoning models, and the harmony format.
 """

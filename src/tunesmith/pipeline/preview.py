@@ -54,9 +54,7 @@ def preview(
     previewed.dated = None if renderer.frozen_template is None else renderer.frozen_template.date
     previewed.lines = lines_of(reader, first, previewed.dated)
     if len(first) == rows:
-        previewed.lines += (
-            f"the first {rows:,} rows alone were read, and may be all that is right: tunesmith check reads every row",
-        )
+        previewed.lines += ("rows after these were not looked at, and may be bad: tunesmith check DATA looks at all",)
     return previewed
 
 

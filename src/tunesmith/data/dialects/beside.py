@@ -1,9 +1,9 @@
 """Columns that stand beside a question and its answer and belong to one of them: a passage, options, a system text, reasoning.
 
-Left unread they change what is asked, which is worse than an unread number: half a question is trained. Where a name can mean one
-thing alone it is read as that (``system_prompt``, ``context`` behind an instruction); where the two halves can be put together in
-more than one way, their owner says which: a line of ``--column`` that reads all of them is proposed, and until then a finding
-names them. A column whose text the row says already (a prompt that was built from its parts) lacks nothing.
+Left unread they change what is asked, which is worse than an unread number: half a question is trained. Where a name can mean
+one thing alone it is read as that (``system_prompt``, ``context`` behind an instruction); where the two halves can be put
+together in more than one way, their owner says which: a line of ``--column`` that reads all of them is proposed, and until
+then a finding names them. A column whose text the row says already (a prompt that was built from its parts) lacks nothing.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,7 +29,7 @@ def completed(columns: Mapping[str, str], row: Mapping[str, Any]) -> dict[str, s
         return found
     for ours, names in (("system", SYSTEM), ("input", _BEHIND if "instruction" in found else ())):
         if found.get(ours) not in row:
-            found |= {ours: name for name in names[::-1] if name in row}  # the first of them wins
+            found |= next(({ours: name} for name in names if name in row), {})
     return found
 
 
@@ -45,7 +45,7 @@ def named(asked: str, answered: str, names: Iterable[str]) -> tuple[dict[str, st
     columns = {"prompt": asked, "completion": answered}
     if behind is not None:
         columns = {"instruction": asked, "input": behind, "output": answered}
-    columns |= {"system": name for name in ("system", *SYSTEM)[::-1] if name in others}
+    columns |= next(({"system": name} for name in ("system", *SYSTEM) if name in others), {})
     columns |= {"history": "history"} if "history" in others else {}
     return columns, [name for name in others if name in NAMES and name not in columns.values()]
 

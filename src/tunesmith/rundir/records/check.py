@@ -49,7 +49,7 @@ class Reading(Record):
     files: tuple[str, ...]
     ignored_columns: dict[str, IgnoredColumn]
     notes: tuple[str, ...]
-    left_out: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict[str, int])
     left_out_named: str = ""
 
 
