@@ -390,6 +390,7 @@ def test_a_table_of_texts_and_labels_is_told_from_plain_texts(tmp_path):
 
 HALVES = [  # rows, the turns read of them, and the options of the finding
     ({"instruction": "q", "context": "c", "output": "a"}, [asking("q\nc"), said("a")], None),
+    ({"instruction": "q", "input": "", "context": "c", "output": "a"}, [asking("q\nc"), said("a")], None),
     ({"question": "q", "passage": "c", "answer": "a"}, [asking("q\nc"), said("a")], None),
     ({"prompt": "q", "response": "a", "history": [["c", "d"]]}, [asking("c"), said("d"), ASK, said("a")], None),
     ({"messages": [ASK, said("a")], "system_prompt": "s"}, [ORDER, ASK, said("a")], None),

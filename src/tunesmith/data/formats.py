@@ -166,7 +166,7 @@ def naming_with(row: Mapping[str, Any], left: list[str]) -> str:
     """The options that name what is read of a row, and as much as can be of columns that are not."""
     names = _names(row, kind_of(row) or "prompt_completion")
     asked, answered = (next(names[name] for name in pair if name in names) for pair in (_QUESTIONS, _ANSWERS))
-    return hint_with(asked, answered, [*(name for name in names.values() if name in row), *left])
+    return hint_with(asked, answered, [*(name for name in names.values() if row.get(name)), *left])
 
 
 def _read_as(ours: str, theirs: str) -> str:

@@ -28,7 +28,7 @@ def completed(columns: Mapping[str, str], row: Mapping[str, Any]) -> dict[str, s
     if NAMES.isdisjoint(row):
         return found
     for ours, names in (("system", SYSTEM), ("input", _BEHIND if "instruction" in found else ())):
-        if found.get(ours) not in row:
+        if not row.get(found.get(ours, "")):  # an empty cell is no input
             found |= next(({ours: name} for name in names if name in row), {})
     return found
 
