@@ -67,6 +67,12 @@ READ = {
         "is_error",
     ),
     "cached text": (chat(blocks({**text("a"), "cache_control": {"type": "x"}}, role="user"), END), chat(USER, END), "cache"),
+    "a rating beside a choice": (
+        {"data": {"text": "a", "url": "u"}, "annotations": [{"result": [
+            {"value": {"choices": ["b"]}, "type": "choices"}, {"value": {"rating": 2}, "type": "rating"}]}]},
+        chat(USER, END),
+        "a rating of an annotation is not read",
+    ),
     "calls of several turns": (
         chat(USER, *[{"role": "tool_call", "content": '{"name": "f", "arguments": {"x": 1}}'}] * 2, LOW, LOW, END),
         chat(USER, {**CALLING, "tool_calls": [CALL, CALL]}, LOW, LOW, END),
@@ -187,6 +193,51 @@ REFUSED = {
         "several-answers",
         "$.annotations",
         "decide",
+    ),
+    "two parts of a task": (
+        {"data": {"prompt": "a", "text": "c"}, "annotations": [{"result": [{"value": {"text": ["b"]}}]}]},
+        "several-questions",
+        "$.data",
+        "as one text",
+    ),
+    "two questions answered alike": (
+        {
+            "data": {"text": "a"},
+            "annotations": [{"result": [{"from_name": name, "value": {"choices": ["yes"]}} for name in "xy"]}],
+        },
+        "several-answers",
+        "$.annotations",
+        "(x, y)",
+    ),
+    "two fields of a record": (
+        {"instruction": "a", "context": "c", "status": "x", "label.responses": ["b"]},
+        "several-questions",
+        "$",
+        "as one text",
+    ),
+    "two questions of a record": (
+        {"text": "a", "status": "x", "y.responses": ["b"], "z.responses": ["b"]},
+        "several-answers",
+        "$",
+        "y.responses, z.responses",
+    ),
+    "a response cut off": (
+        {"input": "a", "status": "incomplete", "output": [{"type": "message", **END}]},
+        "cut-off-answer",
+        "$.status",
+        "complete the answer",
+    ),
+    "an item cut off": (
+        {"input": "a", "output": [{"type": "message", "status": "incomplete", **END}]},
+        "cut-off-answer",
+        "$.output[0].status",
+        "complete the answer",
+    ),
+    "a response to what is stored": (
+        {"input": "a", "previous_response_id": "r", "output": [{"type": "message", **END}]},
+        "no-question",
+        "$.previous_response_id",
+        "write all turns",
     ),
     "a suggestion alone": (
         {"prompt": "a", "status": "pending", "label.suggestion": "b", "label.responses": []},

@@ -8,6 +8,7 @@ from tunesmith.data.convert import convert
 from tunesmith.data.quality import Quality
 from tunesmith.data.read import Reader, ReadOptions
 from tunesmith.data.rendered_text import FORMS
+from tunesmith.data.task_columns import task_finding
 from tunesmith.errors import DataError
 
 SPLIT, TAKE = ReadOptions(reasoning="split"), ReadOptions(take="chosen")
@@ -16,6 +17,10 @@ ASK = {"role": "user", "content": "q"}
 
 def said(content, **more):
     return {"role": "assistant", "content": content, **more}
+
+
+def asking(content):
+    return {"role": "user", "content": content}
 
 
 def reader_of(tmp_path, rows, options=None):
@@ -36,7 +41,9 @@ def findings(tmp_path, rows, options=None):
 
 PARTED = [
     ("<think>\nwhy\n</think>\n\nso", "why", "so"),
-    ("why\n</think>\n\nso", "why", "so"),
+    ("Why? 4.\n</think>\n\nso", "Why? 4.", "so"),
+    ("<|begin_of_thought|>\n\nwhy\n\n<|end_of_thought|>\n\n<|begin_of_solution|>\n\nso\n\n<|end_of_solution|>", "why", "so"),
+    *((f"<{word}>\nwhy\n</{word}>\n\nso", "why", "so") for word in ("thinking", "thought", "reasoning")),
     ("  <think>a <think> tag</think>so", "a <think> tag", "so"),
     ("[THINK]why[/THINK]so", "why", "so"),
     ("<|channel|>analysis<|message|>why<|end|><|start|>assistant<|channel|>final<|message|>so<|return|>", "why", "so"),
@@ -47,8 +54,11 @@ NOT_PARTED = [
     ("<think>a</think>b<think>c</think>d", "2 times"),
     ("Well.\n<think>a</think>\nb", "words stand before <think>"),
     ("<think>why</think>\n", "without an answer"),
+    ("The tag is\n</think>\nand it ends thinking.", "no <think> opens it"),
+    ("The tag is:\n\n</think>\n\nIt ends thinking.", "no <think> opens it"),
 ]
 PROSE = ["Write <think> and </think> around it.", "Close it with </think> at the end.", "a > b and [THINKING] aloud"]
+PROSE += ["An XML:\n<reasoning>\nwhy\n</reasoning>\n\nso", "The end is\n</thought>\n\nso."]
 
 
 @pytest.mark.parametrize(("text", "thoughts", "answer"), PARTED)
@@ -90,6 +100,8 @@ def test_only_context_loses_its_reasoning(tmp_path):
 GOOD, BAD = [said("good")], [said("bad")]
 HEAD = [ASK, said("first"), ASK]
 CONTEXT = [ASK, said("first", weight=0), ASK]
+ORDER = {"role": "system", "content": "s"}
+NAMED = [("prompt", "response"), ("question", "answer"), ("query", "response"), ("instruction", "response")]
 PREFERENCES = [
     ({"prompt": "q", "chosen": "good", "rejected": "bad"}, [ASK, *GOOD]),
     ({"prompt": [ASK], "chosen": GOOD, "rejected": BAD}, [ASK, *GOOD]),
@@ -105,6 +117,11 @@ PREFERENCES = [
     ({"instruction": "q", "output": "good", "kto_tag": "True"}, [ASK, *GOOD]),
     ({"messages": [ASK, *GOOD], "label": True}, [ASK, *GOOD]),
     ({"messages": [ASK, *BAD], "label": False}, None),
+    ({"query": "q", "response": "good", "rejected_response": "bad"}, [ASK, *GOOD]),
+    ({"question": "q", "answer": "good", "rejected": "bad"}, [ASK, *GOOD]),
+    ({"prompt": "q", "chosen_response": "good", "rejected_response": "bad"}, [ASK, *GOOD]),
+    ({"system": "s", "question": "q", "chosen": "good", "rejected": "bad"}, [ORDER, ASK, *GOOD]),
+    *(({asked: "q", answered: "bad", mark: False}, None) for asked, answered in NAMED for mark in ("label", "kto_tag")),
 ]
 
 
@@ -124,7 +141,11 @@ def test_preference_data_is_refused_or_gives_its_good_half(tmp_path, row, taken)
 @pytest.mark.parametrize(
     ("row", "options", "reason"),
     [
-        ({"question": "q", "chosen": "good", "rejected": "bad"}, TAKE, "--column prompt=question --column completion=chosen"),
+        (
+            {"input": "q", "system_prompt": "s", "chosen": "good", "rejected": "bad"},
+            TAKE,
+            "--column prompt=input --column completion=chosen --column system=system_prompt",
+        ),
         ({"prompt": "q", "rejected": "bad"}, TAKE, "no answer that is better"),
         ({"prompt": "other", "chosen": [ASK, *GOOD], "rejected": [ASK, *BAD]}, TAKE, "prompt is not what chosen begins with"),
         ({"prompt": "q", "completion": "a"}, TAKE, "no row of preference data"),
@@ -285,6 +306,7 @@ RENDERED = {
     "<|user|>": ("<|system|>\ns</s>\n<|user|>\nu<|end|>\n<|assistant|>\na<|end|>\n", [SYSTEM, QUESTION, ANSWER]),
     "<｜User｜>": ("<｜begin▁of▁sentence｜><｜User｜>u<｜Assistant｜>a<｜end▁of▁sentence｜>", [QUESTION, ANSWER]),
     "Alpaca": ("s\n\n### Instruction:\nu\n\n### Input:\n\n\n### Response:\na<|im_end|>\n", [SYSTEM, QUESTION, ANSWER]),
+    "Human and Assistant": ("\n\nHuman: u\n\nAssistant: a\n\nHuman: u\n\nAssistant: a", [QUESTION, ANSWER, QUESTION, ANSWER]),
     "Guanaco": ("### Human: u### Assistant: a### Human: u### Assistant: a", [QUESTION, ANSWER, QUESTION, ANSWER]),
 }
 
@@ -297,6 +319,28 @@ def test_a_rendered_text_is_found_and_parsed_on_request(tmp_path, form):
     (row,) = Reader(tmp_path / "out.jsonl")
     assert (row.kind, row.messages) == ("chat", turns)
     assert any(f"1 rows: texts in the form of {form}" in note for note in conversion.reading.notes)
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer", "turns"),
+    [
+        (
+            "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\n",
+            "a<|im_end|>",
+            [SYSTEM, QUESTION, ANSWER],
+        ),
+        ("<s>[INST] u [/INST]", " a </s>", [QUESTION, ANSWER]),
+        ("### Instruction:\nu\n\n### Response:\n", "a", [QUESTION, ANSWER]),
+        ("\n\nHuman: u\n\nAssistant:", " a", [QUESTION, ANSWER]),
+        ("u", "a</s>", [QUESTION, ANSWER]),
+    ],
+)
+def test_a_rendered_prompt_is_found_and_parsed_on_request(tmp_path, asked, answer, turns):
+    found = findings(tmp_path, [{"prompt": asked, "completion": answer}])
+    assert [(code, count) for code, count, _ in found] == [("rendered-template", 1)]
+    reader = reader_of(tmp_path, [{"prompt": asked, "completion": answer}], ReadOptions(parse_template=True))
+    assert [row.messages for row in reader] == [turns]
+    assert any(note.startswith("1 rows: ") for note in reader.summary().notes)
 
 
 @pytest.mark.parametrize(
@@ -314,7 +358,8 @@ def test_a_text_is_parsed_whole_or_refused(tmp_path, text, reason):
         list(reader_of(tmp_path, [{"text": text}], ReadOptions(parse_template=True)))
 
 
-def test_marks_of_a_template_are_looked_for_in_plain_texts_alone(tmp_path):
+def test_marks_of_a_template_within_a_turn_are_words(tmp_path):
+    assert not findings(tmp_path, [{"messages": [asking("Human: hi\nBot: ho"), said("<s>old</s>")]}])
     assert not findings(tmp_path, [{"messages": [ASK, said("### Response: see <|im_start|>")]}])
     assert not findings(tmp_path, [{"text": "# A page\n### Human rights\nare [for] all"}])
 
@@ -341,6 +386,69 @@ def test_a_table_of_texts_and_labels_is_told_from_plain_texts(tmp_path):
     assert findings(tmp_path, rows) == [("text-and-label", 2, "")]
     assert findings(tmp_path, [{"text": "hello", "role": "prompter"}]) == [("text-and-speaker", 1, "")]
     assert not findings(tmp_path, [{"text": "late again", "lang": "en"}])
+
+
+HALVES = [  # rows, the turns read of them, and the options of the finding
+    ({"instruction": "q", "context": "c", "output": "a"}, [asking("q\nc"), said("a")], None),
+    ({"instruction": "q", "input": "", "context": "c", "output": "a"}, [asking("q\nc"), said("a")], None),
+    ({"question": "q", "passage": "c", "answer": "a"}, [asking("q\nc"), said("a")], None),
+    ({"prompt": "q", "response": "a", "history": [["c", "d"]]}, [asking("c"), said("d"), ASK, said("a")], None),
+    ({"messages": [ASK, said("a")], "system_prompt": "s"}, [ORDER, ASK, said("a")], None),
+    ({"messages": [ORDER, ASK, said("a")], "system_prompt": "s"}, [ORDER, ASK, said("a")], None),
+    ({"prompt": "q", "response": "a", "system_prompt": "s"}, [ORDER, ASK, said("a")], None),
+    ({"prompt": "q\nc", "response": "a", "context": "c", "options": ["a"]}, [asking("q\nc"), said("a")], None),
+    (
+        {"system": "s", "prompt": "q", "input": "c", "response": "a"},
+        [ORDER, ASK, said("a")],
+        "--column instruction=prompt --column input=input --column output=response --column system=system,",
+    ),
+    ({"question": "q", "reasoning": "b", "answer": "a"}, [ASK, said("a")], "reasoning would not be read"),
+    ({"instruction": "q", "options": ["b", "c"], "output": "a"}, [ASK, said("a")], "options would not be read"),
+]
+
+
+@pytest.mark.parametrize(("row", "turns", "named"), HALVES)
+def test_columns_of_the_question_are_read_or_named(tmp_path, row, turns, named):
+    reader = reader_of(tmp_path, [row])
+    assert [read.messages for read in reader] == [turns]
+    found = [finding for finding in task_finding(reader.summary()) if finding.code == "part-left-out"]
+    assert [finding.severity for finding in found] == ["wrong"] * (named is not None)
+    assert named is None or named in found[0].hint
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        (
+            {"question": "q", "response": "a", "system_prompt": "s"},
+            "--column completion=response --column system=system_prompt",
+        ),
+        ({"question": "q", "options": ["b"], "answer": "a"}, "options would not be read"),
+        ({"input": "q", "text": "both", "output": "a"}, "--column prompt=input --column completion=output"),
+        (
+            {"problem": "q", "context": "c", "reply": "a"},
+            "--column instruction=problem --column input=context --column output=reply",
+        ),
+    ],
+)
+def test_a_hint_of_columns_loses_nothing_when_obeyed(tmp_path, row, named):
+    with pytest.raises(DataError) as refusal:
+        list(reader_of(tmp_path, [row]))
+    assert named in refusal.value.hint
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [("finish_reason", "length"), ("stop_reason", "max_tokens"), ("finishReason", "MAX_TOKENS"), ("finish_reason", "stop")],
+)
+@pytest.mark.parametrize("row", [{"prompt": "q", "completion": "a"}, {"messages": [ASK, said("a")]}, {"text": "a"}])
+def test_an_answer_that_was_cut_off_is_no_example(tmp_path, row, key, reason):
+    reader = reader_of(tmp_path, [{**row, key: reason}])
+    if reason == "stop":
+        assert len(list(reader)) == 1
+        return
+    with pytest.raises(DataError, match=rf"\$\.{key}: the answer was cut off"):
+        list(reader)
 
 
 def test_a_single_turn_is_a_plain_text_when_named_so(tmp_path):

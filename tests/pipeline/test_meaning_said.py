@@ -66,7 +66,8 @@ def test_a_preview_says_what_is_wrong_with_the_rows_it_shows(tiny_dir):
     lines = ts.preview([row] * 3, tiny_dir, rows=2).lines
     assert lines[0] == "list of 3 rows: format messages"
     assert lines[1].startswith("wrong: 2 of 2 (100.00%) rows whose answers hold reasoning as text")
-    assert "data.reasoning: split" in lines[2]
+    assert "data.reasoning: split" in lines[2] and "rows after these were not looked at" in lines[-1]
+    assert not any("not looked at" in line for line in ts.preview([row], tiny_dir).lines)
 
 
 def test_a_row_that_names_a_date_beside_the_template_is_told(tmp_path, tiny_dir):

@@ -200,7 +200,7 @@ def convert(
     reasoning: Reasoning = None,
     take: Take = None,
     parse_template: Annotated[
-        bool, typer.Option("--parse-template", help="Read plain texts that hold a rendered template as conversations.")
+        bool, typer.Option("--parse-template", help="Read texts and prompts that hold a rendered template as conversations.")
     ] = False,
     requests: Annotated[
         Path | None, typer.Option("--requests", metavar="FILE", help="DATA is the output of a batch, FILE what was sent to it.")

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.choices import NotTaken
+from tunesmith.data.cut_off import refuse_cut_off
+from tunesmith.data.dialects.responses import ELSEWHERE, INCOMPLETE
 from tunesmith.data.problems import RowError
 from tunesmith.data.source import chunks, find
 from tunesmith.data.strict_json import loads
@@ -75,8 +77,8 @@ class Requests:
             return _anthropic(sent, answer)
         if "messages" in sent:
             return {"request": {"body": sent}, "response": {"body": answer}}
-        asked = {key: value for key, value in sent.items() if key in ("input", "instructions", "tools")}
-        return {**asked, "output": answer.get("output")}
+        asked = {key: value for key, value in sent.items() if key in ("input", "instructions", "tools", *ELSEWHERE)}
+        return {**asked, **{key: answer[key] for key in ("output", *INCOMPLETE) if key in answer}}
 
     def notes(self) -> list[str]:
         """What was joined and what was left out, for people."""
@@ -122,9 +124,7 @@ def _answer(output: dict[str, Any]) -> dict[str, Any] | None:
 
 def _anthropic(sent: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
     """The turns that were sent, and the answer's blocks."""
-    if answer.get("stop_reason") == "max_tokens":
-        message = "the answer was cut off (stop_reason max_tokens), and its end would be trained"
-        raise RowError("$.result.message.stop_reason", "cut-off-answer", message, "remove the row, or complete its answer")
+    refuse_cut_off(answer, "$.result.message")
     system = [{"role": "system", "content": sent["system"]}] if sent.get("system") else []
     turns = sent["messages"] if isinstance(sent.get("messages"), list) else []
     tools = {"tools": sent["tools"]} if sent.get("tools") else {}

@@ -16,7 +16,7 @@ from tunesmith.data import preference
 from tunesmith.data.conversation import check_messages
 from tunesmith.data.problems import RowError
 from tunesmith.data.reasoning import Mode, settled
-from tunesmith.data.rendered_text import parsed
+from tunesmith.data.rendered_text import parsed, parsed_turns
 from tunesmith.data.tool_use import without_padding
 from tunesmith.messages import Message, Tools
 
@@ -47,7 +47,7 @@ class Choices:
     @property
     def leaves_plain_rows(self) -> bool:
         """Whether rows of plain turns need not be looked at."""
-        return self.reasoning in (None, "keep")
+        return self.reasoning in (None, "keep") and not self.parse_template
 
     def answer(self, row: Mapping[str, JsonValue], answers: str) -> Mapping[str, JsonValue]:
         """The good half of a row of preference data, as a row of another format.
@@ -84,11 +84,14 @@ class Choices:
             if not self.parse_template:
                 return messages, tools, kind
             messages, form = parsed(messages[0]["content"], path)
-            self._forms[form] += 1
+            self._forms[f"texts in the form of {form}"] += 1
             try:
                 messages, kind = check_messages(messages), "chat"
             except RowError as bad:
                 raise RowError(path, bad.code, f"in the form of {form}: {bad.message}", bad.hint) from None
+        elif self.parse_template and (found := parsed_turns(messages)) is not None:
+            messages = check_messages(found[0])
+            self._forms[found[1]] += 1
         if tools:
             messages, tools, nulls = without_padding(messages, tools)
             self._counts["padded"] += nulls > 0
@@ -111,5 +114,5 @@ class Choices:
             (count["split"], f"reasoning in the text is put into reasoning_content (data.reasoning: {self.reasoning})"),
             (count["dropped"], "turns of weight 0 lose their reasoning (data.reasoning: drop)"),
         ]
-        lines += [(rows, f"texts in the form of {form} are read as messages") for form, rows in self._forms.most_common()]
+        lines += [(rows, f"{what} are read as messages") for what, rows in self._forms.most_common()]
         return [f"{rows:,} rows: {what}" for rows, what in lines if rows]

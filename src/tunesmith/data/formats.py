@@ -8,19 +8,21 @@ kind               a row has                                      becomes
 messages           messages or conversations, with role/content   itself; system and tools beside it are used
 sharegpt           conversations or messages, with from/value     the same turns; function_call becomes tool_calls
 alpaca             instruction, output (input, system, history)   user: instruction, line break, input; history before it
-prompt_completion  prompt, completion (system, tools)             user and assistant; lists of turns are joined
+prompt_completion  prompt, completion (system, tools, history)    user and assistant; lists of turns are joined
 text               text                                           a single assistant turn of kind ``text``
 
 What other programs write (exports, logs, trees) and other names of columns are in ``dialects/``; they come after these.
 Null values are absent values: a table has a null in every column that a row does not use.
 """
 
+import itertools
 from collections.abc import Mapping
 from typing import Any, get_args
 
 from tunesmith.data.conversation import MEDIA, is_media, media, nearest
-from tunesmith.data.dialects import table
-from tunesmith.data.dialects.column_names import PUBLISHED, answer_hint, naming_hint, published
+from tunesmith.data.cut_off import KEYS as CUT_OFF
+from tunesmith.data.dialects import beside, table
+from tunesmith.data.dialects.column_names import PUBLISHED, answer_hint, hint_with, naming_hint, published
 from tunesmith.data.dialects.hermes import TRACE
 from tunesmith.data.draft import Draft
 from tunesmith.data.preference import KEYS
@@ -35,7 +37,7 @@ COLUMNS = (
     *("instruction", "input", "output", "history", "prompt", "completion", "text"),
 )
 # Not ours to use, but to know: media, preference data, OpenAI's old calls, and our own mark of a plain text.
-KNOWN = frozenset((*COLUMNS, *MEDIA, *KEYS, *table.COLUMNS, "functions", "function_call", "format"))
+KNOWN = frozenset((*COLUMNS, *MEDIA, *KEYS, *table.COLUMNS, *beside.NAMES, *CUT_OFF, "functions", "function_call", "format"))
 NOTES = {
     "sharegpt": "sharegpt: from/value turns are read as role/content, function_call as tool_calls",
     "alpaca": "alpaca: instruction and input are joined by a line break",
@@ -56,9 +58,14 @@ _USED = {
     "messages": ("tools", "system"),
     "sharegpt": ("tools", "system"),
     "alpaca": ("instruction", "input", "output", "system", "history"),
-    "prompt_completion": ("prompt", "completion", "system", "tools"),
+    "prompt_completion": ("prompt", "completion", "system", "tools", "history"),
     "text": ("text",),
 }
+_QUESTIONS, _ANSWERS = ("instruction", "prompt"), ("output", "completion")
+PAIRS = ("alpaca", "prompt_completion", *_PUBLISHED)  # kinds of a question beside its answer
+# A text beside both of them is a third thing: mostly the two, put together for another program.
+_ASKED = frozenset(("prompt", "instruction", "question", "query", "input", "problem"))
+_ANSWERED = frozenset(("completion", "output", "response", "answer", "reply", "solution"))
 
 
 def kind_of(row: Mapping[str, Any]) -> str | None:
@@ -80,7 +87,7 @@ def kind_of(row: Mapping[str, Any]) -> str | None:
     if "instruction" in row:
         return "alpaca"
     if "text" in row:
-        return "text"
+        return None if not _ASKED.isdisjoint(row) and not _ANSWERED.isdisjoint(row) else "text"
     return "prompt_completion" if "prompt" in row or "completion" in row else None
 
 
@@ -88,15 +95,19 @@ def unknown_keys(row: Mapping[str, Any], kind: str, group_by: str | None) -> lis
     """The keys that a row of this kind has and that nothing reads. Media are read: they refuse the row."""
     if kind in table.BY_NAME:
         used = {*table.BY_NAME[kind].reads(row), *MEDIA, group_by}
-    elif kind in _PUBLISHED:
-        used = {*_PUBLISHED[kind].columns.values(), *MEDIA, group_by}
     else:
-        used = {*_USED[kind], *MEDIA, group_by}
+        used = {*_names(row, kind).values(), *MEDIA, group_by}
     if kind in ("messages", "sharegpt"):
         used.add(_turns_key(row))
     if kind == "text" and _is_one_turn(row):
         used |= {"messages", "format"}
     return [key for key in row if key not in used]
+
+
+def _names(row: Mapping[str, Any], kind: str) -> dict[str, str]:
+    """Our names to those of a row of a kind that is no dialect."""
+    columns = _PUBLISHED[kind].columns if kind in _PUBLISHED else {name: name for name in _USED[kind]}
+    return dict(columns) if kind == "text" else beside.completed(columns, row)
 
 
 def draft(row: Mapping[str, Any], kind: str, columns: Mapping[str, str], said: set[str]) -> Draft:
@@ -122,8 +133,13 @@ def draft(row: Mapping[str, Any], kind: str, columns: Mapping[str, str], said: s
             )
         return table.BY_NAME[kind].draft(row, said)
     if kind in _PUBLISHED:
-        names = _PUBLISHED[kind]
-        return draft(rename(row, names.columns), names.base, names.columns, said)
+        names, base = _names(row, kind), _PUBLISHED[kind]
+        said.update(_read_as(ours, theirs) for ours, theirs in names.items() if ours not in base.columns)
+        return draft(rename(row, names), base.base, names, said)
+    if not columns:
+        columns = {ours: theirs for ours, theirs in _names(row, kind).items() if ours != theirs}
+        said.update(itertools.starmap(_read_as, columns.items()))
+        row = {**row, **rename(row, columns)} if columns else row
     if kind == "text":
         return _text_row(row, columns)
     if kind == "alpaca":
@@ -140,12 +156,21 @@ def draft(row: Mapping[str, Any], kind: str, columns: Mapping[str, str], said: s
 def naming(row: Mapping[str, Any]) -> str:
     """The options that name what is read of a row, for one whose other columns must not be looked at."""
     kind = kind_of(row)
-    if kind in _PUBLISHED:
-        columns = _PUBLISHED[kind].columns
-    else:
-        used = {*_USED.get(kind or "", ()), *([_turns_key(row)] if kind in ("messages", "sharegpt") else [])}
-        columns = {name: name for name in COLUMNS if name in used}
+    columns = _names(row, kind) if kind in _PUBLISHED or kind in _USED else {}
+    if kind in ("messages", "sharegpt"):
+        columns = {_turns_key(row): _turns_key(row), **columns}
     return " ".join(f"--column {ours}={theirs}" for ours, theirs in columns.items() if theirs in row)
+
+
+def naming_with(row: Mapping[str, Any], left: list[str]) -> str:
+    """The options that name what is read of a row, and as much as can be of columns that are not."""
+    names = _names(row, kind_of(row) or "prompt_completion")
+    asked, answered = (next(names[name] for name in pair if name in names) for pair in (_QUESTIONS, _ANSWERS))
+    return hint_with(asked, answered, [*(name for name in names.values() if row.get(name)), *left])
+
+
+def _read_as(ours: str, theirs: str) -> str:
+    return f"{theirs} is read as {'the system turn' if ours == 'system' else 'what the question is about, behind a line break'}"
 
 
 def rename(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
@@ -255,6 +280,9 @@ def _turns_row(row: Mapping[str, Any], kind: str, columns: Mapping[str, str], sa
     before, origins = _system(row, columns)
     if not isinstance(turns, list) or not turns:
         return Draft(turns, whole=path)
+    if before and turns[0] in (before[0], {"from": "system", "value": before[0]["content"]}):
+        said.add(f"{columns.get('system', 'system')} says what the first turn says, and is read once")
+        before, origins = [], []
     if kind == "messages":
         origins += [(f"{path}[{index}]", True) for index in range(len(turns))]
         return Draft(before + turns, origins=origins, whole=path)
@@ -314,7 +342,8 @@ def _sharegpt(turn: Any, path: str, said: set[str]) -> dict[str, Any]:
     return {**message, "content": "", "tool_calls": wrapped}
 
 
-def _alpaca(row: Mapping[str, Any], columns: Mapping[str, str]) -> Draft:
+def _before(row: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[list[Any], list[tuple[str, bool]]]:
+    """The system turn, and the turns of a history of pairs."""
     turns, origins = _system(row, columns)
     path = _path("history", columns)
     history = _listed(row.get("history", []), path)
@@ -327,6 +356,11 @@ def _alpaca(row: Mapping[str, Any], columns: Mapping[str, str]) -> Draft:
             raise RowError(f"{path}[{index}]", "not-object", f"expected a pair, found {pair!s:.60}", "write [asked, answered]")
         turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
         origins += [(f"{path}[{index}][0]", False), (f"{path}[{index}][1]", False)]
+    return turns, origins
+
+
+def _alpaca(row: Mapping[str, Any], columns: Mapping[str, str]) -> Draft:
+    turns, origins = _before(row, columns)
     prompt = [_string(row, "instruction", columns)] + ([_string(row, "input", columns)] if "input" in row else [])
     turns.append({"role": "user", "content": "\n".join(part for part in prompt if part)})
     turns.append({"role": "assistant", "content": _string(row, "output", columns)})
@@ -335,7 +369,7 @@ def _alpaca(row: Mapping[str, Any], columns: Mapping[str, str]) -> Draft:
 
 
 def _prompt_completion(row: Mapping[str, Any], columns: Mapping[str, str]) -> Draft:
-    turns, origins = _system(row, columns)
+    turns, origins = _before(row, columns)
     for name, role in (("prompt", "user"), ("completion", "assistant")):
         path = _path(name, columns)
         value = _needed(row, name, columns)

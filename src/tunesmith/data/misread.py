@@ -43,7 +43,7 @@ class Misread:
         tagged = b"<" in whole or b"[" in whole  # every tag begins so
         if tagged and self._reasoning is not None and reasoning.may_hold(whole):
             self._reasoning.add(rows, first)
-        if rows[0].kind == "text" and rendered_text.may_hold(whole):  # a source has one kind of rows
+        if rendered_text.may_hold(whole):
             self._rendered.add(rows, first)
         if tagged and text_calls.may_hold(whole):
             self._calls.add(rows, first)

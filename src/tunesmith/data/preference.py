@@ -5,11 +5,13 @@ answer, so all of these are told by their keys and refused, with the way out: ``
 ordinary row. What both answers begin with was asked and not chosen: its assistant turns get weight 0, as those in a prompt.
 
 a row has                                            of                                    becomes
-chosen, rejected; prompt or instruction, or neither  TRL, UltraFeedback                    the prompt and chosen
+chosen, rejected; prompt, instruction, question or   TRL, UltraFeedback, Orca              the question and chosen
+query, or none of them
 conversations, chosen, rejected                      ShareGPT                              the turns and chosen
 chosen_messages, rejected_messages                   OLMo, Tulu                            chosen_messages
-messages (or prompt, completion) and rejected,       ms-swift                              the row without the bad answer
-rejected_response, rejected_messages
+chosen_response, rejected_response                   TRL's older scripts                   the prompt and chosen_response
+messages (or prompt, completion; query, response)    ms-swift                              the row without the bad answer
+and rejected, rejected_response, rejected_messages
 input, preferred_output                              OpenAI                                input.messages and preferred_output
 label or kto_tag, true or false, beside an answer    KTO, in TRL and others                the row where true, nothing where not
 the same as 0 and 1                                  KTO from a table                      the same, where nothing else is there
@@ -21,19 +23,22 @@ from collections.abc import Mapping
 
 from pydantic import JsonValue
 
+from tunesmith.data.dialects.column_names import columns_named
 from tunesmith.data.problems import RowError
 
 BAD = ("rejected", "rejected_messages", "rejected_response", "non_preferred_output")
-GOOD = ("chosen", "chosen_messages", "preferred_output")
-PAIRED = ("rejected", "rejected_messages", "non_preferred_output")  # the bad answer beside each
-_ASKED = ("prompt", "messages", "conversations", "instruction", "input")
+GOOD = ("chosen", "chosen_messages", "chosen_response", "preferred_output")
+PAIRED = ("rejected", "rejected_messages", "rejected_response", "non_preferred_output")  # the bad answer beside each
+_ASKED = ("prompt", "messages", "conversations", "instruction", "input", "question", "query")
+# What the good answer is called beside each question, the surest first.
+_ANSWER = {"instruction": "output", "prompt": "completion", "question": "answer", "query": "response"}
 MARKS = ("label", "kto_tag")  # of KTO's rows
 KEYS = (*GOOD, *BAD, *MARKS)
 _KEY_SET = frozenset(KEYS)
 HINT = "data.take: chosen (--take chosen) trains the good answers of such rows; tunesmith trains on single answers"
 _BOOLEAN = {"true": True, "false": False}
 _NUMBERS = {"0": False, "1": True, "0.0": False, "1.0": True}
-_ANSWERED = ("messages", "conversations", "completion", "output", "response", "answer")
+_ANSWERED = ("messages", "conversations", "contents", *_ANSWER.values())
 _ROLES = {"human": "user", "gpt": "assistant"}
 
 
@@ -104,13 +109,11 @@ def chosen(row: Mapping[str, JsonValue]) -> dict[str, JsonValue] | None:
         if not before or not all(isinstance(turn, dict) for turn in answer):
             raise RowError(f"$.{key}", "not-object", f"expected turns to follow those of {turns}", "write role and content")
         return {**left, turns: [*map(_context, before), *answer]}
-    if "instruction" in row:
-        return {**left, "output": good}
-    if "prompt" in row:
-        return {**left, "completion": [good] if isinstance(good, dict) else good}
+    asked = next((name for name in _ANSWER if name in row), None)
+    if asked is not None:
+        return {**left, _ANSWER[asked]: [good] if isinstance(good, dict) and asked == "prompt" else good}
     problem = f"no prompt beside {key}, found {', '.join(map(str, row))}"
-    question = next((name for name in ("question", "query", "input") if name in row), "QUESTION")
-    hint = f"name what is read instead of data.take: --column prompt={question} --column completion={key}"
+    hint = f"name what is read instead of data.take: {columns_named('input' if 'input' in row else 'QUESTION', key, row)}"
     raise RowError("$.prompt", "missing-column", problem, hint)
 
 
@@ -166,7 +169,7 @@ def _without_bad(row: Mapping[str, JsonValue], left: dict[str, JsonValue]) -> di
     turns, said = _turns(row)
     if said:
         return {**left, turns: [*map(_context, said[:-1]), said[-1]]}
-    if "completion" in row or "output" in row:
+    if any(name in row for name in _ANSWER.values()):
         return left
     bad = next(key for key in BAD if key in row)
     raise RowError(f"$.{bad}", "missing-column", f"{bad}, and no answer that is better", "add the good answer as chosen")

@@ -26,7 +26,9 @@ from tunesmith.data.batch import Requests
 from tunesmith.data.choices import Choices, NotTaken, Take
 from tunesmith.data.conversation import check_messages, check_text, check_tools, is_plain, nearest
 from tunesmith.data.csv_file import checked_delimiter
+from tunesmith.data.cut_off import refuse_cut_off
 from tunesmith.data.dialects import oasst
+from tunesmith.data.dialects.beside import left_out
 from tunesmith.data.dialects.declarations import openai_tools
 from tunesmith.data.dialects.hermes import holds_tags
 from tunesmith.data.dialects.trainer_info import info_beside
@@ -140,7 +142,7 @@ class Reader:
         wanted = mapped | {self.options.group_by} if self.options.group_by else mapped
         try:
             for chunk in itertools.chain(chunks(self.source, wanted, self._text), self._forest.chunks()):
-                self.part, self.entry = chunk.part, chunk.entry
+                self.part, self.entry, self._table_rest = chunk.part, chunk.entry, chunk.unread
                 before = dict(self._kinds)
                 rows = self._batch(chunk)
                 self._kinds_of[chunk.entry] |= {kind for kind, count in self._kinds.items() if count != before.get(kind)}
@@ -166,6 +168,8 @@ class Reader:
             kinds=dict(self._kinds),
             files=tuple(files or [self.source.label]),
             ignored_columns=self._ignored(),
+            left_out=dict(self._left_out),
+            left_out_named=self._left_out_named,
             notes=tuple(self._notes()),
         )
 
@@ -180,6 +184,9 @@ class Reader:
         self._first: dict[str, str] = {}  # kind -> place of its first row
         self._unread: Counter[str] = Counter()  # name of a column that nothing reads -> rows
         self._columns_seen: set[str] = set()
+        self._table_rest: tuple[str, ...] = ()  # columns of the table at hand that are not in its rows
+        self._left_out: Counter[str] = Counter()  # column of a question or its answer that nothing reads -> rows
+        self._left_out_named = ""  # what would read them
         self._answers: str | None = None  # what makes rows preference data
         self._seen = _Seen()
         self._marks = Marks()
@@ -245,6 +252,7 @@ class Reader:
             self._requests = self._requests or Requests(options.requests)
             value = self._requests.joined(value)
         row = {key: member for key, member in value.items() if member is not None}
+        refuse_cut_off(row, "$", columns.values())
         answers = None if columns else preference.described(row)
         if not columns and (answers is None or preference.mark_key(row)) and self._marks.add(row, place) and options.take:
             answers = "answers marked 0 or 1"
@@ -275,7 +283,7 @@ class Reader:
             if blank and not columns and formats.kind_of({**row, **dict.fromkeys(blank, "")}) is not None:
                 message = f"{', '.join(blank)} {'is' if len(blank) == 1 else 'are'} empty in this row"
                 raise RowError(f"$.{blank[0]}", "missing-column", message, "fill the column or remove the row")
-            raise formats.unknown_format(row)
+            raise formats.unknown_format({**row, **dict.fromkeys(self._table_rest)})
         unread = [columns.get(name, name) for name in formats.unknown_keys(used, kind, group_by)]
         if columns:
             unread += [name for name in row if name not in columns.values() and name != group_by]
@@ -296,6 +304,10 @@ class Reader:
             messages, tools, kind_read = self._choices.settle(messages, tools, "text" if is_text else "chat", draft.whole)
         except RowError as bad:
             raise draft.located(bad) from None
+        if unread and not columns and kind in formats.PAIRS:
+            left = left_out(used, unread, (message["content"] for message in messages))
+            self._left_out.update(left)
+            self._left_out_named = self._left_out_named or (formats.naming_with(used, left) if left else "")
         return messages, tools, group, kind_read
 
     def _refuse(self, error: ValueError | RowError | Unreadable, item: Any, place: str) -> None:
@@ -326,8 +338,8 @@ class Reader:
     def _notes(self) -> list[str]:
         notes = [*self.source.all_notes(), *self._file_notes]
         notes += [self._info.note] if self._info is not None else []
-        if not self.options.parse_template:
-            notes += [formats.NOTES[kind] for kind in self._kinds if kind in formats.NOTES]
+        parsed = "text" if self.options.parse_template else None  # that note would not be true
+        notes += [formats.NOTES[kind] for kind in self._kinds if kind in formats.NOTES and kind != parsed]
         notes += self._forest.notes()
         notes += self._requests.notes() if self._requests is not None else []
         notes += self._choices.notes()

@@ -5,10 +5,11 @@ Exports of chats and distilled answers carry ``<think>...</think>`` inside ``con
 a model that thinks twice and means neither. Templates have a place of their own for reasoning, ``reasoning_content``; whether
 it goes there is the owner's choice (``data.reasoning``), since there is text in which a tag is what is meant.
 
-Only what can be parted without a guess is parted: one block that begins the answer, or one closing tag beside a line break
-(prompts of reasoning models end with the opening one). Two blocks, words before the block and a block that never closes are
-named. A tag within a sentence is prose about tags. Refused: splitting at the last closing tag wherever it stands, as templates
-do, which loses what stands before the opening one.
+Only what can be parted without a guess is parted: one block that begins the answer, or one closing tag behind a whole sentence
+and before a blank line (prompts of reasoning models end with the opening one, and all of them write that line). Two blocks,
+words before the block, a block that never closes and a closing tag beside any other line break are named. A tag within a
+sentence is prose about tags, and tags that are plain words (``<reasoning>``) count at the beginning of an answer alone.
+Refused: splitting at the last closing tag wherever it stands, as templates do, which loses what stands before the opening one.
 
 Source: the published chat templates of reasoning models, and the harmony format.
 """
@@ -25,6 +26,7 @@ from tunesmith.rundir.rows import Row
 
 Mode = Literal["split", "keep", "drop"]
 _HARMONY_FINAL = "<|start|>assistant<|channel|>final<|message|>"
+_THOUGHT = "<|begin_of_thought|>"
 # What opens and what closes reasoning; the fifth is the harmony format's.
 _FORMS = (
     ("<think>", "</think>"),
@@ -33,8 +35,12 @@ _FORMS = (
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("<|channel|>analysis<|message|>", f"<|end|>{_HARMONY_FINAL}"),
     ("<|channel>thought", "<channel|>"),
+    (_THOUGHT, "<|end_of_thought|>"),
 )
-_TRACES = (b"think>", b"THINK", b"<|channel", b"<channel|>")
+_WORDS = tuple((f"<{word}>", f"</{word}>") for word in ("thinking", "thought", "thoughts", "reasoning"))  # XML of prompts
+_TRACES = (b"think>", b"THINK", b"<|channel", b"<channel|>", _THOUGHT.encode(), *(closing.encode() for _, closing in _WORDS))
+_SOLUTION = re.compile(r"\A\s*<\|begin_of_solution\|>\s*|\s*<\|end_of_solution\|>\s*\Z")  # around the answer behind it
+_UNFINISHED = re.compile(r"[^\W\d_]\Z|[,:;-]\Z")  # how a text ends that goes on behind a tag: a letter, no mark of an end
 _HARMONY_AROUND = re.compile(r"\A\s*<\|start\|>assistant(?=<\|channel\|>)|(?:<\|return\|>|<\|end\|>)\s*\Z")
 
 
@@ -62,25 +68,34 @@ def may_hold(texts: bytes) -> bool:
 
 def taken_apart(content: str) -> Reasoning | None:
     """The reasoning and the answer of a text; None where there is no reasoning in it."""
-    for opening, closing in _FORMS:
+    for opening, closing in (*_FORMS, *_WORDS):
         text = _HARMONY_AROUND.sub("", content) if opening.startswith("<|channel|>") else content
         closings = text.count(closing)
-        begins = text.lstrip().startswith(opening)
-        if begins and closings == 1:
-            before, _, after = text.lstrip().removeprefix(opening).partition(closing)
-            if "<|channel" in before + after:
-                return Reasoning(opening, problem="there are further channels")
-            return Reasoning(opening, before.strip("\n"), after.lstrip("\n"))
-        if begins:
-            problem = "the reasoning never ends" if not closings else f"{closing} stands there {closings} times"
-            return Reasoning(opening, problem=problem)
+        if text.lstrip().startswith(opening):
+            return _block(text.lstrip(), opening, closing, closings)
+        if not closings or (opening, closing) in _WORDS:
+            continue
         if closings == 1 and opening not in text:
             before, _, after = text.partition(closing)
-            if before.endswith("\n") or after.startswith("\n"):
+            if after.startswith("\n\n") and before.strip() and not _UNFINISHED.search(before.rstrip()):
                 return Reasoning(opening, before.strip("\n"), after.lstrip("\n"))
-        if closings and re.search(rf"^[ \t]*{re.escape(opening)}", text, re.MULTILINE):
+            if before.endswith("\n") or after.startswith("\n"):
+                return Reasoning(opening, problem=f"no {opening} opens it, and {closing} may be a word of the answer")
+        if re.search(rf"^[ \t]*{re.escape(opening)}", text, re.MULTILINE):
             return Reasoning(opening, problem=f"words stand before {opening}")
     return None
+
+
+def _block(text: str, opening: str, closing: str, closings: int) -> Reasoning:
+    """A text that begins with reasoning."""
+    if closings != 1:
+        problem = "the reasoning never ends" if not closings else f"{closing} stands there {closings} times"
+        return Reasoning(opening, problem=problem)
+    before, _, after = text.removeprefix(opening).partition(closing)
+    if "<|channel" in before + after:
+        return Reasoning(opening, problem="there are further channels")
+    answer = _SOLUTION.sub("", after) if opening == _THOUGHT else after.lstrip("\n")
+    return Reasoning(opening, before.strip("\n"), answer)
 
 
 def settled(messages: list[Message], mode: Mode | None) -> tuple[list[Message], int, int]:

@@ -5,9 +5,11 @@ control token, so such a row would teach the letters ``<|im_start|>``, the user'
 way back is asked for (``convert --parse-template``) and whole or not at all: every letter of a text belongs to a turn or to
 a mark of one known form, or the row is refused; only the white space around turns goes, as templates trim it themselves.
 
-The forms are those that published data sets are written in, named by their marks, with Alpaca's (``### Instruction:``) and
-Guanaco's (``### Human:``). Tool calls within a text are words of one model's template: such a row is refused, not read.
-Reasoning within a turn is ``data/reasoning.py``'s.
+A prompt that some template has rendered (``<|im_start|>user ... <|im_start|>assistant``) and an answer that ends with its end
+of turn are the same mistake in two columns, found where a mark begins or ends a turn: within a turn it is a word. The way
+back joins the two. The forms are those that published data sets are written in, named by their marks, with Alpaca's (``###
+Instruction:``) and Guanaco's (``### Human:``). Tool calls within a text are words of one model's template: such a row is
+refused, not read. Reasoning within a turn is ``data/reasoning.py``'s.
 """
 
 import re
@@ -127,10 +129,30 @@ FORMS = (
     ),
     Form("Alpaca", re.compile(r"^### (?:Instruction|Response):", re.MULTILINE), _alpaca),
     Form("Guanaco", re.compile(r"### (?:Human|Assistant):"), _framed(_SPEAKERS)),
+    Form(
+        "Human and Assistant",
+        re.compile(r"\A\s*Human:.*\n\s*Assistant:", re.DOTALL),
+        _framed(r"\s*(?P<role>Human|Assistant):(?P<words>(?:(?!\n\s*(?:Human|Assistant):).)*)"),
+    ),
+)
+_START = r"(?:<s>|<bos>|<\|begin_of_text\|>|<\|endoftext\|>|<｜begin▁of▁sentence｜>|\s)*"
+_BEGINS = re.compile(
+    rf"\A{_START}(?:<\|im_start\|>\w|<\|start_header_id\|>\w|<start_of_turn>\w|\[INST\]|<\|(?:system|user|assistant)\|>"
+    r"|<｜(?:User|Assistant)｜>|### (?:Instruction|Human):)|\A\s*Human:.*\n\s*Assistant:\s*\Z",
+    re.DOTALL,
+)
+_ASKS = re.compile(  # how a prompt ends whose template waits for the answer
+    r"(?:<\|im_start\|>assistant|<\|start_header_id\|>assistant<\|end_header_id\|>|<start_of_turn>model|\[/INST\]|<\|assistant\|>"
+    r"|<｜Assistant｜>|^### (?:Response|Assistant):)\s*\Z",
+    re.MULTILINE,
+)
+_ENDS = re.compile(
+    r"\s*(?:</s>|<eos>|<\|im_end\|>|<\|eot_id\|>|<\|endoftext\|>|<\|end_of_text\|>|<end_of_turn>|<\|end\|>|<｜end▁of▁sentence｜>)+\s*\Z"
 )
 _TRACES = (
     *(b"<|im_start|>", b"<|start_header_id|>", b"<start_of_turn>", b"[INST]", b"<|user|>", b"<|assistant|>", b"### "),
     "<｜".encode(),
+    *(b"Assistant:", b"</s>", b"<eos>", b"<|im_end|>", b"<|eot_id|>", b"<|end", b"<end_of_turn>"),
 )
 
 
@@ -171,21 +193,80 @@ def parsed(text: str, path: str = "$.text") -> tuple[list[Message], str]:
     ], form.name
 
 
+def in_turns(messages: Sequence[Message]) -> str | None:
+    """The mark of a template with which a turn of a conversation begins or ends; None where all are words."""
+    for message in messages:
+        content = message["content"]
+        if message["role"] == "user":
+            match = _BEGINS.search(content) or _ASKS.search(content)
+        elif message["role"] == "assistant":
+            match = _end_of_turn(content) or _BEGINS.search(content)
+        else:
+            match = None
+        if match is not None:
+            return match[0].strip()[-40:]
+    return None
+
+
+def _end_of_turn(content: str) -> re.Match[str] | None:
+    """The mark of the end of an answer; ``</s>`` also closes HTML, and harmony's channels are reasoning."""
+    match = _ENDS.search(content)
+    return None if match is None or "<s>" in content or "<|channel|>" in content else match
+
+
+def parsed_turns(messages: list[Message]) -> tuple[list[Message], str] | None:
+    """The conversation that the turns of a row hold, and what was read; None where they hold no marks.
+
+    Args:
+        messages: checked ones.
+
+    Raises:
+        RowError: as ``parsed``; or there are other turns than a question and its answer.
+    """
+    if in_turns(messages) is None:
+        return None
+    *before, asked, answer = messages if len(messages) > 1 else [*messages, *messages]
+    marked = asked["content"] if _BEGINS.search(asked["content"]) or _ASKS.search(asked["content"]) else None
+    if marked is None:
+        ended: list[Message] = [
+            {**turn, "content": _ENDS.sub("", turn["content"])} if turn["role"] == "assistant" else turn for turn in messages
+        ]
+        if in_turns(ended) is None:
+            return ended, "answers without the mark of their end"
+    if marked is None or [turn["role"] for turn in before] not in ([], ["system"]) or answer["role"] != "assistant":
+        hint = "write its words as messages, without the template; or remove the row"
+        raise RowError(
+            "$.messages", "template-not-parsed", "marks of a template in turns that are not one prompt and answer", hint
+        )
+    turns, form = parsed(marked + answer["content"], "$.messages")
+    if before and turns[0]["role"] == "system":
+        raise RowError("$.messages", "two-systems", "a system turn beside a prompt that holds one", "keep one of the two")
+    return [*before, *turns], f"texts in the form of {form}"
+
+
 class RenderedTexts:
-    """Collects the plain texts that hold marks of a template; ``finding`` names them."""
+    """Collects rows that hold marks of a template; ``finding`` names them."""
 
     def __init__(self) -> None:
         self._rows = 0
-        self._forms: dict[str, int] = {}
+        self._forms: dict[str, None] = {}
+        self._chat = False
         self._examples: list[Example] = []
 
     def add(self, rows: Sequence[Row], first: int) -> None:
         """Look at rows in some of which a mark stands; ``first`` is the number of the first one."""
         for number, row in enumerate(rows, first):
-            if row.kind != "text" or (form := form_of(row.messages[0]["content"])) is None:
+            if row.kind == "text":
+                form = form_of(row.messages[0]["content"])
+                name = None if form is None else form.name
+            else:
+                name = in_turns(row.messages)
+            if name is None:
                 continue
             self._rows += 1
-            self._forms[form.name] = self._forms.get(form.name, 0) + 1
+            if len(self._forms) < SHOWN:
+                self._forms.setdefault(name)
+            self._chat |= row.kind == "chat"
             if len(self._examples) < SHOWN:
                 self._examples.append(Example(number, excerpt(row.messages[0]["content"])))
 
@@ -193,9 +274,11 @@ class RenderedTexts:
         """The finding, where there is one."""
         if not self._rows:
             return []
+        letters = "The template writes its own marks around these" if self._chat else "What was asked is trained too"
         hint = (
-            "As plain texts the marks are letters, and what was asked is trained too. Write them as messages again: tunesmith "
-            "convert DATA rows.jsonl --parse-template"
+            f"As text the marks are letters. {letters}. Write them as messages again: tunesmith convert DATA rows.jsonl "
+            "--parse-template"
         )
-        text = f"plain texts that hold a rendered template or marks of speakers ({', '.join(self._forms)})"
+        what = "turns" if self._chat else "plain texts"
+        text = f"{what} that hold a rendered template or marks of speakers ({', '.join(self._forms)})"
         return [Finding("rendered-template", "wrong", text, self._rows, of, hint, self._examples)]

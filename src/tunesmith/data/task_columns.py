@@ -39,7 +39,12 @@ def columns_hint(reading: Reading) -> str:
 
 
 def task_finding(reading: Reading) -> list[Finding]:
-    """That plain texts stand beside a column of labels or of speakers, which nothing reads."""
+    """That a part of the question is not read, or that plain texts stand beside a column of labels or of speakers."""
+    if reading.left_out:
+        names = ", ".join(f"{name} ({rows:,} rows)" for name, rows in reading.left_out.items())
+        text = f"rows beside columns of the question or its answer that nothing reads, {names}: a part of it is trained alone"
+        hint = f"To read it, {reading.left_out_named}. Where it is not meant, name the columns without it, or remove it."
+        return [Finding("part-left-out", "wrong", text, max(reading.left_out.values()), reading.rows, hint)]
     label = label_column(reading)
     speaker = next((name for name in SPEAKERS if name in reading.ignored_columns), None)
     if reading.format == "text" and speaker is not None:

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tunesmith.data.dialects.beside import named
+
 
 @dataclass(frozen=True, slots=True)
 class ColumnNames:
@@ -59,7 +61,7 @@ PUBLISHED = (
     ColumnNames(
         "prompt_response",
         "prompt_completion",
-        {"prompt": "prompt", "completion": "response", "system": "system", "tools": "tools"},
+        {"prompt": "prompt", "completion": "response", "system": "system", "tools": "tools", "history": "history"},
         ("prompt", "response"),
         "prompt_response: prompt is the user's turn, response the assistant's",
         ("completion",),
@@ -91,7 +93,24 @@ def answer_hint(row: Mapping[str, Any], missing: str) -> str:
     if other is None or kept is None:
         return ""
     asked, answered = (other, kept) if missing in ("prompt", "instruction") else (kept, other)
-    return f", or {naming_hint((asked, answered))}"
+    return f", or {hint_with(asked, answered, row)}"
+
+
+def columns_named(asked: str, answered: str, names: Iterable[str]) -> str:
+    """The options that name the columns of a question, all that belongs to it, and its answer."""
+    return _options(named(asked, answered, names)[0])
+
+
+def _options(columns: Mapping[str, str]) -> str:
+    return " ".join(f"--column {shlex.quote(f'{ours}={theirs}')}" for ours, theirs in columns.items())
+
+
+def hint_with(asked: str, answered: str, names: Iterable[str]) -> str:
+    """``name the columns: ...`` for a question, all that belongs to it, and its answer; and what no name would read."""
+    columns, without = named(asked, answered, names)
+    recipe = ", ".join(f"{ours}: {theirs}" for ours, theirs in columns.items())
+    lost = f"; {', '.join(without)} would not be read: write it into the text of the row first" if without else ""
+    return f"name the columns: {_options(columns)}, or data.columns: {{{recipe}}}{lost}"
 
 
 def naming_hint(names: Iterable[str]) -> str:
@@ -103,7 +122,6 @@ def naming_hint(names: Iterable[str]) -> str:
     if asked is None and answered is None and len(known) == 2:
         asked, answered = known
     if asked is not None and answered is not None:
-        option = f"--column {shlex.quote(f'prompt={asked}')} --column {shlex.quote(f'completion={answered}')}"
-        return f"name the columns: {option}, or data.columns: {{prompt: {asked}, completion: {answered}}}"
+        return hint_with(asked, answered, known)
     other = ", ".join(known[:12])
     return f"name two columns of {other or 'the table'}: --column prompt=NAME --column completion=NAME"

@@ -6,6 +6,7 @@ its question is in the file that was sent, so a row of it is no example and is r
 
 from typing import Any
 
+from tunesmith.data.cut_off import refuse_cut_off
 from tunesmith.data.draft import Draft
 from tunesmith.data.problems import RowError
 
@@ -45,9 +46,7 @@ def draft(row: Any, said: set[str]) -> Draft:
     if len(choices) != 1 or not isinstance(answer, dict):
         hint = "keep one choice, the one to learn"
         raise RowError(path, "no-answer", f"{len(choices)} choices, expected one with a message", hint)
-    if choices[0].get("finish_reason") in ("length", "content_filter"):
-        message = f"the answer was cut off (finish_reason {choices[0]['finish_reason']}), and its end would be trained"
-        raise RowError(f"{path}[0].finish_reason", "cut-off-answer", message, "remove the row, or complete its answer")
+    refuse_cut_off(choices[0], f"{path}[0]")
     turns = request["messages"]
     if not isinstance(turns, list):
         raise RowError(where, "no-messages", f"expected a list of turns, found {type(turns).__name__}", "write a list")

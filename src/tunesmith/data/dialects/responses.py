@@ -6,13 +6,16 @@ is another text, and encrypted reasoning is none.
 
 from typing import Any
 
+from tunesmith.data.cut_off import HINT
 from tunesmith.data.dialects.blocks import result_text
 from tunesmith.data.dialects.calls import call_of
 from tunesmith.data.draft import Draft
 from tunesmith.data.problems import RowError
 
 NOTE = "responses: items of OpenAI's Responses API are read as turns, function_call as tool_calls"
-READS = ("input", "output", "instructions", "tools")
+ELSEWHERE = ("previous_response_id", "conversation", "prompt")  # names of what stands before the input, on the provider's side
+INCOMPLETE = ("status", "incomplete_details")
+READS = ("input", "output", "instructions", "tools", "previous_response_id", "incomplete_details")
 SUMMARY = "summaries of reasoning are left out: they are not what was thought"
 
 
@@ -26,8 +29,15 @@ def draft(row: Any, said: set[str]) -> Draft:
     """The turns of a row.
 
     Raises:
-        RowError: an item that a conversation has no place for.
+        RowError: an item that a conversation has no place for, an answer that was cut off, or a question that stands elsewhere.
     """
+    _refuse_incomplete(row, "$")
+    for name in ELSEWHERE:
+        if row.get(name) is not None:
+            message = f"{name}: a part of what was asked is stored by the provider, and not in this row"
+            raise RowError(
+                f"$.{name}", "no-question", message, f"write all turns into input and remove {name}, or remove the row"
+            )
     turns: list[Any] = []
     origins: list[tuple[str, bool]] = []
     if isinstance(row.get("instructions"), str):
@@ -47,6 +57,8 @@ def draft(row: Any, said: set[str]) -> Draft:
             if isinstance(item, dict) and item.get("type") == "reasoning":
                 thought = _thought(item, said) or thought
                 continue
+            if name == "output" and isinstance(item, dict):
+                _refuse_incomplete(item, where)
             turn = _item(item, where, said)
             if turn["role"] == "assistant" and thought is not None:
                 turn["reasoning_content"], thought = thought, None
@@ -57,6 +69,16 @@ def draft(row: Any, said: set[str]) -> Draft:
             turns.append(turn)
             origins.append((where, "role" in item))
     return Draft(turns, row.get("tools"), origins=origins, whole="$.input")
+
+
+def _refuse_incomplete(holder: Any, path: str) -> None:
+    """Refuse a response, or an item of one, that did not come to its end."""
+    status, details = holder.get("status"), holder.get("incomplete_details")
+    if status in (None, "completed") and not details:
+        return
+    reason = f", {details['reason']}" if isinstance(details, dict) and "reason" in details else ""
+    message = f"the answer was cut off (status {status or 'incomplete'}{reason}), and its end would be trained"
+    raise RowError(f"{path}.status" if status is not None else f"{path}.incomplete_details", "cut-off-answer", message, HINT)
 
 
 def _thought(item: Any, said: set[str]) -> str | None:

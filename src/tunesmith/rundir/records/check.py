@@ -4,7 +4,7 @@ One record holds it all, whoever asks (the verb ``check``, the stage ``data``, t
 is None. What is in the rows themselves stands in ``quality``.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tunesmith.rundir.records.base import FileRecord, Record
@@ -37,6 +37,8 @@ class Reading(Record):
         files: names.
         ignored_columns: by name.
         notes: sentences for people.
+        left_out: rows in which a column holds a part of the question or its answer that nothing reads, by the column's name.
+        left_out_named: options that name the columns with these; empty where there are none.
     """
 
     rows: int
@@ -47,6 +49,8 @@ class Reading(Record):
     files: tuple[str, ...]
     ignored_columns: dict[str, IgnoredColumn]
     notes: tuple[str, ...]
+    left_out: dict[str, int] = field(default_factory=dict[str, int])
+    left_out_named: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
