@@ -61,7 +61,7 @@ def prefill_attention(
         Output of shape (1, T, H, K), and None in the place of the attention weights.
     """
     common = prefix.get(module.layer_idx)  # type: ignore[call-overload]
-    options = {"scaling": scaling, "sliding_window": sliding_window, "softcap": softcap, "s_aux": s_aux}
+    options: dict[str, Any] = {"scaling": scaling, "sliding_window": sliding_window, "softcap": softcap, "s_aux": s_aux}
     if common is None:
         return packed_attention(module, query_1HTK, key_1GTK, value_1GTK, attention_mask, spans=spans, **options)
     shared, scoring = common[0].shape[1], ScoreParams(scaling, sliding_window, softcap, s_aux)
