@@ -72,7 +72,7 @@ def prefill_attention(
     nothing_1HPK = query_1HTK.new_zeros(1, query_1HTK.shape[1], shared, query_1HTK.shape[3])
     query_1HXK = torch.cat([nothing_1HPK, query_1HTK], 2)
     key_1GXK, value_1GXK = (torch.cat([x[None], y], 2) for x, y in zip(common, (key_1GTK, value_1GTK), strict=True))
-    out_1XHK, _ = packed_attention(module, query_1HXK, key_1GXK, value_1GXK, attention_mask, spans=behind, **options)
+    out_1XHK = packed_attention(module, query_1HXK, key_1GXK, value_1GXK, attention_mask, spans=behind, **options)[0]
     return out_1XHK[:, shared:], None
 
 
