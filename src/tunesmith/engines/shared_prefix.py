@@ -61,7 +61,7 @@ def prefill_attention(
         Output of shape (1, T, H, K), and None in the place of the attention weights.
     """
     common = prefix.get(module.layer_idx)  # type: ignore[call-overload]
-    options = {"scaling": scaling, "sliding_window": sliding_window, "softcap": softcap, "s_aux": s_aux}
+    options: dict[str, Any] = {"scaling": scaling, "sliding_window": sliding_window, "softcap": softcap, "s_aux": s_aux}
     if common is None:
         return packed_attention(module, query_1HTK, key_1GTK, value_1GTK, attention_mask, spans=spans, **options)
     shared, scoring = common[0].shape[1], ScoreParams(scaling, sliding_window, softcap, s_aux)
@@ -72,7 +72,7 @@ def prefill_attention(
     nothing_1HPK = query_1HTK.new_zeros(1, query_1HTK.shape[1], shared, query_1HTK.shape[3])
     query_1HXK = torch.cat([nothing_1HPK, query_1HTK], 2)
     key_1GXK, value_1GXK = (torch.cat([x[None], y], 2) for x, y in zip(common, (key_1GTK, value_1GTK), strict=True))
-    out_1XHK, _ = packed_attention(module, query_1HXK, key_1GXK, value_1GXK, attention_mask, spans=behind, **options)
+    out_1XHK = packed_attention(module, query_1HXK, key_1GXK, value_1GXK, attention_mask, spans=behind, **options)[0]
     return out_1XHK[:, shared:], None
 
 

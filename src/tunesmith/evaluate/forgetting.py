@@ -51,6 +51,7 @@ from tunesmith.evaluate.interval import Interval
 from tunesmith.evaluate.probes import Probes
 from tunesmith.layers.experts import Adapted
 from tunesmith.messages import Message
+from tunesmith.models.fuse import fuse_on_gpu
 from tunesmith.models.swap import without_adapters
 from tunesmith.rundir.records.evidence import Change, Forgetting, NonInferiority, Probe, ProbeFigure, ProbePart
 
@@ -124,6 +125,7 @@ def measure(
     Raises:
         DataError: a passage is longer than the model's context.
     """
+    fuse_on_gpu(model)
     scorer = Scorer(model.eval())
     pairs = _pairs(model, renderer, probes)
     with without_adapters(layers):

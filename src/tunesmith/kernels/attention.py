@@ -189,12 +189,12 @@ def attention(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spans: list[Span], sc
     return _BlocksFunction.apply(q_THK, k_TGK, v_TGK, spans, scoring)  # type: ignore[return-value]
 
 
-def reach_attention(q_THK: Tensor, k_XGK: Tensor, v_XGK: Tensor, reaches: Sequence[Reach], scoring: ScoreParams) -> Tensor:
+def reach_attention(q_THK: Tensor, k_nGK: Tensor, v_nGK: Tensor, reaches: Sequence[Reach], scoring: ScoreParams) -> Tensor:
     """Attention of queries over keys that need not stand where the queries do, where ``gpu_kernel`` names a kernel.
 
     Args:
         q_THK: queries.
-        k_XGK, v_XGK: keys and values, of any number.
+        k_nGK, v_nGK: keys and values, of any number.
         reaches: cover all T queries in order.
 
     Returns:
@@ -202,7 +202,7 @@ def reach_attention(q_THK: Tensor, k_XGK: Tensor, v_XGK: Tensor, reaches: Sequen
     """
     kernel = gpu_kernel(q_THK, scoring)
     assert kernel is not None
-    return {"flash": _flash, "documents": _by_document}[kernel](q_THK, k_XGK, v_XGK, reaches, scoring)
+    return {"flash": _flash, "documents": _by_document}[kernel](q_THK, k_nGK, v_nGK, reaches, scoring)
 
 
 def gpu_kernel(q_THK: Tensor, scoring: ScoreParams) -> Literal["flash", "documents"] | None:
@@ -226,15 +226,15 @@ def flash_fits(capability: tuple[int, int] | None, dtype: torch.dtype, width: in
     return plain and sized and capability is not None and capability >= (8, 0)
 
 
-def _flash(q_THK: Tensor, k_XGK: Tensor, v_XGK: Tensor, reaches: Sequence[Reach], scoring: ScoreParams) -> Tensor:
+def _flash(q_THK: Tensor, k_nGK: Tensor, v_nGK: Tensor, reaches: Sequence[Reach], scoring: ScoreParams) -> Tensor:
     seen, borders, longest = _layout(tuple(reaches), q_THK.device)
     if seen is not None:
-        k_XGK, v_XGK = k_XGK[seen], v_XGK[seen]
+        k_nGK, v_nGK = k_nGK[seen], v_nGK[seen]
     window = (-1 if scoring.window is None else scoring.window - 1, 0)
     options: dict[str, Any] = {"scale": scoring.scale, "window_size": window}
     if "enable_gqa" in inspect.signature(on_gpu.varlen_attn).parameters:  # since PyTorch 2.12; 2.11 shares keys without asking
-        options["enable_gqa"] = q_THK.shape[1] != k_XGK.shape[1]
-    return on_gpu.varlen_attn(q_THK, k_XGK, v_XGK, *borders, *longest, **options)  # type: ignore[return-value]
+        options["enable_gqa"] = q_THK.shape[1] != k_nGK.shape[1]
+    return on_gpu.varlen_attn(q_THK, k_nGK, v_nGK, *borders, *longest, **options)  # type: ignore[return-value]
 
 
 @lru_cache(maxsize=8)  # of all layers of a pack, forward and recomputed: each copy to the device waits for it
@@ -254,16 +254,16 @@ def _count(ranges: Sequence[tuple[int, int]]) -> int:
     return sum(end - start for start, end in ranges)
 
 
-def _by_document(q_THK: Tensor, k_XGK: Tensor, v_XGK: Tensor, reaches: Sequence[Reach], scoring: ScoreParams) -> Tensor:
+def _by_document(q_THK: Tensor, k_nGK: Tensor, v_nGK: Tensor, reaches: Sequence[Reach], scoring: ScoreParams) -> Tensor:
     """By ``scaled_dot_product_attention``, one call a reach, or a few short ones that stand side by side."""
-    q_GJTK = q_THK.unflatten(1, (k_XGK.shape[1], -1)).permute(1, 2, 0, 3)
+    q_GJTK = q_THK.unflatten(1, (k_nGK.shape[1], -1)).permute(1, 2, 0, 3)
     outs: list[Tensor] = []
     for reach, lengths in _side_by_side(reaches, scoring.window):
         shared, own = _count(reach.keys[:-1]), reach.end - reach.start
         plain = shared == 0 and len(lengths) == 1 and (scoring.window is None or own <= scoring.window)
         mask_Ln = None if plain else _seen(lengths, shared, scoring.window, q_THK.device)
         k_GJnK, v_GJnK = (
-            _ranges(x, reach.keys).transpose(0, 1)[:, None].expand(-1, len(q_GJTK[0]), -1, -1) for x in (k_XGK, v_XGK)
+            _ranges(x, reach.keys).transpose(0, 1)[:, None].expand(-1, len(q_GJTK[0]), -1, -1) for x in (k_nGK, v_nGK)
         )
         q_GJLK = q_GJTK[:, :, reach.start : reach.end]
         outs.append(
@@ -272,8 +272,8 @@ def _by_document(q_THK: Tensor, k_XGK: Tensor, v_XGK: Tensor, reaches: Sequence[
     return torch.cat(outs, 2).permute(2, 0, 1, 3).flatten(1, 2)
 
 
-def _ranges(x_XGK: Tensor, ranges: Sequence[tuple[int, int]]) -> Tensor:
-    parts = [x_XGK[start:end] for start, end in ranges]
+def _ranges(x_nGK: Tensor, ranges: Sequence[tuple[int, int]]) -> Tensor:
+    parts = [x_nGK[start:end] for start, end in ranges]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

@@ -17,7 +17,7 @@ in the cache, which wins nothing in the forward pass and doubles the time of the
 
 On a GPU the functions of the same names in ``kernels/triton/rms_norm.py`` run instead.
 
-Shape suffixes: T tokens, D hidden size (any number of features); here: X heads of a token.
+Shape suffixes: T tokens, D hidden size (any number of features); here: X is H or G.
 """
 
 from typing import Any

@@ -151,10 +151,10 @@ class LoRAGroup:
 
     def answers(self, x_TI: Tensor) -> bool:
         """Whether ``answer`` computes this: a few rows on a GPU, a quantised weight, and nothing to remember."""
-        first = self.layers[0]
         half = self._in_fp16 and x_TI.dtype == torch.float32
-        few = x_TI.is_cuda and len(x_TI) <= FEW_TOKENS
-        return few and first.quantized is not None and not (half or torch.is_grad_enabled() or first.training)
+        if not x_TI.is_cuda or len(x_TI) > FEW_TOKENS or half or torch.is_grad_enabled():
+            return False
+        return all(layer.quantized is not None and not layer.training for layer in self.layers)
 
     def answer(self, x_TI: Tensor) -> Tensor:
         """Outputs (T, M) of a few rows, each weight unpacked inside its product; nothing is kept for a backward pass."""

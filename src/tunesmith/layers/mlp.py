@@ -41,7 +41,8 @@ class FusedMLP(nn.Module):
         gate_up_T2F = self.gate_up(x.reshape(-1, x.shape[-1]), self.norm)
         down = self.down_proj
         if down.group.answers(gate_up_T2F):
-            return down.group.answer(glu_forward(*gate_up_T2F.chunk(2, dim=1), self.activation)).view(x.shape)
+            gate_TF, up_TF = gate_up_T2F.chunk(2, dim=1)
+            return down.group.answer(glu_forward(gate_TF, up_TF, self.activation)).view(x.shape)
         dropout = down.dropout if down.training else 0.0
         seed = down.dropout_seed() if dropout else 0
         return _DownFunction.apply(gate_up_T2F, down.group, self.activation, dropout, seed, down.lora_A, down.lora_B).view(

@@ -9,8 +9,8 @@ decodes and scores this one.
 An implementation of transformers' own, which an engine asks for where it looks at a model from outside, is one row that sees
 itself causally. On a CPU models answer with their stock modules: launches cost nothing there, and bytes stay what they were.
 
-Shape suffixes: T tokens, B rows of a batch, D hidden size, H query heads, G key/value heads, K head dimension; here: X is H or
-G.
+Shape suffixes: T tokens, B rows of a batch, D hidden size, M outputs of a group, H query heads, G key/value heads, K head
+dimension; here: X is H or G.
 """
 
 from collections.abc import MutableMapping

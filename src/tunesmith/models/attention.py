@@ -4,7 +4,7 @@
 arrives as the keyword ``spans``, which the stock decoder layers hand down untouched. No mask function is registered
 beside it: with one, transformers asks the positions whether documents are packed, and on a GPU the host waits for the answer.
 
-Shape suffixes: H query heads, G key/value heads, T tokens, K head dimension.
+Shape suffixes: H query heads, G key/value heads, T tokens, K head dimension; here: P tokens of the header, n keys.
 """
 
 from collections.abc import Sequence
@@ -71,8 +71,8 @@ def attention_behind(
         Output of shape (1, T, H, K).
     """
     q_THK, k_TGK, v_TGK = (x[0].transpose(0, 1) for x in (query_1HTK, key_1GTK, value_1GTK))
-    k_XGK, v_XGK = (torch.cat([x.transpose(0, 1), y]) for x, y in zip(header, (k_TGK, v_TGK), strict=True))
-    return reach_attention(q_THK, k_XGK, v_XGK, reaches, scoring)[None]
+    k_nGK, v_nGK = (torch.cat([x.transpose(0, 1), y]) for x, y in zip(header, (k_TGK, v_TGK), strict=True))
+    return reach_attention(q_THK, k_nGK, v_nGK, reaches, scoring)[None]
 
 
 AttentionInterface.register(PACKED, packed_attention)

@@ -7,7 +7,6 @@ import logging
 
 from tunesmith.evaluate.forgetting import STEPS, conclude, measure
 from tunesmith.evaluate.probes import load_probes
-from tunesmith.models.fuse import fuse_on_gpu
 from tunesmith.pipeline.base import base_of
 from tunesmith.pipeline.stage import Session, module_of
 from tunesmith.recipe import Recipe
@@ -28,7 +27,6 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     settings = recipe.evaluate.forgetting
     probes = load_probes(settings.texts)
     loaded = base_of(run, recipe).load(run.adapter)
-    fuse_on_gpu(loaded.model)
     tuned = (loaded.model, loaded.layers, loaded.renderer)
     with progress("forgetting", STEPS) as bar:
         decisive, figures = measure(*tuned, probes, settings.margin, recipe.evaluate.batch_size, bar.advance)

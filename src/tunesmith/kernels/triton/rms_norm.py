@@ -10,7 +10,7 @@ of q and k read the columns that the product wrote, and their gradients go where
 
 Refused: a loop over parts of a row. Up to 16,384 features fit the registers of one program (the widest model has so many).
 
-Shape suffixes: T tokens, D hidden size (any number of features); here: X heads of a token.
+Shape suffixes: T tokens, D hidden size (any number of features); here: X is H or G.
 """
 
 # Triton's types do not say how a kernel is launched: keywords, numbers for constexpr.
