@@ -291,7 +291,7 @@ class LoRAGroup:
         shape = (sum(self.widths), inputs + self._columns(dtype))
         if not self._quantized:
             weight_MZ = self._own_augmented(shape, dtype)
-            self._once_a_step("B", keep, lambda: self._write_B(weight_MZ[:, inputs:], keep))
+            self._once_a_step("B", keep, lambda: self._fill_columns(weight_MZ[:, inputs:], keep))
             return weight_MZ
         weight_MZ = dense_buffer(device, dtype, math.prod(shape)).view(shape)
         for layer, rows, _ in self._slices():
@@ -301,7 +301,7 @@ class LoRAGroup:
             else:
                 layer.quantized.dense(dtype, out=weight_OI)
         zeros = partial(torch.zeros, (shape[0], shape[1] - inputs), dtype=dtype, device=device)
-        weight_MZ[:, inputs:] = self._once_a_step("B", (dtype, keep), lambda: self._write_B(zeros(), keep))
+        weight_MZ[:, inputs:] = self._once_a_step("B", (dtype, keep), lambda: self._fill_columns(zeros(), keep))
         return weight_MZ
 
     def _own_augmented(self, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
@@ -316,7 +316,7 @@ class LoRAGroup:
                 layer.weight.data = view_OI
         return self._augmented_weight
 
-    def _write_B(self, B_MS: Tensor, keep: float) -> Tensor:
+    def _fill_columns(self, B_MS: Tensor, keep: float) -> Tensor:
         """Every ``scale B`` into its rows and columns of a tensor of zeros."""
         for layer, rows, ranks in self._slices():
             torch.mul(layer.lora_B.detach(), layer.scale / keep, out=B_MS[rows, ranks])
@@ -331,11 +331,11 @@ class LoRAGroup:
         )
 
 
-def _product(a_MK: Tensor, b_KN: Tensor, dtype: torch.dtype) -> Tensor:
+def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     """The product in another dtype; a GPU writes the sum in it as it stands, in the one launch."""
-    if a_MK.is_cuda and a_MK.element_size() == 2 and dtype == torch.float32:
-        return torch.mm(a_MK, b_KN, out_dtype=dtype)
-    return (a_MK @ b_KN).to(dtype)
+    if left.is_cuda and left.element_size() == 2 and dtype == torch.float32:
+        return torch.mm(left, right, out_dtype=dtype)
+    return (left @ right).to(dtype)
 
 
 class _GroupFunction(torch.autograd.Function):
