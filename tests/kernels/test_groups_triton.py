@@ -110,8 +110,8 @@ def test_a_fused_mlp_gives_what_the_cpu_gives(on_gpu):
 def test_adapters_are_cast_once_a_step_and_never_outlive_it(on_gpu, monkeypatch):
     on_gpu()
     layers = _layers((4, 4), 64)
-    writes, write = [], LoRAGroup._write_B
-    monkeypatch.setattr(LoRAGroup, "_write_B", lambda self, B, keep: writes.append(keep) or write(self, B, keep))
+    writes, write = [], LoRAGroup._fill_columns
+    monkeypatch.setattr(LoRAGroup, "_fill_columns", lambda self, B, keep: writes.append(keep) or write(self, B, keep))
     group, x = LoRAGroup(layers), torch.randn(3, 64)
     for step in (0, 1):
         with at_step(nn.ModuleList(layers), StepContext(seed=3, step=step)) as enter:

@@ -35,7 +35,10 @@ def test_rows_are_written_apart_and_nothing_between_them(rows, width, device):
 
 def test_three_dimensions(device):
     q = reference.quantize_nf4(torch.randn(2, 3, 90))
-    assert torch.equal(triton.dequantize_nf4(q.to(device), torch.float32).cpu(), reference.dequantize_nf4(q, torch.float32))
+    expected = reference.dequantize_nf4(q, torch.float32)
+    assert torch.equal(triton.dequantize_nf4(q.to(device), torch.float32).cpu(), expected)
+    apart = torch.empty(2, 3, 112, device=device)[..., :90]
+    assert torch.equal(triton.dequantize_nf4(q.to(device), torch.float32, apart).cpu(), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

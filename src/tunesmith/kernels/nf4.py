@@ -186,7 +186,7 @@ def dequantize_nf4(q: NF4, dtype: torch.dtype, out: Tensor | None = None) -> Ten
     Args:
         q: quantised tensor.
         dtype: of the result.
-        out: where to write, shape ``q.shape``, ``dtype``; rows of a matrix may be strided. A new tensor when None.
+        out: where to write, shape ``q.shape``, ``dtype``; rows may lie apart, all at one distance. A new tensor when None.
     """
     if out is None:
         out = torch.empty(q.shape, dtype=dtype, device=q.packed.device)

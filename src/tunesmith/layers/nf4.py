@@ -131,7 +131,7 @@ class NF4Weight(nn.Module):
 
         Args:
             dtype: of the result.
-            out: where to write instead, of the weight's shape; rows of a matrix may be strided.
+            out: where to write instead, of the weight's shape; rows may lie apart, all at one distance.
         """
         with torch.no_grad():
             if out is None:

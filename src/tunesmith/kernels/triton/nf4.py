@@ -165,9 +165,12 @@ def dequantize_nf4(q: NF4, dtype: torch.dtype, out: Tensor | None = None) -> Ten
     assert dtype != torch.float64
     if out is None:
         out = torch.empty(q.shape, dtype=dtype, device=q.packed.device)
-    assert out.shape == q.shape and out.dtype == dtype and (out.is_contiguous() or (out.dim() == 2 and out.stride(1) == 1))
-    # What lies in one piece has rows of any width: of a block.
-    width, stride = (BLOCK, BLOCK) if out.is_contiguous() else (out.shape[1], out.stride(0))
+    assert out.shape == q.shape and out.dtype == dtype
+    width = stride = BLOCK  # what lies in one piece has rows of any width
+    if not out.is_contiguous():
+        rows = out.view(-1, out.shape[-1])
+        assert rows.stride(1) == 1, out.stride()
+        width, stride = rows.shape[1], rows.stride(0)
     tensors = (q.packed, q.absmax, q.nested_absmax, q.nested_map, values(q.packed.device), out)
     sizes = (len(q.packed), q.numel(), width, stride)
     grid, tiles = (triton.cdiv(len(q.packed), BYTES),), {"WHOLE": width % BLOCK == 0, "BYTES": BYTES, **COMMON}
