@@ -99,7 +99,7 @@ def test_what_a_gpu_raises_is_not_said_of_the_model(error, where, monkeypatch):
 
 def test_a_call_of_ours_that_pytorch_refuses_is_not_said_of_the_model(monkeypatch):
     model = _model(LlamaConfig(**SMALL))
-    monkeypatch.setattr("torch.bmm", lambda one, other: one)  # no ``out``, as if PyTorch were older
+    monkeypatch.setattr("torch.bmm", lambda one: one)  # as if PyTorch had another signature
     with pytest.raises(TypeError):
         refuse_other_loss(model, 5.7)
     monkeypatch.undo()

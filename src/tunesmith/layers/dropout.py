@@ -8,6 +8,8 @@ wide and cut in four. The probability is rounded to a multiple of 2^-16 (0.05 be
 **On a GPU** the mask stays a seed, and one kernel draws and applies it wherever the input is multiplied
 (``kernels/triton/dropout.py``): a pass that reads x and writes x, where drawing into memory took four more of 2 to 8 bytes an
 element. The probability is the same, the mask another than a CPU's of the same seed.
+
+Shape suffixes: T tokens, I in_features.
 """
 
 import math

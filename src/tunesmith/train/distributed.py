@@ -161,9 +161,9 @@ class World:
     def packs(self, number: int) -> list[Pack]:
         """The packs of a step, counted from 0."""
         if number not in self._packs:
-            before = {step: packs for step, packs in self._packs.items() if step == number - 1}
             packs = step_packs(self._train, self._steps[number][1], self._settings.max_length, self._capacity)
-            self._packs = {**before, number: packs}
+            is_ahead = self._device.type != "cpu" and number - 1 in self._packs
+            self._packs = {number - 1: self._packs[number - 1], number: packs} if is_ahead else {number: packs}
         return self._packs[number]
 
     def _prepare(self, number: int) -> None:
