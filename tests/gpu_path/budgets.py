@@ -1,6 +1,7 @@
 """What the GPU path may cost: numbers of today, which a change may lower and must not raise.
 
-    python tests/gpu_path/walk.py OUT.json && python tests/gpu_path/budgets.py OUT.json   # the tables of what was walked
+    PYTHONPATH=src:tests python -m gpu_path.walk OUT.json
+    python tests/gpu_path/budgets.py OUT.json               # the tables of what was walked
 
 A figure that has fallen well below its budget fails too, so that the table says what is true: write the lower one.
 """

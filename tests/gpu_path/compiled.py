@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -67,9 +68,11 @@ def _compiled(launch: dict[str, Any], chip: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(kernel.asm["cubin"])
-        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(cubin)]
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(cubin)]
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     registers, stack = (int(re.search(rf"{word}:(\d+)", usage)[1]) for word in ("REG", "STACK"))  # type: ignore[index]
-    loads = Counter(f"{name} {int(many or 1) * int(bits or 0)}" for name, many, bits in MEMORY_ACCESS.findall(kernel.asm["ptx"]))
+    loads = Counter(
+        f"{name} {int(many or 1) * int(bits or 0)}" for name, many, bits in MEMORY_ACCESS.findall(kernel.asm["ptx"])
+    )
     found |= {"registers": registers, "threads": 32 * kernel.metadata.num_warps, "spilled": stack, "loads": dict(loads)}
     return found | {"shared": kernel.metadata.shared}

@@ -1,4 +1,4 @@
-"""Every Triton kernel that the GPU path launches, compiled for chips that are not there, with what its launches tell the compiler.
+"""Every Triton kernel that the GPU path launches, compiled as its launches are, for chips that are not there.
 
 A kernel that is right may still be slow or not start at all: registers that spill to memory, more shared memory than a chip
 has, and loads of one number at a time where rows do not begin at multiples of 16 bytes. No interpreter sees these.
@@ -43,5 +43,7 @@ def test_every_launch_compiles_into_code_that_fits(walk, given):
         (worst(products, lambda one: one["loads"].get("ld.global 16", 0)), NARROW),
     ):
         above = {name: number for name, number in figures.items() if number > allowed.get(name, 0)}
-        assert not above, [(one["chip"], one["from"], one["arguments"]) for one in compiled if one["kernel"].endswith(tuple(above))]
+        assert not above, [
+            (one["chip"], one["from"], one["arguments"]) for one in compiled if one["kernel"].endswith(tuple(above))
+        ]
         assert set(allowed) <= set(figures), "these are mended: take them out of the table"

@@ -68,7 +68,9 @@ def test_the_oldest_torch_that_is_allowed_knows_what_is_called():
     for module in modules():
         for name, keywords, line in calls(module):
             if name not in known:
-                offenders.append(f"{module.relative}:{line}: {name} is not in {TABLE.name}; torch_signatures.py says how it is written")
+                offenders.append(
+                    f"{module.relative}:{line}: {name} is not in {TABLE.name}; torch_signatures.py says how it is written"
+                )
             elif "**" not in known[name] and (later := keywords - set(known[name])):
                 offenders.append(f"{module.relative}:{line}: torch {RELEASE} has no {', '.join(sorted(later))} in {name}")
     assert not offenders, "\n".join(offenders)
