@@ -99,7 +99,7 @@ CONFIGS: dict[str, Callable[[int], Any]] = {  # by the number of layers, an even
     ),
     "gemma4-e2b": lambda n: _config(
         Gemma4TextConfig,
-        **GEMMA4,
+        **{**GEMMA4, "vocab_size": 32768},
         hidden_size=1536,
         intermediate_size=6144,
         num_hidden_layers=n,
@@ -108,7 +108,7 @@ CONFIGS: dict[str, Callable[[int], Any]] = {  # by the number of layers, an even
         num_key_value_heads=1,
         num_kv_shared_layers=n // 2,
         hidden_size_per_layer_input=256,
-        vocab_size_per_layer_input=1024,
+        vocab_size_per_layer_input=32768,  # an eighth: this table lies in the memory of the host
         sliding_window=512,
         use_double_wide_mlp=True,
     ),
