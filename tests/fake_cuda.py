@@ -6,7 +6,7 @@ The autograd engine of such a build refuses a tensor on CUDA ("PyTorch is not li
 off such a tensor is a constant, 0.01 or 1. A Triton kernel is not run but recorded, with all that its compilation depends on.
 
 What is watched (``Watch``): operations that mix devices, reads for which the host waits, copies between host and device and
-whether they are pinned and asynchronous, live bytes and their peak, launches, and bytes touched. Three things differ from a GPU:
+whether they are pinned and asynchronous, live bytes and their peak, launches, bytes touched. Three things differ from a GPU:
 inference mode is ``no_grad`` (a wrapper cannot live in it), an operation that a GPU runs as several kernels is one launch, and
 ``scaled_dot_product_attention`` is its plain form, which keeps probabilities where a GPU's kernels keep none.
 
