@@ -3,8 +3,8 @@
     PYTHONPATH=src:tests python -m gpu_path.walk OUT.json
     python tests/gpu_path/budgets.py OUT.json               # the tables of what was walked
 
-The figures are of all cases in one process: what one of them leaves in a cache, or a buffer that it makes larger, is there for the
-next.
+The figures are of all cases in one process: what one of them leaves in a cache, or a buffer that it makes larger, is there for
+the next.
 
 A figure that has fallen well below its budget fails too, so that the table says what is true: write the lower one.
 """
