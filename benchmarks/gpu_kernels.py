@@ -1,11 +1,12 @@
 """Every kernel on the device: right against fp64 on the CPU, and its time against the least it could take.
 
-A case makes its inputs in bf16 and calls the public function. The same call on the same numbers in fp64 on the CPU, where
+A case makes its inputs as a training step has them (bf16, q as some columns of one product's output, logits in fp32) and
+calls the public function. The same call on the same numbers in fp64 on the CPU, where
 the plain PyTorch reference runs, is the truth. The error of an element is measured against its own size plus the
 root mean square of the whole result, so that an element near zero in a large tensor asks for nothing impossible, and a
 single wrong element cannot hide in a norm. Half a unit in the last place of bf16 is 2^-9; a result rounded once must stay
 below 2^-8, one with two roundings on the way below 2^-7. Attention rounds probabilities and the small differences that are
-their gradients: 2^-4, as any flash attention in bf16.
+their gradients: 2^-4, as any flash attention in bf16; a layer with an adapter rounds x A^T and dy B on the way: 2^-5.
 
 The floor of a case is the larger of its bytes over the card's measured copy bandwidth and its FLOP over the card's measured
 bf16 product. Bytes are those that must move: every input read once, every output written once. The second-level cache is
@@ -16,12 +17,14 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from gpu_layers import layer_inputs, layer_results, layer_traffic, timed
 from torch import Tensor
 
-ONCE, TWICE, COARSE = 2.0**-8, 2.0**-7, 2.0**-4
+ONCE, TWICE, LAYER, COARSE = 2.0**-8, 2.0**-7, 2.0**-5, 2.0**-4
 Inputs = dict[str, Any]
 Figures = dict[str, Any]
 
@@ -35,12 +38,14 @@ class Case:
         call: the results, of inputs on any device and in any dtype.
         traffic: bytes that must move, and FLOP.
         tolerance: largest error.
+        timed: what is timed instead of ``call``, made of the inputs once.
     """
 
     make: Callable[[int], Inputs]
     call: Callable[..., tuple[Tensor, ...]]
     traffic: Callable[[Inputs], tuple[float, float]]
     tolerance: float
+    timed: Callable[[Inputs], Callable[[], Any]] | None = None
 
 
 def _normal(*shape: int, scale: float = 1.0) -> Tensor:
@@ -49,15 +54,6 @@ def _normal(*shape: int, scale: float = 1.0) -> Tensor:
 
 def _nbytes(*tensors: Any) -> float:
     return float(sum(t.nbytes for t in tensors if isinstance(t, Tensor)))
-
-
-def _linear_inputs(tokens: int, inputs: int, outputs: int, rank: int = 16) -> Inputs:
-    return {
-        "x": _normal(tokens, inputs),
-        "weight": _normal(outputs, inputs, scale=0.02),
-        "xA": _normal(tokens, rank),
-        "B": _normal(outputs, rank, scale=0.02),
-    }
 
 
 def _attention_inputs(tokens: int, heads: int, kv_heads: int, width: int) -> Inputs:
@@ -92,8 +88,7 @@ def cases(hidden: int, features: int, vocabulary: int, heads: int, kv_heads: int
     """All kernels at the shapes of a model."""
     from tunesmith.kernels.cross_entropy import cross_entropy_rows_
     from tunesmith.kernels.glu import glu_backward, glu_forward
-    from tunesmith.kernels.lora import lora_matmul
-    from tunesmith.kernels.rms_norm import rms_norm_backward, rms_norm_forward
+    from tunesmith.kernels.rms_norm import rms_norm, rms_norm_backward, rms_norm_forward
     from tunesmith.kernels.rope import rope_
 
     def norm_inputs(tokens: int) -> Inputs:
@@ -104,14 +99,20 @@ def cases(hidden: int, features: int, vocabulary: int, heads: int, kv_heads: int
 
     def rope_inputs(tokens: int) -> Inputs:
         angle = torch.rand(tokens, width // 2).repeat(1, 2) * 6.28
-        return {"x": _normal(tokens, heads, width), "cos": angle.cos().bfloat16(), "sin": angle.sin().bfloat16()}
+        return {"qkv": qkv_of(tokens), "cos": angle.cos().bfloat16(), "sin": angle.sin().bfloat16()}
+
+    def qkv_of(tokens: int) -> Tensor:
+        return _normal(tokens, heads + 2 * kv_heads, width)
+
+    def query_bytes(i: Inputs) -> float:
+        return 2.0 * len(i["qkv"]) * heads * width * 2
 
     def glu_inputs(tokens: int) -> Inputs:
         return {name: _normal(tokens, features) for name in ("dh", "gate", "up")}
 
     def entropy_inputs(tokens: int) -> Inputs:
         rows = min(tokens, 256)
-        return {"logits": _normal(rows, vocabulary, scale=3.0), "target": torch.randint(vocabulary, (rows,))}
+        return {"logits": _normal(rows, vocabulary, scale=3.0).float(), "target": torch.randint(vocabulary, (rows,))}
 
     return {
         "rms_norm_forward": Case(
@@ -122,7 +123,16 @@ def cases(hidden: int, features: int, vocabulary: int, heads: int, kv_heads: int
         ),
         "rms_norm_backward": Case(norm_inputs, norm_backward, lambda i: (4 * i["x"].nbytes, 0), TWICE),
         "rope": Case(
-            rope_inputs, lambda x, cos, sin: (rope_(x, cos, sin),), lambda i: (2 * i["x"].nbytes + _nbytes(i["cos"]), 0), ONCE
+            rope_inputs,
+            lambda qkv, cos, sin: (rope_(qkv[:, :heads], cos, sin),),
+            lambda i: (query_bytes(i) + _nbytes(i["cos"], i["sin"]), 0),
+            ONCE,
+        ),
+        "qk_norm": Case(
+            lambda tokens: {"qkv": qkv_of(tokens), "weight": _normal(width)},
+            lambda qkv, weight: (rms_norm(qkv[:, :heads], weight, 1e-5),),
+            lambda i: (query_bytes(i), 0),
+            TWICE,
         ),
         "glu_forward": Case(
             glu_inputs, lambda dh, gate, up: (glu_forward(gate, up, "silu"),), lambda i: (3 * i["up"].nbytes, 0), TWICE
@@ -130,22 +140,39 @@ def cases(hidden: int, features: int, vocabulary: int, heads: int, kv_heads: int
         "glu_backward": Case(
             glu_inputs, lambda dh, gate, up: glu_backward(dh, gate, up, "silu"), lambda i: (6 * i["up"].nbytes, 0), TWICE
         ),
-        "lora_matmul": Case(
-            lambda tokens: _linear_inputs(tokens, hidden, features),
-            lambda x, weight, xA, B: (lora_matmul(x, weight, xA, B, 2.0),),
-            lambda i: (_nbytes(*i.values()) + 2 * len(i["x"]) * features, 2.0 * len(i["x"]) * features * (hidden + 16)),
-            ONCE,
-        ),
         "cross_entropy": Case(
             entropy_inputs,
             lambda logits, target: (cross_entropy_rows_(logits, target)[0], logits),
             lambda i: (2 * i["logits"].nbytes, 0),
             TWICE,
         ),
-        "attention": Case(
-            lambda tokens: _attention_inputs(tokens, heads, kv_heads, width), _attention, _attention_traffic, COARSE
-        ),
+        **{
+            f"attention {width * wider}": Case(
+                partial(
+                    _attention_inputs, heads=max(2, heads // wider), kv_heads=max(1, kv_heads // wider), width=width * wider
+                ),
+                _attention,
+                _attention_traffic,
+                COARSE,
+            )
+            for wider in (1, 2, 4)
+        },
         **_nf4_cases(hidden, features),
+        **_layer_cases(hidden, features),
+    }
+
+
+def _layer_cases(hidden: int, features: int) -> dict[str, Case]:
+    """The layer of a step at ranks whose rows begin at multiples of 16 bytes by themselves, and at others."""
+    return {
+        f"layer r {rank}" + (f" dropout {dropout}" if dropout else ""): Case(
+            partial(layer_inputs, inputs=hidden, outputs=features, rank=rank),
+            layer_results,
+            layer_traffic,
+            LAYER,
+            timed(dropout),
+        )
+        for rank, dropout in ((4, 0.0), (8, 0.0), (16, 0.0), (16, 0.05), (64, 0.0))
     }
 
 
@@ -176,12 +203,15 @@ def _nf4_cases(hidden: int, features: int) -> dict[str, Case]:
             lambda i: (i["q"].nbytes + 2 * i["q"].numel(), 0),
             ONCE,
         ),
-        "nf4_matmul": Case(
-            lambda tokens: {"q": quantize_nf4(weight()), "x": _normal(min(tokens, 8), hidden)},
-            product,
-            lambda i: (i["q"].nbytes + i["x"].nbytes, 0),
-            ONCE,
-        ),
+        **{
+            f"nf4_matmul {rows}": Case(
+                lambda tokens, rows=rows: {"q": quantize_nf4(weight()), "x": _normal(min(tokens, rows), hidden)},
+                product,
+                lambda i: (i["q"].nbytes + i["x"].nbytes, 0),
+                ONCE,
+            )
+            for rows in (1, 8, 32)
+        },
     }
 
 
@@ -252,5 +282,5 @@ def measure_case(case: Case, tokens: int, device: str, card: dict[str, float]) -
     inputs = {name: t.to(device) for name, t in case.make(tokens).items()}
     moved, flops = case.traffic(inputs)
     floor = max(moved / card["bytes_per_second"], flops / card["flop_per_second"])
-    taken = seconds(lambda: case.call(**inputs), device)
+    taken = seconds(case.timed(inputs) if case.timed else lambda: case.call(**inputs), device)
     return {"seconds": taken, "floor_seconds": floor, "share_of_floor": floor / taken}

@@ -28,48 +28,6 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 Figures = dict[str, Any]
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "1B": {
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 64,
-        "vocab_size": 128256,
-        "tie_word_embeddings": True,
-    },
-    "8B": {
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "vocab_size": 128256,
-        "tie_word_embeddings": False,
-    },
-    "27B": {
-        "hidden_size": 5376,
-        "intermediate_size": 21504,
-        "num_hidden_layers": 62,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 16,
-        "head_dim": 128,
-        "vocab_size": 262144,
-        "tie_word_embeddings": True,
-    },
-}
-DRIFT_SHAPE = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "head_dim": 64,
-    "vocab_size": 8192,
-    "tie_word_embeddings": True,
-}
 LONGEST, SUPERVISED, RANK = 2048, 0.14, 16
 
 
@@ -121,7 +79,9 @@ def random_documents(tokens: int, vocabulary: int, seed: int = 0) -> list[tuple[
 
 
 @contextmanager
-def trained(model: PreTrainedModel, policy: str) -> Iterator[tuple[Callable[[list[Any]], float], list[list[int]]]]:
+def trained(
+    model: PreTrainedModel, policy: str, rank: int = RANK, dropout: float = 0.0
+) -> Iterator[tuple[Callable[[list[Any]], float], list[list[int]]]]:
     """The optimizer step of ``train/step.py`` on packs that are on the device; and the shapes of the adapted layers."""
     from tunesmith.layers.context import StepContext
     from tunesmith.models.attention import PACKED
@@ -133,7 +93,7 @@ def trained(model: PreTrainedModel, policy: str) -> Iterator[tuple[Callable[[lis
     from tunesmith.train.optim import make_optimizer
     from tunesmith.train.step import step_gradients
 
-    layers = add_lora(model, Lora(r=RANK, alpha=32, dropout=0.0), 0)
+    layers = add_lora(model, Lora(r=rank, alpha=32, dropout=dropout), 0)
     fuse(model)
     optimizer = make_optimizer(layers, TrainSettings(learning_rate=2e-4, tokens_per_step=8192, num_train_epochs=1))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -167,6 +127,8 @@ def measure_step(
     policy: str,
     steps: int = 3,
     quantized: bool = True,
+    rank: int = RANK,
+    dropout: float = 0.0,
 ) -> Figures:
     """Tokens a second, share of the card's product, and peak memory of a QLoRA (or, not quantised, a LoRA) step."""
     from tunesmith.train.documents import make_documents, make_pack
@@ -182,7 +144,7 @@ def measure_step(
         made.append(on_device(make_pack(make_documents(rows), range(len(rows))), device))
         lengths += [len(ids) for ids, _ in rows]
         supervised += sum(sum(flags) for _, flags in rows)
-    with trained(model, policy) as (step, linears):
+    with trained(model, policy, rank, dropout) as (step, linears):
         step(made)
         if cuda:
             torch.cuda.reset_peak_memory_stats()
@@ -197,7 +159,7 @@ def measure_step(
     width = shape["num_attention_heads"] * shape["head_dim"]
     windows = [None] * shape["num_hidden_layers"]
     facts = {"linears": linears, "windows": windows, "attention_width": width, "hidden": shape["hidden_size"]}
-    flops = step_flops({**facts, "vocabulary": shape["vocab_size"], "r": RANK}, lengths, supervised)
+    flops = step_flops({**facts, "vocabulary": shape["vocab_size"], "r": rank}, lengths, supervised)
     useful = sum(flops.values())
     again = flops["base"] / 2 + flops["attention"] / 3 + flops["lora"] / 3 if policy == "layer" else 0.0
     return {
@@ -205,10 +167,13 @@ def measure_step(
         "share_of_product": (useful + again) / taken / card["flop_per_second"],
         "useful_share_of_product": useful / taken / card["flop_per_second"],
         "peak_bytes": torch.cuda.max_memory_allocated() if cuda else 0,
+        "reserved_bytes": torch.cuda.max_memory_reserved() if cuda else 0,
         "weights_bytes": resident,
         "losses": losses,
         "pack_tokens": pack_tokens,
         "recompute": policy,
+        "r": rank,
+        "dropout": dropout,
     }
 
 

@@ -6,8 +6,9 @@ The autograd engine of such a build refuses a tensor on CUDA ("PyTorch is not li
 off such a tensor is a constant, 0.01 or 1. A Triton kernel is not run but recorded, with all that its compilation depends on.
 
 What is watched (``Watch``): operations that mix devices, reads for which the host waits, copies between host and device and
-whether they are pinned and asynchronous, live bytes and their peak, launches, and bytes touched. Two things differ from a GPU:
-inference mode is ``no_grad`` (a wrapper cannot live in it), and an operation that a GPU runs as several kernels is one launch.
+whether they are pinned and asynchronous, live bytes and their peak, launches, bytes touched. Three things differ from a GPU:
+inference mode is ``no_grad`` (a wrapper cannot live in it), an operation that a GPU runs as several kernels is one launch, and
+``scaled_dot_product_attention`` is its plain form, which keeps probabilities where a GPU's kernels keep none.
 
 Importing it changes torch for the whole process, so only child processes do.
 """
@@ -24,8 +25,20 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils import _foreach_utils
 
-# Before anything is decorated with it.
-torch.inference_mode = lambda mode=True: torch.no_grad() if mode is True else contextlib.nullcontext()
+
+class _Unchanged(contextlib.ContextDecorator):
+    """A block, or a function, that computes as what is around it."""
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+
+torch.inference_mode = lambda mode=True: (
+    torch.no_grad() if mode is True else _Unchanged()
+)  # before anything is decorated with it
 
 CUDA = torch.device("cuda", 0)
 NAME = "a GPU that is not there"
@@ -55,7 +68,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.kernels: dict[str, dict[str, Any]] = {}
-        self.capability = (9, 0)
+        self.capability: tuple[int, int] = (9, 0)
         self.sites: Counter[str] | None = None
         self._live: dict[int, tuple[StorageWeakRef, int]] = {}
         self._total = 0
@@ -133,12 +146,14 @@ class OnCuda(torch.Tensor):
     """A tensor of the device that is not there, around a meta tensor."""
 
     meta: torch.Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls: type, meta: torch.Tensor, requires_grad: bool = False) -> "OnCuda":
         layout = {"strides": meta.stride(), "storage_offset": meta.storage_offset(), "dtype": meta.dtype, "layout": meta.layout}
-        made = torch.Tensor._make_wrapper_subclass(cls, meta.size(), **layout, device="meta", requires_grad=requires_grad)
+        made = torch.Tensor._make_wrapper_subclass(
+            cls, meta.size(), **layout, device=torch.device("meta"), requires_grad=requires_grad
+        )
         made.meta = meta
         WATCH.allocated(meta)
         return made
@@ -268,7 +283,8 @@ def _indexed(name: str, args: Any) -> tuple[Any] | None:
 
 
 def _uploaded(x: torch.Tensor, asynchronous: bool) -> None:
-    WATCH.uploads.append((x.nbytes, bool(getattr(x, "pinned_here", False)), asynchronous, site()))
+    if x.nbytes:
+        WATCH.uploads.append((x.nbytes, bool(getattr(x, "pinned_here", False)), asynchronous, site()))
 
 
 class _Mode(TorchFunctionMode):
@@ -383,7 +399,7 @@ def _record(self: Any, *args: Any, grid: Any, warmup: bool = False, **kwargs: An
         else:
             assert isinstance(value, float), (kind, p.name, value)
             signature[p.name] = ["float"]
-    programs = grid(given) if callable(grid) else tuple(grid)
+    programs: tuple[int, ...] = grid(given) if callable(grid) else tuple(grid)  # type: ignore[assignment]
     assert programs[0] < 2**31 and all(n < 2**16 for n in programs[1:]) and min(programs) > 0, (kind, programs)
     options = {key: value for key, value in kwargs.items() if key not in names}
     half = WATCH.capability < (8, 0)
@@ -427,7 +443,7 @@ def cuda(capability: tuple[int, int] = (9, 0), memory: int = 80 << 30) -> Iterat
     """Within the block there is a CUDA device."""
     from triton.runtime.jit import JITFunction
 
-    engine = torch.autograd._engine_run_backward
+    engine = torch.autograd._engine_run_backward  # type: ignore[attr-defined]
 
     def run_engine(*args: Any, **kwargs: Any) -> Any:
         with _Mode():  # the engine's thread has no modes of its own

@@ -238,7 +238,9 @@ def test_kernel_table_has_time_and_floor():
     assert "right" in gpu.kernel_line("rope", figures) and "FAILED" in gpu.kernel_line("rope", {"failed": "x"})
     assert gpu.succeeded({"kernels": {"cases": {"rope": figures}}})
     assert not gpu.succeeded({"kernels": {"cases": {"rope": {**figures, "right": False}}}})
-    assert not gpu.succeeded({"step-1B": {"settings": [{"failed": "out of memory"}]}})
+    assert not gpu.succeeded({"step-1B": {"failed": "exit status 1"}})
+    short = {"pack_tokens": 8192, "recompute": "none", "r": 16, "dropout": 0.0, "out_of_memory": "asked for 2 GiB"}
+    assert gpu.succeeded({"step-1B": {"settings": [short]}}) and "asked for 2 GiB" in gpu.step_line("1B", short)
 
 
 def test_random_documents_fill_the_pack_exactly():
@@ -268,6 +270,20 @@ def test_step_and_drift_on_a_tiny_model():
 def test_machine_without_cuda_is_told_so():
     done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "gpu.py")], capture_output=True, text=True, check=False)
     assert done.returncode == gpu.NO_CUDA and "no CUDA device" in done.stderr
+
+
+def test_whatever_is_not_installed_is_noted_and_a_part_that_needs_it_says_so(monkeypatch):
+    monkeypatch.setattr(gpu, "PACKAGES", ("torch", "tunesmith_nobody_has_this"))
+    monkeypatch.setattr(gpu, "NEEDED", ("torch", "tunesmith_nobody_has_this"))
+    assert gpu.machine()["packages"] == {"torch": torch.__version__, "tunesmith_nobody_has_this": None}
+    assert gpu.lacking("step-8B") == ["tunesmith_nobody_has_this"] and not gpu.lacking("kernels")
+
+
+def test_a_dry_run_is_not_written_among_the_results(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--dry-run"])
+    with pytest.raises(SystemExit, match="2"):
+        gpu.main()
+    assert "needs --out" in capsys.readouterr().err
 
 
 def test_counts_are_of_rows():

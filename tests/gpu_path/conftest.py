@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-WALK = Path(__file__).resolve().parent / "walk.py"
 Walk = Callable[..., dict[str, Any]]
 
 
@@ -22,11 +21,15 @@ def walk(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
     assert request.config.cache is not None
     kept = request.config.cache.mkdir("triton")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"PYTHONPATH": str(ROOT / "src"), "TRITON_CACHE_DIR": str(kept), "OMP_NUM_THREADS": "1"}
+    environment |= {
+        "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests'}",
+        "TRITON_CACHE_DIR": str(kept),
+        "OMP_NUM_THREADS": "1",
+    }
 
     def walked(*arguments: str) -> dict[str, Any]:
         out = tmp_path_factory.mktemp("walk") / "out.json"
-        command = [sys.executable, str(WALK), str(out), *arguments]
+        command = [sys.executable, "-m", "gpu_path.walk", str(out), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert not done.returncode, done.stderr[-4000:]
         return json.loads(out.read_text())

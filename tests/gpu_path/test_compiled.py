@@ -1,4 +1,4 @@
-"""Every Triton kernel that the GPU path launches, compiled for chips that are not there, with what its launches tell the compiler.
+"""Every Triton kernel that the GPU path launches, compiled as its launches are, for chips that are not there.
 
 A kernel that is right may still be slow or not start at all: registers that spill to memory, more shared memory than a chip
 has, and loads of one number at a time where rows do not begin at multiples of 16 bytes. No interpreter sees these.

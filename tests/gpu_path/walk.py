@@ -1,6 +1,6 @@
 """Walks models of real widths and few layers through all that a GPU does, on the device that is not there.
 
-    python tests/gpu_path/walk.py OUT.json [--chips 80,90] [--sites] [CASE...]
+    PYTHONPATH=src:tests python -m gpu_path.walk OUT.json [--chips 80,90] [--sites] [CASE...]
 
 A process of its own, without Triton's interpreter. Writes what was seen at each stage of each case; with ``--chips``, what the
 compiler makes of every Triton kernel that was launched (``compiled.py``); with ``--sites``, from where the launches came. Of a
@@ -15,20 +15,14 @@ import json
 import os
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-os.environ.pop("TRITON_INTERPRET", None)
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
-
-import fake_cuda
 import torch
-from compiled import compile_all
-from fake_cuda import WATCH, weightless
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
@@ -40,10 +34,13 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+import fake_cuda
+from fake_cuda import WATCH, weightless
+from gpu_path.compiled import compile_all
 from tunesmith.engines.decode import StopRule, greedy
 from tunesmith.engines.score import Scorer
 from tunesmith.errors import ModelError
-from tunesmith.kernels.nf4 import quantize_nf4
+from tunesmith.kernels import nf4
 from tunesmith.models import nf4_load
 from tunesmith.models.device import best_device
 from tunesmith.models.fuse import fuse
@@ -56,24 +53,42 @@ from tunesmith.train.documents import make_documents
 from tunesmith.train.loop import train_steps
 
 S, F = "sliding_attention", "full_attention"
-QKV8 = {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128}
-GEMMA4 = {"head_dim": 256, "global_head_dim": 512, "tie_word_embeddings": True, "vocab_size": 262144}
+QKV8: dict[str, Any] = {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128}
+GEMMA4: dict[str, Any] = {"head_dim": 256, "global_head_dim": 512, "tie_word_embeddings": True, "vocab_size": 262144}
 GEMMA4 |= {"final_logit_softcapping": 30.0}
-WIDE = {"hidden_size": 3840, "intermediate_size": 15360, "num_attention_heads": 16, "num_key_value_heads": 8}
+WIDE: dict[str, Any] = {"hidden_size": 3840, "intermediate_size": 15360, "num_attention_heads": 16, "num_key_value_heads": 8}
 LENGTHS = (700, 512, 300, 256, 160, 120)  # tokens of the documents of the pack: 2,048
 TOKENS = sum(LENGTHS)
 
+
+def _config(kind: Any, **facts: Any) -> Any:
+    return kind(**facts)
+
+
 CONFIGS: dict[str, Callable[[int], Any]] = {  # by the number of layers, an even one
-    "llama-8b": lambda n: LlamaConfig(
-        **QKV8, hidden_size=4096, intermediate_size=14336, num_hidden_layers=n, vocab_size=128256, tie_word_embeddings=False
+    "llama-8b": lambda n: _config(
+        LlamaConfig,
+        **QKV8,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=n,
+        vocab_size=128256,
+        tie_word_embeddings=False,
     ),
-    "qwen3-8b": lambda n: Qwen3Config(
-        **QKV8, hidden_size=4096, intermediate_size=12288, num_hidden_layers=n, vocab_size=151936, tie_word_embeddings=False
+    "qwen3-8b": lambda n: _config(
+        Qwen3Config,
+        **QKV8,
+        hidden_size=4096,
+        intermediate_size=12288,
+        num_hidden_layers=n,
+        vocab_size=151936,
+        tie_word_embeddings=False,
     ),
-    "gemma3-12b": lambda n: Gemma3TextConfig(
-        **WIDE, num_hidden_layers=n, head_dim=256, layer_types=[S, F] * (n // 2), vocab_size=262208
+    "gemma3-12b": lambda n: _config(
+        Gemma3TextConfig, **WIDE, num_hidden_layers=n, head_dim=256, layer_types=[S, F] * (n // 2), vocab_size=262208
     ),
-    "gemma4-12b": lambda n: Gemma4UnifiedTextConfig(
+    "gemma4-12b": lambda n: _config(
+        Gemma4UnifiedTextConfig,
         **GEMMA4,
         **WIDE,
         num_hidden_layers=n,
@@ -82,8 +97,9 @@ CONFIGS: dict[str, Callable[[int], Any]] = {  # by the number of layers, an even
         attention_k_eq_v=True,
         sliding_window=1024,
     ),
-    "gemma4-e2b": lambda n: Gemma4TextConfig(
-        **GEMMA4,
+    "gemma4-e2b": lambda n: _config(
+        Gemma4TextConfig,
+        **{**GEMMA4, "vocab_size": 32768},
         hidden_size=1536,
         intermediate_size=6144,
         num_hidden_layers=n,
@@ -92,20 +108,19 @@ CONFIGS: dict[str, Callable[[int], Any]] = {  # by the number of layers, an even
         num_key_value_heads=1,
         num_kv_shared_layers=n // 2,
         hidden_size_per_layer_input=256,
-        vocab_size_per_layer_input=1024,
+        vocab_size_per_layer_input=32768,  # an eighth: this table lies in the memory of the host
         sliding_window=512,
         use_double_wide_mlp=True,
     ),
-    "qwen3-moe": lambda n: Qwen3MoeConfig(
+    "qwen3-moe": lambda n: _config(
+        Qwen3MoeConfig,
         hidden_size=2048,
         moe_intermediate_size=768,
         intermediate_size=6144,
         num_hidden_layers=n,
         num_experts=16,
         num_experts_per_tok=8,
-        num_attention_heads=32,
-        num_key_value_heads=4,
-        head_dim=128,
+        **{**QKV8, "num_key_value_heads": 4},
         vocab_size=151936,
     ),
 }
@@ -258,9 +273,9 @@ def quantised() -> dict[str, Any]:
     """One weight of four million numbers, as a loader quantises it."""
     with fake_cuda.cuda():
         weight = torch.empty(1024, 4096, dtype=torch.bfloat16, device="cuda")
-        quantize_nf4(weight)  # fills the tables
+        nf4.quantize_nf4(weight)  # fills the tables
         WATCH.reset()
-        quantize_nf4(weight)
+        nf4.quantize_nf4(weight)
         return WATCH.figures()
 
 
@@ -273,7 +288,7 @@ def seen_by_the_device() -> dict[str, Any]:
         host = torch.ones(1000)
         found: dict[str, Any] = {}
         try:
-            weight @ host
+            _ = weight @ host
         except RuntimeError as error:
             found["mixed"] = str(error)
         x = host.to("cuda")
@@ -289,6 +304,7 @@ def seen_by_the_device() -> dict[str, Any]:
 
 def main() -> None:
     """Walk the cases that were named, or all."""
+    assert "TRITON_INTERPRET" not in os.environ, "kernels that are interpreted cannot be recorded"
     out, *given = sys.argv[1:]
     chips: list[int] = []
     if "--chips" in given:
@@ -297,11 +313,11 @@ def main() -> None:
         del given[at : at + 2]
     if "--sites" in given:
         given.remove("--sites")
-        WATCH.sites = type(WATCH.launches)()
+        WATCH.sites = Counter()
     torch.set_num_threads(1)
     quantise = quantised()
     # A weight in one piece: thousands of small ones are counted above, and would take most of the time here.
-    sys.modules["tunesmith.kernels.nf4"]._QUANTIZE_PIECE = 2**28
+    nf4._QUANTIZE_PIECE = 2**28
     cases = {name: walk(CASES[name]) for name in given or CASES}
     found = {"device": seen_by_the_device(), "quantise": quantise, "cases": cases, "kernels": list(WATCH.kernels.values())}
     found["compiled"] = compile_all(found["kernels"], chips)
