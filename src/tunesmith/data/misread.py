@@ -40,7 +40,8 @@ class Misread:
         whole = b"" if data is None else data.to_pybytes()
         if self._reasoning is not None and reasoning.may_hold(whole):
             self._reasoning.add(rows, first)
-        if rows[0].kind == "text" and rendered_text.may_hold(whole):  # a source has one kind of rows
+        # Each path of a source has a kind of its own, and one batch may hold rows of several.
+        if any(row.kind == "text" for row in rows) and rendered_text.may_hold(whole):
             self._rendered.add(rows, first)
         self._tools.add(rows, first)
 

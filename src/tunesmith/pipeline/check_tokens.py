@@ -32,10 +32,9 @@ def tokens_of(model: str, template: Path | None, max_length: int | None) -> "Tok
 
 def dated(renderer: Renderer, rows: int) -> dict[str, int]:
     """What is to be said of rows into which the template writes the date of the day; nothing where it writes none."""
-    frozen = renderer.frozen_template
-    if frozen is None or frozen.date is None or not rows:
+    if renderer.date is None or not rows:
         return {}
-    return {f"the chat template writes the date, here {frozen.date}; a run keeps the one of its first rendering": rows}
+    return {f"the chat template writes the date, here {renderer.date}; a run keeps the one of its first rendering": rows}
 
 
 class Tokens:
@@ -64,7 +63,7 @@ class Tokens:
                 self._supervised.append(rendered.supervised_tokens)
                 self._notes.update(rendered.notes)
             self._seen += 1
-        if self._renderer.frozen_template is not None and self._renderer.frozen_template.date is not None:
+        if self._renderer.date is not None:
             first = self._seen - len(rows)
             self._own_dates += [number for number, row in enumerate(rows, first) if names_date(row)]
 

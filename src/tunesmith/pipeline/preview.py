@@ -52,7 +52,7 @@ def preview(
     first = list(itertools.islice(reader, rows))
     previewed = Preview(shown(renderer, Conversation.of(row), row.id, row.place) for row in first)
     previewed.lines = lines_of(reader, first)
-    previewed.dated = None if renderer.frozen_template is None else renderer.frozen_template.date
+    previewed.dated = renderer.date
     return previewed
 
 
