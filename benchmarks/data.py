@@ -218,7 +218,7 @@ Claim = tuple[str, str, float]
 MEASUREMENTS: dict[str, tuple[Callable[..., Figures], int | None, list[Claim]]] = {
     "check": (measure_check, 1, [("megabytes_per_second", ">=", 30), ("peak_megabytes", "<=", 700)]),
     "convert": (measure_convert, 1, [("megabytes_per_second", ">=", 30), ("peak_megabytes", "<=", 700)]),
-    "near": (measure_near, 2, [("seconds_per_million", "<=", 600), ("peak_megabytes", "<=", 4000)]),
+    "near": (measure_near, 2, [("seconds_per_million", "<=", 60), ("peak_megabytes", "<=", 700)]),
     "render": (measure_render, None, [("ratio", ">=", 0.8)]),
     "pack": (measure_pack, 1, [("seconds", "<=", 10)]),
 }

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.data import minhash, near
+from tunesmith.data.kept_texts import KeptTexts
 from tunesmith.data.minhash import band_shape, meeting, shingles
 from tunesmith.data.near import NearDuplicates, question
 from tunesmith.data.normalize import normalized
@@ -206,3 +207,20 @@ def test_the_curve_in_the_essay_is_the_curve_of_the_bands():
         assert meeting(float(similarity), 21, 6) == pytest.approx(float(said), abs=0.006)
     for threshold in (0.1, 0.5, 0.9, 0.97, 1.0):
         assert meeting(threshold, *band_shape(threshold)) >= minhash.RECALL
+
+
+def test_a_bit_more_than_chance_is_no_agreement():
+    rng = random.Random(8)
+    signatures = minhash.signatures([_text(rng).encode() for _ in range(200)], np.empty(0, np.uint64))
+    assert signatures.nbytes == 200 * 256
+    assert minhash.agreement(signatures, np.arange(199), np.arange(1, 200)).mean() < 0.01
+
+
+@pytest.mark.parametrize("size", [1, 700, 5000])
+def test_kept_texts_are_what_was_added(size):
+    texts = [f"{'' if number % 3 else chr(0)}ÿ{chr(0xD800)}\n{number}" for number in range(5000)]
+    kept = KeptTexts()
+    for start in range(0, len(texts), size):
+        kept.add(texts[start : start + size])
+    wanted = {0, 2047, 2048, 4095, 4096, 4999}
+    assert kept.get(wanted) == {number: texts[number] for number in wanted}

@@ -196,3 +196,9 @@ def test_memory_a_row_is_below_100_bytes():
         held.append(tracemalloc.get_traced_memory()[0])
     tracemalloc.stop()
     assert held[-1] - held[1] < 100 * 4 * 2048
+
+
+def test_a_rendered_text_is_found_after_rows_of_another_kind():
+    rows = [ask(1, "q", "a"), row(2, ("assistant", "<|im_start|>user\nq<|im_end|>\n"), kind="text")]
+    assert findings(report(rows))["rendered-template"].count == 1
+    assert findings(report(rows[::-1]))["rendered-template"].count == 1

@@ -162,6 +162,11 @@ class Renderer:
         return self.vocabulary.restore_controls(self._template.run(*self._template.prepare(messages, tools), generate=generate))
 
     @property
+    def date(self) -> str | None:
+        """The date that the template writes into every conversation, ``2026-11-28``; None where it writes none."""
+        return None if self.frozen_template is None else self.frozen_template.date
+
+    @property
     def text_begin(self) -> list[int]:
         """The token that the tokenizer itself begins a plain text with, or none."""
         return list(self.tokenizer("").input_ids)[:1]

@@ -3,6 +3,7 @@
 The size is what stays in the processor's cache with its values; what a row means is the reader's business.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,3 +33,17 @@ class Chunk:
     part: str | None = None
     entry: int = 0
     notes: tuple[str, ...] = ()
+
+
+def gathered(unit: str, rows: Iterator[tuple[int, Any]]) -> Iterator[tuple[str, list[int], list[Any]]]:
+    """Numbered rows by 2,048: what one of them is called, their numbers, the rows."""
+    numbers: list[int] = []
+    items: list[Any] = []
+    for number, item in rows:
+        numbers.append(number)
+        items.append(item)
+        if len(items) == CHUNK_ROWS:
+            yield unit, numbers, items
+            numbers, items = [], []
+    if items:
+        yield unit, numbers, items

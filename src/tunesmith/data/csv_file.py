@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.chunk import CHUNK_ROWS
 from tunesmith.data.problems import RowError, Unreadable
 from tunesmith.data.strict_json import MAX_LINE
 from tunesmith.errors import DataError
@@ -33,8 +32,8 @@ def checked_delimiter(name: str) -> str:
 
 def csv_rows(
     lines: Iterator[str], path: Path, usual: str, delimiter: str | None, notes: list[str]
-) -> Iterator[tuple[str, list[int], list[Any]]]:
-    """Chunks of rows: ``line``, their numbers, and an object a row.
+) -> Iterator[tuple[int, Any]]:
+    """The line that each row begins in, and the row as an object.
 
     Args:
         lines: of the file, with their line breaks.
@@ -55,8 +54,6 @@ def csv_rows(
     csv.field_size_limit(MAX_LINE)
     reader = csv.reader(itertools.chain(head, lines), delimiter=delimiter, strict=True)
     header: list[str] | None = None
-    numbers: list[int] = []
-    items: list[Any] = []
     while True:
         number = reader.line_num + 1
         try:
@@ -68,19 +65,12 @@ def csv_rows(
                 message = f"{path}: line {number}: {error}; a quote is probably left open there"
                 raise DataError(message, "close it, and double the quotes inside a cell") from error
             hint = "double the quotes inside a quoted cell, and close every one"
-            cells, fault = [], RowError("$", "bad-csv", f"{error}, in the row that begins here", hint)
-            items.append(Unreadable(fault, b""))
+            yield number, Unreadable(RowError("$", "bad-csv", f"{error}, in the row that begins here", hint), b"")
         else:
             if header is None:
                 header = _header(cells, path, delimiter) if cells else None
                 continue
-            items.append(_row(header, cells))
-        numbers.append(number)
-        if len(items) == CHUNK_ROWS:
-            yield "line", numbers, items
-            numbers, items = [], []
-    if items:
-        yield "line", numbers, items
+            yield number, _row(header, cells)
 
 
 def _told(head: list[str], usual: str) -> str:

@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.chunk import CHUNK_ROWS
 from tunesmith.errors import DataError
 
 
-def excel_rows(path: Path, notes: list[str]) -> Iterator[tuple[str, list[int], list[Any]]]:
-    """Chunks of rows: ``row``, their numbers in the sheet, and an object a row.
+def excel_rows(path: Path, notes: list[str]) -> Iterator[tuple[int, Any]]:
+    """The number of each row in the sheet, and the row as an object.
 
     Raises:
         DataError: no workbook, no sheet with rows or several, or a header that is none.
@@ -33,21 +32,13 @@ def excel_rows(path: Path, notes: list[str]) -> Iterator[tuple[str, list[int], l
         raise DataError(f"{path}: {len(filled)} sheets with rows, expected one: {names}", "save the sheet of the rows as CSV")
     notes.append(f"{path.name}: sheet {filled[0].name!r}, the first row names the columns, every cell is read as text")
     header: list[str] | None = None
-    numbers: list[int] = []
-    items: list[Any] = []
     start = filled[0].start or (0, 0)
     for number, values in enumerate(filled[0].iter_rows(), start=start[0] + 1):
         cells = [_text(value) for value in values]
         if header is None:
             header = _header(cells, path) if any(cells) else None
             continue
-        items.append({name: cell for name, cell in zip(header, cells, strict=False) if cell and name} or b"")
-        numbers.append(number)
-        if len(items) == CHUNK_ROWS:
-            yield "row", numbers, items
-            numbers, items = [], []
-    if items:
-        yield "row", numbers, items
+        yield number, {name: cell for name, cell in zip(header, cells, strict=False) if cell and name} or b""
 
 
 def _header(cells: list[str], path: Path) -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data import compressed
-from tunesmith.data.chunk import CHUNK_ROWS, Chunk
+from tunesmith.data.chunk import CHUNK_ROWS, Chunk, gathered
 from tunesmith.data.csv_file import csv_rows
 from tunesmith.data.encoding import as_utf8, byte_encoding
 from tunesmith.data.excel import excel_rows
@@ -314,7 +314,7 @@ def _file_chunks(file: File, wanted: Set[str], options: TextOptions) -> Iterator
         return
     notes: list[str] = []
     if file.format == "excel":
-        for unit, numbers, items in excel_rows(file.path, notes):
+        for unit, numbers, items in gathered("row", excel_rows(file.path, notes)):
             yield Chunk(f"{prefix}{unit}", numbers, items, 0)
         yield Chunk(f"{prefix}row", range(0), [], file.size(), notes=tuple(notes))
         return
@@ -352,7 +352,8 @@ def _text_rows(
         yield from _numbered(unit, _lines(texts) if unit == "line" else ([element] for element in texts))
     else:
         usual = "," if file.format == "csv" else "\t"
-        yield from csv_rows(_text_lines(blocks, file.path), file.path, usual, options.delimiter, notes)
+        rows = csv_rows(_text_lines(blocks, file.path), file.path, usual, options.delimiter, notes)
+        yield from gathered("line", rows)
 
 
 def _numbered(unit: str, lists: Iterator[list[Any]]) -> Iterator[tuple[str, range, list[Any]]]:

@@ -35,11 +35,10 @@ def settle_template(run: RunDir, recipe: Recipe) -> BaseModel:
     known = run.manifest().moment
     moment = datetime.now().replace(microsecond=0) if known is None else datetime.fromisoformat(known)
     renderer = replace(open_base(recipe), moment=moment).renderer
-    frozen = renderer.frozen_template
-    if frozen is not None and frozen.date is not None:
+    if renderer.date is not None:
         replace(run.manifest(), moment=moment.isoformat()).write(run.manifest_file)
         since = "from now on" if known is None else "since its first rendering"
-        logger.info(f"render: the chat template writes a date; in this run it is {frozen.date}, {since}")
+        logger.info(f"render: the chat template writes a date; in this run it is {renderer.date}, {since}")
     write_text(run.template_file, renderer.template)
     return base_of(run, recipe)
 

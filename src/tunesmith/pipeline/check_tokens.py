@@ -30,17 +30,11 @@ def tokens_of(model: str, template: Path | None, max_length: int | None) -> "Tok
     return Tokens(open_base(model, text).renderer, model, max_length)
 
 
-def date_of(renderer: Renderer) -> str | None:
-    """The day that the template writes into every row; None where it writes none."""
-    return None if renderer.frozen_template is None else renderer.frozen_template.date
-
-
 def dated(renderer: Renderer, rows: int) -> dict[str, int]:
     """What is to be said of rows into which the template writes the date of the day; nothing where it writes none."""
-    date = date_of(renderer)
-    if date is None or not rows:
+    if renderer.date is None or not rows:
         return {}
-    return {f"the chat template writes the date, here {date}; a run keeps the one of its first rendering": rows}
+    return {f"the chat template writes the date, here {renderer.date}; a run keeps the one of its first rendering": rows}
 
 
 class Tokens:
@@ -53,7 +47,7 @@ class Tokens:
         self._supervised: list[int] = []
         self._rows: list[int] = []
         self._seen = 0
-        self._own_dates = OwnDates(date_of(renderer))
+        self._own_dates = OwnDates(renderer.date)
         self._notes: Counter[str] = Counter()
         self._refusals: list[tuple[int, str]] = []
 

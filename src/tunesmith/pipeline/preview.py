@@ -51,7 +51,7 @@ def preview(
     renderer = open_base(model, None if template is None else template_text(template)).renderer
     first = list(itertools.islice(reader, rows))
     previewed = Preview(shown(renderer, Conversation.of(row), row.id, row.place) for row in first)
-    previewed.dated = None if renderer.frozen_template is None else renderer.frozen_template.date
+    previewed.dated = renderer.date
     previewed.lines = lines_of(reader, first, previewed.dated)
     if len(first) == rows:
         previewed.lines += ("rows after these were not looked at, and may be bad: tunesmith check DATA looks at all",)
