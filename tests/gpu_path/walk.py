@@ -316,8 +316,6 @@ def main() -> None:
         WATCH.sites = Counter()
     torch.set_num_threads(1)
     quantise = quantised()
-    # A weight in one piece: thousands of small ones are counted above, and would take most of the time here.
-    nf4._QUANTIZE_PIECE = 2**28
     cases = {name: walk(CASES[name]) for name in given or CASES}
     found = {"device": seen_by_the_device(), "quantise": quantise, "cases": cases, "kernels": list(WATCH.kernels.values())}
     found["compiled"] = compile_all(found["kernels"], chips)
