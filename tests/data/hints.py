@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from tunesmith import cli
-from tunesmith.data.read import ReadOptions
+from tunesmith.data.read import AS_FOUND, ReadOptions
 from tunesmith.recipe.data import Data
 
 _WORD = r"'[^']*'|[^\s,;()]+"
@@ -72,9 +72,11 @@ def faults_of(text):
 
 
 def read_as_typed(text):
-    """The options of reading that the runs of a text come to, each by itself; what is a second step is none of them."""
+    """The options of reading that the runs of a text come to, each by itself; a second step, or rows set aside, are none."""
     given = (typed(["DATA", *words]) for words in options_in(_COMMAND.sub("", text.split("; then ")[0])) if len(words) > 1)
     names = {"format": "format", "encoding": "encoding", "delimiter": "delimiter", "turns": "turns", "take": "take"}
     for parameters in filter(None, given):
         columns = dict(column.split("=", 1) for column in parameters["column"] or ())
-        yield ReadOptions(**{ours: parameters[theirs] for ours, theirs in names.items()}, columns=columns or None)
+        options = ReadOptions(**{ours: parameters[theirs] for ours, theirs in names.items()}, columns=columns or None)
+        if options != AS_FOUND:
+            yield options

@@ -175,7 +175,7 @@ def test_an_nf4_base_is_compared_as_it_was_trained(tiny_run, tmp_path, monkeypat
     """The reference dequantises, the merge into the trained weights does too; into the original it does not."""
     shutil.copytree(tiny_run.path, tmp_path / "run")
     run = RunDir(tmp_path / "run")
-    text = run.recipe_file.read_text().replace("base: fp32", "base: nf4").replace("compute: auto", "compute: fp32")
+    text = run.recipe_file.read_text().replace("base: fp32", "base: nf4").replace("\ncompute: auto", "\ncompute: fp32")
     write_text(run.recipe_file, text)
     recipe, scratch = run.recipe(), tmp_path / "scratch"
     merging = planned(run, recipe, recipe.lora)[0]

@@ -231,7 +231,7 @@ def _flash(q_THK: Tensor, k_nGK: Tensor, v_nGK: Tensor, reaches: Sequence[Reach]
     if seen is not None:
         k_nGK, v_nGK = k_nGK[seen], v_nGK[seen]
     window = (-1 if scoring.window is None else scoring.window - 1, 0)
-    options: dict[str, Any] = {"scale": scoring.scale, "window_size": window}
+    options: dict[str, float | bool | tuple[int, int]] = {"scale": scoring.scale, "window_size": window}
     if "enable_gqa" in inspect.signature(on_gpu.varlen_attn).parameters:  # since PyTorch 2.12; 2.11 shares keys without asking
         options["enable_gqa"] = q_THK.shape[1] != k_nGK.shape[1]
     return on_gpu.varlen_attn(q_THK, k_nGK, v_nGK, *borders, *longest, **options)  # type: ignore[return-value]

@@ -190,7 +190,7 @@ def nf4_matmul(
     assert xA_TR.stride(1) == 1 and B_OR.stride(1) == 1 and xA_TR.dtype == x_TI.dtype, (xA_TR.stride(), B_OR.stride())
     rank = 0 if update is None else B_OR.shape[1]
     tile_T = min(max(triton.next_power_of_2(tokens), 16), 64)
-    tiles: dict[str, Any] = {"TILE_T": tile_T, "TILE_O": TILE_O, "TILE_R": 16 if rank <= 16 else 32}
+    tiles = {"TILE_T": tile_T, "TILE_O": TILE_O, "TILE_R": 16 if rank <= 16 else 32}
     which = {"ALIGNED": inputs % BLOCK == 0, "HAS_ADAPTER": rank > 0, "HAS_BIAS": bias_O is not None}
     tensors = (x_TI, q.packed, q.absmax, q.nested_absmax, q.nested_map, values(x_TI.device), y_TO)
     added = (xA_TR, B_OR, x_TI if bias_O is None else bias_O)
