@@ -41,6 +41,7 @@ class _Lazy:
 
 _verbs, _stage, _lines = (_Lazy(f"tunesmith.pipeline.{name}") for name in ("verbs", "stage", "lines"))
 _recipe, _check_page = _Lazy("tunesmith.recipe"), _Lazy("tunesmith.report.check_page")
+_targets = _Lazy("tunesmith.data.targets")
 _preview_page, _preview_text = _Lazy("tunesmith.report.preview_page"), _Lazy("tunesmith.cli.preview_text")
 _text, _status_text, _export_text = (_Lazy(f"tunesmith.cli.{name}") for name in ("text", "status_text", "export_text"))
 
@@ -115,7 +116,12 @@ Take = Annotated[
     Literal["chosen"] | None, typer.Option("--take", help="Read the good answers of preference data (chosen and rejected).")
 ]
 Quarantine = Annotated[
-    Path | None, typer.Option("--quarantine", metavar="FILE", help="Keep bad rows in FILE with their reasons, and go on.")
+    Path | None,
+    typer.Option(
+        "--quarantine",
+        metavar="FILE",
+        help="Keep bad rows in FILE with their reasons, and go on; an earlier such FILE is replaced.",
+    ),
 ]
 Model = Annotated[
     str | None, typer.Option("--model", help="Hub id, directory or .gguf file: render every row with its template.")
@@ -149,6 +155,9 @@ def check(
     """Look at data: bad rows, duplicates, lengths, labels, secrets. Needs no recipe."""
     if model is None and (max_length is not None or template is not None):
         raise typer.BadParameter("--max-length and --template need --model", param_hint="--model")
+    if page is not None:
+        read = (source, benchmark, template, quarantine)
+        _targets.refuse_target(page, [path for path in read if path is not None], _targets.PAGE)
     report = _stage.module_of("check").check(
         source,
         _read_options(format, column, quarantine, encoding, delimiter, turns, reasoning, take),
@@ -233,6 +242,8 @@ def preview(
     page: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the rows as an HTML page, in colours.")] = None,
 ) -> None:
     """Show rows as a model's template writes them: what is supervised, what is context, what are control tokens."""
+    if page is not None:
+        _targets.refuse_target(page, [source, model, *([] if template is None else [template])], _targets.PAGE)
     shown = _stage.module_of("preview").preview(
         source,
         model,

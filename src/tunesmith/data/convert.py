@@ -14,6 +14,7 @@ import orjson
 
 from tunesmith.data.meaning import Meaning
 from tunesmith.data.read import AS_FOUND, Reader, ReadOptions
+from tunesmith.data.targets import refuse_target
 from tunesmith.errors import DataError
 from tunesmith.messages import Message
 from tunesmith.rundir.records.check import Conversion
@@ -54,8 +55,8 @@ def convert(
     if target.suffix != ".jsonl":
         raise DataError(f"{target}: the name ends in {target.suffix or 'nothing'}, expected .jsonl", "convert writes JSONL")
     reader = Reader(source, options, rejected, progress)
-    if any(file.path.resolve() == target.resolve() for file in reader.source.files):
-        raise DataError(f"{target}: is also the source", "write to another file")
+    others = (options.requests, rejected)
+    refuse_target(target, [*(file.path for file in reader.source.files), *(path for path in others if path is not None)])
     meaning = Meaning(reasoning_is_text=options.reasoning == "keep")
     temporary = target.with_name(f"{target.name}.part")
     try:

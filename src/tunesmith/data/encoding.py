@@ -77,8 +77,11 @@ def as_utf8(blocks: Iterator[bytes], path: Path, encoding: str | None, notes: li
             text = decoder.decode(first, final=not first)
         if text:
             yield text.encode("utf-8", "surrogatepass")
-    except UnicodeDecodeError as error:
-        message = f"{path}: not {encoding}: {error.reason} after byte {before + error.start:,}"
+    except UnicodeError as error:
+        # Some codecs (UTF-16 without a mark) raise the plain error, which has no place.
+        placed = isinstance(error, UnicodeDecodeError)
+        why = f"{error.reason} after byte {before + error.start:,}" if placed else str(error)
+        message = f"{path}: not {encoding}: {why}"
         raise DataError(
             message, "name the one that it is in: --encoding NAME (data.encoding), such as cp1252, cp1250 or latin-1"
         ) from error

@@ -42,6 +42,7 @@ from tunesmith.data.reasoning import Mode
 from tunesmith.data.row_hash import content_hash
 from tunesmith.data.source import Chunk, Rows, Source, TextOptions, chunks, find
 from tunesmith.data.strict_json import MAX_LINE, diagnosed, loads
+from tunesmith.data.targets import SET_ASIDE, refuse_target
 from tunesmith.data.turn_order import ordered, with_way_out
 from tunesmith.errors import DataError
 from tunesmith.messages import Message, Tools
@@ -102,7 +103,7 @@ class Reader:
         entry: the number of the path that the last batch comes from, where several were named.
 
     Raises:
-        DataError: nothing to read there, or an option that does not fit.
+        DataError: nothing to read there, an option that does not fit, or a file for bad rows that is none.
     """
 
     def __init__(
@@ -116,12 +117,17 @@ class Reader:
         self.source = source if isinstance(source, Source) else find(source)
         self.total_bytes = sum(file.size() for file in self.source.files)
         self._rejected = rejected if options.on_bad_row == "quarantine" else None
+        if self._rejected is not None:
+            refuse_target(self._rejected, [file.path for file in self.source.files], SET_ASIDE)
         self.progress = progress
         named = options.format is not None or options.columns is not None
         self._info = None if named or len(self.source.files) != 1 else info_beside(self.source.files[0].path)
         self._columns = options.columns or (self._info.columns if self._info is not None else {})
         encoding, delimiter = options.encoding, options.delimiter
-        self._text = TextOptions(encoding and checked_encoding(encoding), delimiter and checked_delimiter(delimiter))
+        self._text = TextOptions(
+            None if encoding is None else checked_encoding(encoding),
+            None if delimiter is None else checked_delimiter(delimiter),
+        )
         self.source.refuse_options(self._text)
         self._start()
 

@@ -154,6 +154,10 @@ def find(source: Rows) -> Source:
     if path.is_dir():
         return _directory(path)
     if path.exists():
+        if not path.is_file():
+            raise DataError(
+                f"{path}: is no regular file, and rows are read more than once", "save them to a file, and name that"
+            )
         kind = _format(path)
         if kind is None:
             hint = "save the rows as JSONL or CSV: one example a row, with what is asked and what is answered"
