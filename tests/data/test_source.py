@@ -249,6 +249,7 @@ def test_damaged_files(tmp_path, name, make, words):
         ("nul-byte", b"a,\0\n"),
         ("not-utf8", "é,".encode() + b"\xff\n"),
         ("missing-column", b"a,\n"),
+        ("space-before-quote", b'"a", "c"\n'),
     ],
 )
 def test_bad_rows_of_csv(tmp_path, code, line):

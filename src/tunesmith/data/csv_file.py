@@ -117,6 +117,14 @@ def _row(header: list[str], cells: list[str]) -> Any:
         message = f"{len(cells)} cells, the first line names {len(header)} columns"
         bad = RowError("$", "ragged-row", message, "put quotes around text that holds the separator or a line break")
         return Unreadable(bad, raw.encode("utf-8", "surrogateescape"))
+    if ', "' in raw or raw.startswith(' "'):
+        for name, cell in zip(header, cells, strict=True):
+            if cell.startswith(' "') and cell.endswith('"'):
+                message = "the cell begins with a space before its quote, so space and quotes would be text"
+                bad = RowError(
+                    f"$.{name}", "space-before-quote", message, "remove the spaces between the separator and the quotes"
+                )
+                return Unreadable(bad, raw.encode("utf-8", "surrogateescape"))
     if not raw.isascii() or "\0" in raw:
         for name, cell in zip(header, cells, strict=True):
             if "\0" in cell:

@@ -26,7 +26,7 @@ def excel_rows(path: Path, notes: list[str]) -> Iterator[tuple[int, Any]]:
         sheets = [book.get_sheet_by_name(name) for name in book.sheet_names]
     except calamine.CalamineError as error:
         raise DataError(f"{path}: not a whole Excel workbook ({error!s:.120})", "save it again, as .xlsx or as CSV") from error
-    filled = [sheet for sheet in sheets if sheet.total_height > 1]
+    filled = [sheet for sheet in sheets if sheet.end is not None and sheet.end[0] > (sheet.start or (0, 0))[0]]
     if len(filled) != 1:
         names = ", ".join(sheet.name for sheet in filled) or "none"
         raise DataError(f"{path}: {len(filled)} sheets with rows, expected one: {names}", "save the sheet of the rows as CSV")
@@ -38,7 +38,7 @@ def excel_rows(path: Path, notes: list[str]) -> Iterator[tuple[int, Any]]:
         if header is None:
             header = _header(cells, path) if any(cells) else None
             continue
-        yield number, {name: cell for name, cell in zip(header, cells, strict=False) if cell and name} or b""
+        yield number, {name: cell for name, cell in zip(header, cells, strict=False) if cell} or b""  # "" is a column, ignored
 
 
 def _header(cells: list[str], path: Path) -> list[str]:
