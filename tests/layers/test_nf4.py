@@ -34,7 +34,7 @@ def _theirs(layer):
 
 @pytest.fixture(autouse=True)
 def no_buffers(monkeypatch):
-    monkeypatch.setattr(nf4, "_dense", {})
+    monkeypatch.setattr(nf4.DENSE, "runs", {})
 
 
 def test_dense_weights_share_one_buffer_that_grows():
@@ -44,8 +44,8 @@ def test_dense_weights_share_one_buffer_that_grows():
     large.dense(torch.float32)
     again = small.dense(torch.float32)
     assert again.data_ptr() == large.dense(torch.float32).data_ptr()
-    assert [t.numel() for t in nf4._dense.values()] == [1400]
-    assert small.dense(torch.bfloat16).dtype == torch.bfloat16 and len(nf4._dense) == 2
+    assert [t.numel() for t in nf4.DENSE.runs.values()] == [1400]
+    assert small.dense(torch.bfloat16).dtype == torch.bfloat16 and len(nf4.DENSE.runs) == 2
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 5])
@@ -164,7 +164,7 @@ def test_an_expert_is_its_part_of_the_whole(shape, dtype):
     for number, expected in enumerate(whole):
         found = weight.expert(number, dtype)
         assert torch.equal(found, expected) and found.is_contiguous()
-    assert max(len(t) for t in nf4._dense.values()) == whole.numel()  # made once by dense(); no expert needed more
+    assert max(len(t) for t in nf4.DENSE.runs.values()) == whole.numel()  # made once by dense(); no expert needed more
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 7), (4, 64, 320), (2, 400, 401)])

@@ -28,10 +28,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from tunesmith.layers.gate import Gate, wide
+from tunesmith.layers.nf4 import SharedBuffer
 
 ALIGNED = 16  # elements of a row are a multiple of it
 EIGHT = 8  # 16 bytes of bf16, where every operand has to begin
-_augmented: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+_AUGMENTED = SharedBuffer()  # of ``[W | scale B]``, which is filled from what stands in the buffer of dense weights
 
 
 class Projection(NamedTuple):
@@ -96,23 +97,13 @@ class _Operand:
             self.A_ERI = (functional.pad(A_ERI, (0, 0, 0, spare)) if spare else A_ERI).to(dtype)
             columns = inputs + rank + spare
             shape = (experts, columns, outputs) if part.transposed else (experts, outputs, columns)
-            both = _buffer(weight.device, dtype, experts * outputs * columns).view(shape)
+            both = _AUGMENTED.first(weight.device, dtype, experts * outputs * columns).view(shape)
             whole_EOZ = both.mT if part.transposed else both
             whole_EOZ[..., :inputs] = weight.mT if part.transposed else weight
             whole_EOZ[..., inputs + rank :] = 0
             torch.mul(B_EOR, part.scale, out=whole_EOZ[..., inputs : inputs + rank])
             weight = both
         self.right_EZO = weight if part.transposed else weight.mT
-
-
-def _buffer(device: torch.device, dtype: torch.dtype, count: int) -> Tensor:
-    """The first ``count`` elements of a buffer that all layers share, which grows when it is too small."""
-    key = (device, dtype)
-    if key not in _augmented or _augmented[key].numel() < count:
-        _augmented.pop(key, None)
-        with torch.inference_mode(False):  # one born in inference mode could not be written outside of it
-            _augmented[key] = torch.empty(count, dtype=dtype, device=device)
-    return _augmented[key][:count]
 
 
 def _multiply(x_UI: Tensor, part: Projection, operand: _Operand, order: _Order) -> tuple[Tensor, Tensor | None]:

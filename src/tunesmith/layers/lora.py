@@ -55,7 +55,7 @@ from tunesmith.kernels.rms_norm import rms_norm_backward, rms_norm_forward
 from tunesmith.layers.context import InStep
 from tunesmith.layers.dropout import Mask, add_dropped_, draw_mask, drop
 from tunesmith.layers.half import HalfNF4Linear
-from tunesmith.layers.nf4 import NF4Linear, dense_buffer
+from tunesmith.layers.nf4 import DENSE, NF4Linear
 
 ALIGNED = 16  # elements; Triton takes a stride as aligned where it is a multiple of 16, cuBLAS where it is one of 16 bytes
 
@@ -317,7 +317,7 @@ class LoRAGroup:
             weight_MZ = self._own_augmented(shape, dtype)
             self._once_a_step("B", keep, lambda: self._fill_columns(weight_MZ[:, inputs:], keep))
             return weight_MZ
-        weight_MZ = dense_buffer(device, dtype, math.prod(shape)).view(shape)
+        weight_MZ = DENSE.first(device, dtype, math.prod(shape)).view(shape)
         for layer, rows, _ in self._slices():
             weight_OI = weight_MZ[rows, :inputs]
             if layer.quantized is None:

@@ -39,17 +39,25 @@ from tunesmith.kernels.nf4 import (
 )
 
 QUANT_STATE = "quant_state.bitsandbytes__nf4"
-_dense: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
 
-def dense_buffer(device: torch.device, dtype: torch.dtype, count: int) -> Tensor:
-    """The first ``count`` elements of the process-wide buffer, which grows when it is too small."""
-    key = (device, dtype)
-    if key not in _dense or _dense[key].numel() < count:
-        _dense.pop(key, None)
-        with torch.inference_mode(False):  # a buffer born in inference mode could not be written outside of it
-            _dense[key] = torch.empty(count, dtype=dtype, device=device)
-    return _dense[key][:count]
+class SharedBuffer:
+    """Memory that all layers of the process write to in turn, one run of elements a device and dtype."""
+
+    def __init__(self) -> None:
+        self.runs: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def first(self, device: torch.device, dtype: torch.dtype, count: int) -> Tensor:
+        """The first ``count`` elements; the run grows when it is too small."""
+        key = (device, dtype)
+        if key not in self.runs or self.runs[key].numel() < count:
+            self.runs.pop(key, None)
+            with torch.inference_mode(False):  # a buffer born in inference mode could not be written outside of it
+                self.runs[key] = torch.empty(count, dtype=dtype, device=device)
+        return self.runs[key][:count]
+
+
+DENSE = SharedBuffer()  # of dequantised weights
 
 
 class NF4Weight(nn.Module):
@@ -135,7 +143,7 @@ class NF4Weight(nn.Module):
         """
         with torch.no_grad():
             if out is None:
-                out = dense_buffer(self.device, dtype, self.numel()).view(self.shape)
+                out = DENSE.first(self.device, dtype, self.numel()).view(self.shape)
             return dequantize_nf4(self.q, dtype, out)
 
     def expert(self, number: int, dtype: torch.dtype) -> Tensor:
@@ -152,7 +160,7 @@ class NF4Weight(nn.Module):
         size = self.shape[1] * self.shape[2]
         part, place = nf4_part(self.q, number * size, (number + 1) * size)
         with torch.no_grad():
-            run = dequantize_nf4(part, dtype, dense_buffer(self.device, dtype, part.numel()))
+            run = dequantize_nf4(part, dtype, DENSE.first(self.device, dtype, part.numel()))
         return run[place:].view(self.shape[1:])
 
     def _apply(self, fn: Any, recurse: bool = True) -> "NF4Weight":
