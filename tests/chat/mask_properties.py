@@ -25,7 +25,7 @@ def conversations(draw, facts, words=words):
             messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
             result = f"tool{len(messages)} {draw(words)} t"
             messages.append({"role": "tool", "tool_call_id": call["id"], "content": result})
-            if draw(st.booleans()):  # who asks says more before it is answered
+            if facts.added and draw(st.booleans()):  # who asks says more before it is answered
                 messages.append({"role": "user", "content": f"user{len(messages)} {draw(words)} u"})
         answer = {"role": "assistant", "content": f"answer{len(messages)} {draw(words)} a"}
         if facts.reasoning and draw(st.booleans()):

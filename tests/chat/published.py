@@ -98,6 +98,7 @@ class Facts:
         thinks: how thinking is switched where it can be.
         opened: the tag that its prompt leaves open.
         chat, reasoned, called: documents of two exchanges, of two with reasoning, of a call with what follows; 0: refused.
+        added: whether who asked may add a turn to a tool's result.
         date: whether it writes the day; ``default`` where only what llama.cpp would pass had to be fixed.
     """
 
@@ -110,6 +111,7 @@ class Facts:
     chat: int = 0
     reasoned: int = 0
     called: int = 0
+    added: bool = False
     date: str = ""
 
 
@@ -153,5 +155,6 @@ def facts_of(used: Renderer) -> Facts:
         chat=documents([QUESTION, ANSWER] * 2),
         reasoned=documents([QUESTION, thought] * 2),
         called=documents(CALLED, TOOLS),
+        added=documents([*CALLED[:-1], QUESTION, CALLED[-1]], TOOLS) > 0,
         date="" if frozen is None else frozen.date or "default",
     )
