@@ -14,6 +14,13 @@ def test_rate_and_seed():
     assert abs((gone[1:] & gone[:-1]).float().mean().item() - 0.0025) < 0.0005
 
 
+@pytest.mark.parametrize("probability", [0.0004, 0.0511, 0.3, 0.99])
+def test_rates_between_multiples_of_a_256th(probability):
+    gone = sum(int((draw_mask(torch.empty(4000, 100), probability, seed) == 0).sum()) for seed in range(5))
+    draws = 4000 * 100 * 5
+    assert abs(gone / draws - probability) < 6 * (probability * (1 - probability) / draws) ** 0.5
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_what_is_dropped_is_zero_whatever_it_was_and_the_rest_untouched(dtype):
     x = torch.randn(7, 40).to(dtype)[:, :33]  # rows with a gap between them

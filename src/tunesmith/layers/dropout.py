@@ -1,9 +1,10 @@
 """Dropout of single elements by a seed, as PEFT defines it for LoRA: drawn again in the backward pass, never kept.
 
 **On a CPU** a mask is an integer as wide as the element, all its bits set where the element stays, and dropping is a bitwise
-*and*. Both are memory-speed passes. ``bernoulli_`` takes 12 ns an element on a CPU; a boolean mask and ``where`` take 1.6, most
-of it in two conversions that ATen does not vectorise; this takes 0.5 beside the 0.8 of the random numbers, which are 64 bits
-wide and cut in four. The probability is rounded to a multiple of 2^-16 (0.05 becomes 0.050003).
+*and*. Both are memory-speed passes, 0.14 ns an element together where ``bernoulli_`` takes 12 and a boolean mask with ``where``
+1.6. The random numbers are the rest: 64 bits wide, from NumPy's SFC64 in half the time of torch's Mersenne Twister, and cut in
+eight, 0.24 ns an element. Eight bits know multiples of 1/256; so each row's probability is the multiple below or above, drawn
+such that any element is dropped with the probability asked for, to 2^-16 (0.05 becomes 0.050003).
 
 **On a GPU** the mask stays a seed, and one kernel draws and applies it wherever the input is multiplied
 (``kernels/triton/dropout.py``): a pass that reads x and writes x, where drawing into memory took four more of 2 to 8 bytes an
@@ -15,6 +16,7 @@ Shape suffixes: T tokens, I in_features.
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,12 +51,12 @@ def draw_mask(x: Tensor, probability: float, seed: int) -> Mask:
     threshold = round(probability * STEPS)
     if x.is_cuda:
         return SeededMask(seed, threshold)
-    generator = torch.Generator(x.device).manual_seed(seed)
-    words = torch.empty(math.ceil(x.numel() / 4), dtype=torch.int64, device=x.device)
-    words.random_(-(2**63), None, generator=generator)
-    drawn = words.view(torch.int16)[: x.numel()].view(x.shape)
-    mask = torch.empty(x.shape, dtype=BITS[x.element_size()], device=x.device)
-    return torch.ge(drawn, -(2**15) + threshold, out=mask).neg_()
+    rows = x.numel() // x.shape[-1]
+    drawn = np.random.SFC64(seed).random_raw(math.ceil((x.numel() + rows) / 8)).view(np.uint8)
+    below = torch.from_numpy(((threshold + drawn[:rows].astype(np.uint32)) >> 8).clip(max=255).astype(np.uint8))
+    mask = torch.empty(x.shape, dtype=BITS[x.element_size()])
+    bytes_ = torch.from_numpy(drawn[rows : rows + x.numel()]).view(x.shape)
+    return torch.ge(bytes_, below.view(*x.shape[:-1], 1), out=mask).neg_()
 
 
 def drop(x_TI: Tensor, mask: Mask | None) -> Tensor:

@@ -13,7 +13,7 @@ class Lora(Section):
 
     r: Annotated[int, Field(ge=1)] = Field(default=16, description="rank: rows of lora_A and columns of lora_B")
     alpha: Annotated[float, Field(gt=0.0)] = Field(default=32, description="the update is scaled by alpha / r")
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+    dropout: Annotated[float, Field(ge=0.0, le=0.99)] = Field(
         default=0.05, description="share of an adapter's inputs that a training step leaves out"
     )
     target_modules: str | tuple[str, ...] = Field(
