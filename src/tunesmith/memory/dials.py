@@ -1,0 +1,98 @@
+"""What can be turned to make a training take more or less memory, in one record.
+
+A dial changes memory and time and never the result, but for ``base``, ``compute``, ``r`` and the optimizer, which a recipe
+fixes. Whoever plans a run turns the others (``dataclasses.replace``) and asks ``memory/estimate.py`` again.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tunesmith.recipe import Lora, TrainSettings
+
+BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "nf4": (4.0 + 8.0 / 64 + 32.0 / (64 * 256)) / 8.0}  # of a weight
+WIDTH = {"fp32": 4, "bf16": 2, "fp16": 4}  # of an activation: fp16 keeps the residual stream in fp32
+DENSE = {"fp32": 4, "bf16": 2, "fp16": 2}  # of a weight in the dtype of the products
+Recompute = Literal["auto", "none", "attention", "mlp", "layer"] | int | tuple[int, ...]
+POLICIES: tuple[Literal["none", "attention", "mlp", "layer"], ...] = ("none", "attention", "mlp", "layer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dials:
+    """How a training is run.
+
+    Attributes:
+        base: what the frozen linear layers are kept in: ``fp32``, ``bf16``, ``fp16`` or ``nf4``.
+        compute: dtype of the products: ``fp32``, ``bf16`` or ``fp16``.
+        technique: ``lora`` trains adapters, ``full`` every weight.
+        r: rank of the adapters.
+        dropout: of their inputs.
+        optimizer: as in a recipe.
+        recompute: as in a recipe; a tuple holds the numbers of the layers that are *kept*, all others are recomputed. ``auto``
+            counts as ``none``.
+        tokens: of a micro-batch (T).
+        rows: supervised tokens of it (N).
+        packs: micro-batches of an optimizer step; from the second on, all gradients are there throughout.
+        documents: in a micro-batch; blocks of attention on a CPU depend on it.
+        device: ``gpu`` or ``cpu``.
+        embedding_on: ``host`` leaves an untied table in host memory and copies the rows.
+        head: ``int8`` keeps the head in one byte a weight.
+        offload: ``inputs`` of recomputed layers to host memory, or what ``attention`` keeps.
+        mlp_tile: tokens of a piece that an MLP is computed in, 0 for all at once.
+        resident_layers: layers whose frozen weights stay on the device, from the front; the others come through two slots.
+            None for all.
+    """
+
+    base: str = "nf4"
+    compute: str = "bf16"
+    technique: Literal["lora", "full"] = "lora"
+    r: int = 16
+    dropout: float = 0.0
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
+    recompute: Recompute = "none"
+    tokens: int = 2048
+    rows: int = 2048
+    packs: int = 1
+    documents: int = 1
+    device: Literal["gpu", "cpu"] = "gpu"
+    embedding_on: Literal["device", "host"] = "device"
+    head: Literal["compute", "int8"] = "compute"
+    offload: Literal["none", "inputs", "attention"] = "none"
+    mlp_tile: int = 0
+    resident_layers: int | None = None
+
+    @property
+    def width(self) -> int:
+        """Bytes of an activation."""
+        return WIDTH[self.compute]
+
+    def recomputed(self, number: int) -> Literal["none", "attention", "mlp", "layer"]:
+        """What of a layer is computed a second time."""
+        if isinstance(self.recompute, tuple):
+            return "none" if number in self.recompute else "layer"
+        if isinstance(self.recompute, int):
+            return "layer" if number % self.recompute == 0 else "none"
+        return "none" if self.recompute == "auto" else self.recompute
+
+
+def dials_of(base: str, compute: str, lora: Lora, train: TrainSettings, device: Literal["gpu", "cpu"] = "gpu") -> Dials:
+    """The dials as a recipe sets them; every token of a micro-batch is taken for supervised, which is the most.
+
+    Args:
+        base: ``fp32``, ``bf16``, ``fp16`` or ``nf4``.
+        compute: dtype of the products, the same but ``nf4``.
+        lora: read for ``r`` and ``dropout`` (its ``target_modules`` are taken for all linear layers: an upper bound).
+        train: read for ``optimizer``, ``max_length``, ``tokens_per_step`` and ``recompute``.
+    """
+    tokens = min(train.max_length, train.tokens_per_step)
+    return Dials(
+        base=base,
+        compute=compute,
+        r=lora.r,
+        dropout=lora.dropout,
+        optimizer=train.optimizer,
+        recompute=train.recompute,
+        tokens=tokens,
+        rows=tokens,
+        packs=-(-train.tokens_per_step // train.max_length),
+        device=device,
+    )

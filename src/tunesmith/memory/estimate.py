@@ -1,0 +1,262 @@
+"""Bytes of a training run, term by term, before anything is loaded.
+
+A step is walked on a tape (``memory/tape.py``): what lies there throughout, each layer forwards, the loss, each layer backwards,
+the update. Layers of one kind are walked once and their figures added, so an estimate takes a fraction of a millisecond. Where
+the most is alive is not assumed but found: at the loss in small models, in the MLP of the last recomputed layer in large ones.
+
+Two numbers come out. ``peak`` is what tensors take, ``torch.cuda.max_memory_allocated``; it is held within 1 % of a trace of our
+own code. ``reserved`` is what the allocator takes for them, larger by what it cannot use of its segments; beside it a process
+has a context on the card, which is measured and not tabulated.
+
+Refused: parameters times a factor (short by half for 4 bits, since the rest does not shrink with them); the formula of the
+worst moment alone (another moment is the worst for another shape). Cost: a step that is written twice, here and in the code; a
+test tells when they part.
+
+Source: NF4 is 4 bits and, with doubly quantised constants, 0.127 more (Dettmers et al. 2023, section 3).
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from tunesmith.memory.dials import BYTES, DENSE, POLICIES, Dials
+from tunesmith.memory.gpu_layer import GRADIENTS, INPUTS, WORK, GpuLayer, columns
+from tunesmith.memory.shape import Layer, Shape
+from tunesmith.memory.tape import Tape
+
+CHUNK = 256  # rows of logits alive at once (kernels/cross_entropy.py)
+STATE = {"adamw": 8.0, "adamw_8bit": 2.0 + 2 * 4.0 / 256, "paged_adamw_8bit": 2.0 + 2 * 4.0 / 256}  # bytes a trained weight
+FULL_STATE_FROM = 4096  # weights of a tensor from which its 8-bit moments are in 8 bits
+RESERVED = 1.07  # reserved over allocated: the largest that the replay of traced steps gave (tests/memory/test_allocator.py)
+SLOTS = 2  # layers whose streamed weights are on the device at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a step takes, in bytes.
+
+    Attributes:
+        resident: what lies there throughout a step, by term.
+        moments: the most that is alive in the forward pass, in the backward pass and in the update, by term.
+    """
+
+    resident: Mapping[str, int]
+    moments: Mapping[str, Mapping[str, int]]
+
+    @property
+    def forward(self) -> int:
+        """The most in the forward pass."""
+        return sum(self.moments["forward"].values())
+
+    @property
+    def backward(self) -> int:
+        """The most in the backward pass."""
+        return sum(self.moments["backward"].values())
+
+    @property
+    def where(self) -> str:
+        """In which pass the most is alive."""
+        return max(self.moments, key=lambda name: sum(self.moments[name].values()))
+
+    @property
+    def terms(self) -> dict[str, int]:
+        """What is alive at the peak, by term, the largest first."""
+        return dict(sorted(self.moments[self.where].items(), key=lambda item: -item[1]))
+
+    @property
+    def peak(self) -> int:
+        """The most bytes of tensors."""
+        return sum(self.terms.values())
+
+    @property
+    def reserved(self) -> int:
+        """What the allocator takes for them."""
+        return int(self.peak * RESERVED)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One layer's figures, beyond what is alive when it begins: most forwards, what stays, most backwards, what that leaves."""
+
+    forward: Counter[str]
+    kept: Counter[str]
+    backward: Counter[str]
+    left: Counter[str]
+
+
+def estimate(shape: Shape, dials: Dials) -> Estimate:
+    """Memory of a step.
+
+    Args:
+        shape: of the model.
+        dials: of the run.
+    """
+    resident = _resident(shape, dials)
+    live, most = Counter(resident), {"forward": Counter(resident), "backward": Counter(resident)}
+
+    def look(moment: str, extra: Counter[str]) -> None:
+        if live.total() + extra.total() > most[moment].total():
+            most[moment] = live + extra
+
+    live["inputs of the step"] += _inputs(shape, dials)
+    live[INPUTS] += dials.tokens * shape.hidden * dials.width
+    pieces = []
+    for number, layer in enumerate(shape.layers):
+        narrow = shape.narrow and number == shape.depth - 1
+        policy = "none" if narrow else dials.recomputed(number)
+        piece = _piece(layer, shape.hidden, dials, policy, narrow, number == 0)
+        look("forward", piece.forward)
+        live.update(piece.kept)
+        pieces.append(piece)
+    loss, first, after = _loss(shape, dials)
+    look("forward", loss)
+    live.update(after)
+    look("backward", first)
+    live.subtract(after)
+    for number, piece in reversed(list(enumerate(pieces))):
+        rows = dials.rows if shape.narrow and number == shape.depth - 1 else dials.tokens
+        live[INPUTS] -= rows * shape.hidden * dials.width  # the layer's output, whose gradient takes its place
+        live["gradient of the output"] = rows * shape.hidden * dials.width
+        look("backward", piece.backward)
+        live.subtract(piece.kept)
+        live[INPUTS] += rows * shape.hidden * dials.width
+        live[GRADIENTS] += piece.left[GRADIENTS]
+    update = Counter(resident)
+    update[GRADIENTS] = max(update[GRADIENTS], live[GRADIENTS])
+    moments = {**most, "update": update}
+    return Estimate(resident=resident, moments={name: _positive(terms) for name, terms in moments.items()})
+
+
+def fits_first(shape: Shape, dials: Dials, room: int) -> str:
+    """What ``train.recompute: auto`` comes to on a GPU: the first policy whose reserved bytes fit, or the smallest.
+
+    Args:
+        room: bytes that the GPU has for it.
+    """
+    return next((p for p in POLICIES if estimate(shape, replace(dials, recompute=p)).reserved <= room), POLICIES[-1])
+
+
+def _positive(terms: Counter[str]) -> dict[str, int]:
+    return {name: value for name, value in terms.items() if value > 0}
+
+
+def _resident(shape: Shape, dials: Dials) -> Counter[str]:
+    """What lies there throughout a step."""
+    hidden, dense = shape.hidden, DENSE[dials.compute]
+    here: Counter[str] = Counter()
+    held = _held(shape, dials)
+    linear = sum(layer.linear(hidden) for layer in held)
+    here["linear layers"] = int(linear * BYTES[dials.base])
+    if dials.base != "nf4" and dials.technique == "lora" and dials.device == "gpu" and dials.compute != "fp16":
+        # Frozen weights stand beside free columns for B (layers/lora.py).
+        pads = sum(
+            sum(outs) * columns(inputs, dials.r * len(outs)) for layer in held for inputs, outs in _groups(layer, hidden)
+        )
+        here["linear layers"] += pads * dense
+    here["norms, routers, projections"] = (shape.norms + shape.routers + shape.projections) * dense
+    table, per_layer = hidden * shape.vocab, shape.per_layer * dense * (dials.device == "cpu")
+    here["head"] = table * (1 if dials.head == "int8" else dense) + (shape.vocab * dense if shape.head_bias else 0)
+    if not shape.tied or dials.head == "int8":
+        here["embedding"] = table * dense * (dials.embedding_on == "device")
+    here["embedding"] += per_layer
+    trained = shape.parameters if dials.technique == "full" else dials.r * shape.adapter_per_rank
+    here["adapter" if dials.technique == "lora" else "master weights"] = 4 * trained
+    here["optimizer"] = int(trained * STATE[dials.optimizer]) + _small_states(shape, dials)
+    if dials.packs > 1:
+        here[GRADIENTS] = 4 * trained
+    if dials.technique == "lora" and dials.device == "gpu" and dials.compute != "fp16":
+        here["step casts of A and B"] = sum(_casts(layer, hidden, dials) for layer in shape.layers) * dense
+    if dials.base == "nf4":
+        here["dense buffer"] = _dense_buffer(shape, dials) * dense
+    return here
+
+
+def _held(shape: Shape, dials: Dials) -> tuple[Layer, ...]:
+    """Layers whose weights are on the device."""
+    if dials.resident_layers is None or dials.resident_layers >= shape.depth:
+        return shape.layers
+    streamed = sorted(shape.layers[dials.resident_layers :], key=lambda layer: layer.linear(shape.hidden))
+    return (*shape.layers[: dials.resident_layers], *streamed[-SLOTS:])
+
+
+def _groups(layer: Layer, hidden: int) -> list[tuple[int, tuple[int, ...]]]:
+    """Inputs and outputs of the products of a layer, experts aside."""
+    groups = [(hidden, layer.inputs), (layer.query, (hidden,))]
+    for width in (layer.intermediate, layer.shared):
+        if width:
+            gates = layer.gates if width == layer.intermediate else (width, width)
+            groups += [(hidden, gates), (width, (hidden,))]
+    return groups
+
+
+def _casts(layer: Layer, hidden: int, dials: Dials) -> int:
+    """Elements of A and B in the dtype of the products, which a step keeps."""
+    total = 0
+    for inputs, outs in _groups(layer, hidden):
+        cols = columns(inputs, dials.r * len(outs))
+        total += cols * inputs + (sum(outs) * cols if dials.base == "nf4" else 0)
+    return total
+
+
+def _dense_buffer(shape: Shape, dials: Dials) -> int:
+    """Elements of the buffer that dequantised weights share: the largest group's, on a CPU the largest weight's."""
+    most = 0
+    for layer in set(shape.layers):
+        for inputs, outs in _groups(layer, shape.hidden):
+            beside = columns(inputs, dials.r * len(outs))
+            most = max(most, sum(outs) * (inputs + beside) if dials.device == "gpu" else max(outs) * inputs)
+        if layer.experts:
+            most = max(most, 2 * layer.expert * shape.hidden * (layer.experts if dials.device == "gpu" else 1))
+    return most
+
+
+def _small_states(shape: Shape, dials: Dials) -> int:
+    """What moments of small tensors take more because they stay in fp32."""
+    if dials.optimizer == "adamw" or dials.technique == "full":
+        return 0
+    more = 0
+    for layer in shape.layers:
+        for inputs, outs in _groups(layer, shape.hidden):
+            sizes = [dials.r * inputs] * len(outs) + [dials.r * width for width in outs]
+            more += sum(int(size * (8.0 - STATE[dials.optimizer])) for size in sizes if size < FULL_STATE_FROM)
+    return more
+
+
+def _inputs(shape: Shape, dials: Dials) -> int:
+    """Ids and positions of a micro-batch, cosines and sines of every width of heads, inputs of every layer."""
+    turns = {(layer.head_dim, layer.window is None) for layer in shape.layers}
+    width = max(layer.per_layer for layer in shape.layers)
+    angles = sum(2 * head_dim * dials.width for head_dim, _ in turns)
+    return dials.tokens * (2 * 8 + angles + shape.depth * width * dials.width) + 2 * 8 * dials.rows
+
+
+def _loss(shape: Shape, dials: Dials) -> tuple[Counter[str], Counter[str], Counter[str]]:
+    """Alive at the loss beyond what the layers keep; at the begin of the backward pass; what stays between them."""
+    rows = dials.rows * shape.hidden * dials.width
+    chunk = min(CHUNK, dials.rows) * shape.vocab
+    widened = dials.device == "gpu" and dials.compute == "bf16"
+    logits = chunk * (4 + 2 if widened else dials.width)
+    states = Counter({"last hidden states": rows if shape.narrow else rows + dials.tokens * shape.hidden * dials.width})
+    kept = Counter({"gradient at the head": rows})
+    return states + kept + Counter({"chunk of logits": logits}), Counter({"gradient of the output": rows}), kept
+
+
+@lru_cache(maxsize=4096)
+def _piece(layer: Layer, hidden: int, dials: Dials, policy: str, narrow: bool, first: bool) -> _Piece:
+    """A layer on a tape of its own."""
+    walked = GpuLayer(layer, hidden, dials, narrow, first)
+    tape = Tape()
+    walked.forward(tape)
+    forward = Counter(tape.at_peak)
+    if policy == "layer":
+        walked.drop_all(tape)
+    else:
+        walked.drop(tape, policy == "attention", policy == "mlp")
+    kept = +tape.live
+    tape.free("out")
+    base = +tape.live
+    tape.mark()
+    walked.backward(tape, policy)
+    gradients = Counter({GRADIENTS: 0 if dials.packs > 1 else tape.live[GRADIENTS]})
+    return _Piece(forward, kept, tape.at_peak - base, gradients)
