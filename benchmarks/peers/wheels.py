@@ -32,11 +32,14 @@ LIMIT = 60_000_000  # bytes of the archive: what a machine without a network is 
 PLATFORMS = ("2_28", "2_27", "2_24", "2_17", "2_5")
 # What is left out, by its path in a tree of packages. A pattern says why it may.
 UNREAD = re.compile(
-    r"^pyarrow/(lib(arrow_flight|arrow_s3|arrow_substrait|arrow_python_flight)|_flight|_s3fs|_substrait|include/|src/|tests/)"
+    r"^pyarrow/_(flight|s3fs|gcsfs|azurefs|hdfs|orc|dataset_orc|pyarrow_cpp_tests|(dataset_)?parquet_encryption)\."
+    r"|^pyarrow/lib(arrow_flight|arrow_s3|arrow_python_flight|arrow_python_parquet_encryption)\."  # _substrait is linked
+    r"|^pyarrow/(include|src|tests)/"
     r"|^pyarrow/libarrow_python\.so(\.\d+\.\d+\.\d+)?$"  # two more copies of libarrow_python.so.NUMBER
     r"|^(pandas|diffusers|torchao|accelerate|aiohttp|numpy|peft|unsloth_zoo|xformers)/(tests|test_utils/scripts|benchmarks)/"
     r"|^(studio|unsloth_cli|test|tests|benchmarks|examples|docs)/"  # Unsloth's web page; other packages' strays
-    r"|^pillow\.libs/libavif|^PIL/_avif|\.pyx$|\.pxd$|\.pyi$|\.h$|\.cuh?$|\.c$|\.cpp$"
+    r"|^PIL/_(avif|imagingft)|^pillow\.libs/lib(avif|harfbuzz|freetype)"
+    r"|\.pyx$|\.pxd$|\.pyi$|\.h$|\.cuh?$|\.c$|\.cpp$"
 )
 BITSANDBYTES = re.compile(r"^bitsandbytes/libbitsandbytes_(cuda|rocm|xpu|hpu)")
 
