@@ -65,13 +65,31 @@ class Refused(Exception):
 class Arm:
     """A training process, told what to do a word at a time."""
 
-    def __init__(self, name: str, command: list[str], threads: int, log: Path):
+    def __init__(
+        self,
+        name: str,
+        command: list[str],
+        threads: int,
+        log: Path,
+        variables: dict[str, str] | None = None,
+        wait: bool = True,
+    ):
         self.name, self._log, self.steps = name, log, list[Figures]()
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+        environment |= variables or {}
         with log.open("w") as errors:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
             )
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until it is ready for commands.
+
+        Raises:
+            Refused: it ended before.
+        """
         try:
             self.ready = self._read()
         except Refused:

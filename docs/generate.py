@@ -1,4 +1,4 @@
-"""Writes what the code knows of the documentation: the pages of ``docs/reference/``, and the tree in CONTRIBUTING.
+"""Writes what the code knows of the documentation: the pages of ``docs/reference/``, the tree in CONTRIBUTING, predictions.
 
     make reference            # or: python docs/generate.py
 
@@ -15,6 +15,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+import sys
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -33,6 +34,9 @@ from tunesmith.recipe import Recipe
 from tunesmith.rundir import records
 from tunesmith.rundir.records.base import FileRecord, Record
 
+sys.path.append(str(Path(__file__).parent))
+from gpu_tables import with_predictions  # noqa: E402
+
 ROOT = Path(__file__).resolve().parents[1]
 NOTE = "Made by `make reference` from {source}; change that, not this page.\n"
 
@@ -47,6 +51,7 @@ PHRASES = {
     "evaluate/probes/passages.jsonl": "English, code, German, Spanish",
     "evaluate/probes/prompts.jsonl": "what anybody might ask",
     "evaluate/probes/questions.jsonl": "short questions with four answers",
+    "memory/cards.json": "data sheets, prices and what is assumed, each number with its source",
     "report/check.html.j2": "the page of a check",
     "report/layout.html.j2": "head and style of all pages",
     "report/page.html.j2": "the page of a run",
@@ -62,6 +67,7 @@ def pages() -> dict[str, str]:
         "docs/reference/python.md": python_page(),
         "docs/reference/files.md": files_page(),
         "docs/reference/errors.md": errors_page(),
+        "docs/explanation/gpu.md": with_predictions((ROOT / "docs" / "explanation" / "gpu.md").read_text()),
         "CONTRIBUTING.md": with_tree((ROOT / "CONTRIBUTING.md").read_text()),
     }
 

@@ -3,7 +3,7 @@
 ``train_step.py`` keeps one process per arm alive, each in an environment of its own, and lets them compute one at a time.
 The words are ``evaluate`` (mean loss on the fixed rows), ``step`` (the next optimizer step) and ``stop``. Answers go
 to the stdout that the process was started with; what libraries print there is sent to stderr instead, so that a log line
-can never be taken for a figure.
+can never be taken for a figure. Where PyTorch has a CUDA device, a step ends when the device has, and brings its memory.
 
 Standard library only: every peer's environment can import it.
 """
@@ -60,15 +60,29 @@ def next_command(answer: Callable[[dict[str, Any]], None], evaluate: Callable[[]
     raise SystemExit(0)
 
 
+def _cuda() -> Any:
+    """``torch.cuda`` of a process that has a device; None elsewhere."""
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch is not None and torch.cuda.is_available() else None
+
+
 class Clock:
-    """Wall and processor seconds since it was made, all threads counted."""
+    """Wall and processor seconds since it was made, all threads counted; on a GPU also this step's peak of its memory."""
 
     def __init__(self) -> None:
+        if (cuda := _cuda()) is not None:
+            cuda.synchronize()
+            cuda.reset_peak_memory_stats()
         self._wall, self._cpu = time.perf_counter(), time.process_time()
 
     def figures(self, loss: float, tokens: int, supervised: int) -> dict[str, Any]:
         """The answer to ``step``; tokens are those of the rows, whatever was padded, packed or shared."""
+        device = {}
+        if (cuda := _cuda()) is not None:
+            cuda.synchronize()
+            device = {"allocated_bytes": cuda.max_memory_allocated(), "reserved_bytes": cuda.max_memory_reserved()}
         return {
+            **device,
             "loss": loss,
             "seconds": time.perf_counter() - self._wall,
             "cpu_seconds": time.process_time() - self._cpu,

@@ -121,12 +121,12 @@ class Commands(TrainerCallback):
 
 
 def make_config(
-    job: protocol.Job, folder: str, autocast: bool | None, checkpointing: bool, packs: int, batch: int
+    job: protocol.Job, folder: str, autocast: bool | None, checkpointing: bool, packs: int, batch: int, use_cpu: bool = True
 ) -> SFTConfig:
     """Arguments of the trainer: ``packs`` a step, or (0) batches of ``batch`` rows."""
     return SFTConfig(
         output_dir=folder,
-        use_cpu=True,
+        use_cpu=use_cpu,
         bf16=autocast,
         gradient_checkpointing=checkpointing,
         per_device_train_batch_size=1 if packs else batch,
@@ -182,7 +182,7 @@ def tokenised_otherwise(job: protocol.Job) -> int:
     """Rows whose ids under the peer's own tokenisation are not the job's."""
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     template = {"chat_template": job["template"]} if job["template"] else {}
-    used = sorted({row for step in job["steps"] for row in step})
+    used = sorted({row for step in job["steps"] for row in step if "messages" in job["rows"][row]})
     own = [tokenizer.apply_chat_template(job["rows"][row]["messages"], return_dict=False, **template) for row in used]
     return sum(ids != job["rows"][row]["ids"] for ids, row in zip(own, used, strict=True))
 

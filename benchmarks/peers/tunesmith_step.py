@@ -8,6 +8,7 @@ and weights. Rendering is outside of what is measured (``data.py`` measures it).
 their time counts, and the memory that each shares with none.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -30,6 +31,8 @@ ARMS: dict[str, tuple[str | None, bool, float]] = {
     "ours_unshared": (None, False, 0.0),
     "ours_dropout": (None, True, 0.05),
 }
+# of gpu_peers.py, all in four bits: what is recomputed. The first runs on a device that is not there, the second on a CPU.
+GPU_ARMS = {"ours_fake": "layer", "ours_cpu": "none", "ours_gpu_fast": "none", "ours_gpu_lean": "layer"}
 OnRows = Callable[[list[int]], float]
 LORA = {"r": 16, "alpha": 32, "dropout": 0.0, "target_modules": "all-linear"}
 
@@ -80,7 +83,8 @@ class Given:
     """The job's steps in the place of a plan: the rows of each, in packs of so many tokens."""
 
     def __init__(self, job: protocol.Job, lengths: NDArray[np.int64]):
-        self._packs = [self._packed(rows, lengths, job["pack_tokens"]) for rows in job["steps"]]
+        self._packs = [list(map(tuple, step)) for step in job.get("packs", [])]
+        self._packs = self._packs or [self._packed(rows, lengths, job["pack_tokens"]) for rows in job["steps"]]
         self.epoch_ends = [len(self._packs)]
 
     def __len__(self) -> int:
@@ -98,7 +102,9 @@ class Given:
 
 
 @contextmanager
-def training(job: protocol.Job, base: str | None, share: bool, dropout: float) -> Iterator[tuple[OnRows, Iterator[float]]]:
+def training(
+    job: protocol.Job, base: str | None, share: bool, dropout: float, recompute: str = "auto"
+) -> Iterator[tuple[OnRows, Iterator[float]]]:
     """A model under training, by the steps of ``train/loop.py`` as a run takes them, in as many processes.
 
     Yields:
@@ -107,6 +113,7 @@ def training(job: protocol.Job, base: str | None, share: bool, dropout: float) -
     """
     from tunesmith.models.adapter import load_adapter_state, read_adapter
     from tunesmith.models.attention import PACKED
+    from tunesmith.models.device import best_device
     from tunesmith.models.fuse import fuse
     from tunesmith.models.load import attention, load_model
     from tunesmith.models.precision import precision
@@ -119,7 +126,7 @@ def training(job: protocol.Job, base: str | None, share: bool, dropout: float) -
 
     directory = Path(job["model"])
     stored, compute = precision(base or Recipe.model_fields["base"].default, "auto", directory)
-    model = load_model(directory, compute, stored)
+    model = load_model(directory, compute, stored, best_device())
     layers = add_lora(model, Lora(**{**job["lora"], "dropout": dropout}), 0)
     load_adapter_state(layers, read_adapter(Path(job["adapter"])))
     print(fuse(model).summary(), file=sys.stderr)
@@ -133,6 +140,7 @@ def training(job: protocol.Job, base: str | None, share: bool, dropout: float) -
         tokens_per_step=sum(int(documents.lengths[rows].sum()) for rows in job["steps"]) // len(steps),
         max_length=job["pack_tokens"],
         num_train_epochs=1,
+        recompute=recompute,  # type: ignore[arg-type]
     )
     if not share:
         apart: Any = lambda documents, chosen, *_: [make_pack(documents, pack) for pack in chosen]  # noqa: E731
@@ -162,7 +170,8 @@ def serve(job: protocol.Job, arm: str, threads: int) -> None:
 
     answer = protocol.open_answers()
     torch.set_num_threads(threads)
-    with training(job, *ARMS[arm]) as (evaluate, losses):
+    given = ("nf4", True, 0.0, GPU_ARMS[arm]) if arm in GPU_ARMS else ARMS[arm]
+    with training(job, *given) as (evaluate, losses):
         protocol.reset_peak()
         answer({"ready": arm, "torch": torch.__version__})
         others = 0
@@ -187,7 +196,16 @@ def main() -> None:
         template = Path(rest[2]).read_text(encoding="utf-8") if len(rest) > 2 else None
         answer(prepare(Path(job_file), Path(rest[0]), Path(rest[1]), template))
         return
-    serve(protocol.read_job(Path(job_file)), rest[0], int(rest[1]))
+    with no_device() if rest[0] == "ours_fake" else contextlib.nullcontext():
+        serve(protocol.read_job(Path(job_file)), rest[0], int(rest[1]))
+
+
+def no_device() -> contextlib.AbstractContextManager[Any]:
+    """The device of the tests that is not there."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
+    from fake_cuda import cuda
+
+    return cuda()
 
 
 if __name__ == "__main__":

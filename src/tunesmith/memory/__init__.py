@@ -1,1 +1,1 @@
-"""What a run takes of memory and disk, reckoned before it begins and without torch."""
+"""What a training takes: bytes by term, the fastest plan that fits a card, and what cards can do."""

@@ -1,0 +1,73 @@
+"""The predictions of ``docs/explanation/gpu.md``, which ``generate.py`` writes between its marks."""
+
+from tunesmith.memory.cards import Card, as_of, cards, find_card
+from tunesmith.memory.speed import Recompute, Sizes, fits, step_time
+
+BEGIN, END = "<!-- predictions -->\n", "<!-- end of predictions -->\n"
+MODELS = {
+    "1B": Sizes(hidden=2048, intermediate=8192, layers=16, query=2048, key_value=512, vocab=128256, tied=True),
+    "8B": Sizes(hidden=4096, intermediate=14336, layers=32, query=4096, key_value=1024, vocab=128256, tied=False),
+    "27B": Sizes(hidden=5376, intermediate=21504, layers=62, query=4096, key_value=2048, vocab=262144, tied=True),
+}
+RECOMPUTE: dict[str, Recompute] = {"1B": "none", "8B": "layer", "27B": "layer"}
+STEP, SUPERVISED = 8192, 0.14
+# What benchmarks/gpu.py measures, without dropout and at rank 16.
+MEASURED: list[tuple[str, int, Recompute]] = [
+    ("1B", 2048, "none"),
+    ("1B", 8192, "none"),
+    ("1B", 8192, "layer"),
+    ("8B", 2048, "none"),
+    ("8B", 2048, "layer"),
+    ("8B", 8192, "layer"),
+    ("27B", 2048, "layer"),
+]
+TERMS = ("products", "attention", "unpacking", "between", "loss", "optimizer")
+
+
+def with_predictions(text: str) -> str:
+    """The page with its tables."""
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}{_tables()}{END}{rest.split(END)[1]}"
+
+
+def _tables() -> str:
+    columns = [(name, tokens) for name in MODELS for tokens in (2048, 8192)]
+    lines = [
+        f"ms a pack and share, cards as of {as_of()}; nothing recomputed for 1B, every layer for the others:\n",
+        f"| card | {' | '.join(f'{name}, {tokens:,}' for name, tokens in columns)} | USD a million tokens, 8B |",
+        "|---" * (len(columns) + 2) + "|",
+    ]
+    lines += [
+        f"| {card.name} | {' | '.join(_cell(card, name, tokens) for name, tokens in columns)} | {_price(card)} |"
+        for card in cards()
+    ]
+    lines += [
+        "\nThe settings of `benchmarks/gpu.py` on an H100 SXM, in ms a pack; the host launches meanwhile:\n",
+        f"| model, tokens, recomputed | {' | '.join(TERMS)} | all | launches | tokens/s | share |",
+        "|---" * (len(TERMS) + 5) + "|",
+        *(_row(*setting) for setting in MEASURED),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(card: Card, name: str, tokens: int) -> str:
+    if not fits(MODELS[name], card):
+        return "-"
+    time = step_time(MODELS[name], tokens, round(SUPERVISED * tokens), card, RECOMPUTE[name], packs=STEP // tokens)
+    return f"{1e3 * time.seconds:,.0f}, {time.share:.0%}"
+
+
+def _price(card: Card) -> str:
+    if card.rent is None:
+        return "no price at hand"
+    time = step_time(MODELS["8B"], 2048, round(SUPERVISED * 2048), card, "layer", packs=STEP // 2048)
+    return f"{card.rent.value / 3600 / time.tokens_per_second * 1e6:.3f}"
+
+
+def _row(name: str, tokens: int, recompute: Recompute) -> str:
+    card = find_card("H100 SXM")
+    assert card is not None
+    time = step_time(MODELS[name], tokens, round(SUPERVISED * tokens), card, recompute, packs=STEP // tokens)
+    terms = " | ".join(f"{1e3 * vars(time)[term]:.1f}" for term in TERMS)
+    both = f"{1e3 * time.seconds:.0f} | {1e3 * time.launches:.0f} | {time.tokens_per_second:,.0f} | {time.share:.0%}"
+    return f"| {name}, {tokens:,}, {recompute} | {terms} | {both} |"

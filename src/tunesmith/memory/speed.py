@@ -1,0 +1,191 @@
+"""How long a QLoRA step takes on a card that is not there: a prediction, written down before the measurement.
+
+A sum of terms that can each be wrong on their own: products at the rate that large ones reach, or at the bandwidth where
+that is slower; attention; weights unpacked from NF4; everything else by the bytes that it touches; the loss; the optimizer. The
+host launches meanwhile, and a step takes the longer of the two. What is assumed has a name below or in ``cards.json``.
+
+Bytes and launches are those of our own step, which ``tests/gpu_path`` walks without a GPU: products and unpacking are
+counted exactly, and ``COPIES`` says how often the rest touches what it must. A test holds both to the walk's budgets.
+
+Refused: a rate a card that is fitted to the tokens a second that others report. It would be right for their step.
+Left out: kernels that overlap, the tail of a launch that does not fill the chip, a card that gets hot, mixtures, windows.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from tunesmith.memory.cards import Card
+
+Recompute = Literal["none", "layer"]
+NF4 = (4.0 + 8.0 / 64 + 32.0 / (64 * 256)) / 8.0  # bytes a weight, doubly quantised
+WIDTH = 2  # bytes of a number between two products
+# Launches a layer and pack, by dtype of the products and what is recomputed: the budgets of tests/gpu_path.
+LAUNCHES: dict[tuple[str, Recompute], int] = {("bf16", "none"): 99, ("bf16", "layer"): 131, ("fp16", "none"): 406}
+LAUNCHES_ONCE = 110  # of a step, beside its layers (docs/LOG.md)
+# How often what lies between the products is touched, over one read and one write of each operand, as walked. In fp16 rows
+# are scaled and all else is fp32.
+COPIES = {"bf16": 2.1, "fp16": 14.1}
+ATTENTION = 0.4  # of the product's rate, assumed: documents are short
+STREAMED = 0.85  # of the bandwidth, assumed: kernels that read and write in order
+UNPACKED = 0.6  # of the bandwidth, assumed: unpacking NF4, which issues many loads a byte
+LOGIT_BYTES = 16  # touched by the loss for a supervised token and word
+TRAINED_BYTES = 48  # touched for a trained weight a step: gradient, norm, AdamW, the copy that is multiplied
+ROOM = 0.9  # of a card's memory: what weights may take before anything else
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """A dense decoder.
+
+    Attributes:
+        query, key_value: width of all query heads, and of all key (or value) heads.
+        tied: whether the head is the embedding.
+    """
+
+    hidden: int
+    intermediate: int
+    layers: int
+    query: int
+    key_value: int
+    vocab: int
+    tied: bool
+
+    @property
+    def linear(self) -> int:
+        """Weights of a layer's linear layers."""
+        return self.hidden * (2 * self.query + 2 * self.key_value) + 3 * self.hidden * self.intermediate
+
+    @property
+    def weights_bytes(self) -> float:
+        """Linear layers in NF4, embedding and head in 16 bits."""
+        return self.layers * self.linear * NF4 + (1 if self.tied else 2) * self.vocab * self.hidden * WIDTH
+
+    @property
+    def adapter_per_rank(self) -> int:
+        """Trained weights of a rank-1 adapter on all linear layers."""
+        a_layer = 4 * self.hidden + 2 * self.query + 2 * self.key_value + 3 * (self.hidden + self.intermediate)
+        return self.layers * a_layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTime:
+    """Seconds of a pack, by what they go to.
+
+    Attributes:
+        products: of the base and the adapter, and of the head.
+        between: norms, rotations, activations, thin products: all that is bound by bytes.
+        optimizer: this pack's part.
+        launches: of the host, meanwhile.
+        flops: of the products, recomputed ones included.
+        tokens: of the pack.
+        rate: FLOP a second that large products reach.
+    """
+
+    products: float
+    attention: float
+    unpacking: float
+    between: float
+    loss: float
+    optimizer: float
+    launches: float
+    flops: float
+    tokens: int
+    rate: float
+
+    @property
+    def device(self) -> float:
+        """Seconds of the GPU."""
+        return self.products + self.attention + self.unpacking + self.between + self.loss + self.optimizer
+
+    @property
+    def seconds(self) -> float:
+        """Of GPU and host, the slower."""
+        return max(self.device, self.launches)
+
+    @property
+    def share(self) -> float:
+        """Of the product's rate."""
+        return self.flops / self.seconds / self.rate
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of all packs alike."""
+        return self.tokens / self.seconds
+
+
+@dataclass(frozen=True)
+class LayerBytes:
+    """What a layer's launches read and write for one pack."""
+
+    products: float
+    unpacking: float
+    between: float
+
+    @property
+    def total(self) -> float:
+        """Of all of them."""
+        return self.products + self.unpacking + self.between
+
+    @classmethod
+    def of(cls, sizes: Sizes, tokens: int, recompute: Recompute, compute: str) -> Self:
+        """By arithmetic from the widths."""
+        h, f, q, k = sizes.hidden, sizes.intermediate, sizes.query, sizes.key_value
+        forward = 2 if recompute == "layer" else 1
+        rows = (h + q + 2 * k) + (q + h) + (h + 2 * f) + (f + h)  # inputs and outputs of the four groups of products
+        products = (forward + 1) * WIDTH * (sizes.linear + tokens * rows)
+        unpacking = (forward + 1) * (NF4 + WIDTH) * sizes.linear
+        ahead = 8 * h + 4 * (q + k) + 3 * f  # two norms with their sums, rotation, attention, gate times up
+        back = 8 * h + 6 * (q + k) + 6 * f
+        return cls(products, unpacking, COPIES[compute] * WIDTH * tokens * (forward * ahead + back))
+
+
+def fits(sizes: Sizes, card: Card) -> bool:
+    """Whether a card holds the weights at all; what a run needs beside them is not asked here."""
+    return sizes.weights_bytes <= ROOM * card.memory_bytes.value
+
+
+def step_time(
+    sizes: Sizes,
+    tokens: int,
+    supervised: int,
+    card: Card,
+    recompute: Recompute = "none",
+    r: int = 16,
+    packs: int = 1,
+    document: int = 512,
+) -> StepTime:
+    """What one pack of a QLoRA step takes, base in NF4, an adapter on all linear layers, no dropout.
+
+    Args:
+        tokens: of the pack.
+        supervised: of them, those whose logits are made.
+        recompute: nothing, or every layer.
+        packs: of a step, over which the optimizer is spread.
+        document: tokens of the documents of a pack, as an average token sees it.
+    """
+    layers, adapter = sizes.layers, r * sizes.adapter_per_rank
+    again = 2 if recompute == "layer" else 0
+    base = (4 + again) * layers * sizes.linear * tokens + (6 + again) * adapter * tokens
+    head = 4 * supervised * sizes.vocab * sizes.hidden
+    attention = (12 + 2 * again) * layers * sizes.query * tokens * min(document, tokens) / 2
+    touched = LayerBytes.of(sizes, tokens, recompute, card.compute)
+    bandwidth = STREAMED * card.bandwidth.value
+    return StepTime(
+        products=max(base / card.product, layers * touched.products / bandwidth) + head / card.product,
+        attention=attention / (ATTENTION * card.product),
+        unpacking=layers * touched.unpacking / (UNPACKED * card.bandwidth.value),
+        between=layers * touched.between / bandwidth,
+        loss=supervised * sizes.vocab * LOGIT_BYTES / bandwidth,
+        optimizer=adapter * TRAINED_BYTES / bandwidth / packs,
+        launches=(layers * launches(card.compute, recompute) + LAUNCHES_ONCE) * card.launch.value,
+        flops=base + head + attention,
+        tokens=tokens,
+        rate=card.product,
+    )
+
+
+def launches(compute: str, recompute: Recompute) -> float:
+    """Of a layer and a pack; what was not walked is taken in the proportion of what was."""
+    if (compute, recompute) in LAUNCHES:
+        return LAUNCHES[compute, recompute]
+    return LAUNCHES[compute, "none"] * LAUNCHES["bf16", recompute] / LAUNCHES["bf16", "none"]
