@@ -258,6 +258,9 @@ def test_policies_name_the_parts(tiny_model):
     assert recomputed_names(tiny_model, "mlp") == ["model.layers.0.mlp", "model.layers.1.mlp"]
     assert recomputed_names(tiny_model, "layer") == recomputed_names(tiny_model, 1) == list(decoder_layers(tiny_model))
     assert recomputed_names(_gemma4(), 4) == ["model.layers.0", "model.layers.4"]
+    assert recomputed_names(_gemma4(), (3, 1)) == ["model.layers.1", "model.layers.3"]
+    with pytest.raises(ModelError, match="no layer 2"):
+        recomputed_names(tiny_model, (0, 2))
     assert recomputed_names(_gemma4(**MIXTURE), "mlp")[:2] == ["model.layers.0.mlp", "model.layers.0.experts"]
     tiny_model.model.layers[1].register_module("odd", tiny_model.model.layers[1].mlp)
     del tiny_model.model.layers[1].mlp

@@ -42,6 +42,7 @@ class _Lazy:
 _verbs, _stage, _lines = (_Lazy(f"tunesmith.pipeline.{name}") for name in ("verbs", "stage", "lines"))
 _recipe, _check_page = _Lazy("tunesmith.recipe"), _Lazy("tunesmith.report.check_page")
 _targets = _Lazy("tunesmith.data.targets")
+_plan, _plan_text = _Lazy("tunesmith.pipeline.plan"), _Lazy("tunesmith.cli.plan_text")
 _preview_page, _preview_text = _Lazy("tunesmith.report.preview_page"), _Lazy("tunesmith.cli.preview_text")
 _text, _status_text, _export_text = (_Lazy(f"tunesmith.cli.{name}") for name in ("text", "status_text", "export_text"))
 
@@ -273,6 +274,42 @@ def advise(
     _show(result, as_json, lambda: _text.print_advice(result, _console()))
     logger.info(f"advice: {directory.path / 'advice.json'}")
     raise typer.Exit(result.exit_code)
+
+
+@app.command(rich_help_panel=WHOLE)
+def plan(
+    target: Annotated[
+        str | None,
+        typer.Argument(metavar="TARGET", help="A recipe, a run, or a model (a directory with its config.json will do)."),
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option("--memory", help="That training may take, e.g. 16GB; all of the card's.")
+    ] = None,
+    gpu: Annotated[
+        list[str] | None, typer.Option("--gpu", metavar="CARD", help="A card by name; this machine's by default.")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", min=2, help="Of a micro-batch; the recipe's train.max_length, or 2048.")
+    ] = None,
+    table: Annotated[
+        bool, typer.Option("--table", help="Model size by technique instead, on each --gpu; needs no target.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what memory training takes, term by term, and the fastest way to fit it. Loads nothing. Exit code 1 if none fits."""
+    cards = gpu or []
+    if table:
+        if target is not None or memory is not None:
+            raise typer.BadParameter("takes --tokens and --gpu alone", param_hint="--table")
+        shown = _plan.table(tokens or 2048, cards)
+        return _show(shown, as_json, lambda: _plan_text.print_table(shown, _console()))
+    if target is None:
+        raise typer.BadParameter("give a recipe, a run or a model; or --table", param_hint="TARGET")
+    if len(cards) > 1:
+        raise typer.BadParameter("one card for a plan; several with --table", param_hint="--gpu")
+    found = _plan.plan(target, memory, cards[0] if cards else None, tokens)
+    _show(found, as_json, lambda: _plan_text.print_plan(found, _console()))
+    raise typer.Exit(0 if found.fits else 1)
 
 
 @app.command(rich_help_panel=WHOLE)

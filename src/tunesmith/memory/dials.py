@@ -27,8 +27,7 @@ class Dials:
         r: rank of the adapters.
         dropout: of their inputs.
         optimizer: as in a recipe.
-        recompute: as in a recipe; a tuple holds the numbers of the layers that are *kept*, all others are recomputed. ``auto``
-            counts as ``none``.
+        recompute: as in a recipe; a tuple holds the numbers of the layers that are recomputed. ``auto`` counts as ``none``.
         tokens: of a micro-batch (T).
         rows: supervised tokens of it (N).
         packs: micro-batches of an optimizer step; from the second on, all gradients are there throughout.
@@ -68,7 +67,7 @@ class Dials:
     def recomputed(self, number: int) -> Literal["none", "attention", "mlp", "layer"]:
         """What of a layer is computed a second time."""
         if isinstance(self.recompute, tuple):
-            return "none" if number in self.recompute else "layer"
+            return "layer" if number in self.recompute else "none"
         if isinstance(self.recompute, int):
             return "layer" if number % self.recompute == 0 else "none"
         return "none" if self.recompute == "auto" else self.recompute

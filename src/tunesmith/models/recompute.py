@@ -2,8 +2,10 @@
 
 What a layer keeps for its gradients is many times the size of its input. A part that is recomputed keeps its input alone
 and runs its forward pass again when its gradients are due (Chen et al. 2016, arXiv 1604.06174): a third more arithmetic
-for a layer, for the memory of all its insides. The policy is the dial: every attention, every MLP, every layer, or every
-n-th layer. A last layer that computes only the rows that are read (``layers/last.py``) is left alone: its insides are
+for a layer, for the memory of all its insides. The policy is the dial: every attention, every MLP, every layer, every n-th
+layer, or the layers of a list.
+
+A last layer that computes only the rows that are read (``layers/last.py``) is left alone: its insides are
 small and would be wanted again at once. Gradients are the same to the bit, dropout included, because a mask follows from the
 step, the pack and the layer (``layers/context.py``) and nothing else is random.
 
@@ -29,7 +31,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from tunesmith.errors import ModelError
 from tunesmith.models.swap import put_module
 
-Policy = Literal["auto", "none", "attention", "mlp", "layer"] | int
+Policy = Literal["auto", "none", "attention", "mlp", "layer"] | int | tuple[int, ...]
 
 # What stock models call the two blocks of a decoder layer. Experts may stand beside an MLP instead of within it.
 BLOCKS = {
@@ -68,8 +70,8 @@ def recompute(model: PreTrainedModel, policy: Policy) -> Iterator[None]:
     """Within the block the parts that the policy names are recomputed; afterwards the model is as it was.
 
     Args:
-        policy: ``none``, ``attention``, ``mlp``, ``layer``, or n for the first of every n layers; ``auto`` that nobody has
-            replaced by one of them (``pipeline/recompute_choice.py``) is ``none``.
+        policy: ``none``, ``attention``, ``mlp``, ``layer``, n for the first of every n layers, or the numbers of
+            layers; ``auto`` that nobody has replaced by one of them (``pipeline/recompute_choice.py``) is ``none``.
 
     Raises:
         ModelError: the model has no such parts.
@@ -90,7 +92,7 @@ def recomputed_names(model: PreTrainedModel, policy: Policy) -> list[str]:
     """Full names of the modules that a policy recomputes, in the model's order.
 
     Raises:
-        ModelError: no decoder layers are found, or one has no block of the kind.
+        ModelError: no decoder layers are found, one has no block of the kind, or a number is none of a layer.
     """
     if policy in ("auto", "none"):
         return []
@@ -99,6 +101,11 @@ def recomputed_names(model: PreTrainedModel, policy: Policy) -> list[str]:
         raise ModelError(f"train.recompute: {type(model).__name__} has no decoder layers that could be recomputed", "use none")
     if policy == "layer" or isinstance(policy, int):
         return list(layers)[:: 1 if policy == "layer" else policy]
+    if isinstance(policy, tuple):
+        missing = [number for number in policy if number >= len(layers)]
+        if missing:
+            raise ModelError(f"train.recompute: no layer {missing[0]}", f"the model has layers 0 to {len(layers) - 1}")
+        return [name for number, name in enumerate(layers) if number in policy]
     names = []
     for layer, module in layers.items():
         children = [name for name, _ in module.named_children()]

@@ -70,11 +70,15 @@ class Optimisation(Section):
         description="refuse what depends on scheduling: a GPU gives the same bytes again, as a CPU does anyway; "
         "without it the gradients of attention are added up in the order in which a GPU finishes them",
     )
-    recompute: Literal["auto", "none", "attention", "mlp", "layer"] | Annotated[int, Field(ge=1)] = Field(
+    recompute: (
+        Literal["auto", "none", "attention", "mlp", "layer"]
+        | Annotated[int, Field(ge=1)]
+        | tuple[Annotated[int, Field(ge=0)], ...]
+    ) = Field(
         default="auto",
         description="what is computed a second time in the backward pass instead of kept: nothing, every attention, every mlp, "
-        "every layer, or every n-th layer (gradient checkpointing); the result is the same; auto takes the first of them that "
-        "fits a GPU's memory by estimate, and none on a CPU",
+        "every layer, every n-th layer, or the layers of a list, counted from 0 (gradient checkpointing); the result is the "
+        "same; auto takes the first of none to layer that fits a GPU's memory by estimate, and none on a CPU",
     )
     max_length: Annotated[int, Field(ge=2)] = Field(
         default=2048, description="longest row, and the tokens of one packed micro-batch"

@@ -240,7 +240,7 @@ class Training(FileRecord):
     tokens_per_second: float | None
     computed_on: tuple[str, ...]
     spikes: tuple[Spike, ...] = ()
-    recompute: str | int = "none"
+    recompute: str | int | tuple[int, ...] = "none"
     gpu: GpuUse | None = None
 
     def _repr_html_(self) -> str:

@@ -1,0 +1,254 @@
+"""The fastest way to run a training within so much memory.
+
+A few hundred settings of the dials are estimated (a millisecond each) and timed by a model of the card; of those that fit, the
+fastest is the plan. Dials that change no number of the result are turned first. Only where none of these fits are those that
+round something turned too (the head in 8 bits, the optimizer's moments in 8 bits), and the plan says so.
+
+Time counts what a dial adds: layers that are computed again in the share that is, copies over the link where they take longer
+than the products they hide behind, a tile of an MLP nothing (its second forward pass replaces that of recomputation).
+
+Refused: trying a step and catching what runs out (a fragmented allocator, and packs differ: the step that fails may be the
+thousandth); a solver (the grid is small, and a plan that people can follow is worth more than the last percent).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from tunesmith.memory.cards import Card
+from tunesmith.memory.dials import BYTES, POLICIES, Dials
+from tunesmith.memory.estimate import Estimate, estimate
+from tunesmith.memory.shape import Shape
+from tunesmith.memory.speed import Sizes, step_time
+
+CONTEXT = 500 * 10**6  # bytes of a process on a card beside the allocator's, where nobody has measured them
+TILES = (32768, 4096)  # tokens of a tile of an MLP that are tried, where a micro-batch is longer
+KEPT = (0.75, 0.5, 0.25)  # shares of layers that are kept whole, the others recomputed
+RESIDENT = (0.75, 0.5, 0.25, 0.0)  # shares of layers whose weights stay on the card
+CPU_SHARE = 0.58  # of the products' rate that a step on a CPU reaches (benchmarks/results/train-step-epyc-*.json, 0.55 to 0.62)
+DOCUMENT = 512  # tokens of a document, as an average token sees it, where no rows are known
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """What a machine does a second, measured or from the table of cards.
+
+    Attributes:
+        card: that the rest of the time model is about; None for a CPU, of which only products are known.
+        product: FLOP of large products.
+        link: bytes between host and card.
+        measured: here, just now.
+    """
+
+    card: Card | None
+    product: float
+    link: float
+    measured: bool = False
+
+    @classmethod
+    def of(cls, card: Card) -> "Rates":
+        """As the table has them."""
+        return cls(card=card, product=card.product, link=card.link.value)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting of the dials.
+
+    Attributes:
+        dials: as they are turned.
+        seconds: of a micro-batch; None where no rates are known.
+    """
+
+    shape: Shape
+    dials: Dials
+    seconds: float | None
+
+    @cached_property
+    def estimate(self) -> Estimate:
+        """What it takes."""
+        return estimate(self.shape, self.dials)
+
+    def needs(self, context: int) -> int:
+        """Bytes of the card, allocator and context together."""
+        return self.estimate.reserved + context
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What was found.
+
+    Attributes:
+        chosen: the fastest that fits, or the smallest of all where none does.
+        fits: whether it does.
+        rounds: the chosen one changes the result, since no exact one fits.
+        passed_over: the fastest of each kind of setting that is faster than the chosen one and does not fit, the fastest first.
+        smallest: that takes the least.
+    """
+
+    chosen: Point
+    fits: bool
+    rounds: bool
+    passed_over: tuple[Point, ...]
+    smallest: Point
+
+
+def make_plan(shape: Shape, dials: Dials, budget: int, rates: Rates | None, context: int = CONTEXT) -> Plan:
+    """The fastest setting that fits.
+
+    Args:
+        dials: what the run fixes (base, rank, tokens ...); those that a plan turns may be set already and then stay.
+        budget: bytes of the card.
+        rates: None: settings are ordered by what they compute again and copy.
+        context: bytes of the process on the card.
+    """
+    exact = [Point(shape, turned, seconds(shape, turned, rates)) for turned in settings(shape, dials)]
+    rounded = [
+        Point(shape, turned, seconds(shape, turned, rates)) for less in rounding(dials) for turned in settings(shape, less)
+    ]
+    best = _fastest(exact, budget, context)
+    rounds = best is None and (best := _fastest(rounded, budget, context)) is not None
+    smallest = min(exact + rounded, key=lambda point: point.estimate.reserved)
+    chosen = smallest if best is None else best
+    return Plan(
+        chosen=chosen,
+        fits=best is not None,
+        rounds=rounds or (best is None and chosen in rounded),
+        passed_over=_passed_over(exact, chosen, budget, context),
+        smallest=smallest,
+    )
+
+
+def _fastest(points: list[Point], budget: int, context: int) -> Point | None:
+    """Of those that fit; of equally fast ones the one that turns less, which stands first."""
+    return min((p for p in points if p.needs(context) <= budget), key=lambda p: p.seconds or 0.0, default=None)
+
+
+def _passed_over(points: list[Point], chosen: Point, budget: int, context: int) -> tuple[Point, ...]:
+    """One of each policy of recomputation, the smallest with its weights on the card, that does not fit and is faster."""
+    by_policy: dict[str, Point] = {}
+    for point in points:
+        if point.dials.resident_layers is None and point.needs(context) > budget and point.dials != chosen.dials:
+            name = recompute_name(point.dials, point.shape.depth)
+            if name not in by_policy or point.estimate.reserved < by_policy[name].estimate.reserved:
+                by_policy[name] = point
+    faster = [p for p in by_policy.values() if (p.seconds or 0.0) <= (chosen.seconds or 0.0)]
+    return tuple(sorted(faster, key=lambda point: point.seconds or 0.0))
+
+
+def settings(shape: Shape, dials: Dials) -> Iterator[Dials]:
+    """Settings that give the same result, those that turn less first."""
+    tables = ("device", "host") if dials.embedding_on == "device" and not shape.tied and dials.device == "gpu" else ()
+    for table in tables or (dials.embedding_on,):
+        here = replace(dials, embedding_on=table)
+        for policy in _policies(shape, here):
+            kept = replace(here, recompute=policy)
+            yield kept
+            if policy == "layer" and dials.device == "gpu":
+                yield from _beyond(shape, kept)
+
+
+def _policies(shape: Shape, dials: Dials) -> Iterator[str | int | tuple[int, ...]]:
+    if dials.recompute not in ("auto", "none"):
+        yield dials.recompute
+        return
+    yield from POLICIES[:-1]
+    for share in KEPT:
+        count = round(share * shape.depth)
+        if 0 < count < shape.depth:  # the last ones are kept: they are the first to be let go of backwards
+            yield tuple(range(shape.depth - count))
+    yield POLICIES[-1]
+
+
+def _beyond(shape: Shape, dials: Dials) -> Iterator[Dials]:
+    """What can be turned once every layer is recomputed."""
+    tiles = (0, *(tile for tile in TILES if tile < dials.tokens)) if not dials.mlp_tile else (dials.mlp_tile,)
+    if any(layer.experts for layer in shape.layers):
+        tiles = tiles[:1]
+    offloads = ("none", "inputs", "attention") if dials.offload == "none" else (dials.offload,)
+    resident: tuple[int | None, ...] = (dials.resident_layers,)
+    if dials.base == "nf4" and dials.resident_layers is None:
+        resident = (None, *(round(share * shape.depth) for share in RESIDENT))
+    for layers in resident:
+        for tile in tiles:
+            for offload in offloads:
+                turned = replace(dials, mlp_tile=tile, offload=offload, resident_layers=layers)
+                if turned != dials:
+                    yield turned
+
+
+def rounding(dials: Dials) -> Iterator[Dials]:
+    """Settings that round what the others keep: each kind alone, then both."""
+    head = replace(dials, head="int8") if dials.head == "compute" and dials.device == "gpu" else None
+    if head is not None:
+        yield head
+    if dials.optimizer == "adamw":
+        yield replace(dials, optimizer="adamw_8bit")
+        if head is not None:
+            yield replace(head, optimizer="adamw_8bit")
+
+
+def sizes_of(shape: Shape) -> Sizes:
+    """What the time model asks of a shape: widths as a mean of the layers, of a mixture the experts that a token passes."""
+
+    def mean(widths: Iterator[int]) -> int:
+        return round(sum(widths) / shape.depth)
+
+    return Sizes(
+        hidden=shape.hidden,
+        intermediate=mean(layer.intermediate + layer.chosen * layer.expert + layer.shared for layer in shape.layers),
+        layers=shape.depth,
+        query=mean(layer.query for layer in shape.layers),
+        key_value=mean(layer.key_value for layer in shape.layers),
+        vocab=shape.vocab,
+        tied=shape.tied,
+    )
+
+
+def seconds(shape: Shape, dials: Dials, rates: Rates | None) -> float | None:
+    """Of a micro-batch, by the rates; without a card, in passes over a layer's products, which orders settings alike."""
+    sizes = sizes_of(shape)
+    again = sum(_again(shape, dials, number) for number in range(shape.depth)) / shape.depth
+    moved = _moved(shape, dials)
+    if rates is not None and rates.card is None:
+        used = shape.used - shape.hidden * shape.vocab
+        head = 4.0 * dials.rows * shape.hidden * shape.vocab
+        return ((4.0 + 2.0 * again) * used * dials.tokens + head) / (CPU_SHARE * rates.product)
+    if rates is None or rates.card is None:
+        return 4.0 + 2.0 * again + moved / (sizes.linear * sizes.layers * BYTES["nf4"])
+    times = [
+        step_time(sizes, dials.tokens, dials.rows, rates.card, recompute, dials.r, dials.packs, min(DOCUMENT, dials.tokens))
+        for recompute in ("none", "layer")
+    ]
+    device = times[0].device + again * (times[1].device - times[0].device)
+    host = times[0].launches + again * (times[1].launches - times[0].launches)
+    device += (times[0].products + again * (times[1].products - times[0].products)) * (rates.card.product / rates.product - 1.0)
+    return max(device, host, moved / rates.link)
+
+
+def _again(shape: Shape, dials: Dials, number: int) -> float:
+    """Share of a layer's products that the backward pass computes a second time."""
+    policy, layer = dials.recomputed(number), shape.layers[number]
+    attention = shape.hidden * (sum(layer.inputs) + layer.query) / max(1, layer.linear(shape.hidden))
+    shares = {"none": 0.0, "attention": attention, "mlp": 1.0 - attention, "layer": 1.0}
+    return 0.0 if shape.narrow and number == shape.depth - 1 else shares[policy]
+
+
+def _moved(shape: Shape, dials: Dials) -> float:
+    """Bytes over the link for a micro-batch: weights twice, inputs out and back, rows of the embedding."""
+    streamed = 0
+    if dials.resident_layers is not None:
+        streamed = sum(layer.linear(shape.hidden) for layer in shape.layers[dials.resident_layers :])
+    kept = shape.hidden + (0 if dials.offload != "attention" else max(layer.query + 2 * layer.heads for layer in shape.layers))
+    inputs = 0 if dials.offload == "none" else 2 * dials.tokens * kept * dials.width * shape.depth
+    rows = dials.tokens * shape.hidden * dials.width if dials.embedding_on == "host" else 0
+    return 2 * streamed * BYTES[dials.base] / max(1, dials.packs) + inputs + rows
+
+
+def recompute_name(dials: Dials, depth: int) -> str:
+    """The policy for people."""
+    if isinstance(dials.recompute, tuple):
+        return f"{len(dials.recompute)} of {depth} layers"
+    if isinstance(dials.recompute, int):
+        return f"one of {dials.recompute} layers"
+    return "none" if dials.recompute == "auto" else dials.recompute
