@@ -13,7 +13,7 @@ Refused: a weighted score. It hides which answer decided, and its weights would 
 
 import math
 
-from tunesmith.advise.memory import HEADROOM
+from tunesmith.memory.room import HEADROOM
 from tunesmith.advise.price import PAYBACK_DAYS, BreakEven, break_even, by_tokens
 from tunesmith.formatting import percent, points
 from tunesmith.rundir.records.advice import Check, Facts, State

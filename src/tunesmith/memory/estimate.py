@@ -1,11 +1,11 @@
 """Bytes of a training run, term by term, before anything is loaded.
 
-A step is walked on a tape (``memory/tape.py``): what lies there throughout, each layer forwards, the loss, each layer backwards,
-the update. Layers of one kind are walked once and their figures added, so an estimate takes a fraction of a millisecond. Where
+A step is walked on a tape (``memory/tape.py``): what lies there throughout, each layer forwards, the loss, each layer
+backwards, the update. Layers of one kind are walked once and their figures added, so an estimate takes a fraction of a millisecond. Where
 the most is alive is not assumed but found: at the loss in small models, in the MLP of the last recomputed layer in large ones.
 
-Two numbers come out. ``peak`` is what tensors take, ``torch.cuda.max_memory_allocated``; it is held within 1 % of a trace of our
-own code. ``reserved`` is what the allocator takes for them, larger by what it cannot use of its segments; beside it a process
+Two numbers come out. ``peak`` is what tensors take, ``torch.cuda.max_memory_allocated``; it is held within half a percent of a
+trace of our own code (real widths, dense families; 2 % on toys). ``reserved`` is what the allocator takes for them, larger by what it cannot use of its segments; beside it a process
 has a context on the card, which is measured and not tabulated.
 
 Refused: parameters times a factor (short by half for 4 bits, since the rest does not shrink with them); the formula of the
@@ -17,18 +17,19 @@ Source: NF4 is 4 bits and, with doubly quantised constants, 0.127 more (Dettmers
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
-from tunesmith.memory.dials import BYTES, DENSE, POLICIES, Dials
-from tunesmith.memory.gpu_layer import GRADIENTS, INPUTS, WORK, GpuLayer, columns
+from tunesmith.memory.dials import BYTES, DENSE, Dials
+from tunesmith.memory.gpu_layer import GRADIENTS, INPUTS, GpuLayer, columns
 from tunesmith.memory.shape import Layer, Shape
 from tunesmith.memory.tape import Tape
 
 CHUNK = 256  # rows of logits alive at once (kernels/cross_entropy.py)
 STATE = {"adamw": 8.0, "adamw_8bit": 2.0 + 2 * 4.0 / 256, "paged_adamw_8bit": 2.0 + 2 * 4.0 / 256}  # bytes a trained weight
 FULL_STATE_FROM = 4096  # weights of a tensor from which its 8-bit moments are in 8 bits
-RESERVED = 1.07  # reserved over allocated: the largest that the replay of traced steps gave (tests/memory/test_allocator.py)
+RESERVED = 1.07  # reserved over allocated: the largest of the replays of traced steps of 1B and 8B (docs/LOG.md)
+TABLES = 390 * 10**3  # what NF4 looks its codes up in (kernels/nf4.py), once a process
 SLOTS = 2  # layers whose streamed weights are on the device at once
 
 
@@ -128,15 +129,6 @@ def estimate(shape: Shape, dials: Dials) -> Estimate:
     return Estimate(resident=resident, moments={name: _positive(terms) for name, terms in moments.items()})
 
 
-def fits_first(shape: Shape, dials: Dials, room: int) -> str:
-    """What ``train.recompute: auto`` comes to on a GPU: the first policy whose reserved bytes fit, or the smallest.
-
-    Args:
-        room: bytes that the GPU has for it.
-    """
-    return next((p for p in POLICIES if estimate(shape, replace(dials, recompute=p)).reserved <= room), POLICIES[-1])
-
-
 def _positive(terms: Counter[str]) -> dict[str, int]:
     return {name: value for name, value in terms.items() if value > 0}
 
@@ -168,6 +160,7 @@ def _resident(shape: Shape, dials: Dials) -> Counter[str]:
     if dials.technique == "lora" and dials.device == "gpu" and dials.compute != "fp16":
         here["step casts of A and B"] = sum(_casts(layer, hidden, dials) for layer in shape.layers) * dense
     if dials.base == "nf4":
+        here["tables of codes"] = TABLES
         here["dense buffer"] = _dense_buffer(shape, dials) * dense
     return here
 
