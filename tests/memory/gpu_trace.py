@@ -2,8 +2,8 @@
 
     PYTHONPATH=src:tests python -m memory.gpu_trace OUT.json CASES.json
 
-A case is a configuration's name in ``tiny_families.TINY`` or ``gpu_path.walk.CONFIGS`` (with layers) and dials. A process of its
-own, since the device changes torch.
+A case is a configuration's name in ``tiny_families.TINY`` or ``gpu_path.walk.CONFIGS`` (with layers) and dials. A process of
+its own, since the device changes torch.
 """
 
 import gc
@@ -16,7 +16,7 @@ import torch
 
 import fake_cuda
 from fake_cuda import WATCH
-from gpu_path.walk import CONFIGS, _stored, _Steps
+from gpu_path.walk import CONFIGS, _Steps, _stored
 from tiny_families import TINY
 from tunesmith.layers.nf4 import DENSE
 from tunesmith.models.device import best_device

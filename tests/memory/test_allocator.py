@@ -3,6 +3,10 @@
 import pytest
 
 from tunesmith.memory.allocator import replay
+from tunesmith.memory.dials import POLICIES, Dials
+from tunesmith.memory.estimate import RESERVED, estimate
+from tunesmith.memory.events import step_events
+from tunesmith.memory.shape import Shape, shape_of
 
 MIB = 2**20
 
@@ -28,3 +32,14 @@ def test_bytes_taken_from_the_card(events, reserved, expandable):
 def test_small_blocks_are_rounded_and_counted():
     found = replay([("a", 1), ("b", 513), ("a", -1), ("c", 400)])
     assert (found.allocated, found.segments) == (1536, 1)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_step_of_8b_reserves_no_more_than_is_reckoned(policy):
+    facts = {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 8}
+    shape = shape_of({**facts, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256})
+    assert isinstance(shape, Shape)
+    dials = Dials(recompute=policy, rows=280)
+    found, reckoned = replay(step_events(shape, dials)), estimate(shape, dials)
+    assert found.allocated == pytest.approx(reckoned.peak, rel=0.01)
+    assert reckoned.peak < found.reserved <= reckoned.peak * RESERVED
