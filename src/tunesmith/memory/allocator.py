@@ -49,7 +49,7 @@ def replay(events: Iterable[tuple[str, int]], expandable: bool = False) -> Repla
         KeyError: something goes that has not come.
     """
     free: dict[bool, list[_Block]] = {True: [], False: []}  # by whether it is small
-    tails: dict[bool, _Block] = {}
+    heads: dict[bool, _Block] = {}  # of the segments that grow; whatever is joined, the first stays
     live: dict[str, tuple[_Block, bool]] = {}
     allocated = most = reserved = segments = 0
     for name, nbytes in events:
@@ -64,15 +64,16 @@ def replay(events: Iterable[tuple[str, int]], expandable: bool = False) -> Repla
         if block is None:
             more = _segment(size)
             if expandable:
-                tail = tails.get(small)
+                tail = _last(heads[small]) if small in heads else None
                 spare = tail.size if tail is not None and tail.is_free else 0
                 unit = (2 if small else 20) * MIB
                 more = -(-(size - spare) // unit) * unit
             reserved, segments = reserved + more, segments + 1
             block = _Block(more)
-            if expandable and small in tails:
-                block.before = tails[small]
+            if expandable and small in heads:
+                block.before = _last(heads[small])
                 block.before.after = block
+            heads.setdefault(small, block)
             block.is_free = False
             block = _release(block, free[small])
         free[small].remove(block)
@@ -84,8 +85,6 @@ def replay(events: Iterable[tuple[str, int]], expandable: bool = False) -> Repla
             block.after, block.size = rest, size
             free[small].append(rest)
         block.is_free = False
-        if expandable:
-            tails[small] = _last(block)
         live[name] = block, small
         allocated += block.size
         most = max(most, allocated)

@@ -28,7 +28,7 @@ from tunesmith.memory.tape import Tape
 CHUNK = 256  # rows of logits alive at once (kernels/cross_entropy.py)
 STATE = {"adamw": 8.0, "adamw_8bit": 2.0 + 2 * 4.0 / 256, "paged_adamw_8bit": 2.0 + 2 * 4.0 / 256}  # bytes a trained weight
 FULL_STATE_FROM = 4096  # weights of a tensor from which its 8-bit moments are in 8 bits
-RESERVED = 1.07  # reserved over allocated: the largest of the replays of traced steps of 1B and 8B (docs/LOG.md)
+RESERVED = 1.09  # reserved over allocated: the largest of the replays of traced steps of 1B and 8B (docs/LOG.md)
 TABLES = 390 * 10**3  # what NF4 looks its codes up in (kernels/nf4.py), once a process
 SLOTS = 2  # layers whose streamed weights are on the device at once
 

@@ -1,7 +1,7 @@
 """All allocations of a step in order, for the replay of the allocator: the walk of ``memory/estimate.py`` on one long tape.
 
-Layers are walked one by one and not a kind once, since where a block lies depends on all before it. Slower than the estimate (tens
-of milliseconds and more), so a plan is made by that and checked by this.
+Layers are walked one by one and not a kind once, since where a block lies depends on all before it. That takes a
+tenth of a second, so a plan is made by that and checked by this.
 """
 
 from tunesmith.memory.dials import DENSE, Dials
