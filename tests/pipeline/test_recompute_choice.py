@@ -32,7 +32,7 @@ def choose(tmp_path, monkeypatch):
 def test_auto_follows_from_the_card_and_says_why(choose):
     roomy, tight = choose(80e9), choose(12e9)
     assert (roomy.settings.recompute, tight.settings.recompute) == ("none", "layer")
-    assert roomy.lines[-1].startswith("recompute none = the first that fits: GB needed, with a quarter to spare: none ")
+    assert roomy.lines[-1].startswith("recompute none = the first that fits: GB needed, with a twentieth to spare: none ")
     assert "layer " in tight.lines[-1] and tight.lines[-1].endswith("12.0 are free for it")
     assert "the smallest, and it may not fit" in choose(4e9).lines[-1]
 

@@ -35,8 +35,8 @@ from tunesmith.advise.checklist import (
     rows_in_all,
     test_fraction,
 )
-from tunesmith.advise.memory import HEADROOM
 from tunesmith.formatting import percent
+from tunesmith.memory.room import HEADROOM
 from tunesmith.recipe import Lora, Train
 from tunesmith.recipe.derive import ALPHA, WIDTH, band, derive, width_of_update
 from tunesmith.rundir.records.advice import Advice, Ending, Facts, Settings

@@ -1,12 +1,12 @@
 """Bytes of a training run, term by term, before anything is loaded.
 
-A step is walked on a tape (``memory/tape.py``): what lies there throughout, each layer forwards, the loss, each layer backwards,
-the update. Layers of one kind are walked once and their figures added, so an estimate takes a fraction of a millisecond. Where
+A step is walked on a tape (``memory/tape.py``): what lies there throughout, each layer forwards, the loss, each layer
+backwards, the update. Layers of one kind are walked once and their figures added, so an estimate takes a millisecond. Where
 the most is alive is not assumed but found: at the loss in small models, in the MLP of the last recomputed layer in large ones.
 
-Two numbers come out. ``peak`` is what tensors take, ``torch.cuda.max_memory_allocated``; it is held within 1 % of a trace of our
-own code. ``reserved`` is what the allocator takes for them, larger by what it cannot use of its segments; beside it a process
-has a context on the card, which is measured and not tabulated.
+Two numbers come out. ``peak`` is what tensors take, ``torch.cuda.max_memory_allocated``; a trace of our own code holds it, to
+half a percent at real widths of dense models, to 2 % on toys. ``reserved`` is what the allocator takes for them, larger by what
+it cannot use of its segments; beside it a process has a context on the card, which is not counted here.
 
 Refused: parameters times a factor (short by half for 4 bits, since the rest does not shrink with them); the formula of the
 worst moment alone (another moment is the worst for another shape). Cost: a step that is written twice, here and in the code; a
@@ -17,18 +17,19 @@ Source: NF4 is 4 bits and, with doubly quantised constants, 0.127 more (Dettmers
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
-from tunesmith.memory.dials import BYTES, DENSE, POLICIES, Dials
-from tunesmith.memory.gpu_layer import GRADIENTS, INPUTS, WORK, GpuLayer, columns
+from tunesmith.memory.dials import BYTES, DENSE, Dials
+from tunesmith.memory.gpu_layer import GRADIENTS, INPUTS, GpuLayer, columns
 from tunesmith.memory.shape import Layer, Shape
 from tunesmith.memory.tape import Tape
 
 CHUNK = 256  # rows of logits alive at once (kernels/cross_entropy.py)
 STATE = {"adamw": 8.0, "adamw_8bit": 2.0 + 2 * 4.0 / 256, "paged_adamw_8bit": 2.0 + 2 * 4.0 / 256}  # bytes a trained weight
 FULL_STATE_FROM = 4096  # weights of a tensor from which its 8-bit moments are in 8 bits
-RESERVED = 1.07  # reserved over allocated: the largest that the replay of traced steps gave (tests/memory/test_allocator.py)
+RESERVED = 1.09  # reserved over allocated: the largest of the replays of traced steps of 1B and 8B (docs/LOG.md)
+TABLES = 390 * 10**3  # what NF4 looks its codes up in (kernels/nf4.py), once a process
 SLOTS = 2  # layers whose streamed weights are on the device at once
 
 
@@ -99,7 +100,7 @@ def estimate(shape: Shape, dials: Dials) -> Estimate:
         if live.total() + extra.total() > most[moment].total():
             most[moment] = live + extra
 
-    live["inputs of the step"] += _inputs(shape, dials)
+    live["inputs of the step"] += inputs_of_step(shape, dials)
     live[INPUTS] += dials.tokens * shape.hidden * dials.width
     pieces = []
     for number, layer in enumerate(shape.layers):
@@ -128,15 +129,6 @@ def estimate(shape: Shape, dials: Dials) -> Estimate:
     return Estimate(resident=resident, moments={name: _positive(terms) for name, terms in moments.items()})
 
 
-def fits_first(shape: Shape, dials: Dials, room: int) -> str:
-    """What ``train.recompute: auto`` comes to on a GPU: the first policy whose reserved bytes fit, or the smallest.
-
-    Args:
-        room: bytes that the GPU has for it.
-    """
-    return next((p for p in POLICIES if estimate(shape, replace(dials, recompute=p)).reserved <= room), POLICIES[-1])
-
-
 def _positive(terms: Counter[str]) -> dict[str, int]:
     return {name: value for name, value in terms.items() if value > 0}
 
@@ -150,9 +142,7 @@ def _resident(shape: Shape, dials: Dials) -> Counter[str]:
     here["linear layers"] = int(linear * BYTES[dials.base])
     if dials.base != "nf4" and dials.technique == "lora" and dials.device == "gpu" and dials.compute != "fp16":
         # Frozen weights stand beside free columns for B (layers/lora.py).
-        pads = sum(
-            sum(outs) * columns(inputs, dials.r * len(outs)) for layer in held for inputs, outs in _groups(layer, hidden)
-        )
+        pads = sum(sum(outs) * columns(inputs, dials.r * len(outs)) for layer in held for inputs, outs in groups(layer, hidden))
         here["linear layers"] += pads * dense
     here["norms, routers, projections"] = (shape.norms + shape.routers + shape.projections) * dense
     table, per_layer = hidden * shape.vocab, shape.per_layer * dense * (dials.device == "cpu")
@@ -168,6 +158,7 @@ def _resident(shape: Shape, dials: Dials) -> Counter[str]:
     if dials.technique == "lora" and dials.device == "gpu" and dials.compute != "fp16":
         here["step casts of A and B"] = sum(_casts(layer, hidden, dials) for layer in shape.layers) * dense
     if dials.base == "nf4":
+        here["tables of codes"] = TABLES
         here["dense buffer"] = _dense_buffer(shape, dials) * dense
     return here
 
@@ -180,7 +171,7 @@ def _held(shape: Shape, dials: Dials) -> tuple[Layer, ...]:
     return (*shape.layers[: dials.resident_layers], *streamed[-SLOTS:])
 
 
-def _groups(layer: Layer, hidden: int) -> list[tuple[int, tuple[int, ...]]]:
+def groups(layer: Layer, hidden: int) -> list[tuple[int, tuple[int, ...]]]:
     """Inputs and outputs of the products of a layer, experts aside."""
     groups = [(hidden, layer.inputs), (layer.query, (hidden,))]
     for width in (layer.intermediate, layer.shared):
@@ -193,7 +184,7 @@ def _groups(layer: Layer, hidden: int) -> list[tuple[int, tuple[int, ...]]]:
 def _casts(layer: Layer, hidden: int, dials: Dials) -> int:
     """Elements of A and B in the dtype of the products, which a step keeps."""
     total = 0
-    for inputs, outs in _groups(layer, hidden):
+    for inputs, outs in groups(layer, hidden):
         cols = columns(inputs, dials.r * len(outs))
         total += cols * inputs + (sum(outs) * cols if dials.base == "nf4" else 0)
     return total
@@ -203,7 +194,7 @@ def _dense_buffer(shape: Shape, dials: Dials) -> int:
     """Elements of the buffer that dequantised weights share: the largest group's, on a CPU the largest weight's."""
     most = 0
     for layer in set(shape.layers):
-        for inputs, outs in _groups(layer, shape.hidden):
+        for inputs, outs in groups(layer, shape.hidden):
             beside = columns(inputs, dials.r * len(outs))
             most = max(most, sum(outs) * (inputs + beside) if dials.device == "gpu" else max(outs) * inputs)
         if layer.experts:
@@ -217,13 +208,13 @@ def _small_states(shape: Shape, dials: Dials) -> int:
         return 0
     more = 0
     for layer in shape.layers:
-        for inputs, outs in _groups(layer, shape.hidden):
+        for inputs, outs in groups(layer, shape.hidden):
             sizes = [dials.r * inputs] * len(outs) + [dials.r * width for width in outs]
             more += sum(int(size * (8.0 - STATE[dials.optimizer])) for size in sizes if size < FULL_STATE_FROM)
     return more
 
 
-def _inputs(shape: Shape, dials: Dials) -> int:
+def inputs_of_step(shape: Shape, dials: Dials) -> int:
     """Ids and positions of a micro-batch, cosines and sines of every width of heads, inputs of every layer."""
     turns = {(layer.head_dim, layer.window is None) for layer in shape.layers}
     width = max(layer.per_layer for layer in shape.layers)
@@ -231,12 +222,16 @@ def _inputs(shape: Shape, dials: Dials) -> int:
     return dials.tokens * (2 * 8 + angles + shape.depth * width * dials.width) + 2 * 8 * dials.rows
 
 
+def chunk_of_logits(shape: Shape, dials: Dials) -> tuple[int, ...]:
+    """Bytes of the logits of a chunk, and of what else is made of them (kernels/cross_entropy.py)."""
+    chunk = min(CHUNK, dials.rows) * shape.vocab
+    return (chunk * 4, chunk * 2) if dials.device == "gpu" and dials.compute == "bf16" else (chunk * dials.width,)
+
+
 def _loss(shape: Shape, dials: Dials) -> tuple[Counter[str], Counter[str], Counter[str]]:
     """Alive at the loss beyond what the layers keep; at the begin of the backward pass; what stays between them."""
     rows = dials.rows * shape.hidden * dials.width
-    chunk = min(CHUNK, dials.rows) * shape.vocab
-    widened = dials.device == "gpu" and dials.compute == "bf16"
-    logits = chunk * (4 + 2 if widened else dials.width)
+    logits = sum(chunk_of_logits(shape, dials))
     states = Counter({"last hidden states": rows if shape.narrow else rows + dials.tokens * shape.hidden * dials.width})
     kept = Counter({"gradient at the head": rows})
     return states + kept + Counter({"chunk of logits": logits}), Counter({"gradient of the output": rows}), kept

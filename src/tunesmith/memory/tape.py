@@ -14,11 +14,12 @@ class Tape:
     Attributes:
         now, peak: bytes.
         live: bytes by term now; ``at_peak`` likewise.
+        prefix: of the names that are told; one layer's are not another's.
         events: (name, bytes) for an allocation, (name, -1) for the end of one.
     """
 
     def __init__(self, granule: int = GRANULE):
-        self.granule = granule
+        self.granule, self.prefix = granule, ""
         self.now = self.peak = 0
         self.live: Counter[str] = Counter()
         self.at_peak: Counter[str] = Counter()
@@ -30,6 +31,7 @@ class Tape:
         size = -(-int(nbytes) // self.granule) * self.granule
         if not size:
             return
+        name = self.prefix + name
         assert name not in self._names, name
         self._names[name] = size, term
         self.events.append((name, size))
@@ -40,7 +42,7 @@ class Tape:
 
     def free(self, *names: str) -> None:
         """Tensors end; a name that is not there counts for nothing."""
-        for name in names:
+        for name in (self.prefix + name for name in names):
             if name in self._names:
                 size, term = self._names.pop(name)
                 self.events.append((name, -1))

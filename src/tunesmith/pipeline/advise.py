@@ -15,13 +15,15 @@ from pathlib import Path
 
 from tunesmith import hardware
 from tunesmith.advise.decide import decide
-from tunesmith.advise.memory import Shape, first_that_fits, shape_of, training_bytes, training_hours
 from tunesmith.checkpoints.content import model_at_hand
 from tunesmith.data.quality import Quality, wrong_lines
 from tunesmith.evaluate import rule
 from tunesmith.evaluate.gate import terms_of
 from tunesmith.evaluate.metrics import make_metric
 from tunesmith.evaluate.references import check_references
+from tunesmith.memory.dials import dials_of
+from tunesmith.memory.room import first_that_fits, training_bytes, training_hours
+from tunesmith.memory.shape import Shape, shape_of
 from tunesmith.pipeline.lines import reading_lines
 from tunesmith.pipeline.reading import reader_of, refuse_plain_texts
 from tunesmith.pipeline.stage import make, module_of
@@ -240,11 +242,10 @@ def _memory(recipe: Recipe, train: TrainSettings, shape: Shape | str, machine: M
         base, compute = module_of("advise_measured").computed_in(recipe)
 
     def needed(base: str, compute: str) -> int:
-        settings = train
+        dials = dials_of(base, compute, recipe.lora, train, "cpu" if machine.kind == "cpu" else "gpu")
         if train.recompute == "auto" and machine.kind == "gpu" and machine.memory is not None:
-            policy = first_that_fits(shape, base, compute, recipe.lora, train, machine.memory)
-            settings = train.model_copy(update={"recompute": policy})
-        return training_bytes(shape, base, compute, recipe.lora, settings)
+            dials = replace(dials, recompute=first_that_fits(shape, dials, machine.memory))
+        return training_bytes(shape, dials)
 
     by_base = {recipe.base: needed(base, compute)}
     if recipe.base == "fp32":

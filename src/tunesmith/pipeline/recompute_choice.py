@@ -1,7 +1,7 @@
 """What ``train.recompute: auto`` comes to: on a GPU the first policy whose estimate fits its memory, on a CPU ``none``.
 
 Every policy gives the same result, and each of ``none``, ``attention``, ``mlp``, ``layer`` keeps less than the one before it
-and computes more again. So the first that fits, by ``advise/memory.py`` with its headroom, is the fastest that fits. The
+and computes more again. So the first that fits, by ``memory/room.py`` with its headroom, is the fastest that fits. The
 memory is what is free now and what this process has reserved already, so that other programs on the card are reckoned with.
 
 On a CPU a pack has 512 tokens at most and the number of processes gives way where memory is short (``models/ranks.py``), so
@@ -14,8 +14,10 @@ the thousandth).
 import json
 from dataclasses import replace
 
-from tunesmith.advise.memory import HEADROOM, POLICIES, Shape, first_that_fits, shape_of, training_bytes
 from tunesmith.engines.base import LoadedModel
+from tunesmith.memory.dials import POLICIES, dials_of
+from tunesmith.memory.room import HEADROOM, first_that_fits, training_bytes
+from tunesmith.memory.shape import Shape, shape_of
 from tunesmith.models.device import usable_memory
 from tunesmith.recipe import TrainSettings
 from tunesmith.recipe.derive import Derived
@@ -33,14 +35,15 @@ def choose_recompute(derived: Derived, loaded: LoadedModel) -> Derived:
         return _with(derived, POLICIES[-1], f"config.json has no number for {shape}, so memory cannot be estimated")
     assert loaded.lora is not None, "no adapter"
     room = usable_memory(loaded.model.device)
-    policy = first_that_fits(shape, base.storage, base.compute, loaded.lora, derived.settings, room)
+    dials = dials_of(base.storage, base.compute, loaded.lora, derived.settings)
+    policy = first_that_fits(shape, dials, room)
     need = {
-        name: training_bytes(shape, base.storage, base.compute, loaded.lora, _settings(derived, name)) * HEADROOM["gpu"]
+        name: training_bytes(shape, replace(dials, recompute=name)) * HEADROOM["gpu"]
         for name in dict.fromkeys((POLICIES[0], policy))
     }
     figures = ", ".join(f"{name} {nbytes / 1e9:.1f}" for name, nbytes in need.items())
     fits = "the first that fits" if need[policy] <= room else "the smallest, and it may not fit"
-    return _with(derived, policy, f"{fits}: GB needed, with a quarter to spare: {figures}; {room / 1e9:.1f} are free for it")
+    return _with(derived, policy, f"{fits}: GB needed, with a twentieth to spare: {figures}; {room / 1e9:.1f} are free for it")
 
 
 def _settings(derived: Derived, policy: str) -> TrainSettings:

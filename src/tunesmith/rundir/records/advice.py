@@ -149,7 +149,7 @@ class MachineFacts(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryFacts(Record):
-    """Bytes that training takes by what the base is kept in, roughly; see ``advise/memory.py``.
+    """Bytes that training takes by what the base is kept in, roughly; see ``memory/room.py``.
 
     Attributes:
         base: the recipe's ``base``, or what ``auto`` comes to on this machine.

@@ -1,4 +1,4 @@
-"""The rough estimate against stock models' parameter counts, PEFT's adapters, and published peaks."""
+"""The estimate against stock models' parameter counts, PEFT's adapters, and published peaks."""
 
 import json
 from dataclasses import replace
@@ -17,7 +17,10 @@ from transformers import (
 )
 
 from shared import train_settings
-from tunesmith.advise.memory import POLICIES, Shape, first_that_fits, shape_of, training_bytes, training_hours
+from tunesmith.memory.dials import POLICIES, Dials, dials_of
+from tunesmith.memory.estimate import estimate
+from tunesmith.memory.room import HEADROOM, first_that_fits, training_bytes, training_hours
+from tunesmith.memory.shape import Shape, shape_of
 from tunesmith.recipe import Lora
 
 SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 300}
@@ -31,19 +34,12 @@ CONFIGS = [
     MixtralConfig(**SMALL, num_local_experts=4),
     Qwen3MoeConfig(**SMALL, **EXPERTS, head_dim=16, decoder_sparse_step=1, tie_word_embeddings=False),
 ]
-LARGE = Shape(  # 8 billion parameters
-    hidden=4096,
-    layers=32,
-    vocab=128256,
-    query=4096,
-    key_value=1024,
-    intermediate=14336,
-    experts=0,
-    chosen=1,
-    shared=0,
-    tied=False,
-    per_layer=0,
+LARGE = shape_of(  # 8 billion parameters
+    LlamaConfig(
+        hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_key_value_heads=8, vocab_size=128256
+    ).to_dict()
 )
+assert isinstance(LARGE, Shape)
 
 
 def _shape(config, tmp_path):
@@ -78,37 +74,42 @@ def test_text_part_of_a_multimodal_configuration(tmp_path):
 @pytest.mark.parametrize(("base", "published"), [("bf16", 16.2 * 2**30), ("nf4", 7.4 * 2**30)])
 def test_published_peaks_of_8b_are_met_within_a_tenth(base, published):
     """torchtune's README: Llama-3.1-8B, packed 2,048, recomputed layers, one RTX 4090 or A6000."""
-    found = training_bytes(LARGE, base, "bf16", Lora(r=16), train_settings(max_length=2048, recompute="layer"))
+    found = estimate(replace(LARGE, tied=False), Dials(base=base, recompute="layer")).peak
     assert found == pytest.approx(published, rel=0.1)
 
 
 def test_what_takes_less_is_estimated_as_less():
-    def size(base="bf16", r=16, **train):
-        return training_bytes(LARGE, base, "bf16", Lora(r=r), train_settings(**train))
+    def size(**dials):
+        return estimate(LARGE, Dials(**{"base": "bf16", **dials})).peak
 
-    assert size("nf4") < size()
+    assert size(base="nf4") < size() < size(dropout=0.05, r=64)
     assert size(r=8) < size() < size(r=64)
-    assert size(max_length=512) < size()
+    assert size(tokens=512, rows=512) < size() < size(packs=2)
     assert size(optimizer="adamw_8bit") < size()
     assert size(recompute="layer") < size(recompute=2) < size()
     assert size(recompute="layer") < size(recompute="mlp") < size(recompute="attention") < size()
+    assert size(recompute="layer") < size(recompute=(0, 1)) < size(recompute=tuple(range(32))) == size()
+    assert size(resident_layers=4) < size()
 
 
 def test_auto_is_the_first_policy_that_fits_a_gpu_with_headroom():
+    dials = dials_of("nf4", "bf16", Lora(r=16), train_settings(recompute="auto"))
+
     def need(policy):
-        return training_bytes(LARGE, "nf4", "bf16", Lora(r=16), train_settings(recompute=policy))
+        return training_bytes(LARGE, replace(dials, recompute=policy))
 
-    def chosen(room, **train):
-        return first_that_fits(LARGE, "nf4", "bf16", Lora(r=16), train_settings(recompute="auto", **train), int(room))
+    def chosen(room, **changed):
+        return first_that_fits(LARGE, replace(dials, **changed), int(room))
 
-    assert [chosen(1.25 * need(policy) + 1) for policy in POLICIES] == list(POLICIES)
+    assert [chosen(HEADROOM["gpu"] * need(policy) + 1) for policy in POLICIES] == list(POLICIES)
     assert chosen(1e9) == "layer" and chosen(80e9) == "none"
-    assert chosen(80e9, max_length=65536, tokens_per_step=65536) == "layer"
+    assert chosen(80e9, tokens=65536, rows=65536) == "layer"
 
 
 def test_time_is_linear_and_a_mixture_pays_for_the_chosen_experts_alone():
     dense = training_hours(LARGE, 1e6, 1, gpu=True, cores=2)
     assert training_hours(LARGE, 2e6, 3, gpu=True, cores=2) == pytest.approx(6 * dense)
     assert training_hours(LARGE, 1e6, 1, gpu=False, cores=2) == pytest.approx(500 * dense)
-    mixture = replace(LARGE, experts=8)
+    layers = [replace(layer, intermediate=0, experts=8, chosen=1, expert=layer.intermediate) for layer in LARGE.layers]
+    mixture = replace(LARGE, layers=tuple(layers))
     assert training_hours(mixture, 1e6, 1, gpu=True, cores=2) == pytest.approx(dense, rel=1e-3)

@@ -1,0 +1,51 @@
+"""Whether a training fits a machine, and how long it takes: what ``advise`` and ``train.recompute: auto`` ask.
+
+On a GPU a run needs what the allocator reserves and the context that the driver keeps for a process, which differs by card and
+driver and is measured once there is a process on it; until then it is taken for ``CONTEXT``. A twentieth is left over for
+packs that are not like the one that was reckoned with. On a CPU the step's tensors are a part of the story: libraries, the
+allocator's fragments, a process a core. The one run whose peak is written down (135M parameters in bf16, docs/LOG.md) took 2.3
+times what this says, so a CPU passes at 2.5 times and is refused only when the estimate itself does not fit.
+
+Time is 4 floating-point operations a weight and token (2 forward, 2 for the gradient of the input: a frozen weight has no
+gradient of its own), by a rate that was measured in a real run. It is good to a factor of two or three.
+
+Sources of the rates: 308 tokens/s at 135M parameters on two cores (docs/LOG.md) are 83 GFLOP/s a core in bf16, 175 in fp32 are
+47; an RTX 4090 at 3,083 tokens/s with 8B parameters (torchtune's README) is 99 TFLOP/s, and half of that is taken for a GPU.
+"""
+
+from dataclasses import replace
+
+from tunesmith.memory.dials import POLICIES, Dials
+from tunesmith.memory.estimate import estimate
+from tunesmith.memory.shape import Shape
+from tunesmith.rundir.records.advice import Device
+
+CONTEXT = 500 * 10**6  # of the driver and its modules on a card, where nobody has measured it: 0.3 to 0.6 GB
+PROCESS = 700 * 10**6  # torch, transformers and a tokenizer, loaded: the peak of the render stage of the demo
+HEADROOM: dict[Device, float] = {"gpu": 1.05, "cpu": 2.5, "unknown": 2.5}
+FLOPS_PER_CORE = 50e9
+FLOPS_OF_A_GPU = 50e12
+
+
+def training_bytes(shape: Shape, dials: Dials) -> int:
+    """Bytes of a machine's memory that a training takes."""
+    found = estimate(shape, dials)
+    return found.reserved + CONTEXT if dials.device == "gpu" else found.peak + PROCESS
+
+
+def first_that_fits(shape: Shape, dials: Dials, room: int) -> str:
+    """What ``train.recompute: auto`` comes to on a GPU: the first policy that fits with headroom, or the smallest.
+
+    Args:
+        room: bytes that the GPU has for it.
+    """
+    for policy in POLICIES:
+        if training_bytes(shape, replace(dials, recompute=policy)) * HEADROOM["gpu"] <= room:
+            return policy
+    return POLICIES[-1]
+
+
+def training_hours(shape: Shape, tokens: float, epochs: int, gpu: bool, cores: int) -> float:
+    """Hours of training on ``tokens`` tokens an epoch, to a factor of two or three."""
+    rate = FLOPS_OF_A_GPU if gpu else FLOPS_PER_CORE * cores
+    return 4.0 * shape.used * tokens * epochs / rate / 3600.0

@@ -1,0 +1,47 @@
+"""The estimate against a trace of a real step on the GPU that is not there."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from shared import ROOT
+from tunesmith.memory.dials import Dials
+from tunesmith.memory.estimate import estimate
+from tunesmith.memory.shape import Shape, shape_of
+
+WIDE = {"base": "nf4", "compute": "bf16", "r": 16, "dropout": 0.0, "tokens": 2048, "rows": 280, "layers": 2}
+TOY = {**WIDE, "rows": 300}
+del TOY["layers"]
+CASES = [
+    ({**WIDE, "model": "llama-8b", "recompute": "none"}, 0.005),
+    ({**WIDE, "model": "llama-8b", "recompute": "layer", "dropout": 0.05, "r": 12, "layers": 4}, 0.005),
+    ({**WIDE, "model": "gemma3-12b", "recompute": "mlp"}, 0.005),
+    ({**WIDE, "model": "qwen3-8b", "recompute": "attention"}, 0.005),
+    *(
+        ({**TOY, "model": name, "recompute": policy}, 0.02)
+        for name in ("llama", "qwen3", "phi3")
+        for policy in ("none", "layer")
+    ),
+]
+
+
+def test_the_estimate_is_what_a_step_has_alive(tmp_path):
+    pytest.importorskip("triton")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    cases, out = tmp_path / "cases.json", tmp_path / "out.json"
+    cases.write_text(json.dumps([case for case, _ in CASES]))
+    command = [sys.executable, "-m", "memory.gpu_trace", str(out), str(cases)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert not done.returncode, done.stderr[-4000:]
+    wrong = []
+    for (case, within), traced in zip(CASES, json.loads(out.read_text()), strict=True):
+        shape = shape_of(traced["config"])
+        assert isinstance(shape, Shape)
+        found = estimate(shape, Dials(**{key: value for key, value in case.items() if key not in ("model", "layers")}))
+        if abs(found.peak / traced["peak"] - 1.0) > within:
+            wrong.append(f"{case}: {found.peak:,} of {traced['peak']:,}, at the {found.where} {found.terms}")
+    assert not wrong, "\n".join(wrong)
