@@ -8,9 +8,9 @@ training step never reads, and packs them into one archive. ``unpack`` makes FOL
 .../unsloth: a contestant's environment is that machine's own Python (with its torch, triton and numpy) and two of them on
 PYTHONPATH (``environment``). The name is not for show: dill, and so datasets, writes modules out by value that lie elsewhere.
 
-Wheels one by one, each stripped, would be some 105 MB. In one archive of 59 the two releases of transformers, which are nearly the same
-text, cost one. Refused: virtual environments on that machine. They take a minute of a lease, and isolate from nothing, since
-torch has to come from outside of them.
+Wheels one by one, each stripped, would be some 105 MB. In one archive of 59 the two releases of transformers, which are
+nearly the same text, cost one. Refused: virtual environments on that machine. They take a minute of a lease, and isolate
+from nothing, since torch has to come from outside of them.
 
 Standard library and pip only.
 """
