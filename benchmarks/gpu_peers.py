@@ -23,6 +23,7 @@ as the reference for the peers' losses; the peers on the CPU. Its times mean not
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -32,6 +33,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,8 @@ SAME_ROWS = 2  # steps on the first rows, before the rounds
 STEPS = 3  # of a contestant in a round
 SUPERVISED, MEAN, SPREAD = 0.14, 256, 0.7  # share of a document at its end; tokens of a document, and of their logarithm
 LORA = {"r": 16, "alpha": 32, "dropout": 0.0, "target_modules": "all-linear"}
-MARGIN = 20.0  # seconds before the end at which no round is begun
+LOADING = 0.7  # of a heat's time: who is not ready by then is skipped
+MARGIN = 20.0  # seconds before the end of a heat at which no round is begun
 
 Figures = dict[str, Any]
 
@@ -151,21 +154,29 @@ def arms_of(heat: str, contestants: list[str], dry: bool) -> list[str]:
 
 
 class Deadline:
-    """When everything has to be over; what still runs then is ended, and what is known is written."""
+    """When something has to be over."""
 
-    def __init__(self, minutes: float):
-        self._end = time.monotonic() + 60 * minutes
+    def __init__(self, seconds: float):
+        self._end = time.monotonic() + seconds
 
     def left(self) -> float:
         """Seconds."""
         return self._end - time.monotonic()
 
-    def end(self, arms: list[Arm]) -> threading.Timer:
-        """A timer, begun, that ends these at the end."""
-        timer = threading.Timer(max(0.0, self.left()), lambda: [arm.stop() for arm in arms])
+    def part(self, share: float) -> "Deadline":
+        """Of what is left."""
+        return Deadline(share * self.left())
+
+    @contextlib.contextmanager
+    def ends(self, arms: list[Arm], but: list[Arm]) -> Iterator[None]:
+        """A block at whose deadline these are ended, ``but`` those that are in that list by then."""
+        timer = threading.Timer(max(0.0, self.left()), lambda: [arm.kill() for arm in arms if arm not in but])
         timer.daemon = True
         timer.start()
-        return timer
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 def start(names: list[str], job: Path, packages: Path | None, folder: Path, deadline: Deadline) -> tuple[list[Arm], Figures]:
@@ -180,14 +191,14 @@ def start(names: list[str], job: Path, packages: Path | None, folder: Path, dead
             skipped[name] = str(refusal)
             continue
         begun.append(Arm(name, command, threads, log, variables(name.partition("_")[0], packages), wait=False))
-    timer, ready = deadline.end(begun), list[Arm]()
-    for arm in begun:
-        try:
-            arm.wait()
-            ready.append(arm)
-        except Refused as refusal:
-            skipped[arm.name] = str(refusal)[-1500:]
-    timer.cancel()
+    ready = list[Arm]()
+    with deadline.part(LOADING).ends(begun, ready):
+        for arm in begun:
+            try:
+                arm.wait()
+                ready.append(arm)
+            except Refused as refusal:
+                skipped[arm.name] = str(refusal)[-1500:]
     return ready, skipped
 
 
@@ -219,14 +230,24 @@ def first_steps(arms: list[Arm], skipped: Figures) -> tuple[list[Arm], Figures]:
     return agreed, found
 
 
-def race(arms: list[Arm], rounds: int, deadline: Deadline, share: float) -> int:
-    """Rounds of A B A B while there is time, of which this heat may use a share; returns how many were whole."""
-    until = deadline.left() * (1 - share) + MARGIN
+def race(arms: list[Arm], rounds: int, deadline: Deadline) -> int:
+    """Rounds of A B A B while there is time; returns how many were whole, and leaves no others.
+
+    Raises:
+        Refused: one ended before the first was.
+    """
     for turn in range(rounds):
-        if turn and deadline.left() < until:
+        if turn and deadline.left() < MARGIN:
             return turn
-        for arm in arms:
-            arm.steps += [arm.ask("step") for _ in range(STEPS)]
+        try:
+            for arm in arms:
+                arm.steps += [arm.ask("step") for _ in range(STEPS)]
+        except Refused:
+            if not turn:
+                raise
+            for arm in arms:
+                del arm.steps[SAME_ROWS + turn * STEPS :]
+            return turn
     return rounds
 
 
@@ -256,22 +277,18 @@ def summarise(arms: list[Arm], rounds: int) -> Figures:
     return found
 
 
-def run_heat(
-    names: list[str], job: Path, packages: Path | None, folder: Path, rounds: int, deadline: Deadline, share: float
-) -> Figures:
+def run_heat(names: list[str], job: Path, packages: Path | None, folder: Path, rounds: int, deadline: Deadline) -> Figures:
     """One heat, whatever becomes of its contestants."""
     arms, skipped = start(names, job, packages, folder, deadline)
-    timer = deadline.end(arms)
     found: Figures = {"skipped": skipped}
     try:
-        agreed, found["first_steps"] = first_steps(arms, skipped)
-        if not agreed:
-            return found
-        found |= summarise(agreed, race(agreed, rounds, deadline, share))
+        with deadline.ends(arms, []):
+            agreed, found["first_steps"] = first_steps(arms, skipped)
+            if agreed:
+                found |= summarise(agreed, race(agreed, rounds, deadline))
     except Refused as refusal:
         found["failed"] = str(refusal)[-1500:]
     finally:
-        timer.cancel()
         for arm in arms:
             arm.stop()
     return found
@@ -361,7 +378,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def benchmark(given: argparse.Namespace, folder: Path, target: Path) -> Figures:
     """Prepare, race the heats, write after each."""
-    deadline, sizes, packages = Deadline(given.minutes), Sizes(given), given.packages
+    deadline, sizes, packages = Deadline(60 * given.minutes), Sizes(given), given.packages
     if packages is not None and packages.is_file():
         wheels.unpack(packages, folder / "packages")
         packages = folder / "packages"
@@ -373,8 +390,8 @@ def benchmark(given: argparse.Namespace, folder: Path, target: Path) -> Figures:
     job = prepare(folder, sizes, packages, given.dry_run)
     for number, heat in enumerate(given.heats):
         names = arms_of(heat, given.only, given.dry_run)
-        share = 1 / (len(given.heats) - number)
-        results["heats"][heat] = run_heat(names, job, packages, folder, sizes.rounds, deadline, share)
+        own = deadline.part(1 / (len(given.heats) - number))
+        results["heats"][heat] = run_heat(names, job, packages, folder, sizes.rounds, own)
         target.write_text(json.dumps(results, indent=2) + "\n")
         print(lines(heat, results["heats"][heat]), flush=True)
     return results

@@ -110,6 +110,10 @@ class Arm:
             raise Refused(self._last_words()) from error
         return self._read()
 
+    def kill(self) -> None:
+        """End the process from another thread: who waits for an answer is refused one."""
+        self._process.kill()
+
     def stop(self) -> None:
         """End the process."""
         if self._process.poll() is None:

@@ -35,7 +35,7 @@ from tunesmith.rundir import records
 from tunesmith.rundir.records.base import FileRecord, Record
 
 sys.path.append(str(Path(__file__).parent))
-from gpu_tables import with_predictions  # noqa: E402
+from gpu_tables import with_predictions
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTE = "Made by `make reference` from {source}; change that, not this page.\n"

@@ -4,13 +4,13 @@
     python benchmarks/peers/wheels.py unpack OUT.tar.xz FOLDER                     # there
 
 ``gather`` downloads the wheels of ``wheels.list`` for a Linux machine of that Python, unpacks them, leaves out what a
-training step never reads, and packs them into one archive. ``unpack`` makes FOLDER/common, FOLDER/trl and FOLDER/unsloth: a
-contestant's environment is that machine's own Python (with its torch, triton and numpy) and two of them on PYTHONPATH
-(``environment``).
+training step never reads, and packs them into one archive. ``unpack`` makes FOLDER/site-packages/common, .../trl and
+.../unsloth: a contestant's environment is that machine's own Python (with its torch, triton and numpy) and two of them on
+PYTHONPATH (``environment``). The name is not for show: dill, and so datasets, writes modules out by value that lie elsewhere.
 
-Wheels one by one, each stripped, came to 105 MB. In one archive the two releases of transformers, which are nearly the same
-text, cost one. Refused: virtual environments on that machine. They take a minute of a lease, and isolate from nothing, since
-torch has to come from outside of them.
+Wheels one by one, each stripped, would be some 105 MB. In one archive of 59 the two releases of transformers, which are
+nearly the same text, cost one. Refused: virtual environments on that machine. They take a minute of a lease, and isolate
+from nothing, since torch has to come from outside of them.
 
 Standard library and pip only.
 """
@@ -27,6 +27,7 @@ from pathlib import Path
 
 LIST = Path(__file__).with_name("wheels.list")
 COMMON = "common"
+SITE = "site-packages"
 PEERS = ("trl", "unsloth")
 LIMIT = 60_000_000  # bytes of the archive: what a machine without a network is given at a time
 PLATFORMS = ("2_28", "2_27", "2_24", "2_17", "2_5")
@@ -59,7 +60,7 @@ def sections(text: str) -> dict[str, list[str]]:
 
 def environment(folder: Path, peer: str) -> dict[str, str]:
     """Variables under which a Python has a peer's packages; ours are TRL's."""
-    return {"PYTHONPATH": os.pathsep.join(str(folder / part) for part in (peer, COMMON))}
+    return {"PYTHONPATH": os.pathsep.join(str(folder / SITE / part) for part in (peer, COMMON))}
 
 
 def is_read(path: str, cuda: str) -> bool:
@@ -123,7 +124,7 @@ def unpack_wheel(wheel: Path, tree: Path, cuda: str) -> None:
 def unpack(archive: Path, folder: Path) -> None:
     """Lay the trees."""
     with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="data")
+        tar.extractall(folder / SITE, filter="data")
 
 
 def main() -> None:
