@@ -40,9 +40,8 @@ def plan_lines(report: PlanReport) -> list[str]:
         lines.append("this rounds what other plans keep exact (8 bits of head or moments); none of those fits")
     if report.seconds is not None and report.tokens_per_second is not None:
         whence = "measured here" if place.rates_measured else "from the table of cards"
-        lines.append(
-            f"predicted: {1000 * report.seconds:,.0f} ms a micro-batch, {report.tokens_per_second:,.0f} tokens/s, rates {whence}"
-        )
+        speed = f"{1000 * report.seconds:,.0f} ms a micro-batch, {report.tokens_per_second:,.0f} tokens/s"
+        lines.append(f"predicted: {speed} (rates {whence})")
     if report.dollars_per_million_tokens is not None:
         price = f"{report.dollars_per_million_tokens:.3f} USD a million tokens of training"
         lines.append(f"rent: {price} at {place.dollars_per_hour:.2f} an hour: {place.price_source}")
@@ -82,4 +81,4 @@ def _pass(where: str) -> str:
 def _value(value: str | int | tuple[int, ...]) -> str:
     if not isinstance(value, tuple):
         return str(value)
-    return f"layers {value[0]} to {value[-1]}" if len(value) > 1 else f"layer {value[0]}"
+    return f"layers {min(value, default=0)} to {max(value, default=0)}"

@@ -18,10 +18,10 @@ from functools import cached_property
 from tunesmith.memory.cards import Card
 from tunesmith.memory.dials import BYTES, POLICIES, Dials
 from tunesmith.memory.estimate import Estimate, estimate
+from tunesmith.memory.room import CONTEXT
 from tunesmith.memory.shape import Shape
 from tunesmith.memory.speed import Sizes, step_time
 
-CONTEXT = 500 * 10**6  # bytes of a process on a card beside the allocator's, where nobody has measured them
 TILES = (32768, 4096)  # tokens of a tile of an MLP that are tried, where a micro-batch is longer
 KEPT = (0.75, 0.5, 0.25)  # shares of layers that are kept whole, the others recomputed
 RESIDENT = (0.75, 0.5, 0.25, 0.0)  # shares of layers whose weights stay on the card

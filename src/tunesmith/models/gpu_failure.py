@@ -15,6 +15,8 @@ import re
 
 import torch
 
+from tunesmith.models.recompute import Policy
+
 ASKED = re.compile(r"Tried to allocate ([\d.]+ \w+)")
 FREE = re.compile(r"total capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free")
 HELD = re.compile(r"([\d.]+ \w+) is allocated by PyTorch(?:[^,]*), and ([\d.]+ \w+) is reserved")
@@ -50,7 +52,7 @@ def words_of(error: BaseException) -> str:
     return figures
 
 
-def next_try(error: BaseException, in_training: bool, recompute: str | int, base: str, max_length: int, batch_size: int) -> str:
+def next_try(error: BaseException, in_training: bool, recompute: Policy, base: str, max_length: int, batch_size: int) -> str:
     """What to do next.
 
     Args:

@@ -100,7 +100,7 @@ def recomputed_names(model: PreTrainedModel, policy: Policy) -> list[str]:
     if not layers:
         raise ModelError(f"train.recompute: {type(model).__name__} has no decoder layers that could be recomputed", "use none")
     if policy == "layer" or isinstance(policy, int):
-        return list(layers)[:: 1 if policy == "layer" else policy]
+        return list(layers)[:: policy if isinstance(policy, int) else 1]
     if isinstance(policy, tuple):
         missing = [number for number in policy if number >= len(layers)]
         if missing:

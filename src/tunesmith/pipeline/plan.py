@@ -16,7 +16,8 @@ from tunesmith.errors import ModelError, RecipeError
 from tunesmith.memory.amount import parse_amount
 from tunesmith.memory.cards import Card, cards, find_card
 from tunesmith.memory.dials import Dials, dials_of
-from tunesmith.memory.plan import CONTEXT, Plan, Point, Rates, make_plan, sizes_of
+from tunesmith.memory.plan import Plan, Point, Rates, make_plan, sizes_of
+from tunesmith.memory.room import CONTEXT, PROCESS
 from tunesmith.memory.shape import Shape, shape_of
 from tunesmith.memory.techniques import SUPERVISED, TECHNIQUES, needed, sizes
 from tunesmith.pipeline.stage import module_of
@@ -25,7 +26,6 @@ from tunesmith.recipe.derive import derive
 from tunesmith.rundir import RunDir
 from tunesmith.rundir.records.plan import Place, PlanReport, Setting, SizeRow, TechniqueTable
 
-PROCESS = 700 * 10**6  # torch, transformers and a tokenizer, loaded, on a CPU (docs/LOG.md)
 ROWS, ROW_TOKENS = 1000, 300  # that settings are derived from where no rows are known
 
 
@@ -61,10 +61,10 @@ def plan(target: str, memory: str | None = None, gpu: str | None = None, tokens:
     recipe = _recipe_of(target)
     shape = _shape(recipe.model if recipe is not None else target, None if recipe is None else recipe.revision)
     card = None if gpu is None else _card(gpu)
-    here = module_of("plan_measured").gpu() if card is None else None
+    here: Measured | None = module_of("plan_measured").gpu() if card is None else None
     device: Literal["gpu", "cpu"] = "cpu" if card is None and here is None and memory is None else "gpu"
-    products = module_of("plan_measured").cpu(shape.hidden, sizes_of(shape).intermediate) if device == "cpu" else {}
-    dials = _dials(recipe, device, card, here, tokens, max(products, key=lambda name: products[name], default="fp32"))
+    products = _products(shape) if device == "cpu" else {}
+    dials = _dials(recipe, device, card, here, tokens, max(products, key=products.__getitem__, default="fp32"))
     place, rates = _place(device, card, here, memory)
     if products:
         rates = Rates(card=None, product=products[dials.compute], link=1.0, measured=True)
@@ -80,7 +80,7 @@ def table(tokens: int = 2048, gpus: Sequence[str] = ()) -> TechniqueTable:
         RecipeError: a card that is not in the table of cards.
     """
     chosen = [_card(name) for name in gpus]
-    rows = []
+    rows: list[SizeRow] = []
     for size in sizes():
         times: dict[str, float | None] = {}
         for card in chosen:
@@ -124,6 +124,10 @@ def _shape(model: str, revision: str | None) -> Shape:
     if isinstance(shape, Shape):
         return shape
     raise ModelError(f"{file}: has no number for {shape}, so nothing can be estimated", f"name {shape} in config.json")
+
+
+def _products(shape: Shape) -> dict[str, float]:
+    return module_of("plan_measured").cpu(shape.hidden, sizes_of(shape).intermediate)
 
 
 def _card(name: str) -> Card:
