@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.kernels.glu import glu_backward, glu_forward
-from tunesmith.layers.dropout import draw_mask, drop
+from tunesmith.layers.dropout import draw_mask
 from tunesmith.layers.lora import LoRAGroup, LoRALinear, Norm
 
 
@@ -74,5 +74,5 @@ class _DownFunction(torch.autograd.Function):
         mask = draw_mask(gate_TF, ctx.dropout, ctx.seed) if ctx.dropout else None
         dh_TF, dhA_TS = group.input_gradients(dy_TD, mask, keep)
         h_TF, dgate_dup_T2F = glu_backward(dh_TF, gate_TF, up_TF, ctx.activation)
-        grads_adapter = group.adapter_gradients(dy_TD, drop(h_TF, mask), hA_TS, dhA_TS, keep)
+        grads_adapter = group.adapter_gradients(dy_TD, h_TF, hA_TS, dhA_TS, mask, keep)
         return dgate_dup_T2F, None, None, None, None, *grads_adapter
