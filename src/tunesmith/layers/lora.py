@@ -198,7 +198,9 @@ class LoRAGroup:
         x_TZ = like.new_empty(like.shape[0], inputs + self._columns(like.dtype))
         return x_TZ, x_TZ[:, :inputs]
 
-    def outputs(self, x_TI: Tensor, x_TZ: Tensor, mask: Mask | None, keep: float) -> tuple[Tensor, Tensor]:
+    def outputs(
+        self, x_TI: Tensor, x_TZ: Tensor, mask: Mask | None, keep: float, is_read: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """Outputs (T, M), and ``x A^T`` (T, S) for the backward pass.
 
         Args:
@@ -206,6 +208,7 @@ class LoRAGroup:
             x_TZ: ``augmented_input``, to be written.
             mask: what dropout leaves; None for no dropout.
             keep: share of elements that dropout leaves.
+            is_read: whether anybody looks at the outputs; else they are whatever was in memory.
         """
         A_SI = self.A_SI(x_TI.dtype)
         if x_TI.is_cuda:
@@ -215,7 +218,7 @@ class LoRAGroup:
                 x_TZ[:, : x_TI.shape[1]] = x_TI
             xA_TS = drop(x_TI, mask) @ A_SI.T
             x_TZ[:, x_TI.shape[1] :] = xA_TS
-        return self.multiply(x_TZ, keep), xA_TS
+        return self.multiply(x_TZ, keep) if is_read else x_TZ.new_empty(len(x_TZ), sum(self.widths)), xA_TS
 
     def input_gradients(self, dy_TM: Tensor, mask: Mask | None, keep: float) -> tuple[Tensor, Tensor]:
         """Gradients of x (T, I), before dropout, and of ``x A^T`` (T, S), both views of one tensor."""

@@ -110,32 +110,76 @@ def _add_update(
 
 
 @triton.jit
-def _product_of_columns(
+def _gradient_of_A(
     tile,
-    wide_ptr,
-    narrow_ptr,
-    out_ptr,
+    x_ptr,
+    weight_ptr,
+    rstd_ptr,
+    dxA_ptr,
+    dA_ptr,
+    seed,
+    threshold,
+    offset,
     tokens,
-    columns,
+    inputs,
     ranks,
-    wide_stride,
-    narrow_stride,
+    x_stride,
+    dxA_stride,
+    NORMS: tl.constexpr,
+    DROPS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    """``dxA^T drop(norm(x))`` of some columns of x."""
+    col = tile * BLOCK_C + tl.arange(0, BLOCK_C)
+    s = tl.arange(0, BLOCK_S)
+    acc = tl.zeros((BLOCK_S, BLOCK_C), dtype=tl.float32)
+    if NORMS:
+        weight = tl.load(weight_ptr + col, col < inputs, other=0.0).to(tl.float32) + offset
+    for start in range(0, tokens, BLOCK_T):
+        token = (start + tl.arange(0, BLOCK_T)).to(tl.int64)
+        row = token[:, None]
+        x = tl.load(x_ptr + row * x_stride + col[None, :], (row < tokens) & (col[None, :] < inputs), other=0.0)
+        if NORMS:
+            rstd = tl.load(rstd_ptr + token, token < tokens, other=0.0)
+            x = (x.to(tl.float32) * rstd[:, None] * weight[None, :]).to(x.dtype)
+        if DROPS:
+            eight = tile * (BLOCK_C // 8) + tl.arange(0, BLOCK_C // 8)
+            x = tl.where(drawn_bits(seed, row, eight[None, :]) >= threshold, x, 0.0)
+        dxA = tl.load(dxA_ptr + row * dxA_stride + s[None, :], (row < tokens) & (s[None, :] < ranks), other=0.0)
+        acc = tl.dot(tl.trans(dxA), x, acc, input_precision="ieee")
+    place = dA_ptr + s[:, None].to(tl.int64) * inputs + col[None, :]
+    tl.store(place, acc.to(dA_ptr.dtype.element_ty), (s[:, None] < ranks) & (col[None, :] < inputs))
+
+
+@triton.jit
+def _gradient_of_B(
+    tile,
+    dy_ptr,
+    xA_ptr,
+    dB_ptr,
+    tokens,
+    outputs,
+    rank,
+    dy_stride,
+    xA_stride,
     scale,
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
-    """``scale * wide^T narrow`` of some columns, shape (columns, ranks): the gradient of a B."""
+    """``scale * dy^T xA`` of some outputs of a layer."""
     col = tile * BLOCK_C + tl.arange(0, BLOCK_C)
     r = tl.arange(0, BLOCK_R)
     acc = tl.zeros((BLOCK_C, BLOCK_R), dtype=tl.float32)
     for start in range(0, tokens, BLOCK_T):
         row = (start + tl.arange(0, BLOCK_T)).to(tl.int64)[:, None]
-        dy = tl.load(wide_ptr + row * wide_stride + col[None, :], (row < tokens) & (col[None, :] < columns), other=0.0)
-        xA = tl.load(narrow_ptr + row * narrow_stride + r[None, :], (row < tokens) & (r[None, :] < ranks), other=0.0)
+        dy = tl.load(dy_ptr + row * dy_stride + col[None, :], (row < tokens) & (col[None, :] < outputs), other=0.0)
+        xA = tl.load(xA_ptr + row * xA_stride + r[None, :], (row < tokens) & (r[None, :] < rank), other=0.0)
         acc = tl.dot(tl.trans(dy), xA, acc, input_precision="ieee")
-    place = out_ptr + col[:, None].to(tl.int64) * ranks + r[None, :]
-    tl.store(place, (acc * scale).to(out_ptr.dtype.element_ty), (col[:, None] < columns) & (r[None, :] < ranks))
+    place = dB_ptr + col[:, None].to(tl.int64) * rank + r[None, :]
+    tl.store(place, (acc * scale).to(dB_ptr.dtype.element_ty), (col[:, None] < outputs) & (r[None, :] < rank))
 
 
 @triton.jit(do_not_specialize=["seed", "threshold"])
@@ -176,26 +220,27 @@ def _gradients(
     program = tl.program_id(0)
     of_A = tl.cdiv(inputs, BLOCK_C)
     if program < of_A:
-        ranks = R_0 + R_1 + R_2
-        col = program * BLOCK_C + tl.arange(0, BLOCK_C)
-        s = tl.arange(0, BLOCK_S)
-        acc = tl.zeros((BLOCK_S, BLOCK_C), dtype=tl.float32)
-        if NORMS:
-            weight = tl.load(weight_ptr + col, col < inputs, other=0.0).to(tl.float32) + offset
-        for start in range(0, tokens, BLOCK_T):
-            token = (start + tl.arange(0, BLOCK_T)).to(tl.int64)
-            row = token[:, None]
-            x = tl.load(x_ptr + row * x_stride + col[None, :], (row < tokens) & (col[None, :] < inputs), other=0.0)
-            if NORMS:
-                rstd = tl.load(rstd_ptr + token, token < tokens, other=0.0)
-                x = (x.to(tl.float32) * rstd[:, None] * weight[None, :]).to(x.dtype)
-            if DROPS:
-                eight = program * (BLOCK_C // 8) + tl.arange(0, BLOCK_C // 8)
-                x = tl.where(drawn_bits(seed, row, eight[None, :]) >= threshold, x, 0.0)
-            dxA = tl.load(dxA_ptr + row * dxA_stride + s[None, :], (row < tokens) & (s[None, :] < ranks), other=0.0)
-            acc = tl.dot(tl.trans(dxA), x, acc, input_precision="ieee")
-        place = dA_ptr + s[:, None].to(tl.int64) * inputs + col[None, :]
-        tl.store(place, acc.to(dA_ptr.dtype.element_ty), (s[:, None] < ranks) & (col[None, :] < inputs))
+        _gradient_of_A(
+            program,
+            x_ptr,
+            weight_ptr,
+            rstd_ptr,
+            dxA_ptr,
+            dA_ptr,
+            seed,
+            threshold,
+            offset,
+            tokens,
+            inputs,
+            R_0 + R_1 + R_2,
+            x_stride,
+            dxA_stride,
+            NORMS,
+            DROPS,
+            BLOCK_T,
+            BLOCK_C,
+            BLOCK_S,
+        )
     else:
         tile, end_0 = program - of_A, tl.cdiv(O_0, BLOCK_C)
         end_1 = end_0 + tl.cdiv(O_1, BLOCK_C)
@@ -207,7 +252,7 @@ def _gradients(
         out = tl.where(third, O_0 + O_1, tl.where(second, O_0, 0))
         r = tl.where(third, R_0 + R_1, tl.where(second, R_0, 0))
         place = tl.where(third, O_0 * R_0 + O_1 * R_1, tl.where(second, O_0 * R_0, 0))
-        _product_of_columns(
+        _gradient_of_B(
             tile,
             dy_ptr + out,
             xA_ptr + r,
@@ -255,7 +300,8 @@ def project(x_TI: Tensor, A_SI: Tensor, x_TZ: Tensor, dropped: Dropped) -> Tenso
             x_TZ.copy_(x_TI)
         return xA_TS
     block = _narrow(ranks)
-    tiles = {"BLOCK_T": 16, "BLOCK_I": 128 if block <= 64 and x_TI.element_size() == 2 else 64, "BLOCK_S": block}
+    wide = 128 if x_TI.element_size() == 2 and block <= 64 else 64 if x_TI.element_size() == 2 or block == 16 else 32
+    tiles = {"BLOCK_T": 16, "BLOCK_I": wide, "BLOCK_S": block}
     if tokens:
         sizes = (tokens, inputs, ranks, x_TI.stride(0), x_TZ.stride(0))
         _project[(triton.cdiv(tokens, 16),)](
@@ -321,7 +367,7 @@ def adapter_gradients(
     filled = [*layers, *[(0, 0, 0.0)] * (LAYERS - len(layers))]
     outputs, all_ranks, scales = zip(*filled, strict=True)
     block = _narrow(ranks)
-    tiles: dict[str, Any] = {"BLOCK_T": 64 if x_TI.element_size() == 2 else 16, "BLOCK_C": 64}
+    tiles: dict[str, Any] = {"BLOCK_T": 16 if x_TI.element_size() == 4 else 64 if block <= 64 else 32, "BLOCK_C": 64}
     tiles |= {"BLOCK_S": block, "BLOCK_R": _narrow(max(all_ranks)), "num_warps": 8 if block > 64 else 4}
     _gradients[(triton.cdiv(inputs, 64) + sum(triton.cdiv(n, 64) for n in outputs),)](
         *(x_TI, weight_I, rstd_T, dy_TM, xA_TS, dxA_TS, dA_SI, all_dB),

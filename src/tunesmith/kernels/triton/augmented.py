@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tunesmith.kernels.augmented import Part
 
 LAYERS = 3  # of a group, at most
-ROWS = 64  # of the columns of a program
+TILE = 4096  # elements of the columns beside some rows, of a program
 
 
 @triton.jit
@@ -59,14 +59,17 @@ def _fill(
     scale_0,
     O_0,
     R_0,
+    nbytes_0,
     offset_1,
     scale_1,
     O_1,
     R_1,
+    nbytes_1,
     offset_2,
     scale_2,
     O_2,
     R_2,
+    nbytes_2,
     end_0,
     end_1,
     inputs,
@@ -106,7 +109,7 @@ def _fill(
             values_ptr,
             out_ptr,
             _pick(second, third, offset_0, offset_1, offset_2),
-            (count + 1) // 2,
+            _pick(second, third, nbytes_0, nbytes_1, nbytes_2),
             count,
             inputs,
             stride,
@@ -124,6 +127,8 @@ def fill_augmented_(out_MZ: Tensor, inputs: int, parts: "Sequence[Part]") -> Ten
     assert rows == sum(len(part.B_OR) for part in parts) and width - inputs >= sum(part.B_OR.shape[1] for part in parts)
     quantized = [part.q for part in parts if part.q is not None]
     pointers: list[Any] = []
+    columns = triton.next_power_of_2(max(width - inputs, 16))
+    height = max(1, TILE // columns)
     numbers: list[Any] = []
     ends = [0]
     for part in parts:
@@ -132,13 +137,18 @@ def fill_augmented_(out_MZ: Tensor, inputs: int, parts: "Sequence[Part]") -> Ten
         q = part.q or next(iter(quantized), None)  # a pointer that nobody follows has the type of the others
         tables = (out_MZ,) * 4 if q is None else (q.packed, q.absmax, q.nested_absmax, q.nested_map)
         pointers += [*tables, part.B_OR]
-        numbers += [0.0 if part.q is None else float(part.q.offset), float(part.scale), outputs, rank]
-        ends.append(ends[-1] + triton.cdiv(outputs, ROWS) + (0 if part.q is None else triton.cdiv(len(part.q.packed), BYTES)))
+        numbers += [
+            0.0 if part.q is None else float(part.q.offset),
+            float(part.scale),
+            outputs,
+            rank,
+            0 if q is None else len(q.packed),
+        ]
+        ends.append(ends[-1] + triton.cdiv(outputs, height) + (0 if part.q is None else triton.cdiv(len(part.q.packed), BYTES)))
     spare = LAYERS - len(parts)
     pointers += pointers[-5:] * spare
-    numbers += numbers[-4:] * spare
-    grid, blocks = (ends[-1],), {"WHOLE": inputs % BLOCK == 0, "ROWS": ROWS, "BYTES": BYTES}
-    blocks["COLUMNS"] = triton.next_power_of_2(max(width - inputs, 1))
+    numbers += numbers[-5:] * spare
+    grid, blocks = (ends[-1],), {"WHOLE": inputs % BLOCK == 0, "ROWS": height, "COLUMNS": columns, "BYTES": BYTES}
     ends += [ends[-1]] * spare
     sizes = (ends[1], ends[2], inputs, width - inputs, out_MZ.stride(0))
     _fill[grid](values(out_MZ.device), out_MZ, *pointers, *numbers, *sizes, **blocks, **COMMON)
