@@ -24,6 +24,15 @@ FAULT = torch.AcceleratorError(
 )
 
 
+class OutOfResources(Exception):
+    """Of Triton by its module, as its own is."""
+
+    __module__ = "triton.runtime.errors"
+
+
+TOO_LARGE = OutOfResources("out of resource: shared memory, Required: 123392, Hardware limit: 101376.")
+
+
 @pytest.mark.parametrize(
     ("stage", "changes", "raised", "expected", "message", "hints"),
     [
@@ -33,6 +42,7 @@ FAULT = torch.AcceleratorError(
         ("train", {}, FAULT, TrainingError, "the GPU failed: CUDA error: an illegal memory", ["CUDA_LAUNCH_BLOCKING=1"]),
         ("train", {}, torch.OutOfMemoryError("unforeseen words"), TrainingError, "full: unforeseen words", ["base: nf4"]),
         ("train", {}, RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), TrainingError, "memory is full", ["base: nf4"]),
+        ("train", {}, TOO_LARGE, TrainingError, "of a layer does not fit this GPU: out of resource: shared", ["pip install"]),
         ("train", {}, RuntimeError("a fault of ours"), RuntimeError, "a fault of ours", []),
     ],
 )

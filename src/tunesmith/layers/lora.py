@@ -53,6 +53,7 @@ from tunesmith.kernels.fp16_scaled_mm import scale_rows, scaled_mm_back
 from tunesmith.kernels.lora import lora_matmul
 from tunesmith.kernels.nf4 import FEW_TOKENS, Update, nf4_matmul
 from tunesmith.kernels.rms_norm import rms_norm_backward, rms_norm_forward
+from tunesmith.kernels.upload import upload
 from tunesmith.layers.context import InStep
 from tunesmith.layers.dropout import Mask, SeededMask, add_dropped_, draw_mask, drop
 from tunesmith.layers.half import HalfNF4Linear
@@ -103,7 +104,7 @@ class LoRALinear(InStep, nn.Module):
         drawn_RI = torch.empty(r, self.in_features, dtype=torch.float32)  # on the CPU: the same numbers for every device
         if r:
             nn.init.kaiming_uniform_(drawn_RI, a=math.sqrt(5), generator=generator)
-        self.lora_A = nn.Parameter(drawn_RI.to(device))
+        self.lora_A = nn.Parameter(upload(drawn_RI, device))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, r, dtype=torch.float32, device=device))
         self.scale = scale
         self.dropout = dropout

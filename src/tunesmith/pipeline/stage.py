@@ -288,7 +288,7 @@ def execute(run: RunDir, stage: Stage, recipe: Recipe, parts: Parts, session: Se
         session.parts = parts
         try:
             module_of(stage.module).execute(run, recipe, session, stage.argument)
-        except RuntimeError as error:
+        except Exception as error:  # Triton's are no RuntimeErrors
             told = module_of("gpu_failure").as_told(error, recipe, stage.name) if "torch" in sys.modules else None
             if told is None:
                 raise
