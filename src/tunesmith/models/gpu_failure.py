@@ -24,8 +24,8 @@ HELD = re.compile(r"([\d.]+ \w+) is allocated by PyTorch(?:[^,]*), and ([\d.]+ \
 LIBRARIES = ("CUDA", "cuBLAS", "cuDNN", "CUBLAS", "CUDNN")
 KERNELS = "tunesmith.kernels.triton."
 OTHER_TRITON = (
-    "python -m pip install --force-reinstall torch brings the Triton that belongs to this PyTorch; CUDA_VISIBLE_DEVICES= before "
-    "the same command computes on the CPU. Please report the kernel's name with the card's"
+    "python -m pip install --force-reinstall torch brings the Triton that belongs to this PyTorch; CUDA_VISIBLE_DEVICES= "
+    "before the same command computes on the CPU. Please report the kernel's name with the card's"
 )
 BLOCKING = "give the same command again with CUDA_LAUNCH_BLOCKING=1 before it: the last line of its traceback is the place"
 
