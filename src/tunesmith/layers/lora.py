@@ -13,10 +13,15 @@ grid of the much larger product it is added to: 60 % of the early gain was lost 
 ``[x | x A^T]`` and ``[W | scale B]`` adds both in fp32 and rounds once. For it a group keeps its frozen weights in one
 tensor with R free columns at the right, where the B of the moment is written before each product; the layers' ``weight``
 are views of that tensor, so nothing is held twice. The same product gives, backwards, the gradients of x and of x A^T.
-A quantised group does the same on a GPU: its weights are dequantised into the left columns of the process-wide buffer.
-A pack of 2,048 tokens takes 82 launches and 3.86 GB in the groups of a layer of an 8B model, where a product a layer, with the
-update in its accumulator, took 145 and 4.31 (counted, docs/LOG.md). It costs memory for gate and up at once, 120 MB there. On a
-CPU, which has no launches to save, each layer is dequantised and multiplied while it lies in the cache.
+A quantised group does the same on a GPU: its weights are dequantised into the left columns of the process-wide buffer, beside
+their B, in one launch (``kernels/augmented.py``). It costs memory for gate and up at once, 120 MB for an 8B model. On a CPU,
+which has no launches to save, each layer is dequantised and multiplied while it lies in the cache.
+
+**On a GPU a group is three launches forwards and four back**, the norm not counted: the weight, ``[x | drop(x) A^T]`` and the
+wide product; the weight, the wide product, the update of the gradient of x, and the gradients of all A and B. Three of them are
+those of ``kernels/triton/adapter.py``, whose formulas stand here as the way of a CPU. What the backward pass needs of x, normed
+and dropped, is made where it is read and never in memory. A layer of an 8B model takes 60 launches with dropout and
+recomputation, 147 as long as a library's products, casts and copies did it (counted, docs/LOG.md).
 
 **Rows are aligned.** GPUs load 16 bytes at once where every row begins at a multiple of that, and element by element where
 not, at half the speed or less. So there the free columns are filled up with zeros, in A and in B, until a row is a multiple of

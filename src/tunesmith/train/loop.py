@@ -160,7 +160,7 @@ def train_steps(
         if not is_gpu_failure(error):
             raise
         base = "nf4" if any(isinstance(module, NF4Weight) for module in model.modules()) else "dense"
-        hint = next_try(error, True, settings.recompute, base, settings.max_length, 1)
+        hint = next_try(error, True, settings.recompute, base, settings.max_length, 1).replace("train.", "")  # no recipe here
         raise TrainingError(f"training: {words_of(error)}", hint) from error
 
 

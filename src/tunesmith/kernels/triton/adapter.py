@@ -219,7 +219,9 @@ def _gradients(
     BLOCK_R: tl.constexpr,
 ):
     program = tl.program_id(0)
-    of_A = tl.cdiv(inputs, BLOCK_C)
+    of_A, ranks = tl.cdiv(inputs, BLOCK_C), R_0 + R_1 + R_2
+    if EIGHTS:  # ranks are multiples of eight, which the launcher does not tell: loads of 16 bytes
+        ranks = ranks // 8 * 8
     if program < of_A:
         _gradient_of_A(
             program,
@@ -233,7 +235,7 @@ def _gradients(
             offset,
             tokens,
             inputs,
-            R_0 + R_1 + R_2,
+            ranks,
             x_stride,
             dxA_stride,
             NORMS,
@@ -253,8 +255,8 @@ def _gradients(
         out = tl.where(third, O_0 + O_1, tl.where(second, O_0, 0))
         r = tl.where(third, R_0 + R_1, tl.where(second, R_0, 0))
         place = tl.where(third, O_0 * R_0 + O_1 * R_1, tl.where(second, O_0 * R_0, 0))
-        if EIGHTS:  # ranks are multiples of eight, which the launcher does not tell: loads of 16 bytes
-            rank, r = tl.multiple_of(rank, 8), tl.multiple_of(r, 8)
+        if EIGHTS:
+            rank, r = rank // 8 * 8, r // 8 * 8
         _gradient_of_B(
             tile,
             dy_ptr + out,
