@@ -220,8 +220,8 @@ def _gradients(
 ):
     program = tl.program_id(0)
     of_A, ranks = tl.cdiv(inputs, BLOCK_C), R_0 + R_1 + R_2
-    if EIGHTS:  # ranks are multiples of eight, which the launcher does not tell: loads of 16 bytes
-        ranks = ranks // 8 * 8
+    if EIGHTS:  # multiples of eight, which the launcher does not tell: loads of 16 bytes
+        ranks, dxA_stride, xA_stride = ranks // 8 * 8, dxA_stride // 8 * 8, xA_stride // 8 * 8
     if program < of_A:
         _gradient_of_A(
             program,
@@ -257,20 +257,9 @@ def _gradients(
         place = tl.where(third, O_0 * R_0 + O_1 * R_1, tl.where(second, O_0 * R_0, 0))
         if EIGHTS:
             rank, r = rank // 8 * 8, r // 8 * 8
+        dy_ptr, xA_ptr, dB_ptr = dy_ptr + out, xA_ptr + r, dB_ptr + place
         _gradient_of_B(
-            tile,
-            dy_ptr + out,
-            xA_ptr + r,
-            dB_ptr + place,
-            tokens,
-            outputs,
-            rank,
-            dy_stride,
-            xA_stride,
-            scale,
-            BLOCK_T,
-            BLOCK_C,
-            BLOCK_R,
+            tile, dy_ptr, xA_ptr, dB_ptr, tokens, outputs, rank, dy_stride, xA_stride, scale, BLOCK_T, BLOCK_C, BLOCK_R
         )
 
 
@@ -384,7 +373,7 @@ def adapter_gradients(
         *map(float, scales),
         NORMS=norm is not None,
         DROPS=dropped[1] > 0,
-        EIGHTS=all(rank % 8 == 0 for rank in all_ranks),
+        EIGHTS=all(number % 8 == 0 for number in (*all_ranks, xA_TS.stride(0), dxA_TS.stride(0))),
         **tiles,
     )
     return dA_SI, dB

@@ -90,8 +90,7 @@ def _fill(
     tiles = tl.cdiv(outputs, ROWS)
     if program < tiles:  # the columns of a layer come first, then its weight
         before = _pick(second, third, 0, R_0, R_0 + R_1)
-        row = program * ROWS + tl.arange(0, ROWS)[:, None]
-        col = tl.arange(0, COLUMNS)[None, :]
+        row, col = program * ROWS + tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :]
         own = (row < outputs) & (col >= before) & (col < before + rank)
         B_ptr = _pick(second, third, B_0, B_1, B_2)
         B = tl.load(B_ptr + row * rank + (col - before), own, other=0.0)
