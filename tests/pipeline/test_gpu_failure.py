@@ -1,5 +1,8 @@
 """What a user reads where a GPU cannot go on, in a stage of a run."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -51,6 +54,8 @@ def test_memory_and_launches_are_told_with_numbers_and_the_next_try(
 ):
     recipe = make_recipe({"train.max_length": 2048, **changes})
     run = RunDir(tmp_path / "run")
+
+    monkeypatch.setitem(sys.modules, "triton.errors", SimpleNamespace(TritonError=OutOfResources))
 
     def fail(*_):
         raise raised

@@ -186,7 +186,7 @@ class LoRAGroup:
         first = self.layers[0]
         if first.context is not None and first.lora_A.is_cuda:
             cache = first.context.cache
-            together = cache.get(dtype, "A", None, lambda: _all_A(cache.layers, dtype)).get(self)
+            together = cache.get(dtype, "A", None, lambda: _cast_together(cache.layers, dtype)).get(self)
             if together is not None:
                 return together
         parts = [layer.lora_A.detach() for layer in self.layers]
@@ -410,7 +410,7 @@ class LoRAGroup:
         )
 
 
-def _all_A(layers: Sequence[nn.Module], dtype: torch.dtype) -> dict[LoRAGroup, Tensor]:
+def _cast_together(layers: Sequence[nn.Module], dtype: torch.dtype) -> dict[LoRAGroup, Tensor]:
     """``A_SI`` of every group of a step, cast and put side by side in one launch; what a group fills up is zero."""
     groups = dict.fromkeys(layer.group for layer in layers if isinstance(layer, LoRALinear) and layer.grouped)
     shapes = [(group._columns(dtype), group.layers[0].in_features) for group in groups]
@@ -421,9 +421,10 @@ def _all_A(layers: Sequence[nn.Module], dtype: torch.dtype) -> dict[LoRAGroup, T
     rows = [(A_SI[ranks], x.lora_A.detach()) for group, A_SI in casts.items() for x, _, ranks in group._slices()]
     spares = [A_SI[sum(group._ranks) :] for group, A_SI in casts.items()]
     if filled := [spare for spare in spares if spare.numel()]:
-        torch._foreach_zero_(filled)
+        torch._foreach_zero_(filled)  # pyright: ignore[reportPrivateImportUsage]
     if live := [pair for pair in rows if pair[1].numel()]:
-        torch._foreach_copy_(*map(list, zip(*live, strict=True)))
+        places, factors = [place for place, _ in live], [factor for _, factor in live]
+        torch._foreach_copy_(places, factors)  # pyright: ignore[reportPrivateImportUsage]
     return casts
 
 

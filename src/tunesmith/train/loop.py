@@ -35,7 +35,7 @@ import torch
 from transformers import PreTrainedModel
 
 from tunesmith import hardware
-from tunesmith.errors import TrainingError
+from tunesmith.errors import TrainingError, raised_by_triton
 from tunesmith.layers.experts import Adapted
 from tunesmith.layers.nf4 import NF4Weight
 from tunesmith.models.attention import PACKED
@@ -156,7 +156,7 @@ def train_steps(
     try:
         with World(model, layers, train, steps, dev, settings, seed) as world:
             yield from steps_in_world(model, layers, train, steps, settings, world, optimizer, dev, 0)
-    except Exception as error:
+    except (RuntimeError, *raised_by_triton()) as error:
         if not is_gpu_failure(error):
             raise
         base = "nf4" if any(isinstance(module, NF4Weight) for module in model.modules()) else "dense"

@@ -110,7 +110,7 @@ def _add_update(
 
 
 @triton.jit
-def _gradient_of_A(
+def _gradient_A_of_tile(
     tile,
     x_ptr,
     weight_ptr,
@@ -154,7 +154,7 @@ def _gradient_of_A(
 
 
 @triton.jit
-def _gradient_of_B(
+def _gradient_B_of_tile(
     tile,
     dy_ptr,
     xA_ptr,
@@ -219,11 +219,11 @@ def _gradients(
     BLOCK_R: tl.constexpr,
 ):
     program = tl.program_id(0)
-    of_A, ranks = tl.cdiv(inputs, BLOCK_C), R_0 + R_1 + R_2
+    tiles_of_x, ranks = tl.cdiv(inputs, BLOCK_C), R_0 + R_1 + R_2
     if EIGHTS:  # multiples of eight, which the launcher does not tell: loads of 16 bytes
         ranks, dxA_stride, xA_stride = ranks // 8 * 8, dxA_stride // 8 * 8, xA_stride // 8 * 8
-    if program < of_A:
-        _gradient_of_A(
+    if program < tiles_of_x:
+        _gradient_A_of_tile(
             program,
             x_ptr,
             weight_ptr,
@@ -245,7 +245,7 @@ def _gradients(
             BLOCK_S,
         )
     else:
-        tile, end_0 = program - of_A, tl.cdiv(O_0, BLOCK_C)
+        tile, end_0 = program - tiles_of_x, tl.cdiv(O_0, BLOCK_C)
         end_1 = end_0 + tl.cdiv(O_1, BLOCK_C)
         second, third = (tile >= end_0) & (tile < end_1), tile >= end_1
         tile -= tl.where(third, end_1, tl.where(second, end_0, 0))
@@ -258,7 +258,7 @@ def _gradients(
         if EIGHTS:
             rank, r = rank // 8 * 8, r // 8 * 8
         dy_ptr, xA_ptr, dB_ptr = dy_ptr + out, xA_ptr + r, dB_ptr + place
-        _gradient_of_B(
+        _gradient_B_of_tile(
             tile, dy_ptr, xA_ptr, dB_ptr, tokens, outputs, rank, dy_stride, xA_stride, scale, BLOCK_T, BLOCK_C, BLOCK_R
         )
 

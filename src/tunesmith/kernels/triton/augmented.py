@@ -7,7 +7,7 @@ middle of one another's.
 
 Cost over one launch a weight: thirty arguments, that is some 2 us of the host.
 
-Shape suffixes: I in_features, O out_features, M outputs of a group, R rank, Z features and ranks.
+Shape suffixes: M outputs of a group, Z features and ranks.
 """
 
 # Triton's types do not say how a kernel is launched, nor that a kernel may call another.
