@@ -55,13 +55,14 @@ def test_memory_and_launches_are_told_with_numbers_and_the_next_try(
     recipe = make_recipe({"train.max_length": 2048, **changes})
     run = RunDir(tmp_path / "run")
 
-    monkeypatch.setitem(sys.modules, "triton.errors", SimpleNamespace(TritonError=OutOfResources))
-
     def fail(*_):
         raise raised
 
     (entry,) = [entry for entry in table_of(recipe).stages if entry.name == stage]
     monkeypatch.setattr(f"tunesmith.pipeline.{entry.module}.execute", fail)
+    monkeypatch.setitem(
+        sys.modules, "triton.errors", SimpleNamespace(TritonError=OutOfResources)
+    )  # which may have been imported by now
     with pytest.raises(expected) as error:
         stages.execute(run, entry, recipe, {}, Session())
     assert type(error.value) is expected and message in str(error.value)
