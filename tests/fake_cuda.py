@@ -405,7 +405,8 @@ def _record(self: Any, *args: Any, grid: Any, warmup: bool = False, **kwargs: An
     half = WATCH.capability < (8, 0)
     launch = {"kernel": f"{self.__module__}:{self.__name__}", "signature": signature, "options": options, "without_bf16": half}
     WATCH.kernels.setdefault(f"{launch}", launch | {"from": site()})
-    WATCH.launched(f"triton {kind}", [x for x in given.values() if isinstance(x, torch.Tensor)], ())
+    tensors = {id(x): x for x in given.values() if isinstance(x, torch.Tensor)}  # one that stands for two is read once
+    WATCH.launched(f"triton {kind}", tensors.values(), ())
 
 
 def _answers(capability: tuple[int, int], memory: int) -> dict[str, Callable[..., Any]]:

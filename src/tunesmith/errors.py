@@ -19,6 +19,8 @@ A message says what was found and what was expected, and where; ``hint`` says wh
 assertions; users get these.
 """
 
+import sys
+
 
 class TunesmithError(Exception):
     """Base of all errors that a user can cause and mend.
@@ -79,3 +81,9 @@ class MissingPackage(TunesmithError):
     """A verb needs an extra that is not installed."""
 
     exit_code = 20
+
+
+def raised_by_triton() -> tuple[type[Exception], ...]:
+    """The class of Triton's errors, which is no RuntimeError, where it is loaded."""
+    module = sys.modules.get("triton.errors")
+    return () if module is None else (module.TritonError,)

@@ -11,7 +11,7 @@ import pytest
 # Bytes of shared memory that one program may have (CUDA C++ Programming Guide, compute capabilities).
 SHARED = {75: 64 << 10, 80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 REGISTERS = 65_536  # of a multiprocessor: registers of a thread times threads of a program
-PRODUCTS = ("nf4:_matmul",)
+PRODUCTS = ("nf4:_matmul", "adapter:_project", "adapter:_add_update", "adapter:_gradients")
 # What today's kernels do all the same, the worst of their launches on any chip: bytes spilled, and loads of 16 bits.
 SPILLED: dict[str, int] = {}
 NARROW: dict[str, int] = {}

@@ -6,20 +6,16 @@ from torch import nn
 
 from tunesmith.kernels.nf4 import quantize_nf4
 from tunesmith.layers.context import StepContext, at_step
+from tunesmith.layers.dropout import SeededMask
 from tunesmith.layers.lora import LoRAGroup, LoRALinear, Norm
 from tunesmith.layers.mlp import FusedMLP
 from tunesmith.layers.nf4 import NF4Linear, NF4Weight
 
 
-def _mask(x, probability, seed):
-    drawn = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed))
-    return -(drawn >= probability).to(torch.int32)
-
-
 @pytest.fixture
 def on_gpu(monkeypatch):
-    """A function that lets every tensor say that it is on a GPU; a seed gives one mask there and here."""
-    monkeypatch.setattr("tunesmith.layers.lora.draw_mask", _mask)
+    """A function that lets every tensor say that it is on a GPU; masks are those of a GPU before, too."""
+    monkeypatch.setattr("tunesmith.layers.lora.draw_mask", lambda _, p, seed: SeededMask(seed, round(p * 2**16)))
     return lambda: monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda _: True))
 
 
@@ -110,15 +106,15 @@ def test_a_fused_mlp_gives_what_the_cpu_gives(on_gpu):
 def test_adapters_are_cast_once_a_step_and_never_outlive_it(on_gpu, monkeypatch):
     on_gpu()
     layers = _layers((4, 4), 64)
-    writes, write = [], LoRAGroup._fill_columns
-    monkeypatch.setattr(LoRAGroup, "_fill_columns", lambda self, B, keep: writes.append(keep) or write(self, B, keep))
+    casts, cast = [], torch._foreach_copy_
+    monkeypatch.setattr(torch, "_foreach_copy_", lambda to, those: casts.append(len(those)) or cast(to, those))
     group, x = LoRAGroup(layers), torch.randn(3, 64)
     for step in (0, 1):
         with at_step(nn.ModuleList(layers), StepContext(seed=3, step=step)) as enter:
             for pack in (0, 1):
                 enter(pack)
                 group(x).sum().backward()
-    assert len(writes) == 2
+    assert casts == [2, 2]
     before = group(x)
     layers[0].lora_B.data.mul_(2.0)  # unseen by a version counter
     assert not torch.equal(group(x)[:, :5], before[:, :5]) and torch.equal(group(x)[:, 5:], before[:, 5:])

@@ -9,6 +9,7 @@ from transformers import DynamicCache, Gemma4ForCausalLM, Gemma4TextConfig
 
 from tunesmith.errors import ModelError
 from tunesmith.layers.context import StepContext
+from tunesmith.layers.lora import LoRAGroup
 from tunesmith.models import recompute as module
 from tunesmith.models.attention import PACKED
 from tunesmith.models.fuse import fuse
@@ -185,6 +186,23 @@ def test_packed_training_is_exact_and_dropout_strikes_the_same_places(tiny_dir, 
         again, found = gradients(policy)
         assert again == pytest.approx(loss, rel=1e-6)
         _assert_same(found, expected)
+
+
+@pytest.mark.parametrize(("policy", "again"), [("layer", 3), ("mlp", 1), ("attention", 2)])
+def test_the_product_that_ends_a_layer_is_not_computed_again(tiny_dir, policy, again, monkeypatch):
+    model = load_model(tiny_dir, "fp32")
+    _adapted(model, dropout=0.0)
+    fuse(model)
+    products, multiply = [], LoRAGroup.multiply
+    monkeypatch.setattr(LoRAGroup, "multiply", lambda *given: products.append(given) or multiply(*given))
+
+    def count(policy):
+        products.clear()
+        with recompute(model, policy), attention(model, PACKED):
+            step_gradients(model, [make_pack(make_documents([([5, 6, 7], [0, 1, 1])]), (0,))])
+        return len(products)
+
+    assert count(policy) - count("none") == again * len(recomputed_names(model, policy)) > 0
 
 
 def _saved_bytes(run, parameters):

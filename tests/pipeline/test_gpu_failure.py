@@ -1,5 +1,8 @@
 """What a user reads where a GPU cannot go on, in a stage of a run."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -24,6 +27,15 @@ FAULT = torch.AcceleratorError(
 )
 
 
+class OutOfResources(Exception):
+    """Of Triton by its module, as its own is."""
+
+    __module__ = "triton.runtime.errors"
+
+
+TOO_LARGE = OutOfResources("out of resource: shared memory, Required: 123392, Hardware limit: 101376.")
+
+
 @pytest.mark.parametrize(
     ("stage", "changes", "raised", "expected", "message", "hints"),
     [
@@ -33,6 +45,7 @@ FAULT = torch.AcceleratorError(
         ("train", {}, FAULT, TrainingError, "the GPU failed: CUDA error: an illegal memory", ["CUDA_LAUNCH_BLOCKING=1"]),
         ("train", {}, torch.OutOfMemoryError("unforeseen words"), TrainingError, "full: unforeseen words", ["base: nf4"]),
         ("train", {}, RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), TrainingError, "memory is full", ["base: nf4"]),
+        ("train", {}, TOO_LARGE, TrainingError, "of a layer does not fit this GPU: out of resource: shared", ["pip install"]),
         ("train", {}, RuntimeError("a fault of ours"), RuntimeError, "a fault of ours", []),
     ],
 )
@@ -47,6 +60,9 @@ def test_memory_and_launches_are_told_with_numbers_and_the_next_try(
 
     (entry,) = [entry for entry in table_of(recipe).stages if entry.name == stage]
     monkeypatch.setattr(f"tunesmith.pipeline.{entry.module}.execute", fail)
+    monkeypatch.setitem(
+        sys.modules, "triton.errors", SimpleNamespace(TritonError=OutOfResources)
+    )  # which may have been imported by now
     with pytest.raises(expected) as error:
         stages.execute(run, entry, recipe, {}, Session())
     assert type(error.value) is expected and message in str(error.value)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 import tunesmith as ts
 from shared import toy_rows
@@ -10,6 +11,7 @@ from tunesmith.errors import DataError, RecipeError, TrainingError
 from tunesmith.models.adapter import adapter_state, read_adapter
 from tunesmith.rundir.records.training import Training
 from tunesmith.tracking import read_metrics
+from tunesmith.train import loop
 
 SMALL = {"tokens_per_step": 256, "max_length": 128, "learning_rate": 0.01, "num_train_epochs": 1}
 
@@ -69,6 +71,18 @@ def test_training_goes_on_where_it_was_left(base):
 def test_what_cannot_be_trained_is_refused_before_the_first_turn(base, change, kind, words):
     with pytest.raises(kind, match=f"(?i){words}"):
         ts.train_steps(base, ts.render(toy_rows(), base), **change)
+
+
+def test_a_gpu_that_is_full_is_told_with_the_next_try(base, monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.96 GiB.")
+        yield
+
+    monkeypatch.setattr(loop, "steps_in_world", fail)
+    with pytest.raises(
+        TrainingError, match=r"training: the GPU's memory is full: 1.96 GiB .*\nhint: .*order: recompute: layer; base"
+    ):
+        next(iter(ts.train_steps(base, ts.render(toy_rows(), base), **SMALL)))
 
 
 def test_a_model_without_an_adapter_is_refused(tiny_dir):

@@ -73,6 +73,7 @@ def test_a_pass_through_the_decoder_touches_no_other_device(config, fused):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-4), ("bf16", 4e-2)])
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_step_on_a_gpu_is_the_step_on_the_cpu(tiny_dir, dtype, tolerance, fused):

@@ -27,6 +27,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from tunesmith.engines.row_cache import Step
 from tunesmith.kernels.attention import Reach, ScoreParams, Span, gpu_kernel
+from tunesmith.kernels.upload import upload
 from tunesmith.models.attention import attention_behind, packed_attention
 from tunesmith.models.load import attention
 
@@ -153,7 +154,7 @@ def compute_prefix(model: PreTrainedModel, ids: list[int]) -> Prefix:
     record: Prefix = {}
     with attention(model, RECORDED):
         model.base_model(
-            input_ids=torch.tensor([ids], device=model.device), spans=[Span(0, len(ids), 0, 0)], record=record, use_cache=False
+            input_ids=upload(torch.tensor([ids]), model.device), spans=[Span(0, len(ids), 0, 0)], record=record, use_cache=False
         )
     return record
 

@@ -43,6 +43,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from tunesmith.kernels import triton as on_gpu
+from tunesmith.kernels.upload import upload
 
 BLOCK = 64  # queries of a block: 256 waste half of the scores of short documents, 32 are too small a product
 JOINED = 128  # tokens of the spans of a block, at most, where it has several
@@ -237,16 +238,17 @@ def _flash(q_THK: Tensor, k_nGK: Tensor, v_nGK: Tensor, reaches: Sequence[Reach]
     return on_gpu.varlen_attn(q_THK, k_nGK, v_nGK, *borders, *longest, **options)  # type: ignore[return-value]
 
 
-@lru_cache(maxsize=8)  # of all layers of a pack, forward and recomputed: each copy to the device waits for it
+@lru_cache(maxsize=8)  # of all layers of a pack, forward and recomputed
 def _layout(reaches: tuple[Reach, ...], device: torch.device) -> tuple[Tensor | None, list[Tensor], tuple[int, int]]:
     """Index of the keys where they do not stand as they are seen, borders of queries and of keys, the longest run of each."""
     with torch.inference_mode(False):  # one filled by an evaluation may be met again in training
         seen = None
         if any(reach.keys != ((reach.start, reach.end),) for reach in reaches):
-            seen = torch.cat([torch.arange(*keys) for reach in reaches for keys in reach.keys]).to(device)
+            seen = torch.cat([torch.arange(*keys) for reach in reaches for keys in reach.keys])
+            seen = upload(seen, device)
         queries = [reach.end - reach.start for reach in reaches]
         keys = [_count(reach.keys) for reach in reaches]
-        borders = [torch.tensor([0, *accumulate(n)], dtype=torch.int32, device=device) for n in (queries, keys)]
+        borders = [upload(torch.tensor([0, *accumulate(n)], dtype=torch.int32), device) for n in (queries, keys)]
         return seen, borders, (max(queries), max(keys))
 
 

@@ -14,7 +14,7 @@ both products into one accumulator without any copy.
 
 This is the product of a weight that stands by itself: an expert's, one with row lengths (``layers/dora.py``), a quantised one
 on a CPU. Where a group can keep columns free beside its weights, ``layers/lora.py`` has one GEMM of the library without any
-copy.
+copy. That way would cost more here: x has to be copied beside its narrow product, and a dense weight beside its B.
 
 LoRA: Hu et al. 2021, section 4.1.
 

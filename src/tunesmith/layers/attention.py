@@ -126,7 +126,7 @@ class FusedAttention(nn.Module):
             only_N: the positions whose output is wanted, in this order; then the result has shape (1, N, D).
             shared_kv_states: keys and values of layers before this one, each of shape (1, G, T, K), turned already.
         """
-        qkv_TM = self.qkv(hidden_states[0], self.norm)
+        qkv_TM = self.qkv(hidden_states.squeeze(0), self.norm)  # the gradient of an index would be a copy
         cos_TK, sin_TK = (part[0] for part in position_embeddings)
         if self.heads.half_cosines:
             cos_TK, sin_TK = torch.cat([cos_TK, cos_TK], 1), torch.cat([sin_TK, sin_TK], 1)

@@ -6,9 +6,9 @@ number of processes, the order of packs, a resumed run or a policy of recomputat
 have lost) is added up in an object that the step owns.
 
 On a GPU, where a step of a small model is bound by launches, it also keeps what its products make of adapters in every pack:
-their casts, and their columns side by side. Nothing writes to an adapter within a step, and with the step they are dropped.
-Refused: keeping them as long as the version counters of their parameters stand still, which optimizers' own kernels and
-``.data`` write past.
+casts of all of them, made together by the first layer that asks. Nothing writes to an adapter within a step, and with the step
+they are dropped. Refused: keeping them as long as the version counters of their parameters stand still, which optimizers' own
+kernels and ``.data`` write past.
 
 The context is set on the layers of one model instance before each pack and taken off after the last, since a stock model
 hands its layers no argument of ours. Within the block those layers train; the rest of the model computes as it does when it
@@ -26,8 +26,9 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from tunesmith.kernels.fp16_scaled_mm import OverflowRows
 
@@ -43,14 +44,22 @@ class Counters:
     overflow: OverflowRows = field(default_factory=OverflowRows)
 
 
+Made = TypeVar("Made")
+
+
 class StepCache:
-    """Tensors that are made once a step."""
+    """What is made once a step, of the latest variant alone.
 
-    def __init__(self) -> None:
-        self._slots: dict[tuple[object, str], tuple[object, Tensor]] = {}
+    Args:
+        layers: those that compute in the step.
+    """
 
-    def get(self, owner: object, name: str, variant: object, make: Callable[[], Tensor]) -> Tensor:
-        """What ``make`` gave for this owner, name and variant, of which the latest alone is kept."""
+    def __init__(self, layers: Sequence[nn.Module] = ()) -> None:
+        self.layers = layers
+        self._slots: dict[tuple[object, str], tuple[object, Any]] = {}
+
+    def get(self, owner: object, name: str, variant: object, make: Callable[[], Made]) -> Made:
+        """What ``make`` gave for this owner, name and variant."""
         slot = (owner, name)
         if slot not in self._slots or self._slots[slot][0] != variant:
             self._slots[slot] = (variant, make())
@@ -132,7 +141,7 @@ def at_step(model: nn.Module, context: StepContext) -> Iterator[Callable[[int], 
     """
     layers = [module for module in model.modules() if isinstance(module, InStep)]
     before = [layer.training for layer in layers]
-    cache = StepCache()
+    cache = StepCache(layers)
     for index, layer in enumerate(layers):
         layer.index = index
 

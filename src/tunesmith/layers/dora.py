@@ -127,6 +127,8 @@ class DoRALinear(LoRALinear):
         lora_magnitude_vector: shape (O,), fp32, at first the lengths of the base's rows (PEFT's name).
     """
 
+    grouped = False
+
     def __init__(
         self, base: nn.Linear | NF4Linear, r: int, scale: float, dropout: float, generator: torch.Generator | None = None
     ):

@@ -40,6 +40,7 @@ from torch.autograd.function import once_differentiable
 from tunesmith.errors import ModelError
 from tunesmith.kernels.fp16_scaled_mm import scaled_mm, scaled_mm_back
 from tunesmith.kernels.lora import lora_matmul
+from tunesmith.kernels.upload import upload
 from tunesmith.layers.context import InStep
 from tunesmith.layers.gate import Gate, wide
 from tunesmith.layers.grouped_experts import GroupedExperts, Projection, fits
@@ -108,11 +109,11 @@ class ExpertWeight(InStep, nn.Module):
         scale = self.scale if isinstance(self, LoRAExpertWeight) else 1.0
         return Projection(self._dense, self.bias, self.transposed, scale, self.in_features, self.out_features)
 
-    def _dense(self, dtype: torch.dtype) -> Tensor:
+    def _dense(self, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
         if self.quantized is not None:
-            return self.quantized.dense(dtype)
+            return self.quantized.dense(dtype, out)
         assert self.weight is not None
-        return self.weight
+        return self.weight if out is None else out.copy_(self.weight)
 
     def merged_OI(self, expert: int) -> Tensor:
         """The weight of one expert with whatever was trained on it, shape (O, I), fp32, in memory of its own."""
@@ -139,7 +140,7 @@ class LoRAExpertWeight(ExpertWeight):
         self.in_fp16 = base.in_fp16
         drawn = torch.empty(self.experts * r, self.in_features, dtype=torch.float32)  # on the CPU, as every adapter
         nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
-        self.lora_A = nn.Parameter(drawn.view(self.experts, r, self.in_features).to(base.device))
+        self.lora_A = nn.Parameter(upload(drawn.view(self.experts, r, self.in_features), base.device))
         self.lora_B = nn.Parameter(torch.zeros(self.experts, self.out_features, r, dtype=torch.float32, device=base.device))
         self.scale = scale
 

@@ -32,20 +32,21 @@ from tunesmith.layers.nf4 import SharedBuffer
 
 ALIGNED = 16  # elements of a row are a multiple of it
 EIGHT = 8  # 16 bytes of bf16, where every operand has to begin
-_AUGMENTED = SharedBuffer()  # of ``[W | scale B]``, which is filled from what stands in the buffer of dense weights
+_AUGMENTED = SharedBuffer()  # of ``[W | scale B]``; a transposed W is copied from the buffer of dense weights
 
 
 class Projection(NamedTuple):
     """One frozen projection of all experts.
 
     Attributes:
-        dense: makes the weight in a dtype, shape (E, O, I), or (E, I, O) where ``transposed``; valid until the next call.
+        dense: makes the weight in a dtype, shape (E, O, I), or (E, I, O) where ``transposed``; valid until the next call, or
+            where it is told to write.
         bias_EO: or None.
         scale: factor on the update.
         in_features, out_features: of every expert.
     """
 
-    dense: Callable[[torch.dtype], Tensor]
+    dense: Callable[[torch.dtype, Tensor | None], Tensor]
     bias_EO: Tensor | None
     transposed: bool
     scale: float
@@ -89,20 +90,23 @@ class _Operand:
     """
 
     def __init__(self, part: Projection, A_ERI: Tensor | None, B_EOR: Tensor | None, dtype: torch.dtype):
-        weight = part.dense(dtype)
         self.A_ERI: Tensor | None = None
-        if A_ERI is not None and B_EOR is not None:
+        if A_ERI is None or B_EOR is None:
+            weight = part.dense(dtype, None)
+        else:
             (experts, rank, inputs), outputs = A_ERI.shape, part.out_features
             spare = -(inputs + rank) % ALIGNED
             self.A_ERI = (functional.pad(A_ERI, (0, 0, 0, spare)) if spare else A_ERI).to(dtype)
             columns = inputs + rank + spare
             shape = (experts, columns, outputs) if part.transposed else (experts, outputs, columns)
-            both = _AUGMENTED.first(weight.device, dtype, experts * outputs * columns).view(shape)
-            whole_EOZ = both.mT if part.transposed else both
-            whole_EOZ[..., :inputs] = weight.mT if part.transposed else weight
+            weight = _AUGMENTED.first(A_ERI.device, dtype, experts * outputs * columns).view(shape)
+            whole_EOZ = weight.mT if part.transposed else weight
+            if part.transposed:  # an expert's block ends before the rows of its B, so experts lie apart and not rows
+                weight[:, :inputs] = part.dense(dtype, None)
+            else:
+                part.dense(dtype, weight[..., :inputs])
             whole_EOZ[..., inputs + rank :] = 0
             torch.mul(B_EOR, part.scale, out=whole_EOZ[..., inputs : inputs + rank])
-            weight = both
         self.right_EZO = weight if part.transposed else weight.mT
 
 

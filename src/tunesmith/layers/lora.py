@@ -13,10 +13,15 @@ grid of the much larger product it is added to: 60 % of the early gain was lost 
 ``[x | x A^T]`` and ``[W | scale B]`` adds both in fp32 and rounds once. For it a group keeps its frozen weights in one
 tensor with R free columns at the right, where the B of the moment is written before each product; the layers' ``weight``
 are views of that tensor, so nothing is held twice. The same product gives, backwards, the gradients of x and of x A^T.
-A quantised group does the same on a GPU: its weights are dequantised into the left columns of the process-wide buffer.
-A pack of 2,048 tokens takes 82 launches and 3.86 GB in the groups of a layer of an 8B model, where a product a layer, with the
-update in its accumulator, took 145 and 4.31 (counted, docs/LOG.md). It costs memory for gate and up at once, 120 MB there. On a
-CPU, which has no launches to save, each layer is dequantised and multiplied while it lies in the cache.
+A quantised group does the same on a GPU: its weights are dequantised into the left columns of the process-wide buffer, beside
+their B, in one launch (``kernels/augmented.py``). It costs memory for gate and up at once, 120 MB for an 8B model. On a CPU,
+which has no launches to save, each layer is dequantised and multiplied while it lies in the cache.
+
+**On a GPU a group is three launches forwards and four back**, the norm not counted: the weight, ``[x | drop(x) A^T]`` and the
+wide product; the weight, the wide product, the update of the gradient of x, and the gradients of all A and B. Three of them are
+those of ``kernels/triton/adapter.py``, whose formulas stand here as the way of a CPU. What the backward pass needs of x, normed
+and dropped, is made where it is read and never in memory. A layer of an 8B model takes 60 launches with dropout and
+recomputation, 147 as long as a library's products, casts and copies did it (counted, docs/LOG.md).
 
 **Rows are aligned.** GPUs load 16 bytes at once where every row begins at a multiple of that, and element by element where
 not, at half the speed or less. So there the free columns are filled up with zeros, in A and in B, until a row is a multiple of
@@ -42,18 +47,20 @@ S ranks of a group, Z features and ranks.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tunesmith.kernels import triton as on_gpu
+from tunesmith.kernels.augmented import Part, fill_augmented_
 from tunesmith.kernels.fp16_scaled_mm import scale_rows, scaled_mm_back
 from tunesmith.kernels.lora import lora_matmul
 from tunesmith.kernels.nf4 import FEW_TOKENS, Update, nf4_matmul
 from tunesmith.kernels.rms_norm import rms_norm_backward, rms_norm_forward
+from tunesmith.kernels.upload import upload
 from tunesmith.layers.context import InStep
-from tunesmith.layers.dropout import Mask, add_dropped_, draw_mask, drop
+from tunesmith.layers.dropout import Mask, SeededMask, add_dropped_, draw_mask, drop
 from tunesmith.layers.half import HalfNF4Linear
 from tunesmith.layers.nf4 import DENSE, NF4Linear
 
@@ -81,7 +88,10 @@ class LoRALinear(InStep, nn.Module):
         scale: factor on the update, ``alpha / r`` usually.
         in_fp16: the base is multiplied in fp16 with rows scaled where the input is fp32.
         group: the layers that it is computed with; itself alone at first.
+        grouped: it is computed by its group.
     """
+
+    grouped = True
 
     def __init__(
         self, base: nn.Linear | NF4Linear, r: int, scale: float, dropout: float, generator: torch.Generator | None = None
@@ -99,7 +109,7 @@ class LoRALinear(InStep, nn.Module):
         drawn_RI = torch.empty(r, self.in_features, dtype=torch.float32)  # on the CPU: the same numbers for every device
         if r:
             nn.init.kaiming_uniform_(drawn_RI, a=math.sqrt(5), generator=generator)
-        self.lora_A = nn.Parameter(drawn_RI.to(device))
+        self.lora_A = nn.Parameter(upload(drawn_RI, device))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, r, dtype=torch.float32, device=device))
         self.scale = scale
         self.dropout = dropout
@@ -143,6 +153,8 @@ class LoRAGroup:
 
     def __call__(self, x_TI: Tensor, norm: Norm | None = None) -> Tensor:
         """Outputs of all layers side by side, shape (T, M), of ``norm(x)`` where a norm is given."""
+        if x_TI.is_cuda and x_TI.stride(-1) != 1:
+            x_TI = x_TI.contiguous()
         if self.answers(x_TI):
             return self.answer(x_TI if norm is None else rms_norm_forward(x_TI, norm.weight_I, norm.eps, norm.offset)[0])
         parameters = [p for layer in self.layers for p in (layer.lora_A, layer.lora_B)]
@@ -171,13 +183,16 @@ class LoRAGroup:
     def A_SI(self, dtype: torch.dtype) -> Tensor:
         """All A under each other, and zeros up to the columns of ``augmented_input``."""
 
-        def make() -> Tensor:
-            parts = [layer.lora_A.detach() for layer in self.layers]
-            if spare := self._columns(dtype) - sum(self._ranks):
-                parts.append(parts[0].new_zeros(spare, parts[0].shape[1]))
-            return (torch.cat(parts) if len(parts) > 1 else parts[0]).to(dtype)
-
-        return self._once_a_step("A", dtype, make)
+        first = self.layers[0]
+        if first.context is not None and first.lora_A.is_cuda:
+            cache = first.context.cache
+            together = cache.get(dtype, "A", None, lambda: _cast_together(cache.layers, dtype)).get(self)
+            if together is not None:
+                return together
+        parts = [layer.lora_A.detach() for layer in self.layers]
+        if spare := self._columns(dtype) - sum(self._ranks):
+            parts.append(parts[0].new_zeros(spare, parts[0].shape[1]))
+        return (torch.cat(parts) if len(parts) > 1 else parts[0]).to(dtype)
 
     def augmented_input(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """An empty ``[x | x A^T]`` of shape (T, Z), and the view of its first I columns.
@@ -189,18 +204,27 @@ class LoRAGroup:
         x_TZ = like.new_empty(like.shape[0], inputs + self._columns(like.dtype))
         return x_TZ, x_TZ[:, :inputs]
 
-    def outputs(self, x_TI: Tensor, x_TZ: Tensor, mask: Mask | None, keep: float) -> tuple[Tensor, Tensor]:
+    def outputs(
+        self, x_TI: Tensor, x_TZ: Tensor, mask: Mask | None, keep: float, is_read: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """Outputs (T, M), and ``x A^T`` (T, S) for the backward pass.
 
         Args:
             x_TI: the input before dropout; it may be the view of ``augmented_input``.
-            x_TK: ``augmented_input`` with the input in its first columns.
+            x_TZ: ``augmented_input``, to be written.
             mask: what dropout leaves; None for no dropout.
             keep: share of elements that dropout leaves.
+            is_read: whether anybody looks at the outputs; else they are whatever was in memory.
         """
-        xA_TS = drop(x_TI, mask) @ self.A_SI(x_TI.dtype).T
-        x_TZ[:, x_TI.shape[1] :] = xA_TS
-        return self.multiply(x_TZ, keep), xA_TS
+        A_SI = self.A_SI(x_TI.dtype)
+        if x_TI.is_cuda:
+            xA_TS = on_gpu.project(x_TI, A_SI, x_TZ, _seeded(mask))
+        else:
+            if x_TI.data_ptr() != x_TZ.data_ptr():
+                x_TZ[:, : x_TI.shape[1]] = x_TI
+            xA_TS = drop(x_TI, mask) @ A_SI.T
+            x_TZ[:, x_TI.shape[1] :] = xA_TS
+        return self.multiply(x_TZ, keep) if is_read else x_TZ.new_empty(len(x_TZ), sum(self.widths)), xA_TS
 
     def input_gradients(self, dy_TM: Tensor, mask: Mask | None, keep: float) -> tuple[Tensor, Tensor]:
         """Gradients of x (T, I), before dropout, and of ``x A^T`` (T, S), both views of one tensor."""
@@ -208,6 +232,8 @@ class LoRAGroup:
         dx_TI, dxA_TS = d_TZ.split((A_SI.shape[1], A_SI.shape[0]), 1)
         if mask is None:
             dx_TI.addmm_(dxA_TS, A_SI)
+        elif dx_TI.is_cuda:
+            on_gpu.add_update_(dx_TI, dxA_TS, A_SI, _seeded(mask))
         else:
             add_dropped_(dx_TI, dxA_TS @ A_SI, mask)
         return dx_TI, dxA_TS
@@ -268,13 +294,40 @@ class LoRAGroup:
         ]
         return torch.cat(parts, 1)
 
-    def adapter_gradients(self, dy_TM: Tensor, x_TI: Tensor, xA_TS: Tensor, dxA_TS: Tensor, keep: float) -> list[Tensor]:
-        """Gradients of lora_A and lora_B of each layer in turn, fp32 (or fp64); x as dropout left it."""
-        dA_SI = _product(dxA_TS.T, x_TI, self.layers[0].lora_A.dtype)
+    def adapter_gradients(
+        self,
+        dy_TM: Tensor,
+        x_TI: Tensor,
+        xA_TS: Tensor,
+        dxA_TS: Tensor,
+        mask: Mask | None,
+        keep: float,
+        norm: tuple[Norm, Tensor] | None = None,
+    ) -> list[Tensor]:
+        """Gradients of lora_A and lora_B of each layer in turn, fp32 (or fp64).
+
+        Args:
+            dy_TM: gradients of the outputs.
+            x_TI: the input before dropout, and before the norm where one is given.
+            xA_TS: as ``outputs`` returned it.
+            dxA_TS: as ``input_gradients`` returned it.
+            mask: what dropout leaves.
+            keep: share of elements that dropout leaves.
+            norm: what x still has to go through, and ``1 / rms`` of its rows.
+        """
+        dtype = self.layers[0].lora_A.dtype
+        if dy_TM.is_cuda:
+            factors = [(width, r, x.scale / keep) for x, width, r in zip(self.layers, self.widths, self._ranks, strict=True)]
+            parts = None if norm is None else (norm[0].weight_I, norm[1], norm[0].offset)
+            dA_SI, dB = on_gpu.adapter_gradients(dy_TM, x_TI, xA_TS, dxA_TS, factors, dtype, _seeded(mask), parts)
+            return [grad for n, (_, _, ranks) in enumerate(self._slices()) for grad in (dA_SI[ranks], dB[n])]
+        if norm is not None:
+            x_TI, _ = rms_norm_forward(x_TI, norm[0].weight_I, norm[0].eps, norm[0].offset)
+        dA_SI = (dxA_TS.T @ drop(x_TI, mask)).to(dtype)
         grads_adapter: list[Tensor] = []
         for layer, columns, ranks in self._slices():
             grads_adapter.append(dA_SI[ranks])
-            dB_OR = _product(dy_TM[:, columns].T, xA_TS[:, ranks], layer.lora_B.dtype)
+            dB_OR = (dy_TM[:, columns].T @ xA_TS[:, ranks]).to(dtype)
             grads_adapter.append(dB_OR.mul_(layer.scale / keep))
         return grads_adapter
 
@@ -315,18 +368,17 @@ class LoRAGroup:
         shape = (sum(self.widths), inputs + self._columns(dtype))
         if not self._quantized:
             weight_MZ = self._own_augmented(shape, dtype)
-            self._once_a_step("B", keep, lambda: self._fill_columns(weight_MZ[:, inputs:], keep))
+            self._once_a_step("B", keep, lambda: self._fill_columns(weight_MZ, keep))
             return weight_MZ
         weight_MZ = DENSE.first(device, dtype, math.prod(shape)).view(shape)
         for layer, rows, _ in self._slices():
-            weight_OI = weight_MZ[rows, :inputs]
             if layer.quantized is None:
-                weight_OI.copy_(layer.base_OI(dtype))
-            else:
-                layer.quantized.dense(dtype, out=weight_OI)
-        zeros = partial(torch.zeros, (shape[0], shape[1] - inputs), dtype=dtype, device=device)
-        weight_MZ[:, inputs:] = self._once_a_step("B", (dtype, keep), lambda: self._fill_columns(zeros(), keep))
-        return weight_MZ
+                weight_MZ[rows, :inputs] = layer.base_OI(dtype)
+        return fill_augmented_(weight_MZ, inputs, self._parts(keep))
+
+    def _parts(self, keep: float) -> list[Part]:
+        quantized = [None if layer.quantized is None else layer.quantized.q for layer in self.layers]
+        return [Part(q, x.lora_B.detach(), x.scale / keep) for q, x in zip(quantized, self.layers, strict=True)]
 
     def _own_augmented(self, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
         """The tensor that the frozen weights are views of, shape (M, Z)."""
@@ -340,11 +392,14 @@ class LoRAGroup:
                 layer.weight.data = view_OI
         return self._augmented_weight
 
-    def _fill_columns(self, B_MS: Tensor, keep: float) -> Tensor:
-        """Every ``scale B`` into its rows and columns of a tensor of zeros."""
+    def _fill_columns(self, weight_MZ: Tensor, keep: float) -> Tensor:
+        """Every ``scale B`` into its rows and columns, beside weights that stand there; between them are zeros."""
+        inputs = self.layers[0].in_features
+        if weight_MZ.is_cuda:
+            return fill_augmented_(weight_MZ, inputs, self._parts(keep))
         for layer, rows, ranks in self._slices():
-            torch.mul(layer.lora_B.detach(), layer.scale / keep, out=B_MS[rows, ranks])
-        return B_MS
+            torch.mul(layer.lora_B.detach(), layer.scale / keep, out=weight_MZ[:, inputs:][rows, ranks])
+        return weight_MZ
 
     def _bias_M(self) -> Tensor | None:
         biases = [layer.bias for layer in self.layers if layer.bias is not None]
@@ -355,11 +410,30 @@ class LoRAGroup:
         )
 
 
-def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    """The product in another dtype; a GPU writes the sum in it as it stands, in the one launch."""
-    if left.is_cuda and left.element_size() == 2 and dtype == torch.float32:
-        return torch.mm(left, right, out_dtype=dtype)
-    return (left @ right).to(dtype)
+def _cast_together(layers: Sequence[nn.Module], dtype: torch.dtype) -> dict[LoRAGroup, Tensor]:
+    """``A_SI`` of every group of a step, cast and put side by side in one launch; what a group fills up is zero."""
+    groups = dict.fromkeys(layer.group for layer in layers if isinstance(layer, LoRALinear) and layer.grouped)
+    shapes = [(group._columns(dtype), group.layers[0].in_features) for group in groups]
+    run = torch.empty(sum(map(math.prod, shapes)), dtype=dtype, device=next(iter(groups)).layers[0].lora_A.device)
+    casts = {
+        group: part.view(shape) for group, part, shape in zip(groups, run.split([*map(math.prod, shapes)]), shapes, strict=True)
+    }
+    rows = [(A_SI[ranks], x.lora_A.detach()) for group, A_SI in casts.items() for x, _, ranks in group._slices()]
+    spares = [A_SI[sum(group._ranks) :] for group, A_SI in casts.items()]
+    if filled := [spare for spare in spares if spare.numel()]:
+        torch._foreach_zero_(filled)  # pyright: ignore[reportPrivateImportUsage]
+    if live := [pair for pair in rows if pair[1].numel()]:
+        places, factors = [place for place, _ in live], [factor for _, factor in live]
+        torch._foreach_copy_(places, factors)  # pyright: ignore[reportPrivateImportUsage]
+    return casts
+
+
+def _seeded(mask: Mask | None) -> tuple[int, int]:
+    """Seed and threshold of a mask that is drawn where it is applied; a threshold of 0 for none."""
+    if mask is None:
+        return 0, 0
+    assert isinstance(mask, SeededMask)
+    return mask.seed, mask.threshold
 
 
 class _GroupFunction(torch.autograd.Function):
@@ -368,10 +442,10 @@ class _GroupFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TI: Tensor, group: LoRAGroup, norm: Norm | None, dropout: float, seed: int, *_: Tensor) -> Tensor:
         rstd_T, normed_TI = None, x_TI
-        if norm is not None:
-            normed_TI, rstd_T = rms_norm_forward(x_TI, norm.weight_I, norm.eps, norm.offset)
         x_TZ, input_TI = group.augmented_input(x_TI)
-        input_TI.copy_(normed_TI)
+        if norm is not None:
+            out = input_TI if x_TI.is_cuda else None  # on a CPU products read rows that lie side by side
+            normed_TI, rstd_T = rms_norm_forward(x_TI, norm.weight_I, norm.eps, norm.offset, out)
         mask = draw_mask(normed_TI, dropout, seed) if dropout else None
         y_TM, xA_TS = group.outputs(normed_TI, x_TZ, mask, 1.0 - dropout)
         ctx.save_for_backward(x_TI, rstd_T, xA_TS)
@@ -382,16 +456,16 @@ class _GroupFunction(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x_TI, rstd_T, xA_TS = ctx.saved_tensors
         group, norm, keep, dy_TM = ctx.group, ctx.norm, 1.0 - ctx.dropout, grads[0]
-        normed_TI = x_TI
-        if norm is not None:
-            normed_TI, _ = rms_norm_forward(x_TI, norm.weight_I, norm.eps, norm.offset)
-        mask = draw_mask(normed_TI, ctx.dropout, ctx.seed) if ctx.dropout else None
+        if dy_TM.is_cuda and dy_TM.stride(1) != 1:  # that of a sum comes expanded
+            dy_TM = dy_TM.contiguous()
+        mask = draw_mask(x_TI, ctx.dropout, ctx.seed) if ctx.dropout else None
         dx_TI: Tensor | None = None
         if ctx.needs_input_grad[0]:
             dx_TI, dxA_TS = group.input_gradients(dy_TM, mask, keep)
         else:
             dxA_TS = group.grad_xA(dy_TM, keep)
-        grads_adapter = group.adapter_gradients(dy_TM, drop(normed_TI, mask), xA_TS, dxA_TS, keep)
+        before = None if norm is None else (norm, rstd_T)
+        grads_adapter = group.adapter_gradients(dy_TM, x_TI, xA_TS, dxA_TS, mask, keep, before)
         if dx_TI is not None and norm is not None:
             dx_TI = rms_norm_backward(dx_TI, x_TI, norm.weight_I, rstd_T, norm.offset)
         return dx_TI, None, None, None, None, *grads_adapter

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.kernels.glu import glu_backward, glu_forward
-from tunesmith.layers.dropout import draw_mask, drop
+from tunesmith.layers.dropout import draw_mask
 from tunesmith.layers.lora import LoRAGroup, LoRALinear, Norm
 
 
@@ -26,7 +26,14 @@ class FusedMLP(nn.Module):
         down: the layer after them.
         activation: ``silu`` or ``gelu_tanh``.
         norm: the norm before the layer.
+
+    Attributes:
+        is_read: whether anybody looks at the output; not where only gradients are wanted (``models/recompute.py``).
+        ends_layer: whether the decoder layer does nothing with the output but add it.
     """
+
+    is_read = True
+    ends_layer = False
 
     def __init__(self, inputs: Mapping[str, LoRALinear], down: LoRALinear, activation: str, norm: Norm):
         super().__init__()
@@ -45,9 +52,8 @@ class FusedMLP(nn.Module):
             return down.group.answer(glu_forward(gate_TF, up_TF, self.activation)).view(x.shape)
         dropout = down.dropout if down.training else 0.0
         seed = down.dropout_seed() if dropout else 0
-        return _DownFunction.apply(gate_up_T2F, down.group, self.activation, dropout, seed, down.lora_A, down.lora_B).view(
-            x.shape
-        )  # type: ignore[union-attr]
+        settings = (down.group, self.activation, dropout, seed, self.is_read)
+        return _DownFunction.apply(gate_up_T2F, *settings, down.lora_A, down.lora_B).view(x.shape)  # type: ignore[union-attr]
 
 
 class _DownFunction(torch.autograd.Function):
@@ -55,13 +61,13 @@ class _DownFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, gate_up_T2F: Tensor, group: LoRAGroup, activation: str, dropout: float, seed: int, *_: Tensor
+        ctx: Any, gate_up_T2F: Tensor, group: LoRAGroup, activation: str, dropout: float, seed: int, is_read: bool, *_: Tensor
     ) -> Tensor:
         gate_TF, up_TF = gate_up_T2F.chunk(2, dim=1)
         h_TZ, h_TF = group.augmented_input(gate_TF)
         glu_forward(gate_TF, up_TF, activation, out=h_TF)
         mask = draw_mask(h_TF, dropout, seed) if dropout else None
-        y_TD, hA_TS = group.outputs(h_TF, h_TZ, mask, 1.0 - dropout)
+        y_TD, hA_TS = group.outputs(h_TF, h_TZ, mask, 1.0 - dropout, is_read)
         ctx.save_for_backward(gate_up_T2F, hA_TS)
         ctx.group, ctx.activation, ctx.dropout, ctx.seed = group, activation, dropout, seed
         return y_TD
@@ -74,5 +80,5 @@ class _DownFunction(torch.autograd.Function):
         mask = draw_mask(gate_TF, ctx.dropout, ctx.seed) if ctx.dropout else None
         dh_TF, dhA_TS = group.input_gradients(dy_TD, mask, keep)
         h_TF, dgate_dup_T2F = glu_backward(dh_TF, gate_TF, up_TF, ctx.activation)
-        grads_adapter = group.adapter_gradients(dy_TD, drop(h_TF, mask), hA_TS, dhA_TS, keep)
-        return dgate_dup_T2F, None, None, None, None, *grads_adapter
+        grads_adapter = group.adapter_gradients(dy_TD, h_TF, hA_TS, dhA_TS, mask, keep)
+        return dgate_dup_T2F, None, None, None, None, None, *grads_adapter

@@ -93,6 +93,8 @@ def fuse(model: PreTrainedModel, *, answering: bool = False) -> Fused:
             norm = _norm(layer, family.mlp_norm, family, config.rms_norm_eps)
             inputs = {name: _adapted(mlp, name) for name in _gates(family)}
             gated = FusedMLP(inputs, _adapted(mlp, "down_proj"), ACTIVATIONS[_activation(facts)], norm)
+            others = {name for name, _ in layer.named_children()} - {"self_attn", "mlp", "input_layernorm", family.mlp_norm}
+            gated.ends_layer = not others and not any(True for _ in layer.buffers(recurse=False))
             layer.register_module("mlp", gated.train(mlp.training))
             layer.register_module(family.mlp_norm, nn.Identity())
             fused.replaced["MLP"] += 1

@@ -2,8 +2,11 @@
 
 PyTorch raises ``OutOfMemoryError`` where memory ends and ``AcceleratorError`` where a kernel failed; cuBLAS and older paths
 raise a plain ``RuntimeError`` that begins with their name. All of them say something about the machine or a kernel and nothing
-about the model's type, so no check may take them for "this model is not supported". (A kernel that Triton cannot compile is a
-fault of ours, and stays a traceback.)
+about the model's type, so no check may take them for "this model is not supported".
+
+Triton's errors share no class with those: a kernel of ours that its compiler or the assembler refuses, or that asks for more
+shared memory than the card has. They are about the card and the versions that meet there, and are told with the kernel's name,
+which only their traceback knows.
 
 A kernel's failure is noticed later than it happens, at the next read; the line that a traceback names is often innocent. Only
 a run that waits for every launch (``CUDA_LAUNCH_BLOCKING=1``) names the right one.
@@ -21,6 +24,11 @@ ASKED = re.compile(r"Tried to allocate ([\d.]+ \w+)")
 FREE = re.compile(r"total capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free")
 HELD = re.compile(r"([\d.]+ \w+) is allocated by PyTorch(?:[^,]*), and ([\d.]+ \w+) is reserved")
 LIBRARIES = ("CUDA", "cuBLAS", "cuDNN", "CUBLAS", "CUDNN")
+KERNELS = "tunesmith.kernels.triton."
+OTHER_TRITON = (
+    "python -m pip install --force-reinstall torch brings the Triton that belongs to this PyTorch; CUDA_VISIBLE_DEVICES= "
+    "before the same command computes on the CPU. Please report the kernel's name with the card's"
+)
 BLOCKING = "give the same command again with CUDA_LAUNCH_BLOCKING=1 before it: the last line of its traceback is the place"
 
 
@@ -28,7 +36,12 @@ def is_gpu_failure(error: BaseException) -> bool:
     """Whether an error is about the GPU's memory, a launch or a library of it, and not about what was computed."""
     if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError):
         return True
-    return isinstance(error, RuntimeError) and str(error).startswith(LIBRARIES)
+    return is_of_triton(error) or (isinstance(error, RuntimeError) and str(error).startswith(LIBRARIES))
+
+
+def is_of_triton(error: BaseException) -> bool:
+    """Whether Triton could not compile or start a kernel; by its class's name, since not every machine has Triton."""
+    return any(kind.__module__.partition(".")[0] == "triton" for kind in type(error).__mro__)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -39,6 +52,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 def words_of(error: BaseException) -> str:
     """What happened, in one sentence; of memory with what was asked for, free, held by tensors and reserved."""
     text = " ".join(str(error).split())
+    if is_of_triton(error):
+        what = "does not fit this GPU" if type(error).__name__ == "OutOfResources" else "cannot be compiled for this GPU"
+        last = str(error).strip().rpartition("\n")[2] if text else type(error).__name__
+        return f"the kernel {_kernel(error)} {what}: {last:.300}"
     if not is_out_of_memory(error):
         return f"the GPU failed: {text.partition(' For debugging')[0]:.300}"
     asked, free, held = ASKED.search(text), FREE.search(text), HELD.search(text)
@@ -52,6 +69,17 @@ def words_of(error: BaseException) -> str:
     return figures
 
 
+def _kernel(error: BaseException) -> str:
+    """The innermost function of ours on the way to a launch."""
+    name, trace = "of a layer", error.__traceback__
+    while trace is not None:
+        module = str(trace.tb_frame.f_globals.get("__name__"))
+        if module.startswith(KERNELS):
+            name = f"{module.removeprefix(KERNELS)}.{trace.tb_frame.f_code.co_name}"
+        trace = trace.tb_next
+    return name
+
+
 def next_try(error: BaseException, in_training: bool, recompute: Policy, base: str, max_length: int, batch_size: int) -> str:
     """What to do next.
 
@@ -60,6 +88,8 @@ def next_try(error: BaseException, in_training: bool, recompute: Policy, base: s
         recompute, base, max_length: of the recipe.
         batch_size: of its evaluation.
     """
+    if is_of_triton(error):
+        return OTHER_TRITON
     if not is_out_of_memory(error):
         return BLOCKING
     steps: list[str] = []

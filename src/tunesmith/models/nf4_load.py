@@ -38,6 +38,7 @@ from tunesmith.checkpoints.hf import Checkpoint, check_shape, read_config
 from tunesmith.errors import ModelError
 from tunesmith.families import FAMILIES
 from tunesmith.kernels.nf4 import quantize_nf4_parts
+from tunesmith.kernels.upload import upload
 from tunesmith.layers.experts import NF4Experts
 from tunesmith.layers.nf4 import QUANT_STATE, NF4Linear, NF4Weight
 from tunesmith.models.embeddings import hold_table, per_layer_table, place_of
@@ -126,7 +127,7 @@ def load_nf4(
     if (directory / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(directory)
     _report(model, plain, unexpected)
-    nn.Module.to(model, device)  # the parameters are there; this takes the computed buffers
+    model._apply(lambda tensor: upload(tensor, device))  # the parameters are there; this takes the computed buffers
     return model.requires_grad_(False).eval()
 
 

@@ -9,6 +9,9 @@ A last layer that computes only the rows that are read (``layers/last.py``) is l
 small and would be wanted again at once. Gradients are the same to the bit, dropout included, because a mask follows from the
 step, the pack and the layer (``layers/context.py``) and nothing else is random.
 
+**What nobody reads is not recomputed.** A part is computed again for what its gradients need. Where it ends with an MLP of
+ours, whose output is added to the residual and nothing else, that is all but the down projection: a quarter of its products.
+
 The stock models' own switch was refused: it knows layers only, must be set on the class's terms (a swapped forward loses
 it) and silently turns caches off. Here the parts are taken into wrapper modules on one instance and let go at the end.
 
@@ -29,6 +32,7 @@ from transformers import Cache, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tunesmith.errors import ModelError
+from tunesmith.layers.mlp import FusedMLP
 from tunesmith.models.swap import put_module
 
 Policy = Literal["auto", "none", "attention", "mlp", "layer"] | int | tuple[int, ...]
@@ -62,7 +66,20 @@ class Recomputed(nn.Module):
             return self.inner(*args, **kwargs)
         if any(isinstance(value, Cache) for value in (*args, *kwargs.values())):
             raise ModelError("train.recompute cannot run with a key/value cache", "call the model with use_cache=False")
-        return checkpoint(self.inner, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+        settings: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+        return checkpoint(self.inner, *args, **settings, context_fn=lambda: (contextlib.nullcontext(), self._again()), **kwargs)
+
+    @contextlib.contextmanager
+    def _again(self) -> Iterator[None]:
+        """The second time, the output that ends this part is not read."""
+        mlps = [mlp for mlp in self.inner.modules() if isinstance(mlp, FusedMLP) and (mlp.ends_layer or mlp is self.inner)]
+        for mlp in mlps:
+            mlp.is_read = False
+        try:
+            yield
+        finally:
+            for mlp in mlps:
+                mlp.is_read = True
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.kernels.nf4 import QUANTIZE_PIECE_GPU
+from tunesmith.kernels.upload import upload
 
 
 def staged(tensor: Tensor, device: torch.device) -> Iterator[Tensor]:
@@ -25,4 +26,4 @@ def staged(tensor: Tensor, device: torch.device) -> Iterator[Tensor]:
         yield tensor.to(device)
         return
     for piece in tensor.reshape(-1).split(QUANTIZE_PIECE_GPU):
-        yield piece.pin_memory().to(device, non_blocking=True)
+        yield upload(piece, device)

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from pydantic import JsonValue
+
 from tunesmith import hardware
 from tunesmith.checkpoints.content import model_at_hand
 from tunesmith.errors import ModelError, RecipeError
@@ -115,7 +117,7 @@ def _shape(model: str, revision: str | None) -> Shape:
             raise ModelError(f"{directory}, so its sizes are not known", hint)
         file = directory / "config.json"
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config: JsonValue = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise ModelError(f"{file}: cannot be read as JSON: {error}", "fetch the model's config.json again") from error
     if not isinstance(config, dict):

@@ -32,7 +32,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from tunesmith import hardware, tracking
-from tunesmith.errors import RunError
+from tunesmith.errors import RunError, raised_by_triton
 from tunesmith.pipeline.inputs import Inputs, MissingInput, Unknown
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir
@@ -288,7 +288,7 @@ def execute(run: RunDir, stage: Stage, recipe: Recipe, parts: Parts, session: Se
         session.parts = parts
         try:
             module_of(stage.module).execute(run, recipe, session, stage.argument)
-        except RuntimeError as error:
+        except (RuntimeError, *raised_by_triton()) as error:
             told = module_of("gpu_failure").as_told(error, recipe, stage.name) if "torch" in sys.modules else None
             if told is None:
                 raise

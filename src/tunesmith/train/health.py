@@ -42,6 +42,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tunesmith.errors import ModelError, TrainingError
+from tunesmith.kernels.upload import upload
 from tunesmith.layers.dora import DoRALinear
 from tunesmith.layers.embedding import FrozenEmbedding
 from tunesmith.layers.experts import Adapted
@@ -70,7 +71,7 @@ def stock_loss(model: PreTrainedModel) -> float:
     """Mean cross-entropy (nats a token) of the two documents by the stock model's own logits; before ``fuse``."""
     losses = []
     for ids in _random_documents(model, LENGTHS):
-        ids_1T = torch.tensor([ids], device=head_weight(model).device)
+        ids_1T = upload(torch.tensor([ids]), head_weight(model).device)
         logits_TV = model(input_ids=ids_1T, use_cache=False).logits[0, :-1].float()
         losses.append(torch.nn.functional.cross_entropy(logits_TV, ids_1T[0, 1:], reduction="sum"))
     return float(sum(losses)) / (sum(LENGTHS) - len(LENGTHS))
@@ -237,7 +238,9 @@ def _refuse_loss(loss: float, text_loss: float, vocabulary: int, rows: list[str]
 
 def _refuse_gradients(trained: Mapping[str, nn.Parameter]) -> None:
     """A is left out where it is zero: its gradient is B times something, and B is zero."""
-    largest = {name: 0.0 if p.grad is None else float(p.grad.abs().max()) for name, p in trained.items()}
+    with_gradient = {name: p.grad.abs().max() for name, p in trained.items() if p.grad is not None}
+    read = torch.stack([*with_gradient.values()]).tolist() if with_gradient else []  # at once: each look at a GPU is a wait
+    largest = dict.fromkeys(trained, 0.0) | dict(zip(with_gradient, read, strict=True))
     odd = [name for name, size in largest.items() if not math.isfinite(size)]
     if odd:
         raise TrainingError(

@@ -35,9 +35,11 @@ import torch
 from transformers import PreTrainedModel
 
 from tunesmith import hardware
-from tunesmith.errors import TrainingError
+from tunesmith.errors import TrainingError, raised_by_triton
 from tunesmith.layers.experts import Adapted
+from tunesmith.layers.nf4 import NF4Weight
 from tunesmith.models.attention import PACKED
+from tunesmith.models.gpu_failure import is_gpu_failure, next_try, words_of
 from tunesmith.models.load import attention, head_weight
 from tunesmith.models.ranks import threads
 from tunesmith.models.recompute import recompute
@@ -147,12 +149,19 @@ def train_steps(
         A record of each step.
 
     Raises:
-        TrainingError: a loss, a gradient or a weight that is not finite.
+        TrainingError: a loss, a gradient or a weight that is not finite; or a GPU that cannot go on.
         MissingPackage: 8-bit moments without bitsandbytes.
     """
     optimizer = make_optimizer(layers, settings)
-    with World(model, layers, train, steps, dev, settings, seed) as world:
-        yield from steps_in_world(model, layers, train, steps, settings, world, optimizer, dev, 0)
+    try:
+        with World(model, layers, train, steps, dev, settings, seed) as world:
+            yield from steps_in_world(model, layers, train, steps, settings, world, optimizer, dev, 0)
+    except (RuntimeError, *raised_by_triton()) as error:
+        if not is_gpu_failure(error):
+            raise
+        base = "nf4" if any(isinstance(module, NF4Weight) for module in model.modules()) else "dense"
+        hint = next_try(error, True, settings.recompute, base, settings.max_length, 1).replace("train.", "")  # no recipe here
+        raise TrainingError(f"training: {words_of(error)}", hint) from error
 
 
 def fit(
@@ -347,10 +356,12 @@ def _supervised(documents: Documents) -> Iterator[int]:
 
 
 def _refuse_broken_weights(layers: Mapping[str, Adapted], step: int) -> None:
-    for name, layer in layers.items():
-        for key, parameter in layer.named_parameters():
-            if parameter.requires_grad and not bool(parameter.isfinite().all()):
-                raise NotFinite(f"step {step}: its update left NaN or infinity in {name}.{key}", LOWER_RATE)
+    trained = {f"{name}.{key}": p for name, x in layers.items() for key, p in x.named_parameters() if p.requires_grad}
+    finite = {name: parameter.isfinite().all() for name, parameter in trained.items()}
+    # Read at once: each look at a GPU is a wait.
+    broken = [name for name, whole in zip(finite, torch.stack([*finite.values()]).tolist(), strict=True) if not whole]
+    if broken:
+        raise NotFinite(f"step {step}: its update left NaN or infinity in {broken[0]}", LOWER_RATE)
 
 
 def steps_in_world(

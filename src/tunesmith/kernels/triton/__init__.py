@@ -30,6 +30,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch.nn.attention.varlen import varlen_attn
 
+    from tunesmith.kernels.triton.adapter import adapter_gradients, add_update_, project
+    from tunesmith.kernels.triton.augmented import fill_augmented_
     from tunesmith.kernels.triton.cross_entropy import cross_entropy_rows_
     from tunesmith.kernels.triton.dropout import drop_seeded
     from tunesmith.kernels.triton.glu import glu_backward, glu_forward
@@ -39,14 +41,18 @@ if TYPE_CHECKING:
     from tunesmith.kernels.triton.rope import rope_
 
 __all__ = [
+    "adapter_gradients",
     "add_rms_norm_forward",
+    "add_update_",
     "cross_entropy_rows_",
     "dequantize_nf4",
     "drop_seeded",
+    "fill_augmented_",
     "glu_backward",
     "glu_forward",
     "lora_matmul",
     "nf4_matmul",
+    "project",
     "rms_norm_backward",
     "rms_norm_forward",
     "rope_",
@@ -54,6 +60,10 @@ __all__ = [
 ]
 
 _HOME = {
+    "adapter_gradients": f"{__name__}.adapter",
+    "add_update_": f"{__name__}.adapter",
+    "project": f"{__name__}.adapter",
+    "fill_augmented_": f"{__name__}.augmented",
     "cross_entropy_rows_": f"{__name__}.cross_entropy",
     "drop_seeded": f"{__name__}.dropout",
     "glu_backward": f"{__name__}.glu",

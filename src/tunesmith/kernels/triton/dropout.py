@@ -25,15 +25,21 @@ LANES = 8  # columns of one call of Philox
 GROUPS = 256  # calls a program, at most
 
 
+@triton.jit
+def drawn_bits(seed, row, eight):
+    """16 bits for each of eight columns, given by row and number of the eight: the last dimension times eight."""
+    first, second, third, fourth = tl.randint4x(seed.to(tl.int64), (row << 32) + eight)
+    # Interleaving pairs up neighbours: words 0 and 2, then 1 and 3, stand in the order 0 1 2 3.
+    low = tl.interleave(tl.interleave(first & 0xFFFF, third & 0xFFFF), tl.interleave(second & 0xFFFF, fourth & 0xFFFF))
+    high = tl.interleave(tl.interleave(first >> 16, third >> 16), tl.interleave(second >> 16, fourth >> 16))
+    return tl.interleave(low, high).to(tl.int32)
+
+
 @triton.jit(do_not_specialize=["seed", "threshold"])
 def _drop(x_ptr, out_ptr, seed, threshold, inputs, x_stride, out_stride, ADDS: tl.constexpr, GROUPS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
-    first, second, third, fourth = tl.randint4x(seed.to(tl.int64), (row << 32) + group)
-    # Interleaving pairs up neighbours: words 0 and 2, then 1 and 3, stand in the order 0 1 2 3.
-    low = tl.interleave(tl.interleave(first & 0xFFFF, third & 0xFFFF), tl.interleave(second & 0xFFFF, fourth & 0xFFFF))
-    high = tl.interleave(tl.interleave(first >> 16, third >> 16), tl.interleave(second >> 16, fourth >> 16))
-    drawn = tl.interleave(low, high).to(tl.int32)
+    drawn = drawn_bits(seed, row, group)
     col = tl.program_id(1) * GROUPS * 8 + tl.arange(0, GROUPS * 8)
     mask = col < inputs
     x = tl.load(x_ptr + row * x_stride + col, mask, other=0.0)

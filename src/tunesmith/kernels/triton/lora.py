@@ -60,6 +60,7 @@ def _matmul(
     B_stride,
     y_stride,
     scale,
+    EIGHTS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -67,6 +68,8 @@ def _matmul(
     BLOCK_I: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
+    if EIGHTS:  # the launcher tells multiples of 16 alone, and a rank of 8 would be loaded by the element
+        R, xA_stride, B_stride = R // 8 * 8, xA_stride // 8 * 8, B_stride // 8 * 8
     program = tl.program_id(0)
     tiles_T, tiles_O = tl.cdiv(T, BLOCK_T), tl.cdiv(out_features, BLOCK_O)
     group = program // (GROUP * tiles_O)
@@ -115,6 +118,7 @@ def lora_matmul(
             R,
             *(tensor.stride(0) for tensor in (x_TI, weight_OI, xA_TR, B_OR, y_TO)),
             scale,
+            EIGHTS=all(number % 8 == 0 for number in (R, xA_TR.stride(0), B_OR.stride(0))),
             HAS_BIAS=bias_O is not None,
             GROUP=GROUP,
             BLOCK_T=block_T,

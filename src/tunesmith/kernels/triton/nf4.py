@@ -42,6 +42,45 @@ def _absmax_at(block, mask, absmax_ptr, nested_ptr, map_ptr, offset, NESTED: tl.
 
 
 @triton.jit
+def write_dense(
+    program,
+    packed_ptr,
+    absmax_ptr,
+    nested_ptr,
+    map_ptr,
+    values_ptr,
+    out_ptr,
+    offset,
+    nbytes,
+    count,
+    width,
+    stride,
+    WHOLE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    NESTED: tl.constexpr,
+    BYTES: tl.constexpr,
+):
+    """``BYTES`` bytes: rows of ``width`` weights to rows ``stride`` apart; WHOLE: ``width`` is a multiple of BLOCK."""
+    BLOCKS: tl.constexpr = 2 * BYTES // BLOCK
+    byte = program.to(tl.int64) * BYTES + tl.arange(0, BYTES)
+    pair = tl.load(packed_ptr + byte, byte < nbytes, other=0).to(tl.int32)
+    value = tl.interleave(tl.load(values_ptr + (pair >> 4)), tl.load(values_ptr + (pair & 15)))
+    block = program * BLOCKS + tl.arange(0, BLOCKS)  # less than 2^31 up to 10^11 weights
+    code = tl.load(absmax_ptr + block, block.to(tl.int64) * BLOCK < count, other=0).to(tl.int32)
+    absmax = tl.load(map_ptr + code) * tl.load(nested_ptr + program * BLOCKS // NESTED) + offset
+    weight = tl.reshape(value, (BLOCKS, BLOCK)) * absmax[:, None]
+    lane = tl.arange(0, BLOCK)[None, :]
+    mask = block.to(tl.int64)[:, None] * BLOCK + lane < count
+    if WHOLE:
+        row = block // (width // BLOCK)
+        place = row.to(tl.int64)[:, None] * stride + (block - row * (width // BLOCK))[:, None] * BLOCK + lane
+    else:
+        flat = block.to(tl.int64)[:, None] * BLOCK + lane
+        place = flat // width * stride + flat % width
+    tl.store(out_ptr + place, weight.to(out_ptr.dtype.element_ty), mask)
+
+
+@triton.jit
 def _dequantize(
     packed_ptr,
     absmax_ptr,
@@ -59,25 +98,25 @@ def _dequantize(
     NESTED: tl.constexpr,
     BYTES: tl.constexpr,
 ):
-    """Rows of ``width`` weights to rows ``stride`` apart; WHOLE: ``width`` is a multiple of BLOCK."""
-    BLOCKS: tl.constexpr = 2 * BYTES // BLOCK
     program = tl.program_id(0)
-    byte = program.to(tl.int64) * BYTES + tl.arange(0, BYTES)
-    pair = tl.load(packed_ptr + byte, byte < nbytes, other=0).to(tl.int32)
-    value = tl.interleave(tl.load(values_ptr + (pair >> 4)), tl.load(values_ptr + (pair & 15)))
-    block = program * BLOCKS + tl.arange(0, BLOCKS)  # less than 2^31 up to 10^11 weights
-    code = tl.load(absmax_ptr + block, block.to(tl.int64) * BLOCK < count, other=0).to(tl.int32)
-    absmax = tl.load(map_ptr + code) * tl.load(nested_ptr + program * BLOCKS // NESTED) + offset
-    weight = tl.reshape(value, (BLOCKS, BLOCK)) * absmax[:, None]
-    lane = tl.arange(0, BLOCK)[None, :]
-    mask = block.to(tl.int64)[:, None] * BLOCK + lane < count
-    if WHOLE:
-        row = block // (width // BLOCK)
-        place = row.to(tl.int64)[:, None] * stride + (block - row * (width // BLOCK))[:, None] * BLOCK + lane
-    else:
-        flat = block.to(tl.int64)[:, None] * BLOCK + lane
-        place = flat // width * stride + flat % width
-    tl.store(out_ptr + place, weight.to(out_ptr.dtype.element_ty), mask)
+    write_dense(
+        program,
+        packed_ptr,
+        absmax_ptr,
+        nested_ptr,
+        map_ptr,
+        values_ptr,
+        out_ptr,
+        offset,
+        nbytes,
+        count,
+        width,
+        stride,
+        WHOLE,
+        BLOCK,
+        NESTED,
+        BYTES,
+    )
 
 
 @triton.jit
