@@ -10,6 +10,7 @@ Layers, top to bottom; imports go down only, and stages never import each other:
     models  chat
     checkpoints
     layers
+    memory
     kernels
     tracking
     rundir

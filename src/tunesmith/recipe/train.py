@@ -76,6 +76,12 @@ class Optimisation(Section):
         "every layer, or every n-th layer (gradient checkpointing); the result is the same; auto takes the first of them that "
         "fits a GPU's memory by estimate, and none on a CPU",
     )
+    resident_layers: Literal["all"] | Annotated[int, Field(ge=0)] = Field(
+        default="all",
+        description="how many of the first decoder layers stay where the model computes, with base nf4; the others are stored once "
+        "in the cache and streamed: to a GPU from the host's memory or from the disk, on a CPU from the mapped file; the adapter is "
+        "the same; 0 takes the least memory",
+    )
     max_length: Annotated[int, Field(ge=2)] = Field(
         default=2048, description="longest row, and the tokens of one packed micro-batch"
     )

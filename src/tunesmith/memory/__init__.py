@@ -1,0 +1,1 @@
+"""Memory is a dial: where the frozen weights of a training lie, and what it takes."""
