@@ -1,9 +1,9 @@
 """Which layer is asked for next: what followed the last time, and before there was one, the order of a training.
 
-A training goes up through the layers and down again, pack after pack; a dev loss goes up only and begins anew; a decoder does so
-for every token. Nobody tells a streamed layer which of them is under way. So the two last layers are looked up in what was seen:
-after 5, 6 came 7; after 31, 30 came 29; after 30, 31 came 30 in training and 0 in an evaluation, whichever was later. The first
-time it is the next one in the same direction, turning at both ends. A wrong guess costs a copy, never a number.
+A training goes up through the layers and down again, pack after pack; a dev loss goes up only and begins anew; a decoder does
+so for every token. Nobody tells a streamed layer which of them is under way. So the two last layers are looked up in what was
+seen: after 5, 6 came 7; after 31, 30 came 29; after 30, 31 came 30 in training and 0 in an evaluation, whichever was later. The
+first time it is the next one in the same direction, turning at both ends. A wrong guess costs a copy, never a number.
 
 Refused: a schedule that the loop hands down (every new loop would need one, and one that is wrong would not be slow but wrong);
 asking whether gradients are on (within an autograd function they are off).

@@ -5,8 +5,8 @@
 * **Pinned**, for a GPU while the memory of the host holds the model: copies across the bus run at its full rate and beside the
   computation from page-locked memory alone (at 32B the rest takes 6.6 times as long).
 * **Read**, for a GPU where it does not: whole layers with direct I/O, four ranges at once. A mapped file gives 0.6 GB/s in page
-  faults and a buffered one a third of what the disk can do; direct I/O gives what it can. Where the file system has no direct I/O
-  that is said, and the file is read plainly.
+  faults and a buffered one a third of what the disk can do; direct I/O gives what it can. Where the file system has no direct
+  I/O that is said, and the file is read plainly.
 
 **Arenas.** PyTorch's pinned allocator rounds every request up to a power of two, so 10 GB in tensors of 140 MB take 17. Here
 the layers are one run, laid over arenas that are powers of two themselves. A failed request leaves an error behind that
@@ -131,7 +131,7 @@ class FileReader:
         """One range, sectors whole, by as many calls as it takes."""
         aligned = out_b.data_ptr() % SECTOR == 0
         descriptor = self._direct if self._direct is not None and aligned else self._plain
-        memory, done = memoryview(out_b.numpy()), 0
+        memory, done = out_b.numpy().data, 0
         while done < len(memory):
             count = os.preadv(descriptor, [memory[done:]], start + done)
             assert count > 0, f"{self.store.file} ends at {start + done}"
@@ -217,5 +217,3 @@ def drain(device: torch.device) -> None:
         torch.zeros(1, device=device).add_(1)
     except RuntimeError as error:
         logger.info(f"streaming: drained what the failed request left behind ({error})")
-
-

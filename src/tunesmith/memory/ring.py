@@ -1,18 +1,18 @@
 """A few slots of device memory through which the layers of a frozen model pass.
 
 While layer i is computed from one slot, layer i + 1 is copied into another. A slot is as large as the largest layer, two are
-enough to copy beside the computation, and the order is found out as it happens (``order.py``). On the turn from forward to backward
-the last layers are there already: a step over L layers copies 2 (L - slots) of them, not 2 L.
+enough to copy beside the computation, and the order is found out as it happens (``order.py``). On the turn from forward to
+backward the last layers are there already: a step over L layers copies 2 (L - slots) of them, not 2 L.
 
 **A stale slot is an error, never a wrong gradient.** A backward pass that reads a weight again may meet other bytes where they
-were: peers trained 72B so, with 8 of 320 gradients right and a loss that looked healthy. Nobody keeps a slot here: a weight asks
-for its layer at every product. Each fill has a number, given when it is ordered and written on the slot by whoever copied; a layer
-is handed out only where the slot says that it holds this layer from this fill.
+were: peers trained 72B so, with 8 of 320 gradients right and a loss that looked healthy. Nobody keeps a slot here: a weight
+asks for its layer at every product. Each fill has a number, given when it is ordered and written on the slot by whoever copied;
+a layer is handed out only where the slot says that it holds this layer from this fill.
 
-**On a GPU** copies run on a stream of their own, from page-locked memory. A slot is refilled behind an event that stands
-after the last product that read it, and read behind one that stands after its copy; the host waits for neither. Where the layers
-are read from a file (``reading.py``), a thread does both, and the host waits where the disk is slower than the computation.
-**On a CPU** the same ring copies by a thread, into other memory: which is how every rule here is held by tests.
+**On a GPU** copies run on a stream of their own, from page-locked memory. A slot is refilled behind an event that stands after
+the last product that read it, and read behind one that stands after its copy; the host waits for neither. Where the layers are
+read from a file (``reading.py``), a thread does both, and the host waits where the disk is slower than the computation. **On a
+CPU** the same ring copies by a thread, into other memory: which is how every rule here is held by tests.
 
 Cost: slots x the largest layer (0.23 GB for 8B, 0.9 GB for 70B). Copies are hidden from some 350 tokens a pass on (PCIe 4, 50
 TFLOPS) to 2,400 (an H100): work and bytes are both proportional to the weights, so the number depends on the card alone.

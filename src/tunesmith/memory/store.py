@@ -1,9 +1,9 @@
 """The NF4 layers of a frozen model as one file, a layer a run of whole sectors.
 
 A model whose layers are streamed is quantised once, layer by layer, so that a machine never holds more than one of them;
-afterwards the file is the model. It is kept in the cache under a fingerprint of the checkpoint, appears whole or not at all, and
-holds the bytes that a model in memory would have (``kernels/nf4.py``): packed codes, codes of the absmax and their absmax. What
-all weights share, the table of absmax codes, is no part of it.
+afterwards the file is the model. It is kept in the cache under a fingerprint of the checkpoint, appears whole or not at all,
+and holds the bytes that a model in memory would have (``kernels/nf4.py``): packed codes, codes of the absmax and their absmax.
+What all weights share, the table of absmax codes, is no part of it.
 
 A layer begins at a multiple of 4,096 bytes and is filled up to one, which is what direct I/O asks for; a part of a weight
 begins at a multiple of 512 within its layer, as an allocation on a GPU does. Every layer has a checksum, which whoever reads it
@@ -142,7 +142,7 @@ class Store:
         Raises:
             ModelError: the file has changed.
         """
-        found = zlib.crc32(memoryview(layer_b.numpy()))
+        found = zlib.crc32(layer_b.numpy().data)
         if found != self.layers[number].checksum:
             raise ModelError(
                 f"{self.file}: layer {number} has the checksum {found:08x}, expected {self.layers[number].checksum:08x}",
@@ -187,7 +187,7 @@ def _write(directory: Path, layers: Iterable[Weights]) -> None:
     with (directory / BYTES).open("wb") as file:
         for weights in layers:
             layer_b, places = _laid_out(weights)
-            data = memoryview(layer_b.numpy())
+            data = layer_b.numpy().data
             file.write(data)
             entries.append(StoredLayer(start=start, nbytes=len(data), checksum=zlib.crc32(data), weights=places))
             start += len(data)

@@ -1,14 +1,15 @@
 """Frozen layers that are not where they are computed: a model larger than a card's memory, or than a machine's.
 
-A fine-tuning of an adapter reads every frozen layer twice a pass and writes none. So the layers can lie where memory is plenty, and
-come by when they are due: 8B then takes two slots of 0.11 GB on the GPU in place of 3.6 GB, 70B two of 0.44 GB in place of 35.
+A fine-tuning of an adapter reads every frozen layer twice a pass and writes none. So the layers can lie where memory is plenty,
+and come by when they are due: 8B then takes two slots of 0.11 GB on the GPU in place of 3.6 GB, 70B two of 0.44 GB in place of
+35.
 
 Where they lie follows from the device and from what is free, and is said:
 
-* a **CPU** computes from the mapped file (``reading.py``): nothing is copied, and a model larger than memory trains at the speed of
-  the disk;
-* a **GPU** has a ring of slots (``ring.py``), filled from page-locked memory of the host; from the file where the host has no room
-  for the layers or will not lock so much.
+* a **CPU** computes from the mapped file (``reading.py``): nothing is copied, and a model larger than memory trains at the
+  speed of the disk;
+* a **GPU** has a ring of slots (``ring.py``), filled from page-locked memory of the host; from the file where the host has no
+  room for the layers or will not lock so much.
 
 The numbers are those of a resident model to the bit: the same bytes go through the same products.
 

@@ -257,8 +257,7 @@ def _put_quantized(
     for name in experts:
         stock = model.get_submodule(name)
         gate_up, down = (
-            weight_of(f"{name}.{stack}", stock.get_parameter(stack).shape)
-            for stack in ("gate_up_proj", "down_proj")
+            weight_of(f"{name}.{stack}", stock.get_parameter(stack).shape) for stack in ("gate_up_proj", "down_proj")
         )
         put_module(model, name, NF4Experts(stock, gate_up, down))
 

@@ -1,8 +1,8 @@
 """The decoder layers of a model, stored once and streamed from there: what ``train.resident_layers`` asks for.
 
-What is streamed are the NF4 weights of decoder layers, linear ones and experts: 95 % and more of a large model. Embeddings, head,
-norms, biases, adapters and quantised weights outside of the layers stay where the model is. A layer's modules are those of a
-resident model under the same names; only their weights know where their bytes are (``memory/stream.py``).
+What is streamed are the NF4 weights of decoder layers, linear ones and experts: 95 % and more of a large model. Embeddings,
+head, norms, biases, adapters and quantised weights outside of the layers stay where the model is. A layer's modules are those
+of a resident model under the same names; only their weights know where their bytes are (``memory/stream.py``).
 """
 
 import logging

@@ -78,9 +78,9 @@ class Optimisation(Section):
     )
     resident_layers: Literal["all"] | Annotated[int, Field(ge=0)] = Field(
         default="all",
-        description="how many of the first decoder layers stay where the model computes, with base nf4; the others are stored once "
-        "in the cache and streamed: to a GPU from the host's memory or from the disk, on a CPU from the mapped file; the adapter is "
-        "the same; 0 takes the least memory",
+        description="how many of the first decoder layers stay where the model computes, of a base in nf4; the others are "
+        "stored once in the cache and streamed: to a GPU from the host's memory or the disk, on a CPU from the mapped file; 0 "
+        "takes the least memory; the adapter is the same",
     )
     max_length: Annotated[int, Field(ge=2)] = Field(
         default=2048, description="longest row, and the tokens of one packed micro-batch"
