@@ -162,6 +162,12 @@ class Ring:
         self._current: int | None = None
         self._is_here = False
 
+    @property
+    def spared(self) -> int:
+        """Bytes that a resident model would hold on the device, and this one does not."""
+        held = [*self._stay, *(slot.bytes_b for slot in self._slots)]
+        return self.store.nbytes - sum(len(held_b) for held_b in held)
+
     def layer(self, number: int) -> Tensor:
         """The bytes of a layer on the device, valid until another layer is asked for.
 

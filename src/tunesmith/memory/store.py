@@ -199,7 +199,7 @@ def _laid_out(weights: Weights) -> tuple[Tensor, tuple[StoredWeight, ...]]:
     places, runs, end = [], [], 0
     for name, q, dtype in weights:
         parts = [part.to("cpu").contiguous().view(torch.uint8) for part in (q.packed, q.absmax, q.nested_absmax)]
-        if not torch.equal(q.nested_map.to("cpu"), dynamic_map(torch.device("cpu"))):
+        if not torch.equal(q.nested_map, dynamic_map(q.nested_map.device)):
             raise ModelError(
                 f"{name}: absmax codes by another table than bitsandbytes' own", "train.resident_layers: all keeps the table"
             )

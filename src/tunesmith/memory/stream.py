@@ -47,6 +47,11 @@ class Layers(Protocol):
         """Where they are handed out."""
         ...
 
+    @property
+    def spared(self) -> int:
+        """Bytes that a resident model would hold there, and this one does not."""
+        ...
+
     def layer(self, number: int) -> Tensor:
         """The bytes of a layer, valid until another layer is asked for."""
         ...
@@ -66,6 +71,11 @@ class MappedLayers:
         self._order = Order(resident, len(store.layers))
         self._stay = [self._file.layer(number).clone() for number in range(resident)]
         self._current: int | None = None
+
+    @property
+    def spared(self) -> int:
+        """See ``Layers``; what the kernel keeps of the file it can drop."""
+        return self._file.store.nbytes - sum(len(layer_b) for layer_b in self._stay)
 
     def layer(self, number: int) -> Tensor:
         """See ``Layers``.
@@ -111,7 +121,7 @@ def open_layers(store: Store, device: torch.device, resident: int) -> Layers:
     Raises:
         ModelError: the file is damaged.
     """
-    count = len(store.layers) - resident
+    count = f"{len(store.layers) - resident} of {len(store.layers)}"
     total = sum(layer.nbytes for layer in store.layers[resident:])
     stay = f", {resident} stay" if resident else ""
     if device.type != "cuda":

@@ -2,7 +2,8 @@
 
 Every policy gives the same result, and each of ``none``, ``attention``, ``mlp``, ``layer`` keeps less than the one before it
 and computes more again. So the first that fits, by ``advise/memory.py`` with its headroom, is the fastest that fits. The
-memory is what is free now and what this process has reserved already, so that other programs on the card are reckoned with.
+memory is what is free now and what this process has reserved already, so that other programs on the card are reckoned with; and
+what streamed layers do not take there.
 
 On a CPU a pack has 512 tokens at most and the number of processes gives way where memory is short (``models/ranks.py``), so
 there recomputing would cost a third of the speed for little.
@@ -17,6 +18,7 @@ from dataclasses import replace
 from tunesmith.advise.memory import HEADROOM, POLICIES, Shape, first_that_fits, shape_of, training_bytes
 from tunesmith.engines.base import LoadedModel
 from tunesmith.models.device import usable_memory
+from tunesmith.models.streaming import layers_of
 from tunesmith.recipe import TrainSettings
 from tunesmith.recipe.derive import Derived
 
@@ -32,7 +34,8 @@ def choose_recompute(derived: Derived, loaded: LoadedModel) -> Derived:
     if not isinstance(shape, Shape):
         return _with(derived, POLICIES[-1], f"config.json has no number for {shape}, so memory cannot be estimated")
     assert loaded.lora is not None, "no adapter"
-    room = usable_memory(loaded.model.device)
+    layers = layers_of(loaded.model)
+    room = usable_memory(loaded.model.device) + (0 if layers is None else int(layers.spared * HEADROOM["gpu"]))
     policy = first_that_fits(shape, base.storage, base.compute, loaded.lora, derived.settings, room)
     need = {
         name: training_bytes(shape, base.storage, base.compute, loaded.lora, _settings(derived, name)) * HEADROOM["gpu"]
