@@ -35,12 +35,13 @@ def choose_recompute(derived: Derived, loaded: LoadedModel) -> Derived:
         return _with(derived, POLICIES[-1], f"config.json has no number for {shape}, so memory cannot be estimated")
     assert loaded.lora is not None, "no adapter"
     layers = layers_of(loaded.model)
-    room = usable_memory(loaded.model.device) + (0 if layers is None else int(layers.spared * HEADROOM["gpu"]))
-    policy = first_that_fits(shape, base.storage, base.compute, loaded.lora, derived.settings, room)
-    need = {
-        name: training_bytes(shape, base.storage, base.compute, loaded.lora, _settings(derived, name)) * HEADROOM["gpu"]
-        for name in dict.fromkeys((POLICIES[0], policy))
-    }
+    room, spared = usable_memory(loaded.model.device), 0 if layers is None else layers.spared
+    with_spared = room + int(spared * HEADROOM["gpu"])
+    policy = first_that_fits(shape, base.storage, base.compute, loaded.lora, derived.settings, with_spared)
+    need: dict[str, float] = {}
+    for name in dict.fromkeys((POLICIES[0], policy)):
+        whole = training_bytes(shape, base.storage, base.compute, loaded.lora, _settings(derived, name))
+        need[name] = (whole - spared) * HEADROOM["gpu"]
     figures = ", ".join(f"{name} {nbytes / 1e9:.1f}" for name, nbytes in need.items())
     fits = "the first that fits" if need[policy] <= room else "the smallest, and it may not fit"
     return _with(derived, policy, f"{fits}: GB needed, with a quarter to spare: {figures}; {room / 1e9:.1f} are free for it")
