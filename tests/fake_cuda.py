@@ -6,7 +6,8 @@ The autograd engine of such a build refuses a tensor on CUDA ("PyTorch is not li
 off such a tensor is a constant, 0.01 or 1. A Triton kernel is not run but recorded, with all that its compilation depends on.
 
 What is watched (``Watch``): operations that mix devices, reads for which the host waits, copies between host and device and
-whether they are pinned and asynchronous, live bytes and their peak, launches, bytes touched. Three things differ from a GPU:
+whether they are pinned and asynchronous, live bytes and their peak, launches, bytes touched, and what one stream does to
+memory of another without an event between them. Three things differ from a GPU:
 inference mode is ``no_grad`` (a wrapper cannot live in it), an operation that a GPU runs as several kernels is one launch, and
 ``scaled_dot_product_attention`` is its plain form, which keeps probabilities where a GPU's kernels keep none.
 
@@ -52,6 +53,18 @@ WAITING = {"nonzero", "masked_select", "_unique2", "bincount"}  # the size of th
 aten = torch.ops.aten
 
 
+class _Stream:
+    """In the place of ``torch.cuda.Stream``: how far it is, and how far others were when it last waited for them."""
+
+    def __init__(self, *_: Any, **__: Any):
+        self.at = 0
+        self.seen: dict[_Stream, int] = {}
+
+    def wait_event(self, event: "_Event") -> None:
+        for other, at in event.stamp.items():
+            self.seen[other] = max(at, self.seen.get(other, 0))
+
+
 class Watch:
     """What the device that is not there has seen since the last ``reset``.
 
@@ -63,6 +76,7 @@ class Watch:
         touched: bytes read and written, by name.
         kernels: recorded launches of Triton, each once.
         peak: live bytes at most.
+        races: places that touch what another stream has written or still reads, with nothing between that waits.
         sites: launches by name and place; None where nobody asked, since every launch looks for its place then.
     """
 
@@ -70,6 +84,10 @@ class Watch:
         self.kernels: dict[str, dict[str, Any]] = {}
         self.capability: tuple[int, int] = (9, 0)
         self.sites: Counter[str] | None = None
+        self.stream = self.main = _Stream()
+        self.races: list[str] = []
+        self._writers: dict[int, tuple[_Stream, int]] = {}  # of memory that a stream beside the main one has touched
+        self._readers: dict[int, dict[_Stream, int]] = {}
         self._live: dict[int, tuple[StorageWeakRef, int]] = {}
         self._total = 0
         self.reset()
@@ -81,6 +99,7 @@ class Watch:
         self.downloads: list[tuple[int, str]] = []
         self.launches: Counter[str] = Counter()
         self.touched: Counter[str] = Counter()
+        self.races = []
         self.peak = self.live()
         if self.sites is not None:
             self.sites = Counter()
@@ -114,6 +133,22 @@ class Watch:
         if self.sites is not None:
             self.sites[f"{name} {site()}"] += 1
 
+    def touched_by(self, tensors: Iterable[torch.Tensor], writes: bool) -> None:
+        """Memory is read or written on the stream of the moment."""
+        here = self.stream
+        for key in [tensor.untyped_storage()._cdata for tensor in tensors]:
+            if here is self.main and key not in self._writers:
+                continue
+            here.at += 1
+            writer, at = self._writers.setdefault(key, (here, here.at))
+            before = {writer: at, **(self._readers.get(key, {}) if writes else {})}
+            if any(here.seen.get(other, 0) < at for other, at in before.items() if other is not here):
+                self.races.append(site())
+            if writes:
+                self._writers[key], self._readers[key] = (here, here.at), {}
+            else:
+                self._readers.setdefault(key, {})[here] = here.at
+
     def waited(self, what: str) -> None:
         """The host waited for the device."""
         self.waits.append((f"{what} {site()}", sum(self.launches.values())))
@@ -123,10 +158,20 @@ class Watch:
         sums = {"launches": sum(self.launches.values()), "bytes": sum(self.touched.values()), "peak": self.peak}
         lists = {"waits": list(self.waits), "uploads": list(self.uploads), "downloads": list(self.downloads)}
         names = {"by_name": dict(self.launches.most_common()), "bytes_by_name": dict(self.touched.most_common(20))}
+        names["races"] = self.races
         return {**sums, **lists, **names, "sites": dict((self.sites or Counter()).most_common(60))}
 
 
 WATCH = Watch()
+
+
+@contextlib.contextmanager
+def _on_stream(stream: _Stream) -> Iterator[None]:
+    before, WATCH.stream = WATCH.stream, stream
+    try:
+        yield
+    finally:
+        WATCH.stream = before
 
 
 def site() -> str:
@@ -191,6 +236,8 @@ class OnCuda(torch.Tensor):
             kwargs["device"] = "meta"
         out = func(*_mapped(_unwrapped, args), **_mapped(_unwrapped, kwargs))
         WATCH.launched(name, read, _tensors(out))
+        if name not in FREE:
+            WATCH.touched_by([x for x in read if isinstance(x, OnCuda)], False)
         if not func._schema.is_mutable:
             return _mapped(_wrapped, out)
         back = {id(x.meta): x for x in read if isinstance(x, OnCuda)}
@@ -258,6 +305,7 @@ def _with_the_host(func: Any, name: str, read: list[torch.Tensor], args: Any, kw
             return (args[0].fill_(1),)
         if not isinstance(args[1], OnCuda) and args[1].dim():
             _uploaded(args[1], bool(len(args) > 2 and args[2]))
+            WATCH.touched_by([args[0]], True)
             return (args[0],)
     if any(not isinstance(x, OnCuda) and x.dim() and x.device.type != "meta" for x in read):
         shapes = [(tuple(x.shape), str(x.device)) for x in read]
@@ -284,7 +332,8 @@ def _indexed(name: str, args: Any) -> tuple[Any] | None:
 
 def _uploaded(x: torch.Tensor, asynchronous: bool) -> None:
     if x.nbytes:
-        WATCH.uploads.append((x.nbytes, bool(getattr(x, "pinned_here", False)), asynchronous, site()))
+        is_pinned = any(getattr(y, "pinned_here", False) for y in (x, x._base))  # a part of pinned memory is pinned
+        WATCH.uploads.append((x.nbytes, is_pinned, asynchronous, site()))
 
 
 class _Mode(TorchFunctionMode):
@@ -368,9 +417,12 @@ class _Event:
 
     def __init__(self, **_: Any):
         self._at = 0.0
+        self.stamp: dict[_Stream, int] = {}
 
-    def record(self, *_: Any) -> None:
+    def record(self, stream: _Stream | None = None) -> None:
         self._at = time.perf_counter()
+        stream = stream or WATCH.stream
+        self.stamp = {**stream.seen, stream: stream.at}
 
     def synchronize(self) -> None:
         WATCH.waited("event")
@@ -407,6 +459,7 @@ def _record(self: Any, *args: Any, grid: Any, warmup: bool = False, **kwargs: An
     WATCH.kernels.setdefault(f"{launch}", launch | {"from": site()})
     tensors = {id(x): x for x in given.values() if isinstance(x, torch.Tensor)}  # one that stands for two is read once
     WATCH.launched(f"triton {kind}", tensors.values(), ())
+    WATCH.touched_by(list(tensors.values()), False)
 
 
 def _answers(capability: tuple[int, int], memory: int) -> dict[str, Callable[..., Any]]:
@@ -436,6 +489,9 @@ def _answers(capability: tuple[int, int], memory: int) -> dict[str, Callable[...
         "is_current_stream_capturing": lambda: False,
         "_lazy_init": lambda: None,
         "Event": _Event,
+        "Stream": _Stream,
+        "stream": _on_stream,
+        "current_stream": lambda *_: WATCH.stream,
     }
 
 

@@ -85,6 +85,18 @@ def test_a_pack_goes_to_the_device_pinned_and_while_the_device_computes(seen):
     assert all(case["step"]["uploads"] for case in seen["cases"].values())
 
 
+def test_no_stream_touches_what_another_one_still_uses(seen):
+    assert seen["races"] == [1, 0, 1], "else this could not fail"
+    assert not {name: races for name, case in seen["cases"].items() if (races := case["step"]["races"])}
+
+
+def test_streamed_layers_cross_the_bus_pinned_and_once_each_way(seen):
+    """Forward and backward, less what the two slots hold at either end."""
+    for step in (seen["cases"]["llama-8b streamed"][name] for name in ("step", "deeper step")):
+        layers = [nbytes for nbytes, is_pinned, is_asynchronous, _ in step["uploads"] if nbytes > 50e6 and is_pinned]
+        assert sum(layers) == pytest.approx(2 * (step["layers"] - 2) * 112.5e6, rel=0.01)
+
+
 def test_quantising_a_weight(seen):
     assert QUANTISE * STALE <= seen["quantise"]["launches"] <= QUANTISE
 

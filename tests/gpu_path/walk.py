@@ -134,6 +134,7 @@ class Case:
         model: of ``CONFIGS``.
         whole: with health check, decoding and scoring; else a step alone.
         layers: of the smaller model; the other has twice as many.
+        resident: how many of the first layers stay on the device.
     """
 
     model: str
@@ -143,6 +144,7 @@ class Case:
     whole: bool = False
     capability: tuple[int, int] = (9, 0)
     layers: int = 2
+    resident: Any = "all"
 
 
 CASES: dict[str, Case] = {
@@ -150,6 +152,7 @@ CASES: dict[str, Case] = {
     "llama-8b dropout": Case("llama-8b", dropout=0.05),
     "llama-8b layer": Case("llama-8b", policy="layer"),
     "llama-8b dropout layer": Case("llama-8b", dropout=0.05, policy="layer"),
+    "llama-8b streamed": Case("llama-8b", dropout=0.05, policy="layer", layers=3, resident=0),
     "llama-8b attention": Case("llama-8b", policy="attention"),
     "llama-8b mlp": Case("llama-8b", policy="mlp"),
     "llama-8b every second": Case("llama-8b", policy=2),
@@ -220,7 +223,9 @@ def walk(case: Case) -> dict[str, Any]:
         depth = part.keywords["depth"] if isinstance(part, partial) else case.layers
         with fake_cuda.cuda(case.capability), _stored(CONFIGS[case.model](depth)) as folder:
             WATCH.reset()
-            seen = part(load_model(folder, precision("nf4", "auto", folder)[1], "nf4", best_device()), case) | seen
+            os.environ["XDG_CACHE_HOME"] = str(folder)  # of layers that are streamed
+            compute = precision("nf4", "auto", folder)[1]
+            seen = part(load_model(folder, compute, "nf4", best_device(), resident_layers=case.resident), case) | seen
     return seen
 
 
@@ -302,6 +307,31 @@ def seen_by_the_device() -> dict[str, Any]:
         return found | WATCH.figures() | {"grad": str(weight.grad.device), "kept": WATCH.live() - before}
 
 
+def raced() -> list[int]:
+    """How many races the device sees: a copy on another stream is read at once, then behind its event; then written over."""
+    counts = []
+    with fake_cuda.cuda():
+        slot, side = torch.zeros(8, device="cuda"), torch.cuda.Stream()
+        for is_awaited in (False, True):
+            WATCH.reset()
+            with torch.cuda.stream(side):
+                slot.copy_(torch.ones(8), non_blocking=True)
+            ready = torch.cuda.Event()
+            ready.record(side)
+            if is_awaited:
+                torch.cuda.current_stream().wait_event(ready)
+            slot.sum()
+            counts.append(len(WATCH.races))
+            free = torch.cuda.Event()
+            free.record()
+            side.wait_event(free)
+        slot.sum()
+        WATCH.reset()
+        with torch.cuda.stream(side):
+            slot.copy_(torch.ones(8), non_blocking=True)
+        return [*counts, len(WATCH.races)]
+
+
 def main() -> None:
     """Walk the cases that were named, or all."""
     assert "TRITON_INTERPRET" not in os.environ, "kernels that are interpreted cannot be recorded"
@@ -317,7 +347,13 @@ def main() -> None:
     torch.set_num_threads(1)
     quantise = quantised()
     cases = {name: walk(CASES[name]) for name in given or CASES}
-    found = {"device": seen_by_the_device(), "quantise": quantise, "cases": cases, "kernels": list(WATCH.kernels.values())}
+    found = {
+        "device": seen_by_the_device(),
+        "races": raced(),
+        "quantise": quantise,
+        "cases": cases,
+        "kernels": list(WATCH.kernels.values()),
+    }
     found["compiled"] = compile_all(found["kernels"], chips)
     Path(out).write_text(json.dumps(found))
 

@@ -20,7 +20,9 @@ def choose(tmp_path, monkeypatch):
     LARGE.save_pretrained(tmp_path)
     base = SimpleNamespace(directory=tmp_path, storage="nf4", compute="bf16")
 
-    def run(memory, device="cuda", **train):
+    def run(memory, device="cuda", spared=None, **train):
+        layers = None if spared is None else SimpleNamespace(spared=spared)
+        monkeypatch.setattr(recompute_choice, "layers_of", lambda _: layers)
         monkeypatch.setattr(recompute_choice, "usable_memory", lambda _: int(memory))
         model = SimpleNamespace(device=torch.device(device))
         derived = derive(Train(tokens_per_step=8192, **train), rows=900, tokens=2e5, hidden=4096)
@@ -35,6 +37,11 @@ def test_auto_follows_from_the_card_and_says_why(choose):
     assert roomy.lines[-1].startswith("recompute none = the first that fits: GB needed, with a twentieth to spare: none ")
     assert "layer " in tight.lines[-1] and tight.lines[-1].endswith("12.0 are free for it")
     assert "the smallest, and it may not fit" in choose(4e9).lines[-1]
+
+
+def test_layers_that_are_streamed_leave_room(choose):
+    before, after = choose(8e9), choose(8e9, spared=int(3.4e9))
+    assert "the smallest, and it may not fit" in before.lines[-1] and "the first that fits" in after.lines[-1]
 
 
 def test_what_the_recipe_says_wins_and_a_cpu_keeps_everything(choose):

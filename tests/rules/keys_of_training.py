@@ -11,12 +11,14 @@ from transformers import Gemma4ForCausalLM, Gemma4TextConfig
 
 from tunesmith.checkpoints.resolve import find_model
 from tunesmith.data.pack import Plan
+from tunesmith.engines.base import open_base
 from tunesmith.errors import ExportError
 from tunesmith.export.forms.merged import merge_adapter
 from tunesmith.layers.context import StepContext, at_step
 from tunesmith.models.adapter import adapter_state
 from tunesmith.models.load import load_model
 from tunesmith.models.precision import precision
+from tunesmith.models.streaming import layers_of
 from tunesmith.models.swap import add_lora
 from tunesmith.pipeline import verbs as api
 from tunesmith.pipeline.export import context_of, dry_run
@@ -93,6 +95,12 @@ def _recomputed(recipe, tmp):
         patch.setattr("tunesmith.models.recompute.checkpoint", lambda f, *x, **o: calls.append(1) or checkpoint(f, *x, **o))
         _fit(recipe, tmp)
     return len(calls)
+
+
+def _is_streamed(recipe, tmp):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp))
+        return layers_of(open_base(recipe).load().model) is not None
 
 
 def _is_deterministic(recipe, tmp):
@@ -173,6 +181,7 @@ OBSERVE = {
     "train.loraplus_lr_ratio": (4.0, _fit),
     "train.deterministic": (True, _is_deterministic),
     "train.recompute": ("mlp", _recomputed),
+    "train.resident_layers": (0, _is_streamed),
     "train.num_train_epochs": (2, _fit),
     "train.tokens_per_step": (20, _fit),
     "train.max_length": (30, _fit),
@@ -188,3 +197,4 @@ OBSERVE = {
     "export.num_ctx": (512, _context),
 }
 FIXED = {key: {"train.tokens_per_step": 80} for key in OBSERVE if key.startswith("train.")}
+FIXED["train.resident_layers"] = {"base": "nf4", "train.compute": "fp32"}

@@ -61,10 +61,10 @@ def fit(tmp_path, directory):
     """``fit(folder, changes)``: a training as the stage does it; all bytes that it leaves."""
 
     def run(folder, changes, metrics_of=MetricsLog):
-        base, dtype = changes.pop("base", None), changes.pop("dtype", "fp32")
+        base, dtype = changes.get("base"), changes.pop("dtype", "fp32")
         (tmp_path / "recipe").mkdir(exist_ok=True)
         recipe = load_recipe(write_recipe(tmp_path / "recipe", tmp_path, {**FIXED, **changes}))
-        model = load_model(directory, dtype, base)
+        model = load_model(directory, dtype, base, resident_layers=recipe.train.resident_layers)
         layers = add_lora(model, recipe.lora, recipe.seed)
         t = TrainSettings(**recipe.train.model_dump())
         steps = Plan(TRAIN.lengths, t.num_train_epochs, t.tokens_per_step, t.max_length, recipe.seed)
@@ -134,6 +134,20 @@ def test_a_run_goes_on_with_another_number_of_processes(fit, ranks):
     with pytest.raises(KeyboardInterrupt):
         fit("cut", {"train.ranks": 2}, Dying)
     assert fit("cut", {"train.ranks": ranks})[1] == expected
+
+
+def test_a_run_goes_on_with_layers_that_are_streamed(fit, tmp_path, monkeypatch):
+    class Dying(MetricsLog):
+        def append(self, line):
+            if line["step"] == 3:
+                raise KeyboardInterrupt
+            super().append(line)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    expected = fit("whole", {"base": "nf4", "train.ranks": 1})[1]
+    with pytest.raises(KeyboardInterrupt):
+        fit("cut", {"base": "nf4", "train.ranks": 1, "train.resident_layers": 1, "train.recompute": "layer"}, Dying)
+    assert fit("cut", {"base": "nf4", "train.ranks": 2, "train.resident_layers": 0})[1] == expected
 
 
 def test_rows_beyond_fp16_are_counted_in_all_processes(fit, monkeypatch):

@@ -50,7 +50,8 @@ class BaseModel:
         model: hub id, directory or ``.gguf`` file.
         revision, sha256: what must be found there: the commit of a hub id, the hash of a file.
         base, arithmetic: storage and dtype that are asked for, ``recipe.base`` and ``recipe.train.compute``.
-        per_layer_embeddings: where the table that feeds every layer lies, as in the recipe.
+        per_layer_embeddings, resident_layers: where the table that feeds every layer lies and how many of the first decoder
+            layers stay on the device, as in the recipe.
         template: Jinja text that takes the place of the tokenizer's own.
         enable_thinking: switches thinking in the template.
         moment: what a template that reads the clock writes for good; None: the day on which it is first used.
@@ -62,6 +63,7 @@ class BaseModel:
     base: str = "auto"
     arithmetic: str = "auto"
     per_layer_embeddings: str = "auto"
+    resident_layers: int | str = "all"
     template: str | None = None
     enable_thinking: bool | None = None
     moment: datetime | None = None
@@ -130,7 +132,8 @@ class BaseModel:
         """
         if adapter is not None:
             refuse_other_base(adapter, self.directory)
-        model = load_model(self.directory, self.compute, self.storage, best_device(), self.per_layer_embeddings)
+        places = (self.per_layer_embeddings, self.resident_layers)
+        model = load_model(self.directory, self.compute, self.storage, best_device(), *places)
         if adapter is None:
             return LoadedModel(base=self, model=model)
         return LoadedModel(base=self, model=model, layers=load_adapted(model, adapter), lora=read_lora(adapter))
@@ -229,6 +232,7 @@ def open_base(
         base=base or model.base,
         arithmetic=compute or model.train.compute,
         per_layer_embeddings=model.per_layer_embeddings,
+        resident_layers=model.train.resident_layers,
         template=template,
         enable_thinking=enable_thinking,
     )

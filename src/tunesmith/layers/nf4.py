@@ -18,6 +18,7 @@ Shape suffixes: T tokens, I in_features, O out_features, E experts, V vocabulary
 """
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ from tunesmith.kernels.nf4 import (
     quantize_nf4,
     values,
 )
+from tunesmith.memory.stream import StreamedWeight
 
 QUANT_STATE = "quant_state.bitsandbytes__nf4"
 
@@ -64,8 +66,11 @@ class NF4Weight(nn.Module):
     """A frozen weight in NF4, of a linear layer (O, I) or of the experts of a mixture (E, O, I), blocks over the flat run.
 
     Args:
-        q: its parts, which become buffers.
+        q: its parts, which become buffers; or where they are, for a weight that is streamed (``memory/stream.py``).
         dtype: of the weight before it was quantised; written into the state dict.
+
+    Attributes:
+        streamed: where its bytes are; None where they are here.
     """
 
     packed: Tensor
@@ -73,14 +78,16 @@ class NF4Weight(nn.Module):
     nested_absmax: Tensor
     nested_map: Tensor
 
-    def __init__(self, q: NF4, dtype: torch.dtype):
+    def __init__(self, q: NF4 | StreamedWeight, dtype: torch.dtype):
         super().__init__()
-        self.register_buffer("packed", q.packed)
-        self.register_buffer("absmax", q.absmax)
-        self.register_buffer("nested_absmax", q.nested_absmax)
-        self.register_buffer("nested_map", q.nested_map)
-        self.offset = q.offset
-        self.shape = torch.Size(q.shape)
+        self.streamed = q if isinstance(q, StreamedWeight) else None
+        if isinstance(q, NF4):
+            self.register_buffer("packed", q.packed)
+            self.register_buffer("absmax", q.absmax)
+            self.register_buffer("nested_absmax", q.nested_absmax)
+            self.register_buffer("nested_map", q.nested_map)
+        self._mean = 0.0 if isinstance(q, StreamedWeight) else q.offset
+        self.shape = torch.Size(q.place.shape if isinstance(q, StreamedWeight) else q.shape)
         self.dtype = dtype
 
     @classmethod
@@ -113,22 +120,24 @@ class NF4Weight(nn.Module):
         sizes = (len(packed), len(absmax), len(q.nested_absmax), len(q.nested_map))
         if sizes != expected:
             raise ModelError(f"{name}: parts of {sizes} elements, expected {expected} for {shape}", "get the checkpoint again")
-        return cls(q, _dtype_of(name, facts["dtype"]))
+        return cls(q, dtype_of(name, facts["dtype"]))
 
     @property
     def q(self) -> NF4:
-        """The parts, for the kernels."""
-        return NF4(self.packed, self.absmax, self.nested_absmax, self.nested_map, self.offset, tuple(self.shape))
+        """The parts, for the kernels; of a streamed weight valid until one of another layer is asked for."""
+        if self.streamed is not None:
+            return self.streamed.parts()
+        return NF4(self.packed, self.absmax, self.nested_absmax, self.nested_map, self._mean, tuple(self.shape))
 
     @property
     def nbytes(self) -> int:
-        """Bytes held; the map of the absmax codes, which weights share, is not counted."""
-        return self.q.nbytes
+        """Bytes of its parts; the map of the absmax codes, which weights share, is not counted."""
+        return self.q.nbytes if self.streamed is None else sum(self.streamed.place.sizes)
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
-        return self.packed.device
+        """Where it is computed with."""
+        return self.packed.device if self.streamed is None else self.streamed.layers.device
 
     def numel(self) -> int:
         """Number of weights."""
@@ -165,14 +174,19 @@ class NF4Weight(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> "NF4Weight":
         """Follow a move to another device, not a change of dtype: the statistics are fp32 whatever the model is."""
+        if self.streamed is not None:
+            return self  # there is nothing here to move
         before = {name: self._buffers[name] for name in ("nested_absmax", "nested_map")}
         super()._apply(fn, recurse)
         for name, tensor in before.items():
             assert tensor is not None
-            self._buffers[name] = tensor.to(self.packed.device)
+            self._buffers[name] = tensor.to(self.device)
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        q = self.q
+        if self.streamed is not None:  # the next layer comes where this one lies
+            q = replace(q, packed=q.packed.clone(), absmax=q.absmax.clone(), nested_absmax=q.nested_absmax.clone())
         facts = {
             "quant_type": "nf4",
             "blocksize": BLOCK,
@@ -180,13 +194,13 @@ class NF4Weight(nn.Module):
             "shape": list(self.shape),
             "nested_blocksize": NESTED,
             "nested_dtype": "float32",
-            "nested_offset": self.offset,
+            "nested_offset": q.offset,
         }
-        destination[prefix.removesuffix(".")] = self.packed.view(-1, 1)
-        destination[prefix + "absmax"] = self.absmax
+        destination[prefix.removesuffix(".")] = q.packed.view(-1, 1)
+        destination[prefix + "absmax"] = q.absmax
         destination[prefix + "quant_map"] = values(self.device).clone()
-        destination[prefix + "nested_absmax"] = self.nested_absmax
-        destination[prefix + "nested_quant_map"] = self.nested_map.clone()  # safetensors refuses shared memory
+        destination[prefix + "nested_absmax"] = q.nested_absmax
+        destination[prefix + "nested_quant_map"] = q.nested_map.clone()  # safetensors refuses shared memory
         destination[prefix + QUANT_STATE] = torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)
 
     def _load_from_state_dict(
@@ -226,7 +240,7 @@ class NF4Linear(nn.Module):
 
     def extra_repr(self) -> str:
         """As ``nn.Linear``, and the bits."""
-        bits = self.weight.q.bits_per_weight
+        bits = 8 * self.weight.nbytes / self.weight.numel()
         return f"in_features={self.in_features}, out_features={self.out_features}, bits_per_weight={bits:.2f}"
 
 
@@ -277,7 +291,15 @@ class NF4Embedding(nn.Module):
         return rows_TD[:, : self.embedding_dim].reshape(*ids.shape, self.embedding_dim)
 
 
-def _dtype_of(name: str, text: str) -> torch.dtype:
+def dtype_of(name: str, text: str) -> torch.dtype:
+    """A dtype by the name that a weight's facts have for it.
+
+    Args:
+        name: of the weight.
+
+    Raises:
+        ModelError: none of those that are quantised.
+    """
     known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
     if text not in known:
         raise ModelError(f"{name}: dtype {text!r} in its quant_state", f"expected one of {', '.join(known)}")

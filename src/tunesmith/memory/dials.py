@@ -80,7 +80,7 @@ def dials_of(base: str, compute: str, lora: Lora, train: TrainSettings, device: 
         base: ``fp32``, ``bf16``, ``fp16`` or ``nf4``.
         compute: dtype of the products, the same but ``nf4``.
         lora: read for ``r`` and ``dropout`` (its ``target_modules`` are taken for all linear layers: an upper bound).
-        train: read for ``optimizer``, ``max_length``, ``tokens_per_step`` and ``recompute``.
+        train: read for ``optimizer``, ``max_length``, ``tokens_per_step``, ``recompute`` and ``resident_layers``.
     """
     tokens = min(train.max_length, train.tokens_per_step)
     return Dials(
@@ -94,4 +94,5 @@ def dials_of(base: str, compute: str, lora: Lora, train: TrainSettings, device: 
         rows=tokens,
         packs=-(-train.tokens_per_step // train.max_length),
         device=device,
+        resident_layers=None if train.resident_layers == "all" else train.resident_layers,
     )

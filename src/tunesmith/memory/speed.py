@@ -24,7 +24,7 @@ LAUNCHES: dict[tuple[str, Recompute], int] = {("bf16", "none"): 44, ("bf16", "la
 LAUNCHES_ONCE = 110  # of a step, beside its layers (docs/LOG.md)
 # How often what lies between the products is touched, over one read and one write of each operand, as walked. In fp16 rows
 # are scaled and all else is fp32.
-COPIES = {"bf16": 2.1, "fp16": 14.1}
+COPIES = {"bf16": 1.67, "fp16": 12.25}
 ATTENTION = 0.4  # of the product's rate, assumed: documents are short
 STREAMED = 0.85  # of the bandwidth, assumed: kernels that read and write in order
 UNPACKED = 0.6  # of the bandwidth, assumed: unpacking NF4, which issues many loads a byte

@@ -25,6 +25,7 @@ from tunesmith.errors import ModelError
 from tunesmith.models.embeddings import hold_table, per_layer_table, place_of, stock_table
 from tunesmith.models.fp16_compute import keep_residual_in_fp32
 from tunesmith.models.nf4_load import load_nf4, shorten
+from tunesmith.models.streaming import Resident, refuse_streaming
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ def load_model(
     base: str | None = None,
     device: torch.device | str = "cpu",
     per_layer_embeddings: str = "auto",
+    resident_layers: Resident = "all",
 ) -> PreTrainedModel:
     """A stock causal language model, frozen, with packed attention at hand.
 
@@ -61,16 +63,18 @@ def load_model(
         base: ``nf4`` to quantise linear layers and experts as they are read; else they are kept in ``dtype``.
         device: where the model is made.
         per_layer_embeddings: where the table that feeds every layer lies, as in the recipe.
+        resident_layers: how many of the first decoder layers stay on the device, as in the recipe.
 
     Raises:
         ModelError: no safetensors, unknown architecture, damaged file, a weight that is not in the checkpoint, a quantisation
-            that is not read.
+            that is not read, layers to stream that are not in NF4.
     """
     hardware.keep_fewer_kernels()
     hardware.ask_for_deterministic_cublas()
     device = torch.device(device)
+    refuse_streaming(base or dtype, resident_layers)
     if base == "nf4":
-        model = load_nf4(directory, dtype=DTYPES[dtype], device=device, per_layer_embeddings=per_layer_embeddings)
+        model = load_nf4(directory, (), DTYPES[dtype], device, per_layer_embeddings, resident_layers)
     else:
         model = _load_dense(directory, DTYPES[dtype], device, per_layer_embeddings)
     if dtype == "fp16":

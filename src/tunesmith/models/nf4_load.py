@@ -24,7 +24,8 @@ Source of the format: QLoRA (Dettmers et al. 2023), see ``kernels/nf4.py``.
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from tunesmith.layers.experts import NF4Experts
 from tunesmith.layers.nf4 import QUANT_STATE, NF4Linear, NF4Weight
 from tunesmith.models.embeddings import hold_table, per_layer_table, place_of
 from tunesmith.models.staging import staged
+from tunesmith.models.streaming import Resident, streamed_weights
 from tunesmith.models.swap import put_module
 
 logger = logging.getLogger(__name__)
@@ -84,6 +86,7 @@ def load_nf4(
     dtype: torch.dtype = torch.bfloat16,
     device: torch.device | str = "cpu",
     per_layer_embeddings: str = "auto",
+    resident_layers: Resident = "all",
 ) -> PreTrainedModel:
     """A stock causal language model, frozen, with ``NF4Linear`` for its linear layers and ``NF4Experts`` for its experts.
 
@@ -93,11 +96,11 @@ def load_nf4(
         exclude: modules to leave in ``dtype``, see ``quantized_linears``.
         dtype: of all that is not quantised.
         device: where the model is made.
-        per_layer_embeddings: as in the recipe.
+        per_layer_embeddings, resident_layers: as in the recipe.
 
     Raises:
         ModelError: unknown architecture, no safetensors, a damaged file, a parameter that is missing or of another shape,
-            a weight that is not finite, another quantisation.
+            a weight that is not finite, another quantisation; of a streamed model no layers, or no room on the disk.
     """
     device = torch.device(device)
     checkpoint = Checkpoint(directory)
@@ -122,7 +125,13 @@ def load_nf4(
     for old, names in tensors:
         if names[0] not in later:
             _fill(model, old, names, checkpoint, device)
-    _put_quantized(model, checkpoint, linears, experts, device)  # with biases that are filled by now
+    read = partial(_read_quantized, checkpoint, device=device)
+    streamed: dict[str, NF4Weight] = {}
+    if isinstance(resident_layers, int):
+        shapes = {name: model.get_parameter(name).shape for name in sorted(later) if name != f"{table}.weight"}
+        streamed = streamed_weights(model, shapes, read, directory, exclude, device, resident_layers)
+    weight_of = partial(_weight, read, streamed)
+    _put_quantized(model, linears, experts, weight_of)  # with biases that are filled by now
     _refuse_meta(model)
     if (directory / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(directory)
@@ -228,20 +237,28 @@ def _unexpected(model: PreTrainedModel, checkpoint: Checkpoint, tensors: list[tu
     ]
 
 
+def _weight(
+    read: Callable[[str, torch.Size], NF4Weight], streamed: Mapping[str, NF4Weight], name: str, shape: torch.Size
+) -> NF4Weight:
+    return streamed[name] if name in streamed else read(name, shape)
+
+
 def _put_quantized(
-    model: PreTrainedModel, checkpoint: Checkpoint, linears: list[str], experts: list[str], device: torch.device
+    model: PreTrainedModel,
+    linears: list[str],
+    experts: list[str],
+    weight_of: Callable[[str, torch.Size], NF4Weight],
 ) -> None:
     """Put quantised modules in the places of the stock ones."""
     for name in linears:
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
-        weight = _read_quantized(checkpoint, f"{name}.weight", linear.weight.shape, device)
+        weight = weight_of(f"{name}.weight", linear.weight.shape)
         put_module(model, name, NF4Linear(weight, linear.bias))
     for name in experts:
         stock = model.get_submodule(name)
         gate_up, down = (
-            _read_quantized(checkpoint, f"{name}.{stack}", stock.get_parameter(stack).shape, device)
-            for stack in ("gate_up_proj", "down_proj")
+            weight_of(f"{name}.{stack}", stock.get_parameter(stack).shape) for stack in ("gate_up_proj", "down_proj")
         )
         put_module(model, name, NF4Experts(stock, gate_up, down))
 

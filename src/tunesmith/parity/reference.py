@@ -150,7 +150,8 @@ def _load(trained: Trained, place: ComputePlace) -> tuple[PreTrainedModel, dict[
     """The base as training stored it, with the adapter on it."""
     recipe = trained.recipe
     storage = "nf4" if recipe.base == "nf4" else place.arithmetic
-    model = load_model(trained.base.directory, place.arithmetic, storage, place.device, recipe.per_layer_embeddings)
+    places = (recipe.per_layer_embeddings, recipe.train.resident_layers)
+    model = load_model(trained.base.directory, place.arithmetic, storage, place.device, *places)
     if place.arithmetic == "fp32" and trained.base.compute == "bf16":
         for parameter in model.parameters():  # as training stored them; a checkpoint in bf16 stays as it is
             parameter.copy_(parameter.bfloat16())

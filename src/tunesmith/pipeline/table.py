@@ -25,7 +25,8 @@ TUNED_ARMS = ("tuned", "tuned_retrieval")
 SUB_RUNS = ("evaluate.seeds", "evaluate.learning_curve")
 SWEEP_ROWS = 256  # of dev: a choice among seven needs more than parity's look for what is broken
 SWEEP_TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q4_0", "Q3_K_M")
-CHEAP_TRAIN_KEYS = ("train.keep_checkpoints", "train.ranks")  # what is kept and who computes, and nothing that is trained
+# What is kept, who computes and from where, and nothing that is trained.
+CHEAP_TRAIN_KEYS = ("train.keep_checkpoints", "train.ranks", "train.resident_layers")
 
 
 def table_of(recipe: Recipe) -> Table:

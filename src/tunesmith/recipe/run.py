@@ -112,6 +112,15 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _streamed_in_nf4(self) -> "Recipe":
+        if self.train.resident_layers != "all" and self.base != "nf4":
+            raise ValueError(
+                f"train.resident_layers: {self.train.resident_layers} streams layers in NF4, and base is {self.base}; "
+                "write base: nf4, or train.resident_layers: all"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _parts_leave_room(self) -> "Recipe":
         if self.data.test_fraction + self.data.dev_fraction >= 1.0:
             raise ValueError("data.test_fraction + data.dev_fraction leave nothing to train on")

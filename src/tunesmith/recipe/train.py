@@ -80,6 +80,12 @@ class Optimisation(Section):
         "every layer, every n-th layer, or the layers of a list, counted from 0 (gradient checkpointing); the result is the "
         "same; auto takes the first of none to layer that fits a GPU's memory by estimate, and none on a CPU",
     )
+    resident_layers: Literal["all"] | Annotated[int, Field(ge=0)] = Field(
+        default="all",
+        description="how many of the first decoder layers stay where the model computes, of a base in nf4; the others are "
+        "stored once in the cache and streamed: to a GPU from the host's memory or the disk, on a CPU from the mapped file; 0 "
+        "takes the least memory; the adapter is the same",
+    )
     max_length: Annotated[int, Field(ge=2)] = Field(
         default=2048, description="longest row, and the tokens of one packed micro-batch"
     )

@@ -1,7 +1,8 @@
 """What one optimizer step computes: the packs, their losses, their gradients.
 
 Every pack goes forward and backward by itself, and its gradient is added to the sum of those before it, in the order of their
-numbers. That sum is the definition of a step's gradient: where packs are dealt out to several processes
+numbers. Of a model whose layers are streamed, several packs go through a layer before the next (``train/lockstep.py``), and the
+sum is the same. That sum is the definition of a step's gradient: where packs are dealt out to several processes
 (``train/distributed.py``), the same numbers are added in the same order.
 
 On a CPU packs are what is dealt out to processes, so there a step should have four, of about equal size and of no more tokens
@@ -12,10 +13,12 @@ Shape suffixes: T tokens, N rows (positions that predict), D hidden size, V voca
 narrow, else T.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunesmith.kernels.cross_entropy import linear_cross_entropy
@@ -24,6 +27,7 @@ from tunesmith.layers.embedding import known_ids
 from tunesmith.models.fuse import narrows
 from tunesmith.models.load import decoder, head_of, head_weight
 from tunesmith.train.documents import Documents, Pack, make_shared_pack
+from tunesmith.train.lockstep import gradients_together, hidden_together, passes
 from tunesmith.train.prefix import even_parts, find_groups, micro_batches
 
 CUT_COST = 1 / 7  # of a step's tokens that may be computed again because groups are cut, at most
@@ -52,12 +56,25 @@ def pack_loss(model: PreTrainedModel, pack: Pack, counters: Counters | None = No
     Args:
         counters: of the step; None where nothing is counted.
     """
-    head_VD = head_weight(model)
-    there, pack = pack, pack.to(head_VD.device)
-    with nullcontext() if there is pack else known_ids(model, there.ids_1T):
-        hidden_XD = decoder(model)(
-            input_ids=pack.ids_1T, position_ids=pack.position_1T, spans=pack.spans, rows_N=pack.predict_N, use_cache=False
+    there = pack.to(head_weight(model).device)
+    return _loss_of(model, there, _last_hidden(model, pack, there), counters)
+
+
+def _last_hidden(model: PreTrainedModel, pack: Pack, there: Pack) -> Tensor:
+    """What the decoder ends with, shape (X, D).
+
+    Args:
+        there: the pack where the model is.
+    """
+    with nullcontext() if there is pack else known_ids(model, pack.ids_1T):
+        return decoder(model)(
+            input_ids=there.ids_1T, position_ids=there.position_1T, spans=there.spans, rows_N=there.predict_N, use_cache=False
         ).last_hidden_state[0]
+
+
+def _loss_of(model: PreTrainedModel, pack: Pack, hidden_XD: Tensor, counters: Counters | None) -> tuple[Tensor, Tensor]:
+    """See ``pack_loss``; of a pack that is where the model is."""
+    head_VD = head_weight(model)
     hidden_ND = hidden_XD if narrows(model) else hidden_XD[pack.predict_N]
     softcap = vars(model.config).get("final_logit_softcapping")
     overflow = None if counters is None else counters.overflow
@@ -109,20 +126,54 @@ def step_gradients(
     sums, right = [], []
     counters = None if context is None else context.counters
     with nullcontext(lambda _: None) if context is None else at_step(model, context) as enter:
-        for number, pack in enumerate(packs):
-            enter(number)
-            pack_sum, pack_correct = pack_loss(model, pack, counters)
+
+        def backward(number: int, pack_sum: Tensor, pack_correct: Tensor) -> None:
             (pack_sum / total).backward()
             sums.append(pack_sum.detach())
             right.append(pack_correct)
+
+        for numbers in passes(model, packs):
+            if len(numbers) > 1 and _gradients_together(model, {n: packs[n] for n in numbers}, counters, enter, backward):
+                continue
+            for number in numbers:
+                enter(number)
+                backward(number, *pack_loss(model, packs[number], counters))
     meanwhile()
     # Read when all is under way: a GPU runs one pack while the next is copied to it.
     return sum(map(float, sums)) / total, sum(map(int, right)) / total
+
+
+def _gradients_together(
+    model: PreTrainedModel,
+    packs: Mapping[int, Pack],
+    counters: Counters | None,
+    enter: Callable[[int], None],
+    backward: Callable[[int, Tensor, Tensor], None],
+) -> bool:
+    """Packs that go through the layers together; False, and nothing done, where they cannot."""
+    there = {number: pack.to(head_weight(model).device) for number, pack in packs.items()}
+
+    def run_backward(number: int, hidden_XD: Tensor) -> None:
+        backward(number, *_loss_of(model, there[number], hidden_XD, counters))
+
+    return gradients_together(model, list(packs), partial(_decoded, model, packs, there), run_backward, enter)
+
+
+def _decoded(
+    model: PreTrainedModel, packs: Mapping[int, Pack] | Sequence[Pack], there: Mapping[int, Pack], number: int
+) -> Tensor:
+    return _last_hidden(model, packs[number], there[number])
 
 
 @torch.no_grad()
 def mean_loss(model: PreTrainedModel, packs: list[Pack]) -> float:
     """Mean cross-entropy (nats a supervised token) over packs, without dropout."""
     assert not model.training, "a dev loss of a model in training mode"
-    sums = [pack_loss(model, pack)[0] for pack in packs]
+    sums: list[Tensor] = []
+    for numbers in passes(model, packs):
+        there = {n: packs[n].to(head_weight(model).device) for n in numbers}
+        decode = partial(_decoded, model, packs, there)
+        found = hidden_together(model, numbers, decode) if len(numbers) > 1 else None
+        for number, hidden_XD in found or ((n, decode(n)) for n in numbers):
+            sums.append(_loss_of(model, there[number], hidden_XD, None)[0])
     return sum(map(float, sums)) / sum(len(pack.target_N) for pack in packs)
