@@ -31,10 +31,12 @@ class SeededMask:
     Attributes:
         seed: 0 to 2^63 - 1.
         threshold: an element is dropped with probability ``threshold / STEPS``.
+        first_row: of the tensor of which this one is some rows.
     """
 
     seed: int
     threshold: int
+    first_row: int = 0
 
 
 Mask = Tensor | SeededMask
@@ -46,10 +48,39 @@ def draw_mask(x: Tensor, probability: float, seed: int) -> Mask:
     Returns:
         On a GPU a ``SeededMask``; else shape of x, integers of its element's width, -1 or 0.
     """
-    threshold = round(probability * STEPS)
-    if x.is_cuda:
-        return SeededMask(seed, threshold)
-    generator = torch.Generator(x.device).manual_seed(seed)
+    return MaskRows(probability, seed).draw(x)
+
+
+ROWS_OF_A_DRAW = 4  # a word is four elements, so pieces that make the same mask as the whole begin at a multiple of these rows
+
+
+class MaskRows:
+    """A mask that is drawn some rows at a time: the very one that ``draw_mask`` draws of all rows at once.
+
+    Args:
+        probability, seed: as of ``draw_mask``.
+    """
+
+    def __init__(self, probability: float, seed: int):
+        self._threshold, self._seed, self._row = round(probability * STEPS), seed, 0
+        self._generator: torch.Generator | None = None
+
+    def draw(self, x: Tensor) -> Mask:
+        """The mask of the next rows; but for the last, a multiple of ``ROWS_OF_A_DRAW``.
+
+        Args:
+            x: these rows; its shape, dtype and device are read.
+        """
+        first, self._row = self._row, self._row + len(x)
+        if x.is_cuda:
+            return SeededMask(self._seed, self._threshold, first)
+        assert first % ROWS_OF_A_DRAW == 0, first
+        if self._generator is None:
+            self._generator = torch.Generator(x.device).manual_seed(self._seed)
+        return _draw(x, self._threshold, self._generator)
+
+
+def _draw(x: Tensor, threshold: int, generator: torch.Generator) -> Tensor:
     words = torch.empty(math.ceil(x.numel() / 4), dtype=torch.int64, device=x.device)
     words.random_(-(2**63), None, generator=generator)
     drawn = words.view(torch.int16)[: x.numel()].view(x.shape)
@@ -62,12 +93,12 @@ def drop(x_TI: Tensor, mask: Mask | None) -> Tensor:
     if mask is None:
         return x_TI
     if isinstance(mask, SeededMask):
-        return on_gpu.drop_seeded(x_TI, mask.seed, mask.threshold)
+        return on_gpu.drop_seeded(x_TI, mask.seed, mask.threshold, first_row=mask.first_row)
     return torch.bitwise_and(x_TI.view(mask.dtype), mask).view(x_TI.dtype)
 
 
 def add_dropped_(onto_TI: Tensor, x_TI: Tensor, mask: Mask | None) -> Tensor:
     """Add ``drop(x, mask)`` to ``onto``; on a GPU in the pass that drops."""
     if isinstance(mask, SeededMask):
-        return on_gpu.drop_seeded(x_TI, mask.seed, mask.threshold, onto_TI)
+        return on_gpu.drop_seeded(x_TI, mask.seed, mask.threshold, onto_TI, mask.first_row)
     return onto_TI.add_(drop(x_TI, mask))

@@ -25,11 +25,11 @@ LANES = 8  # columns of one call of Philox
 GROUPS = 256  # calls a program, at most
 
 
-@triton.jit(do_not_specialize=["seed", "threshold"])
-def _drop(x_ptr, out_ptr, seed, threshold, inputs, x_stride, out_stride, ADDS: tl.constexpr, GROUPS: tl.constexpr):
+@triton.jit(do_not_specialize=["seed", "threshold", "first_row"])
+def _drop(x_ptr, out_ptr, seed, threshold, first_row, inputs, x_stride, out_stride, ADDS: tl.constexpr, GROUPS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
-    first, second, third, fourth = tl.randint4x(seed.to(tl.int64), (row << 32) + group)
+    first, second, third, fourth = tl.randint4x(seed.to(tl.int64), ((row + first_row) << 32) + group)
     # Interleaving pairs up neighbours: words 0 and 2, then 1 and 3, stand in the order 0 1 2 3.
     low = tl.interleave(tl.interleave(first & 0xFFFF, third & 0xFFFF), tl.interleave(second & 0xFFFF, fourth & 0xFFFF))
     high = tl.interleave(tl.interleave(first >> 16, third >> 16), tl.interleave(second >> 16, fourth >> 16))
@@ -43,7 +43,7 @@ def _drop(x_ptr, out_ptr, seed, threshold, inputs, x_stride, out_stride, ADDS: t
     tl.store(out_ptr + row * out_stride + col, left.to(out_ptr.dtype.element_ty), mask)
 
 
-def drop_seeded(x_TI: Tensor, seed: int, threshold: int, onto: Tensor | None = None) -> Tensor:
+def drop_seeded(x_TI: Tensor, seed: int, threshold: int, onto: Tensor | None = None, first_row: int = 0) -> Tensor:
     """``x_TI`` with zeros where the seed's mask drops an element; added to ``onto`` where that is given.
 
     Args:
@@ -51,6 +51,7 @@ def drop_seeded(x_TI: Tensor, seed: int, threshold: int, onto: Tensor | None = N
         seed: 0 to 2^63 - 1.
         threshold: an element is dropped with probability ``threshold / 2^16``.
         onto: shape and dtype of x, last dimension contiguous; overwritten by the sum, which is rounded once.
+        first_row: of the tensor of which x is some rows; its mask there is drawn.
 
     Returns:
         ``onto``, or a new contiguous tensor.
@@ -63,5 +64,5 @@ def drop_seeded(x_TI: Tensor, seed: int, threshold: int, onto: Tensor | None = N
     if tokens and inputs:
         grid = (tokens, triton.cdiv(inputs, groups * LANES))
         sizes = (inputs, x_TI.stride(0), out_TI.stride(0))
-        _drop[grid](x_TI, out_TI, seed, threshold, *sizes, ADDS=onto is not None, GROUPS=groups)
+        _drop[grid](x_TI, out_TI, seed, threshold, first_row, *sizes, ADDS=onto is not None, GROUPS=groups)
     return out_TI
