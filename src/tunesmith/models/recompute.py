@@ -27,6 +27,7 @@ from transformers import Cache, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tunesmith.errors import ModelError
+from tunesmith.layers.offload import HostRing, Kept
 from tunesmith.models.swap import put_module
 
 Policy = Literal["auto", "none", "attention", "mlp", "layer"] | int
@@ -39,11 +40,16 @@ BLOCKS = {
 
 
 class Recomputed(nn.Module):
-    """A module whose insides are not kept for the backward pass. Everything else that is asked of it, the module answers."""
+    """A module whose insides are not kept for the backward pass. Everything else that is asked of it, the module answers.
 
-    def __init__(self, inner: nn.Module):
+    Args:
+        inner: the module.
+        ring: where its input waits for the backward pass (``layers/offload.py``); None for where it is.
+    """
+
+    def __init__(self, inner: nn.Module, ring: HostRing | None = None):
         super().__init__()
-        self.inner = inner
+        self.inner, self.ring = inner, ring
         self.training = inner.training
 
     def __getattr__(self, name: str) -> Any:
@@ -60,24 +66,39 @@ class Recomputed(nn.Module):
             return self.inner(*args, **kwargs)
         if any(isinstance(value, Cache) for value in (*args, *kwargs.values())):
             raise ModelError("train.recompute cannot run with a key/value cache", "call the model with use_cache=False")
-        return checkpoint(self.inner, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+        options = {"use_reentrant": False, "preserve_rng_state": False}
+        ring = self.ring
+        if ring is None:
+            return checkpoint(self.inner, *args, **options, **kwargs)
+        hidden = args[0]
+
+        def pack(x: torch.Tensor) -> torch.Tensor | Kept:  # of what checkpoint keeps: the arguments
+            return ring.put(x) if x.shape == hidden.shape and x.dtype == hidden.dtype else x
+
+        def unpack(x: torch.Tensor | Kept) -> torch.Tensor:
+            return ring.take(x) if isinstance(x, Kept) else x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            return checkpoint(self.inner, *args, **options, **kwargs)
 
 
 @contextlib.contextmanager
-def recompute(model: PreTrainedModel, policy: Policy) -> Iterator[None]:
+def recompute(model: PreTrainedModel, policy: Policy, *, offload: bool = False) -> Iterator[None]:
     """Within the block the parts that the policy names are recomputed; afterwards the model is as it was.
 
     Args:
         policy: ``none``, ``attention``, ``mlp``, ``layer``, or n for the first of every n layers; ``auto`` that nobody has
             replaced by one of them (``pipeline/recompute_choice.py``) is ``none``.
+        offload: inputs of recomputed layers wait in host memory; with ``layer`` or n alone.
 
     Raises:
         ModelError: the model has no such parts.
     """
     names = recomputed_names(model, policy)
     inner = {name: model.get_submodule(name) for name in names}
+    ring = HostRing(model.device) if offload else None
     for name, module in inner.items():
-        put_module(model, name, Recomputed(module))
+        put_module(model, name, Recomputed(module, ring))
     try:
         yield
     finally:
