@@ -48,6 +48,7 @@ FREE = {  # of launches: views, and memory that nobody has written
     *("split", "split_with_sizes", "alias", "as_strided", "unbind", "narrow", "unflatten", "_reshape_alias", "lift_fresh"),
     *("view_as", "diagonal", "unfold", "empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"),
 }
+PINNED: set[int] = set()  # addresses of memory that was made pinned: its views are too
 WAITING = {"nonzero", "masked_select", "_unique2", "bincount"}  # the size of the result is read
 aten = torch.ops.aten
 
@@ -255,7 +256,7 @@ def _with_the_host(func: Any, name: str, read: list[torch.Tensor], args: Any, kw
     if name == "copy_":
         if not isinstance(args[0], OnCuda):
             WATCH.downloads.append((args[1].nbytes, site()))
-            return (args[0].fill_(1),)
+            return (args[0] if _pinned(args[0]) else args[0].fill_(1),)  # pinned memory is written later
         if not isinstance(args[1], OnCuda) and args[1].dim():
             _uploaded(args[1], bool(len(args) > 2 and args[2]))
             return (args[0],)
@@ -282,9 +283,13 @@ def _indexed(name: str, args: Any) -> tuple[Any] | None:
     return (_wrapped(aten.index.Tensor(_unwrapped(args[0]), chosen)),)
 
 
+def _pinned(x: torch.Tensor) -> bool:
+    return bool(getattr(x, "pinned_here", False)) or x.untyped_storage().data_ptr() in PINNED
+
+
 def _uploaded(x: torch.Tensor, asynchronous: bool) -> None:
     if x.nbytes:
-        WATCH.uploads.append((x.nbytes, bool(getattr(x, "pinned_here", False)), asynchronous, site()))
+        WATCH.uploads.append((x.nbytes, _pinned(x), asynchronous, site()))
 
 
 class _Mode(TorchFunctionMode):
@@ -311,6 +316,7 @@ class _Mode(TorchFunctionMode):
         made = func(*args, **kwargs)
         if pinned:
             made.pinned_here = True
+            PINNED.add(made.untyped_storage().data_ptr())
         return made
 
 
@@ -379,6 +385,21 @@ class _Event:
         return max(1e3 * (end._at - self._at), 1e-6)
 
 
+class _Stream:
+    """In the place of ``torch.cuda.Stream``."""
+
+    def __init__(self, *_: Any):
+        return
+
+    def wait_stream(self, *_: Any) -> None:
+        return
+
+    wait_event = wait_stream
+
+    def record_event(self) -> _Event:
+        return _Event()
+
+
 def _record(self: Any, *args: Any, grid: Any, warmup: bool = False, **kwargs: Any) -> None:
     """In the place of a launch by Triton: what its compilation depends on, and the limits of a grid."""
     names = [p.name for p in self.params]
@@ -435,6 +456,9 @@ def _answers(capability: tuple[int, int], memory: int) -> dict[str, Callable[...
         "is_current_stream_capturing": lambda: False,
         "_lazy_init": lambda: None,
         "Event": _Event,
+        "Stream": _Stream,
+        "stream": lambda _: contextlib.nullcontext(),
+        "current_stream": lambda *_: _Stream(),
     }
 
 

@@ -4,8 +4,10 @@ import gc
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from transformers import LlamaConfig
 
-from tiny_families import TINY, adapted, documents, random_model
+from tiny_families import SMALL, TINY, adapted, documents, random_model
 from tunesmith.errors import ModelError, RecipeError, TrainingError
 from tunesmith.layers import offload
 from tunesmith.layers.context import StepContext
@@ -57,6 +59,24 @@ def test_inputs_in_host_memory_change_no_bit_and_tiles_nothing_but_rounding(name
         torch.testing.assert_close(mine, theirs, rtol=0, atol=bound)
 
 
+def test_inputs_leave_the_device_when_the_next_layer_has_run(monkeypatch):
+    inputs, alive, put = [], [], offload.HostRing.put
+
+    def watched(ring, x):
+        inputs.append(StorageWeakRef(x.untyped_storage()))
+        kept = put(ring, x)
+        alive.append(sum(not ref.expired() for ref in inputs[1:]))  # the first is the embedding's
+        return kept
+
+    monkeypatch.setattr(offload.HostRing, "put", watched)
+    model = random_model(LlamaConfig(**{**SMALL, "num_hidden_layers": 6}))
+    layers = adapted(model)
+    fuse(model)
+    with recompute(model, "layer", offload=True):
+        _gradients(model, layers)
+    assert alive[:5] == [0, 1, 2, 2, 2]
+
+
 def test_a_ring_gives_back_what_it_took_and_grows_no_further(small_blocks):
     ring = offload.HostRing(torch.device("cpu"))
     inputs = [torch.randn(7, 40 + n) for n in range(5)]
@@ -85,7 +105,7 @@ def test_a_layer_in_tiles_runs_its_mlp_once_forward(monkeypatch):
 
 
 def test_what_cannot_be_asked_is_refused():
-    with pytest.raises(RecipeError, match="set recompute: layer"):
+    with pytest.raises(RecipeError, match="needs recompute: layer"):
         section_from(Train, {"offload": "inputs", "recompute": "mlp"}, "x")
     settings = TrainSettings(learning_rate=1e-3, tokens_per_step=9, num_train_epochs=1, offload="inputs", recompute="layer")
     model = random_model(TINY["unknown"].config)

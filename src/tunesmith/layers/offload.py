@@ -1,23 +1,24 @@
 """Inputs of recomputed layers in host memory, while nobody reads them.
 
-Under ``train.recompute: layer`` a layer keeps its input alone, and those inputs are what grows with layers times tokens: 254 KB a
-token in an 8B model, more than half of what training keeps there. From the end of a layer's forward pass to its backward pass
-nobody reads its input. So it is copied to host memory beside the computation, and comes back while the layer after it goes
-backward: 2 bytes a number each way beside thousands of operations, hidden on any bus (0.3 us a token and layer at 25 GB/s, beside
-3 us of arithmetic at 400 TFLOP/s).
+Under ``train.recompute: layer`` a layer keeps its input alone, and those inputs are what grows with layers times tokens:
+254 KB a token in an 8B model, more than half of what training keeps there. From the end of a layer's forward pass to its
+backward pass nobody reads its input. So it is copied to host memory beside the computation, and comes back while the layer
+after it goes backward: 2 bytes a number each way beside thousands of operations (0.3 us a token and layer at 25 GB/s,
+beside 3 us of arithmetic at 400 TFLOP/s).
 
-**Order.** A second stream copies. Out: the input is held until the next layer has been launched, whose stream then waits for the
-copy, so its memory goes back to the allocator at a known place (``record_stream``, which was refused, gives it back whenever
-the host happens to look). Back: a layer asks for its input and by that starts the copy of the input before it. One input more
-than computed with lies on the device, each way. The last one is still there when its backward pass begins, and is not copied back.
+**Order.** A second stream copies. Out: the input is held until the next layer has been launched, whose stream then waits for
+the copy, so its memory goes back to the allocator at a known place (``record_stream``, which was refused, gives it back
+whenever the host happens to look). Back: a layer asks for its input and by that starts the copy of the input before it. One
+input more than computed with lies on the device, each way. The last is still there when its backward pass begins.
 
-**Pinned memory** is page-locked in arenas of 256 MiB, because PyTorch rounds every pinned request up to a power of two, and reused
-from pack to pack in blocks of 4 MiB; blocks that lie side by side are one copy.
+**Pinned memory** is page-locked in arenas of 256 MiB, because PyTorch rounds every pinned request up to a power of two, and
+reused from pack to pack in blocks of 4 MiB; blocks that lie side by side are one copy.
 
 What layers share (keys and values that later layers read) stays on the device. The result is the same to the bit.
 
 Refused: inputs in 8 bits (recomputed activations would not be those of the forward pass); all saved tensors by PyTorch's
-``save_on_cpu`` (a copy for each, waited for).
+``save_on_cpu`` (a copy for each, waited for); its hooks around a checkpoint, which holds the tensors it is given beside
+what the hooks make of them.
 
 Source of the idea: activation offloading of TRL and Unsloth; MegaTrain (arXiv 2604.05091) for the two buffers.
 """

@@ -1,8 +1,7 @@
 """The MLP of a decoder layer over tiles of tokens: what grows with the length of a pack is its input alone.
 
-Gate, up and the gradients of both are seven times as wide as the hidden state, 94 KB a token in an 8B model. Every token passes
-an MLP by itself, so the pack can go through in tiles: forward writes the output tile by tile and keeps the input; backward
-makes gate and up of a tile again, writes the tile's part of the input's gradient and adds what the adapters get in their own
+Gate, up and the gradients of both are 94 KB a token in an 8B model, whose hidden state is 8. Every token passes an MLP by
+itself, so the pack can go through in tiles: forward writes the output tile by tile and keeps the input; backward makes gate and up of a tile again, writes the tile's part of the input's gradient and adds what the adapters get in their own
 dtype (fp32), r wide. There are no gradients of weights to add up, which cost peers 23 GiB.
 
 **No second forward pass.** Backward makes again what it needs, so under ``train.recompute: layer`` the forward pass over the MLP
@@ -14,7 +13,8 @@ follows; the products after it never run. A layer without a norm after its MLP s
 whole to rounding (a library may add up in another order where there are fewer rows); the adapters' gradients are a sum in
 another order. Dropout is the mask of the whole pack, drawn tile by tile (``layers/dropout.py``).
 
-Every product of a tile unpacks its quantised weight anew, so tiles should be as large as memory allows: ``AUTO`` numbers of gate and up, 4,096 tokens of an 8B model.
+Every product of a tile unpacks its quantised weight anew, so tiles should be as large as memory allows: ``AUTO`` numbers of
+gate and up, 4,096 tokens of an 8B model.
 
 Refused: tiles of experts (each expert's rows are a tile already, and their number is known on the GPU alone); a tile of the
 whole layer (attention needs all keys).

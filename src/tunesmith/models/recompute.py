@@ -71,15 +71,29 @@ class Recomputed(nn.Module):
         if ring is None:
             return checkpoint(self.inner, *args, **options, **kwargs)
         hidden = args[0]
+        away = _Away(ring, hidden)
+        result = checkpoint(lambda *rest, **named: self.inner(away.tensor(), *rest, **named), *args[1:], **options, **kwargs)
+        away.leave()
+        return result
 
-        def pack(x: torch.Tensor) -> torch.Tensor | Kept:  # of what checkpoint keeps: the arguments
-            return ring.put(x) if x.shape == hidden.shape and x.dtype == hidden.dtype else x
 
-        def unpack(x: torch.Tensor | Kept) -> torch.Tensor:
-            return ring.take(x) if isinstance(x, Kept) else x
+class _Away:
+    """A layer's input: at hand in the forward pass, in host memory after it. ``checkpoint`` keeps whatever tensor it is given."""
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-            return checkpoint(self.inner, *args, **options, **kwargs)
+    def __init__(self, ring: HostRing, x: torch.Tensor):
+        self._ring, self._x, self._requires_grad = ring, x, x.requires_grad
+        self._kept: Kept | None = None
+
+    def tensor(self) -> torch.Tensor:
+        """It; once it has left, as a tensor of its own."""
+        if self._kept is None:
+            return self._x
+        return self._ring.take(self._kept).requires_grad_(self._requires_grad)
+
+    def leave(self) -> None:
+        """Begin to copy it out."""
+        self._kept = self._ring.put(self._x)
+        del self._x
 
 
 @contextlib.contextmanager

@@ -78,13 +78,13 @@ class Optimisation(Section):
     )
     offload: Literal["none", "inputs"] = Field(
         default="none",
-        description="inputs: what a recomputed layer keeps, its input, waits in host memory until the layer goes backward; for long "
-        "rows on a GPU, with recompute layer or n; the result is the same to the bit",
+        description="inputs: what a recomputed layer keeps, its input, waits in host memory until the layer goes backward; for "
+        "long rows on a GPU, with recompute layer or n; the result is the same to the bit",
     )
     mlp_tile: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
         default=0,
-        description="tokens that pass an MLP at a time, so that its insides do not grow with the rows; 0 for all at once, auto for "
-        "as many as make 2^27 numbers (4,096 in an 8B model); the result is the same to rounding",
+        description="tokens that pass an MLP at a time, so that its insides do not grow with the rows; 0 for all at once, auto "
+        "for as many as make 2^27 numbers (4,096 in an 8B model); the result is the same to rounding",
     )
     max_length: Annotated[int, Field(ge=2)] = Field(
         default=2048, description="longest row, and the tokens of one packed micro-batch"
@@ -113,7 +113,7 @@ class Optimisation(Section):
     @model_validator(mode="after")
     def _offload_needs_recompute(self) -> Self:
         if self.offload != "none" and not (self.recompute == "layer" or isinstance(self.recompute, int)):
-            raise ValueError(f"offload: {self.offload} with recompute: {self.recompute}: set recompute: layer, or a number of layers")
+            raise ValueError(f"offload: {self.offload} needs recompute: layer, or a number; it is {self.recompute}")
         return self
 
 
