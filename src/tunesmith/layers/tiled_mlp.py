@@ -1,8 +1,9 @@
 """The MLP of a decoder layer over tiles of tokens: what grows with the length of a pack is its input alone.
 
 Gate, up and the gradients of both are 94 KB a token in an 8B model, whose hidden state is 8. Every token passes an MLP by
-itself, so the pack can go through in tiles: forward writes the output tile by tile and keeps the input; backward makes gate and up of a tile again, writes the tile's part of the input's gradient and adds what the adapters get in their own
-dtype (fp32), r wide. There are no gradients of weights to add up, which cost peers 23 GiB.
+itself, so the pack can go through in tiles: forward writes the output tile by tile and keeps the input; backward makes gate
+and up of a tile again, writes the tile's part of the input's gradient and adds what the adapters get in their own dtype
+(fp32), r wide. There are no gradients of weights to add up, which cost peers 23 GiB.
 
 **No second forward pass.** Backward makes again what it needs, so under ``train.recompute: layer`` the forward pass over the MLP
 need not run again. Two steps of the graph see to it: the first keeps the input and has the whole gradient, the second computes

@@ -72,7 +72,11 @@ class Recomputed(nn.Module):
             return checkpoint(self.inner, *args, **options, **kwargs)
         hidden = args[0]
         away = _Away(ring, hidden)
-        result = checkpoint(lambda *rest, **named: self.inner(away.tensor(), *rest, **named), *args[1:], **options, **kwargs)
+
+        def inner(*rest: Any, **named: Any) -> Any:
+            return self.inner(away.tensor(), *rest, **named)
+
+        result = checkpoint(inner, *args[1:], **options, **kwargs)
         away.leave()
         return result
 
