@@ -58,6 +58,8 @@ STEPS: dict[str, StepBudget] = {
     "llama-8b dropout": StepBudget(111, 5234, 347, 2413, 0, 0),
     "llama-8b layer": StepBudget(131, 6679, 149, 2720, 0, 0),
     "llama-8b dropout layer": StepBudget(147, 7442, 149, 2779, 0, 0),
+    "llama-8b offload": StepBudget(131, 6679, 143, 2732, 0, 1),
+    "llama-8b long": StepBudget(477, 72541, 269, 4806, 0, 1),
     "llama-8b attention": StepBudget(116, 5245, 283, 2477, 0, 0),
     "llama-8b mlp": StepBudget(113, 6072, 229, 2560, 0, 0),
     "llama-8b every second": StepBudget(115, 5684, 248, 2522, 0, 0),

@@ -5,7 +5,7 @@ itself, so the pack can go through in tiles: forward writes the output tile by t
 and up of a tile again, writes the tile's part of the input's gradient and adds what the adapters get in their own dtype
 (fp32), r wide. There are no gradients of weights to add up, which cost peers 23 GiB.
 
-**No second forward pass.** Backward makes again what it needs, so under ``train.recompute: layer`` the forward pass over the MLP
+**No second forward pass.** Backward makes again what it needs: under ``train.recompute: layer`` the forward pass over the MLP
 need not run again. Two steps of the graph see to it: the first keeps the input and has the whole gradient, the second computes
 and keeps nothing. PyTorch's recomputation ends with the last tensor that was kept, which is that input unless a norm
 follows; the products after it never run. A layer without a norm after its MLP so saves the down product of the recomputed pass.

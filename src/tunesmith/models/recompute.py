@@ -82,7 +82,7 @@ class Recomputed(nn.Module):
 
 
 class _Away:
-    """A layer's input: at hand in the forward pass, in host memory after it. ``checkpoint`` keeps whatever tensor it is given."""
+    """A layer's input: at hand in the forward pass, in host memory after it. ``checkpoint`` keeps the tensors it is given."""
 
     def __init__(self, ring: HostRing, x: torch.Tensor):
         self._ring, self._x, self._requires_grad = ring, x, x.requires_grad
