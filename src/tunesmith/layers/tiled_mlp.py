@@ -22,8 +22,8 @@ whole layer (attention needs all keys).
 
 Sources: ALST (arXiv 2506.13996, tiled MLP); the two steps are ours.
 
-Shape suffixes: T tokens, P tokens of a tile, D hidden size, F features of the hidden layer, S ranks of a group, Z features and
-ranks.
+Shape suffixes: T tokens, P some of the rows (a tile's), D hidden size, F features of the hidden layer, I in_features, S ranks
+of a group, Z features and ranks.
 """
 
 from collections.abc import Iterator
