@@ -49,6 +49,7 @@ FREE = {  # of launches: views, and memory that nobody has written
     *("split", "split_with_sizes", "alias", "as_strided", "unbind", "narrow", "unflatten", "_reshape_alias", "lift_fresh"),
     *("view_as", "diagonal", "unfold", "empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"),
 }
+PINNED: set[int] = set()  # addresses of memory that was made pinned: its views are too
 WAITING = {"nonzero", "masked_select", "_unique2", "bincount"}  # the size of the result is read
 aten = torch.ops.aten
 
@@ -302,7 +303,7 @@ def _with_the_host(func: Any, name: str, read: list[torch.Tensor], args: Any, kw
     if name == "copy_":
         if not isinstance(args[0], OnCuda):
             WATCH.downloads.append((args[1].nbytes, site()))
-            return (args[0].fill_(1),)
+            return (args[0] if _pinned(args[0]) else args[0].fill_(1),)  # pinned memory is written later
         if not isinstance(args[1], OnCuda) and args[1].dim():
             _uploaded(args[1], bool(len(args) > 2 and args[2]))
             WATCH.touched_by([args[0]], True)
@@ -330,10 +331,14 @@ def _indexed(name: str, args: Any) -> tuple[Any] | None:
     return (_wrapped(aten.index.Tensor(_unwrapped(args[0]), chosen)),)
 
 
+def _pinned(x: torch.Tensor) -> bool:
+    parts = (x, x._base)  # a part of pinned memory is pinned
+    return any(getattr(y, "pinned_here", False) for y in parts) or x.untyped_storage().data_ptr() in PINNED
+
+
 def _uploaded(x: torch.Tensor, asynchronous: bool) -> None:
     if x.nbytes:
-        is_pinned = any(getattr(y, "pinned_here", False) for y in (x, x._base))  # a part of pinned memory is pinned
-        WATCH.uploads.append((x.nbytes, is_pinned, asynchronous, site()))
+        WATCH.uploads.append((x.nbytes, _pinned(x), asynchronous, site()))
 
 
 class _Mode(TorchFunctionMode):
@@ -360,6 +365,7 @@ class _Mode(TorchFunctionMode):
         made = func(*args, **kwargs)
         if pinned:
             made.pinned_here = True
+            PINNED.add(made.untyped_storage().data_ptr())
         return made
 
 
@@ -429,6 +435,21 @@ class _Event:
 
     def elapsed_time(self, end: "_Event") -> float:
         return max(1e3 * (end._at - self._at), 1e-6)
+
+
+class _Stream:
+    """In the place of ``torch.cuda.Stream``."""
+
+    def __init__(self, *_: Any):
+        return
+
+    def wait_stream(self, *_: Any) -> None:
+        return
+
+    wait_event = wait_stream
+
+    def record_event(self) -> _Event:
+        return _Event()
 
 
 def _record(self: Any, *args: Any, grid: Any, warmup: bool = False, **kwargs: Any) -> None:

@@ -58,6 +58,8 @@ STEPS: dict[str, StepBudget] = {
     "llama-8b dropout": StepBudget(44, 4280, 344, 2413, 0, 0),
     "llama-8b layer": StepBudget(60, 5926, 146, 2720, 0, 0),
     "llama-8b dropout layer": StepBudget(60, 5817, 146, 2720, 0, 0),
+    "llama-8b offload": StepBudget(60, 5926, 143, 2732, 0, 1),
+    "llama-8b long": StepBudget(300, 60000, 269, 4806, 0, 1),
     "llama-8b streamed": StepBudget(60, 5817, 36, 3004, 0, 0),
     "llama-8b attention": StepBudget(53, 4843, 281, 2477, 0, 0),
     "llama-8b mlp": StepBudget(50, 5421, 227, 2560, 0, 0),

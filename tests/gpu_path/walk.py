@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import (
@@ -135,6 +135,8 @@ class Case:
         whole: with health check, decoding and scoring; else a step alone.
         layers: of the smaller model; the other has twice as many.
         resident: how many of the first layers stay on the device.
+        offload, tile: of ``train.offload`` and ``train.mlp_tile``.
+        tokens: of the pack; other than 2,048, one document.
     """
 
     model: str
@@ -145,6 +147,9 @@ class Case:
     capability: tuple[int, int] = (9, 0)
     layers: int = 2
     resident: Any = "all"
+    offload: Literal["none", "inputs"] = "none"
+    tile: int = 0
+    tokens: int = TOKENS
 
 
 CASES: dict[str, Case] = {
@@ -153,6 +158,8 @@ CASES: dict[str, Case] = {
     "llama-8b layer": Case("llama-8b", policy="layer"),
     "llama-8b dropout layer": Case("llama-8b", dropout=0.05, policy="layer"),
     "llama-8b streamed": Case("llama-8b", dropout=0.05, policy="layer", layers=3, resident=0),
+    "llama-8b offload": Case("llama-8b", policy="layer", offload="inputs"),
+    "llama-8b long": Case("llama-8b", policy="layer", offload="inputs", tile=4096, tokens=32768),
     "llama-8b attention": Case("llama-8b", policy="attention"),
     "llama-8b mlp": Case("llama-8b", policy="mlp"),
     "llama-8b every second": Case("llama-8b", policy=2),
@@ -193,11 +200,14 @@ class _Steps:
 
     epoch_ends = (100,)
 
+    def __init__(self, documents: int):
+        self._documents = tuple(range(documents))
+
     def __len__(self) -> int:
         return 100
 
     def __getitem__(self, step: int, /) -> tuple[int, list[tuple[int, ...]]]:
-        return 0, [tuple(range(len(LENGTHS)))]
+        return 0, [self._documents]
 
 
 @contextlib.contextmanager
@@ -249,9 +259,12 @@ def _trained(model: PreTrainedModel, case: Case, depth: int) -> dict[str, Any]:
         except ModelError as error:  # numbers read off this device are constants: a derivative is never zero
             assert "depends on the documents" in str(error), error
         seen["health"] = WATCH.figures()
-    documents = make_documents([([7 + n] * length, [0] * (length - 40) + [1] * 40) for n, length in enumerate(LENGTHS)])
-    settings = TrainSettings(learning_rate=2e-4, tokens_per_step=TOKENS, num_train_epochs=1, recompute=case.policy)
-    steps = train_steps(model, layers, documents, _Steps(), settings, 0)  # type: ignore[arg-type]
+    lengths = LENGTHS if case.tokens == TOKENS else (case.tokens,)
+    documents = make_documents([([7 + n] * length, [0] * (length - 40) + [1] * 40) for n, length in enumerate(lengths)])
+    keys: dict[str, Any] = {"recompute": case.policy, "offload": case.offload, "mlp_tile": case.tile}
+    keys |= {"tokens_per_step": case.tokens, "max_length": case.tokens}
+    settings = TrainSettings(learning_rate=2e-4, num_train_epochs=1, **keys)
+    steps = train_steps(model, layers, documents, _Steps(len(lengths)), settings, 0)  # type: ignore[arg-type]
     next(steps)
     WATCH.reset()
     next(steps)

@@ -67,6 +67,7 @@ def test_strided_rows_drop_what_is_not_finite_and_may_be_added(dtype, device):
     stays = _expected(5, 37, SEED, HALF).to(device)
     left = torch.where(stays, x, torch.zeros_like(x))
     assert torch.equal(drop_seeded(x, SEED, HALF).nan_to_num(5.0), left.nan_to_num(5.0))
+    assert torch.equal(drop_seeded(x[3:], SEED, HALF, first_row=3), left[3:])
     onto = torch.randn(5, 60).to(dtype).to(device)
     total = (onto[:, 3:40].float() + left.float()).to(dtype)
     beside = onto[:, 40:].clone()

@@ -141,3 +141,33 @@ def test_bf16_is_as_exact_as_the_usual_order():
     usual = _plain(mlp, x)
     error, error_usual = ((y.double() - truth).norm() / truth.norm() for y in (mlp(x), usual))
     assert error.detach() <= error_usual.detach() < 0.02
+
+
+@pytest.mark.parametrize("tile", [4, 8, 16, 10])  # of 23 rows; 10 is rounded up
+@pytest.mark.parametrize(("dropout", "bias"), [(0.0, True), (0.4, False)])
+def test_tiles_equal_the_whole(tile, dropout, bias):
+    mlp, x = _mlp("gelu_tanh", dropout=dropout, bias=bias, offset=1.0).eval(), _input(23)
+
+    def computed(rows):
+        mlp.tile = rows
+        with at_step(mlp, StepContext(seed=5, step=0)) as enter:
+            enter(0)
+            y = mlp(x)
+            return [y, *torch.autograd.grad(y.square().sum(), [x, *_adapters(mlp)])]
+
+    for mine, theirs in zip(computed(tile), computed(0), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_tiles_keep_their_input_alone_and_the_last_rows_know_nothing_of_them():
+    mlp, x = _mlp(), _input(50)
+    mlp.tile, kept = 8, {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        whole = mlp(x)
+    assert sum(kept.values()) == 50 * 8 * D
+    torch.testing.assert_close(mlp(x[33:]), whole[33:], rtol=1e-12, atol=1e-12)

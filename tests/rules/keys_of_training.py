@@ -12,10 +12,13 @@ from transformers import Gemma4ForCausalLM, Gemma4TextConfig
 from tunesmith.checkpoints.resolve import find_model
 from tunesmith.data.pack import Plan
 from tunesmith.engines.base import open_base
-from tunesmith.errors import ExportError
+from tunesmith.errors import ExportError, TrainingError
 from tunesmith.export.forms.merged import merge_adapter
 from tunesmith.layers.context import StepContext, at_step
+from tunesmith.layers.mlp import FusedMLP
 from tunesmith.models.adapter import adapter_state
+from tunesmith.models.fuse import fuse
+from tunesmith.models.keep_less import keep_less
 from tunesmith.models.load import load_model
 from tunesmith.models.precision import precision
 from tunesmith.models.streaming import layers_of
@@ -101,6 +104,21 @@ def _is_streamed(recipe, tmp):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp))
         return layers_of(open_base(recipe).load().model) is not None
+def _tiles(recipe, tmp):
+    """Tokens that pass an MLP at a time."""
+    _, (model, *_) = _training(recipe, tmp)
+    fuse(model)
+    with keep_less(model, TrainSettings(**recipe.train.model_dump())):
+        return {module.tile for module in model.modules() if isinstance(module, FusedMLP)}
+
+
+def _refused(recipe, tmp):
+    """What a training on a CPU says of it."""
+    try:
+        _fit(recipe, tmp)
+    except TrainingError as error:
+        return error.message
+    return None
 
 
 def _is_deterministic(recipe, tmp):
@@ -182,6 +200,8 @@ OBSERVE = {
     "train.deterministic": (True, _is_deterministic),
     "train.recompute": ("mlp", _recomputed),
     "train.resident_layers": (0, _is_streamed),
+    "train.offload": ("inputs", _refused),
+    "train.mlp_tile": (8, _tiles),
     "train.num_train_epochs": (2, _fit),
     "train.tokens_per_step": (20, _fit),
     "train.max_length": (30, _fit),
@@ -198,3 +218,4 @@ OBSERVE = {
 }
 FIXED = {key: {"train.tokens_per_step": 80} for key in OBSERVE if key.startswith("train.")}
 FIXED["train.resident_layers"] = {"base": "nf4", "train.compute": "fp32"}
+FIXED["train.offload"] = {**FIXED["train.offload"], "train.recompute": "layer"}

@@ -13,7 +13,6 @@ element. The probability is the same, the mask another than a CPU's of the same 
 Shape suffixes: T tokens, I in_features.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,10 +32,12 @@ class SeededMask:
     Attributes:
         seed: 0 to 2^63 - 1.
         threshold: an element is dropped with probability ``threshold / STEPS``.
+        first_row: of the tensor of which this one is some rows.
     """
 
     seed: int
     threshold: int
+    first_row: int = 0
 
 
 Mask = Tensor | SeededMask
@@ -48,15 +49,42 @@ def draw_mask(x: Tensor, probability: float, seed: int) -> Mask:
     Returns:
         On a GPU a ``SeededMask``; else shape of x, integers of its element's width, -1 or 0.
     """
-    threshold = round(probability * STEPS)
-    if x.is_cuda:
-        return SeededMask(seed, threshold)
-    rows = x.numel() // x.shape[-1]
-    drawn = np.random.SFC64(seed).random_raw(math.ceil((x.numel() + rows) / 8)).view(np.uint8)
-    below = torch.from_numpy(((threshold + drawn[:rows].astype(np.uint32)) >> 8).clip(max=255).astype(np.uint8))
-    mask = torch.empty(x.shape, dtype=BITS[x.element_size()])
-    bytes_ = torch.from_numpy(drawn[rows : rows + x.numel()]).view(x.shape)
-    return torch.ge(bytes_, below.view(*x.shape[:-1], 1), out=mask).neg_()
+    return MaskRows(probability, seed).draw(x)
+
+
+class MaskRows:
+    """A mask that is drawn some rows at a time: the very one that ``draw_mask`` draws of all rows at once.
+
+    Args:
+        probability, seed: as of ``draw_mask``.
+    """
+
+    def __init__(self, probability: float, seed: int):
+        self._threshold, self._seed, self._row = round(probability * STEPS), seed, 0
+        self._bits: np.random.SFC64 | None = None
+
+    def draw(self, x: Tensor) -> Mask:
+        """The mask of the next rows.
+
+        Args:
+            x: these rows; its shape, dtype and device are read.
+        """
+        rows = x.numel() // x.shape[-1]
+        first, self._row = self._row, self._row + rows
+        if x.is_cuda:
+            return SeededMask(self._seed, self._threshold, first)
+        if self._bits is None:
+            self._bits = np.random.SFC64(self._seed)
+        return _draw(x, rows, self._threshold, self._bits)
+
+
+def _draw(x: Tensor, rows: int, threshold: int, bits: np.random.SFC64) -> Tensor:
+    """Of each row a word that rounds its probability, then a byte an element."""
+    words, columns = 1 + -(-x.shape[-1] // 8), slice(8, 8 + x.shape[-1])
+    drawn = bits.random_raw(rows * words).view(np.uint8).reshape(rows, 8 * words)
+    below = ((threshold + drawn[:, :1].astype(np.uint32)) >> 8).clip(max=255).astype(np.uint8)
+    mask = torch.empty(rows, x.shape[-1], dtype=BITS[x.element_size()])
+    return torch.ge(torch.from_numpy(drawn[:, columns]), torch.from_numpy(below), out=mask).neg_().view(x.shape)
 
 
 def drop(x_TI: Tensor, mask: Mask | None) -> Tensor:
@@ -64,12 +92,12 @@ def drop(x_TI: Tensor, mask: Mask | None) -> Tensor:
     if mask is None:
         return x_TI
     if isinstance(mask, SeededMask):
-        return on_gpu.drop_seeded(x_TI, mask.seed, mask.threshold)
+        return on_gpu.drop_seeded(x_TI, mask.seed, mask.threshold, first_row=mask.first_row)
     return torch.bitwise_and(x_TI.view(mask.dtype), mask).view(x_TI.dtype)
 
 
 def add_dropped_(onto_TI: Tensor, x_TI: Tensor, mask: Mask | None) -> Tensor:
     """Add ``drop(x, mask)`` to ``onto``; on a GPU in the pass that drops."""
     if isinstance(mask, SeededMask):
-        return on_gpu.drop_seeded(x_TI, mask.seed, mask.threshold, onto_TI)
+        return on_gpu.drop_seeded(x_TI, mask.seed, mask.threshold, onto_TI, mask.first_row)
     return onto_TI.add_(drop(x_TI, mask))

@@ -428,12 +428,12 @@ def _cast_together(layers: Sequence[nn.Module], dtype: torch.dtype) -> dict[LoRA
     return casts
 
 
-def _seeded(mask: Mask | None) -> tuple[int, int]:
-    """Seed and threshold of a mask that is drawn where it is applied; a threshold of 0 for none."""
+def _seeded(mask: Mask | None) -> tuple[int, int, int]:
+    """Seed, threshold and first row of a mask that is drawn where it is applied; a threshold of 0 for none."""
     if mask is None:
-        return 0, 0
+        return 0, 0, 0
     assert isinstance(mask, SeededMask)
-    return mask.seed, mask.threshold
+    return mask.seed, mask.threshold, mask.first_row
 
 
 class _GroupFunction(torch.autograd.Function):

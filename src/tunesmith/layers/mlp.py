@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tunesmith.kernels.glu import glu_backward, glu_forward
 from tunesmith.layers.dropout import draw_mask
 from tunesmith.layers.lora import LoRAGroup, LoRALinear, Norm
+from tunesmith.layers.tiled_mlp import Parts, tiled_mlp
 
 
 class FusedMLP(nn.Module):
@@ -30,10 +31,12 @@ class FusedMLP(nn.Module):
     Attributes:
         is_read: whether anybody looks at the output; not where only gradients are wanted (``models/recompute.py``).
         ends_layer: whether the decoder layer does nothing with the output but add it.
+        tile: tokens that pass at a time (``layers/tiled_mlp.py``); 0 for all.
     """
 
     is_read = True
     ends_layer = False
+    tile: int = 0
 
     def __init__(self, inputs: Mapping[str, LoRALinear], down: LoRALinear, activation: str, norm: Norm):
         super().__init__()
@@ -45,6 +48,8 @@ class FusedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (..., D) to (..., D)."""
+        if 0 < self.tile < x.numel() // x.shape[-1]:
+            return self._tiled(x)
         gate_up_T2F = self.gate_up(x.reshape(-1, x.shape[-1]), self.norm)
         down = self.down_proj
         if down.group.answers(gate_up_T2F):
@@ -54,6 +59,22 @@ class FusedMLP(nn.Module):
         seed = down.dropout_seed() if dropout else 0
         settings = (down.group, self.activation, dropout, seed, self.is_read)
         return _DownFunction.apply(gate_up_T2F, *settings, down.lora_A, down.lora_B).view(x.shape)  # type: ignore[union-attr]
+
+    def _tiled(self, x: Tensor) -> Tensor:
+        first = self.gate_up.layers[0]
+        dropouts = [max(layer.dropout for layer in self.gate_up.layers) if first.training else 0.0]
+        dropouts.append(self.down_proj.dropout if self.down_proj.training else 0.0)
+        seeds = [layer.dropout_seed() if p else 0 for layer, p in zip((first, self.down_proj), dropouts, strict=True)]
+        parts = Parts(
+            gate_up=self.gate_up,
+            down=self.down_proj.group,
+            norm=self.norm,
+            activation=self.activation,
+            dropout=(dropouts[0], dropouts[1]),
+            seeds=(seeds[0], seeds[1]),
+            tile=self.tile,
+        )
+        return tiled_mlp(x.reshape(-1, x.shape[-1]), parts).view(x.shape)
 
 
 class _DownFunction(torch.autograd.Function):

@@ -33,6 +33,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tunesmith.errors import ModelError
 from tunesmith.layers.mlp import FusedMLP
+from tunesmith.layers.offload import HostRing, Kept
 from tunesmith.models.swap import put_module
 
 Policy = Literal["auto", "none", "attention", "mlp", "layer"] | int | tuple[int, ...]
@@ -45,11 +46,16 @@ BLOCKS = {
 
 
 class Recomputed(nn.Module):
-    """A module whose insides are not kept for the backward pass. Everything else that is asked of it, the module answers."""
+    """A module whose insides are not kept for the backward pass. Everything else that is asked of it, the module answers.
 
-    def __init__(self, inner: nn.Module):
+    Args:
+        inner: the module.
+        ring: where its input waits for the backward pass (``layers/offload.py``); None for where it is.
+    """
+
+    def __init__(self, inner: nn.Module, ring: HostRing | None = None):
         super().__init__()
-        self.inner = inner
+        self.inner, self.ring = inner, ring
         self.training = inner.training
 
     def __getattr__(self, name: str) -> Any:
@@ -66,8 +72,20 @@ class Recomputed(nn.Module):
             return self.inner(*args, **kwargs)
         if any(isinstance(value, Cache) for value in (*args, *kwargs.values())):
             raise ModelError("train.recompute cannot run with a key/value cache", "call the model with use_cache=False")
-        settings: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
-        return checkpoint(self.inner, *args, **settings, context_fn=lambda: (contextlib.nullcontext(), self._again()), **kwargs)
+        options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+        options["context_fn"] = lambda: (contextlib.nullcontext(), self._again())
+        ring = self.ring
+        if ring is None:
+            return checkpoint(self.inner, *args, **options, **kwargs)
+        hidden = args[0]
+        away = _Away(ring, hidden)
+
+        def inner(*rest: Any, **named: Any) -> Any:
+            return self.inner(away.tensor(), *rest, **named)
+
+        result = checkpoint(inner, *args[1:], **options, **kwargs)
+        away.leave()
+        return result
 
     @contextlib.contextmanager
     def _again(self) -> Iterator[None]:
@@ -82,21 +100,42 @@ class Recomputed(nn.Module):
                 mlp.is_read = True
 
 
+class _Away:
+    """A layer's input: at hand in the forward pass, in host memory after it. ``checkpoint`` keeps the tensors it is given."""
+
+    def __init__(self, ring: HostRing, x: torch.Tensor):
+        self._ring, self._x, self._requires_grad = ring, x, x.requires_grad
+        self._kept: Kept | None = None
+
+    def tensor(self) -> torch.Tensor:
+        """It; once it has left, as a tensor of its own."""
+        if self._kept is None:
+            return self._x
+        return self._ring.take(self._kept).requires_grad_(self._requires_grad)
+
+    def leave(self) -> None:
+        """Begin to copy it out."""
+        self._kept = self._ring.put(self._x)
+        del self._x
+
+
 @contextlib.contextmanager
-def recompute(model: PreTrainedModel, policy: Policy) -> Iterator[None]:
+def recompute(model: PreTrainedModel, policy: Policy, *, offload: bool = False) -> Iterator[None]:
     """Within the block the parts that the policy names are recomputed; afterwards the model is as it was.
 
     Args:
         policy: ``none``, ``attention``, ``mlp``, ``layer``, n for the first of every n layers, or the numbers of
             layers; ``auto`` that nobody has replaced by one of them (``pipeline/recompute_choice.py``) is ``none``.
+        offload: inputs of recomputed layers wait in host memory; with ``layer``, n or a list alone.
 
     Raises:
         ModelError: the model has no such parts.
     """
     names = recomputed_names(model, policy)
     inner = {name: model.get_submodule(name) for name in names}
+    ring = HostRing(model.device) if offload else None
     for name, module in inner.items():
-        put_module(model, name, Recomputed(module))
+        put_module(model, name, Recomputed(module, ring))
     try:
         yield
     finally:

@@ -109,7 +109,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
 def _inputs(run: RunDir, recipe: Recipe, base: BaseModel, settings: TrainSettings) -> str:
     """What checkpoints must have been made with to be resumed from; how their rate was found is no part of it."""
     parts = ("train", "dev", *(["replay"] if recipe.train.replay else []))
-    trained_by = settings.model_dump(exclude={"keep_checkpoints", "ranks", "race", "recompute", "resident_layers"})
+    trained_by = settings.model_dump(exclude={"keep_checkpoints", "ranks", "race", "recompute", "resident_layers", "offload"})
     return fingerprint(
         [content_hash(run.tokens(part)) for part in parts],
         [base.renderer.template, base.key, recipe.base, recipe.per_layer_embeddings],

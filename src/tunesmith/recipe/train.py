@@ -1,9 +1,9 @@
 """Keys of the adapter and of its training."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tunesmith.recipe.section import Section
 
@@ -86,6 +86,16 @@ class Optimisation(Section):
         "stored once in the cache and streamed: to a GPU from the host's memory or the disk, on a CPU from the mapped file; 0 "
         "takes the least memory; the adapter is the same",
     )
+    offload: Literal["none", "inputs"] = Field(
+        default="none",
+        description="inputs: what a recomputed layer keeps, its input, waits in host memory until the layer goes backward; for "
+        "long rows on a GPU, with recompute layer or n; the result is the same to the bit",
+    )
+    mlp_tile: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
+        default=0,
+        description="tokens that pass an MLP at a time, so that its insides do not grow with the rows; 0 for all at once, auto "
+        "for as many as make 2^27 numbers (4,096 in an 8B model); the result is the same to rounding",
+    )
     max_length: Annotated[int, Field(ge=2)] = Field(
         default=2048, description="longest row, and the tokens of one packed micro-batch"
     )
@@ -109,6 +119,12 @@ class Optimisation(Section):
         description="processes that a training on a CPU is dealt out to, each with one thread; auto takes one a physical core, "
         "fewer where memory is short or a step has fewer packs; the adapter is the same to the byte",
     )
+
+    @model_validator(mode="after")
+    def _offload_needs_recompute(self) -> Self:
+        if self.offload != "none" and not (self.recompute == "layer" or isinstance(self.recompute, int)):
+            raise ValueError(f"offload: {self.offload} needs recompute: layer, or a number; it is {self.recompute}")
+        return self
 
 
 class Train(Optimisation):

@@ -40,9 +40,9 @@ from tunesmith.errors import TrainingError
 from tunesmith.layers.context import Counters, StepContext, at_step
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.attention import PACKED
+from tunesmith.models.keep_less import keep_less, refuse_offload
 from tunesmith.models.load import attention, head_weight
 from tunesmith.models.ranks import Load, Shape, longest_first, obstacle_to_computing, shape_of
-from tunesmith.models.recompute import recompute
 from tunesmith.processes import Team, shared_memory
 from tunesmith.recipe import TrainSettings
 from tunesmith.train.documents import Documents, Pack
@@ -120,6 +120,9 @@ class World:
         dev: documents whose loss is taken; None for none.
         settings: the section ``train`` of a recipe.
         seed: of dropout.
+
+    Raises:
+        TrainingError: ``train.offload`` or ``train.ranks`` on a device that has no use for it.
     """
 
     def __init__(
@@ -135,6 +138,7 @@ class World:
         self._model, self._train, self._steps, self._settings, self._seed = model, train, steps, settings, seed
         self._parameters = [p for layer in layers.values() for p in layer.parameters() if p.requires_grad]
         self._device, self._width = head_weight(model).device, head_weight(model).shape[1]
+        refuse_offload(settings, self._device.type)
         self._capacity = self._pack_tokens(train)
         self.dev_packs: list[Pack] = []
         if dev is not None:
@@ -251,7 +255,7 @@ class World:
         hardware.keep_freed_memory()
         self._stack = ExitStack()
         self._stack.enter_context(attention(self._model.eval(), PACKED))
-        self._stack.enter_context(recompute(self._model, self._settings.recompute))
+        self._stack.enter_context(keep_less(self._model, self._settings))
         self._stack.enter_context(deterministic(self._settings.deterministic))
 
     def _work(self, job: bytes, item: int) -> bytes:

@@ -40,9 +40,9 @@ from tunesmith.layers.experts import Adapted
 from tunesmith.layers.nf4 import NF4Weight
 from tunesmith.models.attention import PACKED
 from tunesmith.models.gpu_failure import is_gpu_failure, next_try, words_of
+from tunesmith.models.keep_less import keep_less
 from tunesmith.models.load import attention, head_weight
 from tunesmith.models.ranks import threads
-from tunesmith.models.recompute import recompute
 from tunesmith.recipe import TrainSettings
 from tunesmith.rundir.records.events import Metric
 from tunesmith.rundir.records.training import DevLoss, Spike, Step
@@ -381,8 +381,8 @@ def steps_in_world(
     try:
         for number in range(first, len(steps)):
             world.start()
-            recomputed, fixed = recompute(model, settings.recompute), deterministic(settings.deterministic)
-            with attention(model.eval(), PACKED), recomputed, fixed, threads(world.threads):
+            less, fixed = keep_less(model, settings), deterministic(settings.deterministic)
+            with attention(model.eval(), PACKED), less, fixed, threads(world.threads):
                 record = _optimizer_step(train, steps, number, optimizer, settings, world)
                 if record.step in eval_steps:
                     _refuse_broken_weights(layers, record.step)

@@ -33,10 +33,10 @@ from tunesmith.kernels.triton.dropout import drawn_bits
 
 LAYERS = 3  # of a group, at most
 NARROWEST = 16  # columns of an operand of tl.dot
-Dropped = tuple[int, int]  # seed and threshold of a mask; a threshold of 0 drops nothing
+Dropped = tuple[int, int, int]  # seed, threshold and first row of a mask; a threshold of 0 drops nothing
 
 
-@triton.jit(do_not_specialize=["seed", "threshold"])
+@triton.jit(do_not_specialize=["seed", "threshold", "first_row"])
 def _project(
     x_ptr,
     A_ptr,
@@ -44,6 +44,7 @@ def _project(
     xA_ptr,
     seed,
     threshold,
+    first_row,
     tokens,
     inputs,
     ranks,
@@ -66,7 +67,7 @@ def _project(
             tl.store(z_ptr + row[:, None] * z_stride + col[None, :], x, mask)
         if DROPS:
             eight = start // 8 + tl.arange(0, BLOCK_I // 8)
-            x = tl.where(drawn_bits(seed, row[:, None], eight[None, :]) >= threshold, x, 0.0)
+            x = tl.where(drawn_bits(seed, row[:, None] + first_row, eight[None, :]) >= threshold, x, 0.0)
         A = tl.load(A_ptr + s[:, None] * inputs + col[None, :], (s[:, None] < ranks) & (col[None, :] < inputs), other=0.0)
         acc = tl.dot(x, tl.trans(A), acc, input_precision="ieee")
     xA = acc.to(xA_ptr.dtype.element_ty)
@@ -75,13 +76,14 @@ def _project(
     tl.store(z_ptr + row[:, None] * z_stride + inputs + s[None, :], xA, mask)
 
 
-@triton.jit(do_not_specialize=["seed", "threshold"])
+@triton.jit(do_not_specialize=["seed", "threshold", "first_row"])
 def _add_update(
     dx_ptr,
     dxA_ptr,
     A_ptr,
     seed,
     threshold,
+    first_row,
     tokens,
     inputs,
     ranks,
@@ -103,7 +105,7 @@ def _add_update(
         A = tl.load(A_ptr + s[:, None] * inputs + col[None, :], (s[:, None] < ranks) & (col[None, :] < inputs), other=0.0)
         acc = tl.dot(dxA, A, acc, input_precision="ieee")
     eight = tl.program_id(1) * (BLOCK_I // 8) + tl.arange(0, BLOCK_I // 8)
-    acc = tl.where(drawn_bits(seed, row[:, None], eight[None, :]) >= threshold, acc, 0.0)
+    acc = tl.where(drawn_bits(seed, row[:, None] + first_row, eight[None, :]) >= threshold, acc, 0.0)
     place = dx_ptr + row[:, None] * dx_stride + col[None, :]
     acc += tl.load(place, mask, other=0.0).to(tl.float32)
     tl.store(place, acc.to(dx_ptr.dtype.element_ty), mask)
@@ -119,6 +121,7 @@ def _gradient_A_of_tile(
     dA_ptr,
     seed,
     threshold,
+    first_row,
     offset,
     tokens,
     inputs,
@@ -146,7 +149,7 @@ def _gradient_A_of_tile(
             x = (x.to(tl.float32) * rstd[:, None] * weight[None, :]).to(x.dtype)
         if DROPS:
             eight = tile * (BLOCK_C // 8) + tl.arange(0, BLOCK_C // 8)
-            x = tl.where(drawn_bits(seed, row, eight[None, :]) >= threshold, x, 0.0)
+            x = tl.where(drawn_bits(seed, row + first_row, eight[None, :]) >= threshold, x, 0.0)
         dxA = tl.load(dxA_ptr + row * dxA_stride + s[None, :], (row < tokens) & (s[None, :] < ranks), other=0.0)
         acc = tl.dot(tl.trans(dxA), x, acc, input_precision="ieee")
     place = dA_ptr + s[:, None].to(tl.int64) * inputs + col[None, :]
@@ -182,7 +185,7 @@ def _gradient_B_of_tile(
     tl.store(place, (acc * scale).to(dB_ptr.dtype.element_ty), (col[:, None] < outputs) & (r[None, :] < rank))
 
 
-@triton.jit(do_not_specialize=["seed", "threshold"])
+@triton.jit(do_not_specialize=["seed", "threshold", "first_row"])
 def _gradients(
     x_ptr,
     weight_ptr,
@@ -194,6 +197,7 @@ def _gradients(
     dB_ptr,
     seed,
     threshold,
+    first_row,
     offset,
     tokens,
     inputs,
@@ -232,6 +236,7 @@ def _gradients(
             dA_ptr,
             seed,
             threshold,
+            first_row,
             offset,
             tokens,
             inputs,

@@ -35,11 +35,11 @@ def drawn_bits(seed, row, eight):
     return tl.interleave(low, high).to(tl.int32)
 
 
-@triton.jit(do_not_specialize=["seed", "threshold"])
-def _drop(x_ptr, out_ptr, seed, threshold, inputs, x_stride, out_stride, ADDS: tl.constexpr, GROUPS: tl.constexpr):
+@triton.jit(do_not_specialize=["seed", "threshold", "first_row"])
+def _drop(x_ptr, out_ptr, seed, threshold, first_row, inputs, x_stride, out_stride, ADDS: tl.constexpr, GROUPS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
-    drawn = drawn_bits(seed, row, group)
+    drawn = drawn_bits(seed, row + first_row, group)
     col = tl.program_id(1) * GROUPS * 8 + tl.arange(0, GROUPS * 8)
     mask = col < inputs
     x = tl.load(x_ptr + row * x_stride + col, mask, other=0.0)
@@ -49,7 +49,7 @@ def _drop(x_ptr, out_ptr, seed, threshold, inputs, x_stride, out_stride, ADDS: t
     tl.store(out_ptr + row * out_stride + col, left.to(out_ptr.dtype.element_ty), mask)
 
 
-def drop_seeded(x_TI: Tensor, seed: int, threshold: int, onto: Tensor | None = None) -> Tensor:
+def drop_seeded(x_TI: Tensor, seed: int, threshold: int, onto: Tensor | None = None, first_row: int = 0) -> Tensor:
     """``x_TI`` with zeros where the seed's mask drops an element; added to ``onto`` where that is given.
 
     Args:
@@ -57,6 +57,7 @@ def drop_seeded(x_TI: Tensor, seed: int, threshold: int, onto: Tensor | None = N
         seed: 0 to 2^63 - 1.
         threshold: an element is dropped with probability ``threshold / 2^16``.
         onto: shape and dtype of x, last dimension contiguous; overwritten by the sum, which is rounded once.
+        first_row: of the tensor of which x is some rows; its mask there is drawn.
 
     Returns:
         ``onto``, or a new contiguous tensor.
@@ -69,5 +70,5 @@ def drop_seeded(x_TI: Tensor, seed: int, threshold: int, onto: Tensor | None = N
     if tokens and inputs:
         grid = (tokens, triton.cdiv(inputs, groups * LANES))
         sizes = (inputs, x_TI.stride(0), out_TI.stride(0))
-        _drop[grid](x_TI, out_TI, seed, threshold, *sizes, ADDS=onto is not None, GROUPS=groups)
+        _drop[grid](x_TI, out_TI, seed, threshold, first_row, *sizes, ADDS=onto is not None, GROUPS=groups)
     return out_TI
