@@ -51,6 +51,7 @@ class BaseModel:
         revision, sha256: what must be found there: the commit of a hub id, the hash of a file.
         base, arithmetic: storage and dtype that are asked for, ``recipe.base`` and ``recipe.train.compute``.
         per_layer_embeddings: where the table that feeds every layer lies, as in the recipe.
+        embedding_on, base_head: where the embedding lies and what the head is kept in, as in the recipe.
         template: Jinja text that takes the place of the tokenizer's own.
         enable_thinking: switches thinking in the template.
         moment: what a template that reads the clock writes for good; None: the day on which it is first used.
@@ -62,6 +63,8 @@ class BaseModel:
     base: str = "auto"
     arithmetic: str = "auto"
     per_layer_embeddings: str = "auto"
+    embedding_on: str = "device"
+    base_head: str = "auto"
     template: str | None = None
     enable_thinking: bool | None = None
     moment: datetime | None = None
@@ -106,7 +109,8 @@ class BaseModel:
     @property
     def answering_key(self) -> str:
         """Fingerprint of the model and of how it is kept while it answers."""
-        return fingerprint(self.key, self.base, self.arithmetic, self.per_layer_embeddings)
+        kept = (self.base_head,) if self.base_head != "auto" else ()
+        return fingerprint(self.key, self.base, self.arithmetic, self.per_layer_embeddings, *kept)
 
     def render(self, rows: Iterable[Example]) -> list[Rendered]:
         """Token ids and supervision of rows: objects with ``messages``, and ``tools`` where there are some.
@@ -130,7 +134,8 @@ class BaseModel:
         """
         if adapter is not None:
             refuse_other_base(adapter, self.directory)
-        model = load_model(self.directory, self.compute, self.storage, best_device(), self.per_layer_embeddings)
+        places = (self.per_layer_embeddings, self.embedding_on, self.base_head)
+        model = load_model(self.directory, self.compute, self.storage, best_device(), *places)
         if adapter is None:
             return LoadedModel(base=self, model=model)
         return LoadedModel(base=self, model=model, layers=load_adapted(model, adapter), lora=read_lora(adapter))
@@ -229,6 +234,8 @@ def open_base(
         base=base or model.base,
         arithmetic=compute or model.train.compute,
         per_layer_embeddings=model.per_layer_embeddings,
+        embedding_on=model.train.embedding_on,
+        base_head=model.base_head,
         template=template,
         enable_thinking=enable_thinking,
     )

@@ -45,6 +45,7 @@ from torch import Tensor
 
 from tunesmith.kernels import triton as on_gpu
 from tunesmith.kernels.fp16_scaled_mm import OverflowRows, scaled_mm, scaled_mm_back
+from tunesmith.kernels.sliced import SlicedHead, sliced_mm, sliced_mm_back
 
 CHUNK = 256  # rows of logits alive at once
 BLOCK = 16  # rows that are taken to fp32 at once: 3 MB at V = 49,152
@@ -119,26 +120,29 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden_ND: Tensor,
-        head_VD: Tensor,
+        head_VD: Tensor | SlicedHead,
         target_N: Tensor,
         softcap: float | None,
         overflow: OverflowRows | None,
         bias_V: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        half = hidden_ND.dtype == torch.float32 and head_VD.dtype == torch.float16
+        dense = isinstance(head_VD, Tensor)
+        half = dense and hidden_ND.dtype == torch.float32 and head_VD.dtype == torch.float16
         device, dtype = hidden_ND.device, hidden_ND.dtype
         grad_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
         loss = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=device)
         correct = torch.zeros((), dtype=torch.int64, device=device)
         widen = hidden_ND.is_cuda and dtype != torch.float32
         buffer_CV = torch.empty(
-            min(CHUNK, len(hidden_ND)), len(head_VD), dtype=torch.float32 if widen else dtype, device=device
+            min(CHUNK, len(hidden_ND)), head_VD.shape[0], dtype=torch.float32 if widen else dtype, device=device
         )
         for start in range(0, len(hidden_ND), CHUNK):
             rows = slice(start, start + CHUNK)
             target_C = target_N[rows]
             logits_CV = buffer_CV[: len(target_C)]
-            if half:
+            if not isinstance(head_VD, Tensor):
+                sliced_mm(hidden_ND[rows], head_VD, logits_CV, overflow)
+            elif half:
                 scaled_mm(hidden_ND[rows], head_VD, out=logits_CV, overflow=overflow)
             elif widen:
                 torch.mm(hidden_ND[rows], head_VD.T, out_dtype=torch.float32, out=logits_CV)
@@ -151,7 +155,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             loss_C, correct_C = cross_entropy_rows_(logits_CV, target_C, softcap, grad_CV if widen else None)
             loss += loss_C.sum()
             correct += correct_C.sum()
-            if grad_ND is not None and half:
+            if grad_ND is not None and not isinstance(head_VD, Tensor):
+                grad_ND[rows] = sliced_mm_back(grad_CV, head_VD, overflow)
+            elif grad_ND is not None and half:
                 scaled_mm_back(logits_CV, head_VD, out=grad_ND[rows], overflow=overflow)
             elif grad_ND is not None:
                 torch.mm(grad_CV, head_VD, out=grad_ND[rows])
@@ -168,7 +174,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def linear_cross_entropy(
     hidden_ND: Tensor,
-    head_VD: Tensor,
+    head_VD: Tensor | SlicedHead,
     target_N: Tensor,
     softcap: float | None = None,
     overflow: OverflowRows | None = None,
@@ -178,7 +184,8 @@ def linear_cross_entropy(
 
     Args:
         hidden_ND: last hidden states of the supervised positions, shape (N, D), fp32, bf16 or fp16 (fp64 off the GPU).
-        head_VD: frozen output embedding, shape (V, D), same dtype, or fp16 under an fp32 hidden_ND. Gets no gradient.
+        head_VD: frozen output embedding, shape (V, D), same dtype, or fp16 under an fp32 hidden_ND; or one that is dense a
+            slice at a time. Gets no gradient.
         target_N: the next token of each position, shape (N,), int64.
         softcap: final soft-capping of the logits, or None.
         overflow: where rows beyond fp16 are counted, under a head in fp16.

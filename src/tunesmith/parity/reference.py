@@ -30,6 +30,7 @@ from tunesmith.engines.decode import StopRule, greedy
 from tunesmith.engines.form import ComputePlace, model_logits
 from tunesmith.engines.in_process import InProcessEngine
 from tunesmith.errors import ModelError
+from tunesmith.layers.embedding import HostEmbedding
 from tunesmith.layers.experts import Adapted
 from tunesmith.messages import Message
 from tunesmith.models.adapter import load_adapted
@@ -150,9 +151,12 @@ def _load(trained: Trained, place: ComputePlace) -> tuple[PreTrainedModel, dict[
     """The base as training stored it, with the adapter on it."""
     recipe = trained.recipe
     storage = "nf4" if recipe.base == "nf4" else place.arithmetic
-    model = load_model(trained.base.directory, place.arithmetic, storage, place.device, recipe.per_layer_embeddings)
+    model = load_model(
+        trained.base.directory, place.arithmetic, storage, place.device, recipe.per_layer_embeddings, base_head=recipe.base_head
+    )
     if place.arithmetic == "fp32" and trained.base.compute == "bf16":
-        for parameter in model.parameters():  # as training stored them; a checkpoint in bf16 stays as it is
+        tables = [module.weight for module in model.modules() if isinstance(module, HostEmbedding)]
+        for parameter in (*model.parameters(), *tables):  # as training stored them; a checkpoint in bf16 stays as it is
             parameter.copy_(parameter.bfloat16())
     layers = load_adapted(model, trained.adapter)
     return model, layers

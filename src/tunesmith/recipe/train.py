@@ -76,6 +76,11 @@ class Optimisation(Section):
         "every layer, or every n-th layer (gradient checkpointing); the result is the same; auto takes the first of them that "
         "fits a GPU's memory by estimate, and none on a CPU",
     )
+    embedding_on: Literal["device", "host"] = Field(
+        default="device",
+        description="where the embedding table lies: host keeps it in host memory and copies the rows of each pack to the GPU; "
+        "the result is the same; a model whose head shares the table needs base_head: int8 for it",
+    )
     max_length: Annotated[int, Field(ge=2)] = Field(
         default=2048, description="longest row, and the tokens of one packed micro-batch"
     )

@@ -22,7 +22,7 @@ from tunesmith.kernels.cross_entropy import linear_cross_entropy
 from tunesmith.layers.context import Counters, StepContext, at_step
 from tunesmith.layers.embedding import known_ids
 from tunesmith.models.fuse import narrows
-from tunesmith.models.load import decoder, head_of, head_weight
+from tunesmith.models.load import decoder, head_of, head_rows, head_weight
 from tunesmith.train.documents import Documents, Pack, make_shared_pack
 from tunesmith.train.prefix import even_parts, find_groups, micro_batches
 
@@ -52,8 +52,7 @@ def pack_loss(model: PreTrainedModel, pack: Pack, counters: Counters | None = No
     Args:
         counters: of the step; None where nothing is counted.
     """
-    head_VD = head_weight(model)
-    there, pack = pack, pack.to(head_VD.device)
+    there, pack = pack, pack.to(head_weight(model).device)
     with nullcontext() if there is pack else known_ids(model, there.ids_1T):
         hidden_XD = decoder(model)(
             input_ids=pack.ids_1T, position_ids=pack.position_1T, spans=pack.spans, rows_N=pack.predict_N, use_cache=False
@@ -61,7 +60,7 @@ def pack_loss(model: PreTrainedModel, pack: Pack, counters: Counters | None = No
     hidden_ND = hidden_XD if narrows(model) else hidden_XD[pack.predict_N]
     softcap = vars(model.config).get("final_logit_softcapping")
     overflow = None if counters is None else counters.overflow
-    return linear_cross_entropy(hidden_ND, head_VD, pack.target_N, softcap, overflow, head_of(model).bias)
+    return linear_cross_entropy(hidden_ND, head_rows(model), pack.target_N, softcap, overflow, head_of(model).bias)
 
 
 def step_packs(documents: Documents, packs: list[tuple[int, ...]], most: int, tokens: int | None = None) -> list[Pack]:
