@@ -105,7 +105,7 @@ def test_a_head_in_slices_is_the_whole_head(in_fp16, bias, monkeypatch):
     logits = Int8Head(table, bias_V)(whole)
     nn.functional.cross_entropy(logits, target, reduction="sum").backward()
     (loss + expected).backward()
-    close = {"rtol": 2e-3, "atol": 2e-3} if in_fp16 else {}
+    close = {"rtol": 1e-2, "atol": 1e-2} if in_fp16 else {}
     torch.testing.assert_close(loss, expected, **close)
     assert int(correct) == int(right)
     torch.testing.assert_close(logits, nn.functional.linear(x, dense, bias_V), **close)

@@ -13,7 +13,7 @@ model does not bear.
 Cost on a GPU: every chunk of 256 supervised rows reads V D bytes and writes and reads 2 V D, twice; a token that is decoded,
 once.
 
-Shape suffixes: T tokens, C rows of a product, D hidden size, V vocabulary, P some of the rows.
+Shape suffixes: T tokens, C rows of one chunk, D hidden size, V vocabulary, P some of the rows.
 """
 
 from typing import Any

@@ -8,7 +8,7 @@ On a CPU packs are what is dealt out to processes, so there a step should have f
 than its products need to be efficient, or two where four would be too small: ``pack_tokens``. It follows from recipe and rows
 alone.
 
-Shape suffixes: T tokens, N rows (positions that predict), D hidden size, V vocabulary; here: X is N where the last layer is
+Shape suffixes: T tokens, N rows (positions that predict), D hidden size; here: X is N where the last layer is
 narrow, else T.
 """
 
