@@ -6,7 +6,7 @@ import torch
 from tunesmith.kernels.triton.adapter import adapter_gradients, add_update_, project
 from tunesmith.kernels.triton.dropout import drop_seeded
 
-DROPPED = (0x1234_5678_9ABC, 2**15)
+DROPPED = (0x1234_5678_9ABC, 2**15, 0)
 DTYPES = [(torch.float32, 1e-5), (torch.float16, 2e-3), pytest.param(torch.bfloat16, 2e-2, marks=pytest.mark.gpu)]
 SIZES = [(20, 40, (4,)), (3, 33, (1, 0, 6)), (35, 70, (8, 8, 16))]  # tokens, inputs, ranks
 
@@ -17,7 +17,8 @@ def _drawn(*shape, dtype, device):
 
 
 def _dropped(x, dropped):
-    return drop_seeded(x, *dropped).double() if dropped[1] else x.double()
+    seed, threshold, first_row = dropped
+    return drop_seeded(x, seed, threshold, first_row=first_row).double() if threshold else x.double()
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +26,7 @@ def _seed():
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("dropped", [DROPPED, (0, 0)])
+@pytest.mark.parametrize("dropped", [DROPPED, (5, 2**15, 7), (0, 0, 0)])
 @pytest.mark.parametrize(("tokens", "inputs", "ranks"), SIZES)
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 def test_input_and_narrow_product_stand_side_by_side(tokens, inputs, ranks, dtype, tolerance, dropped, device):

@@ -30,6 +30,22 @@ def test_equals_the_reference(C, V, dtype, softcap, device):
     assert correct[0] and (softcap is not None or torch.equal(correct.cpu(), expected_correct))
 
 
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("V", [37, BLOCK, 3 * BLOCK + 2])
+def test_a_narrow_gradient_takes_the_place_of_its_own_row(V, softcap, device):
+    torch.manual_seed(V)
+    logits, target = torch.randn(3, V, device=device) * 4, torch.randint(V, (3,), device=device)
+    wide = logits.clone()
+    loss, correct = cross_entropy_rows_(wide, target, softcap)
+    for function in (cross_entropy_rows_, reference.cross_entropy_rows_):
+        work = logits.clone()
+        out = reference.narrow_view(work, torch.float16)
+        found, same = function(work, target, softcap, out)
+        torch.testing.assert_close(found, loss)
+        assert torch.equal(same, correct)
+        torch.testing.assert_close(out.float(), wide, rtol=2e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("gap", [10.0, 17.0, 20.0, 40.0])
 def test_a_target_far_ahead_keeps_its_loss_and_gradient(gap, device):
     logits, target = _operands(2, BLOCK + 9, torch.float32, device)

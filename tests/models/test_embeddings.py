@@ -67,7 +67,8 @@ def test_the_table_stays_where_it_is_when_the_model_goes(directory):
     assert held.scale is not None and held.scale.is_meta
     assert held.rows.weight.device.type == "cpu" and held.rows.weight.dtype == torch.float32
     model = load_model(directory, "bf16", device="meta")  # any device but the CPU: the table is left out of the move
-    assert {name for name, p in model.named_parameters() if not p.is_meta} == {f"{TABLE}.rows.weight"}
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    assert {name for name, t in tensors if not t.is_meta} == {f"{TABLE}.rows.weight"}
 
 
 def test_a_training_reads_no_ids_off_the_device(directory, monkeypatch):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
-from transformers import Gemma4ForCausalLM, Gemma4TextConfig
+from transformers import Gemma4ForCausalLM, Gemma4TextConfig, LlamaConfig, LlamaForCausalLM
 
 from tunesmith.checkpoints.resolve import find_model
 from tunesmith.data.pack import Plan
@@ -144,6 +144,14 @@ def _per_layer_table(recipe, tmp):
     return {type(module) for name, module in model.named_modules() if "embed_tokens_per_layer" in name}
 
 
+def _tables(recipe, tmp):
+    """What holds the embedding and the head of a model that has both."""
+    config = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 8}
+    LlamaForCausalLM(LlamaConfig(**config, tie_word_embeddings=False)).save_pretrained(tmp / "untied")
+    model = load_model(tmp / "untied", "fp32", embedding_on=recipe.train.embedding_on, base_head=recipe.base_head)
+    return type(model.get_input_embeddings()), type(model.get_output_embeddings())
+
+
 def _adapter(recipe, tmp):
     model = load_model(find_model(recipe.model), "fp32")
     layers = add_lora(model, recipe.lora, recipe.seed)
@@ -183,6 +191,8 @@ def _merged_into(recipe, tmp):  # what the merge is asked for, up to where its d
 OBSERVE = {
     "base": ("bf16", lambda r, t: load_model(find_model(r.model), r.base).dtype),
     "per_layer_embeddings": ("nf4", _per_layer_table),
+    "base_head": ("int8", _tables),
+    "train.embedding_on": ("host", _tables),
     "lora.r": (2, _adapter),
     "lora.alpha": (3, _adapter),
     "lora.dropout": (0.5, _adapter),

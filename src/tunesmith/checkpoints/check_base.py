@@ -43,6 +43,11 @@ def check_base(recipe: Recipe, facts: BaseFacts) -> None:
             "export.lora_gguf with lora.use_dora: a GGUF of an adapter holds no lengths of rows",
             "set export.lora_gguf: false and serve the merged GGUF, or lora.use_dora: false",
         )
+    if recipe.train.embedding_on == "host" and recipe.base_head == "auto" and facts.tied and not facts.own_head:
+        raise RecipeError(
+            "train.embedding_on: host, but the output head of this model is the same table, and a step reads all of it",
+            "add base_head: int8, which gives the GPU a head of its own in 8 bits; or set train.embedding_on: device",
+        )
     context, positions = recipe.export.num_ctx, facts.max_positions
     if context is not None and positions is not None and context > positions:
         raise RecipeError(f"export.num_ctx: {context:,}, the model takes {positions:,} tokens", f"at most {positions}")

@@ -52,6 +52,7 @@ class BaseModel:
         base, arithmetic: storage and dtype that are asked for, ``recipe.base`` and ``recipe.train.compute``.
         per_layer_embeddings, resident_layers: where the table that feeds every layer lies and how many of the first decoder
             layers stay on the device, as in the recipe.
+        embedding_on, base_head: where the embedding lies and what the head is kept in, as in the recipe.
         template: Jinja text that takes the place of the tokenizer's own.
         enable_thinking: switches thinking in the template.
         moment: what a template that reads the clock writes for good; None: the day on which it is first used.
@@ -64,6 +65,8 @@ class BaseModel:
     arithmetic: str = "auto"
     per_layer_embeddings: str = "auto"
     resident_layers: int | str = "all"
+    embedding_on: str = "device"
+    base_head: str = "auto"
     template: str | None = None
     enable_thinking: bool | None = None
     moment: datetime | None = None
@@ -108,7 +111,8 @@ class BaseModel:
     @property
     def answering_key(self) -> str:
         """Fingerprint of the model and of how it is kept while it answers."""
-        return fingerprint(self.key, self.base, self.arithmetic, self.per_layer_embeddings)
+        kept = (self.base_head,) if self.base_head != "auto" else ()
+        return fingerprint(self.key, self.base, self.arithmetic, self.per_layer_embeddings, *kept)
 
     def render(self, rows: Iterable[Example]) -> list[Rendered]:
         """Token ids and supervision of rows: objects with ``messages``, and ``tools`` where there are some.
@@ -132,7 +136,7 @@ class BaseModel:
         """
         if adapter is not None:
             refuse_other_base(adapter, self.directory)
-        places = (self.per_layer_embeddings, self.resident_layers)
+        places = (self.per_layer_embeddings, self.resident_layers, self.embedding_on, self.base_head)
         model = load_model(self.directory, self.compute, self.storage, best_device(), *places)
         if adapter is None:
             return LoadedModel(base=self, model=model)
@@ -233,6 +237,8 @@ def open_base(
         arithmetic=compute or model.train.compute,
         per_layer_embeddings=model.per_layer_embeddings,
         resident_layers=model.train.resident_layers,
+        embedding_on=model.train.embedding_on,
+        base_head=model.base_head,
         template=template,
         enable_thinking=enable_thinking,
     )

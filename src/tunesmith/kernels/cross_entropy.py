@@ -7,7 +7,8 @@ computed in the same visit, so that the logits of a chunk live once and the back
 the incoming gradient. The head itself is frozen (LoRA never trains it), so no weight gradient exists.
 
 The chunk size is a constant, not a function of free memory: the order of additions, and with it every bit of the
-result, depends on the data alone. Memory: ``CHUNK * V * 4`` bytes (50 MB at V = 49,152).
+result, depends on the data alone. Memory: ``min(CHUNK, N) * V * 4`` bytes on a GPU and in fp32 (50 MB at V = 49,152), half of
+it in 16 bits on a CPU, and ``2 N D`` or ``4 N D`` for the gradient.
 
 Between the two GEMMs of a chunk, ``cross_entropy_rows_`` turns logits into their gradient where they lie. Its unit is the pass
 over memory: one maximum and one softmax (which ATen fuses row by row), instead of argmax, logsumexp, difference and
@@ -44,32 +45,42 @@ from torch import Tensor
 
 from tunesmith.kernels import triton as on_gpu
 from tunesmith.kernels.fp16_scaled_mm import OverflowRows, scaled_mm, scaled_mm_back
+from tunesmith.kernels.sliced import SlicedHead, sliced_mm, sliced_mm_back
 
 CHUNK = 256  # rows of logits alive at once
 BLOCK = 16  # rows that are taken to fp32 at once: 3 MB at V = 49,152
 
 
-def cross_entropy_rows_(logits_CV: Tensor, target_C: Tensor, softcap: float | None = None) -> tuple[Tensor, Tensor]:
+def narrow_view(logits_CV: Tensor, dtype: torch.dtype) -> Tensor:
+    """Room for a gradient of a narrower dtype in the memory of the logits: each row in the first bytes of its own."""
+    return logits_CV.view(dtype)[:, : logits_CV.shape[1]]
+
+
+def cross_entropy_rows_(
+    logits_CV: Tensor, target_C: Tensor, softcap: float | None = None, out_CV: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The loss of every row; ``logits_CV`` is overwritten with the gradient of that loss with respect to it.
 
     Args:
         logits_CV: before soft-capping, shape (C, V), fp32, bf16 or fp16 (fp64 off the GPU); rows may be strided.
         target_C: shape (C,), int64.
         softcap: logits are replaced by ``softcap * tanh(logits / softcap)``; None leaves them as they are.
+        out_CV: ``narrow_view`` of the logits, where the gradient goes instead, rounded to its dtype.
 
     Returns:
         ``(loss_C, correct_C)``: nats in fp32 (fp64 for fp64), and whether the target is the first of the largest logits.
     """
     if logits_CV.is_cuda:
-        return on_gpu.cross_entropy_rows_(logits_CV, target_C, softcap)
+        return on_gpu.cross_entropy_rows_(logits_CV, target_C, softcap, out_CV)
     wide = torch.promote_types(logits_CV.dtype, torch.float32)
     loss_C = torch.empty(len(logits_CV), dtype=wide, device=logits_CV.device)
     correct_C = torch.empty(len(logits_CV), dtype=torch.bool, device=logits_CV.device)
-    as_it_is = logits_CV.dtype == wide and logits_CV.is_contiguous() and softcap is None
+    as_it_is = out_CV is None and logits_CV.dtype == wide and logits_CV.is_contiguous() and softcap is None
     rows = max(len(logits_CV), 1) if as_it_is else BLOCK
-    parts = zip(logits_CV.split(rows), target_C.split(rows), loss_C.split(rows), correct_C.split(rows), strict=True)
-    for logits_PV, target_P, loss_P, correct_P in parts:
-        work_PV = logits_PV.to(wide).contiguous()
+    grad_CV = logits_CV if out_CV is None else out_CV
+    parts = zip(*(x.split(rows) for x in (logits_CV, grad_CV, target_C, loss_C, correct_C)), strict=True)
+    for logits_PV, grad_PV, target_P, loss_P, correct_P in parts:
+        work_PV = logits_PV.to(wide, copy=out_CV is not None).contiguous()
         if softcap is None:
             _plain_rows_(work_PV, target_P, loss_P, correct_P)
         else:
@@ -79,7 +90,7 @@ def cross_entropy_rows_(logits_CV: Tensor, target_C: Tensor, softcap: float | No
             # d tanh(z) = 1 - tanh(z)^2; the factor softcap and its inverse cancel.
             work_PV.addcmul_(work_PV * tanh_PV, tanh_PV, value=-1)
         if not as_it_is:
-            logits_PV.copy_(work_PV)
+            grad_PV.copy_(work_PV)
     return loss_C, correct_C
 
 
@@ -109,26 +120,29 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden_ND: Tensor,
-        head_VD: Tensor,
+        head_VD: Tensor | SlicedHead,
         target_N: Tensor,
         softcap: float | None,
         overflow: OverflowRows | None,
         bias_V: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        half = hidden_ND.dtype == torch.float32 and head_VD.dtype == torch.float16
+        dense = isinstance(head_VD, Tensor)
+        half = dense and hidden_ND.dtype == torch.float32 and head_VD.dtype == torch.float16
         device, dtype = hidden_ND.device, hidden_ND.dtype
         grad_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
         loss = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=device)
         correct = torch.zeros((), dtype=torch.int64, device=device)
         widen = hidden_ND.is_cuda and dtype != torch.float32
         buffer_CV = torch.empty(
-            min(CHUNK, len(hidden_ND)), len(head_VD), dtype=torch.float32 if widen else dtype, device=device
+            min(CHUNK, len(hidden_ND)), head_VD.shape[0], dtype=torch.float32 if widen else dtype, device=device
         )
         for start in range(0, len(hidden_ND), CHUNK):
             rows = slice(start, start + CHUNK)
             target_C = target_N[rows]
             logits_CV = buffer_CV[: len(target_C)]
-            if half:
+            if not isinstance(head_VD, Tensor):
+                sliced_mm(hidden_ND[rows], head_VD, logits_CV, overflow)
+            elif half:
                 scaled_mm(hidden_ND[rows], head_VD, out=logits_CV, overflow=overflow)
             elif widen:
                 torch.mm(hidden_ND[rows], head_VD.T, out_dtype=torch.float32, out=logits_CV)
@@ -136,13 +150,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 torch.mm(hidden_ND[rows], head_VD.T, out=logits_CV)
             if bias_V is not None:
                 logits_CV.add_(bias_V)
-            loss_C, correct_C = cross_entropy_rows_(logits_CV, target_C, softcap)
+            # A gradient of 16 bits is written over its logits: a copy beside them would be half as much again.
+            grad_CV = narrow_view(logits_CV, dtype) if widen else logits_CV
+            loss_C, correct_C = cross_entropy_rows_(logits_CV, target_C, softcap, grad_CV if widen else None)
             loss += loss_C.sum()
             correct += correct_C.sum()
-            if grad_ND is not None and half:
+            if grad_ND is not None and not isinstance(head_VD, Tensor):
+                grad_ND[rows] = sliced_mm_back(grad_CV, head_VD, overflow)
+            elif grad_ND is not None and half:
                 scaled_mm_back(logits_CV, head_VD, out=grad_ND[rows], overflow=overflow)
             elif grad_ND is not None:
-                torch.mm(logits_CV.to(dtype), head_VD, out=grad_ND[rows])
+                torch.mm(grad_CV, head_VD, out=grad_ND[rows])
         if grad_ND is not None:
             ctx.save_for_backward(grad_ND)
         ctx.mark_non_differentiable(correct)
@@ -156,7 +174,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def linear_cross_entropy(
     hidden_ND: Tensor,
-    head_VD: Tensor,
+    head_VD: Tensor | SlicedHead,
     target_N: Tensor,
     softcap: float | None = None,
     overflow: OverflowRows | None = None,
@@ -166,7 +184,8 @@ def linear_cross_entropy(
 
     Args:
         hidden_ND: last hidden states of the supervised positions, shape (N, D), fp32, bf16 or fp16 (fp64 off the GPU).
-        head_VD: frozen output embedding, shape (V, D), same dtype, or fp16 under an fp32 hidden_ND. Gets no gradient.
+        head_VD: frozen output embedding, shape (V, D), same dtype, or fp16 under an fp32 hidden_ND; or one that is dense a
+            slice at a time. Gets no gradient.
         target_N: the next token of each position, shape (N,), int64.
         softcap: final soft-capping of the logits, or None.
         overflow: where rows beyond fp16 are counted, under a head in fp16.

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.errors import ModelError
+from tunesmith.layers.int8 import Int8Embedding
 from tunesmith.layers.nf4 import NF4Embedding
 
 
@@ -40,11 +41,13 @@ class HostEmbedding(nn.Module):
     """
 
     known: Tensor | None = None
+    weight: Tensor
 
     def __init__(self, table_VD: Tensor):
         super().__init__()
         assert table_VD.device.type == "cpu"
-        self.weight = nn.Parameter(table_VD.detach(), requires_grad=False)
+        # No parameter: whoever asks a model where it is looks at its first one.
+        self.register_buffer("weight", table_VD.detach())
 
     def forward(self, ids: Tensor) -> Tensor:
         """Int64 of shape (...) on any device to (..., D) on that device, in the dtype of the table."""
@@ -91,18 +94,24 @@ class FrozenEmbedding(nn.Module):
     Args:
         rows: where they come from.
         scale: scalar tensor that the output is multiplied by, in the dtype of the rows; None for none.
+        factor: the same, unrounded.
+
+    Attributes:
+        widens: rows come out in fp32, times the factor (``models/fp16_compute.py``).
     """
 
     scale: Tensor | None
 
-    def __init__(self, rows: HostEmbedding | NF4Embedding, scale: Tensor | None):
+    def __init__(self, rows: HostEmbedding | NF4Embedding | Int8Embedding, scale: Tensor | None, factor: float = 1.0):
         super().__init__()
-        self.rows = rows
+        self.rows, self.factor, self.widens = rows, factor, False
         self.register_buffer("scale", scale, persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Int64 of shape (...) to (..., D)."""
         rows = self.rows(ids)
+        if self.widens:
+            return rows.float().mul_(self.factor)
         return rows if self.scale is None else rows * self.scale.to(rows.dtype)
 
 

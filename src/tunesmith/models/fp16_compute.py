@@ -27,9 +27,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunesmith.errors import ModelError
-from tunesmith.layers.embedding import HostEmbedding
+from tunesmith.layers.embedding import FrozenEmbedding, HostEmbedding
 from tunesmith.layers.experts import NF4Experts
 from tunesmith.layers.half import HalfLinear, HalfNF4Linear
+from tunesmith.layers.int8 import Int8Table
 from tunesmith.layers.nf4 import NF4Embedding, NF4Linear
 from tunesmith.models.swap import put_module
 
@@ -71,7 +72,12 @@ def keep_residual_in_fp32(model: PreTrainedModel) -> None:
         if parameter.dtype == torch.float16 and not parameter.sum(dtype=torch.float32).isfinite():
             raise ModelError(f"{name}: a value beyond {torch.finfo(torch.float16).max:,.0f}, the largest of fp16", HINT)
     linears = 0
+    embedding = model.get_input_embeddings()
     for name, module in list(model.named_modules()):
+        if isinstance(module, Int8Table):
+            module.in_fp16 = True
+        if isinstance(module, FrozenEmbedding) and module is embedding:
+            module.widens = True
         swapped = _swapped(module)
         if swapped is not None:
             put_module(model, name, swapped.train(module.training))

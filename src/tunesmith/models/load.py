@@ -22,10 +22,12 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from tunesmith import hardware
 from tunesmith.checkpoints.hf import Checkpoint, read_config
 from tunesmith.errors import ModelError
+from tunesmith.layers.int8 import Int8Head, Int8Table
 from tunesmith.models.embeddings import hold_table, per_layer_table, place_of, stock_table
 from tunesmith.models.fp16_compute import keep_residual_in_fp32
 from tunesmith.models.nf4_load import load_nf4, shorten
 from tunesmith.models.streaming import Resident, refuse_streaming
+from tunesmith.models.tables import place_tables
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,8 @@ def load_model(
     device: torch.device | str = "cpu",
     per_layer_embeddings: str = "auto",
     resident_layers: Resident = "all",
+    embedding_on: str = "device",
+    base_head: str = "auto",
 ) -> PreTrainedModel:
     """A stock causal language model, frozen, with packed attention at hand.
 
@@ -64,6 +68,8 @@ def load_model(
         device: where the model is made.
         per_layer_embeddings: where the table that feeds every layer lies, as in the recipe.
         resident_layers: how many of the first decoder layers stay on the device, as in the recipe.
+        embedding_on: where the embedding lies, ``recipe.train.embedding_on``.
+        base_head: what the output head is kept in, as in the recipe.
 
     Raises:
         ModelError: no safetensors, unknown architecture, damaged file, a weight that is not in the checkpoint, a quantisation
@@ -74,9 +80,10 @@ def load_model(
     device = torch.device(device)
     refuse_streaming(base or dtype, resident_layers)
     if base == "nf4":
-        model = load_nf4(directory, (), DTYPES[dtype], device, per_layer_embeddings, resident_layers)
+        places = (per_layer_embeddings, resident_layers, embedding_on, base_head)
+        model = load_nf4(directory, (), DTYPES[dtype], device, *places)
     else:
-        model = _load_dense(directory, DTYPES[dtype], device, per_layer_embeddings)
+        model = _load_dense(directory, DTYPES[dtype], device, per_layer_embeddings, embedding_on, base_head)
     if dtype == "fp16":
         keep_residual_in_fp32(model)
     return model.requires_grad_(False).eval()
@@ -98,14 +105,14 @@ def decoder(model: PreTrainedModel) -> torch.nn.Module:
     return model.base_model
 
 
-def head_of(model: PreTrainedModel) -> torch.nn.Linear:
+def head_of(model: PreTrainedModel) -> torch.nn.Linear | Int8Head:
     """The layer that turns hidden states into logits.
 
     Raises:
         ModelError: the model has none, or one that is no linear layer.
     """
     head = model.get_output_embeddings()
-    if not isinstance(head, torch.nn.Linear):
+    if not isinstance(head, torch.nn.Linear | Int8Head):
         raise ModelError(
             f"{model.config.model_type}: the output head is {type(head).__name__}, expected a linear layer",
             "the loss is computed from its weight; docs/reference/families.md lists the models that can be trained",
@@ -114,7 +121,7 @@ def head_of(model: PreTrainedModel) -> torch.nn.Linear:
 
 
 def head_weight(model: PreTrainedModel) -> torch.Tensor:
-    """Output embedding, shape (V, D).
+    """Output embedding, shape (V, D); of a head in 8 bits its codes, for shape and place.
 
     Raises:
         ModelError: see ``head_of``.
@@ -122,7 +129,19 @@ def head_weight(model: PreTrainedModel) -> torch.Tensor:
     return head_of(model).weight
 
 
-def _load_dense(directory: Path, dtype: torch.dtype, device: torch.device, per_layer_embeddings: str) -> PreTrainedModel:
+def head_rows(model: PreTrainedModel) -> torch.Tensor | Int8Table:
+    """What ``linear_cross_entropy`` takes as the head.
+
+    Raises:
+        ModelError: see ``head_of``.
+    """
+    head = head_of(model)
+    return head.table if isinstance(head, Int8Head) else head.weight
+
+
+def _load_dense(
+    directory: Path, dtype: torch.dtype, device: torch.device, per_layer_embeddings: str, embedding_on: str, base_head: str
+) -> PreTrainedModel:
     """By ``from_pretrained``, which knows the stored form of every architecture; what it would make up is refused."""
     config, quantization = read_config(directory)
     if quantization is not None:
@@ -134,6 +153,7 @@ def _load_dense(directory: Path, dtype: torch.dtype, device: torch.device, per_l
     names = checkpoint.naming
     table = per_layer_table(str(config.model_type), checkpoint.files)
     place = place_of(per_layer_embeddings, table, device)
+    elsewhere = (embedding_on, base_head) != ("device", "auto")
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory,
@@ -142,7 +162,7 @@ def _load_dense(directory: Path, dtype: torch.dtype, device: torch.device, per_l
             use_safetensors=True,
             output_loading_info=True,
             key_mapping={f"^{re.escape(theirs)}": ours for theirs, ours in names.pairs} or None,
-            device_map=None if device.type == "cpu" or place != "model" else device,
+            device_map=None if device.type == "cpu" or place != "model" or elsewhere else device,
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{directory}: the model cannot be loaded: {error}", "are the safetensors complete?") from error
@@ -158,4 +178,5 @@ def _load_dense(directory: Path, dtype: torch.dtype, device: torch.device, per_l
     if table is not None and place != "model":
         dense = stock_table(model, table).weight.detach()
         hold_table(model, table, checkpoint.read(f"{table}.weight") if place == "nf4" else dense, dtype, place)
+    place_tables(model, lambda name: model.get_parameter(name).detach(), dtype, device, embedding_on, base_head)
     return model.to(device)

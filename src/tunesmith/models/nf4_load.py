@@ -46,6 +46,7 @@ from tunesmith.models.embeddings import hold_table, per_layer_table, place_of
 from tunesmith.models.staging import staged
 from tunesmith.models.streaming import Resident, streamed_weights
 from tunesmith.models.swap import put_module
+from tunesmith.models.tables import place_tables
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +88,8 @@ def load_nf4(
     device: torch.device | str = "cpu",
     per_layer_embeddings: str = "auto",
     resident_layers: Resident = "all",
+    embedding_on: str = "device",
+    base_head: str = "auto",
 ) -> PreTrainedModel:
     """A stock causal language model, frozen, with ``NF4Linear`` for its linear layers and ``NF4Experts`` for its experts.
 
@@ -96,7 +99,7 @@ def load_nf4(
         exclude: modules to leave in ``dtype``, see ``quantized_linears``.
         dtype: of all that is not quantised.
         device: where the model is made.
-        per_layer_embeddings, resident_layers: as in the recipe.
+        per_layer_embeddings, resident_layers, embedding_on, base_head: as in the recipe.
 
     Raises:
         ModelError: unknown architecture, no safetensors, a damaged file, a parameter that is missing or of another shape,
@@ -111,7 +114,6 @@ def load_nf4(
     except (ValueError, KeyError) as error:
         raise ModelError(f"{directory}: the model cannot be built: {error}", "is its architecture a causal one?") from error
     linears, experts = _choose(model, checkpoint, exclude)
-    plain = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in linears]
     tensors = _tensors_of(model)
     _refuse_missing(checkpoint, tensors)
     unexpected = _unexpected(model, checkpoint, tensors)
@@ -122,8 +124,13 @@ def load_nf4(
         later.add(f"{table}.weight")
         dense = checkpoint.read(f"{table}.weight")
         hold_table(model, table, dense.to(dtype, copy=True) if place == "cpu" else dense, dtype, place)
+    alias = {name: names[0] for _, names in tensors for name in names}
+    places = place_tables(
+        model, lambda name: _read_any(checkpoint, alias[name], tensors), dtype, device, embedding_on, base_head
+    )
+    plain = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in linears]
     for old, names in tensors:
-        if names[0] not in later:
+        if names[0] not in later and not places.issuperset(names):
             _fill(model, old, names, checkpoint, device)
     read = partial(_read_quantized, checkpoint, device=device)
     streamed: dict[str, NF4Weight] = {}
@@ -295,12 +302,7 @@ def _fill(model: PreTrainedModel, old: Tensor, names: list[str], checkpoint: Che
         for piece in staged(part, device):
             flat[start : start + piece.numel()].copy_(piece.reshape(-1))
             start += piece.numel()
-    for other in present[1:]:
-        if not torch.equal(checkpoint.read(other), checkpoint.read(present[0])):
-            raise ModelError(
-                f"{checkpoint.directory}: {other} and {present[0]} differ, but the configuration ties them",
-                'set "tie_word_embeddings": false in config.json',
-            )
+    _refuse_untied(checkpoint, present[0], present[1:])
     tensor = nn.Parameter(new, requires_grad=False) if isinstance(old, nn.Parameter) else new
     for name in names:
         parent, _, leaf = name.rpartition(".")
@@ -309,6 +311,25 @@ def _fill(model: PreTrainedModel, old: Tensor, names: list[str], checkpoint: Che
             module.register_parameter(leaf, tensor)
         else:
             module.register_buffer(leaf, tensor)
+
+
+def _read_any(checkpoint: Checkpoint, first: str, tensors: list[tuple[Tensor, list[str]]]) -> Tensor:
+    """A tensor of the model under whichever of its names the checkpoint holds, once all that it holds are known to agree."""
+    old, names = next((old, names) for old, names in tensors if names[0] == first)
+    (name, *others) = [name for name in names if name in checkpoint]
+    tensor = checkpoint.read(name)
+    check_shape(name, tensor.shape, old.shape)
+    _refuse_untied(checkpoint, name, others)
+    return tensor
+
+
+def _refuse_untied(checkpoint: Checkpoint, first: str, others: Sequence[str]) -> None:
+    for other in others:
+        if not torch.equal(checkpoint.read(other), checkpoint.read(first)):
+            raise ModelError(
+                f"{checkpoint.directory}: {other} and {first} differ, but the configuration ties them",
+                'set "tie_word_embeddings": false in config.json',
+            )
 
 
 def _refuse_meta(model: PreTrainedModel) -> None:

@@ -30,6 +30,7 @@ from tunesmith.engines.decode import StopRule, greedy
 from tunesmith.engines.form import ComputePlace, model_logits
 from tunesmith.engines.in_process import InProcessEngine
 from tunesmith.errors import ModelError
+from tunesmith.layers.embedding import HostEmbedding
 from tunesmith.layers.experts import Adapted
 from tunesmith.messages import Message
 from tunesmith.models.adapter import load_adapted
@@ -150,10 +151,11 @@ def _load(trained: Trained, place: ComputePlace) -> tuple[PreTrainedModel, dict[
     """The base as training stored it, with the adapter on it."""
     recipe = trained.recipe
     storage = "nf4" if recipe.base == "nf4" else place.arithmetic
-    places = (recipe.per_layer_embeddings, recipe.train.resident_layers)
+    places = (recipe.per_layer_embeddings, recipe.train.resident_layers, "device", recipe.base_head)
     model = load_model(trained.base.directory, place.arithmetic, storage, place.device, *places)
     if place.arithmetic == "fp32" and trained.base.compute == "bf16":
-        for parameter in model.parameters():  # as training stored them; a checkpoint in bf16 stays as it is
+        tables = [module.weight for module in model.modules() if isinstance(module, HostEmbedding)]
+        for parameter in (*model.parameters(), *tables):  # as training stored them; a checkpoint in bf16 stays as it is
             parameter.copy_(parameter.bfloat16())
     layers = load_adapted(model, trained.adapter)
     return model, layers

@@ -136,7 +136,7 @@ class Inputs:
 
     def base_in_memory(self) -> Parts:
         """The base model, how it is held, and in what it computes."""
-        return {**self.model(), **self.keys("base", "train.compute", "per_layer_embeddings")}
+        return {**self.model(), **self.keys("base", "train.compute", "per_layer_embeddings", "base_head")}
 
 
 def _flatten(name: str, value: JsonValue, parts: Parts) -> None:

@@ -25,8 +25,8 @@ TUNED_ARMS = ("tuned", "tuned_retrieval")
 SUB_RUNS = ("evaluate.seeds", "evaluate.learning_curve")
 SWEEP_ROWS = 256  # of dev: a choice among seven needs more than parity's look for what is broken
 SWEEP_TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q4_0", "Q3_K_M")
-# What is kept, who computes and from where, and nothing that is trained.
-CHEAP_TRAIN_KEYS = ("train.keep_checkpoints", "train.ranks", "train.resident_layers")
+# What is kept, who computes and where things lie, and nothing that is trained.
+CHEAP_TRAIN_KEYS = ("train.keep_checkpoints", "train.ranks", "train.resident_layers", "train.offload", "train.embedding_on")
 
 
 def table_of(recipe: Recipe) -> Table:
@@ -156,7 +156,7 @@ def _training(read: Inputs) -> Parts:
     return {
         **read.files("data/train.arrow", "data/dev.arrow", *replay, TEMPLATE),
         **read.model(),
-        **read.keys("base", "per_layer_embeddings", "lora", "train", "seed", without=CHEAP_TRAIN_KEYS),
+        **read.keys("base", "per_layer_embeddings", "base_head", "lora", "train", "seed", without=CHEAP_TRAIN_KEYS),
     }
 
 
@@ -253,7 +253,7 @@ def _export(read: Inputs) -> Parts:
     parts = {
         **read.files(*ADAPTER, TEMPLATE, RENDERED),
         **read.model(),
-        **read.keys("name", "export", "towers", "base", "per_layer_embeddings", "task.short_prompt"),
+        **read.keys("name", "export", "towers", "base", "per_layer_embeddings", "base_head", "task.short_prompt"),
     }
     if PROMPT_DEPLOYED in recipe.evaluate.arms:
         parts["base as GGUF"] = True

@@ -109,9 +109,10 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
 def _inputs(run: RunDir, recipe: Recipe, base: BaseModel, settings: TrainSettings) -> str:
     """What checkpoints must have been made with to be resumed from; how their rate was found is no part of it."""
     parts = ("train", "dev", *(["replay"] if recipe.train.replay else []))
-    trained_by = settings.model_dump(exclude={"keep_checkpoints", "ranks", "race", "recompute", "resident_layers", "offload"})
+    places = {"recompute", "resident_layers", "offload", "embedding_on"}
+    trained_by = settings.model_dump(exclude={"keep_checkpoints", "ranks", "race", *places})
     return fingerprint(
         [content_hash(run.tokens(part)) for part in parts],
-        [base.renderer.template, base.key, recipe.base, recipe.per_layer_embeddings],
+        [base.renderer.template, base.key, recipe.base, recipe.per_layer_embeddings, recipe.base_head],
         [recipe.lora.model_dump(), trained_by, recipe.seed],
     )

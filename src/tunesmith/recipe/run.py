@@ -78,6 +78,11 @@ class Recipe(Section):
         description="where the table lies that feeds every layer, in a model that has one: cpu keeps it in host memory and "
         "copies the rows that are read, nf4 holds it in 4 bits a weight, model leaves it as is; auto is cpu when a GPU trains",
     )
+    base_head: Literal["auto", "int8"] = Field(
+        default="auto",
+        description="what the frozen output head is kept in: auto is the dtype of the products; int8 is 8 bits a weight, one "
+        "scale a row, half the memory; an embedding that shares the head's table is then read from it as well",
+    )
     towers: Literal["drop", "keep"] = Field(
         default="drop",
         description="image and audio towers of a multimodal checkpoint, which training never loads: drop merges to a text-only "

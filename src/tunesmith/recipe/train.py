@@ -96,6 +96,11 @@ class Optimisation(Section):
         description="tokens that pass an MLP at a time, so that its insides do not grow with the rows; 0 for all at once, auto "
         "for as many as make 2^27 numbers (4,096 in an 8B model); the result is the same to rounding",
     )
+    embedding_on: Literal["device", "host"] = Field(
+        default="device",
+        description="where the embedding table lies: host keeps it in host memory and copies the rows of each pack to the GPU; "
+        "the result is the same; a model whose head shares the table needs base_head: int8 for it",
+    )
     max_length: Annotated[int, Field(ge=2)] = Field(
         default=2048, description="longest row, and the tokens of one packed micro-batch"
     )

@@ -297,7 +297,8 @@ class World:
         tokens = max(pack.ids_1T.shape[1] for packs in first for pack in packs)
         kept = {"none": 1.0, "attention": 0.8, "mlp": 0.6, "layer": 0.1}.get(str(self._settings.recompute), 1.0)
         layers = int(self._model.config.num_hidden_layers)
-        activations = int(tokens * layers * kept * WIDTHS_KEPT * self._width * head_weight(self._model).element_size())
+        itemsize = max(head_weight(self._model).element_size(), 2)  # a head in 8 bits has wider states
+        activations = int(tokens * layers * kept * WIDTHS_KEPT * self._width * itemsize)
         trained = sum(parameter.nbytes for parameter in self._parameters)
         weights = self._model.get_memory_footprint()
         return shape_of(

@@ -9,7 +9,7 @@ On a CPU packs are what is dealt out to processes, so there a step should have f
 than its products need to be efficient, or two where four would be too small: ``pack_tokens``. It follows from recipe and rows
 alone.
 
-Shape suffixes: T tokens, N rows (positions that predict), D hidden size, V vocabulary; here: X is N where the last layer is
+Shape suffixes: T tokens, N rows (positions that predict), D hidden size; here: X is N where the last layer is
 narrow, else T.
 """
 
@@ -25,7 +25,7 @@ from tunesmith.kernels.cross_entropy import linear_cross_entropy
 from tunesmith.layers.context import Counters, StepContext, at_step
 from tunesmith.layers.embedding import known_ids
 from tunesmith.models.fuse import narrows
-from tunesmith.models.load import decoder, head_of, head_weight
+from tunesmith.models.load import decoder, head_of, head_rows, head_weight
 from tunesmith.train.documents import Documents, Pack, make_shared_pack
 from tunesmith.train.lockstep import gradients_together, hidden_together, passes
 from tunesmith.train.prefix import even_parts, find_groups, micro_batches
@@ -78,7 +78,7 @@ def _loss_of(model: PreTrainedModel, pack: Pack, hidden_XD: Tensor, counters: Co
     hidden_ND = hidden_XD if narrows(model) else hidden_XD[pack.predict_N]
     softcap = vars(model.config).get("final_logit_softcapping")
     overflow = None if counters is None else counters.overflow
-    return linear_cross_entropy(hidden_ND, head_VD, pack.target_N, softcap, overflow, head_of(model).bias)
+    return linear_cross_entropy(hidden_ND, head_rows(model), pack.target_N, softcap, overflow, head_of(model).bias)
 
 
 def step_packs(documents: Documents, packs: list[tuple[int, ...]], most: int, tokens: int | None = None) -> list[Pack]:

@@ -190,6 +190,7 @@ def _commands(job: Job) -> dict[str, Command]:
 def _opened(written: Written) -> list[ExportedForm]:
     recipe, run = written.recipe, written.run
     differs = written.merge.into == "original" and "nf4" in (recipe.base, recipe.per_layer_embeddings)
+    differs = differs or recipe.base_head == "int8"  # a merge keeps the original head
     return [
         gguf_form(kind, run.export / gguf_name(str(recipe.name), kind), None if differs else ROUNDING.get(kind))
         for kind in written.types

@@ -84,7 +84,7 @@ def _opened(written: Written) -> list[ExportedForm]:
         return []
     base = Path(_base_file(recipe))
     # The base file is made of the checkpoint; a recipe's own is in whatever type it is.
-    differs = base.is_absolute() or "nf4" in (recipe.base, recipe.per_layer_embeddings)
+    differs = base.is_absolute() or "nf4" in (recipe.base, recipe.per_layer_embeddings) or recipe.base_head == "int8"
     rounding = None if differs else ROUNDING.get(recipe.export.gguf[-1])
     return [gguf_form("LoRA", run.export / base, rounding, run.export / lora_name(str(recipe.name)))]
 
