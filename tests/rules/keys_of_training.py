@@ -104,6 +104,8 @@ def _is_streamed(recipe, tmp):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp))
         return layers_of(open_base(recipe).load().model) is not None
+
+
 def _tiles(recipe, tmp):
     """Tokens that pass an MLP at a time."""
     _, (model, *_) = _training(recipe, tmp)

@@ -74,7 +74,6 @@ def _last_hidden(model: PreTrainedModel, pack: Pack, there: Pack) -> Tensor:
 
 def _loss_of(model: PreTrainedModel, pack: Pack, hidden_XD: Tensor, counters: Counters | None) -> tuple[Tensor, Tensor]:
     """See ``pack_loss``; of a pack that is where the model is."""
-    head_VD = head_weight(model)
     hidden_ND = hidden_XD if narrows(model) else hidden_XD[pack.predict_N]
     softcap = vars(model.config).get("final_logit_softcapping")
     overflow = None if counters is None else counters.overflow
