@@ -28,10 +28,11 @@ def test_sizes_by_hand():
 def test_a_layers_bytes_by_hand():
     none, layer = (LayerBytes.of(TINY, 10, policy, "bf16") for policy in ("none", "layer"))
     # rows of the four groups: 4+8, 4+4, 4+16, 8+4 = 52 numbers a token
-    assert none.products == 2 * 2 * (144 + 10 * 52) and layer.products == none.products / 2 * 3
+    assert none.products == 2 * 2 * (144 + 10 * 52)
+    assert layer.products == none.products / 2 * 3 - 2 * (4 * 8 + 10 * 12), "the last product is not computed again"
     assert none.unpacking == pytest.approx(2 * 144 * 2.515869, rel=1e-5)
-    # ahead 8 x 4 + 4 x 6 + 3 x 8 = 80, back 8 x 4 + 6 x 6 + 6 x 8 = 116, in 2 bytes, touched 2.1 times
-    assert none.between == pytest.approx(2.1 * 2 * 10 * 196) and layer.between == pytest.approx(2.1 * 2 * 10 * 276)
+    # ahead 8 x 4 + 4 x 6 + 3 x 8 = 80, back 8 x 4 + 6 x 6 + 6 x 8 = 116, in 2 bytes, touched 1.8 times
+    assert none.between == pytest.approx(1.8 * 2 * 10 * 196) and layer.between == pytest.approx(1.8 * 2 * 10 * 276)
 
 
 def test_terms_by_hand():
@@ -50,7 +51,7 @@ def test_terms_by_hand():
 def test_an_8b_pack_on_an_h100_is_what_the_first_run_is_held_to():
     """Written before any measurement: change it together with docs/explanation/gpu.md, and say why in docs/LOG.md."""
     time = step_time(EIGHT, 2048, 287, card(), "layer", packs=4)
-    assert (time.seconds * 1e3, time.share) == (pytest.approx(173, abs=1), pytest.approx(0.64, abs=0.01))
+    assert (time.seconds * 1e3, time.share) == (pytest.approx(156, abs=1), pytest.approx(0.65, abs=0.01))
 
 
 @pytest.mark.parametrize("name", [card.name for card in cards()])
@@ -74,4 +75,4 @@ def test_what_must_grow_grows(name):
 def test_weights_that_do_not_fit_and_launches_that_were_not_walked():
     t4 = find_card("T4")
     assert t4 is not None and fits(EIGHT, t4) and not fits(dataclasses.replace(EIGHT, layers=120), t4)
-    assert launches("fp16", "layer") == pytest.approx(406 * LAUNCHES["bf16", "layer"] / LAUNCHES["bf16", "none"])
+    assert launches("fp16", "layer") == pytest.approx(368 * LAUNCHES["bf16", "layer"] / LAUNCHES["bf16", "none"])

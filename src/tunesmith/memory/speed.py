@@ -24,7 +24,7 @@ LAUNCHES: dict[tuple[str, Recompute], int] = {("bf16", "none"): 44, ("bf16", "la
 LAUNCHES_ONCE = 110  # of a step, beside its layers (docs/LOG.md)
 # How often what lies between the products is touched, over one read and one write of each operand, as walked. In fp16 rows
 # are scaled and all else is fp32.
-COPIES = {"bf16": 1.67, "fp16": 12.25}
+COPIES = {"bf16": 1.8, "fp16": 12.25}
 ATTENTION = 0.4  # of the product's rate, assumed: documents are short
 STREAMED = 0.85  # of the bandwidth, assumed: kernels that read and write in order
 UNPACKED = 0.6  # of the bandwidth, assumed: unpacking NF4, which issues many loads a byte
@@ -132,8 +132,9 @@ class LayerBytes:
         h, f, q, k = sizes.hidden, sizes.intermediate, sizes.query, sizes.key_value
         forward = 2 if recompute == "layer" else 1
         rows = (h + q + 2 * k) + (q + h) + (h + 2 * f) + (f + h)  # inputs and outputs of the four groups of products
-        products = (forward + 1) * WIDTH * (sizes.linear + tokens * rows)
-        unpacking = (forward + 1) * (NF4 + WIDTH) * sizes.linear
+        unread = (forward - 1) * h * f, (forward - 1) * (f + h)  # the last product of a recomputed layer is left out
+        products = WIDTH * ((forward + 1) * sizes.linear - unread[0] + tokens * ((forward + 1) * rows - unread[1]))
+        unpacking = (NF4 + WIDTH) * ((forward + 1) * sizes.linear - unread[0])
         ahead = 8 * h + 4 * (q + k) + 3 * f  # two norms with their sums, rotation, attention, gate times up
         back = 8 * h + 6 * (q + k) + 6 * f
         return cls(products, unpacking, COPIES[compute] * WIDTH * tokens * (forward * ahead + back))
@@ -165,7 +166,8 @@ def step_time(
     """
     layers, adapter = sizes.layers, r * sizes.adapter_per_rank
     again = 2 if recompute == "layer" else 0
-    base = (4 + again) * layers * sizes.linear * tokens + (6 + again) * adapter * tokens
+    unread = again * sizes.hidden * sizes.intermediate
+    base = layers * ((4 + again) * sizes.linear - unread) * tokens + (6 + again) * adapter * tokens
     head = 4 * supervised * sizes.vocab * sizes.hidden
     attention = (12 + 2 * again) * layers * sizes.query * tokens * min(document, tokens) / 2
     touched = LayerBytes.of(sizes, tokens, recompute, card.compute)
