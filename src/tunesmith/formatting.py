@@ -1,11 +1,15 @@
-"""Numbers as people read them: shares and gains in points of 100, times, limits of length. One place, so that terminal, page
-and log agree.
+"""Numbers as people read and write them: shares and gains in points of 100, times, limits of length, amounts of memory. One
+place, so that terminal, page and log agree.
 
 >>> percent(0.4123), points(0.0312), points_between(-0.01, 0.052)
 ('41.2', '+3.1', '-1.0 to +5.2')
 """
 
+import re
 from collections.abc import Mapping
+
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_AMOUNT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z]+)\s*")
 
 
 def percent(share: float | None, digits: int = 1) -> str:
@@ -33,3 +37,28 @@ def points_between(low: float, high: float) -> str:
 def limits(keep: Mapping[str, int]) -> str:
     """What each ``max_length`` keeps, from percentages of the rows to lengths."""
     return ", ".join(f"{length:,} keeps {share} %" for share, length in keep.items())
+
+
+def parse_amount(text: str) -> int:
+    """Bytes of an amount.
+
+    Raises:
+        ValueError: it is none, or nothing; the message says what one looks like.
+
+    >>> parse_amount("16GB"), parse_amount("0.5 GiB")
+    (16000000000, 536870912)
+    """
+    match = _AMOUNT.fullmatch(text)
+    unit = None if match is None else UNITS.get(match[2].upper())
+    if match is None or unit is None or float(match[1]) == 0.0:
+        raise ValueError(f"expected an amount of memory like 16GB or 15.5GiB, found {text!r}")
+    return int(float(match[1]) * unit)
+
+
+def gb(nbytes: float) -> str:
+    """Decimal gigabytes for people.
+
+    >>> gb(7_242_000_000), gb(12_000_000)
+    ('7.24 GB', '0.01 GB')
+    """
+    return f"{nbytes / 1e9:.2f} GB"

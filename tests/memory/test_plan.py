@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tunesmith.memory.amount import gb, parse_amount
+from tunesmith.formatting import gb, parse_amount
 from tunesmith.memory.cards import find_card
 from tunesmith.memory.dials import Dials
 from tunesmith.memory.estimate import estimate

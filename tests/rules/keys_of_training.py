@@ -212,6 +212,7 @@ OBSERVE = {
     "train.deterministic": (True, _is_deterministic),
     "train.recompute": ("mlp", _recomputed),
     "train.resident_layers": (0, _is_streamed),
+    "train.memory": ("1MB", _ranks),
     "train.offload": ("inputs", _refused),
     "train.mlp_tile": (8, _tiles),
     "train.num_train_epochs": (2, _fit),
@@ -229,5 +230,6 @@ OBSERVE = {
     "export.num_ctx": (512, _context),
 }
 FIXED = {key: {"train.tokens_per_step": 80} for key in OBSERVE if key.startswith("train.")}
+FIXED["train.memory"] = {**FIXED["train.memory"], "train.ranks": 2}
 FIXED["train.resident_layers"] = {"base": "nf4", "train.compute": "fp32"}
 FIXED["train.offload"] = {**FIXED["train.offload"], "train.recompute": "layer"}

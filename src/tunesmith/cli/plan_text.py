@@ -5,7 +5,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tunesmith.memory.amount import gb
+from tunesmith.formatting import gb
 from tunesmith.rundir.records.plan import PlanReport, TechniqueTable
 from tunesmith.tracking import visible
 

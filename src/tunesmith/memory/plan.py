@@ -93,7 +93,9 @@ class Plan:
     smallest: Point
 
 
-def make_plan(shape: Shape, dials: Dials, budget: int, rates: Rates | None, context: int = CONTEXT) -> Plan:
+def make_plan(
+    shape: Shape, dials: Dials, budget: int, rates: Rates | None, context: int = CONTEXT, *, may_round: bool = True
+) -> Plan:
     """The fastest setting that fits.
 
     Args:
@@ -101,10 +103,13 @@ def make_plan(shape: Shape, dials: Dials, budget: int, rates: Rates | None, cont
         budget: bytes of the card.
         rates: None: settings are ordered by what they compute again and copy.
         context: bytes of the process on the card.
+        may_round: whether dials that change the result are turned where no other plan fits.
     """
     exact = [Point(shape, turned, seconds(shape, turned, rates)) for turned in settings(shape, dials)]
     rounded = [
-        Point(shape, turned, seconds(shape, turned, rates)) for less in rounding(dials) for turned in settings(shape, less)
+        Point(shape, turned, seconds(shape, turned, rates))
+        for less in (rounding(dials) if may_round else ())
+        for turned in settings(shape, less)
     ]
     best = _fastest(exact, budget, context)
     rounds = best is None and (best := _fastest(rounded, budget, context)) is not None
@@ -138,8 +143,10 @@ def _passed_over(points: list[Point], chosen: Point, budget: int, context: int) 
 
 def settings(shape: Shape, dials: Dials) -> Iterator[Dials]:
     """Settings that give the same result, those that turn less first."""
-    tables = ("device", "host") if dials.embedding_on == "device" and not shape.tied and dials.device == "gpu" else ()
-    for table in tables or (dials.embedding_on,):
+    tables = ("device",) if dials.embedding_on == "device" else ("host",)
+    if tables == ("device",) and dials.device == "gpu" and (not shape.tied or dials.head == "int8"):
+        tables = ("device", "host")
+    for table in tables:
         here = replace(dials, embedding_on=table)
         for policy in _policies(shape, here):
             kept = replace(here, recompute=policy)
@@ -165,7 +172,7 @@ def _beyond(shape: Shape, dials: Dials) -> Iterator[Dials]:
     tiles = (0, *(tile for tile in TILES if tile < dials.tokens)) if not dials.mlp_tile else (dials.mlp_tile,)
     if any(layer.experts for layer in shape.layers):
         tiles = tiles[:1]
-    offloads = ("none", "inputs", "attention") if dials.offload == "none" else (dials.offload,)
+    offloads = ("none", "inputs") if dials.offload == "none" else (dials.offload,)
     resident: tuple[int | None, ...] = (dials.resident_layers,)
     if dials.base == "nf4" and dials.resident_layers is None:
         resident = (None, *(round(share * shape.depth) for share in RESIDENT))

@@ -33,12 +33,14 @@ class Load:
         flop: of all these.
         rank_bytes: that a process needs for itself.
         base_bytes: that lie in memory once.
+        limit: bytes that all of it may take; None for what the machine has.
     """
 
     items: int
     flop: float
     rank_bytes: int
     base_bytes: int
+    limit: int | None = None
 
 
 class Shape(NamedTuple):
@@ -64,7 +66,8 @@ def shape_of(asked: int | Literal["auto"], load: Load, obstacle: str | None) -> 
         TrainingError: several processes were asked for, and cannot be.
     """
     cores = hardware.physical_cores()
-    room = 1 + (hardware.total_memory() - load.base_bytes - load.rank_bytes) // load.rank_bytes
+    whole = hardware.total_memory() if load.limit is None else min(load.limit, hardware.total_memory())
+    room = max(1, (whole - load.base_bytes) // load.rank_bytes)
     alone = None
     if obstacle is not None:
         alone = obstacle
@@ -81,7 +84,7 @@ def shape_of(asked: int | Literal["auto"], load: Load, obstacle: str | None) -> 
         return Shape(most, 1, f"train.ranks: {asked}" + (f", and {most} pieces to deal out" if most < asked else ""))
     if load.flop < LIGHT:
         return Shape(1, 1, "too little to be dealt out")
-    free = max(1, hardware.available_memory() // load.rank_bytes)
+    free = min(room, max(1, hardware.available_memory() // load.rank_bytes))
     ranks = min(cores, load.items, free)
     limit = {free: "what memory has room for now", load.items: "one a piece", cores: "one a physical core"}
     return Shape(ranks, 1, limit[ranks])

@@ -125,7 +125,7 @@ def recompute(model: PreTrainedModel, policy: Policy, *, offload: bool = False) 
 
     Args:
         policy: ``none``, ``attention``, ``mlp``, ``layer``, n for the first of every n layers, or the numbers of
-            layers; ``auto`` that nobody has replaced by one of them (``pipeline/recompute_choice.py``) is ``none``.
+            layers; ``auto`` that nobody has replaced by one of them (``pipeline/dials.py``) is ``none``.
         offload: inputs of recomputed layers wait in host memory; with ``layer``, n or a list alone.
 
     Raises:

@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 from tunesmith.engines.base import BaseModel, open_base
+from tunesmith.pipeline.dials import placed
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, write_text
 
@@ -27,7 +28,7 @@ def directory_of(recipe: Recipe) -> Path:
 def base_of(run: RunDir, recipe: Recipe) -> BaseModel:
     """The base model of a run; before the first rendering with the template as it is today."""
     settled = run.template_file.read_text(encoding="utf-8") if run.template_file.exists() else None
-    return open_base(recipe, settled)
+    return placed(open_base(recipe, settled), recipe)
 
 
 def settle_template(run: RunDir, recipe: Recipe) -> BaseModel:

@@ -31,8 +31,8 @@ from tunesmith.errors import DataError, ModelError, RecipeError, TrainingError
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.fuse import fuse, is_fused
 from tunesmith.models.load import head_weight
+from tunesmith.pipeline.dials import choose_dials
 from tunesmith.pipeline.lines import reading_lines
-from tunesmith.pipeline.recompute_choice import choose_recompute
 from tunesmith.recipe import Train, TrainSettings, section_from
 from tunesmith.recipe.derive import Derived, derive, width_of_update
 from tunesmith.rundir.records.training import Step
@@ -113,7 +113,7 @@ def settings_for(model: LoadedModel, documents: Documents, train: Train) -> Deri
         hidden=head_weight(model.model).shape[1],
         update=width_of_update(model.lora),
     )
-    return choose_recompute(derived, model)
+    return choose_dials(derived, model)
 
 
 def render(rows: Rows, model: BaseModel | LoadedModel, options: ReadOptions = AS_FOUND) -> list[Rendered]:

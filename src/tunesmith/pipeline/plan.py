@@ -15,7 +15,7 @@ from pydantic import JsonValue
 from tunesmith import hardware
 from tunesmith.checkpoints.content import model_at_hand
 from tunesmith.errors import ModelError, RecipeError
-from tunesmith.memory.amount import parse_amount
+from tunesmith.formatting import parse_amount
 from tunesmith.memory.cards import Card, cards, find_card
 from tunesmith.memory.dials import Dials, dials_of
 from tunesmith.memory.plan import Plan, Point, Rates, make_plan, sizes_of

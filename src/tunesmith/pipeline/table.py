@@ -26,7 +26,14 @@ SUB_RUNS = ("evaluate.seeds", "evaluate.learning_curve")
 SWEEP_ROWS = 256  # of dev: a choice among seven needs more than parity's look for what is broken
 SWEEP_TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q4_0", "Q3_K_M")
 # What is kept, who computes and where things lie, and nothing that is trained.
-CHEAP_TRAIN_KEYS = ("train.keep_checkpoints", "train.ranks", "train.resident_layers", "train.offload", "train.embedding_on")
+CHEAP_TRAIN_KEYS = (
+    "train.keep_checkpoints",
+    "train.ranks",
+    "train.resident_layers",
+    "train.offload",
+    "train.embedding_on",
+    "train.memory",
+)
 
 
 def table_of(recipe: Recipe) -> Table:

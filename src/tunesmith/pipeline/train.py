@@ -109,7 +109,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
 def _inputs(run: RunDir, recipe: Recipe, base: BaseModel, settings: TrainSettings) -> str:
     """What checkpoints must have been made with to be resumed from; how their rate was found is no part of it."""
     parts = ("train", "dev", *(["replay"] if recipe.train.replay else []))
-    places = {"recompute", "resident_layers", "offload", "embedding_on"}
+    places = {"memory", "recompute", "resident_layers", "offload", "embedding_on"}
     trained_by = settings.model_dump(exclude={"keep_checkpoints", "ranks", "race", *places})
     return fingerprint(
         [content_hash(run.tokens(part)) for part in parts],

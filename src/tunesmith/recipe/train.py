@@ -3,9 +3,16 @@
 import math
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from tunesmith.formatting import parse_amount
 from tunesmith.recipe.section import Section
+
+
+def _amount(text: str) -> str:
+    if text not in ("auto", "off"):
+        parse_amount(text)
+    return text
 
 
 class Lora(Section):
@@ -70,6 +77,12 @@ class Optimisation(Section):
         description="refuse what depends on scheduling: a GPU gives the same bytes again, as a CPU does anyway; "
         "without it the gradients of attention are added up in the order in which a GPU finishes them",
     )
+    memory: Annotated[str, AfterValidator(_amount)] = Field(
+        default="auto",
+        description="what training may take of a GPU: all that is free (auto) or an amount like 16GB; recompute, offload, "
+        "mlp_tile, resident_layers and embedding_on that are left at their defaults are turned until it fits (tunesmith plan "
+        "shows how), off leaves them; on a CPU an amount limits the processes",
+    )
     recompute: (
         Literal["auto", "none", "attention", "mlp", "layer"]
         | Annotated[int, Field(ge=1)]
@@ -78,7 +91,7 @@ class Optimisation(Section):
         default="auto",
         description="what is computed a second time in the backward pass instead of kept: nothing, every attention, every mlp, "
         "every layer, every n-th layer, or the layers of a list, counted from 0 (gradient checkpointing); the result is the "
-        "same; auto takes the first of none to layer that fits a GPU's memory by estimate, and none on a CPU",
+        "same; auto is none on a CPU, and on a GPU what train.memory comes to",
     )
     resident_layers: Literal["all"] | Annotated[int, Field(ge=0)] = Field(
         default="all",

@@ -37,6 +37,7 @@ from transformers import PreTrainedModel
 
 from tunesmith import hardware
 from tunesmith.errors import TrainingError
+from tunesmith.formatting import parse_amount
 from tunesmith.layers.context import Counters, StepContext, at_step
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.attention import PACKED
@@ -308,6 +309,7 @@ class World:
                 flop=max(sum(pack.ids_1T.shape[1] for pack in packs) for packs in first) * 72.0 * layers * self._width**2,
                 rank_bytes=activations + trained + OTHER_BYTES,
                 base_bytes=weights,
+                limit=None if self._settings.memory in ("auto", "off") else parse_amount(self._settings.memory),
             ),
             obstacle_to_computing(),
         )

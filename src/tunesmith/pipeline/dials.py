@@ -1,0 +1,104 @@
+"""``train.memory``: the dials that a recipe leaves at their defaults, turned by a plan until the training fits.
+
+The plan (``memory/plan.py``) is made twice by one rule. Before a model is loaded it says what the loader must know: layers that
+are streamed, an embedding in host memory. Before the first step, with these fixed and the run's own numbers, it says what is
+recomputed, offloaded and tiled. Room is what the card has free, with what this process has reserved already, or less where
+``train.memory`` says less; a twentieth stays free for packs that are not like the one that was reckoned with. What rounds
+(8-bit head, 8-bit moments) is never turned here: ``tunesmith plan`` names it, and the recipe says it.
+
+On a CPU a pack has 512 tokens at most and processes give way where memory is short (``models/ranks.py``), so there nothing is
+turned, and an amount limits the processes.
+
+Refused: trying a step and catching what runs out (a fragmented allocator, and packs differ in size: the step that fails may be
+the thousandth).
+"""
+
+import json
+from dataclasses import replace
+
+import torch
+
+from tunesmith.engines.base import BaseModel, LoadedModel
+from tunesmith.formatting import gb, parse_amount
+from tunesmith.memory.cards import find_card
+from tunesmith.memory.dials import Dials, dials_of
+from tunesmith.memory.plan import Plan, Rates, make_plan
+from tunesmith.memory.room import CONTEXT, HEADROOM
+from tunesmith.memory.shape import Shape, shape_of
+from tunesmith.models.device import best_device, device_name, usable_memory
+from tunesmith.recipe import Lora, Recipe, TrainSettings
+from tunesmith.recipe.derive import Derived
+
+
+def placed(base: BaseModel, recipe: Recipe) -> BaseModel:
+    """The base with what the loader must know to make the recipe's training fit the GPU; as it is without one."""
+    train, device = recipe.train, best_device()
+    at_default = train.resident_layers == "all" and train.embedding_on == "device"
+    if device.type == "cpu" or train.memory == "off" or not at_default:
+        return base
+    shape = _shape(base)
+    if isinstance(shape, str):
+        return base
+    known = {"learning_rate": 1.0, "num_train_epochs": 1}
+    step = train.max_length if train.tokens_per_step == "auto" else train.tokens_per_step
+    known["tokens_per_step"] = max(step, 2 * train.max_length)  # gradients of a second pack stay
+    numbers = TrainSettings(**{**train.model_dump(), **known})
+    plan = _plan(shape, _dials(base, recipe.lora, numbers), train.memory, device)
+    resident = plan.chosen.dials.resident_layers
+    return replace(base, resident_layers="all" if resident is None else resident, embedding_on=plan.chosen.dials.embedding_on)
+
+
+def choose_dials(derived: Derived, loaded: LoadedModel) -> Derived:
+    """The same settings with the plan's policy in the place of ``recompute: auto``, and on a GPU a line that says why."""
+    wanted, device = derived.settings, loaded.model.device
+    if device.type == "cpu":
+        return _with(derived, {"recompute": "none"}) if wanted.recompute == "auto" else derived
+    if wanted.memory == "off" or wanted.recompute != "auto":
+        return _with(derived, {"recompute": "none"}) if wanted.recompute == "auto" else derived
+    shape = _shape(loaded.base)
+    if isinstance(shape, str):
+        return _with(derived, {"recompute": "layer"}, f"{shape}, so memory cannot be estimated")
+    assert loaded.lora is not None, "no adapter"
+    plan = _plan(shape, _dials(loaded.base, loaded.lora, wanted), wanted.memory, device)
+    dials, room = plan.chosen.dials, _room(wanted.memory, device)
+    needs = gb(plan.chosen.needs(0) * HEADROOM["gpu"])
+    turned: dict[str, object] = {"recompute": dials.recompute}
+    if dials.offload == "inputs":
+        turned["offload"] = "inputs"
+    if dials.mlp_tile:
+        turned["mlp_tile"] = dials.mlp_tile
+    also = "".join(f", {key} {value}" for key, value in turned.items() if key != "recompute")
+    how = "the fastest plan that fits" if plan.fits else "the least there is, and it may not fit"
+    return _with(derived, turned, f"{how}{also}: {needs} of {gb(room)} with a twentieth to spare")
+
+
+def _shape(base: BaseModel) -> Shape | str:
+    shape = shape_of(json.loads((base.directory / "config.json").read_text(encoding="utf-8")))
+    return shape if isinstance(shape, Shape) else f"config.json has no number for {shape}"
+
+
+def _dials(base: BaseModel, lora: Lora, train: TrainSettings) -> Dials:
+    resident = base.resident_layers
+    return replace(
+        dials_of(base.storage, base.compute, lora, train),
+        resident_layers=resident if isinstance(resident, int) else None,
+        embedding_on="host" if base.embedding_on == "host" else "device",
+        head="int8" if base.base_head == "int8" else "compute",
+    )
+
+
+def _plan(shape: Shape, dials: Dials, memory: str, device: torch.device) -> Plan:
+    card = find_card(device_name(device))
+    budget = int(_room(memory, device) / HEADROOM["gpu"])
+    return make_plan(shape, dials, budget, None if card is None else Rates.of(card), 0, may_round=False)
+
+
+def _room(memory: str, device: torch.device) -> int:
+    """Bytes that tensors and their allocator may take."""
+    room = usable_memory(device)
+    return room if memory == "auto" else min(room, parse_amount(memory) - CONTEXT)
+
+
+def _with(derived: Derived, turned: dict[str, object], why: str | None = None) -> Derived:
+    reasons = derived.why if why is None else {**derived.why, "recompute": f"= {why}"}
+    return replace(derived, settings=derived.settings.model_copy(update=turned), why=reasons)

@@ -1,0 +1,110 @@
+"""``train.memory`` on a GPU of some size: the dials that a recipe leaves alone, turned until the training fits."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from tunesmith.engines.base import BaseModel
+from tunesmith.errors import RecipeError
+from tunesmith.pipeline import dials
+from tunesmith.recipe import Lora, Train, recipe_from
+from tunesmith.recipe.derive import derive
+
+LARGE = LlamaConfig(
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_key_value_heads=8,
+    vocab_size=128256,
+    tie_word_embeddings=False,
+)
+
+
+@pytest.fixture
+def a_card(tmp_path, monkeypatch):
+    """``a_card(memory, device)``: a GPU with so many bytes free, and a base of 8B in NF4."""
+    LARGE.save_pretrained(tmp_path)
+
+    def make(memory, device="cuda"):
+        monkeypatch.setattr(dials, "usable_memory", lambda _: int(memory))
+        monkeypatch.setattr(dials, "best_device", lambda: torch.device(device))
+        monkeypatch.setattr(dials, "device_name", lambda _: "NVIDIA GeForce RTX 4090")
+        base = BaseModel(model="8b", base="nf4", arithmetic="bf16")
+        base.__dict__.update(directory=tmp_path)
+        return base
+
+    return make
+
+
+@pytest.fixture
+def choose(a_card):
+    """``choose(memory, device, **train)``: the settings of a run, and the lines that are printed."""
+
+    def run(free, device="cuda", **train):
+        loaded = SimpleNamespace(model=SimpleNamespace(device=torch.device(device)), base=a_card(free, device), lora=Lora())
+        return dials.choose_dials(derive(Train(tokens_per_step=8192, **train), rows=900, tokens=2e5, hidden=4096), loaded)
+
+    return run
+
+
+def _recipe(tmp_path, **train):
+    raw = {"model": "8b", "data": {"path": "rows.jsonl"}, "task": {"metric": "exact_match"}, "base": "nf4", "train": train}
+    return recipe_from(raw, tmp_path, "test")
+
+
+def test_auto_follows_from_the_card_and_says_why(choose):
+    roomy, tight, least = choose(80e9), choose(9.5e9), choose(4e9)
+    assert (roomy.settings.recompute, tight.settings.recompute) == ("none", "layer")
+    assert roomy.lines[-1].startswith("recompute none = the fastest plan that fits: 1") and "of 80.00 GB" in roomy.lines[-1]
+    assert "the least there is, and it may not fit" in least.lines[-1]
+    between = choose(12e9).settings.recompute
+    assert isinstance(between, tuple) or between in ("attention", "mlp")
+
+
+def test_an_amount_is_a_limit(choose):
+    assert choose(80e9, memory="10GB").settings.recompute == choose(9.5e9).settings.recompute
+    assert choose(9.5e9, memory="80GB").lines == choose(9.5e9).lines
+
+
+def test_long_packs_leave_the_card(choose):
+    found = choose(16e9, max_length=65536).settings
+    assert (found.recompute, found.offload) == ("layer", "inputs") and found.mlp_tile in (4096, 32768)
+
+
+def test_what_the_recipe_says_wins_and_a_cpu_keeps_everything(choose):
+    assert choose(4e9, recompute="mlp").settings.recompute == "mlp"
+    assert choose(4e9, recompute=3).lines == choose(80e9, recompute=3).lines
+    assert choose(4e9, memory="off").settings.recompute == "none"
+    on_cpu = choose(1, device="cpu")
+    assert on_cpu.settings.recompute == "none" and len(on_cpu.lines) == 3
+
+
+def test_a_model_whose_sizes_are_not_known_takes_least(choose, tmp_path, a_card):
+    (tmp_path / "config.json").write_text('{"hidden_size": 8}')
+    base = a_card(80e9)
+    (tmp_path / "config.json").write_text('{"hidden_size": 8}')
+    assert dials.placed(base, _recipe(tmp_path)) is base
+    loaded = SimpleNamespace(model=SimpleNamespace(device=torch.device("cuda")), base=base, lora=Lora())
+    found = dials.choose_dials(derive(Train(tokens_per_step=8192), rows=900, tokens=2e5, hidden=4096), loaded)
+    assert found.settings.recompute == "layer" and "no number for num_hidden_layers" in found.lines[-1]
+
+
+def test_the_loader_is_told_what_must_stream(a_card, tmp_path):
+    def placed(free, device="cuda", **train):
+        found = dials.placed(a_card(free, device), _recipe(tmp_path, **train))
+        return found.resident_layers, found.embedding_on
+
+    assert placed(80e9) == ("all", "device")
+    layers, table = placed(5e9)
+    assert isinstance(layers, int) and layers < 32
+    assert placed(80e9, memory="5.5GB") == (layers, table)
+    assert placed(5e9, memory="off") == ("all", "device") == placed(5e9, device="cpu")
+    assert placed(5e9, resident_layers=20) == ("all", "device"), "what the recipe says is not turned"
+
+
+@pytest.mark.parametrize("amount", ["16", "sixteen", "0GB"])
+def test_what_is_no_amount_is_refused(tmp_path, amount):
+    with pytest.raises(RecipeError, match=r"train\.memory"):
+        _recipe(tmp_path, memory=amount)
