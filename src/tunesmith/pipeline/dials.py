@@ -39,10 +39,10 @@ def placed(base: BaseModel, recipe: Recipe) -> BaseModel:
     shape = _shape(base)
     if isinstance(shape, str):
         return base
-    known = {"learning_rate": 1.0, "num_train_epochs": 1}
     step = train.max_length if train.tokens_per_step == "auto" else train.tokens_per_step
-    known["tokens_per_step"] = max(step, 2 * train.max_length)  # gradients of a second pack stay
-    numbers = TrainSettings(**{**train.model_dump(), **known})
+    step = max(step, 2 * train.max_length)  # gradients of a second pack stay
+    known = {**train.model_dump(), "learning_rate": 1.0, "num_train_epochs": 1, "tokens_per_step": step}
+    numbers = TrainSettings.model_validate(known)
     plan = _plan(shape, _dials(base, recipe.lora, numbers), train.memory, device)
     resident = plan.chosen.dials.resident_layers
     return replace(base, resident_layers="all" if resident is None else resident, embedding_on=plan.chosen.dials.embedding_on)
