@@ -7,7 +7,7 @@ off such a tensor is a constant, 0.01 or 1. A Triton kernel is not run but recor
 
 What is watched (``Watch``): operations that mix devices, reads for which the host waits, copies between host and device and
 whether they are pinned and asynchronous, live bytes and their peak, launches, bytes touched, and what one stream does to
-memory of another without an event between them. Three things differ from a GPU:
+memory of another without an event between them (``fake_streams.py``). Three things differ from a GPU:
 inference mode is ``no_grad`` (a wrapper cannot live in it), an operation that a GPU runs as several kernels is one launch, and
 ``scaled_dot_product_attention`` is its plain form, which keeps probabilities where a GPU's kernels keep none.
 
@@ -16,7 +16,6 @@ Importing it changes torch for the whole process, so only child processes do.
 
 import contextlib
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -25,6 +24,8 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils import _foreach_utils
+
+from fake_streams import STREAMS, Event, Stream
 
 
 class _Unchanged(contextlib.ContextDecorator):
@@ -54,18 +55,6 @@ WAITING = {"nonzero", "masked_select", "_unique2", "bincount"}  # the size of th
 aten = torch.ops.aten
 
 
-class _Stream:
-    """In the place of ``torch.cuda.Stream``: how far it is, and how far others were when it last waited for them."""
-
-    def __init__(self, *_: Any, **__: Any):
-        self.at = 0
-        self.seen: dict[_Stream, int] = {}
-
-    def wait_event(self, event: "_Event") -> None:
-        for other, at in event.stamp.items():
-            self.seen[other] = max(at, self.seen.get(other, 0))
-
-
 class Watch:
     """What the device that is not there has seen since the last ``reset``.
 
@@ -85,10 +74,7 @@ class Watch:
         self.kernels: dict[str, dict[str, Any]] = {}
         self.capability: tuple[int, int] = (9, 0)
         self.sites: Counter[str] | None = None
-        self.stream = self.main = _Stream()
-        self.races: list[str] = []
-        self._writers: dict[int, tuple[_Stream, int]] = {}  # of memory that a stream beside the main one has touched
-        self._readers: dict[int, dict[_Stream, int]] = {}
+        STREAMS.waited = self.waited
         self._live: dict[int, tuple[StorageWeakRef, int]] = {}
         self._total = 0
         self.reset()
@@ -100,7 +86,7 @@ class Watch:
         self.downloads: list[tuple[int, str]] = []
         self.launches: Counter[str] = Counter()
         self.touched: Counter[str] = Counter()
-        self.races = []
+        self.races: list[str] = []
         self.peak = self.live()
         if self.sites is not None:
             self.sites = Counter()
@@ -119,6 +105,7 @@ class Watch:
             if not self._live[key][0].expired():
                 return
             self._total -= self._live.pop(key)[1]
+        STREAMS.forget(key)
         nbytes = -(-storage.nbytes() // ROUNDED_TO) * ROUNDED_TO
         self._live[key] = StorageWeakRef(storage), nbytes
         self._total += nbytes
@@ -136,19 +123,7 @@ class Watch:
 
     def touched_by(self, tensors: Iterable[torch.Tensor], writes: bool) -> None:
         """Memory is read or written on the stream of the moment."""
-        here = self.stream
-        for key in [tensor.untyped_storage()._cdata for tensor in tensors]:
-            if here is self.main and key not in self._writers:
-                continue
-            here.at += 1
-            writer, at = self._writers.setdefault(key, (here, here.at))
-            before = {writer: at, **(self._readers.get(key, {}) if writes else {})}
-            if any(here.seen.get(other, 0) < at for other, at in before.items() if other is not here):
-                self.races.append(site())
-            if writes:
-                self._writers[key], self._readers[key] = (here, here.at), {}
-            else:
-                self._readers.setdefault(key, {})[here] = here.at
+        self.races += [site()] * STREAMS.touched([tensor.untyped_storage()._cdata for tensor in tensors], writes)
 
     def waited(self, what: str) -> None:
         """The host waited for the device."""
@@ -164,15 +139,6 @@ class Watch:
 
 
 WATCH = Watch()
-
-
-@contextlib.contextmanager
-def _on_stream(stream: _Stream) -> Iterator[None]:
-    before, WATCH.stream = WATCH.stream, stream
-    try:
-        yield
-    finally:
-        WATCH.stream = before
 
 
 def site() -> str:
@@ -238,7 +204,9 @@ class OnCuda(torch.Tensor):
         out = func(*_mapped(_unwrapped, args), **_mapped(_unwrapped, kwargs))
         WATCH.launched(name, read, _tensors(out))
         if name not in FREE:
-            WATCH.touched_by([x for x in read if isinstance(x, OnCuda)], False)
+            written = _tensors(kwargs["out"] if "out" in kwargs else args[:1]) if func._schema.is_mutable else []
+            for tensors, writes in ((read, False), (written, True)):
+                WATCH.touched_by([x for x in tensors if isinstance(x, OnCuda)], writes)
         if not func._schema.is_mutable:
             return _mapped(_wrapped, out)
         back = {id(x.meta): x for x in read if isinstance(x, OnCuda)}
@@ -303,6 +271,7 @@ def _with_the_host(func: Any, name: str, read: list[torch.Tensor], args: Any, kw
     if name == "copy_":
         if not isinstance(args[0], OnCuda):
             WATCH.downloads.append((args[1].nbytes, site()))
+            WATCH.touched_by([args[1]], False)
             return (args[0] if _pinned(args[0]) else args[0].fill_(1),)  # pinned memory is written later
         if not isinstance(args[1], OnCuda) and args[1].dim():
             _uploaded(args[1], bool(len(args) > 2 and args[2]))
@@ -418,40 +387,6 @@ class _Generators:
         return _Generator() if _is_cuda(device) else cls.real(device)
 
 
-class _Event:
-    """In the place of ``torch.cuda.Event``: the host's clock."""
-
-    def __init__(self, **_: Any):
-        self._at = 0.0
-        self.stamp: dict[_Stream, int] = {}
-
-    def record(self, stream: _Stream | None = None) -> None:
-        self._at = time.perf_counter()
-        stream = stream or WATCH.stream
-        self.stamp = {**stream.seen, stream: stream.at}
-
-    def synchronize(self) -> None:
-        WATCH.waited("event")
-
-    def elapsed_time(self, end: "_Event") -> float:
-        return max(1e3 * (end._at - self._at), 1e-6)
-
-
-class _Stream:
-    """In the place of ``torch.cuda.Stream``."""
-
-    def __init__(self, *_: Any):
-        return
-
-    def wait_stream(self, *_: Any) -> None:
-        return
-
-    wait_event = wait_stream
-
-    def record_event(self) -> _Event:
-        return _Event()
-
-
 def _record(self: Any, *args: Any, grid: Any, warmup: bool = False, **kwargs: Any) -> None:
     """In the place of a launch by Triton: what its compilation depends on, and the limits of a grid."""
     names = [p.name for p in self.params]
@@ -509,10 +444,10 @@ def _answers(capability: tuple[int, int], memory: int) -> dict[str, Callable[...
         "manual_seed_all": lambda _: None,
         "is_current_stream_capturing": lambda: False,
         "_lazy_init": lambda: None,
-        "Event": _Event,
-        "Stream": _Stream,
-        "stream": _on_stream,
-        "current_stream": lambda *_: WATCH.stream,
+        "Event": Event,
+        "Stream": Stream,
+        "stream": STREAMS.on,
+        "current_stream": lambda *_: STREAMS.current,
     }
 
 
