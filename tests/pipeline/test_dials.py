@@ -55,7 +55,7 @@ def _recipe(tmp_path, **train):
 
 
 def test_auto_follows_from_the_card_and_says_why(choose):
-    roomy, tight, least = choose(80e9), choose(8.8e9), choose(4e9)
+    roomy, tight, least = choose(80e9), choose(8.8e9), choose(2e9)
     assert (roomy.settings.recompute, tight.settings.recompute) == ("none", "layer")
     assert roomy.lines[-1].startswith("recompute none = the fastest plan that fits: 1") and "of 80.00 GB" in roomy.lines[-1]
     assert "the least there is, and it may not fit" in least.lines[-1]
