@@ -36,6 +36,7 @@ from tunesmith.rundir.records.base import FileRecord, Record
 
 sys.path.append(str(Path(__file__).parent))
 from gpu_tables import with_predictions
+from memory_tables import with_short_table, with_techniques
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTE = "Made by `make reference` from {source}; change that, not this page.\n"
@@ -51,6 +52,7 @@ PHRASES = {
     "evaluate/probes/passages.jsonl": "English, code, German, Spanish",
     "evaluate/probes/prompts.jsonl": "what anybody might ask",
     "evaluate/probes/questions.jsonl": "short questions with four answers",
+    "memory/sizes.json": "sizes of published models, for the table of techniques",
     "memory/cards.json": "data sheets, prices and what is assumed, each number with its source",
     "report/check.html.j2": "the page of a check",
     "report/layout.html.j2": "head and style of all pages",
@@ -67,6 +69,8 @@ def pages() -> dict[str, str]:
         "docs/reference/python.md": python_page(),
         "docs/reference/files.md": files_page(),
         "docs/reference/errors.md": errors_page(),
+        "README.md": with_short_table((ROOT / "README.md").read_text()),
+        "docs/explanation/memory.md": with_techniques((ROOT / "docs" / "explanation" / "memory.md").read_text()),
         "docs/explanation/gpu.md": with_predictions((ROOT / "docs" / "explanation" / "gpu.md").read_text()),
         "CONTRIBUTING.md": with_tree((ROOT / "CONTRIBUTING.md").read_text()),
     }
