@@ -20,9 +20,6 @@ from tunesmith.cli.ending import run_to_its_end
 from tunesmith.tracking import terminal, visible
 
 if TYPE_CHECKING:
-    from tunesmith.data.choices import Take as Taken
-    from tunesmith.data.read import ReadOptions
-    from tunesmith.data.reasoning import Mode
     from tunesmith.messages import Message
     from tunesmith.rundir.records.base import Record
 
@@ -41,7 +38,7 @@ class _Lazy:
 
 _verbs, _stage, _lines = (_Lazy(f"tunesmith.pipeline.{name}") for name in ("verbs", "stage", "lines"))
 _recipe, _check_page = _Lazy("tunesmith.recipe"), _Lazy("tunesmith.report.check_page")
-_targets = _Lazy("tunesmith.data.targets")
+_targets, _options = _Lazy("tunesmith.data.targets"), _Lazy("tunesmith.cli.read_options")
 _plan, _plan_text = _Lazy("tunesmith.pipeline.plan"), _Lazy("tunesmith.cli.plan_text")
 _preview_page, _preview_text = _Lazy("tunesmith.report.preview_page"), _Lazy("tunesmith.cli.preview_text")
 _text, _status_text, _export_text = (_Lazy(f"tunesmith.cli.{name}") for name in ("text", "status_text", "export_text"))
@@ -161,7 +158,7 @@ def check(
         _targets.refuse_target(page, [path for path in read if path is not None], _targets.PAGE)
     report = _stage.module_of("check").check(
         source,
-        _read_options(format, column, quarantine, encoding, delimiter, turns, reasoning, take),
+        _options.read_options(format, column, quarantine, encoding, delimiter, turns, reasoning, take),
         model=model,
         template=template,
         max_length=max_length,
@@ -194,7 +191,7 @@ def init(
     take: Take = None,
 ) -> None:
     """Look at data and write a commented recipe for it, with the metric that fits its answers and why."""
-    options = _read_options(format, column, None, encoding, delimiter, turns, reasoning, take)
+    options = _options.read_options(format, column, None, encoding, delimiter, turns, reasoning, take)
     print(_stage.module_of("init").init(source, model, options, out))
 
 
@@ -219,7 +216,9 @@ def convert(
     as_json: AsJson = False,
 ) -> None:
     """Write data of any format as messages JSONL."""
-    options = _read_options(format, column, quarantine, encoding, delimiter, turns, reasoning, take, parse_template, requests)
+    options = _options.read_options(
+        format, column, quarantine, encoding, delimiter, turns, reasoning, take, parse_template, requests
+    )
     conversion = _stage.module_of("convert").convert(source, target, options, quarantine)
     for note in _lines.conversion_lines(conversion):
         logger.info(note)
@@ -248,7 +247,7 @@ def preview(
     shown = _stage.module_of("preview").preview(
         source,
         model,
-        _read_options(format, column, None, encoding, delimiter, turns, reasoning, take),
+        _options.read_options(format, column, None, encoding, delimiter, turns, reasoning, take),
         template=template,
         rows=rows,
     )
@@ -481,41 +480,6 @@ def accept_base(target: Target) -> None:
 def schema() -> None:
     """Print the JSON schema of a recipe, for editors."""
     print(_recipe.json_schema())
-
-
-def _read_options(
-    format: str | None,
-    columns: list[str] | None,
-    quarantine: Path | None,
-    encoding: str | None,
-    delimiter: str | None,
-    turns: Literal["refuse", "trim", "merge"],
-    reasoning: "Mode | None",
-    take: "Taken | None",
-    parse_template: bool = False,
-    requests: Path | None = None,
-) -> "ReadOptions":
-    from tunesmith.data.read import ReadOptions
-
-    named: dict[str, str] = {}
-    for column in columns or []:
-        name, equals, theirs = column.partition("=")
-        if not (name and equals and theirs):
-            raise typer.BadParameter(f"expected NAME=COLUMN, found {column!r}", param_hint="--column")
-        named[name] = theirs
-    return ReadOptions(
-        format,
-        named or None,
-        None,
-        "refuse" if quarantine is None else "quarantine",
-        encoding=encoding,
-        delimiter=delimiter,
-        turns=turns,
-        reasoning=reasoning,
-        take=take,
-        parse_template=parse_template,
-        requests=requests,
-    )
 
 
 def main() -> None:
