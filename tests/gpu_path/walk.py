@@ -137,6 +137,7 @@ class Case:
         resident: how many of the first layers stay on the device.
         offload, tile: of ``train.offload`` and ``train.mlp_tile``.
         tokens: of the pack; other than 2,048, one document.
+        tables: ``train.embedding_on`` and ``base_head``.
     """
 
     model: str
@@ -150,6 +151,7 @@ class Case:
     offload: Literal["none", "inputs"] = "none"
     tile: int = 0
     tokens: int = TOKENS
+    tables: tuple[str, str] = ("device", "auto")
 
 
 CASES: dict[str, Case] = {
@@ -160,6 +162,7 @@ CASES: dict[str, Case] = {
     "llama-8b streamed": Case("llama-8b", dropout=0.05, policy="layer", layers=3, resident=0),
     "llama-8b offload": Case("llama-8b", policy="layer", offload="inputs"),
     "llama-8b long": Case("llama-8b", policy="layer", offload="inputs", tile=4096, tokens=32768),
+    "llama-8b lean": Case("llama-8b", policy="layer", tables=("host", "int8"), whole=True),
     "llama-8b attention": Case("llama-8b", policy="attention"),
     "llama-8b mlp": Case("llama-8b", policy="mlp"),
     "llama-8b every second": Case("llama-8b", policy=2),
@@ -235,7 +238,9 @@ def walk(case: Case) -> dict[str, Any]:
             WATCH.reset()
             os.environ["XDG_CACHE_HOME"] = str(folder)  # of layers that are streamed
             compute = precision("nf4", "auto", folder)[1]
-            seen = part(load_model(folder, compute, "nf4", best_device(), resident_layers=case.resident), case) | seen
+            embedding_on, base_head = case.tables
+            places: dict[str, Any] = {"resident_layers": case.resident, "embedding_on": embedding_on, "base_head": base_head}
+            seen = part(load_model(folder, compute, "nf4", best_device(), **places), case) | seen
     return seen
 
 

@@ -38,7 +38,7 @@ class _Lazy:
 
 _verbs, _stage, _lines = (_Lazy(f"tunesmith.pipeline.{name}") for name in ("verbs", "stage", "lines"))
 _recipe, _check_page = _Lazy("tunesmith.recipe"), _Lazy("tunesmith.report.check_page")
-_targets, _reading = _Lazy("tunesmith.data.targets"), _Lazy("tunesmith.cli.reading")
+_targets, _options = _Lazy("tunesmith.data.targets"), _Lazy("tunesmith.cli.read_options")
 _plan, _plan_text = _Lazy("tunesmith.pipeline.plan"), _Lazy("tunesmith.cli.plan_text")
 _preview_page, _preview_text = _Lazy("tunesmith.report.preview_page"), _Lazy("tunesmith.cli.preview_text")
 _text, _status_text, _export_text = (_Lazy(f"tunesmith.cli.{name}") for name in ("text", "status_text", "export_text"))
@@ -158,7 +158,7 @@ def check(
         _targets.refuse_target(page, [path for path in read if path is not None], _targets.PAGE)
     report = _stage.module_of("check").check(
         source,
-        _reading.read_options(format, column, quarantine, encoding, delimiter, turns, reasoning, take),
+        _options.read_options(format, column, quarantine, encoding, delimiter, turns, reasoning, take),
         model=model,
         template=template,
         max_length=max_length,
@@ -191,7 +191,7 @@ def init(
     take: Take = None,
 ) -> None:
     """Look at data and write a commented recipe for it, with the metric that fits its answers and why."""
-    options = _reading.read_options(format, column, None, encoding, delimiter, turns, reasoning, take)
+    options = _options.read_options(format, column, None, encoding, delimiter, turns, reasoning, take)
     print(_stage.module_of("init").init(source, model, options, out))
 
 
@@ -216,8 +216,9 @@ def convert(
     as_json: AsJson = False,
 ) -> None:
     """Write data of any format as messages JSONL."""
-    how = (format, column, quarantine, encoding, delimiter, turns, reasoning, take)
-    options = _reading.read_options(*how, parse_template, requests)
+    options = _options.read_options(
+        format, column, quarantine, encoding, delimiter, turns, reasoning, take, parse_template, requests
+    )
     conversion = _stage.module_of("convert").convert(source, target, options, quarantine)
     for note in _lines.conversion_lines(conversion):
         logger.info(note)
@@ -246,7 +247,7 @@ def preview(
     shown = _stage.module_of("preview").preview(
         source,
         model,
-        _reading.read_options(format, column, None, encoding, delimiter, turns, reasoning, take),
+        _options.read_options(format, column, None, encoding, delimiter, turns, reasoning, take),
         template=template,
         rows=rows,
     )

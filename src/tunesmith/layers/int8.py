@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from tunesmith.errors import ModelError
 from tunesmith.kernels.sliced import SLICE, sliced_mm, sliced_mm_back
+from tunesmith.kernels.upload import upload
 from tunesmith.layers.nf4 import DENSE
 
 LARGEST = 127
@@ -53,7 +54,7 @@ class Int8Table(nn.Module):
         self.register_buffer("scale_V1", torch.empty(self.shape[0], 1, dtype=torch.float32, device=device))
         with torch.no_grad():
             for start in range(0, self.shape[0], SLICE):
-                rows_PD = table_VD[start : start + SLICE].to(device).float()
+                rows_PD = upload(table_VD[start : start + SLICE], device).float()
                 scale_P1 = rows_PD.abs().amax(1, keepdim=True).div_(LARGEST)
                 self.scale_V1[start : start + SLICE] = scale_P1
                 # A row of zeros has scale 0: its codes are 0 / tiny.

@@ -14,7 +14,7 @@ the next kernel would report as its own; it is drained before anybody goes on.
 
 Sources: ``open(2)`` on O_DIRECT; ``c10/cuda/CUDACachingHostAllocator`` of PyTorch.
 
-A name that ends in ``_b`` is a tensor of bytes.
+Names that end in ``_b`` are of bytes.
 """
 
 import logging

@@ -17,7 +17,7 @@ CPU** the same ring copies by a thread, into other memory: which is how every ru
 Cost: slots x the largest layer (0.23 GB for 8B, 0.9 GB for 70B). Copies are hidden from some 350 tokens a pass on (PCIe 4, 50
 TFLOPS) to 2,400 (an H100): work and bytes are both proportional to the weights, so the number depends on the card alone.
 
-A name that ends in ``_b`` is a tensor of bytes.
+Names that end in ``_b`` are of bytes.
 """
 
 import queue

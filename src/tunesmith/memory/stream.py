@@ -16,7 +16,7 @@ The numbers are those of a resident model to the bit: the same bytes go through 
 Refused: managed memory and mapped reads on a GPU (page faults, 0.6 GB/s); pageable copies in silence; wrapping modules (peers'
 adapters were saved under names that nobody read back).
 
-A name that ends in ``_b`` is a tensor of bytes.
+Names that end in ``_b`` are of bytes.
 """
 
 import logging

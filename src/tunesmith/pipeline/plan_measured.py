@@ -30,8 +30,8 @@ def gpu() -> Measured | None:
     device = best_device()
     dtype = torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
     before = torch.cuda.mem_get_info(device)[0]
-    a_SS = torch.ones(SIDE, SIDE, dtype=dtype, device=device)
-    product = 2 * SIDE**3 * ROUNDS / _seconds(lambda: [a_SS @ a_SS for _ in range(ROUNDS)])
+    square = torch.ones(SIDE, SIDE, dtype=dtype, device=device)
+    product = 2 * SIDE**3 * ROUNDS / _seconds(lambda: [square @ square for _ in range(ROUNDS)])
     free, total = torch.cuda.mem_get_info(device)
     context = max(0, total - free - torch.cuda.memory_reserved(device) - (total - before if before < free else 0))
     staged = torch.empty(COPY, dtype=torch.uint8, pin_memory=True)

@@ -1,11 +1,14 @@
-"""Options of the commands that read rows, as the reader takes them."""
+"""What a command is told of its files, as the options that ``data/read.py`` takes.
+
+A module of its own because it is imported where files are read, not for the help.
+"""
 
 from pathlib import Path
 from typing import Literal
 
 import typer
 
-from tunesmith.data.choices import Take as Taken
+from tunesmith.data.choices import Take
 from tunesmith.data.read import ReadOptions
 from tunesmith.data.reasoning import Mode
 
@@ -18,14 +21,22 @@ def read_options(
     delimiter: str | None,
     turns: Literal["refuse", "trim", "merge"],
     reasoning: Mode | None,
-    take: Taken | None,
+    take: Take | None,
     parse_template: bool = False,
     requests: Path | None = None,
 ) -> ReadOptions:
-    """How rows are read, from the options of a command.
+    """How the files of a command are read.
+
+    Args:
+        format, encoding, delimiter, turns, reasoning, take, parse_template, requests: as ``ReadOptions`` has them.
+        columns: ``NAME=COLUMN`` each.
+        quarantine: where rows that are wrong go; None where they are refused.
+
+    Returns:
+        The options.
 
     Raises:
-        BadParameter: a ``--column`` that is no ``NAME=COLUMN``.
+        typer.BadParameter: a column without its name or its equals sign.
     """
     named: dict[str, str] = {}
     for column in columns or []:
