@@ -33,6 +33,13 @@ def training_bytes(shape: Shape, dials: Dials) -> int:
     return found.reserved + CONTEXT if dials.device == "gpu" else found.peak + PROCESS
 
 
+def resident_bytes(shape: Shape, dials: Dials, ranks: int = 1) -> int:
+    """Memory of all training processes together on a CPU: what they share once, and what each of them has for itself."""
+    found = estimate(shape, dials)
+    shared = sum(found.resident.values())
+    return PROCESS + shared + ranks * (found.peak - shared)
+
+
 def first_that_fits(shape: Shape, dials: Dials, room: int) -> str:
     """What ``train.recompute: auto`` comes to on a GPU: the first policy that fits with headroom, or the smallest.
 
