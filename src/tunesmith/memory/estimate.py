@@ -20,12 +20,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+from tunesmith.memory.cpu_layer import CpuLayer
 from tunesmith.memory.dials import BYTES, DENSE, Dials
 from tunesmith.memory.gpu_layer import GRADIENTS, INPUTS, GpuLayer, columns
 from tunesmith.memory.shape import Layer, Shape
-from tunesmith.memory.tape import Tape
+from tunesmith.memory.tape import GRANULE, Tape
 
 CHUNK = 256  # rows of logits alive at once (kernels/cross_entropy.py)
+WIDENED = 16  # rows of them that a CPU takes to fp32 at once
 STATE = {"adamw": 8.0, "adamw_8bit": 2.0 + 2 * 4.0 / 256, "paged_adamw_8bit": 2.0 + 2 * 4.0 / 256}  # bytes a trained weight
 FULL_STATE_FROM = 4096  # weights of a tensor from which its 8-bit moments are in 8 bits
 RESERVED = 1.09  # reserved over allocated: the largest of the replays of traced steps of 1B and 8B (docs/LOG.md)
@@ -140,9 +142,10 @@ def _resident(shape: Shape, dials: Dials) -> Counter[str]:
     held = _held(shape, dials)
     linear = sum(layer.linear(hidden) for layer in held)
     here["linear layers"] = int(linear * BYTES[dials.base])
-    if dials.base != "nf4" and dials.technique == "lora" and dials.device == "gpu" and dials.compute != "fp16":
+    if dials.base != "nf4" and dials.technique == "lora" and dials.compute != "fp16":
         # Frozen weights stand beside free columns for B (layers/lora.py).
-        pads = sum(sum(outs) * columns(inputs, dials.r * len(outs)) for layer in held for inputs, outs in groups(layer, hidden))
+        gpu, each = dials.device == "gpu", [group for layer in held for group in groups(layer, hidden)]
+        pads = sum(sum(outs) * columns(inputs, dials.r * len(outs), gpu) for inputs, outs in each)
         here["linear layers"] += pads * dense
     here["norms, routers, projections"] = (shape.norms + shape.routers + shape.projections) * dense
     table, per_layer = hidden * shape.vocab, shape.per_layer * dense * (dials.device == "cpu")
@@ -158,7 +161,7 @@ def _resident(shape: Shape, dials: Dials) -> Counter[str]:
     if dials.technique == "lora" and dials.device == "gpu" and dials.compute != "fp16":
         here["step casts of A and B"] = sum(_casts(layer, hidden, dials) for layer in shape.layers) * dense
     if dials.base == "nf4":
-        here["tables of codes"] = TABLES
+        here["tables of codes"] = TABLES if dials.device == "gpu" else 0
         here["dense buffer"] = _dense_buffer(shape, dials) * dense
     return here
 
@@ -225,7 +228,9 @@ def inputs_of_step(shape: Shape, dials: Dials) -> int:
 def chunk_of_logits(shape: Shape, dials: Dials) -> tuple[int, ...]:
     """Bytes of the logits of a chunk, and of what else is made of them (kernels/cross_entropy.py)."""
     chunk = min(CHUNK, dials.rows) * shape.vocab
-    return (chunk * 4, chunk * 2) if dials.device == "gpu" and dials.compute == "bf16" else (chunk * dials.width,)
+    if dials.compute != "bf16":
+        return (chunk * dials.width,)
+    return (chunk * 4, chunk * 2) if dials.device == "gpu" else (chunk * 2, min(WIDENED, dials.rows) * shape.vocab * 4)
 
 
 def _loss(shape: Shape, dials: Dials) -> tuple[Counter[str], Counter[str], Counter[str]]:
@@ -237,11 +242,16 @@ def _loss(shape: Shape, dials: Dials) -> tuple[Counter[str], Counter[str], Count
     return states + kept + Counter({"chunk of logits": logits}), Counter({"gradient of the output": rows}), kept
 
 
+def layer_walk(layer: Layer, hidden: int, dials: Dials, narrow: bool, first: bool) -> GpuLayer:
+    """How a device computes a layer."""
+    return (GpuLayer if dials.device == "gpu" else CpuLayer)(layer, hidden, dials, narrow, first)
+
+
 @lru_cache(maxsize=4096)
 def _piece(layer: Layer, hidden: int, dials: Dials, policy: str, narrow: bool, first: bool) -> _Piece:
     """A layer on a tape of its own."""
-    walked = GpuLayer(layer, hidden, dials, narrow, first)
-    tape = Tape()
+    walked = layer_walk(layer, hidden, dials, narrow, first)
+    tape = Tape(GRANULE if dials.device == "gpu" else 1)
     walked.forward(tape)
     forward = Counter(tape.at_peak)
     if policy == "layer":
