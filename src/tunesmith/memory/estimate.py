@@ -158,12 +158,13 @@ class Run:
 def runs(shape: Shape, dials: Dials) -> list[Run]:
     """All layers in order."""
     found: list[Run] = []
-    number = 0
+    number, last = 0, shape.depth - 1 if shape.narrow else -1
+    same_for_all = dials.recomputed(0) if isinstance(dials.recompute, str) else None
     for layer, count in shape.stretches:
         alike: list[tuple[str, bool, bool]] = []
         for position in range(number, number + count):
-            narrow = shape.narrow and position == shape.depth - 1
-            alike.append(("none" if narrow else dials.recomputed(position), narrow, position == 0))
+            policy = "none" if position == last else same_for_all or dials.recomputed(position)
+            alike.append((policy, position == last, position == 0))
         found += [Run(layer, *facts, sum(1 for _ in same)) for facts, same in groupby(alike)]
         number += count
     return found
