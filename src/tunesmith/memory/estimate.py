@@ -33,7 +33,9 @@ WIDENED = 16  # rows of them that a CPU takes to fp32 at once
 STATE = {"adamw": 8.0, "adamw_8bit": 2.0 + 2 * 4.0 / 256, "paged_adamw_8bit": 2.0 + 2 * 4.0 / 256}  # bytes a trained weight
 FULL_STATE_FROM = 4096  # weights of a tensor from which its 8-bit moments are in 8 bits
 RESERVED = 1.09  # reserved over allocated: the largest of the replays of traced steps of 1B and 8B (docs/LOG.md)
-TABLES = 390 * 10**3  # what NF4 looks its codes up in (kernels/nf4.py), once a process
+# What NF4 is quantised and looked up by, once a process (kernels/nf4.py): cells of the upper halves of fp32 (a byte and an fp32
+# each), codes of a grid of absmax, what these and the sixteen values mean. On a CPU they count to the process.
+TABLES = 2**16 * (1 + 4) + 2**16 + 256 * 4 + 512
 # Dials that a layer's own walk does not look at, as they are by default: one walk serves all of their settings.
 BESIDE: dict[str, Any] = {"embedding_on": "device", "head": "compute", "optimizer": "adamw", "resident_layers": None}
 BESIDE |= {"recompute": "none", "technique": "lora", "offload": "none", "mlp_tile": 0}
