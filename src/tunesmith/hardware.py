@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 _largest_child = 0  # bytes, since the last reset
+_earlier_part = 0  # the peak of what came before the part that is measured for itself
 _CGROUPS = Path("/sys/fs/cgroup")
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 CONVERTED_FORMAT = 3  # another number where the same GGUF file makes another directory
@@ -184,6 +185,19 @@ def describe() -> Machine:
 
 def reset_peak_memory() -> None:
     """Set the process's high-water mark to its present size. Does nothing where the kernel has no such switch."""
+    global _earlier_part
+    _earlier_part = 0
+    _clear_peak()
+
+
+def begin_part() -> None:
+    """Begin a part whose peak is asked for alone (``peak_of_part``); ``peak_memory`` goes on to cover what came before it."""
+    global _earlier_part
+    _earlier_part = peak_memory()
+    _clear_peak()
+
+
+def _clear_peak() -> None:
     global _largest_child
     _largest_child = 0
     try:
@@ -197,6 +211,11 @@ def peak_memory() -> int:
 
     The largest child process (converter, llama.cpp) is added: an upper bound, since the two peaks need not have met.
     """
+    return max(_earlier_part, peak_of_part())
+
+
+def peak_of_part() -> int:
+    """The same since ``begin_part``."""
     own = _high_water("self") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return own + _largest_child
 

@@ -149,12 +149,12 @@ def facts(**changes):
         (rules.PRICE, {"price__tokens_saved": 0.0}, "stop"),
         (rules.PRICE, {"price__calls_per_month": 100}, "stop"),
         (rules.HARDWARE, {}, "pass"),
-        (rules.HARDWARE, {"machine__memory": 11 * GB}, "pass"),  # nf4, with room to spare
-        (rules.HARDWARE, {"machine__memory": 6 * GB}, "unknown"),
+        (rules.HARDWARE, {"machine__memory": 10.4 * GB}, "pass"),  # nf4, with room to spare
+        (rules.HARDWARE, {"machine__memory": 5.1 * GB}, "unknown"),
         (rules.HARDWARE, {"machine__memory": 4 * GB}, "stop"),
         (rules.HARDWARE, {"machine__memory": None}, "unknown"),
         (rules.HARDWARE, {"memory": NO_SIZES}, "unknown"),
-        (rules.HARDWARE, {"machine__kind": "cpu"}, "pass"),  # 2.5 times nf4, not 2.5 times bf16
+        (rules.HARDWARE, {"machine__kind": "cpu"}, "pass"),  # 1.5 times bf16
     ],
 )
 def test_states(check, changes, state):
@@ -263,7 +263,7 @@ def test_rank_grows_until_the_adapter_holds_the_answers():
 
 @pytest.mark.parametrize(
     ("memory", "base", "fits"),
-    [(24, "bf16", True), (11, "nf4", True), (6, "nf4", True), (4, "nf4", False), (None, "bf16", True)],
+    [(24, "bf16", True), (10.4, "nf4", True), (6, "nf4", True), (4, "nf4", False), (None, "bf16", True)],
 )
 def test_the_first_base_that_fits(memory, base, fits):
     settings = decide(facts(machine__memory=memory and memory * GB), 1.0).settings

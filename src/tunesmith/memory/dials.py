@@ -31,7 +31,7 @@ class Dials:
         tokens: of a micro-batch (T).
         rows: supervised tokens of it (N).
         packs: micro-batches of an optimizer step; from the second on, all gradients are there throughout.
-        documents: in a micro-batch; blocks of attention on a CPU depend on it.
+        longest: tokens that a token of the micro-batch sees; None for all. A CPU keeps probabilities of short documents.
         device: ``gpu`` or ``cpu``.
         embedding_on: ``host`` leaves an untied table in host memory and copies the rows.
         head: ``int8`` keeps the head in one byte a weight.
@@ -51,7 +51,7 @@ class Dials:
     tokens: int = 2048
     rows: int = 2048
     packs: int = 1
-    documents: int = 1
+    longest: int | None = None
     device: Literal["gpu", "cpu"] = "gpu"
     embedding_on: Literal["device", "host"] = "device"
     head: Literal["compute", "int8"] = "compute"

@@ -17,19 +17,28 @@ Source: NF4 is 4 bits and, with doubly quantised constants, 0.127 more (Dettmers
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import groupby
+from typing import Any
 
+from tunesmith.memory.cpu_layer import CpuLayer
 from tunesmith.memory.dials import BYTES, DENSE, Dials
 from tunesmith.memory.gpu_layer import GRADIENTS, INPUTS, GpuLayer, columns
 from tunesmith.memory.shape import Layer, Shape
-from tunesmith.memory.tape import Tape
+from tunesmith.memory.tape import GRANULE, Tape
 
 CHUNK = 256  # rows of logits alive at once (kernels/cross_entropy.py)
+WIDENED = 16  # rows of them that a CPU takes to fp32 at once
 STATE = {"adamw": 8.0, "adamw_8bit": 2.0 + 2 * 4.0 / 256, "paged_adamw_8bit": 2.0 + 2 * 4.0 / 256}  # bytes a trained weight
 FULL_STATE_FROM = 4096  # weights of a tensor from which its 8-bit moments are in 8 bits
 RESERVED = 1.09  # reserved over allocated: the largest of the replays of traced steps of 1B and 8B (docs/LOG.md)
-TABLES = 390 * 10**3  # what NF4 looks its codes up in (kernels/nf4.py), once a process
+# What NF4 is quantised and looked up by, once a process (kernels/nf4.py): cells of the upper halves of fp32 (a byte and an fp32
+# each), codes of a grid of absmax, what these and the sixteen values mean. On a CPU they count to the process.
+TABLES = 2**16 * (1 + 4) + 2**16 + 256 * 4 + 512
+# Dials that a layer's own walk does not look at, as they are by default: one walk serves all of their settings.
+BESIDE: dict[str, Any] = {"embedding_on": "device", "head": "compute", "optimizer": "adamw", "resident_layers": None}
+BESIDE |= {"recompute": "none", "technique": "lora", "offload": "none", "mlp_tile": 0}
 SLOTS = 2  # layers whose streamed weights are on the device at once
 
 
@@ -100,33 +109,71 @@ def estimate(shape: Shape, dials: Dials) -> Estimate:
         if live.total() + extra.total() > most[moment].total():
             most[moment] = live + extra
 
+    plain = replace(dials, **BESIDE)
     live["inputs of the step"] += inputs_of_step(shape, dials)
     live[INPUTS] += dials.tokens * shape.hidden * dials.width
-    pieces = []
-    for number, layer in enumerate(shape.layers):
-        narrow = shape.narrow and number == shape.depth - 1
-        policy = "none" if narrow else dials.recomputed(number)
-        piece = _piece(layer, shape.hidden, dials, policy, narrow, number == 0)
+    walked = [(run, _piece(run.layer, shape.hidden, plain, run.policy, run.narrow, run.first)) for run in runs(shape, dials)]
+    for run, piece in walked:  # of neighbours that are alike the last is the worst, since each of them keeps something
+        live.update(_times(piece.kept, run.count - 1))
         look("forward", piece.forward)
         live.update(piece.kept)
-        pieces.append(piece)
     loss, first, after = _loss(shape, dials)
     look("forward", loss)
     live.update(after)
     look("backward", first)
     live.subtract(after)
-    for number, piece in reversed(list(enumerate(pieces))):
-        rows = dials.rows if shape.narrow and number == shape.depth - 1 else dials.tokens
-        live[INPUTS] -= rows * shape.hidden * dials.width  # the layer's output, whose gradient takes its place
-        live["gradient of the output"] = rows * shape.hidden * dials.width
+    for run, piece in reversed(walked):
+        rows = (dials.rows if run.narrow else dials.tokens) * shape.hidden * dials.width
+        live[INPUTS] -= rows  # the layer's output, whose gradient takes its place
+        live["gradient of the output"] = rows
+        look("backward", piece.backward)
+        live.subtract(_times(piece.kept, run.count - 1))  # what is alive goes one way from one to the next
+        live[GRADIENTS] += (run.count - 1) * piece.left[GRADIENTS]
         look("backward", piece.backward)
         live.subtract(piece.kept)
-        live[INPUTS] += rows * shape.hidden * dials.width
         live[GRADIENTS] += piece.left[GRADIENTS]
+        live[INPUTS] += rows
     update = Counter(resident)
     update[GRADIENTS] = max(update[GRADIENTS], live[GRADIENTS])
     moments = {**most, "update": update}
     return Estimate(resident=resident, moments={name: _positive(terms) for name, terms in moments.items()})
+
+
+@dataclass(frozen=True)
+class Run:
+    """Neighbouring layers that are computed alike.
+
+    Attributes:
+        policy: what of them is computed a second time.
+        narrow: of the last layer, whose output is computed for the supervised rows alone.
+        first: the input wants no gradient.
+        count: how many they are.
+    """
+
+    layer: Layer
+    policy: str
+    narrow: bool
+    first: bool
+    count: int
+
+
+def runs(shape: Shape, dials: Dials) -> list[Run]:
+    """All layers in order."""
+    found: list[Run] = []
+    number, last = 0, shape.depth - 1 if shape.narrow else -1
+    same_for_all = dials.recomputed(0) if isinstance(dials.recompute, str) else None
+    for layer, count in shape.stretches:
+        alike: list[tuple[str, bool, bool]] = []
+        for position in range(number, number + count):
+            policy = "none" if position == last else same_for_all or dials.recomputed(position)
+            alike.append((policy, position == last, position == 0))
+        found += [Run(layer, *facts, sum(1 for _ in same)) for facts, same in groupby(alike)]
+        number += count
+    return found
+
+
+def _times(terms: Counter[str], count: int) -> Counter[str]:
+    return Counter({name: count * nbytes for name, nbytes in terms.items()})
 
 
 def _positive(terms: Counter[str]) -> dict[str, int]:
@@ -138,11 +185,15 @@ def _resident(shape: Shape, dials: Dials) -> Counter[str]:
     hidden, dense = shape.hidden, DENSE[dials.compute]
     here: Counter[str] = Counter()
     held = _held(shape, dials)
-    linear = sum(layer.linear(hidden) for layer in held)
+    linear = sum(count * layer.linear(hidden) for layer, count in held)
     here["linear layers"] = int(linear * BYTES[dials.base])
-    if dials.base != "nf4" and dials.technique == "lora" and dials.device == "gpu" and dials.compute != "fp16":
+    if dials.base != "nf4" and dials.technique == "lora" and dials.compute != "fp16":
         # Frozen weights stand beside free columns for B (layers/lora.py).
-        pads = sum(sum(outs) * columns(inputs, dials.r * len(outs)) for layer in held for inputs, outs in groups(layer, hidden))
+        gpu = dials.device == "gpu"
+        pads = 0
+        for layer, count in held:
+            each = (sum(outs) * columns(inputs, dials.r * len(outs), gpu) for inputs, outs in groups(layer, hidden))
+            pads += count * sum(each)
         here["linear layers"] += pads * dense
     here["norms, routers, projections"] = (shape.norms + shape.routers + shape.projections) * dense
     table, per_layer = hidden * shape.vocab, shape.per_layer * dense * (dials.device == "cpu")
@@ -156,19 +207,19 @@ def _resident(shape: Shape, dials: Dials) -> Counter[str]:
     if dials.packs > 1:
         here[GRADIENTS] = 4 * trained
     if dials.technique == "lora" and dials.device == "gpu" and dials.compute != "fp16":
-        here["step casts of A and B"] = sum(_casts(layer, hidden, dials) for layer in shape.layers) * dense
+        here["step casts of A and B"] = sum(count * _casts(layer, hidden, dials) for layer, count in shape.kinds) * dense
     if dials.base == "nf4":
-        here["tables of codes"] = TABLES
+        here["tables of codes"] = TABLES if dials.device == "gpu" else 0
         here["dense buffer"] = _dense_buffer(shape, dials) * dense
     return here
 
 
-def _held(shape: Shape, dials: Dials) -> tuple[Layer, ...]:
-    """Layers whose weights are on the device."""
+def _held(shape: Shape, dials: Dials) -> tuple[tuple[Layer, int], ...]:
+    """Layers whose weights are on the device, and how often each comes."""
     if dials.resident_layers is None or dials.resident_layers >= shape.depth:
-        return shape.layers
+        return shape.kinds
     streamed = sorted(shape.layers[dials.resident_layers :], key=lambda layer: layer.linear(shape.hidden))
-    return (*shape.layers[: dials.resident_layers], *streamed[-SLOTS:])
+    return tuple(Counter((*shape.layers[: dials.resident_layers], *streamed[-SLOTS:])).items())
 
 
 def groups(layer: Layer, hidden: int) -> list[tuple[int, tuple[int, ...]]]:
@@ -193,7 +244,7 @@ def _casts(layer: Layer, hidden: int, dials: Dials) -> int:
 def _dense_buffer(shape: Shape, dials: Dials) -> int:
     """Elements of the buffer that dequantised weights share: the largest group's, on a CPU the largest weight's."""
     most = 0
-    for layer in set(shape.layers):
+    for layer, _ in shape.kinds:
         for inputs, outs in groups(layer, shape.hidden):
             beside = columns(inputs, dials.r * len(outs))
             most = max(most, sum(outs) * (inputs + beside) if dials.device == "gpu" else max(outs) * inputs)
@@ -207,17 +258,17 @@ def _small_states(shape: Shape, dials: Dials) -> int:
     if dials.optimizer == "adamw" or dials.technique == "full":
         return 0
     more = 0
-    for layer in shape.layers:
+    for layer, count in shape.kinds:
         for inputs, outs in groups(layer, shape.hidden):
             sizes = [dials.r * inputs] * len(outs) + [dials.r * width for width in outs]
-            more += sum(int(size * (8.0 - STATE[dials.optimizer])) for size in sizes if size < FULL_STATE_FROM)
+            more += count * sum(int(size * (8.0 - STATE[dials.optimizer])) for size in sizes if size < FULL_STATE_FROM)
     return more
 
 
 def inputs_of_step(shape: Shape, dials: Dials) -> int:
     """Ids and positions of a micro-batch, cosines and sines of every width of heads, inputs of every layer."""
-    turns = {(layer.head_dim, layer.window is None) for layer in shape.layers}
-    width = max(layer.per_layer for layer in shape.layers)
+    turns = {(layer.head_dim, layer.window is None) for layer, _ in shape.kinds}
+    width = max(layer.per_layer for layer, _ in shape.kinds)
     angles = sum(2 * head_dim * dials.width for head_dim, _ in turns)
     return dials.tokens * (2 * 8 + angles + shape.depth * width * dials.width) + 2 * 8 * dials.rows
 
@@ -225,7 +276,9 @@ def inputs_of_step(shape: Shape, dials: Dials) -> int:
 def chunk_of_logits(shape: Shape, dials: Dials) -> tuple[int, ...]:
     """Bytes of the logits of a chunk, and of what else is made of them (kernels/cross_entropy.py)."""
     chunk = min(CHUNK, dials.rows) * shape.vocab
-    return (chunk * 4, chunk * 2) if dials.device == "gpu" and dials.compute == "bf16" else (chunk * dials.width,)
+    if dials.compute != "bf16":
+        return (chunk * dials.width,)
+    return (chunk * 4, chunk * 2) if dials.device == "gpu" else (chunk * 2, min(WIDENED, dials.rows) * shape.vocab * 4)
 
 
 def _loss(shape: Shape, dials: Dials) -> tuple[Counter[str], Counter[str], Counter[str]]:
@@ -237,11 +290,16 @@ def _loss(shape: Shape, dials: Dials) -> tuple[Counter[str], Counter[str], Count
     return states + kept + Counter({"chunk of logits": logits}), Counter({"gradient of the output": rows}), kept
 
 
+def layer_walk(layer: Layer, hidden: int, dials: Dials, narrow: bool, first: bool) -> GpuLayer:
+    """How a device computes a layer."""
+    return (GpuLayer if dials.device == "gpu" else CpuLayer)(layer, hidden, dials, narrow, first)
+
+
 @lru_cache(maxsize=4096)
 def _piece(layer: Layer, hidden: int, dials: Dials, policy: str, narrow: bool, first: bool) -> _Piece:
     """A layer on a tape of its own."""
-    walked = GpuLayer(layer, hidden, dials, narrow, first)
-    tape = Tape()
+    walked = layer_walk(layer, hidden, dials, narrow, first)
+    tape = Tape(GRANULE if dials.device == "gpu" else 1)
     walked.forward(tape)
     forward = Counter(tape.at_peak)
     if policy == "layer":

@@ -17,7 +17,7 @@ from functools import cached_property
 
 from tunesmith.memory.cards import Card
 from tunesmith.memory.dials import BYTES, POLICIES, Dials
-from tunesmith.memory.estimate import Estimate, estimate
+from tunesmith.memory.estimate import Estimate, Run, estimate, runs
 from tunesmith.memory.room import CONTEXT
 from tunesmith.memory.shape import Shape
 from tunesmith.memory.speed import Sizes, step_time
@@ -199,14 +199,15 @@ def sizes_of(shape: Shape) -> Sizes:
     """What the time model asks of a shape: widths as a mean of the layers, of a mixture the experts that a token passes."""
 
     def mean(widths: Iterator[int]) -> int:
-        return round(sum(widths) / shape.depth)
+        counts = (count for _, count in shape.kinds)
+        return round(sum(count * width for count, width in zip(counts, widths, strict=True)) / shape.depth)
 
     return Sizes(
         hidden=shape.hidden,
-        intermediate=mean(layer.intermediate + layer.chosen * layer.expert + layer.shared for layer in shape.layers),
+        intermediate=mean(layer.intermediate + layer.chosen * layer.expert + layer.shared for layer, _ in shape.kinds),
         layers=shape.depth,
-        query=mean(layer.query for layer in shape.layers),
-        key_value=mean(layer.key_value for layer in shape.layers),
+        query=mean(layer.query for layer, _ in shape.kinds),
+        key_value=mean(layer.key_value for layer, _ in shape.kinds),
         vocab=shape.vocab,
         tied=shape.tied,
     )
@@ -215,7 +216,7 @@ def sizes_of(shape: Shape) -> Sizes:
 def seconds(shape: Shape, dials: Dials, rates: Rates | None) -> float | None:
     """Of a micro-batch, by the rates; without a card, in passes over a layer's products, which orders settings alike."""
     sizes = sizes_of(shape)
-    again = sum(_again(shape, dials, number) for number in range(shape.depth)) / shape.depth
+    again = sum(run.count * _again(shape, run) for run in runs(shape, dials)) / shape.depth
     moved = _moved(shape, dials)
     if rates is not None and rates.card is None:
         used = shape.used - shape.hidden * shape.vocab
@@ -233,12 +234,11 @@ def seconds(shape: Shape, dials: Dials, rates: Rates | None) -> float | None:
     return max(device, host, moved / rates.link)
 
 
-def _again(shape: Shape, dials: Dials, number: int) -> float:
+def _again(shape: Shape, run: Run) -> float:
     """Share of a layer's products that the backward pass computes a second time."""
-    policy, layer = dials.recomputed(number), shape.layers[number]
+    layer = run.layer
     attention = shape.hidden * (sum(layer.inputs) + layer.query) / max(1, layer.linear(shape.hidden))
-    shares = {"none": 0.0, "attention": attention, "mlp": 1.0 - attention, "layer": 1.0}
-    return 0.0 if shape.narrow and number == shape.depth - 1 else shares[policy]
+    return {"none": 0.0, "attention": attention, "mlp": 1.0 - attention, "layer": 1.0}[run.policy]
 
 
 def _moved(shape: Shape, dials: Dials) -> float:
@@ -246,7 +246,9 @@ def _moved(shape: Shape, dials: Dials) -> float:
     streamed = 0
     if dials.resident_layers is not None:
         streamed = sum(layer.linear(shape.hidden) for layer in shape.layers[dials.resident_layers :])
-    kept = shape.hidden + (0 if dials.offload != "attention" else max(layer.query + 2 * layer.heads for layer in shape.layers))
+    kept = shape.hidden + (
+        0 if dials.offload != "attention" else max(layer.query + 2 * layer.heads for layer, _ in shape.kinds)
+    )
     inputs = 0 if dials.offload == "none" else 2 * dials.tokens * kept * dials.width * shape.depth
     rows = dials.tokens * shape.hidden * dials.width if dials.embedding_on == "host" else 0
     return 2 * streamed * BYTES[dials.base] / max(1, dials.packs) + inputs + rows

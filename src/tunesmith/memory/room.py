@@ -2,9 +2,10 @@
 
 On a GPU a run needs what the allocator reserves and the context that the driver keeps for a process, which differs by card and
 driver and is measured once there is a process on it; until then it is taken for ``CONTEXT``. A twentieth is left over for
-packs that are not like the one that was reckoned with. On a CPU the step's tensors are a part of the story: libraries, the
-allocator's fragments, a process a core. The one run whose peak is written down (135M parameters in bf16, docs/LOG.md) took 2.3
-times what this says, so a CPU passes at 2.5 times and is refused only when the estimate itself does not fit.
+packs that are not like the one that was reckoned with. On a CPU the step's tensors are a part of the story: libraries, compiled
+products, forked processes. Of the one run that was held against it (135M parameters in bf16, two processes, docs/LOG.md) it
+foretold nine tenths. It is about one process, which is what ``models/ranks.py`` falls back to where memory is short, so a
+CPU passes at 1.5 times and is refused only when the estimate itself does not fit.
 
 Time is 4 floating-point operations a weight and token (2 forward, 2 for the gradient of the input: a frozen weight has no
 gradient of its own), by a rate that was measured in a real run. It is good to a factor of two or three.
@@ -22,7 +23,9 @@ from tunesmith.rundir.records.advice import Device
 
 CONTEXT = 500 * 10**6  # of the driver and its modules on a card, where nobody has measured it: 0.3 to 0.6 GB
 PROCESS = 700 * 10**6  # torch, transformers and a tokenizer, loaded: the peak of the render stage of the demo
-HEADROOM: dict[Device, float] = {"gpu": 1.05, "cpu": 2.5, "unknown": 2.5}
+KERNELS = 256 * 10**6  # products in bf16 that oneDNN compiles, 1 MB each, of which a process keeps 256 (hardware.py)
+FORKED = 150 * 2**20  # of a forked process: pages that it wrote to, and what its allocator cannot use (train/distributed.py)
+HEADROOM: dict[Device, float] = {"gpu": 1.05, "cpu": 1.5, "unknown": 2.5}
 FLOPS_PER_CORE = 50e9
 FLOPS_OF_A_GPU = 50e12
 
@@ -30,7 +33,16 @@ FLOPS_OF_A_GPU = 50e12
 def training_bytes(shape: Shape, dials: Dials) -> int:
     """Bytes of a machine's memory that a training takes."""
     found = estimate(shape, dials)
-    return found.reserved + CONTEXT if dials.device == "gpu" else found.peak + PROCESS
+    return found.reserved + CONTEXT if dials.device == "gpu" else resident_bytes(shape, dials)
+
+
+def resident_bytes(shape: Shape, dials: Dials, ranks: int = 1) -> int:
+    """Memory of all training processes together on a CPU: what they share once, and what each of them has for itself."""
+    found = estimate(shape, dials)
+    shared = sum(found.resident.values())
+    compiled = KERNELS if dials.compute == "bf16" else 0
+    slots = dials.packs * 4 * dials.r * shape.adapter_per_rank if ranks > 1 else 0
+    return PROCESS + shared + slots + (ranks - 1) * FORKED + ranks * (found.peak - shared + compiled)
 
 
 def first_that_fits(shape: Shape, dials: Dials, room: int) -> str:

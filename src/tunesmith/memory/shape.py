@@ -8,7 +8,10 @@ each layer and not a mean. What a configuration does not say (norms of heads, no
 Refused: a table of known models. It is wrong for the next one, and a configuration says all that is needed.
 """
 
+from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
 
 from tunesmith.families import FAMILIES, WRAPPERS
 from tunesmith.rundir.records import Json
@@ -84,7 +87,7 @@ class Layer:
         """Width of all key heads that it makes."""
         return self.kv_heads * self.head_dim
 
-    @property
+    @cached_property
     def inputs(self) -> tuple[int, ...]:
         """Widths of what the projections of attention make, side by side."""
         if not self.kv_heads:
@@ -92,7 +95,7 @@ class Layer:
         keys = (self.key_value,) * (1 if self.keys_are_values else 2)
         return (self.query + sum(keys),) if self.fused else (self.query, *keys)
 
-    @property
+    @cached_property
     def gates(self) -> tuple[int, ...]:
         """Widths of what the first projections of the MLP make."""
         return (2 * self.intermediate,) if self.fused else (self.intermediate,) * 2
@@ -135,22 +138,32 @@ class Shape:
     narrow: bool = True
     scaled: bool = False
 
+    @cached_property
+    def kinds(self) -> tuple[tuple[Layer, int], ...]:
+        """Layers that differ, and how often each comes."""
+        return tuple(Counter(self.layers).items())
+
+    @cached_property
+    def stretches(self) -> tuple[tuple[Layer, int], ...]:
+        """Neighbours that are alike as one layer and their number, in order."""
+        return tuple((layer, sum(1 for _ in alike)) for layer, alike in groupby(self.layers))
+
     @property
     def depth(self) -> int:
         """Number of layers."""
         return len(self.layers)
 
-    @property
+    @cached_property
     def linear(self) -> int:
         """Weights of the linear layers of all decoder layers: what ``base`` decides about."""
-        return sum(layer.linear(self.hidden) for layer in self.layers)
+        return sum(count * layer.linear(self.hidden) for layer, count in self.kinds)
 
-    @property
+    @cached_property
     def routers(self) -> int:
         """Weights of the layers that choose experts."""
         return sum(self.hidden * layer.experts for layer in self.layers)
 
-    @property
+    @cached_property
     def used(self) -> int:
         """Weights that a token is multiplied with, the head included: what time depends on."""
         idle = sum(3 * self.hidden * layer.expert * max(0, layer.experts - layer.chosen) for layer in self.layers)
@@ -161,28 +174,28 @@ class Shape:
         """Weights of embedding, head and per-layer table."""
         return self.hidden * self.vocab * (1 if self.tied else 2) + self.per_layer
 
-    @property
+    @cached_property
     def projections(self) -> int:
         """Weights of the layers that take the input of its own into every layer; they stay in the dtype of the products."""
         width = self.layers[0].per_layer
         return 3 * self.depth * width * self.hidden
 
-    @property
+    @cached_property
     def norms(self) -> int:
         """Weights of norms."""
         heads = sum(layer.head_dim * (layer.qk_norm * (2 if layer.kv_heads else 1)) for layer in self.layers)
         mixed = sum(layer.per_layer > 0 for layer in self.layers)
         return self.hidden * (1 + mixed + sum(2 + layer.after for layer in self.layers)) + heads + self.layers[0].per_layer
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         """All weights, norms aside (a thousandth)."""
         return self.linear + self.routers + self.embedding + self.projections
 
-    @property
+    @cached_property
     def adapter_per_rank(self) -> int:
         """Trained weights of a rank-1 adapter on all linear layers."""
-        return sum(layer.adapter(self.hidden) for layer in self.layers)
+        return sum(count * layer.adapter(self.hidden) for layer, count in self.kinds)
 
 
 def shape_of(config: Json) -> Shape | str:

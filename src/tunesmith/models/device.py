@@ -41,6 +41,15 @@ def usable_memory(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
 
 
+def context_bytes(device: torch.device) -> int:
+    """What a GPU lacks beside what PyTorch holds: this process's context and modules, and what other programs have there.
+
+    It depends on the card, the driver and what is loaded, so it is read behind the first kernel and no table has it.
+    """
+    free, total = torch.cuda.mem_get_info(device)
+    return max(0, total - free - torch.cuda.memory_reserved(device))
+
+
 def watch_gpu(device: torch.device) -> None:
     """Begin the peak of ``gpu_use`` anew."""
     if device.type == "cuda":

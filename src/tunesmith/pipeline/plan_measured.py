@@ -15,7 +15,7 @@ import torch
 from tunesmith import hardware
 from tunesmith.memory.cards import find_card
 from tunesmith.memory.plan import Rates
-from tunesmith.models.device import best_device, device_memory, device_name, usable_memory
+from tunesmith.models.device import best_device, context_bytes, device_memory, device_name, usable_memory
 from tunesmith.models.precision import probe
 from tunesmith.pipeline.plan import Measured
 
@@ -29,11 +29,9 @@ def gpu() -> Measured | None:
         return None
     device = best_device()
     dtype = torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    before = torch.cuda.mem_get_info(device)[0]
     square = torch.ones(SIDE, SIDE, dtype=dtype, device=device)
     product = 2 * SIDE**3 * ROUNDS / _seconds(lambda: [square @ square for _ in range(ROUNDS)])
-    free, total = torch.cuda.mem_get_info(device)
-    context = max(0, total - free - torch.cuda.memory_reserved(device) - (total - before if before < free else 0))
+    context = context_bytes(device)
     staged = torch.empty(COPY, dtype=torch.uint8, pin_memory=True)
     there = torch.empty(COPY, dtype=torch.uint8, device=device)
     link = COPY / _seconds(lambda: there.copy_(staged, non_blocking=True))

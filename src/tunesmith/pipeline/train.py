@@ -11,6 +11,7 @@ from tunesmith.models.load import head_weight
 from tunesmith.pipeline.base import base_of
 from tunesmith.pipeline.own_loop import make_ready, settings_for
 from tunesmith.pipeline.stage import Session
+from tunesmith.pipeline.train_memory import MemoryOfSteps, memory_figures, told
 from tunesmith.recipe import Recipe, TrainSettings
 from tunesmith.rundir import RunDir, fingerprint
 from tunesmith.rundir.hashes import content_hash
@@ -69,11 +70,16 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         settings = settings.model_copy(update={"learning_rate": outcome.learning_rate})
         inputs = _inputs(run, recipe, base, settings)
     metrics = MetricsLog(run.metrics_file)
+    memory = MemoryOfSteps(model.device)
     fitted = fit(model, layers, train, steps, dev, settings, recipe.seed, run.checkpoints, metrics, inputs)
+    measured = None if fitted.largest is None else memory.measured()
     load_adapter_state(layers, read_adapter(fitted.checkpoint))
     tuned.save_adapter(run.adapter)
     write_csv(run.metrics_file, run.metrics_file.with_suffix(".csv"))
     speed = fitted.tokens_per_second
+    predicted = None
+    if fitted.largest is not None and measured is not None:
+        predicted = told(base, recipe, settings, model.device, fitted.largest, measured)
     Training(
         steps=len(steps),
         fill=round(steps.fill, 4),
@@ -96,12 +102,15 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         computed_on=fitted.computed_on,
         spikes=fitted.spikes,
         recompute=settings.recompute,
-        gpu=(gpu := gpu_use(model.device)),
+        gpu=(gpu := memory.whole(gpu_use(model.device))),
+        predicted=predicted,
+        measured=measured,
     ).write(run.training_file)
     if gpu is not None:
         logger.info(f"train: {gpu.words}")
         manifest = run.manifest()
-        replace(manifest, hardware={**manifest.hardware, "gpu": gpu.to_json()}).write(run.manifest_file)
+        figures = {} if predicted is None or measured is None else memory_figures(predicted, measured)
+        replace(manifest, hardware={**manifest.hardware, "gpu": gpu.to_json(), **figures}).write(run.manifest_file)
     at = "" if speed is None else f", {speed:,.0f} tokens/s"
     logger.info(f"train: best dev loss {fitted.best.dev_loss:.4f} at step {fitted.best.step} of {len(steps)}{at}")
 

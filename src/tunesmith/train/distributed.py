@@ -75,6 +75,33 @@ class Steps(Protocol):
     def __getitem__(self, step: int, /) -> PlannedStep: ...
 
 
+class Largest(NamedTuple):
+    """What memory depends on: the most of each over the steps that were computed here.
+
+    Attributes:
+        tokens, rows: of a pack, and supervised ones of it.
+        packs: of a step.
+        longest: tokens that a token of a pack sees.
+        ranks: processes.
+    """
+
+    tokens: int = 0
+    rows: int = 0
+    packs: int = 0
+    longest: int = 0
+    ranks: int = 1
+
+    def joined(self, packs: Sequence[Pack]) -> "Largest":
+        """With a step more."""
+        return Largest(
+            tokens=max(self.tokens, *(pack.ids_1T.shape[1] for pack in packs)),
+            rows=max(self.rows, *(len(pack.target_N) for pack in packs)),
+            packs=max(self.packs, len(packs)),
+            longest=max(self.longest, *(s.end - s.start + s.prefix_end - s.prefix_start for pack in packs for s in pack.spans)),
+            ranks=self.ranks,
+        )
+
+
 class StepSums(NamedTuple):
     """Mean loss and top-1 accuracy of a step; rows that fp16 would have lost (None: nothing was computed in fp16)."""
 
@@ -122,6 +149,9 @@ class World:
         settings: the section ``train`` of a recipe.
         seed: of dropout.
 
+    Attributes:
+        largest: pack of the steps so far; of no tokens before the first.
+
     Raises:
         TrainingError: ``train.offload`` or ``train.ranks`` on a device that has no use for it.
     """
@@ -151,6 +181,7 @@ class World:
         self._slot_size = self._slots = 0
         self._gradients = shared_memory(0)
         self.shape = self._shape()
+        self.largest = Largest(ranks=self.shape.ranks)
 
     def __enter__(self) -> Self:
         return self
@@ -192,6 +223,7 @@ class World:
     def gradients(self, number: int) -> StepSums:
         """Leave the gradients of a step in ``.grad``."""
         packs = self.packs(number)
+        self.largest = self.largest.joined(packs)
         if self._team is None or self._team.size == 1:
             context = StepContext(seed=self._seed, step=number)
             loss, accuracy = step_gradients(self._model, packs, context, lambda: self._prepare(number + 1))

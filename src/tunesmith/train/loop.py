@@ -48,7 +48,7 @@ from tunesmith.rundir.records.events import Metric
 from tunesmith.rundir.records.training import DevLoss, Spike, Step
 from tunesmith.tracking import MetricsLog, emit, progress, read_metrics
 from tunesmith.train.checkpoint import METRICS, Checkpoints, Progress
-from tunesmith.train.distributed import Steps, World, deterministic
+from tunesmith.train.distributed import Largest, Steps, World, deterministic
 from tunesmith.train.documents import Documents, make_pack
 from tunesmith.train.optim import make_optimizer
 from tunesmith.train.schedule import learning_rate
@@ -80,6 +80,7 @@ class Fitted:
         undertrained: whether dev loss was still falling fast at the end.
         computed_on: devices and numbers of threads that took part.
         spikes: from which the run went back.
+        largest: pack that was trained on in this call; None where no step was needed.
     """
 
     checkpoint: Path
@@ -90,6 +91,7 @@ class Fitted:
     undertrained: bool
     computed_on: tuple[str, ...]
     spikes: tuple[Spike, ...]
+    largest: Largest | None
 
     @property
     def only_worse(self) -> bool:
@@ -215,6 +217,7 @@ def fit(
         undertrained=is_undertrained(done.dev_losses),
         computed_on=tuple(done.computed_on),
         spikes=tuple(done.spikes),
+        largest=world.largest if world.largest.tokens else None,
     )
     _judge(fitted)
     return fitted

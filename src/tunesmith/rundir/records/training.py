@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from tunesmith.notebook import loss_curve, paragraph
 from tunesmith.rundir.records.base import FileRecord, Record
+from tunesmith.rundir.records.memory import MeasuredMemory, PredictedMemory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +219,7 @@ class Training(FileRecord):
         spikes: from which the run went back to its best checkpoint, at half the rate.
         recompute: what was computed a second time instead of kept.
         gpu: that it ran on; None for a CPU.
+        predicted, measured: memory of the steps; None where sizes are not known, or no step was needed any more.
     """
 
     steps: int
@@ -242,6 +244,8 @@ class Training(FileRecord):
     spikes: tuple[Spike, ...] = ()
     recompute: str | int | tuple[int, ...] = "none"
     gpu: GpuUse | None = None
+    predicted: PredictedMemory | None = None
+    measured: MeasuredMemory | None = None
 
     def _repr_html_(self) -> str:
         """What was kept, and the losses as a curve."""
