@@ -207,7 +207,7 @@ def _resident(shape: Shape, dials: Dials) -> Counter[str]:
     if dials.packs > 1:
         here[GRADIENTS] = 4 * trained
     if dials.technique == "lora" and dials.device == "gpu" and dials.compute != "fp16":
-        here["step casts of A and B"] = sum(count * _casts(layer, hidden, dials) for layer, count in shape.kinds) * dense
+        here["step casts of A"] = sum(count * _casts(layer, hidden, dials) for layer, count in shape.kinds) * dense
     if dials.base == "nf4":
         here["tables of codes"] = TABLES if dials.device == "gpu" else 0
         here["dense buffer"] = _dense_buffer(shape, dials) * dense
@@ -237,7 +237,7 @@ def _casts(layer: Layer, hidden: int, dials: Dials) -> int:
     total = 0
     for inputs, outs in groups(layer, hidden):
         cols = columns(inputs, dials.r * len(outs))
-        total += cols * inputs + (sum(outs) * cols if dials.base == "nf4" else 0)
+        total += cols * inputs
     return total
 
 
@@ -278,7 +278,7 @@ def chunk_of_logits(shape: Shape, dials: Dials) -> tuple[int, ...]:
     chunk = min(CHUNK, dials.rows) * shape.vocab
     if dials.compute != "bf16":
         return (chunk * dials.width,)
-    return (chunk * 4, chunk * 2) if dials.device == "gpu" else (chunk * 2, min(WIDENED, dials.rows) * shape.vocab * 4)
+    return (chunk * 4,) if dials.device == "gpu" else (chunk * 2, min(WIDENED, dials.rows) * shape.vocab * 4)
 
 
 def _loss(shape: Shape, dials: Dials) -> tuple[Counter[str], Counter[str], Counter[str]]:

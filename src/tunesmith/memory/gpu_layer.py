@@ -54,34 +54,21 @@ class GpuLayer:
     def group(self, tape: Tape, name: str, rows: int, inputs: int, outs: tuple[int, ...], term: str, norm: bool) -> None:
         """Forwards through a group: keeps ``rstd``, ``xA`` and its output."""
         cols = columns(inputs, self.dials.r * len(outs))
-        if norm:
-            tape.hold(f"{name} normed", self.size(rows, inputs), WORK)
-            tape.hold(f"{name} rstd", 4 * rows, term)
         tape.hold(f"{name} xz", self.size(rows, inputs + cols), WORK)
-        if self.dials.dropout:
-            tape.hold(f"{name} dropped", self.size(rows, inputs), WORK)
+        if norm:
+            tape.hold(f"{name} rstd", 4 * rows, term)
         tape.hold(f"{name} xA", self.size(rows, cols), term)
-        tape.free(f"{name} dropped")
         tape.hold(f"{name} out", self.size(rows, sum(outs)), term)
-        tape.free(f"{name} normed", f"{name} xz")
+        tape.free(f"{name} xz")
 
     def group_back(self, tape: Tape, name: str, rows: int, inputs: int, outs: tuple[int, ...], norm: bool) -> None:
         """Backwards: leaves ``dx`` and the gradients."""
         cols = columns(inputs, self.dials.r * len(outs))
-        if norm:
-            tape.hold(f"{name} normed", self.size(rows, inputs), WORK)
-            tape.hold(f"{name} rstd again", 4 * rows, WORK)
-            tape.free(f"{name} rstd again")
         tape.hold(f"{name} d", self.size(rows, inputs + cols), WORK)
-        if self.dials.dropout:
-            tape.hold(f"{name} tmp", self.size(rows, inputs), WORK)
-            tape.free(f"{name} tmp")
-            tape.hold(f"{name} dropped", self.size(rows, inputs), WORK)
         self.gradients(tape, name, inputs, outs)
-        tape.free(f"{name} dropped")
         if norm:
             tape.hold(f"{name} dx", self.size(rows, inputs), WORK)
-            tape.free(f"{name} d", f"{name} normed")
+            tape.free(f"{name} d")
         tape.free(f"{name} xA", f"{name} rstd")
 
     def gradients(self, tape: Tape, name: str, inputs: int, outs: tuple[int, ...]) -> None:
@@ -102,8 +89,6 @@ class GpuLayer:
             if kv:
                 tape.hold("k normed", self.size(T, kv), ATTENTION)
                 tape.hold("k rstd", 4 * T * layer.kv_heads, ATTENTION)
-        else:
-            tape.hold("qk turned", self.size(T, q + kv), ATTENTION)
         if layer.v_norm:
             tape.hold("v normed", self.size(T, kv), ATTENTION)
             tape.hold("v rstd", 4 * T * layer.kv_heads, ATTENTION)
@@ -126,10 +111,7 @@ class GpuLayer:
         self.group(tape, "gate_up", rows, self.hidden, layer.gates, MLP, norm=True)
         cols = columns(f, self.dials.r)
         tape.hold("hz", self.size(rows, f + cols), WORK)
-        if self.dials.dropout:
-            tape.hold("down dropped", self.size(rows, f), WORK)
         tape.hold("down xA", self.size(rows, cols), MLP)
-        tape.free("down dropped")
         tape.hold("down out", self.size(rows, self.hidden), MLP)
         tape.free("hz")
         if self.layer.after:
@@ -150,7 +132,7 @@ class GpuLayer:
     def drop(self, tape: Tape, attention: bool, mlp: bool) -> None:
         """Forget what a recomputed part would have kept."""
         if attention:
-            tape.free("qkv rstd", "qkv xA", "qkv out", "q normed", "q rstd", "k normed", "k rstd", "qk turned", "v normed")
+            tape.free("qkv rstd", "qkv xA", "qkv out", "q normed", "q rstd", "k normed", "k rstd", "v normed")
             tape.free("v rstd", "heads out", "logsumexp", "rows of heads", "o xA")
         if mlp:
             tape.free("gate_up rstd", "gate_up xA", "gate_up out", "down xA")
@@ -191,14 +173,9 @@ class GpuLayer:
             tape.free("down out", "down after rstd")
         cols = columns(f, self.dials.r)
         tape.hold("down d", self.size(rows, f + cols), WORK)
-        if self.dials.dropout:
-            tape.hold("down tmp", self.size(rows, f), WORK)
-            tape.free("down tmp")
         tape.hold("dgate_dup", self.size(rows, 2 * f), WORK)
-        if self.dials.dropout:
-            tape.hold("down dropped", self.size(rows, f), WORK)
         self.gradients(tape, "down", f, (hidden,))
-        tape.free("down dropped", "down d", "gate_up out", "down xA", "g down")
+        tape.free("down d", "gate_up out", "down xA", "g down")
         self.group_back(tape, "gate_up", rows, hidden, self.layer.gates, norm=True)
         tape.free("dgate_dup", "x2")
         tape.free("gate_up dx")
@@ -218,7 +195,7 @@ class GpuLayer:
         tape.hold("dq", self.size(T, q), WORK)
         tape.hold("dk", self.size(T, seen), WORK)
         tape.hold("dv", self.size(T, seen), WORK)
-        tape.free("o d", "g heads", "heads out", "logsumexp", "qk turned", "k normed", "q normed", "v normed")
+        tape.free("o d", "g heads", "heads out", "logsumexp", "k normed", "q normed", "v normed")
         tape.free("k shared", "v shared")
         if not layer.qk_norm:
             tape.free("qkv out")
