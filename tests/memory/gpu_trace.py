@@ -45,7 +45,13 @@ def trace(case: dict[str, Any]) -> dict[str, Any]:
         tokens, rows = case["tokens"], case["rows"]
         documents = make_documents([([7] * tokens, [0] * (tokens - rows) + [1] * rows)])
         settings = TrainSettings(
-            learning_rate=2e-4, tokens_per_step=tokens, num_train_epochs=1, max_length=tokens, recompute=case["recompute"]
+            learning_rate=2e-4,
+            tokens_per_step=tokens,
+            num_train_epochs=1,
+            max_length=tokens,
+            recompute=case["recompute"],
+            offload=case.get("offload", "none"),
+            mlp_tile=case.get("mlp_tile", 0),
         )
         steps = train_steps(model, layers, documents, _Steps(1), settings, 0)  # type: ignore[arg-type]
         next(steps)

@@ -18,6 +18,8 @@ del TOY["layers"]
 QUICK = [  # a second of a core each
     ({**WIDE, "model": "llama-8b", "recompute": "none"}, 0.001),
     ({**WIDE, "model": "gemma3-12b", "recompute": "mlp"}, 0.001),
+    ({**WIDE, "model": "llama-8b", "recompute": "layer", "layers": 5, "offload": "inputs"}, 0.001),
+    ({**WIDE, "model": "llama-8b", "recompute": "none", "layers": 3, "mlp_tile": 512}, 0.001),
     ({**TOY, "model": "llama", "recompute": "none"}, 0.012),
     ({**TOY, "model": "qwen3", "recompute": "layer"}, 0.012),
     ({**TOY, "model": "phi3", "recompute": "none"}, 0.012),
@@ -25,6 +27,8 @@ QUICK = [  # a second of a core each
 MORE = [
     ({**WIDE, "model": "llama-8b", "recompute": "layer", "dropout": 0.05, "r": 12, "layers": 4}, 0.005),
     ({**WIDE, "model": "qwen3-8b", "recompute": "attention"}, 0.005),
+    ({**WIDE, "model": "llama-8b", "recompute": "layer", "dropout": 0.05, "layers": 5, "offload": "inputs", "mlp_tile": 512}, 0.005),
+    ({**WIDE, "model": "gemma3-12b", "recompute": "layer", "mlp_tile": 512}, 0.005),
     ({**TOY, "model": "llama", "recompute": "layer"}, 0.012),
     ({**TOY, "model": "qwen3", "recompute": "none"}, 0.012),
     ({**TOY, "model": "phi3", "recompute": "layer"}, 0.012),

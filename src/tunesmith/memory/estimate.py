@@ -38,7 +38,7 @@ RESERVED = 1.09  # reserved over allocated: the largest of the replays of traced
 TABLES = 2**16 * (1 + 4) + 2**16 + 256 * 4 + 512
 # Dials that a layer's own walk does not look at, as they are by default: one walk serves all of their settings.
 BESIDE: dict[str, Any] = {"embedding_on": "device", "head": "compute", "optimizer": "adamw", "resident_layers": None}
-BESIDE |= {"recompute": "none", "technique": "lora", "offload": "none", "mlp_tile": 0}
+BESIDE |= {"recompute": "none", "technique": "lora", "offload": "none"}
 SLOTS = 2  # layers whose streamed weights are on the device at once
 
 
@@ -105,31 +105,37 @@ def estimate(shape: Shape, dials: Dials) -> Estimate:
     resident = _resident(shape, dials)
     live, most = Counter(resident), {"forward": Counter(resident), "backward": Counter(resident)}
 
-    def look(moment: str, extra: Counter[str]) -> None:
+    def look(moment: str, extra: Counter[str], away: int = 0) -> None:
+        """Is it the most; ``away`` are inputs of layers that are in host memory."""
+        extra = extra - Counter() if not away else Counter(extra)
+        extra[INPUTS] -= away * dials.tokens * shape.hidden * dials.width
         if live.total() + extra.total() > most[moment].total():
-            most[moment] = live + extra
+            most[moment] = Counter(live)
+            most[moment].update(extra)
 
     plain = replace(dials, **BESIDE)
     live["inputs of the step"] += inputs_of_step(shape, dials)
     live[INPUTS] += dials.tokens * shape.hidden * dials.width
     walked = [(run, _piece(run.layer, shape.hidden, plain, run.policy, run.narrow, run.first)) for run in runs(shape, dials)]
-    for run, piece in walked:  # of neighbours that are alike the last is the worst, since each of them keeps something
+    away = [run.count * (dials.offload == "inputs" and run.policy == "layer") for run, _ in walked]
+    for number, (run, piece) in enumerate(walked):  # of neighbours that are alike the last is the worst: each keeps something
         live.update(_times(piece.kept, run.count - 1))
-        look("forward", piece.forward)
+        look("forward", piece.forward, sum(away[:number]) + max(0, away[number] - 1))
         live.update(piece.kept)
     loss, first, after = _loss(shape, dials)
-    look("forward", loss)
+    look("forward", loss, sum(away))
     live.update(after)
-    look("backward", first)
+    look("backward", first, sum(away))
     live.subtract(after)
-    for run, piece in reversed(walked):
+    for number, (run, piece) in reversed(list(enumerate(walked))):
         rows = (dials.rows if run.narrow else dials.tokens) * shape.hidden * dials.width
         live[INPUTS] -= rows  # the layer's output, whose gradient takes its place
         live["gradient of the output"] = rows
-        look("backward", piece.backward)
+        gone = sum(away[:number])
+        look("backward", piece.backward, max(0, gone + away[number] - 2))  # the one before it is on its way back
         live.subtract(_times(piece.kept, run.count - 1))  # what is alive goes one way from one to the next
         live[GRADIENTS] += (run.count - 1) * piece.left[GRADIENTS]
-        look("backward", piece.backward)
+        look("backward", piece.backward, max(0, gone + min(1, away[number]) - 2))
         live.subtract(piece.kept)
         live[GRADIENTS] += piece.left[GRADIENTS]
         live[INPUTS] += rows

@@ -20,6 +20,9 @@ from tunesmith.memory.tape import Tape
 ALIGNED = 16  # elements of a row that an input and its ranks are filled up to (layers/lora.py)
 ATTENTION, MLP, INPUTS, WORK, GRADIENTS = "kept: attention", "kept: MLP", "kept: inputs of layers", "in work", "gradients"
 
+PARTS = ("normed", "rstd", "xz", "xA", "gate_up", "hz", "hA", "out", "dgate_dup", "d", "of down", "of gate_up")
+TILE = tuple(f"t {part}" for part in PARTS)
+
 
 def columns(inputs: int, ranks: int, padded: bool = True) -> int:
     """Columns beside an input of this width: one a rank, and what aligns the rows."""
@@ -107,6 +110,11 @@ class GpuLayer:
 
     def mlp(self, tape: Tape) -> None:
         """Forwards: keeps what its gradients read, and ``down out``."""
+        if self.tile:
+            tape.hold("down out", self.size(self.rows, self.hidden), MLP)
+            self._tile(tape)
+            tape.free(*TILE)
+            return
         layer, rows, f = self.layer, self.rows, self.layer.intermediate
         self.group(tape, "gate_up", rows, self.hidden, layer.gates, MLP, norm=True)
         cols = columns(f, self.dials.r)
@@ -117,6 +125,51 @@ class GpuLayer:
         if self.layer.after:
             tape.hold("down after", self.size(rows, self.hidden), WORK)
             tape.hold("down after rstd", 4 * rows, MLP)
+
+    @property
+    def tile(self) -> int:
+        """Tokens that pass the MLP at a time, 0 for all."""
+        return self.dials.mlp_tile if self.rows > self.dials.mlp_tile and self.layer.intermediate else 0
+
+    def _tile(self, tape: Tape) -> None:
+        """What stands while a tile is computed (``layers/tiled_mlp.py``)."""
+        P, f, hidden = self.tile, self.layer.intermediate, self.hidden
+        wide, narrow = columns(hidden, self.dials.r * len(self.layer.gates)), columns(f, self.dials.r)
+        tape.hold("t normed", self.size(P, hidden), WORK)
+        tape.hold("t rstd", 4 * P, WORK)
+        tape.hold("t xz", self.size(P, hidden + wide), WORK)
+        tape.hold("t xA", self.size(P, wide), WORK)
+        tape.hold("t gate_up", self.size(P, 2 * f), WORK)
+        tape.free("t xz")
+        tape.hold("t hz", self.size(P, f + narrow), WORK)
+        tape.hold("t hA", self.size(P, narrow), WORK)
+        tape.hold("t out", self.size(P, hidden), WORK)
+
+    def _tiles_back(self, tape: Tape) -> None:
+        """All tiles backwards: ``gate_up dx`` of all rows, and the adapters' gradients, twice while they are added."""
+        P, f, hidden = self.tile, self.layer.intermediate, self.hidden
+        wide, narrow = columns(hidden, self.dials.r * len(self.layer.gates)), columns(f, self.dials.r)
+        tape.hold("gate_up dx", self.size(self.rows, hidden), WORK)
+        self.gradients(tape, "gate_up", hidden, self.layer.gates)
+        self.gradients(tape, "down", f, (hidden,))
+        tape.hold("t normed", self.size(P, hidden), WORK)
+        tape.hold("t rstd", 4 * P, WORK)
+        tape.hold("t xA", self.size(P, wide), WORK)
+        tape.hold("t gate_up", self.size(P, 2 * f), WORK)
+        tape.hold("t dh", self.size(P, f + narrow), WORK)
+        tape.hold("t dgate_dup", self.size(P, 2 * f), WORK)
+        tape.hold("t h", self.size(P, f), WORK)
+        if self.dials.dropout:
+            tape.hold("t dropped", self.size(P, f), WORK)
+            tape.free("t dropped")
+        tape.hold("t hA", self.size(P, narrow), WORK)
+        tape.hold("t of down", 4 * (self.dials.r * hidden + narrow * f), WORK)
+        tape.free("t dh", "t h", "t hA", "t gate_up")
+        tape.hold("t d", self.size(P, hidden + wide), WORK)
+        tape.hold("t dx", self.size(P, hidden), WORK)
+        tape.free("t dx")
+        tape.hold("t of gate_up", 4 * (self.dials.r * sum(self.layer.gates) + wide * hidden), WORK)
+        tape.free(*TILE)
 
     def forward(self, tape: Tape) -> None:
         """The whole layer, its input alive; ends with ``out`` and what is kept."""
@@ -171,6 +224,10 @@ class GpuLayer:
         if self.layer.after:
             tape.hold("g down", self.size(rows, hidden), WORK)
             tape.free("down out", "down after rstd")
+        if self.tile:
+            self._tiles_back(tape)
+            tape.free("g down", "x2", "gate_up dx")
+            return
         cols = columns(f, self.dials.r)
         tape.hold("down d", self.size(rows, f + cols), WORK)
         tape.hold("dgate_dup", self.size(rows, 2 * f), WORK)
