@@ -155,11 +155,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             loss_C, correct_C = cross_entropy_rows_(logits_CV, target_C, softcap, grad_CV if widen else None)
             loss += loss_C.sum()
             correct += correct_C.sum()
-            if grad_ND is not None and not isinstance(head_VD, Tensor):
+            if grad_ND is None:
+                continue
+            if not isinstance(head_VD, Tensor):
                 grad_ND[rows] = sliced_mm_back(grad_CV, head_VD, overflow)
-            elif grad_ND is not None and half:
+            elif half:
                 scaled_mm_back(logits_CV, head_VD, out=grad_ND[rows], overflow=overflow)
-            elif grad_ND is not None:
+            else:
                 torch.mm(grad_CV, head_VD, out=grad_ND[rows])
         if grad_ND is not None:
             ctx.save_for_backward(grad_ND)

@@ -97,6 +97,8 @@ class Int8Head(nn.Module):
         bias: shape (V,), or None.
     """
 
+    bias: nn.Parameter | None
+
     def __init__(self, table: Int8Table, bias: nn.Parameter | None = None):
         super().__init__()
         self.table = table
