@@ -134,8 +134,7 @@ class Watch:
         sums = {"launches": sum(self.launches.values()), "bytes": sum(self.touched.values()), "peak": self.peak}
         lists = {"waits": list(self.waits), "uploads": list(self.uploads), "downloads": list(self.downloads)}
         names = {"by_name": dict(self.launches.most_common()), "bytes_by_name": dict(self.touched.most_common(20))}
-        names["races"] = self.races
-        return {**sums, **lists, **names, "sites": dict((self.sites or Counter()).most_common(60))}
+        return {**sums, **lists, **names, "races": self.races, "sites": dict((self.sites or Counter()).most_common(60))}
 
 
 WATCH = Watch()
