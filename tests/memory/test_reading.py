@@ -119,7 +119,7 @@ def train(resident):
 expected = train(0)  # quantises, a layer at a time; imports and compiles what a step needs
 gc.collect()
 hardware.release_freed_memory()
-limit = held() + (60 << 20)
+limit = held() + (72 << 20)
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 print("same" if train(int(sys.argv[2])) == expected else "other")
 """
@@ -127,7 +127,10 @@ print("same" if train(int(sys.argv[2])) == expected else "other")
 
 @pytest.mark.slow
 def test_a_model_larger_than_memory_trains_on_a_cpu(tmp_path):
-    """A limit on what is allocated (a mapped file is none of it) that a step fits, and 104 MB of NF4 beside it do not."""
+    """A limit on what is allocated (a mapped file is none of it) that a step fits, and 104 MB of NF4 beside it do not.
+
+    A step takes between 24 and 48 MB.
+    """
     sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 12, "num_attention_heads": 16}
     config = LlamaConfig(**sizes, vocab_size=64, max_position_embeddings=64, tie_word_embeddings=True)
     with torch.device("meta"):
