@@ -16,6 +16,7 @@ Importing it changes torch for the whole process, so only child processes do.
 
 import contextlib
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -62,7 +63,18 @@ class _Stream:
         self.seen: dict[_Stream, int] = {}
 
     def wait_event(self, event: "_Event") -> None:
-        for other, at in event.stamp.items():
+        self._wait(event.stamp)
+
+    def wait_stream(self, other: "_Stream") -> None:
+        self._wait({**other.seen, other: other.at})
+
+    def record_event(self) -> "_Event":
+        event = _Event()
+        event.record(self)
+        return event
+
+    def _wait(self, stamp: "dict[_Stream, int]") -> None:
+        for other, at in stamp.items():
             self.seen[other] = max(at, self.seen.get(other, 0))
 
 
@@ -85,7 +97,8 @@ class Watch:
         self.kernels: dict[str, dict[str, Any]] = {}
         self.capability: tuple[int, int] = (9, 0)
         self.sites: Counter[str] | None = None
-        self.stream = self.main = _Stream()
+        self.main = _Stream()
+        self._threads = threading.local()
         self.races: list[str] = []
         self._writers: dict[int, tuple[_Stream, int]] = {}  # of memory that a stream beside the main one has touched
         self._readers: dict[int, dict[_Stream, int]] = {}
@@ -104,6 +117,15 @@ class Watch:
         self.peak = self.live()
         if self.sites is not None:
             self.sites = Counter()
+
+    @property
+    def stream(self) -> _Stream:
+        """Of the moment, which each thread has for itself."""
+        return getattr(self._threads, "stream", self.main)
+
+    @stream.setter
+    def stream(self, stream: _Stream) -> None:
+        self._threads.stream = stream
 
     def live(self) -> int:
         """Bytes alive now."""
@@ -151,7 +173,9 @@ class Watch:
                 self._readers.setdefault(key, {})[here] = here.at
 
     def waited(self, what: str) -> None:
-        """The host waited for the device."""
+        """The host waited for the device; a thread that waits beside it holds nobody up."""
+        if threading.current_thread() is not threading.main_thread():
+            return
         self.waits.append((f"{what} {site()}", sum(self.launches.values())))
 
     def figures(self) -> dict[str, Any]:
@@ -435,21 +459,6 @@ class _Event:
 
     def elapsed_time(self, end: "_Event") -> float:
         return max(1e3 * (end._at - self._at), 1e-6)
-
-
-class _Stream:
-    """In the place of ``torch.cuda.Stream``."""
-
-    def __init__(self, *_: Any):
-        return
-
-    def wait_stream(self, *_: Any) -> None:
-        return
-
-    wait_event = wait_stream
-
-    def record_event(self) -> _Event:
-        return _Event()
 
 
 def _record(self: Any, *args: Any, grid: Any, warmup: bool = False, **kwargs: Any) -> None:

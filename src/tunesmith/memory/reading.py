@@ -28,6 +28,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from tunesmith.errors import ModelError
 from tunesmith.memory.store import SECTOR, Store
 
 logger = logging.getLogger(__name__)
@@ -108,10 +109,16 @@ class FileReader:
         """The bytes of a layer, in the first of ``out_b``.
 
         Raises:
-            ModelError: they are not what was written.
+            ModelError: the disk does not give them, or they are not what was written.
         """
         layer, out_b = self.store.layers[number], out_b[: self.store.layers[number].nbytes]
-        self._read(layer.start, out_b)
+        try:
+            self._read(layer.start, out_b)
+        except OSError as error:
+            raise ModelError(
+                f"{self.store.file}: layer {number} cannot be read: {error.strerror}",
+                f"look at the disk ('dmesg'); remove {self.store.directory}, it is made again from the checkpoint",
+            ) from error
         if number not in self._checked:
             self.store.check(number, out_b)
             self._checked.add(number)
@@ -134,7 +141,11 @@ class FileReader:
         memory, done = out_b.numpy().data, 0
         while done < len(memory):
             count = os.preadv(descriptor, [memory[done:]], start + done)
-            assert count > 0, f"{self.store.file} ends at {start + done}"
+            if count == 0:
+                raise ModelError(
+                    f"{self.store.file}: ends at byte {start + done:,}, expected {self.store.nbytes:,}",
+                    f"it was cut while it was in use; remove {self.store.directory}, it is made again from the checkpoint",
+                )
             done += count
             if done % SECTOR:
                 descriptor = self._plain

@@ -120,7 +120,7 @@ class ThreadCopier(Copier):
                 self.copy(slot, layer, fill, self.source.pieces(layer, staging_b))
                 if self._stagings:
                     self._copied[turn] = slot.ready
-            except (OSError, RuntimeError, ModelError, AssertionError) as error:
+            except (RuntimeError, ModelError, AssertionError) as error:
                 slot.error = error
                 slot.arrived.set()
 
