@@ -242,6 +242,9 @@ class OnCuda(torch.Tensor):
     def data_ptr(self) -> int:
         return self.untyped_storage()._cdata * ROUNDED_TO + self.meta.storage_offset() * self.element_size()
 
+    def record_stream(self, stream: Any) -> None:
+        assert isinstance(stream, _Stream)
+
     def tolist(self) -> Any:
         WATCH.waited("tolist")
         return torch.ones(self.shape, dtype=torch.float64 if self.dtype.is_floating_point else torch.int64).tolist()
@@ -541,6 +544,7 @@ def cuda(capability: tuple[int, int] = (9, 0), memory: int = 80 << 30) -> Iterat
         (JITFunction, "run", _record),
         (torch.autograd, "_engine_run_backward", run_engine),
         (torch, "Generator", _Generators),
+        (torch.accelerator, "empty_host_cache", lambda: None),
         (_foreach_utils, "_foreach_supported_types", [torch.Tensor, OnCuda]),
         (_foreach_utils, "_get_foreach_kernels_supported_devices", lambda: ["cuda", "meta"]),
         *((torch.cuda, name, answer) for name, answer in _answers(capability, memory).items()),

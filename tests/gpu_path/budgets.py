@@ -61,6 +61,7 @@ STEPS: dict[str, StepBudget] = {
     "llama-8b offload": StepBudget(60, 5926, 143, 2732, 0, 1),
     "llama-8b long": StepBudget(300, 60000, 269, 4806, 0, 1),
     "llama-8b streamed": StepBudget(60, 5817, 36, 3004, 0, 0),
+    "llama-8b from disk": StepBudget(60, 5817, 36, 3004, 0, 0),
     "llama-8b attention": StepBudget(53, 4843, 281, 2477, 0, 0),
     "llama-8b mlp": StepBudget(50, 5421, 227, 2560, 0, 0),
     "llama-8b every second": StepBudget(52, 5157, 245, 2522, 0, 0),

@@ -1,5 +1,6 @@
 """The bytes of stored layers, by every way to them; and what a store refuses."""
 
+import errno
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from shared import ROOT
-from tunesmith.errors import ModelError
+from tunesmith.errors import ModelError, RunError
 from tunesmith.kernels.nf4 import quantize_nf4
 from tunesmith.memory import reading, store
 from tunesmith.memory.order import Order
@@ -80,6 +81,36 @@ def test_a_store_is_written_once_and_needs_room(kept, tmp_path, monkeypatch):
     with pytest.raises(ModelError, match=r"1\.0 kB are free, but the layers to stream take 516\.2 kB") as caught:
         stored(tmp_path / "streams" / "other", 1_000_000, again())
     assert "XDG_CACHE_HOME" in caught.value.hint and not (tmp_path / "streams" / "other").exists()
+
+
+def test_a_store_that_is_another_ones_or_torn_is_named(kept):
+    moved = kept.directory.rename(kept.directory.with_name("other"))
+    with pytest.raises(ModelError, match=r"other: holds the layers of abc") as caught:
+        Store.open(moved)
+    assert f"remove {moved}" in caught.value.hint
+    (moved / store.INDEX).write_text("{")
+    with pytest.raises(ModelError, match="the stored layers cannot be read"):
+        Store.open(moved)
+
+
+def test_a_disk_that_fills_up_or_fails_is_named_and_leaves_nothing(kept, tmp_path, monkeypatch):
+    def failing(number):
+        def fail(*_):
+            raise OSError(number, os.strerror(number))
+
+        return fail
+
+    def full():
+        yield next(_layers())
+        failing(errno.ENOSPC)()
+
+    with pytest.raises(RunError, match="new: storing the layers: the disk is full"):
+        stored(tmp_path / "streams" / "new", 1000, full())
+    assert [path.name for path in sorted((tmp_path / "streams").iterdir())] == [".abc.lock", ".new.lock", "abc"]
+    monkeypatch.setattr(os, "preadv", failing(errno.EIO))
+    with pytest.raises(ModelError, match=r"layers\.bin: layer 1 cannot be read: Input/output error") as caught:
+        FileReader(kept).read(1, page_aligned(kept.largest, pinned=False))
+    assert f"remove {kept.directory}" in caught.value.hint
 
 
 def test_the_order_is_a_trainings_until_another_one_is_seen():

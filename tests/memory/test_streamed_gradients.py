@@ -1,5 +1,7 @@
 """A streamed model computes the bits of a resident one, whatever passes through its slots."""
 
+import gc
+import threading
 import time
 
 import pytest
@@ -9,7 +11,7 @@ from tiny_families import TINY, adapted, documents, random_model
 from tunesmith.errors import ModelError
 from tunesmith.layers.context import StepContext
 from tunesmith.memory import stream
-from tunesmith.memory.reading import MappedFile
+from tunesmith.memory.reading import FileReader, MappedFile
 from tunesmith.memory.ring import Ring, ThreadCopier
 from tunesmith.models.attention import PACKED
 from tunesmith.models.fuse import fuse
@@ -54,9 +56,8 @@ class Poisoning(ThreadCopier):
 def load(tmp_path, monkeypatch):
     """``load(family, resident, slots)``: some tiny layers, fused, with adapters; streamed through a ring if asked."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    rings = []
 
-    def make(name, resident="all", slots=2, copier=Poisoning, dropout=0.2):
+    def make(name, resident="all", slots=2, copier=Poisoning, dropout=0.2, source=MappedFile):
         directory = tmp_path / name
         if not directory.exists():
             config = TINY[name].config
@@ -68,8 +69,7 @@ def load(tmp_path, monkeypatch):
             random_model(config).save_pretrained(directory)
 
         def ring(store, stay):
-            rings.append(Ring(copier(MappedFile(store), None), CPU, stay, slots))
-            return rings[-1]
+            return Ring(copier(source(store), None), CPU, stay, slots)
 
         monkeypatch.setattr(stream, "MappedLayers", ring)
         model = load_model(directory, "fp32", "nf4", resident_layers=resident)
@@ -77,9 +77,7 @@ def load(tmp_path, monkeypatch):
         fuse(model)
         return model, layers
 
-    yield make
-    for ring in rings:
-        ring.close()
+    return make
 
 
 def packs_of():
@@ -134,6 +132,26 @@ def test_bytes_that_are_copied_are_those_of_the_model_less_what_the_slots_still_
         gradients_of_each.append(ring.copied - before)
         assert ring.stalls == stalls
     assert first and gradients_of_each == [2 * (streamed - slots) * layer] * 2
+
+
+def test_layers_read_from_the_disk_give_the_same_gradients_and_end_with_their_model(load):
+    before = set(threading.enumerate())
+    expected = gradients(*load("llama"), "layer")
+    model, layers = load("llama", 1, source=FileReader)
+    found = gradients(model, layers, "layer")
+    assert found[0] == expected[0] and all(torch.equal(grad, found[1][name]) for name, grad in expected[1].items())
+    file = layers_of(model).store.file
+    with file.open("r+b") as opened:
+        opened.truncate(3 * layers_of(model).store.largest + 512)
+    with pytest.raises(ModelError, match=r"ends at byte [\d,]+, expected [\d,]+") as caught:
+        gradients(model, layers, "layer")
+    assert f"remove {file.parent}" in caught.value.hint
+    copiers = [thread for thread in set(threading.enumerate()) - before if thread.name == "layer copier"]
+    assert len(copiers) == 1
+    del model, layers, caught
+    gc.collect()
+    copiers[0].join(10)
+    assert not copiers[0].is_alive()
 
 
 def test_a_slot_that_holds_something_else_is_an_error_and_no_gradient(load):

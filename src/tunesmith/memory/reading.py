@@ -46,6 +46,10 @@ class Source(Protocol):
         """The bytes of a layer in the memory of the host, in order; in ``staging_b`` where they are not there already."""
         ...
 
+    def close(self) -> None:
+        """Give back what does not end with the last reference."""
+        ...
+
 
 class MappedFile:
     """Layers as views of a mapped file, read-only.
@@ -79,6 +83,9 @@ class MappedFile:
     def pieces(self, number: int, staging_b: Tensor | None) -> Sequence[Tensor]:
         """See ``Source``."""
         return [self.layer(number)]
+
+    def close(self) -> None:
+        """See ``Source``; the mapping ends with its last view."""
 
     def announce(self, number: int) -> None:
         """Tell the kernel that a layer is wanted soon; it reads ahead on its own."""
@@ -216,10 +223,8 @@ class PinnedArenas:
             start += len(arena)
         return found
 
-    @property
-    def nbytes(self) -> int:
-        """Page-locked in all."""
-        return sum(len(arena) for arena in self._arenas)
+    def close(self) -> None:
+        """See ``Source``; the arenas go with their last view."""
 
 
 def drain(device: torch.device) -> None:
