@@ -15,7 +15,8 @@ from tunesmith.memory.reading import FileReader, MappedFile
 from tunesmith.memory.ring import Ring, ThreadCopier
 from tunesmith.models.attention import PACKED
 from tunesmith.models.fuse import fuse
-from tunesmith.models.load import attention, load_model
+from tunesmith.models.load import attention, decoder, load_model
+from tunesmith.models.nf4_load import load_nf4
 from tunesmith.models.recompute import recompute
 from tunesmith.models.streaming import layers_of
 from tunesmith.train import lockstep
@@ -134,6 +135,33 @@ def test_bytes_that_are_copied_are_those_of_the_model_less_what_the_slots_still_
     assert first and gradients_of_each == [2 * (streamed - slots) * layer] * 2
 
 
+class NotPlain(torch.nn.ModuleList):
+    """Layers of a decoder that does something to the hidden states between them."""
+
+    def __iter__(self):
+        for layer in super().__iter__():
+            yield lambda hidden, *positional, layer=layer, **named: layer(hidden * 1.0, *positional, **named)
+
+
+@pytest.mark.parametrize(
+    ("family", "policy", "plain", "reason"),
+    [
+        ("llama", "layer", False, "does something to the hidden states between two layers"),
+        ("llama", "mlp", True, "train.recompute: layer fetches it once"),
+        ("gemma4-e", "layer", True, "keys and values of earlier ones"),
+    ],
+)
+def test_packs_that_go_one_by_one_are_said_once_with_the_reason(load, family, policy, plain, reason, caplog):
+    expected = gradients(*load(family), policy)
+    model, layers = load(family, 0)
+    if not plain:
+        decoder(model).layers = NotPlain(list(decoder(model).layers))
+    found = [gradients(model, layers, policy) for _ in range(2)]  # gradients are added
+    assert caplog.text.count("every pack of a step fetches the layers for itself") == 1 and reason in caplog.text
+    assert found[0][0] == expected[0]
+    assert all(torch.equal(grad, found[0][1][name]) for name, grad in expected[1].items())
+
+
 def test_layers_read_from_the_disk_give_the_same_gradients_and_end_with_their_model(load):
     before = set(threading.enumerate())
     expected = gradients(*load("llama"), "layer")
@@ -152,6 +180,15 @@ def test_layers_read_from_the_disk_give_the_same_gradients_and_end_with_their_mo
     gc.collect()
     copiers[0].join(10)
     assert not copiers[0].is_alive()
+
+
+def test_only_layers_in_nf4_are_streamed(load, tmp_path):
+    load("llama")
+    for dtype, base in (("fp32", None), ("bf16", "bf16")):
+        with pytest.raises(ModelError, match=rf"base is kept in {dtype}\nhint: base: nf4, or train.resident_layers: all"):
+            load_model(tmp_path / "llama", dtype, base, resident_layers=0)
+    with pytest.raises(ModelError, match=r"no decoder layers with weights in NF4\b.*\nhint: train.resident_layers: all"):
+        load_nf4(tmp_path / "llama", ("layers",), resident_layers=0)
 
 
 def test_a_slot_that_holds_something_else_is_an_error_and_no_gradient(load):
