@@ -16,6 +16,7 @@ Importing it changes torch for the whole process, so only child processes do.
 
 import contextlib
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -91,6 +92,15 @@ class Watch:
         if self.sites is not None:
             self.sites = Counter()
 
+    @property
+    def stream(self) -> _Stream:
+        """Of the moment, which each thread has for itself."""
+        return getattr(self._threads, "stream", self.main)
+
+    @stream.setter
+    def stream(self, stream: _Stream) -> None:
+        self._threads.stream = stream
+
     def live(self) -> int:
         """Bytes alive now."""
         for key in [key for key, (ref, _) in self._live.items() if ref.expired()]:
@@ -126,8 +136,9 @@ class Watch:
         self.races += [site()] * STREAMS.touched([tensor.untyped_storage()._cdata for tensor in tensors], writes)
 
     def waited(self, what: str) -> None:
-        """The host waited for the device."""
-        self.waits.append((f"{what} {site()}", sum(self.launches.values())))
+        """The host waited for the device; a thread that waits beside it holds nobody up."""
+        if threading.current_thread() is threading.main_thread():
+            self.waits.append((f"{what} {site()}", sum(self.launches.values())))
 
     def figures(self) -> dict[str, Any]:
         """All of it as numbers and strings."""
@@ -182,6 +193,9 @@ class OnCuda(torch.Tensor):
 
     def data_ptr(self) -> int:
         return self.untyped_storage()._cdata * ROUNDED_TO + self.meta.storage_offset() * self.element_size()
+
+    def record_stream(self, stream: Any) -> None:
+        assert isinstance(stream, _Stream)
 
     def tolist(self) -> Any:
         WATCH.waited("tolist")
@@ -466,6 +480,7 @@ def cuda(capability: tuple[int, int] = (9, 0), memory: int = 80 << 30) -> Iterat
         (JITFunction, "run", _record),
         (torch.autograd, "_engine_run_backward", run_engine),
         (torch, "Generator", _Generators),
+        (torch.accelerator, "empty_host_cache", lambda: None),
         (_foreach_utils, "_foreach_supported_types", [torch.Tensor, OnCuda]),
         (_foreach_utils, "_get_foreach_kernels_supported_devices", lambda: ["cuda", "meta"]),
         *((torch.cuda, name, answer) for name, answer in _answers(capability, memory).items()),

@@ -7,6 +7,7 @@ which of them it writes is known to nobody here.
 """
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -68,9 +69,18 @@ class Streams:
     """
 
     def __init__(self) -> None:
-        self.current = self._main = Stream()
+        self._main, self._threads = Stream(), threading.local()
         self.waited: Callable[[str], None] = lambda what: None
         self._shared: dict[int, _Uses] = {}
+
+    @property
+    def current(self) -> Stream:
+        """Of the moment, which each thread has for itself."""
+        return getattr(self._threads, "stream", self._main)
+
+    @current.setter
+    def current(self, stream: Stream) -> None:
+        self._threads.stream = stream
 
     def touched(self, keys: Iterable[int], writes: bool) -> int:
         """Memory is read or written on the current stream; how many pieces of it another stream is not done with."""

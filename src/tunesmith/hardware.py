@@ -141,12 +141,16 @@ def keep_freed_memory() -> None:
     Activations are allocated and freed by the hundred every step; by default blocks this large are mapped and unmapped
     each time and every page is faulted in and zeroed anew (28 % more tokens/s without that, docs/LOG.md). Does nothing
     where the C library is not glibc.
+
+    The heap then grows by 256 MB at a time, of which only what is used is memory. A limit of the process counts all of it
+    (``ulimit -d``, ``ulimit -v``), so under one it grows by what is asked for.
     """
     if platform.libc_ver()[0] == "glibc":
+        limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_DATA, resource.RLIMIT_AS)]
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-        libc.mallopt(_M_TOP_PAD, 256 * 2**20)
+        libc.mallopt(_M_TOP_PAD, 256 * 2**20 if limits == [resource.RLIM_INFINITY] * 2 else 128 * 2**10)
 
 
 def release_freed_memory() -> None:

@@ -37,6 +37,7 @@ from transformers import (
 import fake_cuda
 from fake_cuda import WATCH, weightless
 from gpu_path.compiled import compile_all
+from tunesmith import hardware
 from tunesmith.engines.decode import StopRule, greedy
 from tunesmith.engines.score import Scorer
 from tunesmith.errors import ModelError
@@ -59,6 +60,7 @@ GEMMA4 |= {"final_logit_softcapping": 30.0}
 WIDE: dict[str, Any] = {"hidden_size": 3840, "intermediate_size": 15360, "num_attention_heads": 16, "num_key_value_heads": 8}
 LENGTHS = (700, 512, 300, 256, 160, 120)  # tokens of the documents of the pack: 2,048
 TOKENS = sum(LENGTHS)
+AVAILABLE = hardware.available_memory
 
 
 def _config(kind: Any, **facts: Any) -> Any:
@@ -135,6 +137,7 @@ class Case:
         whole: with health check, decoding and scoring; else a step alone.
         layers: of the smaller model; the other has twice as many.
         resident: how many of the first layers stay on the device.
+        disk: whether the host has no room for the others.
         offload, tile: of ``train.offload`` and ``train.mlp_tile``.
         tokens: of the pack; other than 2,048, one document.
         tables: ``train.embedding_on`` and ``base_head``.
@@ -148,6 +151,7 @@ class Case:
     capability: tuple[int, int] = (9, 0)
     layers: int = 2
     resident: Any = "all"
+    disk: bool = False
     offload: Literal["none", "inputs"] = "none"
     tile: int = 0
     tokens: int = TOKENS
@@ -160,6 +164,7 @@ CASES: dict[str, Case] = {
     "llama-8b layer": Case("llama-8b", policy="layer"),
     "llama-8b dropout layer": Case("llama-8b", dropout=0.05, policy="layer"),
     "llama-8b streamed": Case("llama-8b", dropout=0.05, policy="layer", layers=3, resident=0),
+    "llama-8b from disk": Case("llama-8b", dropout=0.05, policy="layer", layers=3, resident=0, disk=True),
     "llama-8b offload": Case("llama-8b", policy="layer", offload="inputs"),
     "llama-8b long": Case("llama-8b", policy="layer", offload="inputs", tile=4096, tokens=32768),
     "llama-8b lean": Case("llama-8b", policy="layer", tables=("host", "int8"), whole=True),
@@ -238,6 +243,7 @@ def walk(case: Case) -> dict[str, Any]:
             WATCH.reset()
             os.environ["XDG_CACHE_HOME"] = str(folder)  # of layers that are streamed
             compute = precision("nf4", "auto", folder)[1]
+            hardware.available_memory = (lambda: 0) if case.disk else AVAILABLE
             embedding_on, base_head = case.tables
             places: dict[str, Any] = {"resident_layers": case.resident, "embedding_on": embedding_on, "base_head": base_head}
             seen = part(load_model(folder, compute, "nf4", best_device(), **places), case) | seen

@@ -1,5 +1,7 @@
 """A streamed model computes the bits of a resident one, whatever passes through its slots."""
 
+import gc
+import threading
 import time
 
 import pytest
@@ -9,11 +11,12 @@ from tiny_families import TINY, adapted, documents, random_model
 from tunesmith.errors import ModelError
 from tunesmith.layers.context import StepContext
 from tunesmith.memory import stream
-from tunesmith.memory.reading import MappedFile
+from tunesmith.memory.reading import FileReader, MappedFile
 from tunesmith.memory.ring import Ring, ThreadCopier
 from tunesmith.models.attention import PACKED
 from tunesmith.models.fuse import fuse
-from tunesmith.models.load import attention, load_model
+from tunesmith.models.load import attention, decoder, load_model
+from tunesmith.models.nf4_load import load_nf4
 from tunesmith.models.recompute import recompute
 from tunesmith.models.streaming import layers_of
 from tunesmith.train import lockstep
@@ -54,9 +57,8 @@ class Poisoning(ThreadCopier):
 def load(tmp_path, monkeypatch):
     """``load(family, resident, slots)``: some tiny layers, fused, with adapters; streamed through a ring if asked."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    rings = []
 
-    def make(name, resident="all", slots=2, copier=Poisoning, dropout=0.2):
+    def make(name, resident="all", slots=2, copier=Poisoning, dropout=0.2, source=MappedFile):
         directory = tmp_path / name
         if not directory.exists():
             config = TINY[name].config
@@ -68,8 +70,7 @@ def load(tmp_path, monkeypatch):
             random_model(config).save_pretrained(directory)
 
         def ring(store, stay):
-            rings.append(Ring(copier(MappedFile(store), None), CPU, stay, slots))
-            return rings[-1]
+            return Ring(copier(source(store), None), CPU, stay, slots)
 
         monkeypatch.setattr(stream, "MappedLayers", ring)
         model = load_model(directory, "fp32", "nf4", resident_layers=resident)
@@ -77,9 +78,7 @@ def load(tmp_path, monkeypatch):
         fuse(model)
         return model, layers
 
-    yield make
-    for ring in rings:
-        ring.close()
+    return make
 
 
 def packs_of():
@@ -134,6 +133,62 @@ def test_bytes_that_are_copied_are_those_of_the_model_less_what_the_slots_still_
         gradients_of_each.append(ring.copied - before)
         assert ring.stalls == stalls
     assert first and gradients_of_each == [2 * (streamed - slots) * layer] * 2
+
+
+class NotPlain(torch.nn.ModuleList):
+    """Layers of a decoder that does something to the hidden states between them."""
+
+    def __iter__(self):
+        for layer in super().__iter__():
+            yield lambda hidden, *positional, layer=layer, **named: layer(hidden * 1.0, *positional, **named)
+
+
+@pytest.mark.parametrize(
+    ("family", "policy", "plain", "reason"),
+    [
+        ("llama", "layer", False, "does something to the hidden states between two layers"),
+        ("llama", "mlp", True, "train.recompute: layer fetches it once"),
+        ("gemma4-e", "layer", True, "keys and values of earlier ones"),
+    ],
+)
+def test_packs_that_go_one_by_one_are_said_once_with_the_reason(load, family, policy, plain, reason, caplog):
+    expected = gradients(*load(family), policy)
+    model, layers = load(family, 0)
+    if not plain:
+        decoder(model).layers = NotPlain(list(decoder(model).layers))
+    found = [gradients(model, layers, policy) for _ in range(2)]  # gradients are added
+    assert caplog.text.count("every pack of a step fetches the layers for itself") == 1 and reason in caplog.text
+    assert found[0][0] == expected[0]
+    assert all(torch.equal(grad, found[0][1][name]) for name, grad in expected[1].items())
+
+
+def test_layers_read_from_the_disk_give_the_same_gradients_and_end_with_their_model(load):
+    before = set(threading.enumerate())
+    expected = gradients(*load("llama"), "layer")
+    model, layers = load("llama", 1, source=FileReader)
+    found = gradients(model, layers, "layer")
+    assert found[0] == expected[0] and all(torch.equal(grad, found[1][name]) for name, grad in expected[1].items())
+    file = layers_of(model).store.file
+    with file.open("r+b") as opened:
+        opened.truncate(3 * layers_of(model).store.largest + 512)
+    with pytest.raises(ModelError, match=r"ends at byte [\d,]+, expected [\d,]+") as caught:
+        gradients(model, layers, "layer")
+    assert f"remove {file.parent}" in caught.value.hint
+    copiers = [thread for thread in set(threading.enumerate()) - before if thread.name == "layer copier"]
+    assert len(copiers) == 1
+    del model, layers, caught
+    gc.collect()
+    copiers[0].join(10)
+    assert not copiers[0].is_alive()
+
+
+def test_only_layers_in_nf4_are_streamed(load, tmp_path):
+    load("llama")
+    for dtype, base in (("fp32", None), ("bf16", "bf16")):
+        with pytest.raises(ModelError, match=rf"base is kept in {dtype}\nhint: base: nf4, or train.resident_layers: all"):
+            load_model(tmp_path / "llama", dtype, base, resident_layers=0)
+    with pytest.raises(ModelError, match=r"no decoder layers with weights in NF4\b.*\nhint: train.resident_layers: all"):
+        load_nf4(tmp_path / "llama", ("layers",), resident_layers=0)
 
 
 def test_a_slot_that_holds_something_else_is_an_error_and_no_gradient(load):

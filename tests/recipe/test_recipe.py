@@ -41,6 +41,10 @@ from tunesmith.recipe.section import Section
         ({"data.path": []}, "path: nothing is named"),
         ({"data.split": "given", "data.on_leak": "move"}, "on_leak: move would change the parts"),
         ({"data.split": "given", "data.earlier_split": "x"}, "earlier_split is for parts that are drawn"),
+        ({"train.resident_layers": 0}, "and base is fp32; write base: nf4, or train.resident_layers: all"),
+        ({"train.resident_layers": 0, "base": "bf16"}, "streams layers in NF4, and base is bf16"),
+        ({"train.resident_layers": "some"}, "train.resident_layers: expected 'all', or a whole number"),
+        ({"train.resident_layers": -1, "base": "nf4"}, "train.resident_layers: expected"),
         ({"task.allow_code": "perhaps"}, "task.allow_code: expected true or false, or 'unconfined', found 'perhaps'"),
     ],
 )

@@ -28,6 +28,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from tunesmith.errors import ModelError
 from tunesmith.memory.store import SECTOR, Store
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,10 @@ class Source(Protocol):
 
     def pieces(self, number: int, staging_b: Tensor | None) -> Sequence[Tensor]:
         """The bytes of a layer in the memory of the host, in order; in ``staging_b`` where they are not there already."""
+        ...
+
+    def close(self) -> None:
+        """Give back what does not end with the last reference."""
         ...
 
 
@@ -79,6 +84,9 @@ class MappedFile:
         """See ``Source``."""
         return [self.layer(number)]
 
+    def close(self) -> None:
+        """See ``Source``; the mapping ends with its last view."""
+
     def announce(self, number: int) -> None:
         """Tell the kernel that a layer is wanted soon; it reads ahead on its own."""
         layer = self.store.layers[number]
@@ -108,10 +116,16 @@ class FileReader:
         """The bytes of a layer, in the first of ``out_b``.
 
         Raises:
-            ModelError: they are not what was written.
+            ModelError: the disk does not give them, or they are not what was written.
         """
         layer, out_b = self.store.layers[number], out_b[: self.store.layers[number].nbytes]
-        self._read(layer.start, out_b)
+        try:
+            self._read(layer.start, out_b)
+        except OSError as error:
+            raise ModelError(
+                f"{self.store.file}: layer {number} cannot be read: {error.strerror}",
+                f"look at the disk ('dmesg'); remove {self.store.directory}, it is made again from the checkpoint",
+            ) from error
         if number not in self._checked:
             self.store.check(number, out_b)
             self._checked.add(number)
@@ -134,7 +148,11 @@ class FileReader:
         memory, done = out_b.numpy().data, 0
         while done < len(memory):
             count = os.preadv(descriptor, [memory[done:]], start + done)
-            assert count > 0, f"{self.store.file} ends at {start + done}"
+            if count == 0:
+                raise ModelError(
+                    f"{self.store.file}: ends at byte {start + done:,}, expected {self.store.nbytes:,}",
+                    f"it was cut while it was in use; remove {self.store.directory}, it is made again from the checkpoint",
+                )
             done += count
             if done % SECTOR:
                 descriptor = self._plain
@@ -205,10 +223,8 @@ class PinnedArenas:
             start += len(arena)
         return found
 
-    @property
-    def nbytes(self) -> int:
-        """Page-locked in all."""
-        return sum(len(arena) for arena in self._arenas)
+    def close(self) -> None:
+        """See ``Source``; the arenas go with their last view."""
 
 
 def drain(device: torch.device) -> None:

@@ -22,6 +22,7 @@ Names that end in ``_b`` are of bytes.
 
 import queue
 import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -120,14 +121,15 @@ class ThreadCopier(Copier):
                 self.copy(slot, layer, fill, self.source.pieces(layer, staging_b))
                 if self._stagings:
                     self._copied[turn] = slot.ready
-            except (OSError, RuntimeError, ModelError, AssertionError) as error:
+            except (RuntimeError, ModelError, AssertionError) as error:
                 slot.error = error
                 slot.arrived.set()
+            del job, slot  # or the last slot of a model that is gone stays on the device
+        self.source.close()
 
     def close(self) -> None:
-        """See ``Copier``."""
+        """See ``Copier``; not waited for, since what ends a ring may be the collector, in this very thread."""
         self._orders.put(None)
-        self._thread.join()
 
 
 class Ring:
@@ -155,10 +157,13 @@ class Ring:
             largest = max(layer.nbytes for layer in store.layers[resident:])
             self._slots = [Slot(torch.empty(largest, dtype=torch.uint8, device=device)) for _ in range(slots)]
         for slot in self._slots:
+            if copier.stream is not None:
+                slot.bytes_b.record_stream(copier.stream)  # so that a copy which nobody came for outlives the ring
             self._left(slot)  # the allocator may have given memory that queued work still reads
             slot.arrived.set()
         self._leases: dict[int, tuple[Slot, int]] = {}  # layer -> its slot and the number of the fill
         self._fills = 0
+        weakref.finalize(self, copier.close)
         self._current: int | None = None
         self._is_here = False
 
@@ -188,10 +193,6 @@ class Ring:
             )
         self._is_here = True
         return slot.bytes_b[: self.store.layers[number].nbytes]
-
-    def close(self) -> None:
-        """End the copying."""
-        self._copier.close()
 
     def _turn(self, number: int) -> None:
         """Make a layer the one of the moment, and order what comes after it."""

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 SECTOR = 4096
 PART = 512  # a part of a weight begins at a multiple of it
 BYTES, INDEX = "layers.bin", "index.json"
-FORMAT = 1  # another number where the same weights make another file
+FORMAT = 2  # another number where the same weights make another file
 BITS = 4.13
 
 
@@ -88,7 +88,20 @@ class StoredLayer:
     weights: tuple[StoredWeight, ...]
 
 
-_LAYERS = TypeAdapter(tuple[StoredLayer, ...])
+@dataclass(frozen=True, kw_only=True)
+class _Index:
+    """What lies beside the bytes.
+
+    Attributes:
+        key: the name that the directory was written under: the fingerprint of what was quantised.
+        layers: in the order of the model.
+    """
+
+    key: str
+    layers: tuple[StoredLayer, ...]
+
+
+_INDEX = TypeAdapter(_Index)
 
 
 @dataclass(frozen=True)
@@ -120,18 +133,20 @@ class Store:
 
     @classmethod
     def open(cls, directory: Path) -> "Store":
-        """What ``write_store`` left.
+        """What ``stored`` left.
 
         Raises:
-            ModelError: it is damaged.
+            ModelError: it is damaged, or was written under another name.
         """
         hint = f"remove {directory}; it is made again from the checkpoint"
         try:
-            layers = _LAYERS.validate_json((directory / INDEX).read_bytes())
+            index = _INDEX.validate_json((directory / INDEX).read_bytes())
             found = (directory / BYTES).stat().st_size
         except (OSError, ValidationError) as error:
             raise ModelError(f"{directory}: the stored layers cannot be read: {error}", hint) from error
-        store = cls(directory, layers)
+        if index.key != directory.name:
+            raise ModelError(f"{directory}: holds the layers of {index.key}, which are another model's", hint)
+        store = cls(directory, index.layers)
         if found != store.nbytes:
             raise ModelError(f"{store.file}: {found:,} bytes, expected {store.nbytes:,}", hint)
         return store
@@ -178,11 +193,11 @@ def stored(directory: Path, expected: int, layers: Iterable[Weights]) -> Store:
                 )
             logger.info(f"streaming: quantising {decimal(nbytes)} of layers to {directory}, once")
             with full_disk_named(directory, "storing the layers"), atomic_directory(directory) as temporary:
-                _write(temporary, layers)
+                _write(temporary, directory.name, layers)
     return Store.open(directory)
 
 
-def _write(directory: Path, layers: Iterable[Weights]) -> None:
+def _write(directory: Path, key: str, layers: Iterable[Weights]) -> None:
     entries, start = [], 0
     with (directory / BYTES).open("wb") as file:
         for weights in layers:
@@ -191,7 +206,7 @@ def _write(directory: Path, layers: Iterable[Weights]) -> None:
             file.write(data)
             entries.append(StoredLayer(start=start, nbytes=len(data), checksum=zlib.crc32(data), weights=places))
             start += len(data)
-    (directory / INDEX).write_bytes(_LAYERS.dump_json(tuple(entries)))
+    (directory / INDEX).write_bytes(_INDEX.dump_json(_Index(key=key, layers=tuple(entries))))
 
 
 def _laid_out(weights: Weights) -> tuple[Tensor, tuple[StoredWeight, ...]]:

@@ -137,6 +137,8 @@ def open_layers(store: Store, device: torch.device, resident: int) -> Layers:
 def _copier(store: Store, device: torch.device) -> tuple[Copier, str]:
     """From the memory of the host where it has room, else from the file; and where that is, for people."""
     stream = torch.cuda.Stream(device)
+    if hasattr(torch.accelerator, "empty_host_cache"):  # newer than the oldest PyTorch that will do
+        torch.accelerator.empty_host_cache()  # of the arenas of a model that is gone
     pinned, free = sum(arena_sizes(store.nbytes)), hardware.available_memory()
     if pinned * HEADROOM <= free:
         try:

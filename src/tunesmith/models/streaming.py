@@ -67,16 +67,17 @@ def streamed_weights(
         RunError: the disk is full.
     """
     layers = list(decoder_layers(model))
-    if not layers:
+    names = [[name for name in shapes if name.startswith(f"{layer}.")] for layer in layers]
+    if not any(names):
         raise ModelError(
-            f"train.resident_layers: {type(model).__name__} has no decoder layers to stream", "train.resident_layers: all"
+            f"train.resident_layers: {type(model).__name__} has no decoder layers with weights in NF4 to stream",
+            "train.resident_layers: all",
         )
     spare = SLOTS if device.type == "cuda" else 0
     if resident + spare >= len(layers):
         beside = f" and {spare} pass through" if spare else ""
         logger.info(f"streaming: none of {len(layers)} layers, since {resident} stay{beside}")
         return {}
-    names = [[name for name in shapes if name.startswith(f"{layer}.")] for layer in layers]
 
     def quantised() -> Iterator[Weights]:
         for of_layer in names:

@@ -10,7 +10,7 @@ rotary tables by kind, positions. So the loop is not written anew. It runs once 
 and return what came in; then we drive the real layers with that; then the loop runs again with layers that let the results
 pass, for what stands after them. Embeddings are gathered twice. A loop that does anything to the hidden states between two
 layers is found out, since the tensor that arrives is not the one that left, and goes pack after pack; so do layers that read
-keys and values of earlier ones, whose gradients cross from layer to layer.
+keys and values of earlier ones, whose gradients cross from layer to layer. Whatever goes so is said, once a model.
 
 **Same bytes.** A layer's graph begins at a leaf and ends at its output, and its adapters add up their gradients in the order of
 the packs, as they do pack after pack; dropout follows from step, pack and layer. On a CPU the gradients are equal to the bit.
@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,8 @@ from tunesmith.train.documents import Pack
 logger = logging.getLogger(__name__)
 
 SHARE = 4  # of the free memory, one part is for inputs of layers
+NOT_PLAIN = "its decoder does something to the hidden states between two layers"
+_SAID: WeakKeyDictionary[PreTrainedModel, set[str]] = WeakKeyDictionary()  # why packs went alone
 
 
 class _NotPlain(Exception):
@@ -81,15 +84,13 @@ def passes(model: PreTrainedModel, packs: Sequence[Pack]) -> list[list[int]]:
     alone = [[number] for number in range(len(packs))]
     if len(packs) < 2 or layers_of(model) is None:
         return alone
-    layers = _layers(model)
-    if not layers or model.config.to_dict().get("num_kv_shared_layers"):
-        return alone
     is_training = torch.is_grad_enabled()
-    if is_training and not all(isinstance(layer, Recomputed) for layer in list(layers.values())[:-1]):
+    if (reason := _reason_alone(model, is_training)) is not None:
+        _say_once(model, reason)
         return alone
     device, width = model.device, int(model.config.hidden_size)
-    room = (usable_memory(device) if device.type == "cuda" else hardware.available_memory()) // SHARE
-    inputs = len(layers) + 2 if is_training else 2
+    room = (usable_memory(device) if device.type == "cuda" else hardware.available_memory() // _processes()) // SHARE
+    inputs = len(_layers(model)) + 2 if is_training else 2
     token = inputs * width * (4 if model.dtype == torch.float16 else model.dtype.itemsize)
     together: list[list[int]] = []
     taken = room + 1
@@ -101,6 +102,29 @@ def passes(model: PreTrainedModel, packs: Sequence[Pack]) -> list[list[int]]:
         together[-1].append(number)
         taken += nbytes
     return together
+
+
+def _reason_alone(model: PreTrainedModel, is_training: bool) -> str | None:
+    """Why no two packs of a model can go together; None where they can."""
+    layers = _layers(model)
+    if NOT_PLAIN in _SAID.get(model, ()):
+        return NOT_PLAIN
+    if not layers or model.config.to_dict().get("num_kv_shared_layers"):
+        return "layers read keys and values of earlier ones"
+    if is_training and not all(isinstance(layer, Recomputed) for layer in list(layers.values())[:-1]):
+        return "a layer keeps what it computes for its gradients; train.recompute: layer fetches it once for all packs"
+    return None
+
+
+def _say_once(model: PreTrainedModel, reason: str) -> None:
+    if reason not in (said := _SAID.setdefault(model, set())):
+        said.add(reason)
+        logger.warning(f"streaming: every pack of a step fetches the layers for itself: {reason}")
+
+
+def _processes() -> int:
+    """Of a training on a CPU, which share its memory and its cores."""
+    return max(1, hardware.physical_cores() // torch.get_num_threads())
 
 
 def gradients_together(
@@ -217,7 +241,7 @@ def _recorded(
             with torch.no_grad(), _answering(model, recording):
                 decode(pack)
         except _NotPlain:
-            logger.warning(f"streaming: {type(model).__name__} changes hidden states between its layers: pack after pack")
+            _say_once(model, NOT_PLAIN)
             return None
         assert recording.first is not None and len(recording.calls) == len(_layers(model))
         found[pack] = recording.first, recording.calls
