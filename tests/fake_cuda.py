@@ -92,15 +92,6 @@ class Watch:
         if self.sites is not None:
             self.sites = Counter()
 
-    @property
-    def stream(self) -> _Stream:
-        """Of the moment, which each thread has for itself."""
-        return getattr(self._threads, "stream", self.main)
-
-    @stream.setter
-    def stream(self, stream: _Stream) -> None:
-        self._threads.stream = stream
-
     def live(self) -> int:
         """Bytes alive now."""
         for key in [key for key, (ref, _) in self._live.items() if ref.expired()]:
@@ -195,7 +186,7 @@ class OnCuda(torch.Tensor):
         return self.untyped_storage()._cdata * ROUNDED_TO + self.meta.storage_offset() * self.element_size()
 
     def record_stream(self, stream: Any) -> None:
-        assert isinstance(stream, _Stream)
+        assert isinstance(stream, Stream)
 
     def tolist(self) -> Any:
         WATCH.waited("tolist")

@@ -25,10 +25,10 @@ from pathlib import Path
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from rich.filesize import decimal
 from torch import Tensor
 
 from tunesmith.errors import ModelError
+from tunesmith.formatting import gb
 from tunesmith.kernels.nf4 import BLOCK, NESTED, NF4, dynamic_map
 from tunesmith.rundir.atomic import atomic_directory, full_disk_named
 
@@ -188,10 +188,10 @@ def stored(directory: Path, expected: int, layers: Iterable[Weights]) -> Store:
             nbytes = int(expected * BITS / 8)
             if (free := shutil.disk_usage(directory.parent).free) < nbytes:
                 raise ModelError(
-                    f"{directory.parent}: {decimal(free)} are free, but the layers to stream take {decimal(nbytes)}",
+                    f"{directory.parent}: {gb(free)} are free, but the layers to stream take {gb(nbytes)}",
                     "make room, set XDG_CACHE_HOME to a larger disk, or train.resident_layers: all",
                 )
-            logger.info(f"streaming: quantising {decimal(nbytes)} of layers to {directory}, once")
+            logger.info(f"streaming: quantising {gb(nbytes)} of layers to {directory}, once")
             with full_disk_named(directory, "storing the layers"), atomic_directory(directory) as temporary:
                 _write(temporary, directory.name, layers)
     return Store.open(directory)

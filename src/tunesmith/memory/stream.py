@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from rich.filesize import decimal
 from torch import Tensor
 
 from tunesmith import hardware
+from tunesmith.formatting import gb
 from tunesmith.kernels.nf4 import NF4
 from tunesmith.memory.order import Order
 from tunesmith.memory.reading import FileReader, MappedFile, PinnedArenas, arena_sizes
@@ -125,27 +125,28 @@ def open_layers(store: Store, device: torch.device, resident: int) -> Layers:
     total = sum(layer.nbytes for layer in store.layers[resident:])
     stay = f", {resident} stay" if resident else ""
     if device.type != "cuda":
-        logger.info(f"streaming: {count} layers ({decimal(total)}) from {store.file}, mapped{stay}")
+        logger.info(f"streaming: {count} layers ({gb(total)}) from {store.file}, mapped{stay}")
         return MappedLayers(store, resident)
     copier, where = _copier(store, device)
     ring = Ring(copier, device, resident)
-    slots = f"{SLOTS} slots of {decimal(store.largest)}"
-    logger.info(f"streaming: {count} layers ({decimal(total)}) from {where} through {slots} on the GPU{stay}")
+    slots = f"{SLOTS} slots of {gb(store.largest)}"
+    logger.info(f"streaming: {count} layers ({gb(total)}) from {where} through {slots} on the GPU{stay}")
     return ring
 
 
 def _copier(store: Store, device: torch.device) -> tuple[Copier, str]:
     """From the memory of the host where it has room, else from the file; and where that is, for people."""
     stream = torch.cuda.Stream(device)
-    if hasattr(torch.accelerator, "empty_host_cache"):  # newer than the oldest PyTorch that will do
-        torch.accelerator.empty_host_cache()  # of the arenas of a model that is gone
+    empty_host_cache = getattr(torch.accelerator, "empty_host_cache", None)  # newer than the oldest PyTorch that will do
+    if empty_host_cache is not None:
+        empty_host_cache()  # of the arenas of a model that is gone
     pinned, free = sum(arena_sizes(store.nbytes)), hardware.available_memory()
     if pinned * HEADROOM <= free:
         try:
-            return Copier(PinnedArenas(store, device), stream), f"{decimal(pinned)} of page-locked memory"
+            return Copier(PinnedArenas(store, device), stream), f"{gb(pinned)} of page-locked memory"
         except RuntimeError as error:
-            reason = f"{decimal(pinned)} cannot be page-locked ({str(error).splitlines()[0]})"
+            reason = f"{gb(pinned)} cannot be page-locked ({str(error).splitlines()[0]})"
     else:
-        reason = f"{decimal(free)} of memory are free, and page-locked layers want {decimal(int(pinned * HEADROOM))}"
+        reason = f"{gb(free)} of memory are free, and page-locked layers want {gb(int(pinned * HEADROOM))}"
     logger.warning(f"streaming: {reason}; the layers are read from the disk, at its speed")
     return ThreadCopier(FileReader(store), stream), str(store.file)
