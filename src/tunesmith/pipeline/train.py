@@ -15,7 +15,8 @@ from tunesmith.pipeline.train_memory import MemoryOfSteps, memory_figures, told
 from tunesmith.recipe import Recipe, TrainSettings
 from tunesmith.rundir import RunDir, fingerprint
 from tunesmith.rundir.hashes import content_hash
-from tunesmith.rundir.records.training import Training
+from tunesmith.rundir.records.base import Json
+from tunesmith.rundir.records.training import GpuUse, Training
 from tunesmith.tracking import MetricsLog, write_csv
 from tunesmith.train.documents import Documents
 from tunesmith.train.health_data import check_part
@@ -72,14 +73,12 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     metrics = MetricsLog(run.metrics_file)
     memory = MemoryOfSteps(model.device)
     fitted = fit(model, layers, train, steps, dev, settings, recipe.seed, run.checkpoints, metrics, inputs)
-    measured = None if fitted.largest is None else memory.measured()
+    measured = memory.measured()
     load_adapter_state(layers, read_adapter(fitted.checkpoint))
     tuned.save_adapter(run.adapter)
     write_csv(run.metrics_file, run.metrics_file.with_suffix(".csv"))
     speed = fitted.tokens_per_second
-    predicted = None
-    if fitted.largest is not None and measured is not None:
-        predicted = told(base, recipe, settings, model.device, fitted.largest, measured)
+    predicted = None if fitted.largest is None else told(base, recipe, settings, model.device, fitted.largest, measured)
     Training(
         steps=len(steps),
         fill=round(steps.fill, 4),
@@ -104,15 +103,19 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         recompute=settings.recompute,
         gpu=(gpu := memory.whole(gpu_use(model.device))),
         predicted=predicted,
-        measured=measured,
+        measured=None if fitted.largest is None else measured,
     ).write(run.training_file)
     if gpu is not None:
-        logger.info(f"train: {gpu.words}")
-        manifest = run.manifest()
-        figures = {} if predicted is None or measured is None else memory_figures(predicted, measured)
-        replace(manifest, hardware={**manifest.hardware, "gpu": gpu.to_json(), **figures}).write(run.manifest_file)
+        _note_gpu(run, gpu, {} if predicted is None else memory_figures(predicted, measured))
     at = "" if speed is None else f", {speed:,.0f} tokens/s"
     logger.info(f"train: best dev loss {fitted.best.dev_loss:.4f} at step {fitted.best.step} of {len(steps)}{at}")
+
+
+def _note_gpu(run: RunDir, gpu: GpuUse, memory: Json) -> None:
+    """Say which GPU it was, and write it and the figures of memory into the manifest."""
+    logger.info(f"train: {gpu.words}")
+    manifest = run.manifest()
+    replace(manifest, hardware={**manifest.hardware, "gpu": gpu.to_json(), **memory}).write(run.manifest_file)
 
 
 def _inputs(run: RunDir, recipe: Recipe, base: BaseModel, settings: TrainSettings) -> str:
