@@ -4,7 +4,7 @@ The context is what the card has lost and the allocator does not hold, read behi
 driver and what is loaded, so no table has it. The rates are those of one product of a common shape and of one pinned copy.
 A second or two in all.
 
-Shape suffix: S side of a square matrix.
+Shape suffixes: S side of a square matrix.
 """
 
 import time

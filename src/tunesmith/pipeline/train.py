@@ -3,6 +3,8 @@
 import logging
 from dataclasses import replace
 
+import torch
+
 from tunesmith.chat.fit_template import check_template
 from tunesmith.engines.base import BaseModel
 from tunesmith.models.adapter import load_adapter_state, read_adapter
@@ -45,8 +47,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     tuned = loaded.adapt(recipe.lora, recipe.seed)
     layers = tuned.layers
     trained_weights = sum(p.numel() for layer in layers.values() for p in layer.parameters() if p.requires_grad)
-    where = f"base {base.storage}, computing in {base.compute} on {device_name(model.device)}"
-    logger.info(f"train: LoRA on {len(layers)} layers, {trained_weights:,} weights, {where}")
+    _say_where(base, model.device, f"LoRA on {len(layers)} layers, {trained_weights:,} weights")
     derived = settings_for(tuned, documents["train"], recipe.train)
     settings = derived.settings
     for line in derived.lines:
@@ -62,8 +63,9 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         f"loss {ready.first_loss:.2f} on the first rows; supervised {', '.join(part.words() for part in parts)}; "
         f"{'; '.join(template)}"
     )
-    size = f"{steps.packs_per_step} packs of {steps.capacity} tokens"
-    logger.info(f"train: {len(steps)} steps of {size}, {100 * steps.fill:.1f} % full")
+    logger.info(
+        f"train: {len(steps)} steps of {steps.packs_per_step} packs of {steps.capacity} tokens, {100 * steps.fill:.1f} % full"
+    )
     inputs = _inputs(run, recipe, base, settings)
     outcome = race(model, layers, train, steps, dev, settings, recipe.seed, run.checkpoints, inputs)
     if outcome is not None:
@@ -109,6 +111,10 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         _note_gpu(run, gpu, {} if predicted is None else memory_figures(predicted, measured))
     at = "" if speed is None else f", {speed:,.0f} tokens/s"
     logger.info(f"train: best dev loss {fitted.best.dev_loss:.4f} at step {fitted.best.step} of {len(steps)}{at}")
+
+
+def _say_where(base: BaseModel, device: torch.device, what: str) -> None:
+    logger.info(f"train: {what}, base {base.storage}, computing in {base.compute} on {device_name(device)}")
 
 
 def _note_gpu(run: RunDir, gpu: GpuUse, memory: Json) -> None:
