@@ -3,8 +3,6 @@
 The context is what the card has lost and the allocator does not hold, read behind the first kernel: it depends on the card, the
 driver and what is loaded, so no table has it. The rates are those of one product of a common shape and of one pinned copy.
 A second or two in all.
-
-Shape suffixes: S side of a square matrix.
 """
 
 import time
@@ -29,8 +27,8 @@ def gpu() -> Measured | None:
         return None
     device = best_device()
     dtype = torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    a_SS = torch.ones(SIDE, SIDE, dtype=dtype, device=device)
-    product = 2 * SIDE**3 * ROUNDS / _seconds(lambda: [a_SS @ a_SS for _ in range(ROUNDS)])
+    square = torch.ones(SIDE, SIDE, dtype=dtype, device=device)
+    product = 2 * SIDE**3 * ROUNDS / _seconds(lambda: [square @ square for _ in range(ROUNDS)])
     context = context_bytes(device)
     staged = torch.empty(COPY, dtype=torch.uint8, pin_memory=True)
     there = torch.empty(COPY, dtype=torch.uint8, device=device)

@@ -37,13 +37,11 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         ModelError: a base that cannot be trained.
     """
     base = base_of(run, recipe)
-    renderer = base.renderer
     documents = {part: Documents.open(run.tokens(part)) for part in ("train", "dev")}
-    parts = [check_part(part, rows, run.data / f"{part}.jsonl", renderer) for part, rows in documents.items()]
+    parts = [check_part(part, rows, run.data / f"{part}.jsonl", base.renderer) for part, rows in documents.items()]
     watch_gpu(best_device())
-    loaded = base.load()
-    model = loaded.model
-    template = check_template(renderer, len(head_weight(model)))
+    model = (loaded := base.load()).model
+    template = check_template(base.renderer, len(head_weight(model)))
     tuned = loaded.adapt(recipe.lora, recipe.seed)
     layers = tuned.layers
     trained_weights = sum(p.numel() for layer in layers.values() for p in layer.parameters() if p.requires_grad)
