@@ -3,6 +3,8 @@
 import logging
 from dataclasses import replace
 
+import torch
+
 from tunesmith.chat.fit_template import check_template
 from tunesmith.engines.base import BaseModel
 from tunesmith.models.adapter import load_adapter_state, read_adapter
@@ -15,7 +17,8 @@ from tunesmith.pipeline.train_memory import MemoryOfSteps, memory_figures, told
 from tunesmith.recipe import Recipe, TrainSettings
 from tunesmith.rundir import RunDir, fingerprint
 from tunesmith.rundir.hashes import content_hash
-from tunesmith.rundir.records.training import Training
+from tunesmith.rundir.records.base import Json
+from tunesmith.rundir.records.training import GpuUse, Training
 from tunesmith.tracking import MetricsLog, write_csv
 from tunesmith.train.documents import Documents
 from tunesmith.train.health_data import check_part
@@ -34,18 +37,15 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         ModelError: a base that cannot be trained.
     """
     base = base_of(run, recipe)
-    renderer = base.renderer
     documents = {part: Documents.open(run.tokens(part)) for part in ("train", "dev")}
-    parts = [check_part(part, rows, run.data / f"{part}.jsonl", renderer) for part, rows in documents.items()]
+    parts = [check_part(part, rows, run.data / f"{part}.jsonl", base.renderer) for part, rows in documents.items()]
     watch_gpu(best_device())
-    loaded = base.load()
-    model = loaded.model
-    template = check_template(renderer, len(head_weight(model)))
+    model = (loaded := base.load()).model
+    template = check_template(base.renderer, len(head_weight(model)))
     tuned = loaded.adapt(recipe.lora, recipe.seed)
     layers = tuned.layers
     trained_weights = sum(p.numel() for layer in layers.values() for p in layer.parameters() if p.requires_grad)
-    where = f"base {base.storage}, computing in {base.compute} on {device_name(model.device)}"
-    logger.info(f"train: LoRA on {len(layers)} layers, {trained_weights:,} weights, {where}")
+    _say_where(base, model.device, f"LoRA on {len(layers)} layers, {trained_weights:,} weights")
     derived = settings_for(tuned, documents["train"], recipe.train)
     settings = derived.settings
     for line in derived.lines:
@@ -61,8 +61,9 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         f"loss {ready.first_loss:.2f} on the first rows; supervised {', '.join(part.words() for part in parts)}; "
         f"{'; '.join(template)}"
     )
-    size = f"{steps.packs_per_step} packs of {steps.capacity} tokens"
-    logger.info(f"train: {len(steps)} steps of {size}, {100 * steps.fill:.1f} % full")
+    logger.info(
+        f"train: {len(steps)} steps of {steps.packs_per_step} packs of {steps.capacity} tokens, {100 * steps.fill:.1f} % full"
+    )
     inputs = _inputs(run, recipe, base, settings)
     outcome = race(model, layers, train, steps, dev, settings, recipe.seed, run.checkpoints, inputs)
     if outcome is not None:
@@ -72,14 +73,12 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     metrics = MetricsLog(run.metrics_file)
     memory = MemoryOfSteps(model.device)
     fitted = fit(model, layers, train, steps, dev, settings, recipe.seed, run.checkpoints, metrics, inputs)
-    measured = None if fitted.largest is None else memory.measured()
+    measured = memory.measured()
     load_adapter_state(layers, read_adapter(fitted.checkpoint))
     tuned.save_adapter(run.adapter)
     write_csv(run.metrics_file, run.metrics_file.with_suffix(".csv"))
     speed = fitted.tokens_per_second
-    predicted = None
-    if fitted.largest is not None and measured is not None:
-        predicted = told(base, recipe, settings, model.device, fitted.largest, measured)
+    predicted = None if fitted.largest is None else told(base, recipe, settings, model.device, fitted.largest, measured)
     Training(
         steps=len(steps),
         fill=round(steps.fill, 4),
@@ -104,15 +103,23 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         recompute=settings.recompute,
         gpu=(gpu := memory.whole(gpu_use(model.device))),
         predicted=predicted,
-        measured=measured,
+        measured=None if fitted.largest is None else measured,
     ).write(run.training_file)
     if gpu is not None:
-        logger.info(f"train: {gpu.words}")
-        manifest = run.manifest()
-        figures = {} if predicted is None or measured is None else memory_figures(predicted, measured)
-        replace(manifest, hardware={**manifest.hardware, "gpu": gpu.to_json(), **figures}).write(run.manifest_file)
+        _note_gpu(run, gpu, {} if predicted is None else memory_figures(predicted, measured))
     at = "" if speed is None else f", {speed:,.0f} tokens/s"
     logger.info(f"train: best dev loss {fitted.best.dev_loss:.4f} at step {fitted.best.step} of {len(steps)}{at}")
+
+
+def _say_where(base: BaseModel, device: torch.device, what: str) -> None:
+    logger.info(f"train: {what}, base {base.storage}, computing in {base.compute} on {device_name(device)}")
+
+
+def _note_gpu(run: RunDir, gpu: GpuUse, memory: Json) -> None:
+    """Say which GPU it was, and write it and the figures of memory into the manifest."""
+    logger.info(f"train: {gpu.words}")
+    manifest = run.manifest()
+    replace(manifest, hardware={**manifest.hardware, "gpu": gpu.to_json(), **memory}).write(run.manifest_file)
 
 
 def _inputs(run: RunDir, recipe: Recipe, base: BaseModel, settings: TrainSettings) -> str:
