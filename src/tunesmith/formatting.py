@@ -56,9 +56,10 @@ def parse_amount(text: str) -> int:
 
 
 def gb(nbytes: float) -> str:
-    """Decimal gigabytes for people.
+    """Decimal gigabytes for people, or a smaller unit of what would be none.
 
-    >>> gb(7_242_000_000), gb(12_000_000)
-    ('7.24 GB', '0.01 GB')
+    >>> gb(7_242_000_000), gb(12_000_000), gb(1_000)
+    ('7.24 GB', '0.01 GB', '1.00 kB')
     """
-    return f"{nbytes / 1e9:.2f} GB"
+    unit, size = next(((unit, size) for unit, size in (("GB", 1e9), ("MB", 1e6)) if nbytes >= size / 100), ("kB", 1e3))
+    return f"{nbytes / size:.2f} {unit}"

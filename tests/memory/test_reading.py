@@ -78,7 +78,7 @@ def test_a_store_is_written_once_and_needs_room(kept, tmp_path, monkeypatch):
     assert stored(kept.directory, 200_000, again()) == kept == Store.open(kept.directory)
     assert [layer.start % 4096 for layer in kept.layers] == [0] * 4 and kept.layers[2].nbytes == 0
     monkeypatch.setattr(store.shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(1000))
-    with pytest.raises(ModelError, match=r"1\.0 kB are free, but the layers to stream take 516\.2 kB") as caught:
+    with pytest.raises(ModelError, match=r"1\.00 kB are free, but the layers to stream take 0\.52 MB") as caught:
         stored(tmp_path / "streams" / "other", 1_000_000, again())
     assert "XDG_CACHE_HOME" in caught.value.hint and not (tmp_path / "streams" / "other").exists()
 

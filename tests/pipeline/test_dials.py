@@ -44,7 +44,9 @@ def choose(a_card):
 
     def run(free, device="cuda", **train):
         loaded = SimpleNamespace(model=SimpleNamespace(device=torch.device(device)), base=a_card(free, device), lora=Lora())
-        return dials.choose_dials(derive(Train(tokens_per_step=8192, **train), rows=900, tokens=2e5, hidden=4096), loaded)
+        return dials.choose_dials(
+            derive(Train(**{"tokens_per_step": 8192, **train}), rows=900, tokens=2e5, hidden=4096), loaded
+        )
 
     return run
 
@@ -69,8 +71,10 @@ def test_an_amount_is_a_limit(choose):
 
 
 def test_long_packs_leave_the_card(choose):
-    found = choose(16e9, max_length=65536).settings
-    assert (found.recompute, found.offload) == ("layer", "inputs") and found.mlp_tile in (4096, 32768)
+    long = {"max_length": 65536, "tokens_per_step": 65536}
+    roomy, tight = choose(30e9, **long).settings, choose(20e9, **long).settings
+    assert (roomy.recompute, roomy.offload, roomy.mlp_tile) == ("layer", "inputs", 0)
+    assert (tight.recompute, tight.offload) == ("layer", "inputs") and tight.mlp_tile in (4096, 32768)
 
 
 def test_what_the_recipe_says_wins_and_a_cpu_keeps_everything(choose):

@@ -71,7 +71,7 @@ def test_every_documented_command_runs(command, tiny_run, tiny_copy, tiny_dir, t
     arguments = [here.get(word, word) for word in words[1:]]
     if "--sweep" in words:
         arguments += ["--type", "Q4_K_M"]  # which is there, in the place of seven, each of which takes seconds
-    if any(word.endswith("recipe.yaml") for word in arguments) and words[1] != "schema":
+    if any(word.endswith("recipe.yaml") for word in arguments) and words[1] not in ("schema", "plan"):
         arguments += ["--out", str(tiny_run.path)]
     monkeypatch.setattr("sys.argv", ["tunesmith", *arguments])
     monkeypatch.setattr("sys.stdin", io.StringIO("a red car\n"))
