@@ -65,6 +65,7 @@ def test_every_documented_command_runs(command, tiny_run, tiny_copy, tiny_dir, t
         **{f"recipes/{name}.yaml": str(tiny_run.path / "recipe.yaml") for name in ("us_addresses", "question_types")},
         "recipes/us_addresses/us_addresses.jsonl": str(tiny_run.path.parent / "rows.jsonl"),
         MODEL: str(tiny_dir),
+        "HuggingFaceTB/SmolLM2-135M-Instruct": str(tiny_dir),
     }
     (tmp_path / "answers.csv").write_text("question,answer\na red car,red\n")
     monkeypatch.chdir(tmp_path)
