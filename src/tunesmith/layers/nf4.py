@@ -38,7 +38,7 @@ from tunesmith.kernels.nf4 import (
     quantize_nf4,
     values,
 )
-from tunesmith.memory.stream import StreamedWeight
+from tunesmith.memory.streamed_weight import StreamedWeight
 
 QUANT_STATE = "quant_state.bitsandbytes__nf4"
 

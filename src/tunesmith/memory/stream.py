@@ -20,7 +20,6 @@ Names that end in ``_b`` are of bytes.
 """
 
 import logging
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -28,11 +27,10 @@ from torch import Tensor
 
 from tunesmith import hardware
 from tunesmith.formatting import gb
-from tunesmith.kernels.nf4 import NF4
 from tunesmith.memory.order import Order
 from tunesmith.memory.reading import FileReader, MappedFile, PinnedArenas, arena_sizes
 from tunesmith.memory.ring import SLOTS, Copier, Ring, ThreadCopier
-from tunesmith.memory.store import Store, StoredWeight
+from tunesmith.memory.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -91,25 +89,6 @@ class MappedLayers:
             for following in self._order.next(1):
                 self._file.announce(following)
         return self._file.layer(number)
-
-
-@dataclass(frozen=True)
-class StreamedWeight:
-    """A weight whose bytes are somewhere else until they are asked for.
-
-    Attributes:
-        layers: who has them.
-        number: of its layer.
-        place: where it lies in its layer.
-    """
-
-    layers: Layers
-    number: int
-    place: StoredWeight
-
-    def parts(self) -> NF4:
-        """For the kernels: valid until a weight of another layer is asked for."""
-        return self.place.parts(self.layers.layer(self.number))
 
 
 def open_layers(store: Store, device: torch.device, resident: int) -> Layers:

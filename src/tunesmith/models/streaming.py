@@ -18,7 +18,8 @@ from tunesmith.errors import ModelError
 from tunesmith.layers.nf4 import NF4Weight, dtype_of
 from tunesmith.memory.ring import SLOTS
 from tunesmith.memory.store import FORMAT, Weights, stored
-from tunesmith.memory.stream import Layers, StreamedWeight, open_layers
+from tunesmith.memory.stream import Layers, open_layers
+from tunesmith.memory.streamed_weight import StreamedWeight
 from tunesmith.models.recompute import decoder_layers
 from tunesmith.rundir import fingerprint
 
