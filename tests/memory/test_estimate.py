@@ -113,3 +113,12 @@ def test_time_is_linear_and_a_mixture_pays_for_the_chosen_experts_alone():
     layers = [replace(layer, intermediate=0, experts=8, chosen=1, expert=layer.intermediate) for layer in LARGE.layers]
     mixture = replace(LARGE, layers=tuple(layers))
     assert training_hours(mixture, 1e6, 1, gpu=True, cores=2) == pytest.approx(dense, rel=1e-3)
+
+
+def test_every_dial_of_a_recipe_is_reckoned_with():
+    train = train_settings(
+        recompute="layer", offload="inputs", mlp_tile=64, embedding_on="host", resident_layers=3, optimizer="adamw_8bit"
+    )
+    dials = dials_of("nf4", "bf16", Lora(r=8, dropout=0.1), train, base_head="int8")
+    assert (dials.recompute, dials.offload, dials.mlp_tile, dials.embedding_on) == ("layer", "inputs", 64, "host")
+    assert (dials.resident_layers, dials.optimizer, dials.head, dials.r) == (3, "adamw_8bit", "int8", 8)

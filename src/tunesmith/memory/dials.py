@@ -35,7 +35,7 @@ class Dials:
         device: ``gpu`` or ``cpu``.
         embedding_on: ``host`` leaves an untied table in host memory and copies the rows.
         head: ``int8`` keeps the head in one byte a weight.
-        offload: ``inputs`` of recomputed layers to host memory, or what ``attention`` keeps.
+        offload: ``inputs`` of recomputed layers to host memory.
         mlp_tile: tokens of a piece that an MLP is computed in, 0 for all at once.
         resident_layers: layers whose frozen weights stay on the device, from the front; the others come through two slots.
             None for all.
@@ -55,7 +55,7 @@ class Dials:
     device: Literal["gpu", "cpu"] = "gpu"
     embedding_on: Literal["device", "host"] = "device"
     head: Literal["compute", "int8"] = "compute"
-    offload: Literal["none", "inputs", "attention"] = "none"
+    offload: Literal["none", "inputs"] = "none"
     mlp_tile: int = 0
     resident_layers: int | None = None
 
@@ -73,14 +73,17 @@ class Dials:
         return "none" if self.recompute == "auto" else self.recompute
 
 
-def dials_of(base: str, compute: str, lora: Lora, train: TrainSettings, device: Literal["gpu", "cpu"] = "gpu") -> Dials:
+def dials_of(
+    base: str, compute: str, lora: Lora, train: TrainSettings, device: Literal["gpu", "cpu"] = "gpu", base_head: str = "auto"
+) -> Dials:
     """The dials as a recipe sets them; every token of a micro-batch is taken for supervised, which is the most.
 
     Args:
         base: ``fp32``, ``bf16``, ``fp16`` or ``nf4``.
         compute: dtype of the products, the same but ``nf4``.
         lora: read for ``r`` and ``dropout`` (its ``target_modules`` are taken for all linear layers: an upper bound).
-        train: read for ``optimizer``, ``max_length``, ``tokens_per_step``, ``recompute`` and ``resident_layers``.
+        train: read for the optimizer, the tokens and all of its dials; a tile that is left to the width counts as none.
+        base_head: as in a recipe.
     """
     tokens = min(train.max_length, train.tokens_per_step)
     return Dials(
@@ -94,5 +97,9 @@ def dials_of(base: str, compute: str, lora: Lora, train: TrainSettings, device: 
         rows=tokens,
         packs=-(-train.tokens_per_step // train.max_length),
         device=device,
+        embedding_on=train.embedding_on,
+        head="int8" if base_head == "int8" else "compute",
+        offload=train.offload,
+        mlp_tile=0 if train.mlp_tile == "auto" else train.mlp_tile,
         resident_layers=None if train.resident_layers == "all" else train.resident_layers,
     )

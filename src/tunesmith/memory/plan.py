@@ -246,10 +246,7 @@ def _moved(shape: Shape, dials: Dials) -> float:
     streamed = 0
     if dials.resident_layers is not None:
         streamed = sum(layer.linear(shape.hidden) for layer in shape.layers[dials.resident_layers :])
-    kept = shape.hidden + (
-        0 if dials.offload != "attention" else max(layer.query + 2 * layer.heads for layer, _ in shape.kinds)
-    )
-    inputs = 0 if dials.offload == "none" else 2 * dials.tokens * kept * dials.width * shape.depth
+    inputs = 0 if dials.offload == "none" else 2 * dials.tokens * shape.hidden * dials.width * shape.depth
     rows = dials.tokens * shape.hidden * dials.width if dials.embedding_on == "host" else 0
     return 2 * streamed * BYTES[dials.base] / max(1, dials.packs) + inputs + rows
 

@@ -8,10 +8,12 @@ each layer and not a mean. What a configuration does not say (norms of heads, no
 Refused: a table of known models. It is wrong for the next one, and a configuration says all that is needed.
 """
 
+import json
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
+from pathlib import Path
 
 from tunesmith.families import FAMILIES, WRAPPERS
 from tunesmith.rundir.records import Json
@@ -226,6 +228,11 @@ def shape_of(config: Json) -> Shape | str:
         narrow=family is not None and plain and not scales,
         scaled=family is not None and bool(family.post_norms),
     )
+
+
+def read_shape(directory: Path) -> Shape | str:
+    """Sizes of the model in a directory; as ``shape_of``."""
+    return shape_of(json.loads((directory / "config.json").read_text(encoding="utf-8")))
 
 
 def _layer(text: Json, sizes: dict[str, int], name: str, number: int) -> Layer:

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 from tunesmith.memory.cards import Card
+from tunesmith.memory.dials import BYTES
 
 Recompute = Literal["none", "layer"]
-NF4 = (4.0 + 8.0 / 64 + 32.0 / (64 * 256)) / 8.0  # bytes a weight, doubly quantised
+NF4 = BYTES["nf4"]
 WIDTH = 2  # bytes of a number between two products
 # Launches a layer and pack, by dtype of the products and what is recomputed: the budgets of tests/gpu_path.
 LAUNCHES: dict[tuple[str, Recompute], int] = {("bf16", "none"): 44, ("bf16", "layer"): 60, ("fp16", "none"): 368}

@@ -41,7 +41,8 @@ class Technique:
     Attributes:
         name: for people.
         dials: at every size.
-        turned: whether a plan may turn what is left: ``no``, ``exact`` (weights stay on the card) or ``all``.
+        turned: whether a plan may turn what is left: ``no``, ``exact`` (weights stay on the card), ``rounded``
+            (they stay, and head and moments are rounded) or ``all``.
     """
 
     name: str

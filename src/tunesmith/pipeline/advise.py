@@ -8,7 +8,6 @@ With ``quick`` no model is asked and torch is not imported: rows are read and co
 the model is on the disk already, tokens are a quarter of the characters, and a GPU is not asked for its memory.
 """
 
-import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from tunesmith.evaluate.metrics import make_metric
 from tunesmith.evaluate.references import check_references
 from tunesmith.memory.dials import dials_of
 from tunesmith.memory.room import first_that_fits, training_bytes, training_hours
-from tunesmith.memory.shape import Shape, shape_of
+from tunesmith.memory.shape import Shape, read_shape
 from tunesmith.pipeline.lines import reading_lines
 from tunesmith.pipeline.reading import reader_of, refuse_plain_texts
 from tunesmith.pipeline.stage import make, module_of
@@ -217,7 +216,7 @@ def _shape(recipe: Recipe, quick: bool) -> Shape | str:
     directory = model_at_hand(recipe.model, recipe.revision) if quick else module_of("base").directory_of(recipe)
     if isinstance(directory, str):
         return directory
-    shape = shape_of(json.loads((directory / "config.json").read_text(encoding="utf-8")))
+    shape = read_shape(directory)
     if isinstance(shape, Shape):
         return shape
     return f"{recipe.model}: config.json has no number for {shape}, so nothing can be estimated"
@@ -242,7 +241,7 @@ def _memory(recipe: Recipe, train: TrainSettings, shape: Shape | str, machine: M
         base, compute = module_of("advise_measured").computed_in(recipe)
 
     def needed(base: str, compute: str) -> int:
-        dials = dials_of(base, compute, recipe.lora, train, "cpu" if machine.kind == "cpu" else "gpu")
+        dials = dials_of(base, compute, recipe.lora, train, "cpu" if machine.kind == "cpu" else "gpu", recipe.base_head)
         if train.recompute == "auto" and machine.kind == "gpu" and machine.memory is not None:
             dials = replace(dials, recompute=first_that_fits(shape, dials, machine.memory))
         return training_bytes(shape, dials)

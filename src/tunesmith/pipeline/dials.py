@@ -13,8 +13,8 @@ Refused: trying a step and catching what runs out (a fragmented allocator, and p
 the thousandth).
 """
 
-import json
 from dataclasses import replace
+from typing import Literal
 
 import torch
 
@@ -24,7 +24,7 @@ from tunesmith.memory.cards import find_card
 from tunesmith.memory.dials import Dials, dials_of
 from tunesmith.memory.plan import Plan, Rates, make_plan
 from tunesmith.memory.room import CONTEXT, HEADROOM
-from tunesmith.memory.shape import Shape, shape_of
+from tunesmith.memory.shape import Shape, read_shape
 from tunesmith.models.device import best_device, device_name, usable_memory
 from tunesmith.recipe import Lora, Recipe, TrainSettings
 from tunesmith.recipe.derive import Derived
@@ -43,7 +43,7 @@ def placed(base: BaseModel, recipe: Recipe) -> BaseModel:
     step = max(step, 2 * train.max_length)  # gradients of a second pack stay
     known = {**train.model_dump(), "learning_rate": 1.0, "num_train_epochs": 1, "tokens_per_step": step}
     numbers = TrainSettings.model_validate(known)
-    plan = _plan(shape, _dials(base, recipe.lora, numbers), train.memory, device)
+    plan = _plan(shape, dials_of_run(base, recipe.lora, numbers), train.memory, device)
     resident = plan.chosen.dials.resident_layers
     return replace(base, resident_layers="all" if resident is None else resident, embedding_on=plan.chosen.dials.embedding_on)
 
@@ -51,15 +51,15 @@ def placed(base: BaseModel, recipe: Recipe) -> BaseModel:
 def choose_dials(derived: Derived, loaded: LoadedModel) -> Derived:
     """The same settings with the plan's policy in the place of ``recompute: auto``, and on a GPU a line that says why."""
     wanted, device = derived.settings, loaded.model.device
-    if device.type == "cpu":
-        return _with(derived, {"recompute": "none"}) if wanted.recompute == "auto" else derived
-    if wanted.memory == "off" or wanted.recompute != "auto":
-        return _with(derived, {"recompute": "none"}) if wanted.recompute == "auto" else derived
+    if wanted.recompute != "auto":
+        return derived
+    if device.type == "cpu" or wanted.memory == "off":
+        return _with(derived, {"recompute": "none"})
     shape = _shape(loaded.base)
     if isinstance(shape, str):
         return _with(derived, {"recompute": "layer"}, f"{shape}, so memory cannot be estimated")
     assert loaded.lora is not None, "no adapter"
-    plan = _plan(shape, _dials(loaded.base, loaded.lora, wanted), wanted.memory, device)
+    plan = _plan(shape, dials_of_run(loaded.base, loaded.lora, wanted), wanted.memory, device)
     dials, room = plan.chosen.dials, _room(wanted.memory, device)
     needs = gb(plan.chosen.needs(0) * HEADROOM["gpu"])
     turned: dict[str, object] = {"recompute": dials.recompute}
@@ -73,17 +73,17 @@ def choose_dials(derived: Derived, loaded: LoadedModel) -> Derived:
 
 
 def _shape(base: BaseModel) -> Shape | str:
-    shape = shape_of(json.loads((base.directory / "config.json").read_text(encoding="utf-8")))
+    shape = read_shape(base.directory)
     return shape if isinstance(shape, Shape) else f"config.json has no number for {shape}"
 
 
-def _dials(base: BaseModel, lora: Lora, train: TrainSettings) -> Dials:
+def dials_of_run(base: BaseModel, lora: Lora, train: TrainSettings, device: Literal["gpu", "cpu"] = "gpu") -> Dials:
+    """The dials of settings, with those that the base was, or will be, loaded with."""
     resident = base.resident_layers
     return replace(
-        dials_of(base.storage, base.compute, lora, train),
+        dials_of(base.storage, base.compute, lora, train, device, base.base_head),
         resident_layers=resident if isinstance(resident, int) else None,
         embedding_on="host" if base.embedding_on == "host" else "device",
-        head="int8" if base.base_head == "int8" else "compute",
     )
 
 

@@ -4,7 +4,6 @@ Loading and the health check are left out of the measurement, as they are of the
 moment, and a card that holds the steps has room for them.
 """
 
-import json
 import logging
 from dataclasses import replace
 
@@ -12,10 +11,10 @@ import torch
 
 from tunesmith import hardware
 from tunesmith.engines.base import BaseModel
-from tunesmith.memory.dials import dials_of
 from tunesmith.memory.forecast import miss, predict, words
-from tunesmith.memory.shape import Shape, shape_of
+from tunesmith.memory.shape import Shape, read_shape
 from tunesmith.models.device import context_bytes, gpu_use, watch_gpu
+from tunesmith.pipeline.dials import dials_of_run
 from tunesmith.recipe import Recipe, TrainSettings
 from tunesmith.rundir.records.base import Json
 from tunesmith.rundir.records.memory import MeasuredMemory, PredictedMemory
@@ -63,11 +62,10 @@ def told(
         largest: pack that was trained on.
         found: by measurement.
     """
-    shape = shape_of(json.loads((base.directory / "config.json").read_text(encoding="utf-8")))
+    shape = read_shape(base.directory)
     if not isinstance(shape, Shape):
         return None
-    kind = "cpu" if device.type == "cpu" else "gpu"
-    dials = dials_of(base.storage, base.compute, recipe.lora, settings, kind)
+    dials = dials_of_run(base, recipe.lora, settings, "cpu" if device.type == "cpu" else "gpu")
     dials = replace(dials, tokens=largest.tokens, rows=largest.rows, packs=largest.packs, longest=largest.longest)
     predicted = predict(shape, dials, largest.ranks)
     line = miss(predicted, found)
