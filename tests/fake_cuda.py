@@ -51,7 +51,7 @@ FREE = {  # of launches: views, and memory that nobody has written
     *("split", "split_with_sizes", "alias", "as_strided", "unbind", "narrow", "unflatten", "_reshape_alias", "lift_fresh"),
     *("view_as", "diagonal", "unfold", "empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"),
 }
-PINNED: set[int] = set()  # addresses of memory that was made pinned: its views are too
+PINNED: set[StorageWeakRef] = set()  # pinned memory: an address would be taken over by the next who gets it
 WAITING = {"nonzero", "masked_select", "_unique2", "bincount"}  # the size of the result is read
 aten = torch.ops.aten
 
@@ -304,9 +304,14 @@ def _indexed(name: str, args: Any) -> tuple[Any] | None:
     return (_wrapped(aten.index.Tensor(_unwrapped(args[0]), chosen)),)
 
 
+def _pin(x: torch.Tensor) -> torch.Tensor:
+    PINNED.add(StorageWeakRef(x.untyped_storage()))
+    return x
+
+
 def _pinned(x: torch.Tensor) -> bool:
-    parts = (x, x._base)  # a part of pinned memory is pinned
-    return any(getattr(y, "pinned_here", False) for y in parts) or x.untyped_storage().data_ptr() in PINNED
+    """Whether ``x`` or what it is a part of was made pinned."""
+    return StorageWeakRef(x.untyped_storage()) in PINNED
 
 
 def _uploaded(x: torch.Tensor, asynchronous: bool) -> None:
@@ -325,9 +330,7 @@ class _Mode(TorchFunctionMode):
         if func in (torch.Tensor.to, torch.Tensor.cuda):
             return _moved(func, args, kwargs)
         if name == "pin_memory":
-            pinned = args[0].clone()
-            pinned.pinned_here = True
-            return pinned
+            return _pin(args[0].clone())
         if kwargs.get("generator") is not None and any(isinstance(x, OnCuda) for x in _tensors(args)):
             generator = kwargs.pop("generator")
             if not isinstance(generator, _Generator):
@@ -336,10 +339,7 @@ class _Mode(TorchFunctionMode):
             return _made(func, name, args, kwargs)
         pinned = kwargs.pop("pin_memory", False)
         made = func(*args, **kwargs)
-        if pinned:
-            made.pinned_here = True
-            PINNED.add(made.untyped_storage().data_ptr())
-        return made
+        return _pin(made) if pinned else made
 
 
 def _moved(func: Any, args: Any, kwargs: Any) -> Any:

@@ -314,6 +314,7 @@ def seen_by_the_device() -> dict[str, Any]:
         WATCH.reset()
         before = WATCH.live()
         weight = torch.zeros(1000, 1000, device="cuda", requires_grad=True)
+        torch.ones(1000, pin_memory=True)  # given back: who gets its address next is not pinned
         host = torch.ones(1000)
         found: dict[str, Any] = {}
         try:
