@@ -12,8 +12,8 @@
 The number is the exit code of the command line. Verdicts have their own (``evaluate/gate.py``): 0 deploy, 10 prompting is
 enough, 11 not better, 12 too little data to tell or too little known of a judge (also the verb parity, when nothing shows that
 a quantised form does the task as well), 13 regression, 14 not the model that was trained (also parity, when a form is not
-deployable), 15 not good enough, 16 as good and cheaper. Advice has 21 to 24 (``advise/decide.py``). 2 is a usage error, 130 an
-interrupt.
+deployable), 15 not good enough, 16 as good and cheaper, 17 may replace it. Advice has 21 to 24 (``advise/decide.py``). 2 is a
+usage error, 130 an interrupt.
 
 A message says what was found and what was expected, and where; ``hint`` says what to do next. Programmers get
 assertions; users get these.

@@ -16,6 +16,7 @@ import torch
 import yaml
 
 import tunesmith
+from chat_server import Server
 from shared import ROOT, _shared
 from tunesmith import cli
 from tunesmith.export.commands import commands_of
@@ -52,8 +53,16 @@ def tiny_copy(tmp_path_factory, tiny_run):
     return _shared(tmp_path_factory, "tiny_copy", lambda directory: shutil.copytree(tiny_run.path, directory / "run")) / "run"
 
 
+@pytest.fixture(scope="module")
+def endpoint():
+    """A model behind an API, in the place of that of the documents."""
+    server = Server()
+    yield server
+    server.close()
+
+
 @pytest.mark.parametrize("command", list(_commands()))
-def test_every_documented_command_runs(command, tiny_run, tiny_copy, tiny_dir, tmp_path, monkeypatch, capsys):
+def test_every_documented_command_runs(command, tiny_run, tiny_copy, tiny_dir, endpoint, tmp_path, monkeypatch, capsys):
     words = shlex.split(command)
     if words[0] == "make":
         for target in words[1:]:
@@ -66,8 +75,11 @@ def test_every_documented_command_runs(command, tiny_run, tiny_copy, tiny_dir, t
         "recipes/us_addresses/us_addresses.jsonl": str(tiny_run.path.parent / "rows.jsonl"),
         MODEL: str(tiny_dir),
         "HuggingFaceTB/SmolLM2-135M-Instruct": str(tiny_dir),
+        "https://api.example.com/v1": endpoint.url,
     }
     (tmp_path / "answers.csv").write_text("question,answer\na red car,red\n")
+    (tmp_path / "old.jsonl").write_text((tiny_run.path.parent / "rows.jsonl").read_text())
+    monkeypatch.setenv("OLD_KEY", "a key")
     monkeypatch.chdir(tmp_path)
     arguments = [here.get(word, word) for word in words[1:]]
     if "--sweep" in words:

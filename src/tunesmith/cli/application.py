@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from tunesmith.rundir.records.base import Record
 
 # Headings of the help, in the order of a run.
-LOOK, WHOLE, STAGES, EVIDENCE, USE = "Look at data first", "A whole run", "Its stages", "More evidence", "Use it"
+LOOK, WHOLE, STAGES, EVIDENCE = "Look at data first", "A whole run", "Its stages", "More evidence"
+BRING, USE = "Bring what you have", "Use it"
 
 
 app = typer.Typer(

@@ -14,12 +14,14 @@ from tunesmith.engines.engine import Allowed, Choices, Constraint
 from tunesmith.engines.in_process import InProcessEngine
 from tunesmith.engines.llama_cpp import LlamaCppEngine
 from tunesmith.engines.openai_endpoint import OpenAIEndpoint
+from tunesmith.engines.recorded import RecordedEngine
 from tunesmith.messages import Message, Tools
 from tunesmith.models.fuse import fuse_on_gpu
 from tunesmith.models.swap import merge_lora
 from tunesmith.recipe import Task
 from tunesmith.recipe.evaluate import External, Writer
 from tunesmith.rundir import fingerprint, read_json
+from tunesmith.rundir.hashes import content_hash
 
 WRITTEN_TOKENS = 2048  # of a new instruction, and of what its writer thinks before it
 TEMPLATE_ROOM = 64  # tokens that an engine's own template may add to a prompt
@@ -62,13 +64,17 @@ def context_for(
     return longest + max_new_tokens + TEMPLATE_ROOM
 
 
-def open_endpoint(endpoint: External) -> OpenAIEndpoint:
-    """The endpoint of an arm ``external:...``.
+def open_endpoint(endpoint: External) -> OpenAIEndpoint | RecordedEngine:
+    """The endpoint of an arm ``external:...``, or its recording.
 
     Raises:
         RecipeError: the variable that should hold its key is not set.
         MissingPackage: its extra is not installed.
+        RunError: the recording cannot be read.
     """
+    if endpoint.recorded is not None:
+        return RecordedEngine(endpoint.recorded)
+    assert endpoint.base_url is not None and endpoint.model is not None
     return OpenAIEndpoint(
         endpoint.base_url,
         endpoint.model,
@@ -81,6 +87,8 @@ def open_endpoint(endpoint: External) -> OpenAIEndpoint:
 
 def endpoint_key(endpoint: External) -> str:
     """Fingerprint of what answers behind an endpoint, as far as it can be known."""
+    if endpoint.recorded is not None:
+        return content_hash(endpoint.recorded)
     return fingerprint(endpoint.base_url, endpoint.model, endpoint.body)
 
 

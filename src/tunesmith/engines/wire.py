@@ -23,6 +23,7 @@ def wire_messages(messages: list[Message]) -> list[Message]:
     open_ids: list[str] = []  # of calls that have no result yet
     for message in messages:
         turn = message.copy()
+        turn.pop("weight", None)  # of training; a server need not know it
         if message["role"] == "tool":
             turn["tool_call_id"] = message.get("tool_call_id") or (open_ids[0] if open_ids else "")
             open_ids = [number for number in open_ids if number != turn["tool_call_id"]]

@@ -25,6 +25,12 @@ less than ``min_gain`` behind every rival (non-inferior; the low end of the inte
 save enough to pay for the training in time (``advise/price.py``) gets an ending of its own, not ``deploy``: nothing of the
 answers became better, and the prices are those of the recipe.
 
+**May replace it.** Somebody leaves a model that was tuned elsewhere and is switched off, and asks whether this one does as
+well. That model need not be beaten. Where it is certain that less than ``min_gain`` is lost against it, the candidate may take
+its place (``replacement.py``); better than the best prompt as well, it is a ``deploy`` that says so, and not shown to be better
+than a prompt, ``may replace it``, for then the prompt may do too. Where as much is lost for certain nothing is deployed,
+whatever it gains over prompts; where neither is certain, too little is known.
+
 **Borderline** is a verdict that would be another one if the gain had come out one standard error higher or lower; it asks for
 ``evaluate.seeds: 3``.
 
@@ -42,10 +48,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from tunesmith.errors import RunError
-from tunesmith.evaluate import rule
+from tunesmith.evaluate import replacement, rule
 from tunesmith.evaluate.arms import arm_of
+from tunesmith.evaluate.case import NOTHING, Case, Evidence
 from tunesmith.evaluate.compare import compare, scores, standard_error, unscored_share
 from tunesmith.evaluate.metrics import Metric
+from tunesmith.evaluate.replacement import first_that
 from tunesmith.evaluate.stats import ALPHA
 from tunesmith.evaluate.tries import alpha_of, widened
 from tunesmith.evaluate.verdict_words import advice, gain_line, remarks
@@ -53,10 +61,7 @@ from tunesmith.formatting import percent
 from tunesmith.recipe import PROMPT_DEPLOYED, Task
 from tunesmith.rundir.records.answers import Output
 from tunesmith.rundir.records.evaluation import Comparison, Decision, Differing, Rival, Selection, Terms, Verdict
-from tunesmith.rundir.records.evidence import Forgetting, Judgement, RetrievalRecall, Seeds
-from tunesmith.rundir.records.parity import FormParity
 from tunesmith.rundir.records.readings import Tries
-from tunesmith.rundir.records.saving import Saving
 
 NOT_TRAINED: Decision = "not the model that was trained"
 EXIT_CODES: dict[Decision, int] = {
@@ -69,101 +74,11 @@ EXIT_CODES: dict[Decision, int] = {
     "not good enough": 15,
     "as good and cheaper": 16,
     "not calibrated": 12,  # too little is known of the judge
+    "may replace it": 17,
 }
+LOSES, UNKNOWN = "loses too much", "not known"  # states of a replacement
 UNSCORED_ALLOWED = 0.05  # share of the rows
 TUNED_ARMS = ("tuned", "tuned_retrieval", "deployed")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """What else was measured of a run; None for what was not.
-
-    Attributes:
-        forgetting: a regression blocks; with ``forgetting_required`` so does a suite that cannot tell.
-        seeds: the spread over training seeds, on the same rows.
-        parity: of the deployed form.
-        judge: what was found of the judge.
-        retrieval: whether the right passages were found.
-        only_worse: whether training lowered no dev loss.
-        saving: what a call of the deployed form saves.
-        tries: what was scored on these rows before; None where nobody counts, and this is the first.
-    """
-
-    forgetting: Forgetting | None = None
-    forgetting_required: bool = False
-    seeds: Seeds | None = None
-    parity: FormParity | None = None
-    judge: Judgement | None = None
-    retrieval: RetrievalRecall | None = None
-    only_worse: bool = False
-    saving: Saving | None = None
-    tries: Tries | None = None
-
-
-NOTHING = Evidence()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """All that a verdict follows from.
-
-    Attributes:
-        terms: what the recipe asks.
-        comparisons: the candidate against every rival, the strongest first.
-        score: the candidate's.
-        best_prompt_score: the strongest rival's, which is the best score of all rivals.
-        seed_gains: of the seeds over the strongest rival; empty where one seed was trained.
-        evidence: what else was measured.
-    """
-
-    terms: Terms
-    comparisons: tuple[Comparison, ...]
-    score: float = 1.0
-    best_prompt_score: float = 0.0
-    seed_gains: tuple[float, ...] = ()
-    evidence: Evidence = NOTHING
-
-    @property
-    def headline(self) -> Comparison:
-        """The comparison with the strongest rival."""
-        return self.comparisons[0]
-
-    @property
-    def is_better(self) -> bool:
-        """Whether the candidate is better than every rival for certain."""
-        return all(c.low > 0.0 for c in self.comparisons)
-
-    @property
-    def is_shown(self) -> bool:
-        """Whether the gain over every rival is as large and as certain as the recipe asks."""
-        return all(rule.is_shown(c, self.terms) for c in self.comparisons)
-
-    @property
-    def is_as_good(self) -> bool:
-        """Whether the candidate is worse than no rival by ``min_gain`` for certain, and by itself good enough."""
-        return self.score >= (self.terms.min_score or 0.0) and all(rule.is_as_good(c, self.terms) for c in self.comparisons)
-
-    @property
-    def is_cheaper(self) -> bool:
-        """Whether it is as good, in half of the seeds too, and saves enough to pay for its training in time."""
-        as_good = sum(gain > -self.terms.min_gain for gain in self.seed_gains)
-        pays = self.evidence.saving is not None and self.evidence.saving.pays_back
-        return self.is_as_good and 2 * as_good >= len(self.seed_gains) and pays
-
-    @property
-    def has_merit(self) -> bool:
-        """Whether there is something that lost skills can take back."""
-        return self.is_shown or self.is_cheaper
-
-    @property
-    def forgot(self) -> str:
-        """The verdict of the forgetting suite, ``not measured`` without one."""
-        return "not measured" if self.evidence.forgetting is None else self.evidence.forgetting.verdict
-
-    @property
-    def seeds_that_gain(self) -> int:
-        """How many of the seeds gain ``min_gain`` or more."""
-        return sum(gain >= self.terms.min_gain for gain in self.seed_gains)
 
 
 @dataclass(frozen=True)
@@ -225,8 +140,16 @@ def _cheaper(case: Case) -> str:
     return f"for certain less than {percent(case.terms.min_gain)} points behind the best{others}, and cheaper: it {saving.even}"
 
 
+def _not_replaced(case: Case, state: str) -> str:
+    each = first_that(case.replaced, state)
+    assert each is not None
+    return replacement.why_not(each, case.terms)
+
+
 def _merit(case: Case) -> str:
-    return _shown(case) if case.is_shown else _cheaper(case)
+    if case.is_shown:
+        return _shown(case)
+    return _cheaper(case) if case.is_cheaper else replacement.replaces(case.replaced, case.terms)
 
 
 def _lost_skills(case: Case) -> str:
@@ -275,9 +198,12 @@ RULES = (
         lambda c: c.has_merit and c.evidence.forgetting_required and c.forgot != "no regression",
         _unknown_skills,
     ),
+    Rule("not good enough", lambda c: first_that(c.replaced, LOSES) is not None, lambda c: _not_replaced(c, LOSES)),
+    Rule("too little data to tell", lambda c: first_that(c.replaced, UNKNOWN) is not None, lambda c: _not_replaced(c, UNKNOWN)),
     Rule("too little data to tell", lambda c: c.is_shown and 2 * c.seeds_that_gain < len(c.seed_gains), _few_seeds),
     Rule("deploy", lambda c: c.is_shown, _shown),
     Rule("as good and cheaper", lambda c: c.is_cheaper, _cheaper),
+    Rule("may replace it", lambda c: c.may_replace, lambda c: replacement.replaces(c.replaced, c.terms)),
     Rule(
         "prompting is enough",
         lambda c: rule.is_ruled_out(c.headline, c.terms) and c.headline.gain > 0.0,
@@ -305,8 +231,7 @@ def decide(case: Case) -> Rule:
 def is_borderline(case: Case) -> bool:
     """Whether one standard error more or less of every gain would decide otherwise."""
     decision = decide(case).decision
-    shifted = (dataclasses.replace(case, comparisons=tuple(_moved(c, sign) for c in case.comparisons)) for sign in (-1.0, 1.0))
-    return any(decide(other).decision != decision for other in shifted)
+    return any(decide(_shifted(case, sign)).decision != decision for sign in (-1.0, 1.0))
 
 
 def verdict(
@@ -316,6 +241,7 @@ def verdict(
     terms: Terms,
     groups: list[str] | None = None,
     evidence: Evidence = NOTHING,
+    replace: Collection[str] = (),
 ) -> Verdict:
     """Everything that the terminal and the report print.
 
@@ -324,6 +250,7 @@ def verdict(
         selection: names the finalists, chosen on dev.
         terms: what the recipe asks.
         groups: the group of each row, where rows belong together.
+        replace: arms that the tuned model is to take the place of.
 
     Raises:
         RunError: no tuned arm or not every finalist was scored, or no row can be compared.
@@ -337,7 +264,16 @@ def verdict(
     against = {name: widened(compare(outputs[name], outputs[best.name], metric, groups), terms.alpha) for name in others}
     arms = tuple(arm_of(name, answers, metric, groups, against.get(name)) for name, answers in outputs.items())
     score = next(arm.score for arm in arms if arm.name == candidate)
-    case = case_of(rivals, score, terms, evidence)
+    replaced = tuple(
+        replacement.replacement(
+            name,
+            _figure(outputs[name], metric),
+            widened(compare(outputs[candidate], outputs[name], metric, groups), terms.alpha),
+            terms,
+        )
+        for name in replace
+    )
+    case = dataclasses.replace(case_of(rivals, score, terms, evidence), replaced=replaced)
     row, c = decide(case), best.comparison
     both = "tuned" in outputs and "deployed" in outputs
     unsettled = row is RULES[-1]
@@ -350,7 +286,7 @@ def verdict(
         score=score,
         best_prompt=best.name,
         rivals=rivals,
-        ahead=ahead,
+        ahead=tuple(name for name in ahead if name not in replace),
         terms=terms,
         better=case.is_better,
         worth=rule.worth(c, terms),
@@ -379,6 +315,7 @@ def verdict(
         tries=tries,
         arms=arms,
         selection=selection,
+        replaced=replaced,
     )
     reason = f"{gain_line(result)}: {row.why(case)}{remarks(result)}"
     return dataclasses.replace(result, reason=reason, advice=tuple(advice(result, unsettled)))
@@ -460,6 +397,11 @@ def _rows_to_settle(case: Case) -> int | None:
     """Rows that settle the hardest of the comparisons; None where no number would."""
     rows = [rule.rows_to_settle(c, case.terms) for c in case.comparisons]
     return None if None in rows else max(number or 0 for number in rows)
+
+
+def _shifted(case: Case, sign: float) -> Case:
+    replaced = tuple(replacement.moved(each, _moved(each.comparison, sign), case.terms) for each in case.replaced)
+    return dataclasses.replace(case, comparisons=tuple(_moved(c, sign) for c in case.comparisons), replaced=replaced)
 
 
 def _moved(c: Comparison, sign: float) -> Comparison:

@@ -48,6 +48,11 @@ def is_as_good(c: Comparison, terms: Terms) -> bool:
     return c.low > -terms.min_gain + _EVEN
 
 
+def is_too_much_lost(c: Comparison, terms: Terms) -> bool:
+    """Whether it is certain that ``min_gain`` or more is lost."""
+    return c.high <= -terms.min_gain + _EVEN and c.high < 0.0
+
+
 def is_ruled_out(c: Comparison, terms: Terms) -> bool:
     """Whether a gain of ``min_gain`` is ruled out."""
     return c.high < terms.min_gain - _EVEN

@@ -240,7 +240,7 @@ def select_prompt(task: PromptTask) -> Selection:
     recipe = task.recipe
     settings = recipe.evaluate
     external = [arm for arm in settings.arms if arm.startswith(EXTERNAL)]
-    needed = {*settings.arms, *(settings.prompt_of(arm) for arm in external)}
+    needed = {*settings.asking}
     trials = Trials(task)
     if not trials.rows:
         raise RunError("the dev part has no rows to choose a prompt on", "raise data.dev_fraction")

@@ -9,6 +9,8 @@ from tunesmith.evaluate.rule import MAX_ROWS_FACTOR
 from tunesmith.formatting import percent, points, points_between
 from tunesmith.rundir.records.evaluation import Verdict
 
+USED = ("deploy", "as good and cheaper", "may replace it")  # decisions after which the model may be used
+
 
 def gain_line(verdict: Verdict) -> str:
     """The headline with its interval."""
@@ -29,18 +31,18 @@ def remarks(verdict: Verdict) -> str:
         lines.append(f"over {weakest.way} it gains {points(c.gain)} ({points_between(c.low, c.high)})")
     lines += _about_the_bar(verdict)
     forgetting, parity = verdict.forgetting, verdict.parity
-    if (
-        forgetting is not None
-        and forgetting.verdict == "regression"
-        and verdict.decision not in ("regression", "deploy", "as good and cheaper")
-    ):
+    if forgetting is not None and forgetting.verdict == "regression" and verdict.decision not in ("regression", *USED):
         lines.append(f"general skills were lost as well ({forgetting.reason})")
-    if verdict.decision in ("deploy", "as good and cheaper") and (forgetting is None or forgetting.verdict != "no regression"):
+    if verdict.decision in USED and (forgetting is None or forgetting.verdict != "no regression"):
         lines.append("whether general skills were lost is not known")
     if parity is not None and parity.state == "unknown":
         lines.append(f"whether {parity.form} is the model that was trained is not known ({parity.reason})")
     if verdict.only_worse:
         lines.append("training lowered no dev loss, so the adapter is the untouched one of step 0")
+    for each in verdict.replaced:
+        if each.state == "may replace it" and verdict.decision != "may replace it":
+            c = each.comparison
+            lines.append(f"it may replace {each.name}, over which it gains {points(c.gain)} ({points_between(c.low, c.high)})")
     if verdict.ahead:
         lines.append(f"{' and '.join(verdict.ahead)}, which the recipe does not hold against it, scored higher")
     if verdict.unscored:
@@ -62,7 +64,7 @@ def _about_the_bar(verdict: Verdict) -> list[str]:
     between = f"{percent(arm.low)} to {percent(arm.high)}"
     if verdict.decision == "not good enough":
         return [f"95 % interval of {verdict.candidate} {between}"]
-    if verdict.decision not in ("deploy", "as good and cheaper"):
+    if verdict.decision not in USED:
         return []
     if bar is None:
         return [

@@ -16,6 +16,7 @@ from pathlib import Path
 from tunesmith.checkpoints.check_base import check_base
 from tunesmith.checkpoints.content import model_at_hand
 from tunesmith.checkpoints.facts import base_facts
+from tunesmith.engines.open import open_endpoint
 from tunesmith.engines.openai_endpoint import OpenAIEndpoint
 from tunesmith.errors import MissingPackage, RecipeError
 from tunesmith.evaluate.metrics import make_metric
@@ -117,7 +118,9 @@ def _refuse_missing_keys(recipe: Recipe, stages: Iterable[Stage], modules: set[s
     evaluate, judge = recipe.evaluate, recipe.task.judge
     names = {stage.name for stage in stages}
     external = [evaluate.endpoint_of(arm) for arm in evaluate.arms if arm.startswith(EXTERNAL) and f"evaluate {arm}" in names]
-    endpoints = [(endpoint.base_url, endpoint.model, endpoint.api_key_env) for endpoint in external]
+    for endpoint in external:
+        open_endpoint(endpoint).close()
+    endpoints: list[tuple[str, str, str | None]] = []
     writer = evaluate.optimized_prompt.writer
     if "select" in modules and writer is not None:
         endpoints.append((writer.base_url, writer.model, writer.api_key_env))

@@ -128,12 +128,16 @@ class Evaluation:
 
     def allowed_of(self, arm: str, chosen: dict[str, Candidate]) -> Allowed | None:
         """What the answers of an arm are constrained to; arguments as of ``prompts``."""
+        if arm in self.recipe.evaluate.replaced and self.recipe.evaluate.endpoint_of(arm).recorded is not None:
+            return None  # written as it was asked then
         if arm in chosen or arm.startswith(EXTERNAL):
             return self.language if self.candidate_of(arm, chosen).held_to else self.allowed
         return self.allowed
 
     def candidate_of(self, arm: str, chosen: dict[str, Candidate]) -> Candidate:
-        """How a prompt arm, a finalist or an endpoint asks."""
+        """How a prompt arm, a finalist or an endpoint asks; one that is to be replaced as the row asks."""
+        if arm in self.recipe.evaluate.replaced:
+            return Candidate(arm=arm, instruction=None)
         return chosen[arm if arm in chosen else self.recipe.evaluate.prompt_of(arm)]
 
     def cost_of(self, arm: str) -> Callable[[Answer], float] | None:

@@ -25,7 +25,7 @@ from tunesmith.formatting import limits
 from tunesmith.pipeline.base import settle_template
 from tunesmith.pipeline.lines import reading_lines
 from tunesmith.pipeline.stage import Session
-from tunesmith.recipe import EXTERNAL, Recipe
+from tunesmith.recipe import Recipe
 from tunesmith.rundir import Row, RunDir, fingerprint, sha256_file, stream_rows
 from tunesmith.rundir.records.check import DataReport
 from tunesmith.rundir.records.data import LeftOut, Rendered, RenderedPart
@@ -51,9 +51,8 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     if run.data_report_file.exists():
         logger.info(f"render: {reading_lines(DataReport.read(run.data_report_file).check.reading)[0]}")
     if recipe.task.metric == "tool_calls":
-        arms = recipe.evaluate.arms
-        asking = {*arms, *(recipe.evaluate.prompt_of(arm) for arm in arms if arm.startswith(EXTERNAL))}
-        form = check_call_form(renderer, shown=bool(asking & {"few_shot", "optimized_prompt"}))
+        asking = recipe.evaluate.asking
+        form = check_call_form(renderer, shown=not {"few_shot", "optimized_prompt"}.isdisjoint(asking))
         logger.info(f"render: the template writes tool calls in the form {form.name}")
     policy = (recipe.data.on_too_long, recipe.data.on_bad_row)
     settings = (

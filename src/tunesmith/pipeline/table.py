@@ -102,8 +102,8 @@ RENDER = Stage(
 
 def _select(read: Inputs) -> Parts:
     settings = read.recipe.evaluate
-    external = [arm for arm in settings.arms if arm.startswith(EXTERNAL)]
-    needed = {*settings.arms, *(settings.prompt_of(arm) for arm in external)}
+    external = [arm for arm in settings.arms if arm.startswith(EXTERNAL) and arm not in settings.replaced]
+    needed = settings.asking
     parts: Parts = {
         **read.files(*PARTS, RENDERED, TEMPLATE),
         **read.base_in_memory(),
@@ -124,9 +124,10 @@ def _select(read: Inputs) -> Parts:
 
 def _endpoint(read: Inputs, arm: str) -> Parts:
     """Where an arm's answers come from; a time-out asks nobody anew."""
-    name = arm.removeprefix(EXTERNAL).partition(":")[0]
+    name, settings = arm.removeprefix(EXTERNAL).partition(":")[0], read.recipe.evaluate
     parts = read.keys(*(f"evaluate.external.{name}.{key}" for key in ("base_url", "model", "body")))
-    return {**parts, f"{arm}: prompts of": read.recipe.evaluate.prompt_of(arm)}
+    recorded = read.source(f"evaluate.external.{name}.recorded (content)", settings.endpoint_of(arm).recorded)
+    return {**parts, **recorded, f"{arm}: prompts of": "" if arm in settings.replaced else settings.prompt_of(arm)}
 
 
 SELECT = Stage(

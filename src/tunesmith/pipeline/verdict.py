@@ -56,7 +56,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     )
     metric, terms = make_metric(recipe.task), gate.terms_of(recipe.task)
     groups = groups_of(rows)
-    verdict = gate.verdict(outputs, selection, metric, terms, groups, evidence)
+    verdict = gate.verdict(outputs, selection, metric, terms, groups, evidence, recipe.evaluate.replaced)
     verdict.write(run.verdict_file)
     emit(Decision(verdict=verdict.decision, exit_code=verdict.exit_code, reason=verdict.reason))
 

@@ -59,10 +59,20 @@ class TokenPrice(Section):
 
 
 class External(Section):
-    """An OpenAI-compatible endpoint that answers the same test rows."""
+    """An OpenAI-compatible endpoint that answers the same test rows, or what one has answered before."""
 
-    base_url: str = Field(description="address of the endpoint, up to and with /v1")
-    model: str = Field(description="the model's name there")
+    base_url: str | None = Field(default=None, description="address of the endpoint, up to and with /v1")
+    model: str | None = Field(default=None, description="the model's name there")
+    recorded: Path | None = Field(
+        default=None,
+        description="answers that tunesmith record kept of a model that may be switched off by now, in the place of an "
+        "address; with replace",
+    )
+    replace: bool = Field(
+        default=False,
+        description="whether it is the model that the tuned one is to take the place of: it is asked as the rows ask, need not "
+        "be beaten, and the verdict says whether for certain less than task.min_gain is lost",
+    )
     api_key_env: str | None = Field(default=None, description="name of the environment variable that holds the key")
     prompt: PromptArm = Field(default="few_shot", description="the prompt arm whose prompts it gets")
     rival: bool = Field(default=True, description="whether it can be the prompt to beat; else it is shown beside the verdict")
@@ -72,6 +82,16 @@ class External(Section):
     )
     timeout: Annotated[float, Field(gt=0.0)] = Field(default=120.0, description="seconds to wait for an answer")
     concurrency: Annotated[int, Field(ge=1)] = Field(default=4, description="questions asked at a time")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "External":
+        if self.recorded is not None and not self.replace:
+            raise ValueError("recorded answers are of a model that is to be replaced: add replace: true")
+        if self.recorded is not None and (self.base_url is not None or self.model is not None):
+            raise ValueError("recorded takes the place of base_url and model: give one or the other")
+        if self.recorded is None and (self.base_url is None or self.model is None):
+            raise ValueError("base_url and model are needed (or recorded)")
+        return self
 
 
 class Retrieval(Section):
@@ -204,4 +224,17 @@ class Evaluate(Section):
 
     def is_rival(self, arm: str) -> bool:
         """Whether an arm can be the prompt to beat."""
-        return arm in PROMPT_ARMS or (arm.startswith(EXTERNAL) and self.endpoint_of(arm).rival)
+        if not arm.startswith(EXTERNAL):
+            return arm in PROMPT_ARMS
+        return self.endpoint_of(arm).rival and not self.endpoint_of(arm).replace
+
+    @property
+    def replaced(self) -> tuple[str, ...]:
+        """The arms that the tuned model is to take the place of."""
+        return tuple(arm for arm in self.arms if arm.startswith(EXTERNAL) and self.endpoint_of(arm).replace)
+
+    @property
+    def asking(self) -> tuple[str, ...]:
+        """The arms whose prompts are chosen on dev, and for endpoints the prompt arm that they ask as."""
+        external = [arm for arm in self.arms if arm.startswith(EXTERNAL) and arm not in self.replaced]
+        return tuple(dict.fromkeys((*self.arms, *map(self.prompt_of, external))))

@@ -40,6 +40,7 @@ MEANING: dict[Decision, str] = {
     "not calibrated": "Nobody knows whether this judge judges as people do. Nothing is decided.",
     "not good enough": "Neither the tuned model nor a prompt reaches the score that you called good enough. Use neither yet.",
     "as good and cheaper": "The tuned model is about as good as the best prompt, and its calls pay for its training in time.",
+    "may replace it": "The tuned model does as well as the one it is to replace. That no prompt would do is not shown.",
     "regression": "Tuning cost the model general skill. Fix that before you deploy it, whatever it gained.",
 }
 

@@ -30,6 +30,7 @@ Decision = Literal[
     "not good enough",
     "not calibrated",
     "as good and cheaper",
+    "may replace it",
 ]
 Worth = Literal["certain", "likely", "not shown", "ruled out"]
 
@@ -202,6 +203,23 @@ class Comparison(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Replacement(Record):
+    """The candidate against a model that it is to take the place of.
+
+    Attributes:
+        name: the arm of that model.
+        score: its score.
+        comparison: the candidate against it.
+        state: whether for certain less than ``task.min_gain`` is lost, or for certain at least that much, or neither.
+    """
+
+    name: str
+    score: float
+    comparison: Comparison
+    state: Literal["may replace it", "loses too much", "not known"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Totals(Record):
     """What all answers of an arm took together.
 
@@ -289,7 +307,7 @@ class Verdict(FileRecord):
     """Whether tuning was worth it, and all that it follows from.
 
     Attributes:
-        decision: one of nine.
+        decision: one of ten.
         exit_code: of the command.
         reason: one sentence with the numbers that decided.
         advice: what would make it surer, a sentence each.
@@ -323,6 +341,7 @@ class Verdict(FileRecord):
         tries: what was scored on these rows up to this verdict.
         arms: figures of every arm.
         selection: how the prompts were chosen.
+        replaced: the candidate against every model that it is to take the place of.
     """
 
     decision: Decision
@@ -362,6 +381,7 @@ class Verdict(FileRecord):
     tries: Tries
     arms: tuple[Arm, ...]
     selection: Selection
+    replaced: tuple[Replacement, ...] = ()
 
     @property
     def deploy(self) -> bool:

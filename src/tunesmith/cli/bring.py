@@ -1,0 +1,72 @@
+"""Commands for what comes from elsewhere."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from tunesmith.cli.application import BRING, Lazy, app, show
+from tunesmith.cli.options import AsJson, Columns, Format
+
+logger = logging.getLogger(__name__)
+_record, _options = Lazy("tunesmith.pipeline.record"), Lazy("tunesmith.cli.read_options")
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"expected a JSON object: {error}", param_hint="--body") from error
+    if not isinstance(value, dict):
+        raise typer.BadParameter(f"expected a JSON object, found {text!r:.60}", param_hint="--body")
+    return cast("dict[str, Any]", value)
+
+
+@app.command(rich_help_panel=BRING)
+def record(
+    endpoint: Annotated[str, typer.Option("--endpoint", metavar="URL", help="Address, up to and with /v1.")],
+    model: Annotated[str, typer.Option("--model", help="The model's name there.")],
+    data: Annotated[str, typer.Option("--data", help="File, directory or hub id; or a run, whose test part is asked.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The .jsonl file that keeps the answers; it is added to.")],
+    api_key_env: Annotated[
+        str | None, typer.Option("--api-key-env", metavar="NAME", help="Environment variable that holds the key.")
+    ] = None,
+    price: Annotated[
+        tuple[float, float] | None,
+        typer.Option("--price", metavar="PROMPT ANSWER", help="Of a million prompt tokens, and of a million answer tokens."),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Of an answer.")] = 1024,
+    rows: Annotated[int | None, typer.Option("--rows", min=1, help="Ask the first so many; all when not given.")] = None,
+    body: Annotated[str, typer.Option("--body", metavar="JSON", help="More keys of every request; null takes one out.")] = "{}",
+    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Questions asked at a time.")] = 4,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask without a question first.")] = False,
+    format: Format = None,
+    column: Columns = None,
+    as_json: AsJson = False,
+) -> None:
+    """Keep the answers of a model behind an API before it is switched off. Says first what it costs; goes on where it ended."""
+    asked = _record.Asked(
+        endpoint=endpoint,
+        model=model,
+        api_key_env=api_key_env,
+        max_new_tokens=max_new_tokens,
+        body=_object(body),
+        concurrency=concurrency,
+        prices=price,
+    )
+    options = _options.read_options(format, column, None, None, None, "refuse", None, None)
+    to_ask = _record.rows_to_ask(data, out, asked, options, rows)
+    logger.info(_record.estimate(to_ask, asked))
+    if to_ask.left and not yes:
+        if not sys.stdin.isatty():
+            raise typer.BadParameter("nobody is there to ask whether that is meant; add --yes", param_hint="--yes")
+        typer.confirm("ask them?", abort=True, err=True)
+    found = _record.record(to_ask, out, asked)
+    for line in found.failed:
+        logger.warning(f"refused: {line}")
+    there = found.rows - len(found.failed)
+    show(found, as_json, lambda: print(f"{there} of {found.rows} answers of {model} in {out}"))
+    raise typer.Exit(7 if found.failed else 0)
