@@ -32,7 +32,7 @@ from tunesmith.recipe.section import Section
         ({"task.metric": "jsn"}, "task.metric: found 'jsn': no such metric; did you mean json"),
         (
             {"evaluate.external": {"ab": {"base_url": "x"}}},
-            "ab.model is missing\nhint: give evaluate.external.ab.model",
+            "external.ab: base_url and model are needed",
         ),
         ({"evaluate.external": {"a b": {"base_url": "x", "model": "y"}}}, "external.a b: expected letters without accents"),
         ({"data.path": ["a", {"path": "b", "wieght": 2}]}, "unknown key data.path.1.wieght\nhint: did you mean weight"),

@@ -264,15 +264,7 @@ def verdict(
     against = {name: widened(compare(outputs[name], outputs[best.name], metric, groups), terms.alpha) for name in others}
     arms = tuple(arm_of(name, answers, metric, groups, against.get(name)) for name, answers in outputs.items())
     score = next(arm.score for arm in arms if arm.name == candidate)
-    replaced = tuple(
-        replacement.replacement(
-            name,
-            _figure(outputs[name], metric),
-            widened(compare(outputs[candidate], outputs[name], metric, groups), terms.alpha),
-            terms,
-        )
-        for name in replace
-    )
+    replaced = tuple(_replacement(outputs, candidate, name, metric, groups, terms) for name in replace)
     case = dataclasses.replace(case_of(rivals, score, terms, evidence), replaced=replaced)
     row, c = decide(case), best.comparison
     both = "tuned" in outputs and "deployed" in outputs
@@ -385,6 +377,13 @@ def rivals_of(
     ]
     strongest_first = sorted(rivals, key=lambda rival: (rival.comparison.gain, rival.comparison.low))
     return tuple(strongest_first), tuple(name for name in ahead if name not in hold_against)
+
+
+def _replacement(
+    outputs: dict[str, list[Output]], candidate: str, name: str, metric: Metric, groups: list[str] | None, terms: Terms
+) -> Replacement:
+    against = widened(compare(outputs[candidate], outputs[name], metric, groups), terms.alpha)
+    return replacement.replacement(name, _figure(outputs[name], metric), against, terms)
 
 
 def _figure(outputs: Sequence[Output], metric: Metric) -> float:

@@ -66,7 +66,8 @@ def _reason(items: Sequence[ErrorDetails]) -> str:
     if items[0]["type"] == "value_error":
         found = "" if isinstance(value, Mapping) else f"found {_shown(value)}: "
         return f"{found}{items[0].get('ctx', {})['error']}"
-    return f"expected {', or '.join(dict.fromkeys(_expected(item) for item in items))}, found {_shown(value)}"
+    expected = dict.fromkeys(_expected(item) for item in items if item["type"] != "value_error")
+    return f"expected {', or '.join(expected)}, found {_shown(value)}"
 
 
 def _expected(item: ErrorDetails) -> str:
