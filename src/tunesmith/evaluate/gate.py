@@ -60,7 +60,7 @@ from tunesmith.evaluate.verdict_words import advice, gain_line, remarks
 from tunesmith.formatting import percent
 from tunesmith.recipe import PROMPT_DEPLOYED, Task
 from tunesmith.rundir.records.answers import Output
-from tunesmith.rundir.records.evaluation import Comparison, Decision, Differing, Rival, Selection, Terms, Verdict
+from tunesmith.rundir.records.evaluation import Comparison, Decision, Differing, Replacement, Rival, Selection, Terms, Verdict
 from tunesmith.rundir.records.readings import Tries
 
 NOT_TRAINED: Decision = "not the model that was trained"
