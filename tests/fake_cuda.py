@@ -7,7 +7,8 @@ off such a tensor is a constant, 0.01 or 1. A Triton kernel is not run but recor
 
 What is watched (``Watch``): operations that mix devices, reads for which the host waits, copies between host and device and
 whether they are pinned and asynchronous, live bytes and their peak, launches, bytes touched, and what one stream does to
-memory of another without an event between them (``fake_streams.py``). Three things differ from a GPU:
+memory of another without an event between them (``fake_streams.py``). CUDA graphs are recorded and
+replayed (``fake_graphs.py``). Three things differ from a GPU:
 inference mode is ``no_grad`` (a wrapper cannot live in it), an operation that a GPU runs as several kernels is one launch, and
 ``scaled_dot_product_attention`` is its plain form, which keeps probabilities where a GPU's kernels keep none.
 
@@ -26,6 +27,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils import _foreach_utils
 
+from fake_graphs import GRAPHS, Graph
 from fake_streams import STREAMS, Event, Stream
 
 
@@ -75,7 +77,8 @@ class Watch:
         self.kernels: dict[str, dict[str, Any]] = {}
         self.capability: tuple[int, int] = (9, 0)
         self.sites: Counter[str] | None = None
-        STREAMS.waited = self.waited
+        STREAMS.waited = GRAPHS.waited = self.waited
+        GRAPHS.replayed = self.replayed
         self._live: dict[int, tuple[StorageWeakRef, int]] = {}
         self._total = 0
         self.reset()
@@ -88,6 +91,7 @@ class Watch:
         self.launches: Counter[str] = Counter()
         self.touched: Counter[str] = Counter()
         self.races: list[str] = []
+        GRAPHS.recorded, GRAPHS.findings = [], []
         self.peak = self.live()
         if self.sites is not None:
             self.sites = Counter()
@@ -107,6 +111,8 @@ class Watch:
                 return
             self._total -= self._live.pop(key)[1]
         STREAMS.forget(key)
+        if GRAPHS.current is not None:
+            GRAPHS.current.allocated(key, StorageWeakRef(storage), site())
         nbytes = -(-storage.nbytes() // ROUNDED_TO) * ROUNDED_TO
         self._live[key] = StorageWeakRef(storage), nbytes
         self._total += nbytes
@@ -117,25 +123,44 @@ class Watch:
         """An operation has run."""
         if name in FREE:
             return
+        nbytes = sum(x.numel() * x.element_size() for x in (*read, *written))
         self.launches[name] += 1
-        self.touched[name] += sum(x.numel() * x.element_size() for x in (*read, *written))
+        self.touched[name] += nbytes
+        if GRAPHS.current is not None:
+            GRAPHS.current.kernels += 1
+            GRAPHS.current.nbytes += nbytes
         if self.sites is not None:
             self.sites[f"{name} {site()}"] += 1
 
     def touched_by(self, tensors: Iterable[torch.Tensor], writes: bool) -> None:
         """Memory is read or written on the stream of the moment."""
+        tensors = list(tensors)
+        if GRAPHS.current is not None:
+            for storage in (tensor.untyped_storage() for tensor in tensors):
+                GRAPHS.current.used(storage._cdata, StorageWeakRef(storage), writes)
         self.races += [site()] * STREAMS.touched([tensor.untyped_storage()._cdata for tensor in tensors], writes)
 
     def waited(self, what: str) -> None:
         """The host waited for the device; a thread that waits beside it holds nobody up."""
         if threading.current_thread() is threading.main_thread():
+            GRAPHS.refuse_wait()
             self.waits.append((f"{what} {site()}", sum(self.launches.values())))
+
+    def replayed(self, graph: Graph, used: dict[int, tuple[StorageWeakRef, bool]]) -> None:
+        """A graph is started."""
+        self.launches["graph replay"] += 1
+        self.touched["graph replay"] += graph.nbytes
+        for writes in (False, True):
+            keys = [key for key, (_, is_written) in used.items() if is_written or not writes]
+            self.races += [site()] * STREAMS.touched(keys, writes)
 
     def figures(self) -> dict[str, Any]:
         """All of it as numbers and strings."""
         sums = {"launches": sum(self.launches.values()), "bytes": sum(self.touched.values()), "peak": self.peak}
         lists = {"waits": list(self.waits), "uploads": list(self.uploads), "downloads": list(self.downloads)}
         names = {"by_name": dict(self.launches.most_common()), "bytes_by_name": dict(self.touched.most_common(20))}
+        graphs = [{"kernels": graph.kernels, "kept": graph.kept} for graph in GRAPHS.recorded]
+        lists |= {"graphs": graphs, "in_graphs": list(GRAPHS.findings)}
         return {**sums, **lists, **names, "races": self.races, "sites": dict((self.sites or Counter()).most_common(60))}
 
 
@@ -270,10 +295,13 @@ def _with_the_host(func: Any, name: str, read: list[torch.Tensor], args: Any, kw
     target = kwargs.get("device")
     if name == "_to_copy" and target is not None and torch.device(target).type == "cpu":
         assert here is not None
+        GRAPHS.refuse_wait()
         WATCH.downloads.append((here.nbytes, site()))
         return (torch.ones(here.shape, dtype=kwargs.get("dtype") or here.dtype),)
     if name == "copy_":
         if not isinstance(args[0], OnCuda):
+            if not (_pinned(args[0]) and len(args) > 2 and args[2]):
+                GRAPHS.refuse_wait()
             WATCH.downloads.append((args[1].nbytes, site()))
             WATCH.touched_by([args[1]], False)
             return (args[0] if _pinned(args[0]) else args[0].fill_(1),)  # pinned memory is written later
@@ -316,6 +344,10 @@ def _pinned(x: torch.Tensor) -> bool:
 
 def _uploaded(x: torch.Tensor, asynchronous: bool) -> None:
     if x.nbytes:
+        if not (asynchronous and _pinned(x)):
+            GRAPHS.refuse_wait()
+        if GRAPHS.current is not None:
+            GRAPHS.findings.append(f"{x.nbytes} bytes of the host are copied in a recording {site()}")
         WATCH.uploads.append((x.nbytes, _pinned(x), asynchronous, site()))
 
 
@@ -446,7 +478,11 @@ def _answers(capability: tuple[int, int], memory: int) -> dict[str, Callable[...
         "get_rng_state": lambda *_: torch.get_rng_state(),
         "set_rng_state": lambda *_: None,
         "manual_seed_all": lambda _: None,
-        "is_current_stream_capturing": lambda: False,
+        "is_current_stream_capturing": lambda: GRAPHS.current is not None,
+        "get_sync_debug_mode": lambda: 2 if GRAPHS.is_waiting_refused else 0,
+        "set_sync_debug_mode": GRAPHS.set_mode,
+        "CUDAGraph": Graph,
+        "graph": GRAPHS.capture,
         "_lazy_init": lambda: None,
         "Event": Event,
         "Stream": Stream,
