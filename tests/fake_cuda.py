@@ -135,9 +135,10 @@ class Watch:
     def touched_by(self, tensors: Iterable[torch.Tensor], writes: bool) -> None:
         """Memory is read or written on the stream of the moment."""
         tensors = list(tensors)
-        if GRAPHS.current is not None:
+        if GRAPHS.current is not None:  # recorded, not done
             for storage in (tensor.untyped_storage() for tensor in tensors):
                 GRAPHS.current.used(storage._cdata, StorageWeakRef(storage), writes)
+            return
         self.races += [site()] * STREAMS.touched([tensor.untyped_storage()._cdata for tensor in tensors], writes)
 
     def waited(self, what: str) -> None:
@@ -159,7 +160,7 @@ class Watch:
         sums = {"launches": sum(self.launches.values()), "bytes": sum(self.touched.values()), "peak": self.peak}
         lists = {"waits": list(self.waits), "uploads": list(self.uploads), "downloads": list(self.downloads)}
         names = {"by_name": dict(self.launches.most_common()), "bytes_by_name": dict(self.touched.most_common(20))}
-        graphs = [{"kernels": graph.kernels, "kept": graph.kept} for graph in GRAPHS.recorded]
+        graphs = [{"kernels": graph.kernels, "bytes": graph.nbytes, "kept": graph.kept} for graph in GRAPHS.recorded]
         lists |= {"graphs": graphs, "in_graphs": list(GRAPHS.findings)}
         return {**sums, **lists, **names, "races": self.races, "sites": dict((self.sites or Counter()).most_common(60))}
 
@@ -424,7 +425,9 @@ class _Generators:
 
 
 def _record(self: Any, *args: Any, grid: Any, warmup: bool = False, **kwargs: Any) -> None:
-    """In the place of a launch by Triton: what its compilation depends on, and the limits of a grid."""
+    """In the place of a launch by Triton: what its compilation depends on, the limits of a grid, and what it writes."""
+    from triton_writes import written
+
     names = [p.name for p in self.params]
     given = dict(zip(names, args, strict=False)) | {key: value for key, value in kwargs.items() if key in names}
     kind = f"{self.__module__.rpartition('.')[2]}.{self.__name__}"
@@ -452,6 +455,7 @@ def _record(self: Any, *args: Any, grid: Any, warmup: bool = False, **kwargs: An
     tensors = {id(x): x for x in given.values() if isinstance(x, torch.Tensor)}  # one that stands for two is read once
     WATCH.launched(f"triton {kind}", tensors.values(), ())
     WATCH.touched_by(list(tensors.values()), False)
+    WATCH.touched_by([given[name] for name in written(self, given) if isinstance(given[name], torch.Tensor)], True)
 
 
 def _answers(capability: tuple[int, int], memory: int) -> dict[str, Callable[..., Any]]:

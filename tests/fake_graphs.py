@@ -14,6 +14,8 @@ from typing import Any
 
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from fake_streams import STREAMS
+
 REFUSED = "CUDA error: operation not permitted when stream is capturing"
 
 
@@ -72,6 +74,7 @@ class Graphs:
         current: the recording under way.
         recorded: all that came to their end.
         findings: what a recording did that it must not.
+        refuses: what CUDA says at the end of a recording that it refuses; empty where it does not.
         is_waiting_refused: as ``torch.cuda.set_sync_debug_mode("error")`` asks for.
         waited, replayed: called where the host waits for a recording to begin, and for every replay.
     """
@@ -81,6 +84,7 @@ class Graphs:
         self.recorded: list[Graph] = []
         self.findings: list[str] = []
         self.is_waiting_refused = False
+        self.refuses = ""
         self.waited: Callable[[str], None] = lambda what: None
         self.replayed: Callable[[Graph, dict[int, tuple[StorageWeakRef, bool]]], None] = lambda graph, used: None
 
@@ -101,9 +105,11 @@ class Graphs:
 
     @contextlib.contextmanager
     def capture(self, graph: Graph, pool: Any = None, stream: Any = None, capture_error_mode: str = "global") -> Iterator[None]:
-        """In the place of ``torch.cuda.graph``."""
-        from fake_streams import STREAMS
+        """In the place of ``torch.cuda.graph``.
 
+        Raises:
+            RuntimeError: it is refused.
+        """
         assert capture_error_mode in ("global", "thread_local", "relaxed") and self.current is None
         self.waited("capture")
         with STREAMS.on(stream):
@@ -111,6 +117,8 @@ class Graphs:
             is_whole = False
             try:
                 yield
+                if self.refuses:
+                    raise RuntimeError(self.refuses)
                 is_whole = True
             finally:
                 self.current = None

@@ -10,7 +10,7 @@ from tiny_families import TINY, adapted, random_model
 from tunesmith.engines import decode
 from tunesmith.engines.decode import StopRule, greedy
 
-NEW = 24
+NEW = 14
 
 
 class Unrecorded:
@@ -60,18 +60,16 @@ def _prompts(shared):
     return [prefix + torch.randint(3, 290, (n,), generator=generator).tolist() for n in (3, 17, 40, 5)]
 
 
-def _answers(model, prompts, rule, monkeypatch, graphs):
-    """Ids, and logits by row of a second run in which somebody has a say."""
-    monkeypatch.setattr(decode, "graphs_of", lambda _: graphs)
-    free, states = greedy(model, prompts, rule, 4), []
+def _seen(model, prompts, rule):
+    """Ids, and the logits of every row."""
+    states = []
 
     def constrain(numbers):
         states.append(Seen(numbers))
         return states[-1]
 
-    held = greedy(model, prompts, rule, 4, constrain=constrain)
-    assert [answer.ids for answer in held] == [answer.ids for answer in free]
-    return [answer.ids for answer in free], {row: logits for state in states for row, logits in state.logits.items()}
+    answers = greedy(model, prompts, rule, 4, constrain=constrain)
+    return [answer.ids for answer in answers], {row: logits for state in states for row, logits in state.logits.items()}
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -79,35 +77,38 @@ def _answers(model, prompts, rule, monkeypatch, graphs):
 def test_every_family_answers_the_same_in_shapes_that_stay(name, is_adapted, monkeypatch):
     """Shared beginnings and none, bins that are full on the way, windows, shared keys, mixtures; rows that end apart."""
     monkeypatch.setattr("tunesmith.engines.row_cache.BIN_COST", 0)
-    monkeypatch.setattr("tunesmith.engines.row_cache._capacity", lambda length, room: length + min(room, 9))
+    monkeypatch.setattr("tunesmith.engines.row_cache._capacity", lambda length, room: length + min(room, 7))
     model = random_model(TINY[name].config)
     if is_adapted:
         adapted(model)
     prompts = _prompts(22 if is_adapted else 0)
-    whole, _ = _answers(model, prompts, StopRule(NEW, [300]), monkeypatch, None)
-    stops = sorted({ids[at] for ids, at in zip(whole, (3, 11, 30, 15), strict=True) if at < NEW})  # the third goes on
-    rule, graphs = StopRule(NEW, stops), Unrecorded()
-    expected, logits = _answers(model, prompts, rule, monkeypatch, None)
-    found, fixed = _answers(model, prompts, rule, monkeypatch, graphs)
-    assert found == expected and len({len(ids) for ids in found}) > 1 and graphs.shapes
-    for row, of_row in logits.items():
-        torch.testing.assert_close(torch.stack(fixed[row]), torch.stack(of_row), rtol=2e-4, atol=2e-5)
+    whole, logits = _seen(model, prompts, StopRule(NEW, [300]))
+    stops = {ids[at] for ids, at in zip(whole, (2, 7, NEW, 10), strict=True) if at < NEW}
+    expected = [ids[: next((at for at, token in enumerate(ids, 1) if token in stops), NEW)] for ids in whole]
+    graphs = Unrecorded()
+    monkeypatch.setattr(decode, "graphs_of", lambda _: graphs)
+    assert [answer.ids for answer in greedy(model, prompts, StopRule(NEW, sorted(stops)), 4)] == expected  # read eight at once
+    assert graphs.shapes and len({len(ids) for ids in expected}) > 1
+    found, fixed = _seen(model, prompts, StopRule(NEW, sorted(stops)))
+    assert found == expected
+    for row, of_row in fixed.items():
+        torch.testing.assert_close(torch.stack(of_row), torch.stack(logits[row][: len(of_row)]), rtol=2e-4, atol=2e-5)
 
 
 def test_rows_stay_until_half_have_ended_and_few_tokens_are_not_worth_a_shape(monkeypatch):
     model, prompts = random_model(TINY["llama"].config), _prompts(0)
-    ids, _ = _answers(model, prompts, StopRule(NEW, [300]), monkeypatch, None)
+    ids = [answer.ids for answer in greedy(model, prompts, StopRule(NEW, [300]), 4)]
 
     class Ends:
         """Ends each answer where it is told, by nothing that its tokens say."""
 
-        at = (4, 9, 14, NEW)
+        at = (3, 6, 9, NEW)
 
         def __call__(self, new):
             row = next(row for row, of_row in enumerate(ids) if of_row[: len(new)] == new)
             return len(new) >= self.at[row]
 
-    graphs = Unrecorded(pays_from=6)
+    graphs = Unrecorded(pays_from=5)
     monkeypatch.setattr(decode, "graphs_of", lambda _: graphs)
     found = greedy(model, prompts, StopRule(NEW, [300], Ends()), 4)
     assert [answer.ids for answer in found] == [of_row[:at] for of_row, at in zip(ids, Ends.at, strict=True)]

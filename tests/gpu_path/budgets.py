@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+BLOCK = 8  # tokens that a graph writes before the host reads them
+
 
 class StepBudget(NamedTuple):
     """An optimizer step over one pack of 2,048 tokens.
@@ -41,13 +43,13 @@ class StageBudget(NamedTuple):
     Attributes:
         launches: of all of it; in decoding, of one more token.
         touched: MB.
-        waits: of the host.
+        waits: of the host; in decoding, for one more token.
         pageable: copies to the device for which the host waits.
     """
 
     launches: float
     touched: float
-    waits: int
+    waits: float
     pageable: int
 
 
@@ -131,12 +133,16 @@ def step_figures(case: dict[str, Any]) -> StepBudget:
 
 
 def stage_figures(case: dict[str, Any]) -> dict[str, StageBudget]:
-    """The same of the stages that were walked; of decoding, the third token of a batch less its second."""
+    """The same of the stages that were walked; of decoding, the third token of a batch less its second, and one by a graph."""
     found = {name: _stage(case[name]) for name in ("load", "health", "score") if name in case}
     if "decode 3" in case:
         two, three = _stage(case["decode 2"]), _stage(case["decode 3"])
         launches, touched, waits = (b - a for a, b in zip(two[:3], three[:3], strict=True))
         found["decode"] = StageBudget(launches, touched, int(waits), three.pageable)
+    if "graph" in case:
+        (recorded,) = case["graph"]["graphs"]
+        before, after = (launches for what, launches in case["graph"]["waits"][-2:] if what.startswith("tolist"))
+        found["graph"] = StageBudget((after - before) / BLOCK, recorded["bytes"] / 1e6, 1 / BLOCK, len(pageable(case["graph"])))
     return found
 
 
