@@ -333,6 +333,14 @@ def _indexed(name: str, args: Any) -> tuple[Any] | None:
     return (_wrapped(aten.index.Tensor(_unwrapped(args[0]), chosen)),)
 
 
+def _copied(x: torch.Tensor) -> torch.Tensor:
+    """Memory of its own; one that stands for more than it holds (``weightless``) goes on to."""
+    held = x.untyped_storage().nbytes() // x.element_size()
+    if x.numel() <= held:
+        return x.clone()
+    return torch.as_strided(x, (held,), (1,), 0).clone().as_strided(x.shape, x.stride(), x.storage_offset())
+
+
 def _pin(x: torch.Tensor) -> torch.Tensor:
     PINNED.add(StorageWeakRef(x.untyped_storage()))
     return x
@@ -363,7 +371,7 @@ class _Mode(TorchFunctionMode):
         if func in (torch.Tensor.to, torch.Tensor.cuda):
             return _moved(func, args, kwargs)
         if name == "pin_memory":
-            return _pin(args[0].clone())
+            return _pin(_copied(args[0]))
         if kwargs.get("generator") is not None and any(isinstance(x, OnCuda) for x in _tensors(args)):
             generator = kwargs.pop("generator")
             if not isinstance(generator, _Generator):

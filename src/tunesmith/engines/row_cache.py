@@ -85,8 +85,8 @@ class Part(NamedTuple):
 class Step:
     """What every layer needs to know about one new token a row, as long as no row leaves and no bin is full.
 
-    Only ``place_B`` changes from a token to the next, where it lies: what a step does is the same work on the same memory, which
-    a GPU can record once (``engines/step_graph.py``).
+    Only ``place_B`` changes from a token to the next, where it lies: what a step does is the same work on the same memory,
+    which a GPU can record once (``engines/step_graph.py``).
 
     Attributes:
         parts: the bins, in the order of the rows.

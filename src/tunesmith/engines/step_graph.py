@@ -113,7 +113,7 @@ class StepGraphs:
         return graph.replay
 
     def _warm(self, step: TokenStep) -> list[Tensor]:
-        """Logits of the first steps, run as always: kernels are loaded by the first, and the second may not make the host wait."""
+        """Logits of the first steps, run as always: the first loads kernels, and the second may not make the host wait."""
         expected: list[Tensor] = []
         for number in range(PROOF):
             with _without_waits(number > 0):
