@@ -16,8 +16,16 @@ MODELS = {
     "8B": Sizes(hidden=4096, intermediate=14336, layers=32, query=4096, key_value=1024, vocab=128256, tied=False),
     "27B": Sizes(hidden=5376, intermediate=21504, layers=62, query=4096, key_value=2048, vocab=262144, tied=True),
     "30B mixture": Sizes(
-        **{"hidden": 2048, "intermediate": 0, "layers": 48, "query": 4096, "key_value": 512, "vocab": 151936, "tied": False},
-        **{"experts": 128, "chosen": 8, "expert": 768},
+        hidden=2048,
+        intermediate=0,
+        layers=48,
+        query=4096,
+        key_value=512,
+        vocab=151936,
+        tied=False,
+        experts=128,
+        chosen=8,
+        expert=768,
     ),
 }
 RECOMPUTE: dict[str, Recompute] = {"1B": "none", "8B": "layer", "27B": "layer", "30B mixture": "layer"}

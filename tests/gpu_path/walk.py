@@ -396,7 +396,8 @@ def recorded() -> dict[str, Any]:
     for name in (*hooks, "differs", "fails"):
         with fake_cuda.cuda():
             shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "vocab_size": 256}
-            model: Any = AutoModelForCausalLM.from_config(LlamaConfig(**shape, num_attention_heads=2)).cuda().eval()
+            config = _config(LlamaConfig, **shape, num_attention_heads=2)
+            model: Any = AutoModelForCausalLM.from_config(config).cuda().eval()
             if hooks.get(name):
                 model.model.layers[0].mlp.register_forward_hook(hooks[name])
             if name == "differs":

@@ -72,6 +72,9 @@ class StepGraphs:
         Args:
             step: at the token that it goes on from; it is left there.
             tokens: that the caller may ask for before rows leave or the cache is laid out anew.
+
+        Raises:
+            RuntimeError: the step itself fails, recorded or not.
         """
         if not self.pays(tokens):
             return None
