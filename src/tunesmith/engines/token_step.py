@@ -8,7 +8,7 @@ recorded once (``engines/step_graph.py``). On a CPU, and wherever nothing is rec
 Whether an answer has ended is for the host, which knows what its grammar and its reader of tool calls say. It reads several
 tokens at once where a graph writes them; a check on the device could stop nothing before the host had read it.
 
-Shape suffixes: B rows of a batch, those that have ended included until they leave; D hidden size, V vocabulary.
+Shape suffixes: B rows of a batch (those that have ended too until they leave), D hidden size, V vocabulary.
 """
 
 from torch import Tensor
