@@ -102,7 +102,7 @@ def test_a_recording_copies_nothing_from_the_host_and_keeps_the_logits_alone(see
     assert {name: (len(g["graphs"]), g["in_graphs"]) for name, g in found.items()} == dict.fromkeys(found, (1, []))
     kept = {name: [place.partition(":")[0] for place in g["graphs"][0]["kept"]] for name, g in found.items()}
     of_head = {"llama-8b fp16": ["kernels/fp16_scaled_mm.py"]}  # where the logits are made
-    assert kept == dict.fromkeys(found, ["engines/token_step.py"]) | of_head
+    assert kept == {name: ["engines/token_step.py"] for name in found} | of_head
 
 
 def test_a_graph_that_is_not_the_step_is_not_used_and_it_is_said(seen):
