@@ -130,18 +130,22 @@ def run_load(sizes: Sizes) -> Figures:
 
 
 def run_decode(sizes: Sizes) -> Figures:
-    """Answers of 8B, with and without an adapter."""
+    """Answers of 8B, with and without an adapter, step by step and with CUDA graphs, which have to answer the same."""
     from gpu_kernels import measure_card
     from gpu_serve import NEW, PROMPT, measure_decode
 
     card = measure_card("cuda", sizes.card)
-    tokens = {"prompt": 8, "new": 2} if sizes.dry else {"prompt": PROMPT, "new": NEW}
     found: Figures = {"card": card, "settings": []}
     for rows, adapted in DECODED:
-        figures = measure_decode(sizes.shapes["8B"], "cuda", card, rows, adapted, **tokens)
-        found["settings"].append(figures)
-        speed = f"{figures['tokens_per_second']:>9,.0f} tokens/s  {figures['share_of_floor']:.0%} of the floor"
-        print(f"{rows:>3} rows, {'adapter' if adapted else 'base   '} {speed}", flush=True)
+        expected: list[list[int]] = []
+        for graphs in (False, True):
+            tokens = {"prompt": 8, "new": 17 if graphs else 2} if sizes.dry else {"prompt": PROMPT, "new": NEW}
+            figures, answers = measure_decode(sizes.shapes["8B"], "cuda", card, rows, adapted, graphs, **tokens)
+            if graphs:
+                figures["right"] = [ids[: len(of_row)] for ids, of_row in zip(answers, expected, strict=True)] == expected
+            expected = answers
+            found["settings"].append(figures)
+            print(decode_line(figures), flush=True)
     return found
 
 
@@ -177,6 +181,14 @@ def step_line(size: str, figures: Figures) -> str:
     memory = f"peak {figures['peak_bytes'] / 1e9:.2f} GB (weights {figures['weights_bytes'] / 1e9:.2f})"
     speed = f"{figures['tokens_per_second']:>9,.0f} tokens/s"
     return f"{setting}{speed}  {share:.0%} of bf16 product {held} (>= {TARGET_SHARE:.0%}), useful {useful:.0%}  {memory}"
+
+
+def decode_line(figures: Figures) -> str:
+    """A row of the answers' table."""
+    way = "step by step" if not figures["graphs"] else "graphs" if figures["recorded"] else "graphs (given up)"
+    wrong = "" if figures.get("right", True) else "  WRONG: other answers than step by step"
+    speed = f"{figures['tokens_per_second']:>9,.0f} tokens/s  {figures['share_of_floor']:.0%} of the floor"
+    return f"{figures['rows']:>3} rows, {'adapter' if figures['adapter'] else 'base   '}, {way:<17} {speed}{wrong}"
 
 
 def drift_lines(found: Figures) -> str:

@@ -3,12 +3,15 @@
 *Load.* A checkpoint's weights are copied to the card and quantised there. The copy is timed from ordinary and from pinned
 memory, the quantiser on one weight of the model; what a model takes is foretold from the two, the disk left out.
 
-*Decode.* The same prompts are answered by the base and by the model with an adapter, at several batch sizes. A new token of a
-batch reads every weight once: bytes over the card's measured copy bandwidth are the floor.
+*Decode.* The same prompts are answered by the base and by the model with an adapter, at several batch sizes, every step
+launched from Python and then with steps recorded as CUDA graphs, recording and proof included (``engines/step_graph.py``). The
+answers have to be the same. A new token of a batch reads every weight once: bytes over the card's measured copy bandwidth are
+the floor.
 """
 
 import time
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from gpu_kernels import seconds
@@ -16,7 +19,7 @@ from gpu_step import RANK, random_model
 
 Figures = dict[str, Any]
 
-PROMPT, NEW = 256, 32  # tokens
+PROMPT, NEW = 256, 64  # tokens; as many as a graph is replayed for at least where answers are long
 
 
 def measure_load(shape: dict[str, Any], device: str, nbytes: int = 1 << 30) -> Figures:
@@ -44,10 +47,21 @@ def linear_weights(shape: dict[str, Any]) -> int:
 
 
 def measure_decode(
-    shape: dict[str, Any], device: str, card: dict[str, float], rows: int, adapted: bool, prompt: int = PROMPT, new: int = NEW
-) -> Figures:
-    """New tokens a second, and the share of the floor, of a model with its linear layers in NF4."""
-    from tunesmith.engines.decode import StopRule, greedy
+    shape: dict[str, Any],
+    device: str,
+    card: dict[str, float],
+    rows: int,
+    adapted: bool,
+    graphs: bool,
+    prompt: int = PROMPT,
+    new: int = NEW,
+) -> tuple[Figures, list[list[int]]]:
+    """New tokens a second, and the share of the floor, of a model with its linear layers in NF4; and its answers.
+
+    Args:
+        graphs: whether steps are recorded.
+    """
+    from tunesmith.engines import decode, step_graph
     from tunesmith.models.swap import add_lora
     from tunesmith.recipe import Lora
 
@@ -56,10 +70,16 @@ def measure_decode(
         add_lora(model, Lora(r=RANK, alpha=32, dropout=0.0), 0)
     model.eval()
     prompts = [[3 + number] * prompt for number in range(rows)]
-    taken = {}
+    taken, answers, used = {}, [], []
+
+    def recorder(of: Any) -> Any:
+        used.append(step_graph.graphs_of(of) if graphs else None)
+        return used[-1]
+
     for count in (1, new + 1, 1, new + 1):  # the first two make what is made once
         started = time.perf_counter()
-        greedy(model, prompts, StopRule(count, []), rows)
+        with patch.object(decode, "graphs_of", recorder):
+            answers = [answer.ids for answer in decode.greedy(model, prompts, decode.StopRule(count, []), rows)]
         if device == "cuda":
             torch.cuda.synchronize()
         taken[count] = time.perf_counter() - started
@@ -69,5 +89,7 @@ def measure_decode(
     is_tied = table is model.get_output_embeddings().weight  # type: ignore[union-attr]
     read = sum(t.nbytes for t in tensors) - (0 if is_tied else table.nbytes)
     floor = read / card["bytes_per_second"]
-    figures = {"rows": rows, "adapter": adapted, "prefill_seconds": taken[1], "tokens_per_second": rows / of_token}
-    return figures | {"floor_seconds": floor, "share_of_floor": floor / of_token}
+    figures = {"rows": rows, "adapter": adapted, "graphs": graphs}
+    figures |= {"recorded": all(one is not None and one.is_on for one in used)}
+    figures |= {"prefill_seconds": taken[1], "tokens_per_second": rows / of_token}
+    return figures | {"floor_seconds": floor, "share_of_floor": floor / of_token}, answers

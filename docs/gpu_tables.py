@@ -1,15 +1,34 @@
 """The predictions of ``docs/explanation/gpu.md``, which ``generate.py`` writes between its marks."""
 
+import sys
+from pathlib import Path
+
 from tunesmith.memory.cards import Card, as_of, cards, find_card
 from tunesmith.memory.speed import Recompute, Sizes, fits, step_time
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+from gpu_path.budgets import STAGES
+
 BEGIN, END = "<!-- predictions -->\n", "<!-- end of predictions -->\n"
+TOKENS_BEGIN, TOKENS_END = "<!-- tokens -->\n", "<!-- end of tokens -->\n"
 MODELS = {
     "1B": Sizes(hidden=2048, intermediate=8192, layers=16, query=2048, key_value=512, vocab=128256, tied=True),
     "8B": Sizes(hidden=4096, intermediate=14336, layers=32, query=4096, key_value=1024, vocab=128256, tied=False),
     "27B": Sizes(hidden=5376, intermediate=21504, layers=62, query=4096, key_value=2048, vocab=262144, tied=True),
+    "30B mixture": Sizes(
+        hidden=2048,
+        intermediate=0,
+        layers=48,
+        query=4096,
+        key_value=512,
+        vocab=151936,
+        tied=False,
+        experts=128,
+        chosen=8,
+        expert=768,
+    ),
 }
-RECOMPUTE: dict[str, Recompute] = {"1B": "none", "8B": "layer", "27B": "layer"}
+RECOMPUTE: dict[str, Recompute] = {"1B": "none", "8B": "layer", "27B": "layer", "30B mixture": "layer"}
 STEP, SUPERVISED = 8192, 0.14
 # What benchmarks/gpu.py measures, without dropout and at rank 16.
 MEASURED: list[tuple[str, int, Recompute]] = [
@@ -27,7 +46,21 @@ TERMS = ("products", "attention", "unpacking", "between", "loss", "optimizer")
 def with_predictions(text: str) -> str:
     """The page with its tables."""
     before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}{_tables()}{END}{rest.split(END)[1]}"
+    filled = f"{before}{BEGIN}{_tables()}{END}{rest.split(END)[1]}"
+    before, rest = filled.split(TOKENS_BEGIN)
+    return f"{before}{TOKENS_BEGIN}{_tokens()}{TOKENS_END}{rest.split(TOKENS_END)[1]}"
+
+
+def _tokens() -> str:
+    """What the host launches for a token of a batch, and how often it waits, by the budgets of the walk."""
+    lines = ["| walked | launches a token | with a graph | waits a token | with a graph | MB touched |", "|---" * 6 + "|"]
+    for name, stage in STAGES:
+        if stage == "decode":
+            eager, graph = STAGES[name, "decode"], STAGES.get((name, "graph"))
+            cells = ("not recorded", "-") if graph is None else (f"{graph.launches:g}", f"{graph.waits:g}")
+            launches, touched = f"{eager.launches:,.0f} | {cells[0]}", f"{eager.touched:,.0f}"
+            lines.append(f"| {name} | {launches} | {eager.waits:g} | {cells[1]} | {touched} |")
+    return "\n".join(lines) + "\n"
 
 
 def _tables() -> str:

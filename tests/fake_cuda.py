@@ -7,7 +7,8 @@ off such a tensor is a constant, 0.01 or 1. A Triton kernel is not run but recor
 
 What is watched (``Watch``): operations that mix devices, reads for which the host waits, copies between host and device and
 whether they are pinned and asynchronous, live bytes and their peak, launches, bytes touched, and what one stream does to
-memory of another without an event between them (``fake_streams.py``). Three things differ from a GPU:
+memory of another without an event between them (``fake_streams.py``). CUDA graphs are recorded and
+replayed (``fake_graphs.py``). Three things differ from a GPU:
 inference mode is ``no_grad`` (a wrapper cannot live in it), an operation that a GPU runs as several kernels is one launch, and
 ``scaled_dot_product_attention`` is its plain form, which keeps probabilities where a GPU's kernels keep none.
 
@@ -15,9 +16,6 @@ Importing it changes torch for the whole process, so only child processes do.
 """
 
 import contextlib
-import sys
-import threading
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -26,7 +24,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils import _foreach_utils
 
+from fake_graphs import GRAPHS, Graph
 from fake_streams import STREAMS, Event, Stream
+from fake_watch import FREE, ROUNDED_TO, WATCH, Watch, site
 
 
 class _Unchanged(contextlib.ContextDecorator):
@@ -45,114 +45,9 @@ torch.inference_mode = lambda mode=True: (
 
 CUDA = torch.device("cuda", 0)
 NAME = "a GPU that is not there"
-ROUNDED_TO = 512  # bytes: what PyTorch's allocator rounds a block to
-FREE = {  # of launches: views, and memory that nobody has written
-    *("view", "_unsafe_view", "t", "transpose", "permute", "slice", "select", "unsqueeze", "squeeze", "expand", "detach"),
-    *("split", "split_with_sizes", "alias", "as_strided", "unbind", "narrow", "unflatten", "_reshape_alias", "lift_fresh"),
-    *("view_as", "diagonal", "unfold", "empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"),
-}
 PINNED: set[StorageWeakRef] = set()  # pinned memory: an address would be taken over by the next who gets it
 WAITING = {"nonzero", "masked_select", "_unique2", "bincount"}  # the size of the result is read
 aten = torch.ops.aten
-
-
-class Watch:
-    """What the device that is not there has seen since the last ``reset``.
-
-    Attributes:
-        waits: what the host waited for and where in our code, and how many launches there had been.
-        uploads: bytes, pinned, asynchronous, where.
-        downloads: bytes and where.
-        launches: operations by name, Triton's kernels among them.
-        touched: bytes read and written, by name.
-        kernels: recorded launches of Triton, each once.
-        peak: live bytes at most.
-        races: places that touch what another stream has written or still reads, with nothing between that waits.
-        sites: launches by name and place; None where nobody asked, since every launch looks for its place then.
-    """
-
-    def __init__(self) -> None:
-        self.kernels: dict[str, dict[str, Any]] = {}
-        self.capability: tuple[int, int] = (9, 0)
-        self.sites: Counter[str] | None = None
-        STREAMS.waited = self.waited
-        self._live: dict[int, tuple[StorageWeakRef, int]] = {}
-        self._total = 0
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget the counts, not what is alive nor the kernels."""
-        self.waits: list[tuple[str, int]] = []
-        self.uploads: list[tuple[int, bool, bool, str]] = []
-        self.downloads: list[tuple[int, str]] = []
-        self.launches: Counter[str] = Counter()
-        self.touched: Counter[str] = Counter()
-        self.races: list[str] = []
-        self.peak = self.live()
-        if self.sites is not None:
-            self.sites = Counter()
-
-    def live(self) -> int:
-        """Bytes alive now."""
-        for key in [key for key, (ref, _) in self._live.items() if ref.expired()]:
-            self._total -= self._live.pop(key)[1]
-        return self._total
-
-    def allocated(self, meta: torch.Tensor) -> None:
-        """A tensor of the device has come to be."""
-        storage = meta.untyped_storage()
-        key = storage._cdata
-        if key in self._live:
-            if not self._live[key][0].expired():
-                return
-            self._total -= self._live.pop(key)[1]
-        STREAMS.forget(key)
-        nbytes = -(-storage.nbytes() // ROUNDED_TO) * ROUNDED_TO
-        self._live[key] = StorageWeakRef(storage), nbytes
-        self._total += nbytes
-        if self._total > self.peak:
-            self.peak = max(self.peak, self.live())
-
-    def launched(self, name: str, read: Iterable[torch.Tensor], written: Iterable[torch.Tensor]) -> None:
-        """An operation has run."""
-        if name in FREE:
-            return
-        self.launches[name] += 1
-        self.touched[name] += sum(x.numel() * x.element_size() for x in (*read, *written))
-        if self.sites is not None:
-            self.sites[f"{name} {site()}"] += 1
-
-    def touched_by(self, tensors: Iterable[torch.Tensor], writes: bool) -> None:
-        """Memory is read or written on the stream of the moment."""
-        self.races += [site()] * STREAMS.touched([tensor.untyped_storage()._cdata for tensor in tensors], writes)
-
-    def waited(self, what: str) -> None:
-        """The host waited for the device; a thread that waits beside it holds nobody up."""
-        if threading.current_thread() is threading.main_thread():
-            self.waits.append((f"{what} {site()}", sum(self.launches.values())))
-
-    def figures(self) -> dict[str, Any]:
-        """All of it as numbers and strings."""
-        sums = {"launches": sum(self.launches.values()), "bytes": sum(self.touched.values()), "peak": self.peak}
-        lists = {"waits": list(self.waits), "uploads": list(self.uploads), "downloads": list(self.downloads)}
-        names = {"by_name": dict(self.launches.most_common()), "bytes_by_name": dict(self.touched.most_common(20))}
-        return {**sums, **lists, **names, "races": self.races, "sites": dict((self.sites or Counter()).most_common(60))}
-
-
-WATCH = Watch()
-
-
-def site() -> str:
-    """The nearest line of the project, and before it the nearest of transformers where that lies between."""
-    between, frame = "", sys._getframe(2)
-    while frame is not None:
-        path = frame.f_code.co_filename
-        if "/tunesmith/" in path or "/benchmarks/" in path:
-            return f"{between}{path.rpartition('/tunesmith/')[2].rpartition('/benchmarks/')[2]}:{frame.f_lineno}"
-        if "/transformers/" in path and not between:
-            between = f"{path.rpartition('/')[2]}:{frame.f_lineno} < "
-        frame = frame.f_back
-    return between or "?"
 
 
 class OnCuda(torch.Tensor):
@@ -270,10 +165,13 @@ def _with_the_host(func: Any, name: str, read: list[torch.Tensor], args: Any, kw
     target = kwargs.get("device")
     if name == "_to_copy" and target is not None and torch.device(target).type == "cpu":
         assert here is not None
+        GRAPHS.refuse_wait()
         WATCH.downloads.append((here.nbytes, site()))
         return (torch.ones(here.shape, dtype=kwargs.get("dtype") or here.dtype),)
     if name == "copy_":
         if not isinstance(args[0], OnCuda):
+            if not (_pinned(args[0]) and len(args) > 2 and args[2]):
+                GRAPHS.refuse_wait()
             WATCH.downloads.append((args[1].nbytes, site()))
             WATCH.touched_by([args[1]], False)
             return (args[0] if _pinned(args[0]) else args[0].fill_(1),)  # pinned memory is written later
@@ -304,6 +202,14 @@ def _indexed(name: str, args: Any) -> tuple[Any] | None:
     return (_wrapped(aten.index.Tensor(_unwrapped(args[0]), chosen)),)
 
 
+def _copied(x: torch.Tensor) -> torch.Tensor:
+    """Memory of its own; one that stands for more than it holds (``weightless``) goes on to."""
+    held = x.untyped_storage().nbytes() // x.element_size()
+    if x.numel() <= held:
+        return x.clone()
+    return torch.as_strided(x, (held,), (1,), 0).clone().as_strided(x.shape, x.stride(), x.storage_offset())
+
+
 def _pin(x: torch.Tensor) -> torch.Tensor:
     PINNED.add(StorageWeakRef(x.untyped_storage()))
     return x
@@ -316,6 +222,10 @@ def _pinned(x: torch.Tensor) -> bool:
 
 def _uploaded(x: torch.Tensor, asynchronous: bool) -> None:
     if x.nbytes:
+        if not (asynchronous and _pinned(x)):
+            GRAPHS.refuse_wait()
+        if GRAPHS.current is not None:
+            GRAPHS.findings.append(f"{x.nbytes} bytes of the host are copied in a recording {site()}")
         WATCH.uploads.append((x.nbytes, _pinned(x), asynchronous, site()))
 
 
@@ -330,7 +240,7 @@ class _Mode(TorchFunctionMode):
         if func in (torch.Tensor.to, torch.Tensor.cuda):
             return _moved(func, args, kwargs)
         if name == "pin_memory":
-            return _pin(args[0].clone())
+            return _pin(_copied(args[0]))
         if kwargs.get("generator") is not None and any(isinstance(x, OnCuda) for x in _tensors(args)):
             generator = kwargs.pop("generator")
             if not isinstance(generator, _Generator):
@@ -392,7 +302,9 @@ class _Generators:
 
 
 def _record(self: Any, *args: Any, grid: Any, warmup: bool = False, **kwargs: Any) -> None:
-    """In the place of a launch by Triton: what its compilation depends on, and the limits of a grid."""
+    """In the place of a launch by Triton: what its compilation depends on, the limits of a grid, and what it writes."""
+    from triton_writes import written
+
     names = [p.name for p in self.params]
     given = dict(zip(names, args, strict=False)) | {key: value for key, value in kwargs.items() if key in names}
     kind = f"{self.__module__.rpartition('.')[2]}.{self.__name__}"
@@ -420,6 +332,7 @@ def _record(self: Any, *args: Any, grid: Any, warmup: bool = False, **kwargs: An
     tensors = {id(x): x for x in given.values() if isinstance(x, torch.Tensor)}  # one that stands for two is read once
     WATCH.launched(f"triton {kind}", tensors.values(), ())
     WATCH.touched_by(list(tensors.values()), False)
+    WATCH.touched_by([given[name] for name in written(self, given) if isinstance(given[name], torch.Tensor)], True)
 
 
 def _answers(capability: tuple[int, int], memory: int) -> dict[str, Callable[..., Any]]:
@@ -446,7 +359,11 @@ def _answers(capability: tuple[int, int], memory: int) -> dict[str, Callable[...
         "get_rng_state": lambda *_: torch.get_rng_state(),
         "set_rng_state": lambda *_: None,
         "manual_seed_all": lambda _: None,
-        "is_current_stream_capturing": lambda: False,
+        "is_current_stream_capturing": lambda: GRAPHS.current is not None,
+        "get_sync_debug_mode": lambda: 2 if GRAPHS.is_waiting_refused else 0,
+        "set_sync_debug_mode": GRAPHS.set_mode,
+        "CUDAGraph": Graph,
+        "graph": GRAPHS.capture,
         "_lazy_init": lambda: None,
         "Event": Event,
         "Stream": Stream,

@@ -2,8 +2,8 @@
 
 A stream counts what it does with memory that another stream has used too, and knows how far each of the others was when it last
 waited for it. Where it touches what another stream has written since then, or writes what another still reads, is a race.
-Of the main stream's own memory nothing is kept until another stream uses it. A Triton kernel is taken to read its tensors:
-which of them it writes is known to nobody here.
+Of the main stream's own memory nothing is kept until another stream uses it. A Triton kernel reads its tensors, and writes
+those that its source says (``triton_writes.py``).
 """
 
 import contextlib

@@ -43,6 +43,7 @@ def test_rows_that_grow_and_leave_keep_their_own_tokens(monkeypatch, bin_cost, f
         assert sorted(order) == sorted(keep)
         held = {layer: [rows[row] for row in order] for layer, rows in held.items()}
         step = cache.take_step()
+        cache.take(1)
         assert step.place_B.tolist() == [keys.shape[1] for keys in held[0]]
         for layer, rows in held.items():
             heads = rows[0].shape[0]

@@ -44,7 +44,8 @@ def test_parts_run_to_their_end_and_kernels_on_a_bare_machine():
         name.removeprefix("layer r 16 ").removeprefix("layer ") for name in figures["kernels"]["cases"]
     }
     assert all(setting["peak_bytes"] > setting["weights_bytes"] > 0 for setting in figures["step-1B"]["settings"])
-    assert figures["load"]["weights"] > 0 and len(figures["decode"]["settings"]) == 4
+    assert figures["load"]["weights"] > 0 and len(figures["decode"]["settings"]) == 8
+    assert all(setting["recorded"] and setting["right"] for setting in figures["decode"]["settings"] if setting["graphs"])
 
 
 @pytest.mark.slow

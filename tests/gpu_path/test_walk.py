@@ -86,8 +86,40 @@ def test_a_pack_goes_to_the_device_pinned_and_while_the_device_computes(seen):
 
 
 def test_no_stream_touches_what_another_one_still_uses(seen):
-    assert seen["races"] == [1, 0, 1], "else this could not fail"
-    assert not {name: races for name, case in seen["cases"].items() if (races := case["step"]["races"])}
+    assert seen["races"] == [1, 0, 1, 1, 0, 1], "else this could not fail: copies, and what a kernel of ours writes and reads"
+    found = {
+        (name, part): races
+        for name, case in seen["cases"].items()
+        for part in ("step", "graph")
+        if part in case and (races := case[part]["races"])
+    }
+    assert not found
+
+
+def test_a_recording_copies_nothing_from_the_host_and_keeps_the_logits_alone(seen):
+    found = {name: case["graph"] for name, case in seen["cases"].items() if "graph" in case}
+    assert len(found) == 6
+    assert {name: (len(g["graphs"]), g["in_graphs"]) for name, g in found.items()} == dict.fromkeys(found, (1, []))
+    kept = {name: [place.partition(":")[0] for place in g["graphs"][0]["kept"]] for name, g in found.items()}
+    of_head = {"llama-8b fp16": ["kernels/fp16_scaled_mm.py"]}  # where the logits are made
+    assert kept == {name: ["engines/token_step.py"] for name in found} | of_head
+
+
+def test_a_graph_that_is_not_the_step_is_not_used_and_it_is_said(seen):
+    """And the device sees what a recording must not do."""
+    found = seen["recorded"]
+    assert all(one["tokens"] == [40, 40] and not one["races"] for one in found.values())
+    of_right = found["right"]
+    assert of_right["replays"] == 2 + 39 and not of_right["told"] and len(of_right["graphs"]) == 1  # two are the proof
+    said = {name: one["told"] for name, one in found.items() if one["told"]}
+    assert set(said) == {"waits", "differs", "fails"} and all(len(lines) == 1 for lines in said.values())
+    assert said["waits"][0].startswith("INFO the host has to wait for the device within a decoding step")
+    assert said["differs"][0].startswith("WARNING a CUDA graph of a decoding step of 2 rows gave other logits")
+    assert said["fails"][0].startswith("WARNING a decoding step cannot be recorded as a CUDA graph: CUDA error")
+    assert all(line.endswith("goes on step by step, at the speed of the launches") for lines in said.values() for line in lines)
+    assert [found[name]["replays"] for name in ("waits", "differs", "fails")] == [0, 2, 0]
+    assert len(found["copies"]["in_graphs"]) == 1 and "12 bytes of the host" in found["copies"]["in_graphs"][0]
+    assert len(found["keeps"]["graphs"][0]["kept"]) == 2
 
 
 @pytest.mark.parametrize("case", ["llama-8b streamed", "llama-8b from disk"])

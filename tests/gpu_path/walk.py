@@ -12,6 +12,7 @@ A step is walked at two depths, so that a layer's share can be told from what a 
 import contextlib
 import gc
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -35,13 +36,15 @@ from transformers import (
 )
 
 import fake_cuda
+import fake_graphs
 from fake_cuda import WATCH, weightless
 from gpu_path.compiled import compile_all
 from tunesmith import hardware
-from tunesmith.engines.decode import StopRule, greedy
+from tunesmith.engines.decode import AHEAD, StopRule, greedy
 from tunesmith.engines.score import Scorer
 from tunesmith.errors import ModelError
 from tunesmith.kernels import nf4
+from tunesmith.kernels.triton import glu_forward
 from tunesmith.models import nf4_load
 from tunesmith.models.device import best_device
 from tunesmith.models.fuse import fuse
@@ -141,6 +144,7 @@ class Case:
         offload, tile: of ``train.offload`` and ``train.mlp_tile``.
         tokens: of the pack; other than 2,048, one document.
         tables: ``train.embedding_on`` and ``base_head``.
+        has_graphs: decoding is recorded; not where the host looks up rows of a table.
     """
 
     model: str
@@ -156,6 +160,7 @@ class Case:
     tile: int = 0
     tokens: int = TOKENS
     tables: tuple[str, str] = ("device", "auto")
+    has_graphs: bool = True
 
 
 CASES: dict[str, Case] = {
@@ -167,7 +172,7 @@ CASES: dict[str, Case] = {
     "llama-8b from disk": Case("llama-8b", dropout=0.05, policy="layer", layers=3, resident=0, disk=True),
     "llama-8b offload": Case("llama-8b", policy="layer", offload="inputs"),
     "llama-8b long": Case("llama-8b", policy="layer", offload="inputs", tile=4096, tokens=32768),
-    "llama-8b lean": Case("llama-8b", policy="layer", tables=("host", "int8"), whole=True),
+    "llama-8b lean": Case("llama-8b", policy="layer", tables=("host", "int8"), whole=True, has_graphs=False),
     "llama-8b attention": Case("llama-8b", policy="attention"),
     "llama-8b mlp": Case("llama-8b", policy="mlp"),
     "llama-8b every second": Case("llama-8b", policy=2),
@@ -179,7 +184,7 @@ CASES: dict[str, Case] = {
     "qwen3-8b": Case("qwen3-8b", dropout=0.05, whole=True),
     "gemma3-12b": Case("gemma3-12b", dropout=0.05, whole=True),
     "gemma4-12b": Case("gemma4-12b", dropout=0.05, whole=True),
-    "gemma4-e2b": Case("gemma4-e2b", dropout=0.05, whole=True, layers=4),
+    "gemma4-e2b": Case("gemma4-e2b", dropout=0.05, whole=True, layers=4, has_graphs=False),
     "qwen3-moe": Case("qwen3-moe", whole=True),
 }
 
@@ -293,6 +298,10 @@ def _answers(model: PreTrainedModel, case: Case) -> dict[str, Any]:
         WATCH.reset()
         greedy(model, prompts, StopRule(tokens, [0]), 6)
         seen[f"decode {tokens}"] = WATCH.figures() | {"layers": case.layers}
+    if case.has_graphs:
+        WATCH.reset()
+        greedy(model, prompts, StopRule(1 + 3 * AHEAD, [0]), 6)
+        seen["graph"] = WATCH.figures()
     WATCH.reset()
     Scorer(model).continuation_logprobs([([9] * 40 + [3 + n] * 20, [4 + m] * 5) for n in range(6) for m in range(3)])
     return seen | {"score": WATCH.figures()}
@@ -357,6 +366,61 @@ def raced() -> list[int]:
         return [*counts, len(WATCH.races)]
 
 
+def raced_by_triton() -> list[int]:
+    """The same of a kernel of ours on another stream: what it writes is read at once, what it reads is read, then written."""
+    counts = []
+    with fake_cuda.cuda():
+        gate, up, product = (torch.zeros(8, 64, device="cuda") for _ in range(3))
+        with torch.cuda.stream(torch.cuda.Stream()):
+            glu_forward(gate, up, "silu", product)
+        for use in (product.sum, gate.sum, gate.zero_):
+            WATCH.reset()
+            use()
+            counts.append(len(WATCH.races))
+    return counts
+
+
+def recorded() -> dict[str, Any]:
+    """Decoding of a tiny model with graphs: as it should be, and with each thing that may go wrong."""
+
+    def wait(module: Any, _: Any, out: torch.Tensor) -> None:
+        assert out.sum().item() is not None
+
+    def upload(module: Any, _: Any, out: torch.Tensor) -> None:
+        torch.zeros(3).pin_memory().to("cuda", non_blocking=True)
+
+    seen: dict[str, Any] = {}
+    kept: list[torch.Tensor] = []
+    same, verdicts = torch.equal, [False, True]
+    hooks: dict[str, Any] = {"right": None, "waits": wait, "copies": upload, "keeps": lambda *given: kept.append(given[2] + 1)}
+    for name in (*hooks, "differs", "fails"):
+        with fake_cuda.cuda():
+            shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "vocab_size": 256}
+            config = _config(LlamaConfig, **shape, num_attention_heads=2)
+            model: Any = AutoModelForCausalLM.from_config(config).cuda().eval()
+            if hooks.get(name):
+                model.model.layers[0].mlp.register_forward_hook(hooks[name])
+            if name == "differs":
+                torch.equal = lambda *_: verdicts.pop()  # type: ignore[assignment]
+            if name == "fails":
+                fake_graphs.GRAPHS.refuses = "CUDA error: operation failed due to a previous error during capture"
+            told: list[str] = []
+            handler = logging.Handler()
+            handler.emit = lambda record, told=told: told.append(f"{record.levelname} {record.getMessage()}")  # type: ignore[method-assign]
+            log = logging.getLogger("tunesmith.engines")
+            log.addHandler(handler)
+            log.setLevel(logging.INFO)
+            WATCH.reset()
+            answers = greedy(model, [[5, 6, 7], [8, 9]], StopRule(40, [0]), 2)
+            log.removeHandler(handler)
+            torch.equal, fake_graphs.GRAPHS.refuses = same, ""
+            figures = WATCH.figures()
+            replays = figures["by_name"].get("graph replay", 0)
+            parts = {key: figures[key] for key in ("graphs", "in_graphs", "races")}
+            seen[name] = parts | {"told": told, "replays": replays, "tokens": [len(answer.ids) for answer in answers]}
+    return seen
+
+
 def main() -> None:
     """Walk the cases that were named, or all."""
     assert "TRITON_INTERPRET" not in os.environ, "kernels that are interpreted cannot be recorded"
@@ -370,11 +434,13 @@ def main() -> None:
         given.remove("--sites")
         WATCH.sites = Counter()
     torch.set_num_threads(1)
+    gc.freeze()  # what imports made is not gone through between the models
     quantise = quantised()
     cases = {name: walk(CASES[name]) for name in given or CASES}
     found = {
         "device": seen_by_the_device(),
-        "races": raced(),
+        "races": [*raced(), *raced_by_triton()],
+        "recorded": recorded(),
         "quantise": quantise,
         "cases": cases,
         "kernels": list(WATCH.kernels.values()),

@@ -48,6 +48,36 @@ def test_terms_by_hand():
     assert host.seconds == host.launches > host.device
 
 
+MIXTURE = dataclasses.replace(TINY, intermediate=0, experts=6, chosen=2, expert=3)
+
+
+def test_a_mixture_by_hand():
+    # attention 48 as above; a token passes 2 experts of 3 x 4 x 3, of which there are 6
+    assert (MIXTURE.linear, MIXTURE.used) == (48 + 6 * 36, 48 + 2 * 36)
+    assert (MIXTURE.adapter_per_rank, MIXTURE.used_adapter_per_rank) == (2 * (28 + 6 * 21), 2 * (28 + 2 * 21))
+    assert MIXTURE.weights_bytes == pytest.approx(2 * 264 * 0.515869 + 80, rel=1e-5)
+    none, layer = (LayerBytes.of(MIXTURE, 10, policy, "bf16") for policy in ("none", "layer"))
+    # all experts are unpacked and read; rows are 4+8, 4+4, 2 x (4+6), 2 x (3+4) = 54 numbers a token
+    assert none.unpacking == pytest.approx(2 * 264 * 2.515869, rel=1e-5)
+    assert none.products == 2 * 2 * (264 + 10 * 54) and layer.products == 3 * 2 * (264 + 10 * 54)
+    # and every row of two pairs of token and expert is touched 17 times ahead and 35 times back
+    assert none.between == pytest.approx(2 * 10 * (1.8 * (32 + 24 + 3 * 6 + 32 + 36 + 6 * 6) + 2 * 4 * 52))
+    plain = card(fp16=1e6, bf16=1e6, share=0.5, bandwidth=1e9, launch=1e-6)
+    time = step_time(MIXTURE, 10, 2, plain, "none", r=1, packs=2, document=4)
+    assert time.products == pytest.approx((4 * 2 * 120 * 10 + 6 * 140 * 10 + 4 * 2 * 10 * 4) / 5e5)
+    assert time.optimizer == pytest.approx(308 * 48 / 0.85e9 / 2) and time.launches == pytest.approx((2 * 131 + 110) * 1e-6)
+    recomputed = step_time(MIXTURE, 10, 2, plain, "layer", r=1)
+    assert recomputed.products * 5e5 == pytest.approx(6 * 2 * 120 * 10 + 8 * 140 * 10 + 4 * 2 * 10 * 4)
+
+
+def test_windows_by_hand():
+    one = dataclasses.replace(TINY, windowed=1, window=2)
+    # of a document of 4: 1, 2, 3, 4 tokens seen are 2 a token as an area; in a window of 2, 2 - 4 / 8
+    assert (TINY.seen(4), one.seen(4), one.seen(2), one.seen(1)) == (4.0, 2 + 1.5, 2.0, 1.0)
+    plain = card(fp16=1e6, bf16=1e6, share=0.5)
+    assert step_time(one, 10, 2, plain, document=4).attention == pytest.approx(12 * 4 * 10 * 3.5 / 2e5)
+
+
 def test_an_8b_pack_on_an_h100_is_what_the_first_run_is_held_to():
     """Written before any measurement: change it together with docs/explanation/gpu.md, and say why in docs/LOG.md."""
     time = step_time(EIGHT, 2048, 287, card(), "layer", packs=4)

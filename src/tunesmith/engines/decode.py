@@ -6,7 +6,8 @@ cache. The head sees the last position of each.
 
 *Writing.* Rows leave the batch when they end, so one rambling answer does not keep thirty finished ones computing. What all
 prompts begin with is computed once for all batches (``engines/shared_prefix.py``). ``model.generate`` does neither; it is the
-oracle in the tests.
+oracle in the tests. On a GPU, whose time goes to launches, a step is recorded and replayed as one launch
+(``engines/step_graph.py``); rows that have ended stay there until they are half of the batch.
 
 Rows are taken shortest first, so a batch holds rows of like lengths, and the bins of its cache (``engines/row_cache.py``) too.
 Batches are about equal: a last one of four rows takes a third of the time of a full one. On a CPU they are dealt out to
@@ -18,8 +19,8 @@ one layer's activations of one pack, ``PACK * (4 D + 3 F + 3 (H + G) K + 512 H)`
 batch: 0.1 GB for a model of 135 M weights in fp32, where 64 rows of 700 tokens in one rectangle took 8.6 GB. A prompt of
 more than ``PACK`` tokens is a pack of its own and counts with its own length.
 
-Shape suffixes: N rows (prompts), T tokens, B rows of a batch that are not done, D hidden size, V vocabulary; here: R rows of a
-pack.
+Shape suffixes: N rows (prompts), T tokens, B rows of a batch, D hidden size, V vocabulary; here: R rows of a pack, b rows of a
+batch that have not ended, S new tokens.
 """
 
 import math
@@ -37,7 +38,10 @@ from transformers import PreTrainedModel
 from tunesmith.engines.deal import Widths, dealt_out, shared
 from tunesmith.engines.row_cache import GROWTH, RowCache
 from tunesmith.engines.shared_prefix import DECODE, MIN_SHARED, PREFILL, Prefix, common_beginning, compute_prefix
+from tunesmith.engines.step_graph import AHEAD, StepGraphs, graphs_of
+from tunesmith.engines.token_step import TokenStep, next_logits
 from tunesmith.kernels.attention import Span
+from tunesmith.kernels.upload import upload
 from tunesmith.models.load import attention, decoder
 
 # Tokens read at once. Products of a few hundred rows run as fast as a core can; more only cost memory there, and a GPU is
@@ -123,6 +127,7 @@ def greedy(
     widths, most = Widths(model), stop_rule.max_new_tokens
     costs = [widths.flop(sum(rest) + len(rest) * most, len(rest) * most) for rest in rests]
     needed = max(_batch_bytes(widths, rest, most, constrain is not None) for rest in rests)
+    graphs = graphs_of(model)
     ids_NT = shared((len(prompts), most), torch.int32, torch.device("cpu"))
     with dealt_out(model, costs, needed) as run:
         prefix = compute_prefix(model, prompts[0][:shared_tokens]) if shared_tokens else {}
@@ -131,7 +136,7 @@ def greedy(
             begun, batch = time.perf_counter(), batches[item]
             suffixes = [prompts[number][shared_tokens:] for number in batch]
             choice = None if constrain is None else constrain(batch)
-            new_ids, changed = _batch(model, suffixes, prefix, shared_tokens, stop_rule, choice)
+            new_ids, changed = _batch(model, suffixes, prefix, shared_tokens, stop_rule, choice, graphs)
             for number, ids in zip(batch, new_ids, strict=True):
                 ids_NT[number, : len(ids)] = torch.tensor(ids)
             rows = b"".join(ROW.pack(len(ids), row not in changed) for row, ids in enumerate(new_ids))
@@ -182,47 +187,117 @@ def _batch(
     shared: int,
     stop_rule: StopRule,
     constraint: Choice | None,
+    graphs: StepGraphs | None,
 ) -> tuple[list[list[int]], set[int]]:
     """New token ids of each row, and the rows in which the constraint changed a choice.
 
     Args:
         suffixes: what follows the shared beginning, shortest first.
+        graphs: what records a step of a shape that comes often; None where nothing does.
     """
     cache = RowCache([len(ids) for ids in suffixes], stop_rule.max_new_tokens, model.device)
     logits_BV = _prefill(model, suffixes, cache, prefix, shared)
-    new_ids: list[list[int]] = [[] for _ in suffixes]
-    changed: set[int] = set()
-    rows = list(range(len(suffixes)))
+    rows = _Rows(len(suffixes), stop_rule, constraint)
+    ids_B = logits_BV.argmax(-1)
+    rows.choose(logits_BV, ids_B)
+    rows.take(ids_B[None])
     with attention(model, DECODE):
-        while True:
-            likeliest_B = next_B = logits_BV.argmax(-1)
-            if constraint is not None:
-                next_B = constraint.change(logits_BV).argmax(-1)
-                changed |= {rows[place] for place in (next_B != likeliest_B).nonzero()[:, 0].tolist()}
-            chosen = next_B.tolist()
-            if constraint is not None:
-                constraint.accept(chosen)
-            for row, token in zip(rows, chosen, strict=True):
-                new_ids[row].append(token)
-            keep = [place for place, row in enumerate(rows) if not stop_rule.ended(new_ids[row])]
-            if not keep or len(new_ids[rows[keep[0]]]) == stop_rule.max_new_tokens:
-                return new_ids, changed
-            if len(keep) < len(rows):
-                keep = cache.keep_rows(keep)
-                rows = [rows[place] for place in keep]
-                next_B = next_B[torch.tensor(keep, device=next_B.device)]
-                if constraint is not None:
-                    constraint.keep_rows(keep)
-            step = cache.take_step()
-            hidden_B1D = decoder(model)(
-                input_ids=next_B[:, None],
-                position_ids=step.place_B[:, None] + shared,
-                past_key_values=cache,
-                use_cache=True,
-                prefix=prefix,
-                step=step,
-            ).last_hidden_state
-            logits_BV = _logits(model, hidden_B1D[:, 0])
+        while (left := rows.left) > 0:
+            if rows.should_leave(graphs is not None and graphs.pays(min(cache.free, left))):
+                ids_B = ids_B[upload(torch.tensor(rows.leave(cache)), ids_B.device)]
+            step = TokenStep(model, cache, prefix, shared, ids_B)
+            ids_B, free = step.ids_B, min(cache.free, left)
+            graph = None if graphs is None else graphs.recorded(step, free)
+            while free and rows.left and not rows.should_leave(graph is not None):
+                ahead = min(AHEAD if graph is not None and rows.may_run_ahead else 1, free)
+                cache.take(ahead)
+                free -= ahead
+                ids_SB = ids_B.new_empty(ahead, len(ids_B))
+                for new_B in ids_SB:
+                    (graph or step)()
+                    new_B.copy_(ids_B)
+                assert step.logits_BV is not None
+                if rows.choose(step.logits_BV, ids_B):
+                    ids_SB = ids_B[None]
+                rows.take(ids_SB)
+    return rows.new_ids, rows.changed
+
+
+class _Rows:
+    """The answers of a batch as they are written, and which rows the model still computes.
+
+    Attributes:
+        new_ids: of each row by its number.
+        changed: numbers of the rows in which the constraint changed a choice.
+        may_run_ahead: whether the next token is nobody's choice but the model's, and an end is seen in the tokens alone.
+    """
+
+    def __init__(self, count: int, stop_rule: StopRule, constraint: Choice | None):
+        self.new_ids: list[list[int]] = [[] for _ in range(count)]
+        self.changed: set[int] = set()
+        self.may_run_ahead = constraint is None and stop_rule.is_complete is None
+        self._stop_rule, self._constraint = stop_rule, constraint
+        self._computed = list(range(count))  # numbers of the rows in the order of the batch
+        self._living = list(range(count))  # of them, those that have not ended, in the same order: those of the constraint
+        self._taken = 0
+
+    @property
+    def left(self) -> int:
+        """Tokens that a row may still get; 0 where all have ended."""
+        return self._stop_rule.max_new_tokens - self._taken if self._living else 0
+
+    def choose(self, logits_BV: Tensor, ids_B: Tensor) -> bool:
+        """Let the constraint choose: ``ids_B``, the likeliest tokens, become those that it wants; whether there is one."""
+        if self._constraint is None:
+            return False
+        likeliest_b = ids_B
+        if len(self._living) < len(self._computed):
+            at_b = upload(torch.tensor([self._computed.index(row) for row in self._living]), ids_B.device)
+            logits_BV, likeliest_b = logits_BV[at_b], ids_B[at_b]
+        else:
+            at_b = None
+        chosen_b = self._constraint.change(logits_BV).argmax(-1)
+        self.changed |= {self._living[place] for place in (chosen_b != likeliest_b).nonzero()[:, 0].tolist()}
+        if at_b is None:
+            ids_B.copy_(chosen_b)
+        else:
+            ids_B.index_copy_(0, at_b, chosen_b)
+        return True
+
+    def take(self, ids_SB: Tensor) -> None:
+        """Add new tokens to the answers, S of every row that is computed; those behind an answer's end are nobody's."""
+        ended: set[int] = set()
+        for tokens in ids_SB.tolist():
+            self._taken += 1
+            of_row = dict(zip(self._computed, tokens, strict=True))
+            if self._constraint is not None:
+                self._constraint.accept([of_row[row] for row in self._living])
+            for row in self._living:
+                if row not in ended:
+                    self.new_ids[row].append(of_row[row])
+                    if self._stop_rule.ended(self.new_ids[row]):
+                        ended.add(row)
+        if ended:
+            self._keep_living([row for row in self._living if row not in ended])
+
+    def should_leave(self, is_lazy: bool) -> bool:
+        """Whether rows that have ended leave the batch: at once, or when they are half of it."""
+        living, computed = len(self._living), len(self._computed)
+        return 2 * living <= computed if is_lazy else living < computed
+
+    def leave(self, cache: RowCache) -> list[int]:
+        """Let them; places of the others in the batch before, in the order of the batch now."""
+        living = set(self._living)
+        order = cache.keep_rows([place for place, row in enumerate(self._computed) if row in living])
+        self._computed = [self._computed[place] for place in order]
+        self._keep_living(self._computed)
+        return order
+
+    def _keep_living(self, rows: list[int]) -> None:
+        """Some or all of the living rows, in this order."""
+        if self._constraint is not None and rows != self._living:
+            self._constraint.keep_rows([self._living.index(row) for row in rows])
+        self._living = list(rows)
 
 
 def _prefill(model: PreTrainedModel, suffixes: list[list[int]], cache: RowCache, prefix: Prefix, shared: int) -> Tensor:
@@ -238,16 +313,16 @@ def _prefill(model: PreTrainedModel, suffixes: list[list[int]], cache: RowCache,
             ids = [token for row in rows for token in suffixes[row]]
             positions = [shared + place for row in rows for place in range(len(suffixes[row]))]
             hidden_1TD = decoder(model)(
-                input_ids=torch.tensor([ids], device=model.device),
-                position_ids=torch.tensor([positions], device=model.device),
+                input_ids=upload(torch.tensor([ids]), model.device),
+                position_ids=upload(torch.tensor([positions]), model.device),
                 past_key_values=cache,
                 use_cache=True,
                 prefix=prefix,
                 spans=spans,
             ).last_hidden_state
-            ends_R = torch.tensor([span.end - 1 for span in spans], device=model.device)
+            ends_R = upload(torch.tensor([span.end - 1 for span in spans]), model.device)
             last.append(hidden_1TD[0, ends_R])
-    return _logits(model, torch.cat(last))
+    return next_logits(model, torch.cat(last))
 
 
 def _packs(lengths: Sequence[int]) -> list[list[int]]:
@@ -261,14 +336,3 @@ def _packs(lengths: Sequence[int]) -> list[list[int]]:
         packs[-1].append(row)
         tokens += length
     return packs
-
-
-def _logits(model: PreTrainedModel, hidden_BD: Tensor) -> Tensor:
-    """Of the next token of every row, shape (B, V), before what keeps their order.
-
-    The stock model hands its head a strided (B, 1, D); in bf16 that product copies the head once a row: 2 GB. What some
-    families do to the logits afterwards (scale, soft-cap) keeps their order.
-    """
-    head = model.get_output_embeddings()
-    assert head is not None
-    return head(hidden_BD.contiguous())

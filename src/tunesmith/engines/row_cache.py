@@ -32,6 +32,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from tunesmith.kernels.upload import upload
+
 STEP = 32
 GROWTH = 64  # slots that a row gets beyond what it holds, at least
 # A bin of its own costs a dozen small operations a layer, some 60 microseconds on one core; for that long a layer of a small
@@ -81,7 +83,10 @@ class Part(NamedTuple):
 
 
 class Step:
-    """What every layer needs to know about one new token a row.
+    """What every layer needs to know about one new token a row, as long as no row leaves and no bin is full.
+
+    Only ``place_B`` changes from a token to the next, where it lies: what a step does is the same work on the same memory,
+    which a GPU can record once (``engines/step_graph.py``).
 
     Attributes:
         parts: the bins, in the order of the rows.
@@ -101,9 +106,19 @@ class Step:
             places += group.lengths
             starts += [group.stretch(row).start for row in range(rows)]
             capacities += [group.capacity] * rows
-        self.place_B, self._start_B, self._capacity_B = torch.tensor([places, starts, capacities], device=device)
+        self.place_B, self._start_B, self._capacity_B = upload(torch.tensor([places, starts, capacities]), device)
         self._indices: dict[int, Tensor] = {}
         self._unseen: dict[tuple[int, int, int | None], Tensor] = {}
+
+    def advance(self) -> None:
+        """The new tokens are kept: the next ones go behind them."""
+        self.place_B += 1
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what follows from the places of the new tokens."""
+        self._indices.clear()
+        self._unseen.clear()
 
     def index(self, heads: int) -> Tensor:
         """Where in a pool of G heads the new token of each row and head goes, shape (B G,)."""
@@ -158,15 +173,28 @@ class RowCache(DynamicCache):
         self._pack = [(self._stretches[row], start, end) for row, start, end in rows]
         self._step = None
 
+    @property
+    def free(self) -> int:
+        """New tokens that every row may get before its bin is full."""
+        return min(group.capacity - max(group.lengths) for group in self._bins)
+
     def take_step(self) -> Step:
-        """Make the next forward pass one over a new token of every living row."""
-        if any(max(group.lengths) == group.capacity for group in self._bins):
+        """Make the next forward passes ones over a new token of every row, until rows leave or the step's room is taken.
+
+        Returns:
+            The step of the first of them; ``take`` has to be told how many there are.
+        """
+        if not self.free:
             self._grow()
         self._step = Step(self._bins, self._slots, self._device)
-        for group in self._bins:
-            group.lengths = [length + 1 for length in group.lengths]
-        self._room -= 1
         return self._step
+
+    def take(self, tokens: int) -> None:
+        """So many forward passes over a new token of every row, at most ``free``."""
+        assert tokens <= self.free, (tokens, self.free)
+        for group in self._bins:
+            group.lengths = [length + tokens for length in group.lengths]
+        self._room -= tokens
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Keep new keys and values.

@@ -11,6 +11,7 @@ Refused: trying a step and catching what runs out (a fragmented allocator, and p
 thousandth); a solver (the grid is small, and a plan that people can follow is worth more than the last percent).
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -196,20 +197,26 @@ def rounding(dials: Dials) -> Iterator[Dials]:
 
 
 def sizes_of(shape: Shape) -> Sizes:
-    """What the time model asks of a shape: widths as a mean of the layers, of a mixture the experts that a token passes."""
+    """What the time model asks of a shape: widths as a mean of the layers, and the window that most of those with one have."""
 
     def mean(widths: Iterator[int]) -> int:
         counts = (count for _, count in shape.kinds)
         return round(sum(count * width for count, width in zip(counts, widths, strict=True)) / shape.depth)
 
+    windows = Counter(layer.window for layer in shape.layers if layer.window is not None)
     return Sizes(
         hidden=shape.hidden,
-        intermediate=mean(layer.intermediate + layer.chosen * layer.expert + layer.shared for layer, _ in shape.kinds),
+        intermediate=mean(layer.intermediate + layer.shared for layer, _ in shape.kinds),
         layers=shape.depth,
         query=mean(layer.query for layer, _ in shape.kinds),
         key_value=mean(layer.key_value for layer, _ in shape.kinds),
         vocab=shape.vocab,
         tied=shape.tied,
+        experts=max(layer.experts for layer in shape.layers),
+        chosen=max(layer.chosen for layer in shape.layers),
+        expert=mean(layer.expert for layer, _ in shape.kinds),
+        windowed=windows.total(),
+        window=windows.most_common(1)[0][0] if windows else 0,
     )
 
 
@@ -223,7 +230,7 @@ def seconds(shape: Shape, dials: Dials, rates: Rates | None) -> float | None:
         head = 4.0 * dials.rows * shape.hidden * shape.vocab
         return ((4.0 + 2.0 * again) * used * dials.tokens + head) / (CPU_SHARE * rates.product)
     if rates is None or rates.card is None:
-        return 4.0 + 2.0 * again + moved / (sizes.linear * sizes.layers * BYTES["nf4"])
+        return 4.0 + 2.0 * again + moved / (sizes.used * sizes.layers * BYTES["nf4"])
     times = [
         step_time(sizes, dials.tokens, dials.rows, rates.card, recompute, dials.r, dials.packs, min(DOCUMENT, dials.tokens))
         for recompute in ("none", "layer")
