@@ -11,6 +11,7 @@ from tunesmith.models.adapter import load_adapter_state, read_adapter
 from tunesmith.models.device import best_device, device_name, gpu_use, watch_gpu
 from tunesmith.models.load import head_weight
 from tunesmith.pipeline.base import base_of
+from tunesmith.pipeline.disk import refuse_checkpoints
 from tunesmith.pipeline.own_loop import make_ready, settings_for
 from tunesmith.pipeline.stage import Session
 from tunesmith.pipeline.train_memory import MemoryOfSteps, memory_figures, told
@@ -20,6 +21,7 @@ from tunesmith.rundir.hashes import content_hash
 from tunesmith.rundir.records.base import Json
 from tunesmith.rundir.records.training import GpuUse, Training
 from tunesmith.tracking import MetricsLog, write_csv
+from tunesmith.train.checkpoint import Checkpoints
 from tunesmith.train.documents import Documents
 from tunesmith.train.health_data import check_part
 from tunesmith.train.loop import fit
@@ -35,6 +37,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     Raises:
         TrainingError: nothing to train, or a loss that is not finite.
         ModelError: a base that cannot be trained.
+        RunError: too little room on the disk for the checkpoints.
     """
     base = base_of(run, recipe)
     documents = {part: Documents.open(run.tokens(part)) for part in ("train", "dev")}
@@ -65,6 +68,8 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         f"train: {len(steps)} steps of {steps.packs_per_step} packs of {steps.capacity} tokens, {100 * steps.fill:.1f} % full"
     )
     inputs = _inputs(run, recipe, base, settings)
+    there = Checkpoints(run.checkpoints, inputs, settings.keep_checkpoints).bytes_there()
+    refuse_checkpoints(run, trained_weights, settings, there)
     outcome = race(model, layers, train, steps, dev, settings, recipe.seed, run.checkpoints, inputs)
     if outcome is not None:
         logger.info(f"train: {outcome.words}, from the start")
