@@ -22,6 +22,7 @@ from tunesmith.export import job as export_job
 from tunesmith.export.forms.form import Operation, peak
 from tunesmith.pipeline import verbs as api
 from tunesmith.pipeline.export import dry_run
+from tunesmith.pipeline.plan import plan
 from tunesmith.recipe import dump_recipe
 from tunesmith.rundir import NEXT, READY, RunDir, sha256_file, write_text
 from tunesmith.rundir.atomic import is_full_disk
@@ -78,6 +79,25 @@ def test_every_form_lies_there_as_planned(exported):
         elif path.is_file():
             assert path.stat().st_size < 2 * step.nbytes
     assert list(Export.read(exported.export / "export.json").files) == ["F16", "Q4_0"]
+
+
+def test_a_plan_from_the_configuration_alone_foretells_every_file(exported):
+    """Within 3 % of what lies there: of a checkpoint, the adapter, and each form."""
+
+    def size(path):
+        return sum(file.stat().st_size for file in path.rglob("*")) if path.is_dir() else path.stat().st_size
+
+    foretold = plan(str(exported.path), gpu="T4").disk.run
+    checkpoints = {name: nbytes for name, nbytes in foretold.items() if "checkpoint" in name}
+    (most,) = checkpoints
+    newest = max(exported.checkpoints.glob("step-*"))
+    assert checkpoints[most] / int(most.split()[0]) == pytest.approx(size(newest), rel=0.03)
+    assert foretold["adapter"] == pytest.approx(size(exported.adapter / "adapter_model.safetensors"), rel=0.03)
+    places = {"merged": "merged", "F16.gguf": "toy-F16.gguf", "Q4_0.gguf": "toy-Q4_0.gguf"}
+    places |= {"adapter.gguf": "toy-lora.gguf", "base-Q4_0.gguf": "toy-base-Q4_0.gguf"}
+    for name, place in places.items():
+        assert foretold[name] == pytest.approx(size(exported.export / place), rel=0.03), name
+    assert set(foretold) == {most, "adapter", *places}, "F16 stays, so nothing is temporary"
 
 
 def test_files_say_what_they_are(exported, tokenizer):

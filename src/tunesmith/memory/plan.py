@@ -156,7 +156,7 @@ def settings(shape: Shape, dials: Dials) -> Iterator[Dials]:
 
 
 def _policies(shape: Shape, dials: Dials) -> Iterator[str | int | tuple[int, ...]]:
-    if dials.recompute not in ("auto", "none"):
+    if dials.recompute != "auto":
         yield dials.recompute
         return
     yield from POLICIES[:-1]

@@ -99,7 +99,7 @@ def table(tokens: int = 2048, gpus: Sequence[str] = ()) -> TechniqueTable:
     for size in sizes():
         times: dict[str, float | None] = {}
         for card in chosen:
-            dials = Dials(compute=card.compute, tokens=tokens, rows=max(1, round(SUPERVISED * tokens)))
+            dials = Dials(compute=card.compute, recompute="auto", tokens=tokens, rows=max(1, round(SUPERVISED * tokens)))
             found = make_plan(size.shape, dials, int(card.memory_bytes.value), Rates.of(card))
             times[card.name] = found.chosen.seconds if found.fits else None
         by_technique = {technique.name: needed(size, technique, tokens) for technique in TECHNIQUES}
