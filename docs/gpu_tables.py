@@ -2,13 +2,10 @@
 
 from tunesmith.memory.cards import Card, as_of, cards, find_card
 from tunesmith.memory.speed import Recompute, Sizes, fits, step_time
+from tunesmith.memory.techniques import sizes
 
 BEGIN, END = "<!-- predictions -->\n", "<!-- end of predictions -->\n"
-MODELS = {
-    "1B": Sizes(hidden=2048, intermediate=8192, layers=16, query=2048, key_value=512, vocab=128256, tied=True),
-    "8B": Sizes(hidden=4096, intermediate=14336, layers=32, query=4096, key_value=1024, vocab=128256, tied=False),
-    "27B": Sizes(hidden=5376, intermediate=21504, layers=62, query=4096, key_value=2048, vocab=262144, tied=True),
-}
+MODELS = {size.name: Sizes.of(size.shape) for size in sizes() if size.name in ("1B", "8B", "27B")}
 RECOMPUTE: dict[str, Recompute] = {"1B": "none", "8B": "layer", "27B": "layer"}
 STEP, SUPERVISED = 8192, 0.14
 # What benchmarks/gpu.py measures, without dropout and at rank 16.

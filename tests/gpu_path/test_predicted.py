@@ -3,10 +3,11 @@
 import pytest
 
 from tunesmith.memory.speed import LAUNCHES, LayerBytes, Sizes
+from tunesmith.memory.techniques import sizes
 
 from .budgets import STEPS
 
-EIGHT = Sizes(hidden=4096, intermediate=14336, layers=32, query=4096, key_value=1024, vocab=128256, tied=False)
+EIGHT = Sizes.of(next(size.shape for size in sizes() if size.name == "8B"))
 WALKED = {("bf16", "none"): "llama-8b", ("bf16", "layer"): "llama-8b layer", ("fp16", "none"): "llama-8b fp16"}
 
 

@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from tunesmith.memory.cards import Card
+from tunesmith.memory.cards import Card, find_card
 from tunesmith.memory.dials import BYTES, POLICIES, Dials
 from tunesmith.memory.estimate import Estimate, Run, estimate, runs
-from tunesmith.memory.room import CONTEXT
+from tunesmith.memory.room import CONTEXT, HEADROOM, resident_bytes
 from tunesmith.memory.shape import Shape
 from tunesmith.memory.speed import Sizes, step_time
 
@@ -70,7 +70,9 @@ class Point:
         return estimate(self.shape, self.dials)
 
     def needs(self, context: int) -> int:
-        """Bytes of the card, allocator and context together."""
+        """Bytes of the card, allocator and context together; of a CPU those of the whole process, as in training."""
+        if self.dials.device == "cpu":
+            return resident_bytes(self.shape, self.dials)
         return self.estimate.reserved + context
 
 
@@ -122,6 +124,51 @@ def make_plan(
         passed_over=_passed_over(exact, chosen, budget, context),
         smallest=smallest,
     )
+
+
+def plan_for_training(shape: Shape, dials: Dials, room: int, card: str, context: int = CONTEXT, factor: float = 1.0) -> Plan:
+    """What a training turns to fit a GPU, and ``advise`` foretells: what is exact, a twentieth of the room left over.
+
+    Args:
+        room: bytes that it may take.
+        card: name of the GPU; where it is in no table, settings are ordered by what they compute again and copy.
+        context: bytes of the process that are part of the room.
+        factor: by which the estimate is known to be too small.
+    """
+    known = find_card(card)
+    rates = None if known is None else Rates.of(known)
+    return make_plan(shape, dials, int(room / HEADROOM["gpu"] / factor), rates, context, may_round=False)
+
+
+def turned(dials: Dials) -> dict[str, str | int | tuple[int, ...]]:
+    """Dials by the names that a recipe has for them, where they differ from its defaults."""
+    found: dict[str, str | int | tuple[int, ...]] = {
+        "train.recompute": "none" if dials.recompute == "auto" else dials.recompute
+    }
+    if dials.embedding_on == "host":
+        found["train.embedding_on"] = "host"
+    if dials.head == "int8":
+        found["base_head"] = "int8"
+    if dials.optimizer != "adamw":
+        found["train.optimizer"] = dials.optimizer
+    if dials.offload != "none":
+        found["train.offload"] = dials.offload
+    if dials.mlp_tile:
+        found["train.mlp_tile"] = dials.mlp_tile
+    if dials.resident_layers is not None:
+        found["train.resident_layers"] = dials.resident_layers
+    return found
+
+
+def turned_words(dials: Dials) -> str:
+    """The same in a line."""
+    return ", ".join(f"{key} {_layers(value)}" for key, value in turned(dials).items())
+
+
+def _layers(value: str | int | tuple[int, ...]) -> str:
+    if not isinstance(value, tuple):
+        return str(value)
+    return f"layers {min(value, default=0)} to {max(value, default=0)}"
 
 
 def _fastest(points: list[Point], budget: int, context: int) -> Point | None:
@@ -195,27 +242,9 @@ def rounding(dials: Dials) -> Iterator[Dials]:
             yield replace(head, optimizer="adamw_8bit")
 
 
-def sizes_of(shape: Shape) -> Sizes:
-    """What the time model asks of a shape: widths as a mean of the layers, of a mixture the experts that a token passes."""
-
-    def mean(widths: Iterator[int]) -> int:
-        counts = (count for _, count in shape.kinds)
-        return round(sum(count * width for count, width in zip(counts, widths, strict=True)) / shape.depth)
-
-    return Sizes(
-        hidden=shape.hidden,
-        intermediate=mean(layer.intermediate + layer.chosen * layer.expert + layer.shared for layer, _ in shape.kinds),
-        layers=shape.depth,
-        query=mean(layer.query for layer, _ in shape.kinds),
-        key_value=mean(layer.key_value for layer, _ in shape.kinds),
-        vocab=shape.vocab,
-        tied=shape.tied,
-    )
-
-
 def seconds(shape: Shape, dials: Dials, rates: Rates | None) -> float | None:
     """Of a micro-batch, by the rates; without a card, in passes over a layer's products, which orders settings alike."""
-    sizes = sizes_of(shape)
+    sizes = Sizes.of(shape)
     again = sum(run.count * _again(shape, run) for run in runs(shape, dials)) / shape.depth
     moved = _moved(shape, dials)
     if rates is not None and rates.card is None:

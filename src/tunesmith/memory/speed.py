@@ -11,11 +11,13 @@ Refused: a rate a card that is fitted to the tokens a second that others report.
 Left out: kernels that overlap, the tail of a launch that does not fill the chip, a card that gets hot, mixtures, windows.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Self
 
 from tunesmith.memory.cards import Card
 from tunesmith.memory.dials import BYTES
+from tunesmith.memory.shape import Shape
 
 Recompute = Literal["none", "layer"]
 NF4 = BYTES["nf4"]
@@ -36,7 +38,7 @@ ROOM = 0.9  # of a card's memory: what weights may take before anything else
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """A dense decoder.
+    """Widths of a dense decoder, by which its time is reckoned.
 
     Attributes:
         query, key_value: width of all query heads, and of all key (or value) heads.
@@ -50,6 +52,24 @@ class Sizes:
     key_value: int
     vocab: int
     tied: bool
+
+    @classmethod
+    def of(cls, shape: Shape) -> Self:
+        """Of a model: widths as a mean of the layers, of a mixture the experts that a token passes."""
+
+        def mean(widths: Iterator[int]) -> int:
+            counts = (count for _, count in shape.kinds)
+            return round(sum(count * width for count, width in zip(counts, widths, strict=True)) / shape.depth)
+
+        return cls(
+            hidden=shape.hidden,
+            intermediate=mean(layer.intermediate + layer.chosen * layer.expert + layer.shared for layer, _ in shape.kinds),
+            layers=shape.depth,
+            query=mean(layer.query for layer, _ in shape.kinds),
+            key_value=mean(layer.key_value for layer, _ in shape.kinds),
+            vocab=shape.vocab,
+            tied=shape.tied,
+        )
 
     @property
     def linear(self) -> int:

@@ -24,9 +24,8 @@ import torch
 
 from tunesmith.engines.base import BaseModel, LoadedModel
 from tunesmith.formatting import gb, parse_amount
-from tunesmith.memory.cards import find_card
 from tunesmith.memory.dials import Dials, dials_of
-from tunesmith.memory.plan import Plan, Rates, make_plan
+from tunesmith.memory.plan import Plan, plan_for_training
 from tunesmith.memory.room import CONTEXT, HEADROOM
 from tunesmith.memory.shape import Shape, read_shape
 from tunesmith.models.device import best_device, device_name, usable_memory
@@ -94,7 +93,8 @@ def choose_dials(derived: Derived, loaded: LoadedModel, shortage: Shortage | Non
     turned = turned_settings(wanted, plan.chosen.dials)
     if not turned:
         return derived
-    needs, room = gb(plan.chosen.needs(0) * HEADROOM["gpu"]), room_of(wanted.memory, device, shortage)
+    factor = 1.0 if shortage is None else shortage.factor
+    needs, room = gb(plan.chosen.needs(0) * HEADROOM["gpu"] * factor), room_of(wanted.memory, device, shortage)
     also = "".join(f", {key} {value}" for key, value in turned.items() if key != "recompute")
     how = "the fastest plan that fits" if plan.fits else "the least there is, and it may not fit"
     return _with(derived, turned, f"{how}{also}: {needs} of {gb(room)} with a twentieth to spare")
@@ -127,10 +127,8 @@ def dials_of_run(base: BaseModel, lora: Lora, train: TrainSettings, device: Lite
 
 def plan_of(shape: Shape, dials: Dials, memory: str, device: torch.device, shortage: Shortage | None = None) -> Plan:
     """The plan for a GPU's free memory, or for less where ``train.memory`` says less."""
-    card = find_card(device_name(device))
     factor = 1.0 if shortage is None else shortage.factor
-    budget = int(room_of(memory, device, shortage) / HEADROOM["gpu"] / factor)
-    return make_plan(shape, dials, budget, None if card is None else Rates.of(card), 0, may_round=False)
+    return plan_for_training(shape, dials, room_of(memory, device, shortage), device_name(device), 0, factor)
 
 
 def room_of(memory: str, device: torch.device, shortage: Shortage | None = None) -> int:

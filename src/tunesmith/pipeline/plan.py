@@ -23,9 +23,10 @@ from tunesmith.formatting import parse_amount
 from tunesmith.memory.cards import Card, cards, find_card
 from tunesmith.memory.dials import Dials, dials_of
 from tunesmith.memory.disk import base_bytes, stored_bytes
-from tunesmith.memory.plan import Plan, Point, Rates, make_plan, sizes_of
+from tunesmith.memory.plan import Plan, Point, Rates, make_plan, turned
 from tunesmith.memory.room import CONTEXT, PROCESS
 from tunesmith.memory.shape import Shape, shape_of
+from tunesmith.memory.speed import Sizes
 from tunesmith.memory.techniques import SUPERVISED, TECHNIQUES, needed, sizes
 from tunesmith.pipeline.disk import training_files
 from tunesmith.pipeline.stage import module_of
@@ -184,7 +185,7 @@ def _disk(recipe: Recipe | None, target: Path, directory: Path, config: Json, po
 
 
 def _products(shape: Shape) -> dict[str, float]:
-    return module_of("plan_measured").cpu(shape.hidden, sizes_of(shape).intermediate)
+    return module_of("plan_measured").cpu(shape.hidden, Sizes.of(shape).intermediate)
 
 
 def _card(name: str) -> Card:
@@ -252,6 +253,9 @@ def _place(
 def _report(model: str, found: Plan, place: Place, disk: DiskPlan) -> PlanReport:
     point = found.chosen
     estimate, dials = point.estimate, point.dials
+    needs, reserved = point.needs(place.context_bytes), estimate.reserved
+    if place.device == "cpu":  # no allocator of segments: what is not tensors is the process's own
+        reserved, place = estimate.peak, replace(place, context_bytes=needs - estimate.peak)
     speed = None if place.product_flops is None or not point.seconds else dials.tokens / point.seconds
     rent = place.dollars_per_hour
     return PlanReport(
@@ -263,8 +267,8 @@ def _report(model: str, found: Plan, place: Place, disk: DiskPlan) -> PlanReport
         plan=turned(dials),
         rounds=found.rounds,
         peak_bytes=estimate.peak,
-        reserved_bytes=estimate.reserved,
-        needs_bytes=point.needs(place.context_bytes),
+        reserved_bytes=reserved,
+        needs_bytes=needs,
         where=estimate.where,
         terms=estimate.terms,
         seconds=None if speed is None else point.seconds,
@@ -279,23 +283,3 @@ def _report(model: str, found: Plan, place: Place, disk: DiskPlan) -> PlanReport
 def _setting(point: Point, place: Place, timed: bool) -> Setting:
     needs = point.needs(place.context_bytes)
     return Setting(plan=turned(point.dials), needs_bytes=needs, seconds=point.seconds if timed else None)
-
-
-def turned(dials: Dials) -> dict[str, str | int | tuple[int, ...]]:
-    """Dials by the names that a recipe has for them, where they differ from its defaults."""
-    found: dict[str, str | int | tuple[int, ...]] = {
-        "train.recompute": "none" if dials.recompute == "auto" else dials.recompute
-    }
-    if dials.embedding_on == "host":
-        found["train.embedding_on"] = "host"
-    if dials.head == "int8":
-        found["base_head"] = "int8"
-    if dials.optimizer != "adamw":
-        found["train.optimizer"] = dials.optimizer
-    if dials.offload != "none":
-        found["train.offload"] = dials.offload
-    if dials.mlp_tile:
-        found["train.mlp_tile"] = dials.mlp_tile
-    if dials.resident_layers is not None:
-        found["train.resident_layers"] = dials.resident_layers
-    return found

@@ -20,12 +20,12 @@ import torch
 from tunesmith.engines.base import BaseModel
 from tunesmith.formatting import gb
 from tunesmith.memory.estimate import estimate
+from tunesmith.memory.plan import turned_words
 from tunesmith.memory.room import CONTEXT
 from tunesmith.memory.shape import Shape, read_shape
 from tunesmith.models.device import best_device, context_bytes, reserved_bytes, usable_memory
 from tunesmith.models.gpu_failure import asked_bytes
 from tunesmith.pipeline.dials import Shortage, dials_of_run, placed, plan_of, turned_settings
-from tunesmith.pipeline.plan import turned
 from tunesmith.recipe import Recipe, TrainSettings
 
 logger = logging.getLogger(__name__)
@@ -57,10 +57,9 @@ def replanned(
     dials = dials_of_run(again, recipe.lora, chosen)
     if dials == failed:
         return None
-    words = ", ".join(f"{key} {value}" for key, value in turned(dials).items())
     logger.warning(
         f"train: the GPU's memory ended in the first step: it takes {gb(needed)} or more where {gb(shortage.foretold)} were "
         f"foretold, and {gb(shortage.context)} are taken beside the allocator where {gb(CONTEXT)} were assumed; planned again, "
-        f"once: {words}"
+        f"once: {turned_words(dials)}"
     )
     return again, shortage
