@@ -4,7 +4,7 @@ import pytest
 
 from shared import write_recipe
 from tunesmith.errors import RunError
-from tunesmith.memory.shape import read_shape
+from tunesmith.memory.shape import Shape, read_shape
 from tunesmith.pipeline import disk
 from tunesmith.pipeline import verbs as api
 
@@ -30,6 +30,7 @@ def test_a_run_is_refused_before_its_first_stage(tmp_path, tiny_dir, a_disk):
 
 def test_what_lies_there_counts_as_room(tmp_path, tiny_dir, a_disk, make_recipe):
     recipe, shape = make_recipe(), read_shape(tiny_dir)
+    assert isinstance(shape, Shape)
     run = api.open_run(write_recipe(tmp_path, tiny_dir), tmp_path / "run")
     a_disk(1e9)
     disk.refuse_training(run, recipe, shape, {}, ())

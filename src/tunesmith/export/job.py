@@ -178,9 +178,11 @@ def _noted(file: Path) -> dict[str, FinishedStep]:
 def _refuse_full_disk(job: Job, steps: Sequence[Operation], done: Iterable[str]) -> None:
     needed, free = peak(steps, done), free_bytes(job.staged)
     if needed > free:
+        largest = max((step for step in steps if step.target not in done), key=lambda step: step.nbytes)
         raise ExportError(
             f"{job.run.export}: the export takes {needed:,} bytes at a time, {free:,} are free; nothing was written",
-            f"make room, or ask for fewer forms; tunesmith export {job.run.path} --dry-run lists them",
+            f"make room, or ask for fewer forms: {largest.target} alone takes {largest.nbytes:,}; "
+            f"tunesmith export {job.run.path} --dry-run lists them",
         )
 
 

@@ -1,10 +1,10 @@
 """Bytes that a training writes, from shapes alone: the base, the stored layers, the checkpoints, the adapter.
 
 A disk that is full after a night is dearer than one that is refused, so every form has its size before its first byte. Weights
-are counted, not measured: what a file holds beside them (names, places, a few numbers a tensor) is ``ENTRY`` bytes a tensor.
+are counted; what a file holds beside them (names, places, a few numbers) is taken for as much a tensor (``ENTRY``).
 What an export writes is known by ``export/sizes.py``.
 
-Held by tests within 3 % of the files of a real run, beside a kilobyte a file.
+Held by tests within 3 % of the files of a real run.
 
 Left out: image and audio towers of a multimodal checkpoint, rendered rows, answers, and logs.
 """
@@ -19,7 +19,7 @@ from tunesmith.rundir.records import Json
 SECTOR = 4096  # a stored layer begins at a multiple of it, and is filled up to one
 PART = 512  # a part of a weight begins at a multiple of it
 CODED, NESTED = 64, 256  # weights with one absmax, and such with one absmax of their own
-ENTRY = 160  # bytes of a tensor's entry in the header of a safetensors file: name, dtype, shape, place
+ENTRY, MOMENT_ENTRY = 140, 75  # bytes of a tensor's entry in a safetensors header: name, dtype, shape, place; of a moment's
 STATE = 2048  # bytes of a checkpoint's other files, about
 WIDTH = {"float32": 4, "float16": 2, "bfloat16": 2}
 BEST, WRITTEN = 1, 1  # checkpoints that are there beside the newest ones: the best one, and the one that is being written
@@ -70,12 +70,12 @@ def _weights(layer: Layer, hidden: int) -> list[int]:
 
 def adapter_file_bytes(shape: Shape, dials: Dials) -> int:
     """Bytes of an adapter's file, as if every linear layer were adapted."""
-    return estimate(shape, dials).resident["adapter"] + 2 * ENTRY * _adapted(shape)
+    return estimate(shape, dials).resident["adapter"] + 2 * ENTRY * adapted_layers(shape)
 
 
 def checkpoint_bytes(shape: Shape, dials: Dials) -> int:
     """Bytes of a checkpoint: the adapter and the optimizer's state, of which each factor has three tensors."""
-    moments = estimate(shape, dials).resident["optimizer"] + 2 * 3 * ENTRY * _adapted(shape)
+    moments = estimate(shape, dials).resident["optimizer"] + 2 * 3 * MOMENT_ENTRY * adapted_layers(shape)
     return adapter_file_bytes(shape, dials) + moments + STATE
 
 
@@ -90,6 +90,6 @@ def checkpoints_at_once(keep: int, saves: int | None = None) -> int:
     return most if saves is None else min(most, saves)
 
 
-def _adapted(shape: Shape) -> int:
+def adapted_layers(shape: Shape) -> int:
     """Layers that have an adapter."""
     return sum(sum(len(outs) for _, outs in groups(layer, shape.hidden)) + 2 * (layer.experts > 0) for layer in shape.layers)

@@ -21,7 +21,7 @@ from tunesmith.engines.openai_endpoint import OpenAIEndpoint
 from tunesmith.errors import MissingPackage, RecipeError
 from tunesmith.evaluate.metrics import make_metric
 from tunesmith.memory.shape import Shape, read_shape
-from tunesmith.pipeline.disk import refuse_training
+from tunesmith.pipeline.disk import Saving, refuse_training
 from tunesmith.pipeline.stage import Stage, module_of
 from tunesmith.recipe import EXTERNAL, Recipe, is_shipped_name
 from tunesmith.recipe.derive import ALPHA
@@ -62,12 +62,14 @@ def refuse_early(run: RunDir, recipe: Recipe, stages: Sequence[Stage], *, fetch:
     if isinstance(directory, str):
         return directory
     check_base(recipe, base_facts(directory))
-    steps = module_of("export").check_export(recipe, directory) if fetch and "export" in modules else []
-    if "train" in modules and recipe.lora.target_modules == "all-linear":  # of other targets training knows the size
-        shape = read_shape(directory)
-        files, savings = module_of("export").files_of(steps) if steps else ({}, [])
-        if isinstance(shape, Shape):
-            refuse_training(run, recipe, shape, files, savings)
+    files: dict[str, int] = {}
+    savings: list[Saving] = []
+    if fetch and "export" in modules:
+        files, savings = module_of("export").files_of(module_of("export").check_export(recipe, directory))
+    shape = read_shape(directory)
+    # An adapter of other targets is smaller; training knows by how much.
+    if "train" in modules and recipe.lora.target_modules == "all-linear" and isinstance(shape, Shape):
+        refuse_training(run, recipe, shape, files, savings)
     return None
 
 

@@ -167,7 +167,7 @@ def _disk(recipe: Recipe | None, target: Path, directory: Path, config: Json, po
     left_out = ["towers of a multimodal model"] if "text_config" in config else []
     if find_spec("gguf") is not None:
         export = Export() if recipe is None else recipe.export
-        files |= module_of("plan_disk").export_files(export, shape, config, directory, files["adapter"])
+        files |= module_of("plan_disk").export_files(export, shape, config, directory, dials.r)
     else:
         left_out.append("the export (install tunesmith[gguf] for its sizes)")
     cache = hardware.cache_dir() if there else hardware.hub_cache()

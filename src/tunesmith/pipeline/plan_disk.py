@@ -5,6 +5,7 @@ from pathlib import Path
 from tunesmith.errors import ExportError
 from tunesmith.export.sizes import (
     FULL,
+    INFO,
     TOKEN,
     TOKEN_FILES,
     companion_bytes,
@@ -14,7 +15,7 @@ from tunesmith.export.sizes import (
     sources_of,
     vocabulary_bytes,
 )
-from tunesmith.memory.disk import dense_bytes, width_of
+from tunesmith.memory.disk import adapted_layers, dense_bytes, width_of
 from tunesmith.memory.shape import Shape
 from tunesmith.recipe.run import Export
 from tunesmith.rundir.records import Json
@@ -22,14 +23,14 @@ from tunesmith.rundir.records import Json
 TEMPORARY = "temporary F16.gguf"
 
 
-def export_files(export: Export, shape: Shape, config: Json, directory: Path, adapter: int) -> dict[str, int]:
+def export_files(export: Export, shape: Shape, config: Json, directory: Path, r: int) -> dict[str, int]:
     """Bytes of each file or directory, the text model's alone; a type that its widths do not take is left out.
 
     Args:
         export: of a recipe.
         config: of the model.
         directory: of that; its tokenizer is counted where it is there.
-        adapter: bytes of the adapter.
+        r: of the adapter.
     """
     has_tokenizer = (directory / "tokenizer.json").is_file()
     beside = companion_bytes(directory) if has_tokenizer else TOKEN_FILES * shape.vocab
@@ -47,5 +48,6 @@ def export_files(export: Export, shape: Shape, config: Json, directory: Path, ad
         files[TEMPORARY] = gguf_bytes(tensors, metadata, header, "F16")
     if export.lora_gguf:
         deployed = export.gguf[-1]
+        adapter = 4 * r * shape.adapter_per_rank + 2 * INFO * adapted_layers(shape)
         files |= {"adapter.gguf": adapter, f"base-{deployed}.gguf": files.get(f"{deployed}.gguf", 0)}
     return files

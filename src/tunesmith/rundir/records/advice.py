@@ -328,12 +328,13 @@ class Advice(FileRecord):
     @property
     def rent_line(self) -> str:
         """From the cheapest card to the dearest, with what is assumed; empty where none is known."""
-        if not self.rents:
+        rents = list(self.rents)
+        if not rents:
             return ""
-        ends = self.rents if len(self.rents) < 3 else (self.rents[0], self.rents[-1])
+        ends = rents if len(rents) < 3 else [rents[0], rents[-1]]
         each = [f"{r.dollars:.2f} USD on {r.card} ({r.hours:,.2f} h at {r.per_hour:.2f})" for r in ends]
-        of = f", the cheapest and the dearest of {len(self.rents)} cards that hold it" if len(self.rents) > 2 else ""
-        assumed = f"predicted for the steps alone and not measured; prices: {self.rents[0].source}"
+        of = f", the cheapest and the dearest of {len(rents)} cards that hold it" if len(rents) > 2 else ""
+        assumed = f"predicted for the steps alone and not measured; prices: {rents[0].source}"
         return f"rent of one training: {' to '.join(each)}{of}; {assumed}"
 
     def _repr_html_(self) -> str:
