@@ -9,7 +9,7 @@ from tunesmith.memory.cost import rents
 from tunesmith.memory.dials import Dials
 from tunesmith.memory.techniques import sizes
 
-SHAPES = {size.name: size.shape for size in sizes() if size.name in ("1B", "8B")}
+SHAPES = {size.name: size.shape for size in sizes() if size.name in ("8B", "27B")}
 DIALS = Dials(recompute="auto", rows=287)
 
 
@@ -23,7 +23,7 @@ def test_the_cheapest_run_comes_first_and_cost_is_hours_by_price():
 
 
 def test_a_card_that_does_not_hold_the_run_is_left_out():
-    dense = rents(SHAPES["8B"], replace(DIALS, base="bf16"), 1e6)
-    small = {rent.card for rent in rents(SHAPES["8B"], DIALS, 1e6)} - {rent.card for rent in dense}
+    dense = rents(SHAPES["27B"], replace(DIALS, base="bf16"), 1e6)
+    small = {rent.card for rent in rents(SHAPES["27B"], DIALS, 1e6)} - {rent.card for rent in dense}
     cards = [find_card(name) for name in small]
-    assert cards and all(card is not None and card.memory_bytes.value < 26e9 for card in cards)
+    assert cards and all(card is not None and card.memory_bytes.value < 55e9 for card in cards)

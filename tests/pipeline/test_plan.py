@@ -7,6 +7,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from tunesmith.cli.plan_text import plan_lines
 from tunesmith.errors import ModelError
+from tunesmith.hardware import hub_cache
 from tunesmith.memory.dials import Dials
 from tunesmith.memory.room import resident_bytes
 from tunesmith.memory.shape import Shape, read_shape
@@ -37,14 +38,15 @@ def test_a_cpu_is_reckoned_with_as_in_training(tiny_dir, monkeypatch):
 def test_of_a_hub_model_the_configuration_alone_is_fetched_and_that_is_said(config_alone, monkeypatch, talk):
     asked = []
 
-    def fetch(model, name, revision):
+    def fetch(model, name, revision, local_dir):
         asked.append((model, name, revision))
+        assert hub_cache() not in Path(local_dir).parents, "where it would look like a model that is there"
         return str(config_alone / "config.json")
 
     monkeypatch.setattr("tunesmith.checkpoints.fetch_config.hf_hub_download", fetch)
     report = plan("org/large", gpu="T4")
     assert asked == [("org/large", "config.json", None)] and report.model == "org/large" and report.fits
-    assert "org/large has not been fetched yet; its config.json is, a few kB, and no weights" in talk()
+    assert "org/large has not been fetched yet; fetching its config.json alone, a few kB" in talk()
     assert report.disk.there == () and report.disk.cached["base"] == report.disk.missing_bytes > 0
 
 

@@ -198,7 +198,7 @@ def settings(shape: Shape, dials: Dials) -> Iterator[Dials]:
         for policy in _policies(shape, here):
             kept = replace(here, recompute=policy)
             yield kept
-            if policy == "layer" and dials.device == "gpu":
+            if dials.device == "gpu" and (policy == "layer" or dials.recompute != "auto"):
                 yield from _beyond(shape, kept)
 
 
@@ -215,11 +215,13 @@ def _policies(shape: Shape, dials: Dials) -> Iterator[str | int | tuple[int, ...
 
 
 def _beyond(shape: Shape, dials: Dials) -> Iterator[Dials]:
-    """What can be turned once every layer is recomputed."""
+    """What can be turned once every layer is recomputed; where the recipe says another policy, the layers on the card alone."""
     tiles = (0, *(tile for tile in TILES if tile < dials.tokens)) if not dials.mlp_tile else (dials.mlp_tile,)
+    offloads = ("none", "inputs") if dials.offload == "none" else (dials.offload,)
+    if dials.recompute != "layer":
+        tiles, offloads = (dials.mlp_tile,), (dials.offload,)
     if any(layer.experts for layer in shape.layers):
         tiles = tiles[:1]
-    offloads = ("none", "inputs") if dials.offload == "none" else (dials.offload,)
     resident: tuple[int | None, ...] = (dials.resident_layers,)
     if dials.base == "nf4" and dials.resident_layers is None:
         resident = (None, *(round(share * shape.depth) for share in RESIDENT))

@@ -132,7 +132,7 @@ def _config_file(model: str, revision: str | None) -> Path:
     if model.endswith(".gguf"):
         hint = "put its config.json into a directory of its own and give that; no weights are read"
         raise ModelError(f"{directory}, so its sizes are not known", hint)
-    logger.info(f"plan: {directory}; its config.json is, a few kB, and no weights")
+    logger.info(f"plan: {directory}; fetching its config.json alone, a few kB")
     return fetch_config(model, revision)
 
 

@@ -393,7 +393,9 @@ def steps_in_world(
                 try:
                     record = _optimizer_step(train, steps, number, optimizer, settings, world)
                 except torch.OutOfMemoryError as error:
-                    raise FirstStepFull(str(error)) if number == first else error from error
+                    if number > first:
+                        raise
+                    raise FirstStepFull(str(error)) from error
                 if record.step in eval_steps:
                     _refuse_broken_weights(layers, record.step)
                     if dev is not None:
