@@ -32,9 +32,10 @@ def train(tmp_path, tiny_dir, monkeypatch, tried):
 
     Args:
         passes: policies whose steps fit.
+        fails_at: number of a step that never fits.
     """
 
-    def make(name, passes=("none", "attention", "mlp", "layer"), card=True, **keys):
+    def make(name, passes=("none", "attention", "mlp", "layer"), card=True, fails_at=None, **keys):
         # Rows so long that a policy makes a difference.
         changes = {
             "train.ranks": 1,
@@ -54,7 +55,7 @@ def train(tmp_path, tiny_dir, monkeypatch, tried):
             policy = policy if isinstance(policy, str) else "some layers"
             if policy not in tried:
                 tried.append(policy)
-            if policy not in passes:
+            if policy not in passes or number == fails_at:
                 raise torch.OutOfMemoryError(FULL)
             return plain(self, number)
 
@@ -97,6 +98,12 @@ def test_a_second_failure_and_dials_that_are_set_are_the_known_error(train, trie
     with pytest.raises(TrainingError, match=r"the GPU's memory is full: 96\.00 MiB were asked for") as caught:
         train("fails", passes=(), **keys)
     assert "train.max_length: 512" in caught.value.hint and len(tried) == count
+
+
+def test_a_later_step_is_not_planned_again(train, tried, talk):
+    with pytest.raises(TrainingError, match="the GPU's memory is full"):
+        train("late", fails_at=1)
+    assert tried == ["none"] and "planned again" not in talk()
 
 
 def test_what_was_measured_takes_the_place_of_what_was_assumed():
