@@ -53,12 +53,8 @@ class Shortage:
         return max(1.0, self.needed / self.foretold)
 
 
-def placed(base: BaseModel, recipe: Recipe, shortage: Shortage | None = None) -> BaseModel:
-    """The base with what the loader must know to make the recipe's training fit the GPU; as it is without one.
-
-    Args:
-        shortage: what is known better than by assumption.
-    """
+def placed(base: BaseModel, recipe: Recipe) -> BaseModel:
+    """The base with what the loader must know to make the recipe's training fit the GPU; as it is without one."""
     train, device = recipe.train, best_device()
     at_default = train.resident_layers == "all" and train.embedding_on == "device"
     if device.type == "cpu" or train.memory == "off" or not at_default:
@@ -70,7 +66,7 @@ def placed(base: BaseModel, recipe: Recipe, shortage: Shortage | None = None) ->
     step = max(step, 2 * train.max_length)  # gradients of a second pack stay
     known = {**train.model_dump(), "learning_rate": 1.0, "num_train_epochs": 1, "tokens_per_step": step}
     numbers = TrainSettings.model_validate(known)
-    plan = plan_of(shape, dials_of_run(base, recipe.lora, numbers), train.memory, device, shortage)
+    plan = plan_of(shape, dials_of_run(base, recipe.lora, numbers), train.memory, device)
     resident = plan.chosen.dials.resident_layers
     return replace(base, resident_layers="all" if resident is None else resident, embedding_on=plan.chosen.dials.embedding_on)
 
@@ -79,7 +75,7 @@ def choose_dials(derived: Derived, loaded: LoadedModel, shortage: Shortage | Non
     """The same settings with what the plan turns: the policy for ``recompute: auto``, and on a GPU a line that says why.
 
     Args:
-        shortage: as ``placed``.
+        shortage: what is known better than by assumption, since a first step did not fit.
     """
     wanted, device = derived.settings, best_device()
     auto = wanted.recompute == "auto"

@@ -25,7 +25,7 @@ from tunesmith.memory.room import CONTEXT
 from tunesmith.memory.shape import Shape, read_shape
 from tunesmith.models.device import best_device, context_bytes, reserved_bytes, usable_memory
 from tunesmith.models.gpu_failure import asked_bytes
-from tunesmith.pipeline.dials import Shortage, dials_of_run, placed, plan_of, turned_settings
+from tunesmith.pipeline.dials import Shortage, dials_of_run, plan_of
 from tunesmith.recipe import Recipe, TrainSettings
 
 logger = logging.getLogger(__name__)
@@ -49,14 +49,13 @@ def replanned(
     needed = max(held + asked_bytes(error), usable_memory(device) + 1)
     shortage = Shortage(needed=needed, foretold=estimate(shape, failed).reserved, context=context_bytes(device))
     train = recipe.train
-    again = placed(replace(base, resident_layers=train.resident_layers, embedding_on=train.embedding_on), recipe, shortage)
-    own = {key: vars(train)[key] for key in ("recompute", "offload", "mlp_tile")}
-    wanted = settings.model_copy(update=own)
-    plan = plan_of(shape, dials_of_run(again, recipe.lora, wanted), train.memory, device, shortage)
-    chosen = settings.model_copy(update={**own, **turned_settings(wanted, plan.chosen.dials)})
-    dials = dials_of_run(again, recipe.lora, chosen)
+    unplaced = replace(base, resident_layers=train.resident_layers, embedding_on=train.embedding_on)
+    wanted = settings.model_copy(update={key: vars(train)[key] for key in ("recompute", "offload", "mlp_tile")})
+    dials = plan_of(shape, dials_of_run(unplaced, recipe.lora, wanted), train.memory, device, shortage).chosen.dials
     if dials == failed:
         return None
+    resident = "all" if dials.resident_layers is None else dials.resident_layers
+    again = replace(unplaced, resident_layers=resident, embedding_on=dials.embedding_on)
     logger.warning(
         f"train: the GPU's memory ended in the first step: it takes {gb(needed)} or more where {gb(shortage.foretold)} were "
         f"foretold, and {gb(shortage.context)} are taken beside the allocator where {gb(CONTEXT)} were assumed; planned again, "
