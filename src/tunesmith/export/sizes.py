@@ -24,8 +24,8 @@ ALIGNMENT = 32  # bytes; every tensor of a GGUF begins at a multiple
 SETTINGS = 2048  # bytes of a GGUF's short keys, about
 INFO = 64  # bytes of a tensor's entry in a GGUF, about: name, shape, type, place
 SUFFIXES = {".json", ".jinja", ".model", ".txt"}  # of the files beside the weights
-TOKEN = 36  # bytes of a GGUF for an entry of the vocabulary: its text, its type, its merge; 37 in SmolLM2
-TOKEN_FILES = 75  # bytes of a tokenizer's files for one; 72 in SmolLM2
+TOKEN = 36  # bytes of a GGUF for an entry of the vocabulary: its text, its type, its merge; 37 measured in one of 49,152
+TOKEN_FILES = 75  # bytes of a tokenizer's files for one; 72 in the same
 
 
 def header_bytes(tensors: int, vocabulary: int, template: str = "") -> int:
