@@ -20,13 +20,14 @@ from tunesmith.checkpoints.gguf_reader import GgufReader
 from tunesmith.errors import ExportError
 from tunesmith.export import job as export_job
 from tunesmith.export.forms.form import Operation, peak
+from tunesmith.export.forms.merged import merge_adapter
 from tunesmith.pipeline import verbs as api
-from tunesmith.pipeline.export import dry_run
+from tunesmith.pipeline.export import dry_run, job_of
 from tunesmith.pipeline.plan import plan
 from tunesmith.recipe import dump_recipe
 from tunesmith.rundir import NEXT, READY, RunDir, sha256_file, write_text
 from tunesmith.rundir.atomic import is_full_disk
-from tunesmith.rundir.records.export import Commands, Export
+from tunesmith.rundir.records.export import Commands, Export, Merge
 
 FORMS = {"export.gguf": ["F16", "Q4_0"], "export.imatrix": True, "export.lora_gguf": True}
 SMALL = {"gguf": ("Q8_0",), "imatrix": False, "lora_gguf": False}
@@ -98,6 +99,12 @@ def test_a_plan_from_the_configuration_alone_foretells_every_file(exported):
     for name, place in places.items():
         assert foretold[name] == pytest.approx(size(exported.export / place), rel=0.03), name
     assert set(foretold) == {most, "adapter", *places}, "F16 stays, so nothing is temporary"
+
+
+def test_a_head_that_training_held_in_8_bits_is_not_the_one_that_is_merged(copied):
+    assert Merge.read(copied.export / "merge.json").head == "as trained"
+    job = job_of(copied, copied.recipe().model_copy(update={"base_head": "int8"}))
+    assert merge_adapter(job, dry_run(copied)[0]).head == "original"
 
 
 def test_files_say_what_they_are(exported, tokenizer):
