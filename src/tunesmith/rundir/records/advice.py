@@ -332,7 +332,7 @@ class Advice(FileRecord):
         if not rents:
             return ""
         ends = rents if len(rents) < 3 else [rents[0], rents[-1]]
-        each = [f"{r.dollars:.2f} USD on {r.card} ({r.hours:,.2f} h at {r.per_hour:.2f})" for r in ends]
+        each = [f"{_figure(r.dollars)} USD on {r.card} ({_figure(r.hours)} h at {r.per_hour:.2f})" for r in ends]
         of = f", the cheapest and the dearest of {len(rents)} cards that hold it" if len(rents) > 2 else ""
         assumed = f"predicted for the steps alone and not measured; prices: {rents[0].source}"
         return f"rent of one training: {' to '.join(each)}{of}; {assumed}"
@@ -351,3 +351,8 @@ class Advice(FileRecord):
         if self.provisional:
             html += paragraph("no prompt was asked, and the best one is what a tuned model has to beat", "provisional:")
         return html
+
+
+def _figure(value: float) -> str:
+    """Two decimals, or of what they would not show two digits."""
+    return f"{value:,.2f}" if value >= 0.1 else f"{value:.2g}"
