@@ -354,5 +354,5 @@ class Advice(FileRecord):
 
 
 def _figure(value: float) -> str:
-    """Two decimals, or of what they would not show two digits."""
-    return f"{value:,.2f}" if value >= 0.1 else f"{value:.2g}"
+    """Two decimals, or that it is less than they show."""
+    return f"{value:,.2f}" if value >= 0.005 else "under 0.01"
