@@ -320,22 +320,16 @@ def lines(heat: str, found: Figures) -> str:
 def expected(sizes: Sizes, where: Figures) -> Figures | None:
     """What is foretold of ours on this card; None for a card that is not in the file."""
     from tunesmith.memory.cards import find_card
+    from tunesmith.memory.shape import Shape, shape_of
     from tunesmith.memory.speed import Recompute, step_time
     from tunesmith.memory.speed import Sizes as Widths
 
     card = find_card(where["cards"][0]["name"]) if where["cards"] else None
     if card is None:
         return None
-    s = sizes.shape
-    widths = Widths(
-        hidden=s["hidden_size"],
-        intermediate=s["intermediate_size"],
-        layers=s["num_hidden_layers"],
-        query=s["num_attention_heads"] * s["head_dim"],
-        key_value=s["num_key_value_heads"] * s["head_dim"],
-        vocab=s["vocab_size"],
-        tied=s["tie_word_embeddings"],
-    )
+    shape = shape_of(sizes.shape)
+    assert isinstance(shape, Shape)
+    widths = Widths.of(shape)
     ways: dict[str, Recompute] = {"fast": "none", "lean": "layer"}
     supervised = round(sizes.pack_tokens * SUPERVISED)
     foretold = {

@@ -3,39 +3,18 @@
 A file of its own, since the kernels are measured without transformers.
 """
 
+import json
 from typing import Any
 
+from tunesmith.memory.techniques import FILE
+
+KEYS = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    *("vocab_size", "tie_word_embeddings"),
+)
+PUBLISHED = json.loads(FILE.read_text(encoding="utf-8"))["sizes"]
 SHAPES: dict[str, dict[str, Any]] = {
-    "1B": {
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 64,
-        "vocab_size": 128256,
-        "tie_word_embeddings": True,
-    },
-    "8B": {
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "vocab_size": 128256,
-        "tie_word_embeddings": False,
-    },
-    "27B": {
-        "hidden_size": 5376,
-        "intermediate_size": 21504,
-        "num_hidden_layers": 62,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 16,
-        "head_dim": 128,
-        "vocab_size": 262144,
-        "tie_word_embeddings": True,
-    },
+    name: {key: PUBLISHED[name]["config"][key] for key in KEYS} for name in ("1B", "8B", "27B")
 }
 DRIFT_SHAPE = {
     "hidden_size": 1024,

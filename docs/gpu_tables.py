@@ -5,29 +5,26 @@ from pathlib import Path
 
 from tunesmith.memory.cards import Card, as_of, cards, find_card
 from tunesmith.memory.speed import Recompute, Sizes, fits, step_time
+from tunesmith.memory.techniques import sizes
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 from gpu_path.budgets import STAGES
 
 BEGIN, END = "<!-- predictions -->\n", "<!-- end of predictions -->\n"
 TOKENS_BEGIN, TOKENS_END = "<!-- tokens -->\n", "<!-- end of tokens -->\n"
-MODELS = {
-    "1B": Sizes(hidden=2048, intermediate=8192, layers=16, query=2048, key_value=512, vocab=128256, tied=True),
-    "8B": Sizes(hidden=4096, intermediate=14336, layers=32, query=4096, key_value=1024, vocab=128256, tied=False),
-    "27B": Sizes(hidden=5376, intermediate=21504, layers=62, query=4096, key_value=2048, vocab=262144, tied=True),
-    "30B mixture": Sizes(
-        hidden=2048,
-        intermediate=0,
-        layers=48,
-        query=4096,
-        key_value=512,
-        vocab=151936,
-        tied=False,
-        experts=128,
-        chosen=8,
-        expert=768,
-    ),
-}
+MIXTURE = Sizes(
+    hidden=2048,
+    intermediate=0,
+    layers=48,
+    query=4096,
+    key_value=512,
+    vocab=151936,
+    tied=False,
+    experts=128,
+    chosen=8,
+    expert=768,
+)
+MODELS = {size.name: Sizes.of(size.shape) for size in sizes() if size.name in ("1B", "8B", "27B")} | {"30B mixture": MIXTURE}
 RECOMPUTE: dict[str, Recompute] = {"1B": "none", "8B": "layer", "27B": "layer", "30B mixture": "layer"}
 STEP, SUPERVISED = 8192, 0.14
 # What benchmarks/gpu.py measures, without dropout and at rank 16.

@@ -1,6 +1,7 @@
 """Which directory a model is, and what is said where there is none."""
 
 import pytest
+from huggingface_hub import DryRunFileInfo
 
 from shared import GGUF
 from tunesmith.checkpoints.resolve import find_model
@@ -39,3 +40,15 @@ def test_unknown_hub_id_is_an_error_not_another_model(monkeypatch):
     monkeypatch.setattr("tunesmith.checkpoints.resolve.snapshot_download", offline)
     with pytest.raises(ModelError, match="nobody/nothing: no such file or directory, and the hub"):
         find_model("nobody/nothing")
+
+
+def test_a_model_that_has_no_room_is_not_fetched(monkeypatch):
+    def listed(*_, dry_run=False, **__):
+        assert dry_run, "nothing is fetched"
+        sizes = {"model.safetensors": 16 * 10**9, "config.json": 700}
+        return [DryRunFileInfo("abc", size, name, "", False, True) for name, size in sizes.items()]
+
+    monkeypatch.setattr("tunesmith.checkpoints.resolve.snapshot_download", listed)
+    monkeypatch.setattr("tunesmith.checkpoints.resolve.free_bytes", lambda _: 10**9)
+    with pytest.raises(ModelError, match=r"16\.00 GB are to be fetched, and 1\.00 GB are free in .*; nothing was fetched"):
+        find_model("org/large")

@@ -5,10 +5,11 @@ import dataclasses
 import pytest
 
 from tunesmith.memory.speed import LAUNCHES, MIXTURE_LAUNCHES, LayerBytes, Sizes
+from tunesmith.memory.techniques import sizes
 
 from .budgets import STEPS
 
-EIGHT = Sizes(hidden=4096, intermediate=14336, layers=32, query=4096, key_value=1024, vocab=128256, tied=False)
+EIGHT = Sizes.of(next(size.shape for size in sizes() if size.name == "8B"))
 OF_EXPERTS = Sizes(hidden=2048, intermediate=0, layers=48, query=4096, key_value=512, vocab=151936, tied=False)
 SIXTEEN = dataclasses.replace(OF_EXPERTS, experts=16, chosen=8, expert=768)
 WALKED = {("bf16", "none"): "llama-8b", ("bf16", "layer"): "llama-8b layer", ("fp16", "none"): "llama-8b fp16"}

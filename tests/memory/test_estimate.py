@@ -17,9 +17,9 @@ from transformers import (
 )
 
 from shared import train_settings
-from tunesmith.memory.dials import POLICIES, Dials, dials_of
+from tunesmith.memory.dials import Dials, dials_of
 from tunesmith.memory.estimate import estimate
-from tunesmith.memory.room import HEADROOM, first_that_fits, training_bytes, training_hours
+from tunesmith.memory.room import training_hours
 from tunesmith.memory.shape import Shape, shape_of
 from tunesmith.recipe import Lora
 
@@ -90,20 +90,6 @@ def test_what_takes_less_is_estimated_as_less():
     assert size(recompute="layer") < size(recompute="mlp") < size(recompute="attention") < size()
     assert size(recompute="layer") < size(recompute=tuple(range(2, 32))) < size(recompute=(0, 1)) < size(recompute=()) == size()
     assert size(resident_layers=4) < size()
-
-
-def test_auto_is_the_first_policy_that_fits_a_gpu_with_headroom():
-    dials = dials_of("nf4", "bf16", Lora(r=16), train_settings(recompute="auto"))
-
-    def need(policy):
-        return training_bytes(LARGE, replace(dials, recompute=policy))
-
-    def chosen(room, **changed):
-        return first_that_fits(LARGE, replace(dials, **changed), int(room))
-
-    assert [chosen(HEADROOM["gpu"] * need(policy) + 1) for policy in POLICIES] == list(POLICIES)
-    assert chosen(1e9) == "layer" and chosen(80e9) == "none"
-    assert chosen(80e9, tokens=65536, rows=65536) == "layer"
 
 
 def test_time_is_linear_and_a_mixture_pays_for_the_chosen_experts_alone():

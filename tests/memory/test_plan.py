@@ -52,6 +52,9 @@ def test_dials_that_are_set_stay():
     given = replace(GIVEN, recompute=4, offload="inputs", optimizer="adamw_8bit")
     for dials in settings(SHAPES["8B"], given):
         assert (dials.recompute, dials.offload, dials.optimizer) == (4, "inputs", "adamw_8bit")
+    fixed = list(settings(SHAPES["8B"], replace(GIVEN, recompute="none")))
+    assert {dials.recompute for dials in fixed} == {"none"} and {dials.offload for dials in fixed} == {"none"}
+    assert {dials.embedding_on for dials in fixed} == {"device", "host"} and {0, None} < {d.resident_layers for d in fixed}
     assert all(dials.embedding_on == "device" for dials in settings(SHAPES["1B"], GIVEN)), "tied: it is the head as well"
 
 

@@ -2,10 +2,10 @@
 
 import errno
 import json
+import math
 import os
 import subprocess
 import sys
-from collections import namedtuple
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from shared import ROOT
 from tunesmith.errors import ModelError, RunError
 from tunesmith.kernels.nf4 import quantize_nf4
 from tunesmith.memory import reading, store
+from tunesmith.memory.disk import stored_layer_bytes
 from tunesmith.memory.order import Order
 from tunesmith.memory.reading import FileReader, MappedFile, PinnedArenas, arena_sizes, page_aligned
 from tunesmith.memory.store import Store, stored
@@ -77,8 +78,10 @@ def test_a_store_is_written_once_and_needs_room(kept, tmp_path, monkeypatch):
 
     assert stored(kept.directory, 200_000, again()) == kept == Store.open(kept.directory)
     assert [layer.start % 4096 for layer in kept.layers] == [0] * 4 and kept.layers[2].nbytes == 0
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(1000))
-    with pytest.raises(ModelError, match=r"1\.00 kB are free, but the layers to stream take 0\.52 MB") as caught:
+    counts = [[math.prod(place.shape) for place in layer.weights] for layer in kept.layers]
+    assert kept.nbytes == sum(map(stored_layer_bytes, counts))
+    monkeypatch.setattr(store, "free_bytes", lambda _: 1000)
+    with pytest.raises(ModelError, match=r"1\.00 kB are free, but the layers to stream take 1\.00 MB") as caught:
         stored(tmp_path / "streams" / "other", 1_000_000, again())
     assert "XDG_CACHE_HOME" in caught.value.hint and not (tmp_path / "streams" / "other").exists()
 

@@ -6,9 +6,10 @@ import pytest
 
 from tunesmith.memory.cards import Figure, cards, find_card
 from tunesmith.memory.speed import LAUNCHES, LayerBytes, Sizes, fits, launches, step_time
+from tunesmith.memory.techniques import sizes
 
 TINY = Sizes(hidden=4, intermediate=8, layers=2, query=4, key_value=2, vocab=10, tied=True)
-EIGHT = Sizes(hidden=4096, intermediate=14336, layers=32, query=4096, key_value=1024, vocab=128256, tied=False)
+EIGHT = Sizes.of(next(size.shape for size in sizes() if size.name == "8B"))
 
 
 def card(**figures):

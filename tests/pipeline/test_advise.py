@@ -3,19 +3,24 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from shared import toy_rows, write_recipe
+from shared import toy_rows, train_settings, write_recipe
 from tunesmith.advise.decide import EXIT_CODES
 from tunesmith.cli.text import print_advice
 from tunesmith.errors import DataError, ModelError
+from tunesmith.memory.dials import dials_of
+from tunesmith.memory.plan import plan_for_training, turned_words
+from tunesmith.memory.room import CONTEXT
+from tunesmith.memory.shape import Shape, read_shape
 from tunesmith.pipeline import advise
 from tunesmith.pipeline import verbs as api
 from tunesmith.pipeline.evaluation import Evaluation
 from tunesmith.rundir import read_json, read_rows
-from tunesmith.rundir.records.advice import Advice
+from tunesmith.rundir.records.advice import Advice, MachineFacts
 from tunesmith.rundir.records.evaluation import Candidate, Selection, Trial
 from tunesmith.rundir.records.evidence import CrossFit
 
@@ -82,6 +87,25 @@ def test_quick_tries_the_metric_and_looks_for_the_model(tmp_path, open_toy):
         api.advise(open_toy({"model": "none.gguf"}), quick=True)
     unknown = api.advise(open_toy({"model": "org/never-fetched"}), quick=True)
     assert unknown.checks[-1].state == "unknown" and "not been fetched" in unknown.checks[-1].evidence
+
+
+def test_memory_is_what_the_planner_of_training_comes_to_and_the_rent_is_said(open_toy, monkeypatch, capsys):
+    here = MachineFacts(name="RTX 4090", kind="gpu", cores=8, memory=540 * 10**6)
+    monkeypatch.setattr(advise, "_machine", lambda _: here)
+    run = open_toy({"base": "nf4", "train.max_length": 1024, "train.tokens_per_step": 1024})
+    result, recipe = api.advise(run, quick=True), run.recipe()
+    shape = read_shape(Path(recipe.model))
+    assert isinstance(shape, Shape) and here.memory is not None
+    train = train_settings(recompute="auto", max_length=1024, tokens_per_step=1024)
+    chosen = plan_for_training(shape, dials_of("nf4", "bf16", recipe.lora, train), here.memory, here.name).chosen
+    assert result.facts.memory.by_base == {"nf4": chosen.needs(CONTEXT)}
+    assert result.facts.memory.plans == {"nf4": turned_words(chosen.dials)}
+    assert f"by the plan of training: {turned_words(chosen.dials)}" in result.checks[-1].evidence
+    assert result.hours == pytest.approx(chosen.seconds * result.facts.rows.tokens / 1024 / 3600)
+    assert result.rents and result.rents[0].dollars <= result.rents[-1].dollars
+    print_advice(result, Console(width=400))
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("rent of one training:"))
+    assert result.rents[0].card in line and result.rents[-1].card in line and "not measured" in line
 
 
 def test_prompts_are_measured_on_dev_and_the_test_part_stays_sealed(open_toy):

@@ -85,6 +85,13 @@ def test_what_the_recipe_says_wins_and_a_cpu_keeps_everything(choose):
     assert on_cpu.settings.recompute == "none" and len(on_cpu.lines) == 3
 
 
+def test_a_policy_that_is_set_binds_no_other_dial(choose):
+    long = {"max_length": 65536, "tokens_per_step": 65536, "recompute": "layer"}
+    assert choose(60e9, **long).settings.offload == "none"
+    tight = choose(30e9, **long)
+    assert (tight.settings.recompute, tight.settings.offload) == ("layer", "inputs") and "offload inputs" in tight.lines[-1]
+
+
 def test_a_model_whose_sizes_are_not_known_takes_least(choose, tmp_path, a_card):
     (tmp_path / "config.json").write_text('{"hidden_size": 8}')
     base = a_card(80e9)

@@ -20,12 +20,14 @@ from tunesmith.checkpoints.gguf_reader import GgufReader
 from tunesmith.errors import ExportError
 from tunesmith.export import job as export_job
 from tunesmith.export.forms.form import Operation, peak
+from tunesmith.export.forms.merged import merge_adapter
 from tunesmith.pipeline import verbs as api
-from tunesmith.pipeline.export import dry_run
+from tunesmith.pipeline.export import dry_run, job_of
+from tunesmith.pipeline.plan import plan
 from tunesmith.recipe import dump_recipe
 from tunesmith.rundir import NEXT, READY, RunDir, sha256_file, write_text
 from tunesmith.rundir.atomic import is_full_disk
-from tunesmith.rundir.records.export import Commands, Export
+from tunesmith.rundir.records.export import Commands, Export, Merge
 
 FORMS = {"export.gguf": ["F16", "Q4_0"], "export.imatrix": True, "export.lora_gguf": True}
 SMALL = {"gguf": ("Q8_0",), "imatrix": False, "lora_gguf": False}
@@ -78,6 +80,31 @@ def test_every_form_lies_there_as_planned(exported):
         elif path.is_file():
             assert path.stat().st_size < 2 * step.nbytes
     assert list(Export.read(exported.export / "export.json").files) == ["F16", "Q4_0"]
+
+
+def test_a_plan_from_the_configuration_alone_foretells_every_file(exported):
+    """Within 3 % of what lies there: of a checkpoint, the adapter, and each form."""
+
+    def size(path):
+        return sum(file.stat().st_size for file in path.rglob("*")) if path.is_dir() else path.stat().st_size
+
+    foretold = plan(str(exported.path), gpu="T4").disk.run
+    checkpoints = {name: nbytes for name, nbytes in foretold.items() if "checkpoint" in name}
+    (most,) = checkpoints
+    newest = max(exported.checkpoints.glob("step-*"))
+    assert checkpoints[most] / int(most.split()[0]) == pytest.approx(size(newest), rel=0.03)
+    assert foretold["adapter"] == pytest.approx(size(exported.adapter / "adapter_model.safetensors"), rel=0.03)
+    places = {"merged": "merged", "F16.gguf": "toy-F16.gguf", "Q4_0.gguf": "toy-Q4_0.gguf"}
+    places |= {"adapter.gguf": "toy-lora.gguf", "base-Q4_0.gguf": "toy-base-Q4_0.gguf"}
+    for name, place in places.items():
+        assert foretold[name] == pytest.approx(size(exported.export / place), rel=0.03), name
+    assert set(foretold) == {most, "adapter", *places}, "F16 stays, so nothing is temporary"
+
+
+def test_a_head_that_training_held_in_8_bits_is_not_the_one_that_is_merged(copied):
+    assert Merge.read(copied.export / "merge.json").head == "as trained"
+    job = job_of(copied, copied.recipe().model_copy(update={"base_head": "int8"}))
+    assert merge_adapter(job, dry_run(copied)[0]).head == "original"
 
 
 def test_files_say_what_they_are(exported, tokenizer):

@@ -46,7 +46,11 @@ def _split(recipe, tmp):
 def _downloads(recipe, tmp):
     asked = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resolve, "snapshot_download", lambda model, revision, **_: asked.update(r=revision) or str(tmp))
+        patch.setattr(
+            resolve,
+            "snapshot_download",
+            lambda model, revision, dry_run=False, **_: asked.update(r=revision) or ([] if dry_run else str(tmp)),
+        )
         find_model("org/name", recipe.revision)
     return asked
 

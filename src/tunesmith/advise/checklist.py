@@ -222,6 +222,8 @@ def _hardware(facts: Facts) -> Check:
     if machine.memory is None:
         return _check(HARDWARE, "unknown", f"roughly {sizes}; the GPU was not asked", "leave out --quick")
     evidence = f"roughly {sizes}; {machine.name} has {machine.memory / 1e9:.1f} GB"
+    if plan := memory.plans.get(memory.base):
+        evidence += f"; by the plan of training: {plan}"
     room = HEADROOM[machine.kind]
     if room * memory.by_base[memory.base] <= machine.memory:
         return _check(HARDWARE, "pass", evidence)

@@ -10,12 +10,15 @@ What is on the disk already, and what its files say, is told without torch by ``
 import functools
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import DryRunFileInfo, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from tunesmith.checkpoints.content import model_directory
+from tunesmith import hardware
+from tunesmith.checkpoints.content import hub_snapshot, model_directory
 from tunesmith.checkpoints.gguf import convert_gguf
 from tunesmith.errors import ModelError
+from tunesmith.formatting import gb
+from tunesmith.rundir import free_bytes
 
 
 def find_model(model: str, revision: str | None = None, sha256: str | None = None) -> Path:
@@ -41,8 +44,10 @@ def find_model(model: str, revision: str | None = None, sha256: str | None = Non
 
 @functools.cache
 def _download(model: str, revision: str | None) -> Path:
+    patterns = ["*.safetensors", "*.json", "*.jinja", "*.model"]
     try:
-        patterns = ["*.safetensors", "*.json", "*.jinja", "*.model"]
+        if not any(hub_snapshot(model, revision).glob("*.safetensors")):
+            _refuse_full_disk(model, snapshot_download(model, revision=revision, allow_patterns=patterns, dry_run=True))
         return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -50,3 +55,21 @@ def _download(model: str, revision: str | None) -> Path:
             f"{model}: no such file or directory, and the hub does not have it either: {reason}",
             "check the spelling; a local path starts with ./ or / or ends in .gguf",
         ) from error
+
+
+def _refuse_full_disk(model: str, files: list[DryRunFileInfo]) -> None:
+    """Refuse to fetch a model that has no room.
+
+    Args:
+        files: as the hub says them.
+
+    Raises:
+        ModelError: there is less room in the hub's cache than what is missing takes.
+    """
+    cache = hardware.hub_cache()
+    needed, free = sum(file.file_size or 0 for file in files if file.will_download), free_bytes(cache)
+    if needed > free:
+        raise ModelError(
+            f"{model}: {gb(needed)} are to be fetched, and {gb(free)} are free in {cache}; nothing was fetched",
+            "make room, or set HF_HOME to a larger disk",
+        )

@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tunesmith.formatting import gb
-from tunesmith.rundir.records.plan import PlanReport, TechniqueTable
+from tunesmith.rundir.records.plan import DiskPlan, PlanReport, TechniqueTable
 from tunesmith.tracking import visible
 
 
@@ -54,7 +54,28 @@ def plan_lines(report: PlanReport) -> list[str]:
         lines.append(f"does not fit: {words}: {over}{faster}")
     if not place.context_measured and place.device == "gpu":
         lines.append(f"{gb(place.context_bytes)} for the process on the card is assumed; it is measured where a card is")
+    return [*lines, *disk_lines(report.disk)]
+
+
+def disk_lines(disk: DiskPlan) -> list[str]:
+    """What lies beside all runs and what in this one, and whether there is room."""
+    lines: list[str] = []
+    parts = [f"{name} {gb(nbytes)}{' (there)' if name in disk.there else ''}" for name, nbytes in disk.cached.items()]
+    missing = disk.missing_bytes
+    line = f"disk, once for all runs: {', '.join(parts)}"
+    if missing:
+        line += f"; {gb(disk.cached_free)} are free in {disk.cached_in}{_short(missing, disk.cached_free)}"
+    lines.append(line)
+    parts = [f"{name} {gb(nbytes)}" for name, nbytes in disk.run.items()]
+    room = f"{gb(disk.run_free)} are free{_short(disk.run_bytes, disk.run_free)}"
+    lines.append(f"disk, in {disk.run_in}: {gb(disk.run_bytes)} at a time ({', '.join(parts)}); {room}")
+    if disk.not_counted:
+        lines.append(f"disk: not counted: {disk.not_counted}")
     return lines
+
+
+def _short(needed: int, free: int) -> str:
+    return f", {gb(needed - free)} too little" if needed > free else ""
 
 
 def print_table(table: TechniqueTable, console: Console) -> None:

@@ -40,6 +40,8 @@ def print_advice(advice: Advice, console: Console) -> None:
         console.print()
         for key, value in advice.settings.keys.items():
             console.print(Text(f"  {key}: {value}  # {advice.settings.why[key]}"), soft_wrap=True)
+    if advice.rent_line:
+        console.print(Text(f"\n{advice.rent_line}"), soft_wrap=True)
     if advice.provisional:
         console.print("\nprovisional: no prompt was asked, and the best one is what a tuned model has to beat", soft_wrap=True)
 

@@ -51,7 +51,7 @@ def plan(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say what memory training takes, term by term, and the fastest way to fit it. Loads nothing. Exit code 1 if none fits."""
+    """Say what memory and disk training takes, and the fastest way to fit a machine. Loads nothing. Exit code 1: none fits."""
     cards = gpu or []
     if table:
         if target is not None or memory is not None:

@@ -26,10 +26,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from tunesmith.checkpoints.hf import has_own_head, read_config
 from tunesmith.checkpoints.tokenizer_class import name_tokenizer_class
 from tunesmith.errors import ExportError
+from tunesmith.export.sizes import SUFFIXES
 from tunesmith.families import WRAPPERS
 from tunesmith.rundir import write_json
 
-SUFFIXES = {".json", ".jinja", ".model", ".txt"}
 WRITTEN = {"config.json"}
 PROCESSORS = {"processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"}
 INHERITED = ("dtype", "torch_dtype", "bos_token_id", "eos_token_id", "pad_token_id")

@@ -24,20 +24,18 @@ from transformers import AutoModelForCausalLM
 
 from tunesmith.checkpoints.hf import read_config
 from tunesmith.checkpoints.names import naming
-from tunesmith.errors import ExportError
 from tunesmith.export.base import read_stored
-from tunesmith.export.companions import SUFFIXES, merged_config
+from tunesmith.export.companions import merged_config
 from tunesmith.export.forms.form import Facts
 from tunesmith.export.gguf.architecture import architecture_of
 from tunesmith.export.gguf.types import Metadata, Source
 from tunesmith.export.plan import Write, plan_merge
+from tunesmith.export.sizes import companion_bytes, header_bytes, vocabulary_bytes
 from tunesmith.families import FAMILIES
 from tunesmith.models.swap import target_names
 from tunesmith.recipe import Lora, Recipe
 
 IN_FP32 = ("_norm.weight", "ffn_gate_inp.weight")  # by the converter, whatever their shape
-SETTINGS = 2048  # bytes of a GGUF's short keys, about
-INFO = 64  # bytes of a tensor's entry in a GGUF, about: name, shape, type, place
 
 
 def read_facts(recipe: Recipe, lora: Lora, base: Path, template: str) -> Facts:
@@ -68,10 +66,10 @@ def read_facts(recipe: Recipe, lora: Lora, base: Path, template: str) -> Facts:
     tensors = gguf_sources(writes.values(), architecture, config.num_hidden_layers, transposed, tied)
     return Facts(
         name=str(recipe.name),
-        merged=sum(math.prod(write.shape) * write.dtype.itemsize for write in writes.values()) + _companion_bytes(base),
+        merged=sum(math.prod(write.shape) * write.dtype.itemsize for write in writes.values()) + companion_bytes(base),
         tensors=tuple(tensors),
         metadata=_metadata(config.to_dict(), gguf.MODEL_ARCH_NAMES[architecture]),
-        header=SETTINGS + INFO * len(tensors) + _vocabulary_bytes(base) + len(template.encode()),
+        header=header_bytes(len(tensors), vocabulary_bytes(base), template),
         lora=lora,
         adapted=adapted,
         modeled=tuple(write.model for write in writes.values() if write.model is not None),
@@ -133,29 +131,3 @@ def _metadata(config: Mapping[str, Any], name: str) -> Metadata:
         f"{name}.attention.head_count": heads,
         f"{name}.attention.head_count_kv": config.get("num_key_value_heads") or heads,
     }
-
-
-def _vocabulary_bytes(base: Path) -> int:
-    """Bytes of the tokenizer in a GGUF: tokens, their types, and merges or scores.
-
-    Raises:
-        ExportError: no readable ``tokenizer.json``.
-    """
-    try:
-        facts = json.loads((base / "tokenizer.json").read_text(encoding="utf-8"))
-        model = facts["model"]
-        vocabulary = model["vocab"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ExportError(f"{base}: the tokenizer cannot be read: {error}", "is tokenizer.json there?") from error
-    tokens = [entry if isinstance(entry, str) else entry[0] for entry in vocabulary]
-    tokens += [entry["content"] for entry in facts.get("added_tokens", [])]
-    sizes = sum(8 + len(token.encode("utf-8", "surrogatepass")) for token in dict.fromkeys(tokens))
-    if (base / "tokenizer.model").exists():  # SentencePiece: a score and a type for each token, no merges
-        return sizes + 8 * len(tokens)
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges", [])]
-    return sizes + 4 * len(tokens) + sum(8 + len(merge.encode("utf-8", "surrogatepass")) for merge in merges)
-
-
-def _companion_bytes(base: Path) -> int:
-    """Bytes of configuration, tokenizer and template."""
-    return sum(file.stat().st_size for file in base.iterdir() if file.suffix in SUFFIXES)

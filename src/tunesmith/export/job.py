@@ -30,7 +30,7 @@ from tunesmith.export.commands import command_lines, commands_of
 from tunesmith.export.forms.form import TEXT, Facts, Job, Operation, gguf_name, peak
 from tunesmith.export.forms.table import FORMS
 from tunesmith.recipe import Recipe
-from tunesmith.rundir import RunDir, fingerprint, flush, package_versions
+from tunesmith.rundir import RunDir, fingerprint, flush, free_bytes, package_versions
 from tunesmith.rundir.atomic import is_full_disk
 from tunesmith.rundir.records.base import Record
 from tunesmith.rundir.records.export import Commands, Export, ExportPlan, FinishedStep, GgufFile, PlannedStep, Staged
@@ -60,7 +60,6 @@ def plan_record(steps: Sequence[Operation], directory: Path) -> ExportPlan:
     Args:
         directory: where the export will lie.
     """
-    place = next(place for place in (directory, *directory.absolute().parents) if place.exists())
     return ExportPlan(
         steps=tuple(
             PlannedStep(kind=step.kind, target=step.target, bytes=step.nbytes, scratch_bytes=step.scratch, until=step.until)
@@ -68,7 +67,7 @@ def plan_record(steps: Sequence[Operation], directory: Path) -> ExportPlan:
         ),
         bytes=sum(step.nbytes for step in steps if step.until is None),
         peak_bytes=peak(steps),
-        free_bytes=shutil.disk_usage(place).free,
+        free_bytes=free_bytes(directory),
     )
 
 
@@ -177,11 +176,13 @@ def _noted(file: Path) -> dict[str, FinishedStep]:
 
 
 def _refuse_full_disk(job: Job, steps: Sequence[Operation], done: Iterable[str]) -> None:
-    needed, free = peak(steps, done), shutil.disk_usage(job.staged).free
+    needed, free = peak(steps, done), free_bytes(job.staged)
     if needed > free:
+        largest = max((step for step in steps if step.target not in done), key=lambda step: step.nbytes)
         raise ExportError(
             f"{job.run.export}: the export takes {needed:,} bytes at a time, {free:,} are free; nothing was written",
-            f"make room, or ask for fewer forms; tunesmith export {job.run.path} --dry-run lists them",
+            f"make room, or ask for fewer forms: {largest.target} alone takes {largest.nbytes:,}; "
+            f"tunesmith export {job.run.path} --dry-run lists them",
         )
 
 

@@ -11,15 +11,14 @@ Refused: trying a step and catching what runs out (a fragmented allocator, and p
 thousandth); a solver (the grid is small, and a plan that people can follow is worth more than the last percent).
 """
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from tunesmith.memory.cards import Card
+from tunesmith.memory.cards import Card, find_card
 from tunesmith.memory.dials import BYTES, POLICIES, Dials
 from tunesmith.memory.estimate import Estimate, Run, estimate, runs
-from tunesmith.memory.room import CONTEXT
+from tunesmith.memory.room import CONTEXT, HEADROOM, resident_bytes
 from tunesmith.memory.shape import Shape
 from tunesmith.memory.speed import Sizes, step_time
 
@@ -71,7 +70,9 @@ class Point:
         return estimate(self.shape, self.dials)
 
     def needs(self, context: int) -> int:
-        """Bytes of the card, allocator and context together."""
+        """Bytes of the card, allocator and context together; of a CPU those of the whole process, as in training."""
+        if self.dials.device == "cpu":
+            return resident_bytes(self.shape, self.dials)
         return self.estimate.reserved + context
 
 
@@ -125,6 +126,51 @@ def make_plan(
     )
 
 
+def plan_for_training(shape: Shape, dials: Dials, room: int, card: str, context: int = CONTEXT, factor: float = 1.0) -> Plan:
+    """What a training turns to fit a GPU, and ``advise`` foretells: what is exact, a twentieth of the room left over.
+
+    Args:
+        room: bytes that it may take.
+        card: name of the GPU; where it is in no table, settings are ordered by what they compute again and copy.
+        context: bytes of the process that are part of the room.
+        factor: by which the estimate is known to be too small.
+    """
+    known = find_card(card)
+    rates = None if known is None else Rates.of(known)
+    return make_plan(shape, dials, int(room / HEADROOM["gpu"] / factor), rates, context, may_round=False)
+
+
+def turned(dials: Dials) -> dict[str, str | int | tuple[int, ...]]:
+    """Dials by the names that a recipe has for them, where they differ from its defaults."""
+    found: dict[str, str | int | tuple[int, ...]] = {
+        "train.recompute": "none" if dials.recompute == "auto" else dials.recompute
+    }
+    if dials.embedding_on == "host":
+        found["train.embedding_on"] = "host"
+    if dials.head == "int8":
+        found["base_head"] = "int8"
+    if dials.optimizer != "adamw":
+        found["train.optimizer"] = dials.optimizer
+    if dials.offload != "none":
+        found["train.offload"] = dials.offload
+    if dials.mlp_tile:
+        found["train.mlp_tile"] = dials.mlp_tile
+    if dials.resident_layers is not None:
+        found["train.resident_layers"] = dials.resident_layers
+    return found
+
+
+def turned_words(dials: Dials) -> str:
+    """The same in a line."""
+    return ", ".join(f"{key} {_layers(value)}" for key, value in turned(dials).items())
+
+
+def _layers(value: str | int | tuple[int, ...]) -> str:
+    if not isinstance(value, tuple):
+        return str(value)
+    return f"layers {min(value, default=0)} to {max(value, default=0)}"
+
+
 def _fastest(points: list[Point], budget: int, context: int) -> Point | None:
     """Of those that fit; of equally fast ones the one that turns less, which stands first."""
     return min((p for p in points if p.needs(context) <= budget), key=lambda p: p.seconds or 0.0, default=None)
@@ -152,12 +198,12 @@ def settings(shape: Shape, dials: Dials) -> Iterator[Dials]:
         for policy in _policies(shape, here):
             kept = replace(here, recompute=policy)
             yield kept
-            if policy == "layer" and dials.device == "gpu":
+            if dials.device == "gpu" and (policy == "layer" or dials.recompute != "auto"):
                 yield from _beyond(shape, kept)
 
 
 def _policies(shape: Shape, dials: Dials) -> Iterator[str | int | tuple[int, ...]]:
-    if dials.recompute not in ("auto", "none"):
+    if dials.recompute != "auto":
         yield dials.recompute
         return
     yield from POLICIES[:-1]
@@ -169,11 +215,13 @@ def _policies(shape: Shape, dials: Dials) -> Iterator[str | int | tuple[int, ...
 
 
 def _beyond(shape: Shape, dials: Dials) -> Iterator[Dials]:
-    """What can be turned once every layer is recomputed."""
+    """What can be turned once every layer is recomputed; where the recipe says another policy, the layers on the card alone."""
     tiles = (0, *(tile for tile in TILES if tile < dials.tokens)) if not dials.mlp_tile else (dials.mlp_tile,)
+    offloads = ("none", "inputs") if dials.offload == "none" else (dials.offload,)
+    if dials.recompute != "layer":
+        tiles, offloads = (dials.mlp_tile,), (dials.offload,)
     if any(layer.experts for layer in shape.layers):
         tiles = tiles[:1]
-    offloads = ("none", "inputs") if dials.offload == "none" else (dials.offload,)
     resident: tuple[int | None, ...] = (dials.resident_layers,)
     if dials.base == "nf4" and dials.resident_layers is None:
         resident = (None, *(round(share * shape.depth) for share in RESIDENT))
@@ -196,33 +244,9 @@ def rounding(dials: Dials) -> Iterator[Dials]:
             yield replace(head, optimizer="adamw_8bit")
 
 
-def sizes_of(shape: Shape) -> Sizes:
-    """What the time model asks of a shape: widths as a mean of the layers, and the window that most of those with one have."""
-
-    def mean(widths: Iterator[int]) -> int:
-        counts = (count for _, count in shape.kinds)
-        return round(sum(count * width for count, width in zip(counts, widths, strict=True)) / shape.depth)
-
-    windows = Counter(layer.window for layer in shape.layers if layer.window is not None)
-    return Sizes(
-        hidden=shape.hidden,
-        intermediate=mean(layer.intermediate + layer.shared for layer, _ in shape.kinds),
-        layers=shape.depth,
-        query=mean(layer.query for layer, _ in shape.kinds),
-        key_value=mean(layer.key_value for layer, _ in shape.kinds),
-        vocab=shape.vocab,
-        tied=shape.tied,
-        experts=max(layer.experts for layer in shape.layers),
-        chosen=max(layer.chosen for layer in shape.layers),
-        expert=mean(layer.expert for layer, _ in shape.kinds),
-        windowed=windows.total(),
-        window=windows.most_common(1)[0][0] if windows else 0,
-    )
-
-
 def seconds(shape: Shape, dials: Dials, rates: Rates | None) -> float | None:
     """Of a micro-batch, by the rates; without a card, in passes over a layer's products, which orders settings alike."""
-    sizes = sizes_of(shape)
+    sizes = Sizes.of(shape)
     again = sum(run.count * _again(shape, run) for run in runs(shape, dials)) / shape.depth
     moved = _moved(shape, dials)
     if rates is not None and rates.card is None:

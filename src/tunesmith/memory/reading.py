@@ -29,7 +29,8 @@ import torch
 from torch import Tensor
 
 from tunesmith.errors import ModelError
-from tunesmith.memory.store import SECTOR, Store
+from tunesmith.memory.disk import SECTOR
+from tunesmith.memory.store import Store
 
 logger = logging.getLogger(__name__)
 

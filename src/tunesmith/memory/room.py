@@ -1,4 +1,4 @@
-"""Whether a training fits a machine, and how long it takes: what ``advise`` and ``train.recompute: auto`` ask.
+"""What a training takes of a machine beside its tensors, and roughly how long: what ``advise``, ``plan`` and ``train`` ask.
 
 On a GPU a run needs what the allocator reserves and the context that the driver keeps for a process, which differs by card and
 driver and is measured once there is a process on it; until then it is taken for ``CONTEXT``. A twentieth is left over for
@@ -14,9 +14,7 @@ Sources of the rates: 308 tokens/s at 135M parameters on two cores (docs/LOG.md)
 47; an RTX 4090 at 3,083 tokens/s with 8B parameters (torchtune's README) is 99 TFLOP/s, and half of that is taken for a GPU.
 """
 
-from dataclasses import replace
-
-from tunesmith.memory.dials import POLICIES, Dials
+from tunesmith.memory.dials import Dials
 from tunesmith.memory.estimate import estimate
 from tunesmith.memory.shape import Shape
 from tunesmith.rundir.records.advice import Device
@@ -43,18 +41,6 @@ def resident_bytes(shape: Shape, dials: Dials, ranks: int = 1) -> int:
     compiled = KERNELS if dials.compute == "bf16" else 0
     slots = dials.packs * 4 * dials.r * shape.adapter_per_rank if ranks > 1 else 0
     return PROCESS + shared + slots + (ranks - 1) * FORKED + ranks * (found.peak - shared + compiled)
-
-
-def first_that_fits(shape: Shape, dials: Dials, room: int) -> str:
-    """What ``train.recompute: auto`` comes to on a GPU: the first policy that fits with headroom, or the smallest.
-
-    Args:
-        room: bytes that the GPU has for it.
-    """
-    for policy in POLICIES:
-        if training_bytes(shape, replace(dials, recompute=policy)) * HEADROOM["gpu"] <= room:
-            return policy
-    return POLICIES[-1]
 
 
 def training_hours(shape: Shape, tokens: float, epochs: int, gpu: bool, cores: int) -> float:

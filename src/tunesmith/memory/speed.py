@@ -15,11 +15,14 @@ Left out: kernels that overlap, the tail of a launch that does not fill the chip
 and how unevenly it falls, mixtures in fp16 (one expert after another).
 """
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Self
 
 from tunesmith.memory.cards import Card
 from tunesmith.memory.dials import BYTES
+from tunesmith.memory.shape import Shape
 
 Recompute = Literal["none", "layer"]
 NF4 = BYTES["nf4"]
@@ -66,6 +69,30 @@ class Sizes:
     expert: int = 0
     windowed: int = 0
     window: int = 0
+
+    @classmethod
+    def of(cls, shape: Shape) -> Self:
+        """Of a model: widths as a mean of the layers, and the window that most of those with one have."""
+
+        def mean(widths: Iterator[int]) -> int:
+            counts = (count for _, count in shape.kinds)
+            return round(sum(count * width for count, width in zip(counts, widths, strict=True)) / shape.depth)
+
+        windows = Counter(layer.window for layer in shape.layers if layer.window is not None)
+        return cls(
+            hidden=shape.hidden,
+            intermediate=mean(layer.intermediate + layer.shared for layer, _ in shape.kinds),
+            layers=shape.depth,
+            query=mean(layer.query for layer, _ in shape.kinds),
+            key_value=mean(layer.key_value for layer, _ in shape.kinds),
+            vocab=shape.vocab,
+            tied=shape.tied,
+            experts=max(layer.experts for layer in shape.layers),
+            chosen=max(layer.chosen for layer in shape.layers),
+            expert=mean(layer.expert for layer, _ in shape.kinds),
+            windowed=windows.total(),
+            window=windows.most_common(1)[0][0] if windows else 0,
+        )
 
     @property
     def linear(self) -> int:

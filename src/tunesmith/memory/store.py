@@ -17,7 +17,6 @@ Cost: the disk holds the base a second time, at 4.13 bits a weight (3.6 GB for 8
 
 import fcntl
 import logging
-import shutil
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -29,16 +28,14 @@ from torch import Tensor
 
 from tunesmith.errors import ModelError
 from tunesmith.formatting import gb
-from tunesmith.kernels.nf4 import BLOCK, NESTED, NF4, dynamic_map
-from tunesmith.rundir.atomic import atomic_directory, full_disk_named
+from tunesmith.kernels.nf4 import NF4, dynamic_map
+from tunesmith.memory.disk import PART, SECTOR, nf4_parts
+from tunesmith.rundir.atomic import atomic_directory, free_bytes, full_disk_named
 
 logger = logging.getLogger(__name__)
 
-SECTOR = 4096
-PART = 512  # a part of a weight begins at a multiple of it
 BYTES, INDEX = "layers.bin", "index.json"
 FORMAT = 2  # another number where the same weights make another file
-BITS = 4.13
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +59,7 @@ class StoredWeight:
     @property
     def sizes(self) -> tuple[int, int, int]:
         """Bytes of the three parts."""
-        count = torch.Size(self.shape).numel()
-        return -(-count // 2), -(-count // BLOCK), 4 * -(-count // (BLOCK * NESTED))
+        return nf4_parts(torch.Size(self.shape).numel())
 
     def parts(self, layer_b: Tensor) -> NF4:
         """The weight as views of its layer's bytes; nothing is copied."""
@@ -174,7 +170,7 @@ def stored(directory: Path, expected: int, layers: Iterable[Weights]) -> Store:
 
     Args:
         directory: of this store alone.
-        expected: weights of all layers, for the room on the disk.
+        expected: bytes of all layers (``memory/disk.py``), for the room on the disk.
         layers: one after the other, asked for when they are written; not at all where the store is there.
 
     Raises:
@@ -185,13 +181,12 @@ def stored(directory: Path, expected: int, layers: Iterable[Weights]) -> Store:
     with (directory.parent / f".{directory.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # whoever comes second waits, and finds it done
         if not directory.exists():
-            nbytes = int(expected * BITS / 8)
-            if (free := shutil.disk_usage(directory.parent).free) < nbytes:
+            if (free := free_bytes(directory.parent)) < expected:
                 raise ModelError(
-                    f"{directory.parent}: {gb(free)} are free, but the layers to stream take {gb(nbytes)}",
+                    f"{directory.parent}: {gb(free)} are free, but the layers to stream take {gb(expected)}",
                     "make room, set XDG_CACHE_HOME to a larger disk, or train.resident_layers: all",
                 )
-            logger.info(f"streaming: quantising {gb(nbytes)} of layers to {directory}, once")
+            logger.info(f"streaming: quantising {gb(expected)} of layers to {directory}, once")
             with full_disk_named(directory, "storing the layers"), atomic_directory(directory) as temporary:
                 _write(temporary, directory.name, layers)
     return Store.open(directory)

@@ -50,6 +50,17 @@ def context_bytes(device: torch.device) -> int:
     return max(0, total - free - torch.cuda.memory_reserved(device))
 
 
+def reserved_bytes(device: torch.device) -> int:
+    """Bytes of a GPU that PyTorch's allocator holds."""
+    return torch.cuda.memory_reserved(device)
+
+
+def give_back(device: torch.device) -> None:
+    """Give back what the allocator holds and no tensor uses."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def watch_gpu(device: torch.device) -> None:
     """Begin the peak of ``gpu_use`` anew."""
     if device.type == "cuda":

@@ -11,13 +11,15 @@ which only their traceback knows.
 A kernel's failure is noticed later than it happens, at the next read; the line that a traceback names is often innocent. Only
 a run that waits for every launch (``CUDA_LAUNCH_BLOCKING=1``) names the right one.
 
-Refused: going on with a smaller batch by itself, which would change what a run is without a word.
+Refused: going on with a smaller batch by itself, which would change what a run is without a word. (What may be turned without
+changing it is turned once, aloud: ``pipeline/replan.py``.)
 """
 
 import re
 
 import torch
 
+from tunesmith.formatting import parse_amount
 from tunesmith.models.recompute import Policy
 
 ASKED = re.compile(r"Tried to allocate ([\d.]+ \w+)")
@@ -47,6 +49,12 @@ def is_of_triton(error: BaseException) -> bool:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the GPU's memory was what was missing."""
     return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)
+
+
+def asked_bytes(error: BaseException) -> int:
+    """Bytes that the allocator was asked for when memory ended; 0 where the error does not say."""
+    asked = ASKED.search(" ".join(str(error).split()))
+    return 0 if asked is None else parse_amount(asked[1])
 
 
 def words_of(error: BaseException) -> str:

@@ -16,6 +16,7 @@ from tunesmith import hardware
 from tunesmith.checkpoints.facts import model_key
 from tunesmith.errors import ModelError
 from tunesmith.layers.nf4 import NF4Weight, dtype_of
+from tunesmith.memory.disk import stored_layer_bytes
 from tunesmith.memory.ring import SLOTS
 from tunesmith.memory.store import FORMAT, Weights, stored
 from tunesmith.memory.stream import Layers, open_layers
@@ -86,7 +87,7 @@ def streamed_weights(
             yield [(name, weight.q, weight.dtype) for name, weight in weights]
 
     key = fingerprint(model_key(directory), list(exclude), FORMAT)[:16]
-    expected = sum(shapes[name].numel() for of_layer in names for name in of_layer)
+    expected = sum(stored_layer_bytes(shapes[name].numel() for name in of_layer) for of_layer in names)
     store = stored(hardware.cache_dir() / "streams" / key, expected, quantised())
     found = {place.name: torch.Size(place.shape) for layer in store.layers for place in layer.weights}
     if found != {name: shapes[name] for of_layer in names for name in of_layer}:

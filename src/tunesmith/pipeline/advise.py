@@ -20,8 +20,12 @@ from tunesmith.evaluate import rule
 from tunesmith.evaluate.gate import terms_of
 from tunesmith.evaluate.metrics import make_metric
 from tunesmith.evaluate.references import check_references
-from tunesmith.memory.dials import dials_of
-from tunesmith.memory.room import first_that_fits, training_bytes, training_hours
+from tunesmith.formatting import parse_amount
+from tunesmith.memory.cards import find_card
+from tunesmith.memory.cost import rents
+from tunesmith.memory.dials import Dials, dials_of
+from tunesmith.memory.plan import plan_for_training, turned_words
+from tunesmith.memory.room import CONTEXT, training_bytes, training_hours
 from tunesmith.memory.shape import Shape, read_shape
 from tunesmith.pipeline.lines import reading_lines
 from tunesmith.pipeline.reading import reader_of, refuse_plain_texts
@@ -38,6 +42,7 @@ from tunesmith.rundir.records.advice import (
     MemoryFacts,
     MetricFacts,
     PriceFacts,
+    Rent,
     RowFacts,
 )
 from tunesmith.rundir.records.check import DataReport
@@ -102,10 +107,8 @@ def advise(run: RunDir, quick: bool = False) -> Advice:
         memory=memory,
         use_rslora=recipe.lora.use_rslora,
     )
-    hours = None
-    if isinstance(shape, Shape):
-        hours = training_hours(shape, rows.tokens, derived.num_train_epochs, machine.kind == "gpu", machine.cores)
-    advice = replace(decide(facts, hours), quick=quick)
+    hours, rented = _times(recipe, derived, shape, rows.tokens, machine) if isinstance(shape, Shape) else (None, ())
+    advice = replace(decide(facts, hours), quick=quick, rents=rented)
     if selection is not None and advice.arm is not None:
         advice = replace(advice, prompt=module_of("advise_measured").write_prompt(run, recipe, selection, advice.arm))
     advice.write(run.path / "advice.json")
@@ -240,17 +243,22 @@ def _memory(recipe: Recipe, train: TrainSettings, shape: Shape | str, machine: M
     else:
         base, compute = module_of("advise_measured").computed_in(recipe)
 
-    def needed(base: str, compute: str) -> int:
-        dials = dials_of(base, compute, recipe.lora, train, "cpu" if machine.kind == "cpu" else "gpu", recipe.base_head)
-        if train.recompute == "auto" and machine.kind == "gpu" and machine.memory is not None:
-            dials = replace(dials, recompute=first_that_fits(shape, dials, machine.memory))
-        return training_bytes(shape, dials)
+    plans: dict[str, str] = {}
 
-    by_base = {recipe.base: needed(base, compute)}
+    def needed(name: str, base: str, compute: str) -> int:
+        dials = _dials(recipe, train, base, compute, machine)
+        if machine.kind != "gpu" or machine.memory is None or train.memory == "off":
+            return training_bytes(shape, dials)
+        room = machine.memory if train.memory == "auto" else min(machine.memory, parse_amount(train.memory))
+        chosen = plan_for_training(shape, dials, room, machine.name).chosen
+        plans[name] = turned_words(chosen.dials)
+        return chosen.needs(CONTEXT)
+
+    by_base = {recipe.base: needed(recipe.base, base, compute)}
     if recipe.base == "fp32":
-        by_base["bf16"] = needed("bf16", "bf16")
+        by_base["bf16"] = needed("bf16", "bf16", "bf16")
     if recipe.base != "nf4":
-        by_base["nf4"] = needed("nf4", compute)
+        by_base["nf4"] = needed("nf4", "nf4", compute)
     return MemoryFacts(
         base=recipe.base,
         by_base=by_base,
@@ -258,4 +266,27 @@ def _memory(recipe: Recipe, train: TrainSettings, shape: Shape | str, machine: M
         parameters=shape.parameters,
         adapter_per_rank=shape.adapter_per_rank,
         hidden=shape.hidden,
+        plans=plans,
     )
+
+
+def _dials(recipe: Recipe, train: TrainSettings, base: str, compute: str, machine: MachineFacts) -> Dials:
+    return dials_of(base, compute, recipe.lora, train, "cpu" if machine.kind == "cpu" else "gpu", recipe.base_head)
+
+
+def _times(
+    recipe: Recipe, train: TrainSettings, shape: Shape, tokens: float, machine: MachineFacts
+) -> tuple[float, tuple[Rent, ...]]:
+    """Hours of a training on this machine, and what it costs on cards that are rented.
+
+    Args:
+        tokens: of an epoch.
+    """
+    epochs, base = train.num_train_epochs, "nf4" if recipe.base == "nf4" else "bf16"
+    hours = training_hours(shape, tokens, epochs, machine.kind == "gpu", machine.cores)
+    card = find_card(machine.name)
+    if card is not None and machine.memory is not None:
+        there = _dials(recipe, train, "nf4" if base == "nf4" else card.compute, card.compute, machine)
+        seconds = plan_for_training(shape, there, machine.memory, machine.name).chosen.seconds
+        hours = hours if seconds is None else seconds * tokens * epochs / there.tokens / 3600.0
+    return hours, rents(shape, _dials(recipe, train, base, "bf16", machine), tokens * epochs)

@@ -4,30 +4,53 @@ The plan (``memory/plan.py``) is made twice by one rule. Before a model is loade
 are streamed, an embedding in host memory. Before the first step, with these fixed and the run's own numbers, it says what is
 recomputed, offloaded and tiled. Room is what the card has free, with what this process has reserved already, or less where
 ``train.memory`` says less; a twentieth stays free for packs that are not like the one that was reckoned with. What rounds
-(8-bit head, 8-bit moments) is never turned here: ``tunesmith plan`` names it, and the recipe says it.
+(8-bit head, 8-bit moments) is never turned here: ``tunesmith plan`` names it, and the recipe says it. A dial that a recipe sets
+stays, and binds no other one.
 
 On a CPU a pack has 512 tokens at most and processes give way where memory is short (``models/ranks.py``), so there nothing is
 turned, and an amount limits the processes.
 
-Refused: trying a step and catching what runs out (a fragmented allocator, and packs differ in size: the step that fails may be
-the thousandth).
+What the card said when the first step did not fit after all (``Shortage``) takes the place of what was assumed, once
+(``pipeline/replan.py``).
+
+Refused: trying steps until one fits (a fragmented allocator, and packs differ in size: the step that fails may be the
+thousandth).
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
 from tunesmith.engines.base import BaseModel, LoadedModel
 from tunesmith.formatting import gb, parse_amount
-from tunesmith.memory.cards import find_card
 from tunesmith.memory.dials import Dials, dials_of
-from tunesmith.memory.plan import Plan, Rates, make_plan
+from tunesmith.memory.plan import Plan, plan_for_training
 from tunesmith.memory.room import CONTEXT, HEADROOM
 from tunesmith.memory.shape import Shape, read_shape
 from tunesmith.models.device import best_device, device_name, usable_memory
 from tunesmith.recipe import Lora, Recipe, TrainSettings
 from tunesmith.recipe.derive import Derived
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shortage:
+    """What a GPU said when its memory ended in the first step.
+
+    Attributes:
+        needed: bytes that the allocator held and was asked for: the step takes these at least.
+        foretold: bytes that it was foretold to hold.
+        context: bytes that the card lacks beside the allocator.
+    """
+
+    needed: int
+    foretold: int
+    context: int
+
+    @property
+    def factor(self) -> float:
+        """By which the estimate is too small, as far as is known."""
+        return max(1.0, self.needed / self.foretold)
 
 
 def placed(base: BaseModel, recipe: Recipe) -> BaseModel:
@@ -43,33 +66,44 @@ def placed(base: BaseModel, recipe: Recipe) -> BaseModel:
     step = max(step, 2 * train.max_length)  # gradients of a second pack stay
     known = {**train.model_dump(), "learning_rate": 1.0, "num_train_epochs": 1, "tokens_per_step": step}
     numbers = TrainSettings.model_validate(known)
-    plan = _plan(shape, dials_of_run(base, recipe.lora, numbers), train.memory, device)
+    plan = plan_of(shape, dials_of_run(base, recipe.lora, numbers), train.memory, device)
     resident = plan.chosen.dials.resident_layers
     return replace(base, resident_layers="all" if resident is None else resident, embedding_on=plan.chosen.dials.embedding_on)
 
 
-def choose_dials(derived: Derived, loaded: LoadedModel) -> Derived:
-    """The same settings with the plan's policy in the place of ``recompute: auto``, and on a GPU a line that says why."""
-    wanted, device = derived.settings, loaded.model.device
-    if wanted.recompute != "auto":
-        return derived
+def choose_dials(derived: Derived, loaded: LoadedModel, shortage: Shortage | None = None) -> Derived:
+    """The same settings with what the plan turns: the policy for ``recompute: auto``, and on a GPU a line that says why.
+
+    Args:
+        shortage: what is known better than by assumption, since a first step did not fit.
+    """
+    wanted, device = derived.settings, best_device()
+    auto = wanted.recompute == "auto"
     if device.type == "cpu" or wanted.memory == "off":
-        return _with(derived, {"recompute": "none"})
+        return _with(derived, {"recompute": "none"}) if auto else derived
     shape = _shape(loaded.base)
     if isinstance(shape, str):
-        return _with(derived, {"recompute": "layer"}, f"{shape}, so memory cannot be estimated")
+        return _with(derived, {"recompute": "layer"}, f"{shape}, so memory cannot be estimated") if auto else derived
     assert loaded.lora is not None, "no adapter"
-    plan = _plan(shape, dials_of_run(loaded.base, loaded.lora, wanted), wanted.memory, device)
-    dials, room = plan.chosen.dials, _room(wanted.memory, device)
-    needs = gb(plan.chosen.needs(0) * HEADROOM["gpu"])
-    turned: dict[str, object] = {"recompute": dials.recompute}
-    if dials.offload == "inputs":
-        turned["offload"] = "inputs"
-    if dials.mlp_tile:
-        turned["mlp_tile"] = dials.mlp_tile
+    plan = plan_of(shape, dials_of_run(loaded.base, loaded.lora, wanted), wanted.memory, device, shortage)
+    turned = turned_settings(wanted, plan.chosen.dials)
+    if not turned:
+        return derived
+    factor = 1.0 if shortage is None else shortage.factor
+    needs, room = gb(plan.chosen.needs(0) * HEADROOM["gpu"] * factor), room_of(wanted.memory, device, shortage)
     also = "".join(f", {key} {value}" for key, value in turned.items() if key != "recompute")
     how = "the fastest plan that fits" if plan.fits else "the least there is, and it may not fit"
     return _with(derived, turned, f"{how}{also}: {needs} of {gb(room)} with a twentieth to spare")
+
+
+def turned_settings(wanted: TrainSettings, dials: Dials) -> dict[str, object]:
+    """What a plan turns of the settings of a training: no key that a recipe sets."""
+    turned: dict[str, object] = {"recompute": dials.recompute} if wanted.recompute == "auto" else {}
+    if dials.offload != wanted.offload:
+        turned["offload"] = dials.offload
+    if wanted.mlp_tile == 0 and dials.mlp_tile:
+        turned["mlp_tile"] = dials.mlp_tile
+    return turned
 
 
 def _shape(base: BaseModel) -> Shape | str:
@@ -87,16 +121,17 @@ def dials_of_run(base: BaseModel, lora: Lora, train: TrainSettings, device: Lite
     )
 
 
-def _plan(shape: Shape, dials: Dials, memory: str, device: torch.device) -> Plan:
-    card = find_card(device_name(device))
-    budget = int(_room(memory, device) / HEADROOM["gpu"])
-    return make_plan(shape, dials, budget, None if card is None else Rates.of(card), 0, may_round=False)
+def plan_of(shape: Shape, dials: Dials, memory: str, device: torch.device, shortage: Shortage | None = None) -> Plan:
+    """The plan for a GPU's free memory, or for less where ``train.memory`` says less."""
+    factor = 1.0 if shortage is None else shortage.factor
+    return plan_for_training(shape, dials, room_of(memory, device, shortage), device_name(device), 0, factor)
 
 
-def _room(memory: str, device: torch.device) -> int:
+def room_of(memory: str, device: torch.device, shortage: Shortage | None = None) -> int:
     """Bytes that tensors and their allocator may take."""
     room = usable_memory(device)
-    return room if memory == "auto" else min(room, parse_amount(memory) - CONTEXT)
+    context = CONTEXT if shortage is None else shortage.context
+    return room if memory == "auto" else min(room, parse_amount(memory) - context)
 
 
 def _with(derived: Derived, turned: dict[str, object], why: str | None = None) -> Derived:

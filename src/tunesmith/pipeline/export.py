@@ -4,6 +4,7 @@ The rooms meet here: the training's rows and its loss on dev go to the job as fu
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -12,13 +13,14 @@ from tunesmith.engines.form import ExportedForm
 from tunesmith.errors import RunError
 from tunesmith.export.context import differences, served_context
 from tunesmith.export.facts import read_facts
-from tunesmith.export.forms.form import Job, Operation, Written
+from tunesmith.export.forms.form import Job, Operation, Written, peak
 from tunesmith.export.forms.table import FORMS
 from tunesmith.export.job import build, plan_export, plan_record, report
 from tunesmith.models.adapter import WEIGHTS, read_lora
 from tunesmith.models.attention import PACKED
 from tunesmith.models.load import attention
 from tunesmith.pipeline.base import base_of
+from tunesmith.pipeline.disk import Saving
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Lora, Recipe
 from tunesmith.rundir import NEXT, RunDir, swap_in
@@ -66,14 +68,28 @@ def planned(run: RunDir, recipe: Recipe, lora: Lora) -> list[Operation]:
     return plan_export(recipe, read_facts(recipe, lora, base.directory, base.renderer.template))
 
 
-def check_export(recipe: Recipe, base: Path) -> None:
+def check_export(recipe: Recipe, base: Path) -> list[Operation]:
     """Refuse a form that cannot be written of a base, or an adapter that does not fit it, before anything is trained.
+
+    Returns:
+        The steps of the export.
 
     Raises:
         ExportError: llama.cpp's converter does not know the architecture, or a form that cannot be written.
         TrainingError: the adapter's targets are not in the model.
     """
-    plan_export(recipe, read_facts(recipe, recipe.lora, base, ""))
+    return plan_export(recipe, read_facts(recipe, recipe.lora, base, ""))
+
+
+def files_of(steps: Sequence[Operation]) -> tuple[dict[str, int], list[Saving]]:
+    """What the steps have on the disk at a time, by what it is, and ways to write less."""
+    stay = {step.target: step.nbytes for step in steps if step.until is None and not step.text}
+    beside = peak(steps) - sum(stay.values())
+    kept = [step for step in steps if step.kind in ("convert", "quantize") and step.until is None]
+    savings = [Saving(setting=f"export.gguf without {step.file_type}", nbytes=step.nbytes) for step in kept[:-1]]
+    if lora := [step for step in steps if step.kind in ("lora-gguf", "base-gguf") and step.until is None]:
+        savings.append(Saving(setting="export.lora_gguf: false", nbytes=sum(step.nbytes for step in lora)))
+    return {**stay, **({"what the export makes others from": beside} if beside > 0 else {})}, savings
 
 
 def context_of(run: RunDir, recipe: Recipe) -> tuple[int, str]:

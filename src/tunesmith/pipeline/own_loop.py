@@ -31,7 +31,7 @@ from tunesmith.errors import DataError, ModelError, RecipeError, TrainingError
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.fuse import fuse, is_fused
 from tunesmith.models.load import head_weight
-from tunesmith.pipeline.dials import choose_dials
+from tunesmith.pipeline.dials import Shortage, choose_dials
 from tunesmith.pipeline.lines import reading_lines
 from tunesmith.recipe import Train, TrainSettings, section_from
 from tunesmith.recipe.derive import Derived, derive, width_of_update
@@ -104,8 +104,12 @@ def make_ready(
     return Ready(steps=steps, swapped=swapped, first_loss=first_loss)
 
 
-def settings_for(model: LoadedModel, documents: Documents, train: Train) -> Derived:
-    """What a section ``train`` comes to for a model with an adapter and for what it is trained on."""
+def settings_for(model: LoadedModel, documents: Documents, train: Train, shortage: Shortage | None = None) -> Derived:
+    """What a section ``train`` comes to for a model with an adapter and for what it is trained on.
+
+    Args:
+        shortage: what is known of the GPU's memory since a first step did not fit.
+    """
     assert model.lora is not None, "no adapter"
     derived = derive(
         train,
@@ -114,7 +118,7 @@ def settings_for(model: LoadedModel, documents: Documents, train: Train) -> Deri
         hidden=head_weight(model.model).shape[1],
         update=width_of_update(model.lora),
     )
-    return choose_dials(derived, model)
+    return choose_dials(derived, model, shortage)
 
 
 def render(rows: Rows, model: BaseModel | LoadedModel, options: ReadOptions = AS_FOUND) -> list[Rendered]:

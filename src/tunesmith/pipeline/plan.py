@@ -1,12 +1,15 @@
 """The verb ``plan``: the fastest way to run a training in so much memory, before anything is loaded.
 
-It asks for sizes alone, so a directory that holds nothing but ``config.json`` will do. Of a machine with a GPU it takes what is
+It asks for sizes alone, so a directory that holds nothing but ``config.json`` will do, and of a model on the hub that file is
+all that is fetched. Of a machine with a GPU it takes what is
 there (memory, context and two rates are measured in a second); of a card by name, what the table of cards says.
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -14,19 +17,27 @@ from pydantic import JsonValue
 
 from tunesmith import hardware
 from tunesmith.checkpoints.content import model_at_hand
+from tunesmith.checkpoints.fetch_config import fetch_config
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.formatting import parse_amount
 from tunesmith.memory.cards import Card, cards, find_card
 from tunesmith.memory.dials import Dials, dials_of
-from tunesmith.memory.plan import Plan, Point, Rates, make_plan, sizes_of
+from tunesmith.memory.disk import base_bytes, stored_bytes
+from tunesmith.memory.plan import Plan, Point, Rates, make_plan, turned
 from tunesmith.memory.room import CONTEXT, PROCESS
 from tunesmith.memory.shape import Shape, shape_of
+from tunesmith.memory.speed import Sizes
 from tunesmith.memory.techniques import SUPERVISED, TECHNIQUES, needed, sizes
+from tunesmith.pipeline.disk import training_files
 from tunesmith.pipeline.stage import module_of
-from tunesmith.recipe import Lora, Recipe, load_recipe
+from tunesmith.recipe import Lora, Recipe, Train, load_recipe
 from tunesmith.recipe.derive import derive
-from tunesmith.rundir import RunDir
-from tunesmith.rundir.records.plan import Place, PlanReport, Setting, SizeRow, TechniqueTable
+from tunesmith.recipe.run import Export
+from tunesmith.rundir import RunDir, free_bytes
+from tunesmith.rundir.records import Json
+from tunesmith.rundir.records.plan import DiskPlan, Place, PlanReport, Setting, SizeRow, TechniqueTable
+
+logger = logging.getLogger(__name__)
 
 ROWS, ROW_TOKENS = 1000, 300  # that settings are derived from where no rows are known
 
@@ -61,7 +72,9 @@ def plan(target: str, memory: str | None = None, gpu: str | None = None, tokens:
         ModelError: no model, or one whose sizes are not known.
     """
     recipe = _recipe_of(target)
-    shape = _shape(recipe.model if recipe is not None else target, None if recipe is None else recipe.revision)
+    model, revision = (target, None) if recipe is None else (recipe.model, recipe.revision)
+    file = _config_file(model, revision)
+    config, shape = _shape(file)
     card = None if gpu is None else _card(gpu)
     here: Measured | None = module_of("plan_measured").gpu() if card is None else None
     device: Literal["gpu", "cpu"] = "cpu" if card is None and here is None and memory is None else "gpu"
@@ -72,7 +85,8 @@ def plan(target: str, memory: str | None = None, gpu: str | None = None, tokens:
         rates = Rates(card=None, product=products[dials.compute], link=1.0, measured=True)
         place = replace(place, product_flops=rates.product, rates_measured=True)
     found = make_plan(shape, dials, place.budget_bytes, rates, place.context_bytes)
-    return _report(recipe.model if recipe is not None else target, found, place)
+    disk = _disk(recipe, Path(target), file.parent, config, found.chosen)
+    return _report(model, found, place, disk)
 
 
 def table(tokens: int = 2048, gpus: Sequence[str] = ()) -> TechniqueTable:
@@ -86,7 +100,7 @@ def table(tokens: int = 2048, gpus: Sequence[str] = ()) -> TechniqueTable:
     for size in sizes():
         times: dict[str, float | None] = {}
         for card in chosen:
-            dials = Dials(compute=card.compute, tokens=tokens, rows=max(1, round(SUPERVISED * tokens)))
+            dials = Dials(compute=card.compute, recompute="auto", tokens=tokens, rows=max(1, round(SUPERVISED * tokens)))
             found = make_plan(size.shape, dials, int(card.memory_bytes.value), Rates.of(card))
             times[card.name] = found.chosen.seconds if found.fits else None
         by_technique = {technique.name: needed(size, technique, tokens) for technique in TECHNIQUES}
@@ -105,17 +119,25 @@ def _recipe_of(target: str) -> Recipe | None:
     return RunDir.open(path).recipe() if (path / "recipe.yaml").is_file() else None
 
 
-def _shape(model: str, revision: str | None) -> Shape:
+def _config_file(model: str, revision: str | None) -> Path:
+    """The ``config.json`` of a model, fetched from the hub where nothing of it is there yet."""
     if Path(model).is_dir():
         file = Path(model) / "config.json"
         if not file.is_file():
             raise ModelError(f"{model}: holds neither recipe.yaml nor config.json", "give a recipe, a run or a model directory")
-    else:
-        directory = model_at_hand(model, revision)
-        if isinstance(directory, str):
-            hint = "put its config.json into a directory of its own and give that; no weights are read"
-            raise ModelError(f"{directory}, so its sizes are not known", hint)
-        file = directory / "config.json"
+        return file
+    directory = model_at_hand(model, revision)
+    if isinstance(directory, Path):
+        return directory / "config.json"
+    if model.endswith(".gguf"):
+        hint = "put its config.json into a directory of its own and give that; no weights are read"
+        raise ModelError(f"{directory}, so its sizes are not known", hint)
+    logger.info(f"plan: {directory}; fetching its config.json alone, a few kB")
+    return fetch_config(model, revision)
+
+
+def _shape(file: Path) -> tuple[Json, Shape]:
+    """A parsed ``config.json``, and the sizes that it says."""
     try:
         config: JsonValue = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
@@ -124,12 +146,46 @@ def _shape(model: str, revision: str | None) -> Shape:
         raise ModelError(f"{file}: expected an object, found a {type(config).__name__}", "fetch the model's config.json again")
     shape = shape_of(config)
     if isinstance(shape, Shape):
-        return shape
+        return config, shape
     raise ModelError(f"{file}: has no number for {shape}, so nothing can be estimated", f"name {shape} in config.json")
 
 
+def _disk(recipe: Recipe | None, target: Path, directory: Path, config: Json, point: Point) -> DiskPlan:
+    """What a run of the recipe, or of all defaults, has on the disk.
+
+    Args:
+        directory: of ``config.json``.
+        config: what that says.
+        point: the plan.
+    """
+    shape, dials = point.shape, point.dials
+    cached = {"base": base_bytes(shape, config)}
+    there = ("base",) if any(directory.glob("*.safetensors")) else ()
+    if dials.resident_layers is not None:
+        cached["streamed layers"] = stored_bytes(shape)
+    files = training_files(shape, dials, Train().keep_checkpoints if recipe is None else recipe.train.keep_checkpoints)
+    left_out = ["towers of a multimodal model"] if "text_config" in config else []
+    if find_spec("gguf") is not None:
+        export = Export() if recipe is None else recipe.export
+        files |= module_of("plan_disk").export_files(export, shape, config, directory, dials.r)
+    else:
+        left_out.append("the export (install tunesmith[gguf] for its sizes)")
+    cache = hardware.cache_dir() if there else hardware.hub_cache()
+    where = target if target.is_dir() and recipe is not None else Path("runs" if recipe is None else f"runs/{recipe.name}")
+    return DiskPlan(
+        cached=cached,
+        there=there,
+        cached_in=str(cache),
+        cached_free=free_bytes(cache),
+        run=files,
+        run_in=str(where),
+        run_free=free_bytes(where),
+        not_counted=", ".join(left_out),
+    )
+
+
 def _products(shape: Shape) -> dict[str, float]:
-    return module_of("plan_measured").cpu(shape.hidden, sizes_of(shape).intermediate)
+    return module_of("plan_measured").cpu(shape.hidden, Sizes.of(shape).intermediate)
 
 
 def _card(name: str) -> Card:
@@ -194,9 +250,12 @@ def _place(
     ), rates
 
 
-def _report(model: str, found: Plan, place: Place) -> PlanReport:
+def _report(model: str, found: Plan, place: Place, disk: DiskPlan) -> PlanReport:
     point = found.chosen
     estimate, dials = point.estimate, point.dials
+    needs, reserved = point.needs(place.context_bytes), estimate.reserved
+    if place.device == "cpu":  # no allocator of segments: what is not tensors is the process's own
+        reserved, place = estimate.peak, replace(place, context_bytes=needs - estimate.peak)
     speed = None if place.product_flops is None or not point.seconds else dials.tokens / point.seconds
     rent = place.dollars_per_hour
     return PlanReport(
@@ -208,8 +267,8 @@ def _report(model: str, found: Plan, place: Place) -> PlanReport:
         plan=turned(dials),
         rounds=found.rounds,
         peak_bytes=estimate.peak,
-        reserved_bytes=estimate.reserved,
-        needs_bytes=point.needs(place.context_bytes),
+        reserved_bytes=reserved,
+        needs_bytes=needs,
         where=estimate.where,
         terms=estimate.terms,
         seconds=None if speed is None else point.seconds,
@@ -217,30 +276,10 @@ def _report(model: str, found: Plan, place: Place) -> PlanReport:
         dollars_per_million_tokens=None if speed is None or rent is None else 1e6 / speed / 3600.0 * rent,
         place=place,
         passed_over=tuple(_setting(other, place, speed is not None) for other in found.passed_over),
-        disk_bytes={},
+        disk=disk,
     )
 
 
 def _setting(point: Point, place: Place, timed: bool) -> Setting:
     needs = point.needs(place.context_bytes)
     return Setting(plan=turned(point.dials), needs_bytes=needs, seconds=point.seconds if timed else None)
-
-
-def turned(dials: Dials) -> dict[str, str | int | tuple[int, ...]]:
-    """Dials by the names that a recipe has for them, where they differ from its defaults."""
-    found: dict[str, str | int | tuple[int, ...]] = {
-        "train.recompute": "none" if dials.recompute == "auto" else dials.recompute
-    }
-    if dials.embedding_on == "host":
-        found["train.embedding_on"] = "host"
-    if dials.head == "int8":
-        found["base_head"] = "int8"
-    if dials.optimizer != "adamw":
-        found["train.optimizer"] = dials.optimizer
-    if dials.offload != "none":
-        found["train.offload"] = dials.offload
-    if dials.mlp_tile:
-        found["train.mlp_tile"] = dials.mlp_tile
-    if dials.resident_layers is not None:
-        found["train.resident_layers"] = dials.resident_layers
-    return found

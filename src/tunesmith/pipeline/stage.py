@@ -232,7 +232,7 @@ def make(run: RunDir, table: Table, recipe: Recipe, goals: Iterable[str], *, all
             if parts is None:
                 raise RunError(f"{run.path}: {stage.name}: {reason(state)}", f"run: tunesmith run {run.path}")
             if is_first:
-                module_of("early").refuse_early(recipe, upcoming(run, table, recipe, goals, all_needed), fetch=True)
+                module_of("early").refuse_early(run, recipe, upcoming(run, table, recipe, goals, all_needed), fetch=True)
                 is_first = False
             if stage.module != kind:
                 session.close()

@@ -1,28 +1,34 @@
 """The stage ``train``: the adapter, trained on the rendered rows; the best one is kept in ``adapter/``."""
 
+import gc
 import logging
 from dataclasses import replace
 
 import torch
 
 from tunesmith.chat.fit_template import check_template
-from tunesmith.engines.base import BaseModel
+from tunesmith.data.pack import Plan
+from tunesmith.engines.base import BaseModel, LoadedModel
 from tunesmith.models.adapter import load_adapter_state, read_adapter
-from tunesmith.models.device import best_device, device_name, gpu_use, watch_gpu
+from tunesmith.models.device import best_device, device_name, give_back, gpu_use, watch_gpu
 from tunesmith.models.load import head_weight
 from tunesmith.pipeline.base import base_of
+from tunesmith.pipeline.dials import Shortage
+from tunesmith.pipeline.disk import refuse_checkpoints
 from tunesmith.pipeline.own_loop import make_ready, settings_for
+from tunesmith.pipeline.replan import replanned
 from tunesmith.pipeline.stage import Session
 from tunesmith.pipeline.train_memory import MemoryOfSteps, memory_figures, told
 from tunesmith.recipe import Recipe, TrainSettings
 from tunesmith.rundir import RunDir, fingerprint
 from tunesmith.rundir.hashes import content_hash
 from tunesmith.rundir.records.base import Json
-from tunesmith.rundir.records.training import GpuUse, Training
+from tunesmith.rundir.records.training import GpuUse, Race, Training
 from tunesmith.tracking import MetricsLog, write_csv
+from tunesmith.train.checkpoint import Checkpoints
 from tunesmith.train.documents import Documents
 from tunesmith.train.health_data import check_part
-from tunesmith.train.loop import fit
+from tunesmith.train.loop import FirstStepFull, Fitted, fit
 from tunesmith.train.race import race
 from tunesmith.train.replay import replay_count
 
@@ -35,8 +41,22 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     Raises:
         TrainingError: nothing to train, or a loss that is not finite.
         ModelError: a base that cannot be trained.
+        RunError: too little room on the disk for the checkpoints.
     """
     base = base_of(run, recipe)
+    again = _trained(run, recipe, base, None)
+    if again is not None:  # what the first try loaded is gone with its frame
+        gc.collect()
+        give_back(best_device())
+        _trained(run, recipe, *again)
+
+
+def _trained(run: RunDir, recipe: Recipe, base: BaseModel, shortage: Shortage | None) -> tuple[BaseModel, Shortage] | None:
+    """Train; where the first step does not fit the GPU and another plan might, that instead, once.
+
+    Args:
+        shortage: what the GPU said at the first try.
+    """
     documents = {part: Documents.open(run.tokens(part)) for part in ("train", "dev")}
     parts = [check_part(part, rows, run.data / f"{part}.jsonl", base.renderer) for part, rows in documents.items()]
     watch_gpu(best_device())
@@ -46,7 +66,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     layers = tuned.layers
     trained_weights = sum(p.numel() for layer in layers.values() for p in layer.parameters() if p.requires_grad)
     _say_where(base, model.device, f"LoRA on {len(layers)} layers, {trained_weights:,} weights")
-    derived = settings_for(tuned, documents["train"], recipe.train)
+    derived = settings_for(tuned, documents["train"], recipe.train, shortage)
     settings = derived.settings
     for line in derived.lines:
         logger.info(f"train: {line}")
@@ -64,15 +84,13 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     logger.info(
         f"train: {len(steps)} steps of {steps.packs_per_step} packs of {steps.capacity} tokens, {100 * steps.fill:.1f} % full"
     )
-    inputs = _inputs(run, recipe, base, settings)
-    outcome = race(model, layers, train, steps, dev, settings, recipe.seed, run.checkpoints, inputs)
-    if outcome is not None:
-        logger.info(f"train: {outcome.words}, from the start")
-        settings = settings.model_copy(update={"learning_rate": outcome.learning_rate})
-        inputs = _inputs(run, recipe, base, settings)
-    metrics = MetricsLog(run.metrics_file)
-    memory = MemoryOfSteps(model.device)
-    fitted = fit(model, layers, train, steps, dev, settings, recipe.seed, run.checkpoints, metrics, inputs)
+    try:
+        outcome, settings, fitted, memory = _fitted(run, recipe, base, tuned, train, steps, dev, settings)
+    except FirstStepFull as error:
+        again = None if shortage is not None else replanned(error, base, recipe, settings)
+        if again is None:
+            raise
+        return again
     measured = memory.measured()
     load_adapter_state(layers, read_adapter(fitted.checkpoint))
     tuned.save_adapter(run.adapter)
@@ -109,6 +127,33 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         _note_gpu(run, gpu, {} if predicted is None else memory_figures(predicted, measured))
     at = "" if speed is None else f", {speed:,.0f} tokens/s"
     logger.info(f"train: best dev loss {fitted.best.dev_loss:.4f} at step {fitted.best.step} of {len(steps)}{at}")
+    return None
+
+
+def _fitted(
+    run: RunDir,
+    recipe: Recipe,
+    base: BaseModel,
+    tuned: LoadedModel,
+    train: Documents,
+    steps: Plan,
+    dev: Documents,
+    settings: TrainSettings,
+) -> tuple[Race | None, TrainSettings, Fitted, MemoryOfSteps]:
+    """Race where the recipe asks for it, then train; with the settings that were trained by, and what watched memory."""
+    model, layers, inputs = tuned.model, tuned.layers, _inputs(run, recipe, base, settings)
+    trained = sum(p.numel() for layer in layers.values() for p in layer.parameters() if p.requires_grad)
+    lying = Checkpoints(run.checkpoints, inputs, settings.keep_checkpoints).bytes_there()
+    refuse_checkpoints(run, trained, settings, lying)
+    outcome = race(model, layers, train, steps, dev, settings, recipe.seed, run.checkpoints, inputs)
+    if outcome is not None:
+        logger.info(f"train: {outcome.words}, from the start")
+        settings = settings.model_copy(update={"learning_rate": outcome.learning_rate})
+        inputs = _inputs(run, recipe, base, settings)
+    metrics = MetricsLog(run.metrics_file)
+    memory = MemoryOfSteps(model.device)
+    fitted = fit(model, layers, train, steps, dev, settings, recipe.seed, run.checkpoints, metrics, inputs)
+    return outcome, settings, fitted, memory
 
 
 def _say_where(base: BaseModel, device: torch.device, what: str) -> None:

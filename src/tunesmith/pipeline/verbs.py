@@ -117,7 +117,7 @@ def dry_run(run: RunDir) -> Status:
     recipe = run.recipe()
     table = table_of(recipe)
     stages_to_make = stages.upcoming(run, table, recipe, ["report"], True)
-    not_looked_at = module_of("early").refuse_early(recipe, stages_to_make, fetch=False)
+    not_looked_at = module_of("early").refuse_early(run, recipe, stages_to_make, fetch=False)
     if not_looked_at is not None:
         logger.info(f"the base is not looked at: {not_looked_at}")
     return stages.status(run, table, recipe)

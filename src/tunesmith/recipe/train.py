@@ -91,7 +91,7 @@ class Optimisation(Section):
         default="auto",
         description="what is computed a second time in the backward pass instead of kept: nothing, every attention, every mlp, "
         "every layer, every n-th layer, or the layers of a list, counted from 0 (gradient checkpointing); the result is the "
-        "same; auto is none on a CPU, and on a GPU what train.memory comes to",
+        "same; auto is none on a CPU, and on a GPU what train.memory comes to; a set one binds no other dial",
     )
     resident_layers: Literal["all"] | Annotated[int, Field(ge=0)] = Field(
         default="all",

@@ -128,6 +128,12 @@ def flush(path: Path) -> None:
                 os.fsync(opened.fileno())
 
 
+def free_bytes(path: Path) -> int:
+    """Bytes that are free where a path lies or will lie."""
+    place = next(place for place in (path, *path.absolute().parents) if place.exists())
+    return shutil.disk_usage(place).free
+
+
 def is_full_disk(error: BaseException) -> bool:
     """Whether an error says that the disk is full, also in the words of a child process, of Rust, of SQLite and of NumPy."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

@@ -92,6 +92,11 @@ class Checkpoints:
         """``checkpoints/step-000120``."""
         return self.folder / f"{PREFIX}{step:06d}"
 
+    def bytes_there(self) -> int:
+        """Bytes of the checkpoints of these inputs that lie there."""
+        own = (directory for directory in self._directories() if _inputs_of(directory) == self.inputs)
+        return sum(file.stat().st_size for directory in own for file in directory.iterdir())
+
     def save(self, layers: Mapping[str, Adapted], optimizer: torch.optim.Optimizer, progress: Progress, metrics: Path) -> None:
         """Write a checkpoint whole or not at all, and remove those of this run that are no longer needed.
 

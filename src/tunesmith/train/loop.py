@@ -63,6 +63,10 @@ STILL_FALLING = 0.2  # of its mean speed: a rate that ends at zero leaves a trai
 LOWER_RATE = "lower train.learning_rate, or use base: fp32"
 
 
+class FirstStepFull(torch.OutOfMemoryError):
+    """A GPU's memory ended in the first step since a training began or went on: nothing is lost by planning it again."""
+
+
 class NotFinite(TrainingError):
     """A loss, a gradient or a weight is NaN or infinity."""
 
@@ -386,7 +390,12 @@ def steps_in_world(
             world.start()
             less, fixed = keep_less(model, settings), deterministic(settings.deterministic)
             with attention(model.eval(), PACKED), less, fixed, threads(world.threads):
-                record = _optimizer_step(train, steps, number, optimizer, settings, world)
+                try:
+                    record = _optimizer_step(train, steps, number, optimizer, settings, world)
+                except torch.OutOfMemoryError as error:
+                    if number > first:
+                        raise
+                    raise FirstStepFull(str(error)) from error
                 if record.step in eval_steps:
                     _refuse_broken_weights(layers, record.step)
                     if dev is not None:

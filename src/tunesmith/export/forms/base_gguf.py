@@ -15,8 +15,9 @@ from pathlib import Path
 
 from tunesmith.errors import ExportError
 from tunesmith.export.companions import copy_companions
-from tunesmith.export.forms.form import FULL, Facts, Form, Job, Operation, base_name, gguf_bytes
+from tunesmith.export.forms.form import Facts, Form, Job, Operation, base_name, gguf_size
 from tunesmith.export.forms.gguf import convert_16bit, quantize_step
+from tunesmith.export.sizes import FULL
 from tunesmith.recipe import PROMPT_DEPLOYED, Recipe
 from tunesmith.rundir.records.export import GgufFile
 
@@ -41,7 +42,7 @@ def _plan(recipe: Recipe, facts: Facts) -> list[Operation]:
         Operation(
             kind="base-gguf",
             target=source,
-            nbytes=gguf_bytes(facts, first),
+            nbytes=gguf_size(facts, first),
             file_type=first,
             until=None if kind in FULL else target,
             write=_convert_base,
@@ -49,7 +50,7 @@ def _plan(recipe: Recipe, facts: Facts) -> list[Operation]:
         )
     ]
     if kind not in FULL:
-        size = gguf_bytes(facts, kind)
+        size = gguf_size(facts, kind)
         steps.append(
             Operation(
                 kind="base-gguf",

@@ -5,16 +5,13 @@ adapter that a form cannot hold, an architecture that llama.cpp does not convert
 first plans: a pure function of the recipe and of ``Facts`` (``export/facts.py`` reads them) gives its steps, each with its size
 and with the function that writes it. ``export/job.py`` carries them out, ``--dry-run`` prints them.
 
-**Sizes.** Of a GGUF: llama.cpp's rule says the type of every tensor (``export/gguf/types.py``), and the tokenizer that stands
-before them is counted. Held within 2 % of the real files by a test.
+**Sizes** are those of ``export/sizes.py``. Held within 2 % of the real files by a test.
 
 **Room.** The old export stays until the new one is whole, so everything counts that lies there at the same time. A file that
 later steps alone need, as the 16-bit GGUF that the others are quantised from, is gone after the last of them.
 
 Refused: to ask the file system for room before each step (an export that fails at its last file has wasted the hour); a
 registry by decorator, whose order is that of imports.
-
-Source: GGUF's layout, ``docs/gguf.md`` of ggml.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -23,21 +20,19 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from tunesmith.chat.render import Renderer
 from tunesmith.engines.form import ExportedForm
-from tunesmith.export.gguf.types import Metadata, Source, nbytes, plan_types
+from tunesmith.export.gguf.types import Metadata, Source
+from tunesmith.export.sizes import gguf_bytes
 from tunesmith.recipe import Lora, Recipe
 from tunesmith.rundir import RunDir
 from tunesmith.rundir.records.base import Record
 from tunesmith.rundir.records.export import Command, Merge
 
-FULL = ("F16", "BF16")  # types that the converter writes
 ROUNDING = {"F16": "fp16", "BF16": "bf16"}  # of a GGUF type that computes what was trained
-ALIGNMENT = 32  # bytes; every tensor of a GGUF begins at a multiple
 TEXT = 4096  # bytes of a Modelfile, a card, the commands: a few kB each
 Kind = TypeVar("Kind", bound=Record)
 
@@ -224,15 +219,9 @@ def base_name(run: str, file_type: str) -> str:
     return f"{run}-base-{file_type}.gguf"
 
 
-def gguf_bytes(facts: Facts, file_type: str, has_imatrix: bool = False) -> int:
+def gguf_size(facts: Facts, file_type: str, has_imatrix: bool = False) -> int:
     """Bytes of a GGUF file of a type."""
-    sources = list(facts.tensors)
-    if file_type in FULL:
-        wide = {source.name for source in sources if source.kind == Type.F32}
-        types = {source.name: Type.F32 if source.name in wide else Type[file_type] for source in sources}
-    else:
-        types = plan_types(sources, file_type, dict(facts.metadata), has_imatrix)
-    return facts.header + nbytes(sources, types) + ALIGNMENT // 2 * len(sources)
+    return gguf_bytes(facts.tensors, facts.metadata, facts.header, file_type, has_imatrix)
 
 
 def adapter_bytes(adapted: Iterable[tuple[int, int, int]], rank: int) -> int:

@@ -20,7 +20,6 @@ from tunesmith.engines.form import ExportedForm, gguf_form
 from tunesmith.errors import ExportError
 from tunesmith.export.companions import stop_ids
 from tunesmith.export.forms.form import (
-    FULL,
     ROUNDING,
     TEXT,
     Facts,
@@ -28,14 +27,15 @@ from tunesmith.export.forms.form import (
     Job,
     Operation,
     Written,
-    gguf_bytes,
     gguf_name,
+    gguf_size,
 )
 from tunesmith.export.gguf import convert as converter
 from tunesmith.export.gguf.architecture import architecture_of
 from tunesmith.export.gguf.imatrix import CHUNK, choose, collect, read_imatrix, write_imatrix
 from tunesmith.export.gguf.quantize import ImatrixOrigin, quantize
 from tunesmith.export.ollama import modelfile
+from tunesmith.export.sizes import FULL
 from tunesmith.models.device import best_device
 from tunesmith.models.load import load_model
 from tunesmith.models.precision import precision
@@ -63,7 +63,7 @@ def _plan(recipe: Recipe, facts: Facts) -> list[Operation]:
                     kind="convert",
                     target=gguf_name(name, kind),
                     sources=("merged",),
-                    nbytes=gguf_bytes(facts, kind),
+                    nbytes=gguf_size(facts, kind),
                     file_type=kind,
                     until=None if kind in settings.gguf else gguf_name(name, smaller[-1]),
                     write=_convert,
@@ -79,7 +79,7 @@ def _plan(recipe: Recipe, facts: Facts) -> list[Operation]:
                 kind="quantize",
                 target=gguf_name(name, kind),
                 sources=(half, importance) if settings.imatrix else (half,),
-                nbytes=gguf_bytes(facts, kind, settings.imatrix),
+                nbytes=gguf_size(facts, kind, settings.imatrix),
                 file_type=kind,
                 write=quantize_step,
                 record=GgufFile,

@@ -58,7 +58,9 @@ def merge_adapter(job: Job, step: Operation) -> Merge:
     into, towers = recipe.export.merge_into, recipe.towers
     merged = merge(job.base, job.run.adapter, target, quantized, into, towers, template, stop_ids=stops)
     base = "original" if merged.into == "original" else "dequantised base" if merged.dequantized else "base"
-    head = "; the head is the original one, training had it in 8 bits" if recipe.base_head == "int8" else ""
+    if recipe.base_head == "int8":
+        merged = dataclasses.replace(merged, head="original")
+    head = "; the head is the original one, training had it in 8 bits" if merged.head == "original" else ""
     logger.info(f"export: merged {merged.targets} weights into the {base}, {merged.dtype}{head}")
     write_card(target, card_of(job, merged))
     return merged
@@ -125,7 +127,7 @@ def _commands(job: Job) -> dict[str, Command]:
 def _opened(written: Written) -> list[ExportedForm]:
     recipe, merged = written.recipe, written.merge
     differs = merged.into == "original" and "nf4" in (recipe.base, recipe.per_layer_embeddings)
-    differs = differs or recipe.base_head == "int8"  # a merge keeps the original head
+    differs = differs or merged.head == "original"
     exact = merged.dtype == "float32" and written.compute == "fp32"
     rounding = None if differs else "fp32" if exact else "fp16"
     return [directory_form("merged", written.run.merged, rounding, recipe.evaluate.batch_size)]

@@ -5,7 +5,7 @@ its evidence, so it can be written down, tested row by row and made again. What 
 rule answers ``unknown`` to it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from tunesmith.notebook import paragraph, table
@@ -158,6 +158,7 @@ class MemoryFacts(Record):
         parameters: weights of the model, 0 where unknown.
         adapter_per_rank: trained weights of a rank-1 adapter on all linear layers.
         hidden: width of the model, 0 where unknown.
+        plans: what training turns to take so little, by base; none on a CPU, and where the GPU was not asked.
     """
 
     base: str
@@ -166,6 +167,28 @@ class MemoryFacts(Record):
     parameters: int
     adapter_per_rank: int
     hidden: int
+    plans: dict[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rent(Record):
+    """A training on a rented card, as it is predicted.
+
+    Attributes:
+        card: its name.
+        hours: of the steps; loading, dev losses and evaluation are not counted.
+        dollars: for these hours, USD.
+        per_hour: of renting the card, USD.
+        plan: what is turned there, by the recipe's names.
+        source: of the price, with its day.
+    """
+
+    card: str
+    hours: float
+    dollars: float
+    per_hour: float
+    plan: str
+    source: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,6 +306,7 @@ class Advice(FileRecord):
         quick: whether no model was asked.
         hours: of one training run, roughly; None where unknown.
         facts: every number that the rules saw.
+        rents: what one training run costs on cards that are rented, the cheapest first; empty where sizes are not known.
     """
 
     ending: Ending
@@ -299,6 +323,19 @@ class Advice(FileRecord):
     quick: bool = False
     hours: float | None
     facts: Facts
+    rents: tuple[Rent, ...] = ()
+
+    @property
+    def rent_line(self) -> str:
+        """From the cheapest card to the dearest, with what is assumed; empty where none is known."""
+        rents = list(self.rents)
+        if not rents:
+            return ""
+        ends = rents if len(rents) < 3 else [rents[0], rents[-1]]
+        each = [f"{_figure(r.dollars)} USD on {r.card} ({_figure(r.hours)} h at {r.per_hour:.2f})" for r in ends]
+        of = f", the cheapest and the dearest of {len(rents)} cards that hold it" if len(rents) > 2 else ""
+        assumed = f"predicted for the steps alone and not measured; prices: {rents[0].source}"
+        return f"rent of one training: {' to '.join(each)}{of}; {assumed}"
 
     def _repr_html_(self) -> str:
         """The ending and the checklist that leads to it; the settings where there are some."""
@@ -309,6 +346,13 @@ class Advice(FileRecord):
         if self.settings is not None:
             why = self.settings.why
             html += table(("key", "value", "why"), [(key, str(value), why[key]) for key, value in self.settings.keys.items()])
+        if self.rent_line:
+            html += paragraph(self.rent_line)
         if self.provisional:
             html += paragraph("no prompt was asked, and the best one is what a tuned model has to beat", "provisional:")
         return html
+
+
+def _figure(value: float) -> str:
+    """Two decimals, or that it is less than they show."""
+    return f"{value:,.2f}" if value >= 0.005 else "under 0.01"

@@ -102,6 +102,8 @@ class Merge(FileRecord):
         dequantized: weights whose values come from 4 bits; a stack of experts is one.
         dev_loss: of both ways to merge, where the base was held in 4 bits.
         summary: those in words.
+        head: ``original`` where training had it in 8 bits: the merged model, and all files made from it, then compute another
+            head than was trained with.
     """
 
     VERSION: ClassVar[int] = 1
@@ -113,6 +115,7 @@ class Merge(FileRecord):
     dequantized: int
     dev_loss: MergeLosses | None = None
     summary: str | None = None
+    head: Literal["as trained", "original"] = "as trained"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,6 +50,41 @@ class Setting(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DiskPlan(Record):
+    """What a run has on the disk, before it is there.
+
+    Attributes:
+        cached: bytes by what they are, beside all runs: the base, the layers that are streamed.
+        there: of these, what is on the disk already.
+        cached_in: where they lie.
+        cached_free: bytes that are free there.
+        run: bytes by what they are, in the run directory, all of them at a time.
+        run_in: where that lies.
+        run_free: bytes that are free there.
+        not_counted: what the sizes leave out, for people; empty for nothing.
+    """
+
+    cached: dict[str, int]
+    there: tuple[str, ...]
+    cached_in: str
+    cached_free: int
+    run: dict[str, int]
+    run_in: str
+    run_free: int
+    not_counted: str = ""
+
+    @property
+    def run_bytes(self) -> int:
+        """Of all files in the run directory."""
+        return sum(self.run.values())
+
+    @property
+    def missing_bytes(self) -> int:
+        """What is not there yet of the other files."""
+        return sum(nbytes for name, nbytes in self.cached.items() if name not in self.there)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlanReport(Record):
     """The fastest plan that fits, or the smallest there is.
 
@@ -70,7 +105,7 @@ class PlanReport(Record):
         dollars_per_million_tokens: of renting the card for a million tokens of training; None where no price is known.
         place: where it must fit.
         passed_over: faster settings that do not fit, the fastest first.
-        disk_bytes: of the files that a run writes, by form.
+        disk: what a run has on the disk.
     """
 
     model: str
@@ -90,7 +125,7 @@ class PlanReport(Record):
     dollars_per_million_tokens: float | None
     place: Place
     passed_over: tuple[Setting, ...]
-    disk_bytes: dict[str, int]
+    disk: DiskPlan
 
 
 @dataclass(frozen=True, kw_only=True)
