@@ -14,7 +14,8 @@ from tunesmith.pipeline import stage as stages
 from tunesmith.pipeline.stage import Table, module_of
 from tunesmith.pipeline.table import sweep_stage, table_of
 from tunesmith.recipe import load_recipe
-from tunesmith.rundir import RunDir
+from tunesmith.report.verdict_markdown import verdict_markdown
+from tunesmith.rundir import RunDir, sha256_file
 from tunesmith.rundir.events import EventLog
 from tunesmith.rundir.records.advice import Advice
 from tunesmith.rundir.records.check import CheckReport
@@ -196,6 +197,11 @@ def verdict(run: RunDir) -> Verdict:
     """Decide from the scored arms."""
     make(run, ["verdict"])
     return Verdict.read(run.verdict_file)
+
+
+def verdict_page(run: RunDir, decided: Verdict) -> str:
+    """A verdict as Markdown, for whoever reviews the change that it judges."""
+    return verdict_markdown(decided, str(run.recipe().name), sha256_file(run.verdict_file))
 
 
 def report(run: RunDir) -> Path:

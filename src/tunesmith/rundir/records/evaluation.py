@@ -8,7 +8,7 @@ Scores and shares are fractions of 1.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from tunesmith.formatting import percent, points, points_between
@@ -323,6 +323,8 @@ class Verdict(FileRecord):
         tries: what was scored on these rows up to this verdict.
         arms: figures of every arm.
         selection: how the prompts were chosen.
+        files: sha256 of every file of the run that the verdict speaks of, by path below the run directory.
+        sources: sha256 of the rows and of the base's files, wherever they lay when they were read.
     """
 
     decision: Decision
@@ -362,6 +364,8 @@ class Verdict(FileRecord):
     tries: Tries
     arms: tuple[Arm, ...]
     selection: Selection
+    files: dict[str, str] = field(default_factory=dict[str, str])
+    sources: dict[str, str] = field(default_factory=dict[str, str])
 
     @property
     def deploy(self) -> bool:
