@@ -87,7 +87,7 @@ def forgetting(target: Target, as_json: AsJson = False) -> None:
 def verdict(
     target: Target,
     as_json: AsJson = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print it for a pull request, with the sha256 of its files.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print it for a pull request, with its files' sha256.")] = False,
 ) -> None:
     """Decide from the scored arms. The exit code is the verdict's."""
     if as_json and markdown:

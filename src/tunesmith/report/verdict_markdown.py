@@ -11,7 +11,7 @@ shows whole.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 
 from tunesmith.formatting import percent, points, points_between
@@ -124,7 +124,10 @@ def unknowns(verdict: Verdict) -> list[str]:
 
 def files_table(verdict: Verdict) -> str:
     """Every file that the verdict speaks of with its sha256; of a source outside of the run the name alone."""
-    shown: Mapping[str, str] = {**verdict.files, **{f"(source) {PurePath(path).name}": sha for path, sha in verdict.sources.items()}}
+    shown: Mapping[str, str] = {
+        **verdict.files,
+        **{f"(source) {PurePath(path).name}": sha for path, sha in verdict.sources.items()},
+    }
     return table(("file", "sha256"), [(plain(name), f"`{digest}`") for name, digest in shown.items()]) if shown else ""
 
 

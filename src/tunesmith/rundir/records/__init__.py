@@ -16,6 +16,7 @@ readings      readings/: what answered the test part
 evidence      evaluation/: retrieval, judge, forgetting, seeds, curve
 export        export.json, merge.json, commands.json: what was written, and how it is served
 provenance    verify --json: whether files are those that the verdict speaks of
+push          push --json: what goes to the hub
 parity        parity.json, sweep.json: whether forms are what was trained, and which type to deploy
 """
 
