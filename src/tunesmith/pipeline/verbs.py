@@ -5,7 +5,7 @@ imports torch; a stage's own file does, when the stage is made.
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from tunesmith import tracking
@@ -14,6 +14,7 @@ from tunesmith.pipeline import stage as stages
 from tunesmith.pipeline.stage import Table, module_of
 from tunesmith.pipeline.table import sweep_stage, table_of
 from tunesmith.recipe import load_recipe
+from tunesmith.recipe.load import model_place
 from tunesmith.report.verdict_markdown import verdict_markdown
 from tunesmith.rundir import RunDir, sha256_file
 from tunesmith.rundir.events import EventLog
@@ -23,6 +24,7 @@ from tunesmith.rundir.records.evaluation import Verdict
 from tunesmith.rundir.records.evidence import Curve, Forgetting, Seeds
 from tunesmith.rundir.records.export import Export
 from tunesmith.rundir.records.parity import Parity, Sweep
+from tunesmith.rundir.records.race import BaseRace
 from tunesmith.rundir.records.stages import Status
 from tunesmith.rundir.records.training import Training
 
@@ -191,6 +193,30 @@ def learning_curve(run: RunDir) -> Curve | None:
         return None
     make(run, ["learning-curve"])
     return Curve.read(run.evaluation / "curve.json")
+
+
+def race(run: RunDir, models: Sequence[str], rows: int) -> BaseRace:
+    """Try several base models on a few rows of a run each; the test part is not read.
+
+    Args:
+        models: hub ids, directories or ``.gguf`` files; relative paths start from the working directory.
+        rows: of train and of dev at most.
+
+    Raises:
+        RunError: fewer than two models, one twice, or none that went all the way.
+    """
+    places = [model_place(Path.cwd(), model) for model in models]
+    if twice := [model for number, model in enumerate(models) if places[number] in places[:number]]:
+        raise RunError(f"{twice[0]}: is named twice, and a model does not race itself", "name each --model once")
+    if len(models) < 2:
+        raise RunError("one model alone is no race", "name two or more: --model A --model B; or train the one: tunesmith run")
+    recipe = run.recipe()
+    with run.writing(), tracking.attached(EventLog(run.events_file)):
+        if "data" in run.stages():
+            check_done(run, "data")
+        else:
+            stages.make(run, table_of(recipe), recipe, ["data"])
+        return module_of("race").race(run, recipe, list(zip(models, places, strict=True)), rows)
 
 
 def verdict(run: RunDir) -> Verdict:

@@ -124,11 +124,9 @@ def unknowns(verdict: Verdict) -> list[str]:
 
 def files_table(verdict: Verdict) -> str:
     """Every file that the verdict speaks of with its sha256; of a source outside of the run the name alone."""
-    shown: Mapping[str, str] = {
-        **verdict.files,
-        **{f"(source) {PurePath(path).name}": sha for path, sha in verdict.sources.items()},
-    }
-    return table(("file", "sha256"), [(plain(name), f"`{digest}`") for name, digest in shown.items()]) if shown else ""
+    sources = [(f"(source) {PurePath(path).name}", digest) for path, digest in verdict.sources.items()]
+    shown = [(plain(name), f"`{digest}`") for name, digest in (*verdict.files.items(), *sources)]
+    return table(("file", "sha256"), shown) if shown else ""
 
 
 def _listed(heading: str, lines: Sequence[str]) -> str:
