@@ -2,8 +2,8 @@
 
 Kept is the part of a run directory that the stage ``verdict`` reads: the answers of every arm with their scores, the test
 rows, what was chosen on dev, parity, forgetting, seeds. No weights, and no ledger: how often the test part had been read, and
-which files there were, is taken from the verdict. ``verdict.json`` lies beside the archive, to be read. Paths below the checkout
-are written as ``{root}``.
+which files there were, is taken from the verdict. ``verdict.json`` lies beside the archive, to be read. Paths below the
+checkout are written as ``{root}``.
 
     python benchmarks/verdicts.py runs/us_addresses benchmarks/results/verdicts/us_addresses-2026-11-28
 """

@@ -40,12 +40,13 @@ def race(
     as_json: AsJson = False,
 ) -> None:
     """Try base models on a few rows each: score with the best prompt and tuned, memory, speed. Reads no test row."""
-    found = _verbs.race(_verbs.open_run(target, out), model, rows)
+    models = _verbs.entrants(model)
+    found = _verbs.race(_verbs.open_run(target, out), models, rows)
     show(found, as_json, lambda: _print_race(found))
 
 
 def _print_race(found: "BaseRace") -> None:
-    title = f"{found.metric} on {found.dev_rows} dev rows, trained on {found.train_rows}"
+    title = f"{found.metric} on {found.dev_rows} dev rows, trained on {found.train_rows}; gains against the first"
     table = Table(*_race.RACE_COLUMNS, title=title, **_text.COMPACT)
     table.columns[0].overflow = "fold"
     for column in table.columns[1:]:
@@ -58,4 +59,5 @@ def _print_race(found: "BaseRace") -> None:
     for entry in found.models:
         if entry.why_not is not None:
             screen.print(Text(f"{entry.model} is out: {entry.why_not}"), soft_wrap=True)
+    screen.print("prompt: the best one, untrained; GB and tok/s: of the training; ms: of an answer of the tuned model")
     screen.print(Text(found.reason), soft_wrap=True)

@@ -1,12 +1,13 @@
 """The verb race: which base model to tune? Each is prompted and trained on a few rows, and asked the dev rows.
 
 The choice of a base is most often made by a leaderboard of other people's tasks. 200 rows of one's own say more, and cost
-minutes: for each model the best prompt on dev before any training, the score after a short one, the memory that it took, and how
-fast it trains and answers. All models see the same train rows and the same dev rows, so their answers are compared row by row.
+minutes: for each model the best prompt on dev before any training, the score after a short one, the memory that it took, and
+how fast it trains and answers. All models see the same train rows and the same dev rows, so their answers are compared row by
+row.
 
-What so few rows can tell is said with an interval: who leads, and who is not shown to be worse and may be smaller or faster. The
-leader of several on the rows that chose it is flattered, and every training's checkpoint was chosen on them too; the sealed test
-part is not read here, so the run that follows is judged on rows that no model of the race has seen.
+What so few rows can tell is said with an interval: who leads, and who is not shown to be worse and may be smaller or faster.
+The leader of several on the rows that chose it is flattered, and every training's checkpoint was chosen on them too. The sealed
+test part is not read here, so the run that follows is judged on rows that no model of the race has seen.
 
 Each model has a run directory of its own below ``race/``, with the recipe as it is but for: the model; its own chat template
 where the recipe names one for another; prompts that need a search of their own or passages, endpoints and replay left out; one
@@ -35,8 +36,8 @@ from tunesmith.pipeline.evaluation import evaluation_of
 from tunesmith.pipeline.stage import Session
 from tunesmith.pipeline.subrun import changed, make_inner, open_inner
 from tunesmith.recipe import PROMPT_ARMS, Recipe
+from tunesmith.recipe.data import Chat
 from tunesmith.recipe.load import name_of
-from tunesmith.recipe.run import Chat
 from tunesmith.rundir import RunDir, fingerprint, read_rows, write_rows
 from tunesmith.rundir.records.answers import Output
 from tunesmith.rundir.records.evaluation import Selection
@@ -97,11 +98,11 @@ def race(run: RunDir, recipe: Recipe, models: Sequence[tuple[str, str]], rows: i
 def entrant(recipe: Recipe, model: str) -> Recipe:
     """The recipe of a model in the race."""
     arms = [arm for arm in recipe.evaluate.arms if arm in PROMPT_ARMS and arm not in COSTLY] or ["instruction"]
-    settings = {"arms": (*arms, "tuned"), "external": {}, "finalists": 1}
     own = {} if model == recipe.model else {"revision": None, "model_sha256": None}
     chat = recipe.chat if model == recipe.model else Chat(enable_thinking=recipe.chat.enable_thinking)
     alone = changed(recipe, model=model, chat=chat, train=recipe.train.model_copy(update={"replay": 0.0}), **own)
-    return alone.model_copy(update={"evaluate": alone.evaluate.model_copy(update=settings)})
+    evaluate = alone.evaluate.model_copy(update=dict(arms=(*arms, "tuned"), external={}, finalists=1))
+    return alone.model_copy(update={"evaluate": evaluate})
 
 
 def _try(run: RunDir, recipe: Recipe, train: list[Row], dev: list[Row], name: str) -> tuple[RaceModel, list[Output], Metric]:
@@ -119,7 +120,7 @@ def _try(run: RunDir, recipe: Recipe, train: list[Row], dev: list[Row], name: st
     prompt = Selection.read(inner.evaluation / "selection.json").prompt
     assert prompt is not None  # a judge alone gives none
     training, stage = Training.read(inner.training_file), inner.stages()["train"]
-    tuned = arm_of("tuned", outputs, metric, groups_of(dev))
+    tuned = arm_of("tuned", outputs, metric, groups_of(dev), None)
     entry = RaceModel(
         model=name,
         prompt=RaceScore(score=prompt.score, low=prompt.low, high=prompt.high),

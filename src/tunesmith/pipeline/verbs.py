@@ -195,28 +195,37 @@ def learning_curve(run: RunDir) -> Curve | None:
     return Curve.read(run.evaluation / "curve.json")
 
 
-def race(run: RunDir, models: Sequence[str], rows: int) -> BaseRace:
-    """Try several base models on a few rows of a run each; the test part is not read.
-
-    Args:
-        models: hub ids, directories or ``.gguf`` files; relative paths start from the working directory.
-        rows: of train and of dev at most.
+def entrants(models: Sequence[str]) -> list[tuple[str, str]]:
+    """The models of a race, each as it was named and as a recipe names it; relative paths start from the working directory.
 
     Raises:
-        RunError: fewer than two models, one twice, or none that went all the way.
+        RunError: fewer than two, or one twice.
     """
     places = [model_place(Path.cwd(), model) for model in models]
     if twice := [model for number, model in enumerate(models) if places[number] in places[:number]]:
         raise RunError(f"{twice[0]}: is named twice, and a model does not race itself", "name each --model once")
     if len(models) < 2:
         raise RunError("one model alone is no race", "name two or more: --model A --model B; or train the one: tunesmith run")
+    return list(zip(models, places, strict=True))
+
+
+def race(run: RunDir, models: Sequence[tuple[str, str]], rows: int) -> BaseRace:
+    """Try several base models on a few rows of a run each; the test part is not read.
+
+    Args:
+        models: of ``entrants``.
+        rows: of train and of dev at most.
+
+    Raises:
+        RunError: no model went all the way, or the rows of the run are not as they were read.
+    """
     recipe = run.recipe()
     with run.writing(), tracking.attached(EventLog(run.events_file)):
         if "data" in run.stages():
             check_done(run, "data")
         else:
             stages.make(run, table_of(recipe), recipe, ["data"])
-        return module_of("race").race(run, recipe, list(zip(models, places, strict=True)), rows)
+        return module_of("race").race(run, recipe, models, rows)
 
 
 def verdict(run: RunDir) -> Verdict:

@@ -69,20 +69,21 @@ def hub_card(exported: str, facts: HubFacts) -> str:
     Args:
         exported: the card that the export wrote for this form.
     """
-    known = ModelCard(exported)
+    card = ModelCard(exported)
+    known = ModelCardData(**card.data.to_dict())
     sections = [
-        _without(known.text.strip(), "## Serve"),
+        _without(card.text.strip(), "## Serve"),
         f"## Verdict: {facts.verdict.decision}",
         checks_table(facts.verdict),
         arms_table(facts.verdict),
         _listed("Not known:", unknowns(facts.verdict)),
         _use(facts),
-        _licences(facts, known.data),
+        _licences(facts, known),
         _examples(facts),
         _provenance(facts),
     ]
     text = "\n\n".join(section for section in sections if section)
-    return f"---\n{_front_matter(known.data, facts).to_yaml()}\n---\n\n{text}\n"
+    return f"---\n{_front_matter(known, facts).to_yaml()}\n---\n\n{text}\n"
 
 
 def shown_arm(verdict: Verdict, form: PushForm) -> Arm:
@@ -95,17 +96,17 @@ def shown_arm(verdict: Verdict, form: PushForm) -> Arm:
 def _front_matter(known: ModelCardData, facts: HubFacts) -> ModelCardData:
     tags = [tag for tag in known.tags or [] if not tag.startswith("base_model:")]
     relation = {"adapter": "adapter", "merged": "merge", "gguf": "quantized"}[facts.form]
-    based = {} if facts.base is None else {"base_model": facts.base, "base_model_relation": relation}
     library = {"adapter": "peft", "merged": "transformers", "gguf": "gguf"}[facts.form]
     return ModelCardData(
         model_name=facts.name,
+        base_model=facts.base,
+        base_model_relation=None if facts.base is None else relation,
         library_name=library,
         pipeline_tag="text-generation",
         license=facts.base_license or known.license,
         datasets=list(facts.datasets) or None,
         tags=[*tags, *(["gguf"] if facts.form == "gguf" and "gguf" not in tags else [])],
         eval_results=_results(facts),
-        **based,
     )
 
 

@@ -23,8 +23,8 @@ class RaceScore(Record):
 
     @property
     def words(self) -> str:
-        """As a table shows it: ``84.0 (77.9 to 88.7)``."""
-        return f"{percent(self.score)} ({percent(self.low)} to {percent(self.high)})"
+        """As a table shows it: ``84.0 77.9-88.7``."""
+        return f"{percent(self.score)} {percent(self.low)}-{percent(self.high)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class RaceModel(Record):
         return (self.model, self.prompt.words, self.tuned.words, against, memory, speed, answer)
 
 
-RACE_COLUMNS = ("model", "best prompt (95 %)", "tuned (95 %)", "95 % against the first", "GB", "train tok/s", "ms an answer")
+RACE_COLUMNS = ("model", "prompt, 95 %", "tuned, 95 %", "95 % of gain", "GB", "tok/s", "ms")
 
 
 @dataclass(frozen=True, kw_only=True)
