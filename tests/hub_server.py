@@ -46,10 +46,7 @@ class Hub:
                 elif self.path.endswith("/repos/create"):
                     asked = json.loads(raw)
                     name = f"{asked['organization']}/{asked['name']}"
-                    outer.repos[name] = {
-                        "private": asked.get("private", False) or asked.get("visibility") == "private",
-                        "files": {},
-                    }
+                    outer.repos[name] = {"private": asked.get("private") or asked.get("visibility") == "private", "files": {}}
                     self._say(200, {"url": f"{outer.url}/{name}"})
                 elif "/preupload/" in self.path:
                     self._say(200, {"files": [_mode(file) for file in json.loads(raw)["files"]]})

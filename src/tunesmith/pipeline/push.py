@@ -26,9 +26,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-import httpx
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import HTTPError as ClientError  # of whichever client the hub's own library is built on
 from huggingface_hub.utils import validate_repo_id
 
 from tunesmith.errors import ProvenanceError, PushError
@@ -172,7 +172,7 @@ def _asked(send: Callable[[], str], to: str) -> str:
             403: f"the token may not write to {to.partition('/')[0]}; ask for that right",
         }
         raise PushError(f"{to}: the hub answers {code}: {_first_line(error)}", told.get(code, again)) from error
-    except (httpx.HTTPError, OSError, RuntimeError, ValueError) as error:
+    except (ClientError, OSError, RuntimeError, ValueError) as error:
         raise PushError(f"{to}: not published: {_first_line(error)}", again) from error
 
 

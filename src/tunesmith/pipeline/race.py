@@ -37,6 +37,7 @@ from tunesmith.pipeline.stage import Session
 from tunesmith.pipeline.subrun import changed, make_inner, open_inner
 from tunesmith.recipe import PROMPT_ARMS, Recipe
 from tunesmith.recipe.data import Chat
+from tunesmith.recipe.evaluate import External
 from tunesmith.recipe.load import name_of
 from tunesmith.rundir import RunDir, fingerprint, read_rows, write_rows
 from tunesmith.rundir.records.answers import Output
@@ -101,7 +102,7 @@ def entrant(recipe: Recipe, model: str) -> Recipe:
     own = {} if model == recipe.model else {"revision": None, "model_sha256": None}
     chat = recipe.chat if model == recipe.model else Chat(enable_thinking=recipe.chat.enable_thinking)
     alone = changed(recipe, model=model, chat=chat, train=recipe.train.model_copy(update={"replay": 0.0}), **own)
-    evaluate = alone.evaluate.model_copy(update=dict(arms=(*arms, "tuned"), external={}, finalists=1))
+    evaluate = alone.evaluate.model_copy(update={"arms": (*arms, "tuned"), "external": dict[str, External](), "finalists": 1})
     return alone.model_copy(update={"evaluate": evaluate})
 
 
