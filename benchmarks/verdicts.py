@@ -8,6 +8,7 @@ checkout are written as ``{root}``.
     python benchmarks/verdicts.py runs/us_addresses benchmarks/results/verdicts/us_addresses-2026-11-28
 """
 
+import contextlib
 import io
 import sys
 import tarfile
@@ -50,8 +51,9 @@ def reach(kept: Path, place: Path) -> Verdict:
     run = RunDir(place)
     known = Verdict.read(kept / "verdict.json")
     run.verdict_file.unlink()
-    told = {"tries_of": known.tries, "files_of": known.files, "sources_of": known.sources}
-    with mock.patch.multiple(stage, **{name: lambda *_, value=value: value for name, value in told.items()}):
+    with contextlib.ExitStack() as patches:
+        for name, value in (("tries_of", known.tries), ("files_of", known.files), ("sources_of", known.sources)):
+            patches.enter_context(mock.patch.object(stage, name, mock.Mock(return_value=value)))
         stage.execute(run, run.recipe(), Session(), "")
     return Verdict.read(run.verdict_file)
 

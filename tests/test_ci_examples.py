@@ -68,15 +68,15 @@ def test_a_job_passes_by_the_verdicts_that_it_accepts(service, accept, ends, tin
         "GITHUB_STEP_SUMMARY": str(tmp_path / "summary"),
         **{f"CI_{name}": "x" for name in ("API_V4_URL", "PROJECT_ID", "MERGE_REQUEST_IID")},
     }
-    code = 0
+    code, talk = 0, ""
     for script, own in scripts:
         values = {key: _filled(text, told) for key, text in own.items()}
         command = ["bash", "-e", "-o", "pipefail", "-c", script]
         done = subprocess.run(command, cwd=tmp_path, env={**environment, **values}, capture_output=True, text=True)
-        code = done.returncode
+        code, talk = done.returncode, done.stderr
         if code:
             break
-    assert code == ends, done.stderr
+    assert code == ends, talk
     assert "verdict.md" in (tmp_path / "comment").read_text()
     assert (tmp_path / "verdict.md").read_text().startswith("### toy: **too little data to tell**")
     assert '"decision"' in (tmp_path / "verdict.json").read_text()

@@ -77,7 +77,7 @@ def test_a_verdict_that_proves_nothing_is_refused(run, change, error, words):
 
 
 def test_a_verdict_is_stale_once_a_file_that_it_names_is_another(run):
-    (run.adapter / "README.md").write_text("another card")  # which no other stage reads
-    assert api.status(run)["verdict"].why == ("adapter/README.md is another one",)
+    (run.adapter / "tunesmith.json").write_text("{}")  # which no other stage reads
+    assert api.status(run)["verdict"].why == ("adapter/tunesmith.json is another one",)
     assert Verdict.read(run.verdict_file).files != api.verdict(run).files
     assert verify(run).is_whole

@@ -120,6 +120,7 @@ def _altered(run):
         (_altered, "adapter", "team/toy", ProvenanceError, "adapter_model.safetensors is not the file"),
         (lambda run: run.verdict_file.unlink(), "adapter", "team/toy", RunError, "no verdict"),
         (lambda run: (run.export / "parity.json").unlink(), "merged", "team/toy", PushError, "tunesmith parity"),
+        (lambda run: (run.adapter / "README.md").unlink(), "adapter", "team/toy", PushError, "--force export"),
         (lambda run: shutil.rmtree(run.merged), "merged", "team/toy", PushError, "tunesmith export"),
         (lambda run: None, "adapter", "toy", PushError, "has no owner"),
         (lambda run: None, "adapter", "team/to y", PushError, "--to team/to y"),

@@ -68,7 +68,9 @@ def test_every_documented_command_runs(command, tiny_run, tiny_copy, tiny_dir, t
         "HuggingFaceTB/SmolLM2-135M-Instruct": "my/base" if words[1] == "push" else str(tiny_dir),
         "HuggingFaceTB/SmolLM2-360M-Instruct": "second",
     }
-    (tmp_path / "second").symlink_to(tiny_dir)
+    (tmp_path / "second").mkdir()
+    for file in tiny_dir.iterdir():
+        (tmp_path / "second" / file.name).symlink_to(file)
     (tmp_path / "answers.csv").write_text("question,answer\na red car,red\n")
     monkeypatch.chdir(tmp_path)
     arguments = [here.get(word, word) for word in words[1:]]

@@ -5,8 +5,9 @@ that it follows from or that is deployed under it: the parts of the data, the ad
 arms and the evidence around them. Its own hash then stands for all of them: quoted in a pull request or on a model card, it
 proves a copy of the run on another machine.
 
-Not named is what no verdict follows from and what may be made later: the recipe's text (a key that changes a result makes
-its stage stale), stores and caches, the sweep and the learning curve, pages.
+Not named is what no verdict follows from and what may be made anew under it: the recipe's text (a key that changes a result
+makes its stage stale), ``training.json`` (which holds times, so that the same training writes another), the card of the adapter,
+stores and caches, the sweep and the learning curve, pages.
 
 Rows and base lie outside of the run. They are named as the manifest knows them, and looked at where they are still there.
 
@@ -27,14 +28,16 @@ from tunesmith.rundir.records.provenance import Verification
 from tunesmith.tracking.progress import progress
 
 FOLDERS = ("data/", "adapter/", "export/", "evaluation/")
-MADE_LATER = ("export/sweep.json", "export/sweep.svg", "evaluation/verdict.json", "evaluation/curve.json")
+NOT_NAMED = (
+    *("adapter/README.md", "export/sweep.json", "export/sweep.svg"),
+    *("evaluation/verdict.json", "evaluation/curve.json"),
+)
 STORES = (".sqlite", ".sqlite-wal", ".sqlite-shm", ".sqlite-journal")
 
 
 def named_files(run: RunDir) -> list[str]:
     """The files that are there of which a verdict speaks, as paths below the run directory."""
-    names = [name for name in run.files_below(*FOLDERS) if name not in MADE_LATER and not name.endswith(STORES)]
-    return [*names, *(["training.json"] if run.training_file.is_file() else [])]
+    return [name for name in run.files_below(*FOLDERS) if name not in NOT_NAMED and not name.endswith(STORES)]
 
 
 def files_of(run: RunDir) -> dict[str, str]:

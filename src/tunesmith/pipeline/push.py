@@ -28,7 +28,7 @@ from typing import cast
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
-from huggingface_hub.errors import HTTPError as ClientError  # of whichever client the hub's own library is built on
+from huggingface_hub.errors import HTTPError as ClientError  # pyright: ignore[reportPrivateImportUsage] - httpx's, or httpx2's
 from huggingface_hub.utils import validate_repo_id
 
 from tunesmith.errors import ProvenanceError, PushError
@@ -80,7 +80,12 @@ def plan(
     recipe, verdict = run.recipe(), read_verdict(run)
     types, notes = _passed(run, verdict, form, to)
     sources, left_out = _sources(run, verdict, recipe, form, types)
-    _refuse_altered(run, verdict, [CARDS[form], "data/test.jsonl", *sources.values()])
+    _refuse_altered(run, verdict, ["data/test.jsonl", *sources.values()])
+    if not (run.path / CARDS[form]).is_file():
+        raise PushError(
+            f"{run.path}: {CARDS[form]} is not there, and the card begins with it",
+            f"run: tunesmith run {run.path} --until export --force export",
+        )
     of_hub = None if Path(recipe.model).is_absolute() else recipe.model
     known_base = base or of_hub
     files: list[PushFile] = []
