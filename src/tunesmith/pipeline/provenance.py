@@ -6,7 +6,7 @@ arms and the evidence around them. Its own hash then stands for all of them: quo
 proves a copy of the run on another machine.
 
 Not named is what no verdict follows from and what may be made anew under it: the recipe's text (a key that changes a result
-makes its stage stale), ``training.json`` (which holds times, so that the same training writes another), the card of the adapter,
+makes its stage stale), ``training.json`` (which holds times, so that the same training writes another), the adapter's card,
 stores and caches, the sweep and the learning curve, pages.
 
 Rows and base lie outside of the run. They are named as the manifest knows them, and looked at where they are still there.
