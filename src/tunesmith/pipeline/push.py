@@ -81,11 +81,6 @@ def plan(
     types, notes = _passed(run, verdict, form, to)
     sources, left_out = _sources(run, verdict, recipe, form, types)
     _refuse_altered(run, verdict, ["data/test.jsonl", *sources.values()])
-    if not (run.path / CARDS[form]).is_file():
-        raise PushError(
-            f"{run.path}: {CARDS[form]} is not there, and the card begins with it",
-            f"run: tunesmith run {run.path} --until export --force export",
-        )
     of_hub = None if Path(recipe.model).is_absolute() else recipe.model
     known_base = base or of_hub
     files: list[PushFile] = []
@@ -112,7 +107,7 @@ def plan(
         has_modelfile="Modelfile" in sources,
         examples=tuple((row.question, row.reference) for row in rows),
     )
-    text = hub_card((run.path / CARDS[form]).read_text(encoding="utf-8"), facts)
+    text = hub_card(_exported_card(run, form), facts)
     if not verdict.deploy:
         notes.insert(0, f"the verdict is not deploy, it is: {verdict.decision}")
     notes += [f"{name} is left out: the verdict does not speak of it" for name in left_out]
@@ -284,6 +279,19 @@ def _named_base(config: Path, base: str) -> str | None:
     if settings.get(BASE_KEY) == base:
         return None
     return json.dumps({**settings, BASE_KEY: base}, indent=2, ensure_ascii=False) + "\n"
+
+
+def _exported_card(run: RunDir, form: PushForm) -> str:
+    """The card that the export wrote, which the hub's begins with.
+
+    Raises:
+        PushError: it is not there.
+    """
+    file = run.path / CARDS[form]
+    if not file.is_file():
+        again = f"run: tunesmith run {run.path} --until export --force export"
+        raise PushError(f"{run.path}: {CARDS[form]} is not there, and the card begins with it", again)
+    return file.read_text(encoding="utf-8")
 
 
 def _hub_rows(recipe: Recipe) -> list[str]:
