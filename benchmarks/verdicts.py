@@ -1,13 +1,14 @@
 """Keep the evidence of a verdict, and reach the verdict again from it.
 
 Kept is the part of a run directory that the stage ``verdict`` reads: the answers of every arm with their scores, the test
-rows, what was chosen on dev, parity, forgetting, seeds. No weights, and no ledger: how often the test part had been read is
-taken from the verdict. ``verdict.json`` lies beside the archive, to be read. Paths below the checkout are written as
-``{root}``.
+rows, what was chosen on dev, parity, forgetting, seeds. No weights, and no ledger: how often the test part had been read, and
+which files there were, is taken from the verdict. ``verdict.json`` lies beside the archive, to be read. Paths below the
+checkout are written as ``{root}``.
 
     python benchmarks/verdicts.py runs/us_addresses benchmarks/results/verdicts/us_addresses-2026-11-28
 """
 
+import contextlib
 import io
 import sys
 import tarfile
@@ -48,9 +49,11 @@ def reach(kept: Path, place: Path) -> Verdict:
         if file.is_file():
             file.write_text(file.read_text(encoding="utf-8").replace("{root}", str(ROOT)), encoding="utf-8")
     run = RunDir(place)
-    tries = Verdict.read(kept / "verdict.json").tries
+    known = Verdict.read(kept / "verdict.json")
     run.verdict_file.unlink()
-    with mock.patch.object(stage, "tries_of", lambda *_: tries):
+    with contextlib.ExitStack() as patches:
+        for name, value in (("tries_of", known.tries), ("files_of", known.files), ("sources_of", known.sources)):
+            patches.enter_context(mock.patch.object(stage, name, mock.Mock(return_value=value)))
         stage.execute(run, run.recipe(), Session(), "")
     return Verdict.read(run.verdict_file)
 

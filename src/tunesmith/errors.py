@@ -7,7 +7,9 @@
     |-- RunError              7   the run directory: missing stage, changed input, no permission
     |-- TrainingError         8   non-finite loss, nothing to train
     |-- ExportError           9   merging, conversion, quantisation, the deployed engine
-    `-- MissingPackage       20   an extra that is not installed
+    |-- MissingPackage       20   an extra that is not installed
+    |-- ProvenanceError      25   a file is not the one that the verdict names
+    `-- PushError            26   what may not be published, or could not be
 
 The number is the exit code of the command line. Verdicts have their own (``evaluate/gate.py``): 0 deploy, 10 prompting is
 enough, 11 not better, 12 too little data to tell or too little known of a judge (also the verb parity, when nothing shows that
@@ -81,6 +83,18 @@ class MissingPackage(TunesmithError):
     """A verb needs an extra that is not installed."""
 
     exit_code = 20
+
+
+class ProvenanceError(TunesmithError):
+    """A file of the run is gone, or is not the one that the verdict names."""
+
+    exit_code = 25
+
+
+class PushError(TunesmithError):
+    """Something that may not be published, or that the hub did not take."""
+
+    exit_code = 26
 
 
 def raised_by_triton() -> tuple[type[Exception], ...]:

@@ -1,5 +1,6 @@
 """The command line as a new user meets it: wrong input gives one message, a hint and an exit code, never a traceback."""
 
+import io
 import os
 import shlex
 import signal
@@ -13,13 +14,15 @@ from typer.core import TyperGroup
 
 from shared import GGUF, write_recipe
 from tunesmith import __version__, cli
-from tunesmith.cli.application import BRING, EVIDENCE, LOOK, STAGES, USE, WHOLE
+from tunesmith.cli.application import BRING, EVIDENCE, LOOK, SHARE, STAGES, USE, WHOLE
 from tunesmith.cli.ending import interrupt_message
 from tunesmith.pipeline.table import table_of
 from tunesmith.rundir.records.base import Record
 from tunesmith.rundir.records.evaluation import Verdict
 from tunesmith.rundir.records.export import ExportPlan
 from tunesmith.rundir.records.parity import Parity
+from tunesmith.rundir.records.provenance import Verification
+from tunesmith.rundir.records.push import Push
 from tunesmith.rundir.records.stages import Status
 from tunesmith.rundir.records.training import Training
 
@@ -166,6 +169,23 @@ def test_verdict_is_printed_on_stdout_with_its_exit_code(tiny_run, monkeypatch, 
         assert arm in printed
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("push", "--to", "team/toy"), 26, "add --yes where you mean it"),  # nobody to ask
+        (("push", "--to", "team/toy", "--form", "gguf", "--dry-run"), 26, "parity did not pass it"),
+        (("push", "--to", "toy", "--dry-run"), 26, "such as --to my-team/toy"),
+        (("verdict", "--markdown", "--json"), 2, "one of the two"),
+        (("race", "--model", "a/b"), 7, "name two or more"),
+    ],
+)
+def test_what_is_not_to_be_done_is_refused_with_a_hint(tiny_run, arguments, code, words, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert _main(arguments[0], tiny_run.path, *arguments[1:], monkeypatch=monkeypatch) == code
+    talk = capsys.readouterr()
+    assert words in " ".join(talk.err.split()) and not talk.out
+
+
 def test_a_run_says_where_its_time_went(tiny_run, monkeypatch, capsys):
     _main("run", tiny_run.path, monkeypatch=monkeypatch)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -185,6 +205,8 @@ def test_a_run_says_where_its_time_went(tiny_run, monkeypatch, capsys):
         (("parity",), Parity),
         (("train",), Training),
         (("status",), Status),
+        (("verify",), Verification),
+        (("push", "--to", "team/toy", "--dry-run"), Push),
         (("run", "--dry-run"), Status),
         (("export", "--dry-run"), ExportPlan),
     ],
@@ -207,7 +229,7 @@ def test_help_stands_in_groups_in_the_order_of_a_run(tiny_run):
     group = typer.main.get_command(cli.app)
     assert isinstance(group, TyperGroup)
     panels = [str(vars(command)["rich_help_panel"]) for command in group.commands.values()]
-    assert list(dict.fromkeys(panels)) == [LOOK, WHOLE, STAGES, EVIDENCE, BRING, USE]
+    assert list(dict.fromkeys(panels)) == [LOOK, WHOLE, STAGES, EVIDENCE, BRING, USE, SHARE]
     assert panels == sorted(panels, key=panels.index)  # no group in two pieces
     stages = [stage.name.split()[0] for stage in table_of(tiny_run.recipe()).stages]
     verbs = [name for name, panel in zip(group.commands, panels, strict=True) if panel == STAGES]

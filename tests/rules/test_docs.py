@@ -30,7 +30,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 EXPORT = ROOT / "docs" / "how-to" / "export.md"
 MODEL = "assets/SmolLM2-135M-Instruct.Q4_1.gguf"
 VERDICT_CODES = {0, 10, 11, 12, 13, 14, 21, 22, 23, 24}
-WRITING = {"parity", "accept-base", "--sweep"}  # words of commands that write into a run that is done
+WRITING = {"parity", "accept-base", "--sweep", "race"}  # words of commands that write into a run that is done
 ENGINES = ("vllm ", "llama-server ", "ollama ", "lms ")
 
 
@@ -74,9 +74,13 @@ def test_every_documented_command_runs(command, tiny_run, tiny_copy, tiny_dir, e
         **{f"recipes/{name}.yaml": str(tiny_run.path / "recipe.yaml") for name in ("us_addresses", "question_types")},
         "recipes/us_addresses/us_addresses.jsonl": str(tiny_run.path.parent / "rows.jsonl"),
         MODEL: str(tiny_dir),
-        "HuggingFaceTB/SmolLM2-135M-Instruct": str(tiny_dir),
+        "HuggingFaceTB/SmolLM2-135M-Instruct": "my/base" if words[1] == "push" else str(tiny_dir),
+        "HuggingFaceTB/SmolLM2-360M-Instruct": "second",
         "https://api.example.com/v1": endpoint.url,
     }
+    (tmp_path / "second").mkdir()
+    for file in tiny_dir.iterdir():
+        (tmp_path / "second" / file.name).symlink_to(file)
     (tmp_path / "answers.csv").write_text("question,answer\na red car,red\n")
     (tmp_path / "old.jsonl").write_text((tiny_run.path.parent / "rows.jsonl").read_text())
     monkeypatch.setenv("OLD_KEY", "a key")
@@ -84,6 +88,8 @@ def test_every_documented_command_runs(command, tiny_run, tiny_copy, tiny_dir, e
     arguments = [here.get(word, word) for word in words[1:]]
     if "--sweep" in words:
         arguments += ["--type", "Q4_K_M"]  # which is there, in the place of seven, each of which takes seconds
+    if words[1] == "push" and "--dry-run" not in words:
+        arguments += ["--dry-run"]  # nothing is published by a test
     if any(word.endswith("recipe.yaml") for word in arguments) and words[1] not in ("schema", "plan"):
         arguments += ["--out", str(tiny_run.path)]
     monkeypatch.setattr("sys.argv", ["tunesmith", *arguments])

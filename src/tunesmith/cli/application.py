@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 # Headings of the help, in the order of a run.
 LOOK, WHOLE, STAGES, EVIDENCE = "Look at data first", "A whole run", "Its stages", "More evidence"
-BRING, USE = "Bring what you have", "Use it"
+BRING, USE, SHARE = "Bring what you have", "Use it", "Show and share it"
 
 
 app = typer.Typer(

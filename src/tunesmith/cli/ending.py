@@ -33,11 +33,13 @@ EXTRAS = {
     "matplotlib": "report",
     "jinja2": "report",
     "datasets": "hub",
+    "huggingface_hub": "hub",
     "python_calamine": "excel",
 }
 
 RESUMED = (  # verbs that keep what they have finished
     *("run", "advise", "data", "render", "train", "export", "evaluate", "parity", "forgetting", "seeds", "learning-curve"),
+    *("race", "push"),
 )
 
 logger = logging.getLogger(__name__)

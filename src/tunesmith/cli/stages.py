@@ -84,10 +84,20 @@ def forgetting(target: Target, as_json: AsJson = False) -> None:
 
 
 @app.command(rich_help_panel=STAGES)
-def verdict(target: Target, as_json: AsJson = False) -> None:
+def verdict(
+    target: Target,
+    as_json: AsJson = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print it for a pull request, with its files' sha256.")] = False,
+) -> None:
     """Decide from the scored arms. The exit code is the verdict's."""
-    result = _verbs.verdict(_verbs.open_run(target))
-    show(result, as_json, lambda: _text.print_verdict(result, console()))
+    if as_json and markdown:
+        raise typer.BadParameter("one of the two", param_hint="--json and --markdown")
+    run = _verbs.open_run(target)
+    result = _verbs.verdict(run)
+    if markdown:
+        print(_verbs.verdict_page(run, result), end="")
+    else:
+        show(result, as_json, lambda: _text.print_verdict(result, console()))
     raise typer.Exit(result.exit_code)
 
 

@@ -12,7 +12,6 @@ The cost of [0.1, 0.25, 0.5, 1.0] is 0.85 of a training and four answers a dev r
 Shape suffixes here: K shares of the train part, M dev rows, B draws.
 """
 
-import functools
 import hashlib
 import logging
 import math
@@ -22,19 +21,16 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.engines.open import open_in_process
 from tunesmith.errors import RunError
-from tunesmith.evaluate.arms import declared_tools, key_of_answers, read_outputs, run_arm
 from tunesmith.evaluate.compare import scores
 from tunesmith.evaluate.curve import bootstrap, fit_curve
-from tunesmith.models.adapter import WEIGHTS
-from tunesmith.pipeline.base import base_of, keep_moment
-from tunesmith.pipeline.evaluation import Evaluation, evaluation_of
+from tunesmith.pipeline.base import keep_moment
+from tunesmith.pipeline.dev_answers import adapter_on_dev
+from tunesmith.pipeline.evaluation import evaluation_of
 from tunesmith.pipeline.stage import Session
 from tunesmith.pipeline.subrun import changed, make_inner, open_inner
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, read_rows, write_rows
-from tunesmith.rundir.hashes import content_hash
 from tunesmith.rundir.records.answers import Output
 from tunesmith.rundir.records.data import Rendered
 from tunesmith.rundir.records.evidence import Seeds
@@ -75,7 +71,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     for share in recipe.evaluate.learning_curve:
         inner = run if share == 1.0 else _train_share(run, recipe, share)
         counts.append(Documents.open(inner.tokens("train")).rows)
-        outputs.append(_outputs_on_dev(evaluation, inner, share))
+        outputs.append(adapter_on_dev(evaluation, inner.adapter, run.path / "curve" / f"{share:g}" / "dev"))
     scores_KM = np.stack([scores(answers) for answers in outputs])
     scored = np.flatnonzero(~np.isnan(scores_KM).any(axis=0))
     if len(scored) == 0 or len(set(counts)) < len(counts):
@@ -110,15 +106,3 @@ def _train_share(run: RunDir, recipe: Recipe, share: float) -> RunDir:
     logger.info(f"learning curve: training on {share:g} of the train rows, in {inner.path}")
     make_inner(inner, share_recipe, "render", "train")
     return inner
-
-
-def _outputs_on_dev(evaluation: Evaluation, inner: RunDir, share: float) -> list[Output]:
-    """Answers and scores of one share's adapter on dev, kept in ``curve/<share>/dev/``."""
-    folder = evaluation.run.path / "curve" / f"{share:g}" / "dev"
-    prompts = [evaluation.book.tuned(row, 0) for row in evaluation.dev]
-    budget, allowed, tools = evaluation.max_new_tokens, evaluation.allowed, declared_tools(evaluation.dev, evaluation.metric)
-    answers_key = key_of_answers(content_hash(inner.adapter / WEIGHTS), prompts, budget, allowed, tools)
-    base = base_of(evaluation.run, evaluation.recipe)
-    engine = functools.partial(open_in_process, base, inner.adapter, evaluation.recipe.evaluate.batch_size)
-    run_arm(folder, folder.parent, engine, answers_key, evaluation.dev, prompts, evaluation.metric, budget, allowed)
-    return read_outputs(folder)

@@ -12,6 +12,7 @@ from typing import get_args
 
 from tunesmith.errors import RunError
 from tunesmith.pipeline.inputs import DECIDING, Inputs
+from tunesmith.pipeline.provenance import named_files
 from tunesmith.pipeline.stage import Stage, Table
 from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, PROMPT_DEPLOYED, Recipe
 from tunesmith.recipe.run import GgufType
@@ -393,6 +394,7 @@ def _verdict(needs: tuple[str, ...], checks: tuple[str, ...]) -> Stage:
         priced = read.keys("advise", "evaluate.price_per_hour") if PROMPT_DEPLOYED in read.recipe.evaluate.arms else {}
         return {
             **priced,
+            **read.files(*named_files(read.run)),  # which it names, so that it never speaks of files of another day
             **read.files("data/test.jsonl", "evaluation/selection.json"),
             **_answers(read),
             **read.files(*(files.get(check, f"evaluation/{check}.json") for check in checks)),

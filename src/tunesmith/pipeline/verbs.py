@@ -5,7 +5,7 @@ imports torch; a stage's own file does, when the stage is made.
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from tunesmith import tracking
@@ -14,7 +14,9 @@ from tunesmith.pipeline import stage as stages
 from tunesmith.pipeline.stage import Table, module_of
 from tunesmith.pipeline.table import sweep_stage, table_of
 from tunesmith.recipe import load_recipe
-from tunesmith.rundir import RunDir
+from tunesmith.recipe.load import model_place
+from tunesmith.report.verdict_markdown import verdict_markdown
+from tunesmith.rundir import RunDir, sha256_file
 from tunesmith.rundir.events import EventLog
 from tunesmith.rundir.records.advice import Advice
 from tunesmith.rundir.records.check import CheckReport
@@ -22,6 +24,7 @@ from tunesmith.rundir.records.evaluation import Verdict
 from tunesmith.rundir.records.evidence import Curve, Forgetting, Seeds
 from tunesmith.rundir.records.export import Export
 from tunesmith.rundir.records.parity import Parity, Sweep
+from tunesmith.rundir.records.race import BaseRace
 from tunesmith.rundir.records.stages import Status
 from tunesmith.rundir.records.training import Training
 
@@ -192,10 +195,48 @@ def learning_curve(run: RunDir) -> Curve | None:
     return Curve.read(run.evaluation / "curve.json")
 
 
+def entrants(models: Sequence[str]) -> list[tuple[str, str]]:
+    """The models of a race, each as it was named and as a recipe names it; relative paths start from the working directory.
+
+    Raises:
+        RunError: fewer than two, or one twice.
+    """
+    places = [model_place(Path.cwd(), model) for model in models]
+    if twice := [model for number, model in enumerate(models) if places[number] in places[:number]]:
+        raise RunError(f"{twice[0]}: is named twice, and a model does not race itself", "name each --model once")
+    if len(models) < 2:
+        raise RunError("one model alone is no race", "name two or more: --model A --model B; or train the one: tunesmith run")
+    return list(zip(models, places, strict=True))
+
+
+def race(run: RunDir, models: Sequence[tuple[str, str]], rows: int) -> BaseRace:
+    """Try several base models on a few rows of a run each; the test part is not read.
+
+    Args:
+        models: of ``entrants``.
+        rows: of train and of dev at most.
+
+    Raises:
+        RunError: no model went all the way, or the rows of the run are not as they were read.
+    """
+    recipe = run.recipe()
+    with run.writing(), tracking.attached(EventLog(run.events_file)):
+        if "data" in run.stages():
+            check_done(run, "data")
+        else:
+            stages.make(run, table_of(recipe), recipe, ["data"])
+        return module_of("race").race(run, recipe, models, rows)
+
+
 def verdict(run: RunDir) -> Verdict:
     """Decide from the scored arms."""
     make(run, ["verdict"])
     return Verdict.read(run.verdict_file)
+
+
+def verdict_page(run: RunDir, decided: Verdict) -> str:
+    """A verdict as Markdown, for whoever reviews the change that it judges."""
+    return verdict_markdown(decided, str(run.recipe().name), sha256_file(run.verdict_file))
 
 
 def report(run: RunDir) -> Path:

@@ -6,6 +6,7 @@ The training costs the wall time of its stage; one that went on after a kill cou
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ from tunesmith.evaluate import gate
 from tunesmith.evaluate.arms import read_outputs
 from tunesmith.evaluate.metrics import make_metric
 from tunesmith.pipeline.booking import tries_of
+from tunesmith.pipeline.provenance import files_of, sources_of
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import PROMPT_DEPLOYED, Recipe
 from tunesmith.rundir import RunDir, read_rows
@@ -56,7 +58,8 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     )
     metric, terms = make_metric(recipe.task), gate.terms_of(recipe.task)
     groups = groups_of(rows)
-    verdict = gate.verdict(outputs, selection, metric, terms, groups, evidence, recipe.evaluate.replaced)
+    decided = gate.verdict(outputs, selection, metric, terms, groups, evidence, recipe.evaluate.replaced)
+    verdict = replace(decided, files=files_of(run), sources=sources_of(run))
     verdict.write(run.verdict_file)
     emit(Decision(verdict=verdict.decision, exit_code=verdict.exit_code, reason=verdict.reason))
 

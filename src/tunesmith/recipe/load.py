@@ -110,9 +110,7 @@ def _resolved(recipe: Recipe, base: Path) -> Recipe:
         template = _absolute(base, template)
     chat = recipe.chat.model_copy(update={"template": template})
     task = _task_paths(base, recipe.task)
-    model = recipe.model
-    if model.endswith(".gguf") or _is_path(base, model):
-        model = str(_absolute(base, Path(model)))
+    model = model_place(base, recipe.model)
     forgetting = recipe.evaluate.forgetting
     probes = {"texts": forgetting.texts, "tasks_path": forgetting.tasks_path}
     changes = {key: place and _absolute(base, place) for key, place in probes.items()}
@@ -123,6 +121,15 @@ def _resolved(recipe: Recipe, base: Path) -> Recipe:
         evaluate = evaluate.model_copy(update={"retrieval": retrieval})
     changed = {"data": data, "chat": chat, "task": task, "model": model, "evaluate": evaluate}
     return recipe.model_copy(update=changed)
+
+
+def model_place(base: Path, model: str) -> str:
+    """A model as the resolved recipe names it: a path as an absolute one, a hub id as it is.
+
+    Args:
+        base: the directory that relative paths start from.
+    """
+    return str(_absolute(base, Path(model))) if model.endswith(".gguf") or _is_path(base, model) else model
 
 
 def _rows_place(base: Path, source: str) -> str:

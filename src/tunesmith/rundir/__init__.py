@@ -15,6 +15,7 @@
                      curve and verdict as JSON; *.sqlite
     readings/        what answered the test part, a line a reading; the same is in the user's data folder
     seeds/ curve/    runs inside the run: other seeds, shares of the train part
+    race/            runs inside the run: other base models on a few rows, and race.json
     export/          merged/, merge.json, *.gguf, export.json, adapter-vllm/ where vLLM needs its own form, Modelfile,
                      commands.json; .next/ while an export is made
     report.html      the page

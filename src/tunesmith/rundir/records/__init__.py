@@ -14,7 +14,10 @@ evaluation    evaluation/: the choice of prompts, the verdict
 saving        a part of verdict.json: what a call of the tuned model saves
 readings      readings/: what answered the test part
 evidence      evaluation/: retrieval, judge, forgetting, seeds, curve
+race          race/race.json: several base models on a few rows
 export        export.json, merge.json, commands.json: what was written, and how it is served
+provenance    verify --json: whether files are those that the verdict speaks of
+push          push --json: what goes to the hub
 parity        parity.json, sweep.json: whether forms are what was trained, and which type to deploy
 """
 

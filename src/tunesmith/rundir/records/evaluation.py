@@ -8,7 +8,7 @@ Scores and shares are fractions of 1.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from tunesmith.formatting import percent, points, points_between
@@ -342,6 +342,8 @@ class Verdict(FileRecord):
         arms: figures of every arm.
         selection: how the prompts were chosen.
         replaced: the candidate against every model that it is to take the place of.
+        files: sha256 of every file of the run that the verdict speaks of, by path below the run directory.
+        sources: sha256 of the rows and of the base's files, wherever they lay when they were read.
     """
 
     decision: Decision
@@ -382,6 +384,8 @@ class Verdict(FileRecord):
     arms: tuple[Arm, ...]
     selection: Selection
     replaced: tuple[Replacement, ...] = ()
+    files: dict[str, str] = field(default_factory=dict[str, str])
+    sources: dict[str, str] = field(default_factory=dict[str, str])
 
     @property
     def deploy(self) -> bool:
