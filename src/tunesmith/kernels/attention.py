@@ -101,7 +101,10 @@ class ScoreParams:
 
 
 class Saved(NamedTuple):
-    """What the backward pass needs: inputs by key/value head, the output, and the probabilities of each block or None."""
+    """What the backward pass needs: inputs by key/value head, the output, and the probabilities of each block or None.
+
+    Without blocks all probabilities are made again.
+    """
 
     q_GTJK: Tensor
     k_GTK: Tensor
@@ -132,9 +135,7 @@ def attention_forward(
         Output of shape (T, H, K), and what ``attention_backward`` asks for.
     """
     tokens, heads, width = q_THK.shape
-    kv_heads = k_TGK.shape[1]
-    q_GTJK = q_THK.unflatten(1, (kv_heads, -1)).transpose(0, 1).contiguous()
-    k_GTK, v_GTK = k_TGK.transpose(0, 1).contiguous(), v_TGK.transpose(0, 1).contiguous()
+    q_GTJK, k_GTK, v_GTK = by_head(q_THK, k_TGK, v_TGK)
     o_GTJK = torch.empty_like(q_GTJK)
     scaled_GTJK, exact_GTK = _exact(q_GTJK, k_GTK, scoring)
     probs: list[Tensor | None] = []
@@ -144,6 +145,12 @@ def attention_forward(
         probs.append(p_GYn if block.short else None)
     o_THK = o_GTJK.transpose(0, 1).reshape(tokens, heads, width)
     return o_THK, Saved(q_GTJK, k_GTK, v_GTK, o_GTJK, tuple(probs))
+
+
+def by_head(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries (G, T, J, K), keys and values (G, T, K), each in memory of its own or as it was."""
+    q_GTJK = q_THK.unflatten(1, (k_TGK.shape[1], -1)).transpose(0, 1).contiguous()
+    return q_GTJK, k_TGK.transpose(0, 1).contiguous(), v_TGK.transpose(0, 1).contiguous()
 
 
 def attention_backward(do_THK: Tensor, saved: Saved, spans: list[Span], scoring: ScoreParams) -> tuple[Tensor, Tensor, Tensor]:
@@ -163,8 +170,10 @@ def attention_backward(do_THK: Tensor, saved: Saved, spans: list[Span], scoring:
     dq_GTJK = torch.empty_like(q_GTJK)
     wide = torch.promote_types(k_GTK.dtype, torch.float32)  # a key's gradient is a sum over many blocks
     dk_GTK, dv_GTW = torch.zeros_like(k_GTK, dtype=wide), torch.zeros_like(v_GTW, dtype=wide)
+    blocks = _blocks(spans, scoring, *_sizes(q_GTJK))
+    probs = probs or (None,) * len(blocks)
     scaled_GTJK, exact_GTK = _exact(q_GTJK, k_GTK, scoring) if any(p is None for p in probs) else (q_GTJK, k_GTK)
-    for block, p_GYn in zip(_blocks(spans, scoring, *_sizes(q_GTJK)), probs, strict=True):
+    for block, p_GYn in zip(blocks, probs, strict=True):
         if p_GYn is None:
             p_GYn = _probabilities(scaled_GTJK, exact_GTK, block, scoring).to(q_GTJK.dtype)
         do_GYW, q_GYK, k_GnK = block.rows(do_GTJW), block.rows(q_GTJK), block.keys(k_GTK)
@@ -228,18 +237,28 @@ def flash_fits(capability: tuple[int, int] | None, dtype: torch.dtype, width: in
 
 
 def _flash(q_THK: Tensor, k_nGK: Tensor, v_nGK: Tensor, reaches: Sequence[Reach], scoring: ScoreParams) -> Tensor:
-    seen, borders, longest = _layout(tuple(reaches), q_THK.device)
+    seen, borders, longest = flash_layout(tuple(reaches), q_THK.device)
     if seen is not None:
         k_nGK, v_nGK = k_nGK[seen], v_nGK[seen]
-    window = (-1 if scoring.window is None else scoring.window - 1, 0)
-    options: dict[str, float | bool | tuple[int, int]] = {"scale": scoring.scale, "window_size": window}
-    if "enable_gqa" in inspect.signature(on_gpu.varlen_attn).parameters:  # since PyTorch 2.12; 2.11 shares keys without asking
-        options["enable_gqa"] = q_THK.shape[1] != k_nGK.shape[1]
+    options = flash_options(scoring, q_THK.shape[1] != k_nGK.shape[1])
     return on_gpu.varlen_attn(q_THK, k_nGK, v_nGK, *borders, *longest, **options)  # type: ignore[return-value]
 
 
+def flash_options(scoring: ScoreParams, shares_keys: bool) -> dict[str, Any]:
+    """Keywords of PyTorch's flash attention.
+
+    Args:
+        shares_keys: several query heads see one key head.
+    """
+    window = (-1 if scoring.window is None else scoring.window - 1, 0)
+    options: dict[str, Any] = {"scale": scoring.scale, "window_size": window}
+    if "enable_gqa" in inspect.signature(on_gpu.varlen_attn).parameters:  # since PyTorch 2.12; 2.11 shares keys without asking
+        options["enable_gqa"] = shares_keys
+    return options
+
+
 @lru_cache(maxsize=8)  # of all layers of a pack, forward and recomputed
-def _layout(reaches: tuple[Reach, ...], device: torch.device) -> tuple[Tensor | None, list[Tensor], tuple[int, int]]:
+def flash_layout(reaches: tuple[Reach, ...], device: torch.device) -> tuple[Tensor | None, list[Tensor], tuple[int, int]]:
     """Index of the keys where they do not stand as they are seen, borders of queries and of keys, the longest run of each."""
     with torch.inference_mode(False):  # one filled by an evaluation may be met again in training
         seen = None

@@ -26,7 +26,7 @@ def keep_less(model: PreTrainedModel, settings: TrainSettings) -> Iterator[None]
         TrainingError: ``train.offload`` where no GPU computes.
     """
     refuse_offload(settings, model.device.type)
-    with recompute(model, settings.recompute, offload=settings.offload == "inputs"), tiled(model, settings.mlp_tile):
+    with recompute(model, settings.recompute, offload=settings.offload), tiled(model, settings.mlp_tile):
         yield
 
 

@@ -204,7 +204,8 @@ def check_adapter(
     try:
         with attention(model.eval(), PACKED):
             loss, _ = step_gradients(model, [make_pack(documents, chosen)])
-            whole = make_documents([(documents.ids(n), [1] * int(documents.lengths[n])) for n in chosen])
+            texts = [documents.ids(n)[:FIRST_TOKENS] for n in chosen]  # of a long one the beginning tells
+            whole = make_documents([(ids, [1] * len(ids)) for ids in texts])
             text_loss = mean_loss(model, [make_pack(whole, range(len(whole)))])
         _refuse_loss(loss, text_loss, len(head_weight(model)), [documents.row_id(document) for document in chosen[:5]])
         _refuse_gradients(trained)
