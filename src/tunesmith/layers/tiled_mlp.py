@@ -126,6 +126,7 @@ class _Gradient(torch.autograd.Function):
         for rows, masks in parts.slices(len(x_TD)):
             found = _Tile(x_TD[rows], parts, masks).gradients(dy_TD[rows], None if dx_TD is None else dx_TD[rows])
             sums = [total.add_(grad) for total, grad in zip(sums, found, strict=True)] if sums else found
+            del found  # else those of a tile are there while the next one is computed
         return dx_TD, None, *sums
 
 

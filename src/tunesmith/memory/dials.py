@@ -35,7 +35,7 @@ class Dials:
         device: ``gpu`` or ``cpu``.
         embedding_on: ``host`` leaves an untied table in host memory and copies the rows.
         head: ``int8`` keeps the head in one byte a weight.
-        offload: ``inputs`` of recomputed layers to host memory.
+        offload: ``inputs`` of recomputed layers to host memory, or these and what ``attention`` gave.
         mlp_tile: tokens of a piece that an MLP is computed in, 0 for all at once.
         resident_layers: layers whose frozen weights stay on the device, from the front; the others come through two slots.
             None for all.
@@ -55,7 +55,7 @@ class Dials:
     device: Literal["gpu", "cpu"] = "gpu"
     embedding_on: Literal["device", "host"] = "device"
     head: Literal["compute", "int8"] = "compute"
-    offload: Literal["none", "inputs"] = "none"
+    offload: Literal["none", "inputs", "attention"] = "none"
     mlp_tile: int = 0
     resident_layers: int | None = None
 

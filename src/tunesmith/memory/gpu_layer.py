@@ -157,14 +157,13 @@ class GpuLayer:
         tape.hold("t xA", self.size(P, wide), WORK)
         tape.hold("t gate_up", self.size(P, 2 * f), WORK)
         tape.hold("t dh", self.size(P, f + narrow), WORK)
-        tape.hold("t dgate_dup", self.size(P, 2 * f), WORK)
-        tape.hold("t h", self.size(P, f), WORK)
+        tape.hold("t dgate_dup", self.size(P, 2 * f), WORK)  # the activated product takes the place of dh
         if self.dials.dropout:
             tape.hold("t dropped", self.size(P, f), WORK)
             tape.free("t dropped")
         tape.hold("t hA", self.size(P, narrow), WORK)
         tape.hold("t of down", 4 * (self.dials.r * hidden + narrow * f), WORK)
-        tape.free("t dh", "t h", "t hA", "t gate_up")
+        tape.free("t dh", "t hA", "t gate_up")
         tape.hold("t d", self.size(P, hidden + wide), WORK)
         tape.hold("t dx", self.size(P, hidden), WORK)
         tape.free("t dx")
