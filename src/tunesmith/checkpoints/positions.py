@@ -60,7 +60,9 @@ def with_positions(directory: Path, positions: int | None, rope_theta: float | s
     if directory not in _said:
         _said.add(directory)
         old = _positions(_text(config))[1]
-        logger.info(f"model: {positions:,} positions in the place of {old:,}, rope_theta {after:,.0f} in the place of {before:,.0f}")
+        logger.info(
+            f"model: {positions:,} positions in the place of {old:,}, rope_theta {after:,.0f} in the place of {before:,.0f}"
+        )
     return target
 
 

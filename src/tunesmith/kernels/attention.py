@@ -43,6 +43,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from tunesmith.kernels import triton as on_gpu
+from tunesmith.kernels.scratch import Scratch
 from tunesmith.kernels.upload import upload
 
 BLOCK = 64  # queries of a block: 256 waste half of the scores of short documents, 32 are too small a product
@@ -139,8 +140,10 @@ def attention_forward(
     o_GTJK = torch.empty_like(q_GTJK)
     scaled_GTJK, exact_GTK = _exact(q_GTJK, k_GTK, scoring)
     probs: list[Tensor | None] = []
-    for block in _blocks(spans, scoring, *_sizes(q_GTJK)):
-        p_GYn = _probabilities(scaled_GTJK, exact_GTK, block, scoring).to(q_GTJK.dtype)
+    blocks = _blocks(spans, scoring, *_sizes(q_GTJK))
+    scratch = _scratch(blocks, q_GTJK.device)
+    for block in blocks:
+        p_GYn = _probabilities(scaled_GTJK, exact_GTK, block, scoring, q_GTJK.dtype, None if block.short else scratch)
         torch.bmm(p_GYn, block.keys(v_GTK), out=block.rows(o_GTJK))
         probs.append(p_GYn if block.short else None)
     o_THK = o_GTJK.transpose(0, 1).reshape(tokens, heads, width)
@@ -173,16 +176,22 @@ def attention_backward(do_THK: Tensor, saved: Saved, spans: list[Span], scoring:
     blocks = _blocks(spans, scoring, *_sizes(q_GTJK))
     probs = probs or (None,) * len(blocks)
     scaled_GTJK, exact_GTK = _exact(q_GTJK, k_GTK, scoring) if any(p is None for p in probs) else (q_GTJK, k_GTK)
+    scratch = _scratch(blocks, q_GTJK.device)
     for block, p_GYn in zip(blocks, probs, strict=True):
         if p_GYn is None:
-            p_GYn = _probabilities(scaled_GTJK, exact_GTK, block, scoring).to(q_GTJK.dtype)
+            p_GYn = _probabilities(scaled_GTJK, exact_GTK, block, scoring, q_GTJK.dtype, scratch)
         do_GYW, q_GYK, k_GnK = block.rows(do_GTJW), block.rows(q_GTJK), block.keys(k_GTK)
-        ds_GYn = torch.bmm(do_GYW, block.keys(v_GTW).mT).mul_(p_GYn)
+        here: list[Tensor | None] = [None, None, None]
+        if scratch is not None:
+            shapes = (p_GYn.shape, k_GnK.shape, (*k_GnK.shape[:2], width + parts))
+            named = zip(("ds", "dk", "dv"), shapes, (2, 1, 1), strict=True)
+            here = [scratch.get(name, shape, axis, q_GTJK.dtype) for name, shape, axis in named]
+        ds_GYn = torch.bmm(do_GYW, block.keys(v_GTW).mT, out=here[0]).mul_(p_GYn)
         if scoring.softcap is not None:
             ds_GYn *= _softcap_slope(q_GYK, k_GnK, scoring)
         torch.bmm(ds_GYn, k_GnK, out=block.rows(dq_GTJK))
-        block.add(dk_GTK, torch.bmm(ds_GYn.mT, q_GYK))
-        block.add(dv_GTW, torch.bmm(p_GYn.mT, do_GYW))
+        block.add(dk_GTK, torch.bmm(ds_GYn.mT, q_GYK, out=here[1]))
+        block.add(dv_GTW, torch.bmm(p_GYn.mT, do_GYW, out=here[2]))
     dq_THK = dq_GTJK.transpose(0, 1).reshape(do_THK.shape).mul_(scoring.scale)
     dk_TGK = dk_GTK.mul_(scoring.scale).to(k_GTK.dtype).transpose(0, 1)
     return dq_THK, dk_TGK, dv_GTW[..., :width].to(v_GTK.dtype).transpose(0, 1)
@@ -423,9 +432,33 @@ def _exact(q_GTJK: Tensor, k_GTK: Tensor, scoring: ScoreParams) -> tuple[Tensor,
     return q_GTJK.to(dtype) * scoring.scale, k_GTK.to(dtype)
 
 
-def _probabilities(scaled_GTJK: Tensor, k_GTK: Tensor, block: _Block, scoring: ScoreParams) -> Tensor:
-    """Softmax of the scores of a block, shape (G, Y, n), in the dtype of the scaled queries."""
-    s_GYn = torch.bmm(block.rows(scaled_GTJK), block.keys(k_GTK).mT)
+def _scratch(blocks: list[_Block], device: torch.device) -> Scratch | None:
+    """Memory for the blocks of long documents on a CPU; None where there are none."""
+    if device.type != "cpu" or all(block.short for block in blocks):
+        return None
+    return Scratch(max(block.end - block.key_start + block.prefix_end - block.prefix_start for block in blocks))
+
+
+def _probabilities(
+    scaled_GTJK: Tensor, k_GTK: Tensor, block: _Block, scoring: ScoreParams, dtype: torch.dtype, scratch: Scratch | None
+) -> Tensor:
+    """Softmax of the scores of a block, shape (G, Y, n).
+
+    Args:
+        dtype: of the result; the softmax is taken in that of the scaled queries.
+        scratch: where it is made; None for memory of its own.
+    """
+    q_GYK, k_GnK = block.rows(scaled_GTJK), block.keys(k_GTK)
+    if scratch is None:
+        return _softmax(torch.bmm(q_GYK, k_GnK.mT), block, scoring, None).to(dtype)
+    shape = (*q_GYK.shape[:2], k_GnK.shape[1])
+    s_GYn, p_GYn = (scratch.get(name, shape, 2, q_GYK.dtype) for name in ("scores", "weights"))
+    p_GYn = _softmax(torch.bmm(q_GYK, k_GnK.mT, out=s_GYn), block, scoring, p_GYn)
+    return p_GYn if p_GYn.dtype == dtype else scratch.get("rounded", shape, 2, dtype).copy_(p_GYn)
+
+
+def _softmax(s_GYn: Tensor, block: _Block, scoring: ScoreParams, out: Tensor | None) -> Tensor:
+    """Of the products of a block, which are written over, with what the queries do not see left out."""
     if scoring.softcap is not None:
         s_GYn.div_(scoring.softcap).tanh_().mul_(scoring.softcap)
     rows, keys = block.end - block.start, s_GYn.shape[2]
@@ -439,7 +472,9 @@ def _probabilities(scaled_GTJK: Tensor, k_GTK: Tensor, block: _Block, scoring: S
         sinks_GLJ = scoring.sinks_H.to(s_GYn.dtype).view(len(s_GYn), 1, -1).expand(-1, rows, -1)
         total_GY1 = torch.logaddexp(s_GYn.logsumexp(-1, keepdim=True), sinks_GLJ.reshape(len(s_GYn), -1, 1))
         return s_GYn.sub_(total_GY1).exp_()
-    return torch.softmax(s_GYn, -1)
+    if out is None:
+        return torch.softmax(s_GYn, -1)
+    return torch.ops.aten._softmax.out(s_GYn, -1, False, out=out)
 
 
 @lru_cache(maxsize=256)

@@ -125,9 +125,11 @@ def estimate(shape: Shape, dials: Dials) -> Estimate:
         look("forward", piece.forward, gone, _result(run, dials) if gone else 0)
         live.update(piece.kept)
     loss, first, after = _loss(shape, dials)
-    look("forward", loss, sum(away))
+    last = max((number for number, count in enumerate(away) if count), default=None)  # whose input, the latest, is on its way
+    still = (max(0, sum(away) - 1), 0 if last is None else _result(walked[last][0], dials))
+    look("forward", loss, *still)
     live.update(after)
-    look("backward", first, sum(away))
+    look("backward", first, *still)
     live.subtract(after)
     for number, (run, piece) in reversed(list(enumerate(walked))):
         rows = (dials.rows if run.narrow else dials.tokens) * shape.hidden * dials.width

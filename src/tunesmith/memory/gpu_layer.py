@@ -13,7 +13,7 @@ Mixtures: an expert's tokens are the pack's, each ``chosen`` times.
 
 from dataclasses import dataclass
 
-from tunesmith.memory.dials import Dials
+from tunesmith.memory.dials import Dials, auto_tile
 from tunesmith.memory.shape import Layer
 from tunesmith.memory.tape import Tape
 
@@ -129,7 +129,10 @@ class GpuLayer:
     @property
     def tile(self) -> int:
         """Tokens that pass the MLP at a time, 0 for all."""
-        return self.dials.mlp_tile if self.rows > self.dials.mlp_tile and self.layer.intermediate else 0
+        if not (self.layer.intermediate and self.dials.plain):
+            return 0
+        tile = auto_tile(self.layer.intermediate) if self.dials.mlp_tile == "auto" else self.dials.mlp_tile
+        return tile if self.rows > tile else 0
 
     def _tile(self, tape: Tape) -> None:
         """What stands while a tile is computed (``layers/tiled_mlp.py``)."""

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from tunesmith.errors import ModelError, TrainingError
 from tunesmith.layers.mlp import FusedMLP
-from tunesmith.layers.tiled_mlp import auto_tile
+from tunesmith.memory.dials import auto_tile
 from tunesmith.models.recompute import recompute
 from tunesmith.recipe import TrainSettings
 

@@ -170,7 +170,9 @@ def _attention_of(name: str, layer: nn.Module, model: PreTrainedModel) -> FusedA
     """The attention of a layer, whose result can be kept."""
     attention = next((module for module in layer.modules() if isinstance(module, FusedAttention)), None)
     if attention is None:
-        raise ModelError(f"train.offload: attention: {name} has stock attention, whose result is not ours", "use offload: inputs")
+        raise ModelError(
+            f"train.offload: attention: {name} has stock attention, whose result is not ours", "use offload: inputs"
+        )
     reason = cannot_know(model.device, model.dtype, attention.heads.head_dim, attention.scoring)
     if reason is not None:
         raise ModelError(f"train.offload: attention: {name}: {reason}", "use train.offload: inputs")

@@ -63,8 +63,8 @@ def choose_dials(derived: Derived, loaded: LoadedModel) -> Derived:
     dials, room = plan.chosen.dials, _room(wanted.memory, device)
     needs = gb(plan.chosen.needs(0) * HEADROOM["gpu"])
     turned: dict[str, object] = {"recompute": dials.recompute}
-    if dials.offload == "inputs":
-        turned["offload"] = "inputs"
+    if dials.offload != "none":
+        turned["offload"] = dials.offload
     if dials.mlp_tile:
         turned["mlp_tile"] = dials.mlp_tile
     also = "".join(f", {key} {value}" for key, value in turned.items() if key != "recompute")

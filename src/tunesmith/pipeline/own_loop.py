@@ -30,7 +30,6 @@ from tunesmith.engines.base import BaseModel, LoadedModel
 from tunesmith.errors import DataError, ModelError, RecipeError, TrainingError
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.fuse import fuse, is_fused
-from tunesmith.models.keep_less import keep_less
 from tunesmith.models.load import head_weight
 from tunesmith.pipeline.dials import choose_dials
 from tunesmith.pipeline.lines import reading_lines
@@ -89,7 +88,7 @@ def make_ready(
 
     Raises:
         ModelError: our layers compute another loss than the stock ones, or documents in a pack know each other.
-        TrainingError: an adapter that cannot learn, a model that guesses worse than a die, or ``train.offload`` on a CPU.
+        TrainingError: an adapter that cannot learn, or a model that guesses worse than a die.
     """
     largest = settings.max_length
     if model.device.type == "cpu":
@@ -101,8 +100,7 @@ def make_ready(
         expected = stock_loss(model)
         swapped = fuse(model).summary()
         refuse_other_loss(model, expected)
-    with keep_less(model, settings):  # the first row may be as long as any
-        first_loss = check_adapter(model, layers, documents, first_rows(documents, steps[0][1]), is_new=is_new)
+    first_loss = check_adapter(model, layers, documents, first_rows(documents, steps[0][1]), is_new=is_new)
     return Ready(steps=steps, swapped=swapped, first_loss=first_loss)
 
 
