@@ -1,14 +1,14 @@
 """A model with more positions than it was trained with: the same weights, another configuration.
 
 A row that is longer than the model's positions can be trained on if these reach further. What decides how far they reach is the
-rotary base (``rope_theta``): the slowest pair of a head should turn no further over the new length than it did over the old one,
-so that no angle is new to the model, while neighbours stay as far apart as they were. That base is
+rotary base (``rope_theta``): the slowest pair of a head should turn no further over the new length than it did over the old
+one, so that no angle is new to the model, while neighbours stay as far apart as they were. That base is
 ``theta * (new / old) ^ (d / (d - 2))`` for d rotated features, and it is what ``rope_theta: auto`` takes.
 
 What comes out is a directory in the cache whose ``config.json`` says the two numbers and whose other files are links. So it is
 a model like any other: what trains, scores, merges and converts reads it without knowing, and the merged model and the GGUF say
-the positions that were trained. Refused: handing two numbers to every loader (one that forgets them serves another model than the
-one that was trained); position scaling by yarn or longrope, whose many numbers are part of how a model was pretrained.
+the positions that were trained. Refused: handing two numbers to every loader (one that forgets them serves another model than
+the one that was trained); position scaling by yarn or longrope, whose many numbers are part of how a model was pretrained.
 
 Sources: the base by bloc97, "NTK-aware scaled RoPE" (2023), as given in Peng et al. 2023 (arXiv 2309.00071, section 3.1); names
 of the numbers are transformers' (``max_position_embeddings``, ``rope_theta``).
@@ -128,13 +128,13 @@ def _theta(text: Mapping[str, Any]) -> float:
     kind, theta = rope.get("rope_type", rope.get("type")), rope.get("rope_theta", text.get("rope_theta"))
     if kind not in PLAIN:
         raise ModelError(
-            f"max_position_embeddings: positions of {text.get('model_type')} are scaled by {kind} already, and a longer rotary base "
-            "beside it is none that anybody trained",
+            f"max_position_embeddings: positions of {text.get('model_type')} are scaled by {kind} already, and nobody "
+            "trained a longer rotary base beside that",
             "leave max_position_embeddings out, and set train.max_length to what the model takes",
         )
     if not isinstance(theta, int | float):
         raise ModelError(
-            f"max_position_embeddings: the config.json of {text.get('model_type')} names no rope_theta, the base of rotary positions",
+            f"max_position_embeddings: the config.json of {text.get('model_type')} names no rope_theta",
             "leave max_position_embeddings out of the recipe",
         )
     return float(theta)

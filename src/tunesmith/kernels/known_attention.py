@@ -1,13 +1,13 @@
 """Attention whose output is known already: the forward pass of a recomputed layer without its scores.
 
-The backward pass of attention reads q, k, v, the output and the logsumexp of each row; a layer that is recomputed makes q, k and v
-again, and its output and logsumexp are what they were. So whoever kept these two (``layers/offload.py``) hands them in, and the
-forward pass is nothing: at T tokens that saves 2 T q FLOP a token and layer, of 9 T q.
+The backward pass of attention reads q, k, v, the output and the logsumexp of each row; a layer that is recomputed makes q, k
+and v again, and its output and logsumexp are what they were. So whoever kept these two (``layers/offload.py``) hands them in,
+and the forward pass is nothing: at T tokens that saves 2 T q FLOP a token and layer, of 9 T q.
 
-The same kernels as without (``kernels/attention.py``), so that the gradients are the same to the bit: PyTorch's flash attention,
-whose backward operator is called with what was kept, or our own blocks, which ask for the output alone and make probabilities
-again. PyTorch's kernels a document, for cards and heads that flash does not know, name no logsumexp that one could hand in:
-``cannot_know`` says so.
+The same kernels as without (``kernels/attention.py``), so that the gradients are the same to the bit: PyTorch's flash
+attention, whose backward operator is called with what was kept, or our own blocks, which ask for the output alone and make
+probabilities again. PyTorch's kernels a document, for cards and heads that flash does not know, name no logsumexp that one
+could hand in: ``cannot_know`` says so.
 
 Shape suffixes: T tokens, H query heads, G key/value heads, J query heads of each, K head dimension; here: n keys.
 """
@@ -48,7 +48,7 @@ def cannot_know(device: torch.device, dtype: torch.dtype, width: int, scoring: S
     if flash_fits(torch.cuda.get_device_capability(device), dtype, width, scoring):
         return None
     name = str(dtype).removeprefix("torch.")
-    return f"PyTorch's flash attention does not compute {name} heads of {width} on this GPU, and its other kernels keep no logsumexp"
+    return f"PyTorch's flash attention has no {name} heads of {width} on this GPU, and its other kernels keep no logsumexp"
 
 
 def known_attention(

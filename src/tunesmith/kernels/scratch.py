@@ -1,12 +1,10 @@
 """Memory of the largest block of scores, for all blocks of a long document in turn.
 
-Each block of queries sees more keys than the one before it, so its scores fit no hole that an earlier block left. glibc keeps
-what is below 32 MB in one heap; between two blocks oneDNN puts the product that it has compiled for the new shape, which stays,
-and the heap grows by every block: a row of 32,768 tokens took 8.2 GB for tensors of 1.2 (docs/LOG.md). So the largest size is
-taken first and once, and the blocks are views of it.
-
-Refused: ``mallopt`` with a lower threshold of what is mapped apart: every tensor of every step would be mapped, cleared and
-given back.
+Each block of queries sees more keys than the one before it, so its scores fit no hole that an earlier block left; between two
+blocks oneDNN puts the product that it has compiled for the new shape, which stays, and the heap grows by every block: a row of
+32,768 tokens took 8.2 GB for tensors of 1.2 (docs/LOG.md). So the largest size is taken first and once, and the blocks are
+views of it. What is left, copies of keys within an operation, is why ``train/loop.py`` has large blocks mapped apart for long
+rows.
 """
 
 import math

@@ -15,9 +15,9 @@ input more than computed with lies on the device, each way. The last is still th
 reused from pack to pack in blocks of 4 MiB; blocks that lie side by side are one copy.
 
 **Attention is not computed twice.** Its forward pass is a quarter to a third of what a long row costs: 2 T q FLOP a token and
-layer, more than all products from 35 thousand tokens on in an 8B model. Its output and its logsumexp are 2 q + 4 H bytes a token
-and layer, as many as the input again, so with ``train.offload: attention`` they wait beside the inputs, two of each kind on the
-device at once, and the second forward pass takes them as they are (``kernels/known_attention.py``).
+layer, more than all products from 35 thousand tokens on in an 8B model. Its output and its logsumexp are 2 q + 4 H bytes a
+token and layer, as many as the input again, so with ``train.offload: attention`` they wait beside the inputs, two of each kind
+on the device at once, and the second forward pass takes them as they are (``kernels/known_attention.py``).
 
 What layers share (keys and values that later layers read) stays on the device. The result is the same to the bit.
 
