@@ -27,9 +27,6 @@ class Window:
         if not short:
             return []
         count, layers = len(short), len(self._windows)
-        others = (
-            f"the other {layers - count} do" if count < layers else "what is further back reaches a token through layers alone"
-        )
-        return [
-            f"longer than the model's sliding window of {min(short):,} tokens: {count} of {layers} layers see no further, {others}"
-        ]
+        others = f"the other {layers - count} do" if count < layers else "what is further back comes through layers alone"
+        window = f"longer than the model's sliding window of {min(short):,} tokens"
+        return [f"{window}: {count} of {layers} layers see no further, {others}"]

@@ -70,13 +70,13 @@ class Recipe(Section):
     )
     max_position_embeddings: Annotated[int, Field(ge=2)] | None = Field(
         default=None,
-        description="positions that the model gets in the place of its own, for rows that are longer than it was trained for;
-        they " "go with rope_theta into the merged model and its GGUF; the model's own when not given",
+        description="positions that the model gets in the place of its own, for rows that are longer than it was trained for; "
+        "they go with rope_theta into the merged model and its GGUF; the model's own when not given",
     )
     rope_theta: Literal["auto"] | Annotated[float, Field(gt=1.0)] = Field(
         default="auto",
-        description="base of the rotary positions with max_position_embeddings; auto raises the model's own so far that its
-        slowest " "pair turns no further over the new length than over the old one (NTK-aware)",
+        description="base of the rotary positions with max_position_embeddings; auto raises the model's own so far that its "
+        "slowest pair turns no further over the new length than over the old one (NTK-aware)",
     )
     base: Literal["auto", "fp32", "bf16", "nf4"] = Field(
         default="auto",
@@ -124,7 +124,7 @@ class Recipe(Section):
     def _theta_of_more_positions(self) -> "Recipe":
         if self.rope_theta != "auto" and self.max_position_embeddings is None:
             raise ValueError(
-                f"rope_theta: {self.rope_theta:g} is read with max_position_embeddings; name the tokens that the model shall take"
+                f"rope_theta: {self.rope_theta:g} is read with max_position_embeddings, the tokens that the model shall take"
             )
         return self
 

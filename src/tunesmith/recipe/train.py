@@ -102,8 +102,8 @@ class Optimisation(Section):
     offload: Literal["none", "inputs", "attention"] = Field(
         default="none",
         description="inputs: what a recomputed layer keeps, its input, waits in host memory until the layer goes backward; "
-        "attention: so does what its attention gave, which is then not computed twice; for long rows on a GPU, with recompute layer "
-        "or n; the result is the same to the bit",
+        "attention: so does what its attention gave, which is then not computed twice; for long rows on a GPU, with recompute "
+        "layer or n; the result is the same to the bit",
     )
     mlp_tile: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
         default=0,
