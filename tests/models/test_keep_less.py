@@ -9,6 +9,8 @@ from transformers import LlamaConfig
 
 from tiny_families import SMALL, TINY, adapted, documents, random_model
 from tunesmith.errors import ModelError, RecipeError, TrainingError
+from tunesmith.kernels.attention import ScoreParams
+from tunesmith.kernels.known_attention import cannot_know
 from tunesmith.layers import offload
 from tunesmith.layers.context import StepContext
 from tunesmith.models.attention import PACKED
@@ -116,3 +118,36 @@ def test_what_cannot_be_asked_is_refused():
         pass
     with pytest.raises(ModelError, match="no MLP of Olmo2ForCausalLM is one of ours"), tiled(model, 64):
         pass
+
+
+def test_attention_that_was_kept_is_not_computed_again(monkeypatch):
+    from tunesmith.kernels import attention as kernel
+    from tunesmith.kernels import known_attention
+
+    passes = []
+
+    def counted(*given, real=kernel.attention_forward):
+        passes.append(1)
+        return real(*given)
+
+    monkeypatch.setattr(known_attention, "attention_forward", counted)
+    model = random_model(LlamaConfig(**{**SMALL, "num_hidden_layers": 4}))
+    layers = adapted(model)
+    fuse(model)
+    with recompute(model, "layer", offload="attention"):
+        _gradients(model, layers)
+    assert len(passes) == 3 * len(PACKS)  # the last layer is never recomputed
+    assert not any(hasattr(module, "result") and module.result is not None for module in model.modules())
+
+
+def test_attention_that_cannot_be_kept_is_refused_by_name(monkeypatch):
+    model = random_model(TINY["unknown"].config)
+    with pytest.raises(ModelError, match=r"layers\.0 has stock attention"), recompute(model, "layer", offload="attention"):
+        pass
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    cuda, scoring = torch.device("cuda"), ScoreParams(1.0)
+    assert "float16 heads of 64 on this GPU" in str(cannot_know(cuda, torch.float16, 64, scoring))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    assert "heads of 512" in str(cannot_know(cuda, torch.bfloat16, 512, scoring))
+    assert cannot_know(cuda, torch.bfloat16, 512, ScoreParams(1.0, softcap=30.0)) is None
+    assert cannot_know(cuda, torch.bfloat16, 128, ScoreParams(1.0, window=64)) is None

@@ -126,6 +126,11 @@ class Recipe(Section):
             raise ValueError(
                 f"rope_theta: {self.rope_theta:g} is read with max_position_embeddings, the tokens that the model shall take"
             )
+        if self.max_position_embeddings is not None and self.export.lora_gguf and self.model.endswith(".gguf"):
+            raise ValueError(
+                f"export.lora_gguf: the base of the adapter is the file {self.model}, which has no max_position_embeddings "
+                f"{self.max_position_embeddings}; set export.lora_gguf: false and serve the merged GGUF"
+            )
         return self
 
     @model_validator(mode="after")
