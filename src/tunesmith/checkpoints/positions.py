@@ -69,6 +69,17 @@ def with_positions(directory: Path, positions: int | None, rope_theta: float | s
 _said: set[Path] = set()  # of this process
 
 
+def positions_words(directory: Path) -> str:
+    """The two numbers of a directory of ``with_positions``, as its configuration spells them.
+
+    Raises:
+        ModelError: no configuration there, or one that does not name them.
+    """
+    text = _text(read_settings(directory))
+    name, positions = _positions(text)
+    return f"`{name}` {positions} and `rope_theta` {_theta(text):.6g}"
+
+
 def longer(config: Mapping[str, Any], positions: int, rope_theta: float | str) -> tuple[dict[str, Any], float, float]:
     """A configuration with so many positions, and the rotary base before and after. A pure function.
 
