@@ -28,6 +28,7 @@ KEPT = (0.75, 0.5, 0.25)  # shares of layers that are kept whole, the others rec
 RESIDENT = (0.75, 0.5, 0.25, 0.0)  # shares of layers whose weights stay on the card
 CPU_SHARE = 0.58  # of the products' rate that a step on a CPU reaches (benchmarks/results/train-step-epyc-*.json, 0.55 to 0.62)
 WIDEST_HEAD = 256  # features of a head that PyTorch's flash attention takes (kernels/attention.py)
+WORTH_KEEPING = 8192  # tokens of a document from which attention is a twelfth of a recomputed step or more
 DOCUMENT = 512  # tokens of a document, as an average token sees it, where no rows are known
 
 
@@ -189,7 +190,12 @@ def _beyond(shape: Shape, dials: Dials) -> Iterator[Dials]:
 
 
 def knows_attention(shape: Shape, dials: Dials) -> bool:
-    """Whether what attention gave can wait in host memory: our layers, and heads that flash attention takes."""
+    """Whether what attention gave can wait in host memory: our layers, heads that flash attention takes, and long documents.
+
+    Of short ones attention costs less than the host memory is worth, which it doubles.
+    """
+    if (dials.longest or DOCUMENT) < WORTH_KEEPING:
+        return False
     flash = dials.compute == "bf16" and all(layer.head_dim <= WIDEST_HEAD and layer.head_dim % 8 == 0 for layer in shape.layers)
     return shape.known and dials.plain and flash
 

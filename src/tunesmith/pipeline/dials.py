@@ -48,8 +48,12 @@ def placed(base: BaseModel, recipe: Recipe) -> BaseModel:
     return replace(base, resident_layers="all" if resident is None else resident, embedding_on=plan.chosen.dials.embedding_on)
 
 
-def choose_dials(derived: Derived, loaded: LoadedModel) -> Derived:
-    """The same settings with the plan's policy in the place of ``recompute: auto``, and on a GPU a line that says why."""
+def choose_dials(derived: Derived, loaded: LoadedModel, longest: int | None = None) -> Derived:
+    """The same settings with the plan's policy in the place of ``recompute: auto``, and on a GPU a line that says why.
+
+    Args:
+        longest: tokens of the longest document; None where no rows are known.
+    """
     wanted, device = derived.settings, loaded.model.device
     if wanted.recompute != "auto":
         return derived
@@ -59,7 +63,8 @@ def choose_dials(derived: Derived, loaded: LoadedModel) -> Derived:
     if isinstance(shape, str):
         return _with(derived, {"recompute": "layer"}, f"{shape}, so memory cannot be estimated")
     assert loaded.lora is not None, "no adapter"
-    plan = _plan(shape, dials_of_run(loaded.base, loaded.lora, wanted), wanted.memory, device)
+    given = replace(dials_of_run(loaded.base, loaded.lora, wanted), longest=longest)
+    plan = _plan(shape, given, wanted.memory, device)
     dials, room = plan.chosen.dials, _room(wanted.memory, device)
     needs = gb(plan.chosen.needs(0) * HEADROOM["gpu"])
     turned: dict[str, object] = {"recompute": dials.recompute}
