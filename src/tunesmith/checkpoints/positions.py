@@ -17,7 +17,8 @@ of the numbers are transformers' (``max_position_embeddings``, ``rope_theta``).
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+from pydantic import JsonValue
 
 from tunesmith import hardware
 from tunesmith.checkpoints.facts import POSITIONS, model_key
@@ -80,7 +81,9 @@ def positions_words(directory: Path) -> str:
     return f"`{name}` {positions} and `rope_theta` {_theta(text):.6g}"
 
 
-def longer(config: Mapping[str, Any], positions: int, rope_theta: float | str) -> tuple[dict[str, Any], float, float]:
+def longer(
+    config: Mapping[str, JsonValue], positions: int, rope_theta: float | str
+) -> tuple[dict[str, JsonValue], float, float]:
     """A configuration with so many positions, and the rotary base before and after. A pure function.
 
     Args:
@@ -97,43 +100,59 @@ def longer(config: Mapping[str, Any], positions: int, rope_theta: float | str) -
             "leave max_position_embeddings and rope_theta out; rows of that length can be trained as it is",
         )
     before = _theta(text)
-    width = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
-    rotated = int(width * float(_rotary(text).get("partial_rotary_factor") or text.get("partial_rotary_factor") or 1.0))
+    rotated = _rotated(text)
     after = before * (positions / old) ** (rotated / (rotated - 2)) if isinstance(rope_theta, str) else rope_theta
-    changed = {**text, name: positions}
+    changed: dict[str, JsonValue] = {**text, name: positions}
     if "rope_theta" in text:
         changed["rope_theta"] = after
     if isinstance(rope := text.get("rope_parameters"), dict):
         whole = rope.get("full_attention")
-        inner = {"full_attention": {**whole, "rope_theta": after}} if isinstance(whole, dict) else {"rope_theta": after}
-        changed["rope_parameters"] = {**rope, **inner}
+        theta: dict[str, JsonValue] = {"rope_theta": after}
+        changed["rope_parameters"] = (
+            {**rope, "full_attention": {**whole, **theta}} if isinstance(whole, dict) else {**rope, **theta}
+        )
     return (dict(config) | {"text_config": changed} if text is not config else changed), before, after
 
 
-def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def _text(config: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
     """The part that the text model is made from."""
     part = config.get("text_config")
     return part if isinstance(part, dict) else config
 
 
-def _positions(text: Mapping[str, Any]) -> tuple[str, int]:
+def _positions(text: Mapping[str, JsonValue]) -> tuple[str, int]:
     """Positions of the model, and the key that says so."""
     for name in POSITIONS:
-        if isinstance(text.get(name), int):
-            return name, text[name]
+        if isinstance(positions := text.get(name), int):
+            return name, positions
     raise ModelError(
         f"max_position_embeddings: the config.json of {text.get('model_type')} names no number of positions",
         "leave max_position_embeddings out of the recipe",
     )
 
 
-def _rotary(text: Mapping[str, Any]) -> Mapping[str, Any]:
+def _rotary(text: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
     """What is said of the positions of layers that see everything."""
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    return rope.get("full_attention", rope)
+    rope = text.get("rope_parameters") or text.get("rope_scaling")
+    whole = rope.get("full_attention") if isinstance(rope, dict) else None
+    return whole if isinstance(whole, dict) else rope if isinstance(rope, dict) else {}
 
 
-def _theta(text: Mapping[str, Any]) -> float:
+def _rotated(text: Mapping[str, JsonValue]) -> int:
+    """Features of a head that positions turn."""
+    width, hidden, heads = (text.get(key) for key in ("head_dim", "hidden_size", "num_attention_heads"))
+    if not isinstance(width, int):
+        if not isinstance(hidden, int) or not isinstance(heads, int):
+            raise ModelError(
+                f"rope_theta: auto: the config.json of {text.get('model_type')} does not say how wide a head is",
+                "name a rope_theta",
+            )
+        width = hidden // heads
+    share = _rotary(text).get("partial_rotary_factor") or text.get("partial_rotary_factor")
+    return int(width * share) if isinstance(share, int | float) else width
+
+
+def _theta(text: Mapping[str, JsonValue]) -> float:
     """The rotary base, where it alone says how positions turn."""
     rope = _rotary(text)
     kind, theta = rope.get("rope_type", rope.get("type")), rope.get("rope_theta", text.get("rope_theta"))
@@ -156,7 +175,7 @@ def _is_whole(target: Path) -> bool:
     return target.is_dir() and all(file.exists() for file in target.iterdir())
 
 
-def _tokenizer(settings: dict[str, Any], positions: int) -> dict[str, Any]:
+def _tokenizer(settings: dict[str, JsonValue], positions: int) -> dict[str, JsonValue]:
     """The tokenizer's own limit goes up with the positions: engines serve the smaller of the two."""
     limit = settings.get("model_max_length")
     return settings | {"model_max_length": positions} if isinstance(limit, int) and limit < positions else settings

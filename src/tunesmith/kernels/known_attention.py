@@ -9,7 +9,7 @@ attention, whose backward operator is called with what was kept, or our own bloc
 probabilities again. PyTorch's kernels a document, for cards and heads that flash does not know, name no logsumexp that one
 could hand in: ``cannot_know`` says so.
 
-Shape suffixes: T tokens, H query heads, G key/value heads, J query heads of each, K head dimension; here: n keys.
+Shape suffixes: T tokens, H query heads, G key/value heads, J query heads of each, K head dimension; here: n its keys.
 """
 
 from collections.abc import Callable, Sequence
