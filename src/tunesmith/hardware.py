@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4  # malloc.h
 _largest_child = 0  # bytes, since the last reset
 _earlier_part = 0  # the peak of what came before the part that is measured for itself
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -151,6 +151,19 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(_M_TOP_PAD, 256 * 2**20 if limits == [resource.RLIM_INFINITY] * 2 else 128 * 2**10)
+
+
+def map_large_blocks() -> None:
+    """Tell glibc to map every block of a megabyte and more apart, and to give it back when it is freed.
+
+    For steps whose temporaries grow from one to the next, as attention's do over a document of ten thousands of tokens: none
+    fits where an earlier one was, and what ``keep_freed_memory`` keeps is then many times what is alive. Forked processes
+    inherit it.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**20)
+        libc.mallopt(_M_MMAP_MAX, 2**16)
 
 
 def release_freed_memory() -> None:

@@ -26,6 +26,7 @@ FULL = Card(
     system="Answer.\nShort.",
     template_sha256="f" * 64,
     stops=("<|im_end|>",),
+    positions="`rope_theta` 418294",
     commands={"vllm": Command(engine="vLLM", of="merge", argvs=(("vllm", "serve", "it's here"),), note="a note")},
 )
 BARE = Card(name="s", relation="adapter", base_model="org/b")
@@ -56,6 +57,7 @@ def test_what_was_measured_stands_there_and_nothing_else():
     for shown in ("0.1235", "at step 8 of 10", "rank 16, alpha 32", "Dev loss merged 0.5000", "1,234,567", "4.83"):
         assert shown in full
     assert "vLLM (a note)" in full and "vllm serve 'it'\"'\"'s here'" in full
+    assert "The base had `rope_theta` 418294 in its" in full and "The base had" not in bare
     assert "> Short." in full and "`<|im_end|>`" in full
     body = bare.split("---\n", 2)[2]
     assert not any(character.isdigit() for character in body) and "##" not in body

@@ -63,6 +63,7 @@ STEPS: dict[str, StepBudget] = {
     "llama-8b streamed": StepBudget(60, 5775, 34, 2924, 0, 0),
     "llama-8b from disk": StepBudget(60, 5775, 34, 2924, 0, 0),
     "llama-8b offload": StepBudget(60, 5884, 141, 2711, 0, 1),
+    "llama-8b known": StepBudget(60, 5841, 135, 2751, 0, 9),
     "llama-8b long": StepBudget(294, 67322, 266, 4470, 0, 1),
     "llama-8b lean": StepBudget(60, 5884, 146, 1124, 0, 0),
     "llama-8b attention": StepBudget(53, 4801, 281, 2394, 0, 0),

@@ -156,7 +156,7 @@ class Case:
     layers: int = 2
     resident: Any = "all"
     disk: bool = False
-    offload: Literal["none", "inputs"] = "none"
+    offload: Literal["none", "inputs", "attention"] = "none"
     tile: int = 0
     tokens: int = TOKENS
     tables: tuple[str, str] = ("device", "auto")
@@ -171,6 +171,7 @@ CASES: dict[str, Case] = {
     "llama-8b streamed": Case("llama-8b", dropout=0.05, policy="layer", layers=3, resident=0),
     "llama-8b from disk": Case("llama-8b", dropout=0.05, policy="layer", layers=3, resident=0, disk=True),
     "llama-8b offload": Case("llama-8b", policy="layer", offload="inputs"),
+    "llama-8b known": Case("llama-8b", policy="layer", offload="attention", layers=4),
     "llama-8b long": Case("llama-8b", policy="layer", offload="inputs", tile=4096, tokens=32768),
     "llama-8b lean": Case("llama-8b", policy="layer", tables=("host", "int8"), whole=True, has_graphs=False),
     "llama-8b attention": Case("llama-8b", policy="attention"),

@@ -335,9 +335,9 @@ def test_on_a_gpu_equals_dense_attention(window, heads, width, softcap):
 
 
 def test_a_layout_that_an_evaluation_made_can_be_trained_with():
-    attention_kernel._layout.cache_clear()
+    attention_kernel.flash_layout.cache_clear()
     with torch.inference_mode():
-        seen, borders, _ = attention_kernel._layout(
+        seen, borders, _ = attention_kernel.flash_layout(
             (Reach(0, 4, ((0, 4),)), Reach(4, 7, ((0, 4), (4, 7)))), torch.device("cpu")
         )
     assert seen is not None and not any(tensor.is_inference() for tensor in (seen, *borders))

@@ -89,9 +89,8 @@ def trace(config: Any, directory: Path, case: dict[str, Any]) -> dict[str, Any]:
     tokens, rows, count = case["tokens"], case["rows"], case["documents"]
     size, some = tokens // count, rows // count
     texts = [([7 + n] * size, [0] * (size - some) + [1] * some) for n in range(count)]
-    settings = TrainSettings(
-        learning_rate=2e-4, tokens_per_step=tokens, num_train_epochs=1, max_length=tokens, recompute=case["recompute"], ranks=1
-    )
+    dials = {"recompute": case["recompute"], "mlp_tile": case.get("mlp_tile", 0), "ranks": 1}
+    settings = TrainSettings(learning_rate=2e-4, tokens_per_step=tokens, num_train_epochs=1, max_length=tokens, **dials)
     with mock.patch.object(distributed, "pack_tokens", lambda *_: tokens):
         steps = train_steps(model, layers, make_documents(texts), _Steps(count), settings, 0)  # type: ignore[arg-type]
         next(steps)

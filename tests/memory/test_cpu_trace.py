@@ -24,6 +24,9 @@ CASES = [
     ("llama", {**WIDE, "recompute": "attention"}),
     ("llama", {"base": "nf4", "recompute": "layer"}),
     ("llama", {"tokens": 768}),
+    ("llama", {"tokens": 768, "recompute": "layer", "mlp_tile": 128}),
+    ("llama", {"tokens": 768, "recompute": "layer", "mlp_tile": 128, **WIDE, "dropout": 0.05}),
+    ("gemma3", {"tokens": 512, "recompute": "layer", "mlp_tile": 200}),
     ("qwen3", {"base": "nf4", "compute": "fp32", "documents": 8}),
     ("gemma3", {"recompute": "mlp"}),
 ]

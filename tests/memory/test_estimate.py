@@ -108,3 +108,10 @@ def test_every_dial_of_a_recipe_is_reckoned_with():
     dials = dials_of("nf4", "bf16", Lora(r=8, dropout=0.1), train, base_head="int8")
     assert (dials.recompute, dials.offload, dials.mlp_tile, dials.embedding_on) == ("layer", "inputs", 64, "host")
     assert (dials.resident_layers, dials.optimizer, dials.head, dials.r) == (3, "adamw_8bit", "int8", 8)
+
+
+def test_a_tile_that_is_left_to_the_width_is_the_one_that_training_takes():
+    auto = Dials(tokens=16384, recompute="layer", mlp_tile="auto")
+    assert estimate(LARGE, auto).peak == estimate(LARGE, replace(auto, mlp_tile=4096)).peak
+    assert estimate(LARGE, auto).peak < estimate(LARGE, replace(auto, mlp_tile=0)).peak
+    assert estimate(LARGE, replace(auto, plain=False)).peak == estimate(LARGE, replace(auto, mlp_tile=0)).peak

@@ -13,13 +13,15 @@ from tunesmith.memory.estimate import estimate
 from tunesmith.memory.shape import Shape, shape_of
 
 WIDE = {"base": "nf4", "compute": "bf16", "r": 16, "dropout": 0.0, "tokens": 2048, "rows": 280, "layers": 2}
+LONG = {**WIDE, "recompute": "layer", "layers": 4, "tokens": 16384, "mlp_tile": 4096}
 TOY = {**WIDE, "rows": 300}
 del TOY["layers"]
 QUICK = [  # a second of a core each
     ({**WIDE, "model": "llama-8b", "recompute": "none"}, 0.001),
     ({**WIDE, "model": "gemma3-12b", "recompute": "mlp"}, 0.001),
     ({**WIDE, "model": "llama-8b", "recompute": "layer", "layers": 5, "offload": "inputs"}, 0.001),
-    ({**WIDE, "model": "llama-8b", "recompute": "none", "layers": 3, "mlp_tile": 512}, 0.001),
+    ({**WIDE, "model": "llama-8b", "recompute": "layer", "layers": 5, "offload": "attention", "mlp_tile": 512}, 0.001),
+    ({**WIDE, "model": "llama-8b", "recompute": "none", "layers": 3, "tokens": 8192, "mlp_tile": "auto"}, 0.001),
     ({**TOY, "model": "llama", "recompute": "none"}, 0.012),
     ({**TOY, "model": "qwen3", "recompute": "layer"}, 0.012),
     ({**TOY, "model": "phi3", "recompute": "none"}, 0.02),
@@ -27,6 +29,9 @@ QUICK = [  # a second of a core each
 MORE = [
     ({**WIDE, "model": "llama-8b", "recompute": "layer", "dropout": 0.05, "r": 12, "layers": 4}, 0.005),
     ({**WIDE, "model": "qwen3-8b", "recompute": "attention"}, 0.005),
+    ({**LONG, "model": "llama-8b", "offload": "inputs"}, 0.001),
+    ({**LONG, "model": "qwen3-8b", "offload": "attention"}, 0.001),
+    ({**WIDE, "model": "gemma3-12b", "recompute": "layer", "layers": 4, "offload": "attention"}, 0.001),
     (
         {**WIDE, "model": "llama-8b", "recompute": "layer", "dropout": 0.05, "layers": 5, "offload": "inputs", "mlp_tile": 512},
         0.005,

@@ -73,6 +73,18 @@ def test_time_counts_what_is_computed_again_and_what_is_copied():
     assert of(recompute="layer", resident_layers=0) == all_again, "and 2,048 hide them"
 
 
+def test_attention_is_kept_where_documents_are_long_and_our_kernels_compute_it():
+    given = replace(GIVEN, tokens=65536, rows=64, longest=65536, recompute="layer")
+    found = {offload: seconds(SHAPES["8B"], replace(given, offload=offload), RATES) for offload in ("inputs", "attention")}
+    assert found["inputs"] and found["attention"] and found["attention"] < 0.9 * found["inputs"]
+    few = replace(given, tokens=64, longest=64)
+    moved = [seconds(SHAPES["8B"], replace(few, offload=offload), replace(RATES, link=1e7)) for offload in found]
+    assert moved[1] == pytest.approx(moved[0] * (2 * 4096 + 2 * 4096 + 4 * 32) / (2 * 4096)), "twice the bytes and the sums"
+    assert any(dials.offload == "attention" for dials in settings(SHAPES["8B"], given))
+    assert not any(dials.offload == "attention" for dials in settings(SHAPES["8B"], replace(given, plain=False)))
+    assert not any(dials.offload == "attention" for dials in settings(SHAPES["8B"], replace(given, compute="fp16")))
+
+
 def test_without_rates_the_order_is_the_same():
     with_rates = make_plan(SHAPES["8B"], GIVEN, 9 * 10**9, RATES).chosen.dials
     assert make_plan(SHAPES["8B"], GIVEN, 9 * 10**9, None).chosen.dials == with_rates

@@ -9,6 +9,8 @@ from transformers import LlamaConfig
 
 from tiny_families import SMALL, TINY, adapted, documents, random_model
 from tunesmith.errors import ModelError, RecipeError, TrainingError
+from tunesmith.kernels.attention import ScoreParams
+from tunesmith.kernels.known_attention import cannot_know
 from tunesmith.layers import offload
 from tunesmith.layers.context import StepContext
 from tunesmith.models.attention import PACKED
@@ -47,12 +49,15 @@ def test_inputs_in_host_memory_change_no_bit_and_tiles_nothing_but_rounding(name
     fuse(model)
     with recompute(model, "layer"):
         expected = _gradients(model, layers)
-    with recompute(model, "layer", offload=True):
+    with recompute(model, "layer", offload="inputs"):
         moved = _gradients(model, layers)
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(moved, expected, strict=True))
     if not TINY[name].ours or TINY[name].stock:
         return
-    with recompute(model, "layer", offload=True), tiled(model, 20):  # of 173 tokens
+    with recompute(model, "layer", offload="attention"):
+        known = _gradients(model, layers)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(known, expected, strict=True))
+    with recompute(model, "layer", offload="inputs"), tiled(model, 20):  # of 173 tokens
         cut = _gradients(model, layers)
     for mine, theirs in zip(cut, expected, strict=True):
         bound = 4 * TINY[name].noise * float(theirs.abs().max())
@@ -72,7 +77,7 @@ def test_inputs_leave_the_device_when_the_next_layer_has_run(monkeypatch):
     model = random_model(LlamaConfig(**{**SMALL, "num_hidden_layers": 6}))
     layers = adapted(model)
     fuse(model)
-    with recompute(model, "layer", offload=True):
+    with recompute(model, "layer", offload="inputs"):
         _gradients(model, layers)
     assert alive[:5] == [0, 1, 1, 1, 1]
 
@@ -82,7 +87,7 @@ def test_a_ring_gives_back_what_it_took_and_grows_no_further(small_blocks):
     inputs = [torch.randn(7, 40 + n) for n in range(5)]
     for _ in range(3):
         kept = [ring.put(x) for x in inputs]
-        assert all(torch.equal(ring.take(kept.pop()), x) for x in reversed(inputs))
+        assert all(torch.equal(ring.take(kept.pop())[0], x) for x in reversed(inputs))
         gc.collect()
     assert ring.host_bytes == -(-sum(-(-x.nbytes // 512) for x in inputs) // 8) * 4096
 
@@ -113,3 +118,36 @@ def test_what_cannot_be_asked_is_refused():
         pass
     with pytest.raises(ModelError, match="no MLP of Olmo2ForCausalLM is one of ours"), tiled(model, 64):
         pass
+
+
+def test_attention_that_was_kept_is_not_computed_again(monkeypatch):
+    from tunesmith.kernels import attention as kernel
+    from tunesmith.kernels import known_attention
+
+    passes = []
+
+    def counted(*given, real=kernel.attention_forward):
+        passes.append(1)
+        return real(*given)
+
+    monkeypatch.setattr(known_attention, "attention_forward", counted)
+    model = random_model(LlamaConfig(**{**SMALL, "num_hidden_layers": 4}))
+    layers = adapted(model)
+    fuse(model)
+    with recompute(model, "layer", offload="attention"):
+        _gradients(model, layers)
+    assert len(passes) == 3 * len(PACKS)  # the last layer is never recomputed
+    assert not any(hasattr(module, "result") and module.result is not None for module in model.modules())
+
+
+def test_attention_that_cannot_be_kept_is_refused_by_name(monkeypatch):
+    model = random_model(TINY["unknown"].config)
+    with pytest.raises(ModelError, match=r"layers\.0 has stock attention"), recompute(model, "layer", offload="attention"):
+        pass
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    cuda, scoring = torch.device("cuda"), ScoreParams(1.0)
+    assert "float16 heads of 64 on this GPU" in str(cannot_know(cuda, torch.float16, 64, scoring))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    assert "heads of 512" in str(cannot_know(cuda, torch.bfloat16, 512, scoring))
+    assert cannot_know(cuda, torch.bfloat16, 512, ScoreParams(1.0, softcap=30.0)) is None
+    assert cannot_know(cuda, torch.bfloat16, 128, ScoreParams(1.0, window=64)) is None

@@ -42,10 +42,10 @@ def a_card(tmp_path, monkeypatch):
 def choose(a_card):
     """``choose(memory, device, **train)``: the settings of a run, and the lines that are printed."""
 
-    def run(free, device="cuda", **train):
+    def run(free, device="cuda", longest=None, **train):
         loaded = SimpleNamespace(model=SimpleNamespace(device=torch.device(device)), base=a_card(free, device), lora=Lora())
         return dials.choose_dials(
-            derive(Train(**{"tokens_per_step": 8192, **train}), rows=900, tokens=2e5, hidden=4096), loaded
+            derive(Train(**{"tokens_per_step": 8192, **train}), rows=900, tokens=2e5, hidden=4096), loaded, longest
         )
 
     return run
@@ -74,6 +74,7 @@ def test_long_packs_leave_the_card(choose):
     long = {"max_length": 65536, "tokens_per_step": 65536}
     roomy, tight = choose(30e9, **long).settings, choose(20e9, **long).settings
     assert (roomy.recompute, roomy.offload, roomy.mlp_tile) == ("layer", "inputs", 0)
+    assert choose(30e9, longest=65536, **long).settings.offload == "attention"
     assert (tight.recompute, tight.offload) == ("layer", "inputs") and tight.mlp_tile in (4096, 32768)
 
 

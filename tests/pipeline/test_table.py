@@ -148,6 +148,12 @@ def test_a_key_makes_the_stages_stale_that_read_it_and_no_other(run, section, ke
         assert all(state.state == "done" for state in status.stages if state.stage != "report")
 
 
+def test_more_positions_make_another_model(run):
+    run.recipe_file.write_text(dump_recipe(run.recipe().model_copy(update={"max_position_embeddings": 4096})))
+    status = api.status(run)
+    assert (status["data"].state, status["render"].state) == ("done", "stale")
+
+
 def test_another_recipe_and_back_ends_with_the_first_ones_bytes(run):
     first = {name: sha256_file(run.path / name) for name in table_of(run.recipe())["train"].outputs}
     _edit(run, "train", num_train_epochs=2)

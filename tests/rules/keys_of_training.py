@@ -9,6 +9,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import Gemma4ForCausalLM, Gemma4TextConfig, LlamaConfig, LlamaForCausalLM
 
+from tunesmith.checkpoints.facts import base_facts
 from tunesmith.checkpoints.resolve import find_model
 from tunesmith.data.pack import Plan
 from tunesmith.engines.base import open_base
@@ -194,6 +195,8 @@ OBSERVE = {
     "base": ("bf16", lambda r, t: load_model(find_model(r.model), r.base).dtype),
     "per_layer_embeddings": ("nf4", _per_layer_table),
     "base_head": ("int8", _tables),
+    "max_position_embeddings": (4096, lambda r, t: base_facts(open_base(r).directory).max_positions),
+    "rope_theta": (12345.0, lambda r, t: open_base(r).load().model.config.rope_parameters["rope_theta"]),
     "train.embedding_on": ("host", _tables),
     "lora.r": (2, _adapter),
     "lora.alpha": (3, _adapter),
@@ -230,6 +233,7 @@ OBSERVE = {
     "export.num_ctx": (512, _context),
 }
 FIXED = {key: {"train.tokens_per_step": 80} for key in OBSERVE if key.startswith("train.")}
+FIXED["rope_theta"] = {"max_position_embeddings": 4096}
 FIXED["train.memory"] = {**FIXED["train.memory"], "train.ranks": 2}
 FIXED["train.resident_layers"] = {"base": "nf4", "train.compute": "fp32"}
 FIXED["train.offload"] = {**FIXED["train.offload"], "train.recompute": "layer"}

@@ -26,6 +26,7 @@ from tunesmith.chat.render import Conversation, Renderer
 from tunesmith.chat.rendered import Rendered
 from tunesmith.chat.template_choice import template_text
 from tunesmith.checkpoints.facts import model_key
+from tunesmith.checkpoints.positions import with_positions
 from tunesmith.checkpoints.resolve import find_model
 from tunesmith.errors import DataError, ModelError, RunError
 from tunesmith.layers.experts import Adapted
@@ -49,6 +50,7 @@ class BaseModel:
     Attributes:
         model: hub id, directory or ``.gguf`` file.
         revision, sha256: what must be found there: the commit of a hub id, the hash of a file.
+        positions, rope_theta: that it gets in the place of its own, as in the recipe.
         base, arithmetic: storage and dtype that are asked for, ``recipe.base`` and ``recipe.train.compute``.
         per_layer_embeddings, resident_layers: where the table that feeds every layer lies and how many of the first decoder
             layers stay on the device, as in the recipe.
@@ -61,6 +63,8 @@ class BaseModel:
     model: str
     revision: str | None = None
     sha256: str | None = None
+    positions: int | None = None
+    rope_theta: float | str = "auto"
     base: str = "auto"
     arithmetic: str = "auto"
     per_layer_embeddings: str = "auto"
@@ -74,6 +78,15 @@ class BaseModel:
     @cached_property
     def directory(self) -> Path:
         """The model's directory, converted or downloaded when need be.
+
+        Raises:
+            ModelError: nothing there, a damaged file, another hash, no way to the hub, or positions that cannot be changed.
+        """
+        return with_positions(self.source, self.positions, self.rope_theta)
+
+    @cached_property
+    def source(self) -> Path:
+        """The same before it gets other positions.
 
         Raises:
             ModelError: nothing there, a damaged file, another hash, or no way to the hub.
@@ -202,7 +215,7 @@ class LoadedModel:
         if target.exists() and any(target.iterdir()) and not (target / CONFIG).exists():
             raise RunError(f"{target}: holds files that are no adapter", "name a new directory, or empty this one")
         with atomic_directory(target) as temporary:
-            save_adapter(temporary, self.layers, self.lora, self.base.model, commit_of(self.base.directory))
+            save_adapter(temporary, self.layers, self.lora, self.base.model, commit_of(self.base.source))
             write_identity(temporary, base_identity(self.base.directory, self.renderer.template))
         return target
 
@@ -233,6 +246,8 @@ def open_base(
         model=model.model,
         revision=model.revision,
         sha256=model.model_sha256,
+        positions=model.max_position_embeddings,
+        rope_theta=model.rope_theta,
         base=base or model.base,
         arithmetic=compute or model.train.compute,
         per_layer_embeddings=model.per_layer_embeddings,

@@ -23,6 +23,7 @@ from typing import Literal
 import yaml
 from huggingface_hub import ModelCardData
 
+from tunesmith.checkpoints.positions import positions_words
 from tunesmith.export.companions import stop_ids
 from tunesmith.export.forms.form import Job, gguf_name
 from tunesmith.export.ollama.modelfile import stop_texts
@@ -40,6 +41,7 @@ class Card:
         relation: what the directory is to the base.
         base_model: hub id or name of the base.
         revision: commit of a hub id.
+        positions: numbers that the base has in the place of its own (``positions_words``); None where it is as published.
         license: of the base, as its own card says (``license_of``).
         lora: rank and alpha of the adapter.
         dev_loss: of the adapter that was kept, nats a supervised token.
@@ -57,6 +59,7 @@ class Card:
     relation: Literal["merge", "adapter"]
     base_model: str
     revision: str | None = None
+    positions: str | None = None
     license: str | None = None
     lora: Lora | None = None
     dev_loss: float | None = None
@@ -80,6 +83,7 @@ def card_of(job: Job, merge: Merge | None) -> Card:
         relation="merge",
         base_model=recipe.model if job.is_on_hub else Path(recipe.model).name,
         revision=recipe.revision,
+        positions=None if recipe.max_position_embeddings is None else positions_words(job.base),
         license=license_of(job.base),
         lora=job.lora,
         dev_loss=job.adapter_loss,
@@ -157,7 +161,8 @@ def _heading(card: Card) -> str:
     at = f" at revision `{card.revision}`" if card.revision else ""
     base = f"`{card.base_model}`{at}"
     what = f"A LoRA adapter for {base}." if card.relation == "adapter" else f"{base} with a LoRA adapter merged into it."
-    return f"# {card.name}\n\n{what} Made with tunesmith."
+    changed = f" The base had {card.positions} in its configuration, and nothing else serves what was trained."
+    return f"# {card.name}\n\n{what}{changed if card.positions else ''} Made with tunesmith."
 
 
 def _measured(card: Card) -> str:

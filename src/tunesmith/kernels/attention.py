@@ -43,6 +43,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from tunesmith.kernels import triton as on_gpu
+from tunesmith.kernels.scratch import Scratch
 from tunesmith.kernels.upload import upload
 
 BLOCK = 64  # queries of a block: 256 waste half of the scores of short documents, 32 are too small a product
@@ -101,7 +102,10 @@ class ScoreParams:
 
 
 class Saved(NamedTuple):
-    """What the backward pass needs: inputs by key/value head, the output, and the probabilities of each block or None."""
+    """What the backward pass needs: inputs by key/value head, the output, and the probabilities of each block or None.
+
+    Without blocks all probabilities are made again.
+    """
 
     q_GTJK: Tensor
     k_GTK: Tensor
@@ -132,18 +136,24 @@ def attention_forward(
         Output of shape (T, H, K), and what ``attention_backward`` asks for.
     """
     tokens, heads, width = q_THK.shape
-    kv_heads = k_TGK.shape[1]
-    q_GTJK = q_THK.unflatten(1, (kv_heads, -1)).transpose(0, 1).contiguous()
-    k_GTK, v_GTK = k_TGK.transpose(0, 1).contiguous(), v_TGK.transpose(0, 1).contiguous()
+    q_GTJK, k_GTK, v_GTK = by_head(q_THK, k_TGK, v_TGK)
     o_GTJK = torch.empty_like(q_GTJK)
     scaled_GTJK, exact_GTK = _exact(q_GTJK, k_GTK, scoring)
     probs: list[Tensor | None] = []
-    for block in _blocks(spans, scoring, *_sizes(q_GTJK)):
-        p_GYn = _probabilities(scaled_GTJK, exact_GTK, block, scoring).to(q_GTJK.dtype)
+    blocks = _blocks(spans, scoring, *_sizes(q_GTJK))
+    scratch = _scratch(blocks, q_GTJK.device)
+    for block in blocks:
+        p_GYn = _probabilities(scaled_GTJK, exact_GTK, block, scoring, q_GTJK.dtype, None if block.short else scratch)
         torch.bmm(p_GYn, block.keys(v_GTK), out=block.rows(o_GTJK))
         probs.append(p_GYn if block.short else None)
     o_THK = o_GTJK.transpose(0, 1).reshape(tokens, heads, width)
     return o_THK, Saved(q_GTJK, k_GTK, v_GTK, o_GTJK, tuple(probs))
+
+
+def by_head(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries (G, T, J, K), keys and values (G, T, K), each in memory of its own or as it was."""
+    q_GTJK = q_THK.unflatten(1, (k_TGK.shape[1], -1)).transpose(0, 1).contiguous()
+    return q_GTJK, k_TGK.transpose(0, 1).contiguous(), v_TGK.transpose(0, 1).contiguous()
 
 
 def attention_backward(do_THK: Tensor, saved: Saved, spans: list[Span], scoring: ScoreParams) -> tuple[Tensor, Tensor, Tensor]:
@@ -163,17 +173,25 @@ def attention_backward(do_THK: Tensor, saved: Saved, spans: list[Span], scoring:
     dq_GTJK = torch.empty_like(q_GTJK)
     wide = torch.promote_types(k_GTK.dtype, torch.float32)  # a key's gradient is a sum over many blocks
     dk_GTK, dv_GTW = torch.zeros_like(k_GTK, dtype=wide), torch.zeros_like(v_GTW, dtype=wide)
+    blocks = _blocks(spans, scoring, *_sizes(q_GTJK))
+    probs = probs or (None,) * len(blocks)
     scaled_GTJK, exact_GTK = _exact(q_GTJK, k_GTK, scoring) if any(p is None for p in probs) else (q_GTJK, k_GTK)
-    for block, p_GYn in zip(_blocks(spans, scoring, *_sizes(q_GTJK)), probs, strict=True):
+    scratch = _scratch(blocks, q_GTJK.device)
+    for block, p_GYn in zip(blocks, probs, strict=True):
         if p_GYn is None:
-            p_GYn = _probabilities(scaled_GTJK, exact_GTK, block, scoring).to(q_GTJK.dtype)
+            p_GYn = _probabilities(scaled_GTJK, exact_GTK, block, scoring, q_GTJK.dtype, scratch)
         do_GYW, q_GYK, k_GnK = block.rows(do_GTJW), block.rows(q_GTJK), block.keys(k_GTK)
-        ds_GYn = torch.bmm(do_GYW, block.keys(v_GTW).mT).mul_(p_GYn)
+        here: list[Tensor | None] = [None, None, None]
+        if scratch is not None:
+            shapes = (p_GYn.shape, k_GnK.shape, (*k_GnK.shape[:2], width + parts))
+            named = zip(("ds", "dk", "dv"), shapes, (2, 1, 1), strict=True)
+            here = [scratch.get(name, shape, axis, q_GTJK.dtype) for name, shape, axis in named]
+        ds_GYn = torch.bmm(do_GYW, block.keys(v_GTW).mT, out=here[0]).mul_(p_GYn)
         if scoring.softcap is not None:
             ds_GYn *= _softcap_slope(q_GYK, k_GnK, scoring)
         torch.bmm(ds_GYn, k_GnK, out=block.rows(dq_GTJK))
-        block.add(dk_GTK, torch.bmm(ds_GYn.mT, q_GYK))
-        block.add(dv_GTW, torch.bmm(p_GYn.mT, do_GYW))
+        block.add(dk_GTK, torch.bmm(ds_GYn.mT, q_GYK, out=here[1]))
+        block.add(dv_GTW, torch.bmm(p_GYn.mT, do_GYW, out=here[2]))
     dq_THK = dq_GTJK.transpose(0, 1).reshape(do_THK.shape).mul_(scoring.scale)
     dk_TGK = dk_GTK.mul_(scoring.scale).to(k_GTK.dtype).transpose(0, 1)
     return dq_THK, dk_TGK, dv_GTW[..., :width].to(v_GTK.dtype).transpose(0, 1)
@@ -228,18 +246,28 @@ def flash_fits(capability: tuple[int, int] | None, dtype: torch.dtype, width: in
 
 
 def _flash(q_THK: Tensor, k_nGK: Tensor, v_nGK: Tensor, reaches: Sequence[Reach], scoring: ScoreParams) -> Tensor:
-    seen, borders, longest = _layout(tuple(reaches), q_THK.device)
+    seen, borders, longest = flash_layout(tuple(reaches), q_THK.device)
     if seen is not None:
         k_nGK, v_nGK = k_nGK[seen], v_nGK[seen]
-    window = (-1 if scoring.window is None else scoring.window - 1, 0)
-    options: dict[str, float | bool | tuple[int, int]] = {"scale": scoring.scale, "window_size": window}
-    if "enable_gqa" in inspect.signature(on_gpu.varlen_attn).parameters:  # since PyTorch 2.12; 2.11 shares keys without asking
-        options["enable_gqa"] = q_THK.shape[1] != k_nGK.shape[1]
+    options = flash_options(scoring, q_THK.shape[1] != k_nGK.shape[1])
     return on_gpu.varlen_attn(q_THK, k_nGK, v_nGK, *borders, *longest, **options)  # type: ignore[return-value]
 
 
+def flash_options(scoring: ScoreParams, shares_keys: bool) -> dict[str, float | bool | tuple[int, int]]:
+    """Keywords of PyTorch's flash attention.
+
+    Args:
+        shares_keys: several query heads see one key head.
+    """
+    window = (-1 if scoring.window is None else scoring.window - 1, 0)
+    options: dict[str, float | bool | tuple[int, int]] = {"scale": scoring.scale, "window_size": window}
+    if "enable_gqa" in inspect.signature(on_gpu.varlen_attn).parameters:  # since PyTorch 2.12; 2.11 shares keys without asking
+        options["enable_gqa"] = shares_keys
+    return options
+
+
 @lru_cache(maxsize=8)  # of all layers of a pack, forward and recomputed
-def _layout(reaches: tuple[Reach, ...], device: torch.device) -> tuple[Tensor | None, list[Tensor], tuple[int, int]]:
+def flash_layout(reaches: tuple[Reach, ...], device: torch.device) -> tuple[Tensor | None, list[Tensor], tuple[int, int]]:
     """Index of the keys where they do not stand as they are seen, borders of queries and of keys, the longest run of each."""
     with torch.inference_mode(False):  # one filled by an evaluation may be met again in training
         seen = None
@@ -404,9 +432,33 @@ def _exact(q_GTJK: Tensor, k_GTK: Tensor, scoring: ScoreParams) -> tuple[Tensor,
     return q_GTJK.to(dtype) * scoring.scale, k_GTK.to(dtype)
 
 
-def _probabilities(scaled_GTJK: Tensor, k_GTK: Tensor, block: _Block, scoring: ScoreParams) -> Tensor:
-    """Softmax of the scores of a block, shape (G, Y, n), in the dtype of the scaled queries."""
-    s_GYn = torch.bmm(block.rows(scaled_GTJK), block.keys(k_GTK).mT)
+def _scratch(blocks: list[_Block], device: torch.device) -> Scratch | None:
+    """Memory for the blocks of long documents on a CPU; None where there are none."""
+    if device.type != "cpu" or all(block.short for block in blocks):
+        return None
+    return Scratch(max(block.end - block.key_start + block.prefix_end - block.prefix_start for block in blocks))
+
+
+def _probabilities(
+    scaled_GTJK: Tensor, k_GTK: Tensor, block: _Block, scoring: ScoreParams, dtype: torch.dtype, scratch: Scratch | None
+) -> Tensor:
+    """Softmax of the scores of a block, shape (G, Y, n).
+
+    Args:
+        dtype: of the result; the softmax is taken in that of the scaled queries.
+        scratch: where it is made; None for memory of its own.
+    """
+    q_GYK, k_GnK = block.rows(scaled_GTJK), block.keys(k_GTK)
+    if scratch is None:
+        return _softmax(torch.bmm(q_GYK, k_GnK.mT), block, scoring, None).to(dtype)
+    shape = (*q_GYK.shape[:2], k_GnK.shape[1])
+    s_GYn, p_GYn = (scratch.get(name, shape, 2, q_GYK.dtype) for name in ("scores", "weights"))
+    p_GYn = _softmax(torch.bmm(q_GYK, k_GnK.mT, out=s_GYn), block, scoring, p_GYn)
+    return p_GYn if p_GYn.dtype == dtype else scratch.get("rounded", shape, 2, dtype).copy_(p_GYn)
+
+
+def _softmax(s_GYn: Tensor, block: _Block, scoring: ScoreParams, out: Tensor | None) -> Tensor:
+    """Of the products of a block, which are written over, with what the queries do not see left out."""
     if scoring.softcap is not None:
         s_GYn.div_(scoring.softcap).tanh_().mul_(scoring.softcap)
     rows, keys = block.end - block.start, s_GYn.shape[2]
@@ -420,7 +472,9 @@ def _probabilities(scaled_GTJK: Tensor, k_GTK: Tensor, block: _Block, scoring: S
         sinks_GLJ = scoring.sinks_H.to(s_GYn.dtype).view(len(s_GYn), 1, -1).expand(-1, rows, -1)
         total_GY1 = torch.logaddexp(s_GYn.logsumexp(-1, keepdim=True), sinks_GLJ.reshape(len(s_GYn), -1, 1))
         return s_GYn.sub_(total_GY1).exp_()
-    return torch.softmax(s_GYn, -1)
+    if out is None:
+        return torch.softmax(s_GYn, -1)
+    return torch.ops.aten._softmax.out(s_GYn, -1, False, out=out)
 
 
 @lru_cache(maxsize=256)

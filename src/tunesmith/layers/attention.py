@@ -25,9 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.kernels.attention import Saved, ScoreParams, Span, attention, attention_backward, attention_forward
+from tunesmith.kernels.known_attention import known_attention
 from tunesmith.kernels.rms_norm import rms_norm_backward, rms_norm_forward
 from tunesmith.kernels.rope import rope_
 from tunesmith.layers.lora import LoRAGroup, LoRALinear, Norm
+from tunesmith.layers.offload import AttentionResult
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,12 @@ class FusedAttention(nn.Module):
         scoring: how scores are made.
         norm: the norm before the layer.
         shared: keys and values that it shares with other layers.
+
+    Attributes:
+        result: where what it gives in a pass is kept for the layer's second one (``models/recompute.py``); None for nowhere.
     """
+
+    result: AttentionResult | None = None
 
     def __init__(
         self,
@@ -130,7 +137,7 @@ class FusedAttention(nn.Module):
         cos_TK, sin_TK = (part[0] for part in position_embeddings)
         if self.heads.half_cosines:
             cos_TK, sin_TK = torch.cat([cos_TK, cos_TK], 1), torch.cat([sin_TK, sin_TK], 1)
-        if qkv_TM.is_cuda or self.shared is not None:
+        if qkv_TM.is_cuda or self.shared is not None or self.result is not None:
             o_THK = self._in_steps(qkv_TM, cos_TK, sin_TK, spans, shared_kv_states)
         else:
             o_THK = _AttentionFunction.apply(qkv_TM, self.heads, cos_TK, sin_TK, spans, self.scoring)
@@ -155,6 +162,8 @@ class FusedAttention(nn.Module):
                 k_1GTK, v_1GTK = (x.transpose(0, 1).contiguous()[None] for x in (k_TGK, v_TGK))
                 states[shared.name] = k_1GTK, v_1GTK
             k_TGK, v_TGK = (x[0].transpose(0, 1) for x in states[shared.name])
+        if self.result is not None:
+            return known_attention(q_THK, k_TGK, v_TGK, spans, self.scoring, self.result.known(), self.result.keep)
         return attention(q_THK, k_TGK, v_TGK, spans, self.scoring)
 
 

@@ -1,4 +1,4 @@
-"""Inputs of recomputed layers in host memory, while nobody reads them.
+"""What recomputed layers keep in host memory, while nobody reads it: their inputs, and what attention gave.
 
 Under ``train.recompute: layer`` a layer keeps its input alone, and those inputs are what grows with layers times tokens:
 254 KB a token in an 8B model, more than half of what training keeps there. From the end of a layer's forward pass to its
@@ -14,6 +14,11 @@ input more than computed with lies on the device, each way. The last is still th
 **Pinned memory** is page-locked in arenas of 256 MiB, because PyTorch rounds every pinned request up to a power of two, and
 reused from pack to pack in blocks of 4 MiB; blocks that lie side by side are one copy.
 
+**Attention is not computed twice.** Its forward pass is a quarter to a third of what a long row costs: 2 T q FLOP a token and
+layer, more than all products from 35 thousand tokens on in an 8B model. Its output and its logsumexp are 2 q + 4 H bytes a
+token and layer, as many as the input again, so with ``train.offload: attention`` they wait beside the inputs, two of each kind
+on the device at once, and the second forward pass takes them as they are (``kernels/known_attention.py``).
+
 What layers share (keys and values that later layers read) stays on the device. The result is the same to the bit.
 
 Refused: inputs in 8 bits (recomputed activations would not be those of the forward pass); all saved tensors by PyTorch's
@@ -26,7 +31,7 @@ Source of the idea: activation offloading of TRL and Unsloth; MegaTrain (arXiv 2
 import weakref
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,76 +41,96 @@ BLOCK = 1 << 22  # bytes: of 64 in an arena
 
 
 class Kept:
-    """An input that lies in host memory.
+    """Tensors that lie in host memory.
 
     Attributes:
-        shape, dtype: of it.
-        blocks: where it lies, by number, ascending.
-        before: the one that was kept before it, which backward asks for next.
+        parts: shape and dtype of each, and where it lies, by numbers of blocks, ascending.
+        before: what was kept before it, which backward asks for next.
     """
 
-    def __init__(self, x: Tensor, blocks: list[int], before: "Kept | None"):
-        self.shape, self.dtype, self.blocks = x.shape, x.dtype, blocks
+    def __init__(self, parts: list[tuple[torch.Size, torch.dtype, list[int]]], before: "Kept | None"):
+        self.parts = parts
         self.before = None if before is None else weakref.ref(before)
 
 
 class HostRing:
-    """Host memory for inputs that come back in the opposite order.
+    """Host memory for what comes back in the opposite order.
 
     Args:
-        device: where they are computed with; on a CPU the memory is plain and nothing runs beside.
+        device: where it is computed with; on a CPU the memory is plain and nothing runs beside.
+        ahead: how many are on their way at once, each way.
     """
 
-    def __init__(self, device: torch.device):
-        self._device = device
+    def __init__(self, device: torch.device, ahead: int = 1):
+        self._device, self._ahead = device, ahead
         self._stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._arenas: list[Tensor] = []
         self._free: list[int] = []
         self._last: weakref.ref[Kept] | None = None
-        self._leaving: tuple[Kept, Tensor, Any] | None = None  # with the event after its copy
-        self._coming: tuple[Kept, Tensor, Any] | None = None
+        self._leaving: list[_Moving] = []
+        self._coming: list[_Moving] = []
 
     @property
     def host_bytes(self) -> int:
         """Of all arenas."""
         return len(self._arenas) * ARENA
 
-    def put(self, x: Tensor) -> Kept:
-        """Begin to copy an input out; its memory is free after the next ``put`` or ``take``, once its layer drops it."""
-        self._settle()
-        x = x.detach().contiguous()
-        kept = Kept(x, self._claim(-(-x.nbytes // BLOCK)), None if self._last is None else self._last())
-        weakref.finalize(kept, self._free.extend, list(kept.blocks))
-        event = self._copy((host.copy_(there, non_blocking=True) for host, there in self._pieces(kept, x)), x)
-        self._leaving, self._last = (kept, x, event), weakref.ref(kept)
+    def put(self, *tensors: Tensor) -> Kept:
+        """Begin to copy tensors out; their memory is free some ``put`` or ``take`` later, once whoever made them drops them."""
+        self._settle(self._ahead - 1)
+        there = [x.detach().contiguous() for x in tensors]
+        parts = [(x.shape, x.dtype, self._claim(-(-x.nbytes // BLOCK))) for x in there]
+        kept = Kept(parts, None if self._last is None else self._last())
+        weakref.finalize(kept, self._free.extend, [block for *_, blocks in parts for block in blocks])
+        pairs = (pair for x, (*_, blocks) in zip(there, parts, strict=True) for pair in self._pieces(blocks, x))
+        event = self._copy(host.copy_(device, non_blocking=True) for host, device in pairs)
+        self._leaving.append(_Moving(kept, there, event))
+        self._last = weakref.ref(kept)
         return kept
 
-    def take(self, kept: Kept) -> Tensor:
-        """An input again, and begin to copy the one before it back."""
-        if self._leaving is not None and self._leaving[0] is kept:
-            x = self._leaving[1]
-            self._leaving = None
+    def take(self, kept: Kept) -> list[Tensor]:
+        """The tensors again, and begin to copy those before them back."""
+        still_here = next((moving for moving in self._leaving if moving.kept is kept), None)
+        if still_here is not None:
+            self._leaving.remove(still_here)
+            tensors = still_here.tensors
         else:
-            self._settle()
-            ahead, self._coming = self._coming, None
-            _, x, event = ahead if ahead is not None and ahead[0] is kept else self._fetch(kept)
-            if event is not None:
-                torch.cuda.current_stream(self._device).wait_event(event)
+            self._settle(0)
+            arrived = next((moving for moving in self._coming if moving.kept is kept), None) or self._fetch(kept)
+            self._wait_for(arrived)
+            tensors = arrived.tensors
+        self._prefetch(kept)
+        return tensors
+
+    def _prefetch(self, kept: Kept) -> None:
+        """Have what was kept before this on its way back, and nothing else."""
+        wanted: list[Kept] = []
         before = None if kept.before is None else kept.before()
-        self._coming = None if before is None else self._fetch(before)
-        return x
+        while before is not None and len(wanted) < self._ahead:
+            wanted.append(before)
+            before = None if before.before is None else before.before()
+        here = {id(moving.kept) for moving in self._leaving}
+        coming = {id(moving.kept): moving for moving in self._coming}
+        self._coming = [coming.pop(id(one), None) or self._fetch(one) for one in wanted if id(one) not in here]
+        for moving in coming.values():
+            if moving.kept is not kept:
+                self._wait_for(moving)  # nobody asked for it: its memory may not be given away while it is written to
 
-    def _settle(self) -> None:
-        """Let go of the input that was copied out last."""
-        if self._leaving is not None and self._leaving[2] is not None:
-            torch.cuda.current_stream(self._device).wait_event(self._leaving[2])
-        self._leaving = None
+    def _settle(self, left: int) -> None:
+        """Let go of the oldest of what was copied out, but for so many."""
+        while len(self._leaving) > left:
+            self._wait_for(self._leaving.pop(0))
 
-    def _fetch(self, kept: Kept) -> tuple[Kept, Tensor, Any]:
-        x = torch.empty(kept.shape, dtype=kept.dtype, device=self._device)
-        return kept, x, self._copy((there.copy_(host, non_blocking=True) for host, there in self._pieces(kept, x)), x)
+    def _wait_for(self, moving: "_Moving") -> None:
+        if moving.event is not None:
+            torch.cuda.current_stream(self._device).wait_event(moving.event)
 
-    def _copy(self, copies: Iterator[object], x: Tensor) -> Any:
+    def _fetch(self, kept: Kept) -> "_Moving":
+        tensors = [torch.empty(shape, dtype=dtype, device=self._device) for shape, dtype, _ in kept.parts]
+        pairs = (pair for x, (*_, blocks) in zip(tensors, kept.parts, strict=True) for pair in self._pieces(blocks, x))
+        return _Moving(kept, tensors, self._copy(device.copy_(host, non_blocking=True) for host, device in pairs))
+
+    def _copy(self, copies: Iterator[object]) -> Any:
         """Make the copies beside the computation, after what is launched so far; an event at their end, or None on a CPU."""
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
@@ -126,9 +151,9 @@ class HostRing:
         del self._free[:count]
         return blocks
 
-    def _pieces(self, kept: Kept, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def _pieces(self, blocks: list[int], x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Bytes of the host and of ``x`` that belong together, as few and as long as the blocks allow."""
-        flat, a_row, done, blocks = x.view(-1).view(torch.uint8), ARENA // BLOCK, 0, kept.blocks
+        flat, a_row, done = x.view(-1).view(torch.uint8), ARENA // BLOCK, 0
         while blocks:
             run = 1
             while run < len(blocks) and blocks[run] == blocks[0] + run and blocks[run] // a_row == blocks[0] // a_row:
@@ -137,3 +162,32 @@ class HostRing:
             start = blocks[0] % a_row * BLOCK
             yield self._arenas[blocks[0] // a_row][start : start + size], flat[done : done + size]
             done, blocks = done + size, blocks[run:]
+
+
+class _Moving(NamedTuple):
+    """Tensors of the device on their way, and the event after their copy."""
+
+    kept: Kept
+    tensors: list[Tensor]
+    event: Any
+
+
+class AttentionResult:
+    """What the attention of a layer gave, in host memory between the layer's forward pass and its second one.
+
+    Args:
+        ring: where it waits, with the inputs of the layers.
+    """
+
+    def __init__(self, ring: HostRing):
+        self._ring, self._kept = ring, None
+
+    _kept: Kept | None
+
+    def keep(self, *tensors: Tensor) -> None:
+        """Begin to copy them out."""
+        self._kept = self._ring.put(*tensors)
+
+    def known(self) -> list[Tensor] | None:
+        """The tensors, where the layer has been through already."""
+        return None if self._kept is None else self._ring.take(self._kept)

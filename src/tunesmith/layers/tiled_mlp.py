@@ -14,8 +14,8 @@ follows; the products after it never run. A layer without a norm after its MLP s
 whole to rounding (a library may add up in another order where there are fewer rows); the adapters' gradients are a sum in
 another order. Dropout is the mask of the whole pack, drawn tile by tile (``layers/dropout.py``).
 
-Every product of a tile unpacks its quantised weight anew, so tiles should be as large as memory allows: ``AUTO`` numbers of
-gate and up, 4,096 tokens of an 8B model.
+Every product of a tile unpacks its quantised weight anew, so tiles should be as large as memory allows; ``auto`` is
+``memory.dials.auto_tile``.
 
 Refused: tiles of experts (each expert's rows are a tile already, and their number is known on the GPU alone); a tile of the
 whole layer (attention needs all keys).
@@ -37,17 +37,6 @@ from tunesmith.kernels.glu import glu_backward, glu_forward
 from tunesmith.kernels.rms_norm import rms_norm_backward, rms_norm_forward
 from tunesmith.layers.dropout import Mask, MaskRows, drop
 from tunesmith.layers.lora import LoRAGroup, Norm
-
-AUTO = 2**27  # numbers of gate and up in a tile
-
-
-def auto_tile(features: int) -> int:
-    """Tokens of a tile where nobody names them: a power of two.
-
-    Args:
-        features: F.
-    """
-    return 1 << (max(1, AUTO // (2 * features)).bit_length() - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +115,7 @@ class _Gradient(torch.autograd.Function):
         for rows, masks in parts.slices(len(x_TD)):
             found = _Tile(x_TD[rows], parts, masks).gradients(dy_TD[rows], None if dx_TD is None else dx_TD[rows])
             sums = [total.add_(grad) for total, grad in zip(sums, found, strict=True)] if sums else found
+            del found  # else those of a tile are there while the next one is computed
         return dx_TD, None, *sums
 
 

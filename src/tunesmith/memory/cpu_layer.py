@@ -5,7 +5,7 @@ scores, draws masks of dropout into memory, and keeps no cast of an adapter from
 one at a time, and in 16 bits once more beside its B. Held against a count of storages in a real step (``tests/memory``).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tunesmith.memory.gpu_layer import ATTENTION, GRADIENTS, MLP, WORK, GpuLayer
 from tunesmith.memory.tape import Tape
@@ -213,13 +213,15 @@ class CpuLayer(GpuLayer):
         tape.hold("probabilities", self.size(layer.heads, blocks.kept - last), ATTENTION)
         tape.hold("scores", 4 * layer.heads * blocks.largest, WORK)
         tape.hold("weights", 4 * layer.heads * blocks.largest, WORK)
-        tape.free("scores")
+        if blocks.kept:
+            tape.free("scores")
         if self.short:
             tape.hold("rounded", self.size(layer.heads, blocks.largest), WORK)
-        tape.free("weights", "rounded")
+        if blocks.kept:
+            tape.free("weights", "rounded")
         tape.hold("last probabilities", self.size(layer.heads, last), ATTENTION)
         tape.hold("o rows", self.size(T, q) * several, ATTENTION)
-        tape.free("scaled", "exact")
+        tape.free("scaled", "exact", "scores", "weights", "rounded")
         if several:
             tape.free("q normed", "k normed", "v normed")
         if self.narrow:
@@ -236,6 +238,10 @@ class CpuLayer(GpuLayer):
     def mlp(self, tape: Tape) -> None:
         """Forwards: keeps what its gradients read, and ``down out``."""
         layer, rows, f = self.layer, self.rows, self.layer.intermediate
+        if self.tile:
+            tape.hold("down out", self.size(rows, self.hidden), MLP)
+            self._in_tile(tape, is_backward=False)
+            return
         self.group(tape, "gate_up", rows, self.hidden, layer.gates, MLP, norm=True)
         tape.hold("xz", self.size(rows, f + self.dials.r), WORK)
         self.project(tape, "down", rows, f, (self.hidden,), MLP)
@@ -243,6 +249,18 @@ class CpuLayer(GpuLayer):
         if layer.after:
             tape.hold("down after rstd", 4 * rows, MLP)
             self.norm(tape, "down after", rows, self.hidden, WORK)
+
+    def _in_tile(self, tape: Tape, is_backward: bool) -> None:
+        """What stands while a tile is computed (``layers/tiled_mlp.py``): an MLP of fewer rows."""
+        dials = replace(self.dials, tokens=self.tile, rows=self.tile, mlp_tile=0)
+        part = replace(self, layer=replace(self.layer, after=0), dials=dials)
+        outside, tape.prefix = tape.prefix, f"{tape.prefix}tile "
+        part.mlp(tape)
+        if is_backward:
+            tape.free("down out")
+            part.mlp_back(tape)
+        tape.prefix = outside
+        tape.end("tile ")
 
     def drop(self, tape: Tape, attention: bool, mlp: bool) -> None:
         """Forget what a recomputed part would have kept."""
@@ -256,6 +274,13 @@ class CpuLayer(GpuLayer):
         if self.layer.after:
             self.norm_back(tape, "g down", rows, self.hidden)
             tape.free("down out", "down after rstd")
+        if self.tile:
+            tape.hold("gate_up dx", self.size(rows, self.hidden), WORK)
+            self.gradients(tape, "gate_up", self.hidden, self.layer.gates)
+            self.gradients(tape, "down", f, (self.hidden,))
+            self._in_tile(tape, is_backward=True)
+            tape.free("g down", "x2", "gate_up dx")
+            return
         self.mask(tape, rows, f)
         self.input_back(tape, "down", rows, f, (self.hidden,))
         tape.hold("dgate_dup", self.size(rows, 2 * f), WORK)
@@ -304,21 +329,21 @@ class CpuLayer(GpuLayer):
         tape.hold("wide dv", 4 * T * wide, WORK)
         if not blocks.kept:
             self.exact(tape, q, seen)
-            tape.hold("ds before", self.size(layer.heads, blocks.largest), WORK)
+            # Memory of the largest block, for all in turn (kernels/scratch.py).
             tape.hold("weights", 4 * layer.heads * blocks.largest, WORK)
             tape.hold("scores", 4 * layer.heads * blocks.largest, WORK)
-            tape.free("scores")
-            if self.short:
-                tape.hold("rounded", self.size(layer.heads, blocks.largest), WORK)
-                tape.free("weights")
-        tape.free("ds before")
+            tape.hold("rounded", self.size(layer.heads, blocks.largest) * self.short, WORK)
         tape.hold("ds", self.size(layer.heads, blocks.largest), WORK)
         tape.hold("part", self.size(blocks.keys, wide), WORK)
-        tape.free("part")
+        if blocks.kept:
+            tape.free("part")
+        else:
+            tape.hold("other part", self.size(blocks.keys, seen), WORK)
         tape.hold("dq", self.size(T, q) * several, WORK)
         tape.hold("dk", self.size(T, seen) * self.short, WORK)
         tape.hold("dv", self.size(T, seen) * self.short, WORK)
         tape.free("do and D", "D", "v and 1", "scaled", "exact", "weights", "rounded", "ds")
+        tape.free("scores", "part", "other part")
         if several:
             tape.free("dq by head")
         if self.short:

@@ -13,7 +13,17 @@ BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "nf4": (4.0 + 8.0 / 64 + 32.0 / 
 WIDTH = {"fp32": 4, "bf16": 2, "fp16": 4}  # of an activation: fp16 keeps the residual stream in fp32
 DENSE = {"fp32": 4, "bf16": 2, "fp16": 2}  # of a weight in the dtype of the products
 Recompute = Literal["auto", "none", "attention", "mlp", "layer"] | int | tuple[int, ...]
+AUTO = 2**27  # numbers of gate and up in a tile of an MLP where nobody names its tokens
 POLICIES: tuple[Literal["none", "attention", "mlp", "layer"], ...] = ("none", "attention", "mlp", "layer")
+
+
+def auto_tile(features: int) -> int:
+    """Tokens of a tile of an MLP where nobody names them: a power of two, 4,096 in an 8B model.
+
+    Args:
+        features: of the hidden layer.
+    """
+    return 1 << (max(1, AUTO // (2 * features)).bit_length() - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +45,9 @@ class Dials:
         device: ``gpu`` or ``cpu``.
         embedding_on: ``host`` leaves an untied table in host memory and copies the rows.
         head: ``int8`` keeps the head in one byte a weight.
-        offload: ``inputs`` of recomputed layers to host memory.
-        mlp_tile: tokens of a piece that an MLP is computed in, 0 for all at once.
+        offload: ``inputs`` of recomputed layers to host memory, or these and what ``attention`` gave.
+        mlp_tile: tokens of a piece that an MLP is computed in, 0 for all at once, ``auto`` for what suits its width.
+        plain: adapters are plain LoRA, so that the layers are ours; others keep stock ones, which cannot be cut.
         resident_layers: layers whose frozen weights stay on the device, from the front; the others come through two slots.
             None for all.
     """
@@ -55,8 +66,9 @@ class Dials:
     device: Literal["gpu", "cpu"] = "gpu"
     embedding_on: Literal["device", "host"] = "device"
     head: Literal["compute", "int8"] = "compute"
-    offload: Literal["none", "inputs"] = "none"
-    mlp_tile: int = 0
+    offload: Literal["none", "inputs", "attention"] = "none"
+    mlp_tile: int | Literal["auto"] = 0
+    plain: bool = True
     resident_layers: int | None = None
 
     @property
@@ -82,7 +94,7 @@ def dials_of(
         base: ``fp32``, ``bf16``, ``fp16`` or ``nf4``.
         compute: dtype of the products, the same but ``nf4``.
         lora: read for ``r`` and ``dropout`` (its ``target_modules`` are taken for all linear layers: an upper bound).
-        train: read for the optimizer, the tokens and all of its dials; a tile that is left to the width counts as none.
+        train: read for the optimizer, the tokens and all of its dials.
         base_head: as in a recipe.
     """
     tokens = min(train.max_length, train.tokens_per_step)
@@ -100,6 +112,7 @@ def dials_of(
         embedding_on=train.embedding_on,
         head="int8" if base_head == "int8" else "compute",
         offload=train.offload,
-        mlp_tile=0 if train.mlp_tile == "auto" else train.mlp_tile,
+        mlp_tile=train.mlp_tile,
+        plain=not lora.use_dora,
         resident_layers=None if train.resident_layers == "all" else train.resident_layers,
     )

@@ -24,7 +24,7 @@ from typing import Any
 
 from tunesmith.memory.cpu_layer import CpuLayer
 from tunesmith.memory.dials import BYTES, DENSE, Dials
-from tunesmith.memory.gpu_layer import GRADIENTS, INPUTS, GpuLayer, columns
+from tunesmith.memory.gpu_layer import ATTENTION, GRADIENTS, INPUTS, GpuLayer, columns
 from tunesmith.memory.shape import Layer, Shape
 from tunesmith.memory.tape import GRANULE, Tape
 
@@ -105,10 +105,11 @@ def estimate(shape: Shape, dials: Dials) -> Estimate:
     resident = _resident(shape, dials)
     live, most = Counter(resident), {"forward": Counter(resident), "backward": Counter(resident)}
 
-    def look(moment: str, extra: Counter[str], away: int = 0) -> None:
-        """Is it the most; ``away`` are inputs of layers that are in host memory."""
-        extra = extra - Counter() if not away else Counter(extra)
+    def look(moment: str, extra: Counter[str], away: int = 0, result: int = 0) -> None:
+        """Is it the most; ``away`` are inputs in host memory, ``result`` is what a neighbour's attention gave, on its way."""
+        extra = Counter(extra)
         extra[INPUTS] -= away * dials.tokens * shape.hidden * dials.width
+        extra[ATTENTION] += result
         if live.total() + extra.total() > most[moment].total():
             most[moment] = Counter(live)
             most[moment].update(extra)
@@ -117,25 +118,33 @@ def estimate(shape: Shape, dials: Dials) -> Estimate:
     live["inputs of the step"] += inputs_of_step(shape, dials)
     live[INPUTS] += dials.tokens * shape.hidden * dials.width
     walked = [(run, _piece(run.layer, shape.hidden, plain, run.policy, run.narrow, run.first)) for run in runs(shape, dials)]
-    away = [run.count * (dials.offload == "inputs" and run.policy == "layer") for run, _ in walked]
+    away = [run.count * (dials.offload != "none" and run.policy == "layer") for run, _ in walked]
     for number, (run, piece) in enumerate(walked):  # of neighbours that are alike the last is the worst: each keeps something
         live.update(_times(piece.kept, run.count - 1))
-        look("forward", piece.forward, sum(away[:number]) + max(0, away[number] - 1))
+        gone = sum(away[:number]) + max(0, away[number] - 1)
+        look("forward", piece.forward, gone, _result(run, dials) if gone else 0)
         live.update(piece.kept)
     loss, first, after = _loss(shape, dials)
-    look("forward", loss, sum(away))
+    last = max((number for number, count in enumerate(away) if count), default=None)  # whose input, the latest, is on its way
+    still = (max(0, sum(away) - 1), 0 if last is None else _result(walked[last][0], dials))
+    look("forward", loss, *still)
     live.update(after)
-    look("backward", first, sum(away))
+    look("backward", first, *still)
     live.subtract(after)
     for number, (run, piece) in reversed(list(enumerate(walked))):
         rows = (dials.rows if run.narrow else dials.tokens) * shape.hidden * dials.width
         live[INPUTS] -= rows  # the layer's output, whose gradient takes its place
         live["gradient of the output"] = rows
         gone = sum(away[:number])
-        look("backward", piece.backward, max(0, gone + away[number] - 2))  # the one before it is on its way back
-        live.subtract(_times(piece.kept, run.count - 1))  # what is alive goes one way from one to the next
-        live[GRADIENTS] += (run.count - 1) * piece.left[GRADIENTS]
-        look("backward", piece.backward, max(0, gone + min(1, away[number]) - 2))
+        begun = 0
+        # The first of them, with all inputs there, and the last, with all gradients; of those that are offloaded the last but
+        # one too, behind which nothing comes.
+        for left in sorted({run.count, min(run.count, 2) if away[number] else run.count, 1}, reverse=True):
+            live.subtract(_times(piece.kept, run.count - left - begun))  # what is alive goes one way from one to the next
+            live[GRADIENTS] += (run.count - left - begun) * piece.left[GRADIENTS]
+            begun = run.count - left
+            waiting = gone + (left if away[number] else 0)
+            look("backward", piece.backward, max(0, waiting - 2), _result(run, dials) if waiting > 1 else 0)
         live.subtract(piece.kept)
         live[GRADIENTS] += piece.left[GRADIENTS]
         live[INPUTS] += rows
@@ -176,6 +185,13 @@ def runs(shape: Shape, dials: Dials) -> list[Run]:
         found += [Run(layer, *facts, sum(1 for _ in same)) for facts, same in groupby(alike)]
         number += count
     return found
+
+
+def _result(run: Run, dials: Dials) -> int:
+    """Bytes of what the attention of a layer gave, where it waits in host memory."""
+    if dials.offload != "attention":
+        return 0
+    return dials.tokens * (run.layer.query * dials.width + 4 * run.layer.heads)
 
 
 def _times(terms: Counter[str], count: int) -> Counter[str]:

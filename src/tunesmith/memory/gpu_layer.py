@@ -13,7 +13,7 @@ Mixtures: an expert's tokens are the pack's, each ``chosen`` times.
 
 from dataclasses import dataclass
 
-from tunesmith.memory.dials import Dials
+from tunesmith.memory.dials import Dials, auto_tile
 from tunesmith.memory.shape import Layer
 from tunesmith.memory.tape import Tape
 
@@ -129,7 +129,10 @@ class GpuLayer:
     @property
     def tile(self) -> int:
         """Tokens that pass the MLP at a time, 0 for all."""
-        return self.dials.mlp_tile if self.rows > self.dials.mlp_tile and self.layer.intermediate else 0
+        if not (self.layer.intermediate and self.dials.plain):
+            return 0
+        tile = auto_tile(self.layer.intermediate) if self.dials.mlp_tile == "auto" else self.dials.mlp_tile
+        return tile if self.rows > tile else 0
 
     def _tile(self, tape: Tape) -> None:
         """What stands while a tile is computed (``layers/tiled_mlp.py``)."""
@@ -157,14 +160,13 @@ class GpuLayer:
         tape.hold("t xA", self.size(P, wide), WORK)
         tape.hold("t gate_up", self.size(P, 2 * f), WORK)
         tape.hold("t dh", self.size(P, f + narrow), WORK)
-        tape.hold("t dgate_dup", self.size(P, 2 * f), WORK)
-        tape.hold("t h", self.size(P, f), WORK)
+        tape.hold("t dgate_dup", self.size(P, 2 * f), WORK)  # the activated product takes the place of dh
         if self.dials.dropout:
             tape.hold("t dropped", self.size(P, f), WORK)
             tape.free("t dropped")
         tape.hold("t hA", self.size(P, narrow), WORK)
         tape.hold("t of down", 4 * (self.dials.r * hidden + narrow * f), WORK)
-        tape.free("t dh", "t h", "t hA", "t gate_up")
+        tape.free("t dh", "t hA", "t gate_up")
         tape.hold("t d", self.size(P, hidden + wide), WORK)
         tape.hold("t dx", self.size(P, hidden), WORK)
         tape.free("t dx")

@@ -14,6 +14,7 @@ thousandth); a solver (the grid is small, and a plan that people can follow is w
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 from tunesmith.memory.cards import Card, find_card
 from tunesmith.memory.dials import BYTES, POLICIES, Dials
@@ -26,6 +27,8 @@ TILES = (32768, 4096)  # tokens of a tile of an MLP that are tried, where a micr
 KEPT = (0.75, 0.5, 0.25)  # shares of layers that are kept whole, the others recomputed
 RESIDENT = (0.75, 0.5, 0.25, 0.0)  # shares of layers whose weights stay on the card
 CPU_SHARE = 0.58  # of the products' rate that a step on a CPU reaches (benchmarks/results/train-step-epyc-*.json, 0.55 to 0.62)
+WIDEST_HEAD = 256  # features of a head that PyTorch's flash attention takes (kernels/attention.py)
+WORTH_KEEPING = 8192  # tokens of a document from which attention is a twelfth of a recomputed step or more
 DOCUMENT = 512  # tokens of a document, as an average token sees it, where no rows are known
 
 
@@ -217,11 +220,13 @@ def _policies(shape: Shape, dials: Dials) -> Iterator[str | int | tuple[int, ...
 def _beyond(shape: Shape, dials: Dials) -> Iterator[Dials]:
     """What can be turned once every layer is recomputed; where the recipe says another policy, the layers on the card alone."""
     tiles = (0, *(tile for tile in TILES if tile < dials.tokens)) if not dials.mlp_tile else (dials.mlp_tile,)
-    offloads = ("none", "inputs") if dials.offload == "none" else (dials.offload,)
     if dials.recompute != "layer":
-        tiles, offloads = (dials.mlp_tile,), (dials.offload,)
-    if any(layer.experts for layer in shape.layers):
+        tiles = (dials.mlp_tile,)
+    elif any(layer.experts for layer in shape.layers) or not (dials.plain and shape.known):
         tiles = tiles[:1]
+    offloads: tuple[Literal["none", "inputs", "attention"], ...] = (dials.offload,)
+    if dials.offload == "none" and dials.recompute == "layer":
+        offloads = ("none", "inputs", "attention") if knows_attention(shape, dials) else ("none", "inputs")
     resident: tuple[int | None, ...] = (dials.resident_layers,)
     if dials.base == "nf4" and dials.resident_layers is None:
         resident = (None, *(round(share * shape.depth) for share in RESIDENT))
@@ -231,6 +236,17 @@ def _beyond(shape: Shape, dials: Dials) -> Iterator[Dials]:
                 turned = replace(dials, mlp_tile=tile, offload=offload, resident_layers=layers)
                 if turned != dials:
                     yield turned
+
+
+def knows_attention(shape: Shape, dials: Dials) -> bool:
+    """Whether what attention gave can wait in host memory: our layers, heads that flash attention takes, and long documents.
+
+    Of short ones attention costs less than the host memory is worth, which it doubles.
+    """
+    if (dials.longest or DOCUMENT) < WORTH_KEEPING:
+        return False
+    flash = dials.compute == "bf16" and all(layer.head_dim <= WIDEST_HEAD and layer.head_dim % 8 == 0 for layer in shape.layers)
+    return shape.known and dials.plain and flash
 
 
 def rounding(dials: Dials) -> Iterator[Dials]:
@@ -255,13 +271,16 @@ def seconds(shape: Shape, dials: Dials, rates: Rates | None) -> float | None:
         return ((4.0 + 2.0 * again) * used * dials.tokens + head) / (CPU_SHARE * rates.product)
     if rates is None or rates.card is None:
         return 4.0 + 2.0 * again + moved / (sizes.used * sizes.layers * BYTES["nf4"])
+    document = min(dials.longest or DOCUMENT, dials.tokens)
     times = [
-        step_time(sizes, dials.tokens, dials.rows, rates.card, recompute, dials.r, dials.packs, min(DOCUMENT, dials.tokens))
+        step_time(sizes, dials.tokens, dials.rows, rates.card, recompute, dials.r, dials.packs, document)
         for recompute in ("none", "layer")
     ]
     device = times[0].device + again * (times[1].device - times[0].device)
     host = times[0].launches + again * (times[1].launches - times[0].launches)
     device += (times[0].products + again * (times[1].products - times[0].products)) * (rates.card.product / rates.product - 1.0)
+    if dials.offload == "attention":
+        device -= again * (times[1].attention - times[0].attention)
     return max(device, host, moved / rates.link)
 
 
@@ -273,11 +292,14 @@ def _again(shape: Shape, run: Run) -> float:
 
 
 def _moved(shape: Shape, dials: Dials) -> float:
-    """Bytes over the link for a micro-batch: weights twice, inputs out and back, rows of the embedding."""
+    """Bytes over the link for a micro-batch: weights twice, inputs and results out and back, rows of the embedding."""
     streamed = 0
     if dials.resident_layers is not None:
         streamed = sum(layer.linear(shape.hidden) for layer in shape.layers[dials.resident_layers :])
-    inputs = 0 if dials.offload == "none" else 2 * dials.tokens * shape.hidden * dials.width * shape.depth
+    each = 0 if dials.offload == "none" else shape.hidden * dials.width * shape.depth
+    if dials.offload == "attention":
+        each += sum(layer.query * dials.width + 4 * layer.heads for layer in shape.layers)
+    inputs = 2 * dials.tokens * each
     rows = dials.tokens * shape.hidden * dials.width if dials.embedding_on == "host" else 0
     return 2 * streamed * BYTES[dials.base] / max(1, dials.packs) + inputs + rows
 

@@ -49,6 +49,10 @@ class Tape:
                 self.now -= size
                 self.live[term] -= size
 
+    def end(self, prefix: str) -> None:
+        """All tensors end whose names begin so."""
+        self.free(*(name.removeprefix(self.prefix) for name in list(self._names) if name.startswith(self.prefix + prefix)))
+
     def mark(self) -> None:
         """Begin the peak anew."""
         self.peak, self.at_peak = self.now, Counter(self.live)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from tunesmith.errors import ModelError, TrainingError
 from tunesmith.layers.mlp import FusedMLP
-from tunesmith.layers.tiled_mlp import auto_tile
+from tunesmith.memory.dials import auto_tile
 from tunesmith.models.recompute import recompute
 from tunesmith.recipe import TrainSettings
 
@@ -26,7 +26,7 @@ def keep_less(model: PreTrainedModel, settings: TrainSettings) -> Iterator[None]
         TrainingError: ``train.offload`` where no GPU computes.
     """
     refuse_offload(settings, model.device.type)
-    with recompute(model, settings.recompute, offload=settings.offload == "inputs"), tiled(model, settings.mlp_tile):
+    with recompute(model, settings.recompute, offload=settings.offload), tiled(model, settings.mlp_tile):
         yield
 
 

@@ -32,11 +32,14 @@ from transformers import Cache, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tunesmith.errors import ModelError
+from tunesmith.kernels.known_attention import cannot_know
+from tunesmith.layers.attention import FusedAttention
 from tunesmith.layers.mlp import FusedMLP
-from tunesmith.layers.offload import HostRing, Kept
+from tunesmith.layers.offload import AttentionResult, HostRing, Kept
 from tunesmith.models.swap import put_module
 
 Policy = Literal["auto", "none", "attention", "mlp", "layer"] | int | tuple[int, ...]
+Offload = Literal["none", "inputs", "attention"]
 
 # What stock models call the two blocks of a decoder layer. Experts may stand beside an MLP instead of within it.
 BLOCKS = {
@@ -51,11 +54,13 @@ class Recomputed(nn.Module):
     Args:
         inner: the module.
         ring: where its input waits for the backward pass (``layers/offload.py``); None for where it is.
+        attention: of the module, whose result waits there too; None where it is computed again.
     """
 
-    def __init__(self, inner: nn.Module, ring: HostRing | None = None):
+    def __init__(self, inner: nn.Module, ring: HostRing | None = None, attention: FusedAttention | None = None):
         super().__init__()
         self.inner, self.ring = inner, ring
+        self._knowing = () if attention is None else (attention,)  # no child of this module: it is one of the inner one
         self.training = inner.training
 
     def __getattr__(self, name: str) -> Any:
@@ -80,12 +85,26 @@ class Recomputed(nn.Module):
         hidden = args[0]
         away = _Away(ring, hidden)
 
+        attention_result = AttentionResult(ring)
+
         def inner(*rest: Any, **named: Any) -> Any:
-            return self.inner(away.tensor(), *rest, **named)
+            with self._using(attention_result):
+                return self.inner(away.tensor(), *rest, **named)
 
         result = checkpoint(inner, *args[1:], **options, **kwargs)
         away.leave()
         return result
+
+    @contextlib.contextmanager
+    def _using(self, result: AttentionResult) -> Iterator[None]:
+        """Of this pass, and of the one that repeats it."""
+        for attention in self._knowing:
+            attention.result = result
+        try:
+            yield
+        finally:
+            for attention in self._knowing:
+                attention.result = None
 
     @contextlib.contextmanager
     def _again(self) -> Iterator[None]:
@@ -111,7 +130,7 @@ class _Away:
         """It; once it has left, as a tensor of its own."""
         if self._kept is None:
             return self._x
-        return self._ring.take(self._kept).requires_grad_(self._requires_grad)
+        return self._ring.take(self._kept)[0].requires_grad_(self._requires_grad)
 
     def leave(self) -> None:
         """Begin to copy it out."""
@@ -120,28 +139,44 @@ class _Away:
 
 
 @contextlib.contextmanager
-def recompute(model: PreTrainedModel, policy: Policy, *, offload: bool = False) -> Iterator[None]:
+def recompute(model: PreTrainedModel, policy: Policy, *, offload: Offload = "none") -> Iterator[None]:
     """Within the block the parts that the policy names are recomputed; afterwards the model is as it was.
 
     Args:
         policy: ``none``, ``attention``, ``mlp``, ``layer``, n for the first of every n layers, or the numbers of
             layers; ``auto`` that nobody has replaced by one of them (``pipeline/dials.py``) is ``none``.
-        offload: inputs of recomputed layers wait in host memory; with ``layer``, n or a list alone.
+        offload: ``inputs`` of recomputed layers wait in host memory, or these and what ``attention`` gave; with ``layer``, n
+            or a list alone.
 
     Raises:
-        ModelError: the model has no such parts.
+        ModelError: the model has no such parts, or attention whose result cannot be kept.
     """
     names = recomputed_names(model, policy)
     inner = {name: model.get_submodule(name) for name in names}
-    ring = HostRing(model.device) if offload else None
+    knows = offload == "attention"
+    attentions = {name: _attention_of(name, module, model) if knows else None for name, module in inner.items()}
+    ring = None if offload == "none" else HostRing(model.device, ahead=2 if knows else 1)
     for name, module in inner.items():
-        put_module(model, name, Recomputed(module, ring))
+        put_module(model, name, Recomputed(module, ring, attentions[name]))
     try:
         yield
     finally:
         for name, module in inner.items():
             module.train(model.get_submodule(name).training)
             put_module(model, name, module)
+
+
+def _attention_of(name: str, layer: nn.Module, model: PreTrainedModel) -> FusedAttention:
+    """The attention of a layer, whose result can be kept."""
+    attention = next((module for module in layer.modules() if isinstance(module, FusedAttention)), None)
+    if attention is None:
+        raise ModelError(
+            f"train.offload: attention: {name} has stock attention, whose result is not ours", "use offload: inputs"
+        )
+    reason = cannot_know(model.device, model.dtype, attention.heads.head_dim, attention.scoring)
+    if reason is not None:
+        raise ModelError(f"train.offload: attention: {name}: {reason}", "use train.offload: inputs")
+    return attention
 
 
 def recomputed_names(model: PreTrainedModel, policy: Policy) -> list[str]:

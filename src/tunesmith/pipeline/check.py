@@ -106,8 +106,8 @@ def check_run(run: RunDir, near: bool) -> CheckReport:
     """Look at the rows of a run; they are rendered as its base is asked."""
     recipe = run.recipe()
     reader = reader_of(recipe)
-    renderer = module_of("base").base_of(run, recipe).renderer
-    tokens = module_of("check_tokens").Tokens(renderer, recipe.model, recipe.train.max_length)
+    base = module_of("base").base_of(run, recipe)
+    tokens = module_of("check_tokens").Tokens(base, recipe.model, recipe.train.max_length)
     return _report(Check(reader, tokens, near=near))
 
 

@@ -11,8 +11,9 @@ from tunesmith.data.finding import recorded
 from tunesmith.data.lengths import histogram, keep_shares, row_lengths, summary
 from tunesmith.data.own_dates import OwnDates
 from tunesmith.data.places import FindPlaces
-from tunesmith.engines.base import open_base
+from tunesmith.engines.base import BaseModel, open_base
 from tunesmith.errors import DataError
+from tunesmith.pipeline.windows import Window
 from tunesmith.rundir.records.check import Refusals, TokenReport, TooLong
 from tunesmith.rundir.records.quality import CheckFinding, RowExcerpt
 from tunesmith.rundir.rows import Row
@@ -27,7 +28,7 @@ def tokens_of(model: str, template: Path | None, max_length: int | None) -> "Tok
         ModelError: no tokenizer there, or a template that cannot be used.
     """
     text = None if template is None else template_text(template)
-    return Tokens(open_base(model, text).renderer, model, max_length)
+    return Tokens(open_base(model, text), model, max_length)
 
 
 def dated(renderer: Renderer, rows: int) -> dict[str, int]:
@@ -40,8 +41,9 @@ def dated(renderer: Renderer, rows: int) -> dict[str, int]:
 class Tokens:
     """What rendering says of the rows of a check."""
 
-    def __init__(self, renderer: Renderer, model: str, max_length: int | None):
-        self._renderer, self._model, self._max_length = renderer, model, max_length
+    def __init__(self, base: BaseModel, model: str, max_length: int | None):
+        renderer = base.renderer
+        self._renderer, self._model, self._max_length, self._window = renderer, model, max_length, Window(base.directory)
         self._lengths: list[int] = []
         self._tokens: list[int] = []
         self._supervised: list[int] = []
@@ -61,7 +63,7 @@ class Tokens:
                 self._lengths.append(rendered.longest)
                 self._tokens.append(rendered.tokens)
                 self._supervised.append(rendered.supervised_tokens)
-                self._notes.update(rendered.notes)
+                self._notes.update([*rendered.notes, *self._window.note(rendered.longest)])
             self._seen += 1
         self._own_dates.add(rows)
 

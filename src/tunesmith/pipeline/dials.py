@@ -71,10 +71,13 @@ def placed(base: BaseModel, recipe: Recipe) -> BaseModel:
     return replace(base, resident_layers="all" if resident is None else resident, embedding_on=plan.chosen.dials.embedding_on)
 
 
-def choose_dials(derived: Derived, loaded: LoadedModel, shortage: Shortage | None = None) -> Derived:
+def choose_dials(
+    derived: Derived, loaded: LoadedModel, longest: int | None = None, shortage: Shortage | None = None
+) -> Derived:
     """The same settings with what the plan turns: the policy for ``recompute: auto``, and on a GPU a line that says why.
 
     Args:
+        longest: tokens of the longest document; None where no rows are known.
         shortage: what is known better than by assumption, since a first step did not fit.
     """
     wanted, device = derived.settings, best_device()
@@ -85,7 +88,8 @@ def choose_dials(derived: Derived, loaded: LoadedModel, shortage: Shortage | Non
     if isinstance(shape, str):
         return _with(derived, {"recompute": "layer"}, f"{shape}, so memory cannot be estimated") if auto else derived
     assert loaded.lora is not None, "no adapter"
-    plan = plan_of(shape, dials_of_run(loaded.base, loaded.lora, wanted), wanted.memory, device, shortage)
+    given = replace(dials_of_run(loaded.base, loaded.lora, wanted), longest=longest)
+    plan = plan_of(shape, given, wanted.memory, device, shortage)
     turned = turned_settings(wanted, plan.chosen.dials)
     if not turned:
         return derived

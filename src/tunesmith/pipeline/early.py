@@ -17,6 +17,7 @@ from pathlib import Path
 from tunesmith.checkpoints.check_base import check_base
 from tunesmith.checkpoints.content import model_at_hand
 from tunesmith.checkpoints.facts import base_facts
+from tunesmith.checkpoints.positions import with_positions
 from tunesmith.engines.open import open_endpoint
 from tunesmith.engines.openai_endpoint import OpenAIEndpoint
 from tunesmith.errors import MissingPackage, RecipeError
@@ -59,9 +60,10 @@ def refuse_early(run: RunDir, recipe: Recipe, stages: Sequence[Stage], *, fetch:
         _warn_of_scale(recipe)
     if not any(stage.asks_base for stage in stages):
         return None
-    directory = module_of("base").directory_of(recipe) if fetch else model_at_hand(recipe.model, recipe.revision)
-    if isinstance(directory, str):
-        return directory
+    at_hand = module_of("base").directory_of(recipe) if fetch else model_at_hand(recipe.model, recipe.revision)
+    if isinstance(at_hand, str):
+        return at_hand
+    directory = at_hand if fetch else with_positions(at_hand, recipe.max_position_embeddings, recipe.rope_theta)
     check_base(recipe, base_facts(directory))
     files: dict[str, int] = {}
     savings: list[Saving] = []

@@ -112,6 +112,8 @@ class Inputs:
         """The content of the base model and of what takes its template's place."""
         recipe = self.recipe
         parts: Parts = {**self.keys("chat.enable_thinking")}
+        if recipe.max_position_embeddings is not None:
+            parts |= self.keys("max_position_embeddings", "rope_theta")
         try:
             parts["model (content)"] = content_key(recipe.model, recipe.revision)
         except (ModelError, OSError) as error:

@@ -118,7 +118,7 @@ def settings_for(model: LoadedModel, documents: Documents, train: Train, shortag
         hidden=head_weight(model.model).shape[1],
         update=width_of_update(model.lora),
     )
-    return choose_dials(derived, model, shortage)
+    return choose_dials(derived, model, int(documents.lengths.max()), shortage)
 
 
 def render(rows: Rows, model: BaseModel | LoadedModel, options: ReadOptions = AS_FOUND) -> list[Rendered]:

@@ -25,6 +25,7 @@ from tunesmith.formatting import limits
 from tunesmith.pipeline.base import settle_template
 from tunesmith.pipeline.lines import reading_lines
 from tunesmith.pipeline.stage import Session
+from tunesmith.pipeline.windows import Window
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import Row, RunDir, fingerprint, sha256_file, stream_rows
 from tunesmith.rundir.records.check import DataReport
@@ -36,7 +37,7 @@ from tunesmith.train.prefix import row_tokens
 logger = logging.getLogger(__name__)
 
 BATCH = 2048  # rows rendered together
-RENDERING = 2  # in the key of cached tokens: raised when the same row is rendered otherwise than before
+RENDERING = 3  # in the key of cached tokens: raised when the same row is rendered otherwise than before
 
 
 def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> None:
@@ -114,7 +115,7 @@ def _rendered(recipe: Recipe, base: BaseModel, rows: Path, target: Path, key: st
 
 
 def _render_rows(recipe: Recipe, base: BaseModel, rows: Path, target: Path) -> RenderedPart:
-    renderer, of_base = base.renderer, base_facts(base.directory)
+    renderer, of_base, window = base.renderer, base_facts(base.directory), Window(base.directory)
     limit, policy = recipe.train.max_length, recipe.data.on_too_long
     lengths: list[int] = []
     beyond: dict[str, int] = {}  # tokens of rows that the model has no positions for
@@ -139,7 +140,7 @@ def _render_rows(recipe: Recipe, base: BaseModel, rows: Path, target: Path) -> R
                 written += row.repeats
                 if of_base.max_positions is not None and fitted.rendered.longest > of_base.max_positions:
                     beyond[row.id] = fitted.rendered.longest
-                notes.update(fitted.rendered.notes)
+                notes.update([*fitted.rendered.notes, *window.note(fitted.rendered.longest)])
                 notes.update(["the oldest turns were dropped to fit train.max_length"] if fitted.dropped_turns else [])
                 longest = max(longest, fitted.rendered.longest)
                 longest_answer = max(longest_answer, fitted.rendered.last_answer)

@@ -68,6 +68,16 @@ class Recipe(Section):
     model_sha256: Annotated[str, Field(pattern=SHA256)] | None = Field(
         default=None, description="expected sha256 of a .gguf file; another file is refused"
     )
+    max_position_embeddings: Annotated[int, Field(ge=2)] | None = Field(
+        default=None,
+        description="positions that the model gets in the place of its own, for rows that are longer than it was trained for; "
+        "they go with rope_theta into the merged model and its GGUF; the model's own when not given",
+    )
+    rope_theta: Literal["auto"] | Annotated[float, Field(gt=1.0)] = Field(
+        default="auto",
+        description="base of the rotary positions with max_position_embeddings; auto raises the model's own so far that its "
+        "slowest pair turns no further over the new length than over the old one (NTK-aware)",
+    )
     base: Literal["auto", "fp32", "bf16", "nf4"] = Field(
         default="auto",
         description="what the frozen base weights are kept in; auto is fp32 or bf16, whichever this machine multiplies faster; "
@@ -108,6 +118,19 @@ class Recipe(Section):
             raise ValueError("evaluate.optimized_prompt.writer needs a metric that scores an answer by itself")
         if self.task.metric == "calibrated" and any(arm.startswith(EXTERNAL) for arm in self.evaluate.arms):
             raise ValueError("metric: calibrated needs log-probabilities of the labels, which no external arm gives")
+        return self
+
+    @model_validator(mode="after")
+    def _theta_of_more_positions(self) -> "Recipe":
+        if self.rope_theta != "auto" and self.max_position_embeddings is None:
+            raise ValueError(
+                f"rope_theta: {self.rope_theta:g} is read with max_position_embeddings, the tokens that the model shall take"
+            )
+        if self.max_position_embeddings is not None and self.export.lora_gguf and self.model.endswith(".gguf"):
+            raise ValueError(
+                f"export.lora_gguf: the base of the adapter is the file {self.model}, which has no max_position_embeddings "
+                f"{self.max_position_embeddings}; set export.lora_gguf: false and serve the merged GGUF"
+            )
         return self
 
     @model_validator(mode="after")

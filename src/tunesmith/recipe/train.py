@@ -99,10 +99,11 @@ class Optimisation(Section):
         "stored once in the cache and streamed: to a GPU from the host's memory or the disk, on a CPU from the mapped file; 0 "
         "takes the least memory; the adapter is the same",
     )
-    offload: Literal["none", "inputs"] = Field(
+    offload: Literal["none", "inputs", "attention"] = Field(
         default="none",
-        description="inputs: what a recomputed layer keeps, its input, waits in host memory until the layer goes backward; for "
-        "long rows on a GPU, with recompute layer or n; the result is the same to the bit",
+        description="inputs: what a recomputed layer keeps, its input, waits in host memory until the layer goes backward; "
+        "attention: so does what its attention gave, which is then not computed twice; for long rows on a GPU, with recompute "
+        "layer or n; the result is the same to the bit",
     )
     mlp_tile: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
         default=0,

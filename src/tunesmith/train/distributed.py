@@ -285,7 +285,6 @@ class World:
     def _begin(self) -> None:
         """In a forked process: compute as the first one does in a step, for good."""
         torch.set_num_threads(self.shape.threads)
-        hardware.keep_freed_memory()
         self._stack = ExitStack()
         self._stack.enter_context(attention(self._model.eval(), PACKED))
         self._stack.enter_context(keep_less(self._model, self._settings))

@@ -58,6 +58,7 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}  # of the loss; measured
 EMBEDDINGS = (nn.Embedding, FrozenEmbedding)
 UNSUPPORTED = "this model type cannot be trained here; docs/reference/families.md lists those that can"
 FIRST_TOKENS = 512  # of the rows that go through once
+LONG = 2048  # tokens of a row from which its beginning goes through, all of it supervised: whole it might not fit
 
 
 def _random_documents(model: PreTrainedModel, lengths: Sequence[int]) -> list[list[int]]:
@@ -189,7 +190,7 @@ def check_adapter(
         is_new: whether the layers are untrained, so that they may change nothing.
 
     Returns:
-        Their mean loss (nats a supervised token).
+        Their mean loss (nats a supervised token); of rows that are long, that of the text they begin with.
 
     Raises:
         TrainingError: an adapter changes the model before it is trained, a loss or gradient is not finite, the text's loss
@@ -203,8 +204,11 @@ def check_adapter(
     was_training = model.training
     try:
         with attention(model.eval(), PACKED):
-            loss, _ = step_gradients(model, [make_pack(documents, chosen)])
-            whole = make_documents([(documents.ids(n), [1] * int(documents.lengths[n])) for n in chosen])
+            texts = [documents.ids(n)[:LONG] for n in chosen]
+            whole = make_documents([(ids, [1] * len(ids)) for ids in texts])
+            is_long = any(int(documents.lengths[n]) > LONG for n in chosen)
+            first = make_pack(whole, range(len(whole))) if is_long else make_pack(documents, chosen)
+            loss, _ = step_gradients(model, [first])
             text_loss = mean_loss(model, [make_pack(whole, range(len(whole)))])
         _refuse_loss(loss, text_loss, len(head_weight(model)), [documents.row_id(document) for document in chosen[:5]])
         _refuse_gradients(trained)

@@ -59,6 +59,7 @@ logger = logging.getLogger(__name__)
 
 NAMED_ROWS = 20  # that an error names
 DEV_ROWS = 3  # that one about a dev loss looks for: each is a pass of its own
+LONG = 4096  # tokens of a document from which attention's temporaries are mapped apart (hardware.map_large_blocks)
 STILL_FALLING = 0.2  # of its mean speed: a rate that ends at zero leaves a trained model less
 LOWER_RATE = "lower train.learning_rate, or use base: fp32"
 
@@ -384,7 +385,10 @@ def steps_in_world(
 ) -> Generator[Step, None, None]:
     """The steps from ``first`` on; in a process of one thread, the parent of the others."""
     eval_steps = _eval_steps(steps.epoch_ends, settings.evals_per_epoch)
-    hardware.keep_freed_memory()
+    if int(train.lengths.max()) > LONG:
+        hardware.map_large_blocks()
+    else:
+        hardware.keep_freed_memory()
     try:
         for number in range(first, len(steps)):
             world.start()

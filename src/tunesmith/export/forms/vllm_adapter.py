@@ -137,12 +137,13 @@ def _write(job: Job, step: Operation) -> None:
 def _commands(job: Job) -> dict[str, Command]:
     if not _is_taken(job.lora):
         return {}
-    base = job.recipe.model if job.is_on_hub else str(job.base)
+    is_as_published = job.is_on_hub and job.recipe.max_position_embeddings is None
+    base = job.recipe.model if is_as_published else str(job.base)
     path = f"export/{TARGET}" if (job.staged / TARGET).exists() else "adapter"
     module = {"name": job.name, "path": path, "base_model_name": base}
     argv = (
         *("vllm", "serve", base),
-        *(("--revision", job.recipe.revision) if job.recipe.revision else ()),
+        *(("--revision", job.recipe.revision) if job.recipe.revision and is_as_published else ()),
         *("--enable-lora", "--max-lora-rank", str(max_lora_rank(job.lora.r))),
         *("--lora-modules", json.dumps(module, ensure_ascii=False)),
         *("--max-model-len", str(job.context)),

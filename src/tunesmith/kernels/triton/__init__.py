@@ -28,7 +28,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch.nn.attention.varlen import varlen_attn
+    from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
     from tunesmith.kernels.triton.adapter import adapter_gradients, add_update_, project
     from tunesmith.kernels.triton.augmented import fill_augmented_
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from tunesmith.kernels.triton.rope import rope_
 
 __all__ = [
+    "AuxRequest",
     "adapter_gradients",
     "add_rms_norm_forward",
     "add_update_",
@@ -75,6 +76,7 @@ _HOME = {
     "rms_norm_backward": f"{__name__}.rms_norm",
     "rms_norm_forward": f"{__name__}.rms_norm",
     "rope_": f"{__name__}.rope",
+    "AuxRequest": "torch.nn.attention.varlen",
     "varlen_attn": "torch.nn.attention.varlen",  # no kernel of ours; 1.6 s to import
 }
 
