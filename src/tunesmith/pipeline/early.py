@@ -21,6 +21,7 @@ from tunesmith.errors import MissingPackage, RecipeError
 from tunesmith.evaluate.metrics import make_metric
 from tunesmith.pipeline.stage import Stage, module_of
 from tunesmith.recipe import EXTERNAL, Recipe, is_shipped_name
+from tunesmith.recipe.adapter import refuse_contradiction
 from tunesmith.recipe.derive import ALPHA
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ def refuse_early(recipe: Recipe, stages: Sequence[Stage], *, fetch: bool) -> str
         make_metric(recipe.task)
     _refuse_missing_keys(recipe, stages, modules)
     if "train" in modules:
+        if recipe.train.from_adapter is not None:
+            refuse_contradiction(recipe.lora, recipe.train.from_adapter)
         _warn_of_scale(recipe)
     if not any(stage.asks_base for stage in stages):
         return None

@@ -16,6 +16,7 @@ import yaml
 from pydantic import JsonValue, ValidationError
 
 from tunesmith.errors import RecipeError
+from tunesmith.recipe.adapter import taken_over
 from tunesmith.recipe.problems import problems
 from tunesmith.recipe.run import Recipe
 from tunesmith.recipe.section import Section
@@ -122,6 +123,10 @@ def _resolved(recipe: Recipe, base: Path) -> Recipe:
         retrieval = evaluate.retrieval.model_copy(update={"embedder": str(_absolute(base, Path(embedder)))})
         evaluate = evaluate.model_copy(update={"retrieval": retrieval})
     changed = {"data": data, "chat": chat, "task": task, "model": model, "evaluate": evaluate}
+    if recipe.train.from_adapter is not None:
+        adapter = _absolute(base, recipe.train.from_adapter)
+        changed["train"] = recipe.train.model_copy(update={"from_adapter": adapter})
+        changed["lora"] = taken_over(recipe.lora, adapter)
     return recipe.model_copy(update=changed)
 
 
