@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma3Config, PhiConfig
 
 from tunesmith.checkpoints.facts import base_facts, model_key
+from tunesmith.checkpoints.quantized.schemes import Scheme
 from tunesmith.errors import ModelError
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 64}
@@ -52,7 +53,7 @@ def test_facts_of_a_text_model_are_those_of_the_model_that_is_loaded(tmp_path):
     assert biased.weights == sum(parameter.numel() for parameter in model.parameters())
     assert biased.nbytes == sum(parameter.nbytes for parameter in model.parameters())
     assert biased.head_bias and biased.own_head and biased.tied is False
-    assert (biased.model_type, biased.multimodal, biased.max_positions, biased.quant_method) == ("phi", False, 50, None)
+    assert (biased.model_type, biased.multimodal, biased.max_positions, biased.scheme) == ("phi", False, 50, None)
     assert biased.architectures == ("PhiForCausalLM",)
 
 
@@ -64,7 +65,7 @@ def test_facts_of_a_multimodal_model_are_those_of_its_text(tmp_path):
     facts = base_facts(saved(tmp_path, config, AutoModelForImageTextToText, **settings))
     assert facts.multimodal and (facts.model_type, facts.text_type) == ("gemma3", "gemma3_text")
     assert facts.max_positions == 77 and not facts.own_head and not facts.head_bias
-    assert facts.quant_method == "mxfp4" and facts.quant_settings == {"modules_to_not_convert": ["lm_head"]}
+    assert isinstance(facts.scheme, Scheme) and facts.scheme.title == "MXFP4"
 
 
 def test_a_shard_that_is_not_there_is_named(tmp_path):

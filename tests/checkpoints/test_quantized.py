@@ -5,13 +5,13 @@ import shutil
 
 import pytest
 import torch
-from quantised_files import FORMATS, quantise
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GptOssConfig, LlamaConfig
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from tiny_families import SMALL, random_model
+from tiny_quantised import FORMATS, quantise
 from tunesmith.checkpoints.facts import base_facts
 from tunesmith.checkpoints.hf import Checkpoint
 from tunesmith.checkpoints.quantized.layout import layout_of

@@ -42,7 +42,7 @@ def _loss(model, documents):
     """Nats a supervised token, each document alone."""
     total, count = 0.0, 0
     for number in range(len(documents)):
-        ids = torch.from_numpy(documents.ids(number)).long()[None]
+        ids = torch.tensor([documents.ids(number).tolist()])
         with torch.no_grad():
             nats_T = torch.nn.functional.cross_entropy(model(input_ids=ids).logits[0, :-1], ids[0, 1:], reduction="none")
         for first, end in documents.spans(number):
