@@ -9,7 +9,6 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma3Config, PhiConfig
 
 from tunesmith.checkpoints.facts import base_facts, model_key
-from tunesmith.checkpoints.quantized.schemes import Scheme
 from tunesmith.errors import ModelError
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 64}
@@ -61,11 +60,11 @@ def test_facts_of_a_multimodal_model_are_those_of_its_text(tmp_path):
     from transformers import AutoModelForImageTextToText
 
     config = Gemma3Config(text_config=TEXT, vision_config={**EYE, "patch_size": 14}, mm_tokens_per_image=4)
-    settings = {"quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}}
+    settings = {"quantization_config": {"quant_method": "hqq", "modules_to_not_convert": ["lm_head"]}}
     facts = base_facts(saved(tmp_path, config, AutoModelForImageTextToText, **settings))
     assert facts.multimodal and (facts.model_type, facts.text_type) == ("gemma3", "gemma3_text")
     assert facts.max_positions == 77 and not facts.own_head and not facts.head_bias
-    assert isinstance(facts.scheme, Scheme) and facts.scheme.title == "MXFP4"
+    assert facts.scheme == "hqq"
 
 
 def test_a_shard_that_is_not_there_is_named(tmp_path):

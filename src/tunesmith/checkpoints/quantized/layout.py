@@ -101,17 +101,23 @@ def layout_of(directory: Path, *, dense: bool = True) -> Layout:
         dense: also of a checkpoint whose NF4 is what NF4 is here; else that one stays as it lies there.
 
     Raises:
-        ModelError: no configuration or safetensors there, a quantisation that is not read, or a weight that lacks a part.
+        ModelError: no configuration or safetensors there, a quantisation that is not read, or that no weight has, or a weight
+            that lacks a part.
     """
+    by_file = stored_tensors(directory)
     scheme = scheme_of(settings_of(read_settings(directory)))
     if isinstance(scheme, str):
         raise ModelError(f"{directory}: the checkpoint is quantised by {scheme}, which is not read", WAYS_ON)
-    by_file = stored_tensors(directory)
     tensors = {name: tensor for stored in by_file.values() for name, tensor in stored.items()}
     files = {name: file for file, stored in by_file.items() for name in stored}
     if scheme is None or (scheme.is_nf4 and not dense):
         return Layout(scheme=scheme, tensors=tensors, files=files)
     packed = _packed(scheme, tensors, files)
+    if not packed:
+        raise ModelError(
+            f"{directory}: config.json says {scheme.title}, but no weight lies there in that form",
+            "get the checkpoint again; or, where its weights are dense, take quantization_config out of config.json",
+        )
     taken = {part for weight in packed.values() for part in weight.parts.values()}
     left_out = tuple(name for name in tensors if name not in taken and name.rpartition(".")[2].endswith(LEFT_OUT))
     plain = {name: tensor for name, tensor in tensors.items() if name not in taken and name not in left_out}
