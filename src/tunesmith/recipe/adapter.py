@@ -20,9 +20,10 @@ Source: ``LoraConfig`` in ``peft/tuners/lora/config.py`` of PEFT 0.21; ``Trainer
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jiter
+from pydantic import JsonValue
 
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.recipe.train import Lora
@@ -52,11 +53,13 @@ def read_adapter_config(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG
     try:
         text = path.read_bytes() if path.stat().st_size <= CONFIG_BYTES else b""
-        config = jiter.from_json(text, catch_duplicate_keys=True, allow_inf_nan=False)
+        parsed: object = jiter.from_json(text, catch_duplicate_keys=True, allow_inf_nan=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: cannot be read: {error}", "give a directory that PEFT or tunesmith train wrote") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
+    if not isinstance(parsed, dict):
+        raise ModelError(f"{path}: a {type(parsed).__name__}, expected an object with peft_type", "get the file again")
+    config = cast("dict[str, Any]", parsed)
+    if (kind := config.get("peft_type")) != "LORA":
         raise ModelError(f"{path}: peft_type is {kind!r}, expected 'LORA'", "other kinds of adapters are not read")
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float) or alpha <= 0:
@@ -119,6 +122,8 @@ def weights_file(directory: Path) -> Path:
 
 TAKEN = ("r", "alpha", "target_modules", "use_rslora", "use_dora")  # keys of ``lora`` that are facts of an adapter
 TRAINER_STATE = "trainer_state.json"
+STATE_BYTES = 2**26  # a line of its log a step
+Json = dict[str, JsonValue]
 
 
 def taken_over(lora: Lora, directory: Path) -> Lora:
@@ -191,13 +196,13 @@ def _nearby(directory: Path) -> str:
     return f"a directory with {CONFIG} and {WEIGHTS}, as PEFT, a trainer or tunesmith train write it; relative to the recipe"
 
 
-def _json(file: Path) -> dict[str, Any]:
+def _json(file: Path) -> Json:
     """A JSON object that is a nicety: nothing where it is not there or cannot be read."""
     try:
-        found = jiter.from_json(file.read_bytes()) if file.stat().st_size <= CONFIG_BYTES * 16 else {}
+        found: object = jiter.from_json(file.read_bytes()) if file.stat().st_size <= STATE_BYTES else {}
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return cast("Json", found) if isinstance(found, dict) else {}
 
 
 def _refuse_pickle(place: Path) -> None:

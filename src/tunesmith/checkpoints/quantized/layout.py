@@ -216,17 +216,18 @@ def _of_bitsandbytes(
     for stored in tensors:
         weight, _, kind = stored.partition(f".{BITSANDBYTES}")
         if kind:
-            facts = _json_tensor(files[stored], stored)
+            shape, dtype = _shape_and_dtype(files[stored], stored)
             parts = {"codes": weight, "facts": stored}
             names = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
             parts |= {name: f"{weight}.{name}" for name in names if f"{weight}.{name}" in tensors}
             if weight not in tensors or not {"absmax", "quant_map"} <= parts.keys():
                 raise ModelError(f"{weight}: a part of it is not in the checkpoint", "get the whole checkpoint again")
-            found[weight] = (parts, tuple(map(int, facts["shape"])), NAMES[facts["dtype"]])
+            found[weight] = (parts, shape, dtype)
     return found
 
 
-def _json_tensor(file: Path, stored: str) -> dict[str, object]:
+def _shape_and_dtype(file: Path, stored: str) -> tuple[tuple[int, ...], str]:
+    """What the small tensor beside a weight of bitsandbytes says of it, in JSON."""
     try:
         with safe_open(file, framework="numpy") as opened:
             facts = json.loads(opened.get_tensor(stored).tobytes())
@@ -235,4 +236,4 @@ def _json_tensor(file: Path, stored: str) -> dict[str, object]:
     shape = facts.get("shape") if isinstance(facts, dict) else None
     if not isinstance(shape, list) or not all(type(n) is int and n > 0 for n in shape) or facts.get("dtype") not in NAMES:
         raise ModelError(f"{file}: {stored} says no shape and dtype", "get the checkpoint again")
-    return facts
+    return tuple(shape), NAMES[facts["dtype"]]
