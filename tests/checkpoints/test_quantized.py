@@ -10,13 +10,14 @@ from transformers import AutoModelForCausalLM, GptOssConfig, LlamaConfig
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-from tiny_families import SMALL, random_model
+from tiny_families import SMALL, TINY, random_model
 from tiny_quantised import FORMATS, quantise
 from tunesmith.checkpoints.facts import base_facts
 from tunesmith.checkpoints.hf import Checkpoint
 from tunesmith.checkpoints.quantized.layout import layout_of
 from tunesmith.checkpoints.quantized.schemes import scheme_of
 from tunesmith.errors import ModelError
+from tunesmith.export.base import write_dense
 from tunesmith.export.merge import merge
 from tunesmith.layers.nf4 import NF4Linear
 from tunesmith.models.adapter import save_adapter
@@ -36,6 +37,7 @@ def dense(tmp_path_factory):
     whole = {**SMALL, "hidden_size": 64, "intermediate_size": 128, "head_dim": 32}  # bitsandbytes' CPU code errs on other rows
     random_model(LlamaConfig(**whole)).save_pretrained(folder / "blocks")
     random_model(GptOssConfig(**MIXTURE)).bfloat16().save_pretrained(folder / "experts")
+    random_model(TINY["qwen3_moe"].config).bfloat16().save_pretrained(folder / "apart")
     return folder
 
 
@@ -123,11 +125,12 @@ def _configure(directory, settings):
     file.write_text(json.dumps({**json.loads(file.read_text()), "quantization_config": settings}))
 
 
-@pytest.mark.parametrize("name", ["gptq-order", "fp8", "mxfp4"])
+@pytest.mark.parametrize(("name", "of"), [("gptq-order", "linear"), ("fp8", "apart"), ("mxfp4", "experts")])
 @pytest.mark.parametrize("base", [None, "nf4"])
-def test_both_loaders_build_the_dense_model(dense, tmp_path, name, base, caplog):
-    weights = _quantised(dense, tmp_path, name)
-    plain = shutil.copytree(dense / ("experts" if name == "mxfp4" else "linear"), tmp_path / "plain")
+def test_both_loaders_build_the_dense_model(dense, tmp_path, name, of, base, caplog):
+    """Experts that lie one by one in the file among them."""
+    weights = quantise(dense / of, tmp_path / name, name)
+    plain = shutil.copytree(dense / of, tmp_path / "plain")
     save_file({key: weight.contiguous() for key, weight in weights.items()}, plain / "model.safetensors", {"format": "pt"})
     with caplog.at_level("INFO"):
         ours = load_model(tmp_path / name, "fp32", base)
@@ -156,6 +159,10 @@ def test_a_merge_is_onto_the_dense_weights_and_says_nothing_of_quantisation(dens
         assert all(torch.equal(merged[name], weights[name]) == ("q_proj" not in name) for name in weights)
         assert "quantization_config" not in json.loads((tmp_path / into / "config.json").read_text())
         assert not (tmp_path / into / "quant_config.json").exists()
+    (tmp_path / "dense").mkdir()
+    write_dense(base, tmp_path / "dense")  # for llama.cpp's converter
+    written = load_file(tmp_path / "dense" / "model.safetensors")
+    assert written.keys() == weights.keys() and all(torch.equal(written[name], weights[name]) for name in weights)
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():
         theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "trained", dtype=torch.float32)(input_ids=ids).logits
