@@ -1,6 +1,7 @@
 """The stage ``train``: the adapter, trained on the rendered rows; the best one is kept in ``adapter/``."""
 
 import logging
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,12 +63,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     ready = make_ready(model, layers, train, settings, recipe.seed, is_new=first is None)
     steps = ready.steps
     logger.info(f"train: {ready.swapped}")
-    logger.info(
-        f"health: adapters change nothing {'yet' if first is None else 'but what they learned before'} and {len(layers)} of "
-        f"{len(layers)} get a gradient; "
-        f"loss {ready.first_loss:.2f} on the first rows; supervised {', '.join(part.words() for part in parts)}; "
-        f"{'; '.join(template)}"
-    )
+    _say_health(recipe, len(layers), ready.first_loss, [*(part.words() for part in parts)], template)
     logger.info(
         f"train: {len(steps)} steps of {steps.packs_per_step} packs of {steps.capacity} tokens, {100 * steps.fill:.1f} % full"
     )
@@ -145,6 +141,14 @@ def _go_on_from(base: BaseModel, lora: Lora, adapter: Path) -> LoadedModel:
 
 def _say_where(base: BaseModel, device: torch.device, what: str) -> None:
     logger.info(f"train: {what}, base {base.storage}, computing in {base.compute} on {device_name(device)}")
+
+
+def _say_health(recipe: Recipe, layers: int, loss: float, parts: list[str], template: Iterable[str]) -> None:
+    change = "change nothing yet" if recipe.train.from_adapter is None else "are as they were left"
+    supervised = f"supervised {', '.join(parts)}; {'; '.join(template)}"
+    logger.info(
+        f"health: adapters {change} and {layers} of {layers} get a gradient; loss {loss:.2f} on the first rows; {supervised}"
+    )
 
 
 def _note_gpu(run: RunDir, gpu: GpuUse, memory: Json) -> None:

@@ -15,7 +15,7 @@ Sources: OCP Microscaling Formats (MX) 1.0, sections 5.3.3 and 6.3; DeepSeek-V3,
 in the layout of AutoGPTQ's ``qlinear_cuda_old.py``; AWQ (Lin et al. 2023) in that of AutoAWQ's ``packing_utils.py``; QLoRA
 (Dettmers et al. 2023) and LLM.int8() (Dettmers et al. 2022) in those of bitsandbytes' ``functional.py``.
 
-Shape suffixes: O out_features, I in_features, G groups of inputs, B bytes of a block, E experts, P some of the outputs, N the
+Shape suffixes: O out_features, I in_features, E experts, P some of the rows; here: G groups of inputs, B bytes of a block, N
 bytes of a flat run.
 """
 

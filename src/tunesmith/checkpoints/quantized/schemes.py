@@ -22,9 +22,10 @@ Sources: ``quantization_config`` of transformers 5.23 (``utils/quantization_conf
 compressed-tensors 0.20; ``quantize_config.json`` of AutoGPTQ and its successor GPTQModel; AutoAWQ's ``WQLinear_GEMM``.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
+
+from tunesmith.rundir.records import Json
 
 Method = Literal["mxfp4", "fp8", "scaled", "packed", "awq", "gptq", "bitsandbytes"]
 NF4_AS_HERE = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
@@ -57,7 +58,7 @@ class Scheme:
     is_nf4: bool = False
 
 
-def settings_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def settings_of(config: Json) -> Json:
     """What a parsed ``config.json`` says of a quantisation; empty for nothing."""
     text = config.get("text_config")
     inner = text.get("quantization_config") if isinstance(text, dict) else None
@@ -65,7 +66,7 @@ def settings_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {"quant_method": str(found)}
 
 
-def scheme_of(settings: Mapping[str, Any]) -> Scheme | str | None:
+def scheme_of(settings: Json) -> Scheme | str | None:
     """The scheme of a ``quantization_config``; None where it says nothing, or a text that says what it is that is not read."""
     if not settings:
         return None
@@ -76,11 +77,11 @@ def scheme_of(settings: Mapping[str, Any]) -> Scheme | str | None:
         case "mxfp4":
             return Scheme(method="mxfp4", title="MXFP4", bits=4)
         case "fp8":
-            block = settings.get("weight_block_size")
-            if block is not None and not _are_sizes(block, 2):
-                return f"fp8 with weight_block_size {block!r}"
-            title = "FP8" if block is None else f"FP8 in blocks of {block[0]} x {block[1]}"
-            return Scheme(method="fp8", title=title, block=None if block is None else (block[0], block[1]))
+            said = settings.get("weight_block_size")
+            block = _block(said)
+            if said is not None and block is None:
+                return f"fp8 with weight_block_size {said!r}"
+            return Scheme(method="fp8", title=f"FP8 in blocks of {block[0]} x {block[1]}" if block else "FP8", block=block)
         case "fbgemm_fp8":
             return Scheme(method="scaled", title="FP8 with a scale a row")
         case "compressed-tensors":
@@ -95,18 +96,17 @@ def scheme_of(settings: Mapping[str, Any]) -> Scheme | str | None:
             return str(method or "a method without a name")
 
 
-def _compressed(settings: Mapping[str, Any]) -> Scheme | str:
+def _compressed(settings: Json) -> Scheme | str:
     """All groups of modules must be quantised alike, since it is the tensors that say what is quantised."""
     sparse = settings.get("sparsity_config") or {}
     if isinstance(sparse, dict) and sparse.get("format", "dense") != "dense":
         return f"compressed-tensors with the sparse format {sparse['format']!r}"
     groups = settings.get("config_groups")
-    groups = list(groups.values()) if isinstance(groups, dict) else []
-    ways = {
-        (str(group.get("format") or settings.get("format")), *_arguments(group["weights"]))
-        for group in groups
-        if isinstance(group, dict) and isinstance(group.get("weights"), dict)
-    }
+    ways: set[tuple[str, int, str, str, int | None, tuple[int, int] | None]] = set()
+    for each in groups.values() if isinstance(groups, dict) else ():
+        weights = each.get("weights") if isinstance(each, dict) else None
+        if isinstance(each, dict) and isinstance(weights, dict):
+            ways.add((str(each.get("format") or settings.get("format")), *_arguments(weights)))
     if len(ways) != 1:
         return f"compressed-tensors with {len(ways) or 'no'} kinds of weights"
     ((form, bits, kind, strategy, group, block),) = ways
@@ -121,34 +121,34 @@ def _compressed(settings: Mapping[str, Any]) -> Scheme | str:
     return f"compressed-tensors {words}"
 
 
-def _arguments(weights: Mapping[str, Any]) -> tuple[int, str, str, int | None, tuple[int, int] | None]:
+def _arguments(weights: Json) -> tuple[int, str, str, int | None, tuple[int, int] | None]:
     group, block = weights.get("group_size"), weights.get("block_structure")
     strategy = weights.get("strategy") or ("group" if isinstance(group, int) and group > 0 else "tensor")
     shared = group if strategy == "group" and isinstance(group, int) and group > 0 else None
-    size = (block[0], block[1]) if isinstance(block, list) and _are_sizes(block, 2) else None
-    return int(weights.get("num_bits") or 8), str(weights.get("type", "int")), str(strategy), shared, size
+    bits = weights.get("num_bits") or 8
+    return bits if isinstance(bits, int) else 0, str(weights.get("type", "int")), str(strategy), shared, _block(block)
 
 
-def _awq(settings: Mapping[str, Any]) -> Scheme | str:
+def _awq(settings: Json) -> Scheme | str:
     bits = settings.get("bits", settings.get("w_bit", 4))
     group = settings.get("group_size", settings.get("q_group_size", 128))
     version = str(settings.get("version", settings.get("format", "gemm"))).lower()
-    if version != "gemm" or bits != 4 or settings.get("zero_point", True) is not True:
+    if version != "gemm" or not isinstance(bits, int) or bits != 4 or settings.get("zero_point", True) is not True:
         return f"awq (version {version}, {bits} bits, zero_point {settings.get('zero_point', True)})"
     return Scheme(method="awq", title=f"AWQ ({bits} bits{_groups(group)})", bits=bits, group=_group(group))
 
 
-def _gptq(settings: Mapping[str, Any]) -> Scheme | str:
+def _gptq(settings: Json) -> Scheme | str:
     bits, group = settings.get("bits"), settings.get("group_size", -1)
     form = settings.get("checkpoint_format") or settings.get("format") or "gptq"
-    if form not in ("gptq", "gptq_v2") or bits not in (2, 4, 8):
+    if form not in ("gptq", "gptq_v2") or not isinstance(bits, int) or bits not in (2, 4, 8):
         return f"gptq (checkpoint_format {form}, {bits} bits)"
     order = ", columns in order of activation" if settings.get("desc_act") else ""
     title = f"GPTQ ({bits} bits{_groups(group)}{order})"
     return Scheme(method="gptq", title=title, bits=bits, group=_group(group), from_one=form == "gptq")
 
 
-def _bitsandbytes(settings: Mapping[str, Any]) -> Scheme | str:
+def _bitsandbytes(settings: Json) -> Scheme | str:
     if settings.get("load_in_8bit") or settings.get("_load_in_8bit"):
         return Scheme(method="bitsandbytes", title="bitsandbytes INT8")
     kind = settings.get("bnb_4bit_quant_type")
@@ -166,5 +166,10 @@ def _groups(group: object) -> str:
     return "" if _group(group) is None else f", groups of {group}"
 
 
-def _are_sizes(value: object, count: int) -> bool:
-    return isinstance(value, list | tuple) and len(value) == count and all(type(n) is int and n > 0 for n in value)
+def _block(value: object) -> tuple[int, int] | None:
+    """Rows and columns; None for anything else."""
+    match value:
+        case [int(rows), int(columns)] if rows > 0 and columns > 0:
+            return rows, columns
+        case _:
+            return None
