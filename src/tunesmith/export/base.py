@@ -167,6 +167,7 @@ class Base:
             shape = (len(members) // first.part.parts, first.shape[0] * first.part.parts, first.shape[1])
         return quantize_nf4_parts((piece for write in members for piece in self._read(write)), shape, "cpu")
 
+    @torch.inference_mode(False)
     def _dequantize(self, name: str) -> torch.Tensor:
         packed = self._stored[name].packed
         assert packed is not None, name

@@ -94,11 +94,12 @@ def _mxfp4(packed: Packed, parts: Mapping[str, Tensor]) -> Tensor:
     values = torch.tensor([*FP4_VALUES, *(-value for value in FP4_VALUES)])
     byte = torch.arange(256)
     pairs = torch.stack([values[byte & 15], values[byte >> 4]], dim=-1)
+    powers = _powers()
     dense_EIO = torch.empty(packed.shape, dtype=DTYPES[packed.dtype])
     for expert in range(experts):
         for rows in _pieces(outputs, inputs):
             codes_PGB = codes[expert, rows]
-            scale_PG = torch.exp2(scales_EOG[expert, rows].float() - E8M0_BIAS)
+            scale_PG = powers[scales_EOG[expert, rows].int()]
             values_PGB = pairs[codes_PGB.int()].flatten(-2) * scale_PG[..., None]
             dense_EIO[expert, :, rows] = values_PGB.reshape(-1, inputs).T
     return dense_EIO
@@ -149,7 +150,7 @@ def _packed_integers(packed: Packed, parts: Mapping[str, Tensor]) -> Tensor:
     groups = 1 if scheme.group is None else -(-inputs // scheme.group)
     scales_OG = _expect(packed, parts, "scales", (outputs, groups)).float()
     middle = 1 << (scheme.bits - 1)
-    zeros_OG = torch.full_like(scales_OG, middle)
+    zeros_OG = torch.full(scales_OG.shape, float(middle))
     if "zeros" in parts:
         words = _expect(packed, parts, "zeros", (-(-outputs // many), groups))
         zeros_OG = _unpack(words, scheme.bits, 0)[:outputs].float()  # offset as the codes are
@@ -191,7 +192,12 @@ def _scaled(packed: Packed, parts: Mapping[str, Tensor]) -> Tensor:
 
 def _numbers(scales: Tensor) -> Tensor:
     """Scales as fp32; bytes are powers of two."""
-    return torch.exp2(scales.float() - E8M0_BIAS) if scales.dtype == torch.uint8 else scales.float()
+    return _powers()[scales.int()] if scales.dtype == torch.uint8 else scales.float()
+
+
+def _powers() -> Tensor:
+    """What a byte means as a scale (E8M0): a power of two, and 255 no number."""
+    return torch.tensor([*(2.0 ** (byte - E8M0_BIAS) for byte in range(255)), float("nan")])
 
 
 def _of_matrix(values: Tensor, number: int, stack: list[int]) -> Tensor:
