@@ -150,7 +150,7 @@ def _packed_integers(packed: Packed, parts: Mapping[str, Tensor]) -> Tensor:
     groups = 1 if scheme.group is None else -(-inputs // scheme.group)
     scales_OG = _expect(packed, parts, "scales", (outputs, groups)).float()
     middle = 1 << (scheme.bits - 1)
-    zeros_OG = torch.full(scales_OG.shape, float(middle))
+    zeros_OG = torch.zeros(scales_OG.shape) + middle
     if "zeros" in parts:
         words = _expect(packed, parts, "zeros", (-(-outputs // many), groups))
         zeros_OG = _unpack(words, scheme.bits, 0)[:outputs].float()  # offset as the codes are
