@@ -7,19 +7,14 @@ import pytest
 
 from tunesmith.checkpoints.check_base import check_base, check_lengths
 from tunesmith.checkpoints.facts import base_facts
+from tunesmith.checkpoints.quantized.schemes import Scheme
 from tunesmith.errors import DataError, ModelError, RecipeError
-
-NF4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "load_in_4bit": True}
 
 
 @pytest.mark.parametrize(
     ("changes", "words", "hint"),
     [
-        ({"quant_method": "mxfp4"}, "quantised by mxfp4", r"Mxfp4Config\(dequantize=True\)"),
-        ({"quant_method": "fp8"}, "quantised by fp8", r"FineGrainedFP8Config\(dequantize=True\)"),
-        ({"quant_method": "gptq"}, "quantised by gptq", "16-bit original"),
-        ({"quant_method": "bitsandbytes", "quant_settings": {"load_in_8bit": True}}, "quantised by bitsandbytes", "16-bit"),
-        ({"quant_method": "bitsandbytes", "quant_settings": NF4}, "lie in NF4, and the recipe says base: auto", "base: nf4"),
+        ({"scheme": "hqq"}, "quantised by hqq, which is not read", "16-bit original"),
         ({"encoder_decoder": True}, "answers with another", "families.md"),
         ({"model_type": "llava"}, r"multimodal, and its text model \(llama\)", "known: gemma3"),
         ({"text_type": "gpt2", "model_type": "gpt2"}, "Conv1D", "families.md"),
@@ -33,8 +28,9 @@ def test_a_base_that_cannot_be_trained(tiny_dir, make_recipe, changes, words, hi
     assert re.search(hint, caught.value.hint)
 
 
-def test_a_base_in_nf4_is_taken_as_it_is(tiny_dir, make_recipe):
-    check_base(make_recipe({"base": "nf4"}), replace(base_facts(tiny_dir), quant_method="bitsandbytes", quant_settings=NF4))
+@pytest.mark.parametrize("base", ["auto", "nf4"])
+def test_a_base_that_comes_quantised_is_taken(tiny_dir, make_recipe, base):
+    check_base(make_recipe({"base": base}), replace(base_facts(tiny_dir), scheme=Scheme(method="gptq", title="GPTQ")))
 
 
 @pytest.mark.parametrize(

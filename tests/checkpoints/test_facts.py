@@ -52,7 +52,7 @@ def test_facts_of_a_text_model_are_those_of_the_model_that_is_loaded(tmp_path):
     assert biased.weights == sum(parameter.numel() for parameter in model.parameters())
     assert biased.nbytes == sum(parameter.nbytes for parameter in model.parameters())
     assert biased.head_bias and biased.own_head and biased.tied is False
-    assert (biased.model_type, biased.multimodal, biased.max_positions, biased.quant_method) == ("phi", False, 50, None)
+    assert (biased.model_type, biased.multimodal, biased.max_positions, biased.scheme) == ("phi", False, 50, None)
     assert biased.architectures == ("PhiForCausalLM",)
 
 
@@ -60,11 +60,11 @@ def test_facts_of_a_multimodal_model_are_those_of_its_text(tmp_path):
     from transformers import AutoModelForImageTextToText
 
     config = Gemma3Config(text_config=TEXT, vision_config={**EYE, "patch_size": 14}, mm_tokens_per_image=4)
-    settings = {"quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}}
+    settings = {"quantization_config": {"quant_method": "hqq", "modules_to_not_convert": ["lm_head"]}}
     facts = base_facts(saved(tmp_path, config, AutoModelForImageTextToText, **settings))
     assert facts.multimodal and (facts.model_type, facts.text_type) == ("gemma3", "gemma3_text")
     assert facts.max_positions == 77 and not facts.own_head and not facts.head_bias
-    assert facts.quant_method == "mxfp4" and facts.quant_settings == {"modules_to_not_convert": ["lm_head"]}
+    assert facts.scheme == "hqq"
 
 
 def test_a_shard_that_is_not_there_is_named(tmp_path):

@@ -12,7 +12,7 @@ from tunesmith.errors import DataError, ExportError, MissingPackage, ModelError,
 from tunesmith.pipeline import early
 from tunesmith.pipeline import verbs as api
 
-GPTQ = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+HQQ = {"quantization_config": {"quant_method": "hqq", "bits": 4}}
 ENDPOINT = {"base_url": "http://localhost:1/v1", "model": "m", "api_key_env": "NO_SUCH_KEY"}
 WRITTEN = {"recipe.yaml", "manifest.json", "events.jsonl"}
 
@@ -62,9 +62,9 @@ def test_a_recipe_that_cannot_end_well(tmp_path, tiny_dir, changes, error, words
 
 @pytest.mark.parametrize("verb", [api.run, api.render, api.train, api.dry_run, lambda run: ts.Run.open(run.path).train()])
 def test_a_base_that_cannot_be_trained_is_refused_by_whatever_needs_it(tmp_path, tiny_dir, verb):
-    model = _copy(tiny_dir, tmp_path / "gptq", **GPTQ)
+    model = _copy(tiny_dir, tmp_path / "hqq", **HQQ)
     run = api.open_run(write_recipe(tmp_path, model), tmp_path / "run")
-    _refused(run, verb, ModelError, "quantised by gptq")
+    _refused(run, verb, ModelError, "quantised by hqq")
     api.data(run)  # which does not read it
 
 

@@ -17,7 +17,7 @@ from tunesmith.errors import ExportError, TrainingError
 from tunesmith.export.forms.merged import merge_adapter
 from tunesmith.layers.context import StepContext, at_step
 from tunesmith.layers.mlp import FusedMLP
-from tunesmith.models.adapter import adapter_state
+from tunesmith.models.adapter import adapter_state, save_adapter
 from tunesmith.models.fuse import fuse
 from tunesmith.models.keep_less import keep_less
 from tunesmith.models.load import load_model
@@ -28,7 +28,8 @@ from tunesmith.pipeline import verbs as api
 from tunesmith.pipeline.export import context_of, dry_run
 from tunesmith.pipeline.table import table_of
 from tunesmith.processes import Team
-from tunesmith.recipe import TrainSettings
+from tunesmith.recipe import Lora, TrainSettings
+from tunesmith.recipe.adapter import taken_over
 from tunesmith.rundir.records.data import Rendered
 from tunesmith.tracking import MetricsLog, read_metrics
 from tunesmith.train import distributed, loop
@@ -155,6 +156,12 @@ def _tables(recipe, tmp):
     return type(model.get_input_embeddings()), type(model.get_output_embeddings())
 
 
+def _first_rank(recipe, tmp):
+    """The rank of the adapter that a training begins from."""
+    save_adapter(tmp, {}, Lora(r=3), "base")
+    return taken_over(Lora(), recipe.train.from_adapter or tmp / "none").r
+
+
 def _adapter(recipe, tmp):
     model = load_model(find_model(recipe.model), "fp32")
     layers = add_lora(model, recipe.lora, recipe.seed)
@@ -204,6 +211,7 @@ OBSERVE = {
     "lora.target_modules": ("peft-default", _adapter),
     "lora.use_rslora": (True, _adapter),
     "lora.use_dora": (True, _adapter),
+    "train.from_adapter": (".", _first_rank),
     "train.learning_rate": (0.1, _rate),
     "train.schedule": ("linear", _rate),
     "train.warmup_ratio": (0.9, _rate),

@@ -12,15 +12,13 @@ Refused: trying the load on the meta device, which needs torch and two seconds, 
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from tunesmith.checkpoints.facts import BaseFacts
+from tunesmith.checkpoints.quantized.schemes import WAYS_ON
 from tunesmith.errors import DataError, ModelError, RecipeError
 from tunesmith.families import CONV1D, WRAPPERS
 from tunesmith.recipe import Recipe
 
-READ_IN_NF4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-DEQUANTIZE = {"mxfp4": "Mxfp4Config", "fp8": "FineGrainedFP8Config", "compressed-tensors": "CompressedTensorsConfig"}
 FAMILIES_PAGE = "docs/reference/families.md lists the models that can be trained"
 SHOWN = 5  # rows in a message
 
@@ -36,8 +34,8 @@ def check_base(recipe: Recipe, facts: BaseFacts) -> None:
         RecipeError: the recipe asks for what this base, or another of its keys, rules out.
     """
     _check_architecture(facts)
-    if facts.quant_method is not None:
-        _check_quantization(recipe.base, facts)
+    if isinstance(facts.scheme, str):
+        raise ModelError(f"{facts.directory}: the checkpoint is quantised by {facts.scheme}, which is not read", WAYS_ON)
     if recipe.export.lora_gguf and recipe.lora.use_dora:
         raise RecipeError(
             "export.lora_gguf with lora.use_dora: a GGUF of an adapter holds no lengths of rows",
@@ -85,28 +83,3 @@ def _check_architecture(facts: BaseFacts) -> None:
         )
     if facts.text_type in CONV1D:
         raise ModelError(f"{name} has Conv1D layers, whose weights lie transposed, in place of linear layers", FAMILIES_PAGE)
-
-
-def _check_quantization(base: str, facts: BaseFacts) -> None:
-    method, settings = str(facts.quant_method), facts.quant_settings
-    if method == "bitsandbytes" and all(settings.get(key) == value for key, value in READ_IN_NF4.items()):
-        if base == "nf4":
-            return
-        raise ModelError(
-            f"{facts.directory}: the weights lie in NF4, and the recipe says base: {base}",
-            "set base: nf4, which takes them as they are; or name the 16-bit original as model",
-        )
-    converted = Path(facts.directory.name + "-bf16")
-    if method in DEQUANTIZE:
-        hint = (
-            "where the model has no 16-bit original, write one with transformers and name it as model:\n"
-            f"  from transformers import AutoModelForCausalLM, AutoTokenizer, {DEQUANTIZE[method]}\n"
-            f"  model = AutoModelForCausalLM.from_pretrained({str(facts.directory)!r}, dtype='bfloat16',\n"
-            f"      quantization_config={DEQUANTIZE[method]}(dequantize=True))\n"
-            f"  model.save_pretrained('{converted}')\n"
-            f"  AutoTokenizer.from_pretrained({str(facts.directory)!r}).save_pretrained('{converted}')\n"
-            "base: nf4 then takes a quarter of its memory"
-        )
-    else:
-        hint = "name the 16-bit original as model, or an unquantized QAT release; base: nf4 quantises it as it is read"
-    raise ModelError(f"{facts.directory}: the checkpoint is quantised by {method}, which is not read", hint)

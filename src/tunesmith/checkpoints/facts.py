@@ -8,11 +8,12 @@ that then look like facts of the file; what a file does not say is None here.
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.checkpoints.names import naming_of, read_settings, stored_tensors
+from tunesmith.checkpoints.quantized.layout import layout_of
+from tunesmith.checkpoints.quantized.schemes import Scheme, scheme_of, settings_of
 from tunesmith.rundir import fingerprint, sha256_file
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")  # the keys of different architectures
@@ -30,13 +31,12 @@ class BaseFacts:
         architectures: classes that the configuration names.
         encoder_decoder: whether it answers by another stack than the one that reads.
         max_positions: the longest row that it can take, in tokens.
-        quant_method: how the weights are quantised (``bitsandbytes``, ``mxfp4`` ...); None where they are not.
-        quant_settings: the rest of what the configuration says of the quantisation.
+        scheme: how the weights are quantised, or what it is that is not read; None where they are not.
         tied: whether the configuration says that the head is the embedding.
         own_head: whether a head lies in the files.
         head_bias: whether that head has a bias.
-        weights: number of weights in the files, those of towers included.
-        nbytes: what they take.
+        weights: number of weights, those of towers included.
+        nbytes: what they take, dequantised where they are quantised.
     """
 
     directory: Path
@@ -45,8 +45,7 @@ class BaseFacts:
     architectures: tuple[str, ...]
     encoder_decoder: bool
     max_positions: int | None
-    quant_method: str | None
-    quant_settings: Mapping[str, object]
+    scheme: Scheme | str | None
     tied: bool | None
     own_head: bool
     head_bias: bool
@@ -82,11 +81,12 @@ def base_facts(directory: Path) -> BaseFacts:
     """
     config = read_settings(directory)
     text = config.get("text_config") or config
-    quantization = (
-        config.get("quantization_config") or text.get("quantization_config") or config.get("compression_config") or {}
-    )
+    quantization = settings_of(config)
+    scheme = scheme_of(quantization)
     tensors = {name: tensor for file in stored_tensors(directory).values() for name, tensor in file.items()}
     model_type = str(config.get("model_type"))
+    if isinstance(scheme, Scheme):
+        tensors = layout_of(directory).tensors
     of_model = naming_of(model_type, tensors).of_model
     names = {name for stored in tensors if (name := of_model(stored)) is not None}
     positions = next((text[key] for key in POSITIONS if isinstance(text.get(key), int)), None)
@@ -98,8 +98,7 @@ def base_facts(directory: Path) -> BaseFacts:
         architectures=tuple(map(str, config.get("architectures") or ())),
         encoder_decoder=bool(config.get("is_encoder_decoder")),
         max_positions=positions,
-        quant_method=str(quantization.get("quant_method", "unnamed")) if quantization else None,
-        quant_settings={key: value for key, value in quantization.items() if key != "quant_method"},
+        scheme=scheme,
         tied=tied if isinstance(tied, bool) else None,
         own_head=not names.isdisjoint({"lm_head.weight", "embed_out.weight"}),
         head_bias=any(_HEAD_BIAS.fullmatch(name) for name in names),

@@ -1,5 +1,8 @@
 """The configuration and the tensors of the text model in a model directory.
 
+A quantised checkpoint is read as the dense one that it amounts to: names and shapes are those of the dense weights, and each is
+dequantised when it is read (``checkpoints/quantized``).
+
 Both loaders start here. The configuration is that of the text model, whether the checkpoint is a text model or a multimodal
 one around it; the tensors are read one at a time under the text model's names, and those of the towers are not seen. A file is
 opened anew for each tensor, because pages of a mapping count as resident until it is closed.
@@ -23,6 +26,8 @@ from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
 from tunesmith.checkpoints.names import INDEX, checkpoint_files, expert_part, naming
+from tunesmith.checkpoints.quantized.dense import dense_weight
+from tunesmith.checkpoints.quantized.layout import layout_of
 from tunesmith.errors import ModelError
 from tunesmith.families import WRAPPERS
 
@@ -82,17 +87,22 @@ class Checkpoint:
     Attributes:
         naming: the names in the files against those of the model; what belongs to a tower is left out, and that is said.
         files: file of each tensor and its name there, by the model's name.
+        layout: of a quantised checkpoint, how its weights lie.
         stacks: names of the parts of each stacked expert weight that is stored in parts, in the order of its flat run.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, *, dense: bool = True):
         """Read the headers.
 
+        Args:
+            dense: also of a checkpoint whose NF4 is what NF4 is here; else its tensors are read as they lie there.
+
         Raises:
-            ModelError: no safetensors or no configuration there, or a damaged one.
+            ModelError: no safetensors or no configuration there, a damaged one, or a quantisation that is not read.
         """
         self.directory = directory
-        stored_names = checkpoint_files(directory)
+        self.layout = layout_of(directory, dense=dense)
+        stored_names = self.layout.files
         self.naming = naming(directory)
         self.files: dict[str, tuple[Path, str]] = {}
         towers = 0
@@ -113,12 +123,14 @@ class Checkpoint:
         return name in self.files or name in self.stacks
 
     def read(self, name: str) -> Tensor:
-        """A view of the mapped file, whose pages are given back when the tensor dies.
+        """A view of the mapped file, whose pages are given back when the tensor dies; of a quantised weight its dense numbers.
 
         Raises:
             ModelError: the tensor cannot be read.
         """
-        return _read(*self.files[name])
+        file, stored = self.files[name]
+        packed = self.layout.packed.get(stored)
+        return _read(file, stored) if packed is None else dense_weight(packed)
 
     def read_parts(self, name: str, shape: Sequence[int]) -> Iterator[tuple[str, Tensor]]:
         """The tensor of this name, or the parts that it is stored in: names and views, one after another in its flat run.

@@ -141,8 +141,11 @@ class BaseModel:
             rendered.append(result)
         return rendered
 
-    def load(self, adapter: Path | None = None) -> "LoadedModel":
+    def load(self, adapter: Path | None = None, dropout: float | None = None) -> "LoadedModel":
         """The weights in memory, on the best device, with the adapter of a PEFT directory on them where one is named.
+
+        Args:
+            dropout: of the adapter, in the place of its own, where it is trained further.
 
         Raises:
             ModelError: damaged or unsuitable weights, or an adapter that was trained on another base.
@@ -153,7 +156,10 @@ class BaseModel:
         model = load_model(self.directory, self.compute, self.storage, best_device(), *places)
         if adapter is None:
             return LoadedModel(base=self, model=model)
-        return LoadedModel(base=self, model=model, layers=load_adapted(model, adapter), lora=read_lora(adapter))
+        lora = read_lora(adapter)
+        if dropout is not None:
+            lora = lora.model_copy(update={"dropout": dropout})
+        return LoadedModel(base=self, model=model, layers=load_adapted(model, adapter, dropout), lora=lora)
 
     def add_lora(self, *, seed: int = 0, **settings: Any) -> "LoadedModel":
         """The weights in memory with a new adapter on them, which changes nothing yet.

@@ -22,10 +22,12 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from tunesmith.checkpoints.hf import read_config
-from tunesmith.checkpoints.names import checkpoint_files
-from tunesmith.checkpoints.shards import DTYPES
+from tunesmith.checkpoints.names import Naming, checkpoint_files
+from tunesmith.checkpoints.quantized.dense import dense_weight
+from tunesmith.checkpoints.quantized.layout import layout_of, lies_in_nf4
+from tunesmith.checkpoints.shards import DTYPES, Shape, write_model
 from tunesmith.errors import ExportError
-from tunesmith.export.plan import Stored, Write
+from tunesmith.export.plan import Stored, Write, plan_merge
 from tunesmith.kernels.nf4 import BLOCK, NF4, dequantize_nf4, nf4_part, quantize_nf4_parts
 from tunesmith.layers.nf4 import QUANT_STATE, NF4Weight
 from tunesmith.models.embeddings import per_layer_table
@@ -58,7 +60,7 @@ def quantized_in_training(base: Path, weights: bool, table: bool) -> QuantizedWe
     Raises:
         ModelError: the configuration cannot be read.
     """
-    if weights and any(name.endswith(QUANT_STATE) for name in checkpoint_files(base)):
+    if weights and lies_in_nf4(base):
         weights = False  # the loader takes what lies in 4 bits there, and quantises nothing else
     if not (weights or table):
         return QuantizedWeights()
@@ -74,16 +76,20 @@ def quantized_in_training(base: Path, weights: bool, table: bool) -> QuantizedWe
 
 
 def read_stored(base: Path) -> dict[str, Stored]:
-    """The weights of a checkpoint by its own names, from the headers; the tensors of a 4-bit weight are one weight.
+    """The weights of a checkpoint by its own names, from the headers; the tensors of a quantised weight are one weight.
 
     Raises:
         ModelError: no safetensors there, or a damaged file.
         ExportError: a dtype that is not known.
     """
-    files = checkpoint_files(base)
+    layout = layout_of(base, dense=False)
+    files = layout.files
     four_bit = {name.removesuffix(f".{QUANT_STATE}") for name in files if name.endswith(QUANT_STATE)}
     stored: dict[str, Stored] = {}
     for name, file in files.items():
+        if (packed := layout.packed.get(name)) is not None:
+            stored[name] = Stored(file, packed.shape, DTYPES[packed.dtype], packed=packed)
+            continue
         if name in four_bit:
             weight = _read_nf4(name, files)
             stored[name] = Stored(file, tuple(weight.shape), weight.dtype, is_nf4=True)
@@ -113,6 +119,7 @@ class Base:
         for write in writes:
             self._members.setdefault(write.stack, []).append(write)
         self._quantized = functools.lru_cache(maxsize=1)(self._quantize)  # the parts of a stack come one after another
+        self._dense = functools.lru_cache(maxsize=1)(self._dequantize)
 
     def rows(self, write: Write) -> Iterator[tuple[int, int, torch.Tensor]]:
         """A tensor from front to back: (number of the matrix, first row, rows).
@@ -120,6 +127,7 @@ class Base:
         The rows are in the dtype of the checkpoint, or in fp32 where they come from 4 bits. A tensor with one dimension or
         none is one row; one with more than three comes whole.
         """
+        is_packed = self._stored[write.source].packed is not None
         if len(write.shape) not in (2, 3):
             with safe_open(self._stored[write.source].file, framework="pt") as opened:
                 yield 0, 0, opened.get_tensor(write.source)
@@ -139,6 +147,10 @@ class Base:
                 run, place = nf4_part(q, start, start + (end - first) * width)
                 yield number, first, dequantize_nf4(run, torch.float32)[place:].view(end - first, width)[:, :columns]
             return
+        if is_packed:
+            matrices = self._dense(write.source).view(-1, rows, columns)
+            yield from ((number, first, matrices[number, first:end]) for number, first, end in places)
+            return
         with safe_open(self._stored[write.source].file, framework="pt") as opened:
             tensor = opened.get_slice(write.source)
             for number, first, end in places:
@@ -155,16 +167,43 @@ class Base:
             shape = (len(members) // first.part.parts, first.shape[0] * first.part.parts, first.shape[1])
         return quantize_nf4_parts((piece for write in members for piece in self._read(write)), shape, "cpu")
 
+    @torch.inference_mode(False)
+    def _dequantize(self, name: str) -> torch.Tensor:
+        packed = self._stored[name].packed
+        assert packed is not None, name
+        return dense_weight(packed)
+
     def _read(self, write: Write) -> Iterator[torch.Tensor]:
         """The stored tensor in pieces; rows of a table are filled up with zeros to whole blocks."""
-        with safe_open(self._stored[write.source].file, framework="pt") as opened:
-            tensor = opened.get_tensor(write.source)
+        if self._stored[write.source].packed is not None:
+            tensor = self._dense(write.source)
+        else:
+            with safe_open(self._stored[write.source].file, framework="pt") as opened:
+                tensor = opened.get_tensor(write.source)
         missing = _width(write) - write.shape[-1]
         if not missing:
             yield tensor
             return
         for piece_PI in tensor.split(max(1, PIECE // write.shape[-1])):
             yield torch.nn.functional.pad(piece_PI, (0, missing))
+
+
+def write_dense(base: Path, target: Path) -> None:
+    """Write the weights of a quantised checkpoint as the dense safetensors that they amount to.
+
+    Args:
+        base: directory of the base model.
+        target: an existing directory.
+
+    Raises:
+        ModelError: a weight cannot be read.
+        ExportError: a dtype that is not known.
+    """
+    stored = read_stored(base)
+    writes = plan_merge(stored, Naming(), {}, frozenset(), frozenset(), keep_towers=True)
+    reader = Base(base, stored, writes.values())
+    described = {name: Shape(write.shape, write.dtype) for name, write in writes.items()}
+    write_model(target, described, lambda name: (rows for _, _, rows in reader.rows(writes[name])))
 
 
 def _width(write: Write) -> int:

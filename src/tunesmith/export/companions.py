@@ -31,6 +31,8 @@ from tunesmith.families import WRAPPERS
 from tunesmith.rundir import write_json
 
 WRITTEN = {"config.json"}
+QUANTIZATION = {"quantize_config.json", "quant_config.json", "hf_quant_config.json"}  # of weights that are dense by then
+QUANTIZATION_KEYS = ("quantization_config", "compression_config")
 PROCESSORS = {"processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"}
 INHERITED = ("dtype", "torch_dtype", "bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -57,7 +59,7 @@ def copy_companions(
     if has_own_head(base):
         config = _untied(config)
     write_json(directory / "config.json", config)
-    left = WRITTEN | (PROCESSORS if "text_config" in facts and "text_config" not in config else set())
+    left = WRITTEN | QUANTIZATION | (PROCESSORS if "text_config" in facts and "text_config" not in config else set())
     for file in base.iterdir():
         if file.suffix in SUFFIXES and file.name not in left and not file.name.endswith(".index.json"):
             shutil.copy(file, directory / file.name)
@@ -100,11 +102,11 @@ def merged_config(facts: dict[str, Any], keep_towers: bool, tied: bool) -> dict[
         tied: whether the head is the embedding; of a multimodal model the outer configuration decides that.
     """
     wrapper = WRAPPERS.get(str(facts.get("model_type")))
-    config = {key: value for key, value in facts.items() if key != "quantization_config"}
+    config = {key: value for key, value in facts.items() if key not in QUANTIZATION_KEYS}
     if keep_towers or wrapper is None:
         return config
     text = {key: config[key] for key in INHERITED if key in config} | dict(config["text_config"])
-    text = {key: value for key, value in text.items() if key not in ("quantization_config", "architectures")}
+    text = {key: value for key, value in text.items() if key not in (*QUANTIZATION_KEYS, "architectures")}
     text.setdefault("model_type", wrapper.family)
     architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[text["model_type"]]
     return {"architectures": [architecture]} | text | {"tie_word_embeddings": tied}

@@ -22,6 +22,7 @@ from typing import Literal
 import torch
 
 from tunesmith.checkpoints.names import ExpertPart, Naming, expert_part
+from tunesmith.checkpoints.quantized.layout import Packed
 from tunesmith.checkpoints.shards import Shape
 from tunesmith.errors import ExportError
 
@@ -35,12 +36,14 @@ class Stored:
         shape: of the dense weight.
         dtype: of the dense weight; of a 4-bit one, the dtype that it was quantised from.
         is_nf4: it lies there in 4 bits, in several tensors.
+        packed: how it lies there, where it is quantised in another way.
     """
 
     file: Path
     shape: tuple[int, ...]
     dtype: torch.dtype
     is_nf4: bool = False
+    packed: Packed | None = None
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,10 @@ in one matrix: A as (E R, I), expert by expert, and B as (O, R E), rank by rank.
 targets, so the file says 0; dropout has no meaning once training is over.
 
 **What an adapter is, its own configuration says**: rank, alpha, targets, rsLoRA and DoRA are read from it wherever an adapter
-is loaded (``load_adapted``, ``read_lora``), and never from a recipe, which may have been changed since.
+is loaded (``load_adapted``), and never from a recipe, which may have been changed since (``recipe/adapter.py`` reads it).
 
 **Adapters of others** are read with suspicion. The header is scanned before it is parsed (``checkpoints/prescan.py``), factors
-must be finite numbers, and what the configuration asks for and we do not do (a rank of its own for some layers, whole modules
-saved beside the adapter) is an error, because leaving it out gives another model. Pickles (``adapter_model.bin``, ``.pt``) run
-code while they are read; they are refused with the command that converts them.
+must be finite numbers, and what the configuration asks for and we do not do is an error (``recipe/adapter.py``).
 
 Source: ``ParamWrapper`` in ``peft/tuners/lora/layer.py`` and ``_inject_parameters`` in ``peft/tuners/tuners_utils.py`` of
 PEFT 0.21. Refused: files of our own with a converter, which somebody would have to run.
@@ -29,7 +27,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jiter
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -43,22 +40,9 @@ from tunesmith.layers.experts import Adapted, LoRAExpertWeight
 from tunesmith.models.nf4_load import STACKS, shorten
 from tunesmith.models.swap import adaptable_names, add_lora
 from tunesmith.recipe import Lora
+from tunesmith.recipe.adapter import CONFIG, WEIGHTS, read_adapter_config, read_lora, weights_file
 
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
-CONFIG_BYTES = 2**22
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-NOT_APPLIED = (  # keys of PEFT's that change what the tensors mean
-    "modules_to_save",
-    "rank_pattern",
-    "alpha_pattern",
-    "layer_replication",
-    "trainable_token_indices",
-    "lora_bias",
-    "alora_invocation_tokens",
-)
-OTHER_BASE = ("pissa", "olora", "corda")  # initialisations that take something out of the base before training
 
 
 class _Slot(NamedTuple):
@@ -78,8 +62,11 @@ def adapter_state(layers: Mapping[str, Adapted]) -> dict[str, Tensor]:
     return {key: slot.view.reshape(slot.shape).cpu() for key, slot in _trained(layers).items()}
 
 
-def load_adapted(model: PreTrainedModel, directory: Path) -> dict[str, Adapted]:
+def load_adapted(model: PreTrainedModel, directory: Path, dropout: float | None = None) -> dict[str, Adapted]:
     """Put the adapter of a PEFT directory on a stock model: rank, scale, kind and targets are those of its own configuration.
+
+    Args:
+        dropout: in the place of its own, where it is trained further.
 
     Returns:
         Everything that has an adapter by full name, as ``add_lora`` returns it.
@@ -95,6 +82,8 @@ def load_adapted(model: PreTrainedModel, directory: Path) -> dict[str, Adapted]:
             "it was trained on a model of another architecture",
         )
     lora = read_lora(directory).model_copy(update={"target_modules": tuple(names)})
+    if dropout is not None:
+        lora = lora.model_copy(update={"dropout": dropout})
     layers = add_lora(model, lora, seed=0)
     try:
         load_adapter_state(layers, state)
@@ -164,77 +153,13 @@ def save_adapter(
     save_file(adapter_state(layers), directory / WEIGHTS, metadata={"format": "pt"})
 
 
-def read_adapter_config(directory: Path) -> dict[str, Any]:
-    """The configuration of a PEFT adapter directory, of an adapter that can be applied here.
-
-    Raises:
-        ModelError: none there, no LoRA, or one that asks for what we do not do.
-    """
-    path = directory / CONFIG
-    try:
-        text = path.read_bytes() if path.stat().st_size <= CONFIG_BYTES else b""
-        config = jiter.from_json(text, catch_duplicate_keys=True, allow_inf_nan=False)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read: {error}", "give a directory that PEFT or tunesmith train wrote") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
-        raise ModelError(f"{path}: peft_type is {kind!r}, expected 'LORA'", "other kinds of adapters are not read")
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float) or alpha <= 0:
-        raise ModelError(f"{path}: r is {rank!r} and lora_alpha {alpha!r}", "a rank is a whole number, both are positive")
-    dropout = config.setdefault("lora_dropout", 0.0)
-    if not isinstance(dropout, int | float) or not 0.0 <= dropout < 1.0:
-        raise ModelError(f"{path}: lora_dropout is {dropout!r}", "a share from 0 to below 1")
-    targets = config.setdefault("target_modules", [])
-    if not isinstance(targets, str | list):
-        raise ModelError(f"{path}: target_modules is {targets!r}", "a list of names or a regular expression; get it again")
-    settings = [key for key in NOT_APPLIED if config.get(key)]
-    if config.get("bias", "none") != "none":
-        settings.append("bias")
-    if settings:
-        raise ModelError(f"{path}: asks for {', '.join(settings)}, which is not applied here", "merge it with PEFT")
-    start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(OTHER_BASE):
-        raise ModelError(
-            f"{path}: init_lora_weights is {start}, so the adapter belongs to a base that was changed before training",
-            "save it again as a plain adapter: save_pretrained(..., path_initial_model_for_weight_conversion=...) in PEFT",
-        )
-    return config
-
-
-def read_lora(directory: Path) -> Lora:
-    """What the configuration of a PEFT adapter directory says in our keys: rank, alpha, dropout, kind and targets.
-
-    Raises:
-        ModelError: see ``read_adapter_config``.
-    """
-    config = read_adapter_config(directory)
-    targets: str | tuple[str, ...] = config["target_modules"]
-    experts = dict.fromkeys(name.rpartition(".")[0] for name in config.get("target_parameters") or ())
-    if not isinstance(targets, str):
-        targets = (*targets, *experts)
-    elif experts:
-        targets = "|".join([f"(?:{targets})", *(rf"(?:.*\.)?{re.escape(name)}" for name in experts)])
-    return Lora(
-        r=config["r"],
-        alpha=config["lora_alpha"],
-        dropout=config["lora_dropout"],
-        target_modules=targets,
-        use_rslora=bool(config.get("use_rslora")),
-        use_dora=bool(config.get("use_dora")),
-    )
-
-
 def read_adapter(directory: Path) -> dict[str, Tensor]:
     """Tensors of a PEFT adapter directory.
 
     Raises:
         ModelError: no adapter there, a pickle, a file that is not whole, or weights that are not finite numbers.
     """
-    path = directory / WEIGHTS
-    if not path.exists():
-        _refuse_pickle(directory)
-        raise ModelError(f"{directory}: no {WEIGHTS} there", "run: tunesmith train RUN")
+    path = weights_file(directory)
     try:
         check_safetensors(path, ADAPTER)
         state = load_file(path)
@@ -301,23 +226,6 @@ def _matches(name: str, pattern: str | list[str]) -> bool:
     if isinstance(pattern, str):
         return re.fullmatch(pattern, name) is not None
     return any(f".{name}".endswith(f".{entry}") for entry in pattern)
-
-
-def _refuse_pickle(place: Path) -> None:
-    """Refuse an adapter that is a pickle, or a directory with nothing else, and say how to convert it."""
-    files = sorted(place.iterdir()) if place.is_dir() else [place]
-    pickles = [file for file in files if file.suffix in PICKLES and file.is_file()]
-    if not pickles:
-        return
-    file = next((file for file in pickles if file.stem == "adapter_model"), pickles[0])
-    load = f"torch.load('{file.name}', weights_only=True, map_location='cpu')"
-    raise ModelError(
-        f"{file}: a pickle, which may run code while it is read; adapters are read from {WEIGHTS} alone",
-        "convert it in an environment that you can lose:\n"
-        f"  cd {file.parent}\n"
-        f'  python -c "import torch, safetensors.torch as s; '
-        f"s.save_file({{k: v.clone() for k, v in {load}.items()}}, '{WEIGHTS}')\"",
-    )
 
 
 def _prefix_of(name: str, names: list[str]) -> str:

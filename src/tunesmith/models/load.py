@@ -145,10 +145,8 @@ def _load_dense(
     """By ``from_pretrained``, which knows the stored form of every architecture; what it would make up is refused."""
     config, quantization = read_config(directory)
     if quantization is not None:
-        raise ModelError(
-            f"{directory}: the checkpoint is quantised (quant_method={quantization.get('quant_method')})",
-            "base: nf4 takes one of bitsandbytes in NF4; else start from the original model or an unquantized QAT release",
-        )
+        places = (per_layer_embeddings, "all", embedding_on, base_head)
+        return load_nf4(directory, (), dtype, device, *places, quantize=False)
     checkpoint = Checkpoint(directory)
     names = checkpoint.naming
     table = per_layer_table(str(config.model_type), checkpoint.files)

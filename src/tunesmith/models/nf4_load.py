@@ -13,8 +13,8 @@ computed for real, so they are the stock model's for any family.
 (``Family.never_quantized`` and the router) and what the caller excludes; and the experts of a mixture, both weights of all
 experts, whether they lie in the file as one tensor or one by one. Embeddings stay in ``dtype``, but for a per-layer table that
 the recipe puts elsewhere (``models/embeddings.py``). A checkpoint that bitsandbytes quantised (NF4, blocks of 64, double
-quantisation) is taken as it is, so there the checkpoint decides. A parameter that the checkpoint lacks is an error, never a
-random number.
+quantisation) is taken as it is, so there the checkpoint decides; one that is quantised in another way is dequantised as it is
+read. A parameter that the checkpoint lacks is an error, never a random number.
 
 Refused: ``from_pretrained(quantization_config=...)``, which needs bitsandbytes, holds the shards' dense tensors, leaves
 experts in 16 bits and hides which layers it skipped.
@@ -33,7 +33,7 @@ import torch
 from rich.filesize import decimal
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from tunesmith.checkpoints.hf import Checkpoint, check_shape, read_config
 from tunesmith.errors import ModelError
@@ -90,30 +90,33 @@ def load_nf4(
     resident_layers: Resident = "all",
     embedding_on: str = "device",
     base_head: str = "auto",
+    *,
+    quantize: bool = True,
 ) -> PreTrainedModel:
     """A stock causal language model, frozen, with ``NF4Linear`` for its linear layers and ``NF4Experts`` for its experts.
 
     Args:
-        directory: Hugging Face model directory with safetensors, dense or quantised by bitsandbytes to NF4; of a multimodal
-            one the text model is read.
+        directory: Hugging Face model directory with safetensors, dense or quantised; of a multimodal one the text model.
         exclude: modules to leave in ``dtype``, see ``quantized_linears``.
         dtype: of all that is not quantised.
         device: where the model is made.
         per_layer_embeddings, resident_layers, embedding_on, base_head: as in the recipe.
+        quantize: hold them in NF4; else the whole model is in ``dtype``, for what stock transformers does not read.
 
     Raises:
         ModelError: unknown architecture, no safetensors, a damaged file, a parameter that is missing or of another shape,
             a weight that is not finite, another quantisation; of a streamed model no layers, or no room on the disk.
     """
     device = torch.device(device)
-    checkpoint = Checkpoint(directory)
-    config = _config(directory)
+    checkpoint = Checkpoint(directory, dense=not quantize)
+    config, _ = read_config(directory)
     try:
         with _EmptyOnMeta():
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
     except (ValueError, KeyError) as error:
         raise ModelError(f"{directory}: the model cannot be built: {error}", "is its architecture a causal one?") from error
-    linears, experts = _choose(model, checkpoint, exclude)
+    linears, experts = _choose(model, checkpoint, exclude) if quantize else ([], [])
+    _say_dequantized(checkpoint, dtype, quantize)
     tensors = _tensors_of(model)
     _refuse_missing(checkpoint, tensors)
     unexpected = _unexpected(model, checkpoint, tensors)
@@ -142,7 +145,7 @@ def load_nf4(
     _refuse_meta(model)
     if (directory / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(directory)
-    _report(model, plain, unexpected)
+    _report(model, plain, unexpected, quantize)
     model._apply(lambda tensor: upload(tensor, device))  # the parameters are there; this takes the computed buffers
     return model.requires_grad_(False).eval()
 
@@ -155,21 +158,6 @@ class _EmptyOnMeta(TorchFunctionMode):
         if func is torch.empty:
             kwargs["device"] = "meta"
         return func(*args, **kwargs)
-
-
-def _config(directory: Path) -> PretrainedConfig:
-    """The text model's configuration, where the checkpoint is dense or in bitsandbytes' NF4."""
-    config, facts = read_config(directory)
-    if facts is None:
-        return config
-    form = {name: facts.get(name) for name in ("quant_method", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")}
-    if form != {"quant_method": "bitsandbytes", "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}:
-        summary = ", ".join(f"{name}={value}" for name, value in form.items())
-        raise ModelError(
-            f"{directory}: the checkpoint is quantised in another way ({summary})",
-            "start from the original 16-bit model or an unquantized QAT release, or from one in NF4 with double quantisation",
-        )
-    return config
 
 
 def _plain_linears(model: PreTrainedModel) -> list[str]:
@@ -339,7 +327,22 @@ def _refuse_meta(model: PreTrainedModel) -> None:
             raise ModelError(f"{name} is neither in the checkpoint nor computed by the model", "load this model in bf16")
 
 
-def _report(model: PreTrainedModel, plain: list[str], unexpected: list[str]) -> None:
+def _say_dequantized(checkpoint: Checkpoint, dtype: torch.dtype, quantize: bool) -> None:
+    layout = checkpoint.layout
+    if layout.packed:
+        kept = "and most of it quantised to NF4" if quantize else f"to {str(dtype).removeprefix('torch.')}"
+        size = decimal(sum(tensor.numel for tensor in layout.tensors.values()) * dtype.itemsize)
+        whole = f"{size} whole" if quantize else size
+        logger.info(f"the base comes in {layout.words}: {len(layout.packed)} weights are dequantised {kept} ({whole})")
+    if layout.left_out:
+        logger.info(f"scales of activations and caches are not used: {len(layout.left_out)} ({shorten(layout.left_out)})")
+
+
+def _report(model: PreTrainedModel, plain: list[str], unexpected: list[str], quantize: bool) -> None:
+    if unexpected:
+        logger.warning(f"{len(unexpected)} tensors of the checkpoint have no place in the model ({shorten(unexpected)})")
+    if not quantize:
+        return
     layers = [module for module in model.modules() if isinstance(module, NF4Linear)]
     experts = [module for module in model.modules() if isinstance(module, NF4Experts)]
     weights = [layer.weight for layer in layers]
@@ -350,8 +353,6 @@ def _report(model: PreTrainedModel, plain: list[str], unexpected: list[str]) -> 
     logger.info(f"NF4: {len(layers)} linear layers{mixture}, {count:,} weights{bits}")
     left = f", the experts of {len(dense)} layers" if (dense := quantized_experts(model)) else ""
     logger.info(f"not quantised: {len(plain)} linear layers ({shorten(plain)}){left}, embeddings and norms")
-    if unexpected:
-        logger.warning(f"{len(unexpected)} tensors of the checkpoint have no place in the model ({shorten(unexpected)})")
 
 
 def shorten(names: Sequence[str]) -> str:

@@ -26,6 +26,7 @@ from tunesmith.memory.shape import Shape, read_shape
 from tunesmith.pipeline.disk import Saving, refuse_training
 from tunesmith.pipeline.stage import Stage, module_of
 from tunesmith.recipe import EXTERNAL, Recipe, is_shipped_name
+from tunesmith.recipe.adapter import refuse_contradiction
 from tunesmith.recipe.derive import ALPHA
 from tunesmith.rundir import RunDir
 
@@ -57,6 +58,8 @@ def refuse_early(run: RunDir, recipe: Recipe, stages: Sequence[Stage], *, fetch:
         make_metric(recipe.task)
     _refuse_missing_keys(recipe, stages, modules)
     if "train" in modules:
+        if recipe.train.from_adapter is not None:
+            refuse_contradiction(recipe.lora, recipe.train.from_adapter)
         _warn_of_scale(recipe)
     if not any(stage.asks_base for stage in stages):
         return None

@@ -11,6 +11,7 @@ from pydantic import JsonValue
 from tunesmith.checkpoints.content import content_key
 from tunesmith.errors import ModelError
 from tunesmith.recipe import Recipe, is_shipped_name
+from tunesmith.recipe.adapter import CONFIG, WEIGHTS
 from tunesmith.rundir import RunDir, fingerprint
 from tunesmith.rundir.hashes import content_hash, file_state
 from tunesmith.rundir.records.stages import Parts, StageRecord
@@ -93,6 +94,17 @@ class Inputs:
         if path.is_dir():
             return {label: fingerprint(sorted(content_hash(file) for file in path.rglob("*") if file.is_file()))}
         return {label: Unknown(f"{path} is gone")}
+
+    def first_adapter(self) -> Parts:
+        """The content of the adapter that training goes on from; nothing where it begins a new one."""
+        directory = self.recipe.train.from_adapter
+        if directory is None:
+            return {}
+        try:
+            content: JsonValue = fingerprint([content_hash(directory / name) for name in (CONFIG, WEIGHTS)])
+        except OSError:
+            content = Unknown(f"{directory} is gone")
+        return {"train.from_adapter (content)": content}
 
     def rows(self, label: str) -> Parts:
         """The content of the rows, wherever they lie; a hub id by its name."""

@@ -48,6 +48,7 @@ logger = logging.getLogger(__name__)
 NOT_HERE = {
     "resident_layers": "the model is loaded with it: open_base(recipe)",
     "embedding_on": "the model is loaded with it: open_base(recipe)",
+    "from_adapter": "the model is loaded with it: open_base(model).load(directory)",
     "compute": "the model was opened with it: open_base(model, compute=...)",
     "replay": "what the base model writes are rows like all others: render them too",
     "race": "a race is between the first steps of whole trainings: tunesmith train",

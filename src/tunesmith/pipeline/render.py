@@ -18,6 +18,7 @@ from tunesmith.chat.fit import fit
 from tunesmith.chat.render import Conversation, with_system
 from tunesmith.checkpoints.check_base import check_lengths
 from tunesmith.checkpoints.facts import base_facts, model_hashes
+from tunesmith.checkpoints.quantized.schemes import Scheme
 from tunesmith.data.lengths import keep_shares
 from tunesmith.engines.base import BaseModel
 from tunesmith.errors import DataError
@@ -90,6 +91,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         "revision": recipe.revision,
         "sha256": recipe.model_sha256,
         "files": {**model_hashes(base.directory)},
+        **({"dequantized_from": scheme.title} if isinstance(scheme := base_facts(base.directory).scheme, Scheme) else {}),
     }
     manifest = dataclasses.replace(run.manifest(), model=model, template_sha256=fingerprint(renderer.template))
     manifest.write(run.manifest_file)

@@ -34,6 +34,7 @@ CHEAP_TRAIN_KEYS = (
     "train.offload",
     "train.embedding_on",
     "train.memory",
+    "train.from_adapter",  # whose content counts, wherever it lies
 )
 
 
@@ -165,6 +166,7 @@ def _training(read: Inputs) -> Parts:
     return {
         **read.files("data/train.arrow", "data/dev.arrow", *replay, TEMPLATE),
         **read.model(),
+        **read.first_adapter(),
         **read.keys("base", "per_layer_embeddings", "base_head", "lora", "train", "seed", without=CHEAP_TRAIN_KEYS),
     }
 

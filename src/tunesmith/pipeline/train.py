@@ -2,16 +2,22 @@
 
 import gc
 import logging
+from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from tunesmith.chat.fit_template import check_template
 from tunesmith.data.pack import Plan
 from tunesmith.engines.base import BaseModel, LoadedModel
+from tunesmith.errors import RecipeError
+from tunesmith.layers.experts import LoRAExpertWeight
 from tunesmith.models.adapter import load_adapter_state, read_adapter
 from tunesmith.models.device import best_device, device_name, give_back, gpu_use, watch_gpu
 from tunesmith.models.load import head_weight
+from tunesmith.models.nf4_load import shorten
+from tunesmith.models.swap import target_names
 from tunesmith.pipeline.base import base_of
 from tunesmith.pipeline.dials import Shortage
 from tunesmith.pipeline.disk import refuse_checkpoints
@@ -19,7 +25,8 @@ from tunesmith.pipeline.own_loop import make_ready, settings_for
 from tunesmith.pipeline.replan import replanned
 from tunesmith.pipeline.stage import Session
 from tunesmith.pipeline.train_memory import MemoryOfSteps, memory_figures, told
-from tunesmith.recipe import Recipe, TrainSettings
+from tunesmith.recipe import Lora, Recipe, TrainSettings
+from tunesmith.recipe.adapter import CONFIG, WEIGHTS, read_lora, words_of_start
 from tunesmith.rundir import RunDir, fingerprint
 from tunesmith.rundir.hashes import content_hash
 from tunesmith.rundir.records.base import Json
@@ -60,10 +67,10 @@ def _trained(run: RunDir, recipe: Recipe, base: BaseModel, shortage: Shortage | 
     documents = {part: Documents.open(run.tokens(part)) for part in ("train", "dev")}
     parts = [check_part(part, rows, run.data / f"{part}.jsonl", base.renderer) for part, rows in documents.items()]
     watch_gpu(best_device())
-    model = (loaded := base.load()).model
+    first = recipe.train.from_adapter
+    tuned = base.load().adapt(recipe.lora, recipe.seed) if first is None else _go_on_from(base, recipe.lora, first)
+    model, layers = tuned.model, tuned.layers
     template = check_template(base.renderer, len(head_weight(model)))
-    tuned = loaded.adapt(recipe.lora, recipe.seed)
-    layers = tuned.layers
     trained_weights = sum(p.numel() for layer in layers.values() for p in layer.parameters() if p.requires_grad)
     _say_where(base, model.device, f"LoRA on {len(layers)} layers, {trained_weights:,} weights")
     derived = settings_for(tuned, documents["train"], recipe.train, shortage)
@@ -73,14 +80,10 @@ def _trained(run: RunDir, recipe: Recipe, base: BaseModel, shortage: Shortage | 
     train, dev = documents["train"], documents["dev"]
     if recipe.train.replay:
         train = train.joined(Documents.open(run.tokens("replay")).first(replay_count(recipe.train.replay, train.rows)))
-    ready = make_ready(model, layers, train, settings, recipe.seed)
+    ready = make_ready(model, layers, train, settings, recipe.seed, is_new=first is None)
     steps = ready.steps
     logger.info(f"train: {ready.swapped}")
-    logger.info(
-        f"health: adapters change nothing yet and {len(layers)} of {len(layers)} get a gradient; "
-        f"loss {ready.first_loss:.2f} on the first rows; supervised {', '.join(part.words() for part in parts)}; "
-        f"{'; '.join(template)}"
-    )
+    _say_health(recipe, len(layers), ready.first_loss, [*(part.words() for part in parts)], template)
     logger.info(
         f"train: {len(steps)} steps of {steps.packs_per_step} packs of {steps.capacity} tokens, {100 * steps.fill:.1f} % full"
     )
@@ -104,6 +107,7 @@ def _trained(run: RunDir, recipe: Recipe, base: BaseModel, shortage: Shortage | 
         tokens_per_step=settings.tokens_per_step,
         num_train_epochs=settings.num_train_epochs,
         derivation=derived.lines,
+        from_adapter=None if first is None else str(first),
         trained_weights=trained_weights,
         target_layers=len(layers),
         race=outcome,
@@ -156,8 +160,40 @@ def _fitted(
     return outcome, settings, fitted, memory
 
 
+def _go_on_from(base: BaseModel, lora: Lora, adapter: Path) -> LoadedModel:
+    """The base with an adapter that is there already, and with the recipe's dropout.
+
+    Raises:
+        ModelError: an adapter that cannot be read, or that belongs to another base.
+        RecipeError: ``lora.target_modules`` of the recipe means other layers than it has.
+    """
+    loaded = base.load(adapter, dropout=lora.dropout)
+    assert loaded.lora is not None
+    for words in words_of_start(loaded.lora, adapter):
+        logger.info(f"train: {words}")
+    if lora.target_modules != read_lora(adapter).target_modules:
+        own = {name.rpartition(".")[0] if isinstance(x, LoRAExpertWeight) else name for name, x in loaded.layers.items()}
+        wanted = set(target_names(loaded.model, lora.target_modules))
+        if wanted != own:
+            lacking, more = sorted(wanted - own), sorted(own - wanted)
+            found = [*([f"lacks {shorten(lacking)}"] if lacking else []), *([f"also has {shorten(more)}"] if more else [])]
+            raise RecipeError(
+                f"lora.target_modules: {lora.target_modules!r}, but the adapter of train.from_adapter {' and '.join(found)}",
+                "leave lora.target_modules out: the adapter's own are taken over",
+            )
+    return loaded
+
+
 def _say_where(base: BaseModel, device: torch.device, what: str) -> None:
     logger.info(f"train: {what}, base {base.storage}, computing in {base.compute} on {device_name(device)}")
+
+
+def _say_health(recipe: Recipe, layers: int, loss: float, parts: list[str], template: Iterable[str]) -> None:
+    change = "change nothing yet" if recipe.train.from_adapter is None else "are as they were left"
+    supervised = f"supervised {', '.join(parts)}; {'; '.join(template)}"
+    logger.info(
+        f"health: adapters {change} and {layers} of {layers} get a gradient; loss {loss:.2f} on the first rows; {supervised}"
+    )
 
 
 def _note_gpu(run: RunDir, gpu: GpuUse, memory: Json) -> None:
@@ -171,9 +207,12 @@ def _inputs(run: RunDir, recipe: Recipe, base: BaseModel, settings: TrainSetting
     """What checkpoints must have been made with to be resumed from; how their rate was found is no part of it."""
     parts = ("train", "dev", *(["replay"] if recipe.train.replay else []))
     places = {"memory", "recompute", "resident_layers", "offload", "embedding_on"}
-    trained_by = settings.model_dump(exclude={"keep_checkpoints", "ranks", "race", *places})
+    trained_by = settings.model_dump(exclude={"keep_checkpoints", "ranks", "race", "from_adapter", *places})
+    first = recipe.train.from_adapter
+    began = [] if first is None else [[content_hash(first / name) for name in (CONFIG, WEIGHTS)]]
     return fingerprint(
         [content_hash(run.tokens(part)) for part in parts],
         [base.renderer.template, base.key, recipe.base, recipe.per_layer_embeddings, recipe.base_head],
         [recipe.lora.model_dump(), trained_by, recipe.seed],
+        *began,
     )

@@ -16,6 +16,7 @@ import yaml
 from pydantic import JsonValue, ValidationError
 
 from tunesmith.errors import RecipeError
+from tunesmith.recipe.adapter import taken_over
 from tunesmith.recipe.problems import problems
 from tunesmith.recipe.run import Recipe
 from tunesmith.recipe.section import Section
@@ -119,7 +120,11 @@ def _resolved(recipe: Recipe, base: Path) -> Recipe:
     if embedder is not None and _is_path(base, embedder):
         retrieval = evaluate.retrieval.model_copy(update={"embedder": str(_absolute(base, Path(embedder)))})
         evaluate = evaluate.model_copy(update={"retrieval": retrieval})
-    changed = {"data": data, "chat": chat, "task": task, "model": model, "evaluate": evaluate}
+    changed: dict[str, object] = {"data": data, "chat": chat, "task": task, "model": model, "evaluate": evaluate}
+    if recipe.train.from_adapter is not None:
+        adapter = _absolute(base, recipe.train.from_adapter)
+        changed["train"] = recipe.train.model_copy(update={"from_adapter": adapter})
+        changed["lora"] = taken_over(recipe.lora, adapter)
     return recipe.model_copy(update=changed)
 
 

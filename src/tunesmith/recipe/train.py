@@ -1,6 +1,7 @@
 """Keys of the adapter and of its training."""
 
 import math
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -47,6 +48,11 @@ Count = Annotated[int, Field(ge=1)]
 class Optimisation(Section):
     """What training is told and nothing derives. Names and meanings are TRL's where TRL has them."""
 
+    from_adapter: Path | None = Field(
+        default=None,
+        description="a PEFT adapter directory to go on from, a trainer's checkpoint among them: its rank, alpha, targets and "
+        "kind are taken over, the optimizer is fresh; none for a new adapter",
+    )
     schedule: Literal["cosine", "linear", "constant"] = Field(
         default="cosine", description="how the learning rate falls from there to zero, or stays"
     )

@@ -224,7 +224,7 @@ def fit(
         spikes=tuple(done.spikes),
         largest=world.largest if world.largest.tokens else None,
     )
-    _judge(fitted)
+    _judge(fitted, "" if settings.from_adapter else ", which computes the base model")
     return fitted
 
 
@@ -305,13 +305,13 @@ def _begin(
     return done
 
 
-def _judge(fitted: Fitted) -> None:
-    """Say aloud what a loss curve says against its run."""
+def _judge(fitted: Fitted, first: str) -> None:
+    """Say aloud what a loss curve says against its run; ``first`` is what there is to add about the adapter of step 0."""
     if fitted.only_worse:
         lowest = min(fitted.dev_losses[1:], key=lambda entry: entry.dev_loss)
         logger.warning(
             f"training only made it worse: dev loss {fitted.best.dev_loss:.4f} before the first step, at best "
-            f"{lowest.dev_loss:.4f} after it (step {lowest.step}); the untouched adapter is kept, which computes the base model"
+            f"{lowest.dev_loss:.4f} after it (step {lowest.step}); the untouched adapter is kept{first}"
         )
     elif fitted.overfit:
         logger.warning(f"over-fitting: dev loss was lowest at step {fitted.best.step} and rose while train loss fell")

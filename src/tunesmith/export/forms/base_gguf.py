@@ -13,7 +13,9 @@ import logging
 import shutil
 from pathlib import Path
 
+from tunesmith.checkpoints.quantized.layout import layout_of
 from tunesmith.errors import ExportError
+from tunesmith.export.base import write_dense
 from tunesmith.export.companions import copy_companions
 from tunesmith.export.forms.form import Facts, Form, Job, Operation, base_name, gguf_size
 from tunesmith.export.forms.gguf import convert_16bit, quantize_step
@@ -71,7 +73,11 @@ def _convert_base(job: Job, step: Operation) -> GgufFile:
     view.mkdir(parents=True)
     try:
         copy_companions(job.base, view, keep_towers=True, template=job.renderer.template, stops=job.renderer.stop_ids)
-        for file in (*job.base.glob("*.safetensors"), *job.base.glob("*.safetensors.index.json"), *job.base.glob("README.md")):
+        weights = [*job.base.glob("*.safetensors"), *job.base.glob("*.safetensors.index.json")]
+        if layout_of(job.base).packed:  # in a form that the converter does not know, or reads in its own way
+            write_dense(job.base, view)
+            weights = []
+        for file in (*weights, *job.base.glob("README.md")):
             (view / file.name).symlink_to(file.resolve())
         return convert_16bit(view, job.staged / step.target, step.file_type)
     finally:

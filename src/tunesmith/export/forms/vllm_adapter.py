@@ -23,7 +23,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from tunesmith.checkpoints.names import Naming, checkpoint_files, naming
+from tunesmith.checkpoints.names import Naming, naming
+from tunesmith.checkpoints.quantized.layout import layout_of
 from tunesmith.errors import ExportError
 from tunesmith.export.forms.form import Facts, Form, Job, Operation, adapter_bytes
 from tunesmith.models.adapter import CONFIG, PREFIX, WEIGHTS, read_adapter, read_adapter_config
@@ -53,7 +54,7 @@ def write_vllm_adapter(base: Path, adapter: Path, target: Path) -> int | None:
         ModelError: base or adapter cannot be read.
     """
     names = naming(base)
-    doubled = keys_are_values(name for stored in checkpoint_files(base) if (name := names.of_model(stored)) is not None)
+    doubled = keys_are_values(name for stored in layout_of(base).files if (name := names.of_model(stored)) is not None)
     state = read_adapter(adapter)
     renamed = vllm_state(state, names, doubled)
     if renamed.keys() == state.keys():

@@ -26,7 +26,8 @@ class Manifest(FileRecord):
 
     Attributes:
         recipe_source: the recipe file; None for a recipe made in Python.
-        model: hub id or path, revision and sha256 as the recipe names them, and the sha256 of each file.
+        model: hub id or path, revision and sha256 as the recipe names them, the sha256 of each file, and of a base that comes
+            quantised ``dequantized_from``.
         data: the path as the recipe names it, and the sha256 of each file.
         template_sha256: of the chat template's text.
         moment: when the rows were first rendered; what a template that writes a date writes in this run, for good.

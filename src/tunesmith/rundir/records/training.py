@@ -203,6 +203,7 @@ class Training(FileRecord):
         fill: tokens over the capacity of all packs, 0..1.
         learning_rate, tokens_per_step, num_train_epochs: what it was trained with.
         derivation: a line for each of them: its value, and why.
+        from_adapter: directory of the adapter that it went on from; None for a new one.
         trained_weights: numbers that are trained.
         target_layers: layers that have an adapter.
         race: of rates, before it; None where the recipe asks for none.
@@ -228,6 +229,7 @@ class Training(FileRecord):
     tokens_per_step: int
     num_train_epochs: int
     derivation: tuple[str, ...]
+    from_adapter: str | None = None
     trained_weights: int
     target_layers: int
     race: Race | None = None
@@ -251,6 +253,8 @@ class Training(FileRecord):
         """What was kept, and the losses as a curve."""
         best = f"best dev loss {self.best_dev_loss:.4f} at step {self.best_step} of {self.steps}"
         notes = f"{self.first_dev_loss:.4f} before the first step"
+        if self.from_adapter is not None:
+            notes += f", that of the adapter {self.from_adapter}"
         if self.tokens_per_second is not None:
             notes += f"; {self.tokens_per_second:,.0f} tokens/s"
         if self.only_worse:

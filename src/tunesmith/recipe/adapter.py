@@ -1,0 +1,222 @@
+"""What an adapter's own configuration says, in the recipe's keys: read without torch, before a model is.
+
+A recipe that goes on from an adapter (``train.from_adapter``) has that adapter's rank, alpha, kind and targets: they are facts
+of the file, and another rank would be another adapter. So keys of ``lora`` that a recipe leaves out are taken over as it is
+read, and from there on everything that asks a recipe for its adapter (the plan of memory, the rule of the rate, the export)
+has one answer. Keys that are written and contradict the file are refused by name before the first stage, not overruled;
+``lora.dropout`` alone is the recipe's own, since it leaves nothing behind in an adapter.
+
+A file that is not there, or cannot be read, takes nothing over and stops nothing here: a run whose adapter was trained long ago
+is still shown, scored and exported when the one that it began from is gone. ``refuse_contradiction`` says what is wrong where
+something is about to be trained.
+
+**Adapters of others** are read with suspicion. What the configuration asks for and we do not do (a rank of its own for some
+layers, whole modules saved beside the adapter) is an error, because leaving it out gives another model. Pickles
+(``adapter_model.bin``, ``.pt``) run code while they are read; they are refused with the command that converts them.
+
+Source: ``LoraConfig`` in ``peft/tuners/lora/config.py`` of PEFT 0.21; ``TrainerState`` in ``trainer_callback.py``.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import jiter
+from pydantic import JsonValue
+
+from tunesmith.errors import ModelError, RecipeError
+from tunesmith.recipe.train import Lora
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+CONFIG_BYTES = 2**22
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+NOT_APPLIED = (  # keys of PEFT's that change what the tensors mean
+    "modules_to_save",
+    "rank_pattern",
+    "alpha_pattern",
+    "layer_replication",
+    "trainable_token_indices",
+    "lora_bias",
+    "alora_invocation_tokens",
+)
+OTHER_BASE = ("pissa", "olora", "corda")  # initialisations that take something out of the base before training
+
+
+def read_adapter_config(directory: Path) -> dict[str, Any]:
+    """The configuration of a PEFT adapter directory, of an adapter that can be applied here.
+
+    Raises:
+        ModelError: none there, no LoRA, or one that asks for what we do not do.
+    """
+    path = directory / CONFIG
+    try:
+        text = path.read_bytes() if path.stat().st_size <= CONFIG_BYTES else b""
+        parsed: object = jiter.from_json(text, catch_duplicate_keys=True, allow_inf_nan=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read: {error}", "give a directory that PEFT or tunesmith train wrote") from error
+    if not isinstance(parsed, dict):
+        raise ModelError(f"{path}: a {type(parsed).__name__}, expected an object with peft_type", "get the file again")
+    config = cast("dict[str, Any]", parsed)
+    if (kind := config.get("peft_type")) != "LORA":
+        raise ModelError(f"{path}: peft_type is {kind!r}, expected 'LORA'", "other kinds of adapters are not read")
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float) or alpha <= 0:
+        raise ModelError(f"{path}: r is {rank!r} and lora_alpha {alpha!r}", "a rank is a whole number, both are positive")
+    dropout = config.setdefault("lora_dropout", 0.0)
+    if not isinstance(dropout, int | float) or not 0.0 <= dropout < 1.0:
+        raise ModelError(f"{path}: lora_dropout is {dropout!r}", "a share from 0 to below 1")
+    targets = config.setdefault("target_modules", [])
+    if not isinstance(targets, str | list):
+        raise ModelError(f"{path}: target_modules is {targets!r}", "a list of names or a regular expression; get it again")
+    settings = [key for key in NOT_APPLIED if config.get(key)]
+    if config.get("bias", "none") != "none":
+        settings.append("bias")
+    if settings:
+        raise ModelError(f"{path}: asks for {', '.join(settings)}, which is not applied here", "merge it with PEFT")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(OTHER_BASE):
+        raise ModelError(
+            f"{path}: init_lora_weights is {start}, so the adapter belongs to a base that was changed before training",
+            "save it again as a plain adapter: save_pretrained(..., path_initial_model_for_weight_conversion=...) in PEFT",
+        )
+    return config
+
+
+def read_lora(directory: Path) -> Lora:
+    """What the configuration of a PEFT adapter directory says in our keys: rank, alpha, dropout, kind and targets.
+
+    Raises:
+        ModelError: see ``read_adapter_config``.
+    """
+    config = read_adapter_config(directory)
+    targets: str | tuple[str, ...] = config["target_modules"]
+    experts = dict.fromkeys(name.rpartition(".")[0] for name in config.get("target_parameters") or ())
+    if not isinstance(targets, str):
+        targets = (*targets, *experts)
+    elif experts:
+        targets = "|".join([f"(?:{targets})", *(rf"(?:.*\.)?{re.escape(name)}" for name in experts)])
+    return Lora(
+        r=config["r"],
+        alpha=config["lora_alpha"],
+        dropout=config["lora_dropout"],
+        target_modules=targets,
+        use_rslora=bool(config.get("use_rslora")),
+        use_dora=bool(config.get("use_dora")),
+    )
+
+
+def weights_file(directory: Path) -> Path:
+    """The file of an adapter's tensors.
+
+    Raises:
+        ModelError: not there, or a pickle in its place.
+    """
+    path = directory / WEIGHTS
+    if not path.exists():
+        _refuse_pickle(directory)
+        raise ModelError(f"{directory}: no {WEIGHTS} there", "run: tunesmith train RUN")
+    return path
+
+
+TAKEN = ("r", "alpha", "target_modules", "use_rslora", "use_dora")  # keys of ``lora`` that are facts of an adapter
+TRAINER_STATE = "trainer_state.json"
+STATE_BYTES = 2**26  # a line of its log a step
+Json = dict[str, JsonValue]
+
+
+def taken_over(lora: Lora, directory: Path) -> Lora:
+    """The section ``lora`` with what it leaves out taken from an adapter; as it is where that cannot be read.
+
+    Args:
+        lora: as the recipe has it; what is written there stands.
+        directory: PEFT adapter directory.
+    """
+    try:
+        known = read_lora(directory)
+    except ModelError:
+        return lora
+    left_out = [key for key in TAKEN if key not in lora.model_fields_set]
+    return lora.model_copy(update={key: getattr(known, key) for key in left_out})
+
+
+def refuse_contradiction(lora: Lora, directory: Path) -> None:
+    """Refuse to go on from an adapter that cannot be read, or that the recipe contradicts; targets are compared on the model.
+
+    Args:
+        lora: the recipe's.
+        directory: PEFT adapter directory.
+
+    Raises:
+        RecipeError: no adapter there, or another rank, alpha or kind than the recipe's.
+        ModelError: see ``read_adapter_config`` and ``weights_file``.
+    """
+    if not (directory / CONFIG).is_file():
+        what = "no such directory" if not directory.exists() else f"no {CONFIG} there"
+        raise RecipeError(f"train.from_adapter: {directory}: {what}", _nearby(directory))
+    known = read_lora(directory)
+    weights_file(directory)
+    for key in TAKEN:
+        written, own = getattr(lora, key), getattr(known, key)
+        if key != "target_modules" and written != own:
+            raise RecipeError(
+                f"lora.{key}: {written}, but the adapter of train.from_adapter has {own} ({directory / CONFIG})",
+                f"leave lora.{key} out, or write {own}; a new adapter, without train.from_adapter, may have any",
+            )
+
+
+def words_of_start(lora: Lora, directory: Path) -> Iterator[str]:
+    """What a training that goes on from an adapter takes from it and what not, for people.
+
+    Raises:
+        ModelError: see ``read_adapter_config``.
+    """
+    config = read_adapter_config(directory)
+    kind = " and ".join(name for name, on in (("rsLoRA", lora.use_rslora), ("DoRA", lora.use_dora)) if on) or "LoRA"
+    of = config.get("base_model_name_or_path")
+    named = f"; it names {of} as its base" if of else ""
+    yield f"goes on from {directory}: {kind} of rank {lora.r}, alpha {lora.alpha:g}, as its own file says{named}"
+    state = _json(directory / TRAINER_STATE)
+    step, total = state.get("global_step"), state.get("max_steps")
+    if type(step) is int:
+        whole = f" of {total:,}" if type(total) is int and total > 0 else ""
+        yield f"it is a trainer's checkpoint of step {step:,}{whole}; rows, order and rate begin anew here, by this recipe"
+    left = ", ".join(name for name in ("optimizer.pt", "scheduler.pt") if (directory / name).exists())
+    yield f"the optimizer is fresh: moments at zero, the rate from its warm-up{f' ({left} is not read)' if left else ''}"
+    if config["lora_dropout"] != lora.dropout:
+        yield f"lora.dropout {lora.dropout:g} is the recipe's; the adapter was trained with {config['lora_dropout']:g}"
+
+
+def _nearby(directory: Path) -> str:
+    """A hint: the adapter that may be meant."""
+    below = sorted(directory.glob(f"*/{CONFIG}"), key=lambda file: (len(file.parent.name), file.parent.name))
+    if below:
+        return f"there is one below: {below[-1].parent}"
+    return f"a directory with {CONFIG} and {WEIGHTS}, as PEFT, a trainer or tunesmith train write it; relative to the recipe"
+
+
+def _json(file: Path) -> Json:
+    """A JSON object that is a nicety: nothing where it is not there or cannot be read."""
+    try:
+        found: object = jiter.from_json(file.read_bytes()) if file.stat().st_size <= STATE_BYTES else {}
+    except (OSError, ValueError):
+        return {}
+    return cast("Json", found) if isinstance(found, dict) else {}
+
+
+def _refuse_pickle(place: Path) -> None:
+    """Refuse an adapter that is a pickle, or a directory with nothing else, and say how to convert it."""
+    files = sorted(place.iterdir()) if place.is_dir() else [place]
+    pickles = [file for file in files if file.suffix in PICKLES and file.is_file()]
+    if not pickles:
+        return
+    file = next((file for file in pickles if file.stem == "adapter_model"), pickles[0])
+    load = f"torch.load('{file.name}', weights_only=True, map_location='cpu')"
+    raise ModelError(
+        f"{file}: a pickle, which may run code while it is read; adapters are read from {WEIGHTS} alone",
+        "convert it in an environment that you can lose:\n"
+        f"  cd {file.parent}\n"
+        f'  python -c "import torch, safetensors.torch as s; '
+        f"s.save_file({{k: v.clone() for k, v in {load}.items()}}, '{WEIGHTS}')\"",
+    )
