@@ -1,13 +1,12 @@
 """Commands that show a run to others, and runs beside each other."""
 
 import logging
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from tunesmith.cli.application import SHARE, Lazy, app, show
 from tunesmith.cli.options import AsJson, Target
-from tunesmith.rundir.records.tracked import TrackerName
 
 logger = logging.getLogger(__name__)
 _verbs = Lazy("tunesmith.pipeline.verbs")
@@ -17,7 +16,10 @@ _track = Lazy("tunesmith.pipeline.track")
 @app.command(rich_help_panel=SHARE)
 def track(
     target: Target,
-    to: Annotated[TrackerName, typer.Option("--to", help="The tracker; each is an extra of the same name.")],
+    to: Annotated[
+        Literal["tensorboard", "wandb", "mlflow", "trackio"],
+        typer.Option("--to", help="The tracker; each is an extra of the same name."),
+    ],
     follow: Annotated[bool, typer.Option("--follow", help="Go on until the run ends, or Ctrl-C.")] = False,
     project: Annotated[
         str | None,
@@ -35,6 +37,8 @@ def track(
         )
     sent = _track.track(_verbs.look_at(target), to, project=project, report=report, follow=follow)
     show(sent, as_json)
+    if sent is None:
+        return logger.info(f"{to}: no step was trained, so nothing was sent")
     earlier = f" ({sent.earlier:,} were there)" if sent.earlier else ""
     verdict = "no verdict yet" if sent.verdict is None else f"verdict: {sent.verdict}"
     logger.info(f"{to}: {sent.steps:,} steps sent{earlier}, {verdict}; {sent.place}")

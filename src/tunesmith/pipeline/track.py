@@ -1,7 +1,7 @@
 """The verb track: send a run's steps, arms and verdict to a tracker, once or for as long as the run is written.
 
-Everything is read from the run directory; the training knows nothing of it. ``follow`` ends when nobody writes the run any more:
-the kernel gives the lock back however its holder ends, so no follower outlives its run.
+Everything is read from the run directory; the training knows nothing of it. ``follow`` ends when nobody writes the run any
+more: the kernel gives the lock back however its holder ends, so no follower outlives its run.
 """
 
 import logging
@@ -13,12 +13,13 @@ from tunesmith.errors import RunError
 from tunesmith.pipeline import stage as stages
 from tunesmith.pipeline.table import table_of
 from tunesmith.recipe import dump_recipe
+from tunesmith.recipe.run import TrackerName
 from tunesmith.rundir import RunDir, fingerprint
 from tunesmith.rundir.events import EventReader
 from tunesmith.rundir.lock import writer_of
 from tunesmith.rundir.records.evaluation import Verdict
 from tunesmith.rundir.records.events import Event, Metric, ProcessStart, StageEnd
-from tunesmith.rundir.records.tracked import Tracked, TrackerName
+from tunesmith.rundir.records.tracked import Tracked
 from tunesmith.rundir.records.training import Training
 from tunesmith.tracking import read_metrics
 from tunesmith.tracking.trackers.facts import Facts, Outcome, Value, flattened
@@ -33,8 +34,10 @@ SECONDS = 2.0  # between two looks
 OUTCOMES: dict[str, Outcome] = {"done": "finished", "failed": "failed", "interrupted": "stopped"}
 
 
-def track(run: RunDir, to: TrackerName, *, project: str | None = None, report: bool = False, follow: bool = False) -> Tracked:
-    """Send a run to a tracker; what is there already is not sent again.
+def track(
+    run: RunDir, to: TrackerName, *, project: str | None = None, report: bool = False, follow: bool = False
+) -> Tracked | None:
+    """Send a run to a tracker; what is there already is not sent again. None where a run was followed that trained no step.
 
     Args:
         project: where the tracker files it; None for what its own variable says, else ``tunesmith``.
@@ -42,7 +45,7 @@ def track(run: RunDir, to: TrackerName, *, project: str | None = None, report: b
         follow: go on until nobody writes the run, or Ctrl-C.
 
     Raises:
-        RunError: no step was trained yet, there is no page to send, or the store failed.
+        RunError: no step was trained yet and nothing is waited for, there is no page to send, or the store failed.
         MissingPackage: the tracker's library is not installed.
     """
     page = _page(run, to) if report else None
@@ -50,7 +53,10 @@ def track(run: RunDir, to: TrackerName, *, project: str | None = None, report: b
     follower.look()
     if follow:
         _follow(run, follower)
-    return follower.finish(page)
+    sent = follower.finish(page)
+    if sent is None and not follow:
+        raise RunError(f"{run.path}: no step was trained yet", f"run: tunesmith run {run.target}")
+    return sent
 
 
 def _page(run: RunDir, to: TrackerName) -> Path:
@@ -80,7 +86,8 @@ class _Follower:
     """Reads a run's events and sends what is new in them."""
 
     def __init__(self, run: RunDir, to: TrackerName, project: str | None):
-        self._run, self._to = run, to
+        self._to: TrackerName = to
+        self._run = run
         self._project = project or hardware.variable(PROJECTS.get(to, "")) or PROJECT
         self._reader, self._steps = EventReader(run.events_file), Steps()
         self._birth = str(run.path.resolve())
@@ -99,17 +106,13 @@ class _Follower:
         sender.send(news if self._sender is sender else self._steps.points)
         self._sender = sender
 
-    def finish(self, page: Path | None) -> Tracked:
-        """Send what is known of the whole run.
-
-        Raises:
-            RunError: no step was trained yet, or the store failed.
-        """
+    def finish(self, page: Path | None) -> Tracked | None:
+        """Send what is known of the whole run; None where no step was trained yet."""
         self.look()
         if self._sender is None:
             self._steps.take(_steps_of_table(self._run))
             if not self._steps.points:
-                raise RunError(f"{self._run.path}: no step was trained yet", f"run: tunesmith run {self._run.path}")
+                return None
             self._sender = self._sender_of(self._steps.points)
             self._sender.send(self._steps.points)
         verdict = _verdict(self._run)

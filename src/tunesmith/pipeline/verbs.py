@@ -11,6 +11,7 @@ from pathlib import Path
 from tunesmith import tracking
 from tunesmith.errors import RunError
 from tunesmith.pipeline import stage as stages
+from tunesmith.pipeline.followers import Followers
 from tunesmith.pipeline.stage import Table, module_of
 from tunesmith.pipeline.table import sweep_stage, table_of
 from tunesmith.recipe import load_recipe
@@ -85,7 +86,7 @@ def make(run: RunDir, goals: Iterable[str], *, all_needed: bool = False, force: 
     recipe = run.recipe()
     table = table_of(recipe)
     goals, force = _known(run, table, goals), _known(run, table, force)
-    with run.writing(), tracking.attached(EventLog(run.events_file)):
+    with Followers(run, recipe.report_to) as followers, run.writing(), tracking.attached(EventLog(run.events_file), followers):
         for name in force:
             run.forget(name)
         stages.make(run, table, recipe, goals, all_needed=all_needed)

@@ -1,11 +1,9 @@
 """What was sent to a tracker: ``tracked/<tracker>.json``, and what ``tunesmith track`` answers."""
 
 from dataclasses import dataclass
-from typing import Literal
 
+from tunesmith.recipe.run import TrackerName
 from tunesmith.rundir.records.base import FileRecord
-
-TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 
 @dataclass(frozen=True, kw_only=True)

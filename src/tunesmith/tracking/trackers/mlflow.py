@@ -1,7 +1,7 @@
 """MLflow, by its client: a run of an experiment, at the server or in the file that ``MLFLOW_TRACKING_URI`` names.
 
-Without that variable it is MLflow's own default, ``mlflow.db`` where the command is given. The run is found by a tag that holds
-the training's id, so a second call goes on in it; its steps are asked from the store.
+Without that variable it is MLflow's own default, ``mlflow.db`` where the command is given. The run is found by a tag that
+holds the training's id, so a second call goes on in it; its steps are asked from the store.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,8 +1,8 @@
 """What is new in the table of steps goes to the tracker, once, however often it is called and whatever the training did.
 
-The store is asked which steps it has, with their losses. A step that it has with another loss is of a part of the training that
-was thrown away: a store that can take steps back does, any other keeps its first value, and that is said. W&B and remote stores
-cannot be asked, so what was sent is written down in the run directory (``tracked/``, ``rundir/records/tracked.py``).
+The store is asked which steps it has, with their losses. A step that it has with another loss is of a part of the training
+that was thrown away: a store that can take steps back does, any other keeps its first value, and that is said. W&B and remote
+stores cannot be asked, so what was sent is written down in the run directory (``tracked/``, ``rundir/records/tracked.py``).
 
 A training that is begun anew, from other keys or rows, has other figures from its first step on. It gets another id and so
 another run in the store; in TensorBoard, where the directory is the run, it takes the place of the old one.
@@ -16,8 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from tunesmith.errors import RunError
+from tunesmith.recipe.run import TrackerName
 from tunesmith.rundir.atomic import fingerprint, sha256_file
-from tunesmith.rundir.records.tracked import Sent, TrackerName
+from tunesmith.rundir.records.tracked import Sent
 from tunesmith.tracking.trackers.facts import Facts
 from tunesmith.tracking.trackers.mlflow import MLflow
 from tunesmith.tracking.trackers.steps import LOSS, Point
@@ -47,7 +48,8 @@ class Sender:
     """
 
     def __init__(self, to: TrackerName, facts: Facts, note: Path):
-        self.to, self.facts, self._note = to, facts, note
+        self.to: TrackerName = to
+        self.facts, self._note = facts, note
         known = Sent.read(note) if note.exists() else None
         self._sent = known if known is not None and known.id == facts.id else Sent(id=facts.id)
         self._tracker: Tracker | None = None
@@ -132,7 +134,7 @@ class Sender:
             self._tracker = TRACKERS[self.to](self.facts)
             with self._named_errors():
                 held = self._tracker.held()
-            self._held = {step: math.nan for step in range(1, self._sent.step + 1)} if held is None else dict(held)
+            self._held = dict.fromkeys(range(1, self._sent.step + 1), math.nan) if held is None else dict(held)
             if not self._asked:
                 self.earlier, self._asked = len(self._held), True
         return self._tracker
@@ -151,8 +153,8 @@ class Sender:
     def _say_kept(self, first: int, last: int) -> None:
         if not self._is_told:
             logger.warning(
-                f"{self.to}: training went back and made steps {first} to {last} again; {self.to} takes nothing back, and keeps "
-                "the first figures of them"
+                f"{self.to}: training went back and made steps {first} to {last} again; {self.to} takes nothing back, and "
+                "keeps the first figures of them"
             )
         self._is_told = True
 

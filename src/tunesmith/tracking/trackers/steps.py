@@ -1,7 +1,7 @@
 """The steps of a training as its events tell them, under the names of transformers.
 
-The events since the last start of the stage ``train`` are the whole table, and a step that is said again takes the place of the
-first one and of all after it (``rundir/records/events.py``). Runs inside a run (``seeds/train``) are other trainings.
+The events since the last start of the stage ``train`` are the whole table, and a step that is said again takes the place of
+the first one and of all after it (``rundir/records/events.py``). Runs inside a run (``seeds/train``) are other trainings.
 """
 
 from collections.abc import Iterable, Mapping

@@ -1,8 +1,8 @@
 """TensorBoard, by tensorboardX: event files in the run directory (``tensorboard/``), which ``tensorboard --logdir runs`` finds.
 
-The one store that can take steps back: a file that begins with a session mark makes the viewer forget every point at and above
-the mark's step (``purge_step``), whatever file they stand in. So a training that went back, or was begun anew, is shown as it is.
-Texts and the scores of arms stand at the last step, and are written again only where they changed.
+The one store that can take steps back: a file that begins with a session mark makes the viewer forget every point at and
+above the mark's step (``purge_step``), whatever file they stand in. So a training that went back, or was begun anew, is shown
+as it is. Texts and the scores of arms stand at the last step, and are written again only where they changed.
 
 The event files are read back by the protocol classes that tensorboardX brings. A file's name has the second in which it was
 opened, so each has a number as well: two within a second would be one file, and the first one's points lost.

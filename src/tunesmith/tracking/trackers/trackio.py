@@ -1,9 +1,9 @@
 """trackio: a run of a project in its SQLite file, at a Space or at a server, as its own variables say.
 
-A local file is asked which steps it has (``SQLiteStorage``, which the package's own Api reads by); a remote one cannot be, and what
-was sent is written down in the run directory (``sender.py``). trackio knows runs by their names, so ours end in the training's id.
-It prints what it does to standard
-output, which is for data here; that is left out. It has no summary: the figures of the whole run are logged at its last step, once, and texts stand in the configuration.
+A local file is asked which steps it has (``SQLiteStorage``, which the package's own Api reads by); a remote one cannot be,
+and what was sent is written down in the run directory (``sender.py``). trackio knows runs by their names, so ours end in the
+training's id. It prints what it does to standard output, which is for data here; that is left out. It has no summary: the
+figures of the whole run are logged at its last step, once, and texts stand in the configuration.
 """
 
 import contextlib

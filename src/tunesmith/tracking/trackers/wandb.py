@@ -1,11 +1,12 @@
 """Weights & Biases: a run with an id of ours, online where the environment has a key, else offline.
 
-Steps are plotted against ``train/global_step``, as transformers' callback does, and logged without W&B's own step, which drops what is
-not above the last one. An offline run cannot be asked what it holds, and a second one with the same id is a second directory; so
-what was sent is written down in the run directory (``sender.py``), and where nothing is new nothing is opened.
+Steps are plotted against ``train/global_step``, as transformers' callback does, and logged without W&B's own step, which
+drops what is not above the last one. An offline run cannot be asked what it holds, and a second one with the same id is a
+second directory; so what was sent is written down in the run directory (``sender.py``), and where nothing is new nothing is
+opened.
 
-Without ``WANDB_API_KEY`` and ``WANDB_MODE`` the run is offline, in ``WANDB_DIR`` or the run directory, and ``wandb sync`` sends it later:
-a training that waits for somebody to log in is worse.
+Without ``WANDB_API_KEY`` and ``WANDB_MODE`` the run is offline, in ``WANDB_DIR`` or the run directory, and ``wandb sync``
+sends it later: a training that waits for somebody to log in is worse.
 """
 
 from collections.abc import Sequence
