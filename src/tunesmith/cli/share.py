@@ -1,16 +1,20 @@
 """Commands that show a run to others, and runs beside each other."""
 
 import logging
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from tunesmith.cli.application import SHARE, Lazy, app, show
+from tunesmith.cli.application import SHARE, Lazy, app, console, show
 from tunesmith.cli.options import AsJson, Target
 
 logger = logging.getLogger(__name__)
 _verbs = Lazy("tunesmith.pipeline.verbs")
 _track = Lazy("tunesmith.pipeline.track")
+_runs = Lazy("tunesmith.pipeline.runs")
+_runs_text = Lazy("tunesmith.cli.runs_text")
+_runs_page = Lazy("tunesmith.report.runs_page")
 
 
 @app.command(rich_help_panel=SHARE)
@@ -43,3 +47,32 @@ def track(
     verdict = "no verdict yet" if sent.verdict is None else f"verdict: {sent.verdict}"
     logger.info(f"{to}: {sent.steps:,} steps sent{earlier}, {verdict}; {sent.place}")
     logger.info(f"to look at it: {sent.look}")
+
+
+@app.command(rich_help_panel=SHARE)
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="That holds run directories.")] = Path("runs"),
+    against: Annotated[
+        str, typer.Option("--against", metavar="RUN", help="What keys and rows are compared with: a run, or the one before.")
+    ] = "previous",
+    sort: Annotated[
+        Literal["began", "name", "gain", "score", "seconds", "verdict"],
+        typer.Option("--sort", help="By when it began, oldest first; gain, score and seconds: the largest first."),
+    ] = "began",
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print a line a run as CSV, with every arm's score.")] = False,
+    page: Annotated[Path | None, typer.Option("--page", metavar="FILE", help="Also write a page.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Runs beside each other: verdict, scores, which keys differ, whether the rows are the same. Writes nothing into them."""
+    if as_csv and as_json:
+        raise typer.BadParameter("one of --csv and --json", param_hint="--csv")
+    found = _runs_text.in_order(_runs.compare(folder, against), sort)
+    if as_csv:
+        print(_runs_text.as_csv(found), end="")
+    else:
+        show(found, as_json, lambda: _runs_text.print_runs(found, console()))
+    for other in found.others:
+        logger.warning(f"passed over: {other.path}: {other.reason}")
+    if page is not None:
+        _runs_page.write_runs_page(found, page)
+        logger.info(f"page: {page}")

@@ -126,6 +126,7 @@ def dry_run(run: RunDir) -> Status:
 
 def run(directory: RunDir, *, until: str = "report", force: Iterable[str] = ()) -> Verdict | None:
     """All stages in order; returns the verdict where it was reached."""
+    module_of("runs").say_twin(directory)
     make(directory, [until], all_needed=True, force=force)
     return Verdict.read(directory.verdict_file) if until in ("verdict", "report") else None
 
