@@ -29,7 +29,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 EXPORT = ROOT / "docs" / "how-to" / "export.md"
 MODEL = "assets/SmolLM2-135M-Instruct.Q4_1.gguf"
 VERDICT_CODES = {0, 10, 11, 12, 13, 14, 21, 22, 23, 24}
-WRITING = {"parity", "accept-base", "--sweep"}  # words of commands that write into a run that is done
+WRITING = {"parity", "accept-base", "--sweep", "track"}  # words of commands that write into a run that is done
 ENGINES = ("vllm ", "llama-server ", "ollama ", "lms ")
 
 
@@ -67,6 +67,10 @@ def test_every_documented_command_runs(command, tiny_run, tiny_copy, tiny_dir, t
         MODEL: str(tiny_dir),
         "HuggingFaceTB/SmolLM2-135M-Instruct": str(tiny_dir),
     }
+    if "tensorboard" in words:
+        pytest.importorskip("tensorboardX")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "us_addresses").symlink_to(tiny_run.path)
     (tmp_path / "answers.csv").write_text("question,answer\na red car,red\n")
     monkeypatch.chdir(tmp_path)
     arguments = [here.get(word, word) for word in words[1:]]
