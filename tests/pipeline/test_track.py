@@ -31,10 +31,9 @@ def test_a_run_is_sent_once_with_the_verdict_on_what_is_there(run, talk):
     first, again = track(run, "tensorboard"), track(run, "tensorboard", follow=True)
     assert (first.steps, first.earlier) == (steps, 0) and (again.steps, again.earlier) == (0, steps)
     assert first.verdict == again.verdict is not None and "nobody writes it" in talk()
-    files = sorted((run.path / "tensorboard").iterdir())
+    assert len(list((run.path / "tensorboard").iterdir())) == 1
     run.recipe_file.write_text(run.recipe_file.read_text().replace("min_gain: ", "min_gain: 0.2 # "))
     assert track(run, "tensorboard").verdict is None and "not of what is there now" in talk()
-    assert sorted((run.path / "tensorboard").iterdir()) == files
     run.events_file.unlink()  # the table says the same steps
     assert track(run, "tensorboard").earlier == steps
 

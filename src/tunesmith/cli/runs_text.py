@@ -31,7 +31,7 @@ def in_order(found: Runs, by: str) -> Runs:
 
 
 def print_runs(found: Runs, console: Console) -> None:
-    """A line a run; model and metric stand above where all have the same."""
+    """A line a run, then what was changed in each; model and metric stand above where all have the same."""
     entries = found.runs
     shared = [
         f"{name} {values.pop()}"
@@ -41,30 +41,36 @@ def print_runs(found: Runs, console: Console) -> None:
     if shared:
         console.print(Text(visible(", ".join(shared)), "dim"), soft_wrap=True)
     metric = [] if len({entry.metric for entry in entries}) == 1 else ["metric"]
-    head = ("run", *metric, "verdict", "score, best prompt", "gain", "time", "rows", "changed")
-    table = Table(*head, box=box.SIMPLE, pad_edge=False)
+    table = Table("run", *metric, "verdict", "score", "prompt", "gain", "time", "rows", box=box.SIMPLE, pad_edge=False)
+    table.columns[0].overflow = "fold"  # a name that is cut names two runs
+    for column in table.columns[-5:-1]:
+        column.justify, column.no_wrap = "right", True
     for entry in entries:
-        scores, gain = "", ""
+        scores, prompt, gain = "", "", ""
         if (outcome := entry.outcome) is not None:
-            candidate, rival = outcome.arm(outcome.candidate), outcome.arm(outcome.best_prompt)
-            scores = f"{percent(candidate.score)} ({percent(candidate.low)} to {percent(candidate.high)})"
-            scores += f"\n{percent(rival.score)} {rival.name}"
-            gain = f"{points(outcome.gain)}\n({points_between(outcome.low, outcome.high)})"
+            scores, prompt = percent(_score(entry)), percent(outcome.arm(outcome.best_prompt).score)
+            gain = f"{points(outcome.gain)} ({points_between(outcome.low, outcome.high)})"
         state = _state(entry)
         cells = [Text(visible(entry.name)), *([Text(entry.metric)] if metric else [])]
-        cells += [Text(visible(state), STYLES.get(state.splitlines()[0], "")), Text(visible(scores)), Text(gain)]
-        table.add_row(*cells, duration(entry.seconds), _rows(entry), Text(visible("\n".join(changes(entry)))))
+        cells += [Text(state, STYLES.get(state, "")), Text(scores), Text(prompt), Text(gain)]
+        table.add_row(*cells, duration(entry.seconds), _rows(entry))
     console.print(table)
+    for entry in entries:
+        if lines := _notes(entry):
+            console.print(Text(visible(f"{entry.name}: {'; '.join(lines)}")), soft_wrap=True)
 
 
-def changes(entry: RunEntry) -> list[str]:
-    """What differs from the run that it is compared with, for people."""
+def _notes(entry: RunEntry) -> list[str]:
+    """Why a run is not done, and what differs from the run that it is compared with."""
+    lines = [entry.why] if entry.why else []
     if entry.repeats is not None:
-        return [f"same experiment as {entry.repeats}"]
+        return [*lines, f"the same experiment as {entry.repeats}"]
     if entry.against is None:
-        return []
-    more = [f"and {len(entry.changed) - SHOWN} more keys"] if len(entry.changed) > SHOWN else []
-    return [*entry.changed[:SHOWN], *more] or ["no key"]
+        return lines
+    more = [f"{len(entry.changed) - SHOWN} more keys"] if len(entry.changed) > SHOWN else []
+    rows = ["other rows"] if entry.same_data is False else []
+    differences = [*rows, *entry.changed[:SHOWN], *more] or ["no key"]
+    return [*lines, f"against {entry.against}: {', '.join(differences)}"]
 
 
 def as_csv(found: Runs) -> str:
@@ -110,10 +116,10 @@ def _score(entry: RunEntry) -> float:
 
 
 def _state(entry: RunEntry) -> str:
-    """The verdict, or why there is none."""
+    """The verdict, or how the run stands."""
     if entry.outcome is None:
-        return f"{entry.state}\n{entry.why}".strip()
-    return entry.outcome.decision + ("\nof an earlier state" if entry.state == "outdated" else "")
+        return entry.state
+    return f"({entry.outcome.decision})" if entry.state == "outdated" else entry.outcome.decision
 
 
 def _rows(entry: RunEntry) -> Text:

@@ -8,8 +8,10 @@ A directory that is no run, or a broken one, is named and passed over: one torn 
 """
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
 from tunesmith.errors import RunError, TunesmithError
@@ -89,7 +91,7 @@ def compare(folder: Path, against: str = PREVIOUS) -> Runs:
     if not entries:
         broken = f"; {len(others)} directories are none" if others else ""
         raise RunError(f"{folder}: no run in it{broken}", "name the folder that holds run directories: tunesmith runs FOLDER")
-    entries.sort(key=lambda pair: (pair[0].began or "~", pair[0].name))
+    entries.sort(key=lambda pair: _when(pair[0]))
     names = [entry.name for entry, _ in entries]
     if against != PREVIOUS and against not in names:
         raise RunError(f"{folder}: no run {against} in it", f"runs: {', '.join(names)}")
@@ -107,14 +109,15 @@ def compare(folder: Path, against: str = PREVIOUS) -> Runs:
 
 def say_twin(run: RunDir) -> None:
     """Say in a line that a finished run beside this one had the same keys and rows, before it is made again."""
-    if run.verdict_file.exists() or not run.path.parent.is_dir():
+    finished = sorted(run.path.parent.glob("*/evaluation/verdict.json"))
+    if not finished or run.verdict_file.exists():
         return
     recipe = run.recipe()
     try:
         mine = _experiment(recipe, _parts_now(run, recipe))
     except (TunesmithError, OSError):
         return  # the stage that reads it says what is wrong
-    for verdict_file in sorted(run.path.parent.glob("*/evaluation/verdict.json")):
+    for verdict_file in finished:
         other = RunDir(verdict_file.parents[1])
         try:
             known = _recorded(other.stages())
@@ -179,6 +182,11 @@ def _entry(run: RunDir, recipe: Recipe) -> RunEntry:
         began=min((record.began for record in records.values()), default=None),
         seconds=round(sum(record.seconds for record in records.values()), 1),
     )
+
+
+def _when(entry: RunEntry) -> tuple[float, str]:
+    """When it began; one that did not begin stands last."""
+    return (math.inf if entry.began is None else datetime.fromisoformat(entry.began).timestamp(), entry.name)
 
 
 def _state(run: RunDir, recipe: Recipe) -> tuple[State, str]:

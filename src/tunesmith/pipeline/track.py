@@ -207,8 +207,8 @@ def _summary(run: RunDir, verdict: Verdict | None) -> dict[str, Value]:
             "eval/best_loss": training.best_dev_loss,
             "train/best_step": training.best_step,
         }
-    if verdict is None:
-        return summary
+    if verdict is None:  # said aloud, in the place of one that was sent before
+        return {**summary, "verdict": "outdated" if run.verdict_file.exists() else "none yet"}
     for arm in verdict.arms:
         summary |= {f"arm/{arm.name}/score": arm.score, f"arm/{arm.name}/low": arm.low, f"arm/{arm.name}/high": arm.high}
         if arm.against is not None:

@@ -1,4 +1,4 @@
-"""What is new in the table of steps goes to the tracker, once, however often it is called and whatever the training did.
+"""What is new in the table of steps goes to the tracker, once: however often it is called and whatever the training did.
 
 The store is asked which steps it has, with their losses. A step that it has with another loss is of a part of the training
 that was thrown away: a store that can take steps back does, any other keeps its first value, and that is said. W&B and remote
