@@ -13,7 +13,7 @@ from tunesmith.pipeline.followers import Followers
 from tunesmith.pipeline.track import track
 from tunesmith.rundir import RunDir
 from tunesmith.rundir.events import EventLog
-from tunesmith.rundir.records.events import Metric
+from tunesmith.rundir.records.events import Metric, StageStart
 from tunesmith.rundir.records.tracked import Sent
 from tunesmith.tracking import attached, emit, stage
 
@@ -67,6 +67,9 @@ def test_followers_send_a_run_while_it_is_made_and_one_that_fails_is_a_warning(t
             time.sleep(0.05)
         assert Sent.read(sent).step == 1
         emit(Metric.of({"step": 2, "loss": 4.0}))
+        while Sent.read(sent).step < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        emit(StageStart(stage="train"))  # and a training that ends before its first step
     assert Sent.read(sent).step == 2
     assert "report_to: wandb: wandb needs the package wandb, which is not installed; the run does without" in talk()
 

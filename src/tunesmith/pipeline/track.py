@@ -94,6 +94,7 @@ class _Follower:
         self._is_begun = False
         self._outcome: Outcome = "running"
         self._sender: Sender | None = None
+        self._ends: tuple[Point, Point] | None = None  # of the training that the sender is for
 
     def look(self) -> None:
         """Send what came since the last look."""
@@ -115,8 +116,9 @@ class _Follower:
                 return None
             self._sender = self._sender_of(self._steps.points)
             self._sender.send(self._steps.points)
+        assert self._ends is not None
         verdict = _verdict(self._run)
-        facts = self._facts(self._steps.points, verdict)
+        facts = self._facts(*self._ends, verdict)
         self._sender.summarise(facts, page)
         return Tracked(
             run=str(self._run.path),
@@ -141,25 +143,26 @@ class _Follower:
 
     def _sender_of(self, points: list[Point]) -> Sender:
         """The sender of the training that is there; another training ends the one before."""
-        facts = self._facts(points, None)
+        self._ends = (points[0], points[-1])
+        facts = self._facts(*self._ends, None)
         if self._sender is not None:
             if self._sender.facts.id == facts.id:
                 return self._sender
             self._sender.close()
         return Sender(self._to, facts, self._run.tracked / f"{self._to}.json")
 
-    def _facts(self, points: list[Point], verdict: Verdict | None) -> Facts:
+    def _facts(self, first: Point, last: Point, verdict: Verdict | None) -> Facts:
         run, recipe = self._run, self._run.recipe()
         return Facts(
             directory=run.path,
             name=run.path.resolve().name,
-            id=fingerprint(self._birth, points[0].first)[:16],
+            id=fingerprint(self._birth, first.first)[:16],
             project=self._project,
             recipe=dump_recipe(recipe),
             config=flattened(recipe.model_dump(mode="json")),
             tags=_tags(run),
             summary=_summary(run, verdict),
-            last_step=points[-1].step,
+            last_step=last.step,
             outcome=self._outcome,
         )
 
