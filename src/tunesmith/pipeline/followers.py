@@ -93,8 +93,10 @@ class Followers:
     def _start(self, to: TrackerName) -> _Follower:
         talk = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the follower
         command = [sys.executable, "-m", "tunesmith", "--quiet", "track", str(self._run.path), "--to", to, "--follow"]
-        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": talk}
-        child = hardware.Child(command, online=True, start_new_session=True, **streams)  # no Ctrl-C of the terminal's
+        nothing = subprocess.DEVNULL
+        child = hardware.Child(
+            command, online=True, start_new_session=True, stdin=nothing, stdout=nothing, stderr=talk
+        )  # a session of its own: Ctrl-C at the terminal is for the run
         logger.info(f"report_to: {to}")
         return _Follower(to, child, talk)
 
