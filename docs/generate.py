@@ -58,6 +58,7 @@ PHRASES = {
     "report/layout.html.j2": "head and style of all pages",
     "report/page.html.j2": "the page of a run",
     "report/preview.html.j2": "the page of a preview",
+    "report/runs.html.j2": "the page of a folder of runs",
 }
 
 

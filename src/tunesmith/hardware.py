@@ -67,6 +67,11 @@ def secret(name: str) -> str | None:
     return os.environ.get(name) or None
 
 
+def variable(name: str) -> str | None:
+    """An environment variable that another program's library reads as well, or None where it is not set or empty."""
+    return os.environ.get(name) or None
+
+
 def cpu_count() -> int:
     """Cores this process may run on."""
     return len(os.sched_getaffinity(0))
@@ -275,18 +280,20 @@ def die_with(watched: int, pid: int) -> None:
 
 
 class Child(subprocess.Popen[bytes]):
-    """A program that runs off the network and is killed when this process ends or its ``Child`` is no longer held.
+    """A program that is killed when this process ends or its ``Child`` is no longer held.
 
     Args:
         command: the program and its arguments.
-        streams: ``stdin``, ``stdout`` and ``stderr`` as of ``Popen``.
+        online: whether it may use the network; else it is kept off.
+        streams: ``stdin``, ``stdout`` and ``stderr`` as of ``Popen``, and ``start_new_session``.
     """
 
-    def __init__(self, command: list[str], **streams: Any):
+    def __init__(self, command: list[str], *, online: bool = False, **streams: Any):
         watched, lifeline = os.pipe()
         weakref.finalize(self, os.close, lifeline)
+        environment = dict(os.environ) if online else child_environment()
         try:
-            super().__init__(command, env=child_environment(), pass_fds=(watched,), **streams)
+            super().__init__(command, env=environment, pass_fds=(watched,), **streams)
             die_with(watched, self.pid)
         finally:
             os.close(watched)  # the child's copy stays

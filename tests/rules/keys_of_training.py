@@ -139,6 +139,17 @@ def _is_deterministic(recipe, tmp):
     return any(seen), is_deterministic()
 
 
+def _followed(recipe, tmp):
+    """The trackers that are told of a run while it is made."""
+    started = []
+    with pytest.MonkeyPatch.context() as patch:
+        child = SimpleNamespace(poll=lambda: 0)
+        patch.setattr("tunesmith.pipeline.early.find_spec", lambda name: True)
+        patch.setattr("tunesmith.pipeline.followers.hardware.Child", lambda command, **_: started.append(command[-2]) or child)
+        api.data(api.open_run(tmp / "toy.yaml", tmp / f"run-{len(recipe.report_to)}"))
+    return started
+
+
 def _per_layer_table(recipe, tmp):
     """What holds the table that feeds every layer."""
     config = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 1, "vocab_size": 8}
@@ -199,6 +210,7 @@ def _merged_into(recipe, tmp):  # what the merge is asked for, up to where its d
 
 
 OBSERVE = {
+    "report_to": (["mlflow"], _followed),
     "base": ("bf16", lambda r, t: load_model(find_model(r.model), r.base).dtype),
     "per_layer_embeddings": ("nf4", _per_layer_table),
     "base_head": ("int8", _tables),

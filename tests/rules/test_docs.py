@@ -30,7 +30,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 EXPORT = ROOT / "docs" / "how-to" / "export.md"
 MODEL = "assets/SmolLM2-135M-Instruct.Q4_1.gguf"
 VERDICT_CODES = {0, 10, 11, 12, 13, 14, 21, 22, 23, 24}
-WRITING = {"parity", "accept-base", "--sweep", "race"}  # words of commands that write into a run that is done
+WRITING = {"parity", "accept-base", "--sweep", "race", "track"}  # words of commands that write into a run that is done
 ENGINES = ("vllm ", "llama-server ", "ollama ", "lms ")
 
 
@@ -81,6 +81,10 @@ def test_every_documented_command_runs(command, tiny_run, tiny_copy, tiny_dir, e
     (tmp_path / "second").mkdir()
     for file in tiny_dir.iterdir():
         (tmp_path / "second" / file.name).symlink_to(file)
+    if "tensorboard" in words:
+        pytest.importorskip("tensorboardX")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "us_addresses").symlink_to(tiny_run.path)
     (tmp_path / "answers.csv").write_text("question,answer\na red car,red\n")
     (tmp_path / "old.jsonl").write_text((tiny_run.path.parent / "rows.jsonl").read_text())
     monkeypatch.setenv("OLD_KEY", "a key")

@@ -24,6 +24,7 @@ from tunesmith.errors import MissingPackage, RecipeError
 from tunesmith.evaluate.metrics import make_metric
 from tunesmith.memory.shape import Shape, read_shape
 from tunesmith.pipeline.disk import Saving, refuse_training
+from tunesmith.pipeline.followers import PACKAGES
 from tunesmith.pipeline.stage import Stage, module_of
 from tunesmith.recipe import EXTERNAL, Recipe, is_shipped_name
 from tunesmith.recipe.adapter import refuse_contradiction
@@ -122,6 +123,7 @@ def _refuse_missing_packages(recipe: Recipe, stages: Iterable[Stage], modules: s
         needed.append(("train.optimizer", "bitsandbytes", "bnb"))
     if "select" in modules and evaluate.retrieval.qdrant is not None:
         needed.append(("evaluate.retrieval.qdrant", "qdrant_client", "qdrant"))
+    needed += [("report_to", PACKAGES[name], name) for name in recipe.report_to]
     for key, package, extra in needed:
         if find_spec(package) is None:
             raise MissingPackage(

@@ -11,6 +11,7 @@ from pathlib import Path
 from tunesmith import tracking
 from tunesmith.errors import RunError
 from tunesmith.pipeline import stage as stages
+from tunesmith.pipeline.followers import Followers
 from tunesmith.pipeline.stage import Table, module_of
 from tunesmith.pipeline.table import sweep_stage, table_of
 from tunesmith.recipe import load_recipe
@@ -90,7 +91,7 @@ def make(run: RunDir, goals: Iterable[str], *, all_needed: bool = False, force: 
     goals, force = _known(run, table, goals), _known(run, table, force)
     if not force and stages.all_done(run, table, recipe, goals, tell_all=all_needed):
         return  # without the lock: who only reads need not wait for who writes
-    with run.writing(), tracking.attached(EventLog(run.events_file)):
+    with Followers(run, recipe.report_to) as followers, run.writing(), tracking.attached(EventLog(run.events_file), followers):
         for name in force:
             run.forget(name)
         stages.make(run, table, recipe, goals, all_needed=all_needed)
@@ -130,6 +131,7 @@ def dry_run(run: RunDir) -> Status:
 
 def run(directory: RunDir, *, until: str = "report", force: Iterable[str] = ()) -> Verdict | None:
     """All stages in order; returns the verdict where it was reached."""
+    module_of("runs").say_twin(directory)
     make(directory, [until], all_needed=True, force=force)
     return Verdict.read(directory.verdict_file) if until in ("verdict", "report") else None
 

@@ -57,6 +57,9 @@ class Export(Section):
     )
 
 
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+
+
 class Recipe(Section):
     """A whole run."""
 
@@ -100,6 +103,11 @@ class Recipe(Section):
     )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
         default=0, description="of the split, the order of rows, the adapter's first weights and dropout"
+    )
+    report_to: tuple[TrackerName, ...] = Field(
+        default=(),
+        description="trackers that see the run while it runs, each an extra of its name; what they need to know (address, "
+        "project, key) stands in the variables that their own libraries read; tunesmith track RUN --to NAME does it afterwards",
     )
     data: Data
     chat: Chat = Chat()

@@ -19,6 +19,7 @@
     export/          merged/, merge.json, *.gguf, export.json, adapter-vllm/ where vLLM needs its own form, Modelfile,
                      commands.json; .next/ while an export is made
     report.html      the page
+    tracked/         what was sent to each tracker; tensorboard/ and wandb/ are those trackers' own
     .lock            who writes here at this moment; empty when nobody does
 
 Every file appears whole or not at all: it is written under a temporary name, flushed to the disk, and renamed. A stage

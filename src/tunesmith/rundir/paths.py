@@ -54,6 +54,7 @@ class RunDir:
         self.export = path / "export"
         self.merged = self.export / "merged"
         self.report_file = path / "report.html"
+        self.tracked = path / "tracked"
         self._writing = 0
         self._planned: Recipe | None = None
         self.target = path
