@@ -350,7 +350,8 @@ def _form(t: Translation, key: str, entry: dict[str, JsonValue]) -> tuple[str | 
             }
             columns["input"] = str(kind["field_input"])
         t.differ(
-            f"the texts: {t.tool} writes the rows with a prompt that stands in the file ({key}.type), tunesmith with the chat template"
+            f"the texts: {t.tool} writes the rows with a prompt that stands in the file ({key}.type), tunesmith with the "
+            "chat template"
         )
         return None, columns
     base = str(kind).partition(".")[0]
@@ -358,7 +359,8 @@ def _form(t: Translation, key: str, entry: dict[str, JsonValue]) -> tuple[str | 
         return _conversation(t, key, entry)
     if base.startswith("alpaca"):
         t.differ(
-            f"the texts: {t.tool} writes these rows with {PROMPT.get(base, 'the Alpaca prompt')}, tunesmith with the chat template"
+            f"the texts: {t.tool} writes these rows with {PROMPT.get(base, 'the Alpaca prompt')}, tunesmith with the "
+            "chat template"
         )
         return "alpaca", {}
     if base in ("completion", "pretrain") or not base:

@@ -1,7 +1,8 @@
 """How a training walks over its rows, there and here: what follows from keys and rows together.
 
-Other tools count rows a step, a recipe counts tokens; they end a run after steps, a recipe after epochs; they warm up for steps, a
-recipe for a share. So steps, epochs, warm-up and held-out rows are worked out from the rows themselves, and both walks are shown.
+Other tools count rows a step, a recipe counts tokens; they end a run after steps, a recipe after epochs; they warm up for
+steps, a recipe for a share. So steps, epochs, warm-up and held-out rows are worked out from the rows themselves, and both
+walks are shown.
 
     rows a step       batch x accumulation x GPUs, or the tokens of as many packs by the tokens of a row
     tokens_per_step   rows a step x the mean tokens of a row
@@ -162,15 +163,16 @@ def _differences(t: Translation, counted: Counted, before: Course, after: Course
         t.differ("the rows: the parts that are there are kept, and its test part is sealed for the verdict")
     elif after.rows < before.rows:
         t.differ(
-            f"the rows: {before.rows:,} are trained on there and {after.rows:,} here, where a test part is sealed for the verdict "
-            "and a dev part is chosen on (data.test_fraction, data.dev_fraction)"
+            f"the rows: {before.rows:,} are trained on there and {after.rows:,} here, where a test part is sealed for the "
+            "verdict and a dev part is chosen on (data.test_fraction, data.dev_fraction)"
         )
     if counted.too_long:
         about = "about " if "estimated" in counted.how else ""
         what = f"{about}{counted.too_long:,} rows are longer than {t.walk.max_length:,} tokens"
         if t.walk.cuts:
             t.differ(
-                f"long rows: {what}; {t.tool} cuts them, tunesmith refuses them: raise train.max_length, or data.on_too_long: drop"
+                f"long rows: {what}; {t.tool} cuts them, tunesmith refuses them: raise train.max_length, or "
+                "data.on_too_long: drop"
             )
         else:
             t.differ(f"long rows: {what}; they are left out there and here")

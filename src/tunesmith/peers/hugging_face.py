@@ -214,7 +214,7 @@ def _switch(t: Translation, key: str) -> str | None:
     return {"true": "on", "1": "on", "false": "off", "0": "off"}.get(word, "auto")
 
 
-def targets(t: Translation, key: str, value: JsonValue) -> None:
+def targets(t: Translation, key: str, value: JsonValue | list[str]) -> None:
     """The layers that get an adapter.
 
     Args:
@@ -247,9 +247,7 @@ def template(t: Translation, key: str, shipped: tuple[str, ...], own: tuple[str,
         return
     if name in own:
         t.drop(key, "the model's own, as here")
-    elif name.endswith(".jinja"):
-        t.map(key, "chat.template", name)
-    elif name in shipped:
+    elif name.endswith(".jinja") or name in shipped:
         t.map(key, "chat.template", name)
     else:
         t.drop(key, "a rendering of the tool's own; here the model's own template renders")

@@ -177,7 +177,7 @@ def _lora(t: Translation) -> None:
     if names in (None, "all"):
         t.carry("lora_target", "lora.target_modules", None if names is None else "all-linear", "all-linear")
     else:
-        listed: JsonValue = names.split(",") if isinstance(names, str) and "," in names else names
+        listed = names.split(",") if isinstance(names, str) and "," in names else names
         listed = [str(name).strip() for name in listed] if isinstance(listed, list) else [str(listed)]
         hugging_face.targets(t, "lora_target", [*listed])
     t.carry("use_rslora", "lora.use_rslora", t.flag("use_rslora"))

@@ -1,8 +1,8 @@
 """Calls of a notebook or script, read from its syntax tree; nothing of it is ever run.
 
-A keyword whose value is a literal, a name that is given one literal in the whole notebook (``max_seq_length = 2048``), or arithmetic
-of these is known; ``torch.bfloat16`` is the text after the dot. Anything else is an expression, which is asked for. What stands
-below ``if False:`` is not read.
+A keyword whose value is a literal, a name that is given one literal in the whole notebook (``max_seq_length = 2048``), or
+arithmetic of these is known; ``torch.bfloat16`` is the text after the dot. Anything else is an expression, which is asked for.
+What stands below ``if False:`` is not read.
 
 Refused: running the cells, which install packages, download a model and start a training.
 """

@@ -1,6 +1,7 @@
 """OpenAI: a fine-tuning job as its API returns it, or the request that makes one.
 
-The base rate behind ``learning_rate_multiplier`` and what the service trains are not published, so they are said and not mapped.
+The base rate behind ``learning_rate_multiplier`` and what the service trains are not published, so they are said and not
+mapped.
 
 Source: the API reference of fine-tuning jobs (``fine_tuning.job``).
 """
@@ -47,7 +48,8 @@ def translate(t: Translation) -> None:
     t.default("learning_rate_multiplier", "train.learning_rate", "auto", f"{said}; ours follows from the model and the rows")
     t.carry("seed", "seed", t.whole("seed"))
     t.differ(
-        "the training: what OpenAI trains (rank, layers, schedule, lengths) is not published; the keys left out are tunesmith's own"
+        "the training: what OpenAI trains (rank, layers, schedule, lengths) is not published; keys that do not stand here have "
+        "tunesmith's defaults"
     )
     if (path := t.text("training_file")) is not None:
         t.rows.append(NamedRows(key="training_file", path=path))

@@ -1,7 +1,7 @@
 """The tools whose configurations are read, and how a file is told to be one's.
 
-A tool is told from its keys: each has some that no other has. Where that leaves none or two, the file is refused with the option
-that settles it; a guess would read one tool's keys with another's defaults.
+A tool is told from its keys: each has some that no other has. Where that leaves none or two, the file is refused with the
+option that settles it; a guess would read one tool's keys with another's defaults.
 """
 
 import json
@@ -77,8 +77,8 @@ def _told(path: Path, values: dict[str, JsonValue]) -> Tool:
     for key, what in OTHERS.items():
         if key in values:
             raise RecipeError(f"{path}: {key}: this is {what}", OPTION)
-    could = {tool for key, tools in MODEL_KEYS.items() if key in values for tool in tools} or set(MARKS)
-    counts = {tool: sum(mark in values for mark in marks) for tool, marks in MARKS.items() if tool in could}
+    could: set[Tool] = {tool for key, tools in MODEL_KEYS.items() if key in values for tool in tools} or set(MARKS)
+    counts: dict[Tool, int] = {tool: sum(mark in values for mark in marks) for tool, marks in MARKS.items() if tool in could}
     most = max(counts.values())
     best = [tool for tool, count in counts.items() if count == most]
     if most == 0 or len(best) > 1:

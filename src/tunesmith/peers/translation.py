@@ -1,6 +1,7 @@
 """What becomes of another tool's keys, collected one by one: every key is taken by somebody, or refused as unknown.
 
-A value is read with the type that its tool expects: YAML 1.1 reads ``1e-4`` as a text and ``no`` as false, and the tools convert.
+A value is read with the type that its tool expects: YAML 1.1 reads ``1e-4`` as a text and ``no`` as false, and the tools
+convert.
 An empty value (``lora_model_dir:``) is an absent one, as it is there.
 """
 

@@ -77,7 +77,8 @@ def _precision(t: Translation) -> None:
     dtype = t.text("dtype") or ("float32" if not t.has("torch_dtype") else None)
     if not four and dtype == "float32" and t.ours("base") == "bf16":
         t.differ(
-            f"the base: {NAME} keeps its weights in fp32 and multiplies in bf16, tunesmith keeps them in bf16; base: fp32 does both in fp32"
+            f"the base: {NAME} keeps its weights in fp32 and multiplies in bf16, tunesmith keeps them in bf16; base: fp32 does "
+            "both in fp32"
         )
     if t.has("dtype"):
         t.drop("dtype", "what the weights are kept in follows from base")

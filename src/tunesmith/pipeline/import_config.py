@@ -1,11 +1,11 @@
 """Another tool's configuration as a recipe: its keys are translated, its rows are read, and a commented file is written.
 
-The rule: a recipe is written when every key that changes what is trained has its place. A key that has none is refused by name,
-and then nothing is written; whoever wants to do without it says so (``without``), and the recipe says it as well. Refused: writing
-what can be written and warning of the rest, which nobody reads.
+The rule: a recipe is written when every key that changes what is trained has its place. A key that has none is refused by
+name, and then nothing is written; whoever wants to do without it says so (``without``), and the recipe says it as well.
+Refused: writing what can be written and warning of the rest, which nobody reads.
 
-The rows are needed: steps, warm-up and the metric follow from them. Their tokens are counted with the model's own template where
-the model is on this machine, else estimated from their characters, and it is said which.
+The rows are needed: steps, warm-up and the metric follow from them. Their tokens are counted with the model's own template
+where the model is on this machine, else estimated from their characters, and it is said which.
 """
 
 import logging
@@ -92,6 +92,7 @@ def import_config(path: Path, wishes: Wishes = AS_WRITTEN) -> Imported:
     still = {key: text for key, text in computed.items() if key not in wishes.settings}
     t = translated(path, tool, given, still, wishes.without, tuple(shipped_names()), wishes.data is not None)
     _refuse_needless(t, wishes)
+    _place_paths(t, path, out)
     source = _named_rows(t, path, wishes)
     counted, walked = (None, None) if source is None else _looked_at(t, source, out, wishes)
     _task(t, wishes)
@@ -120,6 +121,14 @@ def _refuse_needless(t: Translation, wishes: Wishes) -> None:
         if key not in refused:
             named = f"refused keys that can be left out: {', '.join(sorted(refused)) or 'none'}"
             raise RecipeError(f"--without {key}: no refused key of that name that can be left out", named)
+
+
+def _place_paths(t: Translation, config: Path, out: Path) -> None:
+    """Name the model and the template, where they are files, as a recipe at ``out`` names them."""
+    for number, key in enumerate(t.keys):
+        if key.ours in ("model", "chat.template") and isinstance(key.our_value, str):
+            place = _file(key.our_value, config)
+            t.keys[number] = key if place is None else replace(key, our_value=named_from(out, str(place)))
 
 
 @dataclass(frozen=True)
@@ -166,13 +175,18 @@ def _named_rows(t: Translation, config: Path, wishes: Wishes) -> _Rows | None:
 
 def _place(rows: NamedRows, config: Path) -> str | None:
     """A path as it can be opened from here, or a hub id with its split."""
-    for place in (Path(rows.path).expanduser(), config.resolve().parent / rows.path):
-        if rows.path and place.exists():
-            return str(place)
+    if (place := _file(rows.path, config)) is not None:
+        return str(place)
     named = ":".join([rows.path, *([rows.config] if rows.config else []), *([rows.split or "train"] if rows.config else [])])
     if rows.split and not rows.config:
         named = f"{rows.path}:{rows.split}"
     return named if is_hub_id(named) else None
+
+
+def _file(named: str, config: Path) -> Path | None:
+    """A file or directory that is named, from here or from beside the configuration."""
+    places = (Path(named).expanduser(), config.resolve().parent / named) if named else ()
+    return next((place for place in places if place.exists()), None)
 
 
 def _looked_at(t: Translation, source: _Rows, out: Path, wishes: Wishes) -> tuple[Counted | None, tuple[Course, Course] | None]:
@@ -180,7 +194,7 @@ def _looked_at(t: Translation, source: _Rows, out: Path, wishes: Wishes) -> tupl
     try:
         found = find(source.paths[0]) if len(source.paths) == 1 else find_all(source.paths)
         reader = Reader(found, source.options)
-        look = _Look(t, reader)
+        look = _Look(t, reader, out.resolve().parent)
         for batch in with_bar(reader):
             look.add(batch)
         report = look.checks.report()
@@ -214,14 +228,16 @@ def _looked_at(t: Translation, source: _Rows, out: Path, wishes: Wishes) -> tupl
 class _Look:
     """What is seen of the rows: a check, their answers, their tokens."""
 
-    def __init__(self, t: Translation, reader: Reader):
+    def __init__(self, t: Translation, reader: Reader, base: Path):
         self._limit = t.walk.max_length
-        model = str(t.ours("model") or "")
-        revision = t.ours("revision")
-        self._tokens = module_of("check_tokens").tokens_of(model, None, None) if _is_here(model, revision) else None
-        self.how = f"with the template of {model}"
-        if self._tokens is None:
-            self.how = f"estimated at {CHARACTERS} characters a token, since {model or 'the model'} is not on this machine"
+        named, revision, template = str(t.ours("model") or ""), t.ours("revision"), t.ours("chat.template")
+        model = str(base / named) if named and (base / named).exists() else named
+        self._tokens = None
+        self.how = f"estimated at {CHARACTERS} characters a token, since {named or 'the model'} is not on this machine"
+        if _is_here(model, revision):
+            file = base / str(template) if (base / str(template)).is_file() else Path(str(template))
+            self._tokens = module_of("check_tokens").tokens_of(model, None if template is None else file, None)
+            self.how = f"with the template of {named}"
         self.checks, self.answers = Check(reader, near=False), Answers()
         self._rows = self._total = self._long = self._longest = 0
 
@@ -229,10 +245,7 @@ class _Look:
         """Look at a batch."""
         self.checks.add(batch)
         self.answers.add(batch)
-        if self._tokens is None:
-            lengths = [_estimated(row) for row in batch]
-        else:
-            lengths = self._tokens.lengths_of(batch)
+        lengths = [_estimated(row) for row in batch] if self._tokens is None else self._tokens.lengths_of(batch)
         self._rows += len(batch)
         self._total += sum(lengths)
         self._longest = max(self._longest, *lengths, 0)
