@@ -62,7 +62,7 @@ class Arguments:
     """What a tool calls the training arguments, and what it defaults them to.
 
     Attributes:
-        rate: learning rate; None where the tool needs one.
+        rate: learning rate; None where another training than LoRA's is named, whose rate is too low for an adapter.
         schedule, epochs, batch, seed, dropout: as the recipe has them.
         checkpointing: whether layers are recomputed.
     """
@@ -81,7 +81,10 @@ def training_arguments(t: Translation, d: Arguments) -> None:
     Args:
         d: the tool's defaults.
     """
-    t.carry("learning_rate", "train.learning_rate", t.number("learning_rate"), d.rate)
+    if d.rate is not None:
+        t.carry("learning_rate", "train.learning_rate", t.number("learning_rate"), d.rate)
+    elif t.has("learning_rate"):
+        t.drop("learning_rate", "of another kind of training than LoRA's; ours follows from the model and the rows")
     schedule(t, "lr_scheduler_type", d.schedule)
     optimizer(t, "optim")
     adam(t)

@@ -89,9 +89,7 @@ def translate(t: Translation, shipped: tuple[str, ...], beside: Path) -> None:
         return
     is_full = _method(t)
     _model(t)
-    if is_full:
-        t.value("learning_rate")
-    else:
+    if not is_full:
         _lora(t)
     hugging_face.training_arguments(t, Arguments(rate=None if is_full else 5e-5))
     _lengths(t)
@@ -134,8 +132,6 @@ def _method(t: Translation) -> bool:
         return False
     words = FULL if kind == "full" else f"{kind} is not trained here, LoRA alone is"
     t.refuse("finetuning_type", words, "--without finetuning_type trains an adapter of tunesmith's own rank and rate")
-    if t.has("learning_rate"):
-        t.drop("learning_rate", "a rate of another kind of training; ours follows from the model and the rows")
     for key in ("lora_rank", "lora_alpha", "lora_dropout", "lora_target"):
         if t.has(key):
             t.drop(key, "without an adapter it is not read there")

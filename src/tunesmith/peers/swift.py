@@ -102,8 +102,6 @@ def translate(t: Translation, shipped: tuple[str, ...]) -> None:
     if is_full:
         words = FULL if kind == "full" else f"{kind} is not trained here, LoRA alone is"
         t.refuse(key, words, f"--set {key}=lora trains an adapter with the keys of this file")
-        if t.has("learning_rate"):
-            t.drop("learning_rate", "of another kind of training; ours follows from the model and the rows")
         for name in ("lora_rank", "lora_alpha", "lora_dropout", "target_modules", "target_regex", "use_rslora", "use_dora"):
             if t.has(name):
                 t.drop(name, "of another kind of training")

@@ -80,7 +80,7 @@ def _told(path: Path, values: dict[str, JsonValue]) -> Tool:
     could: set[Tool] = {tool for key, tools in MODEL_KEYS.items() if key in values for tool in tools} or set(MARKS)
     counts: dict[Tool, int] = {tool: sum(mark in values for mark in marks) for tool, marks in MARKS.items() if tool in could}
     most = max(counts.values())
-    best = [tool for tool, count in counts.items() if count == most]
+    best: list[Tool] = [tool for tool, count in counts.items() if count == most]
     if most == 0 or len(best) > 1:
         keys = ", ".join([*values][:8])
         which = f"it could be of {' or '.join(NAMES[tool] for tool in best)}" if most else "no tool that is known has these"

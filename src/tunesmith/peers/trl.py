@@ -49,7 +49,7 @@ def translate(t: Translation, shipped: tuple[str, ...]) -> None:
     if is_full:
         words = FULL if t.has("use_peft") else f"absent, and then {FULL}"
         t.refuse("use_peft", words, "--set use_peft=true trains an adapter with the keys of this file")
-        for key in ("learning_rate", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"):
+        for key in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"):
             if t.has(key):
                 t.drop(key, "of a training of all weights; ours follows from the model and the rows")
     else:
