@@ -7,8 +7,10 @@ import pytest
 import yaml
 
 import tunesmith as ts
+from tunesmith import cli
 from tunesmith.errors import RecipeError
 from tunesmith.pipeline.import_config import Wishes, import_config
+from tunesmith.rundir.records.imported import Imported
 
 ROWS = 40
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -363,3 +365,37 @@ def test_nothing_is_written_over(here):
     Path("recipe.yaml").touch()
     with pytest.raises(RecipeError, match="already a file"):
         imported(AXOLOTL)
+
+
+def test_several_data_sets_become_several_paths(here):
+    (here / "more.jsonl").write_text((here / "rows.jsonl").read_text().replace("Name", "Say"))
+    sets = [{"path": "rows.jsonl", "type": "alpaca"}, {"path": "more.jsonl", "type": "alpaca", "split": "train[:10]"}]
+    _, recipe = imported({**AXOLOTL, "datasets": sets})
+    assert [(Path(rows["path"]).name, rows["count"]) for rows in recipe["data.path"]] == [
+        ("rows.jsonl", None),
+        ("more.jsonl", 10),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ((), 4, "--without neftune_noise_alpha writes a recipe"),
+        (("--without", "neftune_noise_alpha"), 0, ""),
+        (("--without", "lora_r"), 4, "can be left out: neftune_noise_alpha"),
+        (("--set", "lora_r"), 2, "KEY=VALUE"),
+        (("--set", "neftune_noise_alpha=0", "--metric", "rogue"), 4, "did you mean rouge"),
+        (("--set", "neftune_noise_alpha=0", "--data", "gone.jsonl"), 4, "gone.jsonl: no such file"),
+    ],
+)
+def test_the_command(arguments, code, words, here, monkeypatch, capsys):
+    Path("a.yml").write_text(yaml.safe_dump({**AXOLOTL, "neftune_noise_alpha": 5}))
+    monkeypatch.setattr("sys.argv", ["tunesmith", "import", "a.yml", "--json", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    talk = capsys.readouterr()
+    assert (stop.value.code or 0) == code and "Traceback" not in talk.err
+    if code == 0:
+        assert Imported.parse(talk.out).recipe == "a.yaml" and Path("a.yaml").exists()
+    else:
+        assert words in " ".join(talk.err.split()) and not Path("a.yaml").exists()

@@ -57,7 +57,7 @@ def print_imported(imported: Imported, console: Console) -> None:
 def _table(title: str, keys: list[ImportedKey]) -> Table:
     table = Table("there", "here", "", title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
     for key in keys:
-        there = key.key if key.value is None else f"{key.key} {plain(key.value)}"
+        there = "" if key.key == "(none)" else key.key if key.value is None else f"{key.key} {plain(key.value)}"
         here = "" if key.ours is None else f"{key.ours} {plain(key.our_value)}"
         words = f"{key.words}{' (left out)' if key.left_out else ''}"
         hint = f"\n-> {key.hint}" if key.hint and not key.left_out else ""

@@ -1,6 +1,6 @@
 """LLaMA-Factory: a YAML or JSON file of flat keys; its rows are a name, looked up in ``dataset_info.json``.
 
-Source: llamafactory 0.9.5, ``hparams`` and ``data/parser.py``.
+Source: LLaMA-Factory 0.9.5, ``hparams`` and ``data/parser.py``.
 """
 
 import json

@@ -41,7 +41,7 @@ DROPPED = {
     ),
     **dict.fromkeys(("val_dataset", "cached_val_dataset", "early_stop_interval"), LOOKED_AT),
     **dict.fromkeys(
-        ("lora_ga_*", "boft_*", "vera_*", "fourier_*", "adalora_*", "llamapro_*", "reft_*", "adapter_*"),
+        ("lora_ga_*", "boft_*", "vera_*", "fourier_*", "adalora_*", "*_num_new_blocks", "*_num_groups", "reft_*", "adapter_*"),
         "of another kind of adapter",
     ),
     **dict.fromkeys(("freeze_llm", "freeze_vit", "freeze_aligner", "max_pixels", "norm_bbox"), "no images are read here"),

@@ -126,8 +126,9 @@ def _refuse_needless(t: Translation, wishes: Wishes) -> None:
 def _place_paths(t: Translation, config: Path, out: Path) -> None:
     """Name the model and the template, where they are files, as a recipe at ``out`` names them."""
     for number, key in enumerate(t.keys):
-        if key.ours in ("model", "chat.template") and isinstance(key.our_value, str):
-            place = _file(key.our_value, config)
+        named = key.our_value
+        if key.ours in ("model", "chat.template") and isinstance(named, str) and not Path(named).is_absolute():
+            place = _file(named, config)
             t.keys[number] = key if place is None else replace(key, our_value=named_from(out, str(place)))
 
 
@@ -265,11 +266,9 @@ class _Look:
 
 def _is_here(model: str, revision: JsonValue) -> bool:
     """Whether a model's tokenizer can be opened without fetching anything."""
-    path = Path(model).expanduser()
-    if not model or model.endswith(".gguf"):
-        return False
-    if path.exists():
-        return (path / "config.json").is_file()
+    path = Path(model)
+    if not model or path.exists():
+        return path.suffix == ".gguf" or (path / "config.json").is_file()
     try:
         return isinstance(model_at_hand(model, None if revision is None else str(revision)), Path)
     except ModelError:
