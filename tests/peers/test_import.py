@@ -252,6 +252,7 @@ def test_every_key_stands_in_a_list_and_every_line_of_the_recipe_says_why(here):
 def test_both_walks_are_counted_from_the_rows(here):
     result, recipe = imported({**AXOLOTL, "num_epochs": 3, "micro_batch_size": 4, "val_set_size": 0.1}, gpus=2)
     before, after = result.before, result.after
+    assert before is not None and after is not None
     assert (before.rows, before.rows_per_step, before.steps) == (36, 8, 15)
     assert after.rows == 30 and recipe["train.tokens_per_step"] == 8 * 25
     assert after.steps == 3 * -(-30 // 8)
@@ -260,6 +261,7 @@ def test_both_walks_are_counted_from_the_rows(here):
 def test_steps_that_end_within_an_epoch_become_a_limit_on_the_rows(here):
     result, recipe = imported({**AXOLOTL, "max_steps": 15})
     assert recipe["data.limit"] == 20 and recipe["train.num_train_epochs"] == 1
+    assert result.after is not None and result.before is not None
     assert result.after.rows == 15 == result.before.steps
 
 
