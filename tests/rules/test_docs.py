@@ -28,6 +28,7 @@ from tunesmith.rundir import RunDir
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXPORT = ROOT / "docs" / "how-to" / "export.md"
+IMPORT = ROOT / "docs" / "how-to" / "come-from-another-tool.md"
 MODEL = "assets/SmolLM2-135M-Instruct.Q4_1.gguf"
 VERDICT_CODES = {0, 10, 11, 12, 13, 14, 21, 22, 23, 24}
 WRITING = {"parity", "accept-base", "--sweep", "race", "track"}  # words of commands that write into a run that is done
@@ -88,6 +89,7 @@ def test_every_documented_command_runs(command, tiny_run, tiny_copy, tiny_dir, e
     (tmp_path / "answers.csv").write_text("question,answer\na red car,red\n")
     (tmp_path / "old.jsonl").write_text((tiny_run.path.parent / "rows.jsonl").read_text())
     monkeypatch.setenv("OLD_KEY", "a key")
+    (tmp_path / "axolotl.yaml").write_text(_blocks(IMPORT, "yaml")[0])
     monkeypatch.chdir(tmp_path)
     arguments = [here.get(word, word) for word in words[1:]]
     if "--sweep" in words:

@@ -92,8 +92,8 @@ def test_a_familys_name_appears_in_models_templates_and_tests_alone():
         if module.relative == "families.py":
             continue
         for number, line in enumerate(module.text.splitlines(), start=1):
-            # llama.cpp is an engine, not a family; its architecture key is data of the GGUF format.
-            clean = re.sub(r"x?llama[._]?cpp\w*|Llama(FileType|Model|Process)\b", "", line, flags=re.IGNORECASE)
+            # llama.cpp is an engine and LLaMA-Factory a tool, not a family; an architecture key is data of the GGUF format.
+            clean = re.sub(r"x?llama[._]?cpp\w*|Llama(FileType|Model|Process)\b|llama-factory", "", line, flags=re.IGNORECASE)
             clean = re.sub(r"llama-(cpp|server|perplexity|quantize|imatrix|quant|adapter|vocab|context)\b", "", clean)
             clean = re.sub(r"ik_llama|\bllama_\w+|\bllama\.h\b|src/models/\w+\.cpp|architecture == \"llama\"", "", clean)
             if families.search(clean):

@@ -11,10 +11,9 @@ a comment to fill, because nothing that we could ask on a terminal is easier to 
 
 from dataclasses import dataclass
 
-import yaml
-
 from tunesmith.data.classes import MOST_CLASSES, SHORT
 from tunesmith.data.read import AS_FOUND, ReadOptions
+from tunesmith.recipe import yaml_line
 from tunesmith.rundir.records.check import CheckReport, TokenReport
 from tunesmith.rundir.records.quality import QualityReport
 
@@ -98,10 +97,10 @@ def recipe_text(
         "# Read it, fill the two prompts below, then:",
         f"#   tunesmith advise {path} --quick    # is it worth it?",
         f"#   tunesmith run {path}               # everything, from data to verdict",
-        _line("model", model),
+        yaml_line("model", model),
         "",
         "data:",
-        "  " + _line("path", data),
+        "  " + yaml_line("path", data),
     ]
     named = {
         "format": options.format,
@@ -112,13 +111,13 @@ def recipe_text(
         "reasoning": options.reasoning,
         "take": options.take,
     }
-    lines += ["  " + _line(key, value) for key, value in named.items() if value is not None]
+    lines += ["  " + yaml_line(key, value) for key, value in named.items() if value is not None]
     if is_split:
         lines += ["  # The files bring their own parts; drawn would put all rows together and draw new ones.", "  split: given"]
     lines += ["", "task:", f"  # {proposal.reason}", *(f"  # not {misfit}" for misfit in misfits)]
-    lines.append("  " + _line("metric", proposal.metric))
+    lines.append("  " + yaml_line("metric", proposal.metric))
     if proposal.labels is not None:
-        lines.append("  " + _line("labels", list(proposal.labels)))
+        lines.append("  " + yaml_line("labels", list(proposal.labels)))
     lines += [
         "  # The best instruction that you can write: the tuned model has to beat it.",
         "  # prompt: ...",
@@ -142,10 +141,4 @@ def _train_lines(tokens: TokenReport | None) -> list[str]:
     ]
     if tokens.refusals.count:
         lines.append(f"  # the template refuses {tokens.refusals.count:,} rows: tunesmith check DATA --model MODEL says why")
-    return [*lines, "  " + _line("max_length", (longest + STEP + STEP - 1) // STEP * STEP)]
-
-
-def _line(key: str, value: object) -> str:
-    """A key with its value, on one line."""
-    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**9)
-    return f"{key}: {text.removesuffix(chr(10)).removesuffix('...').strip()}"
+    return [*lines, "  " + yaml_line("max_length", (longest + STEP + STEP - 1) // STEP * STEP)]

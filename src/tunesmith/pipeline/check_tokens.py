@@ -67,6 +67,11 @@ class Tokens:
             self._seen += 1
         self._own_dates.add(rows)
 
+    def lengths_of(self, rows: list[Row]) -> list[int]:
+        """Tokens of each row that can be rendered; nothing of them is kept."""
+        rendered = self._renderer.render_batch([Conversation.of(row) for row in rows])
+        return [row.tokens for row in rendered if not isinstance(row, DataError)]
+
     def findings(self, find: FindPlaces) -> list[CheckFinding]:
         """What is wrong with rows under this template."""
         found = self._own_dates.finding()

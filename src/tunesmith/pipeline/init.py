@@ -55,13 +55,15 @@ def init(source: str, model: str, options: ReadOptions = AS_FOUND, out: Path | N
     report = checks.report()
     for line in (*reading_lines(report.reading), *wrong_lines(report.quality.findings)):
         logger.info(line)
-    proposal, misfits = _proposal(reader, proposals(report.quality, answers.labels(source, report.reading), answers.calls))
+    proposal, misfits = first_that_fits(
+        reader, proposals(report.quality, answers.labels(source, report.reading), answers.calls)
+    )
     text = recipe_text(
         report,
         proposal,
         path=str(path),
-        model=_from(path, model),
-        data=_from(path, source),
+        model=named_from(path, model),
+        data=named_from(path, source),
         options=options,
         is_split=is_split(part for part, _ in reader.source.named_parts),
         misfits=misfits,
@@ -112,8 +114,12 @@ class Answers:
         return tuple(spellings.values())
 
 
-def _proposal(reader: Reader, suitable: list[Proposal]) -> tuple[Proposal, tuple[str, ...]]:
-    """The first under which every reference scores, and of those before it a row that does not."""
+def first_that_fits(reader: Reader, suitable: list[Proposal]) -> tuple[Proposal, tuple[str, ...]]:
+    """The first under which every reference scores, and of those before it a row that does not.
+
+    Raises:
+        DataError: no metric scores every reference.
+    """
     metrics = [make_metric(Task(metric=proposal.metric, labels=proposal.labels)) for proposal in suitable]
     first: dict[int, Row] = {}  # that does not score, by the number of the metric
     for batch in with_bar(reader):
@@ -129,7 +135,7 @@ def _proposal(reader: Reader, suitable: list[Proposal]) -> tuple[Proposal, tuple
     raise DataError(f"{reader.source.label}: {misfits[-1]}", "mend the row, or remove it")
 
 
-def _from(path: Path, named: str) -> str:
+def named_from(path: Path, named: str) -> str:
     """A file or directory as a recipe at ``path`` names it; a hub id as it is."""
     if not Path(named).exists():
         return named

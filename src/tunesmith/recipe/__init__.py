@@ -14,6 +14,7 @@ from tunesmith.recipe.load import (
     load_recipe,
     recipe_from,
     section_from,
+    yaml_line,
 )
 from tunesmith.recipe.run import Recipe
 from tunesmith.recipe.task import HeldTo, Judge, Task
@@ -39,4 +40,5 @@ __all__ = [
     "load_recipe",
     "recipe_from",
     "section_from",
+    "yaml_line",
 ]

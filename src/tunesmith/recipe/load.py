@@ -92,6 +92,12 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def yaml_line(key: str, value: object) -> str:
+    """A key with its value as YAML on one line, for files with comments, which no library writes."""
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**9)
+    return f"{key}: {text.removesuffix(chr(10)).removesuffix('...').strip()}"
+
+
 def json_schema() -> str:
     """JSON schema of a recipe, for editors that complete and check YAML."""
     return json.dumps(Recipe.model_json_schema(), indent=2)
