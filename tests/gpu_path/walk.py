@@ -195,7 +195,7 @@ class _Checkpoint:
 
     shapes: dict[str, torch.Size]
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, dense: bool = True):
         self.directory, self.stacks = directory, {}
         self.files = {name: (directory, name) for name in self.shapes}
 

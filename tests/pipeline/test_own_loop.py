@@ -9,6 +9,7 @@ import tunesmith as ts
 from shared import toy_rows
 from tunesmith.errors import DataError, RecipeError, TrainingError
 from tunesmith.models.adapter import adapter_state, read_adapter
+from tunesmith.pipeline.own_loop import NOT_HERE
 from tunesmith.rundir.records.training import Training
 from tunesmith.tracking import read_metrics
 from tunesmith.train import loop
@@ -25,9 +26,7 @@ def test_its_steps_are_the_lines_of_a_runs_table(tiny_run):
     recipe = tiny_run.recipe()
     model = ts.open_base(recipe).add_lora(seed=recipe.seed, **recipe.lora.model_dump())
     train, dev = (ts.render(tiny_run.data / f"{part}.jsonl", model) for part in ("train", "dev"))
-    settings = recipe.train.model_dump(
-        exclude={"compute", "keep_checkpoints", "race", "replay", "resident_layers", "embedding_on"}
-    )
+    settings = recipe.train.model_dump(exclude=set(NOT_HERE))
     best, weights = float("inf"), {}
     records = []
     for step in ts.train_steps(model, train, dev=dev, seed=recipe.seed, **settings):

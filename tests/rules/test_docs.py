@@ -48,10 +48,20 @@ def _commands():
                     yield pytest.param(command, id=f"{document.name}: {command}")
 
 
+def _copy(factory, run, name):
+    return _shared(factory, name, lambda directory: shutil.copytree(run.path, directory / "run")) / "run"
+
+
 @pytest.fixture(scope="session")
 def tiny_copy(tmp_path_factory, tiny_run):
     """The tiny run, to be written into."""
-    return _shared(tmp_path_factory, "tiny_copy", lambda directory: shutil.copytree(tiny_run.path, directory / "run")) / "run"
+    return _copy(tmp_path_factory, tiny_run, "tiny_copy")
+
+
+@pytest.fixture(scope="session")
+def tiny_lock(tmp_path_factory, tiny_run):
+    """The tiny run, for commands that find nothing to do and hold its lock while they look: others ask the run itself."""
+    return _copy(tmp_path_factory, tiny_run, "tiny_lock")
 
 
 @pytest.fixture(scope="module")
@@ -63,16 +73,18 @@ def endpoint():
 
 
 @pytest.mark.parametrize("command", list(_commands()))
-def test_every_documented_command_runs(command, tiny_run, tiny_copy, tiny_dir, endpoint, tmp_path, monkeypatch, capsys):
+def test_every_documented_command_runs(
+    command, tiny_run, tiny_copy, tiny_lock, tiny_dir, endpoint, tmp_path, monkeypatch, capsys
+):
     words = shlex.split(command)
     if words[0] == "make":
         for target in words[1:]:
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
         return
-    run = str(tiny_copy if WRITING & set(words) else tiny_run.path)
+    run = str(tiny_copy if WRITING & set(words) else tiny_lock)
     here = {
         **{f"runs/{name}": run for name in ("us_addresses", "question_types")},
-        **{f"recipes/{name}.yaml": str(tiny_run.path / "recipe.yaml") for name in ("us_addresses", "question_types")},
+        **{f"recipes/{name}.yaml": str(tiny_lock / "recipe.yaml") for name in ("us_addresses", "question_types")},
         "recipes/us_addresses/us_addresses.jsonl": str(tiny_run.path.parent / "rows.jsonl"),
         MODEL: str(tiny_dir),
         "HuggingFaceTB/SmolLM2-135M-Instruct": "my/base" if words[1] == "push" else str(tiny_dir),
@@ -85,7 +97,7 @@ def test_every_documented_command_runs(command, tiny_run, tiny_copy, tiny_dir, e
     if "tensorboard" in words:
         pytest.importorskip("tensorboardX")
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "us_addresses").symlink_to(tiny_run.path)
+    (tmp_path / "runs" / "us_addresses").symlink_to(tiny_lock)
     (tmp_path / "answers.csv").write_text("question,answer\na red car,red\n")
     (tmp_path / "old.jsonl").write_text((tiny_run.path.parent / "rows.jsonl").read_text())
     monkeypatch.setenv("OLD_KEY", "a key")
@@ -97,7 +109,7 @@ def test_every_documented_command_runs(command, tiny_run, tiny_copy, tiny_dir, e
     if words[1] == "push" and "--dry-run" not in words:
         arguments += ["--dry-run"]  # nothing is published by a test
     if any(word.endswith("recipe.yaml") for word in arguments) and words[1] not in ("schema", "plan"):
-        arguments += ["--out", str(tiny_run.path)]
+        arguments += ["--out", str(tiny_lock)]
     monkeypatch.setattr("sys.argv", ["tunesmith", *arguments])
     monkeypatch.setattr("sys.stdin", io.StringIO("a red car\n"))
     with pytest.raises(SystemExit) as stop:

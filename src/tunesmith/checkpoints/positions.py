@@ -111,7 +111,8 @@ def longer(
         changed["rope_parameters"] = (
             {**rope, "full_attention": {**whole, **theta}} if isinstance(whole, dict) else {**rope, **theta}
         )
-    return (dict(config) | {"text_config": changed} if text is not config else changed), before, after
+    whole_config: dict[str, JsonValue] = changed if text is config else {**config, "text_config": changed}
+    return whole_config, before, after
 
 
 def _text(config: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:

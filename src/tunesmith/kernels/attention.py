@@ -253,14 +253,14 @@ def _flash(q_THK: Tensor, k_nGK: Tensor, v_nGK: Tensor, reaches: Sequence[Reach]
     return on_gpu.varlen_attn(q_THK, k_nGK, v_nGK, *borders, *longest, **options)  # type: ignore[return-value]
 
 
-def flash_options(scoring: ScoreParams, shares_keys: bool) -> dict[str, float | bool | tuple[int, int]]:
+def flash_options(scoring: ScoreParams, shares_keys: bool) -> dict[str, Any]:
     """Keywords of PyTorch's flash attention.
 
     Args:
         shares_keys: several query heads see one key head.
     """
     window = (-1 if scoring.window is None else scoring.window - 1, 0)
-    options: dict[str, float | bool | tuple[int, int]] = {"scale": scoring.scale, "window_size": window}
+    options: dict[str, Any] = {"scale": scoring.scale, "window_size": window}
     if "enable_gqa" in inspect.signature(on_gpu.varlen_attn).parameters:  # since PyTorch 2.12; 2.11 shares keys without asking
         options["enable_gqa"] = shares_keys
     return options

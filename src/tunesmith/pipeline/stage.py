@@ -244,21 +244,6 @@ def make(run: RunDir, table: Table, recipe: Recipe, goals: Iterable[str], *, all
         session.close()
 
 
-def all_done(run: RunDir, table: Table, recipe: Recipe, goals: Iterable[str], *, tell_all: bool) -> bool:
-    """Whether the goals and all that they need are done; if so, it is said.
-
-    Args:
-        tell_all: say it of what they need too.
-    """
-    closure, goals = Table(tuple(table.closure(goals))), set(goals)
-    if any(state.state != "done" for state in status(run, closure, recipe).stages):
-        return False
-    for stage in closure.stages:
-        if tell_all or stage.name in goals:
-            logger.info("%s: up to date", stage.name)
-    return True
-
-
 def upcoming(run: RunDir, table: Table, recipe: Recipe, goals: Iterable[str], all_needed: bool) -> list[Stage]:
     """The stages that ``make`` would make."""
     goals = set(goals)

@@ -89,8 +89,6 @@ def make(run: RunDir, goals: Iterable[str], *, all_needed: bool = False, force: 
     recipe = run.recipe()
     table = table_of(recipe)
     goals, force = _known(run, table, goals), _known(run, table, force)
-    if not force and stages.all_done(run, table, recipe, goals, tell_all=all_needed):
-        return  # without the lock: who only reads need not wait for who writes
     with Followers(run, recipe.report_to) as followers, run.writing(), tracking.attached(EventLog(run.events_file), followers):
         for name in force:
             run.forget(name)
