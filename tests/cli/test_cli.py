@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from shared import GGUF, write_recipe
 from tunesmith import __version__, cli
-from tunesmith.cli.application import EVIDENCE, LOOK, STAGES, USE, WHOLE
+from tunesmith.cli.application import BRING, EVIDENCE, LOOK, STAGES, USE, WHOLE
 from tunesmith.cli.ending import interrupt_message
 from tunesmith.pipeline.table import table_of
 from tunesmith.rundir.records.base import Record
@@ -207,7 +207,7 @@ def test_help_stands_in_groups_in_the_order_of_a_run(tiny_run):
     group = typer.main.get_command(cli.app)
     assert isinstance(group, TyperGroup)
     panels = [str(vars(command)["rich_help_panel"]) for command in group.commands.values()]
-    assert list(dict.fromkeys(panels)) == [LOOK, WHOLE, STAGES, EVIDENCE, USE]
+    assert list(dict.fromkeys(panels)) == [LOOK, WHOLE, STAGES, EVIDENCE, BRING, USE]
     assert panels == sorted(panels, key=panels.index)  # no group in two pieces
     stages = [stage.name.split()[0] for stage in table_of(tiny_run.recipe()).stages]
     verbs = [name for name, panel in zip(group.commands, panels, strict=True) if panel == STAGES]
@@ -218,3 +218,22 @@ def test_help_stands_in_groups_in_the_order_of_a_run(tiny_run):
 def test_version(monkeypatch, capsys):
     assert _main("--version", monkeypatch=monkeypatch) == 0
     assert capsys.readouterr().out == f"{__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        ((), 4, "nothing to gate"),
+        (("--adapter", "none"), 6, "no such adapter directory"),
+        (("--adapter", "none", "--metric", "regex"), 4, "metric: regex needs task.pattern"),
+        (("--gguf", "x.gguf", "--api-key-env", "KEY"), 2, "--endpoint"),
+        (("--endpoint", "localhost:8080", "mine"), 4, "not the plain URL of an endpoint"),
+        (("--adapter", "none", "--trained-on", "gone.jsonl"), 4, "data.trained_on"),
+    ],
+)
+def test_gate_says_what_is_missing(tmp_path, tiny_dir, options, code, words, monkeypatch, capsys):
+    write_recipe(tmp_path, tiny_dir)
+    monkeypatch.chdir(tmp_path)
+    assert _main("gate", "rows.jsonl", "--base", tiny_dir, *options, monkeypatch=monkeypatch) == code
+    talk = capsys.readouterr()
+    assert words in talk.err and "Traceback" not in talk.err and talk.out == ""

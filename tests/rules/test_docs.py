@@ -5,6 +5,7 @@ the demo writes into ``commands.json``.
 """
 
 import io
+import json
 import re
 import runpy
 import shlex
@@ -16,7 +17,7 @@ import torch
 import yaml
 
 import tunesmith
-from shared import ROOT, _shared
+from shared import ROOT, _shared, toy_rows
 from tunesmith import cli
 from tunesmith.export.commands import commands_of
 from tunesmith.export.context import LEAST_CONTEXT
@@ -53,7 +54,7 @@ def tiny_copy(tmp_path_factory, tiny_run):
 
 
 @pytest.mark.parametrize("command", list(_commands()))
-def test_every_documented_command_runs(command, tiny_run, tiny_copy, tiny_dir, tmp_path, monkeypatch, capsys):
+def test_every_documented_command_runs(command, tiny_run, tiny_copy, tiny_dir, tiny_lora, tmp_path, monkeypatch, capsys):
     words = shlex.split(command)
     if words[0] == "make":
         for target in words[1:]:
@@ -64,10 +65,14 @@ def test_every_documented_command_runs(command, tiny_run, tiny_copy, tiny_dir, t
         **{f"runs/{name}": run for name in ("us_addresses", "question_types")},
         **{f"recipes/{name}.yaml": str(tiny_run.path / "recipe.yaml") for name in ("us_addresses", "question_types")},
         "recipes/us_addresses/us_addresses.jsonl": str(tiny_run.path.parent / "rows.jsonl"),
+        "questions.jsonl": str(tiny_run.path.parent / "rows.jsonl"),
+        "out/adapter": str(tiny_lora),
+        "out/other": str(tiny_run.adapter),
         MODEL: str(tiny_dir),
         "HuggingFaceTB/SmolLM2-135M-Instruct": str(tiny_dir),
     }
     (tmp_path / "answers.csv").write_text("question,answer\na red car,red\n")
+    (tmp_path / "trained_on.jsonl").write_text("".join(json.dumps(row) + "\n" for row in toy_rows()[:9]))
     monkeypatch.chdir(tmp_path)
     arguments = [here.get(word, word) for word in words[1:]]
     if "--sweep" in words:

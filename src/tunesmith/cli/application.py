@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # Headings of the help, in the order of a run.
 LOOK, WHOLE, STAGES, EVIDENCE, USE = "Look at data first", "A whole run", "Its stages", "More evidence", "Use it"
+BRING = "Bring what you have"
 
 
 app = typer.Typer(

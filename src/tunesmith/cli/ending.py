@@ -38,6 +38,7 @@ EXTRAS = {
 
 RESUMED = (  # verbs that keep what they have finished
     *("run", "advise", "data", "render", "train", "export", "evaluate", "parity", "forgetting", "seeds", "learning-curve"),
+    "gate",
 )
 
 logger = logging.getLogger(__name__)

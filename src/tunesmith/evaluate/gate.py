@@ -31,28 +31,43 @@ answers became better, and the prices are those of the recipe.
 **Other tries.** An adapter that comes after others on the same test rows has to be more certain (``tries.py``): every interval
 of the verdict is widened for its place in the ledger, whichever run the others are of.
 
+**Several candidates** that were brought share the certainty (``candidates.py``). The verdict is of the one with the highest
+score among those that pass, of the highest of all where none does.
+
 A negative verdict rests on the headline alone. It is not corrected for having picked the strongest of several on the test
 part, which errs on the side of the prompt.
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from tunesmith.errors import RunError
 from tunesmith.evaluate import rule
 from tunesmith.evaluate.arms import arm_of
+from tunesmith.evaluate.candidates import candidates_of, holm, is_tuned
 from tunesmith.evaluate.compare import compare, scores, standard_error, unscored_share
 from tunesmith.evaluate.metrics import Metric
-from tunesmith.evaluate.stats import ALPHA
+from tunesmith.evaluate.rivals import figure_of, rivals_of
 from tunesmith.evaluate.tries import alpha_of, widened
 from tunesmith.evaluate.verdict_words import advice, gain_line, remarks
 from tunesmith.formatting import percent
-from tunesmith.recipe import PROMPT_DEPLOYED, Task
+from tunesmith.recipe import Task
 from tunesmith.rundir.records.answers import Output
-from tunesmith.rundir.records.evaluation import Comparison, Decision, Differing, Rival, Selection, Terms, Verdict
+from tunesmith.rundir.records.evaluation import (
+    CandidateResult,
+    Comparison,
+    Decision,
+    Differing,
+    Rival,
+    Selection,
+    Terms,
+    TrainingRows,
+    TunedForm,
+    Verdict,
+)
 from tunesmith.rundir.records.evidence import Forgetting, Judgement, RetrievalRecall, Seeds
 from tunesmith.rundir.records.parity import FormParity
 from tunesmith.rundir.records.readings import Tries
@@ -70,8 +85,8 @@ EXIT_CODES: dict[Decision, int] = {
     "as good and cheaper": 16,
     "not calibrated": 12,  # too little is known of the judge
 }
+PASSING = ("deploy", "as good and cheaper")
 UNSCORED_ALLOWED = 0.05  # share of the rows
-TUNED_ARMS = ("tuned", "tuned_retrieval", "deployed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +101,8 @@ class Evidence:
         retrieval: whether the right passages were found.
         only_worse: whether training lowered no dev loss.
         saving: what a call of the deployed form saves.
+        training_rows: what is known of the rows that the tuned model was trained on.
+        form: what the tuned model is.
         tries: what was scored on these rows before; None where nobody counts, and this is the first.
     """
 
@@ -97,6 +114,8 @@ class Evidence:
     retrieval: RetrievalRecall | None = None
     only_worse: bool = False
     saving: Saving | None = None
+    training_rows: TrainingRows = "own"
+    form: TunedForm = "trained"
     tries: Tries | None = None
 
 
@@ -328,10 +347,13 @@ def verdict(
     Raises:
         RunError: no tuned arm or not every finalist was scored, or no row can be compared.
     """
-    candidate = candidate_of(outputs)
     tries = evidence.tries or Tries()
     terms = dataclasses.replace(terms, alpha=alpha_of(tries.place))
-    rivals, ahead = rivals_of(outputs, candidate, selection, metric, groups, terms.alpha)
+    rivals_at = functools.cache(lambda name, alpha: rivals_of(outputs, name, selection, metric, groups, alpha))
+    candidates, levels = _standings(outputs, metric, terms, evidence, lambda name, alpha: rivals_at(name, alpha)[0])
+    candidate = max(candidates, key=lambda one: (one.decision in PASSING, one.score)).name
+    terms = dataclasses.replace(terms, alpha=levels[candidate])
+    rivals, ahead = rivals_at(candidate, terms.alpha)
     best = rivals[0]
     others = [name for name in outputs if name != best.name]
     against = {name: widened(compare(outputs[name], outputs[best.name], metric, groups), terms.alpha) for name in others}
@@ -376,6 +398,9 @@ def verdict(
         seed_gains=case.seed_gains,
         judge=evidence.judge,
         retrieval=evidence.retrieval,
+        candidates=candidates if len(candidates) > 1 else (),
+        training_rows=evidence.training_rows,
+        form=evidence.form,
         tries=tries,
         arms=arms,
         selection=selection,
@@ -384,16 +409,37 @@ def verdict(
     return dataclasses.replace(result, reason=reason, advice=tuple(advice(result, unsettled)))
 
 
-def candidate_of(outputs: Collection[str]) -> str:
-    """The arm that would be deployed.
+def _standings(
+    outputs: dict[str, list[Output]],
+    metric: Metric,
+    terms: Terms,
+    evidence: Evidence,
+    rivals_at: Callable[[str, float], Sequence[Rival]],
+) -> tuple[tuple[CandidateResult, ...], dict[str, float]]:
+    """What would be decided of each candidate alone, and the level that it is decided at."""
 
-    Raises:
-        RunError: no tuned arm was scored.
-    """
-    candidate = "deployed" if "deployed" in outputs else "tuned"
-    if candidate not in outputs:
-        raise RunError("neither the deployed nor the tuned arm was scored", "run: tunesmith evaluate RUN")
-    return candidate
+    def passes(name: str, alpha: float) -> bool:
+        return all(rival.comparison.low > 0.0 for rival in rivals_at(name, alpha))
+
+    names = candidates_of(outputs)
+    comparisons = {name: [rival.comparison for rival in rivals_at(name, terms.alpha)] for name in names}
+    hardest = {name: max(c.p if c.gain > 0.0 else 2.0 - c.p for c in of) for name, of in comparisons.items()}
+    levels = holm(hardest, terms.alpha, passes)
+    results: list[CandidateResult] = []
+    for name in names:
+        rivals, score = rivals_at(name, levels[name]), figure_of(outputs[name], metric)
+        case = case_of(rivals, score, dataclasses.replace(terms, alpha=levels[name]), evidence)
+        strongest = rivals[0]
+        results.append(
+            CandidateResult(
+                name=name,
+                decision=decide(case).decision,
+                score=score,
+                best_prompt=strongest.name,
+                comparison=strongest.comparison,
+            )
+        )
+    return tuple(results), levels
 
 
 def case_of(rivals: Sequence[Rival], score: float, terms: Terms, evidence: Evidence = NOTHING) -> Case:
@@ -414,48 +460,6 @@ def case_of(rivals: Sequence[Rival], score: float, terms: Terms, evidence: Evide
     )
 
 
-def rivals_of(
-    outputs: dict[str, list[Output]],
-    candidate: str,
-    selection: Selection,
-    metric: Metric,
-    groups: list[str] | None,
-    alpha: float = ALPHA,
-) -> tuple[tuple[Rival, ...], tuple[str, ...]]:
-    """What has to be beaten, the strongest on the test part first; and the other arms that are ahead.
-
-    Those are arms that the recipe does not hold against the candidate; one that it does, and that is ahead, is a rival.
-
-    Raises:
-        RunError: not every finalist was scored, or no row can be compared.
-    """
-    if missing := [name for name in selection.finalists if name not in outputs]:
-        raise RunError(f"{missing[0]}: a prompt that has to be beaten was not scored", "run: tunesmith evaluate RUN")
-    prompts = [name for name in outputs if name not in TUNED_ARMS]
-    against = {name: widened(compare(outputs[candidate], outputs[name], metric, groups), alpha) for name in prompts}
-    ahead = [name for name, c in against.items() if c.gain < 0.0 and name not in selection.finalists]
-    hold_against = {*selection.rivals, PROMPT_DEPLOYED}
-    names = [*selection.finalists, *(name for name in ahead if name in hold_against)]
-    rivals = [
-        Rival(
-            name=name,
-            way=selection.way_of(name),
-            finalist=name in selection.finalists,
-            score=_figure(outputs[name], metric),
-            comparison=against[name],
-        )
-        for name in names
-    ]
-    strongest_first = sorted(rivals, key=lambda rival: (rival.comparison.gain, rival.comparison.low))
-    return tuple(strongest_first), tuple(name for name in ahead if name not in hold_against)
-
-
-def _figure(outputs: Sequence[Output], metric: Metric) -> float:
-    figure = metric.headline(outputs)
-    assert figure is not None  # compare refuses an arm without a score
-    return figure
-
-
 def _rows_to_settle(case: Case) -> int | None:
     """Rows that settle the hardest of the comparisons; None where no number would."""
     rows = [rule.rows_to_settle(c, case.terms) for c in case.comparisons]
@@ -471,7 +475,7 @@ def _differing(outputs: dict[str, list[Output]], candidate: str, best_prompt: st
     ids = [output.id for output in outputs[candidate]]
     difference = scores(outputs[candidate]) - scores(outputs[best_prompt])
     largest_first = np.argsort(-np.abs(np.nan_to_num(difference)), kind="stable").tolist()
-    best_of_prompts = np.max([scores(answers) for name, answers in outputs.items() if name not in TUNED_ARMS], axis=0)
+    best_of_prompts = np.max([scores(answers) for name, answers in outputs.items() if not is_tuned(name)], axis=0)
     ahead = scores(outputs[candidate]) > best_of_prompts
     return Differing(
         won=tuple(ids[i] for i in largest_first if difference[i] > 0),

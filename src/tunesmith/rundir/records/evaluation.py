@@ -32,6 +32,8 @@ Decision = Literal[
     "as good and cheaper",
 ]
 Worth = Literal["certain", "likely", "not shown", "ruled out"]
+TrainingRows = Literal["own", "kept out", "unknown"]
+TunedForm = Literal["trained", "adapter", "merged", "gguf", "endpoint", "several"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,6 +287,25 @@ class Rival(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CandidateResult(Record):
+    """One of several tuned models that were brought, as it stands by itself.
+
+    Attributes:
+        name: of its arm.
+        decision: what it comes to.
+        score: on the test part.
+        best_prompt: the strongest prompt against it.
+        comparison: with that prompt, at the level that all candidates share.
+    """
+
+    name: str
+    decision: Decision
+    score: float
+    best_prompt: str
+    comparison: Comparison
+
+
+@dataclass(frozen=True, kw_only=True)
 class Verdict(FileRecord):
     """Whether tuning was worth it, and all that it follows from.
 
@@ -323,6 +344,10 @@ class Verdict(FileRecord):
         tries: what was scored on these rows up to this verdict.
         arms: figures of every arm.
         selection: how the prompts were chosen.
+        candidates: every tuned model that was brought, where there were several.
+        training_rows: the rows of the training are the run's own; or the tuned model was brought, and those it was trained on
+            were kept out of the test part, or nobody knows them.
+        form: what the tuned model is: trained in the run, or in which form it was brought.
     """
 
     decision: Decision
@@ -362,6 +387,9 @@ class Verdict(FileRecord):
     tries: Tries
     arms: tuple[Arm, ...]
     selection: Selection
+    candidates: tuple[CandidateResult, ...] = ()
+    training_rows: TrainingRows = "own"
+    form: TunedForm = "trained"
 
     @property
     def deploy(self) -> bool:
