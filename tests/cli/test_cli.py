@@ -240,3 +240,22 @@ def test_help_stands_in_groups_in_the_order_of_a_run(tiny_run):
 def test_version(monkeypatch, capsys):
     assert _main("--version", monkeypatch=monkeypatch) == 0
     assert capsys.readouterr().out == f"{__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        ((), 4, "nothing to gate"),
+        (("--adapter", "none"), 6, "no such adapter directory"),
+        (("--adapter", "none", "--metric", "regex"), 4, "metric: regex needs task.pattern"),
+        (("--gguf", "x.gguf", "--api-key-env", "KEY"), 2, "--endpoint"),
+        (("--endpoint", "localhost:8080", "mine"), 4, "not the plain URL of an endpoint"),
+        (("--adapter", "none", "--trained-on", "gone.jsonl"), 4, "data.trained_on"),
+    ],
+)
+def test_gate_says_what_is_missing(tmp_path, tiny_dir, options, code, words, monkeypatch, capsys):
+    write_recipe(tmp_path, tiny_dir)
+    monkeypatch.chdir(tmp_path)
+    assert _main("gate", "rows.jsonl", "--base", tiny_dir, *options, monkeypatch=monkeypatch) == code
+    talk = capsys.readouterr()
+    assert words in talk.err and "Traceback" not in talk.err and talk.out == ""

@@ -37,13 +37,13 @@ def run_of(tmp_path):
 
 
 def _places(run, rows=ROWS):
-    tries = tries_of(run, rows)
+    tries = tries_of(run, rows, [adapter_key(run)])
     return tries.place, tries.tuned, tries.prompts, tries.runs
 
 
 def test_forms_and_reruns_of_an_adapter_are_one_candidate_and_others_are_counted_over_runs(run_of):
     first = run_of("first", b"1")
-    assert _places(first) == (1, 1, 1, 1) and tries_of(first, ROWS).lacking is None
+    assert _places(first) == (1, 1, 1, 1) and tries_of(first, ROWS, [adapter_key(first)]).lacking is None
     again = run_of("again", b"1")
     assert _places(again) == (1, 1, 1, 2)
     second, seed, task = run_of("second", b"2"), run_of("seed", b"3", OTHER_SEED), run_of("task", b"4", OTHER_TASK)
@@ -70,9 +70,9 @@ def test_a_folder_that_was_deleted_is_said_and_the_run_counts_what_it_knows(run_
     book(run, ROWS, "tuned", "tuned", adapter_key(run))
     assert _places(run)[:2] == (3, 3)
     shutil.rmtree(hardware.data_dir())
-    tries = tries_of(run, ROWS)
+    tries = tries_of(run, ROWS, [adapter_key(run)])
     assert (tries.place, tries.tuned) == (2, 2) and "deleted" in tries.lacking and "at least so many" in tries.line
-    assert tries_of(run, ROWS).lacking is None  # it was put back
+    assert tries_of(run, ROWS, [adapter_key(run)]).lacking is None  # it was put back
     assert _places(run_of("fourth", b"4"))[:2] == (3, 3)
 
 
@@ -81,5 +81,5 @@ def test_a_folder_that_cannot_be_written_never_fails_a_run(run_of, talk, tmp_pat
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "file"))
     run = run_of("first", b"1")
     assert "cannot be written" in talk()
-    tries = tries_of(run, ROWS)
+    tries = tries_of(run, ROWS, [adapter_key(run)])
     assert (tries.place, tries.tuned, tries.prompts) == (1, 1, 1) and str(tmp_path / "file") in tries.lacking

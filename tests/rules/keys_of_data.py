@@ -19,6 +19,7 @@ from tunesmith.export.companions import merged_config
 from tunesmith.pipeline import verbs as api
 from tunesmith.pipeline.reading import reader_of
 from tunesmith.pipeline.render import _refuse_left_out
+from tunesmith.pipeline.table import table_of
 from tunesmith.recipe import dump_recipe
 from tunesmith.retrieval.store import build_store
 from tunesmith.rundir.records.data import LeftOut
@@ -41,6 +42,11 @@ def _split(recipe, tmp):
         facts.add(row)
     parts = split(facts, recipe.data.test_fraction, recipe.data.dev_fraction, recipe.seed)
     return dict(zip(facts.ids.tolist(), parts.tolist(), strict=True))
+
+
+def _tested(recipe, tmp):
+    api.data(run := api.open_run(tmp / "toy.yaml", tmp / f"run-{recipe.data.trained_on is None}"))
+    return (run.data / "test.jsonl").read_text()
 
 
 def _downloads(recipe, tmp):
@@ -115,6 +121,7 @@ OBSERVE = {
     "model_sha256": ("0" * 64, _find),
     "towers": ("keep", lambda r, t: merged_config({"model_type": "gemma3", "text_config": {}}, r.towers == "keep", True)),
     "seed": (1, _split),
+    "tuned": ({"adapter": "out"}, lambda r, t: [stage.name for stage in table_of(r).stages]),
     "data.path": ("fewer.jsonl", _split),
     "data.format": ("alpaca", _data),
     "data.columns": ({"prompt": "question", "completion": "answer"}, _data),
@@ -130,6 +137,7 @@ OBSERVE = {
     "data.limit": (50, _data),
     "data.split": ("given", _data),
     "data.earlier_split": ("none.json", _data),
+    "data.trained_on": ("fewer.jsonl", _tested),
     "chat.template": ("other.jinja", _rendered),
     "chat.enable_thinking": (True, _rendered),
     "data.test_fraction": (0.5, _split),

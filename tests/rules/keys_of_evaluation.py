@@ -84,7 +84,8 @@ def _forgotten(recipe, tmp):
         patch.setitem(sys.modules, "tunesmith.pipeline.forgetting_tasks", tasks)
         patch.setattr("tunesmith.pipeline.forgetting.measure", measure)
         loaded = SimpleNamespace(model=None, layers=None, renderer=None)
-        patch.setattr("tunesmith.pipeline.forgetting.base_of", lambda *_: SimpleNamespace(load=lambda _: loaded))
+        model = SimpleNamespace(here=SimpleNamespace(load=lambda _: loaded), adapter=run.adapter)
+        patch.setattr("tunesmith.pipeline.forgetting.tuned_model", lambda *_: model)
         forgetting.execute(run, recipe, Session(), "")
         result = Forgetting.read(run.evaluation / "forgetting.json")
     return asked, result.verdict

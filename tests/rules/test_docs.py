@@ -5,6 +5,7 @@ the demo writes into ``commands.json``.
 """
 
 import io
+import json
 import re
 import runpy
 import shlex
@@ -17,7 +18,7 @@ import yaml
 
 import tunesmith
 from chat_server import Server
-from shared import ROOT, _shared
+from shared import ROOT, _shared, toy_rows
 from tunesmith import cli
 from tunesmith.export.commands import commands_of
 from tunesmith.export.context import LEAST_CONTEXT
@@ -74,7 +75,7 @@ def endpoint():
 
 @pytest.mark.parametrize("command", list(_commands()))
 def test_every_documented_command_runs(
-    command, tiny_run, tiny_copy, tiny_lock, tiny_dir, endpoint, tmp_path, monkeypatch, capsys
+    command, tiny_run, tiny_copy, tiny_lock, tiny_dir, tiny_lora, endpoint, tmp_path, monkeypatch, capsys
 ):
     words = shlex.split(command)
     if words[0] == "make":
@@ -86,6 +87,9 @@ def test_every_documented_command_runs(
         **{f"runs/{name}": run for name in ("us_addresses", "question_types")},
         **{f"recipes/{name}.yaml": str(tiny_lock / "recipe.yaml") for name in ("us_addresses", "question_types")},
         "recipes/us_addresses/us_addresses.jsonl": str(tiny_run.path.parent / "rows.jsonl"),
+        "questions.jsonl": str(tiny_run.path.parent / "rows.jsonl"),
+        "out/adapter": str(tiny_lora),
+        "out/other": str(tiny_run.adapter),
         MODEL: str(tiny_dir),
         "HuggingFaceTB/SmolLM2-135M-Instruct": "my/base" if words[1] == "push" else str(tiny_dir),
         "HuggingFaceTB/SmolLM2-360M-Instruct": "second",
@@ -102,6 +106,7 @@ def test_every_documented_command_runs(
     (tmp_path / "old.jsonl").write_text((tiny_run.path.parent / "rows.jsonl").read_text())
     monkeypatch.setenv("OLD_KEY", "a key")
     (tmp_path / "axolotl.yaml").write_text(_blocks(IMPORT, "yaml")[0])
+    (tmp_path / "trained_on.jsonl").write_text("".join(json.dumps(row) + "\n" for row in toy_rows()[:9]))
     monkeypatch.chdir(tmp_path)
     arguments = [here.get(word, word) for word in words[1:]]
     if "--sweep" in words:

@@ -121,6 +121,19 @@ class Scorer:
         return states_ND
 
     @torch.inference_mode()
+    def log_distributions(self, states_ND: Tensor) -> Tensor:
+        """Log-probabilities of every next token, fp32, shape (N, V), on the CPU: what two models are compared by.
+
+        Args:
+            states_ND: what ``last_states`` gave.
+
+        Raises:
+            ModelError: the model does something to its logits that is not known here.
+        """
+        chunks = states_ND.to(self.model.device).split(CHUNK)
+        return torch.cat([torch.log_softmax(self._head(chunk_CD).float(), -1).cpu() for chunk_CD in chunks])
+
+    @torch.inference_mode()
     def kl_of_states(self, base_ND: Tensor, tuned_ND: Tensor) -> Tensor:
         """KL(base || tuned) of next-token distributions, in nats, fp64, shape (N,), on the CPU.
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from tunesmith.evaluate import rule
-from tunesmith.rundir.records.evaluation import Comparison, Replacement, Terms
+from tunesmith.rundir.records.evaluation import Comparison, Replacement, Terms, TrainingRows, TunedForm
 from tunesmith.rundir.records.evidence import Forgetting, Judgement, RetrievalRecall, Seeds
 from tunesmith.rundir.records.parity import FormParity
 from tunesmith.rundir.records.readings import Tries
@@ -22,6 +22,8 @@ class Evidence:
         retrieval: whether the right passages were found.
         only_worse: whether training lowered no dev loss.
         saving: what a call of the deployed form saves.
+        training_rows: what is known of the rows that the tuned model was trained on.
+        form: what the tuned model is.
         tries: what was scored on these rows before; None where nobody counts, and this is the first.
     """
 
@@ -33,6 +35,8 @@ class Evidence:
     retrieval: RetrievalRecall | None = None
     only_worse: bool = False
     saving: Saving | None = None
+    training_rows: TrainingRows = "own"
+    form: TunedForm = "trained"
     tries: Tries | None = None
 
 

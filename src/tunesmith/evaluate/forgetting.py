@@ -30,15 +30,18 @@ the first is too coarse for a verdict on a hundred questions, the second is rule
 The KL is taken from last hidden states (``engines/score.py``): base and tuned share a frozen head, so no distribution is ever
 kept. Refused: KL over random text (nobody asks for it), and over sampled answers (the sample is noise).
 
-Shape suffixes: N rows (positions of all probes), D hidden size; here: P passages, Q questions, A answers of each, R requests.
+Shape suffixes: N rows (positions of all probes), D hidden size, V vocabulary; here: P passages, Q questions, A answers of each,
+R requests.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.special import log_softmax
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunesmith.chat.render import Renderer
@@ -137,13 +140,59 @@ def measure(
     tuned = _side(scorer, probes, pairs)
     advance(1)
     kl_N = scorer.kl_of_states(base_ND, scorer.last_states(rows))
-    kl_R = np.array([float(kl.mean()) for kl in kl_N.split([len(continuation) for _, continuation in rows])])
     advance(1)
-    decisive = [_bits(base.bits_P, tuned.bits_P, probes, margin), _answers(base, tuned, probes, margin)]
-    return decisive, [_kl(kl_R, [name for name, _ in probes.prompts]), *_coarse(base, tuned)]
+    return _compared(base, tuned, kl_N, rows, probes, margin)
+
+
+def measure_apart(
+    open_base: Callable[[], PreTrainedModel],
+    open_tuned: Callable[[], PreTrainedModel],
+    renderer: Renderer,
+    probes: Probes,
+    margin: float,
+    batch_size: int,
+    advance: Callable[[int], None],
+) -> tuple[list[Paired], list[ProbeFigure]]:
+    """All probes on a base and on a whole tuned model, one after the other in memory. Both read the base's token ids.
+
+    Their heads may differ, so the distributions of the base are kept, not its hidden states: 0.1 GB at 49 k tokens. Where one
+    has more tokens than the other, KL is over those of both.
+
+    Args:
+        renderer: of the base.
+        margin, batch_size, advance: as of ``measure``, which says what is returned.
+
+    Raises:
+        DataError: a passage is longer than a model's context.
+    """
+    scorer = Scorer(open_base().eval())
+    base = _side(scorer, probes, _pairs(scorer.model, renderer, probes))
+    advance(1)
+    rows = continuations(scorer.model, renderer, [prompt for _, prompt in probes.prompts], batch_size)
+    log_p_NV = scorer.log_distributions(scorer.last_states(rows))
+    advance(1)
+    del scorer
+    scorer = Scorer(open_tuned().eval())
+    tuned = _side(scorer, probes, _pairs(scorer.model, renderer, probes))
+    advance(1)
+    log_q_NV = scorer.log_distributions(scorer.last_states(rows))
+    both = min(log_p_NV.shape[1], log_q_NV.shape[1])
+    log_p_NV, log_q_NV = log_p_NV[:, :both], log_q_NV[:, :both]
+    kl_N = (log_p_NV.exp() * (log_p_NV - log_q_NV)).sum(-1, dtype=torch.float64)
+    advance(1)
+    return _compared(base, tuned, kl_N, rows, probes, margin)
 
 
 STEPS = 4
+
+
+def _compared(
+    base: Side, tuned: Side, kl_N: Tensor, rows: list[Pair], probes: Probes, margin: float
+) -> tuple[list[Paired], list[ProbeFigure]]:
+    """Probes and figures of two sides."""
+    kl_R = np.array([float(kl.mean()) for kl in kl_N.split([len(continuation) for _, continuation in rows])])
+    decisive = [_bits(base.bits_P, tuned.bits_P, probes, margin), _answers(base, tuned, probes, margin)]
+    return decisive, [_kl(kl_R, [name for name, _ in probes.prompts]), *_coarse(base, tuned)]
 
 
 def conclude(paired: list[Paired], figures: list[ProbeFigure], margin: float) -> Forgetting:

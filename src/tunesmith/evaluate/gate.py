@@ -37,30 +37,44 @@ whatever it gains over prompts; where neither is certain, too little is known.
 **Other tries.** An adapter that comes after others on the same test rows has to be more certain (``tries.py``): every interval
 of the verdict is widened for its place in the ledger, whichever run the others are of.
 
+**Several candidates** that were brought share the certainty (``candidates.py``). The verdict is of the one with the highest
+score among those that pass, of the highest of all where none does.
+
 A negative verdict rests on the headline alone. It is not corrected for having picked the strongest of several on the test
 part, which errs on the side of the prompt.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from tunesmith.errors import RunError
 from tunesmith.evaluate import replacement, rule
 from tunesmith.evaluate.arms import arm_of
+from tunesmith.evaluate.candidates import candidates_of, holm, is_tuned
 from tunesmith.evaluate.case import NOTHING, Case, Evidence
 from tunesmith.evaluate.compare import compare, scores, standard_error, unscored_share
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.replacement import first_that
-from tunesmith.evaluate.stats import ALPHA
+from tunesmith.evaluate.rivals import figure_of, rivals_of
 from tunesmith.evaluate.tries import alpha_of, widened
 from tunesmith.evaluate.verdict_words import advice, gain_line, remarks
 from tunesmith.formatting import percent
-from tunesmith.recipe import PROMPT_DEPLOYED, Task
+from tunesmith.recipe import Task
 from tunesmith.rundir.records.answers import Output
-from tunesmith.rundir.records.evaluation import Comparison, Decision, Differing, Replacement, Rival, Selection, Terms, Verdict
+from tunesmith.rundir.records.evaluation import (
+    CandidateResult,
+    Comparison,
+    Decision,
+    Differing,
+    Replacement,
+    Rival,
+    Selection,
+    Terms,
+    Verdict,
+)
 from tunesmith.rundir.records.readings import Tries
 
 NOT_TRAINED: Decision = "not the model that was trained"
@@ -77,8 +91,8 @@ EXIT_CODES: dict[Decision, int] = {
     "may replace it": 17,
 }
 LOSES, UNKNOWN = "loses too much", "not known"  # states of a replacement
+PASSING = ("deploy", "as good and cheaper", "may replace it")
 UNSCORED_ALLOWED = 0.05  # share of the rows
-TUNED_ARMS = ("tuned", "tuned_retrieval", "deployed")
 
 
 @dataclass(frozen=True)
@@ -255,17 +269,28 @@ def verdict(
     Raises:
         RunError: no tuned arm or not every finalist was scored, or no row can be compared.
     """
-    candidate = candidate_of(outputs)
     tries = evidence.tries or Tries()
     terms = dataclasses.replace(terms, alpha=alpha_of(tries.place))
-    rivals, ahead = rivals_of(outputs, candidate, selection, metric, groups, terms.alpha)
+    found_at = functools.cache(lambda name, alpha: rivals_of(outputs, name, selection, metric, groups, alpha))
+
+    def rivals_at(name: str, alpha: float) -> Sequence[Rival]:
+        return found_at(name, alpha)[0]
+
+    def case_at(name: str, alpha: float) -> Case:
+        own = dataclasses.replace(terms, alpha=alpha)
+        replaced = tuple(_replacement(outputs, name, other, metric, groups, own) for other in replace)
+        case = case_of(rivals_at(name, alpha), figure_of(outputs[name], metric), own, evidence)
+        return dataclasses.replace(case, replaced=replaced)
+
+    candidates, levels = _standings(candidates_of(outputs), terms.alpha, rivals_at, case_at)
+    candidate = max(candidates, key=lambda one: (one.decision in PASSING, one.score)).name
+    case = case_at(candidate, levels[candidate])
+    terms = case.terms
+    rivals, ahead = found_at(candidate, terms.alpha)
     best = rivals[0]
     others = [name for name in outputs if name != best.name]
     against = {name: widened(compare(outputs[name], outputs[best.name], metric, groups), terms.alpha) for name in others}
     arms = tuple(arm_of(name, answers, metric, groups, against.get(name)) for name, answers in outputs.items())
-    score = next(arm.score for arm in arms if arm.name == candidate)
-    replaced = tuple(_replacement(outputs, candidate, name, metric, groups, terms) for name in replace)
-    case = dataclasses.replace(case_of(rivals, score, terms, evidence), replaced=replaced)
     row, c = decide(case), best.comparison
     both = "tuned" in outputs and "deployed" in outputs
     unsettled = row is RULES[-1]
@@ -275,7 +300,7 @@ def verdict(
         reason="",
         advice=(),
         candidate=candidate,
-        score=score,
+        score=case.score,
         best_prompt=best.name,
         rivals=rivals,
         ahead=tuple(name for name in ahead if name not in replace),
@@ -304,25 +329,45 @@ def verdict(
         seed_gains=case.seed_gains,
         judge=evidence.judge,
         retrieval=evidence.retrieval,
+        candidates=candidates if len(candidates) > 1 else (),
+        training_rows=evidence.training_rows,
+        form=evidence.form,
         tries=tries,
         arms=arms,
         selection=selection,
-        replaced=replaced,
+        replaced=case.replaced,
     )
     reason = f"{gain_line(result)}: {row.why(case)}{remarks(result)}"
     return dataclasses.replace(result, reason=reason, advice=tuple(advice(result, unsettled)))
 
 
-def candidate_of(outputs: Collection[str]) -> str:
-    """The arm that would be deployed.
+def _standings(
+    names: Sequence[str],
+    alpha: float,
+    rivals_at: Callable[[str, float], Sequence[Rival]],
+    case_at: Callable[[str, float], Case],
+) -> tuple[tuple[CandidateResult, ...], dict[str, float]]:
+    """What would be decided of each candidate alone, and the level that it is decided at."""
 
-    Raises:
-        RunError: no tuned arm was scored.
-    """
-    candidate = "deployed" if "deployed" in outputs else "tuned"
-    if candidate not in outputs:
-        raise RunError("neither the deployed nor the tuned arm was scored", "run: tunesmith evaluate RUN")
-    return candidate
+    def passes(name: str, alpha: float) -> bool:
+        return all(rival.comparison.low > 0.0 for rival in rivals_at(name, alpha))
+
+    comparisons = {name: [rival.comparison for rival in rivals_at(name, alpha)] for name in names}
+    hardest = {name: max(c.p if c.gain > 0.0 else 2.0 - c.p for c in of) for name, of in comparisons.items()}
+    levels = holm(hardest, alpha, passes)
+    results: list[CandidateResult] = []
+    for name in names:
+        case, strongest = case_at(name, levels[name]), rivals_at(name, levels[name])[0]
+        results.append(
+            CandidateResult(
+                name=name,
+                decision=decide(case).decision,
+                score=case.score,
+                best_prompt=strongest.name,
+                comparison=strongest.comparison,
+            )
+        )
+    return tuple(results), levels
 
 
 def case_of(rivals: Sequence[Rival], score: float, terms: Terms, evidence: Evidence = NOTHING) -> Case:
@@ -343,53 +388,11 @@ def case_of(rivals: Sequence[Rival], score: float, terms: Terms, evidence: Evide
     )
 
 
-def rivals_of(
-    outputs: dict[str, list[Output]],
-    candidate: str,
-    selection: Selection,
-    metric: Metric,
-    groups: list[str] | None,
-    alpha: float = ALPHA,
-) -> tuple[tuple[Rival, ...], tuple[str, ...]]:
-    """What has to be beaten, the strongest on the test part first; and the other arms that are ahead.
-
-    Those are arms that the recipe does not hold against the candidate; one that it does, and that is ahead, is a rival.
-
-    Raises:
-        RunError: not every finalist was scored, or no row can be compared.
-    """
-    if missing := [name for name in selection.finalists if name not in outputs]:
-        raise RunError(f"{missing[0]}: a prompt that has to be beaten was not scored", "run: tunesmith evaluate RUN")
-    prompts = [name for name in outputs if name not in TUNED_ARMS]
-    against = {name: widened(compare(outputs[candidate], outputs[name], metric, groups), alpha) for name in prompts}
-    ahead = [name for name, c in against.items() if c.gain < 0.0 and name not in selection.finalists]
-    hold_against = {*selection.rivals, PROMPT_DEPLOYED}
-    names = [*selection.finalists, *(name for name in ahead if name in hold_against)]
-    rivals = [
-        Rival(
-            name=name,
-            way=selection.way_of(name),
-            finalist=name in selection.finalists,
-            score=_figure(outputs[name], metric),
-            comparison=against[name],
-        )
-        for name in names
-    ]
-    strongest_first = sorted(rivals, key=lambda rival: (rival.comparison.gain, rival.comparison.low))
-    return tuple(strongest_first), tuple(name for name in ahead if name not in hold_against)
-
-
 def _replacement(
     outputs: dict[str, list[Output]], candidate: str, name: str, metric: Metric, groups: list[str] | None, terms: Terms
 ) -> Replacement:
     against = widened(compare(outputs[candidate], outputs[name], metric, groups), terms.alpha)
-    return replacement.replacement(name, _figure(outputs[name], metric), against, terms)
-
-
-def _figure(outputs: Sequence[Output], metric: Metric) -> float:
-    figure = metric.headline(outputs)
-    assert figure is not None  # compare refuses an arm without a score
-    return figure
+    return replacement.replacement(name, figure_of(outputs[name], metric), against, terms)
 
 
 def _rows_to_settle(case: Case) -> int | None:
@@ -412,7 +415,7 @@ def _differing(outputs: dict[str, list[Output]], candidate: str, best_prompt: st
     ids = [output.id for output in outputs[candidate]]
     difference = scores(outputs[candidate]) - scores(outputs[best_prompt])
     largest_first = np.argsort(-np.abs(np.nan_to_num(difference)), kind="stable").tolist()
-    best_of_prompts = np.max([scores(answers) for name, answers in outputs.items() if name not in TUNED_ARMS], axis=0)
+    best_of_prompts = np.max([scores(answers) for name, answers in outputs.items() if not is_tuned(name)], axis=0)
     ahead = scores(outputs[candidate]) > best_of_prompts
     return Differing(
         won=tuple(ids[i] for i in largest_first if difference[i] > 0),

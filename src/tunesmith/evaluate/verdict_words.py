@@ -7,6 +7,7 @@ or a check is missing: a ``deploy`` at 15 of 100 without a word that no bar was 
 from tunesmith.evaluate.compare import gain_of_all_rows
 from tunesmith.evaluate.rule import MAX_ROWS_FACTOR
 from tunesmith.formatting import percent, points, points_between
+from tunesmith.recipe.tuned import TUNED_OF
 from tunesmith.rundir.records.evaluation import Verdict
 
 USED = ("deploy", "as good and cheaper", "may replace it")  # decisions after which the model may be used
@@ -37,6 +38,11 @@ def remarks(verdict: Verdict) -> str:
         lines.append("whether general skills were lost is not known")
     if parity is not None and parity.state == "unknown":
         lines.append(f"whether {parity.form} is the model that was trained is not known ({parity.reason})")
+    if verdict.training_rows == "unknown":
+        lines.append("whether the model was trained on these test rows is not known (data.trained_on)")
+    if len(verdict.candidates) > 1:
+        others = [f"{one.name} {percent(one.score)}" for one in verdict.candidates if one.name != verdict.candidate]
+        lines.append(f"the highest of {len(verdict.candidates)} candidates, each asked for its share: {', '.join(others)}")
     if verdict.only_worse:
         lines.append("training lowered no dev loss, so the adapter is the untouched one of step 0")
     for each in verdict.replaced:
@@ -53,7 +59,7 @@ def remarks(verdict: Verdict) -> str:
         )
     if verdict.tries.place > 1 or verdict.tries.lacking is not None:
         lines.append(verdict.tries.line)
-    if verdict.candidate != "deployed":
+    if verdict.candidate != "deployed" and verdict.form != "endpoint":
         lines.append("the deployed form was not scored")
     return "".join(f"; {line}" for line in lines)
 
@@ -82,7 +88,8 @@ def advice(verdict: Verdict, unsettled: bool) -> list[str]:
     """
     sentences: list[str] = []
     if verdict.decision == "not the model that was trained":
-        sentences.append("fix the export, run tunesmith parity, and evaluate the deployed arm again")
+        again = "convert the file again" if verdict.form == "gguf" else "fix the export"
+        sentences.append(f"{again}, run tunesmith parity, and evaluate the deployed arm again")
     if verdict.decision == "not calibrated":
         sentences.append(
             "compare the judge with 100 labels of people (task.judge.human_labels); below kappa 0.6 take another one"
@@ -94,7 +101,12 @@ def advice(verdict: Verdict, unsettled: bool) -> list[str]:
         sentences.append("neither is to be used as it is: more or better rows, a larger base, or a lower task.min_score")
     if unsettled:
         sentences += _rows_that_settle(verdict)
-    if verdict.borderline and verdict.seeds is None:
+    if verdict.form == "several":
+        name = verdict.candidate.removeprefix(TUNED_OF)
+        sentences.append(f"gate {name} alone: its deployed form, parity and what it has forgotten are measured there")
+    if verdict.borderline and verdict.form != "trained":
+        sentences.append("one standard error more or less decides otherwise: more test rows would tell")
+    elif verdict.borderline and verdict.seeds is None:
         sentences.append("one standard error more or less decides otherwise: train with evaluate.seeds: 3 to see the spread")
     if gains := verdict.seed_gains:
         enough = sum(gain >= verdict.terms.min_gain for gain in gains)

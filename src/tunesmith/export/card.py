@@ -105,6 +105,8 @@ def write_cards(job: Job) -> None:
     whole = card_of(job, job.result("merge.json", Merge))
     ours = {name: command for name, command in shown.items() if command.of == "merge"}
     write_card(job.staged / "merged", dataclasses.replace(whole, commands=ours))
+    if job.lora is None:
+        return
     others = {name: command for name, command in shown.items() if command.of == "adapter"}
     adapter = dataclasses.replace(whole, relation="adapter", commands=others, files={}, merge=None)
     if "llama_server_adapter" not in others:
@@ -153,16 +155,26 @@ def _front_matter(card: Card) -> ModelCardData:
         library_name="peft" if adapter else "transformers",
         pipeline_tag="text-generation",
         license=card.license,
-        tags=["tunesmith", "lora", *(["base_model:adapter:" + card.base_model] if adapter else [])],
+        tags=[
+            "tunesmith",
+            *(["lora"] if card.lora is not None else []),
+            *(["base_model:adapter:" + card.base_model] if adapter else []),
+        ],
     )
 
 
 def _heading(card: Card) -> str:
     at = f" at revision `{card.revision}`" if card.revision else ""
     base = f"`{card.base_model}`{at}"
-    what = f"A LoRA adapter for {base}." if card.relation == "adapter" else f"{base} with a LoRA adapter merged into it."
+    made = "Made with tunesmith."
+    if card.relation == "adapter":
+        what = f"A LoRA adapter for {base}."
+    elif card.lora is not None:
+        what = f"{base} with a LoRA adapter merged into it."
+    else:
+        what, made = f"A model that was tuned from {base}.", "Brought to tunesmith as it is."
     changed = f" The base had {card.positions} in its configuration, and nothing else serves what was trained."
-    return f"# {card.name}\n\n{what}{changed if card.positions else ''} Made with tunesmith."
+    return f"# {card.name}\n\n{what}{changed if card.positions else ''} {made}"
 
 
 def _measured(card: Card) -> str:
@@ -172,7 +184,7 @@ def _measured(card: Card) -> str:
     if card.dev_loss is not None:
         at = f", at step {card.best_step} of {card.steps}" if card.best_step is not None else ""
         lines.append(f"- Dev loss {card.dev_loss:.4f} nats a supervised token{at}")
-    if card.merge is not None:
+    if card.merge is not None and card.merge.targets:
         into = "weights that it was trained on" if card.merge.into == "trained" else "original weights"
         lines.append(f"- Merged into the {into}: {card.merge.targets} weights, {card.merge.dtype}")
         if card.merge.summary:

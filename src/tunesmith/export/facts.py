@@ -38,12 +38,12 @@ from tunesmith.recipe import Lora, Recipe
 IN_FP32 = ("_norm.weight", "ffn_gate_inp.weight")  # by the converter, whatever their shape
 
 
-def read_facts(recipe: Recipe, lora: Lora, base: Path, template: str) -> Facts:
+def read_facts(recipe: Recipe, lora: Lora | None, base: Path, template: str) -> Facts:
     """Read what the plan needs.
 
     Args:
-        lora: rank, kind and targets of the adapter.
-        base: directory of the base model (safetensors).
+        lora: rank, kind and targets of the adapter; None of a whole tuned model.
+        base: directory of the base model (safetensors), or of that model.
         template: the chat template that the run trains with.
 
     Raises:
@@ -57,7 +57,7 @@ def read_facts(recipe: Recipe, lora: Lora, base: Path, template: str) -> Facts:
     config, _ = read_config(base)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    adapted = adapted_shapes(model, target_names(model, lora.target_modules))
+    adapted = {} if lora is None else adapted_shapes(model, target_names(model, lora.target_modules))
     tied = bool(config.tie_word_embeddings)
     facts = json.loads((base / "config.json").read_text(encoding="utf-8"))
     architecture = architecture_of(str((merged_config(facts, keep, tied).get("architectures") or ["none"])[0]))

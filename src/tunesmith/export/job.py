@@ -75,7 +75,7 @@ def build(job: Job, steps: Sequence[Operation], trained: str) -> None:
     """Do what is not done yet, and note each step.
 
     Args:
-        trained: fingerprint of the adapter that is exported.
+        trained: fingerprint of the adapter, or of the whole tuned model, that is exported.
 
     Raises:
         ExportError: too little room on the disk, or a step that failed.

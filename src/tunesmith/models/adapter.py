@@ -31,8 +31,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from tunesmith.checkpoints.hf import read_config
 from tunesmith.checkpoints.prescan import ADAPTER, check_safetensors
 from tunesmith.errors import ModelError
 from tunesmith.layers.dora import DoRALinear
@@ -90,6 +91,23 @@ def load_adapted(model: PreTrainedModel, directory: Path, dropout: float | None 
     except ModelError as error:
         raise ModelError(f"{directory}: {error.message}", error.hint) from error
     return layers
+
+
+def check_fits(base: Path, directory: Path) -> tuple[Lora, int]:
+    """Hold the adapter of a PEFT directory against a base, without its weights.
+
+    Args:
+        base: directory of the base model (safetensors).
+
+    Returns:
+        Rank, scale, kind and targets, and how many weights it changes.
+
+    Raises:
+        ModelError: see ``load_adapted``.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(read_config(base)[0])
+    return read_lora(directory), len(load_adapted(model, directory))
 
 
 def adapter_shapes(layers: Mapping[str, Adapted]) -> dict[str, tuple[int, ...]]:

@@ -51,7 +51,7 @@ def base_identity(directory: Path, template: str | None = None) -> dict[str, str
     Raises:
         ModelError: no safetensors there.
     """
-    text = _own_template(directory) if template is None else template
+    text = own_template(directory) if template is None else template
     return {
         "sha256": _weights_sha256(directory),
         "template_sha256": None if text is None else hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest(),
@@ -145,8 +145,12 @@ def _weights_sha256(directory: Path) -> str:
     return digest
 
 
-def _own_template(directory: Path) -> str | None:
-    """The template as transformers finds it: its own file, or the tokenizer's configuration."""
+def own_template(directory: Path) -> str | None:
+    """The template as transformers finds it: its own file, or the tokenizer's configuration; None where there is none.
+
+    Raises:
+        ModelError: the configuration cannot be read.
+    """
     file, settings = directory / "chat_template.jinja", directory / "tokenizer_config.json"
     if file.exists():
         return file.read_text(encoding="utf-8")

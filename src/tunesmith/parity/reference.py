@@ -15,7 +15,7 @@ Shape suffixes: N rows (positions of all prompts), V vocabulary.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +41,6 @@ from tunesmith.parity.figures import base_distance
 from tunesmith.parity.prompts import NEW_TOKENS, Prompt, choose_prompts
 from tunesmith.parity.task import Outputs, Task
 from tunesmith.recipe import Recipe
-from tunesmith.rundir.records.export import Merge
 from tunesmith.tracking import progress
 
 logger = logging.getLogger(__name__)
@@ -52,12 +51,15 @@ class Trained:
     """What was trained.
 
     Attributes:
-        adapter: PEFT directory.
+        base: what the adapter stands on; without one the whole tuned model, which was brought.
+        adapter: PEFT directory; None of a whole model.
+        untuned: the base of a whole model; None beside an adapter, which is switched off.
     """
 
     recipe: Recipe
     base: BaseModel
-    adapter: Path
+    adapter: Path | None
+    untuned: BaseModel | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +81,9 @@ class Reference:
     answers: Outputs | None
 
 
-def choose_place(trained: Trained, merge: Merge) -> ComputePlace:
-    """fp32 on the GPU or the CPU, wherever the dense weights fit; else as training computed."""
-    needed = merge.nbytes // (4 if merge.dtype == "float32" else 2) * 4
+def choose_place(trained: Trained, weights: int) -> ComputePlace:
+    """fp32 on the GPU or the CPU, wherever so many dense weights fit; else as training computed."""
+    needed = 4 * weights
     device = device_with_room(needed)
     if device is not None:
         return ComputePlace(device=device, arithmetic="fp32")
@@ -129,13 +131,20 @@ def run_reference(
         ends = np.cumsum([len(prompt.continuation) for prompt in prompts]).tolist()
         spans = [slice(end - len(prompt.continuation), end) for end, prompt in zip(ends, prompts, strict=True)]
         tuned_NV = _all_logits(model, prompts, spans, scratch / "tuned")
-        with without_adapters(layers):
-            base_NV = _all_logits(model, prompts, spans, scratch / "base")
+        base_NV = None
+        if trained.untuned is None:
+            with without_adapters(layers):
+                base_NV = _all_logits(model, prompts, spans, scratch / "base")
         bar.advance(len(prompts))
-    changes = np.concatenate([base_distance(tuned_NV[span], base_NV[span]) for span in spans])
     answers = None
     if task is not None:
         answers = task.ask("reference", InProcessEngine(model, renderer, recipe.evaluate.batch_size))
+    if base_NV is None:
+        assert trained.untuned is not None
+        del model, layers
+        with torch.inference_mode():
+            base_NV = _untuned_logits(trained, trained.untuned, place, prompts, spans, scratch, tuned_NV.shape[1])
+    changes = np.concatenate([base_distance(tuned_NV[span], base_NV[span]) for span in spans])
     return Reference(
         prompts=prompts,
         left_out=left_out,
@@ -147,8 +156,25 @@ def run_reference(
     )
 
 
+def _untuned_logits(
+    trained: Trained,
+    untuned: BaseModel,
+    place: ComputePlace,
+    prompts: list[Prompt],
+    spans: list[slice],
+    scratch: Path,
+    width: int,
+) -> NDArray[np.float32]:
+    """What the base of a whole tuned model says, as many columns as that one has: some resize the head."""
+    base_NV = _all_logits(_load(replace(trained, base=untuned), place)[0], prompts, spans, scratch / "base")
+    if width > base_NV.shape[1]:
+        lowest_N1 = base_NV.min(axis=1, keepdims=True)
+        return np.hstack([base_NV, np.repeat(lowest_N1, width - base_NV.shape[1], axis=1)])
+    return base_NV[:, :width]
+
+
 def _load(trained: Trained, place: ComputePlace) -> tuple[PreTrainedModel, dict[str, Adapted]]:
-    """The base as training stored it, with the adapter on it."""
+    """The base as training stored it, with the adapter on it where there is one."""
     recipe = trained.recipe
     storage = "nf4" if recipe.base == "nf4" else place.arithmetic
     places = (recipe.per_layer_embeddings, recipe.train.resident_layers, "device", recipe.base_head)
@@ -157,8 +183,7 @@ def _load(trained: Trained, place: ComputePlace) -> tuple[PreTrainedModel, dict[
         tables = [module.weight for module in model.modules() if isinstance(module, HostEmbedding)]
         for parameter in (*model.parameters(), *tables):  # as training stored them; a checkpoint in bf16 stays as it is
             parameter.copy_(parameter.bfloat16())
-    layers = load_adapted(model, trained.adapter)
-    return model, layers
+    return model, {} if trained.adapter is None else load_adapted(model, trained.adapter)
 
 
 def _all_logits(model: PreTrainedModel, prompts: list[Prompt], spans: list[slice], file: Path) -> NDArray[np.float32]:

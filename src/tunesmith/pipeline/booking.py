@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def adapter_key(run: RunDir) -> str:
-    """The tuned candidate of a run."""
+    """The tuned candidate of a run that trained it."""
     return content_hash(run.adapter / WEIGHTS)[:16]
 
 
@@ -40,13 +40,21 @@ def book(run: RunDir, rows: Sequence[Row], arm: str, kind: Kind, candidate: str)
         logger.warning(f"warning: {trouble}; later runs will not count this reading of the test part")
 
 
-def tries_of(run: RunDir, rows: Sequence[Row]) -> Tries:
-    """What was scored on the test rows until now, in this run and in all others of this user."""
-    part, candidate = part_of(rows), adapter_key(run)
+def tries_of(run: RunDir, rows: Sequence[Row], keys: Sequence[str]) -> Tries:
+    """What was scored on the test rows until now, in this run and in all others of this user.
+
+    Several candidates at once share what the first of them may spend where this run was the first to ask each. Where another
+    run asked one before, that one's part is spent, and they share what the latest of them may spend.
+
+    Args:
+        keys: of the run's tuned candidates.
+    """
+    part, candidates = part_of(rows), [key[:16] for key in keys]
     own, shared = Ledger(run.readings).find(part), _found_by_user(part)
-    if not any((r.kind, r.candidate, r.part) == ("tuned", candidate, part.key) for r in own.readings):
-        book(run, rows, "tuned", "tuned", candidate)
-        own = Ledger(run.readings).find(part)
+    for candidate in candidates:
+        if not any((r.kind, r.candidate, r.part) == ("tuned", candidate, part.key) for r in own.readings):
+            book(run, rows, "tuned", "tuned", candidate)
+            own = Ledger(run.readings).find(part)
     lacking = [f"{place} cannot be read" for place in own.unreadable]
     if isinstance(shared, str):
         lacking.append(shared)
@@ -55,9 +63,17 @@ def tries_of(run: RunDir, rows: Sequence[Row]) -> Tries:
         lacking += [f"{place} cannot be read" for place in shared.unreadable]
         lacking += _put_back(part, own.readings, shared.readings)
     readings = sorted([*own.readings, *shared.readings], key=lambda reading: reading.at)
-    tuned = list(dict.fromkeys((r.candidate, r.part) for r in readings if r.kind == "tuned"))
+    first: dict[tuple[str, str], str] = {}  # who asked a candidate first
+    for reading in readings:
+        if reading.kind == "tuned":
+            first.setdefault((reading.candidate, reading.part), reading.run)
+    tuned = list(first)
+    ours = [(candidate, part.key) for candidate in dict.fromkeys(candidates)]
+    places = sorted(tuned.index(one) + 1 for one in ours)
+    alone = {first[one] for one in ours} == {str(run.path.resolve())}
     return Tries(
-        place=tuned.index((candidate, part.key)) + 1,
+        place=places[0] if alone else places[-1],
+        at_once=len(ours),
         tuned=len(tuned),
         prompts=len({r.candidate for r in readings if r.kind == "prompt"}),
         runs=len({r.run for r in readings}),

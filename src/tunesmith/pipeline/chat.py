@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 from tunesmith.chat.render import with_system
 from tunesmith.engines.open import open_in_process
+from tunesmith.errors import RunError
 from tunesmith.messages import Message
 from tunesmith.pipeline.base import base_of
+from tunesmith.pipeline.tuned_model import tuned_model
 from tunesmith.rundir import RunDir
 from tunesmith.rundir.records.data import Rendered
 
@@ -15,11 +17,19 @@ def chat(run: RunDir, compare: bool = False) -> Callable[[list[Message]], dict[s
 
     Returns:
         A function from a conversation to ``{"tuned": answer}``, or with the base's answer beside it.
+
+    Raises:
+        RunError: the tuned model is behind an endpoint, or there are several.
     """
     recipe = run.recipe()
     base, at_a_time = base_of(run, recipe), recipe.evaluate.batch_size
     engines = {"base": open_in_process(base, None, at_a_time)} if compare else {}
-    engines["tuned"] = open_in_process(base, run.adapter, at_a_time)
+    tuned = tuned_model(run, recipe)
+    if tuned.endpoint is not None or recipe.tuned_kind == "several":
+        raise RunError(
+            f"{run.path}: there is no one tuned model here to talk to", "gate one with --adapter, --merged or --gguf"
+        )
+    engines["tuned"] = open_in_process(tuned.here, tuned.adapter, at_a_time)
     budget = Rendered.read(run.rendered_file).max_new_tokens
     system = {"base": recipe.task.prompt, "tuned": recipe.task.short_prompt}
 

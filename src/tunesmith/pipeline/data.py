@@ -20,6 +20,7 @@ from tunesmith.data.leaks import Leaks, leak_lines, settle_leaks
 from tunesmith.data.near import NearDuplicates
 from tunesmith.data.quality import Quality, headlines
 from tunesmith.data.read import Reader
+from tunesmith.data.seen import SeenRows, keep_out
 from tunesmith.data.split import (
     DEV,
     PARTS,
@@ -35,7 +36,7 @@ from tunesmith.data.split import (
 from tunesmith.errors import DataError
 from tunesmith.evaluate.metrics.labels import labels_without_rows
 from tunesmith.pipeline.lines import reading_lines
-from tunesmith.pipeline.reading import reader_of, refuse_plain_texts
+from tunesmith.pipeline.reading import reader_of, refuse_plain_texts, trained_on_reader, with_bar
 from tunesmith.pipeline.stage import Session
 from tunesmith.pipeline.taking import taken
 from tunesmith.recipe import Recipe
@@ -136,6 +137,9 @@ def _read_and_split(run: RunDir, recipe: Recipe, reader: Reader, everything: Pat
     parts, earlier = _parts_of(run, recipe, facts, np.frombuffer(bytes(there), np.uint8))
     given = settings.split == "given"
     parts, leaks = settle_leaks(facts, parts, near.groups(), settings.on_leak, earlier, given=given)
+    seen = kept_out = None
+    if settings.trained_on is not None:
+        parts, seen, kept_out = _keep_out(recipe, facts, parts, everything)
     write_split(run.split_file, facts, parts, settings.test_fraction, settings.dev_fraction, recipe.seed)
     check = CheckReport(
         source=reader.source.label,
@@ -156,8 +160,24 @@ def _read_and_split(run: RunDir, recipe: Recipe, reader: Reader, everything: Pat
         repeated_prompts=facts.repeats,
         check=check,
         split=settings.split or "drawn",
+        seen=seen,
+        kept_out=kept_out,
     )
     return _Rows(parts, np.array(repeats, np.int64) if repeats else None, leaks, counts)
+
+
+def _keep_out(recipe: Recipe, facts: SplitFacts, parts: np.ndarray, everything: Path) -> tuple[np.ndarray, int, int]:
+    """Parts without the rows that the tuned model was trained on; how many of ours those are, and how many were moved."""
+    looked_at = SeenRows()
+    looked_at.add_ours(stream_rows(everything))
+    count = looked_at.add_trained_on(row for batch in with_bar(trained_on_reader(recipe)) for row in batch)
+    found = looked_at.found()
+    kept, moved = keep_out(facts, parts, found)
+    logger.info(
+        f"data: the model was trained on {count:,} rows of {recipe.data.trained_on}; {int(found.sum()):,} of the rows here are "
+        f"among them or near to one, and {moved:,} of dev and test went to train"
+    )
+    return kept, int(found.sum()), moved
 
 
 def _parts_of(run: RunDir, recipe: Recipe, facts: SplitFacts, given: np.ndarray) -> tuple[np.ndarray, EarlierSplit | None]:

@@ -69,9 +69,11 @@ def refuse_early(run: RunDir, recipe: Recipe, stages: Sequence[Stage], *, fetch:
         return at_hand
     directory = at_hand if fetch else with_positions(at_hand, recipe.max_position_embeddings, recipe.rope_theta)
     check_base(recipe, base_facts(directory))
+    if fetch and "bring" in modules:
+        module_of("bring").refuse_early(recipe, directory)
     files: dict[str, int] = {}
     savings: list[Saving] = []
-    if fetch and "export" in modules:
+    if fetch and "export" in modules and not recipe.tuned:
         files, savings = module_of("export").files_of(module_of("export").check_export(recipe, directory))
     shape = read_shape(directory)
     # An adapter of other targets is smaller; training knows by how much.
@@ -98,6 +100,7 @@ def _refuse_missing_files(recipe: Recipe, modules: set[str]) -> None:
     named: dict[str, tuple[Path | None, set[str]]] = {
         "chat.template": (None if template is None or is_shipped_name(template) else template, {"render"}),
         "data.documents": (recipe.data.documents, {"select"}),
+        "data.trained_on": (recipe.data.trained_on, {"data"}),
         "evaluate.forgetting.texts": (forgetting.texts, {"forgetting"}),
         "evaluate.forgetting.tasks_path": (forgetting.tasks_path, {"forgetting"}),
         "task.judge.human_labels": (recipe.task.judge.human_labels, {"judge"}),
@@ -111,7 +114,8 @@ def _refuse_missing_packages(recipe: Recipe, stages: Iterable[Stage], modules: s
     """Packages of extras, but for those of the metric and of endpoints, which say so themselves at once."""
     evaluate = recipe.evaluate
     needed: list[tuple[str, str, str]] = []  # key, package, extra
-    if {"export", "parity", "sweep"} & modules or any(stage.name == "evaluate deployed" for stage in stages):
+    asks_file = recipe.tuned_kind == "gguf" and "bring" in modules
+    if {"export", "parity", "sweep"} & modules or asks_file or any(stage.name == "evaluate deployed" for stage in stages):
         needed += [("export.gguf", package, "gguf") for package in GGUF_PACKAGES]
     if "forgetting" in modules and evaluate.forgetting.tasks:
         needed.append(("evaluate.forgetting.tasks", "lm_eval", "lm-eval"))
@@ -139,6 +143,8 @@ def _refuse_missing_keys(recipe: Recipe, stages: Iterable[Stage], modules: set[s
     for endpoint in external:
         open_endpoint(endpoint).close()
     endpoints: list[tuple[str, str, str | None]] = []
+    if "bring" in modules:
+        endpoints += [(one.endpoint, str(one.model), one.api_key_env) for one in recipe.tuned if one.endpoint is not None]
     writer = evaluate.optimized_prompt.writer
     if "select" in modules and writer is not None:
         endpoints.append((writer.base_url, writer.model, writer.api_key_env))

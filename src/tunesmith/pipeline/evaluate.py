@@ -14,11 +14,12 @@ from dataclasses import replace
 
 from tunesmith.engines.engine import Choices
 from tunesmith.evaluate.arms import declared_tools, key_of_answers, run_arm
-from tunesmith.evaluate.gate import TUNED_ARMS
+from tunesmith.evaluate.candidates import is_tuned
 from tunesmith.formatting import percent
-from tunesmith.pipeline.booking import adapter_key, book
+from tunesmith.pipeline.booking import book
 from tunesmith.pipeline.evaluation import Evaluation, engine_of, evaluation_of
 from tunesmith.pipeline.stage import Session
+from tunesmith.pipeline.tuned_model import tuned_model
 from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, PROMPT_DEPLOYED, Recipe
 from tunesmith.retrieval.corpus import find
 from tunesmith.retrieval.measure import RECALL_AT, recall_line, recall_of
@@ -68,7 +69,7 @@ def _score(evaluation: Evaluation, arm: str, chosen: dict[str, Candidate]) -> No
     prompts = evaluation.prompts(arm, chosen)
     budget, allowed = evaluation.budget_of(arm), evaluation.allowed_of(arm, chosen)
     tools = declared_tools(evaluation.test, evaluation.metric)
-    weights, engine = engine_of(run, recipe, arm, evaluation.base, prompts, budget, tools)
+    weights, engine = engine_of(run, recipe, arm, evaluation.base, prompts, budget, tools, evaluation.shared)
     answers_key = key_of_answers(weights, prompts, budget, allowed, tools)
     twin_key = None
     if arm in chosen and arm != PROMPT_DEPLOYED and not isinstance(evaluation.language, Choices):  # the base answers
@@ -77,8 +78,8 @@ def _score(evaluation: Evaluation, arm: str, chosen: dict[str, Candidate]) -> No
     if arm.partition(":")[0] in ("retrieval", "tuned_retrieval"):
         _report_recall(evaluation)
     folder, price, rows = run.answers(arm), evaluation.cost_of(arm), evaluation.test
-    if arm in TUNED_ARMS:
-        book(run, rows, arm, "tuned", adapter_key(run))
+    if is_tuned(arm):
+        book(run, rows, arm, "tuned", tuned_model(run, recipe, arm).key)
     else:
         book(run, rows, arm, "prompt", _prompt_key(weights, evaluation.candidate_of(arm, chosen)))
     summary = run_arm(

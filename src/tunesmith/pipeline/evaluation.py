@@ -9,6 +9,8 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from transformers import PreTrainedModel
+
 from tunesmith.engines.engine import Allowed, Answer, Engine
 from tunesmith.engines.open import (
     answer_language,
@@ -18,17 +20,18 @@ from tunesmith.engines.open import (
     open_llama_cpp,
     output_constraint,
 )
+from tunesmith.engines.swapped import SwappedEngine
 from tunesmith.errors import RecipeError
 from tunesmith.evaluate.arms import by_time, by_tokens
-from tunesmith.evaluate.gate import TUNED_ARMS
+from tunesmith.evaluate.candidates import is_tuned
 from tunesmith.evaluate.metrics import Metric, make_metric
 from tunesmith.evaluate.prompts import PromptBook, shown_pool
 from tunesmith.evaluate.references import check_references
 from tunesmith.export.forms.form import base_name, gguf_name
 from tunesmith.messages import Message, Tools
-from tunesmith.models.adapter import WEIGHTS
 from tunesmith.pipeline.base import base_of
 from tunesmith.pipeline.stage import Session
+from tunesmith.pipeline.tuned_model import TunedModel, tuned_model
 from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, PROMPT_DEPLOYED, Recipe
 from tunesmith.recipe.metrics import METRIC_KEYS
 from tunesmith.retrieval.corpus import Corpus, check_sealed, open_store, read_corpus
@@ -57,6 +60,7 @@ class Evaluation:
     allowed: Allowed | None  # of every arm
     language: Allowed | None  # of a prompt that is held to something
     base: Callable[[], Engine]
+    shared: Callable[[], PreTrainedModel]
     corpus: Callable[[], Corpus]
     documents: Callable[[], Store]
     book: PromptBook
@@ -93,6 +97,7 @@ class Evaluation:
             output_constraint(recipe.task),
             output_constraint(recipe.task) or answer_language(recipe.task),
             functools.cache(lambda: open_in_process(base_of(run, recipe), None, recipe.evaluate.batch_size)),
+            functools.cache(lambda: base_of(run, recipe).load().model),
             corpus,
             documents,
             PromptBook(recipe, pool, dev + test, nearest, documents),
@@ -113,7 +118,7 @@ class Evaluation:
 
     def budget_of(self, arm: str) -> int:
         """New tokens that an answer of an arm may take: of a prompted model with ``ROOM`` to reason, see ``prompt_budget``."""
-        return self.max_new_tokens if arm in TUNED_ARMS else self.prompt_budget
+        return self.max_new_tokens if is_tuned(arm) else self.prompt_budget
 
     @property
     def prompt_budget(self) -> int:
@@ -169,11 +174,13 @@ def engine_of(
     prompts: list[list[Message]],
     budget: int,
     tools: list[Tools] | None = None,
+    shared: Callable[[], PreTrainedModel] | None = None,
 ) -> tuple[str, Callable[[], Engine]]:
     """Fingerprint of an arm's weights, and how to make its engine.
 
     Args:
         base: how to get the base model's engine.
+        shared: how to get the base that several adapters take turns on.
         prompts, tools: the arm's prompts and what they declare, which say how much context the deployed engine needs.
     """
     if arm.startswith(EXTERNAL):
@@ -182,12 +189,30 @@ def engine_of(
     model = base_of(run, recipe)
     if arm.partition(":")[0] in PROMPT_ARMS:
         return model.answering_key, base
-    if arm in ("tuned", "tuned_retrieval"):
-        weights = content_hash(run.adapter / WEIGHTS)
-        return weights, lambda: open_in_process(model, run.adapter, recipe.evaluate.batch_size)
+    if is_tuned(arm) and (arm != "deployed" or recipe.tuned_kind == "gguf"):
+        return _tuned_engine(tuned_model(run, recipe, arm), recipe, arm, shared, (prompts, budget, tools))
     name = base_name if arm == PROMPT_DEPLOYED else gguf_name
     gguf = run.export / name(str(recipe.name), recipe.export.gguf[-1])
     return content_hash(gguf), lambda: open_llama_cpp(gguf, model.renderer, prompts, budget, tools)
+
+
+def _tuned_engine(
+    model: TunedModel,
+    recipe: Recipe,
+    arm: str,
+    shared: Callable[[], PreTrainedModel] | None,
+    asked: tuple[list[list[Message]], int, list[Tools] | None],
+) -> tuple[str, Callable[[], Engine]]:
+    """The same of a tuned model: behind its endpoint, in its own file, on a base that others share, or by itself."""
+    key, endpoint, batch_size = model.answering_key, model.endpoint, recipe.evaluate.batch_size
+    if endpoint is not None:
+        return key, lambda: open_endpoint(endpoint)
+    base, adapter, gguf = model.here, model.adapter, model.gguf
+    if gguf is not None and arm == "deployed":
+        return model.key, lambda: open_llama_cpp(gguf, base.renderer, *asked)
+    if shared is not None and adapter is not None and recipe.tuned_kind == "several":
+        return key, lambda: SwappedEngine(shared(), adapter, base.renderer, batch_size)
+    return key, lambda: open_in_process(base, adapter, batch_size)
 
 
 def _read_corpus(recipe: Recipe, pool: list[Row], test: list[Row]) -> Corpus:

@@ -9,22 +9,23 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from tunesmith.engines.form import ExportedForm
+from tunesmith.engines.form import ExportedForm, gguf_form
 from tunesmith.errors import RunError
 from tunesmith.export.context import differences, served_context
 from tunesmith.export.facts import read_facts
-from tunesmith.export.forms.form import Job, Operation, Written, peak
+from tunesmith.export.forms.form import ROUNDING, Job, Operation, Written, peak
 from tunesmith.export.forms.table import FORMS
+from tunesmith.export.gguf.convert import describe
 from tunesmith.export.job import build, plan_export, plan_record, report
-from tunesmith.models.adapter import WEIGHTS, read_lora
+from tunesmith.models.adapter import read_lora
 from tunesmith.models.attention import PACKED
 from tunesmith.models.load import attention
 from tunesmith.pipeline.base import base_of
 from tunesmith.pipeline.disk import Saving
 from tunesmith.pipeline.stage import Session
+from tunesmith.pipeline.tuned_model import tuned_model
 from tunesmith.recipe import Lora, Recipe
 from tunesmith.rundir import NEXT, RunDir, swap_in
-from tunesmith.rundir.hashes import content_hash
 from tunesmith.rundir.records.data import Rendered
 from tunesmith.rundir.records.export import Export, ExportPlan, Merge
 from tunesmith.rundir.records.training import Training
@@ -42,15 +43,15 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     """
     job = job_of(run, recipe)
     steps = planned(run, recipe, job.lora)
-    build(job, steps, content_hash(run.adapter / WEIGHTS))
+    build(job, steps, tuned_model(run, recipe).answering_key)
     swap_in(run.export, session.parts)
     report(job, steps)
 
 
 def dry_run(run: RunDir) -> list[Operation]:
-    """The steps of an export that nobody makes; needs no training."""
+    """The steps of an export that nobody makes; needs no training, but what is brought."""
     recipe = run.recipe()
-    return planned(run, recipe, recipe.lora)
+    return planned(run, recipe, job_of(run, recipe).lora if recipe.tuned else recipe.lora)
 
 
 def plan(run: RunDir) -> ExportPlan:
@@ -58,9 +59,9 @@ def plan(run: RunDir) -> ExportPlan:
     return plan_record(dry_run(run), run.export)
 
 
-def planned(run: RunDir, recipe: Recipe, lora: Lora) -> list[Operation]:
+def planned(run: RunDir, recipe: Recipe, lora: Lora | None) -> list[Operation]:
     """The steps of the export, and aloud what llama.cpp will compute otherwise."""
-    base = base_of(run, recipe)
+    base = tuned_model(run, recipe).here if recipe.tuned else base_of(run, recipe)
     context, why = context_of(run, recipe)
     logger.info(f"export: {context:,} tokens of context ({why})")
     for line in differences(base.directory, context):
@@ -105,9 +106,10 @@ def context_of(run: RunDir, recipe: Recipe) -> tuple[int, str]:
 
 def job_of(run: RunDir, recipe: Recipe) -> Job:
     """What the steps of an export work with."""
-    base = base_of(run, recipe)
+    model = tuned_model(run, recipe)
+    base = model.here
     context, _ = context_of(run, recipe)
-    training = Training.read(run.training_file)
+    training = None if recipe.tuned else Training.read(run.training_file)
 
     def dev_loss(model: PreTrainedModel) -> float:
         dev = Documents.open(run.tokens("dev"))
@@ -119,15 +121,15 @@ def job_of(run: RunDir, recipe: Recipe) -> Job:
         recipe=recipe,
         base=base.directory,
         renderer=base.renderer,
-        lora=read_lora(run.adapter),
+        lora=None if model.adapter is None else read_lora(model.adapter),
         staged=run.export / NEXT,
         context=context,
         differs=differences(base.directory, context),
         train_rows=lambda: Documents.open(run.tokens("train")),
         dev_loss=dev_loss,
-        adapter_loss=training.best_dev_loss,
-        best_step=training.best_step,
-        steps=training.steps,
+        adapter_loss=training and training.best_dev_loss,
+        best_step=training and training.best_step,
+        steps=training and training.steps,
     )
 
 
@@ -137,6 +139,8 @@ def exported_forms(run: RunDir, recipe: Recipe) -> list[ExportedForm]:
     Raises:
         RunError: one of them is gone.
     """
+    if (brought := tuned_model(run, recipe).gguf) is not None:
+        return [brought_form(brought)]
     types = tuple(Export.read(run.export / "export.json").files)
     merge, compute = Merge.read(run.export / "merge.json"), base_of(run, recipe).compute
     written = Written(run=run, recipe=recipe, compute=compute, merge=merge, types=types)
@@ -145,3 +149,9 @@ def exported_forms(run: RunDir, recipe: Recipe) -> list[ExportedForm]:
         if not file.exists():
             raise RunError(f"{file}: part of the export, and not there", f"run: tunesmith export {run.path}")
     return opened
+
+
+def brought_form(file: Path) -> ExportedForm:
+    """A GGUF that was brought, to be opened."""
+    types = describe(file).types.keys() - {"F32"}
+    return gguf_form(file.name, file, ROUNDING.get(next(iter(types))) if len(types) == 1 else None)

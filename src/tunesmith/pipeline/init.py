@@ -46,6 +46,23 @@ def init(source: str, model: str, options: ReadOptions = AS_FOUND, out: Path | N
     path = out or Path(f"{Path(source.replace(':', '-')).name.partition('.')[0] or 'recipe'}.yaml")
     if path.exists():
         raise RecipeError(f"{path}: there is already a file", "name another one with --out, or remove it")
+    text, proposal = draft(source, model, options, path)
+    write_text(path, text)
+    load_recipe(path)
+    logger.info(f"metric {proposal.metric}: {proposal.reason}")
+    return path
+
+
+def draft(source: str, model: str, options: ReadOptions, path: Path, metric: str | None = None) -> tuple[str, Proposal]:
+    """The text of a recipe for some data, and the metric in it with the reason.
+
+    Args:
+        path: where the recipe would lie, from which it names data and model.
+        metric: the one that is asked for; proposed when None.
+
+    Raises:
+        DataError: nothing to read, bad rows, or rows without an answer that can be scored.
+    """
     reader = Reader(source, options)
     checks = Check(reader, module_of("check_tokens").tokens_of(model, None, None), near=False)
     answers = Answers()
@@ -55,9 +72,12 @@ def init(source: str, model: str, options: ReadOptions = AS_FOUND, out: Path | N
     report = checks.report()
     for line in (*reading_lines(report.reading), *wrong_lines(report.quality.findings)):
         logger.info(line)
-    proposal, misfits = first_that_fits(
-        reader, proposals(report.quality, answers.labels(source, report.reading), answers.calls)
-    )
+    known = proposals(report.quality, answers.labels(source, report.reading), answers.calls)
+    if metric is None:
+        proposal, misfits = first_that_fits(reader, known)
+    else:
+        asked = Proposal(metric=metric, reason="as asked")
+        proposal, misfits = next((one for one in known if one.metric == metric), asked), ()
     text = recipe_text(
         report,
         proposal,
@@ -68,10 +88,7 @@ def init(source: str, model: str, options: ReadOptions = AS_FOUND, out: Path | N
         is_split=is_split(part for part, _ in reader.source.named_parts),
         misfits=misfits,
     )
-    write_text(path, text)
-    load_recipe(path)
-    logger.info(f"metric {proposal.metric}: {proposal.reason}")
-    return path
+    return text, proposal
 
 
 class Answers:

@@ -135,6 +135,21 @@ class Inputs:
             parts["chat.template"] = str(template)
         return {**parts, **self.source("chat.template (content)", None if "chat.template" in parts else template)}
 
+    def brought(self) -> Parts:
+        """The tuned models that are brought: what each is, and its content."""
+        parts: Parts = {}
+        for number, one in enumerate(self.recipe.tuned):
+            name = f"tuned.{number}"
+            parts |= {f"{name}.name": one.label, f"{name}.kind": one.kind}
+            if one.endpoint is not None:
+                parts |= {f"{name}.endpoint": one.endpoint, f"{name}.model": one.model}
+                continue
+            try:
+                parts[f"{name} (content)"] = content_key(str(one.place))
+            except (ModelError, OSError) as error:
+                parts[f"{name} (content)"] = Unknown(str(error))
+        return parts
+
     def scoring(self) -> Parts:
         """What decides a score: the metric's keys, and the content of its files."""
         task = self.recipe.task

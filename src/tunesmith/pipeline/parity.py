@@ -10,6 +10,7 @@ Shape suffixes: N rows (positions of all prompts), V vocabulary.
 import logging
 import shutil
 
+from tunesmith.checkpoints.facts import base_facts
 from tunesmith.evaluate.prompts import tuned
 from tunesmith.parity.measure import measure_form
 from tunesmith.parity.reference import Trained, choose_place, run_reference
@@ -17,6 +18,7 @@ from tunesmith.pipeline.base import base_of
 from tunesmith.pipeline.dev_task import dev_task, spread, text_rows
 from tunesmith.pipeline.export import context_of, exported_forms
 from tunesmith.pipeline.stage import Session
+from tunesmith.pipeline.tuned_model import TunedModel, tuned_model
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir
 from tunesmith.rundir.records.export import Merge
@@ -45,18 +47,20 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
 
 def measured(run: RunDir, recipe: Recipe) -> Parity:
     """Every exported form, beside what was trained."""
-    base = base_of(run, recipe)
-    trained = Trained(recipe=recipe, base=base, adapter=run.adapter)
+    model = tuned_model(run, recipe)
+    base = model.here
+    whole = model.adapter is None
+    trained = Trained(recipe=recipe, base=base, adapter=model.adapter, untuned=base_of(run, recipe) if whole else None)
     forms = exported_forms(run, recipe)
-    place = choose_place(trained, Merge.read(run.export / "merge.json"))
+    place = choose_place(trained, _weights(run, model))
     answerable = dev_task(run, recipe, DEV_ROWS)
     task, no_task = (None, answerable) if isinstance(answerable, str) else (answerable, None)
     dev_prompts = {row.id: tuned(recipe, row) for row in spread(text_rows(run), DEV_PROMPTS)}
     context, scratch = context_of(run, recipe)[0], run.export / SCRATCH
-    deployed = recipe.export.gguf[-1]
+    deployed = recipe.export.gguf[-1] if model.gguf is None else model.gguf.name
     elsewhere = f"the dev rows are asked of the form that deploys, {deployed}"
     shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
+    scratch.mkdir(parents=True)
     try:
         reference = run_reference(trained, dev_prompts, place, task, scratch)
         entries: list[FormParity] = []
@@ -78,3 +82,11 @@ def measured(run: RunDir, recipe: Recipe) -> Parity:
         metric=metric,
         forms=tuple(entries),
     )
+
+
+def _weights(run: RunDir, model: TunedModel) -> int:
+    """How many weights the dense model has."""
+    if model.gguf is not None:
+        return base_facts(model.here.directory).weights
+    merge = Merge.read(run.export / "merge.json")
+    return merge.nbytes // (4 if merge.dtype == "float32" else 2)

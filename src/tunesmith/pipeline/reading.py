@@ -19,6 +19,17 @@ from tunesmith.rundir.rows import Row
 from tunesmith.tracking import progress
 
 
+def trained_on_reader(recipe: Recipe) -> Reader:
+    """The rows of ``data.trained_on``, to be read as those of ``data.path`` are; bad ones are refused.
+
+    Raises:
+        DataError: nothing to read there.
+    """
+    path = recipe.data.trained_on
+    assert path is not None, "the recipe names no rows of a training"
+    return Reader(find(str(path)), replace(_options(recipe), group_by=None, on_bad_row="refuse"))
+
+
 def reader_of(recipe: Recipe, rejected: Path | None = None) -> Reader:
     """The rows of a recipe, to be read as its section ``data`` says.
 
@@ -28,8 +39,12 @@ def reader_of(recipe: Recipe, rejected: Path | None = None) -> Reader:
     Raises:
         DataError: nothing to read there, or rows that are split already, and the recipe does not say what becomes of that.
     """
+    return Reader(_source_of(recipe), _options(recipe), rejected)
+
+
+def _options(recipe: Recipe) -> ReadOptions:
     settings = recipe.data
-    options = ReadOptions(
+    return ReadOptions(
         settings.format,
         settings.columns,
         settings.group_by,
@@ -40,7 +55,6 @@ def reader_of(recipe: Recipe, rejected: Path | None = None) -> Reader:
         reasoning=settings.reasoning,
         take=settings.take,
     )
-    return Reader(_source_of(recipe), options, rejected)
 
 
 def _source_of(recipe: Recipe) -> Source:

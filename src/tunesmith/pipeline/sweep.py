@@ -28,10 +28,10 @@ from tunesmith.export.gguf.single import write_type
 from tunesmith.parity.checks import metric_check
 from tunesmith.parity.recommend import recommend
 from tunesmith.parity.task import Outputs, Task
-from tunesmith.pipeline.base import base_of
 from tunesmith.pipeline.dev_task import dev_task
 from tunesmith.pipeline.stage import Session
-from tunesmith.pipeline.table import SWEEP_ROWS
+from tunesmith.pipeline.sweep_stage import SWEEP_ROWS
+from tunesmith.pipeline.tuned_model import tuned_model
 from tunesmith.recipe import Recipe
 from tunesmith.report.figures import sweep_figure
 from tunesmith.rundir import RunDir, write_text
@@ -57,7 +57,8 @@ def _measured(run: RunDir, recipe: Recipe, types: tuple[str, ...]) -> Sweep:
     task = dev_task(run, recipe, SWEEP_ROWS)
     if isinstance(task, str):
         raise RunError(f"{run.path}: no type can be scored: {task}", "choose a type by its size and look at answers")
-    engine = open_in_process(base_of(run, recipe), run.adapter, recipe.evaluate.batch_size)
+    model = tuned_model(run, recipe)
+    engine = open_in_process(model.here, model.adapter, recipe.evaluate.batch_size)
     tuned = task.ask("tuned", engine)
     engine.close()
     del engine  # the model's memory is llama.cpp's from here on

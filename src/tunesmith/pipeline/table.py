@@ -5,27 +5,26 @@ key that is not named here does not make a stage again; ``tests/pipeline/test_ta
 at which stages are stale. What only says how fast (``evaluate.batch_size``), how often or where is left out.
 
 Prompts come before training: they cost none, and may already be enough.
+
+A recipe with the section ``tuned`` trains nothing: the stage ``bring`` stands where ``train`` would, and what cannot be had of
+the form that is brought (an export of a file that is deployed as it is, what an endpoint has forgotten) is no stage.
 """
 
 from collections.abc import Callable
-from typing import get_args
+from dataclasses import replace
 
-from tunesmith.errors import RunError
 from tunesmith.pipeline.inputs import DECIDING, Inputs
 from tunesmith.pipeline.provenance import named_files
 from tunesmith.pipeline.stage import Stage, Table
 from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, PROMPT_DEPLOYED, Recipe
-from tunesmith.recipe.run import GgufType
 from tunesmith.rundir.records.stages import Parts
 
 PARTS = ("data/train.jsonl", "data/dev.jsonl", "data/test.jsonl")
 TEMPLATE = "data/chat_template.jinja"
 RENDERED = "data/rendered.json"
 ADAPTER = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors")
-TUNED_ARMS = ("tuned", "tuned_retrieval")
+BROUGHT = "brought.json"
 SUB_RUNS = ("evaluate.seeds", "evaluate.learning_curve")
-SWEEP_ROWS = 256  # of dev: a choice among seven needs more than parity's look for what is broken
-SWEEP_TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q4_0", "Q3_K_M")
 # What is kept, who computes and where things lie, and nothing that is trained.
 CHEAP_TRAIN_KEYS = (
     "train.keep_checkpoints",
@@ -43,13 +42,17 @@ def table_of(recipe: Recipe) -> Table:
     arms = recipe.evaluate.arms
     asking = [arm for arm in arms if arm in PROMPT_ARMS or arm.startswith(EXTERNAL)]
     finalists = _finalists(asking)
-    replay = [REPLAY] if recipe.train.replay else []
-    stages = [DATA, RENDER, SELECT, *(_arm(arm) for arm in asking), finalists, *replay, _train(recipe)]
-    stages += [_arm(arm) for arm in arms if arm in TUNED_ARMS]
-    stages += [EXPORT, PARITY, *(_arm(arm) for arm in arms if arm in ("deployed", PROMPT_DEPLOYED))]
+    kind, maker = recipe.tuned_kind, maker_of(recipe)
+    replay = [REPLAY] if recipe.train.replay and kind == "trained" else []
+    stages = [DATA, RENDER, SELECT, *(_arm(recipe, arm) for arm in asking), finalists, *replay]
+    stages += [_train(recipe) if kind == "trained" else _bring(recipe)]
+    stages += [_arm(recipe, arm) for arm in arms if arm.startswith("tuned")]
+    exports = [after(EXPORT, maker)] if kind in ("trained", "adapter", "merged") else []
+    stages += [*exports, *([parity_of(recipe)] if exports or kind == "gguf" else [])]
+    stages += [_arm(recipe, arm) for arm in arms if arm in ("deployed", PROMPT_DEPLOYED)]
     tuned = [arm for arm in arms if arm not in (*asking, PROMPT_DEPLOYED)]
-    if tuned:
-        stages.append(FORGETTING)
+    if tuned and kind not in ("endpoint", "several"):
+        stages.append(after(FORGETTING, maker))
     if recipe.evaluate.seeds > 1:
         stages.append(SEEDS)
     if recipe.evaluate.learning_curve:
@@ -58,20 +61,33 @@ def table_of(recipe: Recipe) -> Table:
     if recipe.task.metric == "judge":
         stages.append(_judge(scored))
     names = {stage.name for stage in stages}
-    on_page = ("verdict", "train", "export", "parity", *(["learning-curve"] if "learning-curve" in names else []))
+    on_page = tuple(
+        name for name in ("verdict", maker, "export", "parity", "learning-curve") if name in names or name == "verdict"
+    )
     checks = tuple(name for name in ("judge", "parity", "forgetting", "seeds") if name in names and (tuned or name == "judge"))
     stages += [_verdict(("select", *scored, *checks), checks), _report(on_page)]
     return Table(tuple(stages))
 
 
+def maker_of(recipe: Recipe) -> str:
+    """The stage that the tuned model comes from."""
+    return "bring" if recipe.tuned else "train"
+
+
+def after(stage: Stage, maker: str) -> Stage:
+    """A stage that needs the tuned model, of whichever stage it comes."""
+    return replace(stage, needs=tuple(maker if need == "train" else need for need in stage.needs))
+
+
 def _data(read: Inputs) -> Parts:
     settings = read.recipe.data
-    own = read.keys("data", without=("data.path", "data.earlier_split", "data.on_too_long", "data.documents"))
+    outside = ("data.path", "data.earlier_split", "data.trained_on", "data.on_too_long", "data.documents")
     return {
-        **own,
+        **read.keys("data", without=outside),
         **read.keys("seed"),
         **read.rows("data.path (content)"),
         **read.source("data.earlier_split (content)", settings.earlier_split),
+        **read.source("data.trained_on (content)", settings.trained_on),
     }
 
 
@@ -161,6 +177,29 @@ REPLAY = Stage(
 )
 
 
+def _tuned(read: Inputs) -> Parts:
+    """The files of the tuned model, or what is on record of one that lies elsewhere."""
+    recipe = read.recipe
+    if not recipe.tuned:
+        return read.files(*ADAPTER)
+    own = ADAPTER if recipe.tuned_kind == "adapter" else ()
+    return read.files(BROUGHT, *own, *read.run.files_below("brought/"))
+
+
+def _bring(recipe: Recipe) -> Stage:
+    return Stage(
+        name="bring",
+        module="bring",
+        about="check the tuned model that is brought, and write down what it is",
+        verb="run",
+        needs=("render",),
+        inputs=lambda read: {**read.brought(), **read.model(), **read.files(TEMPLATE), **read.keys("base")},
+        outputs=(BROUGHT, "brought/", *(ADAPTER if recipe.tuned_kind == "adapter" else ())),
+        implied=True,
+        asks_base=True,
+    )
+
+
 def _training(read: Inputs) -> Parts:
     replay = ("data/replay.arrow",) if read.recipe.train.replay else ()
     return {
@@ -183,13 +222,13 @@ def _train(recipe: Recipe) -> Stage:
     )
 
 
-def _arm(arm: str) -> Stage:
+def _arm(recipe: Recipe, arm: str) -> Stage:
     """The stage that scores an arm on the sealed test part."""
     needs: tuple[str, ...] = ("data", "render")
     if arm in PROMPT_ARMS or arm.startswith(EXTERNAL):
         needs += ("select",)
-    elif arm in TUNED_ARMS:
-        needs += ("train",)
+    elif arm.startswith("tuned") or recipe.tuned_kind == "gguf":
+        needs += (maker_of(recipe),)
     else:
         needs += ("export", *(("select",) if arm == PROMPT_DEPLOYED else ()))
     return Stage(
@@ -215,8 +254,10 @@ def _inputs_of_arm(arm: str) -> Callable[[Inputs], Parts]:
             parts |= read.base_in_memory()
         elif arm.startswith(EXTERNAL):
             parts |= _endpoint(read, arm)
-        elif arm in TUNED_ARMS:
-            parts |= {**read.base_in_memory(), **read.files(*ADAPTER)}
+        elif arm.startswith("tuned"):
+            parts |= {**read.base_in_memory(), **_tuned(read)}
+        elif recipe.tuned_kind == "gguf":
+            parts |= _tuned(read)
         else:
             of = "-base" if arm == PROMPT_DEPLOYED else ""
             parts |= read.files(f"export/{recipe.name}{of}-{recipe.export.gguf[-1]}.gguf")
@@ -262,7 +303,8 @@ def _answers(read: Inputs) -> Parts:
 def _export(read: Inputs) -> Parts:
     recipe = read.recipe
     parts = {
-        **read.files(*ADAPTER, TEMPLATE, RENDERED),
+        **_tuned(read),
+        **read.files(TEMPLATE, RENDERED),
         **read.model(),
         **read.keys("name", "export", "towers", "base", "per_layer_embeddings", "base_head", "task.short_prompt"),
     }
@@ -284,6 +326,8 @@ EXPORT = Stage(
 
 
 def _exported_files(read: Inputs) -> Parts:
+    if read.recipe.tuned_kind == "gguf":
+        return {}
     names = read.run.files_below(*EXPORT.outputs)
     return read.files("export/export.json", *(name for name in names if name not in EXPORT.without))
 
@@ -291,7 +335,8 @@ def _exported_files(read: Inputs) -> Parts:
 def _parity(read: Inputs) -> Parts:
     return {
         **_exported_files(read),
-        **read.files(*ADAPTER, RENDERED, TEMPLATE, "data/dev.jsonl"),
+        **_tuned(read),
+        **read.files(RENDERED, TEMPLATE, "data/dev.jsonl"),
         **read.base_in_memory(),
         **read.scoring(),
         **read.keys("task.min_gain", "task.short_prompt"),
@@ -309,11 +354,19 @@ PARITY = Stage(
 )
 
 
+def parity_of(recipe: Recipe) -> Stage:
+    """Parity of what is exported, or of a GGUF that was brought."""
+    if recipe.tuned_kind == "gguf":
+        return replace(PARITY, needs=("render", "bring"))
+    return after(PARITY, maker_of(recipe))
+
+
 def _forgetting(read: Inputs) -> Parts:
     settings = read.recipe.evaluate.forgetting
     without = ("evaluate.forgetting.required", "evaluate.forgetting.texts", "evaluate.forgetting.tasks_path")
     return {
-        **read.files(*ADAPTER, TEMPLATE),
+        **_tuned(read),
+        **read.files(TEMPLATE),
         **read.base_in_memory(),
         **read.keys("evaluate.forgetting", without=without),
         **read.source("evaluate.forgetting.texts (content)", settings.texts),
@@ -402,6 +455,7 @@ def _verdict(needs: tuple[str, ...], checks: tuple[str, ...]) -> Stage:
             **read.files(*(files.get(check, f"evaluation/{check}.json") for check in checks)),
             **read.present("evaluation/retrieval.json"),
             **read.scoring(),
+            **(_tuned(read) if read.recipe.tuned else {}),
             **read.keys(*DECIDING, "evaluate.arms", "evaluate.forgetting.required"),
         }
 
@@ -416,7 +470,9 @@ def _verdict(needs: tuple[str, ...], checks: tuple[str, ...]) -> Stage:
 
 
 def _report(needs: tuple[str, ...]) -> Stage:
-    on_page = ("data/report.json", RENDERED, "metrics.jsonl", "training.json", "export/export.json", "export/merge.json")
+    on_page = ["data/report.json", RENDERED]
+    on_page += ["metrics.jsonl", "training.json"] if "train" in needs else [BROUGHT]
+    on_page += ["export/export.json", "export/merge.json"] if "export" in needs else []
     maybe = ("export/parity.json", "evaluation/curve.json", "evaluation/seeds.json", "manifest.json", "recipe.yaml")
 
     def inputs(read: Inputs) -> Parts:
@@ -429,30 +485,4 @@ def _report(needs: tuple[str, ...]) -> Stage:
         needs=needs,
         inputs=inputs,
         outputs=("report.html",),
-    )
-
-
-def sweep_stage(types: tuple[str, ...] = ()) -> Stage:
-    """The stage that measures these GGUF types, ``SWEEP_TYPES`` when none is named. It is part of no run.
-
-    Raises:
-        RunError: a type that is not written here.
-    """
-    types = types or SWEEP_TYPES
-    if unknown := [kind for kind in types if kind not in get_args(GgufType)]:
-        raise RunError(f"{unknown[0]}: not a type that is written here", f"types: {', '.join(get_args(GgufType))}")
-
-    def inputs(read: Inputs) -> Parts:
-        return {**PARITY.inputs(read), "types": [*sorted(types)], "rows": SWEEP_ROWS}
-
-    return Stage(
-        name="sweep",
-        module="sweep",
-        about="score several GGUF types on dev, and recommend one",
-        verb="export --sweep",
-        needs=PARITY.needs,
-        inputs=inputs,
-        outputs=("export/sweep.json", "export/sweep.svg"),
-        argument=" ".join(types),
-        asks_base=True,
     )

@@ -13,7 +13,8 @@ from tunesmith.errors import RunError
 from tunesmith.pipeline import stage as stages
 from tunesmith.pipeline.followers import Followers
 from tunesmith.pipeline.stage import Table, module_of
-from tunesmith.pipeline.table import sweep_stage, table_of
+from tunesmith.pipeline.sweep_stage import sweep_stage
+from tunesmith.pipeline.table import maker_of, table_of
 from tunesmith.recipe import load_recipe
 from tunesmith.recipe.load import model_place
 from tunesmith.report.verdict_markdown import verdict_markdown
@@ -253,7 +254,8 @@ def sweep(run: RunDir, types: tuple[str, ...] = ()) -> Sweep:
     Raises:
         RunError: a type that is not written here, before anything is; or train is not done.
     """
-    stage, recipe = sweep_stage(types), run.recipe()
+    recipe = run.recipe()
+    stage = sweep_stage(recipe, types)
     make(run, ["export"])
     added = Table((*table_of(recipe).stages, stage))
     with run.writing():
@@ -284,7 +286,7 @@ def chat(run: RunDir, compare: bool = False) -> Callable[[list[dict[str, str]]],
     Raises:
         RunError: it was not trained, or from another recipe.
     """
-    check_done(run, "train")
+    check_done(run, maker_of(run.recipe()))
     return module_of("chat").chat(run, compare)
 
 

@@ -16,15 +16,17 @@ from tunesmith.advise.price import PAYBACK_DAYS, break_even, by_time, by_tokens
 from tunesmith.data.split import groups_of
 from tunesmith.evaluate import gate
 from tunesmith.evaluate.arms import read_outputs
+from tunesmith.evaluate.candidates import is_tuned
 from tunesmith.evaluate.metrics import make_metric
 from tunesmith.pipeline.booking import tries_of
 from tunesmith.pipeline.provenance import files_of, sources_of
 from tunesmith.pipeline.stage import Session
+from tunesmith.pipeline.tuned_model import tuned_model
 from tunesmith.recipe import PROMPT_DEPLOYED, Recipe
 from tunesmith.rundir import RunDir, read_rows
 from tunesmith.rundir.records import FileRecord
 from tunesmith.rundir.records.answers import Output
-from tunesmith.rundir.records.evaluation import Selection
+from tunesmith.rundir.records.evaluation import Selection, TrainingRows
 from tunesmith.rundir.records.events import Decision
 from tunesmith.rundir.records.evidence import Forgetting, Judgement, RetrievalRecall, Seeds
 from tunesmith.rundir.records.parity import Parity
@@ -33,20 +35,21 @@ from tunesmith.rundir.records.training import Training
 from tunesmith.tracking import emit
 
 F = TypeVar("F", bound=FileRecord)
+UNSEEN = ("endpoint", "several")  # of which nothing is loaded beside the base, and no forgetting measured
 
 
 def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> None:
     """Write ``evaluation/verdict.json``."""
     arms, folder = recipe.evaluate.arms, run.evaluation
     rows = read_rows(run.data / "test.jsonl")
-    tuned = any(arm in gate.TUNED_ARMS for arm in arms)
+    tuned = [arm for arm in arms if is_tuned(arm)]
     folder_of = run.judged.joinpath if recipe.task.metric == "judge" else run.answers
     selection = Selection.read(folder / "selection.json")
     outputs = {name: read_outputs(folder_of(name)) for name in selection.scored(arms)}
-    parity = _read(Parity, run.export / "parity.json") if tuned else None
-    training = _read(Training, run.training_file) if tuned else None
+    parity = _read(Parity, run.export / "parity.json") if tuned and recipe.tuned_kind not in UNSEEN else None
+    training = _read(Training, run.training_file) if tuned and not recipe.tuned else None
     evidence = gate.Evidence(
-        forgetting=Forgetting.read(folder / "forgetting.json") if tuned else None,
+        forgetting=Forgetting.read(folder / "forgetting.json") if tuned and recipe.tuned_kind not in UNSEEN else None,
         forgetting_required=recipe.evaluate.forgetting.required,
         seeds=Seeds.read(folder / "seeds.json") if recipe.evaluate.seeds > 1 else None,
         parity=None if parity is None else parity.deployed_form,
@@ -54,7 +57,9 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         retrieval=_read(RetrievalRecall, folder / "retrieval.json"),
         only_worse=training is not None and training.only_worse,
         saving=saving_of(run, recipe, outputs, selection),
-        tries=tries_of(run, rows) if tuned else None,
+        training_rows=_training_rows(recipe),
+        form=recipe.tuned_kind,
+        tries=tries_of(run, rows, [tuned_model(run, recipe, arm).key for arm in tuned]) if tuned else None,
     )
     metric, terms = make_metric(recipe.task), gate.terms_of(recipe.task)
     groups = groups_of(rows)
@@ -62,6 +67,13 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     verdict = replace(decided, files=files_of(run), sources=sources_of(run))
     verdict.write(run.verdict_file)
     emit(Decision(verdict=verdict.decision, exit_code=verdict.exit_code, reason=verdict.reason))
+
+
+def _training_rows(recipe: Recipe) -> TrainingRows:
+    """What is known of the rows that the tuned model was trained on."""
+    if not recipe.tuned:
+        return "own"
+    return "unknown" if recipe.data.trained_on is None else "kept out"
 
 
 def _read(kind: type[F], path: Path) -> F | None:

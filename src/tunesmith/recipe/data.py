@@ -102,6 +102,11 @@ class Data(Section):
     earlier_split: Path | None = Field(
         default=None, description="data/split.json of an earlier run, whose test rows stay test rows"
     )
+    trained_on: Path | None = Field(
+        default=None,
+        description="rows that the tuned model was trained on, a file or folder that is read as data.path is: they and their "
+        "near duplicates are kept out of dev and test",
+    )
     test_fraction: Fraction = Field(default=0.15, description="share of the rows sealed for the verdict")
     dev_fraction: Fraction = Field(default=0.10, description="share of the rows on which everything is chosen")
     documents: Path | None = Field(

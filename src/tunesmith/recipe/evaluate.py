@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from tunesmith.recipe.section import ENTRY, Section
+from tunesmith.recipe.tuned import TUNED_OF
 
 PROMPT_ARMS = ("zero_shot", "instruction", "few_shot", "optimized_prompt", "retrieval")  # ask the base model
 PROMPT_DEPLOYED = "prompt_deployed"
@@ -147,7 +148,8 @@ class Evaluate(Section):
         default=("instruction", "few_shot", "tuned", "deployed"),
         description="zero_shot (the base model asked as the tuned one is) | instruction (task.prompt) | few_shot | "
         "optimized_prompt | retrieval | tuned | tuned_retrieval | deployed | prompt_deployed (the best prompt of dev on the "
-        "base model's own GGUF, to compare what calls take) | external:NAME or external:NAME:PROMPT_ARM",
+        "base model's own GGUF, to compare what calls take) | external:NAME or external:NAME:PROMPT_ARM; with several models "
+        "in the section tuned, tuned stands for tuned:NAME of each",
     )
     finalists: Annotated[int, Field(ge=1, le=20)] | None = Field(
         default=None,
@@ -193,11 +195,18 @@ class Evaluate(Section):
         if len(set(arms)) != len(arms):
             raise ValueError("an arm is named twice")
         last_prompt = len(PROMPT_ARMS) - 0.5  # where the endpoints stand; sorting is stable
-        return tuple(sorted(arms, key=lambda arm: ARMS.index(arm) if arm in ARMS else last_prompt))
+        last_tuned = ARMS.index("tuned")
+
+        def place(arm: str) -> float:
+            return ARMS.index(arm) if arm in ARMS else last_tuned if arm.startswith(TUNED_OF) else last_prompt
+
+        return tuple(sorted(arms, key=place))
 
     @model_validator(mode="after")
     def _known(self) -> "Evaluate":
         for arm in self.arms:
+            if arm.startswith(TUNED_OF):  # which candidates there are, the section tuned says
+                continue
             name, colon, prompt = arm.removeprefix(EXTERNAL).partition(":")
             if arm not in ARMS and not arm.startswith(EXTERNAL):
                 near = difflib.get_close_matches(arm, ARMS, 1)

@@ -110,7 +110,9 @@ def _resolved(recipe: Recipe, base: Path) -> Recipe:
         source = tuple([rows.model_copy(update={"path": _rows_place(base, rows.path)}) for rows in recipe.data.path])
     earlier = recipe.data.earlier_split
     documents = recipe.data.documents
+    trained_on = recipe.data.trained_on
     places = {"earlier_split": earlier and _absolute(base, earlier), "documents": documents and _absolute(base, documents)}
+    places["trained_on"] = trained_on and _absolute(base, trained_on)
     data = recipe.data.model_copy(update={"path": source, **places})
     template = recipe.chat.template
     if template is not None and not is_shipped_name(template):
@@ -126,7 +128,9 @@ def _resolved(recipe: Recipe, base: Path) -> Recipe:
     if embedder is not None and _is_path(base, embedder):
         retrieval = evaluate.retrieval.model_copy(update={"embedder": str(_absolute(base, Path(embedder)))})
         evaluate = evaluate.model_copy(update={"retrieval": retrieval})
-    changed: dict[str, object] = {"data": data, "chat": chat, "task": task, "model": model, "evaluate": evaluate}
+    tuned = tuple([one.resolved(lambda place: _absolute(base, place)) for one in recipe.tuned])
+    changed: dict[str, object] = {"data": data, "chat": chat, "task": task, "model": model}
+    changed |= {"tuned": tuned, "evaluate": evaluate}
     if recipe.train.from_adapter is not None:
         adapter = _absolute(base, recipe.train.from_adapter)
         changed["train"] = recipe.train.model_copy(update={"from_adapter": adapter})

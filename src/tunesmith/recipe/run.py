@@ -2,13 +2,14 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from tunesmith.recipe.data import Chat, Data
 from tunesmith.recipe.evaluate import EXTERNAL, Evaluate
 from tunesmith.recipe.section import NAME, SHA256, Section
 from tunesmith.recipe.task import Task
 from tunesmith.recipe.train import Lora, Train
+from tunesmith.recipe.tuned import Kind, Tuned, arms_with
 
 
 class Advise(Section):
@@ -112,11 +113,45 @@ class Recipe(Section):
     data: Data
     chat: Chat = Chat()
     task: Task
+    tuned: tuple[Tuned, ...] = Field(
+        default=(),
+        description="a tuned model that is there already and takes the place of training, or a list of candidates: each "
+        "{name, adapter | merged | gguf | endpoint with model and api_key_env}; lora and most of train then mean nothing",
+    )
     lora: Lora = Lora()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     advise: Advise = Advise()
     export: Export = Export()
+
+    @field_validator("tuned", mode="before")
+    @classmethod
+    def _one_or_several(cls, raw: JsonValue) -> JsonValue:
+        return [raw] if isinstance(raw, dict) else raw
+
+    @model_validator(mode="after")
+    def _what_is_brought(self) -> "Recipe":
+        if not self.tuned:
+            return self
+        evaluate = self.evaluate
+        if self.export.lora_gguf and self.tuned_kind != "adapter":
+            raise ValueError("export.lora_gguf writes an adapter, and the tuned model that is brought is none")
+        if evaluate.forgetting.tasks and self.tuned_kind != "adapter":
+            raise ValueError("evaluate.forgetting.tasks are run with an adapter on and off; what is brought is no adapter")
+        names = [one.label for one in self.tuned]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"tuned: two candidates are called {twice[0]}; give each a name")
+        if evaluate.seeds > 1 or evaluate.learning_curve:
+            raise ValueError("evaluate.seeds and evaluate.learning_curve train, and with tuned nothing is trained")
+        arms = arms_with(self.tuned, evaluate.arms, "arms" in evaluate.model_fields_set)
+        tuned = tuple([one.model_copy(update={"name": one.label}) for one in self.tuned])
+        return self.model_copy(update={"tuned": tuned, "evaluate": evaluate.model_copy(update={"arms": arms})})
+
+    @property
+    def tuned_kind(self) -> Literal["trained", "several"] | Kind:
+        """Where the tuned model comes from: the run's own training, the form of the one that is brought, or several."""
+        kinds: list[Kind] = [one.kind for one in self.tuned]
+        return "several" if len(kinds) > 1 else kinds[0] if kinds else "trained"
 
     @model_validator(mode="after")
     def _scored_alone(self) -> "Recipe":
@@ -124,7 +159,8 @@ class Recipe(Section):
             raise ValueError("evaluate.seeds and evaluate.learning_curve need a metric that scores an answer by itself")
         if self.task.metric == "judge" and self.evaluate.optimized_prompt.writer is not None:
             raise ValueError("evaluate.optimized_prompt.writer needs a metric that scores an answer by itself")
-        if self.task.metric == "calibrated" and any(arm.startswith(EXTERNAL) for arm in self.evaluate.arms):
+        elsewhere = any(arm.startswith(EXTERNAL) for arm in self.evaluate.arms) or any(one.endpoint for one in self.tuned)
+        if self.task.metric == "calibrated" and elsewhere:
             raise ValueError("metric: calibrated needs log-probabilities of the labels, which no external arm gives")
         return self
 

@@ -21,6 +21,7 @@ from tunesmith.report.template import render
 from tunesmith.rundir import RunDir, read_json, write_text
 from tunesmith.rundir.records import FileRecord
 from tunesmith.rundir.records.answers import Output
+from tunesmith.rundir.records.brought import Brought
 from tunesmith.rundir.records.check import DataReport
 from tunesmith.rundir.records.evaluation import Decision, Verdict
 from tunesmith.rundir.records.evidence import Curve
@@ -105,20 +106,22 @@ def write_report(run: RunDir) -> None:
         RunError: there is no verdict, or a file of the run is damaged.
     """
     verdict = Verdict.read(run.verdict_file)
-    manifest, training = read_json(run.manifest_file), Training.read(run.training_file)
-    folder_of = run.judged.joinpath if run.recipe().task.metric == "judge" else run.answers
+    recipe = run.recipe()
+    manifest, training = read_json(run.manifest_file), None if recipe.tuned else Training.read(run.training_file)
+    folder_of = run.judged.joinpath if recipe.task.metric == "judge" else run.answers
     outputs = {arm.name: Output.read_lines(folder_of(arm.name) / "outputs.jsonl") for arm in verdict.arms}
-    curve = _read(Curve, run.evaluation / "curve.json") if run.recipe().evaluate.learning_curve else None
+    curve = _read(Curve, run.evaluation / "curve.json") if recipe.evaluate.learning_curve else None
     page = render(
         "page.html.j2",
-        name=run.recipe().name,
+        name=recipe.name,
         verdict=verdict,
         meaning=MEANING[verdict.decision],
         efforts={name: _efforts(answers) for name, answers in outputs.items()},
         curve=curve,
         curve_svg=curve and curve_figure(curve),
-        loss_svg=loss_figure(read_metrics(run.metrics_file), training.best_step),
+        loss_svg=training and loss_figure(read_metrics(run.metrics_file), training.best_step),
         training=training,
+        brought=_read(Brought, run.brought_file) if recipe.tuned else None,
         data=DataReport.read(run.data_report_file),
         export=_read(Export, run.export / "export.json"),
         merge=_read(Merge, run.export / "merge.json"),

@@ -9,7 +9,9 @@
     metrics.jsonl    figures of the training steps; metrics.csv beside it
     training.json    what came out of the training: steps, losses, the best checkpoint, memory
     checkpoints/     step-000120/ and so on: the best and the newest; race.json
-    adapter/         PEFT format, the best checkpoint
+    adapter/         PEFT format, the best checkpoint, or the one that was brought
+    brought.json     the tuned models that were brought in the place of training, and their files' hashes; brought/ holds the
+                     template that each is asked with, and the adapters where there are several
     advice.json      whether to tune at all; advice/ holds the prompt to copy
     evaluation/      one folder per arm, finalists/ for prompts beside them; selection, retrieval, judge, forgetting, seeds,
                      curve and verdict as JSON; *.sqlite

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tunesmith.errors import RunError
-from tunesmith.recipe import Recipe, dump_recipe, load_recipe
+from tunesmith.recipe import PROMPT_ARMS, Recipe, dump_recipe, load_recipe
 from tunesmith.rundir import lock
 from tunesmith.rundir.atomic import flush, recover_directory, write_text
 from tunesmith.rundir.hashes import file_state
@@ -46,6 +46,8 @@ class RunDir:
         self.training_file = path / "training.json"
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter"
+        self.brought_file = path / "brought.json"
+        self.brought = path / "brought"
         self.evaluation = path / "evaluation"
         self.finalists = self.evaluation / "finalists"
         self.judged = self.evaluation / "judged"
@@ -62,7 +64,8 @@ class RunDir:
     def answers(self, name: str) -> Path:
         """Where the answers of an arm lie, or of a finalist that is not the best of its arm (``few_shot:2``)."""
         arm, _, place = name.rpartition(":")
-        return (self.finalists if place.isdigit() and not arm.startswith("external") else self.evaluation) / name
+        is_finalist = place.isdigit() and arm in PROMPT_ARMS
+        return (self.finalists if is_finalist else self.evaluation) / name
 
     def __repr__(self) -> str:
         return f"RunDir({str(self.path)!r})"

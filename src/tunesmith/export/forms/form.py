@@ -76,7 +76,7 @@ class Facts:
         tensors: of the 16-bit GGUF.
         metadata: what the rule of types asks of a GGUF's metadata.
         header: bytes of a GGUF before its tensors.
-        lora: rank and kind of the adapter.
+        lora: rank and kind of the adapter; None of a whole model that was brought.
         adapted: (matrices, outputs, inputs) of each target by its full name; a stack of experts has several matrices.
         modeled: names of the text model's tensors.
         renamed: whether the checkpoint calls an adapted weight otherwise than the text model does.
@@ -88,7 +88,7 @@ class Facts:
     tensors: tuple[Source, ...]
     metadata: Metadata
     header: int
-    lora: Lora
+    lora: Lora | None
     adapted: Mapping[str, tuple[int, int, int]]
     modeled: tuple[str, ...]
     renamed: bool
@@ -113,8 +113,8 @@ class Job:
     """What the steps work with.
 
     Attributes:
-        base: directory of the base model.
-        lora: rank and kind of the adapter, as its own configuration says.
+        base: directory of the base model; of a whole tuned model that was brought its own.
+        lora: rank and kind of the adapter, as its own configuration says; None of such a model.
         staged: where the new export is written.
         context: tokens that a served model reserves.
         differs: what llama.cpp computes otherwise than the model, a line each.
@@ -129,7 +129,7 @@ class Job:
     recipe: Recipe
     base: Path
     renderer: Renderer
-    lora: Lora
+    lora: Lora | None
     staged: Path
     context: int
     differs: tuple[str, ...] = ()

@@ -34,6 +34,7 @@ def _plan(recipe: Recipe, facts: Facts) -> list[Operation]:
         return []
     if refused := _refused(facts):
         raise ExportError(f"export.lora_gguf: {refused}", "serve the merged GGUF, and set export.lora_gguf: false")
+    assert facts.lora is not None, "the recipe refuses it beside a whole model"
     lora = lora_name(facts.name)
     nbytes = adapter_bytes(facts.adapted.values(), facts.lora.r)
     return [
@@ -44,7 +45,7 @@ def _plan(recipe: Recipe, facts: Facts) -> list[Operation]:
 
 def _refused(facts: Facts) -> str | None:
     """Why llama.cpp could not apply the adapter."""
-    if facts.lora.use_dora:
+    if facts.lora is not None and facts.lora.use_dora:
         return "llama.cpp's adapters have no DoRA"
     if any(matrices > 1 for matrices, _, _ in facts.adapted.values()):
         return "llama.cpp's adapters do not hold those of experts"

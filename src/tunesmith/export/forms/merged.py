@@ -9,14 +9,20 @@ neither the GPU nor the machine's memory is not measured, and the line says so.
 
 import dataclasses
 import logging
+import math
+import os
+import shutil
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import torch
 
 from tunesmith.engines.form import ExportedForm, directory_form
+from tunesmith.errors import ExportError
 from tunesmith.export.base import quantized_in_training, read_stored
 from tunesmith.export.card import card_of, write_card
+from tunesmith.export.companions import copy_companions
 from tunesmith.export.forms.form import TEXT, Facts, Form, Job, Operation, Written
 from tunesmith.export.merge import merge
 from tunesmith.models.adapter import load_adapted
@@ -25,12 +31,19 @@ from tunesmith.models.fuse import fuse
 from tunesmith.models.load import load_model
 from tunesmith.models.precision import precision
 from tunesmith.recipe import Recipe
+from tunesmith.rundir import atomic_directory
 from tunesmith.rundir.records.export import Command, Merge, MergeLosses
 
 logger = logging.getLogger(__name__)
 
 
 def _plan(recipe: Recipe, facts: Facts) -> list[Operation]:
+    if facts.lora is None:
+        copy = Operation(kind="copy", target="merged", nbytes=facts.merged, write=copy_brought, record=Merge)
+        measure = Operation(
+            kind="measure", target="merge.json", sources=("merged",), nbytes=TEXT, write=measure_merge, record=Merge
+        )
+        return [copy, measure]
     both = facts.merged if recipe.base == "nf4" and recipe.export.merge_into == "original" else 0
     return [
         Operation(kind="merge", target="merged", nbytes=facts.merged, write=merge_adapter, record=Merge),
@@ -66,11 +79,41 @@ def merge_adapter(job: Job, step: Operation) -> Merge:
     return merged
 
 
+def copy_brought(job: Job, step: Operation) -> Merge:
+    """Write ``merged/`` of a whole model that was brought: the same weights, by a link where the file system has one.
+
+    Raises:
+        ExportError: its weights lie in 4 bits, of which no GGUF is made.
+    """
+    target, stored = job.staged / step.target, read_stored(job.base)
+    if any(weight.is_nf4 for weight in stored.values()):
+        raise ExportError(f"{job.base}: its weights lie in 4 bits, of which no GGUF is made", "bring the 16-bit model")
+    with atomic_directory(target) as directory:
+        for file in sorted({weight.file for weight in stored.values()} | set(job.base.glob("*.safetensors.index.json"))):
+            _link_or_copy(file, directory / file.name)
+        renderer = job.renderer
+        copy_companions(job.base, directory, True, renderer.template, tuple(renderer.stop_ids))
+    sizes: Counter[torch.dtype] = Counter()
+    for weight in stored.values():
+        sizes[weight.dtype] += math.prod(weight.shape) * weight.dtype.itemsize
+    dtype = str(sizes.most_common(1)[0][0]).removeprefix("torch.")
+    merged = Merge(into="original", dtype=dtype, nbytes=sizes.total(), targets=0, dequantized=0)
+    write_card(target, card_of(job, merged))
+    return merged
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another file system, or one without links
+        shutil.copy(source, target)
+
+
 def measure_merge(job: Job, step: Operation) -> Merge:
     """Write ``merge.json``: what was merged, and with ``base: nf4`` the dev loss of both merges."""
     merged = job.result("merged", Merge)
     assert merged is not None, "the merge comes first"
-    if job.recipe.base == "nf4":
+    if job.recipe.base == "nf4" and job.lora is not None:
         losses = _dev_losses(job, merged)
         summary = _summary(losses, "32-bit" if merged.dtype == "float32" else "16-bit")
         merged = dataclasses.replace(merged, dev_loss=losses, summary=summary)

@@ -19,6 +19,7 @@ import json
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from safetensors.torch import save_file
@@ -115,8 +116,8 @@ def max_lora_rank(rank: int) -> int:
     raise ExportError(f"rank {rank}, vLLM takes {RANKS[-1]} at most", "serve the merged model")
 
 
-def _is_taken(lora: Lora) -> bool:
-    return not lora.use_dora and lora.r <= RANKS[-1]
+def _is_taken(lora: Lora | None) -> TypeGuard[Lora]:
+    return lora is not None and not lora.use_dora and lora.r <= RANKS[-1]
 
 
 def _plan(recipe: Recipe, facts: Facts) -> list[Operation]:

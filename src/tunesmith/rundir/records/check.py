@@ -280,6 +280,8 @@ class DataReport(FileRecord):
         inside: those of the leaks that stand whole inside a train row.
         dev_leaks: dev rows that leak so.
         split: whether the parts were drawn, or were there.
+        seen: rows that the tuned model was trained on, or that are near to such a row; None where nobody said which.
+        kept_out: of them, and of their groups, those that were drawn into dev or test and went to train.
         trained: rows that are trained on, with their repetitions; None where each is, once.
     """
 
@@ -294,3 +296,5 @@ class DataReport(FileRecord):
     dev_leaks: int = 0
     split: Literal["drawn", "given"] = "drawn"
     trained: int | None = None
+    seen: int | None = None
+    kept_out: int | None = None

@@ -33,6 +33,8 @@ Decision = Literal[
     "may replace it",
 ]
 Worth = Literal["certain", "likely", "not shown", "ruled out"]
+TrainingRows = Literal["own", "kept out", "unknown"]
+TunedForm = Literal["trained", "adapter", "merged", "gguf", "endpoint", "several"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,6 +305,25 @@ class Rival(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CandidateResult(Record):
+    """One of several tuned models that were brought, as it stands by itself.
+
+    Attributes:
+        name: of its arm.
+        decision: what it comes to.
+        score: on the test part.
+        best_prompt: the strongest prompt against it.
+        comparison: with that prompt, at the level that all candidates share.
+    """
+
+    name: str
+    decision: Decision
+    score: float
+    best_prompt: str
+    comparison: Comparison
+
+
+@dataclass(frozen=True, kw_only=True)
 class Verdict(FileRecord):
     """Whether tuning was worth it, and all that it follows from.
 
@@ -344,6 +365,10 @@ class Verdict(FileRecord):
         replaced: the candidate against every model that it is to take the place of.
         files: sha256 of every file of the run that the verdict speaks of, by path below the run directory.
         sources: sha256 of the rows and of the base's files, wherever they lay when they were read.
+        candidates: every tuned model that was brought, where there were several.
+        training_rows: the rows of the training are the run's own; or the tuned model was brought, and those it was trained on
+            were kept out of the test part, or nobody knows them.
+        form: what the tuned model is: trained in the run, or in which form it was brought.
     """
 
     decision: Decision
@@ -386,6 +411,9 @@ class Verdict(FileRecord):
     replaced: tuple[Replacement, ...] = ()
     files: dict[str, str] = field(default_factory=dict[str, str])
     sources: dict[str, str] = field(default_factory=dict[str, str])
+    candidates: tuple[CandidateResult, ...] = ()
+    training_rows: TrainingRows = "own"
+    form: TunedForm = "trained"
 
     @property
     def deploy(self) -> bool:

@@ -54,10 +54,12 @@ class Tries(Record):
     """What was scored on the test rows up to a verdict.
 
     Attributes:
-        place: the adapter's among all that were scored on a test part with a row in common, 1 for the first.
+        place: the adapter's among all that were scored on a test part with a row in common, 1 for the first; of several at once
+            that of the first, or of the last where another run asked one of them before.
         tuned: how many there were at the time.
         prompts: distinct prompts.
         runs: run directories that they come from.
+        at_once: candidates of this run, which share the certainty of the place.
         lacking: why the counts may be too low, for people; None where they are whole.
     """
 
@@ -66,6 +68,7 @@ class Tries(Record):
     prompts: int = 0
     runs: int = 1
     lacking: str | None = None
+    at_once: int = 1
 
     @property
     def line(self) -> str:
@@ -73,6 +76,10 @@ class Tries(Record):
         prompts = f"{self.prompts} prompt{'' if self.prompts == 1 else 's'}"
         where = "in this run" if self.runs == 1 else f"in {self.runs} runs"
         text = f"tuned candidate {self.place} of {self.tuned} on these test rows or some of them ({where}, with {prompts})"
-        if self.place > 1:
+        if self.at_once > 1:
+            text = (
+                f"{self.at_once} tuned candidates at once, of {text.partition(' of ')[2]}, so more certainty is asked of each"
+            )
+        elif self.place > 1:
             text += ", so more certainty is asked of it"
         return text if self.lacking is None else f"{text}; at least so many, for {self.lacking}"
