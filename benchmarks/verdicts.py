@@ -52,7 +52,7 @@ def reach(kept: Path, place: Path) -> Verdict:
     known = Verdict.read(kept / "verdict.json")
     run.verdict_file.unlink()
     with contextlib.ExitStack() as patches:
-        for name, value in (("tries_of", known.tries), ("files_of", known.files), ("sources_of", known.sources)):
+        for name, value in (("tries_at", known.tries), ("files_of", known.files), ("sources_of", known.sources)):
             patches.enter_context(mock.patch.object(stage, name, mock.Mock(return_value=value)))
         stage.execute(run, run.recipe(), Session(), "")
     return Verdict.read(run.verdict_file)

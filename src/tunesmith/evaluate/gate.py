@@ -48,6 +48,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -271,22 +272,9 @@ def verdict(
     """
     tries = evidence.tries or Tries()
     terms = dataclasses.replace(terms, alpha=alpha_of(tries.place))
-    found_at = functools.cache(lambda name, alpha: rivals_of(outputs, name, selection, metric, groups, alpha))
-
-    def rivals_at(name: str, alpha: float) -> Sequence[Rival]:
-        return found_at(name, alpha)[0]
-
-    def case_at(name: str, alpha: float) -> Case:
-        own = dataclasses.replace(terms, alpha=alpha)
-        replaced = tuple(_replacement(outputs, name, other, metric, groups, own) for other in replace)
-        case = case_of(rivals_at(name, alpha), figure_of(outputs[name], metric), own, evidence)
-        return dataclasses.replace(case, replaced=replaced)
-
-    candidates, levels = _standings(candidates_of(outputs), terms.alpha, rivals_at, case_at)
-    candidate = max(candidates, key=lambda one: (one.decision in PASSING, one.score)).name
-    case = case_at(candidate, levels[candidate])
+    chosen = _choose(outputs, selection, metric, terms, groups, evidence, replace)
+    candidate, case, rivals = chosen.name, chosen.case, chosen.rivals
     terms = case.terms
-    rivals, ahead = found_at(candidate, terms.alpha)
     best = rivals[0]
     others = [name for name in outputs if name != best.name]
     against = {name: widened(compare(outputs[name], outputs[best.name], metric, groups), terms.alpha) for name in others}
@@ -303,7 +291,7 @@ def verdict(
         score=case.score,
         best_prompt=best.name,
         rivals=rivals,
-        ahead=tuple(name for name in ahead if name not in replace),
+        ahead=chosen.ahead,
         terms=terms,
         better=case.is_better,
         worth=rule.worth(c, terms),
@@ -329,7 +317,7 @@ def verdict(
         seed_gains=case.seed_gains,
         judge=evidence.judge,
         retrieval=evidence.retrieval,
-        candidates=candidates if len(candidates) > 1 else (),
+        candidates=chosen.candidates if len(chosen.candidates) > 1 else (),
         training_rows=evidence.training_rows,
         form=evidence.form,
         tries=tries,
@@ -339,6 +327,49 @@ def verdict(
     )
     reason = f"{gain_line(result)}: {row.why(case)}{remarks(result)}"
     return dataclasses.replace(result, reason=reason, advice=tuple(advice(result, unsettled)))
+
+
+class _Chosen(NamedTuple):
+    """The candidate that the verdict is of.
+
+    Attributes:
+        candidates: all of them.
+        rivals, ahead: see ``rivals_of``.
+    """
+
+    candidates: tuple[CandidateResult, ...]
+    name: str
+    case: Case
+    rivals: tuple[Rival, ...]
+    ahead: tuple[str, ...]
+
+
+def _choose(
+    outputs: dict[str, list[Output]],
+    selection: Selection,
+    metric: Metric,
+    terms: Terms,
+    groups: list[str] | None,
+    evidence: Evidence,
+    replace: Collection[str],
+) -> _Chosen:
+    """The highest of those that pass, or of all; arguments as of ``verdict``."""
+    found_at = functools.cache(lambda name, alpha: rivals_of(outputs, name, selection, metric, groups, alpha))
+
+    def rivals_at(name: str, alpha: float) -> Sequence[Rival]:
+        return found_at(name, alpha)[0]
+
+    def case_at(name: str, alpha: float) -> Case:
+        own = dataclasses.replace(terms, alpha=alpha)
+        replaced = tuple(_replacement(outputs, name, other, metric, groups, own) for other in replace)
+        case = case_of(rivals_at(name, alpha), figure_of(outputs[name], metric), own, evidence)
+        return dataclasses.replace(case, replaced=replaced)
+
+    candidates, levels = _standings(candidates_of(outputs), terms.alpha, rivals_at, case_at)
+    name = max(candidates, key=lambda one: (one.decision in PASSING, one.score)).name
+    rivals, ahead = found_at(name, levels[name])
+    not_held = tuple(other for other in ahead if other not in replace)
+    return _Chosen(candidates=candidates, name=name, case=case_at(name, levels[name]), rivals=rivals, ahead=not_held)
 
 
 def _standings(

@@ -26,9 +26,10 @@ from torch import Tensor
 
 from tunesmith.checkpoints.prescan import ADAPTER, check_safetensors
 from tunesmith.errors import ModelError
-from tunesmith.models.adapter import CONFIG, CONFIG_BYTES, PREFIX, WEIGHTS, read_adapter, read_adapter_config
+from tunesmith.models.adapter import PREFIX, read_adapter
 from tunesmith.models.identity import FACTS
 from tunesmith.models.nf4_load import shorten
+from tunesmith.recipe.adapter import CONFIG, CONFIG_BYTES, WEIGHTS, read_adapter_config
 from tunesmith.rundir import write_json
 
 MLX_WEIGHTS = "adapters.safetensors"

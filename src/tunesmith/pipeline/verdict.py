@@ -23,13 +23,14 @@ from tunesmith.pipeline.provenance import files_of, sources_of
 from tunesmith.pipeline.stage import Session
 from tunesmith.pipeline.tuned_model import tuned_model
 from tunesmith.recipe import PROMPT_DEPLOYED, Recipe
-from tunesmith.rundir import RunDir, read_rows
+from tunesmith.rundir import Row, RunDir, read_rows
 from tunesmith.rundir.records import FileRecord
 from tunesmith.rundir.records.answers import Output
 from tunesmith.rundir.records.evaluation import Selection, TrainingRows
 from tunesmith.rundir.records.events import Decision
 from tunesmith.rundir.records.evidence import Forgetting, Judgement, RetrievalRecall, Seeds
 from tunesmith.rundir.records.parity import Parity
+from tunesmith.rundir.records.readings import Tries
 from tunesmith.rundir.records.saving import Basis, Saving
 from tunesmith.rundir.records.training import Training
 from tunesmith.tracking import emit
@@ -59,7 +60,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         saving=saving_of(run, recipe, outputs, selection),
         training_rows=_training_rows(recipe),
         form=recipe.tuned_kind,
-        tries=tries_of(run, rows, [tuned_model(run, recipe, arm).key for arm in tuned]) if tuned else None,
+        tries=tries_at(run, recipe, rows, tuned) if tuned else None,
     )
     metric, terms = make_metric(recipe.task), gate.terms_of(recipe.task)
     groups = groups_of(rows)
@@ -74,6 +75,18 @@ def _training_rows(recipe: Recipe) -> TrainingRows:
     if not recipe.tuned:
         return "own"
     return "unknown" if recipe.data.trained_on is None else "kept out"
+
+
+def tries_at(run: RunDir, recipe: Recipe, rows: Sequence[Row], arms: Sequence[str]) -> Tries:
+    """What was scored on the test rows until now.
+
+    Args:
+        arms: of the tuned candidates.
+
+    Raises:
+        RunError: what was brought is not on record.
+    """
+    return tries_of(run, rows, [tuned_model(run, recipe, arm).key for arm in arms])
 
 
 def _read(kind: type[F], path: Path) -> F | None:
