@@ -4,15 +4,14 @@ A file of its own, since the kernels are measured without transformers.
 """
 
 import json
+from importlib.resources import files
 from typing import Any
-
-from tunesmith.memory.techniques import FILE
 
 KEYS = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
     *("vocab_size", "tie_word_embeddings"),
 )
-PUBLISHED = json.loads(FILE.read_text(encoding="utf-8"))["sizes"]
+PUBLISHED = json.loads((files("tunesmith.memory") / "sizes.json").read_text(encoding="utf-8"))["sizes"]
 SHAPES: dict[str, dict[str, Any]] = {
     name: {key: PUBLISHED[name]["config"][key] for key in KEYS} for name in ("1B", "8B", "27B")
 }

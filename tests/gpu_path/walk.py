@@ -40,6 +40,7 @@ import fake_graphs
 from fake_cuda import WATCH, weightless
 from gpu_path.compiled import compile_all
 from tunesmith import hardware
+from tunesmith.checkpoints.quantized.layout import Layout
 from tunesmith.engines.decode import AHEAD, StopRule, greedy
 from tunesmith.engines.score import Scorer
 from tunesmith.errors import ModelError
@@ -197,6 +198,7 @@ class _Checkpoint:
 
     def __init__(self, directory: Path, dense: bool = True):
         self.directory, self.stacks = directory, {}
+        self.layout = Layout(scheme=None, tensors={}, files={})
         self.files = {name: (directory, name) for name in self.shapes}
 
     def __contains__(self, name: str) -> bool:

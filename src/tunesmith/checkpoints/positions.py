@@ -58,8 +58,8 @@ def with_positions(directory: Path, positions: int | None, rope_theta: float | s
             write_json(staged / "config.json", changed)
             if (directory / TOKENIZER).exists():
                 write_json(staged / TOKENIZER, _tokenizer(read_json(directory / TOKENIZER), positions))
-    if directory not in _said:
-        _said.add(directory)
+    if target not in _said:
+        _said.add(target)
         old = _positions(_text(config))[1]
         logger.info(
             f"model: {positions:,} positions in the place of {old:,}, rope_theta {after:,.0f} in the place of {before:,.0f}"
