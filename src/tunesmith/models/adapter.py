@@ -9,6 +9,10 @@ same bytes.
 in one matrix: A as (E R, I), expert by expert, and B as (O, R E), rank by rank. PEFT refuses ``lora_dropout`` beside such
 targets, so the file says 0; dropout has no meaning once training is over.
 
+**Rows of new tokens** are PEFT's ``trainable_token_indices``: whole rows, one tensor for the embedding, and one for the head where
+it is a table of its own. Whoever loads them with PEFT gives the base a row for each token first (``resize_token_embeddings`` to
+the length of the tokenizer that lies beside the adapter); what these rows were does not matter.
+
 **What an adapter is, its own configuration says**: rank, alpha, targets, rsLoRA and DoRA are read from it wherever an adapter
 is loaded (``load_adapted``, ``read_lora``), and never from a recipe, which may have been changed since.
 
@@ -40,6 +44,8 @@ from tunesmith.checkpoints.prescan import ADAPTER, check_safetensors
 from tunesmith.errors import ModelError
 from tunesmith.layers.dora import DoRALinear
 from tunesmith.layers.experts import Adapted, LoRAExpertWeight
+from tunesmith.layers.new_rows import NewRows
+from tunesmith.models.new_tokens import add_new_rows
 from tunesmith.models.nf4_load import STACKS, shorten
 from tunesmith.models.swap import adaptable_names, add_lora
 from tunesmith.recipe import Lora
@@ -47,6 +53,7 @@ from tunesmith.recipe import Lora
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
+ROWS = "token_adapter.trainable_tokens_delta"  # what PEFT's keys of rows of new tokens end with
 CONFIG_BYTES = 2**22
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 NOT_APPLIED = (  # keys of PEFT's that change what the tensors mean
@@ -54,7 +61,6 @@ NOT_APPLIED = (  # keys of PEFT's that change what the tensors mean
     "rank_pattern",
     "alpha_pattern",
     "layer_replication",
-    "trainable_token_indices",
     "lora_bias",
     "alora_invocation_tokens",
 )
@@ -97,10 +103,34 @@ def load_adapted(model: PreTrainedModel, directory: Path) -> dict[str, Adapted]:
     lora = read_lora(directory).model_copy(update={"target_modules": tuple(names)})
     layers = add_lora(model, lora, seed=0)
     try:
+        if (ids := token_ids(config)) is not None:
+            layers |= add_new_rows(model, ids.start, len(ids))
         load_adapter_state(layers, state)
     except ModelError as error:
         raise ModelError(f"{directory}: {error.message}", error.hint) from error
     return layers
+
+
+def token_ids(config: Mapping[str, Any]) -> range | None:
+    """The ids of the new tokens whose rows lie in an adapter; None for one without.
+
+    Args:
+        config: from ``read_adapter_config``.
+
+    Raises:
+        ModelError: ids that are no run of numbers, or not the same for both tables.
+    """
+    indices = config.get("trainable_token_indices")
+    if not indices:
+        return None
+    lists = list(indices.values()) if isinstance(indices, dict) else [indices]
+    ids = lists[0]
+    if not all(type(index) is int for index in ids) or any(other != ids for other in lists):
+        raise ModelError(f"trainable_token_indices is {indices!r}", "the same whole numbers for each table; merge it with PEFT")
+    run = range(ids[0], ids[0] + len(ids))
+    if list(run) != ids:
+        raise ModelError(f"trainable_token_indices {ids!r} are no run of ids, as new tokens have", "merge it with PEFT")
+    return run
 
 
 def adapter_shapes(layers: Mapping[str, Adapted]) -> dict[str, tuple[int, ...]]:
@@ -144,6 +174,7 @@ def save_adapter(
         revision: commit of a hub id; None for a path.
     """
     experts = sorted(name for name, layer in layers.items() if isinstance(layer, LoRAExpertWeight))
+    rows = {name: layer for name, layer in layers.items() if isinstance(layer, NewRows)}
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -152,7 +183,7 @@ def save_adapter(
         "r": lora.r,
         "lora_alpha": lora.alpha,
         "lora_dropout": 0.0 if experts else lora.dropout,
-        "target_modules": sorted(set(layers) - set(experts)),
+        "target_modules": sorted(set(layers) - set(experts) - set(rows)),
         "bias": "none",
         "use_rslora": lora.use_rslora,
         "use_dora": lora.use_dora,
@@ -160,6 +191,10 @@ def save_adapter(
     }
     if experts:
         config["target_parameters"] = experts
+    if rows:
+        config["trainable_token_indices"] = {
+            name.rpartition(".")[2]: list(range(layer.first, layer.end)) for name, layer in rows.items()
+        }
     (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     save_file(adapter_state(layers), directory / WEIGHTS, metadata={"format": "pt"})
 
@@ -249,6 +284,27 @@ def read_adapter(directory: Path) -> dict[str, Tensor]:
     return state
 
 
+def read_new_rows(directory: Path, state: Mapping[str, Tensor]) -> dict[str, tuple[int, Tensor]]:
+    """Rows of new tokens in a PEFT adapter directory.
+
+    Args:
+        state: from ``read_adapter``.
+
+    Returns:
+        Id of the first and the rows, shape (N, D), by the full name of their table, as ``model.embed_tokens``. Empty where the
+        adapter has none.
+
+    Raises:
+        ModelError: rows without ids, or of another number.
+    """
+    ids = token_ids(read_adapter_config(directory))
+    rows = {key.removeprefix(PREFIX).removesuffix(f".{ROWS}"): state[key] for key in state if key.endswith(ROWS)}
+    if {len(rows_ND) for rows_ND in rows.values()} != ({len(ids)} if ids else set()):
+        shapes = ", ".join(f"{name} {tuple(rows_ND.shape)}" for name, rows_ND in rows.items()) or "none"
+        raise ModelError(f"{directory}: rows of new tokens: {shapes}, expected {len(ids or ())} each", "get the adapter again")
+    return {} if ids is None else {name: (ids.start, rows_ND) for name, rows_ND in rows.items()}
+
+
 def read_experts(directory: Path, state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
     """Adapters of experts in a PEFT adapter directory.
 
@@ -332,6 +388,9 @@ def _trained(layers: Mapping[str, Adapted]) -> dict[str, _Slot]:
     slots: dict[str, _Slot] = {}
     names = list(layers)
     for name, layer in layers.items():
+        if isinstance(layer, NewRows):
+            slots[f"{PREFIX}{name}.{ROWS}"] = _Slot(layer.rows.detach(), tuple(layer.rows.shape))
+            continue
         A, B = layer.lora_A.detach(), layer.lora_B.detach()
         if isinstance(layer, LoRAExpertWeight):
             prefix = _prefix_of(name, names)
