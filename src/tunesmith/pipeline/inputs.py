@@ -111,7 +111,7 @@ class Inputs:
     def model(self) -> Parts:
         """The content of the base model and of what takes its template's place."""
         recipe = self.recipe
-        parts: Parts = {**self.keys("chat.enable_thinking")}
+        parts: Parts = {**self.keys("chat.enable_thinking"), **self.keys("chat.new_tokens")}
         try:
             parts["model (content)"] = content_key(recipe.model, recipe.revision)
         except (ModelError, OSError) as error:
