@@ -1,6 +1,5 @@
 """New tokens: their rows are trained and no others, and everybody reads what was trained."""
 
-import json
 import shutil
 
 import pytest
@@ -8,9 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tunesmith.engines.base import BaseModel
-from tunesmith.errors import ModelError
 from tunesmith.export.merge import merge
-from tunesmith.models.adapter import CONFIG, read_adapter
 from tunesmith.models.swap import without_adapters
 from tunesmith.recipe import NewToken
 from tunesmith.train.documents import make_documents, make_pack
@@ -85,7 +82,6 @@ def test_gradients_are_those_of_the_rows_alone(base_dir):
     rows = {name: layer.rows for name, layer in tuned.layers.items() if hasattr(layer, "rows")}
     document = [5, first, 77, first + 1, 900, first, 31, 44]
     documents = make_documents([(document, [0, 1, 1, 1, 1, 1, 0, 1])])
-    tuned.model.set_attn_implementation("tunesmith_packed") if False else None
     from tunesmith.models.attention import PACKED
     from tunesmith.models.load import attention
 

@@ -94,6 +94,10 @@ def _rendered(recipe, tmp):
     return [(f.rendered and f.rendered.ids, f.dropped_turns) for f in fitted]
 
 
+def _rendered_token(recipe, tmp):
+    return open_base(recipe).renderer.tokenizer.tokenize("<|tool|>")
+
+
 def _refused(recipe, tmp):
     try:
         _refuse_left_out(recipe, "train", [LeftOut(id="a", place="line 1", reason="", hint="", tokens=9)], [9])
@@ -132,6 +136,7 @@ OBSERVE = {
     "data.earlier_split": ("none.json", _data),
     "chat.template": ("other.jinja", _rendered),
     "chat.enable_thinking": (True, _rendered),
+    "chat.new_tokens": (["<|tool|>"], _rendered_token),
     "data.test_fraction": (0.5, _split),
     "data.dev_fraction": (0.5, _split),
 }

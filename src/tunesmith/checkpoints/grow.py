@@ -141,7 +141,9 @@ def _write_tables(base: Path, directory: Path, names: dict[str, Path], first: in
             table_VD = opened.get_tensor(name)
         rows.add(len(table_VD))
         if not table_VD.is_floating_point() or len(table_VD) < first:
-            raise ModelError(f"{name}: {len(table_VD)} rows of {table_VD.dtype}, expected numbers for {first} tokens", "is it whole?")
+            raise ModelError(
+                f"{name}: {len(table_VD)} rows of {table_VD.dtype}, expected numbers for {first} tokens", "is it whole?"
+            )
         grown[name] = _with_rows(table_VD, first, max(end, len(table_VD)))
     if len(rows) != 1:
         raise ModelError(f"{base}: the tables have {sorted(rows)} rows, expected as many each", "this model cannot be extended")
@@ -151,7 +153,10 @@ def _write_tables(base: Path, directory: Path, names: dict[str, Path], first: in
     for file, name in linked.items():
         (directory / name).symlink_to(file.resolve())
     save_file(grown, directory / GROWN, metadata={"format": "pt"})
-    write_json(directory / INDEX, {"metadata": {}, "weight_map": {name: GROWN if name in grown else linked[file] for name, file in files.items()}})
+    write_json(
+        directory / INDEX,
+        {"metadata": {}, "weight_map": {name: GROWN if name in grown else linked[file] for name, file in files.items()}},
+    )
     before = rows.pop()
     return before, max(end, before)
 
@@ -196,4 +201,3 @@ def _resized(config: dict[str, Any], before: int, after: int) -> dict[str, Any]:
     if isinstance(inner := config.get("text_config"), dict):
         sized["text_config"] = _resized(inner, before, after)
     return sized
-

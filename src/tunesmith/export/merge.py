@@ -123,7 +123,9 @@ def read_updates(adapter: Path, transposed: bool = False) -> dict[str, list[Upda
         left, right = (A_ERI.transpose(1, 2), B_EOR.transpose(1, 2)) if transposed else (B_EOR, A_ERI)
         updates[name] = [Update(scale * left[e].float(), right[e].float()) for e in range(len(left))]
     modules = tuple({f"{PREFIX}{name.rpartition('.')[0]}." for name in experts})
-    for layer in sorted({key.rsplit(".lora_", 1)[0] for key in state if not key.startswith(modules) and not key.endswith(ROWS)}):
+    for layer in sorted(
+        {key.rsplit(".lora_", 1)[0] for key in state if not key.startswith(modules) and not key.endswith(ROWS)}
+    ):
         A_RI, B_OR = (state.get(f"{layer}.lora_{side}.weight") for side in "AB")
         if A_RI is None or B_OR is None:
             raise ModelError(f"{adapter}: {layer} lacks lora_A.weight or lora_B.weight", "is it a LoRA of linear layers?")
@@ -182,7 +184,7 @@ class _Merging:
 
 
 def _rows_by_weight(base: Path, adapter: Path) -> dict[str, NewRowsOf]:
-    """Rows of new tokens by the model's name of the weight; a tied head that lies in the files too gets those of the embedding."""
+    """Rows of new tokens by the model's name of the weight; a tied head in the files too gets those of the embedding."""
     rows = {f"{name}.weight": entry for name, entry in read_new_rows(adapter, read_adapter(adapter)).items()}
     if len(rows) == 1 and read_config(base)[0].tie_word_embeddings:
         rows |= dict.fromkeys(HEADS, next(iter(rows.values())))
@@ -192,10 +194,12 @@ def _rows_by_weight(base: Path, adapter: Path) -> dict[str, NewRowsOf]:
 def _refuse_other_tables(writes: Mapping[str, Write], new_rows: Mapping[str, NewRowsOf]) -> None:
     for write in writes.values():
         first, rows_ND = new_rows.get(write.model or "", (0, None))
-        if rows_ND is not None and (len(write.shape) != 2 or write.shape[1] != rows_ND.shape[1] or write.shape[0] < first + len(rows_ND)):
+        if rows_ND is not None and (
+            len(write.shape) != 2 or write.shape[1] != rows_ND.shape[1] or write.shape[0] < first + len(rows_ND)
+        ):
             raise ExportError(
-                f"{write.source}: the base has shape {write.shape}, the adapter has rows {first} to {first + len(rows_ND) - 1} of "
-                f"{rows_ND.shape[1]} columns",
+                f"{write.source}: the base has shape {write.shape}, the adapter has rows {first} to "
+                f"{first + len(rows_ND) - 1} of {rows_ND.shape[1]} columns",
                 "merge into the base that it was trained on: the recipe's, with its chat.new_tokens",
             )
 

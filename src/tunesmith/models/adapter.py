@@ -9,9 +9,9 @@ same bytes.
 in one matrix: A as (E R, I), expert by expert, and B as (O, R E), rank by rank. PEFT refuses ``lora_dropout`` beside such
 targets, so the file says 0; dropout has no meaning once training is over.
 
-**Rows of new tokens** are PEFT's ``trainable_token_indices``: whole rows, one tensor for the embedding, and one for the head where
-it is a table of its own. Whoever loads them with PEFT gives the base a row for each token first (``resize_token_embeddings`` to
-the length of the tokenizer that lies beside the adapter); what these rows were does not matter.
+**Rows of new tokens** are PEFT's ``trainable_token_indices``: whole rows, one tensor for the embedding, and one for the head
+where it is a table of its own. Whoever loads them with PEFT gives the base a row for each token first
+(``resize_token_embeddings`` to the length of the tokenizer beside the adapter); what these rows were does not matter.
 
 **What an adapter is, its own configuration says**: rank, alpha, targets, rsLoRA and DoRA are read from it wherever an adapter
 is loaded (``load_adapted``, ``read_lora``), and never from a recipe, which may have been changed since.

@@ -9,6 +9,7 @@ import torch
 from tunesmith.chat.fit_template import check_template
 from tunesmith.data.pack import Plan
 from tunesmith.engines.base import BaseModel, LoadedModel
+from tunesmith.layers.new_rows import NewRows
 from tunesmith.models.adapter import load_adapter_state, read_adapter
 from tunesmith.models.device import best_device, device_name, give_back, gpu_use, watch_gpu
 from tunesmith.models.load import head_weight
@@ -65,7 +66,10 @@ def _trained(run: RunDir, recipe: Recipe, base: BaseModel, shortage: Shortage | 
     tuned = loaded.adapt(recipe.lora, recipe.seed)
     layers = tuned.layers
     trained_weights = sum(p.numel() for layer in layers.values() for p in layer.parameters() if p.requires_grad)
-    _say_where(base, model.device, f"LoRA on {len(layers)} layers, {trained_weights:,} weights")
+    tokens = len(base.grown.texts)
+    beside = f" and rows of {tokens} new token{'s' * (tokens != 1)}" if tokens else ""
+    adapted = sum(not isinstance(layer, NewRows) for layer in layers.values())
+    _say_where(base, model.device, f"LoRA on {adapted} layers{beside}, {trained_weights:,} weights")
     derived = settings_for(tuned, documents["train"], recipe.train, shortage)
     settings = derived.settings
     for line in derived.lines:
@@ -105,7 +109,7 @@ def _trained(run: RunDir, recipe: Recipe, base: BaseModel, shortage: Shortage | 
         num_train_epochs=settings.num_train_epochs,
         derivation=derived.lines,
         trained_weights=trained_weights,
-        target_layers=len(layers),
+        target_layers=adapted,
         race=outcome,
         replayed_rows=train.rows - documents["train"].rows,
         dev_losses=fitted.dev_losses,
