@@ -2,8 +2,12 @@
 
 import json
 
-from shared import toy_rows, write_recipe
+import pytest
+
+from shared import write_recipe
+from tunesmith.errors import RecipeError
 from tunesmith.pipeline import verbs as api
+from tunesmith.recipe import load_recipe
 from tunesmith.rundir.records.data import Rendered
 from tunesmith.rundir.records.export import Merge
 
@@ -11,26 +15,38 @@ TEMPLATE = """{% for m in messages %}<|im_start|>{{ m.role }}
 {% if m.role == 'assistant' %}<|tool|>{% endif %}{{ m.content }}<|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
+TOKENS = ["<|tool|>", {"text": "wug", "special": False}, "<|never|>"]
 
 
-def test_a_run_with_new_tokens_exports_what_was_trained(tiny_dir, tmp_path, caplog):
-    caplog.set_level("INFO")
+def test_a_run_with_new_tokens_exports_what_was_trained(tiny_dir, tmp_path, talk):
     (tmp_path / "tool.jinja").write_text(TEMPLATE)
-    changes = {
-        "chat": {"template": "tool.jinja", "new_tokens": ["<|tool|>", {"text": "wug", "special": False}, "<|never|>"]},
-        "export": {"gguf": ["F16"]},
-    }
-    recipe = write_recipe(tmp_path, tiny_dir, changes)
-    rows = [{"messages": [m | {"content": m["content"].replace("car", "wug")} for m in r["messages"]]} for r in toy_rows()]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chat = {"template": "tool.jinja", "new_tokens": TOKENS}
+    recipe = write_recipe(tmp_path, tiny_dir, {"chat": chat, "export.gguf": ["F16"]})
+    text = (tmp_path / "rows.jsonl").read_text()
+    (tmp_path / "rows.jsonl").write_text(text.replace("car", "wug"))
     run = api.open_run(recipe, tmp_path / "run")
     api.render(run)
     counts = Rendered.read(run.rendered_file).new_tokens
-    print(counts)
+    train = [json.loads(line)["messages"][1]["content"] for line in (run.data / "train.jsonl").read_text().splitlines()]
+    assert counts == {"<|tool|>": len(train), "wug": sum("wug" in answer for answer in train), "<|never|>": 0}
+    assert "<|never|> is supervised nowhere in train" in talk()
     api.train(run)
+    assert "LoRA on 14 layers and rows of 3 new tokens" in talk()
     api.export(run)
     assert Merge.read(run.export / "merge.json").new_tokens == 3
-    report = api.parity(run)
-    print(report)
-    print(caplog.text[-6000:])
-    assert 0
+    assert [(form.form, form.state) for form in api.parity(run).forms] == [("merged", "deployable"), ("F16", "deployable")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"lora.modules_to_save": ["embed_tokens"]}, "chat.new_tokens"),
+        ({"chat.new_tokens": ["a", {"text": "a"}]}, "'a' is named twice"),
+        ({"chat.new_tokens": ["a"], "export.lora_gguf": True}, "no rows of new tokens"),
+        ({"chat.new_tokens": [" a"]}, "white space"),
+        ({"chat.new_tokens": [{"txt": "a"}]}, r"chat.new_tokens.0.txt"),
+    ],
+)
+def test_what_a_recipe_may_not_say(tiny_dir, tmp_path, changes, said):
+    with pytest.raises(RecipeError, match=said):
+        load_recipe(write_recipe(tmp_path, tiny_dir, changes))

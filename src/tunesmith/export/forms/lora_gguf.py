@@ -32,7 +32,7 @@ def lora_name(run: str) -> str:
 def _plan(recipe: Recipe, facts: Facts) -> list[Operation]:
     if not recipe.export.lora_gguf:
         return []
-    if refused := _refused(recipe, facts):
+    if refused := _refused(facts):
         raise ExportError(f"export.lora_gguf: {refused}", "serve the merged GGUF, and set export.lora_gguf: false")
     lora = lora_name(facts.name)
     nbytes = adapter_bytes(facts.adapted.values(), facts.lora.r)
@@ -42,10 +42,8 @@ def _plan(recipe: Recipe, facts: Facts) -> list[Operation]:
     ]
 
 
-def _refused(recipe: Recipe, facts: Facts) -> str | None:
+def _refused(facts: Facts) -> str | None:
     """Why llama.cpp could not apply the adapter."""
-    if recipe.chat.new_tokens:
-        return "llama.cpp's adapters hold no rows of new tokens (chat.new_tokens)"
     if facts.lora.use_dora:
         return "llama.cpp's adapters have no DoRA"
     if any(matrices > 1 for matrices, _, _ in facts.adapted.values()):
