@@ -42,7 +42,9 @@ def test_rows_are_taken_from_the_spare_ones_and_then_added(tiny_dir, tmp_path, s
 
 def test_a_token_of_the_template_is_text_in_a_message_and_a_word_is_a_token(tiny_dir):
     base = BaseModel(model=str(tiny_dir), new_tokens=TOKENS)
-    (row,) = base.render([{"messages": [{"role": "user", "content": "a <|tool|> wug"}, {"role": "assistant", "content": "wug!"}]}])
+    (row,) = base.render(
+        [{"messages": [{"role": "user", "content": "a <|tool|> wug"}, {"role": "assistant", "content": "wug!"}]}]
+    )
     first = base.grown.first
     ids = list(row.ids)
     assert ids.count(first) == 0 and ids.count(first + 1) == 2
