@@ -8,6 +8,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tunesmith.engines.base import BaseModel
 from tunesmith.export.merge import merge
+from tunesmith.layers.new_rows import NewRows, RowsEmbedding, RowsHead
+from tunesmith.models.attention import PACKED
+from tunesmith.models.load import attention, decoder
 from tunesmith.models.swap import without_adapters
 from tunesmith.recipe import NewToken
 from tunesmith.train.documents import make_documents, make_pack
@@ -79,27 +82,23 @@ def test_peft_and_the_merged_model_compute_what_was_trained(base_dir, tmp_path):
 def test_gradients_are_those_of_the_rows_alone(base_dir):
     base = BaseModel(model=str(base_dir), base="fp32", arithmetic="fp32", new_tokens=TOKENS)
     tuned, first = _tuned(base), base.grown.first
-    rows = {name: layer.rows for name, layer in tuned.layers.items() if hasattr(layer, "rows")}
+    rows = {name: layer.rows for name, layer in tuned.layers.items() if isinstance(layer, NewRows)}
     document = [5, first, 77, first + 1, 900, first, 31, 44]
     documents = make_documents([(document, [0, 1, 1, 1, 1, 1, 0, 1])])
-    from tunesmith.models.attention import PACKED
-    from tunesmith.models.load import attention
-
     with attention(tuned.model, PACKED):
         step_gradients(tuned.model, [make_pack(documents, (0,))])
-    ours = {name: parameter.grad.clone() for name, parameter in rows.items()}
 
     # The same by autograd through whole tables.
-    embed, head = tuned.model.get_input_embeddings(), tuned.model.get_output_embeddings()
-    tables = {name: parameter.detach().clone().requires_grad_() for name, parameter in rows.items()}
-    leaves = list(tables.values())
-    table_VD = embed.base.weight.detach().index_copy(0, torch.arange(first, first + 2), leaves[0])
-    head_VD = head.base.weight.detach().index_copy(0, torch.arange(first, first + 2), leaves[-1])
-    hidden = tuned.model.model(inputs_embeds=table_VD[torch.tensor([document])]).last_hidden_state[0]
+    embedding, head = tuned.model.get_input_embeddings(), tuned.model.get_output_embeddings()
+    assert isinstance(embedding, RowsEmbedding) and isinstance(head, RowsHead)
+    leaves = [parameter.detach().clone().requires_grad_() for parameter in rows.values()]
+    new = torch.arange(first, first + 2)
+    table_VD = embedding.base.get_parameter("weight").detach().index_copy(0, new, leaves[0])
+    head_VD = head.weight.detach().index_copy(0, new, leaves[-1])
+    hidden = decoder(tuned.model)(inputs_embeds=table_VD[torch.tensor([document])]).last_hidden_state[0]
     where = torch.tensor([0, 1, 2, 3, 4, 6])
-    logits = hidden[where] @ head_VD.T
-    loss = torch.nn.functional.cross_entropy(logits, torch.tensor(document)[where + 1])
-    for (name, grad), expected in zip(ours.items(), torch.autograd.grad(loss, leaves), strict=True):
-        torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-6, msg=name)
-    frozen = [name for name, p in tuned.model.named_parameters() if p.grad is not None]
-    assert all("lora" in name or name.endswith("rows") for name in frozen) and frozen
+    loss = torch.nn.functional.cross_entropy(hidden[where] @ head_VD.T, torch.tensor(document)[where + 1])
+    for (name, parameter), expected in zip(rows.items(), torch.autograd.grad(loss, leaves), strict=True):
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-6, msg=name)
+    trained = [name for name, parameter in tuned.model.named_parameters() if parameter.grad is not None]
+    assert trained and all("lora_" in name or name.endswith(".rows") for name in trained)

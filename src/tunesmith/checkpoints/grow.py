@@ -26,7 +26,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import torch
 from safetensors import safe_open
@@ -37,10 +37,10 @@ from tunesmith import hardware
 from tunesmith.checkpoints.facts import model_key
 from tunesmith.checkpoints.hf import HEADS, TABLES
 from tunesmith.checkpoints.names import INDEX, checkpoint_files, naming
-from tunesmith.checkpoints.tokenizer_class import TEXT_TOKENS
 from tunesmith.errors import ModelError
 from tunesmith.recipe.data import NewToken
 from tunesmith.rundir import atomic_directory, fingerprint, free_bytes, read_json, write_json
+from tunesmith.rundir.records.base import Json
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,38 @@ class Grown:
     known: tuple[str, ...]
 
 
+class _AddedToken(TypedDict):
+    """An added token, as both files of a tokenizer write it; ``id`` in ``tokenizer.json`` alone."""
+
+    id: NotRequired[int]
+    content: str
+    single_word: bool
+    lstrip: bool
+    rstrip: bool
+    normalized: bool
+    special: bool
+
+
+class _TokenModel(TypedDict):
+    """A unigram model has pairs for a vocabulary."""
+
+    vocab: dict[str, int] | list[tuple[str, float]]
+
+
+class _TokenizerFile(TypedDict):
+    """A ``tokenizer.json``, as far as it is looked at here."""
+
+    model: _TokenModel
+    added_tokens: list[_AddedToken]
+
+
+class _TokenizerSettings(TypedDict, total=False):
+    """A ``tokenizer_config.json``, as far as it is looked at here."""
+
+    added_tokens_decoder: dict[str, _AddedToken]
+    text_tokens: list[str]
+
+
 @functools.cache
 def grow(base: Path, tokens: tuple[NewToken, ...]) -> Grown:
     """A base with tokens added at the end of its vocabulary, from the cache where it was made before.
@@ -77,7 +109,7 @@ def grow(base: Path, tokens: tuple[NewToken, ...]) -> Grown:
             the disk.
     """
     try:
-        tokenizer: dict[str, Any] = read_json(base / "tokenizer.json")
+        tokenizer: _TokenizerFile = read_json(base / "tokenizer.json")
         there = _ids(tokenizer)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
@@ -102,11 +134,11 @@ def grow(base: Path, tokens: tuple[NewToken, ...]) -> Grown:
     return Grown(target, first, tuple(token.text for token in new), known)
 
 
-def _ids(tokenizer: dict[str, Any]) -> dict[str, int]:
+def _ids(tokenizer: _TokenizerFile) -> dict[str, int]:
     """The id of every token of a ``tokenizer.json``."""
     vocabulary = tokenizer["model"]["vocab"]
     pairs = vocabulary.items() if isinstance(vocabulary, dict) else ((piece, n) for n, (piece, _) in enumerate(vocabulary))
-    return dict(pairs) | {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+    return dict(pairs) | {token["content"]: token["id"] for token in tokenizer["added_tokens"] if "id" in token}
 
 
 def _tables(base: Path) -> dict[str, Path]:
@@ -171,7 +203,7 @@ def _with_rows(table: Tensor, first: int, rows: int) -> Tensor:
 def _write_beside(
     base: Path,
     directory: Path,
-    tokenizer: dict[str, Any],
+    tokenizer: _TokenizerFile,
     new: Sequence[NewToken],
     first: int,
     before: int,
@@ -182,20 +214,29 @@ def _write_beside(
     for file in base.iterdir():
         if file.is_file() and file.suffix in (".json", ".jinja", ".model") and file.name not in left:
             shutil.copy(file, directory / file.name)
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    entries = {first + n: {"content": token.text, **flags, "special": token.special} for n, token in enumerate(new)}
+    entries: dict[int, _AddedToken] = {}
+    for index, token in enumerate(new, start=first):
+        entries[index] = {
+            "content": token.text,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": token.special,
+        }
     added = [*tokenizer["added_tokens"], *({"id": index, **entry} for index, entry in entries.items())]
     write_json(directory / "tokenizer.json", {**tokenizer, "added_tokens": added})
     settings = base / "tokenizer_config.json"
-    facts: dict[str, Any] = read_json(settings) if settings.exists() else {}
+    facts: _TokenizerSettings = read_json(settings) if settings.exists() else {}
     if "added_tokens_decoder" in facts:
-        facts["added_tokens_decoder"] = {**facts["added_tokens_decoder"], **{str(n): entry for n, entry in entries.items()}}
-    words = sorted({*facts.get(TEXT_TOKENS, ()), *(token.text for token in new if not token.special)})
-    write_json(directory / settings.name, {**facts, TEXT_TOKENS: words} if words else facts)
+        facts["added_tokens_decoder"] |= {str(index): entry for index, entry in entries.items()}
+    if words := [token.text for token in new if not token.special]:
+        facts["text_tokens"] = sorted({*facts.get("text_tokens", ()), *words})
+    write_json(directory / settings.name, facts)
     write_json(directory / "config.json", _resized(read_json(base / "config.json"), before, after))
 
 
-def _resized(config: dict[str, Any], before: int, after: int) -> dict[str, Any]:
+def _resized(config: Json, before: int, after: int) -> Json:
     """A configuration for another number of rows, of the text model where there is one inside."""
     sized = {**config, "vocab_size": after} if config.get("vocab_size") == before else dict(config)
     if isinstance(inner := config.get("text_config"), dict):

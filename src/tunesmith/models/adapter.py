@@ -24,7 +24,7 @@ code while they are read; they are refused with the command that converts them.
 Source: ``ParamWrapper`` in ``peft/tuners/lora/layer.py`` and ``_inject_parameters`` in ``peft/tuners/tuners_utils.py`` of
 PEFT 0.21. Refused: files of our own with a converter, which somebody would have to run.
 
-Shape suffixes: E experts, O out_features, R rank.
+Shape suffixes: E experts, O out_features, R rank, D hidden size; here: Y new tokens.
 """
 
 import json
@@ -53,6 +53,7 @@ from tunesmith.recipe import Lora
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
+TOKEN_IDS = "trainable_token_indices"  # key of PEFT's configuration
 ROWS = "token_adapter.trainable_tokens_delta"  # what PEFT's keys of rows of new tokens end with
 CONFIG_BYTES = 2**22
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -103,7 +104,7 @@ def load_adapted(model: PreTrainedModel, directory: Path) -> dict[str, Adapted]:
     lora = read_lora(directory).model_copy(update={"target_modules": tuple(names)})
     layers = add_lora(model, lora, seed=0)
     try:
-        if (ids := token_ids(config)) is not None:
+        if (ids := token_ids(config.get(TOKEN_IDS))) is not None:
             layers |= add_new_rows(model, ids.start, len(ids))
         load_adapter_state(layers, state)
     except ModelError as error:
@@ -111,16 +112,15 @@ def load_adapted(model: PreTrainedModel, directory: Path) -> dict[str, Adapted]:
     return layers
 
 
-def token_ids(config: Mapping[str, Any]) -> range | None:
+def token_ids(indices: dict[str, list[int]] | list[int] | None) -> range | None:
     """The ids of the new tokens whose rows lie in an adapter; None for one without.
 
     Args:
-        config: from ``read_adapter_config``.
+        indices: ``trainable_token_indices`` of its configuration.
 
     Raises:
         ModelError: ids that are no run of numbers, or not the same for both tables.
     """
-    indices = config.get("trainable_token_indices")
     if not indices:
         return None
     lists = list(indices.values()) if isinstance(indices, dict) else [indices]
@@ -192,9 +192,7 @@ def save_adapter(
     if experts:
         config["target_parameters"] = experts
     if rows:
-        config["trainable_token_indices"] = {
-            name.rpartition(".")[2]: list(range(layer.first, layer.end)) for name, layer in rows.items()
-        }
+        config[TOKEN_IDS] = {name.rpartition(".")[2]: list(range(layer.first, layer.end)) for name, layer in rows.items()}
     (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     save_file(adapter_state(layers), directory / WEIGHTS, metadata={"format": "pt"})
 
@@ -291,18 +289,18 @@ def read_new_rows(directory: Path, state: Mapping[str, Tensor]) -> dict[str, tup
         state: from ``read_adapter``.
 
     Returns:
-        Id of the first and the rows, shape (N, D), by the full name of their table, as ``model.embed_tokens``. Empty where the
+        Id of the first and the rows, shape (Y, D), by the full name of their table, as ``model.embed_tokens``. Empty where the
         adapter has none.
 
     Raises:
         ModelError: rows without ids, or of another number.
     """
-    ids = token_ids(read_adapter_config(directory))
+    ids = token_ids(read_adapter_config(directory).get(TOKEN_IDS))
     rows = {key.removeprefix(PREFIX).removesuffix(f".{ROWS}"): state[key] for key in state if key.endswith(ROWS)}
-    if {len(rows_ND) for rows_ND in rows.values()} != ({len(ids)} if ids else set()):
-        shapes = ", ".join(f"{name} {tuple(rows_ND.shape)}" for name, rows_ND in rows.items()) or "none"
+    if {len(rows_YD) for rows_YD in rows.values()} != ({len(ids)} if ids else set()):
+        shapes = ", ".join(f"{name} {tuple(rows_YD.shape)}" for name, rows_YD in rows.items()) or "none"
         raise ModelError(f"{directory}: rows of new tokens: {shapes}, expected {len(ids or ())} each", "get the adapter again")
-    return {} if ids is None else {name: (ids.start, rows_ND) for name, rows_ND in rows.items()}
+    return {} if ids is None else {name: (ids.start, rows_YD) for name, rows_YD in rows.items()}
 
 
 def read_experts(directory: Path, state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:

@@ -77,8 +77,8 @@ def _loss_of(model: PreTrainedModel, pack: Pack, hidden_XD: Tensor, counters: Co
     hidden_ND = hidden_XD if narrows(model) else hidden_XD[pack.predict_N]
     softcap = vars(model.config).get("final_logit_softcapping")
     overflow = None if counters is None else counters.overflow
-    bias_V, trained = head_of(model).bias, head_new_rows(model)
-    return linear_cross_entropy(hidden_ND, head_rows(model), pack.target_N, softcap, overflow, bias_V, trained)
+    bias, trained = head_of(model).bias, head_new_rows(model)
+    return linear_cross_entropy(hidden_ND, head_rows(model), pack.target_N, softcap, overflow, bias, trained)
 
 
 def step_packs(documents: Documents, packs: list[tuple[int, ...]], most: int, tokens: int | None = None) -> list[Pack]:
