@@ -16,8 +16,7 @@ failure of exports. Experts are judged as a stack, since one that no token was s
 
 Refused: PEFT's ``merge_and_unload``, which holds the dense model, and rounds the update to 16 bits before it is added.
 
-Shape suffixes: P some of the rows, I in_features, O out_features, E experts, R rank, D hidden size; here: Y new
-tokens.
+Shape suffixes: P some of the rows, I in_features, O out_features, E experts, R rank, N rows, D hidden size.
 """
 
 from collections import Counter
@@ -102,7 +101,7 @@ def merge(
         sizes[tensor.dtype] += tensor.nbytes
     dtype = str(sizes.most_common(1)[0][0]).removeprefix("torch.")
     dequantized = {write.stack for write in writes.values() if write.form != "dense"}
-    tokens = max((len(rows_YD) for _, rows_YD in new_rows.values()), default=0)
+    tokens = max((len(rows_ND) for _, rows_ND in new_rows.values()), default=0)
     targets = len(updates)
     return Merge(into=into, dtype=dtype, nbytes=nbytes, targets=targets, dequantized=len(dequantized), new_tokens=tokens)
 
@@ -194,13 +193,13 @@ def _rows_by_weight(base: Path, adapter: Path) -> dict[str, NewRowsOf]:
 
 def _refuse_other_tables(writes: Mapping[str, Write], new_rows: Mapping[str, NewRowsOf]) -> None:
     for write in writes.values():
-        first, rows_YD = new_rows.get(write.model or "", (0, None))
-        if rows_YD is not None and (
-            len(write.shape) != 2 or write.shape[1] != rows_YD.shape[1] or write.shape[0] < first + len(rows_YD)
+        first, rows_ND = new_rows.get(write.model or "", (0, None))
+        if rows_ND is not None and (
+            len(write.shape) != 2 or write.shape[1] != rows_ND.shape[1] or write.shape[0] < first + len(rows_ND)
         ):
             raise ExportError(
                 f"{write.source}: the base has shape {write.shape}, the adapter has rows {first} to "
-                f"{first + len(rows_YD) - 1} of {rows_YD.shape[1]} columns",
+                f"{first + len(rows_ND) - 1} of {rows_ND.shape[1]} columns",
                 "merge into the base that it was trained on: the recipe's, with its chat.new_tokens",
             )
 
@@ -209,12 +208,12 @@ def _with_new_rows(plain_PI: torch.Tensor, first: int, new_rows: NewRowsOf | Non
     """Rows from ``first`` on, those of new tokens in the place of what the base has there."""
     if new_rows is None:
         return plain_PI
-    begin, rows_YD = new_rows
-    low, high = max(begin, first), min(begin + len(rows_YD), first + len(plain_PI))
+    begin, rows_ND = new_rows
+    low, high = max(begin, first), min(begin + len(rows_ND), first + len(plain_PI))
     if low >= high:
         return plain_PI
     written_PI = plain_PI.clone()
-    written_PI[low - first : high - first] = rows_YD[low - begin : high - begin].to(plain_PI.dtype)
+    written_PI[low - first : high - first] = rows_ND[low - begin : high - begin].to(plain_PI.dtype)
     return written_PI
 
 

@@ -38,8 +38,7 @@ error that peers shipped for years; the caller divides by the supervised tokens 
 Source of the idea: Cut Cross-Entropy (Wijmans et al. 2024, section 4) and Liger-Kernel's fused linear cross-entropy;
 the code is our own.
 
-Shape suffixes: N rows (supervised tokens), C rows of one chunk, P some of the rows, D hidden size, V vocabulary; here: Y
-new tokens.
+Shape suffixes: N rows (supervised tokens), C rows of one chunk, P some of the rows, D hidden size, V vocabulary.
 """
 
 from typing import Any, NamedTuple
@@ -60,16 +59,16 @@ class TrainedRows(NamedTuple):
 
     Attributes:
         first: number of the first; the others follow.
-        rows_YD: fp32 (fp64 off the GPU).
+        new_rows: one below another, of the width of the head; fp32 (fp64 off the GPU).
     """
 
     first: int
-    rows_YD: Tensor
+    new_rows: Tensor
 
     @property
     def columns(self) -> slice:
         """Theirs, of the logits."""
-        return slice(self.first, self.first + len(self.rows_YD))
+        return slice(self.first, self.first + len(self.new_rows))
 
 
 def narrow_view(logits_CV: Tensor, dtype: torch.dtype) -> Tensor:
@@ -147,14 +146,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         overflow: OverflowRows | None,
         bias_V: Tensor | None,
         first: int,
-        rows_YD: Tensor | None,
+        new_rows: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        trained = None if rows_YD is None else TrainedRows(first, rows_YD)
+        trained = None if new_rows is None else TrainedRows(first, new_rows)
         dense = isinstance(head_VD, Tensor)
         half = dense and hidden_ND.dtype == torch.float32 and head_VD.dtype == torch.float16
         device, dtype = hidden_ND.device, hidden_ND.dtype
         grad_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
-        grad_YD = torch.zeros_like(rows_YD) if rows_YD is not None and ctx.needs_input_grad[7] else None
+        grad_rows = torch.zeros_like(new_rows) if new_rows is not None and ctx.needs_input_grad[7] else None
         loss = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=device)
         correct = torch.zeros((), dtype=torch.int64, device=device)
         widen = hidden_ND.is_cuda and dtype != torch.float32
@@ -184,7 +183,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             correct += correct_C.sum()
             if not any(ctx.needs_input_grad):
                 continue
-            back_CD = None if trained is None else _take_gradient(grad_CV, hidden_ND[rows], trained, grad_YD)
+            back_CD = None if trained is None else _take_gradient(grad_CV, hidden_ND[rows], trained, grad_rows)
             if grad_ND is None:
                 continue
             if not isinstance(head_VD, Tensor):
@@ -195,34 +194,34 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 torch.mm(grad_CV, head_VD, out=grad_ND[rows])
             if back_CD is not None:
                 grad_ND[rows] += back_CD
-        ctx.save_for_backward(grad_ND, grad_YD)
+        ctx.save_for_backward(grad_ND, grad_rows)
         ctx.mark_non_differentiable(correct)
         return loss, correct
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_ND, grad_YD = (None if grad is None else grad * grads[0] for grad in ctx.saved_tensors)
-        return grad_ND, None, None, None, None, None, None, grad_YD
+        grad_ND, grad_rows = (None if grad is None else grad * grads[0] for grad in ctx.saved_tensors)
+        return grad_ND, None, None, None, None, None, None, grad_rows
 
 
 def _put_logits(logits_CV: Tensor, hidden_CD: Tensor, trained: TrainedRows) -> None:
     """Write the logits of the trained rows over those of the frozen ones."""
-    logits_CV[:, trained.columns] = hidden_CD.to(trained.rows_YD.dtype) @ trained.rows_YD.T
+    logits_CV[:, trained.columns] = hidden_CD.to(trained.new_rows.dtype) @ trained.new_rows.T
 
 
-def _take_gradient(grad_CV: Tensor, hidden_CD: Tensor, trained: TrainedRows, grad_YD: Tensor | None) -> Tensor:
+def _take_gradient(grad_CV: Tensor, hidden_CD: Tensor, trained: TrainedRows, grad_rows: Tensor | None) -> Tensor:
     """Take the trained rows' columns out of a gradient of logits, which are zero afterwards, and add what they come to.
 
     Args:
-        grad_YD: of the trained rows; added to. None where nobody asks for it.
+        grad_rows: of the trained rows; added to. None where nobody asks for it.
 
     Returns:
         Their part of the gradient of the hidden states, in its dtype.
     """
-    grad_CY = grad_CV[:, trained.columns].to(trained.rows_YD.dtype)  # a copy where the dtype differs
-    if grad_YD is not None:
-        grad_YD.addmm_(grad_CY.T, hidden_CD.to(grad_CY.dtype))
-    back_CD = (grad_CY @ trained.rows_YD).to(hidden_CD.dtype)
+    grad_new = grad_CV[:, trained.columns].to(trained.new_rows.dtype)  # a copy where the dtype differs
+    if grad_rows is not None:
+        grad_rows.addmm_(grad_new.T, hidden_CD.to(grad_new.dtype))
+    back_CD = (grad_new @ trained.new_rows).to(hidden_CD.dtype)
     grad_CV[:, trained.columns] = 0
     return back_CD
 
@@ -251,8 +250,8 @@ def linear_cross_entropy(
     Returns:
         ``(loss, correct)``: fp32 scalar (fp64 for fp64) in nats, a sum and not a mean, and int64 scalar.
     """
-    first, rows_YD = (0, None) if trained is None else trained
+    first, new_rows = (0, None) if trained is None else trained
     loss, correct = _LinearCrossEntropy.apply(  # type: ignore[misc]
-        hidden_ND, head_VD, target_N, softcap, overflow, bias_V, first, rows_YD
+        hidden_ND, head_VD, target_N, softcap, overflow, bias_V, first, new_rows
     )
     return loss, correct

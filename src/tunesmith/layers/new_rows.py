@@ -2,17 +2,17 @@
 
 The tables stay frozen, in whatever form they are kept (dense, in 8 bits, in host memory). Beside them lie the rows of the new
 tokens, in fp32: where an id is one of theirs, the embedding gives that row; their logits are computed from it. So a training
-holds 16 bytes a weight of Y rows and no gradient of a table. One set of rows serves both where head and embedding are one
+holds 16 bytes a weight of N rows and no gradient of a table. One set of rows serves both where head and embedding are one
 table, as the tables do.
 
 The rows are whole ones and no differences from the frozen rows, as in PEFT's ``trainable_token_indices``: whatever a base holds
 in their place, the model is the same. Off (``is_on``), the frozen rows count.
 
-Refused: a dense gradient with a mask (the largest tensor of all), and an update of rank Y on the table (a difference).
+Refused: a dense gradient with a mask (the largest tensor of all), and an update of rank N on the table (a difference).
 
 Source: ``TrainableTokensLayer`` in ``peft/tuners/trainable_tokens/layer.py`` of PEFT 0.21, the oracle of the tests.
 
-Shape suffixes: D hidden size, V vocabulary; here: Y new tokens.
+Shape suffixes: N rows, D hidden size, V vocabulary.
 """
 
 import torch
@@ -28,16 +28,16 @@ class NewRows(nn.Module):
 
     Args:
         first: id of the first; the others follow.
-        rows_YD: fp32 (fp64 in tests).
+        rows_ND: fp32 (fp64 in tests).
 
     Attributes:
         is_on: whether they count; else the frozen rows do.
     """
 
-    def __init__(self, first: int, rows_YD: Tensor):
+    def __init__(self, first: int, rows_ND: Tensor):
         super().__init__()
         self.first, self.is_on = first, True
-        self.rows = nn.Parameter(rows_YD)
+        self.rows = nn.Parameter(rows_ND)
 
     @property
     def end(self) -> int:

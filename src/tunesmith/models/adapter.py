@@ -24,7 +24,7 @@ code while they are read; they are refused with the command that converts them.
 Source: ``ParamWrapper`` in ``peft/tuners/lora/layer.py`` and ``_inject_parameters`` in ``peft/tuners/tuners_utils.py`` of
 PEFT 0.21. Refused: files of our own with a converter, which somebody would have to run.
 
-Shape suffixes: E experts, O out_features, R rank, D hidden size; here: Y new tokens.
+Shape suffixes: E experts, O out_features, R rank, N rows, D hidden size.
 """
 
 import json
@@ -289,7 +289,7 @@ def read_new_rows(directory: Path, state: Mapping[str, Tensor]) -> dict[str, tup
         state: from ``read_adapter``.
 
     Returns:
-        Id of the first and the rows, shape (Y, D), by the full name of their table, as ``model.embed_tokens``. Empty where the
+        Id of the first and the rows, shape (N, D), by the full name of their table, as ``model.embed_tokens``. Empty where the
         adapter has none.
 
     Raises:
@@ -297,10 +297,10 @@ def read_new_rows(directory: Path, state: Mapping[str, Tensor]) -> dict[str, tup
     """
     ids = token_ids(read_adapter_config(directory).get(TOKEN_IDS))
     rows = {key.removeprefix(PREFIX).removesuffix(f".{ROWS}"): state[key] for key in state if key.endswith(ROWS)}
-    if {len(rows_YD) for rows_YD in rows.values()} != ({len(ids)} if ids else set()):
-        shapes = ", ".join(f"{name} {tuple(rows_YD.shape)}" for name, rows_YD in rows.items()) or "none"
+    if {len(rows_ND) for rows_ND in rows.values()} != ({len(ids)} if ids else set()):
+        shapes = ", ".join(f"{name} {tuple(rows_ND.shape)}" for name, rows_ND in rows.items()) or "none"
         raise ModelError(f"{directory}: rows of new tokens: {shapes}, expected {len(ids or ())} each", "get the adapter again")
-    return {} if ids is None else {name: (ids.start, rows_YD) for name, rows_YD in rows.items()}
+    return {} if ids is None else {name: (ids.start, rows_ND) for name, rows_ND in rows.items()}
 
 
 def read_experts(directory: Path, state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:

@@ -3,7 +3,7 @@
 The model is one whose tables have the rows already (``checkpoints/grow.py``). The rows begin as what the tables hold there.
 They belong to the model as its last part, so that whoever asks a model for its first weight still gets a frozen one.
 
-Shape suffixes: D hidden size; here: Y new tokens.
+Shape suffixes: N rows, D hidden size.
 """
 
 import torch
@@ -41,15 +41,15 @@ def add_new_rows(model: PreTrainedModel, first: int, count: int) -> dict[str, Ne
             f"the head has {len(head.weight)} rows, and the new tokens have the ids {first} to {first + count - 1}",
             "open the base with chat.new_tokens as it was trained with",
         )
-    ids_Y = torch.arange(first, first + count, device=head.weight.device)
+    ids_N = torch.arange(first, first + count, device=head.weight.device)
     names = {id(module): name for name, module in model.named_modules()}
     factor = factor_of(embedding)
     with torch.no_grad():
-        embedded_YD = embedding(ids_Y).float() / factor
-    tables = {names[id(embedding)]: NewRows(first, embedded_YD.clone())}
+        embedded_ND = embedding(ids_N).float() / factor
+    tables = {names[id(embedding)]: NewRows(first, embedded_ND.clone())}
     own = tables[names[id(embedding)]]
     if not model.config.tie_word_embeddings:
-        tables[names[id(head)]] = NewRows(first, _head_rows(head, ids_Y))
+        tables[names[id(head)]] = NewRows(first, _head_rows(head, ids_N))
     of_head = tables.get(names[id(head)], own)
     put_module(model, names[id(embedding)], RowsEmbedding(embedding, own, factor).train(embedding.training))
     put_module(model, names[id(head)], RowsHead(head, of_head).train(head.training))
@@ -65,8 +65,8 @@ def trains_embedding(model: PreTrainedModel) -> bool:
     return PART in dict(model.named_children())
 
 
-def _head_rows(head: nn.Linear | Int8Head, ids_Y: Tensor) -> Tensor:
+def _head_rows(head: nn.Linear | Int8Head, ids_N: Tensor) -> Tensor:
     """Rows of a head, fp32."""
     if isinstance(head, Int8Head):
-        return head.table.picked(ids_Y).float()
-    return head.weight.detach()[ids_Y].float()
+        return head.table.picked(ids_N).float()
+    return head.weight.detach()[ids_N].float()
