@@ -108,3 +108,12 @@ def test_every_dial_of_a_recipe_is_reckoned_with():
     dials = dials_of("nf4", "bf16", Lora(r=8, dropout=0.1), train, base_head="int8")
     assert (dials.recompute, dials.offload, dials.mlp_tile, dials.embedding_on) == ("layer", "inputs", 64, "host")
     assert (dials.resident_layers, dials.optimizer, dials.head, dials.r) == (3, "adamw_8bit", "int8", 8)
+
+
+@pytest.mark.parametrize(("tied", "tables"), [(True, 1), (False, 2)])
+def test_rows_of_new_tokens_are_trained_weights(tied, tables):
+    shape, train = replace(LARGE, tied=tied), train_settings()
+    without, with_rows = (estimate(shape, dials_of("nf4", "bf16", Lora(), train, new_tokens=n)).resident for n in (0, 7))
+    rows = 7 * LARGE.hidden * tables
+    assert with_rows["adapter"] - without["adapter"] == 4 * rows
+    assert with_rows["optimizer"] - without["optimizer"] == 8 * rows
