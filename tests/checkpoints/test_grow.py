@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from tunesmith.checkpoints.grow import grow
 from tunesmith.checkpoints.hf import Checkpoint
@@ -16,10 +16,10 @@ from tunesmith.recipe import NewToken
 TOKENS = (NewToken(text="<|tool|>"), NewToken(text="wug", special=False))
 
 
-@pytest.mark.parametrize("spare", [0, 1, 40])
+@pytest.mark.parametrize("spare", [-1, 0, 1, 40])
 def test_rows_are_taken_from_the_spare_ones_and_then_added(tiny_dir, tmp_path, spare):
     base = tmp_path / "base"
-    model = AutoModelForCausalLM.from_pretrained(tiny_dir)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(tiny_dir)
     first = len(AutoTokenizer.from_pretrained(tiny_dir))
     model.resize_token_embeddings(first + spare)
     model.save_pretrained(base)
@@ -28,13 +28,14 @@ def test_rows_are_taken_from_the_spare_ones_and_then_added(tiny_dir, tmp_path, s
             shutil.copy(file, base / file.name)
     grown = grow(base, TOKENS)
     assert (grown.first, grown.texts, grown.known) == (first, ("<|tool|>", "wug"), ())
-    stock = AutoModelForCausalLM.from_pretrained(grown.directory)
-    table = stock.get_input_embeddings().weight.detach()
+    stock: PreTrainedModel = AutoModelForCausalLM.from_pretrained(grown.directory)
+    table = stock.get_parameter("model.embed_tokens.weight").detach()
     assert stock.config.vocab_size == len(table) == first + max(spare, 2)
     assert torch.equal(table, Checkpoint(grown.directory).read("model.embed_tokens.weight"))
-    before = model.get_input_embeddings().weight.detach()
-    assert torch.equal(table[:first], before[:first])
-    torch.testing.assert_close(table[first : first + 2], before[:first].mean(0).expand(2, -1))
+    before = model.get_parameter("model.embed_tokens.weight").detach()
+    used = min(first, len(before))
+    assert torch.equal(table[:used], before[:used]) and torch.equal(table[first + 2 :], before[first + 2 :])
+    torch.testing.assert_close(table[used : first + 2], before[:used].mean(0).expand(first + 2 - used, -1))
     assert AutoTokenizer.from_pretrained(grown.directory).convert_tokens_to_ids(["<|tool|>", "wug"]) == [first, first + 1]
     weights = [file for file in grown.directory.iterdir() if file.suffix == ".safetensors" and not file.is_symlink()]
     assert [file.name for file in weights] == ["model-new-rows.safetensors"]  # the tables alone are written

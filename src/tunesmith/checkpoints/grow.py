@@ -172,11 +172,9 @@ def _write_tables(base: Path, directory: Path, names: dict[str, Path], first: in
         with safe_open(file, framework="pt") as opened:
             table_VD = opened.get_tensor(name)
         rows.add(len(table_VD))
-        if not table_VD.is_floating_point() or len(table_VD) < first:
-            raise ModelError(
-                f"{name}: {len(table_VD)} rows of {table_VD.dtype}, expected numbers for {first} tokens", "is it whole?"
-            )
-        grown[name] = _with_rows(table_VD, first, max(end, len(table_VD)))
+        if not table_VD.is_floating_point():
+            raise ModelError(f"chat.new_tokens: {name} is kept in {table_VD.dtype}", "use the model in 16 bits")
+        grown[name] = _with_rows(table_VD, first, end)
     if len(rows) != 1:
         raise ModelError(f"{base}: the tables have {sorted(rows)} rows, expected as many each", "this model cannot be extended")
     needed, free = sum(table.nbytes for table in grown.values()), free_bytes(directory)
@@ -193,11 +191,14 @@ def _write_tables(base: Path, directory: Path, names: dict[str, Path], first: in
     return before, max(end, before)
 
 
-def _with_rows(table: Tensor, first: int, rows: int) -> Tensor:
-    """A table with at least so many rows, those from ``first`` on the mean of the others, in its dtype."""
+def _with_rows(table: Tensor, first: int, end: int) -> Tensor:
+    """A table whose rows from ``first`` to ``end`` are the mean of those before, in its dtype; spare ones behind stay.
+
+    Some published tokenizers have a token or two (of images) more than their text model has rows; these get the mean too.
+    """
     used = table[:first]
     mean = used.mean(0, dtype=torch.promote_types(table.dtype, torch.float32)).to(table.dtype)
-    return torch.cat([used, mean.expand(rows - first, *table.shape[1:])])
+    return torch.cat([used, mean.expand(end - len(used), *table.shape[1:]), table[end:]])
 
 
 def _write_beside(
