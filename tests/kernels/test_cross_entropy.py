@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tunesmith.kernels.cross_entropy import BLOCK, CHUNK, cross_entropy_rows_, linear_cross_entropy
+from tunesmith.kernels.cross_entropy import BLOCK, CHUNK, TrainedRows, cross_entropy_rows_, linear_cross_entropy
 
 
 def _cap(logits, softcap):
@@ -40,6 +40,24 @@ def test_gradcheck_in_double(softcap):
     hidden = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
     head, target = torch.randn(9, 4, dtype=torch.float64), torch.randint(9, (5,))
     assert torch.autograd.gradcheck(lambda h: linear_cross_entropy(h, head, target, softcap)[0], hidden)
+
+
+@pytest.mark.parametrize(("softcap", "biased"), [(None, False), (2.0, True)])
+def test_trained_rows_take_the_place_of_frozen_ones_and_get_their_gradient(softcap, biased):
+    torch.manual_seed(0)
+    hidden, rows = torch.randn(CHUNK + 5, 4).double().requires_grad_(), torch.randn(3, 4).double().requires_grad_()
+    head, bias = torch.randn(9, 4).double(), torch.randn(9).double() if biased else None
+    target = torch.randint(9, (len(hidden),))
+    loss, _ = linear_cross_entropy(hidden, head, target, softcap, bias_V=bias, trained=TrainedRows(5, rows))
+    whole = head.index_copy(0, torch.arange(5, 8), rows)
+    expected = F.cross_entropy(_cap(F.linear(hidden, whole, bias), softcap), target, reduction="sum")
+    torch.testing.assert_close(loss, expected)
+    ours, theirs = (torch.autograd.grad(x * 0.5, (hidden, rows)) for x in (loss, expected))
+    for grad, autograd in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(grad, autograd)
+    alone = rows.detach().requires_grad_()  # of hidden states that nobody asks about
+    linear_cross_entropy(hidden.detach(), head, target, softcap, bias_V=bias, trained=TrainedRows(5, alone))[0].backward()
+    torch.testing.assert_close(alone.grad, 2 * theirs[1])
 
 
 def test_large_logits_do_not_overflow():

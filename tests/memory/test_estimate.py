@@ -115,3 +115,12 @@ def test_a_tile_that_is_left_to_the_width_is_the_one_that_training_takes():
     assert estimate(LARGE, auto).peak == estimate(LARGE, replace(auto, mlp_tile=4096)).peak
     assert estimate(LARGE, auto).peak < estimate(LARGE, replace(auto, mlp_tile=0)).peak
     assert estimate(LARGE, replace(auto, plain=False)).peak == estimate(LARGE, replace(auto, mlp_tile=0)).peak
+
+
+@pytest.mark.parametrize(("tied", "tables"), [(True, 1), (False, 2)])
+def test_rows_of_new_tokens_are_trained_weights(tied, tables):
+    shape, train = replace(LARGE, tied=tied), train_settings()
+    without, with_rows = (estimate(shape, dials_of("nf4", "bf16", Lora(), train, new_tokens=n)).resident for n in (0, 7))
+    rows = 7 * LARGE.hidden * tables
+    assert with_rows["adapter"] - without["adapter"] == 4 * rows
+    assert with_rows["optimizer"] - without["optimizer"] == 8 * rows

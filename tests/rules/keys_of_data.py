@@ -100,6 +100,10 @@ def _rendered(recipe, tmp):
     return [(f.rendered and f.rendered.ids, f.dropped_turns) for f in fitted]
 
 
+def _rendered_token(recipe, tmp):
+    return open_base(recipe).renderer.tokenizer.tokenize("<|tool|>")
+
+
 def _refused(recipe, tmp):
     try:
         _refuse_left_out(recipe, "train", [LeftOut(id="a", place="line 1", reason="", hint="", tokens=9)], [9])
@@ -140,6 +144,7 @@ OBSERVE = {
     "data.trained_on": ("fewer.jsonl", _tested),
     "chat.template": ("other.jinja", _rendered),
     "chat.enable_thinking": (True, _rendered),
+    "chat.new_tokens": (["<|tool|>"], _rendered_token),
     "data.test_fraction": (0.5, _split),
     "data.dev_fraction": (0.5, _split),
 }

@@ -51,7 +51,8 @@ def check_template(renderer: Renderer, vocab_size: int | None = None) -> list[st
                 message = (
                     f"the chat template writes {match.group()!r}, which is {len(tokens)} tokens of this tokenizer, not one"
                 )
-                raise ModelError(message, _ANOTHER)
+                add = f"or make it one, whose row is trained: chat.new_tokens: [{match.group()!r}]"
+                raise ModelError(message, f"{_ANOTHER}; {add}")
     in_template = {text for text in renderer.vocabulary.control if text in renderer.template}
     _check_ids(renderer, probe_tokens | in_template, vocab_size)
     sentences = [f"the chat template has {len(probe_tokens | in_template)} control tokens, one id each"]

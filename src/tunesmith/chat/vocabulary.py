@@ -27,6 +27,7 @@ from pydantic import JsonValue
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from tunesmith.checkpoints.tokenizer_class import TEXT_TOKENS
 from tunesmith.errors import DataError, ModelError
 
 PLACE = 0xF0000  # first of the characters that stand for control tokens; one plane of 65,534
@@ -55,7 +56,8 @@ class Vocabulary:
 
     Attributes:
         control: text of each control token -> id. Special added tokens, and the others except runs of white space
-            (written as such or as U+2581) and the HTML tags that the chat template does not write itself.
+            (written as such or as U+2581), the HTML tags that the chat template does not write itself, and the tokens that
+            the tokenizer's configuration lists as text.
         bracketed: whether every control token is something in angle or square brackets.
 
     Raises:
@@ -69,8 +71,11 @@ class Vocabulary:
         assert isinstance(stock, Tokenizer)
         self._stock = stock
         added = tokenizer.added_tokens_decoder
+        words = frozenset(tokenizer.init_kwargs.get(TEXT_TOKENS, ()))
         self.control = {
-            token.content: index for index, token in added.items() if token.special or _steers(token.content, template)
+            token.content: index
+            for index, token in added.items()
+            if token.special or (token.content not in words and _steers(token.content, template))
         }
         self.control_ids = frozenset(self.control.values())
         self._strips = {

@@ -15,6 +15,7 @@ from pathlib import Path
 from tunesmith.errors import ModelError
 from tunesmith.rundir import write_json
 
+TEXT_TOKENS = "text_tokens"  # key of that file: added tokens that are text wherever they are written (checkpoints/grow.py)
 NEW, OLD = "TokenizersBackend", "PreTrainedTokenizerFast"
 
 

@@ -13,6 +13,7 @@ Refused: opening by keyword in every stage (seven keys, three of which decide wh
 weights, which the next stage would share its memory with.
 """
 
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
@@ -26,6 +27,7 @@ from tunesmith.chat.render import Conversation, Renderer
 from tunesmith.chat.rendered import Rendered
 from tunesmith.chat.template_choice import template_text
 from tunesmith.checkpoints.facts import model_key
+from tunesmith.checkpoints.grow import Grown, grow
 from tunesmith.checkpoints.positions import with_positions
 from tunesmith.checkpoints.resolve import find_model
 from tunesmith.errors import DataError, ModelError, RunError
@@ -34,12 +36,14 @@ from tunesmith.models.adapter import CONFIG, load_adapted, read_lora, save_adapt
 from tunesmith.models.device import best_device
 from tunesmith.models.identity import base_identity, commit_of, refuse_other_base, write_identity
 from tunesmith.models.load import load_model, load_tokenizer
+from tunesmith.models.new_tokens import add_new_rows
 from tunesmith.models.precision import Dtype, precision
 from tunesmith.models.swap import add_lora
-from tunesmith.recipe import Lora, Recipe, section_from
+from tunesmith.recipe import Lora, NewToken, Recipe, section_from
 from tunesmith.rundir import atomic_directory, fingerprint
 from tunesmith.rundir.rows import Example
 
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")  # beside an adapter with new tokens
 TOKENIZER_FILES = (".json", ".jinja", ".model")  # suffixes of what a tokenizer and its template are read from
 
 
@@ -58,6 +62,7 @@ class BaseModel:
         template: Jinja text that takes the place of the tokenizer's own.
         enable_thinking: switches thinking in the template.
         moment: what a template that reads the clock writes for good; None: the day on which it is first used.
+        new_tokens: that its vocabulary gets, as in the recipe.
     """
 
     model: str
@@ -74,24 +79,35 @@ class BaseModel:
     template: str | None = None
     enable_thinking: bool | None = None
     moment: datetime | None = None
-
-    @cached_property
-    def directory(self) -> Path:
-        """The model's directory, converted or downloaded when need be.
-
-        Raises:
-            ModelError: nothing there, a damaged file, another hash, no way to the hub, or positions that cannot be changed.
-        """
-        return with_positions(self.source, self.positions, self.rope_theta)
+    new_tokens: tuple[NewToken, ...] = ()
 
     @cached_property
     def source(self) -> Path:
-        """The same before it gets other positions.
+        """The model's directory as it was found, converted or downloaded when need be.
 
         Raises:
             ModelError: nothing there, a damaged file, another hash, or no way to the hub.
         """
         return find_model(self.model, self.revision, self.sha256)
+
+    @cached_property
+    def grown(self) -> Grown:
+        """The model's directory with the positions and the new tokens of the recipe.
+
+        Raises:
+            ModelError: see ``source``; or a model that gets no new tokens, or whose positions cannot be changed.
+        """
+        directory = with_positions(self.source, self.positions, self.rope_theta)
+        return grow(directory, self.new_tokens) if self.new_tokens else Grown(directory, 0, (), ())
+
+    @property
+    def directory(self) -> Path:
+        """The directory of the model that is trained, with its new tokens where the recipe names some.
+
+        Raises:
+            ModelError: see ``grown``.
+        """
+        return self.grown.directory
 
     @cached_property
     def renderer(self) -> Renderer:
@@ -201,9 +217,13 @@ class LoadedModel:
 
         Raises:
             TrainingError: nothing to adapt.
+            ModelError: tables to which no rows of new tokens are added.
         """
         assert not self.layers, "a model has one adapter"
-        return replace(self, layers=add_lora(self.model, lora, seed), lora=lora)
+        layers = add_lora(self.model, lora, seed)
+        if (grown := self.base.grown).texts:
+            layers |= add_new_rows(self.model, grown.first, len(grown.texts))
+        return replace(self, layers=layers, lora=lora)
 
     def render(self, rows: Iterable[Example]) -> list[Rendered]:
         """See ``BaseModel.render``."""
@@ -211,6 +231,8 @@ class LoadedModel:
 
     def save_adapter(self, directory: Path | str) -> Path:
         """Write the adapter as a PEFT directory, with the identity of its base beside it; whole or not at all.
+
+        With new tokens the tokenizer lies beside it too.
 
         Raises:
             RunError: there is no adapter, or the directory holds something else.
@@ -222,6 +244,9 @@ class LoadedModel:
             raise RunError(f"{target}: holds files that are no adapter", "name a new directory, or empty this one")
         with atomic_directory(target) as temporary:
             save_adapter(temporary, self.layers, self.lora, self.base.model, commit_of(self.base.source))
+            if self.base.grown.texts:
+                for name in (name for name in TOKENIZER if (self.base.directory / name).exists()):
+                    shutil.copy(self.base.directory / name, temporary / name)
             write_identity(temporary, base_identity(self.base.directory, self.renderer.template))
         return target
 
@@ -262,6 +287,7 @@ def open_base(
         base_head=model.base_head,
         template=template,
         enable_thinking=enable_thinking,
+        new_tokens=model.chat.new_tokens,
     )
 
 

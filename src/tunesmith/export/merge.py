@@ -9,22 +9,24 @@ rounding; added to the 16-bit original it corrects errors that are not there. So
 NF4 is quantised and dequantised here by the same kernels (``export/base.py``), and the merged model computes what was trained,
 to 16-bit rounding. QLoRA's habit of merging into the original is at hand as ``into="original"``; a run measures both on dev.
 
+**Rows of new tokens** take the place of those of the base's tables, which has rows for them (``checkpoints/grow.py``).
+
 An update that is zero, or a target that the base does not have, is an error: an adapter that does nothing is the commonest
 failure of exports. Experts are judged as a stack, since one that no token was sent to has learned nothing.
 
 Refused: PEFT's ``merge_and_unload``, which holds the dense model, and rounds the update to 16 bits before it is added.
 
-Shape suffixes: P some of the rows, I in_features, O out_features, E experts, R rank.
+Shape suffixes: P some of the rows, I in_features, O out_features, E experts, R rank, N rows, D hidden size.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from tunesmith.checkpoints.hf import read_config
+from tunesmith.checkpoints.hf import HEADS, read_config
 from tunesmith.checkpoints.names import naming
 from tunesmith.checkpoints.shards import refuse_full_disk, write_model
 from tunesmith.errors import ExportError, ModelError
@@ -33,12 +35,14 @@ from tunesmith.export.companions import copy_companions
 from tunesmith.export.plan import Stored, Update, Write, plan_merge, shapes, update_of
 from tunesmith.families import FAMILIES
 from tunesmith.layers.dora import dora_weight_OI
-from tunesmith.models.adapter import PREFIX, read_adapter, read_experts, read_lora
+from tunesmith.models.adapter import PREFIX, ROWS, read_adapter, read_experts, read_lora, read_new_rows
 from tunesmith.models.identity import refuse_other_base
 from tunesmith.models.nf4_load import shorten
 from tunesmith.rundir import atomic_directory
 from tunesmith.rundir.records.export import Merge
 from tunesmith.tracking import progress
+
+NewRowsOf = tuple[int, torch.Tensor]  # of a table: id of the first new token, and the rows
 
 
 def merge(
@@ -76,11 +80,14 @@ def merge(
     quantized = quantized if quantized is not None and into == "trained" else QuantizedWeights()
     family = FAMILIES.get(read_config(base)[0].model_type)
     updates = read_updates(adapter, transposed=bool(family and family.experts and family.experts.layout == "EIO"))
-    writes = plan_merge(stored, naming(base), updates, quantized.weights, quantized.tables, towers == "keep")
+    names = naming(base)
+    new_rows = _rows_by_weight(base, adapter)
+    writes = plan_merge(stored, names, updates, quantized.weights, quantized.tables, towers == "keep")
+    _refuse_other_tables(writes, new_rows)
     described = shapes(writes)
     nbytes = sum(tensor.nbytes for tensor in described.values())
     refuse_full_disk(next(parent for parent in target.absolute().parents if parent.exists()), nbytes)
-    merging = _Merging(Base(base, stored, writes.values()), writes, updates)
+    merging = _Merging(Base(base, stored, writes.values()), writes, updates, new_rows)
     with atomic_directory(target) as directory, progress("merging", len(writes)) as bar:
 
         def pieces(name: str) -> Iterator[torch.Tensor]:
@@ -94,7 +101,9 @@ def merge(
         sizes[tensor.dtype] += tensor.nbytes
     dtype = str(sizes.most_common(1)[0][0]).removeprefix("torch.")
     dequantized = {write.stack for write in writes.values() if write.form != "dense"}
-    return Merge(into=into, dtype=dtype, nbytes=nbytes, targets=len(updates), dequantized=len(dequantized))
+    tokens = max((len(rows_ND) for _, rows_ND in new_rows.values()), default=0)
+    targets = len(updates)
+    return Merge(into=into, dtype=dtype, nbytes=nbytes, targets=targets, dequantized=len(dequantized), new_tokens=tokens)
 
 
 def read_updates(adapter: Path, transposed: bool = False) -> dict[str, list[Update]]:
@@ -114,7 +123,9 @@ def read_updates(adapter: Path, transposed: bool = False) -> dict[str, list[Upda
         left, right = (A_ERI.transpose(1, 2), B_EOR.transpose(1, 2)) if transposed else (B_EOR, A_ERI)
         updates[name] = [Update(scale * left[e].float(), right[e].float()) for e in range(len(left))]
     modules = tuple({f"{PREFIX}{name.rpartition('.')[0]}." for name in experts})
-    for layer in sorted({key.rsplit(".lora_", 1)[0] for key in state if not key.startswith(modules)}):
+    for layer in sorted(
+        {key.rsplit(".lora_", 1)[0] for key in state if not key.startswith(modules) and not key.endswith(ROWS)}
+    ):
         A_RI, B_OR = (state.get(f"{layer}.lora_{side}.weight") for side in "AB")
         if A_RI is None or B_OR is None:
             raise ModelError(f"{adapter}: {layer} lacks lora_A.weight or lora_B.weight", "is it a LoRA of linear layers?")
@@ -139,8 +150,10 @@ def _adds(update: Update) -> bool:
 class _Merging:
     """Computes the tensors of the merged directory a piece at a time, and sees to it that every target changes."""
 
-    def __init__(self, base: Base, writes: dict[str, Write], updates: dict[str, list[Update]]):
-        self._base, self._writes, self._updates = base, writes, updates
+    def __init__(
+        self, base: Base, writes: dict[str, Write], updates: dict[str, list[Update]], new_rows: Mapping[str, NewRowsOf]
+    ):
+        self._base, self._writes, self._updates, self._new_rows = base, writes, updates, new_rows
         self._left = Counter(write.update for write in writes.values() if write.update is not None)
         self._changed: set[str] = set()
 
@@ -155,7 +168,7 @@ class _Merging:
             plain_PI = rows_PI.to(write.dtype)
             update = update_of(write, self._updates, number)
             if update is None:
-                yield plain_PI
+                yield _with_new_rows(plain_PI, first, self._new_rows.get(write.model or ""))
                 continue
             merged_PI = _merged(rows_PI, update.rows(first, first + len(rows_PI))).to(write.dtype)
             assert write.update is not None
@@ -168,6 +181,40 @@ class _Merging:
                 raise ExportError(
                     f"{write.update}: merging changes nothing (the update is zero or below the dtype's rounding)", "train it"
                 )
+
+
+def _rows_by_weight(base: Path, adapter: Path) -> dict[str, NewRowsOf]:
+    """Rows of new tokens by the model's name of the weight; a tied head in the files too gets those of the embedding."""
+    rows = {f"{name}.weight": entry for name, entry in read_new_rows(adapter, read_adapter(adapter)).items()}
+    if len(rows) == 1 and read_config(base)[0].tie_word_embeddings:
+        rows |= dict.fromkeys(HEADS, next(iter(rows.values())))
+    return rows
+
+
+def _refuse_other_tables(writes: Mapping[str, Write], new_rows: Mapping[str, NewRowsOf]) -> None:
+    for write in writes.values():
+        first, rows_ND = new_rows.get(write.model or "", (0, None))
+        if rows_ND is not None and (
+            len(write.shape) != 2 or write.shape[1] != rows_ND.shape[1] or write.shape[0] < first + len(rows_ND)
+        ):
+            raise ExportError(
+                f"{write.source}: the base has shape {write.shape}, the adapter has rows {first} to "
+                f"{first + len(rows_ND) - 1} of {rows_ND.shape[1]} columns",
+                "merge into the base that it was trained on: the recipe's, with its chat.new_tokens",
+            )
+
+
+def _with_new_rows(plain_PI: torch.Tensor, first: int, new_rows: NewRowsOf | None) -> torch.Tensor:
+    """Rows from ``first`` on, those of new tokens in the place of what the base has there."""
+    if new_rows is None:
+        return plain_PI
+    begin, rows_ND = new_rows
+    low, high = max(begin, first), min(begin + len(rows_ND), first + len(plain_PI))
+    if low >= high:
+        return plain_PI
+    written_PI = plain_PI.clone()
+    written_PI[low - first : high - first] = rows_ND[low - begin : high - begin].to(plain_PI.dtype)
+    return written_PI
 
 
 def _merged(rows_PI: torch.Tensor, update: Update) -> torch.Tensor:

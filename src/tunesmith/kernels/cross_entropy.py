@@ -6,6 +6,9 @@ to a fixed number of supervised rows at a time, and the loss and the gradient wi
 computed in the same visit, so that the logits of a chunk live once and the backward pass is one multiplication by
 the incoming gradient. The head itself is frozen (LoRA never trains it), so no weight gradient exists.
 
+Rows of new tokens are the exception (``layers/new_rows.py``): their logits take the place of those that the frozen head has
+for them, in fp32, and their gradient is computed in the same visit.
+
 The chunk size is a constant, not a function of free memory: the order of additions, and with it every bit of the
 result, depends on the data alone. Memory: ``min(CHUNK, N) * V * 4`` bytes on a GPU and in fp32 (50 MB at V = 49,152), half of
 it in 16 bits on a CPU, and ``2 N D`` or ``4 N D`` for the gradient.
@@ -38,7 +41,7 @@ the code is our own.
 Shape suffixes: N rows (supervised tokens), C rows of one chunk, P some of the rows, D hidden size, V vocabulary.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,6 +52,23 @@ from tunesmith.kernels.sliced import SlicedHead, sliced_mm, sliced_mm_back
 
 CHUNK = 256  # rows of logits alive at once
 BLOCK = 16  # rows that are taken to fp32 at once: 3 MB at V = 49,152
+
+
+class TrainedRows(NamedTuple):
+    """Rows of the head that are trained, in the place of its own.
+
+    Attributes:
+        first: number of the first; the others follow.
+        new_rows: one below another, of the width of the head; fp32 (fp64 off the GPU).
+    """
+
+    first: int
+    new_rows: Tensor
+
+    @property
+    def columns(self) -> slice:
+        """Theirs, of the logits."""
+        return slice(self.first, self.first + len(self.new_rows))
 
 
 def narrow_view(logits_CV: Tensor, dtype: torch.dtype) -> Tensor:
@@ -125,11 +145,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         softcap: float | None,
         overflow: OverflowRows | None,
         bias_V: Tensor | None,
+        first: int,
+        new_rows: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
+        trained = None if new_rows is None else TrainedRows(first, new_rows)
         dense = isinstance(head_VD, Tensor)
         half = dense and hidden_ND.dtype == torch.float32 and head_VD.dtype == torch.float16
         device, dtype = hidden_ND.device, hidden_ND.dtype
         grad_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
+        grad_rows = torch.zeros_like(new_rows) if new_rows is not None and ctx.needs_input_grad[7] else None
         loss = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=device)
         correct = torch.zeros((), dtype=torch.int64, device=device)
         widen = hidden_ND.is_cuda and dtype != torch.float32
@@ -148,6 +172,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 torch.mm(hidden_ND[rows], head_VD.T, out_dtype=torch.float32, out=logits_CV)
             else:
                 torch.mm(hidden_ND[rows], head_VD.T, out=logits_CV)
+            if trained is not None:
+                _put_logits(logits_CV, hidden_ND[rows], trained)
             if bias_V is not None:
                 logits_CV.add_(bias_V)
             # A gradient of 16 bits is written over its logits: a copy beside them would be half as much again.
@@ -155,6 +181,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             loss_C, correct_C = cross_entropy_rows_(logits_CV, target_C, softcap, grad_CV if widen else None)
             loss += loss_C.sum()
             correct += correct_C.sum()
+            if not any(ctx.needs_input_grad):
+                continue
+            back_CD = None if trained is None else _take_gradient(grad_CV, hidden_ND[rows], trained, grad_rows)
             if grad_ND is None:
                 continue
             if not isinstance(head_VD, Tensor):
@@ -163,15 +192,38 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 scaled_mm_back(logits_CV, head_VD, out=grad_ND[rows], overflow=overflow)
             else:
                 torch.mm(grad_CV, head_VD, out=grad_ND[rows])
-        if grad_ND is not None:
-            ctx.save_for_backward(grad_ND)
+            if back_CD is not None:
+                grad_ND[rows] += back_CD
+        ctx.save_for_backward(grad_ND, grad_rows)
         ctx.mark_non_differentiable(correct)
         return loss, correct
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None, None]:
-        (grad_ND,) = ctx.saved_tensors
-        return grad_ND * grads[0], None, None, None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_ND, grad_rows = (None if grad is None else grad * grads[0] for grad in ctx.saved_tensors)
+        return grad_ND, None, None, None, None, None, None, grad_rows
+
+
+def _put_logits(logits_CV: Tensor, hidden_CD: Tensor, trained: TrainedRows) -> None:
+    """Write the logits of the trained rows over those of the frozen ones."""
+    logits_CV[:, trained.columns] = hidden_CD.to(trained.new_rows.dtype) @ trained.new_rows.T
+
+
+def _take_gradient(grad_CV: Tensor, hidden_CD: Tensor, trained: TrainedRows, grad_rows: Tensor | None) -> Tensor:
+    """Take the trained rows' columns out of a gradient of logits, which are zero afterwards, and add what they come to.
+
+    Args:
+        grad_rows: of the trained rows; added to. None where nobody asks for it.
+
+    Returns:
+        Their part of the gradient of the hidden states, in its dtype.
+    """
+    grad_new = grad_CV[:, trained.columns].to(trained.new_rows.dtype)  # a copy where the dtype differs
+    if grad_rows is not None:
+        grad_rows.addmm_(grad_new.T, hidden_CD.to(grad_new.dtype))
+    back_CD = (grad_new @ trained.new_rows).to(hidden_CD.dtype)
+    grad_CV[:, trained.columns] = 0
+    return back_CD
 
 
 def linear_cross_entropy(
@@ -181,6 +233,7 @@ def linear_cross_entropy(
     softcap: float | None = None,
     overflow: OverflowRows | None = None,
     bias_V: Tensor | None = None,
+    trained: TrainedRows | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sum of the cross-entropies of ``hidden @ head.T + bias`` against ``target``, and the number of right top-1 guesses.
 
@@ -192,9 +245,13 @@ def linear_cross_entropy(
         softcap: final soft-capping of the logits, or None.
         overflow: where rows beyond fp16 are counted, under a head in fp16.
         bias_V: frozen bias of the head, shape (V,), of any dtype, or None.
+        trained: rows of the head that get a gradient, and count in the place of its own; None for none.
 
     Returns:
         ``(loss, correct)``: fp32 scalar (fp64 for fp64) in nats, a sum and not a mean, and int64 scalar.
     """
-    loss, correct = _LinearCrossEntropy.apply(hidden_ND, head_VD, target_N, softcap, overflow, bias_V)  # type: ignore[misc]
+    first, new_rows = (0, None) if trained is None else trained
+    loss, correct = _LinearCrossEntropy.apply(  # type: ignore[misc]
+        hidden_ND, head_VD, target_N, softcap, overflow, bias_V, first, new_rows
+    )
     return loss, correct

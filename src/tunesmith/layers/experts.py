@@ -45,6 +45,7 @@ from tunesmith.layers.context import InStep
 from tunesmith.layers.gate import Gate, wide
 from tunesmith.layers.grouped_experts import GroupedExperts, Projection, fits
 from tunesmith.layers.lora import LoRALinear
+from tunesmith.layers.new_rows import NewRows
 from tunesmith.layers.nf4 import NF4Weight
 
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -150,7 +151,7 @@ class LoRAExpertWeight(ExpertWeight):
         return super().merged_OI(expert).addmm_(self.lora_B[expert], self.lora_A[expert], alpha=self.scale)
 
 
-Adapted = LoRALinear | LoRAExpertWeight
+Adapted = LoRALinear | LoRAExpertWeight | NewRows
 """Whatever holds a ``lora_A`` and a ``lora_B``."""
 
 

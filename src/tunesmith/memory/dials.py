@@ -35,6 +35,7 @@ class Dials:
         compute: dtype of the products: ``fp32``, ``bf16`` or ``fp16``.
         technique: ``lora`` trains adapters, ``full`` every weight.
         r: rank of the adapters.
+        new_tokens: whose rows of embedding and head are trained with them.
         dropout: of their inputs.
         optimizer: as in a recipe.
         recompute: as in a recipe; a tuple holds the numbers of the layers that are recomputed. ``auto`` counts as ``none``.
@@ -56,6 +57,7 @@ class Dials:
     compute: str = "bf16"
     technique: Literal["lora", "full"] = "lora"
     r: int = 16
+    new_tokens: int = 0
     dropout: float = 0.0
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     recompute: Recompute = "none"
@@ -86,7 +88,13 @@ class Dials:
 
 
 def dials_of(
-    base: str, compute: str, lora: Lora, train: TrainSettings, device: Literal["gpu", "cpu"] = "gpu", base_head: str = "auto"
+    base: str,
+    compute: str,
+    lora: Lora,
+    train: TrainSettings,
+    device: Literal["gpu", "cpu"] = "gpu",
+    base_head: str = "auto",
+    new_tokens: int = 0,
 ) -> Dials:
     """The dials as a recipe sets them; every token of a micro-batch is taken for supervised, which is the most.
 
@@ -96,12 +104,14 @@ def dials_of(
         lora: read for ``r`` and ``dropout`` (its ``target_modules`` are taken for all linear layers: an upper bound).
         train: read for the optimizer, the tokens and all of its dials.
         base_head: as in a recipe.
+        new_tokens: how many ``chat.new_tokens`` names.
     """
     tokens = min(train.max_length, train.tokens_per_step)
     return Dials(
         base=base,
         compute=compute,
         r=lora.r,
+        new_tokens=new_tokens,
         dropout=lora.dropout,
         optimizer=train.optimizer,
         recompute=train.recompute,

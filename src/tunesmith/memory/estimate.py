@@ -223,7 +223,7 @@ def _resident(shape: Shape, dials: Dials) -> Counter[str]:
     if not shape.tied or dials.head == "int8":
         here["embedding"] = table * dense * (dials.embedding_on == "device")
     here["embedding"] += per_layer
-    trained = shape.parameters if dials.technique == "full" else dials.r * shape.adapter_per_rank
+    trained = shape.parameters if dials.technique == "full" else trained_weights(shape, dials)
     here["adapter" if dials.technique == "lora" else "master weights"] = 4 * trained
     here["optimizer"] = int(trained * STATE[dials.optimizer]) + _small_states(shape, dials)
     if dials.packs > 1:
@@ -234,6 +234,11 @@ def _resident(shape: Shape, dials: Dials) -> Counter[str]:
         here["tables of codes"] = TABLES if dials.device == "gpu" else 0
         here["dense buffer"] = _dense_buffer(shape, dials) * dense
     return here
+
+
+def trained_weights(shape: Shape, dials: Dials) -> int:
+    """Of the adapters, and of the rows of new tokens in both tables, or in one that is both."""
+    return dials.r * shape.adapter_per_rank + dials.new_tokens * shape.hidden * (1 if shape.tied else 2)
 
 
 def _held(shape: Shape, dials: Dials) -> tuple[tuple[Layer, int], ...]:

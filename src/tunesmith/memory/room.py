@@ -15,7 +15,7 @@ Sources of the rates: 308 tokens/s at 135M parameters on two cores (docs/LOG.md)
 """
 
 from tunesmith.memory.dials import Dials
-from tunesmith.memory.estimate import estimate
+from tunesmith.memory.estimate import estimate, trained_weights
 from tunesmith.memory.shape import Shape
 from tunesmith.rundir.records.advice import Device
 
@@ -39,7 +39,7 @@ def resident_bytes(shape: Shape, dials: Dials, ranks: int = 1) -> int:
     found = estimate(shape, dials)
     shared = sum(found.resident.values())
     compiled = KERNELS if dials.compute == "bf16" else 0
-    slots = dials.packs * 4 * dials.r * shape.adapter_per_rank if ranks > 1 else 0
+    slots = dials.packs * 4 * trained_weights(shape, dials) if ranks > 1 else 0
     # A dense weight has B beside it in every row (``layers/lora.py``), and who writes B comes to pages of its own.
     own = 0 if dials.base == "nf4" else found.resident.get("linear layers", 0)
     return PROCESS + shared + slots + (ranks - 1) * (FORKED + own) + ranks * (found.peak - shared + compiled)

@@ -9,6 +9,10 @@ same bytes.
 in one matrix: A as (E R, I), expert by expert, and B as (O, R E), rank by rank. PEFT refuses ``lora_dropout`` beside such
 targets, so the file says 0; dropout has no meaning once training is over.
 
+**Rows of new tokens** are PEFT's ``trainable_token_indices``: whole rows, one tensor for the embedding, and one for the head
+where it is a table of its own. Whoever loads them with PEFT gives the base a row for each token first
+(``resize_token_embeddings`` to the length of the tokenizer beside the adapter); what these rows were does not matter.
+
 **What an adapter is, its own configuration says**: rank, alpha, targets, rsLoRA and DoRA are read from it wherever an adapter
 is loaded (``load_adapted``), and never from a recipe, which may have been changed since (``recipe/adapter.py`` reads it).
 
@@ -18,7 +22,7 @@ must be finite numbers, and what the configuration asks for and we do not do is 
 Source: ``ParamWrapper`` in ``peft/tuners/lora/layer.py`` and ``_inject_parameters`` in ``peft/tuners/tuners_utils.py`` of
 PEFT 0.21. Refused: files of our own with a converter, which somebody would have to run.
 
-Shape suffixes: E experts, O out_features, R rank.
+Shape suffixes: E experts, O out_features, R rank, N rows, D hidden size.
 """
 
 import json
@@ -38,12 +42,16 @@ from tunesmith.checkpoints.prescan import ADAPTER, check_safetensors
 from tunesmith.errors import ModelError
 from tunesmith.layers.dora import DoRALinear
 from tunesmith.layers.experts import Adapted, LoRAExpertWeight
+from tunesmith.layers.new_rows import NewRows
+from tunesmith.models.new_tokens import add_new_rows
 from tunesmith.models.nf4_load import STACKS, shorten
 from tunesmith.models.swap import adaptable_names, add_lora
 from tunesmith.recipe import Lora
 from tunesmith.recipe.adapter import CONFIG, WEIGHTS, read_adapter_config, read_lora, weights_file
 
 PREFIX = "base_model.model."
+TOKEN_IDS = "trainable_token_indices"  # key of PEFT's configuration
+ROWS = "token_adapter.trainable_tokens_delta"  # what PEFT's keys of rows of new tokens end with
 
 
 class _Slot(NamedTuple):
@@ -87,6 +95,8 @@ def load_adapted(model: PreTrainedModel, directory: Path, dropout: float | None 
         lora = lora.model_copy(update={"dropout": dropout})
     layers = add_lora(model, lora, seed=0)
     try:
+        if (ids := token_ids(config.get(TOKEN_IDS))) is not None:
+            layers |= add_new_rows(model, ids.start, len(ids))
         load_adapter_state(layers, state)
     except ModelError as error:
         raise ModelError(f"{directory}: {error.message}", error.hint) from error
@@ -108,6 +118,27 @@ def check_fits(base: Path, directory: Path) -> tuple[Lora, int]:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(read_config(base)[0])
     return read_lora(directory), len(load_adapted(model, directory))
+
+
+def token_ids(indices: dict[str, list[int]] | list[int] | None) -> range | None:
+    """The ids of the new tokens whose rows lie in an adapter; None for one without.
+
+    Args:
+        indices: ``trainable_token_indices`` of its configuration.
+
+    Raises:
+        ModelError: ids that are no run of numbers, or not the same for both tables.
+    """
+    if not indices:
+        return None
+    lists = list(indices.values()) if isinstance(indices, dict) else [indices]
+    ids = lists[0]
+    if not all(type(index) is int for index in ids) or any(other != ids for other in lists):
+        raise ModelError(f"trainable_token_indices is {indices!r}", "the same whole numbers for each table; merge it with PEFT")
+    run = range(ids[0], ids[0] + len(ids))
+    if list(run) != ids:
+        raise ModelError(f"trainable_token_indices {ids!r} are no run of ids, as new tokens have", "merge it with PEFT")
+    return run
 
 
 def adapter_shapes(layers: Mapping[str, Adapted]) -> dict[str, tuple[int, ...]]:
@@ -151,6 +182,7 @@ def save_adapter(
         revision: commit of a hub id; None for a path.
     """
     experts = sorted(name for name, layer in layers.items() if isinstance(layer, LoRAExpertWeight))
+    rows = {name: layer for name, layer in layers.items() if isinstance(layer, NewRows)}
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -159,7 +191,7 @@ def save_adapter(
         "r": lora.r,
         "lora_alpha": lora.alpha,
         "lora_dropout": 0.0 if experts else lora.dropout,
-        "target_modules": sorted(set(layers) - set(experts)),
+        "target_modules": sorted(set(layers) - set(experts) - set(rows)),
         "bias": "none",
         "use_rslora": lora.use_rslora,
         "use_dora": lora.use_dora,
@@ -167,6 +199,8 @@ def save_adapter(
     }
     if experts:
         config["target_parameters"] = experts
+    if rows:
+        config[TOKEN_IDS] = {name.rpartition(".")[2]: list(range(layer.first, layer.end)) for name, layer in rows.items()}
     (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     save_file(adapter_state(layers), directory / WEIGHTS, metadata={"format": "pt"})
 
@@ -190,6 +224,27 @@ def read_adapter(directory: Path) -> dict[str, Tensor]:
             f"{path}: NaN or infinity in {len(odd)} of {len(state)} tensors: {shorten(odd)}", "train it again, at a lower rate"
         )
     return state
+
+
+def read_new_rows(directory: Path, state: Mapping[str, Tensor]) -> dict[str, tuple[int, Tensor]]:
+    """Rows of new tokens in a PEFT adapter directory.
+
+    Args:
+        state: from ``read_adapter``.
+
+    Returns:
+        Id of the first and the rows, shape (N, D), by the full name of their table, as ``model.embed_tokens``. Empty where the
+        adapter has none.
+
+    Raises:
+        ModelError: rows without ids, or of another number.
+    """
+    ids = token_ids(read_adapter_config(directory).get(TOKEN_IDS))
+    rows = {key.removeprefix(PREFIX).removesuffix(f".{ROWS}"): state[key] for key in state if key.endswith(ROWS)}
+    if {len(rows_ND) for rows_ND in rows.values()} != ({len(ids)} if ids else set()):
+        shapes = ", ".join(f"{name} {tuple(rows_ND.shape)}" for name, rows_ND in rows.items()) or "none"
+        raise ModelError(f"{directory}: rows of new tokens: {shapes}, expected {len(ids or ())} each", "get the adapter again")
+    return {} if ids is None else {name: (ids.start, rows_ND) for name, rows_ND in rows.items()}
 
 
 def read_experts(directory: Path, state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -258,6 +313,9 @@ def _trained(layers: Mapping[str, Adapted]) -> dict[str, _Slot]:
     slots: dict[str, _Slot] = {}
     names = list(layers)
     for name, layer in layers.items():
+        if isinstance(layer, NewRows):
+            slots[f"{PREFIX}{name}.{ROWS}"] = _Slot(layer.rows.detach(), tuple(layer.rows.shape))
+            continue
         A, B = layer.lora_A.detach(), layer.lora_B.detach()
         if isinstance(layer, LoRAExpertWeight):
             prefix = _prefix_of(name, names)

@@ -22,7 +22,9 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from tunesmith import hardware
 from tunesmith.checkpoints.hf import Checkpoint, read_config
 from tunesmith.errors import ModelError
+from tunesmith.kernels.cross_entropy import TrainedRows
 from tunesmith.layers.int8 import Int8Head, Int8Table
+from tunesmith.layers.new_rows import RowsHead
 from tunesmith.models.embeddings import hold_table, per_layer_table, place_of, stock_table
 from tunesmith.models.fp16_compute import keep_residual_in_fp32
 from tunesmith.models.nf4_load import load_nf4, shorten
@@ -106,12 +108,14 @@ def decoder(model: PreTrainedModel) -> torch.nn.Module:
 
 
 def head_of(model: PreTrainedModel) -> torch.nn.Linear | Int8Head:
-    """The layer that turns hidden states into logits.
+    """The frozen layer that turns hidden states into logits; rows of new tokens stand beside it (``head_new_rows``).
 
     Raises:
         ModelError: the model has none, or one that is no linear layer.
     """
     head = model.get_output_embeddings()
+    if isinstance(head, RowsHead):
+        head = head.base
     if not isinstance(head, torch.nn.Linear | Int8Head):
         raise ModelError(
             f"{model.config.model_type}: the output head is {type(head).__name__}, expected a linear layer",
@@ -137,6 +141,14 @@ def head_rows(model: PreTrainedModel) -> torch.Tensor | Int8Table:
     """
     head = head_of(model)
     return head.table if isinstance(head, Int8Head) else head.weight
+
+
+def head_new_rows(model: PreTrainedModel) -> TrainedRows | None:
+    """What ``linear_cross_entropy`` takes as rows of new tokens; None where there are none, or they are switched off."""
+    head = model.get_output_embeddings()
+    if not isinstance(head, RowsHead) or not head.rows.is_on:
+        return None
+    return TrainedRows(head.rows.first, head.rows.rows)
 
 
 def _load_dense(

@@ -31,6 +31,7 @@ from tunesmith.families import FAMILIES, Family
 from tunesmith.layers.dora import DoRALinear, row_norm_O
 from tunesmith.layers.experts import Adapted, LoRAExperts, LoRAExpertWeight
 from tunesmith.layers.lora import LoRALinear
+from tunesmith.layers.new_rows import NewRows
 from tunesmith.layers.nf4 import NF4Linear
 from tunesmith.recipe import Lora
 
@@ -148,9 +149,12 @@ def add_lora(model: PreTrainedModel, lora: Lora, seed: int) -> dict[str, Adapted
 def merge_lora(model: PreTrainedModel, layers: Mapping[str, Adapted]) -> None:
     """Replace everything adapted by plain modules that hold ``W + scale * B A``, in the base dtype.
 
-    A quantised or fp16 base becomes dense, in fp32. The model must not have been fused.
+    A quantised or fp16 base becomes dense, in fp32. Rows of new tokens stay where they are. The model must not have been
+    fused.
     """
     for name, layer in layers.items():
+        if isinstance(layer, NewRows):  # they stand in their place: the embedding and the head compute with them
+            continue
         if isinstance(layer, LoRAExpertWeight):
             parent = name.rpartition(".")[0]
             experts = model.get_submodule(parent)
@@ -172,20 +176,25 @@ def without_adapters(layers: Mapping[str, Adapted]) -> Iterator[None]:
 
     Every update is multiplied by a scale of 0, and DoRA's rows get the lengths of the base's. So one model in memory is both
     sides of a comparison, and both go through the same products. A second copy was refused: it doubles the memory. Fused or
-    not makes no difference; a merged layer has no adapter left to switch off.
+    not makes no difference; a merged layer has no adapter left to switch off. Rows of new tokens are those of the base.
     """
+    new_rows = [layer for layer in layers.values() if isinstance(layer, NewRows)]
+    adapters = [layer for layer in layers.values() if not isinstance(layer, NewRows)]
     originals = [
-        (layer, layer.scale, layer.lora_magnitude_vector.data if isinstance(layer, DoRALinear) else None)
-        for layer in layers.values()
+        (layer, layer.scale, layer.lora_magnitude_vector.data if isinstance(layer, DoRALinear) else None) for layer in adapters
     ]
     try:
-        for layer in layers.values():
+        for rows in new_rows:
+            rows.is_on = False
+        for layer in adapters:
             if isinstance(layer, DoRALinear):
                 weight_OI = layer.base_OI(torch.float16 if layer.in_fp16 else torch.float32)
                 layer.lora_magnitude_vector.data = row_norm_O(weight_OI, layer.lora_A.data, layer.lora_B.data, 0.0)
             layer.scale = 0.0
         yield
     finally:
+        for rows in new_rows:
+            rows.is_on = True
         for layer, scale, lengths_O in originals:
             layer.scale = scale
             if isinstance(layer, DoRALinear) and lengths_O is not None:

@@ -271,7 +271,8 @@ def _memory(recipe: Recipe, train: TrainSettings, shape: Shape | str, machine: M
 
 
 def _dials(recipe: Recipe, train: TrainSettings, base: str, compute: str, machine: MachineFacts) -> Dials:
-    return dials_of(base, compute, recipe.lora, train, "cpu" if machine.kind == "cpu" else "gpu", recipe.base_head)
+    device, tokens = "cpu" if machine.kind == "cpu" else "gpu", len(recipe.chat.new_tokens)
+    return dials_of(base, compute, recipe.lora, train, device, recipe.base_head, tokens)
 
 
 def _times(

@@ -119,7 +119,7 @@ def dials_of_run(base: BaseModel, lora: Lora, train: TrainSettings, device: Lite
     """The dials of settings, with those that the base was, or will be, loaded with."""
     resident = base.resident_layers
     return replace(
-        dials_of(base.storage, base.compute, lora, train, device, base.base_head),
+        dials_of(base.storage, base.compute, lora, train, device, base.base_head, len(base.new_tokens)),
         resident_layers=resident if isinstance(resident, int) else None,
         embedding_on="host" if base.embedding_on == "host" else "device",
     )

@@ -57,7 +57,7 @@ def refuse_training(run: RunDir, recipe: Recipe, shape: Shape, exported: Mapping
     Raises:
         RunError: there is less.
     """
-    dials = Dials(r=recipe.lora.r, optimizer=recipe.train.optimizer)
+    dials = Dials(r=recipe.lora.r, new_tokens=len(recipe.chat.new_tokens), optimizer=recipe.train.optimizer)
     keep = recipe.train.keep_checkpoints
     files = training_files(shape, dials, keep)
     found = list(savings)

@@ -123,7 +123,7 @@ class Inputs:
     def model(self) -> Parts:
         """The content of the base model and of what takes its template's place."""
         recipe = self.recipe
-        parts: Parts = {**self.keys("chat.enable_thinking")}
+        parts: Parts = {**self.keys("chat.enable_thinking"), **self.keys("chat.new_tokens")}
         if recipe.max_position_embeddings is not None:
             parts |= self.keys("max_position_embeddings", "rope_theta")
         try:

@@ -216,7 +216,7 @@ def _dials(
         compute = recipe.base
     settings = derive(recipe.train, rows=ROWS, tokens=ROWS * ROW_TOKENS, hidden=1024).settings
     base = compute if recipe.base == "auto" else recipe.base
-    dials = dials_of(base, compute, recipe.lora, settings, device, recipe.base_head)
+    dials = dials_of(base, compute, recipe.lora, settings, device, recipe.base_head, len(recipe.chat.new_tokens))
     return dials if tokens is None else replace(dials, tokens=tokens, rows=min(dials.rows, tokens))
 
 

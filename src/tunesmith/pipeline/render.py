@@ -79,12 +79,14 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     budget = recipe.task.max_new_tokens or longest_answer + longest_answer // 4
     tokens = int(row_tokens(documents).sum())
     longest = max(part.longest for part in parts.values())
+    new_tokens = _count_new_tokens(base, documents)
     Rendered(
         train_tokens=tokens,
         supervised_tokens=documents.supervised_tokens,
         longest=longest,
         max_new_tokens=budget,
         left_out=len(left_out),
+        new_tokens=new_tokens,
     ).write(run.rendered_file)
     model: dict[str, JsonValue] = {
         "id": recipe.model,
@@ -100,6 +102,22 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     logger.info(f"render: {tokens:,} train tokens{apart}, {share:.0f} % supervised, longest row {longest}")
     derived = "given" if recipe.task.max_new_tokens else f"longest train answer {longest_answer} + 25 %"
     logger.info(f"render: at most {budget} new tokens an answer ({derived})")
+
+
+def _count_new_tokens(base: BaseModel, documents: Documents) -> dict[str, int]:
+    """How often training predicts each new token; said, and a warning where it never does."""
+    grown = base.grown
+    if not grown.texts:
+        return {}
+    counts = dict(zip(grown.texts, documents.supervised_counts(grown.first, len(grown.texts)), strict=True))
+    listed = ", ".join(f"{text} {count:,}" for text, count in counts.items())
+    logger.info(f"render: new tokens from id {grown.first} on, with how often each is supervised in train: {listed}")
+    text = {token.text for token in base.new_tokens if not token.special}
+    for token in (token for token, count in counts.items() if not count):
+        why = "no answer holds it" if token in text else "the template alone writes it, and never in an answer"
+        hint = "" if token in text else "; if it stands in the text of answers, set special: false"
+        logger.warning(f"render: {token} is supervised nowhere in train ({why}), so the model will not learn to write it{hint}")
+    return counts
 
 
 def _rendered(recipe: Recipe, base: BaseModel, rows: Path, target: Path, key: str) -> RenderedPart:

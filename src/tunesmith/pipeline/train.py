@@ -13,6 +13,7 @@ from tunesmith.data.pack import Plan
 from tunesmith.engines.base import BaseModel, LoadedModel
 from tunesmith.errors import RecipeError
 from tunesmith.layers.experts import LoRAExpertWeight
+from tunesmith.layers.new_rows import NewRows
 from tunesmith.models.adapter import load_adapter_state, read_adapter
 from tunesmith.models.device import best_device, device_name, give_back, gpu_use, watch_gpu
 from tunesmith.models.load import head_weight
@@ -72,7 +73,10 @@ def _trained(run: RunDir, recipe: Recipe, base: BaseModel, shortage: Shortage | 
     model, layers = tuned.model, tuned.layers
     template = check_template(base.renderer, len(head_weight(model)))
     trained_weights = sum(p.numel() for layer in layers.values() for p in layer.parameters() if p.requires_grad)
-    _say_where(base, model.device, f"LoRA on {len(layers)} layers, {trained_weights:,} weights")
+    tokens = len(base.grown.texts)
+    beside = f" and rows of {tokens} new token{'s' * (tokens != 1)}" if tokens else ""
+    adapted = sum(not isinstance(layer, NewRows) for layer in layers.values())
+    _say_where(base, model.device, f"LoRA on {adapted} layers{beside}, {trained_weights:,} weights")
     derived = settings_for(tuned, documents["train"], recipe.train, shortage)
     settings = derived.settings
     for line in derived.lines:
@@ -109,7 +113,7 @@ def _trained(run: RunDir, recipe: Recipe, base: BaseModel, shortage: Shortage | 
         derivation=derived.lines,
         from_adapter=None if first is None else str(first),
         trained_weights=trained_weights,
-        target_layers=len(layers),
+        target_layers=adapted,
         race=outcome,
         replayed_rows=train.rows - documents["train"].rows,
         dev_losses=fitted.dev_losses,
@@ -172,7 +176,8 @@ def _go_on_from(base: BaseModel, lora: Lora, adapter: Path) -> LoadedModel:
     for words in words_of_start(loaded.lora, adapter):
         logger.info(f"train: {words}")
     if lora.target_modules != read_lora(adapter).target_modules:
-        own = {name.rpartition(".")[0] if isinstance(x, LoRAExpertWeight) else name for name, x in loaded.layers.items()}
+        adapted = {name: layer for name, layer in loaded.layers.items() if not isinstance(layer, NewRows)}
+        own = {name.rpartition(".")[0] if isinstance(x, LoRAExpertWeight) else name for name, x in adapted.items()}
         wanted = set(target_names(loaded.model, lora.target_modules))
         if wanted != own:
             lacking, more = sorted(wanted - own), sorted(own - wanted)

@@ -5,6 +5,7 @@ error that names the nearest known one: a mistyped key that is silently ignored 
 What is not written is derived or defaulted, and the resolved recipe in the run directory writes it all out.
 """
 
+from tunesmith.recipe.data import NewToken
 from tunesmith.recipe.evaluate import EXTERNAL, PROMPT_ARMS, PROMPT_DEPLOYED, TokenPrice
 from tunesmith.recipe.load import (
     dump_recipe,
@@ -27,6 +28,7 @@ __all__ = [
     "HeldTo",
     "Judge",
     "Lora",
+    "NewToken",
     "Optimisation",
     "Recipe",
     "Task",

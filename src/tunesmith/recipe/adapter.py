@@ -37,7 +37,6 @@ NOT_APPLIED = (  # keys of PEFT's that change what the tensors mean
     "rank_pattern",
     "alpha_pattern",
     "layer_replication",
-    "trainable_token_indices",
     "lora_bias",
     "alora_invocation_tokens",
 )

@@ -133,6 +133,28 @@ class Data(Section):
         return self
 
 
+class NewToken(Section):
+    """A token that the vocabulary gets."""
+
+    text: Annotated[str, Field(min_length=1, max_length=256)] = Field(description="what it is written as")
+    special: bool = Field(
+        default=True,
+        description="true: the template alone writes it, and in a message the same letters are text; false: it is text, "
+        "and every message that holds it has this token",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_text_alone(cls, raw: JsonValue) -> JsonValue:
+        return {"text": raw} if isinstance(raw, str) else raw
+
+    @model_validator(mode="after")
+    def _no_white_space(self) -> "NewToken":
+        if self.text != self.text.strip() or not self.text.isprintable():
+            raise ValueError(f"{self.text!r} begins or ends with white space, or holds what cannot be seen")
+        return self
+
+
 class Chat(Section):
     """How conversations become text."""
 
@@ -146,3 +168,15 @@ class Chat(Section):
         description="switches thinking on or off in a template that has the switch, in training, evaluation and export alike; "
         "the template's own default when not given",
     )
+    new_tokens: tuple[NewToken, ...] = Field(
+        default=(),
+        description="tokens that the vocabulary gets at its end, each a text or {text, special}; their rows of embedding and "
+        "head are trained with the adapter, and lie in it, in the merged model and in its GGUF files",
+    )
+
+    @model_validator(mode="after")
+    def _each_once(self) -> "Chat":
+        texts = [token.text for token in self.new_tokens]
+        if twice := sorted({text for text in texts if texts.count(text) > 1}):
+            raise ValueError(f"new_tokens: {twice[0]!r} is named twice")
+        return self

@@ -193,6 +193,15 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _new_tokens_in_whole_models(self) -> "Recipe":
+        if self.chat.new_tokens and self.export.lora_gguf:
+            raise ValueError(
+                "export.lora_gguf: llama.cpp's adapters hold no rows of new tokens (chat.new_tokens); the merged GGUF does: "
+                "export.gguf with lora_gguf: false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _parts_leave_room(self) -> "Recipe":
         if self.data.test_fraction + self.data.dev_fraction >= 1.0:
             raise ValueError("data.test_fraction + data.dev_fraction leave nothing to train on")

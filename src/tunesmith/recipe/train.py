@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from tunesmith.formatting import parse_amount
 from tunesmith.recipe.section import Section
@@ -34,6 +34,15 @@ class Lora(Section):
     use_dora: bool = Field(
         default=False, description="train the length of every row of the weight apart from its direction (DoRA); slower"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_whole_tables(cls, raw: JsonValue) -> JsonValue:
+        if isinstance(raw, dict) and "modules_to_save" in raw:
+            raise ValueError(
+                "modules_to_save: whole tables are not trained here; rows of new tokens are: chat.new_tokens: ['<|tool|>']"
+            )
+        return raw
 
     @property
     def scale(self) -> float:

@@ -171,6 +171,18 @@ class Documents:
         for number, (ids, spans) in enumerate(zip(self._ids, self._spans, strict=True)):
             yield int(self._first[number]), ids, spans
 
+    def supervised_counts(self, first: int, count: int) -> list[int]:
+        """How often each of ``count`` tokens from id ``first`` on is supervised, and so predicted in training."""
+        counts = np.zeros(count, np.int64)
+        for _, ids, spans in self.batches():
+            marks = np.zeros(len(ids.values) + 1, np.int32)
+            begins = np.repeat(ids.offsets[:-1], np.diff(spans.offsets) // 2)  # of the document of each span
+            np.add.at(marks, begins + spans.values[::2], 1)
+            np.add.at(marks, begins + spans.values[1::2], -1)
+            values = ids.values[np.cumsum(marks[:-1]) > 0]
+            counts += np.bincount(values[(values >= first) & (values < first + count)] - first, minlength=count)
+        return counts.tolist()
+
     def _position(self, document: int) -> tuple[int, int]:
         assert 0 <= document < len(self), f"document {document} of {len(self)}"
         batch = int(np.searchsorted(self._first, document, side="right")) - 1

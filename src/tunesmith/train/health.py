@@ -46,6 +46,7 @@ from tunesmith.kernels.upload import upload
 from tunesmith.layers.dora import DoRALinear
 from tunesmith.layers.embedding import FrozenEmbedding
 from tunesmith.layers.experts import Adapted
+from tunesmith.layers.new_rows import NewRows
 from tunesmith.models.attention import PACKED
 from tunesmith.models.gpu_failure import is_gpu_failure
 from tunesmith.models.load import attention, decoder, head_weight
@@ -211,7 +212,7 @@ def check_adapter(
             loss, _ = step_gradients(model, [first])
             text_loss = mean_loss(model, [make_pack(whole, range(len(whole)))])
         _refuse_loss(loss, text_loss, len(head_weight(model)), [documents.row_id(document) for document in chosen[:5]])
-        _refuse_gradients(trained)
+        _refuse_gradients(trained, _unread(layers, documents, chosen))
     finally:
         model.train(was_training)
         model.zero_grad(set_to_none=True)
@@ -240,7 +241,21 @@ def _refuse_loss(loss: float, text_loss: float, vocabulary: int, rows: list[str]
         )
 
 
-def _refuse_gradients(trained: Mapping[str, nn.Parameter]) -> None:
+def _unread(layers: Mapping[str, Adapted], documents: Documents, chosen: Sequence[int]) -> frozenset[str]:
+    """Rows of an embedding whose tokens stand in none of the first rows: nothing reads them yet.
+
+    The head's rows are read in every prediction, and so are those that both tables share.
+    """
+    tables = [name for name, layer in layers.items() if isinstance(layer, NewRows)]
+    if len(tables) < 2:
+        return frozenset()
+    rows = layers[tables[0]]
+    assert isinstance(rows, NewRows)
+    is_read = any(((ids := documents.ids(n)) >= rows.first).any() and (ids < rows.end).any() for n in chosen)
+    return frozenset() if is_read else frozenset({f"{tables[0]}.rows"})
+
+
+def _refuse_gradients(trained: Mapping[str, nn.Parameter], unread: frozenset[str]) -> None:
     """A is left out where it is zero: its gradient is B times something, and B is zero."""
     with_gradient = {name: p.grad.abs().max() for name, p in trained.items() if p.grad is not None}
     read = torch.stack([*with_gradient.values()]).tolist() if with_gradient else []  # at once: each look at a GPU is a wait
@@ -250,7 +265,7 @@ def _refuse_gradients(trained: Mapping[str, nn.Parameter]) -> None:
         raise TrainingError(
             f"{odd[0]}: its first gradient is not finite, nor {len(odd) - 1} of {len(trained) - 1} others", "use base: fp32"
         )
-    idle = [name for name, size in largest.items() if size == 0.0 and "lora_A" not in name]
+    idle = [name for name, size in largest.items() if size == 0.0 and "lora_A" not in name and name not in unread]
     if idle:
         raise TrainingError(
             f"{idle[0]}: no gradient reaches it on the first rows, nor {len(idle) - 1} of {len(trained) - 1} others; "

@@ -34,6 +34,7 @@ from transformers import PreTrainedModel
 from tunesmith import hardware
 from tunesmith.models.device import usable_memory
 from tunesmith.models.load import decoder
+from tunesmith.models.new_tokens import trains_embedding
 from tunesmith.models.recompute import Recomputed
 from tunesmith.models.streaming import layers_of
 from tunesmith.train.documents import Pack
@@ -111,6 +112,8 @@ def _reason_alone(model: PreTrainedModel, is_training: bool) -> str | None:
         return NOT_PLAIN
     if not layers or model.config.to_dict().get("num_kv_shared_layers"):
         return "layers read keys and values of earlier ones"
+    if is_training and trains_embedding(model):
+        return "rows of new tokens are trained, whose gradients come out of the first layer"
     if is_training and not all(isinstance(layer, Recomputed) for layer in list(layers.values())[:-1]):
         return "a layer keeps what it computes for its gradients; train.recompute: layer fetches it once for all packs"
     return None

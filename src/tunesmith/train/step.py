@@ -25,7 +25,7 @@ from tunesmith.kernels.cross_entropy import linear_cross_entropy
 from tunesmith.layers.context import Counters, StepContext, at_step
 from tunesmith.layers.embedding import known_ids
 from tunesmith.models.fuse import narrows
-from tunesmith.models.load import decoder, head_of, head_rows, head_weight
+from tunesmith.models.load import decoder, head_new_rows, head_of, head_rows, head_weight
 from tunesmith.train.documents import Documents, Pack, make_shared_pack
 from tunesmith.train.lockstep import gradients_together, hidden_together, passes
 from tunesmith.train.prefix import even_parts, find_groups, micro_batches
@@ -77,7 +77,8 @@ def _loss_of(model: PreTrainedModel, pack: Pack, hidden_XD: Tensor, counters: Co
     hidden_ND = hidden_XD if narrows(model) else hidden_XD[pack.predict_N]
     softcap = vars(model.config).get("final_logit_softcapping")
     overflow = None if counters is None else counters.overflow
-    return linear_cross_entropy(hidden_ND, head_rows(model), pack.target_N, softcap, overflow, head_of(model).bias)
+    bias, trained = head_of(model).bias, head_new_rows(model)
+    return linear_cross_entropy(hidden_ND, head_rows(model), pack.target_N, softcap, overflow, bias, trained)
 
 
 def step_packs(documents: Documents, packs: list[tuple[int, ...]], most: int, tokens: int | None = None) -> list[Pack]:

@@ -74,7 +74,8 @@ def merge_adapter(job: Job, step: Operation) -> Merge:
     if recipe.base_head == "int8":
         merged = dataclasses.replace(merged, head="original")
     head = "; the head is the original one, training had it in 8 bits" if merged.head == "original" else ""
-    logger.info(f"export: merged {merged.targets} weights into the {base}, {merged.dtype}{head}")
+    tokens = f"; {merged.new_tokens} new tokens in its tables" if merged.new_tokens else ""
+    logger.info(f"export: merged {merged.targets} weights into the {base}, {merged.dtype}{tokens}{head}")
     write_card(target, card_of(job, merged))
     return merged
 

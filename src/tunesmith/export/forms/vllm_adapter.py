@@ -8,6 +8,8 @@ and stock transformers compute the values from the adapted keys and take the pla
 
 Which layers these are is read from the checkpoint (a k_proj without a v_proj), so no fact of a family can be out of date.
 
+With ``chat.new_tokens`` there is no such adapter: vLLM has no trained rows beside a base. The merged model has them.
+
 DoRA is refused, as vLLM refuses it, and so is a rank above those it takes; merge such an adapter. vLLM takes the chat template
 of the base that it is given, which may not be the one that was trained with, so the command names its file.
 
@@ -123,7 +125,7 @@ def _is_taken(lora: Lora | None) -> TypeGuard[Lora]:
 def _plan(recipe: Recipe, facts: Facts) -> list[Operation]:
     """None where vLLM takes the PEFT directory, or such an adapter in no form."""
     doubled = [facts.adapted[key] for module in keys_are_values(facts.modeled) if (key := f"{module}.k_proj") in facts.adapted]
-    if not _is_taken(facts.lora) or not (doubled or facts.renamed):
+    if recipe.chat.new_tokens or not _is_taken(facts.lora) or not (doubled or facts.renamed):
         return []
     nbytes = adapter_bytes([*facts.adapted.values(), *doubled], facts.lora.r)
     return [Operation(kind=TARGET, target=TARGET, nbytes=nbytes, write=_write)]
@@ -137,7 +139,7 @@ def _write(job: Job, step: Operation) -> None:
 
 
 def _commands(job: Job) -> dict[str, Command]:
-    if not _is_taken(job.lora):
+    if job.recipe.chat.new_tokens or not _is_taken(job.lora):
         return {}
     is_as_published = job.is_on_hub and job.recipe.max_position_embeddings is None
     base = job.recipe.model if is_as_published else str(job.base)

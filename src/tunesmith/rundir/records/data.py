@@ -117,6 +117,7 @@ class Rendered(FileRecord):
         longest: tokens of the longest row of train and dev.
         max_new_tokens: that an answer may take; the recipe's, else derived from the longest train answer.
         left_out: rows of train and dev that were not rendered; ``data/left_out.jsonl`` lists them.
+        new_tokens: of the recipe that the vocabulary lacked -> how often each is supervised in train.
     """
 
     train_tokens: int
@@ -124,3 +125,4 @@ class Rendered(FileRecord):
     longest: int
     max_new_tokens: int
     left_out: int
+    new_tokens: dict[str, int] = field(default_factory=dict[str, int])

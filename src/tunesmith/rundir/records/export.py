@@ -104,6 +104,7 @@ class Merge(FileRecord):
         summary: those in words.
         head: ``original`` where training had it in 8 bits: the merged model, and all files made from it, then compute another
             head than was trained with.
+        new_tokens: of the recipe whose rows were trained and are written.
     """
 
     VERSION: ClassVar[int] = 1
@@ -116,6 +117,7 @@ class Merge(FileRecord):
     dev_loss: MergeLosses | None = None
     summary: str | None = None
     head: Literal["as trained", "original"] = "as trained"
+    new_tokens: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
