@@ -173,6 +173,10 @@ def _go_on_from(base: BaseModel, lora: Lora, adapter: Path) -> LoadedModel:
     """
     loaded = base.load(adapter, dropout=lora.dropout)
     assert loaded.lora is not None
+    if base.grown.texts and not any(isinstance(layer, NewRows) for layer in loaded.layers.values()):
+        raise RecipeError(
+            "chat.new_tokens: the adapter of train.from_adapter has no rows for new tokens", "leave one of the two keys out"
+        )
     for words in words_of_start(loaded.lora, adapter):
         logger.info(f"train: {words}")
     if lora.target_modules != read_lora(adapter).target_modules:
