@@ -100,7 +100,7 @@ class BaseModel:
         directory = with_positions(self.source, self.positions, self.rope_theta)
         return grow(directory, self.new_tokens) if self.new_tokens else Grown(directory, 0, (), ())
 
-    @property
+    @cached_property
     def directory(self) -> Path:
         """The directory of the model that is trained, with its new tokens where the recipe names some.
 
