@@ -12,12 +12,14 @@ import pytest
 SHARED = {75: 64 << 10, 80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 REGISTERS = 65_536  # of a multiprocessor: registers of a thread times threads of a program
 PRODUCTS = ("nf4:_matmul", "adapter:_project", "adapter:_add_update", "adapter:_gradients")
-# What today's kernels do all the same, the worst of their launches on any chip: bytes spilled, and loads of 16 bits.
-SPILLED: dict[str, int] = {}
 FAST = ("80,90", "llama-8b", "llama-8b r8")  # chips, and cases of walk.py
 SLOW = ("75,80,89,90,100,120",)
-# Ranks 1 and 4: the narrow factors (tokens by rank) are read number by number, the wide ones are not.
-NARROW: dict[tuple[str, ...], dict[str, int]] = {FAST: {}, SLOW: {"adapter:_gradients": 24}}
+# What today's kernels do all the same, the worst of their launches on any chip. Bytes spilled: two registers of the projection
+# on the two newest chips, six of the gradients of ranks 1 and 4 on the oldest with bf16. Loads of 16 bits: of the narrow
+# factors of ranks 1 and 4 (tokens by rank), which begin anywhere.
+Allowed = dict[tuple[str, ...], dict[str, int]]
+SPILLED: Allowed = {FAST: {}, SLOW: {"adapter:_project": 8, "adapter:_gradients": 24}}
+NARROW: Allowed = {FAST: {}, SLOW: {"adapter:_gradients": 24}}
 
 
 def worst(compiled, figure):
@@ -40,7 +42,7 @@ def test_every_launch_compiles_into_code_that_fits(walk, given):
     products = [one for one in compiled if one["kernel"].endswith(PRODUCTS)]
     assert products
     for figures, allowed in (
-        (worst(compiled, lambda one: one["spilled"]), SPILLED),
+        (worst(compiled, lambda one: one["spilled"]), SPILLED[given]),
         (worst(products, lambda one: one["loads"].get("ld.global 16", 0)), NARROW[given]),
     ):
         above = {name: number for name, number in figures.items() if number > allowed.get(name, 0)}
