@@ -3,8 +3,8 @@
 On a GPU a run needs what the allocator reserves and the context that the driver keeps for a process, which differs by card and
 driver and is measured once there is a process on it; until then it is taken for ``CONTEXT``. A twentieth is left over for
 packs that are not like the one that was reckoned with. On a CPU the step's tensors are a part of the story: libraries, compiled
-products, forked processes. Of six runs of two processes that were held against it (135M to 1.1B parameters, docs/LOG.md) it
-foretold 0.8 to 1.08. It is about one process, which is what ``models/ranks.py`` falls back to where memory is short, so a
+products, forked processes. Of seven runs of two processes that were held against it (135M to 1.1B parameters, docs/LOG.md) it
+foretold 0.78 to 1.07. It is about one process, which is what ``models/ranks.py`` falls back to where memory is short, so a
 CPU passes at 1.5 times and is refused only when the estimate itself does not fit.
 
 Time is 4 floating-point operations a weight and token (2 forward, 2 for the gradient of the input: a frozen weight has no
