@@ -101,3 +101,9 @@ def raised_by_triton() -> tuple[type[Exception], ...]:
     """The class of Triton's errors, which is no RuntimeError, where it is loaded."""
     module = sys.modules.get("triton.errors")
     return () if module is None else (module.TritonError,)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what a library's error says; its type where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

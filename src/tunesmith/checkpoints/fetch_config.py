@@ -9,7 +9,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
 from tunesmith import hardware
-from tunesmith.errors import ModelError
+from tunesmith.errors import ModelError, first_line
 
 
 def fetch_config(model: str, revision: str | None = None) -> Path:
@@ -26,7 +26,7 @@ def fetch_config(model: str, revision: str | None = None) -> Path:
     try:
         return Path(hf_hub_download(model, "config.json", revision=revision, local_dir=place))
     except (HfHubHTTPError, EntryNotFoundError, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise ModelError(
             f"{model} has not been fetched yet, and its config.json cannot be: {reason}",
             "check the spelling; or put its config.json into a directory of its own and give that; no weights are read",

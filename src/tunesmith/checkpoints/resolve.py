@@ -16,7 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from tunesmith import hardware
 from tunesmith.checkpoints.content import hub_snapshot, model_directory
 from tunesmith.checkpoints.gguf import convert_gguf
-from tunesmith.errors import ModelError
+from tunesmith.errors import ModelError, first_line
 from tunesmith.formatting import gb
 from tunesmith.rundir import free_bytes
 
@@ -50,7 +50,7 @@ def _download(model: str, revision: str | None) -> Path:
             _refuse_full_disk(model, snapshot_download(model, revision=revision, allow_patterns=patterns, dry_run=True))
         return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise ModelError(
             f"{model}: no such file or directory, and the hub does not have it either: {reason}",
             "check the spelling; a local path starts with ./ or / or ends in .gguf",

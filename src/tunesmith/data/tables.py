@@ -20,7 +20,7 @@ from tunesmith.data.dialects.column_names import naming_hint
 from tunesmith.data.parts import part_of
 from tunesmith.data.problems import RowError, Unreadable
 from tunesmith.data.strict_json import loads_text
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, first_line
 
 BATCH = 1024
 
@@ -42,7 +42,7 @@ def table_chunks(path: Path, kind: str, prefix: str, wanted: Set[str]) -> Iterat
             yield Chunk(prefix, range(0), [], int(size * share) - read)
             read = int(size * share)
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise DataError(f"{path}: not a whole {kind} file ({reason:.120})", "write or copy it again") from error
     yield Chunk(prefix, range(0), [], size - read)
 
@@ -102,7 +102,7 @@ def hub_splits(name: str) -> list[str]:
 
 
 def _not_given(name: str, error: Exception) -> DataError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    reason = first_line(error)
     hint = "check the name and the network; a file or a directory is read by its path"
     return DataError(f"{name}: no such file or directory, and the hub does not give it ({reason:.200})", hint)
 

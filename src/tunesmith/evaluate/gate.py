@@ -433,7 +433,9 @@ def _rows_to_settle(case: Case) -> int | None:
 
 
 def _shifted(case: Case, sign: float) -> Case:
-    replaced = tuple(replacement.moved(each, _moved(each.comparison, sign), case.terms) for each in case.replaced)
+    replaced = tuple(
+        replacement.replacement(each.name, each.score, _moved(each.comparison, sign), case.terms) for each in case.replaced
+    )
     return dataclasses.replace(case, comparisons=tuple(_moved(c, sign) for c in case.comparisons), replaced=replaced)
 
 

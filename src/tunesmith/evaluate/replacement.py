@@ -26,11 +26,6 @@ def replacement(name: str, score: float, comparison: Comparison, terms: Terms) -
     return Replacement(name=name, score=score, comparison=comparison, state=state)
 
 
-def moved(replaced: Replacement, comparison: Comparison, terms: Terms) -> Replacement:
-    """The same had the comparison come out otherwise."""
-    return replacement(replaced.name, replaced.score, comparison, terms)
-
-
 def first_that(replaced: Sequence[Replacement], state: str) -> Replacement | None:
     """The first of which a state is found."""
     return next((each for each in replaced if each.state == state), None)

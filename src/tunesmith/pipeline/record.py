@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from tunesmith.advise.price import by_tokens
 from tunesmith.data.read import Reader, ReadOptions
 from tunesmith.data.targets import refuse_target
 from tunesmith.engines.engine import Answer
@@ -26,6 +27,7 @@ from tunesmith.engines.openai_endpoint import OpenAIEndpoint
 from tunesmith.engines.recorded import question_of, read_recording
 from tunesmith.errors import DataError, RunError, TunesmithError
 from tunesmith.rundir import RunDir, fingerprint, read_rows
+from tunesmith.rundir.atomic import cut_torn_line
 from tunesmith.rundir.records.recording import RecordedAnswer, Recording
 from tunesmith.rundir.rows import Row
 from tunesmith.tracking import progress
@@ -68,7 +70,7 @@ class Asked:
         """Of so many tokens."""
         if self.prices is None:
             return None
-        return (prompt_tokens * self.prices[0] + new_tokens * self.prices[1]) / 1e6
+        return by_tokens(prompt_tokens, self.prices[0], new_tokens=new_tokens, output=self.prices[1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,9 +157,9 @@ def record(to_ask: Rows, out: Path, asked: Asked) -> Recording:
     """
     left, known = to_ask.left, dict(to_ask.known)
     failed: dict[int, str] = {}
-    _drop_torn_line(out)
     engine = OpenAIEndpoint(asked.endpoint, asked.model, asked.api_key_env, body=asked.body, concurrency=1, timeout=300.0)
-    with engine, out.open("a", encoding="utf-8") as file, progress("recording", len(left)) as bar:
+    with engine, out.open("a+", encoding="utf-8") as file, progress("recording", len(left)) as bar:
+        cut_torn_line(file.fileno())
 
         def ask(row: Row) -> Answer:
             return engine.generate([row.messages[:-1]], asked.max_new_tokens, lambda _: None, tools=[row.tools])[0]
@@ -218,10 +220,3 @@ def _line(row: Row, answer: Answer, asked: Asked) -> RecordedAnswer:
         finished=answer.finished,
         at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-
-
-def _drop_torn_line(out: Path) -> None:
-    """Take away what a kill left of a last line."""
-    if out.exists() and (content := out.read_bytes()) and not content.endswith(b"\n"):
-        with out.open("r+b") as file:
-            file.truncate(content.rfind(b"\n") + 1)

@@ -134,6 +134,24 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(place).free
 
 
+def cut_torn_line(descriptor: int) -> None:
+    """Cut off what a writer left of a file of lines that was killed within one.
+
+    Args:
+        descriptor: open for reading and writing.
+    """
+    end = size = os.fstat(descriptor).st_size
+    while end > 0:
+        start = max(0, end - 65_536)
+        last = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if last >= 0:
+            end = start + last + 1
+            break
+        end = start
+    if end < size:
+        os.ftruncate(descriptor, end)
+
+
 def is_full_disk(error: BaseException) -> bool:
     """Whether an error says that the disk is full, also in the words of a child process, of Rust, of SQLite and of NumPy."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

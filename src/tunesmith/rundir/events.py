@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tunesmith.errors import RunError
+from tunesmith.rundir.atomic import cut_torn_line
 from tunesmith.rundir.records.events import Event, ProcessStart, parse_event
 
 
@@ -36,7 +37,7 @@ class EventLog:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
             try:
                 if not self._is_begun:
-                    _cut_torn_line(descriptor)
+                    cut_torn_line(descriptor)
                     _append(descriptor, ProcessStart(at=event.at, process=os.getpid()))
                     self._is_begun = True
                 _append(descriptor, event)
@@ -55,20 +56,6 @@ def _append(descriptor: int, event: Event) -> None:
         except OSError:
             os.ftruncate(descriptor, os.fstat(descriptor).st_size - nbytes)
             raise
-
-
-def _cut_torn_line(descriptor: int) -> None:
-    """Cut off what a writer left that was killed within a line."""
-    end = size = os.fstat(descriptor).st_size
-    while end > 0:
-        start = max(0, end - 65_536)
-        last = os.pread(descriptor, end - start, start).rfind(b"\n")
-        if last >= 0:
-            end = start + last + 1
-            break
-        end = start
-    if end < size:
-        os.ftruncate(descriptor, end)
 
 
 class EventReader:

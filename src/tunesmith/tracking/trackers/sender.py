@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from tunesmith.errors import RunError
+from tunesmith.errors import RunError, first_line
 from tunesmith.recipe.run import TrackerName
 from tunesmith.rundir.atomic import fingerprint, sha256_file
 from tunesmith.rundir.records.tracked import Sent
@@ -170,9 +170,8 @@ class Sender:
         try:
             yield
         except errors as error:
-            line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise RunError(
-                f"{self.to}: {line}",
+                f"{self.to}: {first_line(error)}",
                 f"the run itself is untouched; when it is mended: tunesmith track {self.facts.directory} --to {self.to}",
             ) from error
 
