@@ -4,6 +4,7 @@ Layers, top to bottom; imports go down only, and stages never import each other:
 
     __main__
     cli  run
+    serve  web
     pipeline
     advise  data  train  evaluate  export  parity  report      (stages)
     engines  retrieval
