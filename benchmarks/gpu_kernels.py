@@ -34,7 +34,7 @@ class Case:
     """A call of a kernel.
 
     Attributes:
-        make: inputs on the CPU for so many tokens: tensors, in bf16 where they are not indices, and NF4 weights.
+        make: inputs on the CPU for so many tokens: tensors, in bf16 where they are not indices, and quantised weights.
         call: the results, of inputs on any device and in any dtype.
         traffic: bytes that must move, and FLOP.
         tolerance: largest error.
@@ -158,6 +158,7 @@ def cases(hidden: int, features: int, vocabulary: int, heads: int, kv_heads: int
             for wider in (1, 2, 4)
         },
         **_nf4_cases(hidden, features),
+        **{f"dequantize_blocks {kind}": _blocks_case(kind, hidden, features) for kind in ("Q4_0", "Q4_K", "Q6_K")},
         **_layer_cases(hidden, features),
     }
 
@@ -174,6 +175,29 @@ def _layer_cases(hidden: int, features: int) -> dict[str, Case]:
         )
         for rank, dropout in ((4, 0.0), (8, 0.0), (16, 0.0), (16, 0.05), (64, 0.0))
     }
+
+
+def _blocks_case(kind: str, hidden: int, features: int) -> Case:
+    """Blocks of random codes on a grid of one scale: what they mean is known without a quantiser."""
+    from tunesmith.kernels.blocks import TYPES, Blocks, dequantize_blocks
+
+    hidden += -hidden % 256  # whole blocks
+
+    def blocks(_: int) -> Inputs:
+        of, count = TYPES[kind], features * hidden // TYPES[kind].weights
+        scale = torch.tensor([0.01], dtype=torch.float16).view(torch.uint8)
+        like = torch.full((count, of.nbytes), 17, dtype=torch.uint8)
+        at = of.nbytes - 2 if kind == "Q6_K" else 0
+        like[:, at : at + 2] = scale
+        if kind == "Q4_K":
+            like[:, 2:4] = scale
+        codes = torch.randint(of.low, of.high + 1, (count, of.weights), dtype=torch.int8)
+        return {"q": Blocks(of.pack(codes, like).view(features, -1), kind, (features, hidden)), "like": _normal(1)}
+
+    def dequantized(q: Blocks, like: Tensor) -> tuple[Tensor, ...]:
+        return (dequantize_blocks(q, torch.float32 if like.dtype == torch.float64 else like.dtype),)
+
+    return Case(blocks, dequantized, lambda i: (i["q"].nbytes + 2 * i["q"].numel(), 0), ONCE)
 
 
 def _nf4_cases(hidden: int, features: int) -> dict[str, Case]:

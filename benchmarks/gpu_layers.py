@@ -60,9 +60,10 @@ def layer_traffic(i: Inputs) -> tuple[float, float]:
 def _step(x: Tensor, dy: Tensor, q: Any, A: Tensor, B: Tensor, dropout: float) -> Callable[[], tuple[Tensor, ...]]:
     from tunesmith.layers.context import StepContext, at_step
     from tunesmith.layers.lora import LoRALinear
-    from tunesmith.layers.nf4 import NF4Linear, NF4Weight
+    from tunesmith.layers.nf4 import NF4Weight
+    from tunesmith.layers.quantized import QuantizedLinear
 
-    layer = LoRALinear(NF4Linear(NF4Weight(q, torch.bfloat16)), A.shape[0], SCALE, dropout)
+    layer = LoRALinear(QuantizedLinear(NF4Weight(q, torch.bfloat16)), A.shape[0], SCALE, dropout)
     layer.lora_A.data, layer.lora_B.data = A, B
     x = x.detach().requires_grad_()
 

@@ -34,7 +34,8 @@ LONGEST, SUPERVISED, RANK = 2048, 0.14, 16
 def random_model(shape: dict[str, Any], device: str, quantized: bool) -> PreTrainedModel:
     """A frozen model of random weights, its linear layers but the head in NF4 or all in bf16."""
     from tunesmith.kernels.nf4 import quantize_nf4
-    from tunesmith.layers.nf4 import NF4Linear, NF4Weight
+    from tunesmith.layers.nf4 import NF4Weight
+    from tunesmith.layers.quantized import QuantizedLinear
 
     config = LlamaConfig(
         **shape, max_position_embeddings=2 * LONGEST, rope_parameters={"rope_type": "default", "rope_theta": 5e5}
@@ -53,7 +54,7 @@ def random_model(shape: dict[str, Any], device: str, quantized: bool) -> PreTrai
         if isinstance(module, nn.Linear) and module is not head and quantized:
             parent, _, child = name.rpartition(".")
             weight = NF4Weight(quantize_nf4(drawn(*module.weight.shape)), torch.bfloat16)
-            model.get_submodule(parent).register_module(child, NF4Linear(weight))
+            model.get_submodule(parent).register_module(child, QuantizedLinear(weight))
         elif isinstance(module, nn.Linear | nn.Embedding):
             module.weight = nn.Parameter(drawn(*module.weight.shape))
         elif module.__class__.__name__.endswith("RMSNorm"):

@@ -32,7 +32,7 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 
 from tunesmith import hardware
-from tunesmith.export.gguf.quantize import ggml, quantize
+from tunesmith.checkpoints.gguf_write.quantize import ggml, quantize
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = 4096

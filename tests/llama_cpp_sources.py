@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from tunesmith.export.gguf import convert, lora
+from tunesmith.checkpoints.gguf_write import convert
+from tunesmith.export.gguf import lora
 
 RUN_IN_CHILD = convert.run_converter
 VOCABULARY = 8192  # of the test models; with the 49,152 of SmolLM2 the suite would spend a fifth of its time on them

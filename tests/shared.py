@@ -249,7 +249,7 @@ def tiny_gguf(tmp_path_factory, tiny_dir):
     """The F16 GGUF of the tiny model, by llama.cpp's converter."""
 
     def make(directory: Path) -> None:
-        from tunesmith.export.gguf.convert import convert
+        from tunesmith.checkpoints.gguf_write.convert import convert
 
         convert(tiny_dir, directory / "tiny-F16.gguf")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tunesmith import hardware
+from tunesmith.checkpoints.gguf_write.convert import run_converter
 from tunesmith.errors import ExportError
-from tunesmith.export.gguf.convert import run_converter
 
 CHILD = "import os, time; open({file!r}, 'w').write(str(os.getpid())); time.sleep(600)"  # never looks at its parent
 PARENTS = {

@@ -16,8 +16,8 @@ from tunesmith import hardware
 from tunesmith.checkpoints import gguf as gguf_file
 from tunesmith.checkpoints.gguf import convert_gguf
 from tunesmith.checkpoints.gguf_reader import GgufReader
+from tunesmith.checkpoints.gguf_write.convert import convert
 from tunesmith.errors import ModelError
-from tunesmith.export.gguf.convert import convert
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from transformers import AutoModelForCausalLM
 from shared import write_recipe
 from tunesmith.checkpoints.facts import base_facts
 from tunesmith.checkpoints.gguf_reader import GgufReader
+from tunesmith.checkpoints.gguf_write.convert import convert
 from tunesmith.checkpoints.positions import longer, with_positions
 from tunesmith.engines.base import open_base
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.export.companions import copy_companions
-from tunesmith.export.gguf.convert import convert
 from tunesmith.models.load import load_model
 from tunesmith.recipe import load_recipe
 

@@ -19,7 +19,7 @@ from tunesmith.checkpoints.quantized.schemes import scheme_of
 from tunesmith.errors import ModelError
 from tunesmith.export.base import write_dense
 from tunesmith.export.merge import merge
-from tunesmith.layers.nf4 import NF4Linear
+from tunesmith.layers.quantized import QuantizedLinear
 from tunesmith.models.adapter import save_adapter
 from tunesmith.models.load import load_model
 from tunesmith.models.swap import add_lora
@@ -117,7 +117,7 @@ def test_bitsandbytes_agrees(dense, tmp_path, kind, nested):
     for name, expected in theirs.items():
         torch.testing.assert_close(checkpoint.read(name), expected, rtol=1e-6, atol=1e-7)
     assert load_model(base, "fp32").model.layers[0].mlp.up_proj.weight.dtype == torch.float32
-    assert isinstance(load_model(base, "fp32", "nf4").model.layers[0].mlp.up_proj, NF4Linear)
+    assert isinstance(load_model(base, "fp32", "nf4").model.layers[0].mlp.up_proj, QuantizedLinear)
 
 
 def _configure(directory, settings):

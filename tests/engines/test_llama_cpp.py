@@ -12,11 +12,11 @@ from ties import F16, constrained, greedy_answers, is_greedy, next_logits
 from tiny_gguf import write_tiny_gguf
 from tunesmith import hardware
 from tunesmith.chat.render import Renderer
+from tunesmith.checkpoints.gguf_write.convert import convert
 from tunesmith.engines.llama_cpp import LlamaCppEngine
 from tunesmith.engines.llama_cpp_team import OTHER_BYTES, processes_for, runs_of
 from tunesmith.engines.llama_model import LlamaModel
 from tunesmith.errors import ExportError, RecipeError
-from tunesmith.export.gguf.convert import convert
 from tunesmith.models.load import load_tokenizer
 from tunesmith.rundir.records.calls import Calls
 
@@ -134,8 +134,8 @@ def test_greedy_answers_equal_those_of_transformers(real_dir, tmp_path):
     Logits reach 39 here, of which 2^-11 is 0.02; they are off by 0.08 at most, the likeliest ten against each other by 0.03.
     """
     from tunesmith.chat.render import Renderer
+    from tunesmith.checkpoints.gguf_write.convert import convert
     from tunesmith.engines.grammar import Grammar
-    from tunesmith.export.gguf.convert import convert
     from tunesmith.models.load import load_model, load_tokenizer
 
     convert(real_dir, tmp_path / "f16.gguf")

@@ -24,7 +24,7 @@ from tunesmith.export import base as export_base
 from tunesmith.export import merge as export_merge
 from tunesmith.export.base import quantized_in_training
 from tunesmith.export.merge import merge
-from tunesmith.layers.nf4 import NF4Linear
+from tunesmith.layers.quantized import QuantizedLinear
 from tunesmith.models.adapter import WEIGHTS, save_adapter
 from tunesmith.models.load import load_model
 from tunesmith.models.swap import add_lora
@@ -126,7 +126,7 @@ def test_an_adapter_of_nf4_is_merged_into_the_weights_that_it_was_trained_on(tmp
     for name, layer in layers.items():
         expected = (layer.base_OI(torch.float32) + layer.delta_OI()).to(torch.bfloat16)
         torch.testing.assert_close(written[f"{name}.weight"], expected, rtol=2**-7, atol=1e-5)
-    plain = {name: module for name, module in model.named_modules() if isinstance(module, NF4Linear)}
+    plain = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
     assert len(plain) == 10
     for name, module in plain.items():
         assert torch.equal(written[f"{name}.weight"], module.weight.dense(torch.bfloat16)), name

@@ -9,7 +9,8 @@ from tunesmith.layers.context import StepContext, at_step
 from tunesmith.layers.dropout import SeededMask
 from tunesmith.layers.lora import LoRAGroup, LoRALinear, Norm
 from tunesmith.layers.mlp import FusedMLP
-from tunesmith.layers.nf4 import NF4Linear, NF4Weight
+from tunesmith.layers.nf4 import NF4Weight
+from tunesmith.layers.quantized import QuantizedLinear
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def _layers(ranks, inputs, dropout=0.0, quantised=(True, True, True), widths=(5,
     for r, outputs, nf4 in zip(ranks, widths, quantised, strict=False):
         base = nn.Linear(inputs, outputs, bias=outputs != 24)
         if nf4:
-            base = NF4Linear(NF4Weight(quantize_nf4(base.weight.data), torch.float32), base.bias)
+            base = QuantizedLinear(NF4Weight(quantize_nf4(base.weight.data), torch.float32), base.bias)
         layers.append(LoRALinear(base, r, 2.0, dropout, torch.Generator().manual_seed(1)))
         layers[-1].lora_B.data.normal_()
     return layers

@@ -5,9 +5,10 @@ from torch import nn
 from tunesmith.kernels.nf4 import quantize_nf4
 from tunesmith.layers.context import StepContext, at_step
 from tunesmith.layers.dropout import draw_mask
-from tunesmith.layers.half import HalfLinear, HalfNF4Linear
+from tunesmith.layers.half import HalfLinear, HalfQuantizedLinear
 from tunesmith.layers.lora import LoRAGroup, LoRALinear, Norm
-from tunesmith.layers.nf4 import NF4Linear, NF4Weight
+from tunesmith.layers.nf4 import NF4Weight
+from tunesmith.layers.quantized import QuantizedLinear
 
 STEP = StepContext(seed=3, step=0)
 
@@ -119,7 +120,7 @@ def test_a_small_update_survives_bf16():
 def test_quantised_base_equals_its_dense_values(r):
     torch.manual_seed(0)
     weights = [torch.randn(width, 64) for width in (5, 9)]
-    quantised = [NF4Linear(NF4Weight(quantize_nf4(weight), torch.float32)) for weight in weights]
+    quantised = [QuantizedLinear(NF4Weight(quantize_nf4(weight), torch.float32)) for weight in weights]
     layers, twins = [], []
     for base in quantised:
         dense = nn.Linear(64, base.out_features, bias=False)
@@ -139,7 +140,7 @@ def _half_base(kind, inputs, outputs):
     """A frozen layer in fp16, and the very weight that it multiplies with, in fp64."""
     base = nn.Linear(inputs, outputs)
     if kind == "nf4":
-        base = HalfNF4Linear(NF4Linear(NF4Weight(quantize_nf4(base.weight.data), torch.float32), base.bias))
+        base = HalfQuantizedLinear(QuantizedLinear(NF4Weight(quantize_nf4(base.weight.data), torch.float32), base.bias))
         return base, base.weight.dense(torch.float16).double()
     base = HalfLinear(base.half())
     return base, base.weight.double()
@@ -219,7 +220,7 @@ def test_a_few_rows_are_answered_without_a_dense_weight(ranks, monkeypatch):
     layers = []
     for r, outputs, biased in zip(ranks, (70, 6), (True, False), strict=True):
         bias = nn.Parameter(torch.randn(outputs)) if biased else None
-        base = NF4Linear(NF4Weight(quantize_nf4(torch.randn(outputs, 64)), torch.float32), bias)
+        base = QuantizedLinear(NF4Weight(quantize_nf4(torch.randn(outputs, 64)), torch.float32), bias)
         layers.append(LoRALinear(base, r, 2.0, 0.0).eval())
         layers[-1].lora_B.data.normal_()
     group, norm, x = LoRAGroup(layers), Norm(torch.randn(64), 1e-5, 1.0), torch.randn(5, 64)

@@ -6,8 +6,9 @@ from torch import nn
 
 from tunesmith.errors import ModelError
 from tunesmith.kernels.nf4 import dequantize_nf4, quantize_nf4, quantize_nf4_parts
-from tunesmith.layers import nf4
-from tunesmith.layers.nf4 import NF4Embedding, NF4Linear, NF4Weight
+from tunesmith.layers import dense_buffer, quantized
+from tunesmith.layers.nf4 import QUANT_STATE, NF4Embedding, NF4Weight
+from tunesmith.layers.quantized import QuantizedLinear
 
 bnb = pytest.importorskip("bitsandbytes")
 
@@ -18,7 +19,7 @@ def _weight(rows, width, dtype=torch.float32):
 
 
 def _linear(rows, width, bias=True):
-    return NF4Linear(_weight(rows, width), nn.Parameter(torch.randn(rows), requires_grad=False) if bias else None)
+    return QuantizedLinear(_weight(rows, width), nn.Parameter(torch.randn(rows), requires_grad=False) if bias else None)
 
 
 def _theirs(layer):
@@ -34,7 +35,7 @@ def _theirs(layer):
 
 @pytest.fixture(autouse=True)
 def no_buffers(monkeypatch):
-    monkeypatch.setattr(nf4.DENSE, "runs", {})
+    monkeypatch.setattr(dense_buffer.DENSE, "runs", {})
 
 
 def test_dense_weights_share_one_buffer_that_grows():
@@ -44,8 +45,8 @@ def test_dense_weights_share_one_buffer_that_grows():
     large.dense(torch.float32)
     again = small.dense(torch.float32)
     assert again.data_ptr() == large.dense(torch.float32).data_ptr()
-    assert [t.numel() for t in nf4.DENSE.runs.values()] == [1400]
-    assert small.dense(torch.bfloat16).dtype == torch.bfloat16 and len(nf4.DENSE.runs) == 2
+    assert [t.numel() for t in dense_buffer.DENSE.runs.values()] == [1400]
+    assert small.dense(torch.bfloat16).dtype == torch.bfloat16 and len(dense_buffer.DENSE.runs) == 2
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 5])
@@ -70,7 +71,7 @@ def test_gradcheck_in_double_with_a_trained_bias_and_leading_dimensions():
     bias = layer.bias.detach().double().requires_grad_()
 
     def product(x, bias):
-        return nf4._Product.apply(x.view(-1, 7), layer.weight, bias)
+        return quantized._Product.apply(x.view(-1, 7), layer.weight, bias)
 
     assert torch.autograd.gradcheck(product, (x, bias))
     assert layer(x).shape == (2, 3, 5)
@@ -113,8 +114,8 @@ def test_a_foreign_format_is_refused():
     state = {n.removeprefix("weight").removeprefix("."): t for n, t in _linear(3, 70, bias=False).state_dict().items()}
 
     def changed(**facts):
-        old = json.loads(bytes(state[nf4.QUANT_STATE].tolist()))
-        return {**state, nf4.QUANT_STATE: torch.tensor(list(json.dumps({**old, **facts}).encode()), dtype=torch.uint8)}
+        old = json.loads(bytes(state[QUANT_STATE].tolist()))
+        return {**state, QUANT_STATE: torch.tensor(list(json.dumps({**old, **facts}).encode()), dtype=torch.uint8)}
 
     for broken, message in [
         ({k: v for k, v in state.items() if k != "nested_absmax"}, "nested_absmax is not in the checkpoint"),
@@ -164,7 +165,7 @@ def test_an_expert_is_its_part_of_the_whole(shape, dtype):
     for number, expected in enumerate(whole):
         found = weight.expert(number, dtype)
         assert torch.equal(found, expected) and found.is_contiguous()
-    assert max(len(t) for t in nf4.DENSE.runs.values()) == whole.numel()  # made once by dense(); no expert needed more
+    assert max(len(t) for t in dense_buffer.DENSE.runs.values()) == whole.numel()  # made once by dense(); no expert needed more
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 7), (4, 64, 320), (2, 400, 401)])

@@ -14,7 +14,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
-from tunesmith.layers.nf4 import DENSE
+from tunesmith.layers.dense_buffer import DENSE
 from tunesmith.models.fuse import fuse
 from tunesmith.models.load import load_model
 from tunesmith.models.swap import add_lora

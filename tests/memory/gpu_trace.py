@@ -18,7 +18,7 @@ import fake_cuda
 from fake_cuda import WATCH
 from gpu_path.walk import CONFIGS, _Steps, _stored
 from tiny_families import TINY
-from tunesmith.layers.nf4 import DENSE
+from tunesmith.layers.dense_buffer import DENSE
 from tunesmith.models.device import best_device
 from tunesmith.models.fuse import fuse
 from tunesmith.models.load import load_model

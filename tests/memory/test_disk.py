@@ -5,9 +5,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tiny_families import GEMMA4, K_IS_V, TINY
+from tunesmith.checkpoints.gguf_write.architecture import architecture_of
 from tunesmith.errors import ExportError
 from tunesmith.export.facts import gguf_sources
-from tunesmith.export.gguf.architecture import architecture_of
 from tunesmith.export.plan import Write
 from tunesmith.export.sizes import gguf_bytes, header_bytes, metadata_of, sources_of
 from tunesmith.memory.dials import Dials

@@ -27,9 +27,9 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Gemm
 from llama_cpp_sources import convert_here
 from tiny_families import TINY, VOCABULARY, adapted, documents, random_model
 from tunesmith.checkpoints.gguf_reader import GgufReader
+from tunesmith.checkpoints.gguf_write.quantize import quantize
 from tunesmith.engines.llama_model import LlamaModel
 from tunesmith.errors import ExportError, TunesmithError
-from tunesmith.export.gguf.quantize import quantize
 from tunesmith.export.merge import merge
 from tunesmith.families import FAMILIES
 from tunesmith.layers.nf4 import NF4Weight

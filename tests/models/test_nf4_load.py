@@ -24,7 +24,7 @@ from transformers import (
 from tunesmith.errors import ModelError
 from tunesmith.kernels.nf4 import dequantize_nf4, quantize_nf4
 from tunesmith.layers.experts import NF4Experts
-from tunesmith.layers.nf4 import NF4Linear
+from tunesmith.layers.quantized import QuantizedLinear
 from tunesmith.models.nf4_load import load_nf4, quantized_experts, quantized_linears
 
 pytest.importorskip("bitsandbytes")
@@ -96,7 +96,7 @@ def family(request, tmp_path_factory):
 def test_logits_are_those_of_the_stock_model_with_rounded_weights(family):
     model, stock = load_nf4(family, dtype=torch.float32), _stock(family, torch.float32)
     names = quantized_linears(stock)
-    assert [n for n, m in model.named_modules() if isinstance(m, NF4Linear)] == names
+    assert [n for n, m in model.named_modules() if isinstance(m, QuantizedLinear)] == names
     assert not any("lm_head" in name for name in names) and len(names) >= 7
     with torch.no_grad():
         expected, plain = _rounded(stock, names)(IDS).logits, _stock(family, torch.float32)(IDS).logits
@@ -139,7 +139,7 @@ def test_excluded_layers_stay_dense(tmp_path, talk):
     model = load_nf4(tmp_path, exclude=("mlp.up_proj", "layers.0", "k_pro"), dtype=torch.float32)
     kinds = {name: type(module) for name, module in model.named_modules()}
     assert kinds["model.layers.1.mlp.up_proj"] is kinds["model.layers.0.self_attn.q_proj"] is nn.Linear
-    assert kinds["model.layers.1.mlp.down_proj"] is kinds["model.layers.1.self_attn.k_proj"] is NF4Linear
+    assert kinds["model.layers.1.mlp.down_proj"] is kinds["model.layers.1.self_attn.k_proj"] is QuantizedLinear
     said = talk()
     assert "NF4: 6 linear layers, 22,528 weights at 4.134 bits" in said
     assert "not quantised: 9 linear layers (model.layers.0.self_attn.q_proj" in said
@@ -329,7 +329,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from tunesmith.models.nf4_load import load_nf4
-from tunesmith.layers.nf4 import NF4Linear
+from tunesmith.layers.quantized import QuantizedLinear
 def status(key):
     return 1024 * next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key))
 load_nf4(Path(sys.argv[1]))
@@ -338,7 +338,7 @@ before = status("VmRSS")
 assert status("VmHWM") - before < 30e6
 model = load_nf4(Path(sys.argv[2]))
 peak = status("VmHWM") - before
-size = sum(m.weight.nbytes for m in model.modules() if isinstance(m, NF4Linear))
+size = sum(m.weight.nbytes for m in model.modules() if isinstance(m, QuantizedLinear))
 size += sum(p.nbytes for p in model.parameters())
 print(peak, size)
 """

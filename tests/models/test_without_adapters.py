@@ -9,7 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3Moe
 from tunesmith.kernels.attention import Span
 from tunesmith.kernels.nf4 import quantize_nf4
 from tunesmith.layers.dora import DoRALinear
-from tunesmith.layers.nf4 import NF4Linear, NF4Weight
+from tunesmith.layers.nf4 import NF4Weight
+from tunesmith.layers.quantized import QuantizedLinear
 from tunesmith.models.attention import PACKED
 from tunesmith.models.fuse import fuse
 from tunesmith.models.load import attention
@@ -31,7 +32,7 @@ def _model(kind):
     if kind == "nf4":
         for name, module in list(model.model.layers.named_modules(prefix="model.layers")):
             if isinstance(module, torch.nn.Linear):
-                put_module(model, name, NF4Linear(NF4Weight(quantize_nf4(module.weight.data), torch.float32)))
+                put_module(model, name, QuantizedLinear(NF4Weight(quantize_nf4(module.weight.data), torch.float32)))
     return model.requires_grad_(False).eval()
 
 

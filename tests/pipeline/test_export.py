@@ -51,7 +51,8 @@ def copied(exported, tmp_path, monkeypatch):
     """A copy of it to be changed, with the converter stubbed."""
     shutil.copytree(exported.path, tmp_path / "run")
     half = exported.export / "toy-F16.gguf"
-    monkeypatch.setattr("tunesmith.export.gguf.convert.convert", lambda model, target, kind: shutil.copyfile(half, target))
+    written = "tunesmith.checkpoints.gguf_write.convert.convert"
+    monkeypatch.setattr(written, lambda model, target, kind: shutil.copyfile(half, target))
     return RunDir(tmp_path / "run")
 
 

@@ -61,7 +61,7 @@ SLOWEST, FASTEST = 1.0, 4.0  # low_freq_factor and high_freq_factor of every pub
 
 
 @dataclass(frozen=True)
-class _Source:
+class GgufSource:
     """Where a tensor of the model is in the file: one tensor, or gate and up of stacked experts."""
 
     tensors: tuple[GgufTensor, ...]
@@ -84,7 +84,7 @@ def convert_gguf(path: Path, expected: str | None) -> Path:
     target = hardware.converted_model(digest)
     if target.exists():
         return target
-    reader = _open(path)
+    reader = open_gguf(path)
     known = _architecture(path, reader)
     logger.info(f"converting {path.name} to safetensors (once; kept in {target})")
     try:
@@ -96,7 +96,7 @@ def convert_gguf(path: Path, expected: str | None) -> Path:
         config.architectures = [type(model).__name__]
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ModelError(f"{path}: cannot be read as a GGUF model: {error}", "get the file again") from error
-    sources, processor = _sources(path, model, config, reader)
+    sources, processor = gguf_sources(path, model, config, reader)
     tokenizer.model_max_length = config.max_position_embeddings
     try:
         with atomic_directory(target) as temporary:
@@ -112,8 +112,25 @@ def convert_gguf(path: Path, expected: str | None) -> Path:
     return target
 
 
-def _open(path: Path) -> GgufReader:
-    """The parsed header. A forged file, or one whose tensors reach beyond its end (a download cut short), is refused."""
+def file_type_of(path: Path) -> str:
+    """llama.cpp's name of the mixture that a file says it is, such as ``Q4_K_M``; ``unknown`` where it says none.
+
+    Raises:
+        ModelError: see ``open_gguf``.
+    """
+    from gguf import LlamaFileType
+
+    number = open_gguf(path).value("general.file_type")
+    known = {int(kind): kind.name for kind in LlamaFileType}
+    return known.get(number, "unknown").removeprefix("MOSTLY_").removeprefix("ALL_")
+
+
+def open_gguf(path: Path) -> GgufReader:
+    """The parsed header.
+
+    Raises:
+        ModelError: a forged file, or one whose tensors reach beyond its end (a download cut short).
+    """
     try:
         return GgufReader(path)
     except OSError as error:
@@ -181,10 +198,14 @@ def _is_tied(reader: GgufReader) -> bool:
     return head is None or (head.tensor_type == table.tensor_type and np.array_equal(head.data, table.data))
 
 
-def _sources(
+def gguf_sources(
     path: Path, model: PreTrainedModel, config: PretrainedConfig, reader: GgufReader
-) -> tuple[dict[str, _Source], Any]:
-    """Where each tensor of the model comes from, and transformers' processor of layouts."""
+) -> tuple[dict[str, GgufSource], Any]:
+    """Where each tensor of the model comes from, and transformers' processor of layouts.
+
+    Raises:
+        ModelError: a tensor that has no place in the model, or one that is not in the file.
+    """
     import gguf
 
     architecture = reader.value("general.architecture")
@@ -213,11 +234,11 @@ def _sources(
         size = sum(int(tensor.n_elements) for tensor in parts)
         if size != math.prod(shape):
             raise ModelError(f"{path}: {parts[0].name} has {size:,} weights, {name} {math.prod(shape):,}", "another config?")
-        sources[name] = _Source(parts, Shape(shape, dtypes.get(parts[0].tensor_type, torch.float32)))
+        sources[name] = GgufSource(parts, Shape(shape, dtypes.get(parts[0].tensor_type, torch.float32)))
     return sources, processor
 
 
-def _pieces(path: Path, source: _Source, processor: Any) -> Iterator[torch.Tensor]:
+def _pieces(path: Path, source: GgufSource, processor: Any) -> Iterator[torch.Tensor]:
     """The values of one tensor of the model; of stacked experts, each expert's parts in turn."""
     shape = source.shape.shape
     if len(shape) == 3:

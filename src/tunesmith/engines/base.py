@@ -27,6 +27,7 @@ from tunesmith.chat.render import Conversation, Renderer
 from tunesmith.chat.rendered import Rendered
 from tunesmith.chat.template_choice import template_text
 from tunesmith.checkpoints.facts import model_key
+from tunesmith.checkpoints.gguf_write.base import base_gguf, model_of, own_file
 from tunesmith.checkpoints.grow import Grown, grow
 from tunesmith.checkpoints.positions import with_positions
 from tunesmith.checkpoints.resolve import find_model
@@ -39,7 +40,7 @@ from tunesmith.models.load import load_model, load_tokenizer
 from tunesmith.models.new_tokens import add_new_rows
 from tunesmith.models.precision import Dtype, precision
 from tunesmith.models.swap import add_lora
-from tunesmith.recipe import Lora, NewToken, Recipe, section_from
+from tunesmith.recipe import BLOCK_BASES, Lora, NewToken, Recipe, section_from
 from tunesmith.rundir import atomic_directory, fingerprint
 from tunesmith.rundir.rows import Example
 
@@ -91,12 +92,27 @@ class BaseModel:
         return find_model(self.model, self.revision, self.sha256)
 
     @cached_property
+    def blocks(self) -> Path | None:
+        """The GGUF whose blocks the base is kept in, made when need be; None where it is kept otherwise.
+
+        Raises:
+            ModelError: see ``source``; or the model is a file of another type, or llama.cpp does not know it.
+        """
+        if self.base not in BLOCK_BASES:
+            return None
+        if self.model.endswith(".gguf"):
+            return own_file(Path(self.model), self.base)
+        return base_gguf(self.source, self.base)
+
+    @cached_property
     def grown(self) -> Grown:
         """The model's directory with the positions and the new tokens of the recipe.
 
         Raises:
             ModelError: see ``source``; or a model that gets no new tokens, or whose positions cannot be changed.
         """
+        if self.blocks is not None and not self.model.endswith(".gguf"):
+            return Grown(model_of(self.blocks), 0, (), ())
         directory = with_positions(self.source, self.positions, self.rope_theta)
         return grow(directory, self.new_tokens) if self.new_tokens else Grown(directory, 0, (), ())
 
@@ -124,7 +140,7 @@ class BaseModel:
 
     @property
     def storage(self) -> str:
-        """What the frozen weights are kept in: ``fp32``, ``bf16``, ``fp16`` or ``nf4``."""
+        """What the frozen weights are kept in: ``fp32``, ``bf16``, ``fp16``, ``nf4`` or the blocks of a GGUF, by their type."""
         return self._precision[0]
 
     @property
@@ -169,7 +185,7 @@ class BaseModel:
         if adapter is not None:
             refuse_other_base(adapter, self.directory)
         places = (self.per_layer_embeddings, self.resident_layers, self.embedding_on, self.base_head)
-        model = load_model(self.directory, self.compute, self.storage, best_device(), *places)
+        model = load_model(self.directory, self.compute, self.storage, best_device(), *places, gguf=self.blocks)
         if adapter is None:
             return LoadedModel(base=self, model=model)
         lora = read_lora(adapter)
@@ -259,7 +275,7 @@ def open_base(
     Args:
         template: Jinja text in the place of the recipe's or the model's own template, as a run directory keeps it: thinking is
             switched in it already.
-        base: storage of the weights in the place of the recipe's: ``auto``, ``fp32``, ``bf16`` or ``nf4``.
+        base: storage of the weights in the place of the recipe's, as ``recipe.base``.
         compute: dtype of the products in the place of the recipe's ``train.compute``.
 
     Raises:

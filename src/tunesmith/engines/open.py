@@ -46,13 +46,17 @@ def open_llama_cpp(
     prompts: Sequence[list[Message]],
     max_new_tokens: int,
     tools: Sequence[Tools] | None = None,
+    lora: Path | None = None,
 ) -> LlamaCppEngine:
     """An exported model in llama.cpp, with the context that some prompts and their answers need.
+
+    Args:
+        lora: adapter GGUF, applied to every answer.
 
     Raises:
         ExportError: llama.cpp cannot run the file.
     """
-    return LlamaCppEngine(gguf, context_for(renderer, prompts, max_new_tokens, tools), prompts=len(prompts))
+    return LlamaCppEngine(gguf, context_for(renderer, prompts, max_new_tokens, tools), lora, len(prompts))
 
 
 def context_for(

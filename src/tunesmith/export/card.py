@@ -25,7 +25,8 @@ from huggingface_hub import ModelCardData
 
 from tunesmith.checkpoints.positions import positions_words
 from tunesmith.export.companions import stop_ids
-from tunesmith.export.forms.form import Job, gguf_name
+from tunesmith.export.forms.form import Job
+from tunesmith.export.names import gguf_name
 from tunesmith.export.ollama.modelfile import stop_texts
 from tunesmith.recipe import Lora
 from tunesmith.rundir import sha256_file, write_text

@@ -22,13 +22,13 @@ from gguf import GGMLQuantizationType as Type
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from tunesmith.checkpoints.gguf_write.architecture import architecture_of
+from tunesmith.checkpoints.gguf_write.types import Metadata, Source
 from tunesmith.checkpoints.hf import read_config
 from tunesmith.checkpoints.names import naming
 from tunesmith.export.base import read_stored
 from tunesmith.export.companions import merged_config
 from tunesmith.export.forms.form import Facts
-from tunesmith.export.gguf.architecture import architecture_of
-from tunesmith.export.gguf.types import Metadata, Source
 from tunesmith.export.plan import Write, plan_merge
 from tunesmith.export.sizes import companion_bytes, header_bytes, vocabulary_bytes
 from tunesmith.families import FAMILIES

@@ -27,8 +27,9 @@ from rich.filesize import decimal
 from tunesmith.errors import ExportError, RunError
 from tunesmith.export.card import write_cards
 from tunesmith.export.commands import command_lines, commands_of
-from tunesmith.export.forms.form import TEXT, Facts, Job, Operation, gguf_name, peak
+from tunesmith.export.forms.form import TEXT, Facts, Job, Operation, peak
 from tunesmith.export.forms.table import FORMS
+from tunesmith.export.names import gguf_name
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir, fingerprint, flush, free_bytes, package_versions
 from tunesmith.rundir.atomic import is_full_disk

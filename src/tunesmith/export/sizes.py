@@ -1,8 +1,8 @@
 """Bytes of the files of an export, from names and shapes: one arithmetic for ``export --dry-run``, ``plan`` and refusals.
 
-Of a GGUF llama.cpp's rule says the type of every tensor (``export/gguf/types.py``), and the tokenizer before them is counted.
-Names and shapes come from the headers of a checkpoint (``export/facts.py``), or before it is fetched from the sizes in its
-``config.json`` (``sources_of``); a test holds one against the other.
+Of a GGUF llama.cpp's rule says the type of every tensor (``checkpoints/gguf_write/types.py``), and the tokenizer before them is
+counted. Names and shapes come from the headers of a checkpoint (``export/facts.py``), or before it is fetched from the sizes in
+its ``config.json`` (``sources_of``); a test holds one against the other.
 
 What is not at hand is assumed: ``TOKEN`` and ``TOKEN_FILES`` bytes an entry of the vocabulary.
 
@@ -15,8 +15,8 @@ from pathlib import Path
 
 from gguf import GGMLQuantizationType as Type
 
+from tunesmith.checkpoints.gguf_write.types import Metadata, Source, nbytes, plan_types
 from tunesmith.errors import ExportError
-from tunesmith.export.gguf.types import Metadata, Source, nbytes, plan_types
 from tunesmith.memory.shape import Layer, Shape
 
 FULL = ("F16", "BF16")  # types that the converter writes

@@ -4,8 +4,8 @@ A head in 8 bits (``layers/int8.py``) is dequantised where it is multiplied: ``S
 caller's layers share. Logits of a slice go to their columns; the gradient of the hidden states is a sum over slices, which is
 taken in fp32 and rounded once by the caller. The slice is a constant, so that the order of additions follows from the shape.
 
-Memory: ``SLICE * D`` numbers of the buffer (67 MB at D = 4,096 in 16 bits; ``layers/nf4.py`` has more for its weights), and
-``4 C D`` bytes for the sum, C rows at a time.
+Memory: ``SLICE * D`` numbers of the buffer (67 MB at D = 4,096 in 16 bits; ``layers/dense_buffer.py`` has more for weights),
+and ``4 C D`` bytes for the sum, C rows at a time.
 
 Refused: the scale of a row on the logits instead of the weights, which saves a rounding and makes every reader of the head
 compute in its own way.

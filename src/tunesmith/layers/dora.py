@@ -30,7 +30,7 @@ from tunesmith.kernels.fp16_scaled_mm import OverflowRows, scaled_mm, scaled_mm_
 from tunesmith.kernels.lora import lora_matmul
 from tunesmith.layers.dropout import Mask, draw_mask, drop
 from tunesmith.layers.lora import LoRALinear
-from tunesmith.layers.nf4 import NF4Linear
+from tunesmith.layers.quantized import QuantizedLinear
 
 ROWS = 1024  # rows of the weight whose length is taken at a time: 16 MB of fp32 for 4,096 columns
 
@@ -130,7 +130,7 @@ class DoRALinear(LoRALinear):
     grouped = False
 
     def __init__(
-        self, base: nn.Linear | NF4Linear, r: int, scale: float, dropout: float, generator: torch.Generator | None = None
+        self, base: nn.Linear | QuantizedLinear, r: int, scale: float, dropout: float, generator: torch.Generator | None = None
     ):
         super().__init__(base, r, scale, dropout, generator)
         with torch.no_grad():

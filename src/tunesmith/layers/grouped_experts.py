@@ -27,8 +27,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from tunesmith.layers.dense_buffer import SharedBuffer
 from tunesmith.layers.gate import Gate, wide
-from tunesmith.layers.nf4 import SharedBuffer
 
 ALIGNED = 16  # elements of a row are a multiple of it
 EIGHT = 8  # 16 bytes of bf16, where every operand has to begin

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tunesmith.kernels.fp16_scaled_mm import scaled_mm, scaled_mm_back
 from tunesmith.layers.context import InStep
-from tunesmith.layers.nf4 import NF4Linear
+from tunesmith.layers.quantized import QuantizedLinear
 
 
 class HalfLinear(InStep, nn.Linear):
@@ -41,14 +41,14 @@ class HalfLinear(InStep, nn.Linear):
         return self.weight
 
 
-class HalfNF4Linear(InStep, NF4Linear):
+class HalfQuantizedLinear(InStep, QuantizedLinear):
     """A frozen linear layer in NF4 that is dense in fp16, for an input of any size in fp32.
 
     Args:
         base: its weight is taken over; its bias becomes fp32.
     """
 
-    def __init__(self, base: NF4Linear):
+    def __init__(self, base: QuantizedLinear):
         super().__init__(base.weight)
         self.register_parameter("bias", _wide_bias(base.bias))
 
@@ -65,7 +65,7 @@ def _wide_bias(bias: object) -> nn.Parameter | None:
     return nn.Parameter(bias.detach().float(), requires_grad=False) if isinstance(bias, Tensor) else None
 
 
-def _half_product(x: Tensor, layer: HalfLinear | HalfNF4Linear) -> Tensor:
+def _half_product(x: Tensor, layer: HalfLinear | HalfQuantizedLinear) -> Tensor:
     y_TO = _HalfProduct.apply(x.reshape(-1, layer.in_features).float(), layer)
     assert isinstance(y_TO, Tensor)
     if isinstance(layer.bias, Tensor):
@@ -77,7 +77,7 @@ class _HalfProduct(torch.autograd.Function):
     """``x W^T`` with a frozen W; saves nothing."""
 
     @staticmethod
-    def forward(ctx: Any, x_TI: Tensor, layer: HalfLinear | HalfNF4Linear) -> Tensor:
+    def forward(ctx: Any, x_TI: Tensor, layer: HalfLinear | HalfQuantizedLinear) -> Tensor:
         ctx.layer = layer
         return scaled_mm(x_TI, layer.half_OI(), overflow=layer.overflow)
 

@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 from tunesmith.errors import ModelError
 from tunesmith.kernels.sliced import SLICE, sliced_mm, sliced_mm_back
 from tunesmith.kernels.upload import upload
-from tunesmith.layers.nf4 import DENSE
+from tunesmith.layers.dense_buffer import DENSE
 
 LARGEST = 127
 

@@ -59,10 +59,13 @@ from tunesmith.kernels.lora import lora_matmul
 from tunesmith.kernels.nf4 import FEW_TOKENS, Update, nf4_matmul
 from tunesmith.kernels.rms_norm import rms_norm_backward, rms_norm_forward
 from tunesmith.kernels.upload import upload
+from tunesmith.layers.blocks import BlockWeight
 from tunesmith.layers.context import InStep
+from tunesmith.layers.dense_buffer import DENSE
 from tunesmith.layers.dropout import Mask, SeededMask, add_dropped_, draw_mask, drop
-from tunesmith.layers.half import HalfNF4Linear
-from tunesmith.layers.nf4 import DENSE, NF4Linear
+from tunesmith.layers.half import HalfQuantizedLinear
+from tunesmith.layers.nf4 import NF4Weight
+from tunesmith.layers.quantized import QuantizedLinear
 
 ALIGNED = 16  # elements; Triton takes a stride as aligned where it is a multiple of 16, cuBLAS where it is one of 16 bytes
 
@@ -81,7 +84,7 @@ class LoRALinear(InStep, nn.Module):
 
     Attributes:
         weight: frozen base weight, shape (O, I), the values of the layer it replaces; None where it is quantised.
-        quantized: the frozen base weight in NF4, or None.
+        quantized: the frozen base weight in NF4 or in the blocks of a GGUF, or None.
         bias: frozen base bias, shape (O,), or None.
         lora_A: shape (R, I), fp32, Kaiming-uniform.
         lora_B: shape (O, R), fp32, zeros.
@@ -94,14 +97,14 @@ class LoRALinear(InStep, nn.Module):
     grouped = True
 
     def __init__(
-        self, base: nn.Linear | NF4Linear, r: int, scale: float, dropout: float, generator: torch.Generator | None = None
+        self, base: nn.Linear | QuantizedLinear, r: int, scale: float, dropout: float, generator: torch.Generator | None = None
     ):
         super().__init__()
-        if isinstance(base, NF4Linear):
+        if isinstance(base, QuantizedLinear):
             self.quantized, self.weight = base.weight, None
         else:
             self.quantized, self.weight = None, nn.Parameter(base.weight.data, requires_grad=False)
-        self.in_fp16 = isinstance(base, HalfNF4Linear) or (self.quantized is None and base.weight.dtype == torch.float16)
+        self.in_fp16 = isinstance(base, HalfQuantizedLinear) or (self.quantized is None and base.weight.dtype == torch.float16)
         bias = base.bias
         self.bias = nn.Parameter(bias.data, requires_grad=False) if isinstance(bias, Tensor) else None
         self.out_features, self.in_features = base.weight.shape
@@ -167,7 +170,7 @@ class LoRAGroup:
         half = self._in_fp16 and x_TI.dtype == torch.float32
         if not x_TI.is_cuda or len(x_TI) > FEW_TOKENS or half or torch.is_grad_enabled():
             return False
-        return all(layer.quantized is not None and not layer.training for layer in self.layers)
+        return all(isinstance(layer.quantized, NF4Weight) and not layer.training for layer in self.layers)
 
     def answer(self, x_TI: Tensor) -> Tensor:
         """Outputs (T, M) of a few rows, each weight unpacked inside its product; nothing is kept for a backward pass."""
@@ -175,7 +178,7 @@ class LoRAGroup:
         y_TM = x_TI.new_empty(len(x_TI), sum(self.widths))
         xA_TS = x_TI @ self.A_SI(x_TI.dtype).T if sum(self._ranks) else None
         for layer, columns, ranks in self._slices():
-            assert layer.quantized is not None
+            assert isinstance(layer.quantized, NF4Weight)
             update = None if xA_TS is None else Update(xA_TS[:, ranks], layer.lora_B.detach(), layer.scale)
             nf4_matmul(x_TI, layer.quantized.q, update, layer.bias, out=y_TM[:, columns])
         return y_TM
@@ -374,10 +377,12 @@ class LoRAGroup:
         for layer, rows, _ in self._slices():
             if layer.quantized is None:
                 weight_MZ[rows, :inputs] = layer.base_OI(dtype)
+            elif isinstance(layer.quantized, BlockWeight):
+                layer.quantized.dense(dtype, out=weight_MZ[rows, :inputs])
         return fill_augmented_(weight_MZ, inputs, self._parts(keep))
 
     def _parts(self, keep: float) -> list[Part]:
-        quantized = [None if layer.quantized is None else layer.quantized.q for layer in self.layers]
+        quantized = [layer.quantized.q if isinstance(layer.quantized, NF4Weight) else None for layer in self.layers]
         return [Part(q, x.lora_B.detach(), x.scale / keep) for q, x in zip(quantized, self.layers, strict=True)]
 
     def _own_augmented(self, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:

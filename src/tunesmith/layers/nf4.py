@@ -1,20 +1,10 @@
-"""Frozen layers whose weight is held in NF4 and is dense only while it is multiplied.
-
-QLoRA (Dettmers et al. 2023, section 3): the base model lies in memory at 4.13 bits a weight, and each product makes the
-dense weight anew, forwards and again backwards. Nothing dense is saved for the backward pass; since the base is frozen
-and linear, not even the input is.
-
-**One buffer.** The dense weight goes to a buffer that all layers of the process share, one a device and dtype, as large as
-the largest weight met so far (on a GPU, the weights of a group side by side: ``layers/lora.py``). A product is done before
-the next weight is made, so one is enough, and the allocator neither fragments nor meets the kernel's page faults: a fresh
-3.5 MB tensor costs as much as its dequantisation. Two threads that train at once would overwrite each other; train in
-processes. Refused: keeping the dense weights of a layer from forward to backward, which is what gives memory away.
+"""A frozen weight that is held in NF4 and is dense only while it is multiplied (``layers/quantized.py``).
 
 **bitsandbytes' names.** The state dict of a layer equals that of ``bitsandbytes.nn.Linear4bit``, byte for byte: ``weight``,
 ``weight.absmax``, ``weight.nested_absmax``, ``weight.quant_map``, ``weight.nested_quant_map`` and, as JSON in a tensor,
 ``weight.quant_state.bitsandbytes__nf4``. What we save, transformers loads, and the other way round.
 
-Shape suffixes: T tokens, I in_features, O out_features, E experts, V vocabulary, D hidden size (width of a table).
+Shape suffixes: T tokens, O out_features, I in_features, E experts, V vocabulary, D hidden size (width of a table).
 """
 
 import json
@@ -23,43 +13,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from tunesmith.errors import ModelError
 from tunesmith.kernels.nf4 import (
     BLOCK,
-    FEW_TOKENS,
     NESTED,
     NF4,
     dequantize_nf4,
     dequantize_nf4_rows,
-    nf4_matmul,
     nf4_part,
     quantize_nf4,
     values,
 )
+from tunesmith.layers.dense_buffer import DENSE
 from tunesmith.memory.streamed_weight import StreamedWeight
 
 QUANT_STATE = "quant_state.bitsandbytes__nf4"
-
-
-class SharedBuffer:
-    """Memory that all layers of the process write to in turn, one run of elements a device and dtype."""
-
-    def __init__(self) -> None:
-        self.runs: dict[tuple[torch.device, torch.dtype], Tensor] = {}
-
-    def first(self, device: torch.device, dtype: torch.dtype, count: int) -> Tensor:
-        """The first ``count`` elements; the run grows when it is too small."""
-        key = (device, dtype)
-        if key not in self.runs or self.runs[key].numel() < count:
-            self.runs.pop(key, None)
-            with torch.inference_mode(False):  # a buffer born in inference mode could not be written outside of it
-                self.runs[key] = torch.empty(count, dtype=dtype, device=device)
-        return self.runs[key][:count]
-
-
-DENSE = SharedBuffer()  # of dequantised weights
 
 
 class NF4Weight(nn.Module):
@@ -216,54 +185,6 @@ class NF4Weight(nn.Module):
         error_msgs.append(
             f"{prefix.removesuffix('.')} is quantised and frozen; models/nf4_load.py reads it, not load_state_dict"
         )
-
-
-class NF4Linear(nn.Module):
-    """``y = x W^T + b`` with a frozen W in NF4.
-
-    Args:
-        weight: shape (O, I).
-        bias: shape (O,), or None.
-    """
-
-    def __init__(self, weight: NF4Weight, bias: nn.Parameter | None = None):
-        super().__init__()
-        self.out_features, self.in_features = weight.shape
-        self.weight = weight
-        self.register_parameter("bias", bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shape (..., I) to (..., O), in the dtype of x."""
-        y_TO = _Product.apply(x.reshape(-1, self.in_features), self.weight, self.bias)
-        assert isinstance(y_TO, Tensor)
-        return y_TO.view(*x.shape[:-1], self.out_features)
-
-    def extra_repr(self) -> str:
-        """As ``nn.Linear``, and the bits."""
-        bits = 8 * self.weight.nbytes / self.weight.numel()
-        return f"in_features={self.in_features}, out_features={self.out_features}, bits_per_weight={bits:.2f}"
-
-
-class _Product(torch.autograd.Function):
-    """The product as one step of the graph; dequantises again backwards and saves no tensor at all."""
-
-    @staticmethod
-    def forward(ctx: Any, x_TI: Tensor, weight: NF4Weight, bias_O: Tensor | None) -> Tensor:
-        ctx.weight = weight
-        bias_O = None if bias_O is None else bias_O.to(x_TI.dtype)
-        if x_TI.is_cuda and x_TI.shape[0] <= FEW_TOKENS:
-            y_TO = nf4_matmul(x_TI.contiguous(), weight.q)
-            return y_TO if bias_O is None else y_TO.add_(bias_O)
-        return nn.functional.linear(x_TI, weight.dense(x_TI.dtype), bias_O)
-
-    @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator hides the names
-        ctx: Any, *grads: Tensor
-    ) -> tuple[Tensor | None, None, Tensor | None]:
-        dy_TO = grads[0]
-        dx_TI = dy_TO @ ctx.weight.dense(dy_TO.dtype) if ctx.needs_input_grad[0] else None
-        return dx_TI, None, dy_TO.sum(0) if ctx.needs_input_grad[2] else None
 
 
 class NF4Embedding(nn.Module):

@@ -18,7 +18,7 @@ def rents(shape: Shape, dials: Dials, tokens: float) -> tuple[Rent, ...]:
     """One of each card that holds the run, the cheapest run first.
 
     Args:
-        dials: of the run; their ``base`` is ``nf4``, or the dtype of the products, which is each card's own.
+        dials: of the run; their ``base`` is quantised, or the dtype of the products, which is each card's own.
         tokens: that the training passes in all, every epoch counted.
     """
     found = [rent for card in cards() if (rent := _rent(shape, dials, tokens, card)) is not None]
@@ -28,7 +28,7 @@ def rents(shape: Shape, dials: Dials, tokens: float) -> tuple[Rent, ...]:
 def _rent(shape: Shape, dials: Dials, tokens: float, card: Card) -> Rent | None:
     if card.rent is None:
         return None
-    base = "nf4" if dials.base == "nf4" else card.compute
+    base = dials.base if dials.quantised else card.compute
     here = replace(dials, device="gpu", base=base, compute=card.compute)
     plan = plan_for_training(shape, here, int(card.memory_bytes.value), card.name)
     seconds = plan.chosen.seconds

@@ -92,7 +92,7 @@ class CpuLayer(GpuLayer):
         """From ``[x | x A^T]`` to the outputs."""
         r = self.dials.r
         tape.hold(f"{name} out", self.size(rows, sum(outs)), term)
-        if self.dials.base == "nf4" and self.short:
+        if self.dials.quantised and self.short:
             for width in outs:
                 tape.hold("B", self.size(width, r), WORK)
                 tape.hold("x and xA", self.size(rows, inputs + r), WORK)

@@ -9,7 +9,9 @@ from typing import Literal
 
 from tunesmith.recipe import Lora, TrainSettings
 
-BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "nf4": (4.0 + 8.0 / 64 + 32.0 / (64 * 256)) / 8.0}  # of a weight
+# Bytes of a weight: of the mixtures of llama.cpp the mean over the layers of an 8B model, of a file that is not known the most.
+BLOCKS = {"Q4_0": 4.5 / 8, "Q4_K_M": 4.85 / 8, "Q5_K_M": 5.68 / 8, "Q6_K": 6.5625 / 8, "Q8_0": 8.5 / 8, "gguf": 8.5 / 8}
+BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "nf4": (4.0 + 8.0 / 64 + 32.0 / (64 * 256)) / 8.0, **BLOCKS}
 WIDTH = {"fp32": 4, "bf16": 2, "fp16": 4}  # of an activation: fp16 keeps the residual stream in fp32
 DENSE = {"fp32": 4, "bf16": 2, "fp16": 2}  # of a weight in the dtype of the products
 Recompute = Literal["auto", "none", "attention", "mlp", "layer"] | int | tuple[int, ...]
@@ -31,7 +33,7 @@ class Dials:
     """How a training is run.
 
     Attributes:
-        base: what the frozen linear layers are kept in: ``fp32``, ``bf16``, ``fp16`` or ``nf4``.
+        base: what the frozen linear layers are kept in: ``fp32``, ``bf16``, ``fp16``, ``nf4`` or the blocks of a GGUF.
         compute: dtype of the products: ``fp32``, ``bf16`` or ``fp16``.
         technique: ``lora`` trains adapters, ``full`` every weight.
         r: rank of the adapters.
@@ -74,6 +76,11 @@ class Dials:
     resident_layers: int | None = None
 
     @property
+    def quantised(self) -> bool:
+        """Whether frozen weights become dense only while they are multiplied."""
+        return self.base not in DENSE
+
+    @property
     def width(self) -> int:
         """Bytes of an activation."""
         return WIDTH[self.compute]
@@ -99,8 +106,8 @@ def dials_of(
     """The dials as a recipe sets them; every token of a micro-batch is taken for supervised, which is the most.
 
     Args:
-        base: ``fp32``, ``bf16``, ``fp16`` or ``nf4``.
-        compute: dtype of the products, the same but ``nf4``.
+        base: ``fp32``, ``bf16``, ``fp16``, ``nf4`` or the blocks of a GGUF.
+        compute: dtype of the products, the same for a base that is not quantised.
         lora: read for ``r`` and ``dropout`` (its ``target_modules`` are taken for all linear layers: an upper bound).
         train: read for the optimizer, the tokens and all of its dials.
         base_head: as in a recipe.

@@ -209,7 +209,7 @@ def _resident(shape: Shape, dials: Dials) -> Counter[str]:
     held = _held(shape, dials)
     linear = sum(count * layer.linear(hidden) for layer, count in held)
     here["linear layers"] = int(linear * BYTES[dials.base])
-    if dials.base != "nf4" and dials.technique == "lora" and dials.compute != "fp16":
+    if not dials.quantised and dials.technique == "lora" and dials.compute != "fp16":
         # Frozen weights stand beside free columns for B (layers/lora.py).
         gpu = dials.device == "gpu"
         pads = 0
@@ -230,8 +230,8 @@ def _resident(shape: Shape, dials: Dials) -> Counter[str]:
         here[GRADIENTS] = 4 * trained
     if dials.technique == "lora" and dials.device == "gpu" and dials.compute != "fp16":
         here["step casts of A"] = sum(count * _casts(layer, hidden, dials) for layer, count in shape.kinds) * dense
-    if dials.base == "nf4":
-        here["tables of codes"] = TABLES if dials.device == "gpu" else 0
+    if dials.quantised:
+        here["tables of codes"] = TABLES if dials.device == "gpu" and dials.base == "nf4" else 0
         here["dense buffer"] = _dense_buffer(shape, dials) * dense
     return here
 

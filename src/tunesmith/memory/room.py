@@ -41,7 +41,7 @@ def resident_bytes(shape: Shape, dials: Dials, ranks: int = 1) -> int:
     compiled = KERNELS if dials.compute == "bf16" else 0
     slots = dials.packs * 4 * trained_weights(shape, dials) if ranks > 1 else 0
     # A dense weight has B beside it in every row (``layers/lora.py``), and who writes B comes to pages of its own.
-    own = 0 if dials.base == "nf4" else found.resident.get("linear layers", 0)
+    own = 0 if dials.quantised else found.resident.get("linear layers", 0)
     return PROCESS + shared + slots + (ranks - 1) * (FORKED + own) + ranks * (found.peak - shared + compiled)
 
 

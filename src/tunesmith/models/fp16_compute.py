@@ -2,10 +2,10 @@
 
 A model that was loaded in float16 would compute all of it in float16, and end at 65,504. Here its embeddings put fp32 into the
 residual stream, and then every stock operation computes in fp32, because it follows its input; norms, biases, scales and other
-small tensors are made fp32. What stays in fp16 are tables and the weights of linear layers, and each product with such a
-weight scales its input row by row (``kernels/fp16_scaled_mm.py``): the layers are swapped for ``HalfLinear`` and
-``HalfNF4Linear`` here, and adapters that are put on them later do the same (``layers/lora.py``). Experts in NF4 become dense
-in fp16 too.
+small tensors are made fp32. What stays in fp16 are tables and the weights of linear layers, and each product with such a weight
+scales its input row by row (``kernels/fp16_scaled_mm.py``): the layers are swapped for ``HalfLinear`` and
+``HalfQuantizedLinear`` here, and adapters that are put on them later do the same (``layers/lora.py``). Experts in NF4 become
+dense in fp16 too.
 
 A parameter that belongs to no linear layer and no table (a router's matrix, the experts of a mixture in 16 bits) is read by
 stock code that multiplies it as it is, so it becomes fp32; what that costs is printed. Ties are kept, except where an
@@ -29,9 +29,10 @@ from transformers import PreTrainedModel
 from tunesmith.errors import ModelError
 from tunesmith.layers.embedding import FrozenEmbedding, HostEmbedding
 from tunesmith.layers.experts import NF4Experts
-from tunesmith.layers.half import HalfLinear, HalfNF4Linear
+from tunesmith.layers.half import HalfLinear, HalfQuantizedLinear
 from tunesmith.layers.int8 import Int8Table
-from tunesmith.layers.nf4 import NF4Embedding, NF4Linear
+from tunesmith.layers.nf4 import NF4Embedding
+from tunesmith.layers.quantized import QuantizedLinear
 from tunesmith.models.swap import put_module
 
 logger = logging.getLogger(__name__)
@@ -89,8 +90,8 @@ def keep_residual_in_fp32(model: PreTrainedModel) -> None:
 
 def _swapped(module: nn.Module) -> nn.Module | None:
     """The module that takes its place, or None."""
-    if isinstance(module, NF4Linear) and not isinstance(module, HalfNF4Linear):
-        return HalfNF4Linear(module)
+    if isinstance(module, QuantizedLinear) and not isinstance(module, HalfQuantizedLinear):
+        return HalfQuantizedLinear(module)
     if type(module) is nn.Linear and module.weight.dtype == torch.float16:
         return HalfLinear(module)
     if isinstance(module, nn.Embedding) and not isinstance(module, HalfEmbedding) and module.weight.dtype == torch.float16:

@@ -34,7 +34,7 @@ from tunesmith.models.answering import AnsweringAttention
 from tunesmith.models.load import decoder
 from tunesmith.models.recompute import decoder_layers
 
-PLAIN = {"LoRALinear", "Linear", "NF4Linear", "HalfLinear", "HalfNF4Linear"}
+PLAIN = {"LoRALinear", "Linear", "QuantizedLinear", "HalfLinear", "HalfQuantizedLinear"}
 ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 

@@ -60,18 +60,21 @@ def load_model(
     resident_layers: Resident = "all",
     embedding_on: str = "device",
     base_head: str = "auto",
+    gguf: Path | None = None,
 ) -> PreTrainedModel:
     """A stock causal language model, frozen, with packed attention at hand.
 
     Args:
         directory: Hugging Face model directory with safetensors; of a multimodal one the text model is read.
         dtype: ``fp32``, ``bf16``, or ``fp16`` with everything but the large weights in fp32 (``models/fp16_compute.py``).
-        base: ``nf4`` to quantise linear layers and experts as they are read; else they are kept in ``dtype``.
+        base: ``nf4`` to quantise linear layers and experts as they are read, a llama.cpp type to keep the linear layers in
+            ``gguf``'s blocks; else they are kept in ``dtype``.
         device: where the model is made.
         per_layer_embeddings: where the table that feeds every layer lies, as in the recipe.
         resident_layers: how many of the first decoder layers stay on the device, as in the recipe.
         embedding_on: where the embedding lies, ``recipe.train.embedding_on``.
         base_head: what the output head is kept in, as in the recipe.
+        gguf: the file whose blocks the linear layers are kept in, where ``base`` names them.
 
     Raises:
         ModelError: no safetensors, unknown architecture, damaged file, a weight that is not in the checkpoint, a quantisation
@@ -81,9 +84,9 @@ def load_model(
     hardware.ask_for_deterministic_cublas()
     device = torch.device(device)
     refuse_streaming(base or dtype, resident_layers)
-    if base == "nf4":
+    if base == "nf4" or gguf is not None:
         places = (per_layer_embeddings, resident_layers, embedding_on, base_head)
-        model = load_nf4(directory, (), DTYPES[dtype], device, *places)
+        model = load_nf4(directory, (), DTYPES[dtype], device, *places, gguf=gguf)
     else:
         model = _load_dense(directory, DTYPES[dtype], device, per_layer_embeddings, embedding_on, base_head)
     if dtype == "fp16":

@@ -1,7 +1,7 @@
 """Load a base model with its large weights in NF4, without ever holding the dense model.
 
 The stock model is built with empty parameters on the meta device, and the checkpoint is read tensor by tensor: a weight is
-quantised as it comes, on the device where it stays, and a ``NF4Linear`` or ``NF4Experts`` takes the place of its layer;
+quantised as it comes, on the device where it stays, and a ``QuantizedLinear`` or ``NF4Experts`` takes the place of its layer;
 everything else is cast and copied. The peak is the quantised model and the largest tensor as it lies in the file.
 
 **What the checkpoint does not hold.** Frequencies of rotary embeddings, scales of embeddings and other buffers that are
@@ -12,9 +12,10 @@ computed for real, so they are the stock model's for any family.
 **What is quantised.** Every ``nn.Linear`` but the output head (its loss reads it dense), what the family's record names
 (``Family.never_quantized`` and the router) and what the caller excludes; and the experts of a mixture, both weights of all
 experts, whether they lie in the file as one tensor or one by one. Embeddings stay in ``dtype``, but for a per-layer table that
-the recipe puts elsewhere (``models/embeddings.py``). A checkpoint that bitsandbytes quantised (NF4, blocks of 64, double
-quantisation) is taken as it is, so there the checkpoint decides; one that is quantised in another way is dequantised as it is
-read. A parameter that the checkpoint lacks is an error, never a random number.
+the recipe puts elsewhere (``models/embeddings.py``). With a GGUF file it is what lies there in blocks (``layers/blocks.py``). A
+checkpoint that bitsandbytes quantised (NF4, blocks of 64, double quantisation) is taken as it is, so there the checkpoint
+decides; one that is quantised in another way is dequantised as it is read. A parameter that the checkpoint lacks is an error,
+never a random number.
 
 Refused: ``from_pretrained(quantization_config=...)``, which needs bitsandbytes, holds the shards' dense tensors, leaves
 experts in 16 bits and hides which layers it skipped.
@@ -35,13 +36,16 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
+from tunesmith.checkpoints.gguf_blocks import BlockFile
 from tunesmith.checkpoints.hf import Checkpoint, check_shape, read_config
 from tunesmith.errors import ModelError
 from tunesmith.families import FAMILIES
 from tunesmith.kernels.nf4 import quantize_nf4_parts
 from tunesmith.kernels.upload import upload
+from tunesmith.layers.blocks import BlockWeight
 from tunesmith.layers.experts import NF4Experts
-from tunesmith.layers.nf4 import QUANT_STATE, NF4Linear, NF4Weight
+from tunesmith.layers.nf4 import QUANT_STATE, NF4Weight
+from tunesmith.layers.quantized import QuantizedLinear
 from tunesmith.models.embeddings import hold_table, per_layer_table, place_of
 from tunesmith.models.staging import staged
 from tunesmith.models.streaming import Resident, streamed_weights
@@ -92,8 +96,9 @@ def load_nf4(
     base_head: str = "auto",
     *,
     quantize: bool = True,
+    gguf: Path | None = None,
 ) -> PreTrainedModel:
-    """A stock causal language model, frozen, with ``NF4Linear`` for its linear layers and ``NF4Experts`` for its experts.
+    """A stock causal language model, frozen, with ``QuantizedLinear`` for its linear layers and ``NF4Experts`` for its experts.
 
     Args:
         directory: Hugging Face model directory with safetensors, dense or quantised; of a multimodal one the text model.
@@ -102,6 +107,7 @@ def load_nf4(
         device: where the model is made.
         per_layer_embeddings, resident_layers, embedding_on, base_head: as in the recipe.
         quantize: hold them in NF4; else the whole model is in ``dtype``, for what stock transformers does not read.
+        gguf: hold them in the blocks of this file instead, whose values are those of ``directory``.
 
     Raises:
         ModelError: unknown architecture, no safetensors, a damaged file, a parameter that is missing or of another shape,
@@ -116,6 +122,11 @@ def load_nf4(
     except (ValueError, KeyError) as error:
         raise ModelError(f"{directory}: the model cannot be built: {error}", "is its architecture a causal one?") from error
     linears, experts = _choose(model, checkpoint, exclude) if quantize else ([], [])
+    file = None if gguf is None else BlockFile(gguf, model)
+    if file is not None:
+        linears = [name for name in linears if f"{name}.weight" in file]
+        if experts:
+            raise ModelError(f"{gguf}: holds a mixture, to whose experts llama.cpp applies no adapter", "base: nf4")
     _say_dequantized(checkpoint, dtype, quantize)
     tensors = _tensors_of(model)
     _refuse_missing(checkpoint, tensors)
@@ -140,7 +151,7 @@ def load_nf4(
     if isinstance(resident_layers, int):
         shapes = {name: model.get_parameter(name).shape for name in sorted(later) if name != f"{table}.weight"}
         streamed = streamed_weights(model, shapes, read, directory, exclude, device, resident_layers)
-    weight_of = partial(_weight, read, streamed)
+    weight_of = partial(_weight, read, streamed) if file is None else partial(_read_blocks, file, dtype=dtype, device=device)
     _put_quantized(model, linears, experts, weight_of)  # with biases that are filled by now
     _refuse_meta(model)
     if (directory / "generation_config.json").exists():
@@ -161,7 +172,7 @@ class _EmptyOnMeta(TorchFunctionMode):
 
 
 def _plain_linears(model: PreTrainedModel) -> list[str]:
-    """Full names of what can be a ``NF4Linear``."""
+    """Full names of what can be a ``QuantizedLinear``."""
     head = model.get_output_embeddings()
     tied = {name for _, names in _tensors_of(model) if len(names) > 1 for name in names}
     return [
@@ -242,14 +253,14 @@ def _put_quantized(
     model: PreTrainedModel,
     linears: list[str],
     experts: list[str],
-    weight_of: Callable[[str, torch.Size], NF4Weight],
+    weight_of: Callable[[str, torch.Size], Any],
 ) -> None:
     """Put quantised modules in the places of the stock ones."""
     for name in linears:
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
         weight = weight_of(f"{name}.weight", linear.weight.shape)
-        put_module(model, name, NF4Linear(weight, linear.bias))
+        put_module(model, name, QuantizedLinear(weight, linear.bias))
     for name in experts:
         stock = model.get_submodule(name)
         gate_up, down = (
@@ -279,6 +290,12 @@ def _read_quantized(checkpoint: Checkpoint, weight: str, shape: torch.Size, devi
         return NF4Weight(quantize_nf4_parts(parts_on_device(), shape, device), dtypes[0])
     except ModelError as error:
         raise ModelError(error.message if weight in error.message else f"{weight}: {error.message}", error.hint) from error
+
+
+def _read_blocks(file: BlockFile, weight: str, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> BlockWeight:
+    """A weight in the blocks of a file, on the device."""
+    q = file.blocks(weight, shape)
+    return BlockWeight(q._replace(raw=upload(q.raw, device)), dtype)
 
 
 def _fill(model: PreTrainedModel, old: Tensor, names: list[str], checkpoint: Checkpoint, device: torch.device) -> None:
@@ -343,14 +360,15 @@ def _report(model: PreTrainedModel, plain: list[str], unexpected: list[str], qua
         logger.warning(f"{len(unexpected)} tensors of the checkpoint have no place in the model ({shorten(unexpected)})")
     if not quantize:
         return
-    layers = [module for module in model.modules() if isinstance(module, NF4Linear)]
+    layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
     experts = [module for module in model.modules() if isinstance(module, NF4Experts)]
     weights = [layer.weight for layer in layers]
     weights += [weight for each in experts for weight in each.modules() if isinstance(weight, NF4Weight)]
+    kinds = sorted({weight.kind if isinstance(weight, BlockWeight) else "NF4" for weight in weights})
     count, size = sum(weight.numel() for weight in weights), sum(weight.nbytes for weight in weights)
     bits = f" at {8 * size / count:.3f} bits each as measured ({decimal(size)})" if count else ""
     mixture = f" and the experts of {len(experts)} layers" if experts else ""
-    logger.info(f"NF4: {len(layers)} linear layers{mixture}, {count:,} weights{bits}")
+    logger.info(f"{', '.join(kinds) or 'NF4'}: {len(layers)} linear layers{mixture}, {count:,} weights{bits}")
     left = f", the experts of {len(dense)} layers" if (dense := quantized_experts(model)) else ""
     logger.info(f"not quantised: {len(plain)} linear layers ({shorten(plain)}){left}, embeddings and norms")
 

@@ -32,7 +32,7 @@ from tunesmith.layers.dora import DoRALinear, row_norm_O
 from tunesmith.layers.experts import Adapted, LoRAExperts, LoRAExpertWeight
 from tunesmith.layers.lora import LoRALinear
 from tunesmith.layers.new_rows import NewRows
-from tunesmith.layers.nf4 import NF4Linear
+from tunesmith.layers.quantized import QuantizedLinear
 from tunesmith.recipe import Lora
 
 logger = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ def adaptable_names(model: PreTrainedModel) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if (isinstance(module, nn.Linear | NF4Linear | LoRALinear) and module is not head)
+        if (isinstance(module, nn.Linear | QuantizedLinear | LoRALinear) and module is not head)
         or (experts is not None and name.endswith(experts))
     ]
 
@@ -126,7 +126,7 @@ def add_lora(model: PreTrainedModel, lora: Lora, seed: int) -> dict[str, Adapted
     mixtures = 0
     for name in target_names(model, lora.target_modules):
         base = model.get_submodule(name)
-        if isinstance(base, nn.Linear | NF4Linear):
+        if isinstance(base, nn.Linear | QuantizedLinear):
             layers[name] = linear = kind(base, lora.r, lora.scale, lora.dropout, generator).train(base.training)
             put_module(model, name, linear)
             continue

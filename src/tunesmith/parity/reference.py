@@ -176,9 +176,9 @@ def _untuned_logits(
 def _load(trained: Trained, place: ComputePlace) -> tuple[PreTrainedModel, dict[str, Adapted]]:
     """The base as training stored it, with the adapter on it where there is one."""
     recipe = trained.recipe
-    storage = "nf4" if recipe.base == "nf4" else place.arithmetic
+    storage = trained.base.storage if recipe.base == "nf4" or recipe.deploys_adapter else place.arithmetic
     places = (recipe.per_layer_embeddings, recipe.train.resident_layers, "device", recipe.base_head)
-    model = load_model(trained.base.directory, place.arithmetic, storage, place.device, *places)
+    model = load_model(trained.base.directory, place.arithmetic, storage, place.device, *places, gguf=trained.base.blocks)
     if place.arithmetic == "fp32" and trained.base.compute == "bf16":
         tables = [module.weight for module in model.modules() if isinstance(module, HostEmbedding)]
         for parameter in (*model.parameters(), *tables):  # as training stored them; a checkpoint in bf16 stays as it is

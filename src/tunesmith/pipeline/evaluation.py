@@ -27,7 +27,7 @@ from tunesmith.evaluate.candidates import is_tuned
 from tunesmith.evaluate.metrics import Metric, make_metric
 from tunesmith.evaluate.prompts import PromptBook, shown_pool
 from tunesmith.evaluate.references import check_references
-from tunesmith.export.forms.form import base_name, gguf_name
+from tunesmith.export.names import deployed_files
 from tunesmith.messages import Message, Tools
 from tunesmith.pipeline.base import base_of
 from tunesmith.pipeline.stage import Session
@@ -37,7 +37,7 @@ from tunesmith.recipe.metrics import METRIC_KEYS
 from tunesmith.retrieval.corpus import Corpus, check_sealed, open_store, read_corpus
 from tunesmith.retrieval.embed import load_embedder
 from tunesmith.retrieval.store import Store, build_store
-from tunesmith.rundir import RunDir, read_rows
+from tunesmith.rundir import RunDir, fingerprint, read_rows
 from tunesmith.rundir.hashes import content_hash
 from tunesmith.rundir.records.data import Rendered
 from tunesmith.rundir.records.evaluation import Candidate
@@ -191,9 +191,10 @@ def engine_of(
         return model.answering_key, base
     if is_tuned(arm) and (arm != "deployed" or recipe.tuned_kind == "gguf"):
         return _tuned_engine(tuned_model(run, recipe, arm), recipe, arm, shared, (prompts, budget, tools))
-    name = base_name if arm == PROMPT_DEPLOYED else gguf_name
-    gguf = run.export / name(str(recipe.name), recipe.export.gguf[-1])
-    return content_hash(gguf), lambda: open_llama_cpp(gguf, model.renderer, prompts, budget, tools)
+    gguf, lora = (run.export / name if name else None for name in deployed_files(recipe, arm == PROMPT_DEPLOYED))
+    assert gguf is not None
+    key = content_hash(gguf) if lora is None else fingerprint(content_hash(gguf), content_hash(lora))
+    return key, lambda: open_llama_cpp(gguf, model.renderer, prompts, budget, tools, lora)
 
 
 def _tuned_engine(

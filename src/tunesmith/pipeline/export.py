@@ -9,13 +9,13 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from tunesmith.checkpoints.gguf_write.convert import describe
 from tunesmith.engines.form import ExportedForm, gguf_form
 from tunesmith.errors import RunError
 from tunesmith.export.context import differences, served_context
 from tunesmith.export.facts import read_facts
 from tunesmith.export.forms.form import ROUNDING, Job, Operation, Written, peak
 from tunesmith.export.forms.table import FORMS
-from tunesmith.export.gguf.convert import describe
 from tunesmith.export.job import build, plan_export, plan_record, report
 from tunesmith.models.adapter import read_lora
 from tunesmith.models.attention import PACKED

@@ -12,6 +12,7 @@ import shutil
 
 from tunesmith.checkpoints.facts import base_facts
 from tunesmith.evaluate.prompts import tuned
+from tunesmith.export.names import deployed_form
 from tunesmith.parity.measure import measure_form
 from tunesmith.parity.reference import Trained, choose_place, run_reference
 from tunesmith.pipeline.base import base_of
@@ -57,7 +58,7 @@ def measured(run: RunDir, recipe: Recipe) -> Parity:
     task, no_task = (None, answerable) if isinstance(answerable, str) else (answerable, None)
     dev_prompts = {row.id: tuned(recipe, row) for row in spread(text_rows(run), DEV_PROMPTS)}
     context, scratch = context_of(run, recipe)[0], run.export / SCRATCH
-    deployed = recipe.export.gguf[-1] if model.gguf is None else model.gguf.name
+    deployed = deployed_form(recipe) if model.gguf is None else model.gguf.name
     elsewhere = f"the dev rows are asked of the form that deploys, {deployed}"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)

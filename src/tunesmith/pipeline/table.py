@@ -12,7 +12,9 @@ the form that is brought (an export of a file that is deployed as it is, what an
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
+from tunesmith.export.names import deployed_files
 from tunesmith.pipeline.inputs import DECIDING, Inputs
 from tunesmith.pipeline.provenance import named_files
 from tunesmith.pipeline.stage import Stage, Table
@@ -259,8 +261,8 @@ def _inputs_of_arm(arm: str) -> Callable[[Inputs], Parts]:
         elif recipe.tuned_kind == "gguf":
             parts |= _tuned(read)
         else:
-            of = "-base" if arm == PROMPT_DEPLOYED else ""
-            parts |= read.files(f"export/{recipe.name}{of}-{recipe.export.gguf[-1]}.gguf")
+            names = deployed_files(recipe, arm == PROMPT_DEPLOYED)
+            parts |= read.files(*(f"export/{name}" for name in names if name is not None and not Path(name).is_absolute()))
         if "retrieval" in arm or (arm == PROMPT_DEPLOYED and "retrieval" in recipe.evaluate.arms):
             parts |= {**read.keys("evaluate.retrieval"), **read.source("data.documents (content)", recipe.data.documents)}
         if arm.startswith(EXTERNAL):

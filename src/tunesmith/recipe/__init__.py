@@ -17,11 +17,12 @@ from tunesmith.recipe.load import (
     section_from,
     yaml_line,
 )
-from tunesmith.recipe.run import Recipe
+from tunesmith.recipe.run import BLOCK_BASES, Recipe
 from tunesmith.recipe.task import HeldTo, Judge, Task
 from tunesmith.recipe.train import Lora, Optimisation, Train, TrainSettings
 
 __all__ = [
+    "BLOCK_BASES",
     "EXTERNAL",
     "PROMPT_ARMS",
     "PROMPT_DEPLOYED",

@@ -58,6 +58,7 @@ class Export(Section):
     )
 
 
+BLOCK_BASES = ("gguf", "Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")  # of ``base``: blocks of a GGUF
 TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 
@@ -82,10 +83,11 @@ class Recipe(Section):
         description="base of the rotary positions with max_position_embeddings; auto raises the model's own so far that its "
         "slowest pair turns no further over the new length than over the old one (NTK-aware)",
     )
-    base: Literal["auto", "fp32", "bf16", "nf4"] = Field(
+    base: Literal["auto", "fp32", "bf16", "nf4", "gguf", "Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"] = Field(
         default="auto",
         description="what the frozen base weights are kept in; auto is fp32 or bf16, whichever this machine multiplies faster; "
-        "nf4 is 4 bits a weight (QLoRA)",
+        "nf4 is 4 bits a weight (QLoRA); a llama.cpp type trains on the very blocks of the GGUF that is deployed with the "
+        "adapter beside it, and gguf on those of a model that is such a file",
     )
     per_layer_embeddings: Literal["auto", "cpu", "nf4", "model"] = Field(
         default="auto",
@@ -182,6 +184,45 @@ class Recipe(Section):
         if self.base in ("fp32", "bf16") and self.train.compute not in ("auto", self.base):
             raise ValueError(f"base: {self.base} computes in {self.base}; train.compute is read with base: auto or nf4")
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _adapter_on_blocks(cls, raw: JsonValue) -> JsonValue:
+        """What is trained on the blocks of a file is deployed beside it."""
+        if not isinstance(raw, dict) or raw.get("base") not in BLOCK_BASES:
+            return raw
+        export = raw.get("export") or {}
+        return {**raw, "export": {"lora_gguf": True, **export}} if isinstance(export, dict) else raw
+
+    @model_validator(mode="after")
+    def _blocks_are_deployed(self) -> "Recipe":
+        if not self.deploys_adapter:
+            return self
+        if self.base == "gguf" and not self.model.endswith(".gguf"):
+            raise ValueError("base: gguf trains on the blocks of a .gguf file, and model names none; name a type, as Q4_K_M")
+        refused = {
+            "export.lora_gguf: false": not self.export.lora_gguf,
+            "lora.use_dora: true": self.lora.use_dora,
+            "chat.new_tokens": bool(self.chat.new_tokens),
+            "max_position_embeddings": self.max_position_embeddings is not None,
+            "towers: keep": self.towers == "keep",
+            "base_head: int8": self.base_head == "int8",
+        }
+        for words in (words for words, is_set in refused.items() if is_set):
+            raise ValueError(
+                f"base: {self.base} deploys the file it trains on with the adapter beside it, which excludes {words}"
+            )
+        return self
+
+    @property
+    def deploys_adapter(self) -> bool:
+        """Whether the deployed form is the adapter beside the GGUF that it was trained on; else a merged GGUF."""
+        return self.base in BLOCK_BASES
+
+    @property
+    def base_type(self) -> str:
+        """llama.cpp's file type of the base that lies beside an adapter, where it is made and not the model itself."""
+        return self.base if self.deploys_adapter else self.export.gguf[-1]
 
     @model_validator(mode="after")
     def _streamed_in_nf4(self) -> "Recipe":

@@ -6,6 +6,8 @@ model is a GGUF file has its base already. The arm gets a file of the deployed t
 went: another type has another speed. It is no deployed form, so nothing is held against it and no command serves it. No
 importance matrix weighs its rounding; what a call takes does not depend on one, what is answered may a little.
 
+After a training on the blocks of a file (``base: Q4_K_M``) it is that file, with the template of the run, and is deployed.
+
 Cost: a 16-bit file of the base beside the export until the quantised one is there, and a few minutes for a billion weights.
 """
 
@@ -13,12 +15,16 @@ import logging
 import shutil
 from pathlib import Path
 
+from tunesmith.checkpoints.gguf_write.convert import describe
+from tunesmith.checkpoints.gguf_write.template import with_template
 from tunesmith.checkpoints.quantized.layout import layout_of
+from tunesmith.engines.base import open_base
 from tunesmith.errors import ExportError
 from tunesmith.export.base import write_dense
 from tunesmith.export.companions import copy_companions
-from tunesmith.export.forms.form import Facts, Form, Job, Operation, base_name, gguf_size
+from tunesmith.export.forms.form import Facts, Form, Job, Operation, gguf_size
 from tunesmith.export.forms.gguf import convert_16bit, quantize_step
+from tunesmith.export.names import base_name
 from tunesmith.export.sizes import FULL
 from tunesmith.recipe import PROMPT_DEPLOYED, Recipe
 from tunesmith.rundir.records.export import GgufFile
@@ -27,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 
 def _plan(recipe: Recipe, facts: Facts) -> list[Operation]:
+    if recipe.deploys_adapter and recipe.model.endswith(".gguf"):
+        return []
     for_arm = PROMPT_DEPLOYED in recipe.evaluate.arms
     if not for_arm and (not recipe.export.lora_gguf or recipe.model.endswith(".gguf")):
         return []
@@ -37,7 +45,9 @@ def _plan(recipe: Recipe, facts: Facts) -> list[Operation]:
             "name the 16-bit model as model, or "
             + (f"leave {PROMPT_DEPLOYED} out of evaluate.arms" if for_arm else "set export.lora_gguf: false"),
         )
-    kind, target = recipe.export.gguf[-1], base_name(facts.name, recipe.export.gguf[-1])
+    kind, target = recipe.base_type, base_name(facts.name, recipe.base_type)
+    if recipe.deploys_adapter:
+        return [Operation(kind="base-gguf", target=target, nbytes=gguf_size(facts, kind), write=_take_trained, record=GgufFile)]
     first = kind if kind in FULL else "F16"
     source = base_name(facts.name, first)
     steps = [
@@ -82,6 +92,14 @@ def _convert_base(job: Job, step: Operation) -> GgufFile:
         return convert_16bit(view, job.staged / step.target, step.file_type)
     finally:
         shutil.rmtree(view.parent)
+
+
+def _take_trained(job: Job, step: Operation) -> GgufFile:
+    """The file that was trained on, with the template of the run; no block of it changes."""
+    blocks = open_base(job.recipe).blocks
+    assert blocks is not None
+    with_template(blocks, job.staged / step.target, job.renderer.template)
+    return describe(job.staged / step.target)
 
 
 BASE_GGUF = Form(name="base_gguf", plan=_plan, commands=lambda job: {}, opened=lambda written: [])

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from tunesmith.chat.render import Renderer
+from tunesmith.checkpoints.gguf_write.types import Metadata, Source
 from tunesmith.engines.form import ExportedForm
-from tunesmith.export.gguf.types import Metadata, Source
 from tunesmith.export.sizes import gguf_bytes
 from tunesmith.recipe import Lora, Recipe
 from tunesmith.rundir import RunDir
@@ -207,16 +207,6 @@ def peak(steps: Iterable[Operation], there: Iterable[str] = ()) -> int:
         lying -= sum(other.nbytes for other in ended)
         temporary = [other for other in temporary if other not in ended]
     return most
-
-
-def gguf_name(run: str, file_type: str) -> str:
-    """File of the merged model in a llama.cpp type."""
-    return f"{run}-{file_type}.gguf"
-
-
-def base_name(run: str, file_type: str) -> str:
-    """File of the base in a llama.cpp type."""
-    return f"{run}-base-{file_type}.gguf"
 
 
 def gguf_size(facts: Facts, file_type: str, has_imatrix: bool = False) -> int:

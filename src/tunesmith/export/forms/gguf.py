@@ -16,6 +16,9 @@ from pathlib import Path
 
 import gguf
 
+from tunesmith.checkpoints.gguf_write import convert as converter
+from tunesmith.checkpoints.gguf_write.architecture import architecture_of
+from tunesmith.checkpoints.gguf_write.quantize import ImatrixOrigin, quantize
 from tunesmith.engines.form import ExportedForm, gguf_form
 from tunesmith.errors import ExportError
 from tunesmith.export.companions import stop_ids
@@ -27,13 +30,10 @@ from tunesmith.export.forms.form import (
     Job,
     Operation,
     Written,
-    gguf_name,
     gguf_size,
 )
-from tunesmith.export.gguf import convert as converter
-from tunesmith.export.gguf.architecture import architecture_of
 from tunesmith.export.gguf.imatrix import CHUNK, choose, collect, read_imatrix, write_imatrix
-from tunesmith.export.gguf.quantize import ImatrixOrigin, quantize
+from tunesmith.export.names import gguf_name
 from tunesmith.export.ollama import modelfile
 from tunesmith.export.sizes import FULL
 from tunesmith.models.device import best_device

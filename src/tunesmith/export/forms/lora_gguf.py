@@ -12,9 +12,10 @@ from pathlib import Path
 
 from tunesmith.engines.form import ExportedForm, gguf_form
 from tunesmith.errors import ExportError
-from tunesmith.export.forms.form import ROUNDING, Facts, Form, Job, Operation, Written, adapter_bytes, base_name
+from tunesmith.export.forms.form import ROUNDING, Facts, Form, Job, Operation, Written, adapter_bytes
 from tunesmith.export.forms.gguf import llama_server, modelfile_step, ollama_commands
 from tunesmith.export.gguf.lora import NOT_APPLIED, write_lora_gguf
+from tunesmith.export.names import LORA, base_file, lora_name
 from tunesmith.recipe import Recipe
 from tunesmith.rundir.records.export import Command
 
@@ -22,11 +23,6 @@ logger = logging.getLogger(__name__)
 
 MODELFILE = "Modelfile.adapter"
 OLLAMA_NOTE = "Ollama 0.34.1 and newer refuse to create a model with ADAPTER; there, serve the merged GGUF"
-
-
-def lora_name(run: str) -> str:
-    """File of the adapter."""
-    return f"{run}-lora.gguf"
 
 
 def _plan(recipe: Recipe, facts: Facts) -> list[Operation]:
@@ -39,7 +35,7 @@ def _plan(recipe: Recipe, facts: Facts) -> list[Operation]:
     nbytes = adapter_bytes(facts.adapted.values(), facts.lora.r)
     return [
         Operation(kind="lora-gguf", target=lora, nbytes=nbytes, write=_write_lora),
-        modelfile_step(MODELFILE, lora, _base_file(recipe), lora),
+        modelfile_step(MODELFILE, lora, base_file(recipe), lora),
     ]
 
 
@@ -53,11 +49,6 @@ def _refused(facts: Facts) -> str | None:
     return f"llama.cpp applies no adapter to {dead[0]}" if dead else None
 
 
-def _base_file(recipe: Recipe) -> str:
-    """The base GGUF: the recipe's own, or a name in the export."""
-    return recipe.model if recipe.model.endswith(".gguf") else base_name(str(recipe.name), recipe.export.gguf[-1])
-
-
 def _write_lora(job: Job, step: Operation) -> None:
     write_lora_gguf(job.run.adapter, job.base, job.staged / step.target)
 
@@ -65,7 +56,7 @@ def _write_lora(job: Job, step: Operation) -> None:
 def _commands(job: Job) -> dict[str, Command]:
     if not job.recipe.export.lora_gguf:
         return {}
-    base = _base_file(job.recipe)
+    base = base_file(job.recipe)
     base = base if Path(base).is_absolute() else f"export/{base}"
     server = llama_server(job, "--model", base, "--lora", f"export/{lora_name(job.name)}")
     template = ("--chat-template-file", "export/merged/chat_template.jinja")
@@ -83,11 +74,13 @@ def _opened(written: Written) -> list[ExportedForm]:
     recipe, run = written.recipe, written.run
     if not recipe.export.lora_gguf:
         return []
-    base = Path(_base_file(recipe))
+    base = Path(base_file(recipe))
+    if recipe.deploys_adapter:
+        return [gguf_form(LORA, run.export / base, None, run.export / lora_name(str(recipe.name)))]
     # The base file is made of the checkpoint; a recipe's own is in whatever type it is.
     differs = base.is_absolute() or "nf4" in (recipe.base, recipe.per_layer_embeddings) or recipe.base_head == "int8"
     rounding = None if differs else ROUNDING.get(recipe.export.gguf[-1])
-    return [gguf_form("LoRA", run.export / base, rounding, run.export / lora_name(str(recipe.name)))]
+    return [gguf_form(LORA, run.export / base, rounding, run.export / lora_name(str(recipe.name)))]
 
 
 LORA_GGUF = Form(name="lora_gguf", plan=_plan, commands=_commands, opened=_opened)

@@ -1,1 +1,1 @@
-"""GGUF: conversion, types, quantisation, importance matrix, adapter files."""
+"""GGUF of an export: importance matrix, adapter files, single types (``checkpoints/gguf_write`` writes whole files)."""

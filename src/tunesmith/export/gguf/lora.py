@@ -38,9 +38,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.checkpoints.gguf_reader import GgufReader
+from tunesmith.checkpoints.gguf_write.convert import run_converter
 from tunesmith.checkpoints.hf import read_config
 from tunesmith.errors import ExportError
-from tunesmith.export.gguf.convert import run_converter
 from tunesmith.models.adapter import CONFIG, PREFIX, WEIGHTS, read_adapter, read_lora
 from tunesmith.rundir import write_json
 

@@ -7,9 +7,9 @@ types that follow.
 import shutil
 from pathlib import Path
 
+from tunesmith.checkpoints.gguf_write import convert as converter
+from tunesmith.checkpoints.gguf_write.quantize import Importance, quantize
 from tunesmith.errors import ExportError
-from tunesmith.export.gguf import convert as converter
-from tunesmith.export.gguf.quantize import Importance, quantize
 
 HALF = "half.gguf"
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from tunesmith.kernels.triton.adapter import adapter_gradients, add_update_, project
     from tunesmith.kernels.triton.augmented import fill_augmented_
+    from tunesmith.kernels.triton.blocks import dequantize_blocks
     from tunesmith.kernels.triton.cross_entropy import cross_entropy_rows_
     from tunesmith.kernels.triton.dropout import drop_seeded
     from tunesmith.kernels.triton.glu import glu_backward, glu_forward
@@ -46,6 +47,7 @@ __all__ = [
     "add_rms_norm_forward",
     "add_update_",
     "cross_entropy_rows_",
+    "dequantize_blocks",
     "dequantize_nf4",
     "drop_seeded",
     "fill_augmented_",
@@ -70,6 +72,7 @@ _HOME = {
     "glu_backward": f"{__name__}.glu",
     "glu_forward": f"{__name__}.glu",
     "lora_matmul": f"{__name__}.lora",
+    "dequantize_blocks": f"{__name__}.blocks",
     "dequantize_nf4": f"{__name__}.nf4",
     "nf4_matmul": f"{__name__}.nf4",
     "add_rms_norm_forward": f"{__name__}.rms_norm",

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 from gguf import GGMLQuantizationType as Type
 
+from tunesmith.checkpoints.gguf_write.types import Source, plan_types
 from tunesmith.errors import ExportError
-from tunesmith.export.gguf.types import Source, plan_types
 
 FACTS = {"general.architecture": "llama", "llama.block_count": 16, "llama.attention.head_count": 8}
 

@@ -10,11 +10,11 @@ from llama_quantize_oracle import ANSWERS, CASES, CHUNKS, DATASET, importance, t
 
 from tunesmith import hardware
 from tunesmith.checkpoints.gguf_reader import GgufReader
+from tunesmith.checkpoints.gguf_write import quantize as quantize_module
+from tunesmith.checkpoints.gguf_write.convert import describe
+from tunesmith.checkpoints.gguf_write.quantize import ImatrixOrigin, quantize
+from tunesmith.checkpoints.gguf_write.types import metadata_of, nbytes, plan_types, sources_of
 from tunesmith.errors import ExportError
-from tunesmith.export.gguf import quantize as quantize_module
-from tunesmith.export.gguf.convert import describe
-from tunesmith.export.gguf.quantize import ImatrixOrigin, quantize
-from tunesmith.export.gguf.types import metadata_of, nbytes, plan_types, sources_of
 
 ORIGIN = ImatrixOrigin("imatrix.gguf", DATASET, CHUNKS)
 

@@ -1,8 +1,8 @@
 """A 16-bit GGUF quantised: the very file that ``llama-quantize`` writes, made with llama.cpp's own blocks.
 
-Which type a tensor gets is planned first (``export/gguf/types.py``). Blocks are then made by ``ggml_quantize_chunk`` of the
-llama.cpp that will run them: the shared object of ``xllamacpp``, through ctypes, which lets go of the interpreter lock, so
-that rows are quantised on all cores. Metadata is copied as bytes and not decoded, but for the keys that say how the file was
+Which type a tensor gets is planned first (``checkpoints/gguf_write/types.py``). Blocks are then made by ``ggml_quantize_chunk``
+of the llama.cpp that will run them: the shared object of ``xllamacpp``, through ctypes, which lets go of the interpreter lock,
+so that rows are quantised on all cores. Metadata is copied as bytes and not decoded, but for the keys that say how the file was
 quantised. Writing blocks in numpy was refused: they would be a second implementation, and slower.
 
 An importance matrix weighs each column of a weight by the mean of its squared input, so that rounding errors go where the
@@ -38,8 +38,7 @@ from numpy.typing import NDArray
 
 from tunesmith import hardware
 from tunesmith.checkpoints.gguf_reader import GgufReader
-from tunesmith.errors import ExportError
-from tunesmith.export.gguf.types import (
+from tunesmith.checkpoints.gguf_write.types import (
     DENSE,
     EMBEDDINGS,
     FILE_TYPE,
@@ -50,6 +49,7 @@ from tunesmith.export.gguf.types import (
     row_bytes,
     sources_of,
 )
+from tunesmith.errors import ExportError
 from tunesmith.rundir.records.export import GgufFile
 from tunesmith.tracking import progress
 
@@ -128,7 +128,7 @@ def quantize(
     sources = {tensor.name: tensor for tensor in sources_of(reader)}
     types = plan_types(sources.values(), file_type, metadata_of(reader), bool(imatrix))
     importance = _checked(imatrix or {}, sources, types)
-    header = _header(reader, sources, types, _quantization_keys(file_type, imatrix or {}, origin or ImatrixOrigin()))
+    head = header(reader, sources, types, _quantization_keys(file_type, imatrix or {}, origin or ImatrixOrigin()))
     offsets = {tensor.name: tensor.data_offset for tensor in reader.tensors}
     pieces = (
         piece for name, kind in types.items() for piece in _pieces(sources[name], kind, offsets[name], importance.get(name))
@@ -136,7 +136,7 @@ def quantize(
     temporary = target.with_name(f".{target.name}.tmp")
     try:
         with temporary.open("wb") as file, progress(f"quantising {file_type}", len(types)) as bar:
-            file.write(header)
+            file.write(head)
             for piece, blocks_B in _in_order(source, pieces):
                 file.write(blocks_B.data)
                 if piece.is_last:
@@ -195,8 +195,8 @@ def _quantization_keys(file_type: str, imatrix: Importance, origin: ImatrixOrigi
     }
     if imatrix:
         about: dict[str, int | str] = {
-            "quantize.imatrix.file": origin.file,
-            "quantize.imatrix.dataset": origin.dataset,
+            "quantize.imatrix.file": _cut(origin.file),
+            "quantize.imatrix.dataset": _cut(origin.dataset),
             "quantize.imatrix.entries_count": len(imatrix),
             "quantize.imatrix.chunks_count": origin.chunks,
         }
@@ -204,17 +204,27 @@ def _quantization_keys(file_type: str, imatrix: Importance, origin: ImatrixOrigi
     return keys
 
 
-def _header(
+def _cut(text: str) -> str:
+    return text.encode()[:LONGEST_TEXT].decode(errors="ignore")
+
+
+def header(
     reader: GgufReader, sources: Mapping[str, Source], types: Mapping[str, Type], keys: Mapping[str, int | str]
 ) -> bytes:
-    """All before the tensors: keys of the source as they lie there, those that are said anew last, and the tensors' places."""
+    """All before the tensors: keys of the source as they lie there, those that are said anew last, and the tensors' places.
+
+    Args:
+        reader: of the source.
+        sources: the tensors by name.
+        types: of each tensor, in the order in which the tensors lie in the file.
+        keys: that are written in the place of the source's.
+    """
     fields = [field for key, field in reader.fields.items() if key not in keys]
     parts = [b"GGUF", struct.pack("<IQQ", gguf.GGUF_VERSION, len(types), len(fields) + len(keys))]
     parts += [bytes(field.raw) for field in fields]
     for key, value in keys.items():
         if isinstance(value, str):
-            cut = value.encode()[:LONGEST_TEXT].decode(errors="ignore")
-            parts += [_text(key), struct.pack("<I", GGUFValueType.STRING), _text(cut)]
+            parts += [_text(key), struct.pack("<I", GGUFValueType.STRING), _text(value)]
         else:
             parts += [_text(key), struct.pack("<II", GGUFValueType.UINT32, value)]
     start = 0

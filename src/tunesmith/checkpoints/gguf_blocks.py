@@ -1,0 +1,90 @@
+"""The matrices of a GGUF file as the blocks that lie there, under the names of the model's parameters.
+
+What is trained on the file that ships is trained on these very bytes. On a CPU they are views of the mapped file, so that every
+rank of a run shares the pages; where llama.cpp keeps the rows of a matrix in another order (queries and keys of some families),
+the rows are put back, which moves whole blocks and changes none.
+
+Which rows those are is asked of transformers' own processor, with the numbers of the rows in the place of weights.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from tunesmith.checkpoints.gguf import GgufSource, gguf_sources, open_gguf
+from tunesmith.errors import ModelError
+from tunesmith.kernels.blocks import DENSE, TYPES, Blocks
+
+
+class BlockFile:
+    """A GGUF file of a model.
+
+    Args:
+        path: of the file.
+        model: stock, perhaps without memory; its names are those asked for.
+
+    Raises:
+        ModelError: the file is not of this model, or is damaged.
+    """
+
+    def __init__(self, path: Path, model: PreTrainedModel):
+        self._path = path
+        self._sources, self._processor = gguf_sources(path, model, model.config, open_gguf(path))
+
+    def __contains__(self, name: str) -> bool:
+        """Whether a parameter lies there in blocks."""
+        source = self._sources.get(name)
+        return source is not None and source.tensors[0].tensor_type.name not in DENSE
+
+    def blocks(self, name: str, shape: torch.Size) -> Blocks:
+        """A matrix.
+
+        Args:
+            name: of a parameter that lies there in blocks.
+            shape: that it has in the model.
+
+        Raises:
+            ModelError: another shape, a type that is not held in blocks, or rows that cannot be put back.
+        """
+        source = self._sources[name]
+        (tensor,) = _whole(self._path, name, source)
+        kind = tensor.tensor_type.name
+        if kind not in TYPES:
+            raise ModelError(
+                f"{self._path}: {tensor.name} is {kind}, which is not trained on as it lies", f"known: {', '.join(TYPES)}"
+            )
+        if tuple(tensor.shape) != tuple(shape):
+            raise ModelError(f"{self._path}: {tensor.name} has shape {tensor.shape}, expected {tuple(shape)}", "another model?")
+        raw = np.memmap(self._path, np.uint8, "c", offset=int(tensor.data_offset), shape=tensor.data.shape)
+        order = self._order(tensor.name, len(raw))
+        if (order[1:] < order[:-1]).any():
+            raw = raw[order]
+        return Blocks(torch.from_numpy(np.asarray(raw)), kind, tuple(shape))
+
+    def kinds(self) -> Iterator[tuple[str, int]]:
+        """Type and number of weights of every tensor."""
+        for source in self._sources.values():
+            for tensor in source.tensors:
+                yield tensor.tensor_type.name, tensor.n_elements
+
+    def _order(self, name: str, rows: int) -> np.ndarray:
+        """Which row of the file each row of the model is."""
+        numbers = np.arange(rows, dtype=np.float32)[:, None]
+        found = np.asarray(self._processor.process(numbers, name=name).weights).reshape(-1).astype(np.int64)
+        if not np.array_equal(np.sort(found), np.arange(rows)):
+            raise ModelError(
+                f"{self._path}: {name} is stored in another form than the model has it", "train on the 16-bit model: base: nf4"
+            )
+        return found
+
+
+def _whole(path: Path, name: str, source: GgufSource) -> tuple:
+    if len(source.tensors) != 1 or len(source.shape.shape) != 2:
+        raise ModelError(
+            f"{path}: {name} holds the weights of experts, to which llama.cpp applies no adapter",
+            "train on the 16-bit model: base: nf4, and deploy the merged GGUF",
+        )
+    return source.tensors

@@ -1,0 +1,87 @@
+"""The GGUF of a base that an adapter is trained on and deployed beside, made once and kept in the cache.
+
+A 16-bit model is converted and quantised as an export would do it, and the file is read back as a model directory: from then on
+the base *is* the file. What training, merging, measuring and serving see are the values of its blocks, and the tokenizer is the
+original's.
+
+Room: the 16-bit file beside the quantised one while it is made, and the values as fp32 safetensors, four bytes a weight, that
+everything which wants dense numbers reads.
+"""
+
+import logging
+import shutil
+from pathlib import Path
+
+from tunesmith import hardware
+from tunesmith.checkpoints.content import READ
+from tunesmith.checkpoints.facts import model_key
+from tunesmith.checkpoints.gguf import convert_gguf, file_type_of
+from tunesmith.checkpoints.gguf_write.convert import convert
+from tunesmith.checkpoints.gguf_write.quantize import quantize
+from tunesmith.errors import ExportError, ModelError
+from tunesmith.rundir import atomic_directory
+
+logger = logging.getLogger(__name__)
+
+FILE = "base.gguf"
+WEIGHTS = (".safetensors", ".safetensors.index.json")
+
+
+def base_gguf(directory: Path, kind: str) -> Path:
+    """The file of a base in a llama.cpp type, beside the directory that it is read back as (``model_of``).
+
+    Args:
+        directory: of a 16-bit model.
+        kind: such as ``Q4_K_M``.
+
+    Raises:
+        ModelError: llama.cpp does not know the model, or too little room.
+    """
+    target = hardware.cache_dir() / "bases" / f"{model_key(directory)[:16]}-{kind}"
+    if not (target / FILE).exists():
+        logger.info(f"base: writing a GGUF in {kind} to train on (once; kept in {target})")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_directory(target) as temporary:
+            half = temporary / "half.gguf"
+            try:
+                convert(directory, half, "F16")
+                quantize(half, temporary / FILE, kind)
+            except ExportError as error:
+                raise ModelError(f"base: {kind}: {error.message}", error.hint) from error
+            half.unlink()
+            _lay_out(directory, convert_gguf(temporary / FILE, None), temporary / "model")
+    return target / FILE
+
+
+def model_of(file: Path) -> Path:
+    """The model directory of a file that ``base_gguf`` made."""
+    return file.parent / "model"
+
+
+def own_file(file: Path, kind: str) -> Path:
+    """A model that is a GGUF file already, to be trained on as it lies.
+
+    Args:
+        kind: that the recipe names; ``gguf`` for whatever it is.
+
+    Raises:
+        ModelError: it is of another type.
+    """
+    found = file_type_of(file)
+    if kind not in ("gguf", found):
+        raise ModelError(
+            f"{file}: is {found}, and base names {kind}",
+            "base: gguf trains on the file as it is; for another type name the 16-bit model",
+        )
+    return file
+
+
+def _lay_out(original: Path, converted: Path, target: Path) -> None:
+    """Weights and configuration of the file, everything else of the original."""
+    target.mkdir()
+    for file in converted.iterdir():
+        if file.name.endswith(WEIGHTS) or file.name == "config.json":
+            (target / file.name).symlink_to(file)
+    for file in original.iterdir():
+        if file.suffix in READ and not file.name.endswith(WEIGHTS) and not (target / file.name).exists():
+            shutil.copy(file, target / file.name)
