@@ -9,7 +9,7 @@ from torch import nn
 from tunesmith.checkpoints.gguf_write.quantize import ggml
 from tunesmith.kernels.blocks import Blocks
 from tunesmith.layers.context import StepContext, at_step
-from tunesmith.layers.grid import GridLinear
+from tunesmith.layers.grid import GridBase, GridLinear
 from tunesmith.layers.lora import LoRALinear
 
 
@@ -18,7 +18,7 @@ def _layers(dropout=0.0, kind="Q4_0"):
     torch.manual_seed(0)
     base = nn.Linear(64, 24)
     raw = torch.from_numpy(ggml().quantize(base.weight.detach().numpy(), Type[kind], None)).view(24, -1)
-    layer = GridLinear(base, 4, 2.0, dropout, Blocks(raw, kind, (24, 64)))
+    layer = GridLinear(GridBase(base, Blocks(raw, kind, (24, 64))), 4, 2.0, dropout)
     nn.init.normal_(layer.lora_B, std=0.1)
     return base, layer
 

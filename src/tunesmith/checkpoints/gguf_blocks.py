@@ -7,14 +7,14 @@ the rows are put back, which moves whole blocks and changes none.
 Which rows those are is asked of transformers' own processor, with the numbers of the rows in the place of weights.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tunesmith.checkpoints.gguf import GgufSource, gguf_sources, open_gguf
+from tunesmith.checkpoints.hf import read_config
 from tunesmith.errors import ModelError
 from tunesmith.kernels.blocks import DENSE, TYPES, Blocks
 
@@ -33,6 +33,16 @@ class BlockFile:
     def __init__(self, path: Path, model: PreTrainedModel):
         self._path = path
         self._sources, self._processor = gguf_sources(path, model, model.config, open_gguf(path))
+
+    @classmethod
+    def of_base(cls, path: Path, directory: Path) -> "BlockFile":
+        """The file of the base in a directory; its weights are not read.
+
+        Raises:
+            ModelError: see above, or no configuration there.
+        """
+        with torch.device("meta"):
+            return cls(path, AutoModelForCausalLM.from_config(read_config(directory)[0]))
 
     def __contains__(self, name: str) -> bool:
         """Whether a parameter lies there in blocks."""
@@ -64,11 +74,21 @@ class BlockFile:
             raw = raw[order]
         return Blocks(torch.from_numpy(np.asarray(raw)), kind, tuple(shape))
 
-    def kinds(self) -> Iterator[tuple[str, int]]:
-        """Type and number of weights of every tensor."""
-        for source in self._sources.values():
-            for tensor in source.tensors:
-                yield tensor.tensor_type.name, tensor.n_elements
+    def tensor_of(self, name: str) -> str:
+        """The name in the file of a parameter that is one matrix there."""
+        (tensor,) = self._sources[name].tensors
+        return tensor.name
+
+    def in_file(self, name: str, raw: torch.Tensor) -> np.ndarray:
+        """Rows of a matrix in the order of the file.
+
+        Args:
+            name: of a parameter.
+            raw: its blocks, rows in the order of the model.
+        """
+        rows = np.empty(tuple(raw.shape), np.uint8)
+        rows[self._order(self.tensor_of(name), len(raw))] = raw.cpu().numpy()
+        return rows
 
     def _order(self, name: str, rows: int) -> np.ndarray:
         """Which row of the file each row of the model is."""

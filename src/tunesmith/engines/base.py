@@ -35,6 +35,7 @@ from tunesmith.errors import DataError, ModelError, RunError
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.adapter import CONFIG, load_adapted, read_lora, save_adapter
 from tunesmith.models.device import best_device
+from tunesmith.models.grids import lay_grids
 from tunesmith.models.identity import base_identity, commit_of, refuse_other_base, write_identity
 from tunesmith.models.load import load_model, load_tokenizer
 from tunesmith.models.new_tokens import add_new_rows
@@ -64,6 +65,7 @@ class BaseModel:
         enable_thinking: switches thinking in the template.
         moment: what a template that reads the clock writes for good; None: the day on which it is first used.
         new_tokens: that its vocabulary gets, as in the recipe.
+        grid: llama.cpp type of the file whose grids adapters are trained on (``train.qat``); None for none.
     """
 
     model: str
@@ -81,6 +83,7 @@ class BaseModel:
     enable_thinking: bool | None = None
     moment: datetime | None = None
     new_tokens: tuple[NewToken, ...] = ()
+    grid: str | None = None
 
     @cached_property
     def source(self) -> Path:
@@ -93,11 +96,13 @@ class BaseModel:
 
     @cached_property
     def blocks(self) -> Path | None:
-        """The GGUF whose blocks the base is kept in, made when need be; None where it is kept otherwise.
+        """The GGUF whose blocks the base is kept in, or on whose grids its adapters are trained, made when need be; or None.
 
         Raises:
             ModelError: see ``source``; or the model is a file of another type, or llama.cpp does not know it.
         """
+        if self.grid is not None:
+            return base_gguf(self.source, self.grid)
         if self.base not in BLOCK_BASES:
             return None
         if self.model.endswith(".gguf"):
@@ -111,7 +116,8 @@ class BaseModel:
         Raises:
             ModelError: see ``source``; or a model that gets no new tokens, or whose positions cannot be changed.
         """
-        if self.blocks is not None and not self.model.endswith(".gguf"):
+        if self.base in BLOCK_BASES and not self.model.endswith(".gguf"):
+            assert self.blocks is not None
             return Grown(model_of(self.blocks), 0, (), ())
         directory = with_positions(self.source, self.positions, self.rope_theta)
         return grow(directory, self.new_tokens) if self.new_tokens else Grown(directory, 0, (), ())
@@ -156,7 +162,7 @@ class BaseModel:
     @property
     def answering_key(self) -> str:
         """Fingerprint of the model and of how it is kept while it answers."""
-        kept = (self.base_head,) if self.base_head != "auto" else ()
+        kept = tuple(each for each in (self.base_head, self.grid) if each not in ("auto", None))
         return fingerprint(self.key, self.base, self.arithmetic, self.per_layer_embeddings, *kept)
 
     def render(self, rows: Iterable[Example]) -> list[Rendered]:
@@ -185,13 +191,25 @@ class BaseModel:
         if adapter is not None:
             refuse_other_base(adapter, self.directory)
         places = (self.per_layer_embeddings, self.resident_layers, self.embedding_on, self.base_head)
-        model = load_model(self.directory, self.compute, self.storage, best_device(), *places, gguf=self.blocks)
+        gguf = self.blocks if self.base in BLOCK_BASES else None
+        model = load_model(self.directory, self.compute, self.storage, best_device(), *places, gguf=gguf)
         if adapter is None:
             return LoadedModel(base=self, model=model)
+        self.lay_grids(model)
         lora = read_lora(adapter)
         if dropout is not None:
             lora = lora.model_copy(update={"dropout": dropout})
         return LoadedModel(base=self, model=model, layers=load_adapted(model, adapter, dropout), lora=lora)
+
+    def lay_grids(self, model: PreTrainedModel) -> None:
+        """Put the grids of ``grid`` on a loaded model, where there are any.
+
+        Raises:
+            ModelError: see ``models.grids.lay_grids``.
+        """
+        if self.grid is not None:
+            assert self.blocks is not None
+            lay_grids(model, self.blocks)
 
     def add_lora(self, *, seed: int = 0, **settings: Any) -> "LoadedModel":
         """The weights in memory with a new adapter on them, which changes nothing yet.
@@ -236,6 +254,7 @@ class LoadedModel:
             ModelError: tables to which no rows of new tokens are added.
         """
         assert not self.layers, "a model has one adapter"
+        self.base.lay_grids(self.model)
         layers = add_lora(self.model, lora, seed)
         if (grown := self.base.grown).texts:
             layers |= add_new_rows(self.model, grown.first, len(grown.texts))
@@ -304,6 +323,7 @@ def open_base(
         template=template,
         enable_thinking=enable_thinking,
         new_tokens=model.chat.new_tokens,
+        grid=model.export.gguf[-1] if model.train.qat else None,
     )
 
 

@@ -20,29 +20,41 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tunesmith.kernels.blocks import Blocks
-from tunesmith.kernels.grid import round_to_grid
+from tunesmith.kernels.blocks import Blocks, dequantize_blocks
+from tunesmith.kernels.grid import blocks_on_grid, round_to_grid
 from tunesmith.layers.dropout import Mask, draw_mask, drop
 from tunesmith.layers.lora import LoRALinear
 
 
-class GridLinear(LoRALinear):
-    """A ``LoRALinear`` whose trained weight lies on the grid of a file.
+class GridBase(nn.Linear):
+    """A dense frozen layer that computes with its weight as a file holds it.
 
     Args:
-        like: the blocks of the base in that file.
+        linear: whose weight and bias it takes over.
+        like: the blocks of that weight in the file.
     """
+
+    def __init__(self, linear: nn.Linear, like: Blocks):
+        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
+        self.weight = linear.weight
+        self.register_parameter("bias", linear.bias)
+        self.like = like
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (..., I) to (..., O), in the dtype of x."""
+        return nn.functional.linear(x, dequantize_blocks(self.like, x.dtype), self.bias)
+
+
+class GridLinear(LoRALinear):
+    """A ``LoRALinear`` whose trained weight lies on the grid of a file."""
 
     grouped = False
     like_raw: Tensor
 
-    def __init__(
-        self, base: nn.Linear, r: int, scale: float, dropout: float, like: Blocks, generator: torch.Generator | None = None
-    ):
+    def __init__(self, base: GridBase, r: int, scale: float, dropout: float, generator: torch.Generator | None = None):
         super().__init__(base, r, scale, dropout, generator)
-        assert tuple(like.shape) == tuple(base.weight.shape)
-        self.register_buffer("like_raw", like.raw, persistent=False)
-        self.kind = like.kind
+        self.register_buffer("like_raw", base.like.raw, persistent=False)
+        self.kind = base.like.kind
 
     @property
     def like(self) -> Blocks:
@@ -64,6 +76,10 @@ class GridLinear(LoRALinear):
             return self._round(dtype)
         return self.context.cache.get(self, "rounded", dtype, lambda: self._round(dtype))
 
+    def blocks(self) -> Blocks:
+        """The trained weight as the file holds it."""
+        return blocks_on_grid(self.base_OI(torch.float32), self.lora_A.detach(), self.lora_B.detach(), self.scale, self.like)
+
     def _round(self, dtype: torch.dtype) -> Tensor:
         weight_OI = self.base_OI(dtype)
         out_OI = torch.empty(weight_OI.shape, dtype=dtype, device=weight_OI.device)
@@ -73,6 +89,11 @@ class GridLinear(LoRALinear):
     def delta_OI(self) -> Tensor:
         """The weight update, the file's weight less the base's, shape (O, I), fp32."""
         return self._round(torch.float32) - self.base_OI(torch.float32).float()
+
+    @torch.no_grad()
+    def merged_OI(self) -> Tensor:
+        """The weight that the file holds, shape (O, I), fp32."""
+        return self._round(torch.float32)
 
 
 class _GridFunction(torch.autograd.Function):

@@ -135,6 +135,12 @@ class LoRALinear(InStep, nn.Module):
         """The weight update ``scale * B A``, shape (O, I), fp32."""
         return (self.lora_B @ self.lora_A) * self.scale
 
+    @torch.no_grad()
+    def merged_OI(self) -> Tensor:
+        """The weight with its update, shape (O, I), fp32."""
+        dtype = torch.float32 if self.weight is None or self.in_fp16 else self.weight.dtype
+        return self.base_OI(dtype).float() + self.delta_OI()
+
 
 class LoRAGroup:
     """Layers that read the same input and are computed together.

@@ -50,6 +50,7 @@ class Dials:
         head: ``int8`` keeps the head in one byte a weight.
         offload: ``inputs`` of recomputed layers to host memory, or these and what ``attention`` gave.
         mlp_tile: tokens of a piece that an MLP is computed in, 0 for all at once, ``auto`` for what suits its width.
+        qat: weights are trained on the grid of a file: a rounded copy of each lies beside it through a step.
         plain: adapters are plain LoRA, so that the layers are ours; others keep stock ones, which cannot be cut.
         resident_layers: layers whose frozen weights stay on the device, from the front; the others come through two slots.
             None for all.
@@ -72,6 +73,7 @@ class Dials:
     head: Literal["compute", "int8"] = "compute"
     offload: Literal["none", "inputs", "attention"] = "none"
     mlp_tile: int | Literal["auto"] = 0
+    qat: bool = False
     plain: bool = True
     resident_layers: int | None = None
 
@@ -130,6 +132,7 @@ def dials_of(
         head="int8" if base_head == "int8" else "compute",
         offload=train.offload,
         mlp_tile=train.mlp_tile,
-        plain=not lora.use_dora,
+        qat=train.qat,
+        plain=not (lora.use_dora or train.qat),
         resident_layers=None if train.resident_layers == "all" else train.resident_layers,
     )

@@ -230,6 +230,8 @@ def _resident(shape: Shape, dials: Dials) -> Counter[str]:
         here[GRADIENTS] = 4 * trained
     if dials.technique == "lora" and dials.device == "gpu" and dials.compute != "fp16":
         here["step casts of A"] = sum(count * _casts(layer, hidden, dials) for layer, count in shape.kinds) * dense
+    if dials.qat:
+        here["rounded weights"] = linear * dense
     if dials.quantised:
         here["tables of codes"] = TABLES if dials.device == "gpu" and dials.base == "nf4" else 0
         here["dense buffer"] = _dense_buffer(shape, dials) * dense

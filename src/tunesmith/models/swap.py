@@ -30,6 +30,7 @@ from tunesmith.errors import TrainingError
 from tunesmith.families import FAMILIES, Family
 from tunesmith.layers.dora import DoRALinear, row_norm_O
 from tunesmith.layers.experts import Adapted, LoRAExperts, LoRAExpertWeight
+from tunesmith.layers.grid import GridBase, GridLinear
 from tunesmith.layers.lora import LoRALinear
 from tunesmith.layers.new_rows import NewRows
 from tunesmith.layers.quantized import QuantizedLinear
@@ -121,12 +122,13 @@ def add_lora(model: PreTrainedModel, lora: Lora, seed: int) -> dict[str, Adapted
         ModelError: experts of a kind that is not known.
     """
     generator = torch.Generator().manual_seed(seed)
-    kind = DoRALinear if lora.use_dora else LoRALinear
+    plain = DoRALinear if lora.use_dora else LoRALinear
     layers: dict[str, Adapted] = {}
     mixtures = 0
     for name in target_names(model, lora.target_modules):
         base = model.get_submodule(name)
         if isinstance(base, nn.Linear | QuantizedLinear):
+            kind = GridLinear if isinstance(base, GridBase) else plain
             layers[name] = linear = kind(base, lora.r, lora.scale, lora.dropout, generator).train(base.training)
             put_module(model, name, linear)
             continue
@@ -163,7 +165,7 @@ def merge_lora(model: PreTrainedModel, layers: Mapping[str, Adapted]) -> None:
             continue
         assert len(layer.group.layers) == 1, f"{name} is computed by a fused module"
         dtype = torch.float32 if layer.weight is None or layer.in_fp16 else layer.weight.dtype
-        weight = (layer.base_OI(dtype).float() + layer.delta_OI()).to(dtype)
+        weight = layer.merged_OI().to(dtype)
         plain = nn.Linear(weight.shape[1], weight.shape[0], bias=layer.bias is not None, device="meta")
         plain.weight = nn.Parameter(weight, requires_grad=False)
         plain.register_parameter("bias", layer.bias)

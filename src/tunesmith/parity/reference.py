@@ -178,7 +178,16 @@ def _load(trained: Trained, place: ComputePlace) -> tuple[PreTrainedModel, dict[
     recipe = trained.recipe
     storage = trained.base.storage if recipe.base == "nf4" or recipe.deploys_adapter else place.arithmetic
     places = (recipe.per_layer_embeddings, recipe.train.resident_layers, "device", recipe.base_head)
-    model = load_model(trained.base.directory, place.arithmetic, storage, place.device, *places, gguf=trained.base.blocks)
+    model = load_model(
+        trained.base.directory,
+        place.arithmetic,
+        storage,
+        place.device,
+        *places,
+        gguf=trained.base.blocks if recipe.deploys_adapter else None,
+    )
+    if trained.adapter is not None:
+        trained.base.lay_grids(model)
     if place.arithmetic == "fp32" and trained.base.compute == "bf16":
         tables = [module.weight for module in model.modules() if isinstance(module, HostEmbedding)]
         for parameter in (*model.parameters(), *tables):  # as training stored them; a checkpoint in bf16 stays as it is

@@ -209,6 +209,7 @@ def _training(read: Inputs) -> Parts:
         **read.model(),
         **read.first_adapter(),
         **read.keys("base", "per_layer_embeddings", "base_head", "lora", "train", "seed", without=CHEAP_TRAIN_KEYS),
+        **({"export.gguf": read.recipe.export.gguf[-1]} if read.recipe.train.qat else {}),
     }
 
 

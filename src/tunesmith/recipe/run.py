@@ -214,6 +214,26 @@ class Recipe(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _qat_on_a_dense_base(self) -> "Recipe":
+        if not self.train.qat:
+            return self
+        refused = {
+            f"base: {self.base}": self.base not in ("auto", "fp32", "bf16"),
+            f"export.gguf that ends with {self.export.gguf[-1]}": self.export.gguf[-1] not in BLOCK_BASES,
+            "export.imatrix: true": self.export.imatrix,
+            "lora.use_dora: true": self.lora.use_dora,
+            "chat.new_tokens": bool(self.chat.new_tokens),
+            "base_head: int8": self.base_head == "int8",
+            "train.compute: fp16": self.train.compute == "fp16",
+            "tuned": bool(self.tuned),
+        }
+        for words in (words for words, is_set in refused.items() if is_set):
+            raise ValueError(
+                f"train.qat rounds a dense base onto the grid of one of {', '.join(BLOCK_BASES[1:])}; not with {words}"
+            )
+        return self
+
     @property
     def deploys_adapter(self) -> bool:
         """Whether the deployed form is the adapter beside the GGUF that it was trained on; else a merged GGUF."""

@@ -138,6 +138,11 @@ class Optimisation(Section):
         description="samples of the base model's own writing, mixed in against forgetting: their number as a share of the "
         "train rows, 404 at most; 0 for none",
     )
+    qat: bool = Field(
+        default=False,
+        description="train the weights of the file that is deployed: each is rounded onto the grid of the base's GGUF in the "
+        "last type of export.gguf, at every step, and that file holds what was trained, to the bit",
+    )
     race: bool = Field(
         default=False,
         description="try half, one and twice the learning rate on the first tenth of the steps, at least five, and train from "

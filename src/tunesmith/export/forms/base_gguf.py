@@ -16,7 +16,7 @@ import shutil
 from pathlib import Path
 
 from tunesmith.checkpoints.gguf_write.convert import describe
-from tunesmith.checkpoints.gguf_write.template import with_template
+from tunesmith.checkpoints.gguf_write.rewrite import rewrite_gguf
 from tunesmith.checkpoints.quantized.layout import layout_of
 from tunesmith.engines.base import open_base
 from tunesmith.errors import ExportError
@@ -98,7 +98,7 @@ def _take_trained(job: Job, step: Operation) -> GgufFile:
     """The file that was trained on, with the template of the run; no block of it changes."""
     blocks = open_base(job.recipe).blocks
     assert blocks is not None
-    with_template(blocks, job.staged / step.target, job.renderer.template)
+    rewrite_gguf(blocks, job.staged / step.target, job.renderer.template)
     return describe(job.staged / step.target)
 
 

@@ -12,13 +12,19 @@ GGUF's own template (``--jinja``).
 
 import logging
 import math
+from functools import partial
 from pathlib import Path
 
 import gguf
+import numpy as np
+from numpy.typing import NDArray
 
+from tunesmith.checkpoints.gguf_blocks import BlockFile
 from tunesmith.checkpoints.gguf_write import convert as converter
 from tunesmith.checkpoints.gguf_write.architecture import architecture_of
 from tunesmith.checkpoints.gguf_write.quantize import ImatrixOrigin, quantize
+from tunesmith.checkpoints.gguf_write.rewrite import rewrite_gguf
+from tunesmith.engines.base import open_base
 from tunesmith.engines.form import ExportedForm, gguf_form
 from tunesmith.errors import ExportError
 from tunesmith.export.companions import stop_ids
@@ -36,6 +42,7 @@ from tunesmith.export.gguf.imatrix import CHUNK, choose, collect, read_imatrix, 
 from tunesmith.export.names import gguf_name
 from tunesmith.export.ollama import modelfile
 from tunesmith.export.sizes import FULL
+from tunesmith.layers.grid import GridLinear
 from tunesmith.models.device import best_device
 from tunesmith.models.load import load_model
 from tunesmith.models.precision import precision
@@ -54,7 +61,8 @@ def imatrix_name(run: str) -> str:
 def _plan(recipe: Recipe, facts: Facts) -> list[Operation]:
     settings, name = recipe.export, facts.name
     half, importance = gguf_name(name, "F16"), imatrix_name(name)
-    smaller = [kind for kind in settings.gguf if kind not in FULL]
+    trained = settings.gguf[-1] if recipe.train.qat else None  # on the grid of that file: nothing is quantised
+    smaller = [kind for kind in settings.gguf if kind not in FULL and kind != trained]
     steps: list[Operation] = []
     for kind in FULL:
         if kind in settings.gguf or (kind == "F16" and smaller):
@@ -86,6 +94,13 @@ def _plan(recipe: Recipe, facts: Facts) -> list[Operation]:
             )
         )
     deployed = gguf_name(name, settings.gguf[-1])
+    if trained is not None:
+        size = gguf_size(facts, trained)
+        steps.append(
+            Operation(
+                kind="trained-gguf", target=deployed, nbytes=size, file_type=trained, write=_write_trained, record=GgufFile
+            )
+        )
     steps.append(modelfile_step("Modelfile", deployed, deployed, None))
     return steps
 
@@ -110,6 +125,22 @@ def quantize_step(job: Job, step: Operation) -> GgufFile:
     importance = read_imatrix(job.staged / step.sources[1])
     origin = ImatrixOrigin(step.sources[1], _dataset(job), max(1, importance.tokens // CHUNK))
     return quantize(source, target, file_type, importance.values, origin)
+
+
+def _write_trained(job: Job, step: Operation) -> GgufFile:
+    """The base's file with the blocks that were trained in the place of its own."""
+    base = open_base(job.recipe)
+    loaded, path = base.load(job.run.adapter), base.blocks
+    assert path is not None
+    file, target = BlockFile.of_base(path, base.directory), job.staged / step.target
+    layers = {name: layer for name, layer in loaded.layers.items() if isinstance(layer, GridLinear)}
+    replaced = {file.tensor_of(f"{name}.weight"): partial(_trained_rows, file, name, layer) for name, layer in layers.items()}
+    rewrite_gguf(path, target, job.renderer.template, replaced)
+    return converter.describe(target)
+
+
+def _trained_rows(file: BlockFile, name: str, layer: GridLinear) -> NDArray[np.uint8]:
+    return file.in_file(f"{name}.weight", layer.blocks().raw)
 
 
 def _write_imatrix(job: Job, step: Operation) -> None:
@@ -191,6 +222,7 @@ def _opened(written: Written) -> list[ExportedForm]:
     recipe, run = written.recipe, written.run
     differs = written.merge.into == "original" and "nf4" in (recipe.base, recipe.per_layer_embeddings)
     differs = differs or recipe.base_head == "int8"  # a merge keeps the original head
+    differs = differs or recipe.train.qat  # it merges what was not rounded
     return [
         gguf_form(kind, run.export / gguf_name(str(recipe.name), kind), None if differs else ROUNDING.get(kind))
         for kind in written.types

@@ -171,7 +171,7 @@ def _commands(job: Job) -> dict[str, Command]:
 def _opened(written: Written) -> list[ExportedForm]:
     recipe, merged = written.recipe, written.merge
     differs = merged.into == "original" and "nf4" in (recipe.base, recipe.per_layer_embeddings)
-    differs = differs or merged.head == "original"
+    differs = differs or merged.head == "original" or recipe.train.qat  # it merges what was not rounded
     exact = merged.dtype == "float32" and written.compute == "fp32"
     rounding = None if differs else "fp32" if exact else "fp16"
     return [directory_form("merged", written.run.merged, rounding, recipe.evaluate.batch_size)]
