@@ -209,6 +209,10 @@ def _merged_into(recipe, tmp):  # what the merge is asked for, up to where its d
     return arguments
 
 
+def _kinds_of_layers(recipe, tmp):
+    return {type(layer).__name__ for layer in open_base(recipe).load().adapt(recipe.lora).layers.values()}
+
+
 OBSERVE = {
     "report_to": (["mlflow"], _followed),
     "base": ("bf16", lambda r, t: load_model(find_model(r.model), r.base).dtype),
@@ -244,6 +248,7 @@ OBSERVE = {
     "train.evals_per_epoch": (1, _fit),
     "train.replay": (0.5, lambda r, t: (table_of(r)["train"].needs, replay_count(r.train.replay, 40))),
     "train.race": (True, _raced),
+    "train.qat": (True, _kinds_of_layers),
     "train.keep_checkpoints": (3, _checkpoints),
     "train.ranks": (2, _ranks),
     "export.merge_into": ("original", _merged_into),
@@ -253,6 +258,7 @@ OBSERVE = {
     "export.num_ctx": (512, _context),
 }
 FIXED = {key: {"train.tokens_per_step": 80} for key in OBSERVE if key.startswith("train.")}
+FIXED["train.qat"] = {"export.gguf": ["Q4_0"]}
 FIXED["rope_theta"] = {"max_position_embeddings": 4096}
 FIXED["train.memory"] = {**FIXED["train.memory"], "train.ranks": 2}
 FIXED["train.resident_layers"] = {"base": "nf4", "train.compute": "fp32"}
