@@ -13,6 +13,9 @@ targets, so the file says 0; dropout has no meaning once training is over.
 where it is a table of its own. Whoever loads them with PEFT gives the base a row for each token first
 (``resize_token_embeddings`` to the length of the tokenizer beside the adapter); what these rows were does not matter.
 
+**Whole tables** are PEFT's ``modules_to_save``, each under its module's own name. A table that is head and embedding stands
+there under both names, as PEFT writes it, and ``ensure_weight_tying`` says that it is one.
+
 **What an adapter is, its own configuration says**: rank, alpha, targets, rsLoRA and DoRA are read from it wherever an adapter
 is loaded (``load_adapted``), and never from a recipe, which may have been changed since (``recipe/adapter.py`` reads it).
 
@@ -43,14 +46,16 @@ from tunesmith.errors import ModelError
 from tunesmith.layers.dora import DoRALinear
 from tunesmith.layers.experts import Adapted, LoRAExpertWeight
 from tunesmith.layers.new_rows import NewRows
+from tunesmith.layers.whole_table import WholeTable
 from tunesmith.models.new_tokens import add_new_rows
 from tunesmith.models.nf4_load import STACKS, shorten
 from tunesmith.models.swap import adaptable_names, add_lora
+from tunesmith.models.whole_tables import add_whole_tables
 from tunesmith.recipe import Lora
 from tunesmith.recipe.adapter import CONFIG, WEIGHTS, read_adapter_config, read_lora, weights_file
 
 PREFIX = "base_model.model."
-TOKEN_IDS = "trainable_token_indices"  # key of PEFT's configuration
+TOKEN_IDS, TYING = "trainable_token_indices", "ensure_weight_tying"  # keys of PEFT's configuration
 ROWS = "token_adapter.trainable_tokens_delta"  # what PEFT's keys of rows of new tokens end with
 
 
@@ -95,12 +100,33 @@ def load_adapted(model: PreTrainedModel, directory: Path, dropout: float | None 
         lora = lora.model_copy(update={"dropout": dropout})
     layers = add_lora(model, lora, seed=0)
     try:
-        if (ids := token_ids(config.get(TOKEN_IDS))) is not None:
+        ids = token_ids(config.get(TOKEN_IDS))
+        if ids is not None and lora.modules_to_save:
+            raise ModelError(f"{TOKEN_IDS} beside modules_to_save, which is not applied here", "merge it with PEFT")
+        if ids is not None:
             layers |= add_new_rows(model, ids.start, len(ids))
-        load_adapter_state(layers, state)
+        layers |= add_whole_tables(model, lora.modules_to_save, tie=bool(config.get(TYING)))
+        load_adapter_state(layers, _one_of_twins(layers, state))
     except ModelError as error:
         raise ModelError(f"{directory}: {error.message}", error.hint) from error
     return layers
+
+
+def _one_of_twins(layers: Mapping[str, Adapted], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of an adapter without the second one of a table that is head and embedding.
+
+    Raises:
+        ModelError: the two differ.
+    """
+    rest = dict(state)
+    for name, layer in layers.items():
+        if not isinstance(layer, WholeTable) or layer.twin is None:
+            continue
+        first, second = (f"{PREFIX}{module}.weight" for module in (name, layer.twin))
+        twin_VD = rest.pop(second, None)
+        if twin_VD is not None and not twin_VD.is_meta and not torch.equal(rest.setdefault(first, twin_VD), twin_VD):
+            raise ModelError(f"{first} and {second} differ, but {TYING} says that they are one", f"write {TYING}: false there")
+    return rest
 
 
 def check_fits(base: Path, directory: Path) -> tuple[Lora, int]:
@@ -182,7 +208,9 @@ def save_adapter(
         revision: commit of a hub id; None for a path.
     """
     experts = sorted(name for name, layer in layers.items() if isinstance(layer, LoRAExpertWeight))
-    rows = {name: layer for name, layer in layers.items() if isinstance(layer, NewRows)}
+    tables = {name: layer for name, layer in layers.items() if isinstance(layer, WholeTable)}
+    rows = {name: layer for name, layer in layers.items() if isinstance(layer, NewRows) and name not in tables}
+    twins = {name: layer.twin for name, layer in tables.items() if layer.twin is not None}
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -191,7 +219,7 @@ def save_adapter(
         "r": lora.r,
         "lora_alpha": lora.alpha,
         "lora_dropout": 0.0 if experts else lora.dropout,
-        "target_modules": sorted(set(layers) - set(experts) - set(rows)),
+        "target_modules": sorted(set(layers) - set(experts) - set(rows) - set(tables)),
         "bias": "none",
         "use_rslora": lora.use_rslora,
         "use_dora": lora.use_dora,
@@ -201,8 +229,13 @@ def save_adapter(
         config["target_parameters"] = experts
     if rows:
         config[TOKEN_IDS] = {name.rpartition(".")[2]: list(range(layer.first, layer.end)) for name, layer in rows.items()}
+    if tables:
+        config["modules_to_save"] = [name.rpartition(".")[2] for name in (*tables, *twins.values())]
+        config[TYING] = bool(twins)
     (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_file(adapter_state(layers), directory / WEIGHTS, metadata={"format": "pt"})
+    state = adapter_state(layers)
+    state |= {f"{PREFIX}{twin}.weight": state[f"{PREFIX}{name}.weight"].clone() for name, twin in twins.items()}
+    save_file(state, directory / WEIGHTS, metadata={"format": "pt"})
 
 
 def read_adapter(directory: Path) -> dict[str, Tensor]:
@@ -314,7 +347,8 @@ def _trained(layers: Mapping[str, Adapted]) -> dict[str, _Slot]:
     names = list(layers)
     for name, layer in layers.items():
         if isinstance(layer, NewRows):
-            slots[f"{PREFIX}{name}.{ROWS}"] = _Slot(layer.rows.detach(), tuple(layer.rows.shape))
+            leaf = "weight" if isinstance(layer, WholeTable) else ROWS
+            slots[f"{PREFIX}{name}.{leaf}"] = _Slot(layer.rows.detach(), tuple(layer.rows.shape))
             continue
         A, B = layer.lora_A.detach(), layer.lora_B.detach()
         if isinstance(layer, LoRAExpertWeight):

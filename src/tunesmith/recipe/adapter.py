@@ -11,7 +11,7 @@ is still shown, scored and exported when the one that it began from is gone. ``r
 something is about to be trained.
 
 **Adapters of others** are read with suspicion. What the configuration asks for and we do not do (a rank of its own for some
-layers, whole modules saved beside the adapter) is an error, because leaving it out gives another model. Pickles
+layers, other modules than embedding and head saved beside the adapter) is an error, because leaving it out gives another model. Pickles
 (``adapter_model.bin``, ``.pt``) run code while they are read; they are refused with the command that converts them.
 
 Source: ``LoraConfig`` in ``peft/tuners/lora/config.py`` of PEFT 0.21; ``TrainerState`` in ``trainer_callback.py``.
@@ -26,6 +26,7 @@ import jiter
 from pydantic import JsonValue
 
 from tunesmith.errors import ModelError, RecipeError
+from tunesmith.recipe.tables import tables_of
 from tunesmith.recipe.train import Lora
 
 WEIGHTS = "adapter_model.safetensors"
@@ -33,7 +34,6 @@ CONFIG = "adapter_config.json"
 CONFIG_BYTES = 2**22
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 NOT_APPLIED = (  # keys of PEFT's that change what the tensors mean
-    "modules_to_save",
     "rank_pattern",
     "alpha_pattern",
     "layer_replication",
@@ -74,6 +74,10 @@ def read_adapter_config(directory: Path) -> dict[str, Any]:
         settings.append("bias")
     if settings:
         raise ModelError(f"{path}: asks for {', '.join(settings)}, which is not applied here", "merge it with PEFT")
+    try:
+        tables_of(_saved_modules(config))
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{path}: {error}", "merge it with PEFT") from error
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(OTHER_BASE):
         raise ModelError(
@@ -103,7 +107,16 @@ def read_lora(directory: Path) -> Lora:
         target_modules=targets,
         use_rslora=bool(config.get("use_rslora")),
         use_dora=bool(config.get("use_dora")),
+        modules_to_save=_saved_modules(config),
     )
+
+
+def _saved_modules(config: dict[str, Any]) -> tuple[str, ...]:
+    """``modules_to_save`` of a configuration, each module once."""
+    names = config.get("modules_to_save") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"modules_to_save is {names!r}, expected a list of names")
+    return tuple(names)
 
 
 def weights_file(directory: Path) -> Path:
@@ -119,7 +132,7 @@ def weights_file(directory: Path) -> Path:
     return path
 
 
-TAKEN = ("r", "alpha", "target_modules", "use_rslora", "use_dora")  # keys of ``lora`` that are facts of an adapter
+TAKEN = ("r", "alpha", "target_modules", "use_rslora", "use_dora", "modules_to_save")  # keys of ``lora`` that are facts of an adapter
 TRAINER_STATE = "trainer_state.json"
 STATE_BYTES = 2**26  # a line of its log a step
 Json = dict[str, JsonValue]
@@ -158,6 +171,8 @@ def refuse_contradiction(lora: Lora, directory: Path) -> None:
     weights_file(directory)
     for key in TAKEN:
         written, own = getattr(lora, key), getattr(known, key)
+        if key == "modules_to_save":
+            written, own = tables_of(written), tables_of(own)
         if key != "target_modules" and written != own:
             raise RecipeError(
                 f"lora.{key}: {written}, but the adapter of train.from_adapter has {own} ({directory / CONFIG})",

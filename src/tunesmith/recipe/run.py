@@ -193,7 +193,12 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _new_tokens_in_whole_models(self) -> "Recipe":
+    def _tables_in_whole_models(self) -> "Recipe":
+        if self.lora.modules_to_save and self.export.lora_gguf and not self.tuned:
+            raise ValueError(
+                "export.lora_gguf: llama.cpp's adapters hold no whole tables (lora.modules_to_save); the merged GGUF does: "
+                "export.gguf with lora_gguf: false"
+            )
         if self.chat.new_tokens and self.export.lora_gguf:
             raise ValueError(
                 "export.lora_gguf: llama.cpp's adapters hold no rows of new tokens (chat.new_tokens); the merged GGUF does: "

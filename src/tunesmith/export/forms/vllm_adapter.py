@@ -8,7 +8,8 @@ and stock transformers compute the values from the adapted keys and take the pla
 
 Which layers these are is read from the checkpoint (a k_proj without a v_proj), so no fact of a family can be out of date.
 
-With ``chat.new_tokens`` there is no such adapter: vLLM has no trained rows beside a base. The merged model has them.
+With ``chat.new_tokens`` or ``lora.modules_to_save`` there is no such adapter: vLLM takes no trained rows and no whole modules
+beside a base. The merged model has them.
 
 DoRA is refused, as vLLM refuses it, and so is a rank above those it takes; merge such an adapter. vLLM takes the chat template
 of the base that it is given, which may not be the one that was trained with, so the command names its file.
@@ -65,6 +66,8 @@ def write_vllm_adapter(base: Path, adapter: Path, target: Path) -> int | None:
     config = read_adapter_config(adapter)
     if config.get("use_dora"):
         raise ExportError(f"{adapter}: vLLM does not apply DoRA", "serve the merged model")
+    if config.get("modules_to_save"):
+        raise ExportError(f"{adapter}: vLLM takes no whole modules beside a base (modules_to_save)", "serve the merged model")
     max_lora_rank(config["r"])
     experts = [names.of_checkpoint(name) for name in config.get("target_parameters") or []]
     if experts:
@@ -119,7 +122,7 @@ def max_lora_rank(rank: int) -> int:
 
 
 def _is_taken(lora: Lora | None) -> TypeGuard[Lora]:
-    return lora is not None and not lora.use_dora and lora.r <= RANKS[-1]
+    return lora is not None and not lora.use_dora and not lora.modules_to_save and lora.r <= RANKS[-1]
 
 
 def _plan(recipe: Recipe, facts: Facts) -> list[Operation]:
