@@ -6,9 +6,9 @@ to a fixed number of supervised rows at a time, and the loss and the gradient wi
 computed in the same visit, so that the logits of a chunk live once and the backward pass is one multiplication by
 the incoming gradient. The head itself is frozen (LoRA never trains it), so no weight gradient exists.
 
-There are two exceptions, whose gradient is computed in the same visit. Rows of new tokens (``layers/new_rows.py``): their logits
-take the place of those that the frozen head has for them, in fp32. A head that is trained whole (``layers/whole_table.py``): it
-is read in the dtype of the products, and its gradient, as large as it, is added up in fp32.
+There are two exceptions, whose gradient is computed in the same visit. Rows of new tokens (``layers/new_rows.py``): their
+logits take the place of those that the frozen head has for them, in fp32. A head that is trained whole
+(``layers/whole_table.py``): it is read in the dtype of the products, and its gradient, as large as it, is added up in fp32.
 
 The chunk size is a constant, not a function of free memory: the order of additions, and with it every bit of the
 result, depends on the data alone. Memory: ``min(CHUNK, N) * V * 4`` bytes on a GPU and in fp32 (50 MB at V = 49,152), half of

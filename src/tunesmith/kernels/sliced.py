@@ -1,8 +1,9 @@
 """Products with a head that is dense only a slice of its vocabulary at a time.
 
-A head in 8 bits (``layers/int8.py``) is dequantised where it is multiplied, and a trained one in fp32 (``layers/whole_table.py``)
-is cast: ``SLICE`` rows at once, into a buffer that the caller's layers share. Logits of a slice go to their columns; the gradient of the hidden states is a sum over slices, which is
-taken in fp32 and rounded once by the caller. The slice is a constant, so that the order of additions follows from the shape.
+A head in 8 bits (``layers/int8.py``) is dequantised where it is multiplied, and a trained one in fp32
+(``layers/whole_table.py``) is cast: ``SLICE`` rows at once, into a buffer that the caller's layers share. Logits of a slice go
+to their columns; the gradient of the hidden states is a sum over slices, which is taken in fp32 and rounded once by the caller.
+The slice is a constant, so that the order of additions follows from the shape.
 
 Memory: ``SLICE * D`` numbers of the buffer (67 MB at D = 4,096 in 16 bits; ``layers/nf4.py`` has more for its weights), and
 ``4 C D`` bytes for the sum, C rows at a time.

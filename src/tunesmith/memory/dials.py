@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tunesmith.recipe import Lora, TrainSettings
+from tunesmith.recipe.tables import Table, tables_of
 
 BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "nf4": (4.0 + 8.0 / 64 + 32.0 / (64 * 256)) / 8.0}  # of a weight
 WIDTH = {"fp32": 4, "bf16": 2, "fp16": 4}  # of an activation: fp16 keeps the residual stream in fp32
@@ -36,6 +37,7 @@ class Dials:
         technique: ``lora`` trains adapters, ``full`` every weight.
         r: rank of the adapters.
         new_tokens: whose rows of embedding and head are trained with them.
+        tables: that are trained whole, of the embedding and the head; of a tied model one is both.
         dropout: of their inputs.
         optimizer: as in a recipe.
         recompute: as in a recipe; a tuple holds the numbers of the layers that are recomputed. ``auto`` counts as ``none``.
@@ -58,6 +60,7 @@ class Dials:
     technique: Literal["lora", "full"] = "lora"
     r: int = 16
     new_tokens: int = 0
+    tables: tuple[Table, ...] = ()
     dropout: float = 0.0
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     recompute: Recompute = "none"
@@ -101,7 +104,8 @@ def dials_of(
     Args:
         base: ``fp32``, ``bf16``, ``fp16`` or ``nf4``.
         compute: dtype of the products, the same but ``nf4``.
-        lora: read for ``r`` and ``dropout`` (its ``target_modules`` are taken for all linear layers: an upper bound).
+        lora: read for ``r``, ``dropout`` and ``modules_to_save`` (its ``target_modules`` are taken for all linear layers: an
+            upper bound).
         train: read for the optimizer, the tokens and all of its dials.
         base_head: as in a recipe.
         new_tokens: how many ``chat.new_tokens`` names.
@@ -112,6 +116,7 @@ def dials_of(
         compute=compute,
         r=lora.r,
         new_tokens=new_tokens,
+        tables=tables_of(lora.modules_to_save),
         dropout=lora.dropout,
         optimizer=train.optimizer,
         recompute=train.recompute,

@@ -53,6 +53,7 @@ from tunesmith.models.swap import adaptable_names, add_lora
 from tunesmith.models.whole_tables import add_whole_tables
 from tunesmith.recipe import Lora
 from tunesmith.recipe.adapter import CONFIG, WEIGHTS, read_adapter_config, read_lora, weights_file
+from tunesmith.recipe.tables import table_of
 
 PREFIX = "base_model.model."
 TOKEN_IDS, TYING = "trainable_token_indices", "ensure_weight_tying"  # keys of PEFT's configuration
@@ -105,7 +106,7 @@ def load_adapted(model: PreTrainedModel, directory: Path, dropout: float | None 
             raise ModelError(f"{TOKEN_IDS} beside modules_to_save, which is not applied here", "merge it with PEFT")
         if ids is not None:
             layers |= add_new_rows(model, ids.start, len(ids))
-        layers |= add_whole_tables(model, lora.modules_to_save, tie=bool(config.get(TYING)))
+        layers |= add_whole_tables(model, lora.modules_to_save, tie=_ties(directory))
         load_adapter_state(layers, _one_of_twins(layers, state))
     except ModelError as error:
         raise ModelError(f"{directory}: {error.message}", error.hint) from error
@@ -278,6 +279,46 @@ def read_new_rows(directory: Path, state: Mapping[str, Tensor]) -> dict[str, tup
         shapes = ", ".join(f"{name} {tuple(rows_ND.shape)}" for name, rows_ND in rows.items()) or "none"
         raise ModelError(f"{directory}: rows of new tokens: {shapes}, expected {len(ids or ())} each", "get the adapter again")
     return {} if ids is None else {name: (ids.start, rows_ND) for name, rows_ND in rows.items()}
+
+
+def read_whole_tables(directory: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tables in a PEFT adapter directory.
+
+    Args:
+        state: from ``read_adapter``.
+
+    Returns:
+        Each of shape (V, D) by the full name of its module, as ``model.embed_tokens``. Empty where the adapter has none.
+
+    Raises:
+        ModelError: one that its configuration names is not in its file.
+    """
+    names = read_lora(directory).modules_to_save
+    modules = [key.removeprefix(PREFIX).removesuffix(".weight") for key in state if key.endswith(".weight")]
+    tables = {module: table for module in modules if names and (table := table_of(module)) is not None}
+    missing = [name for name in names if table_of(name) not in tables.values()]
+    if missing and not (tables and _ties(directory)):
+        raise ModelError(
+            f"{directory}: modules_to_save names {missing[0]}, and its file has no such weight", "get the whole adapter"
+        )
+    return {module: state[f"{PREFIX}{module}.weight"] for module in tables}
+
+
+def splits_tables(directory: Path, base: Path) -> bool:
+    """Whether an adapter takes apart what is one table in its base: a head and an embedding that were trained each for itself.
+
+    Args:
+        base: directory of the base model (safetensors).
+
+    Raises:
+        ModelError: adapter or base cannot be read.
+    """
+    names = read_lora(directory).modules_to_save
+    return bool(names) and not _ties(directory) and bool(read_config(base)[0].tie_word_embeddings)
+
+
+def _ties(directory: Path) -> bool:
+    return bool(read_adapter_config(directory).get(TYING))
 
 
 def read_experts(directory: Path, state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:

@@ -23,8 +23,8 @@ from tunesmith import hardware
 from tunesmith.checkpoints.hf import Checkpoint, read_config
 from tunesmith.errors import ModelError
 from tunesmith.kernels.cross_entropy import TrainedRows
-from tunesmith.layers.int8 import Int8Head
 from tunesmith.kernels.sliced import SlicedHead
+from tunesmith.layers.int8 import Int8Head
 from tunesmith.layers.new_rows import RowsHead
 from tunesmith.layers.whole_table import TableHead
 from tunesmith.models.embeddings import hold_table, per_layer_table, place_of, stock_table

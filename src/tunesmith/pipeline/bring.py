@@ -88,8 +88,8 @@ def refuse_early(recipe: Recipe, base: Path) -> None:
                 peft_form(one.adapter, directory)
                 _refuse_other_base(directory, base)
                 lora, _ = check_fits(base, directory)
-            if alone:
-                plan_export(recipe, read_facts(recipe, lora, base, ""))
+                if alone:
+                    plan_export(recipe, read_facts(recipe, lora, base, "", directory))
         elif one.kind != "endpoint":
             model = _whole(recipe, one)
             _about_tokens(model, open_base(recipe), one.place)

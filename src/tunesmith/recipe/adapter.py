@@ -11,8 +11,8 @@ is still shown, scored and exported when the one that it began from is gone. ``r
 something is about to be trained.
 
 **Adapters of others** are read with suspicion. What the configuration asks for and we do not do (a rank of its own for some
-layers, other modules than embedding and head saved beside the adapter) is an error, because leaving it out gives another model. Pickles
-(``adapter_model.bin``, ``.pt``) run code while they are read; they are refused with the command that converts them.
+layers, other modules than embedding and head saved beside the adapter) is an error, because leaving it out gives another model.
+Pickles (``adapter_model.bin``, ``.pt``) run code while they are read; they are refused with the command that converts them.
 
 Source: ``LoraConfig`` in ``peft/tuners/lora/config.py`` of PEFT 0.21; ``TrainerState`` in ``trainer_callback.py``.
 """
@@ -132,7 +132,8 @@ def weights_file(directory: Path) -> Path:
     return path
 
 
-TAKEN = ("r", "alpha", "target_modules", "use_rslora", "use_dora", "modules_to_save")  # keys of ``lora`` that are facts of an adapter
+# Keys of ``lora`` that are facts of an adapter.
+TAKEN = ("r", "alpha", "target_modules", "use_rslora", "use_dora", "modules_to_save")
 TRAINER_STATE = "trainer_state.json"
 STATE_BYTES = 2**26  # a line of its log a step
 Json = dict[str, JsonValue]

@@ -9,7 +9,7 @@ from typing import Literal
 EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings")
 HEADS = ("lm_head", "embed_out")
 BOTH = (EMBEDDINGS[0], HEADS[0])
-ONE_TABLE = "chat.new_tokens: lora.modules_to_save names one of two tables, and in the other the new rows would stay as they are"
+ONE_TABLE = "chat.new_tokens: lora.modules_to_save names one of two tables; in the other, new rows would stay as they are"
 Table = Literal["embedding", "head"]
 
 
