@@ -115,7 +115,8 @@ def _answers(run, arm):
     [
         ({"r": 8}, "shape"),
         ({"target_modules": ["q_proj", "v_proj", "o_proj"]}, "are not in the adapter's file"),
-        ({"modules_to_save": ["lm_head"]}, "asks for modules_to_save"),
+        ({"modules_to_save": ["lm_head"]}, "are not in the adapter's file"),
+        ({"modules_to_save": ["norm"]}, "'norm' is no table"),
         ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
     ],
 )
