@@ -56,13 +56,16 @@ def test_what_a_recipe_may_not_say(tiny_dir, tmp_path, changes, said):
     ("changes", "said"),
     [
         ({"base_head": "int8"}, "base_head: int8, but the head is trained"),
-        ({"base_head": "int8", "train.embedding_on": "host"}, "base_head: int8, but the head is trained"),
+        ({"base_head": "int8", "lora.modules_to_save": ["lm_head"]}, "base_head: int8, but the head is trained"),
+        ({"train.embedding_on": "host"}, "the output head of this model is the same table"),
+        ({"lora.modules_to_save": ["wte"]}, "llama has no wte, but model.embed_tokens"),
     ],
 )
-def test_what_a_base_rules_out_is_said_before_the_first_stage(tiny_dir, tmp_path, changes, said):
-    """Whichever of the two names: here they are one table."""
-    recipe = write_recipe(tmp_path, tiny_dir, {"lora.modules_to_save": ["embed_tokens"], **changes})
+def test_what_a_base_rules_out_is_said_before_the_first_stage(tiny_dir, tmp_path, talk, changes, said):
+    """Whichever of the two is named: here they are one table."""
+    changes = {"lora.modules_to_save": ["embed_tokens"], "train.learning_rate": "auto", **changes}
+    recipe = write_recipe(tmp_path, tiny_dir, changes)
     run = api.open_run(recipe, tmp_path / "run")
     with pytest.raises(RecipeError, match=said):
         api.run(run)
-    assert not run.stages()
+    assert not run.stages() and "is what suits an adapter" in talk()

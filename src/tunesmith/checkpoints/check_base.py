@@ -18,7 +18,7 @@ from tunesmith.checkpoints.quantized.schemes import WAYS_ON
 from tunesmith.errors import DataError, ModelError, RecipeError
 from tunesmith.families import CONV1D, WRAPPERS
 from tunesmith.recipe import Recipe
-from tunesmith.recipe.tables import BOTH, ONE_TABLE, tables_of
+from tunesmith.recipe.tables import BOTH, ONE_TABLE, table_of, tables_of
 
 FAMILIES_PAGE = "docs/reference/families.md lists the models that can be trained"
 SHOWN = 5  # rows in a message
@@ -79,6 +79,13 @@ def _check_tables(recipe: Recipe, facts: BaseFacts) -> None:
     named = () if recipe.tuned else tables_of(recipe.lora.modules_to_save)
     trained = ("embedding", "head") if named and facts.tied and not facts.own_head else named
     key = f"lora.modules_to_save: [{', '.join(recipe.lora.modules_to_save)}]"
+    for name in recipe.lora.modules_to_save if named else ():
+        there = [table for table in facts.tables if table_of(table) == table_of(name)]
+        if there and not any(f".{table}".endswith(f".{name}") for table in there):
+            raise RecipeError(
+                f"{key}: {facts.text_type} has no {name}, but {there[0]}",
+                f"lora.modules_to_save: [{there[0].rpartition('.')[2]}]",
+            )
     if "head" in trained and recipe.base_head == "int8":
         raise RecipeError(f"base_head: int8, but the head is trained ({key})", "set base_head: auto")
     if "embedding" in trained and recipe.train.embedding_on == "host":

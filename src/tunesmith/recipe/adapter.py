@@ -113,10 +113,11 @@ def read_lora(directory: Path) -> Lora:
 
 def _saved_modules(config: dict[str, Any]) -> tuple[str, ...]:
     """``modules_to_save`` of a configuration, each module once."""
-    names = config.get("modules_to_save") or []
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    names: JsonValue = config.get("modules_to_save") or []
+    found = [name for name in names if isinstance(name, str)] if isinstance(names, list) else None
+    if found is None or found != names:
         raise TypeError(f"modules_to_save is {names!r}, expected a list of names")
-    return tuple(names)
+    return tuple(found)
 
 
 def weights_file(directory: Path) -> Path:
