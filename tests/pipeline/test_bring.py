@@ -29,7 +29,8 @@ def peer(tiny_dir, tmp_path_factory):
         targets = ["q_proj", "v_proj"]
         lora = LoraConfig(r=4, lora_alpha=16, target_modules=targets, init_lora_weights=False, use_dora=dora)
         get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_dir), lora).save_pretrained(folder / name)
-    tables = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False, modules_to_save=["embed_tokens", "lm_head"])
+    both, own = ["embed_tokens", "lm_head"], {"layers.0.self_attn.q_proj": 8}
+    tables = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False, modules_to_save=both, alpha_pattern=own)
     with pytest.warns(UserWarning, match="ensure_weight_tying"):
         model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_dir), tables)
     for name, parameter in model.named_parameters():

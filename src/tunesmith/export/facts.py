@@ -35,6 +35,7 @@ from tunesmith.families import FAMILIES
 from tunesmith.models.adapter import splits_tables
 from tunesmith.models.swap import target_names
 from tunesmith.recipe import Lora, Recipe
+from tunesmith.recipe.adapter import has_patterns, read_adapter_config
 
 IN_FP32 = ("_norm.weight", "ffn_gate_inp.weight")  # by the converter, whatever their shape
 
@@ -46,7 +47,7 @@ def read_facts(recipe: Recipe, lora: Lora | None, base: Path, template: str, ada
         lora: rank, kind and targets of the adapter; None of a whole tuned model.
         base: directory of the base model (safetensors), or of that model.
         template: the chat template that the run trains with.
-        adapter: PEFT directory of an adapter that may take head and embedding apart; None for one that does not.
+        adapter: PEFT directory of an adapter of another tool; None for one of the recipe's own.
 
     Raises:
         ExportError: llama.cpp's converter does not know the architecture, or a dtype is not known.
@@ -79,6 +80,7 @@ def read_facts(recipe: Recipe, lora: Lora | None, base: Path, template: str, ada
         adapted=adapted,
         modeled=tuple(write.model for write in writes.values() if write.model is not None),
         renamed=any(names.of_checkpoint(name) != name for name in adapted),
+        ranks_differ=adapter is not None and has_patterns(read_adapter_config(adapter)),
         is_4bit=any(weight.is_nf4 for weight in stored.values()),
     )
 

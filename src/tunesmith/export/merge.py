@@ -41,6 +41,7 @@ from tunesmith.models.adapter import (
     PREFIX,
     ROWS,
     read_adapter,
+    read_adapter_config,
     read_experts,
     read_lora,
     read_new_rows,
@@ -49,6 +50,7 @@ from tunesmith.models.adapter import (
 )
 from tunesmith.models.identity import refuse_other_base
 from tunesmith.models.nf4_load import shorten
+from tunesmith.recipe.adapter import lora_of
 from tunesmith.recipe.tables import table_of
 from tunesmith.rundir import atomic_directory
 from tunesmith.rundir.records.export import Merge
@@ -148,12 +150,12 @@ def read_updates(adapter: Path, transposed: bool = False) -> dict[str, list[Upda
         ModelError: no adapter there, one that cannot be read, or a layer without both factors.
         ExportError: factors that are zero, so that the weight would stay as it is.
     """
-    state, scale = read_adapter(adapter), read_lora(adapter).scale
+    state, lora, config = read_adapter(adapter), read_lora(adapter), read_adapter_config(adapter)
     experts = read_experts(adapter, state)
     updates: dict[str, list[Update]] = {}
     for name, (A_ERI, B_EOR) in experts.items():
         left, right = (A_ERI.transpose(1, 2), B_EOR.transpose(1, 2)) if transposed else (B_EOR, A_ERI)
-        updates[name] = [Update(scale * left[e].float(), right[e].float()) for e in range(len(left))]
+        updates[name] = [Update(lora.scale * left[e].float(), right[e].float()) for e in range(len(left))]
     modules = tuple({f"{PREFIX}{name.rpartition('.')[0]}." for name in experts})
     others = {f"{PREFIX}{name}.weight" for name in read_whole_tables(adapter, state)}
     others |= {key for key in state if key.startswith(modules) or key.endswith(ROWS)}
@@ -163,6 +165,7 @@ def read_updates(adapter: Path, transposed: bool = False) -> dict[str, list[Upda
             raise ModelError(f"{adapter}: {layer} lacks lora_A.weight or lora_B.weight", "is it a LoRA of linear layers?")
         if A_RI.ndim != 2 or B_OR.ndim != 2 or len(A_RI) != B_OR.shape[1]:
             raise ModelError(f"{adapter}: {layer} has A {tuple(A_RI.shape)} and B {tuple(B_OR.shape)}", "get the file again")
+        scale = lora_of(layer.removeprefix(PREFIX), lora, config).scale
         update = Update(scale * B_OR.float(), A_RI.float(), state.get(f"{layer}.lora_magnitude_vector"))
         updates[f"{layer.removeprefix(PREFIX)}.weight"] = [update]
     if zero := [name for name, parts in updates.items() if not any(map(_adds, parts))]:

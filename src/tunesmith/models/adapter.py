@@ -29,8 +29,10 @@ Shape suffixes: E experts, O out_features, R rank, N rows, D hidden size.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +47,7 @@ from tunesmith.checkpoints.prescan import ADAPTER, check_safetensors
 from tunesmith.errors import ModelError
 from tunesmith.layers.dora import DoRALinear
 from tunesmith.layers.experts import Adapted, LoRAExpertWeight
+from tunesmith.layers.lora import LoRALinear
 from tunesmith.layers.new_rows import NewRows
 from tunesmith.layers.whole_table import WholeTable
 from tunesmith.models.new_tokens import add_new_rows
@@ -52,7 +55,15 @@ from tunesmith.models.nf4_load import STACKS, shorten
 from tunesmith.models.swap import adaptable_names, add_lora
 from tunesmith.models.whole_tables import add_whole_tables
 from tunesmith.recipe import Lora
-from tunesmith.recipe.adapter import CONFIG, WEIGHTS, read_adapter_config, read_lora, weights_file
+from tunesmith.recipe.adapter import (
+    CONFIG,
+    PATTERNS,
+    WEIGHTS,
+    lora_of,
+    read_adapter_config,
+    read_lora,
+    weights_file,
+)
 from tunesmith.recipe.tables import table_of
 
 PREFIX = "base_model.model."
@@ -99,7 +110,7 @@ def load_adapted(model: PreTrainedModel, directory: Path, dropout: float | None 
     lora = read_lora(directory).model_copy(update={"target_modules": tuple(names)})
     if dropout is not None:
         lora = lora.model_copy(update={"dropout": dropout})
-    layers = add_lora(model, lora, seed=0)
+    layers = add_lora(model, lora, 0, partial(lora_of, lora=lora, config=config))
     try:
         ids = token_ids(config.get(TOKEN_IDS))
         if ids is not None and lora.modules_to_save:
@@ -230,6 +241,7 @@ def save_adapter(
         config["target_parameters"] = experts
     if rows:
         config[TOKEN_IDS] = {name.rpartition(".")[2]: list(range(layer.first, layer.end)) for name, layer in rows.items()}
+    config |= _patterns(layers, lora)
     if tables:
         config["modules_to_save"] = [name.rpartition(".")[2] for name in (*tables, *twins.values())]
         config[TYING] = bool(twins)
@@ -237,6 +249,22 @@ def save_adapter(
     state = adapter_state(layers)
     state |= {f"{PREFIX}{twin}.weight": state[f"{PREFIX}{name}.weight"].clone() for name, twin in twins.items()}
     save_file(state, directory / WEIGHTS, metadata={"format": "pt"})
+
+
+def _patterns(layers: Mapping[str, Adapted], lora: Lora) -> dict[str, dict[str, float]]:
+    """Ranks and alphas of the layers that have some of their own, as PEFT's configuration says them."""
+    ranks: dict[str, float] = {}
+    alphas: dict[str, float] = {}
+    for name, layer in layers.items():
+        if not isinstance(layer, LoRALinear):
+            continue
+        rank = len(layer.lora_A)
+        if rank != lora.r:
+            ranks[name] = rank
+        alpha = layer.scale * (math.sqrt(rank) if lora.use_rslora else rank)
+        if not math.isclose(alpha, lora.alpha, rel_tol=1e-9):
+            alphas[name] = alpha
+    return {key: pattern for key, pattern in zip(PATTERNS, (ranks, alphas), strict=True) if pattern}
 
 
 def read_adapter(directory: Path) -> dict[str, Tensor]:
