@@ -14,7 +14,7 @@ a cast of the whole head, kept through training.
 
 Source: ``ModulesToSaveWrapper`` in ``peft/utils/other.py`` of PEFT 0.21, the oracle of the tests.
 
-Shape suffixes: C rows of a chunk, P some of the rows, D hidden size, V vocabulary.
+Shape suffixes: P some of the rows, D hidden size, V vocabulary.
 """
 
 import torch

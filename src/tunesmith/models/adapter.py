@@ -25,7 +25,7 @@ must be finite numbers, and what the configuration asks for and we do not do is 
 Source: ``ParamWrapper`` in ``peft/tuners/lora/layer.py`` and ``_inject_parameters`` in ``peft/tuners/tuners_utils.py`` of
 PEFT 0.21. Refused: files of our own with a converter, which somebody would have to run.
 
-Shape suffixes: E experts, O out_features, R rank, N rows, D hidden size.
+Shape suffixes: E experts, O out_features, R rank, N rows, D hidden size, V vocabulary.
 """
 
 import json
