@@ -21,6 +21,7 @@ import torch
 import yaml
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
+from transformers import AutoModelForCausalLM
 
 from llama_cpp_sources import RUN_IN_CHILD, VOCABULARY, conversion_by, run_here
 from tunesmith import hardware
@@ -281,6 +282,19 @@ def tiny_model(tiny_dir):
     from tunesmith.models.load import load_model
 
     return load_model(tiny_dir, "fp32")
+
+
+def with_own_head(tied: Path, directory: Path) -> Path:
+    """The same model with a head that is another matrix than the embedding."""
+    model = AutoModelForCausalLM.from_pretrained(tied)
+    head = model.lm_head.weight.detach()
+    model.lm_head.weight = torch.nn.Parameter(head + 0.1 * torch.randn(head.shape, generator=torch.Generator().manual_seed(0)))
+    model.config.tie_word_embeddings = False
+    model.save_pretrained(directory)
+    for file in tied.iterdir():
+        if not (directory / file.name).exists():
+            shutil.copy(file, directory / file.name)
+    return directory
 
 
 def write_recipe(directory: Path, model: Path, changes: dict[str, Any] | None = None) -> Path:

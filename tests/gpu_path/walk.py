@@ -52,6 +52,7 @@ from tunesmith.models.fuse import fuse
 from tunesmith.models.load import load_model
 from tunesmith.models.precision import precision
 from tunesmith.models.swap import add_lora
+from tunesmith.models.whole_tables import add_whole_tables
 from tunesmith.recipe import Lora, TrainSettings
 from tunesmith.train import health
 from tunesmith.train.documents import make_documents
@@ -145,6 +146,7 @@ class Case:
         offload, tile: of ``train.offload`` and ``train.mlp_tile``.
         tokens: of the pack; other than 2,048, one document.
         tables: ``train.embedding_on`` and ``base_head``.
+        trained: of ``lora.modules_to_save``.
         has_graphs: decoding is recorded; not where the host looks up rows of a table.
     """
 
@@ -161,6 +163,7 @@ class Case:
     tile: int = 0
     tokens: int = TOKENS
     tables: tuple[str, str] = ("device", "auto")
+    trained: tuple[str, ...] = ()
     has_graphs: bool = True
 
 
@@ -175,6 +178,7 @@ CASES: dict[str, Case] = {
     "llama-8b known": Case("llama-8b", policy="layer", offload="attention", layers=4),
     "llama-8b long": Case("llama-8b", policy="layer", offload="inputs", tile=4096, tokens=32768),
     "llama-8b lean": Case("llama-8b", policy="layer", tables=("host", "int8"), whole=True, has_graphs=False),
+    "llama-8b trained tables": Case("llama-8b", trained=("embed_tokens", "lm_head")),
     "llama-8b attention": Case("llama-8b", policy="attention"),
     "llama-8b mlp": Case("llama-8b", policy="mlp"),
     "llama-8b every second": Case("llama-8b", policy=2),
@@ -271,6 +275,7 @@ def _trained(model: PreTrainedModel, case: Case, depth: int) -> dict[str, Any]:
     WATCH.reset()
     expected = health.stock_loss(model) if checked else 0.0
     layers = add_lora(model, Lora(r=case.r, alpha=32, dropout=case.dropout), 0)
+    layers |= add_whole_tables(model, case.trained)
     seen["fuse"] = fuse(model).summary()
     if checked:
         try:

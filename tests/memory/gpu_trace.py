@@ -23,9 +23,12 @@ from tunesmith.models.device import best_device
 from tunesmith.models.fuse import fuse
 from tunesmith.models.load import load_model
 from tunesmith.models.swap import add_lora
+from tunesmith.models.whole_tables import add_whole_tables
 from tunesmith.recipe import Lora, TrainSettings
 from tunesmith.train.documents import make_documents
 from tunesmith.train.loop import train_steps
+
+NAMES = {"embedding": "embed_tokens", "head": "lm_head"}
 
 
 def configuration(case: dict[str, Any]) -> Any:
@@ -41,6 +44,7 @@ def trace(case: dict[str, Any]) -> dict[str, Any]:
         base = "nf4" if case["base"] == "nf4" else None
         model = load_model(folder, case["compute"], base, best_device())
         layers = add_lora(model, Lora(r=case["r"], alpha=32, dropout=case["dropout"]), 0)
+        layers |= add_whole_tables(model, [NAMES[table] for table in case.get("tables", ())])
         fuse(model)
         tokens, rows = case["tokens"], case["rows"]
         documents = make_documents([([7] * tokens, [0] * (tokens - rows) + [1] * rows)])

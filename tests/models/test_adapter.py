@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tunesmith.errors import ExportError, ModelError
+from tunesmith.export.gguf.lora import write_lora_gguf
 from tunesmith.export.merge import merge, read_updates
 from tunesmith.models.adapter import (
     CONFIG,
@@ -20,9 +21,13 @@ from tunesmith.models.adapter import (
     read_lora,
     save_adapter,
 )
-from tunesmith.models.load import load_model
+from tunesmith.models.attention import PACKED
+from tunesmith.models.fuse import fuse
+from tunesmith.models.load import attention, load_model
 from tunesmith.models.swap import add_lora
 from tunesmith.recipe import Lora
+from tunesmith.train.documents import make_documents, make_pack
+from tunesmith.train.step import pack_loss
 
 
 @pytest.mark.parametrize("variant", [{}, {"use_rslora": True}, {"use_dora": True}, {"use_dora": True, "use_rslora": True}])
@@ -132,8 +137,12 @@ def test_a_forged_adapter_file_is_an_error(written):
         ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
         ({"r": 0}, "r is 0"),
         ({"lora_alpha": None}, "lora_alpha None"),
-        ({"modules_to_save": ["lm_head"], "bias": "all"}, "asks for modules_to_save, bias, which"),
-        ({"rank_pattern": {"q_proj": 8}}, "asks for rank_pattern"),
+        ({"layer_replication": [[0, 1]], "bias": "all"}, "asks for layer_replication, bias, which"),
+        ({"modules_to_save": ["score"]}, "'score' is no table"),
+        ({"modules_to_save": "lm_head"}, "expected a list of names"),
+        ({"rank_pattern": {"q_proj": 0}}, "rank_pattern gives q_proj 0"),
+        ({"alpha_pattern": {"q(": 8}}, "no regular expression"),
+        ({"rank_pattern": {"q_proj": 8}, "target_parameters": ["x"]}, "beside target_parameters"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is pissa_niter_4"),
     ],
 )
@@ -199,3 +208,42 @@ def test_an_adapter_for_layers_that_the_base_does_not_have_is_refused_by_their_n
     with pytest.raises(ModelError, match="belong to no layer that is adapted here") as caught:
         load_adapted(load_model(tiny_dir, "fp32"), written)
     assert "base" not in caught.value.hint  # the base is right
+
+
+PATTERNS = {
+    "rank_pattern": {"q_proj": 2, r"layers\.1\.mlp\..*_proj": 6},  # PEFT writes them sorted, and takes the first that matches
+    "alpha_pattern": {"model.layers.0.mlp.up_proj": 3, "v_proj": 40},
+}
+
+
+@pytest.mark.parametrize("kind", [{}, {"use_rslora": True}, {"use_dora": True}], ids=str)
+def test_layers_with_a_rank_or_an_alpha_of_their_own_are_what_peft_makes_them(tiny_dir, tmp_path, kind):
+    import peft
+
+    oracle = peft.get_peft_model(
+        load_model(tiny_dir, "fp32"), peft.LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", **PATTERNS, **kind)
+    ).eval()
+    for name, parameter in oracle.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.1)
+    oracle.save_pretrained(tmp_path / "theirs")
+    model, ids = load_model(tiny_dir, "fp32"), torch.randint(5, 8000, (2, 11))
+    layers = load_adapted(model, tmp_path / "theirs")
+    assert {len(layer.lora_A) for layer in layers.values()} == {2, 4, 6} and len({x.scale for x in layers.values()}) > 3
+    (tmp_path / "ours").mkdir()
+    save_adapter(tmp_path / "ours", layers, read_lora(tmp_path / "theirs"), str(tiny_dir))
+    again = peft.PeftModel.from_pretrained(load_model(tiny_dir, "fp32"), tmp_path / "ours").eval()
+    merge(tiny_dir, tmp_path / "theirs", tmp_path / "merged")
+    with torch.no_grad():
+        expected = oracle(ids).logits
+        for found in (model(ids).logits, again(ids).logits):
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(load_model(tmp_path / "merged", "fp32")(ids).logits, expected, rtol=1e-4, atol=1e-4)
+    fuse(model)
+    with torch.no_grad(), attention(model, PACKED):
+        pack = make_pack(make_documents([(ids[0].tolist(), [1] * 11)]), (0,))
+        nats = torch.nn.functional.cross_entropy(expected[0, :-1], ids[0, 1:])
+        assert float(pack_loss(model, pack)[0]) / 10 == pytest.approx(float(nats), rel=1e-5)
+    if not kind:
+        with pytest.raises(ExportError, match=r"llama\.cpp has one alpha for all"):
+            write_lora_gguf(tmp_path / "theirs", tiny_dir, tmp_path / "lora.gguf")

@@ -1,11 +1,10 @@
 """New tokens: their rows are trained and no others, and everybody reads what was trained."""
 
-import shutil
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from shared import with_own_head
 from tunesmith.engines.base import BaseModel
 from tunesmith.export.merge import merge
 from tunesmith.layers.new_rows import NewRows, RowsEmbedding, RowsHead
@@ -23,17 +22,7 @@ LORA = {"r": 4, "alpha": 8.0, "dropout": 0.0}
 @pytest.fixture(params=["tied", "own head"])
 def base_dir(request, tiny_dir, tmp_path):
     """The tiny model, and the same with a head of its own."""
-    if request.param == "tied":
-        return tiny_dir
-    model = AutoModelForCausalLM.from_pretrained(tiny_dir)
-    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() + 0.1 * torch.randn(model.lm_head.weight.shape))
-    model.config.tie_word_embeddings = False
-    directory = tmp_path / "untied"
-    model.save_pretrained(directory)
-    for file in tiny_dir.iterdir():
-        if not (directory / file.name).exists():
-            shutil.copy(file, directory / file.name)
-    return directory
+    return tiny_dir if request.param == "tied" else with_own_head(tiny_dir, tmp_path / "untied")
 
 
 def _tuned(base):

@@ -92,6 +92,7 @@ CASES = {
             **{"gradient_accumulation_steps": 2, "val_set_size": 0.2, "evals_per_epoch": 3, "sequence_len": 1024},
             **{"weight_decay": 0.01, "max_grad_norm": 0.5, "seed": 7, "excess_length_strategy": "raise"},
             **{"chat_template": "chatml", "default_system_message": "Be short.", "revision_of_model": "abc"},
+            "lora_modules_to_save": ["embed_tokens", "lm_head"],
         },
         {
             **{"base": "nf4", "train.compute": "bf16", "lora.target_modules": "all-linear", "lora.dropout": 0.1},
@@ -100,6 +101,7 @@ CASES = {
             **{"train.warmup_ratio": 0.25, "data.dev_fraction": 0.2, "train.evals_per_epoch": 3, "seed": 7},
             **{"train.weight_decay": 0.01, "train.max_grad_norm": 0.5, "data.on_too_long": "refuse", "revision": "abc"},
             **{"chat.template": Path("chatml"), "task.short_prompt": "Be short."},
+            "lora.modules_to_save": ("embed_tokens", "lm_head"),
         },
     ),
     "LLaMA-Factory, its defaults": (
@@ -116,11 +118,13 @@ CASES = {
             **{"finetuning_type": "lora", "lora_rank": 4, "lora_target": "q_proj,v_proj", "quantization_bit": 4, "fp16": True},
             **{"max_samples": 20, "enable_thinking": False, "default_system": "Be short.", "val_size": 8, "packing": True},
             **{"cutoff_len": 52, "use_rslora": True, "warmup_ratio": 0.1, "loraplus_lr_ratio": 4.0},
+            "additional_target": "embed_tokens,lm_head",
         },
         {
             **{"base": "nf4", "train.compute": "fp16", "lora.alpha": 8, "lora.target_modules": ("q_proj", "v_proj")},
             **{"data.limit": 20, "data.dev_fraction": 0.2, "train.tokens_per_step": 416, "train.warmup_ratio": 0.1},
             **{"chat.enable_thinking": False, "task.short_prompt": "Be short.", "lora.use_rslora": True},
+            "lora.modules_to_save": ("embed_tokens", "lm_head"),
         },
     ),
     "TRL, its defaults": (
@@ -182,7 +186,7 @@ WITHOUT = {
     "an optimizer": ({**TRL, "optim": "adafactor"}, "optim"),
     "a schedule": ({**TRL, "lr_scheduler_type": "polynomial"}, "lr_scheduler_type"),
     "Adam's beta": ({**TRL, "adam_beta2": 0.95}, "adam_beta2"),
-    "embeddings": ({**AXOLOTL, "lora_modules_to_save": ["lm_head"]}, "lora_modules_to_save"),
+    "norms": ({**AXOLOTL, "lora_modules_to_save": ["lm_head", "norm"]}, "lora_modules_to_save"),
     "noise": ({**FACTORY, "neftune_noise_alpha": 5}, "neftune_noise_alpha"),
     "history": ({**FACTORY, "mask_history": True}, "mask_history"),
     "PiSSA": ({**FACTORY, "pissa_init": True}, "pissa_init"),
@@ -315,6 +319,20 @@ def test_a_notebook_is_read_and_not_run(here):
     }
     assert {key: recipe[key] for key in expected} == expected
     assert not any("questions included" in sentence for sentence in result.differs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "targets", "saved"),
+    [
+        ("target_modules=['q_proj', 'embed_tokens', 'lm_head']", ("q_proj",), ("embed_tokens", "lm_head")),
+        ("target_modules=['q_proj', 'embed_tokens'], modules_to_save=['lm_head']", ("q_proj",), ("lm_head", "embed_tokens")),
+        ("modules_to_save=['lm_head']", LAYERS, ("lm_head",)),
+    ],
+)
+def test_tables_of_a_notebook_are_trained_whole_wherever_they_are_named(arguments, targets, saved, here):
+    cells = [cell.replace("r=rank,", f"r=rank, {arguments},") for cell in CELLS]
+    result, recipe = imported(notebook(*cells), name="nb.ipynb")
+    assert (recipe["lora.target_modules"], recipe["lora.modules_to_save"]) == (targets, saved) and not result.refused
 
 
 NOTEBOOKS = {

@@ -12,6 +12,7 @@ from chat_server import Server
 from shared import toy_rows, write_recipe
 from tunesmith.errors import DataError, ModelError, RunError, TunesmithError
 from tunesmith.pipeline import verbs as api
+from tunesmith.pipeline.export import plan
 from tunesmith.pipeline.tuned_model import tuned_model
 from tunesmith.rundir.records.brought import Brought
 from tunesmith.rundir.records.check import DataReport
@@ -28,6 +29,13 @@ def peer(tiny_dir, tmp_path_factory):
         targets = ["q_proj", "v_proj"]
         lora = LoraConfig(r=4, lora_alpha=16, target_modules=targets, init_lora_weights=False, use_dora=dora)
         get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_dir), lora).save_pretrained(folder / name)
+    both, own = ["embed_tokens", "lm_head"], {"layers.0.self_attn.q_proj": 8}
+    tables = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False, modules_to_save=both, alpha_pattern=own)
+    with pytest.warns(UserWarning, match="ensure_weight_tying"):
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_dir), tables)
+    for name, parameter in model.named_parameters():
+        parameter.data += 0.02 * torch.randn(parameter.shape) * ("modules_to_save" in name)
+    model.save_pretrained(folder / "tables")
     tokenizer = AutoTokenizer.from_pretrained(tiny_dir)
     tokenizer.chat_template = tokenizer.chat_template + "{# of another tool #}"
     tokenizer.save_pretrained(folder / "one")
@@ -66,6 +74,16 @@ def test_an_adapter_is_exported_compared_and_judged_as_if_it_was_trained_here(pe
         api.train(run)
     (run.adapter / "adapter_config.json").write_text("{}")
     assert api.status(run)["bring"].state == "broken"
+
+
+def test_tables_that_were_trained_apart_are_in_every_form(peer, tiny_dir, tmp_path):
+    """The base has one for both; the merged model and its GGUF have two."""
+    run = _opened(tmp_path, tiny_dir, {"adapter": str(peer / "tables")}, **{"export.gguf": ["F16"]})
+    api.run(run, until="parity")
+    assert [(form.form, form.state) for form in api.parity(run).forms] == [("merged", "deployable"), ("F16", "deployable")]
+    planned = {step.target: step.bytes for step in plan(run).steps}
+    (file,) = run.export.glob("*-F16.gguf")
+    assert file.stat().st_size == pytest.approx(planned[file.name], rel=0.03)
 
 
 def test_a_whole_model_is_asked_exported_and_compared_without_an_adapter(peer, tiny_dir, tmp_path):
@@ -115,7 +133,8 @@ def _answers(run, arm):
     [
         ({"r": 8}, "shape"),
         ({"target_modules": ["q_proj", "v_proj", "o_proj"]}, "are not in the adapter's file"),
-        ({"modules_to_save": ["lm_head"]}, "asks for modules_to_save"),
+        ({"modules_to_save": ["lm_head"]}, "are not in the adapter's file"),
+        ({"modules_to_save": ["norm"]}, "'norm' is no table"),
         ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
     ],
 )

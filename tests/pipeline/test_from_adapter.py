@@ -51,7 +51,10 @@ def _loss(model, documents):
     return total / count
 
 
-@pytest.mark.parametrize("kind", [{}, {"use_rslora": True}, {"use_dora": True}, {"layers_to_transform": [1]}], ids=str)
+KINDS = [{}, {"use_rslora": True}, {"use_dora": True}, {"layers_to_transform": [1]}, {"rank_pattern": {"q_proj": 5}}]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_it_starts_where_pefts_model_stands_and_peft_reads_where_it_ends(kind, tiny_dir, tmp_path):
     adapter = _peft(tiny_dir, tmp_path / "theirs", **kind)
     run = _run(tmp_path, tiny_dir, adapter)
@@ -131,8 +134,10 @@ def _config(**keys):
             "leave",
         ),
         (_pickled, {}, ModelError, "a pickle", "safetensors.torch"),
-        (_config(rank_pattern={"q_proj": 4}), {}, ModelError, "asks for rank_pattern", "PEFT"),
-        (_config(modules_to_save=["lm_head"]), {}, ModelError, "asks for modules_to_save", "PEFT"),
+        (_config(rank_pattern={"q_proj": 4}), {}, ModelError, "shape .*expected", "another rank"),
+        (_config(modules_to_save=["norm"]), {}, ModelError, "modules_to_save: 'norm' is no table", "PEFT"),
+        (_config(modules_to_save=["lm_head"]), {}, ModelError, "lm_head.*not in the adapter's file|tensors are not in", "save"),
+        (None, {"modules_to_save": ["lm_head"]}, RecipeError, r"lora\.modules_to_save: .* has \(\)", "leave"),
         (_config(bias="all"), {}, ModelError, "asks for bias", "PEFT"),
         (_config(peft_type="LOHA"), {}, ModelError, "peft_type is 'LOHA'", "not read"),
     ],

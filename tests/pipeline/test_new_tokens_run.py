@@ -40,7 +40,6 @@ def test_a_run_with_new_tokens_exports_what_was_trained(tiny_dir, tmp_path, talk
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"lora.modules_to_save": ["embed_tokens"]}, "chat.new_tokens"),
         ({"chat.new_tokens": ["a", {"text": "a"}]}, "'a' is named twice"),
         ({"chat.new_tokens": ["a"], "export.lora_gguf": True}, "no rows of new tokens"),
         ({"chat.new_tokens": [" a"]}, "white space"),

@@ -24,6 +24,7 @@ from tunesmith.models.load import load_model
 from tunesmith.models.precision import precision
 from tunesmith.models.streaming import layers_of
 from tunesmith.models.swap import add_lora
+from tunesmith.models.whole_tables import add_whole_tables
 from tunesmith.pipeline import verbs as api
 from tunesmith.pipeline.export import context_of, dry_run
 from tunesmith.pipeline.table import table_of
@@ -181,6 +182,7 @@ def _adapter(recipe, tmp):
     with at_step(first, StepContext(seed=0, step=0)) as enter:
         enter(0)
         drawn = first(torch.ones(1, first.weight.shape[1])).sum().item()
+    layers |= add_whole_tables(model, recipe.lora.modules_to_save)
     return list(layers), first.lora_A.shape, first.scale, drawn
 
 
@@ -227,6 +229,7 @@ OBSERVE = {
     "lora.target_modules": ("peft-default", _adapter),
     "lora.use_rslora": (True, _adapter),
     "lora.use_dora": (True, _adapter),
+    "lora.modules_to_save": (["embed_tokens"], _adapter),
     "train.from_adapter": (".", _first_rank),
     "train.learning_rate": (0.1, _rate),
     "train.schedule": ("linear", _rate),

@@ -16,6 +16,7 @@ from tunesmith.models.attention import PACKED
 from tunesmith.models.load import attention, load_model
 from tunesmith.models.new_tokens import add_new_rows
 from tunesmith.models.swap import add_lora
+from tunesmith.models.whole_tables import add_whole_tables
 from tunesmith.recipe import Lora, TrainSettings
 from tunesmith.rundir.records.training import DevLoss
 from tunesmith.tracking import MetricsLog, read_metrics
@@ -126,11 +127,12 @@ def test_dropouts_of_the_base_are_off(documents):
         assert trained == pytest.approx(mean_loss(model, packs), rel=1e-6)
 
 
-def _fit(tiny_dir, recipe, documents, folder, inputs="x", epochs=None, dtype=None, new_tokens=0):
+def _fit(tiny_dir, recipe, documents, folder, inputs="x", epochs=None, dtype=None, new_tokens=0, tables=()):
     model = load_model(tiny_dir, dtype or recipe.base)
     layers = add_lora(model, recipe.lora, recipe.seed)
     if new_tokens:  # any run of ids will do: from the first that the rows hold
         layers |= add_new_rows(model, 20, new_tokens)
+    layers |= add_whole_tables(model, tables)
     t = recipe.train
     steps = Plan(documents.lengths, epochs or t.num_train_epochs, t.tokens_per_step, t.max_length, recipe.seed)
     metrics = MetricsLog(folder / "metrics.jsonl")
@@ -141,14 +143,14 @@ def _fit(tiny_dir, recipe, documents, folder, inputs="x", epochs=None, dtype=Non
     return trained, layers
 
 
-@pytest.mark.parametrize("new_tokens", [0, 30])
-def test_same_seed_same_bytes_and_resume_to_the_bit(tiny_dir, make_recipe, documents, tmp_path, talk, new_tokens):
+@pytest.mark.parametrize("beside", [{}, {"new_tokens": 30}, {"tables": ["embed_tokens"]}], ids=str)
+def test_same_seed_same_bytes_and_resume_to_the_bit(tiny_dir, make_recipe, documents, tmp_path, talk, beside):
     recipe = make_recipe({"train.num_train_epochs": 2, "train.evals_per_epoch": 1})
     folders = [tmp_path / name for name in ("whole", "again", "cut")]
     for folder in folders:
         folder.mkdir()
-    whole, layers = _fit(tiny_dir, recipe, documents, folders[0], new_tokens=new_tokens)
-    again, same = _fit(tiny_dir, recipe, documents, folders[1], new_tokens=new_tokens)
+    whole, layers = _fit(tiny_dir, recipe, documents, folders[0], **beside)
+    again, same = _fit(tiny_dir, recipe, documents, folders[1], **beside)
     first_epoch, _ = Plan(documents.lengths, 2, recipe.train.tokens_per_step, recipe.train.max_length, recipe.seed).epoch_ends
     # A kill in the second epoch: the checkpoint of the first is there, and some metrics past it. The whole plan's length
     # sets the learning rate, so the cut run is given the whole plan and stopped by an exception.
@@ -163,10 +165,10 @@ def test_same_seed_same_bytes_and_resume_to_the_bit(tiny_dir, make_recipe, docum
     loop._optimizer_step = dying
     try:
         with pytest.raises(KeyboardInterrupt):
-            _fit(tiny_dir, recipe, documents, folders[2], new_tokens=new_tokens)
+            _fit(tiny_dir, recipe, documents, folders[2], **beside)
     finally:
         loop._optimizer_step = original
-    resumed, other = _fit(tiny_dir, recipe, documents, folders[2], new_tokens=new_tokens)
+    resumed, other = _fit(tiny_dir, recipe, documents, folders[2], **beside)
     assert "resuming after step" in talk()
     for key, tensor in adapter_state(layers).items():
         assert torch.equal(tensor, adapter_state(same)[key]), key

@@ -18,6 +18,7 @@ from tunesmith.checkpoints.quantized.schemes import WAYS_ON
 from tunesmith.errors import DataError, ModelError, RecipeError
 from tunesmith.families import CONV1D, WRAPPERS
 from tunesmith.recipe import Recipe
+from tunesmith.recipe.tables import BOTH, ONE_TABLE, table_of, tables_of
 
 FAMILIES_PAGE = "docs/reference/families.md lists the models that can be trained"
 SHOWN = 5  # rows in a message
@@ -46,6 +47,7 @@ def check_base(recipe: Recipe, facts: BaseFacts) -> None:
             "train.embedding_on: host, but the output head of this model is the same table, and a step reads all of it",
             "add base_head: int8, which gives the GPU a head of its own in 8 bits; or set train.embedding_on: device",
         )
+    _check_tables(recipe, facts)
     context, positions = recipe.export.num_ctx, facts.max_positions
     if context is not None and positions is not None and context > positions:
         raise RecipeError(f"export.num_ctx: {context:,}, the model takes {positions:,} tokens", f"at most {positions}")
@@ -70,6 +72,31 @@ def check_lengths(lengths: Mapping[str, int], facts: BaseFacts) -> None:
         f"{', '.join(long[:SHOWN])}{more}",
         f"set train.max_length: {positions}, and data.on_too_long: drop or drop_oldest_turns",
     )
+
+
+def _check_tables(recipe: Recipe, facts: BaseFacts) -> None:
+    """What ``lora.modules_to_save`` rules out."""
+    named = () if recipe.tuned else tables_of(recipe.lora.modules_to_save)
+    trained = ("embedding", "head") if named and facts.tied and not facts.own_head else named
+    key = f"lora.modules_to_save: [{', '.join(recipe.lora.modules_to_save)}]"
+    for name in recipe.lora.modules_to_save if named else ():
+        there = [table for table in facts.tables if table_of(table) == table_of(name)]
+        if there and not any(f".{table}".endswith(f".{name}") for table in there):
+            raise RecipeError(
+                f"{key}: {facts.text_type} has no {name}, but {there[0]}",
+                f"lora.modules_to_save: [{there[0].rpartition('.')[2]}]",
+            )
+    if "head" in trained and recipe.base_head == "int8":
+        raise RecipeError(f"base_head: int8, but the head is trained ({key})", "set base_head: auto")
+    if "embedding" in trained and recipe.train.embedding_on == "host":
+        raise RecipeError(
+            f"train.embedding_on: host, but the embedding is trained where the model computes ({key})",
+            "set train.embedding_on: device",
+        )
+    if "head" in trained and facts.head_bias:
+        raise RecipeError(f"{key}: this head has a bias, which PEFT would train too and nothing here does", "name no head")
+    if recipe.chat.new_tokens and len(trained) == 1:
+        raise RecipeError(ONE_TABLE, f"lora.modules_to_save: [{', '.join(BOTH)}], or leave that key out")
 
 
 def _check_architecture(facts: BaseFacts) -> None:

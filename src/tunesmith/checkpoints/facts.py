@@ -14,6 +14,7 @@ from pathlib import Path
 from tunesmith.checkpoints.names import naming_of, read_settings, stored_tensors
 from tunesmith.checkpoints.quantized.layout import layout_of
 from tunesmith.checkpoints.quantized.schemes import Scheme, scheme_of, settings_of
+from tunesmith.recipe.tables import table_of
 from tunesmith.rundir import fingerprint, sha256_file
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")  # the keys of different architectures
@@ -34,6 +35,7 @@ class BaseFacts:
         scheme: how the weights are quantised, or what it is that is not read; None where they are not.
         tied: whether the configuration says that the head is the embedding.
         own_head: whether a head lies in the files.
+        tables: full names of the embedding and the head, as far as they lie there.
         head_bias: whether that head has a bias.
         weights: number of weights, those of towers included.
         nbytes: what they take, dequantised where they are quantised.
@@ -48,6 +50,7 @@ class BaseFacts:
     scheme: Scheme | str | None
     tied: bool | None
     own_head: bool
+    tables: tuple[str, ...]
     head_bias: bool
     weights: int
     nbytes: int
@@ -100,6 +103,7 @@ def base_facts(directory: Path) -> BaseFacts:
         max_positions=positions,
         scheme=scheme,
         tied=tied if isinstance(tied, bool) else None,
+        tables=tuple(sorted(module for name in names if table_of(module := name.removesuffix(".weight")) is not None)),
         own_head=not names.isdisjoint({"lm_head.weight", "embed_out.weight"}),
         head_bias=any(_HEAD_BIAS.fullmatch(name) for name in names),
         weights=sum(tensor.numel for tensor in tensors.values()),

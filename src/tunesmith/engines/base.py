@@ -41,7 +41,9 @@ from tunesmith.models.load import load_model, load_tokenizer
 from tunesmith.models.new_tokens import add_new_rows
 from tunesmith.models.precision import Dtype, precision
 from tunesmith.models.swap import add_lora
+from tunesmith.models.whole_tables import add_whole_tables, trains_both
 from tunesmith.recipe import BLOCK_BASES, Lora, NewToken, Recipe, section_from
+from tunesmith.recipe.tables import BOTH, ONE_TABLE
 from tunesmith.rundir import atomic_directory, fingerprint
 from tunesmith.rundir.rows import Example
 
@@ -251,13 +253,17 @@ class LoadedModel:
 
         Raises:
             TrainingError: nothing to adapt.
-            ModelError: tables to which no rows of new tokens are added.
+            ModelError: tables that are not trained whole, or to which no rows of new tokens are added.
         """
         assert not self.layers, "a model has one adapter"
         self.base.lay_grids(self.model)
         layers = add_lora(self.model, lora, seed)
-        if (grown := self.base.grown).texts:
+        tables = add_whole_tables(self.model, lora.modules_to_save)
+        if (grown := self.base.grown).texts and not tables:
             layers |= add_new_rows(self.model, grown.first, len(grown.texts))
+        elif grown.texts and not trains_both(tables):
+            raise ModelError(ONE_TABLE, f"lora.modules_to_save: [{', '.join(BOTH)}], or leave that key out")
+        layers |= tables
         return replace(self, layers=layers, lora=lora)
 
     def render(self, rows: Iterable[Example]) -> list[Rendered]:

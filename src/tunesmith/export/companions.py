@@ -38,7 +38,13 @@ INHERITED = ("dtype", "torch_dtype", "bos_token_id", "eos_token_id", "pad_token_
 
 
 def copy_companions(
-    base: Path, directory: Path, keep_towers: bool, template: str | None = None, stops: Iterable[int] | None = None
+    base: Path,
+    directory: Path,
+    keep_towers: bool,
+    template: str | None = None,
+    stops: Iterable[int] | None = None,
+    *,
+    own_head: bool = False,
 ) -> None:
     """Copy what belongs to the merged weights from ``base`` to ``directory``, and write ``config.json``.
 
@@ -46,6 +52,7 @@ def copy_companions(
         keep_towers: the merged model stays a multimodal one, if it was.
         template: the chat template that the model was trained with; the base's own when None.
         stops: ids of the tokens that end an answer (``Renderer.stop_ids``); only what the base names when None.
+        own_head: the head is a matrix of its own, whatever it was in ``base``.
 
     Raises:
         ExportError: ``base`` has no readable configuration.
@@ -56,7 +63,7 @@ def copy_companions(
     except (OSError, ValueError) as error:
         raise ExportError(f"{base}: the configuration cannot be read: {error}", "is config.json there?") from error
     config = merged_config(facts, keep_towers, bool(read_config(base)[0].tie_word_embeddings))
-    if has_own_head(base):
+    if own_head or has_own_head(base):
         config = _untied(config)
     write_json(directory / "config.json", config)
     left = WRITTEN | QUANTIZATION | (PROCESSORS if "text_config" in facts and "text_config" not in config else set())

@@ -29,22 +29,25 @@ from tunesmith.checkpoints.names import naming
 from tunesmith.export.base import read_stored
 from tunesmith.export.companions import merged_config
 from tunesmith.export.forms.form import Facts
-from tunesmith.export.plan import Write, plan_merge
+from tunesmith.export.plan import Write, plan_merge, with_own_head
 from tunesmith.export.sizes import companion_bytes, header_bytes, vocabulary_bytes
 from tunesmith.families import FAMILIES
+from tunesmith.models.adapter import splits_tables
 from tunesmith.models.swap import target_names
 from tunesmith.recipe import Lora, Recipe
+from tunesmith.recipe.adapter import has_patterns, read_adapter_config
 
 IN_FP32 = ("_norm.weight", "ffn_gate_inp.weight")  # by the converter, whatever their shape
 
 
-def read_facts(recipe: Recipe, lora: Lora | None, base: Path, template: str) -> Facts:
+def read_facts(recipe: Recipe, lora: Lora | None, base: Path, template: str, adapter: Path | None = None) -> Facts:
     """Read what the plan needs.
 
     Args:
         lora: rank, kind and targets of the adapter; None of a whole tuned model.
         base: directory of the base model (safetensors), or of that model.
         template: the chat template that the run trains with.
+        adapter: PEFT directory of an adapter of another tool; None for one of the recipe's own.
 
     Raises:
         ExportError: llama.cpp's converter does not know the architecture, or a dtype is not known.
@@ -54,11 +57,14 @@ def read_facts(recipe: Recipe, lora: Lora | None, base: Path, template: str) -> 
     stored, names = read_stored(base), naming(base)
     keep = recipe.towers == "keep"
     writes = plan_merge(stored, names, {}, frozenset(), frozenset(), keep)
+    apart = adapter is not None and splits_tables(adapter, base)
+    if apart:
+        writes = with_own_head(writes, names, keep)
     config, _ = read_config(base)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     adapted = {} if lora is None else adapted_shapes(model, target_names(model, lora.target_modules))
-    tied = bool(config.tie_word_embeddings)
+    tied = bool(config.tie_word_embeddings) and not apart
     facts = json.loads((base / "config.json").read_text(encoding="utf-8"))
     architecture = architecture_of(str((merged_config(facts, keep, tied).get("architectures") or ["none"])[0]))
     family = FAMILIES.get(config.model_type)
@@ -74,6 +80,7 @@ def read_facts(recipe: Recipe, lora: Lora | None, base: Path, template: str) -> 
         adapted=adapted,
         modeled=tuple(write.model for write in writes.values() if write.model is not None),
         renamed=any(names.of_checkpoint(name) != name for name in adapted),
+        ranks_differ=adapter is not None and has_patterns(read_adapter_config(adapter)),
         is_4bit=any(weight.is_nf4 for weight in stored.values()),
     )
 

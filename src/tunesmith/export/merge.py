@@ -9,7 +9,9 @@ rounding; added to the 16-bit original it corrects errors that are not there. So
 NF4 is quantised and dequantised here by the same kernels (``export/base.py``), and the merged model computes what was trained,
 to 16-bit rounding. QLoRA's habit of merging into the original is at hand as ``into="original"``; a run measures both on dev.
 
-**Rows of new tokens** take the place of those of the base's tables, which has rows for them (``checkpoints/grow.py``).
+**Rows of new tokens** take the place of those of the base's tables, which has rows for them (``checkpoints/grow.py``), and
+whole tables (``lora.modules_to_save``) that of the tables. Where head and embedding were one and an adapter of another tool
+trained them apart, the merged model has a head of its own.
 
 An update that is zero, or a target that the base does not have, is an error: an adapter that does nothing is the commonest
 failure of exports. Experts are judged as a stack, since one that no token was sent to has learned nothing.
@@ -22,7 +24,7 @@ Shape suffixes: P some of the rows, I in_features, O out_features, E experts, R 
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -32,17 +34,41 @@ from tunesmith.checkpoints.shards import refuse_full_disk, write_model
 from tunesmith.errors import ExportError, ModelError
 from tunesmith.export.base import Base, QuantizedWeights, read_stored
 from tunesmith.export.companions import copy_companions
-from tunesmith.export.plan import Stored, Update, Write, plan_merge, shapes, update_of
+from tunesmith.export.plan import Stored, Update, Write, plan_merge, shapes, update_of, with_own_head
 from tunesmith.families import FAMILIES
 from tunesmith.layers.dora import dora_weight_OI
-from tunesmith.models.adapter import PREFIX, ROWS, read_adapter, read_experts, read_lora, read_new_rows
+from tunesmith.models.adapter import (
+    PREFIX,
+    ROWS,
+    read_adapter,
+    read_adapter_config,
+    read_experts,
+    read_lora,
+    read_new_rows,
+    read_whole_tables,
+    splits_tables,
+)
 from tunesmith.models.identity import refuse_other_base
 from tunesmith.models.nf4_load import shorten
+from tunesmith.recipe.adapter import lora_of
+from tunesmith.recipe.tables import table_of
 from tunesmith.rundir import atomic_directory
 from tunesmith.rundir.records.export import Merge
 from tunesmith.tracking import progress
 
-NewRowsOf = tuple[int, torch.Tensor]  # of a table: id of the first new token, and the rows
+
+class RowsOf(NamedTuple):
+    """What takes the place of rows of a table.
+
+    Attributes:
+        first: number of the first.
+        rows_ND: one below another.
+        whole: they are all of the table.
+    """
+
+    first: int
+    rows_ND: torch.Tensor
+    whole: bool = False
 
 
 def merge(
@@ -81,13 +107,15 @@ def merge(
     family = FAMILIES.get(read_config(base)[0].model_type)
     updates = read_updates(adapter, transposed=bool(family and family.experts and family.experts.layout == "EIO"))
     names = naming(base)
-    new_rows = _rows_by_weight(base, adapter)
+    rows, apart = _rows_by_weight(base, adapter), splits_tables(adapter, base)
     writes = plan_merge(stored, names, updates, quantized.weights, quantized.tables, towers == "keep")
-    _refuse_other_tables(writes, new_rows)
+    if apart:
+        writes = with_own_head(writes, names, towers == "keep")
+    _refuse_other_tables(writes, rows)
     described = shapes(writes)
     nbytes = sum(tensor.nbytes for tensor in described.values())
     refuse_full_disk(next(parent for parent in target.absolute().parents if parent.exists()), nbytes)
-    merging = _Merging(Base(base, stored, writes.values()), writes, updates, new_rows)
+    merging = _Merging(Base(base, stored, writes.values()), writes, updates, rows)
     with atomic_directory(target) as directory, progress("merging", len(writes)) as bar:
 
         def pieces(name: str) -> Iterator[torch.Tensor]:
@@ -95,15 +123,21 @@ def merge(
             bar.advance()
 
         write_model(directory, described, pieces)
-        copy_companions(base, directory, towers == "keep", template, stop_ids)
+        copy_companions(base, directory, towers == "keep", template, stop_ids, own_head=apart)
     sizes: Counter[torch.dtype] = Counter()
     for tensor in described.values():
         sizes[tensor.dtype] += tensor.nbytes
     dtype = str(sizes.most_common(1)[0][0]).removeprefix("torch.")
     dequantized = {write.stack for write in writes.values() if write.form != "dense"}
-    tokens = max((len(rows_ND) for _, rows_ND in new_rows.values()), default=0)
-    targets = len(updates)
-    return Merge(into=into, dtype=dtype, nbytes=nbytes, targets=targets, dequantized=len(dequantized), new_tokens=tokens)
+    return Merge(
+        into=into,
+        dtype=dtype,
+        nbytes=nbytes,
+        targets=len(updates),
+        dequantized=len(dequantized),
+        new_tokens=max((len(entry.rows_ND) for entry in rows.values() if not entry.whole), default=0),
+        tables=tuple(sorted(write.source for write in writes.values() if write.model in rows and rows[write.model].whole)),
+    )
 
 
 def read_updates(adapter: Path, transposed: bool = False) -> dict[str, list[Update]]:
@@ -116,21 +150,22 @@ def read_updates(adapter: Path, transposed: bool = False) -> dict[str, list[Upda
         ModelError: no adapter there, one that cannot be read, or a layer without both factors.
         ExportError: factors that are zero, so that the weight would stay as it is.
     """
-    state, scale = read_adapter(adapter), read_lora(adapter).scale
+    state, lora, config = read_adapter(adapter), read_lora(adapter), read_adapter_config(adapter)
     experts = read_experts(adapter, state)
     updates: dict[str, list[Update]] = {}
     for name, (A_ERI, B_EOR) in experts.items():
         left, right = (A_ERI.transpose(1, 2), B_EOR.transpose(1, 2)) if transposed else (B_EOR, A_ERI)
-        updates[name] = [Update(scale * left[e].float(), right[e].float()) for e in range(len(left))]
+        updates[name] = [Update(lora.scale * left[e].float(), right[e].float()) for e in range(len(left))]
     modules = tuple({f"{PREFIX}{name.rpartition('.')[0]}." for name in experts})
-    for layer in sorted(
-        {key.rsplit(".lora_", 1)[0] for key in state if not key.startswith(modules) and not key.endswith(ROWS)}
-    ):
+    others = {f"{PREFIX}{name}.weight" for name in read_whole_tables(adapter, state)}
+    others |= {key for key in state if key.startswith(modules) or key.endswith(ROWS)}
+    for layer in sorted({key.rsplit(".lora_", 1)[0] for key in state.keys() - others}):
         A_RI, B_OR = (state.get(f"{layer}.lora_{side}.weight") for side in "AB")
         if A_RI is None or B_OR is None:
             raise ModelError(f"{adapter}: {layer} lacks lora_A.weight or lora_B.weight", "is it a LoRA of linear layers?")
         if A_RI.ndim != 2 or B_OR.ndim != 2 or len(A_RI) != B_OR.shape[1]:
             raise ModelError(f"{adapter}: {layer} has A {tuple(A_RI.shape)} and B {tuple(B_OR.shape)}", "get the file again")
+        scale = lora_of(layer.removeprefix(PREFIX), lora, config).scale
         update = Update(scale * B_OR.float(), A_RI.float(), state.get(f"{layer}.lora_magnitude_vector"))
         updates[f"{layer.removeprefix(PREFIX)}.weight"] = [update]
     if zero := [name for name, parts in updates.items() if not any(map(_adds, parts))]:
@@ -150,9 +185,7 @@ def _adds(update: Update) -> bool:
 class _Merging:
     """Computes the tensors of the merged directory a piece at a time, and sees to it that every target changes."""
 
-    def __init__(
-        self, base: Base, writes: dict[str, Write], updates: dict[str, list[Update]], new_rows: Mapping[str, NewRowsOf]
-    ):
+    def __init__(self, base: Base, writes: dict[str, Write], updates: dict[str, list[Update]], new_rows: Mapping[str, RowsOf]):
         self._base, self._writes, self._updates, self._new_rows = base, writes, updates, new_rows
         self._left = Counter(write.update for write in writes.values() if write.update is not None)
         self._changed: set[str] = set()
@@ -183,32 +216,39 @@ class _Merging:
                 )
 
 
-def _rows_by_weight(base: Path, adapter: Path) -> dict[str, NewRowsOf]:
-    """Rows of new tokens by the model's name of the weight; a tied head in the files too gets those of the embedding."""
-    rows = {f"{name}.weight": entry for name, entry in read_new_rows(adapter, read_adapter(adapter)).items()}
-    if len(rows) == 1 and read_config(base)[0].tie_word_embeddings:
+def _rows_by_weight(base: Path, adapter: Path) -> dict[str, RowsOf]:
+    """Trained rows by the model's name of the weight; a tied head in the files too gets those of the embedding."""
+    state = read_adapter(adapter)
+    rows = {f"{name}.weight": RowsOf(*entry) for name, entry in read_new_rows(adapter, state).items()}
+    rows |= {f"{name}.weight": RowsOf(0, table, whole=True) for name, table in read_whole_tables(adapter, state).items()}
+    if len(rows) == 1 and read_config(base)[0].tie_word_embeddings and not splits_tables(adapter, base):
         rows |= dict.fromkeys(HEADS, next(iter(rows.values())))
     return rows
 
 
-def _refuse_other_tables(writes: Mapping[str, Write], new_rows: Mapping[str, NewRowsOf]) -> None:
+def _refuse_other_tables(writes: Mapping[str, Write], rows: Mapping[str, RowsOf]) -> None:
     for write in writes.values():
-        first, rows_ND = new_rows.get(write.model or "", (0, None))
-        if rows_ND is not None and (
-            len(write.shape) != 2 or write.shape[1] != rows_ND.shape[1] or write.shape[0] < first + len(rows_ND)
-        ):
+        entry = rows.get(write.model or "")
+        if entry is None:
+            continue
+        first, rows_ND, whole = entry
+        fits = write.shape == rows_ND.shape if whole else write.shape[0] >= first + len(rows_ND)
+        if len(write.shape) != 2 or write.shape[1] != rows_ND.shape[1] or not fits:
             raise ExportError(
                 f"{write.source}: the base has shape {write.shape}, the adapter has rows {first} to "
                 f"{first + len(rows_ND) - 1} of {rows_ND.shape[1]} columns",
                 "merge into the base that it was trained on: the recipe's, with its chat.new_tokens",
             )
+    there = {write.model for write in writes.values()}
+    if missing := [name for name in rows if name not in there and table_of(name.removesuffix(".weight")) == "embedding"]:
+        raise ExportError(f"the adapter's table {missing[0]} is not in the base", "is it the base it was trained on?")
 
 
-def _with_new_rows(plain_PI: torch.Tensor, first: int, new_rows: NewRowsOf | None) -> torch.Tensor:
+def _with_new_rows(plain_PI: torch.Tensor, first: int, new_rows: RowsOf | None) -> torch.Tensor:
     """Rows from ``first`` on, those of new tokens in the place of what the base has there."""
     if new_rows is None:
         return plain_PI
-    begin, rows_ND = new_rows
+    begin, rows_ND, _ = new_rows
     low, high = max(begin, first), min(begin + len(rows_ND), first + len(plain_PI))
     if low >= high:
         return plain_PI

@@ -15,7 +15,7 @@ Shape suffixes: O out_features, I in_features, R rank.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +25,9 @@ from tunesmith.checkpoints.names import ExpertPart, Naming, expert_part
 from tunesmith.checkpoints.quantized.layout import Packed
 from tunesmith.checkpoints.shards import Shape
 from tunesmith.errors import ExportError
+from tunesmith.recipe.tables import table_of
+
+OWN_HEAD = "lm_head.weight"  # of every family here whose head may be its embedding
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,19 @@ def plan_merge(
     for place, write in enumerate(writes.values()):
         first.setdefault(write.stack, place)
     return dict(sorted(writes.items(), key=lambda entry: first[entry[1].stack]))
+
+
+def with_own_head(writes: Mapping[str, Write], naming: Naming, keep_towers: bool) -> dict[str, Write]:
+    """The plan with a head beside the embedding that was the head too, for an adapter that trained them apart. A pure function.
+
+    Args:
+        writes: from ``plan_merge``, like the other two.
+    """
+    if any(write.model == OWN_HEAD for write in writes.values()):
+        return dict(writes)
+    table = next(write for write in writes.values() if table_of((write.model or "").removesuffix(".weight")) == "embedding")
+    name = naming.of_checkpoint(OWN_HEAD) if keep_towers else OWN_HEAD
+    return {**writes, name: replace(table, model=OWN_HEAD)}
 
 
 def shapes(writes: Mapping[str, Write]) -> dict[str, Shape]:

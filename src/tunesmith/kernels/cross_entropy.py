@@ -6,8 +6,9 @@ to a fixed number of supervised rows at a time, and the loss and the gradient wi
 computed in the same visit, so that the logits of a chunk live once and the backward pass is one multiplication by
 the incoming gradient. The head itself is frozen (LoRA never trains it), so no weight gradient exists.
 
-Rows of new tokens are the exception (``layers/new_rows.py``): their logits take the place of those that the frozen head has
-for them, in fp32, and their gradient is computed in the same visit.
+There are two exceptions, whose gradient is computed in the same visit. Rows of new tokens (``layers/new_rows.py``): their
+logits take the place of those that the frozen head has for them, in fp32. A head that is trained whole
+(``layers/whole_table.py``): it is read in the dtype of the products, and its gradient, as large as it, is added up in fp32.
 
 The chunk size is a constant, not a function of free memory: the order of additions, and with it every bit of the
 result, depends on the data alone. Memory: ``min(CHUNK, N) * V * 4`` bytes on a GPU and in fp32 (50 MB at V = 49,152), half of
@@ -48,7 +49,7 @@ from torch import Tensor
 
 from tunesmith.kernels import triton as on_gpu
 from tunesmith.kernels.fp16_scaled_mm import OverflowRows, scaled_mm, scaled_mm_back
-from tunesmith.kernels.sliced import SlicedHead, sliced_mm, sliced_mm_back
+from tunesmith.kernels.sliced import SlicedHead, add_head_gradient_, sliced_mm, sliced_mm_back
 
 CHUNK = 256  # rows of logits alive at once
 BLOCK = 16  # rows that are taken to fp32 at once: 3 MB at V = 49,152
@@ -59,7 +60,7 @@ class TrainedRows(NamedTuple):
 
     Attributes:
         first: number of the first; the others follow.
-        new_rows: one below another, of the width of the head; fp32 (fp64 off the GPU).
+        new_rows: one below another, of the width of the head, or all of it; fp32 (fp64 off the GPU).
     """
 
     first: int
@@ -148,7 +149,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         first: int,
         new_rows: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        trained = None if new_rows is None else TrainedRows(first, new_rows)
+        whole = new_rows is not None and len(new_rows) == head_VD.shape[0]
+        trained = None if new_rows is None or whole else TrainedRows(first, new_rows)
         dense = isinstance(head_VD, Tensor)
         half = dense and hidden_ND.dtype == torch.float32 and head_VD.dtype == torch.float16
         device, dtype = hidden_ND.device, hidden_ND.dtype
@@ -183,6 +185,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             correct += correct_C.sum()
             if not any(ctx.needs_input_grad):
                 continue
+            if whole and grad_rows is not None:
+                add_head_gradient_(grad_rows, grad_CV, hidden_ND[rows])
             back_CD = None if trained is None else _take_gradient(grad_CV, hidden_ND[rows], trained, grad_rows)
             if grad_ND is None:
                 continue
@@ -194,14 +198,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 torch.mm(grad_CV, head_VD, out=grad_ND[rows])
             if back_CD is not None:
                 grad_ND[rows] += back_CD
-        ctx.save_for_backward(grad_ND, grad_rows)
+        ctx.save_for_backward(grad_ND)
+        ctx.grad_rows = grad_rows
         ctx.mark_non_differentiable(correct)
         return loss, correct
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_ND, grad_rows = (None if grad is None else grad * grads[0] for grad in ctx.saved_tensors)
-        return grad_ND, None, None, None, None, None, None, grad_rows
+        (grad_ND,), grad_rows = ctx.saved_tensors, ctx.grad_rows
+        assert grad_rows is not None or not ctx.needs_input_grad[7], "a second backward pass over one loss"
+        ctx.grad_rows = None  # of a whole head it is the largest tensor of the step: it is handed over and not copied
+        grad_ND = None if grad_ND is None else grad_ND * grads[0]
+        return grad_ND, None, None, None, None, None, None, None if grad_rows is None else grad_rows.mul_(grads[0])
 
 
 def _put_logits(logits_CV: Tensor, hidden_CD: Tensor, trained: TrainedRows) -> None:
@@ -239,13 +247,14 @@ def linear_cross_entropy(
 
     Args:
         hidden_ND: last hidden states of the supervised positions, shape (N, D), fp32, bf16 or fp16 (fp64 off the GPU).
-        head_VD: frozen output embedding, shape (V, D), same dtype, or fp16 under an fp32 hidden_ND; or one that is dense a
-            slice at a time. Gets no gradient.
+        head_VD: output embedding, shape (V, D), same dtype, or fp16 under an fp32 hidden_ND; or one that is dense a slice at a
+            time. Gets no gradient.
         target_N: the next token of each position, shape (N,), int64.
         softcap: final soft-capping of the logits, or None.
         overflow: where rows beyond fp16 are counted, under a head in fp16.
         bias_V: frozen bias of the head, shape (V,), of any dtype, or None.
-        trained: rows of the head that get a gradient, and count in the place of its own; None for none.
+        trained: rows of the head that get a gradient, and count in the place of its own; None for none. All of them: what
+            ``head_VD`` is made of.
 
     Returns:
         ``(loss, correct)``: fp32 scalar (fp64 for fp64) in nats, a sum and not a mean, and int64 scalar.

@@ -1,8 +1,9 @@
 """Products with a head that is dense only a slice of its vocabulary at a time.
 
-A head in 8 bits (``layers/int8.py``) is dequantised where it is multiplied: ``SLICE`` rows at once, into a buffer that the
-caller's layers share. Logits of a slice go to their columns; the gradient of the hidden states is a sum over slices, which is
-taken in fp32 and rounded once by the caller. The slice is a constant, so that the order of additions follows from the shape.
+A head in 8 bits (``layers/int8.py``) is dequantised where it is multiplied, and a trained one in fp32
+(``layers/whole_table.py``) is cast: ``SLICE`` rows at once, into a buffer that the caller's layers share. Logits of a slice go
+to their columns; the gradient of the hidden states is a sum over slices, which is taken in fp32 and rounded once by the caller.
+The slice is a constant, so that the order of additions follows from the shape.
 
 Memory: ``SLICE * D`` numbers of the buffer (67 MB at D = 4,096 in 16 bits; ``layers/dense_buffer.py`` has more for weights),
 and ``4 C D`` bytes for the sum, C rows at a time.
@@ -24,7 +25,7 @@ SLICE = 8192  # rows of the head that are dense at once
 
 
 class SlicedHead(Protocol):
-    """A frozen head whose rows become dense when they are asked for.
+    """A head whose rows become dense when they are asked for.
 
     Attributes:
         shape: (V, D).
@@ -69,3 +70,19 @@ def sliced_mm_back(dy_CV: Tensor, head: SlicedHead, overflow: OverflowRows | Non
         else:
             dx_CD += dy_CP @ W_PD
     return dx_CD
+
+
+def add_head_gradient_(grad_VD: Tensor, dy_CV: Tensor, x_CD: Tensor) -> None:
+    """``dy^T x``, the gradient of a trained head, added to ``grad_VD``.
+
+    Args:
+        grad_VD: fp32 (fp64 for fp64); a product of 16 bits is rounded to them on a CPU before it is added.
+    """
+    for start in range(0, len(grad_VD), SLICE):
+        grad_PD, dy_PC = grad_VD[start : start + SLICE], dy_CV[:, start : start + SLICE].T
+        if grad_VD.dtype == dy_CV.dtype:
+            grad_PD.addmm_(dy_PC, x_CD)
+        elif dy_CV.is_cuda:
+            grad_PD += torch.mm(dy_PC, x_CD, out_dtype=grad_VD.dtype)
+        else:
+            grad_PD += dy_PC @ x_CD

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tunesmith.recipe import Lora, TrainSettings
+from tunesmith.recipe.tables import Table, tables_of
 
 # Bytes of a weight: of the mixtures of llama.cpp the mean over the layers of an 8B model, of a file that is not known the most.
 BLOCKS = {"Q4_0": 4.5 / 8, "Q4_K_M": 4.85 / 8, "Q5_K_M": 5.68 / 8, "Q6_K": 6.5625 / 8, "Q8_0": 8.5 / 8, "gguf": 8.5 / 8}
@@ -38,6 +39,7 @@ class Dials:
         technique: ``lora`` trains adapters, ``full`` every weight.
         r: rank of the adapters.
         new_tokens: whose rows of embedding and head are trained with them.
+        tables: that are trained whole, of the embedding and the head; of a tied model one is both.
         dropout: of their inputs.
         optimizer: as in a recipe.
         recompute: as in a recipe; a tuple holds the numbers of the layers that are recomputed. ``auto`` counts as ``none``.
@@ -61,6 +63,7 @@ class Dials:
     technique: Literal["lora", "full"] = "lora"
     r: int = 16
     new_tokens: int = 0
+    tables: tuple[Table, ...] = ()
     dropout: float = 0.0
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     recompute: Recompute = "none"
@@ -110,7 +113,8 @@ def dials_of(
     Args:
         base: ``fp32``, ``bf16``, ``fp16``, ``nf4`` or the blocks of a GGUF.
         compute: dtype of the products, the same for a base that is not quantised.
-        lora: read for ``r`` and ``dropout`` (its ``target_modules`` are taken for all linear layers: an upper bound).
+        lora: read for ``r``, ``dropout`` and ``modules_to_save`` (its ``target_modules`` are taken for all linear layers: an
+            upper bound).
         train: read for the optimizer, the tokens and all of its dials.
         base_head: as in a recipe.
         new_tokens: how many ``chat.new_tokens`` names.
@@ -121,6 +125,7 @@ def dials_of(
         compute=compute,
         r=lora.r,
         new_tokens=new_tokens,
+        tables=tables_of(lora.modules_to_save),
         dropout=lora.dropout,
         optimizer=train.optimizer,
         recompute=train.recompute,

@@ -12,7 +12,7 @@ Left out: image and audio towers of a multimodal checkpoint, rendered rows, answ
 from collections.abc import Iterable
 
 from tunesmith.memory.dials import BYTES, Dials
-from tunesmith.memory.estimate import estimate, groups
+from tunesmith.memory.estimate import estimate, groups, table_weights, trained_weights
 from tunesmith.memory.shape import Layer, Shape
 from tunesmith.rundir.records import Json
 
@@ -69,14 +69,20 @@ def _weights(layer: Layer, hidden: int) -> list[int]:
 
 
 def adapter_file_bytes(shape: Shape, dials: Dials) -> int:
-    """Bytes of an adapter's file, as if every linear layer were adapted."""
-    return estimate(shape, dials).resident["adapter"] + 2 * ENTRY * adapted_layers(shape)
+    """Bytes of an adapter's file, as if every linear layer were adapted; in it a tied table lies twice."""
+    twin = table_weights(shape, dials) if shape.tied else 0
+    return _trained_bytes(shape, dials) + 4 * twin
+
+
+def _trained_bytes(shape: Shape, dials: Dials) -> int:
+    """Of all that is trained, each weight once."""
+    return 4 * trained_weights(shape, dials) + 2 * ENTRY * adapted_layers(shape)
 
 
 def checkpoint_bytes(shape: Shape, dials: Dials) -> int:
     """Bytes of a checkpoint: the adapter and the optimizer's state, of which each factor has three tensors."""
     moments = estimate(shape, dials).resident["optimizer"] + 2 * 3 * MOMENT_ENTRY * adapted_layers(shape)
-    return adapter_file_bytes(shape, dials) + moments + STATE
+    return _trained_bytes(shape, dials) + moments + STATE
 
 
 def checkpoints_at_once(keep: int, saves: int | None = None) -> int:

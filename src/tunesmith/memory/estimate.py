@@ -27,8 +27,10 @@ from tunesmith.memory.dials import BYTES, DENSE, Dials
 from tunesmith.memory.gpu_layer import ATTENTION, GRADIENTS, INPUTS, GpuLayer, columns
 from tunesmith.memory.shape import Layer, Shape
 from tunesmith.memory.tape import GRANULE, Tape
+from tunesmith.recipe.tables import Table
 
 CHUNK = 256  # rows of logits alive at once (kernels/cross_entropy.py)
+SLICE = 8192  # rows of a head that are dense at once (kernels/sliced.py)
 WIDENED = 16  # rows of them that a CPU takes to fp32 at once
 STATE = {"adamw": 8.0, "adamw_8bit": 2.0 + 2 * 4.0 / 256, "paged_adamw_8bit": 2.0 + 2 * 4.0 / 256}  # bytes a trained weight
 FULL_STATE_FROM = 4096  # weights of a tensor from which its 8-bit moments are in 8 bits
@@ -39,6 +41,7 @@ TABLES = 2**16 * (1 + 4) + 2**16 + 256 * 4 + 512
 # Dials that a layer's own walk does not look at, as they are by default: one walk serves all of their settings.
 BESIDE: dict[str, Any] = {"embedding_on": "device", "head": "compute", "optimizer": "adamw", "resident_layers": None}
 BESIDE |= {"recompute": "none", "technique": "lora", "offload": "none"}
+TABLE_GRADIENT = "gradient of a table"
 SLOTS = 2  # layers whose streamed weights are on the device at once
 
 
@@ -131,6 +134,10 @@ def estimate(shape: Shape, dials: Dials) -> Estimate:
     live.update(after)
     look("backward", first, *still)
     live.subtract(after)
+    table = 4 * shape.hidden * shape.vocab
+    head, embedding = (_trains(name, shape, dials) for name in ("head", "embedding"))
+    if head and (dials.packs == 1 or (embedding and shape.tied)):  # of one table it waits for the other half
+        live[GRADIENTS] += table
     for number, (run, piece) in reversed(list(enumerate(walked))):
         rows = (dials.rows if run.narrow else dials.tokens) * shape.hidden * dials.width
         live[INPUTS] -= rows  # the layer's output, whose gradient takes its place
@@ -148,6 +155,10 @@ def estimate(shape: Shape, dials: Dials) -> Estimate:
         live.subtract(piece.kept)
         live[GRADIENTS] += piece.left[GRADIENTS]
         live[INPUTS] += rows
+    if embedding:  # autograd adds up the two gradients of one table in place on a CPU, and on a GPU perhaps not
+        more = head and shape.tied and dials.device == "gpu"
+        look("backward", Counter({TABLE_GRADIENT: table * (1 + more)}))
+        live[GRADIENTS] += table * (dials.packs == 1 and not (head and shape.tied))
     update = Counter(resident)
     update[GRADIENTS] = max(update[GRADIENTS], live[GRADIENTS])
     moments = {**most, "update": update}
@@ -176,12 +187,13 @@ def runs(shape: Shape, dials: Dials) -> list[Run]:
     """All layers in order."""
     found: list[Run] = []
     number, last = 0, shape.depth - 1 if shape.narrow else -1
+    wants_input = dials.new_tokens > 0 or _trains("embedding", shape, dials)
     same_for_all = dials.recomputed(0) if isinstance(dials.recompute, str) else None
     for layer, count in shape.stretches:
         alike: list[tuple[str, bool, bool]] = []
         for position in range(number, number + count):
             policy = "none" if position == last else same_for_all or dials.recomputed(position)
-            alike.append((policy, position == last, position == 0))
+            alike.append((policy, position == last, position == 0 and not wants_input))
         found += [Run(layer, *facts, sum(1 for _ in same)) for facts, same in groupby(alike)]
         number += count
     return found
@@ -224,7 +236,9 @@ def _resident(shape: Shape, dials: Dials) -> Counter[str]:
         here["embedding"] = table * dense * (dials.embedding_on == "device")
     here["embedding"] += per_layer
     trained = shape.parameters if dials.technique == "full" else trained_weights(shape, dials)
-    here["adapter" if dials.technique == "lora" else "master weights"] = 4 * trained
+    tables = 4 * table_weights(shape, dials)
+    here["adapter" if dials.technique == "lora" else "master weights"] = 4 * trained - tables
+    here["trained tables"] = tables
     here["optimizer"] = int(trained * STATE[dials.optimizer]) + _small_states(shape, dials)
     if dials.packs > 1:
         here[GRADIENTS] = 4 * trained
@@ -232,15 +246,29 @@ def _resident(shape: Shape, dials: Dials) -> Counter[str]:
         here["step casts of A"] = sum(count * _casts(layer, hidden, dials) for layer, count in shape.kinds) * dense
     if dials.qat:
         here["rounded weights"] = linear * dense
+    cast = min(SLICE, shape.vocab) * hidden if _trains("head", shape, dials) and dials.compute != "fp32" else 0
     if dials.quantised:
         here["tables of codes"] = TABLES if dials.device == "gpu" and dials.base == "nf4" else 0
-        here["dense buffer"] = _dense_buffer(shape, dials) * dense
+        cast = max(cast, _dense_buffer(shape, dials))
+    if cast:
+        here["dense buffer"] = cast * dense
     return here
 
 
 def trained_weights(shape: Shape, dials: Dials) -> int:
-    """Of the adapters, and of the rows of new tokens in both tables, or in one that is both."""
-    return dials.r * shape.adapter_per_rank + dials.new_tokens * shape.hidden * (1 if shape.tied else 2)
+    """Of the adapters, and of whole tables or the rows of new tokens in both, or in one that is both."""
+    rows = 0 if dials.tables else dials.new_tokens * shape.hidden * (1 if shape.tied else 2)
+    return dials.r * shape.adapter_per_rank + rows + table_weights(shape, dials)
+
+
+def table_weights(shape: Shape, dials: Dials) -> int:
+    """Of tables that are trained whole."""
+    return shape.hidden * shape.vocab * (min(1, len(dials.tables)) if shape.tied else len(dials.tables))
+
+
+def _trains(table: Table, shape: Shape, dials: Dials) -> bool:
+    """Whether the embedding or the head is trained whole."""
+    return bool(dials.tables) if shape.tied else table in dials.tables
 
 
 def _held(shape: Shape, dials: Dials) -> tuple[tuple[Layer, int], ...]:
@@ -316,7 +344,14 @@ def _loss(shape: Shape, dials: Dials) -> tuple[Counter[str], Counter[str], Count
     logits = sum(chunk_of_logits(shape, dials))
     states = Counter({"last hidden states": rows if shape.narrow else rows + dials.tokens * shape.hidden * dials.width})
     kept = Counter({"gradient at the head": rows})
-    return states + kept + Counter({"chunk of logits": logits}), Counter({"gradient of the output": rows}), kept
+    found, first = states + kept + Counter({"chunk of logits": logits}), Counter({"gradient of the output": rows})
+    if _trains("head", shape, dials):  # a slice of its gradient, where that is not added in place, and then all of it
+        table = Counter({TABLE_GRADIENT: 4 * shape.hidden * shape.vocab})
+        width = 4 if dials.device == "gpu" else dials.width
+        sliced = min(SLICE, shape.vocab) * shape.hidden * width * (dials.compute == "bf16")
+        found += table + Counter({"chunk of logits": sliced})
+        first += table
+    return found, first, kept
 
 
 def layer_walk(layer: Layer, hidden: int, dials: Dials, narrow: bool, first: bool) -> GpuLayer:

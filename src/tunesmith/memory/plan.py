@@ -194,7 +194,8 @@ def _passed_over(points: list[Point], chosen: Point, budget: int, context: int) 
 def settings(shape: Shape, dials: Dials) -> Iterator[Dials]:
     """Settings that give the same result, those that turn less first."""
     tables = ("device",) if dials.embedding_on == "device" else ("host",)
-    if tables == ("device",) and dials.device == "gpu" and (not shape.tied or dials.head == "int8"):
+    is_frozen = "embedding" not in dials.tables and not (shape.tied and dials.tables)
+    if tables == ("device",) and is_frozen and dials.device == "gpu" and (not shape.tied or dials.head == "int8"):
         tables = ("device", "host")
     for table in tables:
         here = replace(dials, embedding_on=table)
@@ -251,7 +252,8 @@ def knows_attention(shape: Shape, dials: Dials) -> bool:
 
 def rounding(dials: Dials) -> Iterator[Dials]:
     """Settings that round what the others keep: each kind alone, then both."""
-    head = replace(dials, head="int8") if dials.head == "compute" and dials.device == "gpu" else None
+    is_free = dials.head == "compute" and dials.device == "gpu" and not dials.tables
+    head = replace(dials, head="int8") if is_free else None
     if head is not None:
         yield head
     if dials.optimizer == "adamw":

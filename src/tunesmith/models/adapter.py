@@ -13,6 +13,9 @@ targets, so the file says 0; dropout has no meaning once training is over.
 where it is a table of its own. Whoever loads them with PEFT gives the base a row for each token first
 (``resize_token_embeddings`` to the length of the tokenizer beside the adapter); what these rows were does not matter.
 
+**Whole tables** are PEFT's ``modules_to_save``, each under its module's own name. A table that is head and embedding stands
+there under both names, as PEFT writes it, and ``ensure_weight_tying`` says that it is one.
+
 **What an adapter is, its own configuration says**: rank, alpha, targets, rsLoRA and DoRA are read from it wherever an adapter
 is loaded (``load_adapted``), and never from a recipe, which may have been changed since (``recipe/adapter.py`` reads it).
 
@@ -22,12 +25,14 @@ must be finite numbers, and what the configuration asks for and we do not do is 
 Source: ``ParamWrapper`` in ``peft/tuners/lora/layer.py`` and ``_inject_parameters`` in ``peft/tuners/tuners_utils.py`` of
 PEFT 0.21. Refused: files of our own with a converter, which somebody would have to run.
 
-Shape suffixes: E experts, O out_features, R rank, N rows, D hidden size.
+Shape suffixes: E experts, O out_features, R rank, N rows, D hidden size, V vocabulary.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,15 +47,27 @@ from tunesmith.checkpoints.prescan import ADAPTER, check_safetensors
 from tunesmith.errors import ModelError
 from tunesmith.layers.dora import DoRALinear
 from tunesmith.layers.experts import Adapted, LoRAExpertWeight
+from tunesmith.layers.lora import LoRALinear
 from tunesmith.layers.new_rows import NewRows
+from tunesmith.layers.whole_table import WholeTable
 from tunesmith.models.new_tokens import add_new_rows
 from tunesmith.models.nf4_load import STACKS, shorten
 from tunesmith.models.swap import adaptable_names, add_lora
+from tunesmith.models.whole_tables import add_whole_tables
 from tunesmith.recipe import Lora
-from tunesmith.recipe.adapter import CONFIG, WEIGHTS, read_adapter_config, read_lora, weights_file
+from tunesmith.recipe.adapter import (
+    CONFIG,
+    PATTERNS,
+    WEIGHTS,
+    lora_of,
+    read_adapter_config,
+    read_lora,
+    weights_file,
+)
+from tunesmith.recipe.tables import table_of
 
 PREFIX = "base_model.model."
-TOKEN_IDS = "trainable_token_indices"  # key of PEFT's configuration
+TOKEN_IDS, TYING = "trainable_token_indices", "ensure_weight_tying"  # keys of PEFT's configuration
 ROWS = "token_adapter.trainable_tokens_delta"  # what PEFT's keys of rows of new tokens end with
 
 
@@ -93,14 +110,35 @@ def load_adapted(model: PreTrainedModel, directory: Path, dropout: float | None 
     lora = read_lora(directory).model_copy(update={"target_modules": tuple(names)})
     if dropout is not None:
         lora = lora.model_copy(update={"dropout": dropout})
-    layers = add_lora(model, lora, seed=0)
+    layers = add_lora(model, lora, 0, partial(lora_of, lora=lora, config=config))
     try:
-        if (ids := token_ids(config.get(TOKEN_IDS))) is not None:
+        ids = token_ids(config.get(TOKEN_IDS))
+        if ids is not None and lora.modules_to_save:
+            raise ModelError(f"{TOKEN_IDS} beside modules_to_save, which is not applied here", "merge it with PEFT")
+        if ids is not None:
             layers |= add_new_rows(model, ids.start, len(ids))
-        load_adapter_state(layers, state)
+        layers |= add_whole_tables(model, lora.modules_to_save, tie=_ties(directory))
+        load_adapter_state(layers, _one_of_twins(layers, state))
     except ModelError as error:
         raise ModelError(f"{directory}: {error.message}", error.hint) from error
     return layers
+
+
+def _one_of_twins(layers: Mapping[str, Adapted], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of an adapter without the second one of a table that is head and embedding.
+
+    Raises:
+        ModelError: the two differ.
+    """
+    rest = dict(state)
+    for name, layer in layers.items():
+        if not isinstance(layer, WholeTable) or layer.twin is None:
+            continue
+        first, second = (f"{PREFIX}{module}.weight" for module in (name, layer.twin))
+        twin_VD = rest.pop(second, None)
+        if twin_VD is not None and not twin_VD.is_meta and not torch.equal(rest.setdefault(first, twin_VD), twin_VD):
+            raise ModelError(f"{first} and {second} differ, but {TYING} says that they are one", f"write {TYING}: false there")
+    return rest
 
 
 def check_fits(base: Path, directory: Path) -> tuple[Lora, int]:
@@ -182,7 +220,9 @@ def save_adapter(
         revision: commit of a hub id; None for a path.
     """
     experts = sorted(name for name, layer in layers.items() if isinstance(layer, LoRAExpertWeight))
-    rows = {name: layer for name, layer in layers.items() if isinstance(layer, NewRows)}
+    tables = {name: layer for name, layer in layers.items() if isinstance(layer, WholeTable)}
+    rows = {name: layer for name, layer in layers.items() if isinstance(layer, NewRows) and name not in tables}
+    twins = {name: layer.twin for name, layer in tables.items() if layer.twin is not None}
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -191,7 +231,7 @@ def save_adapter(
         "r": lora.r,
         "lora_alpha": lora.alpha,
         "lora_dropout": 0.0 if experts else lora.dropout,
-        "target_modules": sorted(set(layers) - set(experts) - set(rows)),
+        "target_modules": sorted(set(layers) - set(experts) - set(rows) - set(tables)),
         "bias": "none",
         "use_rslora": lora.use_rslora,
         "use_dora": lora.use_dora,
@@ -201,8 +241,30 @@ def save_adapter(
         config["target_parameters"] = experts
     if rows:
         config[TOKEN_IDS] = {name.rpartition(".")[2]: list(range(layer.first, layer.end)) for name, layer in rows.items()}
+    config |= _patterns(layers, lora)
+    if tables:
+        config["modules_to_save"] = [name.rpartition(".")[2] for name in (*tables, *twins.values())]
+        config[TYING] = bool(twins)
     (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_file(adapter_state(layers), directory / WEIGHTS, metadata={"format": "pt"})
+    state = adapter_state(layers)
+    state |= {f"{PREFIX}{twin}.weight": state[f"{PREFIX}{name}.weight"].clone() for name, twin in twins.items()}
+    save_file(state, directory / WEIGHTS, metadata={"format": "pt"})
+
+
+def _patterns(layers: Mapping[str, Adapted], lora: Lora) -> dict[str, dict[str, float]]:
+    """Ranks and alphas of the layers that have some of their own, as PEFT's configuration says them."""
+    ranks: dict[str, float] = {}
+    alphas: dict[str, float] = {}
+    for name, layer in layers.items():
+        if not isinstance(layer, LoRALinear):
+            continue
+        rank = len(layer.lora_A)
+        if rank != lora.r:
+            ranks[name] = rank
+        alpha = layer.scale * (math.sqrt(rank) if lora.use_rslora else rank)
+        if not math.isclose(alpha, lora.alpha, rel_tol=1e-9):
+            alphas[name] = alpha
+    return {key: pattern for key, pattern in zip(PATTERNS, (ranks, alphas), strict=True) if pattern}
 
 
 def read_adapter(directory: Path) -> dict[str, Tensor]:
@@ -245,6 +307,46 @@ def read_new_rows(directory: Path, state: Mapping[str, Tensor]) -> dict[str, tup
         shapes = ", ".join(f"{name} {tuple(rows_ND.shape)}" for name, rows_ND in rows.items()) or "none"
         raise ModelError(f"{directory}: rows of new tokens: {shapes}, expected {len(ids or ())} each", "get the adapter again")
     return {} if ids is None else {name: (ids.start, rows_ND) for name, rows_ND in rows.items()}
+
+
+def read_whole_tables(directory: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tables in a PEFT adapter directory.
+
+    Args:
+        state: from ``read_adapter``.
+
+    Returns:
+        Each of shape (V, D) by the full name of its module, as ``model.embed_tokens``. Empty where the adapter has none.
+
+    Raises:
+        ModelError: one that its configuration names is not in its file.
+    """
+    names = read_lora(directory).modules_to_save
+    modules = [key.removeprefix(PREFIX).removesuffix(".weight") for key in state if key.endswith(".weight")]
+    tables = {module: table for module in modules if names and (table := table_of(module)) is not None}
+    missing = [name for name in names if table_of(name) not in tables.values()]
+    if missing and not (tables and _ties(directory)):
+        raise ModelError(
+            f"{directory}: modules_to_save names {missing[0]}, and its file has no such weight", "get the whole adapter"
+        )
+    return {module: state[f"{PREFIX}{module}.weight"] for module in tables}
+
+
+def splits_tables(directory: Path, base: Path) -> bool:
+    """Whether an adapter takes apart what is one table in its base: a head and an embedding that were trained each for itself.
+
+    Args:
+        base: directory of the base model (safetensors).
+
+    Raises:
+        ModelError: adapter or base cannot be read.
+    """
+    names = read_lora(directory).modules_to_save
+    return bool(names) and not _ties(directory) and bool(read_config(base)[0].tie_word_embeddings)
+
+
+def _ties(directory: Path) -> bool:
+    return bool(read_adapter_config(directory).get(TYING))
 
 
 def read_experts(directory: Path, state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -314,7 +416,8 @@ def _trained(layers: Mapping[str, Adapted]) -> dict[str, _Slot]:
     names = list(layers)
     for name, layer in layers.items():
         if isinstance(layer, NewRows):
-            slots[f"{PREFIX}{name}.{ROWS}"] = _Slot(layer.rows.detach(), tuple(layer.rows.shape))
+            leaf = "weight" if isinstance(layer, WholeTable) else ROWS
+            slots[f"{PREFIX}{name}.{leaf}"] = _Slot(layer.rows.detach(), tuple(layer.rows.shape))
             continue
         A, B = layer.lora_A.detach(), layer.lora_B.detach()
         if isinstance(layer, LoRAExpertWeight):

@@ -23,8 +23,10 @@ from tunesmith import hardware
 from tunesmith.checkpoints.hf import Checkpoint, read_config
 from tunesmith.errors import ModelError
 from tunesmith.kernels.cross_entropy import TrainedRows
-from tunesmith.layers.int8 import Int8Head, Int8Table
+from tunesmith.kernels.sliced import SlicedHead
+from tunesmith.layers.int8 import Int8Head
 from tunesmith.layers.new_rows import RowsHead
+from tunesmith.layers.whole_table import TableHead
 from tunesmith.models.embeddings import hold_table, per_layer_table, place_of, stock_table
 from tunesmith.models.fp16_compute import keep_residual_in_fp32
 from tunesmith.models.nf4_load import load_nf4, shorten
@@ -136,18 +138,21 @@ def head_weight(model: PreTrainedModel) -> torch.Tensor:
     return head_of(model).weight
 
 
-def head_rows(model: PreTrainedModel) -> torch.Tensor | Int8Table:
+def head_rows(model: PreTrainedModel) -> torch.Tensor | SlicedHead:
     """What ``linear_cross_entropy`` takes as the head.
 
     Raises:
         ModelError: see ``head_of``.
     """
+    trained = model.get_output_embeddings()
+    if isinstance(trained, TableHead) and trained.rows.is_on:
+        return trained.sliced()
     head = head_of(model)
     return head.table if isinstance(head, Int8Head) else head.weight
 
 
 def head_new_rows(model: PreTrainedModel) -> TrainedRows | None:
-    """What ``linear_cross_entropy`` takes as rows of new tokens; None where there are none, or they are switched off."""
+    """What ``linear_cross_entropy`` takes as trained rows (of new tokens, or all); None where none are, or they are off."""
     head = model.get_output_embeddings()
     if not isinstance(head, RowsHead) or not head.rows.is_on:
         return None

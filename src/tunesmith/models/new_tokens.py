@@ -6,6 +6,8 @@ They belong to the model as its last part, so that whoever asks a model for its 
 Shape suffixes: N rows, D hidden size.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -14,6 +16,7 @@ from tunesmith.errors import ModelError
 from tunesmith.layers.embedding import FrozenEmbedding
 from tunesmith.layers.int8 import Int8Head
 from tunesmith.layers.new_rows import NewRows, RowsEmbedding, RowsHead, factor_of
+from tunesmith.layers.whole_table import TableEmbedding
 from tunesmith.models.swap import put_module
 
 PART = "new_token_rows"
@@ -53,16 +56,21 @@ def add_new_rows(model: PreTrainedModel, first: int, count: int) -> dict[str, Ne
     of_head = tables.get(names[id(head)], own)
     put_module(model, names[id(embedding)], RowsEmbedding(embedding, own, factor).train(embedding.training))
     put_module(model, names[id(head)], RowsHead(head, of_head).train(head.training))
+    hold_rows(model, tables.values())
+    return tables
+
+
+def hold_rows(model: PreTrainedModel, tables: Iterable[NewRows]) -> None:
+    """Make trained rows the last part of a model."""
     part = nn.Module()
-    for number, rows in enumerate(tables.values()):
+    for number, rows in enumerate(tables):
         part.register_module(str(number), rows)
     model.register_module(PART, part)
-    return tables
 
 
 def trains_embedding(model: PreTrainedModel) -> bool:
     """Whether rows of the embedding get a gradient."""
-    return PART in dict(model.named_children())
+    return isinstance(model.get_input_embeddings(), RowsEmbedding | TableEmbedding)
 
 
 def _head_rows(head: nn.Linear | Int8Head, ids_N: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ Shape suffixes: I in_features, O out_features.
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -110,8 +110,11 @@ def family_of(model: PreTrainedModel) -> Family | None:
     return FAMILIES.get(model.get_decoder().config.model_type)
 
 
-def add_lora(model: PreTrainedModel, lora: Lora, seed: int) -> dict[str, Adapted]:
+def add_lora(model: PreTrainedModel, lora: Lora, seed: int, own: Callable[[str], Lora] | None = None) -> dict[str, Adapted]:
     """Replace the target layers by ``LoRALinear`` (or ``DoRALinear``) and ``LoRAExperts``, initialised from ``seed`` alone.
+
+    Args:
+        own: rank and scale of a linear layer by its full name, where they are not those of ``lora``.
 
     Returns:
         Everything that has an adapter by full name, in the model's order. Experts have two: ``....experts.gate_up_proj`` and
@@ -128,8 +131,8 @@ def add_lora(model: PreTrainedModel, lora: Lora, seed: int) -> dict[str, Adapted
     for name in target_names(model, lora.target_modules):
         base = model.get_submodule(name)
         if isinstance(base, nn.Linear | QuantizedLinear):
-            kind = GridLinear if isinstance(base, GridBase) else plain
-            layers[name] = linear = kind(base, lora.r, lora.scale, lora.dropout, generator).train(base.training)
+            kind, here = GridLinear if isinstance(base, GridBase) else plain, lora if own is None else own(name)
+            layers[name] = linear = kind(base, here.r, here.scale, lora.dropout, generator).train(base.training)
             put_module(model, name, linear)
             continue
         if lora.use_dora:

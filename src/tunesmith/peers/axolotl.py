@@ -59,7 +59,7 @@ REFUSED = {
         ("gptq", "model_quantization_config*", "use_onebitllms", "nvfp4*", "fp8*"), "a quantised base of another kind"
     ),
     **dict.fromkeys(("qat", "quantization"), "weights are trained to be quantised there"),
-    **dict.fromkeys(("lora_modules_to_save", "unfrozen_parameters"), "weights beside the adapters are trained there"),
+    "unfrozen_parameters": "weights beside the adapters are trained there",
     **dict.fromkeys(("lora_target_parameters",), "adapters on weights that are no linear layers"),
     **dict.fromkeys(("lora_rank_pattern", "lora_alpha_pattern"), "another rank or alpha for some layers"),
     **dict.fromkeys(("peft_layers_*",), "adapters in some of the layers; --set lora_target_modules=REGEX can name them"),
@@ -177,6 +177,7 @@ def _adapter(t: Translation) -> None:
         hugging_face.targets(t, "lora_target_modules", names)
     else:
         t.default("lora_target_modules", "lora.target_modules", "peft-default", "absent, and PEFT chooses there")
+    hugging_face.saved_modules(t, "lora_modules_to_save", t.value("lora_modules_to_save"))
     t.carry("peft_use_rslora", "lora.use_rslora", t.flag("peft_use_rslora"))
     t.carry("peft_use_dora", "lora.use_dora", t.flag("peft_use_dora"))
     t.carry("loraplus_lr_ratio", "train.loraplus_lr_ratio", t.number("loraplus_lr_ratio"))

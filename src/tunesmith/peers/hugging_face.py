@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 
 from tunesmith.peers.translation import Translation, plain
+from tunesmith.recipe.tables import table_of
 
 SPEED = "about speed or memory alone"
 OUTPUT = "about what is written and shown alone"
@@ -236,6 +237,27 @@ def targets(t: Translation, key: str, value: JsonValue | list[str]) -> None:
         t.map(key, "lora.target_modules", [*listed])
     else:
         t.map(key, "lora.target_modules", str(value))
+
+
+def saved_modules(t: Translation, key: str, value: JsonValue | list[str]) -> None:
+    """What is trained whole beside the adapters: the embedding and the head here, anything else is refused.
+
+    Args:
+        value: names in a list, or in a text with commas or spaces; nothing for none.
+    """
+    names = value.replace(",", " ").split() if isinstance(value, str) else value if isinstance(value, list) else []
+    names = [str(name) for name in names]
+    if not names:
+        if t.has(key) and not t.is_refused(key):
+            t.drop(key, "names none")
+        return
+    if odd := [name for name in names if table_of(name) is None]:
+        t.refuse(key, f"{', '.join(odd)}: weights beside the adapters are trained there; here embed_tokens and lm_head can be")
+        return
+    t.map(key, "lora.modules_to_save", [*names], "trained whole, in fp32")
+    t.differ(
+        f"a table that is both head and embedding: {t.tool} trains copies of it that go apart, tunesmith one that stays both"
+    )
 
 
 def template(t: Translation, key: str, shipped: tuple[str, ...], own: tuple[str, ...] = ("tokenizer_default",)) -> None:

@@ -45,7 +45,6 @@ REFUSED = {
     **dict.fromkeys(("use_dft_loss", "use_asft_loss", "asft_alpha", "use_eaft_loss", "eaft_alpha"), "another loss"),
     **dict.fromkeys(("use_llama_pro", "freeze_*", "mixture_of_depths", "train_from_scratch"), "another training than LoRA's"),
     **dict.fromkeys(("oft_*", "module_dropout"), "adapters of another kind (OFT)"),
-    **dict.fromkeys(("additional_target",), "weights beside the adapters are trained there"),
     **dict.fromkeys(
         ("resize_vocab", "add_tokens", "add_special_tokens", "new_special_tokens_config", "init_special_tokens"),
         "the vocabulary is changed there",
@@ -176,6 +175,7 @@ def _lora(t: Translation) -> None:
         listed = names.split(",") if isinstance(names, str) and "," in names else names
         listed = [str(name).strip() for name in listed] if isinstance(listed, list) else [str(listed)]
         hugging_face.targets(t, "lora_target", [*listed])
+    hugging_face.saved_modules(t, "additional_target", t.value("additional_target"))
     t.carry("use_rslora", "lora.use_rslora", t.flag("use_rslora"))
     t.carry("use_dora", "lora.use_dora", t.flag("use_dora"))
     t.carry("loraplus_lr_ratio", "train.loraplus_lr_ratio", t.number("loraplus_lr_ratio"))

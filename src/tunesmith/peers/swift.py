@@ -54,9 +54,7 @@ DROPPED = {
 }
 REFUSED = {
     **hugging_face.REFUSED,
-    **dict.fromkeys(
-        ("freeze_parameters*", "trainable_parameters*", "modules_to_save"), "weights beside the adapters are trained there"
-    ),
+    **dict.fromkeys(("freeze_parameters*", "trainable_parameters*"), "weights beside the adapters are trained there"),
     **dict.fromkeys(("target_parameters",), "adapters on weights that are no linear layers"),
     **dict.fromkeys(("new_special_tokens", "num_labels", "problem_type"), "the vocabulary or the head is changed there"),
     **dict.fromkeys(("rlhf_type", "reward_*", "ref_model", "teacher_model"), "preference data or a reward is learnt there"),
@@ -127,6 +125,7 @@ def _lora(t: Translation) -> None:
         hugging_face.targets(t, "target_modules", names if isinstance(names, list) else [str(names)])
     else:
         t.default("target_modules", "lora.target_modules", "all-linear")
+    hugging_face.saved_modules(t, "modules_to_save", t.value("modules_to_save"))
     t.carry("use_rslora", "lora.use_rslora", t.flag("use_rslora"))
     t.carry("use_dora", "lora.use_dora", t.flag("use_dora"))
     t.carry("lorap_lr_ratio", "train.loraplus_lr_ratio", t.number("lorap_lr_ratio"))

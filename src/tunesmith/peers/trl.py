@@ -25,7 +25,6 @@ DROPPED = {
 REFUSED = {
     **hugging_face.REFUSED,
     "load_in_8bit": "an 8-bit base; --set load_in_4bit=true takes NF4",
-    "lora_modules_to_save": "weights beside the adapters are trained there",
     "lora_target_parameters": "adapters on weights that are no linear layers",
     "router_aux_loss_coef": "a loss on the routing is added there",
     "streaming": "rows that are not read as files",
@@ -130,6 +129,7 @@ def _lora(t: Translation) -> None:
         t.default("lora_target_modules", "lora.target_modules", "peft-default", "absent, and PEFT chooses there")
     else:
         hugging_face.targets(t, "lora_target_modules", [*names] if isinstance(names, list) else str(names).split())
+    hugging_face.saved_modules(t, "lora_modules_to_save", t.value("lora_modules_to_save"))
     t.carry("use_rslora", "lora.use_rslora", t.flag("use_rslora"))
     t.carry("use_dora", "lora.use_dora", t.flag("use_dora"))
 

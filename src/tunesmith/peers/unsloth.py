@@ -15,6 +15,7 @@ from tunesmith.peers import hugging_face, trl
 from tunesmith.peers.hugging_face import FULL, LOOKED_AT, MULTIMODAL, OUTPUT, SPEED, Arguments
 from tunesmith.peers.notebook import Call, calls_of
 from tunesmith.peers.translation import NamedRows, Translation
+from tunesmith.recipe.tables import table_of
 
 NAME = "Unsloth"
 MODELS = ("FastLanguageModel.from_pretrained", "FastModel.from_pretrained")
@@ -57,7 +58,6 @@ REFUSED = {
     "load_in_fp8": "a base in 8 bits",
     "loftq_config": "the adapter begins with what quantisation lost there (LoftQ)",
     "init_lora_weights": "the adapter begins otherwise there",
-    "modules_to_save": "weights beside the adapters are trained there",
     "layers_to_transform": "adapters in some of the layers",
     "auto_model": "another class of model than one that writes text",
     "whisper_*": MULTIMODAL,
@@ -65,7 +65,7 @@ REFUSED = {
     "id2label": "classes are learnt by a head of their own there",
     "label2id": "classes are learnt by a head of their own there",
     "num_labels": "classes are learnt by a head of their own there",
-    "embedding_learning_rate": "embeddings are trained there",
+    "embedding_learning_rate": "tables are trained at a rate of their own there",
     "rope_scaling": "positions are stretched there",
     "formatting_func": "rows are made by code there; look at yours with tunesmith preview, then --without formatting_func",
     "task": "a task of its own",
@@ -212,7 +212,7 @@ def _lora(t: Translation) -> None:
     t.carry("r", "lora.r", t.whole("r"), 16)
     t.carry("lora_alpha", "lora.alpha", t.number("lora_alpha"), 16)
     t.carry("lora_dropout", "lora.dropout", t.number("lora_dropout"), 0.0)
-    names = t.value("target_modules")
+    names = _without_tables(t)
     parts = {"finetune_attention_modules": LAYERS[:4], "finetune_mlp_modules": LAYERS[4:]}
     if names is not None:
         hugging_face.targets(t, "target_modules", names)
@@ -231,6 +231,18 @@ def _lora(t: Translation) -> None:
     elif t.has("finetune_language_layers"):
         t.drop("finetune_language_layers", "as here")
     t.carry("use_rslora", "lora.use_rslora", t.flag("use_rslora"))
+
+
+def _without_tables(t: Translation) -> JsonValue:
+    """The layers that get an adapter; the tables among them are trained whole there, like those of ``modules_to_save``."""
+    names, saved = t.value("target_modules"), t.value("modules_to_save")
+    tables = [str(name) for name in names if table_of(str(name))] if isinstance(names, list) else []
+    if tables and not saved:
+        t.default("modules_to_save", "lora.modules_to_save", [*tables], f"{NAME} trains the tables of target_modules whole")
+    else:
+        more = [name for name in tables if not isinstance(saved, list) or name not in saved]
+        hugging_face.saved_modules(t, "modules_to_save", [*saved, *more] if isinstance(saved, list) else saved)
+    return [name for name in names if name not in tables] if isinstance(names, list) else names
 
 
 def _masks(t: Translation) -> None:

@@ -32,6 +32,7 @@ from tunesmith.pipeline.base import base_of
 from tunesmith.pipeline.stage import Session
 from tunesmith.pipeline.tuned_model import adapter_directory, of_model, template_file
 from tunesmith.recipe import Lora, Recipe
+from tunesmith.recipe.adapter import has_patterns
 from tunesmith.recipe.train import Train
 from tunesmith.recipe.tuned import Tuned
 from tunesmith.rundir import RunDir, atomic_directory, fingerprint, read_json, write_text
@@ -88,8 +89,8 @@ def refuse_early(recipe: Recipe, base: Path) -> None:
                 peft_form(one.adapter, directory)
                 _refuse_other_base(directory, base)
                 lora, _ = check_fits(base, directory)
-            if alone:
-                plan_export(recipe, read_facts(recipe, lora, base, ""))
+                if alone:
+                    plan_export(recipe, read_facts(recipe, lora, base, "", directory))
         elif one.kind != "endpoint":
             model = _whole(recipe, one)
             _about_tokens(model, open_base(recipe), one.place)
@@ -115,6 +116,8 @@ def _bring_adapter(run: RunDir, recipe: Recipe, one: Tuned, base: BaseModel) -> 
             write_identity(temporary, base_identity(base.directory, base.renderer.template))
     own = own_template(source)
     write_text(template_file(run, one), _settled(run, recipe, one, own))
+    if has_patterns(read_adapter_config(target)):
+        notes.append("some layers have a rank or an alpha of their own (rank_pattern, alpha_pattern)")
     notes += _about_base(target, recipe, base) + _about_template(own, base, recipe) + _about_tokenizer(source, base)
     return BroughtModel(
         name=one.label,

@@ -24,6 +24,7 @@ import torch
 
 from tunesmith.engines.base import BaseModel, LoadedModel
 from tunesmith.formatting import gb, parse_amount
+from tunesmith.layers.new_rows import NewRows
 from tunesmith.memory.dials import Dials, dials_of
 from tunesmith.memory.plan import Plan, plan_for_training
 from tunesmith.memory.room import CONTEXT, HEADROOM
@@ -88,7 +89,9 @@ def choose_dials(
     if isinstance(shape, str):
         return _with(derived, {"recompute": "layer"}, f"{shape}, so memory cannot be estimated") if auto else derived
     assert loaded.lora is not None, "no adapter"
-    given = replace(dials_of_run(loaded.base, loaded.lora, wanted), longest=longest)
+    adapters = (layer for layer in loaded.layers.values() if not isinstance(layer, NewRows))
+    rank = max(layer.lora_A.shape[-2] for layer in adapters)  # of an adapter of another tool, some may have their own
+    given = replace(dials_of_run(loaded.base, loaded.lora, wanted), longest=longest, r=rank)
     plan = plan_of(shape, given, wanted.memory, device, shortage)
     turned = turned_settings(wanted, plan.chosen.dials)
     if not turned:

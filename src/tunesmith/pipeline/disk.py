@@ -19,6 +19,7 @@ from tunesmith.memory.disk import adapter_file_bytes, checkpoint_bytes, checkpoi
 from tunesmith.memory.estimate import STATE
 from tunesmith.memory.shape import Shape
 from tunesmith.recipe import Recipe, TrainSettings
+from tunesmith.recipe.tables import tables_of
 from tunesmith.rundir import RunDir, free_bytes
 
 
@@ -57,7 +58,9 @@ def refuse_training(run: RunDir, recipe: Recipe, shape: Shape, exported: Mapping
     Raises:
         RunError: there is less.
     """
-    dials = Dials(r=recipe.lora.r, new_tokens=len(recipe.chat.new_tokens), optimizer=recipe.train.optimizer)
+    tables = tables_of(recipe.lora.modules_to_save)
+    tokens = 0 if tables else len(recipe.chat.new_tokens)
+    dials = Dials(r=recipe.lora.r, new_tokens=tokens, tables=tables, optimizer=recipe.train.optimizer)
     keep = recipe.train.keep_checkpoints
     files = training_files(shape, dials, keep)
     found = list(savings)

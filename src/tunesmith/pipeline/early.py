@@ -62,6 +62,7 @@ def refuse_early(run: RunDir, recipe: Recipe, stages: Sequence[Stage], *, fetch:
         if recipe.train.from_adapter is not None:
             refuse_contradiction(recipe.lora, recipe.train.from_adapter)
         _warn_of_scale(recipe)
+        _warn_of_tables(recipe)
     if not any(stage.asks_base for stage in stages):
         return None
     at_hand = module_of("base").directory_of(recipe) if fetch else model_at_hand(recipe.model, recipe.revision)
@@ -80,6 +81,15 @@ def refuse_early(run: RunDir, recipe: Recipe, stages: Sequence[Stage], *, fetch:
     if "train" in modules and recipe.lora.target_modules == "all-linear" and isinstance(shape, Shape):
         refuse_training(run, recipe, shape, files, savings)
     return None
+
+
+def _warn_of_tables(recipe: Recipe) -> None:
+    """A derived rate is an adapter's; a table that moves as far a step may forget more than it learns."""
+    if recipe.lora.modules_to_save and recipe.train.learning_rate == "auto":
+        logger.warning(
+            "lora.modules_to_save: train.learning_rate: auto is what suits an adapter, and the tables are trained at the same "
+            "rate, which may be too much for them; 5e-5 is a usual beginning, and train.race compares three"
+        )
 
 
 def _warn_of_scale(recipe: Recipe) -> None:

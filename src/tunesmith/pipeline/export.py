@@ -66,7 +66,8 @@ def planned(run: RunDir, recipe: Recipe, lora: Lora | None) -> list[Operation]:
     logger.info(f"export: {context:,} tokens of context ({why})")
     for line in differences(base.directory, context):
         logger.warning(f"export: llama.cpp computes this model differently: {line}")
-    return plan_export(recipe, read_facts(recipe, lora, base.directory, base.renderer.template))
+    given = tuned_model(run, recipe).adapter if recipe.tuned else recipe.train.from_adapter
+    return plan_export(recipe, read_facts(recipe, lora, base.directory, base.renderer.template, given))
 
 
 def check_export(recipe: Recipe, base: Path) -> list[Operation]:
@@ -79,7 +80,7 @@ def check_export(recipe: Recipe, base: Path) -> list[Operation]:
         ExportError: llama.cpp's converter does not know the architecture, or a form that cannot be written.
         TrainingError: the adapter's targets are not in the model.
     """
-    return plan_export(recipe, read_facts(recipe, recipe.lora, base, ""))
+    return plan_export(recipe, read_facts(recipe, recipe.lora, base, "", recipe.train.from_adapter))
 
 
 def files_of(steps: Sequence[Operation]) -> tuple[dict[str, int], list[Saving]]:

@@ -2,7 +2,7 @@
 
 import gc
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +12,9 @@ from tunesmith.chat.fit_template import check_template
 from tunesmith.data.pack import Plan
 from tunesmith.engines.base import BaseModel, LoadedModel
 from tunesmith.errors import RecipeError
-from tunesmith.layers.experts import LoRAExpertWeight
+from tunesmith.layers.experts import Adapted, LoRAExpertWeight
 from tunesmith.layers.new_rows import NewRows
+from tunesmith.layers.whole_table import WholeTable
 from tunesmith.models.adapter import load_adapter_state, read_adapter
 from tunesmith.models.device import best_device, device_name, give_back, gpu_use, watch_gpu
 from tunesmith.models.load import head_weight
@@ -73,8 +74,7 @@ def _trained(run: RunDir, recipe: Recipe, base: BaseModel, shortage: Shortage | 
     model, layers = tuned.model, tuned.layers
     template = check_template(base.renderer, len(head_weight(model)))
     trained_weights = sum(p.numel() for layer in layers.values() for p in layer.parameters() if p.requires_grad)
-    tokens = len(base.grown.texts)
-    beside = f" and rows of {tokens} new token{'s' * (tokens != 1)}" if tokens else ""
+    beside = _beside(base, layers)
     adapted = sum(not isinstance(layer, NewRows) for layer in layers.values())
     _say_where(base, model.device, f"LoRA on {adapted} layers{beside}, {trained_weights:,} weights")
     derived = settings_for(tuned, documents["train"], recipe.train, shortage)
@@ -191,6 +191,15 @@ def _go_on_from(base: BaseModel, lora: Lora, adapter: Path) -> LoadedModel:
                 "leave lora.target_modules out: the adapter's own are taken over",
             )
     return loaded
+
+
+def _beside(base: BaseModel, layers: Mapping[str, Adapted]) -> str:
+    """What is trained beside linear layers and experts, for people."""
+    if tables := {name: layer for name, layer in layers.items() if isinstance(layer, WholeTable)}:
+        shared = next((f", one table with {table.twin}" for table in tables.values() if table.twin is not None), "")
+        return f" and all of {' and '.join(tables)}{shared}"
+    tokens = len(base.grown.texts)
+    return f" and rows of {tokens} new token{'s' * (tokens != 1)}" if tokens else ""
 
 
 def _say_where(base: BaseModel, device: torch.device, what: str) -> None:

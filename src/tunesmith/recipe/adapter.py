@@ -10,9 +10,9 @@ A file that is not there, or cannot be read, takes nothing over and stops nothin
 is still shown, scored and exported when the one that it began from is gone. ``refuse_contradiction`` says what is wrong where
 something is about to be trained.
 
-**Adapters of others** are read with suspicion. What the configuration asks for and we do not do (a rank of its own for some
-layers, whole modules saved beside the adapter) is an error, because leaving it out gives another model. Pickles
-(``adapter_model.bin``, ``.pt``) run code while they are read; they are refused with the command that converts them.
+**Adapters of others** are read with suspicion. What the configuration asks for and we do not do (layers that are used twice,
+other modules than embedding and head saved beside the adapter) is an error, because leaving it out gives another model.
+Pickles (``adapter_model.bin``, ``.pt``) run code while they are read; they are refused with the command that converts them.
 
 Source: ``LoraConfig`` in ``peft/tuners/lora/config.py`` of PEFT 0.21; ``TrainerState`` in ``trainer_callback.py``.
 """
@@ -26,20 +26,15 @@ import jiter
 from pydantic import JsonValue
 
 from tunesmith.errors import ModelError, RecipeError
+from tunesmith.recipe.tables import tables_of
 from tunesmith.recipe.train import Lora
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 CONFIG_BYTES = 2**22
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-NOT_APPLIED = (  # keys of PEFT's that change what the tensors mean
-    "modules_to_save",
-    "rank_pattern",
-    "alpha_pattern",
-    "layer_replication",
-    "lora_bias",
-    "alora_invocation_tokens",
-)
+NOT_APPLIED = ("layer_replication", "lora_bias", "alora_invocation_tokens")  # keys that change what the tensors mean
+PATTERNS = ("rank_pattern", "alpha_pattern")  # ranks and alphas of some layers
 OTHER_BASE = ("pissa", "olora", "corda")  # initialisations that take something out of the base before training
 
 
@@ -74,6 +69,11 @@ def read_adapter_config(directory: Path) -> dict[str, Any]:
         settings.append("bias")
     if settings:
         raise ModelError(f"{path}: asks for {', '.join(settings)}, which is not applied here", "merge it with PEFT")
+    try:
+        tables_of(_saved_modules(config))
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{path}: {error}", "merge it with PEFT") from error
+    _refuse_patterns(path, config)
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(OTHER_BASE):
         raise ModelError(
@@ -103,7 +103,58 @@ def read_lora(directory: Path) -> Lora:
         target_modules=targets,
         use_rslora=bool(config.get("use_rslora")),
         use_dora=bool(config.get("use_dora")),
+        modules_to_save=_saved_modules(config),
     )
+
+
+def lora_of(name: str, lora: Lora, config: dict[str, Any]) -> Lora:
+    """What an adapter is on one layer, which may have a rank or an alpha of its own.
+
+    Args:
+        name: full name of the layer.
+        lora: from ``read_lora``.
+        config: from ``read_adapter_config``.
+    """
+    rank, alpha = (_by_pattern(config.get(key) or {}, name) for key in PATTERNS)
+    if rank is None and alpha is None:
+        return lora
+    return lora.model_copy(update={"r": lora.r if rank is None else int(rank), "alpha": lora.alpha if alpha is None else alpha})
+
+
+def has_patterns(config: dict[str, Any]) -> bool:
+    """Whether some layers of an adapter have a rank or an alpha of their own."""
+    return any(config.get(key) for key in PATTERNS)
+
+
+def _by_pattern(pattern: dict[str, float], name: str) -> float | None:
+    """The value of the first key that matches the end of a name (``get_pattern_key`` in ``peft/utils/other.py``)."""
+    return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", name)), None)
+
+
+def _refuse_patterns(path: Path, config: dict[str, Any]) -> None:
+    for key, whole in zip(PATTERNS, (True, False), strict=True):
+        pattern: JsonValue = config.get(key) or {}
+        if not isinstance(pattern, dict):
+            raise ModelError(f"{path}: {key} is {pattern!r}, expected names and numbers", "get the file again")
+        for name, value in pattern.items():
+            is_number = type(value) is int if whole else isinstance(value, int | float) and not isinstance(value, bool)
+            if not is_number or not isinstance(value, int | float) or value <= 0:
+                raise ModelError(f"{path}: {key} gives {name} {value!r}", "a rank is a whole number, both are positive")
+            try:
+                re.compile(name)
+            except re.error as error:
+                raise ModelError(f"{path}: {key}: {name!r} is no regular expression: {error}", "get the file again") from error
+    if has_patterns(config) and config.get("target_parameters"):
+        raise ModelError(f"{path}: rank_pattern or alpha_pattern beside target_parameters (experts)", "merge it with PEFT")
+
+
+def _saved_modules(config: dict[str, Any]) -> tuple[str, ...]:
+    """``modules_to_save`` of a configuration, each module once."""
+    names: JsonValue = config.get("modules_to_save") or []
+    found = [name for name in names if isinstance(name, str)] if isinstance(names, list) else None
+    if found is None or found != names:
+        raise TypeError(f"modules_to_save is {names!r}, expected a list of names")
+    return tuple(found)
 
 
 def weights_file(directory: Path) -> Path:
@@ -119,7 +170,8 @@ def weights_file(directory: Path) -> Path:
     return path
 
 
-TAKEN = ("r", "alpha", "target_modules", "use_rslora", "use_dora")  # keys of ``lora`` that are facts of an adapter
+# Keys of ``lora`` that are facts of an adapter.
+TAKEN = ("r", "alpha", "target_modules", "use_rslora", "use_dora", "modules_to_save")
 TRAINER_STATE = "trainer_state.json"
 STATE_BYTES = 2**26  # a line of its log a step
 Json = dict[str, JsonValue]
@@ -158,6 +210,8 @@ def refuse_contradiction(lora: Lora, directory: Path) -> None:
     weights_file(directory)
     for key in TAKEN:
         written, own = getattr(lora, key), getattr(known, key)
+        if key == "modules_to_save":
+            written, own = tables_of(written), tables_of(own)
         if key != "target_modules" and written != own:
             raise RecipeError(
                 f"lora.{key}: {written}, but the adapter of train.from_adapter has {own} ({directory / CONFIG})",
@@ -175,6 +229,8 @@ def words_of_start(lora: Lora, directory: Path) -> Iterator[str]:
     kind = " and ".join(name for name, on in (("rsLoRA", lora.use_rslora), ("DoRA", lora.use_dora)) if on) or "LoRA"
     of = config.get("base_model_name_or_path")
     named = f"; it names {of} as its base" if of else ""
+    if has_patterns(config):
+        named = f", and a rank or alpha of their own on some layers{named}"
     yield f"goes on from {directory}: {kind} of rank {lora.r}, alpha {lora.alpha:g}, as its own file says{named}"
     state = _json(directory / TRAINER_STATE)
     step, total = state.get("global_step"), state.get("max_steps")

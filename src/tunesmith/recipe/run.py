@@ -204,6 +204,7 @@ class Recipe(Section):
             "export.lora_gguf: false": not self.export.lora_gguf,
             "lora.use_dora: true": self.lora.use_dora,
             "chat.new_tokens": bool(self.chat.new_tokens),
+            "lora.modules_to_save": bool(self.lora.modules_to_save),
             "max_position_embeddings": self.max_position_embeddings is not None,
             "towers: keep": self.towers == "keep",
             "base_head: int8": self.base_head == "int8",
@@ -224,6 +225,7 @@ class Recipe(Section):
             "export.imatrix: true": self.export.imatrix,
             "lora.use_dora: true": self.lora.use_dora,
             "chat.new_tokens": bool(self.chat.new_tokens),
+            "lora.modules_to_save": bool(self.lora.modules_to_save),
             "base_head: int8": self.base_head == "int8",
             "train.compute: fp16": self.train.compute == "fp16",
             "tuned": bool(self.tuned),
@@ -254,7 +256,12 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _new_tokens_in_whole_models(self) -> "Recipe":
+    def _tables_in_whole_models(self) -> "Recipe":
+        if self.lora.modules_to_save and self.export.lora_gguf and not self.tuned:
+            raise ValueError(
+                "export.lora_gguf: llama.cpp's adapters hold no whole tables (lora.modules_to_save); the merged GGUF does: "
+                "export.gguf with lora_gguf: false"
+            )
         if self.chat.new_tokens and self.export.lora_gguf:
             raise ValueError(
                 "export.lora_gguf: llama.cpp's adapters hold no rows of new tokens (chat.new_tokens); the merged GGUF does: "

@@ -4,10 +4,11 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, JsonValue, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from tunesmith.formatting import parse_amount
 from tunesmith.recipe.section import Section
+from tunesmith.recipe.tables import tables_of
 
 
 def _amount(text: str) -> str:
@@ -35,14 +36,16 @@ class Lora(Section):
         default=False, description="train the length of every row of the weight apart from its direction (DoRA); slower"
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _no_whole_tables(cls, raw: JsonValue) -> JsonValue:
-        if isinstance(raw, dict) and "modules_to_save" in raw:
-            raise ValueError(
-                "modules_to_save: whole tables are not trained here; rows of new tokens are: chat.new_tokens: ['<|tool|>']"
-            )
-        return raw
+    modules_to_save: tuple[str, ...] = Field(
+        default=(),
+        description="embed_tokens, lm_head or both: the whole table is trained too, in fp32 beside the frozen one, and lies in "
+        "the adapter; a head and an embedding that are one table stay one; for single new tokens chat.new_tokens is enough",
+    )
+
+    @model_validator(mode="after")
+    def _tables_alone(self) -> Self:
+        tables_of(self.modules_to_save)
+        return self
 
     @property
     def scale(self) -> float:

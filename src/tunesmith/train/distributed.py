@@ -58,6 +58,7 @@ SLOT_BYTES, MOST_SLOTS = 1 << 30, 4096
 WIDTHS_KEPT = 28
 OTHER_BYTES = 150 << 20  # that a process takes beside activations and gradients
 ALIGNED = 64  # bytes: a product may be rounded otherwise where its operands lie otherwise
+HELD = 3  # copies of what is trained that a process adds: its gradient, and two slots
 STEP, DEV = 0, 1
 JOB = struct.Struct("<qq")
 RESULT = struct.Struct(
@@ -338,7 +339,7 @@ class World:
             Load(
                 items=max(map(len, first)),
                 flop=max(sum(pack.ids_1T.shape[1] for pack in packs) for packs in first) * 72.0 * layers * self._width**2,
-                rank_bytes=activations + trained + OTHER_BYTES,
+                rank_bytes=activations + HELD * trained + OTHER_BYTES,
                 base_bytes=weights,
                 limit=None if self._settings.memory in ("auto", "off") else parse_amount(self._settings.memory),
             ),

@@ -47,6 +47,7 @@ from tunesmith.layers.dora import DoRALinear
 from tunesmith.layers.embedding import FrozenEmbedding
 from tunesmith.layers.experts import Adapted
 from tunesmith.layers.new_rows import NewRows
+from tunesmith.layers.whole_table import TableEmbedding
 from tunesmith.models.attention import PACKED
 from tunesmith.models.gpu_failure import is_gpu_failure
 from tunesmith.models.load import attention, decoder, head_weight
@@ -56,7 +57,7 @@ from tunesmith.train.step import mean_loss, pack_loss, step_gradients
 LENGTHS = (9, 24)  # tokens of the two documents
 NEIGHBOURS = (23, 41, 17)  # tokens of the three documents of the proof that none knows another
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}  # of the loss; measured below 2e-6 and 1e-2 on the known families
-EMBEDDINGS = (nn.Embedding, FrozenEmbedding)
+EMBEDDINGS = (nn.Embedding, FrozenEmbedding, TableEmbedding)
 UNSUPPORTED = "this model type cannot be trained here; docs/reference/families.md lists those that can"
 FIRST_TOKENS = 512  # of the rows that go through once
 LONG = 2048  # tokens of a row from which its beginning goes through, all of it supervised: whole it might not fit

@@ -113,7 +113,7 @@ def _reason_alone(model: PreTrainedModel, is_training: bool) -> str | None:
     if not layers or model.config.to_dict().get("num_kv_shared_layers"):
         return "layers read keys and values of earlier ones"
     if is_training and trains_embedding(model):
-        return "rows of new tokens are trained, whose gradients come out of the first layer"
+        return "rows of the embedding are trained, whose gradients come out of the first layer"
     if is_training and not all(isinstance(layer, Recomputed) for layer in list(layers.values())[:-1]):
         return "a layer keeps what it computes for its gradients; train.recompute: layer fetches it once for all packs"
     return None

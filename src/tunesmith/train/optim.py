@@ -10,7 +10,8 @@ gain over these.
 LoRA+ (Hayou et al. 2024, arXiv 2402.12354): B starts at zero and A does not, so that for wide layers their gradients differ
 by the width, and one learning rate is wrong for one of them. Parameter groups carry ``lr_ratio``; whoever sets the
 learning rate of a step sets ``rate * lr_ratio``. DoRA's magnitudes go with B, as in PEFT. Weight decay pulls A and B to
-zero, which is the base model; it leaves magnitudes and the rows of new tokens alone, whose zero is no model at all.
+zero, which is the base model; it leaves magnitudes and the rows of new tokens alone, whose zero is no model at all. Whole
+tables (``lora.modules_to_save``) it does pull, as it does where a trainer of PEFT's asks for both.
 
 The state goes to a checkpoint and comes back to the bit: ``optimizer_state`` gives it as tensors and plain numbers, which
 safetensors and JSON hold. bitsandbytes' ``load_state_dict`` would put a paged moment back as an ordinary one on the GPU,
@@ -26,6 +27,7 @@ from tunesmith.errors import MissingPackage, TrainingError
 from tunesmith.layers.dora import DoRALinear
 from tunesmith.layers.experts import Adapted
 from tunesmith.layers.new_rows import NewRows
+from tunesmith.layers.whole_table import WholeTable
 from tunesmith.recipe import TrainSettings
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "state1", "state2")  # of torch and of bitsandbytes: as large as what they belong to
@@ -45,10 +47,11 @@ def make_optimizer(layers: Mapping[str, Adapted], train: TrainSettings) -> torch
     A = [layer.lora_A for layer in adapters]
     B = [layer.lora_B for layer in adapters]
     magnitudes = [layer.lora_magnitude_vector for layer in adapters if isinstance(layer, DoRALinear)]
-    rows = [layer.rows for layer in layers.values() if isinstance(layer, NewRows)]
+    tables = [layer.rows for layer in layers.values() if isinstance(layer, WholeTable)]
+    rows = [layer.rows for layer in layers.values() if isinstance(layer, NewRows) and not isinstance(layer, WholeTable)]
     ratio, decay = train.loraplus_lr_ratio, train.weight_decay
     groups = [_group(A, train, 1.0, decay), _group(B, train, ratio, decay), _group(magnitudes, train, ratio, 0.0)]
-    groups.append(_group(rows, train, 1.0, 0.0))
+    groups += [_group(rows, train, 1.0, 0.0), _group(tables, train, 1.0, decay)]
     groups = [group for group in groups if group["params"]]
     if train.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=train.learning_rate, fused=True)

@@ -80,6 +80,7 @@ class Facts:
         adapted: (matrices, outputs, inputs) of each target by its full name; a stack of experts has several matrices.
         modeled: names of the text model's tensors.
         renamed: whether the checkpoint calls an adapted weight otherwise than the text model does.
+        ranks_differ: some layers have a rank or an alpha of their own.
         is_4bit: the checkpoint lies in 4 bits, of which the converter makes no GGUF.
     """
 
@@ -93,6 +94,7 @@ class Facts:
     modeled: tuple[str, ...]
     renamed: bool
     is_4bit: bool
+    ranks_differ: bool = False
 
 
 class TokenRows(Protocol):

@@ -43,6 +43,10 @@ def _refused(facts: Facts) -> str | None:
     """Why llama.cpp could not apply the adapter."""
     if facts.lora is not None and facts.lora.use_dora:
         return "llama.cpp's adapters have no DoRA"
+    if facts.lora is not None and facts.lora.modules_to_save:
+        return "llama.cpp's adapters hold no whole tables (modules_to_save)"
+    if facts.ranks_differ:
+        return "llama.cpp's adapters have one scale for all layers, and rank_pattern or alpha_pattern gives some their own"
     if any(matrices > 1 for matrices, _, _ in facts.adapted.values()):
         return "llama.cpp's adapters do not hold those of experts"
     dead = [name for name in facts.adapted if name.endswith(NOT_APPLIED)]

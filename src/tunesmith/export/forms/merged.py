@@ -75,7 +75,8 @@ def merge_adapter(job: Job, step: Operation) -> Merge:
         merged = dataclasses.replace(merged, head="original")
     head = "; the head is the original one, training had it in 8 bits" if merged.head == "original" else ""
     tokens = f"; {merged.new_tokens} new tokens in its tables" if merged.new_tokens else ""
-    logger.info(f"export: merged {merged.targets} weights into the {base}, {merged.dtype}{tokens}{head}")
+    tables = f"; trained whole: {', '.join(merged.tables)}" if merged.tables else ""
+    logger.info(f"export: merged {merged.targets} weights into the {base}, {merged.dtype}{tokens}{tables}{head}")
     write_card(target, card_of(job, merged))
     return merged
 

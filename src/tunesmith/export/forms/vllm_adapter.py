@@ -8,10 +8,12 @@ and stock transformers compute the values from the adapted keys and take the pla
 
 Which layers these are is read from the checkpoint (a k_proj without a v_proj), so no fact of a family can be out of date.
 
-With ``chat.new_tokens`` there is no such adapter: vLLM has no trained rows beside a base. The merged model has them.
+With ``chat.new_tokens`` or ``lora.modules_to_save`` there is no such adapter: vLLM takes no trained rows and no whole modules
+beside a base. The merged model has them.
 
-DoRA is refused, as vLLM refuses it, and so is a rank above those it takes; merge such an adapter. vLLM takes the chat template
-of the base that it is given, which may not be the one that was trained with, so the command names its file.
+DoRA is refused, as vLLM refuses it, and so are a rank above those it takes, and layers with a scale of their own, of which it
+knows one; merge such an adapter. vLLM takes the chat template of the base that it is given, which may not be the one that was
+trained with, so the command names its file.
 
 Sources: vLLM 0.33 ``lora/model_manager.py`` (``_create_merged_loras_inplace``), ``lora/peft_helper.py``
 (``_validate_features``), ``config/lora.py`` (``MaxLoRARanks``). Held here by merging, not by running vLLM.
@@ -32,6 +34,7 @@ from tunesmith.errors import ExportError
 from tunesmith.export.forms.form import Facts, Form, Job, Operation, adapter_bytes
 from tunesmith.models.adapter import CONFIG, PREFIX, WEIGHTS, read_adapter, read_adapter_config
 from tunesmith.recipe import Lora, Recipe
+from tunesmith.recipe.adapter import has_patterns
 from tunesmith.rundir import atomic_directory, write_json
 from tunesmith.rundir.records.export import Command
 
@@ -65,6 +68,12 @@ def write_vllm_adapter(base: Path, adapter: Path, target: Path) -> int | None:
     config = read_adapter_config(adapter)
     if config.get("use_dora"):
         raise ExportError(f"{adapter}: vLLM does not apply DoRA", "serve the merged model")
+    if config.get("modules_to_save"):
+        raise ExportError(f"{adapter}: vLLM takes no whole modules beside a base (modules_to_save)", "serve the merged model")
+    if has_patterns(config):
+        raise ExportError(
+            f"{adapter}: vLLM has one scale for all layers (rank_pattern, alpha_pattern)", "serve the merged model"
+        )
     max_lora_rank(config["r"])
     experts = [names.of_checkpoint(name) for name in config.get("target_parameters") or []]
     if experts:
@@ -119,13 +128,13 @@ def max_lora_rank(rank: int) -> int:
 
 
 def _is_taken(lora: Lora | None) -> TypeGuard[Lora]:
-    return lora is not None and not lora.use_dora and lora.r <= RANKS[-1]
+    return lora is not None and not lora.use_dora and not lora.modules_to_save and lora.r <= RANKS[-1]
 
 
 def _plan(recipe: Recipe, facts: Facts) -> list[Operation]:
     """None where vLLM takes the PEFT directory, or such an adapter in no form."""
     doubled = [facts.adapted[key] for module in keys_are_values(facts.modeled) if (key := f"{module}.k_proj") in facts.adapted]
-    if recipe.chat.new_tokens or not _is_taken(facts.lora) or not (doubled or facts.renamed):
+    if recipe.chat.new_tokens or facts.ranks_differ or not _is_taken(facts.lora) or not (doubled or facts.renamed):
         return []
     nbytes = adapter_bytes([*facts.adapted.values(), *doubled], facts.lora.r)
     return [Operation(kind=TARGET, target=TARGET, nbytes=nbytes, write=_write)]
@@ -139,7 +148,8 @@ def _write(job: Job, step: Operation) -> None:
 
 
 def _commands(job: Job) -> dict[str, Command]:
-    if job.recipe.chat.new_tokens or not _is_taken(job.lora):
+    ranks_differ = job.lora is not None and has_patterns(read_adapter_config(job.run.adapter))
+    if job.recipe.chat.new_tokens or ranks_differ or not _is_taken(job.lora):
         return {}
     is_as_published = job.is_on_hub and job.recipe.max_position_embeddings is None
     base = job.recipe.model if is_as_published else str(job.base)

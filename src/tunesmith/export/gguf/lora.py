@@ -107,6 +107,8 @@ def _refuse(adapter: Path, config: Mapping[str, Any], keys: list[str], tied: boo
     if config.get("target_parameters"):
         first = config["target_parameters"][0]
         raise ExportError(f"{adapter}: llama.cpp's converter takes no adapters of stacked experts, first {first}", MERGED)
+    if config.get("modules_to_save"):
+        raise ExportError(f"{adapter}: llama.cpp's adapters hold no whole tables (modules_to_save)", MERGED)
     for key in ("rank_pattern", "alpha_pattern"):
         if config.get(key):
             raise ExportError(f"{adapter}: {key} gives layers scales of their own; llama.cpp has one alpha for all", MERGED)

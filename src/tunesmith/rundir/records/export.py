@@ -105,6 +105,7 @@ class Merge(FileRecord):
         head: ``original`` where training had it in 8 bits: the merged model, and all files made from it, then compute another
             head than was trained with.
         new_tokens: of the recipe whose rows were trained and are written.
+        tables: tensors that were trained whole and stand in the place of the base's.
     """
 
     VERSION: ClassVar[int] = 1
@@ -118,6 +119,7 @@ class Merge(FileRecord):
     summary: str | None = None
     head: Literal["as trained", "original"] = "as trained"
     new_tokens: int = 0
+    tables: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
