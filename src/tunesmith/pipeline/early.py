@@ -57,7 +57,7 @@ def refuse_early(run: RunDir, recipe: Recipe, stages: Sequence[Stage], *, fetch:
     _refuse_missing_packages(recipe, stages, modules)
     if SCORING & modules:
         make_metric(recipe.task)
-    _refuse_missing_keys(recipe, stages, modules)
+    _refuse_missing_keys(recipe, stages, modules, ask=fetch)
     if "train" in modules:
         if recipe.train.from_adapter is not None:
             refuse_contradiction(recipe.lora, recipe.train.from_adapter)
@@ -135,16 +135,23 @@ def _refuse_missing_packages(recipe: Recipe, stages: Iterable[Stage], modules: s
             )
 
 
-def _refuse_missing_keys(recipe: Recipe, stages: Iterable[Stage], modules: set[str]) -> None:
-    """Endpoints that these stages ask: opening one says what is wrong with its address or its key, and asks nothing."""
+def _refuse_missing_keys(recipe: Recipe, stages: Iterable[Stage], modules: set[str], *, ask: bool) -> None:
+    """Endpoints that these stages ask: opening one says what is wrong with its address or its key, and asks nothing.
+
+    Args:
+        ask: whether a tuned model's endpoint is asked if it is there; it is the last to be needed, after all prompts.
+    """
     evaluate, judge = recipe.evaluate, recipe.task.judge
     names = {stage.name for stage in stages}
     external = [evaluate.endpoint_of(arm) for arm in evaluate.arms if arm.startswith(EXTERNAL) and f"evaluate {arm}" in names]
     for endpoint in external:
         open_endpoint(endpoint).close()
     endpoints: list[tuple[str, str, str | None]] = []
-    if "bring" in modules:
-        endpoints += [(one.endpoint, str(one.model), one.api_key_env) for one in recipe.tuned if one.endpoint is not None]
+    for one in recipe.tuned if "bring" in modules else ():
+        if one.endpoint is not None:
+            with OpenAIEndpoint(one.endpoint, str(one.model), one.api_key_env) as brought:
+                if ask:
+                    brought.refuse_unreachable()
     writer = evaluate.optimized_prompt.writer
     if "select" in modules and writer is not None:
         endpoints.append((writer.base_url, writer.model, writer.api_key_env))
