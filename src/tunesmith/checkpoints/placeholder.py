@@ -1,7 +1,7 @@
-"""What lies in the place of weights and is none: a Git LFS pointer, a web page, nothing.
+"""What lies in the place of weights and is none: a Git LFS pointer, a web page.
 
-Each is what a download leaves that went wrong in a known way, and each has its own remedy. A reader of the format says of all of
-them that bytes are wrong, which sends people to look for a damaged disk.
+Each is what a download leaves that went wrong in a known way, and each has its own remedy. A reader of the format says of both
+that bytes are wrong, which sends people to look for a damaged disk.
 """
 
 import shlex
@@ -18,13 +18,11 @@ def refuse_placeholder(path: Path) -> None:
     """Refuse a file that is not what its name says, by what it is.
 
     Raises:
-        ModelError: an empty file, a Git LFS pointer, or a web page.
+        ModelError: a Git LFS pointer, or a web page.
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:
         beginning = file.read(BEGINNING)
-    if not beginning:
-        raise ModelError(f"{path}: an empty file", "get the file again; a disk that was full leaves such files")
     if beginning.startswith(POINTER):
         command = shlex.join(["git", "-C", str(path.parent), "lfs", "pull"])
         raise ModelError(f"{path}: a Git LFS pointer, which stands for the file and is not the file", f"run: {command}")

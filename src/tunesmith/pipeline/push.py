@@ -260,7 +260,7 @@ def _other_form(run: RunDir, recipe: Recipe, form: PushForm) -> str:
     if len(recipe.tuned) > 1:
         return f"gate one of them alone, and push that run: {', '.join(one.label for one in recipe.tuned)}"
     kind = recipe.tuned[0].kind
-    if kind == "adapter" and form != "adapter" or kind == "merged" and form == "gguf":
+    if (kind, form) in (("adapter", "merged"), ("adapter", "gguf"), ("merged", "gguf")):
         return f"run: tunesmith export {run.path}"
     other = {"adapter": "adapter", "merged": "gguf", "gguf": "", "endpoint": ""}[kind]
     return f"what was brought has another form: --form {other}" if other else "publish what was brought from where it lies"

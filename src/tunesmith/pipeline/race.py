@@ -10,9 +10,9 @@ The leader of several on the rows that chose it is flattered, and every training
 test part is not read here, so the run that follows is judged on rows that no model of the race has seen.
 
 Each model has a run directory of its own below ``race/``, with the recipe as it is but for: the model; its own chat template
-where the recipe names one for another and it has one; prompts that need a search of their own or passages, endpoints and replay left out; one
-finalist. The stages there are skipped when they are done, so a second call goes on, and a model more costs that model. One that
-cannot be loaded, rendered or trained is named with its reason, and the others go on.
+where the recipe names one for another and it has one; prompts that need a search of their own or passages, endpoints and
+replay left out; one finalist. The stages there are skipped when they are done, so a second call goes on, and a model more
+costs that model. One that cannot be loaded, rendered or trained is named with its reason, and the others go on.
 
 Refused: choosing by dev loss, whose unit is a token of each model's own.
 """

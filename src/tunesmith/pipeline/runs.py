@@ -9,7 +9,6 @@ A directory that is no run, or a broken one, is named and passed over: one torn 
 
 import logging
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -228,7 +227,7 @@ def _told_apart(one: Value | None, other: Value | None) -> tuple[str, str]:
     if shown[0] != shown[1]:
         return shown
     first, second = str(one), str(other)
-    same = len(os.path.commonprefix([first, second]))
+    same = next((n for n, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), 0)
     begin = max(0, min(same, *(len(text) - LONGEST // 2 for text in (first, second))))
     return _shown(f"...{first[begin:]}"), _shown(f"...{second[begin:]}")
 
