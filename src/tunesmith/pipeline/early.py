@@ -18,6 +18,7 @@ from tunesmith.checkpoints.check_base import check_base
 from tunesmith.checkpoints.content import model_at_hand
 from tunesmith.checkpoints.facts import base_facts
 from tunesmith.checkpoints.positions import with_positions
+from tunesmith.checkpoints.prescan import ADAPTER, check_safetensors
 from tunesmith.engines.open import open_endpoint
 from tunesmith.engines.openai_endpoint import OpenAIEndpoint
 from tunesmith.errors import MissingPackage, RecipeError
@@ -27,7 +28,7 @@ from tunesmith.pipeline.disk import Saving, refuse_training
 from tunesmith.pipeline.followers import PACKAGES
 from tunesmith.pipeline.stage import Stage, module_of
 from tunesmith.recipe import EXTERNAL, Recipe, is_shipped_name
-from tunesmith.recipe.adapter import refuse_contradiction
+from tunesmith.recipe.adapter import refuse_contradiction, weights_file
 from tunesmith.recipe.derive import ALPHA
 from tunesmith.rundir import RunDir
 
@@ -61,6 +62,7 @@ def refuse_early(run: RunDir, recipe: Recipe, stages: Sequence[Stage], *, fetch:
     if "train" in modules:
         if recipe.train.from_adapter is not None:
             refuse_contradiction(recipe.lora, recipe.train.from_adapter)
+            check_safetensors(weights_file(recipe.train.from_adapter), ADAPTER)
         _warn_of_scale(recipe)
     if not any(stage.asks_base for stage in stages):
         return None
