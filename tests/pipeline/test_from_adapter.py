@@ -117,6 +117,10 @@ def _config(**keys):
     return change
 
 
+def _pointer(adapter):
+    (adapter / "adapter_model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+
+
 @pytest.mark.parametrize(
     ("change", "lora", "error", "words", "hint"),
     [
@@ -131,6 +135,7 @@ def _config(**keys):
             "leave",
         ),
         (_pickled, {}, ModelError, "a pickle", "safetensors.torch"),
+        (_pointer, {}, ModelError, "a Git LFS pointer", "lfs pull"),
         (_config(rank_pattern={"q_proj": 4}), {}, ModelError, "asks for rank_pattern", "PEFT"),
         (_config(modules_to_save=["lm_head"]), {}, ModelError, "asks for modules_to_save", "PEFT"),
         (_config(bias="all"), {}, ModelError, "asks for bias", "PEFT"),
