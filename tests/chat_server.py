@@ -16,6 +16,7 @@ class Server:
 
     def __init__(self):
         self.requests, self.headers, self.lock, self.busy, self.most = [], [], threading.Lock(), 0, 0
+        self.listing = 404
         self.reply = lambda number, asked: (200, completion(asked["messages"][-1]["content"].upper()), {})
         outer = self
 
@@ -42,6 +43,9 @@ class Server:
                     self.send_header(key, value)
                 self.end_headers()
                 self.wfile.write(raw)
+
+            def do_GET(self):  # the list of models, which not every server has
+                self.send_error(outer.listing)
 
             def log_message(self, *_):
                 pass

@@ -39,6 +39,8 @@ def test_rows_become_a_trained_run_that_talks(tmp_path, tiny_dir):
     assert run.status()["train"].state == "done" and "<table" in run._repr_html_() and "stages done" in repr(run)
     assert run.set(learning_rate=0.001).status()["train"].why == ("train.learning_rate 0.002 -> 0.001",)
     assert ts.Run.open(run.path).recipe == run.recipe
+    with pytest.raises(RunError, match="has no verdict yet"):
+        run.verify()
     with pytest.raises(RunError, match="the arm zero_shot was not scored"):
         run.outputs("zero_shot")
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from tunesmith.data.memory import Rows, rows_in_memory
 from tunesmith.errors import RecipeError, RunError
-from tunesmith.pipeline import verbs
+from tunesmith.pipeline import provenance, verbs
 from tunesmith.recipe import Recipe, recipe_from
 from tunesmith.rundir import RunDir
 from tunesmith.rundir.records.advice import Advice
@@ -26,6 +26,7 @@ from tunesmith.rundir.records.check import CheckReport
 from tunesmith.rundir.records.evaluation import Verdict
 from tunesmith.rundir.records.export import Export
 from tunesmith.rundir.records.parity import Parity
+from tunesmith.rundir.records.provenance import Verification
 from tunesmith.rundir.records.stages import Status
 from tunesmith.rundir.records.training import Training
 
@@ -199,6 +200,15 @@ class Run:
         """Hold every exported form against what was trained."""
         verbs.make(self.directory, ["parity"], all_needed=True)
         return Parity.read(self.directory.export / "parity.json")
+
+    def verify(self) -> Verification:
+        """Hash every file that the verdict speaks of; nothing is written. What is another one stands in the record.
+
+        Raises:
+            RunError: there is no verdict, or it is damaged.
+            ProvenanceError: it names no file.
+        """
+        return provenance.verify(self.directory)
 
     def run(self) -> Verdict:
         """All stages, to the page; returns the verdict."""

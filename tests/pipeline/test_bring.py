@@ -10,10 +10,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from chat_server import Server
 from shared import toy_rows, write_recipe
-from tunesmith.errors import DataError, ModelError, RunError, TunesmithError
+from tunesmith.errors import DataError, ModelError, PushError, RunError, TunesmithError
 from tunesmith.pipeline import verbs as api
-from tunesmith.pipeline.export import plan
+from tunesmith.pipeline.export import plan as export_plan
+from tunesmith.pipeline.push import plan
+from tunesmith.pipeline.track import track
 from tunesmith.pipeline.tuned_model import tuned_model
+from tunesmith.rundir import sha256_file
 from tunesmith.rundir.records.brought import Brought
 from tunesmith.rundir.records.check import DataReport
 
@@ -70,6 +73,11 @@ def test_an_adapter_is_exported_compared_and_judged_as_if_it_was_trained_here(pe
     page = run.report_file.read_text()
     assert "What was brought" in page and brought.key in page and "dev loss" not in page
     assert all(state.state == "done" for state in api.status(run).stages)
+    planned = plan(run, "team/toy", "adapter")
+    (template,) = [file for file in planned.files if file.name == "chat_template.jinja"]
+    assert template.sha256 == sha256_file(run.brought_template("one"))
+    with pytest.raises(RunError, match="no steps to send"):
+        track(run, "tensorboard")
     with pytest.raises(RunError, match="not a stage"):
         api.train(run)
     (run.adapter / "adapter_config.json").write_text("{}")
@@ -81,7 +89,7 @@ def test_tables_that_were_trained_apart_are_in_every_form(peer, tiny_dir, tmp_pa
     run = _opened(tmp_path, tiny_dir, {"adapter": str(peer / "tables")}, **{"export.gguf": ["F16"]})
     api.run(run, until="parity")
     assert [(form.form, form.state) for form in api.parity(run).forms] == [("merged", "deployable"), ("F16", "deployable")]
-    planned = {step.target: step.bytes for step in plan(run).steps}
+    planned = {step.target: step.bytes for step in export_plan(run).steps}
     (file,) = run.export.glob("*-F16.gguf")
     assert file.stat().st_size == pytest.approx(planned[file.name], rel=0.03)
 
@@ -118,6 +126,10 @@ def test_several_take_turns_on_one_base_and_share_the_certainty(peer, tiny_dir, 
     verdict = _judged(run)
     assert [one.name for one in verdict.candidates] == ["tuned:one", "tuned:dora"]
     assert verdict.tries.at_once == 2 and verdict.comparison.alpha == 0.025
+    assert "tunesmith parity RUN" not in run.report_file.read_text()  # such a run has no such stage
+    with pytest.raises(PushError, match="there is no form adapter") as caught:
+        plan(run, "team/toy", "adapter")
+    assert caught.value.hint == "gate one of them alone, and push that run: one, dora"
     (tmp_path / "alone").mkdir()
     alone = _opened(tmp_path / "alone", tiny_dir, tuned[1], **{"evaluate.arms": ["few_shot", "tuned"]})
     api.run(alone, until="evaluate tuned")
@@ -149,6 +161,42 @@ def test_an_adapter_that_does_not_fit_is_refused_before_the_first_stage(peer, ti
 
 
 @pytest.mark.parametrize(
+    ("name", "content", "words", "hint"),
+    [
+        ("chat_template.jinja", b"{% for x in %}", "the chat template cannot be used", "chat.template"),
+        ("chat_template.jinja", b"\xff", "chat_template.jinja: cannot be read", "get the file again"),
+        ("tokenizer.json", b"{", "tokenizer.json: no tokenizer that can be read", "take it away"),
+        ("adapter_model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer", "lfs pull"),
+        ("adapter_model.safetensors", b"<!DOCTYPE html><title>Sign in", "a web page", "/resolve/"),
+        ("adapter_model.safetensors", None, "no adapter_model.safetensors there", "get them again"),
+    ],
+)
+def test_a_bad_file_of_an_adapter_is_named_before_the_first_stage(peer, tiny_dir, tmp_path, name, content, words, hint):
+    bad = shutil.copytree(peer / "one", tmp_path / "bad")
+    (bad / name).unlink()
+    if content is not None:
+        (bad / name).write_bytes(content)
+    run = _opened(tmp_path, tiny_dir, {"adapter": str(bad)})
+    with pytest.raises(ModelError, match=words) as caught:
+        api.run(run)
+    assert hint in caught.value.hint and str(bad) in caught.value.message and not run.stages()
+
+
+@pytest.mark.parametrize(("is_up", "words"), [(False, "is the endpoint up"), (True, "is the key right")])
+def test_an_endpoint_that_will_not_answer_is_known_before_the_prompts_are_searched(tiny_dir, tmp_path, is_up, words):
+    server = Server()
+    server.listing = 401
+    if not is_up:
+        server.close()
+    run = _opened(tmp_path, tiny_dir, {"endpoint": server.url, "model": "mine"})
+    with pytest.raises(RunError) as caught:
+        api.run(run)
+    if is_up:
+        server.close()
+    assert words in caught.value.hint and not run.stages() and not server.requests
+
+
+@pytest.mark.parametrize(
     ("tuned", "words", "hint"),
     [
         ({"adapter": "whole"}, "it is a whole model", "--merged"),
@@ -156,6 +204,7 @@ def test_an_adapter_that_does_not_fit_is_refused_before_the_first_stage(peer, ti
         ({"adapter": "."}, "there are adapters below it: one, two", "two"),
         ({"adapter": "none"}, "no such adapter directory", "adapter_config.json"),
         ({"gguf": "none.gguf"}, "no such model file", "path"),
+        ({"gguf": "whole"}, "a directory, expected a .gguf file", "--merged"),
     ],
 )
 def test_what_is_named_by_the_wrong_form_is_told_the_right_one(peer, tiny_dir, tmp_path, tuned, words, hint):
@@ -189,6 +238,8 @@ def test_rows_of_the_training_are_kept_out_of_dev_and_test(peer, tiny_dir, tmp_p
     assert asked <= held["train"] and held["dev"] and held["test"]
     report = DataReport.read(run.data_report_file)
     assert report.seen == 30 and report.kept_out
+    advice = report.check.quality.advice
+    assert advice.test_rows == report.test and len(advice.sentences) == 1  # what to train is no matter here
     known.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert api.status(run)["data"].why == ("data.trained_on (content) is another one",)
     with pytest.raises(DataError, match=r"trained on 64 of 64 rows .* leaves the dev part empty \(0 rows are new to it\)"):

@@ -120,6 +120,10 @@ def _config(**keys):
     return change
 
 
+def _pointer(adapter):
+    (adapter / "adapter_model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+
+
 @pytest.mark.parametrize(
     ("change", "lora", "error", "words", "hint"),
     [
@@ -134,6 +138,7 @@ def _config(**keys):
             "leave",
         ),
         (_pickled, {}, ModelError, "a pickle", "safetensors.torch"),
+        (_pointer, {}, ModelError, "a Git LFS pointer", "lfs pull"),
         (_config(rank_pattern={"q_proj": 4}), {}, ModelError, "shape .*expected", "another rank"),
         (_config(modules_to_save=["norm"]), {}, ModelError, "modules_to_save: 'norm' is no table", "PEFT"),
         (_config(modules_to_save=["lm_head"]), {}, ModelError, "lm_head.*not in the adapter's file|tensors are not in", "save"),

@@ -14,13 +14,18 @@ from tunesmith.rundir.records.race import BaseRace
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny_dir):
-    """A run of which nothing is done, with two models beside it: the tiny one, and one of another vocabulary of weights."""
+    """A run of which nothing is done, with two models beside it: the tiny one, and one of another base without a template."""
     directory = tmp_path_factory.mktemp("race")
     other = directory / "other"
     shutil.copytree(tiny_dir, other)
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "rope_theta": 5000.0}))
-    changes = {"evaluate.few_shot": {"k": [1], "draws": 1, "selection": ["random"]}, "train.num_train_epochs": 1}
+    (other / "chat_template.jinja").unlink()  # so it gets the recipe's
+    changes = {
+        "chat.template": "chatml",
+        "evaluate.few_shot": {"k": [1], "draws": 1, "selection": ["random"]},
+        "train.num_train_epochs": 1,
+    }
     return verbs.open_run(write_recipe(directory, tiny_dir, changes), directory / "run")
 
 

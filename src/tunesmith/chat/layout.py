@@ -161,7 +161,9 @@ class Template:
                 **special,
             )
         except _REFUSED as error:
-            raise DataError(f"the chat template refuses the conversation: {error}", "see what it expects") from error
+            raise DataError(
+                f"the chat template refuses the conversation: {error}", "mend the template, or name another: chat.template"
+            ) from error
         return cast("list[str]", texts[0])
 
     def prepare(self, messages: list[Message], tools: Tools) -> tuple[list[Message], Tools]:

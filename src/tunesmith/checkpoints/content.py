@@ -65,7 +65,7 @@ def gguf_file(path: Path) -> Path:
         ModelError: no such file.
     """
     if not path.is_file():
-        raise ModelError(f"{path}: no such model file", "check the path; it is relative to the recipe file")
+        raise ModelError(f"{path}: no such model file", "check the path; in a recipe it is relative to the recipe's file")
     return path
 
 

@@ -31,6 +31,7 @@ from typing import Any, BinaryIO
 
 import jiter
 
+from tunesmith.checkpoints.placeholder import refuse_placeholder
 from tunesmith.errors import ModelError
 
 WINDOW = 2**20  # bytes of a GGUF header held at a time
@@ -82,6 +83,7 @@ def check_gguf(path: Path) -> None:
         ModelError: another format, version or byte order; a length, count, type, name or place that cannot be.
         OSError: the file cannot be read.
     """
+    refuse_placeholder(path)
     with path.open("rb") as file:
         header = _Header(file, path)
         if (magic := header.take(4, "the magic")) != b"GGUF":
@@ -145,6 +147,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 def _sound_header(path: Path, limits: Limits) -> dict[str, Any]:
     """The header of a file that was found whole and in order, without its notes."""
+    refuse_placeholder(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         first = file.read(8)

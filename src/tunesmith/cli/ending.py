@@ -39,7 +39,7 @@ EXTRAS = {
 
 RESUMED = (  # verbs that keep what they have finished
     *("run", "advise", "data", "render", "train", "export", "evaluate", "parity", "forgetting", "seeds", "learning-curve"),
-    *("race", "push", "gate"),
+    *("race", "push", "gate", "record"),
 )
 
 logger = logging.getLogger(__name__)

@@ -68,7 +68,8 @@ def _strength(verdict: Verdict) -> Iterator[str]:
             for rival in verdict.rivals
         )
         yield f"gains over each prompt that has to be beaten: {'; '.join(gains)}"
-    yield verdict.tries.line
+    if verdict.tries.line not in verdict.reason:
+        yield verdict.tries.line
     asked = f"min_gain {percent(verdict.terms.min_gain)}, certainty {verdict.terms.certainty}"
     yield f"{verdict.n} such rows deploy a true gain of {percent(verdict.detectable)} points four times in five ({asked})"
 

@@ -262,9 +262,12 @@ def headlines(report: QualityReport, limit: int = 12) -> tuple[str, ...]:
         lines += _finding_lines(finding)
     if len(report.findings) > limit:
         lines.append(f"{len(report.findings) - limit} more findings are in the report.")
-    if report.rows:
-        lines.append(f"{report.advice.band} rows: {' '.join(report.advice.sentences)}")
-    return tuple(lines)
+    return (*lines, *advice_lines(report))
+
+
+def advice_lines(report: QualityReport) -> tuple[str, ...]:
+    """The advice by the number of rows, the last of the headlines; none without a row."""
+    return (f"{report.advice.band} rows: {' '.join(report.advice.sentences)}",) if report.rows else ()
 
 
 def wrong_lines(findings: Iterable[CheckFinding]) -> tuple[str, ...]:

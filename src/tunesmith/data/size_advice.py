@@ -57,7 +57,14 @@ def detectable_gain(test_rows: int, discordance: float = 0.2) -> float:
     return 2.8016 * math.sqrt(discordance / test_rows) if test_rows else math.inf
 
 
-def advice(rows: int, prompts: int | None = None, test_fraction: float = 0.15, test_rows: int | None = None) -> SizeAdvice:
+def advice(
+    rows: int,
+    prompts: int | None = None,
+    test_fraction: float = 0.15,
+    test_rows: int | None = None,
+    *,
+    is_trained: bool = True,
+) -> SizeAdvice:
     """Plain advice by size.
 
     Args:
@@ -65,11 +72,12 @@ def advice(rows: int, prompts: int | None = None, test_fraction: float = 0.15, t
         prompts: distinct prompts among them; None for plain text.
         test_fraction: part that the split holds out.
         test_rows: rows of the test part, where the split is already made.
+        is_trained: whether something is trained on them; else they are there to judge, and what to train is left out.
     """
     _, band, text = next(entry for entry in BANDS if rows < entry[0])
     tested = round(rows * test_fraction) if test_rows is None else test_rows
     gain = detectable_gain(tested)
-    sentences = [text]
+    sentences = [text] if is_trained else []
     if tested and gain < 1:
         sentences.append(
             f"With {tested:,} test rows a gain below about {100 * gain:.1f} points cannot be told from chance "

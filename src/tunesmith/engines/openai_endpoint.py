@@ -127,6 +127,22 @@ class OpenAIEndpoint:
         """Close the connections."""
         self._client.close()
 
+    def refuse_unreachable(self) -> None:
+        """Ask for the list of models once, so that a wrong address or key is known before an hour of other work.
+
+        A server that has no such list, or is busy, passes.
+
+        Raises:
+            RunError: nobody answers at the address, or the key is refused.
+        """
+        url = f"{self._url.removesuffix('/chat/completions')}/models"
+        try:
+            response = self._client.get(url)
+        except self._passing as error:
+            raise RunError(f"{url}: {self._excerpt(str(error) or type(error).__name__)}", "is the endpoint up?") from error
+        if response.status_code == 401:
+            raise self._refused(response)
+
     def generate(
         self,
         prompts: list[list[Message]],

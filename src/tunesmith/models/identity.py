@@ -149,11 +149,14 @@ def own_template(directory: Path) -> str | None:
     """The template as transformers finds it: its own file, or the tokenizer's configuration; None where there is none.
 
     Raises:
-        ModelError: the configuration cannot be read.
+        ModelError: the template or the configuration cannot be read.
     """
     file, settings = directory / "chat_template.jinja", directory / "tokenizer_config.json"
-    if file.exists():
-        return file.read_text(encoding="utf-8")
+    try:
+        if file.exists():
+            return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{file}: cannot be read: {error}", "get the file again") from error
     if not settings.exists():
         return None
     try:

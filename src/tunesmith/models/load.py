@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tekken.json")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -47,10 +48,16 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     Raises:
         ModelError: none there, or damaged.
     """
+    if not any((directory / name).exists() for name in TOKENIZER_FILES):
+        raise ModelError(
+            f"{directory}: no tokenizer there",
+            "copy tokenizer.json and tokenizer_config.json from the model that it was made of",
+        )
     try:
         return AutoTokenizer.from_pretrained(directory)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{directory}: the tokenizer cannot be loaded: {error}", "is tokenizer.json there?") from error
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{directory}: the tokenizer cannot be loaded: {reason}", "get its tokenizer.json again") from error
 
 
 def load_model(

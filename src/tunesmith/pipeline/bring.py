@@ -17,6 +17,8 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
+import jiter
+
 from tunesmith.checkpoints.check_base import check_base
 from tunesmith.checkpoints.content import content_key, gguf_file, model_directory
 from tunesmith.checkpoints.facts import base_facts
@@ -30,12 +32,12 @@ from tunesmith.models.nf4_load import shorten
 from tunesmith.models.peer_adapter import peft_form, tool_of
 from tunesmith.pipeline.base import base_of
 from tunesmith.pipeline.stage import Session
-from tunesmith.pipeline.tuned_model import adapter_directory, of_model, template_file
+from tunesmith.pipeline.tuned_model import adapter_directory, of_model
 from tunesmith.recipe import Lora, Recipe
 from tunesmith.recipe.adapter import has_patterns
 from tunesmith.recipe.train import Train
 from tunesmith.recipe.tuned import Tuned
-from tunesmith.rundir import RunDir, atomic_directory, fingerprint, read_json, write_text
+from tunesmith.rundir import RunDir, atomic_directory, fingerprint, write_text
 from tunesmith.rundir.hashes import content_hash
 from tunesmith.rundir.records.brought import Brought, BroughtModel
 
@@ -91,6 +93,10 @@ def refuse_early(recipe: Recipe, base: Path) -> None:
                 lora, _ = check_fits(base, directory)
                 if alone:
                     plan_export(recipe, read_facts(recipe, lora, base, "", directory))
+            model = open_base(recipe)
+            _about_tokenizer(one.adapter, model)
+            if (own := own_template(one.adapter)) is not None and recipe.chat.template is None:
+                _refuse_bad_template(replace(model, template=own), one.adapter)
         elif one.kind != "endpoint":
             model = _whole(recipe, one)
             _about_tokens(model, open_base(recipe), one.place)
@@ -115,7 +121,7 @@ def _bring_adapter(run: RunDir, recipe: Recipe, one: Tuned, base: BaseModel) -> 
         if read_identity(temporary) is None:
             write_identity(temporary, base_identity(base.directory, base.renderer.template))
     own = own_template(source)
-    write_text(template_file(run, one), _settled(run, recipe, one, own))
+    write_text(run.brought_template(one.label), _settled(run, recipe, one, own))
     if has_patterns(read_adapter_config(target)):
         notes.append("some layers have a rank or an alpha of their own (rank_pattern, alpha_pattern)")
     notes += _about_base(target, recipe, base) + _about_template(own, base, recipe) + _about_tokenizer(source, base)
@@ -136,7 +142,7 @@ def _bring_adapter(run: RunDir, recipe: Recipe, one: Tuned, base: BaseModel) -> 
 def _bring_whole(run: RunDir, recipe: Recipe, one: Tuned, base: BaseModel) -> BroughtModel:
     """A merged directory or a GGUF."""
     place, model = one.place, _whole(recipe, one)
-    write_text(template_file(run, one), _settled(run, recipe, one, None))
+    write_text(run.brought_template(one.label), _settled(run, recipe, one, None))
     notes = _about_template(own_template(model.directory), base, recipe) + _about_tokens(model, base, place)
     if one.kind == "merged":
         files = {file.name: content_hash(file) for file in sorted(place.iterdir()) if file.suffix in (".safetensors", ".json")}
@@ -151,7 +157,10 @@ def _bring_whole(run: RunDir, recipe: Recipe, one: Tuned, base: BaseModel) -> Br
 def _whole(recipe: Recipe, one: Tuned) -> BaseModel:
     """A merged directory or a GGUF, as a model that is not loaded yet."""
     if one.kind == "gguf":
-        gguf_file(one.place)
+        if one.place.is_dir():
+            raise ModelError(f"{one.place}: a directory, expected a .gguf file", "name it with merged: (--merged DIR)")
+        if gguf_file(one.place).suffix != ".gguf":
+            raise ModelError(f"{one.place}: expected a .gguf file", "of a directory of safetensors: merged: (--merged DIR)")
     else:
         _merged_directory(one.place)
     model = open_base(of_model(recipe, one))
@@ -203,23 +212,42 @@ def _about_template(own: str | None, base: BaseModel, recipe: Recipe) -> list[st
 
 
 def _about_tokenizer(source: Path, base: BaseModel) -> list[str]:
-    """Tokens that a tokenizer beside an adapter has and the base has not; those without an embedding are refused."""
+    """Tokens that a tokenizer beside an adapter has and the base has not.
+
+    Raises:
+        ModelError: the file cannot be read.
+    """
     file = source / "tokenizer.json"
     if not file.exists():
         return []
-    added = {str(entry["content"]): int(entry["id"]) for entry in read_json(file).get("added_tokens", ())}
+    try:
+        added = {str(entry["content"]) for entry in jiter.from_json(file.read_bytes()).get("added_tokens", ())}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        hint = "get the file again, or take it away: an adapter is read with the base's tokenizer"
+        raise ModelError(f"{file}: no tokenizer that can be read: {error}", hint) from error
     known = base.renderer.tokenizer.get_vocab()
     if not (more := sorted(token for token in added if token not in known)):
         return []
     return [f"its tokenizer has {len(more)} tokens that the base's has not ({shorten(more)}), and no text is read with it"]
 
 
+def _refuse_bad_template(model: BaseModel, place: Path) -> None:
+    """Ask for the renderer of a brought model, whose error says where it came from.
+
+    Raises:
+        ModelError: no tokenizer there, or a template that cannot be used.
+    """
+    try:
+        _ = model.renderer
+    except ModelError as error:
+        where = "" if str(place) in error.message else f"{place}: "
+        raise ModelError(f"{where}{error.message}", error.hint) from error
+
+
 def _about_tokens(model: BaseModel, base: BaseModel, place: Path) -> list[str]:
     """Whether a whole model speaks the base's tokens."""
-    try:
-        theirs = model.renderer.tokenizer.get_vocab()
-    except ModelError as error:
-        raise ModelError(f"{place}: {error.message}", error.hint) from error
+    _refuse_bad_template(model, place)
+    theirs = model.renderer.tokenizer.get_vocab()
     ours = base.renderer.tokenizer.get_vocab()
     apart = sorted(token for token, number in ours.items() if theirs.get(token) != number)
     if len(apart) > MOST_TOKENS_APART * len(ours):

@@ -18,9 +18,10 @@ from tunesmith.data.choose import places
 from tunesmith.data.choose import repeats as repeated
 from tunesmith.data.leaks import Leaks, leak_lines, settle_leaks
 from tunesmith.data.near import NearDuplicates
-from tunesmith.data.quality import Quality, headlines
+from tunesmith.data.quality import Quality, advice_lines, headlines
 from tunesmith.data.read import Reader
 from tunesmith.data.seen import SeenRows, keep_out
+from tunesmith.data.size_advice import advice
 from tunesmith.data.split import (
     DEV,
     PARTS,
@@ -43,6 +44,7 @@ from tunesmith.recipe import Recipe
 from tunesmith.rundir import Row, RunDir, git_state, package_versions, stream_rows, writing_rows
 from tunesmith.rundir.hashes import content_hash
 from tunesmith.rundir.records.check import CheckReport, DataReport
+from tunesmith.rundir.records.quality import QualityReport
 
 logger = logging.getLogger(__name__)
 
@@ -130,8 +132,8 @@ def _read_and_split(run: RunDir, recipe: Recipe, reader: Reader, everything: Pat
     reading = reader.summary()
     report = quality.report(reading)
     refuse_plain_texts(recipe, reading, report)
-    lines = headlines(report)
-    for line in (*reading_lines(reading), *lines):
+    usual = advice_lines(report)
+    for line in (*reading_lines(reading), *(line for line in headlines(report) if line not in usual)):
         logger.info(f"data: {line}")
     facts.stratify = report.classes is not None
     parts, earlier = _parts_of(run, recipe, facts, np.frombuffer(bytes(there), np.uint8))
@@ -141,14 +143,16 @@ def _read_and_split(run: RunDir, recipe: Recipe, reader: Reader, everything: Pat
     if settings.trained_on is not None:
         parts, seen, kept_out = _keep_out(recipe, facts, parts, everything)
     write_split(run.split_file, facts, parts, settings.test_fraction, settings.dev_fraction, recipe.seed)
+    train, dev, test = (int((parts == number).sum()) for number in range(len(PARTS)))
+    report = _sized(report, test, is_trained=not recipe.tuned)
+    logger.info(f"data: {advice_lines(report)[0]}")
     check = CheckReport(
         source=reader.source.label,
         reading=reading,
         quality=report,
-        headlines=lines,
+        headlines=headlines(report),
         near=near.report(quality.places.find),
     )
-    train, dev, test = (int((parts == number).sum()) for number in range(len(PARTS)))
     counts = DataReport(
         rows=len(parts),
         train=train,
@@ -164,6 +168,13 @@ def _read_and_split(run: RunDir, recipe: Recipe, reader: Reader, everything: Pat
         kept_out=kept_out,
     )
     return _Rows(parts, np.array(repeats, np.int64) if repeats else None, leaks, counts)
+
+
+def _sized(report: QualityReport, test: int, *, is_trained: bool) -> QualityReport:
+    """The report with an advice by the test part as it is, in the place of the one by its usual share."""
+    prompts = report.prompts.distinct if report.prompts.rows else None
+    known = advice(report.duplicates.distinct, prompts, test_rows=test, is_trained=is_trained)
+    return dataclasses.replace(report, advice=known)
 
 
 def _keep_out(recipe: Recipe, facts: SplitFacts, parts: np.ndarray, everything: Path) -> tuple[np.ndarray, int, int]:

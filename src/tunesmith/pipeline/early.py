@@ -18,6 +18,7 @@ from tunesmith.checkpoints.check_base import check_base
 from tunesmith.checkpoints.content import model_at_hand
 from tunesmith.checkpoints.facts import base_facts
 from tunesmith.checkpoints.positions import with_positions
+from tunesmith.checkpoints.prescan import ADAPTER, check_safetensors
 from tunesmith.engines.open import open_endpoint
 from tunesmith.engines.openai_endpoint import OpenAIEndpoint
 from tunesmith.errors import MissingPackage, RecipeError
@@ -27,7 +28,7 @@ from tunesmith.pipeline.disk import Saving, refuse_training
 from tunesmith.pipeline.followers import PACKAGES
 from tunesmith.pipeline.stage import Stage, module_of
 from tunesmith.recipe import EXTERNAL, Recipe, is_shipped_name
-from tunesmith.recipe.adapter import refuse_contradiction
+from tunesmith.recipe.adapter import refuse_contradiction, weights_file
 from tunesmith.recipe.derive import ALPHA
 from tunesmith.rundir import RunDir
 
@@ -57,10 +58,11 @@ def refuse_early(run: RunDir, recipe: Recipe, stages: Sequence[Stage], *, fetch:
     _refuse_missing_packages(recipe, stages, modules)
     if SCORING & modules:
         make_metric(recipe.task)
-    _refuse_missing_keys(recipe, stages, modules)
+    _refuse_missing_keys(recipe, stages, modules, ask=fetch)
     if "train" in modules:
         if recipe.train.from_adapter is not None:
             refuse_contradiction(recipe.lora, recipe.train.from_adapter)
+            check_safetensors(weights_file(recipe.train.from_adapter), ADAPTER)
         _warn_of_scale(recipe)
         _warn_of_tables(recipe)
     if not any(stage.asks_base for stage in stages):
@@ -145,16 +147,23 @@ def _refuse_missing_packages(recipe: Recipe, stages: Iterable[Stage], modules: s
             )
 
 
-def _refuse_missing_keys(recipe: Recipe, stages: Iterable[Stage], modules: set[str]) -> None:
-    """Endpoints that these stages ask: opening one says what is wrong with its address or its key, and asks nothing."""
+def _refuse_missing_keys(recipe: Recipe, stages: Iterable[Stage], modules: set[str], *, ask: bool) -> None:
+    """Endpoints that these stages ask: opening one says what is wrong with its address or its key, and asks nothing.
+
+    Args:
+        ask: whether a tuned model's endpoint is asked if it is there; it is the last to be needed, after all prompts.
+    """
     evaluate, judge = recipe.evaluate, recipe.task.judge
     names = {stage.name for stage in stages}
     external = [evaluate.endpoint_of(arm) for arm in evaluate.arms if arm.startswith(EXTERNAL) and f"evaluate {arm}" in names]
     for endpoint in external:
         open_endpoint(endpoint).close()
     endpoints: list[tuple[str, str, str | None]] = []
-    if "bring" in modules:
-        endpoints += [(one.endpoint, str(one.model), one.api_key_env) for one in recipe.tuned if one.endpoint is not None]
+    for one in recipe.tuned if "bring" in modules else ():
+        if one.endpoint is not None:
+            with OpenAIEndpoint(one.endpoint, str(one.model), one.api_key_env) as brought:
+                if ask:
+                    brought.refuse_unreachable()
     writer = evaluate.optimized_prompt.writer
     if "select" in modules and writer is not None:
         endpoints.append((writer.base_url, writer.model, writer.api_key_env))

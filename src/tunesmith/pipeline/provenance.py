@@ -1,9 +1,9 @@
 """Which files a verdict speaks of, and whether they are still those.
 
 A verdict that names no file speaks of whatever lies in the directory today. So ``verdict.json`` holds the sha256 of every file
-that it follows from or that is deployed under it: the parts of the data, the adapter, what was exported, the answers of all
-arms and the evidence around them. Its own hash then stands for all of them: quoted in a pull request or on a model card, it
-proves a copy of the run on another machine.
+that it follows from or that is deployed under it: the parts of the data, the adapter, what was brought, what was exported, the
+answers of all arms and the evidence around them. Its own hash then stands for all of them: quoted in a pull request or on a
+model card, it proves a copy of the run on another machine.
 
 Not named is what no verdict follows from and what may be made anew under it: the recipe's text (a key that changes a result
 makes its stage stale), ``training.json`` (which holds times, so that the same training writes another), the adapter's card,
@@ -27,7 +27,7 @@ from tunesmith.rundir.records.evaluation import Verdict
 from tunesmith.rundir.records.provenance import Verification
 from tunesmith.tracking.progress import progress
 
-FOLDERS = ("data/", "adapter/", "export/", "evaluation/")
+FOLDERS = ("data/", "adapter/", "brought/", "export/", "evaluation/")
 NOT_NAMED = (
     *("adapter/README.md", "export/sweep.json", "export/sweep.svg"),
     *("evaluation/verdict.json", "evaluation/curve.json"),

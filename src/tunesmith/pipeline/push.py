@@ -245,11 +245,25 @@ def _sources(
         names = [name for name in run.files_below(folder) if name != CARDS[form]]
         found = {name.removeprefix(folder): name for name in names}
         if form == "adapter" and found:
-            found["chat_template.jinja"] = "data/chat_template.jinja"
+            template = run.brought_template(recipe.tuned[0].label) if recipe.tuned else run.template_file
+            found["chat_template.jinja"] = template.relative_to(run.path).as_posix()
     if not any(name in verdict.files for name in found.values()):
-        raise PushError(f"{run.path}: there is no form {form}", f"run: tunesmith {MADE_BY[form]} {run.path}")
+        raise PushError(f"{run.path}: there is no form {form}", _other_form(run, recipe, form))
     left_out = [name for name, source in found.items() if source not in verdict.files]
     return {name: source for name, source in found.items() if source in verdict.files}, left_out
+
+
+def _other_form(run: RunDir, recipe: Recipe, form: PushForm) -> str:
+    """What to do where a form was not made: a run whose tuned model was brought makes what its one candidate allows."""
+    if not recipe.tuned:
+        return f"run: tunesmith {MADE_BY[form]} {run.path}"
+    if len(recipe.tuned) > 1:
+        return f"gate one of them alone, and push that run: {', '.join(one.label for one in recipe.tuned)}"
+    kind = recipe.tuned[0].kind
+    if (kind, form) in (("adapter", "merged"), ("adapter", "gguf"), ("merged", "gguf")):
+        return f"run: tunesmith export {run.path}"
+    other = {"adapter": "adapter", "merged": "gguf", "gguf": "", "endpoint": ""}[kind]
+    return f"what was brought has another form: --form {other}" if other else "publish what was brought from where it lies"
 
 
 def _refuse_altered(run: RunDir, verdict: Verdict, names: list[str]) -> None:

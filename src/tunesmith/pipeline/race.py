@@ -10,9 +10,9 @@ The leader of several on the rows that chose it is flattered, and every training
 test part is not read here, so the run that follows is judged on rows that no model of the race has seen.
 
 Each model has a run directory of its own below ``race/``, with the recipe as it is but for: the model; its own chat template
-where the recipe names one for another; prompts that need a search of their own or passages, endpoints and replay left out; one
-finalist. The stages there are skipped when they are done, so a second call goes on, and a model more costs that model. One that
-cannot be loaded, rendered or trained is named with its reason, and the others go on.
+where the recipe names one for another and it has one; prompts that need a search of their own or passages, endpoints and
+replay left out; one finalist. The stages there are skipped when they are done, so a second call goes on, and a model more
+costs that model. One that cannot be loaded, rendered or trained is named with its reason, and the others go on.
 
 Refused: choosing by dev loss, whose unit is a token of each model's own.
 """
@@ -23,11 +23,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from tunesmith.data.split import groups_of
+from tunesmith.engines.base import open_base
 from tunesmith.errors import RunError, TunesmithError
 from tunesmith.evaluate.arms import arm_of
 from tunesmith.evaluate.compare import compare
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.formatting import percent, points, points_between
+from tunesmith.models.identity import own_template
 from tunesmith.pipeline.base import keep_moment
 from tunesmith.pipeline.curve import share_of
 from tunesmith.pipeline.dev_answers import adapter_on_dev
@@ -71,7 +73,7 @@ def race(run: RunDir, recipe: Recipe, models: Sequence[tuple[str, str]], rows: i
     for number, (name, place) in enumerate(models, start=1):
         logger.info(f"race: {name}, {number} of {len(models)}")
         try:
-            entry, outputs, metric = _try(run, entrant(recipe, place), train, dev, name)
+            entry, outputs, metric = _try(run, _with_template(recipe, entrant(recipe, place), name), train, dev, name)
         except TunesmithError as error:
             logger.warning(f"race: {name} is out: {error.message}")
             out.append(RaceModel(model=name, why_not=f"{error.message}; {error.hint}" if error.hint else error.message))
@@ -104,6 +106,19 @@ def entrant(recipe: Recipe, model: str) -> Recipe:
     alone = changed(recipe, model=model, chat=chat, train=recipe.train.model_copy(update={"replay": 0.0}), **own)
     evaluate = alone.evaluate.model_copy(update={"arms": (*arms, "tuned"), "external": dict[str, External](), "finalists": 1})
     return alone.model_copy(update={"evaluate": evaluate})
+
+
+def _with_template(recipe: Recipe, one: Recipe, name: str) -> Recipe:
+    """The recipe of a model in the race, with the template that ``recipe`` names where the model has none of its own.
+
+    Raises:
+        ModelError: no such model, or it cannot be read.
+    """
+    template = recipe.chat.template
+    if template is None or one.chat.template is not None or own_template(open_base(one).source) is not None:
+        return one
+    logger.info(f"race: {name} has no chat template of its own, and gets the recipe's: {template}")
+    return one.model_copy(update={"chat": one.chat.model_copy(update={"template": template})})
 
 
 def _try(run: RunDir, recipe: Recipe, train: list[Row], dev: list[Row], name: str) -> tuple[RaceModel, list[Output], Metric]:

@@ -53,7 +53,7 @@ class _Experiment:
         named = {ROWS if name.startswith(ROWS) else name.removesuffix(CONTENT) for name in shared}
         keys = [key for key in {**self.keys, **other.keys} if key not in NO_DIFFERENCE and key not in named]
         changes = [
-            f"{key} {_shown(self.keys.get(key))} -> {_shown(other.keys.get(key))}"
+            f"{key} {' -> '.join(_told_apart(self.keys.get(key), other.keys.get(key)))}"
             for key in keys
             if self.keys.get(key) != other.keys.get(key)
         ]
@@ -219,6 +219,17 @@ def _outcome(verdict: Verdict) -> Outcome:
         high=verdict.comparison.high,
         arms=tuple(ArmFigure(name=arm.name, score=arm.score, low=arm.low, high=arm.high) for arm in verdict.arms),
     )
+
+
+def _told_apart(one: Value | None, other: Value | None) -> tuple[str, str]:
+    """Two values in a line, so cut that they differ in what is left of them."""
+    shown = _shown(one), _shown(other)
+    if shown[0] != shown[1]:
+        return shown
+    first, second = str(one), str(other)
+    same = next((n for n, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), 0)
+    begin = max(0, min(same, *(len(text) - LONGEST // 2 for text in (first, second))))
+    return _shown(f"...{first[begin:]}"), _shown(f"...{second[begin:]}")
 
 
 def _shown(value: Value | None) -> str:

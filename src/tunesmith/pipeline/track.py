@@ -54,6 +54,11 @@ def track(
     if follow:
         _follow(run, follower)
     sent = follower.finish(page)
+    if sent is None and run.recipe().tuned:
+        raise RunError(
+            f"{run.path}: its tuned model was brought, so there are no steps to send",
+            f"its verdict is in {run.path}/report.html and in: tunesmith verdict {run.path} --markdown",
+        )
     if sent is None and not follow:
         raise RunError(f"{run.path}: no step was trained yet", f"run: tunesmith run {run.target}")
     return sent

@@ -65,7 +65,7 @@ def tuned_model(run: RunDir, recipe: Recipe, arm: str = "tuned") -> TunedModel:
     if one.endpoint is not None:
         endpoint = endpoint_of(one)
         return TunedModel(key=brought.key, answering_key=brought.key, endpoint=endpoint)
-    template = template_file(run, one).read_text(encoding="utf-8")
+    template = run.brought_template(one.label).read_text(encoding="utf-8")
     if one.adapter is not None:
         base, adapter = replace(base_of(run, recipe), template=template), adapter_directory(run, recipe, one)
         facts = (brought.key, content_hash(adapter / CONFIG), template, base.answering_key)
@@ -94,8 +94,3 @@ def endpoint_of(one: Tuned) -> External:
 def adapter_directory(run: RunDir, recipe: Recipe, one: Tuned) -> Path:
     """Where a brought adapter lies: the run's own place, or a folder for each of several."""
     return run.adapter if len(recipe.tuned) == 1 else run.brought / one.label
-
-
-def template_file(run: RunDir, one: Tuned) -> Path:
-    """The template that a brought model is asked with."""
-    return run.brought / f"{one.label}.jinja"

@@ -166,7 +166,9 @@ def weights_file(directory: Path) -> Path:
     path = directory / WEIGHTS
     if not path.exists():
         _refuse_pickle(directory)
-        raise ModelError(f"{directory}: no {WEIGHTS} there", "run: tunesmith train RUN")
+        raise ModelError(
+            f"{directory}: no {WEIGHTS} there", f"the weights lie beside {CONFIG}; get them again, or run: tunesmith train RUN"
+        )
     return path
 
 

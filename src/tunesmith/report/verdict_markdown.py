@@ -111,7 +111,7 @@ def unknowns(verdict: Verdict) -> list[str]:
         lines.append("whether an exported file is the model that was trained: no form was held against it")
     elif verdict.parity.state == "unknown":
         lines.append(f"whether {plain(verdict.parity.form)} is the model that was trained: {plain(verdict.parity.reason)}")
-    if verdict.seeds is None:
+    if verdict.seeds is None and verdict.form == "trained":
         lines.append("how much is the luck of one seed: one adapter was trained")
     if verdict.terms.min_score is None:
         lines.append("whether the score is good enough for the purpose: no bar was set (task.min\\_score)")

@@ -67,6 +67,10 @@ class RunDir:
         is_finalist = place.isdigit() and arm in PROMPT_ARMS
         return (self.finalists if is_finalist else self.evaluation) / name
 
+    def brought_template(self, label: str) -> Path:
+        """The template that a brought model of this name is asked with."""
+        return self.brought / f"{label}.jinja"
+
     def __repr__(self) -> str:
         return f"RunDir({str(self.path)!r})"
 
