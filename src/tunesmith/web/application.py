@@ -26,7 +26,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from tunesmith.errors import TunesmithError
+from tunesmith.errors import MissingPackage, TunesmithError
 from tunesmith.web import pages
 from tunesmith.web.answers import ROWS, SHOWS, answers_of
 from tunesmith.web.compare import compare
@@ -187,9 +187,7 @@ def application(
         RunError: no such folder, or an address that is none.
         MissingPackage: a chat page without the extra train.
     """
-    talk: Talk | None = None
-    if serve is not None:  # it renders prompts, for which transformers is imported; the other pages need none of it
-        talk = importlib.import_module("tunesmith.web.chat_page").ChatPage(serve, serve_key)
+    talk = None if serve is None else _talk(serve, serve_key)
     handlers: dict[int | type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
         HTTPException: _of_framework,
         TunesmithError: _ours,
@@ -197,6 +195,14 @@ def application(
     }
     routes = Site(Shelf(folder), talk, pace).routes()
     return Guard(Starlette(routes=routes, exception_handlers=handlers), key)
+
+
+def _talk(serve: str, key: str | None) -> Talk:
+    """The chat page. It renders prompts, for which transformers is imported; the other pages need none of it."""
+    try:
+        return importlib.import_module("tunesmith.web.chat_page").ChatPage(serve, key)
+    except ModuleNotFoundError as error:
+        raise MissingPackage(f"--serve needs {error.name}", "run: pip install 'tunesmith[train]'") from error
 
 
 async def _of_framework(request: Request, error: Exception) -> Response:

@@ -158,7 +158,7 @@ def _axes(scale: _Scale, ticks: Sequence[float], frame: Frame) -> Iterator[str]:
         yield f'<line class="grid" x1="{LEFT}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}"/>'
         yield f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>'
     places = [tick for tick in nice_ticks(scale.first, scale.last) if scale.first <= tick <= scale.last and tick == int(tick)]
-    for tick in places if scale.width > NARROW[0] else places[::2]:
+    for tick in places if scale.width > NARROW[0] or len(places) < 4 else places[::2]:
         anchor = "end" if scale.x(tick) > right - 20 else "middle"
         yield f'<text x="{scale.x(tick):.1f}" y="{floor + 17}" text-anchor="{anchor}">{int(tick):,}</text>'
     if frame.mark is not None:

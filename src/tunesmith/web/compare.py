@@ -19,7 +19,8 @@ class Comparison:
 
     Attributes:
         changed: keys that differ, from the first to the second.
-        same_data: whether their rows are the same; None where it is not known.
+        same_data: whether they were made from the same rows; None where it is not known.
+        same_test: whether their sealed test parts are the same; likewise.
         rows: facts of both: what, the first's, the second's.
         arms: scores of both: arm, the first's, the second's.
         loss: both trainings.
@@ -28,6 +29,7 @@ class Comparison:
 
     changed: tuple[str, ...] = ()
     same_data: bool | None = None
+    same_test: bool | None = None
     rows: list[tuple[str, str, str]]
     arms: list[tuple[str, str, str]]
     loss: Markup
@@ -52,6 +54,7 @@ def compare(shelf: Shelf, first: str, second: str) -> Comparison:
     return Comparison(
         changed=other.changed if first != second else (),
         same_data=other.same_data if first != second else True,
+        same_test=_same_test(shelf, first, second),
         rows=[(what, *cells) for what, *cells in zip(_FACTS, _facts(one), _facts(other), strict=True)],
         arms=[(name, _score(one, name), _score(other, name)) for name in names],
         loss=loss,
@@ -86,6 +89,16 @@ def _facts(entry: RunEntry) -> tuple[str, ...]:
         "-" if entry.began is None else entry.began[:16].replace("T", " "),
         duration(entry.seconds),
     )
+
+
+def _same_test(shelf: Shelf, first: str, second: str) -> bool | None:
+    """Whether the sealed test parts are the same, as the stages wrote them down."""
+    hashes: list[str | None] = []
+    for name in (first, second):
+        record = shelf.feed(name).run.stages().get("data")
+        state = None if record is None else record.outputs.get("data/test.jsonl")
+        hashes.append(None if state is None else state.sha256)
+    return None if None in hashes else hashes[0] == hashes[1]
 
 
 def _score(entry: RunEntry, name: str) -> str:

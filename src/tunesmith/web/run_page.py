@@ -1,8 +1,8 @@
 """What the page of a run shows, part by part: each part is gathered from records and events, and filled in alone.
 
 The page and its renewal are one code: a browser that hears of an event fetches the parts that depend on it, whole, so nothing
-is ever added twice and a page that was reloaded shows what a page that stayed open shows. Which events a part depends on stands in
-its template (``data-on``).
+is ever added twice and a page that was reloaded shows what a page that stayed open shows. Which events a part depends on stands
+in its template (``data-on``).
 
 A file of another version of tunesmith, or a damaged one, spoils its own part alone, which says so.
 """
@@ -112,6 +112,7 @@ class RunPage:
             "bars": list(life.bars.values()) if word in ("running", "killed") else [],
             "step": steps.steps[-1] if len(steps.steps) else None,
             "decision": None if verdict is None else verdict.decision,
+            "stale": self._stale() if word == "done" else "",
             "writer": writer,
             "process": life.process,
             "memory": None if process is None else resident(process),
@@ -167,6 +168,11 @@ class RunPage:
             else:
                 lines.append(StageLine(name=name, state="to come" if known is None else "done", **facts))
         return {"lines": lines, "total": duration(sum(record.seconds for record in records.values()))}
+
+    def _stale(self) -> str:
+        """The first stage that is not done, and why; empty where all are."""
+        state = next((state for state in self._settled().stages if state.state != "done"), None)
+        return "" if state is None else f"{state.stage} is {state.state}, {stages.reason(state)}"
 
     def _settled(self) -> Status:
         """What ``status`` says; it hashes what changed, so its answer is kept while the record of stages is the same."""
