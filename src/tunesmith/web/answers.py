@@ -5,6 +5,7 @@ and no memory. Everything here was written by data and models, and goes into the
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,7 @@ class Answers:
     theirs: str
     arms: list[str]
     show: Show
-    counts: dict[Show, int]
+    counts: Counter[Show]
     first: int
     rows: list[Answered]
 
@@ -72,7 +73,7 @@ def answers_of(run: RunDir, show: Show, first: int, ours: str | None = None, the
     if len(files) < 2:
         return None
     ours, theirs = _pair(run, files, ours, theirs)
-    counts: dict[Show, int] = dict.fromkeys(SHOWS, 0)
+    counts = Counter[Show]()
     rows: list[Answered] = []
     for number, (one, other) in enumerate(_together(files[ours], files[theirs]), start=1):
         for kind in kinds_of(one, other):

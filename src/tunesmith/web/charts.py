@@ -171,13 +171,13 @@ def _drawn(line: Line, x: Floats, y: Floats, scale: _Scale) -> Iterator[str]:
     """A line, broken where a value is infinite, and its dots."""
     breaks = np.flatnonzero(~np.isfinite(y))
     for piece in np.split(np.arange(len(y)), breaks):
-        inside = [index for index in piece if np.isfinite(y[index])]
-        if len(inside) == 1 and not line.is_dotted:
-            place = f'cx="{scale.x(x[inside[0]]):.1f}" cy="{scale.y(y[inside[0]]):.1f}"'
-            yield f'<circle class="dot {line.style}" {place} r="1.5"/>'
-        elif inside:
-            places = " ".join(f"{scale.x(x[index]):.1f},{scale.y(y[index]):.1f}" for index in inside)
-            yield f'<polyline class="line {line.style}" points="{places}"/>'
+        inside = piece[np.isfinite(y[piece])]
+        places = [(scale.x(step), scale.y(value)) for step, value in zip(x[inside].tolist(), y[inside].tolist(), strict=True)]
+        if len(places) == 1 and not line.is_dotted:
+            yield f'<circle class="dot {line.style}" cx="{places[0][0]:.1f}" cy="{places[0][1]:.1f}" r="1.5"/>'
+        elif places:
+            corners = " ".join(f"{across:.1f},{down:.1f}" for across, down in places)
+            yield f'<polyline class="line {line.style}" points="{corners}"/>'
     if line.is_dotted and len(x) <= DOTS:
         for step, value in zip(x, y, strict=True):
             if np.isfinite(value):

@@ -163,7 +163,7 @@ def _conversation(arm: str, turns: tuple[Turn, ...], question: str) -> list[Mess
 
 def _tokens(renderer: Renderer, messages: list[Message]) -> tuple[tuple[int, str], ...]:
     ids = renderer.prompt_ids(messages)
-    return tuple((token, renderer.tokenizer.decode([token])) for token in ids[:TOKENS])
+    return tuple((token, str(renderer.tokenizer.decode([token]))) for token in ids[:TOKENS])
 
 
 def _turns(text: str) -> tuple[Turn, ...]:

@@ -55,7 +55,7 @@ def compare(shelf: Shelf, first: str, second: str) -> Comparison:
         changed=other.changed if first != second else (),
         same_data=other.same_data if first != second else True,
         same_test=_same_test(shelf, first, second),
-        rows=[(what, *cells) for what, *cells in zip(_FACTS, _facts(one), _facts(other), strict=True)],
+        rows=[*zip(_FACTS, _facts(one), _facts(other), strict=True)],
         arms=[(name, _score(one, name), _score(other, name)) for name in names],
         loss=loss,
     )
