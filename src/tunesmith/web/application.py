@@ -102,7 +102,7 @@ class Site:
         """Rows of a run with two arms' answers."""
         query, feed = request.query_params, self._feed(request)
         asked, first = query.get("show", SHOWS[0]), query.get("first", "0")
-        show = next((show for show in SHOWS if show == asked), SHOWS[0])
+        show = {str(kind): kind for kind in SHOWS}.get(asked, SHOWS[0])
         place = int(first) if first.isascii() and first.isdigit() and len(first) < 10 else 0
         found = answers_of(feed.run, show, place, query.get("ours"), query.get("theirs"))
         return HTMLResponse(

@@ -22,7 +22,7 @@ from tunesmith.tracking import visible
 Floats = NDArray[np.float64]
 
 WIDE, NARROW, SMALL = (720, 280), (340, 230), (340, 150)  # pixels
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 26  # margins
+LEFT, RIGHT, TOP, BOTTOM = 54, 10, 10, 26  # margins
 DOTS = 80  # points of a line that are dotted, at most
 
 

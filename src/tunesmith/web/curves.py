@@ -86,15 +86,13 @@ def _best(x: Floats, y: Floats) -> tuple[float, float] | None:
 def _facts(steps: Steps, columns: dict[str, Floats], speed: Floats, best: tuple[float, float] | None) -> list[tuple[str, str]]:
     tokens, seconds = columns["tokens"], columns["seconds"]
     fresh = speed[np.isfinite(speed)][-20:]
-    loss, norm, rate = (steps.last(name) for name in ("loss", "grad_norm", "learning_rate"))
-    dev = steps.last("dev_loss")
     facts = [
         ("steps", f"{steps.steps[-1]:,}"),
-        ("train loss", "-" if loss is None else f"{loss:.4f}"),
-        ("dev loss", "not yet" if dev is None else f"{dev:.4f}"),
+        ("train loss", _newest(columns["loss"], ".4f")),
+        ("dev loss", _newest(columns["dev_loss"], ".4f")),
         ("best dev loss", "not yet" if best is None else f"{best[1]:.4f} at step {best[0]:g}"),
-        ("gradient norm", "-" if norm is None else f"{norm:.3g}"),
-        ("learning rate", "-" if rate is None else f"{rate:.3g}"),
+        ("gradient norm", _newest(columns["grad_norm"], ".3g")),
+        ("learning rate", _newest(columns["learning_rate"], ".3g")),
         ("tokens seen", f"{int(tokens[np.isfinite(tokens)].sum()):,}"),
     ]
     if len(fresh):
@@ -123,6 +121,11 @@ def _rows(x: Floats, columns: dict[str, Floats], speed: Floats) -> list[tuple[st
 def _spaced(places: NDArray[np.int64], most: int) -> list[int]:
     """At most so many of some places, the first and the last among them."""
     return places[np.unique(np.linspace(0, len(places) - 1, min(most, len(places))).round().astype(int))].tolist()
+
+
+def _newest(column: Floats, form: str) -> str:
+    measured = column[~np.isnan(column)]
+    return _figure(float(measured[-1]), form) if len(measured) else "not yet"
 
 
 def _figure(value: float, form: str) -> str:

@@ -110,10 +110,6 @@ class Steps:
             value = event.figures.get(name, math.nan)
             column.append(math.inf if value is None else value)
 
-    def last(self, name: str) -> float | None:
-        """The newest finite value of a figure."""
-        return next((value for value in reversed(self.columns[name]) if math.isfinite(value)), None)
-
     def _cut(self, length: int) -> None:
         for column in (self.steps, *self.columns.values()):
             del column[length:]
@@ -125,7 +121,7 @@ class Life:
 
     Attributes:
         process: the number of the last process that wrote; None before the first.
-        stages: the last time of each, by name; those of runs inside the run left out.
+        stages: the last time of each, by name, in the order in which they began; those of runs inside the run left out.
         bars: that are open, by title.
         warnings: the newest, and how many there were.
         arms: scored, by name, in the order of the events.
@@ -185,7 +181,7 @@ class Life:
     @property
     def last_stage(self) -> StageRun | None:
         """The stage that began last."""
-        return max(self.stages.values(), key=lambda run: run.began, default=None)
+        return next(reversed(self.stages.values()), None)
 
     def _begin(self, event: StageStart) -> None:
         self.stages.pop(event.stage, None)

@@ -210,7 +210,5 @@ def _facts(record: StageRecord) -> dict[str, str]:
 
 def _is_older(life: Life) -> bool:
     """Whether stages before the verdict were begun again since it was given."""
-    verdict = life.stages.get("verdict")
-    if verdict is None:
-        return False
-    return any(run.began > verdict.began for run in life.stages.values() if run.name not in ("verdict", "report"))
+    names = list(life.stages)
+    return "verdict" in names and any(name != "report" for name in names[names.index("verdict") + 1 :])
