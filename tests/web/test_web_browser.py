@@ -187,14 +187,17 @@ def test_by_keyboard_and_without_script(browser, site, tmp_path):
     context.close()
 
 
-def test_what_is_read_aloud_is_what_it_was(page, site, tmp_path):
+def test_what_is_read_aloud_is_what_it_was(browser, site, tmp_path):
     """Of the parts that say how the run is; where it is meant to read otherwise, the file is written anew."""
     run = make_run(tmp_path)
     answer(run, "instruction", [1.0, 0.0, 1.0])
     answer(run, "tuned", [1.0, 1.0, 1.0])
     write_events(run, StageStart(stage="train"), step(1), step(2, dev=0.8), step(3, norm=None))
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
     page.goto(f"{site.url}/runs/toy")
     parts = [page.locator(f"#{part}").aria_snapshot() for part in ("now", "arms", "training")]
+    context.close()
     spoken = "\n".join(parts).replace(str(tmp_path), "FOLDER")
     spoken = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", "MOMENT", re.sub(r"Process \d+", "Process N", spoken))
     assert spoken == GOLDEN.read_text().rstrip("\n"), spoken

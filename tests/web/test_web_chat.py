@@ -133,15 +133,9 @@ def test_a_server_that_is_not_there_is_said(tiny_run, models):
 
 
 @pytest.mark.parametrize(
-    ("turns", "status"),
-    [
-        ("{}", 400),
-        ("[1]", 400),
-        ('[{"question": 1, "answers": {}}]', 400),
-        ('[{"question": "a", "answers": {"base": 1}}]', 400),
-    ],
+    "turns", ["{}", "[1]", '[{"question": 1, "answers": {}}]', '[{"question": "a", "answers": {"base": 1}}]', "[" * 9_000]
 )
-def test_a_form_that_is_none_of_ours_is_refused(tiny_run, models, turns, status):
+def test_a_form_that_is_none_of_ours_is_refused(tiny_run, models, turns):
     client = _client(tiny_run, models)
     assert _ask(client, "one", turns=turns).status_code == 400
     assert _ask(client, "x" * 600_000).status_code == 413

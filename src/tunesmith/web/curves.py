@@ -139,6 +139,6 @@ def _not_finite(columns: dict[str, Floats], x: Floats) -> list[str]:
         places = np.flatnonzero(np.isinf(columns[name]))
         if len(places):
             notes.append(
-                f"{words}: no finite number at {len(places):,} steps, first at step {x[places[0]]:g}; a gap in the line"
+                f"{words}: no finite number at {len(places):,} of the steps, first at step {x[places[0]]:g}; a gap in the line"
             )
     return notes

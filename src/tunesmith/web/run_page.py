@@ -71,10 +71,8 @@ class RunPage:
         """The page."""
         with self.feed.look() as (life, position):
             parts = {part: self._part(part, life) for part in PARTS}
-            is_running = self._standing(life) == "running"
-        return pages.fill(
-            "run.html.j2", name=self.name, parts=parts, position=position, is_running=is_running, has_chat=self.has_chat
-        )
+            word = self._standing(life)
+        return pages.fill("run.html.j2", name=self.name, parts=parts, position=position, word=word, has_chat=self.has_chat)
 
     def parts(self, names: list[str]) -> str:
         """Some parts, one after another; names that are none are passed over."""

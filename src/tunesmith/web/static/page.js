@@ -89,6 +89,11 @@
       source.addEventListener(kind, (event) => {
         if (event.lastEventId) last = event.lastEventId;
         say(link, "live");
+        if (kind === "state") {
+          const state = JSON.parse(event.data).state;
+          if (state === main.dataset.state) return; // it stands as the page says
+          main.dataset.state = state;
+        }
         mark(kind);
       });
     }
