@@ -36,15 +36,13 @@ class Site:
     def start(self):
         listener = socket.create_server(("127.0.0.1", self.port))
         self.port = listener.getsockname()[1]
-        config = uvicorn.Config(
-            application(self.folder, pace=PACE), log_config=None, lifespan="off", timeout_graceful_shutdown=1
-        )
-        self.server = uvicorn.Server(config)
+        app = application(self.folder, pace=PACE, is_closing=lambda: self.server.should_exit)
+        self.server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=3))
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]}, daemon=True)
         self.thread.start()
 
     def stop(self):
-        self.server.should_exit = self.server.force_exit = True
+        self.server.should_exit = True
         self.thread.join(20)
 
     @property
@@ -82,12 +80,16 @@ def page(browser, site, request):
 
 
 def _shows(page, text, timeout=SOON):
-    page.wait_for_function("text => document.querySelector('main').innerText.includes(text)", arg=text, timeout=timeout)
+    sync_api.expect(page.locator("main")).to_contain_text(text, timeout=timeout)
 
 
-def _steps(page):
-    """Numbers of the steps in the table of figures."""
-    return [int(text) for text in page.locator("#steps tbody th").all_text_contents()]
+def _is_live(page):
+    sync_api.expect(page.locator("#link")).to_have_text("live", timeout=10_000)
+
+
+def _has_steps(page, *steps):
+    """The table of figures has these steps."""
+    sync_api.expect(page.locator("#steps tbody th")).to_have_text([str(step) for step in steps], timeout=SOON)
 
 
 def test_what_is_appended_is_seen_soon_and_a_reloaded_page_has_all_of_it(page, site, tmp_path):
@@ -96,13 +98,14 @@ def test_what_is_appended_is_seen_soon_and_a_reloaded_page_has_all_of_it(page, s
         train(run, 3)
         page.goto(f"{site.url}/runs/toy")
         _shows(page, "running: train", 10_000)
-        page.wait_for_function("document.getElementById('link').textContent === 'live'", timeout=10_000)
+        _is_live(page)
         page.locator("#steps summary").click()
         write_events(run, StageStart(stage="train"), *(step(number + 1) for number in range(5)))
         _shows(page, "step 5")
-        assert _steps(page) == [1, 2, 3, 4, 5] and page.locator("#steps[open]").count() == 1  # it stayed open
+        _has_steps(page, 1, 2, 3, 4, 5)
+        assert page.locator("#steps[open]").count() == 1  # it stayed open
         page.reload()
-        assert _steps(page) == [1, 2, 3, 4, 5]
+        _has_steps(page, 1, 2, 3, 4, 5)
         write_events(run, StageEnd(stage="train", outcome="failed", seconds=1.0, error="no room"))
         write_events(run, StageStart(stage="train"), step(1), Progress(stage="train", title="a bar", done=2, total=8))
         _shows(page, "a bar")
@@ -113,15 +116,16 @@ def test_a_server_that_comes_back_goes_on_where_it_was_without_doubles(page, sit
     run = make_run(tmp_path)
     train(run, 2)
     page.goto(f"{site.url}/runs/toy")
-    page.wait_for_function("document.getElementById('link').textContent === 'live'", timeout=10_000)
+    _is_live(page)
     site.stop()
-    page.wait_for_function("document.getElementById('link').textContent.includes('lost')", timeout=10_000)
+    sync_api.expect(page.locator("#link")).to_contain_text("lost", timeout=10_000)
     write_events(run, step(3), step(4))
     warn(run, "said once")
     site.start()
     _shows(page, "said once", 10_000)
+    _has_steps(page, 1, 2, 3, 4)
     page.wait_for_timeout(500)
-    assert _steps(page) == [1, 2, 3, 4] and page.locator("#warnings li").count() == 1
+    assert page.locator("#warnings li").count() == 1
 
 
 def test_a_run_that_dies_is_said_to_be_dead_and_a_file_made_anew_is_shown_anew(page, site, tmp_path):
@@ -136,7 +140,7 @@ def test_a_run_that_dies_is_said_to_be_dead_and_a_file_made_anew_is_shown_anew(p
     run.events_file.unlink()
     train(run, 2)
     _shows(page, "step 2")
-    assert _steps(page) == [1, 2]
+    _has_steps(page, 1, 2)
 
 
 def test_texts_of_a_run_stay_texts(page, site, tmp_path):
@@ -144,7 +148,7 @@ def test_texts_of_a_run_stay_texts(page, site, tmp_path):
     answer(run, "instruction", [1.0, 0.0], HOSTILE)
     answer(run, "tuned", [0.0, 1.0], HOSTILE)
     page.goto(f"{site.url}/runs/toy")
-    page.wait_for_function("document.getElementById('link').textContent === 'live'", timeout=10_000)
+    _is_live(page)
     warn(run, HOSTILE)  # it comes by the stream and by a part that is fetched
     _shows(page, "<script>alert(1)</script><img src=x onerror=alert(2)>\\u202e&amp;")
     page.goto(f"{site.url}/runs/toy/answers")

@@ -55,10 +55,12 @@ class Site:
 
     Args:
         talk: the chat page; None: there is none.
+        pace: of the streams.
+        is_closing: whether the server ends, and the streams with it.
     """
 
-    def __init__(self, shelf: Shelf, talk: Talk | None = None, pace: Pace | None = None):
-        self._shelf, self._talk, self._pace = shelf, talk, pace or Pace()
+    def __init__(self, shelf: Shelf, talk: Talk | None, pace: Pace, is_closing: Callable[[], bool]):
+        self._shelf, self._talk, self._pace, self._is_closing = shelf, talk, pace, is_closing
         self._pages: dict[str, RunPage] = {}
         self._listeners = 0
 
@@ -134,11 +136,19 @@ class Site:
     async def run_stream(self, request: Request) -> Response:
         """What happens in a run."""
         position = request.headers.get("last-event-id") or request.query_params.get("from", "")
-        return self._listen(run_stream(self._feed(request), position, self._pace, request.is_disconnected))
+        return self._listen(run_stream(self._feed(request), position, self._pace, self._until(request)))
 
     async def list_stream(self, request: Request) -> Response:
         """When the list changes."""
-        return self._listen(list_stream(self._shelf, self._pace, request.is_disconnected))
+        return self._listen(list_stream(self._shelf, self._pace, self._until(request)))
+
+    def _until(self, request: Request) -> Callable[[], Awaitable[bool]]:
+        """Whether nobody listens to a stream any more."""
+
+        async def is_gone() -> bool:
+            return self._is_closing() or await request.is_disconnected()
+
+        return is_gone
 
     def _listen(self, messages: AsyncIterator[str]) -> Response:
         if self._listeners >= LISTENERS:
@@ -172,7 +182,13 @@ class Site:
 
 
 def application(
-    folder: Path, *, key: str | None = None, serve: str | None = None, serve_key: str | None = None, pace: Pace | None = None
+    folder: Path,
+    *,
+    key: str | None = None,
+    serve: str | None = None,
+    serve_key: str | None = None,
+    pace: Pace | None = None,
+    is_closing: Callable[[], bool] = lambda: False,
 ) -> Guard:
     """The pages of a folder as an application.
 
@@ -182,6 +198,7 @@ def application(
         serve: address of a running ``tunesmith serve`` (up to ``/v1``), for the chat page; None for none.
         serve_key: that it asks for.
         pace: of the streams.
+        is_closing: whether the server ends.
 
     Raises:
         RunError: no such folder, or an address that is none.
@@ -193,7 +210,7 @@ def application(
         TunesmithError: _ours,
         Exception: _fault,
     }
-    routes = Site(Shelf(folder), talk, pace).routes()
+    routes = Site(Shelf(folder), talk, pace or Pace(), is_closing).routes()
     return Guard(Starlette(routes=routes, exception_handlers=handlers), key)
 
 

@@ -2,7 +2,6 @@
 
 import errno
 import ipaddress
-import logging
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +11,8 @@ import uvicorn
 from tunesmith.errors import RunError
 from tunesmith.web.application import application
 
-logger = logging.getLogger(__name__)
-
 LOOPBACK, PORT = "127.0.0.1", 8765
-LAST_WORDS = 1  # seconds that open streams have when the server ends
+LAST_WORDS = 3  # seconds that answers have when the server ends
 
 
 def show(
@@ -47,16 +44,26 @@ def show(
             f"{host}: is seen from other machines, and no key is asked for",
             "name a variable that holds one with --key-env; or stay on 127.0.0.1 and use a tunnel: ssh -L 8765:127.0.0.1:8765",
         )
-    app = application(folder, key=key, serve=serve, serve_key=serve_key)
+
+    def is_closing() -> bool:
+        return server.should_exit
+
+    app = application(folder, key=key, serve=serve, serve_key=serve_key, is_closing=is_closing)
     listener = _listener(host, port)
     shown = f"[{host}]" if ":" in host else host
     tell(f"http://{shown}:{listener.getsockname()[1]}/")
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=LAST_WORDS, lifespan="off"
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=LAST_WORDS,
+        lifespan="off",
     )
-    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it counts the streams that it cuts off as errors
+    server = uvicorn.Server(config)
     with listener:
-        uvicorn.Server(config).run(sockets=[listener])
+        server.run(sockets=[listener])
 
 
 def _is_loopback(host: str) -> bool:
