@@ -29,14 +29,14 @@ sync_api = pytest.importorskip("playwright.sync_api")
 class Site:
     """The pages of a folder, served; may be stopped and started again at the same address."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.port, self.server = folder, 0, None
+    def __init__(self, folder: Path, key: str | None = None):
+        self.folder, self.key, self.port = folder, key, 0
         self.start()
 
     def start(self):
         listener = socket.create_server(("127.0.0.1", self.port))
         self.port = listener.getsockname()[1]
-        app = application(self.folder, pace=PACE, is_closing=lambda: self.server.should_exit)
+        app = application(self.folder, key=self.key, pace=PACE, is_closing=lambda: self.server.should_exit)
         self.server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=3))
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]}, daemon=True)
         self.thread.start()
@@ -189,6 +189,20 @@ def test_by_keyboard_and_without_script(browser, site, tmp_path):
     page.get_by_role("link", name="Answers", exact=True).click()
     assert "only tuned 1" in page.inner_text("main") and "question 1" in page.inner_text("main")
     context.close()
+
+
+def test_a_form_of_ours_is_let_in_and_the_stream_with_it(browser, tmp_path):
+    train(make_run(tmp_path), 1)
+    site = Site(tmp_path, key="a key")
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(site.url)
+    page.get_by_label("key").fill("a key")
+    page.get_by_role("button", name="Enter").click()
+    page.get_by_role("link", name="toy").click()
+    _is_live(page)
+    context.close()
+    site.stop()
 
 
 def test_what_is_read_aloud_is_what_it_was(browser, site, tmp_path):

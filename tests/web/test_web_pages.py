@@ -46,7 +46,7 @@ class _Strict(HTMLParser):
         if (tag == "script" and given.get("src") != "/static/page.js") or tag in ("style", "img", "iframe", "object"):
             self.offences.append(f"{tag} {given}")
         for name in ("href", "src", "action"):
-            if not given.get(name, "/").startswith(("/", "#")):
+            if not (given.get(name) or "/").startswith(("/", "#")):
                 self.offences.append(f"{tag} {name} {given[name]}")
 
     def handle_startendtag(self, tag, attrs):

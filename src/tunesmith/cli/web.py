@@ -45,8 +45,12 @@ def web(
         key=_key(key_env, "--key-env"),
         serve=serve,
         serve_key=_key(serve_key_env, "--serve-key-env"),
-        tell=lambda address: print(address, flush=True),
+        tell=_print,
     )
+
+
+def _print(address: str) -> None:
+    print(address, flush=True)
 
 
 def _key(name: str | None, option: str) -> str | None:

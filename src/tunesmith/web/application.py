@@ -28,7 +28,7 @@ from starlette.staticfiles import StaticFiles
 
 from tunesmith.errors import MissingPackage, TunesmithError
 from tunesmith.web import pages
-from tunesmith.web.answers import ROWS, SHOWS, answers_of
+from tunesmith.web.answers import ROWS, SHOWS, Show, answers_of
 from tunesmith.web.compare import compare
 from tunesmith.web.life import Feed
 from tunesmith.web.run_page import RunPage
@@ -104,7 +104,8 @@ class Site:
         """Rows of a run with two arms' answers."""
         query, feed = request.query_params, self._feed(request)
         asked, first = query.get("show", SHOWS[0]), query.get("first", "0")
-        show = {str(kind): kind for kind in SHOWS}.get(asked, SHOWS[0])
+        kinds: dict[str, Show] = {kind: kind for kind in SHOWS}
+        show = kinds.get(asked, SHOWS[0])
         place = int(first) if first.isascii() and first.isdigit() and len(first) < 10 else 0
         found = answers_of(feed.run, show, place, query.get("ours"), query.get("theirs"))
         return HTMLResponse(

@@ -1,6 +1,7 @@
 """The templates of the pages, and how they are filled: other people's text is escaped, and what cannot be seen written out."""
 
 import functools
+import json
 from urllib.parse import quote
 
 from jinja2 import Environment
@@ -17,6 +18,7 @@ def _environment() -> Environment:
     made = environment("web/templates")
     made.filters["duration"] = duration
     made.filters["part_of_url"] = lambda name: quote(str(name), safe="")
+    made.filters["quoted"] = functools.partial(json.dumps, ensure_ascii=False)
     made.filters["ours"] = Markup  # what this program has filled in already
     made.globals.update(meaning=MEANING, version=__version__)
     return made
