@@ -52,7 +52,8 @@ def test_names_of_this_machine_alone(host, is_ours):
     assert is_loopback(host) is is_ours
 
 
-def test_a_key_comes_by_the_form_and_stays_as_a_cookie_that_is_not_the_key(tmp_path):
+def test_a_key_comes_by_the_form_and_stays_as_a_cookie_that_is_not_the_key(tmp_path, monkeypatch):
+    monkeypatch.setattr("tunesmith.web.security.PAUSE", 0.0)
     make_run(tmp_path)
     client = _client(tmp_path, "box.example:8765", key="a key")
     ours = {"origin": "http://box.example:8765"}

@@ -12,6 +12,7 @@ from pathlib import Path
 from tunesmith.errors import RunError
 from tunesmith.pipeline import runs as runs_verb
 from tunesmith.rundir import RunDir
+from tunesmith.rundir.lock import writer_of
 from tunesmith.rundir.records.runs import RunEntry, Runs
 from tunesmith.web.life import Feed, Standing
 
@@ -38,6 +39,7 @@ class Shelf:
         self._feeds: dict[str, Feed] = {}
         self._lock, self._comparing = threading.Lock(), threading.Lock()
         self._compared: tuple[State, Runs] | None = None
+        self._standings: dict[str, tuple[object, Standing]] = {}
 
     @property
     def is_one_run(self) -> bool:
@@ -69,8 +71,15 @@ class Shelf:
             return feed
 
     def standings(self) -> dict[str, Standing]:
-        """How each run stands, in a word."""
-        return {name: self.feed(name).standing() for name in self.directories()}
+        """How each run stands, in a word; the events of one are read again only where something of it changed."""
+        words: dict[str, Standing] = {}
+        for name, directory in self.directories().items():
+            files = (directory / "events.jsonl", directory / "evaluation" / "verdict.json")
+            state = (writer_of(directory) is None, *(_state(file) for file in files))
+            known = self._standings.get(name)
+            words[name] = known[1] if known is not None and known[0] == state else self.feed(name).standing()
+            self._standings[name] = (state, words[name])
+        return words
 
     def compared(self, against: str = runs_verb.PREVIOUS) -> Runs:
         """What the verb ``runs`` says of the folder; nothing where no run can be read.

@@ -12,6 +12,7 @@ texts of data and models are escaped, and would do nothing if they were not.
 Refused: a key in the address (it stays in histories and logs); TLS (a tunnel or a proxy does it better).
 """
 
+import asyncio
 import hashlib
 import hmac
 import ipaddress
@@ -29,6 +30,7 @@ from tunesmith.web import pages
 COOKIE, ENTER = "tunesmith-web", "/enter"
 OPEN = ("/static/",)  # paths that need no key: the form has a style too
 LARGEST_FORM = 10_000  # bytes
+PAUSE = 0.5  # seconds after a wrong key, for those who try them all
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -89,6 +91,7 @@ class Guard:
         if request.url.path == ENTER and request.method == "POST":
             given = parse_qs((await _body(request)).decode("utf-8", "replace")).get("key", [""])[0]
             if not _same(given, key):
+                await asyncio.sleep(PAUSE)
                 return HTMLResponse(pages.fill("enter.html.j2", is_wrong=True), 403)
             answer = RedirectResponse("/", 303)
             answer.set_cookie(COOKIE, token, httponly=True, samesite="strict", secure=request.url.scheme == "https")
