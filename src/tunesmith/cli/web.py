@@ -1,5 +1,6 @@
 """The command that shows runs in a browser."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -32,13 +33,7 @@ def web(
     ] = None,
 ) -> None:
     """Watch runs and read them in a browser: progress, curves, arms, answers, verdict. Writes nothing; Ctrl-C ends it."""
-    try:
-        show = _server.show
-    except ModuleNotFoundError as error:
-        if error.name not in PACKAGES:
-            raise
-        raise MissingPackage(f"web needs {error.name}", "run: pip install 'tunesmith[web]'") from error
-    show(
+    _show()(
         folder,
         host=host,
         port=port,
@@ -47,6 +42,20 @@ def web(
         serve_key=_key(serve_key_env, "--serve-key-env"),
         tell=_print,
     )
+
+
+def _show() -> Callable[..., None]:
+    """What shows them.
+
+    Raises:
+        MissingPackage: the extra is not installed.
+    """
+    try:
+        return _server.show
+    except ModuleNotFoundError as error:
+        if error.name not in PACKAGES:
+            raise
+        raise MissingPackage(f"web needs {error.name}", "run: pip install 'tunesmith[web]'") from error
 
 
 def _print(address: str) -> None:
