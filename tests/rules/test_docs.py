@@ -105,6 +105,7 @@ def test_every_documented_command_runs(
     (tmp_path / "answers.csv").write_text("question,answer\na red car,red\n")
     (tmp_path / "old.jsonl").write_text((tiny_run.path.parent / "rows.jsonl").read_text())
     monkeypatch.setenv("OLD_KEY", "a key")
+    monkeypatch.setattr("uvicorn.Server.run", lambda server, sockets=None: None)  # the address is said, and that is all
     (tmp_path / "axolotl.yaml").write_text(_blocks(IMPORT, "yaml")[0])
     (tmp_path / "trained_on.jsonl").write_text("".join(json.dumps(row) + "\n" for row in toy_rows()[:9]))
     monkeypatch.chdir(tmp_path)

@@ -8,7 +8,6 @@ What has a name that somebody gave (arms, endpoints, probes) is drawn in HTML, w
 numbers alone are drawn by matplotlib (``figures.py``).
 """
 
-import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -17,13 +16,15 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from tunesmith.report.figures import curve_figure, loss_figure
+from tunesmith.report.meaning import MEANING
+from tunesmith.report.shown import clipped, pretty
 from tunesmith.report.template import render
 from tunesmith.rundir import RunDir, read_json, write_text
 from tunesmith.rundir.records import FileRecord
 from tunesmith.rundir.records.answers import Output
 from tunesmith.rundir.records.brought import Brought
 from tunesmith.rundir.records.check import DataReport
-from tunesmith.rundir.records.evaluation import Decision, Verdict
+from tunesmith.rundir.records.evaluation import Verdict
 from tunesmith.rundir.records.evidence import Curve
 from tunesmith.rundir.records.export import Export, Merge
 from tunesmith.rundir.records.parity import Divergence, Parity
@@ -31,19 +32,6 @@ from tunesmith.rundir.records.training import Training
 from tunesmith.tracking import read_metrics
 
 SHOWN, COLLAPSED_ROWS = 3, 17  # rows of a kind in the open, and behind a click; all of them are in outputs.jsonl
-LONGEST = 2000  # characters of a text on the page
-MEANING: dict[Decision, str] = {
-    "deploy": "The tuned model is better than every prompt that came near to it; how sure its worth is stands below.",
-    "prompting is enough": "Tuning helps, but by less than you said would be worth it. Keep the prompt.",
-    "not better": "Tuning gained nothing over the best prompt. Keep the prompt.",
-    "too little data to tell": "The test part is too small to decide. Collect more rows before you trust either.",
-    "not the model that was trained": "The exported file is not what was trained, so its answers say nothing of the training.",
-    "not calibrated": "Nobody knows whether this judge judges as people do. Nothing is decided.",
-    "not good enough": "Neither the tuned model nor a prompt reaches the score that you called good enough. Use neither yet.",
-    "as good and cheaper": "The tuned model is about as good as the best prompt, and its calls pay for its training in time.",
-    "may replace it": "The tuned model does as well as the one it is to replace. That no prompt would do is not shown.",
-    "regression": "Tuning cost the model general skill. Fix that before you deploy it, whatever it gained.",
-}
 
 F = TypeVar("F", bound=FileRecord)
 
@@ -153,10 +141,10 @@ def _parity(run: RunDir) -> Parity | None:
 def _clipped_texts(divergence: Divergence) -> Divergence:
     return replace(
         divergence,
-        question=_clipped(divergence.question),
-        so_far=_clipped(divergence.so_far),
-        reference=_clipped(divergence.reference),
-        form=_clipped(divergence.form),
+        question=clipped(divergence.question),
+        so_far=clipped(divergence.so_far),
+        reference=clipped(divergence.reference),
+        form=clipped(divergence.form),
     )
 
 
@@ -217,25 +205,12 @@ def _example(outputs: dict[str, list[Output]], index: int, candidate: str, best:
 
     def reply(arm: str) -> Reply:
         output = outputs[arm][index]
-        return Reply(arm=arm, text=_pretty(output.output), score=output.score, finished=output.finished)
+        return Reply(arm=arm, text=pretty(output.output), score=output.score, finished=output.finished)
 
     return Example(
         id=row.id,
-        question=_clipped(row.prompt[-1]["content"]),
-        reference=_pretty(row.reference),
+        question=clipped(row.prompt[-1]["content"]),
+        reference=pretty(row.reference),
         answers=[reply(arm) for arm in compared],
         others=[reply(arm) for arm in outputs if arm not in compared],
     )
-
-
-def _pretty(text: str) -> str:
-    """JSON with a line a field, so that two answers can be compared by eye; other text as it is. Clipped."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return _clipped(text)
-    return _clipped(json.dumps(value, indent=1, ensure_ascii=False) if isinstance(value, dict | list) else text)
-
-
-def _clipped(text: str) -> str:
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]} [... and {len(text) - LONGEST:,} characters more]"

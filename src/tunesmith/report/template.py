@@ -23,16 +23,21 @@ def _visible(value: Any) -> Any:
 
 def render(template: str, **values: Any) -> str:
     """The page of a template of this folder. A value that the template names and ``values`` lacks is an error."""
-    environment = Environment(
-        loader=PackageLoader("tunesmith", "report"),
+    return environment("report").get_template(template).render(**values)
+
+
+def environment(folder: str) -> Environment:
+    """What fills the templates of a folder of the package, so that other people's text does no harm."""
+    made = Environment(
+        loader=PackageLoader("tunesmith", folder),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=_visible,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["points"] = points
-    environment.filters["percent"] = percent
-    environment.globals["points_between"] = points_between
-    environment.filters["grouped"] = lambda value: f"{value:,}"
-    return environment.get_template(template).render(**values)
+    made.filters["points"] = points
+    made.filters["percent"] = percent
+    made.globals["points_between"] = points_between
+    made.filters["grouped"] = lambda value: f"{value:,}"
+    return made

@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from tunesmith.errors import RunError
 from tunesmith.rundir.atomic import cut_torn_line
@@ -58,13 +59,68 @@ def _append(descriptor: int, event: Event) -> None:
             raise
 
 
+class LineReader:
+    """Reads whole lines of a file that is being appended to, bit by bit, and notices that it is another file.
+
+    Attributes:
+        offset: bytes read so far; the end of a line.
+        file: which file they were read of, as device and inode; None before there was one.
+    """
+
+    def __init__(self, path: Path, offset: int = 0, file: tuple[int, int] | None = None):
+        self.path, self.offset, self.file = path, offset, file
+
+    def new(self, most: int = -1) -> tuple[bool, list[bytes]]:
+        """Lines that came since the last call; one that has no end yet waits for the next one.
+
+        Another file of the name, one shorter than what was read, or one with no line's end there is read from its start.
+
+        Args:
+            most: bytes to read at about; -1 for all.
+
+        Returns:
+            Whether the file is read from its start again, and the lines without their ends.
+        """
+        try:
+            with self.path.open("rb") as file:
+                is_anew = self._find_place(file)
+                file.seek(self.offset)
+                block = file.read(most)
+                while most > 0 and b"\n" not in block and (more := file.read(most)):  # a line that is longer than that
+                    block += more
+        except FileNotFoundError:
+            return False, []
+        whole, newline, _ = block.rpartition(b"\n")
+        self.offset += len(whole) + len(newline)
+        return is_anew, whole.split(b"\n") if newline else []
+
+    def skip(self) -> None:
+        """Pass over all whole lines that are there."""
+        while self.new(1 << 20)[1]:
+            pass
+
+    def _find_place(self, file: BinaryIO) -> bool:
+        """Whether what was read is of another file, or of one that was cut: it is read from its start then."""
+        status = os.fstat(file.fileno())
+        identity = (status.st_dev, status.st_ino)
+        is_same = identity == self.file and status.st_size >= self.offset
+        if is_same and self.offset:
+            file.seek(self.offset - 1)
+            is_same = file.read(1) == b"\n"
+        is_anew = not is_same and self.file is not None
+        if not is_same:
+            self.offset = 0
+        self.file = identity
+        return is_anew
+
+
 class EventReader:
     """Reads a file that is being written, bit by bit."""
 
     def __init__(self, path: Path):
         self.path = path
-        self._file = (0, 0)  # device and inode
-        self._offset, self._line = 0, 0
+        self._lines = LineReader(path)
+        self._line = 0
 
     def new(self) -> list[Event]:
         """Events that came since the last call; a line that has no end yet waits for the next one.
@@ -74,20 +130,13 @@ class EventReader:
         Raises:
             RunError: a line is no event.
         """
-        try:
-            with self.path.open("rb") as file:
-                status = os.fstat(file.fileno())
-                if (status.st_dev, status.st_ino) != self._file or status.st_size < self._offset:
-                    self._file, self._offset, self._line = (status.st_dev, status.st_ino), 0, 0
-                file.seek(self._offset)
-                whole, newline, _ = file.read().rpartition(b"\n")
-        except FileNotFoundError:
-            return []
+        is_anew, lines = self._lines.new()
+        if is_anew:
+            self._line = 0
         events: list[Event] = []
-        for line in whole.split(b"\n") if newline else []:
+        for line in lines:
             self._line += 1
             events.append(parse_event(line, f"{self.path}, line {self._line}"))
-        self._offset += len(whole) + len(newline)
         return events
 
 

@@ -2,11 +2,15 @@
 
 ``flock`` on ``.lock``, whose content says who holds it, for the message of whoever comes second. Refused: a file that is there
 or not (a killed process leaves it behind for ever); a queue (the second one is a mistake that should be told at once).
+
+Who only asks holds the lock for some microseconds, so a writer that finds it held looks a few times more before it believes it:
+however often a page or ``status`` asks, no run fails by it.
 """
 
 import datetime
 import fcntl
 import os
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +18,7 @@ from pathlib import Path
 from tunesmith.errors import RunError
 
 LOCK = ".lock"
+LOOKS, PAUSE = 5, 0.02  # of a writer at a lock that is held, and seconds between two
 
 
 @contextmanager
@@ -32,13 +37,11 @@ def writing(directory: Path) -> Generator[None, None, None]:
             f"{directory}: cannot be written: {error.strerror}", "whose is it? or write elsewhere with --out"
         ) from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _taken(descriptor):
             raise RunError(
                 f"{directory}: is being written by {os.pread(descriptor, 200, 0).decode() or 'another process'}",
                 "wait for it, or write elsewhere with --out",
-            ) from None
+            )
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} since {now}".encode(), 0)
@@ -46,6 +49,17 @@ def writing(directory: Path) -> Generator[None, None, None]:
         os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
+
+
+def _taken(descriptor: int) -> bool:
+    for look in range(LOOKS):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(PAUSE if look < LOOKS - 1 else 0.0)
+        else:
+            return True
+    return False
 
 
 def writer_of(directory: Path) -> str | None:

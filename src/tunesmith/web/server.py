@@ -1,0 +1,86 @@
+"""Open the address, say it, and answer until somebody ends it."""
+
+import errno
+import ipaddress
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import uvicorn
+
+from tunesmith.errors import RunError
+from tunesmith.web.application import application
+
+LOOPBACK, PORT = "127.0.0.1", 8765
+LAST_WORDS = 3  # seconds that answers have when the server ends
+
+
+def show(
+    folder: Path,
+    *,
+    host: str = LOOPBACK,
+    port: int = PORT,
+    key: str | None = None,
+    serve: str | None = None,
+    serve_key: str | None = None,
+    tell: Callable[[str], None] = print,
+) -> None:
+    """Show the runs of a folder until interrupted.
+
+    Args:
+        folder: that holds run directories, or is one.
+        host: address to listen at.
+        port: 0 for one that is free.
+        key: that is asked for.
+        serve, serve_key: as of ``application``.
+        tell: is told the address, once it answers.
+
+    Raises:
+        RunError: no such folder, an address that cannot be had, or another than loopback without a key.
+        MissingPackage: a chat page without the extra train.
+    """
+    if key is None and not _is_loopback(host):
+        raise RunError(
+            f"{host}: is seen from other machines, and no key is asked for",
+            "name a variable that holds one with --key-env; or stay on 127.0.0.1 and use a tunnel: ssh -L 8765:127.0.0.1:8765",
+        )
+
+    def is_closing() -> bool:
+        return server.should_exit
+
+    app = application(folder, key=key, serve=serve, serve_key=serve_key, is_closing=is_closing)
+    listener = _listener(host, port)
+    shown = f"[{host}]" if ":" in host else host
+    tell(f"http://{shown}:{listener.getsockname()[1]}/")
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=LAST_WORDS,
+        lifespan="off",
+    )
+    server = uvicorn.Server(config)
+    with listener:
+        server.run(sockets=[listener])
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    """A socket that listens."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family)
+    except socket.gaierror as error:
+        raise RunError(f"{host}: is no address of this machine: {error.strerror}", "leave --host out: 127.0.0.1") from error
+    except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
+        hint = "take another with --port, or --port 0 for one that is free" if taken else "leave --host out: 127.0.0.1"
+        raise RunError(f"{host}, port {port}: {error.strerror}", hint) from error
