@@ -40,9 +40,9 @@ class GridBase(nn.Linear):
         self.register_parameter("bias", linear.bias)
         self.like = like
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Shape (..., I) to (..., O), in the dtype of x."""
-        return nn.functional.linear(x, dequantize_blocks(self.like, x.dtype), self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        """Shape (..., I) to (..., O), in the dtype of the input."""
+        return nn.functional.linear(input, dequantize_blocks(self.like, input.dtype), self.bias)
 
 
 class GridLinear(LoRALinear):

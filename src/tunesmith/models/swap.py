@@ -131,8 +131,10 @@ def add_lora(model: PreTrainedModel, lora: Lora, seed: int, own: Callable[[str],
     for name in target_names(model, lora.target_modules):
         base = model.get_submodule(name)
         if isinstance(base, nn.Linear | QuantizedLinear):
-            kind, here = GridLinear if isinstance(base, GridBase) else plain, lora if own is None else own(name)
-            layers[name] = linear = kind(base, here.r, here.scale, lora.dropout, generator).train(base.training)
+            here = lora if own is None else own(name)
+            drawn = (here.r, here.scale, lora.dropout, generator)
+            linear = GridLinear(base, *drawn) if isinstance(base, GridBase) else plain(base, *drawn)
+            layers[name] = linear.train(base.training)
             put_module(model, name, linear)
             continue
         if lora.use_dora:
