@@ -60,10 +60,11 @@ def test_runs_are_compared_and_what_is_none_is_named(folder, tiny_run, tmp_path)
     (first, *_) = csv.DictReader(io.StringIO(as_csv(in_order(found, "name"))))
     assert first["run"] == "again" and float(first["tuned score"]) == verdict.arm("tuned").score
     assert [entry.name for entry in in_order(found, "gain").runs][-1] == "failed"
-    replace(verdict, arms=verdict.arms[:-1]).write(RunDir(folder / "again").verdict_file)  # runs need not have the same arms
+    fewer = tuple(arm for arm in verdict.arms if arm.name in (verdict.candidate, verdict.best_prompt))
+    replace(verdict, arms=fewer).write(RunDir(folder / "again").verdict_file)  # runs need not have the same arms
     write_runs_page(compare(folder, "first"), tmp_path / "runs.html")
     page = (tmp_path / "runs.html").read_text()
-    assert "lora.alpha 8 -&gt; 3" in page and "<b>notes" not in page and "no room" in page
+    assert "lora.alpha 8 -&gt; 3" in page and "<b>notes" not in page and "no room" in page and len(fewer) < len(verdict.arms)
 
 
 @pytest.mark.parametrize(

@@ -255,11 +255,12 @@ def _sources(
 
 def _other_form(run: RunDir, recipe: Recipe, form: PushForm) -> str:
     """What to do where a form was not made: a run whose tuned model was brought makes what its one candidate allows."""
-    if not recipe.tuned:
+    candidates = list(recipe.tuned)
+    if not candidates:
         return f"run: tunesmith {MADE_BY[form]} {run.path}"
-    if len(recipe.tuned) > 1:
-        return f"gate one of them alone, and push that run: {', '.join(one.label for one in recipe.tuned)}"
-    kind = recipe.tuned[0].kind
+    if len(candidates) > 1:
+        return f"gate one of them alone, and push that run: {', '.join(one.label for one in candidates)}"
+    kind = candidates[0].kind
     if (kind, form) in (("adapter", "merged"), ("adapter", "gguf"), ("merged", "gguf")):
         return f"run: tunesmith export {run.path}"
     other = {"adapter": "adapter", "merged": "gguf", "gguf": "", "endpoint": ""}[kind]
