@@ -18,10 +18,13 @@ from transformers import (
 
 from shared import train_settings
 from tunesmith.memory.dials import Dials, dials_of
+from tunesmith.memory.disk import adapter_file_bytes, checkpoint_bytes
 from tunesmith.memory.estimate import estimate
+from tunesmith.memory.plan import rounding, settings
 from tunesmith.memory.room import training_hours
 from tunesmith.memory.shape import Shape, shape_of
 from tunesmith.recipe import Lora
+from tunesmith.recipe.tables import BOTH
 
 SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 300}
 SMALL |= {"num_key_value_heads": 2}
@@ -115,6 +118,22 @@ def test_a_tile_that_is_left_to_the_width_is_the_one_that_training_takes():
     assert estimate(LARGE, auto).peak == estimate(LARGE, replace(auto, mlp_tile=4096)).peak
     assert estimate(LARGE, auto).peak < estimate(LARGE, replace(auto, mlp_tile=0)).peak
     assert estimate(LARGE, replace(auto, plain=False)).peak == estimate(LARGE, replace(auto, mlp_tile=0)).peak
+
+
+@pytest.mark.parametrize(("tied", "named", "tables"), [(True, ["lm_head"], 1), (False, ["lm_head"], 1), (False, BOTH, 2)])
+def test_whole_tables_are_trained_weights_and_stay_where_they_are(tied, named, tables):
+    shape, train = replace(LARGE, tied=tied), train_settings()
+    without, trained = (dials_of("nf4", "bf16", Lora(modules_to_save=names), train) for names in ((), named))
+    before, after = estimate(shape, without), estimate(shape, trained)
+    weights = tables * shape.hidden * shape.vocab
+    assert after.resident["trained tables"] == 4 * weights
+    assert after.resident["optimizer"] - before.resident["optimizer"] == 8 * weights
+    assert after.peak - before.peak > 16 * weights - 2**28  # and a gradient, at a moment that was not the largest
+    assert adapter_file_bytes(shape, trained) - adapter_file_bytes(shape, without) == 4 * weights * (2 if tied else 1)
+    assert checkpoint_bytes(shape, trained) - checkpoint_bytes(shape, without) == 12 * weights
+    frozen = not tied and named == ["lm_head"]
+    assert {dials.embedding_on for dials in settings(shape, trained)} == ({"device", "host"} if frozen else {"device"})
+    assert all(dials.head == "compute" for dials in rounding(trained))
 
 
 @pytest.mark.parametrize(("tied", "tables"), [(True, 1), (False, 2)])

@@ -25,6 +25,7 @@ from tunesmith.pipeline.disk import Saving
 from tunesmith.pipeline.stage import Session
 from tunesmith.pipeline.tuned_model import tuned_model
 from tunesmith.recipe import Lora, Recipe
+from tunesmith.recipe.adapter import has_patterns, read_adapter_config
 from tunesmith.rundir import NEXT, RunDir, swap_in
 from tunesmith.rundir.records.data import Rendered
 from tunesmith.rundir.records.export import Export, ExportPlan, Merge
@@ -123,6 +124,7 @@ def job_of(run: RunDir, recipe: Recipe) -> Job:
         base=base.directory,
         renderer=base.renderer,
         lora=None if model.adapter is None else read_lora(model.adapter),
+        ranks_differ=model.adapter is not None and has_patterns(read_adapter_config(model.adapter)),
         staged=run.export / NEXT,
         context=context,
         differs=differences(base.directory, context),

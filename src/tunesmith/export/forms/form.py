@@ -117,6 +117,7 @@ class Job:
     Attributes:
         base: directory of the base model; of a whole tuned model that was brought its own.
         lora: rank and kind of the adapter, as its own configuration says; None of such a model.
+        ranks_differ: some of its layers have a rank or an alpha of their own.
         staged: where the new export is written.
         context: tokens that a served model reserves.
         differs: what llama.cpp computes otherwise than the model, a line each.
@@ -134,6 +135,7 @@ class Job:
     lora: Lora | None
     staged: Path
     context: int
+    ranks_differ: bool = False
     differs: tuple[str, ...] = ()
     train_rows: Callable[[], TokenRows]
     dev_loss: Callable[[PreTrainedModel], float]

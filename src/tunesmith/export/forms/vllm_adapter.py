@@ -148,8 +148,7 @@ def _write(job: Job, step: Operation) -> None:
 
 
 def _commands(job: Job) -> dict[str, Command]:
-    ranks_differ = job.lora is not None and has_patterns(read_adapter_config(job.run.adapter))
-    if job.recipe.chat.new_tokens or ranks_differ or not _is_taken(job.lora):
+    if job.recipe.chat.new_tokens or job.ranks_differ or not _is_taken(job.lora):
         return {}
     is_as_published = job.is_on_hub and job.recipe.max_position_embeddings is None
     base = job.recipe.model if is_as_published else str(job.base)
