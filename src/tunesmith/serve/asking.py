@@ -160,7 +160,10 @@ class Served:
 class Borrowed(Protocol):
     """A model with the engine that answers for it."""
 
-    served: Served
+    @property
+    def served(self) -> Served:
+        """The model."""
+        ...
 
     def answer(self, ask: Ask) -> AsyncGenerator[Piece | End, None]:
         """Pieces, then one ``End``. Closing the iterator early (``aclose``) frees the slot.
