@@ -16,7 +16,6 @@ from tunesmith.serve.api_error import ApiError
 from tunesmith.serve.fields import Fields
 from tunesmith.serve.limits import Limits
 
-
 DROPPED = 16  # times the limit that is read and dropped
 
 

@@ -1,8 +1,8 @@
 """A chat completion as OpenAI writes it, whole or in chunks.
 
 Beside its fields a message has ``reasoning_content`` where the model thought, the name under which other servers give it and
-templates read it. The ids of calls are nine letters and digits, since some templates refuse any other. ``bytes`` of a token are
-those that it stands for, which may be half a character.
+templates read it, and a token of ``logprobs`` has its ``id``. The ids of calls are nine letters and digits, since some
+templates refuse any other. ``bytes`` of a token are those that it stands for, which may be half a character.
 
 Source: openai-python ``types/chat``.
 """
@@ -98,10 +98,6 @@ class ChatReply:
         choice: Object = {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         return self._envelope.of("chat.completion.chunk", [choice], self._more)
 
-    def texts(self) -> list[str]:
-        """What was answered, without what was thought."""
-        return [choice.content for choice in self._choices]
-
     def whole(self) -> Object:
         """See ``Reply``."""
         choices: list[JsonValue] = []
@@ -132,6 +128,7 @@ def _token(token: Token) -> JsonValue:
 
 def _likely(likely: Likely) -> Object:
     return {
+        "id": likely.id,
         "token": likely.text.decode("utf-8", "replace"),
         "bytes": list(likely.text),
         "logprob": max(likely.logprob, UNLIKELY),

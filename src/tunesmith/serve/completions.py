@@ -30,7 +30,7 @@ from tunesmith.serve.telemetry import Telemetry, Visit, visit_of
 SMALL = 32 * 1024  # bytes of a body that is read and rendered where it comes; larger ones would hold up the streams of others
 
 Read = Callable[[Fields, Served, int], Wanted]
-Answered = Callable[[Wanted, Served, Visit], None]
+Answered = Callable[[Fields, Wanted, Served, Visit], None]
 
 
 def json_response(value: object, status: int = 200) -> Response:
@@ -108,7 +108,7 @@ class CompletionRoute:
                     await send_event(send, last)
                     await end_events(send)
                 if self._answered is not None and not visit.error:
-                    self._answered(wanted, borrowed.served, visit)
+                    self._answered(fields, wanted, borrowed.served, visit)
 
     async def _answer(
         self, fields: Fields, size: int, borrowed: Borrowed, visit: Visit, send: Send

@@ -14,7 +14,6 @@ from tunesmith.chat.render import with_system
 from tunesmith.chat.vocabulary import AFTER, START
 from tunesmith.data.conversation import SYSTEM
 from tunesmith.errors import DataError, ModelError
-from tunesmith.messages import Message
 from tunesmith.serve.api_error import ApiError
 from tunesmith.serve.asking import Ask, Served
 from tunesmith.serve.chat_reply import ChatReply
@@ -37,13 +36,11 @@ class Wanted:
         asks: one for each answer.
         generation: what it says of all answers.
         reply: what they are written into.
-        messages: of a chat, as it was rendered; empty elsewhere.
     """
 
     asks: tuple[Ask, ...]
     generation: Generation
     reply: Reply
-    messages: tuple[Message, ...] = ()
 
 
 def chat_request(body: Fields, served: Served, choices: int) -> Wanted:
@@ -85,7 +82,7 @@ def chat_request(body: Fields, served: Served, choices: int) -> Wanted:
     )
     counted = generation.include_usage
     reply = ChatReply(served, generation.n, calling, thinking, logprobs=bool(wants_tokens), counted=counted)
-    return Wanted(asks=asks, generation=generation, reply=reply, messages=tuple(messages))
+    return Wanted(asks=asks, generation=generation, reply=reply)
 
 
 def text_request(body: Fields, served: Served, choices: int) -> Wanted:
