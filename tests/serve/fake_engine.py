@@ -101,18 +101,19 @@ class _Borrowed:
 class Running:
     """A front that runs in a thread, with its address, its house and a client."""
 
-    def __init__(self, models, **keywords):
+    def __init__(self, models, shadow=None, **keywords):
         ready = threading.Event()
         self.models, self.socket = models, socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self.socket.getsockname()[1]}"
         self.url = f"http://{self.address}"
 
         async def serve():
-            self.front = front(models, **keywords)
+            self.front = front(models, answered=None if shadow is None else shadow.answered, **keywords)
             config = uvicorn.Config(self.front.app, http="h11", lifespan="off", log_config=None, access_log=False)
             self.server = uvicorn.Server(config)
-            ready.set()
-            await self.server.serve(sockets=[self.socket])
+            async with contextlib.nullcontext() if shadow is None else shadow.at_work(models, self.front.house):
+                ready.set()
+                await self.server.serve(sockets=[self.socket])
 
         self.thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
         self.thread.start()
