@@ -24,7 +24,6 @@ from typing import Any
 
 import xllamacpp
 
-from tunesmith import hardware
 from tunesmith.engines.llama_cpp_worker import has_gpu
 from tunesmith.serve.llama_cpp_process import Facts, Settings
 
@@ -42,7 +41,7 @@ def serve(settings: Settings) -> Any:
     params.n_ctx = settings.context * settings.slots
     params.n_parallel = settings.slots
     params.kv_unified = False
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = hardware.physical_cores()
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings.threads
     params.fit_params = has_gpu()  # layers into the memory of a GPU; without one there is nothing to fit
     params.cache_ram_mib = 0
     params.cache_idle_slots = False

@@ -35,6 +35,7 @@ class Settings:
         adapters: LoRA GGUF files; their places are the ids of llama.cpp.
         slots: answers at a time.
         context: tokens of each slot.
+        threads: for computing.
         key: without which no request is answered.
     """
 
@@ -42,6 +43,7 @@ class Settings:
     adapters: tuple[str, ...]
     slots: int
     context: int
+    threads: int
     key: str
 
 
@@ -121,7 +123,14 @@ class LlamaCppProcess:
     def __init__(self, files: Files, slots: int, context: int):
         self.key = secrets.token_hex(16)
         model, *adapters = files.names
-        settings = Settings(model=model, adapters=tuple(adapters), slots=slots, context=context, key=self.key)
+        settings = Settings(
+            model=model,
+            adapters=tuple(adapters),
+            slots=slots,
+            context=context,
+            threads=hardware.physical_cores(),
+            key=self.key,
+        )
         with tempfile.TemporaryFile() as log:
             self._child = hardware.Child(
                 [sys.executable, "-m", "tunesmith.serve.llama_cpp_child"],
