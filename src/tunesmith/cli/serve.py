@@ -32,6 +32,9 @@ def serve(
     folder: Annotated[
         Path | None, typer.Option("--runs", metavar="DIR", help="Folder whose runs POST /v1/adapters may add.")
     ] = None,
+    jobs: Annotated[
+        Path | None, typer.Option("--jobs", metavar="DIR", help="Take fine-tuning jobs by the API; they are kept there.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Serve what may not be deployed too, and say so.")] = False,
     cors: Annotated[
         list[str] | None, typer.Option("--cors", metavar="ORIGIN", help="Origin of a web page that may ask, or *.")
@@ -56,6 +59,7 @@ def serve(
             queue=queue,
             cors=cors or (),
             folder=folder,
+            jobs=jobs,
             shadow=shadow,
             shadow_days=shadow_days,
             certificate=tls_cert,

@@ -106,6 +106,8 @@ def front(
         Route("/v1/completions", text, methods=["POST"]),
         *model_routes(models, limits, runs),
     ]
-    refused = [Route(f"{begin}{rest}", elsewhere, methods=METHODS) for begin in ELSEWHERE for rest in ("", "/{rest:path}")]
+    paths = [route.path for route in more if isinstance(route, Route)]
+    absent = [begin for begin in ELSEWHERE if not any(path.startswith(begin) for path in paths)]
+    refused = [Route(f"{begin}{rest}", elsewhere, methods=METHODS) for begin in absent for rest in ("", "/{rest:path}")]
     app = Starlette(routes=[*known, *refused], exception_handlers=dict(HANDLERS))
     return Front(Guard(app, access or Access(), house, telemetry), house)
