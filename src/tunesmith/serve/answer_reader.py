@@ -4,7 +4,7 @@ A client must never see half a mark, so what may be the beginning of one is held
 closing, and, where tools are declared, everything from the first character that a call can begin with. A text without such a
 character streams as it comes. Whether it comes in one piece or in a hundred, the parts are the same.
 
-A call that cannot be read stays in the text, as the model wrote it.
+A call that cannot be read stays in the text, as the model wrote it. A call that was demanded is the whole answer.
 """
 
 import re
@@ -45,6 +45,8 @@ class AnswerReader:
     def feed(self, text: str) -> Part:
         """The next text; what can be shown now."""
         self._waiting += text
+        if self._calling.forced is not None:
+            return Part()
         reasoning = ""
         if self._place == "before":
             self._open()
@@ -54,6 +56,9 @@ class AnswerReader:
 
     def finish(self) -> Part:
         """What is left when the answer has ended."""
+        if self._calling.forced is not None:
+            call = self._calling.forced.call(self._waiting)
+            return Part(calls=() if call is None else (call,))
         reasoning = ""
         if self._place == "thinking":
             reasoning = self._after_thought(self._waiting.rstrip())
