@@ -14,7 +14,7 @@ scales, which apply to requests of every client.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,7 +46,7 @@ class _Placed:
     generation: _Generation
     adapter: int | None
 
-    def answer(self, ask: Ask) -> AsyncIterator[Piece | End]:
+    def answer(self, ask: Ask) -> AsyncGenerator[Piece | End, None]:
         return self.generation.engine.answer(self.adapter, ask, self.served.renderer)
 
 
