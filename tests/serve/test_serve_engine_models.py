@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tunesmith.errors import ExportError, RunError
 from tunesmith.serve.asking import Ask, End, Sampling
 from tunesmith.serve.catalogue import Catalogue, Choices, named
 from tunesmith.serve.generations import Generations
+from tunesmith.serve.watch import Watch
 
 SHORT = Choices(context=512)
 NEVER_ENDS = Sampling(logit_bias={0: -1000.0, 2: -1000.0})
@@ -183,7 +185,6 @@ def test_forms_files_and_names_of_a_run(make, tiny_gguf, tmp_path):
     assert merged.adapter is None and merged.base is None and "merged GGUF, F16 is served" in merged.served.warnings[0]
     altered = make("altered")
     write_lora(tiny_gguf, altered.export / "altered-lora.gguf", 7)
-    (altered.export / "altered-F16.gguf").write_bytes(b"x")
     with pytest.raises(RunError, match=r"altered-lora\.gguf is not the file that the verdict speaks of"):
         Catalogue(SHORT).find(altered.path)
     cheaper = make("cheaper", decision="as good and cheaper")
@@ -203,3 +204,38 @@ def test_forms_files_and_names_of_a_run(make, tiny_gguf, tmp_path):
     with pytest.raises(RunError, match="there is no verdict"):
         Catalogue(SHORT).find(quiet.path)
     assert named("x=y/z") == ("x", Path("y/z")) and named("runs/a") == (None, Path("runs/a"))
+
+
+def test_a_watched_run_is_exchanged_when_its_new_verdict_stands_still(make, tiny_gguf, runner, tmp_path, talk):
+    a = make("a", seed=1)
+    (folder := tmp_path / "runs").mkdir()
+
+    async def watch():
+        async with opened([a]) as models:
+            watching = Watch(models, {"a": a.path}, folder)
+            await watching.look()
+            before = models.served()
+            lora = a.export / "a-lora.gguf"
+            lora.unlink()
+            write_lora(tiny_gguf, lora, 5)
+            name_files(a)
+            lora.write_bytes(lora.read_bytes()[:-4] + b"\0\0\0\1")  # not the one that the verdict names
+            for _ in range(3):
+                await watching.look()
+            assert models.served() == before and talk().count("not the file that the verdict speaks of; a goes on") == 1
+            name_files(a)
+            await watching.look()
+            assert models.served() == before  # it may go on changing
+            await watching.look()
+            after = models.served()
+            assert [served.name for served in after] == ["tiny", "a"] and after[1].version != before[1].version
+            shutil.copytree(make("b", seed=2).path, folder / "b")
+            for _ in range(2):
+                await watching.look()
+            assert [served.name for served in models.served()] == ["tiny", "a", "b"]
+            shutil.rmtree(folder / "b")
+            shutil.rmtree(a.path)
+            await watching.look()
+            assert [served.name for served in models.served()] == ["tiny", "a"]
+
+    runner.run(watch())
