@@ -25,7 +25,7 @@ from tunesmith.serve.jobs.settings import SETTINGS
 from tunesmith.serve.keys import Keys, Rate
 from tunesmith.serve.limits import Limits
 from tunesmith.serve.run_server import Beside, ServerSettings, serve
-from tunesmith.serve.shadow import Shadow
+from tunesmith.serve.shadow import Shadow, without_other
 from tunesmith.serve.telemetry import visit_of
 from tunesmith.serve.vllm_engine import Vllm, VllmModels
 from tunesmith.serve.watch import Watch
@@ -100,6 +100,7 @@ def serve_command(options: ServeOptions) -> None:
     catalogue = Catalogue(options.choices)
 
     async def open_models() -> Models:
+        logger.info("serve: files are checked and the engine is started")
         entries = [await asyncio.to_thread(catalogue.find, path, name) for name, path in map(named, options.runs)]
         if options.url is None:
             return await Generations.open(entries, catalogue.find, options.slots)
@@ -107,6 +108,8 @@ def serve_command(options: ServeOptions) -> None:
 
     def ready(url: str, models: Models) -> None:
         print(welcome(url, models.served(), options.key_env, _notes(options)), flush=True)
+        if shadow is not None and (alone := without_other(models)):
+            logger.warning(f"shadow: nothing is written of {', '.join(alone)}: there is no one other model to ask the same")
 
     asyncio.run(serve(open_models, settings, ready, _beside(options)))
 
