@@ -160,7 +160,8 @@ async def crowd(url: str, key: str, stops: list[int], clients: int, seed: int) -
             "stream_options": {"include_usage": True},
         }
 
-    async with httpx2.AsyncClient(timeout=None, limits=httpx2.Limits(max_connections=None)) as http:
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)  # both servers close what is idle for 5 s
+    async with httpx2.AsyncClient(timeout=None, limits=limits) as http:
 
         async def one() -> list[tuple[float, int]]:
             return [await streamed(http, url, body(), key) for _ in range(max(2, 12 // clients))]
