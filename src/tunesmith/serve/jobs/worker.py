@@ -110,12 +110,12 @@ class Worker:
         if activity.child is None:
             return self._start(activity)
         code = activity.child.poll()
-        if not self._tell(activity):
-            return True
-        if code is not None:
+        is_told = self._tell(activity)
+        if code is None:
+            self._stop_where_wished(activity)
+        elif is_told:
             self._ended(activity, code)
             return False
-        self._stop_where_wished(activity)
         return True
 
     def _start(self, activity: Activity) -> bool:
