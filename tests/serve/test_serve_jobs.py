@@ -18,9 +18,10 @@ def server(tmp_path_factory):
         yield server
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def client(server):
-    return server.client()
+    with server.client() as client:
+        yield client
 
 
 def create(client, **orders):
@@ -80,23 +81,29 @@ def test_a_job_that_fails_says_why(server, client, orders, code, param, message)
     assert failed.fine_tuned_model is None and messages(client, job.id)[-1] == failed.error.message
 
 
+def counted(server, job_id):
+    """The steps that a stub has done, each once."""
+    file = server.service.place.run(job_id).path / "counted.txt"
+    steps = file.read_text().split() if file.exists() else []
+    assert steps == [str(n) for n in range(1, len(steps) + 1)], "no step was done twice"
+    return len(steps)
+
+
 def test_cancel_pause_and_resume(server, client):
-    job = create(client, steps=400, pause=0.02)
-    wait(client, job.id, "running")
+    job = create(client, steps=4000, pause=0.02)
+    while counted(server, job.id) < 3:
+        time.sleep(0.05)
     later = create(client, steps=1)
     client.fine_tuning.jobs.pause(job.id)
     assert wait(client, job.id, "queued").status == "queued", "the client knows no paused"
     assert "The job is paused; what is finished is kept" in messages(client, job.id)
     assert wait(client, later.id).status == "succeeded", "a paused job lets others run"
-    steps = len((server.service.place.run(job.id).path / "counted.txt").read_text().splitlines())
+    steps = counted(server, job.id)
     client.fine_tuning.jobs.resume(job.id)
-    wait(client, job.id, "running")
-    while len((server.service.place.run(job.id).path / "counted.txt").read_text().splitlines()) <= steps:
+    while counted(server, job.id) <= steps:
         time.sleep(0.05)
     client.fine_tuning.jobs.cancel(job.id)
     assert wait(client, job.id).status == "cancelled"
-    counted = (server.service.place.run(job.id).path / "counted.txt").read_text().split()
-    assert counted == [str(n) for n in range(1, len(counted) + 1)], "no step was done twice"
     assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled", "the same again, as a client tries it"
     for verb in (client.fine_tuning.jobs.pause, client.fine_tuning.jobs.resume):
         with pytest.raises(openai.BadRequestError) as caught:
