@@ -1,11 +1,10 @@
-"""Fine-tuning by the official client, with a worker whose programs are stubs: create, wait, cancel, pause, results, refusals."""
+"""Fine-tuning by the official client, with a worker whose programs are stubs: create, wait, cancel, pause, results."""
 
 import json
 import time
 
 import openai
 import pytest
-
 from jobs_server import Server, messages, upload, wait, write_settings
 
 SUPERVISED = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2}}}
@@ -60,7 +59,9 @@ def test_a_job_is_made_and_ends_with_a_model(client):
 def test_a_verdict_against_is_a_result_without_a_model(client):
     job = wait(client, create(client, code=10).id)
     assert (job.status, job.fine_tuned_model, len(job.result_files)) == ("succeeded", None, 2)
-    assert any("No fine_tuned_model is given, for the verdict is prompting is enough" in line for line in messages(client, job.id))
+    assert any(
+        "No fine_tuned_model is given, for the verdict is prompting is enough" in line for line in messages(client, job.id)
+    )
 
 
 @pytest.mark.parametrize(

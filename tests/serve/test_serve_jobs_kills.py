@@ -8,10 +8,10 @@ from pathlib import Path
 
 import openai
 import pytest
-
 from jobs_server import STUBS, Killable, messages, upload, wait, write_settings
-from shared import toy_rows
 from test_serve_jobs_real import RECIPE, WORKER
+
+from shared import toy_rows
 
 QUOTAS = {"attempts": 1000}
 

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from jobs_server import Server, messages, wait, write_settings
+
 from shared import toy_rows
 from tunesmith.rundir.records.evaluation import Verdict
 

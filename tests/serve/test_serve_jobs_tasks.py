@@ -4,8 +4,8 @@ import json
 import re
 
 import pytest
-
 from jobs_server import write_settings
+
 from shared import toy_rows
 from tunesmith.errors import DataError, ModelError, RecipeError
 from tunesmith.serve.jobs import tasks
@@ -36,7 +36,14 @@ def add_file(place, name, rows):
     """A file of lines; its record."""
     text = "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows)
     (place.files / f"{name}.jsonl").write_text(text)
-    facts = {"bytes": len(text), "created_at": 1.0, "filename": "a.jsonl", "purpose": "fine-tune", "sha256": name, "expires_at": None}
+    facts = {
+        "bytes": len(text),
+        "created_at": 1.0,
+        "filename": "a.jsonl",
+        "purpose": "fine-tune",
+        "sha256": name,
+        "expires_at": None,
+    }
     return place.store.add_file(StoredFile(number=0, id=name, owner="local", place=f"{name}.jsonl", **facts))
 
 

@@ -19,6 +19,7 @@ from tunesmith.recipe.load import model_place, section_from
 from tunesmith.recipe.run import Recipe
 from tunesmith.recipe.section import ENTRY, Section
 from tunesmith.rundir.atomic import write_text
+from tunesmith.serve.jobs.signing import is_secret
 
 SETTINGS = "jobs.yaml"
 HINT = "docs/how-to/fine-tune-by-api.md lists every key of jobs.yaml"
@@ -31,6 +32,12 @@ def _amount(text: str) -> str:
     return text
 
 
+def _address(text: str) -> str:
+    if not text.startswith(("http://", "https://")):
+        raise ValueError("expected an address that begins with https:// (or http://)")
+    return text
+
+
 Amount = Annotated[str, AfterValidator(_amount)]
 WebhookType = Literal["fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled"]
 ALL_TYPES: tuple[WebhookType, ...] = ("fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled")
@@ -39,7 +46,7 @@ ALL_TYPES: tuple[WebhookType, ...] = ("fine_tuning.job.succeeded", "fine_tuning.
 class WebhookTo(Section):
     """An address that is told how jobs end."""
 
-    url: Annotated[str, Field(pattern=r"^https?://")] = Field(description="where it is posted to; no redirect is followed")
+    url: Annotated[str, AfterValidator(_address)] = Field(description="where it is posted to; no redirect is followed")
     secret_env: str = Field(description="name of the environment variable that holds the signing secret (whsec_...)")
     types: tuple[WebhookType, ...] = Field(default=ALL_TYPES, min_length=1, description="what it is told")
 
@@ -134,13 +141,23 @@ def load_settings(directory: Path, models: Mapping[str, str] | None = None) -> t
     except RecipeError as error:
         raise RecipeError(error.message, error.hint if "did you mean" in error.hint else HINT) from error
     for webhook in settings.webhooks:
-        if hardware.secret(webhook.secret_env) is None:
-            raise RecipeError(
-                f"{path}: webhooks: the environment variable {webhook.secret_env} is not set",
-                f"export {webhook.secret_env}=whsec_... with the secret that the receiver checks with",
-            )
+        _refuse_secret(path, webhook.secret_env)
     places = {name: model_place(directory.resolve(), place) for name, place in settings.models.items()}
     return settings.model_copy(update={"models": places}), is_new
+
+
+def _refuse_secret(path: Path, name: str) -> None:
+    """Refuse a variable that holds no secret.
+
+    Raises:
+        RecipeError: it is not set, or what it holds is no base64.
+    """
+    secret = hardware.secret(name)
+    hint = f"export {name}=whsec_... with the secret that the receiver checks with"
+    if secret is None:
+        raise RecipeError(f"{path}: webhooks: the environment variable {name} is not set", hint)
+    if not is_secret(secret):
+        raise RecipeError(f"{path}: webhooks: what {name} holds after whsec_ is no base64", hint)
 
 
 def _refuse_unknown_keys(settings: JobsSettings) -> None:
