@@ -20,6 +20,7 @@ from tunesmith.rundir.records.export import Command
 
 logger = logging.getLogger(__name__)
 
+LORA = "LoRA"  # name of the form
 MODELFILE = "Modelfile.adapter"
 OLLAMA_NOTE = "Ollama 0.34.1 and newer refuse to create a model with ADAPTER; there, serve the merged GGUF"
 
@@ -87,7 +88,7 @@ def _opened(written: Written) -> list[ExportedForm]:
     # The base file is made of the checkpoint; a recipe's own is in whatever type it is.
     differs = base.is_absolute() or "nf4" in (recipe.base, recipe.per_layer_embeddings) or recipe.base_head == "int8"
     rounding = None if differs else ROUNDING.get(recipe.export.gguf[-1])
-    return [gguf_form("LoRA", run.export / base, rounding, run.export / lora_name(str(recipe.name)))]
+    return [gguf_form(LORA, run.export / base, rounding, run.export / lora_name(str(recipe.name)))]
 
 
 LORA_GGUF = Form(name="lora_gguf", plan=_plan, commands=_commands, opened=_opened)

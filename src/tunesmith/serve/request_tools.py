@@ -1,0 +1,142 @@
+"""Tools, the choice between them, and the format of an answer, as a request names them.
+
+A model calls a function by writing in the form that its own template writes, and the answer is read in that form
+(``chat/calls``); where the template has none, tools are refused. Nothing makes a model call: ``required``, a named function
+and ``strict`` would need a grammar for every family's form, so they are refused and not taken for ``auto``.
+
+A format is a grammar that the engine obeys token by token. One that cannot be enforced whole is refused before the engine is
+asked, because llama.cpp would write that to its log and answer freely.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+
+from pydantic import JsonValue
+
+from tunesmith.chat.calls.forms import CallForm
+from tunesmith.chat.calls.probe import call_form
+from tunesmith.chat.render import Renderer
+from tunesmith.data.conversation import check_tools
+from tunesmith.data.problems import RowError
+from tunesmith.engines.constraint import as_text
+from tunesmith.errors import RecipeError
+from tunesmith.messages import Tool, Tools
+from tunesmith.serve.api_error import ApiError
+from tunesmith.serve.fields import Fields, missing, unsupported_value, wrong_type, wrong_value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calling:
+    """What an answer may call.
+
+    Attributes:
+        tools: that the prompt declares; None: none.
+        form: in which calls are looked for; None: in none.
+        one: whether calls after the first are left out.
+    """
+
+    tools: Tools = None
+    form: CallForm | None = None
+    one: bool = False
+
+
+def read_tools(body: Fields, renderer: Renderer) -> Calling:
+    """The fields ``tools``, ``tool_choice`` and ``parallel_tool_calls``.
+
+    Raises:
+        ApiError: they are wrong, or this model cannot do that.
+    """
+    declared = [_tool(entry, f"tools[{number}]") for number, entry in enumerate(body.items("tools") or [])]
+    choice, parallel = body.take("tool_choice"), body.flag("parallel_tool_calls")
+    _check_choice(choice, declared)
+    if not declared or choice == "none":
+        return Calling()
+    form = call_form(renderer)
+    if form is None:
+        raise unsupported_value("tools", "the chat template of this model writes no tool calls that could be read back.")
+    return Calling(tools=declared, form=form, one=parallel is False)
+
+
+def _tool(entry: JsonValue, path: str) -> Tool:
+    tool = Fields(entry, path)
+    kind = tool.needed_text("type")
+    if kind != "function":
+        raise unsupported_value(tool.at("type"), f"tools are of type 'function', found {kind!r:.40}.")
+    tool.needed("function")
+    function = tool.inner("function")
+    assert function is not None
+    function.needed_text("name")
+    function.text("description")
+    parameters = function.take("parameters")
+    if parameters is not None and not isinstance(parameters, dict):
+        raise wrong_type(function.at("parameters"), "an object, a JSON schema", parameters)
+    if function.flag("strict"):
+        why = "arguments are read from what the model writes and not constrained; leave it out and check them."
+        raise unsupported_value(function.at("strict"), why)
+    function.finish()
+    tool.finish()
+    assert isinstance(entry, dict) and isinstance(entry["function"], dict)
+    kept = {name: value for name, value in entry["function"].items() if name != "strict"}
+    try:
+        checked = check_tools([{"type": "function", "function": kept}], "$.tools")
+    except RowError as bad:
+        raise wrong_value(path, f"{bad.message:.200}.") from None
+    assert checked is not None
+    return checked[0]
+
+
+def _check_choice(choice: JsonValue, declared: list[Tool]) -> None:
+    if choice in (None, "none"):
+        return
+    if not declared:
+        raise wrong_value("tool_choice", "it is only allowed when 'tools' are declared.")
+    if choice == "auto":
+        return
+    named = choice == "required" or (isinstance(choice, dict) and choice.get("type") in ("function", "allowed_tools", "custom"))
+    if named:
+        raise unsupported_value("tool_choice", "nothing makes this model call a function; known: 'none' and 'auto'.")
+    raise wrong_value("tool_choice", "expected 'none' or 'auto'.")
+
+
+def read_format(body: Fields, calling: Calling) -> str | None:
+    """The grammar of ``response_format``; None where the answer is free text.
+
+    Raises:
+        ApiError: it is wrong, cannot be enforced, or stands beside tools.
+    """
+    asked = body.inner("response_format")
+    if asked is None:
+        return None
+    kind = asked.needed_text("type")
+    if kind == "text":
+        asked.finish()
+        return None
+    schema: JsonValue = {"type": "object"}
+    where = "response_format"
+    if kind == "json_schema":
+        asked.needed("json_schema")
+        described = asked.inner("json_schema")
+        assert described is not None
+        described.needed_text("name")
+        described.text("description")
+        described.flag("strict")  # an answer meets its schema either way
+        schema, where = described.needed("schema"), described.at("schema")
+        described.finish()
+    elif kind != "json_object":
+        raise wrong_value("response_format.type", f"expected 'text', 'json_object' or 'json_schema', found {kind!r:.40}.")
+    asked.finish()
+    if calling.form is not None:
+        said = "a format holds for the whole answer, which could then call no tool; set tool_choice to 'none'."
+        raise unsupported_value("response_format", said)
+    if not isinstance(schema, dict):
+        raise wrong_type(where, "an object, a JSON schema", schema) if schema is not None else missing(where)
+    return _grammar(json.dumps(schema), where)
+
+
+@lru_cache(maxsize=256)
+def _grammar(schema: str, where: str) -> str:
+    try:
+        return as_text(json.loads(schema))
+    except RecipeError as error:
+        raise ApiError(400, f"Invalid schema for '{where}': {error.message:.400}", "invalid_json_schema", where) from None
