@@ -112,7 +112,7 @@ def load_settings(directory: Path, models: Mapping[str, str] | None = None) -> t
 
     Args:
         directory: of the jobs.
-        models: base models by name that a first file names.
+        models: base models by name that a first file names; relative paths start from the working directory.
 
     Returns:
         The settings, and whether the file was written just now.
@@ -177,11 +177,12 @@ def _first(models: Mapping[str, str]) -> str:
         "",
         "# Base models by the name that a request asks for: hub id, directory or .gguf file.",
         "models:" + ("" if models else " {}"),
-        *(f"  {yaml_line(name, place)}" for name, place in models.items()),
+        *(f"  {yaml_line(name, model_place(Path.cwd(), place))}" for name, place in models.items()),
         "",
         "# Sections and keys of a recipe that every job begins with; the metric is told from the rows unless it stands here.",
         "recipe: {}",
         "#  task: {metric: json, prompt: The best instruction that you can write.}",
+        "#  export: {lora_gguf: true}  # the models of many jobs are then served as adapters of one base, in one process",
         "#  evaluate: {price_per_hour: 2.0}",
         "",
         "# fine_tuned_model is given only where the verdict is to deploy; true gives it whatever the verdict.",
