@@ -3,8 +3,11 @@
 import json
 import time
 
+import httpx2
 import openai
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jobs_server import Server, messages, upload, wait, write_settings
 
 SUPERVISED = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2}}}
@@ -80,6 +83,12 @@ def test_a_job_that_fails_says_why(server, client, orders, code, param, message)
     assert (failed.status, failed.error.code, failed.error.param) == ("failed", code, param)
     assert message in failed.error.message and str(server.service.place.directory) not in failed.error.message
     assert failed.fine_tuned_model is None and messages(client, job.id)[-1] == failed.error.message
+
+
+@pytest.fixture(scope="module")
+def plain():
+    with httpx2.Client() as client:
+        yield client
 
 
 def counted(server, job_id):
@@ -221,6 +230,47 @@ def test_the_same_request_again_is_the_same_job(client):
     assert fresh["id"] != other["id"], "who says nothing of trying again means another job"
     for job in (first, other, fresh):
         wait(client, job["id"])
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just("\ud800"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+KEYS = ("model", "training_file", "validation_file", "suffix", "seed", "metadata", "method", "hyperparameters", "tunesmith")
+
+
+@settings(max_examples=150)
+@given(
+    value=st.dictionaries(st.sampled_from(KEYS), JSON, max_size=4) | JSON, path=st.sampled_from(["jobs", "estimate", "preview"])
+)
+def test_no_body_breaks_the_server(server, plain, value, path):
+    body = json.dumps({"model": "tiny", **value} if isinstance(value, dict) else value).encode()
+    reply = plain.post(f"http://127.0.0.1:{server.port}/v1/fine_tuning/{path}", content=body)
+    assert 400 <= reply.status_code < 500 and reply.json()["error"]["message"], reply.text
+
+
+def test_nobody_sees_what_is_another_owners(tmp_path):
+    service = {"owner_of": lambda request: request.headers["authorization"].removeprefix("Bearer ")}
+    with Server(write_settings(tmp_path / "jobs"), **service) as server, server.client() as one:
+        two = one.with_options(api_key="sk-y")
+        file = upload(one)
+        job = one.fine_tuning.jobs.create(model="tiny", training_file=file)
+        done = wait(one, job.id)
+        assert done.fine_tuned_model.startswith("ft:tiny:sk-x:")
+        for ask in (
+            lambda: two.files.retrieve(file),
+            lambda: two.files.content(done.result_files[0]),
+            lambda: two.files.delete(file),
+            lambda: two.fine_tuning.jobs.create(model="tiny", training_file=file),
+            lambda: two.fine_tuning.jobs.retrieve(job.id),
+            lambda: two.fine_tuning.jobs.cancel(job.id),
+            lambda: two.fine_tuning.jobs.list_events(job.id),
+            lambda: two.models.delete(done.fine_tuned_model),
+        ):
+            with pytest.raises(openai.NotFoundError):
+                ask()
+        assert not two.files.list().data and not two.fine_tuning.jobs.list().data and one.files.list().data
 
 
 def test_quotas_of_a_key(server, client):

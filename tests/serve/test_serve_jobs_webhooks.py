@@ -89,6 +89,7 @@ def test_an_ending_is_told_until_it_was_received(tmp_path, receiver, monkeypatch
         ({"webhooks": [{"url": "http://a", "secret_env": "BAD_HOOK"}]}, "BAD_HOOK holds after whsec_ is no base64"),
         ({"models": {}}, "models: found|models: no base model is named"),
         ({"models": {"a/b": "c"}}, "models"),
+        ({"models": {"a": "gone.gguf"}}, r"models\.a: .*/jobs/gone\.gguf is not there"),
         ({"recipe": {"model": "x"}}, "model is what each job says for itself"),
         ({"recipe": {"data": {"path": "x"}}}, r"data\.path is what each job says for itself"),
         ({"recipe": {"trian": {}}}, r"recipe\.trian: no such key"),

@@ -143,6 +143,9 @@ def load_settings(directory: Path, models: Mapping[str, str] | None = None) -> t
     for webhook in settings.webhooks:
         _refuse_secret(path, webhook.secret_env)
     places = {name: model_place(directory.resolve(), place) for name, place in settings.models.items()}
+    for name, place in places.items():
+        if Path(place).is_absolute() and not Path(place).exists():
+            raise RecipeError(f"{path}: models.{name}: {place} is not there", "name a hub id, a directory or a .gguf file")
     return settings.model_copy(update={"models": places}), is_new
 
 
