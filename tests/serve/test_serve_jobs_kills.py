@@ -1,5 +1,6 @@
 """Worker and server are killed at random times: every job is done once, and what it made is what an undisturbed run makes."""
 
+import asyncio
 import collections
 import json
 import random
@@ -12,6 +13,8 @@ from jobs_server import STUBS, Killable, messages, upload, wait, write_settings
 from test_serve_jobs_real import RECIPE, WORKER
 
 from shared import toy_rows
+from tunesmith.errors import RunError
+from tunesmith.serve.jobs.service import Service
 
 QUOTAS = {"attempts": 1000}
 
@@ -29,6 +32,11 @@ def disturb(server, client, jobs, kills, generator, longest):
             server.kill()
             server.start()
     return made
+
+
+async def serve_too(directory):
+    async with Service(directory).running():
+        pass
 
 
 def status_of(client, jobs):
@@ -51,6 +59,14 @@ def test_kills_lose_nothing_and_double_nothing(tmp_path):
         with server.client() as client:
             file = upload(client, steps=60, pause=0.05)
             jobs = [client.fine_tuning.jobs.create(model="tiny", training_file=file).id for _ in range(2)]
+            with pytest.raises(RunError, match="is served by another"):
+                asyncio.run(serve_too(server.place.directory))
+            wait(client, jobs[0], "running")
+            worker = server.worker()
+            server.kill()
+            server.start()
+            wait(client, jobs[0], "running")
+            assert server.worker() == worker is not None, "the new server finds the worker of the old one"
             made = disturb(server, client, jobs, 6, random.Random(3), 1.0)
             assert made["worker"] and made["server"], "both were killed"
             for job in jobs:

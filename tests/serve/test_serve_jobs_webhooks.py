@@ -103,9 +103,13 @@ def test_settings_that_are_wrong(tmp_path, keys, message, monkeypatch):
         Service(write_settings(tmp_path / "jobs", **keys))
 
 
-def test_the_settings_of_a_first_start(tmp_path):
+def test_the_settings_of_a_first_start(tmp_path, talk):
     with pytest.raises(RecipeError, match="names no base model"):
         Service(tmp_path / "one")
-    service = Service(tmp_path / "two", {"tiny": "owner/tiny"})
+    with pytest.raises(RecipeError, match=r"--base: tiny: .*/gone\.gguf is not there"):
+        Service(tmp_path / "one", {"tiny": "gone.gguf"})
+    service = Service(tmp_path / "one", {"tiny": "owner/tiny"})
     assert service.settings.models == {"tiny": "owner/tiny"} and service.settings.serve_anyway is False
-    assert Service(tmp_path / "two", {"other": "owner/other"}).settings.models == {"tiny": "owner/tiny"}
+    talk()
+    assert Service(tmp_path / "one", {"other": "owner/other"}).settings.models == {"tiny": "owner/tiny"}
+    assert "owner/other is not among the models" in talk()

@@ -68,7 +68,6 @@ class Service:
         self.place.store.create()
         self.queue = Queue(self.place.store, self.settings)
         self.shelf = self.place.shelf(self.settings)
-        self.shelf.create(self.place.store.places())
         self.owner_of = owner_of
         self.models: Models | None = None
         self._command = worker or [PYTHON, "-m", "tunesmith.serve.jobs.worker", str(self.place.directory)]
@@ -89,6 +88,7 @@ class Service:
         """
         self.models = models
         with self._alone():
+            await run_in_threadpool(lambda: self.shelf.create(self.place.store.places()))
             tasks = [asyncio.create_task(self._supervise()), asyncio.create_task(self._publish())]
             for task in tasks:
                 task.add_done_callback(_say_fault)

@@ -4,6 +4,7 @@ A request chooses among what stands here and names no path and no address: which
 reads and where webhooks go is the operator's to say. The file is written at the first start.
 """
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, cast
@@ -20,6 +21,8 @@ from tunesmith.recipe.run import Recipe
 from tunesmith.recipe.section import ENTRY, Section
 from tunesmith.rundir.atomic import write_text
 from tunesmith.serve.jobs.signing import is_secret
+
+logger = logging.getLogger(__name__)
 
 SETTINGS = "jobs.yaml"
 HINT = "docs/how-to/fine-tune-by-api.md lists every key of jobs.yaml"
@@ -121,9 +124,12 @@ def load_settings(directory: Path, models: Mapping[str, str] | None = None) -> t
         RecipeError: the file is wrong, or names no model; or a webhook's secret is not in the environment.
     """
     path = directory / SETTINGS
-    is_new = not path.exists()
+    bases = {name: model_place(Path.cwd(), place) for name, place in (models or {}).items()}
+    is_new = not path.exists() or path.read_text(encoding="utf-8", errors="replace") == _first({})
     if is_new:
-        write_text(path, _first(models or {}))
+        for name, place in bases.items():
+            _refuse_missing_model(f"--base: {name}", place)
+        write_text(path, _first(bases))
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -144,9 +150,20 @@ def load_settings(directory: Path, models: Mapping[str, str] | None = None) -> t
         _refuse_secret(path, webhook.secret_env)
     places = {name: model_place(directory.resolve(), place) for name, place in settings.models.items()}
     for name, place in places.items():
-        if Path(place).is_absolute() and not Path(place).exists():
-            raise RecipeError(f"{path}: models.{name}: {place} is not there", "name a hub id, a directory or a .gguf file")
+        _refuse_missing_model(f"{path}: models.{name}", place)
+    if unknown := [place for place in bases.values() if place not in places.values()]:
+        logger.warning(f"jobs: {unknown[0]} is not among the models of {path}, and cannot be tuned; add it there")
     return settings.model_copy(update={"models": places}), is_new
+
+
+def _refuse_missing_model(where: str, place: str) -> None:
+    """Refuse a path where nothing is; a hub id is asked for with the first job.
+
+    Raises:
+        RecipeError: nothing is there.
+    """
+    if Path(place).is_absolute() and not Path(place).exists():
+        raise RecipeError(f"{where}: {place} is not there", "name a hub id, a directory or a .gguf file")
 
 
 def _refuse_secret(path: Path, name: str) -> None:
@@ -180,7 +197,7 @@ def _first(models: Mapping[str, str]) -> str:
         "",
         "# Base models by the name that a request asks for: hub id, directory or .gguf file.",
         "models:" + ("" if models else " {}"),
-        *(f"  {yaml_line(name, model_place(Path.cwd(), place))}" for name, place in models.items()),
+        *(f"  {yaml_line(name, place)}" for name, place in models.items()),
         "",
         "# Sections and keys of a recipe that every job begins with; the metric is told from the rows unless it stands here.",
         "recipe: {}",
