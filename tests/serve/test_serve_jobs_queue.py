@@ -85,7 +85,7 @@ def test_the_job_of_a_worker_that_lives_stays_with_it(queue):
 
 def test_crashes_count_until_the_job_gets_further(queue):
     job = running(queue, ALIVE)
-    for further in (False, True, False, False, False):
+    for further in (False, False, True, False, False):
         queue.tell(job, ALIVE, 1, [], {}, further)
         queue.put_back(job, ALIVE, crashed="signal 9")
         assert status(queue) == "queued"
