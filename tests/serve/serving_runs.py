@@ -56,7 +56,8 @@ def servable(tiny_run, directory, base, *, seed=1, decision="deploy", lora="depl
 
 def name_files(run):
     """Let the verdict speak of the export as it lies there now."""
-    files = {f"export/{file.name}": sha256_file(file) for file in run.export.glob("*.gguf")}
+    loaded = [*run.export.glob("*.gguf"), run.adapter / "adapter_model.safetensors"]
+    files = {file.relative_to(run.path).as_posix(): sha256_file(file) for file in loaded}
     _edit(run.verdict_file, lambda verdict: verdict.update(files=files))
 
 

@@ -3,6 +3,7 @@
 import json
 
 import httpx2
+import llguidance
 import openai
 import pytest
 from fake_engine import FakeModels, running, said, served, with_tokens
@@ -177,6 +178,39 @@ def test_a_call_and_its_result_go_back_into_the_conversation(client, models):
     assert not models.asks[2].show_control or "find" not in str(models.asks[2].prompt)
 
 
+@pytest.mark.parametrize(
+    ("choice", "begins", "text", "call"),
+    [
+        ({"type": "function", "function": {"name": "find"}}, '<tool_call>\n{"name": "find", "arguments":', ' {"q": 1}', "find"),
+        ("required", '<tool_call>\n{"name": "', 'count", "arguments": {}', "count"),
+    ],
+)
+def test_a_call_that_is_demanded_is_begun_for_the_model(client, models, choice, begins, text, call):
+    models.script = said(text)
+    schema = {"type": "object", "properties": {"q": {"type": "integer"}}, "required": ["q"]}
+    tools = [{"type": "function", "function": {"name": "find", "parameters": schema, "strict": True}}]
+    tools += [{"type": "function", "function": {"name": "count"}}]
+    asked = {"model": "thinks", "messages": HELLO, "tools": tools, "tool_choice": choice}
+    reply = client.chat.completions.create(**asked).choices[0]
+    assert (reply.message.content, reply.finish_reason) == (None, "tool_calls")
+    assert [(c.function.name, c.function.arguments) for c in reply.message.tool_calls] == [(call, text[text.index("{") :])]
+    renderer, ask = models.models["thinks"].renderer, models.asks[0]
+    assert renderer.tokenizer.decode(ask.prompt).endswith(f"<|im_start|>assistant\n{begins}")
+    turn = {"id": "1", "type": "function", "function": {"name": call, "arguments": {"q": 1}}}
+    trained = renderer.render([*HELLO, {"role": "assistant", "content": "", "tool_calls": [turn]}], tools).ids
+    assert list(ask.prompt) == trained[: len(ask.prompt)]  # to the token
+    grammar = llguidance.LLMatcher.grammar_from_lark(ask.grammar.partition("\n")[2])
+    for given, allowed in ((text, True), (text.replace("1", '"x"').replace("{}", '{"q": 1}'), False)):
+        matcher = llguidance.LLMatcher(llguidance.LLTokenizer("byte"), grammar)
+        taken = matcher.try_consume_tokens(list(given.encode()))
+        assert (taken == len(given) and matcher.is_accepting()) is allowed
+    deltas = [chunk.choices[0].delta for chunk in client.chat.completions.create(**asked, stream=True)]
+    assert [c.function.name for delta in deltas for c in delta.tool_calls or []] == [call]
+    with pytest.raises(openai.BadRequestError, match="demand the call") as error:
+        client.chat.completions.create(**asked | {"tool_choice": "auto"})
+    assert error.value.param == "tools[0].function.strict"
+
+
 def test_text_completions_take_texts_and_ids(client, models, renderer):
     reply = client.completions.create(model="base", prompt=["hello", "good day"], n=2, max_tokens=3)
     assert [choice.index for choice in reply.choices] == [0, 1, 2, 3] and reply.choices[3].text == "said by base"
@@ -195,6 +229,8 @@ def test_the_answer_is_cut_to_what_the_context_leaves(client, models):
     with pytest.raises(openai.BadRequestError, match="maximum context length is 40 tokens") as error:
         client.chat.completions.create(model="small", messages=[{"role": "user", "content": "hello " * 60}])
     assert error.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError, match="at least 40 tokens"):
+        client.chat.completions.create(model="small", messages=HELLO * 40)
 
 
 def test_models_are_listed_and_a_name_that_is_not_there_is_told_the_near_ones(client):

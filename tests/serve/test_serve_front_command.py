@@ -18,6 +18,7 @@ import openai
 import pytest
 from fake_engine import FakeModels, running, said, served
 
+from tunesmith import cli
 from tunesmith.chat.render import Renderer
 from tunesmith.errors import RunError
 from tunesmith.serve.asking import Sampling
@@ -55,6 +56,25 @@ def test_what_cannot_be_served_is_said_before_a_model_is_loaded(settings, words)
         with pytest.raises(RunError) as error:
             asyncio.run(serve(_never, ServerSettings(**{**settings, "port": port}), print))
     assert words in f"{error.value}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "nothing to serve"),
+        (["--runs", "none"], "--runs none: no such folder"),
+        (["run", "--engine", "vllm"], "--engine vllm and --url go together"),
+        (["run", "--url", "http://127.0.0.1:1"], "--engine vllm and --url go together"),
+        (["run", "--key-env", "NO_KEY"], "--key-env NO_KEY: the environment variable is not set"),
+        (["run", "--port", "0"], "run: no run"),
+    ],
+)
+def test_a_command_that_cannot_be_meant(arguments, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["tunesmith", "serve", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 7 and words in capsys.readouterr().err
 
 
 def test_with_a_key_and_a_certificate_it_answers_by_tls(renderer, tmp_path, monkeypatch):

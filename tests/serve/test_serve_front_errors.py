@@ -101,17 +101,7 @@ WRONG = [
     (_schema("x"), "response_format.json_schema.schema", "invalid_type"),
     ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "unsupported_value"),
     ({"tools": [{"type": "custom"}]}, "tools[0].type", "unsupported_value"),
-    (
-        {"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]},
-        "tools[0].function.strict",
-        "unsupported_value",
-    ),
     ({"tool_choice": "auto"}, "tool_choice", "invalid_value"),
-    (
-        {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required"},
-        "tool_choice",
-        "unsupported_value",
-    ),
     ({"functions": []}, "functions", "unsupported_parameter"),
     ({"audio": {}}, "audio", "unsupported_parameter"),
     ({"reasoning_effort": "low"}, "reasoning_effort", "unsupported_parameter"),

@@ -1,7 +1,7 @@
 """The command that serves runs by OpenAI's API."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -35,6 +35,16 @@ def serve(
     jobs: Annotated[
         Path | None, typer.Option("--jobs", metavar="DIR", help="Take fine-tuning jobs by the API; they are kept there.")
     ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Serve a run's next version when it is there, and new runs of --runs.")
+    ] = False,
+    engine: Annotated[
+        Literal["llama.cpp", "vllm"], typer.Option("--engine", help="vllm: one that runs already, at --url.")
+    ] = "llama.cpp",
+    url: Annotated[str | None, typer.Option("--url", help="Of the vLLM that answers.")] = None,
+    url_key_env: Annotated[
+        str | None, typer.Option("--url-key-env", metavar="NAME", help="Environment variable with vLLM's own key.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Serve what may not be deployed too, and say so.")] = False,
     cors: Annotated[
         list[str] | None, typer.Option("--cors", metavar="ORIGIN", help="Origin of a web page that may ask, or *.")
@@ -50,7 +60,7 @@ def serve(
     _command.serve_command(
         _command.ServeOptions(
             runs=runs or (),
-            choices=_catalogue.Choices(base=base, base_name=base_name, context=context, force=force),
+            choices=_catalogue.Choices(base=base, base_name=base_name, context=context, force=force, engine=engine),
             host=host,
             port=port,
             key_env=key_env,
@@ -59,7 +69,10 @@ def serve(
             queue=queue,
             cors=cors or (),
             folder=folder,
+            watch=watch,
             jobs=jobs,
+            url=url,
+            url_key_env=url_key_env,
             shadow=shadow,
             shadow_days=shadow_days,
             certificate=tls_cert,

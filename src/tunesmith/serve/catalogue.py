@@ -16,17 +16,19 @@ Names are those of the recipes; ``NAME=RUN`` gives another.
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from tunesmith.checkpoints.gguf_reader import GgufReader
-from tunesmith.errors import ModelError, RunError
+from tunesmith.errors import ExportError, ModelError, RunError
 from tunesmith.evaluate.gate import PASSING
 from tunesmith.export.forms.form import base_name, gguf_name
 from tunesmith.export.forms.lora_gguf import LORA, lora_name
-from tunesmith.export.forms.vllm_adapter import TARGET
+from tunesmith.export.forms.vllm_adapter import TARGET, max_lora_rank
+from tunesmith.models.adapter import CONFIG, WEIGHTS, read_adapter_config
 from tunesmith.pipeline.export import context_of
 from tunesmith.pipeline.tuned_model import TunedModel, tuned_model
 from tunesmith.recipe import Recipe
@@ -54,12 +56,14 @@ class Choices:
         base_name: name of the base as a model; the recipe's model when not given.
         context: tokens of a prompt and its answer; as the export reserves when not given.
         force: whether to serve what may not be deployed.
+        engine: what it is for.
     """
 
     base: Path | None = None
     base_name: str | None = None
     context: int | None = None
     force: bool = False
+    engine: Literal["llama.cpp", "vllm"] = "llama.cpp"
 
 
 def named(text: str) -> tuple[str | None, Path]:
@@ -83,6 +87,7 @@ class _Files:
     words: str
     model: Path
     adapter: Path | None = None
+    rank: int = 0
 
 
 @dataclass
@@ -108,49 +113,79 @@ class Catalogue:
         recipe = run.recipe()
         model = _served_here(run, recipe)
         name = _checked(name or str(recipe.name))
-        files, warnings = self._choose(run, recipe, model, force or self.choices.force)
-        renderer, state = model.here.renderer, file_state(files.model)
-        rendered = Rendered.read(run.rendered_file)
-        context = self.choices.context or context_of(run, recipe)[0]
-        weights = state.sha256 if files.adapter is None else self._same_base(files.model, state.sha256)
-        base = None
-        if files.adapter is not None:
-            base = Served(
-                name=_checked(self.choices.base_name or _base_model_name(recipe)),
-                created=int(files.model.stat().st_mtime),
-                parent=None,
-                version=weights[:VERSION],
-                context=context,
-                renderer=renderer,
-                system=None,
-                max_new_tokens=rendered.max_new_tokens,
-                form="base GGUF",
-            )
-        last = files.adapter or files.model
-        digest = weights if files.adapter is None else fingerprint(weights, content_hash(files.adapter))
+        is_forced = force or self.choices.force
+        if self.choices.engine == "vllm":
+            files, warnings = self._directory(run, recipe, model, is_forced)
+            weights = fingerprint(recipe.model, recipe.revision)
+            digest = fingerprint(weights, *(content_hash(files.model / file) for file in (WEIGHTS, CONFIG)))
+        else:
+            files, warnings = self._choose(run, recipe, model, is_forced)
+            state = file_state(files.model)
+            weights = state.sha256 if files.adapter is None else self._same_base(files.model, state.sha256)
+            digest = weights if files.adapter is None else fingerprint(weights, content_hash(files.adapter))
         served = Served(
             name=name,
-            created=int(last.stat().st_mtime),
-            parent=None if base is None else base.name,
+            created=int((files.adapter or files.model).stat().st_mtime),
+            parent=None,
             version=digest[:VERSION],
-            context=context,
-            renderer=renderer,
+            context=self.choices.context or context_of(run, recipe)[0],
+            renderer=model.here.renderer,
             system=recipe.task.short_prompt,
-            max_new_tokens=rendered.max_new_tokens,
+            max_new_tokens=Rendered.read(run.rendered_file).max_new_tokens,
             form=files.words,
             verdict=_verdict(run).decision if run.verdict_file.exists() else None,
             warnings=tuple(warnings),
             run=path.resolve(),
         )
+        base = None
+        if files.adapter is not None or files.rank:
+            base = self._base(recipe, served, weights)
+            served = replace(served, parent=base.name)
         return Entry(
             served=served,
             model=files.model,
             adapter=files.adapter,
             weights=weights,
             base=base,
-            peft=_peft(run, model),
             base_model=recipe.model,
+            rank=files.rank,
         )
+
+    def _base(self, recipe: Recipe, served: Served, weights: str) -> Served:
+        """The base below an adapter as a model of its own; a request brings its own system turn."""
+        return replace(
+            served,
+            name=_checked(self.choices.base_name or _base_model_name(recipe)),
+            version=weights[:VERSION],
+            system=None,
+            form="base GGUF",
+            verdict=None,
+            warnings=(),
+            run=None,
+        )
+
+    def _directory(self, run: RunDir, recipe: Recipe, model: TunedModel, force: bool) -> tuple[_Files, list[str]]:
+        """The adapter as vLLM loads it.
+
+        Raises:
+            RunError: there is none, or it may not be deployed.
+            ExportError: vLLM does not apply it.
+        """
+        own = run.export / TARGET
+        directory = own if own.is_dir() else model.adapter
+        if directory is None or not (directory / WEIGHTS).is_file():
+            raise RunError(f"{run.path}: has no adapter that vLLM could load", "serve it with llama.cpp, or its merged model")
+        config = read_adapter_config(directory)
+        if config.get("use_dora") or recipe.chat.new_tokens:
+            what = "DoRA" if config.get("use_dora") else "rows of new tokens beside a base (chat.new_tokens)"
+            raise ExportError(f"{directory}: vLLM does not apply {what}", "serve the merged model")
+        files = _Files("adapter", "adapter in vLLM", directory, rank=max_lora_rank(int(config["r"])))
+        reasons = _verdict_against(run)
+        if run.verdict_file.exists() and content_hash(directory / WEIGHTS) not in _verdict(run).files.values():
+            reasons.append(f"{directory} is not the adapter that the verdict speaks of")
+        if reasons and not force:
+            raise _refusal(run, reasons)
+        return files, [f"forced: {reason}" for reason in reasons]
 
     def _choose(self, run: RunDir, recipe: Recipe, model: TunedModel, force: bool) -> tuple[_Files, list[str]]:
         """The form that is served, and what there is to say of it.
@@ -163,17 +198,18 @@ class Catalogue:
         if not forms or missing:
             what = f"{missing[0]} is not there" if missing else "nothing is exported that llama.cpp serves"
             raise RunError(f"{run.path}: {what}", f"run: tunesmith run {run.path} --until parity")
-        reasons = {form.form: [*_verdict_against(run), *self._form_against(run, recipe, form)] for form in forms}
+        shown = {form.form: _parity_against(run, form) for form in forms}
         first = forms[0]
+        if not shown[first.form]:  # another form is for what parity says of this one alone
+            forms = forms[:1]
+        rest = {form.form: [*_verdict_against(run), *self._files_against(run, recipe, form)] for form in forms}
+        reasons = {name: [*rest[name], *shown[name]] for name in rest}
         notes = [f"llama.cpp computes otherwise: {line}" for line in _differs(run)]
         may = [form for form in forms if not reasons[form.form]]
         if force and reasons[first.form]:
             return first, [f"forced: {reason}" for reason in reasons[first.form]] + notes
         if not may:
-            raise RunError(
-                f"{run.path}: not to be deployed: {'; '.join(reasons[first.form])}",
-                "see: tunesmith report; --force serves it all the same and says so",
-            )
+            raise _refusal(run, reasons[first.form])
         if may[0] is not first:
             notes.insert(0, f"{may[0].words} is served and not {first.words}: {'; '.join(reasons[first.form])}")
         return may[0], notes
@@ -190,20 +226,13 @@ class Catalogue:
             forms.insert(0, _Files(LORA, "adapter GGUF on the base GGUF", base, run.export / lora_name(run_name)))
         return forms[:1] if self.choices.base is not None else forms
 
-    def _form_against(self, run: RunDir, recipe: Recipe, files: _Files) -> list[str]:
-        """What speaks against serving a form."""
-        reasons: list[str] = []
-        verdict = _verdict(run) if run.verdict_file.exists() else None
-        parity = Parity.read(run.export / "parity.json") if (run.export / "parity.json").is_file() else None
-        entry = None if parity is None else next((form for form in parity.forms if form.form == files.form), None)
-        if entry is None or parity is None:
-            reasons.append(f"parity has not looked at the form {files.form}")
-        elif not entry.deployable and not _was_measured(verdict, parity, entry):
-            reasons.append(f"parity calls the form {files.form} {entry.state} ({entry.reason})")
-        for file in (files.model, files.adapter):
-            if file is not None and verdict is not None and not self._is_named(run, recipe, verdict, file):
-                reasons.append(f"{file} is not the file that the verdict speaks of")
-        return reasons
+    def _files_against(self, run: RunDir, recipe: Recipe, files: _Files) -> list[str]:
+        """Files of a form that the verdict does not speak of."""
+        if not run.verdict_file.exists():
+            return []
+        verdict, loaded = _verdict(run), [file for file in (files.model, files.adapter) if file is not None]
+        other = [file for file in loaded if not self._is_named(run, recipe, verdict, file)]
+        return [f"{file} is not the file that the verdict speaks of" for file in other]
 
     def _is_named(self, run: RunDir, recipe: Recipe, verdict: Verdict, file: Path) -> bool:
         """Whether the verdict, or what the run wrote down of what it was given, speaks of a file."""
@@ -242,6 +271,13 @@ def _served_here(run: RunDir, recipe: Recipe) -> TunedModel:
     return tuned_model(run, recipe)
 
 
+def _refusal(run: RunDir, reasons: list[str]) -> RunError:
+    return RunError(
+        f"{run.path}: not to be deployed: {'; '.join(reasons)}",
+        f"see {run.report_file}; --force serves it all the same, and says so",
+    )
+
+
 def _checked(name: str) -> str:
     """A name that a request can carry.
 
@@ -270,6 +306,19 @@ def _verdict_against(run: RunDir) -> list[str]:
     return [] if verdict.decision in PASSING else [f"the verdict is: {verdict.decision}"]
 
 
+def _parity_against(run: RunDir, files: _Files) -> list[str]:
+    """What of parity speaks against a form."""
+    file = run.export / "parity.json"
+    parity = Parity.read(file) if file.is_file() else None
+    entry = None if parity is None else next((form for form in parity.forms if form.form == files.form), None)
+    if parity is None or entry is None:
+        return [f"parity has not looked at the form {files.form}"]
+    verdict = _verdict(run) if run.verdict_file.exists() else None
+    if entry.deployable or _was_measured(verdict, parity, entry):
+        return []
+    return [f"parity calls the form {files.form} {entry.state} ({entry.reason})"]
+
+
 def _was_measured(verdict: Verdict | None, parity: Parity, entry: FormParity) -> bool:
     """Whether the sealed test part was asked in this very form, and the verdict on it passes."""
     asked = verdict is not None and verdict.candidate == "deployed" and verdict.decision in PASSING
@@ -279,12 +328,6 @@ def _was_measured(verdict: Verdict | None, parity: Parity, entry: FormParity) ->
 def _differs(run: RunDir) -> Iterable[str]:
     file = run.export / "commands.json"
     return Commands.read(file).differs if file.is_file() else ()
-
-
-def _peft(run: RunDir, model: TunedModel) -> Path | None:
-    """The adapter in the form that vLLM takes."""
-    own = run.export / TARGET
-    return own if own.is_dir() else model.adapter
 
 
 def _same_weights(one: Path, other: Path) -> bool:

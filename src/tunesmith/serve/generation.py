@@ -95,12 +95,17 @@ def budget(generation: Generation, served: Served, prompt: int) -> int:
     """
     wanted = served.max_new_tokens if generation.max_tokens is None else generation.max_tokens
     if prompt >= served.context:
-        said = (
-            f"This model's maximum context length is {served.context} tokens. However, your messages resulted in {prompt} "
-            "tokens. Please reduce the length of the messages."
-        )
-        raise ApiError(400, said, "context_length_exceeded", "messages")
+        raise too_long(served, prompt)
     return min(wanted, served.context - prompt)
+
+
+def too_long(served: Served, prompt: int, about: str = "") -> ApiError:
+    """The error of a prompt that leaves no token for an answer."""
+    said = (
+        f"This model's maximum context length is {served.context} tokens. However, your messages resulted in {about}{prompt} "
+        "tokens. Please reduce the length of the messages."
+    )
+    return ApiError(400, said, "context_length_exceeded", "messages")
 
 
 def _sampling(body: Fields, served: Served) -> Sampling:

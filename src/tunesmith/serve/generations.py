@@ -14,20 +14,18 @@ scales, which apply to requests of every client.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tunesmith.errors import RunError, TunesmithError
 from tunesmith.serve.asking import Ask, Borrowed, End, EngineGone, Piece, Served
-from tunesmith.serve.entry import Entry
+from tunesmith.serve.entry import Entry, Find
 from tunesmith.serve.leases import Leases
 from tunesmith.serve.llama_cpp_engine import LlamaCppEngine, Room
 
 logger = logging.getLogger(__name__)
-
-Find = Callable[[Path, str | None, bool], Entry]  # a run, the name that it shall have, --force
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class _Placed:
     generation: _Generation
     adapter: int | None
 
-    def answer(self, ask: Ask) -> AsyncIterator[Piece | End]:
+    def answer(self, ask: Ask) -> AsyncGenerator[Piece | End, None]:
         return self.generation.engine.answer(self.adapter, ask, self.served.renderer)
 
 

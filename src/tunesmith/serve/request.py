@@ -18,7 +18,7 @@ from tunesmith.serve.api_error import ApiError
 from tunesmith.serve.asking import Ask, Served
 from tunesmith.serve.chat_reply import ChatReply
 from tunesmith.serve.fields import Fields, unsupported_value, wrong_type, wrong_value
-from tunesmith.serve.generation import Generation, budget, read_generation
+from tunesmith.serve.generation import Generation, budget, read_generation, too_long
 from tunesmith.serve.reply import Reply
 from tunesmith.serve.request_messages import read_messages
 from tunesmith.serve.request_tools import read_format, read_tools
@@ -60,12 +60,17 @@ def chat_request(body: Fields, served: Served, choices: int) -> Wanted:
     if top is not None and not wants_tokens:
         raise wrong_value("top_logprobs", "it is only allowed when 'logprobs' is true.")
     body.finish()
+    if len(messages) >= served.context:  # each has a token at least; so many are not rendered to learn that
+        raise too_long(served, len(messages), "at least ")
     if served.system is not None and messages[0]["role"] not in SYSTEM:
         messages = with_system(messages, served.system)
     try:
         prompt = tuple(served.renderer.prompt_ids(messages, calling.tools))
     except (DataError, ModelError) as error:
         raise ApiError(400, f"Invalid 'messages': {error.message:.400}", "invalid_value", "messages") from None
+    forced = calling.forced
+    if forced is not None:
+        prompt, grammar = (*prompt, *forced.ids), forced.grammar
     thinking = thinking_of(served.renderer) if grammar is None else None  # a format holds from the first token on
     most = budget(generation, served, len(prompt))
     asks = tuple(

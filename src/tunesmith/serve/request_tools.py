@@ -1,8 +1,9 @@
 """Tools, the choice between them, and the format of an answer, as a request names them.
 
 A model calls a function by writing in the form that its own template writes, and the answer is read in that form
-(``chat/calls``); where the template has none, tools are refused. Nothing makes a model call: ``required``, a named function
-and ``strict`` would need a grammar for every family's form, so they are refused and not taken for ``auto``.
+(``chat/calls``); where the template has none, tools are refused. A call that is demanded (``required``, or a function by name)
+is begun for the model (``forced_call.py``), and its arguments meet their schema. Where the model may choose, nothing binds
+them, so ``strict`` is refused there.
 
 A format is a grammar that the engine obeys token by token. One that cannot be enforced whole is refused before the engine is
 asked, because llama.cpp would write that to its log and answer freely.
@@ -24,6 +25,9 @@ from tunesmith.errors import RecipeError
 from tunesmith.messages import Tool, Tools
 from tunesmith.serve.api_error import ApiError
 from tunesmith.serve.fields import Fields, missing, unsupported_value, wrong_type, wrong_value
+from tunesmith.serve.forced_call import Forced, forced_call
+
+REMEMBERED = 16 * 1024  # characters of a schema whose grammar is kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +38,13 @@ class Calling:
         tools: that the prompt declares; None: none.
         form: in which calls are looked for; None: in none.
         one: whether calls after the first are left out.
+        forced: how the call begins that is demanded; None: none is.
     """
 
     tools: Tools = None
     form: CallForm | None = None
     one: bool = False
+    forced: Forced | None = None
 
 
 def read_tools(body: Fields, renderer: Renderer) -> Calling:
@@ -47,14 +53,20 @@ def read_tools(body: Fields, renderer: Renderer) -> Calling:
     Raises:
         ApiError: they are wrong, or this model cannot do that.
     """
-    declared = [_tool(entry, f"tools[{number}]") for number, entry in enumerate(body.items("tools") or [])]
-    choice, parallel = body.take("tool_choice"), body.flag("parallel_tool_calls")
-    _check_choice(choice, declared)
-    if not declared or choice == "none":
+    entries = body.items("tools") or []
+    declared = [_tool(entry, f"tools[{number}]") for number, entry in enumerate(entries)]
+    parallel, demanded = body.flag("parallel_tool_calls"), _demanded(body, declared)
+    if not declared or body.take("tool_choice") == "none":
         return Calling()
     form = call_form(renderer)
     if form is None:
         raise unsupported_value("tools", "the chat template of this model writes no tool calls that could be read back.")
+    if demanded:
+        return Calling(tools=declared, forced=forced_call(renderer, demanded))
+    for number, entry in enumerate(entries):
+        if isinstance(entry, dict) and isinstance(entry["function"], dict) and entry["function"].get("strict"):
+            why = "where the model may choose, arguments are not bound to a schema; demand the call by 'tool_choice'."
+            raise unsupported_value(f"tools[{number}].function.strict", why)
     return Calling(tools=declared, form=form, one=parallel is False)
 
 
@@ -71,32 +83,45 @@ def _tool(entry: JsonValue, path: str) -> Tool:
     parameters = function.take("parameters")
     if parameters is not None and not isinstance(parameters, dict):
         raise wrong_type(function.at("parameters"), "an object, a JSON schema", parameters)
-    if function.flag("strict"):
-        why = "arguments are read from what the model writes and not constrained; leave it out and check them."
-        raise unsupported_value(function.at("strict"), why)
+    function.flag("strict")
     function.finish()
     tool.finish()
-    assert isinstance(entry, dict) and isinstance(entry["function"], dict)
-    kept = {name: value for name, value in entry["function"].items() if name != "strict"}
     try:
-        checked = check_tools([{"type": "function", "function": kept}], "$.tools")
+        checked = check_tools([entry], "$.tools")
     except RowError as bad:
         raise wrong_value(path, f"{bad.message:.200}.") from None
     assert checked is not None
     return checked[0]
 
 
-def _check_choice(choice: JsonValue, declared: list[Tool]) -> None:
+def _demanded(body: Fields, declared: list[Tool]) -> list[Tool]:
+    """The functions of which one has to be called; none of them: the model may do as it likes.
+
+    Raises:
+        ApiError: the choice is wrong, or of a kind that is not known here.
+    """
+    choice = body.take("tool_choice")
     if choice in (None, "none"):
-        return
+        return []
     if not declared:
         raise wrong_value("tool_choice", "it is only allowed when 'tools' are declared.")
-    if choice == "auto":
-        return
-    named = choice == "required" or (isinstance(choice, dict) and choice.get("type") in ("function", "allowed_tools", "custom"))
-    if named:
-        raise unsupported_value("tool_choice", "nothing makes this model call a function; known: 'none' and 'auto'.")
-    raise wrong_value("tool_choice", "expected 'none' or 'auto'.")
+    if choice in ("auto", "required"):
+        return declared if choice == "required" else []
+    if isinstance(choice, str):
+        raise wrong_value("tool_choice", f"expected 'none', 'auto', 'required' or a function, found {choice!r:.40}.")
+    asked = Fields(choice, "tool_choice")
+    if asked.needed_text("type") != "function":
+        raise unsupported_value("tool_choice.type", "known here: 'function'.")
+    asked.needed("function")
+    function = asked.inner("function")
+    assert function is not None
+    name = function.needed_text("name")
+    function.finish()
+    asked.finish()
+    named = [tool for tool in declared if tool["function"]["name"] == name]
+    if not named:
+        raise wrong_value("tool_choice.function.name", f"{name!r:.60} is none of the 'tools'.")
+    return named[:1]
 
 
 def read_format(body: Fields, calling: Calling) -> str | None:
@@ -126,17 +151,20 @@ def read_format(body: Fields, calling: Calling) -> str | None:
     elif kind != "json_object":
         raise wrong_value("response_format.type", f"expected 'text', 'json_object' or 'json_schema', found {kind!r:.40}.")
     asked.finish()
-    if calling.form is not None:
+    if calling.tools is not None:
         said = "a format holds for the whole answer, which could then call no tool; set tool_choice to 'none'."
         raise unsupported_value("response_format", said)
     if not isinstance(schema, dict):
         raise wrong_type(where, "an object, a JSON schema", schema) if schema is not None else missing(where)
-    return _grammar(json.dumps(schema), where)
+    text = json.dumps(schema)
+    return _known_grammar(text, where) if len(text) <= REMEMBERED else _grammar(text, where)
 
 
-@lru_cache(maxsize=256)
 def _grammar(schema: str, where: str) -> str:
     try:
         return as_text(json.loads(schema))
     except RecipeError as error:
         raise ApiError(400, f"Invalid schema for '{where}': {error.message:.400}", "invalid_json_schema", where) from None
+
+
+_known_grammar = lru_cache(maxsize=256)(_grammar)

@@ -146,6 +146,11 @@ def _opened(file: Path) -> TextIO:
     return os.fdopen(number, "w", encoding="utf-8")
 
 
+def without_other(models: Models) -> list[str]:
+    """Models of which nothing is written, since there is no other to ask."""
+    return [served.name for served in models.served() if _other(models, served) is None]
+
+
 def _other(models: Models, served: Served) -> str | None:
     """The model that the same is asked of."""
     if served.parent is not None:

@@ -1,9 +1,10 @@
-"""How a model writes what it thinks before it answers, found by its own template.
+"""How a model writes what it thinks before it answers, and the header of its answer, found by its own template.
 
 The template writes a turn with a known reasoning and a known answer; what stands before the one is the opening, what stands
 between the two the closing. A prompt may end with the opening itself (the open tag of DeepSeek R1 and its kin), and the answer
-then begins inside. A template that writes no reasoning, or is switched not to think, has none, and nothing is cut out of its
-answers.
+then begins inside. A few templates write a header with control tokens before every answer (the channels of harmony); it is no
+part of the answer, and stands behind the closing as well. A template that writes no reasoning, or is switched not to think, has
+no opening and no closing, and nothing is cut out of its answers.
 
 Refused: ``<think>`` for all, which is wrong for half of the families.
 """
@@ -11,39 +12,65 @@ Refused: ``<think>`` for all, which is wrong for half of the families.
 from dataclasses import dataclass
 from functools import lru_cache
 
+from tunesmith.chat.calls.probe import CALLS, TOOLS, call_form
 from tunesmith.chat.render import Renderer
 from tunesmith.errors import DataError
-from tunesmith.messages import Message
+from tunesmith.messages import Message, Tools
 
+_QUESTION: Message = {"role": "user", "content": "a"}
 _THOUGHT, _SAID = "r1r", "x1x"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thinking:
-    """Where the reasoning of an answer stands.
+    """Where the reasoning of an answer stands, and where what is said begins.
 
     Attributes:
-        opening: what it begins with; empty where the prompt has opened it.
-        closing: what it ends with.
+        opening: what the reasoning begins with; empty where the prompt has opened it, or where there is none.
+        closing: what it ends with; empty where there is none.
+        header: of what is said; empty for nearly all.
     """
 
     opening: str
     closing: str
+    header: str
 
 
 @lru_cache(maxsize=64)
 def thinking_of(renderer: Renderer) -> Thinking | None:
-    """How a renderer's model thinks; None: it does not, or where cannot be told."""
-    question: Message = {"role": "user", "content": "a"}
-    answer: Message = {"role": "assistant", "content": _SAID, "reasoning_content": _THOUGHT}
-    try:
-        pieces = renderer.pieces([question, answer])
-    except DataError:
-        return None
-    text = "".join(piece.text for piece in pieces if piece.supervised)
+    """How a renderer's model writes what it thinks; None where an answer is all that it writes."""
+    header = _written(renderer, {"role": "assistant", "content": _SAID}).partition(_SAID)[0].strip()
+    if not renderer.vocabulary.tokens(header):
+        header = ""  # white space, or a word that belongs to the answer
+    opening, closing = _around_thought(renderer)
+    if closing:
+        header = header.rpartition(closing)[2].strip()  # an answer without reasoning may close an empty one
+        alone = closing.removesuffix(header).strip() if header else closing
+        return Thinking(opening=opening, closing=alone, header=header)
+    return Thinking(opening="", closing="", header=header) if header else None
+
+
+def _around_thought(renderer: Renderer) -> tuple[str, str]:
+    """What stands before and behind a reasoning; two empty texts where the template writes none.
+
+    Some templates write one only where a call follows.
+    """
+    text = _written(renderer, {"role": "assistant", "content": _SAID, "reasoning_content": _THOUGHT})
     before, found, rest = text.partition(_THOUGHT)
     between, answered, _ = rest.partition(_SAID)
-    closing = between.strip()
-    if not found or not answered or not closing:
-        return None
-    return Thinking(opening=before.strip(), closing=closing)
+    if found and answered and between.strip():
+        return before.strip(), between.strip()
+    if (form := call_form(renderer)) is None:
+        return "", ""
+    called: Message = {"role": "assistant", "content": "", "tool_calls": CALLS[:1], "reasoning_content": _THOUGHT}
+    before, _, rest = _written(renderer, called, TOOLS).partition(_THOUGHT)
+    call = form.opening.search(rest)
+    return (before.strip(), rest[: call.start()].strip()) if call else ("", "")
+
+
+def _written(renderer: Renderer, answer: Message, tools: Tools = None) -> str:
+    """What the template writes as an answer; nothing where it cannot."""
+    try:
+        return "".join(piece.text for piece in renderer.pieces([_QUESTION, answer], tools) if piece.supervised)
+    except DataError:
+        return ""
