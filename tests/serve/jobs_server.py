@@ -1,8 +1,12 @@
 """A server of jobs for tests: the real uvicorn in a thread, or in a process that can be killed, and the official client."""
 
 import asyncio
+import contextlib
 import json
+import os
+import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -14,16 +18,16 @@ import uvicorn
 import yaml
 from starlette.applications import Starlette
 
-from shared import ROOT
 from tunesmith.serve.api_error import HANDLERS
+from tunesmith.serve.jobs.identity import Identity
+from tunesmith.serve.jobs.place import Place
 from tunesmith.serve.jobs.routes import routes
 from tunesmith.serve.jobs.service import Service
 
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+STUBS = str(HERE / "jobs_worker.py")
 VERDICT = sorted((ROOT / "benchmarks" / "results" / "verdicts").iterdir())[0] / "verdict.json"
-
-
-def stub_worker(directory):
-    return [sys.executable, str(Path(__file__).with_name("jobs_worker.py")), str(directory)]
 
 
 def write_settings(directory: Path, **keys) -> Path:
@@ -46,7 +50,7 @@ class Server:
     """The jobs of a directory, served from a thread."""
 
     def __init__(self, directory: Path, *, models=None, port=0, **service):
-        self.service = Service(directory, **{"worker": stub_worker(directory), **service})
+        self.service = Service(directory, **{"worker": [sys.executable, STUBS, str(directory)], **service})
         config = uvicorn.Config(application(self.service, models), port=port, log_level="error", timeout_graceful_shutdown=2)
         self._socket = socket.create_server(("127.0.0.1", port))
         self.port = self._socket.getsockname()[1]
@@ -91,6 +95,54 @@ def messages(client, job_id) -> list[str]:
     return [event.message for event in client.fine_tuning.jobs.list_events(job_id, limit=100)][::-1]
 
 
-if __name__ == "__main__":  # a server that can be killed: python jobs_server.py DIR PORT
-    served = Service(Path(sys.argv[1]), worker=stub_worker(sys.argv[1]) if "--stub" in sys.argv else None)
-    uvicorn.run(application(served), port=int(sys.argv[2]), log_level="error")
+class Killable:
+    """A server in a process of its own, which may be killed and is then started again.
+
+    Args:
+        worker: file of the worker that it starts.
+    """
+
+    def __init__(self, directory: Path, worker: str):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.place = Place(directory)
+        self._command = [sys.executable, __file__, str(directory), str(self.port), worker]
+        self._environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests"), str(HERE)])}
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self._command, env=self._environment)
+        while self.process.poll() is None:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
+                return
+            time.sleep(0.05)
+        raise AssertionError("the server did not start")
+
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key="sk-x", max_retries=5)
+
+    def worker(self) -> Identity | None:
+        try:
+            found = Identity(**json.loads(self.place.worker_file.read_text()))
+        except OSError:
+            return None
+        return found if found.is_alive() else None
+
+    def kill_worker(self) -> None:
+        worker = self.worker()
+        if worker is not None:
+            os.kill(worker.pid, signal.SIGKILL)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait()
+
+
+if __name__ == "__main__":
+    directory, port, worker = sys.argv[1:]
+    served = Service(Path(directory), worker=[sys.executable, worker, directory])
+    uvicorn.run(application(served), port=int(port), log_level="error")

@@ -1,8 +1,8 @@
-"""The programs of a worker as stubs that start at once: a check that looks for a word, a run that counts and resumes where it was.
+"""The programs of a worker as stubs that start at once: a check that looks for a word, a run that counts and resumes.
 
-``python jobs_stub.py check DIR JOB`` and ``run DIR JOB``. What a stub does is written in the first line of the job's rows, as JSON:
-``{"steps": 3, "pause": 0.05, "code": 0, "bad": "...", "crash_at": 2}``. Each step of a run is a line of ``counted.txt``; a line more
-than once would be a step that was done twice.
+``python jobs_stub.py check DIR JOB`` and ``run DIR JOB``. What a stub does is written in the first line of the job's rows, as
+JSON: ``{"steps": 3, "pause": 0.05, "code": 0, "bad": "...", "crash_at": 2}``. Each step of a run is a line of
+``counted.txt``; a line more than once would be a step that was done twice.
 """
 
 import datetime

@@ -1,9 +1,10 @@
 """What every route reads of a request: its body as JSON, a page of a list, whose it is."""
 
+import asyncio
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
@@ -14,6 +15,7 @@ from tunesmith.serve.api_error import ApiError
 
 T = TypeVar("T")
 MOST_OF_BODY = 1 << 20  # bytes of a request that is no file
+PATIENCE = 60.0  # seconds between two pieces of a body
 RETRY = "x-stainless-retry-count"  # how often the official client has tried it before
 ID = re.compile(r"[A-Za-z0-9._:-]{1,256}")
 
@@ -31,6 +33,32 @@ class Body:
     sha256: str
 
 
+async def body_of(request: Request) -> AsyncIterator[bytes]:
+    """A body as it comes.
+
+    Raises:
+        ApiError: 400, it broke off, or nothing of it came for too long.
+    """
+    pieces = aiter(request.stream())
+    while True:
+        try:
+            async with asyncio.timeout(PATIENCE):
+                piece = await anext(pieces)
+        except StopAsyncIteration:
+            return
+        except TimeoutError as error:
+            raise ApiError(400, f"nothing of the body came for {PATIENCE:g} seconds", "invalid_request") from error
+        except ClientDisconnect as error:
+            raise ApiError(400, "the client went away in the middle of the body", "invalid_request") from error
+        yield piece
+
+
+def length_of(request: Request) -> int:
+    """Bytes that a body will have, as it says; 0 where it does not say."""
+    text = request.headers.get("content-length", "")
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 16 else 0
+
+
 async def json_body(request: Request) -> Body:
     """Read a body.
 
@@ -38,15 +66,13 @@ async def json_body(request: Request) -> Body:
         ApiError: 413, too large; 400, no JSON.
     """
     content = bytearray()
-    try:
-        async for piece in request.stream():
-            content += piece
-            if len(content) > MOST_OF_BODY:
-                raise ApiError(413, f"the body has more than {MOST_OF_BODY:,} bytes", "request_too_large")
-    except ClientDisconnect as error:
-        raise ApiError(400, "the client went away in the middle of the body", "invalid_request") from error
+    async for piece in body_of(request):
+        content += piece
+        if len(content) > MOST_OF_BODY:
+            raise ApiError(413, f"the body has more than {MOST_OF_BODY:,} bytes", "request_too_large")
     try:
         value = json.loads(content or b"{}")
+        json.dumps(value, ensure_ascii=False).encode()  # half a character can be written in JSON, and nowhere else
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is not valid JSON: {error}", "invalid_json") from error
     return Body(cast(JsonValue, value), hashlib.sha256(content).hexdigest())

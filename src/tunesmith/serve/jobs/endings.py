@@ -20,6 +20,7 @@ from tunesmith.serve.jobs.settings import JobsSettings
 from tunesmith.serve.jobs.store import Job, Said, StoredFile
 from tunesmith.tracking import read_metrics
 
+GIVEN = ("deploy", "as good and cheaper", "may replace it")  # verdicts with a model: evaluate/gate.py, PASSING
 CODES_OF_VERDICTS = frozenset((0, *range(10, 18)))  # evaluate/gate.py, which would bring SciPy into the server
 REPORT, TABLE = "report.html", "step_metrics.csv"
 
@@ -41,7 +42,7 @@ class VerdictEnding:
         """With its results; the same each time it is asked for."""
         job, run = self._job, self._run
         verdict = Verdict.read(run.verdict_file)
-        is_served = verdict.deploy or verdict.decision == "may replace it" or self._settings.serve_anyway
+        is_served = verdict.decision in GIVEN or self._settings.serve_anyway
         model = model_name(job) if is_served else None
         steps = read_metrics(run.metrics_file)
         training = Training.read(run.training_file)
@@ -78,7 +79,7 @@ class VerdictEnding:
                 f"No fine_tuned_model is given, for the verdict is {verdict.decision}; {REPORT} among the result files says why"
             )
             said.append(Said(message=why, level="warn"))
-        elif self._settings.serve_anyway and not verdict.deploy:
+        elif verdict.decision not in GIVEN:
             said.append(
                 Said(message=f"The model is given though the verdict is {verdict.decision} (serve_anyway)", level="warn")
             )

@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from tunesmith.formatting import gb
 from tunesmith.serve.api_error import ApiError
-from tunesmith.serve.jobs.asked import after_of, id_in_path, is_retry, limit_of
+from tunesmith.serve.jobs.asked import after_of, body_of, id_in_path, is_retry, length_of, limit_of
 from tunesmith.serve.jobs.files import Upload
 from tunesmith.serve.jobs.objects import file_object, page
 from tunesmith.serve.jobs.queue import RETRIED_WITHIN, over_quota
@@ -44,17 +44,14 @@ class FileRoutes:
         """Take a file."""
         owner = self._service.owner_of(request)
         stored = await run_in_threadpool(self._store.stored_bytes, owner)
-        length = request.headers.get("content-length", "")
-        expected = int(length) if length.isascii() and length.isdecimal() else 0
+        expected = length_of(request)
         if stored + expected > self._shelf.stored_bytes:
             raise over_quota(
                 f"the files of this key have {gb(stored)}, and may have {gb(self._shelf.stored_bytes)}: delete some"
             )
-        upload = await self._shelf.receive(request.headers.get("content-type", ""), length, request.stream())
+        upload = await self._shelf.receive(request.headers.get("content-type", ""), expected, body_of(request))
         try:
             purpose, expires_at = _purpose(upload), _expiry(upload)
-            if stored + upload.size > self._shelf.stored_bytes:
-                raise over_quota(f"the files of this key would have more than {gb(self._shelf.stored_bytes)}")
         except ApiError:
             await run_in_threadpool(upload.path.unlink)
             raise
@@ -69,7 +66,15 @@ class FileRoutes:
             if earlier is not None:
                 upload.path.unlink()
                 return earlier
-        return self._store.add_file(self._shelf.keep(upload, owner, purpose, expires_at))
+        file = self._store.add_file(self._shelf.keep(upload, owner, purpose, expires_at))
+        if self._store.stored_bytes(owner) > self._shelf.stored_bytes:  # several came at a time, or its length was not said
+            self._delete(file)
+            raise over_quota(f"the files of this key would have more than {gb(self._shelf.stored_bytes)}")
+        return file
+
+    def _delete(self, file: StoredFile) -> None:
+        self._store.take_file(file.owner, file.id)
+        self._shelf.path(file).unlink(missing_ok=True)
 
     def list(self, request: Request) -> Response:
         """A page of files."""
@@ -95,8 +100,7 @@ class FileRoutes:
     def delete(self, request: Request) -> Response:
         """Delete a file; the jobs that were made of it keep theirs."""
         file = self._file(request)
-        self._store.take_file(file.owner, file.id)
-        self._shelf.path(file).unlink(missing_ok=True)
+        self._delete(file)
         return JSONResponse({"id": file.id, "object": "file", "deleted": True})
 
     def _file(self, request: Request) -> StoredFile:

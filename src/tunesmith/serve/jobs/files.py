@@ -7,12 +7,13 @@ what the client calls the file is shown and nothing else, but for its ending, on
 Refused: Starlette's own form parser, which puts a file of any size into ``/tmp`` before anybody is asked.
 """
 
+import contextlib
 import hashlib
 import os
 import shutil
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -20,7 +21,6 @@ from typing import TYPE_CHECKING, BinaryIO
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect
 
 from tunesmith.formatting import gb, parse_amount
 from tunesmith.rundir import free_bytes
@@ -36,6 +36,7 @@ TEMPORARY = ".upload-"
 PIECE = 1 << 20  # bytes between two writes
 MOST_OF_FIELDS = 1 << 16  # bytes of all other parts together
 MOST_OF_FORM = 1 << 16  # bytes of a body beside its file
+LEFT = 3600.0  # seconds after which a file that is on no record is nobody's
 NAME = 255  # characters of a file's name
 
 
@@ -81,8 +82,6 @@ class Upload:
                 parser.finalize()
             except FormParserError as error:
                 raise ApiError(400, f"the form cannot be read: {error}", "invalid_request") from error
-            except ClientDisconnect as error:
-                raise ApiError(400, "the client went away in the middle of the file", "invalid_request") from error
             if not form.ended:
                 raise ApiError(400, "the form ends in the middle", "invalid_request")
             await run_in_threadpool(form.finish)
@@ -182,33 +181,40 @@ class Shelf:
         """Where a file lies."""
         return self.folder / file.place
 
-    def create(self) -> None:
-        """Make the folder, and remove what a killed server left half written."""
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for left in self.folder.glob(f"{TEMPORARY}*"):
-            left.unlink()
+    def create(self, known: Collection[str]) -> None:
+        """Make the folder, and remove what a killed server left half written, or written and on no record.
 
-    async def receive(self, content_type: str, length: str | None, body: AsyncIterator[bytes]) -> Upload:
+        Args:
+            known: places of the files on record.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for file in self.folder.iterdir():
+            is_left = file.name not in known and time.time() - file.stat().st_mtime > LEFT
+            if is_left or file.name.startswith(TEMPORARY):
+                file.unlink()
+
+    async def receive(self, content_type: str, expected: int, body: AsyncIterator[bytes]) -> Upload:
         """Read a form to the disk; the caller puts its file in its place or removes it.
+
+        Args:
+            expected: bytes of the body, as it says; 0 where it does not say.
 
         Raises:
             ApiError: no form with one file, too large, or a disk that is full.
         """
-        expected = int(length) if length is not None and length.isdecimal() else 0
         if expected > self.file_bytes + MOST_OF_FORM:
             raise too_large(self.file_bytes)
         if free_bytes(self.folder) - expected < self.keep_free:
             raise ApiError(503, "the disk of this server is full", "disk_full", headers={"x-should-retry": "false"})
         upload = Upload(self.folder / f"{TEMPORARY}{uuid.uuid4().hex}", self.file_bytes)
-        try:
+        with contextlib.ExitStack() as undone:
+            undone.callback(upload.path.unlink, missing_ok=True)
             await upload.read(content_type, body)
             if upload.filename is None:
                 raise ApiError(400, "Missing required parameter: 'file'", "missing_required_parameter", param="file")
             if not upload.size:
                 raise ApiError(400, f"{upload.filename}: the file is empty", "invalid_file", param="file")
-        except BaseException:
-            upload.path.unlink(missing_ok=True)
-            raise
+            undone.pop_all()
         return upload
 
     def keep(self, upload: Upload, owner: str, purpose: str, expires_at: float | None) -> StoredFile:

@@ -25,14 +25,12 @@ class Told:
         events: for the job.
         reached: dev losses by step, with the figures of that step.
         further: a stage was finished, or a dev loss taken.
-        error: of the stage that failed last; None where one has begun or ended well since.
     """
 
     offset: int
     events: list[Said] = field(default_factory=list[Said])
     reached: dict[int, dict[str, float]] = field(default_factory=dict[int, dict[str, float]])
     further: bool = False
-    error: str | None = None
 
 
 class Following:
@@ -41,10 +39,14 @@ class Following:
     Args:
         path: its ``events.jsonl``.
         steps: that were told, with their train losses.
+
+    Attributes:
+        error: of the stage that failed last; None where one has begun or ended well since.
     """
 
     def __init__(self, path: Path, steps: dict[int, float]):
         self._path, self._steps = path, steps
+        self.error: str | None = None
 
     def new(self, offset: int) -> Told:
         """What came behind an offset."""
@@ -67,13 +69,13 @@ class Following:
 
     def _of(self, event: Event, told: Told) -> Iterator[Said]:
         if isinstance(event, StageStart):
-            told.error = None
+            self.error = None
             yield Said(message=f"Stage {event.stage} begins")
         elif isinstance(event, StageEnd) and event.outcome == "done":
-            told.further = True
+            self.error, told.further = None, True
             yield Said(message=f"Stage {event.stage} is done")
         elif isinstance(event, StageEnd):
-            told.error = event.error or event.outcome
+            self.error = event.error or event.outcome
         elif isinstance(event, WarningLine):
             yield Said(message=event.message, level="warn")
         elif isinstance(event, ArmScore):

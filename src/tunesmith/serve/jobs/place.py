@@ -54,13 +54,23 @@ class Place:
         return folder if job.validation_file is not None else next(folder.glob(f"{ALONE}.*"))
 
     def link_rows(self, job_id: str, training: StoredFile, validation: StoredFile | None) -> None:
-        """Give a job its own names of its files, so that they stay when the files are deleted."""
+        """Give a job its own names of its files, so that they stay when the files are deleted.
+
+        Raises:
+            FileNotFoundError: a file was deleted just now.
+        """
         folder = self.rows(job_id)
         folder.mkdir(parents=True, mode=0o700)
         named = [(ALONE if validation is None else TRAIN, training)]
         named += [] if validation is None else [(TEST, validation)]
         for name, file in named:
-            os.link(self.files / file.place, folder / f"{name}{Path(file.place).suffix}")
+            target = folder / f"{name}{Path(file.place).suffix}"
+            try:
+                os.link(self.files / file.place, target)
+            except FileNotFoundError:
+                raise
+            except OSError:  # a file system that has no second names
+                shutil.copyfile(self.files / file.place, target)
 
     def unlink_rows(self, job_id: str) -> None:
         """Take a job's names away; the files themselves stay."""

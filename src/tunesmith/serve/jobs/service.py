@@ -68,7 +68,6 @@ class Service:
         self.place.store.create()
         self.queue = Queue(self.place.store, self.settings)
         self.shelf = self.place.shelf(self.settings)
-        self.shelf.create()
         self.owner_of = owner_of
         self.models: Models | None = None
         self._command = worker or [PYTHON, "-m", "tunesmith.serve.jobs.worker", str(self.place.directory)]
@@ -89,6 +88,7 @@ class Service:
         """
         self.models = models
         with self._alone():
+            await run_in_threadpool(lambda: self.shelf.create(self.place.store.places()))
             tasks = [asyncio.create_task(self._supervise()), asyncio.create_task(self._publish())]
             for task in tasks:
                 task.add_done_callback(_say_fault)
@@ -140,6 +140,8 @@ class Service:
         if lived < RESTARTS[min(self._restarts, len(RESTARTS) - 1)]:
             return
         self._started, self._restarts = time.monotonic(), self._restarts + 1
+        if self._restarts == len(RESTARTS):
+            logger.warning(f"jobs: the worker ends again and again: {self.place.logs / 'worker.log'} says why")
         self.place.logs.mkdir(parents=True, exist_ok=True, mode=0o700)
         with (self.place.logs / "worker.log").open("ab") as log:
             self._child = subprocess.Popen(

@@ -4,6 +4,7 @@ A request chooses among what stands here and names no path and no address: which
 reads and where webhooks go is the operator's to say. The file is written at the first start.
 """
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, cast
@@ -19,6 +20,9 @@ from tunesmith.recipe.load import model_place, section_from
 from tunesmith.recipe.run import Recipe
 from tunesmith.recipe.section import ENTRY, Section
 from tunesmith.rundir.atomic import write_text
+from tunesmith.serve.jobs.signing import is_secret
+
+logger = logging.getLogger(__name__)
 
 SETTINGS = "jobs.yaml"
 HINT = "docs/how-to/fine-tune-by-api.md lists every key of jobs.yaml"
@@ -31,6 +35,12 @@ def _amount(text: str) -> str:
     return text
 
 
+def _address(text: str) -> str:
+    if not text.startswith(("http://", "https://")):
+        raise ValueError("expected an address that begins with https:// (or http://)")
+    return text
+
+
 Amount = Annotated[str, AfterValidator(_amount)]
 WebhookType = Literal["fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled"]
 ALL_TYPES: tuple[WebhookType, ...] = ("fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled")
@@ -39,7 +49,7 @@ ALL_TYPES: tuple[WebhookType, ...] = ("fine_tuning.job.succeeded", "fine_tuning.
 class WebhookTo(Section):
     """An address that is told how jobs end."""
 
-    url: Annotated[str, Field(pattern=r"^https?://")] = Field(description="where it is posted to; no redirect is followed")
+    url: Annotated[str, AfterValidator(_address)] = Field(description="where it is posted to; no redirect is followed")
     secret_env: str = Field(description="name of the environment variable that holds the signing secret (whsec_...)")
     types: tuple[WebhookType, ...] = Field(default=ALL_TYPES, min_length=1, description="what it is told")
 
@@ -105,7 +115,7 @@ def load_settings(directory: Path, models: Mapping[str, str] | None = None) -> t
 
     Args:
         directory: of the jobs.
-        models: base models by name that a first file names.
+        models: base models by name that a first file names; relative paths start from the working directory.
 
     Returns:
         The settings, and whether the file was written just now.
@@ -114,9 +124,12 @@ def load_settings(directory: Path, models: Mapping[str, str] | None = None) -> t
         RecipeError: the file is wrong, or names no model; or a webhook's secret is not in the environment.
     """
     path = directory / SETTINGS
-    is_new = not path.exists()
+    bases = {name: model_place(Path.cwd(), place) for name, place in (models or {}).items()}
+    is_new = not path.exists() or path.read_text(encoding="utf-8", errors="replace") == _first({})
     if is_new:
-        write_text(path, _first(models or {}))
+        for name, place in bases.items():
+            _refuse_missing_model(f"--base: {name}", place)
+        write_text(path, _first(bases))
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -134,13 +147,37 @@ def load_settings(directory: Path, models: Mapping[str, str] | None = None) -> t
     except RecipeError as error:
         raise RecipeError(error.message, error.hint if "did you mean" in error.hint else HINT) from error
     for webhook in settings.webhooks:
-        if hardware.secret(webhook.secret_env) is None:
-            raise RecipeError(
-                f"{path}: webhooks: the environment variable {webhook.secret_env} is not set",
-                f"export {webhook.secret_env}=whsec_... with the secret that the receiver checks with",
-            )
+        _refuse_secret(path, webhook.secret_env)
     places = {name: model_place(directory.resolve(), place) for name, place in settings.models.items()}
+    for name, place in places.items():
+        _refuse_missing_model(f"{path}: models.{name}", place)
+    if unknown := [place for place in bases.values() if place not in places.values()]:
+        logger.warning(f"jobs: {unknown[0]} is not among the models of {path}, and cannot be tuned; add it there")
     return settings.model_copy(update={"models": places}), is_new
+
+
+def _refuse_missing_model(where: str, place: str) -> None:
+    """Refuse a path where nothing is; a hub id is asked for with the first job.
+
+    Raises:
+        RecipeError: nothing is there.
+    """
+    if Path(place).is_absolute() and not Path(place).exists():
+        raise RecipeError(f"{where}: {place} is not there", "name a hub id, a directory or a .gguf file")
+
+
+def _refuse_secret(path: Path, name: str) -> None:
+    """Refuse a variable that holds no secret.
+
+    Raises:
+        RecipeError: it is not set, or what it holds is no base64.
+    """
+    secret = hardware.secret(name)
+    hint = f"export {name}=whsec_... with the secret that the receiver checks with"
+    if secret is None:
+        raise RecipeError(f"{path}: webhooks: the environment variable {name} is not set", hint)
+    if not is_secret(secret):
+        raise RecipeError(f"{path}: webhooks: what {name} holds after whsec_ is no base64", hint)
 
 
 def _refuse_unknown_keys(settings: JobsSettings) -> None:
@@ -165,6 +202,7 @@ def _first(models: Mapping[str, str]) -> str:
         "# Sections and keys of a recipe that every job begins with; the metric is told from the rows unless it stands here.",
         "recipe: {}",
         "#  task: {metric: json, prompt: The best instruction that you can write.}",
+        "#  export: {lora_gguf: true}  # the models of many jobs are then served as adapters of one base, in one process",
         "#  evaluate: {price_per_hour: 2.0}",
         "",
         "# fine_tuned_model is given only where the verdict is to deploy; true gives it whatever the verdict.",

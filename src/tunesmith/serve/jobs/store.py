@@ -238,12 +238,8 @@ class Store:
         """A transaction that holds the write lock from its start; it is kept when the block ends well, or not at all."""
         with self.reading() as db:
             db.execute("BEGIN IMMEDIATE")
-            try:
+            with db:  # commits, or rolls back on an error
                 yield db
-            except BaseException:
-                db.execute("ROLLBACK")
-                raise
-            db.execute("COMMIT")
 
     def file(self, owner: str, file_id: str) -> StoredFile | None:
         """A file of an owner that has not expired."""
@@ -275,6 +271,11 @@ class Store:
                 (owner, sha256, filename, since),
             ).fetchone()
         return None if row is None else StoredFile(**dict(row))
+
+    def places(self) -> set[str]:
+        """Where all files lie, by their names in ``files/``."""
+        with self.reading() as db:
+            return {place for (place,) in db.execute("SELECT place FROM files")}
 
     def stored_bytes(self, owner: str) -> int:
         """Bytes of all files of an owner."""

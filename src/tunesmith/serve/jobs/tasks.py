@@ -8,6 +8,7 @@ itself would do it, and what is finished of it the run need not do again.
 """
 
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -39,6 +40,7 @@ from tunesmith.serve.jobs.settings import JobsSettings
 from tunesmith.serve.jobs.store import Job
 
 COUNTED = 2000  # rows whose tokens an estimate counts
+KEY = re.compile(r"\b(data|task|train|evaluate|export|chat)\.[a-z_]+")
 CODES: tuple[tuple[type[TunesmithError], str, str | None], ...] = (
     (DataError, "invalid_training_file", "training_file"),
     (RecipeError, "invalid_recipe", None),
@@ -58,9 +60,12 @@ def answer(task: Callable[[], Json]) -> int:
 
 
 def error_of(error: TunesmithError) -> Json:
-    """An error of ours as the error of a job."""
+    """An error of ours as the error of a job: its hint says what to type, which is the operator's where it is a key."""
     code, param = next((code, param) for kind, code, param in CODES if isinstance(error, kind))
-    return {"code": code, "message": str(error), "param": param}
+    hint = "" if "tunesmith schema" in error.hint else error.hint
+    if KEY.search(hint):
+        hint += " (the operator sets such keys, in jobs.yaml under recipe)"
+    return {"code": code, "message": f"{error.message}\nhint: {hint}" if hint else error.message, "param": param}
 
 
 def check(place: Place, job: Job) -> Json:

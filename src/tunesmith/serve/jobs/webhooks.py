@@ -4,14 +4,8 @@ An event is stored in the transaction that ends the job, and sent until its rece
 over: a crash loses none, and may send one twice, under the same ``webhook-id``. The address comes from the settings alone, no
 redirect is followed, and what the receiver answers is not read beyond its status, so no request can make this server ask
 somebody else.
-
-Source: standard-webhooks; openai-python ``lib/_webhooks.py``: HMAC-SHA256 over ``id.timestamp.body``.
 """
 
-import base64
-import binascii
-import hashlib
-import hmac
 import logging
 import threading
 import time
@@ -20,32 +14,13 @@ import httpx2
 
 from tunesmith import hardware
 from tunesmith.serve.jobs.place import Place
+from tunesmith.serve.jobs.signing import signature
 
 logger = logging.getLogger(__name__)
 
 PAUSES = (5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800, 28800)  # seconds after each try; after the last it is given up
 TIMEOUT = 10.0
 LOOK = 1.0
-
-
-def signature(secret: str, event_id: str, timestamp: int, body: str) -> str:
-    """The header ``webhook-signature``."""
-    digest = hmac.new(_key(secret), f"{event_id}.{timestamp}.{body}".encode(), hashlib.sha256).digest()
-    return f"v1,{base64.b64encode(digest).decode()}"
-
-
-def _key(secret: str) -> bytes:
-    if not secret.startswith("whsec_"):
-        return secret.encode()
-    return base64.b64decode(secret.removeprefix("whsec_"))
-
-
-def is_secret(secret: str) -> bool:
-    """Whether a secret can be signed with."""
-    try:
-        return bool(_key(secret))
-    except binascii.Error:
-        return False
 
 
 class Sender(threading.Thread):

@@ -46,8 +46,9 @@ class Activity:
 
     Attributes:
         child: its program; None while another process still writes the run.
-        offset: bytes of the run's events that are told.
-        error: of the stage that failed last.
+        following: what the run says.
+        offset: bytes of its events that are told.
+        began: when it was claimed.
         stopping: why the program is being ended; empty where it is not.
         kill_at: when it is ended for good.
     """
@@ -58,7 +59,6 @@ class Activity:
     offset: int
     began: float = field(default_factory=time.monotonic)
     child: Child | None = None
-    error: str | None = None
     stopping: Literal["", "wish", "worker", "hours"] = ""
     kill_at: float = 0.0
 
@@ -110,12 +110,12 @@ class Worker:
         if activity.child is None:
             return self._start(activity)
         code = activity.child.poll()
-        if not self._tell(activity):
-            return True
-        if code is not None:
+        is_told = self._tell(activity)
+        if code is None:
+            self._stop_where_wished(activity)
+        elif is_told:
             self._ended(activity, code)
             return False
-        self._stop_where_wished(activity)
         return True
 
     def _start(self, activity: Activity) -> bool:
@@ -144,7 +144,7 @@ class Worker:
             Said(message=self._plain(said.message, activity.job), level=said.level, data=said.data) for said in told.events
         ]
         self.queue.tell(activity.job, self.me, told.offset, events, told.reached, told.further)
-        activity.offset, activity.error = told.offset, told.error
+        activity.offset = told.offset
         return False
 
     def _plain(self, text: str, job: Job) -> str:
@@ -183,7 +183,7 @@ class Worker:
         elif activity.stopping:
             self.queue.put_back(job, self.me)
         elif activity.kind == "run" and code in FAULTS:
-            said = activity.error or last_error(self.place.log(job.id))
+            said = activity.following.error or last_error(self.place.log(job.id))
             name, param = FAULTS[code]
             self.queue.end(job, self.me, failed(name, self._plain(said, job), param))
         else:
