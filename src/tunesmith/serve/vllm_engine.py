@@ -138,7 +138,10 @@ class _Placed:
                     raise EngineGone("vLLM broke off in the middle of an answer")
             finally:
                 await lines.aclose()
-            await self.load()
+            try:
+                await self.load()
+            except ExportError as error:
+                raise EngineGone(error.message) from error
 
 
 class VllmModels:
