@@ -166,9 +166,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=ROOT / "assets" / "SmolLM2-135M-Instruct.Q4_1.gguf")
     parser.add_argument("--slots", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--threads", type=int, help="of llama.cpp, where others use the machine too; a core each when not given"
-    )
+    parser.add_argument("--threads", type=int, help="of llama.cpp; as many as cores when not given")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.threads is not None:

@@ -109,9 +109,7 @@ def main() -> None:
     for name, default in counts.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--size", type=float, default=0.1, help="standard deviation of the adapters' factors")
-    parser.add_argument(
-        "--threads", type=int, help="of llama.cpp, where others use the machine too; a core each when not given"
-    )
+    parser.add_argument("--threads", type=int, help="of llama.cpp; as many as cores when not given")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.threads is not None:
