@@ -94,9 +94,9 @@ class LlamaCppEngine:
         import httpx2
 
         self._files, self._room = files, room
-        self._client = httpx2.AsyncClient(
-            timeout=httpx2.Timeout(None, connect=5.0), limits=httpx2.Limits(max_connections=None), trust_env=False
-        )
+        # llama.cpp closes a connection that is idle for 5 s without a word, so none is used twice.
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
+        self._client = httpx2.AsyncClient(timeout=httpx2.Timeout(None, connect=5.0), limits=limits, trust_env=False)
         self._errors = (httpx2.TransportError, httpx2.StreamError)
         self._process: LlamaCppProcess | None = None
         self._began, self._failures, self._closing = 0.0, 0, asyncio.Event()

@@ -90,7 +90,7 @@ class Vllm:
             raise MissingPackage("serving needs the package httpx2", "run: pip install 'tunesmith[serve]'") from error
         self.url = url.rstrip("/").removesuffix("/v1")
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        timeout, limits = httpx2.Timeout(None, connect=5.0), httpx2.Limits(max_connections=None)
+        timeout, limits = httpx2.Timeout(None, connect=5.0), httpx2.Limits(max_connections=None, keepalive_expiry=1.0)
         self._client = httpx2.AsyncClient(base_url=self.url, headers=headers, timeout=timeout, limits=limits, trust_env=False)
         self._errors = (httpx2.TransportError, httpx2.StreamError)
         self._not_there = (httpx2.ConnectError, httpx2.ConnectTimeout)
