@@ -26,6 +26,7 @@ from tunesmith.export.forms.form import Job
 from tunesmith.recipe import load_recipe
 from tunesmith.recipe.run import Export
 from tunesmith.rundir import RunDir
+from tunesmith.serve import command as command_of_serve
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXPORT = ROOT / "docs" / "how-to" / "export.md"
@@ -112,6 +113,10 @@ def test_every_documented_command_runs(
     arguments = [here.get(word, word) for word in words[1:]]
     if words[1] == "web":
         arguments += ["--port", "0"]  # other tests may say the same address
+    if words[1] == "serve":
+        monkeypatch.setenv("TUNESMITH_KEY", "a long enough key".replace(" ", "-"))
+        monkeypatch.setattr(command_of_serve, "serve", _open_and_leave)
+        arguments += ["--force", "--port", "0"]
     if "--sweep" in words:
         arguments += ["--type", "Q4_K_M"]  # which is there, in the place of seven, each of which takes seconds
     if words[1] == "push" and "--dry-run" not in words:
@@ -123,6 +128,12 @@ def test_every_documented_command_runs(
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert (stop.value.code or 0) in VERDICT_CODES, capsys.readouterr().err
+
+
+async def _open_and_leave(open_models, settings, ready, beside):
+    """What ``tunesmith serve`` does up to the engine; ``tests/serve`` has the rest."""
+    settings.check()
+    assert settings.limits.slots and beside
 
 
 def _argvs(document):

@@ -15,7 +15,7 @@ from tunesmith.cli.application import app
 from tunesmith.cli.ending import run_to_its_end
 from tunesmith.tracking import terminal
 
-for heading in ("look", "whole", "stages", "evidence", "bring", "use", "web", "share"):  # in the order of the help
+for heading in ("look", "whole", "stages", "evidence", "bring", "use", "serve", "web", "share"):  # in the order of the help
     importlib.import_module(f"tunesmith.cli.{heading}")
 
 

@@ -35,6 +35,10 @@ EXTRAS = {
     "datasets": "hub",
     "huggingface_hub": "hub",
     "python_calamine": "excel",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "prometheus_client": "serve",
+    "python_multipart": "serve",
 }
 
 RESUMED = (  # verbs that keep what they have finished

@@ -59,7 +59,7 @@ class Worker:
         match request["do"]:
             case "load server":
                 self.server()
-                return _has_gpu()
+                return has_gpu()
             case "load library":
                 self.library()
                 return False
@@ -90,13 +90,13 @@ class Worker:
             params.model.path = str(self._gguf)
             params.n_ctx = self._context
             params.n_parallel = 1
-            threads = hardware.cpu_count() if _has_gpu() else self._threads  # one process serves it alone
+            threads = hardware.cpu_count() if has_gpu() else self._threads  # one process serves it alone
             params.cpuparams.n_threads = threads
             params.cpuparams_batch.n_threads = threads
             params.use_jinja = True
             params.verbosity = 1  # errors
             # To fit layers into the memory of a GPU, the file is read once more; without one there is nothing to fit.
-            params.fit_params = _has_gpu()
+            params.fit_params = has_gpu()
             if self._lora is not None:
                 adapter = xllamacpp.CommonAdapterLoraInfo(  # pyright: ignore[reportAttributeAccessIssue]
                     str(self._lora), 0.0
@@ -160,7 +160,7 @@ class Worker:
         self._replies.flush()
 
 
-def _has_gpu() -> bool:
+def has_gpu() -> bool:
     """Whether llama.cpp computes on something else than the CPU."""
     cpu = xllamacpp.ggml_backend_dev_type.GGML_BACKEND_DEVICE_TYPE_CPU  # pyright: ignore[reportAttributeAccessIssue]
     devices = xllamacpp.get_device_info()  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,8 +1,9 @@
 """The stage parity: every form that an export wrote, held against what was trained.
 
 The rooms meet here: the export says which forms there are, the evaluation asks and compares answers to dev rows, ``parity/``
-does the rest. The sealed test part is not read. Dev rows are asked of the form that deploys alone: llama.cpp answers them one
-after another, a form that computes what was trained needs no such look, and of another quantised one it decides nothing.
+does the rest. The sealed test part is not read. Dev rows are asked of the form that deploys, and of the adapter on its base,
+which is what ``serve`` takes: llama.cpp answers them one after another, a form that computes what was trained needs no such
+look, and of another quantised one it decides nothing.
 
 Shape suffixes: N rows (positions of all prompts), V vocabulary.
 """
@@ -12,7 +13,7 @@ import shutil
 
 from tunesmith.checkpoints.facts import base_facts
 from tunesmith.evaluate.prompts import tuned
-from tunesmith.export.names import deployed_form
+from tunesmith.export.names import LORA, deployed_form
 from tunesmith.parity.measure import measure_form
 from tunesmith.parity.reference import Trained, choose_place, run_reference
 from tunesmith.pipeline.base import base_of
@@ -66,7 +67,7 @@ def measured(run: RunDir, recipe: Recipe) -> Parity:
         reference = run_reference(trained, dev_prompts, place, task, scratch)
         entries: list[FormParity] = []
         for form in forms:
-            its_task, reason = (task, no_task) if form.name == deployed else (None, no_task or elsewhere)
+            its_task, reason = (task, no_task) if form.name in (deployed, LORA) else (None, no_task or elsewhere)
             entries.append(measure_form(form, reference, base.renderer.tokenizer, place, its_task, context, reason))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -8,7 +8,7 @@ Refused: one call that returns the whole answer beside one that streams (the sec
 number (llama.cpp's ids are of one process, and ids that it does not know are accepted in silence).
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,6 +110,18 @@ class EngineGone(Exception):
     the answer had begun, with an error event, and never with an end that looks like one."""
 
 
+class EngineStarting(EngineGone):
+    """There is no engine at this moment and nothing was asked of one; it is being started again. The front answers 503.
+
+    Args:
+        seconds: after which it is worth asking again.
+    """
+
+    def __init__(self, message: str, seconds: float):
+        super().__init__(message)
+        self.seconds = seconds
+
+
 @dataclass(frozen=True, kw_only=True)
 class Served:
     """A model that has a name here.
@@ -148,9 +160,12 @@ class Served:
 class Borrowed(Protocol):
     """A model with the engine that answers for it."""
 
-    served: Served
+    @property
+    def served(self) -> Served:
+        """The model."""
+        ...
 
-    def answer(self, ask: Ask) -> AsyncIterator[Piece | End]:
+    def answer(self, ask: Ask) -> AsyncGenerator[Piece | End, None]:
         """Pieces, then one ``End``. Closing the iterator early (``aclose``) frees the slot.
 
         Raises:
