@@ -96,13 +96,12 @@ def test_a_request_says_everything_and_an_answer_is_read_whole(make, tokenizer):
             assert b"".join(token_bytes(borrowed.served.renderer, number) for number in part).decode() == "\U0001f600"
             return models, borrowed
 
-    with VllmStub(tokenizer) as stub:
-        with asyncio.Runner() as runner:
-            models, borrowed = runner.run(ask_all(stub))
-            stub.__exit__()
-            with pytest.raises(EngineStarting, match="no vLLM answers"):
-                runner.run(said(borrowed))
-            runner.run(models.close())
+    with VllmStub(tokenizer) as stub, asyncio.Runner() as runner:
+        models, borrowed = runner.run(ask_all(stub))
+        stub.__exit__()
+        with pytest.raises(EngineStarting, match="no vLLM answers"):
+            runner.run(said(borrowed))
+        runner.run(models.close())
 
 
 def test_what_vllm_would_answer_as_the_base_or_not_at_all_is_refused(make, tokenizer):
