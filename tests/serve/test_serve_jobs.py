@@ -250,6 +250,24 @@ def test_no_body_breaks_the_server(server, plain, value, path):
     assert 400 <= reply.status_code < 500 and reply.json()["error"]["message"], reply.text
 
 
+PARTS = st.sampled_from(
+    (
+        *(b"--x\r\n", b"--x--", b"--y", b"\r\n", b"\r\n\r\n", b"{}", b"\xff\x00:", b"Content-Disposition: a\r\n"),
+        b'Content-Disposition: form-data; name="file"; filename="a"\r\n\r\n',
+        b'Content-Disposition: form-data; name="purpose"\r\n\r\nfine-tune',
+    )
+)
+TYPES = ["multipart/form-data; boundary=x", "multipart/form-data", "multipart/form-data; boundary=", "text/plain", "; ="]
+
+
+@settings(max_examples=150)
+@given(parts=st.lists(PARTS | st.binary(max_size=5), max_size=8), kind=st.sampled_from([TYPES[0], *TYPES]))
+def test_no_form_breaks_the_server(server, plain, parts, kind):
+    reply = plain.post(f"http://127.0.0.1:{server.port}/v1/files", content=b"".join(parts), headers={"content-type": kind})
+    assert reply.status_code in (200, 400), reply.text
+    assert not [*server.service.place.files.glob(".*")], "nothing of it stays"
+
+
 def test_nobody_sees_what_is_another_owners(tmp_path):
     service = {"owner_of": lambda request: request.headers["authorization"].removeprefix("Bearer ")}
     with Server(write_settings(tmp_path / "jobs"), **service) as server, server.client() as one:
