@@ -25,9 +25,8 @@ import numpy as np
 from tunesmith.checkpoints.gguf_reader import GgufReader
 from tunesmith.errors import ExportError, ModelError, RunError
 from tunesmith.evaluate.gate import PASSING
-from tunesmith.export.forms.form import base_name, gguf_name
 from tunesmith.export.forms.vllm_adapter import TARGET, max_lora_rank
-from tunesmith.export.names import LORA, lora_name
+from tunesmith.export.names import LORA, base_file, base_name, gguf_name, lora_name
 from tunesmith.models.adapter import CONFIG, WEIGHTS, read_adapter_config
 from tunesmith.pipeline.export import context_of
 from tunesmith.pipeline.tuned_model import TunedModel, tuned_model
