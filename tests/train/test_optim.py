@@ -13,6 +13,8 @@ from shared import train_settings
 from tunesmith.errors import MissingPackage, TrainingError
 from tunesmith.layers.dora import DoRALinear
 from tunesmith.layers.lora import LoRALinear
+from tunesmith.layers.new_rows import NewRows
+from tunesmith.layers.whole_table import WholeTable
 from tunesmith.rundir.records.training import DevLoss
 from tunesmith.train.checkpoint import Checkpoints, Progress
 from tunesmith.train.optim import make_optimizer, optimizer_state
@@ -106,16 +108,20 @@ def test_loraplus_groups_and_steps_equal_peft(use_dora):
             torch.testing.assert_close(mine, other["default"].weight, rtol=1e-5, atol=1e-5)
 
 
-def test_decay_pulls_towards_the_base_and_leaves_magnitudes_alone():
+def test_decay_pulls_factors_and_whole_tables_and_leaves_magnitudes_and_rows_alone():
     layers = _layers(DoRALinear)
     before = [layer.lora_magnitude_vector.clone() for layer in layers.values()]
+    layers |= {"rows": NewRows(3, torch.ones(2, 4)), "table": WholeTable(torch.ones(5, 4))}
     optimizer = make_optimizer(layers, train_settings(learning_rate=2e-4, weight_decay=0.5))
     for parameter in _parameters(layers):
         parameter.grad = torch.zeros_like(parameter)
     norm = layers["a"].lora_A.norm().item()
     optimizer.step()
     assert layers["a"].lora_A.norm().item() == pytest.approx(norm * (1 - 2e-4 * 0.5), rel=1e-6)
-    assert all(torch.equal(layer.lora_magnitude_vector, m) for layer, m in zip(layers.values(), before, strict=True))
+    assert torch.equal(layers["rows"].rows, torch.ones(2, 4))
+    torch.testing.assert_close(layers["table"].rows.detach(), torch.full((5, 4), 1 - 2e-4 * 0.5))
+    adapters = [layer for layer in layers.values() if isinstance(layer, DoRALinear)]
+    assert all(torch.equal(layer.lora_magnitude_vector, m) for layer, m in zip(adapters, before, strict=True))
 
 
 @pytest.mark.parametrize("kind", [LoRALinear, DoRALinear])
