@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 import gguf
 import numpy as np
 
+from tunesmith import hardware
 from tunesmith.checkpoints.gguf_reader import GgufReader
 from tunesmith.engines.base import open_base
 from tunesmith.serve.asking import Ask, Piece, Sampling
@@ -161,12 +162,15 @@ async def memory(model: Path, slots: int) -> dict[str, float]:
 
 def main() -> None:
     """See the top of the file."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", type=Path, default=ROOT / "assets" / "SmolLM2-135M-Instruct.Q4_1.gguf")
     parser.add_argument("--slots", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, help="of llama.cpp; as many as cores when not given")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if options.threads is not None:
+        hardware.physical_cores = lambda: options.threads
     result = {
         "command": f"benchmarks/serve_engine.py {' '.join(sys.argv[1:])}",
         "model": options.model.name,

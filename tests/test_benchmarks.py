@@ -1,5 +1,6 @@
 """The benchmarks compute what they say: rows, floor, agreement, protocol, tables. No time is asserted anywhere."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from shared import ROOT, toy_rows
+from tunesmith.chat.render import Renderer
 from tunesmith.checkpoints.gguf_reader import GgufReader
 from tunesmith.models.load import load_tokenizer
 
@@ -22,6 +24,8 @@ import gpu_kernels
 import gpu_step
 import protocol
 import quantize
+import serve_front
+import serve_soak
 import train_data
 import train_step
 
@@ -301,3 +305,18 @@ def test_quantisation_is_measured_on_the_rows_that_the_file_holds(tmp_path):
     assert figures["ours_to_bare"] == figures["ours"] / figures["bare"] and "of bare" in quantize.line("IQ4_XS", figures)
     assert quantize.met({"ours": 46e6, "bare": 80e6}) and quantize.met({"ours": 19e6, "bare": 20e6})
     assert not quantize.met({"ours": 40e6, "bare": 80e6})
+
+
+@pytest.mark.slow
+def test_two_thousand_answers_of_eight_adapters_are_each_their_own(tiny_gguf, tokenizer):
+    renderer = Renderer(tokenizer)
+    counts = {"adapters": 8, "clients": 16, "requests": 2000, "slots": 4, "tokens": 4}
+    found = asyncio.run(serve_soak.soak(tiny_gguf, renderer, size=0.25, **counts))
+    assert found["wrong"] == 0 and found["same"] + found["tie"] == 2000
+
+
+@pytest.mark.slow
+def test_good_and_bad_requests_at_once_are_each_answered_as_they_deserve():
+    found = asyncio.run(serve_front.soak(300))
+    assert set(found["counts"]) == {"right", "refused", "gone"} and found["distinct_answers"] > 9
+    assert (found["health"], found["exit_code"]) == (200, 0)

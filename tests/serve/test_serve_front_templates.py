@@ -5,13 +5,13 @@ import sys
 import pytest
 
 from shared import ROOT
-from tunesmith.chat.calls.probe import CALLS, TOOLS, call_form
+from tunesmith.chat.calls.probe import CALLS, TOOLS
 from tunesmith.errors import DataError, ModelError
 from tunesmith.serve.answer_reader import AnswerReader
 from tunesmith.serve.api_error import ApiError
 from tunesmith.serve.forced_call import forced_call
+from tunesmith.serve.habits import habits_of
 from tunesmith.serve.request_tools import Calling
-from tunesmith.serve.thinking import thinking_of
 
 sys.path.append(str(ROOT / "tests" / "chat"))
 
@@ -32,7 +32,7 @@ def _written(renderer, answer, tools):
 
 
 def _read(renderer, calling, text, size):
-    reader = AnswerReader(calling, thinking_of(renderer))
+    reader = AnswerReader(calling, habits_of(renderer).thinking)
     parts = [reader.feed(text[start : start + size]) for start in range(0, len(text), size)] + [reader.finish()]
     calls = [call.name for part in parts for call in part.calls]
     return "".join(part.reasoning for part in parts), "".join(part.content for part in parts), calls
@@ -44,7 +44,7 @@ def test_what_a_template_writes_is_read_back(name):
         own = renderer(name)
     except ModelError as error:
         pytest.skip(error.message)
-    form, answered = call_form(own), {"role": "assistant", "content": "It < is."}
+    form, answered = habits_of(own).form, {"role": "assistant", "content": "It < is."}
     calling = Calling(tools=TOOLS, form=form)
     for answer, given, expected in (
         (answered, Calling(), ("", "It < is.", [])),

@@ -1,7 +1,7 @@
-"""A server that behaves as vLLM 0.32 does towards whoever asks it, measured (adapters by name and path, its streams, its traps).
+"""A server that behaves as vLLM 0.32 was measured to: adapters by name and path, its streams, its traps.
 
-What an answer says follows from the base or from the adapter's file, as it was when its name and path were first asked: keys and
-values are kept by these two. An adapter whose metadata says ``ignored`` answers as the base.
+What an answer says follows from the base or from the adapter's file, as it was when its name and path were first asked: keys
+and values are kept by these two. An adapter whose metadata says ``ignored`` answers as the base.
 """
 
 import json

@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass
 
 from tunesmith.rundir.records.calls import Call
+from tunesmith.serve.habits import Thinking
 from tunesmith.serve.request_tools import Calling
-from tunesmith.serve.thinking import Thinking
 
 _CALL_BEGINS = re.compile(r"\s*[<\[{`]")
 

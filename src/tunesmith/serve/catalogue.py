@@ -139,7 +139,7 @@ class Catalogue:
         )
         base = None
         if files.adapter is not None or files.rank:
-            base = self._base(recipe, served, weights)
+            base = replace(self._base(recipe, served, weights), created=int(files.model.stat().st_mtime))
             served = replace(served, parent=base.name)
         return Entry(
             served=served,

@@ -17,9 +17,9 @@ from pydantic import JsonValue
 from tunesmith.rundir.records.calls import Call
 from tunesmith.serve.answer_reader import AnswerReader, Part
 from tunesmith.serve.asking import End, Likely, Piece, Served, Token
+from tunesmith.serve.habits import Thinking
 from tunesmith.serve.reply import Envelope, Object
 from tunesmith.serve.request_tools import Calling
-from tunesmith.serve.thinking import Thinking
 
 UNLIKELY = -9999.0  # OpenAI's number for a probability of nothing
 _LETTERS = string.ascii_letters + string.digits

@@ -31,10 +31,11 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from tunesmith.chat.render import Renderer
 from tunesmith.errors import ExportError, MissingPackage
+from tunesmith.rundir.records import Json
 from tunesmith.serve.asking import Ask, End, EngineGone, EngineStarting, Likely, Piece, Sampling, Token
 from tunesmith.serve.llama_cpp_process import Files, LlamaCppProcess
 
@@ -43,6 +44,29 @@ logger = logging.getLogger(__name__)
 PAUSES = (0.0, 1.0, 2.0, 5.0, 15.0, 60.0)  # seconds before a start, by the number of those that came to nothing before it
 STEADY = 60.0  # seconds after which a process counts as one that runs
 FINAL = ("content", "tokens", "stop", "stop_type", "stopping_word", "tokens_predicted", "tokens_evaluated", "timings")
+
+
+class _Entry(TypedDict):
+    """A token with its log-probability."""
+
+    id: int
+    bytes: list[int]
+    logprob: float
+    top_logprobs: "list[_Entry]"
+
+
+class _Event(TypedDict):
+    """What llama.cpp says at a time; the last one has ``stop``, and all from ``stop_type`` on."""
+
+    content: str
+    tokens: list[int]
+    completion_probabilities: NotRequired[list[_Entry]]
+    tokens_predicted: int
+    tokens_evaluated: int
+    stop: bool
+    stop_type: str
+    stopping_word: str
+    timings: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +94,9 @@ class LlamaCppEngine:
         import httpx2
 
         self._files, self._room = files, room
-        self._client = httpx2.AsyncClient(
-            timeout=httpx2.Timeout(None, connect=5.0), limits=httpx2.Limits(max_connections=None), trust_env=False
-        )
+        # llama.cpp closes a connection that is idle for 5 s without a word, so none is used twice.
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
+        self._client = httpx2.AsyncClient(timeout=httpx2.Timeout(None, connect=5.0), limits=limits, trust_env=False)
         self._errors = (httpx2.TransportError, httpx2.StreamError)
         self._process: LlamaCppProcess | None = None
         self._began, self._failures, self._closing = 0.0, 0, asyncio.Event()
@@ -193,15 +217,15 @@ class LlamaCppEngine:
     def _not_there(self) -> EngineStarting:
         return EngineStarting("llama.cpp died and is being started again", max(5.0, self._pause))
 
-    def _body(self, adapter: int | None, ask: Ask, renderer: Renderer) -> dict[str, Any]:
-        body: dict[str, Any] = {
-            "prompt": ask.prompt,
+    def _body(self, adapter: int | None, ask: Ask, renderer: Renderer) -> Json:
+        body: Json = {
+            "prompt": list(ask.prompt),
             "n_predict": ask.max_tokens,
             "stream": True,
             "return_tokens": True,
             "cache_prompt": True,
-            "response_fields": FINAL,
-            "stop": ask.stop,
+            "response_fields": list(FINAL),
+            "stop": list(ask.stop),
             "lora": [{"id": place, "scale": float(place == adapter)} for place in range(len(self._files.adapters))],
             "repeat_last_n": self.context,
             **_sampling(ask.sampling),
@@ -244,11 +268,11 @@ async def _read(lines: AsyncIterator[str], ask: Ask, renderer: Renderer) -> Asyn
         EngineGone: it says an error, or ends without an end.
     """
     written = {number: text for text, number in renderer.vocabulary.control.items()}
-    held: dict[str, Any] | None = None  # an event whose token is a control token
+    held: _Event | None = None  # an event whose token is a control token
     async for line in lines:
         if not line.startswith(("data: ", "error: ")):
             continue  # between events, and comments that keep the connection alive
-        event = json.loads(line.partition(": ")[2])
+        event: _Event = json.loads(line.partition(": ")[2])
         if "stop" not in event:
             raise EngineGone(f"llama.cpp broke off in the middle of an answer: {_reason(line.partition(': ')[2])}")
         if held is not None:
@@ -275,29 +299,29 @@ async def _read(lines: AsyncIterator[str], ask: Ask, renderer: Renderer) -> Asyn
     raise EngineGone("llama.cpp broke off in the middle of an answer")
 
 
-def _piece(event: dict[str, Any], ask: Ask) -> Piece | None:
+def _piece(event: _Event, ask: Ask) -> Piece | None:
     """What an event adds to the answer, if anything."""
     entries = [] if ask.logprobs is None else event.get("completion_probabilities", [])
     tokens = tuple([Token(_likely(entry), tuple(map(_likely, entry["top_logprobs"][: ask.logprobs]))) for entry in entries])
     return Piece(event["content"], tokens) if event["content"] or tokens else None
 
 
-def _end(event: dict[str, Any]) -> End:
+def _end(event: _Event) -> End:
     kind = event["stop_type"]
     return End(
         reason="length" if kind == "limit" else "stop",
         prompt_tokens=event["tokens_evaluated"],
-        cached_tokens=event["timings"]["cache_n"],
+        cached_tokens=int(event["timings"]["cache_n"]),
         new_tokens=event["tokens_predicted"],
         stop=event["stopping_word"] if kind == "word" else None,
     )
 
 
-def _likely(entry: dict[str, Any]) -> Likely:
+def _likely(entry: _Entry) -> Likely:
     return Likely(entry["id"], bytes(entry["bytes"]), entry["logprob"])
 
 
-def _sampling(sampling: Sampling) -> dict[str, Any]:
+def _sampling(sampling: Sampling) -> Json:
     """Every number of it; temperature before the cuts, as OpenAI and vLLM have it."""
     return {
         "samplers": ["penalties", "temperature", "top_k", "top_p", "min_p"],

@@ -19,11 +19,11 @@ from tunesmith.serve.asking import Ask, Served
 from tunesmith.serve.chat_reply import ChatReply
 from tunesmith.serve.fields import Fields, unsupported_value, wrong_type, wrong_value
 from tunesmith.serve.generation import Generation, budget, read_generation, too_long
+from tunesmith.serve.habits import habits_of
 from tunesmith.serve.reply import Reply
 from tunesmith.serve.request_messages import read_messages
 from tunesmith.serve.request_tools import read_format, read_tools
 from tunesmith.serve.text_reply import TextReply
-from tunesmith.serve.thinking import thinking_of
 
 TOP_CHAT, TOP_TEXT = 20, 5  # likeliest tokens that may be asked for
 
@@ -71,7 +71,7 @@ def chat_request(body: Fields, served: Served, choices: int) -> Wanted:
     forced = calling.forced
     if forced is not None:
         prompt, grammar = (*prompt, *forced.ids), forced.grammar
-    thinking = thinking_of(served.renderer) if grammar is None else None  # a format holds from the first token on
+    thinking = habits_of(served.renderer).thinking if grammar is None else None  # a format holds from the first token on
     most = budget(generation, served, len(prompt))
     asks = tuple(
         Ask(

@@ -16,7 +16,6 @@ from functools import lru_cache
 from pydantic import JsonValue
 
 from tunesmith.chat.calls.forms import CallForm
-from tunesmith.chat.calls.probe import call_form
 from tunesmith.chat.render import Renderer
 from tunesmith.data.conversation import check_tools
 from tunesmith.data.problems import RowError
@@ -26,6 +25,7 @@ from tunesmith.messages import Tool, Tools
 from tunesmith.serve.api_error import ApiError
 from tunesmith.serve.fields import Fields, missing, unsupported_value, wrong_type, wrong_value
 from tunesmith.serve.forced_call import Forced, forced_call
+from tunesmith.serve.habits import habits_of
 
 REMEMBERED = 16 * 1024  # characters of a schema whose grammar is kept
 
@@ -58,7 +58,7 @@ def read_tools(body: Fields, renderer: Renderer) -> Calling:
     parallel, demanded = body.flag("parallel_tool_calls"), _demanded(body, declared)
     if not declared or body.take("tool_choice") == "none":
         return Calling()
-    form = call_form(renderer)
+    form = habits_of(renderer).form
     if form is None:
         raise unsupported_value("tools", "the chat template of this model writes no tool calls that could be read back.")
     if demanded:

@@ -7,6 +7,7 @@ At the first signal nobody new comes in, who is in is answered, and the engines 
 when that takes too long, what is left is cut off.
 """
 
+import asyncio
 import ipaddress
 import logging
 import socket
@@ -25,6 +26,7 @@ from tunesmith.errors import RunError
 from tunesmith.serve.application import front
 from tunesmith.serve.asking import Models
 from tunesmith.serve.guard import Access
+from tunesmith.serve.habits import habits_of
 from tunesmith.serve.limits import House, Limits
 from tunesmith.serve.shadow import Shadow
 
@@ -110,6 +112,8 @@ async def serve(
     with _bound(settings.host, settings.port) as address:
         models = await open_models()
         try:
+            for served in models.served():
+                await asyncio.to_thread(habits_of, served.renderer)  # and not with the first request
             async with AsyncExitStack() as stack:
                 more = await stack.enter_async_context(beside(models))
                 shadow = settings.shadow

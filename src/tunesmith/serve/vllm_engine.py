@@ -26,13 +26,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 from urllib.parse import urlsplit
 
 from tunesmith import hardware
 from tunesmith.chat.render import Renderer
 from tunesmith.errors import ExportError, MissingPackage, RunError, TunesmithError
 from tunesmith.rundir import atomic_directory
+from tunesmith.rundir.records import Json
 from tunesmith.serve.asking import Ask, Borrowed, End, EngineGone, EngineStarting, Likely, Piece, Sampling, Served, Token
 from tunesmith.serve.entry import Entry, Find
 from tunesmith.serve.leases import Leases
@@ -47,6 +48,31 @@ _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 # Letters that byte-level vocabularies write for bytes (GPT-2's encoder.py): those that print stand for themselves.
 BYTES = {chr(byte): byte for byte in _PRINTABLE}
 BYTES |= {chr(256 + place): byte for place, byte in enumerate(byte for byte in range(256) if byte not in _PRINTABLE)}
+
+
+class _Logprobs(TypedDict):
+    """Of some tokens, which are written ``token_id:17``."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float] | None] | None
+
+
+class _Choice(TypedDict):
+    """A stretch of an answer."""
+
+    text: str
+    logprobs: NotRequired[_Logprobs | None]
+    finish_reason: str | None
+    stop_reason: NotRequired[str | int | None]
+
+
+class _Usage(TypedDict):
+    """Tokens of prompt and answer."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    prompt_tokens_details: NotRequired[dict[str, int] | None]
 
 
 class Vllm:
@@ -64,12 +90,12 @@ class Vllm:
             raise MissingPackage("serving needs the package httpx2", "run: pip install 'tunesmith[serve]'") from error
         self.url = url.rstrip("/").removesuffix("/v1")
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        timeout, limits = httpx2.Timeout(None, connect=5.0), httpx2.Limits(max_connections=None)
+        timeout, limits = httpx2.Timeout(None, connect=5.0), httpx2.Limits(max_connections=None, keepalive_expiry=1.0)
         self._client = httpx2.AsyncClient(base_url=self.url, headers=headers, timeout=timeout, limits=limits, trust_env=False)
         self._errors = (httpx2.TransportError, httpx2.StreamError)
         self._not_there = (httpx2.ConnectError, httpx2.ConnectTimeout)
 
-    async def ask(self, path: str, body: dict[str, Any] | None = None) -> tuple[int, str]:
+    async def ask(self, path: str, body: Json | None = None) -> tuple[int, str]:
         """Status and text of an answer; with a body a POST.
 
         Raises:
@@ -84,7 +110,7 @@ class Vllm:
             raise EngineGone(f"vLLM broke off ({type(error).__name__})") from error
         return response.status_code, response.text
 
-    async def stream(self, path: str, body: dict[str, Any]) -> AsyncGenerator[tuple[int, str], None]:
+    async def stream(self, path: str, body: Json) -> AsyncGenerator[tuple[int, str], None]:
         """Status, and the lines as they come; raises as ``ask``.
 
         Raises:
@@ -138,7 +164,10 @@ class _Placed:
                     raise EngineGone("vLLM broke off in the middle of an answer")
             finally:
                 await lines.aclose()
-            await self.load()
+            try:
+                await self.load()
+            except ExportError as error:
+                raise EngineGone(error.message) from error
 
 
 class VllmModels:
@@ -349,9 +378,9 @@ def _kept(entry: Entry) -> Path:
     return target
 
 
-def body_of(model: str, ask: Ask, renderer: Renderer) -> dict[str, Any]:
+def body_of(model: str, ask: Ask, renderer: Renderer) -> Json:
     """A request to ``/v1/completions``, every number of the sampling given."""
-    body: dict[str, Any] = {
+    body: Json = {
         "model": model,
         "prompt": list(ask.prompt),
         "max_tokens": ask.max_tokens,
@@ -370,7 +399,7 @@ def body_of(model: str, ask: Ask, renderer: Renderer) -> dict[str, Any]:
     return body
 
 
-def _sampling(sampling: Sampling) -> dict[str, Any]:
+def _sampling(sampling: Sampling) -> Json:
     return {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
@@ -392,7 +421,7 @@ async def _read(
     Raises:
         EngineGone: it says an error, or ends without an end.
     """
-    finish: dict[str, Any] | None = None
+    finish: _Choice | None = None
     line = first
     while True:
         if line.startswith("data: ") and line != "data: [DONE]":
@@ -412,7 +441,7 @@ async def _read(
         line = entry[1]
 
 
-def _end(choice: dict[str, Any], usage: dict[str, Any]) -> End:
+def _end(choice: _Choice, usage: _Usage) -> End:
     reason, stopped = choice["finish_reason"], choice.get("stop_reason")
     if reason not in ("stop", "length"):
         raise EngineGone(f"vLLM ended an answer with {reason}")
@@ -426,7 +455,7 @@ def _end(choice: dict[str, Any], usage: dict[str, Any]) -> End:
     )
 
 
-def _piece(choice: dict[str, Any], ask: Ask, renderer: Renderer) -> Piece | None:
+def _piece(choice: _Choice, ask: Ask, renderer: Renderer) -> Piece | None:
     tokens: list[Token] = []
     if ask.logprobs is not None and (told := choice.get("logprobs")):
         for name, logprob, top in zip(told["tokens"], told["token_logprobs"], told["top_logprobs"] or (), strict=False):

@@ -10,8 +10,9 @@ Refused: ``<think>`` for all, which is wrong for half of the families.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from weakref import WeakKeyDictionary
 
+from tunesmith.chat.calls.forms import CallForm
 from tunesmith.chat.calls.probe import CALLS, TOOLS, call_form
 from tunesmith.chat.render import Renderer
 from tunesmith.errors import DataError
@@ -36,9 +37,30 @@ class Thinking:
     header: str
 
 
-@lru_cache(maxsize=64)
-def thinking_of(renderer: Renderer) -> Thinking | None:
-    """How a renderer's model writes what it thinks; None where an answer is all that it writes."""
+@dataclass(frozen=True)
+class Habits:
+    """What a model writes beside the text of an answer.
+
+    Attributes:
+        thinking: how it thinks; None where an answer is all that it writes.
+        form: of its calls; None where it writes none that can be read.
+    """
+
+    thinking: Thinking | None
+    form: CallForm | None
+
+
+_known: WeakKeyDictionary[Renderer, Habits] = WeakKeyDictionary()  # a model that is replaced takes its renderer with it
+
+
+def habits_of(renderer: Renderer) -> Habits:
+    """What a renderer's model writes beside the text of an answer; found once."""
+    if renderer not in _known:
+        _known[renderer] = Habits(_thinking(renderer), call_form(renderer))
+    return _known[renderer]
+
+
+def _thinking(renderer: Renderer) -> Thinking | None:
     header = _written(renderer, {"role": "assistant", "content": _SAID}).partition(_SAID)[0].strip()
     if not renderer.vocabulary.tokens(header):
         header = ""  # white space, or a word that belongs to the answer

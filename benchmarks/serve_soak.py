@@ -1,0 +1,132 @@
+"""Many clients, many adapters, one process: is any answer that of another adapter?
+
+    python benchmarks/serve_soak.py [--model FILE.gguf] [--adapters 8] [--clients 16] [--requests 2000] [--out FILE.json]
+
+Every answer is held against the one that the adapter gives by itself: an engine that has this adapter alone, and one slot. What
+differs must be a tie: the first other token is one that the adapter by itself holds for as likely as its own within ``TIE``
+nats (a kernel for several tokens rounds otherwise than one for a single token). The adapters are drawn so large that the answer
+of one would be called wrong for another, or in a few cases a tie; that is checked first.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from serve_engine import ROOT, write_lora
+
+from tunesmith import hardware
+from tunesmith.chat.render import Renderer
+from tunesmith.engines.base import open_base
+from tunesmith.serve.asking import Ask, Piece, Token
+from tunesmith.serve.llama_cpp_engine import LlamaCppEngine, Room
+
+TIE = 0.15  # nats; on Q4_1 kept and fresh logits differ by up to 0.08
+QUESTIONS = (
+    "a red car",
+    "Name three rivers of Europe.",
+    "What is 17 times 3?",
+    "Who wrote Hamlet, and when was it first played?",
+)
+Answer = tuple[Token, ...]
+
+
+async def answer(engine: LlamaCppEngine, place: int | None, ask: Ask, renderer: Renderer) -> Answer:
+    """The tokens of an answer, with the likeliest in their places."""
+    tokens: list[Token] = []
+    async for piece in engine.answer(place, ask, renderer):
+        tokens += piece.tokens if isinstance(piece, Piece) else ()
+    return tuple(tokens)
+
+
+def verdict(answer: Answer, alone: Answer) -> str:
+    """``same``, ``tie`` or ``wrong``."""
+    for token, own in zip(answer, alone, strict=False):
+        if token.taken.id != own.taken.id:
+            as_likely = {likely.id for likely in own.top if own.taken.logprob - likely.logprob <= TIE}
+            return "tie" if token.taken.id in as_likely else "wrong"
+        if abs(token.taken.logprob - own.taken.logprob) > TIE:
+            return "wrong"
+    return "same" if len(answer) == len(alone) else "wrong"
+
+
+async def soak(
+    model: Path, renderer: Renderer, *, adapters: int, clients: int, requests: int, slots: int, tokens: int, size: float
+) -> dict[str, Any]:
+    """See the top of the file.
+
+    Args:
+        requests: of all clients together.
+        tokens: of an answer at most.
+        size: standard deviation of the adapters' factors.
+    """
+    asks = [
+        Ask(prompt=tuple(renderer.prompt_ids([{"role": "user", "content": text}])), max_tokens=tokens, logprobs=4)
+        for text in QUESTIONS
+    ]
+    alone: dict[tuple[int | None, int], Answer] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        loras = [Path(folder) / f"{number}.gguf" for number in range(adapters)]
+        for number, lora in enumerate(loras):
+            write_lora(model, lora, number, rank=8, size=size)
+        for place in (None, *range(adapters)):
+            own = [] if place is None else loras[place : place + 1]
+            engine = await LlamaCppEngine.start(model, own, Room(slots=1, context=256), renderer)
+            for number, ask in enumerate(asks):
+                alone[place, number] = await answer(engine, None if place is None else 0, ask, renderer)
+            await engine.close()
+        apart = Counter(
+            verdict(alone[other, number], own)
+            for (place, number), own in alone.items()
+            for other in range(adapters)
+            if other != place
+        )
+        assert not apart["same"] and apart["tie"] <= 0.1 * apart["wrong"], f"draw larger adapters: {apart}"
+        engine = await LlamaCppEngine.start(model, loras, Room(slots=slots, context=256), renderer)
+        drawn, found, wrong = random.Random(0), Counter[str](), list[tuple[int | None, int]]()
+        work = iter([(drawn.choice((None, *range(adapters))), drawn.randrange(len(asks))) for _ in range(requests)])
+
+        async def client() -> None:
+            for place, number in work:
+                result = verdict(await answer(engine, place, asks[number], renderer), alone[place, number])
+                found[result] += 1
+                wrong.extend([(place, number)] if result == "wrong" else [])
+
+        began = time.perf_counter()
+        await asyncio.gather(*(client() for _ in range(clients)))
+        seconds = time.perf_counter() - began
+        await engine.close()
+    counts = {kind: found[kind] for kind in ("same", "tie", "wrong")}
+    return {"requests": requests, **counts, "seconds": round(seconds, 1), "of_other_adapters": dict(apart)}
+
+
+def main() -> None:
+    """See the top of the file."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--model", type=Path, default=ROOT / "assets" / "SmolLM2-135M-Instruct.Q4_1.gguf")
+    counts = {"adapters": 8, "clients": 16, "requests": 2000, "slots": 4, "tokens": 4}
+    for name, default in counts.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--size", type=float, default=0.1, help="standard deviation of the adapters' factors")
+    parser.add_argument("--threads", type=int, help="of llama.cpp; as many as cores when not given")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    if options.threads is not None:
+        hardware.physical_cores = lambda: options.threads
+    given = {name: vars(options)[name] for name in counts}
+    found = asyncio.run(soak(options.model, open_base(options.model).renderer, size=options.size, **given))
+    result = {"command": f"benchmarks/serve_soak.py {' '.join(sys.argv[1:])}", "model": options.model.name, **found}
+    print(json.dumps(result))
+    if options.out is not None:
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    sys.exit(bool(found["wrong"]))
+
+
+if __name__ == "__main__":
+    main()
