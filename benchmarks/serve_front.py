@@ -31,7 +31,7 @@ import httpx2
 ROOT = Path(__file__).resolve().parents[1]
 sys.path += [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 CLIENTS = (1, 4, 16)
-PROMPT, ANSWER = 96, 32  # words, tokens
+PROMPT, ANSWER = 48, 32  # words, tokens
 TURN = "<s>{{ m.role }} {{ m.content }}</s>"
 TEMPLATE = f"{{% for m in messages %}}{TURN}{{% endfor %}}{{% if add_generation_prompt %}}<s>assistant {{% endif %}}"
 
@@ -164,7 +164,7 @@ async def crowd(url: str, key: str, stops: list[int], clients: int, seed: int) -
     async with httpx2.AsyncClient(timeout=None, limits=limits) as http:
 
         async def one() -> list[tuple[float, int]]:
-            return [await streamed(http, url, body(), key) for _ in range(max(2, 12 // clients))]
+            return [await streamed(http, url, body(), key) for _ in range(max(2, 8 // clients))]
 
         began = time.perf_counter()
         answers = [timed for own in await asyncio.gather(*(one() for _ in range(clients))) for timed in own]
@@ -186,6 +186,7 @@ async def load(model: Path, slots: int, rounds: int) -> list[dict[str, Any]]:
             for place, (name, url) in enumerate((("bare", facts["bare"]), ("ours", facts["url"]))):
                 seed = 1000 * number + 100 * place + clients
                 figures[name].append(await crowd(url, facts["key"], facts["stops"], clients, seed))
+                print(clients, name, json.dumps(figures[name][-1]), file=sys.stderr, flush=True)
         medians = {name: {key: statistics.median(f[key] for f in fs[1:]) for key in fs[0]} for name, fs in figures.items()}
         pairs = zip(figures["ours"][1:], figures["bare"][1:], strict=True)
         ratios = [a["tokens_per_second"] / b["tokens_per_second"] for a, b in pairs]

@@ -24,6 +24,7 @@ import gpu_kernels
 import gpu_step
 import protocol
 import quantize
+import serve_front
 import serve_soak
 import train_data
 import train_step
@@ -312,3 +313,10 @@ def test_two_thousand_answers_of_eight_adapters_are_each_their_own(tiny_gguf, to
     counts = {"adapters": 8, "clients": 16, "requests": 2000, "slots": 4, "tokens": 4}
     found = asyncio.run(serve_soak.soak(tiny_gguf, renderer, size=0.25, **counts))
     assert found["wrong"] == 0 and found["same"] + found["tie"] == 2000
+
+
+@pytest.mark.slow
+def test_good_and_bad_requests_at_once_are_each_answered_as_they_deserve():
+    found = asyncio.run(serve_front.soak(300))
+    assert set(found["counts"]) == {"right", "refused", "gone"} and found["distinct_answers"] > 9
+    assert (found["health"], found["exit_code"]) == (200, 0)

@@ -12,7 +12,7 @@ import uvicorn
 
 from tunesmith.errors import RunError
 from tunesmith.serve.application import front
-from tunesmith.serve.asking import End, Likely, Piece, Served, Token
+from tunesmith.serve.asking import End, EngineGone, Likely, Piece, Served, Token
 
 
 def served(renderer, name="base", **changes):
@@ -66,6 +66,8 @@ class FakeModels:
         yield _Borrowed(self, self.models[name])
 
     async def add(self, run, name=None, *, force=False):
+        if run.name == "dead":
+            raise EngineGone("it was killed")
         if not force and "bad" in run.name:
             raise RunError(f"{run.name}: verdict prompting is enough", "serve it with force")
         self.models[name or run.name] = served(self.models["base"].renderer, name or run.name, run=run)

@@ -225,7 +225,7 @@ def test_figures_are_by_model_and_the_log_holds_no_word_of_a_prompt(models, capl
 
 
 def test_adapters_come_and_go(models, tmp_path):
-    for name in ("mine", "bad"):
+    for name in ("mine", "bad", "dead"):
         (tmp_path / name).mkdir()
     (tmp_path / "link").symlink_to("/etc")
     with running(models, runs=tmp_path) as server:
@@ -236,6 +236,7 @@ def test_adapters_come_and_go(models, tmp_path):
 
         assert post(run="mine") == (200, "mine") and post(run="mine", name="a/b") == (200, "a/b")
         assert post(run="bad")[0] == 400 and "hint: serve it with force" in post(run="bad")[1]
+        assert post(run="dead") == (503, "the engine with it did not stay: it was killed; all is served as before")
         assert post(run="bad", force=True) == (200, "bad")
         for path in ("../x", "/etc", "link/..", "a\0b", "none", "."):
             assert post(run=path)[0] == 400, path

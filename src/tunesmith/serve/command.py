@@ -14,8 +14,8 @@ from pathlib import Path
 from starlette.routing import BaseRoute
 
 from tunesmith import hardware
-from tunesmith.errors import RunError
-from tunesmith.serve.asking import Models
+from tunesmith.errors import ExportError, RunError
+from tunesmith.serve.asking import EngineGone, Models
 from tunesmith.serve.catalogue import Catalogue, Choices, named
 from tunesmith.serve.generations import Generations
 from tunesmith.serve.guard import Access
@@ -102,9 +102,14 @@ def serve_command(options: ServeOptions) -> None:
     async def open_models() -> Models:
         logger.info("serve: files are checked and the engine is started")
         entries = [await asyncio.to_thread(catalogue.find, path, name) for name, path in map(named, options.runs)]
-        if options.url is None:
-            return await Generations.open(entries, catalogue.find, options.slots)
-        return await VllmModels.open(Vllm(options.url, _key_of_engine(options)), entries, catalogue.find)
+        try:
+            if options.url is None:
+                return await Generations.open(entries, catalogue.find, options.slots)
+            return await VllmModels.open(Vllm(options.url, _key_of_engine(options)), entries, catalogue.find)
+        except EngineGone as error:
+            raise ExportError(
+                f"the engine did not stay: {error}", "its log is above; is there memory for the model?"
+            ) from error
 
     def ready(url: str, models: Models) -> None:
         print(welcome(url, models.served(), options.key_env, _notes(options)), flush=True)

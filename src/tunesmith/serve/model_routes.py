@@ -16,7 +16,7 @@ from starlette.routing import BaseRoute, Route
 
 from tunesmith.errors import TunesmithError
 from tunesmith.serve.api_error import ApiError
-from tunesmith.serve.asking import Models, Served
+from tunesmith.serve.asking import EngineGone, Models, Served
 from tunesmith.serve.body import fields_of, read_body
 from tunesmith.serve.completions import json_response, no_such_model
 from tunesmith.serve.fields import wrong_value
@@ -58,6 +58,8 @@ def model_routes(models: Models, limits: Limits, runs: Path | None) -> list[Base
             served = await models.add(directory, name, force=force)
         except TunesmithError as error:
             raise ApiError(400, str(error), "adapter_not_served", "run") from None
+        except EngineGone as error:
+            raise ApiError(503, f"the engine with it did not stay: {error}; all is served as before", "engine_gone") from None
         return json_response(_model(served))
 
     async def remove(request: Request) -> Response:
