@@ -89,21 +89,42 @@ async def soak(
         )
         assert not apart["same"] and apart["tie"] <= 0.1 * apart["wrong"], f"draw larger adapters: {apart}"
         engine = await LlamaCppEngine.start(model, loras, Room(slots=slots, context=256), renderer)
-        drawn, found, wrong = random.Random(0), Counter[str](), list[tuple[int | None, int]]()
+        drawn, found, wrong = random.Random(0), Counter[str](), list[dict[str, Any]]()
         work = iter([(drawn.choice((None, *range(adapters))), drawn.randrange(len(asks))) for _ in range(requests)])
 
         async def client() -> None:
             for place, number in work:
-                result = verdict(await answer(engine, place, asks[number], renderer), alone[place, number])
+                tokens = await answer(engine, place, asks[number], renderer)
+                result = verdict(tokens, alone[place, number])
                 found[result] += 1
-                wrong.extend([(place, number)] if result == "wrong" else [])
+                if result == "wrong":
+                    wrong.append(_described(tokens, place, number, alone))
 
         began = time.perf_counter()
         await asyncio.gather(*(client() for _ in range(clients)))
         seconds = time.perf_counter() - began
         await engine.close()
     counts = {kind: found[kind] for kind in ("same", "tie", "wrong")}
-    return {"requests": requests, **counts, "seconds": round(seconds, 1), "of_other_adapters": dict(apart)}
+    told = {"seconds": round(seconds, 1), "of_other_adapters": dict(apart), "wrong_ones": wrong}
+    return {"requests": requests, **counts, **told}
+
+
+def _described(answer: Answer, place: int | None, number: int, alone: dict[tuple[int | None, int], Answer]) -> dict[str, Any]:
+    """A wrong answer: whose it is instead, if anybody's, and how far it is from its own."""
+    own = alone[place, number]
+    pairs = [(a.taken, b.taken) for a, b in zip(answer, own, strict=False)]
+    others = [other for other, asked in alone if asked == number and verdict(answer, alone[other, number]) == "same"]
+    told = [[token.taken.id, round(token.taken.logprob, 3)] for token in answer]
+    expected = [[token.taken.id, round(token.taken.logprob, 3)] for token in own]
+    same = [abs(a.logprob - b.logprob) for a, b in pairs if a.id == b.id]
+    return {
+        "adapter": place,
+        "question": number,
+        "of": others,
+        "said": told,
+        "alone": expected,
+        "off_by": max(same, default=None),
+    }
 
 
 def main() -> None:

@@ -79,6 +79,7 @@ def compared(tiny_run, tiny_dir, tmp_path_factory):
             whole, name="padded", rounding="fp16", open=lambda place, context: _Padded(DirectoryModel(run.merged, place))
         ),
         directory_form("noisy", wrong["noisy"], None, 8),
+        directory_form("LoRA", run.merged, None, 8),
         directory_form("rounded too much", wrong["noisy"], "fp32", 8),
         directory_form("without adapter", wrong["base"], None, 8),
         directory_form("other template", wrong["template"], None, 8),
@@ -100,6 +101,7 @@ def test_each_form_fails_for_its_own_reason(compared):
         "merged": [],
         "padded": [],
         "noisy": [],
+        "LoRA": [],
         "rounded too much": ["distribution"],
         "without adapter": ["distribution", "adapter"],
         "other template": ["template", "token ids"],
@@ -110,6 +112,8 @@ def test_each_form_fails_for_its_own_reason(compared):
     states = {form.form: form.state for form in result.forms}
     # Two dev rows show no metric, so what differs by design is not known to do the task as well.
     assert states["merged"] == states["padded"] == "deployable" and states["noisy"] == "unknown"
+    asked = {form.form for form in result.forms if form.task is not None}
+    assert asked == {"LoRA"}  # beside the form that deploys, which is not among these
     reasons = {form.form: form.reason for form in result.forms}
     assert "<|im_end|> \\n" in reasons["other template"] and "expected" in reasons["other template"]
     assert "' sky'" in reasons["swapped tokens"] and "' red'" in reasons["swapped tokens"]
