@@ -5,7 +5,9 @@
 
 *Load.* One process of llama.cpp, asked directly and through our front, which runs in a process of its own. Both stream chat
 completions, from text to text: each renders, encodes and writes chunks by its own code. They take turns, at 1, 4 and 16
-clients, on prompts that are all different; figures are medians, the ratio is the median of the rounds' ratios.
+clients, on prompts that are all different; figures are medians, the ratio is the median of the rounds' ratios. On a machine
+that others use, the ratio that holds is that of CPU time: what llama.cpp takes for a token when it is asked directly, over
+what it and the front take together. Cores that are all busy answer by that.
 
 *Soak.* Four of ten requests are wrong in a way of their own, the others ask the base and two adapters of a tiny model in any
 order. Every good answer is held against that of an engine with one adapter alone; the memory of the front is read as it goes.
@@ -14,6 +16,7 @@ order. Every good answer is held against that of an engine with one adapter alon
 import argparse
 import asyncio
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -27,6 +30,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+
+from tunesmith import hardware
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path += [str(ROOT / "tests"), str(ROOT / "benchmarks")]
@@ -99,7 +104,7 @@ async def front_of(model: Path, adapters: Sequence[Path], slots: int, context: i
     def ready(url: str, _: Any) -> None:
         process = engine._process
         assert process is not None
-        facts = {"url": url, "bare": process.facts.url, "key": process.key, "stops": renderer.stop_ids}
+        facts = {"url": url, "bare": process.facts.url, "key": process.key, "stops": renderer.stop_ids, "pid": process.pid}
         print(json.dumps(facts), flush=True)
 
     await serve(opened, ServerSettings(port=0, limits=Limits(slots=slots, queue=256)), ready)
@@ -110,6 +115,7 @@ class Front:
 
     def __init__(self, model: Path, adapters: Sequence[Path], slots: int, context: int):
         arguments = [str(model), *map(str, adapters), "--slots", str(slots), "--context", str(context)]
+        arguments += ["--threads", str(hardware.physical_cores())]
         command = [sys.executable, __file__, "front", *arguments]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert self.process.stdout is not None
@@ -121,10 +127,22 @@ class Front:
         lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith("VmRSS"))
 
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """CPU time of the front and of llama.cpp."""
+        front, engine = (_seconds(pid) for pid in (self.process.pid, self.facts["pid"]))
+        return front, engine
+
     def close(self) -> int:
         """End it; its exit code."""
         self.process.terminate()
         return self.process.wait(30)
+
+
+def _seconds(pid: int) -> float:
+    """CPU time of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def streamed(http: httpx2.AsyncClient, url: str, body: dict[str, Any], key: str) -> tuple[float, int]:
@@ -170,6 +188,7 @@ async def crowd(url: str, key: str, stops: list[int], clients: int, seed: int) -
         answers = [timed for own in await asyncio.gather(*(one() for _ in range(clients))) for timed in own]
     firsts, seconds = sorted(first for first, _ in answers), time.perf_counter() - began
     return {
+        "tokens": sum(tokens for _, tokens in answers),
         "tokens_per_second": sum(tokens for _, tokens in answers) / seconds,
         "p50_first": statistics.median(firsts),
         "p95_first": firsts[min(len(firsts) - 1, int(0.95 * len(firsts)))],
@@ -185,12 +204,24 @@ async def load(model: Path, slots: int, rounds: int) -> list[dict[str, Any]]:
         for number in range(rounds + 1):  # the first warms up
             for place, (name, url) in enumerate((("bare", facts["bare"]), ("ours", facts["url"]))):
                 seed = 1000 * number + 100 * place + clients
-                figures[name].append(await crowd(url, facts["key"], facts["stops"], clients, seed))
+                before = front.seconds
+                found = await crowd(url, facts["key"], facts["stops"], clients, seed)
+                front_s, engine_s = (after - then for after, then in zip(front.seconds, before, strict=True))
+                tokens = found.pop("tokens")
+                found |= {"front_ms_per_token": 1e3 * front_s / tokens, "engine_ms_per_token": 1e3 * engine_s / tokens}
+                figures[name].append(found)
                 print(clients, name, json.dumps(figures[name][-1]), file=sys.stderr, flush=True)
         medians = {name: {key: statistics.median(f[key] for f in fs[1:]) for key in fs[0]} for name, fs in figures.items()}
         pairs = zip(figures["ours"][1:], figures["bare"][1:], strict=True)
         ratios = [a["tokens_per_second"] / b["tokens_per_second"] for a, b in pairs]
-        entry = {"clients": clients, **medians, "ratio": statistics.median(ratios), "ratios": ratios}
+        ours = medians["ours"]["engine_ms_per_token"] + medians["ours"]["front_ms_per_token"]
+        entry = {
+            "clients": clients,
+            **medians,
+            "ratio": statistics.median(ratios),
+            "ratios": ratios,
+            "ratio_of_cpu": medians["bare"]["engine_ms_per_token"] / ours,
+        }
         print(json.dumps(entry), flush=True)
         results.append(entry)
     front.close()
@@ -307,9 +338,12 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=4)
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, help="of llama.cpp; as many as cores when not given")
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if options.threads is not None:
+        hardware.physical_cores = lambda: options.threads
     if options.what == "front":
         asyncio.run(front_of(options.files[0], options.files[1:], options.slots, options.context))
         return
