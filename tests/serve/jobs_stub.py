@@ -1,12 +1,13 @@
 """The programs of a worker as stubs that start at once: a check that looks for a word, a run that counts and resumes.
 
 ``python jobs_stub.py check DIR JOB`` and ``run DIR JOB``. What a stub does is written in the first line of the job's rows, as
-JSON: ``{"steps": 3, "pause": 0.05, "code": 0, "bad": "...", "crash_at": 2}``. Each step of a run is a line of
-``counted.txt``; a line more than once would be a step that was done twice.
+JSON: ``{"steps": 3, "pause": 0.05, "code": 0, "bad": "...", "crash_at": 2, "until": "/a/file"}``. Each step of a run is a line
+of ``counted.txt``; a line more than once would be a step that was done twice.
 """
 
 import datetime
 import fcntl
+import itertools
 import json
 import os
 import signal
@@ -45,7 +46,9 @@ def run(directory, job, asked, rows):
         done = len(counted.read_text().splitlines()) if counted.exists() else 0
         for step in range(1, done + 1):  # as a training does that resumes
             step_done(step)
-        for step in range(done + 1, asked.get("steps", 3) + 1):
+        for step in itertools.count(done + 1):
+            if step > asked.get("steps", 3) and ("until" not in asked or Path(asked["until"]).exists()):
+                break
             if asked.get("crash_at") == step:
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(asked.get("pause", 0.01))

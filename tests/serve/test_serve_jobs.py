@@ -1,6 +1,8 @@
 """Fine-tuning by the official client, with a worker whose programs are stubs: create, wait, cancel, pause, results."""
 
+import asyncio
 import json
+import threading
 import time
 
 import httpx2
@@ -9,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jobs_server import Server, messages, upload, wait, write_settings
+
+from tunesmith.errors import RunError
 
 SUPERVISED = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2}}}
 
@@ -248,6 +252,69 @@ def test_no_body_breaks_the_server(server, plain, value, path):
     body = json.dumps({"model": "tiny", **value} if isinstance(value, dict) else value).encode()
     reply = plain.post(f"http://127.0.0.1:{server.port}/v1/fine_tuning/{path}", content=body)
     assert 400 <= reply.status_code < 500 and reply.json()["error"]["message"], reply.text
+
+
+PARTS = st.sampled_from(
+    (
+        *(b"--x\r\n", b"--x--", b"--y", b"\r\n", b"\r\n\r\n", b"{}", b"\xff\x00:", b"Content-Disposition: a\r\n"),
+        b'Content-Disposition: form-data; name="file"; filename="a"\r\n\r\n',
+        b'Content-Disposition: form-data; name="purpose"\r\n\r\nfine-tune',
+    )
+)
+TYPES = ["multipart/form-data; boundary=x", "multipart/form-data", "multipart/form-data; boundary=", "text/plain", "; ="]
+
+
+@settings(max_examples=150)
+@given(parts=st.lists(PARTS | st.binary(max_size=5), max_size=8), kind=st.sampled_from([TYPES[0], *TYPES]))
+def test_no_form_breaks_the_server(server, plain, parts, kind):
+    reply = plain.post(f"http://127.0.0.1:{server.port}/v1/files", content=b"".join(parts), headers={"content-type": kind})
+    assert reply.status_code in (200, 400), reply.text
+    assert not [*server.service.place.files.glob(".*")], "nothing of it stays"
+
+
+class Fake:
+    """Models that are served, without an engine.
+
+    Args:
+        problem: what is in the way of serving any; None for nothing.
+    """
+
+    def __init__(self, problem=None):
+        self.served, self.problem, self.may_go_on = {}, problem, threading.Event()
+
+    async def add(self, run, name=None, *, force=False):
+        while not self.may_go_on.is_set():
+            await asyncio.sleep(0.01)
+        if self.problem is not None:
+            raise RunError(f"{run}: {self.problem}")
+        self.served[name] = run
+
+    async def remove(self, name):
+        del self.served[name]
+
+
+def test_who_reads_succeeded_may_ask_the_model(tmp_path):
+    directory, models = write_settings(tmp_path / "jobs"), Fake()
+    with Server(directory, models=models) as server, server.client() as client:
+        job = create(client)
+        while server.service.place.store.job(None, job.id).status != "publishing":
+            time.sleep(0.05)
+        assert client.fine_tuning.jobs.retrieve(job.id).status == "running"
+        models.may_go_on.set()
+        done = wait(client, job.id)
+        assert models.served == {done.fine_tuned_model: server.service.place.run(job.id).path}
+    again, broken = Fake(), Fake("another base")
+    again.may_go_on.set()
+    broken.may_go_on.set()
+    with Server(directory, models=again) as server, server.client() as client:
+        while done.fine_tuned_model not in again.served:
+            time.sleep(0.05)
+        client.models.delete(done.fine_tuned_model)
+        assert not again.served
+    with Server(directory, models=broken) as server, server.client() as client:
+        other = wait(client, create(client).id)
+        assert other.status == "succeeded" and other.fine_tuned_model
+        assert f"The model is not served here: runs/{other.id}: another base" in messages(client, other.id)
 
 
 def test_nobody_sees_what_is_another_owners(tmp_path):

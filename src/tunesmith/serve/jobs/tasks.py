@@ -40,7 +40,7 @@ from tunesmith.serve.jobs.settings import JobsSettings
 from tunesmith.serve.jobs.store import Job
 
 COUNTED = 2000  # rows whose tokens an estimate counts
-KEY = re.compile(r"\b(data|task|train|evaluate|export|chat)\.[a-z_]+")
+KEY = re.compile(r"\b(data|task|train|evaluate|export|chat)\.[a-z_]+|--[a-z]")
 CODES: tuple[tuple[type[TunesmithError], str, str | None], ...] = (
     (DataError, "invalid_training_file", "training_file"),
     (RecipeError, "invalid_recipe", None),
@@ -64,7 +64,7 @@ def error_of(error: TunesmithError) -> Json:
     code, param = next((code, param) for kind, code, param in CODES if isinstance(error, kind))
     hint = "" if "tunesmith schema" in error.hint else error.hint
     if KEY.search(hint):
-        hint += " (the operator sets such keys, in jobs.yaml under recipe)"
+        hint += " (the operator sets keys and options, in jobs.yaml under recipe)"
     return {"code": code, "message": f"{error.message}\nhint: {hint}" if hint else error.message, "param": param}
 
 

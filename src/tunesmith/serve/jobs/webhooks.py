@@ -7,6 +7,7 @@ somebody else.
 """
 
 import logging
+import sqlite3
 import threading
 import time
 
@@ -33,7 +34,10 @@ class Sender(threading.Thread):
     def run(self) -> None:
         """Send until the process ends."""
         while True:
-            self.send_due()
+            try:
+                self.send_due()
+            except sqlite3.Error as error:  # locked for half a minute, or no room: what is stored is tried again
+                logger.warning("webhooks wait: %s", error)
             time.sleep(LOOK)
 
     def send_due(self) -> None:
