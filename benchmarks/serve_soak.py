@@ -27,7 +27,9 @@ from tunesmith.engines.base import open_base
 from tunesmith.serve.asking import Ask, Piece, Token
 from tunesmith.serve.llama_cpp_engine import LlamaCppEngine, Room
 
-TIE = 0.15  # nats; on Q4_1 kept and fresh logits differ by up to 0.08
+# Nats. A token of SmolLM2 in Q4_1 that is computed together with other requests' was off by 0.23 at most, with adapters this
+# large, and the first token of an answer by nothing; other adapters are off by whole nats.
+TIE = 0.3
 QUESTIONS = (
     "a red car",
     "Name three rivers of Europe.",
@@ -67,7 +69,7 @@ async def soak(
         size: standard deviation of the adapters' factors.
     """
     asks = [
-        Ask(prompt=tuple(renderer.prompt_ids([{"role": "user", "content": text}])), max_tokens=tokens, logprobs=4)
+        Ask(prompt=tuple(renderer.prompt_ids([{"role": "user", "content": text}])), max_tokens=tokens, logprobs=10)
         for text in QUESTIONS
     ]
     alone: dict[tuple[int | None, int], Answer] = {}
