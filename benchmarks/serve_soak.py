@@ -121,14 +121,10 @@ def _described(answer: Answer, place: int | None, number: int, alone: dict[tuple
     told = [[token.taken.id, round(token.taken.logprob, 3)] for token in answer]
     expected = [[token.taken.id, round(token.taken.logprob, 3)] for token in own]
     same = [abs(a.logprob - b.logprob) for a, b in pairs if a.id == b.id]
-    return {
-        "adapter": place,
-        "question": number,
-        "of": others,
-        "said": told,
-        "alone": expected,
-        "off_by": max(same, default=None),
-    }
+    begins_as_own = pairs and pairs[0][0].id == pairs[0][1].id and same[0] <= FIRST
+    kind = "off" if begins_as_own and not others else "wrong"
+    of = {"adapter": place, "question": number, "kind": kind, "of": others}
+    return {**of, "said": told, "alone": expected, "off_by": max(same, default=None)}
 
 
 def main() -> None:
