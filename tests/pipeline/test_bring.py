@@ -201,7 +201,7 @@ def test_an_endpoint_that_will_not_answer_is_known_before_the_prompts_are_search
     [
         ({"adapter": "whole"}, "it is a whole model", "--merged"),
         ({"merged": "one"}, "an adapter, expected a whole model", "--adapter"),
-        ({"adapter": "."}, "there are adapters below it: one, two", "two"),
+        ({"adapter": "."}, "there are adapters below it: one, (tables, )?two", "two"),
         ({"adapter": "none"}, "no such adapter directory", "adapter_config.json"),
         ({"gguf": "none.gguf"}, "no such model file", "path"),
         ({"gguf": "whole"}, "a directory, expected a .gguf file", "--merged"),

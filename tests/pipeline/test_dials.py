@@ -38,12 +38,17 @@ def a_card(tmp_path, monkeypatch):
     return make
 
 
+ADAPTED = {"q": SimpleNamespace(lora_A=torch.empty(Lora().r, 1))}
+
+
 @pytest.fixture
 def choose(a_card):
     """``choose(memory, device, **train)``: the settings of a run, and the lines that are printed."""
 
     def run(free, device="cuda", longest=None, **train):
-        loaded = SimpleNamespace(model=SimpleNamespace(device=torch.device(device)), base=a_card(free, device), lora=Lora())
+        loaded = SimpleNamespace(
+            model=SimpleNamespace(device=torch.device(device)), base=a_card(free, device), lora=Lora(), layers=ADAPTED
+        )
         return dials.choose_dials(
             derive(Train(**{"tokens_per_step": 8192, **train}), rows=900, tokens=2e5, hidden=4096), loaded, longest
         )
@@ -98,7 +103,7 @@ def test_a_model_whose_sizes_are_not_known_takes_least(choose, tmp_path, a_card)
     base = a_card(80e9)
     (tmp_path / "config.json").write_text('{"hidden_size": 8}')
     assert dials.placed(base, _recipe(tmp_path)) is base
-    loaded = SimpleNamespace(model=SimpleNamespace(device=torch.device("cuda")), base=base, lora=Lora())
+    loaded = SimpleNamespace(model=SimpleNamespace(device=torch.device("cuda")), base=base, lora=Lora(), layers=ADAPTED)
     found = dials.choose_dials(derive(Train(tokens_per_step=8192), rows=900, tokens=2e5, hidden=4096), loaded)
     assert found.settings.recompute == "layer" and "no number for num_hidden_layers" in found.lines[-1]
 
