@@ -146,7 +146,7 @@ def test_a_forged_adapter_file_is_an_error(written):
         (
             {"alpha_pattern": {"(?i)q_proj": 8}},
             "no regular expression",
-        ),  # a flag stands at the beginning, and PEFT puts more there
+        ),  # PEFT puts more before it
         ({"rank_pattern": {"q_proj": 8}, "target_parameters": ["x"]}, "beside target_parameters"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is pissa_niter_4"),
     ],
