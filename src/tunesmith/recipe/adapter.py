@@ -222,7 +222,9 @@ def refuse_contradiction(lora: Lora, directory: Path) -> None:
     for key in TAKEN:
         written, own = getattr(lora, key), getattr(known, key)
         if key == "modules_to_save":
-            written, own = tables_of(written), tables_of(own)
+            written, own = list(written), list(own)  # as a recipe spells them
+            if tables_of(written) == tables_of(own):
+                continue
         if key != "target_modules" and written != own:
             raise RecipeError(
                 f"lora.{key}: {written}, but the adapter of train.from_adapter has {own} ({directory / CONFIG})",
