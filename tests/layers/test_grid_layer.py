@@ -1,6 +1,5 @@
 """A layer that computes with the weight of the file it trains."""
 
-import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
@@ -63,7 +62,8 @@ def test_the_weight_is_rounded_once_a_step(monkeypatch):
             enter(pack)
             layer(torch.randn(3, 64)).sum().backward()
     assert made == [torch.float32]
-    np.testing.assert_allclose(layer(torch.ones(1, 64)).detach(), layer(torch.ones(1, 64)).detach())
+    for _ in range(2):  # outside a step it may have changed
+        layer(torch.ones(1, 64))
     assert len(made) == 3
 
 

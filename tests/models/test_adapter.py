@@ -141,7 +141,12 @@ def test_a_forged_adapter_file_is_an_error(written):
         ({"modules_to_save": ["score"]}, "'score' is no table"),
         ({"modules_to_save": "lm_head"}, "expected a list of names"),
         ({"rank_pattern": {"q_proj": 0}}, "rank_pattern gives q_proj 0"),
+        ({"rank_pattern": {"q_proj": 2.0}}, r"rank_pattern gives q_proj 2\.0"),
         ({"alpha_pattern": {"q(": 8}}, "no regular expression"),
+        (
+            {"alpha_pattern": {"(?i)q_proj": 8}},
+            "no regular expression",
+        ),  # PEFT puts more before it
         ({"rank_pattern": {"q_proj": 8}, "target_parameters": ["x"]}, "beside target_parameters"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is pissa_niter_4"),
     ],

@@ -89,6 +89,13 @@ def test_quick_tries_the_metric_and_looks_for_the_model(tmp_path, open_toy):
     assert unknown.checks[-1].state == "unknown" and "not been fetched" in unknown.checks[-1].evidence
 
 
+@pytest.mark.parametrize(
+    ("changes", "bases"), [({}, {"fp32", "bf16", "nf4"}), ({"train.qat": True, "export.gguf": ["Q4_0"]}, {"fp32", "bf16"})]
+)
+def test_only_bases_that_the_recipe_could_name_are_weighed(open_toy, changes, bases):
+    assert api.advise(open_toy(changes), quick=True).facts.memory.by_base.keys() == bases
+
+
 def test_memory_is_what_the_planner_of_training_comes_to_and_the_rent_is_said(open_toy, monkeypatch, capsys):
     here = MachineFacts(name="RTX 4090", kind="gpu", cores=8, memory=540 * 10**6)
     monkeypatch.setattr(advise, "_machine", lambda _: here)

@@ -142,7 +142,7 @@ def _pointer(adapter):
         (_config(rank_pattern={"q_proj": 4}), {}, ModelError, "shape .*expected", "another rank"),
         (_config(modules_to_save=["norm"]), {}, ModelError, "modules_to_save: 'norm' is no table", "PEFT"),
         (_config(modules_to_save=["lm_head"]), {}, ModelError, "lm_head.*not in the adapter's file|tensors are not in", "save"),
-        (None, {"modules_to_save": ["lm_head"]}, RecipeError, r"lora\.modules_to_save: .* has \(\)", "leave"),
+        (None, {"modules_to_save": ["lm_head"]}, RecipeError, r"save: \['lm_head'\], but .* has \[\]", "leave"),
         (_config(bias="all"), {}, ModelError, "asks for bias", "PEFT"),
         (_config(peft_type="LOHA"), {}, ModelError, "peft_type is 'LOHA'", "not read"),
     ],

@@ -11,8 +11,11 @@ from tunesmith.engines.base import open_base
 from tunesmith.errors import RecipeError
 from tunesmith.kernels.blocks import dequantize_blocks
 from tunesmith.layers.grid import GridLinear
+from tunesmith.models.grids import lay_grids
+from tunesmith.models.load import load_model
+from tunesmith.models.swap import add_lora
 from tunesmith.pipeline import verbs as api
-from tunesmith.recipe import load_recipe
+from tunesmith.recipe import Lora, load_recipe
 from tunesmith.rundir.records.parity import Parity
 
 
@@ -40,6 +43,22 @@ def test_the_file_holds_what_was_trained(tiny_dir, tmp_path, monkeypatch, kind):
     deployed = next(form for form in Parity.read(run.export / "parity.json").forms if form.form == kind)
     assert deployed.checks["adapter"].state == "pass"
     assert deployed.figures is not None and deployed.figures.kl_mean < 1e-2  # llama.cpp rounds inputs to 8 bits
+
+
+def test_a_matrix_that_the_file_holds_in_16_bits_is_rounded_to_them(tiny_dir, tiny_gguf):
+    """As rows that no block divides are held in any mixture; here it is all of the file."""
+    model = load_model(tiny_dir, "fp32")
+    lay_grids(model, tiny_gguf)
+    layers = add_lora(model, Lora(r=2), 0)
+    file = BlockFile.of_base(tiny_gguf, tiny_dir)
+    for name, layer in layers.items():
+        assert isinstance(layer, GridLinear)
+        assert torch.equal(layer.blocks().raw, layer.like_raw), "a fresh adapter gives the file"
+        torch.nn.init.normal_(layer.lora_B)
+        half_OI = (layer.weight + (layer.lora_B @ layer.lora_A) * layer.scale).half()
+        assert torch.equal(layer.rounded_OI(torch.float32), half_OI.float())
+        (tensor,) = (each for each in GgufReader(tiny_gguf).tensors if each.name == file.tensor_of(f"{name}.weight"))
+        assert file.in_file(f"{name}.weight", layer.blocks().raw).nbytes == tensor.n_bytes
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,16 @@ def folder(tiny_run, tmp_path):
     return runs
 
 
+@pytest.mark.parametrize("end", ["!", ". Be kind.", ". x" * 40])  # another letter; the same and more
+def test_two_long_values_are_told_apart_where_they_differ(tiny_run, tmp_path, end):
+    recipe, text = tiny_run.recipe(), "Name the colour and the thing. " * 4
+    for name, prompt in (("first", text + "Be short."), ("second", f"{text}Be short{end}")):
+        RunDir.create(tmp_path / name, recipe.model_copy(update={"task": recipe.task.model_copy(update={"prompt": prompt})}))
+    (changed,) = {entry.name: entry for entry in compare(tmp_path, "first").runs}["second"].changed
+    before, after = changed.removeprefix("task.prompt ").split(" -> ")
+    assert before != after and "short" in before and "short" in after
+
+
 def test_runs_are_compared_and_what_is_none_is_named(folder, tiny_run, tmp_path):
     found = compare(folder, "first")
     entries = {entry.name: entry for entry in found.runs}

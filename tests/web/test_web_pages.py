@@ -160,12 +160,13 @@ def test_rows_by_who_was_right(tmp_path, query, rows, words):
     assert re.findall(r"Row \d", page) == rows and words in _text(page)
 
 
-def test_rows_that_do_not_belong_together_are_refused(tmp_path):
+@pytest.mark.parametrize("change", [lambda text: text.replace("row1", "row7"), lambda text: text.splitlines(True)[0]])
+def test_rows_that_do_not_belong_together_are_refused(tmp_path, change):
     run = make_run(tmp_path)
     answer(run, "instruction", [1.0, 0.0])
     answer(run, "tuned", [1.0, 1.0])
     file = run.answers("tuned") / "outputs.jsonl"
-    file.write_text(file.read_text().replace("row1", "row7"))
+    file.write_text(change(file.read_text()))
     page = _client(tmp_path).get("/runs/toy/answers")
     assert page.status_code == 500 and "row 2 is another one" in page.text and "hint:" in page.text
 

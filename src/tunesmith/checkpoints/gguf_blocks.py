@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from tunesmith.checkpoints.gguf import GgufSource, gguf_sources, open_gguf
 from tunesmith.checkpoints.hf import read_config
 from tunesmith.errors import ModelError
-from tunesmith.kernels.blocks import DENSE, TYPES, Blocks
+from tunesmith.kernels.blocks import DENSE, TYPES, Blocks, row_bytes
 
 
 class BlockFile:
@@ -45,7 +45,7 @@ class BlockFile:
             return cls(path, AutoModelForCausalLM.from_config(read_config(directory)[0]))
 
     def __contains__(self, name: str) -> bool:
-        """Whether a parameter lies there in blocks."""
+        """Whether a parameter lies there quantised."""
         source = self._sources.get(name)
         return source is not None and source.tensors[0].tensor_type.name not in DENSE
 
@@ -53,22 +53,23 @@ class BlockFile:
         """A matrix.
 
         Args:
-            name: of a parameter that lies there in blocks.
+            name: of a parameter; one that is not quantised in the file comes as its rows of 16 or 32 bits.
             shape: that it has in the model.
 
         Raises:
-            ModelError: another shape, a type that is not held in blocks, or rows that cannot be put back.
+            ModelError: another shape, a type that is not known here, or rows that cannot be put back.
         """
         source = self._sources[name]
         (tensor,) = _whole(self._path, name, source)
         kind = tensor.tensor_type.name
-        if kind not in TYPES:
+        if kind not in TYPES and kind not in DENSE:
             raise ModelError(
                 f"{self._path}: {tensor.name} is {kind}, which is not trained on as it lies", f"known: {', '.join(TYPES)}"
             )
         if tuple(tensor.shape) != tuple(shape):
             raise ModelError(f"{self._path}: {tensor.name} has shape {tensor.shape}, expected {tuple(shape)}", "another model?")
-        raw = np.memmap(self._path, np.uint8, "c", offset=int(tensor.data_offset), shape=tensor.data.shape)
+        raw_shape = (tensor.shape[0], row_bytes(kind, tensor.shape[1]))
+        raw = np.memmap(self._path, np.uint8, "c", offset=int(tensor.data_offset), shape=raw_shape)
         order = self._order(tensor.name, len(raw))
         if (order[1:] < order[:-1]).any():
             raw = raw[order]

@@ -79,11 +79,6 @@ class BlockType:
     pack: Callable[[Tensor, Tensor], Tensor]
     grid: Callable[[Tensor], Grid]
 
-    @property
-    def bits(self) -> float:
-        """Of a weight."""
-        return 8 * self.nbytes / self.weights
-
 
 class Blocks(NamedTuple):
     """A matrix, or a stack of them, in blocks.

@@ -246,6 +246,7 @@ def _resident(shape: Shape, dials: Dials) -> Counter[str]:
         here["step casts of A"] = sum(count * _casts(layer, hidden, dials) for layer, count in shape.kinds) * dense
     if dials.qat:
         here["rounded weights"] = linear * dense
+        here["grids of the file"] = int(linear * BYTES["gguf"])  # in blocks of a type that the dials do not know: the most
     cast = min(SLICE, shape.vocab) * hidden if _trains("head", shape, dials) and dials.compute != "fp32" else 0
     if dials.quantised:
         here["tables of codes"] = TABLES if dials.device == "gpu" and dials.base == "nf4" else 0

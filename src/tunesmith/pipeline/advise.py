@@ -257,7 +257,7 @@ def _memory(recipe: Recipe, train: TrainSettings, shape: Shape | str, machine: M
     by_base = {recipe.base: needed(recipe.base, base, compute)}
     if recipe.base == "fp32":
         by_base["bf16"] = needed("bf16", "bf16", "bf16")
-    if recipe.base != "nf4":
+    if recipe.base != "nf4" and not train.qat:  # which takes a dense base
         by_base["nf4"] = needed("nf4", "nf4", compute)
     return MemoryFacts(
         base=recipe.base,

@@ -59,8 +59,7 @@ def refuse_training(run: RunDir, recipe: Recipe, shape: Shape, exported: Mapping
         RunError: there is less.
     """
     tables = tables_of(recipe.lora.modules_to_save)
-    tokens = 0 if tables else len(recipe.chat.new_tokens)
-    dials = Dials(r=recipe.lora.r, new_tokens=tokens, tables=tables, optimizer=recipe.train.optimizer)
+    dials = Dials(r=recipe.lora.r, new_tokens=len(recipe.chat.new_tokens), tables=tables, optimizer=recipe.train.optimizer)
     keep = recipe.train.keep_checkpoints
     files = training_files(shape, dials, keep)
     found = list(savings)

@@ -144,13 +144,9 @@ def estimate(to_ask: Rows, asked: Asked) -> str:
     prompt, new = characters // CHARACTERS_A_TOKEN, sum(len(row.reference) for row in left) // CHARACTERS_A_TOKEN
     there = f"{len(to_ask.rows) - len(left):,} of {len(to_ask.rows):,} answers are there; " if to_ask.known else ""
     cost = asked.cost(prompt, new)
-    price = (
-        "what it costs is not known (--price)"
-        if cost is None
-        else f"about {cost:,.2g} by the given prices"
-        if cost < 1
-        else f"about {cost:,.2f} by the given prices"
-    )
+    price = "what it costs is not known (--price)"
+    if cost is not None:
+        price = f"about {format(cost, ',.2f' if cost >= 1 else '.2g')} by the given prices"
     return f"{there}{len(left):,} rows to ask, about {prompt:,} prompt and {new:,} answer tokens: {price}"
 
 

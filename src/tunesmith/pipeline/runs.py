@@ -227,8 +227,9 @@ def _told_apart(one: Value | None, other: Value | None) -> tuple[str, str]:
     if shown[0] != shown[1]:
         return shown
     first, second = str(one), str(other)
-    same = next((n for n, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), 0)
-    begin = max(0, min(same, *(len(text) - LONGEST // 2 for text in (first, second))))
+    shorter = min(len(first), len(second))
+    same = next((n for n, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), shorter)
+    begin = max(0, min(same, shorter - LONGEST // 2))
     return _shown(f"...{first[begin:]}"), _shown(f"...{second[begin:]}")
 
 

@@ -127,8 +127,13 @@ def has_patterns(config: dict[str, Any]) -> bool:
 
 
 def _by_pattern(pattern: dict[str, float], name: str) -> float | None:
-    """The value of the first key that matches the end of a name (``get_pattern_key`` in ``peft/utils/other.py``)."""
-    return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", name)), None)
+    """The value of the first key that matches the end of a name."""
+    return next((value for key, value in pattern.items() if re.match(_at_the_end(key), name)), None)
+
+
+def _at_the_end(key: str) -> str:
+    """What PEFT makes of a key (``get_pattern_key`` in ``peft/utils/other.py``)."""
+    return rf"(.*\.)?({key})$"
 
 
 def _refuse_patterns(path: Path, config: dict[str, Any]) -> None:
@@ -137,11 +142,11 @@ def _refuse_patterns(path: Path, config: dict[str, Any]) -> None:
         if not isinstance(pattern, dict):
             raise ModelError(f"{path}: {key} is {pattern!r}, expected names and numbers", "get the file again")
         for name, value in pattern.items():
-            is_number = type(value) is int if whole else isinstance(value, int | float) and not isinstance(value, bool)
-            if not is_number or not isinstance(value, int | float) or value <= 0:
+            kinds = (int,) if whole else (int, float)
+            if not isinstance(value, kinds) or isinstance(value, bool) or value <= 0:
                 raise ModelError(f"{path}: {key} gives {name} {value!r}", "a rank is a whole number, both are positive")
             try:
-                re.compile(name)
+                re.compile(_at_the_end(name))
             except re.error as error:
                 raise ModelError(f"{path}: {key}: {name!r} is no regular expression: {error}", "get the file again") from error
     if has_patterns(config) and config.get("target_parameters"):
@@ -149,7 +154,11 @@ def _refuse_patterns(path: Path, config: dict[str, Any]) -> None:
 
 
 def _saved_modules(config: dict[str, Any]) -> tuple[str, ...]:
-    """``modules_to_save`` of a configuration, each module once."""
+    """``modules_to_save`` of a configuration.
+
+    Raises:
+        TypeError: it is no list of names.
+    """
     names: JsonValue = config.get("modules_to_save") or []
     found = [name for name in names if isinstance(name, str)] if isinstance(names, list) else None
     if found is None or found != names:
@@ -213,7 +222,9 @@ def refuse_contradiction(lora: Lora, directory: Path) -> None:
     for key in TAKEN:
         written, own = getattr(lora, key), getattr(known, key)
         if key == "modules_to_save":
-            written, own = tables_of(written), tables_of(own)
+            written, own = list(written), list(own)  # as a recipe spells them
+            if tables_of(written) == tables_of(own):
+                continue
         if key != "target_modules" and written != own:
             raise RecipeError(
                 f"lora.{key}: {written}, but the adapter of train.from_adapter has {own} ({directory / CONFIG})",

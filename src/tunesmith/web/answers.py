@@ -121,15 +121,14 @@ def _pair(run: RunDir, files: dict[str, Path], ours: str | None, theirs: str | N
 def _together(one: Path, other: Path) -> Iterator[tuple[Output, Output]]:
     with one.open("rb") as ours, other.open("rb") as theirs:
         for number, (mine, its) in enumerate(itertools.zip_longest(ours, theirs), start=1):
-            if mine is None or its is None:
-                return  # one of the two is still answering
-            pair = Output.parse(mine, f"{one}:{number}"), Output.parse(its, f"{other}:{number}")
-            if pair[0].id != pair[1].id:
+            our_row = None if mine is None else Output.parse(mine, f"{one}:{number}")
+            their_row = None if its is None else Output.parse(its, f"{other}:{number}")
+            if our_row is None or their_row is None or our_row.id != their_row.id:
                 raise RunError(
                     f"{one.parent.name} and {other.parent.name}: row {number} is another one in each",
                     "one of the two is of an earlier state of the run: tunesmith status RUN",
                 )
-            yield pair
+            yield our_row, their_row
 
 
 def _answered(number: int, ours: Output, theirs: Output) -> Answered:

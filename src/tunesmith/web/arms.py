@@ -5,8 +5,10 @@ verdict's knows of groups and of metrics that are no mean over rows; such a metr
 then. The recipe's own metric is not called: it may be a user's Python file, and a page runs no code of a run.
 """
 
+import functools
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from markupsafe import Markup
@@ -47,10 +49,6 @@ class ArmLine:
     cut: int | None = None
     is_candidate: bool = False
     is_best: bool = False
-
-
-_KNOWN: dict[tuple[str, int, int], tuple[float, float] | None] = {}  # by file, size and time
-KEPT = 500  # intervals
 
 
 def arm_lines(run: RunDir, life: Life, verdict: Verdict | None) -> list[ArmLine]:
@@ -108,13 +106,14 @@ def _interval(run: RunDir, arm: ArmScore) -> tuple[float, float] | None:
         return None
     file = folder / "outputs.jsonl"
     status = file.stat()
-    key = (str(file), status.st_size, status.st_mtime_ns)
-    if key not in _KNOWN:
-        if len(_KNOWN) >= KEPT:
-            _KNOWN.clear()
-        scores = [output.score for output in Output.read_lines(file) if output.score is not None]
-        _KNOWN[key] = _of_mean(np.array(scores), arm.score or 0.0)
-    return _KNOWN[key]
+    return _of_file(file, (status.st_size, status.st_mtime_ns), arm.score or 0.0)
+
+
+@functools.lru_cache(maxsize=500)
+def _of_file(file: Path, _state: tuple[int, int], headline: float) -> tuple[float, float] | None:
+    """Of the answers in a file, kept while its size and time are the same."""
+    scores = [output.score for output in Output.read_lines(file) if output.score is not None]
+    return _of_mean(np.array(scores), headline)
 
 
 def _of_mean(scores: np.ndarray, headline: float) -> tuple[float, float] | None:

@@ -5,6 +5,7 @@ elsewhere (a redirect would take the key along), and an answer that is larger th
 """
 
 import json
+import math
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ class Said:
     """An answer.
 
     Attributes:
-        tokens: text, id and probability of each, where they were asked for; no id where the server gives none.
+        tokens: text, id and probability of each, where they were asked for; no id or probability where the server gives none.
         finish: why it ended.
         prompt_tokens, new_tokens: as the server counted; None where it did not.
     """
@@ -134,7 +135,7 @@ class ModelServer:
             raise RunError(f"{self.address}: cannot be reached: {error}", hint) from error
         try:
             value: JsonValue = json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RunError(f"{self.address}: an answer that is no JSON", "is it a server of models?") from error
         if not isinstance(value, dict):
             raise RunError(f"{self.address}: an answer that is no object", "is it a server of models?")
@@ -145,7 +146,7 @@ def _refusal(error: HTTPError) -> str:
     """The server's own words, where it has some in OpenAI's shape."""
     try:
         value: JsonValue = json.loads(error.read(LARGEST))
-    except (ValueError, OSError):
+    except (ValueError, RecursionError, OSError):
         value = None
     told = value.get("error") if isinstance(value, dict) else None
     message = told.get("message") if isinstance(told, dict) else None
@@ -169,4 +170,5 @@ def _count(value: Object, name: str) -> int | None:
 
 def _token(token: Object) -> tuple[str, int | None, float | None]:
     logprob = token.get("logprob")
-    return _text(token, "token") or "", _count(token, "id"), float(logprob) if isinstance(logprob, int | float) else None
+    probability = math.exp(min(0.0, logprob)) if isinstance(logprob, int | float) else None
+    return _text(token, "token") or "", _count(token, "id"), probability

@@ -122,7 +122,7 @@ class ChatPage:
         )
 
     def _asked(self, run: RunDir, tuned: Model, turns: tuple[Turn, ...], question: str, with_tokens: bool) -> list[Column]:
-        """What every arm says; the base once where two arms ask it the same."""
+        """What every arm says, all asked at once."""
         questions = questions_for(run, {arm: _conversation(arm, turns, question) for arm in ARMS})
         renderer = self._renderer(run) if with_tokens else None
 

@@ -36,7 +36,7 @@ from tunesmith.rundir.records.events import (
 )
 
 TRAIN = "train"
-FIGURES = ("loss", "dev_loss", "grad_norm", "learning_rate", "accuracy", "tokens", "seconds")
+FIGURES = ("loss", "dev_loss", "grad_norm", "learning_rate", "tokens", "seconds")  # that are shown
 BLOCK = 1 << 20  # bytes of events that are read at once
 WARNINGS = 50  # that are kept
 
@@ -92,7 +92,6 @@ class Steps:
     def __init__(self) -> None:
         self.steps = array("q")
         self.columns = {name: array("d") for name in FIGURES}
-        self.last_at = 0.0
 
     def clear(self) -> None:
         """Begin anew."""
@@ -105,7 +104,6 @@ class Steps:
             kept -= 1
         self._cut(kept)
         self.steps.append(event.step)
-        self.last_at = _seconds(event.at)
         for name, column in self.columns.items():
             value = event.figures.get(name, math.nan)
             column.append(math.inf if value is None else value)

@@ -13,7 +13,7 @@ from tunesmith.errors import RunError
 from tunesmith.pipeline import runs as runs_verb
 from tunesmith.rundir import RunDir
 from tunesmith.rundir.lock import writer_of
-from tunesmith.rundir.records.runs import RunEntry, Runs
+from tunesmith.rundir.records.runs import Runs
 from tunesmith.web.life import Feed, Standing
 
 FEEDS = 16  # runs whose events are kept at hand
@@ -96,10 +96,6 @@ class Shelf:
             if self._compared is None or self._compared[0] != state:
                 self._compared = (state, self._compare())
             return self._compared[1]
-
-    def entry(self, name: str) -> RunEntry | None:
-        """What the verb ``runs`` says of a run; None where it says nothing."""
-        return next((entry for entry in self.compared().runs if entry.name == name), None)
 
     def state(self, files: Sequence[str]) -> State:
         """Sizes and times of some files of every run."""

@@ -77,7 +77,7 @@ class Guard:
         host, origin = headers.get("host", ""), headers.get("origin")
         if self._key is None and not is_loopback(host):
             return _refused(f"this server is asked as {host or 'nothing'}; it answers to localhost alone")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and origin.partition("://")[2] != host:
             return _refused("another site may not ask this server")
         if origin is None and method not in ("GET", "HEAD"):
             return _refused("a request that asks for more than a page names its origin")

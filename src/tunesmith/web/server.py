@@ -1,7 +1,6 @@
 """Open the address, say it, and answer until somebody ends it."""
 
 import errno
-import ipaddress
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ import uvicorn
 
 from tunesmith.errors import RunError
 from tunesmith.web.application import application
+from tunesmith.web.security import is_loopback
 
 LOOPBACK, PORT = "127.0.0.1", 8765
 LAST_WORDS = 3  # seconds that answers have when the server ends
@@ -39,7 +39,8 @@ def show(
         RunError: no such folder, an address that cannot be had, or another than loopback without a key.
         MissingPackage: a chat page without the extra train.
     """
-    if key is None and not _is_loopback(host):
+    name = f"[{host}]" if ":" in host else host  # in an address
+    if key is None and not is_loopback(name):
         raise RunError(
             f"{host}: is seen from other machines, and no key is asked for",
             "name a variable that holds one with --key-env; or stay on 127.0.0.1 and use a tunnel: ssh -L 8765:127.0.0.1:8765",
@@ -50,8 +51,7 @@ def show(
 
     app = application(folder, key=key, serve=serve, serve_key=serve_key, is_closing=is_closing)
     listener = _listener(host, port)
-    shown = f"[{host}]" if ":" in host else host
-    tell(f"http://{shown}:{listener.getsockname()[1]}/")
+    tell(f"http://{name}:{listener.getsockname()[1]}/")
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -64,13 +64,6 @@ def show(
     server = uvicorn.Server(config)
     with listener:
         server.run(sockets=[listener])
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _listener(host: str, port: int) -> socket.socket:

@@ -38,7 +38,7 @@ def base_gguf(directory: Path, kind: str) -> Path:
         ModelError: llama.cpp does not know the model, or too little room.
     """
     target = hardware.cache_dir() / "bases" / f"{model_key(directory)[:16]}-{kind}"
-    if not (target / FILE).exists():
+    if not (target / FILE).exists() or not (model_of(target / FILE) / "config.json").exists():  # its links may lead nowhere
         logger.info(f"base: writing a GGUF in {kind} to train on (once; kept in {target})")
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_directory(target) as temporary:

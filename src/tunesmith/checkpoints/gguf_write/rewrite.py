@@ -26,7 +26,7 @@ def rewrite_gguf(source: Path, target: Path, template: str, replaced: Mapping[st
         replaced: what makes the blocks of some tensors, of the type and shape that they have, by the name in the file.
 
     Raises:
-        ExportError: blocks of another size.
+        ExportError: blocks of another size, or the file was cut meanwhile.
     """
     reader, left = GgufReader(source), dict(replaced or {})
     tensors = sorted(reader.tensors, key=lambda tensor: tensor.data_offset)
@@ -38,11 +38,14 @@ def rewrite_gguf(source: Path, target: Path, template: str, replaced: Mapping[st
             for tensor in tensors:
                 if (make := left.pop(tensor.name, None)) is None:
                     old.seek(tensor.data_offset)
-                    _copy(old, new, tensor.n_bytes)
+                    _copy(old, new, tensor.n_bytes, source)
                 else:
                     blocks = make()
                     if blocks.nbytes != tensor.n_bytes:
-                        raise ExportError(f"{source}: {tensor.name} has {tensor.n_bytes} bytes, not {blocks.nbytes}", "")
+                        raise ExportError(
+                            f"{source}: {tensor.name} has {tensor.n_bytes} bytes there, and {blocks.nbytes} in its place",
+                            "train again on the file that is there",
+                        )
                     new.write(np.ascontiguousarray(blocks).data)
                 new.write(bytes(-new.tell() % ALIGNMENT))
         assert not left, f"{source} has no {next(iter(left))}"
@@ -51,8 +54,9 @@ def rewrite_gguf(source: Path, target: Path, template: str, replaced: Mapping[st
         temporary.unlink(missing_ok=True)
 
 
-def _copy(old: BinaryIO, new: BinaryIO, nbytes: int) -> None:
+def _copy(old: BinaryIO, new: BinaryIO, nbytes: int, source: Path) -> None:
     while nbytes:
-        piece = old.read(min(nbytes, 2**24))
+        if not (piece := old.read(min(nbytes, 2**24))):
+            raise ExportError(f"{source}: was cut while it was copied", "get it again")
         new.write(piece)
         nbytes -= len(piece)

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 WEIGHTS = 1024  # of a program
 SMALL = {"Q4_0": (4, False), "Q4_1": (4, True), "Q5_0": (5, False), "Q5_1": (5, True), "Q8_0": (8, False)}  # bits, minimum
 LARGE = {"Q4_K": 4, "Q5_K": 5, "Q6_K": 6}  # bits
-NBYTES = {"Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24, "Q8_0": 34, "Q4_K": 144, "Q5_K": 176, "Q6_K": 210}
 
 
 @triton.jit
@@ -129,7 +128,7 @@ def dequantize_blocks(q: "Blocks", out_OI: Tensor) -> Tensor:
         blocks,
         per_row,
         out_OI.stride(0),
-        NBYTES=NBYTES[q.kind],
+        NBYTES=q.raw.shape[1] // per_row,
         SIZE=size,
         BITS=bits,
         MINIMUM=minimum,

@@ -103,7 +103,7 @@
   document.addEventListener("visibilitychange", () => {
     clearTimeout(closing);
     if (document.hidden) {
-      closing = setTimeout(() => { source.close(); source = null; say(link, "paused"); }, 5000);
+      closing = setTimeout(() => { if (source) source.close(); source = null; say(link, "paused"); }, 5000);
     } else if (!source) {
       open();
       if (!last) mark("reset");
