@@ -129,6 +129,11 @@ def _check(options: ServeOptions) -> None:
         raise RunError("nothing to serve", "name a run: tunesmith serve runs/NAME; or take jobs: tunesmith serve --jobs jobs")
     if options.folder is not None and not options.folder.is_dir():
         raise RunError(f"--runs {options.folder}: no such folder", "name the folder that holds your runs")
+    if options.choices.engine == "vllm" and not options.runs:
+        raise RunError(
+            "--engine vllm needs a run, which says what base the vLLM has to have",
+            "name one: tunesmith serve runs/NAME --engine vllm --url http://127.0.0.1:8001",
+        )
     if (options.url is None) == (options.choices.engine == "vllm"):
         raise RunError("--engine vllm and --url go together", "as in: --engine vllm --url http://127.0.0.1:8001")
 
