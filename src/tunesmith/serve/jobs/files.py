@@ -23,7 +23,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 
 from tunesmith.formatting import gb, parse_amount
-from tunesmith.rundir import free_bytes
+from tunesmith.rundir import free_bytes, sha256_file
 from tunesmith.serve.api_error import ApiError
 from tunesmith.serve.jobs.settings import Quotas
 from tunesmith.serve.jobs.store import StoredFile
@@ -243,17 +243,16 @@ class Shelf:
         shutil.copyfile(source, temporary)
         temporary.chmod(0o600)
         temporary.replace(self.folder / place)
-        content = (self.folder / place).read_bytes()
         return StoredFile(
             number=0,
             id=file_id,
             owner=owner,
             place=place,
-            bytes=len(content),
+            bytes=(self.folder / place).stat().st_size,
             created_at=time.time(),
             filename=filename,
             purpose="fine-tune-results",
-            sha256=hashlib.sha256(content).hexdigest(),
+            sha256=sha256_file(self.folder / place),
             expires_at=None,
         )
 
