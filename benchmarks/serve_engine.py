@@ -22,16 +22,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import gguf
 import numpy as np
 
 from tunesmith import hardware
-from tunesmith.checkpoints.gguf_reader import GgufReader
 from tunesmith.engines.base import open_base
 from tunesmith.serve.asking import Ask, Piece, Sampling
 from tunesmith.serve.llama_cpp_engine import LlamaCppEngine, Room
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "tests"))
+
+import lora_gguf  # noqa: E402
+
 CLIENTS = (1, 4, 16)
 PROMPT, ANSWER = 128, 32  # tokens
 RANK = 16
@@ -42,18 +44,7 @@ Client = Callable[[Ask], Awaitable[Timed]]
 
 def write_lora(base: Path, target: Path, seed: int, rank: int = RANK, size: float = 0.02) -> None:
     """A drawn adapter on every linear layer of every block."""
-    generator, reader = np.random.default_rng(seed), GgufReader(base)
-    writer = gguf.GGUFWriter(target, str(reader.value("general.architecture")))
-    writer.add_type("adapter")
-    writer.add_string("adapter.type", "lora")
-    writer.add_float32("adapter.lora.alpha", float(rank))
-    for tensor in reader.tensors:
-        if any(f".{name}.weight" in tensor.name for name in LINEAR):
-            outputs, inputs = tensor.shape
-            writer.add_tensor(f"{tensor.name}.lora_a", generator.normal(0, size, (rank, inputs)).astype(np.float32))
-            writer.add_tensor(f"{tensor.name}.lora_b", generator.normal(0, size, (outputs, rank)).astype(np.float32))
-    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
-        write()
+    lora_gguf.write_lora(base, target, seed, layers=LINEAR, rank=rank, alpha=rank, size=size)
 
 
 def asks(clients: int, vocabulary: int, seed: int) -> list[list[Ask]]:

@@ -3,30 +3,15 @@
 import json
 import shutil
 
-import gguf
-import numpy as np
 import yaml
 
-from tunesmith.checkpoints.gguf_reader import GgufReader
+import lora_gguf
 from tunesmith.rundir import RunDir, sha256_file
 
-ADAPTED = ("attn_q.weight", "attn_v.weight")
 
-
-def write_lora(base, target, seed, size=0.25):
-    """A drawn adapter of rank 4 for a GGUF of the base; its answers are others than the base's."""
-    generator = np.random.default_rng(seed)
-    writer = gguf.GGUFWriter(target, "llama")
-    writer.add_type("adapter")
-    writer.add_string("adapter.type", "lora")
-    writer.add_float32("adapter.lora.alpha", 8.0)
-    for tensor in GgufReader(base).tensors:
-        if tensor.name.endswith(ADAPTED):
-            outputs, inputs = tensor.shape
-            writer.add_tensor(f"{tensor.name}.lora_a", generator.normal(0, size, (4, inputs)).astype(np.float32))
-            writer.add_tensor(f"{tensor.name}.lora_b", generator.normal(0, size, (outputs, 4)).astype(np.float32))
-    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
-        write()
+def write_lora(base, target, seed):
+    """A drawn adapter that is large enough for answers other than the base's."""
+    lora_gguf.write_lora(base, target, seed, layers=("attn_q", "attn_v"), rank=4, alpha=8.0, size=0.25)
 
 
 def servable(tiny_run, directory, base, *, seed=1, decision="deploy", lora="deployable", merged="deployable", **task):

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from safetensors.torch import load_file, save_file
 from serving_runs import name_files, servable
-from vllm_stub import BASE, VllmStub
+from vllm_stub import BASE, SEPARATOR, VllmStub
 
 from tunesmith import hardware
 from tunesmith.errors import ExportError, RunError
@@ -84,7 +84,7 @@ def test_a_request_says_everything_and_an_answer_is_read_whole(make, tokenizer):
             ask = Ask(prompt=(1, 2), max_tokens=2, logprobs=1, stop=("x",), grammar="g", sampling=Sampling(logit_bias={3: 1.0}))
             one, two, end = [piece async for piece in borrowed.answer(ask)]
             assert end == End("length", 2, 16, 2) and one.text and two.tokens[0].top == (two.tokens[0].taken,)
-            assert one.tokens[0].taken.text.decode() == one.text
+            assert one.tokens[0].taken.text.decode() + SEPARATOR == one.text
             body = stub.calls[-1][1]
             assert body["prompt"] == [1, 2] and body["stop"] == ["x"] and body["logit_bias"] == {"3": 1.0}
             assert (body["temperature"], body["top_k"], body["structured_outputs"]) == (0.0, 0, {"grammar": "g"})

@@ -1,6 +1,7 @@
 """Fine-tuning by the official client, with a worker whose programs are stubs: create, wait, cancel, pause, results."""
 
 import asyncio
+import itertools
 import json
 import threading
 import time
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from jobs_server import Server, messages, upload, wait, write_settings
 
 from tunesmith.errors import RunError
+from tunesmith.serve.api_error import ApiError
+from tunesmith.serve.jobs.files import Upload
 
 SUPERVISED = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2}}}
 
@@ -200,6 +203,16 @@ def test_files_that_are_not_taken(server, client, file, fields, status, code):
         client.post("/files", files=[("file", file)], body=fields, cast_to=dict, options={"headers": FORM})
     assert (caught.value.status_code, caught.value.code) == (status, code)
     assert not [*server.service.place.files.glob(".*")], "nothing of it stays"
+
+
+def test_a_form_without_an_end_is_not_read_for_ever(tmp_path):
+    async def parts():
+        for number in itertools.count():
+            yield b'--x\r\nContent-Disposition: form-data; name="%d"\r\n\r\n\r\n' % number
+
+    with pytest.raises(ApiError) as refused:
+        asyncio.run(Upload(tmp_path / "upload", 1000).read("multipart/form-data; boundary=x", parts()))
+    assert (refused.value.status, refused.value.code) == (413, "request_too_large")
 
 
 FORM = {"Content-Type": "multipart/form-data"}

@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, StreamingRespon
 from starlette.routing import Route
 
 BASE = "base/model"
+SEPARATOR = "\u2028"  # behind the first token of every answer: it ends no line of a stream
 
 
 class VllmStub:
@@ -103,7 +104,8 @@ class VllmStub:
         count = min(body["max_tokens"], len(digest))
         for place in range(count):
             number = 300 + digest[place]
-            choice = {"index": 0, "text": self.tokenizer.decode([number]), "finish_reason": None, "stop_reason": None}
+            text = self.tokenizer.decode([number]) + (SEPARATOR if place == 0 else "")
+            choice = {"index": 0, "text": text, "finish_reason": None, "stop_reason": None}
             if "logprobs" in body:
                 token, logprob = f"token_id:{number}", -digest[place] / 256
                 tops = [{token: logprob, "token_id:5": -9.0}]
@@ -124,7 +126,7 @@ class VllmStub:
 
 
 def _event(event):
-    return f"data: {json.dumps(event)}\n\n"
+    return f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
 
 
 def _error(status, message):

@@ -8,6 +8,7 @@ pipe and never the reason.
 
 import asyncio
 
+from pydantic import JsonValue
 from starlette.requests import ClientDisconnect, Request
 
 from tunesmith.data.problems import RowError
@@ -19,14 +20,19 @@ from tunesmith.serve.limits import Limits
 DROPPED = 16  # times the limit that is read and dropped
 
 
+def length_of(request: Request) -> int:
+    """Bytes that a body will have, as it says; 0 where it does not say."""
+    text = request.headers.get("content-length", "")
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 16 else 0
+
+
 async def read_body(request: Request, limits: Limits) -> bytes:
     """All bytes.
 
     Raises:
         ApiError: too many of them (413), or they do not come (408).
     """
-    said = request.headers.get("content-length", "")
-    if said.isdecimal() and int(said) > DROPPED * limits.body:
+    if length_of(request) > DROPPED * limits.body:
         raise _too_large(limits.body)
     body, length = bytearray(), 0
     try:
@@ -46,8 +52,8 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     return bytes(body)
 
 
-def fields_of(body: bytes) -> Fields:
-    """The fields of a body.
+def json_object(body: bytes) -> dict[str, JsonValue]:
+    """The object that a body is.
 
     Raises:
         ApiError: it is not JSON (read strictly: no key twice, no NaN, no nesting past all measure), or no object.
@@ -59,7 +65,16 @@ def fields_of(body: bytes) -> Fields:
         raise ApiError(400, said, "invalid_json") from None
     if not isinstance(value, dict):
         raise ApiError(400, "The body of a request is one JSON object.", "invalid_json")
-    return Fields(value)
+    return value
+
+
+def fields_of(body: bytes) -> Fields:
+    """The fields of a body; raises as ``json_object``.
+
+    Raises:
+        ApiError: it is not JSON, or no object.
+    """
+    return Fields(json_object(body))
 
 
 def _too_large(most: int) -> ApiError:

@@ -18,10 +18,9 @@ from tunesmith.rundir.records.calls import Call
 from tunesmith.serve.answer_reader import AnswerReader, Part
 from tunesmith.serve.asking import End, Likely, Piece, Served, Token
 from tunesmith.serve.habits import Thinking
-from tunesmith.serve.reply import Envelope, Object
+from tunesmith.serve.reply import Envelope, Object, logprob_of, text_of
 from tunesmith.serve.request_tools import Calling
 
-UNLIKELY = -9999.0  # OpenAI's number for a probability of nothing
 _LETTERS = string.ascii_letters + string.digits
 
 
@@ -129,7 +128,7 @@ def _token(token: Token) -> JsonValue:
 def _likely(likely: Likely) -> Object:
     return {
         "id": likely.id,
-        "token": likely.text.decode("utf-8", "replace"),
+        "token": text_of(likely),
         "bytes": list(likely.text),
-        "logprob": max(likely.logprob, UNLIKELY),
+        "logprob": logprob_of(likely),
     }

@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute
 from tunesmith import hardware
 from tunesmith.errors import ExportError, RunError
 from tunesmith.serve.asking import EngineGone, Models
+from tunesmith.serve.background import at_work
 from tunesmith.serve.catalogue import Catalogue, Choices, named
 from tunesmith.serve.generations import Generations
 from tunesmith.serve.guard import Access
@@ -129,6 +130,11 @@ def _check(options: ServeOptions) -> None:
         raise RunError("nothing to serve", "name a run: tunesmith serve runs/NAME; or take jobs: tunesmith serve --jobs jobs")
     if options.folder is not None and not options.folder.is_dir():
         raise RunError(f"--runs {options.folder}: no such folder", "name the folder that holds your runs")
+    if options.choices.engine == "vllm" and not options.runs:
+        raise RunError(
+            "--engine vllm needs a run, which says what base the vLLM has to have",
+            "name one: tunesmith serve runs/NAME --engine vllm --url http://127.0.0.1:8001",
+        )
     if (options.url is None) == (options.choices.engine == "vllm"):
         raise RunError("--engine vllm and --url go together", "as in: --engine vllm --url http://127.0.0.1:8001")
 
@@ -166,31 +172,14 @@ def _beside(options: ServeOptions) -> Beside:
     async def beside(models: Models) -> AsyncIterator[Sequence[BaseRoute]]:
         async with AsyncExitStack() as stack:
             if options.watch:
-                await stack.enter_async_context(_watching(models, options))
+                runs = {served.name: served.run for served in models.served() if served.run is not None}
+                watch = Watch(models, runs, options.folder, force=options.choices.force)
+                await stack.enter_async_context(at_work("the watch over runs", watch.run()))
             if service is not None:
                 await stack.enter_async_context(service.running(models))
             yield () if service is None else routes(service)
 
     return beside
-
-
-@asynccontextmanager
-async def _watching(models: Models, options: ServeOptions) -> AsyncIterator[None]:
-    """Runs are looked at until the block ends."""
-    runs = {served.name: served.run for served in models.served() if served.run is not None}
-    watch = Watch(models, runs, options.folder, force=options.choices.force)
-    task = asyncio.create_task(watch.run())
-    task.add_done_callback(_say_fault)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-def _say_fault(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        logger.error("serve: runs are watched no longer", exc_info=error)
 
 
 def _notes(options: ServeOptions) -> list[str]:

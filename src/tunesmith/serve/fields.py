@@ -121,7 +121,7 @@ class Fields:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise wrong_type(self.at(name), "a number", value)
         if not (least <= value <= most and math.isfinite(value)):
-            raise wrong_value(self.at(name), f"expected a number from {least:g} to {most:g}, found {value:.6g}.")
+            raise wrong_value(self.at(name), f"expected a number from {least:g} to {most:g}, found {value!s:.24}.")
         return float(value)
 
     def whole(self, name: str, least: int, most: int) -> int | None:

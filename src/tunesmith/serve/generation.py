@@ -84,28 +84,29 @@ def read_generation(body: Fields, served: Served, choices: int) -> Generation:
     )
 
 
-def budget(generation: Generation, served: Served, prompt: int) -> int:
+def budget(generation: Generation, served: Served, prompt: int, field: str) -> int:
     """The most tokens that an answer may have: what was asked for, and what the context leaves.
 
     Args:
         prompt: tokens of the prompt.
+        field: of the request that it comes of.
 
     Raises:
         ApiError: it leaves none.
     """
     wanted = served.max_new_tokens if generation.max_tokens is None else generation.max_tokens
     if prompt >= served.context:
-        raise too_long(served, prompt)
+        raise too_long(served, f"{prompt}", field)
     return min(wanted, served.context - prompt)
 
 
-def too_long(served: Served, prompt: int, about: str = "") -> ApiError:
+def too_long(served: Served, prompt: str, field: str) -> ApiError:
     """The error of a prompt that leaves no token for an answer."""
     said = (
-        f"This model's maximum context length is {served.context} tokens. However, your messages resulted in {about}{prompt} "
-        "tokens. Please reduce the length of the messages."
+        f"This model's maximum context length is {served.context} tokens. However, your {field} resulted in {prompt} "
+        f"tokens. Please reduce the length of the {field}."
     )
-    return ApiError(400, said, "context_length_exceeded", "messages")
+    return ApiError(400, said, "context_length_exceeded", field)
 
 
 def _sampling(body: Fields, served: Served) -> Sampling:
@@ -138,7 +139,7 @@ def _bias(bias: JsonValue, vocabulary: int) -> dict[int, float]:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise wrong_type("logit_bias", "numbers", value)
         if not -100 <= value <= 100:
-            raise wrong_value("logit_bias", f"a bias is a number from -100 to 100, found {value:.6g}.")
+            raise wrong_value("logit_bias", f"a bias is a number from -100 to 100, found {value!s:.24}.")
         biases[int(token)] = float(value)
     return biases
 

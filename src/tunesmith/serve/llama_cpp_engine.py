@@ -25,7 +25,6 @@ behaviour.
 
 import asyncio
 import contextlib
-import json
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -36,9 +35,10 @@ from typing import NotRequired, TypedDict
 import orjson
 
 from tunesmith.chat.render import Renderer
-from tunesmith.errors import ExportError, MissingPackage
+from tunesmith.errors import ExportError, MissingPackage, first_line
 from tunesmith.rundir.records import Json
 from tunesmith.serve.asking import Ask, End, EngineGone, EngineStarting, Likely, Piece, Sampling, Token
+from tunesmith.serve.engine_http import lines_of, reason_of
 from tunesmith.serve.llama_cpp_process import Files, LlamaCppProcess
 
 logger = logging.getLogger(__name__)
@@ -163,8 +163,8 @@ class LlamaCppEngine:
             async with self._client.stream("POST", f"{process.facts.url}/completion", json=body, headers=headers) as response:
                 began = True
                 if response.status_code != 200:
-                    raise EngineGone(f"llama.cpp refused a request: {_reason(await response.aread())}")
-                async for piece in _read(_lines(response.aiter_raw()), ask, renderer):
+                    raise EngineGone(f"llama.cpp refused a request: {reason_of(await response.aread())}")
+                async for piece in _read(lines_of(response.aiter_raw()), ask, renderer):
                     yield piece
         except self._errors as error:
             if not began:
@@ -204,9 +204,9 @@ class LlamaCppEngine:
                 return
             try:
                 process = await asyncio.to_thread(LlamaCppProcess, self._files, self._room.slots, self._room.context)
-            except ExportError as error:
+            except (ExportError, OSError) as error:  # the second: no process or no memory for one
                 self._failures += 1
-                logger.error(f"serve: {error.message}; tried again in {self._pause:.0f} s")
+                logger.error(f"serve: {first_line(error)}; tried again in {self._pause:.0f} s")
                 continue
             logger.info(f"serve: llama.cpp answers again ({self._files.model.name})")
             self._take(process)
@@ -263,15 +263,6 @@ class LlamaCppEngine:
             )
 
 
-async def _lines(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-    """The lines of a stream; a third of the time that the client's own decoder takes."""
-    rest = b""
-    async for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            yield line
-
-
 async def _read(lines: AsyncIterator[bytes], ask: Ask, renderer: Renderer) -> AsyncGenerator[Piece | End, None]:
     """The pieces of a stream, up to the end. What follows a control token says whether it was the end of the turn.
 
@@ -285,7 +276,7 @@ async def _read(lines: AsyncIterator[bytes], ask: Ask, renderer: Renderer) -> As
             continue  # between events, and comments that keep the connection alive
         event: _Event = orjson.loads(line.partition(b": ")[2])
         if "stop" not in event:
-            raise EngineGone(f"llama.cpp broke off in the middle of an answer: {_reason(line.partition(b': ')[2])}")
+            raise EngineGone(f"llama.cpp broke off in the middle of an answer: {reason_of(line.partition(b': ')[2])}")
         if held is not None:
             unknown = held["tokens"][-1] in renderer.stop_ids and not event["stop"]  # an end that the file does not know
             if unknown or event.get("stop_type") == "eos":
@@ -351,13 +342,3 @@ def _sampling(sampling: Sampling) -> Json:
         "seed": -1 if sampling.seed is None else sampling.seed % (2**32 - 1),  # the last number means any
         "logit_bias": [[token, bias] for token, bias in sampling.logit_bias.items()],
     }
-
-
-def _reason(body: bytes) -> str:
-    """What an error says, without the request that it may repeat."""
-    try:
-        error = json.loads(body)
-    except ValueError:
-        return "it did not say why"
-    error = error.get("error", error)
-    return str(error.get("message", error))[:200] if isinstance(error, dict) else str(error)[:200]

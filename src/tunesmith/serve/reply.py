@@ -11,9 +11,10 @@ from typing import Protocol
 
 from pydantic import JsonValue
 
-from tunesmith.serve.asking import End, Piece, Served
+from tunesmith.serve.asking import End, Likely, Piece, Served
 
 Object = dict[str, JsonValue]
+UNLIKELY = -9999.0  # OpenAI's number for a probability of nothing
 
 
 class Reply(Protocol):
@@ -66,3 +67,13 @@ class Envelope:
             "total_tokens": prompt + new,
             "prompt_tokens_details": {"cached_tokens": sum(end.cached_tokens for end in first), "audio_tokens": 0},
         }
+
+
+def text_of(likely: Likely) -> str:
+    """A token as text; half a character is a replacement character."""
+    return likely.text.decode("utf-8", "replace")
+
+
+def logprob_of(likely: Likely) -> float:
+    """A log-probability that JSON can say."""
+    return max(likely.logprob, UNLIKELY)

@@ -61,7 +61,7 @@ def chat_request(body: Fields, served: Served, choices: int) -> Wanted:
         raise wrong_value("top_logprobs", "it is only allowed when 'logprobs' is true.")
     body.finish()
     if len(messages) >= served.context:  # each has a token at least; so many are not rendered to learn that
-        raise too_long(served, len(messages), "at least ")
+        raise too_long(served, f"at least {len(messages)}", "messages")
     if served.system is not None and messages[0]["role"] not in SYSTEM:
         messages = with_system(messages, served.system)
     try:
@@ -72,7 +72,7 @@ def chat_request(body: Fields, served: Served, choices: int) -> Wanted:
     if forced is not None:
         prompt, grammar = (*prompt, *forced.ids), forced.grammar
     thinking = habits_of(served.renderer).thinking if grammar is None else None  # a format holds from the first token on
-    most = budget(generation, served, len(prompt))
+    most = budget(generation, served, len(prompt), "messages")
     asks = tuple(
         Ask(
             prompt=prompt,
@@ -117,7 +117,7 @@ def text_request(body: Fields, served: Served, choices: int) -> Wanted:
     asks = tuple(
         Ask(
             prompt=prompt,
-            max_tokens=budget(generation, served, len(prompt)),
+            max_tokens=budget(generation, served, len(prompt), "prompt"),
             sampling=generation.sampling_of(choice),
             stop=generation.stop,
             logprobs=top,

@@ -24,6 +24,7 @@ from pydantic import JsonValue
 from tunesmith.errors import RunError
 from tunesmith.serve.api_error import ApiError
 from tunesmith.serve.asking import EngineGone, Models, Served
+from tunesmith.serve.background import at_work
 from tunesmith.serve.fields import Fields
 from tunesmith.serve.limits import House
 from tunesmith.serve.request import Wanted, chat_request
@@ -74,14 +75,12 @@ class Shadow:
     @asynccontextmanager
     async def at_work(self, models: Models, house: House) -> AsyncIterator[None]:
         """Ask and write until the block ends."""
-        task = asyncio.create_task(self._work(models, house))
-        try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            if self.left_out:
-                logger.warning(f"shadow: {self.left_out} questions were left out")
+        async with at_work(f"the shadow log {self.file}", self._work(models, house)):
+            try:
+                yield
+            finally:
+                if self.left_out:
+                    logger.warning(f"shadow: {self.left_out} questions were left out")
 
     async def _work(self, models: Models, house: House) -> None:
         began = asyncio.get_running_loop().time()

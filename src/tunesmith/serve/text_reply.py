@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
-from tunesmith.serve.asking import End, Likely, Piece, Served, Token
-from tunesmith.serve.chat_reply import UNLIKELY
-from tunesmith.serve.reply import Envelope, Object
+from tunesmith.serve.asking import End, Piece, Served, Token
+from tunesmith.serve.reply import Envelope, Object, logprob_of, text_of
 
 KIND = "text_completion"
 
@@ -72,17 +71,13 @@ class TextReply:
     def _shown(self, tokens: tuple[Token, ...], offset: int) -> JsonValue:
         if not self._logprobs:
             return None
-        texts, offsets = [_text(token.taken) for token in tokens], list[JsonValue]()
+        texts, offsets = [text_of(token.taken) for token in tokens], list[JsonValue]()
         for text in texts:
             offsets.append(offset)
             offset += len(text)
         return {
             "tokens": list[JsonValue](texts),
-            "token_logprobs": [max(token.taken.logprob, UNLIKELY) for token in tokens],
-            "top_logprobs": [{_text(top): max(top.logprob, UNLIKELY) for top in token.top} for token in tokens],
+            "token_logprobs": [logprob_of(token.taken) for token in tokens],
+            "top_logprobs": [{text_of(top): logprob_of(top) for top in token.top} for token in tokens],
             "text_offset": offsets,
         }
-
-
-def _text(likely: Likely) -> str:
-    return likely.text.decode("utf-8", "replace")

@@ -35,6 +35,7 @@ from tunesmith.errors import ExportError, MissingPackage, RunError, TunesmithErr
 from tunesmith.rundir import atomic_directory
 from tunesmith.rundir.records import Json
 from tunesmith.serve.asking import Ask, Borrowed, End, EngineGone, EngineStarting, Likely, Piece, Sampling, Served, Token
+from tunesmith.serve.engine_http import lines_of, reason_of
 from tunesmith.serve.entry import Entry, Find
 from tunesmith.serve.leases import Leases
 
@@ -122,8 +123,8 @@ class Vllm:
                 if response.status_code != 200:
                     yield response.status_code, (await response.aread()).decode(errors="replace")
                     return
-                async for line in response.aiter_lines():
-                    yield 200, line
+                async for line in lines_of(response.aiter_bytes()):
+                    yield 200, line.decode(errors="replace")
         except self._not_there as error:
             raise self._away() from error
         except self._errors as error:
@@ -156,7 +157,7 @@ class _Placed:
                     if status == 404 and not is_retry:
                         break
                     if status != 200:
-                        raise EngineGone(f"vLLM refused a request: {_reason(line)}")
+                        raise EngineGone(f"vLLM refused a request ({status}): {reason_of(line)}")
                     async for piece in _read(line, lines, ask, self.served.renderer):
                         yield piece
                     return
@@ -187,13 +188,7 @@ class VllmModels:
         self._base, self._context = "", 0
 
     @classmethod
-    async def open(
-        cls,
-        server: Vllm,
-        entries: Sequence[Entry],
-        find: Callable[[Path, str | None, bool], Entry],
-        base_name: str | None = None,
-    ) -> "VllmModels":
+    async def open(cls, server: Vllm, entries: Sequence[Entry], find: Find) -> "VllmModels":
         """Find the base of a server, and load the adapters of some runs.
 
         Args:
@@ -271,10 +266,13 @@ class VllmModels:
         """
         status, text = await self._server.ask("/v1/models")
         if status != 200:
-            hint = "does it want a key? --key-env of vLLM" if status in (401, 403) else "is it vLLM's address?"
-            raise ExportError(f"{self._server.url}: vLLM answers {status}: {_reason(text)}", hint)
-        known = [model for model in json.loads(text)["data"] if model.get("parent") is None]
-        self._base, self._context = known[0]["id"], int(known[0]["max_model_len"])
+            hint = "it wants a key: --url-key-env NAME" if status in (401, 403) else "is it vLLM's address?"
+            raise ExportError(f"{self._server.url}: vLLM answers {status}: {reason_of(text)}", hint)
+        try:
+            known = next(model for model in json.loads(text)["data"] if model.get("parent") is None)
+            self._base, self._context = known["id"], int(known["max_model_len"])
+        except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+            raise ExportError(f"{self._server.url}: does not list its models as vLLM does", "is it vLLM's address?") from error
         first = entries[0].served
         control = first.renderer.vocabulary.control
         body = {"model": self._base, "prompt": "".join(control), "add_special_tokens": False}
@@ -306,7 +304,7 @@ class VllmModels:
             status, text = await self._server.ask("/v1/load_lora_adapter", {"lora_name": model, "lora_path": str(directory)})
             if status != 200 and "already" not in text:
                 wants = "start vLLM with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1" if status == 404 else "see vLLM's own log"
-                raise ExportError(f"{name}: vLLM does not load the adapter ({status}): {_reason(text)}", wants)
+                raise ExportError(f"{name}: vLLM does not load the adapter ({status}): {reason_of(text)}", wants)
 
         async def unload() -> None:
             self._living.remove(leases)
@@ -427,7 +425,7 @@ async def _read(
         if line.startswith("data: ") and line != "data: [DONE]":
             event = json.loads(line[6:])
             if "error" in event:
-                raise EngineGone(f"vLLM broke off in the middle of an answer: {_reason(line[6:])}")
+                raise EngineGone(f"vLLM broke off in the middle of an answer: {reason_of(line[6:])}")
             for choice in event["choices"]:
                 finish = choice if choice.get("finish_reason") else finish
                 if piece := _piece(choice, ask, renderer):
@@ -482,13 +480,3 @@ def token_bytes(renderer: Renderer, number: int) -> bytes:
     if (one := re.fullmatch(r"<0x([0-9A-F]{2})>", token)) is not None:
         return bytes([int(one[1], 16)])
     return bytes([BYTES[letter] for letter in token]) if all(letter in BYTES for letter in token) else text.encode()
-
-
-def _reason(text: str) -> str:
-    """What an error says."""
-    try:
-        error = json.loads(text)
-    except ValueError:
-        return text[:200]
-    error = error.get("error", error) if isinstance(error, dict) else error
-    return str(error.get("message", error) if isinstance(error, dict) else error)[:200]

@@ -2,34 +2,35 @@
 
 import asyncio
 import hashlib
-import json
 import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from pydantic import JsonValue
 from starlette.requests import ClientDisconnect, Request
 
 from tunesmith.serve.api_error import ApiError
+from tunesmith.serve.body import json_object, read_body
+from tunesmith.serve.limits import Limits
 
 T = TypeVar("T")
-MOST_OF_BODY = 1 << 20  # bytes of a request that is no file
 PATIENCE = 60.0  # seconds between two pieces of a body
+LIMITS = Limits(body=1 << 20)  # of a request that is no file
 RETRY = "x-stainless-retry-count"  # how often the official client has tried it before
 ID = re.compile(r"[A-Za-z0-9._:-]{1,256}")
 
 
 @dataclass(frozen=True)
 class Body:
-    """A body that was read.
+    """A body of JSON that was read.
 
     Attributes:
-        value: as JSON; an empty object where there is none.
+        value: the object; an empty one where there is no body.
         sha256: of its bytes.
     """
 
-    value: JsonValue
+    value: dict[str, JsonValue]
     sha256: str
 
 
@@ -53,29 +54,14 @@ async def body_of(request: Request) -> AsyncIterator[bytes]:
         yield piece
 
 
-def length_of(request: Request) -> int:
-    """Bytes that a body will have, as it says; 0 where it does not say."""
-    text = request.headers.get("content-length", "")
-    return int(text) if text.isascii() and text.isdecimal() and len(text) < 16 else 0
-
-
 async def json_body(request: Request) -> Body:
     """Read a body.
 
     Raises:
-        ApiError: 413, too large; 400, no JSON.
+        ApiError: 413, too large; 408, it does not come; 400, no JSON object.
     """
-    content = bytearray()
-    async for piece in body_of(request):
-        content += piece
-        if len(content) > MOST_OF_BODY:
-            raise ApiError(413, f"the body has more than {MOST_OF_BODY:,} bytes", "request_too_large")
-    try:
-        value = json.loads(content or b"{}")
-        json.dumps(value, ensure_ascii=False).encode()  # half a character can be written in JSON, and nowhere else
-    except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"the body is not valid JSON: {error}", "invalid_json") from error
-    return Body(cast(JsonValue, value), hashlib.sha256(content).hexdigest())
+    content = await read_body(request, LIMITS)
+    return Body(json_object(content or b"{}"), hashlib.sha256(content).hexdigest())
 
 
 def is_retry(request: Request) -> bool:

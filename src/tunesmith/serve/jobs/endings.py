@@ -20,8 +20,9 @@ from tunesmith.serve.jobs.settings import JobsSettings
 from tunesmith.serve.jobs.store import Job, Said, StoredFile
 from tunesmith.tracking import read_metrics
 
-GIVEN = ("deploy", "as good and cheaper", "may replace it")  # verdicts with a model: evaluate/gate.py, PASSING
-CODES_OF_VERDICTS = frozenset((0, *range(10, 18)))  # evaluate/gate.py, which would bring SciPy into the server
+# As evaluate/gate.py has them, which would bring SciPy into the worker: verdicts with a model, and exit codes of verdicts.
+GIVEN = ("deploy", "as good and cheaper", "may replace it")
+CODES_OF_VERDICTS = frozenset((0, *range(10, 18)))
 REPORT, TABLE = "report.html", "step_metrics.csv"
 
 

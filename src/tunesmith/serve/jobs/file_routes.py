@@ -10,7 +10,8 @@ from starlette.routing import Route
 
 from tunesmith.formatting import gb
 from tunesmith.serve.api_error import ApiError
-from tunesmith.serve.jobs.asked import after_of, body_of, id_in_path, is_retry, length_of, limit_of
+from tunesmith.serve.body import length_of
+from tunesmith.serve.jobs.asked import after_of, body_of, id_in_path, is_retry, limit_of
 from tunesmith.serve.jobs.files import Upload
 from tunesmith.serve.jobs.objects import file_object, page
 from tunesmith.serve.jobs.queue import RETRIED_WITHIN, over_quota

@@ -23,7 +23,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 
 from tunesmith.formatting import gb, parse_amount
-from tunesmith.rundir import free_bytes
+from tunesmith.rundir import free_bytes, sha256_file
 from tunesmith.serve.api_error import ApiError
 from tunesmith.serve.jobs.settings import Quotas
 from tunesmith.serve.jobs.store import StoredFile
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 TEMPORARY = ".upload-"
 PIECE = 1 << 20  # bytes between two writes
-MOST_OF_FIELDS = 1 << 16  # bytes of all other parts together
 MOST_OF_FORM = 1 << 16  # bytes of a body beside its file
 LEFT = 3600.0  # seconds after which a file that is on no record is nobody's
 NAME = 255  # characters of a file's name
@@ -75,8 +74,13 @@ class Upload:
             form = _Form(self, file)
             try:
                 parser = MultipartParser(boundary, form.callbacks)
+                came = 0
                 async for piece in body:
                     parser.write(piece)
+                    came += len(piece)
+                    if came - self.size > MOST_OF_FORM:
+                        message = f"the form has more than {MOST_OF_FORM:,} bytes beside its file"
+                        raise ApiError(413, message, "request_too_large")
                     if len(form.waiting) >= PIECE:
                         await run_in_threadpool(form.flush)
                 parser.finalize()
@@ -95,7 +99,6 @@ class _Form:
         self._digest = hashlib.sha256()
         self._header, self._value, self._disposition = b"", b"", b""
         self._name, self._text, self._is_file = "", bytearray(), False
-        self._of_fields = 0
         self.waiting = bytearray()
         self.ended = False
         self.callbacks: MultipartCallbacks = {
@@ -151,9 +154,6 @@ class _Form:
 
     def _on_data(self, data: bytes, start: int, end: int) -> None:
         if not self._is_file:
-            self._of_fields += end - start
-            if self._of_fields > MOST_OF_FIELDS:
-                raise ApiError(413, f"the parts beside the file have more than {MOST_OF_FIELDS:,} bytes", "request_too_large")
             self._text += data[start:end]
             return
         self._upload.size += end - start
@@ -243,17 +243,16 @@ class Shelf:
         shutil.copyfile(source, temporary)
         temporary.chmod(0o600)
         temporary.replace(self.folder / place)
-        content = (self.folder / place).read_bytes()
         return StoredFile(
             number=0,
             id=file_id,
             owner=owner,
             place=place,
-            bytes=len(content),
+            bytes=(self.folder / place).stat().st_size,
             created_at=time.time(),
             filename=filename,
             purpose="fine-tune-results",
-            sha256=hashlib.sha256(content).hexdigest(),
+            sha256=sha256_file(self.folder / place),
             expires_at=None,
         )
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import signal
 import subprocess
 import uuid
 from dataclasses import asdict
@@ -20,7 +21,7 @@ from tunesmith.serve.jobs.asked import after_of, id_in_path, is_retry, json_body
 from tunesmith.serve.jobs.file_routes import file_routes, find_file
 from tunesmith.serve.jobs.hyperparameters import JobRequest, SampleRequest, job_request, read
 from tunesmith.serve.jobs.objects import checkpoint_object, event_object, job_object, model_name, page
-from tunesmith.serve.jobs.programs import PYTHON
+from tunesmith.serve.jobs.programs import PYTHON, signal_group
 from tunesmith.serve.jobs.queue import NewJob
 from tunesmith.serve.jobs.recipes import Wanted
 from tunesmith.serve.jobs.service import Service
@@ -99,6 +100,7 @@ class JobRoutes:
             place.link_rows(new.id, training, validation)
             job = self._queue.create(new)
         except FileNotFoundError as error:  # deleted just now
+            place.unlink_rows(new.id)
             raise ApiError(404, f"No such File object: {new.training_file}", "file_not_found", param="training_file") from error
         except ApiError:
             place.unlink_rows(new.id)
@@ -203,7 +205,7 @@ class JobRoutes:
         try:
             printed, _ = child.communicate(json.dumps(asdict(wanted)).encode(), PATIENCE)
         except subprocess.TimeoutExpired as error:
-            child.kill()
+            signal_group(child, signal.SIGKILL)
             child.communicate()
             raise ApiError(503, f"the {verb} took more than {PATIENCE:g} seconds", "timeout") from error
         if child.returncode:

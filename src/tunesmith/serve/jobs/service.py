@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -23,6 +24,7 @@ from starlette.requests import Request
 from tunesmith.errors import RunError, TunesmithError, first_line
 from tunesmith.rundir import lock
 from tunesmith.serve.asking import EngineGone, Models
+from tunesmith.serve.background import at_work
 from tunesmith.serve.jobs.endings import published
 from tunesmith.serve.jobs.identity import Identity
 from tunesmith.serve.jobs.place import Place
@@ -36,7 +38,7 @@ logger = logging.getLogger(__name__)
 LOOK = 0.5  # seconds
 RESTARTS = (0.0, 1.0, 5.0, 30.0)  # seconds before a worker that ends at once is started again
 STOPPING = 20.0  # seconds that a worker has to give its jobs back
-TRIES = 20  # at the lock, which whoever looks at it holds for a moment
+PAUSE = 5.0  # seconds after the store could not be asked
 LOCAL = "local"
 
 
@@ -89,41 +91,33 @@ class Service:
         self.models = models
         with self._alone():
             await run_in_threadpool(lambda: self.shelf.create(self.place.store.places()))
-            tasks = [asyncio.create_task(self._supervise()), asyncio.create_task(self._publish())]
-            for task in tasks:
-                task.add_done_callback(_say_fault)
             try:
-                yield
+                async with at_work("the supervision of jobs", self._supervise(), self._publish()):
+                    yield
             finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
                 await run_in_threadpool(self._stop)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
-            for last in (*(False,) * TRIES, True):
-                try:
-                    stack.enter_context(lock.writing(self.place.server_lock))
-                    break
-                except RunError as error:
-                    if last:
-                        other = lock.writer_of(self.place.server_lock) or "process"
-                        raise RunError(
-                            f"{self.place.directory}: is served by another {other}",
-                            "end that server, or name another directory with --jobs",
-                        ) from error
-                    time.sleep(0.05)
+            try:
+                stack.enter_context(lock.writing(self.place.server_lock))
+            except RunError as error:
+                other = lock.writer_of(self.place.server_lock) or "process"
+                raise RunError(
+                    f"{self.place.directory}: is served by another {other}",
+                    "end that server, or name another directory with --jobs",
+                ) from error
             yield
 
     async def _supervise(self) -> None:
         purged = 0.0
         while True:
-            await run_in_threadpool(self._tend_worker)
-            if time.monotonic() - purged > 60.0:
-                purged = time.monotonic()
-                await run_in_threadpool(self._purge)
+            async with _tried_again():
+                await run_in_threadpool(self._tend_worker)
+                if time.monotonic() - purged > 60.0:
+                    purged = time.monotonic()
+                    await run_in_threadpool(self._purge)
             await asyncio.sleep(LOOK)
 
     def _tend_worker(self) -> None:
@@ -191,12 +185,16 @@ class Service:
                 if problem is not None:
                     logger.warning(f"jobs: {job.fine_tuned_model} is not served: {problem}")
         while True:
-            for job in await run_in_threadpool(self.place.store.jobs_with, "publishing"):
-                assert job.fine_tuned_model is not None, job.id
-                problem = await self._serve(job, job.fine_tuned_model)
-                problem = None if problem is None else self.place.plain(problem, job)
-                await run_in_threadpool(self.queue.end, job, None, published(job.fine_tuned_model, problem))
+            async with _tried_again():
+                await self._publish_new()
             await asyncio.sleep(LOOK)
+
+    async def _publish_new(self) -> None:
+        for job in await run_in_threadpool(self.place.store.jobs_with, "publishing"):
+            assert job.fine_tuned_model is not None, job.id
+            problem = await self._serve(job, job.fine_tuned_model)
+            problem = None if problem is None else self.place.plain(problem, job)
+            await run_in_threadpool(self.queue.end, job, None, published(job.fine_tuned_model, problem))
 
     async def _serve(self, job: Job, name: str) -> str | None:
         """Serve a model; what is in the way of that."""
@@ -218,9 +216,14 @@ class Service:
                 await self.models.remove(job.fine_tuned_model)
 
 
-def _say_fault(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        logger.error("jobs: the supervision broke off", exc_info=error)
+@asynccontextmanager
+async def _tried_again() -> AsyncIterator[None]:
+    """What fails for a store that is locked, or for want of room or of processes, is said and left to the next look."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        logger.warning(f"jobs: {first_line(error)}; tried again")
+        await asyncio.sleep(PAUSE)
 
 
 def _kill(process: Identity, number: signal.Signals) -> None:
