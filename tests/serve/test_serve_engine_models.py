@@ -233,6 +233,7 @@ def test_a_watched_run_is_exchanged_when_its_new_verdict_stands_still(make, tiny
             for _ in range(2):
                 await watching.look()
             assert [served.name for served in models.served()] == ["tiny", "a", "b"]
+            await models.remove("b")  # as a request may
             shutil.rmtree(folder / "b")
             shutil.rmtree(a.path)
             await watching.look()

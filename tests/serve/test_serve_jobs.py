@@ -75,11 +75,12 @@ def test_a_verdict_against_is_a_result_without_a_model(client):
     ("orders", "code", "param", "message"),
     [
         ({"bad": "line 3, $.messages[1].content: expected text"}, "invalid_training_file", "training_file", "line 3, "),
+        ({"bad": "found \udc89PNG"}, "invalid_training_file", "training_file", "found ?PNG"),  # a byte that is no character
         ({"code": 9}, "export_error", None, "the reason"),
         ({"code": 5}, "invalid_training_file", "training_file", "the reason"),
         ({"crash_at": 1}, "crashed", None, "crashed 4 times without getting further: its run ended with signal 9"),
     ],
-    ids=["rows", "export", "data", "crash"],
+    ids=["rows", "no text", "export", "data", "crash"],
 )
 def test_a_job_that_fails_says_why(server, client, orders, code, param, message):
     job = create(client, **orders)

@@ -8,12 +8,14 @@ Refused: inotify, which network file systems do not have.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from tunesmith.errors import TunesmithError
+from tunesmith.errors import TunesmithError, first_line
 from tunesmith.serve.asking import EngineGone, Models
+from tunesmith.serve.storage import look_again
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +43,7 @@ class Watch:
 
     async def run(self) -> None:
         """Look until the task is cancelled."""
-        while True:
-            await asyncio.sleep(SECONDS)
-            await self.look()
+        await look_again(self.look, SECONDS, "serve: runs are not watched")
 
     async def look(self) -> None:
         """Look once, and act on what stood still since the last look."""
@@ -55,14 +55,15 @@ class Watch:
         self._seen = present
         for path in [path for path in self._names if path not in present and path not in self._own]:
             del self._acted[path]
-            await self._models.remove(self._names.pop(path))
+            with contextlib.suppress(KeyError):  # a request took it away before
+                await self._models.remove(self._names.pop(path))
 
     async def _add(self, path: Path) -> None:
         try:
             served = await self._models.add(path, self._names.get(path), force=self._force)
-        except (TunesmithError, EngineGone) as error:
+        except (TunesmithError, EngineGone, OSError) as error:
             kept = f"; {self._names[path]} goes on as it was" if path in self._names else ""
-            logger.warning(f"serve: {str(error).partition(chr(10))[0]}{kept}")
+            logger.warning(f"serve: {first_line(error)}{kept}")
             return
         self._names[path] = served.name
 

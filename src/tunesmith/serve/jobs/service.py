@@ -30,6 +30,7 @@ from tunesmith.serve.jobs.programs import PYTHON
 from tunesmith.serve.jobs.queue import Queue
 from tunesmith.serve.jobs.settings import SETTINGS, load_settings
 from tunesmith.serve.jobs.store import Job
+from tunesmith.serve.storage import look_again
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,8 @@ class Service:
         self.models: Models | None = None
         self._command = worker or [PYTHON, "-m", "tunesmith.serve.jobs.worker", str(self.place.directory)]
         self._child: subprocess.Popen[bytes] | None = None
-        self._started, self._restarts = 0.0, 0
+        self._started, self._restarts, self._purged = 0.0, 0, float("-inf")
+        self._has_begun = False  # to serve the models of earlier jobs
         if is_new:
             logger.info(f"jobs: {directory / SETTINGS} is new; it says what may be tuned")
 
@@ -89,7 +91,8 @@ class Service:
         self.models = models
         with self._alone():
             await run_in_threadpool(lambda: self.shelf.create(self.place.store.places()))
-            tasks = [asyncio.create_task(self._supervise()), asyncio.create_task(self._publish())]
+            looks = (self._supervise, "jobs wait"), (self._publish, "models wait")
+            tasks = [asyncio.create_task(look_again(look, LOOK, who)) for look, who in looks]
             for task in tasks:
                 task.add_done_callback(_say_fault)
             try:
@@ -118,13 +121,10 @@ class Service:
             yield
 
     async def _supervise(self) -> None:
-        purged = 0.0
-        while True:
-            await run_in_threadpool(self._tend_worker)
-            if time.monotonic() - purged > 60.0:
-                purged = time.monotonic()
-                await run_in_threadpool(self._purge)
-            await asyncio.sleep(LOOK)
+        await run_in_threadpool(self._tend_worker)
+        if time.monotonic() - self._purged > 60.0:
+            self._purged = time.monotonic()
+            await run_in_threadpool(self._purge)
 
     def _tend_worker(self) -> None:
         """Start a worker where there is none, and end one that hangs."""
@@ -185,18 +185,18 @@ class Service:
 
     async def _publish(self) -> None:
         """Serve the models of the jobs: those that are there at the start, then each as it comes."""
-        for job in await run_in_threadpool(self.place.store.jobs_with, "succeeded"):
-            if job.fine_tuned_model is not None and not job.model_deleted:
-                problem = await self._serve(job, job.fine_tuned_model)
-                if problem is not None:
-                    logger.warning(f"jobs: {job.fine_tuned_model} is not served: {problem}")
-        while True:
-            for job in await run_in_threadpool(self.place.store.jobs_with, "publishing"):
-                assert job.fine_tuned_model is not None, job.id
-                problem = await self._serve(job, job.fine_tuned_model)
-                problem = None if problem is None else self.place.plain(problem, job)
-                await run_in_threadpool(self.queue.end, job, None, published(job.fine_tuned_model, problem))
-            await asyncio.sleep(LOOK)
+        if not self._has_begun:
+            for job in await run_in_threadpool(self.place.store.jobs_with, "succeeded"):
+                if job.fine_tuned_model is not None and not job.model_deleted:
+                    problem = await self._serve(job, job.fine_tuned_model)
+                    if problem is not None:
+                        logger.warning(f"jobs: {job.fine_tuned_model} is not served: {problem}")
+            self._has_begun = True
+        for job in await run_in_threadpool(self.place.store.jobs_with, "publishing"):
+            assert job.fine_tuned_model is not None, job.id
+            problem = await self._serve(job, job.fine_tuned_model)
+            problem = None if problem is None else self.place.plain(problem, job)
+            await run_in_threadpool(self.queue.end, job, None, published(job.fine_tuned_model, problem))
 
     async def _serve(self, job: Job, name: str) -> str | None:
         """Serve a model; what is in the way of that."""
