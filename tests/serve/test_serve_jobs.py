@@ -255,6 +255,12 @@ def test_no_body_breaks_the_server(server, plain, value, path):
     assert 400 <= reply.status_code < 500 and reply.json()["error"]["message"], reply.text
 
 
+def test_a_key_twice_is_refused_and_none_of_them_taken(server, plain):
+    body = b'{"model": "tiny", "training_file": "file-a", "training_file": "file-b"}'
+    reply = plain.post(f"http://127.0.0.1:{server.port}/v1/fine_tuning/jobs", content=body)
+    assert reply.status_code == 400 and "two values of one name" in reply.json()["error"]["message"]
+
+
 PARTS = st.sampled_from(
     (
         *(b"--x\r\n", b"--x--", b"--y", b"\r\n", b"\r\n\r\n", b"{}", b"\xff\x00:", b"Content-Disposition: a\r\n"),

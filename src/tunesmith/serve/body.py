@@ -8,6 +8,7 @@ pipe and never the reason.
 
 import asyncio
 
+from pydantic import JsonValue
 from starlette.requests import ClientDisconnect, Request
 
 from tunesmith.data.problems import RowError
@@ -50,16 +51,25 @@ def fields_of(body: bytes) -> Fields:
     """The fields of a body.
 
     Raises:
-        ApiError: it is not JSON (read strictly: no key twice, no NaN, no nesting past all measure), or no object.
+        ApiError: it is not JSON, or no object.
     """
-    try:
-        value = loads(body)
-    except RowError as bad:
-        said = f"We could not parse the JSON body of your request: {bad.message:.300}"
-        raise ApiError(400, said, "invalid_json") from None
+    value = value_of(body)
     if not isinstance(value, dict):
         raise ApiError(400, "The body of a request is one JSON object.", "invalid_json")
     return Fields(value)
+
+
+def value_of(body: bytes) -> JsonValue:
+    """A body as JSON.
+
+    Raises:
+        ApiError: it is not JSON (read strictly: no key twice, no NaN, no nesting past all measure).
+    """
+    try:
+        return loads(body)
+    except RowError as bad:
+        said = f"We could not parse the JSON body of your request: {bad.message:.300}"
+        raise ApiError(400, said, "invalid_json") from None
 
 
 def _too_large(most: int) -> ApiError:
