@@ -63,3 +63,9 @@ def gb(nbytes: float) -> str:
     """
     unit, size = next(((unit, size) for unit, size in (("GB", 1e9), ("MB", 1e6)) if nbytes >= size / 100), ("kB", 1e3))
     return f"{nbytes / size:.2f} {unit}"
+
+
+def whole_characters(text: str) -> str:
+    """A text that UTF-8 can write, with ``?`` for what is no character: names of files, and what messages quote of files that
+    are no text, may hold single bytes."""
+    return text.encode("utf-8", "replace").decode("utf-8")

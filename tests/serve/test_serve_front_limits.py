@@ -246,6 +246,7 @@ def test_adapters_come_and_go(models, tmp_path):
         assert deleted == [200, 404, 400, 200]
     with running(models) as server:
         assert post(run="mine")[0] == 403
+        assert httpx2.delete(f"{server.url}/v1/adapters/bad").status_code == 403  # nothing could bring it back
 
 
 def test_many_at_once_are_answered_each_with_its_own(models, renderer):

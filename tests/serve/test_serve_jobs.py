@@ -78,11 +78,12 @@ def test_a_verdict_against_is_a_result_without_a_model(client):
     ("orders", "code", "param", "message"),
     [
         ({"bad": "line 3, $.messages[1].content: expected text"}, "invalid_training_file", "training_file", "line 3, "),
+        ({"bad": "found \udc89PNG"}, "invalid_training_file", "training_file", "found ?PNG"),  # a byte that is no character
         ({"code": 9}, "export_error", None, "the reason"),
         ({"code": 5}, "invalid_training_file", "training_file", "the reason"),
         ({"crash_at": 1}, "crashed", None, "crashed 4 times without getting further: its run ended with signal 9"),
     ],
-    ids=["rows", "export", "data", "crash"],
+    ids=["rows", "no text", "export", "data", "crash"],
 )
 def test_a_job_that_fails_says_why(server, client, orders, code, param, message):
     job = create(client, **orders)
@@ -265,6 +266,12 @@ def test_no_body_breaks_the_server(server, plain, value, path):
     body = json.dumps({"model": "tiny", **value} if isinstance(value, dict) else value).encode()
     reply = plain.post(f"http://127.0.0.1:{server.port}/v1/fine_tuning/{path}", content=body)
     assert 400 <= reply.status_code < 500 and reply.json()["error"]["message"], reply.text
+
+
+def test_a_key_twice_is_refused_and_none_of_them_taken(server, plain):
+    body = b'{"model": "tiny", "training_file": "file-a", "training_file": "file-b"}'
+    reply = plain.post(f"http://127.0.0.1:{server.port}/v1/fine_tuning/jobs", content=body)
+    assert reply.status_code == 400 and "two values of one name" in reply.json()["error"]["message"]
 
 
 PARTS = st.sampled_from(

@@ -93,6 +93,7 @@ def test_an_ending_is_told_until_it_was_received(tmp_path, receiver, monkeypatch
         ({"recipe": {"model": "x"}}, "model is what each job says for itself"),
         ({"recipe": {"data": {"path": "x"}}}, r"data\.path is what each job says for itself"),
         ({"recipe": {"trian": {}}}, r"recipe\.trian: no such key"),
+        ({"recipe": {"train": {"lernrate": 1}}}, r"recipe\.train\.lernrate: no such key"),
         ({"quota": {}}, "unknown key quota\nhint: did you mean quotas"),
         ({"quotas": {"file_bytes": "much"}}, "expected an amount of memory like 16GB"),
     ],

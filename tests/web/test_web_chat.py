@@ -100,6 +100,13 @@ def test_a_conversation_goes_on_with_each_arms_own_answers(tiny_run, models):
         assert turns == [("user", "one"), ("assistant", f"<i>{asked['model']}</i>"), ("user", "two")]
 
 
+def test_an_arm_that_did_not_answer_is_told_no_empty_answer(tiny_run, models):
+    client = _client(tiny_run, models)
+    _ask(client, "two", turns='[{"question": "one", "answers": {"base": "red"}}]')
+    told = {asked["model"]: [turn["content"] for turn in asked["messages"]] for asked, _ in models.asked}
+    assert told["ours"][-1:] == ["two"] and "one" not in told["ours"] and "" not in told["ours"]
+
+
 def test_token_ids_are_shown_where_they_are_asked_for(tiny_run, models):
     client = _client(tiny_run, models)
     assert "Tokens of the answer" not in _ask(client, "a red car").text
@@ -130,6 +137,7 @@ def test_a_server_that_is_not_there_is_said(tiny_run, models):
     models.http.server_close()
     page = client.get("/runs/run/chat", headers=OURS)
     assert "cannot be reached" in page.text and "tunesmith serve" in page.text
+    assert ">one &lt;question&gt;</textarea>" in _ask(client, "one <question>").text, "nobody types it again"
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,13 @@ def test_a_name_never_reaches_the_disk_as_a_path(tmp_path, path):
     assert _client(tmp_path / "runs").get(path).status_code == 404
 
 
+def test_a_name_that_is_no_text_spoils_no_page(tmp_path):
+    make_run(tmp_path, "toy").path.rename(os.fsdecode(os.fsencode(tmp_path) + b"/toy\xff"))
+    client = _client(tmp_path)
+    assert '<a href="/runs/toy%3F">toy?</a>' in client.get("/").text
+    assert client.get("/runs/toy%3F").status_code == 200
+
+
 def test_a_folder_may_be_empty_and_must_be_there(tmp_path):
     assert "No run yet" in _client(tmp_path).get("/").text
     with pytest.raises(RunError, match="no such folder"):

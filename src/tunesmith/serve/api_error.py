@@ -9,12 +9,16 @@ Source: openai-python ``_exceptions.py``, ``_base_client.py`` (``_should_retry``
 """
 
 import logging
+import sqlite3
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+
+from tunesmith.errors import first_line
+from tunesmith.serve.storage import is_disk
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +79,19 @@ async def _fault(request: Request, error: Exception) -> Response:
     return ApiError(500, "the server failed on this request; its log has the reason", "internal_error").response()
 
 
+async def _disk(request: Request, error: Exception) -> Response:
+    """No room, or a store that cannot be opened: the client tries 503 again."""
+    if not is_disk(error):
+        return await _fault(request, error)
+    logger.warning(f"{request.method} {request.url.path}: {first_line(error)}")
+    said = "this server cannot write to its disk now; its log has the reason"
+    return ApiError(503, said, "disk_full", headers={"Retry-After": "10"}).response()
+
+
 HANDLERS: dict[int | type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
     ApiError: _ours,
     HTTPException: _of_framework,
+    OSError: _disk,
+    sqlite3.OperationalError: _disk,
     Exception: _fault,
 }

@@ -56,13 +56,9 @@ def json_object(body: bytes) -> dict[str, JsonValue]:
     """The object that a body is.
 
     Raises:
-        ApiError: it is not JSON (read strictly: no key twice, no NaN, no nesting past all measure), or no object.
+        ApiError: it is not JSON, or no object.
     """
-    try:
-        value = loads(body)
-    except RowError as bad:
-        said = f"We could not parse the JSON body of your request: {bad.message:.300}"
-        raise ApiError(400, said, "invalid_json") from None
+    value = value_of(body)
     if not isinstance(value, dict):
         raise ApiError(400, "The body of a request is one JSON object.", "invalid_json")
     return value
@@ -75,6 +71,19 @@ def fields_of(body: bytes) -> Fields:
         ApiError: it is not JSON, or no object.
     """
     return Fields(json_object(body))
+
+
+def value_of(body: bytes) -> JsonValue:
+    """A body as JSON.
+
+    Raises:
+        ApiError: it is not JSON (read strictly: no key twice, no NaN, no nesting past all measure).
+    """
+    try:
+        return loads(body)
+    except RowError as bad:
+        said = f"We could not parse the JSON body of your request: {bad.message:.300}"
+        raise ApiError(400, said, "invalid_json") from None
 
 
 def _too_large(most: int) -> ApiError:

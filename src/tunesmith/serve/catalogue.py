@@ -181,7 +181,7 @@ class Catalogue:
         files = _Files("adapter", "adapter in vLLM", directory, rank=max_lora_rank(int(config["r"])))
         reasons = _verdict_against(run)
         if run.verdict_file.exists() and content_hash(directory / WEIGHTS) not in _verdict(run).files.values():
-            reasons.append(f"{directory} is not the adapter that the verdict speaks of")
+            reasons.append(f"{_within(run, directory)} is not the adapter that the verdict speaks of")
         if reasons and not force:
             raise _refusal(run, reasons)
         return files, [f"forced: {reason}" for reason in reasons]
@@ -229,8 +229,10 @@ class Catalogue:
         if not run.verdict_file.exists():
             return []
         verdict, loaded = _verdict(run), [file for file in (files.model, files.adapter) if file is not None]
+        if not verdict.files and not verdict.sources:
+            return ["the verdict names no files, so that these are the ones it measured is not known"]
         other = [file for file in loaded if not self._is_named(run, recipe, verdict, file)]
-        return [f"{file} is not the file that the verdict speaks of" for file in other]
+        return [f"{_within(run, file)} is not the file that the verdict speaks of" for file in other]
 
     def _is_named(self, run: RunDir, recipe: Recipe, verdict: Verdict, file: Path) -> bool:
         """Whether the verdict, or what the run wrote down of what it was given, speaks of a file."""
@@ -267,6 +269,11 @@ def _served_here(run: RunDir, recipe: Recipe) -> TunedModel:
             "gate one with --adapter, --merged or --gguf, and serve that run",
         )
     return tuned_model(run, recipe)
+
+
+def _within(run: RunDir, file: Path) -> Path:
+    """A file of a run as its reader names it: reasons stay with the model, and clients are told no paths of this machine."""
+    return file.relative_to(run.path) if file.is_relative_to(run.path) else Path(file.name)
 
 
 def _refusal(run: RunDir, reasons: list[str]) -> RunError:

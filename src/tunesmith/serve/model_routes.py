@@ -30,7 +30,7 @@ def model_routes(models: Models, limits: Limits, runs: Path | None) -> list[Base
     Args:
         models: that are served.
         limits: of the server.
-        runs: the folder whose runs may be added; None: none may.
+        runs: the folder whose runs may be added; None: what is served is fixed.
     """
 
     def find(name: str) -> Served:
@@ -64,6 +64,7 @@ def model_routes(models: Models, limits: Limits, runs: Path | None) -> list[Base
 
     async def remove(request: Request) -> Response:
         name = request.path_params["name"]
+        _folder(runs)
         if find(name).run is None:
             raise ApiError(400, f"'{name:.80}' is no adapter but the base; it goes with the server.", "not_an_adapter", "name")
         try:
@@ -110,8 +111,7 @@ def _directory(runs: Path | None, name: str) -> Path:
     Raises:
         ApiError: none may be added, or it is not in the folder.
     """
-    if runs is None:
-        raise ApiError(403, "this server was started without --runs, so no adapter is added here", "adapters_are_fixed", "run")
+    runs = _folder(runs)
     if "\0" in name or len(name) > 255 or Path(name).name != name:
         said = f"{name!r:.80} is no name of a run: a folder of the server's folder of runs, without a path."
         raise wrong_value("run", said)
@@ -120,3 +120,15 @@ def _directory(runs: Path | None, name: str) -> Path:
         there = sorted(path.parent.name for path in runs.glob("*/recipe.yaml"))[:8]
         raise wrong_value("run", f"there is no run {name!r:.80}; there is: {', '.join(there) or 'none'}.")
     return directory
+
+
+def _folder(runs: Path | None) -> Path:
+    """The folder of runs, without which what is served is fixed: what one request took away, no other could bring back.
+
+    Raises:
+        ApiError: there is none.
+    """
+    if runs is None:
+        said = "this server was started without --runs, so no adapter is added, replaced or removed here"
+        raise ApiError(403, said, "adapters_are_fixed")
+    return runs

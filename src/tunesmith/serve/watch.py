@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tunesmith.errors import TunesmithError, first_line
 from tunesmith.serve.asking import EngineGone, Models
+from tunesmith.serve.storage import look_again
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +43,7 @@ class Watch:
 
     async def run(self) -> None:
         """Look until the task is cancelled."""
-        while True:
-            await asyncio.sleep(SECONDS)
-            try:
-                await self.look()
-            except OSError as error:  # a file system that is away for a moment
-                logger.warning(f"serve: runs cannot be looked at: {first_line(error)}; tried again")
+        await look_again(self.look, SECONDS, "serve: runs are not watched")
 
     async def look(self) -> None:
         """Look once, and act on what stood still since the last look."""

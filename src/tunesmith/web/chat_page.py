@@ -101,9 +101,8 @@ class ChatPage:
                 columns = self._asked(run, tuned, turns, question, with_tokens)
         except TunesmithError as error:
             problem = str(error)
-        now = (
-            (*turns, Turn(question, {column.arm: column.said.text for column in columns if column.said})) if columns else turns
-        )
+        answers = {column.arm: column.said.text for column in columns if column.said is not None}
+        now = (*turns, Turn(question, answers)) if answers else turns
         history = json.dumps([{"question": turn.question, "answers": turn.answers} for turn in now])
         return HTMLResponse(
             pages.fill(
@@ -115,6 +114,7 @@ class ChatPage:
                 columns=columns,
                 problem=problem,
                 history=history,
+                unanswered="" if answers else question,
                 arms=ARMS,
                 with_tokens=with_tokens,
                 is_full=len(now) >= TURNS,
@@ -154,10 +154,11 @@ class ChatPage:
 
 
 def _conversation(arm: str, turns: tuple[Turn, ...], question: str) -> list[Message]:
+    """What an arm is asked: the turns that it has answered, and the question."""
     messages: list[Message] = []
-    for turn in turns:
+    for turn in (turn for turn in turns if arm in turn.answers):
         messages.append({"role": "user", "content": turn.question})
-        messages.append({"role": "assistant", "content": turn.answers.get(arm, "")})
+        messages.append({"role": "assistant", "content": turn.answers[arm]})
     return [*messages, {"role": "user", "content": question}]
 
 

@@ -8,7 +8,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from tunesmith import __version__
-from tunesmith.formatting import duration
+from tunesmith.formatting import duration, whole_characters
 from tunesmith.report.meaning import MEANING
 from tunesmith.report.template import environment
 
@@ -17,7 +17,7 @@ from tunesmith.report.template import environment
 def _environment() -> Environment:
     made = environment("web/templates")
     made.filters["duration"] = duration
-    made.filters["part_of_url"] = lambda name: quote(str(name), safe="")
+    made.filters["part_of_url"] = lambda name: quote(whole_characters(str(name)), safe="")
     made.filters["quoted"] = functools.partial(json.dumps, ensure_ascii=False)
     made.filters["ours"] = Markup  # what this program has filled in already
     made.globals.update(meaning=MEANING, version=__version__)
@@ -26,4 +26,4 @@ def _environment() -> Environment:
 
 def fill(template: str, **values: object) -> str:
     """A template of this folder with its values; one that it names and ``values`` lacks is an error."""
-    return _environment().get_template(template).render(**values)
+    return whole_characters(_environment().get_template(template).render(**values))

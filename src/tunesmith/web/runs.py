@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tunesmith.errors import RunError
+from tunesmith.formatting import whole_characters
 from tunesmith.pipeline import runs as runs_verb
 from tunesmith.rundir import RunDir
 from tunesmith.rundir.lock import writer_of
@@ -51,7 +52,7 @@ class Shelf:
         if self.is_one_run:
             return {self.folder.name: self.folder}
         return {
-            entry.name: entry
+            whole_characters(entry.name): entry
             for entry in sorted(self.folder.iterdir())
             if not entry.name.startswith(".") and (entry / "recipe.yaml").is_file()
         }

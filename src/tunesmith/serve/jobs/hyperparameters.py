@@ -140,7 +140,7 @@ def read(kind: type[M], body: JsonValue, where: str = "") -> M:
     try:
         return kind.model_validate(body)
     except ValidationError as error:
-        problems = [(_path(item["loc"]), item["type"], item["msg"]) for item in error.errors()]
+        problems = [(_path(item["loc"]), item["type"], item["msg"].removeprefix("Value error, ")) for item in error.errors()]
     path, code, _ = problems[0]
     param = where + ".".join(path)
     if code == "extra_forbidden":

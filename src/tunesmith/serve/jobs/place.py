@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+from tunesmith.formatting import whole_characters
 from tunesmith.rundir import RunDir
 from tunesmith.serve.jobs.files import Shelf
 from tunesmith.serve.jobs.settings import JobsSettings, load_settings
@@ -83,4 +84,4 @@ class Place:
             for path in folder.glob(f"{name}.*"):
                 text = text.replace(str(path), file_id)
         text = text.replace(str(folder), f"{job.training_file}, {job.validation_file}")
-        return text.replace(f"{self.directory}/", "").replace(str(self.directory), "")
+        return whole_characters(text.replace(f"{self.directory}/", "").replace(str(self.directory), ""))

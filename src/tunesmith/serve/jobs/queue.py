@@ -369,6 +369,5 @@ def _own(job: Job, worker: Identity) -> tuple[str, int, int, str]:
 
 def _refuse_finished(job: Job) -> None:
     if job.status in (*FINISHED, "publishing"):
-        raise ApiError(
-            400, f"{job.id} has {job.status if job.status in FINISHED else 'succeeded'} already", "job_already_finished"
-        )
+        status = job.status if job.status in FINISHED else "succeeded"
+        raise ApiError(400, f"{job.id} is finished already: {status}", "job_already_finished")

@@ -5,13 +5,11 @@ ended, and removes files that have expired. A job whose model is to be served is
 reads ``succeeded`` may ask the model at once, also when the server was killed between the two.
 """
 
-import asyncio
 import contextlib
 import json
 import logging
 import os
 import signal
-import sqlite3
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -32,13 +30,13 @@ from tunesmith.serve.jobs.programs import PYTHON
 from tunesmith.serve.jobs.queue import Queue
 from tunesmith.serve.jobs.settings import SETTINGS, load_settings
 from tunesmith.serve.jobs.store import Job
+from tunesmith.serve.storage import look_again
 
 logger = logging.getLogger(__name__)
 
 LOOK = 0.5  # seconds
 RESTARTS = (0.0, 1.0, 5.0, 30.0)  # seconds before a worker that ends at once is started again
 STOPPING = 20.0  # seconds that a worker has to give its jobs back
-PAUSE = 5.0  # seconds after the store could not be asked
 LOCAL = "local"
 
 
@@ -74,7 +72,8 @@ class Service:
         self.models: Models | None = None
         self._command = worker or [PYTHON, "-m", "tunesmith.serve.jobs.worker", str(self.place.directory)]
         self._child: subprocess.Popen[bytes] | None = None
-        self._started, self._restarts = 0.0, 0
+        self._started, self._restarts, self._purged = 0.0, 0, float("-inf")
+        self._has_begun = False  # to serve the models of earlier jobs
         if is_new:
             logger.info(f"jobs: {directory / SETTINGS} is new; it says what may be tuned")
 
@@ -91,8 +90,9 @@ class Service:
         self.models = models
         with self._alone():
             await run_in_threadpool(lambda: self.shelf.create(self.place.store.places()))
+            looks = (self._supervise, "jobs wait"), (self._publish, "models wait")
             try:
-                async with at_work("the supervision of jobs", self._supervise(), self._publish()):
+                async with at_work("the supervision of jobs", *(look_again(look, LOOK, who) for look, who in looks)):
                     yield
             finally:
                 await run_in_threadpool(self._stop)
@@ -111,14 +111,10 @@ class Service:
             yield
 
     async def _supervise(self) -> None:
-        purged = 0.0
-        while True:
-            async with _tried_again():
-                await run_in_threadpool(self._tend_worker)
-                if time.monotonic() - purged > 60.0:
-                    purged = time.monotonic()
-                    await run_in_threadpool(self._purge)
-            await asyncio.sleep(LOOK)
+        await run_in_threadpool(self._tend_worker)
+        if time.monotonic() - self._purged > 60.0:
+            self._purged = time.monotonic()
+            await run_in_threadpool(self._purge)
 
     def _tend_worker(self) -> None:
         """Start a worker where there is none, and end one that hangs."""
@@ -179,17 +175,13 @@ class Service:
 
     async def _publish(self) -> None:
         """Serve the models of the jobs: those that are there at the start, then each as it comes."""
-        for job in await run_in_threadpool(self.place.store.jobs_with, "succeeded"):
-            if job.fine_tuned_model is not None and not job.model_deleted:
-                problem = await self._serve(job, job.fine_tuned_model)
-                if problem is not None:
-                    logger.warning(f"jobs: {job.fine_tuned_model} is not served: {problem}")
-        while True:
-            async with _tried_again():
-                await self._publish_new()
-            await asyncio.sleep(LOOK)
-
-    async def _publish_new(self) -> None:
+        if not self._has_begun:
+            for job in await run_in_threadpool(self.place.store.jobs_with, "succeeded"):
+                if job.fine_tuned_model is not None and not job.model_deleted:
+                    problem = await self._serve(job, job.fine_tuned_model)
+                    if problem is not None:
+                        logger.warning(f"jobs: {job.fine_tuned_model} is not served: {problem}")
+            self._has_begun = True
         for job in await run_in_threadpool(self.place.store.jobs_with, "publishing"):
             assert job.fine_tuned_model is not None, job.id
             problem = await self._serve(job, job.fine_tuned_model)
@@ -214,16 +206,6 @@ class Service:
         if self.models is not None and job.fine_tuned_model is not None:
             with contextlib.suppress(KeyError):
                 await self.models.remove(job.fine_tuned_model)
-
-
-@asynccontextmanager
-async def _tried_again() -> AsyncIterator[None]:
-    """What fails for a store that is locked, or for want of room or of processes, is said and left to the next look."""
-    try:
-        yield
-    except (sqlite3.Error, OSError) as error:
-        logger.warning(f"jobs: {first_line(error)}; tried again")
-        await asyncio.sleep(PAUSE)
 
 
 def _kill(process: Identity, number: signal.Signals) -> None:

@@ -181,12 +181,17 @@ def _refuse_secret(path: Path, name: str) -> None:
 
 
 def _refuse_unknown_keys(settings: JobsSettings) -> None:
-    """Refuse a key of ``recipe`` that no recipe has; what its sections hold is checked with every job.
+    """Refuse a key of ``recipe`` that no recipe has, and of its sections; their values are checked with every job.
 
     Raises:
         RecipeError: a section or key that there is none of.
     """
-    if unknown := [key for key in settings.recipe if key not in Recipe.model_fields]:
+    unknown = [key for key in settings.recipe if key not in Recipe.model_fields]
+    for name, values in settings.recipe.items():
+        kind = Recipe.model_fields[name].annotation if name in Recipe.model_fields else None
+        if isinstance(values, dict) and isinstance(kind, type) and issubclass(kind, Section):
+            unknown += [f"{name}.{key}" for key in values if key not in kind.model_fields]
+    if unknown:
         raise RecipeError(f"jobs.yaml: recipe.{unknown[0]}: no such key of a recipe", "tunesmith schema prints every key")
 
 

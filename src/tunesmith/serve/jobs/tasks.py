@@ -21,6 +21,7 @@ from pydantic import JsonValue
 from tunesmith.data.read import Reader
 from tunesmith.engines.base import open_base
 from tunesmith.errors import DataError, ModelError, RecipeError, TunesmithError
+from tunesmith.formatting import whole_characters
 from tunesmith.hardware import grow_gpu_segments
 from tunesmith.memory.shape import Shape, read_shape
 from tunesmith.pipeline import verbs
@@ -55,7 +56,7 @@ def answer(task: Callable[[], Json]) -> int:
         result: Json = {"ok": task()}
     except TunesmithError as error:
         result = {"error": error_of(error)}
-    sys.stdout.write(json.dumps(result) + "\n")
+    print(json.dumps(json.loads(whole_characters(json.dumps(result, ensure_ascii=False)))))
     return 0
 
 

@@ -12,6 +12,7 @@ ours, and what a GPU's driver has taken is given back by the end of a process al
 import json
 import logging
 import signal
+import sqlite3
 import sys
 import time
 from dataclasses import dataclass, field
@@ -31,11 +32,13 @@ from tunesmith.serve.jobs.programs import GRACE, PROGRAMS, Programs, signal_grou
 from tunesmith.serve.jobs.queue import Queue
 from tunesmith.serve.jobs.store import Job, Said
 from tunesmith.serve.jobs.webhooks import Sender
+from tunesmith.serve.storage import is_disk
 
 logger = logging.getLogger(__name__)
 
 LOOK = 0.2  # seconds between two looks
 RENEW = 10.0  # seconds between two renewals of the lease
+FULL = 5.0  # seconds between two looks where the disk is full
 LONELY = 5.0  # seconds without a server and without work, after which it ends
 Kind = Literal["check", "run"]
 
@@ -193,7 +196,6 @@ class Worker:
     def _checked(self, job: Job) -> None:
         """What came of a check."""
         answer: Json = json.loads(self._answer(job).read_text(encoding="utf-8"))
-        self._answer(job).unlink()
         error, result = answer.get("error"), answer.get("ok")
         if isinstance(error, dict):
             param = str(error["param"]) if error["param"] else None
@@ -205,6 +207,7 @@ class Worker:
             said = result.get("said")
             events = [Said(message=str(line)) for line in said] if isinstance(said, list) else []
             self.queue.checked(job, self.me, events)
+        self._answer(job).unlink()
 
 
 FAULTS: dict[int, tuple[str, str | None]] = {  # exit codes of errors.py
@@ -251,7 +254,13 @@ def _work(place: Place, programs: Programs) -> None:
     alone_since: float | None = None
     while not worker.ending or worker.active:
         worker.is_alone = lock.writer_of(place.server_lock) is None
-        worker.look()
+        try:
+            worker.look()
+        except (sqlite3.OperationalError, OSError) as error:
+            if not is_disk(error):
+                raise
+            logger.warning("jobs wait: %s", error)  # their programs go on, and are looked at when there is room again
+            time.sleep(FULL)
         alone_since = None if worker.active or not worker.is_alone else alone_since or time.monotonic()
         if alone_since is not None and time.monotonic() - alone_since > LONELY:
             logger.info("no server and no job: ending")
