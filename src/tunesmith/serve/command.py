@@ -137,8 +137,6 @@ def _check(options: ServeOptions) -> None:
         )
     if (options.url is None) == (options.choices.engine == "vllm"):
         raise RunError("--engine vllm and --url go together", "as in: --engine vllm --url http://127.0.0.1:8001")
-    if options.url is not None and not options.runs:
-        raise RunError("--engine vllm: no run is named whose base vLLM has", "name one, as in: tunesmith serve runs/NAME ...")
 
 
 def _key_of_engine(options: ServeOptions) -> str | None:

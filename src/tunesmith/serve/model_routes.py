@@ -63,10 +63,13 @@ def model_routes(models: Models, limits: Limits, runs: Path | None) -> list[Base
         return json_response(_model(served))
 
     async def remove(request: Request) -> Response:
-        name = request.path_params["name"]
-        _folder(runs)
-        if find(name).run is None:
+        name, folder = request.path_params["name"], _folder(runs)
+        run = find(name).run
+        if run is None:
             raise ApiError(400, f"'{name:.80}' is no adapter but the base; it goes with the server.", "not_an_adapter", "name")
+        if run.resolve().parent != folder.resolve():  # of the command line, or of somebody's job: DELETE /v1/models
+            said = f"'{name:.80}' is not of the server's folder of runs; a job's model goes by DELETE /v1/models"
+            raise ApiError(403, said, "adapters_are_fixed", "name")
         try:
             await models.remove(name)
         except KeyError:
