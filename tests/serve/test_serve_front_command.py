@@ -66,7 +66,6 @@ def test_what_cannot_be_served_is_said_before_a_model_is_loaded(settings, words)
         (["run", "--engine", "vllm"], "--engine vllm and --url go together"),
         (["--jobs", "jobs", "--engine", "vllm", "--url", "http://127.0.0.1:1"], "--engine vllm needs a run"),
         (["run", "--url", "http://127.0.0.1:1"], "--engine vllm and --url go together"),
-        (["--jobs", "j", "--engine", "vllm", "--url", "http://127.0.0.1:1"], "--engine vllm needs a run"),
         (["run", "--key-env", "NO_KEY"], "--key-env NO_KEY: the environment variable is not set"),
         (["run", "--port", "0"], "run: no run"),
     ],
