@@ -52,3 +52,9 @@ def test_help_costs_under_half_a_second_of_cpu():
         done = subprocess.run([sys.executable, "-c", COST], capture_output=True, text=True)
         seconds.append(float(done.stdout.split()[-1]))
     assert min(seconds) < 0.5
+
+
+def test_a_training_needs_no_package_of_the_extra_gguf():
+    lacking = "import sys; sys.modules |= dict.fromkeys(('gguf', 'xllamacpp')); import tunesmith.pipeline.train"
+    done = subprocess.run([sys.executable, "-c", lacking], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -27,7 +27,6 @@ from tunesmith.chat.render import Conversation, Renderer
 from tunesmith.chat.rendered import Rendered
 from tunesmith.chat.template_choice import template_text
 from tunesmith.checkpoints.facts import model_key
-from tunesmith.checkpoints.gguf_write.base import base_gguf, model_of, own_file
 from tunesmith.checkpoints.grow import Grown, grow
 from tunesmith.checkpoints.positions import with_positions
 from tunesmith.checkpoints.resolve import find_model
@@ -103,10 +102,12 @@ class BaseModel:
         Raises:
             ModelError: see ``source``; or the model is a file of another type, or llama.cpp does not know it.
         """
+        if self.grid is None and self.base not in BLOCK_BASES:
+            return None
+        from tunesmith.checkpoints.gguf_write.base import base_gguf, own_file  # the extra gguf, which no other base needs
+
         if self.grid is not None:
             return base_gguf(self.source, self.grid)
-        if self.base not in BLOCK_BASES:
-            return None
         if self.model.endswith(".gguf"):
             return own_file(Path(self.model), self.base)
         return base_gguf(self.source, self.base)
@@ -119,6 +120,8 @@ class BaseModel:
             ModelError: see ``source``; or a model that gets no new tokens, or whose positions cannot be changed.
         """
         if self.base in BLOCK_BASES and not self.model.endswith(".gguf"):
+            from tunesmith.checkpoints.gguf_write.base import model_of
+
             assert self.blocks is not None
             return Grown(model_of(self.blocks), 0, (), ())
         directory = with_positions(self.source, self.positions, self.rope_theta)
