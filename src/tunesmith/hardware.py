@@ -11,6 +11,7 @@ ends; waiting for the end of standard input, which a child in the middle of a co
 
 import ctypes
 import fcntl
+import ipaddress
 import os
 import platform
 import re
@@ -362,3 +363,11 @@ def _high_water(pid: str) -> int:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     return 0
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address, without a port, is one of this machine that no other machine can have."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

@@ -13,6 +13,7 @@ from tunesmith.data.tables import hub_splits
 from tunesmith.data.task_columns import columns_hint
 from tunesmith.errors import DataError
 from tunesmith.recipe import Recipe
+from tunesmith.recipe.data import Data
 from tunesmith.rundir.records.check import Reading
 from tunesmith.rundir.records.quality import QualityReport
 from tunesmith.rundir.rows import Row
@@ -27,7 +28,7 @@ def trained_on_reader(recipe: Recipe) -> Reader:
     """
     path = recipe.data.trained_on
     assert path is not None, "the recipe names no rows of a training"
-    return Reader(find(str(path)), replace(_options(recipe), group_by=None, on_bad_row="refuse"))
+    return Reader(find(str(path)), replace(options_of(recipe.data), group_by=None, on_bad_row="refuse"))
 
 
 def reader_of(recipe: Recipe, rejected: Path | None = None) -> Reader:
@@ -39,11 +40,11 @@ def reader_of(recipe: Recipe, rejected: Path | None = None) -> Reader:
     Raises:
         DataError: nothing to read there, or rows that are split already, and the recipe does not say what becomes of that.
     """
-    return Reader(_source_of(recipe), _options(recipe), rejected)
+    return Reader(_source_of(recipe), options_of(recipe.data), rejected)
 
 
-def _options(recipe: Recipe) -> ReadOptions:
-    settings = recipe.data
+def options_of(settings: Data) -> ReadOptions:
+    """How the section ``data`` says that rows are read."""
     return ReadOptions(
         settings.format,
         settings.columns,

@@ -8,7 +8,6 @@ when that takes too long, what is left is cut off.
 """
 
 import asyncio
-import ipaddress
 import logging
 import socket
 import ssl
@@ -22,6 +21,7 @@ from types import FrameType
 import uvicorn
 from starlette.routing import BaseRoute
 
+from tunesmith import hardware
 from tunesmith.errors import RunError
 from tunesmith.serve.application import front
 from tunesmith.serve.asking import Models
@@ -66,7 +66,7 @@ class ServerSettings:
         """
         if self.certificate is not None or self.certificate_key is not None:
             _check_certificate(self.certificate, self.certificate_key)
-        if _is_loopback(self.host):
+        if hardware.is_loopback(self.host):
             return
         if self.access.keys is None:
             raise RunError(
@@ -79,7 +79,7 @@ class ServerSettings:
     @property
     def guarded(self) -> Access:
         """Who may ask; on loopback by the names that a request's ``Host`` may have there."""
-        if not _is_loopback(self.host):
+        if not hardware.is_loopback(self.host):
             return self.access
         return replace(self.access, hosts=LOOPBACK | {f"[{self.host}]" if ":" in self.host else self.host.lower()})
 
@@ -189,13 +189,6 @@ def _check_certificate(certificate: Path | None, key: Path | None) -> None:
         raise RunError(
             f"--tls-cert {certificate}, --tls-key {key}: {error}", "both are PEM files that belong together"
         ) from error
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -15,7 +15,6 @@ Refused: a key in the address (it stays in histories and logs); TLS (a tunnel or
 import asyncio
 import hashlib
 import hmac
-import ipaddress
 from collections.abc import Mapping
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs, urlsplit
@@ -25,6 +24,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tunesmith import hardware
 from tunesmith.web import pages
 
 COOKIE, ENTER = "tunesmith-web", "/enter"
@@ -108,14 +108,7 @@ def is_loopback(host: str) -> bool:
         name = urlsplit(f"//{host}").hostname
     except ValueError:
         return False
-    if name is None or "@" in host:
-        return False
-    if name == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
+    return name is not None and "@" not in host and hardware.is_loopback(name)
 
 
 def token_of(key: str) -> str:

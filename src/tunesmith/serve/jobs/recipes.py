@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from tunesmith.data.read import ReadOptions
+from tunesmith.pipeline.reading import options_of
 from tunesmith.recipe import Recipe, Train, dump_recipe
 from tunesmith.recipe.data import Data
 from tunesmith.recipe.derive import Derived, derive, width_of_update
@@ -48,18 +49,7 @@ def read_options(settings: JobsSettings) -> ReadOptions:
     """
     data = settings.recipe.get("data", {})
     assert isinstance(data, dict)
-    section = section_from(Data, {"path": "rows", **data}, "jobs.yaml, recipe.data")
-    return ReadOptions(
-        section.format,
-        section.columns,
-        section.group_by,
-        section.on_bad_row,
-        encoding=section.encoding,
-        delimiter=section.delimiter,
-        turns=section.turns,
-        reasoning=section.reasoning,
-        take=section.take,
-    )
+    return options_of(section_from(Data, {"path": "rows", **data}, "jobs.yaml, recipe.data"))
 
 
 def metric_of(settings: JobsSettings, options: Json) -> str | None:
