@@ -42,9 +42,9 @@ def _adapted(model, spread):
 
 def _measured(model, layers, renderer):
     steps = []
-    probes, figures = forgetting.measure(model, layers, renderer, PROBES, 0.02, 4, steps.append)
+    measured = forgetting.measure(model, layers, renderer, PROBES, 4, steps.append)
     assert sum(steps) == forgetting.STEPS
-    return probes, figures
+    return forgetting.compared(measured, PROBES, 0.02)
 
 
 @pytest.fixture
@@ -202,7 +202,7 @@ def test_own_passages(tmp_path):
 def test_a_passage_longer_than_the_context_is_named(tiny_model, renderer):
     probes = Probes((Passage("own-001", "own", "a b " * 1024),), PROBES.prompts, PROBES.questions)
     with pytest.raises(DataError, match=r"own-001 is .* the model's context is 1024"):
-        forgetting.measure(tiny_model, _adapted(tiny_model, 0.0), renderer, probes, 0.02, 4, lambda _: None)
+        forgetting.measure(tiny_model, _adapted(tiny_model, 0.0), renderer, probes, 4, lambda _: None)
 
 
 def test_a_run_is_checked_once(tmp_path, make_recipe, tiny_dir, monkeypatch):

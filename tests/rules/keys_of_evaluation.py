@@ -73,7 +73,7 @@ def _forgotten(recipe, tmp):
     asked = []
     lost = np.linspace(-0.02, -0.04, 20)
 
-    def measure(model, layers, renderer, probes, margin, *_):
+    def compared(measured, probes, margin):
         asked.append(probes.passages[0].id)
         paired = Paired(name="a", label="a", base_N=lost, tuned_N=lost, differences_N=lost, margin=margin, unit="")
         return [paired], []
@@ -82,7 +82,9 @@ def _forgotten(recipe, tmp):
     with pytest.MonkeyPatch.context() as patch:
         tasks = SimpleNamespace(task_probes=lambda _, keys: asked.append((keys.tasks, keys.tasks_path, keys.limit)) or [])
         patch.setitem(sys.modules, "tunesmith.pipeline.forgetting_tasks", tasks)
-        patch.setattr("tunesmith.pipeline.forgetting.measure", measure)
+        patch.setattr("tunesmith.pipeline.forgetting.measure", lambda *_: None)
+        patch.setattr("tunesmith.pipeline.forgetting.compared", compared)
+        patch.setattr("tunesmith.pipeline.forgetting._deployed", lambda *_: None)
         loaded = SimpleNamespace(model=None, layers=None, renderer=None)
         model = SimpleNamespace(here=SimpleNamespace(load=lambda _: loaded), adapter=run.adapter)
         patch.setattr("tunesmith.pipeline.forgetting.tuned_model", lambda *_: model)

@@ -15,6 +15,7 @@ from tunesmith.rundir.records.calls import Calls
 
 Constraint = Json | tuple[str, ...]  # all that an answer may be: what meets a JSON schema, or one of these labels
 Advance = Callable[[int], None]
+Pair = tuple[Sequence[int], Sequence[int]]  # token ids: a context, and what is scored behind it
 
 
 @dataclass(frozen=True)

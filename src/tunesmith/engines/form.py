@@ -1,6 +1,6 @@
 """An exported form as something that can be opened: a merged directory in this process, a GGUF in llama.cpp.
 
-A form computes by its own means: its template, its tokenizer, its products. Every kind offers the same four calls, so whoever
+A form computes by its own means: its template, its tokenizer, its products. Every kind offers the same five calls, so whoever
 compares forms knows of one kind only; which one it is, the export says when it lists what it wrote. Refused: the run's renderer
 for the merged directory. It would hide a template or a tokenizer that went wrong on the way there, which is what is looked for.
 
@@ -8,7 +8,7 @@ Shape suffixes: V vocabulary.
 """
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from tunesmith.chat.render import Renderer
-from tunesmith.engines.engine import Engine
+from tunesmith.engines.engine import Engine, Pair, Scored
 from tunesmith.engines.in_process import InProcessEngine
 from tunesmith.engines.llama_cpp import LlamaCppEngine
 from tunesmith.engines.llama_model import LlamaModel
+from tunesmith.engines.score import Scorer
 from tunesmith.errors import ExportError
 from tunesmith.messages import Message
 from tunesmith.models.load import load_model, load_tokenizer
@@ -42,6 +43,10 @@ class FormModel(Protocol):
 
     def logits(self, ids: list[int], first: int = 0) -> NDArray[np.float32]:
         """Shape (len(ids) - first, V); row i is of what follows ``ids[: first + i + 1]``."""
+        ...
+
+    def continuation_logprobs(self, pairs: Sequence[Pair], advance: Callable[[int], None] = ...) -> list[Scored]:
+        """Log-probability of each continuation given its context; ``advance(n)`` is called as pairs are done."""
         ...
 
     def close(self) -> None:
@@ -147,6 +152,15 @@ class DirectoryModel:
         """See ``FormModel``."""
         with torch.inference_mode():
             return model_logits(self.model, ids, first)
+
+    def continuation_logprobs(self, pairs: Sequence[Pair], advance: Callable[[int], None] = lambda _: None) -> list[Scored]:
+        """See ``FormModel``.
+
+        Raises:
+            RunError: a pair exceeds the model's context.
+            ModelError: the model does something to its logits that is not known here.
+        """
+        return Scorer(self.model.eval()).continuation_logprobs(pairs, advance)
 
     def close(self) -> None:
         """See ``FormModel``."""

@@ -14,7 +14,8 @@ Refused: ``llama-cpp-python``, a second llama.cpp that ten minutes of compiling 
 answers; ``llama-perplexity``'s logits file, which no wheel offers.
 
 The cost: one forward pass a prompt, in batches of ``BATCH`` tokens, so that the logits of a vocabulary of 262,144 take 0.27 GB
-at most in here. The KV cache is emptied between prompts.
+at most in here. The KV cache is emptied between prompts; of given texts that are scored one
+after another, what they begin with alike stays in it.
 
 Source: ``llama.h`` (build b10605): ``llama_context_params``, ``llama_batch``; ``tools/server/server-common.cpp``
 (``tokenize_input_prompts``) and ``common/chat.cpp`` (``common_chat_template_direct_apply``) for how the server tokenises a
@@ -79,6 +80,8 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     declare(library.llama_model_get_vocab, handle, handle)
     declare(library.llama_get_memory, handle, handle)
     declare(library.llama_memory_clear, None, handle, flag)
+    declare(library.llama_memory_seq_rm, flag, handle, number, number, number)
+    declare(library.llama_memory_seq_pos_min, number, handle, number)
     declare(library.llama_set_n_threads, None, handle, number, number)
     for getter in (library.llama_n_ctx, library.llama_n_batch, library.llama_n_ubatch, library.llama_n_seq_max):
         declare(getter, ctypes.c_uint32, handle)
@@ -128,6 +131,8 @@ class Libllama:
         self._vocab = library.llama_model_get_vocab(self._model)
         self._tokens = library.llama_vocab_n_tokens(self._vocab)
         self._context = self._new_context(context)
+        self._memory = library.llama_get_memory(self._context)
+        self._read: list[int] = []  # the tokens in the cache
         library.llama_set_n_threads(self._context, threads, threads)
         begins = library.llama_vocab_get_add_bos(self._vocab)
         self.bos: str = self._text(library.llama_vocab_bos(self._vocab)) if begins else ""
@@ -169,8 +174,11 @@ class Libllama:
                 return room.raw[:count].decode(errors="replace")
             size = -count
 
-    def logits(self, ids: list[int], first: int = 0) -> Iterator[NDArray[np.float32]]:
+    def logits(self, ids: list[int], first: int = 0, keep: bool = False) -> Iterator[NDArray[np.float32]]:
         """Logits of what follows ``ids[: first + 1]``, ``ids[: first + 2]``, ... and all of ``ids``, batch by batch.
+
+        Args:
+            keep: what ``ids`` and the tokens of the last pass begin with is not computed again.
 
         Returns:
             Arrays of shape (B, V), ``len(ids) - first`` rows in all; each is the caller's own.
@@ -179,8 +187,11 @@ class Libllama:
             ExportError: no token, one that is not in the vocabulary, more tokens than the context has, or a failed pass.
         """
         self._check(ids, first)
-        self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
-        for start in range(0, len(ids), BATCH):
+        known = self._known(ids[:first]) if keep else 0
+        if not known:
+            self._library.llama_memory_clear(self._memory, True)
+        self._read = []
+        for start in range(known, len(ids), BATCH):
             part = ids[start : start + BATCH]
             is_output = [start + place >= first for place in range(len(part))]
             batch = _Batch(
@@ -194,9 +205,25 @@ class Libllama:
             rows = [self._row(place) for place, output in enumerate(is_output) if output]
             if rows:
                 yield np.stack(rows)
+        self._read = ids
 
-    def score(self, prompt: list[int], answer: list[int]) -> tuple[float, bool]:
+    def _known(self, ids: list[int]) -> int:
+        """How many of the tokens lie in the cache, which is cut behind them.
+
+        None where the cache cannot go back: a sliding window has let go of the first tokens, a recurrent state holds the last.
+        """
+        shared = next((n for n, (old, new) in enumerate(zip(self._read, ids, strict=False)) if old != new), None)
+        known = min(len(self._read), len(ids)) if shared is None else shared
+        library, memory = self._library, self._memory
+        if not known or library.llama_memory_seq_pos_min(memory, 0) != 0:
+            return 0
+        return known if library.llama_memory_seq_rm(memory, 0, known, -1) else 0
+
+    def score(self, prompt: list[int], answer: list[int], keep: bool = False) -> tuple[float, bool]:
         """Log-probability of the tokens ``answer`` behind ``prompt`` (nats, summed in fp64), and whether they are greedy.
+
+        Args:
+            keep: as of ``logits``.
 
         Raises:
             ExportError: see ``logits``.
@@ -204,7 +231,7 @@ class Libllama:
         if not answer:
             return 0.0, True
         total, greedy, place = 0.0, True, 0
-        for logits_BV in self.logits(prompt + answer[:-1], len(prompt) - 1):
+        for logits_BV in self.logits(prompt + answer[:-1], len(prompt) - 1, keep):
             target_B = np.array(answer[place : place + len(logits_BV)])
             place += len(target_B)
             top_B1 = logits_BV.max(-1, keepdims=True)

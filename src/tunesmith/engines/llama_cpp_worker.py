@@ -75,6 +75,8 @@ class Worker:
                 return self.library().tokenize(request["text"])
             case "detokenize":
                 return self.library().detokenize(request["ids"])
+            case "score ids":
+                return self.library().score(request["context"], request["continuation"], keep=True)
             case "score":
                 return self.score(request["messages"], request["answer"])
         raise AssertionError(request)

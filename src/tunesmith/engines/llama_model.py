@@ -19,6 +19,7 @@ import logging
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith import hardware
+from tunesmith.engines.engine import Pair, Scored
 from tunesmith.errors import ExportError
 from tunesmith.messages import Message
 
@@ -210,6 +212,23 @@ class LlamaModel:
             ExportError: no token, one that is not in the vocabulary, more than the context holds, or a failed pass.
         """
         return self._process.read_rows(self._process.ask("logits", ids=ids, first=first))
+
+    def continuation_logprobs(self, pairs: Sequence[Pair], advance: Callable[[int], None] = lambda _: None) -> list[Scored]:
+        """Log-probability of every continuation given its context, in order; neighbours that begin alike share that work.
+
+        Args:
+            pairs: token ids of context (at least one) and continuation.
+            advance: called with the number of pairs done.
+
+        Raises:
+            ExportError: a token that is not in the vocabulary, more than the context holds, or a failed pass.
+        """
+        scores: list[Scored] = []
+        for context, continuation in pairs:
+            logprob, greedy = self._process.ask("score ids", context=list(context), continuation=list(continuation))
+            scores.append(Scored(logprob, len(context), len(continuation), greedy))
+            advance(1)
+        return scores
 
     def close(self) -> None:
         """End the process."""

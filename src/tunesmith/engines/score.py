@@ -43,7 +43,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from tunesmith.engines.deal import Widths, dealt_out, shared
-from tunesmith.engines.engine import Scored
+from tunesmith.engines.engine import Pair, Scored
 from tunesmith.engines.shared_prefix import MIN_SHARED, Prefix, common_beginning, compute_prefix
 from tunesmith.errors import ModelError, RunError
 from tunesmith.kernels.attention import Reach, ScoreParams, Span, attention_forward, gpu_kernel
@@ -56,7 +56,6 @@ SCORED = "tunesmith_scored"
 CAPACITY = 512  # tokens of one pack on a CPU, where packs are dealt out; a core is busy with a few hundred
 GPU_CAPACITY = 2048
 SCORE = struct.Struct("<d?")  # log-probability, and whether it is the greedy choice
-Pair = tuple[Sequence[int], Sequence[int]]  # context, continuation
 
 
 class Scorer:

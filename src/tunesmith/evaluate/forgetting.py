@@ -27,14 +27,18 @@ alarm: from 0.5 nats a token on, half of the probability can lie on other tokens
 ``sqrt(KL / 2)``). Accuracy and log-probability of the right answers are shown beside their probability and decide nothing:
 the first is too coarse for a verdict on a hundred questions, the second is ruled by the few least likely answers.
 
-The KL is taken from last hidden states (``engines/score.py``): base and tuned share a frozen head, so no distribution is ever
-kept. Refused: KL over random text (nobody asks for it), and over sampled answers (the sample is noise).
+The KL is taken from last hidden states (``engines/score.py``): base and tuned share a frozen head, so no distribution is
+kept but where a third model is compared with the base. Refused: KL over random text (nobody asks for it), and over sampled
+answers (the sample is noise).
+
+**What is deployed is another model than what was trained**: quantised, computed by another engine. Where a form is deployed the
+same items are asked of it too (``evaluate/forgetting_form.py``), and the verdict is of that.
 
 Shape suffixes: N rows (positions of all probes), D hidden size, V vocabulary; here: P passages, Q questions, A answers of each,
 R requests.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,8 +50,9 @@ from transformers import PreTrainedModel
 
 from tunesmith.chat.render import Renderer
 from tunesmith.chat.vocabulary import AFTER, MIDDLE, START
+from tunesmith.engines.engine import Pair, Scored
 from tunesmith.engines.in_process import InProcessEngine
-from tunesmith.engines.score import Pair, Scorer
+from tunesmith.engines.score import Scorer
 from tunesmith.errors import DataError
 from tunesmith.evaluate import resample, stats
 from tunesmith.evaluate.interval import Interval
@@ -82,6 +87,26 @@ class Side:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Two sides on the same token ids.
+
+    Attributes:
+        base, tuned: what each says of passages and questions.
+        kl_N: KL(base || tuned) at every position of ``rows``, nats, fp64.
+        pairs: of passages and questions.
+        rows: everyday requests and the base's answers.
+        log_p_NV: the base's log-probabilities there, fp32, on the CPU; None where they were not to be kept.
+    """
+
+    base: Side
+    tuned: Side
+    kl_N: Tensor
+    pairs: list[Pair]
+    rows: list[Pair]
+    log_p_NV: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Paired:
     """The items of a probe on both sides.
 
@@ -110,20 +135,17 @@ def measure(
     layers: Mapping[str, Adapted],
     renderer: Renderer,
     probes: Probes,
-    margin: float,
     batch_size: int,
     advance: Callable[[int], None],
-) -> tuple[list[Paired], list[ProbeFigure]]:
+    keep: bool = False,
+) -> Measured:
     """All probes on both sides of an adapted model.
 
     Args:
         layers: what ``add_lora`` returned, with the trained weights.
-        margin: largest loss that does not matter, above 0.
         batch_size: rows that are answered together.
         advance: called with the number of finished steps, of ``STEPS`` in all.
-
-    Returns:
-        Probes, and figures without a margin.
+        keep: the base's distributions, for another model to be compared with: 0.1 GB at 49 k tokens.
 
     Raises:
         DataError: a passage is longer than the model's context.
@@ -132,16 +154,17 @@ def measure(
     scorer = Scorer(model.eval())
     pairs = _pairs(model, renderer, probes)
     with without_adapters(layers):
-        base = _side(scorer, probes, pairs)
+        base = side_of(scorer.continuation_logprobs(pairs), probes)
         advance(1)
         rows = continuations(model, renderer, [prompt for _, prompt in probes.prompts], batch_size)
         base_ND = scorer.last_states(rows)
         advance(1)
-    tuned = _side(scorer, probes, pairs)
+    tuned = side_of(scorer.continuation_logprobs(pairs), probes)
     advance(1)
     kl_N = scorer.kl_of_states(base_ND, scorer.last_states(rows))
     advance(1)
-    return _compared(base, tuned, kl_N, rows, probes, margin)
+    log_p_NV = scorer.log_distributions(base_ND) if keep else None
+    return Measured(base=base, tuned=tuned, kl_N=kl_N, pairs=pairs, rows=rows, log_p_NV=log_p_NV)
 
 
 def measure_apart(
@@ -149,10 +172,9 @@ def measure_apart(
     open_tuned: Callable[[], PreTrainedModel],
     renderer: Renderer,
     probes: Probes,
-    margin: float,
     batch_size: int,
     advance: Callable[[int], None],
-) -> tuple[list[Paired], list[ProbeFigure]]:
+) -> Measured:
     """All probes on a base and on a whole tuned model, one after the other in memory. Both read the base's token ids.
 
     Their heads may differ, so the distributions of the base are kept, not its hidden states: 0.1 GB at 49 k tokens. Where one
@@ -160,37 +182,46 @@ def measure_apart(
 
     Args:
         renderer: of the base.
-        margin, batch_size, advance: as of ``measure``, which says what is returned.
+        batch_size, advance: as of ``measure``.
 
     Raises:
         DataError: a passage is longer than a model's context.
     """
     scorer = Scorer(open_base().eval())
-    base = _side(scorer, probes, _pairs(scorer.model, renderer, probes))
+    pairs = _pairs(scorer.model, renderer, probes)
+    base = side_of(scorer.continuation_logprobs(pairs), probes)
     advance(1)
     rows = continuations(scorer.model, renderer, [prompt for _, prompt in probes.prompts], batch_size)
     log_p_NV = scorer.log_distributions(scorer.last_states(rows))
     advance(1)
     del scorer
     scorer = Scorer(open_tuned().eval())
-    tuned = _side(scorer, probes, _pairs(scorer.model, renderer, probes))
+    _pairs(scorer.model, renderer, probes)  # its context may be shorter
+    tuned = side_of(scorer.continuation_logprobs(pairs), probes)
     advance(1)
-    log_q_NV = scorer.log_distributions(scorer.last_states(rows))
-    both = min(log_p_NV.shape[1], log_q_NV.shape[1])
-    log_p_NV, log_q_NV = log_p_NV[:, :both], log_q_NV[:, :both]
-    kl_N = (log_p_NV.exp() * (log_p_NV - log_q_NV)).sum(-1, dtype=torch.float64)
+    kl_N = kl_between(log_p_NV, scorer.log_distributions(scorer.last_states(rows)))
     advance(1)
-    return _compared(base, tuned, kl_N, rows, probes, margin)
+    return Measured(base=base, tuned=tuned, kl_N=kl_N, pairs=pairs, rows=rows, log_p_NV=log_p_NV)
 
 
 STEPS = 4
 
 
-def _compared(
-    base: Side, tuned: Side, kl_N: Tensor, rows: list[Pair], probes: Probes, margin: float
-) -> tuple[list[Paired], list[ProbeFigure]]:
-    """Probes and figures of two sides."""
-    kl_R = np.array([float(kl.mean()) for kl in kl_N.split([len(continuation) for _, continuation in rows])])
+def kl_between(log_p_NV: Tensor, log_q_NV: Tensor) -> Tensor:
+    """KL(p || q) of each row in nats, fp64, over the tokens that both have."""
+    both = min(log_p_NV.shape[1], log_q_NV.shape[1])
+    log_p_NV, log_q_NV = log_p_NV[:, :both], log_q_NV[:, :both]
+    return (log_p_NV.exp() * (log_p_NV - log_q_NV)).sum(-1, dtype=torch.float64)
+
+
+def compared(measured: Measured, probes: Probes, margin: float) -> tuple[list[Paired], list[ProbeFigure]]:
+    """Probes, and figures without a margin, of two sides.
+
+    Args:
+        margin: largest loss that does not matter, above 0.
+    """
+    base, tuned, rows = measured.base, measured.tuned, measured.rows
+    kl_R = np.array([float(kl.mean()) for kl in measured.kl_N.split([len(continuation) for _, continuation in rows])])
     decisive = [_bits(base.bits_P, tuned.bits_P, probes, margin), _answers(base, tuned, probes, margin)]
     return decisive, [_kl(kl_R, [name for name, _ in probes.prompts]), *_coarse(base, tuned)]
 
@@ -267,8 +298,9 @@ def _pairs(model: PreTrainedModel, renderer: Renderer, probes: Probes) -> list[P
     return pairs
 
 
-def _side(scorer: Scorer, probes: Probes, pairs: list[Pair]) -> Side:
-    logprobs = np.array([scored.logprob for scored in scorer.continuation_logprobs(pairs)])
+def side_of(scores: Sequence[Scored], probes: Probes) -> Side:
+    """What a model says, of the scores of all passages and then of every answer to every question."""
+    logprobs = np.array([scored.logprob for scored in scores])
     passages = len(probes.passages)
     bytes_P = np.array([len(passage.text.encode()) for passage in probes.passages])
     answers = len(probes.questions[0].answers)

@@ -54,7 +54,7 @@ def table_of(recipe: Recipe) -> Table:
     stages += [_arm(recipe, arm) for arm in arms if arm in ("deployed", PROMPT_DEPLOYED)]
     tuned = [arm for arm in arms if arm not in (*asking, PROMPT_DEPLOYED)]
     if tuned and kind not in ("endpoint", "several"):
-        stages.append(after(FORGETTING, maker))
+        stages.append(_forgetting_of(recipe))
     if recipe.evaluate.seeds > 1:
         stages.append(SEEDS)
     if recipe.evaluate.learning_curve:
@@ -259,11 +259,8 @@ def _inputs_of_arm(arm: str) -> Callable[[Inputs], Parts]:
             parts |= _endpoint(read, arm)
         elif arm.startswith("tuned"):
             parts |= {**read.base_in_memory(), **_tuned(read)}
-        elif recipe.tuned_kind == "gguf":
-            parts |= _tuned(read)
         else:
-            names = deployed_files(recipe, arm == PROMPT_DEPLOYED)
-            parts |= read.files(*(f"export/{name}" for name in names if name is not None and not Path(name).is_absolute()))
+            parts |= _deployed(read, arm == PROMPT_DEPLOYED)
         if "retrieval" in arm or (arm == PROMPT_DEPLOYED and "retrieval" in recipe.evaluate.arms):
             parts |= {**read.keys("evaluate.retrieval"), **read.source("data.documents (content)", recipe.data.documents)}
         if arm.startswith(EXTERNAL):
@@ -272,6 +269,14 @@ def _inputs_of_arm(arm: str) -> Callable[[Inputs], Parts]:
         return {**parts, **read.keys("evaluate.price_per_hour")}
 
     return inputs
+
+
+def _deployed(read: Inputs, is_prompt: bool = False) -> Parts:
+    """What llama.cpp is given; a base that lies elsewhere is the recipe's own."""
+    if read.recipe.tuned_kind == "gguf":
+        return _tuned(read)
+    names = deployed_files(read.recipe, is_prompt)
+    return read.files(*(f"export/{name}" for name in names if name is not None and not Path(name).is_absolute()))
 
 
 def _finalists(asking: list[str]) -> Stage:
@@ -369,6 +374,7 @@ def _forgetting(read: Inputs) -> Parts:
     without = ("evaluate.forgetting.required", "evaluate.forgetting.texts", "evaluate.forgetting.tasks_path")
     return {
         **_tuned(read),
+        **(_deployed(read) if "deployed" in read.recipe.evaluate.arms else {}),
         **read.files(TEMPLATE),
         **read.base_in_memory(),
         **read.keys("evaluate.forgetting", without=without),
@@ -377,15 +383,18 @@ def _forgetting(read: Inputs) -> Parts:
     }
 
 
-FORGETTING = Stage(
-    name="forgetting",
-    module="forgetting",
-    about="measure what the tuned model has forgotten, against its base",
-    needs=("render", "train"),
-    inputs=_forgetting,
-    outputs=("evaluation/forgetting.json",),
-    asks_base=True,
-)
+def _forgetting_of(recipe: Recipe) -> Stage:
+    """It reads the deployed form too, where that is an arm."""
+    exported = "deployed" in recipe.evaluate.arms and recipe.tuned_kind != "gguf"
+    return Stage(
+        name="forgetting",
+        module="forgetting",
+        about="measure what the tuned model and its deployed form have forgotten, against its base",
+        needs=("render", maker_of(recipe), *(["export"] if exported else [])),
+        inputs=_forgetting,
+        outputs=("evaluation/forgetting.json",),
+        asks_base=True,
+    )
 
 
 def _seeds(read: Inputs) -> Parts:

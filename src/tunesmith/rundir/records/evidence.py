@@ -216,6 +216,20 @@ class ProbeFigure(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Forgotten(Record):
+    """What the tuned model lost as it is in this process, beside the form that ships.
+
+    Attributes:
+        verdict, reason, probes, figures: as of ``Forgetting``.
+    """
+
+    verdict: NonInferiority
+    reason: str
+    probes: tuple[Probe, ...]
+    figures: tuple[ProbeFigure, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Forgetting(FileRecord):
     """What the tuned model lost beside its task.
 
@@ -225,6 +239,9 @@ class Forgetting(FileRecord):
         margin: largest loss that does not matter.
         probes: what decides.
         figures: what is shown beside it.
+        form: the deployed form that all this was measured on; empty where it was the model in this process.
+        bits_added: what that form adds to the bits per byte of the model in process, as a share of them.
+        in_process: the same of the model in process; None where nothing else was measured.
     """
 
     verdict: NonInferiority
@@ -232,6 +249,9 @@ class Forgetting(FileRecord):
     margin: float
     probes: tuple[Probe, ...]
     figures: tuple[ProbeFigure, ...]
+    form: str = ""
+    bits_added: float | None = None
+    in_process: Forgotten | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
