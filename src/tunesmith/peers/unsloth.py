@@ -300,7 +300,7 @@ def _export(t: Translation) -> None:
     kinds = t.value("quantization_method")
     if not isinstance(kinds, list) or not kinds:
         return
-    known = ("F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M")
+    known = ("F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M", "MXFP4_MOE")
     names = list(dict.fromkeys(str(kind).upper() for kind in kinds))
     ours = [name for name in names if name in known]
     if ours:

@@ -31,7 +31,7 @@ class Advise(Section):
     )
 
 
-GgufType = Literal["F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M"]
+GgufType = Literal["F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M", "MXFP4_MOE"]
 
 
 class Export(Section):
@@ -43,7 +43,10 @@ class Export(Section):
         "16-bit original; the report says the dev loss of both",
     )
     gguf: tuple[GgufType, ...] = Field(
-        default=("Q8_0", "Q4_K_M"), min_length=1, description="llama.cpp file types to write; the last one is the deployed arm"
+        default=("Q8_0", "Q4_K_M"),
+        min_length=1,
+        description="llama.cpp file types to write; the last one is the deployed arm; MXFP4_MOE keeps the experts of a mixture "
+        "in MXFP4 and all else in Q8_0",
     )
     imatrix: bool = Field(
         default=False, description="weigh each column of a quantised weight by what the training prompts send through it"

@@ -108,7 +108,7 @@ def quantize(
     Args:
         source: tensors in fp32, fp16 or bf16.
         target: the file, written whole or not at all.
-        file_type: F16, BF16, Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_0, IQ4_XS or Q3_K_M.
+        file_type: F16, BF16, Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_0, IQ4_XS, Q3_K_M or MXFP4_MOE.
         imatrix: name of a tensor -> mean squared input of each column, fp32: (columns,), or (experts, columns) for a stack.
             A tensor without an entry is quantised without weights; the number of them is said.
         origin: what the file says of the matrix.

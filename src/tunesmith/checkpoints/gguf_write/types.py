@@ -3,7 +3,7 @@
 A file type such as Q4_K_M is a mixture. The base type is given to most matrices; values and down projections of some layers,
 the head, and in mixtures of eight experts the keys get more bits; norms, vectors and the routers of experts keep what they
 are. The rule is code in llama.cpp, not data, and no package offers it without a compiler, so it is written here branch by
-branch for the nine types that a recipe can name. The oracle is ``llama-quantize`` itself: tests hold whole files to its bytes.
+branch for the ten types that a recipe can name. The oracle is ``llama-quantize`` itself: tests hold whole files to its bytes.
 
 What is easily missed:
 
@@ -15,7 +15,10 @@ What is easily missed:
   model's "Q4_K_M" may be six bits a weight, and a row that is no multiple of 32 falls back to F16. A type of 32 itself has no
   fallback: llama.cpp refuses, and so do we.
 * An importance matrix changes types: first down projections get more bits in Q4_0 with it, in IQ4_XS without it. None of the
-  nine types requires one.
+  ten types requires one.
+* MXFP4_MOE is the type of a mixture: stacks of experts in MXFP4, everything else in Q8_0. llama.cpp writes it of a dense model
+  too, as another name for Q8_0, which is refused here. Values that were MXFP4 come through it unchanged: blocks of 32 under a
+  power of two, which the largest of them gives back (down to 2^-23, where the 16-bit file between them ends).
 
 Source: llama.cpp ``src/llama-quant.cpp``, ``tensor_allows_quantization``, ``llama_tensor_get_type_impl``,
 ``tensor_type_fallback`` and ``init_quantize_state_counters`` (build b10605).
@@ -46,6 +49,7 @@ BASE_TYPE = {
     "Q4_0": Type.Q4_0,
     "IQ4_XS": Type.IQ4_XS,
     "Q3_K_M": Type.Q3_K,
+    "MXFP4_MOE": Type.MXFP4,
 }
 FILE_TYPE = {name: LlamaFileType[f"MOSTLY_{name}"] for name in BASE_TYPE}
 FALLBACK = {Type.IQ4_XS: Type.IQ4_NL, Type.Q3_K: Type.Q4_0, Type.Q4_K: Type.Q5_0, Type.Q5_K: Type.Q5_1, Type.Q6_K: Type.Q8_0}
@@ -117,12 +121,15 @@ def plan_types(tensors: Iterable[Source], file_type: str, metadata: Metadata, ha
         has_imatrix: whether an importance matrix is given.
 
     Raises:
-        ExportError: a file type that is not known, a row length that no type takes, or a name without a layer in a mixture.
+        ExportError: a file type that is not known, a row length that no type takes, a name without a layer in a mixture, or the
+            type of mixtures for a model that is none.
     """
     if file_type not in BASE_TYPE:
         raise ExportError(f"file type {file_type} is not known", f"known: {', '.join(BASE_TYPE)}")
     ordered = sorted(tensors, key=lambda tensor: (_layer(tensor.name), tensor.name))
     model, base = _model(ordered, metadata), BASE_TYPE[file_type]
+    if base == Type.MXFP4 and model.experts < 2:
+        raise ExportError("MXFP4_MOE is for the experts of a mixture, and this model has none", "Q8_0 is all that it would be")
     seen: Counter[str] = Counter()
     types: dict[str, Type] = {}
     for tensor in ordered:
@@ -194,7 +201,10 @@ def _chosen(tensor: Source, file_type: str, model: _Model, seen: Counter[str], h
     category, base = _category(tensor.name), BASE_TYPE[file_type]
     if category == "output.weight" or (model.is_tied and category in EMBEDDINGS):
         fits = tensor.shape[-1] % gguf.GGML_QUANT_SIZES[base][0] == 0
-        return Type.Q6_K if fits and base != Type.Q8_0 and not model.has_own_mixture else Type.Q8_0
+        wide = base in (Type.Q8_0, Type.MXFP4) or model.has_own_mixture
+        return Type.Q6_K if fits and not wide else Type.Q8_0
+    if base == Type.MXFP4:
+        return base if len(tensor.shape) > 2 else Type.Q8_0
     if category in VALUES:
         seen["values"] += 1
         return _of_values(seen["values"] - 1, file_type, model)
@@ -263,7 +273,7 @@ def _fitting(tensor: Source, kind: Type) -> Type:
     if row % gguf.GGML_QUANT_SIZES[kind][0] == 0:
         return kind
     if kind not in FALLBACK:
-        raise ExportError(f"{tensor.name}: rows of {row} weights, {kind.name} takes multiples of 32", "export F16 only")
+        raise ExportError(f"{tensor.name}: rows of {row} weights, {kind.name} takes multiples of 32", "Q6_K keeps such rows in F16")
     kind = FALLBACK[kind]
     return kind if row % gguf.GGML_QUANT_SIZES[kind][0] == 0 else Type.F16
 
