@@ -67,6 +67,20 @@ def test_a_position_depends_on_what_is_before_it_and_on_nothing_else(model):
     assert np.array_equal(model.logits(IDS[:40]), found)
 
 
+def test_scores_are_those_of_the_logits_whatever_was_read_before(model):
+    """Neighbours that begin alike share that work; a text that begins otherwise, or is part of the last one, does not."""
+    a, b = IDS[:30], IDS[100:180]
+    pairs = [(a, b[:3]), (a, b[40:42]), (a[:10], b[:2]), (b, a[:1]), (IDS[:20], IDS[20:290]), (a, a[:1]), (a, []), ([*a, 5], b)]
+    for (context, continuation), scored in zip(pairs, model.continuation_logprobs(pairs), strict=True):
+        expected = 0.0
+        if continuation:
+            logits = torch.from_numpy(model.logits(context + continuation[:-1], len(context) - 1))
+            picked = torch.log_softmax(logits.double(), -1)[range(len(continuation)), continuation]
+            expected = float(picked.sum())
+        assert scored.logprob == pytest.approx(expected, abs=ROUNDING * max(1, len(continuation)) ** 0.5)
+        assert (scored.prompt_tokens, scored.tokens) == (len(context), len(continuation))
+
+
 def test_an_adapter_does_what_it_does_in_peft(tiny_gguf, rounded, tiny_lora, model):
     with LlamaModel(tiny_gguf, 64, tiny_lora / "lora.gguf") as tuned:
         found = tuned.logits(IDS[:50])

@@ -211,6 +211,9 @@ def test_a_run_is_checked_once(tmp_path, make_recipe, tiny_dir, monkeypatch):
     with pytest.raises(RunError, match="train was not run"):
         api.forgetting(run)
     api.train(run)
+    with pytest.raises(RunError, match="export was not run"):  # the recipe deploys a file
+        api.forgetting(run)
+    api.export(run)
     monkeypatch.setattr("tunesmith.pipeline.forgetting.load_probes", lambda texts: PROBES)
     first = api.forgetting(run)
     assert first == Forgetting.read(run.evaluation / "forgetting.json")

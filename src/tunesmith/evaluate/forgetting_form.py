@@ -7,9 +7,9 @@ apart, because the tuned model in process stands beside it: a loss that the form
 
 Benchmarks (``evaluate.forgetting.tasks``) are run in process, and count in both verdicts.
 
-**On the same weights the two must agree.** Where nothing was quantised behind the training, bits per byte of the form and of
-the model in process differ by rounding: 1e-5 of them in F16, 3e-4 where llama.cpp rounds the inputs of its products to 8 bits.
-From ``FAULT`` on it is neither forgetting nor rounding; it is said, and parity is where to look.
+**On the same weights the two must agree.** Where nothing was quantised behind the training, a passage's bits per byte differ by
+rounding: by 3e-4 of them in F16, by 2e-3 where llama.cpp rounds the inputs of its products to 8 bits. From ``FAULT`` on it is
+neither forgetting nor rounding; it is said, and parity is where to look.
 
 Refused: the base as a GGUF of the same type as the other side, which would take the rounding out of both. Nobody who deploys
 the file has that base; the loss is real to him.
@@ -23,15 +23,17 @@ Shape suffixes: N rows (positions of everyday requests), V vocabulary.
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tunesmith.engines.form import FormModel
+from tunesmith.errors import ExportError
 from tunesmith.evaluate.forgetting import Measured, kl_between, side_of
 from tunesmith.evaluate.probes import Probes
 from tunesmith.rundir.records.evidence import Forgetting, Forgotten
 
-FAULT = 0.01  # share of bits per byte: half of the usual margin
+FAULT = 0.01  # share of a passage's bits per byte: half of the usual margin
 
 
 def measure_form(form: FormModel, measured: Measured, probes: Probes, advance: Callable[[int], None]) -> Measured:
@@ -42,10 +44,12 @@ def measure_form(form: FormModel, measured: Measured, probes: Probes, advance: C
         advance: called with the number of texts done, of ``texts_of`` in all.
 
     Raises:
-        ExportError: the form cannot compute them.
+        ExportError: the form cannot compute them, or its numbers are not finite.
     """
     assert measured.log_p_NV is not None, "measured without keep"
     tuned = side_of(form.continuation_logprobs(measured.pairs, advance), probes)
+    if not (np.isfinite(tuned.bits_P).all() and np.isfinite(tuned.logprob_QA).all()):
+        raise ExportError("forgetting: what the deployed form computes is not finite", "run: tunesmith parity RUN")
     distances: list[Tensor] = []
     lengths = [len(continuation) for _, continuation in measured.rows]
     for (prompt, continuation), log_p_NV in zip(measured.rows, measured.log_p_NV.split(lengths), strict=True):
@@ -70,24 +74,30 @@ def bits_added(in_process: Measured, of_form: Measured) -> float:
     return float(of_form.tuned.bits_P.mean() / in_process.tuned.bits_P.mean()) - 1.0
 
 
-def conclude_form(of_form: Forgetting, in_process: Forgetting, name: str, added: float, is_same: bool) -> Forgetting:
+def bits_off(in_process: Measured, of_form: Measured) -> float:
+    """How far a passage's bits per byte are from those in process, up or down, as a share of them."""
+    tuned_P = in_process.tuned.bits_P
+    return float(np.abs(of_form.tuned.bits_P - tuned_P).mean() / tuned_P.mean())
+
+
+def conclude_form(of_form: Forgetting, in_process: Forgetting, name: str, added: float, off: float | None) -> Forgetting:
     """The verdict of the form, with that of the model in process beside it.
 
     Args:
         of_form, in_process: what ``conclude`` makes of both.
         name: of the form.
         added: what ``bits_added`` gave.
-        is_same: the form has the weights that were trained, nothing was quantised after that.
+        off: what ``bits_off`` gave, of a form with the weights that were trained; None where they were quantised after that.
     """
     reason = f"{name}: {of_form.reason}"
     if of_form.verdict != in_process.verdict:
         reason += f"; the model in process: {in_process.verdict} ({in_process.reason})"
-    if of_form.verdict == "regression" != in_process.verdict and not is_same:
+    if of_form.verdict == "regression" != in_process.verdict and off is None:
         reason += f"; the file adds {100 * added:.1f} % to its bits per byte, a larger file type (export.gguf) adds less"
-    if is_same and not abs(added) < FAULT:
+    if off is not None and off >= FAULT:
         reason += (
-            f"; a fault of parity: {name} has the weights that were trained, and its bits per byte are {100 * added:+.1f} % "
-            "off those in process; look at tunesmith parity"
+            f"; a fault of parity: {name} has the weights that were trained, and its bits per byte are {100 * off:.1f} % "
+            "from those in process; look at tunesmith parity"
         )
     beside = Forgotten(
         verdict=in_process.verdict, reason=in_process.reason, probes=in_process.probes, figures=in_process.figures

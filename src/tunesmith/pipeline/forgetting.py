@@ -10,7 +10,7 @@ from contextlib import closing
 
 from tunesmith.engines.form import ComputePlace, ExportedForm
 from tunesmith.evaluate.forgetting import STEPS, Measured, Paired, compared, conclude, measure, measure_apart
-from tunesmith.evaluate.forgetting_form import bits_added, conclude_form, longest_of, measure_form, texts_of
+from tunesmith.evaluate.forgetting_form import bits_added, bits_off, conclude_form, longest_of, measure_form, texts_of
 from tunesmith.evaluate.probes import Probes, load_probes
 from tunesmith.export.names import deployed_form
 from tunesmith.models.device import best_device
@@ -48,7 +48,8 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         decisive, figures = compared(of_form, probes, settings.margin)
         concluded, added = conclude([*decisive, *tasks], figures, settings.margin), bits_added(measured, of_form)
         is_same = form.rounding is not None or recipe.deploys_adapter or recipe.train.qat or model.gguf is not None
-        result = conclude_form(concluded, result, form.name, added, is_same)
+        off = bits_off(measured, of_form) if is_same else None
+        result = conclude_form(concluded, result, form.name, added, off)
     result.write(run.evaluation / "forgetting.json")
     logger.info(f"forgetting: {result.verdict}: {result.reason}")
 

@@ -273,7 +273,9 @@ def _fitting(tensor: Source, kind: Type) -> Type:
     if row % gguf.GGML_QUANT_SIZES[kind][0] == 0:
         return kind
     if kind not in FALLBACK:
-        raise ExportError(f"{tensor.name}: rows of {row} weights, {kind.name} takes multiples of 32", "Q6_K keeps such rows in F16")
+        raise ExportError(
+            f"{tensor.name}: rows of {row} weights, {kind.name} takes multiples of 32", "Q6_K keeps such rows in F16"
+        )
     kind = FALLBACK[kind]
     return kind if row % gguf.GGML_QUANT_SIZES[kind][0] == 0 else Type.F16
 
