@@ -1,14 +1,16 @@
 """A base opened once: by recipe or by name, with an adapter whose facts are its own."""
 
+import numpy as np
 import pytest
 import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from shared import toy_rows
 from tunesmith.engines.base import open_base
 from tunesmith.engines.open import context_for, open_in_process
-from tunesmith.errors import DataError, RecipeError, RunError, TunesmithError
+from tunesmith.errors import DataError, ModelError, RecipeError, RunError, TunesmithError
 
 IDS_1T = torch.arange(20, 60)[None]
 
@@ -46,6 +48,24 @@ def test_what_is_saved_is_what_peft_reads(tiny_dir, tmp_path):
     peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_dir), target).eval()
     torch.testing.assert_close(_logits(loaded.model.eval()), _logits(peft), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(_logits(loaded.base.load(target).model), _logits(loaded.model), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "kind", "message"),
+    [
+        ("blk.0.attn_q.weight", (2, 64), GGMLQuantizationType.IQ4_NL, "attn_q.weight is IQ4_NL, which is not trained on"),
+        ("blk.0.ffn_up_exps.weight", (3, 2, 64), GGMLQuantizationType.Q8_0, "ffn_up_exps.weight holds the weights of experts"),
+    ],
+)
+def test_a_file_that_cannot_be_trained_on_is_refused_before_it_is_converted(tmp_path, monkeypatch, name, shape, kind, message):
+    writer = GGUFWriter(tmp_path / "x.gguf", "llama")
+    block, size = GGML_QUANT_SIZES[kind]
+    writer.add_tensor(name, np.zeros((*shape[:-1], shape[-1] // block * size), np.uint8), raw_dtype=kind)
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
+        write()
+    monkeypatch.setattr("tunesmith.engines.base.find_model", lambda *_: pytest.fail("converted"))
+    with pytest.raises(ModelError, match=message):
+        assert open_base(str(tmp_path / "x.gguf"), base="gguf").source
 
 
 def test_refusals_are_ours_and_nothing_is_lost(tiny_dir, tmp_path):

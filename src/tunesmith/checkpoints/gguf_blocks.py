@@ -19,6 +19,21 @@ from tunesmith.errors import ModelError
 from tunesmith.kernels.blocks import DENSE, TYPES, Blocks, row_bytes
 
 
+def refuse_unknown_blocks(path: Path) -> None:
+    """Refuse a file that cannot be trained on as it lies, from its header: before its values are written out.
+
+    Raises:
+        ModelError: a matrix of a layer whose type is not known here, or a mixture.
+    """
+    for tensor in open_gguf(path).tensors:
+        if not tensor.name.startswith("blk.") or tensor.tensor_type.name in DENSE:
+            continue
+        if len(tensor.shape) > 2:
+            raise _of_experts(path, tensor.name)
+        if tensor.tensor_type.name not in TYPES:
+            raise _of_unknown_type(path, tensor.name, tensor.tensor_type.name)
+
+
 class BlockFile:
     """A GGUF file of a model.
 
@@ -63,9 +78,7 @@ class BlockFile:
         (tensor,) = _whole(self._path, name, source)
         kind = tensor.tensor_type.name
         if kind not in TYPES and kind not in DENSE:
-            raise ModelError(
-                f"{self._path}: {tensor.name} is {kind}, which is not trained on as it lies", f"known: {', '.join(TYPES)}"
-            )
+            raise _of_unknown_type(self._path, tensor.name, kind)
         if tuple(tensor.shape) != tuple(shape):
             raise ModelError(f"{self._path}: {tensor.name} has shape {tensor.shape}, expected {tuple(shape)}", "another model?")
         raw_shape = (tensor.shape[0], row_bytes(kind, tensor.shape[1]))
@@ -104,8 +117,17 @@ class BlockFile:
 
 def _whole(path: Path, name: str, source: GgufSource) -> tuple:
     if len(source.tensors) != 1 or len(source.shape.shape) != 2:
-        raise ModelError(
-            f"{path}: {name} holds the weights of experts, to which llama.cpp applies no adapter",
-            "train on the 16-bit model: base: nf4, and deploy the merged GGUF",
-        )
+        raise _of_experts(path, name)
     return source.tensors
+
+
+def _of_unknown_type(path: Path, name: str, kind: str) -> ModelError:
+    known = f"known: {', '.join(TYPES)}; or base: nf4, which reads the values of any type"
+    return ModelError(f"{path}: {name} is {kind}, which is not trained on as it lies", known)
+
+
+def _of_experts(path: Path, name: str) -> ModelError:
+    return ModelError(
+        f"{path}: {name} holds the weights of experts, to which llama.cpp applies no adapter",
+        "train on the 16-bit model: base: nf4, and deploy the merged GGUF",
+    )

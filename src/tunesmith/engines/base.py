@@ -91,8 +91,10 @@ class BaseModel:
         """The model's directory as it was found, converted or downloaded when need be.
 
         Raises:
-            ModelError: nothing there, a damaged file, another hash, or no way to the hub.
+            ModelError: nothing there, a damaged file, another hash, no way to the hub, or a file that cannot be trained on.
         """
+        if self.grid is None and self.base in BLOCK_BASES and self.model.endswith(".gguf") and Path(self.model).exists():
+            assert self.blocks is not None  # which is refused before it is converted, not after
         return find_model(self.model, self.revision, self.sha256)
 
     @cached_property

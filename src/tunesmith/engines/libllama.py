@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.errors import ExportError
+from tunesmith.kernels.llama_cpp import open_shared_object
 
 BATCH, MICRO_BATCH = 256, 128  # two numbers, so that the library cannot have taken the one for the other
 PAGE = 256  # llama.cpp rounds the context up to a multiple of so many tokens
@@ -117,13 +118,12 @@ class Libllama:
 
     Raises:
         ExportError: a file that llama.cpp does not load, or a build whose parameters lie elsewhere.
+        MissingPackage: llama.cpp is not installed.
     """
 
     def __init__(self, gguf: Path, context: int, threads: int, lora: Path | None = None):
-        import xllamacpp.xllamacpp as extension
-
         self._path, self._context_tokens = gguf, context
-        self._library = library = _declared(ctypes.CDLL(str(extension.__file__)))
+        self._library = library = _declared(open_shared_object())
         library.llama_backend_init()
         self._model = library.llama_model_load_from_file(str(gguf).encode(), library.llama_model_default_params())
         if not self._model:

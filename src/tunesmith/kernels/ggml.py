@@ -9,12 +9,12 @@ Source: llama.cpp ``ggml/src/ggml-quants.h``, ``dequantize_row_*``.
 
 import ctypes
 import functools
-import importlib.util
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+
+from tunesmith.kernels.llama_cpp import shared_object
 
 FUNCTIONS = {
     "Q4_0": "dequantize_row_q4_0",
@@ -26,15 +26,6 @@ FUNCTIONS = {
     "Q5_K": "dequantize_row_q5_K",
     "Q6_K": "dequantize_row_q6_K",
 }
-
-
-@functools.cache
-def shared_object() -> Path | None:
-    """The file of the installed llama.cpp; None where there is none."""
-    spec = importlib.util.find_spec("xllamacpp")
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    return next((file for place in spec.submodule_search_locations for file in Path(place).glob("xllamacpp*.so")), None)
 
 
 @functools.cache

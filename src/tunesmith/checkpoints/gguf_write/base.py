@@ -16,8 +16,8 @@ from tunesmith import hardware
 from tunesmith.checkpoints.content import READ
 from tunesmith.checkpoints.facts import model_key
 from tunesmith.checkpoints.gguf import convert_gguf, file_type_of
-from tunesmith.checkpoints.gguf_write.convert import convert
-from tunesmith.checkpoints.gguf_write.quantize import quantize
+from tunesmith.checkpoints.gguf_blocks import refuse_unknown_blocks
+from tunesmith.checkpoints.gguf_write.one_type import write_one_type
 from tunesmith.errors import ExportError, ModelError
 from tunesmith.rundir import atomic_directory
 
@@ -44,8 +44,7 @@ def base_gguf(directory: Path, kind: str) -> Path:
         with atomic_directory(target) as temporary:
             half = temporary / "half.gguf"
             try:
-                convert(directory, half, "F16")
-                quantize(half, temporary / FILE, kind)
+                write_one_type(directory, temporary / FILE, kind, half)
             except ExportError as error:
                 raise ModelError(f"base: {kind}: {error.message}", error.hint) from error
             half.unlink()
@@ -65,8 +64,9 @@ def own_file(file: Path, kind: str) -> Path:
         kind: that the recipe names; ``gguf`` for whatever it is.
 
     Raises:
-        ModelError: it is of another type.
+        ModelError: it is of another type, or holds blocks that are not trained on.
     """
+    refuse_unknown_blocks(file)
     found = file_type_of(file)
     if kind not in ("gguf", found):
         raise ModelError(

@@ -50,6 +50,7 @@ from tunesmith.checkpoints.gguf_write.types import (
     sources_of,
 )
 from tunesmith.errors import ExportError
+from tunesmith.kernels.llama_cpp import open_shared_object
 from tunesmith.rundir.records.export import GgufFile
 from tunesmith.tracking import progress
 
@@ -298,8 +299,8 @@ def _bytes_of(source: Path, piece: _Piece) -> NDArray[np.uint8]:
 class Ggml:
     """The functions of llama.cpp's shared object that make blocks."""
 
-    def __init__(self, path: str):
-        library, pointer, number = ctypes.CDLL(path), ctypes.c_void_p, ctypes.c_int64
+    def __init__(self, library: ctypes.CDLL):
+        pointer, number = ctypes.c_void_p, ctypes.c_int64
         self._quantize = library.ggml_quantize_chunk
         self._quantize.restype = ctypes.c_size_t
         self._quantize.argtypes = [ctypes.c_int, pointer, pointer, number, number, number, pointer]
@@ -334,7 +335,9 @@ class Ggml:
 
 @functools.cache
 def ggml() -> Ggml:
-    """The installed llama.cpp's; loaded once."""
-    import xllamacpp.xllamacpp as extension
+    """The installed llama.cpp's; loaded once.
 
-    return Ggml(str(extension.__file__))
+    Raises:
+        MissingPackage: it is not installed.
+    """
+    return Ggml(open_shared_object())

@@ -7,9 +7,10 @@ types that follow.
 import shutil
 from pathlib import Path
 
-from tunesmith.checkpoints.gguf_write import convert as converter
-from tunesmith.checkpoints.gguf_write.quantize import Importance, quantize
+from tunesmith.checkpoints.gguf_write.one_type import write_one_type
+from tunesmith.checkpoints.gguf_write.quantize import Importance
 from tunesmith.errors import ExportError
+from tunesmith.export.sizes import FULL
 
 HALF = "half.gguf"
 
@@ -26,15 +27,10 @@ def write_type(merged: Path, full: Path, kind: str, scratch: Path, importance: I
         ExportError: too little room, or a type that cannot be written.
     """
     target = scratch / f"{kind}.gguf"
-    if kind == "F16" or kind == "BF16":
+    half = full if full.exists() else scratch / HALF
+    if kind in FULL or not half.exists():
         refuse_full_disk(merged, scratch)
-        converter.convert(merged, target, kind)
-        return target
-    source = full if full.exists() else scratch / HALF
-    if not source.exists():
-        refuse_full_disk(merged, scratch)
-        converter.convert(merged, source, "F16")
-    quantize(source, target, kind, importance)
+    write_one_type(merged, target, kind, half, importance)
     return target
 
 
