@@ -215,13 +215,13 @@ def test_a_run_is_checked_once(tmp_path, make_recipe, tiny_dir, monkeypatch):
         api.forgetting(run)
     api.export(run)
     monkeypatch.setattr("tunesmith.pipeline.forgetting.load_probes", lambda texts: PROBES)
-    first = api.forgetting(run)
+    first = api.forgetting(run)["tuned"]
     assert first == Forgetting.read(run.evaluation / "forgetting.json")
     assert [probe.name for probe in first.probes] == ["bits_per_byte", "answer_probability"]
     written = (run.evaluation / "forgetting.json").stat().st_mtime_ns
     monkeypatch.setattr("tunesmith.pipeline.forgetting.load_probes", lambda texts: 1 / 0)
     run.recipe_file.write_text(run.recipe_file.read_text().replace("required: false", "required: true"))
-    assert api.forgetting(run) == first and (run.evaluation / "forgetting.json").stat().st_mtime_ns == written
+    assert api.forgetting(run)["tuned"] == first and (run.evaluation / "forgetting.json").stat().st_mtime_ns == written
     run.recipe_file.write_text(run.recipe_file.read_text().replace("margin: 0.02", "margin: 0.03"))
     with pytest.raises(ZeroDivisionError):
         api.forgetting(run)

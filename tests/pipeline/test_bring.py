@@ -127,6 +127,9 @@ def test_several_take_turns_on_one_base_and_share_the_certainty(peer, tiny_dir, 
     assert [one.name for one in verdict.candidates] == ["tuned:one", "tuned:dora"]
     assert verdict.tries.at_once == 2 and verdict.comparison.alpha == 0.025
     assert "tunesmith parity RUN" not in run.report_file.read_text()  # such a run has no such stage
+    lost = api.forgetting(run)  # of each its own, and the verdict's is the chosen one's
+    assert {one.name: one.forgetting for one in verdict.candidates} == lost and len({repr(one) for one in lost.values()}) == 2
+    assert verdict.forgetting == lost[verdict.candidate] and "evaluation/forgetting/dora.json" in verdict.files
     with pytest.raises(PushError, match="there is no form adapter") as caught:
         plan(run, "team/toy", "adapter")
     assert caught.value.hint == "gate one of them alone, and push that run: one, dora"

@@ -1,5 +1,6 @@
 """A command for each stage of a run."""
 
+import json
 from typing import Annotated
 
 import typer
@@ -80,7 +81,11 @@ def evaluate(
 def forgetting(target: Target, as_json: AsJson = False) -> None:
     """Measure what the tuned model has forgotten, against its base."""
     losses = _verbs.forgetting(_verbs.open_run(target))
-    show(losses, as_json)
+    for arm, lost in losses.items():
+        if as_json and len(losses) > 1:
+            print(json.dumps({"arm": arm, **lost.to_json()}, ensure_ascii=False))
+        else:
+            show(lost, as_json)
 
 
 @app.command(rich_help_panel=STAGES)

@@ -1,6 +1,7 @@
 """All that a verdict follows from: the comparisons, and what else was measured of a run (``gate.py`` decides)."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from tunesmith.evaluate import rule
 from tunesmith.rundir.records.evaluation import Comparison, Replacement, Terms, TrainingRows, TunedForm
@@ -16,6 +17,7 @@ class Evidence:
 
     Attributes:
         forgetting: a regression blocks; with ``forgetting_required`` so does a suite that cannot tell.
+        forgetting_of: of each of several candidates, by the name of its arm.
         seeds: the spread over training seeds, on the same rows.
         parity: of the deployed form.
         judge: what was found of the judge.
@@ -38,6 +40,11 @@ class Evidence:
     training_rows: TrainingRows = "own"
     form: TunedForm = "trained"
     tries: Tries | None = None
+    forgetting_of: Mapping[str, Forgetting] = field(default_factory=dict)
+
+    def of(self, candidate: str) -> "Evidence":
+        """What was measured of one candidate, where there are several."""
+        return replace(self, forgetting=self.forgetting_of.get(candidate, self.forgetting))
 
 
 NOTHING = Evidence()

@@ -309,7 +309,7 @@ def verdict(
         only_worse=evidence.only_worse,
         deployed_loss=compare(outputs["deployed"], outputs["tuned"], metric, groups) if both else None,
         differing=_differing(outputs, candidate, best.name),
-        forgetting=evidence.forgetting,
+        forgetting=case.evidence.forgetting,
         parity=evidence.parity,
         seeds=evidence.seeds,
         as_good=case.is_as_good,
@@ -362,7 +362,7 @@ def _choose(
     def case_at(name: str, alpha: float) -> Case:
         own = dataclasses.replace(terms, alpha=alpha)
         replaced = tuple(_replacement(outputs, name, other, metric, groups, own) for other in replace)
-        case = case_of(rivals_at(name, alpha), figure_of(outputs[name], metric), own, evidence)
+        case = case_of(rivals_at(name, alpha), figure_of(outputs[name], metric), own, evidence.of(name))
         return dataclasses.replace(case, replaced=replaced)
 
     candidates, levels = _standings(candidates_of(outputs), terms.alpha, rivals_at, case_at)
@@ -396,6 +396,7 @@ def _standings(
                 score=case.score,
                 best_prompt=strongest.name,
                 comparison=strongest.comparison,
+                forgetting=case.evidence.forgetting,
             )
         )
     return tuple(results), levels

@@ -103,7 +103,7 @@ def advice(verdict: Verdict, unsettled: bool) -> list[str]:
         sentences += _rows_that_settle(verdict)
     if verdict.form == "several":
         name = verdict.candidate.removeprefix(TUNED_OF)
-        sentences.append(f"gate {name} alone: its deployed form, parity and what it has forgotten are measured there")
+        sentences.append(f"gate {name} alone: its deployed form and its parity are measured there")
     if verdict.borderline and verdict.form != "trained":
         sentences.append("one standard error more or less decides otherwise: more test rows would tell")
     elif verdict.borderline and verdict.seeds is None:

@@ -2,7 +2,8 @@
 
 An adapted model is loaded once, its adapter not merged, so that switching the adapter off gives the base in the same memory. A
 whole tuned model that was brought takes turns with its base. Where the form that deploys is an arm of the recipe, it is asked
-the same afterwards, when their memory is free again, and the verdict is of that.
+the same afterwards, when their memory is free again, and the verdict is of that. Of several candidates each is measured by
+itself, a GGUF as it is deployed.
 """
 
 import logging
@@ -15,7 +16,8 @@ from tunesmith.evaluate.probes import Probes, load_probes
 from tunesmith.export.names import deployed_form
 from tunesmith.models.device import best_device
 from tunesmith.pipeline.base import base_of
-from tunesmith.pipeline.export import exported_forms
+from tunesmith.pipeline.export import brought_form, exported_forms
+from tunesmith.pipeline.forgetting_stages import forgetting_file
 from tunesmith.pipeline.stage import Session, module_of
 from tunesmith.pipeline.tuned_model import TunedModel, tuned_model
 from tunesmith.recipe import Recipe
@@ -26,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> None:
-    """Compare the tuned model and its deployed form with its base; writes ``evaluation/forgetting.json``.
+    """Compare a tuned model and its deployed form with its base; writes ``evaluation/forgetting.json``, or a file a candidate.
 
     Raises:
         DataError: ``evaluate.forgetting.texts`` cannot be used.
@@ -35,7 +37,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         ExportError: the deployed form cannot be run.
     """
     settings = recipe.evaluate.forgetting
-    probes, model = load_probes(settings.texts), tuned_model(run, recipe)
+    probes, model = load_probes(settings.texts), tuned_model(run, recipe, argument or "tuned")
     form = _deployed(run, recipe, model)
     measured, tasks = _in_process(run, recipe, model, probes, form is not None)
     decisive, figures = compared(measured, probes, settings.margin)
@@ -50,8 +52,10 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         is_same = form.rounding is not None or recipe.deploys_adapter or recipe.train.qat or model.gguf is not None
         off = bits_off(measured, of_form) if is_same else None
         result = conclude_form(concluded, result, form.name, added, off)
-    result.write(run.evaluation / "forgetting.json")
-    logger.info(f"forgetting: {result.verdict}: {result.reason}")
+    file = run.path / forgetting_file(argument)
+    file.parent.mkdir(exist_ok=True)
+    result.write(file)
+    logger.info(f"forgetting: {f'{argument}: ' if argument else ''}{result.verdict}: {result.reason}")
 
 
 def _in_process(run: RunDir, recipe: Recipe, model: TunedModel, probes: Probes, keep: bool) -> tuple[Measured, list[Paired]]:
@@ -79,6 +83,8 @@ def _deployed(run: RunDir, recipe: Recipe, model: TunedModel) -> ExportedForm | 
     Raises:
         RunError: a file of the export is gone.
     """
+    if recipe.tuned_kind == "several" and model.gguf is not None:
+        return brought_form(model.gguf)
     if "deployed" not in recipe.evaluate.arms:
         return None
     name = deployed_form(recipe) if model.gguf is None else model.gguf.name

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tunesmith.export.names import deployed_files
+from tunesmith.pipeline.forgetting_stages import forgetting_stages
 from tunesmith.pipeline.inputs import DECIDING, Inputs
 from tunesmith.pipeline.provenance import named_files
 from tunesmith.pipeline.stage import Stage, Table
@@ -53,8 +54,7 @@ def table_of(recipe: Recipe) -> Table:
     stages += [*exports, *([parity_of(recipe)] if exports or kind == "gguf" else [])]
     stages += [_arm(recipe, arm) for arm in arms if arm in ("deployed", PROMPT_DEPLOYED)]
     tuned = [arm for arm in arms if arm not in (*asking, PROMPT_DEPLOYED)]
-    if tuned and kind not in ("endpoint", "several"):
-        stages.append(_forgetting_of(recipe))
+    stages += forgetting_stages(recipe, maker, _tuned_and_deployed)
     if recipe.evaluate.seeds > 1:
         stages.append(SEEDS)
     if recipe.evaluate.learning_curve:
@@ -66,8 +66,9 @@ def table_of(recipe: Recipe) -> Table:
     on_page = tuple(
         name for name in ("verdict", maker, "export", "parity", "learning-curve") if name in names or name == "verdict"
     )
-    checks = tuple(name for name in ("judge", "parity", "forgetting", "seeds") if name in names and (tuned or name == "judge"))
-    stages += [_verdict(("select", *scored, *checks), checks), _report(on_page)]
+    held = ("judge", "parity", "forgetting", "seeds") if tuned else ("judge",)
+    checks = {stage.name: stage.outputs[0] for stage in stages if stage.module in held}
+    stages += [_verdict(("select", *scored, *checks), tuple(checks.values())), _report(on_page)]
     return Table(tuple(stages))
 
 
@@ -279,6 +280,10 @@ def _deployed(read: Inputs, is_prompt: bool = False) -> Parts:
     return read.files(*(f"export/{name}" for name in names if name is not None and not Path(name).is_absolute()))
 
 
+def _tuned_and_deployed(read: Inputs) -> Parts:
+    return {**_tuned(read), **(_deployed(read) if "deployed" in read.recipe.evaluate.arms else {})}
+
+
 def _finalists(asking: list[str]) -> Stage:
     """The stage that scores the finalists beside the arms; it waits for those, which may ask the same."""
 
@@ -369,34 +374,6 @@ def parity_of(recipe: Recipe) -> Stage:
     return after(PARITY, maker_of(recipe))
 
 
-def _forgetting(read: Inputs) -> Parts:
-    settings = read.recipe.evaluate.forgetting
-    without = ("evaluate.forgetting.required", "evaluate.forgetting.texts", "evaluate.forgetting.tasks_path")
-    return {
-        **_tuned(read),
-        **(_deployed(read) if "deployed" in read.recipe.evaluate.arms else {}),
-        **read.files(TEMPLATE),
-        **read.base_in_memory(),
-        **read.keys("evaluate.forgetting", without=without),
-        **read.source("evaluate.forgetting.texts (content)", settings.texts),
-        **read.source("evaluate.forgetting.tasks_path (content)", settings.tasks_path),
-    }
-
-
-def _forgetting_of(recipe: Recipe) -> Stage:
-    """It reads the deployed form too, where that is an arm."""
-    exported = "deployed" in recipe.evaluate.arms and recipe.tuned_kind != "gguf"
-    return Stage(
-        name="forgetting",
-        module="forgetting",
-        about="measure what the tuned model and its deployed form have forgotten, against its base",
-        needs=("render", maker_of(recipe), *(["export"] if exported else [])),
-        inputs=_forgetting,
-        outputs=("evaluation/forgetting.json",),
-        asks_base=True,
-    )
-
-
 def _seeds(read: Inputs) -> Parts:
     return {
         **_training(read),
@@ -455,8 +432,6 @@ def _judge(scored: tuple[str, ...]) -> Stage:
 
 
 def _verdict(needs: tuple[str, ...], checks: tuple[str, ...]) -> Stage:
-    files = {"judge": "evaluation/judge.json", "parity": "export/parity.json"}
-
     def inputs(read: Inputs) -> Parts:
         priced = read.keys("advise", "evaluate.price_per_hour") if PROMPT_DEPLOYED in read.recipe.evaluate.arms else {}
         return {
@@ -464,7 +439,7 @@ def _verdict(needs: tuple[str, ...], checks: tuple[str, ...]) -> Stage:
             **read.files(*named_files(read.run)),  # which it names, so that it never speaks of files of another day
             **read.files("data/test.jsonl", "evaluation/selection.json"),
             **_answers(read),
-            **read.files(*(files.get(check, f"evaluation/{check}.json") for check in checks)),
+            **read.files(*checks),
             **read.present("evaluation/retrieval.json"),
             **read.scoring(),
             **(_tuned(read) if read.recipe.tuned else {}),

@@ -176,10 +176,11 @@ def parity(run: RunDir) -> Parity:
     return Parity.read(run.export / "parity.json")
 
 
-def forgetting(run: RunDir) -> Forgetting:
-    """Measure what the tuned model has forgotten, against its base."""
+def forgetting(run: RunDir) -> dict[str, Forgetting]:
+    """Measure what the tuned model has forgotten, against its base: ``tuned``, or of several candidates each by its arm."""
     make(run, ["forgetting"])
-    return Forgetting.read(run.evaluation / "forgetting.json")
+    measured = [stage for stage in table_of(run.recipe()).stages if stage.module == "forgetting"]
+    return {stage.argument or "tuned": Forgetting.read(run.path / stage.outputs[0]) for stage in measured}
 
 
 def seeds(run: RunDir) -> Seeds | None:

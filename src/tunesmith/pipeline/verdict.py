@@ -19,6 +19,7 @@ from tunesmith.evaluate.arms import read_outputs
 from tunesmith.evaluate.candidates import is_tuned
 from tunesmith.evaluate.metrics import make_metric
 from tunesmith.pipeline.booking import tries_of
+from tunesmith.pipeline.forgetting_stages import forgetting_stages
 from tunesmith.pipeline.provenance import files_of, sources_of
 from tunesmith.pipeline.stage import Session
 from tunesmith.pipeline.tuned_model import tuned_model
@@ -36,7 +37,7 @@ from tunesmith.rundir.records.training import Training
 from tunesmith.tracking import emit
 
 F = TypeVar("F", bound=FileRecord)
-UNSEEN = ("endpoint", "several")  # of which nothing is loaded beside the base, and no forgetting measured
+UNSEEN = ("endpoint", "several")  # of which nothing is exported
 
 
 def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> None:
@@ -49,8 +50,11 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     outputs = {name: read_outputs(folder_of(name)) for name in selection.scored(arms)}
     parity = _read(Parity, run.export / "parity.json") if tuned and recipe.tuned_kind not in UNSEEN else None
     training = _read(Training, run.training_file) if tuned and not recipe.tuned else None
+    stages = forgetting_stages(recipe, "", lambda _: {})
+    forgotten = {stage.argument: Forgetting.read(run.path / stage.outputs[0]) for stage in stages}
     evidence = gate.Evidence(
-        forgetting=Forgetting.read(folder / "forgetting.json") if tuned and recipe.tuned_kind not in UNSEEN else None,
+        forgetting=forgotten.get(""),
+        forgetting_of=forgotten,
         forgetting_required=recipe.evaluate.forgetting.required,
         seeds=Seeds.read(folder / "seeds.json") if recipe.evaluate.seeds > 1 else None,
         parity=None if parity is None else parity.deployed_form,

@@ -314,6 +314,7 @@ class CandidateResult(Record):
         score: on the test part.
         best_prompt: the strongest prompt against it.
         comparison: with that prompt, at the level that all candidates share.
+        forgetting: what it lost beside the task; None behind an endpoint.
     """
 
     name: str
@@ -321,6 +322,7 @@ class CandidateResult(Record):
     score: float
     best_prompt: str
     comparison: Comparison
+    forgetting: Forgetting | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
