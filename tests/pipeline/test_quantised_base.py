@@ -2,6 +2,8 @@
 
 import shutil
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -9,11 +11,17 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GptOssConfig, GptOssForCausalLM
 
 from shared import VOCABULARY, _learn, write_recipe
+from tiny_families import adapted
 from tiny_quantised import quantise
+from tunesmith.checkpoints.gguf_reader import GgufReader
+from tunesmith.checkpoints.gguf_write.one_type import write_one_type
 from tunesmith.engines.base import open_base
 from tunesmith.export.base import quantized_in_training
 from tunesmith.export.merge import merge
+from tunesmith.models.adapter import save_adapter
+from tunesmith.models.load import load_model
 from tunesmith.pipeline import verbs as api
+from tunesmith.recipe import Lora
 from tunesmith.rundir.records.training import Training
 
 
@@ -63,3 +71,24 @@ def test_a_training_from_rows_to_a_merged_model(form, base, title, tiny_dir, tmp
     theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(dense, dtype=torch.float32), run.adapter)
     with torch.no_grad():
         torch.testing.assert_close(logits, theirs(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_experts_that_came_in_mxfp4_go_out_as_they_came(mixture, tmp_path):
+    """Training changed queries and values; the GGUF of the merged model has the values of the published experts in MXFP4."""
+    weights = quantise(mixture, tmp_path / "base", "mxfp4")
+    lora = Lora(r=4, alpha=8, target_modules=("q_proj", "v_proj"), dropout=0.0)
+    layers = adapted(load_model(tmp_path / "base", "fp32"), lora.target_modules)
+    (tmp_path / "adapter").mkdir()
+    save_adapter(tmp_path / "adapter", layers, lora, str(tmp_path / "base"))
+    merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+    open_base(mixture).renderer.tokenizer.save_pretrained(tmp_path / "merged")
+    write_one_type(tmp_path / "merged", tmp_path / "made.gguf", "MXFP4_MOE", tmp_path / "half.gguf")
+    tensors = {tensor.name: tensor for tensor in GgufReader(tmp_path / "made.gguf").tensors}
+    for layer in range(2):
+        both_EIO = weights[f"model.layers.{layer}.mlp.experts.gate_up_proj"]
+        down_EIO = weights[f"model.layers.{layer}.mlp.experts.down_proj"]
+        for name, published_EIO in (("gate", both_EIO[..., ::2]), ("up", both_EIO[..., 1::2]), ("down", down_EIO)):
+            tensor = tensors[f"blk.{layer}.ffn_{name}_exps.weight"]
+            assert tensor.tensor_type.name == "MXFP4"
+            found_EOI = torch.from_numpy(gguf.dequantize(np.asarray(tensor.data), tensor.tensor_type))
+            assert torch.equal(found_EOI, published_EIO.transpose(1, 2).float())
