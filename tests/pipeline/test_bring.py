@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from chat_server import Server
 from shared import toy_rows, write_recipe
 from tunesmith.errors import DataError, ModelError, PushError, RunError, TunesmithError
+from tunesmith.pipeline import evaluation
 from tunesmith.pipeline import verbs as api
 from tunesmith.pipeline.export import plan as export_plan
 from tunesmith.pipeline.push import plan
@@ -120,19 +121,24 @@ def test_an_endpoint_is_a_candidate_of_which_less_is_known(tiny_dir, tmp_path):
     assert verdict.candidate == "tuned" and verdict.forgetting is None and verdict.parity is None
 
 
-def test_several_take_turns_on_one_base_and_share_the_certainty(peer, tiny_dir, tmp_path):
+def test_several_take_turns_on_one_base_and_share_the_certainty(peer, tiny_gguf, tiny_dir, tmp_path, monkeypatch):
     tuned = [{"adapter": str(peer / "one")}, {"adapter": str(peer / "two"), "name": "dora"}]
+    tuned.append({"gguf": str(tiny_gguf), "name": "file"})
     run = _opened(tmp_path, tiny_dir, tuned)
+    asked, opened = [], evaluation.open_llama_cpp
+    monkeypatch.setattr(evaluation, "open_llama_cpp", lambda *given: asked.append(given[0]) or opened(*given))
     verdict = _judged(run)
-    assert [one.name for one in verdict.candidates] == ["tuned:one", "tuned:dora"]
-    assert verdict.tries.at_once == 2 and verdict.comparison.alpha == 0.025
+    assert [one.name for one in verdict.candidates] == ["tuned:one", "tuned:dora", "tuned:file"]
+    assert verdict.tries.at_once == 3 and verdict.comparison.alpha == pytest.approx(0.05 / 3)
+    assert asked == [tiny_gguf]  # each as it came
     assert "tunesmith parity RUN" not in run.report_file.read_text()  # such a run has no such stage
     lost = api.forgetting(run)  # of each its own, and the verdict's is the chosen one's
-    assert {one.name: one.forgetting for one in verdict.candidates} == lost and len({repr(one) for one in lost.values()}) == 2
+    assert {one.name: one.forgetting for one in verdict.candidates} == lost and len({repr(one) for one in lost.values()}) == 3
+    assert {name: one.form for name, one in lost.items()} == {"tuned:one": "", "tuned:dora": "", "tuned:file": tiny_gguf.name}
     assert verdict.forgetting == lost[verdict.candidate] and "evaluation/forgetting/dora.json" in verdict.files
     with pytest.raises(PushError, match="there is no form adapter") as caught:
         plan(run, "team/toy", "adapter")
-    assert caught.value.hint == "gate one of them alone, and push that run: one, dora"
+    assert caught.value.hint == "gate one of them alone, and push that run: one, dora, file"
     (tmp_path / "alone").mkdir()
     alone = _opened(tmp_path / "alone", tiny_dir, tuned[1], **{"evaluate.arms": ["few_shot", "tuned"]})
     api.run(alone, until="evaluate tuned")

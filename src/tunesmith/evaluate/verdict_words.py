@@ -59,9 +59,14 @@ def remarks(verdict: Verdict) -> str:
         )
     if verdict.tries.place > 1 or verdict.tries.lacking is not None:
         lines.append(verdict.tries.line)
-    if verdict.candidate != "deployed" and verdict.form != "endpoint":
+    if verdict.candidate != "deployed" and verdict.form != "endpoint" and not _is_file(verdict):
         lines.append("the deployed form was not scored")
     return "".join(f"; {line}" for line in lines)
+
+
+def _is_file(verdict: Verdict) -> bool:
+    """Whether the chosen one of several candidates is a GGUF, which was asked as it is deployed."""
+    return verdict.form == "several" and verdict.forgetting is not None and bool(verdict.forgetting.form)
 
 
 def _about_the_bar(verdict: Verdict) -> list[str]:
@@ -103,7 +108,8 @@ def advice(verdict: Verdict, unsettled: bool) -> list[str]:
         sentences += _rows_that_settle(verdict)
     if verdict.form == "several":
         name = verdict.candidate.removeprefix(TUNED_OF)
-        sentences.append(f"gate {name} alone: its deployed form and its parity are measured there")
+        missing = "its parity is" if _is_file(verdict) else "its deployed form and its parity are"
+        sentences.append(f"gate {name} alone: {missing} measured there")
     if verdict.borderline and verdict.form != "trained":
         sentences.append("one standard error more or less decides otherwise: more test rows would tell")
     elif verdict.borderline and verdict.seeds is None:

@@ -126,7 +126,7 @@ def _refuse_missing_packages(recipe: Recipe, stages: Iterable[Stage], modules: s
     """Packages of extras, but for those of the metric and of endpoints, which say so themselves at once."""
     evaluate = recipe.evaluate
     needed: list[tuple[str, str, str]] = []  # key, package, extra
-    asks_file = recipe.tuned_kind == "gguf" and "bring" in modules
+    asks_file = "bring" in modules and any(one.kind == "gguf" for one in recipe.tuned)
     asks_file = asks_file or ("forgetting" in modules and "deployed" in evaluate.arms)
     if {"export", "parity", "sweep"} & modules or asks_file or any(stage.name == "evaluate deployed" for stage in stages):
         needed += [("export.gguf", package, "gguf") for package in GGUF_PACKAGES]

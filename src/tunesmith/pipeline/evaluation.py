@@ -209,7 +209,7 @@ def _tuned_engine(
     if endpoint is not None:
         return key, lambda: open_endpoint(endpoint)
     base, adapter, gguf = model.here, model.adapter, model.gguf
-    if gguf is not None and arm == "deployed":
+    if gguf is not None and (arm == "deployed" or recipe.tuned_kind == "several"):  # of several each as it came
         return model.key, lambda: open_llama_cpp(gguf, base.renderer, *asked)
     if shared is not None and adapter is not None and recipe.tuned_kind == "several":
         return key, lambda: SwappedEngine(shared(), adapter, base.renderer, batch_size)
