@@ -270,6 +270,21 @@ def test_forgetting_is_in_the_verdict_and_its_reason():
     assert required.rows_to_settle is None  # more test rows would not tell more of general skills
 
 
+def test_of_several_candidates_each_answers_for_what_it_has_forgotten():
+    """The higher one lost skills, so the verdict is of the other, a file that was asked as it is deployed."""
+    arms = _arms()
+    arms = {**{name: arms[name] for name in FINALISTS.rivals}, "tuned:a": arms["tuned"], "tuned:b": arms["deployed"]}
+    lost, kept = (_forgetting(suite).forgetting for suite in ("regression", "no regression"))
+    for form, said in (("", True), ("b.gguf", False)):
+        each = {"tuned:a": lost, "tuned:b": dataclasses.replace(kept, form=form)}
+        result = verdict(arms, FINALISTS, YES_NO, BETTER, evidence=Evidence(forgetting_of=each, form="several"))
+        assert [(one.name, one.decision) for one in result.candidates] == [("tuned:a", "regression"), ("tuned:b", "deploy")]
+        assert {one.name: one.forgetting for one in result.candidates} == each
+        assert (result.candidate, result.decision, result.forgetting) == ("tuned:b", "deploy", each["tuned:b"])
+        assert ("the deployed form was not scored" in result.reason) is said
+        assert f"gate b alone: its {'deployed form and its ' * said}parity" in result.advice[0]
+
+
 def test_too_little_data_says_how_many_rows_and_asks_for_seeds_once():
     arms = {"few_shot": outputs([1] * 50 + [0] * 50), "tuned": outputs([0] * 9 + [1] * 58 + [0] * 33)}
     result = verdict(arms, FEW_SHOT, YES_NO, BETTER)
