@@ -17,7 +17,7 @@ the file has that base; the loss is real to him.
 Cost: passages, answers and 40 short continuations, 5,800 tokens in all, with one forward pass each: answers to one question
 read it once. The base's distributions are kept meanwhile: 0.1 GB at 49 k tokens, 0.7 GB at 262 k.
 
-Shape suffixes: N rows (positions of everyday requests), V vocabulary.
+Shape suffixes: N rows (positions of everyday requests), V vocabulary; here: P passages, Q questions, A answers of each.
 """
 
 from collections.abc import Callable
