@@ -63,6 +63,13 @@ def child_environment() -> dict[str, str]:
     return {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", "TOKENIZERS_PARALLELISM": "false"}
 
 
+def launch_variables() -> dict[str, str]:
+    """What a launcher of several processes (torchrun, Ray Train, a hand) told this one, as far as it did."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    names += ("TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_RESTART_COUNT")
+    return {name: os.environ[name] for name in names if os.environ.get(name)}
+
+
 def secret(name: str) -> str | None:
     """An environment variable that holds a key, or None where it is not set or empty. Not to be logged."""
     return os.environ.get(name) or None

@@ -1,0 +1,323 @@
+"""The connection between processes that were launched together: jobs from the first to the others, and sums of tensors.
+
+One process, rank 0, **leads**: it makes the run as if it were alone, and is the only one that prints and writes. The others
+**follow**: each waits for a job, does its part, and waits again. So there is one place that decides, nothing to keep in step,
+and a run directory has one writer, whatever the number of processes (``pipeline/follow.py``).
+
+Two ways to each other. Jobs (JSON) and orders go over gloo, without a limit of time: a follower may wait for hours while
+prompts are tried. Tensors go over NCCL between GPUs and over gloo between CPUs; whoever does not answer there for
+``ANSWER`` is taken for dead.
+
+**Nobody outlives the others.** A process that fails writes the reason into the store before it ends; one that is killed closes
+its connections. Either way the next exchange fails at once, and the error names who is gone and why. A process that never
+comes is named after ``JOIN``.
+
+Refused: every process makes the whole run in step with the others (each stage would need two forms, one of which writes);
+``DistributedDataParallel`` (it divides by the number of processes, where the sum over supervised tokens is wanted);
+``torch.distributed.checkpoint`` and objects by pickle.
+"""
+
+import json
+import logging
+import socket
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from os import getpid
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from tunesmith import hardware
+from tunesmith.errors import RunError
+from tunesmith.launch.variables import Launch, launch
+
+logger = logging.getLogger(__name__)
+
+JOIN = timedelta(seconds=60)
+ANSWER = timedelta(minutes=10)
+WAIT = timedelta(days=30)  # for the next job
+ITEM = struct.Struct("<qq")  # number, bytes that follow
+REASON = 4000  # characters of an error that are handed on
+AGAIN = "start it again; a run goes on from its newest checkpoint, with any number of processes"
+
+Json = dict[str, Any]
+
+
+class Order(NamedTuple):
+    """What all processes do next within a job."""
+
+    kind: int
+    number: int
+
+
+class Group:
+    """This process among those that were launched together.
+
+    Args:
+        launched: as which it was launched.
+        join: how long all of them have to come.
+
+    Attributes:
+        device: on which tensors are exchanged.
+
+    Raises:
+        RunError: not all came, with the ranks that are missing.
+    """
+
+    def __init__(self, launched: Launch, join: timedelta = JOIN):
+        self.rank, self.size = launched.rank, launched.size
+        self._names = {self.rank: f"{socket.gethostname()}, process {getpid()}"}
+        has_gpu = torch.cuda.is_available()
+        self.device = torch.device("cuda", launched.local_rank) if has_gpu else torch.device("cpu")
+        if has_gpu and launched.local_rank >= torch.cuda.device_count():
+            raise RunError(
+                f"{launched}: local rank {launched.local_rank}, but {torch.cuda.device_count()} GPUs are seen here",
+                "torchrun --nproc-per-node gpu",
+            )
+        if has_gpu:
+            torch.cuda.set_device(self.device)
+        self._made_here = not dist.is_initialized()
+        self._store = self._meet(join)
+        if self._made_here:
+            backend = "cpu:gloo,cuda:nccl" if has_gpu else "gloo"
+            store = dist.PrefixStore("tensors", self._store)
+            with self._failing_together("meeting the others"):
+                dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=ANSWER)
+        self._orders = dist.new_group(backend="gloo", timeout=WAIT)
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is the one that decides, prints and writes."""
+        return self.rank == 0
+
+    def send(self, job: Json) -> None:
+        """Give a job to the others.
+
+        Raises:
+            RunError: one of them is gone.
+        """
+        content = json.dumps(job).encode()
+        with self._failing_together("handing out a job"):
+            dist.broadcast(torch.tensor([len(content)]), 0, group=self._orders)
+            dist.broadcast(torch.frombuffer(bytearray(content), dtype=torch.uint8), 0, group=self._orders)
+
+    def receive(self) -> Json:
+        """The next job, in one that follows.
+
+        Raises:
+            RunError: the one that leads is gone.
+        """
+        with self._failing_together("waiting for a job"):
+            length = torch.zeros(1, dtype=torch.int64)
+            dist.broadcast(length, 0, group=self._orders)
+            content = torch.empty(int(length), dtype=torch.uint8)
+            dist.broadcast(content, 0, group=self._orders)
+        return json.loads(bytes(content.tolist()))
+
+    def order(self, order: Order | None = None) -> Order:
+        """Say what all do next, in the one that leads; hear it, in the others.
+
+        Raises:
+            RunError: one of them is gone.
+        """
+        said = torch.tensor(order if order is not None else (0, 0), dtype=torch.int64)
+        with self._failing_together("waiting for an order"):
+            dist.broadcast(said, 0, group=self._orders)
+        return Order(*said.tolist())
+
+    def spread(self, tensors: Sequence[Tensor]) -> None:
+        """Write the leader's tensors into those of the others, in place.
+
+        Raises:
+            RunError: one of them is gone.
+        """
+        flat = torch.cat([_bytes_of(tensor.detach()) for tensor in tensors]).to(self.device)
+        with self._failing_together("sending weights"):
+            dist.broadcast(flat, 0)
+        if self.leads:
+            return
+        start = 0
+        for tensor in tensors:
+            part = flat[start : start + tensor.nbytes]
+            tensor.detach().copy_(part.clone().view(tensor.dtype).view(tensor.shape))
+            start += tensor.nbytes
+
+    def sum_up(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, in the one that leads; where it lies is where it is added up.
+
+        Raises:
+            RunError: one of them is gone.
+        """
+        with self._failing_together("adding up"):
+            dist.reduce(tensor, 0)
+        return tensor
+
+    def add_up(self, tensor: Tensor) -> None:
+        """Leave the sum over all processes in each of them, in place.
+
+        Raises:
+            RunError: one of them is gone.
+        """
+        there = tensor.to(self.device)
+        with self._failing_together("adding up"):
+            dist.all_reduce(there)
+        tensor.copy_(there)
+
+    def hand_round(self, own: dict[int, bytes]) -> dict[int, bytes]:
+        """What each process has by number, all of it in each of them.
+
+        Raises:
+            RunError: one of them is gone.
+        """
+        content = b"".join(ITEM.pack(number, len(value)) + value for number, value in own.items())
+        sizes = torch.zeros(self.size, dtype=torch.int64)
+        sizes[self.rank] = len(content)
+        parts: dict[int, bytes] = {}
+        with self._failing_together("handing results round"):
+            dist.all_reduce(sizes, group=self._orders)
+            run = torch.zeros(int(sizes.sum()), dtype=torch.uint8)
+            start = int(sizes[: self.rank].sum())
+            run[start : start + len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else 0
+            dist.all_reduce(run, group=self._orders)  # zeros but where one process wrote
+        whole, place = run.numpy().tobytes(), 0
+        while place < len(whole):
+            number, length = ITEM.unpack_from(whole, place)
+            place += ITEM.size + length
+            parts[number] = whole[place - length : place]
+        return parts
+
+    def post(self, tensor: Tensor) -> dist.Work:
+        """Begin to send a CPU tensor to the one that leads; it must stay as it is until the work is waited for.
+
+        Raises:
+            RunError: the one that leads is gone.
+        """
+        with self._failing_together("sending gradients"):
+            work = dist.isend(tensor, 0)
+        assert work is not None
+        return work
+
+    def settle(self, posted: Sequence[dist.Work]) -> None:
+        """Wait until all that was posted has arrived.
+
+        Raises:
+            RunError: the one that leads is gone.
+        """
+        with self._failing_together("sending gradients"):
+            for work in posted:
+                work.wait()
+
+    def take(self, like: Tensor, rank: int) -> None:
+        """Fill a CPU tensor with what a process posted.
+
+        Raises:
+            RunError: it is gone.
+        """
+        with self._failing_together(f"waiting for rank {rank}", rank):
+            dist.recv(like, rank)
+
+    def fail(self, reason: str) -> None:
+        """Tell the others why this process ends."""
+        try:
+            self._store.set(f"failed/{self.rank}", f"{reason}"[:REASON])
+        except RuntimeError as error:  # the store went with the process that kept it
+            logger.debug(f"the others are not told: {error}")
+
+    def close(self) -> None:
+        """Leave. What is under way is given up."""
+        if self._made_here and dist.is_initialized():
+            dist.destroy_process_group()
+
+    @contextmanager
+    def _failing_together(self, doing: str, rank: int | None = None) -> Iterator[None]:
+        """Turn a broken connection into an error that names who is gone."""
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:  # dist.DistError is a RuntimeError
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise self._lost(doing, rank, error) from error
+
+    def _lost(self, doing: str, rank: int | None, error: Exception) -> RunError:
+        reasons = self._reasons()
+        if reasons:
+            failed, reason = next(iter(reasons.items()))
+            return RunError(f"{self._who(failed)} failed, so all end: {reason}", AGAIN)
+        who = "another process" if rank is None else self._who(rank)
+        if not self.leads and self.size == 2:
+            who = self._who(0)
+        first = next(iter(str(error).strip().splitlines()), "")
+        return RunError(f"{self._who(self.rank)}: {who} is gone ({doing}: {first:.200})", AGAIN)
+
+    def _reasons(self) -> dict[int, str]:
+        """Why processes failed, by rank, as far as they could say."""
+        try:
+            for _ in range(10):
+                failed = [rank for rank in range(self.size) if rank != self.rank and self._store.check([f"failed/{rank}"])]
+                if failed:
+                    return {rank: self._store.get(f"failed/{rank}").decode() for rank in failed}
+                time.sleep(0.05)  # a connection breaks faster than a word arrives
+        except RuntimeError as error:
+            logger.debug(f"no store to ask: {error}")
+        return {}
+
+    def _who(self, rank: int) -> str:
+        name = self._names.get(rank)
+        return f"rank {rank} of {self.size}" + ("" if name is None else f" ({name})")
+
+    def _meet(self, join: timedelta) -> dist.Store:
+        """Write down that this process is there, and wait for all others."""
+        stated = hardware.launch_variables()
+        host, port = stated["MASTER_ADDR"], int(stated["MASTER_PORT"])
+        # torchrun keeps the store itself, so does whoever made the process group before us.
+        is_kept_here = self.leads and self._made_here and stated.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        try:
+            store = dist.TCPStore(host, port, self.size, is_kept_here, timeout=join, wait_for_workers=False, multi_tenant=True)
+        except (RuntimeError, ValueError) as error:
+            kept = "the port cannot be had" if is_kept_here else "nobody answers"
+            raise RunError(f"rank {self.rank} of {self.size}: {kept} at {host}:{port} ({error!s:.200})", _NEVER) from error
+        store = dist.PrefixStore(f"tunesmith/{stated.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        store.set(f"here/{self.rank}", self._names[self.rank])
+        end = time.monotonic() + join.total_seconds()
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        while missing := [rank for rank in others if not store.check([f"here/{rank}"])]:
+            if time.monotonic() > end:
+                ranks = f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
+                seconds = f"{join.total_seconds():.0f} seconds"
+                raise RunError(f"rank {self.rank} of {self.size}: {ranks} never came, in {seconds}", _NEVER)
+            time.sleep(0.05)
+        self._names = {rank: store.get(f"here/{rank}").decode() for rank in range(self.size)}
+        return store
+
+
+_NEVER = "is it started on every machine, with the same MASTER_ADDR and MASTER_PORT, and can they reach each other?"
+_group: Group | None = None
+
+
+def group() -> Group | None:
+    """The connection of this process to those that it was launched with, made at the first call; None where it is alone.
+
+    Raises:
+        RunError: see ``Group`` and ``launch``.
+    """
+    global _group
+    if _group is None and (launched := launch()) is not None:
+        _group = Group(launched)
+    return _group
+
+
+def leave() -> None:
+    """Close the connection of this process, where there is one."""
+    global _group
+    if _group is not None:
+        _group.close()
+    _group = None
+
+
+def _bytes_of(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(-1).view(torch.uint8)
