@@ -276,6 +276,14 @@ def private_memory(pid: int | None = None) -> int:
     return 0
 
 
+def is_running(pid: int) -> bool:
+    """Whether there is such a process that has not ended; one that nobody waited for yet has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
 def die_with(watched: int, pid: int) -> None:
     """Have a process killed when the last writer of a pipe is gone.
 

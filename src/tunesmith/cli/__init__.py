@@ -48,9 +48,6 @@ def main() -> None:
 
 def _whole() -> None:
     """The command; in one of several processes that were launched together, its part of it."""
-    launched = launch()
-    if launched is None:
+    if launch() is None:
         return app()
-    if launched.rank:
-        terminal.set_verbosity(-1)
     _follow.run_together(lambda: ended_well(app))

@@ -19,13 +19,13 @@ Refused: every process makes the whole run in step with the others (each stage w
 
 import json
 import logging
+import os
 import socket
 import struct
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from os import getpid
 from typing import Any, NamedTuple
 
 import torch
@@ -39,6 +39,7 @@ from tunesmith.launch.variables import Launch, launch
 logger = logging.getLogger(__name__)
 
 JOIN = timedelta(seconds=60)
+GRACE = 1.0  # seconds
 ANSWER = timedelta(minutes=10)
 WAIT = timedelta(days=30)  # for the next job
 ITEM = struct.Struct("<qq")  # number, bytes that follow
@@ -71,7 +72,7 @@ class Group:
 
     def __init__(self, launched: Launch, join: timedelta = JOIN):
         self.rank, self.size = launched.rank, launched.size
-        self._names = {self.rank: f"{socket.gethostname()}, process {getpid()}"}
+        self._names = {self.rank: f"{socket.gethostname()}, process {os.getpid()}"}
         has_gpu = torch.cuda.is_available()
         self.device = torch.device("cuda", launched.local_rank) if has_gpu else torch.device("cpu")
         if has_gpu and launched.local_rank >= torch.cuda.device_count():
@@ -222,9 +223,11 @@ class Group:
             dist.recv(like, rank)
 
     def fail(self, reason: str) -> None:
-        """Tell the others why this process ends."""
+        """Tell the others why this process ends. The one that leads may keep the store, so it gives them time to read it."""
         try:
             self._store.set(f"failed/{self.rank}", f"{reason}"[:REASON])
+            if self.leads:
+                time.sleep(GRACE)
         except RuntimeError as error:  # the store went with the process that kept it
             logger.debug(f"the others are not told: {error}")
 
@@ -248,9 +251,8 @@ class Group:
         if reasons:
             failed, reason = next(iter(reasons.items()))
             return RunError(f"{self._who(failed)} failed, so all end: {reason}", AGAIN)
-        who = "another process" if rank is None else self._who(rank)
-        if not self.leads and self.size == 2:
-            who = self._who(0)
+        dead = [each for each in self._names if each != self.rank and self._is_dead(each)]
+        who = "another process" if rank is None and not dead else self._who(rank if rank is not None else dead[0])
         first = next(iter(str(error).strip().splitlines()), "")
         return RunError(f"{self._who(self.rank)}: {who} is gone ({doing}: {first:.200})", AGAIN)
 
@@ -265,6 +267,11 @@ class Group:
         except RuntimeError as error:
             logger.debug(f"no store to ask: {error}")
         return {}
+
+    def _is_dead(self, rank: int) -> bool:
+        """Whether a process is known to have ended: of other machines nothing is known."""
+        host, _, process = self._names[rank].rpartition(", process ")
+        return host == socket.gethostname() and not hardware.is_running(int(process))
 
     def _who(self, rank: int) -> str:
         name = self._names.get(rank)
@@ -282,16 +289,22 @@ class Group:
             kept = "the port cannot be had" if is_kept_here else "nobody answers"
             raise RunError(f"rank {self.rank} of {self.size}: {kept} at {host}:{port} ({error!s:.200})", _NEVER) from error
         store = dist.PrefixStore(f"tunesmith/{stated.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-        store.set(f"here/{self.rank}", self._names[self.rank])
-        end = time.monotonic() + join.total_seconds()
-        others = [rank for rank in range(self.size) if rank != self.rank]
-        while missing := [rank for rank in others if not store.check([f"here/{rank}"])]:
-            if time.monotonic() > end:
-                ranks = f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
-                seconds = f"{join.total_seconds():.0f} seconds"
-                raise RunError(f"rank {self.rank} of {self.size}: {ranks} never came, in {seconds}", _NEVER)
-            time.sleep(0.05)
-        self._names = {rank: store.get(f"here/{rank}").decode() for rank in range(self.size)}
+        end = time.monotonic() + join.total_seconds() + (GRACE if is_kept_here else 0)  # the others are to say it too
+        missing = [rank for rank in range(self.size) if rank != self.rank]
+        try:
+            store.set(f"here/{self.rank}", self._names[self.rank])
+            while missing := [rank for rank in missing if not store.check([f"here/{rank}"])]:
+                if time.monotonic() > end:
+                    ranks = f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
+                    seconds = f"{join.total_seconds():.0f} seconds"
+                    raise RunError(f"rank {self.rank} of {self.size}: {ranks} never came, in {seconds}", _NEVER)
+                time.sleep(0.05)
+            self._names = {rank: store.get(f"here/{rank}").decode() for rank in range(self.size)}
+        except RuntimeError as error:
+            waiting = ", ".join(map(str, missing))
+            raise RunError(
+                f"rank {self.rank} of {self.size}: {host}:{port} is gone while rank {waiting} was waited for", _NEVER
+            ) from error
         return store
 
 

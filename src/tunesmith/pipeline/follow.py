@@ -23,6 +23,7 @@ from tunesmith.engines.dealt import ANSWER, Follower
 from tunesmith.errors import RunError
 from tunesmith.launch.group import Group, group, leave
 from tunesmith.pipeline.train import TRAIN, follow_training
+from tunesmith.rundir import RunDir
 from tunesmith.tracking.sinks import LOGGER
 
 logger = logging.getLogger(__name__)
@@ -31,11 +32,14 @@ END = "end"
 Json = dict[str, Any]
 
 
-def run_together(lead: Callable[[], object]) -> None:
+def run_together(lead: Callable[[], object]) -> object:
     """Run this process of several: the first does what it is told, the others follow it to the end.
 
     Args:
         lead: what the first one does; where it ends by ``SystemExit``, the number says whether it failed.
+
+    Returns:
+        What ``lead`` did; None in the others.
 
     Raises:
         RunError: not all came, or one failed.
@@ -44,9 +48,10 @@ def run_together(lead: Callable[[], object]) -> None:
     assert connection is not None, "a process that is alone"
     with _Together(connection):
         if connection.leads:
-            lead()
-        else:
-            follow(connection)
+            return lead()
+        for handler in logging.getLogger(LOGGER).handlers:
+            handler.setLevel(logging.WARNING)
+        follow(connection)
 
 
 def follow(connection: Group) -> None:
@@ -59,8 +64,9 @@ def follow(connection: Group) -> None:
     while (job := connection.receive())["kind"] != END:
         if job["kind"] == TRAIN:
             answers.close()
-            with _log_of(Path(job["run"]), connection.rank):
-                follow_training(job, connection)
+            run = RunDir.open(Path(job["run"]))
+            with _log_of(run.path, connection.rank):
+                follow_training(run, job, connection)
         elif job["kind"] == ANSWER:
             answers.answer(job)
         else:

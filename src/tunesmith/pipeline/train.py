@@ -146,14 +146,13 @@ def _trained(run: RunDir, recipe: Recipe, base: BaseModel, shortage: Shortage | 
     return None
 
 
-def follow_training(job: Json, connection: Group) -> None:
+def follow_training(run: RunDir, job: Json, connection: Group) -> None:
     """Compute for a training that the first of several launched processes has begun, until it ends.
 
     Raises:
         RunError: this process sees other rows or another base; or the first one is gone.
         TrainingError, ModelError: see ``execute``.
     """
-    run = RunDir.open(Path(job["run"]))
     recipe = run.recipe()
     base, settings = base_of(run, recipe), section_from(TrainSettings, job["settings"], "train")
     if _inputs(run, recipe, base, settings) != job["inputs"]:

@@ -9,8 +9,8 @@ cards of one machine).
 **Exact.** The loss of a step is the sum over the supervised tokens of all its packs by their number in the *whole step*, which
 every process knows, since it plans all packs (``data/pack.py``); so gradients are summed and never averaged. Dropout follows
 from (seed, step, pack). On a CPU the gradient of every pack comes by itself, and the first process adds them in the order of
-the packs: the bytes are those of one process. Between GPUs each process adds its packs up, and one flat fp32 sum over the processes
-follows: equal to one process up to the order of additions, and equal to itself as long as their number stays.
+the packs: the bytes are those of one process. Between GPUs each process adds its packs up, and one flat fp32 sum over the
+processes follows: equal to one process up to the order of additions, and to itself as long as their number stays.
 
 **Even.** Packs are dealt by their FLOP, the longest first to whoever has least (Graham 1969), in the same way by everyone.
 
