@@ -62,7 +62,8 @@ def training(tmp_path_factory):
     def run(folder, changes=None, metrics_of=MetricsLog):
         folder.mkdir(exist_ok=True)
         recipe = load_recipe(write_recipe(folder, folder, {**FIXED, **(changes or {})}))
-        model = load_model(home / "model", "fp32", recipe.base)
+        shard, resident = recipe.train.shard and group() is not None, recipe.train.resident_layers
+        model = load_model(home / "model", "fp32", recipe.base, resident_layers=resident, shard=shard)
         layers = add_lora(model, recipe.lora, recipe.seed)
         t = TrainSettings(**recipe.train.model_dump())
         steps = Plan(TRAIN.lengths, t.num_train_epochs, t.tokens_per_step, t.max_length, recipe.seed)
@@ -127,6 +128,21 @@ def test_sums_of_each_process_are_those_of_one(training, alone, tmp_path, monkey
     for line, one in zip(lines, expected, strict=True):
         assert line["loss"] == pytest.approx(one["loss"], rel=1e-6)
         assert line["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-5)
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["exact", "sums"])
+@pytest.mark.parametrize(("size", "resident"), [(2, "all"), (3, 1)])
+def test_layers_that_are_shared_out_change_no_byte(training, tmp_path, monkeypatch, exact, size, resident):
+    """Each process holds a share of every layer but the first ``resident``, and all go through as many packs."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(distributed, "EXACT_ON_CPU", exact)
+    training(tmp_path / "alone", {"base": "nf4"})
+    changes = {"base": "nf4", "train.shard": True, "train.resident_layers": resident}
+    ended = launched(size, lambda _: training(tmp_path / "run", changes), tmp_path)
+    assert [end.code for end in ended] == [0] * size, ended
+    lines, expected = ([*map(json.loads, _files(tmp_path / name)["m.jsonl"].splitlines())] for name in ("run", "alone"))
+    assert [line["loss"] for line in lines] == pytest.approx([one["loss"] for one in expected], rel=0.0 if exact else 1e-6)
+    assert not exact or _files(tmp_path / "run") == _files(tmp_path / "alone")
 
 
 def test_a_training_goes_on_with_other_numbers_of_processes(training, alone, tmp_path):

@@ -47,6 +47,8 @@ REASON = 4000  # characters of an error that are handed on
 AGAIN = "start it again; a run goes on from its newest checkpoint, with any number of processes"
 
 Json = dict[str, Any]
+# Its name until torch 2.12.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 class Order(NamedTuple):
@@ -203,13 +205,27 @@ class Group:
         assert work is not None
         return work
 
-    def settle(self, posted: Sequence[dist.Work]) -> None:
-        """Wait until all that was posted has arrived.
+    def gather(self, share: Tensor, whole: Tensor) -> dist.Work:
+        """Begin to put the shares of all processes together, by rank, in each of them.
+
+        Args:
+            whole: as large as all shares; neither may be touched until the work is waited for.
 
         Raises:
-            RunError: the one that leads is gone.
+            RunError: one of them is gone.
         """
-        with self._failing_together("sending gradients"):
+        with self._failing_together("putting a layer together"):
+            work = _all_gather(whole, share, async_op=True)
+        assert work is not None
+        return work
+
+    def settle(self, posted: Sequence[dist.Work]) -> None:
+        """Wait until all that was begun is done.
+
+        Raises:
+            RunError: one of them is gone.
+        """
+        with self._failing_together("waiting for the others"):
             for work in posted:
                 work.wait()
 

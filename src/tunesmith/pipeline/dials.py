@@ -57,7 +57,7 @@ class Shortage:
 def placed(base: BaseModel, recipe: Recipe) -> BaseModel:
     """The base with what the loader must know to make the recipe's training fit the GPU; as it is without one."""
     train, device = recipe.train, best_device()
-    at_default = train.resident_layers == "all" and train.embedding_on == "device"
+    at_default = train.resident_layers == "all" and train.embedding_on == "device" and not train.shard
     if device.type == "cpu" or train.memory == "off" or not at_default:
         return base
     shape = _shape(base)

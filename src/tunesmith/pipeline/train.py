@@ -11,7 +11,7 @@ import torch
 from tunesmith.chat.fit_template import check_template
 from tunesmith.data.pack import Plan
 from tunesmith.engines.base import BaseModel, LoadedModel
-from tunesmith.errors import RecipeError, RunError
+from tunesmith.errors import RecipeError, RunError, TrainingError
 from tunesmith.launch.group import Group, Order, group
 from tunesmith.layers.experts import Adapted, LoRAExpertWeight
 from tunesmith.layers.new_rows import NewRows
@@ -185,8 +185,14 @@ def _job(run: RunDir, recipe: Recipe, base: BaseModel, settings: TrainSettings) 
 
 def _adapted(base: BaseModel, recipe: Recipe) -> LoadedModel:
     """The model with what is trained on it."""
-    first = recipe.train.from_adapter
-    return base.load().adapt(recipe.lora, recipe.seed) if first is None else _go_on_from(base, recipe.lora, first)
+    first, shard = recipe.train.from_adapter, recipe.train.shard
+    if shard and group() is None:
+        raise TrainingError(
+            "train.shard: true, and this process is alone", "torchrun --standalone --nproc-per-node gpu -m tunesmith run ..."
+        )
+    if first is None:
+        return base.load(shard=shard).adapt(recipe.lora, recipe.seed)
+    return _go_on_from(base, recipe.lora, first, shard)
 
 
 def _with_replay(run: RunDir, recipe: Recipe, train: Documents) -> Documents:
@@ -222,14 +228,14 @@ def _fitted(
     return outcome, settings, fitted, memory
 
 
-def _go_on_from(base: BaseModel, lora: Lora, adapter: Path) -> LoadedModel:
+def _go_on_from(base: BaseModel, lora: Lora, adapter: Path, shard: bool) -> LoadedModel:
     """The base with an adapter that is there already, and with the recipe's dropout.
 
     Raises:
         ModelError: an adapter that cannot be read, or that belongs to another base.
         RecipeError: ``lora.target_modules`` of the recipe means other layers than it has.
     """
-    loaded = base.load(adapter, dropout=lora.dropout)
+    loaded = base.load(adapter, dropout=lora.dropout, shard=shard)
     assert loaded.lora is not None
     if base.grown.texts and not any(isinstance(layer, NewRows) for layer in loaded.layers.values()):
         raise RecipeError(
@@ -282,7 +288,7 @@ def _note_gpu(run: RunDir, gpu: GpuUse, memory: Json) -> None:
 def _inputs(run: RunDir, recipe: Recipe, base: BaseModel, settings: TrainSettings) -> str:
     """What checkpoints must have been made with to be resumed from; how their rate was found is no part of it."""
     parts = ("train", "dev", *(["replay"] if recipe.train.replay else []))
-    places = {"memory", "recompute", "resident_layers", "offload", "embedding_on"}
+    places = {"memory", "recompute", "resident_layers", "shard", "offload", "embedding_on"}
     trained_by = settings.model_dump(exclude={"keep_checkpoints", "ranks", "race", "from_adapter", *places})
     first = recipe.train.from_adapter
     began = [] if first is None else [[content_hash(first / name) for name in (CONFIG, WEIGHTS)]]

@@ -117,6 +117,11 @@ class Optimisation(Section):
         "stored once in the cache and streamed: to a GPU from the host's memory or the disk, on a CPU from the mapped file; 0 "
         "takes the least memory; the adapter is the same",
     )
+    shard: bool = Field(
+        default=False,
+        description="of several processes that were launched together (torchrun) each holds a share of every decoder layer of "
+        "a base in nf4, for a model that no card of them holds whole; the adapter is the same to the bit",
+    )
     offload: Literal["none", "inputs", "attention"] = Field(
         default="none",
         description="inputs: what a recomputed layer keeps, its input, waits in host memory until the layer goes backward; "

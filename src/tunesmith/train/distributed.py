@@ -194,7 +194,9 @@ class World:
         if group is not None:
             exact = self._device.type == "cpu" and EXACT_ON_CPU
             cost = partial(flop_of, width=self._width)
-            self._together = Together(group, model, self._parameters, self.packs, self.dev_packs, cost, seed, exact)
+            self._together = Together(
+                group, model, self._parameters, self.packs, self.dev_packs, cost, seed, exact, settings.shard
+            )
         self.largest = Largest(ranks=self.shape.ranks if group is None else 1)  # of this process
 
     def __enter__(self) -> Self:

@@ -65,6 +65,7 @@ class Together:
         cost: of a pack, but for a common factor.
         seed: of dropout.
         exact: add gradients up in the order of the packs, so that bytes do not depend on the number of processes.
+        sharded: every pass is an exchange, so all go through as many packs.
     """
 
     def __init__(
@@ -77,9 +78,11 @@ class Together:
         cost: Callable[[Pack], float],
         seed: int,
         exact: bool,
+        sharded: bool,
     ):
         self._group, self._model, self._parameters = group, model, list(parameters)
         self._packs, self._dev_packs, self._cost, self._seed, self._exact = packs, dev_packs, cost, seed, exact
+        self._sharded = sharded
         self._slot = _Slot(self._parameters)
 
     def gradients(self, number: int) -> list[PackSums]:
@@ -149,6 +152,7 @@ class Together:
             own[item] = self._slot.filled(figures)
             if not self._group.leads:
                 posted.append(self._group.post(own[item]))
+        self._keep_in_step(dealt, packs, number)
         for parameter in self._parameters:
             parameter.grad = None
         if not self._group.leads:
@@ -166,8 +170,13 @@ class Together:
         for parameter in self._parameters:
             parameter.grad = None
         figures = torch.zeros(len(packs), 3, dtype=torch.float64)
-        for item in deal([self._cost(pack) for pack in packs], self._group.size)[self._group.rank]:
+        dealt = deal([self._cost(pack) for pack in packs], self._group.size)
+        for item in dealt[self._group.rank]:
             figures[item] = torch.tensor(self._backward(number, item, packs[item], total), dtype=torch.float64)
+        gradients = [parameter.grad for parameter in self._parameters]
+        self._keep_in_step(dealt, packs, number)
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient
         has_gradient = torch.tensor([float(p.grad is not None) for p in self._parameters], dtype=torch.float64)
         told = self._group.sum_up(torch.cat([figures.view(-1), has_gradient]).to(self._group.device)).cpu()
         flat = torch.cat([_flat_gradient(parameter) for parameter in self._parameters]).to(self._group.device)
@@ -189,12 +198,26 @@ class Together:
         rescued = counters.overflow.total()
         return PackSums(float(loss.detach()), float(right), -1.0 if rescued is None else float(rescued))
 
+    def _passes_left(self, dealt: Sequence[Sequence[int]]) -> int:
+        """How many packs another process goes through after the last of this one, where all must be in step."""
+        return max(map(len, dealt)) - len(dealt[self._group.rank]) if self._sharded else 0
+
+    def _keep_in_step(self, dealt: Sequence[Sequence[int]], packs: Sequence[Pack], step: int) -> None:
+        """Go through a short pack as often as others have packs left; what it leaves in ``.grad`` is thrown away."""
+        for _ in range(self._passes_left(dealt)):
+            for parameter in self._parameters:
+                parameter.grad = None
+            self._backward(step, 0, min(packs, key=self._cost), 1)
+
     @torch.no_grad()
     def _dev(self) -> list[float]:
         self._group.spread(self._parameters)
         sums = torch.zeros(len(self._dev_packs), dtype=torch.float64)
-        for item in deal([self._cost(pack) for pack in self._dev_packs], self._group.size)[self._group.rank]:
+        dealt = deal([self._cost(pack) for pack in self._dev_packs], self._group.size)
+        for item in dealt[self._group.rank]:
             sums[item] = float(pack_loss(self._model, self._dev_packs[item])[0])
+        for _ in range(self._passes_left(dealt)):
+            pack_loss(self._model, min(self._dev_packs, key=self._cost))
         return self._group.sum_up(sums.to(self._group.device)).tolist()
 
 
