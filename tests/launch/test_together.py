@@ -15,6 +15,7 @@ from tunesmith.data.pack import Plan
 from tunesmith.errors import RunError
 from tunesmith.launch.group import Group, Order, group
 from tunesmith.launch.variables import launch
+from tunesmith.models.fuse import fuse
 from tunesmith.models.load import load_model
 from tunesmith.models.ranks import deal
 from tunesmith.models.swap import add_lora
@@ -26,7 +27,8 @@ from tunesmith.train.distributed import World
 from tunesmith.train.documents import make_documents
 from tunesmith.train.together import END, Together
 
-SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 96}
+SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 96}
+SIZES |= {"num_key_value_heads": 2}
 FIXED = {
     "train.tokens_per_step": 120,
     "train.max_length": 40,
@@ -49,6 +51,7 @@ def _documents(seed, count):
     )
 
 
+SLOW = {"train.learning_rate": 1e-3}  # so that a last digit stays one
 TRAIN, DEV = _documents(0, 24), _documents(1, 12)
 
 
@@ -66,6 +69,7 @@ def training(tmp_path_factory):
         model = load_model(home / "model", "fp32", recipe.base, resident_layers=resident, shard=shard)
         layers = add_lora(model, recipe.lora, recipe.seed)
         t = TrainSettings(**recipe.train.model_dump())
+        fuse(model)
         steps = Plan(TRAIN.lengths, t.num_train_epochs, t.tokens_per_step, t.max_length, recipe.seed)
         connection = group()
         if connection is not None and not connection.leads:
@@ -118,12 +122,13 @@ def test_the_number_of_processes_changes_no_byte(training, alone, tmp_path, size
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_sums_of_each_process_are_those_of_one(training, alone, tmp_path, monkeypatch, size):
+def test_sums_of_each_process_are_those_of_one(training, tmp_path, monkeypatch, size):
     """As between GPUs: losses and gradients are equal but for the order of additions, over 20 steps and more."""
+    training(tmp_path / "alone", SLOW)
     monkeypatch.setattr(distributed, "EXACT_ON_CPU", False)
-    ended = launched(size, lambda _: training(tmp_path / "run"), tmp_path)
+    ended = launched(size, lambda _: training(tmp_path / "run", SLOW), tmp_path)
     assert [end.code for end in ended] == [0] * size, ended
-    lines, expected = ([*map(json.loads, files["m.jsonl"].splitlines())] for files in (_files(tmp_path / "run"), alone))
+    lines, expected = ([*map(json.loads, _files(tmp_path / name)["m.jsonl"].splitlines())] for name in ("run", "alone"))
     assert len(lines) == len(expected) >= 20
     for line, one in zip(lines, expected, strict=True):
         assert line["loss"] == pytest.approx(one["loss"], rel=1e-6)
@@ -143,6 +148,21 @@ def test_layers_that_are_shared_out_change_no_byte(training, tmp_path, monkeypat
     lines, expected = ([*map(json.loads, _files(tmp_path / name)["m.jsonl"].splitlines())] for name in ("run", "alone"))
     assert [line["loss"] for line in lines] == pytest.approx([one["loss"] for one in expected], rel=0.0 if exact else 1e-6)
     assert not exact or _files(tmp_path / "run") == _files(tmp_path / "alone")
+
+
+@pytest.mark.parametrize(("size", "part"), [(2, 2), (4, 4), (4, 2)])
+def test_rows_over_several_processes_have_the_gradients_of_one(training, tmp_path, size, part):
+    """Each has a run of the tokens, and in attention some heads; with one key/value head for two of them, and for four."""
+    changes = {"lora.dropout": 0.0, **SLOW}
+    training(tmp_path / "alone", changes)
+    changes |= {"train.sequence_parallel": part}
+    ended = launched(size, lambda _: training(tmp_path / "run", changes), tmp_path)
+    assert [end.code for end in ended] == [0] * size, ended
+    lines, expected = ([*map(json.loads, _files(tmp_path / name)["m.jsonl"].splitlines())] for name in ("run", "alone"))
+    assert len(lines) == len(expected) >= 20
+    for line, one in zip(lines, expected, strict=True):
+        assert line["loss"] == pytest.approx(one["loss"], rel=1e-6)
+        assert line["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-5)
 
 
 def test_a_training_goes_on_with_other_numbers_of_processes(training, alone, tmp_path):

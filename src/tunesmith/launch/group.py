@@ -58,6 +58,34 @@ class Order(NamedTuple):
     number: int
 
 
+class Part:
+    """Some processes of a group, in the order of their ranks; this one is among them.
+
+    Args:
+        members: their ranks in the group.
+        group: of torch.
+
+    Attributes:
+        rank, size: this process among them.
+    """
+
+    def __init__(self, group: "Group", members: Sequence[int], made: dist.ProcessGroup):
+        self.rank, self.size = list(members).index(group.rank), len(members)
+        self._group, self._made = group, made
+
+    def exchange(self, to: Tensor) -> Tensor:
+        """Give each process its part of a tensor, by the first dimension, and get the parts that are for this one.
+
+        Raises:
+            RunError: one of them is gone.
+        """
+        given = to.contiguous()
+        got = torch.empty_like(given)
+        with self._group.failing_together("exchanging heads"):
+            dist.all_to_all_single(_bytes_of(got), _bytes_of(given), group=self._made)
+        return got
+
+
 class Group:
     """This process among those that were launched together.
 
@@ -89,8 +117,9 @@ class Group:
         if self._made_here:
             backend = "cpu:gloo,cuda:nccl" if has_gpu else "gloo"
             store = dist.PrefixStore("tensors", self._store)
-            with self._failing_together("meeting the others"):
+            with self.failing_together("meeting the others"):
                 dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=ANSWER)
+        self._parts: dict[int, Part] = {}
         self._orders = dist.new_group(backend="gloo", timeout=WAIT)
 
     @property
@@ -105,7 +134,7 @@ class Group:
             RunError: one of them is gone.
         """
         content = json.dumps(job).encode()
-        with self._failing_together("handing out a job"):
+        with self.failing_together("handing out a job"):
             dist.broadcast(torch.tensor([len(content)]), 0, group=self._orders)
             dist.broadcast(torch.frombuffer(bytearray(content), dtype=torch.uint8), 0, group=self._orders)
 
@@ -115,7 +144,7 @@ class Group:
         Raises:
             RunError: the one that leads is gone.
         """
-        with self._failing_together("waiting for a job"):
+        with self.failing_together("waiting for a job"):
             length = torch.zeros(1, dtype=torch.int64)
             dist.broadcast(length, 0, group=self._orders)
             content = torch.empty(int(length), dtype=torch.uint8)
@@ -129,7 +158,7 @@ class Group:
             RunError: one of them is gone.
         """
         said = torch.tensor(order if order is not None else (0, 0), dtype=torch.int64)
-        with self._failing_together("waiting for an order"):
+        with self.failing_together("waiting for an order"):
             dist.broadcast(said, 0, group=self._orders)
         return Order(*said.tolist())
 
@@ -140,7 +169,7 @@ class Group:
             RunError: one of them is gone.
         """
         flat = torch.cat([_bytes_of(tensor.detach()) for tensor in tensors]).to(self.device)
-        with self._failing_together("sending weights"):
+        with self.failing_together("sending weights"):
             dist.broadcast(flat, 0)
         if self.leads:
             return
@@ -156,7 +185,7 @@ class Group:
         Raises:
             RunError: one of them is gone.
         """
-        with self._failing_together("adding up"):
+        with self.failing_together("adding up"):
             dist.reduce(tensor, 0)
         return tensor
 
@@ -167,7 +196,7 @@ class Group:
             RunError: one of them is gone.
         """
         there = tensor.to(self.device)
-        with self._failing_together("adding up"):
+        with self.failing_together("adding up"):
             dist.all_reduce(there)
         tensor.copy_(there)
 
@@ -181,7 +210,7 @@ class Group:
         sizes = torch.zeros(self.size, dtype=torch.int64)
         sizes[self.rank] = len(content)
         parts: dict[int, bytes] = {}
-        with self._failing_together("handing results round"):
+        with self.failing_together("handing results round"):
             dist.all_reduce(sizes, group=self._orders)
             run = torch.zeros(int(sizes.sum()), dtype=torch.uint8)
             start = int(sizes[: self.rank].sum())
@@ -200,7 +229,7 @@ class Group:
         Raises:
             RunError: the one that leads is gone.
         """
-        with self._failing_together("sending gradients"):
+        with self.failing_together("sending gradients"):
             work = dist.isend(tensor, 0)
         assert work is not None
         return work
@@ -214,7 +243,7 @@ class Group:
         Raises:
             RunError: one of them is gone.
         """
-        with self._failing_together("putting a layer together"):
+        with self.failing_together("putting a layer together"):
             work = _all_gather(whole, share, async_op=True)
         assert work is not None
         return work
@@ -225,7 +254,7 @@ class Group:
         Raises:
             RunError: one of them is gone.
         """
-        with self._failing_together("waiting for the others"):
+        with self.failing_together("waiting for the others"):
             for work in posted:
                 work.wait()
 
@@ -235,8 +264,32 @@ class Group:
         Raises:
             RunError: it is gone.
         """
-        with self._failing_together(f"waiting for rank {rank}", rank):
+        with self.failing_together(f"waiting for rank {rank}", rank):
             dist.recv(like, rank)
+
+    def parts(self, size: int) -> Part:
+        """Neighbours of so many ranks, and the ones that this process is among. The first time all processes must ask at once.
+
+        Raises:
+            RunError: the processes cannot be divided so, or one of them is gone.
+        """
+        if size in self._parts:
+            return self._parts[size]
+        if self.size % size:
+            raise RunError(
+                f"train.sequence_parallel: {size}, but {self.size} processes were launched", f"launch a multiple of {size}"
+            )
+        found: Part | None = None
+        with self.failing_together("finding the neighbours"):
+            for first in range(0, self.size, size):
+                members = list(range(first, first + size))
+                made = dist.new_group(members, timeout=ANSWER)
+                if self.rank in members:
+                    assert isinstance(made, dist.ProcessGroup)
+                    found = Part(self, members, made)
+        assert found is not None
+        self._parts[size] = found
+        return found
 
     def fail(self, reason: str) -> None:
         """Tell the others why this process ends. The one that leads may keep the store, so it gives them time to read it."""
@@ -253,7 +306,7 @@ class Group:
             dist.destroy_process_group()
 
     @contextmanager
-    def _failing_together(self, doing: str, rank: int | None = None) -> Iterator[None]:
+    def failing_together(self, doing: str, rank: int | None = None) -> Iterator[None]:
         """Turn a broken connection into an error that names who is gone."""
         try:
             yield

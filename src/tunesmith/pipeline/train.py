@@ -185,11 +185,11 @@ def _job(run: RunDir, recipe: Recipe, base: BaseModel, settings: TrainSettings) 
 
 def _adapted(base: BaseModel, recipe: Recipe) -> LoadedModel:
     """The model with what is trained on it."""
-    first, shard = recipe.train.from_adapter, recipe.train.shard
-    if shard and group() is None:
-        raise TrainingError(
-            "train.shard: true, and this process is alone", "torchrun --standalone --nproc-per-node gpu -m tunesmith run ..."
-        )
+    first, shard, parallel = recipe.train.from_adapter, recipe.train.shard, recipe.train.sequence_parallel
+    if (shard or parallel > 1) and group() is None:
+        key = "train.shard: true" if shard else f"train.sequence_parallel: {parallel}"
+        hint = "torchrun --standalone --nproc-per-node gpu -m tunesmith run ..."
+        raise TrainingError(f"{key}, and this process is alone", hint)
     if first is None:
         return base.load(shard=shard).adapt(recipe.lora, recipe.seed)
     return _go_on_from(base, recipe.lora, first, shard)

@@ -52,7 +52,7 @@ from tunesmith.processes import Team, shared_memory
 from tunesmith.recipe import TrainSettings
 from tunesmith.train.documents import Documents, Pack
 from tunesmith.train.step import mean_loss, pack_loss, pack_tokens, step_gradients, step_packs
-from tunesmith.train.together import Together
+from tunesmith.train.together import Together, Ways, split_sequences
 
 logger = logging.getLogger(__name__)
 
@@ -192,11 +192,13 @@ class World:
         self.shape = self._shape() if group is None else Shape(group.size, 1, "launched together")
         self._together: Together | None = None
         if group is not None:
-            exact = self._device.type == "cpu" and EXACT_ON_CPU
-            cost = partial(flop_of, width=self._width)
-            self._together = Together(
-                group, model, self._parameters, self.packs, self.dev_packs, cost, seed, exact, settings.shard
+            ways = Ways(
+                exact=self._device.type == "cpu" and EXACT_ON_CPU,
+                sharded=settings.shard,
+                part=split_sequences(model, group, settings.sequence_parallel),
             )
+            cost = partial(flop_of, width=self._width)
+            self._together = Together(group, model, self._parameters, self.packs, self.dev_packs, cost, seed, ways)
         self.largest = Largest(ranks=self.shape.ranks if group is None else 1)  # of this process
 
     def __enter__(self) -> Self:

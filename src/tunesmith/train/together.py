@@ -17,24 +17,37 @@ processes follows: equal to one process up to the order of additions, and to its
 **Sharded** (``train.shard``, ``models/shard.py``): every layer is put together from the shares of all processes, in step; so
 all of them go through as many packs. Whoever has fewer goes through its shortest again, with a loss of nothing.
 
+**In parts** (``train.sequence_parallel``, ``layers/sequence.py``): neighbours compute every pack together, each a run of its
+tokens, and the sum over the processes is the sum over the tokens. Before the first step the loss of some tokens is compared
+with that of the whole.
+
 Shape suffixes: none; a flat run of numbers is named as such.
 """
 
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunesmith.launch.group import Group, Order
+from tunesmith.errors import ModelError, TrainingError
+from tunesmith.kernels.attention import Span
+from tunesmith.launch.group import Group, Order, Part
+from tunesmith.layers.attention import FusedAttention
 from tunesmith.layers.context import Counters, StepContext, at_step
+from tunesmith.layers.sequence import refuse_heads
 from tunesmith.models.ranks import deal
-from tunesmith.train.documents import Pack
+from tunesmith.models.recompute import decoder_layers
+from tunesmith.train.documents import Pack, pack_part
 from tunesmith.train.step import pack_loss
 
-STEP, DEV, END = 1, 2, 3
+STEP, DEV, END, CHECK = 1, 2, 3, 4
+CHECKED = 1024  # tokens
+TOLERANCE = 0.01  # of a loss, between two orders of addition in 16 bits
+PART_BITS = 32  # dropout of a part follows from its number too
 SLOT_BYTES = 1 << 30  # of gradients that lie beside each other
 FIGURES = struct.Struct("<ddd")  # summed loss, right guesses, rescued rows (-1: not counted)
 
@@ -53,6 +66,42 @@ class PackSums(NamedTuple):
     rescued: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ways:
+    """How a training is computed together.
+
+    Attributes:
+        exact: add gradients up in the order of the packs, so that bytes do not depend on the number of processes.
+        sharded: every pass is an exchange, so all go through as many packs.
+        part: processes that compute every pack together, this one among them; None where each computes its own.
+    """
+
+    exact: bool
+    sharded: bool = False
+    part: Part | None = None
+
+
+def split_sequences(model: PreTrainedModel, group: Group, size: int) -> Part | None:
+    """Let so many processes compute every pack together, each a run of its tokens; None for one.
+
+    Raises:
+        RunError: the processes cannot be divided so.
+        ModelError: heads that cannot be dealt out so, or attention that is not ours.
+    """
+    attentions = {name: module for name, module in model.named_modules() if isinstance(module, FusedAttention)}
+    part = None if size == 1 else group.parts(size)
+    if part is not None and len(attentions) < len(decoder_layers(model)):
+        raise ModelError(
+            f"train.sequence_parallel: {size}, but {type(model).__name__} mixes tokens in modules that are not ours",
+            "train.sequence_parallel: 1; docs/reference/families.md lists the families whose attention is fused",
+        )
+    for name, module in attentions.items():
+        if part is not None:
+            refuse_heads(name, module.heads.num_heads, module.heads.num_kv_heads or module.heads.num_heads, size)
+        module.part = part
+    return part
+
+
 class Together:
     """A training as one of its processes sees it.
 
@@ -64,8 +113,7 @@ class Together:
         dev_packs: whose loss is taken.
         cost: of a pack, but for a common factor.
         seed: of dropout.
-        exact: add gradients up in the order of the packs, so that bytes do not depend on the number of processes.
-        sharded: every pass is an exchange, so all go through as many packs.
+        ways: how they compute.
     """
 
     def __init__(
@@ -77,12 +125,11 @@ class Together:
         dev_packs: list[Pack],
         cost: Callable[[Pack], float],
         seed: int,
-        exact: bool,
-        sharded: bool,
+        ways: Ways,
     ):
         self._group, self._model, self._parameters = group, model, list(parameters)
-        self._packs, self._dev_packs, self._cost, self._seed, self._exact = packs, dev_packs, cost, seed, exact
-        self._sharded = sharded
+        self._packs, self._dev_packs, self._cost, self._seed, self._ways = packs, dev_packs, cost, seed, ways
+        self._is_checked = ways.part is None
         self._slot = _Slot(self._parameters)
 
     def gradients(self, number: int) -> list[PackSums]:
@@ -91,6 +138,9 @@ class Together:
         Raises:
             RunError: a process is gone.
         """
+        if not self._is_checked:
+            self._group.order(Order(CHECK, number))
+            self._check(number)
         self._group.order(Order(STEP, number))
         return self._step(number)
 
@@ -118,7 +168,9 @@ class Together:
             RunError: the first process is gone.
         """
         while (order := self._group.order()).kind != END:
-            if order.kind == STEP:
+            if order.kind == CHECK:
+                self._check(order.number)
+            elif order.kind == STEP:
                 self._step(order.number)
             else:
                 self._dev()
@@ -126,7 +178,7 @@ class Together:
     def _step(self, number: int) -> list[PackSums]:
         self._group.spread(self._parameters)
         packs = self._packs(number)
-        if not self._exact:
+        if not self._ways.exact or self._ways.part is not None:
             return self._step_of_sums(number, packs)
         total = _supervised(packs)
         turns = max(2 * self._group.size, SLOT_BYTES // self._slot.size)
@@ -142,7 +194,7 @@ class Together:
 
     def _slots(self, number: int, packs: Sequence[Pack], first: int, total: int) -> list[Tensor]:
         """A slot for each of some packs, in their order, in the process that leads; none in the others."""
-        dealt = deal([self._cost(pack) for pack in packs], self._group.size)
+        dealt = self._dealt(packs)
         own: dict[int, Tensor] = {}
         posted = []
         for item in dealt[self._group.rank]:
@@ -170,7 +222,7 @@ class Together:
         for parameter in self._parameters:
             parameter.grad = None
         figures = torch.zeros(len(packs), 3, dtype=torch.float64)
-        dealt = deal([self._cost(pack) for pack in packs], self._group.size)
+        dealt = self._dealt(packs)
         for item in dealt[self._group.rank]:
             figures[item] = torch.tensor(self._backward(number, item, packs[item], total), dtype=torch.float64)
         gradients = [parameter.grad for parameter in self._parameters]
@@ -192,15 +244,58 @@ class Together:
         """Add the gradient of a pack to ``.grad``."""
         counters = Counters()
         with at_step(self._model, StepContext(seed=self._seed, step=step, counters=counters)) as enter:
-            enter(number)
-            loss, right = pack_loss(self._model, pack, counters)
+            enter(number if self._ways.part is None else number + (self._ways.part.rank << PART_BITS))
+            loss, right = pack_loss(self._model, self._own(pack), counters)
             (loss / total).backward()
         rescued = counters.overflow.total()
         return PackSums(float(loss.detach()), float(right), -1.0 if rescued is None else float(rescued))
 
+    def _dealt(self, packs: Sequence[Pack]) -> list[list[int]]:
+        """Which packs each process computes, alone or with its neighbours."""
+        costs, part = [self._cost(pack) for pack in packs], self._ways.part
+        if part is None:
+            return deal(costs, self._group.size)
+        return [items for items in deal(costs, self._group.size // part.size) for _ in range(part.size)]
+
+    def _own(self, pack: Pack) -> Pack:
+        """What this process computes of a pack."""
+        part = self._ways.part
+        return pack if part is None else pack_part(pack, part.rank, part.size)
+
+    @torch.no_grad()
+    def _check(self, number: int) -> None:
+        """Compare the loss of some tokens in parts with that of the whole, which each process computes alone.
+
+        Raises:
+            TrainingError: they differ: something in the model mixes tokens that is not attention.
+        """
+        part = self._ways.part
+        assert part is not None
+        self._is_checked = True
+        ids_1T = self._packs(number)[0].ids_1T[:, :CHECKED]
+        tokens = ids_1T.shape[1]
+        whole = Pack(
+            ids_1T, torch.arange(tokens)[None], [Span(0, tokens, 0, 0)], torch.arange(tokens - 1), ids_1T[0, 1:].clone()
+        )
+        attentions = [module for module in self._model.modules() if isinstance(module, FusedAttention)]
+        for module in attentions:
+            module.part = None
+        alone = float(pack_loss(self._model, whole)[0])
+        for module in attentions:
+            module.part = part
+        loss = torch.tensor([float(pack_loss(self._model, self._own(whole))[0])], dtype=torch.float64)
+        groups = self._group.size // part.size
+        parts = float(self._group.sum_up(loss.to(self._group.device))) / groups
+        if self._group.leads and abs(parts - alone) > TOLERANCE * max(1.0, abs(alone)):
+            raise TrainingError(
+                f"train.sequence_parallel: {part.size}: {tokens} tokens in parts have a loss of {parts:.4f}, as a whole "
+                f"{alone:.4f}: this model mixes tokens outside of attention",
+                "train.sequence_parallel: 1",
+            )
+
     def _passes_left(self, dealt: Sequence[Sequence[int]]) -> int:
         """How many packs another process goes through after the last of this one, where all must be in step."""
-        return max(map(len, dealt)) - len(dealt[self._group.rank]) if self._sharded else 0
+        return max(map(len, dealt)) - len(dealt[self._group.rank]) if self._ways.sharded else 0
 
     def _keep_in_step(self, dealt: Sequence[Sequence[int]], packs: Sequence[Pack], step: int) -> None:
         """Go through a short pack as often as others have packs left; what it leaves in ``.grad`` is thrown away."""
@@ -213,11 +308,11 @@ class Together:
     def _dev(self) -> list[float]:
         self._group.spread(self._parameters)
         sums = torch.zeros(len(self._dev_packs), dtype=torch.float64)
-        dealt = deal([self._cost(pack) for pack in self._dev_packs], self._group.size)
+        dealt = self._dealt(self._dev_packs)
         for item in dealt[self._group.rank]:
-            sums[item] = float(pack_loss(self._model, self._dev_packs[item])[0])
+            sums[item] = float(pack_loss(self._model, self._own(self._dev_packs[item]))[0])
         for _ in range(self._passes_left(dealt)):
-            pack_loss(self._model, min(self._dev_packs, key=self._cost))
+            pack_loss(self._model, self._own(min(self._dev_packs, key=self._cost)))
         return self._group.sum_up(sums.to(self._group.device)).tolist()
 
 
