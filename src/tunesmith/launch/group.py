@@ -46,6 +46,7 @@ ITEM = struct.Struct("<qq")  # number, bytes that follow
 REASON = 4000  # characters of an error that are handed on
 AGAIN = "start it again; a run goes on from its newest checkpoint, with any number of processes"
 
+Work = dist.Work  # under way
 Json = dict[str, Any]
 # Its name until torch 2.12.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor

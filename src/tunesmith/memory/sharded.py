@@ -10,7 +10,7 @@ through the same products, and no process ever holds more of a layer than its sh
 order: ``train/together.py`` sees to it. Which layer is next is guessed from what was asked for (``order.py``), and whoever asks
 alike guesses alike.
 
-Refused: ``torch.distributed.fsdp.fully_shard`` itself. It shards parameters of a model that is on the card already, as a whole;
+Refused: PyTorch's ``fully_shard`` itself. It shards parameters of a model that is on the card already, as a whole;
 would turn our buffers into parameters and wrap every layer; and needs a root whose forward is called, where our loss calls the
 decoder and the rows of the head apart. What is left of it for frozen bytes is one all-gather.
 
@@ -18,10 +18,9 @@ Names that end in ``_b`` are of bytes.
 """
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from tunesmith.launch.group import Group
+from tunesmith.launch.group import Group, Work
 from tunesmith.memory.order import Order
 from tunesmith.memory.reading import MappedFile
 from tunesmith.memory.store import Store
@@ -50,7 +49,7 @@ class ShardedLayers:
         largest = max((len(share_b) for share_b in self._shares.values()), default=0) * group.size
         self._slots = [torch.empty(largest, dtype=torch.uint8, device=device) for _ in range(2)]
         self._holds: list[int | None] = [None, None]
-        self._under_way: list[dist.Work | None] = [None, None]
+        self._under_way: list[Work | None] = [None, None]
         self._at = 0  # the slot of the moment
         self._order = Order(resident, len(store.layers))
         self._current: int | None = None

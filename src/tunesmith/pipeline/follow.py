@@ -33,7 +33,7 @@ Json = dict[str, Any]
 
 
 def run_together(lead: Callable[[], object]) -> object:
-    """Run this process of several: the first does what it is told, the others follow it to the end.
+    """Run this process of several: the first does what it is told, the others follow it to the end. One that is alone leads.
 
     Args:
         lead: what the first one does; where it ends by ``SystemExit``, the number says whether it failed.
@@ -45,7 +45,8 @@ def run_together(lead: Callable[[], object]) -> object:
         RunError: not all came, or one failed.
     """
     connection = group()
-    assert connection is not None, "a process that is alone"
+    if connection is None:
+        return lead()
     with _Together(connection):
         if connection.leads:
             return lead()
