@@ -6,10 +6,10 @@ exchange back (Jacobs et al. 2023, "DeepSpeed Ulysses", arXiv 2309.14509, sectio
 all its spans, windows and shared beginnings. What is sent is four times the hidden size a token and layer, whatever n is; what
 a process keeps for its gradients is an nth.
 
-Key/value heads that are fewer than processes are sent to all that need them.
+Key/value heads that are fewer than processes are sent to all that need them. Where T is all tokens, X is a share of the heads.
 
-Shape suffixes: H query heads, G key/value heads, T tokens of the pack, K head dimension; here: S tokens of this process, X any
-heads, R heads of one process.
+Shape suffixes: H query heads, G key/value heads, T tokens, P some of the rows (those of this process), K head dimension; here:
+X is H or G.
 """
 
 from collections.abc import Callable
@@ -27,26 +27,26 @@ Attend = Callable[[Tensor, Tensor, Tensor, list[Span], ScoreParams], Tensor]
 
 
 def heads_apart(
-    attend: Attend, part: Part, q_SHK: Tensor, k_SGK: Tensor, v_SGK: Tensor, spans: list[Span], scoring: ScoreParams
+    attend: Attend, part: Part, q_PHK: Tensor, k_PGK: Tensor, v_PGK: Tensor, spans: list[Span], scoring: ScoreParams
 ) -> Tensor:
     """Attention of tokens that several processes have.
 
     Args:
         attend: computes it where all tokens are.
         part: the processes that have the pack, each as many tokens.
-        q_SHK, k_SGK, v_SGK: of this process's tokens.
+        q_PHK, k_PGK, v_PGK: of this process's tokens.
         spans: of the whole pack.
 
     Returns:
-        Output of shape (S, H, K).
+        Output of shape (P, H, K).
     """
-    copies = max(1, part.size // k_SGK.shape[1])
+    copies = max(1, part.size // k_PGK.shape[1])
     if copies > 1:
-        k_SGK, v_SGK = (x.repeat_interleave(copies, dim=1) for x in (k_SGK, v_SGK))
-    q_TRK, k_TRK, v_TRK = (_ToHeads.apply(x, part) for x in (q_SHK, k_SGK, v_SGK))
+        k_PGK, v_PGK = (x.repeat_interleave(copies, dim=1) for x in (k_PGK, v_PGK))
+    q_TXK, k_TXK, v_TXK = (_ToHeads.apply(x, part) for x in (q_PHK, k_PGK, v_PGK))
     if scoring.sinks_H is not None:
         scoring = replace(scoring, sinks_H=scoring.sinks_H.chunk(part.size)[part.rank])
-    return _ToTokens.apply(attend(q_TRK, k_TRK, v_TRK, spans, scoring), part)
+    return _ToTokens.apply(attend(q_TXK, k_TXK, v_TXK, spans, scoring), part)
 
 
 def refuse_heads(name: str, heads: int, kv_heads: int, size: int) -> None:
@@ -72,9 +72,9 @@ class _ToHeads(torch.autograd.Function):
     """All heads of some tokens to some heads of all tokens; backwards the other way."""
 
     @staticmethod
-    def forward(ctx: Any, x_SXK: Tensor, part: Part) -> Tensor:
+    def forward(ctx: Any, x_PXK: Tensor, part: Part) -> Tensor:
         ctx.part = part
-        return _to_heads(x_SXK, part)
+        return _to_heads(x_PXK, part)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -85,20 +85,20 @@ class _ToTokens(torch.autograd.Function):
     """Some heads of all tokens to all heads of some tokens; backwards the other way."""
 
     @staticmethod
-    def forward(ctx: Any, x_TRK: Tensor, part: Part) -> Tensor:
+    def forward(ctx: Any, x_TXK: Tensor, part: Part) -> Tensor:
         ctx.part = part
-        return _to_tokens(x_TRK, part)
+        return _to_tokens(x_TXK, part)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return _to_heads(grads[0], ctx.part), None
 
 
-def _to_heads(x_SXK: Tensor, part: Part) -> Tensor:
-    tokens, heads, width = x_SXK.shape
+def _to_heads(x_PXK: Tensor, part: Part) -> Tensor:
+    tokens, heads, width = x_PXK.shape
     own = heads // part.size
-    return part.exchange(x_SXK.unflatten(1, (part.size, own)).transpose(0, 1)).reshape(part.size * tokens, own, width)
+    return part.exchange(x_PXK.unflatten(1, (part.size, own)).transpose(0, 1)).reshape(part.size * tokens, own, width)
 
 
-def _to_tokens(x_TRK: Tensor, part: Part) -> Tensor:
-    return part.exchange(x_TRK.unflatten(0, (part.size, -1))).transpose(0, 1).flatten(1, 2)
+def _to_tokens(x_TXK: Tensor, part: Part) -> Tensor:
+    return part.exchange(x_TXK.unflatten(0, (part.size, -1))).transpose(0, 1).flatten(1, 2)

@@ -20,7 +20,7 @@ the activations of one pack each.
 Cost: a slot is as large as the adapter (20 MB for 5M weights), and there are as many as packs in a step, up to 1 GB; longer
 steps go through them in turns. Adding them takes a thousandth of a step.
 
-Refused: gradients by rank (their sum depends on how packs fell), ``torch.distributed`` over gloo (sockets and copies for what
+Refused: gradients by rank (their sum depends on how packs fell), PyTorch's collectives over gloo (sockets and copies for what
 lies in the same memory), a fixed deal (a process beside which something else runs would be waited for).
 
 Shape suffixes: T tokens, N rows (positions that predict).
