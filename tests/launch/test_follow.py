@@ -30,7 +30,9 @@ def test_a_run_of_three_processes_is_the_run_of_one(tiny_dir, tmp_path):
 
     def work(rank):
         seen = []
-        group().send = _noting(group().send, seen)
+        connection = group()
+        assert connection is not None
+        connection.send = _noting(connection.send, seen)
         run_together(lambda: verbs.make(run, STAGES, all_needed=True))
         assert rank or {job["kind"] for job in seen} == {"answer", "train", "end"}
 

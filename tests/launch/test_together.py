@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,13 @@ from tunesmith.train.distributed import World
 from tunesmith.train.documents import make_documents
 from tunesmith.train.together import END, Together
 
-SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 96}
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 96,
+}
 SIZES |= {"num_key_value_heads": 2}
 FIXED = {
     "train.tokens_per_step": 120,
@@ -103,10 +110,10 @@ def _files(folder):
 class Dying(MetricsLog):
     """Interrupts the process that writes it."""
 
-    def append(self, line):
-        if line["step"] == 7:
+    def append(self, record):
+        if record["step"] == 7:
             raise KeyboardInterrupt("at step 7")
-        super().append(line)
+        super().append(record)
 
 
 @pytest.mark.parametrize(("size", "changes"), [(2, {}), (4, {}), (2, {"base": "nf4"})], ids=["2", "4", "2-nf4"])
@@ -169,10 +176,10 @@ def test_a_training_goes_on_with_other_numbers_of_processes(training, alone, tmp
     """Four, then two, then three."""
 
     class DyingLater(MetricsLog):
-        def append(self, line):
-            if line["step"] == 15:
+        def append(self, record):
+            if record["step"] == 15:
                 raise KeyboardInterrupt("at step 15")
-            super().append(line)
+            super().append(record)
 
     for size, metrics_of in ((4, Dying), (2, DyingLater), (3, MetricsLog)):
         ended = launched(size, lambda _: _ending(lambda: training(tmp_path / "run", {}, metrics_of)), tmp_path)  # noqa: B023
@@ -202,6 +209,7 @@ def test_all_fail_with_the_reason_of_one_that_fails(tmp_path):
     def work(rank):
         def lead():
             connection = group()
+            assert connection is not None
             connection.send({"kind": "train", "run": str(tmp_path / "nowhere")})
             connection.order(Order(END, 0))
 
@@ -214,7 +222,12 @@ def test_all_fail_with_the_reason_of_one_that_fails(tmp_path):
 
 
 def test_one_that_never_comes_is_named(tmp_path):
-    ended = launched(3, lambda _: Group(launch(), timedelta(seconds=1)), tmp_path, missing=(2,))
+    def work(rank):
+        as_one = launch()
+        assert as_one is not None
+        Group(as_one, timedelta(seconds=1))
+
+    ended = launched(3, work, tmp_path, missing=(2,))
     assert [end.code for end in ended] == [1, 1]
     assert all("rank 2 never came, in 1 seconds" in end.said for end in ended), ended
 
@@ -249,6 +262,7 @@ def test_a_launch_that_cannot_be_is_refused(monkeypatch, variables, words):
 def _ending(work):
     """As a run does: a process that fails tells the others."""
     connection = group()
+    assert connection is not None
     try:
         work()
     except BaseException as error:
