@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store, TCPStore
 
 from tunesmith import hardware
 from tunesmith.errors import RunError
@@ -117,11 +118,13 @@ class Group:
         self._store = self._meet(join)
         if self._made_here:
             backend = "cpu:gloo,cuda:nccl" if has_gpu else "gloo"
-            store = dist.PrefixStore("tensors", self._store)
+            store = PrefixStore("tensors", self._store)
             with self.failing_together("meeting the others"):
                 dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=ANSWER)
         self._parts: dict[int, Part] = {}
-        self._orders = dist.new_group(backend="gloo", timeout=WAIT)
+        orders = dist.new_group(backend="gloo", timeout=WAIT)
+        assert isinstance(orders, dist.ProcessGroup)
+        self._orders = orders
 
     @property
     def leads(self) -> bool:
@@ -347,18 +350,18 @@ class Group:
         name = self._names.get(rank)
         return f"rank {rank} of {self.size}" + ("" if name is None else f" ({name})")
 
-    def _meet(self, join: timedelta) -> dist.Store:
+    def _meet(self, join: timedelta) -> Store:
         """Write down that this process is there, and wait for all others."""
         stated = hardware.launch_variables()
         host, port = stated["MASTER_ADDR"], int(stated["MASTER_PORT"])
         # torchrun keeps the store itself, so does whoever made the process group before us.
         is_kept_here = self.leads and self._made_here and stated.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         try:
-            store = dist.TCPStore(host, port, self.size, is_kept_here, timeout=join, wait_for_workers=False, multi_tenant=True)
+            store = TCPStore(host, port, self.size, is_kept_here, timeout=join, wait_for_workers=False, multi_tenant=True)
         except (RuntimeError, ValueError) as error:
             kept = "the port cannot be had" if is_kept_here else "nobody answers"
             raise RunError(f"rank {self.rank} of {self.size}: {kept} at {host}:{port} ({error!s:.200})", _NEVER) from error
-        store = dist.PrefixStore(f"tunesmith/{stated.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        store = PrefixStore(f"tunesmith/{stated.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         end = time.monotonic() + join.total_seconds() + (GRACE if is_kept_here else 0)  # the others are to say it too
         missing = [rank for rank in range(self.size) if rank != self.rank]
         try:

@@ -13,7 +13,7 @@ start goes on, with any number of processes.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -96,7 +96,7 @@ class _Together:
 
 
 @contextmanager
-def _log_of(run: Path, rank: int) -> Iterator[None]:
+def _log_of(run: Path, rank: int) -> Generator[None]:
     """Write what this process says below the run directory."""
     folder = run / "logs"
     folder.mkdir(exist_ok=True)

@@ -28,7 +28,7 @@ from tunesmith.pipeline.own_loop import make_ready, settings_for
 from tunesmith.pipeline.replan import replanned
 from tunesmith.pipeline.stage import Session
 from tunesmith.pipeline.train_memory import MemoryOfSteps, memory_figures, told
-from tunesmith.recipe import Lora, Recipe, TrainSettings, section_from
+from tunesmith.recipe import Lora, Recipe, TrainSettings
 from tunesmith.recipe.adapter import CONFIG, WEIGHTS, read_lora, words_of_start
 from tunesmith.rundir import RunDir, fingerprint
 from tunesmith.rundir.hashes import content_hash
@@ -154,7 +154,7 @@ def follow_training(run: RunDir, job: Json, connection: Group) -> None:
         TrainingError, ModelError: see ``execute``.
     """
     recipe = run.recipe()
-    base, settings = base_of(run, recipe), section_from(TrainSettings, job["settings"], "train")
+    base, settings = base_of(run, recipe), TrainSettings.model_validate(job["settings"])
     if _inputs(run, recipe, base, settings) != job["inputs"]:
         raise RunError(
             f"{run.path}: rank {connection.rank} sees other rows or another base there than rank 0",
