@@ -37,6 +37,7 @@ from tunesmith.rundir.records.base import FileRecord, Record
 sys.path.append(str(Path(__file__).parent))
 from gpu_tables import with_predictions
 from memory_tables import with_short_table, with_techniques
+from scale_tables import with_scale
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTE = "Made by `make reference` from {source}; change that, not this page.\n"
@@ -95,6 +96,7 @@ def pages() -> dict[str, str]:
         "README.md": with_short_table((ROOT / "README.md").read_text()),
         "docs/explanation/memory.md": with_techniques((ROOT / "docs" / "explanation" / "memory.md").read_text()),
         "docs/explanation/gpu.md": with_predictions((ROOT / "docs" / "explanation" / "gpu.md").read_text()),
+        "docs/how-to/several-gpus.md": with_scale((ROOT / "docs" / "how-to" / "several-gpus.md").read_text()),
         "CONTRIBUTING.md": with_tree((ROOT / "CONTRIBUTING.md").read_text()),
     }
 

@@ -18,6 +18,7 @@ Layers, top to bottom; imports go down only, and stages never import each other:
     memory
     rundir
     recipe
+    launch
     processes
     errors  hardware  families  formatting  messages  notebook
 

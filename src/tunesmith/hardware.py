@@ -63,6 +63,13 @@ def child_environment() -> dict[str, str]:
     return {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", "TOKENIZERS_PARALLELISM": "false"}
 
 
+def launch_variables() -> dict[str, str]:
+    """What a launcher of several processes (torchrun, Ray Train, a hand) told this one, as far as it did."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    names += ("TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_RESTART_COUNT")
+    return {name: os.environ[name] for name in names if os.environ.get(name)}
+
+
 def secret(name: str) -> str | None:
     """An environment variable that holds a key, or None where it is not set or empty. Not to be logged."""
     return os.environ.get(name) or None
@@ -267,6 +274,14 @@ def private_memory(pid: int | None = None) -> int:
             if line.startswith("Private_Dirty:"):
                 return int(line.split()[1]) * 1024
     return 0
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process that has not ended; one that nobody waited for yet has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def die_with(watched: int, pid: int) -> None:

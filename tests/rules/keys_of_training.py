@@ -26,6 +26,7 @@ from tunesmith.models.streaming import layers_of
 from tunesmith.models.swap import add_lora
 from tunesmith.models.whole_tables import add_whole_tables
 from tunesmith.pipeline import verbs as api
+from tunesmith.pipeline.dials import dials_of_run
 from tunesmith.pipeline.export import context_of, dry_run
 from tunesmith.pipeline.table import table_of
 from tunesmith.processes import Team
@@ -38,6 +39,7 @@ from tunesmith.train.documents import make_documents
 from tunesmith.train.race import race
 from tunesmith.train.replay import replay_count
 from tunesmith.train.schedule import learning_rate
+from tunesmith.train.together import split_sequences
 
 
 def _precision(recipe, tmp):
@@ -124,6 +126,21 @@ def _refused(recipe, tmp):
     except TrainingError as error:
         return error.message
     return None
+
+
+def _shared_out(recipe, tmp):
+    """How many layers' bytes a process of two is planned to hold."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+            patch.setenv(name, value)
+        return dials_of_run(open_base(recipe), recipe.lora, TrainSettings(**recipe.train.model_dump())).resident_layers
+
+
+def _neighbours(recipe, tmp):
+    """How many processes are asked to compute a pack together."""
+    asked = []
+    split_sequences(torch.nn.Module(), SimpleNamespace(parts=asked.append), recipe.train.sequence_parallel)
+    return asked
 
 
 def _is_deterministic(recipe, tmp):
@@ -242,6 +259,8 @@ OBSERVE = {
     "train.deterministic": (True, _is_deterministic),
     "train.recompute": ("mlp", _recomputed),
     "train.resident_layers": (0, _is_streamed),
+    "train.shard": (True, _shared_out),
+    "train.sequence_parallel": (2, _neighbours),
     "train.memory": ("1MB", _ranks),
     "train.offload": ("inputs", _refused),
     "train.mlp_tile": (8, _tiles),
@@ -265,4 +284,5 @@ FIXED["train.qat"] = {"export.gguf": ["Q4_0"]}
 FIXED["rope_theta"] = {"max_position_embeddings": 4096}
 FIXED["train.memory"] = {**FIXED["train.memory"], "train.ranks": 2}
 FIXED["train.resident_layers"] = {"base": "nf4", "train.compute": "fp32"}
+FIXED["train.shard"] = {"base": "nf4", "train.compute": "fp32"}
 FIXED["train.offload"] = {**FIXED["train.offload"], "train.recompute": "layer"}

@@ -19,6 +19,11 @@ from source_tree import Module, modules
 
 TABLE = Path(__file__).with_suffix(".json")
 RELEASE = "2.11"
+FIRST = {  # where names of a package come from, before all files below it
+    "torch": ("torch/_C/_VariableFunctions.pyi", "torch/_C/__init__.pyi"),
+    "torch.distributed": ("torch/distributed/distributed_c10d.py",),
+    "torch.distributed.distributed_c10d": ("torch/_C/_distributed_c10d.pyi",),
+}
 NOT_LOOKED_AT = ("torch.ops.", "torch.Tensor.", "torch.nn.Module.")
 
 
@@ -59,7 +64,7 @@ def _known(unpacked: Path, names: set[str]) -> dict[str, list[str]]:
     for name in sorted(names):
         package, _, leaf = name.rpartition(".")
         folder = unpacked / package.replace(".", "/")
-        files = [unpacked / "torch/_C/_VariableFunctions.pyi", unpacked / "torch/_C/__init__.pyi"] if package == "torch" else []
+        files = [unpacked / file for file in FIRST.get(package, ())]
         files += [folder.with_suffix(".py")] if folder.with_suffix(".py").exists() else sorted(folder.rglob("*.py"))
         for file in files:
             text = file.read_text()

@@ -11,9 +11,12 @@ from typing import Annotated
 import typer
 
 from tunesmith import __version__, hardware
-from tunesmith.cli.application import app
-from tunesmith.cli.ending import run_to_its_end
+from tunesmith.cli.application import Lazy, app
+from tunesmith.cli.ending import ended_well, run_to_its_end
+from tunesmith.launch.variables import launch
 from tunesmith.tracking import terminal
+
+_follow = Lazy("tunesmith.pipeline.follow")
 
 for heading in ("look", "whole", "stages", "evidence", "bring", "use", "serve", "web", "share"):  # in the order of the help
     importlib.import_module(f"tunesmith.cli.{heading}")
@@ -40,4 +43,11 @@ def settings(
 def main() -> None:
     """Entry point."""
     hardware.grow_gpu_segments()
-    run_to_its_end(app)
+    run_to_its_end(_whole)
+
+
+def _whole() -> None:
+    """The command; in one of several processes that were launched together, its part of it."""
+    if launch() is None:
+        return app()
+    _follow.run_together(lambda: ended_well(app))

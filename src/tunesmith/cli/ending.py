@@ -20,6 +20,8 @@ from tunesmith.tracking import terminal
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
+RESULTS = (None, 0, *range(10, 18), *range(21, 25))  # verdicts and advice
+
 EXTRAS = {
     "torch": "train",
     "transformers": "train",
@@ -73,6 +75,17 @@ def run_to_its_end(app: Callable[[], object]) -> None:
             if error.filename is None and error.errno not in FULL:
                 raise
             _fail(TunesmithError(f"{_place(error)}: {error.strerror}", "is there room, and may it be written?"))
+
+
+def ended_well(app: Callable[[], object]) -> None:
+    """Run a command for a launcher, to which every exit code but 0 is a failure that it may try again: a verdict is none."""
+    try:
+        app()
+    except SystemExit as ending:
+        if ending.code not in RESULTS:
+            raise
+        if ending.code:
+            logger.info(f"exit code {ending.code} is what a run alone ends with; a launcher is told 0")
 
 
 def interrupt_message(arguments: list[str]) -> str:

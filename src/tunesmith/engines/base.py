@@ -186,11 +186,12 @@ class BaseModel:
             rendered.append(result)
         return rendered
 
-    def load(self, adapter: Path | None = None, dropout: float | None = None) -> "LoadedModel":
+    def load(self, adapter: Path | None = None, dropout: float | None = None, *, shard: bool = False) -> "LoadedModel":
         """The weights in memory, on the best device, with the adapter of a PEFT directory on them where one is named.
 
         Args:
             dropout: of the adapter, in the place of its own, where it is trained further.
+            shard: share the layers out among the processes that were launched together, all of which load alike.
 
         Raises:
             ModelError: damaged or unsuitable weights, or an adapter that was trained on another base.
@@ -199,7 +200,7 @@ class BaseModel:
             refuse_other_base(adapter, self.directory)
         places = (self.per_layer_embeddings, self.resident_layers, self.embedding_on, self.base_head)
         gguf = self.blocks if self.base in BLOCK_BASES else None
-        model = load_model(self.directory, self.compute, self.storage, best_device(), *places, gguf=gguf)
+        model = load_model(self.directory, self.compute, self.storage, best_device(), *places, gguf=gguf, shard=shard)
         if adapter is None:
             return LoadedModel(base=self, model=model)
         self.lay_grids(model)

@@ -11,6 +11,9 @@ thread a core, and so is all of it where no process can be forked or memory has 
 
 On a GPU everything is computed here.
 
+**Launched together** (``launch/group.py``), all processes are asked the same at once (``engines/dealt.py``): each computes its
+share of the items, and what comes of them is handed round, so all have the same afterwards, and every item was computed once.
+
 Refused: processes that live as long as the model (an adapter that is switched off, or merged, would stay as it was in them).
 """
 
@@ -18,6 +21,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -26,7 +30,8 @@ from transformers import PreTrainedModel
 
 from tunesmith import hardware
 from tunesmith.errors import RunError
-from tunesmith.models.ranks import Load, Shape, longest_first, obstacle_to_computing, shape_of, threads
+from tunesmith.launch.group import Group
+from tunesmith.models.ranks import Load, Shape, deal, longest_first, obstacle_to_computing, shape_of, threads
 from tunesmith.processes import Team, shared_memory
 
 logger = logging.getLogger(__name__)
@@ -34,6 +39,8 @@ logger = logging.getLogger(__name__)
 OTHER_BYTES = 100 << 20  # that a process takes beside what its caller counted: kernels, copies of written pages
 HINT = "a smaller evaluate.batch_size needs less memory"
 
+_together: ContextVar[Group | None] = ContextVar("together", default=None)
+_made: ContextVar[list[Tensor] | None] = ContextVar("made", default=None)  # shared tensors that nobody handed round yet
 Compute = Callable[[int], bytes]  # number of an item to its result
 Advance = Callable[[int], None]  # number of an item that is done
 Run = Callable[[Compute, Advance], list[bytes]]
@@ -51,6 +58,10 @@ def dealt_out(model: PreTrainedModel, costs: Sequence[float], rank_bytes: int) -
         A function of what computes an item, in any of the processes, and of what is called here as each is done. It forks,
         computes, ends what it forked, and returns the results in the order of the items.
     """
+    if (group := _together.get()) is not None:
+        with threads(1 if model.device.type == "cpu" else None):
+            yield _Handed(group, costs)
+        return
     shape = _shape(model, costs, rank_bytes)
 
     def run(compute: Compute, advance: Advance) -> list[bytes]:
@@ -84,9 +95,50 @@ def _shape(model: PreTrainedModel, costs: Sequence[float], rank_bytes: int) -> S
 def shared(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros that every process of a later ``dealt_out`` writes for all; on a GPU there is one process."""
     count = math.prod(shape)
+    if (made := _made.get()) is not None:
+        made.append(torch.zeros(*shape, dtype=dtype, device=device))
+        return made[-1]
     if device.type != "cpu" or count == 0:
         return torch.zeros(*shape, dtype=dtype, device=device)
     return torch.frombuffer(shared_memory(count * dtype.itemsize), dtype=dtype, count=count).view(*shape)
+
+
+@contextmanager
+def together(group: Group) -> Iterator[None]:
+    """Within the block, in all processes of a group at once, every ``dealt_out`` is dealt out to them."""
+    here, tensors = _together.set(group), _made.set([])
+    try:
+        yield
+    finally:
+        _together.reset(here)
+        _made.reset(tensors)
+
+
+def is_dealt_out(device: torch.device) -> bool:
+    """Whether several items are computed at once, so that there should be several."""
+    return device.type == "cpu" or _together.get() is not None
+
+
+class _Handed:
+    """Computes the share of this process, and hands results and shared tensors round."""
+
+    def __init__(self, group: Group, costs: Sequence[float]):
+        self._group, self._count, self._dealt = group, len(costs), deal(costs, group.size)
+
+    def __call__(self, compute: Compute, advance: Advance) -> list[bytes]:
+        own: dict[int, bytes] = {}
+        for item in self._dealt[self._group.rank]:
+            own[item] = compute(item)
+            advance(item)
+        results = self._group.hand_round(own)
+        for item in sorted(results.keys() - own.keys()):
+            advance(item)
+        made = _made.get()
+        assert made is not None
+        for tensor in made:  # zeros but where one process wrote
+            self._group.add_up(tensor)
+        made.clear()
+        return [results[item] for item in range(self._count)]
 
 
 class Widths:

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunesmith.engines.deal import Widths, dealt_out, shared
+from tunesmith.engines.deal import Widths, dealt_out, is_dealt_out, shared
 from tunesmith.engines.row_cache import GROWTH, RowCache
 from tunesmith.engines.shared_prefix import DECODE, MIN_SHARED, PREFILL, Prefix, common_beginning, compute_prefix
 from tunesmith.engines.step_graph import AHEAD, StepGraphs, graphs_of
@@ -122,7 +122,7 @@ def greedy(
     shared_tokens = common_beginning(list(prompts))
     shared_tokens = shared_tokens if shared_tokens >= MIN_SHARED else 0
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
-    batches = _batches(order, batch_size, to_deal_out=model.device.type == "cpu")
+    batches = _batches(order, batch_size, to_deal_out=is_dealt_out(model.device))
     rests = [[len(prompts[number]) - shared_tokens for number in batch] for batch in batches]
     widths, most = Widths(model), stop_rule.max_new_tokens
     costs = [widths.flop(sum(rest) + len(rest) * most, len(rest) * most) for rest in rests]

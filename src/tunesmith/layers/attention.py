@@ -19,6 +19,7 @@ dimension; here: X is H or G.
 
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,8 +29,10 @@ from tunesmith.kernels.attention import Saved, ScoreParams, Span, attention, att
 from tunesmith.kernels.known_attention import known_attention
 from tunesmith.kernels.rms_norm import rms_norm_backward, rms_norm_forward
 from tunesmith.kernels.rope import rope_
+from tunesmith.launch.group import Part
 from tunesmith.layers.lora import LoRAGroup, LoRALinear, Norm
 from tunesmith.layers.offload import AttentionResult
+from tunesmith.layers.sequence import heads_apart
 
 
 @dataclass(frozen=True)
@@ -96,9 +99,11 @@ class FusedAttention(nn.Module):
 
     Attributes:
         result: where what it gives in a pass is kept for the layer's second one (``models/recompute.py``); None for nowhere.
+        part: processes among whom a pack's tokens are shared out (``layers/sequence.py``); None where all tokens are here.
     """
 
     result: AttentionResult | None = None
+    part: Part | None = None
 
     def __init__(
         self,
@@ -137,13 +142,13 @@ class FusedAttention(nn.Module):
         cos_TK, sin_TK = (part[0] for part in position_embeddings)
         if self.heads.half_cosines:
             cos_TK, sin_TK = torch.cat([cos_TK, cos_TK], 1), torch.cat([sin_TK, sin_TK], 1)
-        if qkv_TM.is_cuda or self.shared is not None or self.result is not None:
+        if qkv_TM.is_cuda or not (self.shared is self.result is self.part is None):
             o_THK = self._in_steps(qkv_TM, cos_TK, sin_TK, spans, shared_kv_states)
         else:
             o_THK = _AttentionFunction.apply(qkv_TM, self.heads, cos_TK, sin_TK, spans, self.scoring)
         assert isinstance(o_THK, Tensor)
         o_NHK = o_THK if only_N is None else o_THK[only_N]
-        return self.o_proj(o_NHK.reshape(1, len(o_NHK), -1)), None
+        return self.o_proj(o_NHK.flatten(1)[None]), None
 
     def _in_steps(
         self,
@@ -162,9 +167,12 @@ class FusedAttention(nn.Module):
                 k_1GTK, v_1GTK = (x.transpose(0, 1).contiguous()[None] for x in (k_TGK, v_TGK))
                 states[shared.name] = k_1GTK, v_1GTK
             k_TGK, v_TGK = (x[0].transpose(0, 1) for x in states[shared.name])
+        attend = attention
         if self.result is not None:
-            return known_attention(q_THK, k_TGK, v_TGK, spans, self.scoring, self.result.known(), self.result.keep)
-        return attention(q_THK, k_TGK, v_TGK, spans, self.scoring)
+            attend = partial(known_attention, known=self.result.known(), keep=self.result.keep)
+        if self.part is not None:
+            return heads_apart(attend, self.part, q_THK, k_TGK, v_TGK, spans, self.scoring)
+        return attend(q_THK, k_TGK, v_TGK, spans, self.scoring)
 
 
 class _HeadsFunction(torch.autograd.Function):

@@ -121,7 +121,8 @@ class LoRALinear(InStep, nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Shape (..., I) to (..., O), in the dtype of x."""
         assert len(self.group.layers) == 1, "this layer is computed by its group"
-        return self.group(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+        y_TO = self.group(x.reshape(-1, x.shape[-1]))
+        return y_TO.view(*x.shape[:-1], y_TO.shape[-1])  # of no rows, too
 
     def base_OI(self, dtype: torch.dtype) -> Tensor:
         """The frozen weight, shape (O, I); of a quantised layer valid until the next call."""

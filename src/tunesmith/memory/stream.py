@@ -8,6 +8,7 @@ Where they lie follows from the device and from what is free, and is said:
 
 * a **CPU** computes from the mapped file (``reading.py``): nothing is copied, and a model larger than memory trains at the
   speed of the disk;
+* of several processes **each has a share** (``sharded.py``), where the training asks for it;
 * a **GPU** has a ring of slots (``ring.py``), filled from page-locked memory of the host; from the file where the host has no
   room for the layers or will not lock so much.
 
@@ -27,9 +28,11 @@ from torch import Tensor
 
 from tunesmith import hardware
 from tunesmith.formatting import gb
+from tunesmith.launch.group import Group
 from tunesmith.memory.order import Order
 from tunesmith.memory.reading import FileReader, MappedFile, PinnedArenas, arena_sizes
 from tunesmith.memory.ring import SLOTS, Copier, Ring, ThreadCopier
+from tunesmith.memory.sharded import ShardedLayers
 from tunesmith.memory.store import Store
 
 logger = logging.getLogger(__name__)
@@ -91,11 +94,12 @@ class MappedLayers:
         return self._file.layer(number)
 
 
-def open_layers(store: Store, device: torch.device, resident: int) -> Layers:
+def open_layers(store: Store, device: torch.device, resident: int, group: Group | None = None) -> Layers:
     """The layers of a store for a device, and where they are is logged.
 
     Args:
         resident: how many of the first layers stay on the device; fewer than all.
+        group: of processes among whom the others are shared out; None for one that has them all.
 
     Raises:
         ModelError: the file is damaged.
@@ -103,6 +107,10 @@ def open_layers(store: Store, device: torch.device, resident: int) -> Layers:
     count = f"{len(store.layers) - resident} of {len(store.layers)}"
     total = sum(layer.nbytes for layer in store.layers[resident:])
     stay = f", {resident} stay" if resident else ""
+    if group is not None:
+        share = f"{gb(total // group.size)} in each of {group.size} processes"
+        logger.info(f"sharding: {count} layers ({gb(total)}), {share}{stay}")
+        return ShardedLayers(store, device, resident, group)
     if device.type != "cuda":
         logger.info(f"streaming: {count} layers ({gb(total)}) from {store.file}, mapped{stay}")
         return MappedLayers(store, resident)

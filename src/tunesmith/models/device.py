@@ -12,18 +12,23 @@ fp32 from then on: PyTorch has a switch for all products, not for one.
 import torch
 
 from tunesmith import hardware
+from tunesmith.launch.variables import launch
 from tunesmith.rundir.records.training import GpuUse
 
 ROOM = 1.5  # of a dense model's bytes: weights, activations of one pack and what the loader holds on the way
 
 
 def best_device() -> torch.device:
-    """``cuda:0`` where PyTorch can use a GPU, whose products add up in fp32 from then on; else ``cpu``."""
+    """The GPU of this process where PyTorch can use one, whose products add up in fp32 from then on; else ``cpu``.
+
+    It is the first, and of several processes that were launched together that of its local rank.
+    """
     if not torch.cuda.is_available():
         return torch.device("cpu")
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
-    return torch.device("cuda", 0)
+    launched = launch()
+    return torch.device("cuda", 0 if launched is None else launched.local_rank)
 
 
 def device_name(device: torch.device) -> str:

@@ -70,6 +70,7 @@ def load_model(
     embedding_on: str = "device",
     base_head: str = "auto",
     gguf: Path | None = None,
+    shard: bool = False,
 ) -> PreTrainedModel:
     """A stock causal language model, frozen, with packed attention at hand.
 
@@ -84,6 +85,7 @@ def load_model(
         embedding_on: where the embedding lies, ``recipe.train.embedding_on``.
         base_head: what the output head is kept in, as in the recipe.
         gguf: the file whose blocks the linear layers are kept in, where ``base`` names them.
+        shard: whether the processes that were launched together share the layers out, ``recipe.train.shard``.
 
     Raises:
         ModelError: no safetensors, unknown architecture, damaged file, a weight that is not in the checkpoint, a quantisation
@@ -95,7 +97,7 @@ def load_model(
     refuse_streaming(base or dtype, resident_layers)
     if base == "nf4" or gguf is not None:
         places = (per_layer_embeddings, resident_layers, embedding_on, base_head)
-        model = load_nf4(directory, (), DTYPES[dtype], device, *places, gguf=gguf)
+        model = load_nf4(directory, (), DTYPES[dtype], device, *places, gguf=gguf, shard=shard)
     else:
         model = _load_dense(directory, DTYPES[dtype], device, per_layer_embeddings, embedding_on, base_head)
     if dtype == "fp16":

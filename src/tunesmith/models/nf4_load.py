@@ -97,6 +97,7 @@ def load_nf4(
     *,
     quantize: bool = True,
     gguf: Path | None = None,
+    shard: bool = False,
 ) -> PreTrainedModel:
     """A stock causal language model, frozen, with ``QuantizedLinear`` for its linear layers and ``NF4Experts`` for its experts.
 
@@ -108,6 +109,8 @@ def load_nf4(
         per_layer_embeddings, resident_layers, embedding_on, base_head: as in the recipe.
         quantize: hold them in NF4; else the whole model is in ``dtype``, for what stock transformers does not read.
         gguf: hold them in the blocks of this file instead, whose values are those of ``directory``.
+        shard: share the layers that do not stay out among the processes that were launched together; all of them where
+            ``resident_layers`` is not a number.
 
     Raises:
         ModelError: unknown architecture, no safetensors, a damaged file, a parameter that is missing or of another shape,
@@ -148,9 +151,10 @@ def load_nf4(
             _fill(model, old, names, checkpoint, device)
     read = partial(_read_quantized, checkpoint, device=device)
     streamed: dict[str, NF4Weight] = {}
-    if isinstance(resident_layers, int):
+    if shard or isinstance(resident_layers, int):
+        resident = resident_layers if isinstance(resident_layers, int) else 0
         shapes = {name: model.get_parameter(name).shape for name in sorted(later) if name != f"{table}.weight"}
-        streamed = streamed_weights(model, shapes, read, directory, exclude, device, resident_layers)
+        streamed = streamed_weights(model, shapes, read, directory, exclude, device, resident, shard)
     weight_of = partial(_weight, read, streamed) if file is None else partial(_read_blocks, file, dtype=dtype, device=device)
     _put_quantized(model, linears, experts, weight_of)  # with biases that are filled by now
     _refuse_meta(model)

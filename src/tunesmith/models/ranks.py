@@ -105,6 +105,25 @@ def longest_first(costs: Sequence[float]) -> list[int]:
     return sorted(range(len(costs)), key=lambda number: (-costs[number], number))
 
 
+def deal(costs: Sequence[float], size: int) -> list[list[int]]:
+    """Which items each process computes, by the rule of longest processing time; the same wherever it is asked.
+
+    Args:
+        costs: of the items.
+        size: number of processes.
+
+    Returns:
+        Numbers of items by process, each list in rising order.
+    """
+    dealt: list[list[int]] = [[] for _ in range(size)]
+    loads = [0.0] * size
+    for number in longest_first(costs):
+        rank = min(range(size), key=lambda each: (loads[each], each))
+        dealt[rank].append(number)
+        loads[rank] += costs[number]
+    return [sorted(items) for items in dealt]
+
+
 @contextmanager
 def threads(number: int | None) -> Iterator[None]:
     """Within the block torch computes with so many threads; None: as many as it did."""

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from tunesmith import hardware
 from tunesmith.checkpoints.facts import model_key
 from tunesmith.errors import ModelError
+from tunesmith.launch.group import group
 from tunesmith.layers.nf4 import NF4Weight, dtype_of
 from tunesmith.memory.disk import stored_layer_bytes
 from tunesmith.memory.ring import SLOTS
@@ -54,6 +55,7 @@ def streamed_weights(
     exclude: tuple[str, ...],
     device: torch.device,
     resident: int,
+    shard: bool = False,
 ) -> dict[str, NF4Weight]:
     """The quantised weights of decoder layers by name, streamed; none where all layers stay.
 
@@ -63,6 +65,7 @@ def streamed_weights(
         read: reads one of them from the checkpoint, quantised.
         directory: of the checkpoint, and ``exclude`` what is left dense: they name the store.
         resident: how many of the first layers stay.
+        shard: share the others out among the processes that were launched together.
 
     Raises:
         ModelError: no decoder layers, a damaged store, no room for it on the disk.
@@ -75,6 +78,7 @@ def streamed_weights(
             f"train.resident_layers: {type(model).__name__} has no decoder layers with weights in NF4 to stream",
             "train.resident_layers: all",
         )
+    connection = group() if shard else None
     spare = SLOTS if device.type == "cuda" else 0
     if resident + spare >= len(layers):
         beside = f" and {spare} pass through" if spare else ""
@@ -92,7 +96,7 @@ def streamed_weights(
     found = {place.name: torch.Size(place.shape) for layer in store.layers for place in layer.weights}
     if found != {name: shapes[name] for of_layer in names for name in of_layer}:
         raise ModelError(f"{store.directory}: holds another model's layers", f"remove {store.directory}; it is made again")
-    opened = open_layers(store, device, resident)
+    opened = open_layers(store, device, resident, connection)
     return {
         place.name: NF4Weight(StreamedWeight(opened, number, place), dtype_of(place.name, place.dtype))
         for number, layer in enumerate(store.layers)

@@ -6,7 +6,7 @@ A learning curve asks it of the adapters of several shares, a race of bases of t
 import functools
 from pathlib import Path
 
-from tunesmith.engines.open import open_in_process
+from tunesmith.engines.dealt import open_dealt
 from tunesmith.evaluate.arms import declared_tools, key_of_answers, read_outputs, run_arm
 from tunesmith.models.adapter import WEIGHTS
 from tunesmith.pipeline.base import base_of
@@ -25,6 +25,6 @@ def adapter_on_dev(evaluation: Evaluation, adapter: Path, folder: Path) -> list[
     budget, allowed, tools = evaluation.max_new_tokens, evaluation.allowed, declared_tools(evaluation.dev, evaluation.metric)
     answers_key = key_of_answers(content_hash(adapter / WEIGHTS), prompts, budget, allowed, tools)
     base = base_of(evaluation.run, evaluation.recipe)
-    engine = functools.partial(open_in_process, base, adapter, evaluation.recipe.evaluate.batch_size)
+    engine = functools.partial(open_dealt, base, adapter, evaluation.recipe.evaluate.batch_size)
     run_arm(folder, folder.parent, engine, answers_key, evaluation.dev, prompts, evaluation.metric, budget, allowed)
     return read_outputs(folder)

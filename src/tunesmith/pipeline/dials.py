@@ -24,6 +24,7 @@ import torch
 
 from tunesmith.engines.base import BaseModel, LoadedModel
 from tunesmith.formatting import gb, parse_amount
+from tunesmith.launch.variables import launch
 from tunesmith.layers.new_rows import NewRows
 from tunesmith.memory.dials import Dials, dials_of
 from tunesmith.memory.plan import Plan, plan_for_training
@@ -57,7 +58,7 @@ class Shortage:
 def placed(base: BaseModel, recipe: Recipe) -> BaseModel:
     """The base with what the loader must know to make the recipe's training fit the GPU; as it is without one."""
     train, device = recipe.train, best_device()
-    at_default = train.resident_layers == "all" and train.embedding_on == "device"
+    at_default = train.resident_layers == "all" and train.embedding_on == "device" and not train.shard
     if device.type == "cpu" or train.memory == "off" or not at_default:
         return base
     shape = _shape(base)
@@ -121,6 +122,10 @@ def _shape(base: BaseModel) -> Shape | str:
 def dials_of_run(base: BaseModel, lora: Lora, train: TrainSettings, device: Literal["gpu", "cpu"] = "gpu") -> Dials:
     """The dials of settings, with those that the base was, or will be, loaded with."""
     resident = base.resident_layers
+    launched = launch()
+    if train.shard and launched is not None and not isinstance(shape := _shape(base), str):
+        whole = resident if isinstance(resident, int) else 0
+        resident = whole + -(-(shape.depth - whole) // launched.size)  # in bytes; what is put together takes two slots
     return replace(
         dials_of(base.storage, base.compute, lora, train, device, base.base_head, len(base.new_tokens)),
         resident_layers=resident if isinstance(resident, int) else None,

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
+from tunesmith.engines.dealt import open_dealt
 from tunesmith.engines.engine import Allowed, Answer, Engine
 from tunesmith.engines.open import (
     answer_language,
     endpoint_key,
     open_endpoint,
-    open_in_process,
     open_llama_cpp,
     output_constraint,
 )
@@ -96,7 +96,7 @@ class Evaluation:
             Rendered.read(run.rendered_file).max_new_tokens,
             output_constraint(recipe.task),
             output_constraint(recipe.task) or answer_language(recipe.task),
-            functools.cache(lambda: open_in_process(base_of(run, recipe), None, recipe.evaluate.batch_size)),
+            functools.cache(lambda: open_dealt(base_of(run, recipe), None, recipe.evaluate.batch_size)),
             functools.cache(lambda: base_of(run, recipe).load().model),
             corpus,
             documents,
@@ -213,7 +213,7 @@ def _tuned_engine(
         return model.key, lambda: open_llama_cpp(gguf, base.renderer, *asked)
     if shared is not None and adapter is not None and recipe.tuned_kind == "several":
         return key, lambda: SwappedEngine(shared(), adapter, base.renderer, batch_size)
-    return key, lambda: open_in_process(base, adapter, batch_size)
+    return key, lambda: open_dealt(base, adapter, batch_size)
 
 
 def _read_corpus(recipe: Recipe, pool: list[Row], test: list[Row]) -> Corpus:

@@ -47,6 +47,8 @@ logger = logging.getLogger(__name__)
 
 NOT_HERE = {
     "resident_layers": "the model is loaded with it: open_base(recipe)",
+    "shard": "processes that were launched together make a whole run: torchrun -m tunesmith run",
+    "sequence_parallel": "processes that were launched together make a whole run: torchrun -m tunesmith run",
     "embedding_on": "the model is loaded with it: open_base(recipe)",
     "from_adapter": "the model is loaded with it: open_base(model).load(directory)",
     "compute": "the model was opened with it: open_base(model, compute=...)",

@@ -33,6 +33,7 @@ CHEAP_TRAIN_KEYS = (
     "train.keep_checkpoints",
     "train.ranks",
     "train.resident_layers",
+    "train.shard",
     "train.offload",
     "train.embedding_on",
     "train.memory",

@@ -11,7 +11,8 @@ import torch
 from tunesmith.chat.fit_template import check_template
 from tunesmith.data.pack import Plan
 from tunesmith.engines.base import BaseModel, LoadedModel
-from tunesmith.errors import RecipeError
+from tunesmith.errors import RecipeError, RunError, TrainingError
+from tunesmith.launch.group import Group, Order, group
 from tunesmith.layers.experts import Adapted, LoRAExpertWeight
 from tunesmith.layers.new_rows import NewRows
 from tunesmith.layers.whole_table import WholeTable
@@ -35,13 +36,17 @@ from tunesmith.rundir.records.base import Json
 from tunesmith.rundir.records.training import GpuUse, Race, Training
 from tunesmith.tracking import MetricsLog, write_csv
 from tunesmith.train.checkpoint import Checkpoints
+from tunesmith.train.distributed import World
 from tunesmith.train.documents import Documents
 from tunesmith.train.health_data import check_part
 from tunesmith.train.loop import FirstStepFull, Fitted, fit
 from tunesmith.train.race import race
 from tunesmith.train.replay import replay_count
+from tunesmith.train.together import END
 
 logger = logging.getLogger(__name__)
+
+TRAIN = "train"  # a job for processes that were launched together
 
 
 def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> None:
@@ -70,7 +75,7 @@ def _trained(run: RunDir, recipe: Recipe, base: BaseModel, shortage: Shortage | 
     parts = [check_part(part, rows, run.data / f"{part}.jsonl", base.renderer) for part, rows in documents.items()]
     watch_gpu(best_device())
     first = recipe.train.from_adapter
-    tuned = base.load().adapt(recipe.lora, recipe.seed) if first is None else _go_on_from(base, recipe.lora, first)
+    tuned = _adapted(base, recipe)
     model, layers = tuned.model, tuned.layers
     template = check_template(base.renderer, len(head_weight(model)))
     trained_weights = sum(p.numel() for layer in layers.values() for p in layer.parameters() if p.requires_grad)
@@ -81,9 +86,10 @@ def _trained(run: RunDir, recipe: Recipe, base: BaseModel, shortage: Shortage | 
     settings = derived.settings
     for line in derived.lines:
         logger.info(f"train: {line}")
-    train, dev = documents["train"], documents["dev"]
-    if recipe.train.replay:
-        train = train.joined(Documents.open(run.tokens("replay")).first(replay_count(recipe.train.replay, train.rows)))
+    connection = group()
+    if connection is not None:
+        connection.send(_job(run, recipe, base, settings))
+    train, dev = _with_replay(run, recipe, documents["train"]), documents["dev"]
     ready = make_ready(model, layers, train, settings, recipe.seed, is_new=first is None)
     steps = ready.steps
     logger.info(f"train: {ready.swapped}")
@@ -94,10 +100,12 @@ def _trained(run: RunDir, recipe: Recipe, base: BaseModel, shortage: Shortage | 
     try:
         outcome, settings, fitted, memory = _fitted(run, recipe, base, tuned, train, steps, dev, settings)
     except FirstStepFull as error:
+        _end_training(connection)
         again = None if shortage is not None else replanned(error, base, recipe, settings)
         if again is None:
             raise
         return again
+    _end_training(connection)
     measured = memory.measured()
     load_adapter_state(layers, read_adapter(fitted.checkpoint))
     tuned.save_adapter(run.adapter)
@@ -138,6 +146,62 @@ def _trained(run: RunDir, recipe: Recipe, base: BaseModel, shortage: Shortage | 
     return None
 
 
+def follow_training(run: RunDir, job: Json, connection: Group) -> None:
+    """Compute for a training that the first of several launched processes has begun, until it ends.
+
+    Raises:
+        RunError: this process sees other rows or another base; or the first one is gone.
+        TrainingError, ModelError: see ``execute``.
+    """
+    recipe = run.recipe()
+    base, settings = base_of(run, recipe), TrainSettings.model_validate(job["settings"])
+    if _inputs(run, recipe, base, settings) != job["inputs"]:
+        raise RunError(
+            f"{run.path}: rank {connection.rank} sees other rows or another base there than rank 0",
+            "all processes need the same run directory and model: a disk that all machines share",
+        )
+    documents = {part: Documents.open(run.tokens(part)) for part in ("train", "dev")}
+    tuned = _adapted(base, recipe)
+    train = _with_replay(run, recipe, documents["train"])
+    ready = make_ready(tuned.model, tuned.layers, train, settings, recipe.seed, is_new=recipe.train.from_adapter is None)
+    logger.info(f"following: {len(ready.steps)} steps as rank {connection.rank} of {connection.size}, {ready.swapped}")
+    args = (tuned.model, tuned.layers, train, ready.steps, documents["dev"], settings, recipe.seed, connection)
+    with World(*args) as world:
+        world.follow()
+    logger.info(f"following: done, {world.largest.packs} packs a step at most")
+
+
+def _end_training(connection: Group | None) -> None:
+    """Let those that follow a training go, where there are some."""
+    if connection is not None:
+        connection.order(Order(END, 0))
+
+
+def _job(run: RunDir, recipe: Recipe, base: BaseModel, settings: TrainSettings) -> Json:
+    """What other processes need to know of a training."""
+    inputs = _inputs(run, recipe, base, settings)
+    return {"kind": TRAIN, "run": str(run.path.resolve()), "settings": settings.model_dump(mode="json"), "inputs": inputs}
+
+
+def _adapted(base: BaseModel, recipe: Recipe) -> LoadedModel:
+    """The model with what is trained on it."""
+    first, shard, parallel = recipe.train.from_adapter, recipe.train.shard, recipe.train.sequence_parallel
+    if (shard or parallel > 1) and group() is None:
+        key = "train.shard: true" if shard else f"train.sequence_parallel: {parallel}"
+        hint = "torchrun --standalone --nproc-per-node gpu -m tunesmith run ..."
+        raise TrainingError(f"{key}, and this process is alone", hint)
+    if first is None:
+        return base.load(shard=shard).adapt(recipe.lora, recipe.seed)
+    return _go_on_from(base, recipe.lora, first, shard)
+
+
+def _with_replay(run: RunDir, recipe: Recipe, train: Documents) -> Documents:
+    """The documents that are trained on, with the base model's own answers where the recipe mixes some in."""
+    if not recipe.train.replay:
+        return train
+    return train.joined(Documents.open(run.tokens("replay")).first(replay_count(recipe.train.replay, train.rows)))
+
+
 def _fitted(
     run: RunDir,
     recipe: Recipe,
@@ -153,25 +217,25 @@ def _fitted(
     trained = sum(p.numel() for layer in layers.values() for p in layer.parameters() if p.requires_grad)
     lying = Checkpoints(run.checkpoints, inputs, settings.keep_checkpoints).bytes_there()
     refuse_checkpoints(run, trained, settings, lying)
-    outcome = race(model, layers, train, steps, dev, settings, recipe.seed, run.checkpoints, inputs)
+    outcome = race(model, layers, train, steps, dev, settings, recipe.seed, run.checkpoints, inputs, group())
     if outcome is not None:
         logger.info(f"train: {outcome.words}, from the start")
         settings = settings.model_copy(update={"learning_rate": outcome.learning_rate})
         inputs = _inputs(run, recipe, base, settings)
     metrics = MetricsLog(run.metrics_file)
     memory = MemoryOfSteps(model.device)
-    fitted = fit(model, layers, train, steps, dev, settings, recipe.seed, run.checkpoints, metrics, inputs)
+    fitted = fit(model, layers, train, steps, dev, settings, recipe.seed, run.checkpoints, metrics, inputs, group())
     return outcome, settings, fitted, memory
 
 
-def _go_on_from(base: BaseModel, lora: Lora, adapter: Path) -> LoadedModel:
+def _go_on_from(base: BaseModel, lora: Lora, adapter: Path, shard: bool) -> LoadedModel:
     """The base with an adapter that is there already, and with the recipe's dropout.
 
     Raises:
         ModelError: an adapter that cannot be read, or that belongs to another base.
         RecipeError: ``lora.target_modules`` of the recipe means other layers than it has.
     """
-    loaded = base.load(adapter, dropout=lora.dropout)
+    loaded = base.load(adapter, dropout=lora.dropout, shard=shard)
     assert loaded.lora is not None
     if base.grown.texts and not any(isinstance(layer, NewRows) for layer in loaded.layers.values()):
         raise RecipeError(
@@ -224,7 +288,7 @@ def _note_gpu(run: RunDir, gpu: GpuUse, memory: Json) -> None:
 def _inputs(run: RunDir, recipe: Recipe, base: BaseModel, settings: TrainSettings) -> str:
     """What checkpoints must have been made with to be resumed from; how their rate was found is no part of it."""
     parts = ("train", "dev", *(["replay"] if recipe.train.replay else []))
-    places = {"memory", "recompute", "resident_layers", "offload", "embedding_on"}
+    places = {"memory", "recompute", "resident_layers", "shard", "offload", "embedding_on"}
     trained_by = settings.model_dump(exclude={"keep_checkpoints", "ranks", "race", "from_adapter", *places})
     first = recipe.train.from_adapter
     began = [] if first is None else [[content_hash(first / name) for name in (CONFIG, WEIGHTS)]]

@@ -256,6 +256,8 @@ class Recipe(Section):
                 f"train.resident_layers: {self.train.resident_layers} streams layers in NF4, and base is {self.base}; "
                 "write base: nf4, or train.resident_layers: all"
             )
+        if self.train.shard and self.base != "nf4":
+            raise ValueError(f"train.shard: true shares layers in NF4 out, and base is {self.base}; write base: nf4")
         return self
 
     @model_validator(mode="after")

@@ -117,6 +117,16 @@ class Optimisation(Section):
         "stored once in the cache and streamed: to a GPU from the host's memory or the disk, on a CPU from the mapped file; 0 "
         "takes the least memory; the adapter is the same",
     )
+    shard: bool = Field(
+        default=False,
+        description="of several processes that were launched together (torchrun) each holds a share of every decoder layer of "
+        "a base in nf4, for a model that no card of them holds whole; the adapter is the same to the bit",
+    )
+    sequence_parallel: Annotated[int, Field(ge=1)] = Field(
+        default=1,
+        description="processes that compute a row together, of those that were launched: each has a run of its tokens, and in "
+        "attention some heads (Ulysses), for rows that are too long for one card; a divisor of the model's heads",
+    )
     offload: Literal["none", "inputs", "attention"] = Field(
         default="none",
         description="inputs: what a recomputed layer keeps, its input, waits in host memory until the layer goes backward; "

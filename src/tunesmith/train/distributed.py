@@ -15,10 +15,12 @@ the activations of one pack each.
 
 **On a GPU** the world is one process. It puts the packs of the next step together before it waits for the loss of this one.
 
+**Launched together** (torchrun, several GPUs or machines), the processes are there already, and ``train/together.py`` deals.
+
 Cost: a slot is as large as the adapter (20 MB for 5M weights), and there are as many as packs in a step, up to 1 GB; longer
 steps go through them in turns. Adding them takes a thousandth of a step.
 
-Refused: gradients by rank (their sum depends on how packs fell), ``torch.distributed`` over gloo (sockets and copies for what
+Refused: gradients by rank (their sum depends on how packs fell), PyTorch's collectives over gloo (sockets and copies for what
 lies in the same memory), a fixed deal (a process beside which something else runs would be waited for).
 
 Shape suffixes: T tokens, N rows (positions that predict).
@@ -29,6 +31,7 @@ import mmap
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import NamedTuple, Protocol, Self
 
 import torch
@@ -38,6 +41,7 @@ from transformers import PreTrainedModel
 from tunesmith import hardware
 from tunesmith.errors import TrainingError
 from tunesmith.formatting import parse_amount
+from tunesmith.launch.group import Group
 from tunesmith.layers.context import Counters, StepContext, at_step
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.attention import PACKED
@@ -48,6 +52,7 @@ from tunesmith.processes import Team, shared_memory
 from tunesmith.recipe import TrainSettings
 from tunesmith.train.documents import Documents, Pack
 from tunesmith.train.step import mean_loss, pack_loss, pack_tokens, step_gradients, step_packs
+from tunesmith.train.together import Together, Ways, split_sequences
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +65,7 @@ OTHER_BYTES = 150 << 20  # that a process takes beside activations and gradients
 ALIGNED = 64  # bytes: a product may be rounded otherwise where its operands lie otherwise
 HELD = 3  # copies of what is trained that a process adds: its gradient, and two slots
 STEP, DEV = 0, 1
+EXACT_ON_CPU = True  # whether launched processes on a CPU add up pack by pack, and not each its own first, as between GPUs
 JOB = struct.Struct("<qq")
 RESULT = struct.Struct(
     "<dqq"
@@ -149,6 +155,7 @@ class World:
         dev: documents whose loss is taken; None for none.
         settings: the section ``train`` of a recipe.
         seed: of dropout.
+        group: processes that were launched together and have this training (``train/together.py``); None for one that forks.
 
     Attributes:
         largest: pack of the steps so far; of no tokens before the first.
@@ -166,6 +173,7 @@ class World:
         dev: Documents | None,
         settings: TrainSettings,
         seed: int,
+        group: Group | None = None,
     ):
         self._model, self._train, self._steps, self._settings, self._seed = model, train, steps, settings, seed
         self._parameters = [p for layer in layers.values() for p in layer.parameters() if p.requires_grad]
@@ -181,8 +189,17 @@ class World:
         self._offsets: list[int] = []
         self._slot_size = self._slots = 0
         self._gradients = shared_memory(0)
-        self.shape = self._shape()
-        self.largest = Largest(ranks=self.shape.ranks)
+        self.shape = self._shape() if group is None else Shape(group.size, 1, "launched together")
+        self._together: Together | None = None
+        if group is not None:
+            ways = Ways(
+                exact=self._device.type == "cpu" and EXACT_ON_CPU,
+                sharded=settings.shard,
+                part=split_sequences(model, group, settings.sequence_parallel),
+            )
+            cost = partial(flop_of, width=self._width)
+            self._together = Together(group, model, self._parameters, self.packs, self.dev_packs, cost, seed, ways)
+        self.largest = Largest(ranks=self.shape.ranks if group is None else 1)  # of this process
 
     def __enter__(self) -> Self:
         return self
@@ -210,7 +227,7 @@ class World:
 
     def start(self) -> None:
         """Fork the others, where they are not there yet. Outside of the contexts in which a step computes."""
-        if self._team is not None:
+        if self._team is not None or self._together is not None:
             return
         ranks = self.shape.ranks
         if self._device.type == "cpu":
@@ -225,6 +242,8 @@ class World:
         """Leave the gradients of a step in ``.grad``."""
         packs = self.packs(number)
         self.largest = self.largest.joined(packs)
+        if self._together is not None:
+            return _step_sums(self._together.gradients(number), packs)
         if self._team is None or self._team.size == 1:
             context = StepContext(seed=self._seed, step=number)
             loss, accuracy = step_gradients(self._model, packs, context, lambda: self._prepare(number + 1))
@@ -239,18 +258,30 @@ class World:
             self._add(gradients, [results[n][RESULT.size :] for n in some])
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient
-        total = sum(len(pack.target_N) for pack in packs)
-        losses, right, rescued = zip(*sums, strict=True)
-        counted = [rows for rows in rescued if rows >= 0]
-        return StepSums(sum(losses) / total, sum(right) / total, sum(counted) if counted else None)
+        return _step_sums(sums, packs)
+
+    def follow(self) -> None:
+        """Compute for the process that leads, in one that was launched with it, until the training ends.
+
+        Raises:
+            RunError: the process that leads is gone.
+        """
+        assert self._together is not None, "a training that forks"
+        torch.set_num_threads(self.threads or torch.get_num_threads())
+        less, fixed = keep_less(self._model, self._settings), deterministic(self._settings.deterministic)
+        with attention(self._model.eval(), PACKED), less, fixed:
+            self._together.follow()
 
     def dev_loss(self) -> float:
         """Mean cross-entropy (nats a supervised token) over the dev documents, without dropout."""
+        tokens = sum(len(pack.target_N) for pack in self.dev_packs)
+        if self._together is not None:
+            return sum(self._together.dev_sums()) / tokens
         if self._team is None or self._team.size == 1:
             return mean_loss(self._model, self.dev_packs)
         results = self._team.run(JOB.pack(DEV, 0), longest_first([flop_of(pack, self._width) for pack in self.dev_packs]))
         sums = [RESULT.unpack(results[number])[0] for number in range(len(self.dev_packs))]
-        return sum(sums) / sum(len(pack.target_N) for pack in self.dev_packs)
+        return sum(sums) / tokens
 
     def _add(self, gradients: list[Tensor | None], has_gradient: Sequence[bytes]) -> None:
         """Add slots in the order of their packs, as a backward pass adds a gradient to that of the packs before.
@@ -345,6 +376,14 @@ class World:
             ),
             obstacle_to_computing(),
         )
+
+
+def _step_sums(sums: Sequence[tuple[float, float, float]], packs: Sequence[Pack]) -> StepSums:
+    """What a step comes to, from summed loss, right guesses and rescued rows (-1: not counted) of each of its packs."""
+    total = sum(len(pack.target_N) for pack in packs)
+    losses, right, rescued = zip(*sums, strict=True)
+    counted = [int(rows) for rows in rescued if rows >= 0]
+    return StepSums(sum(losses) / total, sum(right) / total, sum(counted) if counted else None)
 
 
 def _view(memory: mmap.mmap, offset: int, like: Tensor) -> Tensor:

@@ -89,6 +89,22 @@ class Pack:
         return Pack(ids_1T, position_1T, self.spans, predict_N, target_N)
 
 
+def pack_part(pack: Pack, rank: int, size: int) -> Pack:
+    """The part of a pack that one of several processes has: an even run of its tokens, and who sees whom in the whole.
+
+    Args:
+        rank, size: of the process. A pack that is no multiple of ``size`` gets tokens that nobody sees.
+    """
+    tokens = pack.ids_1T.shape[1]
+    missing = -tokens % size
+    ids_1T, position_1T = (torch.nn.functional.pad(x, (0, missing)) for x in (pack.ids_1T, pack.position_1T))
+    spans = [*pack.spans, Span(tokens, tokens + missing, tokens, tokens)] if missing else pack.spans
+    own = (tokens + missing) // size
+    first, end = rank * own, (rank + 1) * own
+    here_N = (pack.predict_N >= first) & (pack.predict_N < end)
+    return Pack(ids_1T[:, first:end], position_1T[:, first:end], spans, pack.predict_N[here_N] - first, pack.target_N[here_N])
+
+
 class Lists(NamedTuple):
     """Lists of numbers one after another: list n is ``values[offsets[n] : offsets[n + 1]]``."""
 

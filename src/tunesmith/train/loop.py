@@ -36,6 +36,7 @@ from transformers import PreTrainedModel
 
 from tunesmith import hardware
 from tunesmith.errors import TrainingError, raised_by_triton
+from tunesmith.launch.group import Group
 from tunesmith.layers.experts import Adapted
 from tunesmith.layers.nf4 import NF4Weight
 from tunesmith.models.attention import PACKED
@@ -182,6 +183,7 @@ def fit(
     checkpoints: Path,
     metrics: MetricsLog,
     inputs: str,
+    group: Group | None = None,
 ) -> Fitted:
     """Train the adapter, keep a checkpoint per dev loss, and name the best.
 
@@ -190,6 +192,7 @@ def fit(
         settings: the section ``train`` of the recipe, with numbers.
         seed: of dropout.
         inputs: fingerprint of data, model and recipe; only checkpoints that carry it are resumed from.
+        group: processes that were launched together and follow this training.
 
     Raises:
         TrainingError: a loss, a gradient or a weight that is not finite.
@@ -197,7 +200,7 @@ def fit(
     """
     optimizer = make_optimizer(layers, settings)
     store = Checkpoints(checkpoints, inputs, settings.keep_checkpoints)
-    with World(model, layers, train, steps, dev, settings, seed) as world:
+    with World(model, layers, train, steps, dev, settings, seed, group) as world:
         done = _begin(model, layers, dev, world, optimizer, store, metrics)
         while True:
             rate = settings.learning_rate * SLOWER ** len(done.spikes)

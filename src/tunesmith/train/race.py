@@ -28,6 +28,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from tunesmith.errors import RunError, TrainingError
+from tunesmith.launch.group import Group
 from tunesmith.layers.experts import Adapted
 from tunesmith.models.adapter import adapter_state, load_adapter_state
 from tunesmith.recipe import TrainSettings
@@ -60,6 +61,7 @@ def race(
     seed: int,
     checkpoints: Path,
     inputs: str,
+    group: Group | None = None,
 ) -> Race | None:
     """Try each rate, and leave the adapter as it was; None where the settings ask for no race.
 
@@ -71,6 +73,7 @@ def race(
         seed: of dropout.
         checkpoints: folder for what a killed race has come to.
         inputs: fingerprint of data, model and recipe, whether they race or not.
+        group: processes that were launched together and follow this training.
 
     Raises:
         TrainingError: no rate kept everything finite.
@@ -83,7 +86,7 @@ def race(
     rates = [settings.learning_rate * factor for factor in FACTORS]
     if missing := rates[len(entries) :]:
         start = {name: tensor.clone() for name, tensor in adapter_state(layers).items()}
-        with World(model, layers, train, steps, dev, settings, seed) as world:
+        with World(model, layers, train, steps, dev, settings, seed, group) as world:
             for rate in missing:
                 load_adapter_state(layers, start)
                 changed = settings.model_copy(update={"learning_rate": rate})

@@ -1,0 +1,4 @@
+"""Processes that a launcher started together: on the GPUs of a machine, on several machines, on a CPU for tests.
+
+``variables`` says how this process was launched and needs no torch; ``group`` is the connection between them.
+"""

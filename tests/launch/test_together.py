@@ -1,0 +1,270 @@
+"""Processes that were launched together make the training of one, end together, and go on with any number."""
+
+import json
+import os
+import signal
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from launched import launched
+from shared import write_recipe
+from tunesmith.data.pack import Plan
+from tunesmith.errors import RunError
+from tunesmith.launch.group import Group, Order, group
+from tunesmith.launch.variables import launch
+from tunesmith.models.fuse import fuse
+from tunesmith.models.load import load_model
+from tunesmith.models.ranks import deal
+from tunesmith.models.swap import add_lora
+from tunesmith.pipeline.follow import run_together
+from tunesmith.recipe import TrainSettings, load_recipe
+from tunesmith.tracking import MetricsLog
+from tunesmith.train import distributed, loop
+from tunesmith.train.distributed import World
+from tunesmith.train.documents import make_documents
+from tunesmith.train.together import END, Together
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 96,
+}
+SIZES |= {"num_key_value_heads": 2}
+FIXED = {
+    "train.tokens_per_step": 120,
+    "train.max_length": 40,
+    "train.num_train_epochs": 6,
+    "train.evals_per_epoch": 1,
+    "train.learning_rate": 0.02,
+    "train.keep_checkpoints": 100,
+    "train.ranks": 1,
+    "lora.dropout": 0.1,
+}
+
+
+def _documents(seed, count):
+    generator = torch.Generator().manual_seed(seed)
+    return make_documents(
+        [
+            (torch.randint(96, (length,), generator=generator).tolist(), [0] * 4 + [1] * (length - 4))
+            for length in torch.randint(6, 30, (count,), generator=generator).tolist()
+        ]
+    )
+
+
+SLOW = {"train.learning_rate": 1e-3}  # so that a last digit stays one
+TRAIN, DEV = _documents(0, 24), _documents(1, 12)
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory):
+    """``training(folder, changes, metrics)``: what each process does; the first trains, the others follow."""
+    home = tmp_path_factory.mktemp("training")
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**SIZES, initializer_range=0.2)).save_pretrained(home / "model")
+
+    def run(folder, changes=None, metrics_of=MetricsLog):
+        folder.mkdir(exist_ok=True)
+        recipe = load_recipe(write_recipe(folder, folder, {**FIXED, **(changes or {})}))
+        shard, resident = recipe.train.shard and group() is not None, recipe.train.resident_layers
+        model = load_model(home / "model", "fp32", recipe.base, resident_layers=resident, shard=shard)
+        layers = add_lora(model, recipe.lora, recipe.seed)
+        t = TrainSettings(**recipe.train.model_dump())
+        fuse(model)
+        steps = Plan(TRAIN.lengths, t.num_train_epochs, t.tokens_per_step, t.max_length, recipe.seed)
+        connection = group()
+        if connection is not None and not connection.leads:
+            with World(model, layers, TRAIN, steps, DEV, t, recipe.seed, connection) as world:
+                return world.follow()
+        metrics = metrics_of(folder / "m.jsonl")
+        loop.fit(model, layers, TRAIN, steps, DEV, t, recipe.seed, folder / "checkpoints", metrics, "x", connection)
+        if connection is not None:
+            connection.order(Order(END, 0))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def alone(training, tmp_path_factory):
+    """The files of the training in one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    training(folder)
+    return _files(folder)
+
+
+def _files(folder):
+    """Every file of a training; of a checkpoint's state all but what is measured."""
+    names = [*folder.rglob("checkpoints/**/*"), folder / "m.jsonl"]
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in names if path.is_file()}
+    for name in [name for name in files if name.endswith("state.json")]:
+        files[name] = {key: value for key, value in json.loads(files[name]).items() if key != "seconds"}
+    return files
+
+
+class Dying(MetricsLog):
+    """Interrupts the process that writes it."""
+
+    def append(self, record):
+        if record["step"] == 7:
+            raise KeyboardInterrupt("at step 7")
+        super().append(record)
+
+
+@pytest.mark.parametrize(("size", "changes"), [(2, {}), (4, {}), (2, {"base": "nf4"})], ids=["2", "4", "2-nf4"])
+def test_the_number_of_processes_changes_no_byte(training, alone, tmp_path, size, changes):
+    """Adapters and moments of all checkpoints, metrics, dev losses; with dropout."""
+    expected = alone
+    if changes:
+        training(tmp_path / "alone", changes)
+        expected = _files(tmp_path / "alone")
+    ended = launched(size, lambda _: training(tmp_path / "run", changes), tmp_path)
+    assert [end.code for end in ended] == [0] * size, ended
+    assert _files(tmp_path / "run") == expected
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_sums_of_each_process_are_those_of_one(training, tmp_path, monkeypatch, size):
+    """As between GPUs: losses and gradients are equal but for the order of additions, over 20 steps and more."""
+    training(tmp_path / "alone", SLOW)
+    monkeypatch.setattr(distributed, "EXACT_ON_CPU", False)
+    ended = launched(size, lambda _: training(tmp_path / "run", SLOW), tmp_path)
+    assert [end.code for end in ended] == [0] * size, ended
+    lines, expected = ([*map(json.loads, _files(tmp_path / name)["m.jsonl"].splitlines())] for name in ("run", "alone"))
+    assert len(lines) == len(expected) >= 20
+    for line, one in zip(lines, expected, strict=True):
+        assert line["loss"] == pytest.approx(one["loss"], rel=1e-6)
+        assert line["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-5)
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["exact", "sums"])
+@pytest.mark.parametrize(("size", "resident"), [(2, "all"), (3, 1)])
+def test_layers_that_are_shared_out_change_no_byte(training, tmp_path, monkeypatch, exact, size, resident):
+    """Each process holds a share of every layer but the first ``resident``, and all go through as many packs."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(distributed, "EXACT_ON_CPU", exact)
+    training(tmp_path / "alone", {"base": "nf4"})
+    changes = {"base": "nf4", "train.shard": True, "train.resident_layers": resident}
+    ended = launched(size, lambda _: training(tmp_path / "run", changes), tmp_path)
+    assert [end.code for end in ended] == [0] * size, ended
+    lines, expected = ([*map(json.loads, _files(tmp_path / name)["m.jsonl"].splitlines())] for name in ("run", "alone"))
+    assert [line["loss"] for line in lines] == pytest.approx([one["loss"] for one in expected], rel=0.0 if exact else 1e-6)
+    assert not exact or _files(tmp_path / "run") == _files(tmp_path / "alone")
+
+
+@pytest.mark.parametrize(("size", "part"), [(2, 2), (4, 4), (4, 2)])
+def test_rows_over_several_processes_have_the_gradients_of_one(training, tmp_path, size, part):
+    """Each has a run of the tokens, and in attention some heads; with one key/value head for two of them, and for four."""
+    changes = {"lora.dropout": 0.0, **SLOW}
+    training(tmp_path / "alone", changes)
+    changes |= {"train.sequence_parallel": part}
+    ended = launched(size, lambda _: training(tmp_path / "run", changes), tmp_path)
+    assert [end.code for end in ended] == [0] * size, ended
+    lines, expected = ([*map(json.loads, _files(tmp_path / name)["m.jsonl"].splitlines())] for name in ("run", "alone"))
+    assert len(lines) == len(expected) >= 20
+    for line, one in zip(lines, expected, strict=True):
+        assert line["loss"] == pytest.approx(one["loss"], rel=1e-6)
+        assert line["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-5)
+
+
+def test_a_training_goes_on_with_other_numbers_of_processes(training, alone, tmp_path):
+    """Four, then two, then three."""
+
+    class DyingLater(MetricsLog):
+        def append(self, record):
+            if record["step"] == 15:
+                raise KeyboardInterrupt("at step 15")
+            super().append(record)
+
+    for size, metrics_of in ((4, Dying), (2, DyingLater), (3, MetricsLog)):
+        ended = launched(size, lambda _: _ending(lambda: training(tmp_path / "run", {}, metrics_of)), tmp_path)  # noqa: B023
+        assert (ended[0].code == 0) == (metrics_of is MetricsLog), ended
+    assert _files(tmp_path / "run") == alone
+
+
+def test_all_fail_with_one_that_is_killed_and_the_next_start_ends_with_the_same_bytes(training, alone, tmp_path, monkeypatch):
+    whole = Together._step
+
+    def killed(self, number):
+        if number == 6 and self._group.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(self, number)
+
+    monkeypatch.setattr(Together, "_step", killed)
+    ended = launched(3, lambda _: _ending(lambda: training(tmp_path / "run")), tmp_path)
+    assert ended[1].code == -signal.SIGKILL, ended
+    assert all((end.code == 1 and "go on" in end.said) or "goes on" in end.said for end in (ended[0], ended[2])), ended
+    assert "rank 1 of 3" in ended[0].said and "is gone" in ended[0].said
+    monkeypatch.undo()
+    assert [end.code for end in launched(2, lambda _: training(tmp_path / "run"), tmp_path)] == [0, 0]
+    assert _files(tmp_path / "run") == alone
+
+
+def test_all_fail_with_the_reason_of_one_that_fails(tmp_path):
+    def work(rank):
+        def lead():
+            connection = group()
+            assert connection is not None
+            connection.send({"kind": "train", "run": str(tmp_path / "nowhere")})
+            connection.order(Order(END, 0))
+
+        run_together(lead)
+
+    ended = launched(2, work, tmp_path)
+    assert [end.code for end in ended] == [1, 1]
+    assert "no run here" in ended[1].said
+    assert "rank 1 of 2" in ended[0].said and "no run here" in ended[0].said
+
+
+def test_one_that_never_comes_is_named(tmp_path):
+    def work(rank):
+        as_one = launch()
+        assert as_one is not None
+        Group(as_one, timedelta(seconds=1))
+
+    ended = launched(3, work, tmp_path, missing=(2,))
+    assert [end.code for end in ended] == [1, 1]
+    assert all("rank 2 never came, in 1 seconds" in end.said for end in ended), ended
+
+
+def test_items_are_dealt_evenly_and_alike():
+    """The longest first to whoever has least; the most loaded has at most 3 % more than the mean of 64 documents' packs."""
+    generator = torch.Generator().manual_seed(0)
+    costs = (torch.rand(64, generator=generator) * 400 + 100).tolist()
+    for size in (2, 4, 8):
+        dealt = deal(costs, size)
+        assert sorted(item for items in dealt for item in items) == list(range(64))
+        loads = [sum(costs[item] for item in items) for items in dealt]
+        assert max(loads) <= 1.03 * sum(loads) / size
+    assert deal([5.0, 4.0, 3.0, 3.0, 3.0], 2) == [[0, 3], [1, 2, 4]]
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"WORLD_SIZE": "2"}, "without RANK, MASTER_ADDR, MASTER_PORT"),
+        ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "h", "MASTER_PORT": "1"}, "numbered from 0"),
+        ({"WORLD_SIZE": "two", "RANK": "1", "MASTER_ADDR": "h", "MASTER_PORT": "1"}, "found 'two'"),
+    ],
+)
+def test_a_launch_that_cannot_be_is_refused(monkeypatch, variables, words):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RunError, match=words):
+        launch()
+
+
+def _ending(work):
+    """As a run does: a process that fails tells the others."""
+    connection = group()
+    assert connection is not None
+    try:
+        work()
+    except BaseException as error:
+        connection.fail(str(error))
+        raise
