@@ -1,11 +1,11 @@
-"""The GGUF of a base that an adapter is trained on and deployed beside, made once and kept in the cache.
+"""The GGUF of a base that an adapter is trained on and deployed beside, or whose grids are trained onto; made once and cached.
 
 A 16-bit model is converted and quantised as an export would do it, and the file is read back as a model directory: from then on
 the base *is* the file. What training, merging, measuring and serving see are the values of its blocks, and the tokenizer is the
 original's.
 
 Room: the 16-bit file beside the quantised one while it is made, and the values as fp32 safetensors, four bytes a weight, that
-everything which wants dense numbers reads.
+everything which wants dense numbers reads. A file whose grids alone are wanted has no such values: the base stays dense.
 """
 
 import logging
@@ -17,13 +17,17 @@ from tunesmith.checkpoints.content import READ
 from tunesmith.checkpoints.facts import model_key
 from tunesmith.checkpoints.gguf import convert_gguf, file_type_of
 from tunesmith.checkpoints.gguf_write.convert import convert
-from tunesmith.checkpoints.gguf_write.quantize import quantize
+from tunesmith.checkpoints.gguf_write.imatrix import read_imatrix
+from tunesmith.checkpoints.gguf_write.own_grid import keep_own_grids
+from tunesmith.checkpoints.gguf_write.quantize import ImatrixOrigin, quantize
 from tunesmith.errors import ExportError, ModelError
-from tunesmith.rundir import atomic_directory
+from tunesmith.rundir import atomic_directory, read_json, write_json
+from tunesmith.rundir.hashes import content_hash
 
 logger = logging.getLogger(__name__)
 
 FILE = "base.gguf"
+OWN = "own-grids.json"  # how many blocks have the grid that their weights lay on
 WEIGHTS = (".safetensors", ".safetensors.index.json")
 
 
@@ -42,15 +46,55 @@ def base_gguf(directory: Path, kind: str) -> Path:
         logger.info(f"base: writing a GGUF in {kind} to train on (once; kept in {target})")
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_directory(target) as temporary:
-            half = temporary / "half.gguf"
             try:
-                convert(directory, half, "F16")
-                quantize(half, temporary / FILE, kind)
+                _write(directory, temporary, kind)
             except ExportError as error:
                 raise ModelError(f"base: {kind}: {error.message}", error.hint) from error
-            half.unlink()
             _lay_out(directory, convert_gguf(temporary / FILE, None), temporary / "model")
     return target / FILE
+
+
+def grid_gguf(directory: Path, kind: str, importance: Path | None = None) -> Path:
+    """The file of a base whose scales and minima are kept while its codes are trained.
+
+    Args:
+        directory: of a 16-bit model.
+        kind: such as ``Q4_K_M``.
+        importance: an imatrix file, by which the scales are chosen; another one makes another file.
+
+    Raises:
+        ModelError: llama.cpp does not know the model, a matrix of another model, or too little room.
+    """
+    weighed = "" if importance is None else f"-{content_hash(importance)[:16]}"
+    target = hardware.cache_dir() / "grids" / f"{model_key(directory)[:16]}-{kind}{weighed}"
+    if not (target / OWN).exists():
+        logger.info(f"train.qat: writing the GGUF in {kind} whose grid is trained onto (once; kept in {target})")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_directory(target) as temporary:
+            try:
+                _write(directory, temporary, kind, importance, own_grids=True)
+            except ExportError as error:
+                raise ModelError(f"train.qat: {kind}: {error.message}", error.hint) from error
+    own = read_json(target / OWN)
+    if own["kept"]:
+        share = own["kept"] / own["blocks"]
+        rest = "" if own["kept"] == own["blocks"] else f", {1 - share:.2%} what the quantiser chose"
+        logger.info(f"train.qat: {share:.2%} of {own['blocks']:,} blocks keep the grid that their weights lay on already{rest}")
+    return target / FILE
+
+
+def _write(directory: Path, target: Path, kind: str, importance: Path | None = None, own_grids: bool = False) -> None:
+    """Write the quantised file into a directory, where asked with the grids that its weights lay on already."""
+    half, values, origin = target / "half.gguf", None, None
+    if importance is not None:
+        matrix = read_imatrix(importance)
+        values, origin = matrix.values, ImatrixOrigin(importance.name, "", matrix.chunks)
+    convert(directory, half, "F16")
+    quantize(half, target / FILE, kind, values, origin)
+    if own_grids:
+        found = keep_own_grids(half, target / FILE)
+        write_json(target / OWN, {"kept": found.kept, "blocks": found.blocks})
+    half.unlink()
 
 
 def model_of(file: Path) -> Path:
