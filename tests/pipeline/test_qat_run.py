@@ -48,7 +48,7 @@ def test_the_file_holds_what_was_trained(tiny_dir, tmp_path, monkeypatch, kind, 
         tensor = next(each for each in GgufReader(path).tensors if each.name == file.tensor_of(f"{name}.weight"))
         llama_cpps = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
         assert torch.equal(llama_cpps.sort(0).values, found_OI.sort(0).values), "rows of queries and keys lie in another order"
-        moved += int((layer.blocks().raw != layer.like_raw).any())
+        moved += int((layer.blocks().raw != layer.like.raw).any())
     assert moved == 14
     deployed = next(form for form in Parity.read(run.export / "parity.json").forms if form.form == kind)
     assert deployed.checks["adapter"].state == "pass"
@@ -115,7 +115,7 @@ def test_a_matrix_that_the_file_holds_in_16_bits_is_rounded_to_them(tiny_dir, ti
     file = BlockFile.of_base(tiny_gguf, tiny_dir)
     for name, layer in layers.items():
         assert isinstance(layer, GridLinear)
-        assert torch.equal(layer.blocks().raw, layer.like_raw), "a fresh adapter gives the file"
+        assert torch.equal(layer.blocks().raw, layer.like.raw), "a fresh adapter gives the file"
         torch.nn.init.normal_(layer.lora_B)
         half_OI = (layer.weight + (layer.lora_B @ layer.lora_A) * layer.scale).half()
         assert torch.equal(layer.rounded_OI(torch.float32), half_OI.float())

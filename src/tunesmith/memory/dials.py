@@ -138,6 +138,6 @@ def dials_of(
         offload=train.offload,
         mlp_tile=train.mlp_tile,
         qat=train.qat,
-        plain=not (lora.use_dora or train.qat),
+        plain=not lora.use_dora,
         resident_layers=None if train.resident_layers == "all" else train.resident_layers,
     )
