@@ -80,7 +80,7 @@ def recipe_of(task: Task, rows: Path, method: str, seed: int, held_out: float) -
     train = recipe.train.model_copy(update={"learning_rate": rate, "num_train_epochs": 1, "qat": method == "qat"})
     data = recipe.data.model_copy(update={"path": str(rows), "test_fraction": held_out, "dev_fraction": held_out})
     export = recipe.export.model_copy(update={"gguf": (task.kind,), "lora_gguf": False})
-    evaluate = recipe.evaluate.model_copy(update={"arms": ARMS})
+    evaluate = recipe.evaluate.model_copy(update={"arms": ("zero_shot", *ARMS)})  # a recipe has one to beat; it is not asked
     return changed(recipe, data=data, train=train, export=export, seed=seed).model_copy(update={"evaluate": evaluate})
 
 

@@ -137,6 +137,19 @@ class BaseModel:
             )
         return Path(self.model)
 
+    @property
+    def lies_on_grid(self) -> bool:
+        """Whether the weights lie on the very grid that is trained onto, most of them at least.
+
+        Raises:
+            ModelError: see ``blocks``.
+        """
+        if self.grid is None or self.blocks is None:
+            return False
+        from tunesmith.checkpoints.gguf_write.base import share_kept
+
+        return self.own_grid is not None or share_kept(self.blocks) > 0.5
+
     def _measured(self) -> Path | None:
         """The importance matrix of the base, where its grid is chosen with one."""
         if not self.weighed:

@@ -72,28 +72,33 @@ def grid_gguf(directory: Path, kind: str, importance: Path | None = None) -> Pat
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_directory(target) as temporary:
             try:
-                _write(directory, temporary, kind, importance, own_grids=True)
+                _write(directory, temporary, kind, importance)
             except ExportError as error:
                 raise ModelError(f"train.qat: {kind}: {error.message}", error.hint) from error
-    own = read_json(target / OWN)
-    if own["kept"]:
-        share = own["kept"] / own["blocks"]
-        rest = "" if own["kept"] == own["blocks"] else f", {1 - share:.2%} what the quantiser chose"
-        logger.info(f"train.qat: {share:.2%} of {own['blocks']:,} blocks keep the grid that their weights lay on already{rest}")
     return target / FILE
 
 
-def _write(directory: Path, target: Path, kind: str, importance: Path | None = None, own_grids: bool = False) -> None:
-    """Write the quantised file into a directory, where asked with the grids that its weights lay on already."""
+def share_kept(file: Path) -> float:
+    """The share of blocks that have the grid which their weights lay on already, in a file that was made here."""
+    if not (file.parent / OWN).exists():
+        return 0.0
+    own = read_json(file.parent / OWN)
+    return own["kept"] / max(1, own["blocks"])
+
+
+def _write(directory: Path, target: Path, kind: str, importance: Path | None = None) -> None:
+    """Write the quantised file into a directory, with the grids that its weights lay on already where there are some."""
     half, values, origin = target / "half.gguf", None, None
     if importance is not None:
         matrix = read_imatrix(importance)
         values, origin = matrix.values, ImatrixOrigin(importance.name, "", matrix.chunks)
     convert(directory, half, "F16")
     quantize(half, target / FILE, kind, values, origin)
-    if own_grids:
-        found = keep_own_grids(half, target / FILE)
-        write_json(target / OWN, {"kept": found.kept, "blocks": found.blocks})
+    found = keep_own_grids(half, target / FILE)
+    write_json(target / OWN, {"kept": found.kept, "blocks": found.blocks})
+    if found.kept:
+        share = found.kept / found.blocks
+        logger.info(f"base: {share:.2%} of {found.blocks:,} blocks of Q4_0 keep the grid that their weights lay on already")
     half.unlink()
 
 
