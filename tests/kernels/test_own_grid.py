@@ -16,8 +16,8 @@ def _release(largest):
     torch.manual_seed(largest)
     codes = torch.randint(-largest, min(largest, 7) + 1, (N, 32)).to(torch.int8)
     codes[torch.arange(N), torch.randint(32, (N,))] = -largest
-    scale_N = (torch.rand(N) * 0.01 + 1e-3).half().float() * torch.randint(2, (N,)).mul(2).sub(1)
-    return codes, codes * scale_N[:, None]
+    scale = (torch.rand(N) * 0.01 + 1e-3).half().float() * torch.randint(2, (N,)).mul(2).sub(1)
+    return codes, codes * scale[:, None]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -26,8 +26,8 @@ def test_codes_and_scales_come_back_and_the_quantiser_does_not_find_them(largest
     codes, exact = _release(largest)
     weights = exact.to(dtype).float()
     found = find_q4_0(weights)
-    assert found.has_grid_N.all()
-    values = found.codes * found.scale_N[:, None]
+    assert found.has_grid.all()
+    values = found.codes * found.scale[:, None]
     assert torch.equal(values.to(dtype).float(), weights)
     assert ((values - exact).abs().amax(1) <= (0.003 if dtype == torch.bfloat16 else 0) * exact.abs().amax(1)).all()
     sign_N1 = (found.codes.int() * codes).sum(1, keepdim=True).sign() if largest < 8 else 1  # which no weight tells
@@ -44,5 +44,5 @@ def test_weights_that_lie_on_none_have_none_and_zeros_have_any():
     weights[0] = 0
     weights[1] = torch.tensor([0.5] + [0.0] * 31)
     found = find_q4_0(weights)
-    assert found.has_grid_N.tolist() == [True, True] + [False] * (N - 2)
-    assert torch.equal((found.codes * found.scale_N[:, None])[:2], weights[:2])
+    assert found.has_grid.tolist() == [True, True] + [False] * (N - 2)
+    assert torch.equal((found.codes * found.scale[:, None])[:2], weights[:2])

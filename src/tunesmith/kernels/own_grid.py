@@ -15,8 +15,6 @@ release's to the bit when they are rounded again, and the scale is the very one 
 
 The sign of a scale shows only where code -8 occurs, the one that has no opposite. Elsewhere it is llama.cpp's convention, by
 which the largest weight has a negative code.
-
-Shape suffixes, here: N blocks, C candidates.
 """
 
 from typing import NamedTuple
@@ -34,14 +32,14 @@ class Found(NamedTuple):
     """What was found of blocks.
 
     Attributes:
-        scale_N: fp16 numbers as fp32, 0 where none was found.
-        codes: int8, shape (N, 32), -8 to 7.
-        has_grid_N: whether a block lies on one; a block of zeros lies on any.
+        scale: of each block, fp16 numbers as fp32, 0 where none was found.
+        codes: int8, shape (n, 32), -8 to 7.
+        has_grid: whether a block lies on one; a block of zeros lies on any.
     """
 
-    scale_N: Tensor
+    scale: Tensor
     codes: Tensor
-    has_grid_N: Tensor
+    has_grid: Tensor
 
 
 @torch.no_grad()
@@ -49,35 +47,35 @@ def find_q4_0(weights: Tensor) -> Found:
     """The grids that blocks lie on.
 
     Args:
-        weights: fp32, shape (N, 32).
+        weights: fp32, shape (n, 32).
     """
-    largest_N1 = weights.gather(1, weights.abs().argmax(1, keepdim=True))
-    found_N = torch.zeros(len(weights), dtype=torch.bool)
-    scale_N1, codes = torch.zeros_like(largest_N1), torch.zeros_like(weights)
+    largest = weights.gather(1, weights.abs().argmax(1, keepdim=True))
+    found = torch.zeros(len(weights), dtype=torch.bool)
+    scale, codes = torch.zeros_like(largest), torch.zeros_like(weights)
     for code in range(1, CODES + 1):
-        trial_N1 = largest_N1 / -code
-        inverse_N1 = torch.where(trial_N1 == 0, 0.0, 1.0 / trial_N1)
-        steps = weights * inverse_N1
+        trial = largest / -code
+        inverse = torch.where(trial == 0, 0.0, 1.0 / trial)
+        steps = weights * inverse
         nearest = steps.round()
-        slack = nearest.abs() * ROUNDING + SUBNORMAL * inverse_N1.abs()
-        fits_N = ((steps - nearest).abs() <= slack).all(1) & (nearest >= -CODES).all(1) & (nearest < CODES).all(1) & ~found_N
-        scale_N1[fits_N], codes[fits_N] = trial_N1[fits_N], nearest[fits_N]
-        found_N |= fits_N
-    return Found(_exact(weights, codes, scale_N1), codes.to(torch.int8), found_N)
+        slack = nearest.abs() * ROUNDING + SUBNORMAL * inverse.abs()
+        fits = ((steps - nearest).abs() <= slack).all(1) & (nearest >= -CODES).all(1) & (nearest < CODES).all(1) & ~found
+        scale[fits], codes[fits] = trial[fits], nearest[fits]
+        found |= fits
+    return Found(_exact(weights, codes, scale), codes.to(torch.int8), found)
 
 
-def _exact(weights: Tensor, codes: Tensor, trial_N1: Tensor) -> Tensor:
+def _exact(weights: Tensor, codes: Tensor, trial: Tensor) -> Tensor:
     """The fp16 scale whose products are the most of the weights, the nearest to least squares among equals."""
-    squares_N1 = codes.square().sum(1, keepdim=True)
-    best_N1 = torch.where(squares_N1 == 0, trial_N1, (weights * codes).sum(1, keepdim=True) / squares_N1)
-    bits_N1 = best_N1.half().view(torch.int16)
-    offsets_C = torch.tensor(sorted(range(-AROUND, AROUND + 1), key=abs), dtype=torch.int16)
-    scale_N, most_N = best_N1[:, 0].half(), torch.full((len(weights),), -1)
-    for offset in offsets_C:
-        candidate_N1 = (bits_N1 + offset).view(torch.float16)
-        products = codes * candidate_N1.float()
+    squares = codes.square().sum(1, keepdim=True)
+    best = torch.where(squares == 0, trial, (weights * codes).sum(1, keepdim=True) / squares)
+    bits = best.half().view(torch.int16)
+    offsets = torch.tensor(sorted(range(-AROUND, AROUND + 1), key=abs), dtype=torch.int16)
+    scale, most = best[:, 0].half(), torch.zeros(len(weights)).sub_(1)
+    for offset in offsets:
+        candidate = (bits + offset).view(torch.float16)
+        products = codes * candidate.float()
         same = (products == weights) | (products.bfloat16().float() == weights) | (products.half().float() == weights)
-        count_N = torch.where(candidate_N1[:, 0].isfinite(), same.sum(1), -1)
-        better_N = count_N > most_N
-        scale_N, most_N = torch.where(better_N, candidate_N1[:, 0], scale_N), torch.maximum(most_N, count_N)
-    return scale_N.float()
+        count = torch.where(candidate[:, 0].isfinite(), same.sum(1), -1)
+        better = count > most
+        scale, most = torch.where(better, candidate[:, 0], scale), torch.maximum(most, count)
+    return scale.float()

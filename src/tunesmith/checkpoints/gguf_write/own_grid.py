@@ -66,16 +66,16 @@ def _keep(source: Path, dense: GgufTensor, target: Path, tensor: GgufTensor) -> 
         return torch.from_numpy(ggml().widen(raw, dense.tensor_type, WEIGHTS))
 
     begin = weights(0, min(LOOK, total))
-    if not (find_q4_0(begin).has_grid_N & begin.any(1)).any():
+    if not (find_q4_0(begin).has_grid & begin.any(1)).any():
         return OwnGrids(0, total)
     blocks = np.memmap(target, np.uint8, "r+", offset=int(tensor.data_offset), shape=(total, OF.nbytes))
     kept = some = 0
     for first in range(0, total, PIECE):
         piece = weights(first, min(PIECE, total - first))
-        found, some_N = find_q4_0(piece), piece.any(1)
-        heads = found.scale_N.half().view(-1, 1).view(torch.uint8)
-        chosen_N = (found.has_grid_N & some_N).numpy()
-        blocks[first : first + len(piece)][chosen_N] = OF.pack(found.codes, heads).numpy()[chosen_N]
-        kept, some = kept + int(chosen_N.sum()), some + int(some_N.sum())
+        found, nonzero = find_q4_0(piece), piece.any(1)
+        heads = found.scale.half().view(-1, 1).view(torch.uint8)
+        chosen = (found.has_grid & nonzero).numpy()
+        blocks[first : first + len(piece)][chosen] = OF.pack(found.codes, heads).numpy()[chosen]
+        kept, some = kept + int(chosen.sum()), some + int(nonzero.sum())
     blocks.flush()
     return OwnGrids(kept, some)
