@@ -14,7 +14,7 @@ six-bit scales took longer than all else. Of the passes that are left (times 1 /
 CPU's core 0.05 to 0.1 ns a weight while that stays in the cache, and the product B A 0.3: so rows are taken some at a time
 there. A GPU, which is bound by launches, takes many.
 
-Shape suffixes: O out_features, I in_features, R rank, P some of the rows, here: Y scales of a row.
+Shape suffixes: O out_features, I in_features, R rank, P some of the rows.
 """
 
 from collections.abc import Iterator
@@ -33,17 +33,17 @@ class MatrixGrid(NamedTuple):
 
     Attributes:
         kind: llama.cpp's name of the type; of one without a grid values are rounded to its dtype.
-        scale_OY, minimum_OY: fp32, side by side as the weights of a row lie; None where the type has none.
+        scales, minima: fp32, side by side as the weights of a row lie; None where the type has none.
     """
 
     kind: str
-    scale_OY: Tensor | None = None
-    minimum_OY: Tensor | None = None
+    scales: Tensor | None = None
+    minima: Tensor | None = None
 
     def rows(self, rows: slice, device: torch.device) -> Grid:
         """Of some rows, a scale a line."""
-        assert self.scale_OY is not None
-        scale, minimum = (None if x is None else x[rows].reshape(-1, 1).to(device) for x in (self.scale_OY, self.minimum_OY))
+        assert self.scales is not None
+        scale, minimum = (None if x is None else x[rows].reshape(-1, 1).to(device) for x in (self.scales, self.minima))
         assert scale is not None
         return Grid(scale, minimum)
 

@@ -15,7 +15,7 @@ weights stand under each other, and all that is fused around such a group serves
 adapter computes with the values that lie there.
 
 Shape suffixes: T tokens (all leading dimensions flattened), I in_features, O out_features, M outputs of a group, R rank,
-S ranks of a group, Z features and ranks; here: Y scales of a row.
+S ranks of a group, Z features and ranks.
 """
 
 import torch
@@ -65,16 +65,16 @@ class GridLinear(LoRALinear):
     def __init__(self, base: GridBase, r: int, scale: float, dropout: float, generator: torch.Generator | None = None):
         super().__init__(base, r, scale, dropout, generator)
         self.like, device = base.like, base.weight.device
-        kind, scale_OY, minimum_OY = grid_of(base.like)
-        self.register_buffer("scale_OY", None if scale_OY is None else upload(scale_OY, device), persistent=False)
-        self.register_buffer("minimum_OY", None if minimum_OY is None else upload(minimum_OY, device), persistent=False)
+        kind, scales, minima = grid_of(base.like)
+        self.register_buffer("grid_scales", None if scales is None else upload(scales, device), persistent=False)
+        self.register_buffer("grid_minima", None if minima is None else upload(minima, device), persistent=False)
         self.kind = kind
         self.group = GridGroup([self])
 
     @property
     def grid(self) -> MatrixGrid:
         """That is kept."""
-        return MatrixGrid(self.kind, self.scale_OY, self.minimum_OY)  # type: ignore[arg-type]
+        return MatrixGrid(self.kind, self.grid_scales, self.grid_minima)  # type: ignore[arg-type]
 
     def rounded_OI(self, dtype: torch.dtype) -> Tensor:
         """The weight that the file holds, shape (O, I)."""
