@@ -3,6 +3,7 @@
     python benchmarks/train_step.py                                       # ours against TRL's default and best, SmolLM2-135M
     python benchmarks/train_step.py --arms trl_fp32,ours_fp32 --rounds 1  # a quick look
     python benchmarks/train_step.py --arms ours_bf16,ours_nf4             # what four bits cost
+    python benchmarks/train_step.py --arms ours_nf4,ours_qat_Q4_0,ours_qat_Q4_K_M  # what training onto a grid costs
     python benchmarks/train_step.py --arms ours,ours_dropout              # what the default dropout costs
     python benchmarks/train_step.py --settle trl                          # every documented setting of a peer
     python benchmarks/train_step.py --prefix                              # ours with and without a shared prefix
@@ -50,7 +51,7 @@ PEER_ARMS = {
 }
 PREFIX_ARMS = "ours_unshared,ours"
 TOLERANCE_FP32, TOLERANCE_BF16 = 1e-5, 1e-2  # relative difference of the mean loss
-TOLERANCE_NF4 = 0.3  # other weights, by 9 %: a guard against nonsense, no more
+TOLERANCE_NF4 = 0.3  # other weights, by 9 %, or those of a grid: a guard against nonsense, no more
 SETTINGS = {"learning_rate": 2e-4, "max_grad_norm": 1.0}
 WARM_UP = 1  # steps of each arm before the rounds
 PAUSE = 0.3  # seconds between two arms, for OpenMP's threads to fall asleep
@@ -198,7 +199,7 @@ def check_agreement(losses: dict[str, float]) -> dict[str, float]:
     reference = next((arm for arm in losses if is_fp32(arm)), next(iter(losses)))
     differences = {arm: abs(loss / losses[reference] - 1) for arm, loss in losses.items()}
     limits = {arm: TOLERANCE_FP32 if is_fp32(arm) and is_fp32(reference) else TOLERANCE_BF16 for arm in losses}
-    limits |= {arm: TOLERANCE_NF4 for arm in losses if "nf4" in arm}
+    limits |= {arm: TOLERANCE_NF4 for arm in losses if "nf4" in arm or "qat" in arm}
     # not "larger than": a loss that is no number is larger than nothing
     wrong = [arm for arm in losses if not differences[arm] <= limits[arm]]
     if wrong:

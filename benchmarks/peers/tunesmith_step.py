@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 
 # base of each arm (None: the recipe's default), whether rows of a step share their common beginnings, dropout
 ARMS: dict[str, tuple[str | None, bool, float]] = {
+    "ours_qat_Q4_0": (None, True, 0.0),
+    "ours_qat_Q4_K_M": (None, True, 0.0),
     "ours": (None, True, 0.0),
     "ours_fp32": ("fp32", True, 0.0),
     "ours_bf16": ("bf16", True, 0.0),
@@ -33,6 +35,7 @@ ARMS: dict[str, tuple[str | None, bool, float]] = {
 }
 # of gpu_peers.py, all in four bits: what is recomputed. The first runs on a device that is not there, the second on a CPU.
 GPU_ARMS = {"ours_fake": "layer", "ours_cpu": "none", "ours_gpu_fast": "none", "ours_gpu_lean": "layer"}
+QAT = "ours_qat_"  # and the type of the file whose grid is trained onto
 OnRows = Callable[[list[int]], float]
 LORA = {"r": 16, "alpha": 32, "dropout": 0.0, "target_modules": "all-linear"}
 
@@ -103,7 +106,7 @@ class Given:
 
 @contextmanager
 def training(
-    job: protocol.Job, base: str | None, share: bool, dropout: float, recompute: str = "auto"
+    job: protocol.Job, base: str | None, share: bool, dropout: float, recompute: str = "auto", grid: str | None = None
 ) -> Iterator[tuple[OnRows, Iterator[float]]]:
     """A model under training, by the steps of ``train/loop.py`` as a run takes them, in as many processes.
 
@@ -111,10 +114,12 @@ def training(
         The mean loss of some rows; and the steps of the job, each of which gives its mean loss. All that depends on how
         tunesmith trains is in this function.
     """
+    from tunesmith.checkpoints.gguf_write.base import grid_gguf
     from tunesmith.models.adapter import load_adapter_state, read_adapter
     from tunesmith.models.attention import PACKED
     from tunesmith.models.device import best_device
     from tunesmith.models.fuse import fuse
+    from tunesmith.models.grids import lay_grids
     from tunesmith.models.load import attention, load_model
     from tunesmith.models.precision import precision
     from tunesmith.models.swap import add_lora
@@ -127,6 +132,8 @@ def training(
     directory = Path(job["model"])
     stored, compute = precision(base or Recipe.model_fields["base"].default, "auto", directory)
     model = load_model(directory, compute, stored, best_device())
+    if grid is not None:
+        lay_grids(model, grid_gguf(directory, grid))
     layers = add_lora(model, Lora(**{**job["lora"], "dropout": dropout}), 0)
     load_adapter_state(layers, read_adapter(Path(job["adapter"])))
     print(fuse(model).summary(), file=sys.stderr)
@@ -171,7 +178,8 @@ def serve(job: protocol.Job, arm: str, threads: int) -> None:
     answer = protocol.open_answers()
     torch.set_num_threads(threads)
     given = ("nf4", True, 0.0, GPU_ARMS[arm]) if arm in GPU_ARMS else ARMS[arm]
-    with training(job, *given) as (evaluate, losses):
+    grid = arm.removeprefix(QAT) if arm.startswith(QAT) else None
+    with training(job, *given, grid=grid) as (evaluate, losses):
         protocol.reset_peak()
         answer({"ready": arm, "torch": torch.__version__})
         others = 0

@@ -7,7 +7,7 @@ from gguf import GGMLQuantizationType as Type
 
 from tunesmith.checkpoints.gguf_write.quantize import ggml
 from tunesmith.kernels.blocks import TYPES, Blocks, dequantize_blocks
-from tunesmith.kernels.grid import blocks_on_grid, round_to_grid
+from tunesmith.kernels.grid import blocks_on_grid, grid_of, round_to_grid
 
 KINDS = [*TYPES, "F16"]
 
@@ -33,7 +33,7 @@ def test_a_fresh_adapter_gives_the_file_and_a_trained_one_what_was_computed_with
     assert off == 0 if kind in ("Q4_K", "Q5_K", "Q6_K", "F16") else off < 0.01
     assert ((fresh - weight_OI).abs() <= (file - weight_OI).abs() + 1e-9).all()
     A_RI, B_OR = torch.randn(4, 512) * 0.02, torch.randn(40, 4) * 0.02
-    out_OI = round_to_grid(weight_OI, A_RI, B_OR, 2.0, like, torch.empty(40, 512))
+    out_OI = round_to_grid(weight_OI, A_RI, B_OR, 2.0, grid_of(like), torch.empty(40, 512))
     blocks = blocks_on_grid(weight_OI, A_RI, B_OR, 2.0, like)
     assert torch.equal(dequantize_blocks(blocks, torch.float32), out_OI)
     assert (out_OI != fresh).any() and blocks.raw.shape == like.raw.shape

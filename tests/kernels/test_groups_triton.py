@@ -2,12 +2,16 @@
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType as Type
 from torch import nn
 
+from tunesmith.checkpoints.gguf_write.quantize import ggml
+from tunesmith.kernels.blocks import Blocks
 from tunesmith.kernels.nf4 import quantize_nf4
 from tunesmith.layers.context import StepContext, at_step
 from tunesmith.layers.dropout import SeededMask
-from tunesmith.layers.lora import LoRAGroup, LoRALinear, Norm
+from tunesmith.layers.grid import GridBase, GridLinear
+from tunesmith.layers.lora import LoRAGroup, LoRALinear, Norm, join
 from tunesmith.layers.mlp import FusedMLP
 from tunesmith.layers.nf4 import NF4Weight
 from tunesmith.layers.quantized import QuantizedLinear
@@ -34,7 +38,7 @@ def _layers(ranks, inputs, dropout=0.0, quantised=(True, True, True), widths=(5,
 
 def _results(layers, x, norm, seen=None):
     """Output and gradients of a group in a step of two packs."""
-    group, x = LoRAGroup(layers), x.clone().requires_grad_()
+    group, x = join(layers), x.clone().requires_grad_()
     parameters = [p for layer in layers for p in (layer.lora_A, layer.lora_B) if p.numel()]
     with at_step(nn.ModuleList(layers), StepContext(seed=3, step=0)) as enter:
         for pack in (0, 1):
@@ -53,6 +57,26 @@ def _without_input_gradient(layers, x, norm):
 def _assert_close(found, expected):
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=2e-5, atol=2e-5 * max([1e-6, *theirs.abs().flatten().tolist()]))
+
+
+def _on_grids(dropout):
+    torch.manual_seed(0)
+    layers = []
+    for kind, outputs, r in (("Q4_0", 5, 4), ("Q4_1", 24, 3)):
+        base = nn.Linear(64, outputs)
+        raw = torch.from_numpy(ggml().quantize(base.weight.detach().numpy(), Type[kind], None)).view(outputs, -1)
+        grid = GridBase(base, Blocks(raw, kind, (outputs, 64)))
+        layers.append(GridLinear(grid, r, 2.0, dropout, torch.Generator().manual_seed(1)))
+        layers[-1].lora_B.data.normal_()
+    return layers
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_a_group_that_trains_onto_grids_gives_what_the_cpu_gives(dropout, on_gpu):
+    x, norm, layers, twins = torch.randn(9, 64), Norm(torch.rand(64) + 0.5, 1e-5, 0.0), _on_grids(dropout), _on_grids(dropout)
+    expected = _results(layers, x, norm)
+    on_gpu()
+    _assert_close(_results(twins, x, norm), expected)
 
 
 # Inputs of whole NF4 blocks, of an even number that shares blocks between rows, of an odd one that shares bytes.

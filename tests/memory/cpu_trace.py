@@ -10,14 +10,19 @@ from typing import Any
 from unittest import mock
 
 import torch
+from gguf import GGMLQuantizationType as Type
+from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from tunesmith.checkpoints.gguf_write.quantize import ggml
+from tunesmith.kernels.blocks import Blocks
 from tunesmith.layers.dense_buffer import DENSE
+from tunesmith.layers.grid import GridBase
 from tunesmith.models.fuse import fuse
 from tunesmith.models.load import load_model
-from tunesmith.models.swap import add_lora
+from tunesmith.models.swap import adaptable_names, add_lora, put_module
 from tunesmith.recipe import Lora, TrainSettings
 from tunesmith.train import distributed
 from tunesmith.train.documents import make_documents
@@ -74,6 +79,15 @@ class _Steps:
         return 0, [tuple(range(self._documents))]
 
 
+def lay_made_up_grids(model: PreTrainedModel) -> None:
+    """The blocks that a file would hold, without one; of the type with a scale and a minimum for every 32 weights."""
+    for name in adaptable_names(model):
+        linear = model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        raw = torch.from_numpy(ggml().quantize(linear.weight.float().numpy(), Type.Q4_1, None)).view(len(linear.weight), -1)
+        put_module(model, name, GridBase(linear, Blocks(raw, "Q4_1", tuple(linear.weight.shape))))
+
+
 def trace(config: Any, directory: Path, case: dict[str, Any]) -> dict[str, Any]:
     """Bytes alive at most in the second step, and before it.
 
@@ -84,6 +98,8 @@ def trace(config: Any, directory: Path, case: dict[str, Any]) -> dict[str, Any]:
     DENSE.runs.clear()
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(directory)
     model = load_model(directory, case["compute"], "nf4" if case["base"] == "nf4" else None, CPU)
+    if case.get("qat"):
+        lay_made_up_grids(model)
     layers = add_lora(model, Lora(r=case["r"], alpha=32, dropout=case["dropout"]), 0)
     fuse(model)
     tokens, rows, count = case["tokens"], case["rows"], case["documents"]

@@ -29,6 +29,8 @@ CASES = [
     ("gemma3", {"tokens": 512, "recompute": "layer", "mlp_tile": 200}),
     ("qwen3", {"base": "nf4", "compute": "fp32", "documents": 8}),
     ("gemma3", {"recompute": "mlp"}),
+    ("llama", {"qat": True}),
+    ("gemma3", {"qat": True, **WIDE, "dropout": 0.05, "recompute": "layer"}),
 ]
 
 

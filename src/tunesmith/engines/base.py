@@ -27,6 +27,7 @@ from tunesmith.chat.render import Conversation, Renderer
 from tunesmith.chat.rendered import Rendered
 from tunesmith.chat.template_choice import template_text
 from tunesmith.checkpoints.facts import model_key
+from tunesmith.checkpoints.gguf import file_type_of
 from tunesmith.checkpoints.grow import Grown, grow
 from tunesmith.checkpoints.positions import with_positions
 from tunesmith.checkpoints.resolve import find_model
@@ -67,6 +68,8 @@ class BaseModel:
         moment: what a template that reads the clock writes for good; None: the day on which it is first used.
         new_tokens: that its vocabulary gets, as in the recipe.
         grid: llama.cpp type of the file whose grids adapters are trained on (``train.qat``); None for none.
+        weighed: whether that file is quantised with an importance matrix.
+        importance: where that matrix lies.
     """
 
     model: str
@@ -85,6 +88,8 @@ class BaseModel:
     moment: datetime | None = None
     new_tokens: tuple[NewToken, ...] = ()
     grid: str | None = None
+    weighed: bool = False
+    importance: Path | None = None
 
     @cached_property
     def source(self) -> Path:
@@ -106,13 +111,58 @@ class BaseModel:
         """
         if self.grid is None and self.base not in BLOCK_BASES:
             return None
-        from tunesmith.checkpoints.gguf_write.base import base_gguf, own_file  # the extra gguf, which no other base needs
+        # the extra gguf, which no other base needs
+        from tunesmith.checkpoints.gguf_write.base import base_gguf, grid_gguf, own_file
 
         if self.grid is not None:
-            return base_gguf(self.source, self.grid)
+            return self.own_grid or grid_gguf(self.directory, self.grid, self._measured())
         if self.model.endswith(".gguf"):
             return own_file(Path(self.model), self.base)
         return base_gguf(self.source, self.base)
+
+    @cached_property
+    def own_grid(self) -> Path | None:
+        """The model itself, where it is a file of the type whose grids are asked for: nothing has to be quantised.
+
+        Raises:
+            ModelError: see ``blocks``; or an importance matrix is asked for, and there is no scale to choose with it.
+        """
+        if self.grid is None or not self.model.endswith(".gguf") or self.positions is not None:
+            return None
+        _ = self.source  # which holds the file to its hash
+        if file_type_of(Path(self.model)) != self.grid:
+            return None
+        if self.weighed:
+            raise ModelError(
+                f"{self.model}: is {self.grid} already, and its own grid is kept: an importance matrix has nothing to choose",
+                "export.imatrix: false",
+            )
+        return Path(self.model)
+
+    @property
+    def lies_on_grid(self) -> bool:
+        """Whether the weights lie on the very grid that is trained onto, most of them at least.
+
+        Raises:
+            ModelError: see ``blocks``.
+        """
+        if self.grid is None or self.blocks is None:
+            return False
+        from tunesmith.checkpoints.gguf_write.base import share_kept
+
+        return self.own_grid is not None or share_kept(self.blocks) > 0.5
+
+    def _measured(self) -> Path | None:
+        """The importance matrix of the base, where its grid is chosen with one."""
+        if not self.weighed:
+            return None
+        if self.importance is None or not self.importance.exists():
+            raise ModelError(
+                f"{self.model}: its grid is chosen with an importance matrix that "
+                + ("lies in a run" if self.importance is None else f"is not there: {self.importance}"),
+                "tunesmith train RUN measures it; export.imatrix: false chooses the grid without",
+            )
+        return self.importance
 
     @cached_property
     def grown(self) -> Grown:
@@ -299,7 +349,12 @@ class LoadedModel:
 
 
 def open_base(
-    model: Recipe | str | Path, template: str | None = None, *, base: str | None = None, compute: str | None = None
+    model: Recipe | str | Path,
+    template: str | None = None,
+    *,
+    base: str | None = None,
+    compute: str | None = None,
+    importance: Path | None = None,
 ) -> BaseModel:
     """The base model of a recipe, or one by its hub id, directory or ``.gguf`` file. Loads no weights.
 
@@ -308,6 +363,7 @@ def open_base(
             switched in it already.
         base: storage of the weights in the place of the recipe's, as ``recipe.base``.
         compute: dtype of the products in the place of the recipe's ``train.compute``.
+        importance: matrix with which the grid is chosen that the recipe trains onto; read where it asks for one.
 
     Raises:
         ModelError: the recipe's template cannot be read, or ``model`` names none.
@@ -336,6 +392,8 @@ def open_base(
         enable_thinking=enable_thinking,
         new_tokens=model.chat.new_tokens,
         grid=model.export.gguf[-1] if model.train.qat else None,
+        weighed=model.grid_is_weighed,
+        importance=importance,
     )
 
 

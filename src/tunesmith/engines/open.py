@@ -34,7 +34,7 @@ def open_in_process(base: BaseModel, adapter: Path | None, batch_size: int) -> I
         ModelError: see ``BaseModel.load``.
     """
     loaded = base.load(adapter)
-    if base.storage == "fp32":  # exact to fp32 rounding, and decoding runs as fast as the base
+    if base.storage == "fp32" or base.grid is not None:  # exact to fp32 rounding, on a grid to the bit; and as fast as the base
         merge_lora(loaded.model, loaded.layers)
     fuse_on_gpu(loaded.model)
     return InProcessEngine(loaded.model, base.renderer, batch_size)

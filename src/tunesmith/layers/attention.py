@@ -30,7 +30,7 @@ from tunesmith.kernels.known_attention import known_attention
 from tunesmith.kernels.rms_norm import rms_norm_backward, rms_norm_forward
 from tunesmith.kernels.rope import rope_
 from tunesmith.launch.group import Part
-from tunesmith.layers.lora import LoRAGroup, LoRALinear, Norm
+from tunesmith.layers.lora import LoRALinear, Norm, join
 from tunesmith.layers.offload import AttentionResult
 from tunesmith.layers.sequence import heads_apart
 
@@ -118,7 +118,7 @@ class FusedAttention(nn.Module):
         for name, layer in inputs.items():
             self.register_module(name, layer)
         self.o_proj = o
-        self.qkv = LoRAGroup(list(inputs.values()))
+        self.qkv = join(list(inputs.values()))
         self.heads, self.scoring, self.norm, self.shared = heads, scoring, norm, shared
 
     def forward(

@@ -10,20 +10,22 @@ B A)^T + (x~ - x) scale (B A)^T``, x~ the input after dropout: its expectation i
 and B are those of LoRA under the same mask.
 
 **The rounded weight is made once a step**, since A and B stand still within it: one dense weight beside the base, and nothing
-more in each pack. Layers that read the same input are not computed together; a rounding ties every output to its own blocks.
+more in each pack. Layers that read the same input are one product, as those of plain LoRA (``GridGroup``): their rounded
+weights stand under each other, and all that is fused around such a group serves here too. A layer of the file that carries no
+adapter computes with the values that lie there.
 
-Shape suffixes: T tokens (all leading dimensions flattened), I in_features, O out_features, R rank.
+Shape suffixes: T tokens (all leading dimensions flattened), I in_features, O out_features, M outputs of a group, R rank,
+S ranks of a group, Z features and ranks.
 """
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tunesmith.kernels.blocks import Blocks, dequantize_blocks
-from tunesmith.kernels.grid import blocks_on_grid, round_to_grid
-from tunesmith.layers.dropout import Mask, draw_mask, drop
-from tunesmith.layers.lora import LoRALinear
+from tunesmith.kernels.grid import MatrixGrid, blocks_on_grid, grid_of, round_to_grid
+from tunesmith.kernels.upload import upload
+from tunesmith.layers.dropout import Mask, add_dropped_, drop
+from tunesmith.layers.lora import LoRAGroup, LoRALinear
 
 
 class GridBase(nn.Linear):
@@ -31,7 +33,7 @@ class GridBase(nn.Linear):
 
     Args:
         linear: whose weight and bias it takes over.
-        like: the blocks of that weight in the file.
+        like: the blocks of that weight in the file, on the CPU.
     """
 
     def __init__(self, linear: nn.Linear, like: Blocks):
@@ -40,94 +42,115 @@ class GridBase(nn.Linear):
         self.register_parameter("bias", linear.bias)
         self.like = like
 
+    def as_in_file(self) -> nn.Linear:
+        """A plain layer with the file's values, rounded once to the dtype of the weight."""
+        plain = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+        values_OI = upload(dequantize_blocks(self.like, self.weight.dtype), self.weight.device)
+        plain.weight = nn.Parameter(values_OI, requires_grad=False)
+        plain.register_parameter("bias", self.bias)
+        return plain.train(self.training)
+
     def forward(self, input: Tensor) -> Tensor:
         """Shape (..., I) to (..., O), in the dtype of the input."""
-        return nn.functional.linear(input, dequantize_blocks(self.like, input.dtype), self.bias)
+        return nn.functional.linear(input, upload(dequantize_blocks(self.like, input.dtype), input.device), self.bias)
 
 
 class GridLinear(LoRALinear):
-    """A ``LoRALinear`` whose trained weight lies on the grid of a file."""
+    """A ``LoRALinear`` whose trained weight lies on the grid of a file.
 
-    grouped = False
-    like_raw: Tensor
+    Attributes:
+        like: the blocks whose grid is kept, on the CPU.
+    """
 
     def __init__(self, base: GridBase, r: int, scale: float, dropout: float, generator: torch.Generator | None = None):
         super().__init__(base, r, scale, dropout, generator)
-        self.register_buffer("like_raw", base.like.raw, persistent=False)
-        self.kind = base.like.kind
+        self.like, device = base.like, base.weight.device
+        kind, scales, minima = grid_of(base.like)
+        self.register_buffer("grid_scales", None if scales is None else upload(scales, device), persistent=False)
+        self.register_buffer("grid_minima", None if minima is None else upload(minima, device), persistent=False)
+        self.kind = kind
+        self.group = GridGroup([self])
 
     @property
-    def like(self) -> Blocks:
-        """The blocks whose grid is kept."""
-        return Blocks(self.like_raw, self.kind, (self.out_features, self.in_features))
+    def grid(self) -> MatrixGrid:
+        """That is kept."""
+        return MatrixGrid(self.kind, self.grid_scales, self.grid_minima)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Shape (..., I) to (..., O), in the dtype of x."""
-        dropout = self.dropout if self.training else 0.0
-        seed = self.dropout_seed() if dropout else 0
-        y_TO = _GridFunction.apply(x.reshape(-1, x.shape[-1]), self, dropout, seed, self.lora_A, self.lora_B)
-        return y_TO.view(*x.shape[:-1], -1)  # type: ignore[union-attr]
-
-    @torch.no_grad()
     def rounded_OI(self, dtype: torch.dtype) -> Tensor:
         """The weight that the file holds, shape (O, I)."""
-        assert self.weight is not None
-        if self.context is None:
-            return self._round(dtype)
-        return self.context.cache.get(self, "rounded", dtype, lambda: self._round(dtype))
+        return self.round_into(torch.empty(self.out_features, self.in_features, dtype=dtype, device=self.lora_A.device))
+
+    def round_into(self, out_OI: Tensor) -> Tensor:
+        """The same, written to a tensor."""
+        weight_OI = self.base_OI(out_OI.dtype)
+        return round_to_grid(weight_OI, self.lora_A.detach(), self.lora_B.detach(), self.scale, self.grid, out_OI)
 
     def blocks(self) -> Blocks:
-        """The trained weight as the file holds it."""
+        """The trained weight as the file holds it, on the CPU."""
         return blocks_on_grid(self.base_OI(torch.float32), self.lora_A.detach(), self.lora_B.detach(), self.scale, self.like)
-
-    def _round(self, dtype: torch.dtype) -> Tensor:
-        weight_OI = self.base_OI(dtype)
-        out_OI = torch.empty(weight_OI.shape, dtype=dtype, device=weight_OI.device)
-        return round_to_grid(weight_OI, self.lora_A.detach(), self.lora_B.detach(), self.scale, self.like, out_OI)
 
     @torch.no_grad()
     def delta_OI(self) -> Tensor:
         """The weight update, the file's weight less the base's, shape (O, I), fp32."""
-        return self._round(torch.float32) - self.base_OI(torch.float32).float()
+        return self.merged_OI() - self.base_OI(torch.float32).float()
 
     @torch.no_grad()
     def merged_OI(self) -> Tensor:
         """The weight that the file holds, shape (O, I), fp32."""
-        return self._round(torch.float32)
+        return self.rounded_OI(torch.float32)
 
 
-class _GridFunction(torch.autograd.Function):
-    """The layer as one step of the graph; the weights stay outside it, dropout is kept as a seed."""
+class GridGroup(LoRAGroup):
+    """Layers that read the same input, of which some at least train their weight on a grid."""
 
-    @staticmethod
-    def forward(ctx: Any, x_TI: Tensor, layer: GridLinear, dropout: float, seed: int, A_RI: Tensor, B_OR: Tensor) -> Tensor:
-        bias_O = None if layer.bias is None else layer.bias.to(x_TI.dtype)
-        y_TO = nn.functional.linear(x_TI, layer.rounded_OI(x_TI.dtype), bias_O)
-        if dropout:
-            struck_TI = _struck(x_TI, draw_mask(x_TI, dropout, seed), 1.0 - dropout).sub_(x_TI)
-            y_TO.addmm_(struck_TI @ A_RI.to(x_TI.dtype).T, B_OR.to(x_TI.dtype).T, alpha=layer.scale)
-        ctx.save_for_backward(x_TI, A_RI, B_OR)
-        ctx.layer, ctx.dropout, ctx.seed = layer, dropout, seed
-        return y_TO
+    def augmented_input(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """An empty tensor for the input of shape (T, I), twice: nothing stands beside it."""
+        x_TI = like.new_empty(like.shape[0], self.layers[0].in_features)
+        return x_TI, x_TI
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x_TI, A_RI, B_OR = ctx.saved_tensors
-        layer, dy_TO, keep = ctx.layer, grads[0], 1.0 - ctx.dropout
-        mask = draw_mask(x_TI, ctx.dropout, ctx.seed) if ctx.dropout else None
-        left_TI, A_cast_RI = _struck(x_TI, mask, keep), A_RI.to(dy_TO.dtype)
-        dyB_TR = (dy_TO @ B_OR.to(dy_TO.dtype)).mul_(layer.scale)
-        dA_RI = (dyB_TR.T @ left_TI).to(A_RI.dtype)
-        dB_OR = (dy_TO.T @ (left_TI @ A_cast_RI.T)).to(B_OR.dtype).mul_(layer.scale)
-        dx_TI = None
-        if ctx.needs_input_grad[0]:
-            dx_TI = dy_TO @ layer.rounded_OI(dy_TO.dtype)
-            if mask is not None:
-                through_TI = dyB_TR @ A_cast_RI
-                dx_TI.add_(_struck(through_TI, mask, keep)).sub_(through_TI)
-        return dx_TI, None, None, None, dA_RI, dB_OR
+    def outputs(
+        self, x_TI: Tensor, x_TZ: Tensor, mask: Mask | None, keep: float, is_read: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Outputs (T, M), and ``x A^T`` (T, S) after dropout for the backward pass; see ``LoRAGroup.outputs``."""
+        A_SI = self.A_SI(x_TI.dtype)
+        xA_TS = drop(x_TI, mask) @ A_SI.T
+        if not is_read:
+            return x_TI.new_empty(len(x_TI), sum(self.widths)), xA_TS
+        y_TM = nn.functional.linear(x_TI, self.rounded_MI(x_TI.dtype), self._bias_M())
+        if mask is not None:
+            missing_TS = xA_TS / keep - x_TI @ A_SI.T
+            for layer, columns, ranks in self._slices():
+                B_OR = layer.lora_B.detach().to(x_TI.dtype)
+                y_TM[:, columns].addmm_(missing_TS[:, ranks], B_OR.T, alpha=layer.scale)
+        return y_TM, xA_TS
 
+    def input_gradients(self, dy_TM: Tensor, mask: Mask | None, keep: float) -> tuple[Tensor, Tensor]:
+        """Gradients of x (T, I), before dropout, and of ``x A^T`` (T, S) after it."""
+        A_SI, dxA_TS = self.A_SI(dy_TM.dtype), self.grad_xA(dy_TM, keep)
+        dx_TI = dy_TM @ self.rounded_MI(dy_TM.dtype)
+        if mask is not None:
+            through_TI = dxA_TS @ A_SI
+            add_dropped_(dx_TI, through_TI, mask).sub_(through_TI, alpha=keep)
+        return dx_TI, dxA_TS
 
-def _struck(x_TI: Tensor, mask: Mask | None, keep: float) -> Tensor:
-    """The input after dropout: zero where it struck, and the rest larger by ``1 / keep``."""
-    return x_TI if mask is None else drop(x_TI, mask).mul_(1.0 / keep)
+    def grad_xA(self, dy_TM: Tensor, keep: float) -> Tensor:
+        """See ``LoRAGroup.grad_xA``; as wide as ``A_SI``, which a GPU fills up."""
+        dxA_TS = super().grad_xA(dy_TM, keep)
+        spare = (self._columns(dy_TM.dtype) - dxA_TS.shape[1]) if dy_TM.is_cuda else 0
+        return nn.functional.pad(dxA_TS, (0, spare)) if spare else dxA_TS
+
+    @torch.no_grad()
+    def rounded_MI(self, dtype: torch.dtype) -> Tensor:
+        """The weights of all layers as the file holds them, under each other, shape (M, I); once a step."""
+        context = self.layers[0].context
+        return self._round(dtype) if context is None else context.cache.get(self, "rounded", dtype, lambda: self._round(dtype))
+
+    def _round(self, dtype: torch.dtype) -> Tensor:
+        first = self.layers[0]
+        out_MI = torch.empty(sum(self.widths), first.in_features, dtype=dtype, device=first.lora_A.device)
+        for layer, rows, _ in self._slices():
+            if isinstance(layer, GridLinear):
+                layer.round_into(out_MI[rows])
+            else:
+                out_MI[rows].copy_(layer.base_OI(dtype))
+        return out_MI

@@ -143,6 +143,12 @@ class LoRALinear(InStep, nn.Module):
         return self.base_OI(dtype).float() + self.delta_OI()
 
 
+def join(layers: Sequence[LoRALinear]) -> "LoRAGroup":
+    """The group of layers that read the same input, of the kind of the one among them that needs a kind of its own."""
+    kinds = {type(layer.group) for layer in layers} - {LoRAGroup}
+    return (kinds.pop() if kinds else LoRAGroup)(layers)
+
+
 class LoRAGroup:
     """Layers that read the same input and are computed together.
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tunesmith.kernels.glu import glu_backward, glu_forward
 from tunesmith.layers.dropout import draw_mask
-from tunesmith.layers.lora import LoRAGroup, LoRALinear, Norm
+from tunesmith.layers.lora import LoRAGroup, LoRALinear, Norm, join
 from tunesmith.layers.tiled_mlp import Parts, tiled_mlp
 
 
@@ -43,7 +43,7 @@ class FusedMLP(nn.Module):
         for name, layer in inputs.items():
             self.register_module(name, layer)
         self.down_proj = down
-        self.gate_up = LoRAGroup(list(inputs.values()))
+        self.gate_up = join(list(inputs.values()))
         self.activation, self.norm = activation, norm
 
     def forward(self, x: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ class Dials:
         head: ``int8`` keeps the head in one byte a weight.
         offload: ``inputs`` of recomputed layers to host memory, or these and what ``attention`` gave.
         mlp_tile: tokens of a piece that an MLP is computed in, 0 for all at once, ``auto`` for what suits its width.
-        qat: weights are trained on the grid of a file: its blocks lie beside each, and a rounded copy through a step.
+        qat: weights are trained on the grid of a file: its scales lie beside each, and a rounded copy through a step.
         plain: adapters are plain LoRA, so that the layers are ours; others keep stock ones, which cannot be cut.
         resident_layers: layers whose frozen weights stay on the device, from the front; the others come through two slots.
             None for all.
@@ -138,6 +138,6 @@ def dials_of(
         offload=train.offload,
         mlp_tile=train.mlp_tile,
         qat=train.qat,
-        plain=not (lora.use_dora or train.qat),
+        plain=not lora.use_dora,
         resident_layers=None if train.resident_layers == "all" else train.resident_layers,
     )

@@ -42,6 +42,7 @@ TABLES = 2**16 * (1 + 4) + 2**16 + 256 * 4 + 512
 BESIDE: dict[str, Any] = {"embedding_on": "device", "head": "compute", "optimizer": "adamw", "resident_layers": None}
 BESIDE |= {"recompute": "none", "technique": "lora", "offload": "none"}
 TABLE_GRADIENT = "gradient of a table"
+GRID = 8 / 32  # bytes a weight of fp32 scales and minima; the dials do not know the type, so it is the most
 SLOTS = 2  # layers whose streamed weights are on the device at once
 
 
@@ -221,7 +222,7 @@ def _resident(shape: Shape, dials: Dials) -> Counter[str]:
     held = _held(shape, dials)
     linear = sum(count * layer.linear(hidden) for layer, count in held)
     here["linear layers"] = int(linear * BYTES[dials.base])
-    if not dials.quantised and dials.technique == "lora" and dials.compute != "fp16":
+    if not dials.quantised and dials.technique == "lora" and dials.compute != "fp16" and not dials.qat:
         # Frozen weights stand beside free columns for B (layers/lora.py).
         gpu = dials.device == "gpu"
         pads = 0
@@ -246,7 +247,7 @@ def _resident(shape: Shape, dials: Dials) -> Counter[str]:
         here["step casts of A"] = sum(count * _casts(layer, hidden, dials) for layer, count in shape.kinds) * dense
     if dials.qat:
         here["rounded weights"] = linear * dense
-        here["grids of the file"] = int(linear * BYTES["gguf"])  # in blocks of a type that the dials do not know: the most
+        here["grids of the file"] = int(linear * GRID)
     cast = min(SLICE, shape.vocab) * hidden if _trains("head", shape, dials) and dials.compute != "fp32" else 0
     if dials.quantised:
         here["tables of codes"] = TABLES if dials.device == "gpu" and dials.base == "nf4" else 0

@@ -14,8 +14,8 @@ Sources of the rates: 308 tokens/s at 135M parameters on two cores (docs/LOG.md)
 47; an RTX 4090 at 3,083 tokens/s with 8B parameters (torchtune's README) is 99 TFLOP/s, and half of that is taken for a GPU.
 """
 
-from tunesmith.memory.dials import Dials
-from tunesmith.memory.estimate import estimate, trained_weights
+from tunesmith.memory.dials import BYTES, Dials
+from tunesmith.memory.estimate import GRID, estimate, trained_weights
 from tunesmith.memory.shape import Shape
 from tunesmith.rundir.records.advice import Device
 
@@ -40,9 +40,13 @@ def resident_bytes(shape: Shape, dials: Dials, ranks: int = 1) -> int:
     shared = sum(found.resident.values())
     compiled = KERNELS if dials.compute == "bf16" else 0
     slots = dials.packs * 4 * trained_weights(shape, dials) if ranks > 1 else 0
-    # A dense weight has B beside it in every row (``layers/lora.py``), and who writes B comes to pages of its own.
-    own = 0 if dials.quantised else found.resident.get("linear layers", 0)
-    return PROCESS + shared + slots + (ranks - 1) * (FORKED + own) + ranks * (found.peak - shared + compiled)
+    # A dense weight has B beside it in every row (``layers/lora.py``), and who writes B comes to pages of its own. What is
+    # rounded onto a grid each process has for itself, and the file of the grid lies in mapped pages beside.
+    own = 0 if dials.quantised else found.resident.get("rounded weights" if dials.qat else "linear layers", 0)
+    shared += int(found.resident["grids of the file"] / GRID * BYTES["gguf"]) if dials.qat else 0
+    return (
+        PROCESS + shared + slots + (ranks - 1) * (FORKED + own) + ranks * (found.peak - sum(found.resident.values()) + compiled)
+    )
 
 
 def training_hours(shape: Shape, tokens: float, epochs: int, gpu: bool, cores: int) -> float:

@@ -26,6 +26,7 @@ from tunesmith.errors import ModelError
 from tunesmith.families import FAMILIES, Family
 from tunesmith.kernels.attention import ScoreParams
 from tunesmith.layers.attention import FusedAttention, Heads, SharedKV
+from tunesmith.layers.grid import GridBase
 from tunesmith.layers.last import LastLayer
 from tunesmith.layers.lora import LoRALinear, Norm
 from tunesmith.layers.mlp import FusedMLP
@@ -34,7 +35,7 @@ from tunesmith.models.answering import AnsweringAttention
 from tunesmith.models.load import decoder
 from tunesmith.models.recompute import decoder_layers
 
-PLAIN = {"LoRALinear", "Linear", "QuantizedLinear", "HalfLinear", "HalfQuantizedLinear"}
+PLAIN = {"LoRALinear", "Linear", "QuantizedLinear", "HalfLinear", "HalfQuantizedLinear", "GridLinear", "GridBase"}
 ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
@@ -214,6 +215,7 @@ def _norm(parent: nn.Module, name: str, family: Family, eps: float) -> Norm:
 def _adapted(parent: nn.Module, name: str) -> LoRALinear:
     """The layer's own adapter, or one of rank 0 for a layer that has none."""
     layer = parent.get_submodule(name)
+    layer = layer.as_in_file() if isinstance(layer, GridBase) else layer
     return layer if isinstance(layer, LoRALinear) else LoRALinear(layer, 0, 1.0, 0.0).train(layer.training)  # type: ignore[arg-type]
 
 

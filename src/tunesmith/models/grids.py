@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 from tunesmith.checkpoints.gguf_blocks import BlockFile
 from tunesmith.errors import ModelError
 from tunesmith.kernels.blocks import dequantize_blocks
-from tunesmith.kernels.upload import upload
 from tunesmith.layers.grid import GridBase
 from tunesmith.models.swap import adaptable_names, put_module
 
@@ -35,7 +34,6 @@ def lay_grids(model: PreTrainedModel, path: Path) -> None:
         if type(linear) is not nn.Linear:
             raise ModelError(f"train.qat: {name} is {type(linear).__name__}, expected a dense linear layer", "train.qat: false")
         like = file.blocks(f"{name}.weight", linear.weight.shape)
-        like = like._replace(raw=upload(like.raw, linear.weight.device))
         put_module(model, name, GridBase(linear, like).train(linear.training))
     done = {f"{name}.weight" for name in linears}
     for name, parameter in model.named_parameters():  # a tied table comes once

@@ -17,12 +17,12 @@ from pathlib import Path
 from rich.filesize import decimal
 
 from tunesmith.checkpoints.gguf_write.convert import describe
+from tunesmith.checkpoints.gguf_write.imatrix import read_imatrix
 from tunesmith.checkpoints.gguf_write.quantize import Importance
 from tunesmith.engines.llama_cpp import LlamaCppEngine
 from tunesmith.engines.open import open_in_process
 from tunesmith.errors import RunError
 from tunesmith.export.forms.gguf import imatrix_name
-from tunesmith.export.gguf.imatrix import read_imatrix
 from tunesmith.export.gguf.single import write_type
 from tunesmith.export.names import gguf_name
 from tunesmith.parity.checks import metric_check

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tunesmith.export.names import deployed_files
 from tunesmith.pipeline.forgetting_stages import forgetting_stages
+from tunesmith.pipeline.importance_stage import BASE_IMATRIX, importance_stage
 from tunesmith.pipeline.inputs import DECIDING, Inputs
 from tunesmith.pipeline.provenance import named_files
 from tunesmith.pipeline.stage import Stage, Table
@@ -49,6 +50,7 @@ def table_of(recipe: Recipe) -> Table:
     kind, maker = recipe.tuned_kind, maker_of(recipe)
     replay = [REPLAY] if recipe.train.replay and kind == "trained" else []
     stages = [DATA, RENDER, SELECT, *(_arm(recipe, arm) for arm in asking), finalists, *replay]
+    stages += [importance_stage(recipe)] if recipe.grid_is_weighed else []
     stages += [_train(recipe) if kind == "trained" else _bring(recipe)]
     stages += [_arm(recipe, arm) for arm in arms if arm.startswith("tuned")]
     exports = [after(EXPORT, maker)] if kind in ("trained", "adapter", "merged") else []
@@ -205,9 +207,9 @@ def _bring(recipe: Recipe) -> Stage:
 
 
 def _training(read: Inputs) -> Parts:
-    replay = ("data/replay.arrow",) if read.recipe.train.replay else ()
+    beside = (*(("data/replay.arrow",) if read.recipe.train.replay else ()), *(BASE_IMATRIX * read.recipe.grid_is_weighed))
     return {
-        **read.files("data/train.arrow", "data/dev.arrow", *replay, TEMPLATE),
+        **read.files("data/train.arrow", "data/dev.arrow", *beside, TEMPLATE),
         **read.model(),
         **read.first_adapter(),
         **read.keys("base", "per_layer_embeddings", "base_head", "lora", "train", "seed", without=CHEAP_TRAIN_KEYS),
@@ -220,7 +222,7 @@ def _train(recipe: Recipe) -> Stage:
         name="train",
         module="train",
         about="train the adapter",
-        needs=("render", *(["replay"] if recipe.train.replay else [])),
+        needs=("render", *(["replay"] if recipe.train.replay else []), *(["importance"] if recipe.grid_is_weighed else [])),
         inputs=_training,
         outputs=(*ADAPTER, "training.json", "metrics.jsonl", "metrics.csv"),
         asks_base=True,

@@ -77,6 +77,7 @@ def _trained(run: RunDir, recipe: Recipe, base: BaseModel, shortage: Shortage | 
     first = recipe.train.from_adapter
     tuned = _adapted(base, recipe)
     model, layers = tuned.model, tuned.layers
+    _warn_of_own_grid(base)
     template = check_template(base.renderer, len(head_weight(model)))
     trained_weights = sum(p.numel() for layer in layers.values() for p in layer.parameters() if p.requires_grad)
     beside = _beside(base, layers)
@@ -276,6 +277,16 @@ def _say_health(recipe: Recipe, layers: int, loss: float, parts: list[str], temp
     logger.info(
         f"health: adapters {change} and {layers} of {layers} get a gradient; loss {loss:.2f} on the first rows; {supervised}"
     )
+
+
+def _warn_of_own_grid(base: BaseModel) -> None:
+    """Say what is lost where a base lies on the very grid that is trained onto."""
+    if base.lies_on_grid:
+        kept = "gguf" if base.own_grid else base.grid
+        logger.warning(
+            "train.qat: the base lies on this grid already, where an update of less than half a step moves no weight; "
+            f"base: {kept} without train.qat deploys the adapter beside that file, and loses none"
+        )
 
 
 def _note_gpu(run: RunDir, gpu: GpuUse, memory: Json) -> None:

@@ -225,7 +225,6 @@ class Recipe(Section):
         refused = {
             f"base: {self.base}": self.base not in ("auto", "fp32", "bf16"),
             f"export.gguf that ends with {self.export.gguf[-1]}": self.export.gguf[-1] not in BLOCK_BASES,
-            "export.imatrix: true": self.export.imatrix,
             "lora.use_dora: true": self.lora.use_dora,
             "chat.new_tokens": bool(self.chat.new_tokens),
             "lora.modules_to_save": bool(self.lora.modules_to_save),
@@ -238,6 +237,11 @@ class Recipe(Section):
                 f"train.qat rounds a dense base onto the grid of one of {', '.join(BLOCK_BASES[1:])}; not with {words}"
             )
         return self
+
+    @property
+    def grid_is_weighed(self) -> bool:
+        """Whether the grid that is trained onto is chosen with the importance of the base's columns, measured before."""
+        return self.train.qat and self.export.imatrix
 
     @property
     def deploys_adapter(self) -> bool:

@@ -42,6 +42,7 @@ class RunDir:
         self.data_report_file = self.data / "report.json"
         self.template_file = self.data / "chat_template.jinja"
         self.rendered_file = self.data / "rendered.json"
+        self.base_imatrix = self.data / "base.imatrix.gguf"
         self.metrics_file = path / "metrics.jsonl"
         self.training_file = path / "training.json"
         self.checkpoints = path / "checkpoints"

@@ -11,7 +11,7 @@ optimizer's step. The others see the new weights where the old ones were.
 the order of the packs. So a run may go on with more processes or fewer, and ends with the same bytes.
 
 **How many.** ``models/ranks.py`` has the rule: a process a physical core, as far as a step has packs and memory has room for
-the activations of one pack each.
+the activations of one pack each, and of weights that are rounded onto a grid, which each makes for itself.
 
 **On a GPU** the world is one process. It puts the packs of the next step together before it waits for the loss of this one.
 
@@ -44,6 +44,7 @@ from tunesmith.formatting import parse_amount
 from tunesmith.launch.group import Group
 from tunesmith.layers.context import Counters, StepContext, at_step
 from tunesmith.layers.experts import Adapted
+from tunesmith.layers.grid import GridLinear
 from tunesmith.models.attention import PACKED
 from tunesmith.models.keep_less import keep_less, refuse_offload
 from tunesmith.models.load import attention, head_weight
@@ -177,6 +178,8 @@ class World:
     ):
         self._model, self._train, self._steps, self._settings, self._seed = model, train, steps, settings, seed
         self._parameters = [p for layer in layers.values() for p in layer.parameters() if p.requires_grad]
+        onto_grids = [layer.weight for layer in layers.values() if isinstance(layer, GridLinear)]
+        self._rounded = sum(weight.nbytes for weight in onto_grids if weight is not None)
         self._device, self._width = head_weight(model).device, head_weight(model).shape[1]
         refuse_offload(settings, self._device.type)
         self._capacity = self._pack_tokens(train)
@@ -370,7 +373,7 @@ class World:
             Load(
                 items=max(map(len, first)),
                 flop=max(sum(pack.ids_1T.shape[1] for pack in packs) for packs in first) * 72.0 * layers * self._width**2,
-                rank_bytes=activations + HELD * trained + OTHER_BYTES,
+                rank_bytes=activations + HELD * trained + self._rounded + OTHER_BYTES,
                 base_bytes=weights,
                 limit=None if self._settings.memory in ("auto", "off") else parse_amount(self._settings.memory),
             ),

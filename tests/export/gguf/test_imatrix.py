@@ -8,8 +8,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from tiny_families import TINY, adapted, documents, random_model
+from tunesmith.checkpoints.gguf_write.imatrix import Importance, read_imatrix, write_imatrix
 from tunesmith.errors import ExportError
-from tunesmith.export.gguf.imatrix import PACK, Importance, choose, collect, read_imatrix, write_imatrix
+from tunesmith.export.gguf.imatrix import PACK, choose, collect
 
 ARCHITECTURE = {"llama": "llama", "qwen3": "qwen3", "phi3": "phi3", "gemma3": "gemma3", "gemma4-e": "gemma4"}
 ARCHITECTURE |= {"qwen3_moe": "qwen3moe", "gpt_oss": "gpt-oss", "gemma4-26b": "gemma4", "gemma4-31b": "gemma4"}

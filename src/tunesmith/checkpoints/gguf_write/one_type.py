@@ -7,16 +7,23 @@ has it as a step of its own (``export/forms/``), which can be resumed and is cou
 from pathlib import Path
 
 from tunesmith.checkpoints.gguf_write.convert import convert
-from tunesmith.checkpoints.gguf_write.quantize import Importance, quantize
+from tunesmith.checkpoints.gguf_write.quantize import ImatrixOrigin, Importance, quantize
 
 
-def write_one_type(model: Path, target: Path, file_type: str, half: Path, imatrix: Importance | None = None) -> None:
+def write_one_type(
+    model: Path,
+    target: Path,
+    file_type: str,
+    half: Path,
+    imatrix: Importance | None = None,
+    origin: ImatrixOrigin | None = None,
+) -> None:
     """Write a model directory in one type.
 
     Args:
         file_type: as of ``quantize``.
         half: the F16 file, converted where it does not lie there, and left there; not looked at for a 16-bit type.
-        imatrix: as of ``quantize``.
+        imatrix, origin: as of ``quantize``.
 
     Raises:
         ExportError: the converter failed, or a type that these tensors cannot have.
@@ -26,4 +33,4 @@ def write_one_type(model: Path, target: Path, file_type: str, half: Path, imatri
         return
     if not half.exists():
         convert(model, half, "F16")
-    quantize(half, target, file_type, imatrix)
+    quantize(half, target, file_type, imatrix, origin)

@@ -15,13 +15,12 @@ import math
 from functools import partial
 from pathlib import Path
 
-import gguf
 import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.checkpoints.gguf_blocks import BlockFile
 from tunesmith.checkpoints.gguf_write import convert as converter
-from tunesmith.checkpoints.gguf_write.architecture import architecture_of
+from tunesmith.checkpoints.gguf_write.imatrix import CHUNK, read_imatrix, write_imatrix
 from tunesmith.checkpoints.gguf_write.quantize import ImatrixOrigin, quantize
 from tunesmith.checkpoints.gguf_write.rewrite import rewrite_gguf
 from tunesmith.engines.base import open_base
@@ -38,16 +37,13 @@ from tunesmith.export.forms.form import (
     Written,
     gguf_size,
 )
-from tunesmith.export.gguf.imatrix import CHUNK, choose, collect, read_imatrix, write_imatrix
+from tunesmith.export.gguf.imatrix import measure
 from tunesmith.export.names import gguf_name
 from tunesmith.export.ollama import modelfile
 from tunesmith.export.sizes import FULL
 from tunesmith.layers.grid import GridLinear
-from tunesmith.models.device import best_device
-from tunesmith.models.load import load_model
 from tunesmith.models.precision import precision
 from tunesmith.recipe import Recipe
-from tunesmith.rundir import read_json
 from tunesmith.rundir.records.export import Command, GgufFile, NotWritten
 
 logger = logging.getLogger(__name__)
@@ -78,7 +74,7 @@ def _plan(recipe: Recipe, facts: Facts) -> list[Operation]:
                     record=GgufFile,
                 )
             )
-    if settings.imatrix:
+    if settings.imatrix and (smaller or trained is None):
         size = _imatrix_bytes(facts)
         steps.append(Operation(kind="imatrix", target=importance, sources=("merged",), nbytes=size, write=_write_imatrix))
     for kind in smaller:
@@ -95,7 +91,7 @@ def _plan(recipe: Recipe, facts: Facts) -> list[Operation]:
         )
     deployed = gguf_name(name, settings.gguf[-1])
     if trained is not None:
-        size = gguf_size(facts, trained)
+        size = gguf_size(facts, trained, settings.imatrix)
         steps.append(
             Operation(
                 kind="trained-gguf", target=deployed, nbytes=size, file_type=trained, write=_write_trained, record=GgufFile
@@ -129,7 +125,7 @@ def quantize_step(job: Job, step: Operation) -> GgufFile:
 
 def _write_trained(job: Job, step: Operation) -> GgufFile:
     """The base's file with the blocks that were trained in the place of its own."""
-    base = open_base(job.recipe)
+    base = open_base(job.recipe, importance=job.run.base_imatrix)
     loaded, path = base.load(job.run.adapter), base.blocks
     assert path is not None
     file, target = BlockFile.of_base(path, base.directory), job.staged / step.target
@@ -146,13 +142,10 @@ def _trained_rows(file: BlockFile, name: str, layer: GridLinear) -> NDArray[np.u
 def _write_imatrix(job: Job, step: Operation) -> None:
     """Read train rows with the merged model, in the dtype that the run computed in."""
     merged, documents = job.staged / "merged", job.train_rows()
-    rows = choose(documents.lengths)
     _, compute = precision(job.recipe.base, job.recipe.train.compute, job.base)
-    model = load_model(merged, compute, None, best_device())
-    architecture = gguf.MODEL_ARCH_NAMES[architecture_of(str(read_json(merged / "config.json")["architectures"][0]))]
-    importance = collect(model, (documents.ids(row).tolist() for row in rows), architecture)
+    importance, rows = measure(merged, compute, documents.lengths, documents.ids)
     write_imatrix(job.staged / step.target, importance, _dataset(job))
-    logger.info(f"export: importance of the columns over {importance.tokens:,} train tokens, {len(rows)} rows")
+    logger.info(f"export: importance of the columns over {importance.tokens:,} train tokens, {rows} rows")
 
 
 def _dataset(job: Job) -> str:

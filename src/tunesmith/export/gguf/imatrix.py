@@ -5,7 +5,8 @@ and there a column's share is its error times the mean square of the inputs that
 columns of dW_i^2 E[x_i^2], where inputs are not correlated. llama.cpp's quantiser takes those mean squares as weights. Here
 they come from the rows that the model was trained on, so that what is rounded well is what this model is used for.
 
-**Whose inputs.** The merged model's, as stock modules (``models/load.py``): it is the model that is quantised, and modules
+**Whose inputs.** Those of the model that is quantised (the merged one; the base, whose grid ``train.qat`` keeps), as stock
+modules (``models/load.py``), since modules
 that fuse several products have no input of their own to watch. Hooks on the linear layers see each input; nothing is
 patched and the model leaves as it came. Experts are watched at their module: each has sums and a count of its own, from
 the tokens that were sent to it, and the input of its second product is made again by the code that trains them
@@ -18,9 +19,7 @@ it is not even computed; an embedding is looked up, not multiplied.
 tokens (110 to 130 thousand), and the mean of 100,000 squares has a standard error of 1 % where inputs have a kurtosis of 10.
 Rows are packed as in training, so that short ones cost no more a token than long ones.
 
-The file is llama.cpp's: ``NAME.in_sum2`` and ``NAME.counts`` in a GGUF of type imatrix, which ``llama-quantize --imatrix``
-takes; and a file of ``llama-imatrix`` can be read in the place of ours. Values are divided as ``llama-quantize`` divides
-them, in fp32, so that either way the bytes are the same.
+The file is llama.cpp's (``checkpoints/gguf_write/imatrix.py``).
 
 Refused: ``llama-imatrix`` on rendered text (a tool that no package ships, and text that it tokenises anew).
 
@@ -39,8 +38,7 @@ experts a token.
 
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,54 +50,23 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from tunesmith.checkpoints.gguf_reader import GgufReader
-from tunesmith.errors import ExportError, ModelError
+from tunesmith.checkpoints.gguf_write.architecture import architecture_of
+from tunesmith.checkpoints.gguf_write.imatrix import Importance
+from tunesmith.errors import ExportError
 from tunesmith.export.gguf.lora import gguf_names
 from tunesmith.kernels.attention import Span
 from tunesmith.layers.experts import LoRAExperts
 from tunesmith.models.attention import PACKED
-from tunesmith.models.load import attention, decoder
+from tunesmith.models.device import best_device
+from tunesmith.models.load import attention, decoder, load_model
+from tunesmith.models.precision import Dtype
+from tunesmith.rundir import read_json
 from tunesmith.tracking import progress
 
 TOKENS = 100_000
 PACK = 2048  # tokens of a forward pass, more where one row is longer
-CHUNK = 512  # tokens that llama.cpp's file counts in; its default context
 NEVER = ("_norm.weight", "ffn_gate_inp.weight")  # llama-quantize leaves them as they are
-SUMS, COUNTS = ".in_sum2", ".counts"
 Hook = RemovableHandle
-
-
-@dataclass(frozen=True)
-class Importance:
-    """Inputs of the weights of a model, by GGUF tensor name.
-
-    Attributes:
-        sums: squares of each input column added up, fp32, shape (M, I).
-        counts: tokens that each matrix met, fp32, shape (M,).
-        tokens: that the model read.
-    """
-
-    sums: dict[str, NDArray[np.float32]]
-    counts: dict[str, NDArray[np.float32]]
-    tokens: int
-
-    @property
-    def chunks(self) -> int:
-        """Whole chunks of text, as the file counts them; 1 at least."""
-        return max(1, self.tokens // CHUNK)
-
-    @property
-    def values(self) -> dict[str, NDArray[np.float32]]:
-        """Mean square of each input column, fp32: shape (I,), or (M, I) for a stack of experts.
-
-        An expert that met no token gets 1 everywhere, as in ``llama-quantize``: its columns are alike.
-        """
-        means = {}
-        for name, sums_MI in self.sums.items():
-            counts_M1 = self.counts[name][:, None]
-            mean_MI = np.where(counts_M1 > 0, sums_MI / np.maximum(counts_M1, 1), np.float32(1))
-            means[name] = mean_MI[0] if len(mean_MI) == 1 else mean_MI
-        return means
 
 
 class _Total:
@@ -126,6 +93,29 @@ def choose(lengths: Sequence[int] | NDArray[np.int64], tokens: int = TOKENS) -> 
     order = np.random.default_rng(0).permutation(len(lengths))
     before = np.cumsum(np.asarray(lengths)[order]) - np.asarray(lengths)[order]
     return sorted(order[before < tokens].tolist())
+
+
+def measure(
+    directory: Path, compute: Dtype, lengths: NDArray[np.int64], ids: Callable[[int], NDArray[Any]]
+) -> tuple[Importance, int]:
+    """Read the chosen rows with the model of a directory.
+
+    Args:
+        directory: of a dense model.
+        compute: dtype of its products.
+        lengths: tokens of each row there is.
+        ids: the token ids of a row, by its number.
+
+    Returns:
+        The importance, and how many rows were read.
+
+    Raises:
+        ExportError: see ``collect``.
+    """
+    rows = choose(lengths)
+    architecture = gguf.MODEL_ARCH_NAMES[architecture_of(str(read_json(directory / "config.json")["architectures"][0]))]
+    model = load_model(directory, compute, None, best_device())
+    return collect(model, (ids(row).tolist() for row in rows), architecture), len(rows)
 
 
 def collect(model: PreTrainedModel, documents: Iterable[Sequence[int]], architecture: str) -> Importance:
@@ -165,71 +155,6 @@ def collect(model: PreTrainedModel, documents: Iterable[Sequence[int]], architec
         {name: total.counts_M.astype(np.float32) for name, total in sorted(totals.items())},
         sum(len(pack.ids) for pack in packs),
     )
-
-
-def write_imatrix(path: Path, importance: Importance, dataset: str) -> None:
-    """Write llama.cpp's imatrix file, whole or not at all.
-
-    Args:
-        dataset: what was read, for ``imatrix.datasets``.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    writer = _Writer(temporary, "")
-    writer.add_type("imatrix")
-    writer.add_array(gguf.Keys.IMatrix.DATASETS, [dataset])
-    writer.add_uint32(gguf.Keys.IMatrix.CHUNK_COUNT, importance.chunks)
-    writer.add_uint32(gguf.Keys.IMatrix.CHUNK_SIZE, CHUNK)
-    for name in sorted(importance.sums):
-        sums_MI, counts_M = importance.sums[name], importance.counts[name]
-        stacked = len(counts_M) > 1  # ggml drops a last dimension of one
-        writer.add_tensor(name + SUMS, sums_MI if stacked else sums_MI[0])
-        writer.add_tensor(name + COUNTS, counts_M[:, None] if stacked else counts_M)
-    try:
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def read_imatrix(path: Path) -> Importance:
-    """Read an imatrix file of ours or of ``llama-imatrix``.
-
-    Raises:
-        ExportError: no such file, or another kind of file, or one that contradicts itself.
-    """
-    try:
-        reader = GgufReader(path)
-    except (OSError, ModelError) as error:
-        reason = error.message if isinstance(error, ModelError) else f"{path}: {error}"
-        hint = "an imatrix in the old format: llama-imatrix --in-file OLD.dat -o NEW.gguf"
-        raise ExportError(f"not a GGUF imatrix file: {reason}", hint) from error
-    if reader.value("general.type") != "imatrix":
-        raise ExportError(f"{path}: general.type is not imatrix", "give the file that llama-imatrix wrote")
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    sums: dict[str, NDArray[np.float32]] = {}
-    counts: dict[str, NDArray[np.float32]] = {}
-    for name in tensors:
-        weight = name.removesuffix(SUMS).removesuffix(COUNTS)
-        pair = [tensors.get(weight + suffix) for suffix in (SUMS, COUNTS)]
-        if any(part is None or part.tensor_type != gguf.GGMLQuantizationType.F32 for part in pair):
-            raise ExportError(f"{path}: {weight} has no sums and counts in F32", "the file is damaged; make it again")
-        sums_, counts_M = (np.array(part.data).reshape(-1) for part in pair if part is not None)
-        if not counts_M.size or sums_.size % counts_M.size or not np.isfinite(sums_).all() or (counts_M < 0).any():
-            raise ExportError(f"{path}: {weight} has {sums_.size} sums of {counts_M.size} counts", "make the file again")
-        sums[weight], counts[weight] = sums_.reshape(counts_M.size, -1), counts_M
-    if not sums:
-        raise ExportError(f"{path}: holds no importance", "make the file again")
-    return Importance(sums, counts, int(max(count.max() for count in counts.values())))
-
-
-class _Writer(gguf.GGUFWriter):
-    """A GGUF without an architecture, as llama.cpp's imatrix files are."""
-
-    def add_architecture(self) -> None:
-        """Nothing to add."""
 
 
 class _Pack(NamedTuple):
