@@ -79,7 +79,7 @@ def facts_of(server: Any, settings: Settings) -> Facts:
 def main() -> None:
     """Serve until the end of standard input."""
     # llama.cpp may write to stdout; keep the pipe for what is said here alone.
-    says = os.fdopen(os.dup(1), "w", buffering=1)
+    says = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8", newline="\n")
     os.dup2(2, 1)
     settings = Settings(**json.loads(sys.stdin.readline()))
     try:
