@@ -10,6 +10,7 @@ paths, the console, that a file which is open cannot be renamed. No library of o
 import ctypes
 import importlib
 import os
+import platform
 import signal
 import sys
 import types
@@ -101,6 +102,7 @@ def become(system: str) -> None:
     for name in LIBRARIES:
         importlib.import_module(name)
     windows = _msvcrt()
+    platform.libc_ver = lambda *_: ("", "")
     for name in OS[system]:
         if name in vars(os):
             delattr(os, name)

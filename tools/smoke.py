@@ -24,8 +24,8 @@ EXTRAS = ("core", "train", "all")
 # Only these of the machine's variables are handed on: where programs are, where files may lie, who to trust.
 KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "SYSTEMROOT", "TEMP", "TMP", "SSL_CERT_FILE", "OPENBLAS_CORETYPE", "OMP_NUM_THREADS")
 TINY = """
-import json, sys
 from pathlib import Path
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 rows = Path("rows.jsonl").read_text(encoding="utf-8").splitlines()
@@ -38,14 +38,22 @@ fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>
 fast.save_pretrained("tiny")
 config = LlamaConfig(vocab_size=len(fast), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
                      num_key_value_heads=1, max_position_embeddings=512, eos_token_id=fast.eos_token_id)
-LlamaForCausalLM(config).save_pretrained("tiny")
+torch.manual_seed(0)
+model = LlamaForCausalLM(config)
+ids = torch.tensor([fast("\\n".join(rows))["input_ids"][:500]])
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+for _ in range(10):  # no run starts from a model that guesses worse than a fair die
+    model(ids, labels=ids).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+model.save_pretrained("tiny")
 """
 RECIPE = """
 model: tiny
 data: {path: rows.jsonl}
 chat: {template: chatml}
 task: {metric: exact_match}
-train: {num_train_epochs: 1}
+train: {num_train_epochs: 1, tokens_per_step: 256}
 evaluate: {arms: [instruction, tuned]}
 """
 IMPORTS = """

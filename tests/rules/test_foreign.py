@@ -144,6 +144,19 @@ def _is_ours(node: ast.Call) -> bool:
     return ast.unparse(node.func) == "atomic.write_text"
 
 
+def test_nothing_on_this_machine_is_asked_by_way_of_a_proxy():
+    """``urlopen`` and a client of httpx take the proxy of the environment, for loopback too where NO_PROXY does not say so."""
+    offenders = []
+    for module in modules():
+        for node in ast.walk(module.tree):
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if called.endswith("urlopen") or (called.endswith("build_opener") and "ProxyHandler({})" not in ast.unparse(node)):
+                offenders.append(f"{module.at(node)}: {called}")
+            if called in ("httpx2.Client", "httpx2.AsyncClient") and "trust_env" not in {key.arg for key in node.keywords}:
+                offenders.append(f"{module.at(node)}: {called} without trust_env")
+    assert not offenders, "\n".join(offenders)
+
+
 def test_no_two_files_differ_by_case_alone():
     """One of them would vanish on a disk of macOS or Windows; nor has any a name that Windows keeps for devices."""
     files = [
