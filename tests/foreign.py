@@ -52,8 +52,6 @@ OS = {
             "fchown",
             "chown",
             "mkfifo",
-            "statvfs",
-            "fstatvfs",
             "nice",
             "getloadavg",
         ),

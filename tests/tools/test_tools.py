@@ -102,8 +102,12 @@ def _distributions(tools, folder, wheel_files, sdist_files):
             ["src/tunesmith/__init__.py"],
             "the wheel has 1 files that git does not know",
         ),
-        (["tunesmith/__init__.py"], [], "the sdist lacks 1 files"),
-        (["tunesmith/__init__.py"], ["src/tunesmith/__init__.py", "key"], "the sdist has 1 files that git does not know: key"),
+        (["tunesmith/__init__.py"], ["CHANGELOG.md"], "the sdist lacks 1 files: src"),
+        (
+            ["tunesmith/__init__.py"],
+            ["src/tunesmith/__init__.py", "CHANGELOG.md", "key"],
+            "the sdist has 1 files that git does not know: key",
+        ),
     ],
 )
 def test_a_wheel_has_the_files_of_the_repository_and_no_other(
@@ -117,10 +121,10 @@ def test_a_wheel_has_the_files_of_the_repository_and_no_other(
 def test_links_of_the_site_stay_in_it(tools):
     website = tools("website")
     page = type("Page", (), {"file": type("File", (), {"src_uri": "how-to/notebook.md"})})
-    text = "[a](../../examples/own_loop.py) [b](../README.md#x) [c](../../README.md) [d](https://x/y) `[e](../f)`\n```\n[g](h)\n```\n"
-    assert website.on_page_markdown(text, page) == (
-        "[a](../source/examples/own_loop.py) [b](../documentation.md#x) [c](../index.md) [d](https://x/y) `[e](../f)`\n```\n[g](h)\n```\n"
-    )
+    code = "```\n[e](f)\n```\n"
+    text = f"[a](../../examples/own_loop.py) [b](../README.md#x) [c](../../README.md) [d](https://x/y)\n{code}"
+    expected = f"[a](../source/examples/own_loop.py) [b](../documentation.md#x) [c](../index.md) [d](https://x/y)\n{code}"
+    assert website.on_page_markdown(text, page) == expected
     assert {"examples/own_loop.py", "CONTRIBUTING.md"} <= website.outside()
 
 
