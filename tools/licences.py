@@ -56,13 +56,13 @@ def licence_of(package: str, version: str) -> Licence:
 
 def _said(found: Distribution) -> tuple[str, str]:
     metadata = found.metadata
-    if expression := metadata.get("License-Expression"):
-        return expression, "expression"
+    if expressions := metadata.get_all("License-Expression"):
+        return expressions[0], "expression"
     marks = [line.rpartition(" :: ")[2] for line in metadata.get_all("Classifier") or () if line.startswith("License :: ")]
     names = [mark for mark in marks if mark != "OSI Approved"]
     if names:
         return ", ".join(names), "classifier"
-    text = " ".join((metadata.get("License") or "").split())
+    text = " ".join((metadata.get_all("License") or [""])[0].split())
     return (text[:60], "text") if text else ("", "none")
 
 

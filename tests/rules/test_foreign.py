@@ -149,7 +149,9 @@ def test_nothing_on_this_machine_is_asked_by_way_of_a_proxy():
     offenders = []
     for module in modules():
         for node in ast.walk(module.tree):
-            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
             if called.endswith("urlopen") or (called.endswith("build_opener") and "ProxyHandler({})" not in ast.unparse(node)):
                 offenders.append(f"{module.at(node)}: {called}")
             if called in ("httpx2.Client", "httpx2.AsyncClient") and "trust_env" not in {key.arg for key in node.keywords}:
