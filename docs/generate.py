@@ -1,4 +1,4 @@
-"""Writes what the code knows of the documentation: the pages of ``docs/reference/``, the tree in CONTRIBUTING, predictions.
+"""Writes what the code knows of the documentation: the pages of ``docs/reference/``, the tree in CONTRIBUTING, ``llms.txt``.
 
     make reference            # or: python docs/generate.py
 
@@ -36,6 +36,8 @@ from tunesmith.rundir.records.base import FileRecord, Record
 
 sys.path.append(str(Path(__file__).parent))
 from gpu_tables import with_predictions
+from installs_table import with_installs
+from llms import llms_text
 from memory_tables import with_short_table, with_techniques
 from scale_tables import with_scale
 
@@ -46,6 +48,7 @@ NOTE = "Made by `make reference` from {source}; change that, not this page.\n"
 LONGEST_PHRASE = 94
 # What a file without a docstring holds, by its path below src/tunesmith.
 PHRASES = {
+    "py.typed": "tells type checkers to read the annotations",
     "chat/templates": "for base models that have none",
     "chat/templates/chatml.jinja": "ChatML",
     "chat/templates/gemma3.jinja": "Gemma 3",
@@ -97,6 +100,8 @@ def pages() -> dict[str, str]:
         "docs/explanation/memory.md": with_techniques((ROOT / "docs" / "explanation" / "memory.md").read_text()),
         "docs/explanation/gpu.md": with_predictions((ROOT / "docs" / "explanation" / "gpu.md").read_text()),
         "docs/how-to/several-gpus.md": with_scale((ROOT / "docs" / "how-to" / "several-gpus.md").read_text()),
+        "docs/how-to/install.md": with_installs((ROOT / "docs/how-to/install.md").read_text(), ROOT / "benchmarks" / "results"),
+        "docs/llms.txt": llms_text(ROOT / "docs"),
         "CONTRIBUTING.md": with_tree((ROOT / "CONTRIBUTING.md").read_text()),
     }
 

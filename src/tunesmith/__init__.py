@@ -21,6 +21,7 @@ Layers, top to bottom; imports go down only, and stages never import each other:
     launch
     processes
     errors  hardware  families  formatting  messages  notebook
+    windows_memory
 
 ``tests/rules/test_layers.py`` holds the order. A stage is a verb of ``tunesmith.pipeline`` and of the command line.
 """

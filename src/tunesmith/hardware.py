@@ -5,23 +5,32 @@ stage reports its own peak and not its predecessors'. Child processes are counte
 of the whole process is given.
 
 A child process (converter, llama.cpp) ends with its parent, however that ends: it inherits one end of a pipe that tells the
-kernel to kill it when the other end goes. Refused: ``PR_SET_PDEATHSIG``, which fires when the *thread* that started the child
-ends; waiting for the end of standard input, which a child in the middle of a computation does not read.
+kernel to kill it when the other end goes. macOS and Windows have no such signal; there a second small process waits at the pipe
+and does the killing. Refused: ``PR_SET_PDEATHSIG``, which fires when the *thread* that started the child ends; waiting for the
+end of standard input, which a child in the middle of a computation does not read.
+
+What only Linux says (limits of a container, the cores that a process may use) sets no bound elsewhere.
 """
 
+import contextlib
 import ctypes
-import fcntl
 import ipaddress
 import os
 import platform
 import re
-import resource
 import signal
 import subprocess
+import sys
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from tunesmith import windows_memory
+
+if sys.platform != "win32":
+    import fcntl
+    import resource
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4  # malloc.h
 _largest_child = 0  # bytes, since the last reset
@@ -82,23 +91,35 @@ def variable(name: str) -> str | None:
 
 def cpu_count() -> int:
     """Cores this process may run on."""
-    return len(os.sched_getaffinity(0))
+    return len(_cpus())
+
+
+def _cpus() -> set[int]:
+    return os.sched_getaffinity(0) if sys.platform == "linux" else set(range(os.cpu_count() or 1))
 
 
 def physical_cores() -> int:
-    """Cores this process may keep busy: two threads of one core count once, and a container's quota is kept (at least 1)."""
+    """Cores this process may keep busy: two threads of one core count once, and a container's quota is kept (at least 1).
+
+    Where the system does not say which threads share a core, all count.
+    """
     siblings: set[str] = set()
-    for cpu in os.sched_getaffinity(0):
+    for cpu in _cpus():
         shared = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        siblings.add(shared.read_text() if shared.exists() else str(cpu))
+        siblings.add(shared.read_text(encoding="ascii") if shared.exists() else str(cpu))
     quotas = [int(quota) / int(period) for quota, period in map(str.split, _limits("cpu.max")) if quota != "max"]
     return max(1, int(min([len(siblings), *quotas])))
 
 
 def total_memory() -> int:
     """Bytes that this process may have at all: the machine's, or its container's limit."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([machine, *(int(limit) for limit in _limits("memory.max") if limit != "max")])
+    return min([_machine_memory(), *(int(limit) for limit in _limits("memory.max") if limit != "max")])
+
+
+def _machine_memory() -> int:
+    if sys.platform == "win32":
+        return windows_memory.total_and_available()[0]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def available_memory() -> int:
@@ -110,15 +131,15 @@ def available_memory() -> int:
 def _limits(name: str) -> list[str]:
     """A limit of this process's control group and of those around it (cgroup v2)."""
     own = Path("/proc/self/cgroup")
-    lines = own.read_text().splitlines() if own.exists() else []
+    lines = own.read_text(encoding="utf-8").splitlines() if own.exists() else []
     path = next((Path(line[3:].lstrip("/")) for line in lines if line.startswith("0::")), Path())
     files = [_CGROUPS / group / name for group in (path, *path.parents)]
-    return [file.read_text().strip() for file in files if file.exists()]
+    return [file.read_text(encoding="ascii").strip() for file in files if file.exists()]
 
 
 def gpu_driver() -> str | None:
     """Version of NVIDIA's driver; None where the system does not say."""
-    found = re.search(r"\b\d+\.\d+(\.\d+)?\b", NVIDIA_DRIVER.read_text()) if NVIDIA_DRIVER.exists() else None
+    found = re.search(r"\b\d+\.\d+(\.\d+)?\b", NVIDIA_DRIVER.read_text(encoding="utf-8")) if NVIDIA_DRIVER.exists() else None
     return None if found is None else found[0]
 
 
@@ -201,13 +222,13 @@ def describe() -> Machine:
     model = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
         model = names[0] if names else model
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Machine(
         cpu=model,
         cores=cpu_count(),
-        memory_bytes=memory,
+        memory_bytes=_machine_memory(),
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
     )
@@ -231,7 +252,7 @@ def _clear_peak() -> None:
     global _largest_child
     _largest_child = 0
     try:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_bytes(b"5")
     except OSError:
         return  # not Linux, or not allowed: peak_memory() then covers the whole process, which is an upper bound
 
@@ -246,8 +267,15 @@ def peak_memory() -> int:
 
 def peak_of_part() -> int:
     """The same since ``begin_part``."""
-    own = _high_water("self") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return own + _largest_child
+    return (_high_water("self") or _highest_ever()) + _largest_child
+
+
+def _highest_ever() -> int:
+    """The high-water mark of this process since it began."""
+    if sys.platform == "win32":
+        return windows_memory.peak_of_this_process()
+    mark = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return mark if sys.platform == "darwin" else mark * 1024  # getrusage(2): bytes there, kilobytes elsewhere
 
 
 def note_children(pids: list[int]) -> None:
@@ -270,7 +298,7 @@ def private_memory(pid: int | None = None) -> int:
     """Bytes that a process (None: this one) wrote and shares with no other; 0 where the kernel does not say."""
     rollup = Path(f"/proc/{'self' if pid is None else pid}/smaps_rollup")
     if rollup.exists():
-        for line in rollup.read_text().splitlines():
+        for line in rollup.read_text(encoding="ascii").splitlines():
             if line.startswith("Private_Dirty:"):
                 return int(line.split()[1]) * 1024
     return 0
@@ -285,14 +313,19 @@ def is_running(pid: int) -> bool:
 
 
 def die_with(watched: int, pid: int) -> None:
-    """Have a process killed when the last writer of a pipe is gone.
+    """Have a process killed when the last writer of a pipe is gone. Linux alone has this.
 
     Args:
         watched: the end that is read; the process has it open.
     """
-    fcntl.fcntl(watched, fcntl.F_SETOWN, pid)
-    fcntl.fcntl(watched, fcntl.F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(watched, fcntl.F_SETFL, fcntl.fcntl(watched, fcntl.F_GETFL) | os.O_ASYNC)
+    if sys.platform == "linux":
+        fcntl.fcntl(watched, fcntl.F_SETOWN, pid)
+        fcntl.fcntl(watched, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(watched, fcntl.F_SETFL, fcntl.fcntl(watched, fcntl.F_GETFL) | os.O_ASYNC)
+
+
+# Waits at a pipe; ends a process when nobody has the other end any more, and nothing was written there.
+WATCHER = "import os, sys; os.read(0, 1) or os.kill(int(sys.argv[1]), 9)"
 
 
 class Child(subprocess.Popen[bytes]):
@@ -305,14 +338,42 @@ class Child(subprocess.Popen[bytes]):
     """
 
     def __init__(self, command: list[str], *, online: bool = False, **streams: Any):
-        watched, lifeline = os.pipe()
-        weakref.finalize(self, os.close, lifeline)
+        watched, self._lifeline = os.pipe()
+        weakref.finalize(self, os.close, self._lifeline)
+        self._watcher: subprocess.Popen[bytes] | None = None
         environment = dict(os.environ) if online else child_environment()
         try:
-            super().__init__(command, env=environment, pass_fds=(watched,), **streams)
-            die_with(watched, self.pid)
+            if sys.platform == "linux":
+                super().__init__(command, env=environment, pass_fds=(watched,), **streams)
+                die_with(watched, self.pid)
+            else:
+                super().__init__(command, env=environment, **streams)
+                quiet = subprocess.DEVNULL
+                watching = [sys.executable, "-I", "-S", "-c", WATCHER, str(self.pid)]
+                self._watcher = subprocess.Popen(watching, stdin=watched, stdout=quiet, stderr=quiet)
         finally:
             os.close(watched)  # the child's copy stays
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end, as ``Popen``."""
+        code = super().wait(timeout)
+        self._end_watcher()
+        return code
+
+    def poll(self) -> int | None:
+        """Whether it has ended, as ``Popen``."""
+        code = super().poll()
+        if code is not None:
+            self._end_watcher()
+        return code
+
+    def _end_watcher(self) -> None:
+        """The number of a process that has ended may be another's soon, so nobody may kill it any more."""
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None:
+            with contextlib.suppress(BrokenPipeError):  # somebody ended it
+                os.write(self._lifeline, b"over")
+            watcher.wait()
 
 
 class Death(NamedTuple):
@@ -365,7 +426,7 @@ def _available_memory() -> int | None:
     """Bytes that programs can still take; None where the kernel does not say."""
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
+        for line in meminfo.read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     return None
@@ -374,7 +435,7 @@ def _available_memory() -> int | None:
 def _high_water(pid: str) -> int:
     status = Path(f"/proc/{pid}/status")
     if status.exists():
-        for line in status.read_text().splitlines():
+        for line in status.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     return 0

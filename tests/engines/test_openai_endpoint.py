@@ -190,3 +190,15 @@ def test_tools_go_along_and_calls_come_back(server):
     assert [json.loads(c["function"]["arguments"]) for c in turns[1]["tool_calls"]] == [{"a": [1, "é"]}] * 2
     assert [c["id"] for c in turns[1]["tool_calls"]] == [turn["tool_call_id"] for turn in turns[2:4]]
     assert len({turn["tool_call_id"] for turn in turns[2:4]}) == 2
+
+
+def test_a_proxy_of_the_environment_is_asked_for_other_machines_and_never_for_this_one(server, monkeypatch):
+    """A company's proxy cannot reach this machine, and would read what is asked of a model on it."""
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, server.url.removesuffix("/v1"))
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with OpenAIEndpoint("http://models.example/v1", "big") as engine:
+        engine.generate(PROMPTS[:1], 5, lambda _: None)
+    ask(server, PROMPTS[:1])
+    assert [path for path, _ in server.requests] == ["http://models.example/v1/chat/completions", "/v1/chat/completions"]

@@ -27,7 +27,7 @@ def _report(offenders: list[str], what: str) -> str:
 
 def test_sizes():
     offenders = []
-    for folder in ("src", "examples", "tests", "benchmarks", "docs"):
+    for folder in ("src", "examples", "tests", "benchmarks", "docs", "tools"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             relative = path.relative_to(ROOT)
             if any(part.startswith(".") for part in relative.parts):  # environments of the peers

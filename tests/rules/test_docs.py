@@ -28,7 +28,7 @@ from tunesmith.recipe.run import Export
 from tunesmith.rundir import RunDir
 from tunesmith.serve import command as command_of_serve
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")), *sorted((ROOT / "docs").rglob("*.md"))]
 EXPORT = ROOT / "docs" / "how-to" / "export.md"
 IMPORT = ROOT / "docs" / "how-to" / "come-from-another-tool.md"
 MODEL = "assets/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -78,6 +78,14 @@ def test_a_command_that_cannot_be_meant(arguments, words, tmp_path, monkeypatch,
     assert stop.value.code == 7 and words in capsys.readouterr().err
 
 
+def test_another_system_is_told_where_to_serve(monkeypatch, capsys):
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr("sys.argv", ["tunesmith", "serve", "run"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "serve needs Linux, here is darwin" in capsys.readouterr().err
+
+
 def test_with_a_key_and_a_certificate_it_answers_by_tls(renderer, tmp_path, monkeypatch):
     if shutil.which("openssl") is None:
         pytest.skip("openssl makes the certificate")

@@ -103,7 +103,7 @@ class ProblemLog:
             return
         if self._file is None:
             self._target.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._target.open("w", encoding="utf-8")
+            self._file = self._target.open("w", encoding="utf-8", newline="\n")
         reason = RowProblem(path=problem.path, code=problem.code, message=problem.message, hint=problem.hint)
         text = raw.decode("utf-8", "backslashreplace") if isinstance(raw, bytes) else None
         row = RejectedRow(place=problem.place, problems=(reason,), raw=text, row=None if text is not None else raw)

@@ -32,6 +32,7 @@ from tunesmith.errors import ExportError
 from tunesmith.rundir.records import Json
 
 SECONDS = 60  # that rendering may take
+_HERE = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # what stays on this machine goes to no proxy
 
 
 class Worker:
@@ -129,7 +130,7 @@ class Worker:
             {"Content-Type": "application/json"},
         )
         try:
-            with urllib.request.urlopen(request, timeout=SECONDS) as response:
+            with _HERE.open(request, timeout=SECONDS) as response:
                 return self.library().bos + json.load(response)["prompt"]
         except urllib.error.HTTPError as error:
             reason = error.read().decode(errors="replace")[:300]

@@ -18,6 +18,8 @@ out (``tool_calls``); a call that it left in the text is lost, as it would be fo
 checked against the schema, and one that does not meet it is an error. Labels go as an object with one of them, and the label
 is the answer; what it costs in tokens is the endpoint's own count.
 
+**Proxies** are those of the environment (``HTTPS_PROXY``, ``NO_PROXY``); an endpoint of this machine is asked directly.
+
 ``httpx2`` is what transformers' hub client brings anyway. Refused: the ``openai`` package, which reads ten
 environment variables of its own, among them another base URL, and retries where we could not count it.
 
@@ -114,7 +116,9 @@ class OpenAIEndpoint:
         self._model, self._body = model, dict(body or {})
         self._concurrency, self._retries = concurrency, retries
         limits = httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
-        self._client = httpx2.Client(headers=sent, timeout=httpx2.Timeout(timeout, connect=min(timeout, 10.0)), limits=limits)
+        times = httpx2.Timeout(timeout, connect=min(timeout, 10.0))
+        has_proxy = not hardware.is_loopback(url.hostname)  # of the environment: what stays on this machine goes to none
+        self._client = httpx2.Client(headers=sent, timeout=times, limits=limits, trust_env=has_proxy)
         self._passing = (httpx2.RequestError,)
 
     def __enter__(self) -> "OpenAIEndpoint":

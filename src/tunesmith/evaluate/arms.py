@@ -22,6 +22,7 @@ from tunesmith.evaluate.twin import in_common
 from tunesmith.messages import Message, Tools
 from tunesmith.recipe import TokenPrice
 from tunesmith.rundir import fingerprint
+from tunesmith.rundir.names import from_disk
 from tunesmith.rundir.records.answers import Output, Scores, Summary
 from tunesmith.rundir.records.evaluation import Arm, Comparison, Totals
 from tunesmith.rundir.rows import Row
@@ -198,7 +199,7 @@ def run_arm(
             known = {} if twin is None else in_common(read_outputs(twin), allowed)
         engine = make_engine()
         try:
-            outputs = ask(folder.name, engine, rows, prompts, metric, max_new_tokens, allowed, price, known)
+            outputs = ask(from_disk(folder.name), engine, rows, prompts, metric, max_new_tokens, allowed, price, known)
         finally:
             engine.close()
     return write_outputs(folder, answers_key, outputs, metric)

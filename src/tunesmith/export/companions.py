@@ -128,7 +128,7 @@ def _untied(config: dict[str, Any]) -> dict[str, Any]:
 
 def _put_template(directory: Path, template: str) -> None:
     """Leave one chat template in the directory, whatever places the base had for its own."""
-    (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
+    (directory / "chat_template.jinja").write_text(template, encoding="utf-8", newline="\n")
     (directory / "chat_template.json").unlink(missing_ok=True)
     tokenizer = directory / "tokenizer_config.json"
     if tokenizer.exists():

@@ -15,7 +15,6 @@ missing), quantising anew at each start (2 minutes for 8B on one core).
 Cost: the disk holds the base a second time, at 4.13 bits a weight (3.6 GB for 8B, 35 GB for 70B).
 """
 
-import fcntl
 import logging
 import zlib
 from collections.abc import Iterable
@@ -31,6 +30,7 @@ from tunesmith.formatting import gb
 from tunesmith.kernels.nf4 import NF4, dynamic_map
 from tunesmith.memory.disk import PART, SECTOR, nf4_parts
 from tunesmith.rundir.atomic import atomic_directory, free_bytes, full_disk_named
+from tunesmith.rundir.file_lock import lock as wait_for_lock
 
 logger = logging.getLogger(__name__)
 
@@ -178,8 +178,8 @@ def stored(directory: Path, expected: int, layers: Iterable[Weights]) -> Store:
         RunError: the disk is full.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with (directory.parent / f".{directory.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # whoever comes second waits, and finds it done
+    with (directory.parent / f".{directory.name}.lock").open("wb") as lock:
+        wait_for_lock(lock.fileno())  # whoever comes second waits, and finds it done
         if not directory.exists():
             if (free := free_bytes(directory.parent)) < expected:
                 raise ModelError(

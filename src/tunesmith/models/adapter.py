@@ -245,7 +245,7 @@ def save_adapter(
     if tables:
         config["modules_to_save"] = [name.rpartition(".")[2] for name in (*tables, *twins.values())]
         config[TYING] = bool(twins)
-    (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8", newline="\n")
     state = adapter_state(layers)
     state |= {f"{PREFIX}{twin}.weight": state[f"{PREFIX}{name}.weight"].clone() for name, twin in twins.items()}
     save_file(state, directory / WEIGHTS, metadata={"format": "pt"})

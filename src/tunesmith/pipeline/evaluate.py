@@ -24,6 +24,7 @@ from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, PROMPT_DEPLOYED, Recipe
 from tunesmith.retrieval.corpus import find
 from tunesmith.retrieval.measure import RECALL_AT, recall_line, recall_of
 from tunesmith.rundir import RunDir, fingerprint
+from tunesmith.rundir.names import from_disk
 from tunesmith.rundir.records.answers import Summary
 from tunesmith.rundir.records.evaluation import Candidate, Selection
 from tunesmith.rundir.records.events import ArmScore
@@ -55,7 +56,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, arm: str) -> None:
         _score(evaluation, name, selection.arms)
     if arm == FINALISTS:
         for folder in run.finalists.glob("*"):
-            if folder.name not in names:  # of an earlier choice
+            if from_disk(folder.name) not in names:  # of an earlier choice
                 shutil.rmtree(folder)
 
 

@@ -76,14 +76,14 @@ class Inputs:
         parts: Parts = {}
         for name in names:
             try:
-                parts[name] = file_state(self.run.path / name, known.get(name)).sha256
+                parts[name] = file_state(self.run.file(name), known.get(name)).sha256
             except OSError as error:
                 raise MissingInput(name) from error
         return parts
 
     def present(self, *names: str) -> Parts:
         """The same, of those that are there."""
-        return self.files(*(name for name in names if (self.run.path / name).is_file()))
+        return self.files(*(name for name in names if self.run.file(name).is_file()))
 
     def source(self, label: str, path: Path | None) -> Parts:
         """The content of a file outside of the run, or of a directory's files; nothing where the recipe names none."""

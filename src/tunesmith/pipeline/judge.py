@@ -42,7 +42,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     for arm in selection.scored(recipe.evaluate.arms):
         answers = run.answers(arm)
         outputs, reports[arm] = judge_arm(judge, questions, read_outputs(answers), baseline)
-        write_outputs(run.judged / arm, Scores.read(answers / "scores.json").key, outputs, metric)
+        write_outputs(run.judged_answers(arm), Scores.read(answers / "scores.json").key, outputs, metric)
     Judgement(calibration=calibration, arms=reports).write(run.evaluation / "judge.json")
 
 

@@ -43,7 +43,7 @@ def named_files(run: RunDir) -> list[str]:
 def files_of(run: RunDir) -> dict[str, str]:
     """sha256 of each of them; what a stage has recorded and nobody touched is not read again."""
     known = {name: state for record in run.stages().values() for name, state in record.outputs.items()}
-    return {name: file_state(run.path / name, known.get(name)).sha256 for name in named_files(run)}
+    return {name: file_state(run.file(name), known.get(name)).sha256 for name in named_files(run)}
 
 
 def sources_of(run: RunDir) -> dict[str, str]:
@@ -91,7 +91,7 @@ def verify(run: RunDir) -> Verification:
     same, size = 0, 0
     with progress("verify", len(verdict.files) + len(verdict.sources)) as bar:
         for name, digest in verdict.files.items():
-            file = run.path / name
+            file = run.file(name)
             if not file.is_file():
                 gone.append(name)
             elif sha256_file(file) != digest:

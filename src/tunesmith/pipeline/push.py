@@ -275,7 +275,7 @@ def _refuse_altered(run: RunDir, verdict: Verdict, names: list[str]) -> None:
     """
     with progress("hash", len(names)) as bar:
         for name in names:
-            file = run.path / name
+            file = run.file(name)
             if not file.is_file() or sha256_file(file) != verdict.files.get(name):
                 state = "is not the file that the verdict speaks of" if file.is_file() else "is gone"
                 raise ProvenanceError(f"{run.path}: {name} {state}", f"look at all of them: tunesmith verify {run.path}")

@@ -160,7 +160,7 @@ def record(to_ask: Rows, out: Path, asked: Asked) -> Recording:
     left, known = to_ask.left, dict(to_ask.known)
     failed: dict[int, str] = {}
     engine = OpenAIEndpoint(asked.endpoint, asked.model, asked.api_key_env, body=asked.body, concurrency=1, timeout=300.0)
-    with engine, out.open("a+", encoding="utf-8") as file, progress("recording", len(left)) as bar:
+    with engine, out.open("a+", encoding="utf-8", newline="\n") as file, progress("recording", len(left)) as bar:
         cut_torn_line(file.fileno())
 
         def ask(row: Row) -> Answer:

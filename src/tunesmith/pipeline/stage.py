@@ -171,7 +171,7 @@ def _shown(value: object) -> str:
 
 def _broken(run: RunDir, known: StageRecord) -> Iterator[str]:
     for name, state in known.outputs.items():
-        path = run.path / name
+        path = run.file(name)
         if not path.is_file():
             yield f"{name} is gone"
         elif file_state(path, state).sha256 != state.sha256:

@@ -12,6 +12,8 @@ import hashlib
 import json
 import os
 import shutil
+import sys
+import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +21,9 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from tunesmith.errors import RunError, TunesmithError
+from tunesmith.rundir.file_lock import read_at
 
+LOOKS, PAUSE = 20, 0.05  # at a file that somebody has open on Windows, and seconds between two
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
@@ -49,11 +53,11 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with temporary.open("w", encoding="utf-8", newline="\n") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
+    _put(temporary, path)
 
 
 def write_lines(path: Path, objects: Iterable[object]) -> None:
@@ -79,9 +83,21 @@ def writing_file(path: Path) -> Generator[BinaryIO, None, None]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        _put(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _put(temporary: Path, path: Path) -> None:
+    """Rename a file to its name. On Windows that fails while somebody has the old one open: a page, a scanner of viruses."""
+    for _ in range(LOOKS if sys.platform == "win32" else 0):
+        try:
+            temporary.replace(path)
+        except PermissionError:
+            time.sleep(PAUSE)
+        else:
+            return
+    temporary.replace(path)
 
 
 @contextmanager
@@ -124,7 +140,7 @@ def flush(path: Path) -> None:
     """Wait until the disk has a file, or every file of a directory."""
     for file in path.rglob("*") if path.is_dir() else [path]:
         if file.is_file() and not file.is_symlink():
-            with file.open("rb") as opened:
+            with file.open("r+b" if sys.platform == "win32" else "rb") as opened:  # Windows flushes for a writer alone
                 os.fsync(opened.fileno())
 
 
@@ -143,7 +159,7 @@ def cut_torn_line(descriptor: int) -> None:
     end = size = os.fstat(descriptor).st_size
     while end > 0:
         start = max(0, end - 65_536)
-        last = os.pread(descriptor, end - start, start).rfind(b"\n")
+        last = read_at(descriptor, end - start, start).rfind(b"\n")
         if last >= 0:
             end = start + last + 1
             break

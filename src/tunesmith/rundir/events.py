@@ -35,15 +35,12 @@ class EventLog:
             RunError: the disk is full, or the place cannot be written.
         """
         try:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-            try:
+            with self.path.open("a+b", buffering=0) as file:
                 if not self._is_begun:
-                    cut_torn_line(descriptor)
-                    _append(descriptor, ProcessStart(at=event.at, process=os.getpid()))
+                    cut_torn_line(file.fileno())
+                    _append(file.fileno(), ProcessStart(at=event.at, process=os.getpid()))
                     self._is_begun = True
-                _append(descriptor, event)
-            finally:
-                os.close(descriptor)
+                _append(file.fileno(), event)
         except OSError as error:
             raise RunError(f"{self.path}: cannot be written: {error.strerror}", "make room, or mend the permissions") from error
 

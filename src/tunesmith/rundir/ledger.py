@@ -17,7 +17,6 @@ it can lose what was there), a database (a person wants to read it).
 Cost: 17 bytes a row for each test part, and a flush an arm.
 """
 
-import fcntl
 import json
 import os
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from typing import NamedTuple
 
 from tunesmith.errors import RunError
 from tunesmith.rundir.atomic import fingerprint
+from tunesmith.rundir.file_lock import lock
 from tunesmith.rundir.records.readings import TestPart, TestReading
 from tunesmith.rundir.rows import Row
 
@@ -64,7 +64,7 @@ class Ledger:
         path = self.directory / f"{part.key}.jsonl"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         with os.fdopen(descriptor, "r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock(file.fileno())
             content = file.read()
             known = [line for line in content.splitlines() if isinstance(_line(line), TestPart)]
             lines = [*([] if known else [part]), *readings]

@@ -19,6 +19,7 @@ from tunesmith.recipe import PROMPT_ARMS, Recipe, dump_recipe, load_recipe
 from tunesmith.rundir import lock
 from tunesmith.rundir.atomic import flush, recover_directory, write_text
 from tunesmith.rundir.hashes import file_state
+from tunesmith.rundir.names import from_disk, on_disk
 from tunesmith.rundir.records.manifest import Manifest
 from tunesmith.rundir.records.stages import FileState, Parts, StageRecord, Stages
 from tunesmith.rundir.swap import finish_swap, forget_journal
@@ -66,7 +67,15 @@ class RunDir:
         """Where the answers of an arm lie, or of a finalist that is not the best of its arm (``few_shot:2``)."""
         arm, _, place = name.rpartition(":")
         is_finalist = place.isdigit() and arm in PROMPT_ARMS
-        return (self.finalists if is_finalist else self.evaluation) / name
+        return (self.finalists if is_finalist else self.evaluation) / on_disk(name)
+
+    def judged_answers(self, arm: str) -> Path:
+        """Where an arm's answers lie with the scores of a judge."""
+        return self.judged / on_disk(arm)
+
+    def file(self, name: str) -> Path:
+        """The file that a name of the records stands for, a path below the run directory."""
+        return self.path / on_disk(name)
 
     def brought_template(self, label: str) -> Path:
         """The template that a brought model of this name is asked with."""
@@ -208,8 +217,8 @@ class RunDir:
         """
         states: dict[str, FileState] = {}
         for name in outputs:
-            flush(self.path / name)
-            states[name] = file_state(self.path / name)
+            flush(self.file(name))
+            states[name] = file_state(self.file(name))
         at = datetime.datetime.fromtimestamp(began).astimezone().isoformat(timespec="seconds")
         entry = StageRecord(inputs=inputs, outputs=states, began=at, seconds=round(seconds, 2), peak_bytes=peak_bytes)
         Stages(stages={**self.stages(), stage: entry}).write(self.stages_file)
@@ -234,7 +243,7 @@ class RunDir:
             for file in sorted((self.path / name).rglob("*")):
                 relative = file.relative_to(self.path)
                 if file.is_file() and not any(part.startswith(".") for part in relative.parts):
-                    files.append(relative.as_posix())
+                    files.append(from_disk(relative.as_posix()))
         return files
 
 

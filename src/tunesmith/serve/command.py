@@ -6,6 +6,7 @@ are hashed, which takes seconds), then llama.cpp.
 
 import asyncio
 import logging
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -124,8 +125,13 @@ def _check(options: ServeOptions) -> None:
     """Refuse what cannot be meant.
 
     Raises:
-        RunError: nothing to serve, or options that contradict each other.
+        RunError: nothing to serve, options that contradict each other, or a system that cannot.
     """
+    if sys.platform != "linux":
+        raise RunError(
+            f"serve needs Linux, here is {sys.platform}: files and processes are handed on by /proc",
+            "take WSL2 or a container (docs/how-to/install.md), or a program of llama.cpp for the GGUF of the run",
+        )
     if not options.runs and options.folder is None and options.jobs is None:
         raise RunError("nothing to serve", "name a run: tunesmith serve runs/NAME; or take jobs: tunesmith serve --jobs jobs")
     if options.folder is not None and not options.folder.is_dir():

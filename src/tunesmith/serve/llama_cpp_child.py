@@ -28,6 +28,7 @@ from tunesmith.engines.llama_cpp_worker import has_gpu
 from tunesmith.serve.llama_cpp_process import Facts, Settings
 
 SECONDS = 60  # that a server that has loaded its model may take to say so
+_HERE = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # what stays on this machine goes to no proxy
 
 
 def serve(settings: Settings) -> Any:
@@ -64,7 +65,7 @@ def facts_of(server: Any, settings: Settings) -> Facts:
         request = urllib.request.Request(
             f"{server.listening_address}{path}", headers={"Authorization": f"Bearer {settings.key}"}
         )
-        with urllib.request.urlopen(request, timeout=SECONDS) as response:
+        with _HERE.open(request, timeout=SECONDS) as response:
             return json.load(response)
 
     slots, (model,) = get("/slots"), get("/v1/models")["data"]
@@ -79,7 +80,7 @@ def facts_of(server: Any, settings: Settings) -> Facts:
 def main() -> None:
     """Serve until the end of standard input."""
     # llama.cpp may write to stdout; keep the pipe for what is said here alone.
-    says = os.fdopen(os.dup(1), "w", buffering=1)
+    says = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8", newline="\n")
     os.dup2(2, 1)
     settings = Settings(**json.loads(sys.stdin.readline()))
     try:

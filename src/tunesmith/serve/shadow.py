@@ -142,7 +142,7 @@ def _opened(file: Path) -> TextIO:
     """To be written at its end, by its owner alone."""
     number = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     os.fchmod(number, 0o600)
-    return os.fdopen(number, "w", encoding="utf-8")
+    return os.fdopen(number, "w", encoding="utf-8", newline="\n")
 
 
 def without_other(models: Models) -> list[str]:

@@ -20,7 +20,7 @@ class MetricsLog:
 
     def append(self, record: Mapping[str, float]) -> None:
         """Add one flat record as a line of JSON."""
-        with self.path.open("a", encoding="utf-8") as file:
+        with self.path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(record) + "\n")
 
     def restore(self, table: Path | None) -> None:

@@ -14,6 +14,7 @@ from typing import Literal
 from tunesmith.errors import RunError
 from tunesmith.report.shown import clipped, pretty
 from tunesmith.rundir import RunDir
+from tunesmith.rundir.names import from_disk
 from tunesmith.rundir.records.answers import Output
 from tunesmith.rundir.records.evaluation import Verdict
 
@@ -104,7 +105,7 @@ def _files(run: RunDir) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for folder in (run.evaluation, run.finalists, run.judged):
         if folder.is_dir():
-            files |= {place.name: place / "outputs.jsonl" for place in sorted(folder.iterdir())}
+            files |= {from_disk(place.name): place / "outputs.jsonl" for place in sorted(folder.iterdir())}
     return {name: file for name, file in files.items() if file.is_file()}
 
 

@@ -101,7 +101,8 @@ def _finished(run: RunDir, arm: ArmScore) -> ArmLine:
 
 def _interval(run: RunDir, arm: ArmScore) -> tuple[float, float] | None:
     """The 95 % interval of an arm's mean; None where its score is no mean over its rows."""
-    folder = next((place for place in (run.judged / arm.arm, run.answers(arm.arm)) if (place / "outputs.jsonl").exists()), None)
+    places = (run.judged_answers(arm.arm), run.answers(arm.arm))
+    folder = next((place for place in places if (place / "outputs.jsonl").exists()), None)
     if folder is None:
         return None
     file = folder / "outputs.jsonl"

@@ -84,7 +84,7 @@ class Running:
         """How it ended, at the latest after this time."""
         code = _exit_status(self._child, wall_seconds)
         self.end()
-        lacking = json.loads(self._report.read_text() or "null") if self._report.exists() else None
+        lacking = json.loads(self._report.read_text(encoding="utf-8") or "null") if self._report.exists() else None
         output = self._talk.read_bytes()[-10_000:].decode("utf-8", "replace")
         return Finished(
             code=code, output=output, lacking=tuple(["network", "processes", "files"] if lacking is None else lacking)
@@ -113,7 +113,7 @@ def running(
         work, program = Path(folder) / "work", Path(folder) / "program.py"
         talk, report = Path(folder) / "output", Path(folder) / "lacking.json"
         work.mkdir()
-        program.write_text(source, encoding="utf-8", errors="surrogatepass")
+        program.write_text(source, encoding="utf-8", errors="surrogatepass", newline="\n")
         limits = [str(wall_seconds + GRACE_SECONDS), str(cpu_seconds), str(MEMORY_BYTES), str(FILE_BYTES)]
         with talk.open("wb") as output:
             child = subprocess.Popen(

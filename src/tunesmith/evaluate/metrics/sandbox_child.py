@@ -139,7 +139,7 @@ def own_namespaces() -> bool:
         return False
     for file, text in (("setgroups", "deny"), ("uid_map", f"65534 {user} 1"), ("gid_map", f"65534 {group} 1")):
         with suppress(OSError):  # where a policy forbids the map, we are nobody there all the same
-            Path("/proc/self", file).write_text(text)
+            Path("/proc/self", file).write_text(text, encoding="ascii", newline="\n")
     return True
 
 
@@ -273,7 +273,7 @@ def main() -> None:
         code = watch(child, work, wall_seconds)
         os._exit(code & 0xFF)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
-    with report.open("w") as written:  # opened before writing outside of work ends
+    with report.open("w", encoding="utf-8", newline="\n") as written:  # opened before writing outside of work ends
         linux = sys.platform == "linux"
         json.dump(confine(work, program, alone) if linux else ["network", "processes", "files"], written)
     for kind, limit in (

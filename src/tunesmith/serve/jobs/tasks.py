@@ -151,7 +151,7 @@ def estimate(place: Place, wanted: Wanted) -> Json:
     )
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "recipe.yaml"
-        file.write_text(dump_recipe(recipe), encoding="utf-8")
+        file.write_text(dump_recipe(recipe), encoding="utf-8", newline="\n")
         planned = plan(str(file))
     epochs = derived.settings.num_train_epochs
     total = round(trained * mean * epochs)
