@@ -1,13 +1,17 @@
 """What the loss says of each linear layer, and what it costs to round its weight.
 
 Change a weight by dW, and the loss changes by about half of ``sum_t (g_t^T dW x_t)^2``, the Fisher form (LeCun et al. 1989;
-SqueezeLLM, Kim et al. 2023), where x is the layer's input at a token and g the gradient of its output there. The sum over
-tokens does not come apart, so what is kept is its diagonal: the mean squares of g by output channel and of x by input channel,
-two vectors a layer, and the cost of a rounding is ``tokens * sum_oi g2_o dW_oi^2 x2_i``. Every form of every layer is priced
-from one pass over the rows, and nobody has to run the model again.
+SqueezeLLM, Kim et al. 2023), where x is the layer's input at a token and g the gradient of its output there. Its diagonal is a
+matrix, ``A_oi = sum_t g_to^2 x_ti^2``, of which the best product of two vectors with its sums by row, by column and in all is
+kept: two vectors a layer, and the cost of a rounding is ``tokens * sum_oi g2_o dW_oi^2 x2_i``. Every form of every layer is
+priced from one pass over the rows, and nobody has to run the model again.
 
-An embedding table is priced by the same formula: row v is read at a share of the tokens (its ``gradient``), and the squares of
-the gradient of what was read stand by column (its ``input``).
+**Tokens do not count alike.** The squares of x are weighted by the gradient of their token, those of g by the input of theirs.
+Plain means price the input layers of a small model 14 times too high (docs/LOG.md): its first token, which holds activations a
+thousand times larger than any other, is one whose output hardly anybody reads.
+
+An embedding table is priced by the same formula: row v counts by the gradients of the tokens that read it (its ``gradient``),
+column d by the squares of the gradient of what was read (its ``input``).
 
 Refused: the error of the weight alone (it cannot know that a channel is hardly ever read), and that of the output (it cannot
 know that nobody listens to the layer).
@@ -33,11 +37,11 @@ GRADIENT, INPUT = "gradient", "input"
 
 
 class Sensitivity(NamedTuple):
-    """What the loss says of one linear layer: mean squares, over the tokens of the pass.
+    """What the loss says of one linear layer: mean squares over the tokens of the pass, each weighted by the other factor's.
 
     Attributes:
         gradient_O: of the gradient of the loss, which is a sum over supervised tokens, by output channel; fp32, shape (O,).
-        input_I: of the input, by input channel; fp32, shape (I,).
+        input_I: of the input, by input channel, tokens weighted by the squares of their gradients; fp32, shape (I,).
         tokens: of the pass.
     """
 

@@ -51,7 +51,7 @@ def measure_sensitivity(
     generator = torch.Generator().manual_seed(seed)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     policy = "none" if model.device.type == "cpu" else "layer"
-    watch = _Watch(model)
+    watch = _Watch(model, twice=policy != "none")
     try:
         for parameter in trained:
             parameter.requires_grad_(False)
@@ -76,39 +76,76 @@ def _pass(model: PreTrainedModel, pack: Pack, watch: "_Watch", generator: torch.
     hidden_ND = hidden_TD[there.predict_N]
     gradient_ND = torch.empty_like(hidden_ND)
     for first in range(0, len(hidden_ND), CHUNK):
-        gradient_ND[first : first + CHUNK] = watch.head(model, hidden_ND[first : first + CHUNK].detach(), generator)
-    watch.forward = False
+        gradient_ND[first : first + CHUNK] = watch.draw(hidden_ND[first : first + CHUNK].detach(), generator)
+    watch.turn()
     if len(hidden_ND):
         hidden_ND.backward(gradient_ND)
 
 
-class _Watch:
-    """Sums of squares, by module."""
+class _Sums:
+    """``sum_t g_to^2 x_ti^2`` of one module by row (O), by column (I) and in all, and the sum of all ``g_to^2``."""
 
-    def __init__(self, model: PreTrainedModel):
-        head, embedding = head_of(model), model.get_input_embeddings()
+    def __init__(self) -> None:
+        self.by_row: Tensor | None = None
+        self.by_column: Tensor | None = None
+        self.total = self.gradients = 0.0
+
+    def add(self, gradient_TO: Tensor, input_TI: Tensor) -> None:
+        """Some tokens, given by squares."""
+        gradient_T, input_T = gradient_TO.sum(1), input_TI.sum(1)
+        by_row, by_column = input_T @ gradient_TO, gradient_T @ input_TI
+        self.add_sums(by_row, by_column, float(input_T @ gradient_T), float(gradient_T.sum()))
+
+    def add_sums(self, by_row: Tensor, by_column: Tensor, total: float, gradients: float) -> None:
+        """Some tokens, already summed."""
+        self.by_row = by_row if self.by_row is None else self.by_row + by_row
+        self.by_column = by_column if self.by_column is None else self.by_column + by_column
+        self.total += total
+        self.gradients += gradients
+
+    def mean(self, tokens: int) -> Sensitivity | None:
+        """None where no gradient came, or no input that is not zero."""
+        if self.by_row is None or self.by_column is None or not self.total or not self.gradients:
+            return None
+        gradient_O = self.by_row * (self.gradients / (self.total * tokens))
+        return Sensitivity(gradient_O.cpu(), (self.by_column / self.gradients).cpu(), tokens)
+
+
+class _Watch:
+    """The sums of every module, and the inputs of those whose gradients are still to come.
+
+    Args:
+        twice: whether layers are computed a second time in the backward pass, so that no input has to wait for it.
+    """
+
+    def __init__(self, model: PreTrainedModel, twice: bool):
+        head, self._embedding = head_of(model), model.get_input_embeddings()
+        self._head, self._softcap = model.get_output_embeddings(), vars(model.config).get("final_logit_softcapping")
+        self._vocabulary, self._twice, self._forward = len(head_weight(model)), twice, False
         named = dict(model.named_modules())
         kinds = nn.Linear | QuantizedLinear | LoRALinear
-        self.linears = {name: module for name, module in named.items() if isinstance(module, kinds) and module is not head}
-        self.embedding = next((name for name, module in named.items() if module is embedding), None)
-        output = model.get_output_embeddings()
-        self._head = next(name for name, module in named.items() if module is output)
-        self.tokens, self.predicted, self.forward = 0, 0, False
-        self._gradients: dict[str, Tensor] = {}
+        self._linears = {name: module for name, module in named.items() if isinstance(module, kinds) and module is not head}
+        table = next((name for name, module in named.items() if module is self._embedding), "")
+        self._table, self._top = table, next(name for name, module in named.items() if module is self._head)
+        self._sums = {name: _Sums() for name in (table, *self._linears, self._top) if name}
         self._inputs: dict[str, Tensor] = {}
-        self._embedding_module, self._vocabulary = embedding, len(head_weight(model))
+        self._tokens = 0
 
     def begin(self, ids_1T: Tensor) -> None:
-        """A pack comes; what is computed from here on counts once, until ``forward`` is taken away."""
-        self.tokens += ids_1T.shape[1]
-        self.forward = True
+        """A pack comes."""
+        self._tokens += ids_1T.shape[1]
+        self._forward = True
+
+    def turn(self) -> None:
+        """From here on layers are computed for the second time."""
+        self._forward = False
 
     @contextlib.contextmanager
     def on(self) -> Iterator[None]:
         """Within the block the modules are watched."""
-        handles = [module.register_forward_hook(self._hook(name)) for name, module in self.linears.items()]
-        if self._embedding_module is not None:
-            handles.append(self._embedding_module.register_forward_hook(self._embedded))
+        handles = [module.register_forward_hook(self._hook(name)) for name, module in self._linears.items()]
+        if self._table:
+            handles.append(self._embedding.register_forward_hook(self._embedded))
         try:
             yield
         finally:
@@ -116,64 +153,58 @@ class _Watch:
                 handle.remove()
 
     def _hook(self, name: str) -> Callable[..., None]:
+        def back(gradient: Tensor) -> None:
+            self._sums[name].add(_squares(gradient), _squares(self._inputs.pop(name)))
+
         def watched(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            if not self.forward or not output.requires_grad:  # a layer is computed a second time in the backward pass
+            if not output.requires_grad:
                 return
-            _add(self._inputs, name, _squares(inputs[0].detach()))
-            output.register_hook(lambda gradient: _add(self._gradients, name, _squares(gradient)))
+            if self._forward != self._twice:
+                self._inputs[name] = inputs[0].detach()
+            if self._forward:
+                output.register_hook(back)
 
         return watched
 
     def _embedded(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        assert self.embedding is not None
-        name, ids_T = self.embedding, inputs[0].reshape(-1)
-        factor = (
-            module.factor if isinstance(module, FrozenEmbedding) else float(dict(module.named_buffers()).get("embed_scale", 1))
-        )
-        _add(self._gradients, name, torch.bincount(ids_T, minlength=self._vocabulary).float())
+        """A table is read without a product: row v of its squares is what the tokens that read it have together."""
+        ids_T = inputs[0].reshape(-1)
+        scale = dict(module.named_buffers()).get("embed_scale", 1.0)
+        factor = module.factor if isinstance(module, FrozenEmbedding) else float(scale)
+
+        def back(gradient: Tensor) -> None:
+            squares_TD = _squares(gradient) * factor**2
+            token_T = squares_TD.sum(1)
+            by_row = torch.zeros(self._vocabulary, device=token_T.device).index_add_(0, ids_T, token_T)
+            self._sums[self._table].add_sums(by_row, squares_TD.sum(0), float(token_T.sum()), float(len(ids_T)))
+
         embedded = output.detach().requires_grad_()
-        embedded.register_hook(lambda gradient: _add(self._inputs, name, _squares(gradient).mul_(factor**2)))
+        embedded.register_hook(back)
         return embedded
 
     @torch.no_grad()
-    def head(self, model: PreTrainedModel, hidden_CD: Tensor, generator: torch.Generator) -> Tensor:
+    def draw(self, hidden_CD: Tensor, generator: torch.Generator) -> Tensor:
         """Gradients of some last hidden states, for targets that are drawn; the head's own squares are added, as expected."""
-        softcap = vars(model.config).get("final_logit_softcapping")
         with torch.enable_grad():
             input_CD = hidden_CD.requires_grad_()
-            logits_CV = model.get_output_embeddings()(input_CD)
-            capped_CV = logits_CV.float() if softcap is None else softcap * torch.tanh(logits_CV.float() / softcap)
+            logits_CV = self._head(input_CD).float()
+            capped_CV = logits_CV if self._softcap is None else self._softcap * torch.tanh(logits_CV / self._softcap)
             probabilities_CV = torch.softmax(capped_CV.detach(), -1)
             target_C1 = torch.multinomial(probabilities_CV.cpu(), 1, generator=generator).to(capped_CV.device)
             loss = -torch.log_softmax(capped_CV, -1).gather(1, target_C1).sum()
             (gradient_CD,) = torch.autograd.grad(loss, input_CD)
-        slope_CV = 1.0 if softcap is None else 1.0 - (capped_CV.detach() / softcap).square()
-        expected_CV = probabilities_CV * (1.0 - probabilities_CV) * (slope_CV * slope_CV)
-        _add(self._gradients, self._head, expected_CV.sum(0))
-        _add(self._inputs, self._head, _squares(hidden_CD))
-        self.predicted += len(hidden_CD)
+        squares_CV = probabilities_CV * (1.0 - probabilities_CV)
+        if self._softcap is not None:
+            squares_CV *= (1.0 - (capped_CV.detach() / self._softcap).square()).square()
+        self._sums[self._top].add(squares_CV, _squares(hidden_CD))
         return gradient_CD
 
     def means(self) -> dict[str, Sensitivity]:
-        """Of all that was watched; a layer that no gradient reached has none and is left out."""
-        names = [*([] if self.embedding is None else [self.embedding]), *self.linears, self._head]
-        counts = {name: self.predicted if name == self._head else self.tokens for name in names}
-        return {
-            name: Sensitivity(
-                (self._gradients[name] / counts[name]).cpu(), (self._inputs[name] / counts[name]).cpu(), counts[name]
-            )
-            for name in names
-            if name in self._gradients and name in self._inputs
-        }
+        """Of all that was watched; a layer that no gradient reached is left out."""
+        means = {name: sums.mean(self._tokens) for name, sums in self._sums.items()}
+        return {name: mean for name, mean in means.items() if mean is not None}
 
 
 def _squares(x: Tensor) -> Tensor:
-    """Sum of squares over all leading dimensions, fp32."""
-    return x.reshape(-1, x.shape[-1]).float().square().sum(0)
-
-
-def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
-    if name in sums:
-        sums[name] += value
-    else:
-        sums[name] = value
+    """Squares by token and channel, fp32."""
+    return x.reshape(-1, x.shape[-1]).float().square()
