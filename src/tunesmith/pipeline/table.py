@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tunesmith.export.names import deployed_files
+from tunesmith.pipeline.base_stage import with_forms
 from tunesmith.pipeline.inputs import DECIDING, Inputs
 from tunesmith.pipeline.provenance import named_files
 from tunesmith.pipeline.stage import Stage, Table
@@ -68,7 +69,7 @@ def table_of(recipe: Recipe) -> Table:
     )
     checks = tuple(name for name in ("judge", "parity", "forgetting", "seeds") if name in names and (tuned or name == "judge"))
     stages += [_verdict(("select", *scored, *checks), checks), _report(on_page)]
-    return Table(tuple(stages))
+    return Table(with_forms(stages) if recipe.base_budget else tuple(stages))
 
 
 def maker_of(recipe: Recipe) -> str:
@@ -208,6 +209,7 @@ def _training(read: Inputs) -> Parts:
         **read.files("data/train.arrow", "data/dev.arrow", *replay, TEMPLATE),
         **read.model(),
         **read.first_adapter(),
+        **read.base_forms(),
         **read.keys("base", "per_layer_embeddings", "base_head", "lora", "train", "seed", without=CHEAP_TRAIN_KEYS),
         **({"export.gguf": read.recipe.export.gguf[-1]} if read.recipe.train.qat else {}),
     }
@@ -309,6 +311,7 @@ def _export(read: Inputs) -> Parts:
         **_tuned(read),
         **read.files(TEMPLATE, RENDERED),
         **read.model(),
+        **read.base_forms(),
         **read.keys("name", "export", "towers", "base", "per_layer_embeddings", "base_head", "task.short_prompt"),
     }
     if PROMPT_DEPLOYED in recipe.evaluate.arms:

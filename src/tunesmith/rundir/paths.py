@@ -42,6 +42,8 @@ class RunDir:
         self.data_report_file = self.data / "report.json"
         self.template_file = self.data / "chat_template.jinja"
         self.rendered_file = self.data / "rendered.json"
+        self.base_forms_file = self.data / "base.json"
+        self.base_sensitivity_file = self.data / "base_sensitivity.safetensors"
         self.metrics_file = path / "metrics.jsonl"
         self.training_file = path / "training.json"
         self.checkpoints = path / "checkpoints"
