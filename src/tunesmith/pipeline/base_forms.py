@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 ROWS, TOKENS = 256, 16_384  # of the pass, at most
 PACK = 512  # tokens of a pack, or those of the longest row
-CONFIRMED, CONFIRMED_TOKENS = 20, 1024
+CONFIRMED, CONFIRMED_TOKENS = 20, 512
 Options = Mapping[str, tuple[Option, ...]]
 
 
@@ -73,6 +73,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         everything = measure_sensitivity(model, packs, recipe.seed, lambda _: bar.advance())
     sensitivity = {name: each for name, each in everything.items() if name in quantized_layers(model)}
     save_sensitivity(run.base_sensitivity_file, sensitivity)
+    weights = {name: layer.weight.numel() for name, layer in quantized_layers(model).items()}
     options = _per_token(price(model, base.directory, sensitivity), predicted)
     measured = _measured(model, base, options, _pairs(documents, rows))
     corrected, correlation = correct(options, measured)
@@ -82,6 +83,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         BaseModule(
             module=name,
             form=option.form,
+            weights=weights[name],
             bytes=option.bytes,
             kl=option.cost,
             nf4_kl=corrected[name][0].cost,

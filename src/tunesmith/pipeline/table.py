@@ -479,7 +479,8 @@ def _report(needs: tuple[str, ...]) -> Stage:
     on_page = ["data/report.json", RENDERED]
     on_page += ["metrics.jsonl", "training.json"] if "train" in needs else [BROUGHT]
     on_page += ["export/export.json", "export/merge.json"] if "export" in needs else []
-    maybe = ("export/parity.json", "evaluation/curve.json", "evaluation/seeds.json", "manifest.json", "recipe.yaml")
+    maybe = ("export/parity.json", "evaluation/curve.json", "evaluation/seeds.json", "data/base.json")
+    maybe += ("manifest.json", "recipe.yaml")
 
     def inputs(read: Inputs) -> Parts:
         return {**read.files("evaluation/verdict.json", *on_page), **read.present(*maybe)}

@@ -12,7 +12,8 @@ class BaseModule(Record):
     Attributes:
         module: its full name.
         form: ``nf4``, ``Q8_0`` or ``BF16``.
-        bytes: that it takes.
+        weights: how many it has.
+        bytes: that they take.
         kl: nats a supervised token that its rounding is expected to cost.
         nf4_kl: the same, had it stayed in NF4.
         measured: KL of the base with this module alone in 16 bits against the base in NF4; None where it was not measured.
@@ -20,6 +21,7 @@ class BaseModule(Record):
 
     module: str
     form: str
+    weights: int
     bytes: int
     kl: float
     nf4_kl: float
