@@ -5,7 +5,7 @@ from collections import defaultdict
 
 from matplotlib.figure import Figure
 
-from tunesmith.report.figures import QUIET, SIZE, TUNED, svg
+from tunesmith.report.figures import DEV, QUIET, SIZE, svg
 from tunesmith.rundir.records.base_forms import BaseForms, BaseModule
 
 PARTS = {"attention": "#0072b2", "MLP": "#d55e00"}
@@ -32,7 +32,7 @@ def base_figure(forms: BaseForms) -> str:
     above.legend(frameon=False, fontsize=9.5, ncols=2, loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2)
     before, after = ([sum(kl(each) for each in layers[number]) for number in numbers] for kl in (_in_nf4, _chosen))
     below.bar(numbers, before, width=0.8, color=QUIET, alpha=0.5, label="all in NF4", linewidth=0)
-    below.bar(numbers, after, width=0.8, color=TUNED, label="as chosen", linewidth=0)
+    below.bar(numbers, after, width=0.8, color=DEV, label="as chosen", linewidth=0)
     below.set_ylabel("expected KL (nats)")
     below.set_xlabel("decoder layer")
     below.legend(frameon=False, fontsize=9.5, ncols=2, loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2)
