@@ -28,8 +28,9 @@ from tunesmith.errors import ModelError
 from tunesmith.formatting import gb, parse_amount
 from tunesmith.layers.new_rows import NewRows
 from tunesmith.memory.dials import Dials, dials_of
-from tunesmith.memory.plan import Plan, plan_for_training
-from tunesmith.memory.room import CONTEXT, HEADROOM, resident_bytes
+from tunesmith.memory.plan import Plan, Point, plan_for_training
+from tunesmith.memory.plan import spare_bytes as left_over
+from tunesmith.memory.room import CONTEXT, HEADROOM
 from tunesmith.memory.shape import Shape, read_shape
 from tunesmith.models.device import best_device, device_name, usable_memory
 from tunesmith.recipe import Lora, Recipe, Train, TrainSettings
@@ -68,7 +69,7 @@ def spare_bytes(base: BaseModel, recipe: Recipe) -> int:
     if device.type == "cpu":
         dials = dials_of_run(base, recipe.lora, _largest(train), "cpu")
         room = hardware.available_memory() if train.memory in ("auto", "off") else parse_amount(train.memory)
-        return max(0, room - int(resident_bytes(shape, dials) * HEADROOM["cpu"]))
+        return left_over(Point(shape, dials, None), room, 0)
     room = train.memory if train.memory != "off" else "auto"
     plan = plan_of(shape, dials_of_run(base, recipe.lora, _largest(train)), room, device)
     if plan.chosen.dials.resident_layers is not None:
@@ -76,7 +77,7 @@ def spare_bytes(base: BaseModel, recipe: Recipe) -> int:
             "base_budget: auto: the plan streams layers from host memory, so none of the GPU's is spare",
             "leave base_budget out, or name an amount and train.recompute: layer",
         )
-    return max(0, room_of(room, device) - int(plan.chosen.needs(0) * HEADROOM["gpu"]))
+    return left_over(plan.chosen, room_of(room, device), 0)
 
 
 def _largest(train: Train) -> TrainSettings:

@@ -24,8 +24,8 @@ from tunesmith.memory.cards import Card, cards, find_card
 from tunesmith.memory.dials import BYTES, Dials, dials_of
 from tunesmith.memory.disk import base_bytes, stored_bytes
 from tunesmith.memory.estimate import estimate
-from tunesmith.memory.plan import Plan, Point, Rates, make_plan, turned
-from tunesmith.memory.room import CONTEXT, HEADROOM, PROCESS
+from tunesmith.memory.plan import Plan, Point, Rates, make_plan, spare_bytes, turned
+from tunesmith.memory.room import CONTEXT, PROCESS
 from tunesmith.memory.shape import Shape, shape_of
 from tunesmith.memory.speed import Sizes
 from tunesmith.memory.techniques import SUPERVISED, TECHNIQUES, needed, sizes
@@ -296,9 +296,9 @@ def _spare(found: Plan, place: Place) -> int:
     dials = found.chosen.dials
     if dials.base != "nf4" or not found.fits or dials.resident_layers is not None or dials.extra:
         return 0
-    left = place.budget_bytes - int(found.chosen.needs(place.context_bytes) * HEADROOM[place.device])
     linear = found.chosen.estimate.resident.get("linear layers", 0)
-    return max(0, min(left, int(linear * (BYTES["bf16"] / BYTES["nf4"] - 1.0))))
+    left = spare_bytes(found.chosen, place.budget_bytes, place.context_bytes)
+    return min(left, int(linear * (BYTES["bf16"] / BYTES["nf4"] - 1.0)))
 
 
 def _setting(point: Point, place: Place, timed: bool) -> Setting:

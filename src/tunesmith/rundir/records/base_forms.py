@@ -66,6 +66,6 @@ class BaseForms(FileRecord):
         before, after = sum(each.nf4_kl for each in self.modules), sum(each.kl for each in self.modules)
         more = self.bytes / self.nf4_bytes - 1.0
         return (
-            f"{len(self.modules)} linear layers: {kept}; {gb(self.bytes)}, {more:+.1%} on top of NF4; expected KL to the 16-bit "
-            f"base {after:.2g} nats a token, {before:.2g} with all of them in searched NF4"
+            f"{len(self.modules)} linear layers: {kept}; {gb(self.bytes)}, {more:+.1%} on top of NF4; expected KL to the "
+            f"16-bit base {after:.2g} nats a token, {before:.2g} with all of them in searched NF4"
         )
