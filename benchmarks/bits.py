@@ -178,7 +178,7 @@ def measure(of: Case, single: bool) -> Figures:
     """All arms of a case."""
     bench = Bench(of)
     found: Figures = {"nf4": bench.kl()}
-    packs = stage._packs(of.documents, of.scored)
+    packs = stage.packs_of(of.documents, of.scored)
     predicted = sum(len(pack.target_N) for pack in packs)
     began = time.perf_counter()
     sensitivity = measure_sensitivity(bench.model, packs)
@@ -188,11 +188,11 @@ def measure(of: Case, single: bool) -> Figures:
     sensitivity = {name: each for name, each in sensitivity.items() if name in bench.layers}
     bench.put(MixedBase({}, {}))
     found["searched, plain squares"] = bench.kl()
-    options = stage._per_token(price(bench.model, of.base.directory, sensitivity), predicted)
+    options = stage.per_token(price(bench.model, of.base.directory, sensitivity), predicted)
     bench.keep()
     found["searched, weighted"] = bench.kl()
     print(f"  {found}", flush=True)
-    measured = stage._measured(bench.model, of.base, options, of_pass := stage._pairs(of.documents, of.scored))
+    measured = stage.measured_kls(bench.model, of.base, options, of_pass := stage.pairs_of(of.documents, of.scored))
     corrected, found["rank_correlation_of_20"] = stage.correct(options, measured)
     linear = sum(forms[0].bytes for forms in options.values())
     weights = sum(layer.weight.numel() for layer in bench.layers.values())

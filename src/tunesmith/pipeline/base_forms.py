@@ -67,15 +67,15 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         )
     documents = Documents.open(run.tokens("train"))
     rows = _chosen_rows(documents, recipe.seed)
-    packs = _packs(documents, rows)
+    packs = packs_of(documents, rows)
     predicted = sum(len(pack.target_N) for pack in packs)
     with progress("base: scoring", len(packs)) as bar:
         everything = measure_sensitivity(model, packs, recipe.seed, lambda _: bar.advance())
     sensitivity = {name: each for name, each in everything.items() if name in quantized_layers(model)}
     save_sensitivity(run.base_sensitivity_file, sensitivity)
     weights = {name: layer.weight.numel() for name, layer in quantized_layers(model).items()}
-    options = _per_token(price(model, base.directory, sensitivity), predicted)
-    measured = _measured(model, base, options, _pairs(documents, rows))
+    options = per_token(price(model, base.directory, sensitivity), predicted)
+    measured = measured_kls(model, base, options, pairs_of(documents, rows))
     corrected, correlation = correct(options, measured)
     linear = sum(forms[0].bytes for forms in options.values())
     chosen = choose(corrected, linear + allowed - nf4_bytes)
@@ -131,15 +131,27 @@ def _first_costs(options: Options) -> dict[str, float]:
     return {name: forms[0].cost for name, forms in options.items()}
 
 
-def _per_token(options: Options, predicted: int) -> Options:
-    """Half the cost, a supervised token: KL in nats."""
+def per_token(options: Options, predicted: int) -> Options:
+    """Half the cost, a supervised token: KL in nats.
+
+    Args:
+        options: by module, with the costs of a whole pass.
+        predicted: supervised tokens of the pass.
+    """
     return {
         name: tuple(option._replace(cost=0.5 * option.cost / predicted) for option in forms) for name, forms in options.items()
     }
 
 
-def _measured(model: PreTrainedModel, base: BaseModel, options: Options, pairs: Sequence[Pair]) -> dict[str, float]:
-    """KL of the dearest layers: each alone in 16 bits, against all in NF4."""
+def measured_kls(model: PreTrainedModel, base: BaseModel, options: Options, pairs: Sequence[Pair]) -> dict[str, float]:
+    """KL of the dearest layers: each alone in 16 bits, against all in NF4.
+
+    Args:
+        model: in searched NF4; it is that again afterwards.
+        base: that it was loaded from.
+        options: by module, the first one in NF4.
+        pairs: that KL is measured on.
+    """
     costs = _first_costs(options)
     dearest = sorted((name for name in costs if costs[name] > 0), key=lambda name: (-costs[name], name))[:CONFIRMED]
     scorer = Scorer(model)
@@ -167,7 +179,7 @@ def _chosen_rows(documents: Documents, seed: int) -> list[int]:
     return chosen
 
 
-def _packs(documents: Documents, rows: Sequence[int]) -> list[Pack]:
+def packs_of(documents: Documents, rows: Sequence[int]) -> list[Pack]:
     """The rows in packs, in their order."""
     packs: list[list[int]] = []
     room = 0
@@ -181,7 +193,7 @@ def _packs(documents: Documents, rows: Sequence[int]) -> list[Pack]:
     return [make_pack(documents, pack) for pack in packs]
 
 
-def _pairs(documents: Documents, rows: Sequence[int]) -> list[Pair]:
+def pairs_of(documents: Documents, rows: Sequence[int]) -> list[Pair]:
     """Supervised spans with what stands before them, of so many rows as the measurement takes; the last ones of the pass."""
     pairs: list[Pair] = []
     tokens = 0
