@@ -89,7 +89,11 @@ def _largest(train: Train) -> TrainSettings:
 
 
 def placed(base: BaseModel, recipe: Recipe) -> BaseModel:
-    """The base with what the loader must know to make the recipe's training fit the GPU; as it is without one."""
+    """The base with what the loader must know to make the recipe's training fit the GPU; as it is without one.
+
+    Raises:
+        ModelError: a budget for a base whose layers the plan streams.
+    """
     train, device = recipe.train, best_device()
     at_default = train.resident_layers == "all" and train.embedding_on == "device"
     if device.type == "cpu" or train.memory == "off" or not at_default:
