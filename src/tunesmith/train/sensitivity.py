@@ -120,7 +120,9 @@ class _Watch:
 
     def __init__(self, model: PreTrainedModel, twice: bool):
         head, self._embedding = head_of(model), model.get_input_embeddings()
-        self._head, self._softcap = model.get_output_embeddings(), vars(model.config).get("final_logit_softcapping")
+        output = model.get_output_embeddings()
+        assert output is not None, "head_of refuses a model without one"
+        self._head, self._softcap = output, vars(model.config).get("final_logit_softcapping")
         self._vocabulary, self._twice, self._forward = len(head_weight(model)), twice, False
         named = dict(model.named_modules())
         kinds = nn.Linear | QuantizedLinear | LoRALinear
