@@ -6,6 +6,8 @@ stays in NF4 gets searched absmax (``kernels/nf4_search.py``), weighted by what 
 
 The same choice and the same sensitivities give the same bytes on every device, so whoever loads the base again, to train on, to
 ask or to merge, holds what the training held; nothing quantised is stored.
+
+Shape suffixes: O out_features, I in_features.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -9,6 +9,8 @@ The choice lies in ``data/`` with the sensitivities, which the search of the NF4
 every stage, every process and every inner run reads it there, and nobody chooses twice.
 
 Cost: about three times a training step for ``TOKENS`` tokens, and ``CONFIRMED`` forward passes over ``CONFIRMED_TOKENS``.
+
+Shape suffixes: T tokens, N rows (positions that predict), D hidden size.
 """
 
 import logging

@@ -11,7 +11,8 @@ model may be dense, in NF4 or in blocks, with an adapter or without, but not yet
 the products of several layers at once. The head and the embedding are scored too, tied or not; the experts of a mixture, which
 are no linear layers, are not.
 
-Shape suffixes: T tokens, N rows (positions that predict), C rows of one chunk, D hidden size, V vocabulary.
+Shape suffixes: T tokens, N rows (positions that predict), C rows of one chunk, D hidden size, V vocabulary, O out_features, I
+in_features.
 """
 
 import contextlib
