@@ -12,6 +12,7 @@ Layers, top to bottom; imports go down only, and stages never import each other:
     checkpoints
     layers
     memory
+    bits
     kernels
     peers
     tracking

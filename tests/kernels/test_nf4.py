@@ -93,7 +93,7 @@ def test_every_fp32_finds_the_nearest_value():
     around = torch.cat([bounds, bounds.nextafter(torch.tensor(2.0)), bounds.nextafter(torch.tensor(-2.0))])
     tiny = torch.tensor([0.0, -0.0, 1e-45, -1e-45, 1.0, -1.0])
     x = torch.cat([around, tiny, torch.linspace(-1, 1, 100_001)])
-    assert torch.equal(nf4._nearest_value(x), torch.bucketize(x, bounds).to(torch.uint8))
+    assert torch.equal(nf4.nearest_code(x), torch.bucketize(x, bounds).to(torch.uint8))
 
 
 def test_a_column_view_is_quantised_as_its_copy():

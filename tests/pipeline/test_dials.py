@@ -1,5 +1,6 @@
 """``train.memory`` on a GPU of some size: the dials that a recipe leaves alone, turned until the training fits."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from transformers import LlamaConfig
 
 from tunesmith.engines.base import BaseModel
-from tunesmith.errors import RecipeError
+from tunesmith.errors import ModelError, RecipeError
 from tunesmith.pipeline import dials
 from tunesmith.recipe import Lora, Train, recipe_from
 from tunesmith.recipe.derive import derive
@@ -125,3 +126,30 @@ def test_the_loader_is_told_what_must_stream(a_card, tmp_path):
 def test_what_is_no_amount_is_refused(tmp_path, amount):
     with pytest.raises(RecipeError, match=r"train\.memory"):
         _recipe(tmp_path, memory=amount)
+
+
+def test_what_is_spare_can_be_spent_and_the_plan_stays_what_it_was(a_card, tmp_path):
+    recipe = _recipe(tmp_path, max_length=2048)
+    base = a_card(24e9)
+    spare, more = dials.spare_bytes(base, recipe), dials.spare_bytes(a_card(25e9), recipe)
+    assert 0.8e9 < more - spare < 1e9  # the allocator takes a part
+    numbers = dials._largest(recipe.train)
+    shape = dials._shape(base)
+    free = dials.dials_of_run(base, recipe.lora, numbers)
+    without, spent = (
+        dials.plan_of(shape, each, "auto", torch.device("cuda")) for each in (free, replace(free, extra=more - 10**6))
+    )
+    dearer = dials.plan_of(shape, replace(free, extra=more + 10**9), "auto", torch.device("cuda"))
+    assert without.fits and spent.fits and replace(spent.chosen.dials, extra=0) == without.chosen.dials
+    assert replace(dearer.chosen.dials, extra=0) != without.chosen.dials
+    with pytest.raises(ModelError, match="the plan streams layers from host memory, so none of the GPU's is spare"):
+        dials.spare_bytes(a_card(5e9), recipe)
+    with pytest.raises(ModelError, match=r"base_budget: \+10%: the plan streams layers from host memory"):
+        dials.placed(replace_base(a_card(5e9), "+10%"), recipe)
+
+
+def replace_base(base, budget):
+    """The base under a budget, where it lies."""
+    found = replace(base, budget=budget)
+    found.__dict__.update(directory=base.directory)
+    return found

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
+from shared import write_recipe
 from tunesmith.cli.plan_text import plan_lines
 from tunesmith.errors import ModelError
 from tunesmith.hardware import hub_cache
@@ -73,3 +74,12 @@ def test_what_a_run_writes_is_printed_with_the_room_there_is(config_alone, monke
     assert here.endswith("too little") and Path(report.disk.run_in) == Path("runs")
     tight = plan(str(config_alone), gpu="T4", memory="520MB")
     assert ("streamed layers" in tight.disk.cached) == ("train.resident_layers" in tight.plan)
+
+
+def test_what_is_spare_is_named_and_a_budget_is_part_of_the_plan(tiny_dir, tmp_path):
+    plain = plan(str(write_recipe(tmp_path, tiny_dir, {"base": "nf4"})), gpu="T4")
+    assert plain.spare_bytes > 0 and "base_budget: auto would give" in "\n".join(plan_lines(plain))
+    more = plan(str(write_recipe(tmp_path, tiny_dir, {"base": "nf4", "base_budget": "+50%"})), gpu="T4")
+    assert more.needs_bytes - plain.needs_bytes == pytest.approx(more.extra_bytes, rel=0.1)
+    assert more.extra_bytes > 0 == more.spare_bytes and "bits of the base beyond NF4" in "\n".join(plan_lines(more))
+    assert plan(str(write_recipe(tmp_path, tiny_dir)), gpu="T4").spare_bytes == 0

@@ -221,7 +221,7 @@ def _merged_into(recipe, tmp):  # what the merge is asked for, up to where its d
         raise ExportError("stopped here", "")
 
     job = SimpleNamespace(run=api.open_run(tmp / "toy.yaml", tmp / "run"), recipe=recipe, base=Path(recipe.model), staged=tmp)
-    job.renderer = SimpleNamespace(stop_ids=(), template="")
+    job.renderer, job.mixed = SimpleNamespace(stop_ids=(), template=""), None
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ExportError):
         patch.setattr("tunesmith.export.forms.merged.merge", merged)
         merge_adapter(job, SimpleNamespace(target="merged"))
@@ -235,6 +235,7 @@ def _kinds_of_layers(recipe, tmp):
 OBSERVE = {
     "report_to": (["mlflow"], _followed),
     "base": ("bf16", lambda r, t: load_model(find_model(r.model), r.base).dtype),
+    "base_budget": ("+10%", lambda recipe, tmp: [stage.name for stage in table_of(recipe).stages]),
     "per_layer_embeddings": ("nf4", _per_layer_table),
     "base_head": ("int8", _tables),
     "max_position_embeddings": (4096, lambda r, t: base_facts(open_base(r).directory).max_positions),
@@ -280,6 +281,7 @@ OBSERVE = {
     "export.num_ctx": (512, _context),
 }
 FIXED = {key: {"train.tokens_per_step": 80} for key in OBSERVE if key.startswith("train.")}
+FIXED["base_budget"] = {"base": "nf4"}
 FIXED["train.qat"] = {"export.gguf": ["Q4_0"]}
 FIXED["rope_theta"] = {"max_position_embeddings": 4096}
 FIXED["train.memory"] = {**FIXED["train.memory"], "train.ranks": 2}

@@ -36,6 +36,10 @@ def plan_lines(report: PlanReport) -> list[str]:
     ]
     words = ", ".join(f"{key} {_value(value)}" for key, value in report.plan.items())
     lines.append(f"{'plan' if report.fits else 'the least that it takes'}: {words}")
+    if report.extra_bytes:
+        lines.append(f"base_budget: {gb(report.extra_bytes)} of it are bits of the base beyond NF4")
+    if report.spare_bytes:
+        lines.append(f"spare: {gb(report.spare_bytes)}, which base_budget: auto would give to the layers that matter most")
     if report.rounds:
         lines.append("this rounds what other plans keep exact (8 bits of head or moments); none of those fits")
     if report.seconds is not None and report.tokens_per_second is not None:

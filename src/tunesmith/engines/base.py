@@ -23,6 +23,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from tunesmith.bits.mixed import MixedBase
+from tunesmith.bits.sensitivity import load_sensitivity
 from tunesmith.chat.render import Conversation, Renderer
 from tunesmith.chat.rendered import Rendered
 from tunesmith.chat.template_choice import template_text
@@ -45,6 +47,8 @@ from tunesmith.models.whole_tables import add_whole_tables, trains_both
 from tunesmith.recipe import BLOCK_BASES, Lora, NewToken, Recipe, section_from
 from tunesmith.recipe.tables import BOTH, ONE_TABLE
 from tunesmith.rundir import atomic_directory, fingerprint
+from tunesmith.rundir.hashes import content_hash
+from tunesmith.rundir.records.base_forms import BaseForms
 from tunesmith.rundir.rows import Example
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")  # beside an adapter with new tokens
@@ -67,6 +71,8 @@ class BaseModel:
         enable_thinking: switches thinking in the template.
         moment: what a template that reads the clock writes for good; None: the day on which it is first used.
         new_tokens: that its vocabulary gets, as in the recipe.
+        budget: of bytes for a base in NF4, as in the recipe; it is loaded once its forms are chosen.
+        forms: what each module is kept in under the budget, ``data/base.json`` of a run, the sensitivities beside it.
         grid: llama.cpp type of the file whose grids adapters are trained on (``train.qat``); None for none.
         weighed: whether that file is quantised with an importance matrix.
         importance: where that matrix lies.
@@ -90,6 +96,8 @@ class BaseModel:
     grid: str | None = None
     weighed: bool = False
     importance: Path | None = None
+    budget: str | None = None
+    forms: Path | None = None
 
     @cached_property
     def source(self) -> Path:
@@ -212,6 +220,32 @@ class BaseModel:
         return self._precision[1]
 
     @cached_property
+    def mixed(self) -> MixedBase | None:
+        """What each module is kept in; None without a budget.
+
+        Raises:
+            ModelError: there is a budget, and no choice yet.
+            RunError: the choice cannot be read.
+        """
+        if self.budget is None:
+            return None
+        if self.forms is None or not self.forms.exists():
+            raise ModelError(
+                f"base_budget: {self.budget}: what each layer is kept in is chosen in a run, and was not yet",
+                "tunesmith run RECIPE, or leave base_budget out",
+            )
+        chosen = BaseForms.read(self.forms)
+        return MixedBase({each.module: each.form for each in chosen.modules}, load_sensitivity(sensitivity_file(self.forms)))
+
+    @property
+    def extra_bytes(self) -> int:
+        """What the chosen forms take beyond NF4; 0 as long as nothing is chosen."""
+        if self.budget is None or self.forms is None or not self.forms.exists():
+            return 0
+        chosen = BaseForms.read(self.forms)
+        return chosen.bytes - chosen.nf4_bytes
+
+    @cached_property
     def key(self) -> str:
         """Fingerprint of the model's files, without reading its weights."""
         return model_key(self.directory)
@@ -219,7 +253,8 @@ class BaseModel:
     @property
     def answering_key(self) -> str:
         """Fingerprint of the model and of how it is kept while it answers."""
-        kept = tuple(each for each in (self.base_head, self.grid) if each not in ("auto", None))
+        forms = None if self.forms is None else content_hash(self.forms)
+        kept = tuple(each for each in (self.base_head, self.grid, forms) if each not in ("auto", None))
         return fingerprint(self.key, self.base, self.arithmetic, self.per_layer_embeddings, *kept)
 
     def render(self, rows: Iterable[Example]) -> list[Rendered]:
@@ -250,7 +285,8 @@ class BaseModel:
             refuse_other_base(adapter, self.directory)
         places = (self.per_layer_embeddings, self.resident_layers, self.embedding_on, self.base_head)
         gguf = self.blocks if self.base in BLOCK_BASES else None
-        model = load_model(self.directory, self.compute, self.storage, best_device(), *places, gguf=gguf, shard=shard)
+        ways: dict[str, Any] = {"gguf": gguf, "mixed": self.mixed, "shard": shard}
+        model = load_model(self.directory, self.compute, self.storage, best_device(), *places, **ways)
         if adapter is None:
             return LoadedModel(base=self, model=model)
         self.lay_grids(model)
@@ -394,7 +430,13 @@ def open_base(
         grid=model.export.gguf[-1] if model.train.qat else None,
         weighed=model.grid_is_weighed,
         importance=importance,
+        budget=model.base_budget,
     )
+
+
+def sensitivity_file(forms: Path) -> Path:
+    """What the modules were scored with, beside what was chosen."""
+    return forms.with_name(f"{forms.stem}_sensitivity.safetensors")
 
 
 def _local_or_hub(model: str | Path) -> str:

@@ -1,8 +1,9 @@
 """The weights of the base as training held them, a few rows at a time.
 
-What training held in NF4 is quantised here from the same tensors by the same kernels, and dequantised in fp32: the values are
-those that the adapter was trained on, not yet rounded to 16 bits. Which weights these are is asked of the loader's own rule
-(``models/nf4_load.py``) on a model without memory. A checkpoint that lies in NF4 says it itself.
+What training held in NF4, or in other forms under a budget of bytes (``bits/mixed.py``), is quantised here from the same
+tensors by the same kernels, and dequantised in fp32: the values are those that the adapter was trained on, not yet rounded to
+16 bits. Which weights these are is asked of the loader's own rule (``models/nf4_load.py``) on a model without memory. A
+checkpoint that lies in NF4 says it itself.
 
 Memory: a weight in 4 bits is made from the mapped file, which is given back before the first row is dequantised; a weight
 that is not quantised is never held whole. Experts that are stored one by one are quantised together, as one weight, because
@@ -21,6 +22,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
+from tunesmith.bits.mixed import MixedBase
 from tunesmith.checkpoints.hf import read_config
 from tunesmith.checkpoints.names import Naming, checkpoint_files
 from tunesmith.checkpoints.quantized.dense import dense_weight
@@ -28,6 +30,7 @@ from tunesmith.checkpoints.quantized.layout import layout_of, lies_in_nf4
 from tunesmith.checkpoints.shards import DTYPES, Shape, write_model
 from tunesmith.errors import ExportError
 from tunesmith.export.plan import Stored, Write, plan_merge
+from tunesmith.kernels.blocks import Blocks, dequantize_blocks
 from tunesmith.kernels.nf4 import BLOCK, NF4, dequantize_nf4, nf4_part, quantize_nf4_parts
 from tunesmith.layers.nf4 import QUANT_STATE, NF4Weight
 from tunesmith.models.embeddings import per_layer_table
@@ -43,19 +46,22 @@ class QuantizedWeights:
     Attributes:
         weights: linear layers and stacks of experts, in blocks over the flat weight.
         tables: embedding tables, whose rows have blocks of their own.
+        mixed: which of the weights were not in NF4 after all, and how the others were searched; None for plain NF4.
     """
 
     weights: frozenset[str] = frozenset()
     tables: frozenset[str] = frozenset()
+    mixed: MixedBase | None = None
 
 
-def quantized_in_training(base: Path, weights: bool, table: bool) -> QuantizedWeights:
+def quantized_in_training(base: Path, weights: bool, table: bool, mixed: MixedBase | None = None) -> QuantizedWeights:
     """What the loader quantises.
 
     Args:
         base: directory of the base model (safetensors).
         weights: whether training used ``base: nf4``.
         table: whether training held the per-layer embeddings in NF4.
+        mixed: what was chosen under a budget of bytes.
 
     Raises:
         ModelError: the configuration cannot be read.
@@ -72,7 +78,8 @@ def quantized_in_training(base: Path, weights: bool, table: bool) -> QuantizedWe
         names |= {f"{name}.weight" for name in quantized_linears(model)}
         names |= {f"{name}.{stack}" for name in quantized_experts(model) for stack in STACKS}
     table_name = per_layer_table(config.model_type, model.state_dict()) if table else None
-    return QuantizedWeights(frozenset(names), frozenset() if table_name is None else frozenset({f"{table_name}.weight"}))
+    tables: frozenset[str] = frozenset() if table_name is None else frozenset({f"{table_name}.weight"})
+    return QuantizedWeights(frozenset(names), tables, mixed)
 
 
 def read_stored(base: Path) -> dict[str, Stored]:
@@ -111,9 +118,11 @@ class Base:
         base: directory of the base model.
         stored: what lies in it.
         writes: the plan.
+        mixed: what was chosen under a budget of bytes; None for plain NF4.
     """
 
-    def __init__(self, base: Path, stored: Mapping[str, Stored], writes: Iterable[Write]):
+    def __init__(self, base: Path, stored: Mapping[str, Stored], writes: Iterable[Write], mixed: MixedBase | None = None):
+        self._mixed = mixed
         self._stored, self._files = stored, checkpoint_files(base)
         self._members: dict[str, list[Write]] = {}
         for write in writes:
@@ -143,6 +152,9 @@ class Base:
             q, begin = self._quantized(write.stack), _offset(write)
             width = _width(write)
             for number, first, end in places:
+                if isinstance(q, Blocks):
+                    yield number, first, dequantize_blocks(q.rows(first, end), torch.float32)
+                    continue
                 start = begin + (number * rows + first) * width
                 run, place = nf4_part(q, start, start + (end - first) * width)
                 yield number, first, dequantize_nf4(run, torch.float32)[place:].view(end - first, width)[:, :columns]
@@ -156,8 +168,8 @@ class Base:
             for number, first, end in places:
                 yield number, first, tensor[first:end] if len(write.shape) == 2 else tensor[number : number + 1, first:end][0]
 
-    def _quantize(self, stack: str) -> NF4:
-        """A weight in 4 bits as training held it; parts of a stack in the order of its flat run."""
+    def _quantize(self, stack: str) -> NF4 | Blocks:
+        """A weight as training held it; parts of a stack in the order of its flat run."""
         members = sorted(self._members[stack], key=lambda write: (write.part.expert, write.part.part) if write.part else (0, 0))
         first = members[0]
         if first.form == "nf4":
@@ -165,7 +177,10 @@ class Base:
         shape = (*first.shape[:-1], _width(first))
         if first.part is not None:
             shape = (len(members) // first.part.parts, first.shape[0] * first.part.parts, first.shape[1])
-        return quantize_nf4_parts((piece for write in members for piece in self._read(write)), shape, "cpu")
+        pieces = (piece for write in members for piece in self._read(write))
+        if self._mixed is not None and first.form == "requantized":
+            return self._mixed.quantize(stack.removesuffix(".weight"), pieces, shape, "cpu")
+        return quantize_nf4_parts(pieces, shape, "cpu")
 
     @torch.inference_mode(False)
     def _dequantize(self, name: str) -> torch.Tensor:

@@ -115,7 +115,7 @@ def merge(
     described = shapes(writes)
     nbytes = sum(tensor.nbytes for tensor in described.values())
     refuse_full_disk(next(parent for parent in target.absolute().parents if parent.exists()), nbytes)
-    merging = _Merging(Base(base, stored, writes.values()), writes, updates, rows)
+    merging = _Merging(Base(base, stored, writes.values(), quantized.mixed), writes, updates, rows)
     with atomic_directory(target) as directory, progress("merging", len(writes)) as bar:
 
         def pieces(name: str) -> Iterator[torch.Tensor]:

@@ -102,6 +102,10 @@ class Blocks(NamedTuple):
         """As stored."""
         return self.raw.nbytes
 
+    def rows(self, first: int, end: int) -> "Blocks":
+        """Rows of a matrix, as a view."""
+        return Blocks(self.raw[first:end], self.kind, (end - first, self.shape[1]))
+
     def to(self, device: torch.device | str) -> "Blocks":
         """The same on another device."""
         return self._replace(raw=self.raw.to(device))

@@ -28,7 +28,7 @@ Shape suffixes: O out_features, I in_features, T tokens, R rank, Q NF4 blocks; h
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -144,8 +144,15 @@ def quantize_nf4(weight: Tensor) -> NF4:
     return quantize_nf4_parts([weight], weight.shape, weight.device)
 
 
+Encode = Callable[[Tensor, int, Tensor], Tensor]
+"""How a piece of whole blocks gets its codes (uint8, one a weight): from the piece, the place of its first weight in the flat
+weight, and the places for the absmax of its blocks, which are written."""
+
+
 @torch.no_grad()
-def quantize_nf4_parts(parts: Iterable[Tensor], shape: Sequence[int], device: torch.device | str) -> NF4:
+def quantize_nf4_parts(
+    parts: Iterable[Tensor], shape: Sequence[int], device: torch.device | str, encode: Encode | None = None
+) -> NF4:
     """A tensor that comes in parts, one after the other in its flat order: the bytes that ``quantize_nf4`` makes of the whole.
 
     The experts of a mixture lie one by one in some checkpoints and are one weight of three dimensions in the model. A part
@@ -155,6 +162,7 @@ def quantize_nf4_parts(parts: Iterable[Tensor], shape: Sequence[int], device: to
         parts: any shapes, fp32, fp16 or bf16, on ``device``; together as many weights as ``shape``, not empty.
         shape: of the whole.
         device: where the result lies.
+        encode: how absmax and codes are found; None for the block's largest magnitude and the nearest codes.
 
     Raises:
         ModelError: a part holds NaN or infinity.
@@ -166,9 +174,9 @@ def quantize_nf4_parts(parts: Iterable[Tensor], shape: Sequence[int], device: to
     start = 0
     for piece in _pieces(parts, QUANTIZE_PIECE_GPU if packed.is_cuda else _QUANTIZE_PIECE):
         places = absmax_Q[start // BLOCK : math.ceil((start + len(piece)) / BLOCK)]
-        codes = _nearest_value(_divide_blocks(piece, places))
+        codes = nearest_code(_divide_blocks(piece, places)) if encode is None else encode(piece, start, places)
         if len(codes) % 2:
-            codes = torch.cat([codes, _nearest_value(codes.new_zeros(1, dtype=torch.float32))])
+            codes = torch.cat([codes, nearest_code(codes.new_zeros(1, dtype=torch.float32))])
         packed[start // 2 : start // 2 + len(codes) // 2] = (codes[::2] << 4).bitwise_or_(codes[1::2])
         start += len(piece)
     assert start == count, f"parts of {start} weights for the shape {tuple(shape)}"
@@ -342,8 +350,8 @@ def _cells(device: torch.device) -> tuple[Tensor, Tensor]:
     return below.to(torch.uint8).to(device), bound.to(device)
 
 
-def _nearest_value(quotients: Tensor) -> Tensor:
-    """Number of boundaries that lie below each quotient: its code, uint8."""
+def nearest_code(quotients: Tensor) -> Tensor:
+    """The code of the nearest value: how many boundaries lie below each quotient, uint8."""
     below, bound = _cells(quotients.device)
     cell = (quotients.view(torch.int32) >> 16).bitwise_and_(0xFFFF)
     return below.index_select(0, cell).add_((quotients > bound.index_select(0, cell)).view(torch.uint8))

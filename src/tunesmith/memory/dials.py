@@ -56,6 +56,7 @@ class Dials:
         plain: adapters are plain LoRA, so that the layers are ours; others keep stock ones, which cannot be cut.
         resident_layers: layers whose frozen weights stay on the device, from the front; the others come through two slots.
             None for all.
+        extra: bytes of linear layers beyond what ``base`` says, which a budget gave them.
     """
 
     base: str = "nf4"
@@ -79,6 +80,7 @@ class Dials:
     qat: bool = False
     plain: bool = True
     resident_layers: int | None = None
+    extra: int = 0
 
     @property
     def quantised(self) -> bool:

@@ -221,7 +221,7 @@ def _resident(shape: Shape, dials: Dials) -> Counter[str]:
     here: Counter[str] = Counter()
     held = _held(shape, dials)
     linear = sum(count * layer.linear(hidden) for layer, count in held)
-    here["linear layers"] = int(linear * BYTES[dials.base])
+    here["linear layers"] = int(linear * BYTES[dials.base]) + dials.extra
     if not dials.quantised and dials.technique == "lora" and dials.compute != "fp16" and not dials.qat:
         # Frozen weights stand beside free columns for B (layers/lora.py).
         gpu = dials.device == "gpu"

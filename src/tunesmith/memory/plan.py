@@ -143,6 +143,21 @@ def plan_for_training(shape: Shape, dials: Dials, room: int, card: str, context:
     return make_plan(shape, dials, int(room / HEADROOM["gpu"] / factor), rates, context, may_round=False)
 
 
+def spare_bytes(point: Point, budget: int, context: int) -> int:
+    """Bytes that frozen weights may take beyond what they take now, with the headroom that a training leaves.
+
+    The allocator takes more for them than they have, so what is left is divided by what a byte costs.
+
+    Args:
+        budget: of the card, or of the machine.
+        context: see ``Point.needs``.
+    """
+    needs = point.needs(context)
+    more = replace(point, dials=replace(point.dials, extra=point.dials.extra + 10**9)).needs(context)
+    left = budget / HEADROOM[point.dials.device] - needs
+    return max(0, int(left / max(1.0, (more - needs) / 10**9)))
+
+
 def turned(dials: Dials) -> dict[str, str | int | tuple[int, ...]]:
     """Dials by the names that a recipe has for them, where they differ from its defaults."""
     found: dict[str, str | int | tuple[int, ...]] = {

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from tunesmith import hardware
+from tunesmith.bits.mixed import MixedBase
 from tunesmith.checkpoints.hf import Checkpoint, read_config
 from tunesmith.errors import ModelError
 from tunesmith.kernels.cross_entropy import TrainedRows
@@ -71,6 +72,7 @@ def load_model(
     base_head: str = "auto",
     gguf: Path | None = None,
     shard: bool = False,
+    mixed: MixedBase | None = None,
 ) -> PreTrainedModel:
     """A stock causal language model, frozen, with packed attention at hand.
 
@@ -86,6 +88,7 @@ def load_model(
         base_head: what the output head is kept in, as in the recipe.
         gguf: the file whose blocks the linear layers are kept in, where ``base`` names them.
         shard: whether the processes that were launched together share the layers out, ``recipe.train.shard``.
+        mixed: which linear layers of ``nf4`` get more bits; None for none.
 
     Raises:
         ModelError: no safetensors, unknown architecture, damaged file, a weight that is not in the checkpoint, a quantisation
@@ -97,7 +100,7 @@ def load_model(
     refuse_streaming(base or dtype, resident_layers)
     if base == "nf4" or gguf is not None:
         places = (per_layer_embeddings, resident_layers, embedding_on, base_head)
-        model = load_nf4(directory, (), DTYPES[dtype], device, *places, gguf=gguf, shard=shard)
+        model = load_nf4(directory, (), DTYPES[dtype], device, *places, gguf=gguf, mixed=mixed, shard=shard)
     else:
         model = _load_dense(directory, DTYPES[dtype], device, per_layer_embeddings, embedding_on, base_head)
     if dtype == "fp16":

@@ -23,6 +23,7 @@ experts in 16 bits and hides which layers it skipped.
 Source of the format: QLoRA (Dettmers et al. 2023), see ``kernels/nf4.py``.
 """
 
+import contextlib
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,11 +37,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
+from tunesmith.bits.mixed import MixedBase
 from tunesmith.checkpoints.gguf_blocks import BlockFile
 from tunesmith.checkpoints.hf import Checkpoint, check_shape, read_config
 from tunesmith.errors import ModelError
 from tunesmith.families import FAMILIES
-from tunesmith.kernels.nf4 import quantize_nf4_parts
+from tunesmith.kernels.nf4 import NF4, quantize_nf4_parts
 from tunesmith.kernels.upload import upload
 from tunesmith.layers.blocks import BlockWeight
 from tunesmith.layers.experts import NF4Experts
@@ -98,6 +100,7 @@ def load_nf4(
     quantize: bool = True,
     gguf: Path | None = None,
     shard: bool = False,
+    mixed: MixedBase | None = None,
 ) -> PreTrainedModel:
     """A stock causal language model, frozen, with ``QuantizedLinear`` for its linear layers and ``NF4Experts`` for its experts.
 
@@ -111,6 +114,7 @@ def load_nf4(
         gguf: hold them in the blocks of this file instead, whose values are those of ``directory``.
         shard: share the layers that do not stay out among the processes that were launched together; all of them where
             ``resident_layers`` is not a number.
+        mixed: which of them are not in NF4, and by what those are searched that are; None for NF4 as bitsandbytes has it.
 
     Raises:
         ModelError: unknown architecture, no safetensors, a damaged file, a parameter that is missing or of another shape,
@@ -149,6 +153,8 @@ def load_nf4(
     for old, names in tensors:
         if names[0] not in later and not places.issuperset(names):
             _fill(model, old, names, checkpoint, device)
+    if mixed is not None:
+        _refuse_other_forms(mixed, linears, checkpoint)
     read = partial(_read_quantized, checkpoint, device=device)
     streamed: dict[str, NF4Weight] = {}
     if shard or isinstance(resident_layers, int):
@@ -156,6 +162,8 @@ def load_nf4(
         shapes = {name: model.get_parameter(name).shape for name in sorted(later) if name != f"{table}.weight"}
         streamed = streamed_weights(model, shapes, read, directory, exclude, device, resident, shard)
     weight_of = partial(_weight, read, streamed) if file is None else partial(_read_blocks, file, dtype=dtype, device=device)
+    if mixed is not None:
+        weight_of = partial(_read_mixed, checkpoint, mixed, dtype=dtype, device=device)
     _put_quantized(model, linears, experts, weight_of)  # with biases that are filled by now
     _refuse_meta(model)
     if (directory / "generation_config.json").exists():
@@ -282,18 +290,51 @@ def _read_quantized(checkpoint: Checkpoint, weight: str, shape: torch.Size, devi
         check_shape(weight, quantized.shape, shape)
         return quantized.to(device)
     dtypes: list[torch.dtype] = []
+    with _named(weight):
+        return NF4Weight(quantize_nf4_parts(_dense_parts(checkpoint, weight, shape, device, dtypes), shape, device), dtypes[0])
 
-    def parts_on_device() -> Iterator[Tensor]:
-        for name, tensor in checkpoint.read_parts(weight, shape):
-            if not tensor.is_floating_point() or tensor.element_size() < 2:
-                raise ModelError(f"{name}: {tensor.dtype}, expected 16 or 32 bits a weight", "start from the original model")
-            dtypes.append(tensor.dtype)
-            yield from staged(tensor, device)
 
+def _read_mixed(
+    checkpoint: Checkpoint, mixed: MixedBase, weight: str, shape: torch.Size, dtype: torch.dtype, device: torch.device
+) -> NF4Weight | BlockWeight:
+    """A weight in the form that was chosen for its module."""
+    dtypes: list[torch.dtype] = []
+    with _named(weight):
+        parts = _dense_parts(checkpoint, weight, shape, device, dtypes)
+        q = mixed.quantize(weight.removesuffix(".weight"), parts, shape, device)
+    return NF4Weight(q, dtypes[0]) if isinstance(q, NF4) else BlockWeight(q, dtype)
+
+
+def _dense_parts(
+    checkpoint: Checkpoint, weight: str, shape: torch.Size, device: torch.device, dtypes: list[torch.dtype]
+) -> Iterator[Tensor]:
+    """A weight of the checkpoint in pieces on the device; the dtype of each part is added to ``dtypes``."""
+    for name, tensor in checkpoint.read_parts(weight, shape):
+        if not tensor.is_floating_point() or tensor.element_size() < 2:
+            raise ModelError(f"{name}: {tensor.dtype}, expected 16 or 32 bits a weight", "start from the original model")
+        dtypes.append(tensor.dtype)
+        yield from staged(tensor, device)
+
+
+@contextlib.contextmanager
+def _named(weight: str) -> Iterator[None]:
+    """Within the block an error says of which weight it speaks."""
     try:
-        return NF4Weight(quantize_nf4_parts(parts_on_device(), shape, device), dtypes[0])
+        yield
     except ModelError as error:
         raise ModelError(error.message if weight in error.message else f"{weight}: {error.message}", error.hint) from error
+
+
+def _refuse_other_forms(mixed: MixedBase, linears: Sequence[str], checkpoint: Checkpoint) -> None:
+    if any(name.endswith(QUANT_STATE) for name in checkpoint.files):
+        raise ModelError(
+            f"{checkpoint.directory}: its weights lie in NF4 already, so no bits can be added to them",
+            "leave base_budget out, or start from the 16-bit model",
+        )
+    if missing := sorted(mixed.forms.keys() - set(linears)):
+        raise ModelError(
+            f"{checkpoint.directory}: forms were chosen for {shorten(missing)}, which it has not", "was it another model?"
+        )
 
 
 def _read_blocks(file: BlockFile, weight: str, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> BlockWeight:

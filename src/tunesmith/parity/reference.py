@@ -185,6 +185,7 @@ def _load(trained: Trained, place: ComputePlace) -> tuple[PreTrainedModel, dict[
         place.device,
         *places,
         gguf=trained.base.blocks if recipe.deploys_adapter else None,
+        mixed=trained.base.mixed,
     )
     if trained.adapter is not None:
         trained.base.lay_grids(model)

@@ -28,7 +28,8 @@ def directory_of(recipe: Recipe) -> Path:
 def base_of(run: RunDir, recipe: Recipe) -> BaseModel:
     """The base model of a run; before the first rendering with the template as it is today."""
     settled = run.template_file.read_text(encoding="utf-8") if run.template_file.exists() else None
-    return placed(open_base(recipe, settled, importance=run.base_imatrix), recipe)
+    base = open_base(recipe, settled, importance=run.base_imatrix)
+    return placed(base if base.budget is None else replace(base, forms=run.base_forms_file), recipe)
 
 
 def settle_template(run: RunDir, recipe: Recipe) -> BaseModel:

@@ -105,6 +105,8 @@ def _train_share(run: RunDir, recipe: Recipe, share: float) -> RunDir:
         shutil.copyfile(run.tokens("replay"), inner.tokens("replay"))  # a share of the rows takes a share of it
     if recipe.grid_is_weighed:
         shutil.copyfile(run.base_imatrix, inner.base_imatrix)  # one grid for all
+    for file in (run.base_forms_file, run.base_sensitivity_file) if recipe.base_budget else ():
+        shutil.copyfile(file, inner.data / file.name)  # shares of the rows stand on one base
     logger.info(f"learning curve: training on {share:g} of the train rows, in {inner.path}")
     make_inner(inner, share_recipe, "render", "train")
     return inner

@@ -22,16 +22,19 @@ from typing import Literal
 
 import torch
 
+from tunesmith import hardware
 from tunesmith.engines.base import BaseModel, LoadedModel
+from tunesmith.errors import ModelError
 from tunesmith.formatting import gb, parse_amount
 from tunesmith.launch.variables import launch
 from tunesmith.layers.new_rows import NewRows
 from tunesmith.memory.dials import Dials, dials_of
-from tunesmith.memory.plan import Plan, plan_for_training
+from tunesmith.memory.plan import Plan, Point, plan_for_training
+from tunesmith.memory.plan import spare_bytes as left_over
 from tunesmith.memory.room import CONTEXT, HEADROOM
 from tunesmith.memory.shape import Shape, read_shape
 from tunesmith.models.device import best_device, device_name, usable_memory
-from tunesmith.recipe import Lora, Recipe, TrainSettings
+from tunesmith.recipe import Lora, Recipe, Train, TrainSettings
 from tunesmith.recipe.derive import Derived
 
 
@@ -55,8 +58,43 @@ class Shortage:
         return max(1.0, self.needed / self.foretold)
 
 
+def spare_bytes(base: BaseModel, recipe: Recipe) -> int:
+    """What the plan of the recipe's training leaves of the memory: of a GPU's, or of what the machine has free.
+
+    Raises:
+        ModelError: sizes are not known, or layers would be streamed: then nothing is spare.
+    """
+    shape, device, train = _shape(base), best_device(), recipe.train
+    if isinstance(shape, str):
+        raise ModelError(f"base_budget: auto: {shape}, so memory cannot be estimated", "base_budget: +10%")
+    if device.type == "cpu":
+        dials = dials_of_run(base, recipe.lora, _largest(train), "cpu")
+        room = hardware.available_memory() if train.memory in ("auto", "off") else parse_amount(train.memory)
+        return left_over(Point(shape, dials, None), room, 0)
+    room = train.memory if train.memory != "off" else "auto"
+    plan = plan_of(shape, dials_of_run(base, recipe.lora, _largest(train)), room, device)
+    if plan.chosen.dials.resident_layers is not None:
+        raise ModelError(
+            "base_budget: auto: the plan streams layers from host memory, so none of the GPU's is spare",
+            "leave base_budget out, or name an amount and train.recompute: layer",
+        )
+    return left_over(plan.chosen, room_of(room, device), 0)
+
+
+def _largest(train: Train) -> TrainSettings:
+    """The settings with numbers for what is not derived yet: of the largest step."""
+    step = train.max_length if train.tokens_per_step == "auto" else train.tokens_per_step
+    step = max(step, 2 * train.max_length)  # gradients of a second pack stay
+    known = {**train.model_dump(), "learning_rate": 1.0, "num_train_epochs": 1, "tokens_per_step": step}
+    return TrainSettings.model_validate(known)
+
+
 def placed(base: BaseModel, recipe: Recipe) -> BaseModel:
-    """The base with what the loader must know to make the recipe's training fit the GPU; as it is without one."""
+    """The base with what the loader must know to make the recipe's training fit the GPU; as it is without one.
+
+    Raises:
+        ModelError: a budget for a base whose layers the plan streams.
+    """
     train, device = recipe.train, best_device()
     at_default = train.resident_layers == "all" and train.embedding_on == "device" and not train.shard
     if device.type == "cpu" or train.memory == "off" or not at_default:
@@ -64,12 +102,13 @@ def placed(base: BaseModel, recipe: Recipe) -> BaseModel:
     shape = _shape(base)
     if isinstance(shape, str):
         return base
-    step = train.max_length if train.tokens_per_step == "auto" else train.tokens_per_step
-    step = max(step, 2 * train.max_length)  # gradients of a second pack stay
-    known = {**train.model_dump(), "learning_rate": 1.0, "num_train_epochs": 1, "tokens_per_step": step}
-    numbers = TrainSettings.model_validate(known)
-    plan = plan_of(shape, dials_of_run(base, recipe.lora, numbers), train.memory, device)
+    plan = plan_of(shape, dials_of_run(base, recipe.lora, _largest(train)), train.memory, device)
     resident = plan.chosen.dials.resident_layers
+    if resident is not None and base.budget is not None:
+        raise ModelError(
+            f"base_budget: {base.budget}: the plan streams layers from host memory, and streams NF4 alone",
+            "leave base_budget out, or give a smaller train.max_length",
+        )
     return replace(base, resident_layers="all" if resident is None else resident, embedding_on=plan.chosen.dials.embedding_on)
 
 
@@ -130,6 +169,7 @@ def dials_of_run(base: BaseModel, lora: Lora, train: TrainSettings, device: Lite
         dials_of(base.storage, base.compute, lora, train, device, base.base_head, len(base.new_tokens)),
         resident_layers=resident if isinstance(resident, int) else None,
         embedding_on="host" if base.embedding_on == "host" else "device",
+        extra=base.extra_bytes,
     )
 
 

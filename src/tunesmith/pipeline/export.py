@@ -128,6 +128,7 @@ def job_of(run: RunDir, recipe: Recipe) -> Job:
         staged=run.export / NEXT,
         context=context,
         differs=differences(base.directory, context),
+        mixed=base.mixed,
         train_rows=lambda: Documents.open(run.tokens("train")),
         dev_loss=dev_loss,
         adapter_loss=training and training.best_dev_loss,

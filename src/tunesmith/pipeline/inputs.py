@@ -165,7 +165,12 @@ class Inputs:
 
     def base_in_memory(self) -> Parts:
         """The base model, how it is held, and in what it computes."""
-        return {**self.model(), **self.keys("base", "train.compute", "per_layer_embeddings", "base_head")}
+        held = self.keys("base", "train.compute", "per_layer_embeddings", "base_head")
+        return {**self.model(), **held, **self.base_forms()}
+
+    def base_forms(self) -> Parts:
+        """What each module of the base is kept in, where that is chosen."""
+        return {} if self.recipe.base_budget is None else self.files("data/base.json", "data/base_sensitivity.safetensors")
 
 
 def _flatten(name: str, value: JsonValue, parts: Parts) -> None:

@@ -126,7 +126,7 @@ def _try(run: RunDir, recipe: Recipe, train: list[Row], dev: list[Row], name: st
     keep_moment(run, inner)
     for part, rows in (("train", train), ("dev", dev), ("test", [])):  # of the sealed part nothing is asked here
         write_rows(inner.data / f"{part}.jsonl", rows)
-    make_inner(inner, recipe, "render", "select", "train")
+    make_inner(inner, recipe, "render", *(["base"] if recipe.base_budget else []), "select", "train")
     session = Session()
     try:
         evaluation = evaluation_of(inner, recipe, session)

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tunesmith.export.names import deployed_files
+from tunesmith.pipeline.base_stage import with_forms
 from tunesmith.pipeline.forgetting_stages import forgetting_stages
 from tunesmith.pipeline.importance_stage import BASE_IMATRIX, importance_stage
 from tunesmith.pipeline.inputs import DECIDING, Inputs
@@ -72,7 +73,7 @@ def table_of(recipe: Recipe) -> Table:
     held = ("judge", "parity", "forgetting", "seeds") if tuned else ("judge",)
     checks = {stage.name: stage.outputs[0] for stage in stages if stage.module in held}
     stages += [_verdict(("select", *scored, *checks), tuple(checks.values())), _report(on_page)]
-    return Table(tuple(stages))
+    return Table(with_forms(stages) if recipe.base_budget else tuple(stages))
 
 
 def maker_of(recipe: Recipe) -> str:
@@ -212,6 +213,7 @@ def _training(read: Inputs) -> Parts:
         **read.files("data/train.arrow", "data/dev.arrow", *beside, TEMPLATE),
         **read.model(),
         **read.first_adapter(),
+        **read.base_forms(),
         **read.keys("base", "per_layer_embeddings", "base_head", "lora", "train", "seed", without=CHEAP_TRAIN_KEYS),
         **({"export.gguf": read.recipe.export.gguf[-1]} if read.recipe.train.qat else {}),
     }
@@ -322,6 +324,7 @@ def _export(read: Inputs) -> Parts:
         **_tuned(read),
         **read.files(TEMPLATE, RENDERED),
         **read.model(),
+        **read.base_forms(),
         **read.keys("name", "export", "towers", "base", "per_layer_embeddings", "base_head", "task.short_prompt"),
     }
     if PROMPT_DEPLOYED in recipe.evaluate.arms:
@@ -463,7 +466,8 @@ def _report(needs: tuple[str, ...]) -> Stage:
     on_page = ["data/report.json", RENDERED]
     on_page += ["metrics.jsonl", "training.json"] if "train" in needs else [BROUGHT]
     on_page += ["export/export.json", "export/merge.json"] if "export" in needs else []
-    maybe = ("export/parity.json", "evaluation/curve.json", "evaluation/seeds.json", "manifest.json", "recipe.yaml")
+    maybe = ("export/parity.json", "evaluation/curve.json", "evaluation/seeds.json", "data/base.json")
+    maybe += ("manifest.json", "recipe.yaml")
 
     def inputs(read: Inputs) -> Parts:
         return {**read.files("evaluation/verdict.json", *on_page), **read.present(*maybe)}

@@ -296,6 +296,11 @@ def _note_gpu(run: RunDir, gpu: GpuUse, memory: Json) -> None:
     replace(manifest, hardware={**manifest.hardware, "gpu": gpu.to_json(), **memory}).write(run.manifest_file)
 
 
+def _forms(base: BaseModel) -> list[str]:
+    """What each layer of the base is kept in, where that was chosen."""
+    return [] if base.forms is None else [content_hash(base.forms)]
+
+
 def _inputs(run: RunDir, recipe: Recipe, base: BaseModel, settings: TrainSettings) -> str:
     """What checkpoints must have been made with to be resumed from; how their rate was found is no part of it."""
     parts = ("train", "dev", *(["replay"] if recipe.train.replay else []))
@@ -305,7 +310,7 @@ def _inputs(run: RunDir, recipe: Recipe, base: BaseModel, settings: TrainSetting
     began = [] if first is None else [[content_hash(first / name) for name in (CONFIG, WEIGHTS)]]
     return fingerprint(
         [content_hash(run.tokens(part)) for part in parts],
-        [base.renderer.template, base.key, recipe.base, recipe.per_layer_embeddings, recipe.base_head],
+        [base.renderer.template, base.key, recipe.base, recipe.per_layer_embeddings, recipe.base_head, *_forms(base)],
         [recipe.lora.model_dump(), trained_by, recipe.seed],
         *began,
     )

@@ -2,8 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import AfterValidator, Field, JsonValue, field_validator, model_validator
 
+from tunesmith.recipe.budget import checked_budget
 from tunesmith.recipe.data import Chat, Data
 from tunesmith.recipe.evaluate import EXTERNAL, Evaluate
 from tunesmith.recipe.section import NAME, SHA256, Section
@@ -91,6 +92,12 @@ class Recipe(Section):
         description="what the frozen base weights are kept in; auto is fp32 or bf16, whichever this machine multiplies faster; "
         "nf4 is 4 bits a weight (QLoRA); a llama.cpp type trains on the very blocks of the GGUF that is deployed with the "
         "adapter beside it, and gguf on those of a model that is such a file",
+    )
+    base_budget: Annotated[str, AfterValidator(checked_budget)] | None = Field(
+        default=None,
+        description="bytes that a base in NF4 may take, as an amount of the whole frozen base (6.5GB), a share on top of NF4 "
+        "(+10%) or auto, what the plan leaves over: the linear layers that matter most to the rows get 8 or 16 bits, the rest "
+        "NF4 with searched scales; none for NF4 as bitsandbytes has it",
     )
     per_layer_embeddings: Literal["auto", "cpu", "nf4", "model"] = Field(
         default="auto",
@@ -262,6 +269,23 @@ class Recipe(Section):
             )
         if self.train.shard and self.base != "nf4":
             raise ValueError(f"train.shard: true shares layers in NF4 out, and base is {self.base}; write base: nf4")
+        return self
+
+    @model_validator(mode="after")
+    def _budget_of_nf4(self) -> "Recipe":
+        if self.base_budget is None:
+            return self
+        if self.base != "nf4":
+            raise ValueError(
+                f"base_budget: {self.base_budget} gives some layers of a base in NF4 more bits, and base is {self.base}; "
+                "write base: nf4, or leave base_budget out"
+            )
+        refused = {
+            f"train.resident_layers: {self.train.resident_layers}": self.train.resident_layers != "all",
+            "tuned": bool(self.tuned),
+        }
+        for words in (words for words, is_set in refused.items() if is_set):
+            raise ValueError(f"base_budget: {self.base_budget} chooses a base that is trained on here; not with {words}")
         return self
 
     @model_validator(mode="after")

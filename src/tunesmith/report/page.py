@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from tunesmith.report.base_figure import base_figure
 from tunesmith.report.figures import curve_figure, loss_figure
 from tunesmith.report.meaning import MEANING
 from tunesmith.report.shown import clipped, pretty
@@ -22,6 +23,7 @@ from tunesmith.report.template import render
 from tunesmith.rundir import RunDir, read_json, write_text
 from tunesmith.rundir.records import FileRecord
 from tunesmith.rundir.records.answers import Output
+from tunesmith.rundir.records.base_forms import BaseForms
 from tunesmith.rundir.records.brought import Brought
 from tunesmith.rundir.records.check import DataReport
 from tunesmith.rundir.records.evaluation import Verdict
@@ -107,6 +109,8 @@ def write_report(run: RunDir) -> None:
         efforts={name: _efforts(answers) for name, answers in outputs.items()},
         curve=curve,
         curve_svg=curve and curve_figure(curve),
+        base_forms=(base_forms := _read(BaseForms, run.base_forms_file) if recipe.base_budget else None),
+        base_svg=base_forms and base_figure(base_forms),
         loss_svg=training and loss_figure(read_metrics(run.metrics_file), training.best_step),
         training=training,
         brought=_read(Brought, run.brought_file) if recipe.tuned else None,

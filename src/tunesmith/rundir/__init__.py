@@ -4,7 +4,7 @@
     manifest.json    base model, hashes, seeds, package versions, git, hardware
     stages.json      what is done: inputs by name, outputs with their hashes, seconds, peak memory
     data/            rows by part, split.json, report.json, rejected.jsonl and left_out.jsonl, the template as it was settled,
-                     rendered.json, token ids (*.arrow), the importance matrix of a base that is trained onto a grid
+                     rendered.json, token ids (*.arrow), what each module of the base is kept in, the importance of its columns
     events.jsonl     everything that happened, in order; append-only
     metrics.jsonl    figures of the training steps; metrics.csv beside it
     training.json    what came out of the training: steps, losses, the best checkpoint, memory

@@ -44,6 +44,8 @@ class RunDir:
         self.template_file = self.data / "chat_template.jinja"
         self.rendered_file = self.data / "rendered.json"
         self.base_imatrix = self.data / "base.imatrix.gguf"
+        self.base_forms_file = self.data / "base.json"
+        self.base_sensitivity_file = self.data / "base_sensitivity.safetensors"
         self.metrics_file = path / "metrics.jsonl"
         self.training_file = path / "training.json"
         self.checkpoints = path / "checkpoints"

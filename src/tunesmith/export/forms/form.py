@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from tunesmith.bits.mixed import MixedBase
 from tunesmith.chat.render import Renderer
 from tunesmith.checkpoints.gguf_write.types import Metadata, Source
 from tunesmith.engines.form import ExportedForm
@@ -118,6 +119,7 @@ class Job:
         base: directory of the base model; of a whole tuned model that was brought its own.
         lora: rank and kind of the adapter, as its own configuration says; None of such a model.
         ranks_differ: some of its layers have a rank or an alpha of their own.
+        mixed: what each layer of the base was kept in, where that was chosen under a budget.
         staged: where the new export is written.
         context: tokens that a served model reserves.
         differs: what llama.cpp computes otherwise than the model, a line each.
@@ -137,6 +139,7 @@ class Job:
     context: int
     ranks_differ: bool = False
     differs: tuple[str, ...] = ()
+    mixed: MixedBase | None = None
     train_rows: Callable[[], TokenRows]
     dev_loss: Callable[[PreTrainedModel], float]
     adapter_loss: float | None = None

@@ -66,7 +66,7 @@ def merge_adapter(job: Job, step: Operation) -> Merge:
         ExportError: as ``export.merge.merge``.
     """
     recipe, target = job.recipe, job.staged / step.target
-    quantized = quantized_in_training(job.base, recipe.base == "nf4", recipe.per_layer_embeddings == "nf4")
+    quantized = quantized_in_training(job.base, recipe.base == "nf4", recipe.per_layer_embeddings == "nf4", job.mixed)
     stops, template = tuple(job.renderer.stop_ids), job.renderer.template
     into, towers = recipe.export.merge_into, recipe.towers
     merged = merge(job.base, job.run.adapter, target, quantized, into, towers, template, stop_ids=stops)
@@ -136,7 +136,7 @@ def _dev_losses(job: Job, merged: Merge) -> MergeLosses:
             original = written
             with tempfile.TemporaryDirectory(dir=job.staged, prefix=".trained-") as temporary:
                 other = Path(temporary) / "merged"
-                quantized = quantized_in_training(job.base, True, recipe.per_layer_embeddings == "nf4")
+                quantized = quantized_in_training(job.base, True, recipe.per_layer_embeddings == "nf4", job.mixed)
                 merge(job.base, job.run.adapter, other, quantized, "trained", "drop")
                 trained = _dev_loss(job, other, compute, device)
         else:

@@ -106,6 +106,8 @@ class PlanReport(Record):
         place: where it must fit.
         passed_over: faster settings that do not fit, the fastest first.
         disk: what a run has on the disk.
+        extra_bytes: that a budget gives a base in NF4.
+        spare_bytes: that the plan leaves over and ``base_budget: auto`` would give it; 0 for a base that is not in NF4.
     """
 
     model: str
@@ -126,6 +128,8 @@ class PlanReport(Record):
     place: Place
     passed_over: tuple[Setting, ...]
     disk: DiskPlan
+    extra_bytes: int = 0
+    spare_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
