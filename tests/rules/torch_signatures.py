@@ -22,7 +22,7 @@ RELEASE = "2.11"
 FIRST = {  # where names of a package come from, before all files below it
     "torch": ("torch/_C/_VariableFunctions.pyi", "torch/_C/__init__.pyi"),
     "torch.distributed": ("torch/distributed/distributed_c10d.py",),
-    "torch.distributed.distributed_c10d": ("torch/_C/_distributed_c10d.pyi",),
+    "torch._C._distributed_c10d": ("torch/_C/_distributed_c10d.pyi",),
 }
 NOT_LOOKED_AT = ("torch.ops.", "torch.Tensor.", "torch.nn.Module.")
 
