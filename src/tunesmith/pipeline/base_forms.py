@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 from transformers import PreTrainedModel
 
 from tunesmith.bits.choose import Option, choose
@@ -123,8 +122,9 @@ def correct(options: Options, measured: Mapping[str, float]) -> tuple[Options, f
     }
     if len(ratios) < 3:
         return corrected, None
-    ranks = [np.argsort(np.argsort([value[name] for name in ratios])) for value in (measured, _first_costs(options))]
-    return corrected, float(np.corrcoef(*ranks)[0, 1])
+    costs = _first_costs(options)
+    first, second = (np.argsort(np.argsort([value[name] for name in ratios])) for value in (measured, costs))
+    return corrected, float(np.corrcoef(first, second)[0, 1])
 
 
 def _first_costs(options: Options) -> dict[str, float]:
@@ -167,10 +167,10 @@ def measured_kls(model: PreTrainedModel, base: BaseModel, options: Options, pair
 
 def _chosen_rows(documents: Documents, seed: int) -> list[int]:
     """Documents of the pass, drawn from the seed."""
-    order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(seed)).tolist()
+    order = np.random.default_rng(seed).permutation(len(documents))
     chosen: list[int] = []
     tokens = 0
-    for document in order[:ROWS]:
+    for document in map(int, order[:ROWS]):
         length = int(documents.lengths[document])
         if not len(documents.spans(document)) or (chosen and tokens + length > TOKENS):
             continue
