@@ -42,6 +42,7 @@ def job(tmp_path):
             staged=tmp_path,
             context=4096,
             train_rows=lambda: None,
+            sensitivity=lambda model: {},
             dev_loss=lambda model: 0.0,
         )
 

@@ -157,6 +157,7 @@ def test_the_export_guide_shows_the_commands_that_the_demo_writes(tmp_path):
         staged=tmp_path,
         context=LEAST_CONTEXT,
         train_rows=lambda: None,
+        sensitivity=lambda model: {},
         dev_loss=lambda model: 0.0,
     )
     written = []

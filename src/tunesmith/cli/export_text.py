@@ -86,8 +86,9 @@ def plan_lines(plan: ExportPlan) -> list[str]:
 
 def sweep_lines(result: Sweep) -> list[str]:
     """The types, largest file first, and the one to take."""
-    lines = [f"{'type':<8} {'MB':>8} {'bits':>6} {'score':>7}  against the tuned model"]
+    width = max(len(entry.type) for entry in result.types)
+    lines = [f"{'type':<{width}} {'MB':>8} {'bits':>6} {'score':>7}  against the tuned model"]
     for entry in result.types:
         size, bits, score = entry.bytes / 1e6, entry.bits_per_weight, 100 * entry.task.score
-        lines.append(f"{entry.type:<8} {size:>8.1f} {bits:>6.2f} {score:>7.1f}  {entry.summary}")
+        lines.append(f"{entry.type:<{width}} {size:>8.1f} {bits:>6.2f} {score:>7.1f}  {entry.summary}")
     return [*lines, f"recommended: {result.recommended or 'none of them'}: {result.reason}"]

@@ -42,7 +42,7 @@ def export(
     ] = False,
     sweep: Annotated[bool, typer.Option("--sweep", help="Then score several GGUF types on dev, and recommend one.")] = False,
     types: Annotated[
-        list[str] | None, typer.Option("--type", help="With --sweep: score this type; may be repeated. Seven by default.")
+        list[str] | None, typer.Option("--type", help="With --sweep: score this type; may be repeated. Nine by default.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was written, the plan or the scores as JSON.")] = False,
 ) -> None:

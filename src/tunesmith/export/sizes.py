@@ -18,6 +18,7 @@ from gguf import GGMLQuantizationType as Type
 from tunesmith.checkpoints.gguf_write.types import Metadata, Source, nbytes, plan_types
 from tunesmith.errors import ExportError
 from tunesmith.memory.shape import Layer, Shape
+from tunesmith.recipe.run import plain_type
 
 FULL = ("F16", "BF16")  # types that the converter writes
 ALIGNMENT = 32  # bytes; every tensor of a GGUF begins at a multiple
@@ -40,7 +41,7 @@ def header_bytes(tensors: int, vocabulary: int, template: str = "") -> int:
 
 
 def gguf_bytes(tensors: Iterable[Source], metadata: Metadata, header: int, file_type: str, has_imatrix: bool = False) -> int:
-    """Bytes of a GGUF file of a type.
+    """Bytes of a GGUF file of a type; of a dynamic one the most that it may have, which it nearly takes.
 
     Args:
         tensors: of the 16-bit file.
@@ -55,7 +56,7 @@ def gguf_bytes(tensors: Iterable[Source], metadata: Metadata, header: int, file_
         wide = {source.name for source in sources if source.kind == Type.F32}
         types = {source.name: Type.F32 if source.name in wide else Type[file_type] for source in sources}
     else:
-        types = plan_types(sources, file_type, dict(metadata), has_imatrix)
+        types = plan_types(sources, plain_type(file_type), dict(metadata), has_imatrix)
     return header + nbytes(sources, types) + ALIGNMENT // 2 * len(sources)
 
 

@@ -22,9 +22,12 @@ FUNCTIONS = {
     "Q5_0": "dequantize_row_q5_0",
     "Q5_1": "dequantize_row_q5_1",
     "Q8_0": "dequantize_row_q8_0",
+    "Q3_K": "dequantize_row_q3_K",
     "Q4_K": "dequantize_row_q4_K",
     "Q5_K": "dequantize_row_q5_K",
     "Q6_K": "dequantize_row_q6_K",
+    "IQ4_NL": "dequantize_row_iq4_nl",
+    "IQ4_XS": "dequantize_row_iq4_xs",
 }
 
 

@@ -17,7 +17,7 @@ from tunesmith.export.sizes import (
 )
 from tunesmith.memory.disk import adapted_layers, dense_bytes, width_of
 from tunesmith.memory.shape import Shape
-from tunesmith.recipe.run import Export
+from tunesmith.recipe.run import Export, plain_type
 from tunesmith.rundir.records import Json
 
 TEMPORARY = "temporary F16.gguf"
@@ -47,7 +47,7 @@ def export_files(export: Export, shape: Shape, config: Json, directory: Path, r:
     if "F16" not in export.gguf and set(export.gguf) - set(FULL):
         files[TEMPORARY] = gguf_bytes(tensors, metadata, header, "F16")
     if export.lora_gguf:
-        deployed = export.gguf[-1]
+        deployed = plain_type(export.gguf[-1])
         adapter = 4 * r * shape.adapter_per_rank + 2 * INFO * adapted_layers(shape)
-        files |= {"adapter.gguf": adapter, f"base-{deployed}.gguf": files.get(f"{deployed}.gguf", 0)}
+        files |= {"adapter.gguf": adapter, f"base-{deployed}.gguf": files.get(f"{export.gguf[-1]}.gguf", 0)}
     return files

@@ -7,11 +7,11 @@ from tunesmith.pipeline.inputs import Inputs
 from tunesmith.pipeline.stage import Stage
 from tunesmith.pipeline.table import parity_of
 from tunesmith.recipe import Recipe
-from tunesmith.recipe.run import GgufType
+from tunesmith.recipe.run import GgufType, plain_type
 from tunesmith.rundir.records.stages import Parts
 
-SWEEP_ROWS = 256  # of dev: a choice among seven needs more than parity's look for what is broken
-SWEEP_TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q4_0", "Q3_K_M")
+SWEEP_ROWS = 256  # of dev: a choice among nine needs more than parity's look for what is broken
+SWEEP_TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "dynamic-Q4_K_M", "IQ4_XS", "Q4_0", "Q3_K_M", "dynamic-Q3_K_M")
 
 
 def sweep_stage(recipe: Recipe, types: tuple[str, ...] = ()) -> Stage:
@@ -32,7 +32,8 @@ def sweep_stage(recipe: Recipe, types: tuple[str, ...] = ()) -> Stage:
     parity = parity_of(recipe)
 
     def inputs(read: Inputs) -> Parts:
-        return {**parity.inputs(read), "types": [*sorted(types)], "rows": SWEEP_ROWS}
+        rows = read.files("data/train.arrow") if any(plain_type(kind) != kind for kind in types) else {}
+        return {**parity.inputs(read), **rows, "types": [*sorted(types)], "rows": SWEEP_ROWS}
 
     return Stage(
         name="sweep",

@@ -22,6 +22,7 @@ from tunesmith.pipeline.inputs import DECIDING, Inputs
 from tunesmith.pipeline.provenance import named_files
 from tunesmith.pipeline.stage import Stage, Table
 from tunesmith.recipe import EXTERNAL, PROMPT_ARMS, PROMPT_DEPLOYED, Recipe
+from tunesmith.recipe.run import plain_type
 from tunesmith.rundir.records.stages import Parts
 
 PARTS = ("data/train.jsonl", "data/dev.jsonl", "data/test.jsonl")
@@ -329,7 +330,8 @@ def _export(read: Inputs) -> Parts:
     }
     if PROMPT_DEPLOYED in recipe.evaluate.arms:
         parts["base as GGUF"] = True
-    return {**parts, **read.files("data/train.arrow")} if recipe.export.imatrix else parts
+    reads_rows = recipe.export.imatrix or any(plain_type(kind) != kind for kind in recipe.export.gguf)
+    return {**parts, **read.files("data/train.arrow")} if reads_rows else parts
 
 
 EXPORT = Stage(

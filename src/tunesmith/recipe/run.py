@@ -32,7 +32,14 @@ class Advise(Section):
     )
 
 
-GgufType = Literal["F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M", "MXFP4_MOE"]
+PlainType = Literal["F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M", "MXFP4_MOE"]
+GgufType = Literal[PlainType, "dynamic-Q4_K_M", "dynamic-Q3_K_M"]  # a type for each tensor, at the size of the plain one
+DYNAMIC = "dynamic-"
+
+
+def plain_type(kind: str) -> str:
+    """llama.cpp's file type that a type of a recipe is as large as: of a dynamic one the plain one, else itself."""
+    return kind.removeprefix(DYNAMIC)
 
 
 class Export(Section):
@@ -47,7 +54,8 @@ class Export(Section):
         default=("Q8_0", "Q4_K_M"),
         min_length=1,
         description="llama.cpp file types to write; the last one is the deployed arm; MXFP4_MOE keeps the experts of a mixture "
-        "in MXFP4 and all else in Q8_0",
+        "in MXFP4 and all else in Q8_0; dynamic-TYPE gives each tensor a type by what the training prompts show of it, in no more "
+        "bytes than TYPE",
     )
     imatrix: bool = Field(
         default=False, description="weigh each column of a quantised weight by what the training prompts send through it"
@@ -258,7 +266,7 @@ class Recipe(Section):
     @property
     def base_type(self) -> str:
         """llama.cpp's file type of the base that lies beside an adapter, where it is made and not the model itself."""
-        return self.base if self.deploys_adapter else self.export.gguf[-1]
+        return self.base if self.deploys_adapter else plain_type(self.export.gguf[-1])
 
     @model_validator(mode="after")
     def _streamed_in_nf4(self) -> "Recipe":

@@ -19,7 +19,8 @@
     seeds/ curve/    runs inside the run: other seeds, shares of the train part
     race/            runs inside the run: other base models on a few rows, and race.json
     export/          merged/, merge.json, *.gguf, export.json, adapter-vllm/ where vLLM needs its own form, Modelfile,
-                     commands.json; .next/ while an export is made
+                     commands.json; NAME.scores.safetensors, NAME.rounding.json and *.types.json of dynamic types;
+                     .next/ while an export is made
     report.html      the page
     tracked/         what was sent to each tracker; tensorboard/ and wandb/ are those trackers' own
     .lock            who writes here at this moment; empty when nobody does

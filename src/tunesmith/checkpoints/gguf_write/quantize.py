@@ -25,10 +25,11 @@ import logging
 import math
 import struct
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import gguf
 import numpy as np
@@ -62,6 +63,7 @@ ALIGNMENT = 32  # of tensors in the file; llama-quantize writes no other
 LONGEST_TEXT = 127  # bytes of a key about the importance matrix, as llama-quantize cuts them
 
 Importance = Mapping[str, NDArray[np.float32]]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,27 @@ class ImatrixOrigin:
 
 
 @dataclass(frozen=True)
-class _Piece:
+class Chosen:
+    """Types in the place of those that the rule of a file type gives.
+
+    Attributes:
+        types: by the name of the tensor.
+        keys: what the file says of it.
+    """
+
+    types: Mapping[str, Type]
+    keys: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Piece:
     """Consecutive rows of one matrix.
 
     Attributes:
         tensor: its name.
         kind, target: the type in the source, and the one to make.
         offset: in the source, in bytes.
+        first: number of the first row.
         importance_I: of the columns, or None.
         is_last: of the tensor.
     """
@@ -95,6 +111,7 @@ class _Piece:
     kind: Type
     target: Type
     offset: int
+    first: int
     rows: int
     columns: int
     importance_I: NDArray[np.float32] | None
@@ -102,7 +119,12 @@ class _Piece:
 
 
 def quantize(
-    source: Path, target: Path, file_type: str, imatrix: Importance | None = None, origin: ImatrixOrigin | None = None
+    source: Path,
+    target: Path,
+    file_type: str,
+    imatrix: Importance | None = None,
+    origin: ImatrixOrigin | None = None,
+    chosen: Chosen | None = None,
 ) -> GgufFile:
     """Quantise a 16-bit GGUF as ``llama-quantize [--imatrix FILE] SOURCE TARGET FILE_TYPE`` does.
 
@@ -113,6 +135,7 @@ def quantize(
         imatrix: name of a tensor -> mean squared input of each column, fp32: (columns,), or (experts, columns) for a stack.
             A tensor without an entry is quantised without weights; the number of them is said.
         origin: what the file says of the matrix.
+        chosen: types in the place of the rule's.
 
     Returns:
         What ``convert.describe`` finds in the file.
@@ -121,24 +144,24 @@ def quantize(
         ExportError: a type or row length that the rule does not know; a weight that is not finite; an entry of the matrix
             that does not fit its tensor, or none that fits any.
     """
-    reader = GgufReader(source)
-    if reader.alignment != ALIGNMENT:
-        raise ExportError(
-            f"{source}: tensors are aligned to {reader.alignment} bytes, expected {ALIGNMENT}", "convert it again"
-        )
+    reader = aligned(source)
     sources = {tensor.name: tensor for tensor in sources_of(reader)}
     types = plan_types(sources.values(), file_type, metadata_of(reader), bool(imatrix))
-    importance = _checked(imatrix or {}, sources, types)
-    head = header(reader, sources, types, _quantization_keys(file_type, imatrix or {}, origin or ImatrixOrigin()))
+    keys = _quantization_keys(file_type, imatrix or {}, origin or ImatrixOrigin())
+    if chosen is not None:
+        types |= chosen.types
+        keys |= chosen.keys
+    importance = checked(imatrix or {}, sources, types)
+    head = header(reader, sources, types, keys)
     offsets = {tensor.name: tensor.data_offset for tensor in reader.tensors}
     pieces = (
-        piece for name, kind in types.items() for piece in _pieces(sources[name], kind, offsets[name], importance.get(name))
+        piece for name, kind in types.items() for piece in pieces_of(sources[name], kind, offsets[name], importance.get(name))
     )
     temporary = target.with_name(f".{target.name}.tmp")
     try:
         with temporary.open("wb") as file, progress(f"quantising {file_type}", len(types)) as bar:
             file.write(head)
-            for piece, blocks_B in _in_order(source, pieces):
+            for piece, blocks_B in in_order(functools.partial(_bytes_of, source), pieces):
                 file.write(blocks_B.data)
                 if piece.is_last:
                     file.write(bytes(-file.tell() % ALIGNMENT))
@@ -147,6 +170,20 @@ def quantize(
     finally:
         temporary.unlink(missing_ok=True)
     return _described(target, [sources[name] for name in types], types)
+
+
+def aligned(source: Path) -> GgufReader:
+    """A file to quantise, opened.
+
+    Raises:
+        ExportError: its tensors lie otherwise than in the files that are written here.
+    """
+    reader = GgufReader(source)
+    if reader.alignment != ALIGNMENT:
+        raise ExportError(
+            f"{source}: tensors are aligned to {reader.alignment} bytes, expected {ALIGNMENT}", "convert it again"
+        )
+    return reader
 
 
 def _described(target: Path, sources: list[Source], types: Mapping[str, Type]) -> GgufFile:
@@ -160,8 +197,12 @@ def _described(target: Path, sources: list[Source], types: Mapping[str, Type]) -
     return GgufFile(bytes=target.stat().st_size, weights=weights, bits_per_weight=bits, types=by_type)
 
 
-def _checked(imatrix: Importance, sources: Mapping[str, Source], types: Mapping[str, Type]) -> dict[str, NDArray[np.float32]]:
-    """The entries that are used, as (experts, columns)."""
+def checked(imatrix: Importance, sources: Mapping[str, Source], types: Mapping[str, Type]) -> dict[str, NDArray[np.float32]]:
+    """The entries of an importance matrix that are used, as (experts, columns).
+
+    Raises:
+        ExportError: one that does not fit its tensor or is not finite, or none that fits any.
+    """
     quantised = [sources[name] for name, kind in types.items() if kind != sources[name].kind]
     fitting: dict[str, NDArray[np.float32]] = {}
     for tensor in quantised:
@@ -244,8 +285,12 @@ def _text(text: str) -> bytes:
     return struct.pack("<Q", len(raw)) + raw
 
 
-def _pieces(tensor: Source, target: Type, offset: int, importance_EI: NDArray[np.float32] | None) -> Iterator[_Piece]:
-    """A tensor from front to back, matrix by matrix."""
+def pieces_of(tensor: Source, target: Type, offset: int, importance_EI: NDArray[np.float32] | None) -> Iterator[Piece]:
+    """A tensor from front to back, matrix by matrix.
+
+    Raises:
+        ExportError: it is quantised already.
+    """
     if target != tensor.kind and tensor.kind not in DENSE:
         raise ExportError(f"{tensor.name} is {tensor.kind.name} already", "quantise the 16-bit file")
     *_, columns = tensor.shape
@@ -256,11 +301,12 @@ def _pieces(tensor: Source, target: Type, offset: int, importance_EI: NDArray[np
         for first in range(0, rows, step):
             taken = min(step, rows - first)
             is_last = matrix == matrices - 1 and first + taken == rows
-            yield _Piece(
+            yield Piece(
                 tensor.name,
                 tensor.kind,
                 target,
                 offset + (matrix * rows + first) * width,
+                first,
                 taken,
                 columns,
                 importance_I,
@@ -268,13 +314,13 @@ def _pieces(tensor: Source, target: Type, offset: int, importance_EI: NDArray[np
             )
 
 
-def _in_order(source: Path, pieces: Iterator[_Piece]) -> Iterator[tuple[_Piece, NDArray[np.uint8]]]:
-    """The pieces with their bytes, made on all cores, no more than two a core ahead."""
+def in_order(work: Callable[[Piece], Result], pieces: Iterator[Piece]) -> Iterator[tuple[Piece, Result]]:
+    """The pieces with what is made of each, on all cores, no more than two a core ahead."""
     threads = hardware.cpu_count()
-    pending: deque[tuple[_Piece, Future[NDArray[np.uint8]]]] = deque()
+    pending: deque[tuple[Piece, Future[Result]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for piece in pieces:
-            pending.append((piece, pool.submit(_bytes_of, source, piece)))
+            pending.append((piece, pool.submit(work, piece)))
             if len(pending) > 2 * threads:
                 done, future = pending.popleft()
                 yield done, future.result()
@@ -282,18 +328,33 @@ def _in_order(source: Path, pieces: Iterator[_Piece]) -> Iterator[tuple[_Piece, 
             yield done, future.result()
 
 
-def _bytes_of(source: Path, piece: _Piece) -> NDArray[np.uint8]:
+def _bytes_of(source: Path, piece: Piece) -> NDArray[np.uint8]:
     """The rows as the target holds them."""
-    library, size = ggml(), piece.rows * row_bytes(piece.kind, piece.columns)
-    # From the file and not from its mapping, whose pages would stay resident.
-    blocks_B = np.fromfile(source, np.uint8, count=size, offset=piece.offset)
-    is_valid = library.is_valid(blocks_B, piece.kind)  # first: scales of blocks may come out finite where a weight is not
-    if is_valid and piece.target != piece.kind:
-        blocks_B = library.quantize(library.widen(blocks_B, piece.kind, piece.columns), piece.target, piece.importance_I)
-        is_valid = library.is_valid(blocks_B, piece.target)
-    if not is_valid:
-        raise ExportError(f"{source}: {piece.tensor} has weights that are not finite", "look at the merged model")
+    library, blocks_B = ggml(), read_piece(source, piece)
+    if piece.target == piece.kind:
+        return blocks_B
+    blocks_B = library.quantize(library.widen(blocks_B, piece.kind, piece.columns), piece.target, piece.importance_I)
+    if not library.is_valid(blocks_B, piece.target):
+        raise _not_finite(source, piece)
     return blocks_B
+
+
+def read_piece(source: Path, piece: Piece) -> NDArray[np.uint8]:
+    """The bytes of the rows as the source holds them.
+
+    Raises:
+        ExportError: a weight is not finite.
+    """
+    # From the file and not from its mapping, whose pages would stay resident.
+    size = piece.rows * row_bytes(piece.kind, piece.columns)
+    blocks_B = np.fromfile(source, np.uint8, count=size, offset=piece.offset)
+    if not ggml().is_valid(blocks_B, piece.kind):  # first: scales of blocks may come out finite where a weight is not
+        raise _not_finite(source, piece)
+    return blocks_B
+
+
+def _not_finite(source: Path, piece: Piece) -> ExportError:
+    return ExportError(f"{source}: {piece.tensor} has weights that are not finite", "look at the merged model")
 
 
 class Ggml:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from tunesmith.bits.mixed import MixedBase
+from tunesmith.bits.sensitivity import Sensitivity
 from tunesmith.chat.render import Renderer
 from tunesmith.checkpoints.gguf_write.types import Metadata, Source
 from tunesmith.engines.form import ExportedForm
@@ -124,6 +125,7 @@ class Job:
         context: tokens that a served model reserves.
         differs: what llama.cpp computes otherwise than the model, a line each.
         train_rows: opens the rendered train part.
+        sensitivity: what the loss on train rows says of every layer of a model, by module.
         dev_loss: mean dev loss of a model, nats a supervised token.
         adapter_loss: that of the adapter, as training measured it; None where it is not known.
         best_step, steps: of the training.
@@ -141,6 +143,7 @@ class Job:
     differs: tuple[str, ...] = ()
     mixed: MixedBase | None = None
     train_rows: Callable[[], TokenRows]
+    sensitivity: Callable[[PreTrainedModel], Mapping[str, Sensitivity]]
     dev_loss: Callable[[PreTrainedModel], float]
     adapter_loss: float | None = None
     best_step: int | None = None

@@ -1,7 +1,8 @@
 """The merged model as GGUF files, one for each llama.cpp type of the recipe, and a Modelfile for the deployed one.
 
 llama.cpp's converter writes the 16-bit file; the other types are quantised from it, with an importance matrix where the recipe
-asks for one. A 16-bit file that the recipe does not name goes again after the last type that needs it.
+asks for one, and with a type chosen for each tensor where it asks for that (``forms/dynamic.py``). A 16-bit file that
+the recipe does not name goes again after the last type that needs it.
 
 A chat template that a Modelfile cannot express is no failure of the export: the GGUF carries the Jinja template, which every
 other engine runs. The reason is said, and stands in ``commands.json`` beside the commands that there are.
@@ -27,6 +28,7 @@ from tunesmith.engines.base import open_base
 from tunesmith.engines.form import ExportedForm, gguf_form
 from tunesmith.errors import ExportError
 from tunesmith.export.companions import stop_ids
+from tunesmith.export.forms import dynamic
 from tunesmith.export.forms.form import (
     ROUNDING,
     TEXT,
@@ -44,6 +46,7 @@ from tunesmith.export.sizes import FULL
 from tunesmith.layers.grid import GridLinear
 from tunesmith.models.precision import precision
 from tunesmith.recipe import Recipe
+from tunesmith.recipe.run import plain_type
 from tunesmith.rundir.records.export import Command, GgufFile, NotWritten
 
 logger = logging.getLogger(__name__)
@@ -77,7 +80,13 @@ def _plan(recipe: Recipe, facts: Facts) -> list[Operation]:
     if settings.imatrix and (smaller or trained is None):
         size = _imatrix_bytes(facts)
         steps.append(Operation(kind="imatrix", target=importance, sources=("merged",), nbytes=size, write=_write_imatrix))
+    weighed = importance if settings.imatrix else None
+    if dynamic.has_dynamic(recipe):
+        steps += dynamic.pricing_steps(facts, half, weighed)
     for kind in smaller:
+        if plain_type(kind) != kind:
+            steps += dynamic.quantize_steps(facts, kind, half, weighed)
+            continue
         steps.append(
             Operation(
                 kind="quantize",
@@ -119,7 +128,7 @@ def quantize_step(job: Job, step: Operation) -> GgufFile:
     if len(step.sources) == 1:
         return quantize(source, target, file_type)
     importance = read_imatrix(job.staged / step.sources[1])
-    origin = ImatrixOrigin(step.sources[1], _dataset(job), max(1, importance.tokens // CHUNK))
+    origin = ImatrixOrigin(step.sources[1], f"train part of {job.name}", max(1, importance.tokens // CHUNK))
     return quantize(source, target, file_type, importance.values, origin)
 
 
@@ -144,12 +153,8 @@ def _write_imatrix(job: Job, step: Operation) -> None:
     merged, documents = job.staged / "merged", job.train_rows()
     _, compute = precision(job.recipe.base, job.recipe.train.compute, job.base)
     importance, rows = measure(merged, compute, documents.lengths, documents.ids)
-    write_imatrix(job.staged / step.target, importance, _dataset(job))
+    write_imatrix(job.staged / step.target, importance, f"train part of {job.name}")
     logger.info(f"export: importance of the columns over {importance.tokens:,} train tokens, {rows} rows")
-
-
-def _dataset(job: Job) -> str:
-    return f"train part of {job.name}"
 
 
 def _imatrix_bytes(facts: Facts) -> int:

@@ -5,23 +5,34 @@ types that follow.
 """
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
-from tunesmith.checkpoints.gguf_write.one_type import write_one_type
-from tunesmith.checkpoints.gguf_write.quantize import Importance
+from tunesmith.checkpoints.gguf_write.quantize import Importance, quantize
 from tunesmith.errors import ExportError
+from tunesmith.export.forms.dynamic import Priced
+from tunesmith.export.gguf.scores import choose_types, chosen_types
 from tunesmith.export.sizes import FULL
+from tunesmith.recipe.run import plain_type
 
 HALF = "half.gguf"
 
 
-def write_type(merged: Path, full: Path, kind: str, scratch: Path, importance: Importance | None) -> Path:
+def write_type(
+    merged: Path,
+    full: Path,
+    kind: str,
+    scratch: Path,
+    importance: Importance | None,
+    price: Callable[[Path], Priced],
+) -> Path:
     """Write a type into ``scratch``.
 
     Args:
         merged: directory of the merged model.
         full: where the export's F16 file lies, if it does.
         importance: of the columns, by tensor; None for none.
+        price: what a dynamic type of the 16-bit file is chosen by; not called for others.
 
     Raises:
         ExportError: too little room, or a type that cannot be written.
@@ -30,7 +41,17 @@ def write_type(merged: Path, full: Path, kind: str, scratch: Path, importance: I
     half = full if full.exists() else scratch / HALF
     if kind in FULL or not half.exists():
         refuse_full_disk(merged, scratch)
-    write_one_type(merged, target, kind, half, importance)
+        converter.convert(merged, target, kind)
+        return target
+    source = full if full.exists() else scratch / HALF
+    if not source.exists():
+        refuse_full_disk(merged, scratch)
+        converter.convert(merged, source, "F16")
+    if (plain := plain_type(kind)) == kind:
+        quantize(source, target, kind, importance)
+    else:
+        costs, weights = price(source)
+        quantize(source, target, plain, weights, chosen=chosen_types(choose_types(source, costs, kind, importance is not None)))
     return target
 
 

@@ -40,6 +40,59 @@ class Export(FileRecord):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RoundingCosts(FileRecord):
+    """``export/NAME.rounding.json``: what rounding each tensor of the merged GGUF would cost the loss.
+
+    Attributes:
+        costs: by tensor and llama.cpp type; half of it is the expected KL, in nats summed over the tokens of the pass.
+        weights: what the quantiser weighed the columns by: an importance matrix, or the scores of the same pass.
+    """
+
+    VERSION: ClassVar[int] = 1
+
+    costs: dict[str, dict[str, float]]
+    weights: Literal["imatrix", "scores"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChosenType(Record):
+    """The type of a tensor.
+
+    Attributes:
+        type: that it has.
+        plain: that llama.cpp's rule would give it.
+        bytes: of it, to the next tensor.
+        cost: of its rounding.
+    """
+
+    type: str
+    plain: str
+    bytes: int
+    cost: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TypeChoice(FileRecord):
+    """``export/NAME-dynamic-TYPE.types.json``: the types that were chosen at the size of a plain one.
+
+    Attributes:
+        plain: llama.cpp's file type whose size is the budget.
+        bytes, plain_bytes: of the tensors that were chosen for, so and in the plain type.
+        cost, plain_cost: of their rounding, as in ``NAME.rounding.json``.
+        tensors: by name; what is not there has the type of the rule.
+    """
+
+    VERSION: ClassVar[int] = 1
+
+    plain: str
+    bytes: int
+    plain_bytes: int
+    cost: float
+    plain_cost: float
+    tensors: dict[str, ChosenType]
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlannedStep(Record):
     """One step of an export that is planned.
 

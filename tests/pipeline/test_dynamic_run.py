@@ -1,0 +1,75 @@
+"""A run that deploys a GGUF with a type chosen for each tensor."""
+
+import shutil
+
+import pytest
+
+from shared import write_recipe
+from tunesmith.checkpoints.gguf_reader import GgufReader
+from tunesmith.checkpoints.gguf_write.types import Source, Type
+from tunesmith.errors import ExportError
+from tunesmith.export.forms.dynamic import pricing_steps
+from tunesmith.export.forms.form import Facts
+from tunesmith.pipeline import verbs as api
+from tunesmith.pipeline.export import dry_run
+from tunesmith.rundir import RunDir
+from tunesmith.rundir.records.export import Export, RoundingCosts, TypeChoice
+from tunesmith.rundir.records.parity import Parity
+
+KIND = "dynamic-Q4_K_M"
+
+
+@pytest.mark.parametrize("imatrix", [False, True])
+def test_it_is_exported_deployed_and_swept_like_any_type(tiny_dir, tmp_path, imatrix):
+    changes = {"export.gguf": ["Q4_K_M", KIND], "export.imatrix": imatrix, "train.learning_rate": 0.02}
+    run = api.open_run(write_recipe(tmp_path, tiny_dir, changes), tmp_path / "run")
+    api.make(run, ["parity"], all_needed=True)
+    files = Export.read(run.export / "export.json").files
+    assert list(files) == ["Q4_K_M", KIND] and files[KIND].bytes <= files["Q4_K_M"].bytes
+    assert not (run.export / "toy-F16.gguf").exists()
+    foretold = {step.target: step.nbytes for step in dry_run(run)}
+    for name in (f"toy-{KIND}.gguf", f"toy-{KIND}.types.json", "toy.scores.safetensors", "toy.rounding.json"):
+        size = (run.export / name).stat().st_size
+        assert size <= 1.02 * foretold[name], name
+    choice, costs = TypeChoice.read(run.export / f"toy-{KIND}.types.json"), RoundingCosts.read(run.export / "toy.rounding.json")
+    assert choice.cost <= choice.plain_cost and costs.weights == ("imatrix" if imatrix else "scores")
+    file = GgufReader(run.export / f"toy-{KIND}.gguf")
+    assert file.value("quantize.imatrix.file") == ("toy.imatrix.gguf" if imatrix else "toy.scores.safetensors")
+    types = {tensor.name: tensor.tensor_type.name for tensor in file.tensors}
+    assert {name: tensor.type for name, tensor in choice.tensors.items()}.items() <= types.items()
+    assert set(choice.tensors) == {name for name in types if not name.endswith("_norm.weight")}
+    parity = Parity.read(run.export / "parity.json")
+    deployed = next(form for form in parity.forms if form.form == parity.deployed == KIND)
+    assert deployed.checks["adapter"].state == "pass"
+    before = (run.export / "toy.rounding.json").stat().st_mtime_ns
+    swept = api.sweep(run, (KIND, "dynamic-Q3_K_M"))
+    assert {entry.type: entry.bytes for entry in swept.types}[KIND] == files[KIND].bytes
+    assert (run.export / "toy.rounding.json").stat().st_mtime_ns == before, "an export that is done is not made again"
+
+
+def test_a_sweep_scores_what_the_export_did_not(tiny_run, tmp_path):
+    shutil.copytree(tiny_run.path, tmp_path / "run")
+    run = RunDir(tmp_path / "run")
+    swept = api.sweep(run, (KIND,))
+    assert swept.types[0].bytes <= Export.read(run.export / "export.json").files["Q4_K_M"].bytes
+    assert not list(run.export.glob("*dynamic*")) and not list(run.export.glob("*scores*"))
+
+
+def test_a_stack_of_experts_is_refused_before_anything_is_trained():
+    stack = Source("blk.0.ffn_up_exps.weight", (4, 8, 32), Type.F16)
+    facts = Facts(
+        name="toy",
+        merged=0,
+        tensors=(stack,),
+        metadata={},
+        header=0,
+        lora=None,
+        adapted={},
+        modeled=(),
+        renamed=False,
+        is_4bit=False,
+    )
+    with pytest.raises(
+        ExportError, match=r"blk\.0\.ffn_up_exps\.weight is a stack of experts\nhint: name the plain type: Q4_K_M"
+    ):
+        pricing_steps(facts, "half.gguf", None)
