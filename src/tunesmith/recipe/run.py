@@ -54,8 +54,8 @@ class Export(Section):
         default=("Q8_0", "Q4_K_M"),
         min_length=1,
         description="llama.cpp file types to write; the last one is the deployed arm; MXFP4_MOE keeps the experts of a mixture "
-        "in MXFP4 and all else in Q8_0; dynamic-TYPE gives each tensor a type by what the training prompts show of it, in no more "
-        "bytes than TYPE",
+        "in MXFP4 and all else in Q8_0; dynamic-TYPE gives each tensor a type by what the training prompts show of it, in no "
+        "more bytes than TYPE",
     )
     imatrix: bool = Field(
         default=False, description="weigh each column of a quantised weight by what the training prompts send through it"

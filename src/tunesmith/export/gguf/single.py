@@ -41,17 +41,13 @@ def write_type(
     half = full if full.exists() else scratch / HALF
     if kind in FULL or not half.exists():
         refuse_full_disk(merged, scratch)
-        converter.convert(merged, target, kind)
-        return target
-    source = full if full.exists() else scratch / HALF
-    if not source.exists():
-        refuse_full_disk(merged, scratch)
-        converter.convert(merged, source, "F16")
     if (plain := plain_type(kind)) == kind:
-        quantize(source, target, kind, importance)
-    else:
-        costs, weights = price(source)
-        quantize(source, target, plain, weights, chosen=chosen_types(choose_types(source, costs, kind, importance is not None)))
+        write_one_type(merged, target, kind, half, importance)
+        return target
+    if not half.exists():
+        convert(merged, half, "F16")
+    costs, weights = price(half)
+    quantize(half, target, plain, weights, chosen=chosen_types(choose_types(half, costs, kind, importance is not None)))
     return target
 
 
