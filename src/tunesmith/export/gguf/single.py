@@ -8,6 +8,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from tunesmith.checkpoints.gguf_write.convert import convert
+from tunesmith.checkpoints.gguf_write.one_type import write_one_type
 from tunesmith.checkpoints.gguf_write.quantize import Importance, quantize
 from tunesmith.errors import ExportError
 from tunesmith.export.forms.dynamic import Priced
