@@ -18,11 +18,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from tunesmith.checkpoints.gguf_write.imatrix import CHUNK, read_imatrix
 from tunesmith.checkpoints.gguf_write.quantize import ImatrixOrigin, Importance, quantize
 from tunesmith.checkpoints.gguf_write.rounding import Costs, rounding_costs
 from tunesmith.errors import ExportError
 from tunesmith.export.forms.form import TEXT, Facts, Job, Operation, gguf_size
-from tunesmith.export.gguf.imatrix import CHUNK, read_imatrix
 from tunesmith.export.gguf.scores import EMBEDDING, choose_types, chosen_types, column_weights, read_scores, write_scores
 from tunesmith.export.names import gguf_name
 from tunesmith.models.device import best_device
