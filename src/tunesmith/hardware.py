@@ -307,7 +307,7 @@ def private_memory(pid: int | None = None) -> int:
 def is_running(pid: int) -> bool:
     """Whether there is such a process that has not ended; one that nobody waited for yet has."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
 

@@ -8,7 +8,7 @@ apart, because the tuned model in process stands beside it: a loss that the form
 Benchmarks (``evaluate.forgetting.tasks``) are run in process, and count in both verdicts.
 
 **On the same weights the two must agree.** Where nothing was quantised behind the training, a passage's bits per byte differ by
-rounding: by 1e-4 of them in F16, by 3e-3 to 5e-3 where llama.cpp rounds the inputs of its products to 8 bits (SmolLM2-135M; the
+rounding: by 1e-4 of them in F16, by 3e-3 to 5e-3 where llama.cpp rounds the inputs of its products to 8 bits (135M weights; the
 mean over passages by 1e-3). From ``FAULT`` on it is neither forgetting nor rounding; it is said, and parity is where to look.
 
 Refused: the base as a GGUF of the same type as the other side, which would take the rounding out of both. Nobody who deploys

@@ -131,9 +131,7 @@ def load_nf4(
     linears, experts = _choose(model, checkpoint, exclude) if quantize else ([], [])
     file = None if gguf is None else BlockFile(gguf, model)
     if file is not None:
-        linears = [name for name in linears if f"{name}.weight" in file]
-        if experts:
-            raise ModelError(f"{gguf}: holds a mixture, to whose experts llama.cpp applies no adapter", "base: nf4")
+        linears = _in_blocks(gguf, file, linears, experts)
     _say_dequantized(checkpoint, dtype, quantize)
     tensors = _tensors_of(model)
     _refuse_missing(checkpoint, tensors)
@@ -171,6 +169,17 @@ def load_nf4(
     _report(model, plain, unexpected, quantize)
     model._apply(lambda tensor: upload(tensor, device))  # the parameters are there; this takes the computed buffers
     return model.requires_grad_(False).eval()
+
+
+def _in_blocks(gguf: Path | None, file: BlockFile, linears: Sequence[str], experts: Sequence[str]) -> list[str]:
+    """The linear layers that a GGUF holds in blocks.
+
+    Raises:
+        ModelError: it holds experts.
+    """
+    if experts:
+        raise ModelError(f"{gguf}: holds a mixture, to whose experts llama.cpp applies no adapter", "base: nf4")
+    return [name for name in linears if f"{name}.weight" in file]
 
 
 class _EmptyOnMeta(TorchFunctionMode):

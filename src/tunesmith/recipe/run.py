@@ -245,6 +245,7 @@ class Recipe(Section):
             "lora.modules_to_save": bool(self.lora.modules_to_save),
             "base_head: int8": self.base_head == "int8",
             "train.compute: fp16": self.train.compute == "fp16",
+            "train.shard: true": self.train.shard,
             "tuned": bool(self.tuned),
         }
         for words in (words for words, is_set in refused.items() if is_set):
