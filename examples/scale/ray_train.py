@@ -9,8 +9,8 @@ share: a worker that dies costs the steps since the newest checkpoint, whatever 
 import argparse
 from pathlib import Path
 
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train import FailureConfig, RunConfig, ScalingConfig  # pyright: ignore[reportMissingImports]
+from ray.train.torch import TorchTrainer  # pyright: ignore[reportMissingImports]
 
 import tunesmith as ts
 from tunesmith.pipeline.follow import run_together
