@@ -10,6 +10,7 @@ ends; waiting for the end of standard input, which a child in the middle of a co
 """
 
 import ctypes
+import errno
 import fcntl
 import ipaddress
 import os
@@ -298,6 +299,14 @@ class Child(subprocess.Popen[bytes]):
             die_with(watched, self.pid)
         finally:
             os.close(watched)  # the child's copy stays
+
+
+def is_full_memory(error: BaseException | None) -> bool:
+    """Whether an error says that this machine's memory is full, also in the words of PyTorch, of C++ and of threads."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    words = ("can't allocate memory", "Cannot allocate memory", "can't start new thread", "std::bad_alloc")
+    return error is not None and any(word in str(error) for word in words)
 
 
 class Death(NamedTuple):

@@ -10,7 +10,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-MEASURED = {"seconds", "ms", "tokens_per_second", "resident", "at", "began", "measured", "peak_bytes", "mtime_ns", "ctime_ns", "cost"}
+MEASURED = {"seconds", "ms", "tokens_per_second", "resident", "at", "began", "peak_bytes", "mtime_ns", "ctime_ns"}
+MEASURED |= {"measured", "predicted"}  # memory of the process that trained last, which may have had a few steps to do
 HASHED = ("outputs.jsonl", "scores.json", "training.json", "selection.json")  # whose hash follows from what was measured
 OF_THE_PROCESS = {"events.jsonl", ".lock"}
 

@@ -1,8 +1,8 @@
-"""What is done to a run from inside of its process: killed before its n-th change of a file, cut off from the disk, slowed down.
+"""What is done to a run from inside of its process: killed before its n-th change of a file, cut off from the disk, slowed.
 
-Python tells its audit hooks of every file that it opens, renames or removes, so "before the n-th change" is the same place each
-time, between any two steps of the program's own. What Rust and C++ write goes by without a word: a kill after a drawn time, from
-outside, finds those.
+Python tells its audit hooks of every file that it opens, renames or removes, so "before the n-th change" is the same place
+each time, between any two steps of the program's own. What Rust and C++ write goes by without a word: a kill after a drawn
+time, from outside, finds those.
 """
 
 import ctypes

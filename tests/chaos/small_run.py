@@ -1,9 +1,9 @@
 """A whole small run in a process of its own, which may be disturbed, and started in no time: it is forked from one that has
 imported everything.
 
-What is run is the command line, ``tunesmith run``, on the two-layer model of the tests, every stage to verdict and page. A child
-has its own folder for the cache and for the ledger of readings, so that no trial sees another. A disturbance is a function that
-is called in the child before the command begins.
+What is run is the command line, ``tunesmith run``, on the two-layer model of the tests, every stage to verdict and page. A
+child has its own folder for the cache and for the ledger of readings, so that no trial sees another. A disturbance is a
+function that is called in the child before the command begins.
 """
 
 import contextlib

@@ -22,10 +22,10 @@ GREEDY = {
     "a macro in itself": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "macros by two": "{% macro f(n) %}{% if n > 0 %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
     "a recursive loop": "{% for i in [1, 2] recursive %}{{ loop([1, 2]) }}{% endfor %}",
-    "doubling": "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}",
-    "doubling by ~": "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}",
-    "doubling by output": "{% macro f(x, n) %}{% if n %}{{ f(x + x, n - 1) }}{% else %}{{ x }}{% endif %}{% endmacro %}{{ f('ab', 60) }}",
-    "doubling by join": "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] | join %}{% endfor %}",
+    "doubling": "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
+    "doubling by ~": "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+    "doubling by output": "{% macro f(x, n) %}{{ f(x + x, n - 1) if n else x }}{% endmacro %}{{ f('ab', 60) }}",
+    "doubling by join": "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = [n.x, n.x] | join %}{% endfor %}",
     "a column": "{{ 'a' | center(10**9) }}",
     "a column by a method": "{{ 'a'.ljust(10**9) }}",
     "a column by a format": "{{ '%1000000000d' | format(1) }}",
@@ -66,13 +66,18 @@ def test_a_greedy_template_is_refused(source, run, monkeypatch):
 
 def test_within_the_limits_it_writes_what_it_writes_without(run):
     source = """{%- macro m(x) %}<{{ x }}>{% endmacro -%}
-{%- for a in [1, 2, 3] -%}{{ loop.index }}/{{ loop.length }}{{ loop.last }} {{ loop.previtem }} {{ loop.nextitem }};{%- endfor -%}
+{%- for a in [1, 2, 3] -%}
+{{ loop.index }}/{{ loop.length }}{{ loop.last }} {{ loop.previtem }} {{ loop.nextitem }};
+{%- endfor -%}
 {%- for k, v in {'a': 1}.items() %}{{ k ~ v ~ none ~ 1.5 ~ [2] }}{% else %}never{% endfor -%}
 {%- for c in missing %}{% else %}empty{% endfor %}{% for x in [1, 2, 3, 4] if x % 2 %}{{ x }}{% endfor -%}
 {%- for x in [[1, [2]], 3] recursive %}{{ loop(x) if x is iterable else x }}{% endfor -%}
-{{- m('é' * 3) }} {{ [1, 'b'] | join('-') }} {{ '%s|%5.1f' | format('x', 2) }} {{ '{:>4}{}'.format(1, 'y') }} {{ 'a-b'.split('-') | join }}
-{{- {'k': ['é', 1, none, true]} | tojson }} {{ {'k': [1]} | tojson(indent=2) }} {{ 'a\\nb' | indent(2) }} {{ 7 // 2 * 3 ** 2 % 5 }}
-{{- 'aXbX' | replace('X', 'yy') }} {{ 'aXbX'.replace('X', 'z', 1) }} {{ 'x' | center(5) }}| {{ '-'.join(['p', 'q']) }} {{ (1, 2) + (3,) }}
+{{- m('é' * 3) }} {{ [1, 'b'] | join('-') }}
+{{ '%s|%5.1f' | format('x', 2) }} {{ '{:>4}{}'.format(1, 'y') }} {{ 'a-b'.split('-') | join }}
+{{- {'k': ['é', 1, none, true]} | tojson }}
+{{ {'k': [1]} | tojson(indent=2) }} {{ 'a\\nb' | indent(2) }} {{ 7 // 2 * 3 ** 2 % 5 }}
+{{- 'aXbX' | replace('X', 'yy') }}
+{{ 'aXbX'.replace('X', 'z', 1) }} {{ 'x' | center(5) }}| {{ '-'.join(['p', 'q']) }} {{ (1, 2) + (3,) }}
 {{- [1, 2, 3, 4, 5] | batch(2, 0) | list }} {{ [1, 2, 3] | slice(2) | list }} {{ 'abc' * 2 }} {{ 2 * [0] }} {{ 'a' + 'b' }}"""
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment

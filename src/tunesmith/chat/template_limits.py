@@ -1,5 +1,4 @@
-"""Limits on what a chat template may compute: a template is a stranger's program, and a sandbox alone bounds neither its time nor
-its memory.
+"""Limits on what a chat template may compute: it is a stranger's program, and a sandbox bounds neither its time nor its memory.
 
 transformers compiles templates in Jinja's sandbox, which keeps them away from files and from Python's insides, and lets them
 write ``'a' * 10**9`` or turn two nested loops of 100,000. Here that sandbox gets limits, in the place where transformers takes
@@ -88,12 +87,12 @@ _budget = _Budget()
 class _Watch(NodeTransformer):
     """A template's program with its loops counted, and ``~`` as a filter of ours."""
 
-    def visit_For(self, node: nodes.For) -> nodes.For:  # noqa: N802 - named after the node
+    def visit_For(self, node: nodes.For) -> nodes.For:
         node = self.generic_visit(node)  # type: ignore[assignment]
         node.iter = nodes.Filter(node.iter, COUNTED, [], [], None, None, lineno=node.lineno)
         return node
 
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:  # noqa: N802 - named after the node
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:
         node = self.generic_visit(node)  # type: ignore[assignment]
         pieces = nodes.List(node.nodes, lineno=node.lineno)
         return nodes.Filter(pieces, JOINED, [], [], None, None, lineno=node.lineno)
@@ -140,7 +139,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
             _watch_operator(operator, left, right)
         return self.binop_table[operator](left, right)
 
-    def call(__self, __context: Any, __obj: Any, *arguments: Any, **options: Any) -> Any:  # noqa: N805 - as in jinja2
+    def call(__self, __context: Any, __obj: Any, *arguments: Any, **options: Any) -> Any:
         """The result of a call, where it is not too large."""
         _budget.step()
         text = getattr(getattr(__obj, "__wrapped__", __obj), "__self__", None)  # ``str.format`` comes wrapped

@@ -47,13 +47,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with writing_file(path) as file:
+        file.write(text.encode())
 
 
 def write_lines(path: Path, objects: Iterable[object]) -> None:
@@ -126,6 +121,15 @@ def flush(path: Path) -> None:
         if file.is_file() and not file.is_symlink():
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove what writers that were killed have left under temporary names, here and below; nobody else may be writing."""
+    for path in sorted(directory.rglob(".*.tmp")):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def free_bytes(path: Path) -> int:

@@ -1,7 +1,7 @@
 """One run directory: its paths, its recipe, and the record of what was done there.
 
 Opening a run to read never writes. Whoever writes holds the lock (``lock.py``) and first finishes what an earlier writer was
-killed in the middle of: a rename, an export that is decided and not moved in yet.
+killed in the middle of: a rename, an export that is decided and not moved in yet, a file under its temporary name.
 
 A run belongs to one recipe file. Its place is kept in the manifest; another file whose keys differ is refused, because stages
 of the two would stand side by side under one verdict. The same file edited is the same run: every stage knows its own inputs.
@@ -17,7 +17,7 @@ from pathlib import Path
 from tunesmith.errors import RunError
 from tunesmith.recipe import PROMPT_ARMS, Recipe, dump_recipe, load_recipe
 from tunesmith.rundir import lock
-from tunesmith.rundir.atomic import flush, recover_directory, write_text
+from tunesmith.rundir.atomic import flush, recover_directory, remove_leftovers, write_text
 from tunesmith.rundir.hashes import file_state
 from tunesmith.rundir.records.manifest import Manifest
 from tunesmith.rundir.records.stages import FileState, Parts, StageRecord, Stages
@@ -120,7 +120,8 @@ class RunDir:
         if path.exists() and not path.is_dir():
             raise RunError(f"{path}: is a file, expected a run directory", "choose another --out")
         if not self.recipe_file.exists():
-            if path.is_dir() and any(entry.name != lock.LOCK for entry in path.iterdir()):
+            begun = {lock.LOCK, f".{self.recipe_file.name}.tmp"}  # what one that was killed at once has left
+            if path.is_dir() and any(entry.name not in begun for entry in path.iterdir()):
                 raise RunError(f"{path}: holds files but no recipe.yaml, so it is not a run", "choose another --out")
             return False
         known = self.manifest().recipe_source
@@ -167,6 +168,7 @@ class RunDir:
                 self._writing = 0
 
     def _recover(self) -> None:
+        remove_leftovers(self.path)
         recover_directory(self.adapter)
         journal = finish_swap(self.export)
         if journal is not None:
