@@ -119,10 +119,12 @@ class Trial:
         self.undisturbed, self.place = undisturbed, undisturbed.place
         self.generator = random.Random(f"{kind} {seed} {number}")
         self.name, self.number = f"{kind}-{number}", number
-        self.is_whole = number % EVERY == EVERY - 1
+        self.is_whole = number % EVERY == EVERY - 1 and kind != "nan"
         self.stage = undisturbed.stages[number % len(undisturbed.stages)]
         if self.is_whole:
             self.stage = "data"
+        if kind == "nan":  # what trains; whatever else a run does, no weight changes in it
+            self.stage = ("train", "seeds")[number % 2] if "seeds" in undisturbed.stages else "train"
         self.until = undisturbed.last if self.is_whole else self.stage
         self.notes: list[str] = []
         self.problems: list[str] = []

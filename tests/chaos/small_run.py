@@ -82,10 +82,8 @@ class Place:
             making, tokenizer = directory / "making", directory / "tokenizer"
             for folder in (making, tokenizer):
                 folder.mkdir(parents=True)
-            code = (
-                forked(lambda: (make_tokenizer(tokenizer), make_tiny(making, tokenizer)), directory / "making.log").wait().code
-            )
-            assert code == 0, (directory / "making.log").read_text()
+            ending = forked(lambda: (make_tokenizer(tokenizer), make_tiny(making, tokenizer))).wait()
+            assert ending.code == 0, ending.text
             making.rename(self.model)
         self.recipe = write_recipe(directory, self.model, {**RECIPE, **(changes or {})})
 

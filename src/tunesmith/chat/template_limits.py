@@ -31,9 +31,10 @@ from transformers.utils import chat_template_utils
 
 LONGEST, ALTOGETHER = 2**24, 2**28  # characters of a text, and of all that one rendering makes
 ELEMENTS, BITS = 2**20, 2**16  # of a list, of a number
-FREE_STEPS, SECONDS = 20_000, 1.0  # steps that nobody times; of the processor, for the others
+FREE_STEPS, SECONDS = 20_000, 0.5  # steps that nobody times; of the processor, for the others
 STEPS_A_LOOK = 256
 CHARACTERS_A_STEP = 4_096  # that are copied in the time of some turns
+USUAL_INDENT = 16
 SMALL = 512  # characters or a number, of which no step of a template makes much
 WIDE = re.compile(r"\d{6,}|\{[^{}]*\{|%[-+ #0]*\*")  # a format of a million columns, or of as many as an argument says
 JOINED, COUNTED = "_joined", "_counted"
@@ -73,6 +74,11 @@ class _Budget(threading.local):
         if self.characters > ALTOGETHER:
             raise TooMuch(f"it makes texts of {self.characters:,} characters altogether, {ALTOGETHER:,} are the limit")
         self.step(1 + characters // CHARACTERS_A_STEP)
+
+    def grown(self, characters: int) -> None:
+        """A text that is about to be made of less; it counts twice, since nothing that was given bounds it."""
+        self.text(characters)
+        self.characters += characters
 
     def elements(self, number: int) -> None:
         """A list that is about to be made."""
@@ -157,7 +163,8 @@ def _watch_operator(operator: str, left: Any, right: Any) -> None:
             if bits > BITS:
                 raise TooMuch(f"it computes a number of {bits:,} bits, {BITS:,} are the limit")
     elif operator == "+":
-        _grow(left, _size(left) + _size(right))
+        size = _size(left) + _size(right)
+        (_budget.text if isinstance(left, str) else _budget.elements)(size)
     elif operator == "*":
         thing, times = (right, left) if isinstance(left, int) else (left, right)
         _grow(thing, _size(thing) * times if isinstance(times, int) else 0)
@@ -170,7 +177,7 @@ def _size(value: Any) -> int:
 
 
 def _grow(thing: Any, size: int) -> None:
-    (_budget.text if isinstance(thing, str | bytes) else _budget.elements)(size)
+    (_budget.grown if isinstance(thing, str | bytes) else _budget.elements)(size)
 
 
 def _watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -201,17 +208,18 @@ def _watch_maker(name: str, value: Any, arguments: tuple[Any, ...], options: dic
         return (pieces, *arguments[1:]) if isinstance(value, str) and arguments else arguments
     if name == "replace":
         old = str(given[0]) if given else ""
-        _budget.text(len(text) + (text.count(old) if text else 0) * longest)
+        _budget.grown(len(text) + (text.count(old) if text else 0) * longest)
     elif name in ("format", "format_map"):
         _watch_format(text, arguments, options)
     elif name in ("indent", "expandtabs", "translate", "wordwrap", "urlize", "xmlattr"):
-        _budget.text(len(text) + (1 + text.count("\n") + text.count("\t")) * max(widest, longest))
+        _budget.grown(len(text) + (1 + text.count("\n") + text.count("\t")) * max(widest, longest))
     elif name in ("batch", "slice"):
         _budget.elements(widest)
     elif name == "tojson":
-        _budget.text(_nested(value) * (1 + max(widest, longest)))
+        indent = max(widest, longest)
+        _budget.text(_nested(value) * (indent if indent > USUAL_INDENT else 1))
     else:
-        _budget.text(max(len(text), widest))
+        _budget.grown(max(len(text), widest))
     return arguments
 
 
@@ -219,7 +227,7 @@ def _watch_format(text: str, arguments: tuple[Any, ...], options: dict[str, Any]
     if WIDE.search(text):
         raise TooMuch(f"it fills a format with columns: {text[:60]!r}")
     given = (*arguments, *options.values())
-    _budget.text(len(text) + (text.count("{") + text.count("%")) * max(map(_size, given), default=0))
+    _budget.grown(len(text) + (text.count("{") + text.count("%")) * max(map(_size, given), default=0))
 
 
 def _nested(value: Any) -> int:
