@@ -24,7 +24,7 @@ assertions; users get these.
 import sys
 from types import TracebackType
 
-LONGEST = 10_000  # characters of a message: a stranger's value may have a million
+LONGEST = 10_000  # characters of a message or hint: a stranger's value may have a million
 
 
 class TunesmithError(Exception):
@@ -38,14 +38,16 @@ class TunesmithError(Exception):
     exit_code = 3
 
     def __init__(self, message: str, hint: str = ""):
-        if len(message) > LONGEST:
-            message = f"{message[:LONGEST]}... ({len(message) - LONGEST:,} more characters)"
         super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = _cut(message)
+        self.hint = _cut(hint)
 
     def __str__(self) -> str:
         return f"{self.message}\nhint: {self.hint}" if self.hint else self.message
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text) - LONGEST:,} more characters)"
 
 
 class RecipeError(TunesmithError):

@@ -28,6 +28,7 @@ import disturb  # noqa: E402 - a program's own folder is on the path, that of th
 from compare import content, differences  # noqa: E402
 from small_run import Child, Ending, Place  # noqa: E402
 
+NAME = "run"  # of all, one after another: where a run lies is in its books
 EVERY = 25  # which of the trials goes all the way
 VERDICTS = range(10, 18)
 
@@ -45,11 +46,11 @@ class Undisturbed:
     def __init__(self, place: Place, until: str | None = None):
         self.place, self.kept = place, place.directory / "kept"
         shutil.rmtree(self.kept, ignore_errors=True)
-        place.remove("undisturbed")
+        place.remove(NAME)
         self.seconds: dict[str, float] = {}
         self.changes: dict[str, int] = {}
         self.after: dict[str, dict[str, bytes]] = {}
-        self.home = place.home("undisturbed")
+        self.home = place.home(NAME)
         self.home.mkdir(parents=True)
         self._before: dict[str, str] = {}
         before = "nothing"
@@ -58,7 +59,7 @@ class Undisturbed:
         for stage in self.stages:
             self._make(stage)
             if stage == "data":
-                self.stages += stages_of(place, "undisturbed")[1:]
+                self.stages += stages_of(place, NAME)[1:]
             self._before[stage], before = before, stage
             self._keep(stage)
             if stage == until:
@@ -77,10 +78,10 @@ class Undisturbed:
         def count() -> None:
             disturb.at_change(-1, lambda: None, counter)
 
-        ending = self.place.start("undisturbed", count, ("--until", stage)).wait()
+        ending = self.place.start(NAME, count, ("--until", stage)).wait()
         assert ending.code == 0 or ending.code in VERDICTS, ending.text
         self.seconds[stage], self.changes[stage] = ending.seconds, int(counter.read_text())
-        self.after[stage] = content(self.place.run("undisturbed"), self.home)
+        self.after[stage] = content(self.place.run(NAME))
 
     def _keep(self, stage: str) -> None:
         shutil.copytree(self.home, self.kept / stage, symlinks=True, ignore=shutil.ignore_patterns("log-*"))
@@ -93,7 +94,7 @@ class Undisturbed:
 
     def compare(self, name: str, stage: str) -> list[str]:
         """How a run differs from the undisturbed one after a stage."""
-        return differences(self.after[stage], content(self.place.run(name), self.home))
+        return differences(self.after[stage], content(self.place.run(name)))
 
 
 def stages_of(place: Place, name: str) -> list[str]:
@@ -118,7 +119,8 @@ class Trial:
     def __init__(self, undisturbed: Undisturbed, kind: str, seed: int, number: int):
         self.undisturbed, self.place = undisturbed, undisturbed.place
         self.generator = random.Random(f"{kind} {seed} {number}")
-        self.name, self.number = f"{kind}-{number}", number
+        self.name, self.number = NAME, number
+        self.title = f"{kind}-{number}"
         self.is_whole = number % EVERY == EVERY - 1 and kind != "nan"
         self.stage = undisturbed.stages[number % len(undisturbed.stages)]
         if self.is_whole:
@@ -340,10 +342,10 @@ def trials(undisturbed: Undisturbed, kind: str, seed: int, numbers: range, until
         trial = Trial(undisturbed, kind, seed, number)
         KINDS[kind](trial)
         done.append(trial)
-        if not trial.problems:
-            undisturbed.place.remove(trial.name)
+        if trial.problems:
+            undisturbed.place.put_aside(trial.name, trial.title)
         for problem in trial.problems:
-            print(f"{trial.name} ({trial.stage}; {', '.join(trial.notes)}): {problem}", flush=True)
+            print(f"{trial.title} ({trial.stage}; {', '.join(trial.notes)}): {problem}", flush=True)
     return done
 
 
@@ -357,8 +359,8 @@ def figures(kind: str, seed: int, done: list[Trial], seconds: float) -> dict:
         "failed": sum(bool(trial.problems) for trial in done),
         "stages": dict(collections.Counter(trial.stage if not trial.is_whole else "all" for trial in done)),
         "seconds": round(seconds),
-        "problems": {trial.name: {"notes": trial.notes, "problems": trial.problems} for trial in done if trial.problems},
-        "notes": {trial.name: [trial.stage, *trial.notes] for trial in done},
+        "problems": {trial.title: {"notes": trial.notes, "problems": trial.problems} for trial in done if trial.problems},
+        "notes": {trial.title: [trial.stage, *trial.notes] for trial in done},
     }
 
 

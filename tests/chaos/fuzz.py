@@ -146,6 +146,9 @@ def fuzz(name: str, seconds: float, seed: int, corpus: Path | None, most: int = 
         seeds = parser.seeds(folder)
         assert seeds, name
         kept = kept_files(corpus, name)
+        if parser.warms_up:  # imports and what is built once are paid for here, and not by the first file of each child
+            (folder / parser.name).write_bytes(seeds[0])
+            parser.parse(folder / parser.name)
         try_files(parser, folder, [*seeds, *kept], findings)
         draw, until = random.Random(f"{name} {seed}"), time.monotonic() + seconds
         gc.collect()

@@ -27,6 +27,7 @@ class Parser:
         parse: reads the file; what else it needs lies beside it.
         prepare: puts that there, once.
         words: that its files are made of.
+        warms_up: whether it may be called before the children are forked: it leaves no threads.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Parser:
     parse: Callable[[Path], object]
     prepare: Callable[[Path], object] = lambda folder: None
     words: tuple[bytes, ...] = ()
+    warms_up: bool = True
 
 
 def _cases(pattern: str) -> Callable[[Path], list[bytes]]:
@@ -120,6 +122,22 @@ def _adapter(path: Path) -> None:
         assert error.hint
 
 
+def _mlx(path: Path) -> None:
+    from tunesmith.models.peer_adapter import peft_form
+
+    shutil.rmtree(path.parent / "as_peft", ignore_errors=True)
+    (path.parent / "as_peft").mkdir()
+    peft_form(path.parent, path.parent / "as_peft")
+
+
+def _tensors_of_mlx(folder: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    name = "model.layers.0.self_attn.q_proj.lora_{}"
+    save_file({name.format("a"): torch.ones(8, 8), name.format("b"): torch.ones(8, 8)}, folder / "adapters.safetensors")
+
+
 def _tensors_of_an_adapter(folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
@@ -180,10 +198,26 @@ def _configs(folder: Path) -> list[bytes]:
     openai = json.dumps(
         {"training_file": "a", "model": "x", "hyperparameters": {"n_epochs": 3}, "method": {"type": "supervised"}}
     )
-    cell = "model, tokenizer = FastLanguageModel.from_pretrained('x', max_seq_length=512)\nmodel = get_peft_model(model, r=16)"
-    notebook = json.dumps({"cells": [{"cell_type": "code", "source": [cell], "outputs": []}], "nbformat": 4})
     kept = [path.read_bytes() for path in sorted(peers.rglob("*")) if path.suffix in (".yaml", ".yml", ".json", ".ipynb")]
-    return [axolotl, factory, openai.encode(), notebook.encode(), *(raw for raw in kept if len(raw) < LARGEST)]
+    return [axolotl, factory, openai.encode(), *(raw for raw in kept if len(raw) < LARGEST)]
+
+
+SCRIPT = """from unsloth import FastLanguageModel
+from datasets import load_dataset
+from trl import SFTConfig, SFTTrainer
+
+model, tokenizer = FastLanguageModel.from_pretrained("x", max_seq_length=2048, load_in_4bit=True)
+model = FastLanguageModel.get_peft_model(model, r=16, lora_alpha=16, target_modules=["q_proj", "v_proj"])
+data = load_dataset("json", data_files="rows.jsonl", split="train")
+arguments = SFTConfig(per_device_train_batch_size=2, learning_rate=2e-4, max_steps=60, output_dir="out")
+trainer = SFTTrainer(model=model, tokenizer=tokenizer, train_dataset=data, args=arguments)
+trainer.train()
+"""
+
+
+def _notebooks(folder: Path) -> list[bytes]:
+    cells = [{"cell_type": "code", "source": [SCRIPT], "outputs": [], "metadata": {}, "execution_count": None}]
+    return [json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}).encode()]
 
 
 def _config(path: Path) -> None:
@@ -331,14 +365,22 @@ def _http(path: Path) -> None:
 
 PARSERS = {
     "jsonl": Parser(
-        name="a.jsonl", seeds=_cases("*.jsonl"), parse=_rows, words=(b'"messages"', b'"role"', b'"content"', b'"tools"')
+        name="a.jsonl",
+        seeds=_cases("*.jsonl"),
+        parse=_rows,
+        warms_up=False,
+        words=(b'"messages"', b'"role"', b'"content"', b'"tools"'),
     ),
-    "json": Parser(name="a.json", seeds=_cases("*.json"), parse=_rows),
+    "json": Parser(name="a.json", seeds=_cases("*.json"), parse=_rows, warms_up=False),
     "csv": Parser(
-        name="a.csv", seeds=_cases("*.csv"), parse=_rows, words=(b'"",""', b";", b"\t", b"\r", b"prompt,completion\n")
+        name="a.csv",
+        seeds=_cases("*.csv"),
+        parse=_rows,
+        warms_up=False,
+        words=(b'"",""', b";", b"\t", b"\r", b"prompt,completion\n"),
     ),
-    "parquet": Parser(name="a.parquet", seeds=_cases("*.parquet"), parse=_rows, words=(b"PAR1",)),
-    "xlsx": Parser(name="a.xlsx", seeds=_cases("*.xlsx"), parse=_rows, words=(b"PK\x03\x04", b"PK\x01\x02")),
+    "parquet": Parser(name="a.parquet", seeds=_cases("*.parquet"), parse=_rows, warms_up=False, words=(b"PAR1",)),
+    "xlsx": Parser(name="a.xlsx", seeds=_cases("*.xlsx"), parse=_rows, warms_up=False, words=(b"PK\x03\x04", b"PK\x01\x02")),
     "gzip": Parser(
         name="a.jsonl.gz", seeds=lambda folder: [gzip.compress(raw) for raw in _cases("*.jsonl")(folder)], parse=_rows
     ),
@@ -346,16 +388,29 @@ PARSERS = {
     "safetensors": Parser(name="a.safetensors", seeds=_safetensors_seeds, parse=_safetensors, words=(b'"dtype"', b'"shape"')),
     "adapter": Parser(
         name="adapter_config.json",
-        seeds=lambda folder: [json.dumps(ADAPTER).encode(), json.dumps(MLX).encode()],
+        seeds=lambda folder: [json.dumps(ADAPTER).encode()],
         parse=_adapter,
         prepare=_tensors_of_an_adapter,
+    ),
+    "mlx": Parser(
+        name="adapter_config.json",
+        seeds=lambda folder: [json.dumps(MLX).encode()],
+        parse=_mlx,
+        prepare=_tensors_of_mlx,
     ),
     "checkpoint": Parser(name="state.json", seeds=lambda folder: _records(), parse=_checkpoint),
     "recipe": Parser(name="a.yaml", seeds=_recipe_seeds, parse=_recipe, words=(b"model:", b"data:", b"train:", b"  - ", b": ")),
     "config": Parser(name="a.yaml", seeds=_configs, parse=_config, words=(b"datasets:", b"lora_r:", b": ", b"  - ")),
+    "notebook": Parser(name="a.ipynb", seeds=_notebooks, parse=_config, words=(b"!pip", b"%", b"SFTConfig(", b"**", b"f'{x}'")),
+    "script": Parser(
+        name="a.py",
+        seeds=lambda folder: [SCRIPT.encode()],
+        parse=_config,
+        words=(b"SFTConfig(", b"**{", b"lambda: ", b"(" * 200, b"-" * 3_000, b"1 if 1 else ", b"=", b"if True:\n    "),
+    ),
     "base": Parser(
         name="config.json",
-        seeds=lambda folder: [json.dumps(BASE).encode(), json.dumps({**BASE, "quantization_config": None}).encode()],
+        seeds=lambda folder: [json.dumps({**BASE, "quantization_config": None}).encode(), json.dumps(BASE).encode()],
         parse=_base,
         prepare=_tensors_of_a_base,
     ),

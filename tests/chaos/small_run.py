@@ -115,6 +115,11 @@ class Place:
         """The run directory of a name."""
         return self.home(name) / "run"
 
+    def put_aside(self, name: str, title: str) -> None:
+        """Keep a run for whoever looks into it."""
+        self.remove(title)
+        self.home(name).rename(self.home(title))
+
     def remove(self, name: str) -> None:
         """Forget a run."""
         shutil.rmtree(self.home(name), ignore_errors=True)

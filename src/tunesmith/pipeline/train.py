@@ -29,7 +29,7 @@ from tunesmith.pipeline.stage import Session
 from tunesmith.pipeline.train_memory import MemoryOfSteps, memory_figures, told
 from tunesmith.recipe import Lora, Recipe, TrainSettings
 from tunesmith.recipe.adapter import CONFIG, WEIGHTS, read_lora, words_of_start
-from tunesmith.rundir import RunDir, fingerprint
+from tunesmith.rundir import RunDir, fingerprint, write_text
 from tunesmith.rundir.hashes import content_hash
 from tunesmith.rundir.records.base import Json
 from tunesmith.rundir.records.training import GpuUse, Race, Training
@@ -42,6 +42,8 @@ from tunesmith.train.race import race
 from tunesmith.train.replay import replay_count
 
 logger = logging.getLogger(__name__)
+
+CARD = "README.md"
 
 
 def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> None:
@@ -100,7 +102,7 @@ def _trained(run: RunDir, recipe: Recipe, base: BaseModel, shortage: Shortage | 
         return again
     measured = memory.measured()
     load_adapter_state(layers, read_adapter(fitted.checkpoint))
-    tuned.save_adapter(run.adapter)
+    _save(run, tuned)
     write_csv(run.metrics_file, run.metrics_file.with_suffix(".csv"))
     speed = fitted.tokens_per_second
     predicted = None if fitted.largest is None else told(base, recipe, settings, model.device, fitted.largest, measured)
@@ -162,6 +164,17 @@ def _fitted(
     memory = MemoryOfSteps(model.device)
     fitted = fit(model, layers, train, steps, dev, settings, recipe.seed, run.checkpoints, metrics, inputs)
     return outcome, settings, fitted, memory
+
+
+def _save(run: RunDir, tuned: LoadedModel) -> None:
+    """Write ``adapter/``; the card of the same adapter, which an export has written into it, stays."""
+    card, known = run.adapter / CARD, run.stages().get("train")
+    text = card.read_text(encoding="utf-8") if card.is_file() else None
+    tuned.save_adapter(run.adapter)
+    name = f"{run.adapter.name}/{WEIGHTS}"
+    before = None if known is None else known.outputs.get(name)
+    if text is not None and before is not None and before.sha256 == content_hash(run.adapter / WEIGHTS):
+        write_text(card, text)
 
 
 def _go_on_from(base: BaseModel, lora: Lora, adapter: Path) -> LoadedModel:
