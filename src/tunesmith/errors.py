@@ -24,7 +24,7 @@ assertions; users get these.
 import sys
 from types import TracebackType
 
-LONGEST = 10_000  # characters of a message or hint: a stranger's value may have a million
+LONGEST = 8_000  # characters of a message or hint: a stranger's value may have a million
 
 
 class TunesmithError(Exception):

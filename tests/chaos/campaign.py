@@ -306,8 +306,8 @@ def bits(trial: Trial) -> None:
     if ending.code not in (0, *VERDICTS):  # the file that is named is removed, as the hint says
         if file.name not in ending.text:
             trial.problems.append(f"{name}: not named: {ending.text[-1500:]}")
-        trial.notes.append("had to be removed")
-        file.unlink()
+        trial.notes.append(f"had to be removed: {ending.text.strip()[-300:]}")
+        file.unlink(missing_ok=True)
         ending = trial.start().wait()
     if ending.code not in (0, *VERDICTS):
         trial.problems.append(f"unusable, run again it ended with {ending.code}: {ending.text[-1500:]}")

@@ -58,6 +58,13 @@ class Findings:
     counts: collections.Counter[str] = field(default_factory=collections.Counter)
 
 
+def warm_up(parser: Parser, folder: Path, honest: bytes) -> None:
+    """Pay for imports, and for what is built once, here and not in the first file of each child."""
+    if parser.warms_up:
+        (folder / parser.name).write_bytes(honest)
+        parser.parse(folder / parser.name)
+
+
 def try_files(parser: Parser, folder: Path, files: list[bytes], findings: Findings) -> None:
     """Give a parser some files; one child reads them until it dies of one, another one the rest."""
     at = 0
@@ -146,9 +153,7 @@ def fuzz(name: str, seconds: float, seed: int, corpus: Path | None, most: int = 
         seeds = parser.seeds(folder)
         assert seeds, name
         kept = kept_files(corpus, name)
-        if parser.warms_up:  # imports and what is built once are paid for here, and not by the first file of each child
-            (folder / parser.name).write_bytes(seeds[0])
-            parser.parse(folder / parser.name)
+        warm_up(parser, folder, seeds[0])
         try_files(parser, folder, [*seeds, *kept], findings)
         draw, until = random.Random(f"{name} {seed}"), time.monotonic() + seconds
         gc.collect()

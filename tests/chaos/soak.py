@@ -1,6 +1,6 @@
 """A training of many steps, whose memory and open files must not grow.
 
-    python tests/chaos/soak.py --steps 16000 --out FILE
+    python tests/chaos/soak.py --steps 16000 --minutes 60 --out FILE
 
 A step of a model of 135M parameters takes some two seconds on two cores, so 16,000 steps are what eight hours hold. Here they
 are made on the two-layer model of the tests, dev losses and checkpoints included, and the process is looked at from outside: of
@@ -10,6 +10,7 @@ its resident memory the least in each tenth counts, since what is freed is given
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -23,11 +24,11 @@ TENTHS = 10
 STEPS_AN_EPOCH = 8
 
 
-def watch(child: Child, pause: float) -> list[tuple[float, int, int]]:
-    """Seconds, resident bytes and open files of a process, until it ends."""
+def watch(child: Child, pause: float, most: float) -> list[tuple[float, int, int]]:
+    """Seconds, resident bytes and open files of a process, until it ends, or for so many seconds."""
     looks: list[tuple[float, int, int]] = []
     began = time.monotonic()
-    while not child.is_over():
+    while not child.is_over() and time.monotonic() - began < most:
         try:
             pages = int(Path(f"/proc/{child.pid}/statm").read_text().split()[1])
             files = len(list(Path(f"/proc/{child.pid}/fd").iterdir()))
@@ -49,17 +50,18 @@ def tenths(looks: list[tuple[float, int, int]]) -> list[dict[str, float]]:
     ]
 
 
-def soak(place: Place, name: str, pause: float = 0.2) -> dict[str, object]:
+def soak(place: Place, name: str, minutes: float, pause: float = 0.2) -> dict[str, float | list[dict[str, float]]]:
     """Train, and say how memory and files stood."""
     child = place.start(name, None, ("--until", "train"))
-    looks = watch(child, pause)
+    looks = watch(child, pause, 60 * minutes)
+    child.kill(signal.SIGTERM, whole_group=True)
     ending = child.wait()
-    assert ending.code == 0, ending.text[-3000:]
+    assert ending.code in (0, -signal.SIGTERM), ending.text[-3000:]
     parts = tenths(looks)
-    training = json.loads((place.run(name) / "training.json").read_text())
+    steps = len((place.run(name) / "metrics.jsonl").read_text().splitlines())
     growth = parts[-1]["megabytes"] / parts[2]["megabytes"] - 1  # the first two hold imports and the first steps
     return {
-        "steps": training["steps"],
+        "steps": steps,
         "seconds": round(ending.seconds),
         "tenths": [{key: round(value, 1) for key, value in part.items()} for part in parts],
         "growth_of_memory": round(growth, 4),
@@ -71,13 +73,14 @@ def main() -> None:
     """The command line; exit code 1 where memory grew by a twentieth, or a file stayed open."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--steps", type=int, default=16_000)
+    parser.add_argument("--minutes", type=float, default=60.0, help="after which the steps that were made count")
     parser.add_argument("--place", type=Path)
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
     changes = {"train.num_train_epochs": chosen.steps // STEPS_AN_EPOCH, "train.evals_per_epoch": 1, "evaluate.seeds": 1}
     changes |= {"train.replay": 0.0}
     place = Place(chosen.place or Path(tempfile.mkdtemp(prefix="soak-")), changes)
-    result = soak(place, "soak")
+    result = soak(place, "soak", chosen.minutes)
     print(json.dumps(result, indent=1))
     if chosen.out is not None:
         chosen.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -170,6 +171,8 @@ def _save(run: RunDir, tuned: LoadedModel) -> None:
     """Write ``adapter/``; the card of the same adapter, which an export has written into it, stays."""
     card, known = run.adapter / CARD, run.stages().get("train")
     text = card.read_text(encoding="utf-8") if card.is_file() else None
+    if not (run.adapter / CONFIG).exists():  # what is left of an adapter that lost it; a folder of others is never taken over
+        shutil.rmtree(run.adapter, ignore_errors=True)
     tuned.save_adapter(run.adapter)
     name = f"{run.adapter.name}/{WEIGHTS}"
     before = None if known is None else known.outputs.get(name)
