@@ -30,6 +30,7 @@ from small_run import Child, Ending, Place  # noqa: E402
 
 NAME = "run"  # of all, one after another: where a run lies is in its books
 EVERY = 25  # which of the trials goes all the way
+TOLD = ("run/adapter/tunesmith.json",)  # nothing makes it again but a training, so the run says that it is another one
 VERDICTS = range(10, 18)
 
 
@@ -41,12 +42,14 @@ class Undisturbed:
         seconds: that each took, the start of the process included.
         changes: of files that each made.
         after: the files of the run after each.
+        said: what it wrote on the screen.
     """
 
     def __init__(self, place: Place, until: str | None = None):
         self.place, self.kept = place, place.directory / "kept"
         shutil.rmtree(self.kept, ignore_errors=True)
         place.remove(NAME)
+        self.said = ""
         self.seconds: dict[str, float] = {}
         self.changes: dict[str, int] = {}
         self.after: dict[str, dict[str, bytes]] = {}
@@ -79,6 +82,7 @@ class Undisturbed:
             disturb.at_change(-1, lambda: None, counter)
 
         ending = self.place.start(NAME, count, ("--until", stage)).wait()
+        self.said += ending.text
         assert ending.code == 0 or ending.code in VERDICTS, ending.text
         self.seconds[stage], self.changes[stage] = ending.seconds, int(counter.read_text())
         self.after[stage] = content(self.place.run(NAME))
@@ -281,13 +285,13 @@ def nan(trial: Trial) -> None:
     trial.ends_well()
 
 
-def bits(trial: Trial) -> None:
+def bits(trial: Trial, file_name: str | None = None) -> None:
     """One bit of a file is another one: what is on record is made again, and nothing else stands in the way."""
     trial.undisturbed.begin(trial.name, None)
     trial.until = trial.undisturbed.last
     run = trial.place.run(trial.name)
     files = sorted(path for path in trial.place.home(trial.name).rglob("*") if path.is_file() and path.stat().st_size)
-    file = files[trial.number % len(files)]
+    file = files[trial.number % len(files)] if file_name is None else run / file_name
     name = file.relative_to(run.parent).as_posix()
     at, bit = trial.generator.randrange(file.stat().st_size), 1 << trial.generator.randrange(8)
     raw = bytearray(file.read_bytes())
@@ -311,6 +315,10 @@ def bits(trial: Trial) -> None:
         ending = trial.start().wait()
     if ending.code not in (0, *VERDICTS):
         trial.problems.append(f"unusable, run again it ended with {ending.code}: {ending.text[-1500:]}")
+        return
+    if name in TOLD:
+        if f"{Path(name).name} is another one" not in ending.text:
+            trial.problems.append(f"{name}: goes by without a word")
         return
     lines = trial.undisturbed.compare(trial.name, trial.until)
     own = [line for line in lines if f"run/{line}".startswith(f"{name}:")]

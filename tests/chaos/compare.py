@@ -13,6 +13,7 @@ from typing import Any
 MEASURED = {"seconds", "ms", "tokens_per_second", "resident", "at", "began", "peak_bytes", "mtime_ns", "ctime_ns"}
 MEASURED |= {"measured", "predicted"}  # memory of the process that trained last, which may have had a few steps to do
 HASHED = ("outputs.jsonl", "scores.json", "training.json", "selection.json")  # whose hash follows from what was measured
+TIMES = rb'<tr><th scope="row">[^<]*</th><td>#</td><td># GB</td></tr>\n'
 OF_THE_PROCESS = {"events.jsonl", ".lock"}
 
 
@@ -48,8 +49,8 @@ def _content(path: Path) -> bytes:
     if path.suffix == ".jsonl":
         return b"\n".join(_without(line) for line in raw.splitlines())
     if path.suffix == ".html":
-        raw = re.sub(rb'<tr><th scope="row">report</th>.*?</tr>\n', b"", raw)  # its own time, of the last time
-        return re.sub(rb"\d[\d.,:]*( (m|)s\b)?", b"#", raw)
+        raw = re.sub(rb"\d[\d.,:]*( (m|)s\b)?", b"#", raw)
+        return re.sub(TIMES, b"", raw)  # in the order in which stages were made, and none of the page's own the first time
     return raw
 
 

@@ -47,6 +47,8 @@ RECIPE = {
     "export.gguf": ["Q8_0"],
 }
 Disturbance = Callable[[], None]
+SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD")
+CANARY = "hf_canary5142secret"  # the value of each, which nothing that is written may hold
 LONGEST = 600.0  # seconds that a run may take, on a busy machine too
 
 
@@ -101,6 +103,8 @@ class Place:
 
         def work() -> None:
             os.environ.update(XDG_CACHE_HOME=str(home / "cache"), XDG_DATA_HOME=str(home / "data"), NO_COLOR="1")
+            os.environ.update(dict.fromkeys(SECRETS, CANARY))
+            os.umask(0o077)
             if disturbance is not None:
                 disturbance()
             run_command_line(arguments)

@@ -169,14 +169,14 @@ def _fitted(
 
 def _save(run: RunDir, tuned: LoadedModel) -> None:
     """Write ``adapter/``; the card of the same adapter, which an export has written into it, stays."""
-    card, known = run.adapter / CARD, run.stages().get("train")
+    card, weights, known = run.adapter / CARD, run.adapter / WEIGHTS, run.stages().get("train")
     text = card.read_text(encoding="utf-8") if card.is_file() else None
+    recorded = None if known is None else known.outputs.get(f"{run.adapter.name}/{WEIGHTS}")
+    before = recorded.sha256 if recorded is not None else content_hash(weights) if weights.is_file() else None
     if not (run.adapter / CONFIG).exists():  # what is left of an adapter that lost it; a folder of others is never taken over
         shutil.rmtree(run.adapter, ignore_errors=True)
     tuned.save_adapter(run.adapter)
-    name = f"{run.adapter.name}/{WEIGHTS}"
-    before = None if known is None else known.outputs.get(name)
-    if text is not None and before is not None and before.sha256 == content_hash(run.adapter / WEIGHTS):
+    if text is not None and before == content_hash(weights):
         write_text(card, text)
 
 
