@@ -365,6 +365,7 @@ def figures(kind: str, seed: int, done: list[Trial], seconds: float) -> dict:
         "seed": seed,
         "tried": len(done),
         "failed": sum(bool(trial.problems) for trial in done),
+        "came_too_late": sum("over before" in note for trial in done for note in trial.notes),
         "stages": dict(collections.Counter(trial.stage if not trial.is_whole else "all" for trial in done)),
         "seconds": round(seconds),
         "problems": {trial.title: {"notes": trial.notes, "problems": trial.problems} for trial in done if trial.problems},

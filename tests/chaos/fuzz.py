@@ -29,6 +29,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 
 from mutate import mutated  # noqa: E402 - a program's own folder is on the path, that of the tests is not
 from parsers import PARSERS, Parser  # noqa: E402
+from small_run import refuse_pickles  # noqa: E402
 
 from tunesmith.errors import TunesmithError  # noqa: E402
 
@@ -114,6 +115,7 @@ def _read_all(parser: Parser, folder: Path, files: list[bytes], writing: int) ->
     os.dup2(silence, 1)
     os.dup2(silence, 2)
     warnings.simplefilter("ignore")
+    sys.addaudithook(refuse_pickles)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     path = folder / parser.name
