@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from shared import ROOT, make_tokenizer, write_recipe
+from tunesmith.messages import Message
 
 CASES = ROOT / "tests" / "data" / "cases"
 LARGEST = 100_000  # bytes of an honest file
@@ -280,7 +281,7 @@ def _tokenizer():
 
 def _template_seeds(folder: Path) -> list[bytes]:
     shipped = [*(ROOT / "src/tunesmith/chat/templates").glob("*.jinja"), *(ROOT / "tests/chat/templates").glob("*.jinja")]
-    own = _tokenizer().chat_template.encode()
+    own = str(_tokenizer().chat_template).encode()
     from test_template_limits import GREEDY
 
     return [own, own, *(path.read_bytes() for path in sorted(shipped)), *(source.encode() for source in GREEDY.values())]
@@ -291,7 +292,7 @@ def _template(path: Path) -> None:
     from tunesmith.chat.template_choice import template_text
 
     renderer = Renderer(_tokenizer(), template_text(path))
-    answer = {"role": "assistant", "content": "b"}
+    answer: Message = {"role": "assistant", "content": "b"}
     renderer.render([{"role": "system", "content": "s"}, {"role": "user", "content": "<|im_end|> a"}, answer])
 
 

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
@@ -50,7 +51,7 @@ def tenths(looks: list[tuple[float, int, int]]) -> list[dict[str, float]]:
     ]
 
 
-def soak(place: Place, name: str, minutes: float, pause: float = 0.2) -> dict[str, float | list[dict[str, float]]]:
+def soak(place: Place, name: str, minutes: float, pause: float = 0.2) -> dict[str, Any]:
     """Train, and say how memory and files stood."""
     child = place.start(name, None, ("--until", "train"))
     looks = watch(child, pause, 60 * minutes)
