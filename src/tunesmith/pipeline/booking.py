@@ -43,6 +43,13 @@ def book(run: RunDir, rows: Sequence[Row], arm: str, kind: Kind, candidate: str)
     Ledger(run.readings).book(part, reading)
 
 
+def is_booked(run: RunDir, rows: Sequence[Row], arm: str, candidate: str) -> bool:
+    """Whether a run's own ledger knows that a candidate was asked as an arm."""
+    part = part_of(rows)
+    readings = Ledger(run.readings).find(part).readings
+    return any((r.part, r.arm, r.candidate) == (part.key, arm, candidate[:16]) for r in readings)
+
+
 def tries_of(run: RunDir, rows: Sequence[Row], keys: Sequence[str]) -> Tries:
     """What was scored on the test rows until now, in this run and in all others of this user.
 

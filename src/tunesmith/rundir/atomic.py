@@ -162,6 +162,7 @@ def is_full_disk(error: BaseException) -> bool:
         return True
     text = str(error)
     words = (os.strerror(errno.ENOSPC), "os error 28", "disk is full", "disk I/O error")
+    words += (os.strerror(errno.EFBIG), "os error 27")  # a file system's limit on one file, or a user's
     return any(word in text for word in words) or ("requested and" in text and "written" in text)
 
 

@@ -131,7 +131,7 @@ class RunDir:
                 f"{path}: is the run of {known or 'a recipe made in Python'}, {origin or 'this recipe'} differs",
                 "choose another place with --out, or let it take this one over with --replace",
             )
-        return not changed and known == origin
+        return not changed and known == origin and self.manifest_file.exists()
 
     @classmethod
     def open(cls, path: Path) -> "RunDir":
