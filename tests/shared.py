@@ -174,20 +174,21 @@ def no_converter_child():
 @pytest.fixture(scope="session")
 def tokenizer_dir(tmp_path_factory):
     """SmolLM2's tokenizer with the first sixth of its vocabulary: byte pairs that stand behind it were merged last."""
+    return _shared(tmp_path_factory, "tokenizer", make_tokenizer)
+
+
+def make_tokenizer(directory: Path) -> None:
+    """Write that tokenizer into a directory."""
     assert GGUF.exists(), f"{GGUF} is missing; run: make {GGUF.relative_to(ROOT)}"
-
-    def make(directory: Path) -> None:
-        load_gguf_tokenizer(GGUF, GgufReader(GGUF), "llama").save_pretrained(directory)
-        file = directory / "tokenizer.json"
-        whole = json.loads(file.read_text())
-        model = whole["model"]
-        model["vocab"] = {token: number for token, number in model["vocab"].items() if number < VOCABULARY}
-        model["merges"] = [pair for pair in model["merges"] if "".join(pair) in model["vocab"]]
-        file.write_text(json.dumps(whole))
-        settings_file = directory / "tokenizer_config.json"  # of 49,152 tokens llama.cpp's converter knows it without a word
-        settings_file.write_text(json.dumps(json.loads(settings_file.read_text()) | {"add_bos_token": False}))
-
-    return _shared(tmp_path_factory, "tokenizer", make)
+    load_gguf_tokenizer(GGUF, GgufReader(GGUF), "llama").save_pretrained(directory)
+    file = directory / "tokenizer.json"
+    whole = json.loads(file.read_text())
+    model = whole["model"]
+    model["vocab"] = {token: number for token, number in model["vocab"].items() if number < VOCABULARY}
+    model["merges"] = [pair for pair in model["merges"] if "".join(pair) in model["vocab"]]
+    file.write_text(json.dumps(whole))
+    settings_file = directory / "tokenizer_config.json"  # of 49,152 tokens llama.cpp's converter knows it without a word
+    settings_file.write_text(json.dumps(json.loads(settings_file.read_text()) | {"add_bos_token": False}))
 
 
 @pytest.fixture(scope="session")
@@ -203,32 +204,34 @@ def tiny_dir(tmp_path_factory, tokenizer_dir):
     on the toy rows bring it to 9.
     """
 
-    def make(directory: Path) -> None:
-        from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    return _shared(tmp_path_factory, "tiny", lambda directory: make_tiny(directory, tokenizer_dir))
 
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=16,
-            vocab_size=VOCABULARY,
-            max_position_embeddings=1024,
-            bos_token_id=1,
-            eos_token_id=2,
-            pad_token_id=2,
-            tie_word_embeddings=True,
-            initializer_range=0.1,
-        )
-        model = LlamaForCausalLM(config)
-        _learn(model, AutoTokenizer.from_pretrained(tokenizer_dir))
-        model.save_pretrained(directory)
-        for file in tokenizer_dir.iterdir():
-            shutil.copy(file, directory / file.name)
 
-    return _shared(tmp_path_factory, "tiny", make)
+def make_tiny(directory: Path, tokenizer_dir: Path) -> None:
+    """Write that model into a directory."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=1024,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        tie_word_embeddings=True,
+        initializer_range=0.1,
+    )
+    model = LlamaForCausalLM(config)
+    _learn(model, AutoTokenizer.from_pretrained(tokenizer_dir))
+    model.save_pretrained(directory)
+    for file in tokenizer_dir.iterdir():
+        shutil.copy(file, directory / file.name)
 
 
 def _learn(model: Any, tokenizer: Any) -> None:

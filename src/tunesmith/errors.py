@@ -22,6 +22,9 @@ assertions; users get these.
 """
 
 import sys
+from types import TracebackType
+
+LONGEST = 8_000  # characters of a message or hint: a stranger's value may have a million
 
 
 class TunesmithError(Exception):
@@ -36,11 +39,15 @@ class TunesmithError(Exception):
 
     def __init__(self, message: str, hint: str = ""):
         super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = _cut(message)
+        self.hint = _cut(hint)
 
     def __str__(self) -> str:
         return f"{self.message}\nhint: {self.hint}" if self.hint else self.message
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text) - LONGEST:,} more characters)"
 
 
 class RecipeError(TunesmithError):
@@ -95,6 +102,32 @@ class PushError(TunesmithError):
     """Something that may not be published, or that the hub did not take."""
 
     exit_code = 26
+
+
+class damage_named:
+    """Whatever a library raises of a stranger's file within the block is an error of ours that names the file.
+
+    A class, because such errors have many types and no common one but ``Exception``.
+
+    Args:
+        kind: of our error.
+        what: what was found, to be followed by the library's words.
+        hint: what to do next.
+
+    Raises:
+        TunesmithError: of that kind.
+    """
+
+    def __init__(self, kind: type[TunesmithError], what: str, hint: str):
+        self._kind, self._what, self._hint = kind, what, hint
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, Exception) and not isinstance(error, TunesmithError | MemoryError | ModuleNotFoundError):
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise self._kind(f"{self._what}: {reason}", self._hint) from error
 
 
 def raised_by_triton() -> tuple[type[Exception], ...]:

@@ -14,6 +14,7 @@ What only Linux says (limits of a container, the cores that a process may use) s
 
 import contextlib
 import ctypes
+import errno
 import ipaddress
 import os
 import platform
@@ -374,6 +375,14 @@ class Child(subprocess.Popen[bytes]):
             with contextlib.suppress(BrokenPipeError):  # somebody ended it
                 os.write(self._lifeline, b"over")
             watcher.wait()
+
+
+def is_full_memory(error: BaseException | None) -> bool:
+    """Whether an error says that this machine's memory is full, also in the words of PyTorch, of C++ and of threads."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    words = ("can't allocate memory", "Cannot allocate memory", "can't start new thread", "std::bad_alloc")
+    return error is not None and any(word in str(error) for word in words)
 
 
 class Death(NamedTuple):

@@ -8,6 +8,7 @@ from tunesmith import hardware
 from tunesmith.models.adapter import WEIGHTS
 from tunesmith.pipeline.booking import adapter_key, book, tries_of
 from tunesmith.rundir import RunDir
+from tunesmith.rundir.ledger import Ledger
 from tunesmith.rundir.rows import Row
 
 
@@ -83,3 +84,21 @@ def test_a_folder_that_cannot_be_written_never_fails_a_run(run_of, talk, tmp_pat
     assert "cannot be written" in talk()
     tries = tries_of(run, ROWS, [adapter_key(run)])
     assert (tries.place, tries.tuned, tries.prompts) == (1, 1, 1) and str(tmp_path / "file") in tries.lacking
+
+
+def test_a_kill_between_the_two_books_is_no_sign_of_a_deletion(run_of, monkeypatch):
+    run = run_of("first", b"1")
+    whole = Ledger.book
+
+    def killed(self, part, *readings):
+        if self.directory == run.readings:
+            raise KeyboardInterrupt
+        whole(self, part, *readings)
+
+    (run.adapter / WEIGHTS).write_bytes(b"2")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Ledger, "book", killed)
+        book(run, ROWS, "tuned", "tuned", adapter_key(run))
+    book(run, ROWS, "tuned", "tuned", adapter_key(run))
+    tries = tries_of(run, ROWS, [adapter_key(run)])
+    assert (tries.tuned, tries.lacking) == (2, None)

@@ -70,6 +70,20 @@ def test_places_that_are_no_run(tmp_path):
     assert run.stages() == {} and run.manifest().recipe_source is None
 
 
+def test_what_a_killed_writer_left_is_no_obstacle_and_does_not_stay(tmp_path, tiny_dir):
+    recipe = load_recipe(write_recipe(tmp_path, tiny_dir))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".recipe.yaml.tmp").write_text("ba")  # killed before there was a run
+    run = RunDir.create(tmp_path / "run", recipe)
+    left = [run.data / ".dev.arrow.4711.tmp", run.export / "merged" / ".a.tmp" / "b", run.path / ".stages.json.tmp"]
+    for file in left:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("half")
+    with run.writing():
+        assert [path for path in run.path.rglob("*") if ".tmp" in path.name] == []
+    assert (run.export / "merged").is_dir()
+
+
 def test_fingerprint_ignores_the_order_of_keys_and_nothing_else():
     assert fingerprint({"a": 1, "b": [1, 2]}) == fingerprint({"b": [1, 2], "a": 1})
     assert len({fingerprint(1), fingerprint("1"), fingerprint([1]), fingerprint(None)}) == 4

@@ -35,6 +35,7 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
+import tunesmith.chat.template_limits  # noqa: F401 - every template of this process has them from here on
 from tunesmith.chat.markers import check_message, map_strings, mark_message, named
 from tunesmith.chat.thinking_block import Span, Turn, block_notes, block_of, with_blocks
 from tunesmith.chat.vocabulary import BREAK, MARK, Vocabulary

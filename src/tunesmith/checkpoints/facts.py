@@ -14,6 +14,7 @@ from pathlib import Path
 from tunesmith.checkpoints.names import naming_of, read_settings, stored_tensors
 from tunesmith.checkpoints.quantized.layout import layout_of
 from tunesmith.checkpoints.quantized.schemes import Scheme, scheme_of, settings_of
+from tunesmith.errors import ModelError, damage_named
 from tunesmith.recipe.tables import table_of
 from tunesmith.rundir import fingerprint, sha256_file
 
@@ -82,6 +83,11 @@ def base_facts(directory: Path) -> BaseFacts:
     Raises:
         ModelError: no configuration or no safetensors there, a file of the index is missing, or one cannot be read.
     """
+    with damage_named(ModelError, f"{directory}: its configuration cannot be understood", "get its config.json again"):
+        return _facts(directory)
+
+
+def _facts(directory: Path) -> BaseFacts:
     config = read_settings(directory)
     text = config.get("text_config") or config
     quantization = settings_of(config)

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.checkpoints.prescan import ALIGNMENT, ARRAY, STRING, WIDTHS, check_gguf
+from tunesmith.errors import ModelError
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType
@@ -38,18 +39,30 @@ class GgufField:
         raw: the whole entry as it lies in the file, key and type included.
         begin: of the value in ``raw``.
         kind: value type of the format.
+        place: file and key, for an error.
     """
 
     raw: memoryview
     begin: int
     kind: int
+    place: str = ""
 
     def contents(self) -> Any:
-        """The value: a number, a truth value, a string, or a list of them."""
+        """The value: a number, a truth value, a string, or a list of them.
+
+        Raises:
+            ModelError: a string in a list is not UTF-8, which ``prescan`` does not look at.
+        """
         if self.kind != ARRAY:
             return next(_values(self.raw, self.begin, self.kind, 1))
         (kind,), (count,) = _u32(self.raw, self.begin), _u64(self.raw, self.begin + 4)
-        return list(_values(self.raw, self.begin + 12, kind, count))
+        try:
+            return list(_values(self.raw, self.begin + 12, kind, count))
+        except UnicodeDecodeError as error:
+            raise ModelError(
+                f"{self.place}: a string in it is not UTF-8: {error.object[:32]!r}",
+                "get the file again, from a source you trust",
+            ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +100,7 @@ class GgufReader:
 
     def __init__(self, path: Path):
         check_gguf(path)
+        self._path = path
         self._mapped: NDArray[np.uint8] = np.asarray(np.memmap(path, np.uint8, mode="r"))
         self._view = self._mapped.data
         (tensors,), (keys,) = _u64(self._view, 8), _u64(self._view, 16)
@@ -108,7 +122,9 @@ class GgufReader:
             (kind,) = _u32(self._view, at)
             value = at + 4
             at = _after(self._view, value, kind)
-            self.fields[key] = GgufField(raw=self._view[begin:at], begin=value - begin, kind=kind)
+            self.fields[key] = GgufField(
+                raw=self._view[begin:at], begin=value - begin, kind=kind, place=f"{self._path}: {key!a:.100}"
+            )
         return at
 
     def _read_tensors(self, at: int, count: int) -> list[GgufTensor]:

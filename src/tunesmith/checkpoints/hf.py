@@ -28,7 +28,7 @@ from transformers import AutoConfig, PretrainedConfig
 from tunesmith.checkpoints.names import INDEX, checkpoint_files, expert_part, naming
 from tunesmith.checkpoints.quantized.dense import dense_weight
 from tunesmith.checkpoints.quantized.layout import layout_of
-from tunesmith.errors import ModelError
+from tunesmith.errors import ModelError, damage_named
 from tunesmith.families import WRAPPERS
 
 logger = logging.getLogger(__name__)
@@ -43,10 +43,8 @@ def read_config(directory: Path) -> tuple[PretrainedConfig, dict[str, Any] | Non
     Raises:
         ModelError: no configuration there, an unknown architecture, or a multimodal one that is not known.
     """
-    try:
+    with damage_named(ModelError, f"{directory}: the configuration cannot be read", "is config.json there?"):
         config: Any = AutoConfig.from_pretrained(directory)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{directory}: the configuration cannot be read: {error}", "is config.json there?") from error
     facts = config.to_dict().get("quantization_config")
     text = config.get_text_config()
     if config.tie_word_embeddings and has_own_head(directory):

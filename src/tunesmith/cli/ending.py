@@ -14,11 +14,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tunesmith.errors import MissingPackage, TunesmithError
+from tunesmith import hardware
+from tunesmith.errors import MissingPackage, TunesmithError, first_line
 from tunesmith.tracking import terminal
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 RESULTS = (None, 0, *range(10, 18), *range(21, 25))  # verdicts and advice
 
@@ -64,14 +65,20 @@ def run_to_its_end(app: Callable[[], object]) -> None:
             logger.warning(interrupt_message(sys.argv[1:]))
             sys.exit(INTERRUPTED)
         except TunesmithError as error:
-            _fail(error)
+            _fail(_full_memory(error.__cause__) if hardware.is_full_memory(error.__cause__) else error)
         except ModuleNotFoundError as error:
             package = _missing_package(error)
             if package not in EXTRAS:
                 raise
             message = f"this needs the package {package}, which is not installed"
             _fail(MissingPackage(message, f"pip install 'tunesmith[{EXTRAS[package]}]'"))
+        except (MemoryError, RuntimeError) as error:
+            if not hardware.is_full_memory(error):
+                raise
+            _fail(_full_memory(error))
         except OSError as error:
+            if hardware.is_full_memory(error):
+                _fail(_full_memory(error))
             if error.filename is None and error.errno not in FULL:
                 raise
             _fail(TunesmithError(f"{_place(error)}: {error.strerror}", "is there room, and may it be written?"))
@@ -115,6 +122,15 @@ def _missing_package(error: BaseException | None) -> str:
             return error.name.split(".")[0]
         error = error.__cause__
     return ""
+
+
+def _full_memory(error: BaseException | None) -> TunesmithError:
+    """What is told where the memory ended, whoever noticed it."""
+    said = "" if error is None else f" ({first_line(error):.200})"
+    return TunesmithError(
+        f"the memory of this machine is full{said}",
+        "end other programs, or take a smaller model; then give the same command again, what was finished stays",
+    )
 
 
 def _fail(error: TunesmithError) -> None:

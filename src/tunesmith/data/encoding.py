@@ -17,7 +17,7 @@ from tunesmith.errors import DataError
 
 # Told by words, the first where they do not decide: Windows, old Mac OS, DOS.
 _BYTE_A_LETTER = {"cp1252": "Windows-1252", "mac_roman": "Mac OS Roman", "cp850": "DOS"}
-_WORD = re.compile(rb"[A-Za-z]*[\x80-\xff][A-Za-z\x80-\xff]*")
+_WORD = re.compile(rb"(?<![A-Za-z])[A-Za-z]*+[\x80-\xff][A-Za-z\x80-\xff]*")
 _UNDEFINED = re.compile(rb"[\x81\x8d\x8f\x90\x9d]")  # in Windows-1252
 _MOST_WORDS = 5000  # that are judged
 _QUOTES = (

@@ -41,7 +41,7 @@ def table_chunks(path: Path, kind: str, prefix: str, wanted: Set[str]) -> Iterat
                 number += len(chunk.items)
             yield Chunk(prefix, range(0), [], int(size * share) - read)
             read = int(size * share)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = first_line(error)
         raise DataError(f"{path}: not a whole {kind} file ({reason:.120})", "write or copy it again") from error
     yield Chunk(prefix, range(0), [], size - read)

@@ -29,6 +29,7 @@ from tunesmith.export.forms.form import Job
 from tunesmith.export.names import gguf_name
 from tunesmith.export.ollama.modelfile import stop_texts
 from tunesmith.recipe import Lora
+from tunesmith.recipe.yaml_text import parse_yaml
 from tunesmith.rundir import sha256_file, write_text
 from tunesmith.rundir.records.export import Command, Commands, GgufFile, Merge
 
@@ -140,7 +141,7 @@ def license_of(base: Path) -> str | None:
     if not text.startswith("---\n") or "\n---" not in text[4:]:
         return None
     try:
-        front = yaml.safe_load(text[4 : text.index("\n---", 4)])
+        front = parse_yaml(text[4 : text.index("\n---", 4)])
     except yaml.YAMLError:
         return None  # somebody else's page, of which nothing else is wanted
     name = front.get("license") if isinstance(front, dict) else None

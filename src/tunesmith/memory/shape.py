@@ -15,6 +15,7 @@ from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 
+from tunesmith.errors import ModelError, damage_named
 from tunesmith.families import FAMILIES, WRAPPERS
 from tunesmith.rundir.records import Json
 
@@ -231,8 +232,13 @@ def shape_of(config: Json) -> Shape | str:
 
 
 def read_shape(directory: Path) -> Shape | str:
-    """Sizes of the model in a directory; as ``shape_of``."""
-    return shape_of(json.loads((directory / "config.json").read_text(encoding="utf-8")))
+    """Sizes of the model in a directory; as ``shape_of``.
+
+    Raises:
+        ModelError: a configuration that cannot be read, or sizes that are none.
+    """
+    with damage_named(ModelError, f"{directory}: its configuration cannot be understood", "get its config.json again"):
+        return shape_of(json.loads((directory / "config.json").read_text(encoding="utf-8")))
 
 
 def _layer(text: Json, sizes: dict[str, int], name: str, number: int) -> Layer:

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from tunesmith import hardware
 from tunesmith.bits.mixed import MixedBase
 from tunesmith.checkpoints.hf import Checkpoint, read_config
-from tunesmith.errors import ModelError
+from tunesmith.errors import ModelError, damage_named
 from tunesmith.kernels.cross_entropy import TrainedRows
 from tunesmith.kernels.sliced import SlicedHead
 from tunesmith.layers.int8 import Int8Head
@@ -54,11 +54,8 @@ def load_tokenizer(directory: Path) -> Tokenizer:
             f"{directory}: no tokenizer there",
             "copy tokenizer.json and tokenizer_config.json from the model that it was made of",
         )
-    try:
+    with damage_named(ModelError, f"{directory}: the tokenizer cannot be loaded", "get its tokenizer.json again"):
         return AutoTokenizer.from_pretrained(directory)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(f"{directory}: the tokenizer cannot be loaded: {reason}", "get its tokenizer.json again") from error
 
 
 def load_model(

@@ -34,6 +34,7 @@ from tunesmith.rundir import write_json
 
 MLX_WEIGHTS = "adapters.safetensors"
 README_BYTES = 2**16
+LARGEST_SCALE = 1e30
 FUSE = "make a whole model of it with mlx_lm.fuse --de-quantize, and give that as merged (--merged DIR)"
 TOOLS = {"unsloth": "Unsloth", "axolotl": "Axolotl", "llama-factory": "LLaMA-Factory", "swift": "ms-swift", "trl": "TRL"}
 
@@ -90,7 +91,7 @@ def _from_mlx(source: Path, target: Path) -> list[str]:
         )
     settings = config.get("lora_parameters")
     scale = settings.get("scale") if isinstance(settings, dict) else None
-    if not isinstance(scale, int | float) or scale <= 0:
+    if not isinstance(scale, int | float) or not 0 < scale <= LARGEST_SCALE:
         raise ModelError(
             f"{source / CONFIG}: lora_parameters.scale is {scale!r}, expected a positive number", "get the adapter again"
         )

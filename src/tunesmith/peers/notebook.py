@@ -57,8 +57,11 @@ def calls_of(path: Path) -> list[Call]:
         RecipeError: it is no notebook, or a cell that trains is no Python.
     """
     trees = [tree for number, source in _cells(path) if (tree := _parsed(path, number, source)) is not None]
-    names = _literals(trees)
-    return [_call(node, names) for tree in trees for node in _live(tree) if isinstance(node, ast.Call)]
+    try:
+        names = _literals(trees)
+        return [_call(node, names) for tree in trees for node in _live(tree) if isinstance(node, ast.Call)]
+    except (RecursionError, OverflowError, MemoryError) as error:
+        raise RecipeError(f"{path}: its Python is nested too deep, or computes with too large a number", "mend it") from error
 
 
 def _cells(path: Path) -> Iterator[tuple[int, str]]:
@@ -71,11 +74,11 @@ def _cells(path: Path) -> Iterator[tuple[int, str]]:
         return
     try:
         cells = json.loads(text)["cells"]
-        sources = [cell["source"] for cell in cells if cell["cell_type"] == "code"]
-    except (ValueError, KeyError, TypeError) as error:
+        whole = [cell["source"] for cell in cells if cell["cell_type"] == "code"]
+        sources = [source if isinstance(source, str) else "".join(source) for source in whole]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RecipeError(f"{path}: is no notebook: {error}", "save it anew in Jupyter, as .ipynb") from error
-    for number, source in enumerate(sources, start=1):
-        yield number, source if isinstance(source, str) else "".join(source)
+    yield from enumerate(sources, start=1)
 
 
 def _parsed(path: Path, number: int, source: str) -> ast.Module | None:
@@ -94,6 +97,9 @@ def _parsed(path: Path, number: int, source: str) -> ast.Module | None:
                 f"{path}: code cell {number}, line {error.lineno}: is no Python that is read here: {error.msg}", "mend the cell"
             ) from error
         return None
+    except (MemoryError, RecursionError, ValueError) as error:  # nested without measure, or half a character
+        reason = str(error) or "it is nested too deep"
+        raise RecipeError(f"{path}: code cell {number}: is no Python that is read: {reason:.200}", "mend the cell") from error
 
 
 def _live(tree: ast.AST) -> Iterator[ast.AST]:

@@ -15,6 +15,7 @@ from pydantic import JsonValue
 from tunesmith.errors import RecipeError
 from tunesmith.peers import axolotl, llama_factory, openai_job, swift, trl, unsloth
 from tunesmith.peers.translation import Translation
+from tunesmith.recipe.yaml_text import parse_yaml
 
 Tool = Literal["axolotl", "llama-factory", "trl", "unsloth", "openai", "ms-swift"]
 NAMES: dict[Tool, str] = {
@@ -66,10 +67,10 @@ def read_values(path: Path, tool: Tool | None) -> tuple[Tool, dict[str, JsonValu
 def _parsed(path: Path) -> JsonValue:
     try:
         text = path.read_text(encoding="utf-8")
-        return json.loads(text) if path.suffix == ".json" else cast("JsonValue", yaml.safe_load(text))
+        return json.loads(text) if path.suffix == ".json" else parse_yaml(text)
     except json.JSONDecodeError as error:
         raise RecipeError(f"{path}: line {error.lineno}: cannot be read as JSON: {error.msg}", "mend that line") from error
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, OSError, ValueError, RecursionError) as error:
         raise RecipeError(f"{path}: cannot be read as YAML: {error}", "mend that line; indent with spaces") from error
 
 

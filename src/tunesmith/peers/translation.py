@@ -7,6 +7,7 @@ An empty value (``lora_model_dir:``) is an absent one, as it is there.
 
 import difflib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -141,7 +142,7 @@ class Translation:
     def whole(self, key: str) -> int | None:
         """The value as a whole number; another is refused."""
         number = self.number(key)
-        if number is None or number == int(number):
+        if number is None or (math.isfinite(number) and number == int(number)):
             return None if number is None else int(number)
         self.refuse(key, "expected a whole number", f"--set {key}=NUMBER", final=True)
         return None

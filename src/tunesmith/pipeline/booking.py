@@ -31,13 +31,23 @@ def adapter_key(run: RunDir) -> str:
 
 
 def book(run: RunDir, rows: Sequence[Row], arm: str, kind: Kind, candidate: str) -> None:
-    """Write down, before the first question, that a candidate answers the test part."""
+    """Write down, before the first question, that a candidate answers the test part.
+
+    In the user's folder first: killed between the two, the run knows of less than the folder, which is no sign of a deletion.
+    """
     part = part_of(rows)
     now = datetime.now(UTC).isoformat(timespec="microseconds")
     reading = TestReading(part=part.key, kind=kind, candidate=candidate[:16], arm=arm, run=str(run.path.resolve()), at=now)
-    Ledger(run.readings).book(part, reading)
     if trouble := _book_for_user(part, reading):
         logger.warning(f"warning: {trouble}; later runs will not count this reading of the test part")
+    Ledger(run.readings).book(part, reading)
+
+
+def is_booked(run: RunDir, rows: Sequence[Row], arm: str, candidate: str) -> bool:
+    """Whether a run's own ledger knows that a candidate was asked as an arm."""
+    part = part_of(rows)
+    readings = Ledger(run.readings).find(part).readings
+    return any((r.part, r.arm, r.candidate) == (part.key, arm, candidate[:16]) for r in readings)
 
 
 def tries_of(run: RunDir, rows: Sequence[Row], keys: Sequence[str]) -> Tries:

@@ -187,7 +187,10 @@ def _place(rows: NamedRows, config: Path) -> str | None:
 def _file(named: str, config: Path) -> Path | None:
     """A file or directory that is named, from here or from beside the configuration."""
     places = (Path(named).expanduser(), config.resolve().parent / named) if named else ()
-    return next((place for place in places if place.exists()), None)
+    try:
+        return next((place for place in places if place.exists()), None)
+    except (OSError, ValueError):  # a name that no file can have
+        return None
 
 
 def _looked_at(t: Translation, source: _Rows, out: Path, wishes: Wishes) -> tuple[Counted | None, tuple[Course, Course] | None]:

@@ -14,7 +14,7 @@ import logging
 import statistics
 
 from tunesmith.formatting import percent
-from tunesmith.pipeline.booking import adapter_key, book
+from tunesmith.pipeline.booking import adapter_key, book, is_booked
 from tunesmith.pipeline.stage import Session
 from tunesmith.pipeline.subrun import changed, make_inner, open_inner, share_data
 from tunesmith.recipe import Recipe
@@ -43,8 +43,9 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         logger.info(f"seeds: training seed {other.seed}, {k + 1} of {len(recipes)}, in {inner.path}")
         before = inner.stages().get(f"evaluate {ARM}")
         make_inner(inner, other, "train", f"evaluate {ARM}")
-        if inner.stages()[f"evaluate {ARM}"] != before:
-            book(run, read_rows(run.data / "test.jsonl"), f"{ARM} seed {other.seed}", "tuned", adapter_key(inner))
+        rows, arm, candidate = read_rows(run.data / "test.jsonl"), f"{ARM} seed {other.seed}", adapter_key(inner)
+        if inner.stages()[f"evaluate {ARM}"] != before or not is_booked(run, rows, arm, candidate):
+            book(run, rows, arm, "tuned", candidate)
         runs.append(_figures(inner, other))
     result = spread(Scores.read(run.evaluation / ARM / "scores.json").summary.n, runs)
     result.write(run.evaluation / "seeds.json")

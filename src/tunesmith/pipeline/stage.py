@@ -178,6 +178,14 @@ def _broken(run: RunDir, known: StageRecord) -> Iterator[str]:
             yield f"{name} is not what was written"
 
 
+def _remove_damaged(run: RunDir, known: StageRecord) -> None:
+    """Remove what is there of a stage and is not what it wrote, so that no answer in it is taken for one that is known."""
+    for name, state in known.outputs.items():
+        path = run.path / name
+        if path.is_file() and file_state(path, state).sha256 != state.sha256:
+            path.unlink()
+
+
 def reason(state: StageState) -> str:
     """Why a stage is not done, in one line."""
     if state.state == "never":
@@ -239,6 +247,7 @@ def make(run: RunDir, table: Table, recipe: Recipe, goals: Iterable[str], *, all
                 session, kind = Session(), stage.module
             if known is not None:
                 logger.info("%s: again, %s", stage.name, reason(state))
+                _remove_damaged(run, known)
             execute(run, stage, recipe, parts, session, reason(state))
     finally:
         session.close()

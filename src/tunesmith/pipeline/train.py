@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from tunesmith.pipeline.stage import Session
 from tunesmith.pipeline.train_memory import MemoryOfSteps, memory_figures, told
 from tunesmith.recipe import Lora, Recipe, TrainSettings
 from tunesmith.recipe.adapter import CONFIG, WEIGHTS, read_lora, words_of_start
-from tunesmith.rundir import RunDir, fingerprint
+from tunesmith.rundir import RunDir, fingerprint, write_text
 from tunesmith.rundir.hashes import content_hash
 from tunesmith.rundir.records.base import Json
 from tunesmith.rundir.records.training import GpuUse, Race, Training
@@ -47,6 +48,7 @@ from tunesmith.train.together import END
 logger = logging.getLogger(__name__)
 
 TRAIN = "train"  # a job for processes that were launched together
+CARD = "README.md"
 
 
 def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> None:
@@ -109,7 +111,7 @@ def _trained(run: RunDir, recipe: Recipe, base: BaseModel, shortage: Shortage | 
     _end_training(connection)
     measured = memory.measured()
     load_adapter_state(layers, read_adapter(fitted.checkpoint))
-    tuned.save_adapter(run.adapter)
+    _save(run, tuned)
     write_csv(run.metrics_file, run.metrics_file.with_suffix(".csv"))
     speed = fitted.tokens_per_second
     predicted = None if fitted.largest is None else told(base, recipe, settings, model.device, fitted.largest, measured)
@@ -227,6 +229,19 @@ def _fitted(
     memory = MemoryOfSteps(model.device)
     fitted = fit(model, layers, train, steps, dev, settings, recipe.seed, run.checkpoints, metrics, inputs, group())
     return outcome, settings, fitted, memory
+
+
+def _save(run: RunDir, tuned: LoadedModel) -> None:
+    """Write ``adapter/``; the card of the same adapter, which an export has written into it, stays."""
+    card, weights, known = run.adapter / CARD, run.adapter / WEIGHTS, run.stages().get("train")
+    text = card.read_text(encoding="utf-8") if card.is_file() else None
+    recorded = None if known is None else known.outputs.get(f"{run.adapter.name}/{WEIGHTS}")
+    before = recorded.sha256 if recorded is not None else content_hash(weights) if weights.is_file() else None
+    if not (run.adapter / CONFIG).exists():  # what is left of an adapter that lost it; a folder of others is never taken over
+        shutil.rmtree(run.adapter, ignore_errors=True)
+    tuned.save_adapter(run.adapter)
+    if text is not None and before == content_hash(weights):
+        write_text(card, text)
 
 
 def _go_on_from(base: BaseModel, lora: Lora, adapter: Path, shard: bool) -> LoadedModel:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import jiter
-from pydantic import JsonValue
+from pydantic import JsonValue, ValidationError
 
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.recipe.tables import tables_of
@@ -96,15 +96,20 @@ def read_lora(directory: Path) -> Lora:
         targets = (*targets, *experts)
     elif experts:
         targets = "|".join([f"(?:{targets})", *(rf"(?:.*\.)?{re.escape(name)}" for name in experts)])
-    return Lora(
-        r=config["r"],
-        alpha=config["lora_alpha"],
-        dropout=config["lora_dropout"],
-        target_modules=targets,
-        use_rslora=bool(config.get("use_rslora")),
-        use_dora=bool(config.get("use_dora")),
-        modules_to_save=_saved_modules(config),
-    )
+    try:
+        return Lora(
+            r=config["r"],
+            alpha=config["lora_alpha"],
+            dropout=config["lora_dropout"],
+            target_modules=targets,
+            use_rslora=bool(config.get("use_rslora")),
+            use_dora=bool(config.get("use_dora")),
+            modules_to_save=_saved_modules(config),
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = f"{first['loc'][0]} is {first['input']!s:.100}" if first["loc"] else "the configuration"
+        raise ModelError(f"{directory / CONFIG}: {where}: {first['msg'].lower()}", "get the file again") from error
 
 
 def lora_of(name: str, lora: Lora, config: dict[str, Any]) -> Lora:

@@ -21,6 +21,7 @@ from tunesmith.recipe.problems import problems
 from tunesmith.recipe.run import Recipe
 from tunesmith.recipe.section import Section
 from tunesmith.recipe.task import Judge, Task
+from tunesmith.recipe.yaml_text import parse_yaml
 
 S = TypeVar("S", bound=Section)
 FILE_SUFFIXES = {".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst"}  # no hub id ends so
@@ -38,7 +39,7 @@ def load_recipe(path: Path) -> Recipe:
     if not path.exists():
         raise RecipeError(f"{path}: no such recipe", "give a YAML file, or a run directory made by an earlier command")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise RecipeError(f"{path}: cannot be read as YAML: {error}", "see recipes/ for complete examples") from error
     if not isinstance(raw, dict):

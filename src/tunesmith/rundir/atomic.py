@@ -51,13 +51,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    _put(temporary, path)
+    with writing_file(path) as file:
+        file.write(text.encode())
 
 
 def write_lines(path: Path, objects: Iterable[object]) -> None:
@@ -144,6 +139,15 @@ def flush(path: Path) -> None:
                 os.fsync(opened.fileno())
 
 
+def remove_leftovers(directory: Path) -> None:
+    """Remove what writers that were killed have left under temporary names, here and below; nobody else may be writing."""
+    for path in sorted(directory.rglob(".*.tmp")):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def free_bytes(path: Path) -> int:
     """Bytes that are free where a path lies or will lie."""
     place = next(place for place in (path, *path.absolute().parents) if place.exists())
@@ -174,6 +178,7 @@ def is_full_disk(error: BaseException) -> bool:
         return True
     text = str(error)
     words = (os.strerror(errno.ENOSPC), "os error 28", "disk is full", "disk I/O error")
+    words += (os.strerror(errno.EFBIG), "os error 27")  # a file system's limit on one file, or a user's
     return any(word in text for word in words) or ("requested and" in text and "written" in text)
 
 

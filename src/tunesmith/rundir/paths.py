@@ -1,7 +1,7 @@
 """One run directory: its paths, its recipe, and the record of what was done there.
 
 Opening a run to read never writes. Whoever writes holds the lock (``lock.py``) and first finishes what an earlier writer was
-killed in the middle of: a rename, an export that is decided and not moved in yet.
+killed in the middle of: a rename, an export that is decided and not moved in yet, a file under its temporary name.
 
 A run belongs to one recipe file. Its place is kept in the manifest; another file whose keys differ is refused, because stages
 of the two would stand side by side under one verdict. The same file edited is the same run: every stage knows its own inputs.
@@ -17,7 +17,7 @@ from pathlib import Path
 from tunesmith.errors import RunError
 from tunesmith.recipe import PROMPT_ARMS, Recipe, dump_recipe, load_recipe
 from tunesmith.rundir import lock
-from tunesmith.rundir.atomic import flush, recover_directory, write_text
+from tunesmith.rundir.atomic import flush, recover_directory, remove_leftovers, write_text
 from tunesmith.rundir.hashes import file_state
 from tunesmith.rundir.names import from_disk, on_disk
 from tunesmith.rundir.records.manifest import Manifest
@@ -132,7 +132,8 @@ class RunDir:
         if path.exists() and not path.is_dir():
             raise RunError(f"{path}: is a file, expected a run directory", "choose another --out")
         if not self.recipe_file.exists():
-            if path.is_dir() and any(entry.name != lock.LOCK for entry in path.iterdir()):
+            begun = {lock.LOCK, f".{self.recipe_file.name}.tmp"}  # what one that was killed at once has left
+            if path.is_dir() and any(entry.name not in begun for entry in path.iterdir()):
                 raise RunError(f"{path}: holds files but no recipe.yaml, so it is not a run", "choose another --out")
             return False
         known = self.manifest().recipe_source
@@ -142,7 +143,7 @@ class RunDir:
                 f"{path}: is the run of {known or 'a recipe made in Python'}, {origin or 'this recipe'} differs",
                 "choose another place with --out, or let it take this one over with --replace",
             )
-        return not changed and known == origin
+        return not changed and known == origin and self.manifest_file.exists()
 
     @classmethod
     def open(cls, path: Path) -> "RunDir":
@@ -179,6 +180,7 @@ class RunDir:
                 self._writing = 0
 
     def _recover(self) -> None:
+        remove_leftovers(self.path)
         recover_directory(self.adapter)
         journal = finish_swap(self.export)
         if journal is not None:
