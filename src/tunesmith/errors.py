@@ -125,7 +125,9 @@ class damage_named:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if isinstance(error, Exception) and not isinstance(error, TunesmithError | MemoryError | ModuleNotFoundError):
+        is_panic = type(error).__name__ == "PanicException"  # of a library in Rust, derived from BaseException
+        not_of_the_file = isinstance(error, TunesmithError | MemoryError | ModuleNotFoundError)
+        if is_panic or (isinstance(error, Exception) and not not_of_the_file):
             reason = " ".join(str(error).split()) or type(error).__name__
             raise self._kind(f"{self._what}: {reason}", self._hint) from error
 

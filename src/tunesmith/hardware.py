@@ -382,6 +382,7 @@ def is_full_memory(error: BaseException | None) -> bool:
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     words = ("can't allocate memory", "Cannot allocate memory", "can't start new thread", "std::bad_alloc")
+    words += ("Failed to launch worker thread",)  # of Arrow
     return error is not None and any(word in str(error) for word in words)
 
 

@@ -25,6 +25,7 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # read at the import; a name in a file that is no name is not looked for elsewhere
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
 from mutate import mutated  # noqa: E402 - a program's own folder is on the path, that of the tests is not

@@ -414,6 +414,7 @@ PARSERS = {
         seeds=lambda folder: [json.dumps({**BASE, "quantization_config": None}).encode(), json.dumps(BASE).encode()],
         parse=_base,
         prepare=_tensors_of_a_base,
+        warms_up=False,  # a plan times the processor, with threads
     ),
     "tokenizer": Parser(name="tokenizer.json", seeds=_tokenizer_seeds, parse=_tokenizer_parse),
     "template": Parser(

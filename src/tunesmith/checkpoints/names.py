@@ -36,7 +36,7 @@ LAYOUTS: tuple[Pairs, ...] = (  # the first pair tells the layout
     (("language_model.model.", "model."), ("language_model.lm_head.", "lm_head.")),
 )
 INDEX = "model.safetensors.index.json"
-LAYERS = 10_000  # several times what any model has
+LAYERS, LARGEST = 10_000, 2**63  # several times what any model has; of other numbers
 CONFIG_BYTES = 2**22
 INDEX_BYTES = 2**26  # 100,000 tensors take 10 MB
 _EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight")
@@ -106,9 +106,11 @@ def read_settings(directory: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise ModelError(f"{path}: no JSON object of at most {CONFIG_BYTES:,} bytes", "get the file again")
     for sizes in (settings, settings.get("text_config")):
-        layers = sizes.get("num_hidden_layers") if isinstance(sizes, dict) else None
-        if isinstance(layers, int) and not 0 <= layers <= LAYERS:
-            raise ModelError(f"{path}: num_hidden_layers is {layers}, {LAYERS:,} are the limit", "get the file again")
+        for key, size in sizes.items() if isinstance(sizes, dict) else ():
+            most = LAYERS if key == "num_hidden_layers" else LARGEST
+            if isinstance(size, int) and abs(size) > most:
+                shown = f"{size:,}" if abs(size) < 2 * LARGEST else f"a number of {size.bit_length():,} bits"
+                raise ModelError(f"{path}: {key} is {shown}, {most:,} is the limit", "get the file again")
     return settings
 
 

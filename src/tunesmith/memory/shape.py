@@ -211,7 +211,7 @@ def shape_of(config: Json) -> Shape | str:
     text = part if isinstance(part, dict) else config
     sizes = {key: value for key, value in text.items() if isinstance(value, int) and not isinstance(value, bool)}
     odd = (key for key in (*REQUIRED, *OPTIONAL) if key not in sizes and (key in REQUIRED or text.get(key) is not None))
-    if key := next(odd, None):
+    if key := next(odd, None) or next((key for key in REQUIRED if sizes[key] < 1), None):
         return key
     depth = sizes["num_hidden_layers"]
     name = str(text.get("model_type") or config.get("model_type"))

@@ -19,12 +19,13 @@ class _Bounded(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """A node, within the bounds."""
-        self.aliases += self.check_event(yaml.AliasEvent)
+        untyped, above = cast("Any", self), cast("Any", super())
+        self.aliases += bool(untyped.check_event(yaml.AliasEvent))
         self.depth += 1
         if self.depth > DEPTH or self.aliases > ALIASES:
             what = f"nested more than {DEPTH} deep" if self.depth > DEPTH else f"more than {ALIASES} aliases"
-            raise yaml.MarkedYAMLError(problem=what, problem_mark=self.peek_event().start_mark)
-        node = super().compose_node(parent, index)
+            raise yaml.MarkedYAMLError(problem=what, problem_mark=untyped.peek_event().start_mark)
+        node = above.compose_node(parent, index)
         self.depth -= 1
         return node
 
