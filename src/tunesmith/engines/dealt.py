@@ -21,6 +21,7 @@ from tunesmith.messages import Message, Tools
 from tunesmith.recipe import NewToken, section_from
 
 ANSWER = "answer"
+PATHS = ("forms", "importance")  # fields of a base
 Json = dict[str, Any]
 
 
@@ -124,7 +125,7 @@ class Follower:
 
 def _said(base: BaseModel) -> Json:
     """A base as JSON."""
-    fields = asdict(base)
+    fields = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(base).items()}
     fields["moment"] = None if base.moment is None else base.moment.isoformat()
     fields["new_tokens"] = [token.model_dump(mode="json") for token in base.new_tokens]
     return fields
@@ -132,5 +133,6 @@ def _said(base: BaseModel) -> Json:
 
 def _heard(fields: Json) -> BaseModel:
     moment = fields["moment"]
+    fields = fields | {name: Path(fields[name]) for name in PATHS if fields[name] is not None}
     tokens = tuple(section_from(NewToken, token, "chat.new_tokens") for token in fields["new_tokens"])
     return BaseModel(**{**fields, "moment": None if moment is None else datetime.fromisoformat(moment), "new_tokens": tokens})

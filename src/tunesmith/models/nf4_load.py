@@ -48,7 +48,7 @@ from tunesmith.layers.blocks import BlockWeight
 from tunesmith.layers.experts import NF4Experts
 from tunesmith.layers.nf4 import QUANT_STATE, NF4Weight
 from tunesmith.layers.quantized import QuantizedLinear
-from tunesmith.models.embeddings import hold_table, per_layer_table, place_of
+from tunesmith.models.embeddings import Place, hold_table, per_layer_table, place_of
 from tunesmith.models.staging import staged
 from tunesmith.models.streaming import Resident, streamed_weights
 from tunesmith.models.swap import put_module
@@ -141,8 +141,7 @@ def load_nf4(
     place = place_of(per_layer_embeddings, table, device)
     if table is not None and place != "model":
         later.add(f"{table}.weight")
-        dense = checkpoint.read(f"{table}.weight")
-        hold_table(model, table, dense.to(dtype, copy=True) if place == "cpu" else dense, dtype, place)
+        _hold(model, checkpoint, table, dtype, place)
     alias = {name: names[0] for _, names in tensors for name in names}
     places = place_tables(
         model, lambda name: _read_any(checkpoint, alias[name], tensors), dtype, device, embedding_on, base_head
@@ -169,6 +168,12 @@ def load_nf4(
     _report(model, plain, unexpected, quantize)
     model._apply(lambda tensor: upload(tensor, device))  # the parameters are there; this takes the computed buffers
     return model.requires_grad_(False).eval()
+
+
+def _hold(model: PreTrainedModel, checkpoint: Checkpoint, table: str, dtype: torch.dtype, place: Place) -> None:
+    """Put the table of per-layer embeddings where it lies."""
+    dense = checkpoint.read(f"{table}.weight")
+    hold_table(model, table, dense.to(dtype, copy=True) if place == "cpu" else dense, dtype, place)
 
 
 def _in_blocks(gguf: Path | None, file: BlockFile, linears: Sequence[str], experts: Sequence[str]) -> list[str]:

@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -73,14 +73,14 @@ def writing_file(path: Path) -> Generator[BinaryIO, None, None]:
     """A file that is written bit by bit and appears when the block ends well, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with ExitStack() as failing:
+        failing.callback(temporary.unlink, missing_ok=True)
         with temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         _put(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        failing.pop_all()
 
 
 def _put(temporary: Path, path: Path) -> None:
