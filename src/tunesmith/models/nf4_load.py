@@ -130,8 +130,7 @@ def load_nf4(
         raise ModelError(f"{directory}: the model cannot be built: {error}", "is its architecture a causal one?") from error
     linears, experts = _choose(model, checkpoint, exclude) if quantize else ([], [])
     file = None if gguf is None else BlockFile(gguf, model)
-    if file is not None:
-        linears = _in_blocks(gguf, file, linears, experts)
+    linears = linears if file is None else _in_blocks(gguf, file, linears, experts)
     _say_dequantized(checkpoint, dtype, quantize)
     tensors = _tensors_of(model)
     _refuse_missing(checkpoint, tensors)
