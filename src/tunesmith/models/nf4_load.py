@@ -29,7 +29,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.filesize import decimal
@@ -48,7 +48,7 @@ from tunesmith.layers.blocks import BlockWeight
 from tunesmith.layers.experts import NF4Experts
 from tunesmith.layers.nf4 import QUANT_STATE, NF4Weight
 from tunesmith.layers.quantized import QuantizedLinear
-from tunesmith.models.embeddings import Place, hold_table, per_layer_table, place_of
+from tunesmith.models.embeddings import hold_table, per_layer_table, place_of
 from tunesmith.models.staging import staged
 from tunesmith.models.streaming import Resident, streamed_weights
 from tunesmith.models.swap import put_module
@@ -169,7 +169,7 @@ def load_nf4(
     return model.requires_grad_(False).eval()
 
 
-def _hold(model: PreTrainedModel, checkpoint: Checkpoint, table: str, dtype: torch.dtype, place: Place) -> None:
+def _hold(model: PreTrainedModel, checkpoint: Checkpoint, table: str, dtype: torch.dtype, place: Literal["cpu", "nf4"]) -> None:
     """Put the table of per-layer embeddings where it lies."""
     dense = checkpoint.read(f"{table}.weight")
     hold_table(model, table, dense.to(dtype, copy=True) if place == "cpu" else dense, dtype, place)
