@@ -171,7 +171,7 @@ def follow_training(run: RunDir, job: Json, connection: Group) -> None:
     args = (tuned.model, tuned.layers, train, ready.steps, documents["dev"], settings, recipe.seed, connection)
     with World(*args) as world:
         world.follow()
-    logger.info(f"following: done, {world.largest.packs} packs a step at most")
+    logger.info("following: the training has ended")
 
 
 def _end_training(connection: Group | None) -> None:
