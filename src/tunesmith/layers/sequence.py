@@ -23,6 +23,7 @@ from tunesmith.errors import ModelError
 from tunesmith.kernels.attention import ScoreParams, Span
 from tunesmith.launch.group import Part
 
+Move = Callable[[Tensor, Part], Tensor]
 Attend = Callable[[Tensor, Tensor, Tensor, list[Span], ScoreParams], Tensor]
 
 
@@ -43,10 +44,10 @@ def heads_apart(
     copies = max(1, part.size // k_PGK.shape[1])
     if copies > 1:
         k_PGK, v_PGK = (x.repeat_interleave(copies, dim=1) for x in (k_PGK, v_PGK))
-    q_TXK, k_TXK, v_TXK = (_ToHeads.apply(x, part) for x in (q_PHK, k_PGK, v_PGK))
+    q_TXK, k_TXK, v_TXK = (_Exchange.apply(x, part, _to_heads, _to_tokens) for x in (q_PHK, k_PGK, v_PGK))
     if scoring.sinks_H is not None:
         scoring = replace(scoring, sinks_H=scoring.sinks_H.chunk(part.size)[part.rank])
-    return _ToTokens.apply(attend(q_TXK, k_TXK, v_TXK, spans, scoring), part)
+    return _Exchange.apply(attend(q_TXK, k_TXK, v_TXK, spans, scoring), part, _to_tokens, _to_heads)
 
 
 def refuse_heads(name: str, heads: int, kv_heads: int, size: int) -> None:
@@ -68,37 +69,26 @@ def _fits(heads: int, kv_heads: int, size: int) -> bool:
     return heads % size == 0 and (kv_heads % size == 0 or size % kv_heads == 0)
 
 
-class _ToHeads(torch.autograd.Function):
-    """All heads of some tokens to some heads of all tokens; backwards the other way."""
+class _Exchange(torch.autograd.Function):
+    """Heads for tokens, or the other way; backwards the reverse."""
 
     @staticmethod
-    def forward(ctx: Any, x_PXK: Tensor, part: Part) -> Tensor:
-        ctx.part = part
-        return _to_heads(x_PXK, part)
+    def forward(ctx: Any, x: Tensor, part: Part, there: Move, back: Move) -> Tensor:
+        ctx.part, ctx.back = part, back
+        return there(x, part)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _to_tokens(grads[0], ctx.part), None
-
-
-class _ToTokens(torch.autograd.Function):
-    """Some heads of all tokens to all heads of some tokens; backwards the other way."""
-
-    @staticmethod
-    def forward(ctx: Any, x_TXK: Tensor, part: Part) -> Tensor:
-        ctx.part = part
-        return _to_tokens(x_TXK, part)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _to_heads(grads[0], ctx.part), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.back(grads[0], ctx.part), None, None, None
 
 
 def _to_heads(x_PXK: Tensor, part: Part) -> Tensor:
+    """All heads of some tokens to some heads of all tokens."""
     tokens, heads, width = x_PXK.shape
     own = heads // part.size
     return part.exchange(x_PXK.unflatten(1, (part.size, own)).transpose(0, 1)).reshape(part.size * tokens, own, width)
 
 
 def _to_tokens(x_TXK: Tensor, part: Part) -> Tensor:
+    """Some heads of all tokens to all heads of some tokens."""
     return part.exchange(x_TXK.unflatten(0, (part.size, -1))).transpose(0, 1).flatten(1, 2)

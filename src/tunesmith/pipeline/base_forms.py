@@ -72,9 +72,9 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     predicted = sum(len(pack.target_N) for pack in packs)
     with progress("base: scoring", len(packs)) as bar:
         everything = measure_sensitivity(model, packs, recipe.seed, lambda _: bar.advance())
-    sensitivity = {name: each for name, each in everything.items() if name in quantized_layers(model)}
-    save_sensitivity(run.base_sensitivity_file, sensitivity)
     weights = {name: layer.weight.numel() for name, layer in quantized_layers(model).items()}
+    sensitivity = {name: each for name, each in everything.items() if name in weights}
+    save_sensitivity(run.base_sensitivity_file, sensitivity)
     options = per_token(price(model, base.directory, sensitivity), predicted)
     measured = measured_kls(model, base, options, pairs_of(documents, rows))
     corrected, correlation = correct(options, measured)

@@ -27,7 +27,6 @@ Shape suffixes: T tokens, N rows (positions that predict).
 """
 
 import logging
-import mmap
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -52,6 +51,7 @@ from tunesmith.models.ranks import Load, Shape, longest_first, obstacle_to_compu
 from tunesmith.processes import Team, shared_memory
 from tunesmith.recipe import TrainSettings
 from tunesmith.train.documents import Documents, Pack
+from tunesmith.train.slots import Slots
 from tunesmith.train.step import mean_loss, pack_loss, pack_tokens, step_gradients, step_packs
 from tunesmith.train.together import Together, Ways, split_sequences
 
@@ -63,7 +63,6 @@ SLOT_BYTES, MOST_SLOTS = 1 << 30, 4096
 # Hidden sizes that a layer keeps for a token (1.10 GB was taken where 1.17 were foretold).
 WIDTHS_KEPT = 28
 OTHER_BYTES = 150 << 20  # that a process takes beside activations and gradients
-ALIGNED = 64  # bytes: a product may be rounded otherwise where its operands lie otherwise
 HELD = 3  # copies of what is trained that a process adds: its gradient, and two slots
 STEP, DEV = 0, 1
 EXACT_ON_CPU = True  # whether launched processes on a CPU add up pack by pack, and not each its own first, as between GPUs
@@ -189,9 +188,9 @@ class World:
         self._stack = ExitStack()
         self._team: Team | None = None
         self._packs: dict[int, list[Pack]] = {}  # of this step; on a GPU of the next as well
-        self._offsets: list[int] = []
-        self._slot_size = self._slots = 0
-        self._gradients = shared_memory(0)
+        self._layout = Slots(self._parameters)
+        self._slots = 0
+        self._gradients_b = torch.empty(0, dtype=torch.uint8)
         self.shape = self._shape() if group is None else Shape(group.size, 1, "launched together")
         self._together: Together | None = None
         if group is not None:
@@ -258,7 +257,8 @@ class World:
             order = [first + n for n in longest_first([flop_of(packs[n], self._width) for n in some])]
             results = self._team.run(JOB.pack(STEP, number), order)
             sums += [RESULT.unpack_from(results[n]) for n in some]
-            self._add(gradients, [results[n][RESULT.size :] for n in some])
+            for slot, item in enumerate(some):
+                self._layout.add(gradients, self._slot(slot), results[item][RESULT.size :])
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient
         return _step_sums(sums, packs)
@@ -286,36 +286,18 @@ class World:
         sums = [RESULT.unpack(results[number])[0] for number in range(len(self.dev_packs))]
         return sum(sums) / tokens
 
-    def _add(self, gradients: list[Tensor | None], has_gradient: Sequence[bytes]) -> None:
-        """Add slots in the order of their packs, as a backward pass adds a gradient to that of the packs before.
-
-        Args:
-            gradients: one a weight; None where no pack had one yet.
-            has_gradient: of each pack, a byte a weight.
-        """
-        for slot, marks in enumerate(has_gradient):
-            for index, (view, mark) in enumerate(zip(self._views(slot), marks, strict=True)):
-                if mark:
-                    before = gradients[index]
-                    gradients[index] = view.clone() if before is None else before.add_(view)
-
     def _share(self) -> None:
         """Put the adapter where the forked processes see its changes, and make the slots."""
-        for parameter in self._parameters:
-            self._offsets.append(self._slot_size)
-            self._slot_size += -(-parameter.nbytes // ALIGNED) * ALIGNED
-        self._slots = min(MOST_SLOTS, max(2 * self.shape.ranks, SLOT_BYTES // self._slot_size))
-        self._gradients = shared_memory(self._slots * self._slot_size)
-        weights = shared_memory(self._slot_size)
-        for parameter, offset in zip(self._parameters, self._offsets, strict=True):
-            shared = _view(weights, offset, parameter)
+        size = self._layout.size
+        self._slots = min(MOST_SLOTS, max(2 * self.shape.ranks, SLOT_BYTES // size))
+        self._gradients_b = torch.frombuffer(shared_memory(self._slots * size), dtype=torch.uint8)
+        weights_b = torch.frombuffer(shared_memory(size), dtype=torch.uint8)
+        for parameter, shared in zip(self._parameters, self._layout.views(weights_b), strict=True):
             shared.copy_(parameter.data)
             parameter.data = shared
 
-    def _views(self, slot: int) -> Iterator[Tensor]:
-        """The gradients in a slot, one a parameter."""
-        for parameter, offset in zip(self._parameters, self._offsets, strict=True):
-            yield _view(self._gradients, slot * self._slot_size + offset, parameter)
+    def _slot(self, number: int) -> Tensor:
+        return self._gradients_b[number * self._layout.size : (number + 1) * self._layout.size]
 
     def _begin(self) -> None:
         """In a forked process: compute as the first one does in a step, for good."""
@@ -339,11 +321,8 @@ class World:
             enter(item)
             pack_sum, right = pack_loss(self._model, packs[item], counters)
             (pack_sum / sum(len(pack.target_N) for pack in packs)).backward()
-        marks = bytearray()
-        for parameter, view in zip(self._parameters, self._views(item % self._slots), strict=True):
-            marks.append(parameter.grad is not None)
-            if parameter.grad is not None:
-                view.copy_(parameter.grad)
+        marks = self._layout.fill(self._slot(item % self._slots))
+        for parameter in self._parameters:
             parameter.grad = None
         rescued = counters.overflow.total()
         return RESULT.pack(float(pack_sum.detach()), int(right), -1 if rescued is None else rescued) + marks
@@ -387,8 +366,3 @@ def _step_sums(sums: Sequence[tuple[float, float, float]], packs: Sequence[Pack]
     losses, right, rescued = zip(*sums, strict=True)
     counted = [int(rows) for rows in rescued if rows >= 0]
     return StepSums(sum(losses) / total, sum(right) / total, sum(counted) if counted else None)
-
-
-def _view(memory: mmap.mmap, offset: int, like: Tensor) -> Tensor:
-    """Shared bytes as a tensor of another's dtype and shape."""
-    return torch.frombuffer(memory, dtype=like.dtype, count=like.numel(), offset=offset).view(like.shape)

@@ -42,6 +42,7 @@ from tunesmith.layers.sequence import refuse_heads
 from tunesmith.models.ranks import deal
 from tunesmith.models.recompute import decoder_layers
 from tunesmith.train.documents import Pack, pack_part
+from tunesmith.train.slots import Slots, aligned
 from tunesmith.train.step import pack_loss
 
 STEP, DEV, END, CHECK = 1, 2, 3, 4
@@ -130,7 +131,7 @@ class Together:
         self._group, self._model, self._parameters = group, model, list(parameters)
         self._packs, self._dev_packs, self._cost, self._seed, self._ways = packs, dev_packs, cost, seed, ways
         self._is_checked = ways.part is None
-        self._slot = _Slot(self._parameters)
+        self._message = _Message(self._parameters)
 
     def gradients(self, number: int) -> list[PackSums]:
         """Leave the gradients of a step in ``.grad``, in the process that leads.
@@ -181,13 +182,13 @@ class Together:
         if not self._ways.exact or self._ways.part is not None:
             return self._step_of_sums(number, packs)
         total = _supervised(packs)
-        turns = max(2 * self._group.size, SLOT_BYTES // self._slot.size)
+        turns = max(2 * self._group.size, SLOT_BYTES // self._message.size)
         gradients: list[Tensor | None] = [None] * len(self._parameters)
         sums: list[PackSums] = []
         for first in range(0, len(packs), turns):
             some = packs[first : first + turns]
             for slot in self._slots(number, some, first, total):
-                sums.append(self._slot.add(slot, gradients))
+                sums.append(self._message.add(slot, gradients))
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient
         return sums
@@ -201,7 +202,7 @@ class Together:
             for parameter in self._parameters:
                 parameter.grad = None
             figures = self._backward(number, first + item, packs[item], total)
-            own[item] = self._slot.filled(figures)
+            own[item] = self._message.filled(figures)
             if not self._group.leads:
                 posted.append(self._group.post(own[item]))
         self._keep_in_step(dealt, packs, number)
@@ -212,7 +213,7 @@ class Together:
             return []
         for rank, items in enumerate(dealt):
             for item in items if rank else ():
-                own[item] = self._slot.empty()
+                own[item] = self._message.empty()
                 self._group.take(own[item], rank)
         return [own[item] for item in range(len(packs))]
 
@@ -316,14 +317,14 @@ class Together:
         return self._group.sum_up(sums.to(self._group.device)).tolist()
 
 
-class _Slot:
-    """How a pack's figures and gradients lie in one run of bytes."""
+class _Message:
+    """How a pack's figures and gradients are sent: the figures, a byte a weight, and a slot (``train/slots.py``)."""
 
     def __init__(self, parameters: Sequence[torch.nn.Parameter]):
-        self._parameters = parameters
-        self._marks = FIGURES.size
-        self._begin = -(-(self._marks + len(parameters)) // 64) * 64
-        self.size = self._begin + sum(-(-parameter.nbytes // 64) * 64 for parameter in parameters)
+        self._layout = Slots(parameters)
+        self._marks = slice(FIGURES.size, FIGURES.size + len(parameters))
+        self._begin = aligned(self._marks.stop)
+        self.size = self._begin + self._layout.size
 
     def empty(self) -> Tensor:
         """Room for one."""
@@ -331,28 +332,16 @@ class _Slot:
 
     def filled(self, sums: PackSums) -> Tensor:
         """Figures, and what lies in ``.grad``."""
-        slot = torch.zeros(self.size, dtype=torch.uint8)
-        slot[: self._marks] = torch.frombuffer(bytearray(FIGURES.pack(*sums)), dtype=torch.uint8)
-        for index, (parameter, view) in enumerate(zip(self._parameters, self._views(slot), strict=True)):
-            if parameter.grad is not None:
-                slot[self._marks + index] = 1
-                view.copy_(parameter.grad)
-        return slot
+        message_b = torch.zeros(self.size, dtype=torch.uint8)
+        head = FIGURES.pack(*sums) + self._layout.fill(message_b[self._begin :])
+        message_b[: len(head)] = torch.frombuffer(bytearray(head), dtype=torch.uint8)
+        return message_b
 
-    def add(self, slot: Tensor, gradients: list[Tensor | None]) -> PackSums:
-        """Add a pack's gradients, as a backward pass adds to those of the packs before, and return its figures."""
-        for index, view in enumerate(self._views(slot)):
-            if slot[self._marks + index]:
-                before = gradients[index]
-                gradients[index] = view.clone() if before is None else before.add_(view)
-        return PackSums(*FIGURES.unpack(bytes(slot[: self._marks].tolist())))
-
-    def _views(self, slot: Tensor) -> list[Tensor]:
-        views, start = [], self._begin
-        for parameter in self._parameters:
-            views.append(slot[start : start + parameter.nbytes].view(parameter.dtype).view(parameter.shape))
-            start += -(-parameter.nbytes // 64) * 64
-        return views
+    def add(self, message_b: Tensor, gradients: list[Tensor | None]) -> PackSums:
+        """Add a pack's gradients to those of the packs before, and return its figures."""
+        head = bytes(message_b[: self._marks.stop].tolist())
+        self._layout.add(gradients, message_b[self._begin :], head[self._marks])
+        return PackSums(*FIGURES.unpack_from(head))
 
 
 def _flat_gradient(parameter: torch.nn.Parameter) -> Tensor:

@@ -53,16 +53,19 @@ class BaseForms(FileRecord):
     modules: tuple[BaseModule, ...]
 
     @property
+    def counts(self) -> Json:
+        """How many layers are kept in each form."""
+        return {form: sum(each.form == form for each in self.modules) for form in ("nf4", "Q8_0", "BF16")}
+
+    @property
     def summary(self) -> Json:
         """For the manifest: the budget, the bytes, and how many layers are kept in each form."""
-        counts: Json = {form: sum(each.form == form for each in self.modules) for form in ("nf4", "Q8_0", "BF16")}
-        return {"budget": self.budget, "nf4_bytes": self.nf4_bytes, "bytes": self.bytes, "layers": counts}
+        return {"budget": self.budget, "nf4_bytes": self.nf4_bytes, "bytes": self.bytes, "layers": self.counts}
 
     @property
     def words(self) -> str:
         """Which forms how often, and what they gain."""
-        counts = {form: sum(each.form == form for each in self.modules) for form in ("nf4", "Q8_0", "BF16")}
-        kept = ", ".join(f"{count} in {form}" for form, count in counts.items() if count)
+        kept = ", ".join(f"{count} in {form}" for form, count in self.counts.items() if count)
         before, after = sum(each.nf4_kl for each in self.modules), sum(each.kl for each in self.modules)
         more = self.bytes / self.nf4_bytes - 1.0
         return (
