@@ -12,6 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from launched import launched
 from shared import write_recipe
+from small_training import FIXED as SMALL
+from small_training import bytes_of, drawn_documents
 from tunesmith.data.pack import Plan
 from tunesmith.errors import RunError
 from tunesmith.launch.group import Group, Order, group
@@ -25,7 +27,6 @@ from tunesmith.recipe import TrainSettings, load_recipe
 from tunesmith.tracking import MetricsLog
 from tunesmith.train import distributed, loop
 from tunesmith.train.distributed import World
-from tunesmith.train.documents import make_documents
 from tunesmith.train.together import END, Together
 
 SIZES: dict[str, Any] = {
@@ -33,33 +34,12 @@ SIZES: dict[str, Any] = {
     "intermediate_size": 96,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
+    "num_key_value_heads": 2,
     "vocab_size": 96,
 }
-SIZES |= {"num_key_value_heads": 2}
-FIXED = {
-    "train.tokens_per_step": 120,
-    "train.max_length": 40,
-    "train.num_train_epochs": 6,
-    "train.evals_per_epoch": 1,
-    "train.learning_rate": 0.02,
-    "train.keep_checkpoints": 100,
-    "train.ranks": 1,
-    "lora.dropout": 0.1,
-}
-
-
-def _documents(seed, count):
-    generator = torch.Generator().manual_seed(seed)
-    return make_documents(
-        [
-            (torch.randint(96, (length,), generator=generator).tolist(), [0] * 4 + [1] * (length - 4))
-            for length in torch.randint(6, 30, (count,), generator=generator).tolist()
-        ]
-    )
-
-
+FIXED = {**SMALL, "train.num_train_epochs": 6, "train.ranks": 1}
 SLOW = {"train.learning_rate": 1e-3}  # so that a last digit stays one
-TRAIN, DEV = _documents(0, 24), _documents(1, 12)
+TRAIN, DEV = drawn_documents(0, 24), drawn_documents(1, 12)
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +50,9 @@ def training(tmp_path_factory):
     LlamaForCausalLM(LlamaConfig(**SIZES, initializer_range=0.2)).save_pretrained(home / "model")
 
     def run(folder, changes=None, metrics_of=MetricsLog):
-        folder.mkdir(exist_ok=True)
-        recipe = load_recipe(write_recipe(folder, folder, {**FIXED, **(changes or {})}))
+        own = folder / f"recipe-{os.getpid()}"  # nobody reads what another one is writing
+        own.mkdir(parents=True)
+        recipe = load_recipe(write_recipe(own, own, {**FIXED, **(changes or {})}))
         shard, resident = recipe.train.shard and group() is not None, recipe.train.resident_layers
         model = load_model(home / "model", "fp32", recipe.base, resident_layers=resident, shard=shard)
         layers = add_lora(model, recipe.lora, recipe.seed)
@@ -82,8 +63,10 @@ def training(tmp_path_factory):
         if connection is not None and not connection.leads:
             with World(model, layers, TRAIN, steps, DEV, t, recipe.seed, connection) as world:
                 return world.follow()
-        metrics = metrics_of(folder / "m.jsonl")
-        loop.fit(model, layers, TRAIN, steps, DEV, t, recipe.seed, folder / "checkpoints", metrics, "x", connection)
+        left = folder / "left"
+        left.mkdir(exist_ok=True)
+        metrics = metrics_of(left / "m.jsonl")
+        loop.fit(model, layers, TRAIN, steps, DEV, t, recipe.seed, left / "checkpoints", metrics, "x", connection)
         if connection is not None:
             connection.order(Order(END, 0))
 
@@ -99,12 +82,16 @@ def alone(training, tmp_path_factory):
 
 
 def _files(folder):
-    """Every file of a training; of a checkpoint's state all but what is measured."""
-    names = [*folder.rglob("checkpoints/**/*"), folder / "m.jsonl"]
-    files = {str(path.relative_to(folder)): path.read_bytes() for path in names if path.is_file()}
-    for name in [name for name in files if name.endswith("state.json")]:
-        files[name] = {key: value for key, value in json.loads(files[name]).items() if key != "seconds"}
-    return files
+    return bytes_of(folder / "left")
+
+
+def _same_but_for_the_order_of_sums(folder, alone):
+    """Losses and gradients of a training and of one in a process alone, step by step."""
+    lines, expected = ([*map(json.loads, _files(place)["m.jsonl"].splitlines())] for place in (folder, alone))
+    assert len(lines) == len(expected) >= 20
+    for line, one in zip(lines, expected, strict=True):
+        assert line["loss"] == pytest.approx(one["loss"], rel=1e-6)
+        assert line["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-5)
 
 
 class Dying(MetricsLog):
@@ -135,11 +122,7 @@ def test_sums_of_each_process_are_those_of_one(training, tmp_path, monkeypatch, 
     monkeypatch.setattr(distributed, "EXACT_ON_CPU", False)
     ended = launched(size, lambda _: training(tmp_path / "run", SLOW), tmp_path)
     assert [end.code for end in ended] == [0] * size, ended
-    lines, expected = ([*map(json.loads, _files(tmp_path / name)["m.jsonl"].splitlines())] for name in ("run", "alone"))
-    assert len(lines) == len(expected) >= 20
-    for line, one in zip(lines, expected, strict=True):
-        assert line["loss"] == pytest.approx(one["loss"], rel=1e-6)
-        assert line["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-5)
+    _same_but_for_the_order_of_sums(tmp_path / "run", tmp_path / "alone")
 
 
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "sums"])
@@ -165,11 +148,7 @@ def test_rows_over_several_processes_have_the_gradients_of_one(training, tmp_pat
     changes |= {"train.sequence_parallel": part}
     ended = launched(size, lambda _: training(tmp_path / "run", changes), tmp_path)
     assert [end.code for end in ended] == [0] * size, ended
-    lines, expected = ([*map(json.loads, _files(tmp_path / name)["m.jsonl"].splitlines())] for name in ("run", "alone"))
-    assert len(lines) == len(expected) >= 20
-    for line, one in zip(lines, expected, strict=True):
-        assert line["loss"] == pytest.approx(one["loss"], rel=1e-6)
-        assert line["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-5)
+    _same_but_for_the_order_of_sums(tmp_path / "run", tmp_path / "alone")
 
 
 def test_a_training_goes_on_with_other_numbers_of_processes(training, alone, tmp_path):

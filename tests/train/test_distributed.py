@@ -9,6 +9,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from shared import train_settings, write_recipe
+from small_training import FIXED as SMALL
+from small_training import bytes_of, drawn_documents
 from tunesmith.data.pack import Plan
 from tunesmith.errors import TrainingError
 from tunesmith.models.attention import PACKED
@@ -24,28 +26,8 @@ from tunesmith.train.documents import make_documents, make_pack
 from tunesmith.train.step import pack_tokens
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 96}
-FIXED = {
-    "train.tokens_per_step": 120,
-    "train.max_length": 40,
-    "train.num_train_epochs": 2,
-    "train.evals_per_epoch": 1,
-    "train.learning_rate": 0.02,
-    "train.keep_checkpoints": 100,
-    "lora.dropout": 0.1,
-}
-
-
-def _documents(seed, count):
-    generator = torch.Generator().manual_seed(seed)
-    return make_documents(
-        [
-            (torch.randint(96, (length,), generator=generator).tolist(), [0] * 4 + [1] * (length - 4))
-            for length in torch.randint(6, 30, (count,), generator=generator).tolist()
-        ]
-    )
-
-
-TRAIN, DEV = _documents(0, 24), _documents(1, 12)
+FIXED = {**SMALL, "train.num_train_epochs": 2}
+TRAIN, DEV = drawn_documents(0, 24), drawn_documents(1, 12)
 
 
 @pytest.fixture(scope="module")
@@ -72,17 +54,9 @@ def fit(tmp_path, directory):
         home.mkdir(exist_ok=True)
         metrics = metrics_of(home / "m.jsonl")
         fitted = loop.fit(model, layers, TRAIN, steps, DEV, t, recipe.seed, home / "checkpoints", metrics, "x")
-        return fitted, _bytes(home)
+        return fitted, bytes_of(home)
 
     return run
-
-
-def _bytes(home):
-    """Every file of a run; of a checkpoint's state all but what is measured."""
-    files = {str(path.relative_to(home)): path.read_bytes() for path in sorted(home.rglob("*")) if path.is_file()}
-    for name in [name for name in files if name.endswith("state.json")]:
-        files[name] = {key: value for key, value in json.loads(files[name]).items() if key != "seconds"}
-    return files
 
 
 @pytest.fixture
