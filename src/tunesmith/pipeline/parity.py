@@ -11,6 +11,7 @@ Shape suffixes: N rows (positions of all prompts), V vocabulary.
 import logging
 import shutil
 
+from tunesmith import hardware
 from tunesmith.checkpoints.facts import base_facts
 from tunesmith.evaluate.prompts import tuned
 from tunesmith.export.names import LORA, deployed_form
@@ -67,6 +68,8 @@ def measured(run: RunDir, recipe: Recipe) -> Parity:
         reference = run_reference(trained, dev_prompts, place, task, scratch)
         entries: list[FormParity] = []
         for form in forms:
+            hardware.release_freed_memory()
+            hardware.begin_part()  # what was asked before is gone: its peak and that of this form never meet
             its_task, reason = (task, no_task) if form.name in (deployed, LORA) else (None, no_task or elsewhere)
             entries.append(measure_form(form, reference, base.renderer.tokenizer, place, its_task, context, reason))
     finally:
