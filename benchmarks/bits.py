@@ -47,7 +47,8 @@ from tunesmith.layers.nf4 import NF4Weight
 from tunesmith.layers.quantized import QuantizedLinear, QuantizedWeight
 from tunesmith.models.mixed import in_16_bits, price, quantized_layers
 from tunesmith.pipeline import base_forms as stage
-from tunesmith.train.documents import Documents, make_documents
+from tunesmith.train.documents import Documents, make_documents, supervised_tokens
+from tunesmith.train.scored_rows import packs_of
 from tunesmith.train.sensitivity import measure_sensitivity
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -178,8 +179,8 @@ def measure(of: Case, single: bool) -> Figures:
     """All arms of a case."""
     bench = Bench(of)
     found: Figures = {"nf4": bench.kl()}
-    packs = stage.packs_of(of.documents, of.scored)
-    predicted = sum(len(pack.target_N) for pack in packs)
+    packs = packs_of(of.documents, of.scored)
+    predicted = supervised_tokens(packs)
     began = time.perf_counter()
     sensitivity = measure_sensitivity(bench.model, packs)
     found["pass_seconds"] = round(time.perf_counter() - began, 1)

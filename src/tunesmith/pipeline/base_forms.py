@@ -8,7 +8,8 @@ takes the place of what was foretold; the others are scaled by the median of wha
 The choice lies in ``data/`` with the sensitivities, which the search of the NF4 scales needs again whenever the base is loaded:
 every stage, every process and every inner run reads it there, and nobody chooses twice.
 
-Cost: about three times a training step for ``TOKENS`` tokens, and ``CONFIRMED`` forward passes over ``CONFIRMED_TOKENS``.
+Cost: about as much as training on the rows of the pass (``train/scored_rows.py``), every layer rounded to three forms, and
+``CONFIRMED`` forward passes over ``CONFIRMED_TOKENS``.
 
 Shape suffixes: T tokens, N rows (positions that predict), D hidden size.
 """
@@ -36,13 +37,12 @@ from tunesmith.recipe.budget import budget_bytes
 from tunesmith.rundir import RunDir
 from tunesmith.rundir.records.base_forms import BaseForms, BaseModule
 from tunesmith.tracking import progress
-from tunesmith.train.documents import Documents, Pack, make_pack
+from tunesmith.train.documents import Documents, supervised_tokens
+from tunesmith.train.scored_rows import packs_of, scored_rows
 from tunesmith.train.sensitivity import measure_sensitivity
 
 logger = logging.getLogger(__name__)
 
-ROWS, TOKENS = 256, 16_384  # of the pass, at most
-PACK = 512  # tokens of a pack, or those of the longest row
 CONFIRMED, CONFIRMED_TOKENS = 20, 512
 Options = Mapping[str, tuple[Option, ...]]
 
@@ -53,6 +53,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     Raises:
         RecipeError: a budget below what the base takes in NF4.
         ModelError: a base that lies in NF4 already, or that cannot be loaded.
+        DataError: no train row to score the layers with.
     """
     assert recipe.base_budget is not None
     base = replace(base_of(run, recipe), budget=None)
@@ -67,9 +68,9 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
             f"base_budget: {least} or more, or a share on top as +10%",
         )
     documents = Documents.open(run.tokens("train"))
-    rows = _chosen_rows(documents, recipe.seed)
+    rows = scored_rows(documents, recipe.seed)
     packs = packs_of(documents, rows)
-    predicted = sum(len(pack.target_N) for pack in packs)
+    predicted = supervised_tokens(packs)
     with progress("base: scoring", len(packs)) as bar:
         everything = measure_sensitivity(model, packs, recipe.seed, lambda _: bar.advance())
     weights = {name: layer.weight.numel() for name, layer in quantized_layers(model).items()}
@@ -165,34 +166,6 @@ def measured_kls(model: PreTrainedModel, base: BaseModel, options: Options, pair
                 found[name] = max(0.0, float(scorer.kl_of_states(states_ND, scorer.last_states(pairs)).mean()))
             bar.advance()
     return found
-
-
-def _chosen_rows(documents: Documents, seed: int) -> list[int]:
-    """Documents of the pass, drawn from the seed."""
-    order = np.random.default_rng(seed).permutation(len(documents))
-    chosen: list[int] = []
-    tokens = 0
-    for document in map(int, order[:ROWS]):
-        length = int(documents.lengths[document])
-        if not len(documents.spans(document)) or (chosen and tokens + length > TOKENS):
-            continue
-        chosen.append(document)
-        tokens += length
-    return chosen
-
-
-def packs_of(documents: Documents, rows: Sequence[int]) -> list[Pack]:
-    """The rows in packs, in their order."""
-    packs: list[list[int]] = []
-    room = 0
-    for document in rows:
-        length = int(documents.lengths[document])
-        if length > room:
-            packs.append([])
-            room = max(PACK, length)
-        packs[-1].append(document)
-        room -= length
-    return [make_pack(documents, pack) for pack in packs]
 
 
 def pairs_of(documents: Documents, rows: Sequence[int]) -> list[Pair]:
