@@ -21,6 +21,7 @@ Layers, top to bottom; imports go down only, and stages never import each other:
     recipe
     launch
     processes
+    addresses
     errors  hardware  families  formatting  messages  notebook
     windows_memory
 
