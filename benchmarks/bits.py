@@ -38,6 +38,7 @@ from transformers import PreTrainedModel
 from tunesmith import hardware
 from tunesmith.bits.choose import choose
 from tunesmith.bits.mixed import NF4_FORM, MixedBase
+from tunesmith.bits.sensitivity import Sensitivity
 from tunesmith.checkpoints.hf import Checkpoint
 from tunesmith.engines.base import BaseModel, open_base
 from tunesmith.engines.score import Pair, Scorer
@@ -187,7 +188,9 @@ def measure(of: Case, single: bool) -> Figures:
     found |= {"pass_tokens": sum(pack.ids_1T.shape[1] for pack in packs), "pass_supervised": predicted}
     found["positions"] = len(bench.reference)
     sensitivity = {name: each for name, each in sensitivity.items() if name in bench.layers}
-    bench.put(MixedBase({}, {}))
+    sizes = {name: (layer.out_features, layer.in_features) for name, layer in bench.layers.items()}
+    alike = {name: Sensitivity(torch.ones(outputs), torch.ones(inputs), 1) for name, (outputs, inputs) in sizes.items()}
+    bench.put(MixedBase({}, alike))
     found["searched, plain squares"] = bench.kl()
     options = stage.per_token(price(bench.model, of.base.directory, sensitivity), predicted)
     bench.keep()

@@ -58,9 +58,10 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     assert recipe.base_budget is not None
     base = replace(base_of(run, recipe), budget=None)
     refuse_nf4(base.directory)
+    spare = spare_bytes(base, recipe) if recipe.base_budget == "auto" else 0  # of what is free before anything is loaded
     model = base.load().model
     nf4_bytes = frozen_bytes(model)
-    allowed = budget_bytes(recipe.base_budget, nf4_bytes, spare_bytes(base, recipe) if recipe.base_budget == "auto" else 0)
+    allowed = budget_bytes(recipe.base_budget, nf4_bytes, spare)
     if allowed < nf4_bytes:
         least = f"{nf4_bytes / 1e9 + 5e-4:.3f}GB"
         raise RecipeError(
@@ -177,5 +178,6 @@ def pairs_of(documents: Documents, rows: Sequence[int]) -> list[Pair]:
         tokens += len(ids)
         if pairs and tokens > CONFIRMED_TOKENS:
             break
-        pairs += [(ids[:first], ids[first:end]) for first, end in documents.spans(document).tolist() if first]
+        spans = [(max(first, 1), end) for first, end in documents.spans(document).tolist()]  # nothing predicts the first token
+        pairs += [(ids[:first], ids[first:end]) for first, end in spans if first < end]
     return pairs
