@@ -16,7 +16,6 @@ Layers, top to bottom; imports go down only, and stages never import each other:
     kernels
     peers
     tracking
-    memory
     rundir
     recipe
     launch
