@@ -49,6 +49,7 @@ from tunesmith.layers.experts import NF4Experts
 from tunesmith.layers.nf4 import QUANT_STATE, NF4Weight
 from tunesmith.layers.quantized import QuantizedLinear
 from tunesmith.models.embeddings import hold_table, per_layer_table, place_of
+from tunesmith.models.mixed import refuse_nf4
 from tunesmith.models.placement import EVERYTHING_HERE, Placement
 from tunesmith.models.staging import staged
 from tunesmith.models.streaming import streamed_weights
@@ -324,11 +325,7 @@ def _named(weight: str) -> Iterator[None]:
 
 
 def _refuse_other_forms(mixed: MixedBase, linears: Sequence[str], checkpoint: Checkpoint) -> None:
-    if any(name.endswith(QUANT_STATE) for name in checkpoint.files):
-        raise ModelError(
-            f"{checkpoint.directory}: its weights lie in NF4 already, so no bits can be added to them",
-            "leave base_budget out, or start from the 16-bit model",
-        )
+    refuse_nf4(checkpoint)
     if missing := sorted(mixed.forms.keys() - set(linears)):
         raise ModelError(
             f"{checkpoint.directory}: forms were chosen for {shorten(missing)}, which it has not", "was it another model?"

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from tunesmith.bits.choose import Option, choose
 from tunesmith.bits.sensitivity import save_sensitivity
+from tunesmith.checkpoints.hf import Checkpoint
 from tunesmith.engines.base import BaseModel
 from tunesmith.engines.score import Pair, Scorer
 from tunesmith.errors import RecipeError
@@ -57,7 +58,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     """
     assert recipe.base_budget is not None
     base = replace(base_of(run, recipe), budget=None)
-    refuse_nf4(base.directory)
+    refuse_nf4(Checkpoint(base.directory))
     spare = spare_bytes(base, recipe) if recipe.base_budget == "auto" else 0  # of what is free before anything is loaded
     model = base.load().model
     nf4_bytes = frozen_bytes(model)
