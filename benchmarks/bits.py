@@ -38,6 +38,7 @@ from transformers import PreTrainedModel
 from tunesmith import hardware
 from tunesmith.bits.choose import choose
 from tunesmith.bits.mixed import NF4_FORM, MixedBase
+from tunesmith.bits.sensitivity import Sensitivity
 from tunesmith.checkpoints.hf import Checkpoint
 from tunesmith.engines.base import BaseModel, open_base
 from tunesmith.engines.score import Pair, Scorer
@@ -47,7 +48,8 @@ from tunesmith.layers.nf4 import NF4Weight
 from tunesmith.layers.quantized import QuantizedLinear, QuantizedWeight
 from tunesmith.models.mixed import in_16_bits, price, quantized_layers
 from tunesmith.pipeline import base_forms as stage
-from tunesmith.train.documents import Documents, make_documents
+from tunesmith.train.documents import Documents, make_documents, supervised_tokens
+from tunesmith.train.scored_rows import packs_of
 from tunesmith.train.sensitivity import measure_sensitivity
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -178,15 +180,17 @@ def measure(of: Case, single: bool) -> Figures:
     """All arms of a case."""
     bench = Bench(of)
     found: Figures = {"nf4": bench.kl()}
-    packs = stage.packs_of(of.documents, of.scored)
-    predicted = sum(len(pack.target_N) for pack in packs)
+    packs = packs_of(of.documents, of.scored)
+    predicted = supervised_tokens(packs)
     began = time.perf_counter()
     sensitivity = measure_sensitivity(bench.model, packs)
     found["pass_seconds"] = round(time.perf_counter() - began, 1)
     found |= {"pass_tokens": sum(pack.ids_1T.shape[1] for pack in packs), "pass_supervised": predicted}
     found["positions"] = len(bench.reference)
     sensitivity = {name: each for name, each in sensitivity.items() if name in bench.layers}
-    bench.put(MixedBase({}, {}))
+    sizes = {name: (layer.out_features, layer.in_features) for name, layer in bench.layers.items()}
+    alike = {name: Sensitivity(torch.ones(outputs), torch.ones(inputs), 1) for name, (outputs, inputs) in sizes.items()}
+    bench.put(MixedBase({}, alike))
     found["searched, plain squares"] = bench.kl()
     options = stage.per_token(price(bench.model, of.base.directory, sensitivity), predicted)
     bench.keep()

@@ -50,7 +50,7 @@ from tunesmith.models.attention import PACKED
 from tunesmith.models.load import attention, decoder, head_weight, load_model
 from tunesmith.pipeline.own_loop import render
 from tunesmith.recipe.run import plain_type
-from tunesmith.train.documents import Documents, make_documents, make_pack
+from tunesmith.train.documents import Documents, make_documents, make_pack, supervised_tokens
 from tunesmith.train.sensitivity import measure_sensitivity
 from tunesmith.train.step import step_packs
 
@@ -211,7 +211,7 @@ def measured(documents: Documents, tokens: int, source: Path, merged: Path) -> M
     scores = read_scores(path)
     collected = collect(model, (documents.ids(row).tolist() for row in rows), GgufReader(source).value("general.architecture"))
     weights = {"plain": None, "imatrix": collected.values, "scores": column_weights(scores)}
-    return Measured(scores, weights, sum(len(pack.predict_N) for pack in packs))
+    return Measured(scores, weights, supervised_tokens(packs))
 
 
 def less(plain_N: np.ndarray, dynamic_N: np.ndarray, row_N: np.ndarray) -> tuple[float, float, float]:

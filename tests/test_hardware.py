@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -20,12 +19,6 @@ PARENTS = {
 }
 
 
-def _is_running(pid):
-    """Whether it computes; a zombie that nobody has reaped does not."""
-    status = Path(f"/proc/{pid}/stat")
-    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
-
-
 @pytest.mark.parametrize("how", PARENTS)
 def test_a_child_ends_with_a_killed_parent(how, tmp_path):
     code = CHILD.format(file=str(tmp_path / "pid"))
@@ -36,11 +29,11 @@ def test_a_child_ends_with_a_killed_parent(how, tmp_path):
             pid = int(text)
             break
         time.sleep(0.1)
-    assert pid is not None and _is_running(pid)
+    assert pid is not None and hardware.started_at(pid)
     parent.kill()
     parent.wait()
     for _ in range(100):
-        if not _is_running(pid):
+        if hardware.started_at(pid) is None:
             break
         time.sleep(0.1)
     else:

@@ -16,11 +16,11 @@ Layers, top to bottom; imports go down only, and stages never import each other:
     kernels
     peers
     tracking
-    memory
     rundir
     recipe
     launch
     processes
+    addresses
     errors  hardware  families  formatting  messages  notebook
     windows_memory
 

@@ -305,12 +305,17 @@ def private_memory(pid: int | None = None) -> int:
     return 0
 
 
-def is_running(pid: int) -> bool:
-    """Whether there is such a process that has not ended; one that nobody waited for yet has."""
+def started_at(pid: int) -> int | None:
+    """Clock ticks from the boot to the start of a process; None of one that has ended, though nobody waited for it yet.
+
+    Source: proc(5), fields 3 and 22 of ``/proc/PID/stat``; only Linux says it.
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0] not in "ZX"
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:
-        return False
+        return None
+    fields = stat.rpartition(")")[2].split()  # from the third on: the name in brackets may hold anything
+    return None if fields[0] in ("Z", "X") else int(fields[19])
 
 
 def die_with(watched: int, pid: int) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import pytest
 from hypothesis import given
@@ -268,6 +269,21 @@ def test_rank_grows_until_the_adapter_holds_the_answers():
 def test_the_first_base_that_fits(memory, base, fits):
     settings = decide(facts(machine__memory=memory and memory * GB), 1.0).settings
     assert (settings.base, settings.fits) == (base, fits)
+
+
+@pytest.mark.parametrize(
+    ("base", "memory", "spare", "hint"),
+    [
+        ("bf16", 24, 3 * GB, ""),  # of a base that is not taken
+        ("bf16", 10.4, 3 * GB, "base: nf4 fits with room to spare; base_budget: auto gives .* in up to 3.00 GB that are left"),
+        ("nf4", 24, 3 * GB, "base_budget: auto"),
+        ("nf4", 24, 0, ""),
+    ],
+)
+def test_what_nf4_leaves_over_is_offered_where_nf4_is_the_base(base, memory, spare, hint):
+    checks = checklist(facts(memory__base=base, memory__spare=spare, machine__memory=memory * GB), 1.0)
+    found = next(check.hint for check in checks if check.check == rules.HARDWARE)
+    assert re.match(hint, found) if hint else not found
 
 
 def test_the_best_prompt_is_the_shorter_of_equals_and_never_retrieves():

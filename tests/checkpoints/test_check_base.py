@@ -45,6 +45,12 @@ def test_a_recipe_that_asks_for_what_cannot_be(tiny_dir, make_recipe, changes, w
         check_base(make_recipe(changes), base_facts(tiny_dir))
 
 
+def test_a_budget_for_weights_that_have_no_more_bits(tiny_dir, make_recipe):
+    scheme = Scheme(method="bitsandbytes", title="NF4", bits=4, is_nf4=True)
+    with pytest.raises(RecipeError, match=r"base_budget: \+10%, but the weights of .* lie in NF4 already"):
+        check_base(make_recipe({"base": "nf4", "base_budget": "+10%"}), replace(base_facts(tiny_dir), scheme=scheme))
+
+
 def test_rows_beyond_the_models_positions_are_named(tiny_dir):
     facts = replace(base_facts(tiny_dir), max_positions=64)
     check_lengths({"a": 64, "b": 3}, facts)

@@ -27,6 +27,7 @@ from tunesmith.export.merge import merge
 from tunesmith.layers.quantized import QuantizedLinear
 from tunesmith.models.adapter import WEIGHTS, save_adapter
 from tunesmith.models.load import load_model
+from tunesmith.models.placement import Placement
 from tunesmith.models.swap import add_lora
 from tunesmith.recipe import Lora
 
@@ -235,7 +236,7 @@ def test_an_expert_without_tokens_may_stay_but_not_a_whole_stack(tmp_path):
 
 def test_a_table_that_was_in_nf4_is_merged_as_it_was(tmp_path):
     base = checkpoint(tmp_path / "base", Gemma4TextConfig(**GEMMA4))
-    model, _ = trained(base, tmp_path / "adapter", "nf4", per_layer_embeddings="nf4")
+    model, _ = trained(base, tmp_path / "adapter", "nf4", placement=Placement(per_layer_embeddings="nf4"))
     merge(base, tmp_path / "adapter", tmp_path / "merged", quantized_in_training(base, weights=True, table=True))
     torch.testing.assert_close(logits(stock(tmp_path / "merged")), logits(model), rtol=1e-3, atol=1e-3)
 

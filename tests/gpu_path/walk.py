@@ -50,6 +50,7 @@ from tunesmith.models import nf4_load
 from tunesmith.models.device import best_device
 from tunesmith.models.fuse import fuse
 from tunesmith.models.load import load_model
+from tunesmith.models.placement import Placement
 from tunesmith.models.precision import precision
 from tunesmith.models.swap import add_lora
 from tunesmith.models.whole_tables import add_whole_tables
@@ -257,8 +258,8 @@ def walk(case: Case) -> dict[str, Any]:
             compute = precision("nf4", "auto", folder)[1]
             hardware.available_memory = (lambda: 0) if case.disk else AVAILABLE
             embedding_on, base_head = case.tables
-            places: dict[str, Any] = {"resident_layers": case.resident, "embedding_on": embedding_on, "base_head": base_head}
-            seen = part(load_model(folder, compute, "nf4", best_device(), **places), case) | seen
+            placement = Placement(resident_layers=case.resident, embedding_on=embedding_on, base_head=base_head)
+            seen = part(load_model(folder, compute, "nf4", best_device(), placement), case) | seen
     return seen
 
 

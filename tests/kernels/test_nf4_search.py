@@ -22,7 +22,8 @@ def test_the_error_that_counts_is_smaller_by_a_tenth_at_least(width):
     weight, drawn = _heavy(96, width), torch.Generator().manual_seed(1)
     gradient, inputs = torch.rand(96, generator=drawn), torch.rand(width, generator=drawn) ** 4
     plain, ones, importance = quantize_nf4(weight), torch.ones(96, width), gradient[:, None] * inputs
-    unweighted = quantize_nf4_parts([weight], weight.shape, "cpu", searched())
+    alike = importance_of(torch.ones(96), torch.ones(width), "cpu")
+    unweighted = quantize_nf4_parts([weight], weight.shape, "cpu", searched(alike))
     weighted = quantize_nf4_parts([weight], weight.shape, "cpu", searched(importance_of(gradient, inputs, "cpu")))
     assert weighted.nbytes == plain.nbytes
     assert _cost(unweighted, weight, ones) < 0.93 * _cost(plain, weight, ones)

@@ -20,6 +20,7 @@ from tunesmith.launch.group import Group, Order, group
 from tunesmith.launch.variables import launch
 from tunesmith.models.fuse import fuse
 from tunesmith.models.load import load_model
+from tunesmith.models.placement import Placement
 from tunesmith.models.ranks import deal
 from tunesmith.models.swap import add_lora
 from tunesmith.pipeline.follow import run_together
@@ -53,8 +54,9 @@ def training(tmp_path_factory):
         own = folder / f"recipe-{os.getpid()}"  # nobody reads what another one is writing
         own.mkdir(parents=True)
         recipe = load_recipe(write_recipe(own, own, {**FIXED, **(changes or {})}))
-        shard, resident = recipe.train.shard and group() is not None, recipe.train.resident_layers
-        model = load_model(home / "model", "fp32", recipe.base, resident_layers=resident, shard=shard)
+        shard = recipe.train.shard and group() is not None
+        placement = Placement(resident_layers=recipe.train.resident_layers, shard=shard)
+        model = load_model(home / "model", "fp32", recipe.base, placement=placement)
         layers = add_lora(model, recipe.lora, recipe.seed)
         t = TrainSettings(**recipe.train.model_dump())
         fuse(model)

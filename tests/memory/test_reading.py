@@ -133,6 +133,7 @@ from tunesmith import hardware
 from tunesmith.data.pack import Plan
 from tunesmith.models.fuse import fuse
 from tunesmith.models.load import load_model
+from tunesmith.models.placement import Placement
 from tunesmith.models.swap import add_lora
 from tunesmith.recipe import Lora, TrainSettings
 from tunesmith.train.documents import make_documents
@@ -142,7 +143,7 @@ def held():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmData")).split()[1]) << 10
 
 def train(resident):
-    model = load_model(Path(sys.argv[1]), "bf16", "nf4", resident_layers=resident)
+    model = load_model(Path(sys.argv[1]), "bf16", "nf4", placement=Placement(resident_layers=resident))
     layers = add_lora(model, Lora(r=2, dropout=0.0), 0)
     fuse(model)
     documents = make_documents([([5 + n] * 16, [0] * 8 + [1] * 8) for n in range(2)])

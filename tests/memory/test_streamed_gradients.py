@@ -3,12 +3,15 @@
 import gc
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tiny_families import TINY, adapted, documents, random_model
+from tunesmith.bits.mixed import MixedBase
 from tunesmith.errors import ModelError
+from tunesmith.families import FAMILIES
 from tunesmith.layers.context import StepContext
 from tunesmith.memory import stream
 from tunesmith.memory.reading import FileReader, MappedFile
@@ -16,7 +19,7 @@ from tunesmith.memory.ring import Ring, ThreadCopier
 from tunesmith.models.attention import PACKED
 from tunesmith.models.fuse import fuse
 from tunesmith.models.load import attention, decoder, load_model
-from tunesmith.models.nf4_load import load_nf4
+from tunesmith.models.placement import Placement
 from tunesmith.models.recompute import recompute
 from tunesmith.models.streaming import layers_of
 from tunesmith.train import lockstep
@@ -73,7 +76,7 @@ def load(tmp_path, monkeypatch):
             return Ring(copier(source(store), None), CPU, stay, slots)
 
         monkeypatch.setattr(stream, "MappedLayers", ring)
-        model = load_model(directory, "fp32", "nf4", resident_layers=resident)
+        model = load_model(directory, "fp32", "nf4", placement=Placement(resident_layers=resident))
         layers = adapted(model, dropout=dropout)
         fuse(model)
         return model, layers
@@ -182,13 +185,20 @@ def test_layers_read_from_the_disk_give_the_same_gradients_and_end_with_their_mo
     assert not copiers[0].is_alive()
 
 
-def test_only_layers_in_nf4_are_streamed(load, tmp_path):
+def test_only_layers_in_nf4_are_streamed(load, tmp_path, monkeypatch):
     load("llama")
-    for dtype, base in (("fp32", None), ("bf16", "bf16")):
-        with pytest.raises(ModelError, match=rf"base is kept in {dtype}\nhint: base: nf4, or train.resident_layers: all"):
-            load_model(tmp_path / "llama", dtype, base, resident_layers=0)
+    streamed, shared, mixed = Placement(resident_layers=0), Placement(shard=True), MixedBase({}, {})
+    for base, forms, placement, message in (
+        (None, None, streamed, "train.resident_layers: 0: .* kept in bf16\nhint: base: nf4, or train.resident_layers: all"),
+        ("bf16", None, shared, "train.shard: true: .* kept in bf16\nhint: base: nf4, or train.shard: false"),
+        ("nf4", mixed, streamed, "base_budget gives .*\nhint: leave base_budget out, or train.resident_layers: all"),
+        ("nf4", mixed, shared, "base_budget gives .*\nhint: leave base_budget out, or train.shard: false"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            load_model(tmp_path / "llama", "bf16", base, placement=placement, mixed=forms)
+    monkeypatch.setitem(FAMILIES, "llama", replace(FAMILIES["llama"], never_quantized=("layers",)))
     with pytest.raises(ModelError, match=r"no decoder layers with weights in NF4\b.*\nhint: train.resident_layers: all"):
-        load_nf4(tmp_path / "llama", ("layers",), resident_layers=0)
+        load_model(tmp_path / "llama", "fp32", "nf4", placement=streamed)
 
 
 def test_a_slot_that_holds_something_else_is_an_error_and_no_gradient(load):

@@ -14,6 +14,7 @@ from tunesmith.layers.embedding import FrozenEmbedding, HostEmbedding, known_ids
 from tunesmith.models.attention import PACKED
 from tunesmith.models.embeddings import hold_table, place_of
 from tunesmith.models.load import attention, decoder, load_model
+from tunesmith.models.placement import Placement
 from tunesmith.train.documents import make_documents
 from tunesmith.train.step import pack_loss, step_packs
 
@@ -91,7 +92,7 @@ def test_a_training_reads_no_ids_off_the_device(directory, monkeypatch):
 @pytest.mark.parametrize("base", [None, "nf4"])
 def test_a_model_with_its_table_in_host_memory_is_the_same_model(directory, base):
     expected = _logits(load_model(directory, "fp32", base))
-    model = load_model(directory, "fp32", base, per_layer_embeddings="cpu")
+    model = load_model(directory, "fp32", base, placement=Placement(per_layer_embeddings="cpu"))
     assert torch.equal(_logits(model), expected)
     assert not any(p.requires_grad for p in model.parameters())
 
@@ -104,7 +105,7 @@ def test_a_table_in_nf4_has_the_rows_of_bitsandbytes(directory, base, dtype):
     table = load_model(directory, "fp32").get_submodule(TABLE).get_parameter("weight").detach()
     rounded = functional.dequantize_4bit(*functional.quantize_4bit(table, quant_type="nf4", compress_statistics=True))
     expected.get_submodule(TABLE).get_parameter("weight").data = rounded.to(expected.dtype)
-    model = load_model(directory, dtype, base, per_layer_embeddings="nf4")
+    model = load_model(directory, dtype, base, placement=Placement(per_layer_embeddings="nf4"))
     assert torch.equal(model.get_submodule(TABLE)(IDS), expected.get_submodule(TABLE)(IDS))
     assert torch.equal(_logits(model), _logits(expected))
 
@@ -120,7 +121,7 @@ def test_what_cannot_be_held_elsewhere_is_refused(tmp_path):
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     for base in (None, "nf4"):
         with pytest.raises(ModelError, match="per_layer_embeddings: nf4, but the model has no table"):
-            load_model(tmp_path, "fp32", base, per_layer_embeddings="nf4")
+            load_model(tmp_path, "fp32", base, placement=Placement(per_layer_embeddings="nf4"))
 
     class Odd(nn.Embedding):
         pass
@@ -144,7 +145,7 @@ def test_weights_with_a_table_under_a_configuration_without_one_are_refused(dire
     path = tmp_path / "base" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden_size_per_layer_input": 0}))
     with pytest.raises(ModelError, match=rf"{TABLE}: no such module in the model that config.json describes.*\nhint: "):
-        load_model(tmp_path / "base", "fp32", base, per_layer_embeddings="cpu")
+        load_model(tmp_path / "base", "fp32", base, placement=Placement(per_layer_embeddings="cpu"))
     with pytest.raises(ModelError, match="x: a Linear in the model"):
         hold_table(nn.ModuleDict({"x": nn.Linear(16, 32)}), "x", torch.randn(32, 16), torch.float32, "cpu")
 

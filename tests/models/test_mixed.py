@@ -1,7 +1,10 @@
 """A base whose layers lie in three forms computes, and teaches, what the dense model of the same values does."""
 
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tiny_families import SMALL, documents
@@ -70,6 +73,15 @@ def test_prices_fall_with_bits_and_a_layer_that_was_raised_goes_back(directory):
     with in_16_bits(model, name, directory):
         assert not torch.equal(layer.weight.dense(torch.float32), searched)
     assert torch.equal(layer.weight.dense(torch.float32), searched)
+
+
+def test_weights_that_lie_in_nf4_get_no_bits(directory, tmp_path):
+    shutil.copytree(directory, tmp_path / "nf4")
+    state = load_model(directory, "bf16", "nf4").state_dict()
+    save_file(state, tmp_path / "nf4" / "model.safetensors", metadata={"format": "pt"})
+    load_model(tmp_path / "nf4", "fp32", "nf4")
+    with pytest.raises(ModelError, match="its weights lie in NF4 already"):
+        load_model(tmp_path / "nf4", "fp32", "nf4", mixed=MixedBase({}, {}))
 
 
 def test_forms_of_another_model_are_refused(directory):

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from transformers import (
 )
 
 from tunesmith.errors import ModelError
+from tunesmith.families import FAMILIES
 from tunesmith.kernels.nf4 import dequantize_nf4, quantize_nf4
 from tunesmith.layers.experts import NF4Experts
 from tunesmith.layers.quantized import QuantizedLinear
@@ -88,6 +90,10 @@ def _rounded(model, names):
     return model
 
 
+def _keep_dense(monkeypatch, family, *names):
+    monkeypatch.setitem(FAMILIES, family, replace(FAMILIES[family], never_quantized=names))
+
+
 @pytest.fixture(scope="module", params=CONFIGS)
 def family(request, tmp_path_factory):
     return _write(CONFIGS[request.param], tmp_path_factory.mktemp(request.param))
@@ -134,9 +140,10 @@ def test_gradients_flow_through_to_the_input(family):
     assert grads[0].abs().sum() > 0
 
 
-def test_excluded_layers_stay_dense(tmp_path, talk):
+def test_layers_that_a_family_never_quantises_stay_dense(tmp_path, monkeypatch, talk):
     _write(CONFIGS["llama"], tmp_path)
-    model = load_nf4(tmp_path, exclude=("mlp.up_proj", "layers.0", "k_pro"), dtype=torch.float32)
+    _keep_dense(monkeypatch, "llama", "mlp.up_proj", "layers.0", "k_pro")
+    model = load_nf4(tmp_path, torch.float32)
     kinds = {name: type(module) for name, module in model.named_modules()}
     assert kinds["model.layers.1.mlp.up_proj"] is kinds["model.layers.0.self_attn.q_proj"] is nn.Linear
     assert kinds["model.layers.1.mlp.down_proj"] is kinds["model.layers.1.self_attn.k_proj"] is QuantizedLinear
@@ -203,11 +210,6 @@ def test_experts_are_those_of_the_stacked_dense_model_quantised(mixture, talk):
                 weight = stock.get_submodule(name).get_parameter(stack)
                 weight.copy_(dequantize_nf4(quantize_nf4(weight), weight.dtype))
         torch.testing.assert_close(model(IDS).logits, stock(IDS).logits, rtol=1e-4, atol=1e-4)
-    excluded = load_nf4(mixture, exclude=("experts",), dtype=torch.float32)
-    assert ", the experts of 2 layers, embeddings and norms" in talk()
-    dense = _rounded(_stock(mixture, torch.float32), quantized_linears(stock))
-    with torch.no_grad():
-        torch.testing.assert_close(excluded(IDS).logits, dense(IDS).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_an_expert_that_is_not_in_the_checkpoint_is_no_smaller_mixture(tmp_path):
@@ -288,7 +290,7 @@ def theirs(tied, tmp_path_factory):
     return model, directory
 
 
-def test_a_checkpoint_of_bitsandbytes_gives_its_logits(theirs, tied, talk):
+def test_a_checkpoint_of_bitsandbytes_gives_its_logits(theirs, tied, monkeypatch, talk):
     stock, directory = theirs
     model = load_nf4(directory, dtype=torch.float32)
     with warnings.catch_warnings():
@@ -298,21 +300,17 @@ def test_a_checkpoint_of_bitsandbytes_gives_its_logits(theirs, tied, talk):
     assert type(model.model.layers[0].self_attn.o_proj) is nn.Linear
     said = talk()
     assert "NF4: 12 linear layers" in said and "o_proj" in said and "no place" not in said
-    ours = load_nf4(tied, exclude=("o_proj",), dtype=torch.float32)
+    _keep_dense(monkeypatch, "qwen3", "o_proj")
+    ours = load_nf4(tied, torch.float32)
     with torch.no_grad():
         assert torch.equal(ours(IDS).logits, model(IDS).logits)
     assert "quantization_config" not in model.config.to_dict()
 
 
-def test_a_4bit_checkpoint_can_not_be_made_dense(theirs, tmp_path):
-    _, directory = theirs
-    with pytest.raises(ModelError, match="to be left dense"):
-        load_nf4(directory, exclude=("q_proj",))
-
-
-def test_what_we_save_bitsandbytes_loads(theirs, tied, tmp_path):
+def test_what_we_save_bitsandbytes_loads(theirs, tied, tmp_path, monkeypatch):
     stock, directory = theirs
-    state = load_nf4(tied, exclude=("o_proj",), dtype=torch.float32).state_dict()
+    _keep_dense(monkeypatch, "qwen3", "o_proj")
+    state = load_nf4(tied, torch.float32).state_dict()
     saved = {name: tensor.contiguous() for name, tensor in state.items() if name != "lm_head.weight"}
     target = _rewrite(directory, tmp_path / "ours", saved)
     file = target / "model.safetensors"

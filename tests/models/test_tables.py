@@ -15,6 +15,7 @@ from tunesmith.layers.int8 import Int8Embedding, Int8Head, Int8Table
 from tunesmith.models.attention import PACKED
 from tunesmith.models.fuse import fuse
 from tunesmith.models.load import attention, load_model
+from tunesmith.models.placement import Placement
 from tunesmith.models.swap import add_lora
 from tunesmith.recipe import Lora
 from tunesmith.train.documents import make_documents
@@ -67,10 +68,10 @@ def _rounded(model, tied):
 def test_an_embedding_in_host_memory_changes_no_number(directory, dtype, base):
     tied = "untied" not in directory.name
     kept = {"base_head": "int8"} if tied else {}
-    model = load_model(directory, dtype, base, embedding_on="host", **kept)
+    model = load_model(directory, dtype, base, placement=Placement(embedding_on="host", **kept))
     held = model.get_input_embeddings()
     assert isinstance(held, FrozenEmbedding) and isinstance(held.rows, HostEmbedding)
-    other = load_model(directory, dtype, base, **kept)
+    other = load_model(directory, dtype, base, placement=Placement(**kept))
     if tied:  # that has the embedding's own rows, and not those of the head
         other.set_input_embeddings(load_model(directory, dtype, base).get_input_embeddings())
     (figures, grads), (expected, expected_grads) = _figures(model), _figures(other)
@@ -81,7 +82,7 @@ def test_an_embedding_in_host_memory_changes_no_number(directory, dtype, base):
 @pytest.mark.parametrize("base", [None, "nf4"])
 def test_a_head_in_8_bits_is_a_stock_head_with_its_numbers(directory, dtype, base):
     tied = "untied" not in directory.name
-    model = load_model(directory, dtype, base, base_head="int8")
+    model = load_model(directory, dtype, base, placement=Placement(base_head="int8"))
     assert isinstance(model.get_output_embeddings(), Int8Head)
     assert isinstance(getattr(model.get_input_embeddings(), "rows", None), Int8Embedding) == tied
     other = _rounded(load_model(directory, dtype, base), tied)
@@ -130,6 +131,6 @@ def test_what_cannot_be_placed_is_refused(tmp_path):
     LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=True)).save_pretrained(tmp_path)
     for base in (None, "nf4"):
         with pytest.raises(ModelError, match=r"the same table, and a step reads all of it\nhint: add base_head: int8"):
-            load_model(tmp_path, "fp32", base, embedding_on="host")
+            load_model(tmp_path, "fp32", base, placement=Placement(embedding_on="host"))
     with pytest.raises(ModelError, match="a weight holds NaN"):
         Int8Table(torch.full((2, 2), torch.nan))

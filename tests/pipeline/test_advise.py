@@ -1,6 +1,7 @@
 """The verb advise on a tiny model: what it measures, what it leaves alone, and what it writes."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,10 @@ from rich.console import Console
 
 from shared import toy_rows, train_settings, write_recipe
 from tunesmith.advise.decide import EXIT_CODES
+from tunesmith.checkpoints.quantized.schemes import NF4_AS_HERE
 from tunesmith.cli.text import print_advice
 from tunesmith.errors import DataError, ModelError
-from tunesmith.memory.dials import dials_of
+from tunesmith.memory.dials import BYTES, dials_of
 from tunesmith.memory.plan import plan_for_training, turned_words
 from tunesmith.memory.room import CONTEXT
 from tunesmith.memory.shape import Shape, read_shape
@@ -113,6 +115,23 @@ def test_memory_is_what_the_planner_of_training_comes_to_and_the_rent_is_said(op
     print_advice(result, Console(width=400))
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("rent of one training:"))
     assert result.rents[0].card in line and result.rents[-1].card in line and "not measured" in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "stored"),
+    [({"base": "nf4"}, {}), ({"base": "nf4", "base_budget": "+10%"}, {}), ({"base": "nf4"}, NF4_AS_HERE)],
+)
+def test_bits_are_offered_where_there_are_some_to_give(open_toy, monkeypatch, tiny_dir, tmp_path, changes, stored):
+    monkeypatch.setattr(advise, "_machine", lambda _: MachineFacts(name="RTX 4090", kind="gpu", cores=8, memory=24 * 10**9))
+    model = shutil.copytree(tiny_dir, tmp_path / "model")
+    config = read_json(model / "config.json")
+    said = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True, **stored}} if stored else {}
+    (model / "config.json").write_text(json.dumps({**config, **said}))
+    memory = api.advise(open_toy({"model": "./model", **changes}), quick=True).facts.memory
+    shape = read_shape(model)
+    assert isinstance(shape, Shape)
+    assert (memory.spare == int(shape.linear * (BYTES["bf16"] - BYTES["nf4"]))) is (changes == {"base": "nf4"} and not stored)
+    assert memory.spare == 0 or memory.spare > 10**6
 
 
 def test_prompts_are_measured_on_dev_and_the_test_part_stays_sealed(open_toy):

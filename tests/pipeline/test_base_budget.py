@@ -11,12 +11,15 @@ from tunesmith.errors import ModelError, RecipeError
 from tunesmith.models.mixed import quantized_layers
 from tunesmith.pipeline import verbs as api
 from tunesmith.pipeline.base import base_of
-from tunesmith.pipeline.base_forms import correct
+from tunesmith.pipeline.base_forms import correct, pairs_of
+from tunesmith.pipeline.base_stage import BASE
 from tunesmith.pipeline.export import job_of, planned
+from tunesmith.pipeline.inputs import Inputs
 from tunesmith.recipe import load_recipe
 from tunesmith.rundir import sha256_file
 from tunesmith.rundir.records.base_forms import BaseForms
 from tunesmith.rundir.records.export import Merge
+from tunesmith.train.documents import make_documents
 
 NF4 = {"base": "nf4", "train.compute": "fp32", "train.learning_rate": 0.02}
 
@@ -88,12 +91,28 @@ def test_a_budget_too_small_says_the_least_and_a_base_without_a_choice_is_not_lo
         ({"base": "bf16"}, "base is bf16; write base: nf4, or leave base_budget out"),
         ({"base_budget": "10%"}, r"expected auto, a share like \+10% or an amount like 6.5GB"),
         ({"train.resident_layers": 1}, "not with train.resident_layers: 1"),
+        ({"train.shard": True}, "not with train.shard: true"),
         ({"tuned": {"adapter": "."}}, "not with tuned"),
     ],
 )
 def test_what_a_budget_does_not_go_with_is_refused_by_the_recipe(tmp_path, tiny_dir, changes, message):
     with pytest.raises(RecipeError, match=message):
         load_recipe(write_recipe(tmp_path, tiny_dir, {"base": "nf4", "base_budget": "+10%", **changes}))
+
+
+def test_only_auto_is_chosen_anew_when_the_plan_of_the_training_is_another(run, tmp_path, tiny_dir):
+    def parts(budget, **changes):
+        recipe = load_recipe(write_recipe(tmp_path, tiny_dir, {**NF4, "base_budget": budget, **changes}))
+        return BASE.inputs(Inputs(run, recipe))
+
+    longer = {"train.max_length": 77}
+    assert parts("+1%") == parts("+1%", **longer)
+    assert parts("auto") != parts("auto", **longer)
+
+
+def test_what_the_first_token_is_in_is_measured_from_the_second_on():
+    documents = make_documents([([5, 6, 7], [1, 1, 1]), ([8, 9, 5, 6], [0, 1, 0, 1])])
+    assert pairs_of(documents, [1, 0]) == [([5], [6, 7]), ([8], [9]), ([8, 9, 5], [6])]
 
 
 def test_what_was_measured_takes_the_place_of_what_was_foretold():

@@ -21,6 +21,7 @@ from tunesmith.models.adapter import adapter_state, save_adapter
 from tunesmith.models.fuse import fuse
 from tunesmith.models.keep_less import keep_less
 from tunesmith.models.load import load_model
+from tunesmith.models.placement import Placement
 from tunesmith.models.precision import precision
 from tunesmith.models.streaming import layers_of
 from tunesmith.models.swap import add_lora
@@ -173,7 +174,7 @@ def _per_layer_table(recipe, tmp):
     config = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 1, "vocab_size": 8}
     config |= {"num_key_value_heads": 1, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 8}
     Gemma4ForCausalLM(Gemma4TextConfig(**config, head_dim=16, global_head_dim=16)).save_pretrained(tmp / "ple")
-    model = load_model(tmp / "ple", "fp32", per_layer_embeddings=recipe.per_layer_embeddings)
+    model = load_model(tmp / "ple", "fp32", placement=Placement(per_layer_embeddings=recipe.per_layer_embeddings))
     return {type(module) for name, module in model.named_modules() if "embed_tokens_per_layer" in name}
 
 
@@ -181,7 +182,8 @@ def _tables(recipe, tmp):
     """What holds the embedding and the head of a model that has both."""
     config = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 8}
     LlamaForCausalLM(LlamaConfig(**config, tie_word_embeddings=False)).save_pretrained(tmp / "untied")
-    model = load_model(tmp / "untied", "fp32", embedding_on=recipe.train.embedding_on, base_head=recipe.base_head)
+    placement = Placement(embedding_on=recipe.train.embedding_on, base_head=recipe.base_head)
+    model = load_model(tmp / "untied", "fp32", placement=placement)
     return type(model.get_input_embeddings()), type(model.get_output_embeddings())
 
 

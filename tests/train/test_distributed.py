@@ -15,6 +15,7 @@ from tunesmith.data.pack import Plan
 from tunesmith.errors import TrainingError
 from tunesmith.models.attention import PACKED
 from tunesmith.models.load import attention, load_model
+from tunesmith.models.placement import Placement
 from tunesmith.models.ranks import longest_first
 from tunesmith.models.swap import add_lora
 from tunesmith.processes import Team
@@ -46,7 +47,7 @@ def fit(tmp_path, directory):
         base, dtype = changes.get("base"), changes.pop("dtype", "fp32")
         (tmp_path / "recipe").mkdir(exist_ok=True)
         recipe = load_recipe(write_recipe(tmp_path / "recipe", tmp_path, {**FIXED, **changes}))
-        model = load_model(directory, dtype, base, resident_layers=recipe.train.resident_layers)
+        model = load_model(directory, dtype, base, placement=Placement(resident_layers=recipe.train.resident_layers))
         layers = add_lora(model, recipe.lora, recipe.seed)
         t = TrainSettings(**recipe.train.model_dump())
         steps = Plan(TRAIN.lengths, t.num_train_epochs, t.tokens_per_step, t.max_length, recipe.seed)

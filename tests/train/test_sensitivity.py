@@ -60,14 +60,36 @@ def test_half_the_cost_is_the_kl_of_a_small_random_change(name):
     assert len(ratios) >= 14 and all(0.2 < ratio < 2.5 for ratio in ratios.values()), ratios
 
 
+@pytest.mark.parametrize("quantised", [False, True])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_pass_that_computes_layers_twice_as_on_a_gpu_gives_the_same_scores(name, quantised, monkeypatch):
+    model, packs = random_model(CONFIGS[name]).requires_grad_(False).eval(), _packs(2)
+    if quantised:
+        _quantise(model)
+    expected = measure_sensitivity(model, packs)
+    monkeypatch.setattr(type(model), "device", torch.device("cuda"))  # that the policy is chosen by; all stays where it is
+    found = measure_sensitivity(model, packs)
+    assert list(found) == list(expected)
+    for module, one in expected.items():
+        assert found[module].tokens == one.tokens
+        torch.testing.assert_close(found[module].gradient_O, one.gradient_O, rtol=1e-5, atol=0, msg=module)
+        torch.testing.assert_close(found[module].input_I, one.input_I, rtol=1e-5, atol=0, msg=module)
+
+
+def _quantise(model, dense=None):
+    """Put the projections into NF4, and their values into another model."""
+    for name, module in list(model.named_modules()):
+        if name.endswith("_proj"):
+            q = quantize_nf4(module.weight)
+            put_module(model, name, QuantizedLinear(NF4Weight(q, torch.float32)))
+            if dense is not None:
+                dense.get_submodule(name).weight.copy_(dequantize_nf4(q, torch.float32))
+
+
 def test_a_quantised_base_has_the_scores_of_its_dense_values_and_they_survive_a_file(tmp_path):
     dense, packs = random_model(CONFIGS["llama"]).requires_grad_(False).eval(), _packs(2)
     quantised = random_model(CONFIGS["llama"]).requires_grad_(False).eval()
-    for name, module in list(quantised.named_modules()):
-        if name.endswith("_proj"):
-            q = quantize_nf4(module.weight)
-            put_module(quantised, name, QuantizedLinear(NF4Weight(q, torch.float32)))
-            dense.get_submodule(name).weight.copy_(dequantize_nf4(q, torch.float32))
+    _quantise(quantised, dense)
     found, expected = measure_sensitivity(quantised, packs), measure_sensitivity(dense, packs)
     save_sensitivity(tmp_path / "s.safetensors", found)
     read = load_sensitivity(tmp_path / "s.safetensors")

@@ -14,9 +14,9 @@ Refused: a weighted score. It hides which answer decided, and its weights would 
 import math
 
 from tunesmith.advise.price import PAYBACK_DAYS, BreakEven, break_even, by_tokens
-from tunesmith.formatting import percent, points
+from tunesmith.formatting import gb, percent, points
 from tunesmith.memory.room import HEADROOM
-from tunesmith.rundir.records.advice import Check, Facts, State
+from tunesmith.rundir.records.advice import Check, Facts, MemoryFacts, State
 
 PROMPT, RETRIEVAL, ROWS, VARIETY = "room above the prompt", "knowledge or format", "enough rows", "varied rows"
 METRIC, RESOLUTION, PRICE, HARDWARE = "metric", "gain can be shown", "calls pay for it", "hardware fits"
@@ -214,6 +214,16 @@ def _price(facts: Facts, hours: float | None) -> Check:
     return _check(PRICE, "pass", evidence)
 
 
+def _to_spend(memory: MemoryFacts, base: str) -> str:
+    """What the memory that a base in NF4 leaves over can be spent on; empty for nothing."""
+    if base != "nf4" or not memory.spare:
+        return ""
+    return (
+        f"base_budget: auto gives linear layers of the base 8 or 16 bits, in up to {gb(memory.spare)} that are left over; "
+        "docs/explanation/bits.md says how far that was measured (as KL to the 16-bit base, not as a task's score)"
+    )
+
+
 def _hardware(facts: Facts) -> Check:
     memory, machine = facts.memory, facts.machine
     if not memory.by_base:
@@ -226,7 +236,7 @@ def _hardware(facts: Facts) -> Check:
         evidence += f"; by the plan of training: {plan}"
     room = HEADROOM[machine.kind]
     if room * memory.by_base[memory.base] <= machine.memory:
-        return _check(HARDWARE, "pass", evidence)
+        return _check(HARDWARE, "pass", evidence, _to_spend(memory, memory.base))
     if min(memory.by_base.values()) > machine.memory:
         return _check(
             HARDWARE,
@@ -236,5 +246,6 @@ def _hardware(facts: Facts) -> Check:
         )
     roomy = next((base for base, size in memory.by_base.items() if room * size <= machine.memory), None)
     if roomy is not None:
-        return _check(HARDWARE, "pass", evidence, f"base: {roomy} fits with room to spare")
+        hint = f"base: {roomy} fits with room to spare"
+        return _check(HARDWARE, "pass", evidence, "; ".join(filter(None, (hint, _to_spend(memory, roomy)))))
     return _check(HARDWARE, "unknown", evidence, "the estimate can be half of the truth: train.recompute: layer takes less")

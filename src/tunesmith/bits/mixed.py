@@ -2,7 +2,9 @@
 
 Three forms, because steps between them buy little: from NF4 to eight bits the squared error of a weight falls 200-fold for half
 a byte, from there to sixteen nothing is left to gain but a whole byte is spent, which is worth it for a few small modules. What
-stays in NF4 gets searched absmax (``kernels/nf4_search.py``), weighted by what the loss says of its channels.
+stays in NF4 gets searched absmax (``kernels/nf4_search.py``), weighted by what the loss says of its channels. What the loss
+says nothing of, as the experts of a mixture, is NF4 as bitsandbytes has it: a search by plain squares lowers the error of the
+weights, and raised the KL to the 16-bit base (docs/LOG.md).
 
 The same choice and the same sensitivities give the same bytes on every device, so whoever loads the base again, to train on, to
 ask or to merge, holds what the training held; nothing quantised is stored.
@@ -31,7 +33,7 @@ class MixedBase(NamedTuple):
 
     Attributes:
         forms: by full name of the module, one of ``FORMS``; what is not named is in NF4.
-        sensitivity: by full name; a module without one is searched by plain squares.
+        sensitivity: by full name; the scales of a module without one are not searched.
     """
 
     forms: Mapping[str, str]
@@ -54,8 +56,8 @@ class MixedBase(NamedTuple):
             rows, columns = shape
             return quantize_blocks(parts, form, (rows, columns), device)
         known = self.sensitivity.get(module)
-        importance = None if known is None else importance_of(known.gradient_O, known.input_I, device)
-        return quantize_nf4_parts(parts, shape, device, searched(importance))
+        encode = None if known is None else searched(importance_of(known.gradient_O, known.input_I, device))
+        return quantize_nf4_parts(parts, shape, device, encode)
 
 
 def forms_of(shape: Sequence[int]) -> tuple[str, ...]:

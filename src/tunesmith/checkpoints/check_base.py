@@ -14,7 +14,7 @@ Refused: trying the load on the meta device, which needs torch and two seconds, 
 from collections.abc import Mapping
 
 from tunesmith.checkpoints.facts import BaseFacts
-from tunesmith.checkpoints.quantized.schemes import WAYS_ON
+from tunesmith.checkpoints.quantized.schemes import WAYS_ON, Scheme
 from tunesmith.errors import DataError, ModelError, RecipeError
 from tunesmith.families import CONV1D, WRAPPERS
 from tunesmith.recipe import Recipe
@@ -46,6 +46,11 @@ def check_base(recipe: Recipe, facts: BaseFacts) -> None:
         raise RecipeError(
             "train.embedding_on: host, but the output head of this model is the same table, and a step reads all of it",
             "add base_head: int8, which gives the GPU a head of its own in 8 bits; or set train.embedding_on: device",
+        )
+    if recipe.base_budget is not None and isinstance(facts.scheme, Scheme) and facts.scheme.is_nf4:
+        raise RecipeError(
+            f"base_budget: {recipe.base_budget}, but the weights of {facts.directory} lie in NF4 already and have no more bits",
+            "leave base_budget out, or name the 16-bit original as model",
         )
     _check_tables(recipe, facts)
     context, positions = recipe.export.num_ctx, facts.max_positions

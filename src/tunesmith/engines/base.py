@@ -41,6 +41,7 @@ from tunesmith.models.grids import lay_grids
 from tunesmith.models.identity import base_identity, commit_of, refuse_other_base, write_identity
 from tunesmith.models.load import load_model, load_tokenizer
 from tunesmith.models.new_tokens import add_new_rows
+from tunesmith.models.placement import Placement
 from tunesmith.models.precision import Dtype, precision
 from tunesmith.models.swap import add_lora
 from tunesmith.models.whole_tables import add_whole_tables, trains_both
@@ -283,10 +284,15 @@ class BaseModel:
         """
         if adapter is not None:
             refuse_other_base(adapter, self.directory)
-        places = (self.per_layer_embeddings, self.resident_layers, self.embedding_on, self.base_head)
+        placement = Placement(
+            per_layer_embeddings=self.per_layer_embeddings,
+            embedding_on=self.embedding_on,
+            base_head=self.base_head,
+            resident_layers=self.resident_layers,
+            shard=shard,
+        )
         gguf = self.blocks if self.base in BLOCK_BASES else None
-        ways: dict[str, Any] = {"gguf": gguf, "mixed": self.mixed, "shard": shard}
-        model = load_model(self.directory, self.compute, self.storage, best_device(), *places, **ways)
+        model = load_model(self.directory, self.compute, self.storage, best_device(), placement, gguf=gguf, mixed=self.mixed)
         if adapter is None:
             return LoadedModel(base=self, model=model)
         self.lay_grids(model)

@@ -1,9 +1,9 @@
-"""NF4 whose absmax are searched: the same format at the same bytes, and a tenth to a quarter less squared error.
+"""NF4 whose absmax are searched: the same format at the same bytes, with less of the error that counts.
 
 bitsandbytes divides a block by its largest magnitude. That one weight is then exact and all others lie on a grid as wide as it,
 though mostly a narrower grid that clips it costs less. Here each block tries some multiples of its absmax, takes the codes of
 the one with the least error, and then the scale that is best for those codes in the sense of least squares, if codes on it are
-better still. Errors are weighted by what the loss says of the channels (``bits/sensitivity.py``), where it is known.
+better still. Errors are weighted by what the loss says of the channels (``bits/sensitivity.py``).
 
 Every bit is the same on every device: a block's error is added up by halves, with element-wise additions alone, so that a GPU
 that trains and a CPU that merges choose alike.
@@ -46,15 +46,15 @@ def importance_of(gradient_O: Tensor, input_I: Tensor, device: torch.device | st
     return of
 
 
-def searched(importance: Importance | None = None) -> Encode:
+def searched(importance: Importance) -> Encode:
     """How ``quantize_nf4_parts`` finds absmax and codes of least error.
 
     Args:
-        importance: weights of the squared errors; None for none.
+        importance: weights of the squared errors.
     """
 
     def encode(piece: Tensor, start: int, absmax_Q: Tensor) -> Tensor:
-        weights = torch.ones_like(piece) if importance is None else importance(start, len(piece))
+        weights = importance(start, len(piece))
         missing = -len(piece) % BLOCK
         if missing:
             piece, weights = (torch.nn.functional.pad(x, (0, missing)) for x in (piece, weights))

@@ -344,7 +344,7 @@ class Group:
     def _is_dead(self, rank: int) -> bool:
         """Whether a process is known to have ended: of other machines nothing is known."""
         host, _, process = self._names[rank].rpartition(", process ")
-        return host == socket.gethostname() and not hardware.is_running(int(process))
+        return host == socket.gethostname() and hardware.started_at(int(process)) is None
 
     def _who(self, rank: int) -> str:
         name = self._names.get(rank)

@@ -162,6 +162,11 @@ class Shape:
         return sum(count * layer.linear(self.hidden) for layer, count in self.kinds)
 
     @cached_property
+    def expert_weights(self) -> int:
+        """Those of them that are experts' own."""
+        return sum(3 * self.hidden * layer.expert * layer.experts for layer in self.layers)
+
+    @cached_property
     def routers(self) -> int:
         """Weights of the layers that choose experts."""
         return sum(self.hidden * layer.experts for layer in self.layers)

@@ -31,7 +31,8 @@ from tunesmith.layers.whole_table import TableHead
 from tunesmith.models.embeddings import hold_table, per_layer_table, place_of, stock_table
 from tunesmith.models.fp16_compute import keep_residual_in_fp32
 from tunesmith.models.nf4_load import load_nf4, shorten
-from tunesmith.models.streaming import Resident, refuse_streaming
+from tunesmith.models.placement import EVERYTHING_HERE, Placement
+from tunesmith.models.streaming import refuse_streaming
 from tunesmith.models.tables import place_tables
 
 logger = logging.getLogger(__name__)
@@ -63,12 +64,9 @@ def load_model(
     dtype: str,
     base: str | None = None,
     device: torch.device | str = "cpu",
-    per_layer_embeddings: str = "auto",
-    resident_layers: Resident = "all",
-    embedding_on: str = "device",
-    base_head: str = "auto",
+    placement: Placement = EVERYTHING_HERE,
+    *,
     gguf: Path | None = None,
-    shard: bool = False,
     mixed: MixedBase | None = None,
 ) -> PreTrainedModel:
     """A stock causal language model, frozen, with packed attention at hand.
@@ -79,27 +77,22 @@ def load_model(
         base: ``nf4`` to quantise linear layers and experts as they are read, a llama.cpp type to keep the linear layers in
             ``gguf``'s blocks; else they are kept in ``dtype``.
         device: where the model is made.
-        per_layer_embeddings: where the table that feeds every layer lies, as in the recipe.
-        resident_layers: how many of the first decoder layers stay on the device, as in the recipe.
-        embedding_on: where the embedding lies, ``recipe.train.embedding_on``.
-        base_head: what the output head is kept in, as in the recipe.
+        placement: which parts of it lie elsewhere.
         gguf: the file whose blocks the linear layers are kept in, where ``base`` names them.
-        shard: whether the processes that were launched together share the layers out, ``recipe.train.shard``.
         mixed: which linear layers of ``nf4`` get more bits; None for none.
 
     Raises:
         ModelError: no safetensors, unknown architecture, damaged file, a weight that is not in the checkpoint, a quantisation
-            that is not read, layers to stream that are not in NF4.
+            that is not read, layers to stream or to share out that are not in NF4.
     """
     hardware.keep_fewer_kernels()
     hardware.ask_for_deterministic_cublas()
     device = torch.device(device)
-    refuse_streaming(base or dtype, resident_layers)
+    refuse_streaming(base or dtype, placement, mixed is not None)
     if base == "nf4" or gguf is not None:
-        places = (per_layer_embeddings, resident_layers, embedding_on, base_head)
-        model = load_nf4(directory, (), DTYPES[dtype], device, *places, gguf=gguf, mixed=mixed, shard=shard)
+        model = load_nf4(directory, DTYPES[dtype], device, placement, gguf=gguf, mixed=mixed)
     else:
-        model = _load_dense(directory, DTYPES[dtype], device, per_layer_embeddings, embedding_on, base_head)
+        model = _load_dense(directory, DTYPES[dtype], device, placement)
     if dtype == "fp16":
         keep_residual_in_fp32(model)
     return model.requires_grad_(False).eval()
@@ -168,19 +161,15 @@ def head_new_rows(model: PreTrainedModel) -> TrainedRows | None:
     return TrainedRows(head.rows.first, head.rows.rows)
 
 
-def _load_dense(
-    directory: Path, dtype: torch.dtype, device: torch.device, per_layer_embeddings: str, embedding_on: str, base_head: str
-) -> PreTrainedModel:
+def _load_dense(directory: Path, dtype: torch.dtype, device: torch.device, placement: Placement) -> PreTrainedModel:
     """By ``from_pretrained``, which knows the stored form of every architecture; what it would make up is refused."""
     config, quantization = read_config(directory)
     if quantization is not None:
-        places = (per_layer_embeddings, "all", embedding_on, base_head)
-        return load_nf4(directory, (), dtype, device, *places, quantize=False)
+        return load_nf4(directory, dtype, device, placement, quantize=False)
     checkpoint = Checkpoint(directory)
     names = checkpoint.naming
     table = per_layer_table(str(config.model_type), checkpoint.files)
-    place = place_of(per_layer_embeddings, table, device)
-    elsewhere = (embedding_on, base_head) != ("device", "auto")
+    place = place_of(placement.per_layer_embeddings, table, device)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory,
@@ -189,7 +178,7 @@ def _load_dense(
             use_safetensors=True,
             output_loading_info=True,
             key_mapping={f"^{re.escape(theirs)}": ours for theirs, ours in names.pairs} or None,
-            device_map=None if device.type == "cpu" or place != "model" or elsewhere else device,
+            device_map=None if device.type == "cpu" or place != "model" or placement.moves_tables else device,
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{directory}: the model cannot be loaded: {error}", "are the safetensors complete?") from error
@@ -205,5 +194,5 @@ def _load_dense(
     if table is not None and place != "model":
         dense = stock_table(model, table).weight.detach()
         hold_table(model, table, checkpoint.read(f"{table}.weight") if place == "nf4" else dense, dtype, place)
-    place_tables(model, lambda name: model.get_parameter(name).detach(), dtype, device, embedding_on, base_head)
+    place_tables(model, lambda name: model.get_parameter(name).detach(), dtype, device, placement)
     return model.to(device)

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunesmith.bits.choose import Option
-from tunesmith.bits.mixed import NF4_FORM, MixedBase, form_bytes, forms_of
+from tunesmith.bits.mixed import MixedBase, form_bytes, forms_of
 from tunesmith.bits.sensitivity import Sensitivity, rounding_cost
 from tunesmith.checkpoints.hf import Checkpoint
 from tunesmith.errors import ModelError
@@ -24,7 +24,7 @@ from tunesmith.kernels.blocks import Blocks, dequantize_blocks
 from tunesmith.kernels.blocks_quantize import BF16, quantize_blocks
 from tunesmith.kernels.nf4 import NF4, dequantize_nf4
 from tunesmith.layers.blocks import BlockWeight
-from tunesmith.layers.nf4 import NF4Weight
+from tunesmith.layers.nf4 import QUANT_STATE, NF4Weight
 from tunesmith.layers.quantized import QuantizedLinear
 
 
@@ -85,16 +85,16 @@ def in_16_bits(model: PreTrainedModel, name: str, directory: Path) -> Iterator[N
         layer.weight = before
 
 
-def refuse_nf4(directory: Path) -> None:
-    """Bits can be added to a checkpoint that still has them.
+def refuse_nf4(checkpoint: Checkpoint) -> None:
+    """Bits can be given to weights that still have them.
 
     Raises:
-        ModelError: its weights lie in NF4.
+        ModelError: they lie in NF4.
     """
-    if any(f".weight.quant_state.bitsandbytes__{NF4_FORM}" in name for name in Checkpoint(directory).files):
+    if any(name.endswith(QUANT_STATE) for name in checkpoint.files):
         raise ModelError(
-            f"{directory}: its weights lie in NF4 already, so base_budget has no bits to add",
-            "leave base_budget out, or start from the 16-bit model",
+            f"{checkpoint.directory}: its weights lie in NF4 already, so base_budget has no bits to give them",
+            "leave base_budget out, or name the 16-bit original as model",
         )
 
 

@@ -10,12 +10,12 @@ own way of making them again. Here only ``torch.empty``, of which parameters are
 computed for real, so they are the stock model's for any family.
 
 **What is quantised.** Every ``nn.Linear`` but the output head (its loss reads it dense), what the family's record names
-(``Family.never_quantized`` and the router) and what the caller excludes; and the experts of a mixture, both weights of all
-experts, whether they lie in the file as one tensor or one by one. Embeddings stay in ``dtype``, but for a per-layer table that
-the recipe puts elsewhere (``models/embeddings.py``). With a GGUF file it is what lies there in blocks (``layers/blocks.py``). A
-checkpoint that bitsandbytes quantised (NF4, blocks of 64, double quantisation) is taken as it is, so there the checkpoint
-decides; one that is quantised in another way is dequantised as it is read. A parameter that the checkpoint lacks is an error,
-never a random number.
+(``Family.never_quantized`` and the router); and the experts of a mixture, both weights of all experts, whether they lie in the
+file as one tensor or one by one. Embeddings stay in ``dtype``, but for a per-layer table that the recipe puts elsewhere
+(``models/embeddings.py``). With a GGUF file it is what lies there in blocks (``layers/blocks.py``). A checkpoint that
+bitsandbytes quantised (NF4, blocks of 64, double quantisation) is taken as it is, so there the checkpoint decides; one that is
+quantised in another way is dequantised as it is read. A parameter that the checkpoint lacks is an error, never a random
+number.
 
 Refused: ``from_pretrained(quantization_config=...)``, which needs bitsandbytes, holds the shards' dense tensors, leaves
 experts in 16 bits and hides which layers it skipped.
@@ -49,8 +49,10 @@ from tunesmith.layers.experts import NF4Experts
 from tunesmith.layers.nf4 import QUANT_STATE, NF4Weight
 from tunesmith.layers.quantized import QuantizedLinear
 from tunesmith.models.embeddings import hold_table, per_layer_table, place_of
+from tunesmith.models.mixed import refuse_nf4
+from tunesmith.models.placement import EVERYTHING_HERE, Placement
 from tunesmith.models.staging import staged
-from tunesmith.models.streaming import Resident, streamed_weights
+from tunesmith.models.streaming import streamed_weights
 from tunesmith.models.swap import put_module
 from tunesmith.models.tables import place_tables
 
@@ -60,21 +62,18 @@ SHOWN = 6  # names in a message
 STACKS = {"gate_up_proj", "down_proj"}  # the weights of a module of experts
 
 
-def quantized_linears(model: PreTrainedModel, exclude: Sequence[str] = ()) -> list[str]:
+def quantized_linears(model: PreTrainedModel) -> list[str]:
     """Full names of the linear layers to hold in NF4, in the model's order.
 
-    All that are plain ``nn.Linear``, except the output head, a layer whose weight is tied to another's, those that the
-    family's record names, and those excluded.
-
-    Args:
-        exclude: names or runs of name parts: ``router.proj`` excludes ``model.layers.3.router.proj``, ``mlp`` everything
-            within every ``mlp``.
+    All that are plain ``nn.Linear``, except the output head, a layer whose weight is tied to another's, and those that the
+    family's record names by runs of name parts: ``router.proj`` is ``model.layers.3.router.proj``, ``mlp`` everything within
+    every ``mlp``.
     """
-    exclude = (*_never(model), *exclude)
-    return [name for name in _plain_linears(model) if not _excluded(name, exclude)]
+    never = _never(model)
+    return [name for name in _plain_linears(model) if not any(f".{entry}." in f".{name}." for entry in never)]
 
 
-def quantized_experts(model: PreTrainedModel, exclude: Sequence[str] = ()) -> list[str]:
+def quantized_experts(model: PreTrainedModel) -> list[str]:
     """Full names of the stock modules of experts to hold in NF4, in the model's order; none in a family without."""
     family = FAMILIES.get(model.config.model_type)
     if family is None or family.experts is None:
@@ -83,37 +82,29 @@ def quantized_experts(model: PreTrainedModel, exclude: Sequence[str] = ()) -> li
     return [
         name
         for name, module in model.named_modules()
-        if name.endswith(ending) and dict(module.named_parameters()).keys() >= STACKS and not _excluded(name, exclude)
+        if name.endswith(ending) and dict(module.named_parameters()).keys() >= STACKS
     ]
 
 
 def load_nf4(
     directory: Path,
-    exclude: tuple[str, ...] = (),
     dtype: torch.dtype = torch.bfloat16,
     device: torch.device | str = "cpu",
-    per_layer_embeddings: str = "auto",
-    resident_layers: Resident = "all",
-    embedding_on: str = "device",
-    base_head: str = "auto",
+    placement: Placement = EVERYTHING_HERE,
     *,
     quantize: bool = True,
     gguf: Path | None = None,
-    shard: bool = False,
     mixed: MixedBase | None = None,
 ) -> PreTrainedModel:
     """A stock causal language model, frozen, with ``QuantizedLinear`` for its linear layers and ``NF4Experts`` for its experts.
 
     Args:
         directory: Hugging Face model directory with safetensors, dense or quantised; of a multimodal one the text model.
-        exclude: modules to leave in ``dtype``, see ``quantized_linears``.
         dtype: of all that is not quantised.
         device: where the model is made.
-        per_layer_embeddings, resident_layers, embedding_on, base_head: as in the recipe.
+        placement: which parts of it lie elsewhere; layers are streamed where they are held in NF4.
         quantize: hold them in NF4; else the whole model is in ``dtype``, for what stock transformers does not read.
         gguf: hold them in the blocks of this file instead, whose values are those of ``directory``.
-        shard: share the layers that do not stay out among the processes that were launched together; all of them where
-            ``resident_layers`` is not a number.
         mixed: which of them are not in NF4, and by what those are searched that are; None for NF4 as bitsandbytes has it.
 
     Raises:
@@ -128,7 +119,7 @@ def load_nf4(
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
     except (ValueError, KeyError) as error:
         raise ModelError(f"{directory}: the model cannot be built: {error}", "is its architecture a causal one?") from error
-    linears, experts = _choose(model, checkpoint, exclude) if quantize else ([], [])
+    linears, experts = _choose(model, checkpoint) if quantize else ([], [])
     file = None if gguf is None else BlockFile(gguf, model)
     linears = linears if file is None else _in_blocks(gguf, file, linears, experts)
     _say_dequantized(checkpoint, dtype, quantize)
@@ -137,14 +128,12 @@ def load_nf4(
     unexpected = _unexpected(model, checkpoint, tensors)
     later = {f"{name}.weight" for name in linears} | {f"{name}.{stack}" for name in experts for stack in STACKS}
     table = per_layer_table(model.config.model_type, checkpoint.files)
-    place = place_of(per_layer_embeddings, table, device)
+    place = place_of(placement.per_layer_embeddings, table, device)
     if table is not None and place != "model":
         later.add(f"{table}.weight")
         _hold(model, checkpoint, table, dtype, place)
     alias = {name: names[0] for _, names in tensors for name in names}
-    places = place_tables(
-        model, lambda name: _read_any(checkpoint, alias[name], tensors), dtype, device, embedding_on, base_head
-    )
+    places = place_tables(model, lambda name: _read_any(checkpoint, alias[name], tensors), dtype, device, placement)
     plain = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in linears]
     for old, names in tensors:
         if names[0] not in later and not places.issuperset(names):
@@ -153,10 +142,9 @@ def load_nf4(
         _refuse_other_forms(mixed, linears, checkpoint)
     read = partial(_read_quantized, checkpoint, device=device)
     streamed: dict[str, NF4Weight] = {}
-    if shard or isinstance(resident_layers, int):
-        resident = resident_layers if isinstance(resident_layers, int) else 0
+    if placement.streams:
         shapes = {name: model.get_parameter(name).shape for name in sorted(later) if name != f"{table}.weight"}
-        streamed = streamed_weights(model, shapes, read, directory, exclude, device, resident, shard)
+        streamed = streamed_weights(model, shapes, read, directory, device, placement)
     weight_of = partial(_weight, read, streamed) if file is None else partial(_read_blocks, file, dtype=dtype, device=device)
     if mixed is not None:
         weight_of = partial(_read_mixed, checkpoint, mixed, dtype=dtype, device=device)
@@ -215,17 +203,15 @@ def _never(model: PreTrainedModel) -> tuple[str, ...]:
     return family.never_quantized + (() if family.experts is None else (family.experts.router,))
 
 
-def _choose(model: PreTrainedModel, checkpoint: Checkpoint, exclude: Sequence[str]) -> tuple[list[str], list[str]]:
+def _choose(model: PreTrainedModel, checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
     """The linear layers and the experts to hold in NF4: what the checkpoint holds so, or else what the rule names."""
     stored = {name.removesuffix(f".weight.{QUANT_STATE}") for name in checkpoint.files if name.endswith(QUANT_STATE)}
     if not stored:
-        return quantized_linears(model, exclude), quantized_experts(model, exclude)
+        return quantized_linears(model), quantized_experts(model)
     allowed = _plain_linears(model)
     for name in sorted(stored):
         if name not in allowed:
             raise ModelError(f"{name}: 4-bit in the checkpoint, but no plain linear layer of the model", "use the dense model")
-        if _excluded(name, exclude):
-            raise ModelError(f"{name}: to be left dense, but the checkpoint holds it in 4 bits", "use the dense model")
     return [name for name in allowed if name in stored], []
 
 
@@ -339,11 +325,7 @@ def _named(weight: str) -> Iterator[None]:
 
 
 def _refuse_other_forms(mixed: MixedBase, linears: Sequence[str], checkpoint: Checkpoint) -> None:
-    if any(name.endswith(QUANT_STATE) for name in checkpoint.files):
-        raise ModelError(
-            f"{checkpoint.directory}: its weights lie in NF4 already, so no bits can be added to them",
-            "leave base_budget out, or start from the 16-bit model",
-        )
+    refuse_nf4(checkpoint)
     if missing := sorted(mixed.forms.keys() - set(linears)):
         raise ModelError(
             f"{checkpoint.directory}: forms were chosen for {shorten(missing)}, which it has not", "was it another model?"
@@ -434,7 +416,3 @@ def _report(model: PreTrainedModel, plain: list[str], unexpected: list[str], qua
 def shorten(names: Sequence[str]) -> str:
     """The first few names and the number of the others."""
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-
-
-def _excluded(name: str, exclude: Sequence[str]) -> bool:
-    return any(f".{entry}." in f".{name}." for entry in exclude)

@@ -22,29 +22,38 @@ from tunesmith.memory.ring import SLOTS
 from tunesmith.memory.store import FORMAT, Weights, stored
 from tunesmith.memory.stream import Layers, open_layers
 from tunesmith.memory.streamed_weight import StreamedWeight
+from tunesmith.models.placement import Placement
 from tunesmith.models.recompute import decoder_layers
 from tunesmith.rundir import fingerprint
 
 logger = logging.getLogger(__name__)
 
-Resident = int | str
-"""How many of the first decoder layers stay on the device; ``all`` for a model that is not streamed."""
 
-
-def refuse_streaming(storage: str | None, resident: Resident) -> None:
+def refuse_streaming(storage: str, placement: Placement, is_mixed: bool) -> None:
     """Only NF4 is streamed.
 
     Args:
         storage: of the base.
+        is_mixed: whether some layers of NF4 have more bits.
 
     Raises:
         ModelError: a base that is kept otherwise.
     """
-    if resident != "all" and storage != "nf4":
-        raise ModelError(
-            f"train.resident_layers: {resident} streams layers in NF4, but the base is kept in {storage}",
-            "base: nf4, or train.resident_layers: all",
-        )
+    if not placement.streams or (storage == "nf4" and not is_mixed):
+        return
+    key, without = _key(placement)
+    if is_mixed:
+        why, hint = "base_budget gives some of them more bits", f"leave base_budget out, or {without}"
+    else:
+        why, hint = f"the base is kept in {storage}", f"base: nf4, or {without}"
+    raise ModelError(f"{key}: only layers in NF4 are streamed, and {why}", hint)
+
+
+def _key(placement: Placement) -> tuple[str, str]:
+    """The key that asks for streaming, as it stands in the recipe and as it is without."""
+    if placement.shard:
+        return "train.shard: true", "train.shard: false"
+    return f"train.resident_layers: {placement.resident_layers}", "train.resident_layers: all"
 
 
 def streamed_weights(
@@ -52,10 +61,8 @@ def streamed_weights(
     shapes: Mapping[str, torch.Size],
     read: Callable[[str, torch.Size], NF4Weight],
     directory: Path,
-    exclude: tuple[str, ...],
     device: torch.device,
-    resident: int,
-    shard: bool = False,
+    placement: Placement,
 ) -> dict[str, NF4Weight]:
     """The quantised weights of decoder layers by name, streamed; none where all layers stay.
 
@@ -63,9 +70,8 @@ def streamed_weights(
         model: as it was built, its quantised modules not yet in place.
         shapes: of all weights that are held in NF4.
         read: reads one of them from the checkpoint, quantised.
-        directory: of the checkpoint, and ``exclude`` what is left dense: they name the store.
-        resident: how many of the first layers stay.
-        shard: share the others out among the processes that were launched together.
+        directory: of the checkpoint, which names the store.
+        placement: how many of the first layers stay, and whether processes share the others out.
 
     Raises:
         ModelError: no decoder layers, a damaged store, no room for it on the disk.
@@ -74,11 +80,9 @@ def streamed_weights(
     layers = list(decoder_layers(model))
     names = [[name for name in shapes if name.startswith(f"{layer}.")] for layer in layers]
     if not any(names):
-        raise ModelError(
-            f"train.resident_layers: {type(model).__name__} has no decoder layers with weights in NF4 to stream",
-            "train.resident_layers: all",
-        )
-    connection = group() if shard else None
+        key, without = _key(placement)
+        raise ModelError(f"{key}: {type(model).__name__} has no decoder layers with weights in NF4 to stream", without)
+    resident, connection = placement.resident, group() if placement.shard else None
     spare = SLOTS if device.type == "cuda" else 0
     if resident + spare >= len(layers):
         beside = f" and {spare} pass through" if spare else ""
@@ -90,7 +94,7 @@ def streamed_weights(
             weights = [(name, read(name, shapes[name])) for name in of_layer]
             yield [(name, weight.q, weight.dtype) for name, weight in weights]
 
-    key = fingerprint(model_key(directory), list(exclude), FORMAT)[:16]
+    key = fingerprint(model_key(directory), FORMAT)[:16]
     expected = sum(stored_layer_bytes(shapes[name].numel() for name in of_layer) for of_layer in names)
     store = stored(hardware.cache_dir() / "streams" / key, expected, quantised())
     found = {place.name: torch.Size(place.shape) for layer in store.layers for place in layer.weights}

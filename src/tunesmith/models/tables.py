@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from tunesmith.errors import ModelError
 from tunesmith.layers.embedding import FrozenEmbedding, HostEmbedding, scale_of
 from tunesmith.layers.int8 import Int8Embedding, Int8Head, Int8Table
+from tunesmith.models.placement import Placement
 from tunesmith.models.swap import put_module
 
 logger = logging.getLogger(__name__)
@@ -29,8 +30,7 @@ def place_tables(
     read: Callable[[str], Tensor],
     dtype: torch.dtype,
     device: torch.device,
-    embedding_on: str = "device",
-    base_head: str = "auto",
+    placement: Placement,
 ) -> set[str]:
     """Replace the embedding and the head of a model as the recipe's keys say, and print what that saves.
 
@@ -38,7 +38,7 @@ def place_tables(
         read: the tensor of a name of the model, on the CPU.
         dtype: that the model computes in.
         device: where it computes.
-        embedding_on, base_head: as in the recipe.
+        placement: where they lie.
 
     Returns:
         Names of the weights that have found their place.
@@ -48,7 +48,7 @@ def place_tables(
             that is not known, or weights with NaN or infinity.
     """
     placed: set[str] = set()
-    if embedding_on == "device" and base_head == "auto":
+    if not placement.moves_tables:
         return placed
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     names = {id(module): name for name, module in model.named_modules()}
@@ -60,7 +60,7 @@ def place_tables(
         )
     head_name, name = names[id(head)], names[id(embedding)]
     tied = head.weight is embedding.weight
-    if tied and base_head == "auto":
+    if tied and placement.base_head == "auto":
         raise ModelError(
             "train.embedding_on: host, but the output head of this model is the same table, and a step reads all of it",
             "add base_head: int8, which gives the GPU a head of its own in 8 bits; or set train.embedding_on: device",
@@ -69,10 +69,10 @@ def place_tables(
     # Names that count once the head is another: of a tied pair the checkpoint may hold either.
     scale, factor = scale_of(embedding, name), float(vars(embedding).get("scalar_embed_scale", 1.0))
     rows = None
-    if embedding_on == "host":
+    if placement.embedding_on == "host":
         rows = HostEmbedding(read(f"{name}.weight").to(dtype, copy=True))
         logger.info(f"embeddings: {name} stays in host memory, {decimal(size * dtype.itemsize)} less on a GPU")
-    if base_head == "int8":
+    if placement.base_head == "int8":
         try:
             table = Int8Table(read(f"{head_name}.weight"), device)
         except ModelError as error:

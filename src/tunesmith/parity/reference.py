@@ -36,6 +36,7 @@ from tunesmith.messages import Message
 from tunesmith.models.adapter import load_adapted
 from tunesmith.models.device import ROOM, best_device, device_with_room
 from tunesmith.models.load import head_weight, load_model
+from tunesmith.models.placement import Placement
 from tunesmith.models.swap import without_adapters
 from tunesmith.parity.figures import base_distance
 from tunesmith.parity.prompts import NEW_TOKENS, Prompt, choose_prompts
@@ -177,13 +178,17 @@ def _load(trained: Trained, place: ComputePlace) -> tuple[PreTrainedModel, dict[
     """The base as training stored it, with the adapter on it where there is one."""
     recipe = trained.recipe
     storage = trained.base.storage if recipe.base == "nf4" or recipe.deploys_adapter else place.arithmetic
-    places = (recipe.per_layer_embeddings, recipe.train.resident_layers, "device", recipe.base_head)
+    placement = Placement(
+        per_layer_embeddings=recipe.per_layer_embeddings,
+        base_head=recipe.base_head,
+        resident_layers=recipe.train.resident_layers,
+    )
     model = load_model(
         trained.base.directory,
         place.arithmetic,
         storage,
         place.device,
-        *places,
+        placement,
         gguf=trained.base.blocks if recipe.deploys_adapter else None,
         mixed=trained.base.mixed,
     )

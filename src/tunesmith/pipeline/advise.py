@@ -15,16 +15,18 @@ from pathlib import Path
 from tunesmith import hardware
 from tunesmith.advise.decide import decide
 from tunesmith.checkpoints.content import model_at_hand
+from tunesmith.checkpoints.quantized.layout import lies_in_nf4
 from tunesmith.data.quality import Quality, wrong_lines
 from tunesmith.evaluate import rule
 from tunesmith.evaluate.gate import terms_of
 from tunesmith.evaluate.metrics import make_metric
 from tunesmith.evaluate.references import check_references
 from tunesmith.formatting import parse_amount
+from tunesmith.memory.budget import auto_bytes, with_budget
 from tunesmith.memory.cards import find_card
 from tunesmith.memory.cost import rents
 from tunesmith.memory.dials import Dials, dials_of
-from tunesmith.memory.plan import plan_for_training, turned_words
+from tunesmith.memory.plan import Point, plan_for_training, turned_words
 from tunesmith.memory.room import CONTEXT, training_bytes, training_hours
 from tunesmith.memory.shape import Shape, read_shape
 from tunesmith.pipeline.lines import reading_lines
@@ -82,9 +84,12 @@ def advise(run: RunDir, quick: bool = False) -> Advice:
         arms, selection, tokens_saved = module_of("advise_measured").measure(run, recipe)
         calibration = module_of("advise_measured").calibration_of(recipe) if recipe.task.metric == "judge" else None
     machine = _machine(quick)
-    shape = _shape(recipe, quick)
+    directory = model_at_hand(recipe.model, recipe.revision) if quick else module_of("base").directory_of(recipe)
+    shape = _shape(recipe, directory)
     derived = _derived(recipe, rows, shape)
     memory = _memory(recipe, derived, shape, machine, quick)
+    if isinstance(directory, Path) and lies_in_nf4(directory):
+        memory = replace(memory, spare=0)  # it has no bits to give back
     prompt, retrieval = (None, None) if selection is None else (selection.prompt, selection.retrieval)
     price = PriceFacts(
         calls_per_month=recipe.advise.calls_per_month,
@@ -214,9 +219,12 @@ def _machine(quick: bool) -> MachineFacts:
     return module_of("advise_measured").machine() or on_cpu
 
 
-def _shape(recipe: Recipe, quick: bool) -> Shape | str:
-    """Sizes of the model, or why they are not known."""
-    directory = model_at_hand(recipe.model, recipe.revision) if quick else module_of("base").directory_of(recipe)
+def _shape(recipe: Recipe, directory: Path | str) -> Shape | str:
+    """Sizes of the model, or why they are not known.
+
+    Args:
+        directory: of the model, or why there is none.
+    """
     if isinstance(directory, str):
         return directory
     shape = read_shape(directory)
@@ -244,15 +252,21 @@ def _memory(recipe: Recipe, train: TrainSettings, shape: Shape | str, machine: M
         base, compute = module_of("advise_measured").computed_in(recipe)
 
     plans: dict[str, str] = {}
+    spare = 0  # of the only base in NF4 that is asked for
 
     def needed(name: str, base: str, compute: str) -> int:
-        dials = _dials(recipe, train, base, compute, machine)
-        if machine.kind != "gpu" or machine.memory is None or train.memory == "off":
+        nonlocal spare
+        dials = with_budget(_dials(recipe, train, base, compute, machine), shape, recipe.base_budget)
+        if machine.memory is None or (machine.kind == "gpu" and train.memory == "off"):
             return training_bytes(shape, dials)
-        room = machine.memory if train.memory == "auto" else min(machine.memory, parse_amount(train.memory))
-        chosen = plan_for_training(shape, dials, room, machine.name).chosen
-        plans[name] = turned_words(chosen.dials)
-        return chosen.needs(CONTEXT)
+        room = machine.memory if train.memory in ("auto", "off") else min(machine.memory, parse_amount(train.memory))
+        if machine.kind == "cpu":
+            spare += auto_bytes(Point(shape, dials, None), room, 0)
+            return training_bytes(shape, dials)
+        plan = plan_for_training(shape, dials, room, machine.name)
+        plans[name] = turned_words(plan.chosen.dials)
+        spare += auto_bytes(plan.chosen, room, CONTEXT) if plan.fits else 0
+        return plan.chosen.needs(CONTEXT)
 
     by_base = {recipe.base: needed(recipe.base, base, compute)}
     if recipe.base == "fp32":
@@ -267,6 +281,7 @@ def _memory(recipe: Recipe, train: TrainSettings, shape: Shape | str, machine: M
         adapter_per_rank=shape.adapter_per_rank,
         hidden=shape.hidden,
         plans=plans,
+        spare=spare if recipe.base_budget is None and not recipe.tuned and not train.shard else 0,
     )
 
 

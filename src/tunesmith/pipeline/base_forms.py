@@ -8,7 +8,8 @@ takes the place of what was foretold; the others are scaled by the median of wha
 The choice lies in ``data/`` with the sensitivities, which the search of the NF4 scales needs again whenever the base is loaded:
 every stage, every process and every inner run reads it there, and nobody chooses twice.
 
-Cost: about three times a training step for ``TOKENS`` tokens, and ``CONFIRMED`` forward passes over ``CONFIRMED_TOKENS``.
+Cost: about as much as training on the rows of the pass (``train/scored_rows.py``), every layer rounded to three forms, and
+``CONFIRMED`` forward passes over ``CONFIRMED_TOKENS``.
 
 Shape suffixes: T tokens, N rows (positions that predict), D hidden size.
 """
@@ -23,6 +24,7 @@ from transformers import PreTrainedModel
 
 from tunesmith.bits.choose import Option, choose
 from tunesmith.bits.sensitivity import save_sensitivity
+from tunesmith.checkpoints.hf import Checkpoint
 from tunesmith.engines.base import BaseModel
 from tunesmith.engines.score import Pair, Scorer
 from tunesmith.errors import RecipeError
@@ -36,13 +38,12 @@ from tunesmith.recipe.budget import budget_bytes
 from tunesmith.rundir import RunDir
 from tunesmith.rundir.records.base_forms import BaseForms, BaseModule
 from tunesmith.tracking import progress
-from tunesmith.train.documents import Documents, Pack, make_pack
+from tunesmith.train.documents import Documents, supervised_tokens
+from tunesmith.train.scored_rows import packs_of, scored_rows
 from tunesmith.train.sensitivity import measure_sensitivity
 
 logger = logging.getLogger(__name__)
 
-ROWS, TOKENS = 256, 16_384  # of the pass, at most
-PACK = 512  # tokens of a pack, or those of the longest row
 CONFIRMED, CONFIRMED_TOKENS = 20, 512
 Options = Mapping[str, tuple[Option, ...]]
 
@@ -53,13 +54,15 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     Raises:
         RecipeError: a budget below what the base takes in NF4.
         ModelError: a base that lies in NF4 already, or that cannot be loaded.
+        DataError: no train row to score the layers with.
     """
     assert recipe.base_budget is not None
     base = replace(base_of(run, recipe), budget=None)
-    refuse_nf4(base.directory)
+    refuse_nf4(Checkpoint(base.directory))
+    spare = spare_bytes(base, recipe) if recipe.base_budget == "auto" else 0  # of what is free before anything is loaded
     model = base.load().model
     nf4_bytes = frozen_bytes(model)
-    allowed = budget_bytes(recipe.base_budget, nf4_bytes, spare_bytes(base, recipe) if recipe.base_budget == "auto" else 0)
+    allowed = budget_bytes(recipe.base_budget, nf4_bytes, spare)
     if allowed < nf4_bytes:
         least = f"{nf4_bytes / 1e9 + 5e-4:.3f}GB"
         raise RecipeError(
@@ -67,9 +70,9 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
             f"base_budget: {least} or more, or a share on top as +10%",
         )
     documents = Documents.open(run.tokens("train"))
-    rows = _chosen_rows(documents, recipe.seed)
+    rows = scored_rows(documents, recipe.seed)
     packs = packs_of(documents, rows)
-    predicted = sum(len(pack.target_N) for pack in packs)
+    predicted = supervised_tokens(packs)
     with progress("base: scoring", len(packs)) as bar:
         everything = measure_sensitivity(model, packs, recipe.seed, lambda _: bar.advance())
     weights = {name: layer.weight.numel() for name, layer in quantized_layers(model).items()}
@@ -167,34 +170,6 @@ def measured_kls(model: PreTrainedModel, base: BaseModel, options: Options, pair
     return found
 
 
-def _chosen_rows(documents: Documents, seed: int) -> list[int]:
-    """Documents of the pass, drawn from the seed."""
-    order = np.random.default_rng(seed).permutation(len(documents))
-    chosen: list[int] = []
-    tokens = 0
-    for document in map(int, order[:ROWS]):
-        length = int(documents.lengths[document])
-        if not len(documents.spans(document)) or (chosen and tokens + length > TOKENS):
-            continue
-        chosen.append(document)
-        tokens += length
-    return chosen
-
-
-def packs_of(documents: Documents, rows: Sequence[int]) -> list[Pack]:
-    """The rows in packs, in their order."""
-    packs: list[list[int]] = []
-    room = 0
-    for document in rows:
-        length = int(documents.lengths[document])
-        if length > room:
-            packs.append([])
-            room = max(PACK, length)
-        packs[-1].append(document)
-        room -= length
-    return [make_pack(documents, pack) for pack in packs]
-
-
 def pairs_of(documents: Documents, rows: Sequence[int]) -> list[Pair]:
     """Supervised spans with what stands before them, of so many rows as the measurement takes; the last ones of the pass."""
     pairs: list[Pair] = []
@@ -204,5 +179,6 @@ def pairs_of(documents: Documents, rows: Sequence[int]) -> list[Pair]:
         tokens += len(ids)
         if pairs and tokens > CONFIRMED_TOKENS:
             break
-        pairs += [(ids[:first], ids[first:end]) for first, end in documents.spans(document).tolist() if first]
+        spans = [(max(first, 1), end) for first, end in documents.spans(document).tolist()]  # nothing predicts the first token
+        pairs += [(ids[:first], ids[first:end]) for first, end in spans if first < end]
     return pairs

@@ -11,11 +11,18 @@ from tunesmith.pipeline.inputs import Inputs
 from tunesmith.pipeline.stage import Stage
 from tunesmith.rundir.records.stages import Parts
 
+# What a plan of the training reserves memory by, and so what it leaves over for ``auto``.
+PLANNED = (
+    *("lora.r", "lora.dropout", "lora.use_dora", "lora.modules_to_save", "chat.new_tokens"),
+    *(f"train.{key}" for key in ("memory", "max_length", "tokens_per_step", "optimizer", "recompute", "offload", "mlp_tile")),
+    "train.embedding_on",
+)
+
 
 def _base(read: Inputs) -> Parts:
     keys = ("base", "base_budget", "train.compute", "per_layer_embeddings", "base_head", "seed")
-    room = ("train.memory",) if read.recipe.base_budget == "auto" else ()
-    return {**read.files("data/train.arrow", "data/chat_template.jinja"), **read.model(), **read.keys(*keys, *room)}
+    planned = PLANNED if read.recipe.base_budget == "auto" else ()
+    return {**read.files("data/train.arrow", "data/chat_template.jinja"), **read.model(), **read.keys(*keys, *planned)}
 
 
 BASE = Stage(

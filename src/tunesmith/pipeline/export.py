@@ -13,12 +13,11 @@ from transformers import PreTrainedModel
 from tunesmith.bits.sensitivity import Sensitivity
 from tunesmith.checkpoints.gguf_write.convert import describe
 from tunesmith.engines.form import ExportedForm, gguf_form
-from tunesmith.errors import ExportError, RunError
+from tunesmith.errors import RunError
 from tunesmith.export.context import differences, served_context
 from tunesmith.export.facts import read_facts
 from tunesmith.export.forms.form import ROUNDING, Job, Operation, Written, peak
 from tunesmith.export.forms.table import FORMS
-from tunesmith.export.gguf.imatrix import choose
 from tunesmith.export.job import build, plan_export, plan_record, report
 from tunesmith.models.adapter import read_lora
 from tunesmith.models.attention import PACKED
@@ -35,13 +34,11 @@ from tunesmith.rundir.records.export import Export, ExportPlan, Merge
 from tunesmith.rundir.records.training import Training
 from tunesmith.tracking import progress
 from tunesmith.train.documents import Documents
+from tunesmith.train.scored_rows import packs_of, scored_rows
 from tunesmith.train.sensitivity import measure_sensitivity
 from tunesmith.train.step import mean_loss, step_packs
 
 logger = logging.getLogger(__name__)
-
-SCORED_TOKENS = 16_384  # of train rows, by which the tensors of a dynamic GGUF are scored
-SCORED_PACK = 1024  # tokens of a pass
 
 
 def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> None:
@@ -149,10 +146,7 @@ def job_of(run: RunDir, recipe: Recipe) -> Job:
 def _sensitivity(run: RunDir, recipe: Recipe, model: PreTrainedModel) -> dict[str, Sensitivity]:
     """What the loss on train rows says of a model's layers."""
     train = Documents.open(run.tokens("train"))
-    rows = choose(train.lengths, SCORED_TOKENS)
-    if not rows:
-        raise ExportError("no train rows to score the tensors with", "name the plain type in export.gguf")
-    packs = step_packs(train, [tuple(rows)], max(SCORED_PACK, int(train.lengths[rows].max())))
+    packs = packs_of(train, scored_rows(train, recipe.seed))
     with progress("scores of tensors", len(packs)) as bar:
         return measure_sensitivity(model, packs, recipe.seed, lambda _: bar.advance())
 

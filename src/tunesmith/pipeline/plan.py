@@ -20,11 +20,11 @@ from tunesmith.checkpoints.content import model_at_hand
 from tunesmith.checkpoints.fetch_config import fetch_config
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.formatting import parse_amount
+from tunesmith.memory.budget import auto_bytes, with_budget
 from tunesmith.memory.cards import Card, cards, find_card
-from tunesmith.memory.dials import BYTES, Dials, dials_of
+from tunesmith.memory.dials import Dials, dials_of
 from tunesmith.memory.disk import base_bytes, stored_bytes
-from tunesmith.memory.estimate import estimate
-from tunesmith.memory.plan import Plan, Point, Rates, make_plan, spare_bytes, turned
+from tunesmith.memory.plan import Plan, Point, Rates, make_plan, turned
 from tunesmith.memory.room import CONTEXT, PROCESS
 from tunesmith.memory.shape import Shape, shape_of
 from tunesmith.memory.speed import Sizes
@@ -32,7 +32,6 @@ from tunesmith.memory.techniques import SUPERVISED, TECHNIQUES, needed, sizes
 from tunesmith.pipeline.disk import training_files
 from tunesmith.pipeline.stage import module_of
 from tunesmith.recipe import Lora, Recipe, Train, load_recipe
-from tunesmith.recipe.budget import budget_bytes
 from tunesmith.recipe.derive import derive
 from tunesmith.recipe.run import Export
 from tunesmith.rundir import RunDir, free_bytes
@@ -42,7 +41,6 @@ from tunesmith.rundir.records.plan import DiskPlan, Place, PlanReport, Setting, 
 logger = logging.getLogger(__name__)
 
 ROWS, ROW_TOKENS = 1000, 300  # that settings are derived from where no rows are known
-FROZEN = ("linear layers", "norms, routers, projections", "head", "embedding")  # terms of an estimate that are the base
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,11 +220,7 @@ def _dials(
     base = compute if recipe.base == "auto" else recipe.base
     dials = dials_of(base, compute, recipe.lora, settings, device, recipe.base_head, len(recipe.chat.new_tokens))
     dials = dials if tokens is None else replace(dials, tokens=tokens, rows=min(dials.rows, tokens))
-    if recipe.base_budget in (None, "auto"):
-        return dials
-    resident = estimate(shape, dials).resident
-    frozen = sum(resident.get(name, 0) for name in FROZEN)
-    return replace(dials, extra=max(0, budget_bytes(str(recipe.base_budget), frozen, 0) - frozen))
+    return with_budget(dials, shape, recipe.base_budget)
 
 
 def _place(
@@ -287,18 +281,8 @@ def _report(model: str, found: Plan, place: Place, disk: DiskPlan) -> PlanReport
         passed_over=tuple(_setting(other, place, speed is not None) for other in found.passed_over),
         disk=disk,
         extra_bytes=dials.extra,
-        spare_bytes=_spare(found, place),
+        spare_bytes=auto_bytes(point, place.budget_bytes, place.context_bytes) if found.fits else 0,
     )
-
-
-def _spare(found: Plan, place: Place) -> int:
-    """What ``base_budget: auto`` would give: what is left, at most what takes every layer to 16 bits."""
-    dials = found.chosen.dials
-    if dials.base != "nf4" or not found.fits or dials.resident_layers is not None or dials.extra:
-        return 0
-    linear = found.chosen.estimate.resident.get("linear layers", 0)
-    left = spare_bytes(found.chosen, place.budget_bytes, place.context_bytes)
-    return min(left, int(linear * (BYTES["bf16"] / BYTES["nf4"] - 1.0)))
 
 
 def _setting(point: Point, place: Place, timed: bool) -> Setting:

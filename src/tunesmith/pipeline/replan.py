@@ -52,7 +52,7 @@ def replanned(
     unplaced = replace(base, resident_layers=train.resident_layers, embedding_on=train.embedding_on)
     wanted = settings.model_copy(update={key: vars(train)[key] for key in ("recompute", "offload", "mlp_tile")})
     dials = plan_of(shape, dials_of_run(unplaced, recipe.lora, wanted), train.memory, device, shortage).chosen.dials
-    if dials == failed:
+    if dials == failed or (dials.resident_layers is not None and base.budget is not None):  # only NF4 is streamed
         return None
     resident = "all" if dials.resident_layers is None else dials.resident_layers
     again = replace(unplaced, resident_layers=resident, embedding_on=dials.embedding_on)

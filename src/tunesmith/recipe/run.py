@@ -291,10 +291,13 @@ class Recipe(Section):
             )
         refused = {
             f"train.resident_layers: {self.train.resident_layers}": self.train.resident_layers != "all",
+            "train.shard: true": self.train.shard,
             "tuned": bool(self.tuned),
         }
         for words in (words for words, is_set in refused.items() if is_set):
-            raise ValueError(f"base_budget: {self.base_budget} chooses a base that is trained on here; not with {words}")
+            raise ValueError(
+                f"base_budget: {self.base_budget} chooses a base that is trained on here, whole on every GPU; not with {words}"
+            )
         return self
 
     @model_validator(mode="after")

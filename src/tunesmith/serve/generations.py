@@ -15,15 +15,15 @@ scales, which apply to requests of every client.
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Iterable, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tunesmith.errors import RunError, TunesmithError
-from tunesmith.serve.asking import Ask, Borrowed, End, EngineGone, Piece, Served
+from tunesmith.serve.asking import Ask, End, EngineGone, Piece, Served
 from tunesmith.serve.entry import Entry, Find
 from tunesmith.serve.leases import Leases
 from tunesmith.serve.llama_cpp_engine import LlamaCppEngine, Room
+from tunesmith.serve.placed import PlacedModels
 
 logger = logging.getLogger(__name__)
 
@@ -38,17 +38,21 @@ class _Generation:
 
 @dataclass(frozen=True)
 class _Placed:
-    """A model and what answers for it; ``Borrowed``."""
+    """A model and what answers for it; ``placed.Placed``."""
 
     served: Served
     generation: _Generation
     adapter: int | None
 
+    @property
+    def leases(self) -> Leases:
+        return self.generation.leases
+
     def answer(self, ask: Ask) -> AsyncGenerator[Piece | End, None]:
         return self.generation.engine.answer(self.adapter, ask, self.served.renderer)
 
 
-class Generations:
+class Generations(PlacedModels[_Placed]):
     """``asking.Models`` with llama.cpp; made by ``open``.
 
     Args:
@@ -57,10 +61,10 @@ class Generations:
     """
 
     def __init__(self, find: Find, slots: int):
+        super().__init__()
         self._find, self._slots = find, slots
         self._entries: dict[str, Entry] = {}
         self._bases: dict[str, Served] = {}  # by group
-        self._placed: dict[str, _Placed] = {}  # by the name of a request; exchanged, never changed
         self._living: list[_Generation] = []
         self._changing = asyncio.Lock()
 
@@ -89,21 +93,6 @@ class Generations:
             await models.close()
             raise
         return models
-
-    def served(self) -> list[Served]:
-        """See ``asking.Models``."""
-        return sorted((placed.served for placed in self._placed.values()), key=lambda served: served.run is not None)
-
-    @asynccontextmanager
-    async def borrow(self, name: str) -> AsyncGenerator[Borrowed, None]:
-        """See ``asking.Models``.
-
-        Raises:
-            KeyError: no model of that name.
-        """
-        placed = self._placed[name]
-        with placed.generation.leases.held():
-            yield placed
 
     async def add(self, run: Path, name: str | None = None, *, force: bool = False) -> Served:
         """See ``asking.Models``. A name that is given takes the place of the adapter that has it.

@@ -22,6 +22,7 @@ import uvicorn
 from starlette.routing import BaseRoute
 
 from tunesmith import hardware
+from tunesmith.addresses import bound, url_host
 from tunesmith.errors import RunError
 from tunesmith.serve.application import front
 from tunesmith.serve.asking import Models
@@ -81,7 +82,7 @@ class ServerSettings:
         """Who may ask; on loopback by the names that a request's ``Host`` may have there."""
         if not hardware.is_loopback(self.host):
             return self.access
-        return replace(self.access, hosts=LOOPBACK | {f"[{self.host}]" if ":" in self.host else self.host.lower()})
+        return replace(self.access, hosts=LOOPBACK | {url_host(self.host.lower())})
 
 
 @asynccontextmanager
@@ -109,7 +110,7 @@ async def serve(
         TunesmithError: the models cannot be opened.
     """
     settings.check()
-    with _bound(settings.host, settings.port) as address:
+    with bound(settings.host, settings.port) as address:
         models = await open_models()
         try:
             for served in models.served():
@@ -191,26 +192,5 @@ def _check_certificate(certificate: Path | None, key: Path | None) -> None:
         ) from error
 
 
-def _bound(host: str, port: int) -> socket.socket:
-    """A socket that has the address and does not listen yet.
-
-    Raises:
-        RunError: it cannot be had.
-    """
-    try:
-        family, kind, number, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except OSError as error:
-        raise RunError(f"--host {host}: {error.strerror}", "an address of this machine, as 127.0.0.1") from error
-    address = socket.socket(family, kind, number)
-    try:
-        address.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        address.bind(place)
-    except OSError as error:
-        address.close()
-        raise RunError(f"{host}, port {port}: {error.strerror}", "another server has it? choose one: --port 8001") from error
-    return address
-
-
 def _url(settings: ServerSettings, address: socket.socket) -> str:
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return f"http{'s' if settings.certificate else ''}://{host}:{address.getsockname()[1]}"
+    return f"http{'s' if settings.certificate else ''}://{url_host(settings.host)}:{address.getsockname()[1]}"

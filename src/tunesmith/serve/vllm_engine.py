@@ -23,7 +23,6 @@ import re
 import shlex
 import shutil
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NotRequired, TypedDict
@@ -34,10 +33,11 @@ from tunesmith.chat.render import Renderer
 from tunesmith.errors import ExportError, MissingPackage, RunError, TunesmithError
 from tunesmith.rundir import atomic_directory
 from tunesmith.rundir.records import Json
-from tunesmith.serve.asking import Ask, Borrowed, End, EngineGone, EngineStarting, Likely, Piece, Sampling, Served, Token
+from tunesmith.serve.asking import Ask, End, EngineGone, EngineStarting, Likely, Piece, Sampling, Served, Token
 from tunesmith.serve.engine_http import lines_of, reason_of
 from tunesmith.serve.entry import Entry, Find
 from tunesmith.serve.leases import Leases
+from tunesmith.serve.placed import PlacedModels
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ class Vllm:
 
 @dataclass(frozen=True)
 class _Placed:
-    """A model and its name in vLLM; ``Borrowed``."""
+    """A model and its name in vLLM; ``placed.Placed``."""
 
     served: Served
     server: Vllm
@@ -171,7 +171,7 @@ class _Placed:
                 raise EngineGone(error.message) from error
 
 
-class VllmModels:
+class VllmModels(PlacedModels[_Placed]):
     """``asking.Models`` with vLLM; made by ``open``.
 
     Args:
@@ -180,9 +180,9 @@ class VllmModels:
     """
 
     def __init__(self, server: Vllm, find: Find):
+        super().__init__()
         self._server, self._find = server, find
         self._entries: dict[str, Entry] = {}
-        self._placed: dict[str, _Placed] = {}
         self._living: list[Leases] = []
         self._changing = asyncio.Lock()
         self._base, self._context = "", 0
@@ -211,21 +211,6 @@ class VllmModels:
             await models.close()
             raise
         return models
-
-    def served(self) -> list[Served]:
-        """See ``asking.Models``."""
-        return sorted((placed.served for placed in self._placed.values()), key=lambda served: served.run is not None)
-
-    @asynccontextmanager
-    async def borrow(self, name: str) -> AsyncIterator[Borrowed]:
-        """See ``asking.Models``.
-
-        Raises:
-            KeyError: no model of that name.
-        """
-        placed = self._placed[name]
-        with placed.leases.held():
-            yield placed
 
     async def add(self, run: Path, name: str | None = None, *, force: bool = False) -> Served:
         """See ``asking.Models``.

@@ -50,7 +50,7 @@ from tunesmith.models.load import attention, head_weight
 from tunesmith.models.ranks import Load, Shape, longest_first, obstacle_to_computing, shape_of
 from tunesmith.processes import Team, shared_memory
 from tunesmith.recipe import TrainSettings
-from tunesmith.train.documents import Documents, Pack
+from tunesmith.train.documents import Documents, Pack, supervised_tokens
 from tunesmith.train.slots import Slots
 from tunesmith.train.step import mean_loss, pack_loss, pack_tokens, step_gradients, step_packs
 from tunesmith.train.together import Together, Ways, split_sequences
@@ -277,7 +277,7 @@ class World:
 
     def dev_loss(self) -> float:
         """Mean cross-entropy (nats a supervised token) over the dev documents, without dropout."""
-        tokens = sum(len(pack.target_N) for pack in self.dev_packs)
+        tokens = supervised_tokens(self.dev_packs)
         if self._together is not None:
             return sum(self._together.dev_sums()) / tokens
         if self._team is None or self._team.size == 1:
@@ -320,7 +320,7 @@ class World:
         with at_step(self._model, StepContext(seed=self._seed, step=number, counters=counters)) as enter:
             enter(item)
             pack_sum, right = pack_loss(self._model, packs[item], counters)
-            (pack_sum / sum(len(pack.target_N) for pack in packs)).backward()
+            (pack_sum / supervised_tokens(packs)).backward()
         marks = self._layout.fill(self._slot(item % self._slots))
         for parameter in self._parameters:
             parameter.grad = None
@@ -362,7 +362,7 @@ class World:
 
 def _step_sums(sums: Sequence[tuple[float, float, float]], packs: Sequence[Pack]) -> StepSums:
     """What a step comes to, from summed loss, right guesses and rescued rows (-1: not counted) of each of its packs."""
-    total = sum(len(pack.target_N) for pack in packs)
+    total = supervised_tokens(packs)
     losses, right, rescued = zip(*sums, strict=True)
     counted = [int(rows) for rows in rescued if rows >= 0]
     return StepSums(sum(losses) / total, sum(right) / total, sum(counted) if counted else None)

@@ -89,6 +89,11 @@ class Pack:
         return Pack(ids_1T, position_1T, self.spans, predict_N, target_N)
 
 
+def supervised_tokens(packs: Iterable[Pack]) -> int:
+    """Of packs together: what a summed loss is divided by."""
+    return sum(len(pack.target_N) for pack in packs)
+
+
 def pack_part(pack: Pack, rank: int, size: int) -> Pack:
     """The part of a pack that one of several processes has: an even run of its tokens, and who sees whom in the whole.
 

@@ -21,9 +21,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import set_checkpoint_early_stop
 from transformers import PreTrainedModel
 
 from tunesmith.bits.sensitivity import Sensitivity
+from tunesmith.errors import ModelError
 from tunesmith.kernels.cross_entropy import CHUNK
 from tunesmith.layers.embedding import FrozenEmbedding, known_ids
 from tunesmith.layers.lora import LoRALinear
@@ -46,7 +48,7 @@ def measure_sensitivity(
         advance: called with the number of packs done.
 
     Raises:
-        ModelError: the model has no linear head, or no decoder layers.
+        ModelError: the model has no linear head, or no decoder layers; inputs or gradients that are not finite.
     """
     assert not model.training, "sensitivities of a model in training mode: dropout would be part of them"
     generator = torch.Generator().manual_seed(seed)
@@ -56,7 +58,9 @@ def measure_sensitivity(
     try:
         for parameter in trained:
             parameter.requires_grad_(False)
-        with torch.enable_grad(), attention(model, PACKED), recompute(model, policy), watch.on():
+        # whole layers: what stops at the last tensor that a gradient wants leaves out the input of the last product
+        whole = set_checkpoint_early_stop(False)
+        with whole, torch.enable_grad(), attention(model, PACKED), recompute(model, policy), watch.on():
             for number, pack in enumerate(packs, start=1):
                 _pass(model, pack, watch, generator)
                 advance(number)
@@ -81,6 +85,7 @@ def _pass(model: PreTrainedModel, pack: Pack, watch: "_Watch", generator: torch.
     watch.turn()
     if len(hidden_ND):
         hidden_ND.backward(gradient_ND)
+    watch.end()
 
 
 class _Sums:
@@ -113,7 +118,7 @@ class _Sums:
 
 
 class _Watch:
-    """The sums of every module, and the inputs of those whose gradients are still to come.
+    """The sums of every module, and of those that are half known their input or the gradient of their output.
 
     Args:
         twice: whether layers are computed a second time in the backward pass, so that no input has to wait for it.
@@ -132,6 +137,7 @@ class _Watch:
         self._table, self._top = table, next(name for name, module in named.items() if module is self._head)
         self._sums = {name: _Sums() for name in (table, *self._linears, self._top) if name}
         self._inputs: dict[str, Tensor] = {}
+        self._gradients: dict[str, Tensor] = {}
         self._tokens = 0
 
     def begin(self, ids_1T: Tensor) -> None:
@@ -142,6 +148,11 @@ class _Watch:
     def turn(self) -> None:
         """From here on layers are computed for the second time."""
         self._forward = False
+
+    def end(self) -> None:
+        """All gradients of a pack have come; what none came for waits no longer."""
+        assert not self._gradients, f"no input came for {', '.join(self._gradients)}"
+        self._inputs.clear()
 
     @contextlib.contextmanager
     def on(self) -> Iterator[None]:
@@ -157,15 +168,22 @@ class _Watch:
 
     def _hook(self, name: str) -> Callable[..., None]:
         def back(gradient: Tensor) -> None:
-            self._sums[name].add(_squares(gradient), _squares(self._inputs.pop(name)))
+            if name in self._inputs:
+                self._sums[name].add(_squares(gradient), _squares(self._inputs.pop(name)))
+            else:  # of the last product of a layer, whose gradient is what has the layer computed again
+                self._gradients[name] = gradient
 
         def watched(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
             if not output.requires_grad:
                 return
-            if self._forward != self._twice:
-                self._inputs[name] = inputs[0].detach()
             if self._forward:
                 output.register_hook(back)
+            if self._forward == self._twice:
+                return
+            if name in self._gradients:
+                self._sums[name].add(_squares(self._gradients.pop(name)), _squares(inputs[0].detach()))
+            else:
+                self._inputs[name] = inputs[0].detach()
 
         return watched
 
@@ -203,9 +221,20 @@ class _Watch:
         return gradient_CD
 
     def means(self) -> dict[str, Sensitivity]:
-        """Of all that was watched; a layer that no gradient reached is left out."""
+        """Of all that was watched; a layer that no gradient reached is left out.
+
+        Raises:
+            ModelError: a mean that is not finite.
+        """
         means = {name: sums.mean(self._tokens) for name, sums in self._sums.items()}
-        return {name: mean for name, mean in means.items() if mean is not None}
+        found = {name: mean for name, mean in means.items() if mean is not None}
+        for name, mean in found.items():
+            if not (mean.gradient_O.isfinite().all() and mean.input_I.isfinite().all()):
+                raise ModelError(
+                    f"{name}: what goes in, or its gradient, is not finite, so nothing can be said of its layer",
+                    "does the model answer? compute in fp32 or bf16 (train.compute)",
+                )
+        return found
 
 
 def _squares(x: Tensor) -> Tensor:

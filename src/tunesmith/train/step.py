@@ -26,7 +26,7 @@ from tunesmith.layers.context import Counters, StepContext, at_step
 from tunesmith.layers.embedding import known_ids
 from tunesmith.models.fuse import narrows
 from tunesmith.models.load import decoder, head_new_rows, head_of, head_rows, head_weight
-from tunesmith.train.documents import Documents, Pack, make_shared_pack
+from tunesmith.train.documents import Documents, Pack, make_shared_pack, supervised_tokens
 from tunesmith.train.lockstep import gradients_together, hidden_together, passes
 from tunesmith.train.prefix import even_parts, find_groups, micro_batches
 
@@ -122,7 +122,7 @@ def step_gradients(
     Returns:
         The step's mean loss (nats a supervised token) and its top-1 accuracy.
     """
-    total = sum(len(pack.target_N) for pack in packs)
+    total = supervised_tokens(packs)
     sums, right = [], []
     counters = None if context is None else context.counters
     with nullcontext(lambda _: None) if context is None else at_step(model, context) as enter:
@@ -176,4 +176,4 @@ def mean_loss(model: PreTrainedModel, packs: list[Pack]) -> float:
         found = hidden_together(model, numbers, decode) if len(numbers) > 1 else None
         for number, hidden_XD in found or ((n, decode(n)) for n in numbers):
             sums.append(_loss_of(model, there[number], hidden_XD, None)[0])
-    return sum(map(float, sums)) / sum(len(pack.target_N) for pack in packs)
+    return sum(map(float, sums)) / supervised_tokens(packs)

@@ -41,7 +41,7 @@ from tunesmith.layers.context import Counters, StepContext, at_step
 from tunesmith.layers.sequence import refuse_heads
 from tunesmith.models.ranks import deal
 from tunesmith.models.recompute import decoder_layers
-from tunesmith.train.documents import Pack, pack_part
+from tunesmith.train.documents import Pack, pack_part, supervised_tokens
 from tunesmith.train.slots import Slots, aligned
 from tunesmith.train.step import pack_loss
 
@@ -181,7 +181,7 @@ class Together:
         packs = self._packs(number)
         if not self._ways.exact or self._ways.part is not None:
             return self._step_of_sums(number, packs)
-        total = _supervised(packs)
+        total = supervised_tokens(packs)
         turns = max(2 * self._group.size, SLOT_BYTES // self._message.size)
         gradients: list[Tensor | None] = [None] * len(self._parameters)
         sums: list[PackSums] = []
@@ -219,7 +219,7 @@ class Together:
 
     def _step_of_sums(self, number: int, packs: Sequence[Pack]) -> list[PackSums]:
         """A step whose gradients are added up in each process first."""
-        total = _supervised(packs)
+        total = supervised_tokens(packs)
         for parameter in self._parameters:
             parameter.grad = None
         figures = torch.zeros(len(packs), 3, dtype=torch.float64)
@@ -347,7 +347,3 @@ class _Message:
 def _flat_gradient(parameter: torch.nn.Parameter) -> Tensor:
     gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
     return gradient.reshape(-1).float()
-
-
-def _supervised(packs: Sequence[Pack]) -> int:
-    return sum(len(pack.target_N) for pack in packs)

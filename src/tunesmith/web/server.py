@@ -1,12 +1,11 @@
 """Open the address, say it, and answer until somebody ends it."""
 
-import errno
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import uvicorn
 
+from tunesmith.addresses import bound, url_host
 from tunesmith.errors import RunError
 from tunesmith.web.application import application
 from tunesmith.web.security import is_loopback
@@ -39,7 +38,7 @@ def show(
         RunError: no such folder, an address that cannot be had, or another than loopback without a key.
         MissingPackage: a chat page without the extra train.
     """
-    name = f"[{host}]" if ":" in host else host  # in an address
+    name = url_host(host)
     if key is None and not is_loopback(name):
         raise RunError(
             f"{host}: is seen from other machines, and no key is asked for",
@@ -50,8 +49,6 @@ def show(
         return server.should_exit
 
     app = application(folder, key=key, serve=serve, serve_key=serve_key, is_closing=is_closing)
-    listener = _listener(host, port)
-    tell(f"http://{name}:{listener.getsockname()[1]}/")
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -62,18 +59,7 @@ def show(
         lifespan="off",
     )
     server = uvicorn.Server(config)
-    with listener:
+    with bound(host, port) as listener:
+        listener.listen()  # who follows the address at once waits, and is not turned away
+        tell(f"http://{name}:{listener.getsockname()[1]}/")
         server.run(sockets=[listener])
-
-
-def _listener(host: str, port: int) -> socket.socket:
-    """A socket that listens."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family)
-    except socket.gaierror as error:
-        raise RunError(f"{host}: is no address of this machine: {error.strerror}", "leave --host out: 127.0.0.1") from error
-    except OSError as error:
-        taken = error.errno == errno.EADDRINUSE
-        hint = "take another with --port, or --port 0 for one that is free" if taken else "leave --host out: 127.0.0.1"
-        raise RunError(f"{host}, port {port}: {error.strerror}", hint) from error

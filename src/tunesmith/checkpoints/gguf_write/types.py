@@ -149,8 +149,9 @@ def nbytes(sources: Iterable[Source], types: Mapping[str, Type]) -> int:
 
 
 def row_bytes(kind: Type, columns: int) -> int:
-    """Bytes of a row."""
+    """Bytes of a row in any type that a file may have; ``kernels/blocks.py`` knows those that are computed in."""
     block, size = gguf.GGML_QUANT_SIZES[kind]
+    assert columns % block == 0, f"rows of {columns} weights in {kind.name}, whose blocks hold {block}"
     return columns // block * size
 
 

@@ -68,16 +68,17 @@ def write_scores(path: Path, scores: Mapping[str, Sensitivity], source: Path, me
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     names = gguf_names(reader.value("general.architecture"), read_config(merged)[0].num_hidden_layers)
     stored, of = read_stored(merged), naming(merged)
+    by_module = {module: names.get_name(f"{module}.weight", try_suffixes=(".weight",)) for module in scores}
+    table = next((of.of_checkpoint(f"{module}.weight") for module, name in by_module.items() if name == EMBEDDING), "")
     found: dict[str, Sensitivity] = {}
     others: list[str] = []
     for module, score in scores.items():
-        name = names.get_name(f"{module}.weight", try_suffixes=(".weight",))
-        name = EMBEDDING if name == HEAD and HEAD not in tensors else name
-        if name is None or name not in tensors or len(tensors[name].shape) != 2:
+        name, weight = by_module[module], of.of_checkpoint(f"{module}.weight")
+        if name == HEAD and HEAD not in tensors:  # one table, which the checkpoint may hold under either name
+            name, weight = EMBEDDING, weight if weight in stored else table
+        if name not in tensors or len(tensors[name].shape) != 2 or weight not in stored:
             others.append(module)
             continue
-        weight = of.of_checkpoint(f"{module}.weight")
-        weight = weight if weight in stored else of.of_checkpoint("model.embed_tokens.weight")
         with safe_open(stored[weight].file, framework="pt") as opened:
             order = row_order(tensors[name].data, opened.get_tensor(weight).half().numpy())
         if order is None:

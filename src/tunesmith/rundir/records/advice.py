@@ -159,6 +159,7 @@ class MemoryFacts(Record):
         adapter_per_rank: trained weights of a rank-1 adapter on all linear layers.
         hidden: width of the model, 0 where unknown.
         plans: what training turns to take so little, by base; none on a CPU, and where the GPU was not asked.
+        spare: that ``base_budget: auto`` would give a base in NF4; 0 for none, and where it is not known.
     """
 
     base: str
@@ -168,6 +169,7 @@ class MemoryFacts(Record):
     adapter_per_rank: int
     hidden: int
     plans: dict[str, str] = field(default_factory=dict[str, str])
+    spare: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
