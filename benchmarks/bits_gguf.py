@@ -39,8 +39,9 @@ from tunesmith.bits.sensitivity import Sensitivity
 from tunesmith.checkpoints.gguf_reader import GgufReader
 from tunesmith.checkpoints.gguf_write.convert import convert
 from tunesmith.checkpoints.gguf_write.quantize import Importance, quantize
-from tunesmith.checkpoints.gguf_write.rounding import Costs, rounding_costs, values_of
+from tunesmith.checkpoints.gguf_write.rounding import Rounding, rounding_costs
 from tunesmith.checkpoints.gguf_write.types import DENSE
+from tunesmith.checkpoints.gguf_write.unpack import values_of
 from tunesmith.checkpoints.resolve import find_model
 from tunesmith.engines.base import open_base
 from tunesmith.export.gguf.imatrix import choose, collect
@@ -244,11 +245,11 @@ def cell(model_name: str, task: str, given: argparse.Namespace, folder: Path, sa
     for weights in given.weights:
         imatrix = on_train.weights[weights]
         started = time.monotonic()
-        costs = rounding_costs(source, on_train.scores, imatrix)
+        rounding = rounding_costs(source, on_train.scores, imatrix)
         seconds[f"rounding, {weights}"] = time.monotonic() - started
         found: dict[str, np.ndarray] = {}
         for kind in given.types:
-            entry = one_type(kind, source, folder, costs, imatrix, on_train, held, model, into, found)
+            entry = one_type(kind, source, folder, rounding, imatrix, on_train, held, model, into, found)
             results[f"{kind}, {weights}"] = entry
             print(line(kind, weights, entry), flush=True)
         save(
@@ -267,7 +268,7 @@ def one_type(
     kind: str,
     source: Path,
     folder: Path,
-    costs: Costs,
+    rounding: Rounding,
     imatrix: Importance | None,
     on_train: Measured,
     held: Held,
@@ -277,7 +278,7 @@ def one_type(
 ) -> dict[str, Any]:
     """Write a type, and what the model is with its values."""
     plain, file = plain_type(kind), folder / "type.gguf"
-    choice = choose_types(source, costs, kind, imatrix is not None)
+    choice = choose_types(source, rounding, kind, imatrix is not None)
     chosen = chosen_types(choice) if plain != kind else None
     written = quantize(source, file, plain, imatrix, chosen=chosen)
     put(file, into)

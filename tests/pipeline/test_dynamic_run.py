@@ -26,6 +26,7 @@ def test_it_is_exported_deployed_and_swept_like_any_type(tiny_dir, tmp_path, ima
     api.make(run, ["parity"], all_needed=True)
     files = Export.read(run.export / "export.json").files
     assert list(files) == ["Q4_K_M", KIND] and files[KIND].bytes <= files["Q4_K_M"].bytes
+    assert all(0.75 < file.training_kept < 1.25 for file in files.values()), "the base lies on no grid"
     assert not (run.export / "toy-F16.gguf").exists()
     foretold = {step.target: step.nbytes for step in dry_run(run)}
     for name in (f"toy-{KIND}.gguf", f"toy-{KIND}.types.json", "toy.scores.safetensors", "toy.rounding.json"):

@@ -108,7 +108,9 @@ def report(job: Job, steps: Sequence[Operation]) -> None:
         files = path.rglob("*") if path.is_dir() else [path]
         size = decimal(sum(file.stat().st_size for file in files if file.is_file()), precision=2)
         file = job.result(step.target, GgufFile)
-        logger.info(f"export: {step.target} {size}{f', {file.bits_per_weight:.2f} bits a weight' if file else ''}")
+        bits = f", {file.bits_per_weight:.2f} bits a weight" if file else ""
+        kept = f", keeps {file.training_kept:.0%} of the training" if file and file.training_kept is not None else ""
+        logger.info(f"export: {step.target} {size}{bits}{kept}")
     for line in command_lines(Commands.read(job.run.export / "commands.json"), job.run.path):
         logger.info(f"export: {line}")
 

@@ -24,6 +24,7 @@ from tunesmith.checkpoints.gguf_reader import GgufReader
 from tunesmith.checkpoints.gguf_write.convert import describe
 from tunesmith.checkpoints.gguf_write.imatrix import read_imatrix
 from tunesmith.checkpoints.gguf_write.quantize import Importance
+from tunesmith.checkpoints.gguf_write.rounding import Rounding
 from tunesmith.engines.llama_cpp import LlamaCppEngine
 from tunesmith.engines.open import open_in_process
 from tunesmith.errors import RunError
@@ -109,8 +110,9 @@ def _price(run: RunDir, recipe: Recipe, importance: Importance | None, scratch: 
         name = str(recipe.name)
         if not (run.export / costs_name(name)).exists():
             return priced(job_of(run, recipe), run.merged, source, importance, scratch)
-        costs = RoundingCosts.read(run.export / costs_name(name)).costs
-        return Priced(costs, column_weights(read_scores(run.export / scores_name(name))) if importance is None else importance)
+        found = RoundingCosts.read(run.export / costs_name(name))
+        weights = column_weights(read_scores(run.export / scores_name(name))) if importance is None else importance
+        return Priced(Rounding(found.costs, found.lost), weights)
 
     return price
 

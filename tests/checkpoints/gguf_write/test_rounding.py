@@ -31,7 +31,7 @@ def test_costs_are_those_of_the_blocks_that_are_written(case, weighed, tmp_path)
     weight = next(tensor for tensor in GgufReader(source).tensors if tensor.name == name).data.astype(np.float64)
     scores = [score(*weight.shape), score(*weight.shape, seed=1)]
     imatrix = {name: np.linspace(0.1, 5, weight.shape[1]).astype(np.float32)} if weighed else None
-    costs = rounding_costs(source, {name: scores}, imatrix)
+    costs = rounding_costs(source, {name: scores}, imatrix).costs
     kinds = candidates(weight.shape[1])
     assert list(costs) == [name] and list(costs[name]) == [kind.name for kind in kinds]
     for kind in kinds:
@@ -52,7 +52,7 @@ def test_cores_change_no_cost_and_what_no_block_divides_has_none(tmp_path, monke
     monkeypatch.setattr(quantize_module, "PIECE", 300)
     for threads in (1, 3):
         monkeypatch.setattr(hardware, "cpu_count", lambda threads=threads: threads)
-        found.append(rounding_costs(source, scores))
+        found.append(rounding_costs(source, scores).costs)
     assert found[0] == found[1]
     assert set(shapes) - set(found[0]) == {"blk.0.ffn_down.weight", "blk.1.ffn_down.weight"}
 

@@ -20,10 +20,11 @@ from typing import NamedTuple
 
 from tunesmith.checkpoints.gguf_write.imatrix import CHUNK, read_imatrix
 from tunesmith.checkpoints.gguf_write.quantize import ImatrixOrigin, Importance, quantize
-from tunesmith.checkpoints.gguf_write.rounding import Costs, rounding_costs
+from tunesmith.checkpoints.gguf_write.rounding import Rounding, rounding_costs
 from tunesmith.errors import ExportError
 from tunesmith.export.forms.form import TEXT, Facts, Job, Operation, gguf_size
 from tunesmith.export.gguf.scores import EMBEDDING, choose_types, chosen_types, column_weights, read_scores, write_scores
+from tunesmith.export.gguf.updates import told, updates_of
 from tunesmith.export.names import gguf_name
 from tunesmith.models.device import best_device
 from tunesmith.models.load import load_model
@@ -111,11 +112,11 @@ class Priced(NamedTuple):
     """What a dynamic type is chosen by, and quantised with.
 
     Attributes:
-        costs: of each tensor in each type.
+        rounding: what each type does to each tensor.
         weights: of the columns of each tensor, as an importance matrix has them.
     """
 
-    costs: Costs
+    rounding: Rounding
     weights: Importance
 
 
@@ -135,7 +136,7 @@ def priced(job: Job, merged: Path, source: Path, importance: Importance | None, 
     _score(job, merged, source, path)
     scores = read_scores(path)
     weights = column_weights(scores) if importance is None else importance
-    return Priced(rounding_costs(source, scores, weights), weights)
+    return Priced(rounding_costs(source, scores, weights, updates_of(job, merged, source)), weights)
 
 
 def _write_scores(job: Job, step: Operation) -> None:
@@ -153,8 +154,12 @@ def _score(job: Job, merged: Path, source: Path, target: Path) -> None:
 def _write_costs(job: Job, step: Operation) -> None:
     half, scores, *others = step.sources
     weights, _ = _weights(job, others[0] if others else scores)
-    costs = rounding_costs(job.staged / half, read_scores(job.staged / scores), weights)
-    RoundingCosts(costs=costs, weights="imatrix" if others else "scores").write(job.staged / step.target)
+    updates = updates_of(job, job.staged / "merged", job.staged / half)
+    costs, lost = rounding_costs(job.staged / half, read_scores(job.staged / scores), weights, updates)
+    RoundingCosts(costs=costs, weights="imatrix" if others else "scores", lost=lost).write(job.staged / step.target)
+    if lost:
+        kinds = ", ".join(sorted({kind for of in lost.values() for kind in of}))
+        logger.info(f"export: {kinds} would take back or enlarge what was trained, in {len(lost)} tensors; not chosen there")
 
 
 def _weights(job: Job, file: str) -> tuple[Importance, ImatrixOrigin]:
@@ -170,7 +175,8 @@ def _weights(job: Job, file: str) -> tuple[Importance, ImatrixOrigin]:
 
 def _write_choice(job: Job, step: Operation) -> None:
     costs = RoundingCosts.read(job.staged / step.sources[1])
-    choice = choose_types(job.staged / step.sources[0], costs.costs, str(step.file_type), costs.weights == "imatrix")
+    rounding = Rounding(costs.costs, costs.lost)
+    choice = choose_types(job.staged / step.sources[0], rounding, str(step.file_type), costs.weights == "imatrix")
     choice.write(job.staged / step.target)
     logger.info(f"export: {step.file_type}: {choice_line(choice)}")
 
@@ -184,11 +190,14 @@ def choice_line(choice: TypeChoice) -> str:
 
 def _quantize(job: Job, step: Operation) -> GgufFile:
     half, choice, file = step.sources
+    source, target = job.staged / half, job.staged / step.target
     chosen = chosen_types(TypeChoice.read(job.staged / choice))
     plain, (weights, origin) = plain_type(str(step.file_type)), _weights(job, file)
     if not chosen.keys and file == scores_name(job.name):  # no choice is better: the plain file, to the byte
-        return quantize(job.staged / half, job.staged / step.target, plain)
-    return quantize(job.staged / half, job.staged / step.target, plain, weights, origin, chosen)
+        written = quantize(source, target, plain)
+    else:
+        written = quantize(source, target, plain, weights, origin, chosen)
+    return told(written, source, target, updates_of(job, job.staged / "merged", source))
 
 
 def has_dynamic(recipe: Recipe) -> bool:

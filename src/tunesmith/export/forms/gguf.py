@@ -40,6 +40,7 @@ from tunesmith.export.forms.form import (
     gguf_size,
 )
 from tunesmith.export.gguf.imatrix import measure
+from tunesmith.export.gguf.updates import told, updates_of
 from tunesmith.export.names import gguf_name
 from tunesmith.export.ollama import modelfile
 from tunesmith.export.sizes import FULL
@@ -94,7 +95,7 @@ def _plan(recipe: Recipe, facts: Facts) -> list[Operation]:
                 sources=(half, importance) if settings.imatrix else (half,),
                 nbytes=gguf_size(facts, kind, settings.imatrix),
                 file_type=kind,
-                write=quantize_step,
+                write=_quantize_merged,
                 record=GgufFile,
             )
         )
@@ -130,6 +131,11 @@ def quantize_step(job: Job, step: Operation) -> GgufFile:
     importance = read_imatrix(job.staged / step.sources[1])
     origin = ImatrixOrigin(step.sources[1], f"train part of {job.name}", max(1, importance.tokens // CHUNK))
     return quantize(source, target, file_type, importance.values, origin)
+
+
+def _quantize_merged(job: Job, step: Operation) -> GgufFile:
+    written, source = quantize_step(job, step), job.staged / step.sources[0]
+    return told(written, source, job.staged / step.target, updates_of(job, job.staged / "merged", source))
 
 
 def _write_trained(job: Job, step: Operation) -> GgufFile:

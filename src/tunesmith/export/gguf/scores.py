@@ -12,7 +12,8 @@ A table that is embedding and head at once is scored twice, and its two costs ar
 is never larger than the plain one. What was not scored keeps the type that llama.cpp's rule gives it. The choice of
 ``bits/choose.py`` is best up to one tensor, which is next to nothing of a large model; of a small one the embedding alone may
 be two thirds of the file. So it is asked once for every form of the two largest tensors, and the rule's own types are kept
-where nothing costs less.
+where nothing costs less. Types that lose what training added (``gguf_write/kept.py``) are not asked, the rule's own neither; a
+tensor of which all do keeps them.
 
 Shape suffixes: O out_features, I in_features.
 """
@@ -20,9 +21,9 @@ Shape suffixes: O out_features, I in_features.
 import itertools
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,7 @@ from tunesmith.bits.choose import Option, choose
 from tunesmith.bits.sensitivity import Sensitivity, load_sensitivity, save_sensitivity
 from tunesmith.checkpoints.gguf_reader import GgufReader
 from tunesmith.checkpoints.gguf_write.quantize import ALIGNMENT, Chosen, Importance, aligned
-from tunesmith.checkpoints.gguf_write.rounding import Costs
+from tunesmith.checkpoints.gguf_write.rounding import Rounding
 from tunesmith.checkpoints.gguf_write.types import Source, Type, metadata_of, nbytes, plan_types, sources_of
 from tunesmith.checkpoints.hf import read_config
 from tunesmith.checkpoints.names import naming
@@ -64,32 +65,62 @@ def write_scores(path: Path, scores: Mapping[str, Sensitivity], source: Path, me
         ExportError: the installed ``gguf`` does not know the architecture, or no module that was scored is in the file.
         RunError: the place cannot be written.
     """
-    reader = GgufReader(source)
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    names = gguf_names(reader.value("general.architecture"), read_config(merged)[0].num_hidden_layers)
-    stored, of = read_stored(merged), naming(merged)
-    by_module = {module: names.get_name(f"{module}.weight", try_suffixes=(".weight",)) for module in scores}
-    table = next((of.of_checkpoint(f"{module}.weight") for module, name in by_module.items() if name == EMBEDDING), "")
-    found: dict[str, Sensitivity] = {}
-    others: list[str] = []
-    for module, score in scores.items():
-        name, weight = by_module[module], of.of_checkpoint(f"{module}.weight")
-        if name == HEAD and HEAD not in tensors:  # one table, which the checkpoint may hold under either name
-            name, weight = EMBEDDING, weight if weight in stored else table
-        if name not in tensors or len(tensors[name].shape) != 2 or weight not in stored:
-            others.append(module)
-            continue
-        with safe_open(stored[weight].file, framework="pt") as opened:
-            order = row_order(tensors[name].data, opened.get_tensor(weight).half().numpy())
-        if order is None:
-            others.append(module)
-        else:
-            found[f"{name}/{module}"] = score._replace(gradient_O=score.gradient_O[order])
+    placed, others = places_of(scores, source, merged)
+    found = {
+        f"{place.tensor}/{module}": scores[module]._replace(gradient_O=scores[module].gradient_O[place.order])
+        for module, place in placed.items()
+    }
     if not found:
         raise ExportError(f"{source}: none of its tensors was scored", "write the plain type: export.gguf without dynamic-")
     if others:
         logger.warning(f"export: {len(others)} modules are no matrices of the GGUF and keep the plain type, first {others[0]}")
     save_sensitivity(path, found)
+
+
+class Place(NamedTuple):
+    """Where the matrix of a module lies in a GGUF.
+
+    Attributes:
+        tensor: its name.
+        order: which row of the module each row of the tensor is.
+    """
+
+    tensor: str
+    order: NDArray[np.int64]
+
+
+def places_of(modules: Iterable[str], source: Path, merged: Path) -> tuple[dict[str, Place], list[str]]:
+    """Where each module lies in a GGUF, and the modules that are no matrix there.
+
+    Args:
+        modules: the model's names.
+        source: the 16-bit GGUF.
+        merged: directory that it was converted from.
+
+    Raises:
+        ExportError: the installed ``gguf`` does not know the architecture.
+    """
+    reader = GgufReader(source)
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    names = gguf_names(reader.value("general.architecture"), read_config(merged)[0].num_hidden_layers)
+    stored, of = read_stored(merged), naming(merged)
+    found: dict[str, Place] = {}
+    others: list[str] = []
+    for module in modules:
+        name = names.get_name(f"{module}.weight", try_suffixes=(".weight",))
+        name = EMBEDDING if name == HEAD and HEAD not in tensors else name
+        if name is None or name not in tensors or len(tensors[name].shape) != 2:
+            others.append(module)
+            continue
+        weight = of.of_checkpoint(f"{module}.weight")
+        weight = weight if weight in stored else of.of_checkpoint("model.embed_tokens.weight")
+        with safe_open(stored[weight].file, framework="pt") as opened:
+            order = row_order(tensors[name].data, opened.get_tensor(weight).half().numpy())
+        if order is None:
+            others.append(module)
+        else:
+            found[module] = Place(name, order)
+    return found, others
 
 
 def read_scores(path: Path) -> dict[str, list[Sensitivity]]:
@@ -136,12 +167,12 @@ def row_order(file_OI: NDArray[Any], model_OI: NDArray[Any]) -> NDArray[np.int64
     return order
 
 
-def choose_types(source: Path, costs: Costs, file_type: str, has_imatrix: bool) -> TypeChoice:
-    """The types of least cost in no more bytes than the plain type takes.
+def choose_types(source: Path, rounding: Rounding, file_type: str, has_imatrix: bool) -> TypeChoice:
+    """The types of least cost in no more bytes than the plain type takes, none of them one that loses what training added.
 
     Args:
         source: the 16-bit GGUF.
-        costs: of its tensors in each type.
+        rounding: what each type does to its tensors.
         file_type: such as ``dynamic-Q4_K_M``.
 
     Raises:
@@ -152,11 +183,15 @@ def choose_types(source: Path, costs: Costs, file_type: str, has_imatrix: bool) 
     rule = plan_types(sources.values(), plain, metadata_of(reader), has_imatrix)
     options = {
         name: [Option(kind, _padded(sources[name], Type[kind]), cost) for kind, cost in of.items()]
-        for name, of in costs.items()
+        for name, of in rounding.costs.items()
         if rule[name].name in of
     }
     before = {name: next(one for one in of if one.form == rule[name].name) for name, of in options.items()}
-    after = _cheapest(options, sum(option.bytes for option in before.values()) - ROOM, before)
+    allowed = {name: [one for one in of if one.form not in rounding.lost.get(name, {})] for name, of in options.items()}
+    budget = sum(option.bytes for option in before.values()) - ROOM
+    after = _cheapest({name: of or options[name] for name, of in allowed.items()}, budget)
+    if after is None or (_cost(before) <= _cost(after) and all(one in allowed[name] for name, one in before.items())):
+        after = before
     return TypeChoice(
         plain=plain,
         bytes=sum(option.bytes for option in after.values()),
@@ -170,9 +205,9 @@ def choose_types(source: Path, costs: Costs, file_type: str, has_imatrix: bool) 
     )
 
 
-def _cheapest(options: Mapping[str, Sequence[Option]], budget: int, plain: dict[str, Option]) -> dict[str, Option]:
-    """The best choice that is found: the rule's own, or one of those with every form of the largest tensors."""
-    found = plain
+def _cheapest(options: Mapping[str, Sequence[Option]], budget: int) -> dict[str, Option] | None:
+    """The best choice that is found, with every form of the largest tensors; None where none fits."""
+    found: dict[str, Option] | None = None
     largest = sorted(options, key=lambda name: (-max(option.bytes for option in options[name]), name))[:TRIED]
     for forms in itertools.product(*(options[name] for name in largest)):
         fixed = dict(zip(largest, forms, strict=True))
@@ -181,7 +216,8 @@ def _cheapest(options: Mapping[str, Sequence[Option]], budget: int, plain: dict[
         if left < sum(min(option.bytes for option in of) for of in rest.values()):
             continue
         tried = {**fixed, **choose(rest, left)}
-        found = {name: tried[name] for name in options} if _cost(tried) < _cost(found) else found
+        if found is None or _cost(tried) < _cost(found):
+            found = {name: tried[name] for name in options}
     return found
 
 

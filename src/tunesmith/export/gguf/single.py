@@ -48,8 +48,8 @@ def write_type(
         return target
     if not half.exists():
         convert(merged, half, "F16")
-    costs, weights = price(half)
-    quantize(half, target, plain, weights, chosen=chosen_types(choose_types(half, costs, kind, importance is not None)))
+    rounding, weights = price(half)
+    quantize(half, target, plain, weights, chosen=chosen_types(choose_types(half, rounding, kind, importance is not None)))
     return target
 
 

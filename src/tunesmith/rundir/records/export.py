@@ -18,12 +18,15 @@ class GgufFile(Record):
         weights: numbers in its tensors.
         bits_per_weight: as measured, over all tensors.
         types: weights by llama.cpp's type of their tensor.
+        training_kept: share of what the adapter added that is left after rounding, 1 for all of it and 0 where the file is the
+            base again; None where it is not measured (16 bits, the blocks that were trained, DoRA, experts, a whole model).
     """
 
     bytes: int
     weights: int
     bits_per_weight: float
     types: dict[str, int]
+    training_kept: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +49,15 @@ class RoundingCosts(FileRecord):
     Attributes:
         costs: by tensor and llama.cpp type; half of it is the expected KL, in nats summed over the tokens of the pass.
         weights: what the quantiser weighed the columns by: an importance matrix, or the scores of the same pass.
+        lost: by tensor and type, the share that is kept of what the adapter added, of the types that take it back or enlarge
+            it; no dynamic type chooses them.
     """
 
     VERSION: ClassVar[int] = 1
 
     costs: dict[str, dict[str, float]]
     weights: Literal["imatrix", "scores"]
+    lost: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,64 @@
+"""What training added to the tensors of a merged GGUF, and how much of it a quantised file keeps, said aloud.
+
+The factors of a LoRA on linear layers are brought to the file's names and order of rows. DoRA's update is no product of two
+factors, and stacks of experts lie otherwise in the file: of these nothing is said, nor of whole tables that were trained.
+"""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from tunesmith.checkpoints.gguf_write.kept import Added, Updates, kept_in_file
+from tunesmith.export.forms.form import Job
+from tunesmith.export.gguf.scores import places_of
+from tunesmith.export.merge import read_updates
+from tunesmith.rundir.records.export import GgufFile
+
+logger = logging.getLogger(__name__)
+
+OTHERS = "A dynamic type and Q8_0 keep it; base: gguf, with the adapter beside the file, rounds nothing"
+
+
+def updates_of(job: Job, merged: Path, source: Path) -> Updates:
+    """What the adapter of an export added, by tensor; nothing where a whole model was brought.
+
+    Args:
+        merged: directory that the adapter was merged into.
+        source: the 16-bit GGUF of that.
+
+    Raises:
+        ExportError: the installed ``gguf`` does not know the architecture.
+        ModelError: the adapter cannot be read.
+    """
+    if job.lora is None:
+        return {}
+    updates = {
+        name.removesuffix(".weight"): parts[0]
+        for name, parts in read_updates(job.run.adapter).items()
+        if name.endswith(".weight") and len(parts) == 1 and parts[0].length_O is None
+    }
+    placed, _ = places_of(updates, source, merged)
+    return {
+        place.tensor: Added(updates[module].left_OR[place.order], updates[module].right_RI) for module, place in placed.items()
+    }
+
+
+def told(written: GgufFile, source: Path, file: Path, updates: Updates) -> GgufFile:
+    """The record of a quantised file with the share of the training that it keeps; a warning where that is another model.
+
+    Args:
+        source: the 16-bit GGUF that it was quantised from.
+
+    Raises:
+        ExportError: a weight that is not finite.
+    """
+    kept = kept_in_file(source, file, updates)
+    if not kept.added:
+        return written
+    if kept.is_lost:
+        what = "takes back most of" if kept.share < 0.5 else "takes back a part of" if kept.share < 1 else "enlarges"
+        logger.warning(
+            f"export: {file.name} {what} what was trained and keeps {kept.share:.0%} of it: the base's weights lie on the grid "
+            f"of its blocks, to which rounding leads back. {OTHERS}"
+        )
+    return replace(written, training_kept=round(kept.share, 4))
