@@ -197,10 +197,11 @@ def _measured(card: Card) -> str:
 def _files(card: Card) -> str:
     if not card.files:
         return ""
-    rows = ["## GGUF files", "", "| type | bytes | bits per weight |", "|---|---|---|"]
-    return "\n".join(
-        [*rows, *(f"| {kind} | {file.bytes:,} | {file.bits_per_weight:.2f} |" for kind, file in card.files.items())]
-    )
+    rows = ["## GGUF files", "", "| type | bytes | bits per weight | training kept |", "|---|---|---|---|"]
+    for kind, file in card.files.items():
+        kept = "" if file.training_kept is None else f"{file.training_kept:.0%}"
+        rows.append(f"| {kind} | {file.bytes:,} | {file.bits_per_weight:.2f} | {kept} |")
+    return "\n".join(rows)
 
 
 def _template(card: Card) -> str:
