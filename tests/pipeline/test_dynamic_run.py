@@ -6,6 +6,7 @@ import pytest
 
 from shared import write_recipe
 from tunesmith.checkpoints.gguf_reader import GgufReader
+from tunesmith.checkpoints.gguf_write.quantize import quantize
 from tunesmith.checkpoints.gguf_write.types import Source, Type
 from tunesmith.errors import ExportError
 from tunesmith.export.forms.dynamic import pricing_steps
@@ -46,6 +47,28 @@ def test_it_is_exported_deployed_and_swept_like_any_type(tiny_dir, tmp_path, ima
     swept = api.sweep(run, (KIND, "dynamic-Q3_K_M"))
     assert {entry.type: entry.bytes for entry in swept.types}[KIND] == files[KIND].bytes
     assert (run.export / "toy.rounding.json").stat().st_mtime_ns == before, "an export that is done is not made again"
+
+
+def test_a_file_on_the_grid_of_its_base_is_warned_of_and_no_choice_takes_it(tiny_dir, tiny_gguf, tmp_path, talk):
+    """A base that lies in Q4_0: its own type keeps nothing of the training, and that is foretold before it."""
+    quantize(tiny_gguf, tmp_path / "base.gguf", "Q4_0")
+    kinds = ["Q4_0", "dynamic-Q4_K_M", "Q8_0"]
+    changes = {"export.gguf": kinds, "evaluate.arms": ["zero_shot", "tuned"], "lora.alpha": 4}
+    run = api.open_run(write_recipe(tmp_path, tmp_path / "base.gguf", changes), tmp_path / "run")
+    talk()
+    api.make(run, ["data"], all_needed=True)
+    assert "Q4_0" not in talk(), "where no export is made, none is asked"
+    api.make(run, ["export"], all_needed=True)
+    said = talk()
+    before, _, after = said.partition("step ")
+    assert "export.gguf: Q4_0 takes back most of what is going to be trained" in before and "Q8_0 takes" not in before
+    assert "export: toy-Q4_0.gguf takes back most of what was trained" in after
+    kept = {kind: file.training_kept for kind, file in Export.read(run.export / "export.json").files.items()}
+    assert kept["Q4_0"] < 0.2 and 0.9 < kept["Q8_0"] < 1.1 and kept["dynamic-Q4_K_M"] > 0.5
+    lost = RoundingCosts.read(run.export / "toy.rounding.json").lost
+    assert lost and all("Q4_0" in of for of in lost.values())
+    choice = TypeChoice.read(run.export / "toy-dynamic-Q4_K_M.types.json")
+    assert not [name for name, tensor in choice.tensors.items() if tensor.type in lost.get(name, {})]
 
 
 def test_a_sweep_scores_what_the_export_did_not(tiny_run, tmp_path):

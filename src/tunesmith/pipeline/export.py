@@ -16,9 +16,12 @@ from tunesmith.engines.form import ExportedForm, gguf_form
 from tunesmith.errors import RunError
 from tunesmith.export.context import differences, served_context
 from tunesmith.export.facts import read_facts
-from tunesmith.export.forms.form import ROUNDING, Job, Operation, Written, peak
+from tunesmith.export.forms.form import ROUNDING, Facts, Job, Operation, Written, peak
 from tunesmith.export.forms.table import FORMS
+from tunesmith.export.gguf.foretold import foretold
+from tunesmith.export.gguf.updates import warn_if_lost
 from tunesmith.export.job import build, plan_export, plan_record, report
+from tunesmith.export.sizes import FULL
 from tunesmith.models.adapter import read_lora
 from tunesmith.models.attention import PACKED
 from tunesmith.models.load import attention
@@ -28,6 +31,7 @@ from tunesmith.pipeline.stage import Session
 from tunesmith.pipeline.tuned_model import tuned_model
 from tunesmith.recipe import Lora, Recipe
 from tunesmith.recipe.adapter import has_patterns, read_adapter_config
+from tunesmith.recipe.run import plain_type
 from tunesmith.rundir import NEXT, RunDir, swap_in
 from tunesmith.rundir.records.data import Rendered
 from tunesmith.rundir.records.export import Export, ExportPlan, Merge
@@ -79,6 +83,8 @@ def planned(run: RunDir, recipe: Recipe, lora: Lora | None) -> list[Operation]:
 def check_export(recipe: Recipe, base: Path) -> list[Operation]:
     """Refuse a form that cannot be written of a base, or an adapter that does not fit it, before anything is trained.
 
+    A file that would take the training back is warned of.
+
     Returns:
         The steps of the export.
 
@@ -86,7 +92,21 @@ def check_export(recipe: Recipe, base: Path) -> list[Operation]:
         ExportError: llama.cpp's converter does not know the architecture, or a form that cannot be written.
         TrainingError: the adapter's targets are not in the model.
     """
-    return plan_export(recipe, read_facts(recipe, recipe.lora, base, "", recipe.train.from_adapter))
+    facts = read_facts(recipe, recipe.lora, base, "", recipe.train.from_adapter)
+    steps = plan_export(recipe, facts)
+    _warn_of_lost(recipe, facts, base)
+    return steps
+
+
+def _warn_of_lost(recipe: Recipe, facts: Facts, base: Path) -> None:
+    """Warn of types that would take the training back; none does where other weights than the base's files are merged into."""
+    merges_nf4 = recipe.base == "nf4" and recipe.export.merge_into == "trained"
+    if merges_nf4 or recipe.deploys_adapter:
+        return
+    trained = recipe.export.gguf[-1:] if recipe.train.qat else ()
+    for kind in recipe.export.gguf:
+        if kind not in (*FULL, *trained) and plain_type(kind) == kind:
+            warn_if_lost(f"export.gguf: {kind}", "is going to be", foretold(facts, base, kind))
 
 
 def files_of(steps: Sequence[Operation]) -> tuple[dict[str, int], list[Saving]]:

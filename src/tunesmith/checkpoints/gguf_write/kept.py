@@ -86,6 +86,10 @@ class Kept(NamedTuple):
         """Both together."""
         return Kept(*map(math.fsum, zip(self, other, strict=True)))
 
+    def times(self, count: float) -> "Kept":
+        """So many weights as these."""
+        return Kept(*(count * value for value in self))
+
 
 Updates = Mapping[str, Added]  # by tensor
 

@@ -8,7 +8,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from tunesmith.checkpoints.gguf_write.kept import Added, Updates, kept_in_file
+from tunesmith.checkpoints.gguf_write.kept import Added, Kept, Updates, kept_in_file
 from tunesmith.export.forms.form import Job
 from tunesmith.export.gguf.scores import places_of
 from tunesmith.export.merge import read_updates
@@ -55,10 +55,21 @@ def told(written: GgufFile, source: Path, file: Path, updates: Updates) -> GgufF
     kept = kept_in_file(source, file, updates)
     if not kept.added:
         return written
-    if kept.is_lost:
-        what = "takes back most of" if kept.share < 0.5 else "takes back a part of" if kept.share < 1 else "enlarges"
-        logger.warning(
-            f"export: {file.name} {what} what was trained and keeps {kept.share:.0%} of it: the base's weights lie on the grid "
-            f"of its blocks, to which rounding leads back. {OTHERS}"
-        )
+    warn_if_lost(f"export: {file.name}", "was", kept)
     return replace(written, training_kept=round(kept.share, 4))
+
+
+def warn_if_lost(of: str, when: str, kept: Kept) -> None:
+    """Say that rounding leads back to the base, or away from both.
+
+    Args:
+        of: which file, as the beginning of a sentence.
+        when: "was" trained, or "is going to be".
+    """
+    if not kept.is_lost:
+        return
+    what = "takes back most of" if kept.share < 0.5 else "takes back a part of" if kept.share < 1 else "enlarges"
+    logger.warning(
+        f"{of} {what} what {when} trained, and keeps {kept.share:.0%} of it: the base's weights were rounded before, and "
+        f"rounding them to these blocks moves the training with them. {OTHERS}"
+    )
