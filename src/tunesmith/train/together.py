@@ -21,7 +21,7 @@ all of them go through as many packs. Whoever has fewer goes through its shortes
 tokens, and the sum over the processes is the sum over the tokens. Before the first step the loss of some tokens is compared
 with that of the whole.
 
-Shape suffixes: T tokens, N rows (positions that predict).
+Shape suffixes: T tokens.
 """
 
 import struct
