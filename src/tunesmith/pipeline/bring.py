@@ -36,7 +36,7 @@ from tunesmith.pipeline.tuned_model import adapter_directory, of_model
 from tunesmith.recipe import Lora, Recipe
 from tunesmith.recipe.adapter import has_patterns
 from tunesmith.recipe.train import Train
-from tunesmith.recipe.tuned import Tuned
+from tunesmith.recipe.tuned import Tuned, never_with
 from tunesmith.rundir import RunDir, atomic_directory, fingerprint, write_text
 from tunesmith.rundir.hashes import content_hash
 from tunesmith.rundir.records.brought import Brought, BroughtModel
@@ -83,7 +83,9 @@ def refuse_early(recipe: Recipe, base: Path) -> None:
     """
     if ignored := _ignored(recipe):
         logger.warning(f"nothing is trained here, so these keys of the recipe mean nothing: {', '.join(ignored)}")
-    alone = len(recipe.tuned) == 1
+    exported = len(recipe.tuned) == 1 or recipe.chooses
+    if not exported and (why := never_with(recipe.tuned, recipe.task.metric).get("deployed")):
+        logger.warning(f"the verdict will be of a tuned model as it came, and not as it is deployed: {why}")
     for one in recipe.tuned:
         if one.adapter is not None:
             with tempfile.TemporaryDirectory() as temporary:
@@ -91,7 +93,7 @@ def refuse_early(recipe: Recipe, base: Path) -> None:
                 peft_form(one.adapter, directory)
                 _refuse_other_base(directory, base)
                 lora, _ = check_fits(base, directory)
-                if alone:
+                if exported:
                     plan_export(recipe, read_facts(recipe, lora, base, "", directory))
             model = open_base(recipe)
             _about_tokenizer(one.adapter, model)
@@ -100,7 +102,7 @@ def refuse_early(recipe: Recipe, base: Path) -> None:
         elif one.kind != "endpoint":
             model = _whole(recipe, one)
             _about_tokens(model, open_base(recipe), one.place)
-            if alone and one.kind == "merged":
+            if exported and one.kind == "merged":
                 plan_export(recipe, read_facts(recipe, None, model.directory, ""))
 
 
