@@ -424,6 +424,11 @@ class Verdict(FileRecord):
         """Whether to deploy the tuned model because it is better; ``as good and cheaper`` is yours to weigh."""
         return self.decision == "deploy"
 
+    @property
+    def in_process(self) -> str:
+        """The arm of the tuned model before it is exported, if it was scored."""
+        return self.chosen or "tuned"
+
     def arm(self, name: str) -> Arm:
         """The figures of an arm."""
         return next(arm for arm in self.arms if arm.name == name)
