@@ -23,7 +23,7 @@ from tunesmith.checkpoints.check_base import check_base
 from tunesmith.checkpoints.content import content_key, gguf_file, model_directory
 from tunesmith.checkpoints.facts import base_facts
 from tunesmith.engines.base import BaseModel, open_base
-from tunesmith.errors import ModelError
+from tunesmith.errors import ExportError, ModelError
 from tunesmith.export.facts import read_facts
 from tunesmith.export.job import plan_export
 from tunesmith.models.adapter import CONFIG, WEIGHTS, check_fits, read_adapter_config
@@ -94,7 +94,7 @@ def refuse_early(recipe: Recipe, base: Path) -> None:
                 _refuse_other_base(directory, base)
                 lora, _ = check_fits(base, directory)
                 if exported:
-                    plan_export(recipe, read_facts(recipe, lora, base, "", directory))
+                    _refuse_unexportable(recipe, one, lora, base, directory)
             model = open_base(recipe)
             _about_tokenizer(one.adapter, model)
             if (own := own_template(one.adapter)) is not None and recipe.chat.template is None:
@@ -103,7 +103,22 @@ def refuse_early(recipe: Recipe, base: Path) -> None:
             model = _whole(recipe, one)
             _about_tokens(model, open_base(recipe), one.place)
             if exported and one.kind == "merged":
-                plan_export(recipe, read_facts(recipe, None, model.directory, ""))
+                _refuse_unexportable(recipe, one, None, model.directory)
+
+
+def _refuse_unexportable(recipe: Recipe, one: Tuned, lora: Lora | None, base: Path, adapter: Path | None = None) -> None:
+    """Refuse a tuned model of which a form cannot be written; of several any may be the one that is exported.
+
+    Raises:
+        ExportError: which form, and why.
+    """
+    try:
+        plan_export(recipe, read_facts(recipe, lora, base, "", adapter))
+    except ExportError as error:
+        if not recipe.chooses:
+            raise
+        as_it_came = "without deployed in evaluate.arms nothing is exported, and the best is judged as it came"
+        raise ExportError(f"{one.label}: {error.message}", f"{error.hint}; {as_it_came}") from error
 
 
 def _ignored(recipe: Recipe) -> list[str]:
