@@ -56,7 +56,7 @@ def test_wrong_values_are_named_with_their_key(tmp_path, changes, words):
 
 TWO = [{"adapter": "one"}, {"gguf": "two.gguf"}]
 AWAY = [{"adapter": "one"}, {"endpoint": "http://here/v1", "model": "far"}]
-JUDGE = {"metric": "judge", "judge": {"base_url": "http://here/v1", "model": "large"}}
+JUDGE = {"metric": "judge", "judge": {"base_url": "http://here/v1", "model": "large", "rubric": "Is it right?"}}
 
 
 @pytest.mark.parametrize(
