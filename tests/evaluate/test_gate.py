@@ -11,8 +11,9 @@ from tunesmith.cli.text import print_verdict
 from tunesmith.errors import RunError
 from tunesmith.evaluate import resample, rule, stats
 from tunesmith.evaluate.compare import compare, figure_with_interval
-from tunesmith.evaluate.gate import EXIT_CODES, NOT_TRAINED, RULES, Case, Evidence, decide, is_borderline, verdict
+from tunesmith.evaluate.gate import EXIT_CODES, NOT_TRAINED, RULES, Case, Evidence, choose, decide, is_borderline, verdict
 from tunesmith.evaluate.metrics import Metric
+from tunesmith.rundir.records.choice import Choice
 from tunesmith.rundir.records.evaluation import Comparison, Terms, Totals, Verdict
 from tunesmith.rundir.records.evidence import Calibration, Forgetting, Judgement, SeedRun, Seeds
 from tunesmith.rundir.records.parity import FormParity
@@ -283,6 +284,26 @@ def test_of_several_candidates_each_answers_for_what_it_has_forgotten():
         assert (result.candidate, result.decision, result.forgetting) == ("tuned:b", "deploy", each["tuned:b"])
         assert ("the deployed form was not scored" in result.reason) is said
         assert f"gate b alone: its {'deployed form and its ' * said}parity" in result.advice[0]
+
+
+def test_of_several_candidates_the_file_of_the_chosen_one_is_judged_at_the_share_of_one():
+    """Both models pass; the better one's file lost skills and points, and no other takes its place."""
+    arms = _arms()
+    models = {name: arms[name] for name in FINALISTS.rivals} | {"tuned:a": arms["tuned"], "tuned:b": arms["deployed"]}
+    kept, lost = (_forgetting(suite).forgetting for suite in ("no regression", "regression"))
+    evidence = Evidence(forgetting_of={"tuned:a": kept, "tuned:b": kept, "": lost}, form="several")
+    name, standing = choose(models, FINALISTS, YES_NO, BETTER, evidence=evidence)
+    assert name == "tuned:a" and [one.decision for one in standing] == ["deploy", "deploy"]
+    choice = Choice(name=name, key="k", candidates=standing)
+    evidence = dataclasses.replace(evidence, choice=choice, forgetting=lost)
+    result = verdict(models | {"deployed": outputs([1] * 80 + [0] * 20)}, FINALISTS, YES_NO, BETTER, evidence=evidence)
+    assert (result.candidate, result.chosen, result.decision) == ("deployed", "tuned:a", "regression")
+    assert result.forgetting == lost and result.candidates == standing and result.score == 0.80
+    assert result.terms.alpha == result.comparison.alpha == 0.025 and standing[1].comparison.alpha == 0.05
+    assert result.deployed_loss is not None and result.deployed_loss.gain == pytest.approx(-0.15)
+    assert result.reason.startswith("deployed (a) gains")
+    assert "the file of tuned:a, chosen at 95.0 of 2 candidates" in result.reason and "tuned:b 88.0" in result.reason
+    assert not any("alone" in sentence for sentence in result.advice)
 
 
 def test_too_little_data_says_how_many_rows_and_asks_for_seeds_once():

@@ -38,6 +38,7 @@ def job(tmp_path):
             recipe=recipe,
             base=Path("/models/base"),
             renderer=None,
+            adapter=PATH / "adapter",
             lora=lora or Lora(r=24),
             staged=tmp_path,
             context=4096,

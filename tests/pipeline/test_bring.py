@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from chat_server import Server
 from shared import toy_rows, write_recipe
 from tunesmith.errors import DataError, ModelError, PushError, RunError, TunesmithError
+from tunesmith.evaluate import gate
 from tunesmith.pipeline import evaluation
 from tunesmith.pipeline import verbs as api
 from tunesmith.pipeline.export import plan as export_plan
@@ -20,6 +21,7 @@ from tunesmith.pipeline.tuned_model import tuned_model
 from tunesmith.rundir import sha256_file
 from tunesmith.rundir.records.brought import Brought
 from tunesmith.rundir.records.check import DataReport
+from tunesmith.serve.catalogue import Catalogue, Choices
 
 CHEAP = {"evaluate.few_shot": {"k": [1], "draws": 1, "selection": ["random"]}, "evaluate.arms": None, "export.gguf": ["Q8_0"]}
 
@@ -121,7 +123,9 @@ def test_an_endpoint_is_a_candidate_of_which_less_is_known(tiny_dir, tmp_path):
     assert verdict.candidate == "tuned" and verdict.forgetting is None and verdict.parity is None
 
 
-def test_several_take_turns_on_one_base_and_share_the_certainty(peer, tiny_gguf, tiny_dir, tmp_path, monkeypatch):
+def test_several_take_turns_on_one_base_and_the_chosen_one_is_judged_as_it_is_deployed(
+    peer, tiny_gguf, tiny_dir, tmp_path, monkeypatch
+):
     tuned = [{"adapter": str(peer / "one")}, {"adapter": str(peer / "two"), "name": "dora"}]
     tuned.append({"gguf": str(tiny_gguf), "name": "file"})
     run = _opened(tmp_path, tiny_dir, tuned)
@@ -130,19 +134,55 @@ def test_several_take_turns_on_one_base_and_share_the_certainty(peer, tiny_gguf,
     verdict = _judged(run)
     assert [one.name for one in verdict.candidates] == ["tuned:one", "tuned:dora", "tuned:file"]
     assert verdict.tries.at_once == 3 and verdict.comparison.alpha == pytest.approx(0.05 / 3)
-    assert asked == [tiny_gguf]  # each as it came
-    assert "tunesmith parity RUN" not in run.report_file.read_text()  # such a run has no such stage
-    lost = api.forgetting(run)  # of each its own, and the verdict's is the chosen one's
-    assert {one.name: one.forgetting for one in verdict.candidates} == lost and len({repr(one) for one in lost.values()}) == 3
-    assert {name: one.form for name, one in lost.items()} == {"tuned:one": "", "tuned:dora": "", "tuned:file": tiny_gguf.name}
-    assert verdict.forgetting == lost[verdict.candidate] and "evaluation/forgetting/dora.json" in verdict.files
+    file = run.export / "toy-Q8_0.gguf"
+    assert (verdict.candidate, verdict.chosen) == ("deployed", "tuned:one") and asked == [tiny_gguf, file]
+    assert verdict.parity is not None and verdict.parity.form == "Q8_0" and "export/toy-Q8_0.gguf" in verdict.files
+    assert "{# of another tool #}" in (run.merged / "chat_template.jinja").read_text()
+    lost = api.forgetting(run)  # of each its own as it came, and the verdict's is that of the chosen one's file
+    assert {one.name: one.forgetting for one in verdict.candidates} == {name: lost[name] for name in list(lost)[:3]}
+    forms = {"tuned:one": "", "tuned:dora": "", "tuned:file": tiny_gguf.name, "deployed": "Q8_0"}
+    assert {name: one.form for name, one in lost.items()} == forms and len({repr(one) for one in lost.values()}) == 4
+    assert verdict.forgetting == lost["deployed"] and "evaluation/forgetting/dora.json" in verdict.files
+    assert all(state.state == "done" for state in api.status(run).stages) and not (run.brought / "one" / "README.md").exists()
+    assert {entry.name for entry in plan(run, "team/toy", "merged").files} >= {"model.safetensors", "README.md"}
     with pytest.raises(PushError, match="there is no form adapter") as caught:
         plan(run, "team/toy", "adapter")
-    assert caught.value.hint == "gate one of them alone, and push that run: one, dora, file"
+    assert "--form merged or gguf; or gate one of them alone, and push that run: one, dora, file" in str(caught.value.hint)
     (tmp_path / "alone").mkdir()
     alone = _opened(tmp_path / "alone", tiny_dir, tuned[1], **{"evaluate.arms": ["few_shot", "tuned"]})
     api.run(alone, until="evaluate tuned")
     assert _answers(run, "tuned:dora") == _answers(alone, "tuned")
+
+
+def test_another_choice_makes_what_was_exported_stale(peer, tiny_gguf, tiny_dir, tmp_path, monkeypatch):
+    """First the adapter, then a GGUF, which is deployed as it lies; both models are random, so the choice is made here."""
+    tuned = [{"adapter": str(peer / "one")}, {"gguf": str(tiny_gguf), "name": "file"}]
+    run = _opened(tmp_path, tiny_dir, tuned)
+    with pytest.raises(RunError, match="which of one, file is deployed is not chosen yet") as caught:
+        export_plan(run)
+    assert caught.value.hint == f"run: tunesmith run {run.path} --until choose"
+    standings = gate.choose
+    monkeypatch.setattr(gate, "choose", lambda *given: ("tuned:one", standings(*given)[1]))
+    _judged(run)
+    assert (run.export / "toy-Q8_0.gguf").exists()
+    served = Catalogue(Choices(context=256, force=True)).find(run.path)
+    assert served.model == run.export / "toy-Q8_0.gguf"
+    monkeypatch.setattr(gate, "choose", lambda *given: ("tuned:file", standings(*given)[1]))
+    api.make(run, ["choose"], force=["choose"])
+    assert "the chosen tuned model one -> file" in api.status(run)["export"].why
+    with pytest.raises(RunError, match="was chosen again since the verdict"):
+        Catalogue(Choices(context=256)).find(run.path)
+    with pytest.raises(RunError, match="export is stale"):
+        api.verdict(run)
+    monkeypatch.setattr(evaluation, "open_llama_cpp", lambda *given: pytest.fail("its answers are known"))
+    verdict = _judged(run)
+    assert verdict.chosen == "tuned:file" and not (run.export / "toy-Q8_0.gguf").exists()
+    assert verdict.deployed_loss is not None and verdict.deployed_loss.gain == 0.0
+    assert verdict.parity is not None and verdict.parity.form == tiny_gguf.name
+    assert verdict.forgetting == api.forgetting(run)["tuned:file"]
+    assert Catalogue(Choices(context=256, force=True)).find(run.path).model == tiny_gguf
+    with pytest.raises(PushError, match="there is no form gguf"):
+        plan(run, "team/toy", "gguf")
 
 
 def _answers(run, arm):

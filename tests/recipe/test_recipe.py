@@ -54,6 +54,35 @@ def test_wrong_values_are_named_with_their_key(tmp_path, changes, words):
     assert caught.value.hint
 
 
+TWO = [{"adapter": "one"}, {"gguf": "two.gguf"}]
+AWAY = [{"adapter": "one"}, {"endpoint": "http://here/v1", "model": "far"}]
+JUDGE = {"metric": "judge", "judge": {"base_url": "http://here/v1", "model": "large", "rubric": "Is it right?"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "arms", "words"),
+    [
+        ({"tuned": TWO}, ["tuned", "deployed"], None),
+        ({"tuned": TWO}, ["tuned:one", "deployed"], None),
+        ({"tuned": TWO}, ["deployed"], "deployed: which tuned model it is, their own answers say; add tuned"),
+        ({"tuned": TWO}, ["tuned_retrieval"], "there are 2 tuned models; gate one of them alone for it"),
+        ({"tuned": AWAY}, ["tuned", "deployed"], "deployed: far is behind an endpoint"),
+        ({"tuned": TWO, "task": JUDGE}, ["tuned", "deployed"], "deployed: the judge scores all arms at once"),
+        ({"tuned": AWAY[1]}, ["tuned", "deployed"], "deployed: the tuned model is of the form endpoint"),
+    ],
+)
+def test_which_arms_several_tuned_models_can_have(tmp_path, changes, arms, words):
+    """One that cannot be is left out where nobody asked for it."""
+    named = write_recipe(tmp_path, tmp_path, {**changes, "evaluate.arms": ["few_shot", *arms]})
+    if words is None:
+        assert load_recipe(named).chooses
+    else:
+        with pytest.raises(RecipeError, match=words):
+            load_recipe(named)
+        by_default = load_recipe(write_recipe(tmp_path, tmp_path, changes))
+        assert by_default.chooses is (words.startswith(("deployed: which", "there are")))
+
+
 @pytest.mark.parametrize(
     ("key", "entries"),
     [

@@ -153,6 +153,7 @@ def test_the_export_guide_shows_the_commands_that_the_demo_writes(tmp_path):
         recipe=recipe,
         base=Path("BASE"),
         renderer=None,
+        adapter=Path("runs/us_addresses/adapter"),
         lora=recipe.lora,
         staged=tmp_path,
         context=LEAST_CONTEXT,

@@ -108,7 +108,8 @@ def _checks(verdict: Verdict) -> Iterator[str]:
         named = f"recall@{recall.k} {recall.recall:.2f}, " if recall.recall is not None else ""
         yield f"retrieval: {named}answer recall@{recall.k} {recall.answer_recall:.2f} over {recall.passages:,} passages"
     if loss := verdict.deployed_loss:
-        yield f"deployed form: {points(loss.gain)} points against tuned, 95 % {points_between(loss.low, loss.high)}"
+        between = points_between(loss.low, loss.high)
+        yield f"deployed form: {points(loss.gain)} points against {verdict.in_process}, 95 % {between}"
     if verdict.saving is not None:
         yield f"saving: {verdict.saving.line}"
     if verdict.judge is not None:

@@ -5,8 +5,14 @@ their number, so they share what one may spend, by Holm's steps (1979): the sure
 ones before have passed, the next is asked for 1 / (k - 1) and so on. From the first that fails on all stay at its level. How
 sure one is, the p of its hardest comparison says; one that is behind any prompt is the least sure of all.
 
-Refused: 1 / k for every one (Bonferroni), which asks the same of the surest and more of the others; choosing the best on dev
-and testing that one alone, which spends nothing and answers nothing about the others, for whose sake they were brought.
+**The file of the chosen one** is another model than was chosen: its rounding may have cost what it gained. It is asked for
+1 / k, whatever step its model stood on (``share_of_one``). However the choice depends on the test part, each of k files that is
+no better passes in a k-th of the cases, so that one of them passes in no more than the whole (Bonferroni). Holm's larger steps
+would not hold: they are earned by models that are better, whose files need not be.
+
+Refused: 1 / k for every model, which asks the same of the surest and more of the others; choosing the best on dev and testing
+that one alone, which spends nothing and answers nothing about the others, for whose sake they were brought; a file of each,
+which takes an export, and the hours of llama.cpp on the test part, for those that nobody will deploy.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -34,6 +40,11 @@ def candidates_of(outputs: Collection[str]) -> tuple[str, ...]:
     if candidate not in outputs:
         raise RunError("neither the deployed nor the tuned arm was scored", "run: tunesmith evaluate RUN")
     return (candidate,)
+
+
+def share_of_one(alpha: float, candidates: int) -> float:
+    """The level of a file whose model was chosen from several by their answers to the same rows."""
+    return alpha / candidates
 
 
 def holm(hardest: Mapping[str, float], alpha: float, passes: Callable[[str, float], bool]) -> dict[str, float]:

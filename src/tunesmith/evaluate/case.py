@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from tunesmith.evaluate import rule
+from tunesmith.rundir.records.choice import Choice
 from tunesmith.rundir.records.evaluation import Comparison, Replacement, Terms, TrainingRows, TunedForm
 from tunesmith.rundir.records.evidence import Forgetting, Judgement, RetrievalRecall, Seeds
 from tunesmith.rundir.records.parity import FormParity
@@ -27,6 +28,7 @@ class Evidence:
         training_rows: what is known of the rows that the tuned model was trained on.
         form: what the tuned model is.
         tries: what was scored on these rows before; None where nobody counts, and this is the first.
+        choice: which of several candidates is judged as it is deployed; None where each is judged in the form in which it came.
     """
 
     forgetting: Forgetting | None = None
@@ -41,6 +43,7 @@ class Evidence:
     form: TunedForm = "trained"
     tries: Tries | None = None
     forgetting_of: Mapping[str, Forgetting] = field(default_factory=dict)
+    choice: Choice | None = None
 
     def of(self, candidate: str) -> "Evidence":
         """What was measured of one candidate, where there are several."""

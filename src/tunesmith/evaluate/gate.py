@@ -38,7 +38,8 @@ whatever it gains over prompts; where neither is certain, too little is known.
 of the verdict is widened for its place in the ledger, whichever run the others are of.
 
 **Several candidates** that were brought share the certainty (``candidates.py``). The verdict is of the one with the highest
-score among those that pass, of the highest of all where none does.
+score among those that pass, of the highest of all where none does. Where the recipe has the arm ``deployed``, that one is only
+the choice (``choose``): it is exported, and the verdict is of its file, at the share of one candidate.
 
 A negative verdict rests on the headline alone. It is not corrected for having picked the strongest of several on the test
 part, which errs on the side of the prompt.
@@ -54,7 +55,7 @@ import numpy as np
 
 from tunesmith.evaluate import replacement, rule
 from tunesmith.evaluate.arms import arm_of
-from tunesmith.evaluate.candidates import candidates_of, holm, is_tuned
+from tunesmith.evaluate.candidates import candidates_of, holm, is_tuned, share_of_one
 from tunesmith.evaluate.case import NOTHING, Case, Evidence
 from tunesmith.evaluate.compare import compare, scores, standard_error, unscored_share
 from tunesmith.evaluate.metrics import Metric
@@ -273,14 +274,15 @@ def verdict(
     tries = evidence.tries or Tries()
     terms = dataclasses.replace(terms, alpha=alpha_of(tries.place))
     chosen = _choose(outputs, selection, metric, terms, groups, evidence, replace)
-    candidate, case, rivals = chosen.name, chosen.case, chosen.rivals
+    candidate, case, rivals, choice = chosen.name, chosen.case, chosen.rivals, evidence.choice
     terms = case.terms
     best = rivals[0]
     others = [name for name in outputs if name != best.name]
     against = {name: widened(compare(outputs[name], outputs[best.name], metric, groups), terms.alpha) for name in others}
     arms = tuple(arm_of(name, answers, metric, groups, against.get(name)) for name, answers in outputs.items())
     row, c = decide(case), best.comparison
-    both = "tuned" in outputs and "deployed" in outputs
+    in_process = "tuned" if choice is None else choice.name
+    both = in_process in outputs and "deployed" in outputs
     unsettled = row is RULES[-1]
     result = Verdict(
         decision=row.decision,
@@ -307,7 +309,7 @@ def verdict(
         rows_to_settle=_rows_to_settle(case) if unsettled else None,
         borderline=row.decision != NOT_TRAINED and is_borderline(case),
         only_worse=evidence.only_worse,
-        deployed_loss=compare(outputs["deployed"], outputs["tuned"], metric, groups) if both else None,
+        deployed_loss=compare(outputs["deployed"], outputs[in_process], metric, groups) if both else None,
         differing=_differing(outputs, candidate, best.name),
         forgetting=case.evidence.forgetting,
         parity=evidence.parity,
@@ -318,6 +320,7 @@ def verdict(
         judge=evidence.judge,
         retrieval=evidence.retrieval,
         candidates=chosen.candidates if len(chosen.candidates) > 1 else (),
+        chosen=None if choice is None else choice.name,
         training_rows=evidence.training_rows,
         form=evidence.form,
         tries=tries,
@@ -327,6 +330,25 @@ def verdict(
     )
     reason = f"{gain_line(result)}: {row.why(case)}{remarks(result)}"
     return dataclasses.replace(result, reason=reason, advice=tuple(advice(result, unsettled)))
+
+
+def choose(
+    outputs: dict[str, list[Output]],
+    selection: Selection,
+    metric: Metric,
+    terms: Terms,
+    groups: list[str] | None = None,
+    evidence: Evidence = NOTHING,
+    replace: Collection[str] = (),
+) -> tuple[str, tuple[CandidateResult, ...]]:
+    """The arm of the one of several candidates that is to be deployed, and how each stands; arguments as of ``verdict``.
+
+    Raises:
+        RunError: no tuned arm or not every finalist was scored, or no row can be compared.
+    """
+    terms = dataclasses.replace(terms, alpha=alpha_of((evidence.tries or Tries()).place))
+    chosen = _choose(outputs, selection, metric, terms, groups, evidence, replace)
+    return chosen.name, chosen.candidates
 
 
 class _Chosen(NamedTuple):
@@ -353,7 +375,7 @@ def _choose(
     evidence: Evidence,
     replace: Collection[str],
 ) -> _Chosen:
-    """The highest of those that pass, or of all; arguments as of ``verdict``."""
+    """The highest of those that pass, or of all, or the file of the one that was chosen; arguments as of ``verdict``."""
     found_at = functools.cache(lambda name, alpha: rivals_of(outputs, name, selection, metric, groups, alpha))
 
     def rivals_at(name: str, alpha: float) -> Sequence[Rival]:
@@ -365,11 +387,16 @@ def _choose(
         case = case_of(rivals_at(name, alpha), figure_of(outputs[name], metric), own, evidence.of(name))
         return dataclasses.replace(case, replaced=replaced)
 
-    candidates, levels = _standings(candidates_of(outputs), terms.alpha, rivals_at, case_at)
-    name = max(candidates, key=lambda one: (one.decision in PASSING, one.score)).name
-    rivals, ahead = found_at(name, levels[name])
+    if evidence.choice is None:
+        candidates, levels = _standings(candidates_of(outputs), terms.alpha, rivals_at, case_at)
+        name = max(candidates, key=lambda one: (one.decision in PASSING, one.score)).name
+        level = levels[name]
+    else:
+        candidates, name = evidence.choice.candidates, "deployed"
+        level = share_of_one(terms.alpha, len(candidates))
+    rivals, ahead = found_at(name, level)
     not_held = tuple(other for other in ahead if other not in replace)
-    return _Chosen(candidates=candidates, name=name, case=case_at(name, levels[name]), rivals=rivals, ahead=not_held)
+    return _Chosen(candidates=candidates, name=name, case=case_at(name, level), rivals=rivals, ahead=not_held)
 
 
 def _standings(

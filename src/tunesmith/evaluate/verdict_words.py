@@ -17,8 +17,9 @@ def gain_line(verdict: Verdict) -> str:
     """The headline with its interval."""
     c, best = verdict.comparison, verdict.rivals[0]
     kind = "" if best.finalist else ", which dev did not choose and which is the strongest on the test part"
+    of = "" if verdict.chosen is None else f" ({verdict.chosen.removeprefix(TUNED_OF)})"
     return (
-        f"{verdict.candidate} gains {points(c.gain)} points over {verdict.best_prompt}{kind}, "
+        f"{verdict.candidate}{of} gains {points(c.gain)} points over {verdict.best_prompt}{kind}, "
         f"{c.level} % interval {points_between(c.low, c.high)}"
     )
 
@@ -41,8 +42,7 @@ def remarks(verdict: Verdict) -> str:
     if verdict.training_rows == "unknown":
         lines.append("whether the model was trained on these test rows is not known (data.trained_on)")
     if len(verdict.candidates) > 1:
-        others = [f"{one.name} {percent(one.score)}" for one in verdict.candidates if one.name != verdict.candidate]
-        lines.append(f"the highest of {len(verdict.candidates)} candidates, each asked for its share: {', '.join(others)}")
+        lines.append(_among_candidates(verdict))
     if verdict.only_worse:
         lines.append("training lowered no dev loss, so the adapter is the untouched one of step 0")
     for each in verdict.replaced:
@@ -62,6 +62,17 @@ def remarks(verdict: Verdict) -> str:
     if verdict.candidate != "deployed" and verdict.form != "endpoint" and not _is_file(verdict):
         lines.append("the deployed form was not scored")
     return "".join(f"; {line}" for line in lines)
+
+
+def _among_candidates(verdict: Verdict) -> str:
+    """What else could have been the candidate."""
+    chosen = verdict.chosen or verdict.candidate
+    others = ", ".join(f"{one.name} {percent(one.score)}" for one in verdict.candidates if one.name != chosen)
+    count = len(verdict.candidates)
+    if verdict.chosen is None:
+        return f"the highest of {count} candidates, each asked for its share: {others}"
+    score = next(one.score for one in verdict.candidates if one.name == chosen)
+    return f"the file of {chosen}, chosen at {percent(score)} of {count} candidates and asked for the share of one: {others}"
 
 
 def _is_file(verdict: Verdict) -> bool:
@@ -106,7 +117,7 @@ def advice(verdict: Verdict, unsettled: bool) -> list[str]:
         sentences.append("neither is to be used as it is: more or better rows, a larger base, or a lower task.min_score")
     if unsettled:
         sentences += _rows_that_settle(verdict)
-    if verdict.form == "several":
+    if verdict.form == "several" and verdict.chosen is None:
         name = verdict.candidate.removeprefix(TUNED_OF)
         missing = "its parity is" if _is_file(verdict) else "its deployed form and its parity are"
         sentences.append(f"gate {name} alone: {missing} measured there")

@@ -101,19 +101,19 @@ def card_of(job: Job, merge: Merge | None) -> Card:
 
 
 def write_cards(job: Job) -> None:
-    """Write the cards of the merged model and of the adapter, once everything else lies there."""
+    """Write the cards of the merged model and of the run's own adapter, once everything else lies there."""
     commands = job.result("commands.json", Commands)
     shown = {} if commands is None else commands.commands
     whole = card_of(job, job.result("merge.json", Merge))
     ours = {name: command for name, command in shown.items() if command.of == "merge"}
     write_card(job.staged / "merged", dataclasses.replace(whole, commands=ours))
-    if job.lora is None:
+    if job.lora is None or job.adapter != job.run.adapter:  # one of several that were brought lies as it came
         return
     others = {name: command for name, command in shown.items() if command.of == "adapter"}
     adapter = dataclasses.replace(whole, relation="adapter", commands=others, files={}, merge=None)
     if "llama_server_adapter" not in others:
         adapter = dataclasses.replace(adapter, differs=())
-    write_card(job.run.adapter, adapter)
+    write_card(job.adapter, adapter)
 
 
 def write_card(directory: Path, card: Card) -> None:

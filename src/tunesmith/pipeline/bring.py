@@ -23,7 +23,7 @@ from tunesmith.checkpoints.check_base import check_base
 from tunesmith.checkpoints.content import content_key, gguf_file, model_directory
 from tunesmith.checkpoints.facts import base_facts
 from tunesmith.engines.base import BaseModel, open_base
-from tunesmith.errors import ModelError
+from tunesmith.errors import ExportError, ModelError
 from tunesmith.export.facts import read_facts
 from tunesmith.export.job import plan_export
 from tunesmith.models.adapter import CONFIG, WEIGHTS, check_fits, read_adapter_config
@@ -36,7 +36,7 @@ from tunesmith.pipeline.tuned_model import adapter_directory, of_model
 from tunesmith.recipe import Lora, Recipe
 from tunesmith.recipe.adapter import has_patterns
 from tunesmith.recipe.train import Train
-from tunesmith.recipe.tuned import Tuned
+from tunesmith.recipe.tuned import Tuned, never_with
 from tunesmith.rundir import RunDir, atomic_directory, fingerprint, write_text
 from tunesmith.rundir.hashes import content_hash
 from tunesmith.rundir.records.brought import Brought, BroughtModel
@@ -83,7 +83,9 @@ def refuse_early(recipe: Recipe, base: Path) -> None:
     """
     if ignored := _ignored(recipe):
         logger.warning(f"nothing is trained here, so these keys of the recipe mean nothing: {', '.join(ignored)}")
-    alone = len(recipe.tuned) == 1
+    exported = len(recipe.tuned) == 1 or recipe.chooses
+    if not exported and (why := never_with(recipe.tuned, recipe.task.metric).get("deployed")):
+        logger.warning(f"the verdict will be of a tuned model as it came, and not as it is deployed: {why}")
     for one in recipe.tuned:
         if one.adapter is not None:
             with tempfile.TemporaryDirectory() as temporary:
@@ -91,8 +93,8 @@ def refuse_early(recipe: Recipe, base: Path) -> None:
                 peft_form(one.adapter, directory)
                 _refuse_other_base(directory, base)
                 lora, _ = check_fits(base, directory)
-                if alone:
-                    plan_export(recipe, read_facts(recipe, lora, base, "", directory))
+                if exported:
+                    _refuse_unexportable(recipe, one, lora, base, directory)
             model = open_base(recipe)
             _about_tokenizer(one.adapter, model)
             if (own := own_template(one.adapter)) is not None and recipe.chat.template is None:
@@ -100,8 +102,23 @@ def refuse_early(recipe: Recipe, base: Path) -> None:
         elif one.kind != "endpoint":
             model = _whole(recipe, one)
             _about_tokens(model, open_base(recipe), one.place)
-            if alone and one.kind == "merged":
-                plan_export(recipe, read_facts(recipe, None, model.directory, ""))
+            if exported and one.kind == "merged":
+                _refuse_unexportable(recipe, one, None, model.directory)
+
+
+def _refuse_unexportable(recipe: Recipe, one: Tuned, lora: Lora | None, base: Path, adapter: Path | None = None) -> None:
+    """Refuse a tuned model of which a form cannot be written; of several any may be the one that is exported.
+
+    Raises:
+        ExportError: which form, and why.
+    """
+    try:
+        plan_export(recipe, read_facts(recipe, lora, base, "", adapter))
+    except ExportError as error:
+        if not recipe.chooses:
+            raise
+        as_it_came = "without deployed in evaluate.arms nothing is exported, and the best is judged as it came"
+        raise ExportError(f"{one.label}: {error.message}", f"{error.hint}; {as_it_came}") from error
 
 
 def _ignored(recipe: Recipe) -> list[str]:

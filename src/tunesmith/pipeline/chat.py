@@ -19,15 +19,16 @@ def chat(run: RunDir, compare: bool = False) -> Callable[[list[Message]], dict[s
         A function from a conversation to ``{"tuned": answer}``, or with the base's answer beside it.
 
     Raises:
-        RunError: the tuned model is behind an endpoint, or there are several.
+        RunError: the tuned model is behind an endpoint, or there are several and none is chosen.
     """
     recipe = run.recipe()
     base, at_a_time = base_of(run, recipe), recipe.evaluate.batch_size
     engines = {"base": open_in_process(base, None, at_a_time)} if compare else {}
     tuned = tuned_model(run, recipe)
-    if tuned.endpoint is not None or recipe.tuned_kind == "several":
+    if tuned.endpoint is not None:
         raise RunError(
-            f"{run.path}: there is no one tuned model here to talk to", "gate one with --adapter, --merged or --gguf"
+            f"{run.path}: the tuned model is behind an endpoint, not here to talk to",
+            "gate one with --adapter, --merged or --gguf",
         )
     engines["tuned"] = open_in_process(tuned.here, tuned.adapter, at_a_time)
     budget = Rendered.read(run.rendered_file).max_new_tokens

@@ -189,8 +189,10 @@ def engine_of(
     model = base_of(run, recipe)
     if arm.partition(":")[0] in PROMPT_ARMS:
         return model.answering_key, base
-    if is_tuned(arm) and (arm != "deployed" or recipe.tuned_kind == "gguf"):
-        return _tuned_engine(tuned_model(run, recipe, arm), recipe, arm, shared, (prompts, budget, tools))
+    if is_tuned(arm) and (arm != "deployed" or recipe.tuned):
+        tuned = tuned_model(run, recipe, arm)
+        if arm != "deployed" or tuned.gguf is not None:  # a file that was brought is deployed as it lies
+            return _tuned_engine(tuned, recipe, arm, shared, (prompts, budget, tools))
     gguf, lora = (run.export / name if name else None for name in deployed_files(recipe, arm == PROMPT_DEPLOYED))
     assert gguf is not None
     key = content_hash(gguf) if lora is None else fingerprint(content_hash(gguf), content_hash(lora))

@@ -4,6 +4,7 @@ The rooms meet here: the training's rows and its loss on dev go to the job as fu
 """
 
 import logging
+import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -46,14 +47,23 @@ logger = logging.getLogger(__name__)
 
 
 def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> None:
-    """Write every form of the recipe's ``export`` section.
+    """Write every form of the recipe's ``export`` section; of a GGUF that was chosen from several none, since it is its own.
 
     Raises:
         ExportError: a form that cannot be written, too little room on the disk, or a step that failed.
     """
+    model = tuned_model(run, recipe)
+    if model.gguf is not None:
+        staged = run.export / NEXT
+        shutil.rmtree(staged, ignore_errors=True)  # of an export of another one that did not end
+        staged.mkdir(parents=True)
+        Export(files={}).write(staged / "export.json")
+        swap_in(run.export, session.parts)
+        logger.info(f"export: {model.gguf} was chosen, a GGUF that is deployed as it lies")
+        return
     job = job_of(run, recipe)
     steps = planned(run, recipe, job.lora)
-    build(job, steps, tuned_model(run, recipe).answering_key)
+    build(job, steps, model.answering_key)
     swap_in(run.export, session.parts)
     report(job, steps)
 
@@ -148,6 +158,7 @@ def job_of(run: RunDir, recipe: Recipe) -> Job:
         recipe=recipe,
         base=base.directory,
         renderer=base.renderer,
+        adapter=model.adapter or run.adapter,
         lora=None if model.adapter is None else read_lora(model.adapter),
         ranks_differ=model.adapter is not None and has_patterns(read_adapter_config(model.adapter)),
         staged=run.export / NEXT,

@@ -3,7 +3,8 @@
 An adapted model is loaded once, its adapter not merged, so that switching the adapter off gives the base in the same memory. A
 whole tuned model that was brought takes turns with its base. Where the form that deploys is an arm of the recipe, it is asked
 the same afterwards, when their memory is free again, and the verdict is of that. Of several candidates each is measured by
-itself, a GGUF as it is deployed.
+itself, a GGUF as it is deployed; the chosen one once more, with the file that is made of it. A GGUF that is chosen is measured
+already.
 """
 
 import logging
@@ -22,6 +23,8 @@ from tunesmith.pipeline.stage import Session, module_of
 from tunesmith.pipeline.tuned_model import TunedModel, tuned_model
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunDir
+from tunesmith.rundir.records.choice import Choice
+from tunesmith.rundir.records.evidence import Forgetting
 from tunesmith.tracking import progress
 
 logger = logging.getLogger(__name__)
@@ -37,8 +40,13 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         ExportError: the deployed form cannot be run.
     """
     settings = recipe.evaluate.forgetting
-    probes, model = load_probes(settings.texts), tuned_model(run, recipe, argument or "tuned")
-    form = _deployed(run, recipe, model)
+    model = tuned_model(run, recipe, argument or "tuned")
+    file = run.path / forgetting_file(argument)
+    file.parent.mkdir(exist_ok=True)
+    if recipe.chooses and not argument and model.gguf is not None:
+        Forgetting.read(run.path / forgetting_file(Choice.read(run.choice_file).name)).write(file)
+        return
+    probes, form = load_probes(settings.texts), _deployed(run, recipe, model, argument)
     measured, tasks = _in_process(run, recipe, model, probes, form is not None)
     decisive, figures = compared(measured, probes, settings.margin)
     result = conclude([*decisive, *tasks], figures, settings.margin)
@@ -52,8 +60,6 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         is_same = form.rounding is not None or recipe.deploys_adapter or recipe.train.qat or model.gguf is not None
         off = bits_off(measured, of_form) if is_same else None
         result = conclude_form(concluded, result, form.name, added, off)
-    file = run.path / forgetting_file(argument)
-    file.parent.mkdir(exist_ok=True)
     result.write(file)
     logger.info(f"forgetting: {f'{argument}: ' if argument else ''}{result.verdict}: {result.reason}")
 
@@ -77,14 +83,17 @@ def _in_process(run: RunDir, recipe: Recipe, model: TunedModel, probes: Probes, 
     return measured, module_of("forgetting_tasks").task_probes(loaded, settings)
 
 
-def _deployed(run: RunDir, recipe: Recipe, model: TunedModel) -> ExportedForm | None:
+def _deployed(run: RunDir, recipe: Recipe, model: TunedModel, candidate: str) -> ExportedForm | None:
     """The form that deploys, where it is an arm.
+
+    Args:
+        candidate: the arm of one of several, which has no other form than it came in.
 
     Raises:
         RunError: a file of the export is gone.
     """
-    if recipe.tuned_kind == "several" and model.gguf is not None:
-        return brought_form(model.gguf)
+    if candidate:
+        return None if model.gguf is None else brought_form(model.gguf)
     if "deployed" not in recipe.evaluate.arms:
         return None
     name = deployed_form(recipe) if model.gguf is None else model.gguf.name

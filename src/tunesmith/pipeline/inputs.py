@@ -12,8 +12,10 @@ from tunesmith.checkpoints.content import content_key
 from tunesmith.errors import ModelError
 from tunesmith.recipe import Recipe, is_shipped_name
 from tunesmith.recipe.adapter import CONFIG, WEIGHTS
+from tunesmith.recipe.tuned import TUNED_OF
 from tunesmith.rundir import RunDir, fingerprint
 from tunesmith.rundir.hashes import content_hash, file_state
+from tunesmith.rundir.records.choice import Choice
 from tunesmith.rundir.records.stages import Parts, StageRecord
 
 DECIDING = ("task.min_gain", "task.certainty", "task.min_score")  # what a verdict asks, and no score follows from
@@ -149,6 +151,28 @@ class Inputs:
             except (ModelError, OSError) as error:
                 parts[f"{name} (content)"] = Unknown(str(error))
         return parts
+
+    def chosen(self) -> Parts:
+        """Which of several tuned models is deployed, and its content.
+
+        Raises:
+            MissingInput: it was not chosen yet.
+        """
+        choice = self.choice()
+        label = choice.name.removeprefix(TUNED_OF)
+        own = self.files(f"brought/{label}.jinja", *self.run.files_below(f"brought/{label}/"))
+        return {"the chosen tuned model": label, "the chosen tuned model (content)": choice.key, **own}
+
+    def choice(self) -> Choice:
+        """What chose it.
+
+        Raises:
+            MissingInput: it was not chosen yet.
+        """
+        file = self.run.choice_file
+        if not file.is_file():
+            raise MissingInput(file.relative_to(self.run.path).as_posix())
+        return Choice.read(file)
 
     def scoring(self) -> Parts:
         """What decides a score: the metric's keys, and the content of its files."""

@@ -205,6 +205,8 @@ def _passed(run: RunDir, verdict: Verdict, form: PushForm, to: str) -> tuple[tup
     _refuse_altered(run, verdict, ["export/parity.json"])
     parity = Parity.read(file)
     types = list(Export.read(run.export / "export.json").files)
+    if not types:  # a GGUF that was chosen from several lies where it came from
+        raise PushError(f"{run.path}: there is no form {form}", _other_form(run, run.recipe(), form))
     asked = ["merged"] if form == "merged" else types
     entries = [entry for entry in parity.forms if entry.form in asked]
     may = [entry for entry in entries if entry.deployable or _was_measured(verdict, parity, entry)]
@@ -259,7 +261,8 @@ def _other_form(run: RunDir, recipe: Recipe, form: PushForm) -> str:
     if not candidates:
         return f"run: tunesmith {MADE_BY[form]} {run.path}"
     if len(candidates) > 1:
-        return f"gate one of them alone, and push that run: {', '.join(one.label for one in candidates)}"
+        alone = f"gate one of them alone, and push that run: {', '.join(one.label for one in candidates)}"
+        return f"push what was made of the chosen one: --form merged or gguf; or {alone}" if run.merged.is_dir() else alone
     kind = candidates[0].kind
     if (kind, form) in (("adapter", "merged"), ("adapter", "gguf"), ("merged", "gguf")):
         return f"run: tunesmith export {run.path}"

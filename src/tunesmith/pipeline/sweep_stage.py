@@ -20,6 +20,11 @@ def sweep_stage(recipe: Recipe, types: tuple[str, ...] = ()) -> Stage:
     Raises:
         RunError: a type that is not written here, or nothing is exported of what was brought.
     """
+    if recipe.tuned_kind == "several":
+        raise RunError(
+            "types are compared of one tuned model, and several were brought",
+            f"gate one of them alone, and sweep that run: {', '.join(one.label for one in recipe.tuned)}",
+        )
     if recipe.tuned_kind not in ("trained", "adapter", "merged"):
         raise RunError(
             f"a tuned model of the form {recipe.tuned_kind} is not exported, so there are no types to choose",

@@ -7,7 +7,8 @@ at which stages are stale. What only says how fast (``evaluate.batch_size``), ho
 Prompts come before training: they cost none, and may already be enough.
 
 A recipe with the section ``tuned`` trains nothing: the stage ``bring`` stands where ``train`` would, and what cannot be had of
-the form that is brought (an export of a file that is deployed as it is, what an endpoint has forgotten) is no stage.
+the form that is brought (an export of a file that is deployed as it is, what an endpoint has forgotten) is no stage. Of several
+tuned models the stage ``choose`` says which one is exported (``pipeline/choice_stage.py``).
 """
 
 from collections.abc import Callable
@@ -16,7 +17,9 @@ from pathlib import Path
 
 from tunesmith.export.names import deployed_files
 from tunesmith.pipeline.base_stage import with_forms
-from tunesmith.pipeline.forgetting_stages import forgetting_stages
+from tunesmith.pipeline.choice_stage import NAME as CHOOSE
+from tunesmith.pipeline.choice_stage import choice_stage, is_file
+from tunesmith.pipeline.forgetting_stages import forgetting_of_each, forgetting_of_run
 from tunesmith.pipeline.importance_stage import BASE_IMATRIX, importance_stage
 from tunesmith.pipeline.inputs import DECIDING, Inputs
 from tunesmith.pipeline.provenance import named_files
@@ -55,11 +58,16 @@ def table_of(recipe: Recipe) -> Table:
     stages += [importance_stage(recipe)] if recipe.grid_is_weighed else []
     stages += [_train(recipe) if kind == "trained" else _bring(recipe)]
     stages += [_arm(recipe, arm) for arm in arms if arm.startswith("tuned")]
-    exports = [after(EXPORT, maker)] if kind in ("trained", "adapter", "merged") else []
+    stages += (of_each := forgetting_of_each(recipe, maker, _tuned))
+    if recipe.chooses:
+        answered = tuple(f"evaluate {arm}" for arm in arms if arm != "deployed")
+        stages.append(choice_stage(recipe, of_each, (*answered, finalists.name), lambda read: _answers(read, "deployed")))
+    source = CHOOSE if recipe.chooses else maker
+    exports = [after(EXPORT, source)] if kind in ("trained", "adapter", "merged") or recipe.chooses else []
     stages += [*exports, *([parity_of(recipe)] if exports or kind == "gguf" else [])]
     stages += [_arm(recipe, arm) for arm in arms if arm in ("deployed", PROMPT_DEPLOYED)]
     tuned = [arm for arm in arms if arm not in (*asking, PROMPT_DEPLOYED)]
-    stages += forgetting_stages(recipe, maker, _tuned_and_deployed)
+    stages += forgetting_of_run(recipe, source, _tuned_and_deployed)
     if recipe.evaluate.seeds > 1:
         stages.append(SEEDS)
     if recipe.evaluate.learning_curve:
@@ -71,7 +79,7 @@ def table_of(recipe: Recipe) -> Table:
     on_page = tuple(
         name for name in ("verdict", maker, "export", "parity", "learning-curve") if name in names or name == "verdict"
     )
-    held = ("judge", "parity", "forgetting", "seeds") if tuned else ("judge",)
+    held = ("judge", "choose", "parity", "forgetting", "seeds") if tuned else ("judge",)
     checks = {stage.name: stage.outputs[0] for stage in stages if stage.module in held}
     stages += [_verdict(("select", *scored, *checks), tuple(checks.values())), _report(on_page)]
     return Table(with_forms(stages) if recipe.base_budget else tuple(stages))
@@ -194,6 +202,11 @@ def _tuned(read: Inputs) -> Parts:
     return read.files(BROUGHT, *own, *read.run.files_below("brought/"))
 
 
+def _tuned_of_run(read: Inputs) -> Parts:
+    """The same of the one that is exported, where there are several."""
+    return read.chosen() if read.recipe.chooses else _tuned(read)
+
+
 def _bring(recipe: Recipe) -> Stage:
     return Stage(
         name="bring",
@@ -280,14 +293,14 @@ def _inputs_of_arm(arm: str) -> Callable[[Inputs], Parts]:
 
 def _deployed(read: Inputs, is_prompt: bool = False) -> Parts:
     """What llama.cpp is given; a base that lies elsewhere is the recipe's own."""
-    if read.recipe.tuned_kind == "gguf":
-        return _tuned(read)
+    if is_file(read):
+        return _tuned_of_run(read)
     names = deployed_files(read.recipe, is_prompt)
     return read.files(*(f"export/{name}" for name in names if name is not None and not Path(name).is_absolute()))
 
 
 def _tuned_and_deployed(read: Inputs) -> Parts:
-    return {**_tuned(read), **(_deployed(read) if "deployed" in read.recipe.evaluate.arms else {})}
+    return {**_tuned_of_run(read), **(_deployed(read) if "deployed" in read.recipe.evaluate.arms else {})}
 
 
 def _finalists(asking: list[str]) -> Stage:
@@ -312,9 +325,9 @@ def _finalists(asking: list[str]) -> Stage:
     )
 
 
-def _answers(read: Inputs) -> Parts:
-    """The answers of everything that was scored on the test part."""
-    arms = read.recipe.evaluate.arms
+def _answers(read: Inputs, without: str = "") -> Parts:
+    """The answers of everything that was scored on the test part, but for an arm."""
+    arms = [arm for arm in read.recipe.evaluate.arms if arm != without]
     names = read.run.files_below("evaluation/finalists/")
     return read.files(*(f"evaluation/{arm}/{file}" for arm in arms for file in ("outputs.jsonl", "scores.json")), *names)
 
@@ -322,7 +335,7 @@ def _answers(read: Inputs) -> Parts:
 def _export(read: Inputs) -> Parts:
     recipe = read.recipe
     parts = {
-        **_tuned(read),
+        **_tuned_of_run(read),
         **read.files(TEMPLATE, RENDERED),
         **read.model(),
         **read.base_forms(),
@@ -347,7 +360,7 @@ EXPORT = Stage(
 
 
 def _exported_files(read: Inputs) -> Parts:
-    if read.recipe.tuned_kind == "gguf":
+    if is_file(read):
         return {}
     names = read.run.files_below(*EXPORT.outputs)
     return read.files("export/export.json", *(name for name in names if name not in EXPORT.without))
@@ -356,7 +369,7 @@ def _exported_files(read: Inputs) -> Parts:
 def _parity(read: Inputs) -> Parts:
     return {
         **_exported_files(read),
-        **_tuned(read),
+        **_tuned_of_run(read),
         **read.files(RENDERED, TEMPLATE, "data/dev.jsonl"),
         **read.base_in_memory(),
         **read.scoring(),
@@ -379,7 +392,7 @@ def parity_of(recipe: Recipe) -> Stage:
     """Parity of what is exported, or of a GGUF that was brought."""
     if recipe.tuned_kind == "gguf":
         return replace(PARITY, needs=("render", "bring"))
-    return after(PARITY, maker_of(recipe))
+    return after(PARITY, CHOOSE if recipe.chooses else maker_of(recipe))
 
 
 def _seeds(read: Inputs) -> Parts:
@@ -467,8 +480,8 @@ def _verdict(needs: tuple[str, ...], checks: tuple[str, ...]) -> Stage:
 def _report(needs: tuple[str, ...]) -> Stage:
     on_page = ["data/report.json", RENDERED]
     on_page += ["metrics.jsonl", "training.json"] if "train" in needs else [BROUGHT]
-    on_page += ["export/export.json", "export/merge.json"] if "export" in needs else []
-    maybe = ("export/parity.json", "evaluation/curve.json", "evaluation/seeds.json", "data/base.json")
+    on_page += ["export/export.json"] if "export" in needs else []
+    maybe = ("export/merge.json", "export/parity.json", "evaluation/curve.json", "evaluation/seeds.json", "data/base.json")
     maybe += ("manifest.json", "recipe.yaml")
 
     def inputs(read: Inputs) -> Parts:

@@ -3,13 +3,15 @@
 Whoever asks, exports or compares the tuned model asks here which one it is and how it is opened. A brought adapter stands on
 the run's base; a merged directory and a GGUF are models of their own, with a tokenizer of their own. Each is asked with the
 template that it came with, settled as the run's is (``pipeline/base.py``): a model that is asked with another one than it was
-trained with is not the model that somebody would deploy.
+trained with is not the model that somebody would deploy. Where several were brought, the tuned model of the run is the one that
+was chosen (``pipeline/choose.py``), and each has an arm of its own beside it.
 """
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tunesmith.engines.base import BaseModel, open_base
+from tunesmith.errors import RunError
 from tunesmith.models.adapter import CONFIG, WEIGHTS
 from tunesmith.pipeline.base import base_of
 from tunesmith.pipeline.dials import placed
@@ -19,6 +21,7 @@ from tunesmith.recipe.tuned import TUNED_OF, Tuned
 from tunesmith.rundir import RunDir, fingerprint
 from tunesmith.rundir.hashes import content_hash
 from tunesmith.rundir.records.brought import Brought
+from tunesmith.rundir.records.choice import Choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,15 +55,15 @@ def tuned_model(run: RunDir, recipe: Recipe, arm: str = "tuned") -> TunedModel:
     """The tuned model behind an arm.
 
     Args:
-        arm: ``tuned:NAME`` where there are several; else any.
+        arm: ``tuned:NAME`` is one of several, any other the one of the run.
 
     Raises:
-        RunError: what was brought is not on record.
+        RunError: what was brought is not on record, or there are several and none is chosen.
     """
     if not recipe.tuned:
         weights = content_hash(run.adapter / WEIGHTS)
         return TunedModel(key=weights, answering_key=weights, base=base_of(run, recipe), adapter=run.adapter)
-    one = candidate_of(recipe, arm)
+    one = candidate_of(run, recipe, arm)
     brought = Brought.read(run.brought_file).named(one.label)
     if one.endpoint is not None:
         endpoint = endpoint_of(one)
@@ -75,10 +78,32 @@ def tuned_model(run: RunDir, recipe: Recipe, arm: str = "tuned") -> TunedModel:
     return TunedModel(key=brought.key, answering_key=fingerprint(*facts), base=base, gguf=one.gguf)
 
 
-def candidate_of(recipe: Recipe, arm: str) -> Tuned:
-    """The candidate behind an arm of a recipe whose tuned model is brought."""
-    name = arm.removeprefix(TUNED_OF) if arm.startswith(TUNED_OF) else recipe.tuned[0].label
-    return next(one for one in recipe.tuned if one.label == name)
+def candidate_of(run: RunDir, recipe: Recipe, arm: str) -> Tuned:
+    """The candidate behind an arm of a recipe whose tuned model is brought.
+
+    Raises:
+        RunError: there are several, and none of them is chosen.
+    """
+    if len(recipe.tuned) == 1:
+        return recipe.tuned[0]
+    labels = ", ".join(one.label for one in recipe.tuned)
+    if not arm.startswith(TUNED_OF):
+        if not recipe.chooses:
+            raise RunError(
+                f"{run.path}: there is no one tuned model here, but several: {labels}",
+                "gate one of them alone; or all of them with deployed in evaluate.arms, and the best is chosen and exported",
+            )
+        if not run.choice_file.is_file():
+            raise RunError(
+                f"{run.path}: which of {labels} is deployed is not chosen yet", f"run: tunesmith run {run.path} --until choose"
+            )
+        arm = Choice.read(run.choice_file).name
+    for one in recipe.tuned:
+        if one.label == arm.removeprefix(TUNED_OF):
+            return one
+    raise RunError(
+        f"{run.path}: {arm} was chosen once and is in the recipe no more, which has {labels}", f"run: tunesmith run {run.path}"
+    )
 
 
 def of_model(recipe: Recipe, one: Tuned) -> Recipe:

@@ -11,6 +11,7 @@ from pathlib import Path
 from tunesmith import tracking
 from tunesmith.errors import RunError
 from tunesmith.pipeline import stage as stages
+from tunesmith.pipeline.choice_stage import NAME as CHOOSE
 from tunesmith.pipeline.followers import Followers
 from tunesmith.pipeline.stage import Table, module_of
 from tunesmith.pipeline.sweep_stage import sweep_stage
@@ -177,10 +178,13 @@ def parity(run: RunDir) -> Parity:
 
 
 def forgetting(run: RunDir) -> dict[str, Forgetting]:
-    """Measure what the tuned model has forgotten, against its base: ``tuned``, or of several candidates each by its arm."""
+    """Measure what the tuned model has forgotten, against its base: ``tuned``, or of several candidates each by its arm, and
+    ``deployed`` of the one that is chosen."""
     make(run, ["forgetting"])
-    measured = [stage for stage in table_of(run.recipe()).stages if stage.module == "forgetting"]
-    return {stage.argument or "tuned": Forgetting.read(run.path / stage.outputs[0]) for stage in measured}
+    recipe = run.recipe()
+    measured = [stage for stage in table_of(recipe).stages if stage.module == "forgetting"]
+    own = "deployed" if recipe.chooses else "tuned"
+    return {stage.argument or own: Forgetting.read(run.path / stage.outputs[0]) for stage in measured}
 
 
 def seeds(run: RunDir) -> Seeds | None:
@@ -287,7 +291,8 @@ def chat(run: RunDir, compare: bool = False) -> Callable[[list[dict[str, str]]],
     Raises:
         RunError: it was not trained, or from another recipe.
     """
-    check_done(run, maker_of(run.recipe()))
+    recipe = run.recipe()
+    check_done(run, CHOOSE if recipe.chooses else maker_of(recipe))
     return module_of("chat").chat(run, compare)
 
 

@@ -19,7 +19,7 @@ from tunesmith.evaluate.arms import read_outputs
 from tunesmith.evaluate.candidates import is_tuned
 from tunesmith.evaluate.metrics import make_metric
 from tunesmith.pipeline.booking import tries_of
-from tunesmith.pipeline.forgetting_stages import forgetting_stages
+from tunesmith.pipeline.forgetting_stages import forgetting_files
 from tunesmith.pipeline.provenance import files_of, sources_of
 from tunesmith.pipeline.stage import Session
 from tunesmith.pipeline.tuned_model import tuned_model
@@ -27,6 +27,7 @@ from tunesmith.recipe import PROMPT_DEPLOYED, Recipe
 from tunesmith.rundir import Row, RunDir, read_rows
 from tunesmith.rundir.records import FileRecord
 from tunesmith.rundir.records.answers import Output
+from tunesmith.rundir.records.choice import Choice
 from tunesmith.rundir.records.evaluation import Selection, TrainingRows
 from tunesmith.rundir.records.events import Decision
 from tunesmith.rundir.records.evidence import Forgetting, Judgement, RetrievalRecall, Seeds
@@ -37,7 +38,6 @@ from tunesmith.rundir.records.training import Training
 from tunesmith.tracking import emit
 
 F = TypeVar("F", bound=FileRecord)
-UNSEEN = ("endpoint", "several")  # of which nothing is exported
 
 
 def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> None:
@@ -48,10 +48,10 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     folder_of = run.judged.joinpath if recipe.task.metric == "judge" else run.answers
     selection = Selection.read(folder / "selection.json")
     outputs = {name: read_outputs(folder_of(name)) for name in selection.scored(arms)}
-    parity = _read(Parity, run.export / "parity.json") if tuned and recipe.tuned_kind not in UNSEEN else None
+    exports = recipe.chooses or recipe.tuned_kind not in ("endpoint", "several")
+    parity = _read(Parity, run.export / "parity.json") if tuned and exports else None
     training = _read(Training, run.training_file) if tuned and not recipe.tuned else None
-    stages = forgetting_stages(recipe, "", lambda _: {})
-    forgotten = {stage.argument: Forgetting.read(run.path / stage.outputs[0]) for stage in stages}
+    forgotten = {arm: Forgetting.read(run.path / file) for arm, file in forgetting_files(recipe).items()}
     evidence = gate.Evidence(
         forgetting=forgotten.get(""),
         forgetting_of=forgotten,
@@ -65,6 +65,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
         training_rows=_training_rows(recipe),
         form=recipe.tuned_kind,
         tries=tries_at(run, recipe, rows, tuned) if tuned else None,
+        choice=Choice.read(run.choice_file) if recipe.chooses else None,
     )
     metric, terms = make_metric(recipe.task), gate.terms_of(recipe.task)
     groups = groups_of(rows)

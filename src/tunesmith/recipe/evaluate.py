@@ -149,7 +149,7 @@ class Evaluate(Section):
         description="zero_shot (the base model asked as the tuned one is) | instruction (task.prompt) | few_shot | "
         "optimized_prompt | retrieval | tuned | tuned_retrieval | deployed | prompt_deployed (the best prompt of dev on the "
         "base model's own GGUF, to compare what calls take) | external:NAME or external:NAME:PROMPT_ARM; with several models "
-        "in the section tuned, tuned stands for tuned:NAME of each",
+        "in the section tuned, tuned stands for tuned:NAME of each, and deployed for the file of the best of them",
     )
     finalists: Annotated[int, Field(ge=1, le=20)] | None = Field(
         default=None,

@@ -163,7 +163,7 @@ class Recipe(Section):
             raise ValueError(f"tuned: two candidates are called {twice[0]}; give each a name")
         if evaluate.seeds > 1 or evaluate.learning_curve:
             raise ValueError("evaluate.seeds and evaluate.learning_curve train, and with tuned nothing is trained")
-        arms = arms_with(self.tuned, evaluate.arms, "arms" in evaluate.model_fields_set)
+        arms = arms_with(self.tuned, evaluate.arms, "arms" in evaluate.model_fields_set, self.task.metric)
         tuned = tuple([one.model_copy(update={"name": one.label}) for one in self.tuned])
         return self.model_copy(update={"tuned": tuned, "evaluate": evaluate.model_copy(update={"arms": arms})})
 
@@ -172,6 +172,11 @@ class Recipe(Section):
         """Where the tuned model comes from: the run's own training, the form of the one that is brought, or several."""
         kinds: list[Kind] = [one.kind for one in self.tuned]
         return "several" if len(kinds) > 1 else kinds[0] if kinds else "trained"
+
+    @property
+    def chooses(self) -> bool:
+        """Whether one of several tuned models is chosen, exported, and judged as it is deployed."""
+        return self.tuned_kind == "several" and "deployed" in self.evaluate.arms
 
     @model_validator(mode="after")
     def _scored_alone(self) -> "Recipe":

@@ -1,7 +1,8 @@
 """Keys of a tuned model that somebody else trained, or an earlier run did: what is brought takes the place of training.
 
 One of four forms each: an adapter directory, a whole model's directory, a GGUF file, or a model behind an endpoint. A list of
-them are candidates that are scored at once; the arm ``tuned`` is then one arm for each, ``tuned:NAME``.
+them are candidates that are scored at once; the arm ``tuned`` is then one arm for each, ``tuned:NAME``, and ``deployed`` the
+file of the one that is chosen by their answers.
 """
 
 import re
@@ -15,8 +16,7 @@ from tunesmith.recipe.section import ENTRY, Section
 
 Kind = Literal["adapter", "merged", "gguf", "endpoint"]
 TUNED_OF = "tuned:"  # and the candidate's name: its arm, where there are several
-ONE_ALONE = ("deployed", "tuned_retrieval", "prompt_deployed")  # arms of a run with one tuned model
-ADVICE = "gate one of them alone for its deployed form"
+ONE_ALONE = ("tuned_retrieval", "prompt_deployed")  # arms of a run with one tuned model
 
 
 class Tuned(Section):
@@ -75,27 +75,41 @@ class Tuned(Section):
         return self
 
 
-def arms_with(candidates: tuple[Tuned, ...], arms: tuple[str, ...], given: bool) -> tuple[str, ...]:
+def never_with(candidates: tuple[Tuned, ...], metric: str) -> dict[str, str]:
+    """The arms that a recipe with these tuned models cannot have, and why.
+
+    Args:
+        metric: of the task.
+    """
+    count, form = len(candidates), f"the tuned model is of the form {candidates[0].kind}"
+    if count == 1:
+        never = {} if candidates[0].kind == "adapter" else {"prompt_deployed": form}  # the base is exported beside it alone
+        return never | ({"deployed": form} if candidates[0].kind == "endpoint" else {})
+    never = dict.fromkeys(ONE_ALONE, f"there are {count} tuned models; gate one of them alone for it")
+    if away := [one.label for one in candidates if one.kind == "endpoint"]:
+        never["deployed"] = f"{away[0]} is behind an endpoint, where nothing is exported; gate the others without it"
+    elif metric == "judge":
+        never["deployed"] = (
+            "the judge scores all arms at once, and the one whose file is asked would be chosen by its scores; "
+            "gate one tuned model alone for its deployed form"
+        )
+    return never
+
+
+def arms_with(candidates: tuple[Tuned, ...], arms: tuple[str, ...], given: bool, metric: str) -> tuple[str, ...]:
     """The arms of a recipe whose tuned model is brought: ``tuned`` is each candidate, and what cannot be is left out.
 
     Args:
         arms: as the recipe or its default has them.
         given: whether the recipe names them, so that nothing is left out in silence.
+        metric: of the task.
 
     Raises:
         ValueError: an arm that such candidates cannot have.
     """
-    several, endpoint = len(candidates) > 1, candidates[0].kind == "endpoint"
-    never: set[str] = set(ONE_ALONE) if several else {"deployed"} if endpoint else set()
-    if candidates[0].kind != "adapter":  # the base is exported beside an adapter alone
-        never.add("prompt_deployed")
+    several, never = len(candidates) > 1, never_with(candidates, metric)
     if given and (wrong := [arm for arm in arms if arm in never]):
-        why = (
-            f"there are {len(candidates)} tuned models; {ADVICE}"
-            if several
-            else f"the tuned model is of the form {candidates[0].kind}"
-        )
-        raise ValueError(f"evaluate.arms: {wrong[0]}: {why}")
+        raise ValueError(f"evaluate.arms: {wrong[0]}: {never[wrong[0]]}")
     own = tuple(f"{TUNED_OF}{one.label}" for one in candidates)
     found = [arm for arm in arms if arm.startswith(TUNED_OF) and arm not in own]
     if found:
@@ -106,4 +120,6 @@ def arms_with(candidates: tuple[Tuned, ...], arms: tuple[str, ...], given: bool)
             expanded += own if arm == "tuned" and several else [arm]
     if not any(arm == "deployed" or arm.startswith("tuned") for arm in expanded):
         raise ValueError("evaluate.arms: none of them is the tuned model that is brought; add tuned")
+    if several and not any(arm in own for arm in expanded):
+        raise ValueError("evaluate.arms: deployed: which tuned model it is, their own answers say; add tuned")
     return tuple(dict.fromkeys(expanded))

@@ -88,7 +88,7 @@ def hub_card(exported: str, facts: HubFacts) -> str:
 
 def shown_arm(verdict: Verdict, form: PushForm) -> Arm:
     """The arm whose figures are a form's: the one that was asked in it, else the candidate."""
-    wanted = "deployed" if form == "gguf" else "tuned"
+    wanted = "deployed" if form == "gguf" else verdict.in_process
     names = [arm.name for arm in verdict.arms]
     return verdict.arm(wanted if wanted in names else verdict.candidate)
 

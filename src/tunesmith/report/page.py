@@ -120,7 +120,7 @@ def write_report(run: RunDir) -> None:
         parity=_parity(run),
         stages={name: entry.to_json() for name, entry in run.stages().items()},
         manifest=manifest,
-        differences=_differences(outputs, verdict.candidate, verdict.best_prompt),
+        differences=_differences(outputs, verdict),
         shown=SHOWN,
         recipe=run.recipe_file.read_text(encoding="utf-8"),
     )
@@ -172,11 +172,13 @@ def _effort(values: list[float]) -> Effort:
     return Effort(mean=mean, low=max(0.0, mean - reach), high=mean + reach, n=len(values))
 
 
-def _differences(outputs: dict[str, list[Output]], candidate: str, best: str) -> list[Difference]:
+def _differences(outputs: dict[str, list[Output]], verdict: Verdict) -> list[Difference]:
     """Rows by who was right, the largest differences first: what tuning broke, what it won, what both miss.
 
     A row that either left unscored is in none.
     """
+    candidate, best = verdict.candidate, verdict.best_prompt
+    compared = tuple(dict.fromkeys(arm for arm in (best, verdict.in_process, candidate) if arm in outputs))
     kinds: dict[Literal["lost", "won", "missed"], list[tuple[float, int]]] = {"lost": [], "won": [], "missed": []}
     for index, (ours, theirs) in enumerate(zip(outputs[candidate], outputs[best], strict=True)):
         if ours.score is None or theirs.score is None:
@@ -197,15 +199,14 @@ def _differences(outputs: dict[str, list[Output]], candidate: str, best: str) ->
             kind=kind,
             title=titles[kind],
             count=len(rows),
-            examples=[_example(outputs, index, candidate, best) for _, index in sorted(rows)[: limits[kind]]],
+            examples=[_example(outputs, index, candidate, compared) for _, index in sorted(rows)[: limits[kind]]],
         )
         for kind, rows in kinds.items()
     ]
 
 
-def _example(outputs: dict[str, list[Output]], index: int, candidate: str, best: str) -> Example:
+def _example(outputs: dict[str, list[Output]], index: int, candidate: str, compared: Sequence[str]) -> Example:
     row = outputs[candidate][index]
-    compared = dict.fromkeys(arm for arm in (best, "tuned", candidate) if arm in outputs)
 
     def reply(arm: str) -> Reply:
         output = outputs[arm][index]

@@ -75,7 +75,10 @@ def _checks(verdict: Verdict) -> Iterator[tuple[str, str]]:
         why = f": {plain(verdict.parity.reason)}" if verdict.parity.reason else ""
         yield f"parity of {plain(verdict.parity.form)}", f"{verdict.parity.state}{why}"
     if loss := verdict.deployed_loss:
-        yield "deployed against tuned", f"{points(loss.gain)} points (95 % interval {points_between(loss.low, loss.high)})"
+        yield (
+            f"deployed against {plain(verdict.in_process)}",
+            f"{points(loss.gain)} points (95 % interval {points_between(loss.low, loss.high)})",
+        )
     if seeds := verdict.seeds:
         yield f"{len(seeds.runs)} seeds", f"{percent(seeds.min)} to {percent(seeds.max)} (sd {percent(seeds.sd)} points)"
     if verdict.judge is not None:

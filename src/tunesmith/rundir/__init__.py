@@ -13,8 +13,8 @@
     brought.json     the tuned models that were brought in the place of training, and their files' hashes; brought/ holds the
                      template that each is asked with, and the adapters where there are several
     advice.json      whether to tune at all; advice/ holds the prompt to copy
-    evaluation/      one folder per arm, finalists/ for prompts beside them; selection, retrieval, judge, forgetting, seeds,
-                     curve and verdict as JSON; *.sqlite
+    evaluation/      one folder per arm, finalists/ for prompts beside them; selection, choice, retrieval, judge, forgetting,
+                     seeds, curve and verdict as JSON; *.sqlite
     readings/        what answered the test part, a line a reading; the same is in the user's data folder
     seeds/ curve/    runs inside the run: other seeds, shares of the train part
     race/            runs inside the run: other base models on a few rows, and race.json

@@ -54,6 +54,7 @@ class RunDir:
         self.brought = path / "brought"
         self.evaluation = path / "evaluation"
         self.finalists = self.evaluation / "finalists"
+        self.choice_file = self.evaluation / "choice.json"
         self.judged = self.evaluation / "judged"
         self.readings = path / "readings"
         self.verdict_file = self.evaluation / "verdict.json"

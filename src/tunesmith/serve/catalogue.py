@@ -31,6 +31,7 @@ from tunesmith.models.adapter import CONFIG, WEIGHTS, read_adapter_config
 from tunesmith.pipeline.export import context_of
 from tunesmith.pipeline.tuned_model import TunedModel, tuned_model
 from tunesmith.recipe import Recipe
+from tunesmith.recipe.tuned import TUNED_OF
 from tunesmith.rundir import RunDir, fingerprint
 from tunesmith.rundir.hashes import content_hash, file_state
 from tunesmith.rundir.records.brought import Brought
@@ -238,8 +239,10 @@ class Catalogue:
         """Whether the verdict, or what the run wrote down of what it was given, speaks of a file."""
         digest = content_hash(file)
         known = {*verdict.files.values(), *verdict.sources.values()}
-        if recipe.tuned_kind == "gguf":
-            known |= {digest for model in Brought.read(run.brought_file).models for digest in model.files.values()}
+        if recipe.tuned:  # a GGUF lies where it came from
+            name = (verdict.chosen or "").removeprefix(TUNED_OF) if recipe.chooses else recipe.tuned[0].label
+            own = [model for model in Brought.read(run.brought_file).models if (model.kind, model.name) == ("gguf", name)]
+            known |= {digest for model in own for digest in model.files.values()}
         if digest in known:
             return True
         own = run.export / base_name(str(recipe.name), recipe.base_type)  # another file with the same weights
@@ -261,11 +264,11 @@ def _served_here(run: RunDir, recipe: Recipe) -> TunedModel:
     """The tuned model of a run.
 
     Raises:
-        RunError: it is behind an endpoint, or there are several.
+        RunError: it is behind an endpoint, or there are several and none is chosen.
     """
-    if recipe.tuned_kind in ("endpoint", "several"):
+    if recipe.tuned_kind == "endpoint":
         raise RunError(
-            f"{run.path}: there is no one tuned model here to serve",
+            f"{run.path}: the tuned model is behind an endpoint, not here to serve",
             "gate one with --adapter, --merged or --gguf, and serve that run",
         )
     return tuned_model(run, recipe)
@@ -308,7 +311,11 @@ def _verdict_against(run: RunDir) -> list[str]:
     if not run.verdict_file.exists():
         return ["there is no verdict"]
     verdict = _verdict(run)
-    return [] if verdict.decision in PASSING else [f"the verdict is: {verdict.decision}"]
+    reasons = [] if verdict.decision in PASSING else [f"the verdict is: {verdict.decision}"]
+    choice = run.choice_file
+    if choice.is_file() and content_hash(choice) != verdict.files.get(choice.relative_to(run.path).as_posix()):
+        reasons.append("which of the tuned models is deployed was chosen again since the verdict")
+    return reasons
 
 
 def _parity_against(run: RunDir, files: _Files) -> list[str]:

@@ -118,6 +118,7 @@ class Job:
 
     Attributes:
         base: directory of the base model; of a whole tuned model that was brought its own.
+        adapter: PEFT directory of the adapter; of such a model where one would lie.
         lora: rank and kind of the adapter, as its own configuration says; None of such a model.
         ranks_differ: some of its layers have a rank or an alpha of their own.
         mixed: what each layer of the base was kept in, where that was chosen under a budget.
@@ -136,6 +137,7 @@ class Job:
     recipe: Recipe
     base: Path
     renderer: Renderer
+    adapter: Path
     lora: Lora | None
     staged: Path
     context: int

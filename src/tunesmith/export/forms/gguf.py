@@ -141,7 +141,7 @@ def _quantize_merged(job: Job, step: Operation) -> GgufFile:
 def _write_trained(job: Job, step: Operation) -> GgufFile:
     """The base's file with the blocks that were trained in the place of its own."""
     base = open_base(job.recipe, importance=job.run.base_imatrix)
-    loaded, path = base.load(job.run.adapter), base.blocks
+    loaded, path = base.load(job.adapter), base.blocks
     assert path is not None
     file, target = BlockFile.of_base(path, base.directory), job.staged / step.target
     layers = {name: layer for name, layer in loaded.layers.items() if isinstance(layer, GridLinear)}

@@ -54,7 +54,7 @@ def _refused(facts: Facts) -> str | None:
 
 
 def _write_lora(job: Job, step: Operation) -> None:
-    write_lora_gguf(job.run.adapter, job.base, job.staged / step.target)
+    write_lora_gguf(job.adapter, job.base, job.staged / step.target)
 
 
 def _commands(job: Job) -> dict[str, Command]:

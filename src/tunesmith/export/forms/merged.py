@@ -69,7 +69,7 @@ def merge_adapter(job: Job, step: Operation) -> Merge:
     quantized = quantized_in_training(job.base, recipe.base == "nf4", recipe.per_layer_embeddings == "nf4", job.mixed)
     stops, template = tuple(job.renderer.stop_ids), job.renderer.template
     into, towers = recipe.export.merge_into, recipe.towers
-    merged = merge(job.base, job.run.adapter, target, quantized, into, towers, template, stop_ids=stops)
+    merged = merge(job.base, job.adapter, target, quantized, into, towers, template, stop_ids=stops)
     base = "original" if merged.into == "original" else "dequantised base" if merged.dequantized else "base"
     if recipe.base_head == "int8":
         merged = dataclasses.replace(merged, head="original")
@@ -137,12 +137,12 @@ def _dev_losses(job: Job, merged: Merge) -> MergeLosses:
             with tempfile.TemporaryDirectory(dir=job.staged, prefix=".trained-") as temporary:
                 other = Path(temporary) / "merged"
                 quantized = quantized_in_training(job.base, True, recipe.per_layer_embeddings == "nf4", job.mixed)
-                merge(job.base, job.run.adapter, other, quantized, "trained", "drop")
+                merge(job.base, job.adapter, other, quantized, "trained", "drop")
                 trained = _dev_loss(job, other, compute, device)
         else:
             trained = written
             if not any(weight.is_nf4 for weight in read_stored(job.base).values()):
-                original = _dev_loss(job, job.base, compute, device, job.run.adapter)
+                original = _dev_loss(job, job.base, compute, device, job.adapter)
     return MergeLosses(trained=trained, original=original, adapter=job.adapter_loss)
 
 

@@ -141,7 +141,7 @@ def _plan(recipe: Recipe, facts: Facts) -> list[Operation]:
 
 
 def _write(job: Job, step: Operation) -> None:
-    doubled = write_vllm_adapter(job.base, job.run.adapter, job.staged / step.target)
+    doubled = write_vllm_adapter(job.base, job.adapter, job.staged / step.target)
     if doubled is not None:
         repeated = f"k_proj repeated under v_proj in {doubled} layers, " if doubled else ""
         logger.info(f"export: adapter for vLLM ({repeated}names of the checkpoint)")
@@ -152,7 +152,7 @@ def _commands(job: Job) -> dict[str, Command]:
         return {}
     is_as_published = job.is_on_hub and job.recipe.max_position_embeddings is None
     base = job.recipe.model if is_as_published else str(job.base)
-    path = f"export/{TARGET}" if (job.staged / TARGET).exists() else "adapter"
+    path = f"export/{TARGET}" if (job.staged / TARGET).exists() else job.adapter.relative_to(job.run.path).as_posix()
     module = {"name": job.name, "path": path, "base_model_name": base}
     argv = (
         *("vllm", "serve", base),

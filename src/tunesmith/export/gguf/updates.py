@@ -34,7 +34,7 @@ def updates_of(job: Job, merged: Path, source: Path) -> Updates:
         return {}
     updates = {
         name.removesuffix(".weight"): parts[0]
-        for name, parts in read_updates(job.run.adapter).items()
+        for name, parts in read_updates(job.adapter).items()
         if name.endswith(".weight") and len(parts) == 1 and parts[0].length_O is None
     }
     placed, _ = places_of(updates, source, merged)

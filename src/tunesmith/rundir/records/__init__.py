@@ -11,6 +11,7 @@ quality       the quality report in them: what is in the rows
 advice        advice.json: whether to tune at all
 answers       evaluation/: answers and scores of every arm
 evaluation    evaluation/: the choice of prompts, the verdict
+choice        evaluation/choice.json: which of several tuned models is deployed
 imported      import --json: what became of the keys of another tool
 saving        a part of verdict.json: what a call of the tuned model saves
 readings      readings/: what answered the test part

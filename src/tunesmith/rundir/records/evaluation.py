@@ -368,6 +368,7 @@ class Verdict(FileRecord):
         files: sha256 of every file of the run that the verdict speaks of, by path below the run directory.
         sources: sha256 of the rows and of the base's files, wherever they lay when they were read.
         candidates: every tuned model that was brought, where there were several.
+        chosen: of several the arm of the one whose deployed form the verdict is of; None where they were judged as they came.
         training_rows: the rows of the training are the run's own; or the tuned model was brought, and those it was trained on
             were kept out of the test part, or nobody knows them.
         form: what the tuned model is: trained in the run, or in which form it was brought.
@@ -414,6 +415,7 @@ class Verdict(FileRecord):
     files: dict[str, str] = field(default_factory=dict[str, str])
     sources: dict[str, str] = field(default_factory=dict[str, str])
     candidates: tuple[CandidateResult, ...] = ()
+    chosen: str | None = None
     training_rows: TrainingRows = "own"
     form: TunedForm = "trained"
 
@@ -421,6 +423,11 @@ class Verdict(FileRecord):
     def deploy(self) -> bool:
         """Whether to deploy the tuned model because it is better; ``as good and cheaper`` is yours to weigh."""
         return self.decision == "deploy"
+
+    @property
+    def in_process(self) -> str:
+        """The arm of the tuned model before it is exported, if it was scored."""
+        return self.chosen or "tuned"
 
     def arm(self, name: str) -> Arm:
         """The figures of an arm."""
