@@ -88,6 +88,7 @@ def test_a_budget_too_small_says_the_least_and_a_base_without_a_choice_is_not_lo
         ({"base": "bf16"}, "base is bf16; write base: nf4, or leave base_budget out"),
         ({"base_budget": "10%"}, r"expected auto, a share like \+10% or an amount like 6.5GB"),
         ({"train.resident_layers": 1}, "not with train.resident_layers: 1"),
+        ({"train.shard": True}, "not with train.shard: true"),
         ({"tuned": {"adapter": "."}}, "not with tuned"),
     ],
 )

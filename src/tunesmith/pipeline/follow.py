@@ -12,6 +12,7 @@ begin anew. Where one process fails, all fail with its reason (``launch/group.py
 start goes on, with any number of processes.
 """
 
+import gc
 import logging
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -68,6 +69,7 @@ def follow(connection: Group) -> None:
             run = RunDir.open(Path(job["run"]))
             with _log_of(run.path, connection.rank):
                 follow_training(run, job, connection)
+            gc.collect()  # the model, which the training's parts hold in a circle, before another one is loaded
         elif job["kind"] == ANSWER:
             answers.answer(job)
         else:
@@ -86,13 +88,17 @@ class _Together:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         is_well = error is None or (isinstance(error, SystemExit) and error.code in (None, 0))
+        is_over = False
         try:
-            if not is_well:
+            if isinstance(error, SystemExit) and not is_well:
+                self._connection.fail(f"its command ended with exit code {error.code}")
+            elif not is_well:
                 self._connection.fail(str(error) or type(error).__name__)
             elif self._connection.leads:
                 self._connection.send({"kind": END})
+            is_over = is_well
         finally:
-            leave()
+            leave(is_over)
 
 
 @contextmanager

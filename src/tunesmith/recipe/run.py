@@ -291,6 +291,7 @@ class Recipe(Section):
             )
         refused = {
             f"train.resident_layers: {self.train.resident_layers}": self.train.resident_layers != "all",
+            "train.shard: true": self.train.shard,
             "tuned": bool(self.tuned),
         }
         for words in (words for words, is_set in refused.items() if is_set):

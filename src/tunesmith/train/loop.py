@@ -354,11 +354,16 @@ def _dev_loss(model: PreTrainedModel, dev: Documents, world: World, step: int) -
     loss = world.dev_loss()
     if math.isfinite(loss):
         return loss
-    alone = ((dev.row_id(document), mean_loss(model, [make_pack(dev, (document,))])) for document in _supervised(dev))
-    rows = list(islice((row for row, value in alone if not math.isfinite(value)), DEV_ROWS))
-    where = f"dev rows {', '.join(rows)}" if rows else "the dev rows together, though not on any alone"
+    where = "the dev rows" if world.in_step else _where_not_finite(model, dev)
     hint = "use base: fp32; is the checkpoint whole?" if step == 0 else LOWER_RATE
     raise NotFinite(f"dev loss after step {step} is {loss} on {where}", hint)
+
+
+def _where_not_finite(model: PreTrainedModel, dev: Documents) -> str:
+    """Some dev rows whose loss is not finite, each in a pass of its own."""
+    alone = ((dev.row_id(document), mean_loss(model, [make_pack(dev, (document,))])) for document in _supervised(dev))
+    rows = list(islice((row for row, value in alone if not math.isfinite(value)), DEV_ROWS))
+    return f"dev rows {', '.join(rows)}" if rows else "the dev rows together, though not on any alone"
 
 
 def _supervised(documents: Documents) -> Iterator[int]:
