@@ -21,29 +21,26 @@ Refused: every process makes the whole run in step with the others (each stage w
 
 import json
 import logging
-import os
 import socket
 import struct
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from itertools import count
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from torch._C._distributed_c10d import PrefixStore
 
 from tunesmith import hardware
 from tunesmith.errors import RunError
+from tunesmith.launch.meeting import GRACE, JOIN, meet
 from tunesmith.launch.variables import Launch, launch
 
 logger = logging.getLogger(__name__)
 
-JOIN = timedelta(seconds=60)
-GRACE = 1.0  # seconds
 ANSWER = timedelta(minutes=10)
 WAIT = timedelta(days=30)  # for the next job
 ITEM = struct.Struct("<qq")  # number, bytes that follow
@@ -112,7 +109,6 @@ class Group:
 
     def __init__(self, launched: Launch, join: timedelta = JOIN):
         self.rank, self.size = launched.rank, launched.size
-        self._names = {self.rank: f"{socket.gethostname()}, process {os.getpid()}"}
         has_gpu = torch.cuda.is_available()
         self.device = torch.device("cuda", launched.local_rank) if has_gpu else torch.device("cpu")
         if has_gpu and launched.local_rank >= torch.cuda.device_count():
@@ -123,7 +119,8 @@ class Group:
         if has_gpu:
             torch.cuda.set_device(self.device)
         self._made_here = not dist.is_initialized()
-        self._store = self._meet(join)
+        self._store, self._names = meet(launched, join, keeps_store=self._made_here)
+        self._store.set_timeout(ANSWER)  # by which gloo and NCCL find each other, when they are first asked
         if self._made_here:
             backend = "cpu:gloo,cuda:nccl" if has_gpu else "gloo"
             store = PrefixStore("tensors", self._store)
@@ -381,47 +378,10 @@ class Group:
         return host == socket.gethostname() and not hardware.is_running(int(process))
 
     def _who(self, rank: int) -> str:
-        name = self._names.get(rank)
-        return f"rank {rank} of {self.size}" + ("" if name is None else f" ({name})")
-
-    def _meet(self, join: timedelta) -> Store:
-        """Write down that this process is there, and wait for all others."""
-        stated = hardware.launch_variables()
-        host, port = stated["MASTER_ADDR"], int(stated["MASTER_PORT"])
-        # torchrun keeps the store itself, so does whoever made the process group before us.
-        is_kept_here = self.leads and self._made_here and stated.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-        try:
-            store = TCPStore(host, port, self.size, is_kept_here, timeout=join, wait_for_workers=False, multi_tenant=True)
-        except (RuntimeError, ValueError) as error:
-            kept = "the port cannot be had" if is_kept_here else "nobody answers"
-            raise RunError(f"rank {self.rank} of {self.size}: {kept} at {host}:{port} ({error!s:.200})", _NEVER) from error
-        if is_kept_here:
-            _kept.append(store)
-        store = PrefixStore(f"tunesmith/{stated.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_meetings)}", store)
-        end = time.monotonic() + join.total_seconds() + (GRACE if is_kept_here else 0)  # the others are to say it too
-        missing = [rank for rank in range(self.size) if rank != self.rank]
-        try:
-            store.set(f"here/{self.rank}", self._names[self.rank])
-            while missing := [rank for rank in missing if not store.check([f"here/{rank}"])]:
-                if time.monotonic() > end:
-                    ranks = f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
-                    seconds = f"{join.total_seconds():.0f} seconds"
-                    raise RunError(f"rank {self.rank} of {self.size}: {ranks} never came, in {seconds}", _NEVER)
-                time.sleep(0.05)
-            self._names = {rank: store.get(f"here/{rank}").decode() for rank in range(self.size)}
-            store.set_timeout(ANSWER)  # by which gloo and NCCL find each other, when they are first asked
-        except RuntimeError as error:
-            waiting = ", ".join(map(str, missing))
-            raise RunError(
-                f"rank {self.rank} of {self.size}: {host}:{port} is gone while rank {waiting} was waited for", _NEVER
-            ) from error
-        return store
+        return f"rank {rank} of {self.size} ({self._names[rank]})"
 
 
-_NEVER = "is it started on every machine, with the same MASTER_ADDR and MASTER_PORT, and can they reach each other?"
 _group: Group | None = None
-_meetings = count()  # that this process had: a launcher's store holds the words of those before
-_kept: list[Store] = []  # until the process ends: the others may come to the next meeting before this one has left the last
 
 
 def group() -> Group | None:
