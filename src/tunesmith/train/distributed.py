@@ -159,6 +159,7 @@ class World:
 
     Attributes:
         largest: pack of the steps so far; of no tokens before the first.
+        summands: processes that add gradients up before these are added; 1 where sums do not depend on their number.
         in_step: whether every pass through the model is one of all processes at once, so that none may compute alone.
 
     Raises:
@@ -194,6 +195,7 @@ class World:
         self._gradients_b = torch.empty(0, dtype=torch.uint8)
         self.shape = self._shape() if group is None else Shape(group.size, 1, "launched together")
         self._together: Together | None = None
+        self.summands = 1
         self.in_step = group is not None and (settings.shard or settings.sequence_parallel > 1)
         if group is not None:
             ways = Ways(
@@ -201,6 +203,7 @@ class World:
                 sharded=settings.shard,
                 part=split_sequences(model, group, settings.sequence_parallel),
             )
+            self.summands = 1 if ways.exact and ways.part is None else group.size
             cost = partial(flop_of, width=self._width)
             self._together = Together(group, model, self._parameters, self.packs, self.dev_packs, cost, seed, ways)
         self.largest = Largest(ranks=self.shape.ranks if group is None else 1)  # of this process
