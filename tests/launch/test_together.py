@@ -300,8 +300,10 @@ def test_a_dev_loss_that_is_not_finite_is_told_where_none_may_compute_alone(trai
 def test_a_model_that_mixes_tokens_beside_attention_is_refused(training, tmp_path, monkeypatch):
     """A state that runs on over the row: a process would begin it anew in the middle."""
 
+    whole = fuse
+
     def with_a_state(model):
-        fuse(model)
+        whole(model)
         model.model.layers[0].mlp.register_forward_hook(lambda module, inputs, out: out + out.cumsum(1))
 
     monkeypatch.setattr(sys.modules[__name__], "fuse", with_a_state)

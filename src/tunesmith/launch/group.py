@@ -24,6 +24,7 @@ import logging
 import socket
 import struct
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -118,7 +119,7 @@ class Group:
             )
         if has_gpu:
             torch.cuda.set_device(self.device)
-        self._made_here = not dist.is_initialized()
+        self._made_here, self._has_failed = not dist.is_initialized(), False
         self._store, self._names = meet(launched, join, keeps_store=self._made_here)
         self._store.set_timeout(ANSWER)  # by which gloo and NCCL find each other, when they are first asked
         if self._made_here:
@@ -322,23 +323,32 @@ class Group:
         return found
 
     def fail(self, reason: str) -> None:
-        """Tell the others why this process ends. The one that leads may keep the store, so it gives them time to read it."""
+        """Tell the others why this process ends, and hang up, so that whoever waits for it looks for the reason.
+
+        The one that leads may keep the store, so it gives them time to read it.
+        """
         try:
             self._store.compare_set(FAILED, "", json.dumps([self.rank, reason[:REASON]]))  # what follows from it comes later
-            if self.leads:
-                time.sleep(GRACE)
         except RuntimeError as error:  # the store went with the process that kept it
             logger.debug(f"the others are not told: {error}")
+        self._hang_up()
+        if self.leads:
+            time.sleep(GRACE)
 
-    def close(self, is_well: bool = True) -> None:
-        """Leave. What is under way is given up.
-
-        Args:
-            is_well: whether all leave. NCCL waits for what was begun, which the others may never join: where something has
-                failed, the end of the process gives it up.
-        """
-        if self._made_here and dist.is_initialized() and (is_well or self.device.type == "cpu"):
+    def close(self) -> None:
+        """Leave, with all others. What is under way is given up."""
+        if self._made_here and not self._has_failed and dist.is_initialized():
             dist.destroy_process_group()
+
+    def _hang_up(self) -> None:
+        """Close what goes over gloo. NCCL would wait for what was begun, and gives it up as the process ends."""
+        if self._has_failed or not dist.is_initialized():
+            return
+        self._has_failed = True
+        orders = self._orders
+        self._parts.clear()
+        del self._orders  # a connection is closed with the last reference
+        dist.destroy_process_group(None if self._made_here and self.device.type == "cpu" else orders)
 
     @contextmanager
     def failing_together(self, doing: str, rank: int | None = None, hint: str = AGAIN) -> Iterator[None]:
@@ -348,6 +358,7 @@ class Group:
         except (RuntimeError, ValueError) as error:  # dist.DistError is a RuntimeError
             if isinstance(error, torch.OutOfMemoryError):
                 raise
+            traceback.clear_frames(error.__traceback__)  # which hold the connection open
             raise self._lost(doing, rank, error, hint) from error
 
     def _lost(self, doing: str, rank: int | None, error: Exception, hint: str) -> RunError:
@@ -396,15 +407,11 @@ def group() -> Group | None:
     return _group
 
 
-def leave(is_well: bool = True) -> None:
-    """Close the connection of this process, where there is one.
-
-    Args:
-        is_well: whether all leave.
-    """
+def leave() -> None:
+    """Close the connection of this process, where there is one."""
     global _group
     if _group is not None:
-        _group.close(is_well)
+        _group.close()
     _group = None
 
 

@@ -87,18 +87,29 @@ class _Together:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        is_well = error is None or (isinstance(error, SystemExit) and error.code in (None, 0))
-        is_over = False
         try:
-            if isinstance(error, SystemExit) and not is_well:
-                self._connection.fail(f"its command ended with exit code {error.code}")
-            elif not is_well:
-                self._connection.fail(str(error) or type(error).__name__)
+            if (reason := _reason(error)) is not None:
+                self._connection.fail(reason)
             elif self._connection.leads:
-                self._connection.send({"kind": END})
-            is_over = is_well
+                self._end()
         finally:
-            leave(is_over)
+            leave()
+
+    def _end(self) -> None:
+        try:
+            self._connection.send({"kind": END})
+        except RunError as lost:
+            self._connection.fail(str(lost))
+            raise
+
+
+def _reason(error: BaseException | None) -> str | None:
+    """Why a process ends that does not end well."""
+    if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
+        return None
+    if isinstance(error, SystemExit):
+        return f"its command ended with exit code {error.code}"
+    return str(error) or type(error).__name__
 
 
 @contextmanager
