@@ -120,7 +120,7 @@ class Group:
         if has_gpu:
             torch.cuda.set_device(self.device)
         self._made_here, self._has_failed = not dist.is_initialized(), False
-        self._store, self._names = meet(launched, join, keeps_store=self._made_here)
+        self._store, self._names, self._keeps_store = meet(launched, join, is_first=self._made_here)
         self._store.set_timeout(ANSWER)  # by which gloo and NCCL find each other, when they are first asked
         if self._made_here:
             backend = "cpu:gloo,cuda:nccl" if has_gpu else "gloo"
@@ -325,14 +325,16 @@ class Group:
     def fail(self, reason: str) -> None:
         """Tell the others why this process ends, and hang up, so that whoever waits for it looks for the reason.
 
-        The one that leads may keep the store, so it gives them time to read it.
+        Whoever keeps the store leaves them time to read it; and whoever ends because of another leaves that one the time to end
+        first, since a launcher takes the first for the cause, and ends the rest.
         """
+        told, is_first = json.dumps([self.rank, reason[:REASON]]), True
         try:
-            self._store.compare_set(FAILED, "", json.dumps([self.rank, reason[:REASON]]))  # what follows from it comes later
+            is_first = self._store.compare_set(FAILED, "", told).decode() == told
         except RuntimeError as error:  # the store went with the process that kept it
             logger.debug(f"the others are not told: {error}")
         self._hang_up()
-        if self.leads:
+        if self._keeps_store or not is_first:
             time.sleep(GRACE)
 
     def close(self) -> None:
@@ -364,8 +366,9 @@ class Group:
     def _lost(self, doing: str, rank: int | None, error: Exception, hint: str) -> RunError:
         if (first := self._reason()) is not None:
             failed, reason = first
-            is_told = reason.startswith(f"rank {failed} of ")  # by one that lost another
-            return RunError(reason if is_told else f"{self._who(failed)} failed, so all end: {reason}", AGAIN)
+            message, _, own_hint = reason.partition("\nhint: ")
+            is_told = message.startswith(f"rank {failed} of ")  # by one that lost another
+            return RunError(message if is_told else f"{self._who(failed)} failed, so all end: {message}", own_hint or AGAIN)
         dead = [each for each in self._names if each != self.rank and self._is_dead(each)]
         who = "another process" if rank is None and not dead else self._who(rank if rank is not None else dead[0])
         line = next(iter(str(error).strip().splitlines()), "")

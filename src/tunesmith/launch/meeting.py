@@ -40,10 +40,12 @@ class Meeting(NamedTuple):
     Attributes:
         store: of this meeting alone.
         names: of the processes, for people, by rank.
+        is_kept_here: whether the store ends with this process.
     """
 
     store: Store
     names: dict[int, str]
+    is_kept_here: bool
 
 
 class _Person(NamedTuple):
@@ -53,20 +55,20 @@ class _Person(NamedTuple):
     name: str
 
 
-def meet(launched: Launch, join: timedelta, keeps_store: bool) -> Meeting:
+def meet(launched: Launch, join: timedelta, is_first: bool) -> Meeting:
     """Wait until all processes have come.
 
     Args:
         launched: as which this one was launched.
         join: how long all of them have to come.
-        keeps_store: whether the first of them does, where its launcher does not.
+        is_first: whether nobody has made a process group before, and so the store is to be kept by rank 0 or the launcher.
 
     Raises:
         RunError: not all came, with the ranks that are missing; or nobody keeps the store.
     """
     stated = hardware.launch_variables()
     host, port = stated["MASTER_ADDR"], int(stated["MASTER_PORT"])
-    is_kept_here = launched.rank == 0 and keeps_store and stated.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    is_kept_here = launched.rank == 0 and is_first and stated.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
         whole = TCPStore(host, port, launched.size, is_kept_here, timeout=join, wait_for_workers=False, multi_tenant=True)
     except (RuntimeError, ValueError) as error:
@@ -79,7 +81,7 @@ def meet(launched: Launch, join: timedelta, keeps_store: bool) -> Meeting:
     try:
         if launched.rank == 0:
             store.set(CALL, own.word)
-        while (meeting := (_called if launched.rank == 0 else _answered)(store, launched, own)) is None:
+        while (found := (_called if launched.rank == 0 else _answered)(store, launched, own)) is None:
             if time.monotonic() > end:
                 missing = _missing(store, launched)
                 ranks = f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
@@ -87,21 +89,22 @@ def meet(launched: Launch, join: timedelta, keeps_store: bool) -> Meeting:
             time.sleep(PAUSE)
     except RuntimeError as error:
         raise RunError(f"{launched}: {host}:{port} is gone while the others were waited for", NEVER) from error
-    return meeting
+    word, people = found
+    return Meeting(PrefixStore(word, store), {rank: person.name for rank, person in enumerate(people)}, is_kept_here)
 
 
-def _called(store: Store, launched: Launch, own: _Person) -> Meeting | None:
-    """The meeting that the first process has called; None as long as somebody has not answered."""
+def _called(store: Store, launched: Launch, own: _Person) -> tuple[str, list[_Person]] | None:
+    """The word of the first process, and all that have answered it; None as long as somebody has not."""
     keys = [f"{own.word}/{rank}" for rank in range(1, launched.size)]
     if not store.check(keys):
         return None
     people = [own, *(_Person(*json.loads(store.get(key))) for key in keys)]
     store.set(f"{own.word}/{ALL}", json.dumps(people))
-    return _meeting(store, own.word, people)
+    return own.word, people
 
 
-def _answered(store: Store, launched: Launch, own: _Person) -> Meeting | None:
-    """The meeting whose call another process has answered; None as long as it is not on its list."""
+def _answered(store: Store, launched: Launch, own: _Person) -> tuple[str, list[_Person]] | None:
+    """The same for another process, which answers; None as long as it is not on the list."""
     if not store.check([CALL]):
         return None
     word = store.get(CALL).decode()
@@ -109,11 +112,7 @@ def _answered(store: Store, launched: Launch, own: _Person) -> Meeting | None:
     if not store.check([f"{word}/{ALL}"]):
         return None
     people = [_Person(*each) for each in json.loads(store.get(f"{word}/{ALL}"))]
-    return _meeting(store, word, people) if own in people else None
-
-
-def _meeting(store: Store, word: str, people: list[_Person]) -> Meeting:
-    return Meeting(PrefixStore(word, store), {rank: person.name for rank, person in enumerate(people)})
+    return (word, people) if own in people else None
 
 
 def _missing(store: Store, launched: Launch) -> list[int]:
