@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from torch.distributed import TCPStore
+from torch._C._distributed_c10d import TCPStore
 
 from tunesmith.launch import group
 from tunesmith.tracking import terminal

@@ -160,7 +160,8 @@ def follow_training(run: RunDir, job: Json, connection: Group) -> None:
         TrainingError, ModelError: see ``execute``.
     """
     recipe = run.recipe()
-    base, settings = replace(base_of(run, recipe), **job["placed"]), TrainSettings.model_validate(job["settings"])
+    settings = TrainSettings.model_validate(job["settings"])
+    base = replace(base_of(run, recipe), resident_layers=settings.resident_layers, embedding_on=settings.embedding_on)
     if _inputs(run, recipe, base, settings) != job["inputs"]:
         raise RunError(
             f"{run.path}: rank {connection.rank} sees other rows or another base there than rank 0",
@@ -186,13 +187,10 @@ def _end_training(connection: Group | None) -> None:
 
 def _job(run: RunDir, recipe: Recipe, base: BaseModel, settings: TrainSettings) -> Json:
     """What other processes need to know of a training."""
-    return {
-        "kind": TRAIN,
-        "run": str(run.path.resolve()),
-        "settings": settings.model_dump(mode="json"),
-        "placed": {"resident_layers": base.resident_layers, "embedding_on": base.embedding_on},  # by the GPU of this one
-        "inputs": _inputs(run, recipe, base, settings),
-    }
+    inputs = _inputs(run, recipe, base, settings)
+    own = {"resident_layers": base.resident_layers, "embedding_on": base.embedding_on}  # by the plan for this one's GPU
+    placed = settings.model_copy(update=own).model_dump(mode="json")
+    return {"kind": TRAIN, "run": str(run.path.resolve()), "settings": placed, "inputs": inputs}
 
 
 def _adapted(base: BaseModel, recipe: Recipe) -> LoadedModel:
