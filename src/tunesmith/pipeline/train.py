@@ -89,10 +89,7 @@ def _trained(run: RunDir, recipe: Recipe, base: BaseModel, shortage: Shortage | 
     settings = derived.settings
     for line in derived.lines:
         logger.info(f"train: {line}")
-    connection = group()
-    if connection is not None:
-        connection.send(_job(run, recipe, base, settings))
-        connection.wait_for_all()  # they load the model now, which may take longer than an exchange is waited for
+    connection = _begin_training(run, recipe, base, settings)
     train, dev = _with_replay(run, recipe, documents["train"]), documents["dev"]
     ready = make_ready(model, layers, train, settings, recipe.seed, is_new=first is None)
     steps = ready.steps
@@ -177,6 +174,15 @@ def follow_training(run: RunDir, job: Json, connection: Group) -> None:
     with World(*args) as world:
         world.follow()
     logger.info("following: the training has ended")
+
+
+def _begin_training(run: RunDir, recipe: Recipe, base: BaseModel, settings: TrainSettings) -> Group | None:
+    """Give the training to those that follow, where there are some."""
+    connection = group()
+    if connection is not None:
+        connection.send(_job(run, recipe, base, settings))
+        connection.wait_for_all()  # they load the model now, which may take longer than an exchange is waited for
+    return connection
 
 
 def _end_training(connection: Group | None) -> None:

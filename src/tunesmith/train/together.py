@@ -62,6 +62,10 @@ SLOT_BYTES = 1 << 30  # of gradients that lie beside each other
 FIGURES = struct.Struct("<ddd")  # summed loss, right guesses, rescued rows (-1: not counted)
 
 
+class OthersFull(torch.OutOfMemoryError):
+    """The memory of another process ended."""
+
+
 class PackSums(NamedTuple):
     """What a pack comes to, beside its gradient.
 
@@ -266,7 +270,7 @@ class Together:
             logger.warning(f"the memory of rank {self._group.rank} is full: {error}")
         lacking = self._group.wait_for_all(full is not None)
         if lacking and self._group.leads:
-            raise full or torch.OutOfMemoryError(f"the memory of rank {lacking[0]} is full; its log says more")
+            raise full or OthersFull(f"the memory of rank {lacking[0]} is full; its log says more")
         return not lacking
 
     def _drop_gradients(self) -> None:
