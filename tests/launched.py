@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from torch._C._distributed_c10d import TCPStore
+
 from tunesmith.launch import group
 from tunesmith.tracking import terminal
 
@@ -33,14 +35,22 @@ def free_port() -> int:
         return asked.getsockname()[1]
 
 
-def launched(size: int, work: Callable[[int], object], folder: Path, missing: tuple[int, ...] = ()) -> list[Ended]:
-    """``work(rank)`` in so many processes at once; those of ``missing`` ranks never come."""
+def launched(
+    size: int, work: Callable[[int], object], folder: Path, missing: tuple[int, ...] = (), has_launcher: bool = False
+) -> list[Ended]:
+    """``work(rank)`` in so many processes at once; those of ``missing`` ranks never come.
+
+    Args:
+        has_launcher: the store is kept here, as torchrun does; else by the first of them.
+    """
     port, pids = free_port(), {}
+    store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False) if has_launcher else None
     for rank in range(size):
         if rank in missing:
             continue
         pids[rank] = os.fork()
         if not pids[rank]:
+            os.environ["TORCHELASTIC_USE_AGENT_STORE"] = str(store is not None)
             _run(work, {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_PORT": port}, folder / f"said-{rank}")
     ended, end = {}, time.monotonic() + 120
     while len(ended) < len(pids):

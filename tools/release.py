@@ -23,7 +23,7 @@ from wheel import build, check_files, fresh
 PLACES = {  # where the version stands beside the package, and what is left of it to be found
     "src/tunesmith/__init__.py": r'^__version__ = "(.+)"$',
     "CITATION.cff": r"^version: (.+)$",
-    "CHANGELOG.md": r"^## (\d\S*)",
+    "CHANGELOG.md": r"^## (\S+)",  # of the newest section, which may have no version yet
 }
 VERSION = re.compile(r"\d+\.\d+\.\d+((a|b|rc)\d+)?")
 

@@ -75,8 +75,7 @@ def child_environment() -> dict[str, str]:
 
 def launch_variables() -> dict[str, str]:
     """What a launcher of several processes (torchrun, Ray Train, a hand) told this one, as far as it did."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    names += ("TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_RESTART_COUNT")
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE")
     return {name: os.environ[name] for name in names if os.environ.get(name)}
 
 

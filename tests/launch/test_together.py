@@ -1,8 +1,11 @@
 """Processes that were launched together make the training of one, end together, and go on with any number."""
 
 import json
+import math
 import os
 import signal
+import sys
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -16,6 +19,7 @@ from small_training import FIXED as SMALL
 from small_training import bytes_of, drawn_documents
 from tunesmith.data.pack import Plan
 from tunesmith.errors import RunError
+from tunesmith.launch import group as connections
 from tunesmith.launch.group import Group, Order, group
 from tunesmith.launch.variables import launch
 from tunesmith.models.fuse import fuse
@@ -28,6 +32,7 @@ from tunesmith.recipe import TrainSettings, load_recipe
 from tunesmith.tracking import MetricsLog
 from tunesmith.train import distributed, loop
 from tunesmith.train.distributed import World
+from tunesmith.train.loop import FirstStepFull
 from tunesmith.train.together import END, Together
 
 SIZES: dict[str, Any] = {
@@ -40,6 +45,7 @@ SIZES: dict[str, Any] = {
 }
 FIXED = {**SMALL, "train.num_train_epochs": 6, "train.ranks": 1}
 SLOW = {"train.learning_rate": 1e-3}  # so that a last digit stays one
+SHORT = {"train.num_train_epochs": 1}
 TRAIN, DEV = drawn_documents(0, 24), drawn_documents(1, 12)
 
 
@@ -125,6 +131,8 @@ def test_sums_of_each_process_are_those_of_one(training, tmp_path, monkeypatch, 
     ended = launched(size, lambda _: training(tmp_path / "run", SLOW), tmp_path)
     assert [end.code for end in ended] == [0] * size, ended
     _same_but_for_the_order_of_sums(tmp_path / "run", tmp_path / "alone")
+    states = [state for name, state in _files(tmp_path / "run").items() if name.endswith("state.json")]
+    assert {*states[-1]["computed_on"]} == {f"cpu with 1 thread, sums of {size} processes"}
 
 
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "sums"])
@@ -179,8 +187,8 @@ def test_all_fail_with_one_that_is_killed_and_the_next_start_ends_with_the_same_
     monkeypatch.setattr(Together, "_step", killed)
     ended = launched(3, lambda _: _ending(lambda: training(tmp_path / "run")), tmp_path)
     assert ended[1].code == -signal.SIGKILL, ended
-    assert all((end.code == 1 and "go on" in end.said) or "goes on" in end.said for end in (ended[0], ended[2])), ended
-    assert "rank 1 of 3" in ended[0].said and "is gone" in ended[0].said
+    for end in (ended[0], ended[2]):
+        assert end.code == 1 and "goes on" in end.said and "rank 1 of 3" in end.said and "is gone" in end.said, ended
     monkeypatch.undo()
     assert [end.code for end in launched(2, lambda _: training(tmp_path / "run"), tmp_path)] == [0, 0]
     assert _files(tmp_path / "run") == alone
@@ -200,6 +208,111 @@ def test_all_fail_with_the_reason_of_one_that_fails(tmp_path):
     assert [end.code for end in ended] == [1, 1]
     assert "no run here" in ended[1].said
     assert "rank 1 of 2" in ended[0].said and "no run here" in ended[0].said
+
+
+def test_all_name_the_first_that_fails(tmp_path):
+    """And not one that fails because of it."""
+
+    def work(rank):
+        connection = group()
+        assert connection is not None
+
+        def own():
+            if rank == 2:
+                raise RunError("the disk is full")
+            connection.wait_for_all()
+
+        _ending(own)
+
+    ended = launched(3, work, tmp_path)
+    assert [end.code for end in ended] == [1, 1, 1]
+    for end in ended[:2]:
+        said = end.said.splitlines()[0]
+        assert said.startswith("rank 2 of 3 (") and said.endswith("failed, so all end: the disk is full"), ended
+
+
+@pytest.mark.parametrize("has_launcher", [False, True], ids=["by hand", "a launcher keeps the store"])
+def test_a_process_may_make_two_runs(tmp_path, has_launcher):
+    """What was said at the first meeting is nothing that the second one hears."""
+    led = []
+
+    def work(rank):
+        for number in range(2):
+            run_together(lambda: led.append(number))  # noqa: B023
+        assert led == ([] if rank else [0, 1])
+
+    ended = launched(3, work, tmp_path, has_launcher=has_launcher)
+    assert [end.code for end in ended] == [0, 0, 0], ended
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_where_memory_ends_in_one_the_first_process_says_what_is_next(training, tmp_path, monkeypatch, rank):
+    """As between GPUs: nobody waits for an exchange that will not be."""
+    whole = Together._backward
+
+    def full(self, step, number, pack, total):
+        if self._group.rank == rank:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return whole(self, step, number, pack, total)
+
+    def work(_):
+        try:
+            training(tmp_path / "run", SHORT)
+        except FirstStepFull as error:
+            connection = group()
+            assert connection is not None and str(error).endswith(f"rank {rank} is full; its log says more" if rank else "GiB")
+            connection.order(Order(END, 0))
+
+    monkeypatch.setattr(distributed, "EXACT_ON_CPU", False)
+    monkeypatch.setattr(Together, "_backward", full)
+    ended = launched(2, work, tmp_path)
+    assert [end.code for end in ended] == [0, 0], ended
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["exact", "sums"])
+def test_whoever_computes_for_long_is_not_taken_for_dead(training, tmp_path, monkeypatch, exact):
+    whole = Together._backward
+
+    def slow(self, step, number, pack, total):
+        if self._group.rank == 1 and step == number == 0:
+            time.sleep(3)
+        return whole(self, step, number, pack, total)
+
+    monkeypatch.setattr(distributed, "EXACT_ON_CPU", exact)
+    monkeypatch.setattr(connections, "ANSWER", timedelta(seconds=2))
+    monkeypatch.setattr(Together, "_dealt", lambda self, packs: [list(range(1, len(packs))), [0]])
+    monkeypatch.setattr(Together, "_backward", slow)
+    ended = launched(2, lambda _: training(tmp_path / "run", SHORT), tmp_path)
+    assert [end.code for end in ended] == [0, 0], ended
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"train.sequence_parallel": 2, "lora.dropout": 0.0}, {"base": "nf4", "train.shard": True}],
+    ids=["parts", "shard"],
+)
+def test_a_dev_loss_that_is_not_finite_is_told_where_none_may_compute_alone(training, tmp_path, monkeypatch, changes):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(World, "dev_loss", lambda self: math.nan)
+    ended = launched(2, lambda _: _ending(lambda: training(tmp_path / "run", SHORT | changes)), tmp_path)
+    assert [end.code for end in ended] == [1, 1], ended
+    assert all("dev loss after step 0 is nan on the dev rows" in end.said for end in ended), ended
+
+
+def test_a_model_that_mixes_tokens_beside_attention_is_refused(training, tmp_path, monkeypatch):
+    """A state that runs on over the row: a process would begin it anew in the middle."""
+
+    whole = fuse
+
+    def with_a_state(model):
+        whole(model)
+        model.model.layers[0].mlp.register_forward_hook(lambda module, inputs, out: out + out.cumsum(1))
+
+    monkeypatch.setattr(sys.modules[__name__], "fuse", with_a_state)
+    changes = SHORT | {"train.sequence_parallel": 2, "lora.dropout": 0.0}
+    ended = launched(2, lambda _: _ending(lambda: training(tmp_path / "run", changes)), tmp_path)
+    assert [end.code for end in ended] == [1, 1], ended
+    assert all("this model mixes tokens outside of attention" in end.said for end in ended), ended
 
 
 def test_one_that_never_comes_is_named(tmp_path):

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from shared import write_recipe
-from tunesmith.errors import RunError
+from tunesmith.errors import ModelError, RunError
 from tunesmith.pipeline import verbs
 from tunesmith.rundir import RunDir, read_rows
 from tunesmith.rundir.records.race import BaseRace
@@ -64,3 +64,11 @@ def test_a_race_that_nobody_ends_is_an_error_with_every_reason(run):
     places = [str(run.path.parent / name) for name in ("none", "nobody")]
     with pytest.raises(RunError, match=r"no model of the race went all the way: .*none.*nobody"):
         verbs.race(run, verbs.entrants(places), 10)
+
+
+def test_a_race_of_several_processes_ends_with_a_model_that_cannot_be_tried(run, tiny_dir, monkeypatch):
+    """The processes that follow are where it failed, so no other model could be tried with them."""
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ModelError, match="no such model"):
+        verbs.race(run, verbs.entrants([str(run.path.parent / "none"), str(tiny_dir)]), 10)

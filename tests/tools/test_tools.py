@@ -52,6 +52,7 @@ def repository(tools, tmp_path, monkeypatch):
         ("0.3.0", None, "", "__init__.py names 0.2.0, expected 0.3.0"),
         ("0.2.0", "CITATION.cff", "version: 0.1.0\n", "CITATION.cff names 0.1.0"),
         ("0.2.0", "CHANGELOG.md", "# Changelog\n\n## 0.1.0\n\n- Begin.\n", "CHANGELOG.md names 0.1.0"),
+        ("0.2.0", "CHANGELOG.md", CHANGELOG.replace("## 0.2.0", "## Next\n\n- Ask.\n\n## 0.2.0"), "CHANGELOG.md names Next"),
         ("0.2.0", "CHANGELOG.md", CHANGELOG.replace("- Train.\n", ""), "no line that says what"),
         ("0.2.0", "notes.txt", "x", r"1 files are not committed \(\?\? notes.txt\)"),
     ],

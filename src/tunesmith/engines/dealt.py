@@ -1,8 +1,9 @@
 """An engine in every process that was launched together: all are asked the same, and each computes its share.
 
 The first process asks; the others open the same model when they first hear of it, keep it until another one is asked, and do as
-the first does, with the same prompts. What is dealt out are the batches that one process would have computed
-(``engines/deal.py``), so answers do not depend on the number of processes.
+the first does, with the same prompts. What is dealt out are batches (``engines/deal.py``): on a CPU those that one process
+would have computed, so there answers do not depend on the number of processes; a GPU alone makes fewer and larger ones, and may
+round otherwise than two or more.
 """
 
 from collections.abc import Callable, Sequence

@@ -6,11 +6,13 @@ and a run directory has one writer, whatever the number of processes (``pipeline
 
 Two ways to each other. Jobs (JSON) and orders go over gloo, without a limit of time: a follower may wait for hours while
 prompts are tried. Tensors go over NCCL between GPUs and over gloo between CPUs; whoever does not answer there for
-``ANSWER`` is taken for dead.
+``ANSWER`` is taken for dead. So whoever computes for a while waits for the others over gloo first (``wait_for_all``), and what
+is timed is the exchange alone.
 
-**Nobody outlives the others.** A process that fails writes the reason into the store before it ends; one that is killed closes
-its connections. Either way the next exchange fails at once, and the error names who is gone and why. A process that never
-comes is named after ``JOIN``.
+**Nobody outlives the others.** A process that fails writes the reason into the store before it ends, and the first reason is
+the one that all name; one that is killed closes its connections. Either way the next exchange over gloo fails at once, and the
+error names who is gone and why. NCCL hears of no death: an exchange that one of them left ends with ``ANSWER``, by PyTorch's
+own watchdog, or with the launcher. A process that never comes is named after ``JOIN``.
 
 Refused: every process makes the whole run in step with the others (each stage would need two forms, one of which writes);
 ``DistributedDataParallel`` (it divides by the number of processes, where the sum over supervised tokens is wanted);
@@ -19,10 +21,10 @@ Refused: every process makes the whole run in step with the others (each stage w
 
 import json
 import logging
-import os
 import socket
 import struct
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -31,21 +33,25 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from torch._C._distributed_c10d import PrefixStore
 
 from tunesmith import hardware
 from tunesmith.errors import RunError
+from tunesmith.launch.meeting import GRACE, JOIN, meet
 from tunesmith.launch.variables import Launch, launch
 
 logger = logging.getLogger(__name__)
 
-JOIN = timedelta(seconds=60)
-GRACE = 1.0  # seconds
 ANSWER = timedelta(minutes=10)
 WAIT = timedelta(days=30)  # for the next job
 ITEM = struct.Struct("<qq")  # number, bytes that follow
 REASON = 4000  # characters of an error that are handed on
 AGAIN = "start it again; a run goes on from its newest checkpoint, with any number of processes"
+UNREACHED = (
+    "can the machines reach each other at any port? GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the network interface that "
+    "is to be taken, such as eth0"
+)
+FAILED = "failed"  # key of the first reason
 
 Work = dist.Work  # under way
 Json = dict[str, Any]
@@ -104,7 +110,6 @@ class Group:
 
     def __init__(self, launched: Launch, join: timedelta = JOIN):
         self.rank, self.size = launched.rank, launched.size
-        self._names = {self.rank: f"{socket.gethostname()}, process {os.getpid()}"}
         has_gpu = torch.cuda.is_available()
         self.device = torch.device("cuda", launched.local_rank) if has_gpu else torch.device("cpu")
         if has_gpu and launched.local_rank >= torch.cuda.device_count():
@@ -114,16 +119,20 @@ class Group:
             )
         if has_gpu:
             torch.cuda.set_device(self.device)
-        self._made_here = not dist.is_initialized()
-        self._store = self._meet(join)
+        self._made_here, self._has_failed = not dist.is_initialized(), False
+        self._store, self._names, self._keeps_store = meet(launched, join, is_first=self._made_here)
+        self._store.set_timeout(ANSWER)  # by which gloo and NCCL find each other, when they are first asked
         if self._made_here:
             backend = "cpu:gloo,cuda:nccl" if has_gpu else "gloo"
             store = PrefixStore("tensors", self._store)
-            with self.failing_together("meeting the others"):
+            with self.failing_together("meeting the others", hint=UNREACHED):
                 dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=ANSWER)
         self._parts: dict[int, Part] = {}
-        orders = dist.new_group(backend="gloo", timeout=WAIT)
+        with self.failing_together("meeting the others", hint=UNREACHED):
+            orders = dist.new_group(backend="gloo", timeout=ANSWER)
         assert isinstance(orders, dist.ProcessGroup)
+        # Not before all are connected: whoever dies on the way would be waited for as long.
+        dist.distributed_c10d._set_pg_timeout(WAIT, orders)  # pyright: ignore[reportPrivateUsage]
         self._orders = orders
 
     @property
@@ -153,7 +162,7 @@ class Group:
             dist.broadcast(length, 0, group=self._orders)
             content = torch.empty(int(length), dtype=torch.uint8)
             dist.broadcast(content, 0, group=self._orders)
-        return json.loads(bytes(content.tolist()))
+        return json.loads(content.numpy().tobytes())
 
     def order(self, order: Order | None = None) -> Order:
         """Say what all do next, in the one that leads; hear it, in the others.
@@ -166,13 +175,31 @@ class Group:
             dist.broadcast(said, 0, group=self._orders)
         return Order(*said.tolist())
 
+    def wait_for_all(self, lacks: bool = False) -> list[int]:
+        """Wait until all processes are here, without a limit of time; one that has died is noticed at once.
+
+        Args:
+            lacks: whether this one has not what the next exchange needs.
+
+        Returns:
+            Ranks of those that said so.
+
+        Raises:
+            RunError: one of them is gone.
+        """
+        marks = torch.zeros(self.size, dtype=torch.int64)
+        marks[self.rank] = lacks
+        with self.failing_together("waiting for the others"):
+            dist.all_reduce(marks, group=self._orders)
+        return marks.nonzero()[:, 0].tolist()
+
     def spread(self, tensors: Sequence[Tensor]) -> None:
         """Write the leader's tensors into those of the others, in place.
 
         Raises:
             RunError: one of them is gone.
         """
-        flat = torch.cat([_bytes_of(tensor.detach()) for tensor in tensors]).to(self.device)
+        flat = torch.cat([_bytes_of(tensor.detach()).to(self.device) for tensor in tensors])
         with self.failing_together("sending weights"):
             dist.broadcast(flat, 0)
         if self.leads:
@@ -296,50 +323,68 @@ class Group:
         return found
 
     def fail(self, reason: str) -> None:
-        """Tell the others why this process ends. The one that leads may keep the store, so it gives them time to read it."""
+        """Tell the others why this process ends, and hang up, so that whoever waits for it looks for the reason.
+
+        Whoever keeps the store leaves them time to read it; and whoever ends because of another leaves that one the time to end
+        first, since a launcher takes the first for the cause, and ends the rest.
+        """
+        told, is_first = json.dumps([self.rank, reason[:REASON]]), True
         try:
-            self._store.set(f"failed/{self.rank}", f"{reason}"[:REASON])
-            if self.leads:
-                time.sleep(GRACE)
+            is_first = self._store.compare_set(FAILED, "", told).decode() == told
         except RuntimeError as error:  # the store went with the process that kept it
             logger.debug(f"the others are not told: {error}")
+        self._hang_up()
+        if self._keeps_store or not is_first:
+            time.sleep(GRACE)
 
     def close(self) -> None:
-        """Leave. What is under way is given up."""
-        if self._made_here and dist.is_initialized():
+        """Leave, with all others. What is under way is given up."""
+        if self._made_here and not self._has_failed and dist.is_initialized():
             dist.destroy_process_group()
 
+    def _hang_up(self) -> None:
+        """Close what goes over gloo. NCCL would wait for what was begun, and gives it up as the process ends."""
+        if self._has_failed or not dist.is_initialized():
+            return
+        self._has_failed = True
+        orders = self._orders
+        self._parts.clear()
+        del self._orders  # a connection is closed with the last reference
+        dist.destroy_process_group(None if self._made_here and self.device.type == "cpu" else orders)
+
     @contextmanager
-    def failing_together(self, doing: str, rank: int | None = None) -> Iterator[None]:
+    def failing_together(self, doing: str, rank: int | None = None, hint: str = AGAIN) -> Iterator[None]:
         """Turn a broken connection into an error that names who is gone."""
         try:
             yield
         except (RuntimeError, ValueError) as error:  # dist.DistError is a RuntimeError
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise self._lost(doing, rank, error) from error
+            traceback.clear_frames(error.__traceback__)  # which hold the connection open
+            raise self._lost(doing, rank, error, hint) from error
 
-    def _lost(self, doing: str, rank: int | None, error: Exception) -> RunError:
-        reasons = self._reasons()
-        if reasons:
-            failed, reason = next(iter(reasons.items()))
-            return RunError(f"{self._who(failed)} failed, so all end: {reason}", AGAIN)
+    def _lost(self, doing: str, rank: int | None, error: Exception, hint: str) -> RunError:
+        if (first := self._reason()) is not None:
+            failed, reason = first
+            message, _, own_hint = reason.partition("\nhint: ")
+            is_told = message.startswith(f"rank {failed} of ")  # by one that lost another
+            return RunError(message if is_told else f"{self._who(failed)} failed, so all end: {message}", own_hint or AGAIN)
         dead = [each for each in self._names if each != self.rank and self._is_dead(each)]
         who = "another process" if rank is None and not dead else self._who(rank if rank is not None else dead[0])
-        first = next(iter(str(error).strip().splitlines()), "")
-        return RunError(f"{self._who(self.rank)}: {who} is gone ({doing}: {first:.200})", AGAIN)
+        line = next(iter(str(error).strip().splitlines()), "")
+        return RunError(f"{self._who(self.rank)}: {who} is gone ({doing}: {line:.200})", hint)
 
-    def _reasons(self) -> dict[int, str]:
-        """Why processes failed, by rank, as far as they could say."""
+    def _reason(self) -> tuple[int, str] | None:
+        """The first process that failed, and why; None where none could say."""
         try:
             for _ in range(10):
-                failed = [rank for rank in range(self.size) if rank != self.rank and self._store.check([f"failed/{rank}"])]
-                if failed:
-                    return {rank: self._store.get(f"failed/{rank}").decode() for rank in failed}
+                if self._store.check([FAILED]):
+                    rank, reason = json.loads(self._store.get(FAILED))
+                    return int(rank), str(reason)
                 time.sleep(0.05)  # a connection breaks faster than a word arrives
         except RuntimeError as error:
             logger.debug(f"no store to ask: {error}")
-        return {}
+        return None
 
     def _is_dead(self, rank: int) -> bool:
         """Whether a process is known to have ended: of other machines nothing is known."""
@@ -347,41 +392,9 @@ class Group:
         return host == socket.gethostname() and hardware.started_at(int(process)) is None
 
     def _who(self, rank: int) -> str:
-        name = self._names.get(rank)
-        return f"rank {rank} of {self.size}" + ("" if name is None else f" ({name})")
-
-    def _meet(self, join: timedelta) -> Store:
-        """Write down that this process is there, and wait for all others."""
-        stated = hardware.launch_variables()
-        host, port = stated["MASTER_ADDR"], int(stated["MASTER_PORT"])
-        # torchrun keeps the store itself, so does whoever made the process group before us.
-        is_kept_here = self.leads and self._made_here and stated.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-        try:
-            store = TCPStore(host, port, self.size, is_kept_here, timeout=join, wait_for_workers=False, multi_tenant=True)
-        except (RuntimeError, ValueError) as error:
-            kept = "the port cannot be had" if is_kept_here else "nobody answers"
-            raise RunError(f"rank {self.rank} of {self.size}: {kept} at {host}:{port} ({error!s:.200})", _NEVER) from error
-        store = PrefixStore(f"tunesmith/{stated.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-        end = time.monotonic() + join.total_seconds() + (GRACE if is_kept_here else 0)  # the others are to say it too
-        missing = [rank for rank in range(self.size) if rank != self.rank]
-        try:
-            store.set(f"here/{self.rank}", self._names[self.rank])
-            while missing := [rank for rank in missing if not store.check([f"here/{rank}"])]:
-                if time.monotonic() > end:
-                    ranks = f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
-                    seconds = f"{join.total_seconds():.0f} seconds"
-                    raise RunError(f"rank {self.rank} of {self.size}: {ranks} never came, in {seconds}", _NEVER)
-                time.sleep(0.05)
-            self._names = {rank: store.get(f"here/{rank}").decode() for rank in range(self.size)}
-        except RuntimeError as error:
-            waiting = ", ".join(map(str, missing))
-            raise RunError(
-                f"rank {self.rank} of {self.size}: {host}:{port} is gone while rank {waiting} was waited for", _NEVER
-            ) from error
-        return store
+        return f"rank {rank} of {self.size} ({self._names[rank]})"
 
 
-_NEVER = "is it started on every machine, with the same MASTER_ADDR and MASTER_PORT, and can they reach each other?"
 _group: Group | None = None
 
 

@@ -12,6 +12,7 @@ begin anew. Where one process fails, all fail with its reason (``launch/group.py
 start goes on, with any number of processes.
 """
 
+import gc
 import logging
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -68,6 +69,7 @@ def follow(connection: Group) -> None:
             run = RunDir.open(Path(job["run"]))
             with _log_of(run.path, connection.rank):
                 follow_training(run, job, connection)
+            gc.collect()  # the model, which the training's parts hold in a circle, before another one is loaded
         elif job["kind"] == ANSWER:
             answers.answer(job)
         else:
@@ -85,14 +87,29 @@ class _Together:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        is_well = error is None or (isinstance(error, SystemExit) and error.code in (None, 0))
         try:
-            if not is_well:
-                self._connection.fail(str(error) or type(error).__name__)
+            if (reason := _reason(error)) is not None:
+                self._connection.fail(reason)
             elif self._connection.leads:
-                self._connection.send({"kind": END})
+                self._end()
         finally:
             leave()
+
+    def _end(self) -> None:
+        try:
+            self._connection.send({"kind": END})
+        except RunError as lost:
+            self._connection.fail(str(lost))
+            raise
+
+
+def _reason(error: BaseException | None) -> str | None:
+    """Why a process ends that does not end well."""
+    if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
+        return None
+    if isinstance(error, SystemExit):
+        return f"its command ended with exit code {error.code}"
+    return str(error) or type(error).__name__
 
 
 @contextmanager

@@ -12,7 +12,8 @@ test part is not read here, so the run that follows is judged on rows that no mo
 Each model has a run directory of its own below ``race/``, with the recipe as it is but for: the model; its own chat template
 where the recipe names one for another and it has one; prompts that need a search of their own or passages, endpoints and
 replay left out; one finalist. The stages there are skipped when they are done, so a second call goes on, and a model more
-costs that model. One that cannot be loaded, rendered or trained is named with its reason, and the others go on.
+costs that model. One that cannot be loaded, rendered or trained is named with its reason, and the others go on; but of
+processes that were launched together (``launch/``) all end with it.
 
 Refused: choosing by dev loss, whose unit is a token of each model's own.
 """
@@ -29,6 +30,7 @@ from tunesmith.evaluate.arms import arm_of
 from tunesmith.evaluate.compare import compare
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.formatting import percent, points, points_between
+from tunesmith.launch.variables import launch
 from tunesmith.models.identity import own_template
 from tunesmith.pipeline.base import keep_moment
 from tunesmith.pipeline.curve import share_of
@@ -75,6 +77,9 @@ def race(run: RunDir, recipe: Recipe, models: Sequence[tuple[str, str]], rows: i
         try:
             entry, outputs, metric = _try(run, _with_template(recipe, entrant(recipe, place), name), train, dev, name)
         except TunesmithError as error:
+            if launch() is not None:  # the others are in the middle of what has failed here
+                logger.warning(f"race: {name} cannot be tried, which ends a race of several processes: leave it out")
+                raise
             logger.warning(f"race: {name} is out: {error.message}")
             out.append(RaceModel(model=name, why_not=f"{error.message}; {error.hint}" if error.hint else error.message))
             continue

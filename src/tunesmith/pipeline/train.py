@@ -89,9 +89,7 @@ def _trained(run: RunDir, recipe: Recipe, base: BaseModel, shortage: Shortage | 
     settings = derived.settings
     for line in derived.lines:
         logger.info(f"train: {line}")
-    connection = group()
-    if connection is not None:
-        connection.send(_job(run, recipe, base, settings))
+    connection = _begin_training(run, recipe, base, settings)
     train, dev = _with_replay(run, recipe, documents["train"]), documents["dev"]
     ready = make_ready(model, layers, train, settings, recipe.seed, is_new=first is None)
     steps = ready.steps
@@ -103,6 +101,8 @@ def _trained(run: RunDir, recipe: Recipe, base: BaseModel, shortage: Shortage | 
     try:
         outcome, settings, fitted, memory = _fitted(run, recipe, base, tuned, train, steps, dev, settings)
     except FirstStepFull as error:
+        if connection is not None and (settings.shard or settings.sequence_parallel > 1):
+            raise  # the others are in the middle of a pass, and end with this one
         _end_training(connection)
         again = None if shortage is not None else replanned(error, base, recipe, settings)
         if again is None:
@@ -157,7 +157,8 @@ def follow_training(run: RunDir, job: Json, connection: Group) -> None:
         TrainingError, ModelError: see ``execute``.
     """
     recipe = run.recipe()
-    base, settings = base_of(run, recipe), TrainSettings.model_validate(job["settings"])
+    settings = TrainSettings.model_validate(job["settings"])
+    base = replace(base_of(run, recipe), resident_layers=settings.resident_layers, embedding_on=settings.embedding_on)
     if _inputs(run, recipe, base, settings) != job["inputs"]:
         raise RunError(
             f"{run.path}: rank {connection.rank} sees other rows or another base there than rank 0",
@@ -165,6 +166,7 @@ def follow_training(run: RunDir, job: Json, connection: Group) -> None:
         )
     documents = {part: Documents.open(run.tokens(part)) for part in ("train", "dev")}
     tuned = _adapted(base, recipe)
+    connection.wait_for_all()
     train = _with_replay(run, recipe, documents["train"])
     ready = make_ready(tuned.model, tuned.layers, train, settings, recipe.seed, is_new=recipe.train.from_adapter is None)
     logger.info(f"following: {len(ready.steps)} steps as rank {connection.rank} of {connection.size}, {ready.swapped}")
@@ -172,6 +174,15 @@ def follow_training(run: RunDir, job: Json, connection: Group) -> None:
     with World(*args) as world:
         world.follow()
     logger.info("following: the training has ended")
+
+
+def _begin_training(run: RunDir, recipe: Recipe, base: BaseModel, settings: TrainSettings) -> Group | None:
+    """Give the training to those that follow, where there are some."""
+    connection = group()
+    if connection is not None:
+        connection.send(_job(run, recipe, base, settings))
+        connection.wait_for_all()  # they load the model now, which may take longer than an exchange is waited for
+    return connection
 
 
 def _end_training(connection: Group | None) -> None:
@@ -183,7 +194,9 @@ def _end_training(connection: Group | None) -> None:
 def _job(run: RunDir, recipe: Recipe, base: BaseModel, settings: TrainSettings) -> Json:
     """What other processes need to know of a training."""
     inputs = _inputs(run, recipe, base, settings)
-    return {"kind": TRAIN, "run": str(run.path.resolve()), "settings": settings.model_dump(mode="json"), "inputs": inputs}
+    own = {"resident_layers": base.resident_layers, "embedding_on": base.embedding_on}  # by the plan for this one's GPU
+    placed = settings.model_copy(update=own).model_dump(mode="json")
+    return {"kind": TRAIN, "run": str(run.path.resolve()), "settings": placed, "inputs": inputs}
 
 
 def _adapted(base: BaseModel, recipe: Recipe) -> LoadedModel:

@@ -59,7 +59,7 @@ class Progress:
         dev_losses: oldest first.
         tokens: trained on.
         seconds: that took.
-        computed_on: devices and numbers of threads that took part.
+        computed_on: devices, and numbers of threads and processes, that took part.
         spikes: from which the run went back.
     """
 

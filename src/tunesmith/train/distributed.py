@@ -47,7 +47,7 @@ from tunesmith.layers.grid import GridLinear
 from tunesmith.models.attention import PACKED
 from tunesmith.models.keep_less import keep_less, refuse_offload
 from tunesmith.models.load import attention, head_weight
-from tunesmith.models.ranks import Load, Shape, longest_first, obstacle_to_computing, shape_of
+from tunesmith.models.ranks import Load, Shape, longest_first, obstacle_to_computing, shape_of, threads
 from tunesmith.processes import Team, shared_memory
 from tunesmith.recipe import TrainSettings
 from tunesmith.train.documents import Documents, Pack, supervised_tokens
@@ -159,6 +159,8 @@ class World:
 
     Attributes:
         largest: pack of the steps so far; of no tokens before the first.
+        summands: processes that add gradients up before these are added; 1 where sums do not depend on their number.
+        in_step: whether every pass through the model is one of all processes at once, so that none may compute alone.
 
     Raises:
         TrainingError: ``train.offload`` or ``train.ranks`` on a device that has no use for it.
@@ -193,12 +195,15 @@ class World:
         self._gradients_b = torch.empty(0, dtype=torch.uint8)
         self.shape = self._shape() if group is None else Shape(group.size, 1, "launched together")
         self._together: Together | None = None
+        self.summands = 1
+        self.in_step = group is not None and (settings.shard or settings.sequence_parallel > 1)
         if group is not None:
             ways = Ways(
                 exact=self._device.type == "cpu" and EXACT_ON_CPU,
                 sharded=settings.shard,
                 part=split_sequences(model, group, settings.sequence_parallel),
             )
+            self.summands = 1 if ways.exact and ways.part is None else group.size
             cost = partial(flop_of, width=self._width)
             self._together = Together(group, model, self._parameters, self.packs, self.dev_packs, cost, seed, ways)
         self.largest = Largest(ranks=self.shape.ranks if group is None else 1)  # of this process
@@ -270,9 +275,8 @@ class World:
             RunError: the process that leads is gone.
         """
         assert self._together is not None, "a training that forks"
-        torch.set_num_threads(self.threads or torch.get_num_threads())
         less, fixed = keep_less(self._model, self._settings), deterministic(self._settings.deterministic)
-        with attention(self._model.eval(), PACKED), less, fixed:
+        with attention(self._model.eval(), PACKED), less, fixed, threads(self.threads):
             self._together.follow()
 
     def dev_loss(self) -> float:

@@ -84,7 +84,7 @@ class Fitted:
         tokens_per_second: real tokens over the time of training steps, dev losses not counted; None where no step was needed.
         overfit: whether dev loss rose at the end while train loss fell.
         undertrained: whether dev loss was still falling fast at the end.
-        computed_on: devices and numbers of threads that took part.
+        computed_on: devices, and numbers of threads and processes, that took part.
         spikes: from which the run went back.
         largest: pack that was trained on in this call; None where no step was needed.
     """
@@ -288,7 +288,7 @@ def _begin(
 ) -> Progress:
     """Where training goes on from: a checkpoint with its metrics, or the start, whose dev loss is taken."""
     done = store.resume(layers, optimizer)
-    here = _computing_on(head_weight(model).device, world.threads)
+    here = _computing_on(head_weight(model).device, world)
     if done is not None:
         metrics.restore(store.path(done.step) / METRICS)
         for line in read_metrics(metrics.path):
@@ -326,11 +326,12 @@ def _judge(fitted: Fitted, first: str) -> None:
         )
 
 
-def _computing_on(device: torch.device, number: int | None) -> str:
-    """A device and what the order of its additions depends on: the threads of a process, and not how many processes."""
+def _computing_on(device: torch.device, world: World) -> str:
+    """A device and what the order of its additions depends on: the threads of a process, and how many add up their own."""
+    sums = "" if world.summands == 1 else f", sums of {world.summands} processes"
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} with {number} thread{'' if number == 1 else 's'}"
+        return torch.cuda.get_device_name(device) + sums
+    return f"{device.type} with {world.threads} thread{'' if world.threads == 1 else 's'}{sums}"
 
 
 def dev_loss_after(model: PreTrainedModel, layers: Mapping[str, Adapted], dev: Documents, world: World, step: int) -> float:
@@ -354,11 +355,16 @@ def _dev_loss(model: PreTrainedModel, dev: Documents, world: World, step: int) -
     loss = world.dev_loss()
     if math.isfinite(loss):
         return loss
-    alone = ((dev.row_id(document), mean_loss(model, [make_pack(dev, (document,))])) for document in _supervised(dev))
-    rows = list(islice((row for row, value in alone if not math.isfinite(value)), DEV_ROWS))
-    where = f"dev rows {', '.join(rows)}" if rows else "the dev rows together, though not on any alone"
+    where = "the dev rows" if world.in_step else _where_not_finite(model, dev)
     hint = "use base: fp32; is the checkpoint whole?" if step == 0 else LOWER_RATE
     raise NotFinite(f"dev loss after step {step} is {loss} on {where}", hint)
+
+
+def _where_not_finite(model: PreTrainedModel, dev: Documents) -> str:
+    """Some dev rows whose loss is not finite, each in a pass of its own."""
+    alone = ((dev.row_id(document), mean_loss(model, [make_pack(dev, (document,))])) for document in _supervised(dev))
+    rows = list(islice((row for row, value in alone if not math.isfinite(value)), DEV_ROWS))
+    return f"dev rows {', '.join(rows)}" if rows else "the dev rows together, though not on any alone"
 
 
 def _supervised(documents: Documents) -> Iterator[int]:

@@ -14,16 +14,23 @@ processes follows: equal to one process up to the order of additions, and to its
 
 **Even.** Packs are dealt by their FLOP, the longest first to whoever has least (Graham 1969), in the same way by everyone.
 
-**Sharded** (``train.shard``, ``models/shard.py``): every layer is put together from the shares of all processes, in step; so
-all of them go through as many packs. Whoever has fewer goes through its shortest again, with a loss of nothing.
+**Sharded** (``train.shard``, ``memory/sharded.py``): every layer is put together from the shares of all processes, in step; so
+all of them go through as many packs. Whoever has fewer goes through the shortest of the step again, and what comes of it is
+thrown away.
 
 **In parts** (``train.sequence_parallel``, ``layers/sequence.py``): neighbours compute every pack together, each a run of its
 tokens, and the sum over the processes is the sum over the tokens. Before the first step the loss of some tokens is compared
-with that of the whole.
+with that of the whole: a mixture that runs on over the row shows there (one of neighbours alone is refused for every training,
+``train/health.py``).
 
-Shape suffixes: T tokens.
+**Where memory ends** in one, all hear of it once they have computed, nothing is exchanged, and the first one decides; but in
+the middle of a pass in step there is nobody to tell, and the others end with it.
+
+Shape suffixes: T tokens, N rows (positions that predict).
 """
 
+import logging
+import math
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -45,12 +52,18 @@ from tunesmith.train.documents import Pack, pack_part, supervised_tokens
 from tunesmith.train.slots import Slots, aligned
 from tunesmith.train.step import pack_loss
 
+logger = logging.getLogger(__name__)
+
 STEP, DEV, END, CHECK = 1, 2, 3, 4
 CHECKED = 1024  # tokens
 TOLERANCE = 0.01  # of a loss, between two orders of addition in 16 bits
 PART_BITS = 32  # dropout of a part follows from its number too
 SLOT_BYTES = 1 << 30  # of gradients that lie beside each other
 FIGURES = struct.Struct("<ddd")  # summed loss, right guesses, rescued rows (-1: not counted)
+
+
+class OthersFull(torch.OutOfMemoryError):
+    """The memory of another process ended."""
 
 
 class PackSums(NamedTuple):
@@ -131,6 +144,7 @@ class Together:
         self._group, self._model, self._parameters = group, model, list(parameters)
         self._packs, self._dev_packs, self._cost, self._seed, self._ways = packs, dev_packs, cost, seed, ways
         self._is_checked = ways.part is None
+        self._in_step = ways.sharded or ways.part is not None
         self._message = _Message(self._parameters)
 
     def gradients(self, number: int) -> list[PackSums]:
@@ -138,6 +152,7 @@ class Together:
 
         Raises:
             RunError: a process is gone.
+            OutOfMemoryError: the memory of a process ended.
         """
         if not self._is_checked:
             self._group.order(Order(CHECK, number))
@@ -150,17 +165,10 @@ class Together:
 
         Raises:
             RunError: a process is gone.
+            OutOfMemoryError: the memory of a process ended.
         """
         self._group.order(Order(DEV, 0))
         return self._dev()
-
-    def end(self) -> None:
-        """Let the others go, at the end of the training.
-
-        Raises:
-            RunError: a process is gone.
-        """
-        self._group.order(Order(END, 0))
 
     def follow(self) -> None:
         """Do as the first process says, until the training ends.
@@ -199,15 +207,13 @@ class Together:
         own: dict[int, Tensor] = {}
         posted = []
         for item in dealt[self._group.rank]:
-            for parameter in self._parameters:
-                parameter.grad = None
-            figures = self._backward(number, first + item, packs[item], total)
-            own[item] = self._message.filled(figures)
+            self._drop_gradients()
+            own[item] = self._message.filled(self._backward(number, first + item, packs[item], total).read())
             if not self._group.leads:
                 posted.append(self._group.post(own[item]))
         self._keep_in_step(dealt, packs, number)
-        for parameter in self._parameters:
-            parameter.grad = None
+        self._drop_gradients()
+        self._group.wait_for_all()
         if not self._group.leads:
             self._group.settle(posted)
             return []
@@ -219,20 +225,27 @@ class Together:
 
     def _step_of_sums(self, number: int, packs: Sequence[Pack]) -> list[PackSums]:
         """A step whose gradients are added up in each process first."""
-        total = supervised_tokens(packs)
-        for parameter in self._parameters:
-            parameter.grad = None
+        total, dealt = supervised_tokens(packs), self._dealt(packs)
+        computed: dict[int, _Computed] = {}
+        flat, has_gradient = torch.empty(0), torch.empty(0)
+
+        def compute() -> None:
+            nonlocal flat, has_gradient
+            self._drop_gradients()
+            for item in dealt[self._group.rank]:
+                computed[item] = self._backward(number, item, packs[item], total)
+            has_gradient = torch.tensor([float(p.grad is not None) for p in self._parameters], dtype=torch.float64)
+            flat = torch.cat([_flat_gradient(parameter).to(self._group.device) for parameter in self._parameters])
+            self._keep_in_step(dealt, packs, number)
+
+        is_whole = self._compute(compute)
+        self._drop_gradients()
+        if not is_whole:
+            return []
         figures = torch.zeros(len(packs), 3, dtype=torch.float64)
-        dealt = self._dealt(packs)
-        for item in dealt[self._group.rank]:
-            figures[item] = torch.tensor(self._backward(number, item, packs[item], total), dtype=torch.float64)
-        gradients = [parameter.grad for parameter in self._parameters]
-        self._keep_in_step(dealt, packs, number)
-        for parameter, gradient in zip(self._parameters, gradients, strict=True):
-            parameter.grad = gradient
-        has_gradient = torch.tensor([float(p.grad is not None) for p in self._parameters], dtype=torch.float64)
+        for item, sums in computed.items():  # read when all is under way: a GPU runs one pack while the next is copied to it
+            figures[item] = torch.tensor(sums.read(), dtype=torch.float64)
         told = self._group.sum_up(torch.cat([figures.view(-1), has_gradient]).to(self._group.device)).cpu()
-        flat = torch.cat([_flat_gradient(parameter) for parameter in self._parameters]).to(self._group.device)
         self._group.sum_up(flat)
         start, marks = 0, told[figures.numel() :].tolist()
         for parameter, mark in zip(self._parameters, marks, strict=True):
@@ -241,15 +254,37 @@ class Together:
             start += parameter.numel()
         return [PackSums(*row) for row in told[: figures.numel()].view(-1, 3).tolist()]
 
-    def _backward(self, step: int, number: int, pack: Pack, total: int) -> PackSums:
+    def _compute(self, work: Callable[[], None]) -> bool:
+        """Compute the share of this process and wait for the others; whether the memory of none ended.
+
+        Raises:
+            OutOfMemoryError: it ended, in the process that leads; the others are told what to do next.
+        """
+        full: torch.OutOfMemoryError | None = None
+        try:
+            work()
+        except torch.OutOfMemoryError as error:
+            if self._in_step:
+                raise
+            full = error.with_traceback(None)  # whose frames hold what was computed
+            logger.warning(f"the memory of rank {self._group.rank} is full: {error}")
+        lacking = self._group.wait_for_all(full is not None)
+        if lacking and self._group.leads:
+            raise full or OthersFull(f"the memory of rank {lacking[0]} is full; its log says more")
+        return not lacking
+
+    def _drop_gradients(self) -> None:
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def _backward(self, step: int, number: int, pack: Pack, total: int) -> "_Computed":
         """Add the gradient of a pack to ``.grad``."""
         counters = Counters()
         with at_step(self._model, StepContext(seed=self._seed, step=step, counters=counters)) as enter:
             enter(number if self._ways.part is None else number + (self._ways.part.rank << PART_BITS))
             loss, right = pack_loss(self._model, self._own(pack), counters)
             (loss / total).backward()
-        rescued = counters.overflow.total()
-        return PackSums(float(loss.detach()), float(right), -1.0 if rescued is None else float(rescued))
+        return _Computed(loss.detach(), right, counters)
 
     def _dealt(self, packs: Sequence[Pack]) -> list[list[int]]:
         """Which packs each process computes, alone or with its neighbours."""
@@ -287,7 +322,7 @@ class Together:
         loss = torch.tensor([float(pack_loss(self._model, self._own(whole))[0])], dtype=torch.float64)
         groups = self._group.size // part.size
         parts = float(self._group.sum_up(loss.to(self._group.device))) / groups
-        if self._group.leads and abs(parts - alone) > TOLERANCE * max(1.0, abs(alone)):
+        if self._group.leads and math.isfinite(alone) and not abs(parts - alone) <= TOLERANCE * max(1.0, abs(alone)):
             raise TrainingError(
                 f"train.sequence_parallel: {part.size}: {tokens} tokens in parts have a loss of {parts:.4f}, as a whole "
                 f"{alone:.4f}: this model mixes tokens outside of attention",
@@ -301,20 +336,40 @@ class Together:
     def _keep_in_step(self, dealt: Sequence[Sequence[int]], packs: Sequence[Pack], step: int) -> None:
         """Go through a short pack as often as others have packs left; what it leaves in ``.grad`` is thrown away."""
         for _ in range(self._passes_left(dealt)):
-            for parameter in self._parameters:
-                parameter.grad = None
+            self._drop_gradients()
             self._backward(step, 0, min(packs, key=self._cost), 1)
 
     @torch.no_grad()
     def _dev(self) -> list[float]:
         self._group.spread(self._parameters)
-        sums = torch.zeros(len(self._dev_packs), dtype=torch.float64)
         dealt = self._dealt(self._dev_packs)
-        for item in dealt[self._group.rank]:
-            sums[item] = float(pack_loss(self._model, self._own(self._dev_packs[item]))[0])
-        for _ in range(self._passes_left(dealt)):
-            pack_loss(self._model, self._own(min(self._dev_packs, key=self._cost)))
+        losses: dict[int, Tensor] = {}
+
+        def compute() -> None:
+            for item in dealt[self._group.rank]:
+                losses[item] = pack_loss(self._model, self._own(self._dev_packs[item]))[0]
+            for _ in range(self._passes_left(dealt)):
+                pack_loss(self._model, self._own(min(self._dev_packs, key=self._cost)))
+
+        if not self._compute(compute):
+            return []
+        sums = torch.zeros(len(self._dev_packs), dtype=torch.float64)
+        for item, loss in losses.items():
+            sums[item] = float(loss)
         return self._group.sum_up(sums.to(self._group.device)).tolist()
+
+
+class _Computed(NamedTuple):
+    """What a pack comes to, where it was computed: whoever reads it waits for that."""
+
+    loss: Tensor
+    right: Tensor
+    counters: Counters
+
+    def read(self) -> PackSums:
+        """As numbers."""
+        rescued = self.counters.overflow.total()
+        return PackSums(float(self.loss), float(self.right), -1.0 if rescued is None else float(rescued))
 
 
 class _Message:

@@ -179,7 +179,7 @@ class CheckpointState(FileRecord):
         dev_losses: all so far, oldest first; the last one is of this step.
         tokens: real tokens trained on so far, of all calls together.
         seconds: that their steps took.
-        computed_on: devices and numbers of threads that took part, in order.
+        computed_on: devices, and numbers of threads and processes, that took part, in order.
         spikes: from which the run went back.
         sha256: of each other file of the checkpoint, by name.
     """
@@ -216,7 +216,7 @@ class Training(FileRecord):
         overfit: dev loss rose at the end while train loss fell.
         undertrained: dev loss was still falling at the end, at more than a fifth of its mean speed.
         tokens_per_second: real tokens over the time of training steps, dev losses not counted; None where no step was needed.
-        computed_on: devices and numbers of threads that took part; more than one where a run went on elsewhere.
+        computed_on: devices, and numbers of threads and processes, that took part; more than one where a run went on elsewhere.
         spikes: from which the run went back to its best checkpoint, at half the rate.
         recompute: what was computed a second time instead of kept.
         gpu: that it ran on; None for a CPU.
