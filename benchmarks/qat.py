@@ -118,7 +118,10 @@ def measure(name: str, method: str, seed: int, room: Path, count: int) -> Result
         "dev_loss": training.best_dev_loss,
         "ids": [output.id for output in answers["tuned"]],
         "scores": {arm: scores(outputs).tolist() for arm, outputs in answers.items()},
-        "figures": {arm: [dict(output.figures) for output in outputs] for arm, outputs in answers.items()},
+        "figures": {
+            arm: [{name: round(value, 4) for name, value in output.figures.items()} for output in outputs]
+            for arm, outputs in answers.items()
+        },
         "seconds": round(time.perf_counter() - begun, 1),
     }
 
