@@ -302,7 +302,7 @@ def test_of_several_candidates_the_file_of_the_chosen_one_is_judged_at_the_share
     assert result.terms.alpha == result.comparison.alpha == 0.025 and standing[1].comparison.alpha == 0.05
     assert result.deployed_loss is not None and result.deployed_loss.gain == pytest.approx(-0.15)
     assert result.reason.startswith("deployed (a) gains")
-    assert "the file of tuned:a, chosen at 95.0 of 2 candidates" in result.reason and "tuned:b 88.0" in result.reason
+    assert "tuned:a was chosen from 2 candidates at 95.0" in result.reason and "tuned:b 88.0" in result.reason
     assert not any("alone" in sentence for sentence in result.advice)
 
 

@@ -64,7 +64,7 @@ JUDGE = {"metric": "judge", "judge": {"base_url": "http://here/v1", "model": "la
     [
         ({"tuned": TWO}, ["tuned", "deployed"], None),
         ({"tuned": TWO}, ["tuned:one", "deployed"], None),
-        ({"tuned": TWO}, ["deployed"], "deployed: which tuned model it is, their own answers say; add tuned"),
+        ({"tuned": TWO}, ["deployed"], "deployed: it is chosen by answers of the tuned models, and none is an arm; add tuned"),
         ({"tuned": TWO}, ["tuned_retrieval"], "there are 2 tuned models; gate one of them alone for it"),
         ({"tuned": AWAY}, ["tuned", "deployed"], "deployed: far is behind an endpoint"),
         ({"tuned": TWO, "task": JUDGE}, ["tuned", "deployed"], "deployed: the judge scores all arms at once"),
@@ -80,7 +80,7 @@ def test_which_arms_several_tuned_models_can_have(tmp_path, changes, arms, words
         with pytest.raises(RecipeError, match=words):
             load_recipe(named)
         by_default = load_recipe(write_recipe(tmp_path, tmp_path, changes))
-        assert by_default.chooses is (words.startswith(("deployed: which", "there are")))
+        assert by_default.chooses is (words.startswith(("deployed: it is", "there are")))
 
 
 @pytest.mark.parametrize(

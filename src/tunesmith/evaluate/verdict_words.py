@@ -72,7 +72,8 @@ def _among_candidates(verdict: Verdict) -> str:
     if verdict.chosen is None:
         return f"the highest of {count} candidates, each asked for its share: {others}"
     score = next(one.score for one in verdict.candidates if one.name == chosen)
-    return f"the file of {chosen}, chosen at {percent(score)} of {count} candidates and asked for the share of one: {others}"
+    told = f"{chosen} was chosen from {count} candidates at {percent(score)}, its file is asked for the share of one"
+    return f"{told}; the others: {others}"
 
 
 def _is_file(verdict: Verdict) -> bool:

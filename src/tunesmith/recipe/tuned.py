@@ -16,7 +16,7 @@ from tunesmith.recipe.section import ENTRY, Section
 
 Kind = Literal["adapter", "merged", "gguf", "endpoint"]
 TUNED_OF = "tuned:"  # and the candidate's name: its arm, where there are several
-ONE_ALONE = ("tuned_retrieval", "prompt_deployed")  # arms of a run with one tuned model
+ONE_ALONE: tuple[str, ...] = ("tuned_retrieval", "prompt_deployed")  # arms of a run with one tuned model
 
 
 class Tuned(Section):
@@ -85,7 +85,7 @@ def never_with(candidates: tuple[Tuned, ...], metric: str) -> dict[str, str]:
     if count == 1:
         never = {} if candidates[0].kind == "adapter" else {"prompt_deployed": form}  # the base is exported beside it alone
         return never | ({"deployed": form} if candidates[0].kind == "endpoint" else {})
-    never = dict.fromkeys(ONE_ALONE, f"there are {count} tuned models; gate one of them alone for it")
+    never: dict[str, str] = dict.fromkeys(ONE_ALONE, f"there are {count} tuned models; gate one of them alone for it")
     if away := [one.label for one in candidates if one.kind == "endpoint"]:
         never["deployed"] = f"{away[0]} is behind an endpoint, where nothing is exported; gate the others without it"
     elif metric == "judge":
@@ -121,5 +121,5 @@ def arms_with(candidates: tuple[Tuned, ...], arms: tuple[str, ...], given: bool,
     if not any(arm == "deployed" or arm.startswith("tuned") for arm in expanded):
         raise ValueError("evaluate.arms: none of them is the tuned model that is brought; add tuned")
     if several and not any(arm in own for arm in expanded):
-        raise ValueError("evaluate.arms: deployed: which tuned model it is, their own answers say; add tuned")
+        raise ValueError("evaluate.arms: deployed: it is chosen by answers of the tuned models, and none is an arm; add tuned")
     return tuple(dict.fromkeys(expanded))
